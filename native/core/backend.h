@@ -1,0 +1,122 @@
+/// What a device must do: own memory, run descriptors in order, and say when it is done.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "native/core/ops.h"
+#include "native/core/status.h"
+
+namespace lowrank {
+
+class Backend;
+
+/// One allocation on one device, shared by JavaScript handles and queued ops; freed with its last
+/// reference. A failed op leaves its Status here, and every op that reads it fails the same way, so
+/// that a mistake surfaces at the first read and not as numbers.
+class Storage {
+ public:
+  Storage(Backend* backend, void* data, size_t bytes)
+      : backend_(backend), data_(data), bytes_(bytes) {}
+  ~Storage();
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  Backend* backend() const { return backend_; }
+
+  void Poison(const Status& status);
+  void ClearPoison();
+  Status poison() const;
+
+ private:
+  Backend* backend_;
+  void* data_;
+  size_t bytes_;
+  std::atomic<bool> poisoned_{false};
+  mutable std::mutex mutex_;
+  Status status_;
+};
+using StoragePtr = std::shared_ptr<Storage>;
+
+/// Set when the environment that asked for work goes away; kernels poll it once a tile.
+class CancelToken {
+ public:
+  void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+  bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
+
+  /// Work of this token that is queued or running.
+  void Begin();
+  void End();
+  /// Blocks until none is left.
+  void WaitIdle();
+
+ private:
+  std::atomic<bool> cancelled_{false};
+  std::mutex mutex_;
+  std::condition_variable idle_;
+  int64_t in_flight_ = 0;
+};
+using CancelPtr = std::shared_ptr<CancelToken>;
+
+/// What a queued op holds on to until it has run.
+struct OpRefs {
+  std::vector<StoragePtr> inputs;
+  std::vector<StoragePtr> outputs;
+  CancelPtr cancel;
+};
+
+struct MemoryUsage {
+  int64_t live_bytes = 0;
+  int64_t peak_bytes = 0;
+  int64_t live_tensors = 0;
+};
+
+struct DeviceInfo {
+  std::string device;  // the public name: "cpu"
+  bool available = false;
+  std::string reason;  // why not, in words
+  std::string name;
+  std::string isa;
+  std::vector<std::string> features;
+  int64_t memory_bytes = 0;
+};
+
+/// Bytes on the host between two devices, or on the way to JavaScript.
+using DoneFn = std::function<void(const Status&)>;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual DeviceInfo Info() const = 0;
+  virtual MemoryUsage Memory() const = 0;
+  virtual void ResetPeak() = 0;
+
+  /// Uninitialised memory, 64-byte aligned. Fails with kOom.
+  virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
+  virtual void Free(void* data, size_t bytes) = 0;
+
+  /// Ordered with the ops; `source` runs on the queue and fills the bytes.
+  virtual Status Write(StoragePtr target, std::function<Status(void* data)> source,
+                       CancelPtr cancel) = 0;
+  /// Ordered with the ops; `sink` runs on the queue and takes the bytes; `done` follows, also on
+  /// failure and cancellation.
+  virtual Status Read(StoragePtr source, std::function<Status(const void* data)> sink, DoneFn done,
+                      CancelPtr cancel) = 0;
+  /// `done` once everything queued before has run.
+  virtual Status Synchronize(DoneFn done, CancelPtr cancel) = 0;
+
+#define LOWRANK_DECLARE_ENQUEUE(Type, member) virtual Status Enqueue(const Type& op, OpRefs refs) = 0;
+  LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_ENQUEUE)
+#undef LOWRANK_DECLARE_ENQUEUE
+};
+
+}  // namespace lowrank

@@ -1,0 +1,146 @@
+/// Op descriptors: the waist of the library. Above them nothing knows a backend, below them nothing
+/// knows JavaScript. Shapes stand beside each operand; Check() is the last gate before a kernel.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "native/core/status.h"
+#include "native/core/tensor_view.h"
+
+namespace lowrank {
+
+/// Blockwise quantisation, w -> out. out's buffers are written; its format, blocksize and
+/// codebooks are read.
+struct QuantizeOp {
+  static constexpr const char* kName = "quantize";
+  TensorView w;   // [N, K]  f32 | bf16 | f16
+  QuantView out;  // [N, K]
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y = dequant(w), one rounding to y's dtype
+struct DequantizeOp {
+  static constexpr const char* kName = "dequantize";
+  QuantView w;   // [N, K]
+  TensorView y;  // [N, K]  out
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y = x · dequant(w)ᵀ + bias
+struct MatmulOp {
+  static constexpr const char* kName = "matmul";
+  TensorView x;     // [M, K]  f16 | bf16 | f32
+  WeightView w;     // [N, K]  dense of any dtype, or quantised
+  TensorView bias;  // [1, N]  optional
+  TensorView y;     // [M, N]  out, dtype of x
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dx = dy · dequant(w)
+struct MatmulInputGradOp {
+  static constexpr const char* kName = "matmulInputGrad";
+  TensorView dy;  // [M, N]
+  WeightView w;   // [N, K]
+  TensorView dx;  // [M, K]  out, dtype of dy
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// Which elements of x the adapter sees, and by how much they are scaled up: gate(m, k) is 0 for a
+/// dropped element and 1 / (1 - p) for a kept one. From the counter-based generator, or from `mask`
+/// where given (non-zero = kept). p = 0 without a mask is the identity.
+struct DropoutSpec {
+  double p = 0;
+  uint64_t seed = 0;
+  TensorView mask;  // [M, K] any dtype, optional
+
+  bool active() const { return p > 0 || mask.present; }
+};
+
+/// y = x · dequant(w)ᵀ + bias + scaling · ((gate ⊙ x) · lora_aᵀ · lora_bᵀ + lora_bias)
+struct LoraForwardOp {
+  static constexpr const char* kName = "loraForward";
+  TensorView x;          // [M, K]  f16 | bf16 | f32, row-major
+  WeightView w;          // [N, K]  frozen base weight
+  TensorView bias;       // [1, N]  optional
+  TensorView lora_a;     // [r, K]
+  TensorView lora_b;     // [N, r]
+  TensorView lora_bias;  // [1, N]  optional
+  TensorView h;          // [M, r]  f32, out: (gate ⊙ x) · lora_aᵀ, kept for the backward pass
+  TensorView y;          // [M, N]  out, dtype of x
+  float scaling = 0;     // lora_alpha / r, or / sqrt(r)
+  DropoutSpec dropout;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// With dh = scaling · dy · lora_b [M, r]:
+///   dx          = dy · dequant(w) + gate ⊙ (dh · lora_a)   [M, K]
+///   d_lora_a    = dhᵀ · (gate ⊙ x)                         [r, K]
+///   d_lora_b    = scaling · dyᵀ · h                        [N, r]
+///   d_bias      = Σₘ dy                                    [1, N]
+///   d_lora_bias = scaling · Σₘ dy                          [1, N]
+/// An output that is not present is not computed. With accumulate_<output> the gradient is added
+/// to what the output holds.
+struct LoraBackwardOp {
+  static constexpr const char* kName = "loraBackward";
+  TensorView dy;      // [M, N]
+  TensorView x;       // [M, K]  needed for d_lora_a
+  WeightView w;       // [N, K]  needed for dx
+  TensorView lora_a;  // [r, K]
+  TensorView lora_b;  // [N, r]
+  TensorView h;       // [M, r]  f32, needed for d_lora_b
+  TensorView dx;           // out, optional, dtype of dy
+  TensorView d_lora_a;     // out, optional
+  TensorView d_lora_b;     // out, optional
+  TensorView d_bias;       // out, optional
+  TensorView d_lora_bias;  // out, optional
+  bool accumulate_dx = false;
+  bool accumulate_d_lora_a = false;
+  bool accumulate_d_lora_b = false;
+  bool accumulate_d_bias = false;
+  bool accumulate_d_lora_bias = false;
+  float scaling = 0;
+  DropoutSpec dropout;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dst = src, rounded once to dst's dtype
+struct CastOp {
+  static constexpr const char* kName = "cast";
+  TensorView src;  // [rows, cols]
+  TensorView dst;  // [rows, cols]  out
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y[i] ~ N(mean, scale²) or U[mean - scale, mean + scale), element i a function of (seed, i) only
+struct RandomOp {
+  static constexpr const char* kName = "random";
+  enum class Kind : uint8_t { kNormal, kUniform };
+  Kind kind = Kind::kNormal;
+  uint64_t seed = 0;
+  double mean = 0;
+  double scale = 1;
+  TensorView y;  // out
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// Every op, for tables that need one entry each: X(Type, member)
+#define LOWRANK_FOR_EACH_OP(X)                 \
+  X(QuantizeOp, quantize)                      \
+  X(DequantizeOp, dequantize)                  \
+  X(MatmulOp, matmul)                          \
+  X(MatmulInputGradOp, matmul_input_grad)      \
+  X(LoraForwardOp, lora_forward)               \
+  X(LoraBackwardOp, lora_backward)             \
+  X(CastOp, cast)                              \
+  X(RandomOp, random)
+
+}  // namespace lowrank

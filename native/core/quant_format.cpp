@@ -1,0 +1,119 @@
+#include "native/core/quant_format.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace lowrank {
+namespace {
+
+// NF4 (Dettmers et al., "QLoRA", 2023, appendix E): quantiles of N(0, 1), asymmetric so that zero
+// is exact. Thresholds are the midpoints as the peer's CUDA source writes them.
+constexpr float kNf4Codebook[16] = {
+    -1.0f,
+    -0.6961928009986877f,
+    -0.5250730514526367f,
+    -0.39491748809814453f,
+    -0.28444138169288635f,
+    -0.18477343022823334f,
+    -0.09105003625154495f,
+    0.0f,
+    0.07958029955625534f,
+    0.16093020141124725f,
+    0.24611230194568634f,
+    0.33791524171829224f,
+    0.44070982933044434f,
+    0.5626170039176941f,
+    0.7229568362236023f,
+    1.0f,
+};
+constexpr float kNf4Thresholds[15] = {
+    -0.8480964004993439f,  -0.6106329262256622f,  -0.4599952697753906f, -0.33967943489551544f,
+    -0.23460740596055984f, -0.13791173323988914f, -0.045525018125772476f, 0.03979014977812767f,
+    0.1202552504837513f,   0.2035212516784668f,   0.2920137718319893f,  0.3893125355243683f,
+    0.5016634166240692f,   0.6427869200706482f,   0.8614784181118011f,
+};
+constexpr uint8_t kAscending[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// FP4: sign, two exponent bits, one mantissa bit; magnitudes 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1,
+// which the codes list in another order.
+constexpr float kFp4Codebook[16] = {
+    0.0f,  0.0625f / 12,  8.0f / 12,  1.0f,  4.0f / 12,  0.5f,  2.0f / 12,  0.25f,
+    -0.0f, -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -0.5f, -2.0f / 12, -0.25f,
+};
+constexpr float kFp4Thresholds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f,
+                                     0.4166667f,  0.583333f,  0.8333333f};
+constexpr uint8_t kFp4RankToCode[8] = {0, 1, 6, 7, 4, 5, 2, 3};
+
+struct DynamicMap {
+  float levels[256];
+  float midpoints[255];
+  uint8_t identity[256];
+
+  // 7 decades; decade i has 2^i means of a linear split of [0.1, 1], both signs, and 0 and 1. Every
+  // step is rounded to f32, since the peer builds the table with f32 tensors.
+  DynamicMap() {
+    int count = 0;
+    for (int decade = 0; decade < 7; ++decade) {
+      const int boundaries = (1 << decade) + 1;
+      const float step = 0.9f / static_cast<float>(boundaries - 1);
+      const float exponent = static_cast<float>(std::pow(10.0, decade - 6));
+      auto boundary = [&](int i) {
+        // From both ends towards the middle, as the peer's linspace does.
+        return i < boundaries / 2 ? 0.1f + step * static_cast<float>(i)
+                                  : 1.0f - step * static_cast<float>(boundaries - 1 - i);
+      };
+      for (int i = 0; i + 1 < boundaries; ++i) {
+        const float mean = (boundary(i) + boundary(i + 1)) / 2.0f;
+        levels[count++] = exponent * mean;
+        levels[count++] = -(exponent * mean);
+      }
+    }
+    levels[count++] = 0.0f;
+    levels[count++] = 1.0f;
+    std::sort(levels, levels + count);
+    for (int i = 0; i < 255; ++i) midpoints[i] = (levels[i] + levels[i + 1]) * 0.5f;
+    std::iota(identity, identity + 256, static_cast<uint8_t>(0));
+  }
+};
+
+const DynamicMap& TheDynamicMap() {
+  static const DynamicMap map;
+  return map;
+}
+
+struct Table {
+  FormatRow rows[3];
+  Table()
+      : rows{{"nf4", 4, 16, kNf4Codebook, kNf4Thresholds, 15, kAscending, false, 7, 32, 4096, 64},
+             {"fp4", 4, 16, kFp4Codebook, kFp4Thresholds, 7, kFp4RankToCode, true, 0, 32, 4096, 64},
+             {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
+              TheDynamicMap().identity, false, 127, 32, 4096, 256}} {}
+};
+
+const Table& TheTable() {
+  static const Table table;
+  return table;
+}
+
+}  // namespace
+
+uint8_t FormatRow::Encode(float normalised) const {
+  const float ranked = sign_magnitude ? std::fabs(normalised) : normalised;
+  const float* below = std::lower_bound(thresholds, thresholds + threshold_count, ranked);
+  const uint8_t code = rank_to_code[below - thresholds];
+  return sign_magnitude && normalised < 0 ? static_cast<uint8_t>(code | (levels / 2)) : code;
+}
+
+const FormatRow* FindFormat(const std::string& name) {
+  for (const FormatRow& row : TheTable().rows) {
+    if (name == row.name) return &row;
+  }
+  return nullptr;
+}
+
+int FormatCount() { return static_cast<int>(std::size(TheTable().rows)); }
+const FormatRow& FormatAt(int index) { return TheTable().rows[index]; }
+const float* DynamicMap8bit() { return TheDynamicMap().levels; }
+
+}  // namespace lowrank

@@ -1,0 +1,40 @@
+/// Quantisation formats: one row and one codec each. The values of a codebook stand here and
+/// nowhere else in C++ (test/oracle.ts has its own copy, from the definition).
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+namespace lowrank {
+
+/// One row a format. Encoding is a rank: with v = value · (1 / absmax) (in f32, as the peer's CUDA
+/// quantiser does), the code is rank_to_code[number of thresholds t with v > t]. A sign-magnitude
+/// format ranks |v| and sets the top bit of the code for v < 0.
+struct FormatRow {
+  const char* name;             // as in lib/quant/formats.ts
+  int bits;                     // 4 or 8
+  int levels;                   // entries of the codebook
+  const float* codebook;        // [levels], value of each code for absmax = 1
+  const float* thresholds;      // [threshold_count], ascending
+  int threshold_count;
+  const uint8_t* rank_to_code;  // [threshold_count + 1]
+  bool sign_magnitude;
+  uint8_t zero_code;            // what a block of zeros holds, and the low nibble of an odd tail
+  int64_t min_blocksize;        // powers of two from here ...
+  int64_t max_blocksize;        // ... to here
+  int64_t default_blocksize;
+
+  /// Code of a normalised value.
+  uint8_t Encode(float normalised) const;
+};
+
+/// Null where the name is unknown.
+const FormatRow* FindFormat(const std::string& name);
+int FormatCount();
+const FormatRow& FormatAt(int index);
+
+/// The signed dynamic 8-bit map (bitsandbytes `create_dynamic_map(signed=True)`), ascending, [256].
+/// The codebook of int8, and of double-quantised absmax.
+const float* DynamicMap8bit();
+
+}  // namespace lowrank

@@ -1,0 +1,39 @@
+#include "native/core/registry.h"
+
+namespace lowrank {
+namespace {
+
+struct Row {
+  const char* device;
+  Backend* (*create)();
+};
+
+constexpr Row kRows[] = {
+    {"cpu", CpuBackend},
+    {"reference", ReferenceBackend},
+};
+
+}  // namespace
+
+Status FindBackend(const std::string& device, Backend** backend) {
+  std::string known;
+  for (const Row& row : kRows) {
+    if (device == row.device) {
+      *backend = row.create();
+      return Status();
+    }
+    known += (known.empty() ? "'" : ", '") + std::string(row.device) + "'";
+  }
+  return Refuse(Code::kDevice, "device", "device", "one of " + known, "'" + device + "'");
+}
+
+std::vector<DeviceInfo> ListDevices() {
+  std::vector<DeviceInfo> devices;
+  for (const Row& row : kRows) devices.push_back(row.create()->Info());
+  return devices;
+}
+
+void SetThreads(int threads) { SetCpuThreads(threads); }
+int GetThreads() { return GetCpuThreads(); }
+
+}  // namespace lowrank

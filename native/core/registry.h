@@ -1,0 +1,28 @@
+/// Devices by name. A backend is one row of the table in registry.cpp.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "native/core/backend.h"
+
+namespace lowrank {
+
+/// The backend of a public device name, started on first use and never destroyed (its threads
+/// outlive every environment). kDevice names the known devices; an absent one says why.
+Status FindBackend(const std::string& device, Backend** backend);
+
+/// Every device this build knows, present or not.
+std::vector<DeviceInfo> ListDevices();
+
+/// Threads of the CPU device, at least 1. Results never depend on it.
+void SetThreads(int threads);
+int GetThreads();
+
+/// Defined by each backend's folder.
+Backend* CpuBackend();
+Backend* ReferenceBackend();
+void SetCpuThreads(int threads);
+int GetCpuThreads();
+
+}  // namespace lowrank

@@ -1,0 +1,85 @@
+/// What a kernel sees of its operands: a pointer, an element type and a shape. Owns nothing.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "native/core/dtype.h"
+#include "native/core/quant_format.h"
+
+namespace lowrank {
+
+/// A row-major matrix [rows, cols]. Leading dimensions of a tensor are folded into `rows`.
+/// `data == nullptr` with `present == false` is an operand that was not given.
+struct TensorView {
+  void* data = nullptr;
+  DType dtype = DType::kF32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  bool present = false;
+
+  int64_t elems() const { return rows * cols; }
+  size_t bytes() const { return static_cast<size_t>(elems()) * DTypeBytes(dtype); }
+  /// "[3, 4] bf16"
+  std::string Describe() const;
+};
+
+/// Blockwise quantised matrix w [N, K] in bitsandbytes' layout: blocks of `blocksize` run over the
+/// flattened row-major elements, across row ends; the last block may be short.
+///
+///   4-bit codes   element 2i in the high nibble of byte i, element 2i + 1 in the low nibble
+///   8-bit codes   one byte an element
+///   w[i] = codebook[code[i]] · scale(i / blocksize)
+///   scale(b)      = absmax[b], or with double quantisation
+///                   absmax_codebook[absmax_8bit[b]] · nested_absmax[b / nested_blocksize]
+///                   + absmax_offset
+struct QuantView {
+  const FormatRow* format = nullptr;
+  int64_t rows = 0;  // N
+  int64_t cols = 0;  // K
+  int64_t blocksize = 0;
+  uint8_t* codes = nullptr;
+  const float* codebook = nullptr;  // [16] or [256]
+  float* absmax = nullptr;          // [blocks], null with double quantisation
+  uint8_t* absmax_8bit = nullptr;   // [blocks]
+  const float* absmax_codebook = nullptr;  // [256]
+  float* nested_absmax = nullptr;          // [ceil(blocks / nested_blocksize)]
+  float* absmax_offset = nullptr;          // [1]
+  int64_t nested_blocksize = 256;
+
+  bool double_quant() const { return absmax_8bit != nullptr; }
+  int64_t elems() const { return rows * cols; }
+  int64_t blocks() const { return blocksize == 0 ? 0 : (elems() + blocksize - 1) / blocksize; }
+  int64_t nested_blocks() const { return (blocks() + nested_blocksize - 1) / nested_blocksize; }
+  size_t code_bytes() const {
+    return static_cast<size_t>(format->bits == 4 ? (elems() + 1) / 2 : elems());
+  }
+  std::string Describe() const;
+
+  uint8_t Code(int64_t index) const {
+    if (format->bits == 8) return codes[index];
+    const uint8_t pair = codes[index >> 1];
+    return (index & 1) == 0 ? static_cast<uint8_t>(pair >> 4) : static_cast<uint8_t>(pair & 15);
+  }
+  /// The product and the sum are rounded separately (no fma), as the peer's code does.
+  float Scale(int64_t block) const {
+    if (!double_quant()) return absmax[block];
+    volatile float product =
+        absmax_codebook[absmax_8bit[block]] * nested_absmax[block / nested_blocksize];
+    return product + *absmax_offset;
+  }
+  float Value(int64_t index) const { return codebook[Code(index)] * Scale(index / blocksize); }
+};
+
+/// A frozen base weight [N, K]: dense, or quantised.
+struct WeightView {
+  TensorView dense;  // present when the weight is dense
+  QuantView quant;
+
+  bool quantised() const { return !dense.present; }
+  int64_t rows() const { return dense.present ? dense.rows : quant.rows; }
+  int64_t cols() const { return dense.present ? dense.cols : quant.cols; }
+  std::string Describe() const;
+};
+
+}  // namespace lowrank

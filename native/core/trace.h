@@ -1,0 +1,11 @@
+/// LOWRANK_TRACE=1: one line an op on standard error, with its time.
+#pragma once
+
+#include <string>
+
+namespace lowrank {
+
+bool TraceEnabled();
+void TraceOp(const char* device, const std::string& description, double microseconds);
+
+}  // namespace lowrank

@@ -1,0 +1,33 @@
+/// The seam between the CPU backend and its kernels: one function per op, one table per instruction
+/// set. A table is filled by compiling the same bodies with that set's flags.
+#pragma once
+
+#include "native/core/backend.h"
+#include "native/core/ops.h"
+#include "native/cpu/thread_pool.h"
+
+namespace lowrank::cpu {
+
+/// What a running op may use. `cancel` may be null; a kernel polls it once a tile and then returns
+/// kCancelled.
+struct RunContext {
+  ThreadPool* pool;
+  const CancelToken* cancel;
+  bool cancelled() const { return cancel != nullptr && cancel->cancelled(); }
+};
+
+struct KernelTable {
+  const char* isa;  // "portable", "avx2", "avx512", "avx512-bf16", "neon"
+#define LOWRANK_KERNEL_MEMBER(Type, member) Status (*member)(const Type& op, const RunContext& context);
+  LOWRANK_FOR_EACH_OP(LOWRANK_KERNEL_MEMBER)
+#undef LOWRANK_KERNEL_MEMBER
+};
+
+/// Plain loops with double accumulation: the device "reference".
+extern const KernelTable kReferenceKernels;
+
+/// The best table that this processor runs, or the one that `forced_isa` (LOWRANK_ISA; may be null)
+/// names. Null with a `reason` in words when that one is unknown or cannot run here.
+const KernelTable* SelectKernels(const char* forced_isa, std::string* reason);
+
+}  // namespace lowrank::cpu

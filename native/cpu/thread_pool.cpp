@@ -1,0 +1,101 @@
+#include "native/cpu/thread_pool.h"
+
+#include <cstdlib>
+
+namespace lowrank::cpu {
+namespace {
+
+// A worker looks this often for the next job before it sleeps (about 20 us): ops of one training
+// step follow each other closer than a futex wake costs.
+constexpr int kSpins = 4000;
+
+inline void Pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+}  // namespace
+
+ThreadPool::ThreadPool(int threads) {
+  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+}
+
+ThreadPool::~ThreadPool() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stop_.store(true, std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (std::thread& worker : workers_) worker.join();
+}
+
+void ThreadPool::Drain() {
+  for (;;) {
+    const int64_t task = next_.fetch_add(1, std::memory_order_relaxed);
+    if (task >= tasks_) return;
+    fn_(context_, task);
+  }
+}
+
+void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
+  if (workers_.empty() || tasks <= 1) {
+    for (int64_t task = 0; task < tasks; ++task) fn(context, task);
+    return;
+  }
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    fn_ = fn;
+    context_ = context;
+    tasks_ = tasks;
+    next_.store(0, std::memory_order_relaxed);
+    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  Drain();
+  while (running_.load(std::memory_order_acquire) != 0) Pause();
+}
+
+void ThreadPool::WorkerLoop() {
+  uint64_t seen = 0;
+  for (;;) {
+    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;
+         ++spin) {
+      Pause();
+    }
+    if (generation_.load(std::memory_order_acquire) == seen) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    if (stop_.load(std::memory_order_relaxed)) return;
+    Drain();
+    running_.fetch_sub(1, std::memory_order_release);
+  }
+}
+
+Scratch::~Scratch() {
+  for (Buffer& buffer : buffers_) std::free(buffer.data);
+}
+
+void* Scratch::Get(int slot, size_t bytes) {
+  Buffer& buffer = buffers_[slot];
+  if (buffer.bytes < bytes) {
+    std::free(buffer.data);
+    const size_t rounded = (bytes + 4095) / 4096 * 4096;
+    buffer.data = std::aligned_alloc(64, rounded);
+    buffer.bytes = buffer.data == nullptr ? 0 : rounded;
+  }
+  return buffer.data;
+}
+
+Scratch& Scratch::OfThisThread() {
+  thread_local Scratch scratch;
+  return scratch;
+}
+
+}  // namespace lowrank::cpu
