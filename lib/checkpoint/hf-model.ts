@@ -1,0 +1,251 @@
+/**
+ * A Hugging Face model folder of the Llama architecture: `config.json` with `model.safetensors`, or
+ * with shards listed in `model.safetensors.index.json`.
+ *
+ * Opening reads and checks every header; tensors are read one by one, so that a model larger than
+ * memory can be quantised layer by layer.
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { LowrankError } from '../core/errors.js';
+import { fileError } from './file-access.js';
+import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
+import { Fields, readJsonObject } from './json-file.js';
+import { requireDistinctNames, requirePlainName, resolveInside } from './paths.js';
+import { hasPickleName, pickleRefused } from './pickle-refusal.js';
+import { printable, printableValue } from './printable.js';
+import { type RawTensor, rawToFloat32 } from './raw-tensor.js';
+import { openSafetensors, type RawTensorInfo, type SafetensorsFile } from './safetensors.js';
+import type { HeaderLimits } from './safetensors-header.js';
+
+export type { LlamaConfig, RopeScaling } from './hf-config.js';
+export { llamaTensorShapes } from './hf-config.js';
+
+const kOp = 'openHfModel';
+const kSingleFile = 'model.safetensors';
+const kIndexFile = 'model.safetensors.index.json';
+const kMaxIndexBytes = 64 << 20;
+const kMaxShards = 10_000;
+
+/** An opened model folder; nothing to close. */
+export class HfModel {
+  /** @internal use {@link openHfModel} */
+  constructor(
+    readonly folder: string,
+    readonly config: LlamaConfig,
+    private readonly holders: ReadonlyMap<string, SafetensorsFile>,
+    /** What was odd but harmless, in words. */
+    readonly warnings: readonly string[],
+  ) {}
+
+  /** Path of `tokenizer.json`, or `undefined` where the folder has none. */
+  get tokenizerPath(): string | undefined {
+    const file = path.join(this.folder, 'tokenizer.json');
+    return fs.existsSync(file) ? file : undefined;
+  }
+
+  /** Bytes of all files that hold tensors. */
+  get byteLength(): number {
+    return [...new Set(this.holders.values())].reduce((sum, file) => sum + file.byteLength, 0);
+  }
+
+  /** Names of all tensors in the files, also of those that the architecture does not use. */
+  names(): string[] {
+    return [...this.holders.keys()];
+  }
+
+  has(name: string): boolean {
+    return this.holders.has(name);
+  }
+
+  /** Dtype, shape and size of a tensor, or `undefined`. */
+  info(name: string): RawTensorInfo | undefined {
+    return this.holders.get(name)?.info(name);
+  }
+
+  /**
+   * Reads one tensor as it stands in the file.
+   * @throws LowrankError `ERR_FILE` no such tensor · `ERR_FILE_CHANGED` · `ERR_OOM`
+   */
+  read(name: string): RawTensor {
+    const holder = this.holders.get(name);
+    if (holder === undefined) {
+      const text = `${kOp}: ${printable(this.folder)} must hold tensor ${printable(name)}`;
+      throw new LowrankError('ERR_FILE', `${text}, got no such name`, { op: kOp });
+    }
+    return holder.read(name);
+  }
+
+  /**
+   * Reads one tensor as f32 values.
+   * @returns row-major values, in memory of their own
+   */
+  readFloat32(name: string): Float32Array<ArrayBuffer> {
+    return rawToFloat32(this.read(name));
+  }
+}
+
+/**
+ * Opens a Hugging Face model folder.
+ *
+ * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
+ * @returns the checked config, and access to the tensors one by one
+ * @throws LowrankError `ERR_FILE_NOT_FOUND` folder or file missing · `ERR_UNSUPPORTED` another
+ *   architecture · `ERR_FILE` malformed, tensors missing or of the wrong shape · `ERR_PATH` ·
+ *   `ERR_PICKLE_REFUSED` only pickled weights are there
+ * @example
+ * const model = openHfModel('./my-llama');
+ * const w = model.readFloat32('model.layers.0.self_attn.q_proj.weight'); // [N, K]
+ */
+export function openHfModel(folder: string, limits: HeaderLimits = {}): HfModel {
+  requireFolder(folder);
+  const configPath = path.join(folder, 'config.json');
+  if (!fs.existsSync(configPath)) {
+    const text =
+      `${kOp}: ${printable(folder)} must hold config.json, got a folder without one. ` +
+      'Give the folder of a downloaded Hugging Face model.';
+    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
+  }
+  const config = readLlamaConfig(kOp, configPath);
+  const warnings: string[] = [];
+  const holders = openTensors(folder, limits, warnings);
+  requireTensors(folder, config, holders);
+  return new HfModel(folder, config, holders, warnings);
+}
+
+function requireFolder(folder: string): void {
+  let stat: fs.Stats | undefined;
+  try {
+    stat = fs.statSync(folder, { throwIfNoEntry: false });
+  } catch (error) {
+    throw fileError(kOp, folder, error);
+  }
+  if (stat?.isDirectory() === true) return;
+  const got = stat === undefined ? 'nothing there' : 'a file';
+  const text =
+    `${kOp}: ${printable(folder)} must be a model folder, got ${got}. ` +
+    'Give the folder that holds config.json and model.safetensors.';
+  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
+}
+
+/** Tensor name -> the file that holds it. */
+function openTensors(
+  folder: string,
+  limits: HeaderLimits,
+  warnings: string[],
+): Map<string, SafetensorsFile> {
+  const exists = (name: string) => fs.existsSync(path.join(folder, name));
+  // As transformers does: a single file wins over an index beside it.
+  if (exists(kSingleFile)) {
+    const file = openSafetensors(path.join(folder, kSingleFile), limits);
+    return new Map(file.names().map((name) => [name, file]));
+  }
+  if (exists(kIndexFile)) return openShards(folder, limits, warnings);
+  const pickle = fs.readdirSync(folder).find(hasPickleName);
+  if (pickle !== undefined) {
+    throw pickleRefused(kOp, path.join(folder, pickle), 'and the folder has no safetensors file');
+  }
+  const text =
+    `${kOp}: ${printable(folder)} must hold ${kSingleFile} or ${kIndexFile}, got neither. ` +
+    'Download the model again with its safetensors files.';
+  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
+}
+
+function openShards(
+  folder: string,
+  limits: HeaderLimits,
+  warnings: string[],
+): Map<string, SafetensorsFile> {
+  const indexPath = path.join(folder, kIndexFile);
+  const index = new Fields(
+    kOp,
+    printable(indexPath),
+    readJsonObject(kOp, indexPath, kMaxIndexBytes),
+  );
+  const weightMap = index.optionalObject('weight_map');
+  if (weightMap === undefined) return index.refuse('weight_map', 'an object');
+  const malformed = (what: string): never => {
+    throw new LowrankError('ERR_FILE', `${kOp}: ${printable(indexPath)}: ${what}`, { op: kOp });
+  };
+
+  const listed = new Map<string, string>();
+  for (const [name, shard] of Object.entries(weightMap)) {
+    if (typeof shard !== 'string') {
+      malformed(`weight_map must give file names, got ${printableValue(shard)}`);
+    }
+    listed.set(name, shard as string);
+  }
+  const shards = new Set(listed.values());
+  if (shards.size === 0) malformed('weight_map must name at least one tensor, got none');
+  if (shards.size > kMaxShards) {
+    malformed(`weight_map must name at most ${kMaxShards} files, got ${shards.size}`);
+  }
+  // All names are judged before any of them reaches the file system.
+  for (const shard of shards) {
+    requirePlainName(kOp, shard);
+    if (hasPickleName(shard)) throw pickleRefused(kOp, shard, 'by its file name, in the index');
+  }
+  requireDistinctNames(kOp, shards);
+
+  const holders = new Map<string, SafetensorsFile>();
+  let total_bytes = 0;
+  for (const shard of shards) {
+    const file = openSafetensors(resolveInside(kOp, folder, shard), { ...limits, noFollow: true });
+    for (const name of file.names()) {
+      const shardOfName = listed.get(name);
+      if (shardOfName === undefined) {
+        malformed(`weight_map must list tensor ${printable(name)} of ${printable(shard)}`);
+      }
+      if (shardOfName !== shard || holders.has(name)) {
+        const other = printable(shardOfName ?? '');
+        malformed(`tensor ${printable(name)} must be in ${other} alone, got it in ${printable(shard)} too`);
+      }
+      holders.set(name, file);
+      total_bytes += file.info(name)?.byteLength ?? 0;
+    }
+  }
+  for (const [name, shard] of listed) {
+    if (!holders.has(name)) {
+      malformed(`${printable(shard)} must hold tensor ${printable(name)}, got no such name`);
+    }
+  }
+  checkTotalSize(index, total_bytes, warnings);
+  return holders;
+}
+
+/** Published indexes often have a wrong total_size; it is used for nothing, so it only warns. */
+function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]): void {
+  const metadata = index.optionalObject('metadata');
+  if (metadata === undefined) return;
+  const fields = index.nested('metadata', metadata);
+  if (fields.absent('total_size')) return;
+  const total = fields.number('total_size', 'a size in bytes', (value) => value >= 0);
+  if (total !== total_bytes) {
+    warnings.push(`index: total_size says ${total} bytes, the shards hold ${total_bytes}`);
+  }
+}
+
+/** Requires every tensor of the architecture, with its shape, in a floating point dtype. */
+function requireTensors(
+  folder: string,
+  config: LlamaConfig,
+  holders: ReadonlyMap<string, SafetensorsFile>,
+): void {
+  const malformed = (what: string): never => {
+    throw new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
+  };
+  for (const [name, shape] of llamaTensorShapes(config)) {
+    const info = holders.get(name)?.info(name);
+    if (info === undefined) {
+      return malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);
+    }
+    if (info.shape.length !== shape.length || info.shape.some((dim, i) => dim !== shape[i])) {
+      const expected = `[${shape.join(', ')}], as config.json says`;
+      malformed(`tensor ${name} must be ${expected}, got [${info.shape.join(', ')}]`);
+    }
+    if (!['F32', 'BF16', 'F16', 'F64'].includes(info.dtype)) {
+      malformed(`tensor ${name} must be F32, BF16, F16 or F64, got ${info.dtype}`);
+    }
+  }
+}

@@ -1,0 +1,40 @@
+/**
+ * Text from a file, made safe to show: names in checkpoints can carry terminal escapes, bidirectional
+ * overrides and megabytes of padding, and all of them reach error messages and progress lines.
+ */
+
+const kMaxShown = 96;
+
+/** C0, DEL, C1, zero-width and bidirectional controls, line separators, BOM, surrogates. */
+const kUnsafe =
+  // biome-ignore lint/suspicious/noControlCharactersInRegex: finding them is the point
+  /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/g;
+
+/**
+ * The text in double quotes, with everything that could move a cursor escaped and the middle of long
+ * texts cut.
+ *
+ * @param text anything
+ * @returns at most about 100 visible characters
+ * @example
+ * printable('a\u001b[2Jb'); // "a\u001b[2Jb" with the escape spelled out
+ */
+export function printable(text: string): string {
+  const cut =
+    text.length <= kMaxShown
+      ? text
+      : `${text.slice(0, kMaxShown / 2)}…${text.slice(-kMaxShown / 4)} (${text.length} characters)`;
+  const escaped = cut
+    .replace(/[\\"]/g, (c) => `\\${c}`)
+    .replace(kUnsafe, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
+  return `"${escaped}"`;
+}
+
+/** A JSON value in a few words, for the "got ..." part of a message. */
+export function printableValue(value: unknown): string {
+  if (value === undefined) return 'nothing';
+  if (typeof value === 'string') return printable(value);
+  if (Array.isArray(value)) return `an array of ${value.length}`;
+  if (value !== null && typeof value === 'object') return 'an object';
+  return String(value);
+}

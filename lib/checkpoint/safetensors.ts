@@ -1,0 +1,221 @@
+/**
+ * Reading safetensors files, whole or tensor by tensor. Files are treated as hostile: malformed ones
+ * give one typed error, and neither time nor memory exceeds a small multiple of the file's size.
+ *
+ * All functions are synchronous; a tensor's bytes are copied once, into memory of their own.
+ */
+
+import { fail, LowrankError } from '../core/errors.js';
+import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
+import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
+import { printable } from './printable.js';
+import { type RawDType, type RawTensor, rawView } from './raw-tensor.js';
+import {
+  type HeaderEntry,
+  type HeaderLimits,
+  headerByteLength,
+  malformedFile,
+  parseHeader,
+  type SafetensorsHeader,
+} from './safetensors-header.js';
+
+export { encodeSafetensors, writeSafetensors } from './safetensors-write.js';
+
+/** What a tensor is, without its data. */
+export interface RawTensorInfo {
+  readonly dtype: RawDType;
+  readonly shape: readonly number[];
+  readonly byteLength: number;
+}
+
+/** Options of {@link readSafetensors}. */
+export interface ReadSafetensorsOptions extends HeaderLimits {
+  /** Read only these tensors; each must be in the file. Default: all. */
+  readonly names?: Iterable<string>;
+}
+
+/** The content of a safetensors file. */
+export interface SafetensorsContent {
+  /** In file order. A Map, so that a tensor named `__proto__` is a tensor like any other. */
+  readonly tensors: Map<string, RawTensor>;
+  readonly metadata: Map<string, string>;
+}
+
+const kReadOp = 'readSafetensors';
+const kOpenOp = 'openSafetensors';
+const kHeadBytes = 64;
+
+/**
+ * Reads a safetensors file, or one that is in memory.
+ *
+ * @param source a path, or the bytes of the whole file
+ * @param options which tensors, and the header cap (25 MB by default)
+ * @returns tensors in memory of their own, and the `__metadata__` texts
+ * @throws LowrankError `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` written to
+ *   while it was read · `ERR_PATH` not a regular file · `ERR_PICKLE_REFUSED` · `ERR_OOM`
+ * @example
+ * const { tensors } = readSafetensors('model.safetensors', { names: ['lm_head.weight'] });
+ */
+export function readSafetensors(
+  source: string | Uint8Array,
+  options: ReadSafetensorsOptions = {},
+): SafetensorsContent {
+  const names = options.names === undefined ? undefined : [...options.names];
+  if (typeof source !== 'string') return readFromBytes(source, names, options);
+  refusePickleName(kReadOp, source);
+  return withFile(kReadOp, source, {}, (file) => {
+    const header = readHeader(kReadOp, file, options);
+    const tensors = new Map<string, RawTensor>();
+    for (const entry of select(kReadOp, source, header, names)) {
+      const bytes = file.read(
+        header.data_start_bytes + entry.begin_bytes,
+        entry.end_bytes - entry.begin_bytes,
+      );
+      tensors.set(entry.name, toTensor(entry, bytes));
+    }
+    return { tensors, metadata: new Map(header.metadata) };
+  });
+}
+
+/**
+ * Opens a safetensors file for reading tensor by tensor; only the header is read now.
+ *
+ * No file descriptor is kept: each read opens the file, requires that it is still the same one, and
+ * closes it, so there is nothing to dispose of and a model of 10,000 shards needs one descriptor.
+ *
+ * @param path a path
+ * @throws LowrankError as {@link readSafetensors}
+ * @example
+ * const file = openSafetensors('model.safetensors');
+ * for (const name of file.names()) console.log(name, file.info(name)?.shape);
+ */
+export function openSafetensors(
+  path: string,
+  options: HeaderLimits & OpenOptions = {},
+): SafetensorsFile {
+  refusePickleName(kOpenOp, path);
+  return withFile(kOpenOp, path, options, (file) => {
+    const header = readHeader(kOpenOp, file, options);
+    return new SafetensorsFile(path, header, file.identity, options.noFollow === true);
+  });
+}
+
+/** A safetensors file whose header was checked; tensors are read one by one. */
+export class SafetensorsFile {
+  private readonly entries: ReadonlyMap<string, HeaderEntry>;
+
+  /** @internal use {@link openSafetensors} */
+  constructor(
+    readonly path: string,
+    private readonly header: SafetensorsHeader,
+    private readonly identity: FileIdentity,
+    private readonly noFollow: boolean,
+  ) {
+    this.entries = new Map(header.entries.map((entry) => [entry.name, entry]));
+  }
+
+  /** Size of the whole file in bytes. */
+  get byteLength(): number {
+    return this.identity.size_bytes;
+  }
+
+  get metadata(): ReadonlyMap<string, string> {
+    return this.header.metadata;
+  }
+
+  /** Tensor names in file order. */
+  names(): string[] {
+    return [...this.entries.keys()];
+  }
+
+  has(name: string): boolean {
+    return this.entries.has(name);
+  }
+
+  /** What a tensor is, or `undefined` if the file has none of that name. */
+  info(name: string): RawTensorInfo | undefined {
+    const entry = this.entries.get(name);
+    if (entry === undefined) return undefined;
+    const { dtype, shape, begin_bytes, end_bytes } = entry;
+    return { dtype, shape, byteLength: end_bytes - begin_bytes };
+  }
+
+  /**
+   * Reads one tensor.
+   *
+   * @returns the tensor in memory of its own
+   * @throws LowrankError `ERR_FILE` no such tensor · `ERR_FILE_CHANGED` the file is no longer the one
+   *   that was opened · `ERR_OOM`
+   */
+  read(name: string): RawTensor {
+    const entry = this.entries.get(name);
+    if (entry === undefined) throw noSuchTensor(kOpenOp, this.path, name);
+    const options = { expected: this.identity, noFollow: this.noFollow };
+    return withFile(kOpenOp, this.path, options, (file) => {
+      const begin_bytes = this.header.data_start_bytes + entry.begin_bytes;
+      return toTensor(entry, file.read(begin_bytes, entry.end_bytes - entry.begin_bytes));
+    });
+  }
+}
+
+function readHeader(op: string, file: OpenFile, limits: HeaderLimits): SafetensorsHeader {
+  const { size_bytes } = file.identity;
+  const malformed = malformedFile(op, file.path);
+  const head = file.read(0, Math.min(kHeadBytes, size_bytes));
+  refusePickleContent(op, file.path, head);
+  const length = headerByteLength(head.subarray(0, 8), size_bytes, limits, malformed);
+  return parseHeader(file.read(8, length), size_bytes, malformed);
+}
+
+function readFromBytes(
+  source: unknown,
+  names: readonly string[] | undefined,
+  limits: HeaderLimits,
+): SafetensorsContent {
+  const what = '(bytes)';
+  if (!(source instanceof Uint8Array)) {
+    return fail('ERR_DTYPE', kReadOp, 'source', 'a path or a Uint8Array', typeof source);
+  }
+  const malformed = malformedFile(kReadOp, what);
+  refusePickleContent(kReadOp, what, source.subarray(0, kHeadBytes));
+  const length = headerByteLength(source.subarray(0, 8), source.byteLength, limits, malformed);
+  const header = parseHeader(source.subarray(8, 8 + length), source.byteLength, malformed);
+  const tensors = new Map<string, RawTensor>();
+  for (const entry of select(kReadOp, what, header, names)) {
+    const begin_bytes = header.data_start_bytes + entry.begin_bytes;
+    const bytes = new Uint8Array(entry.end_bytes - entry.begin_bytes);
+    bytes.set(source.subarray(begin_bytes, begin_bytes + bytes.length));
+    tensors.set(entry.name, toTensor(entry, bytes));
+  }
+  return { tensors, metadata: new Map(header.metadata) };
+}
+
+/** The wanted entries in file order. */
+function select(
+  op: string,
+  path: string,
+  header: SafetensorsHeader,
+  names: readonly string[] | undefined,
+): readonly HeaderEntry[] {
+  if (names === undefined) return header.entries;
+  const wanted = new Set(names);
+  const found = header.entries.filter((entry) => wanted.delete(entry.name));
+  for (const missing of wanted) throw noSuchTensor(op, path, missing);
+  return found;
+}
+
+function noSuchTensor(op: string, path: string, name: string): LowrankError {
+  const text = `${op}: ${printable(path)} must hold tensor ${printable(name)}, got no such name`;
+  return new LowrankError('ERR_FILE', text, { op });
+}
+
+function toTensor(entry: HeaderEntry, bytes: Uint8Array<ArrayBuffer>): RawTensor {
+  return { dtype: entry.dtype, shape: entry.shape, data: rawView(entry.dtype, bytes) };
+}
+
+/** A header that starts with "{" is parsed, whatever its length bytes look like as a pickle. */
+function refusePickleContent(op: string, path: string, head: Uint8Array): void {
+  if (head[8] !== 0x7b && hasPickleContent(head)) {
+    throw pickleRefused(op, path, 'by its first bytes');
+  }
+}
