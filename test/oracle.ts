@@ -1,0 +1,10 @@
+/**
+ * The oracle: float64 TypeScript written from the maths and from the published definitions of the
+ * formats, never from the C++. Every check of a kernel is against this file.
+ */
+export * from './oracle/compare.js';
+export * from './oracle/dropout.js';
+export * from './oracle/dtypes.js';
+export * from './oracle/linear.js';
+export * from './oracle/lora.js';
+export * from './oracle/quantise.js';

@@ -1,0 +1,39 @@
+/** Seeded inputs for tests. */
+import { type Matrix, matrix } from './linear.js';
+
+export interface Source {
+  /** Uniform in [0, 1). */
+  uniform(): number;
+  /** Standard normal. */
+  normal(): number;
+  /** Integer in [low, high]. */
+  integer(low: number, high: number): number;
+}
+
+/** A small 32-bit generator (a Weyl sequence through an avalanche function). */
+export function source(seed: number): Source {
+  let state = (seed ^ 0x9e3779b9) >>> 0;
+  const uniform = (): number => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let word = Math.imul(state ^ (state >>> 15), state | 1);
+    word ^= word + Math.imul(word ^ (word >>> 7), word | 61);
+    return ((word ^ (word >>> 14)) >>> 0) / 2 ** 32;
+  };
+  return {
+    uniform,
+    normal: () => Math.sqrt(-2 * Math.log(1 - uniform())) * Math.cos(2 * Math.PI * uniform()),
+    integer: (low, high) => low + Math.floor(uniform() * (high - low + 1)),
+  };
+}
+
+export function normalMatrix(rows: number, cols: number, seed: number, std = 1): Matrix {
+  const from = source(seed);
+  return matrix(rows, cols, Float64Array.from({ length: rows * cols }, () => std * from.normal()));
+}
+
+/** Integers in [-limit, limit] without 0, so that no reference element is mistrusted. */
+export function integerMatrix(rows: number, cols: number, seed: number, limit: number): Matrix {
+  const from = source(seed);
+  const draw = (): number => from.integer(1, limit) * (from.uniform() < 0.5 ? -1 : 1);
+  return matrix(rows, cols, Float64Array.from({ length: rows * cols }, draw));
+}
