@@ -137,7 +137,8 @@ export class Fields {
   /** @throws LowrankError always, with the field's value in the message */
   refuse(key: string, expected: string, code: LowrankError['code'] = this.code): never {
     const got = printableValue(this.raw(key));
-    const text = `${this.op}: ${this.what}: ${key} must be ${expected}, got ${got}`;
+    const shown = /^\w{1,64}$/.test(key) ? key : printable(key);
+    const text = `${this.op}: ${this.what}: ${shown} must be ${expected}, got ${got}`;
     throw new LowrankError(code, text, { op: this.op });
   }
 }

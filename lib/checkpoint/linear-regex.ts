@@ -18,15 +18,20 @@ import { type CharTest, type Node, parsePattern } from './regex-syntax.js';
 
 /** States that a compiled pattern may have; `{m,n}` is expanded and counts in full. */
 const kMaxStates = 20_000;
+/** Nodes visited while compiling: `(((){1000}){1000}){1000}` has no states, but 10^9 of these. */
+const kMaxCompileSteps = 200_000;
 
-/** Steps that all matches which share it may take together. */
+/** What all patterns that share it may use together. */
 export interface MatchBudget {
+  /** States looked at while matching. */
   steps: number;
+  /** States of all compiled patterns, since ten thousand small patterns can each expand to many. */
+  states: number;
 }
 
-/** A budget that is ample for real adapters: seconds at worst, not hours. */
+/** A budget that is ample for real adapters: seconds and 100 MB at worst, not hours. */
 export function matchBudget(): MatchBudget {
-  return { steps: 100_000_000 };
+  return { steps: 100_000_000, states: 1_000_000 };
 }
 
 /** A state: one character test, a split, an assertion, or acceptance. */
@@ -45,16 +50,19 @@ type State =
 export class LinearRegex {
   private readonly states: State[] = [];
   private readonly start: number;
+  private compileSteps = 0;
 
   /**
    * @param op the call that reads the file, for messages
    * @param pattern a pattern in Python's syntax
+   * @param budget shared by several patterns; default: one of its own
    * @throws LowrankError `ERR_FILE` not a valid pattern · `ERR_UNSUPPORTED` a construct that cannot be
    *   matched in linear time, or a pattern that is too large
    */
   constructor(
     private readonly op: string,
     readonly pattern: string,
+    private readonly budget: MatchBudget = matchBudget(),
   ) {
     const accept = this.push({ kind: 'accept' });
     this.start = this.compile(parsePattern(op, pattern), accept);
@@ -63,23 +71,23 @@ export class LinearRegex {
   /**
    * Whether the pattern matches the whole text (Python's `re.fullmatch`).
    *
-   * @param budget shared by several matches; default: one of its own
    * @throws LowrankError `ERR_UNSUPPORTED` when the budget is spent
    */
-  fullMatch(text: string, budget: MatchBudget = matchBudget()): boolean {
+  fullMatch(text: string): boolean {
+    const { budget } = this;
     const chars = [...text];
     const marks = new Int32Array(this.states.length).fill(-1);
     let current: number[] = [];
-    this.follow(this.start, chars, 0, marks, current);
+    budget.steps -= this.follow(this.start, chars, 0, marks, current);
     for (let at = 0; at < chars.length && current.length > 0; at++) {
       budget.steps -= current.length + 1;
-      if (budget.steps < 0) throw this.tooLarge('matches within the step limit');
+      if (budget.steps < 0) throw this.tooLarge('one that matches within the step limit');
       const char = chars[at] as string;
       const next: number[] = [];
       for (const index of current) {
         const state = this.states[index] as State;
         if (state.kind === 'char' && state.test(char)) {
-          this.follow(state.next, chars, at + 1, marks, next);
+          budget.steps -= this.follow(state.next, chars, at + 1, marks, next);
         }
       }
       current = next;
@@ -87,17 +95,22 @@ export class LinearRegex {
     return current.some((index) => this.states[index]?.kind === 'accept');
   }
 
-  /** Adds a state and all that it leads to without a character; iterative, each state once. */
+  /**
+   * Adds a state and all that it leads to without a character; iterative, each state once.
+   * @returns how many states it looked at
+   */
   private follow(
     from: number,
     chars: readonly string[],
     at: number,
     marks: Int32Array,
     into: number[],
-  ): void {
+  ): number {
     const pending = [from];
+    let visits = 0;
     while (pending.length > 0) {
       const index = pending.pop() as number;
+      visits++;
       if (marks[index] === at) continue;
       marks[index] = at;
       const state = this.states[index] as State;
@@ -109,16 +122,20 @@ export class LinearRegex {
         into.push(index);
       }
     }
+    return visits;
   }
 
   private push(state: State): number {
-    if (this.states.length >= kMaxStates) throw this.tooLarge(`of at most ${kMaxStates} states`);
+    if (this.states.length >= kMaxStates || --this.budget.states < 0) {
+      throw this.tooLarge(`of at most ${kMaxStates} states`);
+    }
     this.states.push(state);
     return this.states.length - 1;
   }
 
   /** Compiles back to front: `next` is where a match of `node` goes on. Depth is bounded by the parser. */
   private compile(node: Node, next: number): number {
+    if (++this.compileSteps > kMaxCompileSteps) throw this.tooLarge('less deeply repeated');
     switch (node.kind) {
       case 'char':
         return this.push({ kind: 'char', test: node.test, next });
