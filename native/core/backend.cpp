@@ -2,7 +2,20 @@
 
 namespace lowrank {
 
-Storage::~Storage() { backend_->Free(data_, bytes_); }
+std::shared_ptr<Storage> Storage::Foreign(Backend* backend, void* data, size_t bytes,
+                                          std::function<void()> release) {
+  auto storage = std::make_shared<Storage>(backend, data, bytes);
+  storage->release_ = std::move(release);
+  return storage;
+}
+
+Storage::~Storage() {
+  if (release_) {
+    release_();
+  } else {
+    backend_->Free(data_, bytes_);
+  }
+}
 
 void Storage::Poison(const Status& status) {
   std::lock_guard<std::mutex> lock(mutex_);

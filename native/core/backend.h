@@ -24,6 +24,10 @@ class Storage {
  public:
   Storage(Backend* backend, void* data, size_t bytes)
       : backend_(backend), data_(data), bytes_(bytes) {}
+  /// Memory of somebody else: not counted, and `release` is called (from any thread) in place of
+  /// freeing it.
+  static std::shared_ptr<Storage> Foreign(Backend* backend, void* data, size_t bytes,
+                                          std::function<void()> release);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -40,6 +44,7 @@ class Storage {
   Backend* backend_;
   void* data_;
   size_t bytes_;
+  std::function<void()> release_;
   std::atomic<bool> poisoned_{false};
   mutable std::mutex mutex_;
   Status status_;

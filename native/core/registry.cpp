@@ -20,7 +20,9 @@ Status FindBackend(const std::string& device, Backend** backend) {
   for (const Row& row : kRows) {
     if (device == row.device) {
       *backend = row.create();
-      return Status();
+      const DeviceInfo info = (*backend)->Info();
+      if (info.available) return Status();
+      return Status(Code::kDevice, "device: '" + device + "' is not available: " + info.reason);
     }
     known += (known.empty() ? "'" : ", '") + std::string(row.device) + "'";
   }

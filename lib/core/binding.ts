@@ -1,0 +1,222 @@
+/**
+ * The only file that knows the native addon: finds it, types its raw functions, and turns its
+ * errors into ours.
+ */
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
+
+/** Native memory behind a tensor or a weight: a type-tagged external, opaque here. */
+export type NativeHandle = { readonly __nativeHandle: unique symbol };
+type Callback = (code: string | null, message: string) => void;
+type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
+
+/** The raw functions of the addon; `native/addon/*.cpp` says what each takes. */
+export interface Binding {
+  devices(): Array<{
+    device: string;
+    available: boolean;
+    reason?: string;
+    name: string;
+    features: string[];
+    memory: number;
+    isa: string;
+  }>;
+  memoryUsage(device: string): { liveBytes: number; peakBytes: number; liveTensors: number };
+  resetPeak(device: string): void;
+  setThreads(threads: number): void;
+  threads(): number;
+  createTensor(
+    device: string,
+    dtype: string,
+    shape: readonly number[],
+    data: HostArray | null,
+  ): NativeHandle;
+  wrapTensor(
+    device: string,
+    dtype: string,
+    shape: readonly number[],
+    memory: HostArray | bigint,
+  ): NativeHandle;
+  randomTensor(
+    device: string,
+    dtype: string,
+    shape: readonly number[],
+    kind: 'normal' | 'uniform',
+    seedLow: number,
+    seedHigh: number,
+    mean: number,
+    scale: number,
+  ): NativeHandle;
+  castTensor(tensor: NativeHandle, dtype: string): NativeHandle;
+  /** Another handle of the same memory. */
+  share(tensor: NativeHandle): NativeHandle;
+  dispose(handle: NativeHandle): void;
+  read(handle: NativeHandle, part: string | null, target: HostArray, done: Callback): void;
+  readSync(handle: NativeHandle, part: string | null, target: HostArray): void;
+  writeTensor(tensor: NativeHandle, data: HostArray): void;
+  toDevice(handle: NativeHandle, device: string): NativeHandle;
+  synchronize(device: string, done: Callback): void;
+  quantize(
+    w: NativeHandle,
+    format: string,
+    blocksize: number,
+    doubleQuant: boolean,
+  ): NativeHandle;
+  weightFromParts(
+    device: string,
+    format: string,
+    rows: number,
+    cols: number,
+    blocksize: number,
+    nestedBlocksize: number,
+    parts: Record<string, HostArray | undefined>,
+  ): NativeHandle;
+  dequantize(w: NativeHandle, dtype: string): NativeHandle;
+  formats(): Array<{
+    name: string;
+    bits: number;
+    levels: number;
+    minBlocksize: number;
+    maxBlocksize: number;
+    defaultBlocksize: number;
+  }>;
+  matmul(x: NativeHandle, w: NativeHandle, bias: NativeHandle | null): NativeHandle;
+  matmulInputGrad(dy: NativeHandle, w: NativeHandle): NativeHandle;
+  loraForward(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    loraA: NativeHandle,
+    loraB: NativeHandle,
+    loraBias: NativeHandle | null,
+    scaling: number,
+    dropout: number,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+  ): [y: NativeHandle, h: NativeHandle];
+  loraBackward(
+    dy: NativeHandle,
+    x: NativeHandle | null,
+    w: NativeHandle | null,
+    loraA: NativeHandle,
+    loraB: NativeHandle,
+    h: NativeHandle | null,
+    scaling: number,
+    dropout: number,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+    wanted: ReadonlyArray<NativeHandle | string | null>,
+  ): Array<NativeHandle | null>;
+}
+
+/** One place where the addon was looked for, and what was found there. */
+export interface BindingAttempt {
+  path: string;
+  outcome: string;
+}
+
+/** `linux-x64-gnu`: what a platform package is called by. */
+function platformName(): string {
+  const { platform, arch } = process;
+  if (platform !== 'linux') return `${platform}-${arch}`;
+  const report = process.report?.getReport() as { header?: { glibcVersionRuntime?: string } };
+  return `${platform}-${arch}-${report?.header?.glibcVersionRuntime ? 'gnu' : 'musl'}`;
+}
+
+/** The folder of package.json: sources and `dist/` lie at different depths below it. */
+function packageRoot(): string {
+  let folder = dirname(fileURLToPath(import.meta.url));
+  while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) {
+    folder = dirname(folder);
+  }
+  return folder;
+}
+
+function candidates(): Array<{ path: string; isPackage: boolean }> {
+  const override = process.env.LOWRANK_BINDING;
+  if (override) return [{ path: override, isPackage: false }];
+  const root = packageRoot();
+  return [
+    { path: join(root, 'build', 'Release', 'lowrank.node'), isPackage: false },
+    { path: join(root, 'native', 'gyp', 'build', 'Release', 'lowrank.node'), isPackage: false },
+    { path: `@lowrank/${platformName()}`, isPackage: true },
+  ];
+}
+
+let loaded: Binding | undefined;
+let loadedFrom = '';
+
+/** Where the addon was loaded from; loads it if need be. */
+export function bindingPath(): string {
+  binding();
+  return loadedFrom;
+}
+
+/**
+ * The addon, loaded on first use: `LOWRANK_BINDING`, else the local build, else the platform package.
+ * @throws LowrankError `ERR_NO_BINDING`, listing every attempt and what to do.
+ */
+export function binding(): Binding {
+  if (loaded !== undefined) return loaded;
+  const require = createRequire(import.meta.url);
+  const attempts: BindingAttempt[] = [];
+  for (const { path, isPackage } of candidates()) {
+    if (!isPackage && !existsSync(path)) {
+      attempts.push({ path, outcome: 'no such file' });
+      continue;
+    }
+    try {
+      loaded = require(path) as Binding;
+      loadedFrom = path;
+      return loaded;
+    } catch (error) {
+      const message = error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error);
+      attempts.push({ path, outcome: isPackage ? 'not installed' : message });
+    }
+  }
+  const list = attempts.map(({ path, outcome }) => `  ${path}: ${outcome}`).join('\n');
+  const remedy = process.env.LOWRANK_BINDING
+    ? 'Correct or unset LOWRANK_BINDING.'
+    : 'Build it here with `npx lowrank build` (needs a C++ compiler and CMake, or Python for ' +
+      `node-gyp), or install the package @lowrank/${platformName()} where one is published.`;
+  throw new LowrankError(
+    'ERR_NO_BINDING',
+    `the native addon for ${platformName()}, Node ${process.version} was not found:\n${list}\n${remedy}`,
+  );
+}
+
+/** An error of the addon as one of ours. */
+function translate(error: unknown, op: string): unknown {
+  if (!(error instanceof Error)) return error;
+  const { code } = error as Error & { code?: unknown };
+  if (typeof code !== 'string' || !code.startsWith('ERR_')) return error;
+  if (code === 'ERR_TYPE') return new LowrankTypeError(op, error.message);
+  return new LowrankError(code as ErrorCode, error.message, { op });
+}
+
+/** Runs one raw call for `op`; what it throws is a {@link LowrankError}. */
+export function native<T>(op: string, call: (raw: Binding) => T): T {
+  const raw = binding();
+  try {
+    return call(raw);
+  } catch (error) {
+    throw translate(error, op);
+  }
+}
+
+/** The same for a raw call that reports through a callback. */
+export function nativeAsync(op: string, call: (raw: Binding, done: Callback) => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    native(op, (raw) =>
+      call(raw, (code, message) => {
+        if (code === null) resolve();
+        else reject(new LowrankError(code as ErrorCode, message, { op }));
+      }),
+    );
+  });
+}

@@ -1,0 +1,72 @@
+import { AsyncLocalStorage } from 'node:async_hooks';
+
+/** What a scope can free. */
+export interface Freeable {
+  dispose(): void;
+}
+
+type Frame = Set<Freeable>;
+
+const frames = new AsyncLocalStorage<Frame>();
+
+/** Registers something new with the innermost scope. */
+export function track(value: Freeable): void {
+  frames.getStore()?.add(value);
+}
+
+/** Every tracked value inside `value`: itself, or in arrays and plain objects. */
+function collect(value: unknown, found: Set<unknown>, depth = 0): void {
+  if (value === null || typeof value !== 'object' || found.has(value) || depth > 8) return;
+  found.add(value);
+  if (Array.isArray(value)) {
+    for (const item of value) collect(item, found, depth + 1);
+    return;
+  }
+  if (value instanceof Map || value instanceof Set) {
+    for (const item of value.values()) collect(item, found, depth + 1);
+    return;
+  }
+  for (const item of Object.values(value)) collect(item, found, depth + 1);
+}
+
+function close(frame: Frame, outer: Frame | undefined, result: unknown): void {
+  const kept = new Set<unknown>();
+  collect(result, kept);
+  for (const value of frame) {
+    if (kept.has(value)) outer?.add(value);
+    else value.dispose();
+  }
+}
+
+/**
+ * Runs `body` and frees every tensor, weight, adapter and saved state made inside that it does not
+ * return (by itself, or inside arrays, maps and objects). What is returned belongs to the enclosing
+ * scope. The body may be async; a failing body frees everything.
+ * @example
+ * const y = scope(() => loraForward(x, w, adapter).y);
+ */
+export function scope<T>(body: () => T): T {
+  const outer = frames.getStore();
+  const frame: Frame = new Set();
+  let result: T;
+  try {
+    result = frames.run(frame, body);
+  } catch (error) {
+    close(frame, undefined, undefined);
+    throw error;
+  }
+  if (result instanceof Promise) {
+    return result.then(
+      (value: unknown) => {
+        close(frame, outer, value);
+        return value;
+      },
+      (error: unknown) => {
+        close(frame, undefined, undefined);
+        throw error;
+      },
+    ) as T;
+  }
+  close(frame, outer, result);
+  return result;
+}

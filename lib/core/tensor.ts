@@ -1,0 +1,349 @@
+import { type NativeHandle, native, nativeAsync } from './binding.js';
+import { type Device, resolveDevice } from './device.js';
+import { checkDType, type DType, dtypeBytes } from './dtype.js';
+import { fail, wrongType } from './errors.js';
+import { track } from './scope.js';
+import { checkDims, checkFinite, readOptions, seedWords } from './validate.js';
+
+/** Where and as what a new tensor is stored. */
+export interface TensorOptions {
+  /** Default `f32`. */
+  dtype?: DType;
+  /** Default {@link defaultDevice}. */
+  device?: Device;
+}
+
+/** Values for a new tensor. A Uint16Array holds the bits of bf16 or f16 values. */
+export type TensorData =
+  | Float32Array
+  | Float64Array
+  | Uint16Array
+  | readonly number[]
+  | Float16ArrayLike;
+
+/** `Float16Array`, where the runtime has it. */
+export interface Float16ArrayLike extends ArrayBufferView {
+  readonly length: number;
+  readonly BYTES_PER_ELEMENT: number;
+  readonly [Symbol.toStringTag]: 'Float16Array';
+}
+
+function isFloat16Array(data: unknown): data is Float16ArrayLike {
+  return ArrayBuffer.isView(data) && Object.prototype.toString.call(data) === '[object Float16Array]';
+}
+
+/** What the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits. */
+function hostArray(op: string, data: unknown): Float32Array | Float64Array | Uint16Array {
+  if (data instanceof Float32Array || data instanceof Float64Array || data instanceof Uint16Array) {
+    return data;
+  }
+  if (isFloat16Array(data)) return new Uint16Array(data.buffer, data.byteOffset, data.length);
+  const expected = 'a Float32Array, Float64Array, Uint16Array, Float16Array or array of numbers';
+  if (!Array.isArray(data)) throw wrongType(op, 'data', expected, data);
+  const values = new Float64Array(data.length);
+  for (let i = 0; i < data.length; i++) {
+    const value: unknown = data[i];
+    if (typeof value !== 'number') throw wrongType(op, `data[${i}]`, 'a number', value);
+    values[i] = value;
+  }
+  return values;
+}
+
+function elements(shape: readonly number[]): number {
+  return shape.reduce((product, dim) => product * dim, 1);
+}
+
+function checkLength(op: string, length: number, shape: readonly number[]): void {
+  const expected = elements(shape);
+  if (length !== expected) {
+    fail('ERR_SHAPE', op, 'data', `of length ${expected} (shape [${shape.join(', ')}])`, `${length}`);
+  }
+}
+
+/**
+ * A dense array on a device, row-major. It owns its memory until {@link Tensor.dispose}; queued ops
+ * hold what they need, so disposing right after a call is safe. Ops on tensors return at once; only
+ * reading waits.
+ * @example
+ * using x = Tensor.from(new Float32Array(6), [2, 3], { dtype: 'bf16' });
+ */
+export class Tensor implements Disposable {
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  readonly device: Device;
+  #handle: NativeHandle | undefined;
+
+  private constructor(handle: NativeHandle, shape: readonly number[], dtype: DType, device: Device) {
+    this.#handle = handle;
+    this.shape = shape;
+    this.dtype = dtype;
+    this.device = device;
+    track(this);
+  }
+
+  /** @internal A tensor around a fresh native handle. */
+  static adopt(handle: NativeHandle, shape: readonly number[], dtype: DType, device: Device): Tensor {
+    return new Tensor(handle, Object.freeze([...shape]), dtype, device);
+  }
+
+  /** @internal The live handle. @throws ERR_DISPOSED */
+  static handleOf(tensor: Tensor, op: string, operand: string): NativeHandle {
+    const handle = tensor.#handle;
+    if (handle === undefined) fail('ERR_DISPOSED', op, operand, 'a live tensor', 'a disposed one');
+    return handle;
+  }
+
+  /**
+   * Copies `data` into a new tensor, rounding once to its dtype.
+   * @param data values; a Uint16Array (or Float16Array) holds 16-bit values and needs `dtype`
+   *   `bf16` or `f16` (a Float16Array is f16 by default)
+   * @param shape dimensions, row-major; their product is the length of `data`
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM
+   */
+  static from(data: TensorData, shape: readonly number[], options?: TensorOptions): Tensor {
+    const op = 'Tensor.from';
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const source = hostArray(op, data);
+    const dims = checkDims(op, shape);
+    const half = isFloat16Array(data);
+    const dtype = checkDType(op, 'dtype', askedDType ?? (half ? 'f16' : 'f32'));
+    if (half && dtype !== 'f16') fail('ERR_DTYPE', op, 'dtype', "'f16' for a Float16Array", dtype);
+    if (source instanceof Uint16Array && dtype === 'f32') {
+      fail('ERR_DTYPE', op, 'dtype', "'bf16' or 'f16' (a Uint16Array holds 16-bit values)", "'f32'");
+    }
+    checkLength(op, source.length, dims);
+    const device = resolveDevice(op, askedDevice);
+    return Tensor.adopt(
+      native(op, (raw) => raw.createTensor(device, dtype, dims, source)),
+      dims,
+      dtype,
+      device,
+    );
+  }
+
+  /**
+   * A tensor over memory that stays the caller's: no copy, in or out.
+   *
+   * A typed array must lie over a `SharedArrayBuffer` (an `ArrayBuffer` can be detached while a
+   * kernel reads it); it is kept alive until the last op that uses it has run. A pointer (bigint) is
+   * trusted: the memory must stay valid until `dispose()` and {@link synchronize}. Writing to the
+   * memory while ops that read it are queued is a race; `synchronize()` first.
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE
+   */
+  static wrap(
+    data: Float32Array | Uint16Array | bigint,
+    shape: readonly number[],
+    options?: TensorOptions,
+  ): Tensor {
+    const op = 'Tensor.wrap';
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const dims = checkDims(op, shape);
+    const bits = data instanceof Uint16Array;
+    if (!bits && !(data instanceof Float32Array) && typeof data !== 'bigint') {
+      throw wrongType(op, 'data', 'a Float32Array, Uint16Array or bigint pointer', data);
+    }
+    const dtype = checkDType(op, 'dtype', askedDType ?? 'f32');
+    if (typeof data !== 'bigint') {
+      if (!(data.buffer instanceof SharedArrayBuffer)) {
+        throw wrongType(op, 'data.buffer', 'a SharedArrayBuffer', data.buffer);
+      }
+      if (bits !== (dtype !== 'f32')) {
+        fail('ERR_DTYPE', op, 'dtype', bits ? "'bf16' or 'f16'" : "'f32'", `'${dtype}'`);
+      }
+      checkLength(op, data.length, dims);
+    }
+    const device = resolveDevice(op, askedDevice);
+    return Tensor.adopt(
+      native(op, (raw) => raw.wrapTensor(device, dtype, dims, data)),
+      dims,
+      dtype,
+      device,
+    );
+  }
+
+  /** A tensor of zeros. @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM */
+  static zeros(shape: readonly number[], options?: TensorOptions): Tensor {
+    const op = 'Tensor.zeros';
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const dims = checkDims(op, shape);
+    const dtype = checkDType(op, 'dtype', askedDType ?? 'f32');
+    const device = resolveDevice(op, askedDevice);
+    return Tensor.adopt(
+      native(op, (raw) => raw.createTensor(device, dtype, dims, null)),
+      dims,
+      dtype,
+      device,
+    );
+  }
+
+  /**
+   * Normally distributed values, `mean + std · z`. Element i depends on the seed and i only
+   * (Philox4x32-10 and Box–Muller): the same bits on every device.
+   * @param options.seed integer from 0 to 2^53 - 1
+   * @param options.std default 1
+   * @param options.mean default 0
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_OOM
+   */
+  static randn(
+    shape: readonly number[],
+    options: TensorOptions & { seed: number; std?: number; mean?: number },
+  ): Tensor {
+    const given = readOptions('Tensor.randn', options);
+    return Tensor.#random('Tensor.randn', shape, given, 'normal', given.mean ?? 0, given.std ?? 1);
+  }
+
+  /**
+   * Uniformly distributed values in [low, high); otherwise as {@link Tensor.randn}.
+   * @param options.low default 0
+   * @param options.high default 1
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_OOM
+   */
+  static uniform(
+    shape: readonly number[],
+    options: TensorOptions & { seed: number; low?: number; high?: number },
+  ): Tensor {
+    const op = 'Tensor.uniform';
+    const given = readOptions(op, options);
+    const low = checkFinite(op, 'low', given.low ?? 0);
+    const high = checkFinite(op, 'high', given.high ?? 1);
+    if (high < low) fail('ERR_VALUE', op, 'high', `at least low (${low})`, String(high));
+    return Tensor.#random(op, shape, given, 'uniform', (low + high) / 2, (high - low) / 2);
+  }
+
+  static #random(
+    op: string,
+    shape: readonly number[],
+    given: Partial<TensorOptions & { seed: number }>,
+    kind: 'normal' | 'uniform',
+    mean: number,
+    scale: number,
+  ): Tensor {
+    const dims = checkDims(op, shape);
+    const dtype = checkDType(op, 'dtype', given.dtype ?? 'f32');
+    const [low, high] = seedWords(op, given.seed);
+    checkFinite(op, 'mean', mean);
+    if (checkFinite(op, 'std', scale) < 0) fail('ERR_VALUE', op, 'std', 'not negative', `${scale}`);
+    const device = resolveDevice(op, given.device);
+    return Tensor.adopt(
+      native(op, (raw) => raw.randomTensor(device, dtype, dims, kind, low, high, mean, scale)),
+      dims,
+      dtype,
+      device,
+    );
+  }
+
+  /** Number of elements. */
+  get size(): number {
+    return elements(this.shape);
+  }
+
+  /** Bytes of memory. */
+  get byteLength(): number {
+    return this.size * dtypeBytes(this.dtype);
+  }
+
+  get disposed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /**
+   * The values as f32, once every op queued before has run.
+   * @throws ERR_DISPOSED; what an op that made this tensor failed with (ERR_NON_FINITE, ...)
+   */
+  async read(): Promise<Float32Array> {
+    const handle = Tensor.handleOf(this, 'read', 'tensor');
+    const values = new Float32Array(this.size);
+    await nativeAsync('read', (raw, done) => raw.read(handle, null, values, done));
+    return values;
+  }
+
+  /** The raw bits of a bf16 or f16 tensor. @throws ERR_DISPOSED, ERR_DTYPE for f32 */
+  async readBits(): Promise<Uint16Array> {
+    const handle = Tensor.handleOf(this, 'readBits', 'tensor');
+    if (this.dtype === 'f32') fail('ERR_DTYPE', 'readBits', 'tensor', 'bf16 or f16', 'f32');
+    const bits = new Uint16Array(this.size);
+    await nativeAsync('readBits', (raw, done) => raw.read(handle, null, bits, done));
+    return bits;
+  }
+
+  /** {@link Tensor.read} that blocks the thread: for scripts and synchronous trainers. */
+  readSync(): Float32Array {
+    const values = new Float32Array(this.size);
+    this.readInto(values);
+    return values;
+  }
+
+  /**
+   * Like {@link Tensor.readSync}, into an array of the caller's.
+   * @param target Float32Array of {@link Tensor.size} elements
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
+   */
+  readInto(target: Float32Array): void {
+    const handle = Tensor.handleOf(this, 'readInto', 'tensor');
+    if (!(target instanceof Float32Array)) {
+      throw wrongType('readInto', 'target', 'a Float32Array', target);
+    }
+    if (target.length !== this.size) {
+      fail('ERR_SHAPE', 'readInto', 'target', `of length ${this.size}`, String(target.length));
+    }
+    native('readInto', (raw) => raw.readSync(handle, null, target));
+  }
+
+  /**
+   * Replaces the values, after the ops that were queued before.
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED
+   */
+  write(data: TensorData): void {
+    const op = 'write';
+    const handle = Tensor.handleOf(this, op, 'tensor');
+    const source = hostArray(op, data);
+    if (isFloat16Array(data) && this.dtype !== 'f16') {
+      fail('ERR_DTYPE', op, 'data', `values of ${this.dtype}`, 'a Float16Array');
+    }
+    if (source instanceof Uint16Array && this.dtype === 'f32') {
+      fail('ERR_DTYPE', op, 'data', 'a Float32Array (the tensor is f32)', 'a Uint16Array');
+    }
+    checkLength(op, source.length, this.shape);
+    native(op, (raw) => raw.writeTensor(handle, source));
+  }
+
+  /**
+   * A copy with another dtype (one rounding), on another device, or both.
+   * @throws ERR_TYPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+   */
+  to(target: TensorOptions): Tensor {
+    const op = 'to';
+    const given = readOptions(op, target);
+    const handle = Tensor.handleOf(this, op, 'tensor');
+    const dtype = given.dtype === undefined ? this.dtype : checkDType(op, 'dtype', given.dtype);
+    const device = given.device === undefined ? this.device : resolveDevice(op, given.device);
+    if (device === this.device) {
+      const cast = native(op, (raw) => raw.castTensor(handle, dtype));
+      return Tensor.adopt(cast, this.shape, dtype, device);
+    }
+    const moved = Tensor.adopt(
+      native(op, (raw) => raw.toDevice(handle, device)),
+      this.shape,
+      this.dtype,
+      device,
+    );
+    if (dtype === this.dtype) return moved;
+    try {
+      return moved.to({ dtype });
+    } finally {
+      moved.dispose();
+    }
+  }
+
+  /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
+  dispose(): void {
+    const handle = this.#handle;
+    if (handle === undefined) return;
+    this.#handle = undefined;
+    native('dispose', (raw) => raw.dispose(handle));
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,134 @@
+/**
+ * The good messages: shapes, dtypes and numbers are refused here, with what was expected and what
+ * came. The descriptors' own `Check()` in native/core is the last gate behind it.
+ */
+import { fail, wrongType } from './errors.js';
+import { Tensor } from './tensor.js';
+
+/** `[3, 4]` */
+export function showShape(shape: readonly number[]): string {
+  return `[${shape.join(', ')}]`;
+}
+
+/** A live {@link Tensor}. @throws ERR_TYPE, ERR_DISPOSED */
+export function checkTensor(op: string, operand: string, value: unknown): Tensor {
+  if (!(value instanceof Tensor)) throw wrongType(op, operand, 'a Tensor', value);
+  if (value.disposed) fail('ERR_DISPOSED', op, operand, 'a live tensor', 'a disposed one');
+  return value;
+}
+
+/** Last dimension of a tensor; a scalar has 1. */
+export function lastDim(tensor: Tensor): number {
+  return tensor.shape.at(-1) ?? 1;
+}
+
+/** @throws ERR_SHAPE */
+export function checkShape(
+  op: string,
+  operand: string,
+  tensor: Tensor,
+  expected: readonly number[],
+): void {
+  const { shape } = tensor;
+  if (shape.length !== expected.length || shape.some((dim, i) => dim !== expected[i])) {
+    fail('ERR_SHAPE', op, operand, `of shape ${showShape(expected)}`, showShape(shape));
+  }
+}
+
+/** A vector of `length` values, as [length] or [1, length]. @throws ERR_SHAPE */
+export function checkVector(op: string, operand: string, tensor: Tensor, length: number): void {
+  const { shape } = tensor;
+  const flat = shape.length === 2 && shape[0] === 1 ? shape.slice(1) : shape;
+  if (flat.length !== 1 || flat[0] !== length) {
+    fail('ERR_SHAPE', op, operand, `of shape [${length}]`, showShape(shape));
+  }
+}
+
+/** f32 mixes with either 16-bit type; the two do not mix. @throws ERR_DTYPE */
+export function checkMixes(op: string, operand: string, tensor: Tensor, with_: Tensor): void {
+  const { dtype } = tensor;
+  if (dtype === with_.dtype || dtype === 'f32' || with_.dtype === 'f32') return;
+  fail('ERR_DTYPE', op, operand, `${with_.dtype} or f32`, dtype);
+}
+
+/** @throws ERR_DEVICE */
+export function checkSameDevice(
+  op: string,
+  operand: string,
+  value: { device: string },
+  reference: { device: string },
+): void {
+  if (value.device !== reference.device) {
+    fail('ERR_DEVICE', op, operand, `on device '${reference.device}'`, `'${value.device}'`);
+  }
+}
+
+/** Dimensions of a new tensor. @throws ERR_TYPE, ERR_SHAPE */
+export function checkDims(op: string, shape: unknown): readonly number[] {
+  if (!Array.isArray(shape)) throw wrongType(op, 'shape', 'an array of numbers', shape);
+  const dims: number[] = [];
+  let elements = 1n;
+  for (let i = 0; i < shape.length; i++) {
+    const dim: unknown = shape[i];
+    if (typeof dim !== 'number') throw wrongType(op, `shape[${i}]`, 'a number', dim);
+    if (!Number.isSafeInteger(dim) || dim < 0) {
+      fail('ERR_SHAPE', op, `shape[${i}]`, 'a non-negative integer', String(dim));
+    }
+    dims.push(dim);
+    elements *= BigInt(dim);
+  }
+  if (elements > MAX_ELEMENTS) {
+    fail('ERR_SHAPE', op, 'shape', `of at most ${MAX_ELEMENTS} elements`, showShape(dims));
+  }
+  return Object.freeze(dims);
+}
+
+/** Beyond this a Float32Array of the values cannot be made in Node 20. */
+const MAX_ELEMENTS = 2n ** 33n;
+
+/** A finite number. @throws ERR_TYPE, ERR_VALUE */
+export function checkFinite(op: string, operand: string, value: unknown): number {
+  if (typeof value !== 'number') throw wrongType(op, operand, 'a number', value);
+  if (!Number.isFinite(value)) fail('ERR_VALUE', op, operand, 'finite', String(value));
+  return value;
+}
+
+/** An integer in [min, max]. @throws ERR_TYPE, ERR_VALUE */
+export function checkInteger(
+  op: string,
+  operand: string,
+  value: unknown,
+  min: number,
+  max: number,
+): number {
+  if (typeof value !== 'number') throw wrongType(op, operand, 'a number', value);
+  if (!Number.isInteger(value) || value < min || value > max) {
+    fail('ERR_VALUE', op, operand, `an integer from ${min} to ${max}`, String(value));
+  }
+  return value;
+}
+
+/** A drop probability in [0, 1). @throws ERR_TYPE, ERR_VALUE */
+export function checkDropout(op: string, value: unknown): number {
+  if (typeof value !== 'number') throw wrongType(op, 'dropout', 'a number', value);
+  if (!(value >= 0 && value < 1)) fail('ERR_VALUE', op, 'dropout', 'in [0, 1)', String(value));
+  return value;
+}
+
+/** A seed as the two 32-bit words that the addon takes. @throws ERR_TYPE, ERR_VALUE */
+export function seedWords(op: string, seed: unknown): [low: number, high: number] {
+  if (typeof seed !== 'number') throw wrongType(op, 'seed', 'a number', seed);
+  if (!Number.isSafeInteger(seed) || seed < 0) {
+    fail('ERR_VALUE', op, 'seed', 'an integer from 0 to 2^53 - 1', String(seed));
+  }
+  return [seed % 2 ** 32, Math.floor(seed / 2 ** 32)];
+}
+
+/** Own copy of an options object's fields, so that a hostile getter runs once. @throws ERR_TYPE */
+export function readOptions<T extends object>(op: string, options: T | undefined): Partial<T> {
+  if (options === undefined) return {};
+  if (options === null || typeof options !== 'object' || Array.isArray(options)) {
+    throw wrongType(op, 'options', 'an object', options);
+  }
+  return { ...options };
+}

@@ -1,0 +1,37 @@
+/** Public names. No logic here. */
+export {
+  defaultDevice,
+  type Device,
+  type DeviceInfo,
+  devices,
+  getThreads,
+  type MemoryUsage,
+  memoryUsage,
+  resetPeakMemory,
+  setThreads,
+  synchronize,
+} from './core/device.js';
+export type { DType } from './core/dtype.js';
+export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';
+export { scope } from './core/scope.js';
+export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export type { BaseWeight } from './ops/base-weight.js';
+export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
+export { LoraLinear } from './ops/lora-layer.js';
+export {
+  type LoraBackwardOptions,
+  type LoraForwardOptions,
+  type LoraGradient,
+  type LoraGradients,
+  LoraSaved,
+  loraBackward,
+  loraForward,
+} from './ops/lora-linear.js';
+export { matmul, matmulInputGrad } from './ops/matmul.js';
+export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
+export {
+  dequantize,
+  QuantizedWeight,
+  type QuantizeOptions,
+  quantize,
+} from './quant/quantized-weight.js';

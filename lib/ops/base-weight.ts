@@ -1,0 +1,47 @@
+import type { NativeHandle } from '../core/binding.js';
+import { fail, wrongType } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import { checkMixes, checkSameDevice, lastDim, showShape } from '../core/validate.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
+
+/** A frozen base weight [N, K]: dense, or quantised. */
+export type BaseWeight = Tensor | QuantizedWeight;
+
+/** A live base weight with its dimensions. @throws ERR_TYPE, ERR_DISPOSED, ERR_SHAPE */
+export function checkWeight(
+  op: string,
+  w: unknown,
+): { weight: BaseWeight; handle: NativeHandle; N: number; K: number } {
+  if (!(w instanceof Tensor) && !(w instanceof QuantizedWeight)) {
+    throw wrongType(op, 'w', 'a Tensor or a QuantizedWeight', w);
+  }
+  const handle =
+    w instanceof Tensor ? Tensor.handleOf(w, op, 'w') : QuantizedWeight.handleOf(w, op, 'w');
+  if (w.shape.length !== 2) fail('ERR_SHAPE', op, 'w', 'of shape [N, K]', showShape(w.shape));
+  return { weight: w, handle, N: w.shape[0] ?? 0, K: w.shape[1] ?? 0 };
+}
+
+/**
+ * Activations against the weight: last dimension `size` (which is the weight's `dim`), same device,
+ * dtypes that mix.
+ * @throws ERR_SHAPE, ERR_DEVICE, ERR_DTYPE
+ */
+export function checkActivations(
+  op: string,
+  operand: string,
+  value: Tensor,
+  weight: BaseWeight,
+  dim: 'N' | 'K',
+  size: number,
+): void {
+  if (value.shape.length === 0 || lastDim(value) !== size) {
+    fail('ERR_SHAPE', op, operand, `of shape [..., ${dim} = ${size}]`, showShape(value.shape));
+  }
+  checkSameDevice(op, operand, weight, value);
+  if (weight instanceof Tensor) checkMixes(op, 'w', weight, value);
+}
+
+/** The shape of `value` with another last dimension. */
+export function withLast(value: Tensor, last: number): readonly number[] {
+  return [...value.shape.slice(0, -1), last];
+}

@@ -1,0 +1,372 @@
+import { native } from '../core/binding.js';
+import { fail, wrongType } from '../core/errors.js';
+import { track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkMixes,
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  checkVector,
+  readOptions,
+  seedWords,
+  showShape,
+} from '../core/validate.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
+import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+import { LoraAdapter } from './lora-adapter.js';
+import { biasOf } from './matmul.js';
+
+/** What {@link loraForward} takes beside its operands. */
+export interface LoraForwardOptions {
+  /** [N] */
+  bias?: Tensor;
+  /** Is this a training step? Default true. `false` turns dropout off and saves nothing. */
+  training?: boolean;
+  /** Seed of this call's dropout mask; needed where the adapter drops and no mask is given. */
+  seed?: number;
+  /**
+   * [..., K], 1 = kept: replaces the generator. Kept elements are scaled by `1 / (1 - dropout)`. It
+   * must live until {@link loraBackward}.
+   */
+  dropoutMask?: Tensor;
+}
+
+/** The gradients that {@link loraBackward} can compute. */
+export type LoraGradient = 'dx' | 'dLoraA' | 'dLoraB' | 'dBias' | 'dLoraBias';
+export type LoraGradients = { [name in LoraGradient]?: Tensor };
+
+const GRADIENTS: readonly LoraGradient[] = ['dx', 'dLoraA', 'dLoraB', 'dBias', 'dLoraBias'];
+
+/**
+ * What the backward pass needs of the forward one: `x` (only where loraA is trained) and
+ * `h = x · loraAᵀ` (only where loraB is). It holds them until {@link loraBackward}, or
+ * {@link LoraSaved.dispose}, even if the caller disposes `x` at once. No dropout mask is stored.
+ */
+export class LoraSaved implements Disposable {
+  readonly w: BaseWeight;
+  readonly adapter: LoraAdapter;
+  /** `x` of the forward pass, where kept. */
+  readonly x: Tensor | undefined;
+  /** [..., r] f32, where kept. */
+  readonly h: Tensor | undefined;
+  /** Shape of `y`. */
+  readonly yShape: readonly number[];
+  readonly hasBias: boolean;
+  readonly dropout: number;
+  readonly seed: number;
+  readonly dropoutMask: Tensor | undefined;
+  #disposed = false;
+
+  /** @internal */
+  constructor(fields: {
+    w: BaseWeight;
+    adapter: LoraAdapter;
+    x: Tensor | undefined;
+    h: Tensor | undefined;
+    yShape: readonly number[];
+    hasBias: boolean;
+    dropout: number;
+    seed: number;
+    dropoutMask: Tensor | undefined;
+  }) {
+    this.w = fields.w;
+    this.adapter = fields.adapter;
+    this.x = fields.x;
+    this.h = fields.h;
+    this.yShape = fields.yShape;
+    this.hasBias = fields.hasBias;
+    this.dropout = fields.dropout;
+    this.seed = fields.seed;
+    this.dropoutMask = fields.dropoutMask;
+    track(this);
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** Frees what was saved. Twice is a no-op. */
+  dispose(): void {
+    this.#disposed = true;
+    this.x?.dispose();
+    this.h?.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+function checkAdapter(op: string, adapter: unknown, N: number, K: number, x: Tensor): LoraAdapter {
+  if (!(adapter instanceof LoraAdapter)) {
+    throw wrongType(op, 'adapter', 'a LoraAdapter', adapter);
+  }
+  const { loraA, loraB, r } = adapter;
+  checkTensor(op, 'adapter.loraA', loraA);
+  checkTensor(op, 'adapter.loraB', loraB);
+  if (loraA.shape[1] !== K) {
+    fail('ERR_SHAPE', op, 'loraA', `of shape [r, K = ${K}]`, showShape(loraA.shape));
+  }
+  if (loraB.shape[0] !== N) {
+    fail('ERR_SHAPE', op, 'loraB', `of shape [N = ${N}, r = ${r}]`, showShape(loraB.shape));
+  }
+  checkSameDevice(op, 'loraA', loraA, x);
+  checkMixes(op, 'loraA', loraA, x);
+  checkMixes(op, 'loraB', loraB, x);
+  return adapter;
+}
+
+interface Dropout {
+  dropout: number;
+  seed: number;
+  words: [number, number];
+  mask: Tensor | undefined;
+}
+
+function resolveDropout(
+  op: string,
+  adapter: LoraAdapter,
+  x: Tensor,
+  given: Partial<LoraForwardOptions>,
+  training: boolean,
+): Dropout {
+  const { seed, dropoutMask } = given;
+  const words = seed === undefined ? undefined : seedWords(op, seed);
+  if (dropoutMask !== undefined) {
+    checkTensor(op, 'dropoutMask', dropoutMask);
+    checkShape(op, 'dropoutMask', dropoutMask, x.shape);
+    checkSameDevice(op, 'dropoutMask', dropoutMask, x);
+  }
+  if (!training) return { dropout: 0, seed: 0, words: [0, 0], mask: undefined };
+  if (adapter.dropout > 0 && dropoutMask === undefined && words === undefined) {
+    fail('ERR_VALUE', op, 'seed', 'given (the adapter has dropout)', 'none');
+  }
+  const { dropout } = adapter;
+  return { dropout, seed: seed ?? 0, words: words ?? [0, 0], mask: dropoutMask };
+}
+
+/**
+ * A linear layer with a low-rank adapter, in one fused pass:
+ *
+ * `y = x · wᵀ + bias + scaling · ((gate ⊙ x) · loraAᵀ · loraBᵀ + loraBias)`
+ *
+ * where `gate` is 0 for a dropped element and `1 / (1 - dropout)` for a kept one. The mask is a
+ * function of the seed and the element's index (Philox4x32-10), drawn again in the backward pass.
+ * @param x [..., K] f32, bf16 or f16
+ * @param w [N, K] dense or quantised, frozen
+ * @param adapter factors in the dtype of `x` or f32
+ * @returns `y` [..., N] in the dtype of `x`, and what {@link loraBackward} needs. The saved state
+ *   keeps its own hold on `x`.
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const { y, saved } = loraForward(x, w4, adapter, { seed: step });
+ * const { dx, dLoraA, dLoraB } = loraBackward(dy, saved);
+ */
+export function loraForward(
+  x: Tensor,
+  w: BaseWeight,
+  adapter: LoraAdapter,
+  options?: LoraForwardOptions,
+): { y: Tensor; saved: LoraSaved } {
+  const op = 'loraForward';
+  checkTensor(op, 'x', x);
+  const { weight, handle, N, K } = checkWeight(op, w);
+  checkActivations(op, 'x', x, weight, 'K', K);
+  const { loraA, loraB, loraBias, scaling } = checkAdapter(op, adapter, N, K, x);
+  const given = readOptions(op, options);
+  const training: unknown = given.training ?? true;
+  if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
+  const bias = biasOf(op, given.bias, x, N);
+  const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
+  const { dropout, seed, words, mask } = resolveDropout(op, adapter, x, given, training);
+  const xHandle = Tensor.handleOf(x, op, 'x');
+  const aHandle = Tensor.handleOf(loraA, op, 'loraA');
+  const bHandle = Tensor.handleOf(loraB, op, 'loraB');
+  const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
+  const keepX = training && adapter.trainA;
+  const [yHandle, hHandle, held] = native(op, (raw) => {
+    const [yRaw, hRaw] = raw.loraForward(
+      xHandle,
+      handle,
+      bias,
+      aHandle,
+      bHandle,
+      loraBiasHandle,
+      scaling,
+      dropout,
+      words[0],
+      words[1],
+      maskHandle,
+    );
+    return [yRaw, hRaw, keepX ? raw.share(xHandle) : null] as const;
+  });
+  const y = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+  const h = Tensor.adopt(hHandle, withLast(x, adapter.r), 'f32', x.device);
+  const keepH = training && adapter.trainB;
+  if (!keepH) h.dispose();
+  const saved = new LoraSaved({
+    w,
+    adapter,
+    x: held === null ? undefined : Tensor.adopt(held, x.shape, x.dtype, x.device),
+    h: keepH ? h : undefined,
+    yShape: y.shape,
+    hasBias: bias !== null,
+    dropout,
+    seed,
+    dropoutMask: mask,
+  });
+  return { y, saved };
+}
+
+/** What {@link loraBackward} takes beside its operands. */
+export interface LoraBackwardOptions {
+  /**
+   * The gradients wanted. Default: dx, those of the trained factors, and dBias and dLoraBias where
+   * the forward pass had them. What is not named is not computed.
+   */
+  needs?: readonly LoraGradient[];
+  /** Adds to these tensors in place of making new ones; they are returned. */
+  accumulateInto?: LoraGradients;
+  /** Keep the saved state for another backward pass; default false: it is freed. */
+  keep?: boolean;
+}
+
+function defaultNeeds(saved: LoraSaved): LoraGradient[] {
+  const { trainA, trainB, loraBias } = saved.adapter;
+  const needs: LoraGradient[] = ['dx'];
+  if (trainA) needs.push('dLoraA');
+  if (trainB) needs.push('dLoraB');
+  if (saved.hasBias) needs.push('dBias');
+  if (loraBias !== undefined && trainB) needs.push('dLoraBias');
+  return needs;
+}
+
+function checkNeeds(op: string, needs: unknown, saved: LoraSaved): Set<LoraGradient> {
+  if (needs === undefined) return new Set(defaultNeeds(saved));
+  if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of gradient names', needs);
+  const wanted = new Set<LoraGradient>();
+  for (const name of needs as unknown[]) {
+    if (typeof name !== 'string' || !GRADIENTS.includes(name as LoraGradient)) {
+      fail('ERR_VALUE', op, 'needs', `of ${GRADIENTS.join(', ')}`, String(name));
+    }
+    wanted.add(name as LoraGradient);
+  }
+  const { adapter } = saved;
+  if (wanted.has('dLoraA') && saved.x === undefined) {
+    fail('ERR_VALUE', op, 'needs', 'without dLoraA (loraA was frozen, or training off)', 'dLoraA');
+  }
+  if (wanted.has('dLoraB') && saved.h === undefined) {
+    fail('ERR_VALUE', op, 'needs', 'without dLoraB (loraB was frozen, or training off)', 'dLoraB');
+  }
+  if (wanted.has('dLoraBias') && adapter.loraBias === undefined) {
+    fail('ERR_VALUE', op, 'needs', 'without dLoraBias (the adapter has no loraBias)', 'dLoraBias');
+  }
+  return wanted;
+}
+
+/**
+ * Gradients of {@link loraForward} with a frozen base. With `dh = scaling · dy · loraB`:
+ *
+ * - `dx = dy · w + gate ⊙ (dh · loraA)` [..., K]
+ * - `dLoraA = dhᵀ · (gate ⊙ x)` [r, K] · `dLoraB = scaling · dyᵀ · h` [N, r]
+ * - `dBias = Σₘ dy` [N] · `dLoraBias = scaling · Σₘ dy` [N]
+ *
+ * Sums run in a fixed order: the same bits on any number of threads.
+ * @param dy [..., N], the dtype of `x`
+ * @param saved of the forward pass; freed afterwards unless `keep`
+ * @returns only the gradients that were needed; a frozen factor has none. Each has the dtype of what
+ *   it is the gradient of (`dBias` that of `dy`).
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ */
+export function loraBackward(
+  dy: Tensor,
+  saved: LoraSaved,
+  options?: LoraBackwardOptions,
+): LoraGradients {
+  const op = 'loraBackward';
+  checkTensor(op, 'dy', dy);
+  if (!(saved instanceof LoraSaved)) {
+    throw wrongType(op, 'saved', 'the saved state of loraForward', saved);
+  }
+  if (saved.disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
+  checkShape(op, 'dy', dy, saved.yShape);
+  const { adapter, w } = saved;
+  const { loraA, loraB, loraBias, scaling } = adapter;
+  checkSameDevice(op, 'dy', dy, loraA);
+  if (saved.x !== undefined && saved.x.dtype !== dy.dtype) {
+    fail('ERR_DTYPE', op, 'dy', `${saved.x.dtype}, as x was`, dy.dtype);
+  }
+  const given = readOptions(op, options);
+  const wanted = checkNeeds(op, given.needs, saved);
+  const targets = readOptions(op, given.accumulateInto);
+  const xShape = withLast(dy, loraA.shape[1] ?? 0);
+  const shapes = { dx: xShape, dLoraA: loraA.shape, dLoraB: loraB.shape };
+  const dtypes = {
+    dx: dy.dtype,
+    dLoraA: loraA.dtype,
+    dLoraB: loraB.dtype,
+    dBias: dy.dtype,
+    dLoraBias: loraBias?.dtype ?? dy.dtype,
+  };
+  for (const name of Object.keys(targets) as LoraGradient[]) {
+    const target = targets[name];
+    if (target === undefined) continue;
+    if (!GRADIENTS.includes(name)) {
+      fail('ERR_VALUE', op, 'accumulateInto', `of ${GRADIENTS.join(', ')}`, String(name));
+    }
+    checkTensor(op, `accumulateInto.${name}`, target);
+    if (name === 'dBias' || name === 'dLoraBias') {
+      checkVector(op, `accumulateInto.${name}`, target, loraB.shape[0] ?? 0);
+    } else {
+      checkShape(op, `accumulateInto.${name}`, target, shapes[name]);
+    }
+    checkSameDevice(op, `accumulateInto.${name}`, target, dy);
+  }
+  const { x, h, dropoutMask } = saved;
+  const words = seedWords(op, saved.seed);
+  const dyHandle = Tensor.handleOf(dy, op, 'dy');
+  const wHandle = !wanted.has('dx')
+    ? null
+    : w instanceof QuantizedWeight
+      ? QuantizedWeight.handleOf(w, op, 'w')
+      : Tensor.handleOf(w, op, 'w');
+  const aHandle = Tensor.handleOf(loraA, op, 'loraA');
+  const bHandle = Tensor.handleOf(loraB, op, 'loraB');
+  const wantedRaw = GRADIENTS.map((name) => {
+    if (!wanted.has(name)) return null;
+    const target = targets[name];
+    return target === undefined
+      ? dtypes[name]
+      : Tensor.handleOf(target, op, `accumulateInto.${name}`);
+  });
+  const raw = native(op, (binding) =>
+    binding.loraBackward(
+      dyHandle,
+      x === undefined || !wanted.has('dLoraA') ? null : Tensor.handleOf(x, op, 'saved.x'),
+      wHandle,
+      aHandle,
+      bHandle,
+      h === undefined || !wanted.has('dLoraB') ? null : Tensor.handleOf(h, op, 'saved.h'),
+      scaling,
+      saved.dropout,
+      words[0],
+      words[1],
+      dropoutMask === undefined ? null : Tensor.handleOf(dropoutMask, op, 'dropoutMask'),
+      wantedRaw,
+    ),
+  );
+  const gradients: LoraGradients = {};
+  const N = [loraB.shape[0] ?? 0];
+  GRADIENTS.forEach((name, i) => {
+    if (!wanted.has(name)) return;
+    const handle = raw[i];
+    const shape = name === 'dBias' || name === 'dLoraBias' ? N : shapes[name];
+    gradients[name] =
+      handle === null || handle === undefined
+        ? (targets[name] as Tensor)
+        : Tensor.adopt(handle, shape, dtypes[name], dy.device);
+  });
+  if (given.keep !== true) saved.dispose();
+  return gradients;
+}

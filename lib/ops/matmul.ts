@@ -1,0 +1,67 @@
+import { native } from '../core/binding.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkSameDevice,
+  checkTensor,
+  checkVector,
+  readOptions,
+} from '../core/validate.js';
+import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+
+/**
+ * Product with a base weight: `y = x · wᵀ + bias`. A quantised weight is decoded inside the kernel,
+ * tile by tile, to the dtype of `x`; it is never materialised.
+ * @param x [..., K] f32, bf16 or f16
+ * @param w [N, K] dense (the dtype of `x`, or f32 with a 16-bit one) or quantised
+ * @param options.bias [N], any dtype
+ * @returns y [..., N], dtype of `x`, accumulated in f32 and rounded once
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const y = matmul(x, quantize(w, { format: 'nf4' }), { bias });
+ */
+export function matmul(x: Tensor, w: BaseWeight, options?: { bias?: Tensor }): Tensor {
+  const op = 'matmul';
+  checkTensor(op, 'x', x);
+  const { weight, handle, N, K } = checkWeight(op, w);
+  checkActivations(op, 'x', x, weight, 'K', K);
+  const { bias } = readOptions(op, options);
+  const biasHandle = biasOf(op, bias, x, N);
+  const xHandle = Tensor.handleOf(x, op, 'x');
+  return Tensor.adopt(
+    native(op, (raw) => raw.matmul(xHandle, handle, biasHandle)),
+    withLast(x, N),
+    x.dtype,
+    x.device,
+  );
+}
+
+/** The handle of an optional bias [N]. */
+export function biasOf(op: string, bias: Tensor | undefined, x: Tensor, N: number, name = 'bias') {
+  if (bias === undefined) return null;
+  checkTensor(op, name, bias);
+  checkVector(op, name, bias, N);
+  checkSameDevice(op, name, bias, x);
+  return Tensor.handleOf(bias, op, name);
+}
+
+/**
+ * Gradient of {@link matmul} with respect to its input: `dx = dy · w`. The packed weight is read in
+ * place; no transposed or dense copy is made.
+ * @param dy [..., N]
+ * @param w [N, K] dense or quantised
+ * @returns dx [..., K], dtype of `dy`
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ */
+export function matmulInputGrad(dy: Tensor, w: BaseWeight): Tensor {
+  const op = 'matmulInputGrad';
+  checkTensor(op, 'dy', dy);
+  const { weight, handle, N, K } = checkWeight(op, w);
+  checkActivations(op, 'dy', dy, weight, 'N', N);
+  const dyHandle = Tensor.handleOf(dy, op, 'dy');
+  return Tensor.adopt(
+    native(op, (raw) => raw.matmulInputGrad(dyHandle, handle)),
+    withLast(dy, K),
+    dy.dtype,
+    dy.device,
+  );
+}

@@ -1,0 +1,281 @@
+import { type BitsandbytesState, formatBitsandbytes, parseBitsandbytes } from '../checkpoint/bitsandbytes.js';
+import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
+import { type Device, resolveDevice } from '../core/device.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { checkTensor, readOptions } from '../core/validate.js';
+import { checkBlocksize, checkFormat, FORMATS, type FormatInfo, type QuantFormat } from './formats.js';
+
+/** Blocks of absmax that share one nested absmax under double quantisation. */
+const NESTED_BLOCKSIZE = 256;
+
+interface WeightMeta {
+  shape: readonly number[];
+  format: FormatInfo;
+  blocksize: number;
+  doubleQuant: boolean;
+  nestedBlocksize: number;
+  sourceDType: DType;
+  device: Device;
+}
+
+/**
+ * A blockwise quantised base weight [N, K], in bitsandbytes' layout: blocks of `blocksize` elements
+ * run over the flattened weight, across row ends.
+ *
+ * `w[i] = codebook[code[i]] · absmax[i / blocksize]`, where double quantisation stores absmax itself
+ * as `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`.
+ * @example
+ * using w4 = quantize(w, { format: 'nf4', doubleQuant: true });
+ */
+export class QuantizedWeight implements Disposable {
+  /** [N, K]; a vector that was quantised keeps its one dimension. */
+  readonly shape: readonly number[];
+  readonly format: QuantFormat;
+  readonly blocksize: number;
+  readonly doubleQuant: boolean;
+  readonly device: Device;
+  /** dtype of the tensor that was quantised; {@link dequantize}'s default. */
+  readonly sourceDType: DType;
+  readonly #meta: WeightMeta;
+  #handle: NativeHandle | undefined;
+
+  private constructor(handle: NativeHandle, meta: WeightMeta) {
+    this.#handle = handle;
+    this.#meta = meta;
+    this.shape = meta.shape;
+    this.format = meta.format.name;
+    this.blocksize = meta.blocksize;
+    this.doubleQuant = meta.doubleQuant;
+    this.device = meta.device;
+    this.sourceDType = meta.sourceDType;
+    track(this);
+  }
+
+  /** @internal */
+  static adopt(handle: NativeHandle, meta: WeightMeta): QuantizedWeight {
+    return new QuantizedWeight(handle, meta);
+  }
+
+  /** @internal The live handle. @throws ERR_DISPOSED */
+  static handleOf(weight: QuantizedWeight, op: string, operand: string): NativeHandle {
+    const handle = weight.#handle;
+    if (handle === undefined) fail('ERR_DISPOSED', op, operand, 'a live weight', 'a disposed one');
+    return handle;
+  }
+
+  get #elements(): number {
+    return this.shape.reduce((product, dim) => product * dim, 1);
+  }
+
+  get #blocks(): number {
+    return Math.ceil(this.#elements / this.blocksize);
+  }
+
+  get #codeBytes(): number {
+    return this.#meta.format.bits === 4 ? Math.ceil(this.#elements / 2) : this.#elements;
+  }
+
+  get disposed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /** Bytes of codes, scales and tables. */
+  get byteLength(): number {
+    const { format, nestedBlocksize } = this.#meta;
+    const tables = format.levels * 4;
+    const scales = this.doubleQuant
+      ? this.#blocks + Math.ceil(this.#blocks / nestedBlocksize) * 4 + 256 * 4 + 4
+      : this.#blocks * 4;
+    return this.#codeBytes + tables + scales;
+  }
+
+  /**
+   * The weight as bitsandbytes stores it in a checkpoint, byte for byte, with keys relative to the
+   * layer: `weight`, `weight.absmax`, `weight.quant_map`, with double quantisation also
+   * `weight.nested_absmax` and `weight.nested_quant_map`, and
+   * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`).
+   * @throws ERR_DISPOSED; ERR_NON_FINITE where the quantised tensor held NaN or infinity
+   */
+  async toBitsandbytes(): Promise<BitsandbytesState> {
+    const { format, nestedBlocksize } = this.#meta;
+    const blocks = this.#blocks;
+    const codes = new Uint8Array(this.#codeBytes);
+    const codebook = new Float32Array(format.levels);
+    const reads = [this.#readPart('codes', codes), this.#readPart('codebook', codebook)];
+    const base = {
+      format: format.name,
+      blocksize: this.blocksize,
+      dtype: this.sourceDType,
+      shape: [...this.shape],
+      codes,
+      codebook,
+    };
+    if (!this.doubleQuant) {
+      const absmax = new Float32Array(blocks);
+      await Promise.all([...reads, this.#readPart('absmax', absmax)]);
+      return formatBitsandbytes({ ...base, absmax });
+    }
+    const absmax8bit = new Uint8Array(blocks);
+    const absmaxCodebook = new Float32Array(256);
+    const nestedAbsmax = new Float32Array(Math.ceil(blocks / nestedBlocksize));
+    const offset = new Float32Array(1);
+    await Promise.all([
+      ...reads,
+      this.#readPart('absmax8bit', absmax8bit),
+      this.#readPart('absmaxCodebook', absmaxCodebook),
+      this.#readPart('nestedAbsmax', nestedAbsmax),
+      this.#readPart('absmaxOffset', offset),
+    ]);
+    return formatBitsandbytes({
+      ...base,
+      absmax: {
+        absmax8bit,
+        absmaxCodebook,
+        nestedAbsmax,
+        offset: offset[0] ?? 0,
+        nestedBlocksize,
+      },
+    });
+  }
+
+  #readPart(part: string, target: Float32Array | Uint8Array): Promise<void> {
+    const handle = QuantizedWeight.handleOf(this, 'toBitsandbytes', 'weight');
+    return nativeAsync('toBitsandbytes', (raw, done) => raw.read(handle, part, target, done));
+  }
+
+  /**
+   * A weight from bitsandbytes' checkpoint tensors (see {@link QuantizedWeight.toBitsandbytes}); its
+   * own codebook is kept.
+   * @throws ERR_FORMAT where the state is incomplete or contradicts itself, ERR_DEVICE, ERR_OOM
+   */
+  static fromBitsandbytes(
+    state: BitsandbytesState,
+    options?: { device?: Device },
+  ): QuantizedWeight {
+    const op = 'fromBitsandbytes';
+    const { device: asked } = readOptions(op, options);
+    if (state === null || typeof state !== 'object') throw wrongType(op, 'state', 'an object', state);
+    const parsed = parseBitsandbytes(state);
+    const format = checkFormat(op, parsed.format);
+    checkBlocksize(op, format, parsed.blocksize);
+    const device = resolveDevice(op, asked);
+    const { absmax } = parsed;
+    const nested = absmax instanceof Float32Array ? undefined : absmax;
+    const rows = parsed.shape.slice(0, -1).reduce((product, dim) => product * dim, 1);
+    const cols = parsed.shape.at(-1) ?? 1;
+    const nestedBlocksize = nested?.nestedBlocksize ?? NESTED_BLOCKSIZE;
+    const handle = native(op, (raw) =>
+      raw.weightFromParts(device, format.name, rows, cols, parsed.blocksize, nestedBlocksize, {
+        codes: parsed.codes,
+        codebook: parsed.codebook,
+        ...(nested === undefined
+          ? { absmax: absmax as Float32Array }
+          : {
+              absmax8bit: nested.absmax8bit,
+              absmaxCodebook: nested.absmaxCodebook,
+              nestedAbsmax: nested.nestedAbsmax,
+              absmaxOffset: new Float32Array([nested.offset]),
+            }),
+      }),
+    );
+    return new QuantizedWeight(handle, {
+      shape: Object.freeze([...parsed.shape]),
+      format,
+      blocksize: parsed.blocksize,
+      doubleQuant: nested !== undefined,
+      nestedBlocksize,
+      sourceDType: parsed.dtype,
+      device,
+    });
+  }
+
+  /** A copy on another device. @throws ERR_DISPOSED, ERR_DEVICE, ERR_OOM */
+  to(target: { device: Device }): QuantizedWeight {
+    const handle = QuantizedWeight.handleOf(this, 'to', 'weight');
+    const device = resolveDevice('to', readOptions('to', target).device);
+    const moved = native('to', (raw) => raw.toDevice(handle, device));
+    return new QuantizedWeight(moved, { ...this.#meta, device });
+  }
+
+  /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
+  dispose(): void {
+    const handle = this.#handle;
+    if (handle === undefined) return;
+    this.#handle = undefined;
+    native('dispose', (raw) => raw.dispose(handle));
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** How {@link quantize} stores a weight. */
+export interface QuantizeOptions {
+  format: QuantFormat;
+  /** Elements that share a scale, a power of two from 32 to 4096; default 64 (int8: 256). */
+  blocksize?: number;
+  /** Quantise the scales themselves to 8 bits; default false. */
+  doubleQuant?: boolean;
+}
+
+/**
+ * Blockwise quantisation of a weight. `absmax` is the largest magnitude of a block; each element takes
+ * the code whose level is nearest to `w / absmax`.
+ *
+ * The bytes are bitsandbytes'. Where its CPU and CUDA code differ the rule is: the value
+ * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block of zeros has absmax 0
+ * and codes of zero; a block whose absmax is too small for `1 / absmax` is divided instead.
+ * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
+ * @throws ERR_TYPE, ERR_FORMAT, ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
+ *   at the first read of anything that depends on the weight
+ * @example
+ * const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
+ */
+export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
+  const op = 'quantize';
+  checkTensor(op, 'w', w);
+  const given = readOptions(op, options);
+  const format = checkFormat(op, given.format);
+  const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
+  const doubleQuant: unknown = given.doubleQuant ?? false;
+  if (typeof doubleQuant !== 'boolean') throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
+  const handle = Tensor.handleOf(w, op, 'w');
+  return QuantizedWeight.adopt(
+    native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant)),
+    {
+      shape: w.shape,
+      format,
+      blocksize,
+      doubleQuant,
+      nestedBlocksize: NESTED_BLOCKSIZE,
+      sourceDType: w.dtype,
+      device: w.device,
+    },
+  );
+}
+
+/**
+ * The dense weight: `codebook[code] · absmax` in f32, one rounding to `dtype`.
+ * @param options.dtype default: that of the tensor which was quantised
+ * @returns [N, K]
+ * @throws ERR_TYPE, ERR_DTYPE, ERR_DISPOSED, ERR_OOM
+ */
+export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
+  const op = 'dequantize';
+  if (!(w instanceof QuantizedWeight)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
+  const given = readOptions(op, options);
+  const dtype = checkDType(op, 'dtype', given.dtype ?? w.sourceDType);
+  const handle = QuantizedWeight.handleOf(w, op, 'w');
+  return Tensor.adopt(
+    native(op, (raw) => raw.dequantize(handle, dtype)),
+    w.shape,
+    dtype,
+    w.device,
+  );
+}
+
+export { FORMATS };

@@ -1,0 +1,27 @@
+/// Entry point of the addon: one EnvState an environment, and the groups of raw functions.
+#include <napi.h>
+
+#include "native/addon/bindings.h"
+#include "native/addon/env_state.h"
+
+namespace lowrank::addon {
+namespace {
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  env.SetInstanceData(new EnvState(env));
+  RegisterDevices(env, exports);
+  RegisterTensors(env, exports);
+  RegisterTransfer(env, exports);
+  RegisterWeights(env, exports);
+  RegisterOps(env, exports);
+  return exports;
+}
+
+}  // namespace
+}  // namespace lowrank::addon
+
+static Napi::Object InitLowrank(Napi::Env env, Napi::Object exports) {
+  return lowrank::addon::Init(env, exports);
+}
+
+NODE_API_MODULE(lowrank, InitLowrank)

@@ -1,0 +1,71 @@
+/// devices(), memoryUsage(), threads.
+#include "native/addon/bindings.h"
+#include "native/addon/handles.h"
+#include "native/core/registry.h"
+
+namespace lowrank::addon {
+namespace {
+
+Napi::Value Devices(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::vector<DeviceInfo> devices = ListDevices();
+  Napi::Array list = Napi::Array::New(env, devices.size());
+  for (size_t i = 0; i < devices.size(); ++i) {
+    const DeviceInfo& device = devices[i];
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("device", device.device);
+    row.Set("available", device.available);
+    if (!device.reason.empty()) row.Set("reason", device.reason);
+    row.Set("name", device.name);
+    Napi::Array features = Napi::Array::New(env, device.features.size());
+    for (size_t f = 0; f < device.features.size(); ++f) {
+      features.Set(static_cast<uint32_t>(f), device.features[f]);
+    }
+    row.Set("features", features);
+    row.Set("memory", static_cast<double>(device.memory_bytes));
+    row.Set("isa", device.isa);
+    list.Set(static_cast<uint32_t>(i), row);
+  }
+  return list;
+}
+
+Napi::Value Memory(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const MemoryUsage usage = BackendArg(info[0])->Memory();
+  Napi::Object row = Napi::Object::New(env);
+  row.Set("liveBytes", static_cast<double>(usage.live_bytes));
+  row.Set("peakBytes", static_cast<double>(usage.peak_bytes));
+  row.Set("liveTensors", static_cast<double>(usage.live_tensors));
+  return row;
+}
+
+Napi::Value ResetPeak(const Napi::CallbackInfo& info) {
+  BackendArg(info[0])->ResetPeak();
+  return info.Env().Undefined();
+}
+
+Napi::Value SetThreadCount(const Napi::CallbackInfo& info) {
+  const double threads = NumberArg(info[0], "setThreads", "n");
+  if (!(threads >= 1 && threads <= 256 && threads == static_cast<int>(threads))) {
+    ThrowIfError(info.Env(), Refuse(Code::kValue, "setThreads", "n", "an integer from 1 to 256",
+                                    std::to_string(threads)));
+  }
+  SetThreads(static_cast<int>(threads));
+  return info.Env().Undefined();
+}
+
+Napi::Value ThreadCount(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), GetThreads());
+}
+
+}  // namespace
+
+void RegisterDevices(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "devices", Devices);
+  Export(env, exports, "memoryUsage", Memory);
+  Export(env, exports, "resetPeak", ResetPeak);
+  Export(env, exports, "setThreads", SetThreadCount);
+  Export(env, exports, "threads", ThreadCount);
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,251 @@
+#include "native/addon/handles.h"
+
+#include <cmath>
+#include <memory>
+
+#include "native/core/registry.h"
+
+namespace lowrank::addon {
+namespace {
+
+// Random constants; what counts is that nobody else uses them.
+constexpr napi_type_tag kTensorTag = {0x8f21b6d4c0e74a11ULL, 0x9d3c5a7be1f04262ULL};
+constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03ULL};
+
+constexpr double kMaxSafeInteger = 9007199254740991.0;
+
+const char* KindOf(const Napi::Value& value) {
+  if (value.IsUndefined()) return "undefined";
+  if (value.IsNull()) return "null";
+  if (value.IsString()) return "a string";
+  if (value.IsNumber()) return "a number";
+  if (value.IsExternal()) return "a handle of another kind";
+  return "another value";
+}
+
+template <typename Handle>
+void ReleaseAccounting(Napi::BasicEnv env, Handle* handle) {
+  if (handle->accounted_bytes == 0) return;
+  Napi::MemoryManagement::AdjustExternalMemory(env, -handle->accounted_bytes);
+  handle->accounted_bytes = 0;
+}
+
+/// Garbage collection is only a net: it drops the reference that dispose() would have dropped.
+template <typename Handle>
+Napi::Value Wrap(Napi::Env env, Handle handle, const napi_type_tag& tag, int64_t bytes) {
+  auto owned = std::make_unique<Handle>(std::move(handle));
+  Napi::External<Handle> external =
+      Napi::External<Handle>::New(env, owned.get(), [](Napi::BasicEnv basic_env, Handle* data) {
+        ReleaseAccounting(basic_env, data);
+        delete data;
+      });
+  Handle* raw = owned.release();
+  external.TypeTag(&tag);
+  raw->accounted_bytes = bytes;
+  Napi::MemoryManagement::AdjustExternalMemory(env, bytes);
+  return external;
+}
+
+template <typename Handle>
+Handle* Unwrap(const Napi::Value& value, const napi_type_tag& tag) {
+  if (!value.IsExternal()) return nullptr;
+  const Napi::External<Handle> external = value.As<Napi::External<Handle>>();
+  if (!external.CheckTypeTag(&tag)) return nullptr;
+  return external.Data();
+}
+
+}  // namespace
+
+void Throw(Napi::Env env, Code code, const std::string& message) {
+  Napi::Error error = code == Code::kType ? Napi::TypeError::New(env, message)
+                                          : Napi::Error::New(env, message);
+  error.Set("code", Napi::String::New(env, CodeName(code)));
+  throw error;
+}
+
+void ThrowIfError(Napi::Env env, const Status& status) {
+  if (!status.ok()) Throw(env, status.code(), status.message());
+}
+
+int64_t TensorHandle::elems() const {
+  int64_t count = 1;
+  for (const int64_t dim : shape) count *= dim;
+  return count;
+}
+
+TensorView TensorHandle::View() const {
+  TensorView view;
+  view.data = storage->data();
+  view.dtype = dtype;
+  view.present = true;
+  view.cols = shape.empty() ? 1 : shape.back();
+  view.rows = 1;
+  for (size_t i = 0; i + 1 < shape.size(); ++i) view.rows *= shape[i];
+  return view;
+}
+
+const char* WeightHandle::PartName(int part) {
+  constexpr const char* kNames[kPartCount] = {"codes",       "codebook",       "absmax",
+                                              "absmax8bit",  "absmaxCodebook", "nestedAbsmax",
+                                              "absmaxOffset"};
+  return kNames[part];
+}
+
+QuantView WeightHandle::View() const {
+  auto data = [this](Part part) { return parts[part] ? parts[part]->data() : nullptr; };
+  QuantView view;
+  view.format = format;
+  view.rows = rows;
+  view.cols = cols;
+  view.blocksize = blocksize;
+  view.codes = static_cast<uint8_t*>(data(kCodes));
+  view.codebook = static_cast<const float*>(data(kCodebook));
+  view.absmax = static_cast<float*>(data(kAbsmax));
+  view.absmax_8bit = static_cast<uint8_t*>(data(kAbsmax8bit));
+  view.absmax_codebook = static_cast<const float*>(data(kAbsmaxCodebook));
+  view.nested_absmax = static_cast<float*>(data(kNestedAbsmax));
+  view.absmax_offset = static_cast<float*>(data(kAbsmaxOffset));
+  view.nested_blocksize = nested_blocksize;
+  return view;
+}
+
+Napi::Value WrapTensor(Napi::Env env, TensorHandle handle) {
+  const int64_t bytes = static_cast<int64_t>(handle.storage->bytes());
+  return Wrap(env, std::move(handle), kTensorTag, bytes);
+}
+
+Napi::Value WrapWeight(Napi::Env env, WeightHandle handle) {
+  int64_t bytes = 0;
+  for (const StoragePtr& part : handle.parts) {
+    if (part) bytes += static_cast<int64_t>(part->bytes());
+  }
+  return Wrap(env, std::move(handle), kWeightTag, bytes);
+}
+
+TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand) {
+  TensorHandle* handle = Unwrap<TensorHandle>(value, kTensorTag);
+  if (handle == nullptr) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "a tensor", KindOf(value)));
+  }
+  if (!handle->storage) {
+    ThrowIfError(value.Env(),
+                 Refuse(Code::kDisposed, op, operand, "a live tensor", "a disposed one"));
+  }
+  return *handle;
+}
+
+WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand) {
+  WeightHandle* handle = Unwrap<WeightHandle>(value, kWeightTag);
+  if (handle == nullptr) {
+    ThrowIfError(value.Env(),
+                 Refuse(Code::kType, op, operand, "a quantised weight", KindOf(value)));
+  }
+  if (!handle->parts[WeightHandle::kCodes]) {
+    ThrowIfError(value.Env(),
+                 Refuse(Code::kDisposed, op, operand, "a live weight", "a disposed one"));
+  }
+  return *handle;
+}
+
+bool IsWeight(const Napi::Value& value) {
+  return Unwrap<WeightHandle>(value, kWeightTag) != nullptr;
+}
+
+void Dispose(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  if (TensorHandle* tensor = Unwrap<TensorHandle>(info[0], kTensorTag)) {
+    tensor->storage.reset();
+    ReleaseAccounting(env, tensor);
+  } else if (WeightHandle* weight = Unwrap<WeightHandle>(info[0], kWeightTag)) {
+    for (StoragePtr& part : weight->parts) part.reset();
+    ReleaseAccounting(env, weight);
+  } else {
+    ThrowIfError(env, Refuse(Code::kType, "dispose", "handle", "a tensor or a quantised weight",
+                             KindOf(info[0])));
+  }
+  EnvState::Of(env).DeleteBuried(env);
+}
+
+std::string StringArg(const Napi::Value& value, const char* op, const char* operand) {
+  if (!value.IsString()) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "a string", KindOf(value)));
+  }
+  return value.As<Napi::String>().Utf8Value();
+}
+
+double NumberArg(const Napi::Value& value, const char* op, const char* operand) {
+  if (!value.IsNumber()) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "a number", KindOf(value)));
+  }
+  return value.As<Napi::Number>().DoubleValue();
+}
+
+bool BoolArg(const Napi::Value& value) {
+  return value.IsBoolean() && value.As<Napi::Boolean>().Value();
+}
+
+DType DTypeArg(const Napi::Value& value, const char* op) {
+  const std::string name = StringArg(value, op, "dtype");
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    if (name == DTypeName(dtype)) return dtype;
+  }
+  ThrowIfError(value.Env(),
+               Refuse(Code::kDtype, op, "dtype", "'f32', 'bf16' or 'f16'", "'" + name + "'"));
+  return DType::kF32;
+}
+
+Backend* BackendArg(const Napi::Value& value) {
+  Backend* backend = nullptr;
+  ThrowIfError(value.Env(), FindBackend(StringArg(value, "device", "device"), &backend));
+  return backend;
+}
+
+std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op) {
+  const Napi::Env env = value.Env();
+  if (!value.IsArray()) {
+    ThrowIfError(env, Refuse(Code::kType, op, "shape", "an array", KindOf(value)));
+  }
+  const Napi::Array array = value.As<Napi::Array>();
+  std::vector<int64_t> shape;
+  int64_t count = 1;
+  bool overflow = false;
+  for (uint32_t i = 0; i < array.Length(); ++i) {
+    const double dim = NumberArg(array.Get(i), op, "shape");
+    if (!(dim >= 0 && dim <= kMaxSafeInteger && dim == std::floor(dim))) {
+      ThrowIfError(env, Refuse(Code::kShape, op, "shape", "of non-negative integers",
+                               std::to_string(dim)));
+    }
+    shape.push_back(static_cast<int64_t>(dim));
+    overflow = __builtin_mul_overflow(count, shape.back(), &count) || overflow;
+  }
+  // Even a product with a zero must not overflow on the way: kernels fold dimensions.
+  if (overflow || count > (int64_t{1} << 56)) {
+    ThrowIfError(env, Refuse(Code::kShape, op, "shape", "of at most 2^56 elements", "more"));
+  }
+  return shape;
+}
+
+bool IsPresent(const Napi::Value& value) { return !value.IsUndefined() && !value.IsNull(); }
+
+uint64_t SeedArg(const Napi::Value& low, const Napi::Value& high, const char* op) {
+  const auto word = [op](const Napi::Value& value) {
+    const double number = NumberArg(value, op, "seed");
+    if (!(number >= 0 && number <= 4294967295.0 && number == std::floor(number))) {
+      ThrowIfError(value.Env(), Refuse(Code::kValue, op, "seed", "two 32-bit words",
+                                       std::to_string(number)));
+    }
+    return static_cast<uint64_t>(number);
+  };
+  return word(high) << 32 | word(low);
+}
+
+TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector<int64_t> shape) {
+  TensorHandle handle;
+  handle.dtype = dtype;
+  handle.shape = std::move(shape);
+  const size_t bytes = static_cast<size_t>(handle.elems()) * DTypeBytes(dtype);
+  ThrowIfError(env, backend->Allocate(bytes, &handle.storage));
+  return handle;
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,75 @@
+/// JavaScript handles of native memory: type-tagged externals, so that a foreign object or a handle
+/// of the wrong kind is refused and never cast.
+#pragma once
+
+#include <napi.h>
+
+#include <string>
+#include <vector>
+
+#include "native/addon/env_state.h"
+#include "native/core/backend.h"
+
+namespace lowrank::addon {
+
+/// Throws a JavaScript error with the stable `code` of a failed status.
+void ThrowIfError(Napi::Env env, const Status& status);
+[[noreturn]] void Throw(Napi::Env env, Code code, const std::string& message);
+
+/// A dense tensor. `storage` is null once disposed.
+struct TensorHandle {
+  StoragePtr storage;
+  DType dtype = DType::kF32;
+  std::vector<int64_t> shape;
+  int64_t accounted_bytes = 0;
+
+  int64_t elems() const;
+  /// Folded to a matrix: the last dimension is cols; a scalar is [1, 1].
+  TensorView View() const;
+};
+
+/// A quantised weight: its parts, and how they are read.
+struct WeightHandle {
+  enum Part { kCodes, kCodebook, kAbsmax, kAbsmax8bit, kAbsmaxCodebook, kNestedAbsmax,
+              kAbsmaxOffset, kPartCount };
+  static const char* PartName(int part);
+
+  StoragePtr parts[kPartCount];  // null where the weight has no such part, or is disposed
+  const FormatRow* format = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t blocksize = 0;
+  int64_t nested_blocksize = 256;
+  int64_t accounted_bytes = 0;
+
+  Backend* backend() const { return parts[kCodes]->backend(); }
+  QuantView View() const;
+};
+
+Napi::Value WrapTensor(Napi::Env env, TensorHandle handle);
+Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
+
+/// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead one.
+TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand);
+WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand);
+bool IsWeight(const Napi::Value& value);
+
+/// Frees the memory now (as soon as no queued op holds it); twice is a no-op.
+void Dispose(const Napi::CallbackInfo& info);
+
+/// Argument parsing with typed errors.
+std::string StringArg(const Napi::Value& value, const char* op, const char* operand);
+double NumberArg(const Napi::Value& value, const char* op, const char* operand);
+bool BoolArg(const Napi::Value& value);
+DType DTypeArg(const Napi::Value& value, const char* op);
+Backend* BackendArg(const Napi::Value& value);
+/// Checks each dimension and that bytes fit int64.
+std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op);
+bool IsPresent(const Napi::Value& value);
+/// A 64-bit seed, which JavaScript passes as two 32-bit words.
+uint64_t SeedArg(const Napi::Value& low, const Napi::Value& high, const char* op);
+
+/// A fresh tensor on `backend`.
+TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector<int64_t> shape);
+
+}  // namespace lowrank::addon

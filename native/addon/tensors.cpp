@@ -1,0 +1,121 @@
+/// Making tensors: from data, zero-copy over memory of the caller, random, cast.
+#include <cstring>
+
+#include "native/addon/bindings.h"
+#include "native/addon/handles.h"
+#include "native/addon/host_array.h"
+
+namespace lowrank::addon {
+namespace {
+
+// createTensor(device, dtype, shape, data | null): data is copied; null means zeros.
+Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "Tensor.from";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  const DType dtype = DTypeArg(info[1], kOp);
+  TensorHandle handle = NewTensor(env, backend, dtype, ShapeArg(info[2], kOp));
+  const size_t count = static_cast<size_t>(handle.elems());
+  if (IsPresent(info[3])) {
+    // Nobody else knows this memory yet, so it is filled here and not on the queue.
+    const HostArray data = HostArrayOf(info[3], kOp, "data");
+    ThrowIfError(env, ConvertIn(data, dtype, count, kOp, handle.storage->data()));
+  } else if (count != 0) {
+    std::memset(handle.storage->data(), 0, handle.storage->bytes());
+  }
+  return WrapTensor(env, std::move(handle));
+}
+
+// wrapTensor(device, dtype, shape, typedArray | bigint): no copy. A typed array is kept alive until
+// the last op that uses it is done; a pointer is the caller's to keep.
+Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "Tensor.wrap";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  TensorHandle handle;
+  handle.dtype = DTypeArg(info[1], kOp);
+  handle.shape = ShapeArg(info[2], kOp);
+  const size_t bytes = static_cast<size_t>(handle.elems()) * DTypeBytes(handle.dtype);
+  void* data = nullptr;
+  std::function<void()> release = [] {};
+  if (info[3].IsBigInt()) {
+    bool lossless = false;
+    const uint64_t address = info[3].As<Napi::BigInt>().Uint64Value(&lossless);
+    if (!lossless || (address == 0 && bytes != 0) || address % DTypeBytes(handle.dtype) != 0) {
+      ThrowIfError(env, Refuse(Code::kValue, kOp, "pointer", "a non-null aligned 64-bit address",
+                               std::to_string(address)));
+    }
+    data = reinterpret_cast<void*>(static_cast<uintptr_t>(address));
+  } else {
+    const HostArray array = HostArrayOf(info[3], kOp, "data");
+    if (array.length * array.element_bytes() != bytes) {
+      ThrowIfError(env, Refuse(Code::kShape, kOp, "data", std::to_string(bytes) + " bytes long",
+                               std::to_string(array.length * array.element_bytes())));
+    }
+    data = array.data;
+    napi_ref reference;
+    if (napi_create_reference(env, info[3], 1, &reference) != napi_ok) {
+      Throw(env, Code::kOom, "Tensor.wrap: no memory for a reference");
+    }
+    EnvState* state = &EnvState::Of(env);
+    release = [state, reference] { state->Bury(reference); };
+  }
+  handle.storage = Storage::Foreign(backend, data, bytes, std::move(release));
+  return WrapTensor(env, std::move(handle));
+}
+
+// randomTensor(device, dtype, shape, kind, seedLow, seedHigh, mean, scale)
+Napi::Value RandomTensor(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = RandomOp::kName;
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  TensorHandle handle =
+      NewTensor(env, backend, DTypeArg(info[1], kOp), ShapeArg(info[2], kOp));
+  RandomOp op;
+  op.kind = StringArg(info[3], kOp, "kind") == "uniform" ? RandomOp::Kind::kUniform
+                                                         : RandomOp::Kind::kNormal;
+  op.seed = SeedArg(info[4], info[5], kOp);
+  op.mean = NumberArg(info[6], kOp, "mean");
+  op.scale = NumberArg(info[7], kOp, "std");
+  op.y = handle.View();
+  ThrowIfError(env, backend->Enqueue(op, OpRefs{{}, {handle.storage}, EnvState::Of(env).cancel()}));
+  return WrapTensor(env, std::move(handle));
+}
+
+// castTensor(tensor, dtype)
+Napi::Value CastTensor(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const TensorHandle& source = TensorOf(info[0], CastOp::kName, "src");
+  Backend* backend = source.storage->backend();
+  TensorHandle target = NewTensor(env, backend, DTypeArg(info[1], CastOp::kName), source.shape);
+  const CastOp op{source.View(), target.View()};
+  ThrowIfError(env, backend->Enqueue(op, OpRefs{{source.storage},
+                                                {target.storage},
+                                                EnvState::Of(env).cancel()}));
+  return WrapTensor(env, std::move(target));
+}
+
+// share(tensor): another handle of the same memory, which lives on when the first is disposed
+Napi::Value Share(const Napi::CallbackInfo& info) {
+  TensorHandle copy = TensorOf(info[0], "share", "tensor");
+  copy.accounted_bytes = 0;
+  return WrapTensor(info.Env(), std::move(copy));
+}
+
+Napi::Value DisposeHandle(const Napi::CallbackInfo& info) {
+  Dispose(info);
+  return info.Env().Undefined();
+}
+
+}  // namespace
+
+void RegisterTensors(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "createTensor", CreateTensor);
+  Export(env, exports, "wrapTensor", WrapMemory);
+  Export(env, exports, "randomTensor", RandomTensor);
+  Export(env, exports, "castTensor", CastTensor);
+  Export(env, exports, "share", Share);
+  Export(env, exports, "dispose", DisposeHandle);
+}
+
+}  // namespace lowrank::addon

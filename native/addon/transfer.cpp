@@ -1,0 +1,222 @@
+/// Bytes between JavaScript, tensors and devices, each in the order of the device's queue.
+#include <condition_variable>
+#include <cstring>
+#include <memory>
+#include <mutex>
+
+#include "native/addon/bindings.h"
+#include "native/addon/handles.h"
+#include "native/addon/host_array.h"
+
+namespace lowrank::addon {
+namespace {
+
+/// Bytes on their way from one queue to another: filled once, then taken.
+class Parcel {
+ public:
+  explicit Parcel(size_t bytes) : bytes_(new uint8_t[bytes == 0 ? 1 : bytes]) {}
+  uint8_t* data() { return bytes_.get(); }
+
+  void Seal(const Status& status) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    status_ = status;
+    sealed_ = true;
+    ready_.notify_all();
+  }
+  Status Await() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ready_.wait(lock, [this] { return sealed_; });
+    return status_;
+  }
+
+ private:
+  std::unique_ptr<uint8_t[]> bytes_;
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  bool sealed_ = false;
+  Status status_;
+};
+
+/// What read() takes its bytes from: a tensor, or one part of a weight.
+struct Source {
+  StoragePtr storage;
+  DType dtype = DType::kF32;
+  size_t count = 0;
+  bool raw = false;  // a weight's part: bytes, no conversion
+};
+
+Source SourceOf(const Napi::Value& handle, const Napi::Value& part) {
+  constexpr const char* kOp = "read";
+  Source source;
+  if (!IsPresent(part)) {
+    const TensorHandle& tensor = TensorOf(handle, kOp, "tensor");
+    source.storage = tensor.storage;
+    source.dtype = tensor.dtype;
+    source.count = static_cast<size_t>(tensor.elems());
+    return source;
+  }
+  const WeightHandle& weight = WeightOf(handle, kOp, "weight");
+  const std::string name = StringArg(part, kOp, "part");
+  for (int p = 0; p < WeightHandle::kPartCount; ++p) {
+    if (name == WeightHandle::PartName(p) && weight.parts[p]) source.storage = weight.parts[p];
+  }
+  if (!source.storage) {
+    ThrowIfError(handle.Env(),
+                 Refuse(Code::kValue, kOp, "part", "one that the weight has", "'" + name + "'"));
+  }
+  source.raw = true;
+  source.count = source.storage->bytes();
+  return source;
+}
+
+/// The sink that converts into `target`, after checking that it fits.
+std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Source& source) {
+  const Napi::Env env = value.Env();
+  const HostArray target = HostArrayOf(value, "read", "target");
+  const size_t count = source.raw ? target.length * target.element_bytes() : target.length;
+  if (count != source.count) {
+    ThrowIfError(env, Refuse(Code::kShape, "read", "target",
+                             "of length " + std::to_string(source.count), std::to_string(count)));
+  }
+  const bool fits = source.raw || target.type == napi_float32_array ||
+                    (target.type == napi_uint16_array && source.dtype != DType::kF32);
+  if (!fits) {
+    ThrowIfError(env, Refuse(Code::kDtype, "read", "target",
+                             source.dtype == DType::kF32 ? "a Float32Array"
+                                                         : "a Float32Array or a Uint16Array",
+                             "an array of another type"));
+  }
+  return [data = target.data, type = target.type, source_info = std::make_tuple(
+              source.dtype, source.count, source.raw)](const void* bytes) -> Status {
+    const auto& [dtype, elements, raw] = source_info;
+    if (!raw) return ConvertOut(bytes, dtype, elements, type, data);
+    if (elements != 0) std::memcpy(data, bytes, elements);
+    return Status();
+  };
+}
+
+// read(handle, part | null, target, callback(code | null, message))
+Napi::Value Read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  EnvState& state = EnvState::Of(env);
+  const Source source = SourceOf(info[0], info[1]);
+  auto sink = SinkInto(info[2], source);
+  const uint64_t id =
+      state.Expect(env, Pending{Napi::Persistent(info[3].As<Napi::Function>()),
+                                Napi::Persistent(info[2].As<Napi::Object>())});
+  const Status status = source.storage->backend()->Read(
+      source.storage, std::move(sink),
+      [&state, id](const Status& outcome) { state.Settle(id, outcome); }, state.cancel());
+  if (!status.ok()) {
+    state.Forget(env, id);
+    ThrowIfError(env, status);
+  }
+  return env.Undefined();
+}
+
+// readSync(handle, part | null, target)
+Napi::Value ReadSync(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Source source = SourceOf(info[0], info[1]);
+  auto sink = SinkInto(info[2], source);
+  const auto arrival = std::make_shared<Parcel>(0);
+  ThrowIfError(env, source.storage->backend()->Read(
+                        source.storage, std::move(sink),
+                        [arrival](const Status& outcome) { arrival->Seal(outcome); },
+                        EnvState::Of(env).cancel()));
+  ThrowIfError(env, arrival->Await());
+  return env.Undefined();
+}
+
+// writeTensor(tensor, data)
+Napi::Value WriteTensor(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "write";
+  const Napi::Env env = info.Env();
+  const TensorHandle& tensor = TensorOf(info[0], kOp, "tensor");
+  const HostArray data = HostArrayOf(info[1], kOp, "data");
+  const size_t bytes = tensor.storage->bytes();
+  const auto parcel = std::make_shared<Parcel>(bytes);
+  ThrowIfError(env, ConvertIn(data, tensor.dtype, static_cast<size_t>(tensor.elems()), kOp,
+                              parcel->data()));
+  ThrowIfError(env, tensor.storage->backend()->Write(
+                        tensor.storage,
+                        [parcel, bytes](void* target) -> Status {
+                          if (bytes != 0) std::memcpy(target, parcel->data(), bytes);
+                          return Status();
+                        },
+                        EnvState::Of(env).cancel()));
+  return env.Undefined();
+}
+
+/// A copy of `source` on another device, ordered with both queues.
+Status CopyStorage(const StoragePtr& source, Backend* backend, const CancelPtr& cancel,
+                   StoragePtr* target) {
+  const size_t bytes = source->bytes();
+  LOWRANK_RETURN_IF_ERROR(backend->Allocate(bytes, target));
+  const auto parcel = std::make_shared<Parcel>(bytes);
+  LOWRANK_RETURN_IF_ERROR(source->backend()->Read(
+      source,
+      [parcel, bytes](const void* data) -> Status {
+        if (bytes != 0) std::memcpy(parcel->data(), data, bytes);
+        return Status();
+      },
+      [parcel](const Status& outcome) { parcel->Seal(outcome); }, cancel));
+  return backend->Write(
+      *target,
+      [parcel, bytes](void* data) -> Status {
+        LOWRANK_RETURN_IF_ERROR(parcel->Await());
+        if (bytes != 0) std::memcpy(data, parcel->data(), bytes);
+        return Status();
+      },
+      cancel);
+}
+
+// toDevice(tensor | weight, device)
+Napi::Value ToDevice(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "to";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[1]);
+  const CancelPtr& cancel = EnvState::Of(env).cancel();
+  if (IsWeight(info[0])) {
+    WeightHandle copy = WeightOf(info[0], kOp, "weight");
+    copy.accounted_bytes = 0;
+    for (StoragePtr& part : copy.parts) {
+      const StoragePtr source = part;
+      if (source) ThrowIfError(env, CopyStorage(source, backend, cancel, &part));
+    }
+    return WrapWeight(env, std::move(copy));
+  }
+  TensorHandle copy = TensorOf(info[0], kOp, "tensor");
+  copy.accounted_bytes = 0;
+  const StoragePtr source = copy.storage;
+  ThrowIfError(env, CopyStorage(source, backend, cancel, &copy.storage));
+  return WrapTensor(env, std::move(copy));
+}
+
+// synchronize(device, callback)
+Napi::Value Synchronize(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  EnvState& state = EnvState::Of(env);
+  Backend* backend = BackendArg(info[0]);
+  const uint64_t id = state.Expect(
+      env, Pending{Napi::Persistent(info[1].As<Napi::Function>()), Napi::ObjectReference()});
+  const Status status = backend->Synchronize(
+      [&state, id](const Status& outcome) { state.Settle(id, outcome); }, state.cancel());
+  if (!status.ok()) {
+    state.Forget(env, id);
+    ThrowIfError(env, status);
+  }
+  return env.Undefined();
+}
+
+}  // namespace
+
+void RegisterTransfer(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "read", Read);
+  Export(env, exports, "readSync", ReadSync);
+  Export(env, exports, "writeTensor", WriteTensor);
+  Export(env, exports, "toDevice", ToDevice);
+  Export(env, exports, "synchronize", Synchronize);
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,201 @@
+/// Quantised weights: quantise, dequantise, and making one from its parts.
+#include <cstring>
+
+#include "native/addon/bindings.h"
+#include "native/addon/handles.h"
+#include "native/addon/host_array.h"
+
+namespace lowrank::addon {
+namespace {
+
+const FormatRow* FormatArg(const Napi::Value& value, const char* op) {
+  const std::string name = StringArg(value, op, "format");
+  const FormatRow* format = FindFormat(name);
+  if (format == nullptr) {
+    std::string known;
+    for (int i = 0; i < FormatCount(); ++i) {
+      known += (i == 0 ? "'" : ", '") + std::string(FormatAt(i).name) + "'";
+    }
+    ThrowIfError(value.Env(),
+                 Refuse(Code::kFormat, op, "format", "one of " + known, "'" + name + "'"));
+  }
+  return format;
+}
+
+StoragePtr NewPart(Napi::Env env, Backend* backend, int64_t count, size_t element_bytes) {
+  StoragePtr part;
+  ThrowIfError(env, backend->Allocate(static_cast<size_t>(count) * element_bytes, &part));
+  return part;
+}
+
+/// A part whose bytes are known now.
+StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t bytes) {
+  StoragePtr part;
+  ThrowIfError(env, backend->Allocate(bytes, &part));
+  if (bytes != 0) std::memcpy(part->data(), data, bytes);
+  return part;
+}
+
+/// The codebook given, or the format's own.
+StoragePtr CodebookPart(Napi::Env env, Backend* backend, const FormatRow& format,
+                        const Napi::Value& value, const char* op) {
+  const size_t bytes = static_cast<size_t>(format.levels) * sizeof(float);
+  if (!IsPresent(value)) return FilledPart(env, backend, format.codebook, bytes);
+  const HostArray codebook = HostArrayOf(value, op, "codebook");
+  if (codebook.type != napi_float32_array ||
+      codebook.length != static_cast<size_t>(format.levels)) {
+    ThrowIfError(env, Refuse(Code::kFormat, op, "codebook",
+                             "a Float32Array of length " + std::to_string(format.levels),
+                             "length " + std::to_string(codebook.length)));
+  }
+  return FilledPart(env, backend, codebook.data, bytes);
+}
+
+OpRefs RefsOf(Napi::Env env, std::vector<StoragePtr> inputs, std::vector<StoragePtr> outputs) {
+  return OpRefs{std::move(inputs), std::move(outputs), EnvState::Of(env).cancel()};
+}
+
+std::vector<StoragePtr> PartsOf(const WeightHandle& weight) {
+  std::vector<StoragePtr> parts;
+  for (const StoragePtr& part : weight.parts) {
+    if (part) parts.push_back(part);
+  }
+  return parts;
+}
+
+// quantize(w, format, blocksize, doubleQuant)
+Napi::Value Quantize(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = QuantizeOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& w = TensorOf(info[0], kOp, "w");
+  Backend* backend = w.storage->backend();
+  WeightHandle weight;
+  weight.format = FormatArg(info[1], kOp);
+  weight.rows = w.View().rows;
+  weight.cols = w.View().cols;
+  weight.blocksize = static_cast<int64_t>(NumberArg(info[2], kOp, "blocksize"));
+  if (weight.blocksize <= 0) {
+    ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "a positive power of two",
+                             std::to_string(weight.blocksize)));
+  }
+  QuantView sizes = weight.View();
+  weight.parts[WeightHandle::kCodes] =
+      NewPart(env, backend, static_cast<int64_t>(sizes.code_bytes()), 1);
+  weight.parts[WeightHandle::kCodebook] =
+      CodebookPart(env, backend, *weight.format, env.Null(), kOp);
+  if (BoolArg(info[3])) {
+    weight.parts[WeightHandle::kAbsmax8bit] = NewPart(env, backend, sizes.blocks(), 1);
+    weight.parts[WeightHandle::kAbsmaxCodebook] =
+        FilledPart(env, backend, DynamicMap8bit(), 256 * sizeof(float));
+    weight.parts[WeightHandle::kNestedAbsmax] =
+        NewPart(env, backend, sizes.nested_blocks(), sizeof(float));
+    weight.parts[WeightHandle::kAbsmaxOffset] = NewPart(env, backend, 1, sizeof(float));
+  } else {
+    weight.parts[WeightHandle::kAbsmax] = NewPart(env, backend, sizes.blocks(), sizeof(float));
+  }
+  QuantizeOp op;
+  op.w = w.View();
+  op.out = weight.View();
+  ThrowIfError(env, backend->Enqueue(op, RefsOf(env, {w.storage}, PartsOf(weight))));
+  return WrapWeight(env, std::move(weight));
+}
+
+// weightFromParts(device, format, N, K, blocksize, nestedBlocksize, parts): parts by name
+Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "fromBitsandbytes";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  WeightHandle weight;
+  weight.format = FormatArg(info[1], kOp);
+  Napi::Array shape = Napi::Array::New(env, 2);
+  shape.Set(0u, info[2]);
+  shape.Set(1u, info[3]);
+  const std::vector<int64_t> dims = ShapeArg(shape, kOp);
+  weight.rows = dims[0];
+  weight.cols = dims[1];
+  weight.blocksize = static_cast<int64_t>(NumberArg(info[4], kOp, "blocksize"));
+  weight.nested_blocksize = static_cast<int64_t>(NumberArg(info[5], kOp, "nestedBlocksize"));
+  if (weight.blocksize <= 0 || weight.nested_blocksize <= 0) {
+    ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "positive",
+                             std::to_string(weight.blocksize) + " and nested " +
+                                 std::to_string(weight.nested_blocksize)));
+  }
+  const QuantView sizes = weight.View();
+  const size_t expected_bytes[WeightHandle::kPartCount] = {
+      sizes.code_bytes(),
+      static_cast<size_t>(weight.format->levels) * sizeof(float),
+      static_cast<size_t>(sizes.blocks()) * sizeof(float),
+      static_cast<size_t>(sizes.blocks()),
+      256 * sizeof(float),
+      static_cast<size_t>(sizes.nested_blocks()) * sizeof(float),
+      sizeof(float)};
+  const Napi::Object parts = info[6].As<Napi::Object>();
+  for (int p = 0; p < WeightHandle::kPartCount; ++p) {
+    const char* name = WeightHandle::PartName(p);
+    const Napi::Value value = parts.Get(name);
+    if (!IsPresent(value)) continue;
+    const HostArray array = HostArrayOf(value, kOp, name);
+    const size_t bytes = array.length * array.element_bytes();
+    if (bytes != expected_bytes[p]) {
+      ThrowIfError(env, Refuse(Code::kFormat, kOp, name,
+                               std::to_string(expected_bytes[p]) + " bytes", std::to_string(bytes)));
+    }
+    weight.parts[p] = FilledPart(env, backend, array.data, bytes);
+  }
+  if (!weight.parts[WeightHandle::kCodebook]) {
+    weight.parts[WeightHandle::kCodebook] =
+        CodebookPart(env, backend, *weight.format, env.Null(), kOp);
+  }
+  if (!weight.parts[WeightHandle::kCodes]) {
+    ThrowIfError(env, Refuse(Code::kFormat, kOp, "codes", "given", "none"));
+  }
+  // The descriptor's own gate sees the rest: which parts belong together, and the blocksize.
+  TensorView nothing;
+  nothing.present = true;
+  nothing.rows = weight.rows;
+  nothing.cols = weight.cols;
+  nothing.data = weight.parts[WeightHandle::kCodes]->data();
+  ThrowIfError(env, DequantizeOp{weight.View(), nothing}.Check());
+  return WrapWeight(env, std::move(weight));
+}
+
+// dequantize(weight, dtype)
+Napi::Value Dequantize(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = DequantizeOp::kName;
+  const Napi::Env env = info.Env();
+  const WeightHandle& weight = WeightOf(info[0], kOp, "w");
+  TensorHandle y = NewTensor(env, weight.backend(), DTypeArg(info[1], kOp),
+                             {weight.rows, weight.cols});
+  const DequantizeOp op{weight.View(), y.View()};
+  ThrowIfError(env, weight.backend()->Enqueue(op, RefsOf(env, PartsOf(weight), {y.storage})));
+  return WrapTensor(env, std::move(y));
+}
+
+// formats(): the native table, for the test that compares it with lib/quant/formats.ts
+Napi::Value Formats(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Napi::Array rows = Napi::Array::New(env);
+  for (int i = 0; i < FormatCount(); ++i) {
+    const FormatRow& format = FormatAt(i);
+    Napi::Object row = Napi::Object::New(env);
+    row.Set("name", format.name);
+    row.Set("bits", format.bits);
+    row.Set("levels", format.levels);
+    row.Set("minBlocksize", static_cast<double>(format.min_blocksize));
+    row.Set("maxBlocksize", static_cast<double>(format.max_blocksize));
+    row.Set("defaultBlocksize", static_cast<double>(format.default_blocksize));
+    rows.Set(static_cast<uint32_t>(i), row);
+  }
+  return rows;
+}
+
+}  // namespace
+
+void RegisterWeights(Napi::Env env, Napi::Object exports) {
+  Export(env, exports, "quantize", Quantize);
+  Export(env, exports, "weightFromParts", WeightFromParts);
+  Export(env, exports, "dequantize", Dequantize);
+  Export(env, exports, "formats", Formats);
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,80 @@
+#include "native/cpu/host_backend.h"
+
+#include <new>
+
+#include "native/core/trace.h"
+
+namespace lowrank::cpu {
+
+HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
+    : info_(std::move(info)),
+      kernels_(kernels),
+      threads_(threads),
+      queue_(kernels.isa) {}
+
+Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
+  void* data = memory_.Allocate(bytes);
+  if (data == nullptr) {
+    return Status(Code::kOom, info_.device + ": no memory for " + std::to_string(bytes) +
+                                  " more bytes (" + std::to_string(memory_.usage().live_bytes) +
+                                  " bytes are live)");
+  }
+  try {
+    *storage = std::make_shared<Storage>(this, data, bytes);
+  } catch (const std::bad_alloc&) {
+    memory_.Free(data, bytes);
+    return Status(Code::kOom, info_.device + ": no memory for a tensor's handle");
+  }
+  return Status();
+}
+
+template <typename Op>
+Status HostBackend::Submit(const Op& op, OpRefs refs,
+                           Status (*kernel)(const Op&, const RunContext&)) {
+  LOWRANK_RETURN_IF_ERROR(op.Check());
+  Task task;
+  if (TraceEnabled()) task.description = op.Describe();
+  const CancelPtr cancel = refs.cancel;
+  task.refs = std::move(refs);
+  task.run = [this, op, kernel, cancel]() -> Status {
+    const int threads = GetThreads();
+    if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<ThreadPool>(threads);
+    const RunContext context{pool_.get(), cancel.get()};
+    return kernel(op, context);
+  };
+  return queue_.Push(std::move(task));
+}
+
+Status HostBackend::Write(StoragePtr target, std::function<Status(void*)> source,
+                          CancelPtr cancel) {
+  Task task;
+  Storage* storage = target.get();
+  task.refs = OpRefs{{}, {std::move(target)}, std::move(cancel)};
+  task.run = [storage, source = std::move(source)]() -> Status {
+    storage->ClearPoison();
+    return source(storage->data());
+  };
+  return queue_.Push(std::move(task));
+}
+
+Status HostBackend::Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
+                         CancelPtr cancel) {
+  Task task;
+  Storage* storage = source.get();
+  task.refs = OpRefs{{std::move(source)}, {}, std::move(cancel)};
+  task.run = [storage, sink = std::move(sink)]() -> Status { return sink(storage->data()); };
+  task.done = std::move(done);
+  return queue_.Push(std::move(task));
+}
+
+Status HostBackend::Synchronize(DoneFn done, CancelPtr cancel) {
+  Task task;
+  task.refs.cancel = std::move(cancel);
+  task.run = [] { return Status(); };
+  task.done = std::move(done);
+  return queue_.Push(std::move(task));
+}
+
+void HostBackend::SetThreads(int threads) { threads_.store(threads, std::memory_order_relaxed); }
+
+}  // namespace lowrank::cpu

@@ -1,0 +1,53 @@
+/// A device in host memory: a queue, a table of kernels, and memory. "cpu" and "reference" are two
+/// of these with different tables.
+#pragma once
+
+#include <memory>
+#include <mutex>
+
+#include "native/cpu/host_memory.h"
+#include "native/cpu/kernel_table.h"
+#include "native/cpu/queue.h"
+
+namespace lowrank::cpu {
+
+class HostBackend final : public Backend {
+ public:
+  HostBackend(DeviceInfo info, const KernelTable& kernels, int threads);
+
+  DeviceInfo Info() const override { return info_; }
+  MemoryUsage Memory() const override { return memory_.usage(); }
+  void ResetPeak() override { memory_.ResetPeak(); }
+
+  Status Allocate(size_t bytes, StoragePtr* storage) override;
+  void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
+
+  Status Write(StoragePtr target, std::function<Status(void*)> source, CancelPtr cancel) override;
+  Status Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
+              CancelPtr cancel) override;
+  Status Synchronize(DoneFn done, CancelPtr cancel) override;
+
+#define LOWRANK_OVERRIDE_ENQUEUE(Type, member)               \
+  Status Enqueue(const Type& op, OpRefs refs) override {     \
+    return Submit(op, std::move(refs), kernels_.member);     \
+  }
+  LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
+#undef LOWRANK_OVERRIDE_ENQUEUE
+
+  /// Takes effect for the next op; ordered with the queue.
+  void SetThreads(int threads);
+  int GetThreads() const { return threads_.load(std::memory_order_relaxed); }
+
+ private:
+  template <typename Op>
+  Status Submit(const Op& op, OpRefs refs, Status (*kernel)(const Op&, const RunContext&));
+
+  const DeviceInfo info_;
+  const KernelTable& kernels_;
+  HostMemory memory_;
+  std::atomic<int> threads_;
+  std::unique_ptr<ThreadPool> pool_;  // touched on the queue thread only
+  Queue queue_;                       // last: its thread uses all of the above
+};
+
+}  // namespace lowrank::cpu

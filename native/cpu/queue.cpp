@@ -1,0 +1,106 @@
+#include "native/cpu/queue.h"
+
+#include <chrono>
+#include <exception>
+#include <new>
+#include <system_error>
+
+#include "native/core/trace.h"
+
+namespace lowrank::cpu {
+namespace {
+
+// The queue thread looks this often (about 20 us) before it sleeps: a JavaScript caller enqueues
+// the next op of a step sooner than a futex wake costs.
+constexpr int kSpins = 4000;
+
+inline void Pause() {
+#if defined(__x86_64__) || defined(_M_X64)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ __volatile__("yield");
+#endif
+}
+
+Status InputPoison(const OpRefs& refs) {
+  for (const StoragePtr& input : refs.inputs) {
+    LOWRANK_RETURN_IF_ERROR(input->poison());
+  }
+  return Status();
+}
+
+}  // namespace
+
+Queue::Queue(const char* device) : device_(device), thread_([this] { Loop(); }) {}
+
+Status Queue::Push(Task task) {
+  CancelPtr cancel = task.refs.cancel;
+  if (cancel) cancel->Begin();
+  try {
+    std::lock_guard<std::mutex> lock(mutex_);
+    tasks_.push_back(std::move(task));
+    pending_.store(static_cast<int64_t>(tasks_.size()), std::memory_order_release);
+  } catch (const std::bad_alloc&) {
+    if (cancel) cancel->End();
+    return Status(Code::kOom, std::string(device_) + ": no memory for one more queued op");
+  }
+  wake_.notify_one();
+  return Status();
+}
+
+void Queue::Loop() {
+  for (;;) {
+    for (int spin = 0; spin < kSpins && pending_.load(std::memory_order_acquire) == 0; ++spin) {
+      Pause();
+    }
+    Task task;
+    {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [this] { return !tasks_.empty(); });
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+      pending_.store(static_cast<int64_t>(tasks_.size()), std::memory_order_release);
+    }
+    RunOne(task);
+  }
+}
+
+void Queue::RunOne(Task& task) {
+  const CancelPtr cancel = task.refs.cancel;
+  Status status;
+  if (cancel && cancel->cancelled()) {
+    status = Status(Code::kCancelled, std::string(device_) + ": the environment is closing");
+  } else {
+    status = InputPoison(task.refs);
+  }
+  if (status.ok()) {
+    const auto start = std::chrono::steady_clock::now();
+    // The last line of defence: nothing may unwind out of this thread.
+    try {
+      status = task.run();
+    } catch (const std::bad_alloc&) {
+      status = Status(Code::kOom, std::string(device_) + ": out of memory while computing");
+    } catch (const std::exception& error) {
+      status = Status(Code::kCompute, std::string(device_) + ": " + error.what());
+    } catch (...) {
+      status = Status(Code::kCompute, std::string(device_) + ": unknown failure");
+    }
+    if (!task.description.empty()) {
+      const std::chrono::duration<double, std::micro> spent =
+          std::chrono::steady_clock::now() - start;
+      TraceOp(device_, task.description, spent.count());
+    }
+  }
+  if (!status.ok()) {
+    for (const StoragePtr& output : task.refs.outputs) output->Poison(status);
+  }
+  // Operands go before `done` tells anyone, so that the memory counters are exact by then.
+  task.run = nullptr;
+  task.refs.inputs.clear();
+  task.refs.outputs.clear();
+  if (task.done) task.done(status);
+  task.done = nullptr;
+  if (cancel) cancel->End();
+}
+
+}  // namespace lowrank::cpu

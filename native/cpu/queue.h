@@ -1,0 +1,44 @@
+/// The stream of a host device: one thread that runs ops in the order they were enqueued.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "native/core/backend.h"
+
+namespace lowrank::cpu {
+
+/// One entry of the queue. `run` is called with a cancelled token too, and then must only clean up.
+struct Task {
+  std::function<Status()> run;
+  OpRefs refs;
+  std::string description;  // filled only where LOWRANK_TRACE asks for it
+  DoneFn done;              // optional; always called, last, with the outcome
+};
+
+class Queue {
+ public:
+  explicit Queue(const char* device);
+  Queue(const Queue&) = delete;
+  Queue& operator=(const Queue&) = delete;
+
+  /// Never blocks on work. Fails with kOom where the entry cannot be stored.
+  Status Push(Task task);
+
+ private:
+  void Loop();
+  void RunOne(Task& task);
+
+  const char* device_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Task> tasks_;
+  std::atomic<int64_t> pending_{0};
+  std::thread thread_;
+};
+
+}  // namespace lowrank::cpu

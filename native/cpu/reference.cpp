@@ -1,0 +1,356 @@
+/// The device "reference": every op as its formula, in plain loops with double accumulation and one
+/// rounding at the end. It shares no arithmetic with the SIMD kernels, only the decode of a code
+/// (QuantView) and the generator, so that the two check each other.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "native/core/philox.h"
+#include "native/core/random.h"
+#include "native/cpu/kernel_table.h"
+
+namespace lowrank::cpu {
+namespace {
+
+double RoundTo(DType dtype, float value) {
+  switch (dtype) {
+    case DType::kBF16:
+      return ToFloat(FromFloat<BF16>(value));
+    case DType::kF16:
+      return ToFloat(FromFloat<F16>(value));
+    default:
+      return value;
+  }
+}
+
+/// A matrix as doubles, [rows · cols].
+std::vector<double> Load(const TensorView& view) {
+  std::vector<double> values(static_cast<size_t>(view.elems()));
+  for (int64_t i = 0; i < view.elems(); ++i) {
+    values[static_cast<size_t>(i)] = LoadElement(view.data, view.dtype, i);
+  }
+  return values;
+}
+
+/// Row n of the base weight. A quantised weight is decoded in f32 and rounded once to the dtype of
+/// the activations, as the peers do; a dense one is used as it is.
+void LoadWeightRow(const WeightView& w, DType activations, int64_t n, std::vector<double>* row) {
+  const int64_t k_count = w.cols();
+  for (int64_t k = 0; k < k_count; ++k) {
+    const int64_t i = n * k_count + k;
+    (*row)[static_cast<size_t>(k)] =
+        w.quantised() ? RoundTo(activations, w.quant.Value(i))
+                      : LoadElement(w.dense.data, w.dense.dtype, i);
+  }
+}
+
+/// gate(m, k): what the adapter's view of x is multiplied by.
+class Gate {
+ public:
+  explicit Gate(const DropoutSpec& dropout)
+      : dropout_(dropout),
+        threshold_(DropoutThreshold(dropout.p)),
+        kept_scale_(static_cast<float>(1.0 / (1.0 - dropout.p))) {}
+
+  double operator()(int64_t index) const {
+    if (!dropout_.active()) return 1;
+    const bool kept = dropout_.mask.present
+                          ? LoadElement(dropout_.mask.data, dropout_.mask.dtype, index) != 0
+                          : DropoutKeeps(dropout_.seed, static_cast<uint64_t>(index), threshold_);
+    return kept ? kept_scale_ : 0;
+  }
+
+ private:
+  const DropoutSpec& dropout_;
+  uint32_t threshold_;
+  float kept_scale_;
+};
+
+/// gate ⊙ x; a dropped element is zero whatever it held.
+std::vector<double> Gated(const TensorView& x, const DropoutSpec& dropout) {
+  std::vector<double> values = Load(x);
+  const Gate gate(dropout);
+  for (int64_t i = 0; i < x.elems(); ++i) {
+    double& value = values[static_cast<size_t>(i)];
+    const double factor = gate(i);
+    value = factor == 0 ? 0 : value * factor;
+  }
+  return values;
+}
+
+/// Stores `value`, added to what is there where `accumulate` asks for it.
+void Store(const TensorView& out, int64_t index, double value, bool accumulate) {
+  if (accumulate) value += LoadElement(out.data, out.dtype, index);
+  StoreElement(out.data, out.dtype, index, value);
+}
+
+double Dot(const double* a, const double* b, int64_t count) {
+  double sum = 0;
+  for (int64_t i = 0; i < count; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+Status Cancelled() { return Status(Code::kCancelled, "reference: the environment is closing"); }
+
+/// acc[m, n] = x · dequant(w)ᵀ, [M · N]
+Status BaseProduct(const TensorView& x, const WeightView& w, const RunContext& context,
+                   std::vector<double>* acc) {
+  const std::vector<double> x_values = Load(x);
+  const int64_t n_count = w.rows();
+  acc->assign(static_cast<size_t>(x.rows * n_count), 0);
+  std::vector<double> row(static_cast<size_t>(w.cols()));
+  for (int64_t n = 0; n < n_count; ++n) {
+    if (context.cancelled()) return Cancelled();
+    LoadWeightRow(w, x.dtype, n, &row);
+    for (int64_t m = 0; m < x.rows; ++m) {
+      (*acc)[static_cast<size_t>(m * n_count + n)] =
+          Dot(x_values.data() + m * x.cols, row.data(), x.cols);
+    }
+  }
+  return Status();
+}
+
+/// acc[m, k] = dy · dequant(w), [M · K]
+Status BaseInputGrad(const TensorView& dy, const WeightView& w, const RunContext& context,
+                     std::vector<double>* acc) {
+  const std::vector<double> dy_values = Load(dy);
+  const int64_t k_count = w.cols();
+  acc->assign(static_cast<size_t>(dy.rows * k_count), 0);
+  std::vector<double> row(static_cast<size_t>(k_count));
+  for (int64_t n = 0; n < w.rows(); ++n) {
+    if (context.cancelled()) return Cancelled();
+    LoadWeightRow(w, dy.dtype, n, &row);
+    for (int64_t m = 0; m < dy.rows; ++m) {
+      const double factor = dy_values[static_cast<size_t>(m * dy.cols + n)];
+      for (int64_t k = 0; k < k_count; ++k) {
+        (*acc)[static_cast<size_t>(m * k_count + k)] += factor * row[static_cast<size_t>(k)];
+      }
+    }
+  }
+  return Status();
+}
+
+Status Matmul(const MatmulOp& op, const RunContext& context) {
+  std::vector<double> acc;
+  LOWRANK_RETURN_IF_ERROR(BaseProduct(op.x, op.w, context, &acc));
+  for (int64_t i = 0; i < op.y.elems(); ++i) {
+    double value = acc[static_cast<size_t>(i)];
+    if (op.bias.present) value += LoadElement(op.bias.data, op.bias.dtype, i % op.y.cols);
+    Store(op.y, i, value, false);
+  }
+  return Status();
+}
+
+Status MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
+  std::vector<double> acc;
+  LOWRANK_RETURN_IF_ERROR(BaseInputGrad(op.dy, op.w, context, &acc));
+  for (int64_t i = 0; i < op.dx.elems(); ++i) Store(op.dx, i, acc[static_cast<size_t>(i)], false);
+  return Status();
+}
+
+Status LoraForward(const LoraForwardOp& op, const RunContext& context) {
+  const int64_t m_count = op.x.rows;
+  const int64_t n_count = op.y.cols;
+  const int64_t k_count = op.x.cols;
+  const int64_t r = op.lora_a.rows;
+  std::vector<double> acc;
+  LOWRANK_RETURN_IF_ERROR(BaseProduct(op.x, op.w, context, &acc));
+  const std::vector<double> gated = Gated(op.x, op.dropout);
+  const std::vector<double> lora_a = Load(op.lora_a);
+  const std::vector<double> lora_b = Load(op.lora_b);
+  std::vector<double> h(static_cast<size_t>(r));
+  for (int64_t m = 0; m < m_count; ++m) {
+    for (int64_t j = 0; j < r; ++j) {
+      const double value = Dot(gated.data() + m * k_count, lora_a.data() + j * k_count, k_count);
+      h[static_cast<size_t>(j)] = value;
+      Store(op.h, m * r + j, value, false);
+    }
+    for (int64_t n = 0; n < n_count; ++n) {
+      double adapter = Dot(h.data(), lora_b.data() + n * r, r);
+      if (op.lora_bias.present) adapter += LoadElement(op.lora_bias.data, op.lora_bias.dtype, n);
+      double value = acc[static_cast<size_t>(m * n_count + n)] + op.scaling * adapter;
+      if (op.bias.present) value += LoadElement(op.bias.data, op.bias.dtype, n);
+      Store(op.y, m * n_count + n, value, false);
+    }
+  }
+  return Status();
+}
+
+/// dh = scaling · dy · lora_b, [M · r]
+std::vector<double> AdapterGrad(const LoraBackwardOp& op, const std::vector<double>& dy) {
+  const int64_t n_count = op.dy.cols;
+  const int64_t r = op.lora_b.cols;
+  const std::vector<double> lora_b = Load(op.lora_b);
+  std::vector<double> dh(static_cast<size_t>(op.dy.rows * r), 0);
+  for (int64_t m = 0; m < op.dy.rows; ++m) {
+    for (int64_t n = 0; n < n_count; ++n) {
+      const double factor = op.scaling * dy[static_cast<size_t>(m * n_count + n)];
+      for (int64_t j = 0; j < r; ++j) {
+        dh[static_cast<size_t>(m * r + j)] += factor * lora_b[static_cast<size_t>(n * r + j)];
+      }
+    }
+  }
+  return dh;
+}
+
+/// out[j, c] (+)= Σₘ a[m, j] · b[m, c]
+void StoreOuter(const std::vector<double>& a, int64_t a_cols, const std::vector<double>& b,
+                int64_t b_cols, int64_t m_count, const TensorView& out, bool accumulate) {
+  std::vector<double> sums(static_cast<size_t>(a_cols * b_cols), 0);
+  for (int64_t m = 0; m < m_count; ++m) {
+    for (int64_t j = 0; j < a_cols; ++j) {
+      const double factor = a[static_cast<size_t>(m * a_cols + j)];
+      for (int64_t c = 0; c < b_cols; ++c) {
+        sums[static_cast<size_t>(j * b_cols + c)] += factor * b[static_cast<size_t>(m * b_cols + c)];
+      }
+    }
+  }
+  for (int64_t i = 0; i < a_cols * b_cols; ++i) {
+    Store(out, i, sums[static_cast<size_t>(i)], accumulate);
+  }
+}
+
+Status LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
+  const int64_t m_count = op.dy.rows;
+  const int64_t n_count = op.dy.cols;
+  const int64_t k_count = op.lora_a.cols;
+  const int64_t r = op.lora_a.rows;
+  const std::vector<double> dy = Load(op.dy);
+  std::vector<double> dh;
+  if (op.dx.present || op.d_lora_a.present) dh = AdapterGrad(op, dy);
+
+  if (op.dx.present) {
+    std::vector<double> acc;
+    LOWRANK_RETURN_IF_ERROR(BaseInputGrad(op.dy, op.w, context, &acc));
+    const std::vector<double> lora_a = Load(op.lora_a);
+    const Gate gate(op.dropout);
+    for (int64_t m = 0; m < m_count; ++m) {
+      for (int64_t k = 0; k < k_count; ++k) {
+        double adapter = 0;
+        for (int64_t j = 0; j < r; ++j) {
+          adapter += dh[static_cast<size_t>(m * r + j)] * lora_a[static_cast<size_t>(j * k_count + k)];
+        }
+        const int64_t i = m * k_count + k;
+        const double factor = gate(i);
+        const double gated = factor == 0 ? 0 : factor * adapter;
+        Store(op.dx, i, acc[static_cast<size_t>(i)] + gated, op.accumulate_dx);
+      }
+    }
+  }
+  if (op.d_lora_a.present) {
+    StoreOuter(dh, r, Gated(op.x, op.dropout), k_count, m_count, op.d_lora_a,
+               op.accumulate_d_lora_a);
+  }
+  if (op.d_lora_b.present) {
+    std::vector<double> scaled = Load(op.h);
+    for (double& value : scaled) value *= op.scaling;
+    StoreOuter(dy, n_count, scaled, r, m_count, op.d_lora_b, op.accumulate_d_lora_b);
+  }
+  for (int64_t n = 0; n < n_count && (op.d_bias.present || op.d_lora_bias.present); ++n) {
+    double sum = 0;
+    for (int64_t m = 0; m < m_count; ++m) sum += dy[static_cast<size_t>(m * n_count + n)];
+    if (op.d_bias.present) Store(op.d_bias, n, sum, op.accumulate_d_bias);
+    if (op.d_lora_bias.present) {
+      Store(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
+    }
+  }
+  return Status();
+}
+
+/// Codes and absmax of `values` in blocks, under the rule of FormatRow.
+Status QuantizeBlocks(const std::vector<float>& values, const FormatRow& format, int64_t blocksize,
+                      std::vector<uint8_t>* codes, std::vector<float>* absmax) {
+  const int64_t count = static_cast<int64_t>(values.size());
+  codes->assign(values.size(), format.zero_code);
+  absmax->clear();
+  for (int64_t begin = 0; begin < count; begin += blocksize) {
+    const int64_t end = std::min(begin + blocksize, count);
+    float largest = 0;
+    for (int64_t i = begin; i < end; ++i) {
+      const float value = values[static_cast<size_t>(i)];
+      if (!std::isfinite(value)) {
+        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w[" + std::to_string(i) + "]",
+                      "finite", std::to_string(value));
+      }
+      largest = std::max(largest, std::fabs(value));
+    }
+    absmax->push_back(largest);
+    if (largest == 0) continue;
+    const float inverse = 1.0f / largest;
+    for (int64_t i = begin; i < end; ++i) {
+      const float value = values[static_cast<size_t>(i)];
+      // 1 / absmax overflows only for a denormal absmax; then divide.
+      const float normalised = std::isinf(inverse) ? value / largest : value * inverse;
+      (*codes)[static_cast<size_t>(i)] = format.Encode(normalised);
+    }
+  }
+  return Status();
+}
+
+Status Quantize(const QuantizeOp& op, const RunContext&) {
+  const QuantView& out = op.out;
+  std::vector<float> values(static_cast<size_t>(op.w.elems()));
+  for (int64_t i = 0; i < op.w.elems(); ++i) {
+    values[static_cast<size_t>(i)] = LoadElement(op.w.data, op.w.dtype, i);
+  }
+  std::vector<uint8_t> codes;
+  std::vector<float> absmax;
+  LOWRANK_RETURN_IF_ERROR(QuantizeBlocks(values, *out.format, out.blocksize, &codes, &absmax));
+  const int64_t count = static_cast<int64_t>(codes.size());
+  if (out.format->bits == 8) {
+    for (int64_t i = 0; i < count; ++i) out.codes[i] = codes[static_cast<size_t>(i)];
+  } else {
+    for (int64_t i = 0; i < count; i += 2) {
+      const uint8_t low = i + 1 < count ? codes[static_cast<size_t>(i + 1)] : out.format->zero_code;
+      out.codes[i / 2] = static_cast<uint8_t>(codes[static_cast<size_t>(i)] << 4 | low);
+    }
+  }
+  if (!out.double_quant()) {
+    for (size_t b = 0; b < absmax.size(); ++b) out.absmax[b] = absmax[b];
+    return Status();
+  }
+  double sum = 0;
+  for (const float value : absmax) sum += value;
+  const float offset =
+      absmax.empty() ? 0 : static_cast<float>(sum / static_cast<double>(absmax.size()));
+  *out.absmax_offset = offset;
+  for (float& value : absmax) value -= offset;
+  std::vector<uint8_t> absmax_8bit;
+  std::vector<float> nested;
+  LOWRANK_RETURN_IF_ERROR(QuantizeBlocks(absmax, *FindFormat("int8"), out.nested_blocksize,
+                                         &absmax_8bit, &nested));
+  for (size_t b = 0; b < absmax_8bit.size(); ++b) out.absmax_8bit[b] = absmax_8bit[b];
+  for (size_t b = 0; b < nested.size(); ++b) out.nested_absmax[b] = nested[b];
+  return Status();
+}
+
+Status Dequantize(const DequantizeOp& op, const RunContext&) {
+  for (int64_t i = 0; i < op.y.elems(); ++i) Store(op.y, i, op.w.Value(i), false);
+  return Status();
+}
+
+Status Cast(const CastOp& op, const RunContext&) {
+  for (int64_t i = 0; i < op.dst.elems(); ++i) {
+    Store(op.dst, i, LoadElement(op.src.data, op.src.dtype, i), false);
+  }
+  return Status();
+}
+
+Status Random(const RandomOp& op, const RunContext&) {
+  const bool normal = op.kind == RandomOp::Kind::kNormal;
+  for (int64_t i = 0; i < op.y.elems(); ++i) {
+    double group[4];
+    RandomGroup(normal, op.seed, static_cast<uint64_t>(i >> 2), op.mean, op.scale, group);
+    Store(op.y, i, group[i & 3], false);
+  }
+  return Status();
+}
+
+}  // namespace
+
+const KernelTable kReferenceKernels = {
+    "reference", Quantize,     Dequantize, Matmul, MatmulInputGrad,
+    LoraForward, LoraBackward, Cast,       Random,
+};
+
+}  // namespace lowrank::cpu
