@@ -1,0 +1,121 @@
+/**
+ * Reading and writing the values of TensorFlow.js tensors without a copy where the backend allows it.
+ *
+ * | backend | read | write |
+ * | --- | --- | --- |
+ * | cpu | `dataSync()` is the tensor's own array | the tensor adopts the array |
+ * | wasm | a view of the WebAssembly heap | the output's place in the heap |
+ * | others | `dataSync()` copies | `tf.tensor` copies |
+ *
+ * The wasm path uses internals of a backend whose last release is 4.22 (2024). It is taken only for
+ * major version 4 and only after a probe has read back what was written; anything else copies. A view
+ * lives until the next allocation: growth of the heap detaches it.
+ */
+
+import type { DataType, Tensor, TensorInfo } from '@tensorflow/tfjs';
+import { tensorflow } from './tensorflow.js';
+
+/** The part of the wasm backend that the zero-copy path relies on. */
+interface WasmBackend {
+  readonly wasm: { readonly HEAPU8: Uint8Array };
+  readonly dataIdMap: { get(dataId: object): { readonly memoryOffset: number | null } };
+  makeOutput(shape: number[], dtype: DataType): TensorInfo;
+}
+
+/** Backends whose probe has run: whether the heap may be used. */
+const probed = new WeakMap<object, boolean>();
+
+/**
+ * The f32 values of a tensor; valid until the next tensor is created, never to be written.
+ *
+ * @param tensor float32, on any backend
+ */
+export function valuesOf(tensor: TensorInfo): Float32Array {
+  const wasm = wasmBackend();
+  if (wasm !== undefined) {
+    const view = heapView(wasm, tensor);
+    if (view !== undefined) return view;
+  }
+  return tensorflow().engine().readSync(tensor.dataId) as Float32Array;
+}
+
+/**
+ * A new float32 tensor on the current backend whose values `fill` writes.
+ *
+ * @param fill gets uninitialised memory of the tensor's size and must write all of it; inputs are to
+ *   be looked at inside of it (with {@link valuesOf}), since allocating can move the heap
+ * @returns tracked by the surrounding `tf.tidy`
+ */
+export function tensorFrom(
+  shape: readonly number[],
+  fill: (target: Float32Array) => void,
+): Tensor {
+  const engine = tensorflow().engine();
+  return engine.makeTensorFromTensorInfo(tensorInfoFrom(shape, fill));
+}
+
+/** As {@link tensorFrom}, for kernels: nothing tracks the result. */
+export function tensorInfoFrom(
+  shape: readonly number[],
+  fill: (target: Float32Array) => void,
+): TensorInfo {
+  const size = shape.reduce((product, dim) => product * dim, 1);
+  const wasm = wasmBackend();
+  if (wasm !== undefined) {
+    const info = wasm.makeOutput([...shape], 'float32');
+    const view = heapView(wasm, info);
+    if (view !== undefined) {
+      fill(view);
+      return info;
+    }
+    tensorflow().engine().backend.disposeData(info.dataId);
+  }
+  const values = new Float32Array(size);
+  fill(values);
+  const backend = tensorflow().engine().backend;
+  return { dataId: backend.write(values, [...shape], 'float32'), shape: [...shape], dtype: 'float32' };
+}
+
+/** Whether tensors of the current backend are read and written in place. */
+export function hasDirectMemory(): boolean {
+  return wasmBackend() !== undefined || tensorflow().getBackend() === 'cpu';
+}
+
+function wasmBackend(): WasmBackend | undefined {
+  const tf = tensorflow();
+  if (tf.getBackend() !== 'wasm') return undefined;
+  const backend = tf.engine().backend as unknown as WasmBackend;
+  let usable = probed.get(backend);
+  if (usable === undefined) {
+    usable = tf.version_core.startsWith('4.') && probe(backend);
+    probed.set(backend, usable);
+  }
+  return usable ? backend : undefined;
+}
+
+/** Writes through the heap and reads through the public API. */
+function probe(backend: WasmBackend): boolean {
+  const { engine, tensor1d } = tensorflow();
+  const pattern = [1.5, -2.25, 3e-30];
+  const source = tensor1d(pattern);
+  try {
+    const view = heapView(backend, source);
+    if (view === undefined || view.length !== 3) return false;
+    if (!pattern.every((value, i) => view[i] === Math.fround(value))) return false;
+    view[1] = 7;
+    return (engine().readSync(source.dataId) as Float32Array)[1] === 7;
+  } catch {
+    return false;
+  } finally {
+    source.dispose();
+  }
+}
+
+function heapView(backend: WasmBackend, tensor: TensorInfo): Float32Array | undefined {
+  const heap = backend.wasm?.HEAPU8;
+  const offset_bytes = backend.dataIdMap?.get(tensor.dataId)?.memoryOffset;
+  if (!(heap instanceof Uint8Array) || typeof offset_bytes !== 'number') return undefined;
+  const size = tensor.shape.reduce((product, dim) => product * dim, 1);
+  if (offset_bytes % 4 !== 0 || offset_bytes + 4 * size > heap.byteLength) return undefined;
+  return new Float32Array(heap.buffer, offset_bytes, size);
+}

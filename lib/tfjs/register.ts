@@ -1,0 +1,152 @@
+/**
+ * Makes TensorFlow.js use this library's kernels: `BatchMatMul` and `_FusedMatMul` of a backend are
+ * replaced in its registry, which is global, so that every program in the process is served, also
+ * one with its own copy of TensorFlow.js. Gradients stay as they are: TensorFlow.js expresses them by
+ * further matrix products.
+ */
+
+import type { KernelConfig, NamedAttrMap, TensorInfo } from '@tensorflow/tfjs';
+import { fail } from '../core/errors.js';
+import { type Device, defaultDevice } from '../index.js';
+import { tensorInfoFrom, valuesOf } from './backend-memory.js';
+import { type BatchMatMulPlan, planBatchMatMul, runBatchMatMul } from './batch-matmul.js';
+import { tensorflow } from './tensorflow.js';
+
+const kOp = 'tfjs.register';
+
+/**
+ * Products with fewer multiplications are left to the backend: entering a kernel, with two copies
+ * in and one out, costs about as much as this many multiplications there.
+ */
+const kMinProducts = 32_768;
+
+/** Options of {@link register}. */
+export interface RegisterOptions {
+  /** Whose kernels to replace: 'cpu' or 'wasm'. Default: the current backend. */
+  readonly backend?: string;
+  /** Where to compute. Default: the default device. */
+  readonly device?: Device;
+  /** Products M · N · K per matrix below which the backend's own kernel runs. Default: 32,768. */
+  readonly minProducts?: number;
+}
+
+/** Per backend, the kernels that were there before. */
+const replaced = new Map<string, KernelConfig[]>();
+
+/**
+ * Makes TensorFlow.js run float32 matrix products (`tf.matMul`, `tf.fused.matMul`, dense layers, and
+ * the gradients of all of them) in this library's kernels. Other dtypes, empty operands and
+ * activations that need further operands go to the backend's own kernels, as before.
+ *
+ * Registering twice replaces the options. Takes effect for tensors that exist already.
+ *
+ * @throws LowrankError `ERR_UNSUPPORTED` for a backend without these kernels
+ * @example
+ * await tf.setBackend('wasm');
+ * register();
+ * tf.matMul(a, b); // runs here
+ * unregister();
+ */
+export function register(options: RegisterOptions = {}): void {
+  const tf = tensorflow();
+  const backendName = options.backend ?? tf.getBackend();
+  if (backendName !== 'cpu' && backendName !== 'wasm') {
+    fail('ERR_UNSUPPORTED', kOp, 'backend', "'cpu' or 'wasm'", `'${backendName}'`);
+  }
+  unregister(backendName);
+  const device = options.device ?? defaultDevice();
+  const minProducts = options.minProducts ?? kMinProducts;
+  const originals: KernelConfig[] = [];
+  for (const kernelName of ['BatchMatMul', '_FusedMatMul']) {
+    const original = tf.getKernel(kernelName, backendName);
+    if (original === undefined) {
+      for (const done of originals) restore(done);
+      const text = 'a backend that was imported';
+      fail('ERR_UNSUPPORTED', kOp, 'backend', text, `'${backendName}' without ${kernelName}`);
+    }
+    originals.push(original);
+    tf.unregisterKernel(kernelName, backendName);
+    tf.registerKernel({
+      ...original,
+      kernelFunc: (params) => {
+        const done = product(params.inputs as unknown as Inputs, params.attrs ?? {}, device, minProducts);
+        return done ?? original.kernelFunc(params);
+      },
+    });
+  }
+  replaced.set(backendName, originals);
+}
+
+/**
+ * Gives a backend its own kernels back; does nothing where none were replaced.
+ *
+ * @param backend default: every backend that {@link register} changed
+ */
+export function unregister(backend?: string): void {
+  for (const backendName of backend === undefined ? [...replaced.keys()] : [backend]) {
+    for (const original of replaced.get(backendName) ?? []) restore(original);
+    replaced.delete(backendName);
+  }
+}
+
+function restore(original: KernelConfig): void {
+  const tf = tensorflow();
+  tf.unregisterKernel(original.kernelName, original.backendName);
+  tf.registerKernel(original);
+}
+
+interface Inputs {
+  readonly a: TensorInfo;
+  readonly b: TensorInfo;
+  readonly bias?: TensorInfo;
+  readonly preluActivationWeights?: TensorInfo;
+}
+
+/** Activations without further operands, as the backends define them. */
+const kActivations: Readonly<Record<string, (value: number, leakyreluAlpha: number) => number>> = {
+  linear: (value) => value,
+  relu: (value) => (value < 0 ? 0 : value),
+  relu6: (value) => (value < 0 ? 0 : value > 6 ? 6 : value),
+  elu: (value) => (value >= 0 ? value : Math.expm1(value)),
+  sigmoid: (value) => 1 / (1 + Math.exp(-value)),
+  leakyrelu: (value, leakyreluAlpha) => (value < 0 ? leakyreluAlpha * value : value),
+};
+
+/** The product, or `undefined` where the backend's own kernel is to run. */
+function product(
+  { a, b, bias, preluActivationWeights }: Inputs,
+  attrs: NamedAttrMap,
+  device: Device,
+  minProducts: number,
+): TensorInfo | undefined {
+  if (a.dtype !== 'float32' || b.dtype !== 'float32') return undefined;
+  const plan = planBatchMatMul(a.shape, b.shape, attrs.transposeA === true, attrs.transposeB === true);
+  if (plan === undefined || plan.M * plan.N * plan.K < Math.max(1, minProducts)) return undefined;
+  const name = typeof attrs.activation === 'string' ? attrs.activation : 'linear';
+  const activation = kActivations[name];
+  if (activation === undefined || preluActivationWeights != null) return undefined;
+  const biasFits = bias == null || (bias.shape.length === 1 && bias.shape[0] === plan.N);
+  if (!biasFits || (bias != null && bias.dtype !== 'float32')) return undefined;
+  return tensorInfoFrom(plan.outShape, (target) => {
+    runBatchMatMul(plan, a, b, target, device);
+    if (bias == null && name === 'linear') return;
+    const leakyreluAlpha = typeof attrs.leakyreluAlpha === 'number' ? attrs.leakyreluAlpha : 0.2;
+    finish(plan, target, bias == null ? undefined : valuesOf(bias), (value) =>
+      activation(value, leakyreluAlpha),
+    );
+  });
+}
+
+function finish(
+  { N }: BatchMatMulPlan,
+  target: Float32Array,
+  bias: Float32Array | undefined,
+  activation: (value: number) => number,
+): void {
+  for (let row = 0; row < target.length; row += N) {
+    for (let ni = 0; ni < N; ni++) {
+      const sum = (target[row + ni] as number) + (bias === undefined ? 0 : (bias[ni] as number));
+      target[row + ni] = activation(Math.fround(sum));
+    }
+  }
+}

@@ -1,0 +1,194 @@
+/**
+ * The frozen base model: every linear layer quantised, one by one, straight from the file, so that
+ * at no moment more than one layer stands in f32.
+ */
+
+import { createHash } from 'node:crypto';
+import { type HfModel, type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-model.js';
+import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import {
+  type Device,
+  defaultDevice,
+  type QuantFormat,
+  type QuantizedWeight,
+  quantize,
+  Tensor,
+} from '../index.js';
+import type { BaseLinear } from './kernels.js';
+
+/** The linear layers of a block, by their names in the checkpoint. */
+export const linearNames = [
+  'q_proj',
+  'k_proj',
+  'v_proj',
+  'o_proj',
+  'gate_proj',
+  'up_proj',
+  'down_proj',
+] as const;
+export type LinearName = (typeof linearNames)[number];
+
+/** Which half of a block a layer belongs to. */
+const kBlockPart: Readonly<Record<LinearName, 'self_attn' | 'mlp'>> = {
+  q_proj: 'self_attn',
+  k_proj: 'self_attn',
+  v_proj: 'self_attn',
+  o_proj: 'self_attn',
+  gate_proj: 'mlp',
+  up_proj: 'mlp',
+  down_proj: 'mlp',
+};
+
+/** How base weights are stored; `none` keeps them as dense f32. */
+export interface BaseFormat {
+  readonly format: QuantFormat | 'none';
+  readonly blocksize?: number;
+  readonly doubleQuant?: boolean;
+}
+
+/** One block of the model. */
+export interface BaseLayer {
+  /** [hiddenSize] */
+  readonly inputNorm: Float32Array;
+  /** [hiddenSize] */
+  readonly postAttentionNorm: Float32Array;
+  readonly linear: Readonly<Record<LinearName, BaseLinear>>;
+}
+
+/** Sizes of the frozen weights in bytes. */
+export interface BaseMemory {
+  /** The linear layers as stored. */
+  readonly linear_bytes: number;
+  /** The same layers in f32. */
+  readonly linearF32_bytes: number;
+  /** Embedding, head and norms, which are not quantised. */
+  readonly other_bytes: number;
+}
+
+/** A loaded base model; {@link dispose} frees its weights. */
+export class BaseModel {
+  constructor(
+    readonly config: LlamaConfig,
+    /** As in the file; rows are converted when they are looked up. */
+    private readonly embedding: RawTensor,
+    readonly layers: readonly BaseLayer[],
+    /** [hiddenSize] */
+    readonly norm: Float32Array,
+    /** [vocabSize, hiddenSize], the embedding itself where the head is tied. */
+    readonly head: BaseLinear,
+    /** Of everything that was read: configuration and weights. */
+    readonly sha256: string,
+  ) {}
+
+  get memory(): BaseMemory {
+    let linear_bytes = 0;
+    let linearF32_bytes = 0;
+    for (const layer of this.layers) {
+      for (const name of linearNames) {
+        const { w, N, K } = layer.linear[name];
+        linearF32_bytes += 4 * N * K;
+        linear_bytes += w instanceof Tensor ? 4 * N * K : w.byteLength;
+      }
+    }
+    const norms = this.norm.byteLength * (1 + 2 * this.layers.length);
+    const other_bytes = this.embedding.data.byteLength + 4 * this.head.N * this.head.K + norms;
+    return { linear_bytes, linearF32_bytes, other_bytes };
+  }
+
+  /**
+   * Looks up token embeddings.
+   * @param target [ids.length, hiddenSize]
+   */
+  embed(ids: Int32Array, target: Float32Array): void {
+    const { dtype, data } = this.embedding;
+    const D = this.config.hiddenSize;
+    ids.forEach((id, row) => {
+      const raw: RawTensor = { dtype, shape: [D], data: data.subarray(id * D, (id + 1) * D) };
+      target.set(rawToFloat32(raw), row * D);
+    });
+  }
+
+  dispose(): void {
+    this.head.w.dispose();
+    for (const layer of this.layers) {
+      for (const name of linearNames) layer.linear[name].w.dispose();
+    }
+  }
+}
+
+/**
+ * Loads and quantises the base model of a Hugging Face folder.
+ *
+ * @param onLayer called after each linear layer, with how many of how many are done
+ * @throws LowrankError what the readers of the folder and `quantize` throw; nothing stays allocated
+ */
+export async function loadBaseModel(
+  model: HfModel,
+  format: BaseFormat,
+  options: {
+    readonly device?: Device;
+    readonly onLayer?: (done: number, total: number) => void | Promise<void>;
+  } = {},
+): Promise<BaseModel> {
+  const { config } = model;
+  const device = options.device ?? defaultDevice();
+  const shapes = llamaTensorShapes(config);
+  const total = config.numHiddenLayers * linearNames.length;
+  const made: { dispose(): void }[] = [];
+  const hash = createHash('sha256').update(JSON.stringify(config));
+  const read = (name: string): RawTensor => {
+    const tensor = model.read(name);
+    hash.update(name).update(bytesOf(tensor.data));
+    return tensor;
+  };
+  const readFloat32 = (name: string) => rawToFloat32(read(name));
+  const linear = (name: string, stored: BaseFormat): BaseLinear => {
+    const [N, K] = shapes.get(`${name}.weight`) as [number, number];
+    const w = storeWeight(readFloat32(`${name}.weight`), [N, K], stored, device);
+    made.push(w);
+    return { name, N, K, w };
+  };
+  try {
+    const layers: BaseLayer[] = [];
+    for (let layer = 0; layer < config.numHiddenLayers; layer++) {
+      const prefix = `model.layers.${layer}`;
+      const entries: [LinearName, BaseLinear][] = [];
+      for (const name of linearNames) {
+        entries.push([name, linear(`${prefix}.${kBlockPart[name]}.${name}`, format)]);
+        await options.onLayer?.(made.length, total);
+      }
+      layers.push({
+        inputNorm: readFloat32(`${prefix}.input_layernorm.weight`),
+        postAttentionNorm: readFloat32(`${prefix}.post_attention_layernorm.weight`),
+        linear: Object.fromEntries(entries) as Record<LinearName, BaseLinear>,
+      });
+    }
+    const embeddingName = 'model.embed_tokens';
+    const head = linear(config.tieWordEmbeddings ? embeddingName : 'lm_head', { format: 'none' });
+    const embedding = read(`${embeddingName}.weight`);
+    const norm = readFloat32('model.norm.weight');
+    return new BaseModel(config, embedding, layers, norm, head, hash.digest('hex'));
+  } catch (error) {
+    for (const w of made) w.dispose();
+    throw error;
+  }
+}
+
+function storeWeight(
+  values: Float32Array,
+  shape: readonly [number, number],
+  { format, blocksize, doubleQuant }: BaseFormat,
+  device: Device,
+): QuantizedWeight | Tensor {
+  const full = Tensor.from(values, shape, { device });
+  if (format === 'none') return full;
+  try {
+    return quantize(full, {
+      format,
+      ...(blocksize === undefined ? {} : { blocksize }),
+      ...(doubleQuant === undefined ? {} : { doubleQuant }),
+    });
+  } finally {
+    full.dispose();
+  }
+}

@@ -1,0 +1,146 @@
+/**
+ * The state of an unfinished run in one safetensors file: adapters, both moments of the optimiser,
+ * the loss history, and what the run is, so that it is never continued with something else.
+ */
+
+import fs from 'node:fs';
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
+import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+import type { Trainer } from './trainer.js';
+
+const kFormat = 'lowrank-finetune-state';
+const kVersion = '1';
+
+/** Everything that changes the numbers of a run, by names that a user knows. */
+export type RunIdentity = Readonly<Record<string, string | number | boolean>>;
+
+/** Losses so far. */
+export interface LossHistory {
+  /** Training loss of every step. */
+  readonly train: number[];
+  /** Held-out loss after some steps; step 0 is before training. */
+  readonly heldOut: { readonly step: number; readonly loss: number }[];
+}
+
+/**
+ * Writes the state atomically.
+ * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
+ */
+export function saveRunState(
+  file: string,
+  trainer: Trainer,
+  identity: RunIdentity,
+  history: LossHistory,
+): void {
+  const vector = (data: Float32Array | Float64Array): RawTensor => ({
+    dtype: data instanceof Float32Array ? 'F32' : 'F64',
+    shape: [data.length],
+    data,
+  });
+  const { optimizer, adapters } = trainer;
+  writeSafetensors(
+    file,
+    {
+      values: vector(adapters.values),
+      m: vector(optimizer.m),
+      v: vector(optimizer.v),
+      train_loss: vector(Float64Array.from(history.train)),
+      held_out_step: vector(Float64Array.from(history.heldOut, ({ step }) => step)),
+      held_out_loss: vector(Float64Array.from(history.heldOut, ({ loss }) => loss)),
+    },
+    {
+      format: kFormat,
+      version: kVersion,
+      step: String(trainer.step),
+      updates: String(optimizer.updates),
+      identity: JSON.stringify(identity),
+    },
+  );
+}
+
+/**
+ * Puts a trainer into the state that a file holds.
+ *
+ * @returns the losses up to there
+ * @throws LowrankError `ERR_CHECKPOINT` no such state, or of another run · `ERR_FILE` malformed
+ */
+export function restoreRunState(
+  op: string,
+  file: string,
+  trainer: Trainer,
+  identity: RunIdentity,
+): LossHistory {
+  const refuse = (text: string): never => {
+    throw new LowrankError('ERR_CHECKPOINT', `${op}: ${printable(file)} ${text}`, { op });
+  };
+  if (!fs.existsSync(file)) {
+    return refuse('must be the state of an unfinished run, got nothing there. Run without --resume');
+  }
+  const state = openSafetensors(file);
+  const text = (key: string) => state.metadata.get(key) ?? '';
+  if (text('format') !== kFormat || text('version') !== kVersion) {
+    refuse(`must be a ${kFormat} of version ${kVersion}, got another file`);
+  }
+  const difference = firstDifference(identity, parseIdentity(text('identity')));
+  if (difference !== undefined) {
+    refuse(
+      `must be of this run, got one with ${difference}. ` +
+        'Give the same settings to go on with it, or run without --resume to start anew',
+    );
+  }
+  const count = (key: string) => {
+    const value = Number(text(key));
+    if (!Number.isSafeInteger(value) || value < 0) refuse(`has no valid ${key}`);
+    return value;
+  };
+  const { optimizer, adapters, options } = trainer;
+  const step = count('step');
+  if (step > options.steps) refuse(`must be at most at step ${options.steps}, got step ${step}`);
+  const vector = (name: string, dtype: 'F32' | 'F64', length?: number) => {
+    const tensor = state.info(name) === undefined ? undefined : state.read(name);
+    if (tensor === undefined || tensor.dtype !== dtype || tensor.shape.length !== 1) {
+      return refuse(`must hold ${name} as a vector of ${dtype}, got something else`);
+    }
+    if (length !== undefined && tensor.shape[0] !== length) {
+      refuse(`must hold ${length} ${name}, got ${tensor.shape[0]}`);
+    }
+    return tensor.data as Float32Array | Float64Array;
+  };
+  const size = adapters.values.length;
+  const parts = [vector('values', 'F32', size), vector('m', 'F32', size), vector('v', 'F32', size)];
+  const train = vector('train_loss', 'F64', step);
+  const heldOutStep = vector('held_out_step', 'F64');
+  const heldOutLoss = vector('held_out_loss', 'F64', heldOutStep.length);
+  if (parts.some((part) => !part.every(Number.isFinite))) refuse('holds values that are not finite');
+  adapters.values.set(parts[0] as Float32Array);
+  optimizer.m.set(parts[1] as Float32Array);
+  optimizer.v.set(parts[2] as Float32Array);
+  optimizer.updates = count('updates');
+  trainer.step = step;
+  return {
+    train: Array.from(train),
+    heldOut: Array.from(heldOutStep, (at, i) => ({ step: at, loss: heldOutLoss[i] as number })),
+  };
+}
+
+function parseIdentity(json: string): RunIdentity {
+  try {
+    const value: unknown = JSON.parse(json);
+    return value !== null && typeof value === 'object' ? (value as RunIdentity) : {};
+  } catch {
+    return {};
+  }
+}
+
+/** `rank 4 instead of 8` */
+function firstDifference(wanted: RunIdentity, found: RunIdentity): string | undefined {
+  for (const [key, value] of Object.entries(wanted)) {
+    const other: unknown = Object.hasOwn(found, key) ? found[key] : undefined;
+    if (other === value) continue;
+    const show = (item: unknown) => (typeof item === 'string' ? printable(item) : String(item));
+    return `${key} ${show(other)} instead of ${show(value)}`;
+  }
+  return undefined;
+}

@@ -1,0 +1,135 @@
+/**
+ * From text to training sequences.
+ *
+ * Documents are tokenised one by one, each followed by the end-of-text token, and laid end to end;
+ * the stream is cut into sequences of T inputs, each with the token after it as its target. The last
+ * tenth is held out. No token is a target twice.
+ */
+
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileError, readSmallFile } from '../checkpoint/file-access.js';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+import type { TextTokenizer } from './tokenizer.js';
+
+const kMaxTextBytes = 256 << 20;
+const kHeldOutShare = 0.1;
+
+/** Text as read, with what names it in a checkpoint. */
+export interface TextSource {
+  readonly documents: readonly string[];
+  readonly bytes: number;
+  readonly sha256: string;
+}
+
+/**
+ * Reads a text file, or every `.txt` file of a folder in the order of their names.
+ *
+ * @param separator text between two documents of one file
+ * @throws LowrankError `ERR_FILE_NOT_FOUND`, `ERR_FILE` (not UTF-8, too large), `ERR_PATH`
+ */
+export function readText(op: string, source: string, separator: string): TextSource {
+  const files = textFiles(op, source);
+  const hash = createHash('sha256');
+  const documents: string[] = [];
+  let bytes = 0;
+  for (const file of files) {
+    const content = readSmallFile(op, file, kMaxTextBytes);
+    hash.update(content);
+    bytes += content.length;
+    let text: string;
+    try {
+      text = new TextDecoder('utf-8', { fatal: true }).decode(content);
+    } catch (error) {
+      const message = `${op}: ${printable(file)} must be UTF-8 text, got other bytes`;
+      throw new LowrankError('ERR_FILE', message, { op, cause: error });
+    }
+    text = text.replace(/\r\n/g, '\n');
+    const parts = separator === '' ? [text] : text.split(separator);
+    documents.push(...parts.map((part) => part.trim()).filter((part) => part !== ''));
+  }
+  return { documents, bytes, sha256: hash.update(separator).digest('hex') };
+}
+
+function textFiles(op: string, source: string): string[] {
+  try {
+    if (!fs.statSync(source).isDirectory()) return [source];
+    const names = fs.readdirSync(source).filter((name) => name.endsWith('.txt'));
+    if (names.length > 0) return names.sort().map((name) => path.join(source, name));
+  } catch (error) {
+    throw fileError(op, source, error);
+  }
+  const text = `${op}: ${printable(source)} must hold .txt files, got a folder without any`;
+  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
+}
+
+/** Sequences of T tokens with their targets. */
+export class SequenceSet {
+  constructor(
+    /** count · T + 1 tokens. */
+    private readonly tokens: Int32Array,
+    readonly T: number,
+  ) {}
+
+  get count(): number {
+    return (this.tokens.length - 1) / this.T;
+  }
+
+  /** Inputs and targets of the sequences with the given indices, [indices.length, T] each. */
+  batch(indices: ArrayLike<number>): { ids: Int32Array; targets: Int32Array } {
+    const { T } = this;
+    const ids = new Int32Array(indices.length * T);
+    const targets = new Int32Array(indices.length * T);
+    for (let row = 0; row < indices.length; row++) {
+      const start = (indices[row] as number) * T;
+      ids.set(this.tokens.subarray(start, start + T), row * T);
+      targets.set(this.tokens.subarray(start + 1, start + T + 1), row * T);
+    }
+    return { ids, targets };
+  }
+}
+
+/** What a run trains and is judged on. */
+export interface TextData {
+  readonly train: SequenceSet;
+  readonly heldOut: SequenceSet;
+  readonly tokens: number;
+}
+
+/**
+ * Tokenises and packs.
+ *
+ * @param T sequence length
+ * @throws LowrankError `ERR_VALUE` where the text has too few tokens for one sequence to train on
+ *   and one to hold out
+ */
+export async function packText(
+  op: string,
+  source: TextSource,
+  tokenizer: TextTokenizer,
+  T: number,
+  onDocument: (done: number, total: number) => void | Promise<void> = () => {},
+): Promise<TextData> {
+  const stream: number[] = [];
+  for (const [index, text] of source.documents.entries()) {
+    for (const id of tokenizer.encode(text)) stream.push(id);
+    if (tokenizer.eosId !== undefined) stream.push(tokenizer.eosId);
+    await onDocument(index + 1, source.documents.length);
+  }
+  const count = Math.floor((stream.length - 1) / T);
+  if (count < 2) {
+    const text =
+      `${op}: the text must have at least ${2 * T + 1} tokens (one sequence of ${T} to train on and ` +
+      `one to hold out), got ${stream.length}. Give a longer text, or a smaller --seq-len`;
+    throw new LowrankError('ERR_VALUE', text, { op });
+  }
+  const heldOutCount = Math.max(1, Math.round(count * kHeldOutShare));
+  const cut = (count - heldOutCount) * T;
+  return {
+    train: new SequenceSet(Int32Array.from(stream.slice(0, cut + 1)), T),
+    heldOut: new SequenceSet(Int32Array.from(stream.slice(cut, count * T + 1)), T),
+    tokens: stream.length,
+  };
+}

@@ -1,0 +1,217 @@
+/**
+ * QLoRA fine-tuning: a frozen quantised base, LoRA adapters on its linear layers, AdamW.
+ *
+ * Everything random is a function of the seed and the step, so a run that is resumed at a step gives
+ * the same bits as one that never stopped.
+ */
+
+import type { Scalar, Tensor } from '@tensorflow/tfjs';
+import { LowrankError } from '../core/errors.js';
+import { valuesOf } from '../tfjs/backend-memory.js';
+import { tensorflow } from '../tfjs/tensorflow.js';
+import { AdapterSet } from './adapter-set.js';
+import { AdamW, clipByGlobalNorm, learningRate } from './adamw.js';
+import type { BaseModel } from './base-model.js';
+import { crossEntropy } from './cross-entropy.js';
+import type { AdapterFactors, ModelKernels } from './kernels.js';
+import { type AdapterLookup, llamaFeatures, llamaLogits } from './llama.js';
+import { hash32, permutation } from './random.js';
+import type { SequenceSet, TextData } from './text-data.js';
+
+/** Settings of a training run. */
+export interface TrainOptions {
+  readonly steps: number;
+  /** Sequences in one forward and backward pass. */
+  readonly batch: number;
+  /** Passes whose gradients are averaged before an update. */
+  readonly accumulate: number;
+  /** Peak learning rate. */
+  readonly lr: number;
+  readonly warmup: number;
+  readonly weightDecay: number;
+  /** Largest global norm of the gradient. */
+  readonly clip: number;
+  readonly seed: number;
+}
+
+/** What one step did. */
+export interface StepResult {
+  /** Steps done, this one included. */
+  readonly step: number;
+  /** Mean training loss in nats per token, before the update. */
+  readonly loss: number;
+  readonly gradientNorm: number;
+  readonly lr: number;
+  readonly tokens: number;
+}
+
+export class Trainer {
+  readonly optimizer: AdamW;
+  /** Steps done. */
+  step = 0;
+  private readonly gradient: Float32Array;
+  private epoch = -1;
+  private order: Uint32Array = new Uint32Array();
+
+  constructor(
+    readonly base: BaseModel,
+    readonly adapters: AdapterSet,
+    readonly data: TextData,
+    readonly options: TrainOptions,
+  ) {
+    this.gradient = new Float32Array(adapters.values.length);
+    this.optimizer = new AdamW(adapters.values.length, { weightDecay: options.weightDecay });
+  }
+
+  /**
+   * One update: forward and backward passes over the step's batches, clipping, AdamW.
+   * @throws LowrankError `ERR_NON_FINITE` where the loss is no number; nothing was updated
+   */
+  train(kernels: ModelKernels): StepResult {
+    const { steps, accumulate, lr, warmup, clip } = this.options;
+    this.gradient.fill(0);
+    let loss = 0;
+    for (let pass = 0; pass < accumulate; pass++) loss += this.accumulate(kernels, pass);
+    loss /= accumulate;
+    if (!Number.isFinite(loss)) {
+      const text =
+        `finetune: the loss must be finite, got ${loss} at step ${this.step + 1}. ` +
+        'Lower the learning rate (--lr)';
+      throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
+    }
+    const gradientNorm = clipByGlobalNorm(this.gradient, clip);
+    const rate = learningRate(this.step, lr, warmup, steps);
+    this.optimizer.update(this.adapters.values, this.gradient, rate);
+    this.step++;
+    const tokens = accumulate * this.options.batch * this.data.train.T;
+    return { step: this.step, loss, gradientNorm, lr: rate, tokens };
+  }
+
+  /**
+   * Runs the step that comes next without an update, for measuring.
+   * @returns its loss
+   */
+  rehearse(kernels: ModelKernels): number {
+    this.gradient.fill(0);
+    let loss = 0;
+    for (let pass = 0; pass < this.options.accumulate; pass++) {
+      loss += this.accumulate(kernels, pass);
+    }
+    return loss / this.options.accumulate;
+  }
+
+  /** The gradient of the last step, after clipping; flat, as {@link AdapterSet.values}. */
+  get lastGradient(): Float32Array {
+    return this.gradient;
+  }
+
+  /** Adds one pass's share to the gradient. */
+  private accumulate(kernels: ModelKernels, pass: number): number {
+    const tf = tensorflow();
+    const { accumulate, batch } = this.options;
+    const { ids, targets } = this.data.train.batch(this.indices(this.step * accumulate + pass));
+    const { slots } = this.adapters;
+    return tf.tidy(() => {
+      const factors = slots.flatMap(({ loraA, loraB, layer, r }) => [
+        tf.tensor2d(loraA.slice(), [r, layer.K]),
+        tf.tensor2d(loraB.slice(), [layer.N, r]),
+      ]);
+      const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
+      const loss = (...params: Tensor[]): Scalar => {
+        const lookup = this.lookup(params, this.adapters.config.dropout, dropoutSeed);
+        const features = llamaFeatures(
+          this.base,
+          { ids, B: batch, T: this.data.train.T },
+          kernels,
+          lookup,
+        );
+        return crossEntropy(llamaLogits(this.base, features, kernels), targets);
+      };
+      const { value, grads } = tf.valueAndGrads(loss)(factors);
+      slots.forEach((slot, i) => {
+        this.add(grads[2 * i] as Tensor, slot.loraA_elems);
+        this.add(grads[2 * i + 1] as Tensor, slot.loraB_elems);
+      });
+      return valuesOf(value)[0] as number;
+    });
+  }
+
+  private add(gradient: Tensor, at: number): void {
+    const share = 1 / this.options.accumulate;
+    const values = valuesOf(gradient);
+    for (let i = 0; i < values.length; i++) {
+      this.gradient[at + i] = (this.gradient[at + i] as number) + share * (values[i] as number);
+    }
+  }
+
+  /** Sequences of a pass: epochs are permutations, each named by the seed and its number. */
+  private indices(pass: number): Uint32Array {
+    const { batch, seed } = this.options;
+    const { count } = this.data.train;
+    const indices = new Uint32Array(batch);
+    for (let i = 0; i < batch; i++) {
+      const at = pass * batch + i;
+      const epoch = Math.floor(at / count);
+      if (epoch !== this.epoch) {
+        this.epoch = epoch;
+        this.order = permutation(count, seed, 'epoch', epoch);
+      }
+      indices[i] = this.order[at % count] as number;
+    }
+    return indices;
+  }
+
+  /**
+   * Mean loss over a set of sequences, in nats per token.
+   *
+   * @param adapted false for the base model alone
+   * @param onBatch called before each batch; may throw to stop
+   */
+  async evaluate(
+    kernels: ModelKernels,
+    set: SequenceSet,
+    adapted = true,
+    onBatch: (done: number, total: number) => void | Promise<void> = () => {},
+  ): Promise<number> {
+    const tf = tensorflow();
+    const { batch } = this.options;
+    let total = 0;
+    for (let start = 0; start < set.count; start += batch) {
+      await onBatch(start, set.count);
+      const size = Math.min(batch, set.count - start);
+      const { ids, targets } = set.batch(Array.from({ length: size }, (_, i) => start + i));
+      const loss = tf.tidy(() => {
+        const lookup = adapted ? this.inferenceLookup() : undefined;
+        const features = llamaFeatures(this.base, { ids, B: size, T: set.T }, kernels, lookup);
+        const mean = crossEntropy(llamaLogits(this.base, features, kernels), targets);
+        return valuesOf(mean)[0] as number;
+      });
+      total += loss * size;
+    }
+    return total / set.count;
+  }
+
+  /** The adapters as they stand, without dropout; tensors belong to the surrounding `tf.tidy`. */
+  inferenceLookup(): AdapterLookup {
+    const tf = tensorflow();
+    const factors = this.adapters.slots.flatMap(({ loraA, loraB, layer, r }) => [
+      tf.tensor2d(loraA.slice(), [r, layer.K]),
+      tf.tensor2d(loraB.slice(), [layer.N, r]),
+    ]);
+    return this.lookup(factors, 0, 0);
+  }
+
+  private lookup(factors: readonly Tensor[], dropout: number, seed: number): AdapterLookup {
+    return (layerName): AdapterFactors | undefined => {
+      const index = this.adapters.indexOf(layerName);
+      if (index === undefined) return undefined;
+      return {
+        loraA: factors[2 * index] as Tensor,
+        loraB: factors[2 * index + 1] as Tensor,
+        scaling: this.adapters.scaling,
+        dropout,
+        seed: hash32(seed, index),
+      };
+    };
+  }
+}
