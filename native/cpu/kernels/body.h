@@ -1,0 +1,15 @@
+/// Every kernel of one instruction set: included once by each kernels_<isa>.cpp, which names the
+/// namespace (LOWRANK_ISA) and the table (LOWRANK_ISA_NAME).
+#pragma once
+
+#include "native/cpu/kernels/lora.h"
+#include "native/cpu/kernels/quantize.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+extern const IsaKernels kKernels = {
+    LOWRANK_ISA_NAME, Quantize,    Dequantize,   Matmul,
+    MatmulInputGrad,  LoraForward, LoraBackward, Cast,
+};
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

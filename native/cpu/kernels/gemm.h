@@ -1,0 +1,261 @@
+/// Blocked products in the BLIS manner: tasks over blocks of columns (and, where those are few, of
+/// row panels); inside a task, for each kKC of the summation index, the block of B is packed (and a
+/// packed weight decoded) once into this thread's scratch and all row panels run over it.
+///
+/// Scratch     B block kNC · kKC · 4 = 256 KiB, C tile rows · kNC · 4, both this thread's
+/// Numerics    f32 accumulators over kKC, added in order to the f32 C tile; an element's bits
+///             depend on the depth of the sum only, not on M, N, its place, or the threads
+#pragma once
+
+#include "native/cpu/kernels/isa_kernels.h"
+#include "native/cpu/kernels/tile.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Scratch slots. The first two belong to the thread that runs the op, the others to each task.
+enum Slot { kPackedSlot, kDhSlot, kBSlot, kCSlot, kAdapterSlot, kASlot };
+
+// Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
+constexpr int64_t kChunkBytes = 8 << 20;
+// Rows per chunk: a weight is decoded once a chunk, so its cost falls below 2 % of the products;
+// the C tile of a task then is 504 · kNC · 4 = 504 KiB.
+constexpr int64_t kChunkRows = 36 * kMR < 504 ? 36 * kMR : 504;
+// Fewer multiply-adds than this are done on the calling thread: waking the pool costs about 5 us.
+constexpr int64_t kSerialWork = 100000;
+// Tasks per thread that make up for uneven ones.
+constexpr int64_t kTasksPerThread = 4;
+
+/// What the tasks of one op share.
+struct Run {
+  const RunContext& context;
+  int failure = 0;  // a Code; 0 is kOk
+
+  explicit Run(const RunContext& c) : context(c) {}
+  void Fail(Code code) { __atomic_store_n(&failure, static_cast<int>(code), __ATOMIC_RELAXED); }
+  bool Stopped() {
+    if (context.cancelled()) Fail(Code::kCancelled);
+    return __atomic_load_n(&failure, __ATOMIC_RELAXED) != 0;
+  }
+  Outcome Result() const { return {static_cast<Code>(failure), 0}; }
+  template <typename T>
+  T* Get(Slot slot, int64_t elems) {
+    void* data = Scratch::OfThisThread().Get(slot, static_cast<size_t>(Max(elems, 1)) * sizeof(T));
+    if (data == nullptr) Fail(Code::kOom);
+    return static_cast<T*>(data);
+  }
+  /// body(task) for each task; `work` counts multiply-adds or elements of about that cost.
+  template <typename Body>
+  void ForEach(int64_t tasks, int64_t work, const Body& body) {
+    if (work < kSerialWork) {
+      for (int64_t task = 0; task < tasks; ++task) body(task);
+    } else {
+      context.pool->ParallelFor(tasks, body);
+    }
+  }
+};
+
+/// Which panels of rows and columns a task owns.
+struct Grid {
+  RowPanels rows;
+  int64_t cols;
+  int64_t col_panels;
+  int64_t row_blocks;
+  int64_t col_blocks;
+
+  int64_t tasks() const { return row_blocks * col_blocks; }
+};
+
+struct Block {
+  int64_t panel0, panel1;  // row panels
+  int64_t m0, m1;          // rows
+  int64_t n0, n1;          // columns
+  int64_t ldc() const { return CeilDiv(n1 - n0, kVL) * kVL; }
+  int64_t c_elems() const { return (m1 - m0) * ldc(); }
+};
+
+LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads) {
+  Grid grid = {SplitRows(rows), cols, CeilDiv(cols, kNR), 1, 1};
+  const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
+  grid.col_blocks = Max(CeilDiv(grid.col_panels, kNC / kNR), Min(wanted, grid.col_panels));
+  if (grid.col_blocks < wanted && grid.col_blocks > 0) {
+    // Each block of rows packs B again: worth it from four panels up.
+    grid.row_blocks = Max(Min(CeilDiv(wanted, grid.col_blocks), grid.rows.count / 4), 1);
+  }
+  return grid;
+}
+
+LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
+  const int64_t row_block = task % grid.row_blocks;
+  const int64_t col_block = task / grid.row_blocks;
+  Block block;
+  block.panel0 = row_block * grid.rows.count / grid.row_blocks;
+  block.panel1 = (row_block + 1) * grid.rows.count / grid.row_blocks;
+  block.m0 = grid.rows.Start(block.panel0);
+  block.m1 = grid.rows.Start(block.panel1);
+  block.n0 = col_block * grid.col_panels / grid.col_blocks * kNR;
+  block.n1 = Min((col_block + 1) * grid.col_panels / grid.col_blocks * kNR, grid.cols);
+  return block;
+}
+
+/// c [m1 - m0, n1 - n0] (+)= A · B over `depth`.
+///
+///   pack_a(k0, kc)            the packed row panels of this block of the summation index,
+///                             from row block.m0 on
+///   pack_b(k0, kc, n0, n1, b)
+template <typename Policy, typename PackAFn, typename PackBFn>
+LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
+                               const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first) {
+  const int64_t ldc = block.ldc();
+  if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
+  if (depth == 0) return;
+  const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
+  Unit* b = run.Get<Unit>(kBSlot, col_panels * kNR * Policy::Units(Min(depth, kKC)));
+  if (b == nullptr) return;
+  for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
+    if (run.Stopped()) return;
+    const int64_t kc = Min(kKC, depth - k0);
+    const int64_t ku = Policy::Units(kc);
+    const Unit* a = pack_a(k0, kc);
+    if (a == nullptr) return;
+    pack_b(k0, kc, block.n0, block.n1, b);
+    for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
+      const int64_t m = grid.rows.Start(panel);
+      const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
+      if (mr == 0) continue;
+      const TileFn full = PickTile<Policy, kMR>(mr, kNR);
+      const Unit* a_panel = a + (m - block.m0) * ku;
+      float* c_row = c + (m - block.m0) * ldc;
+      const Unit* b_panel = b;
+      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += ku * kNR) {
+        const int64_t nr = PanelWidth(n, block.n1);
+        const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
+        tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
+      }
+    }
+  }
+}
+
+/// Row panels [panel0, panel1) of a block of the summation index, packed into this task's scratch.
+template <typename PackPanel>
+LOWRANK_INLINE const Unit* PackHere(Run& run, const Grid& grid, const Block& block, int64_t ku,
+                                    const PackPanel& pack) {
+  Unit* a = run.Get<Unit>(kASlot, (block.m1 - block.m0) * ku);
+  if (a == nullptr) return nullptr;
+  for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
+    const int64_t m = grid.rows.Start(panel);
+    const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
+    if (mr != 0) pack(m, mr, a + (m - block.m0) * ku);
+  }
+  return a;
+}
+
+/// The packed rows of one chunk, for all of the summation index: blocks of kKC one after another,
+/// each holding its row panels one after another.
+struct PackedChunk {
+  Unit* data = nullptr;
+  int64_t rows = 0;
+  int64_t depth = 0;
+
+  template <typename Policy>
+  const Unit* At(int64_t k0, int64_t m) const {
+    const int64_t before = Policy::Units(k0) * rows;  // k0 is a multiple of kKC
+    return data + before + m * Policy::Units(Min(kKC, depth - k0));
+  }
+};
+
+template <typename Policy>
+LOWRANK_INLINE int64_t ChunkRows(int64_t rows, int64_t depth) {
+  const int64_t row_bytes = Max(Policy::Units(depth), 1) * static_cast<int64_t>(sizeof(Unit));
+  const int64_t limit = Max(Min(kChunkRows, kChunkBytes / row_bytes / kMR * kMR), 4 * kMR);
+  return CeilDiv(rows, Max(CeilDiv(rows, limit), 1));
+}
+
+/// Packs panels [panel0, panel1) of rows that start at m0 of `a`.
+template <typename Policy>
+LOWRANK_INLINE void PackChunkPanels(const RowSource& a, int64_t m0, const RowPanels& panels,
+                                    int64_t panel0, int64_t panel1, const PackedChunk& chunk) {
+  for (int64_t panel = panel0; panel < panel1; ++panel) {
+    const int64_t m = panels.Start(panel);
+    const int mr = static_cast<int>(panels.Start(panel + 1) - m);
+    if (mr == 0) continue;
+    for (int64_t k0 = 0; k0 < chunk.depth; k0 += kKC) {
+      const int64_t kc = Min(kKC, chunk.depth - k0);
+      PackA<Policy>(a, m0 + m, mr, k0, kc, const_cast<Unit*>(chunk.At<Policy>(k0, m)));
+    }
+  }
+}
+
+/// The rows of `a`, dense and perhaps gated, as the A operand of a task.
+template <typename Policy>
+struct RowsOf {
+  Run& run;
+  const Grid& grid;
+  const Block& block;
+  const RowSource& a;
+  int64_t m0;  // row of `a` that is row 0 of the grid
+
+  const Unit* operator()(int64_t k0, int64_t kc) const {
+    return PackHere(run, grid, block, Policy::Units(kc), [&](int64_t m, int mr, Unit* out) {
+      PackA<Policy>(a, m0 + m, mr, k0, kc, out);
+    });
+  }
+};
+
+template <typename Policy>
+struct ChunkOf {
+  const PackedChunk& chunk;
+  const Block& block;
+  const Unit* operator()(int64_t k0, int64_t) const {
+    return chunk.At<Policy>(k0, block.m0);
+  }
+};
+
+template <typename Policy>
+struct TransposedB {
+  const RowSource& b;
+  void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
+    PackBTransposed<Policy>(b, k0, kc, n0, n1, out);
+  }
+};
+
+template <typename Policy>
+struct DirectB {
+  const RowSource& b;
+  void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
+    PackBDirect<Policy>(b, k0, kc, n0, n1, out);
+  }
+};
+
+/// out[row0 + m][n] = c, rounded once, after adding what `out` holds where asked.
+LOWRANK_INLINE void StoreTile(const Block& block, float* c, const TensorView& out, int64_t row0,
+                              bool accumulate) {
+  const int64_t cols = block.n1 - block.n0;
+  for (int64_t m = block.m0; m < block.m1; ++m) {
+    float* row = c + (m - block.m0) * block.ldc();
+    const int64_t begin = (row0 + m) * out.cols + block.n0;
+    if (accumulate) {
+      int64_t i = 0;
+      for (; i + kVL <= cols; i += kVL) {
+        Store(row + i, LoadWide(out.data, out.dtype, begin + i) + Load(row + i));
+      }
+      for (; i < cols; ++i) row[i] = ScalarWiden(out.data, out.dtype, begin + i) + row[i];
+    }
+    NarrowRun(out.data, out.dtype, begin, cols, row);
+  }
+}
+
+/// Calls body with the policy of this product: bf16 pairs where the set has the dot product and
+/// both operands are bf16 (a packed weight is rounded to the activations' dtype), else f32.
+template <typename Body>
+LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Body& body) {
+  if constexpr (kHasBF16Dot) {
+    if (activations == DType::kBF16 &&
+        (!w.dense.present || w.dense.dtype == DType::kBF16)) {
+      body(BF16Policy{});
+      return;
+    }
+  }
+  body(F32Policy{});
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,54 @@
+/// What one instruction set's translation unit exports: plain functions over descriptors.
+///
+/// Those units are compiled with flags that not every processor runs. So that the linker cannot
+/// pick an AVX-512 copy of a shared inline function for the portable path, they build no
+/// std::string and instantiate nothing from the standard library: outcomes are plain data here, and
+/// kernel_select.cpp, compiled without such flags, turns them into a Status.
+#pragma once
+
+#include <cstdint>
+
+#include "native/core/ops.h"
+#include "native/cpu/kernel_table.h"
+
+namespace lowrank::cpu {
+
+struct Outcome {
+  Code code = Code::kOk;
+  int64_t index = 0;  // kNonFinite: the first such element of the input
+};
+
+struct IsaKernels {
+  const char* isa;
+  Outcome (*quantize)(const QuantizeOp& op, const RunContext& context);
+  Outcome (*dequantize)(const DequantizeOp& op, const RunContext& context);
+  Outcome (*matmul)(const MatmulOp& op, const RunContext& context);
+  Outcome (*matmul_input_grad)(const MatmulInputGradOp& op, const RunContext& context);
+  Outcome (*lora_forward)(const LoraForwardOp& op, const RunContext& context);
+  Outcome (*lora_backward)(const LoraBackwardOp& op, const RunContext& context);
+  Outcome (*cast)(const CastOp& op, const RunContext& context);
+};
+
+namespace portable {
+extern const IsaKernels kKernels;
+}
+#if defined(__x86_64__) || defined(_M_X64)
+namespace avx2 {
+extern const IsaKernels kKernels;
+}
+namespace avx512 {
+extern const IsaKernels kKernels;
+}
+namespace avx512_bf16 {
+extern const IsaKernels kKernels;
+}
+#elif defined(__aarch64__)
+namespace neon {
+extern const IsaKernels kKernels;
+}
+#endif
+
+/// The same for every instruction set: plain double arithmetic, element by element.
+Outcome RandomKernel(const RandomOp& op, const RunContext& context);
+
+}  // namespace lowrank::cpu

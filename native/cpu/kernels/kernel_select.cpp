@@ -1,0 +1,112 @@
+// Flags: -O3 -ffp-contract=off
+//
+// Which table of kernels this processor runs. Compiled for the base set: this unit is the only
+// place where an outcome becomes a Status (isa_kernels.h says why).
+#include <string>
+
+#include "native/cpu/kernels/isa_kernels.h"
+
+namespace lowrank::cpu {
+namespace {
+
+Status ToStatus(const char* op, const Outcome& outcome) {
+  switch (outcome.code) {
+    case Code::kOk:
+      return Status();
+    case Code::kNonFinite:
+      return Status(Code::kNonFinite, std::string(op) + ": w must be finite, got Inf or NaN at element " +
+                                          std::to_string(outcome.index));
+    case Code::kOom:
+      return Status(Code::kOom, std::string(op) + ": no memory left for scratch");
+    case Code::kCancelled:
+      return Status(Code::kCancelled, std::string(op) + ": cancelled");
+    default:
+      return Status(outcome.code, std::string(op) + ": failed");
+  }
+}
+
+#define LOWRANK_WRAP(Type, member)                                       \
+  template <const IsaKernels& kIsa>                                      \
+  Status Run_##member(const Type& op, const RunContext& context) {       \
+    return ToStatus(Type::kName, kIsa.member(op, context));              \
+  }
+LOWRANK_WRAP(QuantizeOp, quantize)
+LOWRANK_WRAP(DequantizeOp, dequantize)
+LOWRANK_WRAP(MatmulOp, matmul)
+LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)
+LOWRANK_WRAP(LoraForwardOp, lora_forward)
+LOWRANK_WRAP(LoraBackwardOp, lora_backward)
+LOWRANK_WRAP(CastOp, cast)
+#undef LOWRANK_WRAP
+
+Status RunRandom(const RandomOp& op, const RunContext& context) {
+  return ToStatus(RandomOp::kName, RandomKernel(op, context));
+}
+
+template <const IsaKernels& kIsa>
+const KernelTable* Table(const char* name) {
+  static const KernelTable table = {name,
+                                    Run_quantize<kIsa>,
+                                    Run_dequantize<kIsa>,
+                                    Run_matmul<kIsa>,
+                                    Run_matmul_input_grad<kIsa>,
+                                    Run_lora_forward<kIsa>,
+                                    Run_lora_backward<kIsa>,
+                                    Run_cast<kIsa>,
+                                    RunRandom};
+  return &table;
+}
+
+struct Choice {
+  const char* name;
+  bool (*runs_here)();
+  const KernelTable* (*table)(const char* name);
+};
+
+bool Always() { return true; }
+
+#if defined(__x86_64__) || defined(_M_X64)
+bool HasAvx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
+}
+bool HasAvx512() {
+  return HasAvx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+}
+bool HasAvx512Bf16() {
+  return HasAvx512() && __builtin_cpu_supports("avx512bf16") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+// Best first.
+const Choice kChoices[] = {
+#if defined(__x86_64__) || defined(_M_X64)
+    {"avx512-bf16", HasAvx512Bf16, Table<avx512_bf16::kKernels>},
+    {"avx512", HasAvx512, Table<avx512::kKernels>},
+    {"avx2", HasAvx2, Table<avx2::kKernels>},
+#elif defined(__aarch64__)
+    {"neon", Always, Table<neon::kKernels>},
+#endif
+    {"portable", Always, Table<portable::kKernels>},
+};
+
+}  // namespace
+
+const KernelTable* SelectKernels(const char* forced_isa, std::string* reason) {
+  const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
+  std::string here;
+  for (const Choice& choice : kChoices) {
+    if (!choice.runs_here()) continue;
+    if (!forced || std::string(forced_isa) == choice.name) return choice.table(choice.name);
+    here += here.empty() ? choice.name : std::string(", ") + choice.name;
+  }
+  if (reason != nullptr) {
+    *reason = "LOWRANK_ISA must be one of those that run on this processor (" + here + "), got \"" +
+              forced_isa + "\"";
+  }
+  return nullptr;
+}
+
+}  // namespace lowrank::cpu

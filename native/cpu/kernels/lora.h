@@ -1,0 +1,336 @@
+/// matmul, matmulInputGrad, loraForward, loraBackward.
+///
+///   y  = x · dequant(w)ᵀ + bias + scaling · ((gate ⊙ x) · lora_aᵀ · lora_bᵀ + lora_bias)
+///   dx = dy · dequant(w) + gate ⊙ (dh · lora_a),   dh = scaling · dy · lora_b
+///
+/// Operands   x, y, dy, dx [M, ·] T row-major · w [N, K] packed or dense · lora_a [r, K] ·
+///            lora_b [N, r] · h [M, r] f32
+/// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
+///            adapter in f32; one rounding to T at the store
+///
+/// A chunk of rows is packed once; while its panels are hot the r columns of the adapter's shrink
+/// are taken from them, and the expand is r more steps of the sum in the same C tile, so the
+/// adapter reads neither x nor y again.
+#pragma once
+
+#include "native/cpu/kernels/gemm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+/// out [rows, r] = factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
+/// packs the chunk for the base product on the way.
+template <typename Policy, typename PackBFn>
+LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
+                                  const PackedChunk& chunk, bool pack, int64_t r, float factor,
+                                  const PackBFn& pack_b, float* out) {
+  const RowPanels panels = SplitRows(chunk.rows);
+  const int64_t blocks = Min(panels.count, run.context.pool->threads() * kTasksPerThread);
+  const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
+  RowSource gated = a;
+  gated.gate = gate;
+  run.ForEach(blocks, chunk.rows * chunk.depth * (r + 4), [&](int64_t task) {
+    if (run.Stopped()) return;
+    Block block = BlockOf(grid, task);
+    if (pack) {
+      PackChunkPanels<Policy>(a, m0, panels, block.panel0, block.panel1, chunk);
+    }
+    // Columns in blocks of kNC.
+    for (int64_t n0 = 0; n0 < r; n0 += kNC) {
+      block.n0 = n0;
+      block.n1 = Min(n0 + kNC, r);
+      float* c = run.Get<float>(kCSlot, block.c_elems());
+      if (c == nullptr) return;
+      if (pack && !Policy::kPairs && gate == nullptr) {
+        Accumulate<F32Policy>(run, grid, block, chunk.depth, ChunkOf<F32Policy>{chunk, block},
+                              pack_b, c, true);
+      } else {
+        Accumulate<F32Policy>(run, grid, block, chunk.depth,
+                              RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
+      }
+      if (run.Stopped()) return;
+      for (int64_t m = block.m0; m < block.m1; ++m) {
+        const float* row = c + (m - block.m0) * block.ldc();
+        float* target = out + (m0 + m) * r + n0;
+        for (int64_t n = 0; n < block.n1 - n0; ++n) target[n] = factor * row[n];
+      }
+    }
+  });
+}
+
+LOWRANK_INLINE TensorView FloatView(float* data, int64_t rows, int64_t cols) {
+  TensorView view;
+  view.data = data;
+  view.dtype = DType::kF32;
+  view.rows = rows;
+  view.cols = cols;
+  view.present = true;
+  return view;
+}
+
+/// The bias of a block of columns: bias + scaling · lora_bias.
+LOWRANK_INLINE bool BiasRow(const TensorView& bias, const TensorView& lora_bias, float scaling,
+                            int64_t n0, int64_t n1, float* out) {
+  if (!bias.present && !lora_bias.present) return false;
+  for (int64_t n = n0; n < n1; ++n) {
+    float sum = bias.present ? ScalarWiden(bias.data, bias.dtype, n) : 0.0f;
+    if (lora_bias.present) sum += scaling * ScalarWiden(lora_bias.data, lora_bias.dtype, n);
+    out[n - n0] = sum;
+  }
+  return true;
+}
+
+/// A forward product; without an adapter `h` is not present.
+struct ForwardParts {
+  const TensorView& x;
+  const WeightView& w;
+  const TensorView& bias;
+  const TensorView* lora_a;
+  const TensorView* lora_b;
+  const TensorView& lora_bias;
+  const TensorView* h;
+  const TensorView& y;
+  float scaling;
+  const Gate* gate;
+};
+
+template <typename Policy>
+static Outcome Forward(const ForwardParts& op, const RunContext& context) {
+  Run run(context);
+  const int64_t depth = op.x.cols;
+  const int64_t cols = op.y.cols;
+  const int64_t r = op.h == nullptr ? 0 : op.h->cols;
+  const RowSource x = DenseRows(op.x);
+  const RowSource w = WeightRows(op.w, op.x.dtype);
+  const RowSource none = x;
+  const RowSource lora_a = op.h == nullptr ? none : DenseRows(*op.lora_a);
+  const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
+  RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
+  scaled_h.factor = op.scaling;
+  const int64_t step = ChunkRows<Policy>(op.x.rows, depth);
+  for (int64_t m0 = 0; m0 < op.x.rows; m0 += step) {
+    PackedChunk chunk;
+    chunk.rows = Min(step, op.x.rows - m0);
+    chunk.depth = depth;
+    chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
+    if (chunk.data == nullptr) break;
+    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, r, 1.0f,
+                          TransposedB<F32Policy>{lora_a},
+                          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+    if (run.Stopped()) break;
+    const Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
+    run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
+      const Block block = BlockOf(grid, task);
+      if (block.m0 == block.m1 || run.Stopped()) return;
+      float* c = run.Get<float>(kCSlot, block.c_elems());
+      if (c == nullptr) return;
+      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                         TransposedB<Policy>{w}, c, true);
+      if (r != 0) {
+        Accumulate<F32Policy>(run, grid, block, r,
+                              RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
+                              TransposedB<F32Policy>{lora_b}, c, false);
+      }
+      if (run.Stopped()) return;
+      float bias[kNC];
+      if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
+        for (int64_t m = block.m0; m < block.m1; ++m) {
+          float* row = c + (m - block.m0) * block.ldc();
+          for (int64_t n = 0; n < block.n1 - block.n0; ++n) row[n] += bias[n];
+        }
+      }
+      StoreTile(block, c, op.y, m0, false);
+    });
+    if (run.Stopped()) break;
+  }
+  return run.Result();
+}
+
+static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
+  const TensorView none;
+  const ForwardParts parts = {op.x, op.w, op.bias, nullptr, nullptr, none, nullptr, op.y, 0, nullptr};
+  Outcome outcome;
+  WithPolicy(op.x.dtype, op.w,
+             [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
+  return outcome;
+}
+
+static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
+  const Gate gate = MakeGate(op.dropout, op.x.cols);
+  const ForwardParts parts = {op.x,         op.w,  op.bias, &op.lora_a, &op.lora_b,
+                              op.lora_bias, &op.h, op.y,    op.scaling, gate.active ? &gate : nullptr};
+  Outcome outcome;
+  WithPolicy(op.x.dtype, op.w,
+             [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
+  return outcome;
+}
+
+/// dx (+)= dy · w + gate ⊙ (dh · lora_a); also fills dh where given.
+struct InputGradParts {
+  const TensorView& dy;
+  const WeightView* w;  // null: only dh
+  const TensorView* lora_a;
+  const TensorView* lora_b;
+  const TensorView* dh;  // [M, r] f32, filled here; null without an adapter
+  const TensorView* dx;
+  bool accumulate;
+  float scaling;
+  const Gate* gate;
+};
+
+template <typename Policy>
+static void InputGrad(Run& run, const InputGradParts& op) {
+  const int64_t depth = op.dy.cols;
+  const int64_t r = op.dh == nullptr ? 0 : op.dh->cols;
+  const RowSource dy = DenseRows(op.dy);
+  const RowSource w = op.w == nullptr ? dy : WeightRows(*op.w, op.dy.dtype);
+  const RowSource lora_a = r == 0 ? dy : DenseRows(*op.lora_a);
+  const RowSource lora_b = r == 0 ? dy : DenseRows(*op.lora_b);
+  const RowSource dh = r == 0 ? dy : DenseRows(*op.dh);
+  const bool with_dx = op.w != nullptr;
+  const int64_t cols = with_dx ? op.dx->cols : 0;
+  const int64_t step = ChunkRows<Policy>(op.dy.rows, depth);
+  for (int64_t m0 = 0; m0 < op.dy.rows; m0 += step) {
+    PackedChunk chunk;
+    chunk.rows = Min(step, op.dy.rows - m0);
+    chunk.depth = depth;
+    if (with_dx) {
+      chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
+      if (chunk.data == nullptr) return;
+    }
+    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, with_dx, r, op.scaling,
+                          DirectB<F32Policy>{lora_b},
+                          r == 0 ? nullptr : static_cast<float*>(op.dh->data));
+    if (run.Stopped()) return;
+    if (!with_dx) continue;
+    const Grid grid = PlanGrid(chunk.rows, cols, run.context.pool->threads());
+    run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
+      const Block block = BlockOf(grid, task);
+      if (block.m0 == block.m1 || run.Stopped()) return;
+      float* c = run.Get<float>(kCSlot, block.c_elems());
+      if (c == nullptr) return;
+      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                         DirectB<Policy>{w}, c, true);
+      if (r != 0) {
+        float* sum = c;
+        if (op.gate != nullptr) {
+          sum = run.Get<float>(kAdapterSlot, block.c_elems());
+          if (sum == nullptr) return;
+        }
+        Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
+                              DirectB<F32Policy>{lora_a}, sum, sum != c);
+        if (run.Stopped()) return;
+        if (sum != c) {
+          for (int64_t m = block.m0; m < block.m1; ++m) {
+            const int64_t row = (m - block.m0) * block.ldc();
+            ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);
+            for (int64_t n = 0; n < block.n1 - block.n0; ++n) c[row + n] += sum[row + n];
+          }
+        }
+      }
+      if (run.Stopped()) return;
+      StoreTile(block, c, *op.dx, m0, op.accumulate);
+    });
+    if (run.Stopped()) return;
+  }
+}
+
+static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
+  Run run(context);
+  const InputGradParts parts = {op.dy, &op.w, nullptr, nullptr, nullptr, &op.dx, false, 0, nullptr};
+  WithPolicy(op.dy.dtype, op.w,
+             [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
+  return run.Result();
+}
+
+/// left [M, i] · right [M, n], summed over M: sums[i][n], with a row of ones below left's columns
+/// where `ones`. finish(block, c) takes each tile.
+template <typename Finish>
+LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones,
+                                const RowSource& right, const Finish& finish) {
+  const int64_t rows = left.cols + (ones ? 1 : 0);
+  if (rows == 0 || right.cols == 0) return;
+  const Grid grid = PlanGrid(rows, right.cols, run.context.pool->threads());
+  run.ForEach(grid.tasks(), rows * right.cols * right.rows, [&](int64_t task) {
+    const Block block = BlockOf(grid, task);
+    if (block.m0 == block.m1 || run.Stopped()) return;
+    float* c = run.Get<float>(kCSlot, block.c_elems());
+    if (c == nullptr) return;
+    Accumulate<F32Policy>(
+        run, grid, block, right.rows,
+        [&](int64_t k0, int64_t kc) {
+          return PackHere(run, grid, block, kc, [&](int64_t m, int mr, Unit* out) {
+            PackTransposedA(left, m, mr, k0, kc, out);
+          });
+        },
+        DirectB<F32Policy>{right}, c, true);
+    if (run.Stopped()) return;
+    finish(block, c);
+  });
+}
+
+LOWRANK_INLINE void StoreGrad(const TensorView& out, int64_t index, float value, bool accumulate) {
+  if (accumulate) value += ScalarWiden(out.data, out.dtype, index);
+  ScalarNarrow(out.data, out.dtype, index, value);
+}
+
+static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
+  Run run(context);
+  const int64_t r = op.lora_a.rows;
+  const Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);
+  const Gate* gate = gate_value.active ? &gate_value : nullptr;
+  TensorView dh;
+  if ((op.dx.present || op.d_lora_a.present) && r != 0) {
+    float* data = run.Get<float>(kDhSlot, op.dy.rows * r);
+    if (data == nullptr) return run.Result();
+    dh = FloatView(data, op.dy.rows, r);
+  }
+  const InputGradParts parts = {op.dy,
+                                op.dx.present ? &op.w : nullptr,
+                                &op.lora_a,
+                                &op.lora_b,
+                                dh.present ? &dh : nullptr,
+                                op.dx.present ? &op.dx : nullptr,
+                                op.accumulate_dx,
+                                op.scaling,
+                                gate};
+  if (op.dx.present) {
+    WithPolicy(op.dy.dtype, op.w,
+               [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
+  } else if (dh.present) {
+    InputGrad<F32Policy>(run, parts);
+  }
+  if (run.Stopped()) return run.Result();
+
+  if (op.d_lora_a.present && r != 0) {
+    RowSource x = DenseRows(op.x);
+    x.gate = gate;
+    SumOverRows(run, dh, false, x, [&](const Block& block, float* c) {
+      StoreTile(block, c, op.d_lora_a, 0, op.accumulate_d_lora_a);
+    });
+  }
+  const bool bias = op.d_bias.present || op.d_lora_bias.present;
+  if ((op.d_lora_b.present || bias) && !run.Stopped()) {
+    TensorView h = op.h;
+    if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
+    const RowSource dy = DenseRows(op.dy);
+    SumOverRows(run, h, bias, dy, [&](const Block& block, float* c) {
+      for (int64_t i = block.m0; i < block.m1; ++i) {
+        const float* row = c + (i - block.m0) * block.ldc();
+        for (int64_t n = block.n0; n < block.n1; ++n) {
+          const float sum = row[n - block.n0];
+          if (i < h.cols) {
+            StoreGrad(op.d_lora_b, n * r + i, op.scaling * sum, op.accumulate_d_lora_b);
+            continue;
+          }
+          if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
+          if (op.d_lora_bias.present) {
+            StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
+          }
+        }
+      }
+    });
+  }
+  return run.Result();
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,231 @@
+/// Packing of GEMM operands into panels.
+///
+/// A "unit" is the 32 bits that one step of a microkernel consumes of an operand: one f32, or with
+/// the bf16 policy two bf16 neighbours along the summation index (low half first). ku units cover a
+/// block of kc <= kKC of that index.
+///
+///   A panel   [ku][mr]   units of mr <= kMR rows
+///   B panel   [ku][nr]   units of nr = kNR columns; the last panel of a matrix may be kVL wide
+///
+///        k ->                     panel, in memory
+///   a0 |  0  1  2  3              a0.0 a1.0 a2.0 | a0.1 a1.1 a2.1 | ...
+///   a1 |  0  1  2  3
+///   a2 |  0  1  2  3
+///
+/// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
+#pragma once
+
+#include "native/cpu/kernels/rows.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Summation index per block. Fixed, since it decides the order of summation (a sum over kKC in
+// registers, then those sums one by one): an A panel is kMR · 1 KiB and stays in L1. It also keeps
+// the rounding error of a long sum near that of its parts.
+constexpr int64_t kKC = 256;
+// Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2 beside the C tile.
+constexpr int64_t kNC = 256;
+
+using Unit = float;  // 32 bits that are moved, never computed with, under the bf16 policy
+
+struct F32Policy {
+  static constexpr bool kPairs = false;
+  static constexpr int64_t Units(int64_t kc) { return kc; }
+  LOWRANK_INLINE VecF Step(VecF acc, float a, VecF b) { return Fma(Splat(a), b, acc); }
+};
+
+struct BF16Policy {
+  static constexpr bool kPairs = true;
+  static constexpr int64_t Units(int64_t kc) { return (kc + 1) / 2; }
+  LOWRANK_INLINE VecF Step(VecF acc, float a, VecF b) {
+    uint32_t pair;
+    std::memcpy(&pair, &a, 4);
+    return DotBF16(acc, SplatU(pair), Bits(b));
+  }
+};
+
+/// Rows p of a chunk are cut into count panels of nearly equal height, so that no panel is left
+/// with one row while others have kMR.
+struct RowPanels {
+  int64_t rows;
+  int64_t count;
+  int64_t Start(int64_t panel) const { return panel * rows / count; }
+};
+
+LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(rows, kMR), 1)}; }
+
+/// out[u · stride + i] = unit u of row i, for i < rows <= kVL. src rows are `pitch` bytes apart.
+/// Lanes at and beyond `rows` of a written vector hold copies; with `bounded` nothing is written at
+/// or beyond `limit`.
+static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pitch, int rows, int64_t ku, Unit* out,
+                                  int64_t stride, const Unit* limit) {
+  int64_t u = 0;
+  for (; u + kVL <= ku; u += kVL) {
+    VecF r[kVL];
+#pragma GCC unroll 16
+    for (int i = 0; i < kVL; ++i) {
+      const int row = i < rows ? i : rows - 1;
+      r[i] = Load(src + row * pitch + u * 4);
+    }
+    Transpose(r);
+    if (out + (u + kVL - 1) * stride + kVL <= limit) {
+#pragma GCC unroll 16
+      for (int j = 0; j < kVL; ++j) Store(out + (u + j) * stride, r[j]);
+    } else {
+      for (int j = 0; j < kVL; ++j) {
+        std::memcpy(out + (u + j) * stride, &r[j], static_cast<size_t>(rows) * 4);
+      }
+    }
+  }
+  for (; u < ku; ++u) {
+    for (int i = 0; i < rows; ++i) {
+      std::memcpy(out + u * stride + i, src + i * pitch + u * 4, 4);
+    }
+  }
+}
+
+/// bf16 rows with an odd kc: the last unit is one element and a zero.
+LOWRANK_INLINE void LastHalfUnit(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out) {
+  for (int i = 0; i < rows; ++i) {
+    uint16_t last;
+    std::memcpy(&last, src + i * pitch + (kc - 1) * 2, 2);
+    const uint32_t pair = last;
+    std::memcpy(out + i, &pair, 4);
+  }
+}
+
+/// Rows to units [ku][stride], whatever the policy; `rows` of up to any number in groups of kVL.
+/// `exact`: neighbouring units belong to another row group or panel and must stay untouched.
+template <typename Policy>
+LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out,
+                                  int64_t stride, const Unit* limit) {
+  const int64_t whole = Policy::kPairs ? kc / 2 : kc;
+  for (int i = 0; i < rows; i += kVL) {
+    const int group = static_cast<int>(Min(kVL, rows - i));
+    // A partial group of several would overwrite the next unit's first group.
+    const Unit* bound = (group == kVL || rows <= kVL) ? limit : out;
+    TransposeUnits(src + i * pitch, pitch, group, whole, out + i, stride, bound);
+    if (Policy::kPairs && (kc & 1) != 0) {
+      LastHalfUnit(src + i * pitch, pitch, group, kc, out + whole * stride + i);
+    }
+  }
+}
+
+LOWRANK_INLINE void NarrowToBF16(const float* in, int64_t count, uint16_t* out) {
+  NarrowRun(out, DType::kBF16, 0, count, in);
+}
+
+/// A panel from rows [m0, m0 + mr) and columns [k0, k0 + kc) of a dense row-major matrix.
+template <typename Policy>
+static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc, Unit* out) {
+  const Unit* limit = out + Policy::Units(kc) * mr;
+  constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
+  if (a.dense->dtype == kDirect && a.gate == nullptr && a.factor == 1) {
+    const int64_t pitch = a.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
+    const char* src = static_cast<const char*>(a.dense->data) + m0 * pitch + k0 * (pitch / a.cols);
+    TransposeRows<Policy>(src, pitch, mr, kc, out, mr, limit);
+    return;
+  }
+  alignas(64) float rows[kMR][kKC];
+  for (int i = 0; i < mr; ++i) {
+    RowAsFloat(a, m0 + i, k0, kc, rows[i]);
+    if constexpr (Policy::kPairs) {
+      NarrowToBF16(rows[i], kc, reinterpret_cast<uint16_t*>(rows[i]));
+    }
+  }
+  TransposeRows<Policy>(reinterpret_cast<const char*>(rows), sizeof(rows[0]), mr, kc, out, mr,
+                        limit);
+}
+
+/// A panel of the transpose: rows [i0, i0 + mr) are columns of a [depth, cols] f32 matrix, and row
+/// index `cols` is a row of ones (which sums B's columns).
+static void PackTransposedA(const TensorView& a, int64_t i0, int mr, int64_t k0, int64_t kc,
+                            Unit* out) {
+  const float* data = static_cast<const float*>(a.data);
+  for (int64_t k = 0; k < kc; ++k) {
+    for (int i = 0; i < mr; ++i) {
+      out[k * mr + i] = i0 + i < a.cols ? data[(k0 + k) * a.cols + i0 + i] : 1.0f;
+    }
+  }
+}
+
+/// Width of the B panel that starts at column n of n1.
+LOWRANK_INLINE int64_t PanelWidth(int64_t n, int64_t n1) {
+  return n1 - n > (kNV - 1) * kVL ? kNR : CeilDiv(n1 - n, kVL) * kVL;
+}
+
+/// B panels for y = A · bᵀ: columns are rows [n0, n1) of b, the summation index its columns.
+template <typename Policy>
+static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
+                            Unit* out) {
+  const int64_t ku = Policy::Units(kc);
+  constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
+  const bool direct = b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
+  for (int64_t n = n0; n < n1; n += kNR) {
+    const int64_t nr = PanelWidth(n, n1);
+    for (int64_t v = 0; v < nr; v += kVL) {
+      const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
+      const int64_t row = Min(n + v, n1 - 1);
+      alignas(64) float buffer[kVL][kKC];
+      const char* src = reinterpret_cast<const char*>(buffer);
+      int64_t pitch = sizeof(buffer[0]);
+      if (direct) {
+        pitch = b.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
+        src = static_cast<const char*>(b.dense->data) + row * pitch + k0 * (pitch / b.cols);
+      } else {
+        for (int i = 0; i < rows; ++i) {
+          RowAsFloat(b, row + i, k0, kc, buffer[i]);
+          if constexpr (Policy::kPairs) {
+            NarrowToBF16(buffer[i], kc, reinterpret_cast<uint16_t*>(buffer[i]));
+          }
+        }
+      }
+      TransposeRows<Policy>(src, pitch, rows, kc, out + v, nr, out + v + (ku - 1) * nr + kVL);
+      if (rows < kVL) {
+        for (int64_t u = 0; u < ku; ++u) {
+          for (int i = rows; i < kVL; ++i) out[u * nr + v + i] = out[u * nr + v];
+        }
+      }
+    }
+    out += ku * kNR;
+  }
+}
+
+/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows.
+template <typename Policy>
+static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
+                        Unit* out) {
+  const int64_t ku = Policy::Units(kc);
+  const int64_t cols = n1 - n0;
+  const int64_t padded = CeilDiv(cols, kVL) * kVL;
+  alignas(64) float even[kNC];
+  alignas(64) float odd[kNC];
+  std::memset(even + cols, 0, static_cast<size_t>(padded - cols) * 4);
+  std::memset(odd + cols, 0, static_cast<size_t>(padded - cols) * 4);
+  for (int64_t u = 0; u < ku; ++u) {
+    if constexpr (Policy::kPairs) {
+      RowAsFloat(b, k0 + 2 * u, n0, cols, even);
+      if (2 * u + 1 < kc) {
+        RowAsFloat(b, k0 + 2 * u + 1, n0, cols, odd);
+      } else {
+        std::memset(odd, 0, static_cast<size_t>(padded) * 4);
+      }
+    } else {
+      RowAsFloat(b, k0 + u, n0, cols, even);
+    }
+    Unit* panel = out;
+    for (int64_t n = 0; n < cols; n += kNR) {
+      const int64_t nr = PanelWidth(n, cols);
+      for (int64_t v = 0; v < nr; v += kVL) {
+        if constexpr (Policy::kPairs) {
+          StoreU(panel + u * nr + v, PairBF16(Load(even + n + v), Load(odd + n + v)));
+        } else {
+          Store(panel + u * nr + v, Load(even + n + v));
+        }
+      }
+      panel += ku * kNR;
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

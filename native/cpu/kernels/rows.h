@@ -1,0 +1,243 @@
+/// Rows of any operand as f32: dense tensors of any dtype, packed weights, dropout gates.
+#pragma once
+
+#include "native/core/ops.h"
+#include "native/cpu/kernels/philox_rows.h"
+#include "native/cpu/kernels/simd.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+LOWRANK_INLINE float ScalarWiden(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, static_cast<const char*>(data) + i * 4, 4);
+    return value;
+  }
+  VecH lanes = {};
+  uint16_t bits;
+  std::memcpy(&bits, static_cast<const char*>(data) + i * 2, 2);
+  lanes[0] = bits;
+  return dtype == DType::kBF16 ? WidenBF16(lanes)[0] : WidenF16(lanes)[0];
+}
+
+LOWRANK_INLINE VecF LoadWide(const void* data, DType dtype, int64_t i) {
+  if (dtype == DType::kF32) return Load(static_cast<const char*>(data) + i * 4);
+  const VecH half = *reinterpret_cast<const LooseH*>(static_cast<const char*>(data) + i * 2);
+  return dtype == DType::kBF16 ? WidenBF16(half) : WidenF16(half);
+}
+
+/// Elements [begin, begin + count) of a dense array, widened to f32.
+LOWRANK_INLINE void WidenRun(const void* data, DType dtype, int64_t begin, int64_t count,
+                             float* out) {
+  int64_t i = 0;
+  for (; i + kVL <= count; i += kVL) Store(out + i, LoadWide(data, dtype, begin + i));
+  for (; i < count; ++i) out[i] = ScalarWiden(data, dtype, begin + i);
+}
+
+LOWRANK_INLINE void StoreNarrow(void* data, DType dtype, int64_t i, VecF value) {
+  if (dtype == DType::kF32) {
+    Store(static_cast<char*>(data) + i * 4, value);
+    return;
+  }
+  const VecU bits = dtype == DType::kBF16 ? RoundBF16(value) : RoundF16(value);
+  *reinterpret_cast<LooseH*>(static_cast<char*>(data) + i * 2) = Narrow(bits);
+}
+
+LOWRANK_INLINE void ScalarNarrow(void* data, DType dtype, int64_t i, float value) {
+  if (dtype == DType::kF32) {
+    std::memcpy(static_cast<char*>(data) + i * 4, &value, 4);
+    return;
+  }
+  const VecF lanes = Splat(value);
+  const uint16_t bits =
+      static_cast<uint16_t>((dtype == DType::kBF16 ? RoundBF16(lanes) : RoundF16(lanes))[0]);
+  std::memcpy(static_cast<char*>(data) + i * 2, &bits, 2);
+}
+
+/// f32 values, rounded once to the dtype of the target.
+LOWRANK_INLINE void NarrowRun(void* data, DType dtype, int64_t begin, int64_t count,
+                              const float* in) {
+  int64_t i = 0;
+  for (; i + kVL <= count; i += kVL) StoreNarrow(data, dtype, begin + i, Load(in + i));
+  for (; i < count; ++i) ScalarNarrow(data, dtype, begin + i, in[i]);
+}
+
+/// Rounds f32 values to `dtype` and back, in place.
+LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
+  if (dtype == DType::kF32) return v;
+  if (dtype == DType::kBF16) return AsFloat(RoundBF16(v) << 16);
+  return WidenF16(Narrow(RoundF16(v)));
+}
+
+/// absmax of a block. The product and the sum are rounded separately (-ffp-contract=off).
+LOWRANK_INLINE float BlockScale(const QuantView& w, int64_t block) {
+  if (w.absmax != nullptr) return w.absmax[block];
+  const float nested = w.nested_blocksize == 256 ? w.nested_absmax[block >> 8]
+                                                 : w.nested_absmax[block / w.nested_blocksize];
+  const float product = w.absmax_codebook[w.absmax_8bit[block]] * nested;
+  return product + *w.absmax_offset;
+}
+
+/// How far each lane shifts a little-endian group of eight 4-bit codes to bring its own code to
+/// the low bits: element 2i is the high nibble of byte i.
+LOWRANK_INLINE VecU NibbleShifts(int first) {
+  VecU shifts;
+#pragma GCC unroll 16
+  for (int j = 0; j < kVL; ++j) {
+    const uint32_t e = static_cast<uint32_t>((first + j) & 7);
+    shifts[j] = (e >> 1) * 8 + ((e & 1) == 0 ? 4 : 0);
+  }
+  return shifts;
+}
+
+/// kVL codes (unmasked high bits) from their bytes; kVL = 4 takes two bytes.
+LOWRANK_INLINE VecU SpreadCodes(const uint8_t* bytes) {
+  if constexpr (kVL == 16) {
+    uint32_t a, b;
+    std::memcpy(&a, bytes, 4);
+    std::memcpy(&b, bytes + 4, 4);
+    VecI halves;
+#pragma GCC unroll 16
+    for (int j = 0; j < kVL; ++j) halves[j] = j < 8 ? j : kVL + j;
+    return __builtin_shuffle(SplatU(a), SplatU(b), halves) >> NibbleShifts(0);
+  } else if constexpr (kVL == 8) {
+    uint32_t a;
+    std::memcpy(&a, bytes, 4);
+    return SplatU(a) >> NibbleShifts(0);
+  } else {
+    uint16_t a;
+    std::memcpy(&a, bytes, 2);
+    return SplatU(a) >> NibbleShifts(0);
+  }
+}
+
+/// Elements [begin, begin + count) of a packed weight as f32: codebook[code] · scale, one rounding,
+/// then one more to `round_to`.
+static inline void DecodeRun(const QuantView& w, const Table16& table, DType round_to,
+                             int64_t begin, int64_t count, float* out) {
+  const int block_shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  int64_t e = begin;
+  const int64_t end = begin + count;
+  auto scalar = [&](int64_t i, float scale) {
+    uint8_t code = w.format->bits == 8 ? w.codes[i] : w.codes[i >> 1];
+    if (w.format->bits == 4) code = (i & 1) == 0 ? code >> 4 : code & 15;
+    return RoundTo(round_to, Splat(w.codebook[code] * scale))[0];
+  };
+  while (e < end) {
+    const int64_t block = e >> block_shift;
+    const int64_t stop = Min((block + 1) << block_shift, end);
+    const float scale = BlockScale(w, block);
+    const VecF scales = Splat(scale);
+    if (w.format->bits == 4) {
+      if ((e & 1) != 0) {
+        *out++ = scalar(e, scale);
+        ++e;
+      }
+      for (; e + kVL <= stop; e += kVL, out += kVL) {
+        const VecF value = Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scales;
+        Store(out, RoundTo(round_to, value));
+      }
+    } else {
+      for (; e + kVL <= stop; e += kVL, out += kVL) {
+        float values[kVL];
+        for (int j = 0; j < kVL; ++j) values[j] = w.codebook[w.codes[e + j]];
+        Store(out, RoundTo(round_to, Load(values) * scales));
+      }
+    }
+    for (; e < stop; ++e) *out++ = scalar(e, scale);
+  }
+}
+
+/// gate(m, k): 0 or 1 / (1 - p), from the generator or from a mask.
+struct Gate {
+  bool active = false;
+  uint64_t seed = 0;
+  uint32_t threshold = 0;
+  float kept = 1;  // 1 / (1 - p)
+  TensorView mask;
+  int64_t cols = 0;  // K
+};
+
+LOWRANK_INLINE Gate MakeGate(const DropoutSpec& dropout, int64_t cols) {
+  Gate gate;
+  gate.active = dropout.p > 0 || dropout.mask.present;
+  gate.seed = dropout.seed;
+  gate.threshold = DropoutThreshold(dropout.p);
+  gate.kept = static_cast<float>(1.0 / (1.0 - dropout.p));
+  gate.mask = dropout.mask;
+  gate.cols = cols;
+  return gate;
+}
+
+/// values[i] *= gate(m, k0 + i)
+static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t count,
+                             float* values) {
+  const int64_t begin = m * gate.cols + k0;
+  if (gate.mask.present) {
+    for (int64_t i = 0; i < count; ++i) {
+      const bool keep = ScalarWiden(gate.mask.data, gate.mask.dtype, begin + i) != 0;
+      values[i] *= keep ? gate.kept : 0.0f;
+    }
+    return;
+  }
+  uint32_t draws[kDrawRun];
+  for (int64_t done = 0; done < count;) {
+    const int64_t e = begin + done;
+    const int skip = static_cast<int>(e & 3);
+    const int64_t run = Min(count - done, kDrawRun - skip);
+    DropoutDraws(gate.seed, static_cast<uint64_t>(e) >> 2, CeilDiv(run + skip, 4), draws);
+    const uint32_t* draw = draws + skip;
+    for (int64_t i = 0; i < run; ++i) {
+      values[done + i] *= draw[i] >= gate.threshold ? gate.kept : 0.0f;
+    }
+    done += run;
+  }
+}
+
+/// A matrix operand whose rows can be had as f32: dense or packed, perhaps gated.
+struct RowSource {
+  const TensorView* dense = nullptr;
+  const QuantView* quant = nullptr;
+  DType round_to = DType::kF32;  // packed weights are rounded to the activations' dtype
+  const Gate* gate = nullptr;    // dropout over this matrix
+  float factor = 1;              // scaling, applied to dense rows
+  int64_t rows = 0;
+  int64_t cols = 0;
+  Table16 table = {};
+};
+
+LOWRANK_INLINE RowSource DenseRows(const TensorView& view) {
+  RowSource source;
+  source.dense = &view;
+  source.rows = view.rows;
+  source.cols = view.cols;
+  return source;
+}
+
+LOWRANK_INLINE RowSource WeightRows(const WeightView& w, DType activations) {
+  if (w.dense.present) return DenseRows(w.dense);
+  RowSource source;
+  source.quant = &w.quant;
+  source.round_to = activations;
+  source.rows = w.quant.rows;
+  source.cols = w.quant.cols;
+  if (w.quant.format->bits == 4) source.table = LoadTable(w.quant.codebook);
+  return source;
+}
+
+/// Columns [c0, c0 + count) of row `row`, in f32.
+static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, int64_t count,
+                              float* out) {
+  const int64_t begin = row * source.cols + c0;
+  if (source.quant != nullptr) {
+    DecodeRun(*source.quant, source.table, source.round_to, begin, count, out);
+    return;
+  }
+  WidenRun(source.dense->data, source.dense->dtype, begin, count, out);
+  if (source.factor != 1) {
+    for (int64_t i = 0; i < count; ++i) out[i] *= source.factor;
+  }
+  if (source.gate != nullptr) ApplyGate(*source.gate, row, c0, count, out);
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

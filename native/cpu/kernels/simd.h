@@ -1,0 +1,228 @@
+/// The seam to the instruction set: vectors of kVL floats, and the few operations that GCC's vector
+/// extensions cannot say. Everything else in this folder is written once against these names.
+///
+/// Every unit is compiled with -ffp-contract=off, so that a product and a sum are fused only where
+/// the code says Fma. That keeps quantisation, scales and random numbers the same on every set.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__AVX2__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+// Never emitted as a symbol of its own: see isa_kernels.h.
+#define LOWRANK_INLINE static inline __attribute__((always_inline))
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Register tile kMR x (kNV · kVL): as many accumulators as fit beside kNV columns of B and one
+// broadcast of A. 28 of 32 registers with AVX-512, 12 of 16 with AVX2, 16 of 32 with NEON, 8 of 16
+// with SSE2. Each is at least twice what FMA latency x throughput asks for.
+#if defined(__AVX512F__)
+constexpr int kVL = 16;
+constexpr int kMR = 14;
+#elif defined(__AVX2__)
+constexpr int kVL = 8;
+constexpr int kMR = 6;
+#elif defined(__aarch64__)
+constexpr int kVL = 4;
+constexpr int kMR = 8;
+#else
+constexpr int kVL = 4;
+constexpr int kMR = 4;
+#endif
+constexpr int kNV = 2;
+constexpr int kNR = kNV * kVL;
+
+#if defined(__AVX512BF16__)
+constexpr bool kHasBF16Dot = true;
+#else
+constexpr bool kHasBF16Dot = false;
+#endif
+
+typedef float VecF __attribute__((vector_size(kVL * 4)));
+typedef int32_t VecI __attribute__((vector_size(kVL * 4)));
+typedef uint32_t VecU __attribute__((vector_size(kVL * 4)));
+typedef uint16_t VecH __attribute__((vector_size(kVL * 2)));
+typedef uint8_t VecB __attribute__((vector_size(kVL)));
+// The same at any address, over memory of any type.
+typedef float LooseF __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
+typedef uint32_t LooseU __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
+typedef uint16_t LooseH __attribute__((vector_size(kVL * 2), aligned(1), may_alias));
+typedef uint8_t LooseB __attribute__((vector_size(kVL), aligned(1), may_alias));
+
+LOWRANK_INLINE VecF Load(const void* p) { return *static_cast<const LooseF*>(p); }
+LOWRANK_INLINE void Store(void* p, VecF v) { *static_cast<LooseF*>(p) = v; }
+LOWRANK_INLINE VecU LoadU(const void* p) { return *static_cast<const LooseU*>(p); }
+LOWRANK_INLINE void StoreU(void* p, VecU v) { *static_cast<LooseU*>(p) = v; }
+LOWRANK_INLINE VecF Splat(float v) { return v - VecF{}; }
+LOWRANK_INLINE VecU SplatU(uint32_t v) { return v + VecU{}; }
+LOWRANK_INLINE VecU Bits(VecF v) { return reinterpret_cast<VecU>(v); }
+LOWRANK_INLINE VecF AsFloat(VecU v) { return reinterpret_cast<VecF>(v); }
+LOWRANK_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
+LOWRANK_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
+LOWRANK_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// a · b + c, rounded once where the set has a fused instruction.
+LOWRANK_INLINE VecF Fma(VecF a, VecF b, VecF c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__aarch64__)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+/// A table of 16 floats held in registers where the set can permute them.
+struct Table16 {
+#if defined(__AVX512F__)
+  VecF entries;
+#elif defined(__AVX2__)
+  VecF low, high;
+#elif defined(__aarch64__)
+  uint8x16x4_t bytes;
+#else
+  float entries[16];
+#endif
+};
+
+LOWRANK_INLINE Table16 LoadTable(const float* entries) {
+  Table16 table;
+#if defined(__AVX512F__)
+  table.entries = Load(entries);
+#elif defined(__AVX2__)
+  table.low = Load(entries);
+  table.high = Load(entries + 8);
+#elif defined(__aarch64__)
+  table.bytes = vld1q_u8_x4(reinterpret_cast<const uint8_t*>(entries));
+#else
+  std::memcpy(table.entries, entries, sizeof(table.entries));
+#endif
+  return table;
+}
+
+/// table[index & 15] in every lane.
+LOWRANK_INLINE VecF Lookup(const Table16& table, VecU index) {
+#if defined(__AVX512F__)
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index), table.entries);
+#elif defined(__AVX2__)
+  const __m256i i = reinterpret_cast<__m256i>(index);
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.low, i),
+                          _mm256_permutevar8x32_ps(table.high, i),
+                          _mm256_castsi256_ps(_mm256_slli_epi32(i, 28)));
+#elif defined(__aarch64__)
+  const uint32x4_t first = vandq_u32(index, vdupq_n_u32(15u)) * 0x04040404u;
+  return vreinterpretq_f32_u8(
+      vqtbl4q_u8(table.bytes, vreinterpretq_u8_u32(first + vdupq_n_u32(0x03020100u))));
+#else
+  VecF out;
+  for (int i = 0; i < kVL; ++i) out[i] = table.entries[index[i] & 15];
+  return out;
+#endif
+}
+
+LOWRANK_INLINE VecU ZeroExtend(VecH v) { return __builtin_convertvector(v, VecU); }
+LOWRANK_INLINE VecH Narrow(VecU v) { return __builtin_convertvector(v, VecH); }
+
+/// bf16 bits to f32: exact.
+LOWRANK_INLINE VecF WidenBF16(VecH v) { return AsFloat(ZeroExtend(v) << 16); }
+
+/// f32 to bf16 bits in the low half of each lane, nearest even; NaN stays a quiet NaN.
+LOWRANK_INLINE VecU RoundBF16(VecF v) {
+  const VecU bits = Bits(v);
+  const VecU rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  const VecU quiet = (bits >> 16) | 0x40u;
+  return (bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded;
+}
+
+/// f16 bits to f32: exact.
+LOWRANK_INLINE VecF WidenF16(VecH v) {
+#if defined(__AVX512F__)
+  return _mm512_cvtph_ps(reinterpret_cast<__m256i>(v));
+#elif defined(__F16C__)
+  return _mm256_cvtph_ps(reinterpret_cast<__m128i>(v));
+#else
+  const VecU bits = ZeroExtend(v);
+  const VecU sign = (bits & 0x8000u) << 16;
+  const VecU magnitude = bits & 0x7fffu;
+  const VecU normal = (magnitude << 13) + (112u << 23);
+  const VecU special = 0x7f800000u | ((magnitude & 0x3ffu) << 13);
+  // A denormal is magnitude · 2^-24.
+  const VecU denormal = Bits(__builtin_convertvector(reinterpret_cast<VecI>(magnitude), VecF) *
+                             5.9604644775390625e-8f);
+  return AsFloat(sign | (magnitude >= 0x7c00u ? special
+                                              : (magnitude >= 0x0400u ? normal : denormal)));
+#endif
+}
+
+/// f32 to f16 bits in the low half of each lane, nearest even, as FromFloat<F16>.
+LOWRANK_INLINE VecU RoundF16(VecF v) {
+#if defined(__AVX512F__)
+  return ZeroExtend(reinterpret_cast<VecH>(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)));
+#elif defined(__F16C__)
+  return ZeroExtend(reinterpret_cast<VecH>(_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT)));
+#else
+  const VecU bits = Bits(v);
+  const VecU sign = (bits >> 16) & 0x8000u;
+  const VecU magnitude = bits & 0x7fffffffu;
+  const VecU nan = 0x7e00u | ((magnitude >> 13) & 0x3ffu);
+  const VecU denormal = Bits(AsFloat(magnitude) + 0.5f) - 0x3f000000u;
+  const VecU normal = (magnitude + 0xfffu + ((magnitude >> 13) & 1u) - (112u << 23)) >> 13;
+  const VecU finite = magnitude < 0x38800000u ? denormal : normal;
+  const VecU overflow = magnitude >= 0x477ff000u ? SplatU(0x7c00u) : finite;
+  return sign | (magnitude > 0x7f800000u ? nan : overflow);
+#endif
+}
+
+/// Two f32 vectors, rounded to bf16, as pairs (even in the low half of each lane): what one step of
+/// the bf16 dot product reads. The hardware conversion takes denormals as zeros.
+LOWRANK_INLINE VecU PairBF16(VecF even, VecF odd) {
+  return RoundBF16(even) | (RoundBF16(odd) << 16);
+}
+
+#if defined(__AVX512BF16__)
+/// acc + a.low · b.low + a.high · b.high in f32; denormal inputs count as zeros.
+LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
+  return _mm512_dpbf16_ps(acc, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+}
+#else
+LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
+  acc = Fma(AsFloat(a << 16), AsFloat(b << 16), acc);
+  return Fma(AsFloat(a & 0xffff0000u), AsFloat(b & 0xffff0000u), acc);
+}
+#endif
+
+/// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows.
+template <int kStep>
+LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
+  VecI first, second;
+#pragma GCC unroll 16
+  for (int j = 0; j < kVL; ++j) {
+    first[j] = (j & kStep) != 0 ? (j ^ kStep) + kVL : j;
+    second[j] = (j & kStep) != 0 ? j + kVL : (j ^ kStep);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kVL; ++i) {
+    if ((i & kStep) != 0) continue;
+    const VecF a = r[i];
+    const VecF b = r[i | kStep];
+    r[i] = __builtin_shuffle(a, b, first);
+    r[i | kStep] = __builtin_shuffle(a, b, second);
+  }
+}
+
+LOWRANK_INLINE void Transpose(VecF (&r)[kVL]) {
+  if constexpr (kVL > 8) TransposeStep<8>(r);
+  if constexpr (kVL > 4) TransposeStep<4>(r);
+  TransposeStep<2>(r);
+  TransposeStep<1>(r);
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,49 @@
+/// The register tile: C [mr, nr] (+)= A panel · B panel, for mr = 1 .. kMR rows and one or kNV
+/// vectors of columns.
+///
+/// Every variant adds the products of an element in the order of the summation index, so an element
+/// has the same bits whichever rows and columns share its tile.
+#pragma once
+
+#include "native/cpu/kernels/pack.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+using TileFn = void (*)(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc,
+                        bool first);
+
+/// first: C is written, else added to.
+template <typename Policy, int kRows, int kVectors>
+static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc, bool first) {
+  VecF acc[kRows][kVectors] = {};
+  for (int64_t u = 0; u < ku; ++u) {
+    VecF columns[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kVL);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[i][v] = Policy::Step(acc[i][v], a[i], columns[v]);
+    }
+    a += kRows;
+    b += kVectors * kVL;
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = c + i * ldc + v * kVL;
+      Store(out, first ? acc[i][v] : Load(out) + acc[i][v]);
+    }
+  }
+}
+
+template <typename Policy, int kRows>
+LOWRANK_INLINE TileFn PickTile(int rows, int64_t nr) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickTile<Policy, kRows - 1>(rows, nr);
+  }
+  return nr == kNR ? Tile<Policy, kRows, kNV> : Tile<Policy, kRows, 1>;
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
