@@ -57,8 +57,8 @@ Handle* Unwrap(const Napi::Value& value, const napi_type_tag& tag) {
 }  // namespace
 
 void Throw(Napi::Env env, Code code, const std::string& message) {
-  Napi::Error error = code == Code::kType ? Napi::TypeError::New(env, message)
-                                          : Napi::Error::New(env, message);
+  Napi::Error error =
+      code == Code::kType ? Napi::TypeError::New(env, message) : Napi::Error::New(env, message);
   error.Set("code", Napi::String::New(env, CodeName(code)));
   throw error;
 }
@@ -212,8 +212,8 @@ std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op) {
   for (uint32_t i = 0; i < array.Length(); ++i) {
     const double dim = NumberArg(array.Get(i), op, "shape");
     if (!(dim >= 0 && dim <= kMaxSafeInteger && dim == std::floor(dim))) {
-      ThrowIfError(env, Refuse(Code::kShape, op, "shape", "of non-negative integers",
-                               std::to_string(dim)));
+      ThrowIfError(
+          env, Refuse(Code::kShape, op, "shape", "of non-negative integers", std::to_string(dim)));
     }
     shape.push_back(static_cast<int64_t>(dim));
     overflow = __builtin_mul_overflow(count, shape.back(), &count) || overflow;
@@ -231,8 +231,8 @@ uint64_t SeedArg(const Napi::Value& low, const Napi::Value& high, const char* op
   const auto word = [op](const Napi::Value& value) {
     const double number = NumberArg(value, op, "seed");
     if (!(number >= 0 && number <= 4294967295.0 && number == std::floor(number))) {
-      ThrowIfError(value.Env(), Refuse(Code::kValue, op, "seed", "two 32-bit words",
-                                       std::to_string(number)));
+      ThrowIfError(value.Env(),
+                   Refuse(Code::kValue, op, "seed", "two 32-bit words", std::to_string(number)));
     }
     return static_cast<uint64_t>(number);
   };

@@ -30,8 +30,16 @@ struct TensorHandle {
 
 /// A quantised weight: its parts, and how they are read.
 struct WeightHandle {
-  enum Part { kCodes, kCodebook, kAbsmax, kAbsmax8bit, kAbsmaxCodebook, kNestedAbsmax,
-              kAbsmaxOffset, kPartCount };
+  enum Part {
+    kCodes,
+    kCodebook,
+    kAbsmax,
+    kAbsmax8bit,
+    kAbsmaxCodebook,
+    kNestedAbsmax,
+    kAbsmaxOffset,
+    kPartCount
+  };
   static const char* PartName(int part);
 
   StoragePtr parts[kPartCount];  // null where the weight has no such part, or is disposed
@@ -49,7 +57,8 @@ struct WeightHandle {
 Napi::Value WrapTensor(Napi::Env env, TensorHandle handle);
 Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
 
-/// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead one.
+/// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead
+/// one.
 TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand);
 WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand);
 bool IsWeight(const Napi::Value& value);

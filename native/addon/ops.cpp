@@ -67,9 +67,9 @@ class Operands {
  private:
   void Hold(const StoragePtr& storage, const char* operand) {
     if (storage->backend() != backend_) {
-      ThrowIfError(env_, Refuse(Code::kDevice, op_, operand,
-                                "on device '" + backend_->Info().device + "'",
-                                "'" + storage->backend()->Info().device + "'"));
+      ThrowIfError(
+          env_, Refuse(Code::kDevice, op_, operand, "on device '" + backend_->Info().device + "'",
+                       "'" + storage->backend()->Info().device + "'"));
     }
     refs_.inputs.push_back(storage);
   }

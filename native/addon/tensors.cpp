@@ -69,8 +69,7 @@ Napi::Value RandomTensor(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = RandomOp::kName;
   const Napi::Env env = info.Env();
   Backend* backend = BackendArg(info[0]);
-  TensorHandle handle =
-      NewTensor(env, backend, DTypeArg(info[1], kOp), ShapeArg(info[2], kOp));
+  TensorHandle handle = NewTensor(env, backend, DTypeArg(info[1], kOp), ShapeArg(info[2], kOp));
   RandomOp op;
   op.kind = StringArg(info[3], kOp, "kind") == "uniform" ? RandomOp::Kind::kUniform
                                                          : RandomOp::Kind::kNormal;
@@ -89,9 +88,9 @@ Napi::Value CastTensor(const Napi::CallbackInfo& info) {
   Backend* backend = source.storage->backend();
   TensorHandle target = NewTensor(env, backend, DTypeArg(info[1], CastOp::kName), source.shape);
   const CastOp op{source.View(), target.View()};
-  ThrowIfError(env, backend->Enqueue(op, OpRefs{{source.storage},
-                                                {target.storage},
-                                                EnvState::Of(env).cancel()}));
+  ThrowIfError(
+      env,
+      backend->Enqueue(op, OpRefs{{source.storage}, {target.storage}, EnvState::Of(env).cancel()}));
   return WrapTensor(env, std::move(target));
 }
 

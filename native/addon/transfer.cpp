@@ -86,8 +86,9 @@ std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Sour
                                                          : "a Float32Array or a Uint16Array",
                              "an array of another type"));
   }
-  return [data = target.data, type = target.type, source_info = std::make_tuple(
-              source.dtype, source.count, source.raw)](const void* bytes) -> Status {
+  return [data = target.data, type = target.type,
+          source_info = std::make_tuple(source.dtype, source.count, source.raw)](
+             const void* bytes) -> Status {
     const auto& [dtype, elements, raw] = source_info;
     if (!raw) return ConvertOut(bytes, dtype, elements, type, data);
     if (elements != 0) std::memcpy(data, bytes, elements);
@@ -101,9 +102,8 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
   EnvState& state = EnvState::Of(env);
   const Source source = SourceOf(info[0], info[1]);
   auto sink = SinkInto(info[2], source);
-  const uint64_t id =
-      state.Expect(env, Pending{Napi::Persistent(info[3].As<Napi::Function>()),
-                                Napi::Persistent(info[2].As<Napi::Object>())});
+  const uint64_t id = state.Expect(env, Pending{Napi::Persistent(info[3].As<Napi::Function>()),
+                                                Napi::Persistent(info[2].As<Napi::Object>())});
   const Status status = source.storage->backend()->Read(
       source.storage, std::move(sink),
       [&state, id](const Status& outcome) { state.Settle(id, outcome); }, state.cancel());
@@ -136,8 +136,8 @@ Napi::Value WriteTensor(const Napi::CallbackInfo& info) {
   const HostArray data = HostArrayOf(info[1], kOp, "data");
   const size_t bytes = tensor.storage->bytes();
   const auto parcel = std::make_shared<Parcel>(bytes);
-  ThrowIfError(env, ConvertIn(data, tensor.dtype, static_cast<size_t>(tensor.elems()), kOp,
-                              parcel->data()));
+  ThrowIfError(
+      env, ConvertIn(data, tensor.dtype, static_cast<size_t>(tensor.elems()), kOp, parcel->data()));
   ThrowIfError(env, tensor.storage->backend()->Write(
                         tensor.storage,
                         [parcel, bytes](void* target) -> Status {

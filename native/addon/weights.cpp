@@ -137,8 +137,9 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
     const HostArray array = HostArrayOf(value, kOp, name);
     const size_t bytes = array.length * array.element_bytes();
     if (bytes != expected_bytes[p]) {
-      ThrowIfError(env, Refuse(Code::kFormat, kOp, name,
-                               std::to_string(expected_bytes[p]) + " bytes", std::to_string(bytes)));
+      ThrowIfError(env,
+                   Refuse(Code::kFormat, kOp, name, std::to_string(expected_bytes[p]) + " bytes",
+                          std::to_string(bytes)));
     }
     weight.parts[p] = FilledPart(env, backend, array.data, bytes);
   }
@@ -164,8 +165,8 @@ Napi::Value Dequantize(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = DequantizeOp::kName;
   const Napi::Env env = info.Env();
   const WeightHandle& weight = WeightOf(info[0], kOp, "w");
-  TensorHandle y = NewTensor(env, weight.backend(), DTypeArg(info[1], kOp),
-                             {weight.rows, weight.cols});
+  TensorHandle y =
+      NewTensor(env, weight.backend(), DTypeArg(info[1], kOp), {weight.rows, weight.cols});
   const DequantizeOp op{weight.View(), y.View()};
   ThrowIfError(env, weight.backend()->Enqueue(op, RefsOf(env, PartsOf(weight), {y.storage})));
   return WrapTensor(env, std::move(y));

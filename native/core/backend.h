@@ -119,7 +119,8 @@ class Backend {
   /// `done` once everything queued before has run.
   virtual Status Synchronize(DoneFn done, CancelPtr cancel) = 0;
 
-#define LOWRANK_DECLARE_ENQUEUE(Type, member) virtual Status Enqueue(const Type& op, OpRefs refs) = 0;
+#define LOWRANK_DECLARE_ENQUEUE(Type, member) \
+  virtual Status Enqueue(const Type& op, OpRefs refs) = 0;
   LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_ENQUEUE)
 #undef LOWRANK_DECLARE_ENQUEUE
 };

@@ -39,10 +39,10 @@ Status CheckDType(const char* op, const char* operand, const TensorView& view, D
 Status CheckCompatible(const char* op, const char* operand, DType dtype, const char* other_operand,
                        DType other) {
   if (dtype == other || dtype == DType::kF32 || other == DType::kF32) return Status();
-  return Refuse(Code::kDtype, op, operand,
-                std::string(DTypeName(other)) + " or f32 (" + other_operand + " is " +
-                    DTypeName(other) + ")",
-                DTypeName(dtype));
+  return Refuse(
+      Code::kDtype, op, operand,
+      std::string(DTypeName(other)) + " or f32 (" + other_operand + " is " + DTypeName(other) + ")",
+      DTypeName(dtype));
 }
 
 Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
@@ -149,8 +149,7 @@ std::string MatmulOp::Describe() const {
 Status MatmulInputGradOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, dy.rows, dy.cols));
   LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, dy.dtype, "dy"));
-  LOWRANK_RETURN_IF_ERROR(
-      CheckInner(kName, "dy", "N", w.rows(), dy.cols, Shape(dy.rows, dy.cols)));
+  LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "dy", "N", w.rows(), dy.cols, Shape(dy.rows, dy.cols)));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, dy.rows, w.cols()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
   return CheckDistinct(kName, "dx", dx, "dy", dy);
@@ -227,8 +226,8 @@ std::string LoraBackwardOp::Describe() const {
   if (d_lora_a.present) needs += " dLoraA";
   if (d_lora_b.present) needs += " dLoraB";
   if (d_bias.present) needs += " dBias";
-  return std::string(kName) + " dy " + dy.Describe() + " K " + std::to_string(lora_a.cols) +
-         " r " + std::to_string(lora_a.rows) + " needs" + needs;
+  return std::string(kName) + " dy " + dy.Describe() + " K " + std::to_string(lora_a.cols) + " r " +
+         std::to_string(lora_a.rows) + " needs" + needs;
 }
 
 Status CastOp::Check() const {

@@ -88,12 +88,12 @@ struct LoraForwardOp {
 /// to what the output holds.
 struct LoraBackwardOp {
   static constexpr const char* kName = "loraBackward";
-  TensorView dy;      // [M, N]
-  TensorView x;       // [M, K]  needed for d_lora_a
-  WeightView w;       // [N, K]  needed for dx
-  TensorView lora_a;  // [r, K]
-  TensorView lora_b;  // [N, r]
-  TensorView h;       // [M, r]  f32, needed for d_lora_b
+  TensorView dy;           // [M, N]
+  TensorView x;            // [M, K]  needed for d_lora_a
+  WeightView w;            // [N, K]  needed for dx
+  TensorView lora_a;       // [r, K]
+  TensorView lora_b;       // [N, r]
+  TensorView h;            // [M, r]  f32, needed for d_lora_b
   TensorView dx;           // out, optional, dtype of dy
   TensorView d_lora_a;     // out, optional
   TensorView d_lora_b;     // out, optional
@@ -133,14 +133,14 @@ struct RandomOp {
 };
 
 /// Every op, for tables that need one entry each: X(Type, member)
-#define LOWRANK_FOR_EACH_OP(X)                 \
-  X(QuantizeOp, quantize)                      \
-  X(DequantizeOp, dequantize)                  \
-  X(MatmulOp, matmul)                          \
-  X(MatmulInputGradOp, matmul_input_grad)      \
-  X(LoraForwardOp, lora_forward)               \
-  X(LoraBackwardOp, lora_backward)             \
-  X(CastOp, cast)                              \
+#define LOWRANK_FOR_EACH_OP(X)            \
+  X(QuantizeOp, quantize)                 \
+  X(DequantizeOp, dequantize)             \
+  X(MatmulOp, matmul)                     \
+  X(MatmulInputGradOp, matmul_input_grad) \
+  X(LoraForwardOp, lora_forward)          \
+  X(LoraBackwardOp, lora_backward)        \
+  X(CastOp, cast)                         \
   X(RandomOp, random)
 
 }  // namespace lowrank

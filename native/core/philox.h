@@ -23,10 +23,9 @@ LOWRANK_HOST_DEVICE inline Philox4 Philox4x32(const Philox4& counter, uint32_t k
   for (int round = 0; round < 10; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(c.lane[0]) * 0xD2511F53u;
     const uint64_t p1 = static_cast<uint64_t>(c.lane[2]) * 0xCD9E8D57u;
-    const Philox4 next = {{static_cast<uint32_t>(p1 >> 32) ^ c.lane[1] ^ key0,
-                           static_cast<uint32_t>(p1),
-                           static_cast<uint32_t>(p0 >> 32) ^ c.lane[3] ^ key1,
-                           static_cast<uint32_t>(p0)}};
+    const Philox4 next = {
+        {static_cast<uint32_t>(p1 >> 32) ^ c.lane[1] ^ key0, static_cast<uint32_t>(p1),
+         static_cast<uint32_t>(p0 >> 32) ^ c.lane[3] ^ key1, static_cast<uint32_t>(p0)}};
     c = next;
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;

@@ -11,17 +11,17 @@ namespace lowrank {
 /// quantiser does), the code is rank_to_code[number of thresholds t with v > t]. A sign-magnitude
 /// format ranks |v| and sets the top bit of the code for v < 0.
 struct FormatRow {
-  const char* name;             // as in lib/quant/formats.ts
-  int bits;                     // 4 or 8
-  int levels;                   // entries of the codebook
-  const float* codebook;        // [levels], value of each code for absmax = 1
-  const float* thresholds;      // [threshold_count], ascending
+  const char* name;         // as in lib/quant/formats.ts
+  int bits;                 // 4 or 8
+  int levels;               // entries of the codebook
+  const float* codebook;    // [levels], value of each code for absmax = 1
+  const float* thresholds;  // [threshold_count], ascending
   int threshold_count;
   const uint8_t* rank_to_code;  // [threshold_count + 1]
   bool sign_magnitude;
-  uint8_t zero_code;            // what a block of zeros holds, and the low nibble of an odd tail
-  int64_t min_blocksize;        // powers of two from here ...
-  int64_t max_blocksize;        // ... to here
+  uint8_t zero_code;      // what a block of zeros holds, and the low nibble of an odd tail
+  int64_t min_blocksize;  // powers of two from here ...
+  int64_t max_blocksize;  // ... to here
   int64_t default_blocksize;
 
   /// Code of a normalised value.

@@ -55,9 +55,9 @@ LOWRANK_HOST_DEVICE inline void CosSinOfTurn(uint32_t b, double* cosine, double*
   const uint32_t octant = b >> 29;
   uint32_t rest = b & 0x1fffffffu;
   const bool mirrored = (octant & 1) != 0;
-  const double angle = (mirrored ? static_cast<double>(0x20000000u - rest)
-                                 : static_cast<double>(rest)) *
-                       (6.28318530717958647692 / 4294967296.0);
+  const double angle =
+      (mirrored ? static_cast<double>(0x20000000u - rest) : static_cast<double>(rest)) *
+      (6.28318530717958647692 / 4294967296.0);
   const double z = angle * angle;
   // Taylor to the term below 2^-60 at pi / 4.
   double c = 1.0;

@@ -47,8 +47,8 @@ Status Refuse(Code code, const std::string& op, const std::string& operand,
 }  // namespace lowrank
 
 /// Returns early with the first failure.
-#define LOWRANK_RETURN_IF_ERROR(expr)                    \
-  do {                                                   \
-    ::lowrank::Status lowrank_status_ = (expr);          \
-    if (!lowrank_status_.ok()) return lowrank_status_;   \
+#define LOWRANK_RETURN_IF_ERROR(expr)                  \
+  do {                                                 \
+    ::lowrank::Status lowrank_status_ = (expr);        \
+    if (!lowrank_status_.ok()) return lowrank_status_; \
   } while (false)

@@ -13,6 +13,8 @@ std::string QuantView::Describe() const {
          (double_quant() ? " double" : "");
 }
 
-std::string WeightView::Describe() const { return dense.present ? dense.Describe() : quant.Describe(); }
+std::string WeightView::Describe() const {
+  return dense.present ? dense.Describe() : quant.Describe();
+}
 
 }  // namespace lowrank

@@ -39,9 +39,9 @@ struct QuantView {
   int64_t cols = 0;  // K
   int64_t blocksize = 0;
   uint8_t* codes = nullptr;
-  const float* codebook = nullptr;  // [16] or [256]
-  float* absmax = nullptr;          // [blocks], null with double quantisation
-  uint8_t* absmax_8bit = nullptr;   // [blocks]
+  const float* codebook = nullptr;         // [16] or [256]
+  float* absmax = nullptr;                 // [blocks], null with double quantisation
+  uint8_t* absmax_8bit = nullptr;          // [blocks]
   const float* absmax_codebook = nullptr;  // [256]
   float* nested_absmax = nullptr;          // [ceil(blocks / nested_blocksize)]
   float* absmax_offset = nullptr;          // [1]

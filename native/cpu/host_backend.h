@@ -27,9 +27,9 @@ class HostBackend final : public Backend {
               CancelPtr cancel) override;
   Status Synchronize(DoneFn done, CancelPtr cancel) override;
 
-#define LOWRANK_OVERRIDE_ENQUEUE(Type, member)               \
-  Status Enqueue(const Type& op, OpRefs refs) override {     \
-    return Submit(op, std::move(refs), kernels_.member);     \
+#define LOWRANK_OVERRIDE_ENQUEUE(Type, member)           \
+  Status Enqueue(const Type& op, OpRefs refs) override { \
+    return Submit(op, std::move(refs), kernels_.member); \
   }
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
 #undef LOWRANK_OVERRIDE_ENQUEUE

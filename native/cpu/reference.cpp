@@ -38,9 +38,8 @@ void LoadWeightRow(const WeightView& w, DType activations, int64_t n, std::vecto
   const int64_t k_count = w.cols();
   for (int64_t k = 0; k < k_count; ++k) {
     const int64_t i = n * k_count + k;
-    (*row)[static_cast<size_t>(k)] =
-        w.quantised() ? RoundTo(activations, w.quant.Value(i))
-                      : LoadElement(w.dense.data, w.dense.dtype, i);
+    (*row)[static_cast<size_t>(k)] = w.quantised() ? RoundTo(activations, w.quant.Value(i))
+                                                   : LoadElement(w.dense.data, w.dense.dtype, i);
   }
 }
 
@@ -201,7 +200,8 @@ void StoreOuter(const std::vector<double>& a, int64_t a_cols, const std::vector<
     for (int64_t j = 0; j < a_cols; ++j) {
       const double factor = a[static_cast<size_t>(m * a_cols + j)];
       for (int64_t c = 0; c < b_cols; ++c) {
-        sums[static_cast<size_t>(j * b_cols + c)] += factor * b[static_cast<size_t>(m * b_cols + c)];
+        sums[static_cast<size_t>(j * b_cols + c)] +=
+            factor * b[static_cast<size_t>(m * b_cols + c)];
       }
     }
   }
@@ -228,7 +228,8 @@ Status LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
       for (int64_t k = 0; k < k_count; ++k) {
         double adapter = 0;
         for (int64_t j = 0; j < r; ++j) {
-          adapter += dh[static_cast<size_t>(m * r + j)] * lora_a[static_cast<size_t>(j * k_count + k)];
+          adapter +=
+              dh[static_cast<size_t>(m * r + j)] * lora_a[static_cast<size_t>(j * k_count + k)];
         }
         const int64_t i = m * k_count + k;
         const double factor = gate(i);
@@ -269,8 +270,8 @@ Status QuantizeBlocks(const std::vector<float>& values, const FormatRow& format,
     for (int64_t i = begin; i < end; ++i) {
       const float value = values[static_cast<size_t>(i)];
       if (!std::isfinite(value)) {
-        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w[" + std::to_string(i) + "]",
-                      "finite", std::to_string(value));
+        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w[" + std::to_string(i) + "]", "finite",
+                      std::to_string(value));
       }
       largest = std::max(largest, std::fabs(value));
     }
@@ -317,8 +318,8 @@ Status Quantize(const QuantizeOp& op, const RunContext&) {
   for (float& value : absmax) value -= offset;
   std::vector<uint8_t> absmax_8bit;
   std::vector<float> nested;
-  LOWRANK_RETURN_IF_ERROR(QuantizeBlocks(absmax, *FindFormat("int8"), out.nested_blocksize,
-                                         &absmax_8bit, &nested));
+  LOWRANK_RETURN_IF_ERROR(
+      QuantizeBlocks(absmax, *FindFormat("int8"), out.nested_blocksize, &absmax_8bit, &nested));
   for (size_t b = 0; b < absmax_8bit.size(); ++b) out.absmax_8bit[b] = absmax_8bit[b];
   for (size_t b = 0; b < nested.size(); ++b) out.nested_absmax[b] = nested[b];
   return Status();

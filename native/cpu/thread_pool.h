@@ -26,9 +26,10 @@ class ThreadPool {
   /// One caller at a time (the device's queue thread). `body` must not throw.
   template <typename Body>
   void ParallelFor(int64_t tasks, const Body& body) {
-    Run(tasks, [](const void* context, int64_t task) {
-      (*static_cast<const Body*>(context))(task);
-    }, &body);
+    Run(
+        tasks,
+        [](const void* context, int64_t task) { (*static_cast<const Body*>(context))(task); },
+        &body);
   }
 
  private:
