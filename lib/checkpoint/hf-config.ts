@@ -85,7 +85,8 @@ export function parseLlamaConfig(op: string, what: string, object: JsonObject): 
     fields.refuse('hidden_size', heads);
   }
   const headDim = fields.integer('head_dim', 2, kMaxDim, hiddenSize / numAttentionHeads);
-  if (headDim % 2 !== 0) fields.refuse('head_dim', `even, for rotary embeddings (it is ${headDim})`);
+  if (headDim % 2 !== 0)
+    fields.refuse('head_dim', `even, for rotary embeddings (it is ${headDim})`);
   if (headDim * numAttentionHeads > kMaxDim) fields.refuse('head_dim', 'below 2^31 over all heads');
 
   return {
@@ -199,8 +200,7 @@ function parseRope(op: string, fields: Fields): { ropeTheta: number; ropeScaling
       return { ropeTheta, ropeScaling };
     }
     default: {
-      const text =
-        `${op}: ${key} must be of type "default", "linear" or "llama3", got ${printable(type)}`;
+      const text = `${op}: ${key} must be of type "default", "linear" or "llama3", got ${printable(type)}`;
       throw new LowrankError('ERR_UNSUPPORTED', text, { op });
     }
   }

@@ -199,7 +199,9 @@ function openShards(
       }
       if (shardOfName !== shard || holders.has(name)) {
         const other = printable(shardOfName ?? '');
-        malformed(`tensor ${printable(name)} must be in ${other} alone, got it in ${printable(shard)} too`);
+        malformed(
+          `tensor ${printable(name)} must be in ${other} alone, got it in ${printable(shard)} too`,
+        );
       }
       holders.set(name, file);
       total_bytes += file.info(name)?.byteLength ?? 0;
@@ -232,20 +234,19 @@ function requireTensors(
   config: LlamaConfig,
   holders: ReadonlyMap<string, SafetensorsFile>,
 ): void {
-  const malformed = (what: string): never => {
-    throw new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
-  };
+  const malformed = (what: string) =>
+    new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
   for (const [name, shape] of llamaTensorShapes(config)) {
     const info = holders.get(name)?.info(name);
     if (info === undefined) {
-      return malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);
+      throw malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);
     }
     if (info.shape.length !== shape.length || info.shape.some((dim, i) => dim !== shape[i])) {
       const expected = `[${shape.join(', ')}], as config.json says`;
-      malformed(`tensor ${name} must be ${expected}, got [${info.shape.join(', ')}]`);
+      throw malformed(`tensor ${name} must be ${expected}, got [${info.shape.join(', ')}]`);
     }
     if (!['F32', 'BF16', 'F16', 'F64'].includes(info.dtype)) {
-      malformed(`tensor ${name} must be F32, BF16, F16 or F64, got ${info.dtype}`);
+      throw malformed(`tensor ${name} must be F32, BF16, F16 or F64, got ${info.dtype}`);
     }
   }
 }

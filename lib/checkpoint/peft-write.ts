@@ -80,10 +80,7 @@ function checkedConfig(bytes: Uint8Array): PeftLoraConfig {
   }
 }
 
-function adapterTensors(
-  adapter: PeftAdapterParts,
-  config: PeftLoraConfig,
-): Map<string, RawTensor> {
+function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<string, RawTensor> {
   const targets = new PeftTargets(kOp, config);
   const tensors = new Map<string, RawTensor>();
   const put = (name: string, tensor: RawTensor) => {
@@ -160,7 +157,8 @@ function configJson(config: PeftAdapterParts['config']): string {
     init_lora_weights: true,
     kasa_config: null,
     layer_replication: null,
-    layers_pattern: layersPattern.length === 1 ? layersPattern[0] as string : orNull(layersPattern),
+    layers_pattern:
+      layersPattern.length === 1 ? (layersPattern[0] as string) : orNull(layersPattern),
     layers_to_transform: orNull(config.layersToTransform ?? []),
     loftq_config: new Map(),
     lora_alpha: config.loraAlpha,

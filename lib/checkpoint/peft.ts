@@ -113,7 +113,9 @@ function requireFiles(folder: string): void {
   };
   if (!fs.existsSync(folder)) missing('must be an adapter folder, got nothing there');
   if (!fs.existsSync(path.join(folder, kConfigFile))) {
-    missing(`must hold ${kConfigFile}, got none. Give the folder that PEFT's save_pretrained wrote.`);
+    missing(
+      `must hold ${kConfigFile}, got none. Give the folder that PEFT's save_pretrained wrote.`,
+    );
   }
   if (!fs.existsSync(path.join(folder, kWeightsFile))) {
     const pickle = path.join(folder, 'adapter_model.bin');

@@ -54,11 +54,7 @@ function write(value: PythonJson, indent: number, level: number): string {
   if (typeof value !== 'object') return String(value);
   const [open, close, items] =
     value instanceof Map
-      ? [
-          '{',
-          '}',
-          [...value].map(([k, v]) => `${pythonString(k)}: ${write(v, indent, level + 1)}`),
-        ]
+      ? ['{', '}', [...value].map(([k, v]) => `${pythonString(k)}: ${write(v, indent, level + 1)}`)]
       : ['[', ']', (value as readonly PythonJson[]).map((v) => write(v, indent, level + 1))];
   if (items.length === 0) return open + close;
   if (indent === 0) return open + items.join(', ') + close;
@@ -68,8 +64,7 @@ function write(value: PythonJson, indent: number, level: number): string {
 
 /** With `ensure_ascii`, Python's default: everything above ASCII is escaped. */
 function pythonString(text: string): string {
-  return JSON.stringify(text).replace(
-    /[\u007f-\uffff]/g,
-    (c) => (c === '\u007f' ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`),
+  return JSON.stringify(text).replace(/[\u007f-\uffff]/g, (c) =>
+    c === '\u007f' ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,
   );
 }

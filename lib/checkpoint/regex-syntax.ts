@@ -30,8 +30,8 @@ const kClasses: Readonly<Record<string, CharTest>> = {
   D: (c) => !/\p{Nd}/u.test(c),
   w: (c) => /[\p{L}\p{N}_]/u.test(c),
   W: (c) => !/[\p{L}\p{N}_]/u.test(c),
-  s: (c) => /[\s\u001c-\u001f\u0085]/.test(c),
-  S: (c) => !/[\s\u001c-\u001f\u0085]/.test(c),
+  s: (c) => /[\s\u0085]/.test(c),
+  S: (c) => !/[\s\u0085]/.test(c),
 };
 
 const kEscapes: Readonly<Record<string, string>> = {
