@@ -1,5 +1,5 @@
 /**
- * The state of bitsandbytes' quantised linear layers, as it stands in a checkpoint.
+ * The state of bitsandbytes' blockwise quantised weights, as it stands in a checkpoint.
  *
  * 4-bit (Linear4bit), keys relative to the layer:
  *
@@ -10,6 +10,9 @@
  *   weight.nested_absmax    F32 [ceil(blocks / nested_blocksize)]   } double quantisation: absmax of
  *   weight.nested_quant_map F32 [256]                               } block j = map[u8[j]] ·
  *   weight.quant_state.bitsandbytes__nf4 | __fp4   U8, JSON         } nested_absmax[j / 256] + offset
+ *
+ * int8 (quantize_blockwise with the dynamic map) differs in `weight`, U8 of the weight's own shape
+ * with one code a byte, in `weight.quant_map`, F32 [256], and in the name of its state, __int8.
  */
 
 import { fail } from '../core/errors.js';
@@ -44,7 +47,7 @@ export interface NestedAbsmax {
 /** Dtypes under which bitsandbytes stores packed codes. */
 export type QuantStorage = 'U8' | 'BF16' | 'F16' | 'F32';
 
-/** A checked 4-bit weight. */
+/** A checked weight. */
 export interface ParsedBitsandbytes {
   readonly format: BitsandbytesFormat;
   readonly blocksize: number;
@@ -53,16 +56,22 @@ export interface ParsedBitsandbytes {
   /** [N, K]; blocks run over the flattened tensor. */
   readonly shape: readonly number[];
   /** Packed: element 2i in the high nibble of byte i. */
-  readonly codes: Uint8Array; // [ceil(elements / 2)]
+  readonly codes: Uint8Array; // [ceil(elements / 2)]; int8: one code a byte, [elements]
   readonly absmax: Float32Array | NestedAbsmax; // [ceil(elements / blocksize)]
-  readonly codebook: Float32Array; // [16]
+  readonly codebook: Float32Array; // [16]; int8: [256]
   /** Dtype under which the codes are stored; default U8. */
   readonly quantStorage?: QuantStorage;
 }
 
 const kStoragePerByte: Readonly<Record<QuantStorage, number>> = { U8: 1, BF16: 2, F16: 2, F32: 4 };
 const kStatePrefix = 'weight.quant_state.bitsandbytes__';
-const kFormats: readonly BitsandbytesFormat[] = ['nf4', 'fp4'];
+const kFormats: readonly BitsandbytesFormat[] = ['nf4', 'fp4', 'int8'];
+
+/** Bytes of the codes of so many elements. */
+function codeBytes(format: BitsandbytesFormat, elements: number): number {
+  return format === 'int8' ? elements : Math.ceil(elements / 2);
+}
+
 const kTensorKeys = [
   'weight',
   'weight.absmax',
@@ -117,8 +126,8 @@ export function parseBitsandbytes(state: BitsandbytesState): ParsedBitsandbytes 
   const { blocksize, dtype, shape, nested } = quantState;
   const elements = shape.reduce((product, dim) => product * dim, 1);
   const blocks = Math.ceil(elements / blocksize);
-  const { codes, quantStorage } = packedCodes(op, state, Math.ceil(elements / 2));
-  const codebook = floats('weight.quant_map', 16, (v) => Math.abs(v) <= 1, 'within [-1, 1]');
+  const { codes, quantStorage } = packedCodes(op, state, codeBytes(format, elements));
+  const codebook = floats('weight.quant_map', format === 'int8' ? 256 : 16, (v) => Math.abs(v) <= 1, 'within [-1, 1]');
   checkCodebook(op, format, codebook);
 
   const isScale = (value: number) => value >= 0 && Number.isFinite(value);
@@ -171,7 +180,11 @@ export function formatBitsandbytes(parsed: ParsedBitsandbytes): BitsandbytesStat
   });
   const nested = isNestedAbsmax(absmax);
   const state: Record<string, RawTensor> = {
-    weight: { dtype: storage, shape: [codes.length / perByte, 1], data: codes.slice() },
+    weight: {
+      dtype: storage,
+      shape: format === 'int8' ? [...shape] : [codes.length / perByte, 1],
+      data: codes.slice(),
+    },
     'weight.absmax': nested
       ? { dtype: 'U8', shape: [absmax.absmax8bit.length], data: absmax.absmax8bit.slice() }
       : f32(absmax),
@@ -256,7 +269,7 @@ function findQuantState(
 ): { format: BitsandbytesFormat; tensor: RawTensor } {
   const keys = Object.keys(state).filter((key) => key.startsWith(kStatePrefix));
   const [key] = keys;
-  const expected = `exactly one ${kStatePrefix}nf4 or __fp4`;
+  const expected = `exactly one ${kStatePrefix}nf4, __fp4 or __int8`;
   if (key === undefined || keys.length > 1) {
     return fail('ERR_FORMAT', op, 'state', expected, key === undefined ? 'none' : keys.join(', '));
   }
@@ -288,7 +301,7 @@ function packedCodes(
 }
 
 function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32Array): void {
-  if (format === 'nf4') {
+  if (format !== 'fp4') {
     requireAscending(op, 'weight.quant_map', codebook);
     return;
   }

@@ -13,8 +13,11 @@ import { Fields, parseJsonObject } from './json-file.js';
 import { printableValue } from './printable.js';
 import { PythonFloat, type PythonJson, pythonJson } from './python-json.js';
 
-/** The 4-bit formats of bitsandbytes. */
-export type BitsandbytesFormat = 'nf4' | 'fp4';
+/**
+ * The blockwise formats of bitsandbytes. `int8` is its blockwise 8-bit quantisation with the dynamic
+ * map, for which it has no checkpoint key of its own: the state is named like the 4-bit ones.
+ */
+export type BitsandbytesFormat = 'nf4' | 'fp4' | 'int8';
 /** Dtype that a weight had before it was quantised. */
 export type BitsandbytesDType = 'f32' | 'bf16' | 'f16';
 
@@ -66,7 +69,9 @@ export function parseQuantState(op: string, bytes: Uint8Array): QuantState {
     if (!known.has(key)) fields.refuse(key, 'no field of a quant_state');
   }
   const format = fields.string('quant_type');
-  if (format !== 'nf4' && format !== 'fp4') return fields.refuse('quant_type', '"nf4" or "fp4"');
+  if (format !== 'nf4' && format !== 'fp4' && format !== 'int8') {
+    return fields.refuse('quant_type', '"nf4", "fp4" or "int8"');
+  }
   const dtypeName = fields.string('dtype');
   const dtype = kDTypes.find(([name]) => name === dtypeName)?.[1];
   if (dtype === undefined) return fields.refuse('dtype', '"float32", "bfloat16" or "float16"');
