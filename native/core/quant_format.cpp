@@ -39,7 +39,7 @@ constexpr uint8_t kAscending[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13
 // which the codes list in another order.
 constexpr float kFp4Codebook[16] = {
     0.0f,  0.0625f / 12,  8.0f / 12,  1.0f,  4.0f / 12,  0.5f,  2.0f / 12,  0.25f,
-    -0.0f, -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -0.5f, -2.0f / 12, -0.25f,
+    0.0f,  -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -0.5f, -2.0f / 12, -0.25f,
 };
 constexpr float kFp4Thresholds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.29166667f,
                                      0.4166667f,  0.583333f,  0.8333333f};
@@ -59,9 +59,11 @@ struct DynamicMap {
       const float step = 0.9f / static_cast<float>(boundaries - 1);
       const float exponent = static_cast<float>(std::pow(10.0, decade - 6));
       auto boundary = [&](int i) {
-        // From both ends towards the middle, as the peer's linspace does.
-        return i < boundaries / 2 ? 0.1f + step * static_cast<float>(i)
-                                  : 1.0f - step * static_cast<float>(boundaries - 1 - i);
+        // From both ends towards the middle with fused products, as the peer's linspace does: the
+        // double holds the product exactly.
+        const double wide = step;
+        return static_cast<float>(i < boundaries / 2 ? 0.1f + wide * i
+                                                     : 1.0f - wide * (boundaries - 1 - i));
       };
       for (int i = 0; i + 1 < boundaries; ++i) {
         const float mean = (boundary(i) + boundary(i + 1)) / 2.0f;
@@ -88,7 +90,7 @@ struct Table {
       : rows{{"nf4", 4, 16, kNf4Codebook, kNf4Thresholds, 15, kAscending, false, 7, 32, 4096, 64},
              {"fp4", 4, 16, kFp4Codebook, kFp4Thresholds, 7, kFp4RankToCode, true, 0, 32, 4096, 64},
              {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
-              TheDynamicMap().identity, false, 127, 32, 4096, 256}} {}
+              TheDynamicMap().identity, false, 0, 32, 4096, 256}} {}
 };
 
 const Table& TheTable() {

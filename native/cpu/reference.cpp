@@ -276,13 +276,10 @@ Status QuantizeBlocks(const std::vector<float>& values, const FormatRow& format,
       largest = std::max(largest, std::fabs(value));
     }
     absmax->push_back(largest);
-    if (largest == 0) continue;
     const float inverse = 1.0f / largest;
+    if (std::isinf(inverse)) continue;  // zeros, or absmax < 2^-128: codes stay zero_code
     for (int64_t i = begin; i < end; ++i) {
-      const float value = values[static_cast<size_t>(i)];
-      // 1 / absmax overflows only for a denormal absmax; then divide.
-      const float normalised = std::isinf(inverse) ? value / largest : value * inverse;
-      (*codes)[static_cast<size_t>(i)] = format.Encode(normalised);
+      (*codes)[static_cast<size_t>(i)] = format.Encode(values[static_cast<size_t>(i)] * inverse);
     }
   }
   return Status();

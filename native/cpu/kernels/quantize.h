@@ -4,9 +4,9 @@
 ///   w'        = codebook[code] · absmax
 ///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
-/// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. Where
-///            1 / absmax overflows (absmax < 2^-128) the element is divided instead. A block of
-///            zeros keeps absmax 0 and zero_code.
+/// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A block
+///            whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as the peer's
+///            does; its absmax is kept.
 /// Tasks      whole blocks, an even number of elements each, so no two tasks share a byte
 #pragma once
 
@@ -73,13 +73,12 @@ LOWRANK_INLINE uint8_t EncodeByte(const FormatRow& format, float normalised) {
 LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t count, float absmax,
                                 uint8_t* codes) {
   const FormatRow& format = *encoder.format;
-  if (absmax == 0) {
+  const float inverse = 1.0f / absmax;
+  if (inverse > 3.402823466e38f) {
     std::memset(codes, format.zero_code, static_cast<size_t>(count));
     return;
   }
-  const float inverse = 1.0f / absmax;
-  const bool divide = inverse > 3.402823466e38f;
-  auto normalised = [&](VecF v) { return divide ? v / absmax : v * inverse; };
+  auto normalised = [&](VecF v) { return v * inverse; };
   int64_t i = 0;
   if (format.bits == 4) {
     for (; i + kVL <= count; i += kVL) {
@@ -93,7 +92,7 @@ LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t
     return;
   }
   for (; i < count; ++i) {
-    codes[i] = EncodeByte(format, divide ? in[i] / absmax : in[i] * inverse);
+    codes[i] = EncodeByte(format, in[i] * inverse);
   }
 }
 
@@ -220,7 +219,7 @@ static Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
     map.threshold_count = 255;
     map.rank_to_code = identity;
     map.sign_magnitude = false;
-    map.zero_code = 127;
+    map.zero_code = 0;
     QuantizeAbsmax(absmax, map, out);
   }
   return run.Result();
