@@ -3,7 +3,9 @@
  * the signed dynamic 8-bit map of "8-bit optimizers via block-wise quantization".
  *
  * v = x · (1 / absmax), both rounded to f32; the code is that of the nearest level, where a value
- * exactly on a threshold takes the lower level. A block of zeros takes the code whose value is 0.
+ * exactly on a threshold takes the lower level. A block whose 1 / absmax overflows (zeros, or an
+ * absmax below 2^-128) holds one code throughout, the one that the peer's data show: 7 for NF4, 0
+ * otherwise. For int8 that is the lowest level; times an absmax of 0 it is still zero.
  */
 export type OracleFormat = 'nf4' | 'fp4' | 'int8';
 
@@ -32,7 +34,7 @@ const FP4_STEPS: readonly (readonly [above: number, code: number])[] = [
 /**
  * The signed dynamic map, ascending. Seven decades 10^-6 .. 1; decade i holds the means of
  * neighbours of 2^i + 1 points spread evenly over [0.1, 1], with both signs; and 0, and 1. Built in
- * f32 as the peer does, with its spread running from both ends to the middle.
+ * f32 as the peer does, with its spread running from both ends to the middle by fused products.
  */
 export function dynamicMap(): Float32Array {
   const f32 = Math.fround;
@@ -42,8 +44,8 @@ export function dynamicMap(): Float32Array {
     const step = f32(f32(f32(1) - f32(0.1)) / intervals);
     const point = (index: number): number =>
       index < Math.floor((intervals + 1) / 2)
-        ? f32(f32(0.1) + f32(step * index))
-        : f32(1 - f32(step * (intervals - index)));
+        ? f32(f32(0.1) + step * index)
+        : f32(1 - step * (intervals - index));
     const power = f32(10 ** (decade - 6));
     for (let index = 0; index < intervals; index++) {
       const mean = f32(f32(point(index) + point(index + 1)) / 2);
@@ -59,7 +61,7 @@ const DYNAMIC_MAP = dynamicMap();
 export function codebookOf(format: OracleFormat): Float32Array {
   if (format === 'nf4') return Float32Array.from(NF4_LEVELS);
   if (format === 'int8') return DYNAMIC_MAP.slice();
-  return Float32Array.from([...FP4_MAGNITUDES, ...FP4_MAGNITUDES.map((value) => -value)]);
+  return Float32Array.from([...FP4_MAGNITUDES, ...FP4_MAGNITUDES.map((value) => 0 - value)]);
 }
 
 /** Code of the nearest of ascending `levels`; on a midpoint (rounded to f32) the lower one. */
@@ -88,7 +90,7 @@ export function encodeNormalised(format: OracleFormat, value: number): number {
   return value < 0 ? code + 8 : code;
 }
 
-export const ZERO_CODE: Record<OracleFormat, number> = { nf4: 7, fp4: 0, int8: 127 };
+export const ZERO_CODE: Record<OracleFormat, number> = { nf4: 7, fp4: 0, int8: 0 };
 
 export interface Quantised {
   readonly format: OracleFormat;
@@ -114,10 +116,9 @@ export function quantiseBlocks(
     absmax[block] = largest;
     const inverse = Math.fround(1 / largest);
     for (let i = start; i < end; i++) {
-      codes[i] =
-        largest === 0
-          ? ZERO_CODE[format]
-          : encodeNormalised(format, Math.fround((values[i] as number) * inverse));
+      codes[i] = Number.isFinite(inverse)
+        ? encodeNormalised(format, Math.fround((values[i] as number) * inverse))
+        : ZERO_CODE[format];
     }
   }
   return { format, blocksize, codes, absmax };

@@ -1,0 +1,241 @@
+// LoRA and QLoRA linear layers against PEFT: forward, every gradient, merged weights.
+import { describe, expect, it } from 'vitest';
+import {
+  type BaseWeight,
+  dequantize,
+  LoraAdapter,
+  loraBackward,
+  loraForward,
+  matmul,
+  QuantizedWeight,
+  quantize,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
+import { roundTo } from '../oracle.js';
+import { caseIds, type GoldenCase, loadCase, numbersOf } from './case-file.js';
+import { bytesOf, tensorOf } from './library.js';
+import { RuleBook } from './rules.js';
+
+const DEVICES = ['cpu', 'reference'] as const;
+type Device = (typeof DEVICES)[number];
+const PREFIX = 'base_model.model.';
+
+/** One linear layer of a case: its base, its adapter, and the adapter's dropout mask. */
+interface Layer {
+  readonly name: string;
+  readonly w: BaseWeight;
+  readonly bias?: Tensor;
+  readonly adapter: LoraAdapter;
+  readonly dropoutMask?: Tensor;
+}
+
+function baseWeight(golden: GoldenCase, name: string, device: Device): BaseWeight {
+  const base = golden.tensor(`base.${name}.weight`);
+  if (base.dtype !== 'U8') return tensorOf(base, device);
+  const prefix = `base.${name}.`;
+  const state = Object.fromEntries(
+    [...golden.tensors]
+      .filter(([key]) => key.startsWith(`${prefix}weight`))
+      .map(([key, { dtype, shape, bytes }]) => [
+        key.slice(prefix.length),
+        {
+          dtype: dtype as 'U8',
+          shape: [...shape],
+          data: dtype === 'U8' ? bytes : new Float32Array(bytes.buffer),
+        },
+      ]),
+  );
+  return QuantizedWeight.fromBitsandbytes(state, { device });
+}
+
+function layerOf(golden: GoldenCase, name: string, device: Device, training: boolean): Layer {
+  const { config, tensors } = golden.adapter();
+  const part = (key: string): Tensor | undefined => {
+    const found = tensors.get(`${PREFIX}${name}.${key}`);
+    return found === undefined ? undefined : tensorOf(found, device);
+  };
+  const loraA = part('lora_A.weight') as Tensor;
+  const alphas = config.alpha_pattern as Record<string, number>;
+  const loraBias = part('lora_B.bias');
+  const adapter = new LoraAdapter({
+    loraA,
+    loraB: part('lora_B.weight') as Tensor,
+    loraAlpha: alphas[name] ?? Number(config.lora_alpha),
+    rslora: config.use_rslora === true,
+    dropout: training ? Number(config.lora_dropout) : 0,
+    ...(loraBias === undefined ? {} : { loraBias }),
+  });
+  // The scaling that the peer computed.
+  const scaling = (golden.params.scaling as Record<string, number>)[name] as number;
+  expect(adapter.scaling).toBeCloseTo(scaling, 12);
+  const mask = `in.dropout_mask.${name}.lora_dropout`;
+  const biasName = [`aux.base_now.${name}.bias`, `base.${name}.bias`].find((b) => golden.has(b));
+  return {
+    name,
+    adapter,
+    w: baseWeight(golden, name, device),
+    ...(biasName === undefined ? {} : { bias: tensorOf(golden.tensor(biasName), device) }),
+    ...(golden.has(mask) ? { dropoutMask: tensorOf(golden.tensor(mask), device) } : {}),
+  };
+}
+
+const forward = (layer: Layer, x: Tensor, training = true) =>
+  loraForward(x, layer.w, layer.adapter, {
+    training,
+    ...(layer.bias === undefined ? {} : { bias: layer.bias }),
+    ...(layer.dropoutMask === undefined ? {} : { dropoutMask: layer.dropoutMask }),
+  });
+
+const NAMES = {
+  dLoraA: 'lora_A.weight',
+  dLoraB: 'lora_B.weight',
+  dBias: 'base_layer.bias',
+  dLoraBias: 'lora_B.bias',
+} as const;
+
+type Gradients = ReturnType<typeof loraBackward>;
+
+async function checkGradients(rules: RuleBook, name: string, gradients: Gradients): Promise<void> {
+  for (const key of Object.keys(NAMES) as (keyof typeof NAMES)[]) {
+    const tensor = `grad.${PREFIX}${name}.${NAMES[key]}`;
+    if (rules.has(tensor)) rules.check(tensor, await (gradients[key] as Tensor).read());
+  }
+}
+
+/** scaling · loraB · loraA by way of a product with the transposed factor. */
+async function deltaOf(layer: Layer, device: Device): Promise<Float64Array> {
+  const { loraA, loraB, scaling, r } = layer.adapter;
+  const K = loraA.shape[1] as number;
+  const a = await loraA.read();
+  const transposed = new Float32Array(K * r);
+  for (let j = 0; j < r; j++) {
+    for (let k = 0; k < K; k++) transposed[k * r + j] = a[j * K + k] as number;
+  }
+  const right = Tensor.from(transposed, [K, r], { device });
+  const product = await matmul(loraB.to({ dtype: 'f32' }), right).read();
+  return Float64Array.from(product, (value) => Math.fround(value * scaling));
+}
+
+/** The merged weight, quantised again where the base was. Checks its rules and returns it. */
+async function checkMerged(
+  golden: GoldenCase,
+  rules: RuleBook,
+  layer: Layer,
+  device: Device,
+): Promise<Layer> {
+  const { name, w, adapter } = layer;
+  const delta = await deltaOf(layer, device);
+  if (rules.has(`out.delta.${name}`)) rules.check(`out.delta.${name}`, delta);
+  const dtype = w instanceof QuantizedWeight ? w.sourceDType : w.dtype;
+  const base = await (w instanceof QuantizedWeight ? dequantize(w, { dtype }) : w).read();
+  // The peer adds in the adapter's f32 and quantises that; a dense sum it keeps in the base's dtype.
+  const sumDType = w instanceof QuantizedWeight ? 'f32' : dtype;
+  const sums = base.map((value, i) => roundTo(sumDType, value + (delta[i] as number)));
+  let merged: BaseWeight = Tensor.from(sums, w.shape, { dtype: sumDType, device });
+  if (w instanceof QuantizedWeight) {
+    const { format, blocksize, doubleQuant } = w;
+    merged = quantize(merged, { format, blocksize, doubleQuant });
+    const state = await merged.toBitsandbytes();
+    const dequantised = `merged_dequant.${name}.weight`;
+    rules.check(dequantised, await dequantize(merged, { dtype: 'f32' }).read());
+    for (const rule of golden.rules) {
+      if (!rule.tensor.startsWith(`merged.${name}.weight`)) continue;
+      if (rule.rule === 'quantised') {
+        rules.waive(rule.tensor, `stands for ${dequantised}, which is checked`);
+        continue;
+      }
+      const part = state[rule.tensor.slice(`merged.${name}.`.length)] as { data: Float32Array };
+      rules.check(rule.tensor, new Float32Array(Uint8Array.from(bytesOf(part.data)).buffer));
+    }
+  } else if (rules.has(`merged.${name}.weight`)) {
+    rules.check(`merged.${name}.weight`, await merged.read());
+  }
+  let { bias } = layer;
+  if (bias !== undefined && adapter.loraBias !== undefined) {
+    const extra = await adapter.loraBias.read();
+    const sum = (await bias.read()).map((value, n) => value + adapter.scaling * (extra[n] ?? 0));
+    bias = Tensor.from(sum, bias.shape, { device });
+  }
+  if (rules.has(`merged.${name}.bias`)) {
+    rules.check(`merged.${name}.bias`, await (bias as Tensor).read());
+  }
+  return { ...layer, w: merged, ...(bias === undefined ? {} : { bias }) };
+}
+
+const product = (layer: Layer, x: Tensor): Tensor =>
+  matmul(x, layer.w, layer.bias === undefined ? {} : { bias: layer.bias });
+
+describe.each(DEVICES)('linear layers on %s', (device: Device) => {
+  const single = [...caseIds('lora'), ...caseIds('qlora')].filter((id) => !id.includes('two_layer'));
+
+  it.each(single)('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const training = golden.params.train_mode === true;
+      const layer = layerOf(golden, 'lin', device, training);
+      const x = tensorOf(golden.tensor('in.x'), device);
+      const dy = tensorOf(golden.tensor('in.grad_out'), device);
+      const { y, saved } = forward(layer, x);
+      rules.check('out.y', await y.read());
+      // Without training the same layer drops nothing, whatever its adapter says.
+      if (!training) {
+        const dropping = layerOf(golden, 'lin', device, true);
+        expect(dropping.adapter.dropout).toBeGreaterThan(0);
+        rules.check('out.y', await forward(dropping, x, false).y.read());
+      }
+      const gradients = loraBackward(dy, saved);
+      rules.check('grad.x', await (gradients.dx as Tensor).read());
+      await checkGradients(rules, 'lin', gradients);
+      const merged = await checkMerged(golden, rules, layer, device);
+      if (rules.has('out.y_merged')) rules.check('out.y_merged', await product(merged, x).read());
+      rules.finish();
+    });
+  });
+
+  it('lora/two_layer_rank_pattern_f32', async () => {
+    await scope(async () => {
+      const golden = loadCase('lora/two_layer_rank_pattern_f32');
+      const rules = new RuleBook(golden);
+      const first = layerOf(golden, 'fc1', device, true);
+      const second = layerOf(golden, 'fc2', device, true);
+      expect([first.adapter.r, second.adapter.r]).toEqual([8, 4]);
+      const tanh = async (t: Tensor): Promise<Tensor> =>
+        Tensor.from((await t.read()).map(Math.tanh), t.shape, { device });
+      const x = tensorOf(golden.tensor('in.x'), device);
+      const inner = forward(first, x);
+      const hidden = await tanh(inner.y);
+      const outer = forward(second, hidden);
+      rules.check('out.y', await outer.y.read());
+      const dy = tensorOf(golden.tensor('in.grad_out'), device);
+      const back = loraBackward(dy, outer.saved);
+      await checkGradients(rules, 'fc2', back);
+      const t = await hidden.read();
+      const dHidden = (await (back.dx as Tensor).read()).map((d, i) => d * (1 - (t[i] ?? 0) ** 2));
+      const gradients = loraBackward(Tensor.from(dHidden, hidden.shape, { device }), inner.saved);
+      await checkGradients(rules, 'fc1', gradients);
+      rules.check('grad.x', await (gradients.dx as Tensor).read());
+      const merged1 = await checkMerged(golden, rules, first, device);
+      const merged2 = await checkMerged(golden, rules, second, device);
+      rules.check('out.y_merged', await product(merged2, await tanh(product(merged1, x))).read());
+      rules.finish();
+    });
+  });
+});
+
+describe('the cases', () => {
+  it('hold the dequantised base that the peer computed with', async () => {
+    for (const id of caseIds('qlora')) {
+      const golden = loadCase(id);
+      const w = baseWeight(golden, 'lin', 'reference') as QuantizedWeight;
+      const mine = await dequantize(w, { dtype: 'f32' }).read();
+      const peer = numbersOf(golden.tensor('base_dequant.lin.weight'));
+      mine.forEach((value, i) => {
+        const expected = peer[i] as number;
+        expect(Math.abs(value - expected)).toBeLessThanOrEqual(4e-3 * Math.abs(expected));
+      });
+      w.dispose();
+    }
+  });
+});
