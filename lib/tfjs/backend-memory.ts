@@ -46,10 +46,7 @@ export function valuesOf(tensor: TensorInfo): Float32Array {
  *   be looked at inside of it (with {@link valuesOf}), since allocating can move the heap
  * @returns tracked by the surrounding `tf.tidy`
  */
-export function tensorFrom(
-  shape: readonly number[],
-  fill: (target: Float32Array) => void,
-): Tensor {
+export function tensorFrom(shape: readonly number[], fill: (target: Float32Array) => void): Tensor {
   const engine = tensorflow().engine();
   return engine.makeTensorFromTensorInfo(tensorInfoFrom(shape, fill));
 }
@@ -73,7 +70,11 @@ export function tensorInfoFrom(
   const values = new Float32Array(size);
   fill(values);
   const backend = tensorflow().engine().backend;
-  return { dataId: backend.write(values, [...shape], 'float32'), shape: [...shape], dtype: 'float32' };
+  return {
+    dataId: backend.write(values, [...shape], 'float32'),
+    shape: [...shape],
+    dtype: 'float32',
+  };
 }
 
 /** Whether tensors of the current backend are read and written in place. */

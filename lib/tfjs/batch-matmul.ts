@@ -8,7 +8,7 @@
  * turned while it is copied in.
  */
 
-import type { Tensor as TfTensor, TensorInfo } from '@tensorflow/tfjs';
+import type { TensorInfo, Tensor as TfTensor } from '@tensorflow/tfjs';
 import { fail } from '../core/errors.js';
 import { type Device, defaultDevice, matmul, matmulInputGrad, Tensor } from '../index.js';
 import { tensorFrom, valuesOf } from './backend-memory.js';
@@ -126,7 +126,13 @@ export function matMul(
     const expected = `a shape that fits a [${a.shape.join(', ')}]`;
     fail('ERR_SHAPE', kOp, 'b', expected, `[${b.shape.join(', ')}]`);
   }
-  const run = (shape: readonly number[], left: TfTensor, right: TfTensor, tl: boolean, tr: boolean) => {
+  const run = (
+    shape: readonly number[],
+    left: TfTensor,
+    right: TfTensor,
+    tl: boolean,
+    tr: boolean,
+  ) => {
     const step = planBatchMatMul(left.shape, right.shape, tl, tr) as BatchMatMulPlan;
     return tensorFrom(shape, (target) => runBatchMatMul(step, left, right, target, device));
   };
@@ -137,7 +143,13 @@ export function matMul(
       value: run(plan.outShape, a, b, transposeA, transposeB),
       gradFunc: (dy: TfTensor, saved: TfTensor[]) => {
         if (isRecording()) {
-          fail('ERR_UNSUPPORTED', kOp, 'the gradient', 'of first order', 'a gradient of a gradient');
+          fail(
+            'ERR_UNSUPPORTED',
+            kOp,
+            'the gradient',
+            'of first order',
+            'a gradient of a gradient',
+          );
         }
         const [aSaved, bSaved] = saved as [TfTensor, TfTensor];
         const da = transposeA
@@ -192,7 +204,9 @@ function broadcast(
     const dim = aDim === 1 ? bDim : aDim;
     shape.push(dim);
     const extend = (index: number[], own: number) =>
-      index.flatMap((base) => Array.from({ length: dim }, (_, i) => base * own + (own === 1 ? 0 : i)));
+      index.flatMap((base) =>
+        Array.from({ length: dim }, (_, i) => base * own + (own === 1 ? 0 : i)),
+      );
     aIndex = extend(aIndex, aDim);
     bIndex = extend(bIndex, bDim);
   }

@@ -193,7 +193,13 @@ function backward(
   }
   const { saved } = state;
   if (saved === undefined || saved.disposed) {
-    fail('ERR_DISPOSED', kOp, 'the gradient', 'taken once, before its tape is gone', 'a later call');
+    fail(
+      'ERR_DISPOSED',
+      kOp,
+      'the gradient',
+      'taken once, before its tape is gone',
+      'a later call',
+    );
   }
   const dyIn = Tensor.from(valuesOf(dy), [M, N], { device: saved.adapter.loraA.device });
   let gradients: LoraGradients;
@@ -226,7 +232,13 @@ function requireLoraShapes(
   const { K, N } = requireLinearShapes(kOp, x, w);
   const r = loraA.shape[0] ?? 0;
   if (loraA.shape.length !== 2 || loraA.shape[1] !== K || r < 1) {
-    fail('ERR_SHAPE', kOp, 'loraA', `[r, ${K}] with r of at least 1`, `[${loraA.shape.join(', ')}]`);
+    fail(
+      'ERR_SHAPE',
+      kOp,
+      'loraA',
+      `[r, ${K}] with r of at least 1`,
+      `[${loraA.shape.join(', ')}]`,
+    );
   }
   if (loraB.shape.length !== 2 || loraB.shape[0] !== N || loraB.shape[1] !== r) {
     fail('ERR_SHAPE', kOp, 'loraB', `[${N}, ${r}]`, `[${loraB.shape.join(', ')}]`);

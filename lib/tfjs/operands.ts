@@ -51,4 +51,3 @@ export function requireBias(op: string, bias: TfTensor | Tensor, N: number): voi
     fail('ERR_SHAPE', op, 'bias', `[${N}]`, `[${bias.shape.join(', ')}]`);
   }
 }
-

@@ -69,7 +69,12 @@ export function register(options: RegisterOptions = {}): void {
     tf.registerKernel({
       ...original,
       kernelFunc: (params) => {
-        const done = product(params.inputs as unknown as Inputs, params.attrs ?? {}, device, minProducts);
+        const done = product(
+          params.inputs as unknown as Inputs,
+          params.attrs ?? {},
+          device,
+          minProducts,
+        );
         return done ?? original.kernelFunc(params);
       },
     });
@@ -105,8 +110,8 @@ interface Inputs {
 /** Activations without further operands, as the backends define them. */
 const kActivations: Readonly<Record<string, (value: number, leakyreluAlpha: number) => number>> = {
   linear: (value) => value,
-  relu: (value) => (value < 0 ? 0 : value),
-  relu6: (value) => (value < 0 ? 0 : value > 6 ? 6 : value),
+  relu: (value) => Math.max(value, 0),
+  relu6: (value) => Math.min(Math.max(value, 0), 6),
   elu: (value) => (value >= 0 ? value : Math.expm1(value)),
   sigmoid: (value) => 1 / (1 + Math.exp(-value)),
   leakyrelu: (value, leakyreluAlpha) => (value < 0 ? leakyreluAlpha * value : value),
@@ -120,7 +125,12 @@ function product(
   minProducts: number,
 ): TensorInfo | undefined {
   if (a.dtype !== 'float32' || b.dtype !== 'float32') return undefined;
-  const plan = planBatchMatMul(a.shape, b.shape, attrs.transposeA === true, attrs.transposeB === true);
+  const plan = planBatchMatMul(
+    a.shape,
+    b.shape,
+    attrs.transposeA === true,
+    attrs.transposeB === true,
+  );
   if (plan === undefined || plan.M * plan.N * plan.K < Math.max(1, minProducts)) return undefined;
   const name = typeof attrs.activation === 'string' ? attrs.activation : 'linear';
   const activation = kActivations[name];

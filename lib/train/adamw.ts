@@ -46,8 +46,7 @@ export class AdamW {
       m[i] = mi;
       v[i] = vi;
       const p = values[i] as number;
-      values[i] =
-        p - lr * weightDecay * p - (stepSize * mi) / (Math.sqrt(vi * vCorrection) + eps);
+      values[i] = p - lr * weightDecay * p - (stepSize * mi) / (Math.sqrt(vi * vCorrection) + eps);
     }
   }
 }

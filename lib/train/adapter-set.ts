@@ -51,7 +51,10 @@ export class AdapterSet {
     const count = layers.reduce((sum, { N, K }) => sum + r * (N + K), 0);
     this.values = new Float32Array(count);
     let at = 0;
-    const take = (size: number) => this.values.subarray(at, (at += size));
+    const take = (size: number) => {
+      at += size;
+      return this.values.subarray(at - size, at);
+    };
     this.slots = layers.map((layer) => {
       const loraA_elems = at;
       const loraA = take(r * layer.K);

@@ -22,7 +22,8 @@ export function crossEntropy(logits: Tensor, targets: Int32Array): Scalar {
   const exponentials = (z: Float32Array, row: number, out: Float32Array, at: number): number => {
     const start = row * vocab;
     let max = Number.NEGATIVE_INFINITY;
-    for (let i = 0; i < vocab; i++) if ((z[start + i] as number) > max) max = z[start + i] as number;
+    for (let i = 0; i < vocab; i++)
+      if ((z[start + i] as number) > max) max = z[start + i] as number;
     let sum = 0;
     for (let i = 0; i < vocab; i++) {
       const e = Math.exp((z[start + i] as number) - max);

@@ -31,7 +31,7 @@ export async function generate(
   base: BaseModel,
   prompt: readonly number[],
   kernels: ModelKernels,
-  adapters: AdapterLookup,
+  adapters: AdapterLookup | undefined,
   options: GenerateOptions,
 ): Promise<number[]> {
   const tf = tensorflow();

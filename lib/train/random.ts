@@ -15,7 +15,7 @@ export function hash32(...parts: readonly (number | string)[]): number {
     if (typeof part === 'string') {
       for (let i = 0; i < part.length; i++) mix(part.charCodeAt(i));
     } else {
-      mix(part % 2 ** 32 | 0);
+      mix((part % 2 ** 32) | 0);
       mix(Math.floor(part / 2 ** 32) | 0);
     }
     mix(parts.length);

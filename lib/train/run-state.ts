@@ -4,9 +4,9 @@
  */
 
 import fs from 'node:fs';
+import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
 import type { Trainer } from './trainer.js';
 
@@ -76,7 +76,9 @@ export function restoreRunState(
     throw new LowrankError('ERR_CHECKPOINT', `${op}: ${printable(file)} ${text}`, { op });
   };
   if (!fs.existsSync(file)) {
-    return refuse('must be the state of an unfinished run, got nothing there. Run without --resume');
+    return refuse(
+      'must be the state of an unfinished run, got nothing there. Run without --resume',
+    );
   }
   const state = openSafetensors(file);
   const text = (key: string) => state.metadata.get(key) ?? '';
@@ -113,7 +115,8 @@ export function restoreRunState(
   const train = vector('train_loss', 'F64', step);
   const heldOutStep = vector('held_out_step', 'F64');
   const heldOutLoss = vector('held_out_loss', 'F64', heldOutStep.length);
-  if (parts.some((part) => !part.every(Number.isFinite))) refuse('holds values that are not finite');
+  if (parts.some((part) => !part.every(Number.isFinite)))
+    refuse('holds values that are not finite');
   adapters.values.set(parts[0] as Float32Array);
   optimizer.m.set(parts[1] as Float32Array);
   optimizer.v.set(parts[2] as Float32Array);

@@ -9,8 +9,8 @@ import type { Scalar, Tensor } from '@tensorflow/tfjs';
 import { LowrankError } from '../core/errors.js';
 import { valuesOf } from '../tfjs/backend-memory.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
-import { AdapterSet } from './adapter-set.js';
 import { AdamW, clipByGlobalNorm, learningRate } from './adamw.js';
+import type { AdapterSet } from './adapter-set.js';
 import type { BaseModel } from './base-model.js';
 import { crossEntropy } from './cross-entropy.js';
 import type { AdapterFactors, ModelKernels } from './kernels.js';
@@ -112,10 +112,7 @@ export class Trainer {
     const { ids, targets } = this.data.train.batch(this.indices(this.step * accumulate + pass));
     const { slots } = this.adapters;
     return tf.tidy(() => {
-      const factors = slots.flatMap(({ loraA, loraB, layer, r }) => [
-        tf.tensor2d(loraA.slice(), [r, layer.K]),
-        tf.tensor2d(loraB.slice(), [layer.N, r]),
-      ]);
+      const factors = this.factorTensors();
       const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
       const loss = (...params: Tensor[]): Scalar => {
         const lookup = this.lookup(params, this.adapters.config.dropout, dropoutSeed);
@@ -192,13 +189,28 @@ export class Trainer {
   }
 
   /** The adapters as they stand, without dropout; tensors belong to the surrounding `tf.tidy`. */
-  inferenceLookup(): AdapterLookup {
+  private inferenceLookup(): AdapterLookup {
+    return this.lookup(this.factorTensors(), 0, 0);
+  }
+
+  /** As they stand, for many passes: freed by `dispose`. */
+  keptLookup(): { readonly adapters: AdapterLookup; dispose(): void } {
+    const factors = this.factorTensors();
+    return {
+      adapters: this.lookup(factors, 0, 0),
+      dispose: () => {
+        for (const factor of factors) factor.dispose();
+      },
+    };
+  }
+
+  private factorTensors(): Tensor[] {
     const tf = tensorflow();
-    const factors = this.adapters.slots.flatMap(({ loraA, loraB, layer, r }) => [
+    // Copies: the cpu backend would go on to use the array itself, which the optimiser changes.
+    return this.adapters.slots.flatMap(({ loraA, loraB, layer, r }) => [
       tf.tensor2d(loraA.slice(), [r, layer.K]),
       tf.tensor2d(loraB.slice(), [layer.N, r]),
     ]);
-    return this.lookup(factors, 0, 0);
   }
 
   private lookup(factors: readonly Tensor[], dropout: number, seed: number): AdapterLookup {

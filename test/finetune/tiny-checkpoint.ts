@@ -40,7 +40,10 @@ export function noise(seed: number): () => number {
 }
 
 /** Writes the folder and returns its configuration. */
-export function writeTinyCheckpoint(folder: string, options: TinyCheckpointOptions = {}): LlamaConfig {
+export function writeTinyCheckpoint(
+  folder: string,
+  options: TinyCheckpointOptions = {},
+): LlamaConfig {
   const {
     hiddenSize = 24,
     intermediateSize = 40,
@@ -155,7 +158,12 @@ function byteTokenizer(): object {
   for (const byte of printable) vocab[String.fromCharCode(byte)] = byte;
   for (const [i, byte] of others.entries()) vocab[String.fromCharCode(256 + i)] = byte;
   vocab['<|endoftext|>'] = kEndOfText;
-  const byteLevel = { type: 'ByteLevel', add_prefix_space: false, trim_offsets: true, use_regex: true };
+  const byteLevel = {
+    type: 'ByteLevel',
+    add_prefix_space: false,
+    trim_offsets: true,
+    use_regex: true,
+  };
   return {
     version: '1.0',
     truncation: null,

@@ -1,0 +1,143 @@
+/**
+ * Options of a subcommand: node:util's parseArgs, with messages that name the option, what it takes
+ * and what was given, and a suggestion for a mistyped name.
+ */
+
+import { type ParseArgsConfig, parseArgs } from 'node:util';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+
+type OptionConfigs = NonNullable<ParseArgsConfig['options']>;
+
+/** A wrong command line; the message is complete. */
+export class UsageError extends LowrankError {
+  constructor(message: string) {
+    super('ERR_VALUE', message);
+  }
+}
+
+/** Parsed options of one subcommand. */
+export class Arguments {
+  private constructor(
+    private readonly command: string,
+    private readonly values: ReadonlyMap<string, unknown>,
+    readonly positionals: readonly string[],
+  ) {}
+
+  /**
+   * @param allowed how many positional arguments the command takes
+   * @throws UsageError
+   */
+  static parse(
+    command: string,
+    args: readonly string[],
+    options: OptionConfigs,
+    allowed: { readonly min: number; readonly max: number; readonly names: string },
+  ): Arguments {
+    const all: OptionConfigs = { ...options, help: { type: 'boolean', short: 'h' } };
+    const { values, positionals, tokens } = parseArgs({
+      args: [...args],
+      options: all,
+      allowPositionals: true,
+      strict: false,
+      tokens: true,
+    });
+    for (const token of tokens) {
+      if (token.kind !== 'option') continue;
+      const known = all[token.name];
+      if (known === undefined) {
+        const hint = suggestion(token.name, Object.keys(all), '--');
+        throw usage(command, `${printable(token.rawName)} is not an option${hint}`);
+      }
+      if (known.type === 'string' && token.value === undefined) {
+        throw usage(command, `${token.rawName} needs a value`);
+      }
+      if (known.type === 'boolean' && token.value !== undefined) {
+        throw usage(command, `${token.rawName} takes no value, got ${printable(token.value)}`);
+      }
+    }
+    const asksForHelp = values.help === true;
+    if (!asksForHelp && (positionals.length < allowed.min || positionals.length > allowed.max)) {
+      const expected = allowed.max === 0 ? 'no further arguments' : allowed.names;
+      const got = positionals.length === 0 ? 'none' : positionals.map(printable).join(' ');
+      throw usage(command, `takes ${expected}, got ${got}`);
+    }
+    return new Arguments(command, new Map(Object.entries(values)), positionals);
+  }
+
+  flag(name: string): boolean {
+    return this.values.get(name) === true;
+  }
+
+  text(name: string): string | undefined {
+    const value = this.values.get(name);
+    return typeof value === 'string' ? value : undefined;
+  }
+
+  /** All values of an option that may be repeated. */
+  texts(name: string): readonly string[] {
+    const value = this.values.get(name);
+    return Array.isArray(value) ? value.filter((item) => typeof item === 'string') : [];
+  }
+
+  /** @throws UsageError */
+  integer(name: string, fallback: number, min: number, max: number): number {
+    const text = this.text(name);
+    if (text === undefined) return fallback;
+    const value = /^-?\d{1,16}$/.test(text.trim()) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max)) {
+      throw this.refuse(name, `an integer from ${min} to ${max}`, text);
+    }
+    return value;
+  }
+
+  /** @throws UsageError */
+  number(name: string, fallback: number, expected: string, holds: (n: number) => boolean): number {
+    const text = this.text(name);
+    if (text === undefined) return fallback;
+    const value = text.trim() === '' ? Number.NaN : Number(text);
+    if (!Number.isFinite(value) || !holds(value)) throw this.refuse(name, expected, text);
+    return value;
+  }
+
+  /** @throws UsageError */
+  choice<T extends string>(name: string, fallback: T, choices: readonly T[]): T {
+    const text = this.text(name);
+    if (text === undefined) return fallback;
+    const found = choices.find((choice) => choice === text);
+    if (found === undefined) throw this.refuse(name, `one of ${choices.join(', ')}`, text);
+    return found;
+  }
+
+  refuse(name: string, expected: string, got: string): UsageError {
+    return usage(this.command, `--${name} must be ${expected}, got ${printable(got)}`);
+  }
+}
+
+function usage(command: string, text: string): UsageError {
+  return new UsageError(`${command}: ${text}. See: lowrank ${command} --help`);
+}
+
+/** `, did you mean --rank?`, or nothing where no name is near. */
+export function suggestion(typed: string, names: readonly string[], prefix = ''): string {
+  const bound = Math.max(1, Math.floor(typed.length / 3));
+  const near = names
+    .map((name) => ({ name, distance: editDistance(typed.slice(0, 40), name) }))
+    .filter(({ distance }) => distance <= bound)
+    .sort((a, b) => a.distance - b.distance)[0];
+  return near === undefined ? '' : `, did you mean ${prefix}${near.name}?`;
+}
+
+/** Levenshtein distance. */
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const replaced = (row[j - 1] as number) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(replaced, (row[j] as number) + 1, (next[j - 1] as number) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] as number;
+}

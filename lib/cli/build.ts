@@ -1,0 +1,108 @@
+/**
+ * `lowrank build`: the native addon, built here. CMake through cmake-js where CMake is installed,
+ * else node-gyp; both compile the same list of sources.
+ */
+
+import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import path from 'node:path';
+import { LowrankError } from '../core/errors.js';
+import { Arguments } from './arguments.js';
+import { exitCodes } from './exit-codes.js';
+import { packageFolder } from './package-folder.js';
+
+const kHelp = `Builds the native addon here; needs a C++17 compiler, and CMake 3.21 or Python 3.
+
+Usage: lowrank build [options]
+
+  --with TOOL   cmake, gyp or auto (CMake where it is installed)          [auto]
+  --clean       from scratch
+  --debug       without optimisation
+`;
+
+const kOptions = {
+  with: { type: 'string' },
+  clean: { type: 'boolean' },
+  debug: { type: 'boolean' },
+} as const;
+
+/** Runs the subcommand. */
+export async function buildCommand(args: readonly string[]): Promise<number> {
+  const parsed = Arguments.parse('build', args, kOptions, { min: 0, max: 0, names: '' });
+  if (parsed.flag('help')) {
+    process.stdout.write(kHelp);
+    return exitCodes.ok;
+  }
+  const asked = parsed.choice('with', 'auto', ['auto', 'cmake', 'gyp'] as const);
+  const root = packageFolder();
+  if (!existsSync(path.join(root, 'native', 'sources.json'))) {
+    throw notBuilt(`${root} holds no sources. Install the package that has them`);
+  }
+  const tool = asked === 'auto' ? (hasCMake() ? 'cmake' : 'gyp') : asked;
+  const verb = parsed.flag('clean') ? 'rebuild' : 'build';
+  const debug = parsed.flag('debug');
+  const addon =
+    tool === 'cmake' ? await withCMake(root, verb, debug) : await withGyp(root, verb, debug);
+  if (!existsSync(addon)) throw notBuilt(`${tool} finished, but ${addon} is not there`);
+  process.stdout.write(`built ${addon}\n`);
+  return exitCodes.ok;
+}
+
+function hasCMake(): boolean {
+  return spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status === 0;
+}
+
+async function withCMake(root: string, verb: string, debug: boolean): Promise<string> {
+  if (!hasCMake()) throw notBuilt('cmake is not on the PATH. Install CMake, or use --with gyp');
+  const script = toolScript('cmake-js/package.json', 'bin/cmake-js');
+  await run(process.execPath, [script, verb, ...(debug ? ['--debug'] : [])], { cwd: root });
+  return path.join(root, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
+}
+
+async function withGyp(root: string, verb: string, debug: boolean): Promise<string> {
+  const folder = path.join(root, 'native', 'gyp');
+  const script = toolScript('node-gyp/package.json', 'bin/node-gyp.js');
+  // Headers beside the running Node: without this, node-gyp downloads them and fails offline.
+  const prefix = path.dirname(path.dirname(process.execPath));
+  const local = existsSync(path.join(prefix, 'include', 'node', 'node.h'));
+  const common = [...(local ? [`--nodedir=${prefix}`] : []), ...(debug ? ['--debug'] : [])];
+  const steps = verb === 'build' ? [['configure', 'build']] : [['clean'], ['configure', 'build']];
+  for (const step of steps) {
+    await run(process.execPath, [script, ...step, ...common], { cwd: folder });
+  }
+  return path.join(folder, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
+}
+
+/** A script of an installed tool; its package may hide everything but package.json. */
+function toolScript(packageJson: string, script: string): string {
+  try {
+    const manifest = createRequire(import.meta.url).resolve(packageJson);
+    return path.join(path.dirname(manifest), script);
+  } catch {
+    const name = path.dirname(packageJson);
+    throw notBuilt(`${name} is not installed. Run: npm install ${name}`);
+  }
+}
+
+/** Runs a tool with its output on stderr: stdout has only the result. */
+function run(command: string, args: readonly string[], options: SpawnOptions): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(command, args, {
+      ...options,
+      stdio: ['ignore', process.stderr, 'inherit'],
+    });
+    child.on('error', (error) => reject(notBuilt(error.message)));
+    child.on('exit', (code, signal) => {
+      if (code === 0) resolve();
+      else
+        reject(
+          notBuilt(`${path.basename(args[0] ?? command)} failed (${signal ?? code}); see above`),
+        );
+    });
+  });
+}
+
+function notBuilt(text: string): LowrankError {
+  return new LowrankError('ERR_NO_BINDING', `build: ${text}`, { op: 'build' });
+}

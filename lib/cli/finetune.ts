@@ -1,0 +1,292 @@
+/**
+ * `lowrank finetune`: a QLoRA fine-tune from a model folder and a text to a PEFT adapter folder.
+ */
+
+import path from 'node:path';
+import { writeFileAtomic } from '../checkpoint/atomic-write.js';
+import { printable } from '../checkpoint/printable.js';
+import type { Device } from '../index.js';
+import { tensorflow } from '../tfjs/tensorflow.js';
+import { parseTargets } from '../train/adapter-set.js';
+import {
+  type FinetuneObserver,
+  type FinetuneOptions,
+  type FinetuneResult,
+  finetune,
+  Interrupted,
+} from '../train/finetune.js';
+import { Arguments } from './arguments.js';
+import { exitCodes } from './exit-codes.js';
+import { reportHtml } from './finetune-report.js';
+import { Interrupts } from './interrupt.js';
+import { bundledModel, bundledText } from './package-folder.js';
+import { grouped, mebibytes, Progress, table, visible } from './terminal.js';
+
+const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
+
+Usage: lowrank finetune [options]
+
+Without --model and --data, the bundled model and text are used.
+
+  --model DIR         Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json
+  --data PATH         UTF-8 text file, or a folder of .txt files
+  --separator TEXT    what separates documents in a file; "\\n\\n" (a blank line) by default, "" for none
+  --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
+
+Adapter
+  --rank N            rank of the adapters                                [8]
+  --lora-alpha X      scaling = lora_alpha / rank                         [2 * rank]
+  --rslora            scaling = lora_alpha / sqrt(rank)
+  --dropout P         dropout before the adapters, in [0, 1)              [0]
+  --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
+
+Base
+  --format F          nf4, fp4, int8 or none (dense f32)                  [nf4]
+  --blocksize N       elements that share a scale                         [the format's own]
+  --double-quant      quantise the scales too
+
+Training
+  --steps N           updates                                             [120]
+  --seq-len N         tokens in a sequence                                [128]
+  --batch N           sequences in a pass                                 [8]
+  --accumulate N      passes in an update                                 [1]
+  --lr X              peak learning rate                                  [0.003]
+  --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
+  --weight-decay X    decoupled                                           [0]
+  --clip X            largest global norm of the gradient                 [1]
+  --seed N            names every random choice                           [1]
+  --eval-every N      steps between held-out evaluations, 0 for none      [a fifth of the steps]
+
+Run
+  --save-every N      steps between checkpoints, 0 for only on Ctrl-C     [100]
+  --resume            go on with the unfinished run beside --out
+  --device D          where to compute                                    [LOWRANK_DEVICE, or cpu]
+  --no-compare        do not measure the same step without the kernels
+  --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
+  --sample-tokens N   length of a sample, 0 for none                      [60]
+  --report FILE       HTML report                                         [OUT/report.html]
+  --no-report         write none
+  --json              one JSON object on stdout, no progress
+
+Ctrl-C finishes the step, writes a checkpoint beside --out and exits with 130; --resume goes on with
+the same bits as if nothing had happened. The adapter appears under its name whole, or not at all.
+`;
+
+const kOptions = {
+  model: { type: 'string' },
+  data: { type: 'string' },
+  separator: { type: 'string' },
+  out: { type: 'string' },
+  rank: { type: 'string' },
+  'lora-alpha': { type: 'string' },
+  rslora: { type: 'boolean' },
+  dropout: { type: 'string' },
+  targets: { type: 'string' },
+  format: { type: 'string' },
+  blocksize: { type: 'string' },
+  'double-quant': { type: 'boolean' },
+  steps: { type: 'string' },
+  'seq-len': { type: 'string' },
+  batch: { type: 'string' },
+  accumulate: { type: 'string' },
+  lr: { type: 'string' },
+  warmup: { type: 'string' },
+  'weight-decay': { type: 'string' },
+  clip: { type: 'string' },
+  seed: { type: 'string' },
+  'eval-every': { type: 'string' },
+  'save-every': { type: 'string' },
+  resume: { type: 'boolean' },
+  device: { type: 'string' },
+  'no-compare': { type: 'boolean' },
+  prompt: { type: 'string', multiple: true },
+  'sample-tokens': { type: 'string' },
+  report: { type: 'string' },
+  'no-report': { type: 'boolean' },
+  json: { type: 'boolean' },
+} as const;
+
+/** Runs the subcommand. */
+export async function finetuneCommand(args: readonly string[]): Promise<number> {
+  const parsed = Arguments.parse('finetune', args, kOptions, { min: 0, max: 0, names: '' });
+  if (parsed.flag('help')) {
+    process.stdout.write(kHelp);
+    return exitCodes.ok;
+  }
+  const options = readOptions(parsed);
+  // TensorFlow.js greets on stderr unless it is told that this is no development session.
+  tensorflow().enableProdMode();
+  const json = parsed.flag('json');
+  const progress = new Progress(json);
+  const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
+  const started = performance.now();
+  try {
+    const result = await finetune(options, observe(progress, options), interrupts.signal);
+    progress.close();
+    const facts = factsOf(options, result, (performance.now() - started) / 1000);
+    const report = parsed.flag('no-report')
+      ? undefined
+      : (parsed.text('report') ?? path.join(options.out, 'report.html'));
+    if (report !== undefined) {
+      const html = new TextEncoder().encode(reportHtml(facts, result));
+      writeFileAtomic('finetune', report, [html]);
+    }
+    process.stdout.write(
+      json
+        ? `${JSON.stringify(machineReadable(facts, result), null, 2)}\n`
+        : summary(facts, result),
+    );
+    if (!json && report !== undefined) process.stdout.write(`\nreport   ${printable(report)}\n`);
+    return exitCodes.ok;
+  } catch (error) {
+    progress.close();
+    if (!(error instanceof Interrupted)) throw error;
+    const text =
+      error.checkpoint === undefined
+        ? 'stopped before the first step; nothing was written'
+        : `stopped; the state is ${printable(error.checkpoint)}. Run the same command with --resume to go on`;
+    process.stderr.write(`lowrank: ${text}\n`);
+    return interrupts.exitCode;
+  } finally {
+    interrupts.dispose();
+  }
+}
+
+function readOptions(parsed: Arguments): FinetuneOptions {
+  const most = 1_000_000_000;
+  const positive = (value: number) => value > 0;
+  const notNegative = (value: number) => value >= 0;
+  const r = parsed.integer('rank', 8, 1, 4096);
+  const steps = parsed.integer('steps', 120, 1, most);
+  const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'none'] as const);
+  const blocksize = parsed.text('blocksize');
+  const device = parsed.text('device');
+  const targets = parsed.text('targets') ?? 'all-linear';
+  const evalEvery = Math.max(1, Math.ceil(steps / 5));
+  return {
+    model: parsed.text('model') ?? bundledModel(),
+    data: parsed.text('data') ?? bundledText(),
+    out: parsed.text('out') ?? 'lowrank-adapter',
+    separator: (parsed.text('separator') ?? '\n\n').replaceAll('\\n', '\n'),
+    seqLen: parsed.integer('seq-len', 128, 2, 1_000_000),
+    format: {
+      format,
+      ...(blocksize === undefined ? {} : { blocksize: parsed.integer('blocksize', 0, 32, 4096) }),
+      ...(parsed.flag('double-quant') ? { doubleQuant: true } : {}),
+    },
+    adapter: {
+      r,
+      loraAlpha: parsed.number('lora-alpha', 2 * r, 'a positive number', positive),
+      rslora: parsed.flag('rslora'),
+      dropout: parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1),
+      targets: parseTargets('finetune', targets),
+    },
+    train: {
+      steps,
+      batch: parsed.integer('batch', 8, 1, 65_536),
+      accumulate: parsed.integer('accumulate', 1, 1, 65_536),
+      lr: parsed.number('lr', 3e-3, 'a positive number', positive),
+      warmup: parsed.integer('warmup', Math.ceil(steps / 10), 0, most),
+      weightDecay: parsed.number('weight-decay', 0, 'a number of at least 0', notNegative),
+      clip: parsed.number('clip', 1, 'a positive number', positive),
+      seed: parsed.integer('seed', 1, 0, Number.MAX_SAFE_INTEGER),
+    },
+    evalEvery: parsed.integer('eval-every', evalEvery, 0, most),
+    saveEvery: parsed.integer('save-every', 100, 0, most),
+    resume: parsed.flag('resume'),
+    compare: !parsed.flag('no-compare'),
+    prompts: parsed.texts('prompt'),
+    sampleTokens: parsed.integer('sample-tokens', 60, 0, 100_000),
+    ...(device === undefined ? {} : { device: device as Device }),
+  };
+}
+
+function observe(progress: Progress, options: FinetuneOptions): FinetuneObserver {
+  const started = { at: 0, step: 0 };
+  const perStep = options.train.batch * options.train.accumulate * options.seqLen;
+  return {
+    phase: (text) => progress.phase(text),
+    progress: (done, total) => progress.update(done, total),
+    warning: (text) => progress.line(`note: ${visible(text)}`),
+    heldOut: (step, loss) => progress.line(`step ${step}: held-out loss ${loss.toFixed(4)}`),
+    step: ({ step, loss }, heldOut) => {
+      const now = performance.now();
+      if (started.at === 0) Object.assign(started, { at: now, step });
+      const seconds = (now - started.at) / 1000;
+      const rate = seconds > 0 ? ((step - started.step) * perStep) / seconds : 0;
+      const parts = [`loss ${loss.toFixed(3)}`];
+      if (heldOut !== undefined) parts.push(`held-out ${heldOut.toFixed(3)}`);
+      if (rate > 0) parts.push(`${grouped(rate)} tokens/s`);
+      progress.update(step, options.train.steps, parts.join('  '));
+    },
+    written: (folder) => progress.line(`adapter written to ${printable(folder)}`),
+  };
+}
+
+/** One row of the final table. */
+export interface Fact {
+  readonly name: string;
+  readonly value: string;
+  readonly note?: string;
+}
+
+function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {
+  const { lossBefore, lossAfter, memory, comparison } = result;
+  const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
+  const format = options.format.format;
+  const facts: Fact[] = [
+    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
+    {
+      name: 'held-out loss after',
+      value: lossAfter.toFixed(4),
+      note: `${lossAfter <= lossBefore ? 'down' : 'UP'} ${percent(Math.abs(1 - lossAfter / lossBefore))}`,
+    },
+    {
+      name: 'training',
+      value: `${grouped(result.tokensPerSecond)} tokens/s`,
+      note: `${result.steps} steps`,
+    },
+    {
+      name: 'parameters trained',
+      value: grouped(result.adapterParameters),
+      note: `of ${grouped(result.baseParameters)}, ${percent(result.adapterParameters / result.baseParameters)}`,
+    },
+    {
+      name: `linear layers in ${format === 'none' ? 'f32' : format}`,
+      value: mebibytes(memory.linear_bytes),
+      note: `${mebibytes(memory.linearF32_bytes)} in f32, ${(memory.linearF32_bytes / memory.linear_bytes).toFixed(1)} x less`,
+    },
+  ];
+  if (comparison !== undefined) {
+    facts.push(
+      { name: 'step with fused kernels', value: `${comparison.fused_ms.toFixed(0)} ms` },
+      {
+        name: 'the same without them',
+        value: `${comparison.unfused_ms.toFixed(0)} ms`,
+        note: `${comparison.speedup.toFixed(2)} x as long; losses ${comparison.fusedLoss.toFixed(5)} and ${comparison.unfusedLoss.toFixed(5)}`,
+      },
+    );
+  }
+  const peak_bytes = process.resourceUsage().maxRSS * 1024;
+  facts.push({ name: 'memory of the process', value: mebibytes(peak_bytes), note: 'at most' });
+  facts.push({ name: 'time', value: `${seconds.toFixed(1)} s`, note: 'everything included' });
+  return facts;
+}
+
+function summary(facts: readonly Fact[], result: FinetuneResult): string {
+  const rows = facts.map(({ name, value, note }) => [name, value, note ?? '']);
+  let text = `\n${table(rows)}`;
+  for (const { prompt, before, after } of result.samples) {
+    const indent = (sample: string) => visible(sample).replaceAll('\n', '\n    ');
+    text += `\n"${visible(prompt)}"\n  before: ${indent(before)}\n  after:  ${indent(after)}\n`;
+  }
+  return `${text}\nadapter  ${printable(result.out)}\n`;
+}
+
+function machineReadable(facts: readonly Fact[], result: FinetuneResult): object {
+  return {
+    ...result,
+    maxRss: process.resourceUsage().maxRSS * 1024,
+    table: Object.fromEntries(facts.map(({ name, value }) => [name, value])),
+  };
+}

@@ -1,0 +1,104 @@
+#!/usr/bin/env node
+/**
+ * The `lowrank` command: picks the subcommand, turns errors into one sentence and an exit code.
+ */
+
+import { printable } from '../checkpoint/printable.js';
+import { suggestion, UsageError } from './arguments.js';
+import { exitCodeFor, exitCodeHelp, exitCodes } from './exit-codes.js';
+import { visible } from './terminal.js';
+
+/** One subcommand; gets what follows its name, gives the exit code. */
+type Subcommand = (args: readonly string[]) => Promise<number>;
+
+/** Loaded on use, so that `lowrank build` works where the addon is missing. */
+const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise<Subcommand> }>> = {
+  finetune: {
+    about: 'QLoRA fine-tune of a Llama model on a text; without arguments, of the bundled one',
+    load: async () => (await import('./finetune.js')).finetuneCommand,
+  },
+  quantize: {
+    about: 'quantise the linear layers of a checkpoint, in the layout of bitsandbytes',
+    load: async () => (await import('./quantize.js')).quantizeCommand,
+  },
+  info: {
+    about: 'devices, features, and why each is or is not there',
+    load: async () => (await import('./info.js')).infoCommand,
+  },
+  bench: {
+    about: 'microbenchmarks beside the machine’s roofline and other libraries',
+    load: async () => (await import('./bench.js')).benchCommand,
+  },
+  build: {
+    about: 'build the native addon here, with CMake or node-gyp',
+    load: async () => (await import('./build.js')).buildCommand,
+  },
+};
+
+function help(): string {
+  const rows = Object.entries(kSubcommands).map(
+    ([name, { about }]) => `  ${name.padEnd(9)} ${about}`,
+  );
+  return `LoRA and QLoRA kernels for Node.js.
+
+Usage: lowrank <command> [options]       lowrank <command> --help
+
+Commands:
+${rows.join('\n')}
+
+${exitCodeHelp}
+Environment:
+  LOWRANK_DEVICE        default device
+  LOWRANK_NUM_THREADS   threads of the CPU kernels (then OMP_NUM_THREADS)
+  LOWRANK_ISA           force an instruction set: portable, avx2, avx512, ...
+  LOWRANK_BINDING       path of the native addon
+  LOWRANK_TRACE=1       one line per kernel on stderr
+`;
+}
+
+async function run(argv: readonly string[]): Promise<number> {
+  const [name, ...rest] = argv;
+  if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
+    (name === undefined ? process.stderr : process.stdout).write(help());
+    return name === undefined ? exitCodes.usage : exitCodes.ok;
+  }
+  if (name === '--version' || name === '-v') {
+    const { version } = await import('./version.js');
+    process.stdout.write(`${version()}\n`);
+    return exitCodes.ok;
+  }
+  if (!Object.hasOwn(kSubcommands, name)) {
+    const hint = suggestion(name, Object.keys(kSubcommands));
+    throw new UsageError(`${printable(name)} is not a command${hint} See: lowrank --help`);
+  }
+  const subcommand = await (kSubcommands[name] as (typeof kSubcommands)[string]).load();
+  return subcommand(rest);
+}
+
+/** One clear sentence for what is known, a stack for what is not. */
+function report(error: unknown): number {
+  const code = (error as { code?: unknown } | null)?.code;
+  const known = typeof code === 'string' ? exitCodeFor(code) : exitCodes.internal;
+  if (known === exitCodes.internal || !(error instanceof Error)) {
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    process.stderr.write(`lowrank: this is a bug, please report it.\n${visible(text)}\n`);
+    return exitCodes.internal;
+  }
+  process.stderr.write(`lowrank: ${visible(error.message)}\n`);
+  return known;
+}
+
+// `lowrank info | head` closes the pipe early: nobody is left to read, which is no error.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(exitCodes.ok);
+  throw error;
+});
+
+run(process.argv.slice(2)).then(
+  (code) => {
+    process.exitCode = code;
+  },
+  (error: unknown) => {
+    process.exitCode = report(error);
+  },
+);

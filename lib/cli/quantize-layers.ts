@@ -1,0 +1,126 @@
+/**
+ * The work of `lowrank quantize`: which tensors of a file are quantised, and how.
+ */
+
+import { printable } from '../checkpoint/printable.js';
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
+import type { SafetensorsFile } from '../checkpoint/safetensors.js';
+import { LowrankError } from '../core/errors.js';
+import { type Device, type DType, type QuantFormat, quantize, Tensor } from '../index.js';
+
+/** How a checkpoint is quantised. */
+export interface QuantizeSettings {
+  readonly format: QuantFormat;
+  readonly blocksize?: number;
+  readonly doubleQuant: boolean;
+  /** Tensors whose names hold one of these stay as they are. */
+  readonly skip: readonly string[];
+  readonly device?: Device;
+}
+
+/** Sums over all files. */
+export interface QuantizeTotals {
+  layers: number;
+  before_bytes: number;
+  after_bytes: number;
+}
+
+export interface LayerQuantizer {
+  readonly totals: QuantizeTotals;
+  /** Sets how many tensors there are in all, for the progress. */
+  expect(tensors: number): void;
+  /** Counts a file that is done already. */
+  skip(file: SafetensorsFile): void;
+  /**
+   * The tensors of a file, linear layers quantised.
+   * @throws LowrankError `ERR_CANCELLED` after the signal
+   */
+  quantizeAll(file: SafetensorsFile): Promise<Map<string, RawTensor>>;
+}
+
+const kDTypes: Readonly<Record<string, DType>> = { F32: 'f32', BF16: 'bf16', F16: 'f16' };
+
+/** @param hooks progress per tensor, and the signal to stop at */
+export function makeQuantizer(
+  op: string,
+  settings: QuantizeSettings,
+  hooks: {
+    readonly progress: (done: number, total: number, name: string) => void;
+    readonly signal: AbortSignal;
+  },
+): LayerQuantizer {
+  const totals: QuantizeTotals = { layers: 0, before_bytes: 0, after_bytes: 0 };
+  let expected = 0;
+  let done = 0;
+  return {
+    totals,
+    expect(tensors) {
+      expected = tensors;
+    },
+    skip(file) {
+      done += file.names().length;
+    },
+    async quantizeAll(file) {
+      const tensors = new Map<string, RawTensor>();
+      for (const name of file.names()) {
+        hooks.progress(done, expected, name);
+        await new Promise((resolve) => setImmediate(resolve));
+        if (hooks.signal.aborted) throw new LowrankError('ERR_CANCELLED', `${op}: interrupted`);
+        const tensor = file.read(name);
+        const dtype = linearDType(name, tensor, settings.skip);
+        if (dtype === undefined) tensors.set(name, tensor);
+        else await quantizeInto(tensors, name, tensor, dtype, settings, totals);
+        done++;
+      }
+      hooks.progress(done, expected, '');
+      return tensors;
+    },
+  };
+}
+
+/** The dtype of a linear layer's weight, or `undefined` for anything else. */
+function linearDType(
+  name: string,
+  { dtype, shape }: RawTensor,
+  skip: readonly string[],
+): DType | undefined {
+  const linear = name.endsWith('.weight') && shape.length === 2 && !shape.includes(0);
+  if (!linear || skip.some((part) => name.includes(part))) return undefined;
+  return Object.hasOwn(kDTypes, dtype) ? kDTypes[dtype] : undefined;
+}
+
+async function quantizeInto(
+  tensors: Map<string, RawTensor>,
+  name: string,
+  tensor: RawTensor,
+  dtype: DType,
+  { format, blocksize, doubleQuant, device }: QuantizeSettings,
+  totals: QuantizeTotals,
+): Promise<void> {
+  const place = device === undefined ? {} : { device };
+  // F32 is a Float32Array, BF16 and F16 are bits in a Uint16Array: as Tensor.from takes them.
+  const values = tensor.data as Float32Array | Uint16Array;
+  const full = Tensor.from(values, tensor.shape, { dtype, ...place });
+  const options = { format, doubleQuant, ...(blocksize === undefined ? {} : { blocksize }) };
+  try {
+    const weight = quantize(full, options);
+    try {
+      const layer = name.slice(0, -'weight'.length);
+      const state = await weight.toBitsandbytes();
+      totals.layers++;
+      totals.before_bytes += tensor.data.byteLength;
+      for (const [key, part] of Object.entries(state)) {
+        totals.after_bytes += part.data.byteLength;
+        tensors.set(layer + key, part);
+      }
+    } finally {
+      weight.dispose();
+    }
+  } catch (error) {
+    throw error instanceof LowrankError
+      ? new LowrankError(error.code, `${printable(name)}: ${error.message}`, { cause: error })
+      : error;
+  } finally {
+    full.dispose();
+  }
+}

@@ -1,0 +1,259 @@
+/**
+ * `lowrank quantize`: the linear layers of a checkpoint in bitsandbytes' layout, tensor by tensor.
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileError } from '../checkpoint/file-access.js';
+import { readJsonObject } from '../checkpoint/json-file.js';
+import { printable } from '../checkpoint/printable.js';
+import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
+import { LowrankError } from '../core/errors.js';
+import type { Device, QuantFormat } from '../index.js';
+import { Arguments } from './arguments.js';
+import { exitCodes } from './exit-codes.js';
+import { Interrupts } from './interrupt.js';
+import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
+import { mebibytes, Progress, table } from './terminal.js';
+
+const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bitsandbytes.
+
+Usage: lowrank quantize IN OUT [options]
+
+IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT the same kind, new.
+
+  --format F         nf4, fp4 or int8                                     [nf4]
+  --blocksize N      elements that share a scale                          [the format's own]
+  --double-quant     quantise the scales too
+  --skip LIST        parts of names to leave as they are                  [lm_head,embed,norm]
+  --device D         where to compute                                     [LOWRANK_DEVICE, or cpu]
+  --json             one JSON object on stdout, no progress
+
+Quantised are the tensors named *.weight with two dimensions in f32, bf16 or f16. OUT appears whole, or
+not at all; a folder that was interrupted goes on where it stopped when the same command runs again.
+`;
+
+const kOptions = {
+  format: { type: 'string' },
+  blocksize: { type: 'string' },
+  'double-quant': { type: 'boolean' },
+  skip: { type: 'string' },
+  device: { type: 'string' },
+  json: { type: 'boolean' },
+} as const;
+
+const kOp = 'quantize';
+const kIndexFile = 'model.safetensors.index.json';
+const kMarker = 'lowrank-quantize.json';
+const kMaxIndexBytes = 64 << 20;
+
+/** Runs the subcommand. */
+export async function quantizeCommand(args: readonly string[]): Promise<number> {
+  const parsed = Arguments.parse(kOp, args, kOptions, { min: 2, max: 2, names: 'IN and OUT' });
+  if (parsed.flag('help')) {
+    process.stdout.write(kHelp);
+    return exitCodes.ok;
+  }
+  const [source, target] = parsed.positionals as [string, string];
+  const settings = readSettings(parsed);
+  const json = parsed.flag('json');
+  const progress = new Progress(json);
+  const interrupts = new Interrupts();
+  const quantizer = makeQuantizer(kOp, settings, {
+    progress: (done, total, name) => progress.update(done, total, printable(name)),
+    signal: interrupts.signal,
+  });
+  try {
+    progress.phase('quantising');
+    const isFolder = statOf(source).isDirectory();
+    if (isFolder) await quantizeFolder(source, target, settings, quantizer);
+    else await quantizeFile(source, target, quantizer);
+    progress.close();
+    const { layers, before_bytes, after_bytes } = quantizer.totals;
+    const facts = { out: target, ...settings, layers, before_bytes, after_bytes };
+    if (json) process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
+    else {
+      const rows = [
+        ['layers quantised', String(layers)],
+        ['their size before', mebibytes(before_bytes)],
+        ['their size after', mebibytes(after_bytes)],
+        ['written to', printable(target)],
+      ];
+      process.stdout.write(table(rows));
+    }
+    return exitCodes.ok;
+  } catch (error) {
+    progress.close();
+    if (!interrupts.signal.aborted) throw error;
+    process.stderr.write('lowrank: stopped; run the same command again to go on\n');
+    return interrupts.exitCode;
+  } finally {
+    interrupts.dispose();
+  }
+}
+
+function readSettings(parsed: Arguments): QuantizeSettings {
+  const format: QuantFormat = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8'] as const);
+  const blocksize = parsed.text('blocksize');
+  const device = parsed.text('device');
+  const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());
+  return {
+    format,
+    ...(blocksize === undefined ? {} : { blocksize: parsed.integer('blocksize', 0, 32, 4096) }),
+    doubleQuant: parsed.flag('double-quant'),
+    skip: skip.filter((part) => part !== ''),
+    ...(device === undefined ? {} : { device: device as Device }),
+  };
+}
+
+async function quantizeFile(
+  source: string,
+  target: string,
+  quantizer: LayerQuantizer,
+): Promise<void> {
+  if (fs.existsSync(target) && fs.statSync(target).isDirectory()) {
+    const text = `${kOp}: ${printable(target)} must be a file name as IN is a file, got a folder`;
+    throw new LowrankError('ERR_PATH', text, { op: kOp });
+  }
+  const file = openSafetensors(source);
+  quantizer.expect(file.names().length);
+  const tensors = await quantizer.quantizeAll(file);
+  writeSafetensors(target, tensors, file.metadata);
+}
+
+/**
+ * The folder grows under `OUT.partial`, one finished file after another, and takes its name at the
+ * end. The marker says of what and how it was made, so that only the same command goes on with it.
+ */
+async function quantizeFolder(
+  source: string,
+  target: string,
+  settings: QuantizeSettings,
+  quantizer: LayerQuantizer,
+): Promise<void> {
+  requireNewFolder(target);
+  const shards = shardsOf(source);
+  const partial = `${path.resolve(target)}.partial`;
+  preparePartial(
+    partial,
+    JSON.stringify({ settings, shards: shards.map((name) => identity(source, name)) }),
+  );
+  const files = shards.map((name) => ({ name, file: openSafetensors(path.join(source, name)) }));
+  quantizer.expect(files.reduce((sum, { file }) => sum + file.names().length, 0));
+  const weightMap: Record<string, string> = {};
+  let total_size = 0;
+  for (const { name, file } of files) {
+    const done = path.join(partial, name);
+    if (fs.existsSync(done)) quantizer.skip(file);
+    else writeSafetensors(done, await quantizer.quantizeAll(file), file.metadata);
+    const written = openSafetensors(done);
+    for (const key of written.names()) weightMap[key] = name;
+    total_size += written.byteLength;
+  }
+  try {
+    if (shards.length > 1) {
+      const index = { metadata: { total_size }, weight_map: weightMap };
+      fs.writeFileSync(path.join(partial, kIndexFile), `${JSON.stringify(index, null, 2)}\n`);
+    }
+    copyRest(source, partial);
+    writeConfig(source, partial, settings);
+    fs.rmSync(path.join(partial, kMarker));
+    if (fs.existsSync(target)) fs.rmdirSync(target);
+    fs.renameSync(partial, path.resolve(target));
+  } catch (error) {
+    throw fileError(kOp, target, error);
+  }
+}
+
+/** Names of the files that hold tensors, in order. */
+function shardsOf(folder: string): string[] {
+  const index = path.join(folder, kIndexFile);
+  if (!fs.existsSync(index)) {
+    if (fs.existsSync(path.join(folder, 'model.safetensors'))) return ['model.safetensors'];
+    const text = `${kOp}: ${printable(folder)} must hold model.safetensors or ${kIndexFile}, got neither`;
+    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
+  }
+  const map: unknown = readJsonObject(kOp, index, kMaxIndexBytes).weight_map;
+  const names = map !== null && typeof map === 'object' ? Object.values(map) : [];
+  for (const name of names) {
+    const plain = typeof name === 'string' && /^[\w.-]+\.safetensors$/.test(name);
+    if (plain && !name.startsWith('.')) continue;
+    const text = `${kOp}: ${printable(index)} must name plain .safetensors files, got ${printable(String(name))}`;
+    throw new LowrankError('ERR_PATH', text, { op: kOp });
+  }
+  if (names.length === 0) {
+    const text = `${kOp}: ${printable(index)} must hold a weight_map, got none`;
+    throw new LowrankError('ERR_FILE', text, { op: kOp });
+  }
+  return [...new Set(names as string[])].sort();
+}
+
+function requireNewFolder(target: string): void {
+  const stat = fs.statSync(target, { throwIfNoEntry: false });
+  if (stat === undefined) return;
+  if (stat.isDirectory() && fs.readdirSync(target).length === 0) return;
+  const got = stat.isDirectory() ? 'a folder with files in it' : 'a file';
+  const text = `${kOp}: ${printable(target)} must be a new or empty folder, got ${got}. Choose another name`;
+  throw new LowrankError('ERR_PATH', text, { op: kOp });
+}
+
+function preparePartial(partial: string, marker: string): void {
+  const file = path.join(partial, kMarker);
+  try {
+    if (fs.existsSync(partial)) {
+      if (!fs.existsSync(file)) {
+        const text = `${kOp}: ${printable(partial)} must be free for unfinished output, got another folder`;
+        throw new LowrankError('ERR_PATH', text, { op: kOp });
+      }
+      if (fs.readFileSync(file, 'utf8') === marker) return;
+      fs.rmSync(partial, { recursive: true });
+    }
+    fs.mkdirSync(partial, { recursive: true });
+    fs.writeFileSync(file, marker);
+  } catch (error) {
+    throw fileError(kOp, partial, error);
+  }
+}
+
+function identity(folder: string, name: string): object {
+  const { size, mtimeMs } = statOf(path.join(folder, name));
+  return { name, size, mtimeMs };
+}
+
+function statOf(file: string): fs.Stats {
+  try {
+    return fs.statSync(file);
+  } catch (error) {
+    throw fileError(kOp, file, error);
+  }
+}
+
+/** Tokenizer and other small files; weights in other formats are not copied. */
+function copyRest(source: string, target: string): void {
+  for (const entry of fs.readdirSync(source, { withFileTypes: true })) {
+    const copied = entry.isFile() && /\.(json|txt|model|jinja|md)$/.test(entry.name);
+    if (!copied || entry.name === kIndexFile || entry.name === 'config.json') continue;
+    fs.copyFileSync(path.join(source, entry.name), path.join(target, entry.name));
+  }
+}
+
+/** config.json with the section from which transformers knows how the weights are stored. */
+function writeConfig(source: string, target: string, settings: QuantizeSettings): void {
+  const file = path.join(source, 'config.json');
+  if (!fs.existsSync(file)) return;
+  const config: Record<string, unknown> = { ...readJsonObject(kOp, file, kMaxIndexBytes) };
+  if (settings.format !== 'int8') {
+    config.quantization_config = {
+      quant_method: 'bitsandbytes',
+      _load_in_4bit: true,
+      load_in_4bit: true,
+      load_in_8bit: false,
+      bnb_4bit_quant_type: settings.format,
+      bnb_4bit_use_double_quant: settings.doubleQuant,
+      bnb_4bit_compute_dtype: 'bfloat16',
+      bnb_4bit_quant_storage: 'uint8',
+      llm_int8_skip_modules: settings.skip,
+    };
+  }
+  fs.writeFileSync(path.join(target, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+}

@@ -1,0 +1,424 @@
+/**
+ * One fine-tune from a model folder and a text to an adapter folder.
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileError } from '../checkpoint/file-access.js';
+import { openHfModel } from '../checkpoint/hf-model.js';
+import { writePeftAdapter } from '../checkpoint/peft.js';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+import { type Device, defaultDevice } from '../index.js';
+import { tensorflow } from '../tfjs/tensorflow.js';
+import { type AdapterConfig, AdapterSet } from './adapter-set.js';
+import { type BaseFormat, type BaseMemory, type BaseModel, loadBaseModel } from './base-model.js';
+import { compareKernels, type KernelComparison } from './compare.js';
+import { generate } from './generate.js';
+import { FusedKernels, type ModelKernels } from './kernels.js';
+import { type LossHistory, type RunIdentity, restoreRunState, saveRunState } from './run-state.js';
+import { packText, readText } from './text-data.js';
+import { openTokenizer, type TextTokenizer } from './tokenizer.js';
+import { type StepResult, Trainer, type TrainOptions } from './trainer.js';
+
+const kOp = 'finetune';
+
+/** Everything that a fine-tune is made of. */
+export interface FinetuneOptions {
+  /** Hugging Face folder. */
+  readonly model: string;
+  /** Text file, or folder of .txt files. */
+  readonly data: string;
+  /** Adapter folder to write. */
+  readonly out: string;
+  /** Text between two documents of a file; empty for none. */
+  readonly separator: string;
+  readonly seqLen: number;
+  readonly format: BaseFormat;
+  readonly adapter: AdapterConfig;
+  readonly train: TrainOptions;
+  /** Steps between evaluations on the held-out text; 0 for only before and after. */
+  readonly evalEvery: number;
+  /** Steps between checkpoints; 0 for only when interrupted. */
+  readonly saveEvery: number;
+  /** Go on with the unfinished run beside `out`. */
+  readonly resume: boolean;
+  /** Measure the same step without the fused kernels. */
+  readonly compare: boolean;
+  /** Beginnings of samples; none takes two from the held-out documents. */
+  readonly prompts: readonly string[];
+  /** Length of a sample in tokens; 0 for no samples. */
+  readonly sampleTokens: number;
+  readonly device?: Device;
+}
+
+/** What happens, as it happens. */
+export interface FinetuneObserver {
+  phase?(text: string): void;
+  progress?(done: number, total: number): void;
+  warning?(text: string): void;
+  step?(result: StepResult, heldOut: number | undefined): void;
+  heldOut?(step: number, loss: number): void;
+  /** The adapter stands under its final name. */
+  written?(folder: string): void;
+}
+
+/** A prompt and how the model went on. */
+export interface Sample {
+  readonly prompt: string;
+  readonly before: string;
+  readonly after: string;
+}
+
+export interface FinetuneResult {
+  readonly out: string;
+  readonly steps: number;
+  readonly lossBefore: number;
+  readonly lossAfter: number;
+  readonly history: LossHistory;
+  readonly tokensPerSecond: number;
+  readonly trainSeconds: number;
+  readonly adapterParameters: number;
+  readonly baseParameters: number;
+  readonly memory: BaseMemory;
+  readonly comparison: KernelComparison | undefined;
+  readonly samples: readonly Sample[];
+}
+
+/** Thrown where the signal aborted; `checkpoint` is the state to resume from, if one was written. */
+export class Interrupted extends LowrankError {
+  constructor(readonly checkpoint: string | undefined) {
+    super('ERR_CANCELLED', 'finetune: interrupted', { op: kOp });
+  }
+}
+
+/** Where the state of an unfinished run is kept: beside the adapter folder, never inside. */
+export function checkpointPath(out: string): string {
+  return `${path.resolve(out)}.checkpoint`;
+}
+
+/**
+ * Runs a fine-tune to its end.
+ *
+ * @param signal stops after the step at hand, with a checkpoint
+ * @throws LowrankError whatever the parts throw · {@link Interrupted}
+ */
+export async function finetune(
+  options: FinetuneOptions,
+  observer: FinetuneObserver = {},
+  signal: AbortSignal = new AbortController().signal,
+): Promise<FinetuneResult> {
+  const run = new FinetuneRun(options, observer, signal);
+  try {
+    return await run.execute();
+  } finally {
+    run.dispose();
+  }
+}
+
+class FinetuneRun {
+  private readonly kernels: ModelKernels = new FusedKernels();
+  private readonly checkpoint: string;
+  private base: BaseModel | undefined;
+  private lastPause = 0;
+
+  constructor(
+    private readonly options: FinetuneOptions,
+    private readonly observer: FinetuneObserver,
+    private readonly signal: AbortSignal,
+  ) {
+    this.checkpoint = checkpointPath(options.out);
+  }
+
+  dispose(): void {
+    this.kernels.dispose();
+    this.base?.dispose();
+  }
+
+  async execute(): Promise<FinetuneResult> {
+    const { options, observer } = this;
+    requireUsableOut(options.out);
+    const source = readText(kOp, options.data, options.separator);
+    if (source.documents.length === 0) {
+      const text = `${kOp}: ${printable(options.data)} must hold text to train on, got an empty one`;
+      throw new LowrankError('ERR_VALUE', text, { op: kOp });
+    }
+    const model = openHfModel(options.model);
+    for (const warning of model.warnings) observer.warning?.(warning);
+    requireLength(options.seqLen, model.config.maxPositionEmbeddings);
+    const tokenizer = await openTokenizer(kOp, model);
+    await readyTensorflow();
+
+    observer.phase?.('tokenising');
+    const report = (done: number, total: number) => this.breathe(done, total);
+    const data = await packText(kOp, source, tokenizer, options.seqLen, report);
+    observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
+    const base = await loadBaseModel(model, options.format, {
+      device: options.device ?? defaultDevice(),
+      onLayer: report,
+    });
+    this.base = base;
+    const trainer = new Trainer(
+      base,
+      new AdapterSet(base, options.adapter, options.train.seed),
+      data,
+      options.train,
+    );
+    const identity = identityOf(options, base.sha256, source.sha256);
+
+    const prompts =
+      options.prompts.length > 0 ? options.prompts : heldOutBeginnings(source.documents);
+    observer.phase?.('sampling');
+    const before = await this.samples(trainer, tokenizer, prompts, false);
+    let history: LossHistory = { train: [], heldOut: [] };
+    if (options.resume) {
+      history = restoreRunState(kOp, this.checkpoint, trainer, identity);
+    } else {
+      this.setOldStateAside();
+      await this.evaluate(trainer, history);
+    }
+    const { seconds, steps } = await this.train(trainer, identity, history);
+    observer.phase?.('writing');
+    writeAdapter(options, trainer.adapters);
+    fs.rmSync(this.checkpoint, { force: true });
+    observer.written?.(options.out);
+
+    observer.phase?.('sampling');
+    const after = await this.samples(trainer, tokenizer, prompts, true);
+    const comparison = options.compare ? await this.compare(trainer) : undefined;
+    const { heldOut } = history;
+    return {
+      out: options.out,
+      steps: trainer.step,
+      lossBefore: heldOut[0]?.loss ?? Number.NaN,
+      lossAfter: heldOut[heldOut.length - 1]?.loss ?? Number.NaN,
+      history,
+      tokensPerSecond: seconds > 0 ? (steps * this.tokensPerStep) / seconds : 0,
+      trainSeconds: seconds,
+      adapterParameters: trainer.adapters.values.length,
+      baseParameters: baseParameters(base),
+      memory: base.memory,
+      comparison,
+      samples: before.map(({ prompt, text }, i) => ({
+        prompt,
+        before: text,
+        after: after[i]?.text ?? '',
+      })),
+    };
+  }
+
+  private get tokensPerStep(): number {
+    const { train, seqLen } = this.options;
+    return train.batch * train.accumulate * seqLen;
+  }
+
+  /** The steps that are left; time and count are those of training alone. */
+  private async train(
+    trainer: Trainer,
+    identity: RunIdentity,
+    history: LossHistory,
+  ): Promise<{ seconds: number; steps: number }> {
+    const { options, observer } = this;
+    const total = options.train.steps;
+    observer.phase?.('training');
+    let milliseconds = 0;
+    let steps = 0;
+    const save = () => saveRunState(this.checkpoint, trainer, identity, history);
+    while (trainer.step < total) {
+      await this.pause(save);
+      const started = performance.now();
+      const result = trainer.train(this.kernels);
+      milliseconds += performance.now() - started;
+      steps++;
+      history.train.push(result.loss);
+      observer.step?.(result, history.heldOut[history.heldOut.length - 1]?.loss);
+      const due = (every: number) => every > 0 && trainer.step % every === 0;
+      if (due(options.evalEvery) && trainer.step < total) {
+        await this.evaluate(trainer, history, save);
+      }
+      if (due(options.saveEvery) && trainer.step < total) save();
+    }
+    const last = history.heldOut[history.heldOut.length - 1];
+    if (last?.step !== trainer.step) await this.evaluate(trainer, history, save);
+    return { seconds: milliseconds / 1000, steps };
+  }
+
+  private async evaluate(trainer: Trainer, history: LossHistory, save?: () => void): Promise<void> {
+    const loss = await trainer.evaluate(this.kernels, trainer.data.heldOut, true, () =>
+      this.pause(save),
+    );
+    history.heldOut.push({ step: trainer.step, loss });
+    this.observer.heldOut?.(trainer.step, loss);
+  }
+
+  private async samples(
+    trainer: Trainer,
+    tokenizer: TextTokenizer,
+    prompts: readonly string[],
+    adapted: boolean,
+  ): Promise<{ prompt: string; text: string }[]> {
+    const { sampleTokens, train } = this.options;
+    const found: { prompt: string; text: string }[] = [];
+    if (sampleTokens === 0) return found;
+    for (const prompt of prompts) {
+      const start = tokenizer.bosId ?? tokenizer.eosId;
+      const ids = [...(start === undefined ? [] : [start]), ...tokenizer.encode(prompt)];
+      const lookup = adapted ? trainer.keptLookup() : undefined;
+      try {
+        const next = await generate(trainer.base, ids, this.kernels, lookup?.adapters, {
+          tokens: sampleTokens,
+          temperature: 0.7,
+          topK: 40,
+          seed: train.seed,
+          eosIds: trainer.base.config.eosTokenIds,
+          onToken: () => this.pause(),
+        });
+        found.push({ prompt, text: tokenizer.decode(next) });
+      } finally {
+        lookup?.dispose();
+      }
+    }
+    return found;
+  }
+
+  private async compare(trainer: Trainer): Promise<KernelComparison | undefined> {
+    this.observer.phase?.('comparing');
+    return compareKernels(trainer, this.kernels, {
+      warn: (text) => this.observer.warning?.(text),
+      pause: (done, total) => this.breathe(done, total),
+    });
+  }
+
+  private async breathe(done: number, total: number): Promise<void> {
+    this.observer.progress?.(done, total);
+    // Going round the event loop costs more than a short document.
+    if (performance.now() - this.lastPause > 30) await this.pause();
+  }
+
+  /** Lets signals in; stops where one came. */
+  private async pause(save?: () => void): Promise<void> {
+    await new Promise((resolve) => setImmediate(resolve));
+    this.lastPause = performance.now();
+    if (!this.signal.aborted) return;
+    save?.();
+    throw new Interrupted(save === undefined ? undefined : this.checkpoint);
+  }
+
+  /** A run that starts anew does not silently overwrite the state of an unfinished one. */
+  private setOldStateAside(): void {
+    if (!fs.existsSync(this.checkpoint)) return;
+    const aside = `${this.checkpoint}.old`;
+    try {
+      fs.renameSync(this.checkpoint, aside);
+    } catch (error) {
+      throw fileError(kOp, this.checkpoint, error);
+    }
+    this.observer.warning?.(
+      `an unfinished run was there; its state is now ${printable(aside)} (--resume goes on with one)`,
+    );
+  }
+}
+
+/** The wasm backend where it can be had: the cpu backend is ten times slower. */
+async function readyTensorflow(): Promise<void> {
+  const tf = tensorflow();
+  try {
+    await import('@tensorflow/tfjs-backend-wasm');
+    if (await tf.setBackend('wasm')) return;
+  } catch {
+    // Not installed, or no WebAssembly here: the cpu backend computes the same.
+  }
+  await tf.setBackend('cpu');
+}
+
+/** Finds out before training what would only fail after it. */
+function requireUsableOut(out: string): void {
+  const target = path.resolve(out);
+  const refuse = (expected: string, got: string): never => {
+    const text = `${kOp}: --out ${printable(out)} must be ${expected}, got ${got}`;
+    throw new LowrankError('ERR_PATH', text, { op: kOp });
+  };
+  try {
+    fs.mkdirSync(path.dirname(target), { recursive: true });
+    fs.accessSync(path.dirname(target), fs.constants.W_OK);
+    const stat = fs.statSync(target, { throwIfNoEntry: false });
+    if (stat === undefined) return;
+    if (!stat.isDirectory()) refuse('a folder', 'a file. Choose another name');
+    const entries = fs.readdirSync(target);
+    if (entries.length > 0 && !entries.includes('adapter_config.json')) {
+      const got = `a folder with ${entries.length} other entries. Choose another name`;
+      refuse('a new or empty folder, or one with an adapter', got);
+    }
+  } catch (error) {
+    throw fileError(kOp, out, error);
+  }
+}
+
+function requireLength(seqLen: number, maxPositionEmbeddings: number): void {
+  if (seqLen <= maxPositionEmbeddings) return;
+  const text =
+    `${kOp}: --seq-len must be at most the model's ${maxPositionEmbeddings} positions, ` +
+    `got ${seqLen}`;
+  throw new LowrankError('ERR_VALUE', text, { op: kOp });
+}
+
+/** The first words of two documents from the last tenth, which is held out. */
+function heldOutBeginnings(documents: readonly string[]): string[] {
+  const first = Math.floor(documents.length * 0.95);
+  const chosen = [documents[first], documents[documents.length - 1]];
+  const words = chosen.map((text) => text?.match(/^\S+(?:[^\S\n]+\S+){0,2}/)?.[0] ?? '');
+  return [...new Set(words)].filter((text) => text !== '' && text.length <= 80);
+}
+
+/** By the names of the command's options, so that a refusal names what to change. */
+function identityOf(options: FinetuneOptions, model: string, data: string): RunIdentity {
+  const { format, adapter, train, seqLen } = options;
+  return {
+    'model weights': model,
+    text: data,
+    format: format.format,
+    blocksize: format.blocksize ?? 0,
+    'double-quant': format.doubleQuant ?? false,
+    rank: adapter.r,
+    'lora-alpha': adapter.loraAlpha,
+    rslora: adapter.rslora,
+    dropout: adapter.dropout,
+    targets: adapter.targets.join(','),
+    'seq-len': seqLen,
+    batch: train.batch,
+    accumulate: train.accumulate,
+    steps: train.steps,
+    lr: train.lr,
+    warmup: train.warmup,
+    'weight-decay': train.weightDecay,
+    clip: train.clip,
+    seed: train.seed,
+  };
+}
+
+function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): void {
+  const { r, loraAlpha, rslora, dropout, targets } = adapters.config;
+  writePeftAdapter(options.out, {
+    config: {
+      r,
+      loraAlpha,
+      useRslora: rslora,
+      loraDropout: dropout,
+      targetModules: targets,
+      taskType: 'CAUSAL_LM',
+      baseModelNameOrPath: options.model,
+    },
+    modules: adapters.slots.map(({ layer, loraA, loraB }) => ({
+      module: layer.name,
+      loraA: { dtype: 'F32', shape: [r, layer.K], data: loraA },
+      loraB: { dtype: 'F32', shape: [layer.N, r], data: loraB },
+    })),
+  });
+}
+
+function baseParameters(base: BaseModel): number {
+  const { config, memory } = base;
+  const heads = config.tieWordEmbeddings ? 1 : 2;
+  const norms = config.hiddenSize * (2 * config.numHiddenLayers + 1);
+  return memory.linearF32_bytes / 4 + heads * config.vocabSize * config.hiddenSize + norms;
+}
