@@ -7,7 +7,7 @@
 namespace lowrank::cpu {
 
 HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
-    : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(kernels.isa) {}
+    : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(info_.device.c_str()) {}
 
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
   void* data = memory_.Allocate(bytes);

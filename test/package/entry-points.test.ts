@@ -1,0 +1,83 @@
+/** The built package as users meet it: ES module, CommonJS, command, and a missing addon. */
+import { spawnSync } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { join, resolve } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { FORMATS } from '../../lib/index.js';
+import { binding } from '../../lib/core/binding.js';
+
+const root = resolve(import.meta.dirname, '..', '..');
+
+function node(args: string[], env: Record<string, string> = {}) {
+  const run = spawnSync(process.execPath, args, {
+    cwd: root,
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+  });
+  return { status: run.status, out: run.stdout, err: run.stderr };
+}
+
+const USE = 'console.log(devices().map((d) => d.device).join())';
+
+describe('entry points', () => {
+  it('loads as an ES module', () => {
+    const run = node(['--input-type=module', '-e', `import { devices } from 'lowrank'; ${USE}`]);
+    expect(run).toMatchObject({ status: 0, out: 'cpu,reference\n', err: '' });
+  });
+
+  it('loads as CommonJS', () => {
+    const run = node(['--input-type=commonjs', '-e', `const { devices } = require('lowrank'); ${USE}`]);
+    expect(run).toMatchObject({ status: 0, out: 'cpu,reference\n', err: '' });
+  });
+
+  it('errors are the same class through both ways', () => {
+    const code = `
+      const { Tensor, LowrankError } = require('lowrank');
+      try { Tensor.zeros([-1]); } catch (e) { console.log(e instanceof LowrankError, e.code); }`;
+    expect(node(['--input-type=commonjs', '-e', code]).out).toBe('true ERR_SHAPE\n');
+  });
+
+  it('every export of the map exists, and nothing runs at install time', () => {
+    const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+    const targets = JSON.stringify(manifest.exports).match(/\.\/dist\/[^"]+/g) ?? [];
+    expect(targets.length).toBeGreaterThanOrEqual(8);
+    expect(targets.filter((target: string) => !existsSync(join(root, target)))).toEqual([]);
+    expect(Object.keys(manifest.scripts).filter((name) => /^(pre|post)?install$/.test(name))).toEqual([]);
+    expect(manifest.gypfile).toBe(false);
+    expect(existsSync(join(root, 'binding.gyp'))).toBe(false);
+  });
+
+  it('a missing addon lists every attempt and the way out', () => {
+    const code = `import { devices } from 'lowrank';
+      try { devices(); } catch (e) { console.log(e.code); console.log(e.message); }`;
+    const run = node(['--input-type=module', '-e', code], { LOWRANK_BINDING: '/nowhere/x.node' });
+    expect(run.out).toContain('ERR_NO_BINDING');
+    expect(run.out).toContain('/nowhere/x.node: no such file');
+    expect(run.out).toContain('LOWRANK_BINDING');
+  });
+
+  it('the two tables of formats agree', () => {
+    expect(binding().formats()).toEqual(FORMATS.map((row) => ({ ...row })));
+  });
+
+  it.each([
+    ['portable', 0],
+    ['sse9', 1],
+  ])('LOWRANK_ISA=%s is taken or refused in words', (isa, refused) => {
+    const code = `import { devices, Tensor } from 'lowrank';
+      const cpu = devices().find((d) => d.device === 'cpu');
+      console.log(cpu.available, cpu.isa, cpu.reason ?? '');
+      try { Tensor.zeros([1], { device: 'cpu' }); console.log('made'); } catch (e) { console.log(e.code); }`;
+    const { out } = node(['--input-type=module', '-e', code], { LOWRANK_ISA: isa });
+    expect(out).toContain(refused ? 'ERR_DEVICE' : 'true portable');
+    if (refused) expect(out).toMatch(/false .*portable/);
+  });
+
+  it('traces one line an op on demand, and nothing otherwise', () => {
+    const code = `import { matmul, Tensor } from 'lowrank';
+      matmul(Tensor.zeros([2, 3]), Tensor.zeros([4, 3])).readSync();`;
+    const traced = node(['--input-type=module', '-e', code], { LOWRANK_TRACE: '1' }).err;
+    expect(traced).toMatch(/^lowrank \S+ matmul x \[2, 3\] f32 w \[4, 3\] f32 bias none [\d.]+ us\n$/);
+    expect(node(['--input-type=module', '-e', code]).err).toBe('');
+  });
+});
