@@ -1,8 +1,21 @@
 /** Public names. No logic here. */
+
 export {
-  defaultDevice,
+  type BitsandbytesState,
+  joinBitsandbytes,
+  splitBitsandbytes,
+} from './checkpoint/bitsandbytes.js';
+export type { LlamaConfig } from './checkpoint/hf-config.js';
+export { HfModel, openHfModel } from './checkpoint/hf-model.js';
+export { type PeftAdapter, type PeftModule, readPeftAdapter } from './checkpoint/peft.js';
+export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write.js';
+export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
+export { openSafetensors, readSafetensors, SafetensorsFile } from './checkpoint/safetensors.js';
+export { encodeSafetensors, writeSafetensors } from './checkpoint/safetensors-write.js';
+export {
   type Device,
   type DeviceInfo,
+  defaultDevice,
   devices,
   getThreads,
   type MemoryUsage,
@@ -35,15 +48,3 @@ export {
   type QuantizeOptions,
   quantize,
 } from './quant/quantized-weight.js';
-export {
-  type BitsandbytesState,
-  joinBitsandbytes,
-  splitBitsandbytes,
-} from './checkpoint/bitsandbytes.js';
-export type { LlamaConfig } from './checkpoint/hf-config.js';
-export { HfModel, openHfModel } from './checkpoint/hf-model.js';
-export { type PeftAdapter, type PeftModule, readPeftAdapter } from './checkpoint/peft.js';
-export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write.js';
-export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
-export { openSafetensors, readSafetensors, SafetensorsFile } from './checkpoint/safetensors.js';
-export { encodeSafetensors, writeSafetensors } from './checkpoint/safetensors-write.js';

@@ -43,8 +43,7 @@ const RULES: Rule[] = [
   {
     layer: 'native/cpu',
     endings: CPP,
-    refuses: (t) =>
-      isNodeApi(t) || isCuda(t) || (project(t) && !/^native\/(core|cpu)\//.test(t)),
+    refuses: (t) => isNodeApi(t) || isCuda(t) || (project(t) && !/^native\/(core|cpu)\//.test(t)),
   },
   {
     layer: 'native/cuda',
@@ -61,7 +60,8 @@ const RULES: Rule[] = [
     endings: /\.ts$/,
     // Nothing outside lib, and the addon's own loader is known to core and to what wraps handles.
     refuses: (t, file) =>
-      t.startsWith('.') && relative(join(root, 'lib'), resolve(root, file, '..', t)).startsWith('..'),
+      t.startsWith('.') &&
+      relative(join(root, 'lib'), resolve(root, file, '..', t)).startsWith('..'),
   },
 ];
 
@@ -69,7 +69,8 @@ const RULES: Rule[] = [
 const RAW_CALLERS = /^lib\/(core|ops|quant)\//;
 
 const INCLUDE = /^\s*#\s*include\s+[<"]([^>"]+)[>"]/;
-const IMPORT = /^\s*(?:import|export)\b.*?from\s+'([^']+)'|^\s*}\s*from\s+'([^']+)'|import\('([^']+)'\)/;
+const IMPORT =
+  /^\s*(?:import|export)\b.*?from\s+'([^']+)'|^\s*}\s*from\s+'([^']+)'|import\('([^']+)'\)/;
 
 function targetsOf(file: string): Array<{ line: number; target: string }> {
   const pattern = file.endsWith('.ts') ? IMPORT : INCLUDE;
@@ -117,7 +118,9 @@ describe('layers', () => {
     const callers = files.filter((file) =>
       targetsOf(file).some(({ target }) => target.endsWith('core/binding.js')),
     );
-    expect(callers.filter((file) => !RAW_CALLERS.test(file) && !/cli\/info/.test(file))).toEqual([]);
+    expect(callers.filter((file) => !RAW_CALLERS.test(file) && !/cli\/info/.test(file))).toEqual(
+      [],
+    );
   });
 
   it('native code below the addon cannot end the process', () => {
@@ -141,10 +144,14 @@ describe('layers', () => {
   });
 
   it('files stay small', () => {
-    const tracked = execFileSync('git', ['ls-files', '--cached', '--others', '--exclude-standard'], {
-      cwd: root,
-      encoding: 'utf8',
-    })
+    const tracked = execFileSync(
+      'git',
+      ['ls-files', '--cached', '--others', '--exclude-standard'],
+      {
+        cwd: root,
+        encoding: 'utf8',
+      },
+    )
       .split('\n')
       .filter((file) => /\.(ts|mjs|cjs|cpp|h|cu|cuh|py)$/.test(file));
     const big = tracked.flatMap((file) => {

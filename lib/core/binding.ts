@@ -59,12 +59,7 @@ export interface Binding {
   writeTensor(tensor: NativeHandle, data: HostArray): void;
   toDevice(handle: NativeHandle, device: string): NativeHandle;
   synchronize(device: string, done: Callback): void;
-  quantize(
-    w: NativeHandle,
-    format: string,
-    blocksize: number,
-    doubleQuant: boolean,
-  ): NativeHandle;
+  quantize(w: NativeHandle, format: string, blocksize: number, doubleQuant: boolean): NativeHandle;
   weightFromParts(
     device: string,
     format: string,
@@ -210,7 +205,10 @@ export function native<T>(op: string, call: (raw: Binding) => T): T {
 }
 
 /** The same for a raw call that reports through a callback. */
-export function nativeAsync(op: string, call: (raw: Binding, done: Callback) => void): Promise<void> {
+export function nativeAsync(
+  op: string,
+  call: (raw: Binding, done: Callback) => void,
+): Promise<void> {
   return new Promise((resolve, reject) => {
     native(op, (raw) =>
       call(raw, (code, message) => {

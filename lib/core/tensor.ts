@@ -29,7 +29,9 @@ export interface Float16ArrayLike extends ArrayBufferView {
 }
 
 function isFloat16Array(data: unknown): data is Float16ArrayLike {
-  return ArrayBuffer.isView(data) && Object.prototype.toString.call(data) === '[object Float16Array]';
+  return (
+    ArrayBuffer.isView(data) && Object.prototype.toString.call(data) === '[object Float16Array]'
+  );
 }
 
 /** What the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits. */
@@ -56,7 +58,13 @@ function elements(shape: readonly number[]): number {
 function checkLength(op: string, length: number, shape: readonly number[]): void {
   const expected = elements(shape);
   if (length !== expected) {
-    fail('ERR_SHAPE', op, 'data', `of length ${expected} (shape [${shape.join(', ')}])`, `${length}`);
+    fail(
+      'ERR_SHAPE',
+      op,
+      'data',
+      `of length ${expected} (shape [${shape.join(', ')}])`,
+      `${length}`,
+    );
   }
 }
 
@@ -73,7 +81,12 @@ export class Tensor implements Disposable {
   readonly device: Device;
   #handle: NativeHandle | undefined;
 
-  private constructor(handle: NativeHandle, shape: readonly number[], dtype: DType, device: Device) {
+  private constructor(
+    handle: NativeHandle,
+    shape: readonly number[],
+    dtype: DType,
+    device: Device,
+  ) {
     this.#handle = handle;
     this.shape = shape;
     this.dtype = dtype;
@@ -82,7 +95,12 @@ export class Tensor implements Disposable {
   }
 
   /** @internal A tensor around a fresh native handle. */
-  static adopt(handle: NativeHandle, shape: readonly number[], dtype: DType, device: Device): Tensor {
+  static adopt(
+    handle: NativeHandle,
+    shape: readonly number[],
+    dtype: DType,
+    device: Device,
+  ): Tensor {
     return new Tensor(handle, Object.freeze([...shape]), dtype, device);
   }
 
@@ -109,7 +127,13 @@ export class Tensor implements Disposable {
     const dtype = checkDType(op, 'dtype', askedDType ?? (half ? 'f16' : 'f32'));
     if (half && dtype !== 'f16') fail('ERR_DTYPE', op, 'dtype', "'f16' for a Float16Array", dtype);
     if (source instanceof Uint16Array && dtype === 'f32') {
-      fail('ERR_DTYPE', op, 'dtype', "'bf16' or 'f16' (a Uint16Array holds 16-bit values)", "'f32'");
+      fail(
+        'ERR_DTYPE',
+        op,
+        'dtype',
+        "'bf16' or 'f16' (a Uint16Array holds 16-bit values)",
+        "'f32'",
+      );
     }
     checkLength(op, source.length, dims);
     const device = resolveDevice(op, askedDevice);

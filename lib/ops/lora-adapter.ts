@@ -86,7 +86,8 @@ export class LoraAdapter implements Disposable {
   /** @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED */
   constructor(parts: LoraParts) {
     const op = 'LoraAdapter';
-    if (parts === null || typeof parts !== 'object') throw wrongType(op, 'parts', 'an object', parts);
+    if (parts === null || typeof parts !== 'object')
+      throw wrongType(op, 'parts', 'an object', parts);
     const given = readOptions(op, parts);
     this.loraA = checkTensor(op, 'loraA', given.loraA);
     this.loraB = checkTensor(op, 'loraB', given.loraB);

@@ -1,4 +1,6 @@
+import { fail } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
+import type { BaseWeight } from './base-weight.js';
 import { LoraAdapter } from './lora-adapter.js';
 import {
   type LoraBackwardOptions,
@@ -8,9 +10,7 @@ import {
   loraBackward,
   loraForward,
 } from './lora-linear.js';
-import type { BaseWeight } from './base-weight.js';
 import { matmul, matmulInputGrad } from './matmul.js';
-import { fail } from '../core/errors.js';
 
 /**
  * One linear layer for trainers written by hand: a frozen base weight, an optional bias, and one

@@ -1,11 +1,6 @@
 import { native } from '../core/binding.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkTensor,
-  checkVector,
-  readOptions,
-} from '../core/validate.js';
+import { checkSameDevice, checkTensor, checkVector, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 
 /**

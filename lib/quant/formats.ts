@@ -21,7 +21,14 @@ export interface FormatInfo {
 export const FORMATS: readonly FormatInfo[] = Object.freeze([
   { name: 'nf4', bits: 4, levels: 16, minBlocksize: 32, maxBlocksize: 4096, defaultBlocksize: 64 },
   { name: 'fp4', bits: 4, levels: 16, minBlocksize: 32, maxBlocksize: 4096, defaultBlocksize: 64 },
-  { name: 'int8', bits: 8, levels: 256, minBlocksize: 32, maxBlocksize: 4096, defaultBlocksize: 256 },
+  {
+    name: 'int8',
+    bits: 8,
+    levels: 256,
+    minBlocksize: 32,
+    maxBlocksize: 4096,
+    defaultBlocksize: 256,
+  },
 ]);
 
 /** @throws ERR_TYPE, ERR_FORMAT with the known formats. */

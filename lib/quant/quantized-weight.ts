@@ -1,4 +1,8 @@
-import { type BitsandbytesState, formatBitsandbytes, parseBitsandbytes } from '../checkpoint/bitsandbytes.js';
+import {
+  type BitsandbytesState,
+  formatBitsandbytes,
+  parseBitsandbytes,
+} from '../checkpoint/bitsandbytes.js';
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
@@ -6,7 +10,13 @@ import { fail, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkTensor, readOptions } from '../core/validate.js';
-import { checkBlocksize, checkFormat, FORMATS, type FormatInfo, type QuantFormat } from './formats.js';
+import {
+  checkBlocksize,
+  checkFormat,
+  FORMATS,
+  type FormatInfo,
+  type QuantFormat,
+} from './formats.js';
 
 /** Blocks of absmax that share one nested absmax under double quantisation. */
 const NESTED_BLOCKSIZE = 256;
@@ -157,7 +167,8 @@ export class QuantizedWeight implements Disposable {
   ): QuantizedWeight {
     const op = 'fromBitsandbytes';
     const { device: asked } = readOptions(op, options);
-    if (state === null || typeof state !== 'object') throw wrongType(op, 'state', 'an object', state);
+    if (state === null || typeof state !== 'object')
+      throw wrongType(op, 'state', 'an object', state);
     const parsed = parseBitsandbytes(state);
     const format = checkFormat(op, parsed.format);
     checkBlocksize(op, format, parsed.blocksize);
@@ -243,7 +254,8 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   const format = checkFormat(op, given.format);
   const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
   const doubleQuant: unknown = given.doubleQuant ?? false;
-  if (typeof doubleQuant !== 'boolean') throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
+  if (typeof doubleQuant !== 'boolean')
+    throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
   const handle = Tensor.handleOf(w, op, 'w');
   return QuantizedWeight.adopt(
     native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant)),

@@ -1,8 +1,8 @@
 // clang-format and clang-tidy over native/, with the newest version found.
 //   node test/checks/native-lint.mjs format|tidy
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { availableParallelism } from 'node:os';
 import { readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 
 function find(tool) {
   for (const name of [`${tool}-19`, tool]) {
@@ -18,12 +18,16 @@ const tracked = execFileSync('git', ['ls-files', 'native'], { encoding: 'utf8' }
   .filter((file) => /\.(cpp|h)$/.test(file));
 
 if (mode === 'format') {
-  const run = spawnSync(find('clang-format'), ['--dry-run', '-Werror', ...tracked], { stdio: 'inherit' });
+  const run = spawnSync(find('clang-format'), ['--dry-run', '-Werror', ...tracked], {
+    stdio: 'inherit',
+  });
   process.exit(run.status ?? 1);
 }
 
 const tidy = find('clang-tidy');
-execFileSync('cmake', ['--preset', 'release', '-DCMAKE_EXPORT_COMPILE_COMMANDS=ON'], { stdio: 'ignore' });
+execFileSync('cmake', ['--preset', 'release', '-DCMAKE_EXPORT_COMPILE_COMMANDS=ON'], {
+  stdio: 'ignore',
+});
 const commands = JSON.parse(readFileSync('build/release/compile_commands.json', 'utf8'));
 // One instruction set stands for all: they share one body.
 const files = commands

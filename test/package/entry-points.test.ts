@@ -3,8 +3,8 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join, resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { FORMATS } from '../../lib/index.js';
 import { binding } from '../../lib/core/binding.js';
+import { FORMATS } from '../../lib/index.js';
 
 const root = resolve(import.meta.dirname, '..', '..');
 
@@ -26,7 +26,11 @@ describe('entry points', () => {
   });
 
   it('loads as CommonJS', () => {
-    const run = node(['--input-type=commonjs', '-e', `const { devices } = require('lowrank'); ${USE}`]);
+    const run = node([
+      '--input-type=commonjs',
+      '-e',
+      `const { devices } = require('lowrank'); ${USE}`,
+    ]);
     expect(run).toMatchObject({ status: 0, out: 'cpu,reference\n', err: '' });
   });
 
@@ -42,7 +46,9 @@ describe('entry points', () => {
     const targets = JSON.stringify(manifest.exports).match(/\.\/dist\/[^"]+/g) ?? [];
     expect(targets.length).toBeGreaterThanOrEqual(8);
     expect(targets.filter((target: string) => !existsSync(join(root, target)))).toEqual([]);
-    expect(Object.keys(manifest.scripts).filter((name) => /^(pre|post)?install$/.test(name))).toEqual([]);
+    expect(
+      Object.keys(manifest.scripts).filter((name) => /^(pre|post)?install$/.test(name)),
+    ).toEqual([]);
     expect(manifest.gypfile).toBe(false);
     expect(existsSync(join(root, 'binding.gyp'))).toBe(false);
   });
@@ -77,7 +83,9 @@ describe('entry points', () => {
     const code = `import { matmul, Tensor } from 'lowrank';
       matmul(Tensor.zeros([2, 3]), Tensor.zeros([4, 3])).readSync();`;
     const traced = node(['--input-type=module', '-e', code], { LOWRANK_TRACE: '1' }).err;
-    expect(traced).toMatch(/^lowrank \S+ matmul x \[2, 3\] f32 w \[4, 3\] f32 bias none [\d.]+ us\n$/);
+    expect(traced).toMatch(
+      /^lowrank \S+ matmul x \[2, 3\] f32 w \[4, 3\] f32 bias none [\d.]+ us\n$/,
+    );
     expect(node(['--input-type=module', '-e', code]).err).toBe('');
   });
 });

@@ -4,8 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { expect, it } from 'vitest';
 import { transform } from 'esbuild';
+import { expect, it } from 'vitest';
 
 const root = resolve(import.meta.dirname, '..', '..');
 
