@@ -127,7 +127,12 @@ export function parseBitsandbytes(state: BitsandbytesState): ParsedBitsandbytes 
   const elements = shape.reduce((product, dim) => product * dim, 1);
   const blocks = Math.ceil(elements / blocksize);
   const { codes, quantStorage } = packedCodes(op, state, codeBytes(format, elements));
-  const codebook = floats('weight.quant_map', format === 'int8' ? 256 : 16, (v) => Math.abs(v) <= 1, 'within [-1, 1]');
+  const codebook = floats(
+    'weight.quant_map',
+    format === 'int8' ? 256 : 16,
+    (v) => Math.abs(v) <= 1,
+    'within [-1, 1]',
+  );
   checkCodebook(op, format, codebook);
 
   const isScale = (value: number) => value >= 0 && Number.isFinite(value);
