@@ -75,6 +75,10 @@ describe('the comparator catches', () => {
     expect(() => mistrust('y', [0, 0, 2, 3], { mostlyZeros: 'on purpose' })).not.toThrow();
     const nothing = { value: matrix(1, 2, [1, 2]), p: matrix(1, 2, [0, 1]) };
     expect(() => bound('y', [1, 2], nothing)).toThrow('P is 0');
+    const zero = { value: matrix(1, 4, [0, 1, 2, 3]), p: matrix(1, 4, [0, 1, 2, 3]) };
+    expect(() => bound('y', [0, 1, 2, 3], zero)).not.toThrow();
+    expect(() => bound('y', [1e-30, 1, 2, 3], zero)).toThrow('expected 0');
+    expect(() => bound('y', [0, 0], { value: matrix(1, 2), p: matrix(1, 2) })).toThrow('MISTRUSTED');
     expect(() => nmse('y', [0, 0], [0, 0], 1)).toThrow('MISTRUSTED');
   });
 

@@ -87,8 +87,11 @@ export function bound(
       if (!Object.is(y, y64)) throw new Error(`${label(name, i, value.cols)}: ${y}, not ${y64}`);
       continue;
     }
-    if (size === 0 && options.mostlyZeros === undefined) {
-      throw new Error(`MISTRUSTED ${label(name, i, value.cols)}: P is 0`);
+    if (size === 0) {
+      // Nothing was added: only an exact zero is right, and the oracle must say so too.
+      if (y64 !== 0) throw new Error(`MISTRUSTED ${label(name, i, value.cols)}: P is 0`);
+      if (y !== 0) throw new Error(`${label(name, i, value.cols)}: got ${y}, expected 0`);
+      continue;
     }
     const accumulated = c * U32 * size + (options.slack?.(i) ?? 0);
     const reach = Math.abs(y64) + accumulated;
@@ -106,7 +109,7 @@ export function bound(
           `with P = ${size}`,
       );
     }
-    if (size > 0) worst = Math.max(worst, (error - rounding) / (U32 * size));
+    worst = Math.max(worst, (error - rounding) / (U32 * size));
   }
   return { worst };
 }

@@ -1,0 +1,132 @@
+/** Operands of a case, twice: as the library's tensors and as the oracle's matrices. */
+import {
+  type BaseWeight,
+  type Device,
+  type DType,
+  devices,
+  type QuantFormat,
+  quantize,
+  Tensor,
+} from '../../lib/index.js';
+import {
+  dequantiseBlocks,
+  encodeAll,
+  type Matrix,
+  matrix,
+  nestAbsmax,
+  quantiseBlocks,
+  roundAll,
+  unnestAbsmax,
+} from '../oracle.js';
+import { integerMatrix, normalMatrix } from '../oracle/inputs.js';
+
+/** Every device of this build that can run here. */
+export const DEVICES: readonly Device[] = devices()
+  .filter(({ available }) => available)
+  .map(({ device }) => device);
+
+export const DTYPES: readonly DType[] = ['f32', 'bf16', 'f16'];
+
+export interface Operand {
+  readonly tensor: Tensor;
+  readonly matrix: Matrix;
+}
+
+export interface Fill {
+  readonly seed: number;
+  readonly dtype?: DType;
+  readonly device: Device;
+  readonly std?: number;
+  /** Integers in [-limit, limit] in place of normal values. */
+  readonly integers?: number;
+  /** Shape of the tensor, where it is not [rows, cols]. */
+  readonly shape?: readonly number[];
+}
+
+/** A tensor that holds exactly the values of the matrix. */
+export function tensorOf(
+  values: Matrix,
+  fill: { dtype?: DType; device: Device; shape?: readonly number[] },
+): Tensor {
+  const { dtype = 'f32', device } = fill;
+  const shape = fill.shape ?? [values.rows, values.cols];
+  // The 16-bit values go in as the oracle's bits, so that the library's rounding plays no part.
+  const data = dtype === 'f32' ? Float32Array.from(values.data) : encodeAll(dtype, values.data);
+  return Tensor.from(data, shape, { dtype, device });
+}
+
+/** Random values that the dtype holds exactly. */
+export function operand(rows: number, cols: number, fill: Fill): Operand {
+  const { seed, dtype = 'f32', std = 1, integers } = fill;
+  const drawn =
+    integers === undefined
+      ? normalMatrix(rows, cols, seed, std)
+      : integerMatrix(rows, cols, seed, integers);
+  const exact = matrix(rows, cols, roundAll(dtype, drawn.data));
+  return { tensor: tensorOf(exact, fill), matrix: exact };
+}
+
+/** How a base weight is stored. */
+export interface WeightSpec {
+  readonly name: string;
+  readonly dense?: DType;
+  readonly format?: QuantFormat;
+  readonly doubleQuant?: boolean;
+}
+
+const quantised = (['nf4', 'fp4', 'int8'] as const).flatMap((format) => [
+  { name: format, format },
+  { name: `${format} with double quantisation`, format, doubleQuant: true },
+]);
+export const WEIGHTS: readonly WeightSpec[] = [
+  ...DTYPES.map((dense) => ({ name: `dense ${dense}`, dense })),
+  ...quantised,
+];
+export const QUANTISED: readonly WeightSpec[] = quantised;
+
+/** f32 goes with every dtype, the two 16-bit ones not with each other. */
+export const mixes = (spec: WeightSpec, dtype: DType): boolean =>
+  spec.dense === undefined || spec.dense === dtype || spec.dense === 'f32' || dtype === 'f32';
+
+/** Dequantised values of the oracle's own quantiser. */
+export function oracleWeight(
+  values: ArrayLike<number>,
+  format: QuantFormat,
+  blocksize: number,
+  doubleQuant: boolean,
+): Float64Array {
+  const blocks = quantiseBlocks(values, format, blocksize);
+  const absmax = doubleQuant ? unnestAbsmax(nestAbsmax(blocks.absmax)) : blocks.absmax;
+  return dequantiseBlocks({ ...blocks, absmax });
+}
+
+export interface WeightOperand {
+  readonly w: BaseWeight;
+  /** The values that a product uses: a quantised weight is decoded to the dtype of activations. */
+  readonly matrix: Matrix;
+}
+
+export interface WeightFill extends Fill {
+  readonly blocksize?: number;
+}
+
+/** A weight [N, K] for activations of `dtype`. */
+export function weightOperand(
+  spec: WeightSpec,
+  N: number,
+  K: number,
+  activations: DType,
+  fill: WeightFill,
+): WeightOperand {
+  const dense = operand(N, K, { std: 0.5, ...fill, dtype: spec.dense ?? 'f32' });
+  if (spec.format === undefined) return { w: dense.tensor, matrix: dense.matrix };
+  const { format, doubleQuant = false } = spec;
+  const { blocksize = 64 } = fill;
+  const w = quantize(dense.tensor, { format, blocksize, doubleQuant });
+  dense.tensor.dispose();
+  const decoded = oracleWeight(dense.matrix.data, format, blocksize, doubleQuant);
+  return { w, matrix: matrix(N, K, roundAll(activations, decoded)) };
+}
+
+/** `fill` of a case, told apart per operand by its seed. */
+export const seeded = (base: number, operandIndex: number): number => base * 101 + operandIndex;
