@@ -63,7 +63,10 @@ export function runBatchMatMul(
   device: Device,
 ): void {
   const { M, N, K, transposeA, transposeB, aIndex, bIndex } = plan;
-  if (target.length === 0) return;
+  if (target.length === 0 || K === 0) {
+    target.fill(0);
+    return;
+  }
   const aValues = valuesOf(a);
   const bValues = valuesOf(b);
   // One matrix on the right and a run of matrices on the left are one taller matrix.

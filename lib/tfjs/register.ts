@@ -35,8 +35,8 @@ const replaced = new Map<string, KernelConfig[]>();
 
 /**
  * Makes TensorFlow.js run float32 matrix products (`tf.matMul`, `tf.fused.matMul`, dense layers, and
- * the gradients of all of them) in this library's kernels. Other dtypes, empty operands and
- * activations that need further operands go to the backend's own kernels, as before.
+ * the gradients of all of them) in this library's kernels. Other dtypes and activations that need
+ * further operands go to the backend's own kernels, as before.
  *
  * Registering twice replaces the options. Takes effect for tensors that exist already.
  *
@@ -131,7 +131,9 @@ function product(
     attrs.transposeA === true,
     attrs.transposeB === true,
   );
-  if (plan === undefined || plan.M * plan.N * plan.K < Math.max(1, minProducts)) return undefined;
+  if (plan === undefined) return undefined;
+  // A sum over nothing is zero; the wasm backend leaves such a result uninitialised.
+  if (plan.K > 0 && plan.M * plan.N * plan.K < minProducts) return undefined;
   const name = typeof attrs.activation === 'string' ? attrs.activation : 'linear';
   const activation = kActivations[name];
   if (activation === undefined || preluActivationWeights != null) return undefined;

@@ -105,6 +105,14 @@ export class Trainer {
     return this.gradient;
   }
 
+  /** Indices of the sequences that a step trains on, over all its passes. */
+  sequencesOfStep(step: number): number[] {
+    const { accumulate } = this.options;
+    return Array.from({ length: accumulate }, (_, pass) =>
+      Array.from(this.indices(step * accumulate + pass)),
+    ).flat();
+  }
+
   /** Adds one pass's share to the gradient. */
   private accumulate(kernels: ModelKernels, pass: number): number {
     const tf = tensorflow();
