@@ -34,8 +34,14 @@ export function mebibytes(bytes: number): string {
     : `${value.toFixed(value < 10 ? 2 : 1)} MiB`;
 }
 
-/** Columns padded to the same width; numbers in the second one to the right. */
-export function table(rows: readonly (readonly string[])[]): string {
+/**
+ * Columns padded to the same width.
+ * @param right columns whose numbers go to the right
+ */
+export function table(
+  rows: readonly (readonly string[])[],
+  right: readonly number[] = [1],
+): string {
   const widths: number[] = [];
   for (const row of rows) {
     row.forEach((cell, i) => {
@@ -46,7 +52,9 @@ export function table(rows: readonly (readonly string[])[]): string {
     row
       .map((cell, i) => {
         const width = widths[i] as number;
-        return i === 1 && /^[\d.,+-]/.test(cell) ? cell.padStart(width) : cell.padEnd(width);
+        return right.includes(i) && /^[\d.,+-]/.test(cell)
+          ? cell.padStart(width)
+          : cell.padEnd(width);
       })
       .join('  ')
       .trimEnd(),
