@@ -233,12 +233,12 @@ export interface LoraBackwardOptions {
 }
 
 function defaultNeeds(saved: LoraSaved): LoraGradient[] {
-  const { trainA, trainB, loraBias } = saved.adapter;
+  const { x, h, adapter, hasBias } = saved;
   const needs: LoraGradient[] = ['dx'];
-  if (trainA) needs.push('dLoraA');
-  if (trainB) needs.push('dLoraB');
-  if (saved.hasBias) needs.push('dBias');
-  if (loraBias !== undefined && trainB) needs.push('dLoraBias');
+  if (x !== undefined) needs.push('dLoraA');
+  if (h !== undefined) needs.push('dLoraB');
+  if (hasBias) needs.push('dBias');
+  if (adapter.loraBias !== undefined && h !== undefined) needs.push('dLoraBias');
   return needs;
 }
 
