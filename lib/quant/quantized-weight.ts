@@ -238,9 +238,8 @@ export interface QuantizeOptions {
  * the code whose level is nearest to `w / absmax`.
  *
  * The bytes are bitsandbytes'. Where its CPU and CUDA code differ the rule is: the value
- * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block of zeros, or
- * whose absmax is too small for `1 / absmax` (below 2^-128), keeps its absmax and holds one code
- * throughout, that of 0 (nf4, fp4) or code 0 (int8, as both peers have it).
+ * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block whose `1 / absmax`
+ * overflows (zeros, or an absmax under 2^-128) holds the code that the peer gives a block of zeros.
  * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
  * @throws ERR_TYPE, ERR_FORMAT, ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
  *   at the first read of anything that depends on the weight
