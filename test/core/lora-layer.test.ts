@@ -1,0 +1,110 @@
+// LoraLinear: the ops it is made of, bit for bit, and what it holds.
+import { describe, expect, it } from 'vitest';
+import {
+  LoraAdapter,
+  LoraLinear,
+  loraBackward,
+  loraForward,
+  matmul,
+  matmulInputGrad,
+  memoryUsage,
+  quantize,
+  scope,
+  synchronize,
+  Tensor,
+} from '../../lib/index.js';
+import { DEVICES } from '../conformance/operands.js';
+import { exact } from '../oracle.js';
+
+const codeOf = (call: () => unknown): unknown => {
+  try {
+    call();
+  } catch (error) {
+    return (error as { code: unknown }).code;
+  }
+  return 'nothing thrown';
+};
+
+describe.each(DEVICES)('LoraLinear on %s', (device) => {
+  const parts = () => {
+    const adapterOf = (seed: number): LoraAdapter =>
+      new LoraAdapter({
+        loraA: Tensor.randn([3, 20], { seed, device }),
+        loraB: Tensor.randn([7, 3], { seed: seed + 50, device }),
+        loraAlpha: 6,
+        dropout: 0.25,
+      });
+    return {
+      weight: quantize(Tensor.randn([7, 20], { seed: 1, device }), { format: 'nf4' }),
+      bias: Tensor.randn([7], { seed: 2, device }),
+      adapters: { first: adapterOf(3), second: adapterOf(4) },
+    };
+  };
+
+  it('is loraForward and loraBackward of the active adapter', async () => {
+    await scope(async () => {
+      const { weight, bias, adapters } = parts();
+      const layer = new LoraLinear({ weight, bias, adapters });
+      const x = Tensor.randn([5, 20], { seed: 9, device });
+      const dy = Tensor.randn([5, 7], { seed: 10, device });
+      for (const name of ['first', 'second'] as const) {
+        layer.active = name;
+        const { y, saved } = loraForward(x, weight, adapters[name], { bias, seed: 8 });
+        exact('y', await layer.forward(x, { seed: 8 }).read(), await y.read());
+        const right = loraBackward(dy, saved);
+        const gradients = layer.backward(dy);
+        expect(Object.keys(gradients).sort()).toEqual(Object.keys(right).sort());
+        for (const key of ['dx', 'dLoraA', 'dLoraB', 'dBias'] as const) {
+          exact(key, await (gradients[key] as Tensor).read(), await (right[key] as Tensor).read());
+        }
+      }
+      layer.active = undefined;
+      exact('base', await layer.forward(x).read(), await matmul(x, weight, { bias }).read());
+      const { dx } = layer.backward(dy);
+      exact('dx', await (dx as Tensor).read(), await matmulInputGrad(dy, weight).read());
+    });
+  });
+
+  it('refuses a missing adapter and a backward pass without its forward pass', () => {
+    scope(() => {
+      const layer = new LoraLinear(parts());
+      const dy = Tensor.zeros([5, 7], { device });
+      expect(codeOf(() => layer.backward(dy))).toBe('ERR_VALUE');
+      layer.forward(Tensor.zeros([5, 20], { device }), { seed: 1 });
+      layer.backward(dy);
+      expect(codeOf(() => layer.backward(dy))).toBe('ERR_VALUE');
+      layer.active = 'third';
+      const x = Tensor.zeros([5, 20], { device });
+      expect(codeOf(() => layer.forward(x))).toBe('ERR_VALUE');
+    });
+  });
+
+  it('frees everything it holds', async () => {
+    await synchronize(device);
+    const { liveBytes, liveTensors } = memoryUsage(device);
+    const dense = Tensor.randn([7, 20], { seed: 1, device });
+    const adapter = LoraAdapter.init({
+      inFeatures: 20,
+      outFeatures: 7,
+      r: 2,
+      loraAlpha: 4,
+      seed: 3,
+      device,
+    });
+    const layer = new LoraLinear({
+      weight: quantize(dense, { format: 'nf4' }),
+      bias: Tensor.zeros([7], { device }),
+      adapters: { adapter },
+    });
+    const x = Tensor.zeros([5, 20], { device });
+    layer.forward(x).dispose();
+    layer.forward(x).dispose();
+    layer.dispose();
+    layer.dispose();
+    x.dispose();
+    dense.dispose();
+    await synchronize(device);
+    const after = memoryUsage(device);
+    expect([after.liveBytes, after.liveTensors]).toEqual([liveBytes, liveTensors]);
+  });
+});
