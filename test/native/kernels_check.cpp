@@ -2,7 +2,7 @@
 // set that runs here, dtypes, formats, ragged shapes, thread counts, a row alone and in a batch.
 //
 //   kernels_check [isa]                               all checks; status 1 if one fails
-//   kernels_check --bench [isa [threads [seconds]]]   GFLOP/s beside the measured peak
+//   kernels_check --bench [isa [threads [seconds [case]]]]   GFLOP/s beside the measured peak
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -664,7 +664,7 @@ __attribute__((target("avx512f"))) double FmaPeak() {
 double FmaPeak() { return 0; }
 #endif
 
-void Bench(const KernelTable& table, const RunContext& context, double budget) {
+void Bench(const KernelTable& table, const RunContext& context, double budget, int64_t only) {
   struct Case {
     Shape shape;
     DType dtype;
@@ -682,7 +682,7 @@ void Bench(const KernelTable& table, const RunContext& context, double budget) {
     std::printf("measured f32 multiply-add peak: %.1f GFLOP/s a thread\n", FmaPeak());
   }
   for (const Case& c : cases) {
-    if (std::getenv("KCASE") && std::atoi(std::getenv("KCASE")) != &c - cases) continue;
+    if (only >= 0 && only != &c - cases) continue;
     const Shape& s = c.shape;
     const Weight w = MakeWeight(table, context, c.kind, s.N, s.K, c.dtype);
     Dense x(s.M, s.K, c.dtype), dy(s.M, s.N, c.dtype), a(s.r, s.K, DType::kF32),
@@ -728,6 +728,7 @@ void Bench(const KernelTable& table, const RunContext& context, double budget) {
                 flops / t1 * 1e-9, t2 * 1e3, flops / t2 * 1e-9);
     std::fflush(stdout);
   }
+  if (only >= 0) return;
   for (const char* name : {"nf4", "fp4", "int8"}) {
     Dense w(4096, 4096, DType::kF32), y(4096, 4096, DType::kF32);
     w.Fill();
@@ -767,7 +768,8 @@ int Main(int argc, char** argv) {
     const int threads = argc > 3 ? std::atoi(argv[3]) : 2;
     g_cpu_time = threads == 1;
     ThreadPool bench_pool(threads);
-    Bench(*table, {&bench_pool, &cancel}, argc > 4 ? std::atof(argv[4]) : 1.0);
+    Bench(*table, {&bench_pool, &cancel}, argc > 4 ? std::atof(argv[4]) : 1.0,
+          argc > 5 ? std::atoll(argv[5]) : -1);
     return 0;
   }
   std::string reason;

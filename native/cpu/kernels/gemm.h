@@ -16,10 +16,10 @@ namespace lowrank::cpu::LOWRANK_ISA {
 enum Slot { kPackedSlot, kDhSlot, kBSlot, kCSlot, kAdapterSlot, kASlot };
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
-constexpr int64_t kChunkBytes = 8 << 20;
+constexpr int64_t kChunkBytes = 9 << 20;
 // Rows per chunk: a weight is decoded once a chunk, so its cost falls below 2 % of the products;
-// the C tile of a task then is 504 · kNC · 4 = 504 KiB.
-constexpr int64_t kChunkRows = 36 * kMR < 504 ? 36 * kMR : 504;
+// the C tile of a task then is 512 · kNC · 4 = 512 KiB.
+constexpr int64_t kChunkRows = 512;
 // Fewer multiply-adds than this are done on the calling thread: waking the pool costs about 5 us.
 constexpr int64_t kSerialWork = 100000;
 // Tasks per thread that make up for uneven ones.
@@ -109,7 +109,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
   if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
   if (depth == 0) return;
   const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
-  Unit* b = run.Get<Unit>(kBSlot, col_panels * kNR * Policy::Units(Min(depth, kKC)));
+  Unit* b = run.Get<Unit>(kBSlot, col_panels * PanelStride(Policy::Units(Min(depth, kKC))));
   if (b == nullptr) return;
   for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
     if (run.Stopped()) return;
@@ -126,7 +126,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       const Unit* a_panel = a + (m - block.m0) * ku;
       float* c_row = c + (m - block.m0) * ldc;
       const Unit* b_panel = b;
-      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += ku * kNR) {
+      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += PanelStride(ku)) {
         const int64_t nr = PanelWidth(n, block.n1);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
         tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
@@ -166,7 +166,7 @@ struct PackedChunk {
 template <typename Policy>
 LOWRANK_INLINE int64_t ChunkRows(int64_t rows, int64_t depth) {
   const int64_t row_bytes = Max(Policy::Units(depth), 1) * static_cast<int64_t>(sizeof(Unit));
-  const int64_t limit = Max(Min(kChunkRows, kChunkBytes / row_bytes / kMR * kMR), 4 * kMR);
+  const int64_t limit = Max(Min(kChunkRows, kChunkBytes / row_bytes), 4 * kMR);
   return CeilDiv(rows, Max(CeilDiv(rows, limit), 1));
 }
 

@@ -15,14 +15,10 @@
 /// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
 #pragma once
 
-#include "native/cpu/kernels/rows.h"
+#include "native/cpu/kernels/decode.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Summation index per block. Fixed, since it decides the order of summation (a sum over kKC in
-// registers, then those sums one by one): an A panel is kMR · 1 KiB and stays in L1. It also keeps
-// the rounding error of a long sum near that of its parts.
-constexpr int64_t kKC = 256;
 // Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2 beside the C tile.
 constexpr int64_t kNC = 256;
 
@@ -161,11 +157,16 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
   const int64_t ku = Policy::Units(kc);
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
   const bool direct = b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
+  const bool fused = FusedDecode(b);
   for (int64_t n = n0; n < n1; n += kNR) {
     const int64_t nr = PanelWidth(n, n1);
     for (int64_t v = 0; v < nr; v += kVL) {
       const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
       const int64_t row = Min(n + v, n1 - 1);
+      if (fused) {
+        DecodeColumns<Policy::kPairs>(b, row, rows, k0, kc, out + v, nr);
+        continue;
+      }
       alignas(64) float buffer[kVL][kKC];
       const char* src = reinterpret_cast<const char*>(buffer);
       int64_t pitch = sizeof(buffer[0]);
@@ -174,6 +175,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
         src = static_cast<const char*>(b.dense->data) + row * pitch + k0 * (pitch / b.cols);
       } else {
         for (int i = 0; i < rows; ++i) {
+          PrefetchRow(b, row + i + kPrefetchRows, k0, kc);
           RowAsFloat(b, row + i, k0, kc, buffer[i]);
           if constexpr (Policy::kPairs) {
             NarrowToBF16(buffer[i], kc, reinterpret_cast<uint16_t*>(buffer[i]));
@@ -187,14 +189,34 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
         }
       }
     }
-    out += ku * kNR;
+    out += PanelStride(ku);
   }
 }
 
-/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows.
+/// One B panel from columns [n, n + nr) of a dense matrix; units are its rows [k0, k0 + kc).
 template <typename Policy>
-static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
-                        Unit* out) {
+static void CopyPanel(const TensorView& b, int64_t k0, int64_t kc, int64_t n, int64_t nr,
+                      Unit* out) {
+  int64_t e = k0 * b.cols + n;
+  for (int64_t k = 0; k < kc; k += Policy::kPairs ? 2 : 1) {
+    for (int64_t v = 0; v < nr; v += kVL) {
+      const VecF even = LoadWide(b.data, b.dtype, e + v);
+      if constexpr (Policy::kPairs) {
+        const VecF odd = k + 1 < kc ? LoadWide(b.data, b.dtype, e + b.cols + v) : VecF{};
+        StoreU(out + v, PairBF16(even, odd));
+      } else {
+        Store(out + v, even);
+      }
+    }
+    out += nr;
+    e += b.cols * (Policy::kPairs ? 2 : 1);
+  }
+}
+
+/// Any B panels, by way of rows in f32.
+template <typename Policy>
+static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
+                           Unit* out) {
   const int64_t ku = Policy::Units(kc);
   const int64_t cols = n1 - n0;
   const int64_t padded = CeilDiv(cols, kVL) * kVL;
@@ -223,7 +245,32 @@ static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, 
           Store(panel + u * nr + v, Load(even + n + v));
         }
       }
-      panel += ku * kNR;
+      panel += PanelStride(ku);
+    }
+  }
+}
+
+/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows.
+template <typename Policy>
+static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
+                        Unit* out) {
+  const bool fused = FusedDirectDecode(b);
+  const bool plain = b.dense != nullptr && b.gate == nullptr && b.factor == 1;
+  if (fused) {
+    DecodePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
+    return;
+  }
+  if (!plain) {
+    PackRowsDirect<Policy>(b, k0, kc, n0, n1, out);
+    return;
+  }
+  const int64_t ku = Policy::Units(kc);
+  for (int64_t n = n0; n < n1; n += kNR, out += PanelStride(ku)) {
+    const int64_t nr = PanelWidth(n, n1);
+    if (n + nr > n1) {  // a last vector that is not full
+      PackRowsDirect<Policy>(b, k0, kc, n, n1, out);
+    } else {
+      CopyPanel<Policy>(*b.dense, k0, kc, n, nr, out);
     }
   }
 }
