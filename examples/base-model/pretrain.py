@@ -1,10 +1,10 @@
 """Pretrains the bundled base model: a small Llama on mailing-list discussions.
 
-    python3 pretrain.py CORPUS_FOLDER MODEL_FOLDER
+    python3 pretrain.py CORPUS_FOLDER MODEL_FOLDER [--evaluate]
 
 Reads CORPUS_FOLDER/{pretrain,finetune}.u16 (token ids from train-tokenizer.mjs) and
 MODEL_FOLDER/tokenizer.json; writes MODEL_FOLDER/{config,generation_config}.json and
-model.safetensors (bfloat16). Needs torch only. Every random choice comes from --seed.
+model.safetensors (bfloat16). Needs torch and numpy. Every random choice comes from --seed.
 The losses that it prints last are those of the weights as stored, after rounding to bfloat16.
 """
 
@@ -173,9 +173,8 @@ def unigram_loss(train, held_out):
 def token_bytes(model_folder):
     """The bytes of each token; the end-of-text token stands for the blank line between mails."""
     vocab = json.loads((model_folder / "tokenizer.json").read_text())["model"]["vocab"]
-    single = {char: byte for char, byte in vocab.items() if byte < 256}
-    table = [bytes(single[c] for c in token) for token, i in vocab.items() if i != END_OF_TEXT]
-    return [*table, b"\n\n"]
+    tokens = sorted(vocab, key=vocab.get)[:END_OF_TEXT]  # ids 0 to 255 are the single bytes
+    return [*(bytes(vocab[char] for char in token) for token in tokens), b"\n\n"]
 
 
 @torch.no_grad()
@@ -194,17 +193,12 @@ def sample(model, table, prompt, generator, count=90, temperature=0.7, top_k=40)
     return b"".join(table[i] for i in ids[1:]).decode(errors="replace")
 
 
-def stored_tensors(model):
-    """Hugging Face names to bfloat16 tensors."""
-    return {f"model.{name}": weight.detach().bfloat16() for name, weight in model.named_parameters()}
-
-
 def save(model, folder):
     """config.json, generation_config.json, model.safetensors: u64 header size, JSON header, data."""
     header, chunks, offset = {"__metadata__": {"format": "pt"}}, [], 0
-    for name, tensor in sorted(stored_tensors(model).items()):
-        data = tensor.view(torch.int16).numpy().astype("<i2").tobytes()
-        header[name] = {"dtype": "BF16", "shape": list(tensor.shape),
+    for name, weight in sorted(model.named_parameters()):
+        data = weight.detach().bfloat16().view(torch.int16).numpy().astype("<i2").tobytes()
+        header[f"model.{name}"] = {"dtype": "BF16", "shape": list(weight.shape),
                         "data_offsets": [offset, offset + len(data)]}
         chunks.append(data)
         offset += len(data)
@@ -215,6 +209,18 @@ def save(model, folder):
     generation = {"bos_token_id": END_OF_TEXT, "eos_token_id": END_OF_TEXT, "do_sample": True,
                   "temperature": 0.7, "top_k": 40}
     (folder / "generation_config.json").write_text(json.dumps(generation, indent=2) + "\n")
+
+
+def load(model, folder):
+    """The weights as stored."""
+    data = (folder / "model.safetensors").read_bytes()
+    start = 8 + struct.unpack("<Q", data[:8])[0]
+    header = json.loads(data[8:start])
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            begin, end = (start + offset for offset in header[f"model.{name}"]["data_offsets"])
+            values = np.frombuffer(data[begin:end], "<i2").astype(np.int16)
+            weight.copy_(torch.from_numpy(values).view(torch.bfloat16).view_as(weight))
 
 
 def learning_rate(step, args):
@@ -253,7 +259,7 @@ def train(model, ids, held_out, args):
 def report(model, ids, held_out, args):
     table = token_bytes(args.model)
     finetune = torch.from_numpy(np.fromfile(args.corpus / "finetune.u16", "<u2").astype(np.int64))
-    model.load_state_dict({k.removeprefix("model."): v for k, v in stored_tensors(model).items()})
+    load(model, args.model)
     print(f"parameters {sum(p.numel() for p in model.parameters())}")
     for name, text in (("held-out mails", held_out), ("fine-tuning text", finetune)):
         size = sum(len(table[i]) for i in text.tolist())
@@ -278,6 +284,7 @@ def main():
     parser.add_argument("--warmup", type=int, default=150)
     parser.add_argument("--report", type=int, default=300, help="steps between reports")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--evaluate", action="store_true", help="report on the stored model only")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
@@ -289,7 +296,8 @@ def main():
     ids, held_out = ids[:cut], ids[cut:]
     print(f"training tokens {len(ids)}, held-out {len(held_out)}", flush=True)
     model = Model()
-    train(model, ids, held_out, args)
+    if not args.evaluate:
+        train(model, ids, held_out, args)
     report(model, ids, held_out, args)
 
 
