@@ -10,6 +10,7 @@
 import type { Tensor } from '@tensorflow/tfjs';
 import { tensorFrom, valuesOf } from '../tfjs/backend-memory.js';
 import { customOp } from './custom-op.js';
+import { exp } from './exp.js';
 import { mergeHeads, type RotaryTable, splitHeads } from './heads.js';
 import type { ModelKernels } from './kernels.js';
 
@@ -61,7 +62,7 @@ export function causalSoftmax(scores: Tensor, scale: number): Tensor {
         for (let i = start; i <= start + t; i++) if ((s[i] as number) > max) max = s[i] as number;
         let sum = 0;
         for (let i = start; i <= start + t; i++) {
-          const e = Math.exp(scale * ((s[i] as number) - max));
+          const e = exp(scale * ((s[i] as number) - max));
           p[i] = e;
           sum += e;
         }

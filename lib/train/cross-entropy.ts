@@ -2,6 +2,7 @@ import type { Scalar, Tensor } from '@tensorflow/tfjs';
 import { tensorFrom, valuesOf } from '../tfjs/backend-memory.js';
 import { isRecording } from '../tfjs/saved-states.js';
 import { customOp } from './custom-op.js';
+import { exp } from './exp.js';
 
 /**
  * Mean cross-entropy of the next token, in nats.
@@ -26,7 +27,7 @@ export function crossEntropy(logits: Tensor, targets: Int32Array): Scalar {
       if ((z[start + i] as number) > max) max = z[start + i] as number;
     let sum = 0;
     for (let i = 0; i < vocab; i++) {
-      const e = Math.exp((z[start + i] as number) - max);
+      const e = exp((z[start + i] as number) - max);
       out[at + i] = e;
       sum += e;
     }

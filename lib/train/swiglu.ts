@@ -1,6 +1,7 @@
 import type { Tensor } from '@tensorflow/tfjs';
 import { tensorFrom, valuesOf } from '../tfjs/backend-memory.js';
 import { customOp } from './custom-op.js';
+import { exp } from './exp.js';
 
 /**
  * The gate of a Llama MLP.
@@ -17,7 +18,7 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
     // Kept for the backward pass: an exponential costs more than reading it back.
     const sigma = tensorFrom(gate.shape, (out) => {
       const g = valuesOf(gate);
-      for (let i = 0; i < out.length; i++) out[i] = 1 / (1 + Math.exp(-(g[i] as number)));
+      for (let i = 0; i < out.length; i++) out[i] = 1 / (1 + exp(-(g[i] as number)));
     });
     const value = tensorFrom(gate.shape, (y) => {
       const g = valuesOf(gate);
