@@ -76,6 +76,13 @@ const malformed: Record<string, () => State> = {
     const { [kStateKey]: state, ...rest } = plain();
     return { ...rest, 'weight.quant_state.bitsandbytes__fp4': state as RawTensor };
   },
+  'key and table say fp4, JSON says nf4': () => {
+    const { [kStateKey]: state, ...rest } = plain();
+    const magnitudes = [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 1];
+    const table = f32([...magnitudes, ...magnitudes.map((value) => -value)]);
+    const key = 'weight.quant_state.bitsandbytes__fp4';
+    return { ...rest, 'weight.quant_map': table, [key]: state as RawTensor };
+  },
   'quant_state not U8': () =>
     set(kStateKey, { dtype: 'I8', shape: [2], data: new Int8Array([0x7b, 0x7d]) }),
   'JSON truncated': () => set(kStateKey, text('{"quant_type": "nf4", "blocksize":')),
@@ -107,6 +114,11 @@ const malformed: Record<string, () => State> = {
   'shape does not fit the codes': () => plain({ shape: [10, 14] }),
   'shape overflows': () => plain({ shape: [2 ** 30, 2 ** 30] }),
   'shape wraps': () => plain({ shape: [2 ** 32, 2 ** 32] }),
+  'shape [0, huge, huge]': () => ({
+    ...plain({ shape: [0, 2 ** 52, 2 ** 52] }),
+    weight: u8([]),
+    'weight.absmax': f32([]),
+  }),
   'rank 17': () => plain({ shape: new Array(17).fill(1) }),
   'absmax missing': () => set('weight.absmax', undefined),
   'absmax too short': () => set('weight.absmax', f32([1, 2])),

@@ -67,6 +67,10 @@ const malformed: Record<string, () => Uint8Array> = {
   'lower-case dtype': () => rawFile(`{${entry('a', 'f32', '[2]', '[0,8]')}}`, 8),
   'two dtypes': () =>
     rawFile('{"a":{"dtype":"F32","dtype":"I32","shape":[2],"data_offsets":[0,8]}}', 8),
+  'two shapes': () =>
+    rawFile('{"a":{"dtype":"F32","shape":[3],"shape":[2],"data_offsets":[0,8]}}', 8),
+  'two data_offsets': () =>
+    rawFile('{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,9],"data_offsets":[0,8]}}', 8),
   'missing dtype': () => rawFile('{"a":{"shape":[2],"data_offsets":[0,8]}}', 8),
   'missing shape': () => rawFile('{"a":{"dtype":"F32","data_offsets":[0,8]}}', 8),
   'missing data_offsets': () => rawFile('{"a":{"dtype":"F32","shape":[2]}}', 8),
