@@ -34,16 +34,33 @@ function isFloat16Array(data: unknown): data is Float16ArrayLike {
   );
 }
 
-/** What the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits. */
-function hostArray(op: string, data: unknown): Float32Array | Float64Array | Uint16Array {
-  if (data instanceof Float32Array || data instanceof Float64Array || data instanceof Uint16Array) {
+/** A typed array of that class; not a proxy of one, whose memory the addon cannot see. */
+function isTyped<T>(type: new (length: number) => T, data: unknown): data is T {
+  return ArrayBuffer.isView(data) && data instanceof type;
+}
+
+/**
+ * What the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits. The length
+ * is compared with the shape before an array of numbers is copied: it may claim any.
+ */
+function hostArray(
+  op: string,
+  data: unknown,
+  shape: readonly number[],
+): Float32Array | Float64Array | Uint16Array {
+  if (isTyped(Float32Array, data) || isTyped(Float64Array, data) || isTyped(Uint16Array, data)) {
+    checkLength(op, data.length, shape);
     return data;
   }
-  if (isFloat16Array(data)) return new Uint16Array(data.buffer, data.byteOffset, data.length);
+  if (isFloat16Array(data)) {
+    checkLength(op, data.length, shape);
+    return new Uint16Array(data.buffer, data.byteOffset, data.length);
+  }
   const expected = 'a Float32Array, Float64Array, Uint16Array, Float16Array or array of numbers';
   if (!Array.isArray(data)) throw wrongType(op, 'data', expected, data);
-  const values = new Float64Array(data.length);
-  for (let i = 0; i < data.length; i++) {
+  checkLength(op, data.length, shape);
+  const values = new Float64Array(elements(shape));
+  for (let i = 0; i < values.length; i++) {
     const value: unknown = data[i];
     if (typeof value !== 'number') throw wrongType(op, `data[${i}]`, 'a number', value);
     values[i] = value;
@@ -104,6 +121,11 @@ export class Tensor implements Disposable {
     return new Tensor(handle, Object.freeze([...shape]), dtype, device);
   }
 
+  /** Is this a tensor of ours? False for a proxy or a forgery of one, which have no memory. */
+  static is(value: unknown): value is Tensor {
+    return typeof value === 'object' && value !== null && #handle in value;
+  }
+
   /** @internal The live handle. @throws ERR_DISPOSED */
   static handleOf(tensor: Tensor, op: string, operand: string): NativeHandle {
     const handle = tensor.#handle;
@@ -121,8 +143,8 @@ export class Tensor implements Disposable {
   static from(data: TensorData, shape: readonly number[], options?: TensorOptions): Tensor {
     const op = 'Tensor.from';
     const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
-    const source = hostArray(op, data);
     const dims = checkDims(op, shape);
+    const source = hostArray(op, data, dims);
     const half = isFloat16Array(data);
     const dtype = checkDType(op, 'dtype', askedDType ?? (half ? 'f16' : 'f32'));
     if (half && dtype !== 'f16') fail('ERR_DTYPE', op, 'dtype', "'f16' for a Float16Array", dtype);
@@ -135,7 +157,6 @@ export class Tensor implements Disposable {
         "'f32'",
       );
     }
-    checkLength(op, source.length, dims);
     const device = resolveDevice(op, askedDevice);
     return Tensor.adopt(
       native(op, (raw) => raw.createTensor(device, dtype, dims, source)),
@@ -162,8 +183,8 @@ export class Tensor implements Disposable {
     const op = 'Tensor.wrap';
     const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
     const dims = checkDims(op, shape);
-    const bits = data instanceof Uint16Array;
-    if (!bits && !(data instanceof Float32Array) && typeof data !== 'bigint') {
+    const bits = isTyped(Uint16Array, data);
+    if (!bits && !isTyped(Float32Array, data) && typeof data !== 'bigint') {
       throw wrongType(op, 'data', 'a Float32Array, Uint16Array or bigint pointer', data);
     }
     const dtype = checkDType(op, 'dtype', askedDType ?? 'f32');
@@ -304,7 +325,7 @@ export class Tensor implements Disposable {
    */
   readInto(target: Float32Array): void {
     const handle = Tensor.handleOf(this, 'readInto', 'tensor');
-    if (!(target instanceof Float32Array)) {
+    if (!isTyped(Float32Array, target)) {
       throw wrongType('readInto', 'target', 'a Float32Array', target);
     }
     if (target.length !== this.size) {
@@ -320,14 +341,13 @@ export class Tensor implements Disposable {
   write(data: TensorData): void {
     const op = 'write';
     const handle = Tensor.handleOf(this, op, 'tensor');
-    const source = hostArray(op, data);
+    const source = hostArray(op, data, this.shape);
     if (isFloat16Array(data) && this.dtype !== 'f16') {
       fail('ERR_DTYPE', op, 'data', `values of ${this.dtype}`, 'a Float16Array');
     }
     if (source instanceof Uint16Array && this.dtype === 'f32') {
       fail('ERR_DTYPE', op, 'data', 'a Float32Array (the tensor is f32)', 'a Uint16Array');
     }
-    checkLength(op, source.length, this.shape);
     native(op, (raw) => raw.writeTensor(handle, source));
   }
 

@@ -12,7 +12,7 @@ export function showShape(shape: readonly number[]): string {
 
 /** A live {@link Tensor}. @throws ERR_TYPE, ERR_DISPOSED */
 export function checkTensor(op: string, operand: string, value: unknown): Tensor {
-  if (!(value instanceof Tensor)) throw wrongType(op, operand, 'a Tensor', value);
+  if (!Tensor.is(value)) throw wrongType(op, operand, 'a Tensor', value);
   if (value.disposed) fail('ERR_DISPOSED', op, operand, 'a live tensor', 'a disposed one');
   return value;
 }
@@ -66,9 +66,13 @@ export function checkSameDevice(
 /** Dimensions of a new tensor. @throws ERR_TYPE, ERR_SHAPE */
 export function checkDims(op: string, shape: unknown): readonly number[] {
   if (!Array.isArray(shape)) throw wrongType(op, 'shape', 'an array of numbers', shape);
+  const rank: number = shape.length;
+  if (!(rank <= MAX_RANK)) {
+    fail('ERR_SHAPE', op, 'shape', `of at most ${MAX_RANK} dimensions`, String(rank));
+  }
   const dims: number[] = [];
   let elements = 1n;
-  for (let i = 0; i < shape.length; i++) {
+  for (let i = 0; i < rank; i++) {
     const dim: unknown = shape[i];
     if (typeof dim !== 'number') throw wrongType(op, `shape[${i}]`, 'a number', dim);
     if (!Number.isSafeInteger(dim) || dim < 0) {
@@ -82,6 +86,9 @@ export function checkDims(op: string, shape: unknown): readonly number[] {
   }
   return Object.freeze(dims);
 }
+
+/** More dimensions are a mistake; a proxy of an array may claim any length. */
+const MAX_RANK = 32;
 
 /** Beyond this a Float32Array of the values cannot be made in Node 20. */
 const MAX_ELEMENTS = 2n ** 33n;

@@ -12,7 +12,7 @@ export function checkWeight(
   op: string,
   w: unknown,
 ): { weight: BaseWeight; handle: NativeHandle; N: number; K: number } {
-  if (!(w instanceof Tensor) && !(w instanceof QuantizedWeight)) {
+  if (!Tensor.is(w) && !QuantizedWeight.is(w)) {
     throw wrongType(op, 'w', 'a Tensor or a QuantizedWeight', w);
   }
   const handle =

@@ -82,6 +82,11 @@ export class LoraSaved implements Disposable {
     track(this);
   }
 
+  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  static is(value: unknown): value is LoraSaved {
+    return typeof value === 'object' && value !== null && #disposed in value;
+  }
+
   get disposed(): boolean {
     return this.#disposed;
   }
@@ -286,7 +291,7 @@ export function loraBackward(
 ): LoraGradients {
   const op = 'loraBackward';
   checkTensor(op, 'dy', dy);
-  if (!(saved instanceof LoraSaved)) {
+  if (!LoraSaved.is(saved)) {
     throw wrongType(op, 'saved', 'the saved state of loraForward', saved);
   }
   if (saved.disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');

@@ -69,6 +69,11 @@ export class QuantizedWeight implements Disposable {
     return new QuantizedWeight(handle, meta);
   }
 
+  /** Is this a weight of ours? False for a proxy or a forgery of one, which have no memory. */
+  static is(value: unknown): value is QuantizedWeight {
+    return typeof value === 'object' && value !== null && #handle in value;
+  }
+
   /** @internal The live handle. @throws ERR_DISPOSED */
   static handleOf(weight: QuantizedWeight, op: string, operand: string): NativeHandle {
     const handle = weight.#handle;
@@ -278,7 +283,7 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
  */
 export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
   const op = 'dequantize';
-  if (!(w instanceof QuantizedWeight)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
+  if (!QuantizedWeight.is(w)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
   const given = readOptions(op, options);
   const dtype = checkDType(op, 'dtype', given.dtype ?? w.sourceDType);
   const handle = QuantizedWeight.handleOf(w, op, 'w');
