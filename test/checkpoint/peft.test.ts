@@ -142,6 +142,34 @@ describe('adapter folders that PEFT wrote', () => {
   );
 });
 
+describe('one-layer adapters that PEFT wrote', () => {
+  const root = fileURLToPath(new URL('../golden/', import.meta.url));
+  const all = JSON.parse(fs.readFileSync(path.join(root, 'manifest.json'), 'utf8')) as {
+    cases: GoldenCase[];
+  };
+  const cases = all.cases.filter(
+    (c) => c.id.startsWith('lora/') && fs.existsSync(path.join(root, c.id, 'adapter_config.json')),
+  );
+
+  it('has cases with trained biases, lora biases and rank patterns', () => {
+    const ids = cases.map((c) => c.id);
+    for (const name of ['r8_bias_all', 'r8_bias_lora_only', 'r8_lora_bias', 'two_layer_rank']) {
+      expect(ids.some((id) => id.includes(name))).toBe(true);
+    }
+  });
+
+  it.each(cases.map((c) => c.id))('%s: same scaling, and the same bytes written back', (id) => {
+    const golden = cases.find((c) => c.id === id) as GoldenCase;
+    const adapter = readPeftAdapter(path.join(root, id));
+    const scaling = Object.fromEntries(adapter.modules.map((m) => [m.module, m.scaling]));
+    expect(scaling).toEqual(golden.params.scaling);
+    const folder = path.join(tempFolder(), 'a');
+    writePeftAdapter(folder, adapter);
+    const bytes = (of: string) => fs.readFileSync(path.join(of, 'adapter_model.safetensors'));
+    expect(bytes(folder).equals(bytes(path.join(root, id)))).toBe(true);
+  });
+});
+
 describe('module matching', () => {
   const targets = (changes: Record<string, unknown>) =>
     new PeftTargets(

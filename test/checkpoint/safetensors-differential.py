@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Compares our safetensors reader with the Rust reference, by hand (needs python3-safetensors).
 
-    LOWRANK_FUZZ_INPUTS=100000 LOWRANK_FUZZ_DUMP=/tmp/dump.jsonl \\
+    LOWRANK_FUZZ_INPUTS=100000 LOWRANK_FUZZ_DUMP=dump.jsonl \\
       npx vitest run test/checkpoint/safetensors-fuzz.test.ts
-    python3 test/checkpoint/safetensors-differential.py /tmp/dump.jsonl
+    python3 test/checkpoint/safetensors-differential.py dump.jsonl
 
 Every file of the fuzz test is given to both. A file that we accept must be accepted by the reference
 with the same tensors. A file that only we refuse must fall into one of the known reasons below, each
