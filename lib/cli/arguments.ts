@@ -118,14 +118,14 @@ function usage(command: string, text: string): UsageError {
   return new UsageError(`${command}: ${text}. See: lowrank ${command} --help`);
 }
 
-/** `, did you mean --rank?`, or nothing where no name is near. */
+/** ` (did you mean --rank?)`, or nothing where no name is near. */
 export function suggestion(typed: string, names: readonly string[], prefix = ''): string {
-  const bound = Math.max(1, Math.floor(typed.length / 3));
+  const bound = Math.ceil(typed.length / 3);
   const near = names
     .map((name) => ({ name, distance: editDistance(typed.slice(0, 40), name) }))
     .filter(({ distance }) => distance <= bound)
     .sort((a, b) => a.distance - b.distance)[0];
-  return near === undefined ? '' : `, did you mean ${prefix}${near.name}?`;
+  return near === undefined ? '' : ` (did you mean ${prefix}${near.name}?)`;
 }
 
 /** Levenshtein distance. */

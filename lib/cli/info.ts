@@ -23,35 +23,34 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const found = devices();
-  const facts = {
+  const host = {
     version: version(),
     node: process.version,
     platform: `${process.platform}-${process.arch}`,
-    processor: os.cpus()[0]?.model ?? 'unknown',
+    processor: (os.cpus()[0]?.model ?? 'unknown').trim(),
     cores: os.availableParallelism(),
-    threads: getThreads(),
     memory: os.totalmem(),
-    defaultDevice: defaultDevice(),
-    devices: found,
   };
-  if (parsed.flag('json')) {
+  const json = parsed.flag('json');
+  if (!json) {
+    const rows = [
+      ['lowrank', host.version],
+      ['Node.js', `${host.node} on ${host.platform}`],
+      ['processor', `${host.processor}, ${host.cores} cores`],
+      ['memory', mebibytes(host.memory)],
+    ];
+    process.stdout.write(table(rows, []));
+  }
+  // Throws where the addon is missing; what is known without it was said above.
+  const found = devices();
+  const facts = { ...host, threads: getThreads(), defaultDevice: defaultDevice(), devices: found };
+  if (json) {
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
     return exitCodes.ok;
   }
   process.stdout.write(
-    table(
-      [
-        ['lowrank', facts.version],
-        ['Node.js', `${facts.node} on ${facts.platform}`],
-        ['processor', `${facts.processor.trim()}, ${facts.cores} cores`],
-        ['memory', mebibytes(facts.memory)],
-        ['kernel threads', String(facts.threads)],
-        ['default device', facts.defaultDevice],
-      ].map(([name, value]) => [name as string, ` ${value}`]),
-    ),
+    `kernels    ${facts.threads} threads, default device ${facts.defaultDevice}\n\n`,
   );
-  process.stdout.write('\n');
   for (const device of found) {
     process.stdout.write(`${device.device}: ${device.available ? 'available' : 'not available'}\n`);
     if (device.reason !== undefined) process.stdout.write(`  ${device.reason}\n`);

@@ -69,7 +69,7 @@ async function run(argv: readonly string[]): Promise<number> {
   }
   if (!Object.hasOwn(kSubcommands, name)) {
     const hint = suggestion(name, Object.keys(kSubcommands));
-    throw new UsageError(`${printable(name)} is not a command${hint} See: lowrank --help`);
+    throw new UsageError(`${printable(name)} is not a command${hint}. See: lowrank --help`);
   }
   const subcommand = await (kSubcommands[name] as (typeof kSubcommands)[string]).load();
   return subcommand(rest);

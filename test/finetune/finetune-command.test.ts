@@ -1,0 +1,326 @@
+/** `lowrank finetune` as a user runs it: results, interruption, and everything that can be wrong. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { readPeftAdapter } from '../../lib/checkpoint/peft.js';
+import { type Finished, requireBuilt, run, start } from './command.js';
+import { temporaryFolder } from './setup.js';
+import { type TinyCheckpointOptions, writeTinyCheckpoint } from './tiny-checkpoint.js';
+
+const folder = temporaryFolder();
+const model = path.join(folder, 'model');
+const text = path.join(folder, 'text.txt');
+const inFolder = (name: string) => path.join(folder, name);
+
+/** A tiny run; later options win. */
+const tiny = (out: string, ...more: string[]) => [
+  ...['finetune', '--model', model, '--data', text, '--out', inFolder(out), '--steps', '6'],
+  ...['--seq-len', '16', '--batch', '2', '--rank', '2', '--sample-tokens', '4', '--no-compare'],
+  ...more,
+];
+const weights = (out: string) => fs.readFileSync(inFolder(`${out}/adapter_model.safetensors`));
+
+beforeAll(() => {
+  requireBuilt();
+  writeTinyCheckpoint(model);
+  const line = (i: number) => `Document ${i} says that ${i} times ${i} is ${i * i}.`;
+  fs.writeFileSync(text, Array.from({ length: 40 }, (_, i) => line(i)).join('\n\n'));
+});
+
+describe('a run', () => {
+  let plain: Finished;
+  beforeAll(async () => {
+    plain = await run(tiny('plain', '--dropout', '0.1'));
+  });
+
+  it('writes an adapter that PEFT’s layout describes, a report and a table', () => {
+    expect(plain.stderr).toContain('adapter written to');
+    expect(plain.code).toBe(0);
+    const adapter = readPeftAdapter(inFolder('plain'));
+    expect(adapter.modules).toHaveLength(14);
+    expect(adapter.config.r).toBe(2);
+    expect(adapter.config.loraAlpha).toBe(4);
+    expect(adapter.config.taskType).toBe('CAUSAL_LM');
+    for (const row of ['held-out loss before', 'tokens/s', 'in nf4', 'memory of the process']) {
+      expect(plain.stdout).toContain(row);
+    }
+    expect(plain.stdout.match(/before:/g)).toHaveLength(2);
+    expect(fs.existsSync(inFolder('plain.checkpoint'))).toBe(false);
+    const html = fs.readFileSync(inFolder('plain/report.html'), 'utf8');
+    expect(html).toContain('<polyline');
+    expect(html).not.toMatch(/<script|src=|href=|url\(/);
+  });
+
+  it('is quiet: nothing of TensorFlow.js, no escapes where stderr is no terminal', () => {
+    expect(plain.stderr).not.toMatch(/tensorflow/i);
+    expect(plain.stderr).not.toContain('\u001b');
+  });
+
+  it('gives the same bytes again, and one JSON object with --json', async () => {
+    const again = await run(tiny('again', '--dropout', '0.1', '--json'));
+    expect(again.stderr).toBe('');
+    const result = JSON.parse(again.stdout);
+    expect(result.steps).toBe(6);
+    expect(result.history.train).toHaveLength(6);
+    expect(result.lossAfter).toBeLessThan(result.lossBefore);
+    expect(result.maxRss).toBeLessThan(700 * 2 ** 20);
+    expect(weights('again').equals(weights('plain'))).toBe(true);
+    const other = await run(tiny('other', '--dropout', '0.1', '--seed', '2'));
+    expect(other.code).toBe(0);
+    expect(weights('other').equals(weights('plain'))).toBe(false);
+  });
+
+  it('compares with the same training without the kernels, to the same loss', async () => {
+    const args = tiny('compared', '--json').filter((arg) => arg !== '--no-compare');
+    const { comparison } = JSON.parse((await run(args)).stdout);
+    expect(comparison.unfused_ms).toBeGreaterThan(0);
+    expect(Math.abs(comparison.fusedLoss - comparison.unfusedLoss)).toBeLessThan(1e-5);
+  });
+
+  it('takes other sizes, formats, shards, targets and ways to accumulate', async () => {
+    const wide = inFolder('wide');
+    writeTinyCheckpoint(wide, {
+      hiddenSize: 30,
+      intermediateSize: 172,
+      numAttentionHeads: 6,
+      numKeyValueHeads: 3,
+      headDim: 8,
+      tieWordEmbeddings: true,
+      shards: 2,
+      dtype: 'BF16',
+    });
+    const variants = [
+      ['--format', 'none', '--targets', 'q_proj,v_proj', '--rslora'],
+      ['--format', 'fp4', '--double-quant', '--blocksize', '128', '--accumulate', '3'],
+      ['--format', 'int8', '--weight-decay', '0.1', '--lora-alpha', '1', '--device', 'reference'],
+    ];
+    const runs = variants.map((variant, i) =>
+      run(tiny(`variant${i}`, '--model', wide, '--steps', '2', ...variant)),
+    );
+    for (const { code, stderr } of await Promise.all(runs)) expect(code, stderr).toBe(0);
+    expect(readPeftAdapter(inFolder('variant0')).modules).toHaveLength(4);
+  });
+});
+
+describe('interruption', () => {
+  const long = (out: string, ...more: string[]) =>
+    tiny(out, '--steps', '40', '--eval-every', '3', '--sample-tokens', '0', ...more);
+  let whole: Buffer;
+
+  beforeAll(async () => {
+    const { code, stderr } = await run(long('whole'));
+    expect(code, stderr).toBe(0);
+    whole = weights('whole');
+  });
+
+  it.each(['SIGINT', 'SIGTERM'] as const)(
+    '%s keeps the state; resuming gives the same bytes',
+    async (signal) => {
+      const out = `stopped-${signal}`;
+      const running = start(long(out));
+      await running.until('step 3: held-out');
+      running.child.kill(signal);
+      const { code, stderr } = await running.finished;
+      expect(code, stderr).toBe(signal === 'SIGINT' ? 130 : 143);
+      expect(stderr).toContain('--resume');
+      expect(fs.existsSync(inFolder(out))).toBe(false);
+      const other = await run(long(out, '--resume', '--rank', '3'));
+      expect(other.code).toBe(5);
+      expect(other.stderr).toContain('rank 2 instead of 3');
+      const resumed = await run(long(out, '--resume'));
+      expect(resumed.code, resumed.stderr).toBe(0);
+      expect(weights(out).equals(whole)).toBe(true);
+      expect(fs.existsSync(inFolder(`${out}.checkpoint`))).toBe(false);
+    },
+  );
+
+  it('kill -9 between checkpoints loses only the steps since the last', async () => {
+    const running = start(long('killed', '--save-every', '1'));
+    await running.until('step 6: held-out');
+    running.child.kill('SIGKILL');
+    await running.finished;
+    expect(fs.existsSync(inFolder('killed'))).toBe(false);
+    const resumed = await run(long('killed', '--resume', '--save-every', '1'));
+    expect(resumed.code, resumed.stderr).toBe(0);
+    expect(weights('killed').equals(whole)).toBe(true);
+  });
+
+  it('before the first step nothing is written', async () => {
+    const running = start(tiny('early', '--sample-tokens', '60000'));
+    await new Promise((resolve) => setTimeout(resolve, 1500));
+    running.child.kill('SIGINT');
+    const { code, stderr } = await running.finished;
+    // So early that node has not installed a handler yet, the signal itself ends it.
+    expect([130, 'SIGINT'], stderr).toContain(code);
+    expect(fs.readdirSync(folder).filter((name) => name.includes('early'))).toEqual([]);
+  });
+
+  it('a new run keeps the old state aside', async () => {
+    fs.writeFileSync(inFolder('anew.checkpoint'), 'state of an earlier run');
+    const { code, stderr } = await run(tiny('anew'));
+    expect(code).toBe(0);
+    expect(stderr).toContain('unfinished run');
+    expect(fs.readFileSync(inFolder('anew.checkpoint.old'), 'utf8')).toBe(
+      'state of an earlier run',
+    );
+  });
+});
+
+describe('a full disk', () => {
+  // The file size limit stands in for the disk: the same error path, and no root needed.
+  const limited = (blocks: number) => `trap '' XFSZ; ulimit -f ${blocks}; exec "$@"`;
+
+  it.each([
+    ['adapter', ['--rank', '64'], 4],
+    ['checkpoint', ['--rank', '64', '--save-every', '1'], 4],
+  ])('says so and leaves what was there: %s', async (name, more, blocks) => {
+    const out = `full-${name}`;
+    const first = await run(tiny(out));
+    expect(first.code, first.stderr).toBe(0);
+    const before = weights(out);
+    const { code, stderr } = await run(tiny(out, ...more), { wrap: limited(blocks) });
+    expect(code, stderr).toBe(6);
+    expect(stderr).toMatch(/lowrank: .*full disk or a file size limit/);
+    expect(weights(out).equals(before)).toBe(true);
+    const left = fs.readdirSync(folder).filter((entry) => entry.includes(out));
+    expect(left).toEqual([out]);
+  });
+});
+
+describe('wrong input', () => {
+  const broken = (
+    name: string,
+    change: (dir: string) => void,
+    options: TinyCheckpointOptions = {},
+  ) => {
+    const dir = inFolder(name);
+    writeTinyCheckpoint(dir, options);
+    change(dir);
+    return ['--model', dir];
+  };
+  const file = (name: string, content: string | Uint8Array) => {
+    fs.writeFileSync(inFolder(name), content);
+    return inFolder(name);
+  };
+  const cases: [string, () => string[], number, RegExp][] = [
+    ['a missing folder', () => ['--model', inFolder('nowhere')], 3, /nowhere" must/],
+    [
+      'another architecture',
+      () =>
+        broken('gpt', () => {}, {
+          config: { architectures: ['GPT2LMHeadModel'], model_type: 'gpt2' },
+        }),
+      4,
+      /supported architecture: LlamaForCausalLM.*GPT2LMHeadModel/,
+    ],
+    [
+      'no tokenizer',
+      () => broken('no-tokenizer', (dir) => fs.rmSync(path.join(dir, 'tokenizer.json'))),
+      3,
+      /tokenizer\.json/,
+    ],
+    [
+      'a broken tokenizer',
+      () =>
+        broken('bad-tokenizer', (dir) =>
+          fs.writeFileSync(path.join(dir, 'tokenizer.json'), '{"model":{"type":"No"}}'),
+        ),
+      3,
+      /tokenizer/,
+    ],
+    [
+      'another model’s tokenizer',
+      () =>
+        broken('small', () => {}, {
+          vocabSize: 90,
+          config: { eos_token_id: 1, bos_token_id: 1 },
+        }),
+      3,
+      /do not belong together/,
+    ],
+    [
+      'a truncated checkpoint',
+      () => broken('cut', (dir) => fs.truncateSync(path.join(dir, 'model.safetensors'), 5000)),
+      3,
+      /model\.safetensors/,
+    ],
+    [
+      'a pickle',
+      () =>
+        broken('pickle', (dir) =>
+          fs.renameSync(path.join(dir, 'model.safetensors'), path.join(dir, 'pytorch_model.bin')),
+        ),
+      3,
+      /pickle/i,
+    ],
+    ['a missing text', () => ['--data', inFolder('no.txt')], 3, /no\.txt" must exist/],
+    [
+      'an empty text',
+      () => ['--data', file('empty.txt', ' \n\n ')],
+      2,
+      /must hold text to train on, got an empty one/,
+    ],
+    [
+      'too short a text',
+      () => ['--data', file('short.txt', 'Hello.')],
+      2,
+      /at least 33 tokens.*got 7/,
+    ],
+    [
+      'bytes for a text',
+      () => ['--data', file('bytes.txt', new Uint8Array([0x66, 0xff, 0xfe, 0x00]))],
+      3,
+      /must be UTF-8 text/,
+    ],
+    [
+      'sequences longer than the model',
+      () => ['--seq-len', '65'],
+      2,
+      /at most the model's 64 positions, got 65/,
+    ],
+    ['a file for --out', () => ['--out', text], 3, /--out .* must be a folder, got a file/],
+    ['somebody’s folder for --out', () => ['--out', model], 3, /must be a new or empty folder/],
+    ['nothing to resume', () => ['--resume'], 5, /got nothing there/],
+    ['an unknown device', () => ['--device', 'gpu9'], 4, /device/],
+    [
+      'a wrong number',
+      () => ['--rank', '8.5'],
+      2,
+      /--rank must be an integer from 1 to 4096, got "8\.5"/,
+    ],
+    ['a number out of range', () => ['--dropout', '1'], 2, /--dropout must be in \[0, 1\)/],
+    ['an unknown target', () => ['--targets', 'q_proj,nope'], 2, /all-linear or a list of q_proj/],
+    [
+      'a mistyped option',
+      () => ['--stesp', '3'],
+      2,
+      /"--stesp" is not an option \(did you mean --steps\?\)/,
+    ],
+    ['an option without a value', () => ['--lr'], 2, /--lr needs a value/],
+    [
+      'an unknown format',
+      () => ['--format', 'nf5'],
+      2,
+      /--format must be one of nf4, fp4, int8, none/,
+    ],
+    ['a stray argument', () => ['extra'], 2, /takes no further arguments/],
+    [
+      'a hostile name',
+      () => ['--model', inFolder('\u001b[2J\u202egnp')],
+      3,
+      /\\u001b\[2J\\u202egnp/,
+    ],
+  ];
+
+  it.each(cases)('%s', async (name, args, code, message) => {
+    const out = `wrong ${name.replace(/\W/g, '-')}`;
+    const result = await run(tiny(out, ...args()));
+    expect(result.stderr).toMatch(message);
+    expect(result.code).toBe(code);
+    expect(result.stderr, 'no stack').not.toMatch(/ at .*\.js:\d+/);
+    expect(['\u001b', '\u202e'].filter((steering) => result.stderr.includes(steering))).toEqual([]);
+    expect(result.stdout).toBe('');
+    expect(fs.readdirSync(folder).filter((entry) => entry.includes(out))).toEqual([]);
+  });
+});

@@ -1,0 +1,202 @@
+/** `lowrank` itself, and the subcommands beside the fine-tune. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { splitBitsandbytes } from '../../lib/checkpoint/bitsandbytes.js';
+import { readSafetensors } from '../../lib/checkpoint/safetensors.js';
+import { dequantize, QuantizedWeight } from '../../lib/index.js';
+import { requireBuilt, run } from './command.js';
+import { temporaryFolder } from './setup.js';
+import { writeTinyCheckpoint } from './tiny-checkpoint.js';
+
+const folder = temporaryFolder();
+const inFolder = (name: string) => path.join(folder, name);
+
+beforeAll(() => {
+  requireBuilt();
+  writeTinyCheckpoint(inFolder('single'), { dtype: 'BF16' });
+  writeTinyCheckpoint(inFolder('sharded'), { shards: 3 });
+});
+
+describe('the command', () => {
+  it('helps, versions itself, and suggests', async () => {
+    const help = await run(['--help']);
+    expect(help.code).toBe(0);
+    for (const word of ['finetune', 'quantize', 'info', 'bench', 'build', 'Exit codes', '130']) {
+      expect(help.stdout).toContain(word);
+    }
+    expect((await run([])).code).toBe(2);
+    expect((await run(['--version'])).stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+    const wrong = await run(['finetun']);
+    expect(wrong.code).toBe(2);
+    expect(wrong.stderr).toContain('did you mean finetune?');
+    for (const name of ['finetune', 'quantize', 'info', 'bench', 'build']) {
+      const own = await run([name, '--help']);
+      expect(own.code).toBe(0);
+      expect(own.stdout).toContain(`lowrank ${name}`);
+    }
+  });
+
+  it('does not mind a reader that goes away', async () => {
+    const { code, stderr } = await run(['info'], {
+      wrap: 'set -o pipefail; "$@" | head -c 1 >/dev/null',
+    });
+    expect(code, stderr).toBe(0);
+  });
+});
+
+describe('info', () => {
+  it('lists the devices, in words and in JSON', async () => {
+    const plain = await run(['info']);
+    expect(plain.code).toBe(0);
+    expect(plain.stdout).toMatch(/^cpu: available$/m);
+    const facts = JSON.parse((await run(['info', '--json'])).stdout);
+    expect(facts.threads).toBeGreaterThan(0);
+    const names = facts.devices.map(({ device }: { device: string }) => device);
+    expect(names).toContain('cpu');
+    expect(names).toContain('reference');
+  });
+
+  it('says why the addon is missing', async () => {
+    const { code, stdout, stderr } = await run(['info'], {
+      wrap: `LOWRANK_BINDING=${inFolder('no.node')} exec "$@"`,
+    });
+    expect(code).toBe(8);
+    expect(stdout).toContain('Node.js');
+    expect(stderr).toContain('no.node');
+    expect(stderr).toContain('LOWRANK_BINDING');
+  });
+});
+
+describe('quantize', () => {
+  const load = (file: string) => splitBitsandbytes(readSafetensors(file).tensors);
+
+  it.each([
+    ['nf4', ['--double-quant']],
+    ['fp4', ['--blocksize', '128']],
+  ])('a folder to %s: what comes out dequantises to what went in', async (format, more) => {
+    const out = inFolder(`out-${format}`);
+    const { code, stderr, stdout } = await run([
+      'quantize',
+      inFolder('single'),
+      out,
+      '--format',
+      format,
+      ...more,
+    ]);
+    expect(code, stderr).toBe(0);
+    expect(stdout).toContain('14');
+    const source = readSafetensors(path.join(inFolder('single'), 'model.safetensors')).tensors;
+    const { layers, rest } = load(path.join(out, 'model.safetensors'));
+    expect(layers.size).toBe(14);
+    expect([...rest.keys()].sort()).toEqual(
+      [...source.keys()].filter((name) => /norm|embed|lm_head/.test(name)).sort(),
+    );
+    for (const [name, state] of layers) {
+      const weight = QuantizedWeight.fromBitsandbytes(state);
+      const original = source.get(`${name}.weight`);
+      const values = new Float32Array(
+        Uint32Array.from(original?.data as Uint16Array, (bits) => bits << 16).buffer,
+      );
+      const restored = dequantize(weight, { dtype: 'f32' }).readSync();
+      const largest = Math.max(...values.map(Math.abs));
+      const worst = Math.max(
+        ...values.map((value, i) => Math.abs(value - (restored[i] as number))),
+      );
+      // Half the widest step of the codebooks, times the largest scale.
+      expect(worst / largest, name).toBeLessThan(0.2);
+      expect(worst).toBeGreaterThan(0);
+      weight.dispose();
+    }
+    const config = JSON.parse(fs.readFileSync(path.join(out, 'config.json'), 'utf8'));
+    expect(config.quantization_config.bnb_4bit_quant_type).toBe(format);
+    expect(fs.existsSync(path.join(out, 'tokenizer.json'))).toBe(true);
+    expect(fs.existsSync(`${out}.partial`)).toBe(false);
+  });
+
+  it('shards stay shards, and the index names the new tensors', async () => {
+    const out = inFolder('out-sharded');
+    const { code, stderr } = await run(['quantize', inFolder('sharded'), out, '--json']);
+    expect(code, stderr).toBe(0);
+    const index = JSON.parse(
+      fs.readFileSync(path.join(out, 'model.safetensors.index.json'), 'utf8'),
+    );
+    const names = new Set(Object.values<string>(index.weight_map));
+    expect(names.size).toBe(3);
+    for (const name of names) {
+      for (const key of readSafetensors(path.join(out, name)).tensors.keys()) {
+        expect(index.weight_map[key]).toBe(name);
+      }
+    }
+  });
+
+  it('goes on with a folder that was interrupted, if nothing changed', async () => {
+    const out = inFolder('out-again');
+    const full = await run(['quantize', inFolder('sharded'), out]);
+    expect(full.code).toBe(0);
+    const shard = 'model-00001-of-00003.safetensors';
+    const limited = await run(['quantize', inFolder('sharded'), inFolder('out-cut')], {
+      wrap: `trap '' XFSZ; ulimit -f 2; exec "$@"`,
+    });
+    expect(limited.code, limited.stderr).toBe(6);
+    expect(fs.existsSync(inFolder('out-cut'))).toBe(false);
+    fs.copyFileSync(path.join(out, shard), path.join(inFolder('out-cut.partial'), shard));
+    const before = fs.statSync(path.join(inFolder('out-cut.partial'), shard)).mtimeMs;
+    const resumed = await run(['quantize', inFolder('sharded'), inFolder('out-cut')]);
+    expect(resumed.code, resumed.stderr).toBe(0);
+    expect(fs.statSync(path.join(inFolder('out-cut'), shard)).mtimeMs).toBe(before);
+    for (const name of fs.readdirSync(out)) {
+      const [a, b] = [path.join(out, name), path.join(inFolder('out-cut'), name)];
+      expect(fs.readFileSync(b).equals(fs.readFileSync(a)), name).toBe(true);
+    }
+  });
+
+  it('a single file to int8', async () => {
+    const source = path.join(inFolder('single'), 'model.safetensors');
+    const out = inFolder('int8.safetensors');
+    const { code, stderr } = await run(['quantize', source, out, '--format', 'int8']);
+    expect(code, stderr).toBe(0);
+    expect(load(out).layers.size).toBe(14);
+  });
+
+  it.each<[string, () => string[], number, RegExp]>([
+    ['a missing source', () => [inFolder('none'), inFolder('x')], 3, /none" must exist/],
+    ['a folder without weights', () => [folder, inFolder('x')], 3, /must hold model\.safetensors/],
+    ['a used target', () => [inFolder('single'), inFolder('sharded')], 3, /new or empty folder/],
+    ['a shard outside', () => [escaping(), inFolder('x')], 3, /plain \.safetensors files/],
+    ['one argument', () => [inFolder('single')], 2, /takes IN and OUT/],
+    [
+      'a wrong blocksize',
+      () => [inFolder('single'), inFolder('x'), '--blocksize', '48'],
+      4,
+      /power of two/,
+    ],
+  ])('refuses %s', async (_, args, code, message) => {
+    const result = await run(['quantize', ...args()]);
+    expect(result.stderr).toMatch(message);
+    expect(result.code).toBe(code);
+    expect(fs.existsSync(inFolder('x'))).toBe(false);
+  });
+
+  function escaping(): string {
+    const dir = inFolder('escaping');
+    fs.mkdirSync(dir, { recursive: true });
+    const index = { weight_map: { a: '../single/model.safetensors' } };
+    fs.writeFileSync(path.join(dir, 'model.safetensors.index.json'), JSON.stringify(index));
+    return dir;
+  }
+});
+
+describe('bench', () => {
+  it('measures every op, in a table and in JSON', async () => {
+    const args = ['bench', '--op', 'all', '--shape', '16x40x24', '--repeats', '3', '--rank', '4'];
+    const plain = await run([...args, '--peers', 'unfused']);
+    expect(plain.code, plain.stderr).toBe(0);
+    expect(plain.stdout).toContain('loraBackward 16x40x24 lowrank cpu');
+    const json = JSON.parse((await run([...args, '--peers', 'tfjs', '--json'])).stdout);
+    expect(json.rows).toHaveLength(8);
+    for (const row of json.rows) expect(row.p10_ms).toBeLessThanOrEqual(row.p90_ms);
+    expect((await run(['bench', '--shape', '4x4'])).code).toBe(2);
+  });
+});
