@@ -55,7 +55,7 @@ export interface Binding {
   share(tensor: NativeHandle): NativeHandle;
   dispose(handle: NativeHandle): void;
   read(handle: NativeHandle, part: string | null, target: HostArray, done: Callback): void;
-  readSync(handle: NativeHandle, part: string | null, target: HostArray): void;
+  readSync(handle: NativeHandle, part: string | null, target: HostArray): boolean;
   writeTensor(tensor: NativeHandle, data: HostArray): void;
   toDevice(handle: NativeHandle, device: string): NativeHandle;
   synchronize(device: string, done: Callback): void;

@@ -1,7 +1,7 @@
 import { type NativeHandle, native, nativeAsync } from './binding.js';
 import { type Device, resolveDevice } from './device.js';
 import { checkDType, type DType, dtypeBytes } from './dtype.js';
-import { fail, wrongType } from './errors.js';
+import { fail, LowrankError, wrongType } from './errors.js';
 import { track } from './scope.js';
 import { checkDims, checkFinite, readOptions, seedWords } from './validate.js';
 
@@ -331,7 +331,11 @@ export class Tensor implements Disposable {
     if (target.length !== this.size) {
       fail('ERR_SHAPE', 'readInto', 'target', `of length ${this.size}`, String(target.length));
     }
-    native('readInto', (raw) => raw.readSync(handle, null, target));
+    if (!native('readInto', (raw) => raw.readSync(handle, null, target))) {
+      // Thrown here: worker.terminate() stops a thread only some instructions later, and the target
+      // holds nothing.
+      throw new LowrankError('ERR_CANCELLED', 'readInto: the environment is closing');
+    }
   }
 
   /**

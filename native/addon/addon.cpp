@@ -7,8 +7,14 @@
 namespace lowrank::addon {
 namespace {
 
+// Handles are finalised before the instance data, so what they bury last is deleted here.
+void DeleteState(Napi::Env env, EnvState* state) {
+  state->graveyard()->DeleteBuried(env);
+  delete state;
+}
+
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
-  env.SetInstanceData(new EnvState(env));
+  env.SetInstanceData<EnvState, DeleteState>(new EnvState(env));
   RegisterDevices(env, exports);
   RegisterTensors(env, exports);
   RegisterTransfer(env, exports);

@@ -3,6 +3,9 @@
 
 #include <napi.h>
 
+#include <exception>
+#include <new>
+
 namespace lowrank::addon {
 
 void RegisterTensors(Napi::Env env, Napi::Object exports);   // tensors.cpp
@@ -11,9 +14,24 @@ void RegisterOps(Napi::Env env, Napi::Object exports);       // ops.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);   // weights.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);   // devices.cpp
 
-inline void Export(Napi::Env env, Napi::Object exports, const char* name,
-                   Napi::Value (*function)(const Napi::CallbackInfo&)) {
-  exports.Set(name, Napi::Function::New(env, function, name));
+/// `kFunction`, with everything that it may throw as a JavaScript error with a stable code.
+template <Napi::Value (*kFunction)(const Napi::CallbackInfo&)>
+Napi::Value Guarded(const Napi::CallbackInfo& info) {
+  try {
+    return kFunction(info);
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::bad_alloc&) {
+    napi_throw_error(info.Env(), "ERR_OOM", "no memory left on the host");
+  } catch (const std::exception& error) {
+    napi_throw_error(info.Env(), "ERR_COMPUTE", error.what());
+  }
+  return Napi::Value();
+}
+
+template <Napi::Value (*kFunction)(const Napi::CallbackInfo&)>
+void Export(Napi::Env env, Napi::Object exports, const char* name) {
+  exports.Set(name, Napi::Function::New(env, Guarded<kFunction>, name));
 }
 
 }  // namespace lowrank::addon

@@ -61,11 +61,11 @@ Napi::Value ThreadCount(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void RegisterDevices(Napi::Env env, Napi::Object exports) {
-  Export(env, exports, "devices", Devices);
-  Export(env, exports, "memoryUsage", Memory);
-  Export(env, exports, "resetPeak", ResetPeak);
-  Export(env, exports, "setThreads", SetThreadCount);
-  Export(env, exports, "threads", ThreadCount);
+  Export<Devices>(env, exports, "devices");
+  Export<Memory>(env, exports, "memoryUsage");
+  Export<ResetPeak>(env, exports, "resetPeak");
+  Export<SetThreadCount>(env, exports, "setThreads");
+  Export<ThreadCount>(env, exports, "threads");
 }
 
 }  // namespace lowrank::addon

@@ -1,10 +1,38 @@
 #include "native/addon/env_state.h"
 
-#include <new>
+#include <utility>
+
+#include "native/core/registry.h"
 
 namespace lowrank::addon {
 
-EnvState::EnvState(Napi::Env env) : cancel_(std::make_shared<CancelToken>()) {
+Graveyard::~Graveyard() {
+  // Whoever is left went down with its environment; only the places are ours to free.
+  for (Grave* grave = TakeAll(); grave != nullptr;) delete std::exchange(grave, grave->next);
+}
+
+void Graveyard::Bury(std::unique_ptr<Grave> grave) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  grave->next = first_;
+  first_ = grave.release();
+}
+
+Graveyard::Grave* Graveyard::TakeAll() {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::exchange(first_, nullptr);
+}
+
+void Graveyard::DeleteBuried(napi_env env) {
+  for (Grave* grave = TakeAll(); grave != nullptr;) {
+    napi_delete_reference(env, grave->reference);
+    delete std::exchange(grave, grave->next);
+  }
+}
+
+EnvState::EnvState(Napi::Env env)
+    : env_(env),
+      cancel_(std::make_shared<CancelToken>()),
+      graveyard_(std::make_shared<Graveyard>()) {
   channel_ = decltype(channel_)::New(env, "lowrank", 0, 1, this);
   channel_.Unref(env);
   // Added after the channel, so it runs before the channel's own teardown.
@@ -13,58 +41,70 @@ EnvState::EnvState(Napi::Env env) : cancel_(std::make_shared<CancelToken>()) {
 
 EnvState& EnvState::Of(Napi::Env env) { return *env.GetInstanceData<EnvState>(); }
 
-// worker.terminate() or the end of the process: running kernels stop at their next tile, queued
-// ones do nothing; after that no thread of ours touches this environment again.
+void EnvState::Abandon() {
+  cancel_->Cancel();
+  DropQueued(cancel_.get());
+}
+
+// worker.terminate(), or the end of the process: after this no thread of ours touches the
+// environment again.
 void EnvState::OnTeardown(EnvState* state) {
-  state->cancel_->Cancel();
+  state->Abandon();
   state->cancel_->WaitIdle();
   state->pending_.clear();
   state->channel_.Abort();
+  state->graveyard_->DeleteBuried(state->env_);
 }
 
-uint64_t EnvState::Expect(Napi::Env env, Pending pending) {
-  const uint64_t id = next_id_++;
-  if (pending_.empty()) channel_.Ref(env);
-  pending_.emplace(id, std::move(pending));
-  return id;
+EnvState::Pending* EnvState::Expect(Napi::Env env, const Napi::Value& callback,
+                                    const Napi::Value& target) {
+  pending_.emplace_front();
+  Pending* pending = &pending_.front();
+  pending->self = pending_.begin();
+  if (pending_.size() == 1) channel_.Ref(env);
+  try {
+    pending->callback = Napi::Persistent(callback.As<Napi::Function>());
+    if (!target.IsEmpty()) pending->target = Napi::Persistent(target.As<Napi::Object>());
+  } catch (...) {
+    Forget(env, pending);
+    throw;
+  }
+  return pending;
 }
 
-void EnvState::Settle(uint64_t id, const Status& status) {
-  Settled* settled = new (std::nothrow) Settled{id, status};
-  if (settled == nullptr) return;
-  if (channel_.NonBlockingCall(settled) != napi_ok) delete settled;
+void EnvState::Settle(Pending* pending, const Status& outcome) noexcept {
+  pending->outcome = outcome;
+  // Refused only after Abort, when nobody waits any more.
+  channel_.NonBlockingCall(pending);
 }
 
-void EnvState::Forget(Napi::Env env, uint64_t id) {
-  pending_.erase(id);
+void EnvState::Forget(Napi::Env env, Pending* pending) {
+  pending_.erase(pending->self);
   if (pending_.empty()) channel_.Unref(env);
 }
 
-void EnvState::Deliver(Napi::Env env, Napi::Function, EnvState* state, Settled* settled) {
-  const std::unique_ptr<Settled> owned(settled);
-  // A null env means that the queue is being emptied at teardown; OnTeardown has cleared pending_.
+// In plain Node-API, with failures ignored: an environment on its way out refuses any of these
+// calls, and an exception here would end the process. What the callback itself throws stays
+// pending, and Node reports it as uncaught.
+void EnvState::Deliver(Napi::Env env, Napi::Function, EnvState* state, Pending* pending) {
+  // A null env means that the channel is being emptied at teardown; OnTeardown has cleared
+  // pending_.
   if (env == nullptr) return;
-  const auto found = state->pending_.find(owned->id);
-  if (found == state->pending_.end()) return;
-  Pending pending = std::move(found->second);
-  state->Forget(env, owned->id);
-  const Napi::HandleScope scope(env);
-  const Status& status = owned->status;
-  pending.callback.Call({
-      status.ok() ? env.Null() : Napi::String::New(env, CodeName(status.code())).As<Napi::Value>(),
-      Napi::String::New(env, status.message()),
-  });
-}
-
-void EnvState::Bury(napi_ref reference) {
-  const std::lock_guard<std::mutex> lock(buried_mutex_);
-  buried_.push_back(reference);
-}
-
-void EnvState::DeleteBuried(Napi::Env env) {
-  const std::lock_guard<std::mutex> lock(buried_mutex_);
-  for (napi_ref reference : buried_) napi_delete_reference(env, reference);
-  buried_.clear();
+  const Status outcome = pending->outcome;
+  napi_value callback = nullptr;
+  napi_value self = nullptr;
+  napi_value arguments[2] = {};
+  const std::string& message = outcome.message();
+  bool ready =
+      napi_get_reference_value(env, pending->callback, &callback) == napi_ok &&
+      napi_get_undefined(env, &self) == napi_ok &&
+      napi_create_string_utf8(env, message.data(), message.size(), &arguments[1]) == napi_ok;
+  ready =
+      ready && (outcome.ok() ? napi_get_null(env, &arguments[0])
+                             : napi_create_string_utf8(env, CodeName(outcome.code()),
+                                                       NAPI_AUTO_LENGTH, &arguments[0])) == napi_ok;
+  state->Forget(env, pending);
+  if (ready) napi_call_function(env, self, callback, 2, arguments, nullptr);
 }
 
 }  // namespace lowrank::addon

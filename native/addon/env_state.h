@@ -4,24 +4,50 @@
 
 #include <napi.h>
 
-#include <cstdint>
-#include <map>
+#include <list>
 #include <memory>
 #include <mutex>
-#include <vector>
 
 #include "native/core/backend.h"
 
 namespace lowrank::addon {
 
-/// One `read()` or `synchronize()` that waits for its queue. Lives and dies on the JS thread.
-struct Pending {
-  Napi::FunctionReference callback;  // (code: string | null, message: string) => void
-  Napi::ObjectReference target;      // the array that the bytes go into, kept alive
+/// References to JavaScript objects that native memory no longer needs. Any thread may bury one;
+/// they are deleted on the JS thread. Shared with every memory that will bury, so that it does not
+/// matter who of them and the environment goes first.
+class Graveyard {
+ public:
+  /// One reference and its place here, so that burying, which destructors do, needs no memory.
+  struct Grave {
+    napi_ref reference = nullptr;
+    Grave* next = nullptr;
+  };
+
+  Graveyard() = default;
+  ~Graveyard();
+  Graveyard(const Graveyard&) = delete;
+  Graveyard& operator=(const Graveyard&) = delete;
+
+  void Bury(std::unique_ptr<Grave> grave);
+  void DeleteBuried(napi_env env);
+
+ private:
+  Grave* TakeAll();
+
+  std::mutex mutex_;
+  Grave* first_ = nullptr;
 };
 
 class EnvState {
  public:
+  /// One `read()` or `synchronize()` that waits for its queue.
+  struct Pending {
+    Napi::FunctionReference callback;  // (code: string | null, message: string) => void
+    Napi::ObjectReference target;      // the array that the bytes go into, kept alive
+    Status outcome;                    // written by Settle
+    std::list<Pending>::iterator self;
+  };
+
   explicit EnvState(Napi::Env env);
   ~EnvState() = default;
   EnvState(const EnvState&) = delete;
@@ -30,33 +56,27 @@ class EnvState {
   static EnvState& Of(Napi::Env env);
 
   const CancelPtr& cancel() const { return cancel_; }
+  const std::shared_ptr<Graveyard>& graveyard() const { return graveyard_; }
 
-  /// Keeps `pending` until Settle; returns its id. Keeps the event loop alive meanwhile.
-  uint64_t Expect(Napi::Env env, Pending pending);
-  /// From any thread, any number of times in flight: calls the callback on the JS thread.
-  void Settle(uint64_t id, const Status& status);
+  /// Keeps both until Settle or Forget, and the event loop alive meanwhile. `target` may be empty.
+  Pending* Expect(Napi::Env env, const Napi::Value& callback, const Napi::Value& target);
+  /// From any thread, once, never throws: calls the callback on the JS thread.
+  void Settle(Pending* pending, const Status& outcome) noexcept;
   /// Drops one that was never queued.
-  void Forget(Napi::Env env, uint64_t id);
+  void Forget(Napi::Env env, Pending* pending);
 
-  /// From any thread: a reference to a JavaScript object that native memory no longer needs. It is
-  /// deleted on the JS thread, at the next call into the addon.
-  void Bury(napi_ref reference);
-  void DeleteBuried(Napi::Env env);
+  /// Stops the work of this environment: running kernels at their next tile, queued ops at once.
+  void Abandon();
 
  private:
-  struct Settled {
-    uint64_t id;
-    Status status;
-  };
-  static void Deliver(Napi::Env env, Napi::Function unused, EnvState* state, Settled* settled);
+  static void Deliver(Napi::Env env, Napi::Function unused, EnvState* state, Pending* pending);
   static void OnTeardown(EnvState* state);
 
+  Napi::Env env_;
   CancelPtr cancel_;
-  Napi::TypedThreadSafeFunction<EnvState, Settled, &EnvState::Deliver> channel_;
-  uint64_t next_id_ = 1;
-  std::map<uint64_t, Pending> pending_;  // JS thread only
-  std::mutex buried_mutex_;
-  std::vector<napi_ref> buried_;
+  std::shared_ptr<Graveyard> graveyard_;
+  Napi::TypedThreadSafeFunction<EnvState, Pending, &EnvState::Deliver> channel_;
+  std::list<Pending> pending_;  // JS thread only
 };
 
 }  // namespace lowrank::addon

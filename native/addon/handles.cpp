@@ -163,7 +163,7 @@ void Dispose(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kType, "dispose", "handle", "a tensor or a quantised weight",
                              KindOf(info[0])));
   }
-  EnvState::Of(env).DeleteBuried(env);
+  EnvState::Of(env).graveyard()->DeleteBuried(env);
 }
 
 std::string StringArg(const Napi::Value& value, const char* op, const char* operand) {
@@ -219,7 +219,7 @@ std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op) {
     overflow = __builtin_mul_overflow(count, shape.back(), &count) || overflow;
   }
   // Even a product with a zero must not overflow on the way: kernels fold dimensions.
-  if (overflow || count > (int64_t{1} << 56)) {
+  if (overflow || count > kMaxElements) {
     ThrowIfError(env, Refuse(Code::kShape, op, "shape", "of at most 2^56 elements", "more"));
   }
   return shape;
@@ -243,7 +243,15 @@ TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector
   TensorHandle handle;
   handle.dtype = dtype;
   handle.shape = std::move(shape);
-  const size_t bytes = static_cast<size_t>(handle.elems()) * DTypeBytes(dtype);
+  // A result's shape is made of its operands' dimensions: each fits, their product may not. Wrapped
+  // to something small it would pass for an allocation, and a kernel would write past it.
+  int64_t count = 1;
+  for (const int64_t dim : handle.shape) {
+    if (__builtin_mul_overflow(count, dim, &count) || count > kMaxElements) {
+      ThrowIfError(env, Refuse(Code::kShape, "tensor", "shape", "of at most 2^56 elements", "more"));
+    }
+  }
+  const size_t bytes = static_cast<size_t>(count) * DTypeBytes(dtype);
   ThrowIfError(env, backend->Allocate(bytes, &handle.storage));
   return handle;
 }

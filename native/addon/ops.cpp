@@ -224,10 +224,10 @@ Napi::Value LoraBackward(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void RegisterOps(Napi::Env env, Napi::Object exports) {
-  Export(env, exports, "matmul", Matmul);
-  Export(env, exports, "matmulInputGrad", MatmulInputGrad);
-  Export(env, exports, "loraForward", LoraForward);
-  Export(env, exports, "loraBackward", LoraBackward);
+  Export<Matmul>(env, exports, "matmul");
+  Export<MatmulInputGrad>(env, exports, "matmulInputGrad");
+  Export<LoraForward>(env, exports, "loraForward");
+  Export<LoraBackward>(env, exports, "loraBackward");
 }
 
 }  // namespace lowrank::addon

@@ -1,5 +1,8 @@
 /// Making tensors: from data, zero-copy over memory of the caller, random, cast.
 #include <cstring>
+#include <functional>
+#include <memory>
+#include <utility>
 
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
@@ -24,6 +27,26 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
     std::memset(handle.storage->data(), 0, handle.storage->bytes());
   }
   return WrapTensor(env, std::move(handle));
+}
+
+/// A function that gives `value` up, from any thread; it need not be called.
+std::function<void()> KeepAlive(Napi::Env env, const Napi::Value& value) {
+  /// Buries the reference when the last copy of the function goes.
+  struct Hold {
+    std::shared_ptr<Graveyard> graveyard;
+    std::unique_ptr<Graveyard::Grave> grave;
+    ~Hold() {
+      if (grave && grave->reference != nullptr) graveyard->Bury(std::move(grave));
+    }
+  };
+  const auto hold = std::make_shared<Hold>();
+  hold->grave = std::make_unique<Graveyard::Grave>();
+  hold->graveyard = EnvState::Of(env).graveyard();
+  std::function<void()> release = [hold] {};
+  if (napi_create_reference(env, value, 1, &hold->grave->reference) != napi_ok) {
+    Throw(env, Code::kOom, "Tensor.wrap: no memory for a reference");
+  }
+  return release;
 }
 
 // wrapTensor(device, dtype, shape, typedArray | bigint): no copy. A typed array is kept alive until
@@ -53,12 +76,7 @@ Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
                                std::to_string(array.length * array.element_bytes())));
     }
     data = array.data;
-    napi_ref reference;
-    if (napi_create_reference(env, info[3], 1, &reference) != napi_ok) {
-      Throw(env, Code::kOom, "Tensor.wrap: no memory for a reference");
-    }
-    EnvState* state = &EnvState::Of(env);
-    release = [state, reference] { state->Bury(reference); };
+    release = KeepAlive(env, info[3]);
   }
   handle.storage = Storage::Foreign(backend, data, bytes, std::move(release));
   return WrapTensor(env, std::move(handle));
@@ -109,12 +127,12 @@ Napi::Value DisposeHandle(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void RegisterTensors(Napi::Env env, Napi::Object exports) {
-  Export(env, exports, "createTensor", CreateTensor);
-  Export(env, exports, "wrapTensor", WrapMemory);
-  Export(env, exports, "randomTensor", RandomTensor);
-  Export(env, exports, "castTensor", CastTensor);
-  Export(env, exports, "share", Share);
-  Export(env, exports, "dispose", DisposeHandle);
+  Export<CreateTensor>(env, exports, "createTensor");
+  Export<WrapMemory>(env, exports, "wrapTensor");
+  Export<RandomTensor>(env, exports, "randomTensor");
+  Export<CastTensor>(env, exports, "castTensor");
+  Export<Share>(env, exports, "share");
+  Export<DisposeHandle>(env, exports, "dispose");
 }
 
 }  // namespace lowrank::addon

@@ -1,4 +1,5 @@
 /// Bytes between JavaScript, tensors and devices, each in the order of the device's queue.
+#include <chrono>
 #include <condition_variable>
 #include <cstring>
 #include <memory>
@@ -22,6 +23,10 @@ class Parcel {
     status_ = status;
     sealed_ = true;
     ready_.notify_all();
+  }
+  bool AwaitFor(std::chrono::milliseconds time) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return ready_.wait_for(lock, time, [this] { return sealed_; });
   }
   Status Await() {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -96,36 +101,65 @@ std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Sour
   };
 }
 
+/// Queues something that reports to `callback`: queue(done) -> Status.
+template <typename QueueFn>
+void QueueWithCallback(Napi::Env env, const Napi::Value& callback, const Napi::Value& target,
+                       const QueueFn& queue) {
+  EnvState& state = EnvState::Of(env);
+  EnvState::Pending* pending = state.Expect(env, callback, target);
+  Status status;
+  try {
+    // Runs before the environment's teardown ends, which waits for everything queued.
+    status = queue([&state, pending](const Status& outcome) { state.Settle(pending, outcome); });
+  } catch (...) {
+    state.Forget(env, pending);
+    throw;
+  }
+  if (status.ok()) return;
+  state.Forget(env, pending);
+  ThrowIfError(env, status);
+}
+
 // read(handle, part | null, target, callback(code | null, message))
 Napi::Value Read(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Source source = SourceOf(info[0], info[1]);
+  auto sink = SinkInto(info[2], source);
+  QueueWithCallback(env, info[3], info[2], [&](DoneFn done) {
+    return source.storage->backend()->Read(source.storage, std::move(sink), std::move(done),
+                                           EnvState::Of(env).cancel());
+  });
+  return env.Undefined();
+}
+
+/// False once the environment is being terminated: any call that may run JavaScript is refused.
+bool MayRunScript(Napi::Env env) {
+  napi_value truth = nullptr;
+  return napi_coerce_to_bool(env, env.Null(), &truth) == napi_ok;
+}
+
+// readSync(handle, part | null, target): false where the environment went away meanwhile; no error
+// can be thrown into one on its way out.
+Napi::Value ReadSync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   EnvState& state = EnvState::Of(env);
   const Source source = SourceOf(info[0], info[1]);
   auto sink = SinkInto(info[2], source);
-  const uint64_t id = state.Expect(env, Pending{Napi::Persistent(info[3].As<Napi::Function>()),
-                                                Napi::Persistent(info[2].As<Napi::Object>())});
-  const Status status = source.storage->backend()->Read(
-      source.storage, std::move(sink),
-      [&state, id](const Status& outcome) { state.Settle(id, outcome); }, state.cancel());
-  if (!status.ok()) {
-    state.Forget(env, id);
-    ThrowIfError(env, status);
-  }
-  return env.Undefined();
-}
-
-// readSync(handle, part | null, target)
-Napi::Value ReadSync(const Napi::CallbackInfo& info) {
-  const Napi::Env env = info.Env();
-  const Source source = SourceOf(info[0], info[1]);
-  auto sink = SinkInto(info[2], source);
   const auto arrival = std::make_shared<Parcel>(0);
-  ThrowIfError(env, source.storage->backend()->Read(
-                        source.storage, std::move(sink),
-                        [arrival](const Status& outcome) { arrival->Seal(outcome); },
-                        EnvState::Of(env).cancel()));
+  ThrowIfError(env,
+               source.storage->backend()->Read(
+                   source.storage, std::move(sink),
+                   [arrival](const Status& outcome) { arrival->Seal(outcome); }, state.cancel()));
+  // worker.terminate() cannot interrupt this wait, so it looks now and then whether it is over.
+  while (!arrival->AwaitFor(std::chrono::milliseconds(10))) {
+    if (!MayRunScript(env)) {
+      state.Abandon();
+      arrival->Await();
+      return Napi::Boolean::New(env, false);
+    }
+  }
   ThrowIfError(env, arrival->Await());
-  return env.Undefined();
+  return Napi::Boolean::New(env, true);
 }
 
 // writeTensor(tensor, data)
@@ -196,27 +230,21 @@ Napi::Value ToDevice(const Napi::CallbackInfo& info) {
 // synchronize(device, callback)
 Napi::Value Synchronize(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  EnvState& state = EnvState::Of(env);
   Backend* backend = BackendArg(info[0]);
-  const uint64_t id = state.Expect(
-      env, Pending{Napi::Persistent(info[1].As<Napi::Function>()), Napi::ObjectReference()});
-  const Status status = backend->Synchronize(
-      [&state, id](const Status& outcome) { state.Settle(id, outcome); }, state.cancel());
-  if (!status.ok()) {
-    state.Forget(env, id);
-    ThrowIfError(env, status);
-  }
+  QueueWithCallback(env, info[1], Napi::Value(), [&](DoneFn done) {
+    return backend->Synchronize(std::move(done), EnvState::Of(env).cancel());
+  });
   return env.Undefined();
 }
 
 }  // namespace
 
 void RegisterTransfer(Napi::Env env, Napi::Object exports) {
-  Export(env, exports, "read", Read);
-  Export(env, exports, "readSync", ReadSync);
-  Export(env, exports, "writeTensor", WriteTensor);
-  Export(env, exports, "toDevice", ToDevice);
-  Export(env, exports, "synchronize", Synchronize);
+  Export<Read>(env, exports, "read");
+  Export<ReadSync>(env, exports, "readSync");
+  Export<WriteTensor>(env, exports, "writeTensor");
+  Export<ToDevice>(env, exports, "toDevice");
+  Export<Synchronize>(env, exports, "synchronize");
 }
 
 }  // namespace lowrank::addon

@@ -193,10 +193,10 @@ Napi::Value Formats(const Napi::CallbackInfo& info) {
 }  // namespace
 
 void RegisterWeights(Napi::Env env, Napi::Object exports) {
-  Export(env, exports, "quantize", Quantize);
-  Export(env, exports, "weightFromParts", WeightFromParts);
-  Export(env, exports, "dequantize", Dequantize);
-  Export(env, exports, "formats", Formats);
+  Export<Quantize>(env, exports, "quantize");
+  Export<WeightFromParts>(env, exports, "weightFromParts");
+  Export<Dequantize>(env, exports, "dequantize");
+  Export<Formats>(env, exports, "formats");
 }
 
 }  // namespace lowrank::addon

@@ -118,6 +118,9 @@ class Backend {
                       CancelPtr cancel) = 0;
   /// `done` once everything queued before has run.
   virtual Status Synchronize(DoneFn done, CancelPtr cancel) = 0;
+  /// Takes what is queued under this token, not what is running, out of the queue: each `done` is
+  /// told kCancelled before this returns. Never throws.
+  virtual void DropQueued(const CancelToken* cancel) = 0;
 
 #define LOWRANK_DECLARE_ENQUEUE(Type, member) \
   virtual Status Enqueue(const Type& op, OpRefs refs) = 0;

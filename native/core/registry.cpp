@@ -1,5 +1,8 @@
 #include "native/core/registry.h"
 
+#include <atomic>
+#include <iterator>
+
 namespace lowrank {
 namespace {
 
@@ -13,13 +16,23 @@ constexpr Row kRows[] = {
     {"reference", ReferenceBackend},
 };
 
+// What teardown may look at without starting a device.
+std::atomic<Backend*> g_started[std::size(kRows)];
+
+Backend* Start(size_t row) {
+  Backend* backend = kRows[row].create();
+  g_started[row].store(backend, std::memory_order_release);
+  return backend;
+}
+
 }  // namespace
 
 Status FindBackend(const std::string& device, Backend** backend) {
   std::string known;
-  for (const Row& row : kRows) {
+  for (size_t i = 0; i < std::size(kRows); ++i) {
+    const Row& row = kRows[i];
     if (device == row.device) {
-      *backend = row.create();
+      *backend = Start(i);
       const DeviceInfo info = (*backend)->Info();
       if (info.available) return Status();
       return Status(Code::kDevice, "device: '" + device + "' is not available: " + info.reason);
@@ -31,8 +44,15 @@ Status FindBackend(const std::string& device, Backend** backend) {
 
 std::vector<DeviceInfo> ListDevices() {
   std::vector<DeviceInfo> devices;
-  for (const Row& row : kRows) devices.push_back(row.create()->Info());
+  for (size_t i = 0; i < std::size(kRows); ++i) devices.push_back(Start(i)->Info());
   return devices;
+}
+
+void DropQueued(const CancelToken* cancel) {
+  for (const std::atomic<Backend*>& started : g_started) {
+    Backend* backend = started.load(std::memory_order_acquire);
+    if (backend != nullptr) backend->DropQueued(cancel);
+  }
 }
 
 void SetThreads(int threads) { SetCpuThreads(threads); }

@@ -15,6 +15,9 @@ Status FindBackend(const std::string& device, Backend** backend);
 /// Every device this build knows, present or not.
 std::vector<DeviceInfo> ListDevices();
 
+/// Backend::DropQueued on every device that was started.
+void DropQueued(const CancelToken* cancel);
+
 /// Threads of the CPU device, at least 1. Results never depend on it.
 void SetThreads(int threads);
 int GetThreads();

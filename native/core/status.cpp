@@ -36,6 +36,22 @@ const char* CodeName(Code code) {
   return "ERR_COMPUTE";
 }
 
+Status Status::Bare(Code code, const char* where, const char* what) noexcept {
+  try {
+    return Status(code, std::string(where) + ": " + what);
+  } catch (...) {
+    Status status;
+    status.code_ = code;
+    return status;
+  }
+}
+
+const std::string& Status::message() const {
+  // Never destroyed: a queue thread may outlive the static objects.
+  static const std::string* const none = new std::string();
+  return message_ ? *message_ : *none;
+}
+
 Status Refuse(Code code, const std::string& op, const std::string& operand,
               const std::string& expected, const std::string& actual) {
   return Status(code, op + ": " + operand + " must be " + expected + ", got " + actual);

@@ -1,6 +1,7 @@
 /// The outcome of every call below the addon: a code and, for a failure, one sentence for the user.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -26,18 +27,23 @@ enum class Code {
 
 const char* CodeName(Code code);
 
+/// Copies share the message: handing a failure on allocates nothing, so it works without memory
+/// too.
 class Status {
  public:
   Status() = default;
-  Status(Code code, std::string message) : code_(code), message_(std::move(message)) {}
+  Status(Code code, std::string message)
+      : code_(code), message_(std::make_shared<const std::string>(std::move(message))) {}
+  /// "<where>: <what>", or the code alone where there is no memory for the words.
+  static Status Bare(Code code, const char* where, const char* what) noexcept;
 
   bool ok() const { return code_ == Code::kOk; }
   Code code() const { return code_; }
-  const std::string& message() const { return message_; }
+  const std::string& message() const;
 
  private:
   Code code_ = Code::kOk;
-  std::string message_;
+  std::shared_ptr<const std::string> message_;
 };
 
 /// `<op>: <operand> must be <expected>, got <actual>`: the one form of a refusal.

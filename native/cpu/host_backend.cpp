@@ -35,7 +35,7 @@ Status HostBackend::Submit(const Op& op, OpRefs refs,
   task.refs = std::move(refs);
   task.run = [this, op, kernel, cancel]() -> Status {
     const int threads = GetThreads();
-    if (!pool_ || pool_->threads() != threads) pool_ = std::make_unique<ThreadPool>(threads);
+    if (!pool_ || pool_->asked_threads() != threads) pool_ = std::make_unique<ThreadPool>(threads);
     const RunContext context{pool_.get(), cancel.get()};
     return kernel(op, context);
   };

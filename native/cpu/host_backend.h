@@ -26,6 +26,7 @@ class HostBackend final : public Backend {
   Status Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
               CancelPtr cancel) override;
   Status Synchronize(DoneFn done, CancelPtr cancel) override;
+  void DropQueued(const CancelToken* cancel) override { queue_.DropQueued(cancel); }
 
 #define LOWRANK_OVERRIDE_ENQUEUE(Type, member)           \
   Status Enqueue(const Type& op, OpRefs refs) override { \

@@ -1,6 +1,7 @@
 #include "native/cpu/host_memory.h"
 
 #include <cstdlib>
+#include <new>
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -68,11 +69,15 @@ void HostMemory::Free(void* data, size_t bytes) {
   usage_.live_bytes -= static_cast<int64_t>(bytes);
   usage_.live_tensors -= 1;
   if (rounded >= kCacheFrom && cached_bytes_ + rounded <= kCacheLimit) {
-    cache_.emplace(rounded, data);
-    cached_bytes_ += rounded;
-  } else {
-    std::free(data);
+    // Called from destructors: where the entry finds no memory, the block is given back instead.
+    try {
+      cache_.emplace(rounded, data);
+      cached_bytes_ += rounded;
+      return;
+    } catch (const std::bad_alloc&) {
+    }
   }
+  std::free(data);
 }
 
 MemoryUsage HostMemory::usage() const {

@@ -6,6 +6,7 @@
 #include <system_error>
 
 #include "native/core/trace.h"
+#include "native/cpu/float_mode.h"
 
 namespace lowrank::cpu {
 namespace {
@@ -49,6 +50,7 @@ Status Queue::Push(Task task) {
 }
 
 void Queue::Loop() {
+  SetDefaultFloatMode();
   for (;;) {
     for (int spin = 0; spin < kSpins && pending_.load(std::memory_order_acquire) == 0; ++spin) {
       Pause();
@@ -61,36 +63,52 @@ void Queue::Loop() {
       tasks_.pop_front();
       pending_.store(static_cast<int64_t>(tasks_.size()), std::memory_order_release);
     }
-    RunOne(task);
+    // An entry that DropQueued has taken.
+    if (!task.run) continue;
+    Finish(task, RunOne(task));
   }
 }
 
-void Queue::RunOne(Task& task) {
-  const CancelPtr cancel = task.refs.cancel;
-  Status status;
-  if (cancel && cancel->cancelled()) {
-    status = Status(Code::kCancelled, std::string(device_) + ": the environment is closing");
-  } else {
-    status = InputPoison(task.refs);
+void Queue::DropQueued(const CancelToken* cancel) {
+  // Entries stay where they are, emptied: taking them out could need memory. What runs under the
+  // lock frees operands and tells waiters; none of it takes this queue's lock.
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const Status status = Status::Bare(Code::kCancelled, device_, "the environment is closing");
+  for (Task& queued : tasks_) {
+    if (!queued.run || queued.refs.cancel.get() != cancel) continue;
+    Task task = std::move(queued);
+    queued.run = nullptr;
+    Finish(task, status);
   }
-  if (status.ok()) {
-    const auto start = std::chrono::steady_clock::now();
-    // The last line of defence: nothing may unwind out of this thread.
-    try {
-      status = task.run();
-    } catch (const std::bad_alloc&) {
-      status = Status(Code::kOom, std::string(device_) + ": out of memory while computing");
-    } catch (const std::exception& error) {
-      status = Status(Code::kCompute, std::string(device_) + ": " + error.what());
-    } catch (...) {
-      status = Status(Code::kCompute, std::string(device_) + ": unknown failure");
-    }
+}
+
+Status Queue::RunOne(Task& task) {
+  if (task.refs.cancel && task.refs.cancel->cancelled()) {
+    return Status::Bare(Code::kCancelled, device_, "the environment is closing");
+  }
+  LOWRANK_RETURN_IF_ERROR(InputPoison(task.refs));
+  const auto start = std::chrono::steady_clock::now();
+  Status status;
+  // The last line of defence: nothing may unwind out of this thread.
+  try {
+    status = task.run();
     if (!task.description.empty()) {
       const std::chrono::duration<double, std::micro> spent =
           std::chrono::steady_clock::now() - start;
       TraceOp(device_, task.description, spent.count());
     }
+  } catch (const std::bad_alloc&) {
+    status = Status::Bare(Code::kOom, device_, "out of memory while computing");
+  } catch (const std::exception& error) {
+    status = Status::Bare(Code::kCompute, device_, error.what());
+  } catch (...) {
+    status = Status::Bare(Code::kCompute, device_, "unknown failure");
   }
+  return status;
+}
+
+void Queue::Finish(Task& task, const Status& status) {
+  const CancelPtr cancel = task.refs.cancel;
   if (!status.ok()) {
     for (const StoragePtr& output : task.refs.outputs) output->Poison(status);
   }

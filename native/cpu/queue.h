@@ -29,9 +29,14 @@ class Queue {
   /// Never blocks on work. Fails with kOom where the entry cannot be stored.
   Status Push(Task task);
 
+  /// Finishes the entries of this token that have not begun, as cancelled, whatever runs now: the
+  /// end of one environment does not wait for the kernels of another.
+  void DropQueued(const CancelToken* cancel);
+
  private:
   void Loop();
-  void RunOne(Task& task);
+  Status RunOne(Task& task);
+  static void Finish(Task& task, const Status& status);
 
   const char* device_;
   std::mutex mutex_;

@@ -1,6 +1,9 @@
 #include "native/cpu/thread_pool.h"
 
 #include <cstdlib>
+#include <exception>
+
+#include "native/cpu/float_mode.h"
 
 namespace lowrank::cpu {
 namespace {
@@ -19,8 +22,13 @@ inline void Pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
-  for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+ThreadPool::ThreadPool(int threads) : asked_(threads) {
+  workers_.reserve(static_cast<size_t>(threads - 1));
+  try {
+    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
+  } catch (const std::exception&) {
+    // The system gives no more threads, or memory for one: work with those there are.
+  }
 }
 
 ThreadPool::~ThreadPool() {
@@ -57,10 +65,18 @@ void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
   }
   wake_.notify_all();
   Drain();
-  while (running_.load(std::memory_order_acquire) != 0) Pause();
+  for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
+    // With more threads than cores the one waited for may need this core.
+    if (spin < kSpins) {
+      Pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
 }
 
 void ThreadPool::WorkerLoop() {
+  SetDefaultFloatMode();
   uint64_t seen = 0;
   for (;;) {
     for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;

@@ -14,13 +14,15 @@ namespace lowrank::cpu {
 
 class ThreadPool {
  public:
-  /// `threads` counts the caller, which works too.
+  /// `threads` counts the caller, which works too. There may be fewer where the system gives no
+  /// more.
   explicit ThreadPool(int threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
+  int asked_threads() const { return asked_; }
 
   /// Calls body(task) for every task in [0, tasks), on any threads, and returns when all are done.
   /// One caller at a time (the device's queue thread). `body` must not throw.
@@ -39,6 +41,7 @@ class ThreadPool {
   void WorkerLoop();
   void Drain();
 
+  const int asked_;
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;

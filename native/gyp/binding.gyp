@@ -35,7 +35,7 @@
       "dependencies": ["kernels_avx2", "kernels_avx512", "kernels_avx512_bf16"],
       "sources": ["<!@(node sources.cjs plain)"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
-      "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL"],
+      "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],
       "cflags_cc": ["-fexceptions", "-Wno-shadow"],
       "ldflags": ["-Wl,-z,nodelete", "-Wl,--exclude-libs,ALL"],
       "libraries": ["-lpthread"]

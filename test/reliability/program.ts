@@ -1,0 +1,110 @@
+/** Child processes for tests that end, starve or crash the process they run in. */
+import { spawn } from 'node:child_process';
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { build } from 'tsup';
+import { afterAll, beforeAll } from 'vitest';
+import { bindingPath } from '../../lib/core/binding.js';
+
+const sources = join(import.meta.dirname, 'programs');
+
+/** How much longer than on a plain build things may take; the sanitizer runs set it. */
+export const TIME_SCALE = Number(process.env.LOWRANK_TIME_SCALE ?? 1);
+
+/** A count for the quick suite, or the full one where LOWRANK_RELIABILITY=full. */
+export function repetitions(quick: number, full: number): number {
+  return process.env.LOWRANK_RELIABILITY === 'full' ? full : quick;
+}
+
+export interface Ended {
+  status: number | null;
+  signal: NodeJS.Signals | null;
+  out: string;
+  err: string;
+  /** `Date.now()` when the process was gone. */
+  endedAt: number;
+}
+
+let folder = '';
+
+/** Bundles every program with the library into a temporary folder; call at the top of a test file. */
+export function usePrograms(): void {
+  beforeAll(async () => {
+    folder = mkdtempSync(join(tmpdir(), 'lowrank-programs-'));
+    const entry = Object.fromEntries(
+      readdirSync(sources).map((file) => [file.replace(/\.ts$/, ''), join(sources, file)]),
+    );
+    await build({
+      entry,
+      outDir: folder,
+      format: ['esm'],
+      outExtension: () => ({ js: '.mjs' }),
+      target: 'node20',
+      splitting: false,
+      silent: true,
+      config: false,
+      dts: false,
+    });
+  });
+  afterAll(() => rmSync(folder, { recursive: true, force: true }));
+}
+
+/** Runs a program to its end. `whenReady` is called once it has printed a line `ready`. */
+export function runProgram(
+  name: string,
+  args: readonly string[],
+  options: {
+    env?: Record<string, string>;
+    nodeArgs?: readonly string[];
+    whenReady?: (pid: number) => void;
+    timeout?: number;
+  } = {},
+): Promise<Ended> {
+  return new Promise((resolve, reject) => {
+    const child = spawn(
+      process.execPath,
+      [...(options.nodeArgs ?? []), join(folder, `${name}.mjs`), ...args],
+      { env: { ...process.env, LOWRANK_BINDING: bindingPath(), ...options.env } },
+    );
+    const limit = setTimeout(() => child.kill('SIGKILL'), options.timeout ?? 50_000 * TIME_SCALE);
+    let out = '';
+    let err = '';
+    let told = false;
+    child.stdout.setEncoding('utf8').on('data', (text: string) => {
+      out += text;
+      if (!told && /^ready$/m.test(out)) {
+        told = true;
+        options.whenReady?.(child.pid as number);
+      }
+    });
+    child.stderr.setEncoding('utf8').on('data', (text: string) => {
+      err += text;
+    });
+    let endedAt = 0;
+    child.on('exit', () => {
+      endedAt = Date.now();
+    });
+    child.on('error', reject);
+    child.on('close', (status, signal) => {
+      clearTimeout(limit);
+      resolve({ status, signal, out, err, endedAt });
+    });
+  });
+}
+
+/** The JSON that a program printed as its last line; fails with what it said where it failed. */
+export function reportOf<T>(ended: Ended): T {
+  if (ended.status !== 0) {
+    throw new Error(
+      `the program ended with ${ended.signal ?? ended.status}:\n${ended.err.slice(-4000)}`,
+    );
+  }
+  return JSON.parse(ended.out.trimEnd().split('\n').at(-1) ?? '') as T;
+}
+
+/** The smallest value that at least the share `p` of the values does not exceed. */
+export function percentile(values: readonly number[], p: number): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.max(Math.ceil(sorted.length * p) - 1, 0)] ?? 0;
+}

@@ -1,0 +1,58 @@
+/** Operands and queued calls that keep a device busy for seconds. */
+import { parentPort, workerData } from 'node:worker_threads';
+import {
+  type Device,
+  dequantize,
+  LoraAdapter,
+  loraBackward,
+  loraForward,
+  quantize,
+  Tensor,
+} from '../../../lib/index.js';
+
+export type Work = 'lora' | 'quantize' | 'random' | 'cast' | 'sync';
+
+/** Queues several seconds of work; what it returns would be ready after them. */
+export function queueLongWork(device: Device, work: Work): Tensor {
+  const [M, K, N, r] = device === 'reference' ? [512, 2048, 2048, 16] : [1024, 2048, 2048, 16];
+  let last = Tensor.zeros([M, K], { device });
+  if (work === 'random') {
+    for (let i = 0; i < 4; i++) last = Tensor.randn([4096, 8192], { seed: i, device });
+    return last;
+  }
+  if (work === 'quantize') {
+    const w = Tensor.zeros([8192, 4096], { device });
+    for (let i = 0; i < 8; i++) {
+      last = dequantize(quantize(w, { format: 'nf4', doubleQuant: true }));
+    }
+    return last;
+  }
+  if (work === 'cast') {
+    const w = Tensor.zeros([8192, 4096], { device });
+    for (let i = 0; i < 16; i++) last = w.to({ dtype: 'bf16' });
+    return last;
+  }
+  const w = Tensor.zeros([N, K], { device });
+  const adapter = LoraAdapter.init({
+    inFeatures: K,
+    outFeatures: N,
+    r,
+    loraAlpha: 16,
+    seed: 1,
+    device,
+  });
+  for (let i = 0; i < 24; i++) {
+    const { y, saved } = loraForward(last, w, adapter);
+    last = loraBackward(y, saved).dx as Tensor;
+  }
+  return last;
+}
+
+if (parentPort !== null) {
+  const { device, work } = workerData as { device: Device; work: Work };
+  const last = queueLongWork(device, work);
+  parentPort.postMessage('running');
+  if (work === 'sync') last.readSync();
+  else await last.read();
+  parentPort.postMessage('finished');
+}
