@@ -1,6 +1,13 @@
 /** Worker threads and the end of the process, in the middle of kernels. */
 import { describe, expect, it } from 'vitest';
-import { percentile, repetitions, reportOf, runProgram, TIME_SCALE, usePrograms } from './program.js';
+import {
+  percentile,
+  repetitions,
+  reportOf,
+  runProgram,
+  TIME_SCALE,
+  usePrograms,
+} from './program.js';
 
 usePrograms();
 

@@ -4,10 +4,12 @@ import { queueLongWork } from './long-kernel.js';
 
 const [device, how] = process.argv.slice(2) as [Device, string];
 
-queueLongWork(device, 'lora').read().then(
-  () => console.log('finished'),
-  () => console.log('failed'),
-);
+queueLongWork(device, 'lora')
+  .read()
+  .then(
+    () => console.log('finished'),
+    () => console.log('failed'),
+  );
 setTimeout(() => {
   console.log(Date.now());
   console.log('ready');
