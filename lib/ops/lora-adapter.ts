@@ -142,18 +142,25 @@ export class LoraAdapter implements Disposable {
       kind === 'kaiming'
         ? Tensor.uniform([r, K], { ...place, seed, low: -bound, high: bound })
         : Tensor.randn([r, K], { ...place, seed, std: 1 / r });
-    const loraB = Tensor.zeros([N, r], place);
-    const adapter = new LoraAdapter({
-      loraA,
-      loraB,
-      loraAlpha,
-      dropout,
-      ...(given.rslora === undefined ? {} : { rslora: given.rslora }),
-      ...(given.trainA === undefined ? {} : { trainA: given.trainA }),
-      ...(given.trainB === undefined ? {} : { trainB: given.trainB }),
-    });
-    track(adapter);
-    return adapter;
+    let loraB: Tensor | undefined;
+    try {
+      loraB = Tensor.zeros([N, r], place);
+      const adapter = new LoraAdapter({
+        loraA,
+        loraB,
+        loraAlpha,
+        dropout,
+        ...(given.rslora === undefined ? {} : { rslora: given.rslora }),
+        ...(given.trainA === undefined ? {} : { trainA: given.trainA }),
+        ...(given.trainB === undefined ? {} : { trainB: given.trainB }),
+      });
+      track(adapter);
+      return adapter;
+    } catch (error) {
+      loraA.dispose();
+      loraB?.dispose();
+      throw error;
+    }
   }
 
   get disposed(): boolean {
