@@ -68,6 +68,8 @@ export function hugeProducts(
     bad(19, 'a result of 2^37 elements', 'ERR_OOM', call(2 ** 18, 2 ** 19)),
     bad(20, 'a result of 2^55 elements', 'ERR_OOM', call(2 ** 27, 2 ** 28)),
     bad(21, 'a result of 2^64 elements', 'ERR_SHAPE', call(2 ** 32, 2 ** 32)),
+    // The product is 2^64 + 1: in 64 bits, one element.
+    bad(21, 'a result of 2^64 + 1 elements', 'ERR_SHAPE', call(274177, 67280421310721)),
     bad(21, 'a result of 2^65 + 2^33 elements', 'ERR_SHAPE', call(2 ** 32, 2 ** 33 + 2)),
   ];
 }
