@@ -126,8 +126,13 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       const Unit* a_panel = a + (m - block.m0) * ku;
       float* c_row = c + (m - block.m0) * ldc;
       const Unit* b_panel = b;
+      // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
+      const int64_t next_lines =
+          panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
+      const Unit* next = a_panel + mr * ku;
       for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += PanelStride(ku)) {
         const int64_t nr = PanelWidth(n, block.n1);
+        for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
         tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
       }

@@ -60,13 +60,14 @@ LOWRANK_INLINE VecU EncodeNibbles(const Encoder& encoder, VecF normalised) {
   return code;
 }
 
-/// Code of one value of an 8-bit format: a branch-free lower bound.
-LOWRANK_INLINE uint8_t EncodeByte(const FormatRow& format, float normalised) {
-  const float* t = format.thresholds;
-  int rank = 0;
-#pragma GCC unroll 8
-  for (int step = 128; step != 0; step >>= 1) rank += normalised > t[rank + step - 1] ? step : 0;
-  return format.rank_to_code[rank];
+/// Ranks of kVL values among the 255 thresholds of an 8-bit format: a binary search in all lanes.
+LOWRANK_INLINE VecU EncodeBytes(const FormatRow& format, VecF normalised) {
+  VecU rank = {};
+  for (uint32_t step = 128; step != 0; step >>= 1) {
+    const VecF threshold = Gather(format.thresholds, rank + (step - 1));
+    rank += reinterpret_cast<VecU>(normalised > threshold) & step;
+  }
+  return rank;
 }
 
 /// Codes of `count` f32 values of one block with this absmax, one a byte.
@@ -91,8 +92,12 @@ LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t
     }
     return;
   }
-  for (; i < count; ++i) {
-    codes[i] = EncodeByte(format, in[i] * inverse);
+  for (; i < count; i += kVL) {
+    VecF values = {};
+    const int64_t lanes = Min(kVL, count - i);
+    std::memcpy(&values, in + i, static_cast<size_t>(lanes) * sizeof(float));
+    const VecU rank = EncodeBytes(format, normalised(values));
+    for (int64_t j = 0; j < lanes; ++j) codes[i + j] = format.rank_to_code[rank[j]];
   }
 }
 
@@ -104,8 +109,7 @@ LOWRANK_INLINE uint32_t MaxMagnitude(const float* in, int64_t count) {
     const VecU bits = Bits(Load(in + i)) & 0x7fffffffu;
     max = bits > max ? bits : max;
   }
-  uint32_t result = 0;
-  for (int j = 0; j < kVL; ++j) result = max[j] > result ? max[j] : result;
+  uint32_t result = MaxLane(max);
   for (; i < count; ++i) {
     uint32_t bits;
     std::memcpy(&bits, in + i, 4);

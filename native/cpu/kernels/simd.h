@@ -147,6 +147,19 @@ LOWRANK_INLINE VecF Lookup(const Table16& table, VecU index) {
 #endif
 }
 
+/// base[index] in every lane.
+LOWRANK_INLINE VecF Gather(const float* base, VecU index) {
+#if defined(__AVX512F__)
+  return _mm512_i32gather_ps(reinterpret_cast<__m512i>(index), base, 4);
+#elif defined(__AVX2__)
+  return _mm256_i32gather_ps(base, reinterpret_cast<__m256i>(index), 4);
+#else
+  VecF out;
+  for (int i = 0; i < kVL; ++i) out[i] = base[index[i]];
+  return out;
+#endif
+}
+
 LOWRANK_INLINE VecU ZeroExtend(VecH v) { return __builtin_convertvector(v, VecU); }
 LOWRANK_INLINE VecH Narrow(VecU v) { return __builtin_convertvector(v, VecH); }
 
@@ -228,6 +241,22 @@ LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
   return Fma(AsFloat(a & 0xffff0000u), AsFloat(b & 0xffff0000u), acc);
 }
 #endif
+
+/// The largest lane, by exchanging halves, quarters, ...
+template <int kStep>
+LOWRANK_INLINE VecU MaxStep(VecU v) {
+  VecI partner;
+#pragma GCC unroll 16
+  for (int j = 0; j < kVL; ++j) partner[j] = j ^ kStep;
+  const VecU other = __builtin_shuffle(v, partner);
+  return other > v ? other : v;
+}
+
+LOWRANK_INLINE uint32_t MaxLane(VecU v) {
+  if constexpr (kVL > 8) v = MaxStep<8>(v);
+  if constexpr (kVL > 4) v = MaxStep<4>(v);
+  return MaxStep<1>(MaxStep<2>(v))[0];
+}
 
 /// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows.
 template <int kStep>
