@@ -13,6 +13,8 @@ constexpr napi_type_tag kTensorTag = {0x8f21b6d4c0e74a11ULL, 0x9d3c5a7be1f04262U
 constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03ULL};
 
 constexpr double kMaxSafeInteger = 9007199254740991.0;
+/// Elements of a tensor: far beyond any memory, far below what wraps 64 bits.
+constexpr int64_t kMaxElements = int64_t{1} << 56;
 
 const char* KindOf(const Napi::Value& value) {
   if (value.IsUndefined()) return "undefined";
