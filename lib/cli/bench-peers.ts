@@ -3,7 +3,7 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import type { BenchOp, BenchShape } from './bench-subjects.js';
@@ -17,6 +17,7 @@ const kTimeout_ms = 600_000;
  */
 export function measureRoofline(threads: number): number | string {
   const source = path.join(packageFolder(), 'bench', 'roofline.cpp');
+  if (!existsSync(source)) return 'its source is not installed';
   const folder = mkdtempSync(path.join(os.tmpdir(), 'lowrank-roofline-'));
   try {
     const program = path.join(folder, 'roofline');

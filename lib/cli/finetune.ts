@@ -48,7 +48,7 @@ Base
 Training
   --steps N           updates                                             [120]
   --seq-len N         tokens in a sequence                                [128]
-  --batch N           sequences in a pass                                 [8]
+  --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
   --lr X              peak learning rate                                  [0.003]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
@@ -183,7 +183,7 @@ function readOptions(parsed: Arguments): FinetuneOptions {
     },
     train: {
       steps,
-      batch: parsed.integer('batch', 8, 1, 65_536),
+      batch: parsed.integer('batch', 4, 1, 65_536),
       accumulate: parsed.integer('accumulate', 1, 1, 65_536),
       lr: parsed.number('lr', 3e-3, 'a positive number', positive),
       warmup: parsed.integer('warmup', Math.ceil(steps / 10), 0, most),

@@ -41,7 +41,7 @@ export function tensorflow(): Tensorflow {
     } catch (error) {
       const text =
         'lowrank/tfjs: the peer dependency @tensorflow/tfjs must be installed, got no such package. ' +
-        'Run: npm install @tensorflow/tfjs';
+        'Run: npm install @tensorflow/tfjs @tensorflow/tfjs-backend-wasm';
       throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'lowrank/tfjs', cause: error });
     }
   }

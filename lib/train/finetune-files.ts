@@ -1,0 +1,141 @@
+/**
+ * What a fine-tune is told, what it is called in a checkpoint, and the files that it writes.
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { fileError } from '../checkpoint/file-access.js';
+import { writePeftAdapter } from '../checkpoint/peft.js';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+import type { Device } from '../index.js';
+import type { AdapterConfig, AdapterSet } from './adapter-set.js';
+import type { BaseFormat } from './base-model.js';
+import type { RunIdentity } from './run-state.js';
+import type { TrainOptions } from './trainer.js';
+
+const kOp = 'finetune';
+
+/** Everything that a fine-tune is made of. */
+export interface FinetuneOptions {
+  /** Hugging Face folder. */
+  readonly model: string;
+  /** Text file, or folder of .txt files. */
+  readonly data: string;
+  /** Adapter folder to write. */
+  readonly out: string;
+  /** Text between two documents of a file; empty for none. */
+  readonly separator: string;
+  readonly seqLen: number;
+  readonly format: BaseFormat;
+  readonly adapter: AdapterConfig;
+  readonly train: TrainOptions;
+  /** Steps between evaluations on the held-out text; 0 for only before and after. */
+  readonly evalEvery: number;
+  /** Steps between checkpoints; 0 for only when interrupted. */
+  readonly saveEvery: number;
+  /** Go on with the unfinished run beside `out`. */
+  readonly resume: boolean;
+  /** Measure the same step without the fused kernels. */
+  readonly compare: boolean;
+  /** Beginnings of samples; none takes two from the held-out documents. */
+  readonly prompts: readonly string[];
+  /** Length of a sample in tokens; 0 for no samples. */
+  readonly sampleTokens: number;
+  readonly device?: Device;
+}
+
+/** Where the state of an unfinished run is kept: beside the adapter folder, never inside. */
+export function checkpointPath(out: string): string {
+  return `${path.resolve(out)}.checkpoint`;
+}
+
+/** Finds out before training what would only fail after it. */
+export function requireUsableOut(out: string): void {
+  const target = path.resolve(out);
+  const refuse = (expected: string, got: string): never => {
+    const text = `${kOp}: --out ${printable(out)} must be ${expected}, got ${got}`;
+    throw new LowrankError('ERR_PATH', text, { op: kOp });
+  };
+  try {
+    fs.mkdirSync(path.dirname(target), { recursive: true });
+    fs.accessSync(path.dirname(target), fs.constants.W_OK);
+    const stat = fs.statSync(target, { throwIfNoEntry: false });
+    if (stat === undefined) return;
+    if (!stat.isDirectory()) refuse('a folder', 'a file. Choose another name');
+    const entries = fs.readdirSync(target);
+    if (entries.length > 0 && !entries.includes('adapter_config.json')) {
+      const got = `a folder with ${entries.length} other entries. Choose another name`;
+      refuse('a new or empty folder, or one with an adapter', got);
+    }
+  } catch (error) {
+    throw fileError(kOp, out, error);
+  }
+}
+
+/** @throws LowrankError `ERR_VALUE` */
+export function requireLength(seqLen: number, maxPositionEmbeddings: number): void {
+  if (seqLen <= maxPositionEmbeddings) return;
+  const text =
+    `${kOp}: --seq-len must be at most the model's ${maxPositionEmbeddings} positions, ` +
+    `got ${seqLen}`;
+  throw new LowrankError('ERR_VALUE', text, { op: kOp });
+}
+
+/** By the names of the command's options, so that a refusal names what to change. */
+export function identityOf(options: FinetuneOptions, model: string, data: string): RunIdentity {
+  const { format, adapter, train, seqLen } = options;
+  return {
+    'model weights': model,
+    text: data,
+    format: format.format,
+    blocksize: format.blocksize ?? 0,
+    'double-quant': format.doubleQuant ?? false,
+    rank: adapter.r,
+    'lora-alpha': adapter.loraAlpha,
+    rslora: adapter.rslora,
+    dropout: adapter.dropout,
+    targets: adapter.targets.join(','),
+    'seq-len': seqLen,
+    batch: train.batch,
+    accumulate: train.accumulate,
+    steps: train.steps,
+    lr: train.lr,
+    warmup: train.warmup,
+    'weight-decay': train.weightDecay,
+    clip: train.clip,
+    seed: train.seed,
+  };
+}
+
+/**
+ * Writes the adapter folder atomically, in PEFT's layout.
+ * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
+ */
+export function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): void {
+  const { r, loraAlpha, rslora, dropout, targets } = adapters.config;
+  writePeftAdapter(options.out, {
+    config: {
+      r,
+      loraAlpha,
+      useRslora: rslora,
+      loraDropout: dropout,
+      targetModules: targets,
+      taskType: 'CAUSAL_LM',
+      baseModelNameOrPath: options.model,
+    },
+    modules: adapters.slots.map(({ layer, loraA, loraB }) => ({
+      module: layer.name,
+      loraA: { dtype: 'F32', shape: [r, layer.K], data: loraA },
+      loraB: { dtype: 'F32', shape: [layer.N, r], data: loraB },
+    })),
+  });
+}
+
+/** The first words of two documents from the last tenth, which is held out. */
+export function heldOutBeginnings(documents: readonly string[]): string[] {
+  const first = Math.floor(documents.length * 0.95);
+  const chosen = [documents[first], documents[documents.length - 1]];
+  const words = chosen.map((text) => text?.match(/^\S+(?:[^\S\n]+\S+){0,2}/)?.[0] ?? '');
+  return [...new Set(words)].filter((text) => text !== '' && text.length <= 80);
+}
