@@ -487,6 +487,39 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
   }
 }
 
+/// NaN and Inf reach every output that they take part in, and no other.
+void CheckNonFinite(const KernelTable& table, const RunContext& context) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const char* kind : {"nf4/64", "same"}) {
+      const int64_t M = 20, N = 70, K = 300, r = 4;
+      const std::string what = std::string(table.isa) + " " + DTypeName(dtype) + " " + kind;
+      const Weight w = MakeWeight(table, context, kind, N, K, dtype);
+      Dense x(M, K, dtype), a(r, K, dtype), b(N, r, dtype), h(M, r, DType::kF32), y(M, N, dtype);
+      x.Fill();
+      a.Fill();
+      b.Fill();
+      StoreElement(x.view.data, dtype, 3 * K + 77, NAN);
+      StoreElement(x.view.data, dtype, 5 * K + 299, INFINITY);
+      LoraForwardOp op;
+      op.x = x.view;
+      op.w = w.view;
+      op.lora_a = a.view;
+      op.lora_b = b.view;
+      op.h = h.view;
+      op.y = y.view;
+      op.scaling = 1;
+      Report(table.lora_forward(op, context).ok(), what + " status");
+      bool right = true;
+      for (int64_t i = 0; i < M * N; ++i) {
+        const int64_t m = i / N;
+        const bool is_nan = std::isnan(y.At(i)), finite = std::isfinite(y.At(i));
+        right = right && (m == 3 ? is_nan : m == 5 ? !finite : finite);
+      }
+      Report(right, what + " NaN and Inf");
+    }
+  }
+}
+
 void CheckQuantizer(const KernelTable& table, const RunContext& context) {
   for (const char* name : {"nf4", "fp4", "int8"}) {
     for (int64_t blocksize : {32, 64, 256, 4096}) {
@@ -785,6 +818,7 @@ int Main(int argc, char** argv) {
     const int before = g_failures;
     CheckLayers(*table, context);
     CheckInvariance(*table, &cancel);
+    CheckNonFinite(*table, context);
     CheckQuantizer(*table, context);
     CheckCast(*table, context);
     CheckRandom(*table, context);
