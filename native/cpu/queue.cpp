@@ -7,21 +7,10 @@
 
 #include "native/core/trace.h"
 #include "native/cpu/float_mode.h"
+#include "native/cpu/spin.h"
 
 namespace lowrank::cpu {
 namespace {
-
-// The queue thread looks this often (about 20 us) before it sleeps: a JavaScript caller enqueues
-// the next op of a step sooner than a futex wake costs.
-constexpr int kSpins = 4000;
-
-inline void Pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ __volatile__("yield");
-#endif
-}
 
 Status InputPoison(const OpRefs& refs) {
   for (const StoragePtr& input : refs.inputs) {

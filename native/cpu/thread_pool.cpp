@@ -4,24 +4,9 @@
 #include <exception>
 
 #include "native/cpu/float_mode.h"
+#include "native/cpu/spin.h"
 
 namespace lowrank::cpu {
-namespace {
-
-// A worker looks this often for the next job before it sleeps (about 20 us): ops of one training
-// step follow each other closer than a futex wake costs.
-constexpr int kSpins = 4000;
-
-inline void Pause() {
-#if defined(__x86_64__) || defined(_M_X64)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ __volatile__("yield");
-#endif
-}
-
-}  // namespace
-
 ThreadPool::ThreadPool(int threads) : asked_(threads) {
   workers_.reserve(static_cast<size_t>(threads - 1));
   try {
