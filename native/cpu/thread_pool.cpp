@@ -7,6 +7,7 @@
 #include "native/cpu/spin.h"
 
 namespace lowrank::cpu {
+
 ThreadPool::ThreadPool(int threads) : asked_(threads) {
   workers_.reserve(static_cast<size_t>(threads - 1));
   try {
