@@ -2,7 +2,7 @@
  * Bad input, by class: each case must throw the stable code, leave every tensor it could reach as it
  * was, leave nothing allocated, and leave the next valid call right.
  */
-import { type Device, memoryUsage, scope, synchronize, Tensor } from '../../lib/index.js';
+import { type Device, memoryUsage, scope, synchronize, type Tensor } from '../../lib/index.js';
 
 /** The classes of bad input; a case names the one that it is an example of. */
 export const CLASSES = {
@@ -172,9 +172,11 @@ export async function checkCases(op: string, device: Device, fixture: Fixture): 
     const next = await valid();
     const same =
       next.length === right.length &&
-      next.every((values, i) => Buffer.from(Float64Array.from(values).buffer).equals(
-        Buffer.from(Float64Array.from(right[i] as ArrayLike<number>).buffer),
-      ));
+      next.every((values, i) =>
+        Buffer.from(Float64Array.from(values).buffer).equals(
+          Buffer.from(Float64Array.from(right[i] as ArrayLike<number>).buffer),
+        ),
+      );
     if (!same) wrong.push(`${name}: the next valid call is wrong`);
   }
   if (wrong.length > 0) throw new Error(`${wrong.length} cases:\n${wrong.join('\n')}`);

@@ -3,12 +3,12 @@ import { describe, expect, it } from 'vitest';
 import {
   type Device,
   LoraAdapter,
-  type LoraParts,
-  loraBackward,
   type LoraBackwardOptions,
-  loraForward,
   type LoraForwardOptions,
+  type LoraParts,
   LoraSaved,
+  loraBackward,
+  loraForward,
   memoryUsage,
   quantize,
   scope,
@@ -94,10 +94,12 @@ describe.each(DEVICES)('bad input on %s', (device) => {
               bad(kind, `${name}: ${what}`, 'ERR_TYPE', () => make({ [name]: v })),
             ),
         ),
-        ...wrongSizes('loraB', [4, 3], zeros, (t) => make({ loraB: t, loraBias: undefined })).filter(
-          ({ kind }) => kind !== 14,
+        ...wrongSizes('loraB', [4, 3], zeros, (t) =>
+          make({ loraB: t, loraBias: undefined }),
+        ).filter(({ kind }) => kind !== 14),
+        bad(14, 'loraA: r = 0', 'ERR_SHAPE', () =>
+          make({ loraA: zeros([0, 8]), loraB: zeros([4, 0]) }),
         ),
-        bad(14, 'loraA: r = 0', 'ERR_SHAPE', () => make({ loraA: zeros([0, 8]), loraB: zeros([4, 0]) })),
         bad(23, 'loraA: a vector', 'ERR_SHAPE', () => make({ loraA: zeros([8]) })),
         bad(23, 'loraA: a scalar', 'ERR_SHAPE', () => make({ loraA: zeros([]) })),
         bad(11, 'loraBias: one short', 'ERR_SHAPE', () => make({ loraBias: zeros([3]) })),
@@ -119,7 +121,9 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         bad(31, 'loraA: disposed', 'ERR_DISPOSED', () => make({ loraA: gone([3, 8]) })),
         bad(31, 'loraB: disposed', 'ERR_DISPOSED', () => make({ loraB: gone([4, 3]) })),
         bad(31, 'loraBias: disposed', 'ERR_DISPOSED', () => make({ loraBias: gone([4]) })),
-        bad(32, 'loraB: elsewhere', 'ERR_DEVICE', () => make({ loraB: zeros([4, 3], 'f32', other) })),
+        bad(32, 'loraB: elsewhere', 'ERR_DEVICE', () =>
+          make({ loraB: zeros([4, 3], 'f32', other) }),
+        ),
         bad(32, 'loraBias: elsewhere', 'ERR_DEVICE', () =>
           make({ loraBias: zeros([4], 'f32', other) }),
         ),
@@ -149,7 +153,7 @@ describe.each(DEVICES)('bad input on %s', (device) => {
 
   it('loraForward', async () => {
     await scope(async () => {
-      const { other, zeros, gone, x, w, loraA, loraB, bias, parts, watched } = layer(device);
+      const { other, zeros, gone, x, w, loraA, bias, parts, watched } = layer(device);
       const adapter = new LoraAdapter({ ...parts, dropout: 0.5 });
       const w4 = quantize(w, { format: 'nf4' });
       const run = (
@@ -183,9 +187,12 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         bad(5, 'adapter: a forgery without fields', 'ERR_TYPE', () =>
           run({ adapter: Object.create(LoraAdapter.prototype) }),
         ),
-        ...wrongSizes('x', [2, 8], (s) => zeros(s), (t) => run({ x: t })).filter(
-          ({ what }) => !what.includes('1,2,8,1'),
-        ),
+        ...wrongSizes(
+          'x',
+          [2, 8],
+          (s) => zeros(s),
+          (t) => run({ x: t }),
+        ).filter(({ what }) => !what.includes('1,2,8,1')),
         bad(23, 'x: a scalar', 'ERR_SHAPE', () => run({ x: zeros([]) })),
         bad(23, 'w: a vector', 'ERR_SHAPE', () => run({ w: zeros([8]) })),
         bad(22, 'w: [4, 7]', 'ERR_SHAPE', () => run({ w: zeros([4, 7]) })),
@@ -213,7 +220,9 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         bad(24, 'f16 x, bf16 w', 'ERR_DTYPE', () =>
           run({ x: zeros([2, 8], 'f16'), w: zeros([4, 8], 'bf16') }),
         ),
-        bad(29, 'scaling: NaN', 'ERR_VALUE', () => run({ adapter: forged({ scaling: Number.NaN }) })),
+        bad(29, 'scaling: NaN', 'ERR_VALUE', () =>
+          run({ adapter: forged({ scaling: Number.NaN }) }),
+        ),
         bad(29, 'scaling: too large for f32', 'ERR_VALUE', () =>
           run({ adapter: forged({ scaling: 1e300 }) }),
         ),
@@ -313,8 +322,15 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           bad(kind, `saved: ${what}`, 'ERR_TYPE', () => backward(dy, v)),
         ]),
         bad(5, 'saved: a proxy', 'ERR_TYPE', () => backward(dy, new Proxy(saved, {}))),
-        bad(5, 'saved: a forgery', 'ERR_TYPE', () => backward(dy, Object.create(LoraSaved.prototype))),
-        ...wrongSizes('dy', [2, 4], (s) => zeros(s), (t) => backward(t, saved)),
+        bad(5, 'saved: a forgery', 'ERR_TYPE', () =>
+          backward(dy, Object.create(LoraSaved.prototype)),
+        ),
+        ...wrongSizes(
+          'dy',
+          [2, 4],
+          (s) => zeros(s),
+          (t) => backward(t, saved),
+        ),
         bad(24, 'dy: bf16 for f32', 'ERR_DTYPE', () => backward(zeros([2, 4], 'bf16'), saved)),
         bad(24, 'dy: f16 for f32', 'ERR_DTYPE', () =>
           backward(zeros([2, 4], 'f16'), saved, { needs: ['dx'], keep: true }),
@@ -437,7 +453,9 @@ function initCases(device: Device): BadCase[] {
   return [
     bad(1, 'init, no arguments', 'ERR_TYPE', () => callWith(LoraAdapter.init)),
     bad(2, 'init, null', 'ERR_TYPE', () => callWith(LoraAdapter.init, null)),
-    bad(33, 'init, a getter that throws', 'HOSTILE', () => callWith(LoraAdapter.init, hostile('r'))),
+    bad(33, 'init, a getter that throws', 'HOSTILE', () =>
+      callWith(LoraAdapter.init, hostile('r')),
+    ),
     ...(['inFeatures', 'outFeatures', 'r'] as const).flatMap((name) => [
       value(2, name, undefined, 'ERR_TYPE'),
       value(3, name, '8', 'ERR_TYPE'),

@@ -4,21 +4,13 @@ import {
   type Device,
   matmul,
   matmulInputGrad,
-  QuantizedWeight,
+  type QuantizedWeight,
   quantize,
   scope,
   Tensor,
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
-import {
-  type BadCase,
-  bad,
-  callWith,
-  checkCases,
-  covered,
-  hostile,
-  impostors,
-} from './harness.js';
+import { type BadCase, bad, callWith, checkCases, covered, hostile, impostors } from './harness.js';
 import { hugeProducts } from './shapes.js';
 
 /** x [2, 8] (dy [2, 4] for the gradient) against w [4, 8]; `inner` is the dimension that meets. */
@@ -96,7 +88,8 @@ describe.each(DEVICES)('bad input on %s', (device) => {
       const bias = Tensor.randn([4], { seed: 3, device });
       const call = (a: unknown, b: unknown): unknown => callWith(matmul, a, b);
       const biased = (value: unknown) => () => matmul(x, w, { bias: value as Tensor });
-      const sized = (size: number) => () => matmul(x, w, { bias: Tensor.zeros([size], { device }) });
+      const sized = (size: number) => () =>
+        matmul(x, w, { bias: Tensor.zeros([size], { device }) });
       const cases = [
         ...productCases(device, call, { x, w, inner: 8 }, 'x'),
         ...hugeProducts(device, matmul),

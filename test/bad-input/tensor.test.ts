@@ -101,7 +101,10 @@ function changingData(give: (data: unknown, shape: unknown) => unknown): BadCase
     }),
     bad(9, 'data: shrunk by a getter', 'ERR_SHAPE', () => {
       const buffer = resizable(16, 64);
-      return give(new Float32Array(buffer), shapeThat(() => resize(buffer, 4)));
+      return give(
+        new Float32Array(buffer),
+        shapeThat(() => resize(buffer, 4)),
+      );
     }),
   ];
 }
@@ -157,7 +160,9 @@ const OPS: Record<string, (device: Device, model: Tensor) => BadCase[]> = {
     return [
       bad(1, 'no seed', 'ERR_TYPE', () => callWith(Tensor.uniform, [2])),
       bad(29, 'low: NaN', 'ERR_VALUE', () => draw({ low: Number.NaN })),
-      bad(29, 'a span above every double', 'ERR_VALUE', () => draw({ low: -1.7e308, high: 1.7e308 })),
+      bad(29, 'a span above every double', 'ERR_VALUE', () =>
+        draw({ low: -1.7e308, high: 1.7e308 }),
+      ),
       bad(15, 'high under low', 'ERR_VALUE', () => draw({ low: 2, high: 1 })),
       bad(30, 'seed: negative', 'ERR_VALUE', () => draw({ seed: -1 })),
       bad(34, '2^33 elements', 'ERR_OOM', () => Tensor.uniform([2 ** 33], { seed: 1, device })),

@@ -1,6 +1,13 @@
 // Bad input to quantize, dequantize and QuantizedWeight.fromBitsandbytes.
 import { describe, expect, it } from 'vitest';
-import { type Device, dequantize, QuantizedWeight, quantize, scope, Tensor } from '../../lib/index.js';
+import {
+  type Device,
+  dequantize,
+  QuantizedWeight,
+  quantize,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
 import {
   type BadCase,
@@ -33,7 +40,9 @@ const withData = (state: State, key: string, data: unknown): State => {
 /** The quant_state JSON of a state with fields replaced. */
 function withJson(state: State, fields: Record<string, unknown>, raw?: string): State {
   const key = Object.keys(state).find((name) => name.includes('quant_state')) as string;
-  const old = JSON.parse(new TextDecoder().decode((state[key] as Part & { data: Uint8Array }).data));
+  const old = JSON.parse(
+    new TextDecoder().decode((state[key] as Part & { data: Uint8Array }).data),
+  );
   const text = raw ?? JSON.stringify({ ...old, ...fields });
   return withData(state, key, new TextEncoder().encode(text));
 }
@@ -56,37 +65,57 @@ function badStates(state: State, nested: State, take: (state: unknown) => unknow
     format(2, 'weight: null', withPart(state, 'weight', null)),
     format(3, 'weight: a number', withPart(state, 'weight', 3)),
     format(3, 'weight: without data', withPart(state, 'weight', { dtype: 'U8', shape: [16, 1] })),
-    format(4, 'absmax: BF16', withPart(state, 'weight.absmax', {
-      dtype: 'BF16',
-      shape: [1],
-      data: new Uint16Array(1),
-    })),
-    format(4, 'codes: of I64', withPart(state, 'weight', {
-      dtype: 'I64',
-      shape: [2],
-      data: new BigInt64Array(2),
-    })),
-    format(5, 'data: a proxy', withPart(state, 'weight.absmax', {
-      dtype: 'F32',
-      shape: [absmax.length],
-      data: new Proxy(absmax, {}),
-    })),
+    format(
+      4,
+      'absmax: BF16',
+      withPart(state, 'weight.absmax', {
+        dtype: 'BF16',
+        shape: [1],
+        data: new Uint16Array(1),
+      }),
+    ),
+    format(
+      4,
+      'codes: of I64',
+      withPart(state, 'weight', {
+        dtype: 'I64',
+        shape: [2],
+        data: new BigInt64Array(2),
+      }),
+    ),
+    format(
+      5,
+      'data: a proxy',
+      withPart(state, 'weight.absmax', {
+        dtype: 'F32',
+        shape: [absmax.length],
+        data: new Proxy(absmax, {}),
+      }),
+    ),
     format(5, 'data: an array-like', withData(state, 'weight.absmax', { length: 1, 0: 1 })),
-    format(6, 'data: detached', withPart(state, 'weight.absmax', {
-      dtype: 'F32',
-      shape: [absmax.length],
-      data: detached,
-    })),
+    format(
+      6,
+      'data: detached',
+      withPart(state, 'weight.absmax', {
+        dtype: 'F32',
+        shape: [absmax.length],
+        data: detached,
+      }),
+    ),
     format(11, 'codes: one short', withData(state, 'weight', new Uint8Array(15))),
     format(12, 'codes: one long', withData(state, 'weight', new Uint8Array(17))),
     format(11, 'quant_map: 15 levels', withData(state, 'weight.quant_map', new Float32Array(15))),
     format(12, 'absmax: two', withData(state, 'weight.absmax', new Float32Array(2))),
     format(13, 'absmax: none', withData(state, 'weight.absmax', new Float32Array())),
     format(13, 'codes: none', withData(state, 'weight', new Uint8Array())),
-    format(24, 'codes claimed to be F64', withPart(state, 'weight', {
-      ...(state.weight as Part),
-      dtype: 'F64',
-    })),
+    format(
+      24,
+      'codes claimed to be F64',
+      withPart(state, 'weight', {
+        ...(state.weight as Part),
+        dtype: 'F64',
+      }),
+    ),
     json(14, 'a dimension of 0', { shape: [4, 0] }),
     json(15, 'a negative dimension', { shape: [-4, 8] }),
     json(15, 'a negative blocksize', { blocksize: -64 }),
@@ -118,16 +147,26 @@ function badStates(state: State, nested: State, take: (state: unknown) => unknow
     format(29, 'absmax: infinite', withData(state, 'weight.absmax', spoilt(1 / 0))),
     format(29, 'absmax: negative', withData(state, 'weight.absmax', spoilt(-1))),
     format(29, 'nested_offset: infinite', withJson(nested, { nested_offset: '1e999' })),
-    format(29, 'quant_map: NaN', withData(state, 'weight.quant_map', new Float32Array(16).fill(0 / 0))),
-    format(29, 'quant_map: not ascending', withData(state, 'weight.quant_map', new Float32Array(16))),
+    format(
+      29,
+      'quant_map: NaN',
+      withData(state, 'weight.quant_map', new Float32Array(16).fill(0 / 0)),
+    ),
+    format(
+      29,
+      'quant_map: not ascending',
+      withData(state, 'weight.quant_map', new Float32Array(16)),
+    ),
     bad(1, 'no arguments', 'ERR_TYPE', () => callWith(take)),
     bad(2, 'null', 'ERR_TYPE', () => take(null)),
     bad(3, 'a string', 'ERR_TYPE', () => take('nf4')),
     bad(33, 'a part that throws', 'HOSTILE', () =>
-      take(Object.defineProperty({ ...state }, 'weight', {
-        enumerable: true,
-        get: () => Reflect.get(hostile('weight'), 'weight'),
-      })),
+      take(
+        Object.defineProperty({ ...state }, 'weight', {
+          enumerable: true,
+          get: () => Reflect.get(hostile('weight'), 'weight'),
+        }),
+      ),
     ),
   ];
 }
@@ -260,7 +299,9 @@ describe.each(DEVICES)('bad input on %s', (device: Device) => {
       const y = dequantize(weight);
       await expect(y.read()).rejects.toMatchObject({ code: 'ERR_NON_FINITE' });
       expect(() => y.readSync()).toThrow(expect.objectContaining({ code: 'ERR_NON_FINITE' }));
-      await expect(y.to({ dtype: 'bf16' }).read()).rejects.toMatchObject({ code: 'ERR_NON_FINITE' });
+      await expect(y.to({ dtype: 'bf16' }).read()).rejects.toMatchObject({
+        code: 'ERR_NON_FINITE',
+      });
       await expect(weight.toBitsandbytes()).rejects.toMatchObject({ code: 'ERR_NON_FINITE' });
       // The source is as good as it was.
       expect(Number.isNaN((await nan.read())[0])).toBe(true);

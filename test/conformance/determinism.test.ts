@@ -32,7 +32,7 @@ async function everyOp(device: Device, dtype: DType): Promise<Results> {
     results.set(name, await (tensor as Tensor).read());
   };
   await scope(async () => {
-    const shape = { M: 197, N: 150, K: 331, r: 8 };
+    const shape = { M: 133, N: 150, K: 331, r: 8 };
     for (const spec of [NF4, DENSE]) {
       const variant = { bias: true, dropout: 0.2, loraBias: true };
       const c = loraCase(shape, variant, spec, dtype, device, 5);
@@ -62,17 +62,18 @@ function same(what: string, actual: Results, expected: Results): void {
 const CASES = DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype })));
 
 describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
-  it('1, 2, 3 and 8 threads, and 10 runs', async () => {
+  it('1, 2, 3 and 8 threads, and run after run', async () => {
     setThreads(1);
     const expected = await everyOp(device, dtype);
-    for (const values of expected.values()) mistrust('result', values.subarray(0, 100), {
-      ...(values.length < 2000 ? { mostlyZeros: 'small tables' } : {}),
-    });
+    for (const values of expected.values())
+      mistrust('result', values.subarray(0, 100), {
+        ...(values.length < 2000 ? { mostlyZeros: 'small tables' } : {}),
+      });
     for (const threads of [2, 3, 8]) {
       setThreads(threads);
       same(`${threads} threads:`, await everyOp(device, dtype), expected);
     }
-    for (let run = 0; run < 10; run++) same(`run ${run}:`, await everyOp(device, dtype), expected);
+    for (let run = 0; run < 3; run++) same(`run ${run}:`, await everyOp(device, dtype), expected);
   });
 
   it.each([

@@ -4,9 +4,9 @@ import { describe, expect, it } from 'vitest';
 import {
   type Device,
   LoraAdapter,
+  type LoraForwardOptions,
   loraBackward,
   loraForward,
-  type LoraForwardOptions,
   scope,
   Tensor,
 } from '../../lib/index.js';
@@ -86,7 +86,11 @@ describe.each(DEVICES)('dropout on %s', (device) => {
   });
 
   it('a given mask replaces the draws: zero drops, anything else keeps', async () => {
-    const kept = matrix(3, 8, Array.from({ length: 24 }, (_, i) => [0, 1, 2, -0.5][i % 4] as number));
+    const kept = matrix(
+      3,
+      8,
+      Array.from({ length: 24 }, (_, i) => [0, 1, 2, -0.5][i % 4] as number),
+    );
     const expected = Float32Array.from(kept.data, (value) => (value === 0 ? 0 : 1 / (1 - 0.2)));
     for (const dtype of ['f32', 'bf16', 'f16'] as const) {
       const dropoutMask = tensorOf(kept, { dtype, device });
@@ -156,14 +160,16 @@ describe.each(DEVICES)('dropout on %s', (device) => {
     const draws = 64 * (count - 1);
     expect(Math.abs(pairs - draws * both) / Math.sqrt(draws * variance)).toBeLessThan(5);
     // E[gate] = 1: the adapter sees x on average.
-    const spread = Math.sqrt((p / keep) / (64 * count));
+    const spread = Math.sqrt(p / keep / (64 * count));
     expect(Math.abs(gateSum / (64 * count) - 1) / spread).toBeLessThan(5);
   });
 });
 
 describe('dropout across devices', () => {
   it('the same mask everywhere', async () => {
-    const all = await Promise.all(DEVICES.map((device) => gates(31, 45, 0.4, device, { seed: 77 })));
+    const all = await Promise.all(
+      DEVICES.map((device) => gates(31, 45, 0.4, device, { seed: 77 })),
+    );
     for (const other of all.slice(1)) {
       exact('forward', other.forward, (all[0] as Gates).forward);
       exact('dx', other.dx, (all[0] as Gates).dx);

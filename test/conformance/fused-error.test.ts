@@ -1,6 +1,6 @@
 // The fused layer is no less accurate than the same layer put together from single products.
 import { describe, expect, it } from 'vitest';
-import { loraForward, matmul, scope, Tensor } from '../../lib/index.js';
+import { loraForward, matmul, scope, type Tensor } from '../../lib/index.js';
 import { loraForward64, nmse, roundTo } from '../oracle.js';
 import { loraCase } from './lora-case.js';
 import { DEVICES, DTYPES, QUANTISED } from './operands.js';

@@ -13,6 +13,7 @@ import {
   scope,
   type Tensor,
 } from '../../lib/index.js';
+import { source } from '../oracle/inputs.js';
 import {
   exact,
   type LoraInputs,
@@ -26,7 +27,6 @@ import {
   mistrust,
   roundTo,
 } from '../oracle.js';
-import { source } from '../oracle/inputs.js';
 import { loraCase } from './lora-case.js';
 import { DEVICES, DTYPES, operand, seeded, tensorOf, type WeightSpec } from './operands.js';
 
@@ -88,9 +88,17 @@ describe.each(CASES)('integers on $device, $dtype x, $kind w', ({ device, dtype,
         const dx64 = matmulInputGrad64(dy.matrix, values);
         const name = `[${M}, ${N}, ${K}]`;
         const y = await matmul(x.tensor, w, { bias: bias.tensor }).read();
-        exact(`y ${name}`, y.map((v) => v + 0), rounded(y64.value, dtype).map((v) => v + 0));
+        exact(
+          `y ${name}`,
+          y.map((v) => v + 0),
+          rounded(y64.value, dtype).map((v) => v + 0),
+        );
         const dx = await matmulInputGrad(dy.tensor, w).read();
-        exact(`dx ${name}`, dx.map((v) => v + 0), rounded(dx64.value, dtype).map((v) => v + 0));
+        exact(
+          `dx ${name}`,
+          dx.map((v) => v + 0),
+          rounded(dx64.value, dtype).map((v) => v + 0),
+        );
       });
     }
   });

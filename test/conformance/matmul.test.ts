@@ -69,7 +69,11 @@ describe.each(CASES)('$device, $dtype x, $spec.name', ({ device, dtype, spec }) 
       const deep = operand(6, 21, { ...fill(1), shape: [2, 3, 21] });
       const y = matmul(deep.tensor, w);
       const dx = matmulInputGrad(y, w);
-      const shapes = [y.shape, dx.shape, matmul(operand(1, 21, { ...fill(1), shape: [21] }).tensor, w).shape];
+      const shapes = [
+        y.shape,
+        dx.shape,
+        matmul(operand(1, 21, { ...fill(1), shape: [21] }).tensor, w).shape,
+      ];
       if (JSON.stringify(shapes) !== '[[2,3,9],[2,3,21],[9]]') throw new Error(String(shapes));
       exact('y', await y.read(), await matmul(flat.tensor, w).read());
     });

@@ -8,6 +8,7 @@ import {
   quantize,
   Tensor,
 } from '../../lib/index.js';
+import { integerMatrix, normalMatrix } from '../oracle/inputs.js';
 import {
   dequantiseBlocks,
   encodeAll,
@@ -18,7 +19,6 @@ import {
   roundAll,
   unnestAbsmax,
 } from '../oracle.js';
-import { integerMatrix, normalMatrix } from '../oracle/inputs.js';
 
 /** Every device of this build that can run here. */
 export const DEVICES: readonly Device[] = devices()

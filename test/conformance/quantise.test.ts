@@ -1,6 +1,7 @@
 // Codes, scales and nested state bit for bit as the oracle has them; dequantisation exact.
 import { describe, expect, it } from 'vitest';
 import { dequantize, type QuantizedWeight, quantize, scope, Tensor } from '../../lib/index.js';
+import { normalMatrix } from '../oracle/inputs.js';
 import {
   codebookOf,
   dequantiseBlocks,
@@ -18,7 +19,6 @@ import {
   unnestAbsmax,
   ZERO_CODE,
 } from '../oracle.js';
-import { normalMatrix } from '../oracle/inputs.js';
 import { DEVICES, DTYPES, tensorOf } from './operands.js';
 
 const FORMATS = ['nf4', 'fp4', 'int8'] as const;
@@ -59,7 +59,13 @@ const SHAPES: readonly (readonly [N: number, K: number])[] = [
 const CASES = DEVICES.flatMap((device) => FORMATS.map((format) => ({ device, format })));
 
 describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
-  async function check(values: Matrix, blocksize: number, doubleQuant: boolean, dtype: 'f32' | 'bf16' | 'f16', name: string) {
+  async function check(
+    values: Matrix,
+    blocksize: number,
+    doubleQuant: boolean,
+    dtype: 'f32' | 'bf16' | 'f16',
+    name: string,
+  ) {
     await scope(async () => {
       const exactValues = matrix(values.rows, values.cols, roundAll(dtype, values.data));
       const w = tensorOf(exactValues, { dtype, device });
@@ -103,7 +109,13 @@ describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
 
   it.each([32, 64, 128, 256, 512, 1024, 2048, 4096])('blocksize %i', async (blocksize) => {
     await check(normalMatrix(5, 2049, blocksize, 0.1), blocksize, false, 'f32', `${blocksize}`);
-    await check(normalMatrix(83, 211, blocksize, 0.1), blocksize, true, 'f32', `${blocksize} nested`);
+    await check(
+      normalMatrix(83, 211, blocksize, 0.1),
+      blocksize,
+      true,
+      'f32',
+      `${blocksize} nested`,
+    );
   });
 
   it.each(Object.entries(CONTENTS))('%s', async (name, content) => {

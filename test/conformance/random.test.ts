@@ -17,7 +17,8 @@ function normal64(seed: number, index: number): number {
 function normalCdf(z: number): number {
   const t = 1 / (1 + (0.3275911 * Math.abs(z)) / Math.SQRT2);
   const poly =
-    t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
+    t *
+    (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))));
   const tail = 0.5 * poly * Math.exp((-z * z) / 2);
   return z < 0 ? tail : 1 - tail;
 }
@@ -28,7 +29,9 @@ describe.each(DEVICES)('random tensors on %s', (device) => {
       const values = await Tensor.randn([37, 11], { seed, std: 0.5, mean: 2, device }).read();
       values.forEach((value, i) => {
         const expected = 2 + 0.5 * normal64(seed, i);
-        expect(Math.abs(value - expected)).toBeLessThanOrEqual(2 ** -22 * Math.abs(expected) + 1e-7);
+        expect(Math.abs(value - expected)).toBeLessThanOrEqual(
+          2 ** -22 * Math.abs(expected) + 1e-7,
+        );
       });
       const flat = await Tensor.uniform([100], { seed, low: -3, high: 5, device }).read();
       flat.forEach((value, i) => {

@@ -12,8 +12,8 @@ import {
   synchronize,
   Tensor,
 } from '../../lib/index.js';
-import { add, abs, bound, exact, loraBackward64 } from '../oracle.js';
-import { loraCase, type LoraVariant } from './lora-case.js';
+import { abs, add, bound, exact, loraBackward64 } from '../oracle.js';
+import { type LoraVariant, loraCase } from './lora-case.js';
 import { DEVICES, DTYPES, operand, QUANTISED } from './operands.js';
 
 const ALL: readonly LoraGradient[] = ['dx', 'dLoraA', 'dLoraB', 'dBias', 'dLoraBias'];
@@ -31,7 +31,14 @@ const CASES = DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype
 
 describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
   const make = (variant: LoraVariant) =>
-    loraCase(SHAPE, { bias: true, loraBias: true, dropout: 0.2, ...variant }, NF4, dtype, device, 3);
+    loraCase(
+      SHAPE,
+      { bias: true, loraBias: true, dropout: 0.2, ...variant },
+      NF4,
+      dtype,
+      device,
+      3,
+    );
 
   it('every subset of gradients has the bits of the whole', async () => {
     await scope(async () => {
@@ -120,7 +127,13 @@ describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
     await scope(async () => {
       const c = make({});
       const { M, N, K, r } = SHAPE;
-      const sizes = { dx: [M, K], dLoraA: [r, K], dLoraB: [N, r], dBias: [1, N], dLoraBias: [1, N] };
+      const sizes = {
+        dx: [M, K],
+        dLoraA: [r, K],
+        dLoraB: [N, r],
+        dBias: [1, N],
+        dLoraBias: [1, N],
+      };
       const start = Object.fromEntries(
         ALL.map((name, i) => {
           const [rows, cols] = sizes[name] as [number, number];
@@ -186,9 +199,11 @@ describe.each(DEVICES)('outside of training on %s', (device) => {
       const dy = Tensor.randn(y.shape, { seed: 3, device });
       const gradients = loraBackward(dy, saved);
       expect(Object.keys(gradients)).toEqual(['dx']);
-      expect(() => loraBackward(dy, loraForward(x, w, adapter, { training: false }).saved, {
-        needs: ['dLoraA'],
-      })).toThrow(/dLoraA/);
+      expect(() =>
+        loraBackward(dy, loraForward(x, w, adapter, { training: false }).saved, {
+          needs: ['dLoraA'],
+        }),
+      ).toThrow(/dLoraA/);
     });
   });
 });

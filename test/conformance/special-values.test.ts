@@ -13,15 +13,14 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { bound, exact, type Matrix, map, matmul64, matmulInputGrad64, matrix } from '../oracle.js';
 import { source } from '../oracle/inputs.js';
+import { bound, exact, type Matrix, map, matmul64, matmulInputGrad64, matrix } from '../oracle.js';
 import { DEVICES, DTYPES, operand, tensorOf, WEIGHTS, weightOperand } from './operands.js';
 
 const CASES = DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype })));
 const INFINITY = Number.POSITIVE_INFINITY;
 
-const isaOf = (device: string): string =>
-  devices().find((row) => row.device === device)?.isa ?? '';
+const isaOf = (device: string): string => devices().find((row) => row.device === device)?.isa ?? '';
 
 /** `values` with one element replaced. */
 const poke = (values: Matrix, index: number, value: number): Matrix =>
@@ -82,7 +81,11 @@ describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
   it('a dropped element is zero to the adapter, whatever it held', async () => {
     await scope(async () => {
       const [M, N, K, r] = [3, 5, 40, 4];
-      const mask = matrix(M, K, Array.from({ length: M * K }, (_, i) => (i === 50 ? 0 : 1)));
+      const mask = matrix(
+        M,
+        K,
+        Array.from({ length: M * K }, (_, i) => (i === 50 ? 0 : 1)),
+      );
       const clean = operand(M, K, { seed: 1, dtype, device }).matrix;
       const at = { dtype, device };
       const adapter = new LoraAdapter({
@@ -113,7 +116,11 @@ describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
     await scope(async () => {
       const large = { f32: 2 ** 100, bf16: 2 ** 100, f16: 2 ** 14 }[dtype];
       const x = matrix(3, 33, new Float64Array(99).fill(large));
-      const w = matrix(2, 33, Array.from({ length: 66 }, (_, i) => (i < 33 ? large : -large)));
+      const w = matrix(
+        2,
+        33,
+        Array.from({ length: 66 }, (_, i) => (i < 33 ? large : -large)),
+      );
       const at = { dtype, device };
       const y = await matmul(tensorOf(x, at), tensorOf(w, at)).read();
       expect([...y]).toEqual([INFINITY, -INFINITY, INFINITY, -INFINITY, INFINITY, -INFINITY]);
@@ -126,11 +133,22 @@ describe.each(DEVICES)('denormals on %s', (device) => {
     await scope(async () => {
       const from = source(3);
       const unit = 2 ** -149;
-      const x = matrix(5, 37, Array.from({ length: 185 }, () => unit * from.integer(1, 1000)));
-      const w = matrix(9, 37, Array.from({ length: 333 }, () => (from.uniform() < 0.5 ? -1 : 1)));
+      const x = matrix(
+        5,
+        37,
+        Array.from({ length: 185 }, () => unit * from.integer(1, 1000)),
+      );
+      const w = matrix(
+        9,
+        37,
+        Array.from({ length: 333 }, () => (from.uniform() < 0.5 ? -1 : 1)),
+      );
       const y = await matmul(tensorOf(x, { device }), tensorOf(w, { device })).read();
       exact('y', y, matmul64(x, w).value.data);
-      const dx = matmulInputGrad(tensorOf(x, { device }), Tensor.from([...w.data], [37, 9], { device }));
+      const dx = matmulInputGrad(
+        tensorOf(x, { device }),
+        Tensor.from([...w.data], [37, 9], { device }),
+      );
       expect((await dx.read()).some((value) => value !== 0)).toBe(true);
     });
   });
@@ -139,8 +157,16 @@ describe.each(DEVICES)('denormals on %s', (device) => {
     await scope(async () => {
       const from = source(4);
       const unit = dtype === 'bf16' ? 2 ** -133 : 2 ** -24;
-      const x = matrix(5, 37, Array.from({ length: 185 }, () => unit * from.integer(1, 100)));
-      const w = matrix(9, 37, Array.from({ length: 333 }, () => (from.uniform() < 0.3 ? -1 : 1)));
+      const x = matrix(
+        5,
+        37,
+        Array.from({ length: 185 }, () => unit * from.integer(1, 100)),
+      );
+      const w = matrix(
+        9,
+        37,
+        Array.from({ length: 333 }, () => (from.uniform() < 0.3 ? -1 : 1)),
+      );
       const at = { dtype, device };
       const y = await matmul(tensorOf(x, at), tensorOf(w, at)).read();
       // The bf16 dot product instruction takes bf16 denormals for zeros, and no mode changes that:

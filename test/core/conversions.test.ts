@@ -1,8 +1,8 @@
 // bf16 and f16 exhaustively: every pattern decoded and encoded, every rounding tie and its neighbours.
 import { describe, expect, it } from 'vitest';
 import { scope, Tensor } from '../../lib/index.js';
-import { decodeBits, encodeBits, exact, roundTo } from '../oracle.js';
 import { DEVICES } from '../conformance/operands.js';
+import { decodeBits, encodeBits, exact, roundTo } from '../oracle.js';
 
 const PATTERNS = Uint16Array.from({ length: 0x10000 }, (_, i) => i);
 const CASES = DEVICES.flatMap((device) =>
@@ -12,7 +12,8 @@ const CASES = DEVICES.flatMap((device) =>
 const FRACTION = { bf16: 7, f16: 10 } as const;
 
 const f32Bits = (values: Float32Array): Uint32Array => new Uint32Array(values.buffer);
-const fromF32Bits = (bits: number): number => new Float32Array(Uint32Array.of(bits).buffer)[0] as number;
+const fromF32Bits = (bits: number): number =>
+  new Float32Array(Uint32Array.of(bits).buffer)[0] as number;
 
 describe.each(CASES)('$dtype on $device', ({ device, dtype }) => {
   const isNaNPattern = (bits: number): boolean => Number.isNaN(decodeBits(dtype, bits));
@@ -60,7 +61,11 @@ describe.each(CASES)('$dtype on $device', ({ device, dtype }) => {
       exact('from f32', await direct.readBits(), expected);
       const cast = Tensor.from(values, [values.length], { device }).to({ dtype });
       exact('cast', await cast.readBits(), expected);
-      exact('values', await cast.read(), Float64Array.from(values, (v) => roundTo(dtype, v)));
+      exact(
+        'values',
+        await cast.read(),
+        Float64Array.from(values, (v) => roundTo(dtype, v)),
+      );
     });
   });
 
@@ -102,7 +107,11 @@ describe.each(CASES)('$dtype on $device', ({ device, dtype }) => {
       ];
       const data = Float32Array.from(cases, ([value]) => value);
       const bits = await Tensor.from(data, [data.length], { dtype, device }).readBits();
-      exact('bits', bits, cases.map(([, pattern]) => pattern));
+      exact(
+        'bits',
+        bits,
+        cases.map(([, pattern]) => pattern),
+      );
       // Quiet and signalling NaNs of both signs, with payloads only in the bits that are cut off.
       const nans = Uint32Array.of(0x7fc00000, 0x7f800001, 0xff800001, 0xffffffff, 0x7f80ffff);
       const t = Tensor.from(new Float32Array(nans.buffer), [5], { dtype, device });

@@ -1,6 +1,7 @@
 // Scopes: what is made inside and not returned is freed, in synchronous and async bodies.
-import { describe, expect, it } from 'vitest';
+
 import { setTimeout } from 'node:timers/promises';
+import { describe, expect, it } from 'vitest';
 import {
   LoraAdapter,
   loraForward,

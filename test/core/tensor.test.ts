@@ -12,8 +12,8 @@ import {
   synchronize,
   Tensor,
 } from '../../lib/index.js';
-import { encodeAll, exact, roundTo } from '../oracle.js';
 import { DEVICES, DTYPES } from '../conformance/operands.js';
+import { encodeAll, exact, roundTo } from '../oracle.js';
 
 const codeOf = (call: () => unknown): string => {
   try {
@@ -123,7 +123,11 @@ describe.each(DEVICES)('Tensor on %s', (device) => {
       for (const dtype of DTYPES) {
         const cast = t.to({ dtype });
         expect([cast.dtype, cast.shape]).toEqual([dtype, [3]]);
-        exact(dtype, await cast.read(), values.map((value) => roundTo(dtype, value)));
+        exact(
+          dtype,
+          await cast.read(),
+          values.map((value) => roundTo(dtype, value)),
+        );
         for (const other of DEVICES) {
           const moved = t.to({ device: other, dtype });
           expect(moved.device).toBe(other);

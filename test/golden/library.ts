@@ -13,9 +13,7 @@ export function tensorOf(golden: GoldenTensor, device: Device): Tensor {
   const dtype = DTYPES[golden.dtype];
   if (dtype === undefined) return Tensor.from(numbersOf(golden), golden.shape, { device });
   const data =
-    dtype === 'f32'
-      ? new Float32Array(golden.bytes.buffer)
-      : new Uint16Array(golden.bytes.buffer);
+    dtype === 'f32' ? new Float32Array(golden.bytes.buffer) : new Uint16Array(golden.bytes.buffer);
   return Tensor.from(data, golden.shape, { dtype, device });
 }
 

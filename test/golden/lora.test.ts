@@ -167,7 +167,9 @@ const product = (layer: Layer, x: Tensor): Tensor =>
   matmul(x, layer.w, layer.bias === undefined ? {} : { bias: layer.bias });
 
 describe.each(DEVICES)('linear layers on %s', (device: Device) => {
-  const single = [...caseIds('lora'), ...caseIds('qlora')].filter((id) => !id.includes('two_layer'));
+  const single = [...caseIds('lora'), ...caseIds('qlora')].filter(
+    (id) => !id.includes('two_layer'),
+  );
 
   it.each(single)('%s', async (id) => {
     await scope(async () => {

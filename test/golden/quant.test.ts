@@ -208,7 +208,8 @@ describe.each(DEVICES)('quant on %s', (device: Device) => {
         blocksize: 64,
       });
       const packed = await partBytes(weight, 'weight');
-      for (const storage of ['u8', 'bf16', 'f16', 'f32']) rules.check(`out.packed_${storage}`, packed);
+      for (const storage of ['u8', 'bf16', 'f16', 'f32'])
+        rules.check(`out.packed_${storage}`, packed);
       exact(id, await partBytes(weight, 'weight.absmax'), golden.tensor('out.absmax').bytes);
       rules.finish();
     });
@@ -261,7 +262,11 @@ describe.each(DEVICES)('checkpoint state on %s', (device: Device) => {
         const back = await weight.toBitsandbytes();
         expect(Object.keys(back).sort()).toEqual(Object.keys(state).sort());
         for (const [key, part] of Object.entries(state)) {
-          exact(`${id} ${key}`, bytesOf((back[key] as { data: Uint8Array }).data), bytesOf(part.data));
+          exact(
+            `${id} ${key}`,
+            bytesOf((back[key] as { data: Uint8Array }).data),
+            bytesOf(part.data),
+          );
         }
 
         // And from the dense weight: the same codes, and the same state but for the double

@@ -12,7 +12,12 @@ function failure(golden: GoldenCase, rule: Rule, index: number, text: string): E
 }
 
 /** The sign by which to multiply each row or column so that it agrees best with the reference. */
-function signs(mine: Mine, reference: Float64Array, cols: number, by: 'rows' | 'columns'): number[] {
+function signs(
+  mine: Mine,
+  reference: Float64Array,
+  cols: number,
+  by: 'rows' | 'columns',
+): number[] {
   const agreement: number[] = [];
   for (let i = 0; i < reference.length; i++) {
     const line = by === 'rows' ? Math.floor(i / cols) : i % cols;
@@ -112,12 +117,7 @@ function checkCodes(golden: GoldenCase, rule: Rule, mine: Mine, context: CodeCon
 }
 
 /** Applies one rule. `context` is needed for the rules about codes. */
-export function checkRule(
-  golden: GoldenCase,
-  rule: Rule,
-  mine: Mine,
-  context?: CodeContext,
-): void {
+export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: CodeContext): void {
   const { shape, bytes } = golden.tensor(rule.tensor);
   const elements = shape.reduce((product, dim) => product * dim, 1);
   const raw = rule.rule === 'bytes' || rule.rule === 'nibbles' || rule.rule === 'u8';
@@ -128,15 +128,19 @@ export function checkRule(
   switch (rule.rule) {
     case 'absolute':
     case 'relative':
-      return checkTolerance(golden, rule, mine);
+      checkTolerance(golden, rule, mine);
+      break;
     case 'bytes':
-      return checkBytes(golden, rule, mine);
+      checkBytes(golden, rule, mine);
+      break;
     case 'values':
-      return checkValues(golden, rule, mine);
+      checkValues(golden, rule, mine);
+      break;
     case 'nibbles':
     case 'u8':
       if (context === undefined) throw new Error(`${golden.id}: ${rule.tensor} needs a codebook`);
-      return checkCodes(golden, rule, mine, context);
+      checkCodes(golden, rule, mine, context);
+      break;
     default:
       throw new Error(`${golden.id}: rule ${rule.rule} is about another tensor`);
   }

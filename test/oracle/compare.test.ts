@@ -78,7 +78,9 @@ describe('the comparator catches', () => {
     const zero = { value: matrix(1, 4, [0, 1, 2, 3]), p: matrix(1, 4, [0, 1, 2, 3]) };
     expect(() => bound('y', [0, 1, 2, 3], zero)).not.toThrow();
     expect(() => bound('y', [1e-30, 1, 2, 3], zero)).toThrow('expected 0');
-    expect(() => bound('y', [0, 0], { value: matrix(1, 2), p: matrix(1, 2) })).toThrow('MISTRUSTED');
+    expect(() => bound('y', [0, 0], { value: matrix(1, 2), p: matrix(1, 2) })).toThrow(
+      'MISTRUSTED',
+    );
     expect(() => nmse('y', [0, 0], [0, 0], 1)).toThrow('MISTRUSTED');
   });
 

@@ -48,7 +48,11 @@ export function sameValues(
   actual: ArrayLike<number>,
   expected: ArrayLike<number>,
 ): void {
-  exact(name, Float64Array.from(actual, (v) => v + 0), Float64Array.from(expected, (v) => v + 0));
+  exact(
+    name,
+    Float64Array.from(actual, (v) => v + 0),
+    Float64Array.from(expected, (v) => v + 0),
+  );
 }
 
 export interface BoundOptions extends Mistrust {

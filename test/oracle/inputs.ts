@@ -28,7 +28,11 @@ export function source(seed: number): Source {
 
 export function normalMatrix(rows: number, cols: number, seed: number, std = 1): Matrix {
   const from = source(seed);
-  return matrix(rows, cols, Float64Array.from({ length: rows * cols }, () => std * from.normal()));
+  return matrix(
+    rows,
+    cols,
+    Float64Array.from({ length: rows * cols }, () => std * from.normal()),
+  );
 }
 
 /** Integers in [-limit, limit] without 0, so that no reference element is mistrusted. */

@@ -65,15 +65,23 @@ describe.each(CASES)('float64 backward, M $M K $K N $N r $r p $p', (test) => {
 
   it('a planted wrong gate would be seen', () => {
     const ungated = loraBackward64({ ...inputs, gate: undefined }, dy).dx.value;
-    const same = ungated.data.every((v, i) => Math.abs(v - (gradients.dx.value.data[i] ?? 0)) < 1e-6);
+    const same = ungated.data.every(
+      (v, i) => Math.abs(v - (gradients.dx.value.data[i] ?? 0)) < 1e-6,
+    );
     expect(same).toBe(test.p === 0);
   });
 
   it('P bounds the value it belongs to', () => {
-    const all: Bounded[] = [loraForward64(inputs), loraShrink64(inputs), ...Object.values(gradients)];
+    const all: Bounded[] = [
+      loraForward64(inputs),
+      loraShrink64(inputs),
+      ...Object.values(gradients),
+    ];
     for (const { value, p } of all) {
       for (let i = 0; i < value.data.length; i++) {
-        expect(Math.abs(value.data[i] as number)).toBeLessThanOrEqual((p.data[i] as number) + 1e-12);
+        expect(Math.abs(value.data[i] as number)).toBeLessThanOrEqual(
+          (p.data[i] as number) + 1e-12,
+        );
       }
     }
   });
