@@ -1,0 +1,28 @@
+// lib/quant/formats.ts and the native table say the same about every format.
+import { describe, expect, it } from 'vitest';
+import { binding } from '../../lib/core/binding.js';
+import { dequantize, FORMATS, quantize, scope, Tensor } from '../../lib/index.js';
+import { codebookOf, exact, type OracleFormat } from '../oracle.js';
+
+describe('quantisation formats', () => {
+  it('are the same rows on both sides', () => {
+    expect(binding().formats()).toEqual([...FORMATS]);
+    expect(FORMATS.map(({ name }) => name)).toEqual(['nf4', 'fp4', 'int8']);
+    expect(Object.isFrozen(FORMATS)).toBe(true);
+  });
+
+  it.each([...FORMATS])(
+    '$name: the codebook is the oracle’s, and each level survives',
+    async (row) => {
+      await scope(async () => {
+        const book = codebookOf(row.name as OracleFormat);
+        expect(book.length).toBe(row.levels);
+        const levels = Tensor.from(book, [1, book.length], { device: 'reference' });
+        const weight = quantize(levels, { format: row.name, blocksize: row.maxBlocksize });
+        const state = await weight.toBitsandbytes();
+        exact('codebook', state['weight.quant_map']?.data as Float32Array, book);
+        exact('levels', await dequantize(weight).read(), book);
+      });
+    },
+  );
+});

@@ -1,0 +1,135 @@
+/**
+ * What the public types allow and refuse. Never run: types.test.ts compiles it, and so does
+ * `npm run types`. A line under `@ts-expect-error` that compiles is an error itself.
+ */
+import {
+  type BaseWeight,
+  type Device,
+  type DType,
+  dequantize,
+  devices,
+  type ErrorCode,
+  LoraAdapter,
+  type LoraGradient,
+  type LoraSaved,
+  LowrankError,
+  loraBackward,
+  loraForward,
+  matmul,
+  matmulInputGrad,
+  memoryUsage,
+  type QuantFormat,
+  QuantizedWeight,
+  quantize,
+  scope,
+  type synchronize,
+  Tensor,
+} from '../../lib/index.js';
+
+/** Compiles only where A and B are the same type. */
+type Same<A, B> =
+  (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
+export const same = <A, B>(_: Same<A, B>): void => undefined;
+
+export function tensors(x: Tensor, bits: Uint16Array): void {
+  same<DType, 'f32' | 'bf16' | 'f16'>(true);
+  same<typeof x.shape, readonly number[]>(true);
+  same<typeof x.dtype, DType>(true);
+  same<typeof x.device, Device>(true);
+  same<typeof x.disposed, boolean>(true);
+  same<ReturnType<typeof x.read>, Promise<Float32Array>>(true);
+  same<ReturnType<typeof x.readBits>, Promise<Uint16Array>>(true);
+  same<ReturnType<typeof x.readSync>, Float32Array>(true);
+  same<ReturnType<typeof x.to>, Tensor>(true);
+  Tensor.from([1, 2], [2]);
+  Tensor.from(new Float64Array(2), [2], { dtype: 'f16', device: 'cpu' });
+  Tensor.from(bits, [2], { dtype: 'bf16' });
+  Tensor.randn([2], { seed: 1, std: 2 });
+  Tensor.zeros([2], { device: 'cuda:1' });
+  using held: Disposable = x;
+  held[Symbol.dispose]();
+  // @ts-expect-error a seed is needed
+  Tensor.randn([2], { std: 1 });
+  // @ts-expect-error no such dtype
+  Tensor.zeros([2], { dtype: 'f64' });
+  // @ts-expect-error no such device
+  Tensor.zeros([2], { device: 'gpu' });
+  // @ts-expect-error strings are no data
+  Tensor.from(['1'], [1]);
+  // @ts-expect-error the shape is fixed
+  x.shape = [1];
+  // @ts-expect-error so is each dimension
+  x.shape[0] = 1;
+  // @ts-expect-error made by from, zeros, randn, uniform and wrap only
+  new Tensor();
+}
+
+export function weights(w: Tensor): void {
+  same<QuantFormat, 'nf4' | 'fp4' | 'int8'>(true);
+  const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
+  same<typeof w4, QuantizedWeight>(true);
+  same<typeof w4.byteLength, number>(true);
+  same<ReturnType<typeof dequantize>, Tensor>(true);
+  same<BaseWeight, Tensor | QuantizedWeight>(true);
+  dequantize(w4, { dtype: 'f16' });
+  void w4.toBitsandbytes().then((state) => QuantizedWeight.fromBitsandbytes(state));
+  // @ts-expect-error a format is needed
+  quantize(w, {});
+  // @ts-expect-error no such format
+  quantize(w, { format: 'nf5' });
+  // @ts-expect-error a dense tensor is not quantised
+  dequantize(w);
+  // @ts-expect-error a quantised weight is not quantised again
+  quantize(w4, { format: 'nf4' });
+}
+
+export function ops(x: Tensor, w: BaseWeight, adapter: LoraAdapter, dy: Tensor): void {
+  same<ReturnType<typeof matmul>, Tensor>(true);
+  matmul(x, w, { bias: x });
+  matmulInputGrad(dy, w);
+  const { y, saved } = loraForward(x, w, adapter, { seed: 1, training: true });
+  same<typeof y, Tensor>(true);
+  same<typeof saved, LoraSaved>(true);
+  const { dx, dLoraA } = loraBackward(dy, saved, {
+    needs: ['dx', 'dLoraA', 'dLoraBias'],
+    accumulateInto: { dLoraA: x },
+    keep: true,
+  });
+  same<typeof dx, Tensor | undefined>(true);
+  same<typeof dLoraA, Tensor | undefined>(true);
+  same<LoraGradient, 'dx' | 'dLoraA' | 'dLoraB' | 'dBias' | 'dLoraBias'>(true);
+  new LoraAdapter({ loraA: x, loraB: x, loraAlpha: 16, rslora: true, dropout: 0.1, trainA: false });
+  LoraAdapter.init({
+    inFeatures: 8,
+    outFeatures: 4,
+    r: 2,
+    loraAlpha: 4,
+    seed: 1,
+    init: 'gaussian',
+  });
+  same<typeof adapter.scaling, number>(true);
+  // @ts-expect-error x cannot be quantised
+  matmul(quantize(x, { format: 'nf4' }), w);
+  // @ts-expect-error no adapter
+  loraForward(x, w);
+  // @ts-expect-error no such gradient
+  loraBackward(dy, saved, { needs: ['dW'] });
+  // @ts-expect-error loraAlpha is needed
+  new LoraAdapter({ loraA: x, loraB: x });
+  // @ts-expect-error read only
+  adapter.scaling = 2;
+}
+
+export async function rest(x: Tensor): Promise<void> {
+  const number: number = scope(() => 3);
+  const inner: Promise<Tensor> = scope(async () => x);
+  same<ReturnType<typeof synchronize>, Promise<void>>(true);
+  const { liveBytes, peakBytes, liveTensors } = memoryUsage('cpu');
+  const sums: number = number + liveBytes + peakBytes + liveTensors;
+  const reason: string | undefined = devices()[0]?.reason;
+  const code: ErrorCode = new LowrankError('ERR_SHAPE', `${sums} ${reason}`).code;
+  // @ts-expect-error no such code
+  const wrong: ErrorCode = 'ERR_MAGIC';
+  await inner;
+  throw new Error(code + wrong);
+}
