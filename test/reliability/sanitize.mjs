@@ -1,0 +1,164 @@
+// The test suite under a sanitizer, which must first report bugs planted for it.
+//   node test/reliability/sanitize.mjs asan|ubsan|tsan [--smoke] [vitest arguments]
+import { execFileSync, spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+
+const root = resolve(import.meta.dirname, '..', '..');
+const here = import.meta.dirname;
+const EXIT = 99;
+
+// The kernels run in parallel blocks of fixed size; 13 times slower, the largest shapes say no more.
+const TOOLS = {
+  asan: {
+    library: 'libasan.so',
+    timeScale: 6,
+    planted: {
+      overRead: 'heap-buffer-overflow',
+      overReadArray: 'heap-buffer-overflow',
+      useAfterFree: 'heap-use-after-free',
+      leak: '4321 byte(s) leaked',
+    },
+    fork: 'overRead',
+    options: (log) => ({
+      ASAN_OPTIONS: `exitcode=${EXIT}:detect_leaks=1:log_path=${log}`,
+      LSAN_OPTIONS: `suppressions=${join(here, 'lsan.supp')}:print_suppressions=0:exitcode=${EXIT}`,
+    }),
+  },
+  ubsan: {
+    library: undefined, // the addon brings it in by itself
+    timeScale: 4,
+    planted: {
+      floatCast: 'is outside the range of representable values',
+      overflow: 'signed integer overflow',
+      misaligned: 'misaligned address',
+    },
+    fork: 'overflow',
+    options: (log) => ({
+      UBSAN_OPTIONS: `exitcode=${EXIT}:halt_on_error=1:print_stacktrace=1:log_path=${log}`,
+    }),
+  },
+  tsan: {
+    library: 'libtsan.so',
+    timeScale: 30,
+    planted: { race: 'data race' },
+    fork: 'race',
+    // Without the option V8's own threads give false reports.
+    options: (log) => ({
+      TSAN_OPTIONS: `exitcode=${EXIT}:ignore_noninstrumented_modules=1:log_path=${log}`,
+    }),
+  },
+};
+
+// What a sanitizer run leaves out, and why.
+const LEFT_OUT = [
+  'test/checks/**', // no native code
+  'test/package/**', // the packed library, which brings the plain addon
+  'test/reliability/memory.test.ts', // resident memory, which the sanitizer's own shadow drowns
+  'test/reliability/malloc-failure.test.ts', // its shim and the sanitizer would both replace malloc
+];
+
+// A cut through every layer, for the continuous build.
+const SMOKE = [
+  'test/conformance/random.test.ts',
+  'test/conformance/quantise.test.ts',
+  'test/golden/quant.test.ts',
+  'test/reliability/leaks.test.ts',
+  'test/reliability/workers.test.ts',
+];
+
+const [name, ...rest] = process.argv.slice(2);
+const tool = TOOLS[name];
+if (tool === undefined) {
+  console.error(`usage: sanitize.mjs ${Object.keys(TOOLS).join('|')} [--smoke] [vitest arguments]`);
+  process.exit(2);
+}
+const smoke = rest.includes('--smoke');
+const given = rest.filter((argument) => argument !== '--smoke');
+
+const logs = mkdtempSync(join(tmpdir(), `lowrank-${name}-`));
+const built = join(root, 'build', name);
+
+/** Reports written since the last call. Every process writes its own file. */
+function takeReports() {
+  const texts = readdirSync(logs).map((file) => readFileSync(join(logs, file), 'utf8'));
+  for (const file of readdirSync(logs)) rmSync(join(logs, file));
+  return texts;
+}
+
+function environment() {
+  const preload =
+    tool.library && execFileSync('g++', [`-print-file-name=${tool.library}`], { encoding: 'utf8' });
+  return {
+    ...process.env,
+    ...(preload ? { LD_PRELOAD: preload.trim() } : {}),
+    ...tool.options(join(logs, 'report')),
+    LOWRANK_BINDING: join(built, 'lowrank.node'),
+    LOWRANK_PLANT: join(built, 'sanitizer_plant.node'),
+    LOWRANK_TIME_SCALE: String(tool.timeScale),
+  };
+}
+
+function node(args, env, quiet) {
+  const stdio = quiet ? ['ignore', 'ignore', 'ignore'] : 'inherit';
+  return spawnSync(process.execPath, args, { cwd: root, env, stdio }).status;
+}
+
+function vitest(args, env, quiet) {
+  return node([join(root, 'node_modules', 'vitest', 'vitest.mjs'), 'run', ...args], env, quiet);
+}
+
+function fail(message) {
+  console.error(`${name}: ${message}`);
+  rmSync(logs, { recursive: true, force: true });
+  process.exit(1);
+}
+
+function proveControls(env) {
+  for (const [bug, report] of Object.entries(tool.planted)) {
+    const code = `require(process.env.LOWRANK_PLANT).${bug}(new Uint8Array(65536))`;
+    const status = node(['-e', code], env, true);
+    const seen = takeReports().some((text) => text.includes(report));
+    if (status !== EXIT || !seen) fail(`the planted ${bug} was not reported (exit ${status})`);
+    console.log(`${name}: planted ${bug} reported`);
+  }
+  const planted = join(here, 'planted');
+  const args = ['--root', planted, '--config', join(planted, 'vitest.config.ts')];
+  const status = vitest(args, { ...env, LOWRANK_PLANTED: tool.fork }, true);
+  if (takeReports().length === 0) fail('a bug in a forked test file was not reported');
+  console.log(`${name}: planted ${tool.fork} in a forked test file reported (exit ${status})`);
+  // And an ordinary run is clean, so that a report means something.
+  if (node(['-e', 'require(process.env.LOWRANK_BINDING)'], env, true) !== 0) {
+    fail(`loading the addon alone is reported:\n${takeReports().join('\n')}`);
+  }
+}
+
+execFileSync('cmake', ['--preset', name], { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] });
+execFileSync('cmake', ['--build', '--preset', name, '--parallel', '2'], {
+  cwd: root,
+  stdio: ['ignore', 'ignore', 'inherit'],
+});
+const env = environment();
+proveControls(env);
+
+const scale = `${60_000 * tool.timeScale}`;
+const status = vitest(
+  [
+    ...(smoke ? SMOKE : []),
+    ...given,
+    ...LEFT_OUT.flatMap((pattern) => ['--exclude', pattern]),
+    '--testTimeout',
+    scale,
+    '--hookTimeout',
+    scale,
+  ],
+  env,
+  false,
+);
+const reports = takeReports();
+for (const text of reports.slice(0, 5)) console.error(text);
+if (reports.length > 0) fail(`${reports.length} processes were reported`);
+if (status !== 0) fail(`the suite ended with ${status}`);
+console.log(`${name}: no findings`);
+rmSync(logs, { recursive: true, force: true });
