@@ -1,0 +1,54 @@
+// The copied golden data are whole: every file is the one that the manifest describes, and no case
+// of a group that the library implements has been lost.
+import { createHash } from 'node:crypto';
+import { readdirSync, readFileSync, statSync } from 'node:fs';
+import { dirname, join, sep } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+import { caseIds, loadCase } from './case-file.js';
+
+const FOLDER = dirname(fileURLToPath(import.meta.url));
+const GROUPS = { quant: 47, matmul: 15, lora: 16, qlora: 7 } as const;
+
+interface ListedFile {
+  readonly path: string;
+  readonly sha256: string;
+}
+const manifest = JSON.parse(readFileSync(join(FOLDER, 'manifest.json'), 'utf8')) as {
+  readonly cases: readonly { readonly files: readonly ListedFile[] }[];
+};
+const files = manifest.cases.flatMap((row) => row.files);
+
+describe('golden data', () => {
+  it('has the digest that the manifest lists, file by file', () => {
+    for (const { path, sha256 } of files) {
+      const digest = createHash('sha256')
+        .update(readFileSync(join(FOLDER, path)))
+        .digest('hex');
+      expect(digest, path).toBe(sha256);
+    }
+  });
+
+  it('has no file beside those listed', () => {
+    const listed = new Set(files.map(({ path }) => path));
+    for (const group of Object.keys(GROUPS)) {
+      for (const name of readdirSync(join(FOLDER, group), { recursive: true }) as string[]) {
+        if (statSync(join(FOLDER, group, name)).isDirectory()) continue;
+        const path = join(group, name).split(sep).join('/');
+        expect(listed.has(path), path).toBe(true);
+      }
+    }
+  });
+
+  it.each(Object.entries(GROUPS))(
+    '%s: %i cases, each with rules or with a file of expectations',
+    (group, count) => {
+      const ids = caseIds(group);
+      expect(ids.length).toBe(count);
+      for (const id of ids) {
+        const expectations = ids.includes(`${id}.expected`) ? 1 : loadCase(id).rules.length;
+        expect(expectations, id).toBeGreaterThan(0);
+      }
+    },
+  );
+});
