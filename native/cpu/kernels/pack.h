@@ -5,7 +5,8 @@
 /// block of kc <= kKC of that index.
 ///
 ///   A panel   [ku][mr]   units of mr <= kMR rows
-///   B panel   [ku][nr]   units of nr = kNR columns; the last panel of a matrix may be kVL wide
+///   B panel   [ku][nr]   units of nr = kNR columns; the last panel of a matrix may be kVL wide.
+///                        Panels of one block are PanelStride(ku) apart
 ///
 ///        k ->                     panel, in memory
 ///   a0 |  0  1  2  3              a0.0 a1.0 a2.0 | a0.1 a1.1 a2.1 | ...
@@ -51,8 +52,8 @@ struct RowPanels {
 LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(rows, kMR), 1)}; }
 
 /// out[u · stride + i] = unit u of row i, for i < rows <= kVL. src rows are `pitch` bytes apart.
-/// Lanes at and beyond `rows` of a written vector hold copies; with `bounded` nothing is written at
-/// or beyond `limit`.
+/// A whole vector is stored where it ends before `limit` (its lanes beyond `rows` are then written
+/// over by the next unit, or are a B panel's spare columns), else `rows` lanes.
 static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pitch, int rows, int64_t ku, Unit* out,
                                   int64_t stride, const Unit* limit) {
   int64_t u = 0;
@@ -90,8 +91,7 @@ LOWRANK_INLINE void LastHalfUnit(const char* src, int64_t pitch, int rows, int64
   }
 }
 
-/// Rows to units [ku][stride], whatever the policy; `rows` of up to any number in groups of kVL.
-/// `exact`: neighbouring units belong to another row group or panel and must stay untouched.
+/// Rows to units [ku][stride], whatever the policy, in groups of kVL rows.
 template <typename Policy>
 LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out,
                                   int64_t stride, const Unit* limit) {
