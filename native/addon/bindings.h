@@ -14,24 +14,30 @@ void RegisterOps(Napi::Env env, Napi::Object exports);       // ops.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);   // weights.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);   // devices.cpp
 
-/// `kFunction`, with everything that it may throw as a JavaScript error with a stable code.
+/// Calls `kFunction`; everything that it may throw becomes a JavaScript error with a stable code.
+/// The library's own wrapper would make its list of arguments outside of any handler that knows
+/// ours.
 template <Napi::Value (*kFunction)(const Napi::CallbackInfo&)>
-Napi::Value Guarded(const Napi::CallbackInfo& info) {
+napi_value Entry(napi_env env, napi_callback_info raw) {
   try {
-    return kFunction(info);
-  } catch (const Napi::Error&) {
-    throw;
+    return kFunction(Napi::CallbackInfo(env, raw));
+  } catch (const Napi::Error& error) {
+    error.ThrowAsJavaScriptException();
   } catch (const std::bad_alloc&) {
-    napi_throw_error(info.Env(), "ERR_OOM", "no memory left on the host");
+    napi_throw_error(env, "ERR_OOM", "no memory left on the host");
   } catch (const std::exception& error) {
-    napi_throw_error(info.Env(), "ERR_COMPUTE", error.what());
+    napi_throw_error(env, "ERR_COMPUTE", error.what());
   }
-  return Napi::Value();
+  return nullptr;
 }
 
 template <Napi::Value (*kFunction)(const Napi::CallbackInfo&)>
 void Export(Napi::Env env, Napi::Object exports, const char* name) {
-  exports.Set(name, Napi::Function::New(env, Guarded<kFunction>, name));
+  napi_value function = nullptr;
+  const napi_status status =
+      napi_create_function(env, name, NAPI_AUTO_LENGTH, Entry<kFunction>, nullptr, &function);
+  if (status != napi_ok) throw Napi::Error::New(env);
+  exports.Set(name, Napi::Value(env, function));
 }
 
 }  // namespace lowrank::addon

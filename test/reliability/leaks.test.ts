@@ -1,7 +1,7 @@
 /** Nothing is left behind: exact counters after many calls, and the memory of the process. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Device, memoryUsage, synchronize } from '../../lib/index.js';
-import { repetitions, reportOf, runProgram, TIME_SCALE, usePrograms } from './program.js';
+import { repetitions, reportOf, runProgram, usePrograms } from './program.js';
 import { everyOp, type Operations } from './programs/every-op.js';
 
 usePrograms();
@@ -49,36 +49,10 @@ describe.each(DEVICES)('exact counters on %s', (device) => {
   });
 });
 
-interface Slope {
-  bytesPerCall: number;
-}
-
-const LONG = { timeout: 300_000 * TIME_SCALE };
-
-describe('memory of the process', () => {
-  const calls = String(repetitions(10_000, 100_000));
-  const limit = repetitions(64, 8);
-  const slope = async (leakBytes: number) =>
-    reportOf<Slope>(
-      await runProgram('rss-slope', [calls, String(leakBytes)], {
-        nodeArgs: ['--expose-gc'],
-        timeout: LONG.timeout,
-      }),
-    ).bytesPerCall;
-
-  it('a planted leak of 1 KiB a call is seen', LONG, async () => {
-    expect(await slope(1024)).toBeGreaterThan(512);
-  });
-
-  it(`mixed ops grow it by at most ${limit} bytes a call`, LONG, async () => {
-    expect(await slope(0)).toBeLessThanOrEqual(limit);
-  });
-
-  it('tensors that are dropped and not disposed stay bounded', LONG, async () => {
-    const { peakBytes, madeBytes } = reportOf<{ peakBytes: number; madeBytes: number }>(
-      await runProgram('dropped-tensors', [], { timeout: LONG.timeout }),
-    );
-    expect(madeBytes).toBeGreaterThan(2e9);
-    expect(peakBytes).toBeLessThan(0.75e9);
+describe('a process that used every op', () => {
+  it('ends by itself', { timeout: 200_000 }, async () => {
+    // Under the address sanitizer this is also where a leak shows, at the end of the process.
+    const { calls } = reportOf<{ calls: number }>(await runProgram('all-ops', []));
+    expect(calls).toBeGreaterThan(60);
   });
 });

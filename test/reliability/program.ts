@@ -26,6 +26,12 @@ export interface Ended {
   endedAt: number;
 }
 
+/** A sanitizer run looks for leaks in programs only: the test runner's own modules have some. */
+function leakChecks(): Record<string, string> {
+  const options = process.env.ASAN_OPTIONS;
+  return options === undefined ? {} : { ASAN_OPTIONS: `${options}:detect_leaks=1` };
+}
+
 let folder = '';
 
 /** Bundles every program with the library into a temporary folder; call at the top of a test file. */
@@ -59,13 +65,22 @@ export function runProgram(
     nodeArgs?: readonly string[];
     whenReady?: (pid: number) => void;
     timeout?: number;
+    /** Look for leaks at the end, in an address sanitizer run; not where it ends in mid-flight. */
+    leakCheck?: boolean;
   } = {},
 ): Promise<Ended> {
   return new Promise((resolve, reject) => {
     const child = spawn(
       process.execPath,
       [...(options.nodeArgs ?? []), join(folder, `${name}.mjs`), ...args],
-      { env: { ...process.env, LOWRANK_BINDING: bindingPath(), ...options.env } },
+      {
+        env: {
+          ...process.env,
+          LOWRANK_BINDING: bindingPath(),
+          ...(options.leakCheck === false ? {} : leakChecks()),
+          ...options.env,
+        },
+      },
     );
     const limit = setTimeout(() => child.kill('SIGKILL'), options.timeout ?? 50_000 * TIME_SCALE);
     let out = '';

@@ -73,6 +73,7 @@ describe('the end of the process in the middle of a kernel', () => {
       const times: number[] = [];
       for (let i = 0; i < rounds; i++) {
         const ended = await runProgram('exit', [device, how], {
+          leakCheck: false,
           whenReady: (pid) => signal !== null && process.kill(pid, signal),
         });
         expect(ended).toMatchObject({ status, signal });
