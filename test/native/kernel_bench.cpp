@@ -1,0 +1,152 @@
+// GFLOP/s of the products and milliseconds of the formats.
+#include <ctime>
+#include <functional>
+
+#include "test/native/kernel_operands.h"
+
+namespace lowrank::cpu {
+namespace {
+
+/// Wall time, or with one thread its processor time: on a machine that others use, that is the one
+/// that repeats.
+bool g_cpu_time = false;
+double Seconds() {
+  timespec t;
+  clock_gettime(g_cpu_time ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+/// Best of several runs, in seconds.
+double Best(const std::function<void()>& body, double budget) {
+  double best = 1e30;
+  const double start = Seconds();
+  for (int i = 0; i < 3 || (i < 500 && Seconds() - start < budget); ++i) {
+    const double t = Seconds();
+    body();
+    best = std::min(best, Seconds() - t);
+  }
+  return best;
+}
+
+#if defined(__x86_64__)
+/// GFLOP/s of one thread on independent fused multiply-adds: the ceiling of the f32 kernels.
+__attribute__((target("avx512f"))) double FmaPeak() {
+  typedef float V __attribute__((vector_size(64)));
+  double best = 0;
+  for (int repeat = 0; repeat < 20; ++repeat) {
+    V acc[16];
+    for (V& v : acc) v = V{} + 1.0f;
+    V x = V{} + 0.999f, y = V{} + 0.001f;
+    const double start = Seconds();
+    for (int i = 0; i < 500000; ++i) {
+      for (V& v : acc) __asm__ volatile("vfmadd213ps %2, %1, %0" : "+v"(v) : "v"(x), "v"(y));
+    }
+    best = std::max(best, 500000.0 * 16 * 32 / (Seconds() - start) * 1e-9);
+  }
+  return best;
+}
+#else
+double FmaPeak() { return 0; }
+#endif
+
+bool CanMeasurePeak() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("avx512f") != 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
+void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
+  g_cpu_time = threads == 1;
+  ThreadPool pool(threads);
+  const RunContext context = {&pool, nullptr};
+  struct Case {
+    Shape shape;
+    DType dtype;
+    const char* kind;
+  };
+  const Case cases[] = {
+      {{1024, 4096, 4096, 16}, DType::kF32, "nf4/64"},  {{1024, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{1024, 4096, 4096, 16}, DType::kF32, "f32"},     {{1024, 256, 256, 8}, DType::kF32, "nf4/64"},
+      {{512, 512, 192, 8}, DType::kF32, "nf4/64"},      {{2048, 192, 512, 8}, DType::kF32, "nf4/64"},
+      {{1024, 1024, 172, 8}, DType::kF32, "nf4/64"},    {{1, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{4, 4096, 4096, 16}, DType::kF32, "nf4/64"},     {{16, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{16, 4096, 4096, 16}, DType::kBF16, "nf4/64"},   {{256, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+  };
+  if (CanMeasurePeak()) {
+    std::printf("measured f32 multiply-add peak: %.1f GFLOP/s a thread\n", FmaPeak());
+  }
+  for (const Case& c : cases) {
+    if (only >= 0 && only != &c - cases) continue;
+    const Shape& s = c.shape;
+    const Weight w = MakeWeight(table, context, c.kind, s.N, s.K, c.dtype);
+    Dense x(s.M, s.K, c.dtype), dy(s.M, s.N, c.dtype), a(s.r, s.K, DType::kF32),
+        b(s.N, s.r, DType::kF32), h(s.M, s.r, DType::kF32), y(s.M, s.N, c.dtype),
+        dx(s.M, s.K, c.dtype), da(s.r, s.K, DType::kF32), db(s.N, s.r, DType::kF32);
+    x.Fill();
+    dy.Fill();
+    a.Fill();
+    b.Fill();
+    MatmulOp base;
+    base.x = x.view;
+    base.w = w.view;
+    base.y = y.view;
+    LoraForwardOp f;
+    f.x = x.view;
+    f.w = w.view;
+    f.lora_a = a.view;
+    f.lora_b = b.view;
+    f.h = h.view;
+    f.y = y.view;
+    f.scaling = 1;
+    LoraBackwardOp g;
+    g.dy = dy.view;
+    g.x = x.view;
+    g.w = w.view;
+    g.lora_a = a.view;
+    g.lora_b = b.view;
+    g.h = h.view;
+    g.dx = dx.view;
+    g.d_lora_a = da.view;
+    g.d_lora_b = db.view;
+    g.scaling = 1;
+    const double flops = 2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) *
+                         static_cast<double>(s.K);
+    const double t0 = Best([&] { table.matmul(base, context); }, budget);
+    const double t1 = Best([&] { table.lora_forward(f, context); }, budget);
+    const double t2 = Best([&] { table.lora_backward(g, context); }, budget);
+    std::printf("%-12s %s %-7s %5lld x %lld x %lld r%lld  base %8.3f ms %6.1f  fwd %8.3f ms %6.1f  "
+                "bwd %8.3f ms %6.1f GFLOP/s\n",
+                table.isa, DTypeName(c.dtype), c.kind, static_cast<long long>(s.M),
+                static_cast<long long>(s.N), static_cast<long long>(s.K),
+                static_cast<long long>(s.r), t0 * 1e3, flops / t0 * 1e-9, t1 * 1e3,
+                flops / t1 * 1e-9, t2 * 1e3, flops / t2 * 1e-9);
+    std::fflush(stdout);
+  }
+  if (only >= 0) return;
+  for (const char* name : {"nf4", "fp4", "int8"}) {
+    Dense w(4096, 4096, DType::kF32), y(4096, 4096, DType::kF32);
+    w.Fill();
+    Packed q(name, 4096, 4096, 64, false);
+    QuantizeOp op;
+    op.w = w.view;
+    op.out = q.view;
+    DequantizeOp back;
+    back.w = q.view;
+    back.y = y.view;
+    const double t = Best([&] { table.quantize(op, context); }, budget);
+    const double u = Best([&] { table.dequantize(back, context); }, budget);
+    std::printf("%-12s %s 4096 x 4096 f32: quantize %.2f ms, dequantize %.2f ms\n", table.isa, name,
+                t * 1e3, u * 1e3);
+  }
+  Dense y(4096, 1024, DType::kF32);
+  RandomOp op;
+  op.y = y.view;
+  const double t = Best([&] { table.random(op, context); }, budget);
+  std::printf("random normal: %.1f ns an element\n", t * 1e9 / static_cast<double>(y.view.elems()));
+}
+
+}  // namespace lowrank::cpu

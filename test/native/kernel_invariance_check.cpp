@@ -1,0 +1,116 @@
+// What must not change a result: threads, neighbours in the batch, numbers that are not finite.
+#include "test/native/kernel_operands.h"
+
+namespace lowrank::cpu {
+
+/// Same bits for every number of threads, and for rows alone and in a batch.
+void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const char* kind : {"nf4/64", "same"}) {
+      const int64_t M = 83, N = 300, K = 520, r = 12;
+      ThreadPool one(1);
+      const RunContext single = {&one, cancel};
+      const Weight w = MakeWeight(table, single, kind, N, K, dtype);
+      Dense x(M, K, dtype), dy(M, N, dtype), a(r, K, DType::kF32), b(N, r, DType::kF32);
+      x.Fill();
+      dy.Fill();
+      a.Fill();
+      b.Fill();
+      auto run = [&](int threads, int64_t m0, int64_t rows, std::vector<Dense>* outs) {
+        ThreadPool pool(threads);
+        const RunContext context = {&pool, cancel};
+        outs->clear();
+        outs->emplace_back(rows, r, DType::kF32);
+        outs->emplace_back(rows, N, dtype);
+        outs->emplace_back(rows, K, dtype);
+        outs->emplace_back(r, K, DType::kF32);
+        outs->emplace_back(N, r, DType::kF32);
+        LoraForwardOp f;
+        f.x = x.view;
+        f.x.data = static_cast<char*>(x.view.data) + static_cast<size_t>(m0 * K) * DTypeBytes(dtype);
+        f.x.rows = rows;
+        f.w = w.view;
+        f.lora_a = a.view;
+        f.lora_b = b.view;
+        f.h = (*outs)[0].view;
+        f.y = (*outs)[1].view;
+        f.scaling = 0.5f;
+        Report(table.lora_forward(f, context).ok(), "invariance forward");
+        LoraBackwardOp g;
+        g.dy = dy.view;
+        g.dy.data =
+            static_cast<char*>(dy.view.data) + static_cast<size_t>(m0 * N) * DTypeBytes(dtype);
+        g.dy.rows = rows;
+        g.x = f.x;
+        g.w = w.view;
+        g.lora_a = a.view;
+        g.lora_b = b.view;
+        g.h = f.h;
+        g.dx = (*outs)[2].view;
+        g.d_lora_a = (*outs)[3].view;
+        g.d_lora_b = (*outs)[4].view;
+        g.scaling = 0.5f;
+        Report(table.lora_backward(g, context).ok(), "invariance backward");
+      };
+      std::vector<Dense> base, other;
+      run(1, 0, M, &base);
+      const std::string what = std::string(table.isa) + " " + DTypeName(dtype) + " " + kind;
+      for (int threads : {2, 3, 8}) {
+        run(threads, 0, M, &other);
+        for (size_t i = 0; i < base.size(); ++i) {
+          Report(base[i].buffer.Same(other[i].buffer),
+                 what + " threads " + std::to_string(threads) + " output " + std::to_string(i));
+        }
+      }
+      for (int64_t m0 : {int64_t{0}, int64_t{41}, int64_t{82}}) {
+        for (int64_t rows : {int64_t{1}, int64_t{17}}) {
+          if (m0 + rows > M) continue;
+          run(2, m0, rows, &other);
+          for (size_t i = 0; i < 3; ++i) {
+            const size_t row_bytes =
+                static_cast<size_t>(base[i].view.cols) * DTypeBytes(base[i].view.dtype);
+            const char* from = static_cast<const char*>(base[i].view.data) +
+                               static_cast<size_t>(m0) * row_bytes;
+            Report(std::memcmp(from, other[i].view.data, row_bytes * static_cast<size_t>(rows)) == 0,
+                   what + " rows alone, output " + std::to_string(i));
+          }
+        }
+      }
+    }
+  }
+}
+
+/// NaN and Inf reach every output that they take part in, and no other.
+void CheckNonFinite(const KernelTable& table, const RunContext& context) {
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const char* kind : {"nf4/64", "same"}) {
+      const int64_t M = 20, N = 70, K = 300, r = 4;
+      const std::string what = std::string(table.isa) + " " + DTypeName(dtype) + " " + kind;
+      const Weight w = MakeWeight(table, context, kind, N, K, dtype);
+      Dense x(M, K, dtype), a(r, K, dtype), b(N, r, dtype), h(M, r, DType::kF32), y(M, N, dtype);
+      x.Fill();
+      a.Fill();
+      b.Fill();
+      StoreElement(x.view.data, dtype, 3 * K + 77, NAN);
+      StoreElement(x.view.data, dtype, 5 * K + 299, INFINITY);
+      LoraForwardOp op;
+      op.x = x.view;
+      op.w = w.view;
+      op.lora_a = a.view;
+      op.lora_b = b.view;
+      op.h = h.view;
+      op.y = y.view;
+      op.scaling = 1;
+      Report(table.lora_forward(op, context).ok(), what + " status");
+      bool right = true;
+      for (int64_t i = 0; i < M * N; ++i) {
+        const int64_t m = i / N;
+        const bool is_nan = std::isnan(y.At(i)), finite = std::isfinite(y.At(i));
+        right = right && (m == 3 ? is_nan : m == 5 ? !finite : finite);
+      }
+      Report(right, what + " NaN and Inf");
+    }
+  }
+}
+
+}  // namespace lowrank::cpu

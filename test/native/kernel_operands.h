@@ -1,0 +1,190 @@
+/// Operands, weights and the error bound for the native kernel checks.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "native/core/ops.h"
+#include "native/core/philox.h"
+#include "native/cpu/kernel_table.h"
+
+namespace lowrank::cpu {
+
+inline int g_failures = 0;
+inline int g_checks = 0;
+
+inline void Report(bool ok, const std::string& what) {
+  ++g_checks;
+  if (ok) return;
+  ++g_failures;
+  if (g_failures < 60) std::printf("FAIL %s\n", what.c_str());
+}
+
+/// An exactly sized heap copy, so that a sanitizer sees an over-read of one byte.
+class Buffer {
+ public:
+  explicit Buffer(size_t bytes) : bytes_(bytes), data_(std::malloc(std::max<size_t>(bytes, 1))) {
+    std::memset(data_, 0x5a, bytes);
+  }
+  Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) {
+    other.data_ = nullptr;
+  }
+  Buffer(const Buffer&) = delete;
+  ~Buffer() { std::free(data_); }
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  bool Same(const Buffer& other) const {
+    return bytes_ == other.bytes_ && std::memcmp(data_, other.data_, bytes_) == 0;
+  }
+
+ private:
+  size_t bytes_;
+  void* data_;
+};
+
+inline uint64_t g_state = 1;
+inline double Uniform() {
+  g_state = g_state * 6364136223846793005ull + 1442695040888963407ull;
+  return static_cast<double>(g_state >> 11) / 9007199254740992.0 * 2.0 - 1.0;
+}
+
+struct Dense {
+  Buffer buffer;
+  TensorView view;
+  Dense(int64_t rows, int64_t cols, DType dtype)
+      : buffer(static_cast<size_t>(rows * cols) * DTypeBytes(dtype)) {
+    view.data = buffer.data();
+    view.dtype = dtype;
+    view.rows = rows;
+    view.cols = cols;
+    view.present = true;
+  }
+  Dense& Fill(double scale = 1) {
+    for (int64_t i = 0; i < view.elems(); ++i) {
+      StoreElement(view.data, view.dtype, i, Uniform() * scale);
+    }
+    return *this;
+  }
+  double At(int64_t i) const {
+    return static_cast<double>(LoadElement(view.data, view.dtype, i));
+  }
+  double At(int64_t row, int64_t col) const { return At(row * view.cols + col); }
+};
+
+struct Packed {
+  QuantView view;
+  std::vector<Buffer> parts;
+  Packed(const char* format, int64_t rows, int64_t cols, int64_t blocksize, bool nested) {
+    view.format = FindFormat(format);
+    view.rows = rows;
+    view.cols = cols;
+    view.blocksize = blocksize;
+    view.codebook = view.format->codebook;
+    const size_t blocks = static_cast<size_t>(view.blocks());
+    auto part = [&](size_t bytes) {
+      parts.emplace_back(bytes);
+      return parts.back().data();
+    };
+    view.codes = static_cast<uint8_t*>(part(view.code_bytes()));
+    if (nested) {
+      view.absmax_8bit = static_cast<uint8_t*>(part(blocks));
+      view.absmax_codebook = DynamicMap8bit();
+      view.nested_absmax = static_cast<float*>(part(static_cast<size_t>(view.nested_blocks()) * 4));
+      view.absmax_offset = static_cast<float*>(part(4));
+    } else {
+      view.absmax = static_cast<float*>(part(blocks * 4));
+    }
+  }
+};
+
+inline double RoundTo(DType dtype, double value) {
+  float out;
+  StoreElement(&out, dtype, 0, value);
+  return static_cast<double>(LoadElement(&out, dtype, 0));
+}
+
+struct Weight {
+  std::string name;
+  std::vector<Dense> dense;
+  std::vector<Packed> packed;
+  WeightView view;
+  DType activations = DType::kF32;
+
+  double At(int64_t n, int64_t k) const {
+    const int64_t i = n * view.cols() + k;
+    if (view.dense.present) return dense[0].At(i);
+    return RoundTo(activations, static_cast<double>(view.quant.Value(i)));
+  }
+};
+
+inline Weight MakeWeight(const KernelTable& table, const RunContext& context, const std::string& kind,
+                  int64_t N, int64_t K, DType activations) {
+  Weight w;
+  w.name = kind;
+  w.activations = activations;
+  if (kind == "f32" || kind == "same") {
+    w.dense.emplace_back(N, K, kind == "f32" ? DType::kF32 : activations);
+    w.dense[0].Fill();
+    w.view.dense = w.dense[0].view;
+    return w;
+  }
+  const bool nested = kind.back() == 'd';
+  const size_t slash = kind.find('/');
+  w.packed.emplace_back(kind.substr(0, slash).c_str(), N, K,
+                        std::atoll(kind.c_str() + slash + 1), nested);
+  w.view.quant = w.packed[0].view;
+  Dense source(N, K, DType::kF32);
+  source.Fill();
+  QuantizeOp op;
+  op.w = source.view;
+  op.out = w.view.quant;
+  const Status status = table.quantize(op, context);
+  Report(status.ok(), "quantize " + kind + " " + status.message());
+  return w;
+}
+
+inline double OutputUnit(DType dtype) {
+  return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
+}
+
+/// |y - y64| <= 16 · 2^-24 · sum|ab| + one rounding of the output.
+inline void Expect(const std::string& what, double actual, double exact, double sum, DType dtype) {
+  const double limit = 16 * 0x1p-24 * sum + OutputUnit(dtype) * std::fabs(exact) * 1.01 +
+                       (dtype == DType::kF16 ? 0x1p-25 : 0x1p-149);
+  if (!(std::fabs(actual - exact) <= limit)) {
+    char text[200];
+    std::snprintf(text, sizeof(text), " got %.9g, exact %.9g, limit %.3g", actual, exact, limit);
+    Report(false, what + text);
+  } else {
+    ++g_checks;
+  }
+}
+
+inline double GateAt(const DropoutSpec& dropout, int64_t m, int64_t k, int64_t K) {
+  if (!dropout.active()) return 1;
+  const int64_t i = m * K + k;
+  const bool keep = dropout.mask.present
+                        ? LoadElement(dropout.mask.data, dropout.mask.dtype, i) != 0
+                        : DropoutKeeps(dropout.seed, static_cast<uint64_t>(i),
+                                       DropoutThreshold(dropout.p));
+  return keep ? static_cast<double>(static_cast<float>(1.0 / (1.0 - dropout.p))) : 0;
+}
+
+struct Shape {
+  int64_t M, N, K, r;
+};
+
+void CheckLayers(const KernelTable& table, const RunContext& context);
+void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
+void CheckNonFinite(const KernelTable& table, const RunContext& context);
+void CheckFormats(const KernelTable& table, const RunContext& context);
+/// threads = 1 measures processor time, else wall time; only >= 0 runs one case.
+void Bench(const KernelTable& table, int threads, double budget, int64_t only);
+
+}  // namespace lowrank::cpu
