@@ -2,6 +2,7 @@
  * `lowrank finetune`: a QLoRA fine-tune from a model folder and a text to a PEFT adapter folder.
  */
 
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { writeFileAtomic } from '../checkpoint/atomic-write.js';
 import { printable } from '../checkpoint/printable.js';
@@ -114,6 +115,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     return exitCodes.ok;
   }
   const options = readOptions(parsed);
+  const report = reportPath(parsed, options.out);
   // TensorFlow.js greets on stderr unless it is told that this is no development session.
   tensorflow().enableProdMode();
   const json = parsed.flag('json');
@@ -124,9 +126,6 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     const result = await finetune(options, observe(progress, options), interrupts.signal);
     progress.close();
     const facts = factsOf(options, result, (performance.now() - started) / 1000);
-    const report = parsed.flag('no-report')
-      ? undefined
-      : (parsed.text('report') ?? path.join(options.out, 'report.html'));
     if (report !== undefined) {
       const html = new TextEncoder().encode(reportHtml(facts, result));
       writeFileAtomic('finetune', report, [html]);
@@ -141,15 +140,29 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   } catch (error) {
     progress.close();
     if (!(error instanceof Interrupted)) throw error;
-    const text =
-      error.checkpoint === undefined
-        ? 'stopped before the first step; nothing was written'
-        : `stopped; the state is ${printable(error.checkpoint)}. Run the same command with --resume to go on`;
+    const text = describeInterruption(error);
     process.stderr.write(`lowrank: ${text}\n`);
     return interrupts.exitCode;
   } finally {
     interrupts.dispose();
   }
+}
+
+function describeInterruption({ checkpoint, adapter }: Interrupted): string {
+  if (adapter !== undefined) return `stopped; the adapter in ${printable(adapter)} is complete`;
+  if (checkpoint === undefined) return 'stopped before the first step; nothing was written';
+  return `stopped; the state is ${printable(checkpoint)}. Run the same command with --resume to go on`;
+}
+
+/** Where the report goes; a folder that is not there would otherwise be noticed after the training. */
+function reportPath(parsed: Arguments, out: string): string | undefined {
+  if (parsed.flag('no-report')) return undefined;
+  const report = parsed.text('report');
+  if (report === undefined) return path.join(out, 'report.html');
+  if (!existsSync(path.dirname(report)) || report.endsWith('/')) {
+    throw parsed.refuse('report', 'a file in a folder that exists', report);
+  }
+  return report;
 }
 
 function readOptions(parsed: Arguments): FinetuneOptions {

@@ -65,9 +65,14 @@ export interface FinetuneResult {
   readonly samples: readonly Sample[];
 }
 
-/** Thrown where the signal aborted; `checkpoint` is the state to resume from, if one was written. */
+/** Thrown where the signal aborted, with what the run leaves behind. */
 export class Interrupted extends LowrankError {
-  constructor(readonly checkpoint: string | undefined) {
+  constructor(
+    /** The state to resume from. */
+    readonly checkpoint: string | undefined,
+    /** The adapter, if it was finished before. */
+    readonly adapter: string | undefined,
+  ) {
     super('ERR_CANCELLED', 'finetune: interrupted', { op: kOp });
   }
 }
@@ -96,6 +101,8 @@ class FinetuneRun {
   private readonly checkpoint: string;
   private base: BaseModel | undefined;
   private lastPause = 0;
+  /** Whether the adapter of this run stands under its final name. */
+  private written = false;
 
   constructor(
     private readonly options: FinetuneOptions,
@@ -159,6 +166,7 @@ class FinetuneRun {
     observer.phase?.('writing');
     writeAdapter(options, trainer.adapters);
     fs.rmSync(this.checkpoint, { force: true });
+    this.written = true;
     observer.written?.(options.out);
 
     observer.phase?.('sampling');
@@ -279,7 +287,8 @@ class FinetuneRun {
     this.lastPause = performance.now();
     if (!this.signal.aborted) return;
     save?.();
-    throw new Interrupted(save === undefined ? undefined : this.checkpoint);
+    const kept = fs.existsSync(this.checkpoint) ? this.checkpoint : undefined;
+    throw new Interrupted(kept, this.written ? this.options.out : undefined);
   }
 
   /** A run that starts anew does not silently overwrite the state of an unfinished one. */

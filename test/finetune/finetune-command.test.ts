@@ -156,6 +156,17 @@ describe('interruption', () => {
     expect(fs.readdirSync(folder).filter((name) => name.includes('early'))).toEqual([]);
   });
 
+  it('after the adapter was written it says that the adapter is complete', async () => {
+    const args = long('late', '--sample-tokens', '3000').filter((arg) => arg !== '--no-compare');
+    const running = start([...args, '--prompt', 'a', '--steps', '1']);
+    await running.until('adapter written');
+    running.child.kill('SIGINT');
+    const { code, stderr } = await running.finished;
+    expect(code, stderr).toBe(130);
+    expect(stderr).toContain('is complete');
+    expect(readPeftAdapter(inFolder('late')).modules).toHaveLength(14);
+  });
+
   it('a new run keeps the old state aside', async () => {
     fs.writeFileSync(inFolder('anew.checkpoint'), 'state of an earlier run');
     const { code, stderr } = await run(tiny('anew'));
@@ -281,6 +292,12 @@ describe('wrong input', () => {
     ],
     ['a file for --out', () => ['--out', text], 3, /--out .* must be a folder, got a file/],
     ['somebody’s folder for --out', () => ['--out', model], 3, /must be a new or empty folder/],
+    [
+      'a report in no folder',
+      () => ['--report', inFolder('no/r.html')],
+      2,
+      /--report must be a file in/,
+    ],
     ['nothing to resume', () => ['--resume'], 5, /got nothing there/],
     ['an unknown device', () => ['--device', 'gpu9'], 4, /device/],
     [
