@@ -9,11 +9,11 @@ const root = resolve(import.meta.dirname, '..', '..');
 const here = import.meta.dirname;
 const EXIT = 99;
 
-// The kernels run in parallel blocks of fixed size; 13 times slower, the largest shapes say no more.
+// timeScale: how much longer things may take; a run under a sanitizer is no measurement.
 const TOOLS = {
   asan: {
     library: 'libasan.so',
-    timeScale: 6,
+    timeScale: 20,
     planted: {
       overRead: 'heap-buffer-overflow',
       overReadArray: 'heap-buffer-overflow',
@@ -28,7 +28,7 @@ const TOOLS = {
   },
   ubsan: {
     library: undefined, // the addon brings it in by itself
-    timeScale: 4,
+    timeScale: 10,
     planted: {
       floatCast: 'is outside the range of representable values',
       overflow: 'signed integer overflow',
@@ -41,7 +41,7 @@ const TOOLS = {
   },
   tsan: {
     library: 'libtsan.so',
-    timeScale: 30,
+    timeScale: 60,
     planted: { race: 'data race' },
     fork: 'race',
     // Without the option V8's own threads give false reports.
