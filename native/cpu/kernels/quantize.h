@@ -4,7 +4,8 @@
 ///   w'        = codebook[code] · absmax
 ///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
-/// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A block
+/// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A
+/// block
 ///            whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as the peer's
 ///            does; its absmax is kept.
 /// Tasks      whole blocks, an even number of elements each, so no two tasks share a byte
@@ -50,7 +51,8 @@ LOWRANK_INLINE VecU EncodeNibbles(const Encoder& encoder, VecF normalised) {
   VecU rank = {};
 #pragma GCC unroll 4
   for (uint32_t step = 8; step != 0; step >>= 1) {
-    const VecU above = reinterpret_cast<VecU>(ranked > Lookup(encoder.thresholds, rank + (step - 1)));
+    const VecU above =
+        reinterpret_cast<VecU>(ranked > Lookup(encoder.thresholds, rank + (step - 1)));
     rank += above & step;
   }
   VecU code = Bits(Lookup(encoder.codes, rank));
@@ -71,8 +73,8 @@ LOWRANK_INLINE VecU EncodeBytes(const FormatRow& format, VecF normalised) {
 }
 
 /// Codes of `count` f32 values of one block with this absmax, one a byte.
-LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t count, float absmax,
-                                uint8_t* codes) {
+LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t count,
+                                float absmax, uint8_t* codes) {
   const FormatRow& format = *encoder.format;
   const float inverse = 1.0f / absmax;
   if (inverse > 3.402823466e38f) {
@@ -135,7 +137,8 @@ LOWRANK_INLINE void AtomicMin(int64_t* target, int64_t value) {
 
 /// absmax -> absmax_8bit, nested_absmax, absmax_offset, as bitsandbytes' double quantisation: the
 /// mean is taken off, the rest goes through the 8-bit map in blocks of 256.
-LOWRANK_INLINE void QuantizeAbsmax(const float* absmax, const FormatRow& map, const QuantView& out) {
+LOWRANK_INLINE void QuantizeAbsmax(Run& run, const float* absmax, const FormatRow& map,
+                                   const QuantView& out) {
   const int64_t blocks = (out.rows * out.cols + out.blocksize - 1) / out.blocksize;
   double sum = 0;
   for (int64_t b = 0; b < blocks; ++b) sum += static_cast<double>(absmax[b]);
@@ -144,6 +147,7 @@ LOWRANK_INLINE void QuantizeAbsmax(const float* absmax, const FormatRow& map, co
   const Encoder encoder = MakeEncoder(map);
   float rest[kNestedBlock];
   for (int64_t b = 0; b < blocks; b += out.nested_blocksize) {
+    if (run.Stopped()) return;
     const int64_t end = Min(b + out.nested_blocksize, blocks);
     uint32_t max = 0;
     for (int64_t i = b; i < end; i += kNestedBlock) {
@@ -224,7 +228,7 @@ static Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
     map.rank_to_code = identity;
     map.sign_magnitude = false;
     map.zero_code = 0;
-    QuantizeAbsmax(absmax, map, out);
+    QuantizeAbsmax(run, absmax, map, out);
   }
   return run.Result();
 }
