@@ -46,7 +46,13 @@ export function measureTorch(
 ): TorchTimes | undefined {
   const script = path.join(packageFolder(), 'bench', 'torch_peer.py');
   const args = [script, ...[M, K, N, r, threads, repeats].map(String)];
-  const run = spawnSync('python3', args, { encoding: 'utf8', timeout: kTimeout_ms });
+  // A distribution's torch belongs to its own python3, which need not be the first on the PATH.
+  const pythons = [process.env.PYTHON, 'python3', '/usr/bin/python3'];
+  const has = (python: string) =>
+    spawnSync(python, ['-c', 'import torch'], { stdio: 'ignore' }).status === 0;
+  const python = pythons.find((name) => name !== undefined && has(name));
+  if (python === undefined) return undefined;
+  const run = spawnSync(python, args, { encoding: 'utf8', timeout: kTimeout_ms });
   if (run.status !== 0) return undefined;
   const { version, ...times } = JSON.parse(run.stdout) as Record<string, unknown>;
   return { version: String(version), times: times as TorchTimes['times'] };
