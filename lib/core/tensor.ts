@@ -118,7 +118,8 @@ export class Tensor implements Disposable {
     dtype: DType,
     device: Device,
   ): Tensor {
-    return new Tensor(handle, Object.freeze([...shape]), dtype, device);
+    const own = Object.isFrozen(shape) ? shape : Object.freeze([...shape]);
+    return new Tensor(handle, own, dtype, device);
   }
 
   /** Is this a tensor of ours? False for a proxy or a forgery of one, which have no memory. */

@@ -43,5 +43,5 @@ export function checkActivations(
 
 /** The shape of `value` with another last dimension. */
 export function withLast(value: Tensor, last: number): readonly number[] {
-  return [...value.shape.slice(0, -1), last];
+  return Object.freeze([...value.shape.slice(0, -1), last]);
 }
