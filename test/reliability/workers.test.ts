@@ -35,6 +35,8 @@ describe('worker.terminate() in the middle of a kernel', () => {
       await runProgram('terminate', [String(terminations), device, work, mode], { timeout: LONG }),
     );
     expect(report.times).toHaveLength(terminations);
+    const at = [0.5, 0.9, 0.99, 1].map((p) => percentile(report.times, p).toFixed(1));
+    console.log(`terminate ${device} ${work} ${mode}: p50, p90, p99, max = ${at.join(', ')} ms`);
     // Not one of them may have come to its end by itself: then nothing was interrupted.
     expect(report.finished).toEqual([]);
     // Of a few rounds the slowest only tells how busy the machine is.
@@ -46,6 +48,8 @@ describe('worker.terminate() in the middle of a kernel', () => {
 
   it.each([
     ['reference', 'quantize'],
+    ['reference', 'wrap'],
+    ['cpu', 'wrap'],
     ['reference', 'random'],
     ['reference', 'cast'],
     ['cpu', 'quantize'],
@@ -59,6 +63,18 @@ describe('worker.terminate() in the middle of a kernel', () => {
     expect(percentile(report.times, 0.5)).toBeLessThanOrEqual(50 * TIME_SCALE);
     expect(report.sums).toBe(128);
   });
+});
+
+it('a worker ends without waiting for the kernels of others', { timeout: LONG }, async () => {
+  const report = reportOf<{
+    times: number[];
+    duringFirst: boolean;
+    wrong: number;
+    firstTook: number;
+  }>(await runProgram('neighbours', []));
+  expect(report.duringFirst).toBe(true);
+  expect(percentile(report.times, 0.5)).toBeLessThanOrEqual(50 * TIME_SCALE);
+  expect(report.wrong).toBe(0);
 });
 
 describe('the end of the process in the middle of a kernel', () => {

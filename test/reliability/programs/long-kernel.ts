@@ -10,7 +10,7 @@ import {
   Tensor,
 } from '../../../lib/index.js';
 
-export type Work = 'lora' | 'quantize' | 'random' | 'cast' | 'sync';
+export type Work = 'lora' | 'wrap' | 'quantize' | 'random' | 'cast' | 'sync';
 
 /** Queues several seconds of work; what it returns would be ready after them. */
 export function queueLongWork(device: Device, work: Work): Tensor {
@@ -31,6 +31,10 @@ export function queueLongWork(device: Device, work: Work): Tensor {
     const w = Tensor.zeros([8192, 4096], { device });
     for (let i = 0; i < 16; i++) last = w.to({ dtype: 'bf16' });
     return last;
+  }
+  if (work === 'wrap') {
+    // Memory that only a reference of this environment keeps.
+    last = Tensor.wrap(new Float32Array(new SharedArrayBuffer(M * K * 4)), [M, K], { device });
   }
   const w = Tensor.zeros([N, K], { device });
   const adapter = LoraAdapter.init({

@@ -14,7 +14,8 @@ const collect = (globalThis as { gc?: () => void }).gc;
 if (collect === undefined) throw new Error('run with --expose-gc');
 
 const points: Array<[number, number]> = [];
-const warmUp = Math.ceil(calls / 5);
+// The heap of V8 and the allocator still settle for the first tens of thousands of calls.
+const warmUp = Math.max(Math.ceil(calls / 5), 20_000);
 const step = Math.ceil(calls / SAMPLES);
 for (let i = 0; i < warmUp + calls; i++) {
   await operations.calls.get(names[i % names.length] ?? '')?.();
