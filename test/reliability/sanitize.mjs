@@ -22,7 +22,7 @@ const TOOLS = {
     },
     fork: 'overRead',
     options: (log) => ({
-      ASAN_OPTIONS: `exitcode=${EXIT}:detect_leaks=0:log_path=${log}`,
+      ASAN_OPTIONS: `exitcode=${EXIT}:detect_leaks=0:allocator_may_return_null=1:log_path=${log}`,
       LSAN_OPTIONS: `suppressions=${join(here, 'lsan.supp')}:print_suppressions=0:exitcode=${EXIT}`,
     }),
   },
@@ -46,7 +46,7 @@ const TOOLS = {
     fork: 'race',
     // Without the option V8's own threads give false reports.
     options: (log) => ({
-      TSAN_OPTIONS: `exitcode=${EXIT}:ignore_noninstrumented_modules=1:log_path=${log}`,
+      TSAN_OPTIONS: `exitcode=${EXIT}:ignore_noninstrumented_modules=1:allocator_may_return_null=1:log_path=${log}`,
     }),
   },
 };
