@@ -99,16 +99,17 @@ void HostMemory::Free(void* data, size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   usage_.live_bytes -= static_cast<int64_t>(bytes);
   usage_.live_tensors -= 1;
-  if (!kExact && rounded >= kCacheFrom && cached_bytes_ + rounded <= kCacheLimit) {
-    // Called from destructors: where the entry finds no memory, the block is given back instead.
+  bool cached = !kExact && rounded >= kCacheFrom && cached_bytes_ + rounded <= kCacheLimit;
+  if (cached) {
     try {
       cache_.emplace(rounded, data);
       cached_bytes_ += rounded;
-      return;
     } catch (const std::bad_alloc&) {
+      // Called from destructors, so the block is given back instead.
+      cached = false;
     }
   }
-  FreeBlock(data, rounded);
+  if (!cached) FreeBlock(data, rounded);
 }
 
 MemoryUsage HostMemory::usage() const {

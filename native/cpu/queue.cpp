@@ -4,6 +4,7 @@
 #include <exception>
 #include <new>
 #include <system_error>
+#include <utility>
 
 #include "native/core/trace.h"
 #include "native/cpu/float_mode.h"
@@ -65,8 +66,7 @@ void Queue::DropQueued(const CancelToken* cancel) {
   const Status status = Status::Bare(Code::kCancelled, device_, "the environment is closing");
   for (Task& queued : tasks_) {
     if (!queued.run || queued.refs.cancel.get() != cancel) continue;
-    Task task = std::move(queued);
-    queued.run = nullptr;
+    Task task = std::exchange(queued, Task());
     Finish(task, status);
   }
 }

@@ -10,10 +10,14 @@ namespace lowrank::cpu {
 
 ThreadPool::ThreadPool(int threads) : asked_(threads) {
   workers_.reserve(static_cast<size_t>(threads - 1));
-  try {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this] { WorkerLoop(); });
-  } catch (const std::exception&) {
-    // The system gives no more threads, or memory for one: work with those there are.
+  bool more = true;
+  for (int i = 1; i < threads && more; ++i) {
+    try {
+      workers_.emplace_back([this] { WorkerLoop(); });
+    } catch (const std::exception&) {
+      // The system gives no more threads, or memory for one: work with those there are.
+      more = false;
+    }
   }
 }
 
