@@ -10,7 +10,10 @@ namespace {
 class Operands {
  public:
   Operands(Napi::Env env, const char* op, Backend* backend)
-      : env_(env), op_(op), backend_(backend) {}
+      : env_(env), op_(op), backend_(backend) {
+    refs_.inputs.reserve(16);
+    refs_.outputs.reserve(5);
+  }
 
   Backend* backend() const { return backend_; }
 
