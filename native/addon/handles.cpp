@@ -250,7 +250,8 @@ TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector
   int64_t count = 1;
   for (const int64_t dim : handle.shape) {
     if (__builtin_mul_overflow(count, dim, &count) || count > kMaxElements) {
-      ThrowIfError(env, Refuse(Code::kShape, "tensor", "shape", "of at most 2^56 elements", "more"));
+      ThrowIfError(env,
+                   Refuse(Code::kShape, "tensor", "shape", "of at most 2^56 elements", "more"));
     }
   }
   const size_t bytes = static_cast<size_t>(count) * DTypeBytes(dtype);

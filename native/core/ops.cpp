@@ -121,9 +121,12 @@ Status CheckOutputsApart(const LoraBackwardOp& op) {
                            {"dLoraB", &op.d_lora_b},
                            {"dBias", &op.d_bias},
                            {"dLoraBias", &op.d_lora_bias}};
-  const Named inputs[] = {{"dy", &op.dy},        {"x", &op.x},
-                          {"w", &op.w.dense},    {"loraA", &op.lora_a},
-                          {"loraB", &op.lora_b}, {"h", &op.h},
+  const Named inputs[] = {{"dy", &op.dy},
+                          {"x", &op.x},
+                          {"w", &op.w.dense},
+                          {"loraA", &op.lora_a},
+                          {"loraB", &op.lora_b},
+                          {"h", &op.h},
                           {"dropoutMask", &op.dropout.mask}};
   for (const Named& out : outputs) {
     for (const Named& in : inputs) {

@@ -19,7 +19,8 @@ struct FormatRow {
   int threshold_count;
   const uint8_t* rank_to_code;  // [threshold_count + 1]
   bool sign_magnitude;
-  uint8_t zero_code;      // what a block of zeros holds (the peer's choice), and the low nibble of an odd tail
+  uint8_t zero_code;  // what a block of zeros holds (the peer's choice), and the low nibble of an
+                      // odd tail
   int64_t min_blocksize;  // powers of two from here ...
   int64_t max_blocksize;  // ... to here
   int64_t default_blocksize;

@@ -210,9 +210,7 @@ template <typename Policy>
 struct ChunkOf {
   const PackedChunk& chunk;
   const Block& block;
-  const Unit* operator()(int64_t k0, int64_t) const {
-    return chunk.At<Policy>(k0, block.m0);
-  }
+  const Unit* operator()(int64_t k0, int64_t) const { return chunk.At<Policy>(k0, block.m0); }
 };
 
 template <typename Policy>
@@ -254,8 +252,7 @@ LOWRANK_INLINE void StoreTile(const Block& block, float* c, const TensorView& ou
 template <typename Body>
 LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Body& body) {
   if constexpr (kHasBF16Dot) {
-    if (activations == DType::kBF16 &&
-        (!w.dense.present || w.dense.dtype == DType::kBF16)) {
+    if (activations == DType::kBF16 && (!w.dense.present || w.dense.dtype == DType::kBF16)) {
       body(BF16Policy{});
       return;
     }

@@ -14,7 +14,8 @@ Status ToStatus(const char* op, const Outcome& outcome) {
     case Code::kOk:
       return Status();
     case Code::kNonFinite:
-      return Status(Code::kNonFinite, std::string(op) + ": w must be finite, got Inf or NaN at element " +
+      return Status(Code::kNonFinite, std::string(op) +
+                                          ": w must be finite, got Inf or NaN at element " +
                                           std::to_string(outcome.index));
     case Code::kOom:
       return Status(Code::kOom, std::string(op) + ": no memory left for scratch");
@@ -25,10 +26,10 @@ Status ToStatus(const char* op, const Outcome& outcome) {
   }
 }
 
-#define LOWRANK_WRAP(Type, member)                                       \
-  template <const IsaKernels& kIsa>                                      \
-  Status Run_##member(const Type& op, const RunContext& context) {       \
-    return ToStatus(Type::kName, kIsa.member(op, context));              \
+#define LOWRANK_WRAP(Type, member)                                 \
+  template <const IsaKernels& kIsa>                                \
+  Status Run_##member(const Type& op, const RunContext& context) { \
+    return ToStatus(Type::kName, kIsa.member(op, context));        \
   }
 LOWRANK_WRAP(QuantizeOp, quantize)
 LOWRANK_WRAP(DequantizeOp, dequantize)

@@ -113,8 +113,7 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
     chunk.depth = depth;
     chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) break;
-    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, r, 1.0f,
-                          TransposedB<F32Policy>{lora_a},
+    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, r, 1.0f, TransposedB<F32Policy>{lora_a},
                           r == 0 ? nullptr : static_cast<float*>(op.h->data));
     if (run.Stopped()) break;
     const Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
@@ -147,7 +146,8 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
 
 static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
   const TensorView none;
-  const ForwardParts parts = {op.x, op.w, op.bias, nullptr, nullptr, none, nullptr, op.y, 0, nullptr};
+  const ForwardParts parts = {op.x, op.w,    op.bias, nullptr, nullptr,
+                              none, nullptr, op.y,    0,       nullptr};
   Outcome outcome;
   WithPolicy(op.x.dtype, op.w,
              [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
@@ -156,8 +156,9 @@ static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
 
 static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
   const Gate gate = MakeGate(op.dropout, op.x.cols);
-  const ForwardParts parts = {op.x,         op.w,  op.bias, &op.lora_a, &op.lora_b,
-                              op.lora_bias, &op.h, op.y,    op.scaling, gate.active ? &gate : nullptr};
+  const ForwardParts parts = {
+      op.x,         op.w,  op.bias, &op.lora_a, &op.lora_b,
+      op.lora_bias, &op.h, op.y,    op.scaling, gate.active ? &gate : nullptr};
   Outcome outcome;
   WithPolicy(op.x.dtype, op.w,
              [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
@@ -208,8 +209,8 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                         DirectB<Policy>{w}, c, true);
+      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, DirectB<Policy>{w},
+                         c, true);
       if (r != 0) {
         float* sum = c;
         if (op.gate != nullptr) {
@@ -237,16 +238,15 @@ static void InputGrad(Run& run, const InputGradParts& op) {
 static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
   Run run(context);
   const InputGradParts parts = {op.dy, &op.w, nullptr, nullptr, nullptr, &op.dx, false, 0, nullptr};
-  WithPolicy(op.dy.dtype, op.w,
-             [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
+  WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   return run.Result();
 }
 
 /// left [M, i] · right [M, n], summed over M: sums[i][n], with a row of ones below left's columns
 /// where `ones`. finish(block, c) takes each tile.
 template <typename Finish>
-LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones,
-                                const RowSource& right, const Finish& finish) {
+LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones, const RowSource& right,
+                                const Finish& finish) {
   const int64_t rows = left.cols + (ones ? 1 : 0);
   if (rows == 0 || right.cols == 0) return;
   const Grid grid = PlanGrid(rows, right.cols, run.context.pool->threads());
@@ -294,8 +294,7 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
                                 op.scaling,
                                 gate};
   if (op.dx.present) {
-    WithPolicy(op.dy.dtype, op.w,
-               [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
+    WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   } else if (dh.present) {
     InputGrad<F32Policy>(run, parts);
   }

@@ -54,8 +54,9 @@ LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(row
 /// out[u · stride + i] = unit u of row i, for i < rows <= kVL. src rows are `pitch` bytes apart.
 /// A whole vector is stored where it ends before `limit` (its lanes beyond `rows` are then written
 /// over by the next unit, or are a B panel's spare columns), else `rows` lanes.
-static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pitch, int rows, int64_t ku, Unit* out,
-                                  int64_t stride, const Unit* limit) {
+static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pitch, int rows,
+                                                     int64_t ku, Unit* out, int64_t stride,
+                                                     const Unit* limit) {
   int64_t u = 0;
   for (; u + kVL <= ku; u += kVL) {
     VecF r[kVL];

@@ -189,8 +189,8 @@ LOWRANK_INLINE VecF WidenF16(VecH v) {
   // A denormal is magnitude · 2^-24.
   const VecU denormal = Bits(__builtin_convertvector(reinterpret_cast<VecI>(magnitude), VecF) *
                              5.9604644775390625e-8f);
-  return AsFloat(sign | (magnitude >= 0x7c00u ? special
-                                              : (magnitude >= 0x0400u ? normal : denormal)));
+  return AsFloat(sign |
+                 (magnitude >= 0x7c00u ? special : (magnitude >= 0x0400u ? normal : denormal)));
 #endif
 }
 
