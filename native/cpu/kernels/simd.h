@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
@@ -242,13 +243,18 @@ LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
 }
 #endif
 
+/// One lane after another: 0 .. kVL - 1, as constants.
+using Lanes = std::make_integer_sequence<int, kVL>;
+
+template <int kStep, int... kLane>
+LOWRANK_INLINE VecU ExchangeLanes(VecU v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kLane ^ kStep)...);
+}
+
 /// The largest lane, by exchanging halves, quarters, ...
 template <int kStep>
 LOWRANK_INLINE VecU MaxStep(VecU v) {
-  VecI partner;
-#pragma GCC unroll 16
-  for (int j = 0; j < kVL; ++j) partner[j] = j ^ kStep;
-  const VecU other = __builtin_shuffle(v, partner);
+  const VecU other = ExchangeLanes<kStep>(v, Lanes());
   return other > v ? other : v;
 }
 
@@ -258,22 +264,26 @@ LOWRANK_INLINE uint32_t MaxLane(VecU v) {
   return MaxStep<1>(MaxStep<2>(v))[0];
 }
 
+template <int kStep, int... kLane>
+LOWRANK_INLINE VecF TakeFirst(VecF a, VecF b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? (kLane ^ kStep) + kVL : kLane)...);
+}
+
+template <int kStep, int... kLane>
+LOWRANK_INLINE VecF TakeSecond(VecF a, VecF b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? kLane + kVL : kLane ^ kStep)...);
+}
+
 /// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows.
 template <int kStep>
 LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
-  VecI first, second;
-#pragma GCC unroll 16
-  for (int j = 0; j < kVL; ++j) {
-    first[j] = (j & kStep) != 0 ? (j ^ kStep) + kVL : j;
-    second[j] = (j & kStep) != 0 ? j + kVL : (j ^ kStep);
-  }
 #pragma GCC unroll 16
   for (int i = 0; i < kVL; ++i) {
     if ((i & kStep) != 0) continue;
     const VecF a = r[i];
     const VecF b = r[i | kStep];
-    r[i] = __builtin_shuffle(a, b, first);
-    r[i | kStep] = __builtin_shuffle(a, b, second);
+    r[i] = TakeFirst<kStep>(a, b, Lanes());
+    r[i | kStep] = TakeSecond<kStep>(a, b, Lanes());
   }
 }
 
