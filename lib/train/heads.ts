@@ -99,59 +99,48 @@ export function mergeHeads(heads: Tensor, shape: HeadShape): Tensor {
   ]);
 }
 
-function toHeads(
-  xs: Float32Array,
-  out: Float32Array,
-  { B, T, H, d }: HeadShape,
-  table?: RotaryTable,
-): void {
-  const half = d / 2;
-  for (let b = 0; b < B; b++) {
-    for (let h = 0; h < H; h++) {
-      for (let t = 0; t < T; t++) {
-        const from = ((b * T + t) * H + h) * d;
-        const to = ((b * H + h) * T + t) * d;
-        if (table === undefined) {
-          for (let i = 0; i < d; i++) out[to + i] = xs[from + i] as number;
-        } else {
-          for (let i = 0; i < half; i++) {
-            const c = table.cos[t * half + i] as number;
-            const s = table.sin[t * half + i] as number;
-            const low = xs[from + i] as number;
-            const high = xs[from + half + i] as number;
-            out[to + i] = low * c - high * s;
-            out[to + half + i] = high * c + low * s;
-          }
-        }
-      }
-    }
-  }
+function toHeads(xs: Float32Array, out: Float32Array, shape: HeadShape, table?: RotaryTable): void {
+  moveHeads(xs, out, shape, false, table);
 }
 
 /** The inverse of {@link toHeads}, and its gradient: the rotation is orthogonal. */
 function fromHeads(
   heads: Float32Array,
   out: Float32Array,
+  shape: HeadShape,
+  table?: RotaryTable,
+): void {
+  moveHeads(heads, out, shape, true, table);
+}
+
+/** [B, T, H, d] to [B, H, T, d], rotated by +angle; or back (`inverse`), rotated by -angle. */
+function moveHeads(
+  source: Float32Array,
+  out: Float32Array,
   { B, T, H, d }: HeadShape,
+  inverse: boolean,
   table?: RotaryTable,
 ): void {
   const half = d / 2;
+  const direction = inverse ? -1 : 1;
   for (let b = 0; b < B; b++) {
-    for (let t = 0; t < T; t++) {
-      for (let h = 0; h < H; h++) {
-        const from = ((b * H + h) * T + t) * d;
-        const to = ((b * T + t) * H + h) * d;
+    for (let h = 0; h < H; h++) {
+      for (let t = 0; t < T; t++) {
+        const flat = ((b * T + t) * H + h) * d;
+        const split = ((b * H + h) * T + t) * d;
+        const from = inverse ? split : flat;
+        const to = inverse ? flat : split;
         if (table === undefined) {
-          for (let i = 0; i < d; i++) out[to + i] = heads[from + i] as number;
-        } else {
-          for (let i = 0; i < half; i++) {
-            const c = table.cos[t * half + i] as number;
-            const s = table.sin[t * half + i] as number;
-            const low = heads[from + i] as number;
-            const high = heads[from + half + i] as number;
-            out[to + i] = low * c + high * s;
-            out[to + half + i] = high * c - low * s;
-          }
+          for (let i = 0; i < d; i++) out[to + i] = source[from + i] as number;
+          continue;
+        }
+        for (let i = 0; i < half; i++) {
+          const c = table.cos[t * half + i] as number;
+          const s = direction * (table.sin[t * half + i] as number);
+          const low = source[from + i] as number;
+          const high = source[from + half + i] as number;
+          out[to + i] = low * c - high * s;
+          out[to + half + i] = high * c + low * s;
         }
       }
     }
