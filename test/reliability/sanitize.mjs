@@ -12,7 +12,7 @@ const EXIT = 99;
 // timeScale: how much longer things may take; a run under a sanitizer is no measurement.
 const TOOLS = {
   asan: {
-    library: 'libasan.so',
+    runtime: 'libasan.so',
     timeScale: 20,
     planted: {
       overRead: 'heap-buffer-overflow',
@@ -27,7 +27,7 @@ const TOOLS = {
     }),
   },
   ubsan: {
-    library: undefined, // the addon brings it in by itself
+    runtime: undefined, // the addon brings it in by itself
     timeScale: 10,
     planted: {
       floatCast: 'is outside the range of representable values',
@@ -40,7 +40,7 @@ const TOOLS = {
     }),
   },
   tsan: {
-    library: 'libtsan.so',
+    runtime: 'libtsan.so',
     timeScale: 60,
     planted: { race: 'data race' },
     // They start commands through a shell, and the preloaded runtime does not survive in one.
@@ -100,7 +100,7 @@ function takeReports() {
 
 function environment() {
   const preload =
-    tool.library && execFileSync('g++', [`-print-file-name=${tool.library}`], { encoding: 'utf8' });
+    tool.runtime && execFileSync('g++', [`-print-file-name=${tool.runtime}`], { encoding: 'utf8' });
   return {
     ...process.env,
     ...(preload ? { LD_PRELOAD: preload.trim() } : {}),
