@@ -1,0 +1,125 @@
+/// Every PTX instruction of the sm_80 kernels, one wrapper each, with its emulated twin beside it.
+#pragma once
+
+#include "cuda/gpu.cuh"
+
+namespace lowrank::gpu {
+
+#if defined(__CUDACC__)
+
+#define LOWRANK_PTX static __device__ __forceinline__
+
+// clang-format off
+
+/// Byte address in the shared window.
+LOWRANK_PTX uint32_t SharedAddress(const void* s_ptr) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(s_ptr));
+}
+
+/// 16 bytes from global to shared memory, asynchronously; of them `source_bytes` are read, the rest
+/// is zero.
+LOWRANK_PTX void CpAsync16(void* s_dst, const void* g_src, uint32_t source_bytes) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
+               :: "r"(SharedAddress(s_dst)), "l"(g_src), "r"(source_bytes) : "memory");
+}
+LOWRANK_PTX void CpAsync8(void* s_dst, const void* g_src, uint32_t source_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;"
+               :: "r"(SharedAddress(s_dst)), "l"(g_src), "r"(source_bytes) : "memory");
+}
+LOWRANK_PTX void CpAsync4(void* s_dst, const void* g_src, uint32_t source_bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :: "r"(SharedAddress(s_dst)), "l"(g_src), "r"(source_bytes) : "memory");
+}
+LOWRANK_PTX void CpAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+/// Until at most kPending of this thread's groups are in flight. Other threads' copies are visible
+/// after a barrier that follows.
+template <int kPending>
+LOWRANK_PTX void CpAsyncWait() { asm volatile("cp.async.wait_group %0;" :: "n"(kPending) : "memory"); }
+
+/// Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes); lane l receives of each 8 x 8
+/// matrix row l / 4, columns 2 (l % 4) and + 1. Transposed: column l / 4, rows 2 (l % 4) and + 1.
+LOWRANK_PTX void LdMatrixX4(uint32_t (&r)[4], const void* s_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(SharedAddress(s_row)) : "memory");
+}
+LOWRANK_PTX void LdMatrixX2(uint32_t (&r)[2], const void* s_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1]) : "r"(SharedAddress(s_row)) : "memory");
+}
+LOWRANK_PTX void LdMatrixX4Trans(uint32_t (&r)[4], const void* s_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(SharedAddress(s_row)) : "memory");
+}
+LOWRANK_PTX void LdMatrixX2Trans(uint32_t (&r)[2], const void* s_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+               : "=r"(r[0]), "=r"(r[1]) : "r"(SharedAddress(s_row)) : "memory");
+}
+
+/// d [16, 8] += a [16, 16] · b [16, 8]. With g = lane / 4 and t = lane % 4:
+///   a[0] (g, 2t..), a[1] (g + 8, 2t..), a[2] (g, 2t + 8..), a[3] (g + 8, 2t + 8..)
+///   b[0] (2t.., g), b[1] (2t + 8.., g)
+///   d[0] (g, 2t), d[1] (g, 2t + 1), d[2] (g + 8, 2t), d[3] (g + 8, 2t + 1)
+LOWRANK_PTX void MmaBF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+LOWRANK_PTX void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+/// d [16, 8] += a [16, 8] · b [8, 8], operands rounded to tf32 (1 + 8 + 10 bits):
+///   a[0] (g, t), a[1] (g + 8, t), a[2] (g, t + 4), a[3] (g + 8, t + 4); b0 (t, g), b1 (t + 4, g)
+LOWRANK_PTX void MmaTF32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+/// d [16, 8] += a [16, 32] · b [32, 8], signed bytes into int32; each word holds four along k:
+///   a[0] (g, 4t..), a[1] (g + 8, 4t..), a[2] (g, 4t + 16..), a[3] (g + 8, 4t + 16..)
+LOWRANK_PTX void MmaS8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+/// Nearest tf32, ties away from zero.
+LOWRANK_PTX uint32_t ToTF32(float value) {
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return bits;
+}
+
+/// 16 bytes of read-only data used once: past L1, first to leave L2.
+LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(g_src));
+  return v;
+}
+
+/// Release and acquire at device scope, for counters and flags between blocks.
+LOWRANK_PTX uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value) {
+  uint32_t old;
+  asm volatile("atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+               : "=r"(old) : "l"(g_counter), "r"(value) : "memory");
+  return old;
+}
+LOWRANK_PTX uint32_t LoadAcquire(const uint32_t* g_flag) {
+  uint32_t value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(g_flag) : "memory");
+  return value;
+}
+LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
+  asm volatile("st.release.gpu.global.u32 [%0], %1;" :: "l"(g_flag), "r"(value) : "memory");
+}
+
+// clang-format on
+
+#endif  // the emulated twins: cuda/emulator/device.h includes cuda/emulator/ptx_emulated.h
+
+}  // namespace lowrank::gpu

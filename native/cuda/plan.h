@@ -1,0 +1,100 @@
+/// What an op becomes on a GPU: a workspace and a few launches. A plan is made from the descriptor
+/// and the device's limits alone, by arithmetic: no driver call, no allocation that lasts, so tile
+/// selection and workspace sizes are testable (and queryable) without a GPU.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+#include "native/core/ops.h"
+
+namespace lowrank::cuda {
+
+/// What tile selection may know of a device.
+struct DeviceLimits {
+  int sm = 80;                              // compute capability, major · 10 + minor
+  int sm_count = 108;                       // multiprocessors
+  int64_t shared_bytes_per_block = 166912;  // with opt-in
+  int64_t shared_bytes_per_sm = 167936;
+  int64_t l2_bytes = 40 << 20;
+};
+
+struct Dim3 {
+  uint32_t x = 1;
+  uint32_t y = 1;
+  uint32_t z = 1;
+};
+
+/// A TMA descriptor to be encoded by the driver into the parameters before the launch. Dimension 0
+/// is contiguous.
+struct TensorMapRequest {
+  uint32_t param_offset_bytes = 0;  // where in the parameters the 128-byte descriptor lies
+  const void* base = nullptr;       // 16-byte aligned
+  DType dtype = DType::kBF16;
+  bool bytes = false;  // elements are single bytes, whatever dtype says
+  uint32_t rank = 2;
+  std::array<uint64_t, 5> size_elems{};
+  std::array<uint64_t, 5> stride_bytes{};  // of dimensions 1 and up; [0] unused
+  std::array<uint32_t, 5> box_elems{};
+  uint32_t swizzle_bytes = 0;  // 0, 32, 64 or 128
+  bool evict_first = false;    // L2 promotion is 256 bytes otherwise
+};
+
+/// One kernel launch. `kernel` is the extern "C" name in cuda/.
+struct LaunchStep {
+  static constexpr size_t kMaxParamBytes = 1024;
+
+  const char* kernel = nullptr;
+  Dim3 grid;
+  uint32_t threads = 0;
+  uint32_t cluster = 1;  // blocks along x that share a cluster
+  uint32_t shared_bytes = 0;
+  bool overlap_previous =
+      false;  // programmatic dependent launch: the kernel waits by griddepcontrol
+  uint32_t param_bytes = 0;
+  alignas(128) std::array<unsigned char, kMaxParamBytes> params;
+  std::vector<TensorMapRequest> tensor_maps;
+
+  template <typename Params>
+  void SetParams(const Params& value) {
+    static_assert(std::is_trivially_copyable_v<Params> && sizeof(Params) <= kMaxParamBytes);
+    std::memcpy(params.data(), &value, sizeof(Params));
+    param_bytes = sizeof(Params);
+  }
+};
+
+/// Hands out parts of one allocation. Made over null it only measures: plan once to learn bytes(),
+/// and again over the real memory. Every part is 256-byte aligned; nothing in it survives an op.
+class Workspace {
+ public:
+  explicit Workspace(void* base = nullptr) : base_(static_cast<unsigned char*>(base)) {}
+
+  template <typename T>
+  T* Take(int64_t elems) {
+    const size_t offset_bytes = bytes_;
+    bytes_ += (static_cast<size_t>(elems) * sizeof(T) + 255) / 256 * 256;
+    return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset_bytes);
+  }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  unsigned char* base_;
+  size_t bytes_ = 0;
+};
+
+/// Launches in stream order; empty where there is nothing to compute.
+struct Plan {
+  std::vector<LaunchStep> steps;
+};
+
+/// `op` has passed Check(). Fails with kUnsupported where no kernel takes it, saying what is.
+#define LOWRANK_DECLARE_PLAN(Type, member) \
+  Status MakePlan(const Type& op, const DeviceLimits& device, Workspace* workspace, Plan* plan);
+LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_PLAN)
+#undef LOWRANK_DECLARE_PLAN
+
+}  // namespace lowrank::cuda
