@@ -11,7 +11,8 @@ const runsOn = ({ arch }) => arch === 'any' || arch === process.arch;
 const [mode, name, what] = process.argv.slice(2);
 if (mode === 'plain') {
   const unflagged = list.isa.filter((row) => runsOn(row) && row.flags.length === 0);
-  const files = [...list.core, ...list.cpu, ...list.addon, ...unflagged.map((row) => row.source)];
+  const plain = [...list.core, ...list.cpu, ...list.cuda_host, ...list.addon];
+  const files = [...plain, ...unflagged.map((row) => row.source)];
   console.log(files.map(here).join('\n'));
 } else {
   const rows = list.isa.filter((row) => runsOn(row) && row.source.endsWith(`kernels_${name}.cpp`));

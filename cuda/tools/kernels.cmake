@@ -1,0 +1,134 @@
+# Compiles cuda/*.cu with nvcc, one fat binary a file, and packs them into `lowrank.fatbin` beside
+# the addon (format: native/cuda/kernel_image.h). Without nvcc the addon is built alone.
+#
+#   LOWRANK_CUDA        AUTO: if nvcc is found · ON: nvcc must be there · OFF
+#   LOWRANK_CUDA_ARCHS  "auto": of the GPUs found here, or 80;90a where there is none ·
+#                       "package": all that a package carries, with PTX for later devices ·
+#                       a list such as "80;90a;ptx"
+set(LOWRANK_CUDA AUTO CACHE STRING "compile the CUDA kernels: AUTO, ON or OFF")
+set(LOWRANK_CUDA_ARCHS auto CACHE STRING "auto, package, or a list such as 80;90a;ptx")
+
+# Contraction is off in every compiler of a kernel, so that all give the same bits. A spill or a stack
+# frame is an error: it costs more than any tile gains.
+set(lowrank_nvcc_flags -std=c++17 -O3 -fmad=false -lineinfo
+  -Xptxas -warn-spills,-warn-lmem-usage,--warning-as-error)
+
+# Where binaries go: cmake-js names the folder, by hand it is the build folder.
+set(lowrank_output_dir ${CMAKE_LIBRARY_OUTPUT_DIRECTORY})
+if(NOT lowrank_output_dir)
+  set(lowrank_output_dir ${CMAKE_CURRENT_BINARY_DIR})
+endif()
+
+find_program(LOWRANK_NVCC nvcc
+  HINTS $ENV{CUDA_PATH} $ENV{CUDA_HOME} PATH_SUFFIXES bin
+  DOC "the CUDA compiler")
+
+set(lowrank_build_kernels OFF)
+if(LOWRANK_CUDA STREQUAL "OFF")
+  message(STATUS "lowrank: CUDA kernels are not built (LOWRANK_CUDA=OFF)")
+elseif(LOWRANK_NVCC)
+  set(lowrank_build_kernels ON)
+elseif(LOWRANK_CUDA STREQUAL "ON")
+  message(FATAL_ERROR "LOWRANK_CUDA=ON, but nvcc is not on the PATH nor in CUDA_PATH or CUDA_HOME")
+else()
+  message(STATUS "lowrank: CUDA kernels are not built: nvcc is not on the PATH nor in CUDA_PATH or "
+                 "CUDA_HOME. Everything else is.")
+endif()
+
+# "8.6" -> 86; from 9.0 on the architecture-specific set, which is what uses wgmma and TMA.
+function(lowrank_detect_archs out)
+  set(archs)
+  find_program(LOWRANK_NVIDIA_SMI nvidia-smi)
+  if(LOWRANK_NVIDIA_SMI)
+    execute_process(COMMAND ${LOWRANK_NVIDIA_SMI} --query-gpu=compute_cap --format=csv,noheader
+                    OUTPUT_VARIABLE capabilities OUTPUT_STRIP_TRAILING_WHITESPACE ERROR_QUIET)
+    string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
+    foreach(capability ${capabilities})
+      string(REPLACE "." "" arch ${capability})
+      if(arch GREATER_EQUAL 90)
+        list(APPEND archs ${arch}a)
+      elseif(arch GREATER_EQUAL 80)
+        list(APPEND archs ${arch})
+      endif()
+    endforeach()
+    list(REMOVE_DUPLICATES archs)
+  endif()
+  if(NOT archs)
+    set(archs 80 90a)
+  endif()
+  set(${out} ${archs} PARENT_SCOPE)
+endfunction()
+
+if(LOWRANK_CUDA_ARCHS STREQUAL "auto")
+  lowrank_detect_archs(lowrank_archs)
+elseif(LOWRANK_CUDA_ARCHS STREQUAL "package")
+  set(lowrank_archs 80 86 89 90a 120a ptx)
+else()
+  set(lowrank_archs ${LOWRANK_CUDA_ARCHS})
+endif()
+
+# "90a" compiles a file for sm_90a; "ptx" adds PTX of compute_80, which the driver of any later device
+# compiles. A file named *_sm90a.cu is for that architecture alone.
+function(lowrank_compile_kernel source out)
+  get_filename_component(name ${source} NAME_WE)
+  set(archs ${lowrank_archs})
+  if(name MATCHES "_sm([0-9]+a)$")
+    set(only ${CMAKE_MATCH_1})
+    if(NOT only IN_LIST archs)
+      set(${out} PARENT_SCOPE)
+      return()
+    endif()
+    set(archs ${only})
+  endif()
+  set(targets)
+  set(flags)
+  foreach(arch ${archs})
+    if(arch STREQUAL "ptx")
+      list(APPEND flags -gencode arch=compute_80,code=compute_80)
+      list(APPEND targets compute_80)
+    elseif(arch MATCHES "a$")
+      list(APPEND flags -gencode arch=compute_${arch},code=sm_${arch})
+      list(APPEND targets sm_${arch})
+    else()
+      # One PTX for all of a generation: the front end then runs once.
+      string(REGEX REPLACE "[0-9]$" "0" base ${arch})
+      list(APPEND flags -gencode arch=compute_${base},code=sm_${arch})
+      list(APPEND targets sm_${arch})
+    endif()
+  endforeach()
+  set(dir ${CMAKE_CURRENT_BINARY_DIR}/kernels/${name})
+  file(MAKE_DIRECTORY ${dir})
+  list(JOIN targets "," targets)
+  # --keep: the PTX is read for the names of the kernels.
+  add_custom_command(
+    OUTPUT ${dir}/${name}.fatbin
+    COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_flags} ${flags} -I ${CMAKE_CURRENT_SOURCE_DIR}
+            --keep --keep-dir ${dir} -MD -MT ${dir}/${name}.fatbin -MF ${dir}/${name}.d
+            -fatbin ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${dir}/${name}.fatbin
+    DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}
+    DEPFILE ${dir}/${name}.d
+    COMMENT "nvcc ${source} (${targets})" VERBATIM)
+  set(${out} ${name}=${dir}/${name}.fatbin=${targets} PARENT_SCOPE)
+endfunction()
+
+if(lowrank_build_kernels AND kernel_sources)
+  list(JOIN lowrank_archs " " archs_text)
+  message(STATUS "lowrank: CUDA kernels for ${archs_text} with ${LOWRANK_NVCC}")
+  set(modules)
+  set(module_files)
+  foreach(source ${kernel_sources})
+    lowrank_compile_kernel(${source} module)
+    if(module)
+      list(APPEND modules ${module})
+      string(REGEX REPLACE "^[^=]*=([^=]*)=.*$" "\\1" module_file ${module})
+      list(APPEND module_files ${module_file})
+    endif()
+  endforeach()
+  set(packer ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/pack-kernels.mjs)
+  add_custom_command(
+    OUTPUT ${lowrank_output_dir}/lowrank.fatbin
+    COMMAND node ${packer} ${lowrank_output_dir}/lowrank.fatbin ${LOWRANK_NVCC} ${modules}
+    DEPENDS ${packer} ${module_files}
+    COMMENT "Packing lowrank.fatbin" VERBATIM)
+  add_custom_target(lowrank_kernels ALL DEPENDS ${lowrank_output_dir}/lowrank.fatbin)
+endif()

@@ -1,0 +1,55 @@
+// Packs fat binaries into one file; its format is told in native/cuda/kernel_image.h.
+//   node pack-kernels.mjs OUT NVCC NAME=FATBIN=TARGET,TARGET ...
+// The names of a module's kernels come from the PTX that nvcc --keep left beside its fat binary.
+import { execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+
+const kAlignment = 64;
+
+const [out, nvcc, ...rows] = process.argv.slice(2);
+const version = /V(\d[\d.]*)/.exec(execFileSync(nvcc, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown';
+
+function kernelsBeside(fatbin) {
+  const folder = dirname(fatbin);
+  const names = readdirSync(folder)
+    .filter((file) => file.endsWith('.ptx'))
+    .flatMap((file) => [
+      ...readFileSync(join(folder, file), 'utf8').matchAll(/\.entry\s+([\w$]+)/g),
+    ])
+    .map((match) => match[1]);
+  return [...new Set(names)].sort();
+}
+
+const modules = rows.map((row) => {
+  const [name, fatbin, targets] = row.split('=');
+  return { name, targets, image: readFileSync(fatbin), kernels: kernelsBeside(fatbin) };
+});
+
+const aligned = (bytes) => Math.ceil(bytes / kAlignment) * kAlignment;
+// Fixed width, so that the index is as long before its numbers are known as after.
+const digits = (value) => String(value).padStart(12, '0');
+
+function indexText(indexBytes) {
+  let offset = aligned(indexBytes);
+  const lines = [`lowrank-kernels 1 ${digits(indexBytes)}`, `compiler nvcc ${version}`];
+  for (const { name, targets, image, kernels } of modules) {
+    lines.push(`module ${name} ${digits(offset)} ${digits(image.length)} ${targets}`);
+    for (const kernel of kernels) lines.push(`kernel ${kernel}`);
+    offset = aligned(offset + image.length);
+  }
+  return `${lines.join('\n')}\n`;
+}
+const index = indexText(indexText(0).length);
+
+const parts = [Buffer.from(index, 'latin1')];
+let length = index.length;
+for (const { image } of modules) {
+  parts.push(Buffer.alloc(aligned(length) - length), image);
+  length = aligned(length) + image.length;
+}
+// Renamed into place: a process that has the old file open keeps it whole.
+writeFileSync(`${out}.part`, Buffer.concat(parts));
+renameSync(`${out}.part`, out);
+const kernels = modules.reduce((sum, module) => sum + module.kernels.length, 0);
+console.log(`${out}: ${kernels} kernels in ${modules.length} modules, ${length} bytes`);

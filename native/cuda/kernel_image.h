@@ -1,0 +1,58 @@
+/// The file of compiled kernels that lies beside the addon (`lowrank.fatbin`), as
+/// cuda/tools/pack-kernels.mjs writes it: a text index, then one fat binary per cuda/*.cu.
+///
+///   lowrank-kernels 1 000000000312                  the format, and the bytes of this index
+///   compiler nvcc 13.0.88
+///   module matmul_mma_sm80 000000000320 000000081920 sm_80,sm_90a,compute_80
+///   kernel matmul_mma_nf4_bf16_kernel               of the module above; any number
+///
+/// A module's fields are name, offset, bytes, targets. Offsets count from the start of the file and
+/// are multiples of 64, so that a part can be handed to cuModuleLoadData where it lies. One module
+/// a source file: nvcc makes a fat binary of one file, and a file for one architecture alone
+/// (*_sm90a.cu) then needs no counterpart elsewhere.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "native/core/status.h"
+
+namespace lowrank::cuda {
+
+/// What one cuda/*.cu became.
+struct KernelModule {
+  std::string name;                  // of the source file, without ending
+  std::vector<std::string> targets;  // "sm_80", "sm_90a": machine code; "compute_80": PTX
+  std::vector<std::string> kernels;
+  const void* image = nullptr;  // for cuModuleLoadData; lives as long as the KernelImage
+  size_t image_bytes = 0;
+
+  /// Whether a device of this compute capability (major · 10 + minor) can load it.
+  bool RunsOn(int sm) const;
+};
+
+class KernelImage {
+ public:
+  KernelImage() = default;
+  KernelImage(KernelImage&&) = default;  // modules point into the bytes: moved, never copied
+  KernelImage& operator=(KernelImage&&) = default;
+
+  /// Reads and checks the file. Fails with kDevice, saying what is wrong with it.
+  static Status Open(const std::string& path, KernelImage* image);
+  /// The same, over bytes in memory.
+  static Status Parse(std::vector<char> bytes, const std::string& path, KernelImage* image);
+
+  const std::vector<KernelModule>& modules() const { return modules_; }
+  const std::string& compiler() const { return compiler_; }
+  /// Every target that some module holds, in order of appearance: for messages.
+  std::vector<std::string> Targets() const;
+
+ private:
+  std::vector<char> bytes_;
+  std::vector<KernelModule> modules_;
+  std::string compiler_;
+};
+
+}  // namespace lowrank::cuda
