@@ -1,0 +1,89 @@
+/// Parameters of cuda/lora_forward_wgmma_sm90a.cu, shared by the kernels and their plan.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params/tensor_map.h"
+
+namespace lowrank::gpu {
+
+/// Where the elements of a 16-bit panel come from.
+enum class PanelSource : uint32_t { kNone, kF32, kBF16, kF16, kCodes4, kCodes8 };
+
+/// Rows of a matrix, to be written as T with rows `stride_elems` apart. The source is row-major
+/// without gaps, [.., cols], starting at element `first_elem` (row · cols).
+struct PanelFill {
+  void* target = nullptr;  // T, 16-byte aligned
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t stride_elems = 0;  // a multiple of 8
+  int64_t first_elem = 0;
+  const void* source = nullptr;  // elements, or codes
+  PanelSource kind = PanelSource::kNone;
+  uint32_t blocksize_log2 = 0;
+  uint32_t nested_blocksize_log2 = 0;
+  uint32_t vector = 0;  // eight codes or elements at a time: cols, first_elem and blocksize are
+                        // multiples of 8, the source is 16-byte aligned
+  const float* codebook = nullptr;
+  const float* absmax = nullptr;  // null with double quantisation
+  const uint8_t* absmax_8bit = nullptr;
+  const float* absmax_codebook = nullptr;
+  const float* nested_absmax = nullptr;
+  const float* absmax_offset = nullptr;
+};
+
+/// An f32 matrix as bf16 pieces side by side: target[row, piece_slot · r_padded + ri], zero for
+/// ri >= r. Slot s holds piece order[s] (0 high, 1 middle, 2 low) of scale · source.
+struct SplitFill {
+  void* target = nullptr;  // bf16 [rows, slots · r_padded]
+  const void* source = nullptr;
+  PanelSource kind = PanelSource::kNone;  // kF32, kBF16 or kF16
+  int64_t rows = 0;
+  uint32_t r = 0;
+  uint32_t r_padded = 0;  // a multiple of 8
+  uint32_t slots = 0;
+  uint32_t order = 0;  // two bits a slot, slot 0 lowest
+  float scale = 1;
+};
+
+/// addend[n] = bias[n] + scaling · lora_bias[n]
+struct AddendFill {
+  float* target = nullptr;
+  int64_t N = 0;
+  const void* bias = nullptr;
+  const void* lora_bias = nullptr;
+  PanelSource bias_kind = PanelSource::kNone;
+  PanelSource lora_bias_kind = PanelSource::kNone;
+  float scaling = 0;
+};
+
+/// What must stand before the first product.
+struct LoraForwardWgmmaPrepareParams {
+  PanelFill panel;   // of w
+  PanelFill x;       // where x itself cannot be read by TMA
+  SplitFill h;       // [M]
+  SplitFill lora_b;  // [N]
+  AddendFill addend;
+};
+
+/// y[:, first_n .. first_n + panel_n) of one panel of w.
+struct LoraForwardWgmmaParams {
+  TensorMap x_map;                // T [M, K], box [kTileM, 64]
+  TensorMap w_map;                // T [panel_n, K], box [kTileN / 2, 64]
+  TensorMap h_map;                // bf16 [M, slab_k]
+  TensorMap lora_b_map;           // bf16 [panel_n, slab_k]
+  void* y = nullptr;              // T [M, N]
+  const float* addend = nullptr;  // f32 [N] or null
+  int64_t M = 0;
+  int64_t N = 0;
+  int64_t first_n = 0;
+  int64_t panel_n = 0;
+  uint32_t tiles_m = 0;      // pairs of kTileM rows
+  uint32_t tiles_n = 0;      // of this panel
+  uint32_t k_blocks = 0;     // of 64, of x and w
+  uint32_t slab_blocks = 0;  // of 64, of h and lora_b
+  uint32_t y_vector = 0;     // y's rows are 16-byte aligned and N a multiple of 8
+  PanelFill next_panel;      // filled beside the products
+};
+
+}  // namespace lowrank::gpu
