@@ -32,6 +32,8 @@ interface Rule {
 const CPP = /\.(cpp|h|cu|cuh)$/;
 const isNodeApi = (target: string) => /^(napi|node_api|js_native_api)/.test(target);
 const isCuda = (target: string) => /^(cuda|nvrtc|cublas)/.test(target);
+/** A header of the toolkit, not of this repository. */
+const isToolkit = (target: string) => /^(cuda|nvrtc|cublas|vector_types)[\w.]*$/.test(target);
 const project = (target: string) => target.startsWith('native/') || target.startsWith('cuda/');
 
 const RULES: Rule[] = [
@@ -48,7 +50,26 @@ const RULES: Rule[] = [
   {
     layer: 'native/cuda',
     endings: CPP,
-    refuses: (t) => isNodeApi(t) || (project(t) && !/^native\/(core|cuda)\//.test(t)),
+    refuses: (t) =>
+      isNodeApi(t) ||
+      isToolkit(t) ||
+      (project(t) && !/^(native\/(core|cuda)|cuda\/params)\//.test(t)),
+  },
+  {
+    // Device code; what it takes from native/core compiles for host and device. The emulator also
+    // knows the driver's types.
+    layer: 'cuda',
+    endings: CPP,
+    refuses: (t, file) =>
+      isNodeApi(t) ||
+      (isToolkit(t) && file !== 'cuda/gpu.cuh') ||
+      (t.startsWith('native/') && !/^native\/core\//.test(t) && !file.includes('/emulator/')) ||
+      /^native\/(cpu|addon)\//.test(t),
+  },
+  {
+    layer: 'cuda/params',
+    endings: CPP,
+    refuses: (t) => isToolkit(t) || (project(t) && !/^(native\/core|cuda\/params)\//.test(t)),
   },
   {
     layer: 'native/addon',
@@ -94,16 +115,30 @@ function violations(rule: Rule, files: string[]): string[] {
 describe('layers', () => {
   it.each(RULES)('$layer keeps to its own', (rule) => {
     const files = filesBelow(rule.layer, rule.endings);
-    if (rule.layer !== 'native/cuda') expect(files.length).toBeGreaterThan(3);
+    expect(files.length).toBeGreaterThan(rule.layer === 'cuda/params' ? 0 : 3);
     expect(violations(rule, files)).toEqual([]);
   });
 
   it('the rules refuse what they are for', () => {
-    const [core, cpu, cuda, addon, lib] = RULES as [Rule, Rule, Rule, Rule, Rule];
+    const rule = (layer: string) => RULES.find((row) => row.layer === layer) as Rule;
+    const [core, cpu, addon, lib] = ['native/core', 'native/cpu', 'native/addon', 'lib'].map(
+      rule,
+    ) as [Rule, Rule, Rule, Rule];
     expect(core.refuses('napi.h', '')).toBe(true);
     expect(core.refuses('native/cpu/queue.h', '')).toBe(true);
     expect(cpu.refuses('native/addon/handles.h', '')).toBe(true);
-    expect(cuda.refuses('native/cpu/queue.h', '')).toBe(true);
+    const host = rule('native/cuda');
+    expect(host.refuses('native/cpu/queue.h', '')).toBe(true);
+    expect(host.refuses('cuda.h', '')).toBe(true);
+    expect(host.refuses('cuda/gpu.cuh', '')).toBe(true);
+    expect(host.refuses('cuda/params/quantize.h', '')).toBe(false);
+    const device = rule('cuda');
+    expect(device.refuses('cuda_fp16.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('cuda_fp16.h', 'cuda/gpu.cuh')).toBe(false);
+    expect(device.refuses('native/cuda/plan.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('native/core/philox.h', 'cuda/decode.cuh')).toBe(false);
+    expect(device.refuses('native/cuda/driver.h', 'cuda/emulator/driver/memory.cpp')).toBe(false);
+    expect(rule('cuda/params').refuses('cuda/gpu.cuh', '')).toBe(true);
     expect(addon.refuses('native/cpu/queue.h', '')).toBe(true);
     expect(lib.refuses('../../test/oracle.js', 'lib/core/tensor.ts')).toBe(true);
     expect(lib.refuses('./errors.js', 'lib/core/tensor.ts')).toBe(false);
@@ -137,10 +172,10 @@ describe('layers', () => {
     expect(found).toEqual([]);
   });
 
-  it('every file of the native tree is built, or is a header', () => {
+  it('every file of the native and of the cuda tree is built, or is a header', () => {
     const listed = readFileSync(join(root, 'native', 'sources.json'), 'utf8');
-    const missing = filesBelow('native', /\.cpp$/).filter((file) => !listed.includes(`"${file}"`));
-    expect(missing).toEqual([]);
+    const files = [...filesBelow('native', /\.cpp$/), ...filesBelow('cuda', /\.(cu|cpp)$/)];
+    expect(files.filter((file) => !listed.includes(`"${file}"`))).toEqual([]);
   });
 
   it('files stay small', () => {

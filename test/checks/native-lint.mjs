@@ -1,4 +1,4 @@
-// clang-format and clang-tidy over native/, with the newest version found.
+// clang-format over native/ and cuda/, clang-tidy over native/, with the newest version found.
 //   node test/checks/native-lint.mjs format|tidy
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
@@ -13,9 +13,9 @@ function find(tool) {
 }
 
 const mode = process.argv[2];
-const tracked = execFileSync('git', ['ls-files', 'native'], { encoding: 'utf8' })
+const tracked = execFileSync('git', ['ls-files', 'native', 'cuda'], { encoding: 'utf8' })
   .split('\n')
-  .filter((file) => /\.(cpp|h)$/.test(file));
+  .filter((file) => /\.(cpp|h|cu|cuh)$/.test(file));
 
 if (mode === 'format') {
   const run = spawnSync(find('clang-format'), ['--dry-run', '-Werror', ...tracked], {
@@ -32,7 +32,7 @@ const commands = JSON.parse(readFileSync('build/release/compile_commands.json', 
 // One instruction set stands for all: they share one body.
 const files = commands
   .map(({ file }) => file)
-  .filter((file) => !/kernels_(?!portable)\w+\.cpp$/.test(file));
+  .filter((file) => !/kernels_(?!portable)\w+\.cpp$/.test(file) && /\/native\//.test(file));
 const queue = [...files];
 let failed = false;
 async function worker() {
