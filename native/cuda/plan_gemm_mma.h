@@ -1,0 +1,48 @@
+/// Products of bf16 and f16 activations on tensor cores (m16n8k16), in both directions of the base
+/// weight, with the LoRA term in the same accumulators.
+#pragma once
+
+#include "native/cuda/plan.h"
+
+namespace lowrank::cuda {
+
+/// The operands of one product; what is not present takes no part.
+struct GemmMmaOperands {
+  TensorView x;               // [M, K] bf16 | f16; dy [M, N] where w_transposed
+  WeightView w;               // [N, K] dense of any dtype, or quantised
+  bool w_transposed = false;  // false: y = x · wᵀ, true: dx = dy · w
+  TensorView bias;            // [1, N] of any dtype, forward only
+  const float* h = nullptr;   // [M, r] f32: h, or dh (which carries the scaling already)
+  TensorView lora_factor;     // lora_b [N, r] forward, lora_a [r, K] otherwise; of any dtype
+  TensorView lora_bias;       // [1, N] of any dtype, forward only
+  float scaling = 1;          // of the LoRA term and lora_bias
+  DropoutSpec dropout;        // gate of the LoRA term, w_transposed only
+  bool accumulate = false;    // add to what y holds
+  TensorView y;               // [M, N] in x's dtype, or dx [M, K]
+};
+
+/// One row of the tile table: what a block computes, and where it is chosen.
+struct GemmMmaTile {
+  const char* name;         // in the kernel's name
+  int64_t tile_m;           // rows of x a block
+  int64_t tile_p;           // columns of y (or dx) a block
+  uint32_t threads;         // a block
+  int64_t min_blocks_x100;  // blocks a multiprocessor, in hundredths, from which the row is taken
+  const char* note;         // evidence
+};
+
+/// The tile for an output [M, P]; the general decode has one tile only.
+const GemmMmaTile& SelectGemmMmaTile(int64_t M, int64_t P, bool general,
+                                     const DeviceLimits& device);
+
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
+/// dx = dy · w + gate ⊙ (scaling · h · lora_a)
+Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan);
+
+/// dx (+)= dy · dequant(w) + gate ⊙ (dh · lora_a) for any dtype of dy and any M: picks the kernel
+/// family. `dh` [M, r] f32 is scaling · dy · lora_b, written by an earlier step of the same plan.
+Status PlanLoraInputGrad(const LoraBackwardOp& op, const float* dh, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan);
+
+}  // namespace lowrank::cuda
