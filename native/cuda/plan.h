@@ -88,7 +88,15 @@ class Workspace {
 
 /// Launches in stream order; empty where there is nothing to compute.
 struct Plan {
+  /// What `first_non_finite` holds before the first step: larger than any index.
+  static constexpr int64_t kNoneFound = 0x7f7f7f7f7f7f7f7f;
+
   std::vector<LaunchStep> steps;
+  /// An input that only the kernel can refuse: one word of the workspace, set to kNoneFound by the
+  /// backend before the first step, lowered (atomicMin) by a kernel to the index of each element of
+  /// the input that is not finite, and looked at after the last step. Below kNoneFound the op, and
+  /// whatever read its outputs, fails with kNonFinite.
+  int64_t* first_non_finite = nullptr;
 };
 
 /// `op` has passed Check(). Fails with kUnsupported where no kernel takes it, saying what is.
