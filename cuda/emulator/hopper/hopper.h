@@ -3,8 +3,8 @@
 /// program, as everywhere in the emulator.
 ///
 /// Shared addresses are 32-bit, in the shared::cluster window: an offset below 2^24 is the
-/// executing block's own shared memory (so a shared::cta address is one), and
-/// (rank + 1) << 24 | offset is that of the block with this rank in the cluster.
+/// executing block's own shared memory (so SharedAddress() gives one), and (rank + 1) << 24 |
+/// offset is that of the block with this rank in the cluster.
 ///
 ///   mbarrier.init.shared::cta.b64                      MbarrierInit
 ///   mbarrier.inval                                     MbarrierInvalidate
@@ -24,10 +24,10 @@
 ///   cp.async.bulk.wait_group[.read] n                  BulkWaitGroup
 ///   wgmma.fence / commit_group / wait_group n          WgmmaFence, WgmmaCommit, WgmmaWait
 ///   wgmma.mma_async.m64nNk16.f32.{bf16,f16}            Wgmma, WgmmaRegisters
-///   stmatrix.m8n8.x{1,2,4}[.trans].b16                 StMatrix
+///   stmatrix.m8n8.x{1,2,4}[.trans].b16                 StMatrix (runtime.h)
 ///   mapa.shared::cluster.u32 / mapa.u64                MapAddress, MapGeneric
 ///   ld.shared::cluster / st.shared::cluster            ClusterLoad, ClusterStore
-///   barrier.cluster.arrive[.relaxed] / wait            ClusterArrive, ClusterWait
+///   barrier.cluster.arrive[.relaxed] / wait            ClusterArrive, ClusterWait (runtime.h)
 ///   %cluster_ctarank, %cluster_nctarank                ClusterRank, ClusterSize
 ///   setmaxnreg.{inc,dec}                               SetMaxRegisters
 ///   griddepcontrol.{wait,launch_dependents}            nothing: launches do not overlap here
@@ -111,9 +111,6 @@ void Wgmma(const WgmmaShape& shape, float* d, uint64_t desc_a, uint64_t desc_b, 
 void WgmmaRegisters(const WgmmaShape& shape, float* d, const uint32_t* a, uint64_t desc_b,
                     bool accumulate, bool at_issue, Site site);
 
-/// Lane l gives the address of row l % 8 of matrix l / 8; `count` 1, 2 or 4 registers.
-void StMatrix(uint32_t s_row, const uint32_t* r, uint32_t count, bool transposed, Site site);
-
 // Clusters.
 uint32_t ClusterRank();
 uint32_t ClusterSize();
@@ -121,10 +118,6 @@ uint32_t MapAddress(uint32_t s_address, uint32_t rank, Site site);
 const void* MapGeneric(const void* s_pointer, uint32_t rank, Site site);
 void ClusterLoad(uint32_t s_address, void* value, uint32_t bytes, Site site);
 void ClusterStore(uint32_t s_address, const void* value, uint32_t bytes, Site site);
-/// `relaxed` arrivals order nothing.
-void ClusterArrive(bool relaxed, Site site);
-void ClusterWait(Site site);
-
 void SetMaxRegisters(uint32_t count, bool increase, Site site);
 /// True in one lane of the mask.
 bool ElectOne(uint32_t mask, Site site);
