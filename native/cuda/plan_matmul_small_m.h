@@ -1,0 +1,18 @@
+/// Products of few tokens (1 <= M <= 64), bound by the weight's bytes.
+#pragma once
+
+#include "native/cuda/plan_gemm_mma.h"
+
+namespace lowrank::cuda {
+
+/// Does the small-M family take this product? It is forward only (y = x · wᵀ), from 16-bit
+/// activations, of weights whose every row is whole 16-byte pieces: K % 32 == 0, 16-byte aligned x,
+/// codes or dense w, and a dense w of x's dtype. Everything else is the tiled product's.
+bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device);
+
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), where SmallMApplies() holds. `h` is
+/// written by an earlier step of the same plan.
+Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
+                        Workspace* workspace, Plan* plan);
+
+}  // namespace lowrank::cuda
