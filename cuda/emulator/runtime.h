@@ -265,7 +265,7 @@ inline void Access(const void* ptr, uint32_t bytes, bool write, Site site) {
     AccessSlow(ptr, bytes, write ? AccessKind::kWrite : AccessKind::kRead, site);
   }
 }
-/// Before an atomic on *ptr.
+/// Before an atomic on *ptr that stands in no AtomicBegin/AtomicEnd.
 inline void NoteAtomic(const void* ptr, uint32_t bytes, Site site) {
   if (__builtin_expect(observing, 0)) AccessSlow(ptr, bytes, AccessKind::kAtomic, site);
 }
@@ -273,6 +273,12 @@ inline void NoteAtomic(const void* ptr, uint32_t bytes, Site site) {
 /// acquire after the load.
 void NoteRelease(const void* ptr, Site site);
 void NoteAcquire(const void* ptr, Site site);
+/// fence.acq_rel at device scope: from now on this thread's relaxed atomics count as release and
+/// acquire (an approximation that errs to silence).
+void Fence();
+/// Around a relaxed atomic: the access itself, and what a Fence() before it makes of it.
+void AtomicBegin(const void* ptr, uint32_t bytes, Site site);
+void AtomicEnd(const void* ptr, Site site);
 /// A load that polls: yields first where it repeats this thread's last acquire of that word.
 uint32_t LoadAcquire(const uint32_t* ptr, Site site);
 void StoreRelease(uint32_t* ptr, uint32_t value, Site site);

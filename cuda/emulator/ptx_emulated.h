@@ -1,0 +1,88 @@
+/// The twins of cuda/ptx.cuh for a host compiler: the same names and arguments over the runtime.
+#pragma once
+
+#include "cuda/emulator/device.h"
+
+namespace lowrank::gpu {
+
+LOWRANK_EMU_INLINE uint32_t SharedAddress(const void* s_ptr) { return emu::SharedAddress(s_ptr); }
+
+LOWRANK_EMU_INLINE void CpAsync16(void* s_dst, const void* g_src, uint32_t source_bytes,
+                                  LOWRANK_EMU_HERE) {
+  emu::CpAsync(s_dst, g_src, 16, source_bytes, site);
+}
+LOWRANK_EMU_INLINE void CpAsync8(void* s_dst, const void* g_src, uint32_t source_bytes,
+                                 LOWRANK_EMU_HERE) {
+  emu::CpAsync(s_dst, g_src, 8, source_bytes, site);
+}
+LOWRANK_EMU_INLINE void CpAsync4(void* s_dst, const void* g_src, uint32_t source_bytes,
+                                 LOWRANK_EMU_HERE) {
+  emu::CpAsync(s_dst, g_src, 4, source_bytes, site);
+}
+LOWRANK_EMU_INLINE void CpAsyncCommit(LOWRANK_EMU_HERE) { emu::CpAsyncCommit(site); }
+template <int kPending>
+LOWRANK_EMU_INLINE void CpAsyncWait(LOWRANK_EMU_HERE) {
+  emu::CpAsyncWait(kPending, site);
+}
+
+LOWRANK_EMU_INLINE void LdMatrixX4(uint32_t (&r)[4], const void* s_row, LOWRANK_EMU_HERE) {
+  emu::LdMatrix(r, 4, false, s_row, site);
+}
+LOWRANK_EMU_INLINE void LdMatrixX2(uint32_t (&r)[2], const void* s_row, LOWRANK_EMU_HERE) {
+  emu::LdMatrix(r, 2, false, s_row, site);
+}
+LOWRANK_EMU_INLINE void LdMatrixX4Trans(uint32_t (&r)[4], const void* s_row, LOWRANK_EMU_HERE) {
+  emu::LdMatrix(r, 4, true, s_row, site);
+}
+LOWRANK_EMU_INLINE void LdMatrixX2Trans(uint32_t (&r)[2], const void* s_row, LOWRANK_EMU_HERE) {
+  emu::LdMatrix(r, 2, true, s_row, site);
+}
+
+LOWRANK_EMU_INLINE void MmaBF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                LOWRANK_EMU_HERE) {
+  const uint32_t b[2] = {b0, b1};
+  emu::Mma(emu::MmaType::kBF16, d, a, b, d, site);
+}
+LOWRANK_EMU_INLINE void MmaF16(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                               LOWRANK_EMU_HERE) {
+  const uint32_t b[2] = {b0, b1};
+  emu::Mma(emu::MmaType::kF16, d, a, b, d, site);
+}
+LOWRANK_EMU_INLINE void MmaTF32(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                LOWRANK_EMU_HERE) {
+  const uint32_t b[2] = {b0, b1};
+  emu::Mma(emu::MmaType::kTF32, d, a, b, d, site);
+}
+LOWRANK_EMU_INLINE void MmaS8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                              LOWRANK_EMU_HERE) {
+  const uint32_t b[2] = {b0, b1};
+  emu::MmaInt(emu::MmaType::kS8, d, a, b, d, site);
+}
+/// Nearest tf32, ties away from zero; NaN becomes the canonical one.
+LOWRANK_EMU_INLINE uint32_t ToTF32(float value) {
+  const uint32_t bits = __float_as_uint(value);
+  if ((bits & 0x7f800000u) == 0x7f800000u) {
+    return (bits & 0x007fffffu) != 0 ? 0x7fffffffu : bits;
+  }
+  return (bits + 0x1000u) & 0xffffe000u;
+}
+
+LOWRANK_EMU_INLINE uint4 LoadStream16(const void* g_src, LOWRANK_EMU_HERE) {
+  return emu::Load(static_cast<const uint4*>(g_src), site);
+}
+
+LOWRANK_EMU_INLINE uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value, LOWRANK_EMU_HERE) {
+  emu::NoteRelease(g_counter, site);
+  const uint32_t old =
+      emu::AtomicUpdate(g_counter, [value](uint32_t before) { return before + value; }, site);
+  emu::NoteAcquire(g_counter, site);
+  return old;
+}
+LOWRANK_EMU_INLINE uint32_t LoadAcquire(const uint32_t* g_flag, LOWRANK_EMU_HERE) {
+  return emu::LoadAcquire(g_flag, site);
+}
+LOWRANK_EMU_INLINE void StoreRelease(uint32_t* g_flag, uint32_t value, LOWRANK_EMU_HERE) {
+  emu::StoreRelease(g_flag, value, site);
+}
+
+}  // namespace lowrank::gpu
