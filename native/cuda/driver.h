@@ -65,6 +65,7 @@ constexpr CUresult CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES = 701;
 constexpr CUresult CUDA_ERROR_LAUNCH_TIMEOUT = 702;
 constexpr CUresult CUDA_ERROR_CONTEXT_IS_DESTROYED = 709;
 constexpr CUresult CUDA_ERROR_ASSERT = 710;
+constexpr CUresult CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED = 712;
 constexpr CUresult CUDA_ERROR_HARDWARE_STACK_ERROR = 714;
 constexpr CUresult CUDA_ERROR_ILLEGAL_INSTRUCTION = 715;
 constexpr CUresult CUDA_ERROR_MISALIGNED_ADDRESS = 716;
@@ -112,6 +113,8 @@ constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_BLOCKING_SYNC = 1;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned CU_MEMHOSTALLOC_PORTABLE = 1;
+constexpr unsigned CU_MEMHOSTREGISTER_PORTABLE = 1;
+constexpr unsigned CU_MEMHOSTREGISTER_DEVICEMAP = 2;
 
 constexpr CUstreamCaptureMode CU_STREAM_CAPTURE_MODE_GLOBAL = 0;
 constexpr CUstreamCaptureMode CU_STREAM_CAPTURE_MODE_THREAD_LOCAL = 1;
@@ -237,6 +240,9 @@ constexpr int CU_MEM_LOCATION_TYPE_DEVICE = 1;
   X(cuMemFree_v2, (CUdeviceptr pointer))                                                           \
   X(cuMemHostAlloc, (void** pointer, size_t bytes, unsigned flags))                                \
   X(cuMemFreeHost, (void* pointer))                                                                \
+  X(cuMemHostRegister_v2, (void* pointer, size_t bytes, unsigned flags))                           \
+  X(cuMemHostUnregister, (void* pointer))                                                          \
+  X(cuMemHostGetDevicePointer_v2, (CUdeviceptr * device, void* host, unsigned flags))              \
   X(cuMemcpyHtoDAsync_v2, (CUdeviceptr target, const void* source, size_t bytes, CUstream stream)) \
   X(cuMemcpyDtoHAsync_v2, (void* target, CUdeviceptr source, size_t bytes, CUstream stream))       \
   X(cuMemcpyDtoDAsync_v2, (CUdeviceptr target, CUdeviceptr source, size_t bytes, CUstream stream)) \

@@ -6,8 +6,10 @@
 
 #include "native/cuda/driver.h"
 
-// A macro there, so it is taken before.
+// Macros there, so they are taken before.
 constexpr unsigned kOurPortable = lowrank::cuda::CU_MEMHOSTALLOC_PORTABLE;
+constexpr unsigned kOurRegistration[] = {lowrank::cuda::CU_MEMHOSTREGISTER_PORTABLE,
+                                         lowrank::cuda::CU_MEMHOSTREGISTER_DEVICEMAP};
 
 // Makes cuda.h declare the versioned symbols under their own names.
 #define __CUDA_API_VERSION_INTERNAL
@@ -129,6 +131,10 @@ CHECK_CONSTANT(CU_STREAM_NON_BLOCKING)
 CHECK_CONSTANT(CU_EVENT_DEFAULT)
 CHECK_CONSTANT(CU_EVENT_BLOCKING_SYNC)
 CHECK_CONSTANT(CU_EVENT_DISABLE_TIMING)
+static_assert(kOurRegistration[0] == CU_MEMHOSTREGISTER_PORTABLE &&
+                  kOurRegistration[1] == CU_MEMHOSTREGISTER_DEVICEMAP,
+              "CU_MEMHOSTREGISTER_* differ");
+CHECK_CONSTANT(CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED)
 static_assert(kOurPortable == CU_MEMHOSTALLOC_PORTABLE, "CU_MEMHOSTALLOC_PORTABLE differs");
 CHECK_CONSTANT(CU_STREAM_CAPTURE_MODE_GLOBAL)
 CHECK_CONSTANT(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
