@@ -5,9 +5,9 @@
 #include <memory>
 #include <mutex>
 
+#include "native/core/queue.h"
 #include "native/cpu/host_memory.h"
 #include "native/cpu/kernel_table.h"
-#include "native/cpu/queue.h"
 
 namespace lowrank::cpu {
 

@@ -3,8 +3,8 @@
 #include <cstdlib>
 #include <exception>
 
-#include "native/cpu/float_mode.h"
-#include "native/cpu/spin.h"
+#include "native/core/float_mode.h"
+#include "native/core/spin.h"
 
 namespace lowrank::cpu {
 

@@ -1,4 +1,5 @@
-/// The stream of a host device: one thread that runs ops in the order they were enqueued.
+/// The order of a device: one thread that takes entries as they were enqueued. On a host device an
+/// entry computes, on a CUDA device it issues work to a stream.
 #pragma once
 
 #include <condition_variable>
@@ -10,7 +11,7 @@
 
 #include "native/core/backend.h"
 
-namespace lowrank::cpu {
+namespace lowrank {
 
 /// One entry of the queue. `run` is called with a cancelled token too, and then must only clean up.
 struct Task {
@@ -46,4 +47,4 @@ class Queue {
   std::thread thread_;
 };
 
-}  // namespace lowrank::cpu
+}  // namespace lowrank

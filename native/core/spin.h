@@ -1,7 +1,7 @@
 /// Looking again for a short while before sleeping.
 #pragma once
 
-namespace lowrank::cpu {
+namespace lowrank {
 
 /// How often a thread looks before it sleeps, about 50 us: the ops of one training step follow each
 /// other closer than the wake of a sleeping thread costs.
@@ -16,4 +16,4 @@ inline void Pause() {
 #endif
 }
 
-}  // namespace lowrank::cpu
+}  // namespace lowrank

@@ -7,7 +7,7 @@
 #include <cstdint>
 #endif
 
-namespace lowrank::cpu {
+namespace lowrank {
 
 /// Round to nearest, denormals kept. A new thread inherits the mode of its creator, and some
 /// library linked with -ffast-math may have changed that one's.
@@ -20,4 +20,4 @@ inline void SetDefaultFloatMode() {
 #endif
 }
 
-}  // namespace lowrank::cpu
+}  // namespace lowrank

@@ -1,4 +1,4 @@
-#include "native/cpu/queue.h"
+#include "native/core/queue.h"
 
 #include <chrono>
 #include <exception>
@@ -6,11 +6,11 @@
 #include <system_error>
 #include <utility>
 
+#include "native/core/float_mode.h"
+#include "native/core/spin.h"
 #include "native/core/trace.h"
-#include "native/cpu/float_mode.h"
-#include "native/cpu/spin.h"
 
-namespace lowrank::cpu {
+namespace lowrank {
 namespace {
 
 Status InputPoison(const OpRefs& refs) {
@@ -110,4 +110,4 @@ void Queue::Finish(Task& task, const Status& status) {
   if (cancel) cancel->End();
 }
 
-}  // namespace lowrank::cpu
+}  // namespace lowrank
