@@ -17,20 +17,47 @@ Storage::~Storage() {
   }
 }
 
+void Verdict::Settle(const Status& status) {
+  status_ = status;
+  settled_.store(true, std::memory_order_release);
+}
+
+Status Verdict::status() const { return settled() ? status_ : Status(); }
+
 void Storage::Poison(const Status& status) {
   std::lock_guard<std::mutex> lock(mutex_);
   status_ = status;
-  poisoned_.store(!status.ok(), std::memory_order_release);
+  verdicts_.clear();
+  suspect_.store(!status.ok(), std::memory_order_release);
 }
 
 void Storage::ClearPoison() {
-  if (poisoned_.load(std::memory_order_acquire)) Poison(Status());
+  if (suspect_.load(std::memory_order_acquire)) Poison(Status());
 }
 
 Status Storage::poison() const {
-  if (!poisoned_.load(std::memory_order_acquire)) return Status();
+  if (!suspect_.load(std::memory_order_acquire)) return Status();
   std::lock_guard<std::mutex> lock(mutex_);
-  return status_;
+  LOWRANK_RETURN_IF_ERROR(status_);
+  for (const VerdictPtr& verdict : verdicts_) LOWRANK_RETURN_IF_ERROR(verdict->status());
+  return Status();
+}
+
+void Storage::DependOn(const std::vector<VerdictPtr>& verdicts) {
+  if (verdicts.empty()) return;
+  std::lock_guard<std::mutex> lock(mutex_);
+  verdicts_.insert(verdicts_.end(), verdicts.begin(), verdicts.end());
+  suspect_.store(true, std::memory_order_release);
+}
+
+std::vector<VerdictPtr> Storage::OpenVerdicts() const {
+  std::vector<VerdictPtr> open;
+  if (!suspect_.load(std::memory_order_acquire)) return open;
+  std::lock_guard<std::mutex> lock(mutex_);
+  for (const VerdictPtr& verdict : verdicts_) {
+    if (!verdict->settled()) open.push_back(verdict);
+  }
+  return open;
 }
 
 void CancelToken::Begin() {

@@ -17,6 +17,21 @@ namespace lowrank {
 
 class Backend;
 
+/// What becomes of an op that can only be judged once it has run, on a device that runs later than
+/// it is told to. Open until Settle(); an open one counts as good.
+class Verdict {
+ public:
+  void Settle(const Status& status);
+  bool settled() const { return settled_.load(std::memory_order_acquire); }
+  /// OK while open.
+  Status status() const;
+
+ private:
+  std::atomic<bool> settled_{false};
+  Status status_;  // written before settled_
+};
+using VerdictPtr = std::shared_ptr<const Verdict>;
+
 /// One allocation on one device, shared by JavaScript handles and queued ops; freed with its last
 /// reference. A failed op leaves its Status here, and every op that reads it fails the same way, so
 /// that a mistake surfaces at the first read and not as numbers.
@@ -39,15 +54,19 @@ class Storage {
   void Poison(const Status& status);
   void ClearPoison();
   Status poison() const;
+  /// Poison that may come: the contents depend on these. Verdicts that were settled as good go.
+  void DependOn(const std::vector<VerdictPtr>& verdicts);
+  std::vector<VerdictPtr> OpenVerdicts() const;
 
  private:
   Backend* backend_;
   void* data_;
   size_t bytes_;
   std::function<void()> release_;
-  std::atomic<bool> poisoned_{false};
+  std::atomic<bool> suspect_{false};  // whether what mutex_ guards holds anything
   mutable std::mutex mutex_;
   Status status_;
+  std::vector<VerdictPtr> verdicts_;
 };
 using StoragePtr = std::shared_ptr<Storage>;
 
@@ -89,7 +108,9 @@ struct DeviceInfo {
   bool available = false;
   std::string reason;  // why not, in words
   std::string name;
-  std::string isa;
+  std::string isa;     // of a host device
+  int sm = 0;          // of a CUDA device: compute capability, major · 10 + minor
+  std::string driver;  // of a CUDA device: "CUDA 13.0"
   std::vector<std::string> features;
   int64_t memory_bytes = 0;
 };
@@ -101,13 +122,22 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  /// Cheap: looks whether the device is there, and starts nothing.
   virtual DeviceInfo Info() const = 0;
+  /// Why nothing can run here now. A device may be there and yet be lost to an earlier fault.
+  virtual Status Ready() const = 0;
   virtual MemoryUsage Memory() const = 0;
   virtual void ResetPeak() = 0;
 
   /// Uninitialised memory, 64-byte aligned. Fails with kOom.
   virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
+  /// Whether Storage::data() may be touched by the host while no op uses it.
+  virtual bool HostAddressable() const = 0;
+  /// Memory of the caller as a storage: host memory, or a pointer that the device understands.
+  /// `release` is called from any thread once nothing uses it any more, or dropped where this fails.
+  virtual Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
+                      StoragePtr* storage) = 0;
 
   /// Ordered with the ops; `source` runs on the queue and fills the bytes.
   virtual Status Write(StoragePtr target, std::function<Status(void* data)> source,
@@ -121,6 +151,16 @@ class Backend {
   /// Takes what is queued under this token, not what is running, out of the queue: each `done` is
   /// told kCancelled before this returns. Never throws.
   virtual void DropQueued(const CancelToken* cancel) = 0;
+
+  /// Issues what follows to a stream of the caller's (null: the device's own again), ordered after
+  /// what was queued before. kUnsupported where the device has no streams.
+  virtual Status UseStream(void* stream, CancelPtr cancel) = 0;
+  /// `done` once everything queued before was handed to the device, which may still be at it.
+  virtual Status Flush(DoneFn done, CancelPtr cancel) = 0;
+  /// Bytes that ops have for intermediate results, on each stream; grows with the ops.
+  virtual int64_t WorkspaceBytes() const = 0;
+  /// Grows it at once, in the queue's order, so that no later op of that size has to.
+  virtual Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) = 0;
 
 #define LOWRANK_DECLARE_ENQUEUE(Type, member) \
   virtual Status Enqueue(const Type& op, OpRefs refs) = 0;

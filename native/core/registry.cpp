@@ -33,9 +33,7 @@ Status FindBackend(const std::string& device, Backend** backend) {
     const Row& row = kRows[i];
     if (device == row.device) {
       *backend = Start(i);
-      const DeviceInfo info = (*backend)->Info();
-      if (info.available) return Status();
-      return Status(Code::kDevice, "device: '" + device + "' is not available: " + info.reason);
+      return (*backend)->Ready();
     }
     known += (known.empty() ? "'" : ", '") + std::string(row.device) + "'";
   }

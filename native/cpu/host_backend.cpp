@@ -9,6 +9,11 @@ namespace lowrank::cpu {
 HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
     : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(info_.device.c_str()) {}
 
+Status HostBackend::Ready() const {
+  if (info_.available) return Status();
+  return Status(Code::kDevice, "device: '" + info_.device + "' is not available: " + info_.reason);
+}
+
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
   void* data = memory_.Allocate(bytes);
   if (data == nullptr) {
@@ -22,6 +27,12 @@ Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
     memory_.Free(data, bytes);
     return Status(Code::kOom, info_.device + ": no memory for a tensor's handle");
   }
+  return Status();
+}
+
+Status HostBackend::Wrap(void* data, size_t bytes, bool, std::function<void()> release,
+                         StoragePtr* storage) {
+  *storage = Storage::Foreign(this, data, bytes, std::move(release));
   return Status();
 }
 
@@ -70,6 +81,19 @@ Status HostBackend::Synchronize(DoneFn done, CancelPtr cancel) {
   task.run = [] { return Status(); };
   task.done = std::move(done);
   return queue_.Push(std::move(task));
+}
+
+Status HostBackend::UseStream(void*, CancelPtr) {
+  return Refuse(Code::kUnsupported, "useStream", "device", "a CUDA device",
+                "'" + info_.device + "', which has no streams");
+}
+
+Status HostBackend::Flush(DoneFn done, CancelPtr cancel) {
+  return Synchronize(std::move(done), std::move(cancel));
+}
+
+Status HostBackend::ReserveWorkspace(int64_t, DoneFn done, CancelPtr cancel) {
+  return Synchronize(std::move(done), std::move(cancel));
 }
 
 void HostBackend::SetThreads(int threads) { threads_.store(threads, std::memory_order_relaxed); }

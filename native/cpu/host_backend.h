@@ -16,17 +16,25 @@ class HostBackend final : public Backend {
   HostBackend(DeviceInfo info, const KernelTable& kernels, int threads);
 
   DeviceInfo Info() const override { return info_; }
+  Status Ready() const override;
   MemoryUsage Memory() const override { return memory_.usage(); }
   void ResetPeak() override { memory_.ResetPeak(); }
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
   void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
+  bool HostAddressable() const override { return true; }
+  Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
+              StoragePtr* storage) override;
 
   Status Write(StoragePtr target, std::function<Status(void*)> source, CancelPtr cancel) override;
   Status Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
               CancelPtr cancel) override;
   Status Synchronize(DoneFn done, CancelPtr cancel) override;
   void DropQueued(const CancelToken* cancel) override { queue_.DropQueued(cancel); }
+  Status UseStream(void* stream, CancelPtr cancel) override;
+  Status Flush(DoneFn done, CancelPtr cancel) override;
+  int64_t WorkspaceBytes() const override { return 0; }
+  Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
 #define LOWRANK_OVERRIDE_ENQUEUE(Type, member)           \
   Status Enqueue(const Type& op, OpRefs refs) override { \
