@@ -9,14 +9,10 @@ namespace lowrank::cuda {
     return Refuse(Code::kUnsupported, Type::kName, "device", "'cpu' or 'reference'", \
                   "a CUDA device, which has no kernel for " + op.Describe());        \
   }
-LOWRANK_NO_PLAN(QuantizeOp)
-LOWRANK_NO_PLAN(DequantizeOp)
 LOWRANK_NO_PLAN(MatmulOp)
 LOWRANK_NO_PLAN(MatmulInputGradOp)
 LOWRANK_NO_PLAN(LoraForwardOp)
 LOWRANK_NO_PLAN(LoraBackwardOp)
-LOWRANK_NO_PLAN(CastOp)
-LOWRANK_NO_PLAN(RandomOp)
 #undef LOWRANK_NO_PLAN
 
 }  // namespace lowrank::cuda
