@@ -7,6 +7,22 @@
 
 namespace lowrank::gpu {
 
+/// Rows of a tile, elements of K a stage, blocks of a cluster (which share a column tile), threads.
+constexpr uint32_t kWgmmaTileM = 128;
+constexpr uint32_t kWgmmaTileK = 64;  // 128 bytes, the widest swizzle
+constexpr uint32_t kWgmmaCluster = 2;
+constexpr uint32_t kWgmmaThreads = 384;
+constexpr uint32_t kWgmmaPrepareThreads = 256;
+constexpr uint32_t kPanelCodebookBytes = 256 * 4;
+
+/// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements a consumer
+/// warp, the codebook, two barriers a stage; to the 1,024 bytes of the swizzle.
+constexpr uint32_t WgmmaSharedBytes(uint32_t tile_n, uint32_t stages) {
+  return (stages * (kWgmmaTileM + tile_n) * kWgmmaTileK * 2 + 8 * 16 * 72 * 2 +
+          kPanelCodebookBytes + stages * 16 + 1023) /
+         1024 * 1024;
+}
+
 /// Where the elements of a 16-bit panel come from.
 enum class PanelSource : uint32_t { kNone, kF32, kBF16, kF16, kCodes4, kCodes8 };
 

@@ -1,0 +1,349 @@
+/// Fused LoRA forward of large M on Hopper (TMA, mbarrier, wgmma), and the matmul with r = 0.
+///
+///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
+///
+/// Operands     x [M, K] T · w codes as QuantView, or dense · h [M, r] f32 · lora_b [N, r] any ·
+///              bias, lora_bias [1, N] any · y [M, N] T
+/// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases.
+///              Then one launch a panel of at most ~2,048 rows of w: it multiplies panel p while
+///              three spare warps of each block decode panel p + 1 into the other buffer.
+/// Grid         prepare (any). Products: min(SMs, tiles) blocks in clusters of 2 that share a
+///              column tile; each walks its tiles in a fixed order
+/// Block        384 threads: warp 0 copies, warps 1..3 decode the next panel, two warpgroups
+///              multiply, 64 rows each
+/// Shared       kStages · (kTileM + kTileN) · 64 · 2 bytes + 8 · 16 · 72 · 2 + 1,024 + barriers:
+///              4 · 48 KB + 19 KB = 216 KB (128 x 256), 6 · 32 KB + 19 KB (128 x 128)
+/// Numerics     w rounded once to T; products exact, sums in f32 in the order of k; h · lora_bᵀ in
+///              the same accumulators from bf16 pieces that sum to the f32 values exactly (only
+///              low · low is left out: 2^-28); one rounding to T. Same bits from run to run, and
+///              for a row in any batch
+/// Needs        sm_90a, x, h and panel rows 16-byte aligned (the plan copies what is not)
+///
+/// Budget of a 128 x 256 tile, for each 64 of K (H100: 2,048 multiply-adds/clk/SM)
+///   wgmma      2 warpgroups · 4 · m64n256k16 = 8 · 128 clk = 1,024 clk
+///   shared     read (2 KB of x + 8 KB of w) a wgmma = 80 B/clk; filled 48 KB = 48 B/clk; 128 is
+///              the limit, so the copies must not come in bursts: four stages smooth them
+///   L2         48 KB a block would be 48 B/clk/SM, beyond what the L2 gives (about 30 B/clk/SM).
+///              The pair shares w: each block fetches half of the rows of w and multicasts them, so
+///              it is 16 + 16 KB = 32 B/clk at full rate, 26 B/clk at the 80 % of peak (798 of
+///              990 TFLOP/s) that the power limit leaves: multicast is what makes the goal
+///              reachable, and a larger cluster would buy 8 KB more at the price of a longer chain
+///   issue      8 wgmma, 1 wait, 4 copies: nothing. Decode: 5 issue slots a weight; a panel of
+///              2,048 x 4,096 over 132 SMs is 64 k weights an SM = 10 k warp instructions, in the
+///              shadow of at least one tile (65 k clk) in which 4 x 65 k slots are free
+///   epilogue   64 KB: 512 clk of stmatrix, 512 clk of 16-byte loads, stores of whole 128-byte
+///              lines; loads of the next tile run meanwhile. 2 % of a tile of K = 4,096
+///
+/// Why panels in pairs of launches, not tile types in one persistent kernel: kernel boundaries
+/// replace flags, spinning and a proxy fence between blocks, and cost one launch latency (about
+/// 1 us, overlapped by programmatic launch) a panel. Exposed is the first panel only: 4.7 MB of
+/// codes read, 16.8 MB written to L2, about 4 us; the others hide. 4096 x 4096, NF4:
+///   M = 2,048  86.1 + 4 + 1 = 91 us    (G6: 92)      M = 1,024  43.1 + 7.5 (one panel) = 51 (48)
+///   M = 4,096  172.2 + 4 + 1 = 177 us  (G7: 180)     M = 8,192  344.5 + 4 + 1 = 350 us (G7: 357)
+///   r = 16     one more block of 64 K of 64 with bf16 lora_b (3 · 16), two with f32 (8 · 16):
+///              1.6 % and 3.1 %; shrink apart: 355..360 us (G8: 362)
+/// M = 1,024 misses its goal here: one wave of tiles leaves nothing to hide the only panel behind;
+/// it belongs to a kernel that decodes in registers. Whole waves at M = 2,048, N = 2,048 a panel:
+/// 128 tiles on 132 SMs = 97 %.
+#include "cuda/panel_fill.cuh"
+#include "cuda/ptx_sm90.cuh"
+
+namespace lowrank::gpu {
+namespace {
+
+constexpr uint32_t kTileM = kWgmmaTileM;
+constexpr uint32_t kTileK = kWgmmaTileK;
+constexpr uint32_t kClusterBlocks = kWgmmaCluster;
+constexpr uint32_t kConsumerWarps = 8;
+constexpr uint32_t kFillWarps = 3;
+constexpr uint32_t kOutCols = 64;              // of y, staged at a time by each warp
+constexpr uint32_t kOutStride = kOutCols + 8;  // + 16 bytes: rows start in different banks
+
+template <uint32_t kTileN_, uint32_t kStages_>
+struct WgmmaTile {
+  static constexpr uint32_t kTileN = kTileN_;
+  static constexpr uint32_t kStages = kStages_;
+  static constexpr uint32_t kStageBytes = (kTileM + kTileN) * kTileK * 2;
+};
+using Wide = WgmmaTile<256, 4>;
+using Narrow = WgmmaTile<128, 6>;
+
+template <typename Tile>
+struct Storage {
+  alignas(1024) uint16_t x[Tile::kStages][kTileM * kTileK];
+  alignas(1024) uint16_t w[Tile::kStages][Tile::kTileN * kTileK];
+  alignas(16) uint16_t out[kConsumerWarps][16 * kOutStride];
+  alignas(16) float codebook[kPanelCodebookBytes / 4];
+  uint64_t full[Tile::kStages];   // the bytes of a stage have come
+  uint64_t empty[Tile::kStages];  // nobody in the cluster reads it any more
+};
+static_assert(sizeof(Storage<Wide>) == WgmmaSharedBytes(256, 4));
+static_assert(sizeof(Storage<Narrow>) == WgmmaSharedBytes(128, 6));
+static_assert(WgmmaSharedBytes(256, 4) <= 232448 && WgmmaSharedBytes(128, 6) <= 232448);
+
+struct PrepareStorage {
+  alignas(16) float codebook[kPanelCodebookBytes / 4];
+};
+
+/// Where a thread is in the ring of stages.
+template <uint32_t kStages>
+struct RingPosition {
+  uint32_t stage = 0;
+  uint32_t parity = 0;
+};
+template <uint32_t kStages>
+LOWRANK_DEVICE void Advance(RingPosition<kStages>& at) {
+  if (++at.stage == kStages) {
+    at.stage = 0;
+    at.parity ^= 1;
+  }
+}
+
+/// T of the activations and of the panel of w, and its products.
+struct TileBF16 : PanelBF16 {
+  LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
+    WgmmaBF16(acc, a, b, accumulate);
+  }
+  LOWRANK_DEVICE void Multiply(float (&acc)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
+    WgmmaBF16(acc, a, b, accumulate);
+  }
+};
+struct TileF16 : PanelF16 {
+  LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
+    WgmmaF16(acc, a, b, accumulate);
+  }
+  LOWRANK_DEVICE void Multiply(float (&acc)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
+    WgmmaF16(acc, a, b, accumulate);
+  }
+};
+
+/// A cluster's tiles are pairs of row tiles; columns go fastest, so that the blocks that run at one
+/// time share few rows of x while the panel stays in L2.
+struct TileWalk {
+  uint32_t first;
+  uint32_t step;
+  uint32_t count;
+};
+LOWRANK_DEVICE TileWalk WalkTiles(const LoraForwardWgmmaParams& p) {
+  return {blockIdx.x / kClusterBlocks, gridDim.x / kClusterBlocks, p.tiles_m * p.tiles_n};
+}
+
+/// The one thread that copies: fills stage after stage, each as soon as both blocks of the cluster
+/// have read it.
+template <typename Tile>
+LOWRANK_DEVICE void ProduceStages(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
+                                  uint32_t rank) {
+  constexpr uint32_t kHalfN = Tile::kTileN / kClusterBlocks;
+  const TileWalk walk = WalkTiles(p);
+  RingPosition<Tile::kStages> at;
+  for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
+    const int32_t m = static_cast<int32_t>((tile / p.tiles_n * kClusterBlocks + rank) * kTileM);
+    const int32_t n = static_cast<int32_t>(tile % p.tiles_n * Tile::kTileN + rank * kHalfN);
+    for (uint32_t block = 0; block < p.k_blocks + p.slab_blocks; ++block) {
+      const bool slab = block >= p.k_blocks;
+      const int32_t k = static_cast<int32_t>((slab ? block - p.k_blocks : block) * kTileK);
+      BarrierWait(&s.empty[at.stage], at.parity ^ 1);
+      BarrierArriveExpectBytes(&s.full[at.stage], Tile::kStageBytes);
+      TensorLoad2D(s.x[at.stage], slab ? &p.h_map : &p.x_map, k, m, &s.full[at.stage]);
+      TensorLoad2DMulticast(s.w[at.stage] + rank * kHalfN * kTileK, slab ? &p.lora_b_map : &p.w_map,
+                            k, n, &s.full[at.stage], 3);
+      Advance(at);
+    }
+  }
+}
+
+/// One stage: four steps of 16 of K. `group` is the warpgroup's half of the rows.
+template <typename T, typename Tile>
+LOWRANK_DEVICE void MultiplyStage(float (&acc)[Tile::kTileN / 2], const Storage<Tile>& s,
+                                  uint32_t stage, uint32_t group, uint32_t accumulate) {
+  const uint64_t x = WgmmaDescriptor(s.x[stage] + group * 64 * kTileK);
+  const uint64_t w = WgmmaDescriptor(s.w[stage]);
+  WgmmaFence();
+#pragma unroll
+  for (uint32_t step = 0; step < kTileK / 16; ++step) {
+    T::Multiply(acc, x + step * 2, w + step * 2, step == 0 ? accumulate : 1);
+  }
+  WgmmaCommit();
+}
+
+/// Both blocks copy into a stage: tell both that this warp has read it.
+template <typename Tile>
+LOWRANK_DEVICE void ReleaseStage(Storage<Tile>& s, uint32_t stage) {
+  const uint32_t lane = threadIdx.x % 32;
+  if (lane < kClusterBlocks) BarrierArriveAt(&s.empty[stage], lane);
+}
+
+/// The warp's 16 rows of the tile, 64 columns at a time through shared memory, so that the global
+/// stores are whole lines.
+template <typename T, typename Tile>
+LOWRANK_DEVICE void StoreTile(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
+                              const float (&acc)[Tile::kTileN / 2], uint32_t warp, int64_t m0,
+                              int64_t panel_n0) {
+  const uint32_t lane = threadIdx.x % 32;
+  uint16_t* s_out = s.out[warp];
+  uint16_t* g_y = static_cast<uint16_t*>(p.y);
+#pragma unroll
+  for (uint32_t part = 0; part < Tile::kTileN / kOutCols; ++part) {
+    const int64_t n0 = panel_n0 + part * kOutCols;
+    __syncwarp();  // the part before has been read
+#pragma unroll
+    for (uint32_t pair = 0; pair < kOutCols / 16; ++pair) {
+      uint32_t packed[4];  // two 8 x 8 columns: rows g and g + 8 of each
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t j = (part * (kOutCols / 8) + pair * 2 + half) * 4;
+        const int64_t n = n0 + pair * 16 + half * 8 + lane % 4 * 2;
+        float low = 0;
+        float high = 0;
+        if (p.addend != nullptr && n < p.panel_n) {
+          low = __ldg(p.addend + p.first_n + n);
+          if (n + 1 < p.panel_n) high = __ldg(p.addend + p.first_n + n + 1);
+        }
+        packed[half * 2] = T::Pack(acc[j] + low, acc[j + 1] + high);
+        packed[half * 2 + 1] = T::Pack(acc[j + 2] + low, acc[j + 3] + high);
+      }
+      // Matrices 0..3 are rows 0..7 and 8..15 of the first eight columns, then of the second.
+      StMatrixX4(s_out + (lane % 16) * kOutStride + pair * 16 + lane / 16 * 8, packed);
+    }
+    __syncwarp();
+#pragma unroll
+    for (uint32_t row = lane / 8; row < 16; row += 4) {
+      const int64_t m = m0 + row;
+      const int64_t n = n0 + lane % 8 * 8;
+      const uint4 chunk = *reinterpret_cast<const uint4*>(s_out + row * kOutStride + lane % 8 * 8);
+      if (m >= p.M || n >= p.panel_n) continue;
+      uint16_t* g_to = g_y + m * p.N + p.first_n + n;
+      if (p.y_vector != 0) {
+        *reinterpret_cast<uint4*>(g_to) = chunk;
+      } else {
+        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
+#pragma unroll
+        for (uint32_t i = 0; i < 8; ++i) {
+          if (n + i < p.panel_n) {
+            g_to[i] = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
+          }
+        }
+      }
+    }
+  }
+}
+
+/// A warpgroup that multiplies: rows 64 · group .. of each tile of the block.
+template <typename T, typename Tile>
+LOWRANK_DEVICE void ConsumeStages(const LoraForwardWgmmaParams& p, Storage<Tile>& s, uint32_t rank,
+                                  uint32_t group) {
+  const uint32_t warp = threadIdx.x / 32 % 4;  // of the warpgroup
+  const TileWalk walk = WalkTiles(p);
+  RingPosition<Tile::kStages> at;
+  for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
+    float acc[Tile::kTileN / 2];
+    uint32_t accumulate = 0;
+    uint32_t previous = 0;
+    // One group of products stays in flight: the stage before is free once this one is issued.
+    const auto after_issue = [&] {
+      if (accumulate != 0) {
+        WgmmaWait<1>();
+        ReleaseStage(s, previous);
+      }
+      accumulate = 1;
+      previous = at.stage;
+      Advance(at);
+    };
+    for (uint32_t block = 0; block < p.k_blocks; ++block) {
+      BarrierWait(&s.full[at.stage], at.parity);
+      MultiplyStage<T>(acc, s, at.stage, group, accumulate);
+      after_issue();
+    }
+    for (uint32_t block = 0; block < p.slab_blocks; ++block) {
+      BarrierWait(&s.full[at.stage], at.parity);
+      MultiplyStage<TileBF16>(acc, s, at.stage, group, accumulate);
+      after_issue();
+    }
+    WgmmaWait<0>();
+    ReleaseStage(s, previous);
+    const int64_t m0 = static_cast<int64_t>(tile / p.tiles_n * kClusterBlocks + rank) * kTileM +
+                       group * 64 + warp * 16;
+    const int64_t n0 = static_cast<int64_t>(tile % p.tiles_n) * Tile::kTileN;
+    StoreTile<T>(p, s, acc, group * 4 + warp, m0, n0);
+  }
+}
+
+template <typename T, typename Tile>
+LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
+  Storage<Tile>& s = DynamicShared<Storage<Tile>>();
+  const uint32_t warp = threadIdx.x / 32;
+  const uint32_t rank = ClusterRank();
+  if (threadIdx.x == 0) {
+    for (uint32_t stage = 0; stage < Tile::kStages; ++stage) {
+      BarrierInit(&s.full[stage], 1);
+      BarrierInit(&s.empty[stage], kConsumerWarps * kClusterBlocks);
+    }
+    FenceBarrierInit();
+    PrefetchTensorMap(&p.x_map);
+    PrefetchTensorMap(&p.w_map);
+  }
+  LoadCodebook(p.next_panel, s.codebook);
+  ClusterSync();  // barriers of both blocks stand, and the codebook
+  GridDependencyLaunch();
+  GridDependencyWait();
+  if (warp < 4) {
+    RegistersDownTo<40>();
+    if (warp == 0) {
+      if (threadIdx.x == 0) ProduceStages(p, s, rank);
+    } else {
+      FillPanel<T>(p.next_panel, s.codebook, blockIdx.x * kFillWarps + warp - 1,
+                   gridDim.x * kFillWarps);
+    }
+  } else {
+    RegistersUpTo<232>();
+    ConsumeStages<T>(p, s, rank, warp / 4 - 1);
+  }
+  // A block that left would take its barriers from under the peer's arrivals.
+  __syncwarp();
+  ClusterSync();
+}
+
+template <typename T>
+LOWRANK_DEVICE void Prepare(const LoraForwardWgmmaPrepareParams& p) {
+  float* s_codebook = DynamicShared<PrepareStorage>().codebook;
+  LoadCodebook(p.panel, s_codebook);
+  __syncthreads();
+  GridDependencyLaunch();
+  constexpr uint32_t kWarps = kWgmmaPrepareThreads / 32;
+  const uint32_t unit = blockIdx.x * kWarps + threadIdx.x / 32;
+  const uint32_t units = gridDim.x * kWarps;
+  const int64_t index = static_cast<int64_t>(blockIdx.x) * kWgmmaPrepareThreads + threadIdx.x;
+  const int64_t count = static_cast<int64_t>(gridDim.x) * kWgmmaPrepareThreads;
+  FillPanel<T>(p.panel, s_codebook, unit, units);
+  FillPanel<T>(p.x, s_codebook, unit, units);
+  FillSplit(p.h, index, count);
+  FillSplit(p.lora_b, index, count);
+  FillAddend(p.addend, index, count);
+}
+
+}  // namespace
+}  // namespace lowrank::gpu
+
+using namespace lowrank::gpu;
+
+// X(dtype, T)
+#define LOWRANK_TYPES(X) \
+  X(bf16, TileBF16)      \
+  X(f16, TileF16)
+
+#define LOWRANK_KERNELS(dtype, T)                                                            \
+  LOWRANK_KERNEL(lora_forward_wgmma_prepare_##dtype##_kernel, LoraForwardWgmmaPrepareParams, \
+                 kWgmmaPrepareThreads, 4) {                                                  \
+    Prepare<T>(p);                                                                           \
+  }                                                                                          \
+  LOWRANK_KERNEL(lora_forward_wgmma_128x256_##dtype##_kernel, LoraForwardWgmmaParams,        \
+                 kWgmmaThreads, 1) {                                                         \
+    Multiply<T, Wide>(p);                                                                    \
+  }                                                                                          \
+  LOWRANK_KERNEL(lora_forward_wgmma_128x128_##dtype##_kernel, LoraForwardWgmmaParams,        \
+                 kWgmmaThreads, 1) {                                                         \
+    Multiply<T, Narrow>(p);                                                                  \
+  }
+LOWRANK_TYPES(LOWRANK_KERNELS)
+#undef LOWRANK_KERNELS
+#undef LOWRANK_TYPES

@@ -1,0 +1,210 @@
+/// Matrices brought into the form that the copy engine and the tensor cores read: a quantised or
+/// dense weight as rows of T, an f32 factor as bf16 pieces.
+#pragma once
+
+#include "cuda/gpu.cuh"
+#include "cuda/params/lora_forward_wgmma.h"
+
+namespace lowrank::gpu {
+
+/// T of a panel: two values rounded to it, `low` in the low half.
+struct PanelBF16 {
+  LOWRANK_DEVICE uint32_t Pack(float low, float high) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+    return static_cast<uint32_t>(__bfloat16_as_ushort(pair.x)) |
+           static_cast<uint32_t>(__bfloat16_as_ushort(pair.y)) << 16;
+  }
+};
+struct PanelF16 {
+  LOWRANK_DEVICE uint32_t Pack(float low, float high) {
+    const __half2 pair = __floats2half2_rn(low, high);
+    return static_cast<uint32_t>(__half_as_ushort(pair.x)) |
+           static_cast<uint32_t>(__half_as_ushort(pair.y)) << 16;
+  }
+};
+
+/// Element i of a dense array of any dtype.
+LOWRANK_DEVICE float LoadAs(const void* source, PanelSource kind, int64_t i) {
+  if (kind == PanelSource::kF32) return static_cast<const float*>(source)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(source)[i];
+  if (kind == PanelSource::kBF16) return __uint_as_float(static_cast<uint32_t>(bits) << 16);
+  return __half2float(__ushort_as_half(bits));
+}
+
+/// absmax of a block; with double quantisation the product and the sum are rounded separately.
+LOWRANK_DEVICE float PanelScale(const PanelFill& fill, int64_t block) {
+  if (fill.absmax != nullptr) return __ldg(fill.absmax + block);
+  const float product = __ldg(fill.absmax_codebook + __ldg(fill.absmax_8bit + block)) *
+                        __ldg(fill.nested_absmax + (block >> fill.nested_blocksize_log2));
+  return product + __ldg(fill.absmax_offset);
+}
+
+/// Brings the codebook into s_codebook [256]; a barrier must follow.
+LOWRANK_DEVICE void LoadCodebook(const PanelFill& fill, float* s_codebook) {
+  const uint32_t levels = fill.kind == PanelSource::kCodes4   ? 16
+                          : fill.kind == PanelSource::kCodes8 ? 256
+                                                              : 0;
+  for (uint32_t i = threadIdx.x; i < levels; i += blockDim.x) s_codebook[i] = fill.codebook[i];
+}
+
+/// Eight elements a lane and step, four steps of loads in flight. The codebook has one word a bank,
+/// so any 32 lookups of a 4-bit table are one wavefront.
+template <typename T, bool kBytes>
+LOWRANK_DEVICE void FillPanelCodes(const PanelFill& fill, const float* s_codebook, uint32_t unit,
+                                   uint32_t units) {
+  constexpr int kSteps = 4;
+  constexpr int64_t kStepElems = 8 * 32;
+  const uint8_t* codes = static_cast<const uint8_t*>(fill.source);
+  const int64_t lane_elem = static_cast<int64_t>(threadIdx.x % 32) * 8;
+  const int64_t chunks = (fill.cols + kSteps * kStepElems - 1) / (kSteps * kStepElems);
+  for (int64_t item = unit; item < fill.rows * chunks; item += units) {
+    const int64_t row = item / chunks;
+    const int64_t first_col = (item - row * chunks) * (kSteps * kStepElems) + lane_elem;
+    uint2 packed[kSteps];
+    float scale[kSteps];
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int64_t col = first_col + step * kStepElems;
+      if (col < fill.cols) {
+        const int64_t elem = fill.first_elem + row * fill.cols + col;
+        if (kBytes) {
+          packed[step] = __ldg(reinterpret_cast<const uint2*>(codes + elem));
+        } else {
+          packed[step].x = __ldg(reinterpret_cast<const uint32_t*>(codes + elem / 2));
+        }
+        scale[step] = PanelScale(fill, elem >> fill.blocksize_log2);
+      }
+    }
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const int64_t col = first_col + step * kStepElems;
+      if (col < fill.cols) {
+        uint32_t out[4];
+#pragma unroll
+        for (int pair = 0; pair < 4; ++pair) {
+          uint32_t first, second;
+          if (kBytes) {
+            const uint32_t word = pair < 2 ? packed[step].x : packed[step].y;
+            first = word >> (pair % 2 * 16) & 255;
+            second = word >> (pair % 2 * 16 + 8) & 255;
+          } else {  // the high nibble comes first
+            first = packed[step].x >> (pair * 8 + 4) & 15;
+            second = packed[step].x >> (pair * 8) & 15;
+          }
+          out[pair] = T::Pack(s_codebook[first] * scale[step], s_codebook[second] * scale[step]);
+        }
+        *reinterpret_cast<uint4*>(static_cast<uint16_t*>(fill.target) + row * fill.stride_elems +
+                                  col) = uint4{out[0], out[1], out[2], out[3]};
+      }
+    }
+  }
+}
+
+/// Eight f32 a lane and step.
+template <typename T>
+LOWRANK_DEVICE void FillPanelF32(const PanelFill& fill, uint32_t unit, uint32_t units) {
+  const float* source = static_cast<const float*>(fill.source) + fill.first_elem;
+  for (int64_t row = unit; row < fill.rows; row += units) {
+    for (int64_t col = static_cast<int64_t>(threadIdx.x % 32) * 8; col < fill.cols; col += 256) {
+      const float4* vectors = reinterpret_cast<const float4*>(source + row * fill.cols + col);
+      const float4 low = __ldg(vectors);
+      const float4 high = __ldg(vectors + 1);
+      *reinterpret_cast<uint4*>(static_cast<uint16_t*>(fill.target) + row * fill.stride_elems +
+                                col) = uint4{T::Pack(low.x, low.y), T::Pack(low.z, low.w),
+                                             T::Pack(high.x, high.y), T::Pack(high.z, high.w)};
+    }
+  }
+}
+
+/// Any alignment, any blocksize: one element a lane and step.
+template <typename T>
+LOWRANK_DEVICE void FillPanelElements(const PanelFill& fill, const float* s_codebook, uint32_t unit,
+                                      uint32_t units) {
+  const uint8_t* codes = static_cast<const uint8_t*>(fill.source);
+  for (int64_t row = unit; row < fill.rows; row += units) {
+    for (int64_t col = threadIdx.x % 32; col < fill.cols; col += 32) {
+      const int64_t elem = fill.first_elem + row * fill.cols + col;
+      float value;
+      if (fill.kind == PanelSource::kCodes4 || fill.kind == PanelSource::kCodes8) {
+        const uint32_t code = fill.kind == PanelSource::kCodes8
+                                  ? codes[elem]
+                                  : codes[elem >> 1] >> (elem % 2 == 0 ? 4 : 0) & 15u;
+        value = s_codebook[code] * PanelScale(fill, elem >> fill.blocksize_log2);
+      } else {
+        value = LoadAs(fill.source, fill.kind, elem);
+      }
+      static_cast<uint16_t*>(fill.target)[row * fill.stride_elems + col] =
+          static_cast<uint16_t>(T::Pack(value, 0.0f));
+    }
+  }
+}
+
+/// The share of warp `unit` of `units` in a panel; s_codebook as LoadCodebook left it.
+template <typename T>
+LOWRANK_DEVICE void FillPanel(const PanelFill& fill, const float* s_codebook, uint32_t unit,
+                              uint32_t units) {
+  if (fill.kind == PanelSource::kNone) return;
+  if (fill.vector == 0) {
+    FillPanelElements<T>(fill, s_codebook, unit, units);
+  } else if (fill.kind == PanelSource::kCodes4) {
+    FillPanelCodes<T, false>(fill, s_codebook, unit, units);
+  } else if (fill.kind == PanelSource::kCodes8) {
+    FillPanelCodes<T, true>(fill, s_codebook, unit, units);
+  } else {
+    FillPanelF32<T>(fill, unit, units);
+  }
+}
+
+/// An f32 as three bf16 whose sum it is, each truncated, so that all have its sign: then a product
+/// of pieces with infinity is that infinity and not the NaN of opposite ones. For the same reason
+/// no piece of a non-zero value is zero (2^-126 stands in, far below any rounding).
+LOWRANK_DEVICE void SplitBF16(float value, uint32_t (&pieces)[3]) {
+  const uint32_t bits = __float_as_uint(value);
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  if (magnitude >= 0x7f800000u) {  // truncation must not make an infinity of a NaN
+    const uint32_t special = bits >> 16 | (magnitude > 0x7f800000u ? 0x40u : 0u);
+    pieces[0] = pieces[1] = pieces[2] = special;
+    return;
+  }
+  float rest = value;
+#pragma unroll
+  for (int i = 0; i < 3; ++i) {
+    const uint32_t high = __float_as_uint(rest) & 0xffff0000u;
+    rest -= __uint_as_float(high);
+    const bool stand_in = (high & 0x7fffffffu) == 0 && magnitude != 0;
+    pieces[i] = stand_in ? bits >> 31 << 15 | 0x0080u : high >> 16;
+  }
+}
+
+/// The share of thread `index` of `count`.
+LOWRANK_DEVICE void FillSplit(const SplitFill& fill, int64_t index, int64_t count) {
+  if (fill.kind == PanelSource::kNone) return;
+  for (int64_t i = index; i < fill.rows * fill.r_padded; i += count) {
+    const int64_t row = i / fill.r_padded;
+    const uint32_t ri = static_cast<uint32_t>(i - row * fill.r_padded);
+    uint32_t pieces[3] = {0, 0, 0};
+    if (ri < fill.r) {
+      SplitBF16(fill.scale * LoadAs(fill.source, fill.kind, row * fill.r + ri), pieces);
+    }
+    uint16_t* target = static_cast<uint16_t*>(fill.target) + row * fill.slots * fill.r_padded + ri;
+    for (uint32_t slot = 0; slot < fill.slots; ++slot) {
+      const uint32_t piece = fill.order >> (2 * slot) & 3;
+      target[slot * fill.r_padded] = static_cast<uint16_t>(piece == 0   ? pieces[0]
+                                                           : piece == 1 ? pieces[1]
+                                                                        : pieces[2]);
+    }
+  }
+}
+
+LOWRANK_DEVICE void FillAddend(const AddendFill& fill, int64_t index, int64_t count) {
+  for (int64_t n = index; n < fill.N; n += count) {
+    float sum = 0;
+    if (fill.bias_kind != PanelSource::kNone) sum = LoadAs(fill.bias, fill.bias_kind, n);
+    if (fill.lora_bias_kind != PanelSource::kNone) {
+      sum += fill.scaling * LoadAs(fill.lora_bias, fill.lora_bias_kind, n);
+    }
+    fill.target[n] = sum;
+  }
+}
+
+}  // namespace lowrank::gpu

@@ -1,0 +1,325 @@
+#include "native/cuda/plan_lora_forward_wgmma.h"
+
+#include <algorithm>
+#include <cstddef>
+
+#include "cuda/params/lora_forward_wgmma.h"
+
+namespace lowrank::cuda {
+namespace {
+
+using gpu::PanelSource;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+bool Aligned(const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 == 0; }
+
+struct TileRow {
+  int64_t tile_n;
+  uint32_t stages;
+  const char* kernel[2];  // bf16, f16
+  double column_cost;     // time a column of the tile
+  const char* note;
+};
+constexpr TileRow kTiles[] = {
+    {256,
+     4,
+     {"lora_forward_wgmma_128x256_bf16_kernel", "lora_forward_wgmma_128x256_f16_kernel"},
+     1.0,
+     "untuned; 32 B/clk/SM from L2"},
+    {128,
+     6,
+     {"lora_forward_wgmma_128x128_bf16_kernel", "lora_forward_wgmma_128x128_f16_kernel"},
+     1.5,
+     "untuned; 48 B/clk/SM from L2, bound by it; where 128 x 256 leaves multiprocessors idle"},
+};
+/// Fewer tokens leave multiprocessors idle, or the decode of w exposed: untuned.
+constexpr int64_t kMinM = 512;
+constexpr int64_t kMinN = 64;
+constexpr int64_t kMinK = 64;
+
+/// One launch multiplies the columns of `panel_tiles` tiles.
+struct Split {
+  const TileRow* tile = nullptr;
+  int64_t panel_tiles = 0;
+  double cost = 0;  // in columns of a tile
+};
+
+/// Waves of tiles, plus the decode of the first panel, which nothing hides, plus a launch a panel.
+/// A column of a tile of 128 x 256 takes about 4.2e-5 us for each of K; decoding one about 1.2e-4 /
+/// 256 · 128 of that share a multiprocessor-wave: 1 % of a wave for each tile of the panel.
+Split ChooseSplit(int64_t M, int64_t N, int64_t K, int64_t stride_elems, bool panels,
+                  const DeviceLimits& device) {
+  constexpr double kDecodeShare = 0.011;
+  constexpr double kLaunchColumnsTimesK = 24e3;  // 1 us
+  const int64_t pairs_m = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster);
+  const int64_t clusters = std::max<int64_t>(device.sm_count / gpu::kWgmmaCluster, 1);
+  Split best;
+  for (const TileRow& tile : kTiles) {
+    const int64_t tiles_n = CeilDiv(N, tile.tile_n);
+    // Two panels, and a third of the L2 for x and y.
+    const int64_t panel_bytes = tile.tile_n * stride_elems * 2;
+    const int64_t most =
+        panels ? std::clamp<int64_t>(device.l2_bytes / 3 / panel_bytes, 1, tiles_n) : tiles_n;
+    for (int64_t panel_tiles = panels ? 1 : most; panel_tiles <= most; ++panel_tiles) {
+      const int64_t full = tiles_n / panel_tiles;
+      const int64_t rest = tiles_n % panel_tiles;
+      const int64_t waves =
+          full * CeilDiv(pairs_m * panel_tiles, clusters) + CeilDiv(pairs_m * rest, clusters);
+      const double columns = static_cast<double>(tile.tile_n) * tile.column_cost;
+      double cost = static_cast<double>(waves) * columns;
+      if (panels) {
+        cost += kDecodeShare * columns * static_cast<double>(panel_tiles) +
+                kLaunchColumnsTimesK / static_cast<double>(K) *
+                    static_cast<double>(full + (rest != 0 ? 1 : 0));
+      }
+      if (best.tile == nullptr || cost < best.cost) best = {&tile, panel_tiles, cost};
+    }
+  }
+  return best;
+}
+
+PanelSource SourceOf(DType dtype) {
+  return dtype == DType::kF32    ? PanelSource::kF32
+         : dtype == DType::kBF16 ? PanelSource::kBF16
+                                 : PanelSource::kF16;
+}
+
+uint32_t Log2(int64_t power_of_two) {
+  uint32_t log = 0;
+  while ((int64_t{1} << log) < power_of_two) ++log;
+  return log;
+}
+
+/// Rows [first_row, first_row + rows) of w into `target`.
+gpu::PanelFill FillOf(const WeightView& w, int64_t first_row, int64_t rows, uint16_t* target,
+                      int64_t stride_elems) {
+  gpu::PanelFill fill;
+  fill.target = target;
+  fill.rows = rows;
+  fill.cols = w.cols();
+  fill.stride_elems = stride_elems;
+  fill.first_elem = first_row * w.cols();
+  if (!w.quantised()) {
+    fill.kind = SourceOf(w.dense.dtype);
+    fill.source = w.dense.data;
+    fill.vector = w.dense.dtype == DType::kF32 && fill.cols % 8 == 0 && Aligned(fill.source);
+    return fill;
+  }
+  const QuantView& quant = w.quant;
+  fill.kind = quant.format->bits == 4 ? PanelSource::kCodes4 : PanelSource::kCodes8;
+  fill.source = quant.codes;
+  fill.codebook = quant.codebook;
+  fill.absmax = quant.double_quant() ? nullptr : quant.absmax;
+  fill.absmax_8bit = quant.absmax_8bit;
+  fill.absmax_codebook = quant.absmax_codebook;
+  fill.nested_absmax = quant.nested_absmax;
+  fill.absmax_offset = quant.absmax_offset;
+  fill.blocksize_log2 = Log2(quant.blocksize);
+  fill.nested_blocksize_log2 = Log2(quant.nested_blocksize);
+  fill.vector = fill.cols % 8 == 0 && quant.blocksize % 8 == 0 && Aligned(fill.source);
+  return fill;
+}
+
+/// How many pairs of bf16 pieces h · lora_bᵀ takes, and which: two bits a slot. The pieces of a
+/// value are 8 bits each, so lora_b has as many as its dtype's significand needs.
+struct PieceOrder {
+  uint32_t slots;
+  uint32_t h;
+  uint32_t lora_b;
+};
+constexpr uint32_t Order(std::initializer_list<uint32_t> pieces) {
+  uint32_t order = 0;
+  uint32_t slot = 0;
+  for (const uint32_t piece : pieces) order |= piece << (2 * slot++);
+  return order;
+}
+PieceOrder PiecesFor(DType lora_b) {
+  if (lora_b == DType::kBF16) return {3, Order({0, 1, 2}), 0};
+  if (lora_b == DType::kF16) return {6, Order({0, 1, 2, 0, 1, 2}), Order({0, 0, 0, 1, 1, 1})};
+  return {8, Order({0, 1, 2, 0, 1, 2, 0, 1}), Order({0, 0, 0, 1, 1, 1, 2, 2})};
+}
+
+/// [rows, cols] of 16-bit elements, read in boxes of 64 columns.
+TensorMapRequest MapOf(size_t param_offset, const void* base, DType dtype, int64_t rows,
+                       int64_t cols, int64_t stride_elems, uint32_t box_rows) {
+  TensorMapRequest map;
+  map.param_offset_bytes = static_cast<uint32_t>(param_offset);
+  map.base = base;
+  map.dtype = dtype;
+  map.rank = 2;
+  map.size_elems = {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)};
+  map.stride_bytes = {0, static_cast<uint64_t>(stride_elems) * 2};
+  map.box_elems = {gpu::kWgmmaTileK, box_rows};
+  map.swizzle_bytes = 128;
+  return map;
+}
+
+bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && cols % 8 == 0; }
+
+}  // namespace
+
+bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device) {
+  return device.sm == 90 && operands.x.dtype != DType::kF32 && operands.x.rows >= kMinM &&
+         operands.w.rows() >= kMinN && operands.x.cols >= kMinK &&
+         device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
+}
+
+Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device,
+                            Workspace* workspace, Plan* plan) {
+  const DType dtype = operands.x.dtype;
+  const int64_t M = operands.x.rows;
+  const int64_t K = operands.x.cols;
+  const int64_t N = operands.w.rows();
+  if (device.sm != 90 || dtype == DType::kF32 || K == 0) {
+    return Status(Code::kUnsupported,
+                  "loraForward: the wgmma kernel takes 16-bit activations and K > 0 on compute "
+                  "capability 9.0");
+  }
+  if (M == 0 || N == 0) return Status();
+  constexpr int64_t kMostRows = int64_t{1} << 30;
+  if (M > kMostRows || N > kMostRows || K > kMostRows) {
+    return Status(Code::kUnsupported, "loraForward: the wgmma kernel takes M, N and K up to 2^30");
+  }
+  const size_t type = dtype == DType::kBF16 ? 0 : 1;
+  const int64_t stride_elems = CeilDiv(K, 8) * 8;
+  const bool direct = !operands.w.quantised() && operands.w.dense.dtype == dtype &&
+                      ReadableByTma(operands.w.dense.data, K);
+  const bool copy_x = !ReadableByTma(operands.x.data, K);
+  const Split split = ChooseSplit(M, N, K, stride_elems, !direct, device);
+  const int64_t panel_rows = split.panel_tiles * split.tile->tile_n;
+
+  gpu::LoraForwardWgmmaPrepareParams prepare;
+  uint16_t* panels[2] = {nullptr, nullptr};
+  if (!direct) {
+    const int64_t first_rows = std::min(panel_rows, N);
+    panels[0] = workspace->Take<uint16_t>(first_rows * stride_elems);
+    if (first_rows < N) {
+      panels[1] = workspace->Take<uint16_t>(std::min(panel_rows, N - first_rows) * stride_elems);
+    }
+    prepare.panel = FillOf(operands.w, 0, first_rows, panels[0], stride_elems);
+  }
+  const void* x = operands.x.data;
+  if (copy_x) {
+    uint16_t* copy = workspace->Take<uint16_t>(M * stride_elems);
+    WeightView source;
+    source.dense = operands.x;
+    prepare.x = FillOf(source, 0, M, copy, stride_elems);
+    x = copy;
+  }
+  uint16_t* h_pieces = nullptr;
+  uint16_t* lora_b_pieces = nullptr;
+  int64_t slab_k = 0;
+  if (operands.lora_b.present && operands.lora_b.cols > 0) {
+    const int64_t r = operands.lora_b.cols;
+    const PieceOrder pieces = PiecesFor(operands.lora_b.dtype);
+    const int64_t r_padded = CeilDiv(r, 8) * 8;
+    slab_k = pieces.slots * r_padded;
+    h_pieces = workspace->Take<uint16_t>(M * slab_k);
+    lora_b_pieces = workspace->Take<uint16_t>(N * slab_k);
+    prepare.h.target = h_pieces;
+    prepare.h.source = operands.h;
+    prepare.h.kind = PanelSource::kF32;
+    prepare.h.rows = M;
+    prepare.h.r = static_cast<uint32_t>(r);
+    prepare.h.r_padded = static_cast<uint32_t>(r_padded);
+    prepare.h.slots = pieces.slots;
+    prepare.h.order = pieces.h;
+    prepare.h.scale = operands.scaling;
+    prepare.lora_b = prepare.h;
+    prepare.lora_b.target = lora_b_pieces;
+    prepare.lora_b.source = operands.lora_b.data;
+    prepare.lora_b.kind = SourceOf(operands.lora_b.dtype);
+    prepare.lora_b.rows = N;
+    prepare.lora_b.order = pieces.lora_b;
+    prepare.lora_b.scale = 1;
+  }
+  float* addend = nullptr;
+  if (operands.bias.present || operands.lora_bias.present) {
+    addend = workspace->Take<float>(N);
+    prepare.addend.target = addend;
+    prepare.addend.N = N;
+    prepare.addend.scaling = operands.scaling;
+    if (operands.bias.present) {
+      prepare.addend.bias = operands.bias.data;
+      prepare.addend.bias_kind = SourceOf(operands.bias.dtype);
+    }
+    if (operands.lora_bias.present) {
+      prepare.addend.lora_bias = operands.lora_bias.data;
+      prepare.addend.lora_bias_kind = SourceOf(operands.lora_bias.dtype);
+    }
+  }
+
+  const bool prepares =
+      !direct || copy_x || slab_k != 0 || operands.bias.present || operands.lora_bias.present;
+  if (prepares) {
+    constexpr int64_t kWarps = gpu::kWgmmaPrepareThreads / 32;
+    const int64_t items = std::max({prepare.panel.rows * CeilDiv(K, 1024), prepare.x.rows,
+                                    CeilDiv(prepare.h.rows * prepare.h.r_padded, 32),
+                                    CeilDiv(prepare.lora_b.rows * prepare.lora_b.r_padded, 32),
+                                    CeilDiv(prepare.addend.N, 32)});
+    LaunchStep step;
+    step.kernel = type == 0 ? "lora_forward_wgmma_prepare_bf16_kernel"
+                            : "lora_forward_wgmma_prepare_f16_kernel";
+    step.grid.x = static_cast<uint32_t>(
+        std::min<int64_t>(CeilDiv(items, kWarps), int64_t{4} * device.sm_count));
+    step.threads = gpu::kWgmmaPrepareThreads;
+    step.shared_bytes = gpu::kPanelCodebookBytes;
+    step.SetParams(prepare);
+    plan->steps.push_back(std::move(step));
+  }
+
+  const int64_t pairs_m = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster);
+  const uint32_t box_n = static_cast<uint32_t>(split.tile->tile_n / gpu::kWgmmaCluster);
+  int64_t panel = 0;
+  for (int64_t first_n = 0; first_n < N; first_n += panel_rows, ++panel) {
+    const int64_t panel_n = std::min(panel_rows, N - first_n);
+    const int64_t next_n = first_n + panel_rows;
+    gpu::LoraForwardWgmmaParams p;
+    p.y = operands.y.data;
+    p.addend = addend;
+    p.M = M;
+    p.N = N;
+    p.first_n = first_n;
+    p.panel_n = panel_n;
+    p.tiles_m = static_cast<uint32_t>(pairs_m);
+    p.tiles_n = static_cast<uint32_t>(CeilDiv(panel_n, split.tile->tile_n));
+    p.k_blocks = static_cast<uint32_t>(CeilDiv(K, gpu::kWgmmaTileK));
+    p.slab_blocks = static_cast<uint32_t>(CeilDiv(slab_k, gpu::kWgmmaTileK));
+    p.y_vector = ReadableByTma(operands.y.data, N) && first_n % 8 == 0;
+    if (!direct && next_n < N) {
+      p.next_panel = FillOf(operands.w, next_n, std::min(panel_rows, N - next_n),
+                            panels[(panel + 1) % 2], stride_elems);
+    }
+
+    LaunchStep step;
+    step.kernel = split.tile->kernel[type];
+    step.grid.x = static_cast<uint32_t>(
+        gpu::kWgmmaCluster *
+        std::min<int64_t>(pairs_m * p.tiles_n, std::max(device.sm_count / 2, 1)));
+    step.threads = gpu::kWgmmaThreads;
+    step.cluster = gpu::kWgmmaCluster;
+    step.shared_bytes =
+        gpu::WgmmaSharedBytes(static_cast<uint32_t>(split.tile->tile_n), split.tile->stages);
+    step.overlap_previous = prepares || panel > 0;
+    step.SetParams(p);
+    using P = gpu::LoraForwardWgmmaParams;
+    step.tensor_maps.push_back(
+        MapOf(offsetof(P, x_map), x, dtype, M, K, stride_elems, gpu::kWgmmaTileM));
+    const void* w_base = direct ? static_cast<const uint16_t*>(operands.w.dense.data) + first_n * K
+                                : panels[panel % 2];
+    step.tensor_maps.push_back(
+        MapOf(offsetof(P, w_map), w_base, dtype, panel_n, K, stride_elems, box_n));
+    if (slab_k != 0) {
+      step.tensor_maps.push_back(
+          MapOf(offsetof(P, h_map), h_pieces, DType::kBF16, M, slab_k, slab_k, gpu::kWgmmaTileM));
+      const uint16_t* pieces =
+          lora_b_pieces == nullptr ? nullptr : lora_b_pieces + first_n * slab_k;
+      step.tensor_maps.push_back(
+          MapOf(offsetof(P, lora_b_map), pieces, DType::kBF16, panel_n, slab_k, slab_k, box_n));
+    }
+    plan->steps.push_back(std::move(step));
+  }
+  return Status();
+}
+
+}  // namespace lowrank::cuda
