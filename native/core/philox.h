@@ -52,7 +52,11 @@ LOWRANK_HOST_DEVICE inline uint32_t DropoutThreshold(double p) {
 
 /// Is element `index` (row-major, m · K + k) of x kept?
 LOWRANK_HOST_DEVICE inline bool DropoutKeeps(uint64_t seed, uint64_t index, uint32_t threshold) {
-  return PhiloxGroup(seed, index >> 2, kDropoutStream).lane[index & 3] >= threshold;
+  const Philox4 draw = PhiloxGroup(seed, index >> 2, kDropoutStream);
+  // Selected, not indexed: a GPU keeps an array in registers only under constant indices.
+  const uint32_t low = (index & 1) != 0 ? draw.lane[1] : draw.lane[0];
+  const uint32_t high = (index & 1) != 0 ? draw.lane[3] : draw.lane[2];
+  return ((index & 2) != 0 ? high : low) >= threshold;
 }
 
 }  // namespace lowrank
