@@ -55,6 +55,11 @@ std::mutex& Capture::Mutex() {
   return *mutex;
 }
 
+std::vector<CapturePtr>& ActiveCaptures() {
+  static auto* const active = new std::vector<CapturePtr>;
+  return *active;
+}
+
 void Capture::Add(Stream* stream, NodeKind kind, Work work) {
   const size_t node = graph_->nodes.size();
   graph_->nodes.push_back({kind, std::move(work), stream->capture_tail});

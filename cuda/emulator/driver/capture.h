@@ -65,4 +65,7 @@ class Capture {
 };
 using CapturePtr = std::shared_ptr<Capture>;
 
+/// Captures in progress, of all contexts. Guarded by Capture::Mutex().
+std::vector<CapturePtr>& ActiveCaptures();
+
 }  // namespace lowrank::emu::driver

@@ -1,0 +1,31 @@
+/// Options of the driver itself, beside those of the runtime. By environment
+/// (LOWRANK_EMULATOR_<NAME>, read at cuInit) or lowrankEmulatorSetOption.
+#pragma once
+
+#include <cstddef>
+#include <string>
+
+namespace lowrank::emu::driver {
+
+struct DriverOptions {
+  /// MEMORY=bytes of each device; 0: 16 GiB, or what the host has if that is less.
+  size_t memory_bytes = 0;
+  int devices = 1;  // DEVICES=n, 0 to 8
+  /// STREAMS=eager|late: late holds an operation back until somebody waits for it.
+  bool late_streams = false;
+  /// TRACE=path: a line of JSON is appended there for each launch.
+  std::string trace_path;
+  int driver_version = 13000;  // DRIVER=n: what cuDriverGetVersion answers
+};
+
+DriverOptions CurrentDriverOptions();
+/// A name of the driver's or of the runtime's, in lower case. False: no such name or value.
+bool SetAnyOption(const std::string& name, const std::string& value);
+/// False, and why in `error`, where a value is not understood.
+bool AllOptionsFromEnvironment(std::string* error);
+/// Are kernels checked (races, bounds, initialisation), by what was asked or how they were built?
+bool Checking();
+/// "source", "check" or "ptx": how the kernels in this library were made.
+const char* Variant();
+
+}  // namespace lowrank::emu::driver
