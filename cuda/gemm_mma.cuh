@@ -1,0 +1,310 @@
+/// The body of the tiled tensor-core products. matmul_mma_sm80.cu has the docblock: formula,
+/// budget.
+#pragma once
+
+#include "cuda/gemm_mma_lora.cuh"
+
+namespace lowrank::gpu {
+
+/// What one block computes: kTileM x kTileP of the output, kTileR of the reduction at a time. P is
+/// N forward and K transposed, R the other one.
+template <int kM, int kP, int kStageCount, bool kTransposedWeight>
+struct GemmTile {
+  static constexpr int kTileM = kM;
+  static constexpr int kTileP = kP;
+  static constexpr int kTileR = 64;
+  static constexpr int kStages = kStageCount;
+  static constexpr bool kTransposed = kTransposedWeight;
+  static constexpr int kWarpM = kM == 64 ? 32 : 64;
+  static constexpr int kWarpP = kP == 64 ? 32 : 64;
+  static constexpr int kWarpsP = kP / kWarpP;
+  static constexpr int kThreads = kM / kWarpM * kWarpsP * 32;
+  static_assert(kM % kWarpM == 0 && kP % kWarpP == 0);
+};
+
+template <typename Source, typename Tile>
+struct GemmMmaShared {
+  static constexpr int kTiles = Source::kDirect ? Tile::kStages : 2;
+  /// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
+  /// half-warp's store) then lie in 32 different banks.
+  static constexpr int kOutRow = Tile::kTileP + 8;
+
+  union {
+    struct {
+      unsigned char x[Tile::kStages][Tile::kTileM * 128];
+      unsigned char w[kTiles][WeightSlab<Tile>::kBytes];
+    };
+    float out[Tile::kTileM * kOutRow];
+  };
+  typename Source::Shared source;
+};
+
+/// A product's accumulators in one warp: rows 16 mi + lane / 4 (+ 8), columns 8 pi + 2 (lane % 4).
+template <typename Element, typename Tile>
+struct WarpProduct {
+  static constexpr int kMi = Tile::kWarpM / 16;
+  static constexpr int kPi = Tile::kWarpP / 8;
+
+  float acc[kMi][kPi][4];
+  /// Offsets of this lane's ldmatrix rows in the tiles of x and w at step 0. A step, or transposed
+  /// the 16 columns of a pair of pi, only flips bits of a row's piece, so the rest is immediates.
+  int x_offset_bytes;
+  int w_offset_bytes;
+
+  __device__ __forceinline__ WarpProduct() {
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    const int warp = static_cast<int>(threadIdx.x >> 5);
+    const int m0 = warp / Tile::kWarpsP * Tile::kWarpM;
+    const int p0 = warp % Tile::kWarpsP * Tile::kWarpP;
+    x_offset_bytes = SwizzledOffset<128>(m0 + lane % 16, lane / 16);
+    if constexpr (Tile::kTransposed) {
+      w_offset_bytes = SwizzledOffset<Tile::kTileP * 2>(lane % 16, p0 / 8 + lane / 16);
+    } else {
+      w_offset_bytes = SwizzledOffset<128>(p0 + lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
+  }
+
+  __device__ __forceinline__ void Clear() {
+#pragma unroll
+    for (int mi = 0; mi < kMi; ++mi) {
+#pragma unroll
+      for (int pi = 0; pi < kPi; ++pi) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) acc[mi][pi][q] = 0.0f;
+      }
+    }
+  }
+
+  /// 16 elements of the reduction, `step` of the slab's four. kMmaElement is Element, or bf16 for
+  /// the LoRA parts.
+  template <typename MmaElement>
+  __device__ __forceinline__ void Step(const unsigned char* s_x, const unsigned char* s_w,
+                                       int step) {
+    uint32_t a[kMi][4];
+#pragma unroll
+    for (int mi = 0; mi < kMi; ++mi) {
+      LdMatrixX4(a[mi], s_x + (x_offset_bytes ^ (step * 32)) + mi * 16 * 128);
+    }
+#pragma unroll
+    for (int pi = 0; pi < kPi; pi += 2) {
+      uint32_t b[4];
+      if constexpr (Tile::kTransposed) {
+        LdMatrixX4Trans(b, s_w + (w_offset_bytes ^ (pi * 16)) + step * 16 * Tile::kTileP * 2);
+      } else {
+        LdMatrixX4(b, s_w + (w_offset_bytes ^ (step * 32)) + pi * 8 * 128);
+      }
+#pragma unroll
+      for (int mi = 0; mi < kMi; ++mi) {
+        MmaElement::Mma(acc[mi][pi], a[mi], b[0], b[1]);
+        MmaElement::Mma(acc[mi][pi + 1], a[mi], b[2], b[3]);
+      }
+    }
+  }
+
+  /// visit(accumulators, row, column) for each fragment, within the block's tile.
+  template <typename Visit>
+  __device__ __forceinline__ void ForEachFragment(Visit&& visit) {
+    const int lane = static_cast<int>(threadIdx.x & 31);
+    const int warp = static_cast<int>(threadIdx.x >> 5);
+    const int m0 = warp / Tile::kWarpsP * Tile::kWarpM + lane / 4;
+    const int p0 = warp % Tile::kWarpsP * Tile::kWarpP + lane % 4 * 2;
+#pragma unroll
+    for (int mi = 0; mi < kMi; ++mi) {
+#pragma unroll
+      for (int pi = 0; pi < kPi; ++pi) visit(acc[mi][pi], m0 + mi * 16, p0 + pi * 8);
+    }
+  }
+};
+
+/// Eight neighbours of an output row: bias and what was there added, rounded once to T, stored.
+template <typename Element>
+LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int64_t m, int64_t col,
+                               int64_t cols) {
+  uint16_t* g_y = static_cast<uint16_t*>(p.y) + m * cols + col;
+  if (p.accumulate) {
+    float old[8];
+    LoadEight(old, p.y, Element::kCode, m * cols + col, cols - col, p.vector_store);
+#pragma unroll
+    for (int q = 0; q < 8; ++q) r_value[q] += old[q];
+  }
+  const uint4 packed =
+      make_uint4(Element::Pack(r_value[0], r_value[1]), Element::Pack(r_value[2], r_value[3]),
+                 Element::Pack(r_value[4], r_value[5]), Element::Pack(r_value[6], r_value[7]));
+  if (p.vector_store) {
+    *reinterpret_cast<uint4*>(g_y) = packed;
+    return;
+  }
+  const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
+#pragma unroll
+  for (int q = 0; q < 8; ++q) {
+    if (col + q < cols) g_y[q] = static_cast<uint16_t>(pairs[q / 2] >> (q % 2 * 16));
+  }
+}
+
+template <WeightFormat kFormat, typename Element, typename Tile>
+LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
+  using Source = WeightSource<kFormat, Element, Tile>;
+  using Shared = GemmMmaShared<Source, Tile>;
+  using Product = WarpProduct<Element, Tile>;
+  constexpr int kStages = Tile::kStages;
+  static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
+  static_assert(Source::kSteps == Tile::kTileR / 16);
+
+  Shared& s = DynamicShared<Shared>();
+  const int64_t tile = blockIdx.x;
+  const int64_t m0 = tile / p.tiles_p * Tile::kTileM;
+  const int64_t p0 = tile % p.tiles_p * Tile::kTileP;
+  const int64_t P = Tile::kTransposed ? p.K : p.N;
+  const int64_t R = Tile::kTransposed ? p.N : p.K;
+  const int slabs = static_cast<int>((R + Tile::kTileR - 1) / Tile::kTileR);
+  Source source(p, &s.source, p0);
+  Product product;
+  product.Clear();
+
+  // Elements past the end of a row or of the rows are zeros on both sides of the product.
+  auto load_x = [&](int slab) {
+    unsigned char* s_x = s.x[slab % kStages];
+    const int64_t r0 = static_cast<int64_t>(slab) * Tile::kTileR;
+    const uint16_t* g_x = static_cast<const uint16_t*>(p.x) + m0 * R + r0;
+    if constexpr (!Source::kGeneral) {
+      CopyTile<Tile::kTileM, 128, Tile::kThreads>(g_x, R * 2, p.M - m0, (R - r0) * 2, s_x);
+    } else {
+#pragma unroll 1
+      for (int at = threadIdx.x; at < Tile::kTileM * 8; at += Tile::kThreads) {
+        const int row = at / 8;
+        const int first = at % 8 * 8;
+        uint32_t pairs[4] = {0, 0, 0, 0};
+#pragma unroll
+        for (int q = 0; q < 8; ++q) {
+          if (m0 + row >= p.M || r0 + first + q >= R) continue;
+          pairs[q / 2] |= static_cast<uint32_t>(g_x[row * R + first + q]) << (q % 2 * 16);
+        }
+        *reinterpret_cast<uint4*>(s_x + SwizzledOffset<128>(row, at % 8)) =
+            make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+      }
+    }
+  };
+
+  // A stage of x, and of the weight kLead slabs ahead, which Decode needs one iteration earlier.
+  auto load_stage = [&](int slab) {
+    if (slab < slabs) {
+      load_x(slab);
+      if constexpr (Source::kDirect) source.IssueTile(slab, s.w[slab % kStages]);
+    }
+    if constexpr (!Source::kDirect) {
+      if (slab + Source::kLead < slabs) source.Issue(slab + Source::kLead);
+    }
+    CpAsyncCommit();
+  };
+
+  // The oldest stage has landed for every thread, and every thread is done with the slab before.
+  auto wait_stage = [&] {
+    CpAsyncWait<kStages - 2>();
+    __syncthreads();
+  };
+
+  // First, so that its gate meets the LoRA term alone.
+  auto add_lora = [&] {
+    const LoraSlabs<Tile> lora(p);
+    // The last stage and tile, which the prologue leaves free.
+    unsigned char* s_h = s.x[kStages - 1];
+    unsigned char* s_factor = s.w[Shared::kTiles - 1];
+#pragma unroll 1
+    for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
+      if (slab > 0) __syncthreads();
+      lora.FillH(slab, m0, s_h);
+      lora.FillFactor(slab, p0, s_factor);
+      __syncthreads();
+#pragma unroll 1
+      for (int step = 0; step < 4 && slab * 4 + step < lora.blocks(); ++step) {
+        product.template Step<ElementBF16T>(s_h, s_factor, step);
+      }
+    }
+    if constexpr (Tile::kTransposed) {
+      if (p.gated) {
+        const DropoutGate<!Source::kGeneral> gate(p);
+        product.ForEachFragment(
+            [&](float(&acc)[4], int row, int col) { gate.Apply(acc, m0 + row, p0 + col); });
+      }
+    }
+  };
+
+  auto mma_and_decode = [&](int slab) {
+    const unsigned char* s_x = s.x[slab % kStages];
+    const unsigned char* s_w = s.w[slab % Shared::kTiles];
+    unsigned char* s_next = s.w[(slab + 1) % Shared::kTiles];
+#pragma unroll
+    for (int step = 0; step < Source::kSteps; ++step) {
+      product.template Step<Element>(s_x, s_w, step);
+      if (slab + 1 < slabs) source.Decode(slab + 1, s_next, step);
+    }
+  };
+
+  auto store_tile = [&] {
+    CpAsyncWait<0>();
+    __syncthreads();
+    product.ForEachFragment([&](float(&acc)[4], int row, int col) {
+      *reinterpret_cast<float2*>(s.out + row * Shared::kOutRow + col) = make_float2(acc[0], acc[1]);
+      *reinterpret_cast<float2*>(s.out + (row + 8) * Shared::kOutRow + col) =
+          make_float2(acc[2], acc[3]);
+    });
+    __syncthreads();
+    constexpr int kPieces = Tile::kTileP / 8;
+    static_assert(Tile::kThreads % kPieces == 0);
+    const int piece = static_cast<int>(threadIdx.x) % kPieces;
+    const int64_t col = p0 + piece * 8;
+    if (col >= P) return;
+    float bias[8];
+#pragma unroll
+    for (int q = 0; q < 8; ++q) {
+      bias[q] = 0.0f;
+      if (Tile::kTransposed || col + q >= P) continue;
+      if (p.bias != nullptr) bias[q] = LoadAny(p.bias, p.bias_dtype, col + q);
+      if (p.lora_bias != nullptr) {
+        bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
+      }
+    }
+    for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
+         row += Tile::kThreads / kPieces) {
+      if (m0 + row >= p.M) break;
+      // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
+      const float* s_row = s.out + row * Shared::kOutRow + piece * 8;
+      const int swap = piece / 4 % 2;
+      const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
+      const float4 two = reinterpret_cast<const float4*>(s_row)[1 - swap];
+      const float4 low = swap == 0 ? one : two;
+      const float4 high = swap == 0 ? two : one;
+      float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+      for (int q = 0; q < 8; ++q) value[q] += bias[q];
+      StoreEight<Element>(p, value, m0 + row, col, P);
+    }
+  };
+
+  source.Init();
+  if constexpr (!Source::kDirect) {
+    if (slabs > 0) source.Issue(0);
+  }
+#pragma unroll
+  for (int slab = 0; slab < kStages - 1; ++slab) load_stage(slab);
+  if (p.split_pairs > 0) add_lora();
+  if (slabs > 0) {
+    source.LoadScales(1);
+    CpAsyncWait<kStages - 2>();
+    __syncthreads();
+#pragma unroll
+    for (int step = 0; step < Source::kSteps; ++step) source.Decode(0, s.w[0], step);
+    source.StoreScales(1);
+  }
+#pragma unroll 1
+  for (int slab = 0; slab < slabs; ++slab) {
+    wait_stage();
+    load_stage(slab + kStages - 1);
+    source.LoadScales(slab + 2);
+    mma_and_decode(slab);
+    source.StoreScales(slab + 2);
+  }
+  store_tile();
+}
+
+}  // namespace lowrank::gpu

@@ -1,0 +1,152 @@
+/// The LoRA term of a tiled product: h · factor as slabs of bf16 parts, and the dropout gate.
+#pragma once
+
+#include "cuda/weight_source.cuh"
+#include "native/core/philox.h"
+
+namespace lowrank::gpu {
+
+/// Which parts of h and of the factor slab pair q multiplies (2 bits each, pair 0 lowest): enough
+/// for f32 accuracy, as parts of at most 2^-8 and 2^-16 make (1, 2), (2, 1) and (2, 2) vanish. A
+/// bf16 factor is its own part 0 and needs the first three pairs, an f16 one the first five.
+///
+///   pair     0  1  2  3  4  5
+///   h        0  1  2  0  1  0
+///   factor   0  0  0  1  1  2
+constexpr uint32_t kPartsOfH = 0u | 1u << 2 | 2u << 4 | 0u << 6 | 1u << 8 | 0u << 10;
+constexpr uint32_t kPartsOfFactor = 0u | 0u << 2 | 0u << 4 | 1u << 6 | 1u << 8 | 2u << 10;
+
+/// The reduction that the term adds: for each pair, r rounded up to 16.
+///
+/// Its 16-element blocks are numbered through pairs; four of them fill the tiles of one slab.
+template <typename Tile>
+class LoraSlabs {
+ public:
+  __device__ __forceinline__ explicit LoraSlabs(const GemmMmaParams& p)
+      : p_(p), blocks_per_pair_(static_cast<int>((p.r + 15) / 16)) {}
+
+  __device__ __forceinline__ int blocks() const { return blocks_per_pair_ * p_.split_pairs; }
+
+  /// Parts of scaling · h, rows [m0, m0 + kTileM), into a tile of x.
+  __device__ __forceinline__ void FillH(int slab, int64_t m0, unsigned char* s_x) const {
+    FillRows(slab, p_.h, kElementF32, kPartsOfH, p_.scaling, m0, p_.M, Tile::kTileM, s_x);
+  }
+
+  /// Parts of the factor into a tile of w: forward lora_b's rows, transposed lora_a's columns.
+  __device__ __forceinline__ void FillFactor(int slab, int64_t first_p, unsigned char* s_w) const {
+    if constexpr (!Tile::kTransposed) {
+      FillRows(slab, p_.factor, p_.factor_dtype, kPartsOfFactor, 1.0f, first_p, p_.N, Tile::kTileP,
+               s_w);
+    } else {
+      constexpr int kRowBytes = Tile::kTileP * 2;
+      constexpr int kPieces = kRowBytes / 16;
+#pragma unroll 1
+      for (int at = threadIdx.x; at < Tile::kTileR * kPieces; at += Tile::kThreads) {
+        const int row = at / kPieces;
+        const int piece = at % kPieces;
+        const int block = slab * 4 + row / 16;
+        const int pair = block / blocks_per_pair_;
+        const int64_t j = (block - pair * blocks_per_pair_) * 16 + row % 16;
+        const int64_t k = first_p + piece * 8;
+        const int64_t count = pair < p_.split_pairs && j < p_.r ? p_.K - k : 0;
+        float value[8];
+        LoadEight(value, p_.factor, p_.factor_dtype, j * p_.K + k, count, p_.vector_factors);
+        StoreParts(value, kPartsOfFactor, pair, s_w + SwizzledOffset<kRowBytes>(row, piece));
+      }
+    }
+  }
+
+ private:
+  /// Rows [row0, row0 + rows) of a matrix [limit, r] as rows of 64 parts.
+  __device__ __forceinline__ void FillRows(int slab, const void* g_from, uint8_t dtype,
+                                           uint32_t parts, float factor, int64_t row0,
+                                           int64_t limit, int rows, unsigned char* s_tile) const {
+#pragma unroll 1
+    for (int at = threadIdx.x; at < rows * 8; at += Tile::kThreads) {
+      const int row = at / 8;
+      const int piece = at % 8;
+      const int block = slab * 4 + piece / 2;
+      const int pair = block / blocks_per_pair_;
+      const int64_t j = (block - pair * blocks_per_pair_) * 16 + piece % 2 * 8;
+      const bool inside = row0 + row < limit && pair < p_.split_pairs;
+      float value[8];
+      LoadEight(value, g_from, dtype, (row0 + row) * p_.r + j, inside ? p_.r - j : 0,
+                p_.vector_factors);
+#pragma unroll
+      for (int q = 0; q < 8; ++q) value[q] = value[q] * factor;
+      StoreParts(value, parts, pair, s_tile + SwizzledOffset<128>(row, piece));
+    }
+  }
+
+  __device__ __forceinline__ static void StoreParts(const float (&value)[8], uint32_t parts,
+                                                    int pair, unsigned char* s_to) {
+    const int part = static_cast<int>(parts >> (2 * pair) & 3u);
+    uint32_t packed[4];
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      packed[q] = PackParts(SplitPart(value[2 * q], part, pair != 0),
+                            SplitPart(value[2 * q + 1], part, pair != 0));
+    }
+    *reinterpret_cast<uint4*>(s_to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+  }
+
+  const GemmMmaParams& p_;
+  const int blocks_per_pair_;
+};
+
+/// gate ⊙ acc, element (m, k) and its right neighbour in acc[0..1], (m + 8, k) in acc[2..3]. A
+/// dropped element is zero whatever it held. `draw` is a warp's function: all its lanes call it.
+template <bool kAligned>
+class DropoutGate {
+ public:
+  __device__ __forceinline__ explicit DropoutGate(const GemmMmaParams& p) : p_(p) {}
+
+  __device__ __forceinline__ void Apply(float (&acc)[4], int64_t m, int64_t k) const {
+    bool keeps[4];
+    if (p_.mask != nullptr) {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const int64_t mq = m + q / 2 * 8;
+        const int64_t kq = k + q % 2;
+        keeps[q] =
+            mq < p_.M && kq < p_.K && LoadAny(p_.mask, p_.mask_dtype, mq * p_.K + kq) != 0.0f;
+      }
+    } else if constexpr (kAligned) {
+      DrawShared(keeps, m, k);
+    } else {
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        keeps[q] = DropoutKeeps(p_.seed, Index(m + q / 2 * 8, k + q % 2), p_.threshold);
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) acc[q] = keeps[q] ? acc[q] * p_.kept_scale : 0.0f;
+  }
+
+ private:
+  __device__ __forceinline__ uint64_t Index(int64_t m, int64_t k) const {
+    return static_cast<uint64_t>(m * p_.K + k);
+  }
+
+  /// K is a multiple of 4, so lanes 2i and 2i + 1 hold two elements each of the same two groups of
+  /// four: one draws row m's group, the other row m + 8's, and they exchange.
+  __device__ __forceinline__ void DrawShared(bool (&keeps)[4], int64_t m, int64_t k) const {
+    const int odd = static_cast<int>(threadIdx.x & 1);
+    const uint64_t group = Index(m + odd * 8, k) >> 2;
+    const Philox4 draw = PhiloxGroup(p_.seed, group, kDropoutStream);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) bits |= (draw.lane[q] >= p_.threshold ? 1u : 0u) << q;
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, bits, 1);
+    const uint32_t upper = (odd == 0 ? bits : other) >> (2 * odd);
+    const uint32_t lower = (odd == 0 ? other : bits) >> (2 * odd);
+    keeps[0] = (upper & 1u) != 0;
+    keeps[1] = (upper & 2u) != 0;
+    keeps[2] = (lower & 1u) != 0;
+    keeps[3] = (lower & 2u) != 0;
+  }
+
+  const GemmMmaParams& p_;
+};
+
+}  // namespace lowrank::gpu
