@@ -1,6 +1,5 @@
 /// Driver calls on modules, kernels and launches, and the tensor maps they take.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -40,15 +39,9 @@ int RegisterBound(const emu::Kernel& kernel) {
   return std::min(kMaxRegisters, kRegistersPerSm / threads / 8 * 8);
 }
 
-/// A kernel is there from its name's architecture on: `..._sm90a_kernel` is in no image for sm_80.
+/// wgmma is an instruction of sm_90a alone: no image for another device holds such a kernel.
 bool RunsOn(const char* name, int sm) {
-  const char* at = std::strstr(name, "_sm");
-  if (at == nullptr) return true;
-  const int needed = std::atoi(at + 3);
-  const bool exact = needed >= 90 &&
-                     std::strchr("af", at[3 + (needed >= 100 ? 3 : 2)]) != nullptr &&
-                     at[3 + (needed >= 100 ? 3 : 2)] != 0;
-  return exact ? sm == needed : sm >= needed;
+  return std::strstr(name, "_wgmma_") == nullptr || sm == 90;
 }
 
 struct Shape {
