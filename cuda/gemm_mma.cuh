@@ -23,7 +23,7 @@ struct GemmTile {
 };
 
 template <typename Source, typename Tile>
-struct GemmMmaShared {
+struct GemmMmaShared : Source::Shared {
   static constexpr int kTiles = Source::kDirect ? Tile::kStages : 2;
   /// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
   /// half-warp's store) then lie in 32 different banks.
@@ -31,12 +31,11 @@ struct GemmMmaShared {
 
   union {
     struct {
-      unsigned char x[Tile::kStages][Tile::kTileM * 128];
+      alignas(128) unsigned char x[Tile::kStages][Tile::kTileM * 128];
       unsigned char w[kTiles][WeightSlab<Tile>::kBytes];
     };
     float out[Tile::kTileM * kOutRow];
   };
-  typename Source::Shared source;
 };
 
 /// A product's accumulators in one warp: rows 16 mi + lane / 4 (+ 8), columns 8 pi + 2 (lane % 4).
@@ -157,7 +156,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   const int64_t P = Tile::kTransposed ? p.K : p.N;
   const int64_t R = Tile::kTransposed ? p.N : p.K;
   const int slabs = static_cast<int>((R + Tile::kTileR - 1) / Tile::kTileR);
-  Source source(p, &s.source, p0);
+  Source source(p, &s, p0);
   Product product;
   product.Clear();
 

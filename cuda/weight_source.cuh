@@ -122,11 +122,12 @@ template <WeightFormat kFormat, typename Element, typename Tile>
 class WeightSource {
   using Slab = WeightSlab<Tile>;
   using Stage = ScaleStage<Tile>;
-  static constexpr int kBits = kFormat == WeightFormat::kCode4 ? 4 : 8;
-  static constexpr int kCodeRowBytes = Slab::kCols * kBits / 8;
+  static constexpr int kCodeBits = kFormat == WeightFormat::kCode4 ? 4 : 8;
+  static constexpr int kCodeRowBytes = Slab::kCols * kCodeBits / 8;
   static constexpr int kPieces = kCodeRowBytes / 16;  // a row
 
  public:
+  static constexpr int kBits = kCodeBits;
   static constexpr bool kDirect = false;
   static constexpr bool kGeneral = false;
   static constexpr int kLead = 1;
@@ -135,7 +136,7 @@ class WeightSource {
   struct Shared {
     alignas(128) unsigned char codes[Tile::kStages][Slab::kRows * kCodeRowBytes];
     Stage stage;
-    alignas(16) float codebook[kBits == 4 ? 16 : 256];
+    alignas(16) float codebook[kCodeBits == 4 ? 16 : 256];
   };
 
   __device__ __forceinline__ WeightSource(const GemmMmaParams& p, Shared* s_shared, int64_t first_p)
@@ -144,7 +145,7 @@ class WeightSource {
   }
 
   __device__ __forceinline__ void Init() {
-    for (int i = threadIdx.x; i < (kBits == 4 ? 16 : 256); i += Tile::kThreads) {
+    for (int i = threadIdx.x; i < (kCodeBits == 4 ? 16 : 256); i += Tile::kThreads) {
       s_.codebook[i] = w_.codebook[i];
     }
     if constexpr (Tile::kTransposed) {
@@ -157,7 +158,7 @@ class WeightSource {
   }
 
   __device__ __forceinline__ void Issue(int slab) {
-    CopySlab<Tile, kBits>(w_.data, slab, first_p_, N_, K_, s_.codes[slab % Tile::kStages]);
+    CopySlab<Tile, kCodeBits>(w_.data, slab, first_p_, N_, K_, s_.codes[slab % Tile::kStages]);
   }
 
   /// Forward the scales loaded beside slab - 2's product are a part of the panel after slab - 1's.
@@ -208,7 +209,7 @@ class WeightSource {
     const int last = first + 4 / kStepsPerTask;
     const unsigned char* s_codes = s_.codes[slab % Tile::kStages];
     const float scale = ScaleOf(slab, row, chunk);
-    if constexpr (kBits == 4) {
+    if constexpr (kCodeBits == 4) {
       if (first == 0) {
         table_ = MakeNibbleTable<Element>(s_.codebook, scale);
         codes_ =
@@ -220,7 +221,7 @@ class WeightSource {
 #pragma unroll
     for (int part = first; part < last; ++part) {
       uint4 value = make_uint4(0, 0, 0, 0);  // outside w: zero whatever the tables hold
-      if constexpr (kBits == 4) {
+      if constexpr (kCodeBits == 4) {
         const uint32_t words[4] = {codes_.x, codes_.y, codes_.z, codes_.w};
         if (inside) value = DecodeNibbles(table_, words[part]);
       } else {
@@ -296,7 +297,7 @@ class WeightSource {
   __device__ __forceinline__ void LoadCodes8(const unsigned char* s_codes, int row, int chunk,
                                              int half) {
     codes_ = *reinterpret_cast<const uint4*>(
-        s_codes + SwizzledOffset<kCodeRowBytes>(row, chunk * (kBits / 4) + half));
+        s_codes + SwizzledOffset<kCodeRowBytes>(row, chunk * (kCodeBits / 4) + half));
   }
 
   /// Eight 8-bit codes by table: random among 256 entries, so a warp's lookup takes about 3.5
@@ -335,6 +336,7 @@ class WeightSource<WeightFormat::kDense, Element, Tile> {
   using Slab = WeightSlab<Tile>;
 
  public:
+  static constexpr int kBits = 0;
   static constexpr bool kDirect = true;
   static constexpr bool kGeneral = false;
   static constexpr int kLead = 0;
@@ -367,6 +369,7 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
   using Slab = WeightSlab<Tile>;
 
  public:
+  static constexpr int kBits = 0;
   static constexpr bool kDirect = false;
   static constexpr bool kGeneral = true;
   static constexpr int kLead = 1;

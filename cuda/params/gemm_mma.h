@@ -54,4 +54,43 @@ struct GemmMmaParams {
   bool vector_factors;  // so are h's and the factor's rows
 };
 
+/// Bytes of shared memory of a kernel: stages of x and tiles of w, over which the output is staged
+/// at the end, then the codes' stages, the staged scales and the codebook. `bits` is 0 where the
+/// weight needs none of them.
+constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t tile_m,
+                                      uint32_t tile_p, uint32_t stages, bool direct) {
+  const uint32_t tiles = (direct ? stages : 2) * tile_p * 128;
+  const uint32_t main_loop = stages * tile_m * 128 + tiles;
+  const uint32_t staged_output = tile_m * (tile_p + 8) * 4;
+  const uint32_t shared = main_loop > staged_output ? main_loop : staged_output;
+  if (bits == 0) return shared;
+  const uint32_t codes = stages * tile_p * 8 * bits;
+  const uint32_t scales = 2 * 4 * (transposed ? tile_p / 32 * 72 : 8 * (tile_p + 4));
+  const uint32_t codebook = (bits == 4 ? 16 : 256) * 4;
+  return shared + (codes + scales + codebook + 127) / 128 * 128;
+}
+
+// clang-format off
+
+/// X(op, transposed, format, kFormat, bits, dtype, Element, tile_m, tile_p, stages, min_blocks):
+/// every kernel, named <op>_mma_<format>_<dtype>_<tile_m>x<tile_p>_kernel.
+#define LOWRANK_GEMM_MMA_FORMATS(X, op, transposed, tile_m, tile_p, stages, min_blocks)              \
+  X(op, transposed, code4, kCode4, 4, bf16, ElementBF16T, tile_m, tile_p, stages, min_blocks)        \
+  X(op, transposed, code4, kCode4, 4, f16, ElementF16T, tile_m, tile_p, stages, min_blocks)          \
+  X(op, transposed, code8, kCode8, 8, bf16, ElementBF16T, tile_m, tile_p, stages, min_blocks)        \
+  X(op, transposed, code8, kCode8, 8, f16, ElementF16T, tile_m, tile_p, stages, min_blocks)          \
+  X(op, transposed, dense, kDense, 0, bf16, ElementBF16T, tile_m, tile_p, stages, min_blocks)        \
+  X(op, transposed, dense, kDense, 0, f16, ElementF16T, tile_m, tile_p, stages, min_blocks)
+#define LOWRANK_GEMM_MMA_KERNELS(X)                                                                  \
+  LOWRANK_GEMM_MMA_FORMATS(X, matmul, false, 128, 128, 2, 2)                                         \
+  LOWRANK_GEMM_MMA_FORMATS(X, matmul, false, 64, 64, 2, 3)                                           \
+  LOWRANK_GEMM_MMA_FORMATS(X, input_grad, true, 128, 128, 2, 2)                                      \
+  LOWRANK_GEMM_MMA_FORMATS(X, input_grad, true, 64, 64, 2, 3)                                        \
+  X(matmul, false, general, kGeneral, 0, bf16, ElementBF16T, 64, 64, 2, 2)                           \
+  X(matmul, false, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)                             \
+  X(input_grad, true, general, kGeneral, 0, bf16, ElementBF16T, 64, 64, 2, 2)                        \
+  X(input_grad, true, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)
+
+// clang-format on
+
 }  // namespace lowrank::gpu

@@ -40,6 +40,11 @@ const GemmMmaTile& SelectGemmMmaTile(int64_t M, int64_t P, bool general,
 Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 
+/// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few
+/// tokens, wgmma, or the tiled one of this header.
+Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan);
+
 /// dx (+)= dy · dequant(w) + gate ⊙ (dh · lora_a) for any dtype of dy and any M: picks the kernel
 /// family. `dh` [M, r] f32 is scaling · dy · lora_b, written by an earlier step of the same plan.
 Status PlanLoraInputGrad(const LoraBackwardOp& op, const float* dh, const DeviceLimits& device,

@@ -1,0 +1,211 @@
+#include "native/cuda/plan_gemm_mma.h"
+
+#include <array>
+
+#include "cuda/params/gemm_mma.h"
+#include "native/core/philox.h"
+#include "native/cuda/plan_gemm_f32.h"
+
+namespace lowrank::cuda {
+namespace {
+
+static_assert(static_cast<int>(DType::kF32) == gpu::kElementF32 &&
+              static_cast<int>(DType::kBF16) == gpu::kElementBF16 &&
+              static_cast<int>(DType::kF16) == gpu::kElementF16);
+
+enum class Format { kCode4, kCode8, kDense, kGeneral };
+
+/// One kernel, from the list that also instantiates it.
+struct KernelRow {
+  const char* name;
+  Format format;
+  DType dtype;
+  bool transposed;
+  int64_t tile_m;
+  int64_t tile_p;
+  uint32_t shared_bytes;
+};
+
+constexpr DType DTypeNamed_bf16 = DType::kBF16;
+constexpr DType DTypeNamed_f16 = DType::kF16;
+
+#define LOWRANK_GEMM_MMA_ROW(op, transposed, format, kFormat, bits, dtype, Element, tile_m, \
+                             tile_p, stages, min_blocks)                                    \
+  KernelRow{#op "_mma_" #format "_" #dtype "_" #tile_m "x" #tile_p "_kernel",               \
+            Format::kFormat,                                                                \
+            DTypeNamed_##dtype,                                                             \
+            transposed,                                                                     \
+            tile_m,                                                                         \
+            tile_p,                                                                         \
+            gpu::GemmMmaSharedBytes(bits, transposed, tile_m, tile_p, stages,               \
+                                    Format::kFormat == Format::kDense)},
+constexpr KernelRow kKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)};
+#undef LOWRANK_GEMM_MMA_ROW
+
+/// In order of preference; the last takes what is left.
+constexpr GemmMmaTile kTiles[] = {
+    {"128x128", 128, 128, 128, 60,
+     "untuned; a slab is 1,024 cycles of mma on sm_80 and 880 of shared memory, against 4 x 256 "
+     "and "
+     "4 x 430 as 64x64: worth it from 0.6 of a block a multiprocessor"},
+    {"64x64", 64, 64, 128, 0, "untuned; more blocks where 128x128 leaves multiprocessors idle"},
+};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool Aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
+
+int Log2(int64_t power) {
+  int log2 = 0;
+  while ((int64_t{1} << log2) < power) ++log2;
+  return log2;
+}
+
+bool IsPowerOfTwo(int64_t value) { return value > 0 && (value & (value - 1)) == 0; }
+
+/// The kernels other than the general one copy whole 16-byte pieces of x and of w.
+Format FormatOf(const GemmMmaOperands& operands) {
+  const WeightView& w = operands.w;
+  if (!Aligned16(operands.x.data) || operands.x.cols % 8 != 0) return Format::kGeneral;
+  if (!w.quantised()) {
+    const bool whole = w.cols() % 8 == 0 && Aligned16(w.dense.data);
+    return whole && w.dense.dtype == operands.x.dtype ? Format::kDense : Format::kGeneral;
+  }
+  const QuantView& q = w.quant;
+  // 32 codes are one decode task: of one row, and of one block.
+  const bool whole = q.cols % 32 == 0 && q.blocksize % 32 == 0 && Aligned16(q.codes) &&
+                     (!q.double_quant() || IsPowerOfTwo(q.nested_blocksize));
+  if (!whole) return Format::kGeneral;
+  return q.format->bits == 4 ? Format::kCode4 : Format::kCode8;
+}
+
+gpu::GemmMmaWeight WeightParams(const WeightView& w) {
+  gpu::GemmMmaWeight params{};
+  if (!w.quantised()) {
+    params.data = w.dense.data;
+    params.dense_dtype = static_cast<uint8_t>(w.dense.dtype);
+    return params;
+  }
+  const QuantView& q = w.quant;
+  params.data = q.codes;
+  params.codebook = q.codebook;
+  params.absmax = q.absmax;
+  params.absmax_8bit = q.absmax_8bit;
+  params.absmax_codebook = q.absmax_codebook;
+  params.nested_absmax = q.nested_absmax;
+  params.absmax_offset = q.absmax_offset;
+  params.nested_blocksize = q.nested_blocksize;
+  params.nested_log2 = Log2(q.nested_blocksize);
+  params.blocksize_log2 = Log2(q.blocksize);
+  params.scale_span_log2 = q.blocksize >= 64 && q.cols % 64 == 0 ? 6 : 5;
+  params.bits = static_cast<uint8_t>(q.format->bits);
+  return params;
+}
+
+/// Products of bf16 parts that give f32 accuracy (cuda/gemm_mma_lora.cuh).
+int32_t SplitPairs(DType factor) {
+  switch (factor) {
+    case DType::kBF16:
+      return 3;
+    case DType::kF16:
+      return 5;
+    default:
+      return 6;
+  }
+}
+
+void SetLora(const GemmMmaOperands& operands, gpu::GemmMmaParams* params) {
+  const TensorView& factor = operands.lora_factor;
+  if (!factor.present) return;
+  params->r = operands.w_transposed ? factor.rows : factor.cols;
+  if (params->r == 0) return;
+  params->h = operands.h;
+  params->factor = factor.data;
+  params->factor_dtype = static_cast<uint8_t>(factor.dtype);
+  params->split_pairs = SplitPairs(factor.dtype);
+  // Eight elements from a multiple of eight: rows of a multiple of eight are 16-byte aligned.
+  params->vector_factors =
+      params->r % 8 == 0 && factor.cols % 8 == 0 && Aligned16(operands.h) && Aligned16(factor.data);
+}
+
+void SetGate(const DropoutSpec& dropout, gpu::GemmMmaParams* params) {
+  params->gated = dropout.active();
+  if (!params->gated) return;
+  params->seed = dropout.seed;
+  params->threshold = DropoutThreshold(dropout.p);
+  params->kept_scale = static_cast<float>(1.0 / (1.0 - dropout.p));
+  if (!dropout.mask.present) return;
+  params->mask = dropout.mask.data;
+  params->mask_dtype = static_cast<uint8_t>(dropout.mask.dtype);
+}
+
+const void* DataOf(const TensorView& view) { return view.present ? view.data : nullptr; }
+
+}  // namespace
+
+const GemmMmaTile& SelectGemmMmaTile(int64_t M, int64_t P, bool general,
+                                     const DeviceLimits& device) {
+  constexpr size_t kCount = std::size(kTiles);
+  for (size_t i = 0; i + 1 < kCount && !general; ++i) {
+    const int64_t blocks = CeilDiv(M, kTiles[i].tile_m) * CeilDiv(P, kTiles[i].tile_p);
+    if (blocks * 100 >= kTiles[i].min_blocks_x100 * device.sm_count) return kTiles[i];
+  }
+  return kTiles[kCount - 1];
+}
+
+Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device, Workspace*,
+                   Plan* plan) {
+  const int64_t M = operands.x.rows;
+  const int64_t N = operands.w.rows();
+  const int64_t K = operands.w.cols();
+  const int64_t P = operands.w_transposed ? K : N;
+  if (M == 0 || P == 0) return Status();
+
+  const Format format = FormatOf(operands);
+  const GemmMmaTile& tile = SelectGemmMmaTile(M, P, format == Format::kGeneral, device);
+  const int64_t tiles_p = CeilDiv(P, tile.tile_p);
+  const int64_t tiles = CeilDiv(M, tile.tile_m) * tiles_p;
+  constexpr int64_t kMaxGrid = 0x7fffffff;
+  if (tiles > kMaxGrid) {
+    return Refuse(Code::kUnsupported, operands.w_transposed ? "matmulInputGrad" : "matmul", "y",
+                  "at most " + std::to_string(kMaxGrid) + " tiles of " + tile.name,
+                  std::to_string(tiles));
+  }
+
+  gpu::GemmMmaParams params{};
+  params.x = operands.x.data;
+  params.y = operands.y.data;
+  params.w = WeightParams(operands.w);
+  params.M = M;
+  params.N = N;
+  params.K = K;
+  params.tiles_p = tiles_p;
+  params.bias = DataOf(operands.bias);
+  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
+  params.lora_bias = DataOf(operands.lora_bias);
+  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
+  params.scaling = operands.scaling;
+  params.accumulate = operands.accumulate;
+  params.vector_store = P % 8 == 0 && Aligned16(operands.y.data);
+  SetLora(operands, &params);
+  SetGate(operands.dropout, &params);
+
+  for (const KernelRow& kernel : kKernels) {
+    if (kernel.format != format || kernel.dtype != operands.x.dtype ||
+        kernel.transposed != operands.w_transposed || kernel.tile_m != tile.tile_m ||
+        kernel.tile_p != tile.tile_p) {
+      continue;
+    }
+    LaunchStep step;
+    step.kernel = kernel.name;
+    step.grid.x = static_cast<uint32_t>(tiles);
+    step.threads = tile.threads;
+    step.shared_bytes = kernel.shared_bytes;
+    step.SetParams(params);
+    plan->steps.push_back(std::move(step));
+    return Status();
+  }
+  return Refuse(Code::kUnsupported, "matmul", "x", "bf16 or f16", DTypeName(operands.x.dtype));
+}
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,90 @@
+/// Which kernel family takes a product with the base weight.
+#include "native/cuda/plan_gemm_f32.h"
+#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_lora_forward_wgmma.h"
+#include "native/cuda/plan_matmul_small_m.h"
+
+namespace lowrank::cuda {
+namespace {
+
+GemmF32Operands AsF32(const GemmMmaOperands& operands) {
+  GemmF32Operands f32;
+  f32.x = operands.x;
+  f32.w = operands.w;
+  f32.w_transposed = operands.w_transposed;
+  f32.bias = operands.bias;
+  f32.h = operands.h;
+  f32.lora_factor = operands.lora_factor;
+  f32.lora_bias = operands.lora_bias;
+  f32.scaling = operands.scaling;
+  f32.dropout = operands.dropout;
+  f32.accumulate = operands.accumulate;
+  f32.y = operands.y;
+  return f32;
+}
+
+LoraForwardWgmmaOperands AsWgmma(const GemmMmaOperands& operands) {
+  LoraForwardWgmmaOperands wgmma;
+  wgmma.x = operands.x;
+  wgmma.w = operands.w;
+  wgmma.bias = operands.bias;
+  wgmma.h = operands.h;
+  wgmma.lora_b = operands.lora_factor;
+  wgmma.lora_bias = operands.lora_bias;
+  wgmma.scaling = operands.scaling;
+  wgmma.y = operands.y;
+  return wgmma;
+}
+
+}  // namespace
+
+Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan) {
+  if (operands.y.elems() == 0) return Status();
+  if (operands.x.dtype == DType::kF32) {
+    return PlanGemmF32(AsF32(operands), device, workspace, plan);
+  }
+  if (!operands.w_transposed && operands.w.cols() > 0) {
+    if (SmallMApplies(operands, device)) {
+      return PlanMatmulSmallM(operands, device, workspace, plan);
+    }
+    const LoraForwardWgmmaOperands wgmma = AsWgmma(operands);
+    if (WgmmaTakes(wgmma, device)) return PlanLoraForwardWgmma(wgmma, device, workspace, plan);
+  }
+  return PlanGemmMma(operands, device, workspace, plan);
+}
+
+Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+  GemmMmaOperands operands;
+  operands.x = op.x;
+  operands.w = op.w;
+  operands.bias = op.bias;
+  operands.y = op.y;
+  return PlanProduct(operands, device, workspace, plan);
+}
+
+Status MakePlan(const MatmulInputGradOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  GemmMmaOperands operands;
+  operands.x = op.dy;
+  operands.w = op.w;
+  operands.w_transposed = true;
+  operands.y = op.dx;
+  return PlanProduct(operands, device, workspace, plan);
+}
+
+Status PlanLoraInputGrad(const LoraBackwardOp& op, const float* dh, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan) {
+  GemmMmaOperands operands;
+  operands.x = op.dy;
+  operands.w = op.w;
+  operands.w_transposed = true;
+  operands.h = dh;
+  operands.lora_factor = op.lora_a;
+  operands.dropout = op.dropout;
+  operands.accumulate = op.accumulate_dx;
+  operands.y = op.dx;
+  return PlanProduct(operands, device, workspace, plan);
+}
+
+}  // namespace lowrank::cuda
