@@ -1,0 +1,507 @@
+/// Products of few tokens, 1 <= M <= 64, tensor cores (m16n8k16), bound by the weight's bytes.
+///
+///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
+///
+/// Operands   x [M, K] T row-major · w codes packed as QuantView says, or [N, K] T · h [M, r] f32 ·
+///            y [M, N] T, T = bf16 | f16; the others f32 | bf16 | f16
+/// Grid       (ceil(N / kRows), splits of K); with splits > 1 the blocks write f32 planes, which
+///            matmul_small_m_finish adds in order
+/// Shared     32 KiB of table + two steps of x (kTokens · kStepK · 2 bytes each) + the scales of
+/// the
+///            block's rows and slice, (kRows + 8) · 4 bytes a block index
+/// Numerics   w is codebook[code] · scale rounded once to T; products exact; sums in f32: a warp
+///            along its k, then the warps of a block in order, then the splits in order. One
+///            rounding to T. The LoRA term is f32 throughout. Equal bits from run to run, and for a
+///            token alone or among others under the same tile.
+/// Needs      whole 16-byte pieces of w in each row (K % 32 == 0 for 4-bit codes, 16 for 8-bit, 8
+/// dense),
+///            which then lie in one quantisation block; 16-byte aligned x and w
+///
+/// w is the A operand (16 outputs x 16 k), x the B operand (16 k x 8 tokens): tokens are padded
+/// to 8. The sum over k may be taken in any order, so the bytes of bitsandbytes are fragments as
+/// they are: lane (g, t) = (lane / 4, lane % 4) loads 16 bytes of rows g and g + 8 and takes its
+/// elements four at a time, in memory order, for its k-slots {2t, 2t + 1, 2t + 8, 2t + 9} of one
+/// product:
+///
+///   row g     | lane t=0: k 0..31 | t=1: 32..63 | t=2: 64..95 | t=3: 96..127 |   64 bytes of codes
+///   product q   k 4q..4q+3          32+4q..       64+4q..       96+4q..
+///
+/// x's fragment for the same slots is then k 32t + 4q .. + 3 of token g, and 16 bytes of x serve
+/// two products. No re-packed copy of w, no ldmatrix, no transpose.
+///
+/// Budget of a step of a warp (32 rows x 128 k of 4-bit codes, 4,096 weights, 2 KiB of codes):
+///   issue  64 bytes a lane, each a shift, a mask, a lookup, two products and a conversion: 384;
+///          16 products of matrices per 8 tokens; about 40 else. 3.4 lane-instructions a weight at
+///          M <= 8, 4.4 at M = 64. At 3.0 TB/s and 1.755 GHz a multiprocessor of 132 has to take
+///          22 to 25 weights a clock, and has 128 issue slots: 5.1 to 5.8 a weight.
+///   shared 2 wavefronts a lookup of 8 bytes = 128; x: 16 per 8 tokens; scales 4. M <= 8: 148, so
+///          27.7 weights a clock: above the memory's rate. M = 64: 256, 16 a clock: 4096 x 4096 in
+///          4.5 us where 6.5 are the goal.
+///          The table holds both values of a byte, once for each of 16 lanes (a half warp's 8-byte
+///          lookups are one wavefront): the same wavefronts as a table of 16 values looked up per
+///          weight, with half the instructions. Byte permutes (2.6 integer instructions a weight,
+///          at 64 lanes a clock) would stop at 24 weights a clock with nothing else on that pipe.
+///   bytes  each lane has two steps of 64 bytes in flight: 32 KiB a block, 64 KiB a multiprocessor
+///          with two blocks, where 3.0 TB/s · 0.7 us / 132 = 16 KiB are needed.
+///   x      is read from L2 by each of N / kRows blocks: 2 M / kRows bytes a weight, so kRows grows
+///          with M: 0.5 bytes a weight at M = 8 and 16, 1 at M = 64, beside 0.56 of w. L2 gives
+///          about twice what the memory gives.
+///   int8   1 byte a weight: 12.5 weights a clock; a lookup of 4 bytes a weight from 32 copies.
+#include "cuda/decode.cuh"
+#include "cuda/params/matmul_small_m.h"
+
+namespace lowrank::gpu {
+namespace {
+
+constexpr int kThreads = kSmallMThreads;
+
+// ----------------------------------------------------------------------------------- decode of w
+
+/// Tables and the decode of a lane's 16 bytes, one class a format:
+///   Fill()                       by the whole block of threads, before a barrier
+///   Padding()                    four bytes that stand for k past the end (x is zero there)
+///   Fragment(raw, q, scale)      elements 4q and 4q + 1 of `raw`, then 4q + 2 and 4q + 3, as T
+///   pairs
+template <SmallMFormat kFormat, typename Element>
+class LaneDecoder;
+
+template <typename Element>
+class LaneDecoder<SmallMFormat::kCode4, Element> {
+ public:
+  __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
+      : s_pairs_(reinterpret_cast<float2*>(s_table)), g_codebook_(g_codebook) {}
+
+  __device__ __forceinline__ void Fill() {
+    // Entry (byte, lane): thread t writes bytes 16 i + t / 16, so its low nibble does not change.
+    const float low = g_codebook_[threadIdx.x / 16];
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      s_pairs_[i * kThreads + static_cast<int>(threadIdx.x)] = make_float2(g_codebook_[i], low);
+    }
+  }
+
+  /// 0 · x must be 0, so the code is one of a finite value.
+  __device__ __forceinline__ uint32_t Padding() const {
+    uint32_t code = 0;
+    while (code < 15 && !isfinite(g_codebook_[code])) ++code;
+    return code * 0x11111111u;
+  }
+
+  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float scale) const {
+    const uint32_t word = q / 2 == 0 ? raw.x : q / 2 == 1 ? raw.y : q / 2 == 2 ? raw.z : raw.w;
+    const uint32_t pair = word >> (16 * (q % 2));
+    return make_uint2(Pair(pair & 255u, scale), Pair((pair >> 8) & 255u, scale));
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t Pair(uint32_t byte, float scale) const {
+    const float2 level = s_pairs_[byte * 16 + threadIdx.x % 16];
+    return Element::Pack(level.x * scale, level.y * scale);
+  }
+
+  float2* const s_pairs_;
+  const float* const g_codebook_;
+};
+
+template <typename Element>
+class LaneDecoder<SmallMFormat::kCode8, Element> {
+ public:
+  __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
+      : s_levels_(reinterpret_cast<float*>(s_table)), g_codebook_(g_codebook) {}
+
+  __device__ __forceinline__ void Fill() {
+#pragma unroll 8
+    for (int i = 0; i < 32; ++i) {
+      const int at = i * kThreads + static_cast<int>(threadIdx.x);
+      s_levels_[at] = g_codebook_[at / 32];
+    }
+  }
+
+  __device__ __forceinline__ uint32_t Padding() const {
+    uint32_t code = 0;
+    while (code < 255 && !isfinite(g_codebook_[code])) ++code;
+    return code * 0x01010101u;
+  }
+
+  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float scale) const {
+    const uint32_t word = q == 0 ? raw.x : q == 1 ? raw.y : q == 2 ? raw.z : raw.w;
+    return make_uint2(Pair(word & 255u, (word >> 8) & 255u, scale),
+                      Pair((word >> 16) & 255u, word >> 24, scale));
+  }
+
+ private:
+  __device__ __forceinline__ uint32_t Pair(uint32_t first, uint32_t second, float scale) const {
+    const uint32_t lane = threadIdx.x % 32;
+    return Element::Pack(s_levels_[first * 32 + lane] * scale,
+                         s_levels_[second * 32 + lane] * scale);
+  }
+
+  float* const s_levels_;
+  const float* const g_codebook_;
+};
+
+template <typename Element>
+class LaneDecoder<SmallMFormat::kDense, Element> {
+ public:
+  __device__ __forceinline__ LaneDecoder(unsigned char*, const float*) {}
+  __device__ __forceinline__ void Fill() {}
+  __device__ __forceinline__ uint32_t Padding() const { return 0; }
+  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float) const {
+    return q == 0 ? make_uint2(raw.x, raw.y) : make_uint2(raw.z, raw.w);
+  }
+};
+
+// --------------------------------------------------------------------------------------- scales
+
+/// As QuantView::Scale: product and sum rounded separately.
+LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, int64_t block) {
+  if (w.absmax_8bit == nullptr) return w.absmax[block];
+  const float nested = w.nested_absmax[block / w.nested_blocksize];
+  const float product = w.absmax_codebook[w.absmax_8bit[block]] * nested;
+  return product + *w.absmax_offset;
+}
+
+// --------------------------------------------------------------------------------------- x in
+// shared
+
+/// Where 16-byte piece `piece` of a token's kPieces lies. A quarter warp reads the pieces
+/// kPieces / 4 · t + u of two neighbouring tokens, a copy writes eight neighbouring pieces of one;
+/// both meet each of the eight 16-byte columns once.
+template <int kPieces>
+LOWRANK_DEVICE int PlaceOfPiece(int token, int piece) {
+  if constexpr (kPieces == 16) {
+    return (piece ^ ((piece >> 2) & 3)) ^ ((token & 1) << 2);
+  } else if constexpr (kPieces == 8) {
+    return piece ^ (token & 1);
+  } else {
+    return piece;
+  }
+}
+
+// ---------------------------------------------------------------------------------------- epilogue
+
+/// y for one output n and the tokens first, first + step, ...: bias and LoRA term added to the
+/// sums, then rounded. lora_b's row is read once for all of them; lanes of a warp share the token,
+/// so that its h is one broadcast.
+template <typename Element, int kCount>
+LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, int64_t n, int64_t first, int64_t step,
+                                  const float (&sum)[kCount]) {
+  float adapter[kCount] = {};
+  if (p.h != nullptr) {
+    const bool vector = p.r % 8 == 0 && (reinterpret_cast<uintptr_t>(p.lora_b) & 15u) == 0 &&
+                        (reinterpret_cast<uintptr_t>(p.h) & 15u) == 0;
+    for (int64_t j = 0; j < p.r; j += 8) {
+      float factor[8];
+      LoadEight(factor, p.lora_b, p.lora_b_dtype, n * p.r + j, p.r - j, vector);
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const int64_t m = first + i * step;
+        if (m >= p.M) break;
+        float value[8];
+        LoadEight(value, p.h, kElementF32, m * p.r + j, p.r - j, vector);
+#pragma unroll
+        for (int q = 0; q < 8; ++q) {
+          if (j + q < p.r) adapter[i] = fmaf(value[q], factor[q], adapter[i]);
+        }
+      }
+    }
+  }
+  const float bias = p.bias != nullptr ? LoadAny(p.bias, p.bias_dtype, n) : 0.0f;
+  const float lora_bias =
+      p.lora_bias != nullptr ? LoadAny(p.lora_bias, p.lora_bias_dtype, n) : 0.0f;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    const int64_t m = first + i * step;
+    if (m >= p.M) break;
+    float value = sum[i];
+    if (p.bias != nullptr) value += bias;
+    if (p.h != nullptr || p.lora_bias != nullptr) value += p.scaling * (adapter[i] + lora_bias);
+    static_cast<uint16_t*>(p.y)[m * p.N + n] = static_cast<uint16_t>(Element::Pack(value, 0.0f));
+  }
+}
+
+// -------------------------------------------------------------------------------------------- main
+
+template <SmallMFormat kFormat, typename Element, typename Tile>
+class SmallMBlock {
+  static constexpr int kLaneElems = LaneElems(kFormat);
+  static constexpr int kPieces = kLaneElems * 4 * 2 / 16;  // 16-byte pieces of x a warp's chunk
+  static constexpr int kStepK = kSmallMStepK<kFormat, Tile>;
+  static constexpr bool kQuantised = kFormat != SmallMFormat::kDense;
+  using Shared = SmallMShared<kFormat, Tile>;
+
+ public:
+  __device__ __forceinline__ explicit SmallMBlock(const SmallMParams& params)
+      : p_(params),
+        s_(DynamicShared<Shared>()),
+        decoder_(s_.main.table, params.w.codebook),
+        lane_(static_cast<int>(threadIdx.x % 32)),
+        warp_n_(static_cast<int>(threadIdx.x / 32) % Tile::kWarpsN),
+        warp_k_(static_cast<int>(threadIdx.x / 32) / Tile::kWarpsN),
+        first_n_(static_cast<int64_t>(blockIdx.x) * Tile::kRows),
+        first_k_(static_cast<int64_t>(blockIdx.y) * params.slice_k),
+        slice_(static_cast<int>(Least(params.slice_k, params.K - first_k_))) {}
+
+  __device__ __forceinline__ void Run() {
+    const int steps = (slice_ + kStepK - 1) / kStepK;
+    padding_ = decoder_.Padding();
+    FindRows();
+    Codes now, next, after;
+    LoadCodes(0, &next);
+    LoadCodes(1, &after);
+    IssueX(0);
+    decoder_.Fill();
+    if constexpr (kQuantised) FillScales();
+    for (int step = 0; step < steps; ++step) {
+      CpAsyncWait<0>();
+      __syncthreads();  // x and the tables are there, and nobody reads the other buffer any more
+      if (step + 1 < steps) IssueX(step + 1);
+      now = next;
+      next = after;
+      LoadCodes(step + 2, &after);
+      Multiply(step, now);
+    }
+    StorePlanes();
+    Finish();
+  }
+
+ private:
+  struct Codes {
+    uint4 raw[Tile::kTilesN][2];  // rows g and g + 8 of each fragment
+  };
+
+  LOWRANK_DEVICE int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  __device__ __forceinline__ int LocalRow(int tile, int half) const {
+    return (warp_n_ * Tile::kTilesN + tile) * 16 + half * 8 + lane_ / 4;
+  }
+  /// The lane's first k of a step, in the slice.
+  __device__ __forceinline__ int LaneK(int step) const {
+    return step * kStepK + (warp_k_ * 4 + lane_ % 4) * kLaneElems;
+  }
+
+  /// Rows past N read the last one; what they give is not stored.
+  __device__ __forceinline__ void FindRows() {
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int64_t n = Least(first_n_ + LocalRow(i, half), p_.N - 1);
+        const int64_t element = n * p_.K + first_k_;
+        g_row_[i][half] = static_cast<const unsigned char*>(p_.w.data) + element * 16 / kLaneElems;
+        in_block_[i][half] = static_cast<int>(element & ((int64_t{1} << p_.w.blocksize_log2) - 1));
+      }
+    }
+  }
+
+  __device__ __forceinline__ void LoadCodes(int step, Codes* codes) const {
+    const int k = LaneK(step);
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        codes->raw[i][half] = make_uint4(padding_, padding_, padding_, padding_);
+        if (k < slice_) {
+          codes->raw[i][half] = LoadStream16(g_row_[i][half] + k / kLaneElems * 16);
+        }
+      }
+    }
+  }
+
+  /// A step of x, all warps' chunks, zero past the slice. Tokens past M are not there.
+  __device__ __forceinline__ void IssueX(int step) {
+    constexpr int kRowPieces = kStepK / 8;
+    const uint16_t* g_x = static_cast<const uint16_t*>(p_.x);
+    unsigned char* s_x = s_.main.x[step % 2];
+    const int count = static_cast<int>(p_.M) * kRowPieces;
+    for (int at = static_cast<int>(threadIdx.x); at < count; at += kThreads) {
+      const int token = at / kRowPieces;
+      const int piece = at % kRowPieces;
+      const int k = step * kStepK + piece * 8;
+      const bool inside = k < slice_;
+      const int chunk = piece / kPieces;
+      const int place = PlaceOfPiece<kPieces>(token, piece % kPieces);
+      CpAsync16(s_x + ((chunk * Tile::kTokens + token) * kPieces + place) * 16,
+                g_x + (inside ? token * p_.K + first_k_ + k : 0), inside ? 16 : 0);
+    }
+    CpAsyncCommit();
+  }
+
+  /// The scales of the block's rows, decoded, by block index from the first one of each row. A
+  /// request is 4 rows of 8 neighbours: whole sectors, and no two rows of a store in one bank.
+  __device__ __forceinline__ void FillScales() {
+    const int blocks = (slice_ - 1) >> p_.w.blocksize_log2;  // and at most two more
+    float* s_scale = Scales();
+    const int warp = static_cast<int>(threadIdx.x / 32);
+    for (int row = warp * 4 + lane_ / 8; row < Tile::kRows; row += kSmallMWarps * 4) {
+      const int64_t n = Least(first_n_ + row, p_.N - 1);
+      const int64_t begin = (n * p_.K + first_k_) >> p_.w.blocksize_log2;
+      const int64_t last = (n * p_.K + first_k_ + slice_ - 1) >> p_.w.blocksize_log2;
+#pragma unroll 4
+      for (int b = lane_ % 8; b < blocks + 2; b += 8) {
+        if (begin + b <= last) s_scale[b * Tile::kScaleStride + row] = SmallMScale(p_.w, begin + b);
+      }
+    }
+  }
+
+  __device__ __forceinline__ float* Scales() { return reinterpret_cast<float*>(&s_ + 1); }
+
+  __device__ __forceinline__ void Multiply(int step, const Codes& codes) {
+    const int k = LaneK(step);
+    float scale[Tile::kTilesN][2];
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        scale[i][half] = 0.0f;
+        if constexpr (kQuantised) {
+          const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
+          if (k < slice_) {
+            scale[i][half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
+          }
+        }
+      }
+    }
+    // The last token stands in for those past M: its columns of the product are not stored.
+    const unsigned char* s_x = s_.main.x[step % 2] + warp_k_ * (Tile::kTokens * kPieces * 16);
+#pragma unroll
+    for (int u = 0; u < kPieces / 4; ++u) {
+      uint4 x[Tile::kTilesM];
+#pragma unroll
+      for (int j = 0; j < Tile::kTilesM; ++j) {
+        const int token = static_cast<int>(Least(j * 8 + lane_ / 4, p_.M - 1));
+        const int place = PlaceOfPiece<kPieces>(token, lane_ % 4 * (kPieces / 4) + u);
+        x[j] = *reinterpret_cast<const uint4*>(s_x + (token * kPieces + place) * 16);
+      }
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+#pragma unroll
+        for (int i = 0; i < Tile::kTilesN; ++i) {
+          const uint2 low = decoder_.Fragment(codes.raw[i][0], 2 * u + part, scale[i][0]);
+          const uint2 high = decoder_.Fragment(codes.raw[i][1], 2 * u + part, scale[i][1]);
+          const uint32_t a[4] = {low.x, high.x, low.y, high.y};
+#pragma unroll
+          for (int j = 0; j < Tile::kTilesM; ++j) {
+            Element::Mma(sum_[i][j], a, part == 0 ? x[j].x : x[j].z, part == 0 ? x[j].y : x[j].w);
+          }
+        }
+      }
+    }
+  }
+
+  /// Each warp's sums to its plane, [token][row].
+  __device__ __forceinline__ void StorePlanes() {
+    __syncthreads();  // the planes lie over the tables and x
+    float* s_plane = s_.planes + warp_k_ * (Tile::kTokens * Tile::kPlaneStride);
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) {
+#pragma unroll
+      for (int j = 0; j < Tile::kTilesM; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int token = j * 8 + lane_ % 4 * 2 + e % 2;
+          s_plane[token * Tile::kPlaneStride + LocalRow(i, e / 2)] = sum_[i][j][e];
+        }
+      }
+    }
+    __syncthreads();
+  }
+
+  /// The planes of the kWarpsK warps added in order; a thread keeps its output n.
+  __device__ __forceinline__ void Finish() {
+    constexpr int kStep = kThreads / Tile::kRows;  // tokens between two of a thread
+    constexpr int kCount = Tile::kTokens / kStep;
+    const int row = static_cast<int>(threadIdx.x) % Tile::kRows;
+    const int first = static_cast<int>(threadIdx.x) / Tile::kRows;
+    const int64_t n = first_n_ + row;
+    if (n >= p_.N) return;
+    float sum[kCount];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      sum[i] = 0.0f;
+      const int token = first + i * kStep;
+      if (token >= p_.M) continue;
+      const float* s_value = s_.planes + token * Tile::kPlaneStride + row;
+      sum[i] = s_value[0];
+#pragma unroll
+      for (int plane = 1; plane < Tile::kWarpsK; ++plane) {
+        sum[i] += s_value[plane * (Tile::kTokens * Tile::kPlaneStride)];
+      }
+    }
+    if (p_.splits == 1) {
+      FinishOutputs<Element>(p_, n, first, kStep, sum);
+      return;
+    }
+    float* g_plane = p_.partial + static_cast<int64_t>(blockIdx.y) * p_.M * p_.N;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int64_t token = first + i * kStep;
+      if (token < p_.M) g_plane[token * p_.N + n] = sum[i];
+    }
+  }
+
+  const SmallMParams& p_;
+  Shared& s_;
+  LaneDecoder<kFormat, Element> decoder_;
+  const int lane_;
+  const int warp_n_;
+  const int warp_k_;
+  const int64_t first_n_;
+  const int64_t first_k_;
+  const int slice_;  // k of this block
+  uint32_t padding_;
+  const unsigned char* g_row_[Tile::kTilesN][2];
+  int in_block_[Tile::kTilesN][2];  // of the row's first element in its quantisation block
+  float sum_[Tile::kTilesN][Tile::kTilesM][4] = {};
+};
+
+template <typename Element>
+LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
+  const int64_t n = static_cast<int64_t>(blockIdx.x) * kSmallMFinishThreads + threadIdx.x;
+  if (n >= p.N) return;
+  constexpr int kCount = kSmallMFinishTokens;
+  const int64_t first = static_cast<int64_t>(blockIdx.y) * kCount;
+  float sum[kCount] = {};
+  for (uint32_t split = 0; split < p.splits; ++split) {
+    const float* g_plane = p.partial + split * p.M * p.N;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (first + i < p.M) {
+        const float value = g_plane[(first + i) * p.N + n];
+        sum[i] = split == 0 ? value : sum[i] + value;
+      }
+    }
+  }
+  FinishOutputs<Element>(p, n, first, 1, sum);
+}
+
+}  // namespace
+
+#define LOWRANK_SMALL_M_TILES(X, format, dtype, kFormat, Element) \
+  X(format##_##dtype##_m8, kFormat, Element, SmallMTile8, 2)      \
+  X(format##_##dtype##_m16, kFormat, Element, SmallMTile16, 2)    \
+  X(format##_##dtype##_m32, kFormat, Element, SmallMTile32, 1)    \
+  X(format##_##dtype##_m64, kFormat, Element, SmallMTile64, 1)
+#define LOWRANK_SMALL_M_KERNELS(X)                                          \
+  LOWRANK_SMALL_M_TILES(X, 4bit, bf16, SmallMFormat::kCode4, ElementBF16T)  \
+  LOWRANK_SMALL_M_TILES(X, 4bit, f16, SmallMFormat::kCode4, ElementF16T)    \
+  LOWRANK_SMALL_M_TILES(X, 8bit, bf16, SmallMFormat::kCode8, ElementBF16T)  \
+  LOWRANK_SMALL_M_TILES(X, 8bit, f16, SmallMFormat::kCode8, ElementF16T)    \
+  LOWRANK_SMALL_M_TILES(X, dense, bf16, SmallMFormat::kDense, ElementBF16T) \
+  LOWRANK_SMALL_M_TILES(X, dense, f16, SmallMFormat::kDense, ElementF16T)
+
+#define LOWRANK_DEFINE(name, kFormat, Element, Tile, kMinBlocks)                       \
+  LOWRANK_KERNEL(matmul_small_m_##name##_kernel, SmallMParams, kThreads, kMinBlocks) { \
+    SmallMBlock<kFormat, Element, Tile>(p).Run();                                      \
+  }
+LOWRANK_SMALL_M_KERNELS(LOWRANK_DEFINE)
+#undef LOWRANK_DEFINE
+
+LOWRANK_KERNEL(matmul_small_m_finish_bf16_kernel, SmallMParams, kSmallMFinishThreads, 4) {
+  SmallMFinishBody<ElementBF16T>(p);
+}
+LOWRANK_KERNEL(matmul_small_m_finish_f16_kernel, SmallMParams, kSmallMFinishThreads, 4) {
+  SmallMFinishBody<ElementF16T>(p);
+}
+
+}  // namespace lowrank::gpu

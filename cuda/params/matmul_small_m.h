@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cuda/params/gemm_mma.h"
+
+namespace lowrank::gpu {
+
+constexpr uint32_t kSmallMThreads = 256;
+constexpr int kSmallMWarps = 8;
+constexpr uint32_t kSmallMFinishThreads = 128;  // outputs n a block of the finishing kernel
+constexpr uint32_t kSmallMFinishTokens = 8;     // tokens m of each
+
+enum class SmallMFormat { kCode4, kCode8, kDense };
+
+/// Elements of w in 16 bytes: what a lane loads of one row at once.
+constexpr int LaneElems(SmallMFormat format) {
+  return format == SmallMFormat::kCode4 ? 32 : format == SmallMFormat::kCode8 ? 16 : 8;
+}
+
+/// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
+/// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
+template <int kTilesN_, int kTilesM_, int kWarpsN_>
+struct SmallMTile {
+  static constexpr int kTilesN = kTilesN_;  // fragments of 16 outputs a warp
+  static constexpr int kTilesM = kTilesM_;  // fragments of 8 tokens
+  static constexpr int kWarpsN = kWarpsN_;
+  static constexpr int kWarpsK = kSmallMWarps / kWarpsN;
+  static constexpr int kRows = 16 * kTilesN * kWarpsN;
+  static constexpr int kTokens = 8 * kTilesM;
+  static constexpr int kScaleStride = kRows + 8;  // of the scales of one block index, in floats
+  static constexpr int kPlaneStride = kRows + 4;  // of one token of a partial sum, in floats
+};
+using SmallMTile8 = SmallMTile<2, 1, 1>;
+using SmallMTile16 = SmallMTile<2, 2, 2>;
+using SmallMTile32 = SmallMTile<2, 4, 4>;
+using SmallMTile64 = SmallMTile<2, 8, 4>;
+
+/// k that all warps of a block take in one step.
+template <SmallMFormat kFormat, typename Tile>
+constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
+
+/// Shared memory; the decoded scales, [block of the slice][row], follow it.
+template <SmallMFormat kFormat, typename Tile>
+struct SmallMShared {
+  struct Main {
+    // 4-bit: the values of both codes of a byte, [256][16] float2. 8-bit: of a code, [256][32]
+    // float.
+    alignas(128) unsigned char table[kFormat == SmallMFormat::kDense ? 128 : 32768];
+    alignas(128) unsigned char x[2][Tile::kTokens * kSmallMStepK<kFormat, Tile> * 2];
+  };
+  union {
+    Main main;
+    float planes[Tile::kWarpsK * Tile::kTokens * Tile::kPlaneStride];
+  };
+};
+
+struct SmallMParams {
+  GemmMmaWeight w;        // [N, K] quantised, or dense of T
+  const void* x;          // [M, K] T
+  const void* bias;       // [1, N], or null
+  const void* lora_b;     // [N, r]
+  const void* lora_bias;  // [1, N], or null
+  const float* h;         // [M, r] f32, or null without the LoRA term
+  void* y;                // [M, N] T
+  float* partial;         // [splits, M, N], where K is split between blocks
+  int64_t M;
+  int64_t N;
+  int64_t K;
+  int64_t slice_k;  // of a block: whole steps
+  int64_t r;
+  float scaling;
+  uint32_t splits;
+  uint8_t bias_dtype;  // ElementCode
+  uint8_t lora_b_dtype;
+  uint8_t lora_bias_dtype;
+};
+
+}  // namespace lowrank::gpu

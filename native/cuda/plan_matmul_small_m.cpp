@@ -1,0 +1,179 @@
+#include "native/cuda/plan_matmul_small_m.h"
+
+#include <algorithm>
+
+#include "cuda/params/matmul_small_m.h"
+#include "native/cuda/plan_streaming.h"
+#include "native/cuda/weight_params.h"
+
+namespace lowrank::cuda {
+namespace {
+
+using gpu::SmallMFormat;
+
+/// One format under one tile.
+struct FormatRow {
+  const char* kernels[2];  // bf16, f16
+  int64_t step_k;          // slices of K are multiples of it
+  int64_t shared_bytes;    // without the scales
+};
+
+struct TileRow {
+  int min_sm;
+  int64_t m_max;          // tokens: the first row that holds them is taken
+  int64_t rows;           // outputs a block
+  int64_t scale_bytes;    // of one block index, all rows
+  int64_t blocks_per_sm;  // that its registers allow
+  FormatRow formats[3];   // in SmallMFormat's order
+  const char* note;
+};
+
+template <SmallMFormat kFormat, typename Tile>
+constexpr FormatRow MakeFormat(const char* bf16, const char* f16) {
+  return {{bf16, f16},
+          gpu::kSmallMStepK<kFormat, Tile>,
+          static_cast<int64_t>(sizeof(gpu::SmallMShared<kFormat, Tile>))};
+}
+
+#define LOWRANK_SMALL_M_ROW(m_max, Tile, blocks_per_sm, note)                                    \
+  {80,                                                                                           \
+   m_max,                                                                                        \
+   gpu::Tile::kRows,                                                                             \
+   gpu::Tile::kScaleStride * int64_t{sizeof(float)},                                             \
+   blocks_per_sm,                                                                                \
+   {MakeFormat<SmallMFormat::kCode4, gpu::Tile>("matmul_small_m_4bit_bf16_m" #m_max "_kernel",   \
+                                                "matmul_small_m_4bit_f16_m" #m_max "_kernel"),   \
+    MakeFormat<SmallMFormat::kCode8, gpu::Tile>("matmul_small_m_8bit_bf16_m" #m_max "_kernel",   \
+                                                "matmul_small_m_8bit_f16_m" #m_max "_kernel"),   \
+    MakeFormat<SmallMFormat::kDense, gpu::Tile>("matmul_small_m_dense_bf16_m" #m_max "_kernel",  \
+                                                "matmul_small_m_dense_f16_m" #m_max "_kernel")}, \
+   note}
+
+/// Why the rows grow with M: x is read from L2 once a block, 2 · M / rows bytes a weight. The notes
+/// give bytes of x and of w a 4-bit weight. Untuned: no GPU has run them.
+constexpr TileRow kTiles[] = {
+    LOWRANK_SMALL_M_ROW(8, SmallMTile8, 2, "0.5 of x beside 0.56 of w at M = 8"),
+    LOWRANK_SMALL_M_ROW(16, SmallMTile16, 2, "0.5 beside 0.56 at M = 16"),
+    LOWRANK_SMALL_M_ROW(32, SmallMTile32, 1, "0.5 beside 0.56 at M = 32"),
+    LOWRANK_SMALL_M_ROW(64, SmallMTile64, 1, "1 beside 0.56 at M = 64; 256 rows do not fit"),
+};
+#undef LOWRANK_SMALL_M_ROW
+
+constexpr int64_t kSplitsMax = 64;
+
+const TileRow* TileFor(int64_t M, const DeviceLimits& device) {
+  for (const TileRow& row : kTiles) {
+    if (M <= row.m_max && device.sm >= row.min_sm) return &row;
+  }
+  return nullptr;
+}
+
+SmallMFormat FormatOf(const WeightView& w) {
+  if (!w.quantised()) return SmallMFormat::kDense;
+  return w.quant.format->bits == 4 ? SmallMFormat::kCode4 : SmallMFormat::kCode8;
+}
+
+/// How K is cut.
+struct Slices {
+  int64_t k = 0;  // of a block; 0: shared memory holds no slice's scales
+  int64_t count = 0;
+  int64_t shared_bytes = 0;
+};
+
+Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLimits& device) {
+  const int64_t K = operands.x.cols;
+  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
+  const int64_t steps = CeilDiv(K, format.step_k);
+  auto shared_bytes = [&](int64_t slice_k) {
+    if (!operands.w.quantised()) return format.shared_bytes;
+    // A slice that starts inside a block meets one more than it has room for.
+    const int64_t blocks = (slice_k - 1) / operands.w.quant.blocksize + 2;
+    return format.shared_bytes + blocks * tile.scale_bytes;
+  };
+  // Blocks for three quarters of the multiprocessors are left whole: the planes and the second
+  // launch cost more than the idle ones.
+  const int64_t blocks = CeilDiv(operands.w.rows(), tile.rows);
+  int64_t wanted = 1;
+  if (4 * blocks < 3 * device.sm_count) {
+    wanted = std::max<int64_t>(1, device.sm_count * tile.blocks_per_sm / blocks);
+  }
+  wanted = std::min({wanted, steps, kSplitsMax});
+  for (; wanted <= std::min(steps, kSplitsMax); ++wanted) {
+    Slices slices;
+    slices.k = std::min(CeilDiv(steps, wanted) * format.step_k, K);
+    slices.count = CeilDiv(K, slices.k);
+    slices.shared_bytes = shared_bytes(slices.k);
+    if (slices.shared_bytes <= device.shared_bytes_per_block) return slices;
+  }
+  return Slices();
+}
+
+}  // namespace
+
+bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  const TensorView& x = operands.x;
+  const WeightView& w = operands.w;
+  if (x.dtype == DType::kF32 || operands.w_transposed || operands.accumulate) return false;
+  if (operands.dropout.active() || x.rows < 1 || w.rows() < 1) return false;
+  const TileRow* tile = TileFor(x.rows, device);
+  if (tile == nullptr) return false;
+  if (!w.quantised() && w.dense.dtype != x.dtype) return false;
+  const int64_t lane_elems = gpu::LaneElems(FormatOf(w));
+  if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > (int64_t{1} << 30)) return false;
+  const void* weight = w.quantised() ? w.quant.codes : w.dense.data;
+  if (!IsAligned(x.data, 16) || !IsAligned(weight, 16)) return false;
+  return CutK(operands, *tile, device).count > 0;
+}
+
+Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
+                        Workspace* workspace, Plan* plan) {
+  const int64_t M = operands.x.rows;
+  const int64_t N = operands.w.rows();
+  const TileRow& tile = *TileFor(M, device);
+  const Slices slices = CutK(operands, tile, device);
+  const int f16 = operands.x.dtype == DType::kF16 ? 1 : 0;
+  const bool lora =
+      operands.h != nullptr && operands.lora_factor.present && operands.lora_factor.cols > 0;
+
+  gpu::SmallMParams params{};
+  params.w = WeightParams(operands.w);
+  params.x = operands.x.data;
+  params.bias = operands.bias.present ? operands.bias.data : nullptr;
+  params.lora_b = lora ? operands.lora_factor.data : nullptr;
+  params.lora_bias = operands.lora_bias.present ? operands.lora_bias.data : nullptr;
+  params.h = lora ? operands.h : nullptr;
+  params.y = operands.y.data;
+  params.M = M;
+  params.N = N;
+  params.K = operands.x.cols;
+  params.slice_k = slices.k;
+  params.r = lora ? operands.lora_factor.cols : 0;
+  params.scaling = operands.scaling;
+  params.splits = static_cast<uint32_t>(slices.count);
+  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
+  params.lora_b_dtype = static_cast<uint8_t>(operands.lora_factor.dtype);
+  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
+  if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
+
+  LaunchStep step;
+  step.kernel = tile.formats[static_cast<int>(FormatOf(operands.w))].kernels[f16];
+  step.threads = gpu::kSmallMThreads;
+  step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, N, tile.rows, &step));
+  step.grid.y = params.splits;
+  step.SetParams(params);
+  plan->steps.push_back(step);
+  if (slices.count == 1) return Status();
+
+  LaunchStep finish;
+  finish.kernel =
+      f16 != 0 ? "matmul_small_m_finish_f16_kernel" : "matmul_small_m_finish_bf16_kernel";
+  finish.threads = gpu::kSmallMFinishThreads;
+  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, N, gpu::kSmallMFinishThreads, &finish));
+  finish.grid.y = static_cast<uint32_t>(CeilDiv(M, gpu::kSmallMFinishTokens));
+  finish.SetParams(params);
+  plan->steps.push_back(finish);
+  return Status();
+}
+
+}  // namespace lowrank::cuda
