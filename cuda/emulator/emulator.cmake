@@ -30,8 +30,6 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   target_compile_options(lowrank_emulator_runtime PRIVATE ${emulator_flags})
   target_include_directories(lowrank_emulator_runtime PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
 
-  # One object library of the kernels a way to compile them: source properties are a folder's, so
-  # -x c++ stands with the target.
   function(lowrank_emulator_library target variant)
     cmake_parse_arguments(arg "" "" "SOURCES;OPTIONS" ${ARGN})
     add_library(${target} MODULE $<TARGET_OBJECTS:lowrank_emulator_runtime> ${arg_SOURCES})
@@ -40,7 +38,8 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
     target_compile_options(${target} PRIVATE ${emulator_flags} ${arg_OPTIONS})
     target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
-    # -z now: no lazy binding on a fiber's small stack. nodelete: the library outlives whoever opened it, as libcuda does.
+    # -z now: no lazy binding on a fiber's small stack. nodelete: the library outlives whoever opened
+    # it, as libcuda does.
     target_link_options(${target} PRIVATE -Wl,-z,now -Wl,-z,nodelete -Wl,-Bsymbolic)
     target_link_libraries(${target} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
   endfunction()
@@ -50,4 +49,54 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   lowrank_emulator_library(emulator_check "-check" SOURCES ${kernel_sources}
                            OPTIONS ${emulator_hooks})
   set_target_properties(emulator_check PROPERTIES EXCLUDE_FROM_ALL ON)
+  add_custom_target(emulators DEPENDS lowrank_emulator emulator_check)
+
+  # --- PTX mode: what nvcc made of the kernels, as C++. A file for one architecture is taken as that,
+  # all others as LOWRANK_PTX_ARCH.
+  set(LOWRANK_PTX_ARCH 80 CACHE STRING "the architecture whose PTX the emulator translates")
+  set(ptx_parts 4) # C++ files that the kernels of one source are spread over: g++ runs in parallel
+  function(lowrank_translate_kernel source out)
+    get_filename_component(name ${source} NAME_WE)
+    set(ptx_arch ${LOWRANK_PTX_ARCH})
+    if(name MATCHES "_sm([0-9]+a)$")
+      set(ptx_arch ${CMAKE_MATCH_1})
+    endif()
+    set(dir ${CMAKE_CURRENT_BINARY_DIR}/ptx)
+    file(MAKE_DIRECTORY ${dir})
+    set(ptx ${dir}/${name}.ptx)
+    add_custom_command(
+      OUTPUT ${ptx}
+      COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_language} -I ${CMAKE_CURRENT_SOURCE_DIR}
+              -arch=compute_${ptx_arch} -MD -MT ${ptx} -MF ${ptx}.d
+              -ptx ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${ptx}
+      DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}
+      DEPFILE ${ptx}.d
+      COMMENT "nvcc -ptx ${source} (compute_${ptx_arch})" VERBATIM)
+    set(parts)
+    math(EXPR last_part "${ptx_parts} - 1")
+    foreach(part RANGE ${last_part})
+      list(APPEND parts ${dir}/${name}.${part}.cpp)
+    endforeach()
+    add_custom_command(
+      OUTPUT ${parts}
+      COMMAND node ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/translate.mjs
+              --root ${CMAKE_CURRENT_SOURCE_DIR} ${ptx} ${parts}
+      DEPENDS ${ptx} ${ptx_translator}
+      COMMENT "Translating ${name}.ptx" VERBATIM)
+    set(${out} ${parts} PARENT_SCOPE)
+  endfunction()
+
+  if(lowrank_build_kernels)
+    file(GLOB ptx_translator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/*.mjs)
+    set(translated)
+    foreach(source ${kernel_sources})
+      lowrank_translate_kernel(${source} parts)
+      list(APPEND translated ${parts})
+    endforeach()
+    # -O1: the rest buys little on code that is mostly calls, and costs twice the time.
+    set_source_files_properties(${translated} PROPERTIES COMPILE_OPTIONS "-O1;-g0;-w")
+    lowrank_emulator_library(emulator_ptx "-ptx" SOURCES ${translated} ${emulator_ptx_sources})
+    set_target_properties(emulator_ptx PROPERTIES EXCLUDE_FROM_ALL ON)
+    add_dependencies(emulators emulator_ptx)
+  endif()
 endif()

@@ -10,7 +10,8 @@ set(LOWRANK_CUDA_ARCHS auto CACHE STRING "auto, package, or a list such as 80;90
 
 # Contraction is off in every compiler of a kernel, so that all give the same bits. A spill or a stack
 # frame is an error: it costs more than any tile gains.
-set(lowrank_nvcc_flags -std=c++17 -O3 -fmad=false -lineinfo
+set(lowrank_nvcc_language -std=c++17 -O3 -fmad=false -lineinfo)
+set(lowrank_nvcc_flags ${lowrank_nvcc_language}
   -Xptxas -warn-spills,-warn-lmem-usage,--warning-as-error)
 
 # Where binaries go: cmake-js names the folder, by hand it is the build folder.
