@@ -250,10 +250,12 @@ void MmaK8(MmaType type, float* d, const uint32_t* a, const uint32_t* b, const f
 enum class AccessKind : uint8_t {
   kRead,
   kWrite,
-  kAtomic,     // a read-modify-write, or a relaxed or volatile access: races with plain ones only
-  kCopyIssue,  // an asynchronous copy will write here
-  kCopyDone,   // and has
-  kCopyRead,   // an asynchronous copy reads here: uninitialised bytes are copied, not used
+  kAtomic,       // a read-modify-write; atomics race with plain accesses only
+  kAtomicLoad,   // volatile, relaxed or acquire
+  kAtomicStore,  // volatile, relaxed or release
+  kCopyIssue,    // an asynchronous copy will write here
+  kCopyDone,     // and has
+  kCopyRead,     // an asynchronous copy reads here: uninitialised bytes are copied, not used
 };
 /// Is anything watching? Where not, Access() need not be called.
 extern bool observing;

@@ -1,0 +1,53 @@
+#include "cuda/emulator/clocks.h"
+
+#include <algorithm>
+
+namespace lowrank::emu {
+
+void Known::Join(const Known& other) {
+  all = std::max(all, other.all);
+  if (other.some > all) {
+    // The union overstates the lane that was released earlier by what it did in between: silence
+    // rather than a false alarm.
+    lanes = some > all ? lanes | other.lanes : other.lanes;
+    some = std::max(some, other.some);
+  }
+}
+
+void JoinBlock(BlockKnown* into, const BlockKnown& from) {
+  if (into->size() < from.size()) into->resize(from.size());
+  for (size_t warp = 0; warp < from.size(); ++warp) (*into)[warp].Join(from[warp]);
+}
+
+void ClockState::Join(const ClockState& other) {
+  for (const auto& [instance, known] : other.blocks) JoinBlock(&blocks[instance], known);
+}
+
+void ClockState::ReleaseFrom(WarpClock* clock, uint32_t instance, uint32_t warp, uint32_t lane,
+                             bool bump) {
+  BlockKnown& own = blocks[instance];
+  JoinBlock(&own, clock->own);
+  own[warp].Join(Known{clock->ordered - 1, clock->now, uint32_t{1} << lane});
+  if (clock->others != nullptr) {
+    for (const auto& [other, known] : *clock->others) JoinBlock(&blocks[other], known);
+  }
+  if (bump) ++clock->now;
+}
+
+void ClockState::AcquireInto(WarpClock* clock, uint32_t instance) const {
+  bool unshared = false;
+  for (const auto& [other, known] : blocks) {
+    if (other == instance) {
+      JoinBlock(&clock->own, known);
+      continue;
+    }
+    if (!unshared) {
+      clock->others = clock->others == nullptr ? std::make_shared<ClockMap>()
+                                               : std::make_shared<ClockMap>(*clock->others);
+      unshared = true;
+    }
+    JoinBlock(&(*clock->others)[other], known);
+  }
+}
+
+}  // namespace lowrank::emu
