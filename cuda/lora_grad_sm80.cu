@@ -1,0 +1,131 @@
+/// The adapter's gradients:
+///
+///   d_lora_a [r, K] = dhᵀ · (gate ⊙ x)      lora_grad: one pass over x
+///   d_lora_b [N, r] = scaling · dyᵀ · h      lora_grad, or with dh lora_dy: one pass over dy
+///   d_bias [N] = Σₘ dy, d_lora_bias = scaling · d_bias: column sums out of the same pass
+///
+/// The body, its numerics and its budget are in lora_contract.cuh; a column sum is one more product
+/// per fragment, with ones.
+///
+/// Grid         lora_grad (ceil(cols / 64), splits of M, ceil(r / kRankTile)); lora_dy one block
+/// for
+///              each block of the two contractions (see LoraDyParams)
+/// Partials     one f32 plane a split, added by lora_reduce in ascending order: no atomics, the
+///              same bits in every run
+///
+/// Why lora_dy runs two contractions in one launch instead of sharing a tile of dy between them:
+/// dh sums over n and d_lora_b over m, so a block that does both on a region of RB rows and CB
+/// columns leaves partial sums of 8 r (1 / RB + 1 / CB) bytes an element of dy (written and read),
+/// and wants its d_lora_b sums in registers for every column of the region. At RB = 256 that is
+/// 25 % of dy's bytes at r = 16 and 100 % at r = 64, and the split h is read from shared memory by
+/// every warp for every tile: 3 wavefronts for each of dy. Blocks in groups that share rows of dy
+/// cost L2 reads instead, of which there are plenty (A100: 3 times the DRAM rate): DRAM gives each
+/// row of dy once, the second reader finds it in L2 as long as the groups in flight fit there, and
+/// the partial planes are M / (rows of a group).
+///
+/// Bytes, M = 8,192, N = K = 4,096, r = 16, bf16: dy 67.1 MB from DRAM and as much again from L2,
+/// planes of d_lora_b 8 · 0.26 MB and of dh 4 · 0.5 MB, both ways 8 MB: 48 us on A100, 25 us on
+/// H100. x 67.1 MB and planes 4 MB: 46 us, 24 us. Together 94 us of 1,050 (A100: 9 %) and 49 us of
+/// 345 (H100: 14 %): goal G10's 8 % asks for the overlap with dx's product on top, which leaves
+/// half of the memory idle.
+#include "cuda/lora_contract.cuh"
+#include "cuda/params/lora_grad.h"
+
+namespace lowrank::gpu {
+namespace {
+
+/// Blocks of group s: those of the shrink over the rows of split s, then those of the gradient's
+/// split s.
+template <typename T, int kRankTile>
+LOWRANK_DEVICE void LoraDy(const LoraDyParams& p) {
+  const uint32_t shrink_tiles = p.shrink_rows * p.shrink.rank_tiles;
+  const uint32_t shrink_blocks = shrink_tiles * p.shrink_splits;
+  const uint32_t grad_blocks = p.grad_cols * p.grad.rank_tiles;
+  const uint32_t group = blockIdx.x / (shrink_blocks + grad_blocks);
+  const uint32_t block = blockIdx.x % (shrink_blocks + grad_blocks);
+  if (block < shrink_blocks) {
+    const uint32_t o_tile = group * shrink_tiles + block % shrink_tiles;
+    // The last group may have fewer rows.
+    if (static_cast<int64_t>(o_tile / p.shrink.rank_tiles) * kLoraTileO >= p.shrink.rows) return;
+    LoraContract<T, kRankTile, false>::Run(p.shrink, o_tile, block / shrink_tiles);
+  } else {
+    LoraContract<T, kRankTile, true>::Run(p.grad, block - shrink_blocks, group);
+  }
+}
+
+LOWRANK_DEVICE float LoadAs(const void* g_data, int64_t index, int32_t element) {
+  if (element == kLoraF32) return static_cast<const float*>(g_data)[index];
+  return BitsToFloat(static_cast<const uint16_t*>(g_data)[index], element);
+}
+
+/// Rounds to nearest, ties to even.
+LOWRANK_DEVICE uint32_t RoundTo16(float value, int32_t element) {
+  return element == kLoraBF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(value))
+                              : __half_as_ushort(__float2half_rn(value));
+}
+
+LOWRANK_DEVICE void StoreAs(void* g_data, int64_t index, int32_t element, float value) {
+  if (element == kLoraF32) {
+    static_cast<float*>(g_data)[index] = value;
+  } else {
+    static_cast<uint16_t*>(g_data)[index] = static_cast<uint16_t>(RoundTo16(value, element));
+  }
+}
+
+/// Four elements a thread: planes are 16-byte aligned, so the whole fours are loaded as such.
+LOWRANK_DEVICE void LoraReduce(const LoraReduceSegment& segment) {
+  const int64_t first =
+      (static_cast<int64_t>(blockIdx.x) * kLoraThreads + static_cast<int64_t>(threadIdx.x)) * 4;
+  if (first >= segment.count) return;
+  const int valid = segment.count - first < 4 ? static_cast<int>(segment.count - first) : 4;
+  float sum[4] = {0, 0, 0, 0};
+#pragma unroll 4
+  for (int split = 0; split < segment.splits; ++split) {
+    const float* g_plane = segment.planes + split * segment.plane_elems + first;
+    if (valid == 4) {
+      const float4 next = *reinterpret_cast<const float4*>(g_plane);
+      sum[0] += next.x;
+      sum[1] += next.y;
+      sum[2] += next.z;
+      sum[3] += next.w;
+    } else {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < valid) sum[i] += g_plane[i];
+      }
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if (i >= valid) continue;
+    float value = sum[i] * segment.scale;
+    if (segment.accumulate != 0) value += LoadAs(segment.out, first + i, segment.out_element);
+    StoreAs(segment.out, first + i, segment.out_element, value);
+  }
+}
+
+}  // namespace
+
+#define LOWRANK_LORA_GRAD(X)  \
+  X(f32, LoraF32Tag, 16, 1)   \
+  X(f32, LoraF32Tag, 32, 1)   \
+  X(bf16, LoraBF16Tag, 16, 2) \
+  X(bf16, LoraBF16Tag, 32, 1) \
+  X(f16, LoraF16Tag, 16, 2)   \
+  X(f16, LoraF16Tag, 32, 1)
+
+#define LOWRANK_LORA_GRAD_KERNELS(name, Tag, kRanks, kMinBlocks)                                \
+  LOWRANK_KERNEL(lora_grad_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads,       \
+                 kMinBlocks) {                                                                  \
+    LoraContract<Tag, kRanks, true>::Run(p, blockIdx.x, blockIdx.y);                            \
+  }                                                                                             \
+  LOWRANK_KERNEL(lora_dy_##name##_r##kRanks##_kernel, LoraDyParams, kLoraThreads, kMinBlocks) { \
+    LoraDy<Tag, kRanks>(p);                                                                     \
+  }
+LOWRANK_LORA_GRAD(LOWRANK_LORA_GRAD_KERNELS)
+
+LOWRANK_KERNEL(lora_reduce_kernel, LoraReduceParams, kLoraThreads, 4) {
+  LoraReduce(p.segments[blockIdx.y]);
+}
+
+}  // namespace lowrank::gpu

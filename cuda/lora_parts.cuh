@@ -1,0 +1,96 @@
+/// Numbers as sums of bf16 parts, so that one tensor-core instruction multiplies every dtype
+/// exactly.
+///
+/// bf16 has the exponents of f32 and 8 significant bits. Cutting a number off after 8 bits, and the
+/// rest after 8 more, writes bf16 as one part, f16 (11 bits) as two and f32 (24 bits) as three,
+/// exactly; below 2^-110 the last parts leave the range of bf16, an error of 2^-134 at most. The
+/// product of two bf16 is exact in f32, so a product of parts loses nothing but what is left out on
+/// purpose: third times third part, below 2^-30 of the whole.
+///
+/// A part of a number that is not finite would be NaN (∞ - ∞), and ∞ times the zero part of a
+/// finite number is NaN where the whole product is ∞. Therefore a non-finite number is its first
+/// part alone, and only first parts meet first parts with their infinities and NaNs; everywhere
+/// else they count as zero (Finite).
+#pragma once
+
+#include "cuda/gpu.cuh"
+#include "cuda/params/lora_shrink.h"
+
+namespace lowrank::gpu {
+
+/// An element type of the large operand, by its bits.
+struct LoraF32Tag {
+  static constexpr int kBytes = 4;
+  static constexpr int kParts = 3;
+};
+struct LoraBF16Tag {
+  static constexpr int kBytes = 2;
+  static constexpr int kParts = 1;
+};
+struct LoraF16Tag {
+  static constexpr int kBytes = 2;
+  static constexpr int kParts = 2;
+};
+
+LOWRANK_DEVICE int PartsOf(int32_t element) {
+  return element == kLoraF32 ? 3 : element == kLoraF16 ? 2 : 1;
+}
+
+LOWRANK_DEVICE float BitsToFloat(uint32_t bits, int32_t element) {
+  return element == kLoraBF16 ? __uint_as_float(bits << 16)
+                              : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+/// Is either half of the word, two bf16 (or f16 with its own mask), infinite or NaN? Then bit 15 or
+/// 31 of the result is set: the exponent's carry.
+LOWRANK_DEVICE uint32_t NonFinitePair(uint32_t pair) {
+  return ((pair & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
+}
+LOWRANK_DEVICE uint32_t NonFinite(float value) {
+  return ((__float_as_uint(value) & 0x7fffffffu) + 0x00800000u) & 0x80000000u;
+}
+
+/// Two bf16 with the non-finite ones replaced by zero.
+LOWRANK_DEVICE uint32_t FinitePair(uint32_t pair) {
+  const uint32_t bad = NonFinitePair(pair) >> 15;
+  return pair & ~(bad * 0xffffu);
+}
+
+/// The upper halves of two floats as a pair, `first` in the low half.
+LOWRANK_DEVICE uint32_t UpperHalves(float first, float second) {
+  return __byte_perm(__float_as_uint(first), __float_as_uint(second), 0x7632);
+}
+LOWRANK_DEVICE float UpperHalf(float value) {
+  return __uint_as_float(__float_as_uint(value) & 0xffff0000u);
+}
+/// A NaN whose upper half alone would be an infinity stays a NaN.
+LOWRANK_DEVICE float QuietNaN(float value) {
+  return value != value ? __uint_as_float(__float_as_uint(value) | 0x00400000u) : value;
+}
+
+/// The kParts parts of two finite numbers.
+template <int kParts>
+LOWRANK_DEVICE void SplitFinitePair(float first, float second, uint32_t (&parts)[kParts]) {
+  parts[0] = UpperHalves(first, second);
+#pragma unroll
+  for (int part = 1; part < kParts; ++part) {
+    first -= UpperHalf(first);
+    second -= UpperHalf(second);
+    parts[part] = UpperHalves(first, second);
+  }
+}
+
+/// The parts of any two numbers: of one that is not finite the first part only.
+template <int kParts>
+LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kParts]) {
+  if ((NonFinite(first) | NonFinite(second)) == 0) {
+    SplitFinitePair(first, second, parts);
+    return;
+  }
+  const float finite_first = NonFinite(first) == 0 ? first : 0.0f;
+  const float finite_second = NonFinite(second) == 0 ? second : 0.0f;
+  SplitFinitePair(finite_first, finite_second, parts);
+  parts[0] = UpperHalves(QuietNaN(first), QuietNaN(second));
+}
+
+}  // namespace lowrank::gpu

@@ -1,0 +1,100 @@
+/// Plans of cuda/lora_grad_sm80.cu.
+#include "native/cuda/plan_lora_grad.h"
+
+#include <algorithm>
+
+namespace lowrank::cuda {
+namespace {
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+gpu::LoraContractParams GradParams(const LoraGradOperands& operands, const LoraTile& tile) {
+  const int64_t r = operands.r;
+  gpu::LoraContractParams params = LoraContractOver(operands.x, operands.dropout, r, tile);
+  params.factor = operands.factor;
+  params.factor_element = gpu::kLoraF32;
+  params.factor_q_elems = r;
+  params.factor_j_elems = 1;
+  params.out_o_elems = operands.rank_major ? 1 : r;
+  params.out_j_elems = operands.rank_major ? operands.x.cols : 1;
+  params.out_paired = !operands.rank_major && r % 2 == 0;
+  params.out_plane_elems = LoraPlaneElems(operands.x.cols * r);
+  params.sums_plane_elems = LoraPlaneElems(operands.x.cols);
+  return params;
+}
+
+/// Workspace for the planes of `splits`.
+LoraGradPlanes TakePlanes(const LoraGradOperands& operands, int64_t splits, Workspace* workspace,
+                          gpu::LoraContractParams* params) {
+  params->out = workspace->Take<float>(params->out_plane_elems * splits);
+  if (operands.sums) params->sums = workspace->Take<float>(params->sums_plane_elems * splits);
+  return {params->out, params->out_plane_elems, params->sums, params->sums_plane_elems, splits};
+}
+
+}  // namespace
+
+LoraGradPlanes PlanLoraGrad(const LoraGradOperands& operands, const DeviceLimits& device,
+                            Workspace* workspace, Plan* plan) {
+  const TensorView& x = operands.x;
+  if (x.elems() == 0) return {};
+  const LoraTile& tile = SelectLoraTile(operands.r, device);
+  gpu::LoraContractParams params = GradParams(operands, tile);
+  const int64_t o_blocks = CeilDiv(x.cols, gpu::kLoraTileO) * params.rank_tiles;
+  const LoraSplit split = SelectLoraSplit(o_blocks, x.rows, LoraSlots(tile, x.dtype, device),
+                                          static_cast<int64_t>(x.bytes()), x.cols * operands.r);
+  params.q_per_split = split.q_per_split;
+  const LoraGradPlanes planes = TakePlanes(operands, split.splits, workspace, &params);
+  plan->steps.push_back(
+      LoraStep(tile.grad[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
+  return planes;
+}
+
+LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lora_b, float scaling,
+                          float* dh, const DeviceLimits& device, Workspace* workspace, Plan* plan,
+                          LoraReduction* reduction) {
+  const TensorView& dy = operands.x;
+  const int64_t r = lora_b.cols;
+  // One tile for both halves: that of the wider one, r.
+  const LoraTile& tile = SelectLoraTile(r, device);
+  gpu::LoraDyParams params;
+  params.grad = GradParams(operands, tile);
+  params.grad_cols = static_cast<uint32_t>(CeilDiv(dy.cols, gpu::kLoraTileO));
+
+  // A group's rows are what its gradient blocks walk over; several groups must fit in L2.
+  const int64_t grad_blocks = params.grad_cols * static_cast<int64_t>(params.grad.rank_tiles);
+  LoraSplit split = SelectLoraSplit(grad_blocks, dy.rows, LoraSlots(tile, dy.dtype, device),
+                                    static_cast<int64_t>(dy.bytes()), dy.cols * operands.r);
+  const int64_t row_bytes = dy.cols * static_cast<int64_t>(DTypeBytes(dy.dtype));
+  const int64_t tiles_in_l2 =
+      std::max<int64_t>(1, device.l2_bytes / 4 / (row_bytes * gpu::kLoraTileQ));
+  split.q_per_split = std::min(split.q_per_split, tiles_in_l2 * gpu::kLoraTileQ);
+  split.splits = CeilDiv(dy.rows, split.q_per_split);
+  params.grad.q_per_split = split.q_per_split;
+  const LoraGradPlanes planes = TakePlanes(operands, split.splits, workspace, &params.grad);
+
+  // Shrink blocks with about as much of dy as the gradient's.
+  const int64_t n_tiles = CeilDiv(dy.cols, gpu::kLoraTileQ);
+  const int64_t n_tiles_per_split = std::clamp<int64_t>(split.q_per_split / gpu::kLoraTileQ,
+                                                        std::min<int64_t>(2, n_tiles), n_tiles);
+  params.shrink = LoraShrinkOver(dy, lora_b, true, DropoutSpec(), tile);
+  params.shrink.q_per_split = n_tiles_per_split * gpu::kLoraTileQ;
+  params.shrink_rows = static_cast<uint32_t>(split.q_per_split / gpu::kLoraTileO);
+  params.shrink_splits = static_cast<uint32_t>(CeilDiv(n_tiles, n_tiles_per_split));
+  params.shrink.out = dh;
+  params.shrink.scale = scaling;
+  if (params.shrink_splits > 1) {
+    params.shrink.out_plane_elems = LoraPlaneElems(dy.rows * r);
+    params.shrink.out =
+        workspace->Take<float>(params.shrink.out_plane_elems * params.shrink_splits);
+    params.shrink.scale = 1;
+    reduction->AddF32(params.shrink.out, params.shrink.out_plane_elems, params.shrink_splits, dh,
+                      dy.rows * r, scaling);
+  }
+  const int64_t group_blocks = grad_blocks + static_cast<int64_t>(params.shrink_rows) *
+                                                 params.shrink.rank_tiles * params.shrink_splits;
+  plan->steps.push_back(
+      LoraStep(tile.dy[LoraElementOf(dy.dtype)], group_blocks * split.splits, 1, dy.dtype, params));
+  return planes;
+}
+
+}  // namespace lowrank::cuda

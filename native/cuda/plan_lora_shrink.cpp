@@ -1,0 +1,190 @@
+/// Plans of cuda/lora_shrink_sm80.cu, and the parts that the gradients' plans share.
+#include "native/cuda/plan_lora_shrink.h"
+
+#include <algorithm>
+
+#include "native/core/philox.h"
+#include "native/cuda/plan_lora_grad.h"
+
+namespace lowrank::cuda {
+namespace {
+
+constexpr LoraTile kTiles[] = {
+    {80,
+     16,
+     16,
+     2,
+     {"lora_shrink_f32_r16_kernel", "lora_shrink_bf16_r16_kernel", "lora_shrink_f16_r16_kernel"},
+     {"lora_grad_f32_r16_kernel", "lora_grad_bf16_r16_kernel", "lora_grad_f16_r16_kernel"},
+     {"lora_dy_f32_r16_kernel", "lora_dy_bf16_r16_kernel", "lora_dy_f16_r16_kernel"},
+     "untuned: tensor cores a quarter busy (lora_contract.cuh), two blocks by registers"},
+    {80,
+     INT64_MAX,
+     32,
+     1,
+     {"lora_shrink_f32_r32_kernel", "lora_shrink_bf16_r32_kernel", "lora_shrink_f16_r32_kernel"},
+     {"lora_grad_f32_r32_kernel", "lora_grad_bf16_r32_kernel", "lora_grad_f16_r32_kernel"},
+     {"lora_dy_f32_r32_kernel", "lora_dy_bf16_r32_kernel", "lora_dy_f16_r32_kernel"},
+     "untuned: further ranks find x in L2 and are bound by the tensor cores"},
+};
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool Aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
+}
+
+gpu::LoraGate MakeGate(const TensorView& x, const DropoutSpec& dropout) {
+  gpu::LoraGate gate;
+  if (!dropout.active()) return gate;
+  if (!dropout.mask.present) {
+    gate.kind = gpu::kLoraGatePhilox;
+    gate.seed = dropout.seed;
+    gate.threshold = DropoutThreshold(dropout.p);
+    return gate;
+  }
+  gate.kind = gpu::kLoraGateMask;
+  gate.mask = dropout.mask.data;
+  gate.mask_element = LoraElementOf(dropout.mask.dtype);
+  const int64_t chunk = 16 / static_cast<int64_t>(DTypeBytes(x.dtype));
+  const int64_t chunk_bytes = chunk * static_cast<int64_t>(DTypeBytes(dropout.mask.dtype));
+  gate.mask_aligned =
+      x.cols % chunk == 0 && Aligned(dropout.mask.data, std::min<int64_t>(chunk_bytes, 16));
+  return gate;
+}
+
+}  // namespace
+
+const LoraTile& SelectLoraTile(int64_t r, const DeviceLimits& device) {
+  for (const LoraTile& tile : kTiles) {
+    if (device.sm >= tile.min_sm && r <= tile.r_max) return tile;
+  }
+  return kTiles[1];
+}
+
+LoraSplit SelectLoraSplit(int64_t o_blocks, int64_t q_count, int64_t slots, int64_t x_bytes,
+                          int64_t plane_elems) {
+  const int64_t tiles = CeilDiv(q_count, gpu::kLoraTileQ);
+  if (tiles == 0 || o_blocks == 0) return {};
+  const int64_t first_wave = CeilDiv(slots, o_blocks);
+  const int64_t affordable = plane_elems == 0 ? tiles : x_bytes / 4 / (8 * plane_elems);
+  int64_t splits = std::min(CeilDiv(2 * slots, o_blocks), std::max(first_wave, affordable));
+  splits = std::clamp<int64_t>(splits, 1, std::max<int64_t>(1, tiles / 2));
+  const int64_t tiles_per_split = CeilDiv(tiles, splits);
+  return {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
+}
+
+int32_t LoraElementOf(DType dtype) {
+  return dtype == DType::kF32    ? gpu::kLoraF32
+         : dtype == DType::kBF16 ? gpu::kLoraBF16
+                                 : gpu::kLoraF16;
+}
+
+float LoraKeptScale(const DropoutSpec& dropout) {
+  return dropout.active() ? static_cast<float>(1.0 / (1.0 - dropout.p)) : 1.0f;
+}
+
+int64_t LoraPlaneElems(int64_t count) { return CeilDiv(count, 64) * 64; }
+
+int64_t LoraSlots(const LoraTile& tile, DType x, const DeviceLimits& device) {
+  return device.sm_count * (x == DType::kF32 ? 1 : tile.blocks_per_sm);
+}
+
+gpu::LoraContractParams LoraContractOver(const TensorView& x, const DropoutSpec& dropout, int64_t r,
+                                         const LoraTile& tile) {
+  gpu::LoraContractParams params;
+  params.x = x.data;
+  params.rows = x.rows;
+  params.cols = x.cols;
+  params.r = r;
+  params.rank_tiles = static_cast<uint32_t>(std::max<int64_t>(1, CeilDiv(r, tile.rank_tile)));
+  params.x_aligned =
+      Aligned(x.data, 16) && x.cols * static_cast<int64_t>(DTypeBytes(x.dtype)) % 16 == 0;
+  params.gate = MakeGate(x, dropout);
+  return params;
+}
+
+gpu::LoraContractParams LoraShrinkOver(const TensorView& x, const TensorView& factor,
+                                       bool contraction_major, const DropoutSpec& dropout,
+                                       const LoraTile& tile) {
+  const int64_t r = contraction_major ? factor.cols : factor.rows;
+  gpu::LoraContractParams params = LoraContractOver(x, dropout, r, tile);
+  const int64_t pair_bytes = 2 * static_cast<int64_t>(DTypeBytes(factor.dtype));
+  params.factor = factor.data;
+  params.factor_element = LoraElementOf(factor.dtype);
+  params.factor_q_elems = contraction_major ? r : 1;
+  params.factor_j_elems = contraction_major ? 1 : x.cols;
+  params.factor_paired = !contraction_major && x.cols % 2 == 0 && Aligned(factor.data, pair_bytes);
+  params.out_o_elems = r;
+  params.out_j_elems = 1;
+  params.out_paired = r % 2 == 0;
+  return params;
+}
+
+void LoraReduction::Add(const float* planes, int64_t plane_elems, int64_t splits,
+                        const TensorView& out, float scale, bool accumulate) {
+  if (out.elems() == 0) return;
+  gpu::LoraReduceSegment& segment = params_.segments[segments_++];
+  segment.planes = planes;
+  segment.out = out.data;
+  segment.plane_elems = plane_elems;
+  segment.count = out.elems();
+  segment.splits = static_cast<int32_t>(splits);
+  segment.scale = scale;
+  segment.out_element = LoraElementOf(out.dtype);
+  segment.accumulate = accumulate;
+  largest_ = std::max(largest_, segment.count);
+}
+
+void LoraReduction::AddF32(const float* planes, int64_t plane_elems, int64_t splits, float* out,
+                           int64_t count, float scale) {
+  Add(planes, plane_elems, splits, TensorView{out, DType::kF32, 1, count, true}, scale, false);
+}
+
+void LoraReduction::AppendTo(Plan* plan) {
+  if (segments_ == 0) return;
+  LaunchStep step;
+  step.kernel = "lora_reduce_kernel";
+  step.grid = {static_cast<uint32_t>(CeilDiv(largest_, 4 * gpu::kLoraThreads)),
+               static_cast<uint32_t>(segments_), 1};
+  step.threads = gpu::kLoraThreads;
+  step.SetParams(params_);
+  plan->steps.push_back(std::move(step));
+}
+
+Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFactor layout,
+                      const DropoutSpec& dropout, float scaling, float* out,
+                      const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+  const bool contraction_major = layout == ShrinkFactor::kContractionMajor;
+  const int64_t r = contraction_major ? factor.cols : factor.rows;
+  const int64_t count = x.rows * r;
+  if (count == 0) return Status();
+  const float scale = scaling * LoraKeptScale(dropout);
+  LoraReduction reduction;
+  if (x.cols == 0) {
+    reduction.AddF32(nullptr, 0, 0, out, count, scale);
+    reduction.AppendTo(plan);
+    return Status();
+  }
+
+  const LoraTile& tile = SelectLoraTile(r, device);
+  gpu::LoraContractParams params = LoraShrinkOver(x, factor, contraction_major, dropout, tile);
+  const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * params.rank_tiles;
+  const LoraSplit split = SelectLoraSplit(o_blocks, x.cols, LoraSlots(tile, x.dtype, device),
+                                          static_cast<int64_t>(x.bytes()), x.rows * r);
+  params.q_per_split = split.q_per_split;
+  params.out = out;
+  params.scale = scale;
+  if (split.splits > 1) {
+    params.out_plane_elems = LoraPlaneElems(count);
+    params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
+    params.scale = 1;
+    reduction.AddF32(params.out, params.out_plane_elems, split.splits, out, count, scale);
+  }
+  plan->steps.push_back(
+      LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
+  reduction.AppendTo(plan);
+  return Status();
+}
+
+}  // namespace lowrank::cuda
