@@ -18,6 +18,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterDevices(env, exports);
   RegisterTensors(env, exports);
   RegisterTransfer(env, exports);
+  RegisterStreams(env, exports);
   RegisterWeights(env, exports);
   RegisterOps(env, exports);
   return exports;

@@ -12,6 +12,7 @@ void RegisterTensors(Napi::Env env, Napi::Object exports);   // tensors.cpp
 void RegisterTransfer(Napi::Env env, Napi::Object exports);  // transfer.cpp
 void RegisterOps(Napi::Env env, Napi::Object exports);       // ops.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);   // weights.cpp
+void RegisterStreams(Napi::Env env, Napi::Object exports);   // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);   // devices.cpp
 
 /// Calls `kFunction`; everything that it may throw becomes a JavaScript error with a stable code.

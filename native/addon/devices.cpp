@@ -23,15 +23,24 @@ Napi::Value Devices(const Napi::CallbackInfo& info) {
     }
     row.Set("features", features);
     row.Set("memory", static_cast<double>(device.memory_bytes));
-    row.Set("isa", device.isa);
+    if (!device.isa.empty()) row.Set("isa", device.isa);
+    if (device.sm != 0) row.Set("sm", device.sm);
+    if (!device.driver.empty()) row.Set("driver", device.driver);
     list.Set(static_cast<uint32_t>(i), row);
   }
   return list;
 }
 
+/// A device that may be lost: what it can tell is told all the same.
+Backend* KnownBackendArg(const Napi::Value& value) {
+  Backend* backend = nullptr;
+  ThrowIfError(value.Env(), FindKnownBackend(StringArg(value, "device", "device"), &backend));
+  return backend;
+}
+
 Napi::Value Memory(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  const MemoryUsage usage = BackendArg(info[0])->Memory();
+  const MemoryUsage usage = KnownBackendArg(info[0])->Memory();
   Napi::Object row = Napi::Object::New(env);
   row.Set("liveBytes", static_cast<double>(usage.live_bytes));
   row.Set("peakBytes", static_cast<double>(usage.peak_bytes));
@@ -40,7 +49,7 @@ Napi::Value Memory(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value ResetPeak(const Napi::CallbackInfo& info) {
-  BackendArg(info[0])->ResetPeak();
+  KnownBackendArg(info[0])->ResetPeak();
   return info.Env().Undefined();
 }
 

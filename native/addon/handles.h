@@ -4,6 +4,8 @@
 
 #include <napi.h>
 
+#include <cstring>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -77,6 +79,25 @@ std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op);
 bool IsPresent(const Napi::Value& value);
 /// A 64-bit seed, which JavaScript passes as two 32-bit words.
 uint64_t SeedArg(const Napi::Value& low, const Napi::Value& high, const char* op);
+
+/// Gives memory that nobody else knows yet its first contents: fill(void* bytes) -> Status, called
+/// once and at once. In place where the host can, else into a copy that is queued.
+template <typename Fill>
+Status FillFresh(Napi::Env env, const StoragePtr& storage, const Fill& fill) {
+  Backend* backend = storage->backend();
+  if (backend->HostAddressable()) return fill(storage->data());
+  const size_t bytes = storage->bytes();
+  const std::shared_ptr<uint8_t> copy(new uint8_t[bytes == 0 ? 1 : bytes],
+                                      std::default_delete<uint8_t[]>());
+  LOWRANK_RETURN_IF_ERROR(fill(copy.get()));
+  return backend->Write(
+      storage,
+      [copy, bytes](void* target) -> Status {
+        if (bytes != 0) std::memcpy(target, copy.get(), bytes);
+        return Status();
+      },
+      EnvState::Of(env).cancel());
+}
 
 /// A fresh tensor on `backend`.
 TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector<int64_t> shape);

@@ -20,11 +20,15 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
   TensorHandle handle = NewTensor(env, backend, dtype, ShapeArg(info[2], kOp));
   const size_t count = static_cast<size_t>(handle.elems());
   if (IsPresent(info[3])) {
-    // Nobody else knows this memory yet, so it is filled here and not on the queue.
     const HostArray data = HostArrayOf(info[3], kOp, "data");
-    ThrowIfError(env, ConvertIn(data, dtype, count, kOp, handle.storage->data()));
+    ThrowIfError(env, FillFresh(env, handle.storage, [&](void* target) {
+                   return ConvertIn(data, dtype, count, kOp, target);
+                 }));
   } else if (count != 0) {
-    std::memset(handle.storage->data(), 0, handle.storage->bytes());
+    ThrowIfError(env, FillFresh(env, handle.storage, [&](void* target) {
+                   std::memset(target, 0, handle.storage->bytes());
+                   return Status();
+                 }));
   }
   return WrapTensor(env, std::move(handle));
 }
@@ -78,7 +82,8 @@ Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
     data = array.data;
     release = KeepAlive(env, info[3]);
   }
-  handle.storage = Storage::Foreign(backend, data, bytes, std::move(release));
+  ThrowIfError(
+      env, backend->Wrap(data, bytes, !info[3].IsBigInt(), std::move(release), &handle.storage));
   return WrapTensor(env, std::move(handle));
 }
 

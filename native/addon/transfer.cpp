@@ -1,46 +1,14 @@
 /// Bytes between JavaScript, tensors and devices, each in the order of the device's queue.
-#include <chrono>
-#include <condition_variable>
 #include <cstring>
 #include <memory>
-#include <mutex>
 
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
+#include "native/addon/waiting.h"
 
 namespace lowrank::addon {
 namespace {
-
-/// Bytes on their way from one queue to another: filled once, then taken.
-class Parcel {
- public:
-  explicit Parcel(size_t bytes) : bytes_(new uint8_t[bytes == 0 ? 1 : bytes]) {}
-  uint8_t* data() { return bytes_.get(); }
-
-  void Seal(const Status& status) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    status_ = status;
-    sealed_ = true;
-    ready_.notify_all();
-  }
-  bool AwaitFor(std::chrono::milliseconds time) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    return ready_.wait_for(lock, time, [this] { return sealed_; });
-  }
-  Status Await() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    ready_.wait(lock, [this] { return sealed_; });
-    return status_;
-  }
-
- private:
-  std::unique_ptr<uint8_t[]> bytes_;
-  std::mutex mutex_;
-  std::condition_variable ready_;
-  bool sealed_ = false;
-  Status status_;
-};
 
 /// What read() takes its bytes from: a tensor, or one part of a weight.
 struct Source {
@@ -101,25 +69,6 @@ std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Sour
   };
 }
 
-/// Queues something that reports to `callback`: queue(done) -> Status.
-template <typename QueueFn>
-void QueueWithCallback(Napi::Env env, const Napi::Value& callback, const Napi::Value& target,
-                       const QueueFn& queue) {
-  EnvState& state = EnvState::Of(env);
-  EnvState::Pending* pending = state.Expect(env, callback, target);
-  Status status;
-  try {
-    // Runs before the environment's teardown ends, which waits for everything queued.
-    status = queue([&state, pending](const Status& outcome) { state.Settle(pending, outcome); });
-  } catch (...) {
-    state.Forget(env, pending);
-    throw;
-  }
-  if (status.ok()) return;
-  state.Forget(env, pending);
-  ThrowIfError(env, status);
-}
-
 // read(handle, part | null, target, callback(code | null, message))
 Napi::Value Read(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -130,12 +79,6 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
                                            EnvState::Of(env).cancel());
   });
   return env.Undefined();
-}
-
-/// False once the environment is being terminated: any call that may run JavaScript is refused.
-bool MayRunScript(Napi::Env env) {
-  napi_value truth = nullptr;
-  return napi_coerce_to_bool(env, env.Null(), &truth) == napi_ok;
 }
 
 // readSync(handle, part | null, target): false where the environment went away meanwhile; no error
@@ -150,16 +93,7 @@ Napi::Value ReadSync(const Napi::CallbackInfo& info) {
                source.storage->backend()->Read(
                    source.storage, std::move(sink),
                    [arrival](const Status& outcome) { arrival->Seal(outcome); }, state.cancel()));
-  // worker.terminate() cannot interrupt this wait, so it looks now and then whether it is over.
-  while (!arrival->AwaitFor(std::chrono::milliseconds(10))) {
-    if (!MayRunScript(env)) {
-      state.Abandon();
-      arrival->Await();
-      return Napi::Boolean::New(env, false);
-    }
-  }
-  ThrowIfError(env, arrival->Await());
-  return Napi::Boolean::New(env, true);
+  return AwaitParcel(env, arrival.get());
 }
 
 // writeTensor(tensor, data)

@@ -32,7 +32,10 @@ StoragePtr NewPart(Napi::Env env, Backend* backend, int64_t count, size_t elemen
 StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t bytes) {
   StoragePtr part;
   ThrowIfError(env, backend->Allocate(bytes, &part));
-  if (bytes != 0) std::memcpy(part->data(), data, bytes);
+  ThrowIfError(env, FillFresh(env, part, [&](void* target) {
+                 if (bytes != 0) std::memcpy(target, data, bytes);
+                 return Status();
+               }));
   return part;
 }
 

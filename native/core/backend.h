@@ -122,6 +122,8 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
+  /// The public name: "cpu".
+  virtual const std::string& name() const = 0;
   /// Cheap: looks whether the device is there, and starts nothing.
   virtual DeviceInfo Info() const = 0;
   /// Why nothing can run here now. A device may be there and yet be lost to an earlier fault.

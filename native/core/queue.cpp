@@ -80,7 +80,7 @@ Status Queue::RunOne(Task& task) {
   Status status;
   // The last line of defence: nothing may unwind out of this thread.
   try {
-    status = task.run();
+    status = task.run(task.refs);
     if (!task.description.empty()) {
       const std::chrono::duration<double, std::micro> spent =
           std::chrono::steady_clock::now() - start;

@@ -15,7 +15,7 @@ namespace lowrank {
 
 /// One entry of the queue. `run` is called with a cancelled token too, and then must only clean up.
 struct Task {
-  std::function<Status()> run;
+  std::function<Status(const OpRefs& refs)> run;
   OpRefs refs;
   std::string description;  // filled only where LOWRANK_TRACE asks for it
   DoneFn done;              // optional; always called, last, with the outcome

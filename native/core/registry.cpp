@@ -1,55 +1,90 @@
 #include "native/core/registry.h"
 
 #include <atomic>
+#include <cstring>
 #include <iterator>
+#include <mutex>
 
 namespace lowrank {
 namespace {
 
+/// A family of devices; the first name stands for it where none was started.
 struct Row {
-  const char* device;
-  Backend* (*create)();
+  const char* device;  // of the first; others are "<device>:<number>"
+  std::vector<Backend*> (*create)();
 };
 
 constexpr Row kRows[] = {
-    {"cpu", CpuBackend},
-    {"reference", ReferenceBackend},
+    {"cpu", [] { return std::vector<Backend*>{CpuBackend()}; }},
+    {"reference", [] { return std::vector<Backend*>{ReferenceBackend()}; }},
+    {"cuda", CudaBackends},
+    {"cuda-emulated", [] { return std::vector<Backend*>{CudaEmulatedBackend()}; }},
 };
 
-// What teardown may look at without starting a device.
-std::atomic<Backend*> g_started[std::size(kRows)];
+using Backends = std::vector<Backend*>;
 
-Backend* Start(size_t row) {
-  Backend* backend = kRows[row].create();
-  g_started[row].store(backend, std::memory_order_release);
-  return backend;
+// What teardown may look at without starting a device. Filled once each, never destroyed.
+std::atomic<const Backends*> g_started[std::size(kRows)];
+
+const Backends& Start(size_t row) {
+  const Backends* backends = g_started[row].load(std::memory_order_acquire);
+  if (backends != nullptr) return *backends;
+  static std::mutex* const mutex = new std::mutex();
+  const std::lock_guard<std::mutex> lock(*mutex);
+  backends = g_started[row].load(std::memory_order_acquire);
+  if (backends == nullptr) {
+    backends = new Backends(kRows[row].create());
+    g_started[row].store(backends, std::memory_order_release);
+  }
+  return *backends;
+}
+
+/// Whether `device` is the first of the row or one of its numbered ones.
+bool Names(const Row& row, const std::string& device) {
+  const size_t length = std::strlen(row.device);
+  return device.compare(0, length, row.device) == 0 &&
+         (device.size() == length || device[length] == ':');
 }
 
 }  // namespace
 
-Status FindBackend(const std::string& device, Backend** backend) {
-  std::string known;
-  for (size_t i = 0; i < std::size(kRows); ++i) {
-    const Row& row = kRows[i];
-    if (device == row.device) {
-      *backend = Start(i);
-      return (*backend)->Ready();
+Status FindKnownBackend(const std::string& device, Backend** backend) {
+  for (size_t row = 0; row < std::size(kRows); ++row) {
+    // Only the row that is meant is started: looking for GPUs takes long.
+    if (!Names(kRows[row], device)) continue;
+    for (Backend* candidate : Start(row)) {
+      if (candidate->name() != device) continue;
+      *backend = candidate;
+      return Status();
     }
-    known += (known.empty() ? "'" : ", '") + std::string(row.device) + "'";
+  }
+  std::string known;
+  for (size_t row = 0; row < std::size(kRows); ++row) {
+    for (const Backend* candidate : Start(row)) {
+      known += (known.empty() ? "'" : ", '") + candidate->name() + "'";
+    }
   }
   return Refuse(Code::kDevice, "device", "device", "one of " + known, "'" + device + "'");
 }
 
+Status FindBackend(const std::string& device, Backend** backend) {
+  LOWRANK_RETURN_IF_ERROR(FindKnownBackend(device, backend));
+  return (*backend)->Ready();
+}
+
 std::vector<DeviceInfo> ListDevices() {
   std::vector<DeviceInfo> devices;
-  for (size_t i = 0; i < std::size(kRows); ++i) devices.push_back(Start(i)->Info());
+  for (size_t row = 0; row < std::size(kRows); ++row) {
+    for (const Backend* backend : Start(row)) devices.push_back(backend->Info());
+  }
   return devices;
 }
 
 void DropQueued(const CancelToken* cancel) {
-  for (const std::atomic<Backend*>& started : g_started) {
-    Backend* backend = started.load(std::memory_order_acquire);
-    if (backend != nullptr) backend->DropQueued(cancel);
+  for (const std::atomic<const Backends*>& started : g_started) {
+    const Backends* backends = started.load(std::memory_order_acquire);
+    if (backends == nullptr) continue;
+    for (Backend* backend : *backends) backend->DropQueued(cancel);
   }
 }
 

@@ -12,6 +12,9 @@ namespace lowrank {
 /// outlive every environment). kDevice names the known devices; an absent one says why.
 Status FindBackend(const std::string& device, Backend** backend);
 
+/// The same, present or not: for what a device can tell even after it was lost.
+Status FindKnownBackend(const std::string& device, Backend** backend);
+
 /// Every device this build knows, present or not.
 std::vector<DeviceInfo> ListDevices();
 
@@ -25,6 +28,8 @@ int GetThreads();
 /// Defined by each backend's folder.
 Backend* CpuBackend();
 Backend* ReferenceBackend();
+std::vector<Backend*> CudaBackends();  // "cuda", "cuda:1", ...; at least one
+Backend* CudaEmulatedBackend();
 void SetCpuThreads(int threads);
 int GetCpuThreads();
 

@@ -44,7 +44,7 @@ Status HostBackend::Submit(const Op& op, OpRefs refs,
   if (TraceEnabled()) task.description = op.Describe();
   const CancelPtr cancel = refs.cancel;
   task.refs = std::move(refs);
-  task.run = [this, op, kernel, cancel]() -> Status {
+  task.run = [this, op, kernel, cancel](const OpRefs&) -> Status {
     const int threads = GetThreads();
     if (!pool_ || pool_->asked_threads() != threads) pool_ = std::make_unique<ThreadPool>(threads);
     const RunContext context{pool_.get(), cancel.get()};
@@ -58,7 +58,7 @@ Status HostBackend::Write(StoragePtr target, std::function<Status(void*)> source
   Task task;
   Storage* storage = target.get();
   task.refs = OpRefs{{}, {std::move(target)}, std::move(cancel)};
-  task.run = [storage, source = std::move(source)]() -> Status {
+  task.run = [storage, source = std::move(source)](const OpRefs&) -> Status {
     storage->ClearPoison();
     return source(storage->data());
   };
@@ -70,7 +70,9 @@ Status HostBackend::Read(StoragePtr source, std::function<Status(const void*)> s
   Task task;
   Storage* storage = source.get();
   task.refs = OpRefs{{std::move(source)}, {}, std::move(cancel)};
-  task.run = [storage, sink = std::move(sink)]() -> Status { return sink(storage->data()); };
+  task.run = [storage, sink = std::move(sink)](const OpRefs&) -> Status {
+    return sink(storage->data());
+  };
   task.done = std::move(done);
   return queue_.Push(std::move(task));
 }
@@ -78,7 +80,7 @@ Status HostBackend::Read(StoragePtr source, std::function<Status(const void*)> s
 Status HostBackend::Synchronize(DoneFn done, CancelPtr cancel) {
   Task task;
   task.refs.cancel = std::move(cancel);
-  task.run = [] { return Status(); };
+  task.run = [](const OpRefs&) { return Status(); };
   task.done = std::move(done);
   return queue_.Push(std::move(task));
 }

@@ -15,6 +15,7 @@ class HostBackend final : public Backend {
  public:
   HostBackend(DeviceInfo info, const KernelTable& kernels, int threads);
 
+  const std::string& name() const override { return info_.device; }
   DeviceInfo Info() const override { return info_; }
   Status Ready() const override;
   MemoryUsage Memory() const override { return memory_.usage(); }

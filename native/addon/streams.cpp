@@ -1,0 +1,83 @@
+/// Streams and workspaces of the caller's, on devices that have them.
+#include "native/addon/bindings.h"
+#include "native/addon/handles.h"
+#include "native/addon/waiting.h"
+
+namespace lowrank::addon {
+namespace {
+
+// useStream(device, handle | null)
+Napi::Value UseStream(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "useStream";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  uint64_t handle = 0;
+  if (IsPresent(info[1])) {
+    bool lossless = false;
+    if (!info[1].IsBigInt()) {
+      ThrowIfError(env, Refuse(Code::kType, kOp, "stream", "a bigint or null", "something else"));
+    }
+    handle = info[1].As<Napi::BigInt>().Uint64Value(&lossless);
+    if (!lossless || handle == 0) {
+      ThrowIfError(env, Refuse(Code::kValue, kOp, "stream", "a non-null 64-bit handle",
+                               std::to_string(handle)));
+    }
+  }
+  ThrowIfError(env, backend->UseStream(reinterpret_cast<void*>(static_cast<uintptr_t>(handle)),
+                                       EnvState::Of(env).cancel()));
+  return env.Undefined();
+}
+
+// flush(device, callback)
+Napi::Value Flush(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  QueueWithCallback(env, info[1], Napi::Value(), [&](DoneFn done) {
+    return backend->Flush(std::move(done), EnvState::Of(env).cancel());
+  });
+  return env.Undefined();
+}
+
+// flushSync(device): false where the environment went away meanwhile
+Napi::Value FlushSync(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto arrival = std::make_shared<Parcel>(0);
+  ThrowIfError(
+      env, BackendArg(info[0])->Flush([arrival](const Status& outcome) { arrival->Seal(outcome); },
+                                      EnvState::Of(env).cancel()));
+  return AwaitParcel(env, arrival.get());
+}
+
+// workspaceBytes(device)
+Napi::Value WorkspaceBytes(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(BackendArg(info[0])->WorkspaceBytes()));
+}
+
+// reserveWorkspace(device, bytes, callback)
+Napi::Value ReserveWorkspace(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "reserveWorkspace";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  const double bytes = NumberArg(info[1], kOp, "bytes");
+  if (!(bytes >= 0 && bytes <= 9007199254740991.0)) {
+    ThrowIfError(env,
+                 Refuse(Code::kValue, kOp, "bytes", "from 0 to 2^53 - 1", std::to_string(bytes)));
+  }
+  QueueWithCallback(env, info[2], Napi::Value(), [&](DoneFn done) {
+    return backend->ReserveWorkspace(static_cast<int64_t>(bytes), std::move(done),
+                                     EnvState::Of(env).cancel());
+  });
+  return env.Undefined();
+}
+
+}  // namespace
+
+void RegisterStreams(Napi::Env env, Napi::Object exports) {
+  Export<UseStream>(env, exports, "useStream");
+  Export<Flush>(env, exports, "flush");
+  Export<FlushSync>(env, exports, "flushSync");
+  Export<WorkspaceBytes>(env, exports, "workspaceBytes");
+  Export<ReserveWorkspace>(env, exports, "reserveWorkspace");
+}
+
+}  // namespace lowrank::addon

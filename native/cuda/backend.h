@@ -1,0 +1,126 @@
+/// A CUDA device as a Backend: `cuda` over the system's driver, `cuda-emulated` over the emulator.
+///
+/// Threads. The JavaScript thread only checks and pushes. The queue's thread issues: it takes
+/// entries in order, plans, launches, starts copies, and drops its references to operands as soon
+/// as the work is in the stream, because memory is freed in stream order too. The completion thread
+/// waits for events, and tells readers. No JavaScript thread ever makes a call that waits for the
+/// device, except for an allocation that would else fail.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "native/core/backend.h"
+#include "native/core/queue.h"
+#include "native/cuda/completion.h"
+#include "native/cuda/context.h"
+#include "native/cuda/staging.h"
+#include "native/cuda/streams.h"
+
+namespace lowrank::cuda {
+
+/// How a device is found; asked again where the answer was not final.
+struct Source {
+  /// The driver, opened; fails with the reason, with kOom where another attempt may succeed.
+  Status (*open)(const Library** library) = nullptr;
+  /// Whether it can be opened, without doing so. Null: open it to know.
+  Status (*look)() = nullptr;
+  int ordinal = 0;
+  bool own_kernels = false;  // the driver brings the kernels: no image is needed
+};
+
+class CudaBackend final : public Backend {
+ public:
+  /// Looks for nothing yet.
+  CudaBackend(std::string device, const Source& source);
+
+  const std::string& name() const override { return device_; }
+  DeviceInfo Info() const override;
+  Status Ready() const override;
+  MemoryUsage Memory() const override;
+  void ResetPeak() override;
+
+  Status Allocate(size_t bytes, StoragePtr* storage) override;
+  void Free(void* data, size_t bytes) override;
+  bool HostAddressable() const override { return false; }
+  Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
+              StoragePtr* storage) override;
+
+  Status Write(StoragePtr target, std::function<Status(void*)> source, CancelPtr cancel) override;
+  Status Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
+              CancelPtr cancel) override;
+  Status Synchronize(DoneFn done, CancelPtr cancel) override;
+  void DropQueued(const CancelToken* cancel) override;
+  Status UseStream(void* stream, CancelPtr cancel) override;
+  Status Flush(DoneFn done, CancelPtr cancel) override;
+  int64_t WorkspaceBytes() const override;
+  Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
+
+#define LOWRANK_OVERRIDE_ENQUEUE(Type, member) Status Enqueue(const Type& op, OpRefs refs) override;
+  LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
+#undef LOWRANK_OVERRIDE_ENQUEUE
+
+ private:
+  /// All that exists once the device is started. Never destroyed.
+  struct Engine {
+    Engine(const std::string& device, const Library& library);
+    Context context;
+    Staging staging;
+    HostPages pages;
+    Streams streams;
+    Completions completions;
+    Queue queue;  // last: its thread uses all of the above
+  };
+
+  /// Fills found_ once it is known.
+  Status Probe() const;
+  Status EnsureStarted();
+  Status StartEngine();
+  /// Why nothing can be queued now.
+  Status CheckAlive() const;
+
+  template <typename Op>
+  Status Submit(const Op& op, OpRefs refs);
+  template <typename Op>
+  Status Issue(const Op& op, const OpRefs& refs);
+  template <typename Op>
+  Status MakeWholePlan(const Op& op);
+  Status RunPlan(Completion* after);
+  Status IssueWrite(const OpRefs& refs, const std::function<Status(void*)>& source);
+  Status IssueRead(const OpRefs& refs, Completion* after);
+  /// Queues what ends in a completion: `issue` starts the work, `after` tells `done` when it is
+  /// over.
+  Status PushAwaited(OpRefs refs, std::function<Status(const OpRefs&, Completion*)> issue,
+                     std::function<Status(const void*)> sink, DoneFn done);
+  /// Work that has a completion whether or not anyone waits: memory of the caller's is in it, or
+  /// the op says how it went, or its time is asked for.
+  bool NeedsCompletion(const OpRefs& refs) const;
+  /// `what` in "nothing can be <what> while ...".
+  Status RefuseCapture(const char* what);
+  /// Records the event that `after` waits for; not while the stream is being captured.
+  Status Record(Completion* after);
+
+  const std::string device_;
+  const Source source_;
+
+  // Found by Probe.
+  mutable std::mutex probe_mutex_;
+  mutable bool probed_ = false;
+  mutable Status probe_status_;
+  mutable const Library* library_ = nullptr;
+  mutable Gpu gpu_;
+  mutable KernelImage image_;
+
+  mutable std::mutex start_mutex_;
+  std::unique_ptr<Engine> engine_made_;
+  Status start_status_;                   // of the last attempt that is final
+  std::atomic<Engine*> engine_{nullptr};  // null until started
+
+  mutable std::mutex usage_mutex_;
+  MemoryUsage usage_;
+
+  Plan plan_;  // issuing thread: kept for its capacity
+};
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,335 @@
+/// What the queue's thread does with an entry: plan, launch, copy, and leave a completion.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <utility>
+
+#include "native/core/trace.h"
+#include "native/cuda/backend.h"
+
+namespace lowrank::cuda {
+namespace {
+
+CUdeviceptr Pointer(const void* data) { return reinterpret_cast<uintptr_t>(data); }
+
+/// Outputs of an op depend on what its inputs depend on.
+void InheritVerdicts(const OpRefs& refs) {
+  for (const StoragePtr& input : refs.inputs) {
+    const std::vector<VerdictPtr> open = input->OpenVerdicts();
+    if (open.empty()) continue;
+    for (const StoragePtr& output : refs.outputs) output->DependOn(open);
+  }
+}
+
+/// Every op is waited for, so that a fault is told with the op that made it.
+bool SynchronousOps() {
+  static const bool asked = [] {
+    const char* value = std::getenv("LOWRANK_CUDA_SYNC");
+    return value != nullptr && value[0] != '\0' && std::strcmp(value, "0") != 0;
+  }();
+  return asked;
+}
+
+}  // namespace
+
+#define LOWRANK_DEFINE_ENQUEUE(Type, member) \
+  Status CudaBackend::Enqueue(const Type& op, OpRefs refs) { return Submit(op, std::move(refs)); }
+LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_ENQUEUE)
+#undef LOWRANK_DEFINE_ENQUEUE
+
+template <typename Op>
+Status CudaBackend::Submit(const Op& op, OpRefs refs) {
+  LOWRANK_RETURN_IF_ERROR(op.Check());
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Task task;
+  task.refs = std::move(refs);
+  task.run = [this, op](const OpRefs& held) { return Issue(op, held); };
+  return engine_.load(std::memory_order_acquire)->queue.Push(std::move(task));
+}
+
+template <typename Op>
+Status CudaBackend::MakeWholePlan(const Op& op) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  // Over what there is; once more where that is too small.
+  void* base = nullptr;
+  const size_t have_bytes = engine.streams.WorkspaceHere(&base);
+  Workspace workspace(base);
+  plan_.steps.clear();
+  plan_.first_non_finite = nullptr;
+  LOWRANK_RETURN_IF_ERROR(MakePlan(op, engine.context.limits(), &workspace, &plan_));
+  if (workspace.bytes() <= have_bytes) return Status();
+  LOWRANK_RETURN_IF_ERROR(engine.streams.Workspace(workspace.bytes(), &base));
+  Workspace grown(base);
+  plan_.steps.clear();
+  plan_.first_non_finite = nullptr;
+  return MakePlan(op, engine.context.limits(), &grown, &plan_);
+}
+
+template <typename Op>
+Status CudaBackend::Issue(const Op& op, const OpRefs& refs) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  LOWRANK_RETURN_IF_ERROR(CheckAlive());
+  LOWRANK_RETURN_IF_ERROR(MakeWholePlan(op));
+  InheritVerdicts(refs);
+  if (plan_.steps.empty()) return Status();
+  bool capturing = false;
+  LOWRANK_RETURN_IF_ERROR(engine.streams.IsCapturing(&capturing));
+  // What a capture writes down runs later and more than once: no event of it can be waited for.
+  std::unique_ptr<Completion> after;
+  if (!capturing && NeedsCompletion(refs)) {
+    after = std::make_unique<Completion>();
+    if (TraceEnabled()) after->description = op.Describe();
+    for (const auto* list : {&refs.inputs, &refs.outputs}) {
+      for (const StoragePtr& storage : *list) {
+        if (engine.pages.Holds(storage->data())) after->keep.push_back(storage);
+      }
+    }
+    if (plan_.first_non_finite != nullptr) {
+      after->verdict = std::make_shared<Verdict>();
+      for (const StoragePtr& output : refs.outputs) output->DependOn({after->verdict});
+    }
+  }
+  engine.context.ops().Add(op);
+  Status status = engine.streams.PrepareOp();
+  if (status.ok()) status = RunPlan(after.get());
+  if (status.ok() && after != nullptr) status = Record(after.get());
+  if (status.ok() && SynchronousOps() && !capturing) {
+    status =
+        engine.context.Check(engine.context.driver().cuStreamSynchronize(engine.streams.current()),
+                             "cuStreamSynchronize");
+  }
+  if (!status.ok()) {
+    if (after != nullptr && after->verdict != nullptr) after->verdict->Settle(status);
+    engine.completions.Abandon(std::move(after));
+    return status;
+  }
+  if (after == nullptr) return Status();
+  if (refs.cancel && !after->keep.empty()) {
+    // Memory of the caller's goes with its environment, which therefore waits.
+    refs.cancel->Begin();
+    after->cancel = refs.cancel;
+  }
+  engine.completions.Push(std::move(after));
+  return Status();
+}
+
+bool CudaBackend::NeedsCompletion(const OpRefs& refs) const {
+  if (TraceEnabled() || plan_.first_non_finite != nullptr) return true;
+  const HostPages& pages = engine_.load(std::memory_order_acquire)->pages;
+  for (const auto* list : {&refs.inputs, &refs.outputs}) {
+    for (const StoragePtr& storage : *list) {
+      if (pages.Holds(storage->data())) return true;
+    }
+  }
+  return false;
+}
+
+Status CudaBackend::RunPlan(Completion* after) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  Context& context = engine.context;
+  const Driver& driver = context.driver();
+  const CUstream stream = engine.streams.current();
+  if (after != nullptr) after->stream = stream;
+  const bool trace = after != nullptr && !after->description.empty();
+  if (trace) {
+    LOWRANK_RETURN_IF_ERROR(engine.completions.TakeEvent(true, &after->trace_begin));
+    LOWRANK_RETURN_IF_ERROR(engine.completions.TakeEvent(true, &after->trace_end));
+    LOWRANK_RETURN_IF_ERROR(
+        context.Check(driver.cuEventRecord(after->trace_begin, stream), "cuEventRecord"));
+  }
+  if (plan_.first_non_finite != nullptr) {
+    LOWRANK_RETURN_IF_ERROR(context.Check(
+        driver.cuMemsetD8Async(Pointer(plan_.first_non_finite), 0x7f, sizeof(int64_t), stream),
+        "cuMemsetD8Async"));
+  }
+  for (const LaunchStep& step : plan_.steps) {
+    LOWRANK_RETURN_IF_ERROR(context.Launch(step, stream));
+  }
+  if (trace) {
+    LOWRANK_RETURN_IF_ERROR(
+        context.Check(driver.cuEventRecord(after->trace_end, stream), "cuEventRecord"));
+  }
+  if (after == nullptr || after->verdict == nullptr) return Status();
+  LOWRANK_RETURN_IF_ERROR(engine.staging.Acquire(sizeof(int64_t), &after->staging));
+  return context.Check(
+      driver.cuMemcpyDtoHAsync_v2(after->staging.data, Pointer(plan_.first_non_finite),
+                                  sizeof(int64_t), stream),
+      "cuMemcpyDtoHAsync_v2");
+}
+
+Status CudaBackend::RefuseCapture(const char* what) {
+  bool capturing = false;
+  LOWRANK_RETURN_IF_ERROR(engine_.load(std::memory_order_acquire)->streams.IsCapturing(&capturing));
+  if (!capturing) return Status();
+  return Status(Code::kUnsupported, device_ + ": nothing can be " + what +
+                                        " while the stream is being captured into a graph");
+}
+
+Status CudaBackend::Record(Completion* after) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  after->stream = engine.streams.current();
+  after->op_number = engine.context.ops().issued();
+  LOWRANK_RETURN_IF_ERROR(engine.completions.TakeEvent(false, &after->event));
+  return engine.context.Check(engine.context.driver().cuEventRecord(after->event, after->stream),
+                              "cuEventRecord");
+}
+
+Status CudaBackend::Write(StoragePtr target, std::function<Status(void*)> source,
+                          CancelPtr cancel) {
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Task task;
+  task.refs = OpRefs{{}, {std::move(target)}, std::move(cancel)};
+  task.run = [this, source = std::move(source)](const OpRefs& refs) {
+    return IssueWrite(refs, source);
+  };
+  return engine_.load(std::memory_order_acquire)->queue.Push(std::move(task));
+}
+
+Status CudaBackend::IssueWrite(const OpRefs& refs, const std::function<Status(void*)>& source) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  Storage& target = *refs.outputs.front();
+  LOWRANK_RETURN_IF_ERROR(CheckAlive());
+  target.ClearPoison();
+  if (target.bytes() == 0) return source(target.data());
+  auto after = std::make_unique<Completion>();
+  if (engine.pages.Holds(target.data())) after->keep = refs.outputs;
+  const auto issue = [&]() -> Status {
+    LOWRANK_RETURN_IF_ERROR(RefuseCapture("written"));
+    LOWRANK_RETURN_IF_ERROR(engine.staging.Acquire(target.bytes(), &after->staging));
+    LOWRANK_RETURN_IF_ERROR(source(after->staging.data));
+    LOWRANK_RETURN_IF_ERROR(engine.streams.PrepareOp());
+    after->stream = engine.streams.current();
+    LOWRANK_RETURN_IF_ERROR(engine.context.Check(
+        engine.context.driver().cuMemcpyHtoDAsync_v2(Pointer(target.data()), after->staging.data,
+                                                     target.bytes(), engine.streams.current()),
+        "cuMemcpyHtoDAsync_v2"));
+    return Record(after.get());
+  };
+  const Status status = issue();
+  if (!status.ok()) {
+    engine.completions.Abandon(std::move(after));
+    return status;
+  }
+  if (refs.cancel && !after->keep.empty()) {
+    refs.cancel->Begin();
+    after->cancel = refs.cancel;
+  }
+  engine.completions.Push(std::move(after));
+  return Status();
+}
+
+Status CudaBackend::PushAwaited(OpRefs refs,
+                                std::function<Status(const OpRefs&, Completion*)> issue,
+                                std::function<Status(const void*)> sink, DoneFn done) {
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Engine* const engine = engine_.load(std::memory_order_acquire);
+  // Made here, so that an end of memory is told to the caller; std::function wants it copyable.
+  const auto after = std::make_shared<std::unique_ptr<Completion>>(std::make_unique<Completion>());
+  (*after)->sink = std::move(sink);
+  (*after)->done = std::move(done);
+  const CancelPtr cancel = refs.cancel;
+  Task task;
+  task.refs = std::move(refs);
+  task.run = [this, engine, after, issue = std::move(issue)](const OpRefs& held) -> Status {
+    LOWRANK_RETURN_IF_ERROR(CheckAlive());
+    LOWRANK_RETURN_IF_ERROR(RefuseCapture("read or waited for"));
+    LOWRANK_RETURN_IF_ERROR(issue(held, after->get()));
+    return Record(after->get());
+  };
+  // Runs once the queue has dropped its references: by the time the reader is told, the counters
+  // are exact.
+  task.done = [engine, after, cancel](const Status& status) {
+    if (!status.ok()) {
+      const DoneFn tell = std::exchange((*after)->done, nullptr);
+      (*after)->sink = nullptr;
+      engine->completions.Abandon(std::move(*after));
+      if (tell) tell(status);
+      return;
+    }
+    if (cancel && cancel->cancelled() && (*after)->keep.empty()) {
+      // DropQueued may have passed already.
+      const DoneFn tell = std::exchange((*after)->done, nullptr);
+      (*after)->sink = nullptr;
+      if (tell) {
+        tell(Status::Bare(Code::kCancelled, engine->context.device().c_str(),
+                          "the environment is closing"));
+      }
+    } else if (cancel) {
+      cancel->Begin();
+      (*after)->cancel = cancel;
+    }
+    engine->completions.Push(std::move(*after));
+  };
+  return engine->queue.Push(std::move(task));
+}
+
+Status CudaBackend::IssueRead(const OpRefs& refs, Completion* after) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
+  const Storage& source = *refs.inputs.front();
+  after->depends = source.OpenVerdicts();
+  if (source.bytes() == 0) return Status();
+  if (engine.pages.Holds(source.data())) after->keep = refs.inputs;
+  LOWRANK_RETURN_IF_ERROR(engine.staging.Acquire(source.bytes(), &after->staging));
+  LOWRANK_RETURN_IF_ERROR(engine.streams.PrepareOp());
+  after->stream = engine.streams.current();
+  return engine.context.Check(
+      engine.context.driver().cuMemcpyDtoHAsync_v2(after->staging.data, Pointer(source.data()),
+                                                   source.bytes(), engine.streams.current()),
+      "cuMemcpyDtoHAsync_v2");
+}
+
+Status CudaBackend::Read(StoragePtr source, std::function<Status(const void*)> sink, DoneFn done,
+                         CancelPtr cancel) {
+  return PushAwaited(
+      OpRefs{{std::move(source)}, {}, std::move(cancel)},
+      [this](const OpRefs& refs, Completion* after) { return IssueRead(refs, after); },
+      std::move(sink), std::move(done));
+}
+
+Status CudaBackend::Synchronize(DoneFn done, CancelPtr cancel) {
+  if (engine_.load(std::memory_order_acquire) == nullptr) {
+    // Nothing was ever queued.
+    done(Status());
+    return Status();
+  }
+  return PushAwaited(
+      OpRefs{{}, {}, std::move(cancel)}, [](const OpRefs&, Completion*) { return Status(); },
+      nullptr, std::move(done));
+}
+
+Status CudaBackend::Flush(DoneFn done, CancelPtr cancel) {
+  if (engine_.load(std::memory_order_acquire) == nullptr) {
+    done(Status());
+    return Status();
+  }
+  Task task;
+  task.refs.cancel = std::move(cancel);
+  task.run = [this](const OpRefs&) { return CheckAlive(); };
+  task.done = std::move(done);
+  return engine_.load(std::memory_order_acquire)->queue.Push(std::move(task));
+}
+
+Status CudaBackend::UseStream(void* stream, CancelPtr cancel) {
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Engine* const engine = engine_.load(std::memory_order_acquire);
+  Task task;
+  task.refs.cancel = std::move(cancel);
+  task.run = [engine, stream](const OpRefs&) {
+    return engine->streams.Use(static_cast<CUstream>(stream));
+  };
+  return engine->queue.Push(std::move(task));
+}
+
+Status CudaBackend::ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) {
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Engine* const engine = engine_.load(std::memory_order_acquire);
+  Task task;
+  task.refs.cancel = std::move(cancel);
+  task.run = [engine, bytes](const OpRefs&) {
+    return engine->streams.Reserve(static_cast<size_t>(bytes));
+  };
+  task.done = std::move(done);
+  return engine->queue.Push(std::move(task));
+}
+
+}  // namespace lowrank::cuda
