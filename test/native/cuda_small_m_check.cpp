@@ -1,0 +1,268 @@
+/// cuda/matmul_small_m_sm80.cu on the emulator against the formula in float64: formats, token
+/// counts, ragged N and K, splits of K, LoRA operands of every type, special values; under every
+/// schedule, with equal bits between them. Findings of the check mode are failures.
+///
+///   cuda_small_m_check [random seeds, default 2] [name of the only case]
+#include <cinttypes>
+
+#include "native/cuda/plan_matmul_small_m.h"
+#include "test/native/cuda_device.h"
+
+namespace lowrank::cuda {
+namespace {
+
+using cpu::Dense;
+using cpu::g_checks;
+using cpu::g_failures;
+using cpu::Report;
+using cpu::Weight;
+
+struct Case {
+  const char* name;
+  int64_t M, N, K, r;
+  DType dtype;
+  const char* weight;  // "same" or "<format>/<blocksize>[d]"
+  bool bias;
+  DType lora;  // of lora_b and lora_bias, where r > 0
+  bool lora_bias;
+  int sm_count;  // few: K is not split
+};
+
+constexpr DType kF32 = DType::kF32;
+constexpr DType kB = DType::kBF16;
+constexpr DType kH = DType::kF16;
+
+const Case kCases[] = {
+    {"one token", 1, 64, 1024, 0, kB, "nf4/64", false, kF32, false, 1},
+    {"one token, split", 1, 64, 4096, 0, kB, "nf4/64", true, kF32, false, 108},
+    {"ragged N and K", 1, 37, 1120, 0, kB, "nf4/64", true, kF32, false, 1},
+    {"K below a chunk", 3, 5, 32, 0, kH, "fp4/32", false, kF32, false, 1},
+    {"K one chunk over a step", 8, 33, 1056, 3, kB, "nf4/64d", true, kF32, true, 1},
+    {"nested", 5, 64, 2080, 8, kH, "nf4/64d", false, kH, false, 108},
+    {"blocks over row ends", 7, 40, 1120, 16, kB, "nf4/256", true, kB, true, 108},
+    {"blocks longer than rows", 2, 24, 96, 1, kB, "fp4/4096", true, kF32, true, 1},
+    {"nine tokens", 9, 70, 544, 0, kB, "nf4/64", false, kF32, false, 1},
+    {"sixteen", 16, 64, 1024, 16, kH, "nf4/32", true, kH, true, 108},
+    {"seventeen", 17, 130, 352, 5, kB, "nf4/64d", true, kF32, true, 1},
+    {"thirty-two", 32, 128, 768, 64, kB, "fp4/128", false, kB, false, 108},
+    {"thirty-three", 33, 129, 288, 8, kH, "nf4/64", true, kF32, true, 1},
+    {"sixty-four", 64, 128, 1056, 16, kB, "nf4/64", true, kB, true, 108},
+    {"bytes", 1, 48, 1040, 0, kB, "int8/256", true, kF32, false, 1},
+    {"bytes, nested", 11, 50, 560, 4, kH, "int8/64d", true, kH, true, 108},
+    {"bytes, many", 64, 40, 272, 16, kB, "int8/32", true, kF32, true, 1},
+    {"bytes, thirty", 30, 140, 144, 2, kH, "int8/128", true, kF32, false, 1},
+    {"dense", 1, 40, 1032, 0, kB, "same", true, kF32, false, 1},
+    {"dense, split", 13, 72, 2056, 7, kH, "same", true, kF32, true, 108},
+    {"dense, twenty", 20, 150, 200, 16, kB, "same", false, kB, false, 1},
+    {"dense, many", 61, 131, 264, 16, kH, "same", true, kH, true, 108},
+};
+
+/// y in float64, and Σ|a·b| for the bound.
+void Formula(const Dense& x, const Weight& w, const Dense* bias, const Dense* lora_b,
+             const Dense* lora_bias, const Dense* h, double scaling, int64_t m, int64_t n,
+             double* exact, double* sum) {
+  *exact = 0;
+  *sum = 0;
+  auto add = [&](double value) {
+    *exact += value;
+    *sum += std::fabs(value);
+  };
+  for (int64_t k = 0; k < x.view.cols; ++k) add(x.At(m, k) * w.At(n, k));
+  if (bias != nullptr) add(bias->At(n));
+  if (lora_b != nullptr) {
+    for (int64_t j = 0; j < lora_b->view.cols; ++j) add(scaling * h->At(m, j) * lora_b->At(n, j));
+  }
+  if (lora_bias != nullptr) add(scaling * lora_bias->At(n));
+}
+
+struct Problem {
+  Case spec;
+  Dense x, bias, lora_b, lora_bias, h;
+  Weight w;
+
+  explicit Problem(const Case& c)
+      : spec(c),
+        x(c.M, c.K, c.dtype),
+        bias(1, c.N, c.lora),
+        lora_b(c.N, c.r, c.lora),
+        lora_bias(1, c.N, c.lora),
+        h(c.M, c.r, kF32),
+        w(cpu::MakeWeight(cpu::kReferenceKernels, cpu::RunContext{nullptr, nullptr}, c.weight, c.N,
+                          c.K, c.dtype)) {
+    x.Fill();
+    bias.Fill();
+    lora_b.Fill();
+    lora_bias.Fill();
+    h.Fill();
+  }
+
+  /// y [M, N] from the kernel, into `y`; the message of a failure.
+  std::string Run(Dense* y) const {
+    DeviceCopies device;
+    GemmMmaOperands operands;
+    operands.x = device.Put(x.view);
+    if (w.view.quantised()) {
+      operands.w.quant = device.Put(w.view.quant);
+    } else {
+      operands.w.dense = device.Put(w.view.dense);
+    }
+    if (spec.bias) operands.bias = device.Put(bias.view);
+    if (spec.r > 0) {
+      operands.h = static_cast<const float*>(device.Put(h.view).data);
+      operands.lora_factor = device.Put(lora_b.view);
+      operands.scaling = 0.75f;
+      if (spec.lora_bias) operands.lora_bias = device.Put(lora_bias.view);
+    }
+    operands.y = device.Empty(y->view);
+    DeviceLimits limits;
+    limits.sm_count = spec.sm_count;
+    if (!SmallMApplies(operands, limits)) return "does not apply";
+    std::string error = RunPlan([&](Workspace* workspace, Plan* plan) {
+      return PlanMatmulSmallM(operands, limits, workspace, plan);
+    });
+    if (error.empty()) std::memcpy(y->view.data, operands.y.data, y->view.bytes());
+    return error;
+  }
+
+  void Check(const Dense& y, const std::string& name) const {
+    for (int64_t m = 0; m < spec.M; ++m) {
+      for (int64_t n = 0; n < spec.N; ++n) {
+        double exact;
+        double sum;
+        Formula(x, w, spec.bias ? &bias : nullptr, spec.r > 0 ? &lora_b : nullptr,
+                spec.r > 0 && spec.lora_bias ? &lora_bias : nullptr, &h, 0.75, m, n, &exact, &sum);
+        const double actual = y.At(m, n);
+        const std::string what = name + " y[" + std::to_string(m) + ", " + std::to_string(n) + "]";
+        if (std::isfinite(exact)) {
+          cpu::Expect(what, actual, exact, sum, spec.dtype);
+        } else {
+          Report(std::isnan(exact) ? std::isnan(actual) : actual == exact, what + " special");
+        }
+      }
+    }
+  }
+};
+
+void CheckCase(const Case& spec, int seeds) {
+  const Problem problem(spec);
+  std::string bits;
+  int schedule = 0;
+  for (const emu::Options& options : Schedules(seeds)) {
+    emu::SetOptions(options);
+    Dense y(spec.M, spec.N, spec.dtype);
+    const std::string error = problem.Run(&y);
+    const std::string name = std::string(spec.name) + " #" + std::to_string(schedule);
+    Report(error.empty(), name + ": " + error);
+    if (!error.empty()) return;
+    const std::string now(static_cast<const char*>(y.view.data), y.view.bytes());
+    if (schedule == 0) {
+      problem.Check(y, name);
+      bits = now;
+    }
+    Report(now == bits, name + ": other bits");
+    ++schedule;
+  }
+  emu::SetOptions(Schedules(0)[0]);
+}
+
+/// An infinity or NaN in x stays in its token, one in a scale in its outputs; the padding of K and
+/// of tokens gives nothing.
+void CheckSpecial() {
+  for (const char* weight : {"nf4/64", "int8/64", "same"}) {
+    for (const double value : {std::numeric_limits<double>::infinity(), std::nan("")}) {
+      Case spec{"special", 3, 35, 1056, 0, kB, weight, false, kF32, false, 1};
+      Problem problem(spec);
+      StoreElement(problem.x.view.data, kB, 2 * spec.K - 1, value);
+      if (problem.w.view.quantised()) {
+        problem.w.view.quant.absmax[problem.w.view.quant.blocks() - 1] = static_cast<float>(value);
+      } else {
+        StoreElement(problem.w.view.dense.data, kB, spec.N * spec.K - 1, value);
+      }
+      Dense y(spec.M, spec.N, spec.dtype);
+      const std::string error = problem.Run(&y);
+      Report(error.empty(), std::string("special ") + weight + ": " + error);
+      if (error.empty()) problem.Check(y, std::string("special ") + weight);
+    }
+  }
+}
+
+/// A token's bits do not depend on its company under the same tile.
+void CheckInvariance() {
+  Case spec{"company", 8, 64, 1120, 4, kB, "nf4/64d", true, kF32, true, 1};
+  const Problem all(spec);
+  Dense y(spec.M, spec.N, spec.dtype);
+  Report(all.Run(&y).empty(), "company");
+  Case alone_spec = spec;
+  alone_spec.M = 1;
+  Problem alone(alone_spec);
+  // The same operands but for the token count: the last token of `all`.
+  std::memcpy(alone.x.view.data,
+              static_cast<const char*>(all.x.view.data) + (spec.M - 1) * spec.K * 2,
+              static_cast<size_t>(spec.K) * 2);
+  std::memcpy(alone.h.view.data,
+              static_cast<const char*>(all.h.view.data) + (spec.M - 1) * spec.r * 4,
+              static_cast<size_t>(spec.r) * 4);
+  std::memcpy(alone.lora_b.view.data, all.lora_b.view.data, all.lora_b.view.bytes());
+  std::memcpy(alone.bias.view.data, all.bias.view.data, all.bias.view.bytes());
+  std::memcpy(alone.lora_bias.view.data, all.lora_bias.view.data, all.lora_bias.view.bytes());
+  alone.w.view = all.w.view;
+  Dense one(1, spec.N, spec.dtype);
+  Report(alone.Run(&one).empty(), "alone");
+  Report(
+      std::memcmp(one.view.data, static_cast<const char*>(y.view.data) + (spec.M - 1) * spec.N * 2,
+                  static_cast<size_t>(spec.N) * 2) == 0,
+      "a token alone has other bits");
+}
+
+void CheckRefusals() {
+  Case spec{"refusal", 4, 16, 64, 0, kB, "nf4/64", false, kF32, false, 108};
+  const Problem problem(spec);
+  GemmMmaOperands operands;
+  operands.x = problem.x.view;
+  operands.w.quant = problem.w.view.quant;
+  const DeviceLimits limits;
+  auto aligned = [](uintptr_t address) { return reinterpret_cast<unsigned char*>(address); };
+  operands.x.data = aligned(1 << 20);
+  operands.w.quant.codes = aligned(2 << 20);
+  Report(SmallMApplies(operands, limits), "applies");
+  auto refused = [&](const char* what, auto change) {
+    GemmMmaOperands changed = operands;
+    change(&changed);
+    Report(!SmallMApplies(changed, limits), std::string("refuses ") + what);
+  };
+  refused("65 tokens", [](GemmMmaOperands* o) { o->x.rows = 65; });
+  refused("no token", [](GemmMmaOperands* o) { o->x.rows = 0; });
+  refused("f32", [](GemmMmaOperands* o) { o->x.dtype = kF32; });
+  refused("transposed", [](GemmMmaOperands* o) { o->w_transposed = true; });
+  refused("accumulation", [](GemmMmaOperands* o) { o->accumulate = true; });
+  refused("dropout", [](GemmMmaOperands* o) { o->dropout.p = 0.5; });
+  refused("K = 48", [](GemmMmaOperands* o) { o->x.cols = o->w.quant.cols = 48; });
+  refused("loose x", [&](GemmMmaOperands* o) { o->x.data = aligned((1 << 20) + 8); });
+  refused("loose codes", [&](GemmMmaOperands* o) { o->w.quant.codes = aligned((1 << 20) + 8); });
+}
+
+int Main(int argc, char** argv) {
+  std::string error;
+  if (!emu::OptionsFromEnvironment(&error)) {
+    std::printf("%s\n", error.c_str());
+    return 2;
+  }
+  const int seeds = argc > 1 ? std::atoi(argv[1]) : 2;
+  const std::string only = argc > 2 ? argv[2] : "";
+  for (const Case& spec : kCases) {
+    if (only.empty() || only == spec.name) CheckCase(spec, seeds);
+  }
+  if (only.empty()) {
+    CheckSpecial();
+    CheckInvariance();
+    CheckRefusals();
+  }
+  Report(emu::FindingCount() == 0, "findings: " + std::to_string(emu::FindingCount()));
+  std::printf("small-M: %d checks, %d failures\n", g_checks, g_failures);
+  return g_failures == 0 ? 0 : 1;
+}
+
+}  // namespace
+}  // namespace lowrank::cuda
+
+int main(int argc, char** argv) { return lowrank::cuda::Main(argc, argv); }
