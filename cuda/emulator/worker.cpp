@@ -194,7 +194,7 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
     block->cluster_waiters.clear();
     block->cluster_clock.Clear();
     block->cluster_clock_done.Clear();
-    if (launch.cluster > 1) block->cluster_ticket.assign(block->cluster_threads, 0);
+    block->cluster_ticket.clear();  // made anew by the first arrival
   }
   if (run_->check) {
     block->shadow.Reset(reinterpret_cast<uintptr_t>(block->shared_base), room_bytes, false);

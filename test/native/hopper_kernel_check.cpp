@@ -1,0 +1,326 @@
+/// cuda/lora_forward_wgmma_sm90a.cu on the emulator against the formula in float64: formats, ragged
+/// shapes, LoRA in every dtype, alignments, panels; under every schedule, and with findings taken
+/// as failures.
+///
+///   hopper_kernel_check [seeds] [filter]
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+
+#include "native/core/tensor_view.h"
+#include "native/cuda/plan_lora_forward_wgmma.h"
+#include "test/native/hopper_operands.h"
+
+namespace lowrank::test {
+namespace {
+
+int g_failures = 0;
+
+struct Case {
+  const char* name;
+  int64_t M, N, K, r;
+  DType dtype;
+  const char* format;  // null: dense of `dense`
+  DType dense;
+  bool nested;
+  int64_t blocksize;
+  DType lora;
+  bool bias;
+  bool lora_bias;
+  int64_t l2_bytes;  // small: several panels
+  int sm_count;
+  size_t misalign;  // bytes that x, w and y are off
+};
+
+float ToFloatAs(DType dtype, const void* data, size_t i) {
+  if (dtype == DType::kF32) return static_cast<const float*>(data)[i];
+  if (dtype == DType::kBF16) return ToFloat(static_cast<const BF16*>(data)[i]);
+  return ToFloat(static_cast<const F16*>(data)[i]);
+}
+float RoundTo(DType dtype, float value) {
+  if (dtype == DType::kF32) return value;
+  return dtype == DType::kBF16 ? ToFloat(FromFloat<BF16>(value)) : ToFloat(FromFloat<F16>(value));
+}
+
+/// A matrix in device memory and as doubles.
+struct Matrix {
+  std::vector<double> values;
+  std::unique_ptr<DeviceArray<unsigned char>> device;
+  TensorView view;
+
+  Matrix(int64_t rows, int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
+         size_t misalign = 0) {
+    const size_t count = static_cast<size_t>(rows * cols);
+    std::vector<unsigned char> bytes(count * DTypeBytes(dtype));
+    values.resize(count);
+    std::normal_distribution<double> normal(0, scale);
+    for (size_t i = 0; i < count; ++i) {
+      const float value = rng == nullptr ? 0.0f : static_cast<float>(normal(*rng));
+      if (dtype == DType::kF32) std::memcpy(&bytes[i * 4], &value, 4);
+      if (dtype == DType::kBF16) {
+        const BF16 rounded = FromFloat<BF16>(value);
+        std::memcpy(&bytes[i * 2], &rounded, 2);
+      }
+      if (dtype == DType::kF16) {
+        const F16 rounded = FromFloat<F16>(value);
+        std::memcpy(&bytes[i * 2], &rounded, 2);
+      }
+      values[i] = static_cast<double>(ToFloatAs(dtype, bytes.data(), i));
+    }
+    device = std::make_unique<DeviceArray<unsigned char>>(bytes, misalign);
+    view.data = device->data();
+    view.dtype = dtype;
+    view.rows = rows;
+    view.cols = cols;
+    view.present = true;
+  }
+};
+
+/// A quantised weight with random codes and scales.
+struct Quantised {
+  std::vector<std::unique_ptr<DeviceArray<unsigned char>>> parts;
+  QuantView view;
+
+  template <typename T>
+  T* Part(const std::vector<T>& values, size_t misalign = 0) {
+    std::vector<unsigned char> bytes(values.size() * sizeof(T));
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+    parts.push_back(std::make_unique<DeviceArray<unsigned char>>(bytes, misalign));
+    return reinterpret_cast<T*>(parts.back()->data());
+  }
+
+  Quantised(const Case& c, std::mt19937_64* rng) {
+    view.format = FindFormat(c.format);
+    view.rows = c.N;
+    view.cols = c.K;
+    view.blocksize = c.blocksize;
+    std::uniform_int_distribution<int> byte(0, 255);
+    std::uniform_real_distribution<float> positive(0.05f, 0.3f);
+    std::vector<uint8_t> codes(view.code_bytes());
+    for (uint8_t& code : codes) code = static_cast<uint8_t>(byte(*rng));
+    view.codes = Part(codes, c.misalign);
+    view.codebook = Part(
+        std::vector<float>(view.format->codebook, view.format->codebook + view.format->levels));
+    const size_t blocks = static_cast<size_t>(view.blocks());
+    if (!c.nested) {
+      std::vector<float> absmax(blocks);
+      for (float& scale : absmax) scale = positive(*rng);
+      view.absmax = Part(absmax);
+      return;
+    }
+    std::vector<uint8_t> absmax(blocks);
+    for (uint8_t& code : absmax) code = static_cast<uint8_t>(byte(*rng));
+    view.absmax_8bit = Part(absmax);
+    view.absmax_codebook = Part(std::vector<float>(DynamicMap8bit(), DynamicMap8bit() + 256));
+    std::vector<float> nested(static_cast<size_t>(view.nested_blocks()));
+    for (float& scale : nested) scale = positive(*rng) * 0.3f;
+    view.nested_absmax = Part(nested);
+    view.absmax_offset = Part(std::vector<float>{0.17f});
+  }
+};
+
+struct Problem {
+  explicit Problem(const Case& c) : spec(c) {
+    std::mt19937_64 rng(7);
+    operands.x = Add(c.M, c.K, c.dtype, &rng, 1, c.misalign);
+    if (c.format != nullptr) {
+      quantised = std::make_unique<Quantised>(c, &rng);
+      operands.w.quant = quantised->view;
+      w.resize(static_cast<size_t>(c.N * c.K));
+      for (size_t i = 0; i < w.size(); ++i) {
+        w[i] =
+            static_cast<double>(RoundTo(c.dtype, quantised->view.Value(static_cast<int64_t>(i))));
+      }
+    } else {
+      operands.w.dense = Add(c.N, c.K, c.dense, &rng, 0.1, c.misalign);
+      w = matrices.back()->values;
+      for (double& value : w)
+        value = static_cast<double>(RoundTo(c.dtype, static_cast<float>(value)));
+    }
+    if (c.bias) operands.bias = Add(1, c.N, DType::kF32, &rng, 1);
+    if (c.bias) bias = matrices.back()->values;
+    if (c.r > 0) {
+      const TensorView view = Add(c.M, c.r, DType::kF32, &rng, 1);
+      operands.h = static_cast<const float*>(view.data);
+      h = matrices.back()->values;
+      operands.lora_b = Add(c.N, c.r, c.lora, &rng, 0.3);
+      lora_b = matrices.back()->values;
+      operands.scaling = 1.7f;
+      if (c.lora_bias) operands.lora_bias = Add(1, c.N, c.lora, &rng, 1);
+      if (c.lora_bias) lora_bias = matrices.back()->values;
+    }
+    operands.y = Add(c.M, c.N, c.dtype, nullptr, 0, c.misalign);
+  }
+
+  TensorView Add(int64_t rows, int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
+                 size_t misalign = 0) {
+    matrices.push_back(std::make_unique<Matrix>(rows, cols, dtype, rng, scale, misalign));
+    return matrices.back()->view;
+  }
+
+  /// y and Σ|a · b| by the formula.
+  void Expect() {
+    const std::vector<double>& x = matrices.front()->values;
+    const auto scaling = static_cast<double>(operands.scaling);
+    for (int64_t m = 0; m < spec.M; ++m) {
+      for (int64_t n = 0; n < spec.N; ++n) {
+        double sum = 0;
+        double magnitude = 0;
+        const auto add = [&](double term) {
+          sum += term;
+          magnitude += std::fabs(term);
+        };
+        for (int64_t k = 0; k < spec.K; ++k) {
+          add(x[static_cast<size_t>(m * spec.K + k)] * w[static_cast<size_t>(n * spec.K + k)]);
+        }
+        for (int64_t i = 0; i < spec.r; ++i) {
+          add(scaling * h[static_cast<size_t>(m * spec.r + i)] *
+              lora_b[static_cast<size_t>(n * spec.r + i)]);
+        }
+        if (spec.bias) add(bias[static_cast<size_t>(n)]);
+        if (spec.lora_bias && spec.r > 0) add(scaling * lora_bias[static_cast<size_t>(n)]);
+        expected.push_back(sum);
+        magnitudes.push_back(magnitude);
+      }
+    }
+  }
+
+  /// Runs the plan; the bits of y.
+  std::vector<unsigned char> Run(std::string* error) {
+    cuda::DeviceLimits device;
+    device.sm = 90;
+    device.sm_count = spec.sm_count;
+    device.shared_bytes_per_block = 232448;
+    device.l2_bytes = spec.l2_bytes;
+    cuda::Workspace measure;
+    cuda::Plan ignored;
+    Status status = cuda::PlanLoraForwardWgmma(operands, device, &measure, &ignored);
+    DeviceArray<unsigned char> memory(measure.bytes());
+    cuda::Workspace workspace(memory.data());
+    cuda::Plan plan;
+    if (status.ok()) status = cuda::PlanLoraForwardWgmma(operands, device, &workspace, &plan);
+    if (!status.ok()) {
+      *error = status.message();
+      return {};
+    }
+    launches = plan.steps.size();
+    emu::SetMemory(operands.y.data, 0xff, operands.y.bytes());
+    for (const cuda::LaunchStep& step : plan.steps) {
+      if (!RunStep(step, error)) return {};
+    }
+    return matrices.back()->device->Read();
+  }
+
+  void Check(const std::vector<unsigned char>& y, const std::string& name) {
+    double worst = 0;
+    size_t bad = 0;
+    for (size_t i = 0; i < expected.size(); ++i) {
+      const auto value = static_cast<double>(ToFloatAs(spec.dtype, y.data(), i));
+      // One rounding to T, and of f16's denormals.
+      const double unit = spec.dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
+      const double tolerance =
+          std::fabs(expected[i]) * unit * 1.001 + 16 * 0x1p-24 * magnitudes[i] + 0x1p-25;
+      const double error = std::fabs(value - expected[i]);
+      if (!(error <= tolerance)) ++bad;
+      worst = std::max(worst, error / tolerance);
+    }
+    if (bad == 0) return;
+    ++g_failures;
+    std::printf("FAIL %s: %zu of %zu elements out of bounds, worst %.3g times the bound\n",
+                name.c_str(), bad, expected.size(), worst);
+  }
+
+  const Case& spec;
+  cuda::LoraForwardWgmmaOperands operands;
+  std::vector<std::unique_ptr<Matrix>> matrices;
+  std::unique_ptr<Quantised> quantised;
+  std::vector<double> w, bias, h, lora_b, lora_bias, expected, magnitudes;
+  size_t launches = 0;
+};
+
+constexpr DType kB = DType::kBF16;
+constexpr DType kH = DType::kF16;
+constexpr DType kF = DType::kF32;
+const Case kCases[] = {
+    {"nf4", 128, 256, 128, 0, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 0},
+    {"nf4 lora", 256, 256, 192, 16, kB, "nf4", kB, true, 64, kF, true, true, 50 << 20, 132, 0},
+    {"nf4 ragged", 300, 333, 200, 5, kB, "nf4", kB, false, 64, kB, true, true, 50 << 20, 132, 0},
+    {"fp4 f16", 257, 136, 96, 8, kH, "fp4", kB, true, 32, kH, true, false, 50 << 20, 132, 0},
+    {"int8", 130, 520, 320, 20, kB, "int8", kB, false, 256, kF, false, false, 50 << 20, 4, 0},
+    {"int8 f16", 140, 264, 64, 0, kH, "int8", kB, true, 64, kF, true, false, 50 << 20, 2, 0},
+    {"dense bf16", 200, 264, 136, 4, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20, 132, 0},
+    {"dense f16", 129, 128, 72, 4, kH, nullptr, kH, false, 64, kF, false, true, 50 << 20, 132, 0},
+    {"dense f32", 150, 270, 144, 3, kB, nullptr, kF, false, 64, kB, true, false, 50 << 20, 132, 0},
+    {"odd K", 140, 150, 61, 3, kB, "nf4", kB, false, 64, kB, true, false, 50 << 20, 132, 0},
+    {"odd all", 129, 257, 77, 1, kH, "fp4", kB, true, 32, kH, false, true, 50 << 20, 132, 0},
+    {"misaligned", 130, 260, 64, 9, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 2},
+    {"misaligned dense", 130, 260, 64, 9, kB, nullptr, kB, false, 64, kB, false, false, 50 << 20,
+     132, 2},
+    {"panels", 520, 1100, 128, 16, kB, "nf4", kB, true, 64, kF, true, true, 300 * 1024, 4, 0},
+    {"panels f16", 300, 700, 448, 4, kH, "int8", kB, false, 64, kH, true, false, 400 * 1024, 6, 0},
+};
+
+const Schedule kSchedules[] = {
+    {emu::Order::kForward, 1, emu::Copies::kLate, "forward late"},
+    {emu::Order::kForward, 1, emu::Copies::kEarly, "forward early"},
+    {emu::Order::kReverse, 1, emu::Copies::kLate, "reverse late"},
+    {emu::Order::kReverse, 1, emu::Copies::kEarly, "reverse early"},
+};
+
+void RunCase(const Case& spec, uint64_t seeds) {
+  Problem problem(spec);
+  problem.Expect();
+  std::vector<Schedule> schedules(std::begin(kSchedules), std::end(kSchedules));
+  for (uint64_t seed = 1; seed <= seeds; ++seed) {
+    schedules.push_back({emu::Order::kRandom, seed,
+                         seed % 2 == 0 ? emu::Copies::kEarly : emu::Copies::kLate, "random"});
+  }
+  std::vector<unsigned char> first;
+  for (const Schedule& schedule : schedules) {
+    const std::string name =
+        std::string(spec.name) + ", " + schedule.name + " " + std::to_string(schedule.seed);
+    emu::Options options = emu::CurrentOptions();
+    options.order = schedule.order;
+    options.seed = schedule.seed;
+    options.copies = schedule.copies;
+    emu::SetOptions(options);
+    emu::ClearFindings();
+    std::string error;
+    const std::vector<unsigned char> y = problem.Run(&error);
+    if (!error.empty() || emu::FindingCount() != 0) {
+      ++g_failures;
+      std::printf("FAIL %s: %s, %zu findings\n", name.c_str(), error.c_str(), emu::FindingCount());
+      continue;
+    }
+    problem.Check(y, name);
+    if (first.empty()) first = y;
+    if (y != first) {
+      ++g_failures;
+      std::printf("FAIL %s: other bits than in the first schedule\n", name.c_str());
+    }
+  }
+  uint64_t hash = 1469598103934665603u;
+  for (const unsigned char byte : first) hash = (hash ^ byte) * 1099511628211u;
+  std::printf("%-18s %zu launches, %zu schedules, y %016llx\n", spec.name, problem.launches,
+              schedules.size(), static_cast<unsigned long long>(hash));
+}
+
+}  // namespace
+}  // namespace lowrank::test
+
+int main(int argc, char** argv) {
+  using namespace lowrank;
+  std::string error;
+  if (!emu::OptionsFromEnvironment(&error)) {
+    std::printf("%s\n", error.c_str());
+    return 2;
+  }
+  const uint64_t seeds = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 4;
+  for (const test::Case& spec : test::kCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, seeds);
+  }
+  std::printf(test::g_failures == 0 ? "PASS\n" : "FAIL: %d\n", test::g_failures);
+  return test::g_failures == 0 ? 0 : 1;
+}
