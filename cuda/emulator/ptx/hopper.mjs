@@ -36,7 +36,8 @@ function tensorOperand(i, c, operand) {
   if (!match) throw i.fail('a tensor coordinate that is not understood');
   const coordinates = match[2].split(',').map((word) => `int32_t(${c.bits(word.trim(), 's32')})`);
   const map = c.pointer(`[${match[1]}]`, 'generic');
-  return { map, list: `(const int32_t[]){${coordinates.join(', ')}}`, rank: coordinates.length };
+  const list = `std::initializer_list<int32_t>{${coordinates.join(', ')}}.begin()`;
+  return { map, list, rank: coordinates.length };
 }
 
 /** cp.async.bulk and cp.async.bulk.tensor. */
