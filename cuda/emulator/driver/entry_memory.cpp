@@ -333,6 +333,33 @@ CUresult cuMemFreeHost(void* pointer) {
   return FreePinned(pointer) ? entered : CUDA_ERROR_INVALID_VALUE;
 }
 
+CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned flags) {
+  ContextPtr context;
+  if (const int result = EnterContext(&context); result != 0) return result;
+  constexpr unsigned kAllFlags = 15;
+  if (pointer == nullptr || bytes == 0 || flags > kAllFlags) return CUDA_ERROR_INVALID_VALUE;
+  if (const int result = RefuseDuringCapture(); result != 0) return result;
+  return PinExisting(pointer, bytes) ? CUDA_SUCCESS : CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED;
+}
+
+CUresult cuMemHostUnregister(void* pointer) {
+  constexpr CUresult kNotRegistered = 713;
+  ContextPtr context;
+  const int entered = EnterContext(&context);
+  if (context == nullptr) return entered;
+  if (const int result = RefuseDuringCapture(); result != 0) return result;
+  context->streams->WaitAll();
+  return UnpinExisting(pointer) ? entered : kNotRegistered;
+}
+
+CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* host, unsigned flags) {
+  ContextPtr context;
+  if (const int result = EnterContext(&context); result != 0) return result;
+  if (device == nullptr || flags != 0 || !IsPinned(host, 1)) return CUDA_ERROR_INVALID_VALUE;
+  *device = reinterpret_cast<uintptr_t>(host);
+  return CUDA_SUCCESS;
+}
+
 CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr target, const void* source, size_t bytes,
                               CUstream stream) {
   return CopyAsync(stream, DevicePointer(target), Host(source), bytes, "cuMemcpyHtoDAsync");

@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <mutex>
 
@@ -11,9 +12,14 @@
 namespace lowrank::emu::driver {
 namespace {
 
+struct Block {
+  size_t bytes = 0;
+  bool ours = true;  // else the caller's
+};
+
 struct Pinned {
   std::mutex mutex;
-  std::map<uintptr_t, size_t> bytes_at;
+  std::map<uintptr_t, Block> block_at;
 
   static Pinned& Get() {
     static auto* const pinned = new Pinned;
@@ -30,7 +36,7 @@ void* AllocatePinned(size_t bytes) {
   RegisterHost(data, bytes);
   Pinned& pinned = Pinned::Get();
   const std::lock_guard<std::mutex> lock(pinned.mutex);
-  pinned.bytes_at[reinterpret_cast<uintptr_t>(data)] = bytes;
+  pinned.block_at[reinterpret_cast<uintptr_t>(data)] = {bytes, true};
   return data;
 }
 
@@ -39,13 +45,42 @@ bool FreePinned(void* pointer) {
   size_t bytes = 0;
   {
     const std::lock_guard<std::mutex> lock(pinned.mutex);
-    const auto found = pinned.bytes_at.find(reinterpret_cast<uintptr_t>(pointer));
-    if (found == pinned.bytes_at.end()) return false;
-    bytes = found->second;
-    pinned.bytes_at.erase(found);
+    const auto found = pinned.block_at.find(reinterpret_cast<uintptr_t>(pointer));
+    if (found == pinned.block_at.end() || !found->second.ours) return false;
+    bytes = found->second.bytes;
+    pinned.block_at.erase(found);
   }
   UnregisterHost(pointer);
   munmap(pointer, bytes);
+  return true;
+}
+
+bool PinExisting(void* pointer, size_t bytes) {
+  Pinned& pinned = Pinned::Get();
+  const auto begin = reinterpret_cast<uintptr_t>(pointer);
+  {
+    const std::lock_guard<std::mutex> lock(pinned.mutex);
+    const auto after = pinned.block_at.lower_bound(begin);
+    if (after != pinned.block_at.end() && after->first < begin + bytes) return false;
+    if (after != pinned.block_at.begin()) {
+      const auto before = std::prev(after);
+      if (before->first + before->second.bytes > begin) return false;
+    }
+    pinned.block_at[begin] = {bytes, false};
+  }
+  RegisterHost(pointer, bytes);
+  return true;
+}
+
+bool UnpinExisting(void* pointer) {
+  Pinned& pinned = Pinned::Get();
+  {
+    const std::lock_guard<std::mutex> lock(pinned.mutex);
+    const auto found = pinned.block_at.find(reinterpret_cast<uintptr_t>(pointer));
+    if (found == pinned.block_at.end() || found->second.ours) return false;
+    pinned.block_at.erase(found);
+  }
+  UnregisterHost(pointer);
   return true;
 }
 
@@ -53,11 +88,12 @@ bool IsPinned(const void* pointer, size_t bytes) {
   Pinned& pinned = Pinned::Get();
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const std::lock_guard<std::mutex> lock(pinned.mutex);
-  auto after = pinned.bytes_at.upper_bound(address);
-  if (after == pinned.bytes_at.begin()) return false;
+  auto after = pinned.block_at.upper_bound(address);
+  if (after == pinned.block_at.begin()) return false;
   --after;
   const size_t offset_bytes = address - after->first;
-  return offset_bytes < after->second && bytes <= after->second - offset_bytes;
+  const size_t block_bytes = after->second.bytes;
+  return offset_bytes < block_bytes && bytes <= block_bytes - offset_bytes;
 }
 
 }  // namespace lowrank::emu::driver
