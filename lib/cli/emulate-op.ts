@@ -1,0 +1,195 @@
+/**
+ * One op on device `cuda-emulated`, with operands of one's choice: the part of `lowrank emulate` that
+ * runs in a process of its own, because the emulator reads its options once.
+ */
+
+import { createHash } from 'node:crypto';
+import fs from 'node:fs';
+import {
+  type Device,
+  type DType,
+  dequantize,
+  LoraAdapter,
+  loraBackward,
+  loraForward,
+  matmul,
+  matmulInputGrad,
+  type QuantFormat,
+  type QuantizedWeight,
+  quantize,
+  synchronize,
+  Tensor,
+} from '../index.js';
+
+export const emulatedOps = [
+  'matmul',
+  'matmulInputGrad',
+  'loraForward',
+  'loraBackward',
+  'quantize',
+  'dequantize',
+  'cast',
+  'random',
+] as const;
+export type EmulatedOp = (typeof emulatedOps)[number];
+
+/** What to run. */
+export interface OpSpec {
+  readonly op: EmulatedOp;
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+  readonly r: number;
+  readonly dtype: DType;
+  /** `none`: a dense weight in `dtype`. */
+  readonly format: QuantFormat | 'none';
+  readonly blocksize: number | undefined;
+  readonly doubleQuant: boolean;
+  /** dtype of the adapter's factors. */
+  readonly adapterDType: DType;
+  readonly dropout: number;
+  readonly bias: boolean;
+  readonly seed: number;
+}
+
+/** What came out. */
+export interface OpOutcome {
+  /** Of each output: a hash of its bytes, and how far it is from the reference device. */
+  readonly outputs: readonly OutputFacts[];
+  /** Bytes of the trace that were there before the op. */
+  readonly traceFrom: number;
+  /** The failure, where the op failed. */
+  readonly error?: string;
+}
+export interface OutputFacts {
+  readonly name: string;
+  readonly shape: readonly number[];
+  readonly hash: string;
+  /** Largest absolute difference to the reference device, and the largest absolute value there. */
+  readonly maxError: number;
+  readonly maxValue: number;
+}
+
+/** Operands on the host's device; the same bits for every run. */
+class HostOperands {
+  readonly x: Tensor;
+  readonly dy: Tensor;
+  readonly dense: Tensor;
+  readonly w: Tensor | QuantizedWeight;
+  readonly loraA: Tensor;
+  readonly loraB: Tensor;
+  readonly bias: Tensor | undefined;
+
+  constructor(spec: OpSpec) {
+    const { M, N, K, r, dtype, adapterDType, seed } = spec;
+    const make = (shape: number[], index: number, std: number, as: DType) =>
+      Tensor.randn(shape, { seed: seed + index, std, dtype: as, device: 'cpu' });
+    this.x = make([M, K], 1, 1, dtype);
+    this.dy = make([M, N], 2, 1, dtype);
+    this.dense = make([N, K], 3, 0.02, spec.format === 'none' ? dtype : 'f32');
+    this.w = spec.format === 'none' ? this.dense : quantize(this.dense, quantizeOptions(spec));
+    this.loraA = make([r, K], 4, 0.02, adapterDType);
+    this.loraB = make([N, r], 5, 0.02, adapterDType);
+    this.bias = spec.bias ? make([N], 6, 1, dtype) : undefined;
+  }
+}
+
+function quantizeOptions(spec: OpSpec) {
+  return {
+    format: spec.format as QuantFormat,
+    doubleQuant: spec.doubleQuant,
+    ...(spec.blocksize === undefined ? {} : { blocksize: spec.blocksize }),
+  };
+}
+
+/** Gets everything onto a device and gives back the op alone, as a call. */
+function prepare(spec: OpSpec, host: HostOperands, device: Device): () => Record<string, Tensor> {
+  const x = host.x.to({ device });
+  const dy = host.dy.to({ device });
+  const w = host.w.to({ device }) as Tensor | QuantizedWeight;
+  const bias = host.bias?.to({ device });
+  const options = bias === undefined ? {} : { bias };
+  const adapter = () =>
+    new LoraAdapter({
+      loraA: host.loraA.to({ device }),
+      loraB: host.loraB.to({ device }),
+      loraAlpha: 2 * spec.r,
+      dropout: spec.dropout,
+    });
+  switch (spec.op) {
+    case 'matmul':
+      return () => ({ y: matmul(x, w, options) });
+    case 'matmulInputGrad':
+      return () => ({ dx: matmulInputGrad(dy, w) });
+    case 'loraForward': {
+      const lora = adapter();
+      return () => {
+        const { y, saved } = loraForward(x, w, lora, { ...options, seed: spec.seed });
+        return saved.h === undefined ? { y } : { y, h: saved.h };
+      };
+    }
+    case 'loraBackward': {
+      const { saved } = loraForward(x, w, adapter(), { ...options, seed: spec.seed });
+      return () => loraBackward(dy, saved, { keep: true }) as Record<string, Tensor>;
+    }
+    case 'quantize': {
+      const dense = host.dense.to({ device });
+      // Decoded on the host: the launches of the op are those of the quantisation alone.
+      return () => {
+        const packed = quantize(dense, quantizeOptions(spec));
+        return { w: dequantize(packed.to({ device: 'cpu' }), { dtype: 'f32' }) };
+      };
+    }
+    case 'dequantize':
+      return () => ({ w: dequantize(w as QuantizedWeight, { dtype: spec.dtype }) });
+    case 'cast':
+      return () => ({ y: x.to({ dtype: spec.dtype === 'f32' ? 'bf16' : 'f32' }) });
+    case 'random':
+      return () => ({
+        y: Tensor.randn([spec.M, spec.K], { seed: spec.seed, dtype: spec.dtype, device }),
+      });
+  }
+}
+
+function valuesOf(outputs: Record<string, Tensor>): Map<string, Float32Array> {
+  return new Map(Object.entries(outputs).map(([name, tensor]) => [name, tensor.readSync()]));
+}
+
+/** Runs the op; failures of it are part of the outcome. */
+export async function runOp(spec: OpSpec, tracePath: string): Promise<OpOutcome> {
+  const host = new HostOperands(spec);
+  const run = prepare(spec, host, 'cuda-emulated');
+  await synchronize('cuda-emulated');
+  const traceFrom = fs.existsSync(tracePath) ? fs.statSync(tracePath).size : 0;
+  try {
+    const made = run();
+    await synchronize('cuda-emulated');
+    const found = valuesOf(made);
+    const expected = valuesOf(prepare(spec, host, 'reference')());
+    const outputs = Object.entries(made).map(([name, tensor]) => {
+      const values = found.get(name) as Float32Array;
+      return {
+        name,
+        shape: tensor.shape,
+        hash: createHash('sha256').update(values).digest('hex').slice(0, 16),
+        ...difference(values, expected.get(name) as Float32Array),
+      };
+    });
+    return { outputs, traceFrom };
+  } catch (error) {
+    return { outputs: [], traceFrom, error: (error as Error).message };
+  }
+}
+
+function difference(found: Float32Array, expected: Float32Array) {
+  let maxError = 0;
+  let maxValue = 0;
+  for (let i = 0; i < expected.length; i++) {
+    const [a, b] = [found[i] as number, expected[i] as number];
+    maxValue = Math.max(maxValue, Math.abs(b));
+    // A NaN on one side only is as wrong as can be.
+    const error = Object.is(a, b) || a === b ? 0 : Math.abs(a - b);
+    maxError = Math.max(maxError, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
+  }
+  return { maxError, maxValue };
+}

@@ -1,0 +1,174 @@
+/**
+ * What `lowrank emulate` prints.
+ */
+
+import path from 'node:path';
+import type { OutputFacts } from './emulate-op.js';
+import {
+  type Finding,
+  type LaunchRecord,
+  type LineCost,
+  ratioOf,
+  sumCounts,
+  sumLines,
+  totalsByKind,
+  unitOf,
+} from './emulate-trace.js';
+import { grouped, mebibytes, table, visible } from './terminal.js';
+
+/** One run: a schedule and what came of it. */
+export interface EmulatedRun {
+  /** `forward`, `random 3`, ... */
+  readonly schedule: string;
+  readonly launches: readonly LaunchRecord[];
+  readonly outputs: readonly OutputFacts[];
+  readonly error: string | undefined;
+}
+
+/** Everything that a report shows. */
+export interface EmulateResult {
+  /** What was run, in words. */
+  readonly title: string;
+  readonly device: string;
+  readonly checked: boolean;
+  readonly counted: boolean;
+  readonly runs: readonly EmulatedRun[];
+  /** Do all runs have the same output bits, and the same counters? Undefined for a single run. */
+  readonly sameBits: boolean | undefined;
+  readonly sameCounters: boolean | undefined;
+}
+
+/** A finding and the runs that had it. */
+export interface CollectedFinding extends Finding {
+  readonly kernel: string;
+  readonly schedules: readonly string[];
+}
+
+/** Findings of all runs, each once. */
+export function collectFindings(runs: readonly EmulatedRun[]): CollectedFinding[] {
+  const found = new Map<string, CollectedFinding & { schedules: string[] }>();
+  for (const { schedule, launches } of runs) {
+    for (const { kernel, findings } of launches) {
+      for (const finding of findings) {
+        const key = [kernel, finding.kind, finding.file, finding.line].join('\u0000');
+        const known = found.get(key);
+        if (known === undefined) found.set(key, { ...finding, kernel, schedules: [schedule] });
+        else if (!known.schedules.includes(schedule)) known.schedules.push(schedule);
+      }
+    }
+  }
+  return [...found.values()];
+}
+
+/** `cuda/cast_sm80.cu:12`, relative to the working folder where that is shorter. */
+export function placeOf({ file, line }: { file: string; line: number }): string {
+  if (file === '') return '(unknown)';
+  const relative = path.relative(process.cwd(), file);
+  return `${relative.startsWith('..') ? file : relative}:${line}`;
+}
+
+/** `4 x 2 x 1` */
+export function dims(values: readonly number[]): string {
+  return values.join(' x ');
+}
+
+export function ratioText(line: { cost: number; ideal: number }): string {
+  return line.ideal > 0 ? ratioOf(line).toFixed(2) : '-';
+}
+
+/** The text report. `top` is the number of source lines, 0 for all. */
+export function reportText(result: EmulateResult, top: number): string {
+  const [first] = result.runs;
+  const launches = first?.launches ?? [];
+  const parts = [`${result.title}\n${result.device}\n`, launchTable(launches)];
+  parts.push(findingsText(result));
+  const outputs = first?.outputs ?? [];
+  if (outputs.length > 0) parts.push(outputTable(outputs, result));
+  if (result.counted && launches.length > 0) parts.push(counterTables(launches, top));
+  if (result.sameCounters === false) {
+    parts.push('The counters differ between schedules: the kernel does not do the same work.\n');
+  }
+  return parts.join('\n');
+}
+
+function launchTable(launches: readonly LaunchRecord[]): string {
+  if (launches.length === 0) return 'No launches: there is nothing to compute.\n';
+  const rows = launches.map((launch) => [
+    launch.kernel,
+    dims(launch.grid),
+    grouped(launch.block[0] * launch.block[1] * launch.block[2]),
+    launch.cluster > 1 ? String(launch.cluster) : '-',
+    grouped(launch.shared_bytes + launch.static_shared_bytes),
+    launch.status,
+  ]);
+  const head = ['launch', 'grid', 'threads', 'cluster', 'shared bytes', 'status'];
+  return table([head, ...rows], [2, 3, 4]);
+}
+
+function findingsText(result: EmulateResult): string {
+  const findings = collectFindings(result.runs);
+  const schedules = result.runs.map(({ schedule }) => schedule).join(', ');
+  const failed = result.runs.filter(({ error }) => error !== undefined);
+  if (findings.length === 0 && failed.length === 0) {
+    return result.checked
+      ? `Findings: none (${schedules})\n`
+      : `Not checked: this library sees no plain loads and stores (${schedules})\n`;
+  }
+  const lines = findings.map(
+    ({ kind, text, schedules: where }) => `  ${kind}: ${text}\n    in ${where.join(', ')}`,
+  );
+  if (findings.length === 0) {
+    lines.push(...failed.map(({ schedule, error }) => `  ${error}\n    in ${schedule}`));
+  }
+  return visible(`Findings: ${lines.length}\n${lines.join('\n')}\n`);
+}
+
+function outputTable(outputs: readonly OutputFacts[], result: EmulateResult): string {
+  const rows = outputs.map((output) => [
+    `${output.name} [${output.shape.join(', ')}]`,
+    output.maxError.toExponential(2),
+    output.maxValue.toExponential(2),
+    output.hash,
+  ]);
+  const head = ['output', 'largest error', 'largest value', 'hash'];
+  const same =
+    result.sameBits === undefined
+      ? ''
+      : result.sameBits
+        ? `The same bits in all ${result.runs.length} runs.\n`
+        : `DIFFERENT BITS between the ${result.runs.length} runs.\n`;
+  return table([head, ...rows], [1, 2]) + same;
+}
+
+function counterTables(launches: readonly LaunchRecord[], top: number): string {
+  const lines = sumLines(launches);
+  const shown = top > 0 ? lines.slice(0, top) : lines;
+  const rows = shown.map((line: LineCost) => [
+    placeOf(line),
+    `${line.kind} ${line.bytes_per_lane} B`,
+    grouped(line.requests),
+    grouped(line.cost),
+    grouped(line.ideal),
+    ratioText(line),
+    unitOf(line.kind),
+  ]);
+  const head = ['source line', 'access', 'requests', 'cost', 'ideal', 'ratio', 'in'];
+  const more = lines.length - shown.length;
+  const totals = totalsByKind(lines).map((total) => [
+    total.name,
+    grouped(total.requests),
+    grouped(total.cost),
+    grouped(total.ideal),
+    ratioText(total),
+    mebibytes(total.bytes),
+  ]);
+  const counts = [...sumCounts(launches)].map(([name, value]) => [name, grouped(value)]);
+  return [
+    lines.length === 0 ? 'No accesses were counted.\n' : table([head, ...rows], [2, 3, 4, 5]),
+    more > 0 ? `${more} more lines: --top 0 shows all of them.\n` : '',
+    totals.length === 0
+      ? ''
+      : `\n${table([['in total', 'requests', 'cost', 'ideal', 'ratio', 'moved'], ...totals], [1, 2, 3, 4, 5])}`,
+    counts.length === 0 ? '' : `\n${table([['counter', 'value'], ...counts])}`,
+  ].join('');
+}

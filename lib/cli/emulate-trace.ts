@@ -1,0 +1,129 @@
+/**
+ * What the emulated driver writes down for each launch (LOWRANK_EMULATOR_TRACE: one JSON object a
+ * line), and sums of it.
+ */
+
+import fs from 'node:fs';
+import { LowrankError } from '../core/errors.js';
+
+/** Something that check mode found. */
+export interface Finding {
+  readonly kind: string;
+  readonly text: string;
+  readonly file: string;
+  readonly line: number;
+}
+
+/** What the warps' requests of one kind cost at one source line. */
+export interface LineCost {
+  readonly kernel: string;
+  readonly file: string;
+  readonly line: number;
+  readonly kind: string;
+  readonly bytes_per_lane: number;
+  readonly requests: number;
+  /** Shared-memory wavefronts, or 32-byte sectors of global memory. */
+  readonly cost: number;
+  /** The fewest that move these bytes. */
+  readonly ideal: number;
+  readonly bytes: number;
+}
+
+/** One launch. */
+export interface LaunchRecord {
+  readonly kernel: string;
+  readonly grid: readonly [number, number, number];
+  readonly block: readonly [number, number, number];
+  readonly cluster: number;
+  readonly shared_bytes: number;
+  readonly static_shared_bytes: number;
+  readonly param_bytes: number;
+  readonly status: string;
+  readonly findings: readonly Finding[];
+  readonly lines: readonly LineCost[];
+  readonly counts: Readonly<Record<string, number>>;
+}
+
+/** Launches written after the first `from` bytes. */
+export function readTrace(path: string, from = 0): LaunchRecord[] {
+  if (!fs.existsSync(path)) return [];
+  const text = fs.readFileSync(path).subarray(from).toString('utf8');
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => {
+      try {
+        return JSON.parse(line) as LaunchRecord;
+      } catch {
+        throw new LowrankError('ERR_FILE', `emulate: the trace ${path} breaks off`);
+      }
+    });
+}
+
+/** In what a line's cost is counted. */
+export function unitOf(kind: string): 'wavefronts' | 'sectors' {
+  return /global/.test(kind) ? 'sectors' : 'wavefronts';
+}
+
+/** How many times the ideal; 1 where nothing is to be had. */
+export function ratioOf({ cost, ideal }: { cost: number; ideal: number }): number {
+  return ideal > 0 ? cost / ideal : 1;
+}
+
+/** The same line of several launches of a kernel as one, the dearest first. */
+export function sumLines(launches: readonly LaunchRecord[]): LineCost[] {
+  const sums = new Map<string, LineCost>();
+  for (const line of launches.flatMap((launch) => launch.lines)) {
+    const key = [line.kernel, line.file, line.line, line.kind, line.bytes_per_lane].join('\u0000');
+    const sum = sums.get(key);
+    sums.set(key, {
+      ...line,
+      requests: line.requests + (sum?.requests ?? 0),
+      cost: line.cost + (sum?.cost ?? 0),
+      ideal: line.ideal + (sum?.ideal ?? 0),
+      bytes: line.bytes + (sum?.bytes ?? 0),
+    });
+  }
+  return [...sums.values()].sort((a, b) => b.cost - a.cost || a.line - b.line);
+}
+
+/** What all lines of a unit cost together. */
+export interface Total {
+  readonly name: string;
+  readonly requests: number;
+  readonly cost: number;
+  readonly ideal: number;
+  readonly bytes: number;
+}
+
+/** Totals by kind of request. */
+export function totalsByKind(lines: readonly LineCost[]): Total[] {
+  const sums = new Map<string, Total>();
+  for (const { kind, requests, cost, ideal, bytes } of lines) {
+    const sum = sums.get(kind) ?? { name: kind, requests: 0, cost: 0, ideal: 0, bytes: 0 };
+    sums.set(kind, {
+      name: kind,
+      requests: sum.requests + requests,
+      cost: sum.cost + cost,
+      ideal: sum.ideal + ideal,
+      bytes: sum.bytes + bytes,
+    });
+  }
+  return [...sums.values()].sort((a, b) => a.name.localeCompare(b.name));
+}
+
+/** Dynamic counts (mma, barriers, ...) of several launches as one. */
+export function sumCounts(launches: readonly LaunchRecord[]): Map<string, number> {
+  const sums = new Map<string, number>();
+  for (const { counts } of launches) {
+    for (const [name, value] of Object.entries(counts)) {
+      sums.set(name, (sums.get(name) ?? 0) + value);
+    }
+  }
+  return new Map([...sums].sort(([a], [b]) => a.localeCompare(b)));
+}
+
+/** Everything that must not depend on the schedule, as one text to compare. */
+export function countersKey(launches: readonly LaunchRecord[]): string {
+  return JSON.stringify([sumLines(launches), [...sumCounts(launches)]]);
+}
