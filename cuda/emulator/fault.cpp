@@ -29,6 +29,7 @@ std::string Describe(uintptr_t address) {
   if (InDeviceRange(address)) {
     const Region* before = RegionBefore(address);
     if (before == nullptr) return "no live allocation there";
+    if (address < before->begin + before->bytes) return "closed: not allocated yet in this stream";
     return std::to_string(address - (before->begin + before->bytes)) +
            " bytes past the end of an allocation of " + std::to_string(before->bytes);
   }

@@ -55,10 +55,6 @@ int Memory::Allocate(size_t bytes, const PoolPtr& pool, AllocationPtr* allocatio
     if (ReservedLocked() + grow > limit_) return cuda::CUDA_ERROR_OUT_OF_MEMORY;
   }
   void* data = emu::Allocate(bytes);
-  while (data == nullptr && !quarantine_.empty()) {
-    ReleaseOldestLocked();
-    data = emu::Allocate(bytes);
-  }
   if (data == nullptr) return cuda::CUDA_ERROR_OUT_OF_MEMORY;
   auto made = std::make_shared<Allocation>();
   made->data = static_cast<unsigned char*>(data);
@@ -99,23 +95,6 @@ void Memory::Suspend(const AllocationPtr& allocation) {
   if (Checking()) SetOpen(*allocation, false);
 }
 
-void Memory::CloseLocked(const AllocationPtr& allocation) {
-  SetOpen(*allocation, false);
-  quarantine_.push_back(allocation);
-  quarantined_ += allocation->bytes;
-  while (quarantined_ > kQuarantineBytes || quarantine_.size() > kQuarantineCount) {
-    ReleaseOldestLocked();
-  }
-}
-
-void Memory::ReleaseOldestLocked() {
-  const AllocationPtr oldest = quarantine_.front();
-  quarantine_.pop_front();
-  quarantined_ -= oldest->bytes;
-  SetOpen(*oldest, true);
-  emu::Free(oldest->data);
-}
-
 void Memory::Finish(const AllocationPtr& allocation) {
   const std::lock_guard<std::mutex> lock(mutex_);
   const auto found = allocations_.find(AddressOf(*allocation));
@@ -128,16 +107,15 @@ void Memory::Finish(const AllocationPtr& allocation) {
   } else {
     allocation->pool->used -= allocation->counted;
   }
-  if (Checking()) {
-    CloseLocked(allocation);
-  } else {
-    emu::Free(allocation->data);
-  }
+  if (Checking())
+    SetOpen(*allocation, true);  // a graph's may be closed; the runtime looks at its end
+  emu::Free(allocation->data);
+  freed_.push_back(allocation);
+  if (freed_.size() > kRemembered) freed_.pop_front();
 }
 
 void Memory::FreeAll() {
   const std::lock_guard<std::mutex> lock(mutex_);
-  while (!quarantine_.empty()) ReleaseOldestLocked();
   for (const auto& [address, allocation] : allocations_) {
     SetOpen(*allocation, true);
     allocation->freed = true;
@@ -181,17 +159,15 @@ std::string Memory::Describe(uint64_t address) {
   };
   const char* state = nullptr;
   AllocationPtr found;
-  for (const AllocationPtr& allocation : quarantine_) {
-    if (holds(allocation)) {
-      found = allocation;
-      state = "that had been freed";
-    }
+  for (const AllocationPtr& allocation : freed_) {
+    if (!holds(allocation)) continue;
+    found = allocation;
+    state = "that had been freed";
   }
   for (const auto& [start, allocation] : allocations_) {
-    if (holds(allocation) && !allocation->live) {
-      found = allocation;
-      state = "whose allocation this stream does not follow, or that had been freed in a graph";
-    }
+    if (!holds(allocation)) continue;
+    found = allocation->live ? nullptr : allocation;
+    state = "whose allocation this stream does not follow, or that had been freed in a graph";
   }
   if (found == nullptr) return "";
   char text[200];

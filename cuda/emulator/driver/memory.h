@@ -44,8 +44,8 @@ class Memory {
   void Begin(const AllocationPtr& allocation);
   /// A free was asked for. False where one was before.
   bool AcceptFree(const AllocationPtr& allocation);
-  /// The stream has reached the free. In check mode the pages are closed, and kept for a while, so
-  /// that a later touch is a fault.
+  /// The stream has reached the free. The runtime closes the pages and uses others first, so that a
+  /// later touch is a fault; Describe() remembers what was there.
   void Finish(const AllocationPtr& allocation);
   /// The stream has reached a free inside a graph: the same, but the address stays the graph's.
   void Suspend(const AllocationPtr& allocation);
@@ -71,21 +71,17 @@ class Memory {
   size_t free_bytes();
 
  private:
-  /// What check mode keeps closed after a free.
-  static constexpr size_t kQuarantineBytes = size_t{256} << 20;
-  static constexpr size_t kQuarantineCount = 512;
+  /// Freed allocations that are remembered, the youngest ones.
+  static constexpr size_t kRemembered = 1024;
 
   size_t ReservedLocked() const;
-  void CloseLocked(const AllocationPtr& allocation);
-  void ReleaseOldestLocked();
 
   const size_t limit_;
   std::mutex mutex_;
   std::map<uint64_t, AllocationPtr> allocations_;  // by address, until finished
   std::vector<PoolPtr> pools_;
   size_t direct_ = 0;  // cuMemAlloc
-  std::deque<AllocationPtr> quarantine_;
-  size_t quarantined_ = 0;
+  std::deque<AllocationPtr> freed_;
 };
 
 }  // namespace lowrank::emu::driver
