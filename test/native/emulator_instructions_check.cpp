@@ -1,0 +1,578 @@
+/// Warp instructions of the emulator against their definitions, its counters against accesses whose
+/// cost is known, and what a launch must leave as it was.
+#include <fenv.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "cuda/ptx.cuh"
+
+namespace {
+
+using namespace lowrank::emu;
+
+int failures = 0;
+
+void Expect(bool right, const std::string& what) {
+  if (right) return;
+  ++failures;
+  std::printf("wrong: %s\n", what.c_str());
+}
+
+using Body = std::function<void()>;
+
+/// Runs a closure as every thread of a grid.
+LaunchStatus RunBody(const Body& body, uint32_t threads, uint32_t grid = 1, uint32_t shared = 0,
+                     uint32_t cluster = 1) {
+  const Body* pointer = &body;
+  Kernel kernel;
+  kernel.name = "closure";
+  kernel.body = [](const void* params) { (**static_cast<const Body* const*>(params))(); };
+  kernel.param_bytes = sizeof(pointer);
+  kernel.hooks = Hooks::kOnRequest;
+  Launch launch;
+  launch.kernel = &kernel;
+  launch.grid = Dim3(grid);
+  launch.block = Dim3(threads);
+  launch.shared_bytes = shared;
+  launch.cluster = cluster;
+  launch.params = &pointer;
+  return RunGrid(launch);
+}
+
+std::mt19937 generator(7);
+
+uint32_t Bits() { return static_cast<uint32_t>(generator()); }
+
+float BF16(uint32_t bits) { return __bfloat162float(__ushort_as_bfloat16(uint16_t(bits))); }
+float F16(uint32_t bits) { return __half2float(__ushort_as_half(uint16_t(bits))); }
+
+/// A finite bf16 or f16 of moderate size.
+uint32_t Small(MmaType type) {
+  const float v = static_cast<float>(static_cast<int>(Bits() % 2001) - 1000) / 64.0f;
+  return type == MmaType::kBF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(v))
+                                : __half_as_ushort(__float2half_rn(v));
+}
+
+/// The manual's tables: which element a register of a lane holds.
+struct Place {
+  int row;
+  int column;
+};
+Place PlaceOfA16(int lane, int reg, int element) {
+  return {lane / 4 + reg % 2 * 8, lane % 4 * 2 + element + reg / 2 * 8};
+}
+Place PlaceOfB16(int lane, int reg, int element) {
+  return {lane % 4 * 2 + element + reg * 8, lane / 4};
+}
+Place PlaceOfC(int lane, int reg) { return {lane / 4 + reg / 2 * 8, lane % 4 * 2 + reg % 2}; }
+
+void CheckMma16(MmaType type, bool special) {
+  uint32_t a[32][4];
+  uint32_t b[32][2];
+  float c[32][4];
+  float d[32][4];
+  double wide_a[16][16];
+  double wide_b[16][8];
+  double wide_c[16][8];
+  const auto convert = [&](uint32_t bits) {
+    return type == MmaType::kBF16 ? BF16(bits) : F16(bits);
+  };
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int reg = 0; reg < 4; ++reg) {
+      a[lane][reg] = 0;
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t bits = special ? Bits() & 0xffffu : Small(type);
+        a[lane][reg] |= bits << (16 * i);
+        const Place at = PlaceOfA16(lane, reg, i);
+        wide_a[at.row][at.column] = static_cast<double>(convert(bits));
+      }
+      c[lane][reg] = static_cast<float>(Bits() % 4096) / 8;
+      const Place at = PlaceOfC(lane, reg);
+      wide_c[at.row][at.column] = static_cast<double>(c[lane][reg]);
+    }
+    for (int reg = 0; reg < 2; ++reg) {
+      b[lane][reg] = 0;
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t bits = special ? Bits() & 0xffffu : Small(type);
+        b[lane][reg] |= bits << (16 * i);
+        const Place at = PlaceOfB16(lane, reg, i);
+        wide_b[at.row][at.column] = static_cast<double>(convert(bits));
+      }
+    }
+  }
+  RunBody(
+      [&] {
+        const uint32_t lane = current->lane;
+        Mma(type, d[lane], a[lane], b[lane], c[lane], Site());
+      },
+      32);
+  bool right = true;
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int reg = 0; reg < 4; ++reg) {
+      const Place at = PlaceOfC(lane, reg);
+      double sum = wide_c[at.row][at.column];
+      for (int k = 0; k < 16; ++k) sum += wide_a[at.row][k] * wide_b[k][at.column];
+      const auto want = static_cast<float>(sum);
+      right = right && (want == d[lane][reg] || (std::isnan(want) && std::isnan(d[lane][reg])));
+    }
+  }
+  Expect(right, std::string("mma.m16n8k16 ") + (type == MmaType::kBF16 ? "bf16" : "f16") +
+                    (special ? ", any bits" : ""));
+}
+
+void CheckMmaTF32() {
+  uint32_t a[32][4];
+  uint32_t b[32][2];
+  float d[32][4] = {};
+  double wide_a[16][8];
+  double wide_b[8][8];
+  const auto value = [] { return static_cast<float>(static_cast<int>(Bits() % 2047) - 1023); };
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int reg = 0; reg < 4; ++reg) {
+      const float v = value();
+      a[lane][reg] = __float_as_uint(v);
+      wide_a[lane / 4 + reg % 2 * 8][lane % 4 + reg / 2 * 4] = static_cast<double>(v);
+    }
+    for (int reg = 0; reg < 2; ++reg) {
+      const float v = value();
+      b[lane][reg] = __float_as_uint(v) | 0x1fffu;  // bits that the tensor core does not read
+      wide_b[lane % 4 + reg * 4][lane / 4] = static_cast<double>(v);
+    }
+  }
+  RunBody(
+      [&] {
+        const uint32_t lane = current->lane;
+        lowrank::gpu::MmaTF32(d[lane], a[lane], b[lane][0], b[lane][1]);
+      },
+      32);
+  bool right = true;
+  for (int lane = 0; lane < 32; ++lane) {
+    for (int reg = 0; reg < 4; ++reg) {
+      const Place at = PlaceOfC(lane, reg);
+      double sum = 0;
+      for (int k = 0; k < 8; ++k) sum += wide_a[at.row][k] * wide_b[k][at.column];
+      right = right && static_cast<float>(sum) == d[lane][reg];
+    }
+  }
+  Expect(right, "mma.m16n8k8 tf32");
+  Expect(lowrank::gpu::ToTF32(1.0f + 0x1p-11f) == __float_as_uint(1.0f + 0x1p-10f) &&
+             lowrank::gpu::ToTF32(-1.0f - 0x1p-11f) == __float_as_uint(-1.0f - 0x1p-10f) &&
+             lowrank::gpu::ToTF32(1.0f + 0x1p-12f) == __float_as_uint(1.0f),
+         "cvt.rna.tf32 rounds ties away from zero");
+}
+
+void CheckMmaBytes(MmaType type) {
+  uint32_t a[32][4];
+  uint32_t b[32][2];
+  int32_t d[32][4];
+  int32_t c[32][4];
+  for (int lane = 0; lane < 32; ++lane) {
+    for (uint32_t& word : a[lane]) word = Bits();
+    for (uint32_t& word : b[lane]) word = Bits();
+    for (int32_t& word : c[lane]) word = static_cast<int32_t>(Bits());
+  }
+  RunBody(
+      [&] {
+        const uint32_t lane = current->lane;
+        MmaInt(type, d[lane], a[lane], b[lane], c[lane], Site());
+      },
+      32);
+  const auto byte = [&](uint32_t word, int i) {
+    const uint32_t bits = word >> (8 * i) & 0xffu;
+    return type == MmaType::kU8 ? static_cast<int>(bits)
+                                : static_cast<int>(static_cast<int8_t>(bits));
+  };
+  bool right = true;
+  for (int row = 0; row < 16; ++row) {
+    for (int column = 0; column < 8; ++column) {
+      const int owner = row % 8 * 4 + column / 2;
+      const int reg = row / 8 * 2 + column % 2;
+      auto sum = static_cast<uint32_t>(c[owner][reg]);
+      for (int k = 0; k < 32; ++k) {
+        const int lane_a = row % 8 * 4 + k % 16 / 4;
+        const int lane_b = column * 4 + k % 16 / 4;
+        sum += static_cast<uint32_t>(byte(a[lane_a][row / 8 + k / 16 * 2], k % 4) *
+                                     byte(b[lane_b][k / 16], k % 4));
+      }
+      right = right && static_cast<uint32_t>(d[owner][reg]) == sum;
+    }
+  }
+  Expect(right, type == MmaType::kS8 ? "mma.m16n8k32 s8" : "mma.m16n8k32 u8");
+}
+
+void CheckMatrices() {
+  for (const int count : {1, 2, 4}) {
+    for (const bool transposed : {false, true}) {
+      bool right = true;
+      const LaunchStatus status = RunBody(
+          [&] {
+            auto* s = reinterpret_cast<uint16_t*>(current->block->dynamic_shared);
+            const uint32_t lane = current->lane;
+            for (uint32_t i = lane; i < 512; i += 32) s[i] = static_cast<uint16_t>(i * 37);
+            SyncWarp(kAllLanes, Site());
+            uint32_t r[4] = {};
+            LdMatrix(r, count, transposed, s + (lane % 32) * 8, Site());
+            for (int j = 0; j < count; ++j) {
+              for (uint32_t i = 0; i < 2; ++i) {
+                const uint32_t row = transposed ? lane % 4 * 2 + i : lane / 4;
+                const uint32_t column = transposed ? lane / 4 : lane % 4 * 2 + i;
+                const auto want =
+                    static_cast<uint16_t>((static_cast<uint32_t>(j) * 64 + row * 8 + column) * 37);
+                right = right && static_cast<uint16_t>(r[j] >> (16 * i)) == want;
+              }
+            }
+            StMatrix(r, count, transposed, s + 256 + (lane % 32) * 8, Site());
+            SyncWarp(kAllLanes, Site());
+            for (uint32_t i = lane; i < static_cast<uint32_t>(count) * 64; i += 32) {
+              right = right && s[256 + i] == static_cast<uint16_t>(i * 37);
+            }
+          },
+          32, 1, 1024);
+      Expect(right && status == LaunchStatus::kOk,
+             "ldmatrix, stmatrix x" + std::to_string(count) + (transposed ? ".trans" : ""));
+    }
+  }
+}
+
+void CheckShuffles() {
+  bool right = true;
+  RunBody(
+      [&] {
+        const auto lane = static_cast<int>(current->lane);
+        for (const int width : {32, 8}) {
+          const int base = lane / width * width;
+          for (int select = 0; select < 32; ++select) {
+            right =
+                right && __shfl_sync(~0u, lane * 3, select, width) == (base + select % width) * 3;
+            const int up = lane - select < base ? lane : lane - select;
+            right = right && __shfl_up_sync(~0u, lane, unsigned(select), width) == up;
+            const int down = lane + select >= base + width ? lane : lane + select;
+            right = right && __shfl_down_sync(~0u, lane, unsigned(select), width) == down;
+            const int other = (lane ^ select) >= base + width ? lane : lane ^ select;
+            right = right && __shfl_xor_sync(~0u, lane, select, width) == other;
+            // What nvcc makes of the same calls: c = ((32 - width) << 8) | clamp.
+            const uint32_t segment = static_cast<uint32_t>(32 - width) << 8;
+            const auto u = static_cast<uint32_t>(select);
+            bool in_range = false;
+            right = right && ShufflePtx(~0u, uint32_t(lane), u, segment, ShuffleMode::kUp,
+                                        &in_range, Site()) == uint32_t(up);
+            right = right && in_range == (lane - select >= base);
+            right = right && ShufflePtx(~0u, uint32_t(lane), u, segment | 31, ShuffleMode::kXor,
+                                        nullptr, Site()) == uint32_t(other);
+            right = right && ShufflePtx(~0u, uint32_t(lane), u, segment | 31, ShuffleMode::kDown,
+                                        nullptr, Site()) == uint32_t(down);
+            right = right && ShufflePtx(~0u, uint32_t(lane), u, segment | 31, ShuffleMode::kIndex,
+                                        nullptr, Site()) == uint32_t(base + select % width);
+          }
+        }
+        right = right && __shfl_xor_sync(~0u, 0x123456789abcdef0ull + unsigned(lane), 1) ==
+                             0x123456789abcdef0ull + unsigned(lane ^ 1);
+      },
+      32);
+  Expect(right, "shfl.sync");
+}
+
+void CheckVotes() {
+  bool right = true;
+  RunBody(
+      [&] {
+        const auto lane = current->lane;
+        right = right && __ballot_sync(~0u, lane % 3 == 0) == 0x49249249u;
+        right = right && __any_sync(~0u, lane == 31) == 1 && __any_sync(~0u, 0) == 0;
+        right = right && __all_sync(~0u, lane < 32) == 1 && __all_sync(~0u, lane != 4) == 0;
+        right = right && __reduce_add_sync(~0u, lane) == 496u;
+        right = right && __reduce_min_sync(~0u, int(lane) - 16) == -16;
+        right = right && __reduce_max_sync(~0u, lane) == 31u;
+        right = right && __reduce_xor_sync(~0u, lane) == 0u && __reduce_or_sync(~0u, lane) == 31u;
+        right =
+            right && __match_any_sync(~0u, lane % 2) == (lane % 2 == 0 ? 0x55555555u : 0xaaaaaaaau);
+        if (lane < 8) {  // a mask of its own
+          right = right && __reduce_add_sync(0xffu, lane) == 28u;
+        } else {
+          right = right && __ballot_sync(0xffffff00u, 1) == 0xffffff00u;
+        }
+        right = right && __syncthreads_count(lane % 2) == 16 && __syncthreads_or(lane == 3) == 1 &&
+                __syncthreads_and(lane != 3) == 0;
+      },
+      32);
+  Expect(right, "votes, reductions, bar.red");
+}
+
+void CheckBits() {
+  Expect(__byte_perm(0x33221100u, 0x77665544u, 0x7531u) == 0x77553311u, "prmt");
+  Expect(__byte_perm(0x00008000u, 0, 0x9999u) == 0xffffffffu, "prmt, sign");
+  Expect(__brev(1u) == 0x80000000u && __brev(0x12345678u) == 0x1e6a2c48u, "brev");
+  Expect(__funnelshift_r(0x89abcdefu, 0x01234567u, 8) == 0x6789abcdu &&
+             __funnelshift_l(0x89abcdefu, 0x01234567u, 8) == 0x23456789u,
+         "funnel shifts");
+  Expect(__umulhi(0xffffffffu, 0xffffffffu) == 0xfffffffeu && __mulhi(-1, 1) == -1, "mul.hi");
+  Expect(__float2int_rn(2.5f) == 2 && __float2int_rn(3.5f) == 4 && __float2int_rz(-2.9f) == -2 &&
+             __float2int_rn(1e20f) == 2147483647 && __float2uint_rz(-1.0f) == 0u &&
+             __float2int_rn(NAN) == 0,
+         "float to integer");
+  bool right = true;
+  for (uint32_t bits = 0; bits < 0x10000u; ++bits) {
+    const __half half = __ushort_as_half(static_cast<uint16_t>(bits));
+    const __nv_bfloat16 brain = __ushort_as_bfloat16(static_cast<uint16_t>(bits));
+    const bool half_nan = (bits & 0x7fffu) > 0x7c00u;
+    const bool brain_nan = (bits & 0x7fffu) > 0x7f80u;
+    right = right &&
+            (half_nan ? 0x7fffu : bits) == __half_as_ushort(__float2half_rn(__half2float(half)));
+    right = right && (brain_nan ? 0x7fffu : bits) ==
+                         __bfloat16_as_ushort(__float2bfloat16_rn(__bfloat162float(brain)));
+  }
+  Expect(right, "16-bit floats come back as they were");
+  Expect(__bfloat16_as_ushort(__float2bfloat16_rn(__uint_as_float(0x3f808000u))) == 0x3f80u &&
+             __bfloat16_as_ushort(__float2bfloat16_rn(__uint_as_float(0x3f818000u))) == 0x3f82u,
+         "bf16 ties to even");
+}
+
+void CheckCluster() {
+  const uint32_t kBlocks = 8;
+  std::vector<uint32_t> seen(kBlocks, 0);
+  for (const Order order : {Order::kForward, Order::kReverse, Order::kRandom}) {
+    Options options = CurrentOptions();
+    options.order = order;
+    options.check = 1;
+    SetOptions(options);
+    const LaunchStatus status = RunBody(
+        [&] {
+          auto* s = reinterpret_cast<uint32_t*>(current->block->dynamic_shared);
+          const uint32_t rank = current->block->cluster_rank;
+          if (current->linear == 0) {
+            Access(s, 4, true, Site());
+            *s = 100 + rank;
+          }
+          ClusterArrive(Site());
+          ClusterWait(Site());
+          const auto* other = static_cast<uint32_t*>(
+              MapShared(s, (rank + 1) % current->block->cluster_size, Site()));
+          Access(other, 4, false, Site());
+          if (current->linear == 5) seen[current->block->linear] = *other;
+          ClusterArrive(Site());
+          ClusterWait(Site());
+        },
+        64, kBlocks, 16, 4);
+    bool right = status == LaunchStatus::kOk;
+    for (uint32_t i = 0; i < kBlocks; ++i) right = right && seen[i] == 100 + (i + 1) % 4;
+    Expect(right, "a cluster reads its neighbour's shared memory");
+  }
+  Options quiet;
+  quiet.print = false;
+  SetOptions(quiet);
+  Expect(RunBody([] {}, 32, 6, 0, 4) == LaunchStatus::kInvalidConfiguration,
+         "a grid that clusters do not divide is refused");
+  SetOptions(Options());
+}
+
+/// kernel -> requests, cost, ideal of the only line.
+void CheckCost(const char* what, RequestKind kind, uint64_t cost, uint64_t ideal,
+               const Body& access) {
+  Options options;
+  options.counters = true;
+  SetOptions(options);
+  ClearCounts();
+  RunBody(access, 32, 1, 32768);
+  SetOptions(Options());
+  bool found = false;
+  for (const LineCount& line : LineCounts()) {
+    if (line.kind != kind) continue;
+    found = true;
+    Expect(line.requests == 1 && line.cost == cost && line.ideal == ideal,
+           std::string(what) + ": " + std::to_string(line.requests) + " requests, cost " +
+               std::to_string(line.cost) + ", ideal " + std::to_string(line.ideal));
+  }
+  Expect(found, std::string(what) + ": nothing counted");
+}
+
+void CheckCounters() {
+  const auto shared = [](uint32_t bytes, uint32_t stride_bytes) {
+    return [=] {
+      Access(current->block->dynamic_shared + current->lane * stride_bytes, bytes, false,
+             Site::Line("x", 1));
+    };
+  };
+  const RequestKind load = RequestKind::kLoadShared;
+  CheckCost("4 bytes, side by side", load, 1, 1, shared(4, 4));
+  CheckCost("4 bytes, every second word", load, 2, 1, shared(4, 8));
+  CheckCost("4 bytes, one bank", load, 32, 1, shared(4, 128));
+  CheckCost("4 bytes, one padded bank", load, 1, 1, shared(4, 132));
+  CheckCost("4 bytes, one word for all", load, 1, 1, shared(4, 0));
+  CheckCost("8 bytes, side by side", load, 2, 2, shared(8, 8));
+  CheckCost("16 bytes, side by side", load, 4, 4, shared(16, 16));
+  CheckCost("16 bytes, rows of 128", load, 32, 4, shared(16, 128));
+  CheckCost("16 bytes, one address for all", load, 2, 2, shared(16, 0));
+  CheckCost("bytes, side by side", load, 1, 1, shared(1, 1));
+  auto* g = static_cast<unsigned char*>(Allocate(32768));
+  const auto global = [g](uint32_t bytes, uint32_t stride_bytes, uint32_t offset) {
+    return
+        [=] { Access(g + offset + current->lane * stride_bytes, bytes, true, Site::Line("x", 1)); };
+  };
+  const RequestKind store = RequestKind::kStoreGlobal;
+  CheckCost("global, 4 bytes side by side", store, 4, 4, global(4, 4, 0));
+  CheckCost("global, 16 bytes side by side", store, 16, 16, global(16, 16, 0));
+  CheckCost("global, every second word", store, 8, 4, global(4, 8, 0));
+  CheckCost("global, off by 4 bytes", store, 5, 4, global(4, 4, 4));
+  CheckCost("global, one sector a lane", store, 32, 4, global(4, 256, 0));
+  Free(g);
+}
+
+void OtherHandler(int, siginfo_t*, void*) {}
+
+void CheckSurroundings() {
+  struct sigaction action{};
+  action.sa_sigaction = OtherHandler;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGSEGV, &action, nullptr);
+  fesetround(FE_UPWARD);
+  float rounded = 0;
+  volatile float third = 3;
+  RunBody([&] { rounded = 1.0f / third; }, 1);
+  Expect(fegetround() == FE_UPWARD && rounded == 0x1.555556p-2f, "rounding mode");
+  fesetround(FE_TONEAREST);
+  Options quiet;
+  quiet.print = false;
+  SetOptions(quiet);
+  const LaunchStatus status = RunBody([] { *reinterpret_cast<volatile int*>(8) = 1; }, 64, 4);
+  Expect(status == LaunchStatus::kIllegalAddress, "a fault ends the launch");
+  const LaunchStatus overflow = RunBody(
+      [] {
+        std::function<int(int)> deep = [&](int n) {
+          volatile char frame[512];
+          frame[n % 512] = 1;
+          return n == 0 ? frame[0] : deep(n - 1) + frame[n % 512];
+        };
+        deep(100000);
+      },
+      1);
+  Expect(overflow == LaunchStatus::kIllegalAddress &&
+             Findings().back().text.find("stack is full") != std::string::npos,
+         "a full stack ends the launch");
+  SetOptions(Options());
+  struct sigaction now{};
+  sigaction(SIGSEGV, nullptr, &now);
+  Expect(now.sa_sigaction == OtherHandler, "the handler of SIGSEGV");
+  signal(SIGSEGV, SIG_DFL);
+  stack_t stack{};
+  sigaltstack(nullptr, &stack);
+  Expect((stack.ss_flags & SS_DISABLE) != 0, "the alternate signal stack");
+}
+
+size_t ResidentBytes() {
+  std::FILE* file = std::fopen("/proc/self/statm", "r");
+  unsigned long total = 0;
+  unsigned long resident = 0;
+  if (file == nullptr || std::fscanf(file, "%lu %lu", &total, &resident) != 2) return 0;
+  std::fclose(file);
+  return resident * 4096;
+}
+
+void CheckManyLaunches() {
+  std::vector<std::thread> threads;
+  std::atomic<int> wrong{0};
+  for (int t = 0; t < 4; ++t) {
+    threads.emplace_back([&wrong] {
+      for (int i = 0; i < 50; ++i) {
+        std::atomic<uint32_t> sum{0};
+        RunBody(
+            [&] {
+              sum += current->linear;
+              __syncthreads();
+            },
+            128, 9);
+        if (sum != 9u * 128 * 127 / 2) ++wrong;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  Expect(wrong == 0, "launches from several threads at once");
+  const auto churn = [] {
+    for (int i = 0; i < 200; ++i) {
+      void* memory = Allocate(1 << 20);
+      RunBody([] { __syncthreads(); }, 256, 4, 1024);
+      Free(memory);
+    }
+  };
+  churn();
+  const size_t before = ResidentBytes();
+  for (int i = 0; i < 5; ++i) churn();
+  Expect(ResidentBytes() < before + (4u << 20), "memory does not grow");
+  Expect(AllocatedBytes() == 0, "everything allocated was freed");
+}
+
+void CheckMemory() {
+  auto* a = static_cast<unsigned char*>(Allocate(100, 4));
+  Expect(a[0] == 0xff && a[99] == 0xff, "fresh memory is poisoned");
+  void* base = nullptr;
+  size_t bytes = 0;
+  bool host = true;
+  Expect(FindRange(a + 99, &base, &bytes, &host) && base == a && bytes == 100 && !host,
+         "a range is found");
+  Expect(!FindRange(a + 100, nullptr, nullptr, nullptr) && !Free(a + 4), "past its end is none");
+  Expect(Free(a) && !Free(a), "freed once");
+  auto* b = static_cast<unsigned char*>(Allocate(100, 256));
+  b[101] = 1;
+  Options quiet;
+  quiet.print = false;
+  SetOptions(quiet);
+  const size_t count = FindingCount();
+  Free(b);
+  Expect(FindingCount() == count + 1, "a write after the end is found when it is freed");
+  SetOptions(Options());
+  int local[4] = {};
+  RegisterHost(local, sizeof(local));
+  Expect(IsGlobal(local + 3) && !IsGlobal(local + 4) && UnregisterHost(local) && !IsGlobal(local),
+         "host ranges");
+}
+
+void CheckOptions() {
+  Expect(SetOption("order", "random") && SetOption("seed", "12") && SetOption("copies", "early") &&
+             CurrentOptions().order == Order::kRandom && CurrentOptions().seed == 12 &&
+             CurrentOptions().copies == Copies::kEarly,
+         "options are set by name");
+  Expect(!SetOption("order", "sideways") && !SetOption("seed", "-1") && !SetOption("nothing", "1"),
+         "bad options are refused");
+  SetOptions(Options());
+  std::string error;
+  setenv("LOWRANK_EMULATOR_COPIES", "never", 1);
+  Expect(!OptionsFromEnvironment(&error) && error.find("COPIES") != std::string::npos,
+         "a bad variable is named");
+  unsetenv("LOWRANK_EMULATOR_COPIES");
+  Expect(OptionsFromEnvironment(&error), "the environment's options");
+}
+
+}  // namespace
+
+int main() {
+  for (int round = 0; round < 5; ++round) {
+    for (const MmaType type : {MmaType::kBF16, MmaType::kF16}) {
+      CheckMma16(type, false);
+      CheckMma16(type, true);
+    }
+    CheckMmaTF32();
+    CheckMmaBytes(MmaType::kS8);
+    CheckMmaBytes(MmaType::kU8);
+  }
+  CheckMatrices();
+  CheckShuffles();
+  CheckVotes();
+  CheckBits();
+  CheckCluster();
+  CheckCounters();
+  CheckSurroundings();
+  CheckMemory();
+  CheckOptions();
+  CheckManyLaunches();
+  std::printf("%d wrong\n", failures);
+  return failures == 0 ? 0 : 1;
+}
