@@ -17,12 +17,18 @@ export {
   type DeviceInfo,
   defaultDevice,
   devices,
+  flush,
+  flushSync,
   getThreads,
   type MemoryUsage,
   memoryUsage,
+  reserveWorkspace,
   resetPeakMemory,
   setThreads,
   synchronize,
+  useStream,
+  withStream,
+  workspaceBytes,
 } from './core/device.js';
 export type { DType } from './core/dtype.js';
 export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';

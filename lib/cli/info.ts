@@ -3,7 +3,14 @@
  */
 
 import os from 'node:os';
-import { defaultDevice, devices, getThreads } from '../index.js';
+import {
+  type DeviceInfo,
+  defaultDevice,
+  devices,
+  getThreads,
+  LowrankError,
+  Tensor,
+} from '../index.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
 import { mebibytes, table } from './terminal.js';
@@ -15,6 +22,27 @@ Usage: lowrank info [--json]
 
   --json   one JSON object on stdout
 `;
+
+/**
+ * Whether a GPU has memory left, and whether its driver takes the kernels, shows only where it is
+ * started; a list alone starts nothing.
+ */
+function startDevices(): DeviceInfo[] {
+  const failures = new Map<string, string>();
+  for (const { device, available } of devices()) {
+    if (!available || !device.startsWith('cuda')) continue;
+    try {
+      Tensor.zeros([1], { device }).dispose();
+    } catch (error) {
+      if (!(error instanceof LowrankError)) throw error;
+      failures.set(device, error.message);
+    }
+  }
+  return devices().map((row) => {
+    const reason = failures.get(row.device);
+    return reason === undefined ? row : { ...row, available: false, reason };
+  });
+}
 
 export async function infoCommand(args: readonly string[]): Promise<number> {
   const options = { json: { type: 'boolean' } } as const;
@@ -42,7 +70,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(table(rows, []));
   }
   // Throws where the addon is missing; what is known without it was said above.
-  const found = devices();
+  const found = startDevices();
   const facts = { ...host, threads: getThreads(), defaultDevice: defaultDevice(), devices: found };
   if (json) {
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
@@ -56,8 +84,13 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     if (device.reason !== undefined) process.stdout.write(`  ${device.reason}\n`);
     if (!device.available) continue;
     process.stdout.write(`  ${device.name}, ${mebibytes(device.memory)}\n`);
-    const isa = 'isa' in device && device.isa !== undefined ? `${device.isa}; ` : '';
-    process.stdout.write(`  ${isa}${device.features.join(' ')}\n`);
+    const kernels = [
+      device.isa,
+      device.sm === undefined ? undefined : `sm_${device.sm}`,
+      device.driver === undefined ? undefined : `driver ${device.driver}`,
+    ].filter((part) => part !== undefined);
+    const prefix = kernels.length > 0 ? `${kernels.join(', ')}; ` : '';
+    process.stdout.write(`  ${prefix}${device.features.join(' ')}\n`);
   }
   return exitCodes.ok;
 }

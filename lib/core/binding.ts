@@ -22,7 +22,9 @@ export interface Binding {
     name: string;
     features: string[];
     memory: number;
-    isa: string;
+    isa?: string;
+    sm?: number;
+    driver?: string;
   }>;
   memoryUsage(device: string): { liveBytes: number; peakBytes: number; liveTensors: number };
   resetPeak(device: string): void;
@@ -59,6 +61,11 @@ export interface Binding {
   writeTensor(tensor: NativeHandle, data: HostArray): void;
   toDevice(handle: NativeHandle, device: string): NativeHandle;
   synchronize(device: string, done: Callback): void;
+  useStream(device: string, handle: bigint | null): void;
+  flush(device: string, done: Callback): void;
+  flushSync(device: string): boolean;
+  workspaceBytes(device: string): number;
+  reserveWorkspace(device: string, bytes: number, done: Callback): void;
   quantize(w: NativeHandle, format: string, blocksize: number, doubleQuant: boolean): NativeHandle;
   weightFromParts(
     device: string,

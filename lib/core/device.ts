@@ -1,9 +1,10 @@
 import { binding, native, nativeAsync } from './binding.js';
-import { fail, wrongType } from './errors.js';
+import { fail, LowrankError, wrongType } from './errors.js';
 
 /**
  * Where a tensor lives and its ops run. `cpu`: SIMD kernels; `reference`: plain loops with double
- * accumulation, to check the others by.
+ * accumulation, to check the others by; `cuda`: the first NVIDIA GPU, `cuda:1` and up the others;
+ * `cuda-emulated`: the CUDA kernels run on the CPU, to check them by.
  */
 export type Device = 'cpu' | 'reference' | 'cuda-emulated' | 'cuda' | `cuda:${number}`;
 
@@ -18,8 +19,12 @@ export interface DeviceInfo {
   features: string[];
   /** Bytes of memory it can use. */
   memory: number;
-  /** Instruction set of its kernels. */
+  /** Instruction set of its kernels, on a host device. */
   isa?: string;
+  /** Compute capability of a CUDA device, major · 10 + minor; known once it was looked at. */
+  sm?: number;
+  /** What a CUDA device's driver supports: `CUDA 13.0`. */
+  driver?: string;
 }
 
 /** Exact counters of a device's memory, for leak tests. */
@@ -109,8 +114,90 @@ export function resetPeakMemory(device?: Device): void {
   native('resetPeakMemory', (raw) => raw.resetPeak(target));
 }
 
-/** Resolves once every op that was queued on the device before this call has run. */
+/**
+ * Resolves once every op that was queued on the device before this call has run.
+ * @throws ERR_COMPUTE where the device failed
+ */
 export async function synchronize(device?: Device): Promise<void> {
   const target = resolveDevice('synchronize', device);
   await nativeAsync('synchronize', (raw, done) => raw.synchronize(target, done));
+}
+
+/**
+ * Issues every later op of a CUDA device, of all threads, to a stream of yours, ordered after what
+ * was called before; `null` goes back to the device's own stream. Together with
+ * {@link Tensor.wrap} over a device pointer a trainer with its own memory and stream calls these ops
+ * without a copy. Ops are issued shortly after their call, by another thread: {@link flush} before
+ * you put work of your own behind them.
+ *
+ * A stream that is being captured into a graph takes ops whose workspace was reserved before
+ * ({@link reserveWorkspace}); begin the capture in relaxed mode, keep every tensor that the graph
+ * uses, and call {@link synchronize} before its first launch. Nothing can be read or written
+ * meanwhile.
+ * @param device a CUDA device
+ * @param stream a CUstream (or cudaStream_t) of that device, valid until you have switched away and
+ *   {@link synchronize} has resolved
+ * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE; ERR_UNSUPPORTED on a device without streams
+ */
+export function useStream(device: Device, stream: bigint | null): void {
+  const op = 'useStream';
+  const target = checkDevice(op, device);
+  if (stream !== null && typeof stream !== 'bigint') {
+    throw wrongType(op, 'stream', 'a bigint or null', stream);
+  }
+  native(op, (raw) => raw.useStream(target, stream));
+}
+
+/**
+ * Runs `body` with a stream of yours ({@link useStream}) and goes back to the device's own, also
+ * where it throws. Not for a body that awaits: the stream is the device's, not the call's.
+ */
+export function withStream<T>(device: Device, stream: bigint, body: () => T): T {
+  useStream(device, stream);
+  try {
+    return body();
+  } finally {
+    useStream(device, null);
+  }
+}
+
+/**
+ * Resolves once everything called before was handed to the device, which may still be at it: from
+ * then on work that you put on the same stream comes after it. On a host device the same as
+ * {@link synchronize}.
+ * @throws ERR_COMPUTE where the device failed
+ */
+export async function flush(device?: Device): Promise<void> {
+  const target = resolveDevice('flush', device);
+  await nativeAsync('flush', (raw, done) => raw.flush(target, done));
+}
+
+/** {@link flush} that blocks the thread: for trainers with a synchronous contract. */
+export function flushSync(device?: Device): void {
+  const op = 'flushSync';
+  const target = resolveDevice(op, device);
+  if (!native(op, (raw) => raw.flushSync(target))) {
+    throw new LowrankError('ERR_CANCELLED', `${op}: the environment is closing`, { op });
+  }
+}
+
+/**
+ * Bytes that the device keeps for intermediate results of an op. An op that needs more grows it,
+ * before its first kernel and in the order of the stream. Not part of {@link memoryUsage}; 0 on a
+ * host device.
+ */
+export function workspaceBytes(device?: Device): number {
+  const target = resolveDevice('workspaceBytes', device);
+  return native('workspaceBytes', (raw) => raw.workspaceBytes(target));
+}
+
+/**
+ * Grows the workspace at once, so that ops which need no more never allocate.
+ * @throws ERR_TYPE, ERR_VALUE, ERR_OOM
+ */
+export async function reserveWorkspace(device: Device, bytes: number): Promise<void> {
+  const op = 'reserveWorkspace';
+  const target = checkDevice(op, device);
+  if (typeof bytes !== 'number') throw wrongType(op, 'bytes', 'a number', bytes);
+  await nativeAsync(op, (raw, done) => raw.reserveWorkspace(target, bytes, done));
 }

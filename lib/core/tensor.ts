@@ -174,6 +174,9 @@ export class Tensor implements Disposable {
    * kernel reads it); it is kept alive until the last op that uses it has run. A pointer (bigint) is
    * trusted: the memory must stay valid until `dispose()` and {@link synchronize}. Writing to the
    * memory while ops that read it are queued is a race; `synchronize()` first.
+   *
+   * On a CUDA device a pointer is one of that device's memory, and a typed array is page-locked and
+   * read by the kernels over the bus: right for sharing, slow for what is used often.
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE
    */
   static wrap(
