@@ -62,7 +62,7 @@ gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C,
 
 }  // namespace
 
-Status PlanGemmF32(const GemmF32Operands& operands, const DeviceLimits& device, Workspace*,
+Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device, Workspace*,
                    Plan* plan) {
   const bool transposed = operands.w_transposed;
   const int64_t M = operands.x.rows;

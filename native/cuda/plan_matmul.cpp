@@ -7,22 +7,6 @@
 namespace lowrank::cuda {
 namespace {
 
-GemmF32Operands AsF32(const GemmMmaOperands& operands) {
-  GemmF32Operands f32;
-  f32.x = operands.x;
-  f32.w = operands.w;
-  f32.w_transposed = operands.w_transposed;
-  f32.bias = operands.bias;
-  f32.h = operands.h;
-  f32.lora_factor = operands.lora_factor;
-  f32.lora_bias = operands.lora_bias;
-  f32.scaling = operands.scaling;
-  f32.dropout = operands.dropout;
-  f32.accumulate = operands.accumulate;
-  f32.y = operands.y;
-  return f32;
-}
-
 LoraForwardWgmmaOperands AsWgmma(const GemmMmaOperands& operands) {
   LoraForwardWgmmaOperands wgmma;
   wgmma.x = operands.x;
@@ -42,7 +26,7 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan) {
   if (operands.y.elems() == 0) return Status();
   if (operands.x.dtype == DType::kF32) {
-    return PlanGemmF32(AsF32(operands), device, workspace, plan);
+    return PlanGemmF32(operands, device, workspace, plan);
   }
   if (!operands.w_transposed && operands.w.cols() > 0) {
     if (SmallMApplies(operands, device)) {

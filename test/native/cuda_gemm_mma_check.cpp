@@ -1,6 +1,6 @@
-/// The tiled tensor-core products over the emulator, against sums in double: every format, type,
-/// tile and direction on ragged shapes, with and without each part of the LoRA term, in forward,
-/// reverse and random schedules with late and early copies.
+/// The tiled products, on tensor cores and in f32, over the emulator, against sums in double: every
+/// format, type, tile and direction on ragged shapes, with and without each part of the LoRA term,
+/// in forward, reverse and random schedules with late and early copies.
 ///
 ///   cuda_gemm_mma_check [seeds] [filter] [counters]
 ///
@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "cuda/emulator/runtime.h"
+#include "native/cuda/plan_gemm_f32.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "test/native/kernel_operands.h"
 
@@ -234,6 +235,14 @@ void Compare(const Case& c, const Operands& operands) {
   }
 }
 
+Status MakePlan(const Case& c, const lowrank::cuda::GemmMmaOperands& operands,
+                const lowrank::cuda::DeviceLimits& limits, lowrank::cuda::Workspace* workspace,
+                lowrank::cuda::Plan* plan) {
+  const auto make =
+      c.dtype == DType::kF32 ? lowrank::cuda::PlanGemmF32 : lowrank::cuda::PlanGemmMma;
+  return make(operands, limits, workspace, plan);
+}
+
 /// Every schedule gives the bits of the first.
 void Check(const Case& c, int seeds) {
   Operands operands(c);
@@ -241,12 +250,12 @@ void Check(const Case& c, int seeds) {
   limits.sm_count = c.sm_count;
   lowrank::cuda::Workspace measure;
   lowrank::cuda::Plan plan;
-  Status status = PlanGemmMma(operands.gemm, limits, &measure, &plan);
+  Status status = MakePlan(c, operands.gemm, limits, &measure, &plan);
   if (!status.ok()) return Report(false, c.Name() + ": " + status.message());
   void* memory = measure.bytes() > 0 ? operands.device.Bytes(nullptr, measure.bytes()) : nullptr;
   lowrank::cuda::Workspace workspace(memory);
   plan.steps.clear();
-  PlanGemmMma(operands.gemm, limits, &workspace, &plan);
+  MakePlan(c, operands.gemm, limits, &workspace, &plan);
 
   std::vector<unsigned char> first;
   for (int turn = 0; turn < 3 + seeds; ++turn) {
@@ -286,7 +295,7 @@ std::vector<Case> Cases() {
                            "int8/32d", "int8/256", "fp4/4096", "same",     "f32"};
   int turn = 0;
   for (const bool transposed : {false, true}) {
-    for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
       for (const char* weight : weights) {
         for (int variant = 0; variant < 4; ++variant) {
           const bool fast = variant < 3;
@@ -318,7 +327,19 @@ std::vector<Case> Cases() {
       cases.push_back(c);
       c.M = 70, c.N = 1032, c.K = 1056, c.r = 24, c.weight = "nf4/64d", c.factor = dtype;
       cases.push_back(c);
-      c.M = 20, c.N = 40, c.K = 64, c.misalign = 2, c.weight = "same";
+      c.sm_count = 8;
+      cases.push_back(c);
+      // A reduction in parts, of both tiles and of the general decode.
+      c.M = 66, c.N = transposed ? 2112 : 40, c.K = transposed ? 64 : 2112, c.sm_count = 108;
+      cases.push_back(c);
+      c.sm_count = 4;
+      c.accumulate = true;
+      cases.push_back(c);
+      c.accumulate = false;
+      c.N = transposed ? 3110 : 13, c.K = transposed ? 13 : 3110;
+      cases.push_back(c);
+      c.sm_count = 108;
+      c.M = 20, c.N = 40, c.K = 64, c.misalign = dtype == DType::kF32 ? 4 : 2, c.weight = "same";
       cases.push_back(c);
     }
   }
