@@ -24,6 +24,15 @@ find_program(LOWRANK_NVCC nvcc
   HINTS $ENV{CUDA_PATH} $ENV{CUDA_HOME} PATH_SUFFIXES bin
   DOC "the CUDA compiler")
 
+# The strongest compression, where this nvcc has it: line tables are nine tenths of a file without.
+if(LOWRANK_NVCC)
+  execute_process(COMMAND ${LOWRANK_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
+  string(REGEX MATCH "V([0-9]+\\.[0-9]+)" nvcc_version "${nvcc_version}")
+  if(CMAKE_MATCH_1 VERSION_GREATER_EQUAL 12.4)
+    list(APPEND lowrank_nvcc_flags --compress-mode=size)
+  endif()
+endif()
+
 set(lowrank_build_kernels OFF)
 if(LOWRANK_CUDA STREQUAL "OFF")
   message(STATUS "lowrank: CUDA kernels are not built (LOWRANK_CUDA=OFF)")
@@ -68,11 +77,13 @@ else()
   set(lowrank_archs ${LOWRANK_CUDA_ARCHS})
 endif()
 
-# "90a" compiles a file for sm_90a; "ptx" adds PTX of compute_80, which the driver of any later device
-# compiles. A file named *_sm90a.cu is for that architecture alone.
+# Machine code for each architecture from one PTX, that of compute_80: the front end runs once, and
+# what the emulator translates is what every device runs. "ptx" adds that PTX, which the driver of any
+# later device compiles. A file named *_sm90a.cu is for that architecture alone, from its own PTX.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
+  set(base 80)
   if(name MATCHES "_sm([0-9]+a)$")
     set(only ${CMAKE_MATCH_1})
     if(NOT only IN_LIST archs)
@@ -80,6 +91,7 @@ function(lowrank_compile_kernel source out)
       return()
     endif()
     set(archs ${only})
+    set(base ${only})
   endif()
   set(targets)
   set(flags)
@@ -87,12 +99,7 @@ function(lowrank_compile_kernel source out)
     if(arch STREQUAL "ptx")
       list(APPEND flags -gencode arch=compute_80,code=compute_80)
       list(APPEND targets compute_80)
-    elseif(arch MATCHES "a$")
-      list(APPEND flags -gencode arch=compute_${arch},code=sm_${arch})
-      list(APPEND targets sm_${arch})
     else()
-      # One PTX for all of a generation: the front end then runs once.
-      string(REGEX REPLACE "[0-9]$" "0" base ${arch})
       list(APPEND flags -gencode arch=compute_${base},code=sm_${arch})
       list(APPEND targets sm_${arch})
     endif()

@@ -8,7 +8,8 @@ import { dirname, join } from 'node:path';
 const kAlignment = 64;
 
 const [out, nvcc, ...rows] = process.argv.slice(2);
-const version = /V(\d[\d.]*)/.exec(execFileSync(nvcc, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown';
+const version =
+  /V(\d[\d.]*)/.exec(execFileSync(nvcc, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown';
 
 function kernelsBeside(fatbin) {
   const folder = dirname(fatbin);
