@@ -65,7 +65,8 @@ Status CudaBackend::Probe() const {
                                        "no kernels at " +
                                        path + " (npm run build where the CUDA toolkit is)");
     }
-    return KernelImage::Open(path, &image_);
+    LOWRANK_RETURN_IF_ERROR(KernelImage::Open(path, &image_));
+    return CheckImage(image_, gpu_);
   };
   probe_status_ = probe();
   probed_ = probe_status_.code() != Code::kOom;

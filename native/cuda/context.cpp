@@ -98,6 +98,15 @@ Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu) {
   return Status();
 }
 
+Status CheckImage(const KernelImage& image, const Gpu& gpu) {
+  for (const KernelModule& module : image.modules()) {
+    if (module.RunsOn(gpu.limits.sm)) return Status();
+  }
+  return Status(Code::kDevice, "the kernels were built for " + Join(image.Targets()) + ", " +
+                                   gpu.card + " is sm_" + std::to_string(gpu.limits.sm) +
+                                   ": build them for it");
+}
+
 Visit::Visit(Context* context) : context_(*context) {
   if (t_attached == context) return;
   status_ = context_.Check(context_.driver().cuCtxPushCurrent_v2(context_.handle()),
@@ -184,10 +193,7 @@ Status Context::LoadKernels(const Gpu& gpu, const KernelImage* image) {
     LOWRANK_RETURN_IF_ERROR(LoadModule(module.image, module.name, &modules_.back()));
     for (const std::string& kernel : module.kernels) module_of_[kernel] = modules_.back();
   }
-  if (!modules_.empty()) return Status();
-  return Status(Code::kDevice, "the kernels were built for " + Join(image->Targets()) + ", " +
-                                   gpu.card + " is sm_" + std::to_string(gpu.limits.sm) +
-                                   ": build them for it");
+  return Status();
 }
 
 Status Context::LoadModule(const void* bytes, const std::string& name, CUmodule* module) {

@@ -28,6 +28,9 @@ struct Gpu {
 /// Asks without starting anything. Fails with kDevice where the device cannot run the kernels.
 Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu);
 
+/// Fails with kDevice where none of the kernels was built for it.
+Status CheckImage(const KernelImage& image, const Gpu& gpu);
+
 class Context {
  public:
   /// `device` is the public name, for messages.

@@ -1,5 +1,8 @@
 #include "native/cuda/fault_injection.h"
 
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <array>
 #include <atomic>
 #include <cstdlib>
@@ -42,6 +45,17 @@ State& TheState() {
   return *state;
 }
 
+void Log(Call call) {
+  const char* path = std::getenv("LOWRANK_CUDA_FAULT_LOG");
+  if (path == nullptr) return;
+  const int file = open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0644);
+  if (file < 0) return;
+  const std::string line = std::string(kNames[call]) + "\n";
+  const ssize_t written = write(file, line.data(), line.size());
+  static_cast<void>(written);
+  close(file);
+}
+
 /// What this call returns in place of running; CUDA_SUCCESS lets it run.
 CUresult Next(Call call) {
   State& state = TheState();
@@ -54,6 +68,7 @@ CUresult Next(Call call) {
     if (fault.call != call) continue;
     if (number != fault.n && !((fault.sticky || fault.fatal) && number > fault.n)) continue;
     if (fault.fatal) state.fallen.store(fault.code);
+    Log(call);
     return fault.code;
   }
   return CUDA_SUCCESS;

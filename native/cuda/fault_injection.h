@@ -7,6 +7,9 @@
 /// code   the CUresult (default 999)
 /// sticky every later call of that name fails too
 /// fatal  every later call of any name fails too, as after a fault of the device
+///
+/// LOWRANK_CUDA_FAULT_LOG=path appends the name of a call that was failed, a line each time: a test
+/// of a fault that never struck would prove nothing.
 #pragma once
 
 #include "native/core/status.h"

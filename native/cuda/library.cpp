@@ -44,7 +44,8 @@ std::string InitFailure(const Driver& driver, CUresult error) {
   }
 }
 
-/// Fills the table; the driver's version comes first, so that a missing call can be explained.
+/// Fills the table and initialises. A call may be missing because the driver is old: its version is
+/// told first.
 Status Fill(void* handle, int fault_place, Library* library) {
   Driver& driver = library->driver;
   std::string missing;
@@ -60,22 +61,20 @@ Status Fill(void* handle, int fault_place, Library* library) {
     return Absent(library->path + " is no CUDA driver: it lacks " + missing);
   }
   LOWRANK_RETURN_IF_ERROR(InjectFaults(&driver, fault_place));
-  // The version may be asked before cuInit, and explains a cuInit that fails for its age.
-  const CUresult asked = driver.cuDriverGetVersion(&library->version);
-  if (asked != CUDA_SUCCESS) {
-    return Absent("the driver does not tell its version: " + ErrorText(driver, asked));
-  }
-  if (library->version < kNeededVersion) return Absent(TooOld(library->version));
-  if (!missing.empty()) {
-    return Absent(library->path + " lacks " + missing + ", which every driver of CUDA " +
-                  VersionText(kNeededVersion) + " has");
-  }
   const CUresult error = driver.cuInit(0);
   if (error != CUDA_SUCCESS) {
     const Code code = error == CUDA_ERROR_OUT_OF_MEMORY ? Code::kOom : Code::kDevice;
     return Status(code, InitFailure(driver, error));
   }
-  return Status();
+  const CUresult asked = driver.cuDriverGetVersion(&library->version);
+  if (asked != CUDA_SUCCESS) {
+    const Code code = asked == CUDA_ERROR_OUT_OF_MEMORY ? Code::kOom : Code::kDevice;
+    return Status(code, "the driver does not tell its version: " + ErrorText(driver, asked));
+  }
+  if (library->version < kNeededVersion) return Absent(TooOld(library->version));
+  if (missing.empty()) return Status();
+  return Absent(library->path + " lacks " + missing + ", which every driver of CUDA " +
+                VersionText(kNeededVersion) + " has");
 }
 
 /// dlerror without the name of the file that it begins with.
