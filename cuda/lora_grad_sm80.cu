@@ -53,23 +53,49 @@ LOWRANK_DEVICE void LoraDy(const LoraDyParams& p) {
   }
 }
 
-LOWRANK_DEVICE float LoadAs(const void* g_data, int64_t index, int32_t element) {
-  if (element == kLoraF32) return static_cast<const float*>(g_data)[index];
-  return BitsToFloat(static_cast<const uint16_t*>(g_data)[index], element);
-}
-
 /// Rounds to nearest, ties to even.
 LOWRANK_DEVICE uint32_t RoundTo16(float value, int32_t element) {
   return element == kLoraBF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(value))
                               : __half_as_ushort(__float2half_rn(value));
 }
 
-LOWRANK_DEVICE void StoreAs(void* g_data, int64_t index, int32_t element, float value) {
-  if (element == kLoraF32) {
-    static_cast<float*>(g_data)[index] = value;
-  } else {
-    static_cast<uint16_t*>(g_data)[index] = static_cast<uint16_t>(RoundTo16(value, element));
+/// out[first + i] = values[i] (+ out[first + i]), i < 4, as whole words.
+LOWRANK_DEVICE void StoreVector(const LoraReduceSegment& segment, int64_t first,
+                                float (&values)[4]) {
+  if (segment.out_element == kLoraF32) {
+    float4* g_out = reinterpret_cast<float4*>(static_cast<float*>(segment.out) + first);
+    if (segment.accumulate != 0) {
+      const float4 old = *g_out;
+      values[0] += old.x;
+      values[1] += old.y;
+      values[2] += old.z;
+      values[3] += old.w;
+    }
+    *g_out = make_float4(values[0], values[1], values[2], values[3]);
+    return;
   }
+  const int32_t element = segment.out_element;
+  uint2* g_out = reinterpret_cast<uint2*>(static_cast<uint16_t*>(segment.out) + first);
+  if (segment.accumulate != 0) {
+    const uint2 old = *g_out;
+    values[0] += BitsToFloat(old.x & 0xffffu, element);
+    values[1] += BitsToFloat(old.x >> 16, element);
+    values[2] += BitsToFloat(old.y & 0xffffu, element);
+    values[3] += BitsToFloat(old.y >> 16, element);
+  }
+  *g_out = make_uint2(RoundTo16(values[0], element) | RoundTo16(values[1], element) << 16,
+                      RoundTo16(values[2], element) | RoundTo16(values[3], element) << 16);
+}
+
+LOWRANK_DEVICE void StoreElement(const LoraReduceSegment& segment, int64_t index, float value) {
+  if (segment.out_element == kLoraF32) {
+    float* g_out = static_cast<float*>(segment.out) + index;
+    *g_out = segment.accumulate != 0 ? value + *g_out : value;
+    return;
+  }
+  uint16_t* g_out = static_cast<uint16_t*>(segment.out) + index;
+  if (segment.accumulate != 0) value += BitsToFloat(*g_out, segment.out_element);
+  *g_out = static_cast<uint16_t>(RoundTo16(value, segment.out_element));
 }
 
 /// Four elements a thread: planes are 16-byte aligned, so the whole fours are loaded as such.
@@ -96,11 +122,14 @@ LOWRANK_DEVICE void LoraReduce(const LoraReduceSegment& segment) {
     }
   }
 #pragma unroll
+  for (int i = 0; i < 4; ++i) sum[i] *= segment.scale;
+  if (valid == 4 && segment.out_vector != 0) {
+    StoreVector(segment, first, sum);
+    return;
+  }
+#pragma unroll
   for (int i = 0; i < 4; ++i) {
-    if (i >= valid) continue;
-    float value = sum[i] * segment.scale;
-    if (segment.accumulate != 0) value += LoadAs(segment.out, first + i, segment.out_element);
-    StoreAs(segment.out, first + i, segment.out_element, value);
+    if (i < valid) StoreElement(segment, first + i, sum[i]);
   }
 }
 

@@ -28,6 +28,7 @@ struct LoraReduceSegment {
   float scale = 1;
   int32_t out_element = kLoraF32;
   int32_t accumulate = 0;
+  int32_t out_vector = 0;  // four elements are one aligned word
 };
 
 struct LoraReduceParams {

@@ -133,6 +133,7 @@ void LoraReduction::Add(const float* planes, int64_t plane_elems, int64_t splits
   segment.scale = scale;
   segment.out_element = LoraElementOf(out.dtype);
   segment.accumulate = accumulate;
+  segment.out_vector = Aligned(out.data, 4 * static_cast<int64_t>(DTypeBytes(out.dtype)));
   largest_ = std::max(largest_, segment.count);
 }
 
@@ -175,7 +176,9 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
   params.q_per_split = split.q_per_split;
   params.out = out;
   params.scale = scale;
-  if (split.splits > 1) {
+  if (split.splits == 1) {
+    params.out_paired &= Aligned(out, 8);
+  } else {
     params.out_plane_elems = LoraPlaneElems(count);
     params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
     params.scale = 1;
