@@ -141,7 +141,7 @@ export async function synchronize(device?: Device): Promise<void> {
  */
 export function useStream(device: Device, stream: bigint | null): void {
   const op = 'useStream';
-  const target = checkDevice(op, device);
+  const target = resolveDevice(op, device);
   if (stream !== null && typeof stream !== 'bigint') {
     throw wrongType(op, 'stream', 'a bigint or null', stream);
   }
@@ -197,7 +197,7 @@ export function workspaceBytes(device?: Device): number {
  */
 export async function reserveWorkspace(device: Device, bytes: number): Promise<void> {
   const op = 'reserveWorkspace';
-  const target = checkDevice(op, device);
+  const target = resolveDevice(op, device);
   if (typeof bytes !== 'number') throw wrongType(op, 'bytes', 'a number', bytes);
   await nativeAsync(op, (raw, done) => raw.reserveWorkspace(target, bytes, done));
 }

@@ -1,0 +1,134 @@
+/** What devices() and `lowrank info` say of a GPU that is not there, or cannot be used, and of two. */
+import { spawnSync } from 'node:child_process';
+import { copyFileSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
+import { build } from 'tsup';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { bindingPath } from '../../lib/core/binding.js';
+import type { DeviceInfo } from '../../lib/index.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'lowrank-gpu-'));
+/** The addon alone in a folder: what lies beside it is up to the test. */
+const addon = join(folder, 'lowrank.node');
+const kernels = join(folder, 'lowrank.fatbin');
+/** In place of the driver: it exports the same calls, and can pretend to be any card. */
+const emulator = join(dirname(bindingPath()), 'lowrank-emulator.so');
+const emulated = existsSync(emulator);
+if (!emulated) console.warn(`only the absent driver is tried: no file ${emulator}`);
+
+beforeAll(async () => {
+  copyFileSync(bindingPath(), addon);
+  await build({
+    entry: { main: join(import.meta.dirname, '..', '..', 'lib', 'cli', 'main.ts') },
+    outDir: folder,
+    format: ['esm'],
+    outExtension: () => ({ js: '.mjs' }),
+    target: 'node20',
+    splitting: false,
+    silent: true,
+    config: false,
+    dts: false,
+  });
+  writeFileSync(join(folder, 'package.json'), '{"name":"lowrank","version":"0.0.0"}');
+});
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+/** A file of kernels as the build makes it: an index, and bytes that only a driver reads. */
+function writeKernels(targets: string, names: readonly string[] = ['cast_f32_bf16_kernel']): void {
+  const index = [
+    'compiler nvcc 13.0',
+    `module cast_sm80 000000000512 000000000064 ${targets}`,
+    ...names.map((name) => `kernel ${name}`),
+    '',
+  ].join('\n');
+  const head = (bytes: number) => `lowrank-kernels 1 ${String(bytes).padStart(12, '0')}\n`;
+  const bytes = head(0).length + index.length;
+  writeFileSync(kernels, `${head(bytes)}${index}`.padEnd(512, ' ').padEnd(576, 'x'));
+}
+
+function info(env: Record<string, string>): Map<string, DeviceInfo> {
+  const run = spawnSync(process.execPath, [join(folder, 'main.mjs'), 'info', '--json'], {
+    encoding: 'utf8',
+    env: { ...process.env, LOWRANK_BINDING: addon, ...env },
+  });
+  if (run.status !== 0) throw new Error(run.stderr);
+  const { devices } = JSON.parse(run.stdout) as { devices: DeviceInfo[] };
+  return new Map(devices.map((row) => [row.device, row]));
+}
+
+const overEmulator = { LOWRANK_CUDA_LIBRARY: emulator };
+
+describe('no driver', () => {
+  it('is said with what is needed', () => {
+    const found = info({ LOWRANK_CUDA_LIBRARY: '/nowhere/libcuda.so.1' });
+    expect(found.get('cuda')).toMatchObject({ available: false });
+    expect(found.get('cuda')?.reason).toMatch(/no CUDA driver: .*CUDA 12\.0 or later is needed/);
+    expect(found.get('cpu')?.available).toBe(true);
+  });
+
+  it('no emulator is said with how to get one', () => {
+    const found = info({});
+    expect(found.get('cuda-emulated')).toMatchObject({ available: false });
+    expect(found.get('cuda-emulated')?.reason).toMatch(/not built .*lowrank-emulator\.so/);
+    expect(info({ LOWRANK_EMULATOR: 'fast' }).get('cuda-emulated')?.reason).toContain("'fast'");
+  });
+
+  it('a library that is no driver is said', () => {
+    const found = info({ LOWRANK_CUDA_LIBRARY: addon });
+    expect(found.get('cuda')?.reason).toMatch(/is no CUDA driver: it lacks cuInit/);
+  });
+});
+
+describe.skipIf(!emulated)('a driver', () => {
+  it.each<[string, Record<string, string>, RegExp]>([
+    [
+      'that is too old',
+      { LOWRANK_EMULATOR_DRIVER: '11040' },
+      /supports CUDA 11\.4, CUDA 12\.0 or later is needed/,
+    ],
+    ['without a device', { LOWRANK_EMULATOR_DEVICES: '0' }, /no CUDA device/],
+    ['without a device', { LOWRANK_CUDA_FAULT: 'cuInit:code=100' }, /no CUDA device/],
+    [
+      'with a device that is too old',
+      { LOWRANK_EMULATOR_SM: '75' },
+      /too old: it has compute capability 7\.5, 8\.0 .* is needed/,
+    ],
+    ["that is the toolkit's stub", { LOWRANK_CUDA_FAULT: 'cuInit:code=34' }, /stub/],
+    ['of two versions', { LOWRANK_CUDA_FAULT: 'cuInit:code=803' }, /different versions/],
+    ['without memory', { LOWRANK_CUDA_FAULT: 'cuInit:code=2:sticky' }, /out of memory at start/],
+    [
+      'without memory for a context',
+      { LOWRANK_CUDA_FAULT: 'cuDevicePrimaryCtxRetain:code=2:sticky' },
+      /does not start, its memory is in use: .*out of memory/i,
+    ],
+    [
+      'that refuses the kernels',
+      { LOWRANK_CUDA_FAULT: 'cuModuleLoadData:code=222' },
+      /built by a newer toolkit than the driver \(CUDA 13\.0\) reads/,
+    ],
+  ])('%s (%o)', (_, env, reason) => {
+    writeKernels('sm_80,compute_80');
+    const cuda = info({ ...overEmulator, ...env }).get('cuda');
+    expect(cuda?.reason).toMatch(reason);
+    expect(cuda?.available).toBe(false);
+  });
+
+  it('without kernels, with those of another card, or with a file of something else', () => {
+    rmSync(kernels, { force: true });
+    expect(info(overEmulator).get('cuda')?.reason).toMatch(/built without nvcc/);
+    writeKernels('sm_61');
+    expect(info(overEmulator).get('cuda')?.reason).toMatch(/built for sm_61, .* is sm_80/);
+    writeFileSync(kernels, 'something else');
+    expect(info(overEmulator).get('cuda')?.reason).toMatch(/is no file of kernels/);
+  });
+
+  it('with two devices has two names, and both compute', () => {
+    writeKernels('sm_80,compute_80');
+    const found = info({ ...overEmulator, LOWRANK_EMULATOR_DEVICES: '2' });
+    expect([...found.keys()]).toEqual(['cpu', 'reference', 'cuda', 'cuda:1', 'cuda-emulated']);
+    for (const name of ['cuda', 'cuda:1']) {
+      expect(found.get(name)).toMatchObject({ available: true, sm: 80, driver: 'CUDA 13.0' });
+    }
+  });
+});
