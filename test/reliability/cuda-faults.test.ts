@@ -1,0 +1,197 @@
+/**
+ * Every call of the CUDA driver fails in turn, over the emulator: what follows is a typed error or a
+ * right result, never a wrong one; the process lives, no memory is left, and the CPU device still
+ * computes. The table of outcomes is printed.
+ */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import { afterAll, describe, expect, it } from 'vitest';
+import { devices } from '../../lib/index.js';
+import { reportOf, runProgram, TIME_SCALE, usePrograms } from './program.js';
+
+usePrograms();
+
+const folder = mkdtempSync(join(tmpdir(), 'lowrank-faults-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const DEVICE = 'cuda-emulated';
+const row = devices().find(({ device }) => device === DEVICE);
+if (row?.available !== true) console.warn(`no faults are injected: ${row?.reason}`);
+
+/** The driver's calls, as the table that the backend fills lists them. */
+const CALLS = [
+  ...readFileSync(
+    resolve(import.meta.dirname, '..', '..', 'native', 'cuda', 'driver.h'),
+    'utf8',
+  ).matchAll(/^ {2}X\((cu\w+),/gm),
+].map((match) => match[1] as string);
+
+const CODES = {
+  'out of memory': 2,
+  'invalid context': 201,
+  'illegal access': 700,
+  'driver too old': 803,
+  unknown: 999,
+} as const;
+
+/** What a call needs to be reached at all. */
+const OOM_FIRST = 'cuMemAllocFromPoolAsync:n=2:code=2';
+const START_FAILS = 'cuModuleGetFunction:n=99:code=2,cuModuleLoadData:n=1:code=2';
+const EVENTS_FAIL = 'cuEventQuery:n=1:code=999';
+const REACHED_BY: Record<string, { fault?: string; env?: Record<string, string> }> = {
+  cuStreamSynchronize: { fault: OOM_FIRST },
+  cuMemPoolTrimTo: { fault: OOM_FIRST },
+  cuModuleUnload: { fault: 'cuEventCreate:n=1:code=2' },
+  cuMemPoolDestroy: { fault: START_FAILS },
+  cuStreamDestroy_v2: { fault: START_FAILS },
+  cuDevicePrimaryCtxRelease_v2: { fault: START_FAILS },
+  cuEventDestroy_v2: { fault: EVENTS_FAIL },
+  cuGetErrorName: { fault: OOM_FIRST, env: {} },
+  cuEventElapsedTime: { env: { LOWRANK_TRACE: '1' } },
+};
+
+interface Report {
+  outcomes: Record<string, { outcome: string; message?: string }>;
+  synchronised: string;
+  liveBytes: number;
+  liveTensors: number;
+  cpu: number;
+  available: boolean;
+  reason?: string;
+}
+
+let runs = 0;
+
+/** One process with these faults: what it reported, and which calls were failed. */
+async function withFaults(
+  fault: string,
+  env: Record<string, string> = {},
+): Promise<{ report: Report; struck: string[] }> {
+  const log = join(folder, `struck-${runs++}`);
+  const ended = await runProgram('cuda-faults', [DEVICE], {
+    env: { ...env, LOWRANK_CUDA_FAULT: fault, LOWRANK_CUDA_FAULT_LOG: log },
+    timeout: 120_000 * TIME_SCALE,
+  });
+  let struck: string[] = [];
+  try {
+    struck = readFileSync(log, 'utf8').trim().split('\n');
+  } catch {
+    // Nothing was failed.
+  }
+  return { report: reportOf<Report>(ended), struck };
+}
+
+/** Checks what holds whatever failed, and says in a word what came of it. */
+function judge(name: string, report: Report, allowed: readonly string[]): string {
+  const ends = [
+    ...Object.entries(report.outcomes).map(([step, { outcome }]) => ({ step, outcome })),
+    { step: 'synchronize', outcome: report.synchronised },
+  ];
+  for (const { step, outcome } of ends) {
+    expect(['right', ...allowed], `${name}: ${step}`).toContain(outcome);
+  }
+  for (const { outcome, message } of Object.values(report.outcomes)) {
+    if (outcome !== 'right') expect(message?.length, name).toBeGreaterThan(20);
+  }
+  expect({ bytes: report.liveBytes, tensors: report.liveTensors }, `${name}: left`).toEqual({
+    bytes: 0,
+    tensors: 0,
+  });
+  expect(report.cpu, `${name}: the CPU device`).toBe(11);
+  const codes = new Set(ends.map(({ outcome }) => outcome).filter((code) => code !== 'right'));
+  if (codes.size === 0) return 'absorbed';
+  return [...codes].map((code) => code.replace('ERR_', '')).join('+');
+}
+
+/** Two at a time: a process waits for the disk and its own end more than it computes. */
+async function inParallel<T>(items: readonly T[], body: (item: T) => Promise<void>): Promise<void> {
+  const queue = [...items];
+  const worker = async (): Promise<void> => {
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await body(item);
+  };
+  await Promise.all([worker(), worker()]);
+}
+
+describe.skipIf(row?.available !== true)('a failing driver', () => {
+  it('without a fault every step is right', async () => {
+    const { report, struck } = await withFaults('cuInit:n=1000:code=1');
+    expect(struck).toEqual([]);
+    expect(judge('no fault', report, [])).toBe('absorbed');
+  });
+
+  it(
+    'every call, every code, the first and the second time',
+    async () => {
+      expect(CALLS.length).toBeGreaterThan(40);
+      const table = new Map<string, string[]>();
+      await inParallel(CALLS, async (call) => {
+        const cells: string[] = [];
+        const { fault: before, env } = REACHED_BY[call] ?? {};
+        for (const [what, code] of Object.entries(CODES)) {
+          const cell: string[] = [];
+          for (const n of [1, 2]) {
+            const fault = `${call}:n=${n}:code=${code}`;
+            const { report, struck } = await withFaults(
+              before === undefined ? fault : `${before},${fault}`,
+              env,
+            );
+            const plain = code === 2 ? ['ERR_OOM'] : ['ERR_COMPUTE', 'ERR_DEVICE'];
+            const allowed = before === undefined ? plain : ['ERR_OOM', 'ERR_COMPUTE', 'ERR_DEVICE'];
+            const word = judge(fault, report, allowed);
+            const reached = struck.includes(call);
+            cell.push(reached ? word : 'not called');
+            if (reached && code === 700 && call === 'cuLaunchKernelEx') {
+              expect(report.available, what).toBe(false);
+              expect(report.reason, what).toMatch(
+                /while it ran (cast|quantize) .*CUDA_ERROR_ILLEGAL_ADDRESS, 700/,
+              );
+            }
+          }
+          cells.push(cell.join(' / '));
+          // What is never called is not called with another code either.
+          if (cells.length === 1 && cell.every((word) => word === 'not called')) break;
+        }
+        table.set(call, cells);
+      });
+      const width = Math.max(...CALLS.map((call) => call.length));
+      const lines = CALLS.map(
+        (call) =>
+          `${call.padEnd(width)}  ${(table.get(call) ?? []).map((c) => c.padEnd(19)).join(' ')}`,
+      );
+      console.log(
+        [
+          `${'first / second time'.padEnd(width)}  ${Object.keys(CODES)
+            .map((c) => c.padEnd(19))
+            .join(' ')}`,
+          ...lines,
+        ].join('\n'),
+      );
+      const reached = [...table.values()].filter((cells) => cells.length > 1);
+      expect(reached.length).toBeGreaterThan(30);
+    },
+    900_000 * TIME_SCALE,
+  );
+
+  it.each([700, 702, 710, 714, 715, 716, 717, 718, 719])(
+    'error %i is the end of the device and of nothing else',
+    async (code) => {
+      for (const call of ['cuLaunchKernelEx', 'cuEventQuery', 'cuMemcpyHtoDAsync_v2']) {
+        const { report, struck } = await withFaults(`${call}:n=2:code=${code}:fatal`);
+        expect(struck).toContain(call);
+        expect(judge(`${call} ${code}`, report, ['ERR_COMPUTE'])).toBe('COMPUTE');
+        expect(report.available).toBe(false);
+        expect(report.reason).toContain(`${code})`);
+      }
+    },
+    120_000 * TIME_SCALE,
+  );
+
+  it('a fault that is not understood is refused', async () => {
+    for (const fault of ['cuNothing', 'cuInit:n=0', 'cuInit:often']) {
+      const { report } = await withFaults(fault);
+      expect(judge(fault, report, ['ERR_DEVICE'])).toBe('DEVICE');
+      expect(report.outcomes.copy?.message).toContain('LOWRANK_CUDA_FAULT');
+    }
+  });
+});
