@@ -36,7 +36,9 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     set_target_properties(${target} PROPERTIES PREFIX "" SUFFIX ".so" LINKER_LANGUAGE CXX
       OUTPUT_NAME lowrank-emulator${variant} LIBRARY_OUTPUT_DIRECTORY ${lowrank_output_dir})
     target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
-    target_compile_options(${target} PRIVATE ${emulator_flags} ${arg_OPTIONS})
+    # #pragma unroll is nvcc's.
+    target_compile_options(${target} PRIVATE ${emulator_flags} -O2 -Wno-unknown-pragmas
+                           ${arg_OPTIONS})
     target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
     # -z now: no lazy binding on a fiber's small stack. nodelete: the library outlives whoever opened
     # it, as libcuda does.
@@ -98,5 +100,43 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     lowrank_emulator_library(emulator_ptx "-ptx" SOURCES ${translated} ${emulator_ptx_sources})
     set_target_properties(emulator_ptx PROPERTIES EXCLUDE_FROM_ALL ON)
     add_dependencies(emulators emulator_ptx)
+  endif()
+
+  # --- A kernel of one's own with the same checks and counters, and the program that launches it:
+  # `lowrank emulate --kernel` names the file. One that has gone away is no error of other targets.
+  set(LOWRANK_OWN_KERNEL "" CACHE FILEPATH "a kernel file to be made into lowrank-emulator-own.so")
+  if(LOWRANK_OWN_KERNEL AND EXISTS ${LOWRANK_OWN_KERNEL})
+    set_source_files_properties(${LOWRANK_OWN_KERNEL} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+    lowrank_emulator_library(emulator_own "-own" SOURCES ${LOWRANK_OWN_KERNEL}
+                             OPTIONS ${emulator_hooks})
+    set_target_properties(emulator_own PROPERTIES EXCLUDE_FROM_ALL ON)
+  endif()
+  add_executable(emulator_run EXCLUDE_FROM_ALL cuda/emulator/driver/run_kernel.cpp)
+  set_target_properties(emulator_run PROPERTIES OUTPUT_NAME lowrank-emulator-run
+                        RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})
+  target_compile_options(emulator_run PRIVATE ${lowrank_warnings})
+  target_include_directories(emulator_run PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  target_link_libraries(emulator_run PRIVATE ${CMAKE_DL_LIBS})
+
+  # --- The emulated driver's own check: a program over libraries that hold the test's kernels (the
+  # published package has no tests).
+  if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/emulated_driver_check.cpp)
+    set(driver_kernels test/native/emulated_driver_kernels.cu)
+    set_source_files_properties(${driver_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+    lowrank_emulator_library(emulated_driver_source "-driver-source" SOURCES ${driver_kernels}
+                             OPTIONS -g1)
+    lowrank_emulator_library(emulated_driver_checked "-driver-check" SOURCES ${driver_kernels}
+                             OPTIONS ${emulator_hooks})
+    add_executable(emulated_driver_check EXCLUDE_FROM_ALL
+      test/native/emulated_driver_check.cpp test/native/emulated_driver_streams_check.cpp
+      test/native/emulated_driver_memory_check.cpp test/native/emulated_driver_launch_check.cpp)
+    target_compile_options(emulated_driver_check PRIVATE ${lowrank_warnings})
+    target_include_directories(emulated_driver_check PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+    target_link_libraries(emulated_driver_check PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+    set_target_properties(emulated_driver_source emulated_driver_checked PROPERTIES
+                          EXCLUDE_FROM_ALL ON)
+    set_target_properties(emulated_driver_check PROPERTIES
+                          RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})
+    add_dependencies(emulated_driver_check emulated_driver_source emulated_driver_checked)
   endif()
 endif()

@@ -4,7 +4,14 @@
  */
 
 import fs from 'node:fs';
-import { collectFindings, dims, type EmulateResult, placeOf, ratioText } from './emulate-report.js';
+import {
+  bytesText,
+  collectFindings,
+  dims,
+  type EmulateResult,
+  placeOf,
+  ratioText,
+} from './emulate-report.js';
 import {
   type LaunchRecord,
   type LineCost,
@@ -14,7 +21,7 @@ import {
   totalsByKind,
   unitOf,
 } from './emulate-trace.js';
-import { grouped, mebibytes, visible } from './terminal.js';
+import { grouped, visible } from './terminal.js';
 
 function escapeHtml(text: string): string {
   return visible(text)
@@ -37,7 +44,7 @@ h1 { font-size: 1.35rem; margin-bottom: .2rem; } h2 { font-size: 1.05rem; margin
 .soft { color: var(--soft); } .good { color: var(--good); } .bad { color: var(--bad); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; }
-th, td { padding: .25rem .7rem .25rem 0; border-bottom: 1px solid var(--line); text-align: left;
+th, td { padding: .25rem .6rem; border-bottom: 1px solid var(--line); text-align: left;
   vertical-align: top; }
 th { font-weight: 600; color: var(--soft); white-space: nowrap; }
 th.sortable { cursor: pointer; } th[aria-sort] { color: var(--ink); }
@@ -49,8 +56,10 @@ a { color: inherit; text-decoration-color: var(--soft); }
 .finding { border-left: 3px solid var(--bad); background: var(--panel); padding: .5rem .8rem;
   margin: .5rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
 table.source { font: 12.5px/1.45 ui-monospace, monospace; }
-table.source td { border: 0; padding: 0 .7rem 0 0; }
-table.source td.code { white-space: pre; padding-left: .6rem; width: 100%; tab-size: 4; }
+table.source th { padding: 0 .6rem; } table.source td { border: 0; padding: 0 .6rem; }
+table.source td.access { white-space: nowrap; }
+table.source td.code { white-space: pre; width: 100%; }
+.ratio { border-radius: 2px; padding: 0 .25em; }
 table.source tr.counted td.code { border-left: 3px solid rgb(var(--heat)); }
 table.source tr:target { outline: 2px solid rgb(var(--heat)); }
 table.source tr.gap td { color: var(--soft); padding: .3rem .6rem; text-align: center; }
@@ -92,13 +101,15 @@ const text = (content: string) => `<td>${escapeHtml(content)}</td>`;
 const number = (shown: string, value: number) =>
   `<td class="number" data-value="${value}">${escapeHtml(shown)}</td>`;
 
-/** A cell coloured by how far above the ideal it is: 1 is plain, 2 and more is the full colour. */
+/** Colour by how far above the ideal it is: none at 1, full from 2 on. */
+function heatStyle(line: { cost: number; ideal: number }): string {
+  const heat = Math.min(1, Math.max(0, ratioOf(line) - 1));
+  return heat > 0.02 ? `background: rgb(var(--heat) / ${(0.45 * heat).toFixed(2)})` : '';
+}
+
 function ratioCell(line: { cost: number; ideal: number }): string {
-  const ratio = ratioOf(line);
-  const heat = Math.min(1, Math.max(0, ratio - 1));
-  const style =
-    heat > 0.02 ? ` style="background: rgb(var(--heat) / ${(0.45 * heat).toFixed(2)})"` : '';
-  return `<td class="number" data-value="${ratio}"${style}>${ratioText(line)}</td>`;
+  const value = `data-value="${ratioOf(line)}" style="${heatStyle(line)}"`;
+  return `<td class="number" ${value}>${ratioText(line)}</td>`;
 }
 
 /** The whole report as one HTML document. */
@@ -205,7 +216,7 @@ function countersHtml(lines: readonly LineCost[], launches: readonly LaunchRecor
       number(grouped(line.cost), line.cost) +
       number(grouped(line.ideal), line.ideal) +
       `${ratioCell(line)}${text(unitOf(line.kind))}` +
-      number(mebibytes(line.bytes), line.bytes) +
+      number(bytesText(line.bytes), line.bytes) +
       `<td><span class="bar" style="width: ${((6 * line.cost) / largest).toFixed(2)}rem"></span></td></tr>`,
   );
   const totals = totalsByKind(lines).map(
@@ -214,7 +225,7 @@ function countersHtml(lines: readonly LineCost[], launches: readonly LaunchRecor
       number(grouped(total.cost), total.cost) +
       number(grouped(total.ideal), total.ideal) +
       ratioCell(total) +
-      `${number(mebibytes(total.bytes), total.bytes)}</tr>`,
+      `${number(bytesText(total.bytes), total.bytes)}</tr>`,
   );
   const counts = [...sumCounts(launches)].map(
     ([name, value]) => `<tr>${text(name)}${number(grouped(value), value)}</tr>`,
@@ -265,7 +276,7 @@ function sourcesHtml(lines: readonly LineCost[]): string {
     }
     return `<details open><summary class="mono">${escapeHtml(shown)}</summary>
 <div class="scroll"><table class="source">
-<thead><tr><th class="number">requests</th><th class="number">cost</th><th class="number">ideal</th>
+<thead><tr><th>access</th><th class="number">requests</th><th class="number">cost</th><th class="number">ideal</th>
 <th class="number">ratio</th><th class="number">line</th><th>source</th></tr></thead>
 <tbody>
 ${sourceRows(file, source, costs).join('\n')}
@@ -283,14 +294,14 @@ function sourceRows(file: string, source: readonly string[], costs: readonly Lin
     const line = i + 1;
     if (!near(line)) return;
     if (line > last + 1) {
-      rows.push(`<tr class="gap"><td colspan="6">lines ${last + 1} to ${line - 1}</td></tr>`);
+      rows.push(`<tr class="gap"><td colspan="7">lines ${last + 1} to ${line - 1}</td></tr>`);
     }
     last = line;
     const own = costs.filter((cost) => cost.line === line);
     rows.push(sourceRow(file, line, code, own, largest));
   });
   if (last < source.length) {
-    rows.push(`<tr class="gap"><td colspan="6">lines ${last + 1} to ${source.length}</td></tr>`);
+    rows.push(`<tr class="gap"><td colspan="7">lines ${last + 1} to ${source.length}</td></tr>`);
   }
   return rows;
 }
@@ -304,25 +315,24 @@ function sourceRow(
 ): string {
   const shownCode = `<td class="number soft">${line}</td><td class="code">${escapeHtml(code)}</td>`;
   if (costs.length === 0) {
-    return `<tr class="plain"><td></td><td></td><td></td><td></td>${shownCode}</tr>`;
+    return `<tr class="plain">${'<td></td>'.repeat(5)}${shownCode}</tr>`;
   }
-  // Wavefronts and sectors are never added: what a line costs in both stands one above the other.
+  // Wavefronts and sectors are never added: what a line costs in each stands one above the other.
   const cell = (shown: (cost: LineCost) => string) =>
     `<td class="number">${costs.map(shown).map(escapeHtml).join('<br>')}</td>`;
   const share = Math.max(...costs.map(({ cost }) => cost)) / largest;
-  const worst = costs.reduce((a, b) => (ratioOf(b) > ratioOf(a) ? b : a));
-  const ratios = costs.map(ratioText).map(escapeHtml).join('<br>');
-  const heat = Math.min(1, Math.max(0, ratioOf(worst) - 1));
-  const title = escapeHtml(
-    costs.map(({ kind, bytes_per_lane: bytes }) => `${kind} ${bytes} B per lane`).join('; '),
+  const ratios = costs.map(
+    (cost) => `<span class="ratio" style="${heatStyle(cost)}">${ratioText(cost)}</span>`,
   );
+  const accesses = costs.map((cost) => escapeHtml(`${cost.kind} ${cost.bytes_per_lane} B`));
   return (
-    `<tr class="counted" id="${anchorOf({ file, line })}" title="${title}"` +
-    ` style="background: color-mix(in srgb, var(--cost) ${(55 * share).toFixed(0)}%, transparent)">` +
+    `<tr class="counted" id="${anchorOf({ file, line })}"` +
+    ` style="background: color-mix(in srgb, var(--cost) ${(45 * share).toFixed(0)}%, transparent)">` +
+    `<td class="access">${accesses.join('<br>')}</td>` +
     cell(({ requests }) => grouped(requests)) +
     cell(({ cost }) => grouped(cost)) +
     cell(({ ideal }) => grouped(ideal)) +
-    `<td class="number" style="background: rgb(var(--heat) / ${(0.5 * heat).toFixed(2)})">${ratios}</td>` +
+    `<td class="number">${ratios.join('<br>')}</td>` +
     `${shownCode}</tr>`
   );
 }

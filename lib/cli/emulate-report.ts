@@ -72,6 +72,11 @@ export function dims(values: readonly number[]): string {
   return values.join(' x ');
 }
 
+/** `4.0 KiB` */
+export function bytesText(bytes: number): string {
+  return bytes < 2 ** 20 ? `${(bytes / 1024).toFixed(1)} KiB` : mebibytes(bytes);
+}
+
 export function ratioText(line: { cost: number; ideal: number }): string {
   return line.ideal > 0 ? ratioOf(line).toFixed(2) : '-';
 }
@@ -160,7 +165,7 @@ function counterTables(launches: readonly LaunchRecord[], top: number): string {
     grouped(total.cost),
     grouped(total.ideal),
     ratioText(total),
-    mebibytes(total.bytes),
+    bytesText(total.bytes),
   ]);
   const counts = [...sumCounts(launches)].map(([name, value]) => [name, grouped(value)]);
   return [

@@ -29,6 +29,10 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     about: 'microbenchmarks beside the machine’s roofline and other libraries',
     load: async () => (await import('./bench.js')).benchCommand,
   },
+  emulate: {
+    about: 'a CUDA kernel without a GPU: what its checks find, and what its accesses cost',
+    load: async () => (await import('./emulate.js')).emulateCommand,
+  },
   build: {
     about: 'build the native addon here, with CMake or node-gyp',
     load: async () => (await import('./build.js')).buildCommand,

@@ -127,6 +127,30 @@ void TheNullStreamWaitsForBlockingStreams() {
   EXPECT((ReadLog(log) == std::vector<uint32_t>{9, 1, 2, 3, 4}));
 }
 
+void BlockingStreamsWaitForTheNullStream() {
+  Fixture f;
+  const CUstream blocking = f.Stream(0);
+  const CUstream other = f.Stream(CU_STREAM_NON_BLOCKING);
+  auto* log = f.Memory<uint32_t>(64);
+  const CUfunction append = f.Kernel("test_append_kernel");
+  Gate null_gate;
+  Gate other_gate;
+  // The null stream does not wait for a non-blocking one.
+  EXPECT_OK(more.cuLaunchHostFunc(other, Gate::WaitFor, &other_gate));
+  EXPECT_OK(Launch(append, nullptr, AppendParams{log, 1, 0}));
+  EXPECT_OK(d.cuStreamSynchronize(nullptr));
+  EXPECT_RESULT(CUDA_ERROR_NOT_READY, d.cuStreamQuery(other));
+  other_gate.open = true;
+  // But a blocking one for it.
+  EXPECT_OK(more.cuLaunchHostFunc(nullptr, Gate::WaitFor, &null_gate));
+  EXPECT_OK(Launch(append, blocking, AppendParams{log, 2, 0}));
+  usleep(30000);
+  EXPECT_RESULT(CUDA_ERROR_NOT_READY, d.cuStreamQuery(blocking));
+  null_gate.open = true;
+  EXPECT_OK(d.cuStreamSynchronize(blocking));
+  EXPECT((ReadLog(log) == std::vector<uint32_t>{1, 2}));
+}
+
 void EachThreadHasItsOwnStream() {
   Fixture f;
   auto* const own = reinterpret_cast<CUstream>(uintptr_t{2});
@@ -179,7 +203,11 @@ void LateStreamsWaitForDemand() {
   EXPECT_OK(Launch(append, stream, AppendParams{log, 2, 0}));
   for (int i = 0; i < 1000 && d.cuStreamQuery(stream) == CUDA_ERROR_NOT_READY; ++i) usleep(1000);
   EXPECT_OK(d.cuStreamQuery(stream));
-  EXPECT((ReadLog(log) == std::vector<uint32_t>{1, 2}));
+  // And one that waits for its memory to change.
+  EXPECT_OK(Launch(append, stream, AppendParams{log, 3, 0}));
+  const volatile uint32_t* count = log;
+  for (int i = 0; i < 2000 && *count < 3; ++i) usleep(1000);
+  EXPECT((ReadLog(log) == std::vector<uint32_t>{1, 2, 3}));
 }
 
 void GraphsReplay() {
@@ -374,6 +402,7 @@ std::vector<Case> StreamCases() {
       {"events order streams", EventsOrderStreams},
       {"events tell time", EventsTellTime},
       {"the null stream waits for blocking streams", TheNullStreamWaitsForBlockingStreams},
+      {"blocking streams wait for the null stream", BlockingStreamsWaitForTheNullStream},
       {"each thread has its own stream", EachThreadHasItsOwnStream},
       {"host functions may not call the driver", HostFunctionsMayNotCall},
       {"late streams wait for demand", LateStreamsWaitForDemand},

@@ -1,0 +1,34 @@
+/** Targets of the CMake build that only tests need. */
+
+import { execFile } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+import { promisify } from 'node:util';
+
+export const root = path.join(import.meta.dirname, '..', '..');
+export const run = promisify(execFile);
+
+/** The folder of the addon: build/Release, or where LOWRANK_BINDING lies. */
+export function outputFolder(): string {
+  const override = process.env.LOWRANK_BINDING;
+  return override === undefined || override === ''
+    ? path.join(root, 'build', 'Release')
+    : path.dirname(path.resolve(override));
+}
+
+/** The folder that CMake configured, or undefined: the addon was built by node-gyp. */
+export function buildFolder(): string | undefined {
+  for (let folder = outputFolder(), depth = 0; depth < 3; depth++, folder = path.dirname(folder)) {
+    if (fs.existsSync(path.join(folder, 'CMakeCache.txt'))) return folder;
+  }
+  return undefined;
+}
+
+/** Builds targets; they are in {@link outputFolder} then. */
+export async function buildTargets(...targets: string[]): Promise<void> {
+  const folder = buildFolder();
+  if (folder === undefined) throw new Error('there is no CMake build: npm run build:native');
+  await run('cmake', ['--build', folder, '--target', ...targets, '-j', '2'], {
+    maxBuffer: 1 << 28,
+  });
+}
