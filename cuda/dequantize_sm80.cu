@@ -6,7 +6,7 @@
 ///
 /// Operands   codes [N, K] packed as QuantView says · y [N, K] f32 | bf16 | f16
 /// Grid       ceil(elems / (kThreads · kUnroll · elements of 16 bytes of y))
-/// Shared     the codebook: 64 bytes, or 1,024
+/// Shared     the codebook, 64 bytes or 1,024, and that of the scales, 1,024
 /// Numerics   f32 product, one rounding: equal bits on every device
 /// Needs      blocks of 32 elements or more, a power of two. Pointers of any alignment: where y is
 ///            not 16-byte aligned, elements go one by one.
@@ -29,11 +29,13 @@ namespace {
 
 constexpr int kThreads = kDequantizeThreads;
 constexpr int kUnroll = kDequantizeUnroll;
+static_assert(kThreads == 256, "a thread brings one entry of the scales' codebook");
 
-LOWRANK_DEVICE float BlockScale(const DequantizeParams& p, int64_t block) {
+LOWRANK_DEVICE float BlockScale(const DequantizeParams& p, const float* s_absmax_codebook,
+                                int64_t block) {
   if (p.absmax != nullptr) return p.absmax[block];
   const float nested = p.nested_absmax[block / p.nested_blocksize];
-  const float product = p.absmax_codebook[p.absmax_8bit[block]] * nested;
+  const float product = s_absmax_codebook[p.absmax_8bit[block]] * nested;
   return product + *p.absmax_offset;
 }
 
@@ -67,6 +69,7 @@ LOWRANK_DEVICE void DequantizeBody(const DequantizeParams& p) {
   for (int i = static_cast<int>(threadIdx.x); i < kLevels; i += kThreads) {
     s.codebook[i] = p.codebook[i];
   }
+  if (p.absmax == nullptr) s.absmax_codebook[threadIdx.x] = p.absmax_codebook[threadIdx.x];
   __syncthreads();
 
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
@@ -79,7 +82,7 @@ LOWRANK_DEVICE void DequantizeBody(const DequantizeParams& p) {
     if (!is_whole(group)) continue;
     codes[u] = LoadCodes<kCodeBytes>(p.codes, group);
     // A group starts at a multiple of its size, so it lies in one block.
-    scale[u] = BlockScale(p, (group * kElems) >> p.blocksize_log2);
+    scale[u] = BlockScale(p, s.absmax_codebook, (group * kElems) >> p.blocksize_log2);
   }
 #pragma unroll
   for (int u = 0; u < kUnroll; ++u) {
@@ -87,7 +90,7 @@ LOWRANK_DEVICE void DequantizeBody(const DequantizeParams& p) {
     if (!is_whole(group)) {
       for (int64_t i = group * kElems; i < p.elems && i < (group + 1) * kElems; ++i) {
         const float level = s.codebook[LoadCode<kBits>(p.codes, i)];
-        StoreElement(T(), p.y, i, level * BlockScale(p, i >> p.blocksize_log2));
+        StoreElement(T(), p.y, i, level * BlockScale(p, s.absmax_codebook, i >> p.blocksize_log2));
       }
       continue;
     }

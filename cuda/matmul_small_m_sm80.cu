@@ -164,17 +164,19 @@ LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, int64_t block) {
 // --------------------------------------------------------------------------------------- x in
 // shared
 
-/// Where 16-byte piece `piece` of a token's kPieces lies. A quarter warp reads the pieces
-/// kPieces / 4 · t + u of two neighbouring tokens, a copy writes eight neighbouring pieces of one;
-/// both meet each of the eight 16-byte columns once.
+/// Where 16-byte piece `piece` of a token's kPieces lies in the chunk of x that a warp takes. A
+/// quarter warp reads the pieces kPieces / 4 · t + u of two neighbouring tokens, a copy writes
+/// eight neighbouring pieces of one token (of two chunks, where a chunk has four); both meet each
+/// of the eight 16-byte columns once.
 template <int kPieces>
-LOWRANK_DEVICE int PlaceOfPiece(int token, int piece) {
+LOWRANK_DEVICE int PlaceOfPiece([[maybe_unused]] int chunk, int token, int piece) {
   if constexpr (kPieces == 16) {
-    return (piece ^ ((piece >> 2) & 3)) ^ ((token & 1) << 2);
+    return token * kPieces + ((piece ^ ((piece >> 2) & 3)) ^ ((token & 1) << 2));
   } else if constexpr (kPieces == 8) {
-    return piece ^ (token & 1);
+    return token * kPieces + (piece ^ (token & 1));
   } else {
-    return piece;
+    static_assert(kPieces == 4);
+    return (token ^ (chunk & 1)) * kPieces + piece;
   }
 }
 
@@ -320,15 +322,17 @@ class SmallMBlock {
       const int k = step * kStepK + piece * 8;
       const bool inside = k < slice_;
       const int chunk = piece / kPieces;
-      const int place = PlaceOfPiece<kPieces>(token, piece % kPieces);
-      CpAsync16(s_x + ((chunk * Tile::kTokens + token) * kPieces + place) * 16,
+      const int place = PlaceOfPiece<kPieces>(chunk, token, piece % kPieces);
+      CpAsync16(s_x + (chunk * Tile::kTokens * kPieces + place) * 16,
                 g_x + (inside ? token * p_.K + first_k_ + k : 0), inside ? 16 : 0);
     }
     CpAsyncCommit();
   }
 
   /// The scales of the block's rows, decoded, by block index from the first one of each row. A
-  /// request is 4 rows of 8 neighbours: whole sectors, and no two rows of a store in one bank.
+  /// request is 4 rows of 8 neighbours: whole sectors of absmax (of absmax_8bit a quarter; L1 has
+  /// the rest for the next three). Its stores take two wavefronts; a stride that spares them would
+  /// cost the main loop's loads as much, which are more.
   __device__ __forceinline__ void FillScales() {
     const int blocks = (slice_ - 1) >> p_.w.blocksize_log2;  // and at most two more
     float* s_scale = Scales();
@@ -370,8 +374,8 @@ class SmallMBlock {
 #pragma unroll
       for (int j = 0; j < Tile::kTilesM; ++j) {
         const int token = static_cast<int>(Least(j * 8 + lane_ / 4, p_.M - 1));
-        const int place = PlaceOfPiece<kPieces>(token, lane_ % 4 * (kPieces / 4) + u);
-        x[j] = *reinterpret_cast<const uint4*>(s_x + (token * kPieces + place) * 16);
+        const int place = PlaceOfPiece<kPieces>(warp_k_, token, lane_ % 4 * (kPieces / 4) + u);
+        x[j] = *reinterpret_cast<const uint4*>(s_x + place * 16);
       }
 #pragma unroll
       for (int part = 0; part < 2; ++part) {

@@ -9,7 +9,7 @@
 /// Grid       quantize: one warp a run of kUnroll spans (a span is 32 · 16 bytes of w), or of one
 ///            block where the block is longer. absmax_sum: kAbsmaxSumsMax blocks of threads at
 ///            most. absmax_codes: one warp a nested block.
-/// Shared     thresholds: 64 bytes, or 1 KiB as a search tree
+/// Shared     thresholds: 64 bytes, or 2 KiB as a search tree
 /// Numerics   the peer's: product with the reciprocal in f32; a block whose 1 / absmax overflows
 ///            (zeros, or absmax < 2^-128) holds zero_code. The same bytes on every device. A NaN or
 ///            infinity in w lowers first_non_finite to its index.
@@ -27,9 +27,10 @@
 ///            words (16 banks: never a conflict) and 12 instructions of the search: about 21 lanes
 ///            of issue, 107 of 128, and 20 of 32 of shared memory. The search is the closest second
 ///            to the stream. int8: the 255 thresholds stand as a breadth-first tree, whose first
-///            six levels cannot conflict; the last two cost about 2.3 wavefronts, so 11 an element
-///            at 4.3 elements a clock: bound by shared memory at about 1.5 of the stream's time. 32
-///            copies would be free of it and cost 32 KiB a block of threads.
+///            six levels cannot conflict; the last two cost about 2.1 wavefronts, so 10.2 an
+///            element (1.28 of the ideal, counted) at 4.3 elements a clock: bound by shared memory,
+///            1.4 of the stream's time. 32 copies would be free of it and cost 32 KiB a block of
+///            threads.
 #include <type_traits>
 
 #include "cuda/element.cuh"
@@ -58,14 +59,15 @@ LOWRANK_DEVICE uint32_t Rank(const Thresholds& s_thresholds, float v) {
 
 /// Midpoints of neighbouring levels. Called by the whole block of threads.
 LOWRANK_DEVICE void FillTree(ThresholdTree* s_tree, const float* g_codebook) {
+  static_assert(kThreads == 256, "a thread brings one level and makes one node");
   const uint32_t node = threadIdx.x;
-  if (node == 0) {
-    s_tree->node[0] = 0;  // not a node
-  } else if (node < 256) {
+  s_tree->levels[node] = g_codebook[node];
+  __syncthreads();
+  if (node != 0) {
     const int depth = 31 - __clz(static_cast<int>(node));
     const uint32_t place = node - (1u << depth);
     const uint32_t rank = ((2 * place + 1) << (7 - depth)) - 1;
-    s_tree->node[node] = (g_codebook[rank] + g_codebook[rank + 1]) * 0.5f;
+    s_tree->node[node] = (s_tree->levels[rank] + s_tree->levels[rank + 1]) * 0.5f;
   }
 }
 

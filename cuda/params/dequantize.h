@@ -7,10 +7,11 @@ namespace lowrank::gpu {
 constexpr uint32_t kDequantizeThreads = 256;
 constexpr uint32_t kDequantizeUnroll = 4;  // runs of 16 bytes of y a thread
 
-/// Shared memory: the codebook.
+/// Shared memory.
 template <int kLevels>
 struct DequantizeShared {
   float codebook[kLevels];
+  float absmax_codebook[256];  // with double quantisation
 };
 
 struct DequantizeParams {

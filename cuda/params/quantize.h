@@ -17,6 +17,7 @@ struct Thresholds {
 /// (from 1) having the children 2n and 2n + 1.
 struct ThresholdTree {
   float node[256];
+  float levels[256];  // the codebook, while the tree is made
 };
 
 struct QuantizeParams {
