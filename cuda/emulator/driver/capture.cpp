@@ -63,7 +63,7 @@ std::vector<CapturePtr>& ActiveCaptures() {
 void Capture::Add(Stream* stream, NodeKind kind, Work work) {
   const size_t node = graph_->nodes.size();
   graph_->nodes.push_back({kind, std::move(work), stream->capture_tail});
-  stream->capture_tail = {node};
+  stream->capture_tail.assign(1, node);
 }
 
 void Capture::Join(const CapturePtr& capture, const StreamPtr& stream,
