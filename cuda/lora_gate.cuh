@@ -82,7 +82,7 @@ LOWRANK_DEVICE uint32_t PairMask(uint32_t kept) {
 
 /// A chunk with its dropped elements zero, whatever they held.
 template <typename T>
-LOWRANK_DEVICE uint4 KeepOnly(const uint4& words, uint32_t kept) {
+LOWRANK_DEVICE uint4 KeepOnly(uint4 words, uint32_t kept) {
   if constexpr (T::kBytes == 2) {
     return make_uint4(words.x & PairMask(kept), words.y & PairMask(kept >> 2),
                       words.z & PairMask(kept >> 4), words.w & PairMask(kept >> 6));
