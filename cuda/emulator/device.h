@@ -14,6 +14,9 @@
 #include "cuda/emulator/device_types.h"
 #include "cuda/emulator/runtime.h"
 
+// #pragma unroll is nvcc's.
+#pragma GCC diagnostic ignored "-Wunknown-pragmas"
+
 #if defined(__SANITIZE_THREAD__)
 #define LOWRANK_EMU_MEMORY [[maybe_unused]] static __attribute__((noinline, no_sanitize("thread")))
 #define LOWRANK_EMU_HOOKS ::lowrank::emu::Hooks::kAlways
