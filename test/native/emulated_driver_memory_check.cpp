@@ -222,6 +222,40 @@ void FreedMemoryIsClosed() {
   }
 }
 
+void FreeingWaitsForTheDevice() {
+  Fixture f;
+  auto* log = f.Memory<uint32_t>(64);
+  EXPECT_OK(Launch(f.Kernel("test_append_kernel"), f.Stream(), AppendParams{log, 1, 40000}));
+  EXPECT_OK(d.cuMemFree_v2(Pointer(log)));  // the kernel still writes to it
+  EXPECT_OK(more.cuCtxSynchronize());
+}
+
+void NothingOutlivesItsContext() {
+  CUdeviceptr left = 0;
+  {
+    Fixture f;
+    EXPECT_OK(d.cuMemAlloc_v2(&left, 256));
+  }
+  Fixture f;
+  EXPECT_OK(Launch(f.Kernel("test_wild_kernel"), nullptr,
+                   WildParams{reinterpret_cast<uint32_t*>(left), 0}));
+  EXPECT(more.cuCtxSynchronize() != CUDA_SUCCESS);
+}
+
+void KernelsMayUsePinnedMemory() {
+  for (const int64_t index : {15, 16}) {
+    Fixture f;
+    void* raw = nullptr;
+    EXPECT_OK(d.cuMemHostAlloc(&raw, 64, 0));
+    auto* pinned = static_cast<uint32_t*>(raw);
+    EXPECT_OK(Launch(f.Kernel("test_wild_kernel"), nullptr, WildParams{pinned, index}));
+    const CUresult result = more.cuCtxSynchronize();
+    EXPECT(index == 15 ? result == CUDA_SUCCESS : result != CUDA_SUCCESS);
+    EXPECT(pinned[15] == (index == 15 ? 1u : 0u));
+    d.cuMemFreeHost(pinned);
+  }
+}
+
 void GraphsOwnTheirMemory() {
   Fixture f;
   const CUstream stream = f.Stream();
@@ -261,6 +295,9 @@ std::vector<Case> MemoryCases() {
       {"pinned memory is read late", PinnedMemoryIsReadLate},
       {"pointers are known", PointersAreKnown},
       {"freed memory is closed", FreedMemoryIsClosed},
+      {"freeing waits for the device", FreeingWaitsForTheDevice},
+      {"nothing outlives its context", NothingOutlivesItsContext},
+      {"kernels may use pinned memory", KernelsMayUsePinnedMemory},
       {"graphs own their memory", GraphsOwnTheirMemory},
   };
 }

@@ -1,9 +1,9 @@
 #include "cuda/emulator/driver/host_memory.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstdint>
-#include <iterator>
 #include <map>
 #include <mutex>
 
@@ -12,14 +12,18 @@
 namespace lowrank::emu::driver {
 namespace {
 
-struct Block {
+/// Of what is handed out; the bytes up to the guard page are fewer than this.
+constexpr size_t kAlignment = 64;
+
+struct Range {
   size_t bytes = 0;
-  bool ours = true;  // else the caller's
+  void* mapping = nullptr;
+  size_t mapped_bytes = 0;
 };
 
 struct Pinned {
   std::mutex mutex;
-  std::map<uintptr_t, Block> block_at;
+  std::map<uintptr_t, Range> ranges;  // by the address handed out
 
   static Pinned& Get() {
     static auto* const pinned = new Pinned;
@@ -30,57 +34,36 @@ struct Pinned {
 }  // namespace
 
 void* AllocatePinned(size_t bytes) {
-  // Pages of its own, as with the driver: freeing it makes a later touch a fault.
-  void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (data == MAP_FAILED) return nullptr;
+  // Pages of its own, as with the driver, so that a touch after the free is a fault; and its end at
+  // a page that faults.
+  const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  const size_t usable = (bytes + page - 1) / page * page;
+  if (usable < bytes) return nullptr;
+  void* mapping = mmap(nullptr, usable + page, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (mapping == MAP_FAILED) return nullptr;
+  auto* const begin = static_cast<unsigned char*>(mapping);
+  mprotect(begin + usable, page, PROT_NONE);
+  unsigned char* const data = begin + usable - (bytes + kAlignment - 1) / kAlignment * kAlignment;
   RegisterHost(data, bytes);
   Pinned& pinned = Pinned::Get();
   const std::lock_guard<std::mutex> lock(pinned.mutex);
-  pinned.block_at[reinterpret_cast<uintptr_t>(data)] = {bytes, true};
+  pinned.ranges[reinterpret_cast<uintptr_t>(data)] = {bytes, mapping, usable + page};
   return data;
 }
 
 bool FreePinned(void* pointer) {
   Pinned& pinned = Pinned::Get();
-  size_t bytes = 0;
+  Range range;
   {
     const std::lock_guard<std::mutex> lock(pinned.mutex);
-    const auto found = pinned.block_at.find(reinterpret_cast<uintptr_t>(pointer));
-    if (found == pinned.block_at.end() || !found->second.ours) return false;
-    bytes = found->second.bytes;
-    pinned.block_at.erase(found);
+    const auto found = pinned.ranges.find(reinterpret_cast<uintptr_t>(pointer));
+    if (found == pinned.ranges.end()) return false;
+    range = found->second;
+    pinned.ranges.erase(found);
   }
   UnregisterHost(pointer);
-  munmap(pointer, bytes);
-  return true;
-}
-
-bool PinExisting(void* pointer, size_t bytes) {
-  Pinned& pinned = Pinned::Get();
-  const auto begin = reinterpret_cast<uintptr_t>(pointer);
-  {
-    const std::lock_guard<std::mutex> lock(pinned.mutex);
-    const auto after = pinned.block_at.lower_bound(begin);
-    if (after != pinned.block_at.end() && after->first < begin + bytes) return false;
-    if (after != pinned.block_at.begin()) {
-      const auto before = std::prev(after);
-      if (before->first + before->second.bytes > begin) return false;
-    }
-    pinned.block_at[begin] = {bytes, false};
-  }
-  RegisterHost(pointer, bytes);
-  return true;
-}
-
-bool UnpinExisting(void* pointer) {
-  Pinned& pinned = Pinned::Get();
-  {
-    const std::lock_guard<std::mutex> lock(pinned.mutex);
-    const auto found = pinned.block_at.find(reinterpret_cast<uintptr_t>(pointer));
-    if (found == pinned.block_at.end() || found->second.ours) return false;
-    pinned.block_at.erase(found);
-  }
-  UnregisterHost(pointer);
+  munmap(range.mapping, range.mapped_bytes);
   return true;
 }
 
@@ -88,12 +71,11 @@ bool IsPinned(const void* pointer, size_t bytes) {
   Pinned& pinned = Pinned::Get();
   const auto address = reinterpret_cast<uintptr_t>(pointer);
   const std::lock_guard<std::mutex> lock(pinned.mutex);
-  auto after = pinned.block_at.upper_bound(address);
-  if (after == pinned.block_at.begin()) return false;
+  auto after = pinned.ranges.upper_bound(address);
+  if (after == pinned.ranges.begin()) return false;
   --after;
   const size_t offset_bytes = address - after->first;
-  const size_t block_bytes = after->second.bytes;
-  return offset_bytes < block_bytes && bytes <= block_bytes - offset_bytes;
+  return offset_bytes < after->second.bytes && bytes <= after->second.bytes - offset_bytes;
 }
 
 }  // namespace lowrank::emu::driver
