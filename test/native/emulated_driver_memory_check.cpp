@@ -256,6 +256,28 @@ void KernelsMayUsePinnedMemory() {
   }
 }
 
+void MemoryOfTheCallerIsPinned() {
+  Fixture f;
+  std::vector<uint32_t> own(1024);
+  void* const begin = own.data();
+  const size_t bytes = own.size() * sizeof(uint32_t);
+  CUdeviceptr device = 0;
+  EXPECT_RESULT(CUDA_ERROR_INVALID_VALUE, d.cuMemHostGetDevicePointer_v2(&device, begin, 0));
+  EXPECT_RESULT(CUDA_ERROR_INVALID_VALUE, d.cuMemHostRegister_v2(nullptr, bytes, 0));
+  EXPECT_OK(d.cuMemHostRegister_v2(begin, bytes, 0));
+  constexpr CUresult kAlready = 712, kNot = 713;
+  EXPECT_RESULT(kAlready, d.cuMemHostRegister_v2(own.data() + 100, 16, 0));
+  EXPECT_OK(d.cuMemHostGetDevicePointer_v2(&device, begin, 0));
+  EXPECT_OK(Launch(f.Kernel("test_wild_kernel"), nullptr,
+                   WildParams{reinterpret_cast<uint32_t*>(device), 1023}));
+  EXPECT_OK(more.cuCtxSynchronize());
+  EXPECT(own[1023] == 1);
+  EXPECT_RESULT(CUDA_ERROR_INVALID_VALUE, d.cuMemFreeHost(begin));  // not the driver's to free
+  EXPECT_RESULT(kNot, d.cuMemHostUnregister(own.data() + 1));
+  EXPECT_OK(d.cuMemHostUnregister(begin));
+  EXPECT_RESULT(kNot, d.cuMemHostUnregister(begin));
+}
+
 void GraphsOwnTheirMemory() {
   Fixture f;
   const CUstream stream = f.Stream();
@@ -298,6 +320,7 @@ std::vector<Case> MemoryCases() {
       {"freeing waits for the device", FreeingWaitsForTheDevice},
       {"nothing outlives its context", NothingOutlivesItsContext},
       {"kernels may use pinned memory", KernelsMayUsePinnedMemory},
+      {"memory of the caller is pinned", MemoryOfTheCallerIsPinned},
       {"graphs own their memory", GraphsOwnTheirMemory},
   };
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <mutex>
 
@@ -17,7 +18,7 @@ constexpr size_t kAlignment = 64;
 
 struct Range {
   size_t bytes = 0;
-  void* mapping = nullptr;
+  void* mapping = nullptr;  // null: the caller's memory
   size_t mapped_bytes = 0;
 };
 
@@ -58,12 +59,41 @@ bool FreePinned(void* pointer) {
   {
     const std::lock_guard<std::mutex> lock(pinned.mutex);
     const auto found = pinned.ranges.find(reinterpret_cast<uintptr_t>(pointer));
-    if (found == pinned.ranges.end()) return false;
+    if (found == pinned.ranges.end() || found->second.mapping == nullptr) return false;
     range = found->second;
     pinned.ranges.erase(found);
   }
   UnregisterHost(pointer);
   munmap(range.mapping, range.mapped_bytes);
+  return true;
+}
+
+bool PinExisting(void* pointer, size_t bytes) {
+  Pinned& pinned = Pinned::Get();
+  const auto begin = reinterpret_cast<uintptr_t>(pointer);
+  {
+    const std::lock_guard<std::mutex> lock(pinned.mutex);
+    const auto after = pinned.ranges.lower_bound(begin);
+    if (after != pinned.ranges.end() && after->first < begin + bytes) return false;
+    if (after != pinned.ranges.begin()) {
+      const auto before = std::prev(after);
+      if (before->first + before->second.bytes > begin) return false;
+    }
+    pinned.ranges[begin] = {bytes, nullptr, 0};
+  }
+  RegisterHost(pointer, bytes);
+  return true;
+}
+
+bool UnpinExisting(void* pointer) {
+  Pinned& pinned = Pinned::Get();
+  {
+    const std::lock_guard<std::mutex> lock(pinned.mutex);
+    const auto found = pinned.ranges.find(reinterpret_cast<uintptr_t>(pointer));
+    if (found == pinned.ranges.end() || found->second.mapping != nullptr) return false;
+    pinned.ranges.erase(found);
+  }
+  UnregisterHost(pointer);
   return true;
 }
 
