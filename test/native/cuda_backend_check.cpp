@@ -70,7 +70,12 @@ void Call(cuda::CUresult result, const char* what) {
 
 StoragePtr New(size_t bytes) {
   StoragePtr storage;
-  ExpectOk(g_backend->Allocate(bytes, &storage), "allocate");
+  const Status status = g_backend->Allocate(bytes, &storage);
+  if (!status.ok()) {
+    // Nothing that follows would say more.
+    std::printf("FAILED allocate: %s\n", status.message().c_str());
+    std::exit(1);
+  }
   return storage;
 }
 
@@ -199,8 +204,8 @@ void OrderAcrossStreams() {
   StoragePtr held = New(kCount * sizeof(float));
   Fill(held, Ramp(kCount, 0));
   float expected = 0;
-  for (int step = 0; step < 200; ++step) {
-    switch (next(4)) {
+  for (int step = 0; step < 400; ++step) {
+    switch (next(5)) {
       case 0:
         ExpectOk(g_backend->UseStream(streams[next(3)], g_cancel), "useStream");
         break;
@@ -214,6 +219,17 @@ void OrderAcrossStreams() {
       case 2: {
         expected = static_cast<float>(step);
         Fill(held, Ramp(kCount, expected));
+        break;
+      }
+      case 3: {
+        // Another stream must see what the last one was told to write.
+        expected = static_cast<float>(step);
+        Fill(held, Ramp(kCount, expected));
+        ExpectOk(g_backend->UseStream(streams[next(3)], g_cancel), "useStream");
+        std::vector<float> values;
+        ExpectOk(ReadInto(held, &values), "read");
+        Expect(values == Ramp(kCount, expected),
+               "step " + std::to_string(step) + " after a switch");
         break;
       }
       default: {
@@ -444,6 +460,11 @@ void HostMemory() {
   Expect(std::memcmp(first, second, 40 * sizeof(float)) == 0, "written in place");
   ExpectOk(Copy(x, narrow), "one more reader");
   x.reset();
+  ExpectOk(Synchronize(), "synchronize");
+  Expect(released == 1, "one is released once the device is done");
+  ExpectOk(g_backend->Enqueue(CastOp{view, View(narrow)}, OpRefs{{y}, {narrow}, g_cancel}),
+           "the other keeps the page that both lay in");
+  ExpectOk(Synchronize(), "synchronize");
   y.reset();
   ExpectOk(Synchronize(), "synchronize");
   Expect(released == 2, "both are released once the device is done");
