@@ -2,7 +2,10 @@
 /// shapes, LoRA in every dtype, alignments, panels; under every schedule, and with findings taken
 /// as failures.
 ///
-///   hopper_kernel_check [seeds] [filter]
+///   hopper_kernel_check [seeds] [filter] [counters]
+///
+/// With `counters` (instrumented kernels) the cost of each source line follows.
+#include <algorithm>
 #include <cmath>
 #include <cstdlib>
 #include <limits>
@@ -74,6 +77,18 @@ struct Matrix {
     view.rows = rows;
     view.cols = cols;
     view.present = true;
+  }
+
+  void Set(int64_t row, int64_t col, float value) {
+    const size_t i = static_cast<size_t>(row * view.cols + col);
+    if (view.dtype == DType::kF32) {
+      std::memcpy(device->data() + i * 4, &value, 4);
+    } else {
+      const uint16_t bits =
+          view.dtype == DType::kBF16 ? FromFloat<BF16>(value).bits : FromFloat<F16>(value).bits;
+      std::memcpy(device->data() + i * 2, &bits, 2);
+    }
+    values[i] = static_cast<double>(ToFloatAs(view.dtype, device->data(), i));
   }
 };
 
@@ -150,7 +165,31 @@ struct Problem {
       if (c.lora_bias) operands.lora_bias = Add(1, c.N, c.lora, &rng, 1);
       if (c.lora_bias) lora_bias = matrices.back()->values;
     }
+    if (std::strstr(c.name, "special") != nullptr) Poke();
     operands.y = Add(c.M, c.N, c.dtype, nullptr, 0, c.misalign);
+  }
+
+  /// Infinities, NaN, zeros and values of few bits, in x and where the pieces of h and lora_b must
+  /// not make a NaN of an infinity.
+  void Poke() {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+    Matrix& x = *matrices.front();
+    x.Set(1, 0, kInfinity);
+    x.Set(2, spec.K - 1, kNaN);
+    x.Set(3, 5, -kInfinity);
+    Matrix& h_matrix = *matrices[spec.bias ? 3 : 2];
+    Matrix& b_matrix = *matrices[spec.bias ? 4 : 3];  // after x, w and bias
+    const float rows[8] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -3.0f, 1e-30f, -0.0f};
+    for (int64_t i = 0; i < 8; ++i) h_matrix.Set(20 + i, 0, rows[i]);
+    const float columns[6] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -2.0f};
+    for (int64_t i = 0; i < 6; ++i) b_matrix.Set(30 + i, 0, columns[i]);
+    // A NaN whose payload is in the low bits alone.
+    const uint32_t low_nan = 0x7f800001u;
+    std::memcpy(h_matrix.device->data() + 4 * static_cast<size_t>(40 * spec.r), &low_nan, 4);
+    h_matrix.values[static_cast<size_t>(40 * spec.r)] = static_cast<double>(kNaN);
+    h = h_matrix.values;
+    lora_b = b_matrix.values;
   }
 
   TensorView Add(int64_t rows, int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
@@ -221,6 +260,14 @@ struct Problem {
       const double unit = spec.dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
       const double tolerance =
           std::fabs(expected[i]) * unit * 1.001 + 16 * 0x1p-24 * magnitudes[i] + 0x1p-25;
+      if (!std::isfinite(expected[i])) {
+        const bool same = std::isnan(expected[i]) ? std::isnan(value) : value == expected[i];
+        if (!same) {
+          ++bad;
+          worst = std::numeric_limits<double>::infinity();
+        }
+        continue;
+      }
       const double error = std::fabs(value - expected[i]);
       if (!(error <= tolerance)) ++bad;
       worst = std::max(worst, error / tolerance);
@@ -259,6 +306,14 @@ const Case kCases[] = {
      132, 2},
     {"panels", 520, 1100, 128, 16, kB, "nf4", kB, true, 64, kF, true, true, 300 * 1024, 4, 0},
     {"panels f16", 300, 700, 448, 4, kH, "int8", kB, false, 64, kH, true, false, 400 * 1024, 6, 0},
+};
+
+const Case kSpecialCases[] = {
+    {"special f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132,
+     0},
+    {"special bf16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false, 50 << 20, 132,
+     0},
+    {"special f16", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kH, true, false, 50 << 20, 132, 0},
 };
 
 const Schedule kSchedules[] = {
@@ -306,6 +361,25 @@ void RunCase(const Case& spec, uint64_t seeds) {
               schedules.size(), static_cast<unsigned long long>(hash));
 }
 
+void PrintCounters() {
+  std::printf("%-34s %-16s %4s %9s %9s %9s %6s\n", "line", "access", "B", "requests", "cost",
+              "ideal", "ratio");
+  for (const emu::LineCount& line : emu::LineCounts()) {
+    const size_t slash = line.where.file.rfind('/');
+    const std::string where =
+        line.where.file.substr(slash + 1) + ":" + std::to_string(line.where.line);
+    std::printf(
+        "%-34s %-16s %4u %9llu %9llu %9llu %6.2f\n", where.c_str(), emu::ToString(line.kind),
+        line.bytes_per_lane, static_cast<unsigned long long>(line.requests),
+        static_cast<unsigned long long>(line.cost), static_cast<unsigned long long>(line.ideal),
+        static_cast<double>(line.cost) / static_cast<double>(std::max<uint64_t>(line.ideal, 1)));
+  }
+  for (const emu::NamedCount& count : emu::NamedCounts()) {
+    std::printf("%-40s %-28s %12llu\n", count.kernel.c_str(), count.name.c_str(),
+                static_cast<unsigned long long>(count.value));
+  }
+}
+
 }  // namespace
 }  // namespace lowrank::test
 
@@ -316,11 +390,21 @@ int main(int argc, char** argv) {
     std::printf("%s\n", error.c_str());
     return 2;
   }
+  if (argc > 3) {
+    emu::Options options = emu::CurrentOptions();
+    options.counters = true;
+    emu::SetOptions(options);
+  }
   const uint64_t seeds = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 4;
   for (const test::Case& spec : test::kCases) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);
   }
+  for (const test::Case& spec : test::kSpecialCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, std::min<uint64_t>(seeds, 1));
+  }
+  if (argc > 3) test::PrintCounters();
   std::printf(test::g_failures == 0 ? "PASS\n" : "FAIL: %d\n", test::g_failures);
   return test::g_failures == 0 ? 0 : 1;
 }
