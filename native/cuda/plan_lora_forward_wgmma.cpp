@@ -32,9 +32,10 @@ constexpr TileRow kTiles[] = {
      1.5,
      "untuned; 48 B/clk/SM from L2, bound by it; where 128 x 256 leaves multiprocessors idle"},
 };
-/// Fewer tokens leave multiprocessors idle, or the decode of w exposed: untuned.
+/// Where it is chosen, all untuned: below, decoding a panel costs more than the faster products
+/// save, or less than half of the multiprocessors have a tile and smaller tiles of another kernel
+/// win.
 constexpr int64_t kMinM = 512;
-constexpr int64_t kMinN = 64;
 constexpr int64_t kMinK = 64;
 
 /// One launch multiplies the columns of `panel_tiles` tiles.
@@ -159,8 +160,11 @@ bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && col
 }  // namespace
 
 bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device) {
+  const int64_t narrow_tiles = gpu::kWgmmaCluster *
+                               CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
+                               CeilDiv(operands.w.rows(), kTiles[1].tile_n);
   return device.sm == 90 && operands.x.dtype != DType::kF32 && operands.x.rows >= kMinM &&
-         operands.w.rows() >= kMinN && operands.x.cols >= kMinK &&
+         operands.x.cols >= kMinK && narrow_tiles >= device.sm_count / 2 &&
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
 }
 

@@ -17,8 +17,8 @@ struct LoraForwardWgmmaOperands {
   TensorView y;              // [M, N] out, dtype of x
 };
 
-/// True where this plan is the better one: sm_90, 16-bit activations, and enough tiles of
-/// 128 x 256 to fill the multiprocessors. Everything it refuses is some other plan's.
+/// True where this plan is the better one: sm_90, 16-bit activations, M from 512 and tiles of
+/// 128 x 128 for half of the multiprocessors. Everything it refuses is some other plan's.
 bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), appended to `plan`. Any M, N, K, r >= 1
