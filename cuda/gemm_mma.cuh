@@ -23,17 +23,18 @@ struct GemmTile {
 };
 
 template <typename Source, typename Tile>
-struct GemmMmaShared : Source::Shared {
+struct GemmMmaShared {
   static constexpr int kTiles = Source::kDirect ? Tile::kStages : 2;
   /// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
   /// half-warp's store) then lie in 32 different banks.
   static constexpr int kOutRow = Tile::kTileP + 8;
 
+  struct MainLoop : Source::Shared {
+    alignas(128) unsigned char x[Tile::kStages][Tile::kTileM * 128];
+    unsigned char w[kTiles][WeightSlab<Tile>::kBytes];
+  };
   union {
-    struct {
-      alignas(128) unsigned char x[Tile::kStages][Tile::kTileM * 128];
-      unsigned char w[kTiles][WeightSlab<Tile>::kBytes];
-    };
+    MainLoop loop;
     float out[Tile::kTileM * kOutRow];
   };
 };
@@ -140,6 +141,56 @@ LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int6
   }
 }
 
+/// bias + scaling · lora_bias of eight columns, zeros where neither is given.
+LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t col) {
+#pragma unroll
+  for (int q = 0; q < 8; ++q) {
+    r_bias[q] = 0.0f;
+    if (col + q >= p.N) continue;
+    if (p.bias != nullptr) r_bias[q] = LoadAny(p.bias, p.bias_dtype, col + q);
+    if (p.lora_bias != nullptr) {
+      r_bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
+    }
+  }
+}
+
+/// Eight neighbours of a row of this block's plane.
+LOWRANK_DEVICE void StorePlane(const GemmMmaParams& p, const float (&r_value)[8], int64_t m,
+                               int64_t col, int64_t cols) {
+  float* g_plane = p.planes + (static_cast<int64_t>(blockIdx.y) * p.M + m) * cols + col;
+  if (cols % 8 == 0) {
+    float4* g_pair = reinterpret_cast<float4*>(g_plane);
+    g_pair[0] = make_float4(r_value[0], r_value[1], r_value[2], r_value[3]);
+    g_pair[1] = make_float4(r_value[4], r_value[5], r_value[6], r_value[7]);
+    return;
+  }
+#pragma unroll
+  for (int q = 0; q < 8; ++q) {
+    if (col + q < cols) g_plane[q] = r_value[q];
+  }
+}
+
+/// Sums the planes in the order of the reduction, so that the bits depend on nothing but the plan.
+template <typename Element>
+LOWRANK_DEVICE void GemmMmaReduceBody(const GemmMmaParams& p) {
+  const int64_t P = p.w_transposed ? p.K : p.N;
+  const int64_t pieces = (P + 7) / 8;
+  const int64_t at = static_cast<int64_t>(blockIdx.x) * kGemmMmaReduceThreads + threadIdx.x;
+  const int64_t m = at / pieces;
+  const int64_t col = at % pieces * 8;
+  if (m >= p.M) return;
+  float value[8] = {};
+  if (!p.w_transposed) LoadBias(p, value, col);
+  for (int split = 0; split < p.splits; ++split) {
+    float part[8];
+    const int64_t index = (split * p.M + m) * P + col;
+    LoadEight(part, p.planes, kElementF32, index, P - col, P % 8 == 0);
+#pragma unroll
+    for (int q = 0; q < 8; ++q) value[q] += part[q];
+  }
+  StoreEight<Element>(p, value, m, col, P);
+}
+
 template <WeightFormat kFormat, typename Element, typename Tile>
 LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   using Source = WeightSource<kFormat, Element, Tile>;
@@ -149,13 +200,17 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
   static_assert(Source::kSteps == Tile::kTileR / 16);
 
-  Shared& s = DynamicShared<Shared>();
+  Shared& shared = DynamicShared<Shared>();
+  typename Shared::MainLoop& s = shared.loop;
   const int64_t tile = blockIdx.x;
   const int64_t m0 = tile / p.tiles_p * Tile::kTileM;
   const int64_t p0 = tile % p.tiles_p * Tile::kTileP;
   const int64_t P = Tile::kTransposed ? p.K : p.N;
   const int64_t R = Tile::kTransposed ? p.N : p.K;
-  const int slabs = static_cast<int>((R + Tile::kTileR - 1) / Tile::kTileR);
+  // This block's part of the reduction. The LoRA term belongs to the first part.
+  const int all_slabs = static_cast<int>((R + Tile::kTileR - 1) / Tile::kTileR);
+  const int first = static_cast<int>(blockIdx.y) * p.slabs_per_split;
+  const int end = min(all_slabs, first + p.slabs_per_split);
   Source source(p, &s, p0);
   Product product;
   product.Clear();
@@ -171,12 +226,12 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 #pragma unroll 1
       for (int at = threadIdx.x; at < Tile::kTileM * 8; at += Tile::kThreads) {
         const int row = at / 8;
-        const int first = at % 8 * 8;
+        const int col = at % 8 * 8;
         uint32_t pairs[4] = {0, 0, 0, 0};
 #pragma unroll
         for (int q = 0; q < 8; ++q) {
-          if (m0 + row >= p.M || r0 + first + q >= R) continue;
-          pairs[q / 2] |= static_cast<uint32_t>(g_x[row * R + first + q]) << (q % 2 * 16);
+          if (m0 + row >= p.M || r0 + col + q >= R) continue;
+          pairs[q / 2] |= static_cast<uint32_t>(g_x[row * R + col + q]) << (q % 2 * 16);
         }
         *reinterpret_cast<uint4*>(s_x + SwizzledOffset<128>(row, at % 8)) =
             make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
@@ -186,12 +241,12 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 
   // A stage of x, and of the weight kLead slabs ahead, which Decode needs one iteration earlier.
   auto load_stage = [&](int slab) {
-    if (slab < slabs) {
+    if (slab < end) {
       load_x(slab);
       if constexpr (Source::kDirect) source.IssueTile(slab, s.w[slab % kStages]);
     }
     if constexpr (!Source::kDirect) {
-      if (slab + Source::kLead < slabs) source.Issue(slab + Source::kLead);
+      if (slab + Source::kLead < end) source.Issue(slab + Source::kLead);
     }
     CpAsyncCommit();
   };
@@ -206,8 +261,8 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   auto add_lora = [&] {
     const LoraSlabs<Tile> lora(p);
     // The last stage and tile, which the prologue leaves free.
-    unsigned char* s_h = s.x[kStages - 1];
-    unsigned char* s_factor = s.w[Shared::kTiles - 1];
+    unsigned char* s_h = s.x[(first + kStages - 1) % kStages];
+    unsigned char* s_factor = s.w[(first + Shared::kTiles - 1) % Shared::kTiles];
 #pragma unroll 1
     for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
       if (slab > 0) __syncthreads();
@@ -235,16 +290,17 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 #pragma unroll
     for (int step = 0; step < Source::kSteps; ++step) {
       product.template Step<Element>(s_x, s_w, step);
-      if (slab + 1 < slabs) source.Decode(slab + 1, s_next, step);
+      if (slab + 1 < end) source.Decode(slab + 1, s_next, step);
     }
   };
 
+  // Every copy that was issued has been waited for.
   auto store_tile = [&] {
-    CpAsyncWait<0>();
     __syncthreads();
     product.ForEachFragment([&](float(&acc)[4], int row, int col) {
-      *reinterpret_cast<float2*>(s.out + row * Shared::kOutRow + col) = make_float2(acc[0], acc[1]);
-      *reinterpret_cast<float2*>(s.out + (row + 8) * Shared::kOutRow + col) =
+      *reinterpret_cast<float2*>(shared.out + row * Shared::kOutRow + col) =
+          make_float2(acc[0], acc[1]);
+      *reinterpret_cast<float2*>(shared.out + (row + 8) * Shared::kOutRow + col) =
           make_float2(acc[2], acc[3]);
     });
     __syncthreads();
@@ -253,21 +309,13 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     const int piece = static_cast<int>(threadIdx.x) % kPieces;
     const int64_t col = p0 + piece * 8;
     if (col >= P) return;
-    float bias[8];
-#pragma unroll
-    for (int q = 0; q < 8; ++q) {
-      bias[q] = 0.0f;
-      if (Tile::kTransposed || col + q >= P) continue;
-      if (p.bias != nullptr) bias[q] = LoadAny(p.bias, p.bias_dtype, col + q);
-      if (p.lora_bias != nullptr) {
-        bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
-      }
-    }
+    float bias[8] = {};
+    if (!Tile::kTransposed && p.splits == 1) LoadBias(p, bias, col);
     for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
          row += Tile::kThreads / kPieces) {
       if (m0 + row >= p.M) break;
       // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
-      const float* s_row = s.out + row * Shared::kOutRow + piece * 8;
+      const float* s_row = shared.out + row * Shared::kOutRow + piece * 8;
       const int swap = piece / 4 % 2;
       const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
       const float4 two = reinterpret_cast<const float4*>(s_row)[1 - swap];
@@ -276,27 +324,32 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
       float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int q = 0; q < 8; ++q) value[q] += bias[q];
-      StoreEight<Element>(p, value, m0 + row, col, P);
+      if (p.splits > 1) {
+        StorePlane(p, value, m0 + row, col, P);
+      } else {
+        StoreEight<Element>(p, value, m0 + row, col, P);
+      }
     }
   };
 
-  source.Init();
+  source.Init(first);
   if constexpr (!Source::kDirect) {
-    if (slabs > 0) source.Issue(0);
+    if (first < end) source.Issue(first);
   }
 #pragma unroll
-  for (int slab = 0; slab < kStages - 1; ++slab) load_stage(slab);
-  if (p.split_pairs > 0) add_lora();
-  if (slabs > 0) {
-    source.LoadScales(1);
-    CpAsyncWait<kStages - 2>();
-    __syncthreads();
+  for (int stage = 0; stage < kStages - 1; ++stage) load_stage(first + stage);
+  if (p.split_pairs > 0 && first == 0) add_lora();
+  if (first < end) {
+    source.LoadScales(first + 1);
+    wait_stage();
 #pragma unroll
-    for (int step = 0; step < Source::kSteps; ++step) source.Decode(0, s.w[0], step);
-    source.StoreScales(1);
+    for (int step = 0; step < Source::kSteps; ++step) {
+      source.Decode(first, s.w[first % Shared::kTiles], step);
+    }
+    source.StoreScales(first + 1);
   }
 #pragma unroll 1
-  for (int slab = 0; slab < slabs; ++slab) {
+  for (int slab = first; slab < end; ++slab) {
     wait_stage();
     load_stage(slab + kStages - 1);
     source.LoadScales(slab + 2);

@@ -1,7 +1,8 @@
 /// Where a slab of the base weight comes from: one class a kind of weight, all with the same five
 /// functions, so that the main loop of gemm_mma.cuh does not know which it has.
 ///
-///   Init()               before the first barrier
+///   Init(slab)           before the first barrier, with the first slab of the block's reduction (a
+///                        multiple of 8)
 ///   Issue(slab)          starts the asynchronous copies of a slab's bytes, kLead slabs before x's
 ///   LoadScales(slab) / StoreScales(slab)   the scales of a slab's elements, read early in an
 ///                        iteration and put into shared memory late in it, so that nobody waits
@@ -107,8 +108,9 @@ template <typename Tile>
 struct ScaleStage {
   using Slab = WeightSlab<Tile>;
   static constexpr int kSlots = Tile::kTransposed ? Slab::kChunks : 8;  // a row
-  /// The padding puts the lanes of a store (8 slots of 4 rows, or 4 of 8) into different banks.
-  static constexpr int kStride = Slab::kRows + (Tile::kTransposed ? 8 : 4);
+  /// The padding puts the lanes of a store (8 slots of 4 rows, 4 of 8 or 2 of 16) into different
+  /// banks.
+  static constexpr int kStride = Slab::kRows + (!Tile::kTransposed ? 4 : kSlots == 4 ? 8 : 16);
   /// Entries a thread fills in an iteration, at most.
   static constexpr int kPerThread =
       Tile::kTransposed ? Slab::kTasks : Slab::kRows * 2 / Tile::kThreads;
@@ -144,16 +146,16 @@ class WeightSource {
     offset_ = w_.absmax_8bit == nullptr ? 0.0f : *w_.absmax_offset;
   }
 
-  __device__ __forceinline__ void Init() {
+  __device__ __forceinline__ void Init(int slab) {
     for (int i = threadIdx.x; i < (kCodeBits == 4 ? 16 : 256); i += Tile::kThreads) {
       s_.codebook[i] = w_.codebook[i];
     }
     if constexpr (Tile::kTransposed) {
-      FillScales(0);
+      FillScales(slab);
     } else {
-      // Panel 0 whole, in its steps.
+      // The whole panel, in its steps.
       const int steps = 1 << (w_.scale_span_log2 - 3);
-      for (int step = 0; step < steps; ++step) FillScales(step - steps + 1);
+      for (int step = 0; step < steps; ++step) FillScales(slab + step - steps + 1);
     }
   }
 
@@ -346,7 +348,7 @@ class WeightSource<WeightFormat::kDense, Element, Tile> {
 
   __device__ __forceinline__ WeightSource(const GemmMmaParams& p, Shared*, int64_t first_p)
       : w_(p.w), first_p_(first_p), N_(p.N), K_(p.K) {}
-  __device__ __forceinline__ void Init() {}
+  __device__ __forceinline__ void Init(int) {}
 
   __device__ __forceinline__ void IssueTile(int slab, unsigned char* s_w) {
     CopySlab<Tile, 16>(w_.data, slab, first_p_, N_, K_, s_w);
@@ -379,7 +381,7 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
 
   __device__ __forceinline__ WeightSource(const GemmMmaParams& p, Shared*, int64_t first_p)
       : w_(p.w), first_p_(first_p), N_(p.N), K_(p.K) {}
-  __device__ __forceinline__ void Init() {}
+  __device__ __forceinline__ void Init(int) {}
   __device__ __forceinline__ void Issue(int) {}
   __device__ __forceinline__ void LoadScales(int) {}
   __device__ __forceinline__ void StoreScales(int) {}

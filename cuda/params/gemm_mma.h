@@ -39,35 +39,39 @@ struct GemmMmaParams {
   const void* mask;       // [M, K] or null
   uint64_t seed;          // of the dropout draws
   int64_t M, N, K, r;
-  int64_t tiles_p;      // tiles along y's columns; a block's tile is blockIdx.x
-  uint32_t threshold;   // DropoutThreshold(p)
-  float kept_scale;     // 1 / (1 - p)
-  float scaling;        // 1 where transposed
+  float* planes;   // [splits, M, P] f32 where splits > 1, else null
+  int32_t splits;  // of the reduction: gridDim.y; their planes are summed by another kernel
+  int32_t slabs_per_split;  // of 64, a multiple of 8
+  int64_t tiles_p;          // tiles along y's columns; a block's tile is blockIdx.x
+  uint32_t threshold;       // DropoutThreshold(p)
+  float kept_scale;         // 1 / (1 - p)
+  float scaling;            // 1 where transposed
   int32_t split_pairs;  // products of h's and the factor's bf16 parts: 3, 5 or 6; 0 without LoRA
   uint8_t bias_dtype;   // ElementCode, as those below
   uint8_t factor_dtype;
   uint8_t lora_bias_dtype;
   uint8_t mask_dtype;
+  bool w_transposed;
   bool gated;           // dropout by seed, or by mask where given
   bool accumulate;      // add to what y holds
   bool vector_store;    // rows of y are whole 16-byte pieces, 16-byte aligned
   bool vector_factors;  // so are h's and the factor's rows
 };
 
-/// Bytes of shared memory of a kernel: stages of x and tiles of w, over which the output is staged
-/// at the end, then the codes' stages, the staged scales and the codebook. `bits` is 0 where the
-/// weight needs none of them.
+/// Bytes of shared memory of a kernel: stages of x and tiles of w, and before them the codes'
+/// stages, the staged scales and the codebook; the output is staged over all of them at the end.
+/// `bits` is 0 where the weight needs no codes.
 constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t tile_m,
                                       uint32_t tile_p, uint32_t stages, bool direct) {
-  const uint32_t tiles = (direct ? stages : 2) * tile_p * 128;
-  const uint32_t main_loop = stages * tile_m * 128 + tiles;
-  const uint32_t staged_output = tile_m * (tile_p + 8) * 4;
-  const uint32_t shared = main_loop > staged_output ? main_loop : staged_output;
-  if (bits == 0) return shared;
   const uint32_t codes = stages * tile_p * 8 * bits;
-  const uint32_t scales = 2 * 4 * (transposed ? tile_p / 32 * 72 : 8 * (tile_p + 4));
+  const uint32_t scales =
+      2 * 4 * (transposed ? tile_p / 32 * (tile_p == 64 ? 80 : 72) : 8 * (tile_p + 4));
   const uint32_t codebook = (bits == 4 ? 16 : 256) * 4;
-  return shared + (codes + scales + codebook + 127) / 128 * 128;
+  const uint32_t source = bits == 0 ? 0 : (codes + scales + codebook + 127) / 128 * 128;
+  const uint32_t tiles = (direct ? stages : 2) * tile_p * 128;
+  const uint32_t main_loop = source + stages * tile_m * 128 + tiles;
+  const uint32_t staged_output = tile_m * (tile_p + 8) * 4;
+  return main_loop > staged_output ? main_loop : (staged_output + 127) / 128 * 128;
 }
 
 // clang-format off
@@ -92,5 +96,12 @@ constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t t
   X(input_grad, true, general, kGeneral, 0, f16, ElementF16T, 64, 64, 2, 2)
 
 // clang-format on
+
+/// X(dtype, Element): gemm_mma_reduce_<dtype>_kernel, which sums the planes. A thread makes eight
+/// neighbours of a row.
+#define LOWRANK_GEMM_MMA_REDUCE_KERNELS(X) \
+  X(bf16, ElementBF16T)                    \
+  X(f16, ElementF16T)
+constexpr uint32_t kGemmMmaReduceThreads = 256;
 
 }  // namespace lowrank::gpu

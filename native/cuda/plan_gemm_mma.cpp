@@ -1,10 +1,10 @@
 #include "native/cuda/plan_gemm_mma.h"
 
-#include <array>
+#include <algorithm>
+#include <iterator>
 
 #include "cuda/params/gemm_mma.h"
 #include "native/core/philox.h"
-#include "native/cuda/plan_gemm_f32.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -45,11 +45,15 @@ constexpr KernelRow kKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)
 /// In order of preference; the last takes what is left.
 constexpr GemmMmaTile kTiles[] = {
     {"128x128", 128, 128, 128, 60,
-     "untuned; a slab is 1,024 cycles of mma on sm_80 and 880 of shared memory, against 4 x 256 "
+     "untuned; on sm_80 a slab is 1,024 cycles of mma and 880 of shared memory, against 4 x 256 "
      "and "
      "4 x 430 as 64x64: worth it from 0.6 of a block a multiprocessor"},
     {"64x64", 64, 64, 128, 0, "untuned; more blocks where 128x128 leaves multiprocessors idle"},
 };
+
+/// A part of the reduction that is worth a block: 16 slabs of 128x128 are 9 us on sm_80, and the
+/// second launch that sums the planes about 4.
+constexpr int64_t kMinSlabsPerSplit = 16;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -139,22 +143,41 @@ void SetGate(const DropoutSpec& dropout, gpu::GemmMmaParams* params) {
   params->mask_dtype = static_cast<uint8_t>(dropout.mask.dtype);
 }
 
+void AddReduce(const gpu::GemmMmaParams& params, DType dtype, Plan* plan) {
+  const int64_t pieces = CeilDiv(params.w_transposed ? params.K : params.N, 8);
+  LaunchStep step;
+  step.kernel =
+      dtype == DType::kBF16 ? "gemm_mma_reduce_bf16_kernel" : "gemm_mma_reduce_f16_kernel";
+  step.grid.x = static_cast<uint32_t>(CeilDiv(params.M * pieces, gpu::kGemmMmaReduceThreads));
+  step.threads = gpu::kGemmMmaReduceThreads;
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+}
+
 const void* DataOf(const TensorView& view) { return view.present ? view.data : nullptr; }
 
 }  // namespace
 
-const GemmMmaTile& SelectGemmMmaTile(int64_t M, int64_t P, bool general,
-                                     const DeviceLimits& device) {
-  constexpr size_t kCount = std::size(kTiles);
-  for (size_t i = 0; i + 1 < kCount && !general; ++i) {
-    const int64_t blocks = CeilDiv(M, kTiles[i].tile_m) * CeilDiv(P, kTiles[i].tile_p);
-    if (blocks * 100 >= kTiles[i].min_blocks_x100 * device.sm_count) return kTiles[i];
+GemmMmaChoice SelectGemmMma(int64_t M, int64_t P, int64_t R, bool general,
+                            const DeviceLimits& device) {
+  const int64_t slabs = CeilDiv(R, 64);
+  for (const GemmMmaTile& tile : kTiles) {
+    const bool last = &tile == std::end(kTiles) - 1;
+    if (general && !last) continue;
+    const int64_t blocks = CeilDiv(M, tile.tile_m) * CeilDiv(P, tile.tile_p);
+    const int64_t wanted = std::clamp<int64_t>(device.sm_count / std::max<int64_t>(blocks, 1), 1,
+                                               std::max<int64_t>(slabs / kMinSlabsPerSplit, 1));
+    // Panels of scales begin at multiples of eight slabs.
+    const int64_t per_split = CeilDiv(CeilDiv(slabs, wanted), 8) * 8;
+    const int64_t splits = std::max<int64_t>(CeilDiv(slabs, std::max<int64_t>(per_split, 1)), 1);
+    if (!last && blocks * splits * 100 < tile.min_blocks_x100 * device.sm_count) continue;
+    return {&tile, static_cast<int32_t>(splits), static_cast<int32_t>(per_split)};
   }
-  return kTiles[kCount - 1];
+  return {&kTiles[0], 1, static_cast<int32_t>(slabs)};
 }
 
-Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device, Workspace*,
-                   Plan* plan) {
+Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan) {
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
   const int64_t K = operands.w.cols();
@@ -162,7 +185,9 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device, 
   if (M == 0 || P == 0) return Status();
 
   const Format format = FormatOf(operands);
-  const GemmMmaTile& tile = SelectGemmMmaTile(M, P, format == Format::kGeneral, device);
+  const GemmMmaChoice choice =
+      SelectGemmMma(M, P, operands.w_transposed ? N : K, format == Format::kGeneral, device);
+  const GemmMmaTile& tile = *choice.tile;
   const int64_t tiles_p = CeilDiv(P, tile.tile_p);
   const int64_t tiles = CeilDiv(M, tile.tile_m) * tiles_p;
   constexpr int64_t kMaxGrid = 0x7fffffff;
@@ -180,6 +205,10 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device, 
   params.N = N;
   params.K = K;
   params.tiles_p = tiles_p;
+  params.w_transposed = operands.w_transposed;
+  params.splits = choice.splits;
+  params.slabs_per_split = choice.slabs_per_split;
+  if (choice.splits > 1) params.planes = workspace->Take<float>(choice.splits * M * P);
   params.bias = DataOf(operands.bias);
   params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
   params.lora_bias = DataOf(operands.lora_bias);
@@ -199,10 +228,12 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device, 
     LaunchStep step;
     step.kernel = kernel.name;
     step.grid.x = static_cast<uint32_t>(tiles);
+    step.grid.y = static_cast<uint32_t>(choice.splits);
     step.threads = tile.threads;
     step.shared_bytes = kernel.shared_bytes;
     step.SetParams(params);
     plan->steps.push_back(std::move(step));
+    if (choice.splits > 1) AddReduce(params, operands.x.dtype, plan);
     return Status();
   }
   return Refuse(Code::kUnsupported, "matmul", "x", "bf16 or f16", DTypeName(operands.x.dtype));

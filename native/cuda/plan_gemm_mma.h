@@ -27,13 +27,20 @@ struct GemmMmaTile {
   int64_t tile_m;           // rows of x a block
   int64_t tile_p;           // columns of y (or dx) a block
   uint32_t threads;         // a block
-  int64_t min_blocks_x100;  // blocks a multiprocessor, in hundredths, from which the row is taken
+  int64_t min_blocks_x100;  // blocks a multiprocessor, in hundredths, from which it is taken
   const char* note;         // evidence
 };
 
-/// The tile for an output [M, P]; the general decode has one tile only.
-const GemmMmaTile& SelectGemmMmaTile(int64_t M, int64_t P, bool general,
-                                     const DeviceLimits& device);
+/// A tile, and into how many parts the reduction is cut, each of a block of its own.
+struct GemmMmaChoice {
+  const GemmMmaTile* tile;
+  int32_t splits;
+  int32_t slabs_per_split;  // of 64 elements of the reduction
+};
+
+/// For an output [M, P] reduced over R; the general decode has one tile only.
+GemmMmaChoice SelectGemmMma(int64_t M, int64_t P, int64_t R, bool general,
+                            const DeviceLimits& device);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
 /// dx = dy · w + gate ⊙ (scaling · h · lora_a)

@@ -332,7 +332,7 @@ std::vector<Case> Cases() {
       // A reduction in parts, of both tiles and of the general decode.
       c.M = 66, c.N = transposed ? 2112 : 40, c.K = transposed ? 64 : 2112, c.sm_count = 108;
       cases.push_back(c);
-      c.sm_count = 4;
+      c.sm_count = 3;
       c.accumulate = true;
       cases.push_back(c);
       c.accumulate = false;
