@@ -9,6 +9,7 @@ import {
   collectFindings,
   dims,
   type EmulateResult,
+  errorText,
   placeOf,
   ratioText,
 } from './emulate-report.js';
@@ -182,7 +183,7 @@ function outputsHtml(result: EmulateResult): string {
   const rows = outputs.map(
     (output) =>
       `<tr>${text(`${output.name} [${output.shape.join(', ')}]`)}` +
-      number(output.maxError.toExponential(2), output.maxError) +
+      number(errorText(output), output.maxError ?? 0) +
       number(output.maxValue.toExponential(2), output.maxValue) +
       `<td class="mono">${escapeHtml(output.hash)}</td></tr>`,
   );
@@ -192,7 +193,8 @@ function outputsHtml(result: EmulateResult): string {
       : result.sameBits
         ? `<p class="good">The same bits in all ${result.runs.length} runs.</p>`
         : `<p class="bad">Different bits between the ${result.runs.length} runs.</p>`;
-  return `<h2>Outputs, against the reference device</h2>
+  return `<h2>Outputs</h2>
+<p class="soft">Errors are against the reference device, or against what was given as expected.</p>
 <div class="scroll"><table>
 <thead><tr><th>output</th><th class="number">largest error</th><th class="number">largest value</th>
 <th>hash</th></tr></thead>

@@ -8,7 +8,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
 import { Tensor } from '../index.js';
-import type { OutputFacts } from './emulate-op.js';
+import { largestDifference, type OutputFacts } from './emulate-op.js';
 
 const kTypes = {
   i8: { bytes: 1, array: Int8Array },
@@ -49,6 +49,8 @@ interface BufferParam {
   readonly seed: number;
   /** A file with the bytes to be found there afterwards. */
   readonly expect: string | undefined;
+  /** The largest difference to that which is no failure. */
+  readonly tolerance: number;
   /** Where to write the bytes afterwards. */
   readonly save: string | undefined;
 }
@@ -118,6 +120,7 @@ function parseParam(
     fill: isName ? (fill as 'zero') : { file: beside(fill) },
     seed: typeof fields.seed === 'number' ? fields.seed : index + 1,
     expect: optional('expect'),
+    tolerance: typeof fields.tolerance === 'number' ? fields.tolerance : 0,
     save: optional('save'),
   };
 }
@@ -219,26 +222,23 @@ export async function prepareKernelRun(
 function factsOf(param: BufferParam, file: string): OutputFacts {
   const bytes = fs.readFileSync(file);
   if (param.save !== undefined) fs.writeFileSync(param.save, bytes);
-  const expected = param.expect === undefined ? bytes : fs.readFileSync(param.expect);
-  const [found, wanted] = [valuesOf(param.buffer, bytes), valuesOf(param.buffer, expected)];
-  let maxError = found.length === wanted.length ? 0 : Number.POSITIVE_INFINITY;
-  let maxValue = 0;
-  wanted.forEach((value, i) => {
-    maxValue = Math.max(maxValue, Math.abs(value));
-    const error = Object.is(value, found[i]) ? 0 : Math.abs(value - (found[i] as number));
-    maxError = Math.max(maxError, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
-  });
-  return {
+  const found = valuesOf(param.buffer, bytes);
+  const facts = {
     name: param.name,
     shape: [param.elems],
     hash: createHash('sha256').update(bytes).digest('hex').slice(0, 16),
-    maxError,
-    maxValue,
+    maxValue: largestDifference(found, new Float32Array(found.length)),
   };
+  if (param.expect === undefined) return facts;
+  const expected = valuesOf(param.buffer, fs.readFileSync(param.expect));
+  if (expected.length !== found.length) {
+    throw wrong(param.expect, `${param.name} has ${found.length} elements, not ${expected.length}`);
+  }
+  return { ...facts, maxError: largestDifference(found, expected), limit: param.tolerance };
 }
 
 /** What the bytes of a buffer say, as numbers. */
-function valuesOf(type: BufferType, bytes: Uint8Array): Float64Array | Float32Array {
+function valuesOf(type: BufferType, bytes: Uint8Array): ArrayLike<number> {
   const whole = new Uint8Array(bytes).buffer; // aligned
   switch (type) {
     case 'bf16':

@@ -54,7 +54,7 @@ export interface OpSpec {
 
 /** What came out. */
 export interface OpOutcome {
-  /** Of each output: a hash of its bytes, and how far it is from the reference device. */
+  /** Of each output: a hash of its values, and how far it is from the reference device. */
   readonly outputs: readonly OutputFacts[];
   /** Bytes of the trace that were there before the op. */
   readonly traceFrom: number;
@@ -65,9 +65,11 @@ export interface OutputFacts {
   readonly name: string;
   readonly shape: readonly number[];
   readonly hash: string;
-  /** Largest absolute difference to the reference device, and the largest absolute value there. */
-  readonly maxError: number;
+  /** The largest absolute difference to what is expected; undefined where nothing is. */
+  readonly maxError?: number;
   readonly maxValue: number;
+  /** The largest error that is no failure, where there is such a limit. */
+  readonly limit?: number;
 }
 
 /** Operands on the host's device; the same bits for every run. */
@@ -172,7 +174,8 @@ export async function runOp(spec: OpSpec, tracePath: string): Promise<OpOutcome>
         name,
         shape: tensor.shape,
         hash: createHash('sha256').update(values).digest('hex').slice(0, 16),
-        ...difference(values, expected.get(name) as Float32Array),
+        maxError: largestDifference(values, expected.get(name) as Float32Array),
+        maxValue: values.reduce((most, value) => Math.max(most, Math.abs(value)), 0),
       };
     });
     return { outputs, traceFrom };
@@ -181,15 +184,13 @@ export async function runOp(spec: OpSpec, tracePath: string): Promise<OpOutcome>
   }
 }
 
-function difference(found: Float32Array, expected: Float32Array) {
-  let maxError = 0;
-  let maxValue = 0;
+/** Of two arrays, element by element; infinite where only one of them has a NaN. */
+export function largestDifference(found: ArrayLike<number>, expected: ArrayLike<number>): number {
+  let most = 0;
   for (let i = 0; i < expected.length; i++) {
     const [a, b] = [found[i] as number, expected[i] as number];
-    maxValue = Math.max(maxValue, Math.abs(b));
-    // A NaN on one side only is as wrong as can be.
     const error = Object.is(a, b) || a === b ? 0 : Math.abs(a - b);
-    maxError = Math.max(maxError, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
+    most = Math.max(most, Number.isNaN(error) ? Number.POSITIVE_INFINITY : error);
   }
-  return { maxError, maxValue };
+  return most;
 }

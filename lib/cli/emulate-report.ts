@@ -77,6 +77,11 @@ export function bytesText(bytes: number): string {
   return bytes < 2 ** 20 ? `${(bytes / 1024).toFixed(1)} KiB` : mebibytes(bytes);
 }
 
+export function errorText({ maxError, limit }: OutputFacts): string {
+  if (maxError === undefined) return '-';
+  return `${maxError.toExponential(2)}${limit !== undefined && maxError > limit ? ' WRONG' : ''}`;
+}
+
 export function ratioText(line: { cost: number; ideal: number }): string {
   return line.ideal > 0 ? ratioOf(line).toFixed(2) : '-';
 }
@@ -131,7 +136,7 @@ function findingsText(result: EmulateResult): string {
 function outputTable(outputs: readonly OutputFacts[], result: EmulateResult): string {
   const rows = outputs.map((output) => [
     `${output.name} [${output.shape.join(', ')}]`,
-    output.maxError.toExponential(2),
+    errorText(output),
     output.maxValue.toExponential(2),
     output.hash,
   ]);

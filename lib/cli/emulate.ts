@@ -12,7 +12,14 @@ import { Arguments, UsageError } from './arguments.js';
 import { emulateHtml } from './emulate-html.js';
 import { parseParams, prepareKernelRun } from './emulate-kernel.js';
 import { emulatorLibrary, libraryKinds, ownKernelLibrary } from './emulate-library.js';
-import { type EmulatedOp, emulatedOps, type OpOutcome, type OpSpec, runOp } from './emulate-op.js';
+import {
+  type EmulatedOp,
+  emulatedOps,
+  type OpOutcome,
+  type OpSpec,
+  type OutputFacts,
+  runOp,
+} from './emulate-op.js';
 import {
   collectFindings,
   type EmulatedRun,
@@ -59,7 +66,7 @@ How it runs and what is shown:
   --html FILE         a page with the counters beside the source
   --json              one JSON object on stdout
 
-The exit code is 7 where something was found.
+The exit code is 7 where something was found, or a result is not what was expected.
 `;
 
 const kOptions = {
@@ -135,8 +142,13 @@ function isClean(result: EmulateResult): boolean {
   return (
     collectFindings(result.runs).length === 0 &&
     result.runs.every(({ error }) => error === undefined) &&
+    result.runs.every(({ outputs }) => outputs.every(isRight)) &&
     result.sameBits !== false
   );
+}
+
+function isRight({ maxError, limit }: OutputFacts): boolean {
+  return maxError === undefined || limit === undefined || maxError <= limit;
 }
 
 function parseSchedules(parsed: Arguments): Schedule[] {

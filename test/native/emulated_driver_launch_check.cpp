@@ -269,7 +269,7 @@ void CountersAndTrace() {
   while (std::getline(trace, line)) {
     ++lines;
     EXPECT(line.find("{\"kernel\":\"test_add_kernel\",\"grid\":[4,1,1],\"block\":[256,1,1]") == 0);
-    EXPECT(line.find("\"status\":\"ok\"") != std::string::npos);
+    EXPECT(line.find("\"status\":\"ok\",\"findings\":[]") != std::string::npos);
   }
   EXPECT(lines == 2);
   more.lowrankEmulatorResetCounters();
