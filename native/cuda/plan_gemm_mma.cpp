@@ -5,6 +5,7 @@
 
 #include "cuda/params/gemm_mma.h"
 #include "native/core/philox.h"
+#include "native/cuda/weight_params.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -26,14 +27,14 @@ struct KernelRow {
   uint32_t shared_bytes;
 };
 
-constexpr DType DTypeNamed_bf16 = DType::kBF16;
-constexpr DType DTypeNamed_f16 = DType::kF16;
+constexpr DType kDTypeOf_bf16 = DType::kBF16;
+constexpr DType kDTypeOf_f16 = DType::kF16;
 
 #define LOWRANK_GEMM_MMA_ROW(op, transposed, format, kFormat, bits, dtype, Element, tile_m, \
                              tile_p, stages, min_blocks)                                    \
   KernelRow{#op "_mma_" #format "_" #dtype "_" #tile_m "x" #tile_p "_kernel",               \
             Format::kFormat,                                                                \
-            DTypeNamed_##dtype,                                                             \
+            kDTypeOf_##dtype,                                                               \
             transposed,                                                                     \
             tile_m,                                                                         \
             tile_p,                                                                         \
@@ -45,9 +46,9 @@ constexpr KernelRow kKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)
 /// In order of preference; the last takes what is left.
 constexpr GemmMmaTile kTiles[] = {
     {"128x128", 128, 128, 128, 60,
-     "untuned; on sm_80 a slab is 1,024 cycles of mma and 880 of shared memory, against 4 x 256 "
-     "and "
-     "4 x 430 as 64x64: worth it from 0.6 of a block a multiprocessor"},
+     "untuned; a slab is 1,024 cycles of mma on sm_80, 908 of shared memory, against four of 430 "
+     "as "
+     "64x64: pays from 0.6 of a block a multiprocessor"},
     {"64x64", 64, 64, 128, 0, "untuned; more blocks where 128x128 leaves multiprocessors idle"},
 };
 
@@ -58,14 +59,6 @@ constexpr int64_t kMinSlabsPerSplit = 16;
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool Aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-int Log2(int64_t power) {
-  int log2 = 0;
-  while ((int64_t{1} << log2) < power) ++log2;
-  return log2;
-}
-
-bool IsPowerOfTwo(int64_t value) { return value > 0 && (value & (value - 1)) == 0; }
 
 /// The kernels other than the general one copy whole 16-byte pieces of x and of w.
 Format FormatOf(const GemmMmaOperands& operands) {
@@ -78,32 +71,14 @@ Format FormatOf(const GemmMmaOperands& operands) {
   const QuantView& q = w.quant;
   // 32 codes are one decode task: of one row, and of one block.
   const bool whole = q.cols % 32 == 0 && q.blocksize % 32 == 0 && Aligned16(q.codes) &&
-                     (!q.double_quant() || IsPowerOfTwo(q.nested_blocksize));
+                     (!q.double_quant() || Log2Exact(q.nested_blocksize) >= 0);
   if (!whole) return Format::kGeneral;
   return q.format->bits == 4 ? Format::kCode4 : Format::kCode8;
 }
 
-gpu::GemmMmaWeight WeightParams(const WeightView& w) {
-  gpu::GemmMmaWeight params{};
-  if (!w.quantised()) {
-    params.data = w.dense.data;
-    params.dense_dtype = static_cast<uint8_t>(w.dense.dtype);
-    return params;
-  }
-  const QuantView& q = w.quant;
-  params.data = q.codes;
-  params.codebook = q.codebook;
-  params.absmax = q.absmax;
-  params.absmax_8bit = q.absmax_8bit;
-  params.absmax_codebook = q.absmax_codebook;
-  params.nested_absmax = q.nested_absmax;
-  params.absmax_offset = q.absmax_offset;
-  params.nested_blocksize = q.nested_blocksize;
-  params.nested_log2 = Log2(q.nested_blocksize);
-  params.blocksize_log2 = Log2(q.blocksize);
-  params.scale_span_log2 = q.blocksize >= 64 && q.cols % 64 == 0 ? 6 : 5;
-  params.bits = static_cast<uint8_t>(q.format->bits);
-  return params;
+/// One scale a row of a slab where its 64 codes lie in one block, else one for each 32.
+int32_t ScaleSpanLog2(const WeightView& w) {
+  return w.quantised() && w.quant.blocksize >= 64 && w.quant.cols % 64 == 0 ? 6 : 5;
 }
 
 /// Products of bf16 parts that give f32 accuracy (cuda/gemm_mma_lora.cuh).
@@ -201,6 +176,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
   params.x = operands.x.data;
   params.y = operands.y.data;
   params.w = WeightParams(operands.w);
+  params.w.scale_span_log2 = ScaleSpanLog2(operands.w);
   params.M = M;
   params.N = N;
   params.K = K;
