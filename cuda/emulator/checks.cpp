@@ -113,6 +113,7 @@ class Checker {
     Region* region = FindRegion(address_);
     if (region == nullptr && !InDeviceRange(address_)) return false;  // between host ranges
     if (region == nullptr || address_ + bytes_ > region->begin + region->bytes) OutOfBounds();
+    region_ = region;
     shadow_ = &region->shadow;
     return EnsureShadow(region);
   }
@@ -145,13 +146,13 @@ class Checker {
   }
 
   void Race(const Access1& other, const char* was) const {
+    const uintptr_t base =
+        owner_ != nullptr ? reinterpret_cast<uintptr_t>(owner_->shared_base) : region_->begin;
     Report(owner_ != nullptr ? "race-shared" : "race-global", site_, InternedSite(other.site),
-           "%s of %s memory at %s%td races with a %s by block %u warp %u lane %u", Verb(kind_),
-           Space(), owner_ != nullptr ? "byte " : "address ",
-           owner_ != nullptr
-               ? static_cast<ptrdiff_t>(at_ - reinterpret_cast<uintptr_t>(owner_->shared_base))
-               : static_cast<ptrdiff_t>(at_),
-           was, other.instance - running->first_instance, other.warp(), other.lane());
+           "%s of %s memory at byte %td of %zu races with a %s by block %u warp %u lane %u",
+           Verb(kind_), Space(), static_cast<ptrdiff_t>(at_ - base),
+           owner_ != nullptr ? size_t{owner_->shared_bytes} : region_->bytes, was,
+           other.instance - running->first_instance, other.warp(), other.lane());
   }
 
   void VisitWord(uint32_t mask) {
@@ -264,7 +265,8 @@ class Checker {
   BlockState* const block_;
   WarpClock* const clock_;
   Access1 self_;
-  BlockState* owner_ = nullptr;  // of the shared memory; null: global
+  BlockState* owner_ = nullptr;     // of the shared memory; null: global
+  const Region* region_ = nullptr;  // of global memory
   ShadowMemory* shadow_ = nullptr;
   size_t word_ = 0;
   uintptr_t at_ = 0;

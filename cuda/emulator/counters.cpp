@@ -7,6 +7,7 @@
 #include <tuple>
 #include <unordered_map>
 
+#include "cuda/emulator/report.h"
 #include "cuda/emulator/scheduler.h"
 
 namespace lowrank::emu {
@@ -261,6 +262,9 @@ const char* ToString(RequestKind kind) {
 std::vector<LineCount> LineCounts() {
   State& state = Get();
   const std::lock_guard<std::mutex> lock(state.mutex);
+  std::vector<Site> sites;
+  for (const auto& [key, cost] : state.lines) sites.push_back(Site{key.site});
+  ResolveAll(sites);
   // Inlining gives one line several addresses: they are one row.
   std::map<std::tuple<std::string, std::string, unsigned, RequestKind, uint32_t>, Cost> rows;
   for (const auto& [key, cost] : state.lines) {

@@ -82,6 +82,12 @@ bool FlushFindings(const char* kernel) {
   const Options& options = CurrentOptions();
   std::FILE* file =
       options.report_path.empty() ? nullptr : std::fopen(options.report_path.c_str(), "a");
+  std::vector<Site> sites;
+  for (const Pending& pending : state.pending) {
+    sites.push_back(pending.site);
+    sites.push_back(pending.other);
+  }
+  ResolveAll(sites);
   for (Pending& pending : state.pending) {
     Finding finding;
     finding.kind = std::move(pending.kind);
