@@ -12,9 +12,15 @@ import {
 
 export type Work = 'lora' | 'wrap' | 'quantize' | 'random' | 'cast' | 'sync';
 
+/** By how fast the device is; the emulated GPU does a thousandth of what the CPU does. */
+function sizes(device: Device): readonly [M: number, K: number, N: number, r: number] {
+  if (device === 'cuda-emulated') return [32, 512, 512, 16];
+  return device === 'reference' ? [512, 2048, 2048, 16] : [1024, 2048, 2048, 16];
+}
+
 /** Queues several seconds of work; what it returns would be ready after them. */
 export function queueLongWork(device: Device, work: Work): Tensor {
-  const [M, K, N, r] = device === 'reference' ? [512, 2048, 2048, 16] : [1024, 2048, 2048, 16];
+  const [M, K, N, r] = sizes(device);
   let last = Tensor.zeros([M, K], { device });
   if (work === 'random') {
     for (let i = 0; i < 4; i++) last = Tensor.randn([4096, 8192], { seed: i, device });
