@@ -206,21 +206,20 @@ LOWRANK_DEVICE void StoreTile(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
       StMatrixX4(s_out + (lane % 16) * kOutStride + pair * 16 + lane / 16 * 8, packed);
     }
     __syncwarp();
+    if (p.y_vector != 0) {
 #pragma unroll
-    for (uint32_t row = lane / 8; row < 16; row += 4) {
-      const int64_t m = m0 + row;
-      const int64_t n = n0 + lane % 8 * 8;
-      const uint4 chunk = *reinterpret_cast<const uint4*>(s_out + row * kOutStride + lane % 8 * 8);
-      if (m >= p.M || n >= p.panel_n) continue;
-      uint16_t* g_to = g_y + m * p.N + p.first_n + n;
-      if (p.y_vector != 0) {
-        *reinterpret_cast<uint4*>(g_to) = chunk;
-      } else {
-        const uint32_t words[4] = {chunk.x, chunk.y, chunk.z, chunk.w};
-#pragma unroll
-        for (uint32_t i = 0; i < 8; ++i) {
-          if (n + i < p.panel_n) {
-            g_to[i] = static_cast<uint16_t>(words[i / 2] >> (i % 2 * 16));
+      for (uint32_t row = lane / 8; row < 16; row += 4) {
+        const int64_t n = n0 + lane % 8 * 8;
+        if (m0 + row < p.M && n < p.panel_n) {
+          Store16(g_y + (m0 + row) * p.N + p.first_n + n,
+                  *reinterpret_cast<const uint4*>(s_out + row * kOutStride + lane % 8 * 8));
+        }
+      }
+    } else {
+      for (uint32_t row = 0; row < 16; ++row) {
+        for (uint32_t col = lane; col < kOutCols; col += 32) {
+          if (m0 + row < p.M && n0 + col < p.panel_n) {
+            g_y[(m0 + row) * p.N + p.first_n + n0 + col] = s_out[row * kOutStride + col];
           }
         }
       }

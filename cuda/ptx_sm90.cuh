@@ -155,6 +155,12 @@ LOWRANK_PTX void StMatrixX4(void* s_row, const uint32_t (&r)[4]) {
                :: "r"(SharedAddress(s_row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
 }
 
+/// 16 bytes to global memory as one store, which the compiler might cut in four.
+LOWRANK_PTX void Store16(void* g_dst, uint4 value) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};"
+               :: "l"(g_dst), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+}
+
 /// Registers of each thread of this warpgroup, from a pool that the block shares.
 template <int kCount>
 LOWRANK_PTX void RegistersUpTo() {

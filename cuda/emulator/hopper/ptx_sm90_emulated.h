@@ -64,6 +64,9 @@ LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], uint64_t a, uint64_t b, uint
 LOWRANK_EMU_INLINE void StMatrixX4(void* s_row, const uint32_t (&r)[4], LOWRANK_EMU_HERE) {
   emu::StMatrix(r, 4, false, s_row, site);
 }
+LOWRANK_EMU_INLINE void Store16(void* g_dst, uint4 value, LOWRANK_EMU_HERE) {
+  emu::Store(static_cast<uint4*>(g_dst), value, site);
+}
 template <int kCount>
 LOWRANK_EMU_INLINE void RegistersUpTo(LOWRANK_EMU_HERE) {
   emu::SetMaxRegisters(kCount, true, site);
