@@ -1,6 +1,7 @@
 /**
  * The emulator's own tests: planted bugs are found in every schedule (emulator_selftest.cpp), warp
- * instructions, counters and memory do what they are said to (emulator_instructions_check.cpp).
+ * instructions, counters and memory do what they are said to (emulator_instructions_check.cpp,
+ * emulator_runtime_check.cpp).
  * Built here by the host compiler, without the addon.
  */
 import { execFile } from 'node:child_process';
@@ -69,9 +70,11 @@ describe.runIf(process.platform === 'linux')('the emulator', () => {
       ...runtime.map((file) =>
         compile(['-O2'], `cuda/emulator/${file}`, join(folder, `runtime-${file}.o`)),
       ),
-      ...['test/native/emulator_selftest.cpp', 'test/native/emulator_instructions_check.cpp'].map(
-        (source) => compile(['-O1'], source, object(source)),
-      ),
+      ...[
+        'test/native/emulator_selftest.cpp',
+        'test/native/emulator_instructions_check.cpp',
+        'test/native/emulator_runtime_check.cpp',
+      ].map((source) => compile(['-O1'], source, object(source))),
       compile(
         [...HOOKS, '-x', 'c++'],
         'test/native/emulator_cases.cu',
@@ -87,8 +90,13 @@ describe.runIf(process.platform === 'linux')('the emulator', () => {
     expect(output).toMatch(/^\d+ cases in \d+ schedules, 0 runs failed$/);
   }, 180_000);
 
-  it('computes what warp instructions are defined to, and leaves its host as it was', async () => {
+  it('computes what warp instructions are defined to', async () => {
     const output = await program('instructions', ['emulator_instructions_check.cpp']);
+    expect(output).toBe('0 wrong');
+  }, 180_000);
+
+  it('counts what accesses cost, and leaves its host as it was', async () => {
+    const output = await program('runtime', ['emulator_runtime_check.cpp']);
     expect(output).toBe('0 wrong');
   }, 180_000);
 });
