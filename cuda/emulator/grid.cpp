@@ -29,19 +29,12 @@ std::map<std::string, Kernel>& Registry() {
   return *registry;
 }
 
-/// Every operating-system thread that runs blocks keeps its worker (stacks, shared windows).
-Worker* ThreadWorker() {
-  static thread_local std::unique_ptr<Worker> mine;
-  if (mine == nullptr) mine = std::make_unique<Worker>();
-  return mine.get();
-}
-
-void RunOnThisThread(GridRun* run) {
+void RunOnThisThread(GridRun* run, Worker* with) {
   const SignalStack signal_stack;
   fenv_t environment;
   fegetenv(&environment);
   fesetenv(FE_DFL_ENV);
-  worker = ThreadWorker();
+  worker = with;
   worker->Run(run);
   worker = nullptr;
   fesetenv(&environment);
@@ -81,6 +74,7 @@ class Helpers {
 
  private:
   void Loop() {
+    Worker mine;
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
       wake_.wait(lock, [this] { return wanted_ > 0; });
@@ -88,7 +82,7 @@ class Helpers {
       ++active_;
       GridRun* run = run_;
       lock.unlock();
-      RunOnThisThread(run);
+      RunOnThisThread(run, &mine);
       lock.lock();
       if (--active_ == 0) idle_.notify_all();
     }
@@ -133,6 +127,8 @@ void RegisterExtension(const Extension& callbacks) { extension = callbacks; }
 LaunchStatus RunGrid(const Launch& launch) {
   static std::mutex one_at_a_time;
   static uint32_t next_instance = 1;
+  // Whichever thread calls: its stacks and shared memories outlive the thread.
+  static auto* const callers_worker = new Worker;
   const std::lock_guard<std::mutex> lock(one_at_a_time);
 
   if (launch.kernel == nullptr) return Invalid(launch, "null");
@@ -196,7 +192,7 @@ LaunchStatus RunGrid(const Launch& launch) {
     if (observing || blocks * threads < kThreadsWorthHelp) workers = 1;
     workers = static_cast<int>(std::min<uint64_t>(static_cast<uint64_t>(workers), run.clusters));
     if (workers > 1) Helpers::Get().Publish(&run, workers - 1);
-    RunOnThisThread(&run);
+    RunOnThisThread(&run, callers_worker);
     if (workers > 1) Helpers::Get().Finish();
   }
   observing = false;
