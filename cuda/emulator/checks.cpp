@@ -278,7 +278,10 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
   if (current == nullptr) return;
   const auto address = reinterpret_cast<uintptr_t>(ptr);
   const bool shared = InSharedRange(address);
-  if (!shared && !MaybeGlobal(address)) return;
+  if (!shared && !InDeviceRange(address)) {
+    // The caller's memory may lie between two registered host ranges: that is none of a kernel's.
+    if (!MaybeGlobal(address) || FindRegion(address) == nullptr) return;
+  }
   if (running->check) Checker(address, bytes, kind, site).Run();
   if (running->counters && kind <= AccessKind::kAtomicStore) {
     RequestKind request;
