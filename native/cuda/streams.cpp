@@ -112,8 +112,11 @@ Status Streams::Allocate(size_t bytes, CUdeviceptr* pointer) {
 }
 
 void Streams::FreeLocked(CUdeviceptr pointer) {
-  if (context_.driver().cuMemFreeAsync(pointer, context_.home()) == CUDA_SUCCESS) return;
+  const CUresult result = context_.driver().cuMemFreeAsync(pointer, context_.home());
+  if (result == CUDA_SUCCESS) return;
   try {
+    // Nobody is told; but a fault that shows here first is the end of the device all the same.
+    static_cast<void>(context_.Check(result, "cuMemFreeAsync"));
     unfreed_.push_back(pointer);
   } catch (const std::bad_alloc&) {
     // Called from destructors: it stays with the pool until the process ends.
