@@ -298,7 +298,6 @@ LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
     ConsumeStages<T>(p, s, rank, warp / 4 - 1);
   }
   // A block that left would take its barriers from under the peer's arrivals.
-  __syncwarp();
   ClusterSync();
 }
 

@@ -51,7 +51,13 @@ bool Checking() { return worker->run()->check; }
 unsigned char* SharedClusterPointer(uint32_t address, Site site) {
   void* own = SharedPointer(address & 0xffffffu);
   const uint32_t rank = address >> 24;
-  return static_cast<unsigned char*>(rank == 0 ? own : MapShared(own, rank - 1, site));
+  if (rank == 0) return static_cast<unsigned char*>(own);
+  void* of_rank = MapShared(own, rank - 1, site);
+  const BlockState* block = worker->BlockOfShared(reinterpret_cast<uintptr_t>(of_rank));
+  if (block != nullptr && block->live == 0) {
+    Fail("cluster", site, "the shared memory of rank %u, whose threads have exited", rank - 1);
+  }
+  return static_cast<unsigned char*>(of_rank);
 }
 
 void RequireShared(const void* ptr, uint64_t bytes, const char* what, Site site) {
