@@ -21,8 +21,8 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   # What makes the compiler tell of each access, and tell of it whole and where it stands: the hooks
   # of ThreadSanitizer without its runtime (ours defines them), and nothing that splits, merges or
   # drops an access. Without the -fno-tree-* a 16-byte load becomes four of 4 and the counters lie.
-  set(emulator_hooks -O2 -g1 -fsanitize=thread --param tsan-instrument-func-entry-exit=0
-    --param tsan-distinguish-volatile=1 -fno-tree-sra -fno-ipa-sra -fno-tree-fre -fno-tree-pre
+  set(emulator_hooks -O2 -g1 -fsanitize=thread --param=tsan-instrument-func-entry-exit=0
+    --param=tsan-distinguish-volatile=1 -fno-tree-sra -fno-ipa-sra -fno-tree-fre -fno-tree-pre
     -fno-tree-vectorize -fno-tree-slp-vectorize -fno-crossjumping -fno-tree-tail-merge)
 
   add_library(lowrank_emulator_runtime OBJECT ${emulator_sources})
