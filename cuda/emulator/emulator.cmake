@@ -57,6 +57,24 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   # all others as LOWRANK_PTX_ARCH.
   set(LOWRANK_PTX_ARCH 80 CACHE STRING "the architecture whose PTX the emulator translates")
   set(ptx_parts 4) # C++ files that the kernels of one source are spread over: g++ runs in parallel
+  file(GLOB ptx_translator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/*.mjs)
+  function(lowrank_translate_ptx ptx count out)
+    string(REGEX REPLACE "\\.ptx$" "" stem ${ptx})
+    set(parts)
+    math(EXPR last_part "${count} - 1")
+    foreach(part RANGE ${last_part})
+      list(APPEND parts ${stem}.${part}.cpp)
+    endforeach()
+    add_custom_command(
+      OUTPUT ${parts}
+      COMMAND node ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/translate.mjs
+              --root ${CMAKE_CURRENT_SOURCE_DIR} ${ptx} ${parts}
+      DEPENDS ${ptx} ${ptx_translator}
+      COMMENT "Translating ${ptx}" VERBATIM)
+    # -O1: the rest buys little on code that is mostly calls, and costs twice the time.
+    set_source_files_properties(${parts} PROPERTIES COMPILE_OPTIONS "-O1;-g1;-w")
+    set(${out} ${parts} PARENT_SCOPE)
+  endfunction()
   function(lowrank_translate_kernel source out)
     get_filename_component(name ${source} NAME_WE)
     set(ptx_arch ${LOWRANK_PTX_ARCH})
@@ -74,29 +92,16 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
       DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}
       DEPFILE ${ptx}.d
       COMMENT "nvcc -ptx ${source} (compute_${ptx_arch})" VERBATIM)
-    set(parts)
-    math(EXPR last_part "${ptx_parts} - 1")
-    foreach(part RANGE ${last_part})
-      list(APPEND parts ${dir}/${name}.${part}.cpp)
-    endforeach()
-    add_custom_command(
-      OUTPUT ${parts}
-      COMMAND node ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/translate.mjs
-              --root ${CMAKE_CURRENT_SOURCE_DIR} ${ptx} ${parts}
-      DEPENDS ${ptx} ${ptx_translator}
-      COMMENT "Translating ${name}.ptx" VERBATIM)
+    lowrank_translate_ptx(${ptx} ${ptx_parts} parts)
     set(${out} ${parts} PARENT_SCOPE)
   endfunction()
 
   if(lowrank_build_kernels)
-    file(GLOB ptx_translator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/*.mjs)
     set(translated)
     foreach(source ${kernel_sources})
       lowrank_translate_kernel(${source} parts)
       list(APPEND translated ${parts})
     endforeach()
-    # -O1: the rest buys little on code that is mostly calls, and costs twice the time.
-    set_source_files_properties(${translated} PROPERTIES COMPILE_OPTIONS "-O1;-g0;-w")
     lowrank_emulator_library(emulator_ptx "-ptx" SOURCES ${translated} ${emulator_ptx_sources})
     set_target_properties(emulator_ptx PROPERTIES EXCLUDE_FROM_ALL ON)
     add_dependencies(emulators emulator_ptx)
@@ -138,5 +143,33 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     set_target_properties(emulated_driver_check PROPERTIES
                           RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})
     add_dependencies(emulated_driver_check emulated_driver_source emulated_driver_checked)
+  endif()
+
+  # --- The translator's own checks: each instruction against an oracle (PTX is generated, so nvcc is
+  # not needed), and the emulator's planted bugs from translated PTX.
+  function(lowrank_emulator_check_program target)
+    add_executable(${target} EXCLUDE_FROM_ALL $<TARGET_OBJECTS:lowrank_emulator_runtime> ${ARGN})
+    set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})
+    target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
+    target_compile_options(${target} PRIVATE ${emulator_flags})
+    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}
+                               ${CMAKE_CURRENT_BINARY_DIR}/ptx)
+    target_link_libraries(${target} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
+  endfunction()
+  if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/ptx_instructions_check.cpp)
+    set(cases ${CMAKE_CURRENT_BINARY_DIR}/ptx/ptx_instruction_cases)
+    set(generator ${CMAKE_CURRENT_SOURCE_DIR}/test/emulator/ptx-instruction-cases.mjs)
+    file(MAKE_DIRECTORY ${CMAKE_CURRENT_BINARY_DIR}/ptx)
+    add_custom_command(
+      OUTPUT ${cases}.ptx ${cases}.h
+      COMMAND node ${generator} ${cases}.ptx ${cases}.h
+      DEPENDS ${generator} ${CMAKE_CURRENT_SOURCE_DIR}/test/emulator/ptx-oracle.mjs VERBATIM)
+    lowrank_translate_ptx(${cases}.ptx 1 parts)
+    lowrank_emulator_check_program(ptx_instructions_check
+      test/native/ptx_instructions_check.cpp ${cases}.h ${parts})
+    if(lowrank_build_kernels)
+      lowrank_translate_kernel(test/native/emulator_cases.cu parts)
+      lowrank_emulator_check_program(ptx_selftest test/native/emulator_selftest.cpp ${parts})
+    endif()
   endif()
 endif()

@@ -71,7 +71,7 @@ function binary(symbol) {
 function withCarry(symbol) {
   return (i, c) => {
     const type = i.type();
-    const wide = bitsOf(type) === 64 ? 'unsigned __int128' : 'uint64_t';
+    const wide = bitsOf(type) === 64 ? 'uint128_t' : 'uint64_t';
     const [x, y] = [1, 2].map((n) => `${wide}(${bitsType(type)}(${c.bits(i.operand(n), type)}))`);
     const sum = c.temporary('sum');
     const out = i.has('cc') ? `carry = (${sum} >> ${bitsOf(type)}) & 1;` : '';
@@ -82,10 +82,7 @@ function withCarry(symbol) {
 /** The product of two integers in twice their width. */
 function product(c, i, type) {
   const bits = bitsOf(type);
-  const wide =
-    bits === 64
-      ? `${isSigned(type) ? '' : 'unsigned '}__int128`
-      : `${isSigned(type) ? '' : 'u'}int${bits * 2}_t`;
+  const wide = `${isSigned(type) ? '' : 'u'}int${bits * 2}_t`;
   return [1, 2].map((n) => `${wide}(${c.value(i.operand(n), type)})`).join(' * ');
 }
 

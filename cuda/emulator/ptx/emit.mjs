@@ -125,7 +125,10 @@ function bodyOf(fn, context, locations) {
   let count = 0;
   for (const statement of fn.body) {
     if (statement.kind === 'location') {
-      context.site = locations.site(locations.read(statement));
+      const place = locations.read(statement);
+      context.site = locations.site(place);
+      // For a memory fault, whose place is that of the machine instruction.
+      lines.push(`#line ${place.line} ${JSON.stringify(place.file)}`);
     } else if (statement.kind === 'label') {
       lines.push(`${statement.scope.labels.get(statement.name)}:;`);
     } else if (statement.kind === 'instruction') {

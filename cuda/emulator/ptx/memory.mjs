@@ -63,7 +63,11 @@ function load(i, c) {
     return c.assignBits(targets[0], word);
   }
   const reads = targets.map((target, n) =>
-    c.assign(target, raw, `Read<${valueType(raw)}>(${pointer} + ${n * bytesOf(type)})`),
+    c.assign(
+      target,
+      raw,
+      `reinterpret_cast<const Unaligned<${valueType(raw)}>*>(${pointer} + ${n * bytesOf(type)})->value`,
+    ),
   );
   const before = watch(c, space, pointer, bytes, false, order);
   const poll = order === 'weak' ? '' : `SpinYield("ld.${order}", ${c.site}); `;
@@ -90,7 +94,8 @@ function store(i, c) {
   }
   const pointer = c.temporary('to');
   const writes = values.map(
-    (value, n) => `Write<${valueType(raw)}>(${pointer} + ${n * bytesOf(type)}, ${value});`,
+    (value, n) =>
+      `reinterpret_cast<Unaligned<${valueType(raw)}>*>(${pointer} + ${n * bytesOf(type)})->value = ${value};`,
   );
   const before = watch(c, space, pointer, bytes, true, order);
   return `{ char* const ${pointer} = ${c.pointer(i.operand(0), space)}; ${before}${writes.join(' ')} }`;

@@ -15,6 +15,9 @@
 
 namespace lowrank::emu::ptx {
 
+using int128_t = __int128;
+using uint128_t = unsigned __int128;
+
 // ------------------------------------------------------------------------------------ bits, memory
 
 template <typename To, typename From>
@@ -29,16 +32,11 @@ inline double AsDouble(uint64_t bits) { return BitCast<double>(bits); }
 inline uint32_t Bits(float value) { return BitCast<uint32_t>(value); }
 inline uint64_t Bits(double value) { return BitCast<uint64_t>(value); }
 
+/// An access of any alignment. Not a function: a memory fault is told at the line that makes it.
 template <typename T>
-inline T Read(const void* from) {
+struct __attribute__((packed, may_alias)) Unaligned {
   T value;
-  std::memcpy(&value, from, sizeof(T));
-  return value;
-}
-template <typename T>
-inline void Write(void* to, T value) {
-  std::memcpy(to, &value, sizeof(T));
-}
+};
 
 /// A shared address as a host pointer. Past the window there is other memory of this process.
 inline char* SharedAt(const Thread* thread, uint32_t address, Site site) {
@@ -186,9 +184,9 @@ inline To ToInteger(From value) {
 }
 template <typename To, typename From>
 inline To SaturateTo(From value) {
-  const __int128 x = value;
-  const __int128 low = std::numeric_limits<To>::min();
-  const __int128 high = std::numeric_limits<To>::max();
+  const int128_t x = value;
+  const int128_t low = std::numeric_limits<To>::min();
+  const int128_t high = std::numeric_limits<To>::max();
   return static_cast<To>(x < low ? low : x > high ? high : x);
 }
 inline int32_t SaturateS32(int64_t x) { return SaturateTo<int32_t>(x); }

@@ -26,9 +26,7 @@ export const isInteger = (type) => /^[bus]\d+$/.test(type);
 export const bitsType = (type) =>
   type === 'pred'
     ? 'bool'
-    : { 1: 'uint8_t', 2: 'uint16_t', 4: 'uint32_t', 8: 'uint64_t', 16: 'unsigned __int128' }[
-        bytesOf(type)
-      ];
+    : { 1: 'uint8_t', 2: 'uint16_t', 4: 'uint32_t', 8: 'uint64_t', 16: 'uint128_t' }[bytesOf(type)];
 
 /** The type in which C++ computes. */
 export function valueType(type) {
