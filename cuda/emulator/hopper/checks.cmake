@@ -1,0 +1,22 @@
+# The sm_90a models against plain definitions, planted bugs, and the wgmma kernel against its formula
+# (instrumented, and from its PTX): run by test/emulator/hopper.test.ts.
+if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/hopper_kernel_check.cpp)
+  foreach(check copies findings wgmma)
+    lowrank_emulator_check_program(hopper_${check}_check test/native/hopper_${check}_check.cpp)
+    target_link_libraries(hopper_${check}_check PRIVATE lowrank_core)
+  endforeach()
+  set(kernel cuda/lora_forward_wgmma_sm90a.cu)
+  add_library(hopper_kernel_instrumented OBJECT EXCLUDE_FROM_ALL ${kernel})
+  target_compile_definitions(hopper_kernel_instrumented PRIVATE LOWRANK_EMULATE)
+  target_compile_options(hopper_kernel_instrumented PRIVATE ${emulator_flags} ${emulator_hooks})
+  target_include_directories(hopper_kernel_instrumented PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  lowrank_emulator_check_program(hopper_kernel_check test/native/hopper_kernel_check.cpp
+                                 $<TARGET_OBJECTS:hopper_kernel_instrumented>)
+  target_link_libraries(hopper_kernel_check PRIVATE lowrank_core)
+  if(lowrank_build_kernels)
+    lowrank_translate_kernel(${kernel} parts)
+    lowrank_emulator_check_program(hopper_kernel_ptx_check test/native/hopper_kernel_check.cpp
+                                   ${parts})
+    target_link_libraries(hopper_kernel_ptx_check PRIVATE lowrank_core)
+  endif()
+endif()

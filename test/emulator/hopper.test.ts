@@ -1,0 +1,45 @@
+/**
+ * The sm_90a models of the emulator (mbarrier, TMA, wgmma, clusters) against plain definitions, bugs
+ * that check mode must name, and the wgmma kernel: its formula, equal bits under every schedule, no
+ * finding, and the same bits from nvcc's PTX.
+ */
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { buildFolder, buildTargets, outputFolder, run } from './build-folder.js';
+
+const runs = process.platform === 'linux' && process.arch === 'x64' && buildFolder() !== undefined;
+const hasNvcc =
+  runs &&
+  /^LOWRANK_NVCC:FILEPATH=(?!.*NOTFOUND)./m.test(
+    readFileSync(path.join(buildFolder() ?? '', 'CMakeCache.txt'), 'utf8'),
+  );
+
+const MODELS = ['hopper_copies_check', 'hopper_wgmma_check', 'hopper_findings_check'];
+const KERNELS = ['hopper_kernel_check', ...(hasNvcc ? ['hopper_kernel_ptx_check'] : [])];
+
+async function output(program: string, ...args: string[]): Promise<string[]> {
+  const env = { ...process.env, LOWRANK_EMULATOR_CHECK: '1' };
+  const file = path.join(outputFolder(), program);
+  const { stdout } = await run(file, args, { env, timeout: 900_000 }).catch((error) => error);
+  return String(stdout).trim().split('\n');
+}
+
+describe.runIf(runs)('the Hopper models', () => {
+  beforeAll(() => buildTargets(...MODELS, ...KERNELS), 1_800_000);
+
+  it.each(MODELS)(
+    '%s',
+    async (program) => {
+      const lines = await output(program);
+      expect(lines.at(-1), lines.join('\n')).toBe('PASS');
+    },
+    300_000,
+  );
+
+  it('the wgmma kernel has the same bits from source and from PTX, and no finding', async () => {
+    const [source, ...others] = await Promise.all(KERNELS.map((program) => output(program, '2')));
+    expect(source?.at(-1), source?.join('\n')).toBe('PASS');
+    for (const other of others) expect(other).toEqual(source);
+  }, 900_000);
+});
