@@ -90,7 +90,9 @@ export function ratioText(line: { cost: number; ideal: number }): string {
 export function reportText(result: EmulateResult, top: number): string {
   const [first] = result.runs;
   const launches = first?.launches ?? [];
-  const parts = [`${result.title}\n${result.device}\n`, launchTable(launches)];
+  const parts = [`${result.title}\n${result.device}\n`];
+  if (launches.length > 0) parts.push(launchTable(launches));
+  else if (first?.error === undefined) parts.push('No launches: there is nothing to compute.\n');
   parts.push(findingsText(result));
   const outputs = first?.outputs ?? [];
   if (outputs.length > 0) parts.push(outputTable(outputs, result));
@@ -102,7 +104,6 @@ export function reportText(result: EmulateResult, top: number): string {
 }
 
 function launchTable(launches: readonly LaunchRecord[]): string {
-  if (launches.length === 0) return 'No launches: there is nothing to compute.\n';
   const rows = launches.map((launch) => [
     launch.kernel,
     dims(launch.grid),

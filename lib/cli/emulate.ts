@@ -213,11 +213,22 @@ function parseOp(parsed: Arguments): OpSpec {
 
 function titleOf(spec: OpSpec): string {
   const { op, M, N, K, r, dtype, format } = spec;
-  const lora = op.startsWith('lora') ? `, r = ${r}` : '';
-  const drop = spec.dropout > 0 ? `, dropout ${spec.dropout}` : '';
   const nested = spec.doubleQuant ? ' double-quantised' : '';
   const weight = format === 'none' ? `dense ${dtype}` : `${format}${nested}`;
-  return `${op}: M = ${M}, N = ${N}, K = ${K}${lora}, ${dtype}, weight ${weight}${drop}`;
+  switch (op) {
+    case 'quantize':
+      return `quantize: [${N}, ${K}] f32 to ${weight}`;
+    case 'dequantize':
+      return `dequantize: [${N}, ${K}] ${weight} to ${dtype}`;
+    case 'cast':
+    case 'random':
+      return `${op}: [${M}, ${K}] ${dtype}`;
+    default: {
+      const rank = op.startsWith('lora') ? `, r = ${r}` : '';
+      const drop = spec.dropout > 0 ? `, dropout ${spec.dropout}` : '';
+      return `${op}: M = ${M}, N = ${N}, K = ${K}${rank}, ${dtype}, weight ${weight}${drop}`;
+    }
+  }
 }
 
 async function emulateOp(
