@@ -137,7 +137,7 @@ class Backend {
   /// Whether Storage::data() may be touched by the host while no op uses it.
   virtual bool HostAddressable() const = 0;
   /// Memory of the caller as a storage: host memory, or a pointer that the device understands.
-  /// `release` is called from any thread once nothing uses it any more, or dropped where this fails.
+  /// `release` is called from any thread once nothing uses it any more; dropped where this fails.
   virtual Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
                       StoragePtr* storage) = 0;
 
