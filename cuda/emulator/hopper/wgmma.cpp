@@ -28,6 +28,15 @@ float FromF16(uint16_t bits) {
   return static_cast<float>(value);
 }
 
+/// Of Compute(): too much for the stacks of fibers, one a worker.
+struct Scratch {
+  float a[kRows][kK];
+  float b[kMaxN][kK];
+  double by_k[kK][kMaxN];
+  double sums[kMaxN];
+};
+__thread Scratch* scratch __attribute__((tls_model("initial-exec"))) = nullptr;
+
 /// A matrix descriptor: 14-bit fields in units of 16 bytes.
 struct Descriptor {
   uint32_t start_bytes;
@@ -126,8 +135,8 @@ void Compute(WgmmaOperation* operation) {
   if (operation->done) return;
   operation->done = true;
   const WgmmaShape& shape = operation->shape;
-  float a[kRows][kK];
-  float b[kMaxN][kK];
+  if (scratch == nullptr) scratch = new Scratch;
+  auto& [a, b, by_k, sums] = *scratch;
   if (operation->registers_a) {
     for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
       for (uint32_t i = 0; i < 4; ++i) {
@@ -144,12 +153,10 @@ void Compute(WgmmaOperation* operation) {
     Gather(operation->desc_a, shape.a_mn_major, shape.bf16, shape.negate_a, FirstRow(), kRows, a);
   }
   Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 0, shape.n, b);
-  double by_k[kK][kMaxN];
   for (uint32_t n = 0; n < shape.n; ++n) {
     for (uint32_t k = 0; k < kK; ++k) by_k[k][n] = static_cast<double>(b[n][k]);
   }
   for (uint32_t row = 0; row < kRows; ++row) {
-    double sums[kMaxN];
     for (uint32_t n = 0; n < shape.n; ++n) {
       const uint32_t lane = row % 8 * 4 + n % 8 / 2;
       const uint32_t i = n / 8 * 4 + row / 8 * 2 + n % 2;
