@@ -23,7 +23,7 @@ describe('the command', () => {
   it('helps, versions itself, and suggests', async () => {
     const help = await run(['--help']);
     expect(help.code).toBe(0);
-    for (const word of ['finetune', 'quantize', 'info', 'bench', 'build', 'Exit codes', '130']) {
+    for (const word of ['finetune', 'quantize', 'info', 'bench', 'emulate', 'build', 'Exit codes', '130']) {
       expect(help.stdout).toContain(word);
     }
     expect((await run([])).code).toBe(2);
@@ -31,7 +31,7 @@ describe('the command', () => {
     const wrong = await run(['finetun']);
     expect(wrong.code).toBe(2);
     expect(wrong.stderr).toContain('did you mean finetune?');
-    for (const name of ['finetune', 'quantize', 'info', 'bench', 'build']) {
+    for (const name of ['finetune', 'quantize', 'info', 'bench', 'emulate', 'build']) {
       const own = await run([name, '--help']);
       expect(own.code).toBe(0);
       expect(own.stdout).toContain(`lowrank ${name}`);
