@@ -23,7 +23,16 @@ describe('the command', () => {
   it('helps, versions itself, and suggests', async () => {
     const help = await run(['--help']);
     expect(help.code).toBe(0);
-    for (const word of ['finetune', 'quantize', 'info', 'bench', 'emulate', 'build', 'Exit codes', '130']) {
+    for (const word of [
+      'finetune',
+      'quantize',
+      'info',
+      'bench',
+      'emulate',
+      'build',
+      'Exit codes',
+      '130',
+    ]) {
       expect(help.stdout).toContain(word);
     }
     expect((await run([])).code).toBe(2);
