@@ -71,7 +71,8 @@ void Arrive(uint32_t id, uint32_t threads, bool predicate, bool wait, bool align
   ++barrier.arrived;
   if (wait) barrier.parked[fiber->warp] |= bit;
   if (barrier.arrived == expected) {
-    if (running->counters) Count("barrier", __builtin_popcount(barrier.warps));
+    if (running->counters)
+      Count("barrier", static_cast<uint64_t>(__builtin_popcount(barrier.warps)));
     ReleaseBarrier(block, &barrier);
     if (worker->random_order) worker->Reschedule();
     return;

@@ -45,6 +45,22 @@ LOWRANK_KERNEL(case_write_after_read, EmulatorCaseParams, 128, 1) {
   p.y[threadIdx.x] = s.v[threadIdx.x];
 }
 
+/// Warp 1 overwrites what warp 0 has read, always later, but nothing says so: a relaxed atomic is
+/// no release.
+LOWRANK_KERNEL(case_overwrites_read_of_other_warp, EmulatorCaseParams, 128, 1) {
+  Words& s = DynamicShared<Words>();
+  s.v[threadIdx.x] = Thread();
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    p.y[threadIdx.x] = s.v[threadIdx.x + 32];
+    __syncwarp();
+    if (threadIdx.x == 0) atomicAdd(p.counter, 1u);
+  } else if (threadIdx.x < 64) {
+    while (atomicAdd(p.counter, 0u) == 0) __nanosleep(20);
+    s.v[threadIdx.x] = 5;
+  }
+}
+
 LOWRANK_KERNEL(case_synchronised, EmulatorCaseParams, 128, 1) {
   Words& s = DynamicShared<Words>();
   s.v[threadIdx.x] = Thread();
@@ -138,6 +154,16 @@ LOWRANK_KERNEL(case_block_overwrites_read, EmulatorCaseParams, 128, 1) {
   if (blockIdx.x == 1) p.y[threadIdx.x] = v + 1;
 }
 
+/// The block that comes last overwrites what all have read, itself last of all.
+LOWRANK_KERNEL(case_last_block_overwrites, EmulatorCaseParams, 128, 1) {
+  uint32_t& s_turn = *reinterpret_cast<uint32_t*>(DynamicShared<Words>().v);
+  if (threadIdx.x == 0) s_turn = atomicAdd(p.counter, 1u);
+  __syncthreads();
+  const float v = p.y[threadIdx.x];
+  p.scratch[blockIdx.x * 128 + threadIdx.x] = v;
+  if (s_turn == gridDim.x - 1) p.y[threadIdx.x] = v + 1;
+}
+
 LOWRANK_KERNEL(case_atomics, EmulatorCaseParams, 128, 1) { atomicAdd(p.y + threadIdx.x, 1.0f); }
 
 LOWRANK_KERNEL(case_atomic_and_plain, EmulatorCaseParams, 128, 1) {
@@ -219,6 +245,46 @@ LOWRANK_KERNEL(case_blocks_wait_for_next, EmulatorCaseParams, 128, 1) {
   if (threadIdx.x == 0) StoreRelease(p.counter, gridDim.x - blockIdx.x);
 }
 
+/// What the other lanes of the warp wrote is no part of lane 0's release.
+LOWRANK_KERNEL(case_release_without_syncwarp, EmulatorCaseParams, 128, 1) {
+  if (threadIdx.x >= 32) return;
+  if (blockIdx.x == 0) {
+    p.scratch[threadIdx.x] = Thread();
+    if (threadIdx.x == 0) StoreRelease(p.counter, 1);
+  } else {
+    while (LoadAcquire(p.counter) == 0) {
+    }
+    p.y[threadIdx.x] = p.scratch[31 - threadIdx.x];
+  }
+}
+
+/// Nor is what lane 0 writes afterwards.
+LOWRANK_KERNEL(case_write_after_release, EmulatorCaseParams, 128, 1) {
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0) {
+    p.scratch[0] = 1;
+    StoreRelease(p.counter, 1);
+    p.scratch[0] = 2;
+  } else {
+    while (LoadAcquire(p.counter) == 0) {
+    }
+    p.y[0] = p.scratch[0];
+  }
+}
+
+LOWRANK_KERNEL(case_release_and_acquire, EmulatorCaseParams, 128, 1) {
+  if (threadIdx.x >= 32) return;
+  if (blockIdx.x == 0) {
+    p.scratch[threadIdx.x] = Thread();
+    __syncwarp();
+    if (threadIdx.x == 0) StoreRelease(p.counter, 1);
+  } else {
+    while (LoadAcquire(p.counter) == 0) {
+    }
+    p.y[threadIdx.x] = p.scratch[31 - threadIdx.x];
+  }
+}
+
 LOWRANK_KERNEL(case_waits_for_ever, EmulatorCaseParams, 128, 1) {
   while (LoadAcquire(p.counter) == 0) {
   }
@@ -243,6 +309,31 @@ LOWRANK_KERNEL(case_copy_waits_for_one_too_few, EmulatorCaseParams, 128, 1) {
   CpAsyncWait<1>();
   __syncthreads();
   p.y[threadIdx.x] = s.v[threadIdx.x].x;
+  CpAsyncWait<0>();
+}
+
+/// Two groups, a wait for the first: it may be used, the second may not.
+LOWRANK_KERNEL(case_copy_first_of_two, EmulatorCaseParams, 128, 1) {
+  Copies& s = DynamicShared<Copies>();
+  if (threadIdx.x < 64) CpAsync16(&s.v[threadIdx.x], p.x + threadIdx.x * 4, 16);
+  CpAsyncCommit();
+  if (threadIdx.x < 64) CpAsync16(&s.v[64 + threadIdx.x], p.x + threadIdx.x * 4, 16);
+  CpAsyncCommit();
+  CpAsyncWait<1>();
+  __syncthreads();
+  p.y[threadIdx.x] = s.v[threadIdx.x / 2].x;
+  CpAsyncWait<0>();
+}
+
+LOWRANK_KERNEL(case_copy_second_of_two, EmulatorCaseParams, 128, 1) {
+  Copies& s = DynamicShared<Copies>();
+  if (threadIdx.x < 64) CpAsync16(&s.v[threadIdx.x], p.x + threadIdx.x * 4, 16);
+  CpAsyncCommit();
+  if (threadIdx.x < 64) CpAsync16(&s.v[64 + threadIdx.x], p.x + threadIdx.x * 4, 16);
+  CpAsyncCommit();
+  CpAsyncWait<1>();
+  __syncthreads();
+  p.y[threadIdx.x] = s.v[64 + threadIdx.x / 2].x;
   CpAsyncWait<0>();
 }
 
