@@ -57,23 +57,38 @@ constexpr int kThreads = kSmallMThreads;
 
 // ----------------------------------------------------------------------------------- decode of w
 
-/// Tables and the decode of a lane's 16 bytes, one class a format:
-///   Fill()                       by the whole block of threads, before a barrier
-///   Padding()                    four bytes that stand for k past the end (x is zero there)
-///   Fragment(raw, q, scale)      elements 4q and 4q + 1 of `raw`, then 4q + 2 and 4q + 3, as T
-///   pairs
+/// Word i of 16 bytes, i known when this is compiled.
+LOWRANK_DEVICE uint32_t Word(const uint4& raw, int i) {
+  return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
+}
+
+/// Tables and the decode of a lane's 16 bytes of two rows, one class a format:
+///   Fill()                    by the whole block of threads, before a barrier
+///   Padding()                 four bytes that stand for k past the end (x is zero there)
+///   Prepare(scale)            what a step needs once for two rows of these scales
+///   Fragments(..., u, a)      the A operands of products 2u and 2u + 1: elements 8u .. 8u + 7
 template <SmallMFormat kFormat, typename Element>
 class LaneDecoder;
 
+/// Row g by the table, row g + 8 by byte permutes: half of the lookups leave the shared memory pipe
+/// to the integer one, which has as much room. Both give round_T(codebook[code] · scale).
 template <typename Element>
 class LaneDecoder<SmallMFormat::kCode4, Element> {
  public:
+  struct Prepared {
+    float scale;
+    NibbleTable table;
+  };
+
   __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
-      : s_pairs_(reinterpret_cast<float2*>(s_table)), g_codebook_(g_codebook) {}
+      : s_pairs_(reinterpret_cast<float2*>(s_table)),
+        s_codebook_(reinterpret_cast<float*>(s_table + kSmallMPairBytes)),
+        g_codebook_(g_codebook) {}
 
   __device__ __forceinline__ void Fill() {
     // Entry (byte, lane): thread t writes bytes 16 i + t / 16, so its low nibble does not change.
     const float low = g_codebook_[threadIdx.x / 16];
+    if (threadIdx.x % 16 == 0) s_codebook_[threadIdx.x / 16] = low;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       s_pairs_[i * kThreads + static_cast<int>(threadIdx.x)] = make_float2(g_codebook_[i], low);
@@ -87,10 +102,22 @@ class LaneDecoder<SmallMFormat::kCode4, Element> {
     return code * 0x11111111u;
   }
 
-  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float scale) const {
-    const uint32_t word = q / 2 == 0 ? raw.x : q / 2 == 1 ? raw.y : q / 2 == 2 ? raw.z : raw.w;
-    const uint32_t pair = word >> (16 * (q % 2));
-    return make_uint2(Pair(pair & 255u, scale), Pair((pair >> 8) & 255u, scale));
+  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
+    return Prepared{scale[0], MakeNibbleTable<Element>(s_codebook_, scale[1])};
+  }
+
+  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
+                                            uint32_t (&a)[2][4]) const {
+    const uint32_t word = Word(raw[0], u);
+    const uint4 high = DecodeNibbles(rows.table, Word(raw[1], u));
+    a[0][0] = Pair(word & 255u, rows.scale);
+    a[0][1] = high.x;
+    a[0][2] = Pair((word >> 8) & 255u, rows.scale);
+    a[0][3] = high.y;
+    a[1][0] = Pair((word >> 16) & 255u, rows.scale);
+    a[1][1] = high.z;
+    a[1][2] = Pair(word >> 24, rows.scale);
+    a[1][3] = high.w;
   }
 
  private:
@@ -100,12 +127,17 @@ class LaneDecoder<SmallMFormat::kCode4, Element> {
   }
 
   float2* const s_pairs_;
+  float* const s_codebook_;
   const float* const g_codebook_;
 };
 
 template <typename Element>
 class LaneDecoder<SmallMFormat::kCode8, Element> {
  public:
+  struct Prepared {
+    float scale[2];
+  };
+
   __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
       : s_levels_(reinterpret_cast<float*>(s_table)), g_codebook_(g_codebook) {}
 
@@ -123,10 +155,21 @@ class LaneDecoder<SmallMFormat::kCode8, Element> {
     return code * 0x01010101u;
   }
 
-  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float scale) const {
-    const uint32_t word = q == 0 ? raw.x : q == 1 ? raw.y : q == 2 ? raw.z : raw.w;
-    return make_uint2(Pair(word & 255u, (word >> 8) & 255u, scale),
-                      Pair((word >> 16) & 255u, word >> 24, scale));
+  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
+    return Prepared{{scale[0], scale[1]}};
+  }
+
+  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
+                                            uint32_t (&a)[2][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        const uint32_t word = Word(raw[half], 2 * u + part);
+        a[part][half] = Pair(word & 255u, (word >> 8) & 255u, rows.scale[half]);
+        a[part][half + 2] = Pair((word >> 16) & 255u, word >> 24, rows.scale[half]);
+      }
+    }
   }
 
  private:
@@ -143,11 +186,21 @@ class LaneDecoder<SmallMFormat::kCode8, Element> {
 template <typename Element>
 class LaneDecoder<SmallMFormat::kDense, Element> {
  public:
+  struct Prepared {};
+
   __device__ __forceinline__ LaneDecoder(unsigned char*, const float*) {}
   __device__ __forceinline__ void Fill() {}
   __device__ __forceinline__ uint32_t Padding() const { return 0; }
-  __device__ __forceinline__ uint2 Fragment(const uint4& raw, int q, float) const {
-    return q == 0 ? make_uint2(raw.x, raw.y) : make_uint2(raw.z, raw.w);
+  __device__ __forceinline__ Prepared Prepare(const float (&)[2]) const { return Prepared{}; }
+  __device__ __forceinline__ void Fragments(const Prepared&, const uint4 (&raw)[2], int,
+                                            uint32_t (&a)[2][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      a[0][half] = raw[half].x;
+      a[0][half + 2] = raw[half].y;
+      a[1][half] = raw[half].z;
+      a[1][half + 2] = raw[half].w;
+    }
   }
 };
 
@@ -231,6 +284,7 @@ class SmallMBlock {
   static constexpr int kStepK = kSmallMStepK<kFormat, Tile>;
   static constexpr bool kQuantised = kFormat != SmallMFormat::kDense;
   using Shared = SmallMShared<kFormat, Tile>;
+  using Decoder = LaneDecoder<kFormat, Element>;
 
  public:
   __device__ __forceinline__ explicit SmallMBlock(const SmallMParams& params)
@@ -284,13 +338,14 @@ class SmallMBlock {
 
   /// Rows past N read the last one; what they give is not stored.
   __device__ __forceinline__ void FindRows() {
+    g_rows_ = static_cast<const uint4*>(p_.w.data) + first_n_ * p_.K / kLaneElems;
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int64_t n = Least(first_n_ + LocalRow(i, half), p_.N - 1);
         const int64_t element = n * p_.K + first_k_;
-        g_row_[i][half] = static_cast<const unsigned char*>(p_.w.data) + element * 16 / kLaneElems;
+        row_pieces_[i][half] = static_cast<int>((element - first_n_ * p_.K) / kLaneElems);
         in_block_[i][half] = static_cast<int>(element & ((int64_t{1} << p_.w.blocksize_log2) - 1));
       }
     }
@@ -304,7 +359,7 @@ class SmallMBlock {
       for (int half = 0; half < 2; ++half) {
         codes->raw[i][half] = make_uint4(padding_, padding_, padding_, padding_);
         if (k < slice_) {
-          codes->raw[i][half] = LoadStream16(g_row_[i][half] + k / kLaneElems * 16);
+          codes->raw[i][half] = LoadStream16(g_rows_ + (row_pieces_[i][half] + k / kLaneElems));
         }
       }
     }
@@ -366,6 +421,9 @@ class SmallMBlock {
         }
       }
     }
+    typename Decoder::Prepared prepared[Tile::kTilesN];
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) prepared[i] = decoder_.Prepare(scale[i]);
     // The last token stands in for those past M: its columns of the product are not stored.
     const unsigned char* s_x = s_.main.x[step % 2] + warp_k_ * (Tile::kTokens * kPieces * 16);
 #pragma unroll
@@ -378,16 +436,13 @@ class SmallMBlock {
         x[j] = *reinterpret_cast<const uint4*>(s_x + place * 16);
       }
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
+      for (int i = 0; i < Tile::kTilesN; ++i) {
+        uint32_t a[2][4];
+        decoder_.Fragments(prepared[i], codes.raw[i], u, a);
 #pragma unroll
-        for (int i = 0; i < Tile::kTilesN; ++i) {
-          const uint2 low = decoder_.Fragment(codes.raw[i][0], 2 * u + part, scale[i][0]);
-          const uint2 high = decoder_.Fragment(codes.raw[i][1], 2 * u + part, scale[i][1]);
-          const uint32_t a[4] = {low.x, high.x, low.y, high.y};
-#pragma unroll
-          for (int j = 0; j < Tile::kTilesM; ++j) {
-            Element::Mma(sum_[i][j], a, part == 0 ? x[j].x : x[j].z, part == 0 ? x[j].y : x[j].w);
-          }
+        for (int j = 0; j < Tile::kTilesM; ++j) {
+          Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y);
+          Element::Mma(sum_[i][j], a[1], x[j].z, x[j].w);
         }
       }
     }
@@ -446,7 +501,7 @@ class SmallMBlock {
 
   const SmallMParams& p_;
   Shared& s_;
-  LaneDecoder<kFormat, Element> decoder_;
+  Decoder decoder_;
   const int lane_;
   const int warp_n_;
   const int warp_k_;
@@ -454,8 +509,9 @@ class SmallMBlock {
   const int64_t first_k_;
   const int slice_;  // k of this block
   uint32_t padding_;
-  const unsigned char* g_row_[Tile::kTilesN][2];
-  int in_block_[Tile::kTilesN][2];  // of the row's first element in its quantisation block
+  const uint4* g_rows_;               // the block's first row
+  int row_pieces_[Tile::kTilesN][2];  // 16-byte pieces from there to the slice of the lane's rows
+  int in_block_[Tile::kTilesN][2];    // of the row's first element in its quantisation block
   float sum_[Tile::kTilesN][Tile::kTilesM][4] = {};
 };
 
@@ -483,7 +539,7 @@ LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
 
 #define LOWRANK_SMALL_M_TILES(X, format, dtype, kFormat, Element) \
   X(format##_##dtype##_m8, kFormat, Element, SmallMTile8, 2)      \
-  X(format##_##dtype##_m16, kFormat, Element, SmallMTile16, 2)    \
+  X(format##_##dtype##_m16, kFormat, Element, SmallMTile16, 1)    \
   X(format##_##dtype##_m32, kFormat, Element, SmallMTile32, 1)    \
   X(format##_##dtype##_m64, kFormat, Element, SmallMTile64, 1)
 #define LOWRANK_SMALL_M_KERNELS(X)                                          \

@@ -41,13 +41,20 @@ using SmallMTile64 = SmallMTile<2, 8, 4>;
 template <SmallMFormat kFormat, typename Tile>
 constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 
+/// 4-bit: the values of both codes of a byte, [256][16] float2, then the codebook. 8-bit: of a
+/// code, [256][32] float.
+constexpr int kSmallMPairBytes = 32768;
+constexpr int SmallMTableBytes(SmallMFormat format) {
+  return format == SmallMFormat::kDense   ? 128
+         : format == SmallMFormat::kCode4 ? kSmallMPairBytes + 128
+                                          : 32768;
+}
+
 /// Shared memory; the decoded scales, [block of the slice][row], follow it.
 template <SmallMFormat kFormat, typename Tile>
 struct SmallMShared {
   struct Main {
-    // 4-bit: the values of both codes of a byte, [256][16] float2. 8-bit: of a code, [256][32]
-    // float.
-    alignas(128) unsigned char table[kFormat == SmallMFormat::kDense ? 128 : 32768];
+    alignas(128) unsigned char table[SmallMTableBytes(kFormat)];
     alignas(128) unsigned char x[2][Tile::kTokens * kSmallMStepK<kFormat, Tile> * 2];
   };
   union {

@@ -53,13 +53,14 @@ constexpr FormatRow MakeFormat(const char* bf16, const char* f16) {
 /// give bytes of x and of w a 4-bit weight. Untuned: no GPU has run them.
 constexpr TileRow kTiles[] = {
     LOWRANK_SMALL_M_ROW(8, SmallMTile8, 2, "0.5 of x beside 0.56 of w at M = 8"),
-    LOWRANK_SMALL_M_ROW(16, SmallMTile16, 2, "0.5 beside 0.56 at M = 16"),
+    LOWRANK_SMALL_M_ROW(16, SmallMTile16, 1, "0.5 beside 0.56 at M = 16"),
     LOWRANK_SMALL_M_ROW(32, SmallMTile32, 1, "0.5 beside 0.56 at M = 32"),
     LOWRANK_SMALL_M_ROW(64, SmallMTile64, 1, "1 beside 0.56 at M = 64; 256 rows do not fit"),
 };
 #undef LOWRANK_SMALL_M_ROW
 
 constexpr int64_t kSplitsMax = 64;
+constexpr int64_t kColsMax = int64_t{1} << 26;  // a block's rows have fewer than 2^31 pieces
 
 const TileRow* TileFor(int64_t M, const DeviceLimits& device) {
   for (const TileRow& row : kTiles) {
@@ -119,7 +120,7 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   if (tile == nullptr) return false;
   if (!w.quantised() && w.dense.dtype != x.dtype) return false;
   const int64_t lane_elems = gpu::LaneElems(FormatOf(w));
-  if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > (int64_t{1} << 30)) return false;
+  if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > kColsMax) return false;
   const void* weight = w.quantised() ? w.quant.codes : w.dense.data;
   if (!IsAligned(x.data, 16) || !IsAligned(weight, 16)) return false;
   return CutK(operands, *tile, device).count > 0;

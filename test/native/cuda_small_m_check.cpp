@@ -186,6 +186,31 @@ void CheckSpecial() {
   }
 }
 
+/// A weight's own codebook whose first code is infinite: K that ends inside a step is padded with
+/// another code, so that rows which do not use it stay finite.
+void CheckCodebook() {
+  for (const char* weight : {"nf4/64", "int8/64"}) {
+    Case spec{"codebook", 3, 35, 96, 0, kB, weight, false, kF32, false, 1};
+    Problem problem(spec);
+    QuantView& w = problem.w.view.quant;
+    std::vector<float> codebook(w.codebook, w.codebook + w.format->levels);
+    codebook[0] = std::numeric_limits<float>::infinity();
+    w.codebook = codebook.data();
+    for (size_t i = 0; i < w.code_bytes(); ++i) {
+      // No code 0 but in the first byte.
+      const uint8_t byte = w.codes[i];
+      const bool bytes = w.format->bits == 8;
+      const bool has_zero = bytes ? byte == 0 : (byte & 15) == 0 || (byte >> 4) == 0;
+      if (has_zero && i > 0) w.codes[i] = 0x77;
+    }
+    w.codes[0] = 0;
+    Dense y(spec.M, spec.N, spec.dtype);
+    const std::string error = problem.Run(&y);
+    Report(error.empty(), std::string("codebook ") + weight + ": " + error);
+    if (error.empty()) problem.Check(y, std::string("codebook ") + weight);
+  }
+}
+
 /// A token's bits do not depend on its company under the same tile.
 void CheckInvariance() {
   Case spec{"company", 8, 64, 1120, 4, kB, "nf4/64d", true, kF32, true, 1};
@@ -254,6 +279,7 @@ int Main(int argc, char** argv) {
   }
   if (only.empty()) {
     CheckSpecial();
+    CheckCodebook();
     CheckInvariance();
     CheckRefusals();
   }
