@@ -28,23 +28,28 @@
 ///              it is 16 + 16 KB = 32 B/clk at full rate, 26 B/clk at the 80 % of peak (798 of
 ///              990 TFLOP/s) that the power limit leaves: multicast is what makes the goal
 ///              reachable, and a larger cluster would buy 8 KB more at the price of a longer chain
-///   issue      8 wgmma, 1 wait, 4 copies: nothing. Decode: 5 issue slots a weight; a panel of
+///   issue      8 wgmma, 2 waits, 2 copies: nothing. Decode: 5 issue slots a weight; a panel of
 ///              2,048 x 4,096 over 132 SMs is 64 k weights an SM = 10 k warp instructions, in the
 ///              shadow of at least one tile (65 k clk) in which 4 x 65 k slots are free
-///   epilogue   64 KB: 512 clk of stmatrix, 512 clk of 16-byte loads, stores of whole 128-byte
-///              lines; loads of the next tile run meanwhile. 2 % of a tile of K = 4,096
+///   epilogue   64 KB: 512 clk of stmatrix, 512 clk of 16-byte loads, both without bank conflicts,
+///              stores of whole 128-byte lines; the copies of the next tile run meanwhile. 2 % of a
+///              tile of K = 4,096
 ///
 /// Why panels in pairs of launches, not tile types in one persistent kernel: kernel boundaries
 /// replace flags, spinning and a proxy fence between blocks, and cost one launch latency (about
 /// 1 us, overlapped by programmatic launch) a panel. Exposed is the first panel only: 4.7 MB of
-/// codes read, 16.8 MB written to L2, about 4 us; the others hide. 4096 x 4096, NF4:
-///   M = 2,048  86.1 + 4 + 1 = 91 us    (G6: 92)      M = 1,024  43.1 + 7.5 (one panel) = 51 (48)
-///   M = 4,096  172.2 + 4 + 1 = 177 us  (G7: 180)     M = 8,192  344.5 + 4 + 1 = 350 us (G7: 357)
-///   r = 16     one more block of 64 K of 64 with bf16 lora_b (3 · 16), two with f32 (8 · 16):
-///              1.6 % and 3.1 %; shrink apart: 355..360 us (G8: 362)
-/// M = 1,024 misses its goal here: one wave of tiles leaves nothing to hide the only panel behind;
-/// it belongs to a kernel that decodes in registers. Whole waves at M = 2,048, N = 2,048 a panel:
-/// 128 tiles on 132 SMs = 97 %.
+/// codes read, 16.8 MB written to L2, about 4 us; the others hide. 4096 x 4096, NF4, r = 0, floors
+/// of 798 TFLOP/s, in us (goal):
+///   M = 1,024  43.1 + 7.5 (one panel) = 51 (48)    M = 2,048  86.1 + 4 + 1 = 91 (92)
+///   M = 4,096  172.2 + 4 + 1 = 177 (180)           M = 8,192  344.5 + 4 + 1 = 350 (357)
+/// M = 1,024 misses its goal: one wave of tiles leaves nothing to hide the only panel behind; it
+/// belongs to a kernel that decodes in registers. Waves at M = 2,048, 2,048 rows a panel: 128 tiles
+/// on 132 SMs = 97 %.
+/// r = 16 adds one block of 64 of K (3 · 16) with bf16 lora_b, two (8 · 16) with f32: 1.6 % and
+/// 3.1 % of K = 4,096, so 355 at M = 8,192 (362). The launch of the shrink before this plan reads x
+/// once more, 67 MB = 22 us: with it 377. The goal is reached where that is hidden, which registers
+/// forbid beside these blocks; it takes row tiles of [w; lora_a] at the head of the walk and a flag
+/// a row tile that the copy of the slab waits for.
 #include "cuda/panel_fill.cuh"
 #include "cuda/ptx_sm90.cuh"
 
