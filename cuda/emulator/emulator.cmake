@@ -172,4 +172,6 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
       lowrank_emulator_check_program(ptx_selftest test/native/emulator_selftest.cpp ${parts})
     endif()
   endif()
+
+  include(${CMAKE_CURRENT_LIST_DIR}/hopper/checks.cmake)
 endif()
