@@ -5,7 +5,8 @@
 ///
 /// Operands     x [M, C] f32 row-major · w [P, C], or [C, P] where transposed: dense of any dtype
 /// or
-///              bitsandbytes' codes, read in place in both directions · y [M, P] f32
+///              bitsandbytes' codes, read in place in both directions · y [M, P] f32, or 16-bit
+///              (f32 weights under 16-bit activations, which the plan widens first)
 /// Grid         one block a tile, blockIdx.x = tile_m · tiles_p + tile_p, so that blocks in flight
 ///              together share the weight's columns in L2
 /// Shared       kStages · kTileM · 64 + 2 · kTileP · 64 + 1,024 bytes
@@ -394,9 +395,16 @@ struct GemmF32 {
       for (int mi = 0; mi < kMI; ++mi) {
         const int64_t m = first_m + 4 * mi;
         if (m >= p.M) continue;
-        float* g_y = p.y + m * p.P + column;
-        const float sum = total[mi][pi] + addend;
-        *g_y = p.accumulate ? *g_y + sum : sum;
+        const int64_t index = m * p.P + column;
+        float sum = total[mi][pi] + addend;
+        if (p.accumulate) sum = LoadAny(p.y, p.y_dtype, index) + sum;
+        if (p.y_dtype == kElementF32) {
+          static_cast<float*>(p.y)[index] = sum;
+        } else {
+          const uint32_t bits = p.y_dtype == kElementBF16 ? ElementBF16T::Pack(sum, 0.0f)
+                                                          : ElementF16T::Pack(sum, 0.0f);
+          static_cast<uint16_t*>(p.y)[index] = static_cast<uint16_t>(bits);
+        }
       }
     }
   }

@@ -20,7 +20,7 @@ struct GemmF32Pass {
 /// y [M, P] = gate ⊙ (passes[0]) + passes[1] + bias + scaling · lora_bias (+ y)
 struct GemmF32Params {
   GemmF32Pass passes[2];  // the LoRA term, then the base product
-  float* y;
+  void* y;                // [M, P]
   const void* bias;       // [1, P] or null
   const void* lora_bias;  // [1, P] or null
   const void* mask;       // [M, P] or null
@@ -30,7 +30,8 @@ struct GemmF32Params {
   uint32_t threshold;  // DropoutThreshold(p)
   float kept_scale;    // 1 / (1 - p)
   float scaling;       // of lora_bias
-  uint8_t bias_dtype;  // ElementCode, as those below
+  uint8_t y_dtype;     // ElementCode, as those below
+  uint8_t bias_dtype;
   uint8_t lora_bias_dtype;
   uint8_t mask_dtype;
   bool gated;       // dropout by seed, or by mask where given

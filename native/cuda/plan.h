@@ -21,6 +21,9 @@ struct DeviceLimits {
   int64_t shared_bytes_per_block = 166912;  // with opt-in
   int64_t shared_bytes_per_sm = 167936;
   int64_t l2_bytes = 40 << 20;
+  /// Choose kernels and splits without looking at M, so that a row has the same bits alone and in
+  /// any batch.
+  bool batch_invariant = false;
 };
 
 struct Dim3 {

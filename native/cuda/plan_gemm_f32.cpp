@@ -62,12 +62,19 @@ gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C,
 
 }  // namespace
 
-Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device, Workspace*,
-                   Plan* plan) {
+Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan) {
   const bool transposed = operands.w_transposed;
   const int64_t M = operands.x.rows;
   const int64_t P = transposed ? operands.w.cols() : operands.w.rows();
   if (M == 0 || P == 0) return Status();
+
+  TensorView x = operands.x;
+  if (x.dtype != DType::kF32) {
+    x.dtype = DType::kF32;
+    x.data = workspace->Take<float>(x.elems());
+    LOWRANK_RETURN_IF_ERROR(MakePlan(CastOp{operands.x, x}, device, workspace, plan));
+  }
 
   gpu::GemmF32Params params{};
   if (operands.h != nullptr && operands.lora_factor.present) {
@@ -76,9 +83,9 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device, 
     params.passes[0] =
         MakePass(operands.h, DenseWeightParams(factor), r, factor.cols, operands.scaling);
   }
-  params.passes[1] =
-      MakePass(operands.x.data, WeightParams(operands.w), operands.x.cols, operands.w.cols(), 1.0f);
-  params.y = static_cast<float*>(operands.y.data);
+  params.passes[1] = MakePass(x.data, WeightParams(operands.w), x.cols, operands.w.cols(), 1.0f);
+  params.y = operands.y.data;
+  params.y_dtype = static_cast<uint8_t>(operands.y.dtype);
   params.bias = operands.bias.data;
   params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
   params.lora_bias = operands.lora_bias.data;

@@ -20,15 +20,27 @@ LoraForwardWgmmaOperands AsWgmma(const GemmMmaOperands& operands) {
   return wgmma;
 }
 
+/// From this many bytes of weight on the family may change with M. Below it one wave of blocks
+/// reads the weight in less time than a launch takes, so nothing is won, and a row keeps the bits
+/// that it has in any batch.
+constexpr int64_t kFamilyChoiceBytes = int64_t{1} << 20;
+
+bool MayChooseByM(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  const WeightView& w = operands.w;
+  const size_t bytes = w.quantised() ? w.quant.code_bytes() : w.dense.bytes();
+  return !device.batch_invariant && static_cast<int64_t>(bytes) >= kFamilyChoiceBytes;
+}
+
 }  // namespace
 
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan) {
   if (operands.y.elems() == 0) return Status();
-  if (operands.x.dtype == DType::kF32) {
+  const bool f32_weight = !operands.w.quantised() && operands.w.dense.dtype == DType::kF32;
+  if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
   }
-  if (!operands.w_transposed && operands.w.cols() > 0) {
+  if (!operands.w_transposed && MayChooseByM(operands, device)) {
     if (SmallMApplies(operands, device)) {
       return PlanMatmulSmallM(operands, device, workspace, plan);
     }
