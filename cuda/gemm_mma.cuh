@@ -50,12 +50,17 @@ struct WarpProduct {
   /// the 16 columns of a pair of pi, only flips bits of a row's piece, so the rest is immediates.
   int x_offset_bytes;
   int w_offset_bytes;
+  /// This lane's first accumulator in the block's tile.
+  int row;
+  int col;
 
   __device__ __forceinline__ WarpProduct() {
     const int lane = static_cast<int>(threadIdx.x & 31);
     const int warp = static_cast<int>(threadIdx.x >> 5);
     const int m0 = warp / Tile::kWarpsP * Tile::kWarpM;
     const int p0 = warp % Tile::kWarpsP * Tile::kWarpP;
+    row = m0 + lane / 4;
+    col = p0 + lane % 4 * 2;
     x_offset_bytes = SwizzledOffset<128>(m0 + lane % 16, lane / 16);
     if constexpr (Tile::kTransposed) {
       w_offset_bytes = SwizzledOffset<Tile::kTileP * 2>(lane % 16, p0 / 8 + lane / 16);
@@ -75,7 +80,7 @@ struct WarpProduct {
     }
   }
 
-  /// 16 elements of the reduction, `step` of the slab's four. kMmaElement is Element, or bf16 for
+  /// 16 elements of the reduction, `step` of the slab's four. MmaElement is Element, or bf16 for
   /// the LoRA parts.
   template <typename MmaElement>
   __device__ __forceinline__ void Step(const unsigned char* s_x, const unsigned char* s_w,
@@ -98,20 +103,6 @@ struct WarpProduct {
         MmaElement::Mma(acc[mi][pi], a[mi], b[0], b[1]);
         MmaElement::Mma(acc[mi][pi + 1], a[mi], b[2], b[3]);
       }
-    }
-  }
-
-  /// visit(accumulators, row, column) for each fragment, within the block's tile.
-  template <typename Visit>
-  __device__ __forceinline__ void ForEachFragment(Visit&& visit) {
-    const int lane = static_cast<int>(threadIdx.x & 31);
-    const int warp = static_cast<int>(threadIdx.x >> 5);
-    const int m0 = warp / Tile::kWarpsP * Tile::kWarpM + lane / 4;
-    const int p0 = warp % Tile::kWarpsP * Tile::kWarpP + lane % 4 * 2;
-#pragma unroll
-    for (int mi = 0; mi < kMi; ++mi) {
-#pragma unroll
-      for (int pi = 0; pi < kPi; ++pi) visit(acc[mi][pi], m0 + mi * 16, p0 + pi * 8);
     }
   }
 };
@@ -257,6 +248,28 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     __syncthreads();
   };
 
+  // A dropped element is zero whatever it held. The draws of a row of fragments are a loop, as
+  // unrolled they would be half of the kernel.
+  auto apply_gate = [&] {
+    const DropoutGate<!Source::kGeneral> gate(p);
+#pragma unroll
+    for (int mi = 0; mi < Product::kMi; ++mi) {
+      uint32_t keeps = 0;
+#pragma unroll 1
+      for (int pi = 0; pi < Product::kPi; ++pi) {
+        keeps |= gate.Keeps(m0 + product.row + mi * 16, p0 + product.col + pi * 8) << (4 * pi);
+      }
+#pragma unroll
+      for (int pi = 0; pi < Product::kPi; ++pi) {
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          float& value = product.acc[mi][pi][q];
+          value = (keeps >> (4 * pi + q) & 1u) != 0 ? value * p.kept_scale : 0.0f;
+        }
+      }
+    }
+  };
+
   // First, so that its gate meets the LoRA term alone.
   auto add_lora = [&] {
     const LoraSlabs<Tile> lora(p);
@@ -275,11 +288,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
       }
     }
     if constexpr (Tile::kTransposed) {
-      if (p.gated) {
-        const DropoutGate<!Source::kGeneral> gate(p);
-        product.ForEachFragment(
-            [&](float(&acc)[4], int row, int col) { gate.Apply(acc, m0 + row, p0 + col); });
-      }
+      if (p.gated) apply_gate();
     }
   };
 
@@ -297,12 +306,17 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   // Every copy that was issued has been waited for.
   auto store_tile = [&] {
     __syncthreads();
-    product.ForEachFragment([&](float(&acc)[4], int row, int col) {
-      *reinterpret_cast<float2*>(shared.out + row * Shared::kOutRow + col) =
-          make_float2(acc[0], acc[1]);
-      *reinterpret_cast<float2*>(shared.out + (row + 8) * Shared::kOutRow + col) =
-          make_float2(acc[2], acc[3]);
-    });
+#pragma unroll
+    for (int mi = 0; mi < Product::kMi; ++mi) {
+#pragma unroll
+      for (int pi = 0; pi < Product::kPi; ++pi) {
+        const float(&acc)[4] = product.acc[mi][pi];
+        float* s_upper =
+            shared.out + (product.row + mi * 16) * Shared::kOutRow + product.col + pi * 8;
+        *reinterpret_cast<float2*>(s_upper) = make_float2(acc[0], acc[1]);
+        *reinterpret_cast<float2*>(s_upper + 8 * Shared::kOutRow) = make_float2(acc[2], acc[3]);
+      }
+    }
     __syncthreads();
     constexpr int kPieces = Tile::kTileP / 8;
     static_assert(Tile::kThreads % kPieces == 0);

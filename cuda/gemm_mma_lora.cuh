@@ -94,33 +94,26 @@ class LoraSlabs {
   const int blocks_per_pair_;
 };
 
-/// gate ⊙ acc, element (m, k) and its right neighbour in acc[0..1], (m + 8, k) in acc[2..3]. A
-/// dropped element is zero whatever it held. `draw` is a warp's function: all its lanes call it.
+/// Which of four neighbours the gate keeps: (m, k), (m, k + 1), (m + 8, k), (m + 8, k + 1), as the
+/// bits of a number. A warp's function: all its lanes call it, for one fragment.
 template <bool kAligned>
 class DropoutGate {
  public:
   __device__ __forceinline__ explicit DropoutGate(const GemmMmaParams& p) : p_(p) {}
 
-  __device__ __forceinline__ void Apply(float (&acc)[4], int64_t m, int64_t k) const {
-    bool keeps[4];
-    if (p_.mask != nullptr) {
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const int64_t mq = m + q / 2 * 8;
-        const int64_t kq = k + q % 2;
-        keeps[q] =
-            mq < p_.M && kq < p_.K && LoadAny(p_.mask, p_.mask_dtype, mq * p_.K + kq) != 0.0f;
-      }
-    } else if constexpr (kAligned) {
-      DrawShared(keeps, m, k);
-    } else {
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        keeps[q] = DropoutKeeps(p_.seed, Index(m + q / 2 * 8, k + q % 2), p_.threshold);
-      }
+  __device__ __forceinline__ uint32_t Keeps(int64_t m, int64_t k) const {
+    if (p_.mask == nullptr && kAligned) return DrawShared(m, k);
+    uint32_t keeps = 0;
+#pragma unroll 1
+    for (int q = 0; q < 4; ++q) {
+      const int64_t mq = m + q / 2 * 8;
+      const int64_t kq = k + q % 2;
+      if (mq >= p_.M || kq >= p_.K) continue;
+      const bool kept = p_.mask != nullptr ? LoadAny(p_.mask, p_.mask_dtype, mq * p_.K + kq) != 0.0f
+                                           : DropoutKeeps(p_.seed, Index(mq, kq), p_.threshold);
+      keeps |= (kept ? 1u : 0u) << q;
     }
-#pragma unroll
-    for (int q = 0; q < 4; ++q) acc[q] = keeps[q] ? acc[q] * p_.kept_scale : 0.0f;
+    return keeps;
   }
 
  private:
@@ -130,20 +123,17 @@ class DropoutGate {
 
   /// K is a multiple of 4, so lanes 2i and 2i + 1 hold two elements each of the same two groups of
   /// four: one draws row m's group, the other row m + 8's, and they exchange.
-  __device__ __forceinline__ void DrawShared(bool (&keeps)[4], int64_t m, int64_t k) const {
+  __device__ __forceinline__ uint32_t DrawShared(int64_t m, int64_t k) const {
     const int odd = static_cast<int>(threadIdx.x & 1);
     const uint64_t group = Index(m + odd * 8, k) >> 2;
     const Philox4 draw = PhiloxGroup(p_.seed, group, kDropoutStream);
-    uint32_t bits = 0;
+    uint32_t mine = 0;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) bits |= (draw.lane[q] >= p_.threshold ? 1u : 0u) << q;
-    const uint32_t other = __shfl_xor_sync(0xffffffffu, bits, 1);
-    const uint32_t upper = (odd == 0 ? bits : other) >> (2 * odd);
-    const uint32_t lower = (odd == 0 ? other : bits) >> (2 * odd);
-    keeps[0] = (upper & 1u) != 0;
-    keeps[1] = (upper & 2u) != 0;
-    keeps[2] = (lower & 1u) != 0;
-    keeps[3] = (lower & 2u) != 0;
+    for (int q = 0; q < 4; ++q) mine |= (draw.lane[q] >= p_.threshold ? 1u : 0u) << q;
+    const uint32_t other = __shfl_xor_sync(0xffffffffu, mine, 1);
+    const uint32_t upper = ((odd == 0 ? mine : other) >> (2 * odd)) & 3u;
+    const uint32_t lower = ((odd == 0 ? other : mine) >> (2 * odd)) & 3u;
+    return upper | lower << 2;
   }
 
   const GemmMmaParams& p_;
