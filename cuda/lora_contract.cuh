@@ -31,6 +31,8 @@
 ///              the split of the factor, 30 for the copies: under 180; 8 warps over 4 schedulers:
 ///              360 slots
 ///   L2         8 KB of factor beside 16 KB of x
+///   counters   every access of the loop costs its ideal, but for factors of 16 bits: a request of
+///              theirs uses half of each sector, and the next request, an L1 hit, the other half
 /// so memory decides, with two blocks (96 KB in flight) on a multiprocessor against the 16 KB that
 /// 700 ns of latency ask for. A second rank tile is a neighbour in the grid and reads the same x
 /// out of L2 (which has some 3 times the rate of memory), so x comes from memory once for any r;
@@ -51,8 +53,8 @@
 
 namespace lowrank::gpu {
 
-/// The widest rank tile: the sums of 8 warps, 64 · 32 floats each, fill four 16-bit tiles, and 64
-/// accumulators a thread leave room for two blocks.
+/// The widest rank tile: 64 accumulators a thread stay in registers beside everything else (128 do
+/// not), and the sums of 8 warps, 64 · 32 floats each, fit where four 16-bit tiles were.
 constexpr int kLoraMaxRankTile = 32;
 
 template <typename T>

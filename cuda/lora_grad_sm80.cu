@@ -7,9 +7,8 @@
 /// The body, its numerics and its budget are in lora_contract.cuh; a column sum is one more product
 /// per fragment, with ones.
 ///
-/// Grid         lora_grad (ceil(cols / 64), splits of M, ceil(r / kRankTile)); lora_dy one block
-/// for
-///              each block of the two contractions (see LoraDyParams)
+/// Grid         lora_grad (ceil(cols / 64) · rank tiles, splits of M); lora_dy one block for each
+///              block of its two contractions, in groups (LoraDyParams)
 /// Partials     one f32 plane a split, added by lora_reduce in ascending order: no atomics, the
 ///              same bits in every run
 ///
@@ -23,11 +22,12 @@
 /// row of dy once, the second reader finds it in L2 as long as the groups in flight fit there, and
 /// the partial planes are M / (rows of a group).
 ///
-/// Bytes, M = 8,192, N = K = 4,096, r = 16, bf16: dy 67.1 MB from DRAM and as much again from L2,
-/// planes of d_lora_b 8 · 0.26 MB and of dh 4 · 0.5 MB, both ways 8 MB: 48 us on A100, 25 us on
-/// H100. x 67.1 MB and planes 4 MB: 46 us, 24 us. Together 94 us of 1,050 (A100: 9 %) and 49 us of
-/// 345 (H100: 14 %): goal G10's 8 % asks for the overlap with dx's product on top, which leaves
-/// half of the memory idle.
+/// Bytes, M = 8,192, N = K = 4,096, r = 16, bf16, A100: 7 groups of 1,280 rows (10.5 MB of dy, 144
+/// blocks; 216 are resident). dy 67.1 MB from DRAM and as much again from L2, planes of d_lora_b
+/// 7 · 0.26 MB and of dh 4 · 0.5 MB, both ways 8 MB: 48 us, H100 25 us. x 67.1 MB and planes 4 MB:
+/// 46 us, 24 us. Together 94 us beside a product of 1,050 (A100: 9 %; 137 us and 13 % if dy were
+/// read twice) and 49 us of 345 (H100: 14 %). Goal G10's 8 % on H100 asks for the overlap with dx's
+/// product on top, which leaves four fifths of the memory's time idle.
 #include "cuda/lora_contract.cuh"
 #include "cuda/params/lora_grad.h"
 

@@ -74,8 +74,9 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
 
   // Shrink blocks with about as much of dy as the gradient's.
   const int64_t n_tiles = CeilDiv(dy.cols, gpu::kLoraTileQ);
-  const int64_t n_tiles_per_split = std::clamp<int64_t>(split.q_per_split / gpu::kLoraTileQ,
-                                                        std::min<int64_t>(2, n_tiles), n_tiles);
+  const int64_t wanted_tiles = std::clamp<int64_t>(split.q_per_split / gpu::kLoraTileQ,
+                                                   std::min<int64_t>(2, n_tiles), n_tiles);
+  const int64_t n_tiles_per_split = CeilDiv(n_tiles, CeilDiv(n_tiles, wanted_tiles));
   params.shrink = LoraShrinkOver(dy, lora_b, true, DropoutSpec(), tile);
   params.shrink.q_per_split = n_tiles_per_split * gpu::kLoraTileQ;
   params.shrink_rows = static_cast<uint32_t>(split.q_per_split / gpu::kLoraTileO);

@@ -6,207 +6,16 @@
 ///
 /// Built with instrumented kernels it also fails on whatever the emulator finds. `counters` prints
 /// the accesses of the main loops that cost more than 1.10 of the ideal.
-#include <memory>
-
-#include "cuda/emulator/run_plan.h"
 #include "native/cuda/plan_lora_shrink.h"
-#include "test/native/kernel_operands.h"
+#include "test/native/cuda_lora_operands.h"
 
+namespace lowrank::loracheck {
 namespace {
-
-using lowrank::DropoutSpec;
-using lowrank::DType;
-using lowrank::DTypeName;
-using lowrank::LoadElement;
-using lowrank::LoraBackwardOp;
-using lowrank::Status;
-using lowrank::StoreElement;
-using lowrank::TensorView;
-using lowrank::cpu::Expect;
-using lowrank::cpu::GateAt;
-using lowrank::cpu::Report;
-using lowrank::cpu::Uniform;
-namespace cuda = lowrank::cuda;
-namespace emu = lowrank::emu;
-
-int g_seeds = 0;
-
-/// Memory of the emulated device, ending at a page that faults, `misalign` elements off.
-class Device {
- public:
-  explicit Device(int64_t misalign = 0) : misalign_(misalign) {}
-
-  TensorView Tensor(int64_t rows, int64_t cols, DType dtype) {
-    TensorView view;
-    view.dtype = dtype;
-    view.rows = rows;
-    view.cols = cols;
-    view.present = true;
-    const size_t skip = static_cast<size_t>(misalign_) * lowrank::DTypeBytes(dtype);
-    arrays_.emplace_back(view.bytes() + skip, 256);
-    view.data = arrays_.back().data() + skip;
-    return view;
-  }
-  /// Values in [-scale, scale]; whole numbers where `integers`.
-  TensorView Random(int64_t rows, int64_t cols, DType dtype, double scale, bool integers = false) {
-    const TensorView view = Tensor(rows, cols, dtype);
-    std::vector<unsigned char> host(view.bytes() + 8);
-    for (int64_t i = 0; i < view.elems(); ++i) {
-      const double value = Uniform() * scale;
-      StoreElement(host.data(), dtype, i, integers ? std::round(value) : value);
-    }
-    emu::CopyMemory(view.data, host.data(), view.bytes());
-    return view;
-  }
-  TensorView Copy(const TensorView& from) {
-    if (!from.present) return from;
-    TensorView view = Tensor(from.rows, from.cols, from.dtype);
-    emu::CopyMemory(view.data, from.data, from.bytes());
-    return view;
-  }
-  void* Bytes(size_t bytes) {
-    arrays_.emplace_back(bytes, 256);
-    return arrays_.back().data();
-  }
-
- private:
-  int64_t misalign_;
-  std::vector<emu::DeviceArray<unsigned char>> arrays_;
-};
-
-double At(const TensorView& view, int64_t i) { return LoadElement(view.data, view.dtype, i); }
-void Poke(const TensorView& view, int64_t i, double value) {
-  StoreElement(view.data, view.dtype, i, value);
-}
-
-struct Case {
-  int64_t M = 0, N = 0, K = 0, r = 0;
-  DType x = DType::kBF16;
-  DType factor = DType::kF32;
-  double p = 0;
-  bool mask = false;
-  DType mask_dtype = DType::kF32;
-  int64_t misalign = 0;
-  int sm_count = 108;
-  int64_t l2_bytes = 40 << 20;
-  bool integers = false;
-  // Backward
-  int needs = 31;  // bits: dx, d_lora_a, d_lora_b, d_bias, d_lora_bias
-  bool accumulate = false;
-  DType out = DType::kF32;
-
-  std::string Name() const {
-    return std::string(DTypeName(x)) + " factor " + DTypeName(factor) + " M " + std::to_string(M) +
-           " N " + std::to_string(N) + " K " + std::to_string(K) + " r " + std::to_string(r) +
-           (p > 0 ? " dropout" : "") + (mask ? std::string(" mask ") + DTypeName(mask_dtype) : "") +
-           (misalign > 0 ? " misaligned" : "") + (integers ? " integers" : "") + " needs " +
-           std::to_string(needs) + (accumulate ? " accumulate " : " ") + DTypeName(out) + " on " +
-           std::to_string(sm_count) + "/" + std::to_string(l2_bytes);
-  }
-  cuda::DeviceLimits Limits() const {
-    cuda::DeviceLimits limits;
-    limits.sm_count = sm_count;
-    limits.l2_bytes = l2_bytes;
-    return limits;
-  }
-};
-
-/// Plans, gives the plan its workspace, and runs it under several schedules: `reset` before and
-/// `outputs` compared bit for bit after each.
-template <typename Make, typename Reset>
-bool RunAll(const std::string& name, Device* device, const Make& make, const Reset& reset,
-            const std::vector<TensorView>& outputs) {
-  cuda::Workspace measure;
-  cuda::Plan plan;
-  Status status = make(&measure, &plan);
-  Report(status.ok(), name + ": " + status.message());
-  if (!status.ok()) return false;
-  std::vector<std::vector<unsigned char>> first;
-  for (int turn = 0; turn < 3 + g_seeds; ++turn) {
-    // Fresh memory each time: nothing may rest on what a launch before left there.
-    cuda::Workspace workspace(measure.bytes() > 0 ? device->Bytes(measure.bytes()) : nullptr);
-    plan.steps.clear();
-    make(&workspace, &plan);
-    emu::Options options = emu::CurrentOptions();
-    options.order = turn == 1   ? emu::Order::kReverse
-                    : turn == 0 ? emu::Order::kForward
-                                : emu::Order::kRandom;
-    options.copies = turn % 2 == 0 ? emu::Copies::kLate : emu::Copies::kEarly;
-    options.seed = static_cast<uint64_t>(turn);
-    emu::SetOptions(options);
-    reset();
-    status = emu::RunPlan(plan);
-    std::string text = name + ": " + status.message();
-    for (const emu::Finding& finding : emu::Findings()) text += "\n  " + finding.text;
-    Report(status.ok() && emu::FindingCount() == 0, text);
-    emu::ClearFindings();
-    if (!status.ok()) return false;
-    for (size_t i = 0; i < outputs.size(); ++i) {
-      if (!outputs[i].present) continue;
-      const unsigned char* bytes = static_cast<const unsigned char*>(outputs[i].data);
-      if (turn == 0) {
-        first.resize(outputs.size());
-        first[i].assign(bytes, bytes + outputs[i].bytes());
-      } else {
-        Report(std::memcmp(first[i].data(), bytes, first[i].size()) == 0,
-               name + ": output " + std::to_string(i) + " has other bits in schedule " +
-                   std::to_string(turn));
-      }
-    }
-  }
-  return true;
-}
-
-/// A value in double and the sum of the magnitudes of what was added.
-struct Sum {
-  double value = 0;
-  double size = 0;
-  void Add(double product) {
-    value += product;
-    size += std::fabs(product);
-  }
-};
-
-/// `actual` against `sum`: exactly where everything is an integer, else within the bound; the same
-/// NaN or infinity where the double has one.
-void Compare(const std::string& what, const TensorView& out, int64_t i, const Sum& sum,
-             bool integers) {
-  const double actual = At(out, i);
-  if (std::fabs(sum.value) > 0x1.fffffefffp127) {  // rounds to infinity in f32
-    return Report(actual == std::copysign(HUGE_VAL, sum.value), what + " overflows");
-  }
-  if (!std::isfinite(sum.value) || integers) {
-    const bool same = std::isnan(sum.value) ? std::isnan(actual) : actual == sum.value;
-    if (same) return Report(true, what);
-    return Report(false, what + "[" + std::to_string(i) + "] got " + std::to_string(actual) +
-                             ", exact " + std::to_string(sum.value));
-  }
-  Expect(what + "[" + std::to_string(i) + "]", actual, sum.value, sum.size, out.dtype);
-}
-
-DropoutSpec MakeDropout(const Case& c, Device* device) {
-  DropoutSpec dropout;
-  dropout.p = c.p;
-  dropout.seed = 0xfedcba9876543210ull;
-  if (c.mask) {
-    dropout.mask = device->Random(c.M, c.K, c.mask_dtype, 1);
-    for (int64_t i = 0; i < c.M * c.K; ++i) {
-      if (Uniform() < -0.2) Poke(dropout.mask, i, i % 2 == 0 ? 0.0 : -0.0);
-    }
-  }
-  return dropout;
-}
-
-/// The element of gate ⊙ x; zero where dropped, whatever x holds.
-double Gated(const TensorView& x, const DropoutSpec& dropout, int64_t m, int64_t k) {
-  const double gate = GateAt(dropout, m, k, x.cols);
-  return gate == 0 ? 0 : gate * At(x, m * x.cols + k);
-}
 
 using Tamper = void (*)(const TensorView& x, const TensorView& factor);
 
 void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr) {
-  lowrank::cpu::g_state = 7;
+  cpu::g_state = 7;
   Device device(c.misalign);
   const double scale = c.integers ? 3 : 1;
   const TensorView x = device.Random(c.M, c.K, c.x, scale, c.integers);
@@ -248,7 +57,7 @@ struct Backward {
 };
 
 Backward MakeBackward(const Case& c, Device* device) {
-  lowrank::cpu::g_state = 11;
+  cpu::g_state = 11;
   Backward b;
   const double scale = c.integers ? 3 : 1;
   LoraBackwardOp& op = b.op;
@@ -365,8 +174,8 @@ void CheckBackward(const Case& c, TamperOp tamper = nullptr) {
   };
   if (!RunAll(name, &device, make, reset, b.outputs)) return;
   const std::vector<std::vector<Sum>> sums = BackwardSums(c, b.op);
-  const lowrank::cpu::RunContext context{};
-  const Status status = lowrank::cpu::kReferenceKernels.lora_backward(b.host, context);
+  const cpu::RunContext context{};
+  const Status status = cpu::kReferenceKernels.lora_backward(b.host, context);
   Report(status.ok(), name + ": reference: " + status.message());
   const char* names[] = {"dx ", "d_lora_a ", "d_lora_b ", "d_bias ", "d_lora_bias "};
   for (size_t i = 0; i < b.outputs.size(); ++i) {
@@ -522,6 +331,46 @@ void CheckSpecialValues(const std::string& filter) {
   }
 }
 
+/// Plans alone, at sizes that no emulator runs: launches, workspace and blocks as the budgets of
+/// cuda/lora_grad_sm80.cu say.
+void CheckPlans() {
+  for (const int64_t r : {int64_t{8}, int64_t{16}, int64_t{64}}) {
+    for (const int64_t M : {int64_t{64}, int64_t{2048}, int64_t{8192}, int64_t{65536}}) {
+      const auto tensor = [](int64_t rows, int64_t cols, DType dtype) {
+        return TensorView{reinterpret_cast<void*>(4096), dtype, rows, cols, true};
+      };
+      LoraBackwardOp op;
+      op.dy = op.x = tensor(M, 4096, DType::kBF16);
+      op.lora_a = op.d_lora_a = tensor(r, 4096, DType::kF32);
+      op.lora_b = op.d_lora_b = tensor(4096, r, DType::kF32);
+      op.h = tensor(M, r, DType::kF32);
+      cuda::Workspace workspace;
+      cuda::Plan plan;
+      const Status status = cuda::MakePlan(op, cuda::DeviceLimits(), &workspace, &plan);
+      const std::string name = "plan M " + std::to_string(M) + " r " + std::to_string(r);
+      Report(status.ok() && plan.steps.size() == 4, name + ": four launches");
+      const int64_t bytes = static_cast<int64_t>(workspace.bytes());
+      // A quarter of x and of dy, or what fills the device once where that is more; and dh.
+      const int64_t planes = std::max<int64_t>(M * 4096 / 4, 16 * 4096 * r * 4);
+      Report(bytes <= 2 * planes + 12 * M * r * 4, name + ": workspace " + std::to_string(bytes));
+      if (M >= 2048) {
+        Report(plan.steps[0].grid.x >= 216 && plan.steps[2].grid.x * plan.steps[2].grid.y >= 216,
+               name + ": blocks for every multiprocessor");
+      }
+      op.d_lora_a.present = false;
+      plan.steps.clear();
+      Report(cuda::MakePlan(op, cuda::DeviceLimits(), &workspace, &plan).ok() &&
+                 plan.steps.size() == 2 &&
+                 std::string(plan.steps[0].kernel).find("lora_grad_") == 0,
+             name + ": one pass over dy for d_lora_b alone");
+      op.d_lora_b.present = false;
+      plan.steps.clear();
+      Report(cuda::MakePlan(op, cuda::DeviceLimits(), &workspace, &plan).ok() && plan.steps.empty(),
+             name + ": nothing for nothing");
+    }
+  }
+}
+
 void PrintCounters() {
   emu::Options options = emu::CurrentOptions();
   options.counters = true;
@@ -557,9 +406,7 @@ void PrintCounters() {
   }
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
+int Main(int argc, char** argv) {
   std::string error;
   if (!emu::OptionsFromEnvironment(&error)) {
     std::printf("%s\n", error.c_str());
@@ -578,7 +425,12 @@ int main(int argc, char** argv) {
     CheckBackward(c);
   }
   CheckSpecialValues(filter);
-  std::printf("cuda_lora_check: %d checks, %d failures\n", lowrank::cpu::g_checks,
-              lowrank::cpu::g_failures);
-  return lowrank::cpu::g_failures == 0 ? 0 : 1;
+  CheckPlans();
+  std::printf("cuda_lora_check: %d checks, %d failures\n", cpu::g_checks, cpu::g_failures);
+  return cpu::g_failures == 0 ? 0 : 1;
 }
+
+}  // namespace
+}  // namespace lowrank::loracheck
+
+int main(int argc, char** argv) { return lowrank::loracheck::Main(argc, argv); }
