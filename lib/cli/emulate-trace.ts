@@ -4,7 +4,9 @@
  */
 
 import fs from 'node:fs';
+import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
+import { packageFolder } from './package-folder.js';
 
 /** Something that check mode found. */
 export interface Finding {
@@ -45,18 +47,30 @@ export interface LaunchRecord {
 }
 
 /** Launches written after the first `from` bytes. */
-export function readTrace(path: string, from = 0): LaunchRecord[] {
-  if (!fs.existsSync(path)) return [];
-  const text = fs.readFileSync(path).subarray(from).toString('utf8');
+export function readTrace(file: string, from = 0): LaunchRecord[] {
+  if (!fs.existsSync(file)) return [];
+  const root = packageFolder();
+  // The compiler spells a file as it was given it; here each has one name.
+  const resolved = <T extends { readonly file: string }>(place: T): T => ({
+    ...place,
+    file: place.file === '' ? '' : path.resolve(root, place.file),
+  });
+  const text = fs.readFileSync(file).subarray(from).toString('utf8');
   return text
     .split('\n')
     .filter((line) => line !== '')
     .map((line) => {
+      let record: LaunchRecord;
       try {
-        return JSON.parse(line) as LaunchRecord;
+        record = JSON.parse(line) as LaunchRecord;
       } catch {
-        throw new LowrankError('ERR_FILE', `emulate: the trace ${path} breaks off`);
+        throw new LowrankError('ERR_FILE', `emulate: the trace ${file} breaks off`);
       }
+      return {
+        ...record,
+        findings: record.findings.map(resolved),
+        lines: record.lines.map(resolved),
+      };
     });
 }
 
@@ -84,7 +98,13 @@ export function sumLines(launches: readonly LaunchRecord[]): LineCost[] {
       bytes: line.bytes + (sum?.bytes ?? 0),
     });
   }
-  return [...sums.values()].sort((a, b) => b.cost - a.cost || a.line - b.line);
+  return [...sums.values()].sort(
+    (a, b) =>
+      b.cost - a.cost ||
+      a.file.localeCompare(b.file) ||
+      a.line - b.line ||
+      a.kind.localeCompare(b.kind),
+  );
 }
 
 /** What all lines of a unit cost together. */
