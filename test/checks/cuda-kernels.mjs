@@ -1,0 +1,194 @@
+/**
+ * What the compiled kernels cost, against the committed table cuda/resources.json: registers, stack,
+ * shared memory and occupancy from the cubins that the build has kept, the width of global accesses
+ * and the matrix instructions from its PTX. Nothing is compiled here: run it after a build with nvcc.
+ *
+ *   node test/checks/cuda-kernels.mjs [--build DIR] [--update] [--trace FILE]
+ *
+ * --update writes the table. --trace takes a launch trace of the emulator (LOWRANK_EMULATOR_TRACE)
+ * for the dynamic shared memory of each kernel; no launch may exceed the table's.
+ *
+ * Fails where a kernel has a stack frame, mixes a product with a sum that the compiler may contract,
+ * cannot be launched on an architecture, or differs from the table.
+ */
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { parseArgs } from 'node:util';
+import { parse } from '../../cuda/emulator/ptx/parse.mjs';
+import { readCubin } from './cubin.mjs';
+import { kLimits, occupancy } from './occupancy.mjs';
+
+const { values: args } = parseArgs({
+  options: {
+    build: { type: 'string', default: 'build' },
+    update: { type: 'boolean', default: false },
+    trace: { type: 'string' },
+  },
+});
+const root = path.join(import.meta.dirname, '..', '..');
+const folder = path.resolve(root, args.build, 'kernels');
+const tableFile = path.join(root, 'cuda', 'resources.json');
+
+if (!existsSync(folder)) {
+  console.log(
+    `check:cuda: ${folder} is not there, so no kernels were built (no nvcc): nothing to do`,
+  );
+  process.exit(0);
+}
+
+/** What of an instruction is worth counting; undefined: nothing. */
+function counted({ name, modifiers, operands, opcode }) {
+  const vector = modifiers.find((modifier) => /^v[248]$/.test(modifier)) ?? '';
+  if ((name === 'ld' || name === 'st') && modifiers.includes('global')) {
+    const bits = Number(/\d+$/.exec(modifiers.at(-1))?.[0]) * Number(vector.slice(1) || 1);
+    return `${name}.global ${bits / 8}`;
+  }
+  if (name === 'cp' && modifiers.includes('tensor')) return 'tensor copy';
+  if (name === 'cp' && modifiers.includes('bulk')) return 'bulk copy';
+  if (name === 'cp' && modifiers.includes('global')) return `cp.async ${operands[2]}`;
+  if (name === 'mma') return opcode.replace('.sync.aligned', '').replace('.row.col', '');
+  if (name === 'wgmma' && modifiers[0] === 'mma_async') return opcode.replace('.sync.aligned', '');
+  if (name === 'ldmatrix' || name === 'stmatrix') return name;
+  return undefined;
+}
+
+/** A product or sum of floats that ptxas may fuse, against the rule that all modes give equal bits. */
+const mayContract = ({ name, modifiers }) =>
+  ['add', 'sub', 'mul'].includes(name) &&
+  /^b?f\d/.test(modifiers.at(-1)) &&
+  !modifiers.some((modifier) => /^r[nzmp]$/.test(modifier));
+
+function readPtx(text, problems) {
+  const kernels = new Map();
+  for (const fn of parse(text).functions) {
+    if (fn.kind !== 'entry') continue;
+    const counts = {};
+    for (const statement of fn.body.filter(({ kind }) => kind === 'instruction')) {
+      const key = counted(statement);
+      if (key !== undefined) counts[key] = (counts[key] ?? 0) + 1;
+      if (mayContract(statement)) problems.push(`${fn.name}: may be contracted: ${statement.text}`);
+    }
+    const threads = (fn.directives.get('maxntid') ?? [1024]).reduce((a, b) => a * b);
+    kernels.set(fn.name, { threads, counts });
+  }
+  return kernels;
+}
+
+const known = existsSync(tableFile) ? JSON.parse(readFileSync(tableFile, 'utf8')) : { kernels: {} };
+
+/** Dynamic shared memory: the most that any launch took, of those traced and of those known. */
+function sharedBytes(problems) {
+  const most = new Map(Object.entries(known.kernels).map(([name, row]) => [name, row.shared ?? 0]));
+  if (args.trace === undefined) return most;
+  for (const line of readFileSync(args.trace, 'utf8').split('\n').filter(Boolean)) {
+    const launch = JSON.parse(line);
+    const before = most.get(launch.kernel) ?? 0;
+    if (launch.shared_bytes <= before) continue;
+    most.set(launch.kernel, launch.shared_bytes);
+    if (!args.update) {
+      problems.push(
+        `${launch.kernel}: a launch took ${launch.shared_bytes} bytes of shared memory`,
+      );
+    }
+  }
+  return most;
+}
+
+const sources = JSON.parse(readFileSync(path.join(root, 'native', 'sources.json'), 'utf8'));
+const listed = sources.kernels.map((file) => path.basename(file, '.cu'));
+const problems = [];
+const shared = sharedBytes(problems);
+const table = { kernels: {} };
+const archsSeen = new Set();
+for (const module of listed.filter((name) => existsSync(path.join(folder, name))).sort()) {
+  const files = readdirSync(path.join(folder, module));
+  const ptx = new Map();
+  for (const file of files.filter((name) => name.endsWith('.ptx'))) {
+    const text = readFileSync(path.join(folder, module, file), 'utf8');
+    for (const [name, row] of readPtx(text, problems)) ptx.set(name, row);
+  }
+  for (const file of files.filter((name) => name.endsWith('.cubin'))) {
+    // name.sm_80.cubin, or name.compute_90a.cubin where the architecture has its own PTX.
+    const arch = /(?:sm|compute)_(\d+a?)\.cubin$/.exec(file)?.[1] ?? /sm(\d+a)$/.exec(module)?.[1];
+    if (!Object.hasOwn(kLimits, arch)) continue;
+    archsSeen.add(arch);
+    for (const [name, cubin] of readCubin(readFileSync(path.join(folder, module, file)))) {
+      const { threads, counts } = ptx.get(name) ?? { threads: 1024, counts: {} };
+      table.kernels[name] ??= {
+        module,
+        threads,
+        shared: shared.get(name) ?? 0,
+        ptx: counts,
+        on: {},
+      };
+      const { registers, stack, staticShared, sass } = cubin;
+      const bytes = table.kernels[name].shared + staticShared;
+      const { blocks, percent, limit } = occupancy(arch, {
+        threads,
+        registers,
+        sharedBytes: bytes,
+      });
+      table.kernels[name].on[`sm_${arch}`] = { registers, blocks, percent, limit };
+      if (stack > 0) problems.push(`${name} on sm_${arch}: ${stack} bytes of stack`);
+      if (sass.ldl || sass.stl) problems.push(`${name} on sm_${arch}: spills`);
+      if (blocks === 0) problems.push(`${name} on sm_${arch}: cannot be launched (${limit})`);
+    }
+  }
+}
+
+/** Rows for the reader. */
+const names = Object.keys(table.kernels).sort();
+for (const name of names) {
+  const { threads, shared: bytes, ptx, on } = table.kernels[name];
+  const archs = Object.entries(on)
+    .map(([arch, { registers, blocks, percent }]) => `${arch} ${registers}r ${blocks}b ${percent}%`)
+    .join('  ');
+  const matrix = Object.entries(ptx)
+    .filter(([key]) => /mma|matrix|16$|copy/.test(key))
+    .map(([key, count]) => `${key}: ${count}`)
+    .join(', ');
+  console.log(`${name}  ${threads} threads  ${bytes} B shared  ${archs}\n    ${matrix}`);
+}
+
+/** Differences from the table, for the architectures built here. */
+function compare() {
+  for (const name of new Set([...names, ...Object.keys(known.kernels)])) {
+    const [is, was] = [table.kernels[name], known.kernels[name]];
+    if (is === undefined || was === undefined) {
+      problems.push(`${name}: ${is === undefined ? 'no longer built' : 'not in the table'}`);
+      continue;
+    }
+    for (const key of ['threads', 'ptx']) {
+      if (JSON.stringify(is[key]) !== JSON.stringify(was[key])) {
+        problems.push(
+          `${name}: ${key} ${JSON.stringify(is[key])}, not ${JSON.stringify(was[key])}`,
+        );
+      }
+    }
+    for (const [arch, row] of Object.entries(is.on)) {
+      if (was.on[arch] && JSON.stringify(row) !== JSON.stringify(was.on[arch])) {
+        problems.push(
+          `${name} on ${arch}: ${JSON.stringify(row)}, not ${JSON.stringify(was.on[arch])}`,
+        );
+      }
+    }
+  }
+}
+
+if (args.update) {
+  const kernels = {};
+  for (const name of names) {
+    const row = table.kernels[name];
+    // Architectures that were not built now keep what was known of them.
+    kernels[name] = { ...row, on: { ...known.kernels[name]?.on, ...row.on } };
+  }
+  writeFileSync(tableFile, `${JSON.stringify({ kernels }, null, 1)}\n`);
+} else {
+  compare();
+}
+for (const problem of problems) console.error(problem);
+console.log(
+  `check:cuda: ${names.length} kernels on ${[...archsSeen].map((arch) => `sm_${arch}`).join(', ')}: ` +
+    (problems.length === 0 ? 'as the table says' : `${problems.length} problems`),
+);
+process.exit(problems.length === 0 ? 0 : 1);
