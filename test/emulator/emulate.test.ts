@@ -1,0 +1,190 @@
+/** `lowrank emulate`, as a user runs it. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { requireBuilt, run } from '../finetune/command.js';
+import { temporaryFolder } from '../finetune/setup.js';
+import { buildTargets, root } from './build-folder.js';
+
+const folder = temporaryFolder();
+const inFolder = (name: string) => path.join(folder, name);
+const example = (name: string) => path.join(root, 'examples', 'own-kernel', name);
+
+describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank emulate', () => {
+  beforeAll(async () => {
+    requireBuilt();
+    await buildTargets('emulator_check');
+  }, 1_200_000);
+
+  const small = ['--m', '5', '--n', '24', '--k', '64', '--r', '4'];
+
+  it('says what it takes', async () => {
+    const help = await run(['emulate', '--help']);
+    expect(help.code).toBe(0);
+    expect(help.stdout).toContain('lowrank emulate OP');
+    for (const [args, message] of [
+      [[], /OP must be one of matmul/],
+      [['conv'], /got 'conv'/],
+      [['matmul', '--schedule', 'sideways'], /--schedule must be all, or a list/],
+      [['matmul', '--dropout', '1'], /--dropout must be 0 to below 1/],
+      [['quantize', '--format', 'none'], /--format must be nf4, fp4 or int8/],
+      [['--kernel', 'x.cu'], /--kernel needs --name/],
+    ] as const) {
+      const { code, stderr } = await run(['emulate', ...args]);
+      expect(stderr).toMatch(message);
+      expect(code).toBe(2);
+    }
+  }, 120_000);
+
+  it('runs an op under every schedule, with the same bits and counters', async () => {
+    const { code, stdout, stderr } = await run([
+      'emulate',
+      'loraForward',
+      ...small,
+      ...['--schedule', 'all', '--seeds', '2', '--dropout', '0.25', '--bias', '--json'],
+    ]);
+    expect(code, stderr).toBe(0);
+    const result = JSON.parse(stdout);
+    expect(result.runs.map(({ schedule }: { schedule: string }) => schedule)).toEqual([
+      'forward',
+      'reverse',
+      'random 1',
+      'random 2',
+    ]);
+    expect(result.findings).toEqual([]);
+    expect(result.sameBits).toBe(true);
+    expect(result.sameCounters).toBe(true);
+    expect(result.launches.length).toBeGreaterThan(0);
+    const outputs = new Map(
+      result.outputs.map((output: { name: string }) => [output.name, output]),
+    );
+    for (const [name, shape] of [
+      ['y', [5, 24]],
+      ['h', [5, 4]],
+    ] as const) {
+      const output = outputs.get(name) as { shape: number[]; maxError: number; maxValue: number };
+      expect(output.shape).toEqual(shape);
+      // bf16 rounds y to 8 bits.
+      expect(output.maxError / output.maxValue).toBeLessThan(2 ** -7);
+    }
+    // The lines are those of the kernels, and what they cost is never below the ideal.
+    expect(result.lines.length).toBeGreaterThan(0);
+    for (const { file, cost, ideal, requests } of result.lines) {
+      expect(file).toMatch(/\/cuda\//);
+      expect(cost).toBeGreaterThanOrEqual(ideal);
+      expect(requests).toBeGreaterThan(0);
+    }
+  }, 300_000);
+
+  it.each([
+    'matmul',
+    'matmulInputGrad',
+    'loraBackward',
+    'quantize',
+    'dequantize',
+    'cast',
+    'random',
+  ])(
+    'runs %s without a finding',
+    async (op) => {
+      const { code, stdout, stderr } = await run(['emulate', op, ...small]);
+      expect(code, stderr + stdout).toBe(0);
+      expect(stdout).toContain('Findings: none (forward)');
+    },
+    300_000,
+  );
+
+  it('writes a page that holds the source and loads nothing', async () => {
+    const page = inFolder('matmul.html');
+    const { code, stderr } = await run(['emulate', 'matmul', ...small, '--html', page]);
+    expect(code, stderr).toBe(0);
+    const html = fs.readFileSync(page, 'utf8');
+    expect(html).toContain('<h2>Accesses by source line</h2>');
+    expect(html).toMatch(/<td class="code">/);
+    expect(html).not.toMatch(/\b(?:src|href)="(?!#)/);
+    expect(html).not.toContain('file is not at hand');
+  }, 300_000);
+
+  const transpose = (source: string, name: string, shared: string) => [
+    'emulate',
+    ...['--kernel', source, '--name', name, '--params', example('params.json')],
+    ...['--grid', '4,2', '--threads', '256', '--shared', shared, '--json'],
+  ];
+
+  it('shows what the padding in examples/own-kernel is for', async () => {
+    for (const [name, shared, ratio] of [
+      ['transpose_kernel', '4096', 32],
+      ['transpose_padded_kernel', '4224', 1],
+    ] as const) {
+      const { code, stdout, stderr } = await run(transpose(example('transpose.cu'), name, shared));
+      expect(code, stderr).toBe(0);
+      const { lines } = JSON.parse(stdout);
+      const read = lines.find(({ kind }: { kind: string }) => kind === 'ld.shared');
+      expect(read.cost / read.ideal).toBe(ratio);
+      for (const line of lines) if (line !== read) expect(line.cost).toBe(line.ideal);
+    }
+  }, 300_000);
+
+  it('finds the barrier that is missing from a kernel of one’s own', async () => {
+    const source = inFolder('racy.cu');
+    const text = fs.readFileSync(example('transpose.cu'), 'utf8');
+    fs.writeFileSync(source, text.replace('__syncthreads();', ''));
+    const { code, stdout } = await run(transpose(source, 'transpose_padded_kernel', '4224'));
+    expect(code).toBe(7);
+    const { findings } = JSON.parse(stdout);
+    const kinds = findings.map(({ kind }: { kind: string }) => kind);
+    expect(kinds).toContain('race-shared');
+    expect(findings[0].file).toBe(source);
+  }, 300_000);
+
+  it('compares with what a kernel of one’s own should give', async () => {
+    const y = Float32Array.from({ length: 8192 }, (_, i) => (i % 64) * 128 + Math.floor(i / 64));
+    fs.writeFileSync(inFolder('y.bin'), y);
+    const params = JSON.parse(fs.readFileSync(example('params.json'), 'utf8'));
+    params[1].expect = 'y.bin';
+    params[1].save = 'y.out';
+    fs.writeFileSync(inFolder('params.json'), JSON.stringify(params));
+    const args = transpose(example('transpose.cu'), 'transpose_kernel', '4096').map((arg) =>
+      arg === example('params.json') ? inFolder('params.json') : arg,
+    );
+    const right = await run(args);
+    expect(right.code, right.stderr).toBe(0);
+    const found = JSON.parse(right.stdout).outputs.find(
+      ({ name }: { name: string }) => name === 'y',
+    );
+    expect(found).toMatchObject({ maxError: 0, maxValue: 8191 });
+    expect(fs.readFileSync(inFolder('y.out')).equals(Buffer.from(y.buffer))).toBe(true);
+    y[77] = -1;
+    fs.writeFileSync(inFolder('y.bin'), y);
+    const wrong = await run(args);
+    const differs = JSON.parse(wrong.stdout).outputs.find(
+      ({ name }: { name: string }) => name === 'y',
+    );
+    expect(differs.maxError).toBeGreaterThan(0);
+    expect(wrong.code).toBe(7);
+  }, 300_000);
+
+  it.each<[string, (params: Record<string, unknown>[]) => unknown, RegExp]>([
+    ['a struct of another size', (params) => params.slice(1), /parameter struct of 16 bytes/],
+    [
+      'a type that is none',
+      (params) => [{ name: 'x', buffer: 'f8', elems: 4 }, ...params],
+      /f8|one of/,
+    ],
+    ['no array', () => ({}), /must be an array/],
+  ])(
+    'refuses parameters: %s',
+    async (_, change, message) => {
+      const params = JSON.parse(fs.readFileSync(example('params.json'), 'utf8'));
+      fs.writeFileSync(inFolder('wrong.json'), JSON.stringify(change(params)));
+      const args = transpose(example('transpose.cu'), 'transpose_kernel', '4096').map((arg) =>
+        arg === example('params.json') ? inFolder('wrong.json') : arg,
+      );
+      const { code, stdout, stderr } = await run(args);
+      expect(code).not.toBe(0);
+      expect(stdout + stderr).toMatch(message);
+    },
+    300_000,
+  );
+});
