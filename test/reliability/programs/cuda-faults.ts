@@ -83,6 +83,20 @@ const steps: ReadonlyArray<[string, (on: Device) => Promise<Float32Array[]> | Fl
     },
   ],
   [
+    'pointer',
+    (on) => {
+      if (!on.startsWith('cuda')) return [];
+      try {
+        Tensor.wrap(4096n, [1], { device: on });
+      } catch (error) {
+        // That no driver knows this address is the right answer.
+        if (!(error instanceof LowrankError) || error.code !== 'ERR_VALUE') throw error;
+        return [];
+      }
+      throw new LowrankError('ERR_UNSUPPORTED', 'an address of nobody was taken');
+    },
+  ],
+  [
     'stream',
     async (on) => {
       if (!on.startsWith('cuda')) return [Tensor.from([1, 2], [2], { device: on }).readSync()];
