@@ -6,9 +6,9 @@
 ///            y [M, N] T, T = bf16 | f16; the others f32 | bf16 | f16
 /// Grid       (ceil(N / kRows), splits of K); with splits > 1 the blocks write f32 planes, which
 ///            matmul_small_m_finish adds in order
-/// Shared     32 KiB of table + two steps of x (kTokens · kStepK · 2 bytes each) + the scales of
-/// the
-///            block's rows and slice, (kRows + 8) · 4 bytes a block index
+/// Shared     a table of 32 KiB (none dense, nor for 4-bit codes at M > 32) + two steps of x
+///            (kTokens · kStepK · 2 bytes each) + the scales of the block's rows and slice,
+///            (kRows + 8) · 4 bytes a block index
 /// Numerics   w is codebook[code] · scale rounded once to T; products exact; sums in f32: a warp
 ///            along its k, then the warps of a block in order, then the splits in order. One
 ///            rounding to T. The LoRA term is f32 throughout. Equal bits from run to run, and for a
@@ -29,180 +29,45 @@
 /// x's fragment for the same slots is then k 32t + 4q .. + 3 of token g, and 16 bytes of x serve
 /// two products. No re-packed copy of w, no ldmatrix, no transpose.
 ///
-/// Budget of a step of a warp (32 rows x 128 k of 4-bit codes, 4,096 weights, 2 KiB of codes):
-///   issue  64 bytes a lane, each a shift, a mask, a lookup, two products and a conversion: 384;
-///          16 products of matrices per 8 tokens; about 40 else. 3.4 lane-instructions a weight at
-///          M <= 8, 4.4 at M = 64. At 3.0 TB/s and 1.755 GHz a multiprocessor of 132 has to take
-///          22 to 25 weights a clock, and has 128 issue slots: 5.1 to 5.8 a weight.
-///   shared 2 wavefronts a lookup of 8 bytes = 128; x: 16 per 8 tokens; scales 4. M <= 8: 148, so
-///          27.7 weights a clock: above the memory's rate. M = 64: 256, 16 a clock: 4096 x 4096 in
-///          4.5 us where 6.5 are the goal.
-///          The table holds both values of a byte, once for each of 16 lanes (a half warp's 8-byte
-///          lookups are one wavefront): the same wavefronts as a table of 16 values looked up per
-///          weight, with half the instructions. Byte permutes (2.6 integer instructions a weight,
-///          at 64 lanes a clock) would stop at 24 weights a clock with nothing else on that pipe.
-///   bytes  each lane has two steps of 64 bytes in flight: 32 KiB a block, 64 KiB a multiprocessor
-///          with two blocks, where 3.0 TB/s · 0.7 us / 132 = 16 KiB are needed.
+/// Budget of a step of a warp (32 rows x 128 k of 4-bit codes: 4,096 weights, 2 KiB of codes), in
+/// wavefronts of 128 bytes through L1 and shared memory, from the counters:
+///
+///   M             8     16     32     64
+///   lookups      64     64     64      0    half of the rows; at M > 32 none
+///   value tables 32     32     32      0    for byte permutes, from the codebook; in registers
+///   x, read      16     32     64    128
+///   x, written   16     16     16     32
+///   codes        16     16     16     16
+///   scales        4      4      4      4
+///   weights/clk  27.7   25     20.9   22.7
+///
+/// At 3.0 TB/s and 1.755 GHz a multiprocessor of 132 has to take 22 to 25 weights a clock. Decoding
+/// all rows by lookups would cost 128 wavefronts (21 weights a clock at M = 8), all by permutes 2.9
+/// integer instructions a weight of 64 a clock (22); half by each takes 2.1 and leaves both pipes
+/// room. At M > 32 permutes alone limit: 20 a clock. Lookups are of both values of a byte, from 16
+/// copies of the table: a half warp's 8-byte loads are one wavefront whatever the codes.
+///   issue  lookups 3 instructions a weight, permutes 3.8 with their tables, 16 products per 8
+///          tokens and about 40 else a step: 3.9 a weight at M <= 8, 5.0 at M = 64; there are 128
+///          slots a clock.
+///   bytes  each lane has two steps of 64 bytes in flight: 32 KiB a block, where
+///          3.0 TB/s · 0.7 us / 132 = 16 KiB are needed.
 ///   x      is read from L2 by each of N / kRows blocks: 2 M / kRows bytes a weight, so kRows grows
-///          with M: 0.5 bytes a weight at M = 8 and 16, 1 at M = 64, beside 0.56 of w. L2 gives
+///          with M: 0.5 bytes a weight at M = 8, 16 and 32, 1 at M = 64, beside 0.56 of w. L2 gives
 ///          about twice what the memory gives.
-///   int8   1 byte a weight: 12.5 weights a clock; a lookup of 4 bytes a weight from 32 copies.
-#include "cuda/decode.cuh"
-#include "cuda/params/matmul_small_m.h"
+///   int8   1 byte a weight: 12.5 weights a clock; one lookup of 4 bytes each, from 32 copies.
+///
+/// So 4096 x 4096 should take, with 1 us for the launch and the first bytes: M = 1, 128 blocks of
+/// 131,072 weights, 2.8 + 1 us (goal 5.0; G1). 14336 x 4096, M = 1: at most 4 blocks a
+/// multiprocessor, 10.8 + 1 (12.0; G2). M = 16: 3.0 + 1, and 1.2 for the planes of two splits (5.3;
+/// G3). M = 64: 3.7 + 1, and 1.5 for four splits (6.5; G4); 14336 x 4096 has 112 blocks, 15 + 1 us:
+/// over the goal of 14.5. A cluster that adds its slices over distributed shared memory (sm_90)
+/// would save the planes.
+#include "cuda/small_m_decode.cuh"
 
 namespace lowrank::gpu {
 namespace {
 
 constexpr int kThreads = kSmallMThreads;
-
-// ----------------------------------------------------------------------------------- decode of w
-
-/// Word i of 16 bytes, i known when this is compiled.
-LOWRANK_DEVICE uint32_t Word(const uint4& raw, int i) {
-  return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
-}
-
-/// Tables and the decode of a lane's 16 bytes of two rows, one class a format:
-///   Fill()                    by the whole block of threads, before a barrier
-///   Padding()                 four bytes that stand for k past the end (x is zero there)
-///   Prepare(scale)            what a step needs once for two rows of these scales
-///   Fragments(..., u, a)      the A operands of products 2u and 2u + 1: elements 8u .. 8u + 7
-template <SmallMFormat kFormat, typename Element>
-class LaneDecoder;
-
-/// Row g by the table, row g + 8 by byte permutes: half of the lookups leave the shared memory pipe
-/// to the integer one, which has as much room. Both give round_T(codebook[code] · scale).
-template <typename Element>
-class LaneDecoder<SmallMFormat::kCode4, Element> {
- public:
-  struct Prepared {
-    float scale;
-    NibbleTable table;
-  };
-
-  __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
-      : s_pairs_(reinterpret_cast<float2*>(s_table)),
-        s_codebook_(reinterpret_cast<float*>(s_table + kSmallMPairBytes)),
-        g_codebook_(g_codebook) {}
-
-  __device__ __forceinline__ void Fill() {
-    // Entry (byte, lane): thread t writes bytes 16 i + t / 16, so its low nibble does not change.
-    const float low = g_codebook_[threadIdx.x / 16];
-    if (threadIdx.x % 16 == 0) s_codebook_[threadIdx.x / 16] = low;
-#pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      s_pairs_[i * kThreads + static_cast<int>(threadIdx.x)] = make_float2(g_codebook_[i], low);
-    }
-  }
-
-  /// 0 · x must be 0, so the code is one of a finite value.
-  __device__ __forceinline__ uint32_t Padding() const {
-    uint32_t code = 0;
-    while (code < 15 && !isfinite(g_codebook_[code])) ++code;
-    return code * 0x11111111u;
-  }
-
-  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
-    return Prepared{scale[0], MakeNibbleTable<Element>(s_codebook_, scale[1])};
-  }
-
-  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
-                                            uint32_t (&a)[2][4]) const {
-    const uint32_t word = Word(raw[0], u);
-    const uint4 high = DecodeNibbles(rows.table, Word(raw[1], u));
-    a[0][0] = Pair(word & 255u, rows.scale);
-    a[0][1] = high.x;
-    a[0][2] = Pair((word >> 8) & 255u, rows.scale);
-    a[0][3] = high.y;
-    a[1][0] = Pair((word >> 16) & 255u, rows.scale);
-    a[1][1] = high.z;
-    a[1][2] = Pair(word >> 24, rows.scale);
-    a[1][3] = high.w;
-  }
-
- private:
-  __device__ __forceinline__ uint32_t Pair(uint32_t byte, float scale) const {
-    const float2 level = s_pairs_[byte * 16 + threadIdx.x % 16];
-    return Element::Pack(level.x * scale, level.y * scale);
-  }
-
-  float2* const s_pairs_;
-  float* const s_codebook_;
-  const float* const g_codebook_;
-};
-
-template <typename Element>
-class LaneDecoder<SmallMFormat::kCode8, Element> {
- public:
-  struct Prepared {
-    float scale[2];
-  };
-
-  __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
-      : s_levels_(reinterpret_cast<float*>(s_table)), g_codebook_(g_codebook) {}
-
-  __device__ __forceinline__ void Fill() {
-#pragma unroll 8
-    for (int i = 0; i < 32; ++i) {
-      const int at = i * kThreads + static_cast<int>(threadIdx.x);
-      s_levels_[at] = g_codebook_[at / 32];
-    }
-  }
-
-  __device__ __forceinline__ uint32_t Padding() const {
-    uint32_t code = 0;
-    while (code < 255 && !isfinite(g_codebook_[code])) ++code;
-    return code * 0x01010101u;
-  }
-
-  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
-    return Prepared{{scale[0], scale[1]}};
-  }
-
-  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
-                                            uint32_t (&a)[2][4]) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-#pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const uint32_t word = Word(raw[half], 2 * u + part);
-        a[part][half] = Pair(word & 255u, (word >> 8) & 255u, rows.scale[half]);
-        a[part][half + 2] = Pair((word >> 16) & 255u, word >> 24, rows.scale[half]);
-      }
-    }
-  }
-
- private:
-  __device__ __forceinline__ uint32_t Pair(uint32_t first, uint32_t second, float scale) const {
-    const uint32_t lane = threadIdx.x % 32;
-    return Element::Pack(s_levels_[first * 32 + lane] * scale,
-                         s_levels_[second * 32 + lane] * scale);
-  }
-
-  float* const s_levels_;
-  const float* const g_codebook_;
-};
-
-template <typename Element>
-class LaneDecoder<SmallMFormat::kDense, Element> {
- public:
-  struct Prepared {};
-
-  __device__ __forceinline__ LaneDecoder(unsigned char*, const float*) {}
-  __device__ __forceinline__ void Fill() {}
-  __device__ __forceinline__ uint32_t Padding() const { return 0; }
-  __device__ __forceinline__ Prepared Prepare(const float (&)[2]) const { return Prepared{}; }
-  __device__ __forceinline__ void Fragments(const Prepared&, const uint4 (&raw)[2], int,
-                                            uint32_t (&a)[2][4]) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      a[0][half] = raw[half].x;
-      a[0][half + 2] = raw[half].y;
-      a[1][half] = raw[half].z;
-      a[1][half + 2] = raw[half].w;
-    }
-  }
-};
 
 // --------------------------------------------------------------------------------------- scales
 
@@ -255,9 +120,7 @@ LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, int64_t n, int64_t firs
         float value[8];
         LoadEight(value, p.h, kElementF32, m * p.r + j, p.r - j, vector);
 #pragma unroll
-        for (int q = 0; q < 8; ++q) {
-          if (j + q < p.r) adapter[i] = fmaf(value[q], factor[q], adapter[i]);
-        }
+        for (int q = 0; q < 8; ++q) adapter[i] = fmaf(value[q], factor[q], adapter[i]);
       }
     }
   }
@@ -284,7 +147,7 @@ class SmallMBlock {
   static constexpr int kStepK = kSmallMStepK<kFormat, Tile>;
   static constexpr bool kQuantised = kFormat != SmallMFormat::kDense;
   using Shared = SmallMShared<kFormat, Tile>;
-  using Decoder = LaneDecoder<kFormat, Element>;
+  using Decoder = LaneDecoder<kFormat, Element, Tile::kPermute>;
 
  public:
   __device__ __forceinline__ explicit SmallMBlock(const SmallMParams& params)

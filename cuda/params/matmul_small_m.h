@@ -21,11 +21,12 @@ constexpr int LaneElems(SmallMFormat format) {
 
 /// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
 /// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
-template <int kTilesN_, int kTilesM_, int kWarpsN_>
+template <int kTilesN_, int kTilesM_, int kWarpsN_, bool kPermute_ = false>
 struct SmallMTile {
   static constexpr int kTilesN = kTilesN_;  // fragments of 16 outputs a warp
   static constexpr int kTilesM = kTilesM_;  // fragments of 8 tokens
   static constexpr int kWarpsN = kWarpsN_;
+  static constexpr bool kPermute = kPermute_;  // 4-bit codes: decoded by permutes alone
   static constexpr int kWarpsK = kSmallMWarps / kWarpsN;
   static constexpr int kRows = 16 * kTilesN * kWarpsN;
   static constexpr int kTokens = 8 * kTilesM;
@@ -35,7 +36,7 @@ struct SmallMTile {
 using SmallMTile8 = SmallMTile<2, 1, 1>;
 using SmallMTile16 = SmallMTile<2, 2, 2>;
 using SmallMTile32 = SmallMTile<2, 4, 4>;
-using SmallMTile64 = SmallMTile<2, 8, 4>;
+using SmallMTile64 = SmallMTile<2, 8, 4, true>;
 
 /// k that all warps of a block take in one step.
 template <SmallMFormat kFormat, typename Tile>
@@ -44,17 +45,16 @@ constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 /// 4-bit: the values of both codes of a byte, [256][16] float2, then the codebook. 8-bit: of a
 /// code, [256][32] float.
 constexpr int kSmallMPairBytes = 32768;
-constexpr int SmallMTableBytes(SmallMFormat format) {
-  return format == SmallMFormat::kDense   ? 128
-         : format == SmallMFormat::kCode4 ? kSmallMPairBytes + 128
-                                          : 32768;
+constexpr int SmallMTableBytes(SmallMFormat format, bool permute) {
+  if (format == SmallMFormat::kCode8) return 32768;
+  return format == SmallMFormat::kCode4 && !permute ? kSmallMPairBytes + 128 : 128;
 }
 
 /// Shared memory; the decoded scales, [block of the slice][row], follow it.
 template <SmallMFormat kFormat, typename Tile>
 struct SmallMShared {
   struct Main {
-    alignas(128) unsigned char table[SmallMTableBytes(kFormat)];
+    alignas(128) unsigned char table[SmallMTableBytes(kFormat, Tile::kPermute)];
     alignas(128) unsigned char x[2][Tile::kTokens * kSmallMStepK<kFormat, Tile> * 2];
   };
   union {

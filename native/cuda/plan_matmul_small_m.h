@@ -6,8 +6,9 @@
 namespace lowrank::cuda {
 
 /// Does the small-M family take this product? It is forward only (y = x · wᵀ), from 16-bit
-/// activations, of weights whose every row is whole 16-byte pieces: K % 32 == 0, 16-byte aligned x,
-/// codes or dense w, and a dense w of x's dtype. Everything else is the tiled product's.
+/// activations, of weights whose every row is whole 16-byte pieces (K a multiple of 32 for 4-bit
+/// codes, of 16 for 8-bit, of 8 dense), with 16-byte aligned x and w, and a dense w of x's dtype.
+/// Everything else is the tiled product's.
 bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), where SmallMApplies() holds. `h` is
