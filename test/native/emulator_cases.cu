@@ -312,7 +312,7 @@ LOWRANK_KERNEL(case_copy_waits_for_one_too_few, EmulatorCaseParams, 128, 1) {
   CpAsyncWait<0>();
 }
 
-/// Two groups, a wait for the first: it may be used, the second may not.
+/// Two groups, a wait for the first: it may be used, the second may not yet.
 LOWRANK_KERNEL(case_copy_first_of_two, EmulatorCaseParams, 128, 1) {
   Copies& s = DynamicShared<Copies>();
   if (threadIdx.x < 64) CpAsync16(&s.v[threadIdx.x], p.x + threadIdx.x * 4, 16);
@@ -323,6 +323,8 @@ LOWRANK_KERNEL(case_copy_first_of_two, EmulatorCaseParams, 128, 1) {
   __syncthreads();
   p.y[threadIdx.x] = s.v[threadIdx.x / 2].x;
   CpAsyncWait<0>();
+  __syncthreads();
+  p.y[threadIdx.x] += s.v[64 + threadIdx.x / 2].x;
 }
 
 LOWRANK_KERNEL(case_copy_second_of_two, EmulatorCaseParams, 128, 1) {

@@ -60,7 +60,7 @@ const std::vector<Case>& Cases() {
       {"case_waits_for_ever", "livelock"},
       {"case_copy_without_wait", "async-in-flight", 1, 2048},
       {"case_copy_waits_for_one_too_few", "async-in-flight", 1, 2048},
-      {"case_copy_first_of_two", "", 1, 2048, [](uint32_t) { return 1.0f; }},
+      {"case_copy_first_of_two", "", 1, 2048, [](uint32_t) { return 2.0f; }},
       {"case_copy_second_of_two", "async-in-flight", 1, 2048},
       {"case_copy_without_barrier", "race-shared", 1, 2048},
       {"case_copy_over_live_buffer", "race-shared", 1, 2048},
