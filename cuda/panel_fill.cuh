@@ -1,5 +1,6 @@
-/// Matrices brought into the form that the copy engine and the tensor cores read: a quantised or
-/// dense weight as rows of T, an f32 factor as bf16 pieces.
+/// Matrices brought into the form that the copy engine and the tensor cores read: a quantised
+/// weight as rows of T, rows that cannot be read in 16 bytes copied to such, an f32 factor as bf16
+/// pieces.
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -102,22 +103,6 @@ LOWRANK_DEVICE void FillPanelCodes(const PanelFill& fill, const float* s_codeboo
   }
 }
 
-/// Eight f32 a lane and step.
-template <typename T>
-LOWRANK_DEVICE void FillPanelF32(const PanelFill& fill, uint32_t unit, uint32_t units) {
-  const float* source = static_cast<const float*>(fill.source) + fill.first_elem;
-  for (int64_t row = unit; row < fill.rows; row += units) {
-    for (int64_t col = static_cast<int64_t>(threadIdx.x % 32) * 8; col < fill.cols; col += 256) {
-      const float4* vectors = reinterpret_cast<const float4*>(source + row * fill.cols + col);
-      const float4 low = __ldg(vectors);
-      const float4 high = __ldg(vectors + 1);
-      Store16(static_cast<uint16_t*>(fill.target) + row * fill.stride_elems + col,
-              uint4{T::Pack(low.x, low.y), T::Pack(low.z, low.w), T::Pack(high.x, high.y),
-                    T::Pack(high.z, high.w)});
-    }
-  }
-}
-
 /// Any alignment, any blocksize: one element a lane and step.
 template <typename T>
 LOWRANK_DEVICE void FillPanelElements(const PanelFill& fill, const float* s_codebook, uint32_t unit,
@@ -150,10 +135,8 @@ LOWRANK_DEVICE void FillPanel(const PanelFill& fill, const float* s_codebook, ui
     FillPanelElements<T>(fill, s_codebook, unit, units);
   } else if (fill.kind == PanelSource::kCodes4) {
     FillPanelCodes<T, false>(fill, s_codebook, unit, units);
-  } else if (fill.kind == PanelSource::kCodes8) {
-    FillPanelCodes<T, true>(fill, s_codebook, unit, units);
   } else {
-    FillPanelF32<T>(fill, unit, units);
+    FillPanelCodes<T, true>(fill, s_codebook, unit, units);
   }
 }
 

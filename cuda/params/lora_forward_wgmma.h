@@ -38,8 +38,8 @@ struct PanelFill {
   PanelSource kind = PanelSource::kNone;
   uint32_t blocksize_log2 = 0;
   uint32_t nested_blocksize_log2 = 0;
-  uint32_t vector = 0;  // eight codes or elements at a time: cols, first_elem and blocksize are
-                        // multiples of 8, the source is 16-byte aligned
+  uint32_t vector = 0;  // eight codes at a time: cols and blocksize are multiples of 8, the source
+                        // is 16-byte aligned
   const float* codebook = nullptr;
   const float* absmax = nullptr;  // null with double quantisation
   const uint8_t* absmax_8bit = nullptr;

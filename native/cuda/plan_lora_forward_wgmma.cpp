@@ -103,7 +103,6 @@ gpu::PanelFill FillOf(const WeightView& w, int64_t first_row, int64_t rows, uint
   if (!w.quantised()) {
     fill.kind = SourceOf(w.dense.dtype);
     fill.source = w.dense.data;
-    fill.vector = w.dense.dtype == DType::kF32 && fill.cols % 8 == 0 && Aligned(fill.source);
     return fill;
   }
   const QuantView& quant = w.quant;
@@ -155,6 +154,11 @@ TensorMapRequest MapOf(size_t param_offset, const void* base, DType dtype, int64
   return map;
 }
 
+bool Supports(const LoraForwardWgmmaOperands& operands) {
+  return operands.x.dtype != DType::kF32 &&
+         (operands.w.quantised() || operands.w.dense.dtype == operands.x.dtype);
+}
+
 bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && cols % 8 == 0; }
 
 }  // namespace
@@ -163,7 +167,7 @@ bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& de
   const int64_t narrow_tiles = gpu::kWgmmaCluster *
                                CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
                                CeilDiv(operands.w.rows(), kTiles[1].tile_n);
-  return device.sm == 90 && operands.x.dtype != DType::kF32 && operands.x.rows >= kMinM &&
+  return device.sm == 90 && Supports(operands) && operands.x.rows >= kMinM &&
          operands.x.cols >= kMinK && narrow_tiles >= device.sm_count / 2 &&
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
 }
@@ -174,10 +178,10 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
   const int64_t M = operands.x.rows;
   const int64_t K = operands.x.cols;
   const int64_t N = operands.w.rows();
-  if (device.sm != 90 || dtype == DType::kF32 || K == 0) {
+  if (device.sm != 90 || !Supports(operands) || K == 0) {
     return Status(Code::kUnsupported,
-                  "loraForward: the wgmma kernel takes 16-bit activations and K > 0 on compute "
-                  "capability 9.0");
+                  "loraForward: the wgmma kernel takes 16-bit activations, a weight that is "
+                  "quantised or of their dtype, and K > 0, on compute capability 9.0");
   }
   if (M == 0 || N == 0) return Status();
   constexpr int64_t kMostRows = int64_t{1} << 30;
@@ -186,8 +190,7 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
   }
   const size_t type = dtype == DType::kBF16 ? 0 : 1;
   const int64_t stride_elems = CeilDiv(K, 8) * 8;
-  const bool direct = !operands.w.quantised() && operands.w.dense.dtype == dtype &&
-                      ReadableByTma(operands.w.dense.data, K);
+  const bool direct = !operands.w.quantised() && ReadableByTma(operands.w.dense.data, K);
   const bool copy_x = !ReadableByTma(operands.x.data, K);
   const Split split = ChooseSplit(M, N, K, stride_elems, !direct, device);
   const int64_t panel_rows = split.panel_tiles * split.tile->tile_n;

@@ -8,7 +8,7 @@ namespace lowrank::cuda {
 /// The operands of one 16-bit product; what is not present takes no part.
 struct LoraForwardWgmmaOperands {
   TensorView x;              // [M, K] bf16 | f16
-  WeightView w;              // [N, K] quantised, or dense of any dtype
+  WeightView w;              // [N, K] quantised, or dense of x's dtype
   TensorView bias;           // [1, N] of any dtype
   const float* h = nullptr;  // [M, r] f32, computed by an earlier step of the same plan
   TensorView lora_b;         // [N, r] of any dtype; not present: no LoRA term

@@ -298,7 +298,6 @@ const Case kCases[] = {
     {"int8 f16", 140, 264, 64, 0, kH, "int8", kB, true, 64, kF, true, false, 50 << 20, 2, 0},
     {"dense bf16", 200, 264, 136, 4, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20, 132, 0},
     {"dense f16", 129, 128, 72, 4, kH, nullptr, kH, false, 64, kF, false, true, 50 << 20, 132, 0},
-    {"dense f32", 150, 270, 144, 3, kB, nullptr, kF, false, 64, kB, true, false, 50 << 20, 132, 0},
     {"odd K", 140, 150, 61, 3, kB, "nf4", kB, false, 64, kB, true, false, 50 << 20, 132, 0},
     {"odd all", 129, 257, 77, 1, kH, "fp4", kB, true, 32, kH, false, true, 50 << 20, 132, 0},
     {"misaligned", 130, 260, 64, 9, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 2},
