@@ -32,10 +32,10 @@ constexpr TileRow kTiles[] = {
      1.5,
      "untuned; 48 B/clk/SM from L2, bound by it; where 128 x 256 leaves multiprocessors idle"},
 };
-/// Where it is chosen, all untuned: below, decoding a panel costs more than the faster products
-/// save, or less than half of the multiprocessors have a tile and smaller tiles of another kernel
-/// win.
-constexpr int64_t kMinM = 512;
+/// Where it is chosen, all untuned: from here the last pair of row tiles is at most half padding
+/// and decoding a panel costs less than the faster products save, if half of the multiprocessors
+/// have a tile; below, smaller tiles of another kernel win.
+constexpr int64_t kMinM = 385;
 constexpr int64_t kMinK = 64;
 
 /// One launch multiplies the columns of `panel_tiles` tiles.

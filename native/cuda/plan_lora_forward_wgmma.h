@@ -17,7 +17,7 @@ struct LoraForwardWgmmaOperands {
   TensorView y;              // [M, N] out, dtype of x
 };
 
-/// True where this plan is the better one: sm_90, 16-bit activations, M from 512 and tiles of
+/// True where this plan is the better one: sm_90, 16-bit activations, M from 385 and tiles of
 /// 128 x 128 for half of the multiprocessors. Everything it refuses is some other plan's.
 bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device);
 
