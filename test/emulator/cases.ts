@@ -8,6 +8,7 @@ import {
   type Device,
   type DType,
   dequantize,
+  LoraAdapter,
   loraBackward,
   loraForward,
   matmul,
@@ -169,6 +170,68 @@ function adapters(): KernelCase[] {
   );
 }
 
+/**
+ * Weights from a megabyte on, where the family is chosen by M: few tokens, and on compute capability
+ * 9.0 enough of them for wgmma. K and N end inside a tile.
+ */
+function large(): KernelCase[] {
+  const few = (
+    [
+      ['nf4', false, 'bf16', [1, 12, 25, 50]],
+      ['nf4', true, 'f16', [3, 64]],
+      ['fp4', true, 'bf16', [8]],
+      ['int8', false, 'f16', [1, 12, 25, 50]],
+      ['int8', true, 'bf16', [16]],
+      [undefined, false, 'bf16', [1, 12]],
+      [undefined, false, 'f16', [25, 50]],
+    ] as const
+  ).flatMap(([format, doubleQuant, dtype, counts]) =>
+    counts.map((M) => ({
+      format,
+      doubleQuant,
+      dtype,
+      M,
+      N: 1032,
+      K: 2080,
+      r: M % 2 === 0 ? 8 : 0,
+    })),
+  );
+  const many = (
+    [
+      ['nf4', true, 'bf16', 2184, 1000, 16],
+      ['int8', false, 'f16', 2184, 1000, 0],
+      [undefined, false, 'f16', 4360, 520, 3],
+    ] as const
+  ).map(([format, doubleQuant, dtype, N, K, r]) => ({
+    format,
+    doubleQuant,
+    dtype,
+    M: 520,
+    N,
+    K,
+    r,
+  }));
+  return [...few, ...many].map(({ format, doubleQuant, dtype, M, N, K, r }) => ({
+    name: `large ${dtype} ${format ?? 'dense'}${doubleQuant ? ' doubly' : ''} [${M}, ${N}, ${K}] r ${r}`,
+    async run(device) {
+      const random = (seed: number, shape: number[], as: DType) =>
+        Tensors.randn(shape, { seed, dtype: as, device });
+      const x = random(31, [M, K], dtype);
+      const dense = random(32, [N, K], dtype);
+      const w = format === undefined ? dense : quantize(dense, { format, doubleQuant });
+      const bias = random(33, [N], 'f32');
+      if (r === 0) return hashOf([matmul(x, w, { bias })]);
+      const adapter = new LoraAdapter({
+        loraA: random(34, [r, K], 'f32'),
+        loraB: random(35, [N, r], r === 3 ? dtype : 'f32'),
+        loraAlpha: r,
+        loraBias: random(36, [N], 'f32'),
+      });
+      return hashOf([loraForward(x, w, adapter, { bias, training: false }).y]);
+    },
+  }));
+}
+
 export function kernelCases(): KernelCase[] {
-  return [...streaming(), ...products(), ...adapters()];
+  return [...streaming(), ...products(), ...adapters(), ...large()];
 }
