@@ -14,13 +14,15 @@
 /// Budget     NF4 to bf16: 0.5625 bytes in, 2 out. A lane writes 16 bytes, so a warp's store is 512
 ///            in one run; its codes are then 4 bytes a lane, 128 in one run: 16-byte loads of codes
 ///            would scatter the stores, which are four fifths of the bytes. kUnroll of both are in
-///            flight a lane (32 KiB of codes a multiprocessor). At 3.0 TB/s a multiprocessor of 132
-///            sees 6.7 elements a clock at 1.3 GHz to 1.755 GHz; each is one lookup (16 words in 16
-///            banks: never a conflict), one product and 5 to 8 integer instructions: 55 to 65 of
-///            128 issue slots, 7 of 32 shared-memory lanes. So the stream sets the time. int8: 256
-///            entries, so that 32 random lanes share banks (3.5 wavefronts on average where 1 is
-///            ideal). At 4.2 elements a clock that is half of what the banks serve; 32 copies would
-///            be free of it and cost 32 KiB and their filling for each block of threads.
+///            flight a lane (32 KiB of codes a multiprocessor). At 3.0 TB/s each of 132
+///            multiprocessors sees 5.1 elements a clock at 1.755 GHz; each is one lookup (16 words
+///            in 16 banks: never a conflict), one product and 8 to 10 integer instructions: about
+///            55 of 128 issue slots, 5 of 32 shared-memory lanes. So the stream sets the time.
+///
+///            int8: 256 entries, so that 32 random lanes share banks (2.9 wavefronts, counted,
+///            where 1 is ideal). At 4.3 elements a clock that is 40 per cent of what the banks
+///            serve; 32 copies would be free of it and cost 32 KiB and their filling a block of
+///            threads.
 #include "cuda/element.cuh"
 #include "cuda/params/dequantize.h"
 

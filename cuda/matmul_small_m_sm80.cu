@@ -13,9 +13,8 @@
 ///            along its k, then the warps of a block in order, then the splits in order. One
 ///            rounding to T. The LoRA term is f32 throughout. Equal bits from run to run, and for a
 ///            token alone or among others under the same tile.
-/// Needs      whole 16-byte pieces of w in each row (K % 32 == 0 for 4-bit codes, 16 for 8-bit, 8
-/// dense),
-///            which then lie in one quantisation block; 16-byte aligned x and w
+/// Needs      whole 16-byte pieces of w in each row (K a multiple of 32 for 4-bit codes, of 16 for
+///            8-bit, of 8 dense), which then lie in one quantisation block; 16-byte aligned x and w
 ///
 /// w is the A operand (16 outputs x 16 k), x the B operand (16 k x 8 tokens): tokens are padded
 /// to 8. The sum over k may be taken in any order, so the bytes of bitsandbytes are fragments as

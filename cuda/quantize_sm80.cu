@@ -17,20 +17,22 @@
 ///
 /// The mean. The CPU adds absmax in order in double. Scales are f32 multiples of the last bit of
 /// the smallest one; while their sum stays below 2^52 of that bit every partial sum is exact, in
-/// any order, so the parallel sum has the sequential one's bits. Each warp of absmax_codes tests
-/// that, and repeats the sum in order where it fails (scales that differ by 2^20 and more).
+/// any order, so the parallel sum has the sequential one's bits. Each block of threads of
+/// absmax_codes tests that, and repeats the sum in order where it fails (scales that differ by 2^20
+/// and more).
 ///
 /// Budget     NF4 from bf16: 2 bytes in, 0.5625 out. A lane loads 16 bytes (8 elements), 8 lanes a
 ///            block of 64, absmax by 3 shuffles; kUnroll loads are in flight a lane, 4 · 16 · 2,048
 ///            threads = 128 KiB a multiprocessor. At 3.0 TB/s each of 132 multiprocessors sees 5.1
-///            elements a clock; one costs 5 instructions to widen and rank it, 4 lookups among 16
-///            words (16 banks: never a conflict) and 12 instructions of the search: about 21 lanes
-///            of issue, 107 of 128, and 20 of 32 of shared memory. The search is the closest second
-///            to the stream. int8: the 255 thresholds stand as a breadth-first tree, whose first
-///            six levels cannot conflict; the last two cost about 2.1 wavefronts, so 10.2 an
-///            element (1.28 of the ideal, counted) at 4.3 elements a clock: bound by shared memory,
-///            1.4 of the stream's time. 32 copies would be free of it and cost 32 KiB a block of
-///            threads.
+///            elements a clock; one costs about 19 instructions (4 to widen it and for the
+///            maximum, 1 product, 11 of the search, 3 to place the code): 97 of 128 issue slots;
+///            and 3 lookups among 16 words (16 banks: never a conflict): 16 of 32 lanes of shared
+///            memory. The search is the closest second to the stream.
+///
+///            int8: the 255 thresholds stand as a breadth-first tree, whose first six levels cannot
+///            conflict; the last two cost about 2.1 wavefronts, so 10.2 an element (1.28 of the
+///            ideal, counted) at 4.3 elements a clock: bound by shared memory, 1.4 of the stream's
+///            time. 32 copies would be free of it and cost 32 KiB a block of threads.
 #include <type_traits>
 
 #include "cuda/element.cuh"
@@ -47,14 +49,19 @@ constexpr uint32_t kInfinity = 0x7f800000u;
 
 // ------------------------------------------------------------------------------------ the search
 
-/// Number of thresholds below v: four steps of a binary search.
-LOWRANK_DEVICE uint32_t Rank(const Thresholds& s_thresholds, float v) {
-  uint32_t rank = 0;
+/// Four times the number of thresholds below v: four steps of a binary search on the byte offset,
+/// which is also where the rank's nibble lies in rank_to_code. The first threshold is the same for
+/// all, so a register; a later step is a load, a comparison and an addition.
+LOWRANK_DEVICE uint32_t RankTimes4(const Thresholds& s_thresholds, float v) {
+  const unsigned char* s_bytes = reinterpret_cast<const unsigned char*>(s_thresholds.value);
+  uint32_t offset_bytes = 0;
 #pragma unroll
   for (uint32_t step = 8; step != 0; step >>= 1) {
-    if (v > s_thresholds.value[rank + step - 1]) rank += step;
+    const float threshold =
+        *reinterpret_cast<const float*>(s_bytes + offset_bytes + 4 * (step - 1));
+    if (v > threshold) offset_bytes += 4 * step;
   }
-  return rank;
+  return offset_bytes;
 }
 
 /// Midpoints of neighbouring levels. Called by the whole block of threads.
@@ -112,8 +119,8 @@ struct Quantizer {
       return Rank(s_table, normalised);
     } else {
       const bool signed_codes = p.sign_magnitude != 0;
-      const uint32_t rank = Rank(s_table, signed_codes ? fabsf(normalised) : normalised);
-      const uint32_t code = static_cast<uint32_t>(p.rank_to_code >> (4 * rank)) & 15u;
+      const uint32_t rank = RankTimes4(s_table, signed_codes ? fabsf(normalised) : normalised);
+      const uint32_t code = static_cast<uint32_t>(p.rank_to_code >> rank) & 15u;
       return signed_codes && normalised < 0.0f ? code | 8u : code;
     }
   }
