@@ -17,7 +17,7 @@
 ///              pairs of parts for a bf16 factor, 5 for f16, 6 for f32 (dropped: 2^-23 of each
 ///              product); bias and what y holds are added in f32, then one rounding to T. The LoRA
 ///              term comes first, so that the gate meets it alone and needs no second accumulator.
-///              The bits depend on the tile and the split (SelectGemmMma), never on the schedule.
+///              The bits depend on how the reduction is split, not on the tile or the schedule.
 /// Needs        code4, code8: K % 32 == 0, blocksize >= 32; dense: K % 8 == 0; all: x's rows whole
 ///              16-byte pieces, x and w 16-byte aligned. general: nothing; it loads elements
 ///              singly.

@@ -53,6 +53,8 @@ constexpr GemmMmaTile kTiles[] = {
 /// A part of the reduction that is worth a block: 16 slabs of 128x128 are 9 us on sm_80, and the
 /// second launch that sums the planes about 4.
 constexpr int64_t kMinSlabsPerSplit = 16;
+/// Elements; smaller weights are not worth it either, and keep a row's bits in any batch.
+constexpr int64_t kMinWeightToSplit = int64_t{1} << 21;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -131,25 +133,34 @@ const void* DataOf(const TensorView& view) { return view.present ? view.data : n
 
 }  // namespace
 
-GemmMmaChoice SelectGemmMma(int64_t M, int64_t P, int64_t R, bool general,
-                            const DeviceLimits& device) {
-  const int64_t slabs = CeilDiv(R, 64);
+GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  const bool general = FormatOf(operands) == Format::kGeneral;
+  const int64_t M = operands.x.rows;
+  const int64_t P = operands.y.cols;
+  const int64_t slabs = CeilDiv(operands.x.cols, 64);
+  const bool whole = device.batch_invariant || P * operands.x.cols < kMinWeightToSplit;
+  const int64_t splits_max = whole ? 1 : std::max<int64_t>(slabs / kMinSlabsPerSplit, 1);
   for (const GemmMmaTile& tile : kTiles) {
     const bool last = &tile == std::end(kTiles) - 1;
     if (general && !last) continue;
     const int64_t blocks = CeilDiv(M, tile.tile_m) * CeilDiv(P, tile.tile_p);
-    const int64_t wanted = std::clamp<int64_t>(device.sm_count / std::max<int64_t>(blocks, 1), 1,
-                                               std::max<int64_t>(slabs / kMinSlabsPerSplit, 1));
+    const int64_t wanted =
+        std::clamp<int64_t>(device.sm_count / std::max<int64_t>(blocks, 1), 1, splits_max);
     // Panels of scales begin at multiples of eight slabs.
     const int64_t per_split = CeilDiv(CeilDiv(slabs, wanted), 8) * 8;
     const int64_t splits = std::max<int64_t>(CeilDiv(slabs, std::max<int64_t>(per_split, 1)), 1);
     if (!last && blocks * splits * 100 < tile.min_blocks_x100 * device.sm_count) continue;
     return {&tile, static_cast<int32_t>(splits), static_cast<int32_t>(per_split)};
   }
-  return {&kTiles[0], 1, static_cast<int32_t>(slabs)};
+  return {};
 }
 
 Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan) {
+  return PlanGemmMma(operands, SelectGemmMma(operands, device), workspace, plan);
+}
+
+Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan) {
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
@@ -158,8 +169,6 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
   if (M == 0 || P == 0) return Status();
 
   const Format format = FormatOf(operands);
-  const GemmMmaChoice choice =
-      SelectGemmMma(M, P, operands.w_transposed ? N : K, format == Format::kGeneral, device);
   const GemmMmaTile& tile = *choice.tile;
   const int64_t tiles_p = CeilDiv(P, tile.tile_p);
   const int64_t tiles = CeilDiv(M, tile.tile_m) * tiles_p;

@@ -33,18 +33,22 @@ struct GemmMmaTile {
 
 /// A tile, and into how many parts the reduction is cut, each of a block of its own.
 struct GemmMmaChoice {
-  const GemmMmaTile* tile;
-  int32_t splits;
-  int32_t slabs_per_split;  // of 64 elements of the reduction
+  const GemmMmaTile* tile = nullptr;
+  int32_t splits = 1;
+  int32_t slabs_per_split = 0;  // of 64 elements of the reduction
 };
 
-/// For an output [M, P] reduced over R; the general decode has one tile only.
-GemmMmaChoice SelectGemmMma(int64_t M, int64_t P, int64_t R, bool general,
-                            const DeviceLimits& device);
+/// The tile changes no bits (every tile sums an element in the same order), parts do: there are
+/// none where a row must have the same bits in any batch, or the weight is small.
+GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
 /// dx = dy · w + gate ⊙ (scaling · h · lora_a)
 Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan);
+
+/// The same by a choice of one's own.
+Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
 
 /// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few

@@ -135,6 +135,7 @@ struct Case {
   bool mask = false;
   bool accumulate = false;
   size_t misalign = 0;
+  int32_t splits = 1;    // parts of the reduction
   bool special = false;  // infinities and NaN in x, h, the factor, and where no code points
   int sm_count = 108;    // few multiprocessors choose large tiles
 
@@ -144,7 +145,8 @@ struct Case {
            std::to_string(r) + " factor " + DTypeName(factor) + (bias ? " bias" : "") +
            (lora_bias ? " lora_bias" : "") + (p > 0 ? " dropout" : "") + (mask ? " mask" : "") +
            (accumulate ? " accumulate" : "") + (misalign > 0 ? " misaligned" : "") +
-           (special ? " special" : "") + " on " + std::to_string(sm_count);
+           (special ? " special" : "") + (splits > 1 ? " in parts" : "") + " on " +
+           std::to_string(sm_count);
   }
 };
 
@@ -282,9 +284,34 @@ void Compare(const Case& c, const Operands& operands) {
 Status MakePlan(const Case& c, const lowrank::cuda::GemmMmaOperands& operands,
                 const lowrank::cuda::DeviceLimits& limits, lowrank::cuda::Workspace* workspace,
                 lowrank::cuda::Plan* plan) {
-  const auto make =
-      c.dtype == DType::kF32 ? lowrank::cuda::PlanGemmF32 : lowrank::cuda::PlanGemmMma;
-  return make(operands, limits, workspace, plan);
+  if (c.dtype == DType::kF32) {
+    return lowrank::cuda::PlanGemmF32(operands, limits, workspace, plan);
+  }
+  lowrank::cuda::GemmMmaChoice choice = SelectGemmMma(operands, limits);
+  if (c.splits > 1) {
+    const int64_t slabs = (operands.x.cols + 63) / 64;
+    choice.slabs_per_split = static_cast<int32_t>((slabs / c.splits + 8) / 8 * 8);
+    choice.splits =
+        static_cast<int32_t>((slabs + choice.slabs_per_split - 1) / choice.slabs_per_split);
+    Report(choice.splits == c.splits, c.Name() + ": in " + std::to_string(choice.splits));
+  }
+  return PlanGemmMma(operands, choice, workspace, plan);
+}
+
+/// The other tile, which gives the same bits.
+void CheckOtherTile(const Case& c, const Operands& operands,
+                    const std::vector<unsigned char>& expected) {
+  lowrank::cuda::DeviceLimits limits;
+  limits.sm_count = c.sm_count < 100 ? 100000 : 1;
+  lowrank::cuda::Workspace workspace;
+  lowrank::cuda::Plan plan;
+  MakePlan(c, operands.gemm, limits, &workspace, &plan);
+  if (c.accumulate) {
+    emu::CopyMemory(operands.gemm.y.data, operands.before.data, operands.before.bytes());
+  }
+  RunPlan(plan, c.Name());
+  Report(std::memcmp(expected.data(), operands.gemm.y.data, expected.size()) == 0,
+         c.Name() + ": other bits with the other tile");
 }
 
 /// Every schedule gives the bits of the first.
@@ -325,6 +352,7 @@ void Check(const Case& c, int seeds) {
              c.Name() + ": other bits in schedule " + std::to_string(turn));
     }
   }
+  if (c.splits == 1 && c.dtype != DType::kF32) CheckOtherTile(c, operands, first);
 }
 
 /// A few of all combinations: each value of each dimension, against shapes that cycle.
@@ -386,15 +414,15 @@ std::vector<Case> Cases() {
         }
       }
       // A reduction in parts, of both tiles and of the general decode.
-      c.M = 66, c.N = transposed ? 2112 : 40, c.K = transposed ? 64 : 2112, c.sm_count = 108;
+      c.M = 66, c.N = transposed ? 2112 : 40, c.K = transposed ? 64 : 2112;
+      c.splits = 2, c.sm_count = 1000;
       cases.push_back(c);
-      c.sm_count = 3;
-      c.accumulate = true;
+      c.sm_count = 1, c.accumulate = true;
       cases.push_back(c);
       c.accumulate = false;
       c.N = transposed ? 3110 : 13, c.K = transposed ? 13 : 3110;
       cases.push_back(c);
-      c.sm_count = 108;
+      c.splits = 1, c.sm_count = 108;
       c.M = 20, c.N = 40, c.K = 64, c.misalign = dtype == DType::kF32 ? 4 : 2, c.weight = "same";
       cases.push_back(c);
     }
