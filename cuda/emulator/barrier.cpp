@@ -5,7 +5,7 @@ namespace lowrank::emu {
 namespace {
 
 void ReleaseBarrier(BlockState* block, Barrier* barrier) {
-  ++worker->progress;
+  worker->Progress();
   barrier->results[static_cast<int>(BarrierOp::kOr)] = barrier->predicates != 0;
   barrier->results[static_cast<int>(BarrierOp::kAnd)] = barrier->predicates == barrier->expected;
   barrier->results[static_cast<int>(BarrierOp::kCount)] = static_cast<int>(barrier->predicates);
@@ -108,7 +108,7 @@ void ClusterArrive(Site site) {
     Fail("barrier", site, "barrier.cluster.arrive twice without a wait");
   }
   first->cluster_ticket[index] = first->cluster_phase + 1;
-  ++worker->progress;
+  worker->Progress();
   if (running->check) {
     first->cluster_clock.ReleaseFrom(&fiber->warp_state->clock, fiber->block->instance, fiber->warp,
                                      fiber->lane, true);

@@ -299,7 +299,7 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
 void BeginChecks() { SyncWords().clear(); }
 
 void NoteRelease(const void* ptr, Site) {
-  ++worker->progress;
+  worker->Progress();
   if (!running->check) return;
   Fiber* fiber = CurrentFiber();
   SyncWords()[reinterpret_cast<uintptr_t>(ptr)].ReleaseFrom(
@@ -319,7 +319,7 @@ uint32_t LoadAcquire(const uint32_t* ptr, Site site) {
   if (fiber->acquired_from == ptr) SpinYield("ld.acquire", site);
   if (observing) AccessSlow(ptr, 4, AccessKind::kAtomicLoad, site);
   const uint32_t value = __atomic_load_n(ptr, __ATOMIC_ACQUIRE);
-  if (fiber->acquired_from != ptr || fiber->acquired_value != value) ++worker->progress;
+  if (fiber->acquired_from != ptr || fiber->acquired_value != value) worker->Progress();
   fiber->acquired_from = ptr;
   fiber->acquired_value = value;
   NoteAcquire(ptr, site);
@@ -338,7 +338,7 @@ void Fence() {
 }
 
 void AtomicBegin(const void* ptr, uint32_t bytes, Site site) {
-  ++worker->progress;
+  worker->Progress();
   if (!observing) return;
   if (running->check && CurrentFiber()->fenced) NoteRelease(ptr, site);
   AccessSlow(ptr, bytes, AccessKind::kAtomic, site);
@@ -369,7 +369,7 @@ void SyncClock::Clear() {
   state_ = nullptr;
 }
 void SyncClock::Release() {
-  ++worker->progress;
+  worker->Progress();
   if (!running->check) return;
   if (state_ == nullptr) state_ = new State;
   Fiber* fiber = CurrentFiber();

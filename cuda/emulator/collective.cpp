@@ -20,7 +20,7 @@ bool TryFire(BlockState* block, Warp* warp, uint32_t mask, CollectiveFn fn) {
     const Fiber& other = warp->lanes[Lowest(rest)];
     if (other.collective != fn || other.mask != mask) return false;
   }
-  ++worker->progress;
+  worker->Progress();
   fn(lanes, warp->args);
   warp->waiting &= ~lanes;
   worker->SetRunnable(warp, block, lanes);
@@ -76,7 +76,7 @@ void LeaveWarp(Fiber* fiber) {
   Warp* warp = fiber->warp_state;
   BlockState* block = fiber->block_state;
   const uint32_t bit = uint32_t{1} << fiber->lane;
-  ++worker->progress;
+  worker->Progress();
   warp->alive &= ~bit;
   worker->ClearRunnable(warp, block, bit);
   --block->live;
@@ -333,7 +333,7 @@ void Wake(Thread* thread) {
   auto* fiber = static_cast<Fiber*>(thread);
   if (!fiber->parked) return;
   fiber->parked = false;
-  ++worker->progress;
+  worker->Progress();
   worker->SetRunnable(fiber->warp_state, fiber->block_state, uint32_t{1} << fiber->lane);
 }
 

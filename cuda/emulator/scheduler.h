@@ -4,6 +4,7 @@
 #include <setjmp.h>
 
 #include <atomic>
+#include <chrono>
 #include <memory>
 #include <vector>
 
@@ -166,7 +167,14 @@ class Worker {
   /// The resident block whose shared window holds the address; null: none of this worker's.
   BlockState* BlockOfShared(uintptr_t address);
 
-  uint64_t progress = 0;  // steps that may release another thread
+  /// A step that may release another thread.
+  void Progress() {
+    ++progress_;
+    if (__builtin_expect(stuck_, 0)) {
+      stuck_ = false;
+      --run_->workers_stuck;
+    }
+  }
   bool random_order = false;
   uintptr_t fault_address = 0;
   bool in_extension = false;
@@ -189,9 +197,11 @@ class Worker {
   std::vector<BlockState*> resident_;
   void* main_stack_pointer_ = nullptr;
   uint64_t random_ = 1;
+  uint64_t progress_ = 0;
   uint64_t progress_seen_ = 0;
-  uint64_t fruitless_ = 0;
-  bool stuck_ = false;
+  uint64_t fruitless_ = 0;  // rounds of polling, since when all workers have been stuck
+  std::chrono::steady_clock::time_point fruitless_since_;
+  bool stuck_ = false;  // all its threads have polled in vain
 };
 extern __thread Worker* worker __attribute__((tls_model("initial-exec")));
 

@@ -20,6 +20,7 @@ namespace {
 /// Two mappings a thread (stack and guard page): the kernel's limit is 65,530 of a process.
 constexpr uint32_t kMaxResidentThreads = 16384;
 constexpr uint64_t kFruitlessRounds = 1000;
+constexpr std::chrono::seconds kPatience(5);
 
 uint32_t LowestLane(uint32_t lanes) { return static_cast<uint32_t>(__builtin_ctz(lanes)); }
 uint32_t HighestLane(uint32_t lanes) { return 31u - static_cast<uint32_t>(__builtin_clz(lanes)); }
@@ -309,11 +310,9 @@ bool Worker::Unblock() {
     ReportDeadlock("deadlock");
     return false;
   }
-  if (progress != progress_seen_) {
-    progress_seen_ = progress;
+  if (progress_ != progress_seen_) {
+    progress_seen_ = progress_;
     fruitless_ = 0;
-    if (stuck_) --run_->workers_stuck;
-    stuck_ = false;
     return WakeSpinners();
   }
   // Everyone has polled in vain. A block that has not started may be what they wait for.
@@ -321,12 +320,18 @@ bool Worker::Unblock() {
   if (run_->failed) return false;
   if (!stuck_) ++run_->workers_stuck;
   stuck_ = true;
-  if (++fruitless_ > kFruitlessRounds) {
-    if (run_->workers_stuck >= run_->workers_inside) {
-      ReportDeadlock("livelock");
-      return false;
-    }
+  const int inside = run_->workers_inside;
+  if (run_->workers_stuck < inside) {
+    fruitless_ = 0;
     sched_yield();
+    return WakeSpinners();
+  }
+  const auto now = std::chrono::steady_clock::now();
+  if (++fruitless_ == 1) fruitless_since_ = now;
+  // Another worker that is stuck may have seen what it waited for, and not told yet.
+  if (fruitless_ > kFruitlessRounds && (inside == 1 || now - fruitless_since_ > kPatience)) {
+    ReportDeadlock("livelock");
+    return false;
   }
   return WakeSpinners();
 }
@@ -378,7 +383,7 @@ void Worker::Run(GridRun* run) {
   run_ = run;
   random_order = run->options.order == Order::kRandom;
   random_ = (run->options.seed + 1) * 0x9E3779B97F4A7C15ull | 1u;
-  progress = 0;
+  progress_ = 0;
   progress_seen_ = 0;
   fruitless_ = 0;
   stuck_ = false;

@@ -178,6 +178,28 @@ void CheckManyLaunches() {
   }
   for (std::thread& thread : threads) thread.join();
   Expect(wrong == 0, "launches from several threads at once");
+  Options several;
+  several.workers = 4;
+  SetOptions(several);
+  constexpr uint32_t kBlocks = 24;
+  uint32_t turn = 0;
+  for (int i = 0; i < 200; ++i) {
+    turn = 0;
+    const LaunchStatus status = RunBody(
+        [&] {
+          const uint32_t after = kBlocks - 1 - current->block->linear;
+          if (current->linear == 0) {
+            while (LoadAcquire(&turn, Site()) != after) {
+            }
+          }
+          __syncthreads();
+          if (current->linear == 5) StoreRelease(&turn, after + 1, Site());
+        },
+        64, kBlocks);
+    if (status != LaunchStatus::kOk || turn != kBlocks) ++wrong;
+  }
+  SetOptions(Options());
+  Expect(wrong == 0, "blocks wait for each other on several workers");
   const auto churn = [] {
     for (int i = 0; i < 200; ++i) {
       void* memory = Allocate(1 << 20);
