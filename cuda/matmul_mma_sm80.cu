@@ -11,7 +11,8 @@
 ///              DRAM once and w, which fits L2 as codes, comes from there; a split is a part of the
 ///              reduction and stores an f32 plane, which gemm_mma_reduce sums in order
 /// Shared       GemmMmaSharedBytes (params/gemm_mma.h): code4 128x128 82,304 bytes (dx 76,160), two
-///              blocks a multiprocessor on sm_80; the output is staged over the stages at the end
+///              blocks a multiprocessor on sm_80; code8 91,392 (85,248), one there and two on
+///              sm_90; dense 69,632. The output is staged over the stages at the end.
 /// Numerics     w is round_T(codebook[code] · scale), rounded once; products of T exact, summed in
 ///              f32 by the tensor core; h and the factor as bf16 parts whose products are exact, 3
 ///              pairs of parts for a bf16 factor, 5 for f16, 6 for f32 (dropped: 2^-23 of each

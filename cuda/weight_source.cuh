@@ -104,6 +104,8 @@ LOWRANK_DEVICE void CopySlab(const void* g_w, int slab, int64_t first_p, int64_t
 /// of the next panel. Transposed: every slab has its own rows; the scales of 128 columns are 2 or 4
 /// neighbours in memory, a quarter or half of the sector they lie in: at 64 rows a slab that is
 /// 2 KB of sectors beside 20 KB of dy and codes, and the block to the right reads the rest from L2.
+/// With double quantisation absmax is bytes: eight or four of a sector's 32 at a time, and
+/// absmax_codebook is a gather from 1 KB in L1; both are one access for 32 or 64 codes.
 template <typename Tile>
 struct ScaleStage {
   using Slab = WeightSlab<Tile>;
