@@ -16,7 +16,9 @@ const kOpcodes = new Map([
   [0x387, 'stl'],
 ]);
 const kNop = 0x918;
+// Attributes in .nv.info: a function and a value.
 const kFrameSize = 0x11;
+const kRegisterCount = 0x2f;
 /** The width of a load or store, bits 73 to 75. */
 const kWidths = ['8', '8', '16', '16', '32', '64', '128', '?'];
 
@@ -30,7 +32,6 @@ function sectionsOf(elf) {
       type: elf.readUInt32LE(header + 4),
       offset: Number(elf.readBigUInt64LE(header + 24)),
       bytes: Number(elf.readBigUInt64LE(header + 32)),
-      info: elf.readUInt32LE(header + 44),
       name: '',
     };
   });
@@ -50,29 +51,30 @@ function symbolNames(elf, sections) {
   });
 }
 
-/** Bytes of stack by function, from the attributes in .nv.info. */
-function stackBytes(elf, sections) {
-  const stack = new Map();
+/** The values of one attribute in .nv.info, by function. */
+function attributes(elf, sections, wanted) {
+  const values = new Map();
   const info = sections.find(({ name }) => name === '.nv.info');
-  if (!info) return stack;
+  if (!info) return values;
   const names = symbolNames(elf, sections);
   for (let at = info.offset; at < info.offset + info.bytes; ) {
     const [format, attribute] = [elf[at], elf[at + 1]];
     const bytes = format === 4 ? elf.readUInt16LE(at + 2) : 0;
-    if (attribute === kFrameSize) {
-      stack.set(names[elf.readUInt32LE(at + 4)], elf.readUInt32LE(at + 8));
+    if (attribute === wanted) {
+      values.set(names[elf.readUInt32LE(at + 4)], elf.readUInt32LE(at + 8));
     }
     at += 4 + bytes;
   }
-  return stack;
+  return values;
 }
 
 /** @returns {Map<string, {registers: number, stack: number, staticShared: number, sass: Record<string, number>}>} */
 export function readCubin(elf) {
   const sections = sectionsOf(elf);
-  const stack = stackBytes(elf, sections);
+  const stack = attributes(elf, sections, kFrameSize);
+  const registers = attributes(elf, sections, kRegisterCount);
   const kernels = new Map();
-  for (const { name, offset, bytes, info } of sections) {
+  for (const { name, offset, bytes } of sections) {
     if (!name.startsWith('.text.')) continue;
     const kernel = name.slice('.text.'.length);
     const sass = { instructions: 0 };
@@ -87,7 +89,7 @@ export function readCubin(elf) {
     }
     const shared = sections.find((section) => section.name === `.nv.shared.${kernel}`);
     kernels.set(kernel, {
-      registers: info >>> 24,
+      registers: registers.get(kernel) ?? 0,
       stack: stack.get(kernel) ?? 0,
       staticShared: shared?.bytes ?? 0,
       sass,

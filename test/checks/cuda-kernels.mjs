@@ -3,15 +3,18 @@
  * shared memory and occupancy from the cubins that the build has kept, the width of global accesses
  * and the matrix instructions from its PTX. Nothing is compiled here: run it after a build with nvcc.
  *
- *   node test/checks/cuda-kernels.mjs [--build DIR] [--update] [--trace FILE]
+ *   node test/checks/cuda-kernels.mjs [--build DIR] [--update] [--trace FILE] [--all]
  *
  * --update writes the table. --trace takes a launch trace of the emulator (LOWRANK_EMULATOR_TRACE)
- * for the dynamic shared memory of each kernel; no launch may exceed the table's.
+ * for the dynamic shared memory of each kernel; no launch may exceed the table's. --all assembles the
+ * build's PTX for the architectures of a package that the build was not for (ptxas, on the PATH).
  *
  * Fails where a kernel has a stack frame, mixes a product with a sum that the compiler may contract,
  * cannot be launched on an architecture, or differs from the table.
  */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { execFileSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { parse } from '../../cuda/emulator/ptx/parse.mjs';
@@ -23,6 +26,7 @@ const { values: args } = parseArgs({
     build: { type: 'string', default: 'build' },
     update: { type: 'boolean', default: false },
     trace: { type: 'string' },
+    all: { type: 'boolean', default: false },
   },
 });
 const root = path.join(import.meta.dirname, '..', '..');
@@ -94,6 +98,30 @@ function sharedBytes(problems) {
   return most;
 }
 
+/** Architecture -> cubin of a module: those that the build has kept, and with --all the others. */
+function cubinsOf(module, files) {
+  const cubins = new Map();
+  for (const file of files.filter((name) => name.endsWith('.cubin'))) {
+    const arch = /_(\d+a?)\.cubin$/.exec(file)?.[1] ?? /_sm(\d+a)$/.exec(module)?.[1];
+    if (Object.hasOwn(kLimits, arch))
+      cubins.set(arch, readFileSync(path.join(folder, module, file)));
+  }
+  if (!args.all || /_sm\d+a$/.test(module)) return cubins;
+  const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-cubin-'));
+  const out = path.join(scratch, 'cubin');
+  for (const arch of Object.keys(kLimits).filter((name) => !cubins.has(name))) {
+    const ptx = path.join(
+      folder,
+      module,
+      files.find((name) => name.endsWith('.ptx')),
+    );
+    execFileSync('ptxas', [`-arch=sm_${arch}`, '-lineinfo', ptx, '-o', out]);
+    cubins.set(arch, readFileSync(out));
+  }
+  rmSync(scratch, { recursive: true });
+  return cubins;
+}
+
 const sources = JSON.parse(readFileSync(path.join(root, 'native', 'sources.json'), 'utf8'));
 const listed = sources.kernels.map((file) => path.basename(file, '.cu'));
 const problems = [];
@@ -107,12 +135,9 @@ for (const module of listed.filter((name) => existsSync(path.join(folder, name))
     const text = readFileSync(path.join(folder, module, file), 'utf8');
     for (const [name, row] of readPtx(text, problems)) ptx.set(name, row);
   }
-  for (const file of files.filter((name) => name.endsWith('.cubin'))) {
-    // name.sm_80.cubin, or name.compute_90a.cubin where the architecture has its own PTX.
-    const arch = /(?:sm|compute)_(\d+a?)\.cubin$/.exec(file)?.[1] ?? /sm(\d+a)$/.exec(module)?.[1];
-    if (!Object.hasOwn(kLimits, arch)) continue;
+  for (const [arch, elf] of cubinsOf(module, files)) {
     archsSeen.add(arch);
-    for (const [name, cubin] of readCubin(readFileSync(path.join(folder, module, file)))) {
+    for (const [name, cubin] of readCubin(elf)) {
       const { threads, counts } = ptx.get(name) ?? { threads: 1024, counts: {} };
       table.kernels[name] ??= {
         module,
@@ -129,6 +154,7 @@ for (const module of listed.filter((name) => existsSync(path.join(folder, name))
         sharedBytes: bytes,
       });
       table.kernels[name].on[`sm_${arch}`] = { registers, blocks, percent, limit };
+      if (registers === 0) problems.push(`${name} on sm_${arch}: no register count in the cubin`);
       if (stack > 0) problems.push(`${name} on sm_${arch}: ${stack} bytes of stack`);
       if (sass.ldl || sass.stl) problems.push(`${name} on sm_${arch}: spills`);
       if (blocks === 0) problems.push(`${name} on sm_${arch}: cannot be launched (${limit})`);
