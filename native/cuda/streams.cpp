@@ -184,9 +184,12 @@ Status Streams::Workspace(size_t bytes, void** base) {
 }
 
 Status Streams::Reserve(size_t bytes) {
-  reserved_bytes_ = std::max(reserved_bytes_, bytes);
+  const size_t before = std::exchange(reserved_bytes_, std::max(reserved_bytes_, bytes));
   void* base = nullptr;
-  return Workspace(reserved_bytes_, &base);
+  const Status status = Workspace(reserved_bytes_, &base);
+  // What cannot be had is not asked for again with the next op.
+  if (!status.ok()) reserved_bytes_ = before;
+  return status;
 }
 
 }  // namespace lowrank::cuda
