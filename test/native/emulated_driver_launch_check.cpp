@@ -172,7 +172,7 @@ void FaultsStay() {
     const CUfunction append = f.Kernel("test_append_kernel");
     CUdeviceptr pooled = 0;
     EXPECT_OK(d.cuMemAllocFromPoolAsync(&pooled, 256, f.pool, stream));
-    EXPECT_OK(Launch(wild, stream, WildParams{y, int64_t{1} << 36}));
+    EXPECT_OK(Launch(wild, stream, WildParams{reinterpret_cast<uint32_t*>(uintptr_t{64}), 0}));
     EXPECT_OK(Launch(append, stream, AppendParams{log, 1, 0}));
     bool called = false;
     EXPECT_OK(more.cuLaunchHostFunc(

@@ -209,15 +209,19 @@ void FreedMemoryIsClosed() {
   }
   {
     // Before it in call order, after it in the order of streams: the other stream does not wait.
-    SetOption("streams", "late");
     Fixture f;
-    SetOption("streams", "eager");
     const CUstream stream = f.Stream();
     const CUstream other = f.Stream();
+    volatile bool open = false;
+    const auto wait = [](void* flag) {
+      while (!*static_cast<volatile bool*>(flag)) usleep(200);
+    };
+    EXPECT_OK(more.cuLaunchHostFunc(stream, wait, const_cast<bool*>(&open)));
     CUdeviceptr x = 0;
     EXPECT_OK(d.cuMemAllocFromPoolAsync(&x, 256, f.pool, stream));
     EXPECT_OK(d.cuMemsetD8Async(x, 0, 256, other));
     EXPECT_RESULT(CUDA_ERROR_ILLEGAL_ADDRESS, d.cuStreamSynchronize(other));
+    open = true;
     EXPECT(std::strstr(more.lowrankEmulatorLastReport(), "does not follow") != nullptr);
   }
 }
