@@ -55,8 +55,10 @@ class Device {
  public:
   explicit Device(size_t misalign = 0) : misalign_(misalign) {}
 
-  void* Bytes(const void* from, size_t bytes) {
-    buffers_.push_back(std::make_unique<DeviceBuffer>(bytes, misalign_));
+  /// `unit` bytes are what an element is aligned to at least.
+  void* Bytes(const void* from, size_t bytes, size_t unit = 1) {
+    const size_t misalign = (misalign_ + unit - 1) / unit * unit;
+    buffers_.push_back(std::make_unique<DeviceBuffer>(bytes, misalign));
     if (from != nullptr) emu::CopyMemory(buffers_.back()->data(), from, bytes);
     return buffers_.back()->data();
   }
@@ -70,7 +72,7 @@ class Device {
     for (int64_t i = 0; i < view.elems(); ++i) {
       StoreElement(host.data(), dtype, i, Uniform() * scale);
     }
-    view.data = Bytes(host.data(), view.bytes());
+    view.data = Bytes(host.data(), view.bytes(), lowrank::DTypeBytes(dtype));
     return view;
   }
   WeightView Copy(const WeightView& w) {
