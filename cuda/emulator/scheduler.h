@@ -132,6 +132,7 @@ struct GridRun {
   std::atomic<bool> fault{false};
   std::atomic<int> workers_inside{0};
   std::atomic<int> workers_stuck{0};
+  std::atomic<uint64_t> changes{0};  // a worker is no longer stuck, or has left
 };
 extern GridRun* running;  // the launch; one at a time
 
@@ -172,6 +173,7 @@ class Worker {
     ++progress_;
     if (__builtin_expect(stuck_, 0)) {
       stuck_ = false;
+      ++run_->changes;
       --run_->workers_stuck;
     }
   }
@@ -201,6 +203,7 @@ class Worker {
   uint64_t progress_seen_ = 0;
   uint64_t fruitless_ = 0;  // rounds of polling, since when all workers have been stuck
   std::chrono::steady_clock::time_point fruitless_since_;
+  uint64_t changes_seen_ = 0;
   bool stuck_ = false;  // all its threads have polled in vain
 };
 extern __thread Worker* worker __attribute__((tls_model("initial-exec")));

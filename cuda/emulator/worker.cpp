@@ -321,7 +321,10 @@ bool Worker::Unblock() {
   if (!stuck_) ++run_->workers_stuck;
   stuck_ = true;
   const int inside = run_->workers_inside;
-  if (run_->workers_stuck < inside) {
+  // Whoever went on in between may have released what these threads poll: look again.
+  const uint64_t changes = run_->changes;
+  if (changes != changes_seen_ || run_->workers_stuck < inside) {
+    changes_seen_ = changes;
     fruitless_ = 0;
     sched_yield();
     return WakeSpinners();
@@ -400,6 +403,7 @@ void Worker::Run(GridRun* run) {
   }
   for (BlockState* block : resident_) idle_.push_back(block);
   resident_.clear();
+  ++run->changes;
   if (stuck_) --run->workers_stuck;
   --run->workers_inside;
 }
