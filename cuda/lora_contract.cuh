@@ -142,7 +142,7 @@ class LoraContract {
 
   LOWRANK_MEMBER void Walk() {
     const int tiles = static_cast<int>((q_end_ - q_begin_ + kLoraTileQ - 1) / kLoraTileQ);
-#pragma unroll
+#pragma unroll 1
     for (int stage = 0; stage < kStages - 1; ++stage) {
       if (stage < tiles) LoadTile(stage);
       CpAsyncCommit();
@@ -171,8 +171,8 @@ class LoraContract {
   LOWRANK_MEMBER int64_t ColEnd() const { return kTransposed ? p_.cols : q_end_; }
 
   /// This thread's chunks of a tile: body(offset in the stage, element index in x, elements that
-  /// are inside x, at most those of a chunk).
-  template <typename Body>
+  /// are inside x, at most those of a chunk). Long bodies are not unrolled.
+  template <int kUnroll, typename Body>
   LOWRANK_MEMBER void ForEachChunk(int tile, const Body& body) const {
     const int chunk = thread_ % Tile::kRowChunks;
     const int row = thread_ / Tile::kRowChunks;
@@ -181,7 +181,7 @@ class LoraContract {
     const int64_t cols = ColEnd() - col;
     const int inside = cols < Tile::kChunkElems ? static_cast<int>(cols) : Tile::kChunkElems;
     const int64_t index = Row0(tile) * p_.cols + col;
-#pragma unroll
+#pragma unroll kUnroll
     for (int step = 0; step < Tile::kChunksPerThread; ++step) {
       const int step_row = row + step * Tile::kRowsPerStep;
       body(Tile::ChunkBytes(step_row, chunk), index + step_row * p_.cols,
@@ -193,13 +193,13 @@ class LoraContract {
     unsigned char* s_tile = StageOf(tile);
     const unsigned char* g_x = static_cast<const unsigned char*>(p_.x);
     if (p_.x_aligned != 0) {
-      ForEachChunk(tile, [&](int offset_bytes, int64_t index, int inside) {
+      ForEachChunk<Tile::kChunksPerThread>(tile, [&](int offset_bytes, int64_t index, int inside) {
         CpAsync16(s_tile + offset_bytes, inside > 0 ? g_x + index * T::kBytes : g_x,
                   inside > 0 ? 16u : 0u);
       });
       return;
     }
-    ForEachChunk(tile, [&](int offset_bytes, int64_t index, int inside) {
+    ForEachChunk<1>(tile, [&](int offset_bytes, int64_t index, int inside) {
       *reinterpret_cast<uint4*>(s_tile + offset_bytes) = LoadChunk(g_x + index * T::kBytes, inside);
     });
   }
@@ -224,7 +224,7 @@ class LoraContract {
   /// Zeroes what is dropped, whatever it held, in the chunks that this thread copied.
   LOWRANK_MEMBER void GateTile(int tile) {
     unsigned char* s_tile = StageOf(tile);
-    ForEachChunk(tile, [&](int offset_bytes, int64_t index, int inside) {
+    ForEachChunk<1>(tile, [&](int offset_bytes, int64_t index, int inside) {
       if (inside <= 0) return;
       uint4* s_chunk = reinterpret_cast<uint4*>(s_tile + offset_bytes);
       *s_chunk = KeepOnly<T>(*s_chunk, KeptBits<Tile::kChunkElems>(p_.gate, index, inside));
@@ -422,7 +422,6 @@ class LoraContract {
         "the sums reuse the tiles");
     float4* s_sums = reinterpret_cast<float4*>(shared_.tiles);
     const int lane = thread_ % 32;
-    CpAsyncWait<0>();
     __syncthreads();  // the tiles are no longer read
 #pragma unroll
     for (int oi = 0; oi < kTilesO; ++oi) {
