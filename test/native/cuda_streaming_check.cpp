@@ -156,13 +156,14 @@ void CheckQuantization() {
   CheckQuantize("nf4", DType::kBF16, 300, 257, 32, true, 0, kContents[0]);
 }
 
-/// The mean of scales whose partial sums round: 1, then many below half of its last bit.
+/// The mean of scales whose partial sums round: in order each 2^-54 is lost beside 1 + 2^-24, which
+/// is halfway between two f32 and goes to the lower; added to each other first they tip it over.
 void CheckMean() {
-  const NamedContent content = {"sums that round", [](int64_t i, double v) {
+  const NamedContent content = {"sums that round", [](int64_t i, double) {
                                   const int64_t block = i / 32;
-                                  return block == 0 ? 1e30 : block % 3 == 0 ? v * 1e14 : v;
+                                  return block == 0 ? 1.0 : std::ldexp(1.0, block == 1 ? -24 : -54);
                                 }};
-  CheckQuantize("nf4", DType::kF32, 64, 321, 32, true, 0, content);
+  CheckQuantize("nf4", DType::kF32, 1, 2048, 32, true, 0, content);
 }
 
 void CheckNonFinite() {
