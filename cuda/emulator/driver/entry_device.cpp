@@ -83,7 +83,7 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
   Device* found = nullptr;
   if (const CUresult result = EnterDevice(device, &found); result != 0) return result;
   if (value == nullptr) return CUDA_ERROR_INVALID_VALUE;
-  const auto model = emu::driver::ModelOf(emu::CurrentOptions().sm);
+  const auto model = emu::driver::CurrentModel();
   return emu::driver::DeviceAttribute(model, attribute, value) ? CUDA_SUCCESS
                                                                : CUDA_ERROR_INVALID_VALUE;
 }

@@ -36,6 +36,9 @@ int SetOwn(const std::string& name, const std::string& value, DriverOptions* opt
   } else if (name == "devices") {
     if (!ParseCount(value, 8, &number)) return -1;
     options->devices = static_cast<int>(number);
+  } else if (name == "multiprocessors") {
+    if (!ParseCount(value, 1024, &number)) return -1;
+    options->multiprocessors = static_cast<int>(number);
   } else if (name == "driver") {
     if (!ParseCount(value, 1000000, &number)) return -1;
     options->driver_version = static_cast<int>(number);
@@ -56,7 +59,7 @@ constexpr struct {
 } kOwn[] = {
     {"memory", "LOWRANK_EMULATOR_MEMORY"}, {"devices", "LOWRANK_EMULATOR_DEVICES"},
     {"driver", "LOWRANK_EMULATOR_DRIVER"}, {"streams", "LOWRANK_EMULATOR_STREAMS"},
-    {"trace", "LOWRANK_EMULATOR_TRACE"},
+    {"trace", "LOWRANK_EMULATOR_TRACE"},   {"multiprocessors", "LOWRANK_EMULATOR_MULTIPROCESSORS"},
 };
 
 }  // namespace
@@ -65,6 +68,13 @@ DriverOptions CurrentDriverOptions() {
   Shared& shared = Shared::Get();
   const std::lock_guard<std::mutex> lock(shared.mutex);
   return shared.options;
+}
+
+DeviceModel CurrentModel() {
+  DeviceModel model = ModelOf(CurrentOptions().sm);
+  const int multiprocessors = CurrentDriverOptions().multiprocessors;
+  if (multiprocessors > 0) model.sm_count = multiprocessors;
+  return model;
 }
 
 bool SetAnyOption(const std::string& name, const std::string& value) {

@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <string>
 
+#include "cuda/emulator/driver/device_model.h"
+
 namespace lowrank::emu::driver {
 
 struct DriverOptions {
@@ -15,10 +17,15 @@ struct DriverOptions {
   bool late_streams = false;
   /// TRACE=path: a line of JSON is appended there for each launch.
   std::string trace_path;
+  /// MULTIPROCESSORS=n in place of the card's: with few of them, plans for a full device (large
+  /// tiles, no cut of the contraction) are reached with small shapes. 0: the card's.
+  int multiprocessors = 0;
   int driver_version = 13000;  // DRIVER=n: what cuDriverGetVersion answers
 };
 
 DriverOptions CurrentDriverOptions();
+/// The card of the capability asked for, as the options change it.
+DeviceModel CurrentModel();
 /// A name of the driver's or of the runtime's, in lower case. False: no such name or value.
 bool SetAnyOption(const std::string& name, const std::string& value);
 /// False, and why in `error`, where a value is not understood.

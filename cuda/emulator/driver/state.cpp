@@ -45,7 +45,7 @@ int State::Retain(Device* device, cuda::CUcontext* context) {
   if (device->primary == nullptr) {
     auto made = std::make_shared<Context>();
     made->device = device->ordinal;
-    made->model = ModelOf(CurrentOptions().sm);
+    made->model = CurrentModel();
     made->memory = std::make_shared<Memory>(MemoryOfDevice());
     made->streams->set_late(CurrentDriverOptions().late_streams);
     device->handle = contexts.Add(made);
