@@ -1,6 +1,7 @@
 #include "native/cuda/context.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 namespace lowrank::cuda {
@@ -8,6 +9,12 @@ namespace {
 
 /// The context that Attach() made current on this thread.
 thread_local const Context* t_attached = nullptr;
+
+/// Asked of the environment when a device starts: see DeviceLimits::batch_invariant.
+bool BatchInvariantAsked() {
+  const char* value = std::getenv("LOWRANK_CUDA_BATCH_INVARIANT");
+  return value != nullptr && value[0] != '\0' && std::strcmp(value, "0") != 0;
+}
 
 std::string CapabilityText(int sm) {
   return std::to_string(sm / 10) + "." + std::to_string(sm % 10);
@@ -84,6 +91,7 @@ Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu) {
   gpu->limits.shared_bytes_per_block = shared_block;
   gpu->limits.shared_bytes_per_sm = shared_sm;
   gpu->limits.l2_bytes = l2;
+  gpu->limits.batch_invariant = BatchInvariantAsked();
   if (gpu->limits.sm < kNeededSm) {
     return Status(Code::kDevice, gpu->card + " is too old: it has compute capability " +
                                      CapabilityText(gpu->limits.sm) + ", " +

@@ -31,6 +31,15 @@ LoraGradPlanes TakePlanes(const LoraGradOperands& operands, int64_t splits, Work
   return {params->out, params->out_plane_elems, params->sums, params->sums_plane_elems, splits};
 }
 
+/// Shrink blocks with about as much of dy as the gradient's.
+LoraSplit ShrinkSplitBeside(int64_t cols, const LoraSplit& gradient) {
+  const int64_t tiles = CeilDiv(cols, gpu::kLoraTileQ);
+  const int64_t wanted_tiles = std::clamp<int64_t>(gradient.q_per_split / gpu::kLoraTileQ,
+                                                   std::min<int64_t>(2, tiles), tiles);
+  const int64_t tiles_per_split = CeilDiv(tiles, CeilDiv(tiles, wanted_tiles));
+  return {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
+}
+
 }  // namespace
 
 LoraGradPlanes PlanLoraGrad(const LoraGradOperands& operands, const DeviceLimits& device,
@@ -72,15 +81,13 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
   params.grad.q_per_split = split.q_per_split;
   const LoraGradPlanes planes = TakePlanes(operands, split.splits, workspace, &params.grad);
 
-  // Shrink blocks with about as much of dy as the gradient's.
-  const int64_t n_tiles = CeilDiv(dy.cols, gpu::kLoraTileQ);
-  const int64_t wanted_tiles = std::clamp<int64_t>(split.q_per_split / gpu::kLoraTileQ,
-                                                   std::min<int64_t>(2, n_tiles), n_tiles);
-  const int64_t n_tiles_per_split = CeilDiv(n_tiles, CeilDiv(n_tiles, wanted_tiles));
+  const LoraSplit shrink_split = device.batch_invariant
+                                     ? BatchInvariantShrinkSplit(dy.cols, r, dy.dtype)
+                                     : ShrinkSplitBeside(dy.cols, split);
   params.shrink = LoraShrinkOver(dy, lora_b, true, DropoutSpec(), tile);
-  params.shrink.q_per_split = n_tiles_per_split * gpu::kLoraTileQ;
+  params.shrink.q_per_split = shrink_split.q_per_split;
   params.shrink_rows = static_cast<uint32_t>(split.q_per_split / gpu::kLoraTileO);
-  params.shrink_splits = static_cast<uint32_t>(CeilDiv(n_tiles, n_tiles_per_split));
+  params.shrink_splits = static_cast<uint32_t>(shrink_split.splits);
   params.shrink.out = dh;
   params.shrink.scale = scaling;
   if (params.shrink_splits > 1) {

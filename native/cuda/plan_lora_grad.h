@@ -30,6 +30,11 @@ struct LoraSplit {
 LoraSplit SelectLoraSplit(int64_t o_blocks, int64_t q_count, int64_t slots, int64_t x_bytes,
                           int64_t plane_elems);
 
+/// The cut of a shrink whose rows keep their bits in any batch: by the contracted dimension and the
+/// rank alone. The planes cost at most an eighth of the bytes of x to write and read, and a single
+/// row still has several blocks.
+LoraSplit BatchInvariantShrinkSplit(int64_t q_count, int64_t r, DType x);
+
 /// What every contraction over x [M, K] has: x, its gate, the ranks.
 gpu::LoraContractParams LoraContractOver(const TensorView& x, const DropoutSpec& dropout, int64_t r,
                                          const LoraTile& tile);

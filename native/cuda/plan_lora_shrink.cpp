@@ -74,6 +74,17 @@ LoraSplit SelectLoraSplit(int64_t o_blocks, int64_t q_count, int64_t slots, int6
   return {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
 }
 
+LoraSplit BatchInvariantShrinkSplit(int64_t q_count, int64_t r, DType x) {
+  const int64_t tiles = CeilDiv(q_count, gpu::kLoraTileQ);
+  if (tiles == 0 || r == 0) return {};
+  // Of a row: its bytes in x, and the 8 bytes of each plane's element.
+  const int64_t row_bytes = q_count * static_cast<int64_t>(DTypeBytes(x));
+  const int64_t splits =
+      std::clamp<int64_t>(row_bytes / 8 / (8 * r), 1, std::max<int64_t>(1, tiles / 2));
+  const int64_t tiles_per_split = CeilDiv(tiles, splits);
+  return {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
+}
+
 int32_t LoraElementOf(DType dtype) {
   return dtype == DType::kF32    ? gpu::kLoraF32
          : dtype == DType::kBF16 ? gpu::kLoraBF16
@@ -171,8 +182,10 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
   const LoraTile& tile = SelectLoraTile(r, device);
   gpu::LoraContractParams params = LoraShrinkOver(x, factor, contraction_major, dropout, tile);
   const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * params.rank_tiles;
-  const LoraSplit split = SelectLoraSplit(o_blocks, x.cols, LoraSlots(tile, x.dtype, device),
-                                          static_cast<int64_t>(x.bytes()), x.rows * r);
+  const LoraSplit split = device.batch_invariant
+                              ? BatchInvariantShrinkSplit(x.cols, r, x.dtype)
+                              : SelectLoraSplit(o_blocks, x.cols, LoraSlots(tile, x.dtype, device),
+                                                static_cast<int64_t>(x.bytes()), x.rows * r);
   params.q_per_split = split.q_per_split;
   params.out = out;
   params.scale = scale;
