@@ -1,7 +1,11 @@
 /**
  * Runs the kernel cases and prints one line each, `hash name`; a case that throws prints `error: ...`
  * in place of the hash. run-cases [--device D] [--filter REGEX] [--list]
+ *
+ * With --expect FILE, lines of an earlier run, it stops with status 1 at the first case that gives
+ * another hash.
  */
+import { readFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type Device, memoryUsage, scope, synchronize } from '../../../lib/index.js';
 import { kernelCases } from '../cases.js';
@@ -11,10 +15,12 @@ const { values } = parseArgs({
     device: { type: 'string', default: 'cuda-emulated' },
     filter: { type: 'string', default: '' },
     list: { type: 'boolean', default: false },
+    expect: { type: 'string' },
   },
 });
 const device = values.device as Device;
 const wanted = new RegExp(values.filter);
+const expected = new Set(values.expect ? readFileSync(values.expect, 'utf8').split('\n') : []);
 
 for (const { name, run } of kernelCases().filter(({ name }) => wanted.test(name))) {
   if (values.list) {
@@ -24,7 +30,9 @@ for (const { name, run } of kernelCases().filter(({ name }) => wanted.test(name)
   const outcome = await scope(() => run(device)).catch(
     (error: Error) => `error: ${error.message.replaceAll('\n', ' | ')}`,
   );
-  console.log(`${outcome}\t${name}`);
+  const line = `${outcome}\t${name}`;
+  console.log(line);
+  if (values.expect !== undefined && !expected.has(line)) process.exit(1);
 }
 if (!values.list) {
   await synchronize(device).catch(() => undefined);
