@@ -55,7 +55,7 @@ std::vector<VerdictPtr> Storage::OpenVerdicts() const {
   if (!suspect_.load(std::memory_order_acquire)) return open;
   std::lock_guard<std::mutex> lock(mutex_);
   for (const VerdictPtr& verdict : verdicts_) {
-    if (!verdict->settled()) open.push_back(verdict);
+    if (!verdict->settled() || !verdict->status().ok()) open.push_back(verdict);
   }
   return open;
 }

@@ -54,8 +54,10 @@ class Storage {
   void Poison(const Status& status);
   void ClearPoison();
   Status poison() const;
-  /// Poison that may come: the contents depend on these. Verdicts that were settled as good go.
+  /// Poison that may come: the contents depend on these.
   void DependOn(const std::vector<VerdictPtr>& verdicts);
+  /// Those that are not settled as good. One that was settled as bad is among them: it may have
+  /// been open when the reader asked for poison().
   std::vector<VerdictPtr> OpenVerdicts() const;
 
  private:

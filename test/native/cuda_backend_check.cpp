@@ -257,6 +257,21 @@ void VerdictsReachReaders() {
   }
 }
 
+/// A verdict may be settled between a reader's poison() and its OpenVerdicts(): a bad one is kept.
+void VerdictsSettledMeanwhile() {
+  const StoragePtr storage = New(sizeof(float));
+  const auto good = std::make_shared<Verdict>();
+  const auto bad = std::make_shared<Verdict>();
+  const auto open = std::make_shared<Verdict>();
+  storage->DependOn({good, bad, open});
+  ExpectOk(storage->poison(), "before any is settled");
+  good->Settle(Status());
+  bad->Settle(Status(Code::kNonFinite, "planted"));
+  const std::vector<VerdictPtr> kept = storage->OpenVerdicts();
+  Expect(kept.size() == 2 && kept[0] == bad && kept[1] == open, "a bad and an open verdict stay");
+  open->Settle(Status());
+}
+
 /// Queued work of a token that is dropped is told so at once, and leaves nothing behind.
 void DroppedWork() {
   const CancelPtr token = std::make_shared<CancelToken>();
@@ -359,6 +374,7 @@ int CheckBackend(int argc, char** argv) {
   Capture();
   WorkspaceInACapture();
   VerdictsReachReaders();
+  VerdictsSettledMeanwhile();
   DroppedWork();
   ManyThreads();
   HostMemory();
