@@ -41,8 +41,11 @@ elseif(LOWRANK_NVCC)
 elseif(LOWRANK_CUDA STREQUAL "ON")
   message(FATAL_ERROR "LOWRANK_CUDA=ON, but nvcc is not on the PATH nor in CUDA_PATH or CUDA_HOME")
 else()
-  message(STATUS "lowrank: CUDA kernels are not built: nvcc is not on the PATH nor in CUDA_PATH or "
-                 "CUDA_HOME. Everything else is.")
+  # At the end of every build, where it is seen.
+  add_custom_target(lowrank_no_kernels ALL COMMAND ${CMAKE_COMMAND} -E true
+    COMMENT "lowrank: the CUDA kernels were not built: nvcc is not on the PATH, nor in CUDA_PATH or \
+CUDA_HOME. Everything else was.")
+  add_dependencies(lowrank_no_kernels lowrank)
 endif()
 
 # "8.6" -> 86; from 9.0 on the architecture-specific set, which is what uses wgmma and TMA.
