@@ -122,12 +122,11 @@ function(lowrank_compile_kernel source out)
   set(${out} ${name}=${dir}/${name}.fatbin=${targets} PARENT_SCOPE)
 endfunction()
 
-if(lowrank_build_kernels AND kernel_sources)
-  list(JOIN lowrank_archs " " archs_text)
-  message(STATUS "lowrank: CUDA kernels for ${archs_text} with ${LOWRANK_NVCC}")
+# One file of them beside the addon.
+function(lowrank_pack_kernels image)
   set(modules)
   set(module_files)
-  foreach(source ${kernel_sources})
+  foreach(source ${ARGN})
     lowrank_compile_kernel(${source} module)
     if(module)
       list(APPEND modules ${module})
@@ -137,9 +136,15 @@ if(lowrank_build_kernels AND kernel_sources)
   endforeach()
   set(packer ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/pack-kernels.mjs)
   add_custom_command(
-    OUTPUT ${lowrank_output_dir}/lowrank.fatbin
-    COMMAND node ${packer} ${lowrank_output_dir}/lowrank.fatbin ${LOWRANK_NVCC} ${modules}
+    OUTPUT ${lowrank_output_dir}/${image}
+    COMMAND node ${packer} ${lowrank_output_dir}/${image} ${LOWRANK_NVCC} ${modules}
     DEPENDS ${packer} ${module_files}
-    COMMENT "Packing lowrank.fatbin" VERBATIM)
+    COMMENT "Packing ${image}" VERBATIM)
+endfunction()
+
+if(lowrank_build_kernels AND kernel_sources)
+  list(JOIN lowrank_archs " " archs_text)
+  message(STATUS "lowrank: CUDA kernels for ${archs_text} with ${LOWRANK_NVCC}")
+  lowrank_pack_kernels(lowrank.fatbin ${kernel_sources})
   add_custom_target(lowrank_kernels ALL DEPENDS ${lowrank_output_dir}/lowrank.fatbin)
 endif()
