@@ -16,7 +16,9 @@ lowrank_gpu_program(gpu_instructions_check
   test/gpu/instructions_check.cpp test/gpu/instruction_trials.cpp)
 lowrank_gpu_program(gpu_ops_check
   test/gpu/ops_check.cpp test/gpu/repeat_cases.cpp test/gpu/large_cases.cpp)
-set(gpu_programs gpu_instructions_check gpu_ops_check)
+lowrank_gpu_program(gpu_bench
+  bench/gpu/gpu_bench.cpp bench/gpu/timing.cpp bench/gpu/cublas.cpp)
+set(gpu_programs gpu_instructions_check gpu_ops_check gpu_bench)
 add_custom_target(gpu_programs DEPENDS ${gpu_programs})
 add_custom_target(gpu_self_proof DEPENDS ${gpu_programs})
 

@@ -67,15 +67,18 @@ export const slug = (text) =>
     .replace(/^-|-$/g, '');
 
 /** Runs a program that prints a line of JSON a result; `onRow` sees each as it comes. */
-export function jsonLines(command, args, { env = {}, onRow = () => {}, timeout } = {}) {
+export function jsonLines(command, args, { env = {}, onRow = () => {}, timeout, input } = {}) {
   return new Promise((done) => {
     const started = Date.now();
     const child = spawn(command, args, {
       cwd: root,
       env: { ...process.env, LOWRANK_BINDING: binding, ...env },
-      stdio: ['ignore', 'pipe', 'pipe'],
+      stdio: ['pipe', 'pipe', 'pipe'],
       timeout,
     });
+    // A program that died early is told of by its status.
+    child.stdin.on('error', () => {});
+    child.stdin.end(input);
     const rows = [];
     let rest = '';
     let err = '';
