@@ -13,7 +13,7 @@
 /// adapter reads neither x nor y again.
 #pragma once
 
-#include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/few_rows_direct.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -122,8 +122,12 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                         TransposedB<Policy>{w}, c, true);
+      if (TakesFewRows(chunk.rows, w)) {
+        AccumulateFewRows<Policy>(run, chunk, w, block, c);
+      } else {
+        Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                           TransposedB<Policy>{w}, c, true);
+      }
       if (r != 0) {
         Accumulate<F32Policy>(run, grid, block, r,
                               RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
@@ -209,8 +213,12 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, DirectB<Policy>{w},
-                         c, true);
+      if (TakesFewRowsDirect(chunk.rows, w)) {
+        AccumulateFewRowsDirect<Policy>(run, chunk, w, block, c);
+      } else {
+        Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                           DirectB<Policy>{w}, c, true);
+      }
       if (r != 0) {
         float* sum = c;
         if (op.gate != nullptr) {

@@ -246,6 +246,38 @@ LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
 /// One lane after another: 0 .. kVL - 1, as constants.
 using Lanes = std::make_integer_sequence<int, kVL>;
 
+template <int kFirst, int... kLane>
+LOWRANK_INLINE VecU TwiceEach(VecU v, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(v, v, (kFirst + kLane / 2)...);
+}
+
+/// Each lane of the lower half twice: 0, 0, 1, 1, ...; and of the upper half.
+LOWRANK_INLINE VecU TwiceEachLow(VecU v) { return TwiceEach<0>(v, Lanes()); }
+LOWRANK_INLINE VecU TwiceEachHigh(VecU v) { return TwiceEach<kVL / 2>(v, Lanes()); }
+
+template <int kOdd, int... kLane>
+LOWRANK_INLINE VecF EveryOther(VecF a, VecF b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, (2 * kLane + kOdd)...);
+}
+
+template <int... kLane>
+LOWRANK_INLINE VecU AlternateLanes(VecU a, VecU b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, ((kLane & 1) != 0 ? kLane + kVL : kLane)...);
+}
+
+/// Even lanes of a, odd lanes of b.
+LOWRANK_INLINE VecU Alternate(VecU a, VecU b) { return AlternateLanes(a, b, Lanes()); }
+
+/// Pairs of neighbouring lanes, rounded to bf16, as units: PairBF16 of lanes 0, 2, ... of both
+/// vectors with lanes 1, 3, ...
+LOWRANK_INLINE VecU NeighboursBF16(VecF first, VecF second) {
+#if defined(__AVX512BF16__)
+  return reinterpret_cast<VecU>(_mm512_cvtne2ps_pbh(second, first));
+#else
+  return PairBF16(EveryOther<0>(first, second, Lanes()), EveryOther<1>(first, second, Lanes()));
+#endif
+}
+
 template <int kStep, int... kLane>
 LOWRANK_INLINE VecU ExchangeLanes(VecU v, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(v, v, (kLane ^ kStep)...);
