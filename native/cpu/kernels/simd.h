@@ -278,6 +278,31 @@ LOWRANK_INLINE VecU NeighboursBF16(VecF first, VecF second) {
 #endif
 }
 
+/// counts + step where a > b.
+LOWRANK_INLINE VecU AddWhereGreater(VecU counts, VecF a, VecF b, uint32_t step) {
+#if defined(__AVX512F__)
+  const __m512i before = reinterpret_cast<__m512i>(counts);
+  return reinterpret_cast<VecU>(_mm512_mask_add_epi32(before, _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ),
+                                                      before,
+                                                      reinterpret_cast<__m512i>(SplatU(step))));
+#else
+  return counts + (reinterpret_cast<VecU>(a > b) & step);
+#endif
+}
+
+/// Lanes 2i and 2i + 1, below 16, as byte i: the first in the high nibble.
+LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
+  typedef uint64_t VecQ __attribute__((vector_size(kVL * 4)));
+  const VecQ pairs = reinterpret_cast<VecQ>(nibbles);  // little-endian: the first lane is low
+  const VecQ joined = pairs << 4 | pairs >> 32;
+#if defined(__AVX512F__)
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes),
+                   _mm512_cvtepi64_epi8(reinterpret_cast<__m512i>(joined)));
+#else
+  for (int i = 0; i < kVL / 2; ++i) bytes[i] = static_cast<uint8_t>(joined[i]);
+#endif
+}
+
 template <int kStep, int... kLane>
 LOWRANK_INLINE VecU ExchangeLanes(VecU v, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(v, v, (kLane ^ kStep)...);
