@@ -59,27 +59,13 @@
 /// 131,072 weights, 2.8 + 1 us (goal 5.0; G1). 14336 x 4096, M = 1: at most 4 blocks a
 /// multiprocessor, 10.8 + 1 (12.0; G2). M = 16: 3.0 + 1, and 1.2 for the planes of two splits (5.3;
 /// G3). M = 64: 3.7 + 1, and 1.5 for four splits (6.5; G4); 14336 x 4096 has 112 blocks, 15 + 1 us:
-/// over the goal of 14.5. A cluster that adds its slices over distributed shared memory (sm_90)
-/// would save the planes.
-#include "cuda/small_m_decode.cuh"
+/// over the goal of 14.5. On sm_90 matmul_small_m_wgmma_sm90a.cu takes 4-bit codes and M > 32. All
+/// these count what the algorithm needs; what the compiler made of it takes more integer
+/// instructions (docs/performance-log.md).
+#include "cuda/small_m_block.cuh"
 
 namespace lowrank::gpu {
 namespace {
-
-constexpr int kThreads = kSmallMThreads;
-
-// --------------------------------------------------------------------------------------- scales
-
-/// As QuantView::Scale: product and sum rounded separately.
-LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, int64_t block) {
-  if (w.absmax_8bit == nullptr) return w.absmax[block];
-  const float nested = w.nested_absmax[block / w.nested_blocksize];
-  const float product = w.absmax_codebook[w.absmax_8bit[block]] * nested;
-  return product + *w.absmax_offset;
-}
-
-// --------------------------------------------------------------------------------------- x in
-// shared
 
 /// Where 16-byte piece `piece` of a token's kPieces lies in the chunk of x that a warp takes. A
 /// quarter warp reads the pieces kPieces / 4 · t + u of two neighbouring tokens, a copy writes
@@ -97,136 +83,42 @@ LOWRANK_DEVICE int PlaceOfPiece([[maybe_unused]] int chunk, int token, int piece
   }
 }
 
-// ---------------------------------------------------------------------------------------- epilogue
-
-/// y for one output n and the tokens first, first + step, ...: bias and LoRA term added to the
-/// sums, then rounded. lora_b's row is read once for all of them; lanes of a warp share the token,
-/// so that its h is one broadcast.
-template <typename Element, int kCount>
-LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, int64_t n, int64_t first, int64_t step,
-                                  const float (&sum)[kCount]) {
-  float adapter[kCount] = {};
-  if (p.h != nullptr) {
-    const bool vector = p.r % 8 == 0 && (reinterpret_cast<uintptr_t>(p.lora_b) & 15u) == 0 &&
-                        (reinterpret_cast<uintptr_t>(p.h) & 15u) == 0;
-    for (int64_t j = 0; j < p.r; j += 8) {
-      float factor[8];
-      LoadEight(factor, p.lora_b, p.lora_b_dtype, n * p.r + j, p.r - j, vector);
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const int64_t m = first + i * step;
-        if (m >= p.M) break;
-        float value[8];
-        LoadEight(value, p.h, kElementF32, m * p.r + j, p.r - j, vector);
-#pragma unroll
-        for (int q = 0; q < 8; ++q) adapter[i] = fmaf(value[q], factor[q], adapter[i]);
-      }
-    }
-  }
-  const float bias = p.bias != nullptr ? LoadAny(p.bias, p.bias_dtype, n) : 0.0f;
-  const float lora_bias =
-      p.lora_bias != nullptr ? LoadAny(p.lora_bias, p.lora_bias_dtype, n) : 0.0f;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    const int64_t m = first + i * step;
-    if (m >= p.M) break;
-    float value = sum[i];
-    if (p.bias != nullptr) value += bias;
-    if (p.h != nullptr || p.lora_bias != nullptr) value += p.scaling * (adapter[i] + lora_bias);
-    static_cast<uint16_t*>(p.y)[m * p.N + n] = static_cast<uint16_t>(Element::Pack(value, 0.0f));
-  }
-}
-
-// -------------------------------------------------------------------------------------------- main
-
 template <SmallMFormat kFormat, typename Element, typename Tile>
-class SmallMBlock {
-  static constexpr int kLaneElems = LaneElems(kFormat);
-  static constexpr int kPieces = kLaneElems * 4 * 2 / 16;  // 16-byte pieces of x a warp's chunk
-  static constexpr int kStepK = kSmallMStepK<kFormat, Tile>;
-  static constexpr bool kQuantised = kFormat != SmallMFormat::kDense;
-  using Shared = SmallMShared<kFormat, Tile>;
-  using Decoder = LaneDecoder<kFormat, Element, Tile::kPermute>;
+class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>> {
+  using Base = SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>>;
+  using Base::first_k_, Base::slice_;
+  using Base::kPieces, Base::kStepK, Base::kThreads;
+  using Base::p_, Base::s_, Base::decoder_, Base::lane_, Base::warp_k_, Base::first_n_;
+  using typename Base::Codes;
+  using typename Base::Decoder;
 
  public:
-  __device__ __forceinline__ explicit SmallMBlock(const SmallMParams& params)
-      : p_(params),
-        s_(DynamicShared<Shared>()),
-        decoder_(s_.main.table, params.w.codebook),
-        lane_(static_cast<int>(threadIdx.x % 32)),
-        warp_n_(static_cast<int>(threadIdx.x / 32) % Tile::kWarpsN),
-        warp_k_(static_cast<int>(threadIdx.x / 32) / Tile::kWarpsN),
-        first_n_(static_cast<int64_t>(blockIdx.x) * Tile::kRows),
-        first_k_(static_cast<int64_t>(blockIdx.y) * params.slice_k),
-        slice_(static_cast<int>(Least(params.slice_k, params.K - first_k_))) {}
+  __device__ __forceinline__ explicit MmaBlock(const SmallMParams& params)
+      : Base(params, blockIdx.x, blockIdx.y) {}
 
   __device__ __forceinline__ void Run() {
     const int steps = (slice_ + kStepK - 1) / kStepK;
-    padding_ = decoder_.Padding();
-    FindRows();
     Codes now, next, after;
-    LoadCodes(0, &next);
-    LoadCodes(1, &after);
+    this->LoadCodes(0, &next);
+    this->LoadCodes(1, &after);
     IssueX(0);
     decoder_.Fill();
-    if constexpr (kQuantised) FillScales();
+    if constexpr (Base::kQuantised) this->FillScales();
     for (int step = 0; step < steps; ++step) {
       CpAsyncWait<0>();
       __syncthreads();  // x and the tables are there, and nobody reads the other buffer any more
       if (step + 1 < steps) IssueX(step + 1);
       now = next;
       next = after;
-      LoadCodes(step + 2, &after);
+      this->LoadCodes(step + 2, &after);
       Multiply(step, now);
     }
-    StorePlanes();
+    this->StorePlanes([this](int i, int j, int e) { return sum_[i][j][e]; });
+    __syncthreads();
     Finish();
   }
 
  private:
-  struct Codes {
-    uint4 raw[Tile::kTilesN][2];  // rows g and g + 8 of each fragment
-  };
-
-  LOWRANK_DEVICE int64_t Least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-  __device__ __forceinline__ int LocalRow(int tile, int half) const {
-    return (warp_n_ * Tile::kTilesN + tile) * 16 + half * 8 + lane_ / 4;
-  }
-  /// The lane's first k of a step, in the slice.
-  __device__ __forceinline__ int LaneK(int step) const {
-    return step * kStepK + (warp_k_ * 4 + lane_ % 4) * kLaneElems;
-  }
-
-  /// Rows past N read the last one; what they give is not stored.
-  __device__ __forceinline__ void FindRows() {
-    g_rows_ = static_cast<const uint4*>(p_.w.data) + first_n_ * p_.K / kLaneElems;
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int64_t n = Least(first_n_ + LocalRow(i, half), p_.N - 1);
-        const int64_t element = n * p_.K + first_k_;
-        row_pieces_[i][half] = static_cast<int>((element - first_n_ * p_.K) / kLaneElems);
-        in_block_[i][half] = static_cast<int>(element & ((int64_t{1} << p_.w.blocksize_log2) - 1));
-      }
-    }
-  }
-
-  __device__ __forceinline__ void LoadCodes(int step, Codes* codes) const {
-    const int k = LaneK(step);
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        codes->raw[i][half] = make_uint4(padding_, padding_, padding_, padding_);
-        if (k < slice_) {
-          codes->raw[i][half] = LoadStream16(g_rows_ + (row_pieces_[i][half] + k / kLaneElems));
-        }
-      }
-    }
-  }
-
   /// A step of x, all warps' chunks, zero past the slice. Tokens past M are not there.
   __device__ __forceinline__ void IssueX(int step) {
     constexpr int kRowPieces = kStepK / 8;
@@ -246,46 +138,9 @@ class SmallMBlock {
     CpAsyncCommit();
   }
 
-  /// The scales of the block's rows, decoded, by block index from the first one of each row. A
-  /// request is 4 rows of 8 neighbours: whole sectors of absmax (of absmax_8bit a quarter; L1 has
-  /// the rest for the next three). Its stores take two wavefronts; a stride that spares them would
-  /// cost the main loop's loads as much, which are more.
-  __device__ __forceinline__ void FillScales() {
-    const int blocks = (slice_ - 1) >> p_.w.blocksize_log2;  // and at most two more
-    float* s_scale = Scales();
-    const int warp = static_cast<int>(threadIdx.x / 32);
-    for (int row = warp * 4 + lane_ / 8; row < Tile::kRows; row += kSmallMWarps * 4) {
-      const int64_t n = Least(first_n_ + row, p_.N - 1);
-      const int64_t begin = (n * p_.K + first_k_) >> p_.w.blocksize_log2;
-      const int64_t last = (n * p_.K + first_k_ + slice_ - 1) >> p_.w.blocksize_log2;
-#pragma unroll 4
-      for (int b = lane_ % 8; b < blocks + 2; b += 8) {
-        if (begin + b <= last) s_scale[b * Tile::kScaleStride + row] = SmallMScale(p_.w, begin + b);
-      }
-    }
-  }
-
-  __device__ __forceinline__ float* Scales() { return reinterpret_cast<float*>(&s_ + 1); }
-
   __device__ __forceinline__ void Multiply(int step, const Codes& codes) {
-    const int k = LaneK(step);
-    float scale[Tile::kTilesN][2];
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        scale[i][half] = 0.0f;
-        if constexpr (kQuantised) {
-          const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
-          if (k < slice_) {
-            scale[i][half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
-          }
-        }
-      }
-    }
     typename Decoder::Prepared prepared[Tile::kTilesN];
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) prepared[i] = decoder_.Prepare(scale[i]);
+    this->Prepare(step, prepared);
     // The last token stands in for those past M: its columns of the product are not stored.
     const unsigned char* s_x = s_.main.x[step % 2] + warp_k_ * (Tile::kTokens * kPieces * 16);
 #pragma unroll
@@ -293,7 +148,7 @@ class SmallMBlock {
       uint4 x[Tile::kTilesM];
 #pragma unroll
       for (int j = 0; j < Tile::kTilesM; ++j) {
-        const int token = static_cast<int>(Least(j * 8 + lane_ / 4, p_.M - 1));
+        const int token = static_cast<int>(Base::Least(j * 8 + lane_ / 4, p_.M - 1));
         const int place = PlaceOfPiece<kPieces>(warp_k_, token, lane_ % 4 * (kPieces / 4) + u);
         x[j] = *reinterpret_cast<const uint4*>(s_x + place * 16);
       }
@@ -308,24 +163,6 @@ class SmallMBlock {
         }
       }
     }
-  }
-
-  /// Each warp's sums to its plane, [token][row].
-  __device__ __forceinline__ void StorePlanes() {
-    __syncthreads();  // the planes lie over the tables and x
-    float* s_plane = s_.planes + warp_k_ * (Tile::kTokens * Tile::kPlaneStride);
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) {
-#pragma unroll
-      for (int j = 0; j < Tile::kTilesM; ++j) {
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int token = j * 8 + lane_ % 4 * 2 + e % 2;
-          s_plane[token * Tile::kPlaneStride + LocalRow(i, e / 2)] = sum_[i][j][e];
-        }
-      }
-    }
-    __syncthreads();
   }
 
   /// The planes of the kWarpsK warps added in order; a thread keeps its output n.
@@ -361,19 +198,6 @@ class SmallMBlock {
     }
   }
 
-  const SmallMParams& p_;
-  Shared& s_;
-  Decoder decoder_;
-  const int lane_;
-  const int warp_n_;
-  const int warp_k_;
-  const int64_t first_n_;
-  const int64_t first_k_;
-  const int slice_;  // k of this block
-  uint32_t padding_;
-  const uint4* g_rows_;               // the block's first row
-  int row_pieces_[Tile::kTilesN][2];  // 16-byte pieces from there to the slice of the lane's rows
-  int in_block_[Tile::kTilesN][2];    // of the row's first element in its quantisation block
   float sum_[Tile::kTilesN][Tile::kTilesM][4] = {};
 };
 
@@ -412,9 +236,9 @@ LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
   LOWRANK_SMALL_M_TILES(X, dense, bf16, SmallMFormat::kDense, ElementBF16T) \
   LOWRANK_SMALL_M_TILES(X, dense, f16, SmallMFormat::kDense, ElementF16T)
 
-#define LOWRANK_DEFINE(name, kFormat, Element, Tile, kMinBlocks)                       \
-  LOWRANK_KERNEL(matmul_small_m_##name##_kernel, SmallMParams, kThreads, kMinBlocks) { \
-    SmallMBlock<kFormat, Element, Tile>(p).Run();                                      \
+#define LOWRANK_DEFINE(name, kFormat, Element, Tile, kMinBlocks)                             \
+  LOWRANK_KERNEL(matmul_small_m_##name##_kernel, SmallMParams, kSmallMThreads, kMinBlocks) { \
+    MmaBlock<kFormat, Element, Tile>(p).Run();                                               \
   }
 LOWRANK_SMALL_M_KERNELS(LOWRANK_DEFINE)
 #undef LOWRANK_DEFINE

@@ -102,6 +102,12 @@ LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   return v;
 }
 
+/// 16 bytes to global memory as one store, which the compiler might cut in four.
+LOWRANK_PTX void Store16(void* g_dst, uint4 value) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};"
+               :: "l"(g_dst), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
+}
+
 /// Release and acquire at device scope, for counters and flags between blocks.
 LOWRANK_PTX uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value) {
   uint32_t old;

@@ -71,6 +71,8 @@ LOWRANK_PTX void PrefetchTensorMap(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" :: "l"(map) : "memory");
 }
 
+/// Before a barrier after which products read what this thread has stored in shared memory.
+LOWRANK_PTX void FenceProxyAsyncShared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 /// Before the first product that touches registers written by ordinary instructions.
 LOWRANK_PTX void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 LOWRANK_PTX void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -146,6 +148,26 @@ LOWRANK_PTX void WgmmaF16(float (&d)[128], uint64_t a, uint64_t b, uint32_t accu
                : "l"(a), "l"(b), "r"(accumulate));
 }
 
+/// d += a · bᵀ with a in registers, as MmaBF16 holds it: warp i of the warpgroup has rows 16 i ..
+LOWRANK_PTX void WgmmaBF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+               "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+               : LOWRANK_ACC16(d, 0), LOWRANK_ACC16(d, 16)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+LOWRANK_PTX void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.f16.f16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31"
+               "}, {%32,%33,%34,%35}, %36, p, 1, 1, 0; }"
+               : LOWRANK_ACC16(d, 0), LOWRANK_ACC16(d, 16)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
 #undef LOWRANK_ACC16
 #undef LOWRANK_ACC4
 
@@ -153,12 +175,6 @@ LOWRANK_PTX void WgmmaF16(float (&d)[128], uint64_t a, uint64_t b, uint32_t accu
 LOWRANK_PTX void StMatrixX4(void* s_row, const uint32_t (&r)[4]) {
   asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};"
                :: "r"(SharedAddress(s_row)), "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3]) : "memory");
-}
-
-/// 16 bytes to global memory as one store, which the compiler might cut in four.
-LOWRANK_PTX void Store16(void* g_dst, uint4 value) {
-  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};"
-               :: "l"(g_dst), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
 }
 
 /// Registers of each thread of this warpgroup, from a pool that the block shares.
@@ -175,6 +191,15 @@ LOWRANK_PTX uint32_t ClusterRank() {
   uint32_t rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
+}
+/// The float at the same place in the block of this rank.
+LOWRANK_PTX float LoadFromPeer(const float* s_value, uint32_t rank) {
+  uint32_t address;
+  float value;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address) : "r"(SharedAddress(s_value)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  return value;
 }
 /// Every thread of every block of the cluster.
 LOWRANK_PTX void ClusterSync() {

@@ -17,13 +17,15 @@ LOWRANK_DEVICE uint32_t Word(const uint4& raw, int i) {
 ///   Padding()                 four bytes that stand for k past the end (x is zero there)
 ///   Prepare(scale)            what a step needs once for two rows of these scales
 ///   Fragments(..., u, a)      the A operands of products 2u and 2u + 1: elements 8u .. 8u + 7
-template <SmallMFormat kFormat, typename Element, bool kPermute>
+template <SmallMFormat kFormat, typename Element, SmallMDecode kDecode>
 class LaneDecoder;
 
 /// Row g by the table, row g + 8 by byte permutes: half of the lookups leave the shared memory pipe
 /// to the integer one, which has as much room. Both give round_T(codebook[code] · scale).
-template <typename Element>
-class LaneDecoder<SmallMFormat::kCode4, Element, false> {
+template <typename Element, SmallMDecode kDecode>
+class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
+  static constexpr bool kInRegisters = kDecode == SmallMDecode::kHalfLookupsRegisters;
+
  public:
   struct Prepared {
     float scale;
@@ -33,12 +35,17 @@ class LaneDecoder<SmallMFormat::kCode4, Element, false> {
   __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
       : s_pairs_(reinterpret_cast<float2*>(s_table)),
         s_codebook_(reinterpret_cast<float*>(s_table + kSmallMPairBytes)),
-        g_codebook_(g_codebook) {}
+        g_codebook_(g_codebook) {
+    if constexpr (kInRegisters) {
+#pragma unroll
+      for (int i = 0; i < 16; ++i) codebook_[i] = g_codebook[i];
+    }
+  }
 
   __device__ __forceinline__ void Fill() {
     // Entry (byte, lane): thread t writes bytes 16 i + t / 16, so its low nibble does not change.
     const float low = g_codebook_[threadIdx.x / 16];
-    if (threadIdx.x % 16 == 0) s_codebook_[threadIdx.x / 16] = low;
+    if (!kInRegisters && threadIdx.x % 16 == 0) s_codebook_[threadIdx.x / 16] = low;
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
       s_pairs_[i * static_cast<int>(kSmallMThreads) + static_cast<int>(threadIdx.x)] =
@@ -54,7 +61,11 @@ class LaneDecoder<SmallMFormat::kCode4, Element, false> {
   }
 
   __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
-    return Prepared{scale[0], MakeNibbleTable<Element>(s_codebook_, scale[1])};
+    if constexpr (kInRegisters) {
+      return Prepared{scale[0], MakeNibbleTable<Element>(codebook_, scale[1])};
+    } else {
+      return Prepared{scale[0], MakeNibbleTable<Element>(s_codebook_, scale[1])};
+    }
   }
 
   __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
@@ -80,11 +91,12 @@ class LaneDecoder<SmallMFormat::kCode4, Element, false> {
   float2* const s_pairs_;
   float* const s_codebook_;
   const float* const g_codebook_;
+  alignas(16) float codebook_[kInRegisters ? 16 : 4];
 };
 
 /// Both rows by byte permutes, the codebook in registers: where x takes the shared memory's time.
 template <typename Element>
-class LaneDecoder<SmallMFormat::kCode4, Element, true> {
+class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kPermutes> {
  public:
   struct Prepared {
     NibbleTable table[2];
@@ -127,8 +139,8 @@ class LaneDecoder<SmallMFormat::kCode4, Element, true> {
   alignas(16) float codebook_[16];
 };
 
-template <typename Element, bool kPermute>
-class LaneDecoder<SmallMFormat::kCode8, Element, kPermute> {
+template <typename Element, SmallMDecode kDecode>
+class LaneDecoder<SmallMFormat::kCode8, Element, kDecode> {
  public:
   struct Prepared {
     float scale[2];
@@ -179,8 +191,8 @@ class LaneDecoder<SmallMFormat::kCode8, Element, kPermute> {
   const float* const g_codebook_;
 };
 
-template <typename Element, bool kPermute>
-class LaneDecoder<SmallMFormat::kDense, Element, kPermute> {
+template <typename Element, SmallMDecode kDecode>
+class LaneDecoder<SmallMFormat::kDense, Element, kDecode> {
  public:
   struct Prepared {};
 

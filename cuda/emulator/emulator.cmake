@@ -25,21 +25,21 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     --param=tsan-distinguish-volatile=1 -fno-tree-sra -fno-ipa-sra -fno-tree-fre -fno-tree-pre
     -fno-tree-vectorize -fno-tree-slp-vectorize -fno-crossjumping -fno-tree-tail-merge)
 
+  function(lowrank_emulator_compile target)
+    target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
+    target_compile_options(${target} PRIVATE ${emulator_flags} ${ARGN})
+    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  endfunction()
   add_library(lowrank_emulator_runtime OBJECT ${emulator_sources})
-  target_compile_definitions(lowrank_emulator_runtime PRIVATE LOWRANK_EMULATE)
-  target_compile_options(lowrank_emulator_runtime PRIVATE ${emulator_flags})
-  target_include_directories(lowrank_emulator_runtime PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+  lowrank_emulator_compile(lowrank_emulator_runtime)
 
   function(lowrank_emulator_library target variant)
     cmake_parse_arguments(arg "" "" "SOURCES;OPTIONS" ${ARGN})
     add_library(${target} MODULE $<TARGET_OBJECTS:lowrank_emulator_runtime> ${arg_SOURCES})
     set_target_properties(${target} PROPERTIES PREFIX "" SUFFIX ".so" LINKER_LANGUAGE CXX
       OUTPUT_NAME lowrank-emulator${variant} LIBRARY_OUTPUT_DIRECTORY ${lowrank_output_dir})
-    target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
     # #pragma unroll is nvcc's.
-    target_compile_options(${target} PRIVATE ${emulator_flags} -O2 -Wno-unknown-pragmas
-                           ${arg_OPTIONS})
-    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR})
+    lowrank_emulator_compile(${target} -O2 -Wno-unknown-pragmas ${arg_OPTIONS})
     # -z now: no lazy binding on a fiber's small stack. nodelete: the library outlives whoever opened
     # it, as libcuda does.
     target_link_options(${target} PRIVATE -Wl,-z,now -Wl,-z,nodelete -Wl,-Bsymbolic)
@@ -150,10 +150,8 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   function(lowrank_emulator_check_program target)
     add_executable(${target} EXCLUDE_FROM_ALL $<TARGET_OBJECTS:lowrank_emulator_runtime> ${ARGN})
     set_target_properties(${target} PROPERTIES RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})
-    target_compile_definitions(${target} PRIVATE LOWRANK_EMULATE)
-    target_compile_options(${target} PRIVATE ${emulator_flags})
-    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_SOURCE_DIR}
-                               ${CMAKE_CURRENT_BINARY_DIR}/ptx)
+    lowrank_emulator_compile(${target})
+    target_include_directories(${target} PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/ptx)
     target_link_libraries(${target} PRIVATE Threads::Threads ${CMAKE_DL_LIBS})
   endfunction()
   if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/ptx_instructions_check.cpp)
@@ -171,6 +169,16 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
       lowrank_translate_kernel(test/native/emulator_cases.cu parts)
       lowrank_emulator_check_program(ptx_selftest test/native/emulator_selftest.cpp ${parts})
     endif()
+  endif()
+
+  # --- The kernels under every check against their formulas, plan by plan: run by
+  # test/emulator/kernels.test.ts.
+  if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/cuda_small_m_check.cpp)
+    foreach(check gemm_mma lora small_m streaming)
+      lowrank_emulator_check_program(cuda_${check}_check test/native/cuda_${check}_check.cpp
+                                     $<TARGET_OBJECTS:emulator_check>)
+      target_link_libraries(cuda_${check}_check PRIVATE lowrank_core)
+    endforeach()
   endif()
 
   include(${CMAKE_CURRENT_LIST_DIR}/hopper/checks.cmake)

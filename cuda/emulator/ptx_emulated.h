@@ -71,6 +71,10 @@ LOWRANK_EMU_INLINE uint4 LoadStream16(const void* g_src, LOWRANK_EMU_HERE) {
   return emu::Load(static_cast<const uint4*>(g_src), site);
 }
 
+LOWRANK_EMU_INLINE void Store16(void* g_dst, uint4 value, LOWRANK_EMU_HERE) {
+  emu::Store(static_cast<uint4*>(g_dst), value, site);
+}
+
 LOWRANK_EMU_INLINE uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value, LOWRANK_EMU_HERE) {
   emu::NoteRelease(g_counter, site);
   const uint32_t old =

@@ -19,14 +19,20 @@ constexpr int LaneElems(SmallMFormat format) {
   return format == SmallMFormat::kCode4 ? 32 : format == SmallMFormat::kCode8 ? 16 : 8;
 }
 
+/// How 4-bit codes are decoded: of a fragment's rows g and g + 8 the first by lookups in shared
+/// memory and the second by byte permutes, from a codebook in shared memory or in registers; or
+/// both by permutes.
+enum class SmallMDecode { kHalfLookups, kHalfLookupsRegisters, kPermutes };
+
 /// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
 /// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
-template <int kTilesN_, int kTilesM_, int kWarpsN_, bool kPermute_ = false>
+template <int kTilesN_, int kTilesM_, int kWarpsN_,
+          SmallMDecode kDecode_ = SmallMDecode::kHalfLookups>
 struct SmallMTile {
   static constexpr int kTilesN = kTilesN_;  // fragments of 16 outputs a warp
   static constexpr int kTilesM = kTilesM_;  // fragments of 8 tokens
   static constexpr int kWarpsN = kWarpsN_;
-  static constexpr bool kPermute = kPermute_;  // 4-bit codes: decoded by permutes alone
+  static constexpr SmallMDecode kDecode = kDecode_;
   static constexpr int kWarpsK = kSmallMWarps / kWarpsN;
   static constexpr int kRows = 16 * kTilesN * kWarpsN;
   static constexpr int kTokens = 8 * kTilesM;
@@ -36,7 +42,9 @@ struct SmallMTile {
 using SmallMTile8 = SmallMTile<2, 1, 1>;
 using SmallMTile16 = SmallMTile<2, 2, 2>;
 using SmallMTile32 = SmallMTile<2, 4, 4>;
-using SmallMTile64 = SmallMTile<2, 8, 4, true>;
+using SmallMTile64 = SmallMTile<2, 8, 4, SmallMDecode::kPermutes>;
+/// With wgmma; a warp's two fragments are rows of two products of its warpgroup.
+using SmallMTileWgmma = SmallMTile<2, 8, 8, SmallMDecode::kHalfLookupsRegisters>;
 
 /// k that all warps of a block take in one step.
 template <SmallMFormat kFormat, typename Tile>
@@ -45,16 +53,17 @@ constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 /// 4-bit: the values of both codes of a byte, [256][16] float2, then the codebook. 8-bit: of a
 /// code, [256][32] float.
 constexpr int kSmallMPairBytes = 32768;
-constexpr int SmallMTableBytes(SmallMFormat format, bool permute) {
+constexpr int SmallMTableBytes(SmallMFormat format, SmallMDecode decode) {
   if (format == SmallMFormat::kCode8) return 32768;
-  return format == SmallMFormat::kCode4 && !permute ? kSmallMPairBytes + 128 : 128;
+  const bool lookups = format == SmallMFormat::kCode4 && decode != SmallMDecode::kPermutes;
+  return lookups ? kSmallMPairBytes + 128 : 128;
 }
 
 /// Shared memory; the decoded scales, [block of the slice][row], follow it.
 template <SmallMFormat kFormat, typename Tile>
 struct SmallMShared {
   struct Main {
-    alignas(128) unsigned char table[SmallMTableBytes(kFormat, Tile::kPermute)];
+    alignas(128) unsigned char table[SmallMTableBytes(kFormat, Tile::kDecode)];
     alignas(128) unsigned char x[2][Tile::kTokens * kSmallMStepK<kFormat, Tile> * 2];
   };
   union {
@@ -62,6 +71,22 @@ struct SmallMShared {
     float planes[Tile::kWarpsK * Tile::kTokens * Tile::kPlaneStride];
   };
 };
+
+/// Of the kernel with wgmma: 4-bit codes, and x in three stages.
+struct SmallMWgmmaShared {
+  using Tile = SmallMTileWgmma;
+  static constexpr int kStages = 3;
+  static constexpr int kStageBytes = Tile::kTokens * kSmallMStepK<SmallMFormat::kCode4, Tile> * 2;
+  struct Main {
+    alignas(1024) unsigned char x[kStages][kStageBytes];
+    alignas(128) unsigned char table[SmallMTableBytes(SmallMFormat::kCode4, Tile::kDecode)];
+  };
+  union {
+    Main main;
+    float planes[Tile::kTokens * Tile::kPlaneStride];
+  };
+};
+constexpr uint32_t kSmallMClusterMax = 8;  // slices of K, the blocks of a cluster
 
 struct SmallMParams {
   GemmMmaWeight w;        // [N, K] quantised, or dense of T
@@ -71,7 +96,7 @@ struct SmallMParams {
   const void* lora_bias;  // [1, N], or null
   const float* h;         // [M, r] f32, or null without the LoRA term
   void* y;                // [M, N] T
-  float* partial;         // [splits, M, N], where K is split between blocks
+  float* partial;         // [splits, M, N], where K is split between blocks of no cluster
   int64_t M;
   int64_t N;
   int64_t K;

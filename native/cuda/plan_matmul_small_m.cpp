@@ -59,6 +59,7 @@ constexpr TileRow kTiles[] = {
 };
 #undef LOWRANK_SMALL_M_ROW
 
+constexpr int64_t kTokensOfMma = 32;  // up to these memory is the limit of mma.sync too
 constexpr int64_t kSplitsMax = 64;
 constexpr int64_t kColsMax = int64_t{1} << 26;  // a block's rows have fewer than 2^31 pieces
 
@@ -109,6 +110,31 @@ Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLi
   return Slices();
 }
 
+/// Slices for the kernel with wgmma, a cluster a row block; none where that kernel is not for these
+/// operands or would leave more than a quarter of the device idle.
+Slices CutForClusters(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  using Tile = gpu::SmallMTileWgmma;
+  constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, Tile>;
+  const int64_t K = operands.x.cols;
+  const int64_t M = operands.x.rows;
+  if (device.sm != 90 || M <= kTokensOfMma || M > Tile::kTokens) return Slices();
+  if (FormatOf(operands.w) != SmallMFormat::kCode4) return Slices();
+  const int64_t blocks = CeilDiv(operands.w.rows(), Tile::kRows);
+  const int64_t steps = CeilDiv(K, kStepK);
+  int64_t count = 1;
+  while (count < gpu::kSmallMClusterMax && 2 * count * blocks <= device.sm_count) count *= 2;
+  if (4 * count * blocks < 3 * device.sm_count) return Slices();
+  Slices slices;
+  slices.k = std::min(CeilDiv(steps, count) * kStepK, K);
+  slices.count = CeilDiv(K, slices.k);
+  // Every block of a cluster needs a slice.
+  if (slices.count != count) return Slices();
+  const int64_t scales = (slices.k - 1) / operands.w.quant.blocksize + 2;
+  slices.shared_bytes = static_cast<int64_t>(sizeof(gpu::SmallMWgmmaShared)) +
+                        scales * Tile::kScaleStride * int64_t{sizeof(float)};
+  return slices.shared_bytes <= device.shared_bytes_per_block ? slices : Slices();
+}
+
 }  // namespace
 
 bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) {
@@ -123,7 +149,7 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > kColsMax) return false;
   const void* weight = w.quantised() ? w.quant.codes : w.dense.data;
   if (!IsAligned(x.data, 16) || !IsAligned(weight, 16)) return false;
-  return CutK(operands, *tile, device).count > 0;
+  return CutForClusters(operands, device).count > 0 || CutK(operands, *tile, device).count > 0;
 }
 
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
@@ -131,7 +157,9 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
   const TileRow& tile = *TileFor(M, device);
-  const Slices slices = CutK(operands, tile, device);
+  const Slices clusters = CutForClusters(operands, device);
+  const bool wgmma = clusters.count > 0;
+  const Slices slices = wgmma ? clusters : CutK(operands, tile, device);
   const int f16 = operands.x.dtype == DType::kF16 ? 1 : 0;
   const bool lora =
       operands.h != nullptr && operands.lora_factor.present && operands.lora_factor.cols > 0;
@@ -154,9 +182,20 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
   params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
   params.lora_b_dtype = static_cast<uint8_t>(operands.lora_factor.dtype);
   params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
-  if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
 
   LaunchStep step;
+  if (wgmma) {
+    step.kernel =
+        f16 != 0 ? "matmul_small_m_wgmma_4bit_f16_kernel" : "matmul_small_m_wgmma_4bit_bf16_kernel";
+    step.threads = gpu::kSmallMThreads;
+    step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
+    step.cluster = params.splits;
+    step.grid.x = static_cast<uint32_t>(CeilDiv(N, gpu::SmallMTileWgmma::kRows)) * params.splits;
+    step.SetParams(params);
+    plan->steps.push_back(step);
+    return Status();
+  }
+  if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
   step.kernel = tile.formats[static_cast<int>(FormatOf(operands.w))].kernels[f16];
   step.threads = gpu::kSmallMThreads;
   step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);

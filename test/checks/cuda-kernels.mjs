@@ -9,8 +9,9 @@
  * for the dynamic shared memory of each kernel; no launch may exceed the table's. --all assembles the
  * build's PTX for the architectures of a package that the build was not for (ptxas, on the PATH).
  *
- * Fails where a kernel has a stack frame, mixes a product with a sum that the compiler may contract,
- * cannot be launched on an architecture, or differs from the table.
+ * Fails where a kernel has a stack frame, lacks a 16-byte access or matrix instruction that is meant,
+ * mixes a product with a sum that the compiler may contract, cannot be launched on an architecture, or
+ * differs from the table.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -73,9 +74,40 @@ function readPtx(text, problems) {
       if (mayContract(statement)) problems.push(`${fn.name}: may be contracted: ${statement.text}`);
     }
     const threads = (fn.directives.get('maxntid') ?? [1024]).reduce((a, b) => a * b);
+    for (const pattern of missing(fn.name, counts)) {
+      problems.push(`${fn.name}: nothing in its PTX is ${pattern.source}`);
+    }
     kernels.set(fn.name, { threads, counts });
   }
   return kernels;
+}
+
+/** What a kernel's PTX must hold, by its name; every kernel has an access of 16 bytes besides. */
+const kMeant = [
+  [
+    /_mma_(code4|code8|dense)_/,
+    [/^cp\.async 16$/, /^ldmatrix$/, /^mma\.m16n8k16/, /^st\.global 16$/],
+  ],
+  [/_mma_general_/, [/^ldmatrix$/, /^mma\.m16n8k16/]],
+  [/^matmul_small_m_(4bit|8bit|dense)_/, [/^ld\.global 16$/, /^cp\.async 16$/, /^mma\.m16n8k16/]],
+  [/^matmul_small_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n64k16/]],
+  [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],
+  [
+    /^lora_forward_wgmma_128/,
+    [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/],
+  ],
+  [/^gemm_f32_/, [/^cp\.async 16$/]],
+  [/^quantize_(4|8)bit_/, [/^ld\.global 16$/]],
+  [/^dequantize_/, [/^st\.global 16$/]],
+];
+const kWide = /^(?:(?:ld|st)\.global|cp\.async) 16$|^tensor copy$/;
+
+/** What is meant and not there. */
+function missing(name, counts) {
+  const wanted = kMeant.filter(([names]) => names.test(name)).flatMap(([, patterns]) => patterns);
+  return [kWide, ...wanted].filter(
+    (pattern) => !Object.keys(counts).some((key) => pattern.test(key)),
+  );
 }
 
 const known = existsSync(tableFile) ? JSON.parse(readFileSync(tableFile, 'utf8')) : { kernels: {} };

@@ -211,7 +211,22 @@ function large(): KernelCase[] {
     K,
     r,
   }));
-  return [...few, ...many].map(({ format, doubleQuant, dtype, M, N, K, r }) => ({
+  // On compute capability 9.0 by wgmma, whose blocks of 256 outputs must fill the device.
+  const fewOfHopper = (
+    [
+      ['nf4', true, 'bf16', 64, 8],
+      ['fp4', false, 'f16', 33, 0],
+    ] as const
+  ).map(([format, doubleQuant, dtype, M, r]) => ({
+    format,
+    doubleQuant,
+    dtype,
+    M,
+    N: 3080,
+    K: 1824,
+    r,
+  }));
+  return [...few, ...fewOfHopper, ...many].map(({ format, doubleQuant, dtype, M, N, K, r }) => ({
     name: `large ${dtype} ${format ?? 'dense'}${doubleQuant ? ' doubly' : ''} [${M}, ${N}, ${K}] r ${r}`,
     async run(device) {
       const random = (seed: number, shape: number[], as: DType) =>

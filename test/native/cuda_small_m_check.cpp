@@ -26,6 +26,7 @@ struct Case {
   DType lora;  // of lora_b and lora_bias, where r > 0
   bool lora_bias;
   int sm_count;  // few: K is not split
+  int sm = 80;   // 90: over 32 tokens and 4 bits by wgmma, where enough blocks have work
 };
 
 constexpr DType kF32 = DType::kF32;
@@ -47,6 +48,11 @@ const Case kCases[] = {
     {"thirty-two", 32, 128, 768, 64, kB, "fp4/128", false, kB, false, 108},
     {"thirty-three", 33, 129, 288, 8, kH, "nf4/64", true, kF32, true, 1},
     {"sixty-four", 64, 128, 1056, 16, kB, "nf4/64", true, kB, true, 108},
+    {"wgmma", 64, 512, 384, 16, kB, "nf4/64", true, kB, true, 2, 90},
+    {"wgmma, ragged", 33, 300, 1120, 8, kH, "nf4/64", true, kF32, true, 4, 90},
+    {"wgmma, nested", 50, 250, 2080, 3, kB, "nf4/64d", true, kF32, true, 8, 90},
+    {"wgmma, clusters of 2", 64, 290, 288, 0, kH, "fp4/32", false, kF32, false, 5, 90},
+    {"wgmma, long blocks", 41, 257, 544, 0, kB, "nf4/4096", true, kF32, false, 8, 90},
     {"bytes", 1, 48, 1040, 0, kB, "int8/256", true, kF32, false, 1},
     {"bytes, nested", 11, 50, 560, 4, kH, "int8/64d", true, kH, true, 108},
     {"bytes, many", 64, 40, 272, 16, kB, "int8/32", true, kF32, true, 1},
@@ -116,6 +122,8 @@ struct Problem {
     operands.y = device.Empty(y->view);
     DeviceLimits limits;
     limits.sm_count = spec.sm_count;
+    limits.sm = spec.sm;
+    if (spec.sm == 90) limits.shared_bytes_per_block = 227 * 1024;
     if (!SmallMApplies(operands, limits)) return "does not apply";
     std::string error = RunPlan([&](Workspace* workspace, Plan* plan) {
       return PlanMatmulSmallM(operands, limits, workspace, plan);

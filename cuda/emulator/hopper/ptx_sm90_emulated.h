@@ -35,6 +35,7 @@ LOWRANK_EMU_INLINE void PrefetchTensorMap(const TensorMap* map, LOWRANK_EMU_HERE
   emu::TensorPrefetch(map, site);
 }
 
+LOWRANK_EMU_INLINE void FenceProxyAsyncShared(LOWRANK_EMU_HERE) { emu::FenceProxyAsync(site); }
 LOWRANK_EMU_INLINE void WgmmaFence(LOWRANK_EMU_HERE) { emu::WgmmaFence(site); }
 LOWRANK_EMU_INLINE void WgmmaCommit(LOWRANK_EMU_HERE) { emu::WgmmaCommit(site); }
 template <int kPending>
@@ -61,11 +62,22 @@ LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], uint64_t a, uint64_t b, uint
   emu::Wgmma(shape, d, a, b, accumulate != 0, false, site);
 }
 
+LOWRANK_EMU_INLINE void WgmmaBF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                  LOWRANK_EMU_HERE) {
+  emu::WgmmaShape shape;
+  shape.n = 64;
+  emu::WgmmaRegisters(shape, d, a, b, true, false, site);
+}
+LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+                                 LOWRANK_EMU_HERE) {
+  emu::WgmmaShape shape;
+  shape.n = 64;
+  shape.bf16 = false;
+  emu::WgmmaRegisters(shape, d, a, b, true, false, site);
+}
+
 LOWRANK_EMU_INLINE void StMatrixX4(void* s_row, const uint32_t (&r)[4], LOWRANK_EMU_HERE) {
   emu::StMatrix(r, 4, false, s_row, site);
-}
-LOWRANK_EMU_INLINE void Store16(void* g_dst, uint4 value, LOWRANK_EMU_HERE) {
-  emu::Store(static_cast<uint4*>(g_dst), value, site);
 }
 template <int kCount>
 LOWRANK_EMU_INLINE void RegistersUpTo(LOWRANK_EMU_HERE) {
@@ -77,6 +89,11 @@ LOWRANK_EMU_INLINE void RegistersDownTo(LOWRANK_EMU_HERE) {
 }
 
 LOWRANK_EMU_INLINE uint32_t ClusterRank() { return emu::ClusterRank(); }
+LOWRANK_EMU_INLINE float LoadFromPeer(const float* s_value, uint32_t rank, LOWRANK_EMU_HERE) {
+  float value;
+  emu::ClusterLoad(emu::MapAddress(SharedAddress(s_value), rank, site), &value, 4, site);
+  return value;
+}
 LOWRANK_EMU_INLINE void ClusterSync(LOWRANK_EMU_HERE) {
   emu::ClusterArrive(site);
   emu::ClusterWait(site);

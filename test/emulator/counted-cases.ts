@@ -1,0 +1,156 @@
+/**
+ * Calls of aligned shapes that between them reach every kernel of cuda/ in its main loop: what the
+ * committed counters (cuda/counters.json) are counted over. Where a kernel takes a device's size into
+ * account, a device of few multiprocessors stands for a full one.
+ */
+import {
+  type Device,
+  type DType,
+  dequantize,
+  LoraAdapter,
+  loraBackward,
+  loraForward,
+  matmul,
+  matmulInputGrad,
+  type QuantFormat,
+  quantize,
+  Tensor,
+} from '../../lib/index.js';
+
+/** The emulated device of a part: one process runs it. */
+export interface CountedPart {
+  readonly sm: number;
+  readonly multiprocessors?: number;
+  run(device: Device): void;
+}
+
+const DTYPES = ['f32', 'bf16', 'f16'] as const satisfies readonly DType[];
+const HALVES = ['bf16', 'f16'] as const satisfies readonly DType[];
+const FORMATS = ['nf4', 'int8', undefined] as const satisfies readonly (QuantFormat | undefined)[];
+
+function random(device: Device, seed: number, shape: number[], dtype: DType): Tensor {
+  return Tensor.randn(shape, { seed, std: 0.1, dtype, device });
+}
+
+interface Product {
+  readonly M: number;
+  readonly N: number;
+  readonly K: number;
+  readonly dtype: DType;
+  readonly format: QuantFormat | undefined;
+  readonly doubleQuant?: boolean;
+}
+
+function operands({ M, N, K, dtype, format, doubleQuant = true }: Product, device: Device) {
+  const dense = random(device, 3, [N, K], dtype);
+  return {
+    x: random(device, 1, [M, K], dtype),
+    dy: random(device, 2, [M, N], dtype),
+    w: format === undefined ? dense : quantize(dense, { format, doubleQuant }),
+    bias: random(device, 4, [N], 'f32'),
+  };
+}
+
+/** An adapter of f32 factors on top of a product. */
+function lora(product: Product, r: number, device: Device, dropout: number, backward: boolean) {
+  const { x, dy, w, bias } = operands(product, device);
+  const { N, K } = product;
+  const adapter = new LoraAdapter({
+    loraA: random(device, 5, [r, K], 'f32'),
+    loraB: random(device, 6, [N, r], 'f32'),
+    loraBias: random(device, 7, [N], 'f32'),
+    loraAlpha: r,
+    dropout,
+  });
+  const { saved } = loraForward(x, w, adapter, { bias, seed: 8 });
+  if (backward) loraBackward(dy, saved);
+}
+
+function streaming(device: Device) {
+  for (const dtype of DTYPES) {
+    const values = random(device, 1, [64, 4096], dtype);
+    Tensor.uniform([64, 4096], { seed: 2, dtype, device });
+    for (const to of DTYPES) values.to({ dtype: to });
+    for (const format of ['nf4', 'fp4', 'int8'] as const satisfies readonly QuantFormat[]) {
+      const w = quantize(values, { format, doubleQuant: true });
+      for (const to of DTYPES) dequantize(w, { dtype: to });
+      quantize(values, { format, doubleQuant: false });
+    }
+  }
+}
+
+/** Tiles of 64 x 64 and 32 x 64, the split reduction, and the adapter's kernels. */
+function smallTiles(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const format of FORMATS) {
+      const { x, dy, w, bias } = operands({ M: 64, N: 256, K: 512, dtype, format }, device);
+      matmul(x, w, { bias });
+      matmulInputGrad(dy, w);
+    }
+    for (const r of [16, 32]) {
+      const product = { M: 128, N: 256, K: 512, dtype, format: 'nf4' } as const;
+      lora(product, r, device, 0.1, true);
+    }
+  }
+  for (const dtype of HALVES) {
+    // Rows that are no whole 16-byte pieces, and few tiles of a long reduction.
+    const ragged = operands({ M: 64, N: 100, K: 204, dtype, format: 'nf4' }, device);
+    matmul(ragged.x, ragged.w);
+    matmulInputGrad(ragged.dy, ragged.w);
+    const long = operands({ M: 72, N: 512, K: 4096, dtype, format: undefined }, device);
+    matmul(long.x, long.w);
+  }
+}
+
+/** A megabyte of weight each. */
+function fewTokens(device: Device) {
+  for (const dtype of HALVES) {
+    for (const [format, K] of [
+      ['nf4', 4096],
+      ['int8', 2048],
+      [undefined, 1024],
+    ] as const) {
+      for (const M of [8, 16, 32, 64]) {
+        const { x, w, bias } = operands({ M, N: 512, K, dtype, format }, device);
+        matmul(x, w, { bias });
+      }
+    }
+    for (const M of [8, 64]) {
+      lora({ M, N: 512, K: 4096, dtype, format: 'nf4' }, 16, device, 0, false);
+    }
+  }
+}
+
+function largeTiles(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const format of FORMATS) {
+      const { x, dy, w, bias } = operands({ M: 256, N: 256, K: 256, dtype, format }, device);
+      matmul(x, w, { bias });
+      matmulInputGrad(dy, w);
+    }
+    lora({ M: 256, N: 256, K: 256, dtype, format: 'nf4' }, 16, device, 0.1, true);
+  }
+}
+
+function wgmma(device: Device) {
+  for (const dtype of HALVES) {
+    for (const format of FORMATS) {
+      lora({ M: 512, N: 512, K: 256, dtype, format }, 16, device, 0, false);
+    }
+    for (const product of [
+      { M: 1024, N: 1024, K: 128, dtype, format: 'nf4' },
+      { M: 64, N: 512, K: 4096, dtype, format: 'nf4' },
+    ] as const) {
+      const { x, w, bias } = operands(product, device);
+      matmul(x, w, { bias });
+    }
+  }
+}
+
+export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
+  { sm: 80, run: streaming },
+  { sm: 80, run: smallTiles },
+  { sm: 80, run: fewTokens },
+  { sm: 80, multiprocessors: 2, run: largeTiles },
+  { sm: 90, multiprocessors: 4, run: wgmma },
+];
