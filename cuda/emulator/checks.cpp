@@ -131,7 +131,9 @@ class Checker {
   }
 
   bool Ordered(const Access1& event) const {
-    if (event.instance < running->first_instance) return true;  // nobody, or an earlier launch
+    if (event.instance < running->first_instance) {  // nobody, or an earlier launch
+      return running->unfinished.empty() || !Unfinished(event) || WaitedForGrids();
+    }
     if (event.instance == self_.instance) {
       if (event.warp() == fiber_->warp &&
           (event.lane() == fiber_->lane || event.clock < clock_->ordered)) {
@@ -145,7 +147,26 @@ class Checker {
            found->second[event.warp()].Covers(event.clock, event.lane());
   }
 
+  /// By a launch that this one overlaps?
+  static bool Unfinished(const Access1& event) {
+    return std::any_of(running->unfinished.begin(), running->unfinished.end(), [&](const auto& of) {
+      return event.instance >= of.first && event.instance < of.second;
+    });
+  }
+  /// Itself, or a thread of its block before it.
+  bool WaitedForGrids() const {
+    if (fiber_->waited_for_grids) return true;
+    return block_->grid_wait.instance != 0 && Ordered(block_->grid_wait);
+  }
+
   void Race(const Access1& other, const char* was) const {
+    if (other.instance < running->first_instance) {
+      Report("grid-dependency", site_, InternedSite(other.site),
+             "%s of global memory at byte %td of %zu before griddepcontrol.wait: the launch of the "
+             "%s may still run",
+             Verb(kind_), static_cast<ptrdiff_t>(at_ - region_->begin), region_->bytes, was);
+      return;
+    }
     const uintptr_t base =
         owner_ != nullptr ? reinterpret_cast<uintptr_t>(owner_->shared_base) : region_->begin;
     Report(owner_ != nullptr ? "race-shared" : "race-global", site_, InternedSite(other.site),
@@ -335,6 +356,16 @@ void StoreRelease(uint32_t* ptr, uint32_t value, Site site) {
 void Fence() {
   __atomic_thread_fence(__ATOMIC_SEQ_CST);
   CurrentFiber()->fenced = true;
+}
+
+void GridDependencyWait() {
+  Fiber* fiber = CurrentFiber();
+  fiber->waited_for_grids = true;
+  BlockState* block = fiber->block_state;
+  if (!running->check || block->grid_wait.instance != 0) return;
+  block->grid_wait.instance = block->instance;
+  block->grid_wait.clock = fiber->warp_state->clock.now;
+  block->grid_wait.thread = static_cast<uint16_t>(fiber->warp * kWarpSize + fiber->lane);
 }
 
 void AtomicBegin(const void* ptr, uint32_t bytes, Site site) {

@@ -116,6 +116,20 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
                              OPTIONS ${emulator_hooks})
     set_target_properties(emulator_own PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
+  # --- Copies of the kernels with faults that are switched on one at a time: the mutation proof,
+  # test/emulator/mutate.mjs, writes them and names the folder.
+  set(LOWRANK_MUTANTS "" CACHE PATH "a folder of kernels made into lowrank-emulator-mutants.so")
+  if(LOWRANK_MUTANTS AND EXISTS ${LOWRANK_MUTANTS}/mutant.cpp)
+    file(GLOB mutant_kernels CONFIGURE_DEPENDS ${LOWRANK_MUTANTS}/cuda/*.cu)
+    set_source_files_properties(${mutant_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
+    set_source_files_properties(${LOWRANK_MUTANTS}/mutant.cpp PROPERTIES
+                                COMPILE_OPTIONS "-fno-sanitize=thread")
+    lowrank_emulator_library(emulator_mutants "-mutants"
+      SOURCES ${mutant_kernels} ${LOWRANK_MUTANTS}/mutant.cpp
+      OPTIONS ${emulator_hooks} -include ${LOWRANK_MUTANTS}/mutant.h -w)
+    target_include_directories(emulator_mutants BEFORE PRIVATE ${LOWRANK_MUTANTS})
+    set_target_properties(emulator_mutants PROPERTIES EXCLUDE_FROM_ALL ON)
+  endif()
   add_executable(emulator_run EXCLUDE_FROM_ALL cuda/emulator/driver/run_kernel.cpp)
   set_target_properties(emulator_run PROPERTIES OUTPUT_NAME lowrank-emulator-run
                         RUNTIME_OUTPUT_DIRECTORY ${lowrank_output_dir})

@@ -177,6 +177,13 @@ LaunchStatus RunGrid(const Launch& launch) {
   }
   run.first_instance = next_instance;
   next_instance += static_cast<uint32_t>(blocks);
+  if (launch.chain != nullptr) {
+    const std::lock_guard<std::mutex> chain_lock(launch.chain->mutex);
+    auto& unfinished = launch.chain->unfinished;
+    if (!launch.overlaps_previous) unfinished.clear();
+    run.unfinished = unfinished;
+    unfinished.emplace_back(run.first_instance, next_instance);
+  }
   run.offset = run.options.seed * 0x9E3779B97F4A7C15ull % run.clusters;
   run.stride = (run.options.seed * 2654435761u) % run.clusters | 1u;
   while (std::gcd(run.stride, run.clusters) != 1) ++run.stride;

@@ -14,7 +14,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace lowrank::emu {
@@ -144,6 +146,11 @@ bool RegisterKernel(const Kernel& kernel);
 const Kernel* FindKernel(const char* name);
 std::vector<const Kernel*> AllKernels();
 
+/// Launches of one stream that a launch after them may overlap, as ranges of block numbers.
+struct LaunchChain {
+  std::mutex mutex;
+  std::vector<std::pair<uint32_t, uint32_t>> unfinished;  // [first, end)
+};
 struct Launch {
   const Kernel* kernel = nullptr;
   Dim3 grid;
@@ -151,6 +158,10 @@ struct Launch {
   uint32_t cluster = 1;       // blocks along x; they are co-resident
   uint32_t shared_bytes = 0;  // dynamic
   const void* params = nullptr;
+  /// Of its stream, or null. A launch that overlaps those before it (programmatic stream
+  /// serialization) may look at what they write only after GridDependencyWait().
+  LaunchChain* chain = nullptr;
+  bool overlaps_previous = false;
 };
 enum class LaunchStatus : uint8_t {
   kOk,
@@ -278,6 +289,8 @@ void NoteAcquire(const void* ptr, Site site);
 /// fence.acq_rel at device scope: from now on this thread's relaxed atomics count as release and
 /// acquire (an approximation that errs to silence).
 void Fence();
+/// griddepcontrol.wait: until the launches before this one have finished.
+void GridDependencyWait();
 /// Around a relaxed atomic: the access itself, and what a Fence() before it makes of it.
 void AtomicBegin(const void* ptr, uint32_t bytes, Site site);
 void AtomicEnd(const void* ptr, Site site);

@@ -54,6 +54,7 @@ struct Fiber : Thread {
   bool parked = false;
 
   bool fenced = false;                      // has executed Fence()
+  bool waited_for_grids = false;            // has executed GridDependencyWait()
   const uint32_t* acquired_from = nullptr;  // the last LoadAcquire
   uint32_t acquired_value = 0;
 
@@ -109,6 +110,7 @@ struct BlockState : Block {
   ClockState cluster_clock_done;
   std::vector<uint64_t> cluster_ticket;  // phase each thread waits for
   bool cluster_finished = false;
+  Access1 grid_wait;                   // the first thread that waited for earlier launches
   ShadowMemory shadow;                 // of shared memory, in check mode
   std::vector<uint32_t> shared_reads;  // by word and warp: 1 + the clock of its last read
 };
@@ -125,7 +127,8 @@ struct GridRun {
   uint32_t static_shared_bytes = 0;
   uint32_t shared_bytes = 0;
   uint32_t first_instance = 0;
-  uint64_t stride = 1;  // of the random order of blocks
+  std::vector<std::pair<uint32_t, uint32_t>> unfinished;  // launches that may still run
+  uint64_t stride = 1;                                    // of the random order of blocks
   uint64_t offset = 0;
   std::atomic<uint64_t> next_cluster{0};
   std::atomic<bool> failed{false};

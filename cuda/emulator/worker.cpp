@@ -198,6 +198,7 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
     block->cluster_ticket.clear();  // made anew by the first arrival
   }
   if (run_->check) {
+    block->grid_wait = Access1();
     block->shadow.Reset(reinterpret_cast<uintptr_t>(block->shared_base), room_bytes, false);
     block->shared_reads.assign(size_t{room_bytes} / 4 * block->warps, 0);
   }
@@ -230,6 +231,7 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
     fiber.site = Site();
     fiber.parked = false;
     fiber.fenced = false;
+    fiber.waited_for_grids = false;
     fiber.acquired_from = nullptr;
     fiber.copies.Clear();
     fiber.stack_pointer = PrepareFiber(block->stacks.Top(i), FiberMain);

@@ -8,14 +8,12 @@ import {
   type Device,
   type DType,
   dequantize,
-  LoraAdapter,
   loraBackward,
   loraForward,
   matmul,
   matmulInputGrad,
   type QuantFormat,
   quantize,
-  type Tensor,
   Tensor as Tensors,
 } from '../../lib/index.js';
 import { type LoraShape, type LoraVariant, loraCase } from '../conformance/lora-case.js';
@@ -23,26 +21,15 @@ import {
   DTYPES,
   mixes,
   operand,
+  tensorOf,
   WEIGHTS,
   type WeightSpec,
   weightOperand,
 } from '../conformance/operands.js';
-
-export interface KernelCase {
-  readonly name: string;
-  /** Bits of everything that the call computes, hashed. */
-  run(device: Device): Promise<string>;
-}
-
-async function hashOf(tensors: ReadonlyArray<Tensor | undefined>): Promise<string> {
-  const hash = createHash('sha256');
-  for (const tensor of tensors) {
-    if (tensor === undefined) continue;
-    const bytes = tensor.dtype === 'f32' ? await tensor.read() : await tensor.readBits();
-    hash.update(new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength));
-  }
-  return hash.digest('hex').slice(0, 16);
-}
+import { matrix } from '../oracle.js';
+import { hashOf, type KernelCase } from './case-parts.js';
+import { special, unaligned } from './edge-cases.js';
+import { large } from './large-cases.js';
 
 function streaming(): KernelCase[] {
   const cases: KernelCase[] = [];
@@ -64,9 +51,8 @@ function streaming(): KernelCase[] {
             const hash = createHash('sha256');
             for (const [key, part] of Object.entries(state).sort()) {
               hash.update(key);
-              if (ArrayBuffer.isView(part)) {
-                hash.update(new Uint8Array(part.buffer, part.byteOffset, part.byteLength));
-              }
+              const { buffer, byteOffset, byteLength } = part.data;
+              hash.update(new Uint8Array(buffer, byteOffset, byteLength));
             }
             const values = await hashOf(DTYPES.map((to) => dequantize(w, { dtype: to })));
             return hash.update(values).digest('hex').slice(0, 16);
@@ -74,6 +60,22 @@ function streaming(): KernelCase[] {
         });
       }
     }
+  }
+  for (const format of ['nf4', 'int8'] as const) {
+    cases.push({
+      // So that the sum of the scales is exact in one order only.
+      name: `quantize ${format} doubly, rows of growing scale [4, 4096]`,
+      async run(device) {
+        const { rows, cols, data } = operand(4, 4096, { seed: 9, device }).matrix;
+        const grown = data.map((value, i) => Math.fround(value * 2 ** (15 * Math.floor(i / cols))));
+        const w = tensorOf(matrix(rows, cols, Float64Array.from(grown)), { device });
+        return hashOf(
+          [64, 4096].map((blocksize) =>
+            dequantize(quantize(w, { format, blocksize, doubleQuant: blocksize === 64 })),
+          ),
+        );
+      },
+    });
   }
   for (const from of DTYPES) {
     for (const to of DTYPES) {
@@ -170,83 +172,6 @@ function adapters(): KernelCase[] {
   );
 }
 
-/**
- * Weights from a megabyte on, where the family is chosen by M: few tokens, and on compute capability
- * 9.0 enough of them for wgmma. K and N end inside a tile.
- */
-function large(): KernelCase[] {
-  const few = (
-    [
-      ['nf4', false, 'bf16', [1, 12, 25, 50]],
-      ['nf4', true, 'f16', [3, 64]],
-      ['fp4', true, 'bf16', [8]],
-      ['int8', false, 'f16', [1, 12, 25, 50]],
-      ['int8', true, 'bf16', [16]],
-      [undefined, false, 'bf16', [1, 12]],
-      [undefined, false, 'f16', [25, 50]],
-    ] as const
-  ).flatMap(([format, doubleQuant, dtype, counts]) =>
-    counts.map((M) => ({
-      format,
-      doubleQuant,
-      dtype,
-      M,
-      N: 1032,
-      K: 2080,
-      r: M % 2 === 0 ? 8 : 0,
-    })),
-  );
-  const many = (
-    [
-      ['nf4', true, 'bf16', 2184, 1000, 16],
-      ['int8', false, 'f16', 2184, 1000, 0],
-      [undefined, false, 'f16', 4360, 520, 3],
-    ] as const
-  ).map(([format, doubleQuant, dtype, N, K, r]) => ({
-    format,
-    doubleQuant,
-    dtype,
-    M: 520,
-    N,
-    K,
-    r,
-  }));
-  // On compute capability 9.0 by wgmma, whose blocks of 256 outputs must fill the device.
-  const fewOfHopper = (
-    [
-      ['nf4', true, 'bf16', 64, 8],
-      ['fp4', false, 'f16', 33, 0],
-    ] as const
-  ).map(([format, doubleQuant, dtype, M, r]) => ({
-    format,
-    doubleQuant,
-    dtype,
-    M,
-    N: 3080,
-    K: 1824,
-    r,
-  }));
-  return [...few, ...fewOfHopper, ...many].map(({ format, doubleQuant, dtype, M, N, K, r }) => ({
-    name: `large ${dtype} ${format ?? 'dense'}${doubleQuant ? ' doubly' : ''} [${M}, ${N}, ${K}] r ${r}`,
-    async run(device) {
-      const random = (seed: number, shape: number[], as: DType) =>
-        Tensors.randn(shape, { seed, dtype: as, device });
-      const x = random(31, [M, K], dtype);
-      const dense = random(32, [N, K], dtype);
-      const w = format === undefined ? dense : quantize(dense, { format, doubleQuant });
-      const bias = random(33, [N], 'f32');
-      if (r === 0) return hashOf([matmul(x, w, { bias })]);
-      const adapter = new LoraAdapter({
-        loraA: random(34, [r, K], 'f32'),
-        loraB: random(35, [N, r], r === 3 ? dtype : 'f32'),
-        loraAlpha: r,
-        loraBias: random(36, [N], 'f32'),
-      });
-      return hashOf([loraForward(x, w, adapter, { bias, training: false }).y]);
-    },
-  }));
-}
-
 export function kernelCases(): KernelCase[] {
-  return [...streaming(), ...products(), ...adapters(), ...large()];
+  return [...streaming(), ...products(), ...adapters(), ...unaligned(), ...special(), ...large()];
 }

@@ -1,158 +1,150 @@
 /**
  * Every kernel case on device `cuda-emulated`, again and again: in source mode, under the checks with
- * three schedules and twenty random ones, and in PTX mode. Every run must give the bits of the first,
- * and report nothing.
+ * three schedules and twenty random ones, and in PTX mode. Every run must give the bits of the first
+ * on its device, and report nothing; and between them the cases must launch every kernel.
  *
- *   node test/emulator/matrix.mjs [--smoke] [--filter REGEX] [--modes source,check,ptx] [--sm 80,90]
+ *   node test/emulator/matrix.mjs [--smoke] [--filter REGEX] [--modes source,check,ptx]
+ *     [--devices REGEX] [--jobs N]
  *
- * --smoke takes three schedules and two seeds.
+ * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
+ * the first only. --smoke takes one schedule a device, and of the larger cases a few. Without nvcc
+ * there is no PTX mode, and the run says so.
  */
-import { spawn } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpus, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
-import { build } from 'esbuild';
+import { CaseRunner, DEVICES, inParallel, scheduleName, schedules } from './case-runs.mjs';
 
 const { values: args } = parseArgs({
   options: {
     smoke: { type: 'boolean', default: false },
     filter: { type: 'string', default: '' },
     modes: { type: 'string', default: 'source,check,ptx' },
-    sm: { type: 'string', default: '80,90' },
+    devices: { type: 'string', default: '' },
+    jobs: { type: 'string', default: String(Math.max(1, cpus().length)) },
     binding: { type: 'string', default: process.env.LOWRANK_BINDING ?? '' },
   },
 });
 const root = join(import.meta.dirname, '..', '..');
 const binding = args.binding || join(root, 'build', 'Release', 'lowrank.node');
-const modes = args.modes.split(',');
+const jobs = Number(args.jobs);
+const devices = DEVICES.filter(({ name }) => new RegExp(args.devices).test(name));
 const LIBRARY = {
   source: 'lowrank-emulator.so',
   check: 'lowrank-emulator-check.so',
   ptx: 'lowrank-emulator-ptx.so',
 };
-for (const mode of modes) {
-  const path = join(dirname(binding), LIBRARY[mode]);
-  if (!existsSync(path)) {
-    console.error(`${path} is missing: npm run build:emulator`);
-    process.exit(2);
-  }
+
+/** Does the build of the addon have nvcc? Then a missing PTX library is one that was not built. */
+function hasNvcc() {
+  const cache = join(dirname(binding), '..', 'CMakeCache.txt');
+  if (!existsSync(cache)) return false;
+  return /^LOWRANK_NVCC:FILEPATH=(?!.*NOTFOUND)./m.test(readFileSync(cache, 'utf8'));
+}
+const missingLibrary = (mode) => !existsSync(join(dirname(binding), LIBRARY[mode]));
+let modes = args.modes.split(',');
+if (modes.includes('ptx') && missingLibrary('ptx') && !hasNvcc()) {
+  console.log('PTX mode is left out: without nvcc there is no PTX to translate');
+  modes = modes.filter((mode) => mode !== 'ptx');
+}
+if (modes.some(missingLibrary)) {
+  console.error(`${LIBRARY[modes.find(missingLibrary)]} is missing: npm run build:emulator`);
+  process.exit(2);
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-matrix-'));
-const program = join(folder, 'run-cases.mjs');
-await build({
-  entryPoints: [join(import.meta.dirname, 'programs', 'run-cases.ts')],
-  bundle: true,
-  platform: 'node',
-  format: 'esm',
-  logLevel: 'warning',
-  outfile: program,
-});
+const runner = new CaseRunner(folder, binding);
 
-const seeds = args.smoke ? [1, 2] : Array.from({ length: 20 }, (_, i) => i + 1);
-const schedules = [
-  { order: 'forward', copies: 'late' },
-  { order: 'reverse', copies: 'late' },
-  { order: 'reverse', copies: 'early' },
-  ...seeds.map((seed) => ({ order: 'random', seed, copies: seed % 2 === 0 ? 'early' : 'late' })),
-];
-/** @type {Array<{ mode: string, sm: string, order: string, copies: string, seed?: number, check: boolean }>} */
-const runs = args.sm.split(',').flatMap((sm) =>
-  modes.flatMap((mode) => {
-    const base = { mode, sm, order: 'forward', copies: 'late', check: mode === 'check' };
-    if (mode === 'source') return [base];
-    if (mode === 'check') return schedules.map((schedule) => ({ ...base, ...schedule }));
-    return [
-      base,
-      ...schedules.slice(0, 5).map((schedule) => ({ ...base, ...schedule, check: true })),
-    ];
-  }),
-);
-
-const nameOf = ({ mode, sm, order, seed, copies, check }) =>
-  `sm_${sm} ${mode}${check ? ' checked' : ''}, ${order}${seed ? ` ${seed}` : ''}, ${copies} copies`;
-
-function runOne(run) {
-  const child = spawn(process.execPath, [program, '--filter', args.filter], {
-    env: {
-      ...process.env,
-      LOWRANK_BINDING: binding,
-      LOWRANK_EMULATOR: run.mode,
-      LOWRANK_EMULATOR_SM: run.sm,
-      LOWRANK_EMULATOR_ORDER: run.order,
-      LOWRANK_EMULATOR_SEED: String(run.seed ?? 1),
-      LOWRANK_EMULATOR_COPIES: run.copies,
-      LOWRANK_EMULATOR_CHECK: run.check ? '1' : '0',
-    },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
-  let out = '';
-  let err = '';
-  child.stdout.setEncoding('utf8').on('data', (text) => {
-    out += text;
-  });
-  child.stderr.setEncoding('utf8').on('data', (text) => {
-    err += text;
-  });
-  return new Promise((resolve) => {
-    child.on('close', (status, signal) => {
-      const hashes = new Map(
-        out
-          .split('\n')
-          .filter(Boolean)
-          .map((line) => line.split('\t').reverse()),
-      );
-      resolve({ hashes, err, status: signal ?? status });
-    });
+/** Cases of a smoke run under the checks: of what takes long, one of each kind of shape. */
+function smoke(names) {
+  const seen = new Set();
+  return names.filter((name) => {
+    const kind = name.startsWith('large')
+      ? name.replace(/\[.*/, '')
+      : name.replace(/\[\d+, \d+, \d+\]/, '').replace(/ (nf4|fp4|int8)\b/, ' quantised');
+    return (!seen.has(kind) || /\[(1|5|3), /.test(name)) && seen.add(kind);
   });
 }
 
-/** sm -> the hashes of its first run */
-const expected = new Map();
+/** {mode, device, schedule, check} of every run after the first in source mode. */
+function plan() {
+  const all = schedules(20);
+  return devices.flatMap((device, i) => {
+    // A schedule a device: between them forward, reverse and random, late and early.
+    const few = [all[(i + 1) % 5]];
+    const checked = args.smoke ? few : all;
+    const translated = args.smoke ? [] : all.slice(0, 5);
+    const run = (mode, check) => (schedule) => ({ mode, device, schedule, check });
+    return [
+      ...(modes.includes('check') ? checked.map(run('check', true)) : []),
+      ...(modes.includes('ptx') ? [run('ptx', false)(all[0])] : []),
+      ...(modes.includes('ptx') ? translated.map(run('ptx', true)) : []),
+    ];
+  });
+}
+
 let failures = 0;
-let done = 0;
-async function judge(run) {
-  const { hashes, err, status } = await runOne(run);
-  const problems = [];
-  if (status !== 0) problems.push(`ended with ${status}: ${err.slice(-2000)}`);
-  else if (err.trim() !== '') problems.push(`reported:\n${err.slice(0, 4000)}`);
-  const first = expected.get(run.sm);
-  if (first === undefined) expected.set(run.sm, hashes);
-  for (const [name, hash] of hashes) {
-    if (hash.startsWith('error')) problems.push(`${name}: ${hash}`);
-    else if (first !== undefined && first.get(name) !== hash) {
-      problems.push(`${name}: ${hash} in place of ${first.get(name)}`);
+try {
+  await runner.prepare();
+  const start = performance.now();
+  const { names, outcomes, kernels } = await runner.survey(devices, args.filter, jobs);
+  const memory = ([, name]) => name === '(memory)';
+  for (const device of devices) {
+    console.log(
+      `${device.name} source: ${outcomes.get(device).size - 1} cases, of which ${names.get(device).length} launch what no device before does`,
+    );
+  }
+
+  const known = Object.keys(JSON.parse(readFileSync(join(root, 'cuda', 'resources.json'))).kernels);
+  const missing = known.filter((name) => !kernels.has(name));
+  if (args.filter === '' && args.devices === '') {
+    console.log(`${known.length - missing.length} of ${known.length} kernels are launched`);
+    if (missing.length > 0) {
+      failures += 1;
+      console.log(`FAIL no case launches\n    ${missing.join('\n    ')}`);
     }
   }
-  if (first !== undefined && first.size !== hashes.size) {
-    problems.push(`${hashes.size} cases in place of ${first.size}`);
-  }
-  done += 1;
-  failures += problems.length === 0 ? 0 : 1;
-  console.log(
-    `${done}/${runs.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${nameOf(run)}: ${hashes.size} cases`,
-  );
-  for (const problem of problems.slice(0, 20)) console.log(`    ${problem}`);
-  if (problems.length > 20) console.log(`    and ${problems.length - 20} more`);
-}
 
-try {
-  // The first run of each capability is what the others are compared with.
-  const [firsts, others] = [[], []];
-  for (const run of runs) {
-    (firsts.some(({ sm }) => sm === run.sm) ? others : firsts).push(run);
-  }
-  for (const queue of [firsts, others]) {
-    const worker = async () => {
-      for (let run = queue.shift(); run !== undefined; run = queue.shift()) await judge(run);
-    };
-    await Promise.all([worker(), worker()]);
-  }
+  const runs = plan().filter(({ device }) => names.get(device).length > 0);
+  let done = 0;
+  await inParallel(runs, jobs, async ({ mode, device, schedule, check }) => {
+    const own = names.get(device);
+    const chosen = args.smoke && check ? smoke(own) : own;
+    const { status, lines, err } = await runner.run({
+      library: mode,
+      device,
+      schedule,
+      check,
+      names: chosen,
+    });
+    const problems = [];
+    if (status !== 0) problems.push(`ended with ${status}: ${err.slice(-2000)}`);
+    else if (err.trim() !== '') problems.push(`reported:\n${err.slice(0, 4000)}`);
+    const expected = outcomes.get(device);
+    for (const [outcome, name] of lines) {
+      if (outcome !== expected.get(name)) {
+        problems.push(`${name}: ${outcome} in place of ${expected.get(name)}`);
+      }
+    }
+    const count = lines.filter((line) => !memory(line)).length;
+    if (count !== chosen.length) problems.push(`${count} cases in place of ${chosen.length}`);
+    done += 1;
+    failures += problems.length === 0 ? 0 : 1;
+    const what = `${device.name} ${mode}${check ? ' checked' : ''}, ${scheduleName(schedule)}`;
+    console.log(
+      `${done}/${runs.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${what}: ${count} cases`,
+    );
+    for (const problem of problems.slice(0, 20)) console.log(`    ${problem}`);
+    if (problems.length > 20) console.log(`    and ${problems.length - 20} more`);
+  });
+  const minutes = ((performance.now() - start) / 60_000).toFixed(1);
+  console.log(
+    failures === 0
+      ? `all ${runs.length + devices.length} runs agree (${minutes} min)`
+      : `${failures} failures in ${runs.length + devices.length} runs (${minutes} min)`,
+  );
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }
-console.log(
-  failures === 0 ? `all ${runs.length} runs agree` : `${failures} of ${runs.length} runs failed`,
-);
 process.exit(failures === 0 ? 0 : 1);

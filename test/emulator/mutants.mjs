@@ -1,20 +1,47 @@
 /**
- * Mutants of the kernels: each barrier, wait, commit and fence taken out, each comparison with a
- * bound taken for granted. All of them stand in one copy of the sources at once, each behind
+ * Mutants of the kernels: each barrier, wait, commit and fence taken out, each comparison that keeps
+ * an index inside taken for granted, each loop over data run once too often, each element that is
+ * zeroed outside copied all the same. All of them stand in one copy of the sources, each behind
  * `LowrankMutant(id)`, so that one build serves for all.
+ *
+ * Nothing is left out in silence: a comparison is a mutant unless {@link NOT_BOUNDS} says what else
+ * it is, and an ordering statement that cannot be taken out is an error.
  */
-import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 
 /** Statements whose only effect is to order others. */
-const ORDERING =
-  /(?<![\w.])(__syncthreads|__syncwarp|CpAsync(?:Wait|Commit)|Wgmma(?:Fence|Commit|Wait)|ClusterSync|Fence\w*|Barrier(?:Init|Wait|Arrive\w*)|ReleaseStage|GridDependency\w+|AtomicAddAcqRel|StoreRelease)(<[^;()]*>)?\(/g;
+const ORDERING_NAMES =
+  '__syncthreads|__syncwarp|__threadfence\\w*|NamedBarrier\\w*|CpAsync(?:Wait|Commit)|Wgmma(?:Fence|Commit|Wait)' +
+  '|ClusterSync|Fence\\w*|Barrier(?:Init|Wait|Arrive\\w*)|ReleaseStage|GridDependency\\w+' +
+  '|AtomicAddAcqRel|StoreRelease|LoadAcquire';
+const ORDERING = new RegExp(`(?<![\\w.])(?:${ORDERING_NAMES})(?:<[^;()]*>)?\\(`, 'g');
 
-/** Names of what an index is held to. */
-const BOUND =
-  /(\bp_?\.(M|N|K|P|r|elems|blocks|rows|cols|panel_n|splits|share|slice_k)\b|\bpass\.C\b|\w*left\w*|\blimit\b|\bend\b|\brows\b|\bcols\b|\bcount\b|\bslabs\b|\bR\b|\bC\b|shrink\.rows)/;
+/** Comparisons that keep nothing inside: `pattern` of the expression, and what it decides. */
+export const NOT_BOUNDS = [
+  { pattern: /^(v|value\[\w\]|normalised) > \w/, why: 'compares values' },
+  {
+    pattern:
+      /\b(magnitude|largest|smallest|other|normalised|nearest|exact|size|rounded|value) (<|>|<=|>=) /,
+    why: 'compares values',
+  },
+  {
+    pattern: /^(v > s_tree\.node|bits < smallest|\(bits & 0x7fffffffu\) > )/,
+    why: 'compares values',
+  },
+  { pattern: /^sum (<|<=) /, why: 'compares values' },
+  { pattern: /^draw\.lane\[\w\] >= /, why: 'draws' },
+  { pattern: /^(q|pair) < \d$/, why: 'picks a half by a constant' },
+  { pattern: /^(part|part \+ factor_part|kParts) > \d$/, why: 'picks products of parts' },
+  { pattern: /^(distance|half) > 0$/, why: 'ends a halving' },
+  { pattern: /^i >= 0$/, why: 'ends a loop over constants' },
+  { pattern: /^(warp < 4|block >= p\.k_blocks|block < shrink_blocks)$/, why: 'picks a role' },
+  { pattern: /^slab > 0$/, why: 'picks the first' },
+  { pattern: /^p_?\.(splits|split_pairs) > [01]$/, why: 'picks a form of the kernel' },
+  { pattern: /^groups_per_block <= 32$/, why: 'picks a form of the kernel' },
+  { pattern: /<= static_cast<int>\(sizeof\(Shared::tiles\)\)$/, why: 'a static_assert' },
+];
 
-/** Where the sources cannot be read as statements and expressions of one line. */
 const isComment = (line) => /^\s*\/\//.test(line);
 
 /** From `from` to the bracket that closes what opened before it, or -1. */
@@ -40,18 +67,9 @@ function operands(text, start, end) {
       if (depth === 0) break;
       depth -= 1;
     }
-    if (
-      depth === 0 &&
-      /[?:;,!{]/.test(c) &&
-      text.slice(left - 2, left) !== '::' &&
-      text[left] !== ':'
-    )
-      break;
-    if (
-      depth === 0 &&
-      /(&&|\|\||[^=<>!]=|\breturn)\s$/.test(text.slice(Math.max(0, left - 8), left))
-    )
-      break;
+    if (depth !== 0) continue;
+    if (/[?:;,!{]/.test(c) && text.slice(left - 2, left) !== '::' && text[left] !== ':') break;
+    if (/(&&|\|\||[^=<>!]=|\breturn)\s$/.test(text.slice(Math.max(0, left - 8), left))) break;
   }
   let right = end;
   for (let depth = 0; right < text.length; right++) {
@@ -61,126 +79,229 @@ function operands(text, start, end) {
       if (depth === 0) break;
       depth -= 1;
     }
-    if (
-      depth === 0 &&
-      (/[?;,{}]/.test(c) || (c === ':' && text[right + 1] !== ':' && text[right - 1] !== ':'))
-    )
-      break;
-    if (depth === 0 && /^\s(&&|\|\|)/.test(text.slice(right, right + 3))) break;
+    if (depth !== 0) continue;
+    if (/[?;,{}]/.test(c)) break;
+    if (c === ':' && text[right + 1] !== ':' && text[right - 1] !== ':') break;
+    if (/^\s(&&|\|\|)/.test(text.slice(right, right + 3))) break;
   }
   return [left, right];
 }
 
-/** Edits of one line: {start, end, text, what}. `next` gives the id of a mutant. */
-function editsOf(line, next) {
-  const code = line.replace(/\/\/.*$/, '');
+/** Is it known when the kernel is compiled? */
+const isConstant = (expression) =>
+  (expression.replace(/static_cast<\w+>/g, '').match(/[A-Za-z_]\w*/g) ?? []).every((name) =>
+    /^(k[A-Z]\w*|Tile|Slab|Stage|Source|Shared|Product|Group|Src|Dst|T|sizeof|u|l)$/.test(name),
+  );
+
+/** Where the condition of a loop stands in a line, [start, end), and whether it counts by constants. */
+function loopOf(code) {
+  const loop = /\b(?:for \(([^;]*);|while \()/.exec(code);
+  if (loop === null) return undefined;
+  const start = loop.index + loop[0].length;
+  const semicolon = loop[1] === undefined ? code.lastIndexOf(')') : code.indexOf(';', start);
+  const from = loop[1]?.split('=')[1];
+  return {
+    start,
+    end: semicolon < 0 ? code.length : semicolon,
+    byConstants: from !== undefined && isConstant(from),
+  };
+}
+
+function orderingEdits(code, where) {
   const edits = [];
   for (const match of code.matchAll(ORDERING)) {
     const close = closing(code, match.index + match[0].length);
-    if (close < 0 || code[close + 1] !== ';') continue; // not a whole statement
     const before = code.slice(0, match.index).trimEnd();
-    if (before !== '' && !/[;{})]$/.test(before)) continue; // a value is used
+    if (/\b(void|uint32_t|int)$/.test(before)) continue; // its definition
+    if (close < 0 || code[close + 1] !== ';' || (before !== '' && !/[;{})]$/.test(before))) {
+      throw new Error(`${where}: ${match[0]}...) is no statement of its own on one line`);
+    }
     const statement = code.slice(match.index, close + 2);
-    const id = next('ordering', statement.slice(0, -1));
     edits.push({
+      kind: 'ordering',
+      what: statement.slice(0, -1),
       start: match.index,
       end: close + 2,
-      text: `if (!LowrankMutant(${id})) ${statement}`,
+      mutate: (id) => `if (!LowrankMutant(${id})) ${statement}`,
     });
   }
-  // A loop over a bound alone would not end.
-  const header = /^\s*for \(.*;(.*);.*\) ?\{?$/.exec(code);
-  for (const match of code.matchAll(/ (<|<=|>|>=) /g)) {
-    const [left, right] = operands(code, match.index, match.index + match[0].length);
-    const [a, b] = [
-      code.slice(left, match.index).trim(),
-      code.slice(match.index + match[0].length, right).trim(),
-    ];
-    if (a === '' || b === '' || /^(template|class|typename)/.test(a)) continue;
-    if (
-      /\bconstexpr\b|static_assert|#pragma|^\s*for \(/.test(code) &&
-      !(header && /&&/.test(header[1]))
-    )
-      continue;
-    const zero = b === '0';
-    if (zero ? !/left|count/.test(a) : !BOUND.test(b) && !/left/.test(a)) continue;
-    // What holds for an index inside: below its bound, or something left.
-    const inside = zero ? match[1].startsWith('>') : match[1].startsWith('<');
-    const expression = code.slice(left, right).trim();
-    const lead = code.slice(left, right).match(/^\s*/)[0];
-    const trail = code.slice(left, right).match(/\s*$/)[0];
-    const id = next('bound', expression);
+  return edits;
+}
+
+/** `a < b` where it is left out or weakened; undefined where it bounds nothing. */
+function boundEdit(code, match, loop) {
+  const operator = match[1];
+  const end = match.index + match[0].length;
+  const [left, right] = operands(code, match.index, end);
+  const a = code.slice(left, match.index).trim();
+  const b = code.slice(end, right).trim();
+  if (a === '' || b === '') return undefined;
+  const expression = `${a} ${operator} ${b}`;
+  const inLoop = loop !== undefined && match.index >= loop.start && match.index < loop.end;
+  if (isConstant(a) && isConstant(b)) return undefined;
+  if (inLoop && loop.byConstants && isConstant(b)) return undefined;
+  if (NOT_BOUNDS.some(({ pattern }) => pattern.test(expression))) return undefined;
+  // A loop has to end: it gets one turn more. Elsewhere the outcome of an index inside is taken:
+  // below a bound, or something left.
+  const below = operator.startsWith('<');
+  const leftOver = /left|inside|count$/.test(a) || (b === '0' && /octet_left/.test(a));
+  const inside = leftOver && (b === '0' || /^\d+$/.test(b)) ? !below : below;
+  const weakened = `${a} ${operator.includes('=') ? operator[0] : `${operator}=`} ${b}`;
+  return {
+    kind: inLoop ? 'loop' : 'bound',
+    what: expression,
+    start: left + code.slice(left).match(/^\s*/)[0].length,
+    end: right - code.slice(left, right).match(/\s*$/)[0].length,
+    mutate: (id) => `(LowrankMutant(${id}) ? ${inLoop ? weakened : inside} : (${expression}))`,
+  };
+}
+
+/** The lesser of an index and its bound: the index alone. */
+function leastEdits(code) {
+  const edits = [];
+  for (const match of code.matchAll(/\b(?:Least|min)\(/g)) {
+    const open = match.index + match[0].length;
+    const close = closing(code, open);
+    if (close < 0 || /\bint64_t $/.test(code.slice(0, match.index))) continue;
+    let comma = open;
+    for (let depth = 0; comma < close && !(depth === 0 && code[comma] === ','); comma++) {
+      if ('(['.includes(code[comma])) depth += 1;
+      if (')]'.includes(code[comma])) depth -= 1;
+    }
+    const [first, second] = [code.slice(open, comma), code.slice(comma + 1, close).trim()];
+    const index = /^all_/.test(first) ? second : first;
+    const call = code.slice(match.index, close + 1);
     edits.push({
-      start: left,
-      end: right,
-      text: `${lead}(LowrankMutant(${id}) ? ${inside} : (${expression}))${trail}`,
+      kind: 'bound',
+      what: call,
+      start: match.index,
+      end: close + 1,
+      mutate: (id) => `(LowrankMutant(${id}) ? (${index}) : (${call}))`,
     });
   }
-  // Nested comparisons keep the outer one.
+  return edits;
+}
+
+/** Uses of what an earlier comparison said: the source size of a copy, a skipped entry. */
+function flagEdits(code) {
+  const edits = [];
+  const uses =
+    /(?<!bool |int |int32_t )(!?)(?<![\w.])((?:entry\.)?(?:inside|present))(?= \?| &&|\) )/g;
+  for (const match of code.matchAll(uses)) {
+    if (/^ (=|[<>]=?) /.test(code.slice(match.index + match[0].length))) continue;
+    const size = /^ \? (?:16|8|4)u? : 0/.exec(code.slice(match.index + match[0].length))?.[0];
+    edits.push({
+      kind: 'zero-fill',
+      what: `${match[0]}${size ?? ''}`,
+      start: match.index,
+      end: match.index + match[0].length,
+      mutate: (id) =>
+        match[1] === '!'
+          ? `(!LowrankMutant(${id}) && ${match[0]})`
+          : `(LowrankMutant(${id}) || ${match[0]})`,
+    });
+  }
+  return edits;
+}
+
+function editsOf(line, where) {
+  const code = line.replace(/\/\/.*$/, '');
+  const edits = [...orderingEdits(code, where), ...leastEdits(code), ...flagEdits(code)];
+  if (!/\bconstexpr\b|static_assert|^\s*template\b|\\$|Least\(int64_t/.test(code)) {
+    const loop = loopOf(code);
+    for (const match of code.matchAll(/ (<|<=|>|>=) /g)) {
+      const edit = boundEdit(code, match, loop);
+      if (edit !== undefined) edits.push(edit);
+    }
+  }
+  // Of nested ones the outer one stays.
   edits.sort((x, y) => x.start - y.start || y.end - x.end);
   return edits.filter((edit, i) => !edits.slice(0, i).some((other) => other.end > edit.start));
 }
 
-/**
- * Writes mutated copies of the kernels below `target`/cuda and gives the mutants:
- * {id, file, line, kind, what}.
- */
-export function writeMutants(root, target, only) {
-  const mutants = [];
-  mkdirSync(join(target, 'cuda'), { recursive: true });
-  writeFileSync(
-    join(target, 'mutant.h'),
-    '#pragma once\n/// Is this mutant the one that runs?\nbool LowrankMutant(int id);\n',
-  );
-  writeFileSync(
-    join(target, 'mutant.cpp'),
-    `#include "mutant.h"
-#include <atomic>
-#include <cstdio>
+export const MAX_MUTANTS = 4096;
+const SWITCH_H =
+  '#pragma once\n/// Is this mutant the one that runs?\nbool LowrankMutant(int id);\n';
+/** LOWRANK_MUTANT is the one that runs; of LOWRANK_MUTANTS_REACHED, a file, byte i is set at mutant i. */
+const SWITCH_CPP = `#include "mutant.h"
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
 #include <cstdlib>
-static std::atomic<bool> g_reached[10000];
-static void Write() {
-  if (const char* path = std::getenv("LOWRANK_MUTANTS_REACHED")) {
-    if (std::FILE* file = std::fopen(path, "a")) {
-      for (int i = 0; i < 10000; ++i) if (g_reached[i].load()) std::fprintf(file, "%d\\n", i);
-      std::fclose(file);
-    }
-  }
+constexpr size_t kMutants = ${MAX_MUTANTS};
+static char g_nowhere[kMutants];
+static char* Reached() {
+  const char* path = std::getenv("LOWRANK_MUTANTS_REACHED");
+  const int file = path == nullptr ? -1 : open(path, O_RDWR);
+  if (file < 0) return g_nowhere;
+  void* bytes = mmap(nullptr, kMutants, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  return bytes == MAP_FAILED ? g_nowhere : static_cast<char*>(bytes);
 }
 static int Active() {
-  if (std::getenv("LOWRANK_MUTANTS_REACHED")) std::atexit(Write);
   const char* value = std::getenv("LOWRANK_MUTANT");
   return value == nullptr ? -1 : std::atoi(value);
 }
+static char* const g_reached = Reached();
 static const int g_active = Active();
 bool LowrankMutant(int id) {
-  g_reached[id].store(true, std::memory_order_relaxed);
+  g_reached[id] = 1;
   return id == g_active;
 }
-`,
-  );
+`;
+
+/** Writes a file only where it changes, so that what is built from it stays up to date. */
+function update(path, text) {
+  let old;
+  try {
+    old = readFileSync(path, 'utf8');
+  } catch {}
+  if (old !== text) writeFileSync(path, text);
+}
+
+/**
+ * Writes copies of the kernels of `root` below `target`/cuda, those that `only` matches with their
+ * mutants, and gives the mutants: {id, file, line, statement, kind, what, nth}. `nth` counts equal
+ * texts of a file from 1. Of the .cu files, which are the ones to be compiled, those that `kernels`
+ * matches are written.
+ */
+export function writeMutants(root, target, { only = /./, kernels = /./ } = {}) {
+  const mutants = [];
+  mkdirSync(join(target, 'cuda'), { recursive: true });
   for (const file of readdirSync(join(root, 'cuda')).sort()) {
     if (!/\.cuh?$/.test(file) || /^(ptx|gpu)/.test(file)) continue;
+    if (file.endsWith('.cu') && !kernels.test(file)) {
+      rmSync(join(target, 'cuda', file), { force: true });
+      continue;
+    }
+    const times = new Map();
     const lines = readFileSync(join(root, 'cuda', file), 'utf8').split('\n');
     const out = lines.map((line, i) => {
-      if (isComment(line) || /^\s*#/.test(line)) return line;
-      const found = [];
-      const edits = editsOf(line, (kind, what) => {
-        const id = mutants.length + found.length;
-        found.push({ id, file: `cuda/${basename(file)}`, line: i + 1, kind, what });
-        return id;
-      });
-      // Ids of edits that were dropped again stay unused.
-      const used = new Set(edits.map(({ text }) => Number(/LowrankMutant\((\d+)\)/.exec(text)[1])));
-      if (only && !only.test(file)) return line;
-      for (const mutant of found) mutants.push({ ...mutant, used: used.has(mutant.id) });
-      return edits.reduceRight(
-        (text, edit) => text.slice(0, edit.start) + edit.text + text.slice(edit.end),
-        line,
-      );
+      if (isComment(line) || /^\s*#/.test(line) || !only.test(file)) return line;
+      const text = line;
+      let from = 0;
+      let mutated = '';
+      for (const edit of editsOf(line, `cuda/${file}:${i + 1}`)) {
+        const id = mutants.length;
+        const nth = (times.get(edit.what) ?? 0) + 1;
+        times.set(edit.what, nth);
+        mutants.push({
+          id,
+          file: `cuda/${file}`,
+          line: i + 1,
+          statement: line.trim(),
+          kind: edit.kind,
+          what: edit.what,
+          nth,
+        });
+        mutated += text.slice(from, edit.start) + edit.mutate(id);
+        from = edit.end;
+      }
+      return mutated + text.slice(from);
     });
-    // __LINE__ and reports keep naming the original.
-    writeFileSync(join(target, 'cuda', file), out.join('\n'));
+    update(join(target, 'cuda', file), out.join('\n'));
   }
-  return mutants.filter(({ used }) => used).map(({ used, ...mutant }) => mutant);
+  update(join(target, 'mutant.h'), SWITCH_H);
+  update(join(target, 'mutant.cpp'), SWITCH_CPP);
+  return mutants;
 }

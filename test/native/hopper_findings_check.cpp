@@ -31,6 +31,7 @@ enum class Bug : uint32_t {
   kMaskBeyondCluster,
   kPartialWarp,
   kPeerHasLeft,
+  kUnpublishedBarrier,
 };
 
 struct BugParams {
@@ -127,6 +128,77 @@ void ReadPeer(const void* params) {
   ClusterWait(HERE);
 }
 
+/// Both threads of a pair of blocks arrive at each other's barrier.
+void ArriveAtPeer(const void* params) {
+  const auto& p = *static_cast<const BugParams*>(params);
+  const uint32_t barrier = Address(0);
+  if (current->linear == 0) {
+    MbarrierInit(barrier, 1, HERE);
+    if (p.bug != Bug::kUnpublishedBarrier) FenceMbarrierInit(HERE);
+  }
+  ClusterArrive(HERE);
+  ClusterWait(HERE);
+  if (current->linear == 0) {
+    MbarrierArrive(MapAddress(barrier, ClusterRank() ^ 1, HERE), 1, HERE);
+    MbarrierTryWaitParity(barrier, 0, HERE);
+  }
+  ClusterArrive(HERE);
+  ClusterWait(HERE);
+}
+
+enum class GridWait : uint32_t { kAll, kOneAndBarrier, kNone, kOneNoBarrier, kTooLate };
+
+struct GridParams {
+  uint32_t* data;
+  GridWait wait;
+};
+
+void FillGrid(const void* params) {
+  const auto& p = *static_cast<const GridParams*>(params);
+  Put(p.data + current->linear, current->linear, HERE);
+}
+void ReadGrid(const void* params) {
+  const auto& p = *static_cast<const GridParams*>(params);
+  const uint32_t thread = current->linear;
+  const bool one = p.wait == GridWait::kOneAndBarrier || p.wait == GridWait::kOneNoBarrier;
+  if (p.wait == GridWait::kAll || (one && thread == 0)) GridDependencyWait();
+  if (p.wait == GridWait::kOneAndBarrier) BarrierSync(0, 0, HERE);
+  Put(Shared(thread * 4), Get<uint32_t>(p.data + thread, HERE), HERE);
+  if (p.wait == GridWait::kTooLate) GridDependencyWait();
+}
+
+/// A launch that overlaps the one before it, or the one before that, and reads what that wrote.
+void CheckGridDependency() {
+  DeviceArray<uint32_t> data(64);
+  const auto found = [&](GridWait wait, bool overlaps, bool one_between) {
+    GridParams p{data.data(), wait};
+    GridParams other{data.data(), GridWait::kAll};
+    bool caught = false;
+    for (const Schedule& schedule : kSchedules) {
+      LaunchChain chain;
+      Shape shape;
+      shape.threads = 64;
+      shape.chain = &chain;
+      Use(schedule);
+      Run(FillGrid, &p, shape);
+      shape.overlaps_previous = overlaps;
+      if (one_between) Run(ReadGrid, &other, shape);
+      Run(ReadGrid, &p, shape);
+      const std::vector<Finding> findings = Findings();
+      for (const Finding& finding : findings) caught |= finding.kind == "grid-dependency";
+      if (!caught) Expect(findings.empty(), "overlapping launches: another finding");
+    }
+    return caught;
+  };
+  Expect(!found(GridWait::kAll, true, false), "every thread waits for the launch before");
+  Expect(!found(GridWait::kOneAndBarrier, true, false), "a thread waits, then a barrier");
+  Expect(!found(GridWait::kNone, false, false), "launches that do not overlap");
+  Expect(found(GridWait::kNone, true, false), "nobody waits for the launch before");
+  Expect(found(GridWait::kOneNoBarrier, true, false), "a thread waits, the others do not");
+  Expect(found(GridWait::kTooLate, true, false), "every thread waits too late");
+  Expect(found(GridWait::kNone, true, true), "nobody waits for the launch before the last");
+}
+
 void CheckDetectors() {
   std::vector<uint16_t> ones(64 * 8, FromFloat<BF16>(1.0f).bits);
   DeviceArray<uint16_t> in(ones);
@@ -182,6 +254,10 @@ void CheckDetectors() {
   Clean("a peer's memory", ReadPeer, &p, pair, [] { return true; });
   p.bug = Bug::kReadOfPeerTooEarly;
   Caught("a peer's memory read too early", "race-shared", ReadPeer, &p, pair);
+  p.bug = Bug::kNone;
+  Clean("a peer's barrier", ArriveAtPeer, &p, pair, [] { return true; });
+  p.bug = Bug::kUnpublishedBarrier;
+  Caught("a peer's barrier without fence.mbarrier_init", "barrier", ArriveAtPeer, &p, pair);
   p.bug = Bug::kPeerHasLeft;
   Caught("the memory of a peer that has left", "cluster", ReadPeer, &p, pair);
 }
@@ -191,5 +267,6 @@ void CheckDetectors() {
 
 int main() {
   lowrank::test::CheckDetectors();
+  lowrank::test::CheckGridDependency();
   return lowrank::test::Verdict();
 }

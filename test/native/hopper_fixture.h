@@ -27,6 +27,8 @@ struct Shape {
   uint32_t threads = 32;
   uint32_t cluster = 1;
   uint32_t shared_bytes = 65536;
+  LaunchChain* chain = nullptr;
+  bool overlaps_previous = false;
 };
 
 using Body = void (*)(const void*);
@@ -42,6 +44,8 @@ inline LaunchStatus Run(Body body, const void* params, const Shape& shape) {
   launch.block = Dim3(shape.threads);
   launch.cluster = shape.cluster;
   launch.shared_bytes = shape.shared_bytes;
+  launch.chain = shape.chain;
+  launch.overlaps_previous = shape.overlaps_previous;
   launch.params = params;
   return RunGrid(launch);
 }

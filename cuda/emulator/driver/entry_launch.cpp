@@ -49,11 +49,14 @@ struct Shape {
   emu::Dim3 block;
   unsigned cluster = 1;
   unsigned shared_bytes = 0;
+  bool overlaps_previous = false;
 };
 
 /// What the driver checks before anything is queued.
 CUresult CheckShape(const Function& function, const DeviceModel& model, const Shape& shape) {
-  const auto& [grid, block, cluster, shared_bytes] = shape;
+  const emu::Dim3& grid = shape.grid;
+  const emu::Dim3& block = shape.block;
+  const unsigned cluster = shape.cluster;
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.x > kMaxGridX || grid.y > kMaxGridYZ ||
       grid.z > kMaxGridYZ) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -66,7 +69,7 @@ CUresult CheckShape(const Function& function, const DeviceModel& model, const Sh
   if (block.x * block.y * block.z > function.kernel->max_threads) {
     return CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES;
   }
-  if (shared_bytes > static_cast<unsigned>(function.max_dynamic_shared.load())) {
+  if (shape.shared_bytes > static_cast<unsigned>(function.max_dynamic_shared.load())) {
     return CUDA_ERROR_INVALID_VALUE;
   }
   if (cluster == 0 || cluster > kMaxCluster || (cluster > 1 && model.sm < 90)) {
@@ -114,9 +117,10 @@ CUresult LaunchShape(CUfunction handle, CUstream stream, const Shape& shape, voi
   launch.block = shape.block;
   launch.cluster = shape.cluster;
   launch.shared_bytes = shape.shared_bytes;
+  launch.overlaps_previous = shape.overlaps_previous;
   launch.params = FindParams(params, extra, function->kernel->param_bytes, &result);
   if (result != 0) return result;
-  auto owned = std::make_shared<OwnedLaunch>(launch, context->memory);
+  auto owned = std::make_shared<OwnedLaunch>(launch, found->chain(), context->memory);
   return Submit(context, found, NodeKind::kKernel, [owned] { return owned->Run(); });
 }
 
@@ -287,6 +291,9 @@ CUresult cuLaunchKernelEx(const CUlaunchConfig* config, CUfunction function, voi
       const auto& dim = attribute.value.clusterDim;
       if (dim.y != 1 || dim.z != 1) return CUDA_ERROR_NOT_SUPPORTED;
       shape.cluster = dim.x;
+    }
+    if (attribute.id == CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION) {
+      shape.overlaps_previous = attribute.value.programmaticStreamSerializationAllowed != 0;
     }
     if (attribute.id == kCooperative) return CUDA_ERROR_NOT_SUPPORTED;
   }

@@ -91,6 +91,7 @@ void Trace(const Launch& launch, LaunchStatus status, const std::vector<Finding>
   WriteDim("grid", launch.grid, &json);
   WriteDim("block", launch.block, &json);
   json.Number("cluster", launch.cluster)
+      .Number("overlaps_previous", launch.overlaps_previous ? 1 : 0)
       .Number("shared_bytes", launch.shared_bytes)
       .Number("static_shared_bytes", launch.kernel->static_shared_bytes)
       .Number("param_bytes", launch.kernel->param_bytes)
@@ -158,8 +159,9 @@ void AddTotals(const Launch& launch, const std::vector<LineCount>& lines,
 
 }  // namespace
 
-OwnedLaunch::OwnedLaunch(const Launch& launch, std::shared_ptr<Memory> memory)
-    : launch_(launch), memory_(std::move(memory)) {
+OwnedLaunch::OwnedLaunch(const Launch& launch, std::shared_ptr<LaunchChain> chain,
+                         std::shared_ptr<Memory> memory)
+    : launch_(launch), chain_(std::move(chain)), memory_(std::move(memory)) {
   const size_t bytes = launch.kernel->param_bytes;
   params_.resize((bytes + sizeof(ParamBlock) - 1) / sizeof(ParamBlock));
   if (bytes > 0) std::memcpy(static_cast<void*>(params_.data()), launch.params, bytes);
@@ -170,6 +172,7 @@ int OwnedLaunch::Run() const {
   const std::lock_guard<std::mutex> lock(totals.launch_mutex);
   Launch launch = launch_;
   launch.params = params_.data();
+  launch.chain = chain_.get();
   ClearFindings();
   ClearCounts();
   const LaunchStatus status = RunGrid(launch);

@@ -14,7 +14,8 @@ namespace lowrank::emu::driver {
 /// A launch with its parameters copied: the caller's may change once the call has returned.
 class OwnedLaunch {
  public:
-  OwnedLaunch(const Launch& launch, std::shared_ptr<Memory> memory);
+  OwnedLaunch(const Launch& launch, std::shared_ptr<LaunchChain> chain,
+              std::shared_ptr<Memory> memory);
 
   /// A CUresult: 0, or the failure that the context keeps from now on.
   int Run() const;
@@ -25,6 +26,7 @@ class OwnedLaunch {
   };
   Launch launch_;
   std::vector<ParamBlock> params_;
+  std::shared_ptr<LaunchChain> chain_;
   std::shared_ptr<Memory> memory_;
 };
 

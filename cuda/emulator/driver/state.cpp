@@ -137,6 +137,16 @@ int FindStream(cuda::CUstream handle, const ContextPtr& context, StreamPtr* stre
 }
 
 int Submit(const ContextPtr& context, const StreamPtr& stream, NodeKind kind, Work work) {
+  // Only a launch right after a launch can overlap it.
+  if (kind != NodeKind::kKernel) {
+    work = [chain = stream->chain(), work = std::move(work)] {
+      {
+        const std::lock_guard<std::mutex> lock(chain->mutex);
+        chain->unfinished.clear();
+      }
+      return work();
+    };
+  }
   {
     const std::lock_guard<std::mutex> lock(Capture::Mutex());
     if (stream->capture != nullptr) {

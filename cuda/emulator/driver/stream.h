@@ -12,6 +12,8 @@
 #include <unordered_set>
 #include <vector>
 
+#include "cuda/emulator/runtime.h"
+
 namespace lowrank::emu::driver {
 
 class StreamSet;
@@ -46,6 +48,8 @@ class Stream {
   StreamSet* set() const { return set_; }
   bool blocking() const { return blocking_; }  // ordered with the null stream
   int priority() const { return priority_; }
+  /// Of its launches, read and written where they run.
+  const std::shared_ptr<LaunchChain>& chain() const { return chain_; }
 
   /// The capture that this stream's operations go to, or none.
   std::shared_ptr<Capture> capture;
@@ -63,6 +67,7 @@ class Stream {
   StreamSet* const set_;
   const bool blocking_;
   const int priority_;
+  const std::shared_ptr<LaunchChain> chain_ = std::make_shared<LaunchChain>();
   std::deque<Operation> queue_;
   uint64_t pushed_ = 0;
   uint64_t finished_ = 0;

@@ -182,9 +182,10 @@ void AddTargets(BulkOperation* operation, uint32_t s_dst, uint32_t barrier, uint
     const uint32_t bar = multicast == 0 ? barrier : MapAddress(barrier, rank, site);
     unsigned char* s_bar = SharedClusterPointer(bar, site);
     RequireShared(s_bar, 8, what, site);
-    BarrierAt(reinterpret_cast<uintptr_t>(s_bar), what, site);
+    const auto address = reinterpret_cast<uintptr_t>(s_bar);
+    CheckPeerUse(BarrierAt(address, what, site), address, site);
     operation->s_dst.push_back(SharedClusterPointer(dst, site));
-    operation->barriers.push_back(reinterpret_cast<uintptr_t>(s_bar));
+    operation->barriers.push_back(address);
   }
 }
 

@@ -94,7 +94,6 @@ void FenceProxyAsync(Site) {
   ++current->proxy_fences;
   Count("fence.proxy.async");
 }
-void FenceMbarrierInit(Site) {}
 
 uint32_t ClusterRank() { return current->block->cluster_rank; }
 uint32_t ClusterSize() { return current->block->cluster_size; }

@@ -22,6 +22,8 @@ struct TransactionBarrier {
   SyncClock completed;  // the same when the last phase completed
   std::vector<Thread*> waiters;
   Site init_site;
+  const Thread* initialiser = nullptr;
+  bool published = false;  // its initialiser has executed fence.mbarrier_init since
 };
 constexpr uint64_t kBarrierMark = 0x6d62617272696572;  // "mbarrier"
 
@@ -113,6 +115,8 @@ void CheckProxyFence(const void* s_ptr, size_t bytes, const char* what, Site sit
 uint64_t HashBytes(uint64_t hash, const void* ptr, size_t bytes);
 
 TransactionBarrier& BarrierAt(uintptr_t address, const char* what, Site site);
+/// Reports the use of a peer's barrier whose initialisation the peer has not published.
+void CheckPeerUse(const TransactionBarrier& barrier, uintptr_t address, Site site);
 /// `bytes` have landed.
 void LandBytes(uintptr_t barrier, int64_t bytes);
 /// Lets one copy of the engine land: in issue order, the reverse, or at random.

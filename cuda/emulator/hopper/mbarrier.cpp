@@ -33,6 +33,7 @@ void CompleteIfDone(TransactionBarrier& barrier) {
 
 uint64_t Arrive(uint32_t address, uint32_t count, uint32_t bytes, const char* what, Site site) {
   TransactionBarrier& barrier = Use(address, what, site);
+  CheckPeerUse(barrier, AddressOf(address, what, site), site);
   Count("mbarrier.arrive");
   if (barrier.pending < count) {
     Fail("barrier", site, "%s: %u arrivals, %u of the phase's %u are left", what, count,
@@ -100,6 +101,20 @@ TransactionBarrier& BarrierAt(uintptr_t address, const char* what, Site site) {
   return found->second;
 }
 
+void CheckPeerUse(const TransactionBarrier& barrier, uintptr_t address, Site site) {
+  if (!Checking() || barrier.published) return;
+  const uintptr_t window = reinterpret_cast<uintptr_t>(current->block->shared_window);
+  if (address - window < kSharedWindow) return;
+  Report("barrier", site, barrier.init_site,
+         "a peer's mbarrier is used, whose initialisation no fence.mbarrier_init has published");
+}
+
+void FenceMbarrierInit(Site) {
+  for (auto& [address, barrier] : Engine().barriers) {
+    if (barrier.initialiser == current) barrier.published = true;
+  }
+}
+
 void LandBytes(uintptr_t address, int64_t bytes) {
   const auto found = Engine().barriers.find(address);
   if (found == Engine().barriers.end()) return;  // invalidated since: found at the issue otherwise
@@ -139,6 +154,7 @@ void MbarrierInit(uint32_t barrier, uint32_t count, Site site) {
   fresh.count = count;
   fresh.pending = count;
   fresh.init_site = site;
+  fresh.initialiser = current;
   Engine().barriers[address] = fresh;
 }
 

@@ -154,9 +154,7 @@ export const hopper = {
     const up = i.need('inc', 'dec') === 'inc';
     return `SetMaxRegisters(${u32(c, i.operand(0))}, ${up}, ${c.site});`;
   },
-  // Launches do not overlap here.
-  griddepcontrol: (i) => {
-    i.need('wait', 'launch_dependents');
-    return ';';
-  },
+  // Launches do not overlap here; the checks know which may on a device.
+  griddepcontrol: (i) =>
+    i.need('wait', 'launch_dependents') === 'wait' ? 'GridDependencyWait();' : ';',
 };

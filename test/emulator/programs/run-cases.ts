@@ -1,37 +1,82 @@
 /**
  * Runs the kernel cases and prints one line each, `hash name`; a case that throws prints `error: ...`
- * in place of the hash. run-cases [--device D] [--filter REGEX] [--list]
+ * in place of the hash. run-cases [--device D] [--filter REGEX] [--names FILE] [--list]
  *
- * With --expect FILE, lines of an earlier run, it stops with status 1 at the first case that gives
- * another hash.
+ * With --names FILE, a name a line, those cases in that order. With --expect FILE, lines of an
+ * earlier run, it stops with status 1 at the first case that gives another hash. With --measure a
+ * line goes on with the case's milliseconds, a hash of its launches (of the trace that
+ * LOWRANK_EMULATOR_TRACE asks for) and the places that it came past (bytes that the code under test
+ * sets in the file LOWRANK_MUTANTS_REACHED).
  */
-import { readFileSync } from 'node:fs';
+import { createHash } from 'node:crypto';
+import { existsSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type Device, memoryUsage, scope, synchronize } from '../../../lib/index.js';
+import type { KernelCase } from '../case-parts.js';
 import { kernelCases } from '../cases.js';
 
 const { values } = parseArgs({
   options: {
     device: { type: 'string', default: 'cuda-emulated' },
     filter: { type: 'string', default: '' },
+    names: { type: 'string' },
     list: { type: 'boolean', default: false },
     expect: { type: 'string' },
+    measure: { type: 'boolean', default: false },
   },
 });
 const device = values.device as Device;
-const wanted = new RegExp(values.filter);
-const expected = new Set(values.expect ? readFileSync(values.expect, 'utf8').split('\n') : []);
+const linesOf = (file: string) => readFileSync(file, 'utf8').split('\n').filter(Boolean);
+const expected = new Set(values.expect === undefined ? [] : linesOf(values.expect));
 
-for (const { name, run } of kernelCases().filter(({ name }) => wanted.test(name))) {
+function chosen(): KernelCase[] {
+  const wanted = new RegExp(values.filter);
+  const own = process.env.LOWRANK_EMULATOR_SM ?? '80';
+  const cases = kernelCases().filter(
+    ({ name, sm }) => wanted.test(name) && (sm === undefined || sm === own),
+  );
+  if (values.names === undefined) return cases;
+  const byName = new Map(cases.map((one) => [one.name, one]));
+  return linesOf(values.names).flatMap((name) => byName.get(name) ?? []);
+}
+
+const tracePath = process.env.LOWRANK_EMULATOR_TRACE;
+let traced = 0;
+/** What was launched since the last call: kernels and shapes. */
+function launches(): string {
+  if (tracePath === undefined || !existsSync(tracePath)) return '';
+  const text = readFileSync(tracePath, 'utf8').slice(traced);
+  traced += text.length;
+  const hash = createHash('sha256');
+  for (const line of text.split('\n').filter(Boolean)) {
+    const { kernel, grid, block, cluster, shared_bytes, overlaps_previous } = JSON.parse(line);
+    hash.update(JSON.stringify([kernel, grid, block, cluster, shared_bytes, overlaps_previous]));
+  }
+  return hash.digest('hex').slice(0, 16);
+}
+
+const marksPath = process.env.LOWRANK_MUTANTS_REACHED;
+const marks = marksPath === undefined ? undefined : openSync(marksPath, 'r+');
+function reached(): string {
+  if (marks === undefined) return '';
+  const bytes = Buffer.alloc(1 << 16);
+  const length = readSync(marks, bytes, 0, bytes.length, 0);
+  writeSync(marks, Buffer.alloc(length), 0, length, 0);
+  return [...bytes.subarray(0, length).keys()].filter((i) => bytes[i] !== 0).join(' ');
+}
+
+for (const { name, run } of chosen()) {
   if (values.list) {
     console.log(name);
     continue;
   }
+  const start = performance.now();
   const outcome = await scope(() => run(device)).catch(
     (error: Error) => `error: ${error.message.replaceAll('\n', ' | ')}`,
   );
   const line = `${outcome}\t${name}`;
-  console.log(line);
+  const ms = Math.round(performance.now() - start);
+  console.log(values.measure ? `${line}\t${ms}\t${launches()}\t${reached()}` : line);
   if (values.expect !== undefined && !expected.has(line)) process.exit(1);
 }
 if (!values.list) {

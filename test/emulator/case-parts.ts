@@ -1,0 +1,36 @@
+/** What the kernel cases have in common. */
+import { createHash } from 'node:crypto';
+import type { Device, DType, Tensor } from '../../lib/index.js';
+import { tensorOf } from '../conformance/operands.js';
+import { type Matrix, matrix } from '../oracle.js';
+
+export interface KernelCase {
+  readonly name: string;
+  /** The compute capability that it is for; elsewhere it repeats what others do. */
+  readonly sm?: string;
+  /** Bits of everything that the call computes, hashed. */
+  run(device: Device): Promise<string>;
+}
+
+export async function hashOf(tensors: ReadonlyArray<Tensor | undefined>): Promise<string> {
+  const hash = createHash('sha256');
+  for (const tensor of tensors) {
+    if (tensor === undefined) continue;
+    const bytes = tensor.dtype === 'f32' ? await tensor.read() : await tensor.readBits();
+    hash.update(new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+  }
+  return hash.digest('hex').slice(0, 16);
+}
+
+/** An infinity in a column of each row: what a copy from there would multiply by zero. */
+export function withInfinities(
+  of: { matrix: Matrix },
+  at: { dtype: DType; device: Device },
+  column = 0,
+): Tensor {
+  const { rows, cols, data } = of.matrix;
+  const spoilt = Float64Array.from(data);
+  for (let row = 0; row < rows; row++)
+    spoilt[row * cols + column] = row % 2 === 0 ? Infinity : -Infinity;
+  return tensorOf(matrix(rows, cols, spoilt), at);
+}

@@ -1,0 +1,159 @@
+/**
+ * The kernel cases run in processes of their own, for the matrix and the mutation proof: on which
+ * emulated devices, under which schedules, and which cases are worth repeating on the next device.
+ */
+import { spawn } from 'node:child_process';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { build } from 'esbuild';
+
+/**
+ * Each compute capability that has kernels of its own, with a card's number of multiprocessors and
+ * with few. A plan splits small shapes over many multiprocessors; on few it takes for them the tiles
+ * and the whole reductions of large ones.
+ */
+export const DEVICES = [
+  { name: 'sm_80', sm: '80', multiprocessors: '' },
+  { name: 'sm_80 of 2 multiprocessors', sm: '80', multiprocessors: '2' },
+  { name: 'sm_90', sm: '90', multiprocessors: '' },
+  { name: 'sm_90 of 4 multiprocessors', sm: '90', multiprocessors: '4' },
+];
+
+/** Three orders of warps and lanes, then random ones; copies land at the last moment or at once. */
+export function schedules(seeds) {
+  const random = Array.from({ length: seeds }, (_, i) => i + 1);
+  return [
+    { order: 'forward', copies: 'late' },
+    { order: 'reverse', copies: 'late' },
+    { order: 'reverse', copies: 'early' },
+    ...random.map((seed) => ({ order: 'random', seed, copies: seed % 2 === 0 ? 'early' : 'late' })),
+  ];
+}
+
+export const scheduleName = ({ order, copies, seed }) =>
+  `${order}${seed ? ` ${seed}` : ''}, ${copies} copies`;
+
+export async function inParallel(items, jobs, body) {
+  const queue = [...items];
+  const worker = async () => {
+    for (let item = queue.shift(); item !== undefined; item = queue.shift()) await body(item);
+  };
+  await Promise.all(Array.from({ length: jobs }, worker));
+}
+
+export class CaseRunner {
+  #program;
+  #files = 0;
+
+  constructor(folder, binding) {
+    this.folder = folder;
+    this.binding = binding;
+    this.#program = join(folder, 'run-cases.mjs');
+  }
+
+  async prepare() {
+    await build({
+      entryPoints: [join(import.meta.dirname, 'programs', 'run-cases.ts')],
+      bundle: true,
+      platform: 'node',
+      format: 'esm',
+      logLevel: 'warning',
+      outfile: this.#program,
+    });
+  }
+
+  /** What the outcome depends on besides the libraries. */
+  programText() {
+    return readFileSync(this.#program);
+  }
+
+  /**
+   * Runs cases: {status, lines, err}, a line being [outcome, name, ...]. `library` is a mode or a
+   * path; `names` are all that are run, in their order.
+   */
+  async run({ library, device, schedule, check, names, filter = '', more = [], env, timeout }) {
+    const list = join(this.folder, `names-${this.#files++}`);
+    if (names !== undefined) writeFileSync(list, `${names.join('\n')}\n`);
+    const which = names === undefined ? ['--filter', filter] : ['--names', list];
+    const child = spawn(process.execPath, [this.#program, ...which, ...more], {
+      env: {
+        ...process.env,
+        LOWRANK_BINDING: this.binding,
+        LOWRANK_EMULATOR: library,
+        LOWRANK_EMULATOR_CHECK: check ? '1' : '0',
+        LOWRANK_EMULATOR_SM: device.sm,
+        ...(device.multiprocessors && { LOWRANK_EMULATOR_MULTIPROCESSORS: device.multiprocessors }),
+        LOWRANK_EMULATOR_ORDER: schedule.order,
+        LOWRANK_EMULATOR_COPIES: schedule.copies,
+        LOWRANK_EMULATOR_SEED: String(schedule.seed ?? 1),
+        ...env,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+      timeout,
+    });
+    let out = '';
+    let err = '';
+    child.stdout.setEncoding('utf8').on('data', (text) => {
+      out += text;
+    });
+    child.stderr.setEncoding('utf8').on('data', (text) => {
+      if (err.length < 100_000) err += text;
+    });
+    return new Promise((resolve) => {
+      child.on('close', (status, signal) => {
+        rmSync(list, { force: true });
+        const lines = out.split('\n').filter(Boolean);
+        resolve({
+          status: signal ?? status,
+          lines: lines.map((line) => line.split('\t')),
+          err,
+        });
+      });
+    });
+  }
+
+  /**
+   * Runs all cases in the fast library on each device: {device -> [name]}, those that launch something
+   * there which they do not on a device before it; their outcomes; and the kernels that were launched.
+   */
+  async survey(devices, filter, jobs) {
+    const launched = new Map();
+    const kernels = new Set();
+    await inParallel(devices, jobs, async (device) => {
+      const trace = join(this.folder, `trace-${devices.indexOf(device)}`);
+      const { status, lines, err } = await this.run({
+        library: 'source',
+        device,
+        schedule: { order: 'forward', copies: 'late' },
+        filter,
+        more: ['--measure'],
+        env: { LOWRANK_EMULATOR_TRACE: trace },
+      });
+      const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
+      if (status !== 0 || err.trim() !== '' || errors.length > 0) {
+        throw new Error(`${device.name}: ended with ${status} ${err}${errors.join('\n')}`);
+      }
+      launched.set(device, lines);
+      for (const line of readFileSync(trace, 'utf8').split('\n').filter(Boolean)) {
+        kernels.add(JSON.parse(line).kernel);
+      }
+      rmSync(trace);
+    });
+    const seen = new Set();
+    const names = new Map();
+    const outcomes = new Map();
+    for (const device of devices) {
+      const lines = launched.get(device);
+      outcomes.set(device, new Map(lines.map(([outcome, name]) => [name, outcome])));
+      const own = lines.filter(([, name, , launches]) => {
+        const key = `${name} ${launches}`;
+        return launches !== undefined && !seen.has(key) && seen.add(key);
+      });
+      names.set(
+        device,
+        own.map(([, name]) => name),
+      );
+    }
+    return { names, outcomes, kernels };
+  }
+}

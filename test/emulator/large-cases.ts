@@ -1,0 +1,116 @@
+/** Weights so large that they have kernels of their own. */
+import {
+  type DType,
+  LoraAdapter,
+  loraForward,
+  matmul,
+  matmulInputGrad,
+  type QuantFormat,
+  quantize,
+  Tensor as Tensors,
+} from '../../lib/index.js';
+import { matrix } from '../oracle.js';
+import { hashOf, type KernelCase, withInfinities } from './case-parts.js';
+
+/** [M, N, K] and rank (0: no adapter) of a product with a weight that has a family of its own. */
+interface Large {
+  readonly format?: QuantFormat | undefined;
+  readonly doubleQuant?: boolean;
+  readonly dtype: DType;
+  readonly shape: readonly [number, number, number];
+  readonly r: number;
+  /** The gradient of the input in place of an adapter. */
+  readonly backward?: boolean;
+  /** An infinity at the start of x. */
+  readonly infinity?: boolean;
+  readonly sm?: string;
+}
+
+/** Weights from a megabyte on, where the family is chosen by M. K and N end inside a tile. */
+function largeShapes(): Large[] {
+  const few = (
+    [
+      ['nf4', false, 'bf16', 1032, 2080, [1, 12, 25, 50]],
+      ['nf4', true, 'f16', 1032, 2080, [3, 64]],
+      ['fp4', true, 'bf16', 1032, 2080, [8]],
+      ['int8', false, 'f16', 520, 2064, [1, 12, 25, 50]],
+      ['int8', true, 'bf16', 520, 2064, [3, 16, 25, 50]],
+      [undefined, false, 'bf16', 264, 2008, [1, 12, 25, 50]],
+      [undefined, false, 'f16', 264, 2008, [2, 13, 25, 50]],
+      ['nf4', false, 'f16', 1032, 2080, [12, 25]],
+      ['nf4', true, 'bf16', 1032, 2080, [13, 64]],
+      // On compute capability 9.0 by wgmma, whose blocks of 256 outputs must fill the device.
+      ['nf4', true, 'bf16', 3080, 1824, [64]],
+      ['fp4', false, 'f16', 3080, 1824, [33]],
+    ] as const
+  ).flatMap(([format, doubleQuant, dtype, N, K, counts]) =>
+    counts.map((M) => ({
+      format,
+      doubleQuant,
+      dtype,
+      shape: [M, N, K] as const,
+      r: M % 2 === 0 ? 8 : M === 25 ? 3 : 0,
+    })),
+  );
+  return [
+    ...few,
+    { format: 'nf4', dtype: 'bf16', shape: [5, 1032, 2080], r: 0, infinity: true },
+    { format: 'int8', dtype: 'f16', shape: [5, 520, 2064], r: 0, infinity: true },
+    { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infinity: true },
+    // The reduction of few tiles in parts, forward and backward.
+    { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [70, 1031, 2080], r: 0 },
+    { dtype: 'f16', shape: [70, 2080, 1032], r: 0, backward: true },
+    { format: 'int8', dtype: 'f16', shape: [70, 1040, 2080], r: 3 },
+    // Enough tokens for wgmma, on all multiprocessors or on few.
+    ...(
+      [
+        { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [400, 2184, 1000], r: 16 },
+        { format: 'fp4', dtype: 'bf16', shape: [400, 2191, 1001], r: 5 },
+        { format: 'int8', dtype: 'f16', shape: [400, 1064, 1000], r: 0 },
+        { dtype: 'f16', shape: [400, 1037, 520], r: 3 },
+        { dtype: 'bf16', shape: [400, 1032, 520], r: 0 },
+      ] as const
+    ).map((one) => ({ ...one, sm: '90' })),
+  ];
+}
+
+export function large(): KernelCase[] {
+  return largeShapes().map(({ format, doubleQuant, dtype, shape: [M, N, K], r, sm, ...more }) => ({
+    ...(sm === undefined ? {} : { sm }),
+    name: `large ${dtype} ${format ?? 'dense'}${doubleQuant ? ' doubly' : ''} [${M}, ${N}, ${K}] r ${r}${Object.entries(
+      more,
+    )
+      .map(([key, value]) => (value === true ? ` ${key}` : ` ${key} ${value}`))
+      .join('')}`,
+    async run(device) {
+      // Drawn and quantised on the processor: those kernels have cases of their own.
+      const random = (seed: number, shape: number[], as: DType) =>
+        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
+      const drawn = random(31, [M, K], dtype);
+      const x = more.infinity
+        ? withInfinities(
+            { matrix: matrix(M, K, Float64Array.from(await drawn.read())) },
+            { dtype, device },
+          )
+        : drawn.to({ device });
+      const dense = random(32, [N, K], dtype);
+      const w =
+        format === undefined
+          ? dense.to({ device })
+          : quantize(dense, { format, doubleQuant: doubleQuant ?? false }).to({ device });
+      const bias = random(33, [N], 'f32').to({ device });
+      if (more.backward) {
+        const dy = random(37, [M, N], dtype).to({ device });
+        return hashOf([matmul(x, w, { bias }), matmulInputGrad(dy, w)]);
+      }
+      if (r === 0) return hashOf([matmul(x, w, { bias })]);
+      const adapter = new LoraAdapter({
+        loraA: random(34, [r, K], 'f32').to({ device }),
+        loraB: random(35, [N, r], r === 3 ? dtype : 'f32').to({ device }),
+        loraAlpha: r,
+        loraBias: random(36, [N], 'f32').to({ device }),
+      });
+      return hashOf([loraForward(x, w, adapter, { bias, training: false }).y]);
+    },
+  }));
+}
