@@ -122,7 +122,7 @@ LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int6
       make_uint4(Element::Pack(r_value[0], r_value[1]), Element::Pack(r_value[2], r_value[3]),
                  Element::Pack(r_value[4], r_value[5]), Element::Pack(r_value[6], r_value[7]));
   if (p.vector_store) {
-    Store16(g_y, packed);
+    *reinterpret_cast<uint4*>(g_y) = packed;
     return;
   }
   const uint32_t pairs[4] = {packed.x, packed.y, packed.z, packed.w};
@@ -134,32 +134,29 @@ LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int6
 
 /// bias + scaling · lora_bias of eight columns, zeros where neither is given.
 LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t col) {
-  const auto aligned = [](const void* g_data) {
-    return (reinterpret_cast<uintptr_t>(g_data) & 15u) == 0;
-  };
 #pragma unroll
-  for (int q = 0; q < 8; ++q) r_bias[q] = 0.0f;
-  if (p.bias != nullptr) LoadEight(r_bias, p.bias, p.bias_dtype, col, p.N - col, aligned(p.bias));
-  if (p.lora_bias == nullptr) return;
-  float value[8];
-  LoadEight(value, p.lora_bias, p.lora_bias_dtype, col, p.N - col, aligned(p.lora_bias));
-#pragma unroll
-  for (int q = 0; q < 8; ++q) r_bias[q] += p.scaling * value[q];
+  for (int q = 0; q < 8; ++q) {
+    r_bias[q] = 0.0f;
+    if (col + q >= p.N) continue;
+    if (p.bias != nullptr) r_bias[q] = LoadAny(p.bias, p.bias_dtype, col + q);
+    if (p.lora_bias != nullptr) {
+      r_bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
+    }
+  }
 }
 
-/// Four neighbours of a row of this block's plane.
-LOWRANK_DEVICE void StorePlane(const GemmMmaParams& p, float4 value, int64_t m, int64_t col,
-                               int64_t cols) {
+/// Eight neighbours of a row of this block's plane.
+LOWRANK_DEVICE void StorePlane(const GemmMmaParams& p, const float (&r_value)[8], int64_t m,
+                               int64_t col, int64_t cols) {
   float* g_plane = p.planes + (static_cast<int64_t>(blockIdx.y) * p.M + m) * cols + col;
-  if (cols % 4 == 0) {
-    if (col >= cols) return;
-    Store16(g_plane, make_uint4(__float_as_uint(value.x), __float_as_uint(value.y),
-                                __float_as_uint(value.z), __float_as_uint(value.w)));
+  if (cols % 8 == 0) {
+    float4* g_pair = reinterpret_cast<float4*>(g_plane);
+    g_pair[0] = make_float4(r_value[0], r_value[1], r_value[2], r_value[3]);
+    g_pair[1] = make_float4(r_value[4], r_value[5], r_value[6], r_value[7]);
     return;
   }
-  const float r_value[4] = {value.x, value.y, value.z, value.w};
 #pragma unroll
-  for (int q = 0; q < 4; ++q) {
+  for (int q = 0; q < 8; ++q) {
     if (col + q < cols) g_plane[q] = r_value[q];
   }
 }
@@ -321,26 +318,13 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
       }
     }
     __syncthreads();
-    if (p.splits > 1) {
-      constexpr int kQuads = Tile::kTileP / 4;
-      for (int at = static_cast<int>(threadIdx.x); at < Tile::kTileM * kQuads;
-           at += Tile::kThreads) {
-        const int row = at / kQuads;
-        const int col = at % kQuads * 4;
-        if (m0 + row >= p.M) break;
-        const float4 value =
-            *reinterpret_cast<const float4*>(shared.out + row * Shared::kOutRow + col);
-        StorePlane(p, value, m0 + row, p0 + col, P);
-      }
-      return;
-    }
     constexpr int kPieces = Tile::kTileP / 8;
     static_assert(Tile::kThreads % kPieces == 0);
     const int piece = static_cast<int>(threadIdx.x) % kPieces;
     const int64_t col = p0 + piece * 8;
     if (col >= P) return;
     float bias[8] = {};
-    if (!Tile::kTransposed) LoadBias(p, bias, col);
+    if (!Tile::kTransposed && p.splits == 1) LoadBias(p, bias, col);
     for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
          row += Tile::kThreads / kPieces) {
       if (m0 + row >= p.M) break;
@@ -354,7 +338,11 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
       float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
       for (int q = 0; q < 8; ++q) value[q] += bias[q];
-      StoreEight<Element>(p, value, m0 + row, col, P);
+      if (p.splits > 1) {
+        StorePlane(p, value, m0 + row, col, P);
+      } else {
+        StoreEight<Element>(p, value, m0 + row, col, P);
+      }
     }
   };
 
