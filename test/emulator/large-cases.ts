@@ -66,6 +66,7 @@ function largeShapes(): Large[] {
       [
         { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [400, 2184, 1000], r: 16 },
         { format: 'fp4', dtype: 'bf16', shape: [400, 2191, 1001], r: 5 },
+        { format: 'nf4', dtype: 'f16', shape: [400, 2184, 1000], r: 0 },
         { format: 'int8', dtype: 'f16', shape: [400, 1064, 1000], r: 0 },
         { dtype: 'f16', shape: [400, 1037, 520], r: 3 },
         { dtype: 'bf16', shape: [400, 1032, 520], r: 0 },
