@@ -49,11 +49,9 @@ void Completions::ReturnEvent(bool timing, CUevent event) {
   try {
     const std::lock_guard<std::mutex> lock(mutex_);
     free_events_[timing ? 1 : 0].push_back(event);
-    return;
   } catch (const std::bad_alloc&) {
-    // Destroyed instead.
+    context_.driver().cuEventDestroy_v2(event);
   }
-  context_.driver().cuEventDestroy_v2(event);
 }
 
 void Completions::Push(std::unique_ptr<Completion> completion) {

@@ -58,16 +58,16 @@ void Staging::Release(StagingBlock block) {
   const std::lock_guard<std::mutex> lock(mutex_);
   on_loan_bytes_ -= block.bytes;
   returned_.notify_all();
-  if (kept_bytes_ + block.bytes <= kKeepLimit) {
+  bool kept = kept_bytes_ + block.bytes <= kKeepLimit;
+  if (kept) {
     try {
       kept_.emplace(block.bytes, block.data);
       kept_bytes_ += block.bytes;
-      return;
     } catch (const std::bad_alloc&) {
-      // Given back instead.
+      kept = false;
     }
   }
-  context_.driver().cuMemFreeHost(block.data);
+  if (!kept) context_.driver().cuMemFreeHost(block.data);
 }
 
 void Staging::Retire(StagingBlock block, CUstream stream) {

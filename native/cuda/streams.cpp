@@ -118,7 +118,7 @@ void Streams::FreeLocked(CUdeviceptr pointer) {
     // Nobody is told; but a fault that shows here first is the end of the device all the same.
     static_cast<void>(context_.Check(result, "cuMemFreeAsync"));
     unfreed_.push_back(pointer);
-  } catch (const std::bad_alloc&) {
+  } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch)
     // Called from destructors: it stays with the pool until the process ends.
   }
 }
@@ -138,7 +138,8 @@ void Streams::Free(CUdeviceptr pointer) {
     unfreed_.swap(again);
     try {
       unfreed_.push_back(pointer);
-    } catch (const std::bad_alloc&) {
+    } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch)
+      // As in FreeLocked().
     }
     return;
   }
