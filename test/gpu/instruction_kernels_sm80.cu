@@ -175,6 +175,12 @@ LOWRANK_KERNEL(load_stream_16_kernel, InstructionParams, kWarp, 1) {
   Out(p, threadIdx.x * 4 + 3, v.w);
 }
 
+LOWRANK_KERNEL(store_16_kernel, InstructionParams, kWarp, 1) {
+  const uint32_t at = threadIdx.x * 4;
+  Store16(p.out + blockIdx.x * p.out_words + (31 - threadIdx.x) * 4,
+          uint4{In(p, at), In(p, at + 1), In(p, at + 2), In(p, at + 3)});
+}
+
 /// The order of arrival is anyone's, the sum and the set of old values are not.
 LOWRANK_KERNEL(atomics_kernel, InstructionParams, kWarp, 1) {
   uint32_t* counter = p.out + blockIdx.x * p.out_words + 64;

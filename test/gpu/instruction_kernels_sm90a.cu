@@ -110,6 +110,9 @@ LOWRANK_KERNEL(cluster_kernel, TensorInstructionParams, kGroup, 1) {
     BarrierInit(read, 2);
     FenceBarrierInit();
   }
+  // Ordinary stores that the copies of both blocks write over.
+  for (uint32_t i = threadIdx.x; i < kCopyBoxRows * 32; i += kGroup) s.a[i] = s.b[i] = ~0u;
+  FenceProxyAsyncShared();
   __syncthreads();
   ClusterSync();
   if (threadIdx.x == 0) {
@@ -118,8 +121,10 @@ LOWRANK_KERNEL(cluster_kernel, TensorInstructionParams, kGroup, 1) {
     TensorLoad2DMulticast(half, &p.a, 0, static_cast<int32_t>(rank) * 7, full, 3);
   }
   BarrierWait(full, 0);
+  ClusterSync();
   for (uint32_t i = threadIdx.x; i < kCopyBoxRows * 32; i += kGroup) {
-    Out(p.words, i, s.a[i] + 3 * s.b[i] + rank);
+    const float* s_half = reinterpret_cast<const float*>(&s.b[i]);
+    Out(p.words, i, s.a[i] + 3 * __float_as_uint(LoadFromPeer(s_half, rank ^ 1)) + rank);
   }
   __syncthreads();
   if (threadIdx.x == 0) {
@@ -144,12 +149,6 @@ LOWRANK_KERNEL(stmatrix_kernel, InstructionParams, 32, 1) {
   StMatrixX4(&s.words[row * 4], r);
   __syncthreads();
   for (uint32_t i = threadIdx.x; i < 128; i += 32) Out(p, i, s.words[i]);
-}
-
-LOWRANK_KERNEL(store_16_kernel, InstructionParams, 32, 1) {
-  const uint32_t at = threadIdx.x * 4;
-  Store16(p.out + blockIdx.x * p.out_words + (31 - threadIdx.x) * 4,
-          uint4{In(p, at), In(p, at + 1), In(p, at + 2), In(p, at + 3)});
 }
 
 /// Three warpgroups, of which one gives its registers to the others.
