@@ -202,7 +202,10 @@ struct BulkParams {
 void RelayBulk(const void* params) {
   const auto& p = *static_cast<const BulkParams*>(params);
   const uint32_t barrier = Address(8192);
-  if (current->linear == 0) MbarrierInit(barrier, 1, HERE);
+  if (current->linear == 0) {
+    MbarrierInit(barrier, 1, HERE);
+    FenceMbarrierInit(HERE);
+  }
   ClusterArrive(HERE);
   ClusterWait(HERE);
   if (current->linear == 0) MbarrierArriveExpectTx(barrier, 512, HERE);
