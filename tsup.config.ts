@@ -15,7 +15,7 @@ export default defineConfig([
     external: ['@tensorflow/tfjs', '@tensorflow/tfjs-core', '@tensorflow/tfjs-backend-wasm'],
   },
   {
-    entry: { 'cli/main': 'lib/cli/main.ts' },
+    entry: { 'cli/main': 'lib/cli/main.ts', 'cli/bench-worker': 'lib/bench/worker.ts' },
     format: ['esm'],
     target: 'node20',
     platform: 'node',

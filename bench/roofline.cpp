@@ -1,11 +1,31 @@
-// Peak f32 multiply-add rate of this machine: independent chains of vector FMAs in every thread, no
-// memory traffic. Prints GFLOP/s. Compiled and run by `lowrank bench`.
-//   c++ -O3 -march=native -pthread roofline.cpp -o roofline && ./roofline THREADS
+// Ceilings of this machine: multiply-adds of each type from registers, and reads and copies of a
+// buffer that no cache holds. Prints one JSON object: {"1": {"f32": GFLOP/s, ..., "read": GB/s}}.
+// A type that the processor has no instruction for is left out.
+//   c++ -O3 -march=native -std=c++17 -pthread roofline.cpp -o roofline && ./roofline 1,2 BYTES
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
+#include <string>
 #include <thread>
 #include <vector>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+// Two units of four cycles' latency need eight chains; twelve leave room for other machines.
+constexpr int kChains = 12;
+constexpr int kRepeats = 20;
+
+// Chains are named one by one: GCC keeps an array of vectors in memory, and the loop then measures
+// the cache.
+#define LOWRANK_CHAINS(STEP)                                                          \
+  STEP(s0) STEP(s1) STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) \
+  STEP(s9) STEP(s10) STEP(s11)
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -14,43 +34,187 @@ constexpr int kLanes = 8;
 #else
 constexpr int kLanes = 4;
 #endif
-typedef float Vector __attribute__((vector_size(4 * kLanes)));
+typedef float Floats __attribute__((vector_size(4 * kLanes)));
 
-// Two FMA units of four cycles' latency need eight chains; twelve leave room for other machines.
-constexpr int kChains = 12;
-constexpr long kRounds = 4'000'000;
-
-static void Chains(float seed, float* result) {
-  const Vector a = Vector{} + 0.999f;
-  const Vector b = Vector{} + 0.001f;
-  // Named one by one: GCC keeps an array of vectors in memory, and the loop then measures the
-  // cache.
-  Vector s0 = Vector{} + seed, s1 = s0 + 1.f, s2 = s0 + 2.f, s3 = s0 + 3.f, s4 = s0 + 4.f,
-         s5 = s0 + 5.f, s6 = s0 + 6.f, s7 = s0 + 7.f, s8 = s0 + 8.f, s9 = s0 + 9.f, s10 = s0 + 10.f,
-         s11 = s0 + 11.f;
-  for (long round = 0; round < kRounds; round++) {
-    s0 = s0 * a + b, s1 = s1 * a + b, s2 = s2 * a + b, s3 = s3 * a + b;
-    s4 = s4 * a + b, s5 = s5 * a + b, s6 = s6 * a + b, s7 = s7 * a + b;
-    s8 = s8 * a + b, s9 = s9 * a + b, s10 = s10 * a + b, s11 = s11 * a + b;
+float ChainsF32(long rounds, float seed) {
+  const Floats a = Floats{} + 0.999f;
+  const Floats b = Floats{} + 0.001f;
+#define LOWRANK_STEP(s) Floats s = Floats{} + seed;
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  for (long round = 0; round < rounds; round++) {
+#define LOWRANK_STEP(s) s = s * a + b;
+    LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+    // Equal chains would be computed once.
+#define LOWRANK_STEP(s) __asm__ volatile("" : "+v"(s));
+#if defined(__x86_64__)
+    LOWRANK_CHAINS(LOWRANK_STEP)
+#endif
+#undef LOWRANK_STEP
   }
-  const Vector total = s0 + s1 + s2 + s3 + s4 + s5 + s6 + s7 + s8 + s9 + s10 + s11;
+  Floats total = Floats{};
+#define LOWRANK_STEP(s) total += s;
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
   float sum = 0;
   for (int lane = 0; lane < kLanes; lane++) sum += total[lane];
-  *result = sum;
+  return sum;
 }
 
-int main(int argc, char** argv) {
-  const int threads = argc > 1 ? std::atoi(argv[1]) : 1;
-  double best = 0;
-  for (int repeat = 0; repeat < 5; repeat++) {
-    std::vector<float> results(threads);
+#if defined(__AVX512BF16__)
+constexpr double kFlopsBf16 = 64;
+float ChainsBf16(long rounds, float seed) {
+  const __m512 value = _mm512_set1_ps(seed);
+  const __m512bh a = _mm512_cvtne2ps_pbh(value, value);
+#define LOWRANK_STEP(s) __m512 s = _mm512_set1_ps(seed);
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  for (long round = 0; round < rounds; round++) {
+#define LOWRANK_STEP(s)              \
+  s = _mm512_dpbf16_ps(s, a, a); \
+  __asm__ volatile("" : "+v"(s));
+    LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  }
+  __m512 total = _mm512_setzero_ps();
+#define LOWRANK_STEP(s) total = _mm512_add_ps(total, s);
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  return _mm512_reduce_add_ps(total);
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+constexpr double kOpsInt8 = 128;
+float ChainsInt8(long rounds, float seed) {
+  const __m512i a = _mm512_set1_epi32(static_cast<int>(seed) | 0x01010101);
+#define LOWRANK_STEP(s) __m512i s = a;
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  for (long round = 0; round < rounds; round++) {
+#define LOWRANK_STEP(s)                  \
+  s = _mm512_dpbusd_epi32(s, a, a); \
+  __asm__ volatile("" : "+v"(s));
+    LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  }
+  __m512i total = _mm512_setzero_si512();
+#define LOWRANK_STEP(s) total = _mm512_add_epi32(total, s);
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  return static_cast<float>(_mm512_reduce_add_epi32(total));
+}
+#elif defined(__AVXVNNI__)
+constexpr double kOpsInt8 = 64;
+float ChainsInt8(long rounds, float seed) {
+  const __m256i a = _mm256_set1_epi32(static_cast<int>(seed) | 0x01010101);
+#define LOWRANK_STEP(s) __m256i s = a;
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  for (long round = 0; round < rounds; round++) {
+#define LOWRANK_STEP(s)                      \
+  s = _mm256_dpbusd_avx_epi32(s, a, a); \
+  __asm__ volatile("" : "+v"(s));
+    LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  }
+  __m256i total = a;
+#define LOWRANK_STEP(s) total = _mm256_add_epi32(total, s);
+  LOWRANK_CHAINS(LOWRANK_STEP)
+#undef LOWRANK_STEP
+  return static_cast<float>(_mm256_extract_epi32(total, 0));
+}
+#endif
+
+volatile float g_sink;
+
+/// Seconds of the fastest of several runs in which every thread calls `body(thread)` once.
+template <typename Body>
+double Best(int threads, const Body& body) {
+  double best = 1e30;
+  for (int repeat = 0; repeat < kRepeats; repeat++) {
+    std::atomic<int> ready{0};
+    std::atomic<bool> go{false};
     std::vector<std::thread> pool;
+    for (int t = 0; t < threads; t++) {
+      pool.emplace_back([&, t] {
+        ready++;
+        while (!go) std::this_thread::yield();
+        body(t);
+      });
+    }
+    while (ready < threads) std::this_thread::yield();
     const auto start = std::chrono::steady_clock::now();
-    for (int t = 0; t < threads; t++) pool.emplace_back(Chains, 1.0f + t, &results[t]);
+    go = true;
     for (std::thread& thread : pool) thread.join();
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    const double flops = 2.0 * kLanes * kChains * kRounds * threads;
-    if (flops / seconds.count() > best) best = flops / seconds.count();
+    best = std::min(best, seconds.count());
   }
-  std::printf("%.1f\n", best / 1e9);
+  return best;
+}
+
+template <typename Chains>
+double PeakGflops(int threads, double flops, const Chains& chains) {
+  constexpr long kRounds = 1'500'000;
+  const double seconds =
+      Best(threads, [&](int t) { g_sink = chains(kRounds, 1.0f + static_cast<float>(t)); });
+  return flops * kChains * kRounds * threads / seconds * 1e-9;
+}
+
+/// Sums of a whole part: eight vectors a step, so that additions do not bound it.
+float ReadAll(const Floats* data, size_t count) {
+  Floats s[8] = {};
+  for (size_t i = 0; i + 8 <= count; i += 8) {
+    for (size_t j = 0; j < 8; j++) s[j] += data[i + j];
+  }
+  Floats total = Floats{};
+  for (const Floats& part : s) total += part;
+  return total[0];
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string list = argc > 1 ? argv[1] : "1";
+  const size_t bytes = argc > 2 ? std::strtoull(argv[2], nullptr, 10) : size_t{256} << 20;
+  std::vector<int> counts;
+  for (size_t at = 0; at < list.size();) {
+    const size_t end = std::min(list.find(',', at), list.size());
+    counts.push_back(std::max(1, std::atoi(list.substr(at, end - at).c_str())));
+    at = end + 1;
+  }
+  const size_t vectors = bytes / sizeof(Floats);
+  std::vector<float> from(bytes / 4 + 64, 1.0f), to(bytes / 4 + 64, 2.0f);
+  const auto aligned = [](std::vector<float>& data) {
+    const auto address = reinterpret_cast<uintptr_t>(data.data());
+    return reinterpret_cast<Floats*>((address + 63) / 64 * 64);
+  };
+  Floats* source = aligned(from);
+  Floats* target = aligned(to);
+
+  std::printf("{");
+  for (size_t i = 0; i < counts.size(); i++) {
+    const int threads = counts[i];
+    std::printf("%s\"%d\": {\"f32\": %.1f", i > 0 ? ", " : "", threads,
+                PeakGflops(threads, 2.0 * kLanes, ChainsF32));
+#if defined(__AVX512BF16__)
+    std::printf(", \"bf16\": %.1f", PeakGflops(threads, kFlopsBf16, ChainsBf16));
+#endif
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+    std::printf(", \"int8\": %.1f", PeakGflops(threads, kOpsInt8, ChainsInt8));
+#endif
+    const size_t part = vectors / static_cast<size_t>(threads);
+    const double moved = static_cast<double>(part * sizeof(Floats)) * threads * 1e-9;
+    const double read = Best(threads, [&](int t) {
+      g_sink = ReadAll(source + static_cast<size_t>(t) * part, part);
+    });
+    const double copy = Best(threads, [&](int t) {
+      const size_t at = static_cast<size_t>(t) * part;
+      std::memcpy(static_cast<void*>(target + at), source + at, part * sizeof(Floats));
+    });
+    std::printf(", \"read\": %.2f, \"copy\": %.2f}", moved / read, 2 * moved / copy);
+    std::fflush(stdout);
+  }
+  std::printf("}\n");
 }

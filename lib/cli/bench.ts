@@ -1,68 +1,84 @@
 /**
- * `lowrank bench`: microbenchmarks with their spread, beside the roofline and other libraries.
+ * `lowrank bench`: the kernels beside the roofline of this machine and other libraries. The harness
+ * is in lib/bench; docs/benchmarks.md says how it measures.
  */
 
-import { type Device, defaultDevice, devices, getThreads, type QuantFormat } from '../index.js';
+import { writeFileSync } from 'node:fs';
+import { benchDtypes, benchOps, type WeightFormat, weightFormats } from '../bench/job.js';
+import { describeMachine } from '../bench/machine.js';
+import type { Plan } from '../bench/measure.js';
+import { kPeers } from '../bench/peers/index.js';
+import { loadCase } from '../bench/peers/user.js';
+import { type AskedPeer, runBench } from '../bench/run.js';
+import { kModels, layersOf } from '../bench/shapes.js';
+import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
+import { resultText } from '../bench/table.js';
+import { type Device, defaultDevice, devices, getThreads } from '../index.js';
 import { Arguments } from './arguments.js';
-import { measureRoofline, measureTorch, type TorchTimes } from './bench-peers.js';
-import {
-  type BenchOp,
-  type BenchShape,
-  benchOps,
-  flopsOf,
-  ownSubjects,
-  type Subject,
-  tfjsSubject,
-} from './bench-subjects.js';
 import { exitCodes } from './exit-codes.js';
-import { Progress, table } from './terminal.js';
+import { Progress } from './terminal.js';
+
+const kPeerNames = kPeers.slice(1).map(({ name }) => name);
 
 const kHelp = `Microbenchmarks of the kernels, beside the roofline of this machine and other libraries.
 
 Usage: lowrank bench [options]
 
+What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --op LIST        ${benchOps.join(', ')}, or all                [lora]
+  --model LIST     layers of ${Object.keys(kModels).join(', ')};
+                   MODEL:LAYER for one of q, k, gate, down
   --shape MxKxN    tokens x input x output features; may be repeated      [1024x192x512]
-  --rank N         rank of the adapters                                   [16]
-  --format F       nf4, fp4, int8 or none (dense f32)                     [nf4]
-  --repeats N      samples of each                                        [30]
-  --peers LIST     unfused, tfjs, torch, all or none                      [all]
-  --device D       where to compute                                       [LOWRANK_DEVICE, or cpu]
-  --json           one JSON object on stdout
+  --m LIST         tokens, with --model                                   [256]
+  --rank LIST      ranks of the adapters                                  [16]
+  --format LIST    ${weightFormats.join(', ')} (dense)                           [nf4]
+  --dtype LIST     of the activations: ${benchDtypes.join(', ')}                     [f32]
+  --threads LIST   of the CPU kernels and of the peers                    [all cores]
+  --device LIST    where to compute                                       [LOWRANK_DEVICE, or cpu]
 
-Times are medians with the 10th and 90th percentile. The roofline is the rate of f32 multiply-adds of
-all kernel threads without memory traffic, measured in the same run (needs a C++ compiler). The
-unfused peer dequantises the weight at every call; tfjs and torch have it dense in f32.
+Beside what:
+  --peers LIST     all, none, or of ${kPeerNames.join(', ')}   [all]
+  --case FILE      your own kernel or adapter as a peer; may be repeated (docs/benchmarks.md)
+
+How:
+  --repeats N      clean samples of each                                  [30]
+  --trials N       processes of each, whose samples are put together      [2]
+  --seconds S      a subject that takes longer is left with fewer samples [2]
+  --no-roofline    without the ceilings of this machine
+
+Result:
+  --json           one JSON object on stdout
+  --save FILE      the same in a file
+
+Every subject has a process of its own; all of one job are sampled in turns. Times are medians of
+samples in which no thread had to wait for a core, with the 10th and 90th percentile. With up to 64
+tokens calls go round copies of the weight, so that it comes from memory. Peers that are not
+installed are left out, and how to get them is told. The roofline needs a C++ compiler.
 `;
 
 const kOptions = {
   op: { type: 'string' },
+  model: { type: 'string' },
   shape: { type: 'string', multiple: true },
+  m: { type: 'string' },
   rank: { type: 'string' },
   format: { type: 'string' },
-  repeats: { type: 'string' },
-  peers: { type: 'string' },
+  dtype: { type: 'string' },
+  threads: { type: 'string' },
   device: { type: 'string' },
+  peers: { type: 'string' },
+  case: { type: 'string', multiple: true },
+  repeats: { type: 'string' },
+  trials: { type: 'string' },
+  seconds: { type: 'string' },
+  'no-roofline': { type: 'boolean' },
   json: { type: 'boolean' },
+  save: { type: 'string' },
 } as const;
 
-const kPeers = ['unfused', 'tfjs', 'torch'] as const;
-type Peer = (typeof kPeers)[number];
-
-/** One line of the result. */
-interface Row {
-  readonly op: BenchOp;
-  readonly shape: string;
-  readonly subject: string;
-  readonly median_ms: number;
-  readonly p10_ms: number;
-  readonly p90_ms: number;
-  readonly gflops: number;
-  /** Of the roofline, 0 to 1. */
-  readonly share?: number;
-  /** Time of this subject over that of the fused kernels. */
-  readonly ratio: number;
-}
+/** Length of one sample; shorter calls are put together. */
+const kSample_ms = 10;
+const kMostJobs = 1000;
 
 /** Runs the subcommand. */
 export async function benchCommand(args: readonly string[]): Promise<number> {
@@ -71,179 +87,121 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const ops = parseList(parsed, 'op', benchOps, ['lora']);
-  const peers = parseList(parsed, 'peers', kPeers, kPeers);
-  const r = parsed.integer('rank', 16, 1, 4096);
-  const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'none'] as const);
-  const repeats = parsed.integer('repeats', 30, 1, 100_000);
-  const device = (parsed.text('device') as Device | undefined) ?? defaultDevice();
-  const given = parsed.texts('shape');
-  const shapes = (given.length > 0 ? given : ['1024x192x512']).map((text) => {
-    const [M, K, N] = (/^(\d{1,6})x(\d{1,6})x(\d{1,6})$/.exec(text) ?? []).slice(1).map(Number);
-    if (!M || !K || !N) throw parsed.refuse('shape', 'MxKxN, e.g. 1024x4096x4096', text);
-    return { M, K, N, r };
-  });
-
-  const progress = new Progress(parsed.flag('json'));
-  progress.phase('roofline');
-  const threads = getThreads();
-  const roofline = device === 'cpu' ? measureRoofline(threads) : 'only for the cpu device';
-  const rows: Row[] = [];
-  const versions = new Set<string>();
-  for (const shape of shapes) {
-    const name = `${shape.M}x${shape.K}x${shape.N}`;
-    progress.phase(name);
-    const torch = peers.includes('torch') ? measureTorch(shape, threads, repeats) : undefined;
-    if (torch !== undefined) versions.add(`torch ${torch.version}`);
-    for (const [at, op] of ops.entries()) {
-      progress.update(at, ops.length, op);
-      rows.push(
-        ...(await measureOp(op, shape, { format, device, peers, repeats, torch, roofline })),
-      );
-    }
-    progress.update(ops.length, ops.length);
-  }
-  progress.close();
-  const cpu = devices().find((row) => row.device === device);
-  const context = {
-    device,
-    isa: cpu?.isa ?? '',
-    threads,
-    format,
-    rank: r,
-    repeats,
-    rooflineGflops: roofline,
-    versions: [...versions],
+  const groups = readGroups(parsed);
+  const asked = await readPeers(parsed);
+  const plan: Plan = {
+    repeats: parsed.integer('repeats', 30, 1, 100_000),
+    trials: parsed.integer('trials', 2, 1, 100),
+    seconds: parsed.number('seconds', 2, 'a number above 0', (value) => value > 0),
+    sample_ms: kSample_ms,
+    roofline: !parsed.flag('no-roofline'),
   };
-  process.stdout.write(
-    parsed.flag('json')
-      ? `${JSON.stringify({ ...context, rows }, null, 2)}\n`
-      : `${describe(context)}\n${tableOf(rows)}`,
-  );
+  const json = parsed.flag('json');
+  const progress = new Progress(json);
+  const command = ['lowrank bench', ...args].join(' ');
+  const result = await runBench(groups, asked, plan, command, progress);
+  const text = `${JSON.stringify(result, null, 1)}\n`;
+  const save = parsed.text('save');
+  if (save !== undefined) writeFileSync(save, text);
+  process.stdout.write(json ? text : resultText(result));
   return exitCodes.ok;
 }
 
-async function measureOp(
-  op: BenchOp,
-  shape: BenchShape,
-  context: {
-    readonly format: QuantFormat | 'none';
-    readonly device: Device;
-    readonly peers: readonly Peer[];
-    readonly repeats: number;
-    readonly torch: TorchTimes | undefined;
-    readonly roofline: number | string;
-  },
-): Promise<Row[]> {
-  const { format, device, peers, repeats, torch, roofline } = context;
-  const own = ownSubjects(op, shape, format, device);
-  const subjects = peers.includes('unfused') ? [...own] : own.slice(0, 1);
-  const tfjs = peers.includes('tfjs') ? await tfjsSubject(op, shape) : undefined;
-  if (tfjs !== undefined) subjects.push(tfjs);
-  const found: [string, readonly number[]][] = [];
-  try {
-    for (const subject of subjects) found.push([subject.name, await sample(subject, repeats)]);
-  } finally {
-    for (const subject of new Set([...own, ...subjects])) subject.dispose();
-  }
-  if (torch !== undefined) found.push(['torch eager', torch.times[op]]);
-  const first = percentile(found[0]?.[1] ?? [], 0.5);
-  return found.map(([subject, times]) => {
-    const median_ms = percentile(times, 0.5);
-    const gflops = flopsOf(op, shape) / median_ms / 1e6;
-    return {
-      op,
-      shape: `${shape.M}x${shape.K}x${shape.N}`,
-      subject,
-      median_ms,
-      p10_ms: percentile(times, 0.1),
-      p90_ms: percentile(times, 0.9),
-      gflops,
-      ...(typeof roofline === 'number' ? { share: gflops / roofline } : {}),
-      ratio: median_ms / first,
-    };
-  });
-}
+/** Options that choose jobs: without any, the default selection. */
+const kSweepOptions = ['op', 'model', 'shape', 'm', 'rank', 'format', 'dtype', 'threads'] as const;
 
-/** What is used of the `benchmark` package. */
-interface BenchmarkRun {
-  readonly stats: { readonly sample: readonly number[] };
-  run(options: { async: boolean }): void;
-}
-type BenchmarkClass = new (
-  name: string,
-  body: () => void,
-  options: { minSamples: number; maxTime: number; initCount: number },
-) => BenchmarkRun;
-
-/**
- * Times in milliseconds. The `benchmark` package runs the samples where it is installed; it gives up
- * percentiles but keeps its samples, and those are what is used.
- */
-async function sample(subject: Subject, repeats: number): Promise<readonly number[]> {
-  subject.run();
-  subject.run();
-  let Benchmark: BenchmarkClass | undefined;
-  try {
-    const name = 'benchmark';
-    Benchmark = ((await import(name)) as { default: BenchmarkClass }).default;
-  } catch {
-    Benchmark = undefined;
-  }
-  if (Benchmark !== undefined && repeats >= 5) {
-    const run = new Benchmark(subject.name, () => subject.run(), {
-      minSamples: repeats,
-      maxTime: 0,
-      initCount: 1,
-    });
-    run.run({ async: false });
-    if (run.stats.sample.length > 0) return run.stats.sample.map((seconds) => 1000 * seconds);
-  }
-  return Array.from({ length: repeats }, () => {
-    const started = performance.now();
-    subject.run();
-    return performance.now() - started;
-  });
-}
-
-function percentile(values: readonly number[], share: number): number {
-  const sorted = [...values].sort((a, b) => a - b);
-  return sorted[Math.min(sorted.length - 1, Math.floor(share * sorted.length))] ?? Number.NaN;
-}
-
-function describe(context: {
-  readonly device: string;
-  readonly isa: string;
-  readonly threads: number;
-  readonly format: string;
-  readonly rank: number;
-  readonly repeats: number;
-  readonly rooflineGflops: number | string;
-  readonly versions: readonly string[];
-}): string {
-  const { rooflineGflops: peak } = context;
-  const roofline =
-    typeof peak === 'number' ? `roofline ${peak.toFixed(0)} GFLOP/s` : `no roofline: ${peak}`;
-  return (
-    `${context.device} (${context.isa}), ${context.threads} threads, ${context.format}, ` +
-    `rank ${context.rank}, ${context.repeats} samples; ${roofline}` +
-    `${context.versions.length > 0 ? `; ${context.versions.join(', ')}` : ''}\n`
+function readGroups(parsed: Arguments): Group[] {
+  const { lastCache } = describeMachine();
+  const deviceList = readDevices(parsed);
+  const chosen = kSweepOptions.some(
+    (name) => parsed.text(name) !== undefined || parsed.texts(name).length > 0,
   );
+  if (!chosen) {
+    return deviceList.flatMap((device) => defaultGroups(device, getThreads(), lastCache));
+  }
+  const jobs = expand(
+    {
+      ops: readNames(parsed, 'op', benchOps, ['lora']),
+      shapes: readShapes(parsed),
+      M: readIntegers(parsed, 'm', [256], 1_000_000),
+      r: readIntegers(parsed, 'rank', [16], 4096),
+      formats: readNames(parsed, 'format', weightFormats, ['nf4'] as WeightFormat[]),
+      dtypes: readNames(parsed, 'dtype', benchDtypes, ['f32']),
+      threads: readIntegers(parsed, 'threads', [getThreads()], 256),
+      devices: deviceList,
+    },
+    lastCache,
+  );
+  if (jobs.length > kMostJobs) {
+    throw parsed.refuse('shape', `part of at most ${kMostJobs} combinations`, String(jobs.length));
+  }
+  return [{ jobs }];
 }
 
-function tableOf(rows: readonly Row[]): string {
-  const cells = rows.map((row) => [
-    `${row.op} ${row.shape} ${row.subject}`,
-    `${row.median_ms.toFixed(3)} ms`,
-    `${row.p10_ms.toFixed(3)} to ${row.p90_ms.toFixed(3)}`,
-    `${row.gflops.toFixed(1)} GFLOP/s`,
-    row.share === undefined ? '' : `${(100 * row.share).toFixed(0)} %`,
-    `${row.ratio.toFixed(2)} x`,
-  ]);
-  return table([['', 'median', 'p10 to p90', 'rate', 'peak', 'time'], ...cells], [1, 2, 3, 4, 5]);
+function readShapes(parsed: Arguments): SweepShape[] {
+  const shapes: SweepShape[] = parsed.texts('shape').map((text) => {
+    const [M, K, N] = (/^(\d{1,6})x(\d{1,6})x(\d{1,6})$/.exec(text) ?? []).slice(1).map(Number);
+    if (!M || !K || !N) throw parsed.refuse('shape', 'MxKxN, e.g. 1024x4096x4096', text);
+    return { M, K, N };
+  });
+  for (const text of parsed.text('model')?.split(',') ?? []) {
+    const found = layersOf(text.trim());
+    if (found === undefined) {
+      const names = Object.keys(kModels).join(', ');
+      throw parsed.refuse(
+        'model',
+        `a list of ${names}, each alone or as MODEL:q, k, gate, down`,
+        text,
+      );
+    }
+    for (const { name, K, N } of found.layers)
+      shapes.push({ layer: `${found.model} ${name}`, K, N });
+  }
+  if (shapes.length > 0) return shapes;
+  return parsed.text('m') === undefined
+    ? [{ M: 1024, K: 192, N: 512 }]
+    : [{ layer: 'Llama-3.2-1B q', K: 2048, N: 2048 }];
 }
 
-function parseList<T extends string>(
+function readDevices(parsed: Arguments): Device[] {
+  const text = parsed.text('device');
+  if (text === undefined) return [defaultDevice()];
+  const known = devices();
+  return text.split(',').map((item) => {
+    const row = known.find(({ device }) => device === item.trim());
+    if (row === undefined) {
+      throw parsed.refuse(
+        'device',
+        `a list of ${known.map(({ device }) => device).join(', ')}`,
+        text,
+      );
+    }
+    if (!row.available) {
+      throw parsed.refuse('device', `available (${row.reason ?? 'absent'})`, row.device);
+    }
+    return row.device;
+  });
+}
+
+async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
+  const text = parsed.text('peers') ?? 'all';
+  const names = text.split(',').map((item) => item.trim());
+  // A family by its first name: torch is torch and torch-tuned.
+  const matches = (peer: string, name: string) => peer === name || peer.startsWith(`${name}-`);
+  const wrong = names.filter((name) => !kPeerNames.some((peer) => matches(peer, name)));
+  if (text !== 'all' && text !== 'none' && wrong.length > 0) {
+    throw parsed.refuse('peers', `all, none or a list of ${kPeerNames.join(', ')}`, text);
+  }
+  const chosen = kPeers.filter(
+    ({ name }, at) =>
+      at === 0 || text === 'all' || names.some((asked) => text !== 'none' && matches(name, asked)),
+  );
+  const own: AskedPeer[] = [];
+  for (const file of parsed.texts('case')) own.push({ peer: await loadCase(file), file });
+  return [...chosen.map((peer) => ({ peer })), ...own];
+}
+
+function readNames<T extends string>(
   parsed: Arguments,
   name: string,
   choices: readonly T[],
@@ -252,11 +210,25 @@ function parseList<T extends string>(
   const text = parsed.text(name);
   if (text === undefined) return fallback;
   if (text === 'all') return choices;
-  if (text === 'none') return [];
   const names = text.split(',').map((item) => item.trim());
   const chosen = choices.filter((choice) => names.includes(choice));
   if (chosen.length !== new Set(names).size) {
-    throw parsed.refuse(name, `all, none or a list of ${choices.join(', ')}`, text);
+    throw parsed.refuse(name, `all or a list of ${choices.join(', ')}`, text);
   }
   return chosen;
+}
+
+function readIntegers(
+  parsed: Arguments,
+  name: string,
+  fallback: readonly number[],
+  max: number,
+): readonly number[] {
+  const text = parsed.text(name);
+  if (text === undefined) return fallback;
+  const values = text.split(',').map((item) => (/^\s*\d{1,7}\s*$/.test(item) ? Number(item) : 0));
+  if (values.some((value) => value < 1 || value > max)) {
+    throw parsed.refuse(name, `a list of integers from 1 to ${max}, e.g. 1,16,256`, text);
+  }
+  return [...new Set(values)];
 }

@@ -26,7 +26,17 @@ export interface Running {
 export function requireBuilt(): void {
   if (!fs.existsSync(commandFile)) throw new Error('dist/ is missing: npm run build');
   const built = fs.statSync(commandFile).mtimeMs;
-  for (const folder of ['cli', 'train', 'tfjs', 'checkpoint', 'core', 'ops', 'quant']) {
+  for (const folder of [
+    'cli',
+    'train',
+    'tfjs',
+    'checkpoint',
+    'core',
+    'ops',
+    'quant',
+    'bench',
+    'bench/peers',
+  ]) {
     for (const name of fs.readdirSync(path.join(root, 'lib', folder))) {
       const { mtimeMs } = fs.statSync(path.join(root, 'lib', folder, name));
       if (mtimeMs > built)

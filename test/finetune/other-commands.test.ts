@@ -196,16 +196,3 @@ describe('quantize', () => {
     return dir;
   }
 });
-
-describe('bench', () => {
-  it('measures every op, in a table and in JSON', async () => {
-    const args = ['bench', '--op', 'all', '--shape', '16x40x24', '--repeats', '3', '--rank', '4'];
-    const plain = await run([...args, '--peers', 'unfused']);
-    expect(plain.code, plain.stderr).toBe(0);
-    expect(plain.stdout).toContain('loraBackward 16x40x24 lowrank cpu');
-    const json = JSON.parse((await run([...args, '--peers', 'tfjs', '--json'])).stdout);
-    expect(json.rows).toHaveLength(8);
-    for (const row of json.rows) expect(row.p10_ms).toBeLessThanOrEqual(row.p90_ms);
-    expect((await run(['bench', '--shape', '4x4'])).code).toBe(2);
-  });
-});

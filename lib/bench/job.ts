@@ -1,0 +1,109 @@
+/**
+ * What is measured: an operation at one size, and what the maths of it needs.
+ */
+
+import type { Device, DType, QuantFormat } from '../index.js';
+import { FORMATS } from '../quant/formats.js';
+
+export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
+export type BenchOp = (typeof benchOps)[number];
+
+export type WeightFormat = QuantFormat | 'none';
+export const weightFormats = ['nf4', 'fp4', 'int8', 'none'] as const;
+export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
+
+/** One measurement, whoever computes it. */
+export interface Job {
+  readonly op: BenchOp;
+  /** `Llama-3.2-1B q`, where the size is a layer's; for people. */
+  readonly layer?: string;
+  readonly M: number;
+  readonly K: number;
+  readonly N: number;
+  readonly r: number;
+  readonly format: WeightFormat;
+  /** Of the activations. */
+  readonly dtype: DType;
+  readonly threads: number;
+  readonly device: Device;
+  /**
+   * Weights are rotated so that those of one round are at least this many bytes; 0: one weight, which
+   * stays in the cache if it fits.
+   */
+  readonly coldBytes: number;
+}
+
+/** `alpha / r` of every adapter here. */
+export const kScaling = 2;
+
+/** Floating point operations of a job: what the maths needs, not what an implementation does. */
+export function flopsOf({ op, M, K, N, r }: Job): number {
+  const base = 2 * M * N * K;
+  const low = 2 * M * r * (K + N);
+  switch (op) {
+    case 'matmul':
+      return base;
+    case 'loraForward':
+      return base + low;
+    case 'loraBackward':
+      return base + 2 * low;
+    case 'lora':
+      return 2 * base + 3 * low;
+  }
+}
+
+export function bytesOfType(dtype: DType): number {
+  return dtype === 'f32' ? 4 : 2;
+}
+
+/** Bytes of a weight in this library's formats, f32 scales included. */
+export function weightBytesOf({ K, N, format, dtype }: Job): number {
+  if (format === 'none') return K * N * bytesOfType(dtype);
+  const { bits, defaultBlocksize } = FORMATS.find(({ name }) => name === format) as {
+    bits: number;
+    defaultBlocksize: number;
+  };
+  return (K * N * bits) / 8 + 4 * Math.ceil((K * N) / defaultBlocksize);
+}
+
+/** Bytes that must cross the memory's pins: weight and activations once a pass, factors in f32. */
+export function bytesOf(job: Job, weightBytes: number): number {
+  const { op, M, K, N, r } = job;
+  const activations = bytesOfType(job.dtype) * M * (K + N);
+  const factors = 4 * r * (K + N);
+  switch (op) {
+    case 'matmul':
+      return weightBytes + activations;
+    case 'loraForward':
+      return weightBytes + activations + factors;
+    case 'loraBackward':
+      return weightBytes + activations + bytesOfType(job.dtype) * M * K + 2 * factors;
+    case 'lora':
+      return 2 * weightBytes + 2 * activations + bytesOfType(job.dtype) * M * K + 3 * factors;
+  }
+}
+
+/** More than this many copies of a weight are not made: a model of such weights fits the cache. */
+const kMostCopies = 256;
+/** From so many tokens on a product is bound by arithmetic, and one weight will do. */
+const kFewTokens = 64;
+
+/** Where a job's weights are to be cold, the bytes to rotate over: twice the last cache. */
+export function coldBytesFor(M: number, weightBytes: number, lastCacheBytes: number): number {
+  const bytes = 2 * lastCacheBytes;
+  return M <= kFewTokens && bytes / weightBytes <= kMostCopies ? bytes : 0;
+}
+
+/** How many copies of a weight of this size a job rotates over. */
+export function copiesFor(job: Job, weightBytes: number): number {
+  return Math.min(kMostCopies, Math.max(1, Math.ceil(job.coldBytes / weightBytes)));
+}
+
+/** `lora M=64 K=2048 N=2048 r=16 nf4 f32`: the same job in another run has the same name. */
+export function jobName(job: Job): string {
+  const { op, M, K, N, r, format, dtype, threads, device } = job;
+  const rank = op === 'matmul' ? '' : ` r=${r}`;
+  const layer = job.layer === undefined ? '' : ` ${job.layer}`;
+  const many = `${threads} thread${threads === 1 ? '' : 's'}`;
+  return `${op}${layer} M=${M} K=${K} N=${N}${rank} ${format} ${dtype} ${device}, ${many}`;
+}

@@ -1,0 +1,249 @@
+/**
+ * Measures one job: every subject in a process of its own, alive at the same time, sampled in turns
+ * whose order rotates. What drifts (clocks, neighbours) so falls on all of them, and ratios are
+ * taken from samples that lie side by side.
+ */
+
+import path from 'node:path';
+import { packageFolder } from '../cli/package-folder.js';
+import { expectedProbe, kProbeLimit, probeError } from './data.js';
+import { bytesOf, flopsOf, type Job, jobName, weightBytesOf } from './job.js';
+import type { ComputeType, Peer, Program } from './peer.js';
+import type { CaseResult, Row } from './result.js';
+import { intensity, type Roofline, roofOf } from './roofline.js';
+import { median, medianInterval, summarize } from './statistics.js';
+import { type Ready, type Sample, SubjectProcess } from './subject-process.js';
+
+/** How much is measured. */
+export interface Plan {
+  /** Processes of each subject. */
+  readonly trials: number;
+  /** Clean samples of each subject, over all trials. */
+  readonly repeats: number;
+  /** A subject that has taken so long is left with the samples it has, at least three. */
+  readonly seconds: number;
+  /** Length of a sample: short calls are put together. */
+  readonly sample_ms: number;
+  /** Whether the ceilings are measured. */
+  readonly roofline: boolean;
+  /** In tests: how long a process has waited for a core, in place of what the kernel says. */
+  readonly delayOf?: (pid: number | undefined) => number | undefined;
+}
+
+/** A peer that is there. */
+export interface FoundPeer {
+  readonly peer: Peer;
+  readonly version: string;
+  /** The file that it comes from, if it is a user's. */
+  readonly file?: string;
+}
+
+/** What is known of one subject after some trials. */
+interface Record {
+  readonly found: FoundPeer;
+  ready: Ready;
+  error?: number;
+  readonly trials: { readonly at: number; readonly sample: Sample }[][];
+}
+
+/** At least so many samples of each trial, however long they take. */
+const kFewest = 3;
+/** So many rounds in place of one, where samples are not clean. */
+const kMoreRounds = 2;
+
+/** The process of a peer for a job. */
+export function programOf({ peer, file }: FoundPeer, job: Job): Program {
+  if (peer.program !== undefined) return peer.program(job);
+  const worker = path.join(packageFolder(), 'dist', 'cli', 'bench-worker.js');
+  return {
+    command: process.execPath,
+    args: [worker, JSON.stringify({ job, peer: peer.name, file })],
+    env: { LOWRANK_NUM_THREADS: String(job.threads), OMP_NUM_THREADS: String(job.threads) },
+  };
+}
+
+/**
+ * @param peers the first is what the others are compared with
+ * @param onProgress told what is being done
+ */
+export async function measureCase(
+  job: Job,
+  peers: readonly FoundPeer[],
+  plan: Plan,
+  roofline: Roofline | string,
+  onProgress: (text: string) => void,
+): Promise<CaseResult & { readonly runner: string }> {
+  const skipped: { subject: string; reason: string }[] = [];
+  const records: Record[] = [];
+  for (const found of peers) {
+    const reason = found.peer.refuses?.(job);
+    if (reason !== undefined) skipped.push({ subject: found.peer.name, reason });
+    else records.push({ found, ready: {}, trials: [] });
+  }
+  const expected = expectedProbe(job);
+  for (let trial = 0; trial < plan.trials; trial++) {
+    const failed = await runTrial(job, records, plan, trial, expected, onProgress);
+    for (const { record, reason } of failed) {
+      skipped.push({ subject: record.found.peer.name, reason });
+      records.splice(records.indexOf(record), 1);
+    }
+  }
+  const first = records.find(({ found }) => found.peer === peers[0]?.peer) ?? records[0];
+  return {
+    name: jobName(job),
+    job,
+    rows: first === undefined ? [] : records.map((record) => rowOf(job, record, first, roofline)),
+    skipped,
+    runner: records.map(({ ready }) => ready.runner).find((name) => name !== undefined) ?? '',
+  };
+}
+
+async function runTrial(
+  job: Job,
+  records: readonly Record[],
+  plan: Plan,
+  trial: number,
+  expected: readonly number[],
+  onProgress: (text: string) => void,
+): Promise<{ record: Record; reason: string }[]> {
+  const failed: { record: Record; reason: string }[] = [];
+  const running: { record: Record; process: SubjectProcess; spent_ms: number; clean: number }[] =
+    [];
+  const name = ({ found }: Record) => found.peer.name;
+  try {
+    for (const record of records) {
+      onProgress(`${name(record)} starts`);
+      record.trials[trial] = [];
+      try {
+        const { process, ready } = await SubjectProcess.start(programOf(record.found, job));
+        running.push({ record, process, spent_ms: 0, clean: 0 });
+        record.ready = ready;
+        if (ready.probe !== undefined) {
+          record.error = probeError(ready.probe, expected);
+          if (!(record.error <= kProbeLimit)) {
+            throw new Error(`it computes something else: error ${record.error.toFixed(2)}`);
+          }
+        }
+        await process.calibrate(plan.sample_ms);
+      } catch (error) {
+        failed.push({ record, reason: (error as Error).message });
+        const at = running.findIndex((row) => row.record === record);
+        if (at >= 0) await running.splice(at, 1)[0]?.process.close();
+      }
+    }
+    const wanted = Math.max(1, Math.ceil(plan.repeats / plan.trials));
+    const limit_ms = (1000 * plan.seconds) / plan.trials;
+    for (let round = 0; round < kMoreRounds * wanted; round++) {
+      const due = running.filter(({ record, spent_ms, clean }) => {
+        const taken = record.trials[trial]?.length ?? 0;
+        if (taken < Math.min(kFewest, wanted)) return true;
+        return clean < wanted && spent_ms < limit_ms;
+      });
+      if (due.length === 0) break;
+      // The one that is compared with goes on as long as any: a pair needs both.
+      const turns = due.includes(running[0] as (typeof due)[0])
+        ? due
+        : [running[0] as (typeof due)[0], ...due];
+      for (let i = 0; i < turns.length; i++) {
+        const turn = turns[(i + round) % turns.length] as (typeof due)[0];
+        onProgress(`${name(turn.record)} sample ${round + 1}`);
+        const started = performance.now();
+        try {
+          const sample = await turn.process.sample(plan.delayOf);
+          turn.record.trials[trial]?.push({ at: round, sample });
+          if (sample.clean) turn.clean++;
+        } catch (error) {
+          failed.push({ record: turn.record, reason: (error as Error).message });
+          running.splice(running.indexOf(turn), 1);
+          break;
+        }
+        turn.spent_ms += performance.now() - started;
+      }
+      if (running.length === 0) break;
+    }
+  } finally {
+    for (const { process } of running) await process.close();
+  }
+  return failed;
+}
+
+interface Placed {
+  readonly trial: number;
+  readonly at: number;
+  readonly ms: number;
+  readonly clean: boolean;
+}
+
+function placed(record: Record): Placed[] {
+  return record.trials.flatMap((samples, trial) =>
+    samples.map(({ at, sample }) => ({ trial, at, ms: sample.ms, clean: sample.clean })),
+  );
+}
+
+/** What is clean, or all where too little is. */
+function cleanOrAll<T extends { readonly clean: boolean }>(values: readonly T[]): readonly T[] {
+  const clean = values.filter((value) => value.clean);
+  return clean.length >= kFewest ? clean : values;
+}
+
+/** Time over time of samples that lie side by side. */
+function ratiosOf(record: Record, first: Record): number[] {
+  const others = new Map(placed(first).map((sample) => [`${sample.trial} ${sample.at}`, sample]));
+  const pairs = placed(record).flatMap(({ trial, at, ms, clean }) => {
+    const other = others.get(`${trial} ${at}`);
+    return other === undefined ? [] : [{ ratio: ms / other.ms, clean: clean && other.clean }];
+  });
+  return cleanOrAll(pairs).map(({ ratio }) => ratio);
+}
+
+function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | string): Row {
+  const { found, ready } = record;
+  const samples = cleanOrAll(placed(record));
+  const summary = summarize(samples.map(({ ms }) => ms));
+  const ratios = ratiosOf(record, first);
+  const ratioInterval = medianInterval(ratios);
+  const weightBytes = ready.weightBytes ?? weightBytesOf(job);
+  const computes: ComputeType = found.peer.computes ?? (job.dtype === 'bf16' ? 'bf16' : 'f32');
+  const gflops = flopsOf(job) / summary.median / 1e6;
+  const ceilings = typeof roofline === 'string' ? undefined : roofline[String(job.threads)];
+  const roof =
+    ceilings === undefined || job.device !== 'cpu'
+      ? undefined
+      : roofOf(job, ceilings, weightBytes, computes);
+  const all = record.trials.flat();
+  return {
+    op: job.op,
+    shape: `${job.M}x${job.K}x${job.N}`,
+    subject: found.peer.name,
+    version: ready.version ?? found.version,
+    ...(ready.note === undefined ? {} : { note: ready.note }),
+    computes,
+    median_ms: summary.median,
+    p10_ms: summary.p10,
+    p90_ms: summary.p90,
+    interval_ms: [summary.interval.low, summary.interval.high],
+    confidence: summary.interval.confidence,
+    clean: all.filter(({ sample }) => sample.clean).length,
+    samples: all.length,
+    outliers: summary.outliers,
+    trial_medians_ms: record.trials.flatMap((_, trial) => {
+      const own = samples.filter((sample) => sample.trial === trial).map(({ ms }) => ms);
+      return own.length > 0 ? [median(own)] : [];
+    }),
+    samples_ms: record.trials.map((trial) =>
+      trial.map(({ sample }) => Number((sample.clean ? sample.ms : -sample.ms).toPrecision(6))),
+    ),
+    gflops,
+    gbytes_s: bytesOf(job, weightBytes) / summary.median / 1e6,
+    intensity: intensity(job, weightBytes),
+    weight_bytes: weightBytes,
+    copies: ready.copies ?? 1,
+    ...(roof === undefined
+      ? {}
+      : { roof_gflops: roof.gflops, bound: roof.bound, share: gflops / roof.gflops }),
+    ratio: ratios.length > 0 ? median(ratios) : Number.NaN,
+    ratio_interval: [ratioInterval.low, ratioInterval.high],
+    pairs: ratios.length,
+    ...(record.error === undefined ? {} : { error: record.error }),
+  };
+}

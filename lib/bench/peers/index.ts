@@ -1,0 +1,20 @@
+/** The peers that come with the harness, in the order of the table. */
+
+import type { Peer } from '../peer.js';
+import { basePeer, lowrankPeer, unfusedPeer } from './lowrank.js';
+import { tfjsPeer } from './tfjs.js';
+import { torchPeer, torchTunedPeer } from './torch.js';
+
+/** The first is what the others are compared with. */
+export const kPeers: readonly Peer[] = [
+  lowrankPeer,
+  unfusedPeer,
+  basePeer,
+  torchPeer,
+  torchTunedPeer,
+  tfjsPeer,
+];
+
+export function findPeer(name: string): Peer | undefined {
+  return kPeers.find((peer) => peer.name === name);
+}

@@ -1,0 +1,190 @@
+/**
+ * This library: fused, its own ops without fusion, and the base product without an adapter.
+ */
+
+import { version } from '../../cli/version.js';
+import type { LoraSaved, QuantizedWeight, Tensor } from '../../index.js';
+import { bytesOfType, type Job, weightBytesOf } from '../job.js';
+import type { Context, Peer, Subject } from '../peer.js';
+
+type Weight = QuantizedWeight | Tensor;
+
+/** Operands of this library, and what its subjects share. */
+class Operands {
+  readonly x: Tensor;
+  readonly dy: Tensor;
+  readonly weights: Weight[];
+  readonly loraA: Tensor;
+  readonly loraB: Tensor;
+  readonly weightBytes: number;
+  private readonly fence: Tensor;
+  private readonly fenceValue = new Float32Array(1);
+  private turn = 0;
+
+  constructor(job: Job, { lowrank, elements, copies }: Context) {
+    const { Tensor, quantize } = lowrank;
+    const { M, K, N, r, format, dtype, device } = job;
+    this.x = Tensor.from(elements('x'), [M, K], { dtype, device });
+    this.dy = Tensor.from(elements('dy'), [M, N], { dtype, device });
+    const w = elements('w');
+    this.weightBytes = weightBytesOf(job);
+    const own = () => Tensor.from(w, [N, K], { device, dtype: format === 'none' ? dtype : 'f32' });
+    const dense = own();
+    this.weights = Array.from({ length: copies(this.weightBytes) }, () =>
+      format === 'none' ? own() : quantize(dense, { format }),
+    );
+    dense.dispose();
+    this.loraA = Tensor.from(elements('loraA'), [r, K], { device });
+    this.loraB = Tensor.from(elements('loraB'), [N, r], { device });
+    this.fence = Tensor.zeros([1], { device });
+  }
+
+  /** The weight of this call. */
+  next(): Weight {
+    return this.weights[this.turn++ % this.weights.length] as Weight;
+  }
+
+  /** Waits for everything queued: reads are in order with ops, and this one copies four bytes. */
+  wait(): void {
+    this.fence.readInto(this.fenceValue);
+  }
+}
+
+/** A subject from a body that gives the result and what else is to be freed. */
+function subject(
+  operands: Operands,
+  body: () => { result: Tensor; others: readonly (Tensor | LoraSaved | undefined)[] },
+  note?: string,
+): Subject {
+  const run = () => {
+    const { result, others } = body();
+    for (const value of others) value?.dispose();
+    return result;
+  };
+  return {
+    weightBytes: operands.weightBytes,
+    copies: operands.weights.length,
+    ...(note === undefined ? {} : { note }),
+    run: () => {
+      run().dispose();
+      operands.wait();
+    },
+    output: async () => {
+      const result = run();
+      const values = await result.to({ dtype: 'f32' }).read();
+      result.dispose();
+      return values as ArrayLike<number>;
+    },
+  };
+}
+
+export const lowrankPeer: Peer = {
+  name: 'lowrank',
+  find: () => ({ version: version() }),
+  prepare(job, context) {
+    const { matmul, loraForward, loraBackward, LoraAdapter } = context.lowrank;
+    const operands = new Operands(job, context);
+    const { x, dy, loraA, loraB } = operands;
+    const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: context.scaling * job.r });
+    const backward = (saved: LoraSaved, keep: boolean, others: readonly Tensor[]) => {
+      const { dx, dLoraA, dLoraB } = loraBackward(dy, saved, { keep });
+      return { result: dx as Tensor, others: [dLoraA, dLoraB, ...others] };
+    };
+    switch (job.op) {
+      case 'matmul':
+        return subject(operands, () => ({ result: matmul(x, operands.next()), others: [] }));
+      case 'loraForward':
+        return subject(operands, () => {
+          const { y, saved } = loraForward(x, operands.next(), adapter);
+          return { result: y, others: [saved] };
+        });
+      case 'loraBackward': {
+        const states = operands.weights.map((w) => {
+          const { y, saved } = loraForward(x, w, adapter);
+          y.dispose();
+          return saved;
+        });
+        let turn = 0;
+        return subject(operands, () =>
+          backward(states[turn++ % states.length] as LoraSaved, true, []),
+        );
+      }
+      case 'lora':
+        return subject(operands, () => {
+          const { y, saved } = loraForward(x, operands.next(), adapter);
+          return backward(saved, false, [y]);
+        });
+    }
+  },
+};
+
+/** The weight is dequantised at every call, as a library does that has no quantised product. */
+export const unfusedPeer: Peer = {
+  name: 'unfused',
+  find: () => ({ version: version() }),
+  prepare(job, context) {
+    const { matmul, matmulInputGrad, dequantize, Tensor } = context.lowrank;
+    const operands = new Operands(job, context);
+    const { x, dy } = operands;
+    const loraA = operands.loraA.to({ dtype: job.dtype });
+    const loraB = operands.loraB.to({ dtype: job.dtype });
+    const withDense = (body: (dense: Tensor) => readonly Tensor[]) => {
+      const w = operands.next();
+      const dense = w instanceof Tensor ? undefined : dequantize(w, { dtype: job.dtype });
+      const [result, ...others] = body(dense ?? (w as Tensor)) as [Tensor, ...Tensor[]];
+      return { result, others: [...others, dense] };
+    };
+    const forward = (dense: Tensor) => {
+      const h = matmul(x, loraA);
+      return [matmul(x, dense), matmul(h, loraB), h];
+    };
+    const backward = (dense: Tensor) => {
+      const dh = matmulInputGrad(dy, loraB);
+      return [matmulInputGrad(dy, dense), matmulInputGrad(dh, loraA), dh];
+    };
+    const bodies: Readonly<Record<Job['op'], () => ReturnType<typeof withDense>>> = {
+      matmul: () => withDense((dense) => [matmul(x, dense)]),
+      loraForward: () => withDense(forward),
+      loraBackward: () => withDense(backward),
+      lora: () => {
+        const first = withDense(forward);
+        const second = withDense(backward);
+        return { result: second.result, others: [...second.others, first.result, ...first.others] };
+      },
+    };
+    const note =
+      job.op === 'matmul'
+        ? 'weight dequantised'
+        : `weight dequantised; without the sum of both parts${job.op === 'loraForward' ? '' : ' and the gradients of the factors'}`;
+    const { output: _, ...rest } = subject(operands, bodies[job.op], note);
+    return rest;
+  },
+};
+
+/** What the adapter is added to: its cost is the time of the fused op over this. */
+export const basePeer: Peer = {
+  name: 'base',
+  find: () => ({ version: version() }),
+  refuses: ({ op }) => (op === 'matmul' ? 'there is no adapter' : undefined),
+  prepare(job, context) {
+    const { matmul, matmulInputGrad } = context.lowrank;
+    const operands = new Operands(job, context);
+    const { x, dy } = operands;
+    const bodies: Readonly<Record<Job['op'], () => { result: Tensor; others: Tensor[] }>> = {
+      matmul: () => ({ result: matmul(x, operands.next()), others: [] }),
+      loraForward: () => ({ result: matmul(x, operands.next()), others: [] }),
+      loraBackward: () => ({ result: matmulInputGrad(dy, operands.next()), others: [] }),
+      lora: () => {
+        const w = operands.next();
+        return { result: matmulInputGrad(dy, w), others: [matmul(x, w)] };
+      },
+    };
+    const { output: _, ...rest } = subject(operands, bodies[job.op], 'base product, no adapter');
+    return rest;
+  },
+};
+
+/** For peers whose weight is dense in the activations' dtype. */
+export function denseBytes({ K, N, dtype }: Job): number {
+  return K * N * bytesOfType(dtype);
+}

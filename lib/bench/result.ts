@@ -1,0 +1,110 @@
+/** A run as it is saved: what `--json` prints, and what reports and comparisons read. */
+
+import { readFileSync } from 'node:fs';
+import { LowrankError } from '../core/errors.js';
+import type { Job } from './job.js';
+import type { Machine } from './machine.js';
+import type { ComputeType } from './peer.js';
+import type { Roofline } from './roofline.js';
+
+export const kResultFormat = 'lowrank bench 2';
+
+/** One subject on one job. */
+export interface Row {
+  readonly op: string;
+  /** `MxKxN` */
+  readonly shape: string;
+  /** Name in `--peers`. */
+  readonly subject: string;
+  readonly version: string;
+  readonly note?: string;
+  readonly computes: ComputeType;
+  readonly median_ms: number;
+  readonly p10_ms: number;
+  readonly p90_ms: number;
+  /** Holds the median with this confidence; see statistics.ts. */
+  readonly interval_ms: readonly [number, number];
+  readonly confidence: number;
+  /** Clean samples: those that count, where there are at least three. */
+  readonly clean: number;
+  readonly samples: number;
+  readonly outliers: number;
+  /** Of each process that has samples that count. */
+  readonly trial_medians_ms: readonly number[];
+  /** Every sample of each process; those that are not clean are negative. */
+  readonly samples_ms: readonly (readonly number[])[];
+  readonly gflops: number;
+  /** Bytes that must move, over the time. */
+  readonly gbytes_s: number;
+  /** Floating point operations a byte. */
+  readonly intensity: number;
+  readonly weight_bytes: number;
+  /** Copies of the weight that calls go round. */
+  readonly copies: number;
+  readonly roof_gflops?: number;
+  readonly bound?: 'compute' | 'memory';
+  /** Of the roof, 0 to 1. */
+  readonly share?: number;
+  /** Time over that of the first subject, from samples taken in turns; with its interval. */
+  readonly ratio: number;
+  readonly ratio_interval: readonly [number, number];
+  readonly pairs: number;
+  /** Of the result against float64, as norms. */
+  readonly error?: number;
+}
+
+/** One job, everybody who did it, and who did not. */
+export interface CaseResult {
+  readonly name: string;
+  readonly job: Job;
+  readonly rows: readonly Row[];
+  readonly skipped: readonly { readonly subject: string; readonly reason: string }[];
+}
+
+export interface BenchResult {
+  readonly format: typeof kResultFormat;
+  readonly version: string;
+  readonly commit?: string;
+  readonly date: string;
+  readonly seconds: number;
+  readonly command: string;
+  readonly machine: Machine;
+  /** Cores that others kept busy before the run, where that is known. */
+  readonly busy_cores?: number;
+  readonly runner: string;
+  readonly repeats: number;
+  readonly trials: number;
+  readonly roofline: Roofline | string;
+  readonly peers: readonly {
+    readonly name: string;
+    readonly version?: string;
+    readonly missing?: string;
+  }[];
+  readonly cases: readonly CaseResult[];
+}
+
+/** @throws ERR_FILE, ERR_FILE_NOT_FOUND */
+export function readResult(file: string): BenchResult {
+  let text: string;
+  try {
+    text = readFileSync(file, 'utf8');
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    const kind = code === 'ENOENT' ? 'ERR_FILE_NOT_FOUND' : 'ERR_FILE';
+    throw new LowrankError(kind, `bench: ${file} cannot be read: ${message}`, { op: 'bench' });
+  }
+  let value: Partial<BenchResult> | null = null;
+  try {
+    value = JSON.parse(text) as Partial<BenchResult> | null;
+  } catch {
+    // refused below
+  }
+  if (value?.format !== kResultFormat || !Array.isArray(value.cases)) {
+    const expected = `bench: ${file} must be what lowrank bench --save or --json writes`;
+    const got = String(value?.format ?? 'no such JSON').slice(0, 60);
+    throw new LowrankError('ERR_FILE', `${expected} (${kResultFormat}), got ${got}`, {
+      op: 'bench',
+    });
+  }
+  return value as BenchResult;
+}

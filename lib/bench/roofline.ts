@@ -1,0 +1,80 @@
+/** The ceilings of this machine, compiled and measured in the same run as what is judged by them. */
+
+import { spawn } from 'node:child_process';
+import { compileProgram } from './foreign.js';
+import { bytesOf, flopsOf, type Job } from './job.js';
+import type { ComputeType } from './peer.js';
+
+/** Ceilings of some number of threads. */
+export interface Ceilings {
+  /** GFLOP/s (GOP/s for int8), where the processor has the instruction. */
+  readonly f32: number;
+  readonly bf16?: number;
+  readonly int8?: number;
+  /** GB/s from memory; `copy` counts what is read and what is written. */
+  readonly read: number;
+  readonly copy: number;
+}
+
+/** By number of threads. */
+export type Roofline = Readonly<Record<string, Ceilings>>;
+
+const kTimeout_ms = 120_000;
+
+/** @returns why there is none, as text, where no compiler is found */
+export async function measureRoofline(
+  threads: readonly number[],
+  lastCacheBytes: number,
+): Promise<Roofline | string> {
+  const compiled = compileProgram('roofline.cpp');
+  if ('missing' in compiled) return compiled.missing;
+  const bytes = Math.max(256 * 2 ** 20, 4 * lastCacheBytes);
+  const text = await output(compiled.program, [threads.join(','), String(bytes)]);
+  try {
+    return JSON.parse(text) as Roofline;
+  } catch {
+    return 'it could not be measured';
+  }
+}
+
+function output(program: string, args: readonly string[]): Promise<string> {
+  return new Promise((resolve) => {
+    const child = spawn(program, [...args], {
+      stdio: ['ignore', 'pipe', 'ignore'],
+      timeout: kTimeout_ms,
+    });
+    let text = '';
+    child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk;
+    });
+    child.on('error', () => resolve(''));
+    child.on('close', () => resolve(text));
+  });
+}
+
+/** The best that a job could do here. */
+export interface Roof {
+  /** GFLOP/s. */
+  readonly gflops: number;
+  readonly bound: 'compute' | 'memory';
+}
+
+/**
+ * The lower of what the multipliers do and what memory feeds them. Memory counts only where weights
+ * are cold: what stays in the cache is not read from memory.
+ */
+export function roofOf(
+  job: Job,
+  ceilings: Ceilings,
+  weightBytes: number,
+  computes: ComputeType,
+): Roof {
+  const peak = ceilings[computes] ?? ceilings.f32;
+  const fed = job.coldBytes > 0 ? intensity(job, weightBytes) * ceilings.read : Infinity;
+  return fed < peak ? { gflops: fed, bound: 'memory' } : { gflops: peak, bound: 'compute' };
+}
+
+/** Floating point operations a byte of memory. */
+export function intensity(job: Job, weightBytes: number): number {
+  return flopsOf(job) / bytesOf(job, weightBytes);
+}

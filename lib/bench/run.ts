@@ -1,0 +1,99 @@
+/** A whole run: quiet-machine check, roofline, peers, jobs. */
+
+import type { Progress } from '../cli/terminal.js';
+import { version } from '../cli/version.js';
+import type { Job } from './job.js';
+import { busyCores, describeMachine, sourceCommit } from './machine.js';
+import { type FoundPeer, measureCase, type Plan } from './measure.js';
+import type { Peer } from './peer.js';
+import { type BenchResult, type CaseResult, kResultFormat } from './result.js';
+import { measureRoofline } from './roofline.js';
+import type { Group } from './sweep.js';
+
+/** Peers to look for; a user's come with their file. */
+export interface AskedPeer {
+  readonly peer: Peer;
+  readonly file?: string;
+}
+
+/** @param groups of jobs, once the machine is known */
+export async function runBench(
+  groups: readonly Group[],
+  asked: readonly AskedPeer[],
+  plan: Plan,
+  command: string,
+  progress: Progress,
+): Promise<BenchResult> {
+  const started = performance.now();
+  const date = new Date().toISOString();
+  const machine = describeMachine();
+  progress.phase('quiet?');
+  const busy = await busyCores();
+  const jobs = groups.flatMap((group) => group.jobs);
+  progress.phase('roofline');
+  progress.update(0, 1);
+  const threads = [
+    ...new Set(jobs.filter(({ device }) => device === 'cpu').map((job) => job.threads)),
+  ];
+  const roofline = !plan.roofline
+    ? 'not asked for'
+    : threads.length === 0
+      ? 'only for the cpu device'
+      : await measureRoofline(
+          threads.sort((a, b) => a - b),
+          machine.lastCache,
+        );
+  progress.update(1, 1);
+
+  progress.phase('peers');
+  const peers: BenchResult['peers'][number][] = [];
+  const there: FoundPeer[] = [];
+  for (const [at, { peer, file }] of asked.entries()) {
+    progress.update(at, asked.length, peer.name);
+    const found = await peer.find();
+    peers.push({ name: peer.name, ...found });
+    if ('version' in found) {
+      there.push({ peer, version: found.version, ...(file === undefined ? {} : { file }) });
+    }
+  }
+  progress.update(asked.length, asked.length);
+
+  progress.phase('measuring');
+  const cases: CaseResult[] = [];
+  let runner = '';
+  for (const { jobs: some, only } of groups) {
+    for (const job of some) {
+      const chosen = there.filter(
+        ({ peer, file }) => file !== undefined || only === undefined || only.includes(peer.name),
+      );
+      const { runner: used, ...result } = await measureCase(job, chosen, plan, roofline, (text) =>
+        progress.update(cases.length, jobs.length, `${shortName(job)}: ${text}`),
+      );
+      cases.push(result);
+      runner = runner === '' ? used : runner;
+    }
+  }
+  progress.update(jobs.length, jobs.length);
+  progress.close();
+  const commit = sourceCommit();
+  return {
+    format: kResultFormat,
+    version: version(),
+    ...(commit === undefined ? {} : { commit }),
+    date,
+    seconds: Math.round((performance.now() - started) / 100) / 10,
+    command,
+    machine,
+    ...(busy === undefined ? {} : { busy_cores: Math.round(100 * busy) / 100 }),
+    runner,
+    repeats: plan.repeats,
+    trials: plan.trials,
+    roofline,
+    peers,
+    cases,
+  };
+}
+
+function shortName({ op, M, r, threads }: Job): string {
+  return `${op} M=${M} r=${r} t=${threads}`;
+}

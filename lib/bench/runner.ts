@@ -1,0 +1,81 @@
+/**
+ * Times a number of calls. The `benchmark` package does it where it is installed; its mean and its
+ * margin are not used, only the time of the one sample that was asked for.
+ */
+
+/** What is used of the `benchmark` package. */
+interface BenchmarkRun {
+  readonly stats: { readonly sample: readonly number[] };
+  readonly error?: unknown;
+  initCount: number;
+  run(options: { async: boolean }): void;
+}
+interface BenchmarkClass {
+  new (
+    name: string,
+    body: () => void,
+    options: { minSamples: number; maxTime: number; minTime: number },
+  ): BenchmarkRun;
+  readonly version: string;
+}
+
+/** Milliseconds that `calls` calls took. */
+export interface Runner {
+  readonly name: string;
+  time(calls: number): Promise<number>;
+}
+
+export async function makeRunner(run: () => void | Promise<void>): Promise<Runner> {
+  const Benchmark = await installed();
+  // An asynchronous call is awaited here: the package would time its own turns of the event loop.
+  if (Benchmark === undefined || run() instanceof Promise) return plainRunner(run);
+  let armed = false;
+  let failure: { error: unknown } | undefined;
+  const body = () => {
+    // Each sample begins with one call that is not timed, to see that the body works.
+    if (!armed) armed = true;
+    else if (failure === undefined) {
+      try {
+        run();
+      } catch (error) {
+        failure = { error };
+      }
+    }
+  };
+  const bench = new Benchmark('', body, { minSamples: 1, maxTime: 0, minTime: 1e-9 });
+  return {
+    name: `benchmark ${Benchmark.version}`,
+    async time(calls) {
+      armed = false;
+      bench.initCount = calls;
+      bench.run({ async: false });
+      if (failure !== undefined) throw failure.error;
+      const [period] = bench.stats.sample;
+      if (period === undefined) throw new Error(`no sample: ${String(bench.error)}`);
+      return 1000 * period * calls;
+    },
+  };
+}
+
+function plainRunner(run: () => void | Promise<void>): Runner {
+  return {
+    name: 'a loop',
+    async time(calls) {
+      const started = performance.now();
+      for (let i = 0; i < calls; i++) {
+        const pending = run();
+        if (pending !== undefined) await pending;
+      }
+      return performance.now() - started;
+    },
+  };
+}
+
+async function installed(): Promise<BenchmarkClass | undefined> {
+  try {
+    const name = 'benchmark';
+    return ((await import(name)) as { default: BenchmarkClass }).default;
+  } catch {
+    return undefined;
+  }
+}

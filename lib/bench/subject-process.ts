@@ -1,0 +1,168 @@
+/**
+ * One subject in a process of its own. The protocol, in JSON lines, is the same for a worker of Node
+ * and for a program in another language:
+ *
+ *   child  {"ready": {"version"?, "note"?, "weightBytes"?, "copies"?, "probe"?, "runner"?}}
+ *   parent 12                    (so many calls)
+ *   child  {"ms": 34.5}          (what they took together)
+ *   ...until the parent closes stdin. {"error": "..."} in place of any answer ends it.
+ *
+ * Lines that are not JSON are what a library prints of its own, and are skipped.
+ */
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { runDelay_ms } from './machine.js';
+import type { Program } from './peer.js';
+
+/** What a subject says of itself once it can be timed. */
+export interface Ready {
+  readonly version?: string;
+  readonly note?: string;
+  readonly weightBytes?: number;
+  readonly copies?: number;
+  readonly probe?: readonly number[];
+  readonly runner?: string;
+}
+
+/** One timed sample. */
+export interface Sample {
+  /** Of one call. */
+  readonly ms: number;
+  /** No thread of the subject had to wait for a core; not known (and taken as so) off Linux. */
+  readonly clean: boolean;
+}
+
+interface Answer {
+  readonly ready?: Ready;
+  readonly ms?: number;
+  readonly error?: string;
+}
+
+/** A sample is clean if its threads waited for a core for less than this part of it. */
+export const kCleanDelay = 0.02;
+const kStart_ms = 180_000;
+const kAnswer_ms = 300_000;
+
+/** A child that answers; end it with {@link close}. */
+export class SubjectProcess {
+  private readonly child: ChildProcess;
+  private readonly lines: Answer[] = [];
+  private waiting: ((answer: Answer) => void) | undefined;
+  private errors = '';
+  private calls = 1;
+
+  private constructor({ command, args, env }: Program) {
+    this.child = spawn(command, [...args], {
+      env: { ...process.env, ...env },
+      stdio: ['pipe', 'pipe', 'pipe'],
+    });
+    let rest = '';
+    this.child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
+      const found = (rest + chunk).split('\n');
+      rest = found.pop() ?? '';
+      for (const line of found) this.take(parseAnswer(line));
+    });
+    this.child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
+      this.errors = (this.errors + chunk).slice(-2000);
+    });
+    this.child.stdin?.on('error', () => {}); // it went away: its exit is what is reported
+    this.child.on('error', ({ message }) => this.take({ error: message }));
+    this.child.on('close', (code, signal) => {
+      const last = this.errors.trim().split('\n').pop() ?? '';
+      this.take({ error: `ended (${signal ?? code})${last === '' ? '' : `: ${last}`}` });
+    });
+  }
+
+  /** @throws Error in words where it does not come up */
+  static async start(program: Program): Promise<{ process: SubjectProcess; ready: Ready }> {
+    const subject = new SubjectProcess(program);
+    try {
+      const { ready } = await subject.next(kStart_ms);
+      if (ready === undefined) throw new Error('its first line is not {"ready": ...}');
+      return { process: subject, ready };
+    } catch (error) {
+      await subject.close();
+      throw error;
+    }
+  }
+
+  /** Warms up, and finds how many calls make a sample of this length. */
+  async calibrate(sample_ms: number): Promise<void> {
+    await this.time(1);
+    let calls = 1;
+    for (let round = 0; round < 4; round++) {
+      const ms = await this.time(calls);
+      if (ms >= 0.7 * sample_ms) break;
+      calls = Math.min(1_000_000, Math.ceil(calls * Math.min(100, sample_ms / Math.max(ms, 1e-3))));
+    }
+    this.calls = calls;
+  }
+
+  /** @param delayOf how long the threads of a process have waited for a core in all */
+  async sample(delayOf = runDelay_ms): Promise<Sample> {
+    const before = delayOf(this.child.pid);
+    const ms = await this.time(this.calls);
+    const after = delayOf(this.child.pid);
+    const clean = before === undefined || after === undefined || after - before < kCleanDelay * ms;
+    return { ms: ms / this.calls, clean };
+  }
+
+  /** Ends the child, at once if it does not end by itself. */
+  close(): Promise<void> {
+    return new Promise((resolve) => {
+      if (this.child.exitCode !== null || this.child.signalCode !== null || !this.child.pid) {
+        resolve();
+        return;
+      }
+      const timer = setTimeout(() => this.child.kill('SIGKILL'), 3000);
+      this.child.once('close', () => {
+        clearTimeout(timer);
+        resolve();
+      });
+      this.child.stdin?.end();
+    });
+  }
+
+  private async time(calls: number): Promise<number> {
+    this.child.stdin?.write(`${calls}\n`);
+    const { ms } = await this.next(kAnswer_ms);
+    if (typeof ms !== 'number' || !(ms >= 0)) throw new Error('it answered without a time');
+    return ms;
+  }
+
+  private take(answer: Answer | undefined): void {
+    if (answer === undefined) return;
+    const waiting = this.waiting;
+    this.waiting = undefined;
+    if (waiting === undefined) this.lines.push(answer);
+    else waiting(answer);
+  }
+
+  private async next(limit_ms: number): Promise<Answer> {
+    let timer: NodeJS.Timeout | undefined;
+    const answer = await new Promise<Answer>((resolve) => {
+      const line = this.lines.shift();
+      if (line !== undefined) {
+        resolve(line);
+        return;
+      }
+      this.waiting = resolve;
+      timer = setTimeout(() => {
+        this.child.kill('SIGKILL');
+        resolve({ error: `no answer in ${limit_ms / 1000} s` });
+      }, limit_ms);
+    });
+    clearTimeout(timer);
+    if (answer.error !== undefined) throw new Error(answer.error);
+    return answer;
+  }
+}
+
+function parseAnswer(line: string): Answer | undefined {
+  if (!line.startsWith('{')) return undefined;
+  try {
+    return JSON.parse(line) as Answer;
+  } catch {
+    return undefined;
+  }
+}

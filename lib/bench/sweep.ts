@@ -1,0 +1,96 @@
+/** The jobs of a run: a product of lists, or the default selection. */
+
+import type { Device, DType } from '../index.js';
+import { type BenchOp, coldBytesFor, type Job, type WeightFormat, weightBytesOf } from './job.js';
+
+/** A size, without M where lists of M apply. */
+export interface SweepShape {
+  readonly layer?: string;
+  readonly M?: number;
+  readonly K: number;
+  readonly N: number;
+}
+
+/** Lists that are multiplied. */
+export interface Sweep {
+  readonly ops: readonly BenchOp[];
+  readonly shapes: readonly SweepShape[];
+  /** For shapes without an M of their own. */
+  readonly M: readonly number[];
+  readonly r: readonly number[];
+  readonly formats: readonly WeightFormat[];
+  readonly dtypes: readonly DType[];
+  readonly threads: readonly number[];
+  readonly devices: readonly Device[];
+}
+
+/** A group of jobs, and who takes part: all who are asked for, unless they are named here. */
+export interface Group {
+  readonly jobs: readonly Job[];
+  readonly only?: readonly string[];
+}
+
+/** Every combination, each once. */
+export function expand(sweep: Sweep, lastCacheBytes: number): Job[] {
+  const jobs = new Map<string, Job>();
+  const { ops, shapes, formats, dtypes, threads, devices } = sweep;
+  for (const device of devices) {
+    for (const op of ops) {
+      for (const shape of shapes) {
+        for (const dtype of dtypes) {
+          for (const format of formats) {
+            for (const r of op === 'matmul' ? sweep.r.slice(0, 1) : sweep.r) {
+              for (const count of device === 'cpu' ? threads : threads.slice(0, 1)) {
+                for (const M of shape.M === undefined ? sweep.M : [shape.M]) {
+                  const job = { op, ...shape, M, r, format, dtype, threads: count, device };
+                  const weightBytes = weightBytesOf({ ...job, coldBytes: 0 });
+                  const coldBytes = coldBytesFor(M, weightBytes, lastCacheBytes);
+                  jobs.set(JSON.stringify(job), { ...job, coldBytes });
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  return [...jobs.values()];
+}
+
+/**
+ * What `lowrank bench` measures without options: a layer of Llama-3.2-1B against M, the cost of the
+ * adapter against r, and threads. Under two minutes on two cores.
+ */
+export function defaultGroups(device: Device, cores: number, lastCacheBytes: number): Group[] {
+  const layer = { layer: 'Llama-3.2-1B q', K: 2048, N: 2048 };
+  const one: Sweep = {
+    ops: ['lora'],
+    shapes: [layer],
+    M: [256],
+    r: [16],
+    formats: ['nf4'],
+    dtypes: ['f32'],
+    threads: [cores],
+    devices: [device],
+  };
+  const jobs = (changes: Partial<Sweep>) => expand({ ...one, ...changes }, lastCacheBytes);
+  const groups: Group[] = [
+    { jobs: jobs({ M: [1, 8, 64, 256] }) },
+    {
+      jobs: jobs({ ops: ['loraForward', 'loraBackward'], r: [8, 32, 128] }),
+      only: ['lowrank', 'base'],
+    },
+  ];
+  const fewer = threadSteps(cores).slice(0, -1);
+  if (device === 'cpu' && fewer.length > 0) {
+    groups.push({ jobs: jobs({ threads: fewer }), only: ['lowrank', 'unfused', 'torch'] });
+  }
+  return groups;
+}
+
+/** 1, 2, 4, ... and the number of cores. */
+export function threadSteps(cores: number): number[] {
+  const steps: number[] = [];
+  for (let count = 1; count < cores; count *= 2) steps.push(count);
+  return [...steps, cores];
+}

@@ -1,0 +1,111 @@
+/** A run as text: one block a job, one line a subject, bars of speed. */
+
+import { table, visible } from '../cli/terminal.js';
+import type { BenchResult, CaseResult, Row } from './result.js';
+
+const kBar = 16;
+
+/** `12.3 ms`, three digits. */
+export function duration(ms: number): string {
+  if (!Number.isFinite(ms)) return '-';
+  if (ms >= 1000) return `${(ms / 1000).toPrecision(3)} s`;
+  return ms >= 1 ? `${ms.toPrecision(3)} ms` : `${(1000 * ms).toPrecision(3)} us`;
+}
+
+/** A bar in eighths of a character; the fastest is full. */
+export function bar(share: number, width = kBar): string {
+  const eighths = Math.max(1, Math.round(8 * width * Math.min(1, Math.max(0, share))));
+  const part = ['', '\u258f', '\u258e', '\u258d', '\u258c', '\u258b', '\u258a', '\u2589'];
+  return '\u2588'.repeat(Math.floor(eighths / 8)) + (part[eighths % 8] as string);
+}
+
+/** Who a row is, with the version. */
+export function rowName({ subject, version }: Row): string {
+  if (subject === 'lowrank' || subject === 'unfused' || subject === 'base') return subject;
+  return `${subject} ${version}`;
+}
+
+function caseText(result: CaseResult): string {
+  const { rows, skipped } = result;
+  const fastest = Math.min(...rows.map(({ median_ms }) => median_ms));
+  const copies = rows[0]?.copies ?? 1;
+  const weights = copies > 1 ? `cold weights (${copies} copies)` : 'one weight';
+  const cells = rows.map((row) => [
+    `  ${rowName(row)}`,
+    duration(row.median_ms),
+    `${duration(row.p10_ms)} to ${duration(row.p90_ms)}`,
+    `${row.gflops.toPrecision(3)} GFLOP/s`,
+    row.share === undefined ? '' : `${(100 * row.share).toFixed(0)} % ${row.bound}`,
+    `${row.ratio.toFixed(2)} [${row.ratio_interval.map((value) => value.toFixed(2)).join(', ')}]`,
+    `${row.clean}/${row.samples}`,
+    bar(fastest / row.median_ms),
+  ]);
+  const head = [
+    '  subject',
+    'median',
+    'p10 to p90',
+    'rate',
+    'of the roof',
+    'time / ours',
+    'clean',
+    'speed',
+  ];
+  const notes = [...new Set(skipped.map(({ subject, reason }) => `  ${subject}: ${reason}`))];
+  const body = rows.length === 0 ? '' : table([head, ...cells], [1, 2, 3, 4, 6]);
+  return `${result.name}; ${weights}\n${body}${notes.map((line) => `${line}\n`).join('')}`;
+}
+
+/** What the numbers are of. */
+export function headline(result: BenchResult): string[] {
+  const { machine, roofline, busy_cores: busy } = result;
+  const lines = [
+    `${machine.cpu}, ${machine.cores} cores${machine.virtual ? ' (virtual)' : ''}, ${machine.isa}; ` +
+      `${machine.caches.join(', ')}; ${machine.node}; lowrank ${result.version}` +
+      `${result.commit === undefined ? '' : ` at ${result.commit}`}`,
+  ];
+  if (typeof roofline === 'string') lines.push(`no roofline: ${roofline}`);
+  else {
+    for (const [threads, { f32, bf16, int8, read, copy }] of Object.entries(roofline)) {
+      const rates = [
+        `f32 ${f32.toFixed(0)} GFLOP/s`,
+        ...(bf16 === undefined ? [] : [`bf16 ${bf16.toFixed(0)} GFLOP/s`]),
+        ...(int8 === undefined ? [] : [`int8 ${int8.toFixed(0)} GOP/s`]),
+        `read ${read.toFixed(1)} GB/s`,
+        `copy ${copy.toFixed(1)} GB/s`,
+      ];
+      lines.push(`roofline, ${threads} thread${threads === '1' ? '' : 's'}: ${rates.join(', ')}`);
+    }
+  }
+  const { clean, samples } = cleanliness(result);
+  const quiet = busy === undefined ? '' : `; ${busy.toFixed(1)} cores were busy before the run`;
+  lines.push(`${clean} of ${samples} samples clean${quiet}`);
+  if (clean < 0.8 * samples || (busy ?? 0) > 0.2) {
+    lines.push('this machine was not quiet: look at the ratios, and measure again');
+  }
+  const missing = result.peers.flatMap(({ name, missing: how }) =>
+    how === undefined ? [] : [`${name} is not here: ${how}`],
+  );
+  return [...lines, ...missing];
+}
+
+export function cleanliness({ cases }: BenchResult): { clean: number; samples: number } {
+  const rows = cases.flatMap((row) => row.rows);
+  return {
+    clean: rows.reduce((sum, row) => sum + row.clean, 0),
+    samples: rows.reduce((sum, row) => sum + row.samples, 0),
+  };
+}
+
+const kLegend = `median: of clean samples; time / ours: median and its 95 % interval, from samples taken in turns
+of the roof: of the lower of multiply-add peak and memory bandwidth, measured in this run
+`;
+
+/** The whole run. */
+export function resultText(result: BenchResult): string {
+  const parts = [
+    headline(result).join('\n'),
+    ...result.cases.map((row) => caseText(row).trimEnd()),
+    kLegend.trimEnd(),
+  ];
+  return `${visible(parts.join('\n\n'))}\n`;
+}

@@ -1,0 +1,67 @@
+/**
+ * The process of one subject: prepares a peer for a job, then takes a number of calls a line on
+ * stdin and answers with their time, until stdin ends. See subject-process.ts.
+ */
+
+import * as lowrank from '../index.js';
+import { elements, probeIndices } from './data.js';
+import { copiesFor, type Job, kScaling } from './job.js';
+import type { Peer } from './peer.js';
+import { findPeer } from './peers/index.js';
+import { loadCase } from './peers/user.js';
+import { makeRunner } from './runner.js';
+
+/** What the worker is told on its command line. */
+export interface WorkerTask {
+  readonly job: Job;
+  readonly peer: string;
+  /** A user's file, in place of a peer of ours. */
+  readonly file?: string;
+}
+
+const answer = (value: unknown) => process.stdout.write(`${JSON.stringify(value)}\n`);
+
+async function main({ job, peer: name, file }: WorkerTask): Promise<void> {
+  const peer: Peer | undefined = file === undefined ? findPeer(name) : await loadCase(file);
+  if (peer?.prepare === undefined) throw new Error(`${name} cannot be prepared`);
+  if (job.device === 'cpu') lowrank.setThreads(job.threads);
+  const subject = await peer.prepare(job, {
+    lowrank,
+    elements: (operand) => elements(operand, lengthOf(job, operand)),
+    copies: (weightBytes) => copiesFor(job, weightBytes),
+    scaling: kScaling,
+  });
+  const run = () => subject.run();
+  await run();
+  const output = await subject.output?.();
+  const runner = await makeRunner(run);
+  answer({
+    ready: {
+      note: subject.note,
+      weightBytes: subject.weightBytes,
+      copies: subject.copies,
+      runner: runner.name,
+      ...(output === undefined ? {} : { probe: probeIndices(job).map((i) => output[i]) }),
+    },
+  });
+  process.stdin.setEncoding('utf8');
+  let rest = '';
+  for await (const chunk of process.stdin) {
+    const lines = (rest + String(chunk)).split('\n');
+    rest = lines.pop() ?? '';
+    for (const line of lines) answer({ ms: await runner.time(Number(line)) });
+  }
+  await subject.dispose?.();
+}
+
+function lengthOf({ M, K, N, r }: Job, operand: Parameters<typeof elements>[0]): number {
+  return { x: M * K, dy: M * N, w: N * K, loraA: r * K, loraB: N * r }[operand];
+}
+
+main(JSON.parse(process.argv[2] ?? '{}') as WorkerTask).then(
+  () => process.exit(0),
+  (error: unknown) => {
+    answer({ error: error instanceof Error ? error.message : String(error) });
+    process.exit(1);
+  },
+);

@@ -1,0 +1,119 @@
+/** `lowrank bench` as a user runs it, at sizes of no meaning. */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { type BenchResult, kResultFormat } from '../../lib/bench/result.js';
+import { requireBuilt, run } from '../finetune/command.js';
+import { temporaryFolder } from '../finetune/setup.js';
+
+const folder = temporaryFolder();
+const inFolder = (name: string) => path.join(folder, name);
+const kQuick = ['--repeats', '3', '--trials', '1', '--seconds', '0.2'];
+
+beforeAll(() => {
+  requireBuilt();
+});
+
+describe('lowrank bench', () => {
+  it('measures every op and peer of its own, in a table and in a file', async () => {
+    const file = inFolder('run.json');
+    const sizes = ['--op', 'all', '--shape', '16x40x24', '--rank', '4', '--peers', 'unfused,base'];
+    const { code, stdout, stderr } = await run(['bench', ...sizes, ...kQuick, '--save', file]);
+    expect(code, stderr).toBe(0);
+    expect(stdout).toMatch(/loraBackward M=16 K=40 N=24 r=4 nf4 f32 cpu, \d+ threads?; one weight/);
+    expect(stdout).toContain('base: there is no adapter');
+    const result = JSON.parse(fs.readFileSync(file, 'utf8')) as BenchResult;
+    expect(result.format).toBe(kResultFormat);
+    expect(result.runner).toMatch(/^benchmark \d/);
+    expect(result.machine.cores).toBeGreaterThan(0);
+    expect(result.cases.map(({ rows }) => rows.map(({ subject }) => subject))).toEqual([
+      ['lowrank', 'unfused'],
+      ['lowrank', 'unfused', 'base'],
+      ['lowrank', 'unfused', 'base'],
+      ['lowrank', 'unfused', 'base'],
+    ]);
+    for (const row of result.cases.flatMap(({ rows }) => rows)) {
+      expect(row.p10_ms).toBeLessThanOrEqual(row.p90_ms);
+      expect(row.interval_ms[0]).toBeLessThanOrEqual(row.median_ms);
+      expect(row.samples).toBeGreaterThanOrEqual(3);
+      expect(row.gflops).toBeGreaterThan(0);
+      // Both quantise to four bits; what has no result of its own is not compared.
+      if (row.subject === 'lowrank') expect(row.error).toBeLessThan(0.2);
+    }
+    if (typeof result.roofline !== 'string') {
+      expect(Object.values(result.roofline)[0]?.f32).toBeGreaterThan(1);
+    }
+  });
+
+  it('goes over lists, with stdout left to the JSON', async () => {
+    const lists = [
+      '--model',
+      'bundled:q',
+      '--m',
+      '1,9',
+      '--dtype',
+      'bf16',
+      '--format',
+      'int8,none',
+    ];
+    const { code, stdout, stderr } = await run([
+      'bench',
+      ...[
+        ...lists,
+        '--op',
+        'matmul',
+        '--threads',
+        '1',
+        '--peers',
+        'none',
+        '--json',
+        '--no-roofline',
+      ],
+      ...kQuick,
+    ]);
+    expect(code, stderr).toBe(0);
+    const { cases } = JSON.parse(stdout) as BenchResult;
+    expect(cases.map(({ name }) => name)).toEqual([
+      'matmul bundled q M=1 K=192 N=192 int8 bf16 cpu, 1 thread',
+      'matmul bundled q M=9 K=192 N=192 int8 bf16 cpu, 1 thread',
+      'matmul bundled q M=1 K=192 N=192 none bf16 cpu, 1 thread',
+      'matmul bundled q M=9 K=192 N=192 none bf16 cpu, 1 thread',
+    ]);
+    for (const { rows } of cases) expect(rows[0]?.error).toBeLessThan(0.02);
+  });
+
+  it('takes TensorFlow.js along, which this repository has', async () => {
+    const args = ['bench', '--op', 'loraForward,loraBackward', '--shape', '8x24x16'];
+    const { stdout } = await run([
+      ...args,
+      '--peers',
+      'tfjs',
+      '--json',
+      '--no-roofline',
+      ...kQuick,
+    ]);
+    const { cases } = JSON.parse(stdout) as BenchResult;
+    for (const { rows } of cases) {
+      expect(rows.map(({ subject }) => subject)).toEqual(['lowrank', 'tfjs']);
+      expect(rows[1]?.error).toBeLessThan(1e-5);
+    }
+  });
+
+  it('says what an option takes', async () => {
+    const wrong: [string[], string][] = [
+      [['--shape', '4x4'], 'MxKxN'],
+      [['--model', 'gpt-5'], 'Llama-3.2-1B'],
+      [['--m', '1,0'], 'a list of integers from 1'],
+      [['--peers', 'jax'], 'unfused, base'],
+      [['--dtype', 'f8'], 'f32, bf16, f16'],
+      [['--device', 'tpu'], 'reference'],
+      [['--seconds', '0'], 'a number above 0'],
+    ];
+    const results = await Promise.all(wrong.map(([args]) => run(['bench', ...args])));
+    results.forEach(({ code, stderr }, i) => {
+      expect(stderr).toContain(wrong[i]?.[1]);
+      expect(code).toBe(2);
+    });
+  });
+});
