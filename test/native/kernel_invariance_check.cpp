@@ -6,8 +6,11 @@ namespace lowrank::cpu {
 /// Same bits for every number of threads, and for rows alone and in a batch.
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    for (const char* kind : {"nf4/64", "same"}) {
-      const int64_t M = 83, N = 300, K = 520, r = 12;
+    // 832 and 4160: sums by lanes (sum_order.h), of one span and of a span and a granule.
+    const std::pair<const char*, int64_t> cases[] = {
+        {"nf4/64", 520}, {"nf4/64", 832}, {"nf4/64", 4160}, {"same", 520}};
+    for (const auto& [kind, K] : cases) {
+      const int64_t M = 83, N = 300, r = 12;
       ThreadPool one(1);
       const RunContext single = {&one, cancel};
       const Weight w = MakeWeight(table, single, kind, N, K, dtype);
@@ -54,7 +57,8 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
       };
       std::vector<Dense> base, other;
       run(1, 0, M, &base);
-      const std::string what = std::string(table.isa) + " " + DTypeName(dtype) + " " + kind;
+      const std::string what = std::string(table.isa) + " " + DTypeName(dtype) + " " + kind +
+                               " K " + std::to_string(K);
       for (int threads : {2, 3, 8}) {
         run(threads, 0, M, &other);
         for (size_t i = 0; i < base.size(); ++i) {

@@ -12,15 +12,10 @@
 ///            row-wise path of pack.h.
 #pragma once
 
-#include "native/cpu/kernels/rows.h"
+#include "native/cpu/kernels/sum_order.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Summation index per block. Fixed, since it decides the order of summation (a sum over kKC in
-// registers, then those sums one by one): an A panel is kMR · 1 KiB and stays in L1. It also keeps
-// the rounding error of a long sum near that of its parts.
-constexpr int64_t kKC = 256;
-constexpr int kGroup = 8;  // codes in 32 bits
 // Rows that packing asks for ahead of use: some 100 ns of decoding.
 constexpr int64_t kPrefetchRows = 24;
 
@@ -31,9 +26,6 @@ LOWRANK_INLINE bool FusedDecode(const RowSource& source) {
 LOWRANK_INLINE bool FusedDirectDecode(const RowSource& source) {
   return source.quant != nullptr && source.quant->format->bits == 4 && source.cols % 16 == 0;
 }
-
-/// How far a 32-bit group is shifted for its element e: element 2i is the high nibble of byte i.
-constexpr int NibbleShift(int e) { return (e >> 1) * 8 + ((e & 1) == 0 ? 4 : 0); }
 
 /// Scales of rows [row, row + rows) for each group of eight in columns [k0, k0 + 8 groups), as
 /// scales[group / per_scale][lane]. Returns per_scale, the groups that share one.
@@ -87,11 +79,38 @@ static __attribute__((noinline)) void TransposeCodes(const uint8_t* src, int64_t
   }
 }
 
-/// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc), to
-/// out[unit · stride + lane].
-template <bool kPairs, DType kRound>
+/// Where a decoded vector of columns goes in a B panel whose units are `stride` apart: the element
+/// at place i of group g, in the natural order.
+template <bool kPairs>
+struct NaturalPlaces {
+  float* out;
+  int64_t stride;
+
+  static constexpr int Element(int i) { return i; }
+  LOWRANK_MEMBER_INLINE float* At(int64_t g, int i) const {
+    return out + (g * kGroup + i) / (kPairs ? 2 : 1) * stride;
+  }
+};
+
+/// The same by lanes: `out` is the panel of lane 0, that of lane l is l · block on.
+template <bool kPairs>
+struct LanePlaces {
+  float* out;
+  int64_t stride;
+  int64_t block;
+
+  static constexpr int Element(int i) { return ElementAt(i); }
+  LOWRANK_MEMBER_INLINE float* At(int64_t g, int i) const {
+    const int in_granule = static_cast<int>(g % (kGranule / kGroup));
+    const int64_t place = g / (kGranule / kGroup) * kPlaces + PlaceOf(in_granule, i);
+    return out + LaneOf(in_granule, i) * block + place / (kPairs ? 2 : 1) * stride;
+  }
+};
+
+/// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
+template <bool kPairs, DType kRound, typename Places>
 static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int64_t k0, int64_t kc,
-                             float* out, int64_t stride) {
+                             const Places& places) {
   const QuantView& w = *source.quant;
   const int64_t groups = kc / kGroup;
   alignas(64) uint32_t codes[kKC / kGroup * kVL];
@@ -106,29 +125,29 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
     for (; g < end; ++g) {
       const VecU group = LoadU(codes + g * kVL);
 #pragma GCC unroll 4
-      for (int e = 0; e < kGroup; e += 2) {
-        const VecF even = Lookup(table, group >> NibbleShift(e)) * scale;
-        const VecF odd = Lookup(table, group >> NibbleShift(e + 1)) * scale;
+      for (int i = 0; i < kGroup; i += 2) {
+        const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
+        const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
         if constexpr (kPairs) {
-          StoreU(out + (g * kGroup + e) / 2 * stride, PairBF16(even, odd));
+          StoreU(places.At(g, i), PairBF16(even, odd));
         } else {
-          Store(out + (g * kGroup + e) * stride, RoundTo(kRound, even));
-          Store(out + (g * kGroup + e + 1) * stride, RoundTo(kRound, odd));
+          Store(places.At(g, i), RoundTo(kRound, even));
+          Store(places.At(g, i + 1), RoundTo(kRound, odd));
         }
       }
     }
   }
 }
 
-template <bool kPairs>
+template <bool kPairs, typename Places>
 LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows, int64_t k0,
-                                  int64_t kc, float* out, int64_t stride) {
+                                  int64_t kc, const Places& places) {
   if (kPairs || source.round_to == DType::kF32) {
-    DecodeTransposed<kPairs, DType::kF32>(source, row, rows, k0, kc, out, stride);
+    DecodeTransposed<kPairs, DType::kF32>(source, row, rows, k0, kc, places);
   } else if (source.round_to == DType::kBF16) {
-    DecodeTransposed<kPairs, DType::kBF16>(source, row, rows, k0, kc, out, stride);
+    DecodeTransposed<kPairs, DType::kBF16>(source, row, rows, k0, kc, places);
   } else {
-    DecodeTransposed<kPairs, DType::kF16>(source, row, rows, k0, kc, out, stride);
+    DecodeTransposed<kPairs, DType::kF16>(source, row, rows, k0, kc, places);
   }
 }
 

@@ -11,7 +11,7 @@
 ///             the L2 and read once for every kVectors of them
 #pragma once
 
-#include "native/cpu/kernels/few_rows.h"
+#include "native/cpu/kernels/row_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -145,7 +145,7 @@ LOWRANK_INLINE void AccumulateFewRowsDirect(Run& run, const PackedChunk& chunk, 
   const FewRowsDirectChoice choice = PickFewRowsDirect<Policy>(chunk.rows, w.round_to);
   for (int64_t k0 = 0; k0 < w.rows && !run.Stopped(); k0 += kKC) {
     const int64_t kc = Min(kKC, w.rows - k0);
-    const Unit* a = chunk.At<Policy>(k0, 0);
+    const Unit* a = chunk.At<Policy>(k0, 0, 0);
     for (int64_t k = k0 + kKC; k < Min(k0 + 2 * kKC, w.rows); ++k) {
       PrefetchRow(w, k, block.n0, block.n1 - block.n0);
     }

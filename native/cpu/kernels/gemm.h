@@ -8,12 +8,13 @@
 #pragma once
 
 #include "native/cpu/kernels/isa_kernels.h"
+#include "native/cpu/kernels/lane_pack.h"
 #include "native/cpu/kernels/tile.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
 // Scratch slots. The first two belong to the thread that runs the op, the others to each task.
-enum Slot { kPackedSlot, kDhSlot, kBSlot, kCSlot, kAdapterSlot, kASlot };
+enum Slot { kPackedSlot, kDhSlot, kBSlot, kCSlot, kAdapterSlot, kASlot, kStageSlot };
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
 constexpr int64_t kChunkBytes = 9 << 20;
@@ -154,17 +155,23 @@ LOWRANK_INLINE const Unit* PackHere(Run& run, const Grid& grid, const Block& blo
   return a;
 }
 
-/// The packed rows of one chunk, for all of the summation index: blocks of kKC one after another,
-/// each holding its row panels one after another.
+/// The packed rows of one chunk, for all of the summation index.
+///
+///   natural order   blocks of it one after another, each holding its row panels one after another
+///   by lanes        row panels one after another, each holding its blocks (lanes) one after
+///   another for row_dot.h   passes one after another
 struct PackedChunk {
   Unit* data = nullptr;
   int64_t rows = 0;
-  int64_t depth = 0;
+  SumOrder order;
+  bool dots = false;
+  RowPanels panels = {0, 1};
 
+  /// Where rows from m on of the block at k0 are, m the first of a panel of mr rows.
   template <typename Policy>
-  const Unit* At(int64_t k0, int64_t m) const {
-    const int64_t before = Policy::Units(k0) * rows;  // k0 is a multiple of kKC
-    return data + before + m * Policy::Units(Min(kKC, depth - k0));
+  Unit* At(int64_t k0, int64_t m, int64_t mr) const {
+    if (order.by_lanes) return data + m * Policy::Units(order.depth) + mr * Policy::Units(k0);
+    return data + rows * Policy::Units(k0) + m * Policy::Units(order.Length(k0));
   }
 };
 
@@ -177,15 +184,31 @@ LOWRANK_INLINE int64_t ChunkRows(int64_t rows, int64_t depth) {
 
 /// Packs panels [panel0, panel1) of rows that start at m0 of `a`.
 template <typename Policy>
-LOWRANK_INLINE void PackChunkPanels(const RowSource& a, int64_t m0, const RowPanels& panels,
-                                    int64_t panel0, int64_t panel1, const PackedChunk& chunk) {
+LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, int64_t panel0,
+                                    int64_t panel1, const PackedChunk& chunk) {
+  const int64_t depth = chunk.order.depth;
+  const bool lanes = chunk.order.by_lanes;
+  char* stage = nullptr;
+  if (lanes && !chunk.dots) {
+    stage = run.Get<char>(kStageSlot, kMR * kSpan * static_cast<int64_t>(sizeof(Unit)));
+    if (stage == nullptr) return;
+  }
   for (int64_t panel = panel0; panel < panel1; ++panel) {
-    const int64_t m = panels.Start(panel);
-    const int mr = static_cast<int>(panels.Start(panel + 1) - m);
+    const int64_t m = chunk.panels.Start(panel);
+    const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
     if (mr == 0) continue;
-    for (int64_t k0 = 0; k0 < chunk.depth; k0 += kKC) {
-      const int64_t kc = Min(kKC, chunk.depth - k0);
-      PackA<Policy>(a, m0 + m, mr, k0, kc, const_cast<Unit*>(chunk.At<Policy>(k0, m)));
+    if (chunk.dots) {
+      PackDots<Policy>(a, m0 + m, mr, chunk.data + m * Policy::Units(depth));
+      continue;
+    }
+    for (int64_t k0 = 0; k0 < depth; k0 += lanes ? kSpan : kKC) {
+      if (lanes) {
+        const int64_t length = chunk.order.Length(k0);
+        PackSpanA<Policy>(a, m0 + m, mr, k0, length * kVL, stage,
+                          [&](int l) { return chunk.At<Policy>(k0 + l * length, m, mr); });
+      } else {
+        PackA<Policy>(a, m0 + m, mr, k0, chunk.order.Length(k0), chunk.At<Policy>(k0, m, mr));
+      }
     }
   }
 }
@@ -210,7 +233,7 @@ template <typename Policy>
 struct ChunkOf {
   const PackedChunk& chunk;
   const Block& block;
-  const Unit* operator()(int64_t k0, int64_t) const { return chunk.At<Policy>(k0, block.m0); }
+  const Unit* operator()(int64_t k0, int64_t) const { return chunk.At<Policy>(k0, block.m0, 0); }
 };
 
 template <typename Policy>

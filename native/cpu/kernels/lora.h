@@ -14,6 +14,7 @@
 #pragma once
 
 #include "native/cpu/kernels/few_rows_direct.h"
+#include "native/cpu/kernels/gemm_lanes.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -24,15 +25,18 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
                                   const PackBFn& pack_b, float* out) {
   const RowPanels panels = SplitRows(chunk.rows);
-  const int64_t blocks = Min(panels.count, run.context.pool->threads() * kTasksPerThread);
+  const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
+                             run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
+  const bool natural = !chunk.order.by_lanes;
   RowSource gated = a;
   gated.gate = gate;
-  run.ForEach(blocks, chunk.rows * chunk.depth * (r + 4), [&](int64_t task) {
+  run.ForEach(blocks, chunk.rows * a.cols * (r + 4), [&](int64_t task) {
     if (run.Stopped()) return;
     Block block = BlockOf(grid, task);
     if (pack) {
-      PackChunkPanels<Policy>(a, m0, panels, block.panel0, block.panel1, chunk);
+      PackChunkPanels<Policy>(run, a, m0, task * chunk.panels.count / blocks,
+                              (task + 1) * chunk.panels.count / blocks, chunk);
     }
     // Columns in blocks of kNC.
     for (int64_t n0 = 0; n0 < r; n0 += kNC) {
@@ -40,11 +44,11 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (pack && !Policy::kPairs && gate == nullptr) {
-        Accumulate<F32Policy>(run, grid, block, chunk.depth, ChunkOf<F32Policy>{chunk, block},
-                              pack_b, c, true);
+      if (pack && natural && !Policy::kPairs && gate == nullptr) {
+        Accumulate<F32Policy>(run, grid, block, a.cols, ChunkOf<F32Policy>{chunk, block}, pack_b, c,
+                              true);
       } else {
-        Accumulate<F32Policy>(run, grid, block, chunk.depth,
+        Accumulate<F32Policy>(run, grid, block, a.cols,
                               RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
       }
       if (run.Stopped()) return;
@@ -106,24 +110,30 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
   RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
   scaled_h.factor = op.scaling;
+  const SumOrder order = ForwardOrder(w);
   const int64_t step = ChunkRows<Policy>(op.x.rows, depth);
   for (int64_t m0 = 0; m0 < op.x.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.x.rows - m0);
-    chunk.depth = depth;
+    chunk.order = order;
+    chunk.dots = TakesDots(chunk.rows, order);
+    chunk.panels = chunk.dots ? DotPasses(chunk.rows) : SplitRows(chunk.rows);
     chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) break;
     PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, r, 1.0f, TransposedB<F32Policy>{lora_a},
                           r == 0 ? nullptr : static_cast<float*>(op.h->data));
     if (run.Stopped()) break;
-    const Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
+    Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
+    if (chunk.dots) grid.row_blocks = 1;  // passes share the rows of w that they read
     run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
       const Block block = BlockOf(grid, task);
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (TakesFewRows(chunk.rows, w)) {
-        AccumulateFewRows<Policy>(run, chunk, w, block, c);
+      if (chunk.dots) {
+        AccumulateDots<Policy>(run, chunk, w, block, c);
+      } else if (order.by_lanes) {
+        AccumulateByLanes<Policy>(run, grid, block, chunk, w, c);
       } else {
         Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
                            TransposedB<Policy>{w}, c, true);
@@ -197,7 +207,8 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   for (int64_t m0 = 0; m0 < op.dy.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.dy.rows - m0);
-    chunk.depth = depth;
+    chunk.order = NaturalOrder(depth);
+    chunk.panels = SplitRows(chunk.rows);
     if (with_dx) {
       chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
       if (chunk.data == nullptr) return;

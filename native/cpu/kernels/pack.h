@@ -29,6 +29,7 @@ struct F32Policy {
   static constexpr bool kPairs = false;
   static constexpr int64_t Units(int64_t kc) { return kc; }
   LOWRANK_INLINE VecF Step(VecF acc, float a, VecF b) { return Fma(Splat(a), b, acc); }
+  LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return Fma(a, b, acc); }
 };
 
 struct BF16Policy {
@@ -39,6 +40,7 @@ struct BF16Policy {
     std::memcpy(&pair, &a, 4);
     return DotBF16(acc, SplatU(pair), Bits(b));
   }
+  LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
 };
 
 /// Rows p of a chunk are cut into count panels of nearly equal height, so that no panel is left
@@ -165,7 +167,8 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
       const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
       const int64_t row = Min(n + v, n1 - 1);
       if (fused) {
-        DecodeColumns<Policy::kPairs>(b, row, rows, k0, kc, out + v, nr);
+        const NaturalPlaces<Policy::kPairs> places = {out + v, nr};
+        DecodeColumns<Policy::kPairs>(b, row, rows, k0, kc, places);
         continue;
       }
       alignas(64) float buffer[kVL][kKC];

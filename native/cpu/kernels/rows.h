@@ -78,6 +78,24 @@ LOWRANK_INLINE float BlockScale(const QuantView& w, int64_t block) {
   return product + *w.absmax_offset;
 }
 
+/// Scales of blocks [first, first + count), as BlockScale.
+LOWRANK_INLINE void ScaleRun(const QuantView& w, int64_t first, int64_t count, float* out) {
+  int64_t i = 0;
+  if (w.absmax == nullptr && w.nested_blocksize % kVL == 0) {
+    const VecF offset = Splat(*w.absmax_offset);
+    for (; i < count && (first + i) % kVL != 0; ++i) out[i] = BlockScale(w, first + i);
+    for (; i + kVL <= count; i += kVL) {
+      const int64_t block = first + i;
+      const VecU codes =
+          __builtin_convertvector(*reinterpret_cast<const LooseB*>(w.absmax_8bit + block), VecU);
+      const VecF product =
+          Gather(w.absmax_codebook, codes) * Splat(w.nested_absmax[block / w.nested_blocksize]);
+      Store(out + i, product + offset);
+    }
+  }
+  for (; i < count; ++i) out[i] = BlockScale(w, first + i);
+}
+
 /// How far each lane shifts a little-endian group of eight 4-bit codes to bring its own code to
 /// the low bits: element 2i is the high nibble of byte i.
 LOWRANK_INLINE VecU NibbleShifts(int first) {

@@ -50,6 +50,7 @@ typedef float VecF __attribute__((vector_size(kVL * 4)));
 typedef int32_t VecI __attribute__((vector_size(kVL * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kVL * 4)));
 typedef uint16_t VecH __attribute__((vector_size(kVL * 2)));
+typedef uint16_t VecP __attribute__((vector_size(kVL * 4)));
 typedef uint8_t VecB __attribute__((vector_size(kVL)));
 // The same at any address, over memory of any type.
 typedef float LooseF __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
@@ -61,6 +62,13 @@ LOWRANK_INLINE VecF Load(const void* p) { return *static_cast<const LooseF*>(p);
 LOWRANK_INLINE void Store(void* p, VecF v) { *static_cast<LooseF*>(p) = v; }
 LOWRANK_INLINE VecU LoadU(const void* p) { return *static_cast<const LooseU*>(p); }
 LOWRANK_INLINE void StoreU(void* p, VecU v) { *static_cast<LooseU*>(p) = v; }
+#if defined(__AVX512F__)
+/// 32 bytes to both halves.
+LOWRANK_INLINE VecU LoadTwice(const void* p) {
+  return reinterpret_cast<VecU>(
+      _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
+}
+#endif
 // One broadcast: GCC 12 builds `v + VecU{}` lane by lane through the stack where v comes from
 // memory, which took a sixth of a backward product.
 LOWRANK_INLINE VecF Splat(float v) {
@@ -145,6 +153,39 @@ LOWRANK_INLINE VecF Lookup(const Table16& table, VecU index) {
   VecF out;
   for (int i = 0; i < kVL; ++i) out[i] = table.entries[index[i] & 15];
   return out;
+#endif
+}
+
+/// round(table · scale): the values of all codes of a block.
+template <typename Round>
+LOWRANK_INLINE Table16 ScaleTable(const Table16& table, float scale, const Round& round) {
+  Table16 out;
+#if defined(__AVX512F__)
+  out.entries = round(table.entries * Splat(scale));
+#elif defined(__AVX2__)
+  out.low = round(table.low * Splat(scale));
+  out.high = round(table.high * Splat(scale));
+#else
+  alignas(16) float entries[16];
+#if defined(__aarch64__)
+  vst1q_u8_x4(reinterpret_cast<uint8_t*>(entries), table.bytes);
+#else
+  std::memcpy(entries, table.entries, sizeof(entries));
+#endif
+  for (int i = 0; i < 16; i += kVL) Store(entries + i, round(Load(entries + i) * Splat(scale)));
+  out = LoadTable(entries);
+#endif
+  return out;
+}
+
+/// Keeps a value in its register: without it GCC reads x from memory again for each product.
+LOWRANK_INLINE void Pin(VecF& v) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(v));
+#elif defined(__x86_64__)
+  asm("" : "+x"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
 #endif
 }
 
@@ -277,6 +318,19 @@ LOWRANK_INLINE VecU NeighboursBF16(VecF first, VecF second) {
   return PairBF16(EveryOther<0>(first, second, Lanes()), EveryOther<1>(first, second, Lanes()));
 #endif
 }
+
+#if defined(__AVX512BF16__)
+/// The table rounded to bf16, twice side by side, for LookupBF16().
+LOWRANK_INLINE VecU PairTable(const Table16& table) {
+  return NeighboursBF16(table.entries, table.entries);
+}
+
+/// table[index & 15] in both halves of every lane.
+LOWRANK_INLINE VecU LookupBF16(VecU pair_table, VecP index) {
+  return reinterpret_cast<VecU>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(index),
+                                                         reinterpret_cast<__m512i>(pair_table)));
+}
+#endif
 
 /// counts + step where a > b.
 LOWRANK_INLINE VecU AddWhereGreater(VecU counts, VecF a, VecF b, uint32_t step) {

@@ -1,0 +1,283 @@
+/// y = x · dequant(w)ᵀ of few rows of x, 4-bit codes: vectors along k, in the order of lanes.
+///
+///   y[m, n] = Σ_lanes Σ_places x[m, k] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
+///
+/// Operands   x       [granule][place][m][lane] units (lane_pack.h), all of it in L1
+///            codes   rows of w as bitsandbytes lays them out: 32 bytes a granule, read as they are
+///            sums    [n][m] vectors of kVL lanes, added up once a span
+///
+/// A granule of a row has one scale, so 16 products of the codebook are a table for all of it, and
+/// rounding to T happens there as well. What is left of the decode of a vector of weights is one
+/// shift and one look-up, whatever M: the scale and the rounding cost kVL weights what they would
+/// cost one.
+///
+///   bf16   a vector is 32 weights: shift, vpermw, and a dot product for each row of x
+///   f32    16 weights: shift, vpermps, and a multiply-add for each row of x
+///
+/// Numerics   sum_order.h; the same bits as panels in that order
+/// Budget     one core of 2 x 256-bit multiply-adds, 4096 x 4096 weights out of cache: 0.40 ms at
+///            M = 1 for bf16 (6.1 cycles a granule: 2.5 for the table, 3.6 for two steps) and 0.60
+///            for f32 (9.1); from M = 4 on the products are 0.73 to 0.88 of it
+#pragma once
+
+#include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/lane_pack.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kRegisters = 32;
+#else
+constexpr int kRegisters = 16;
+#endif
+
+// Rows of x that share a decoded vector. More leave too few registers for a second row of w.
+constexpr int kDotRows = 8;
+// Rows of x up to here are dots, kDotRows at a time: then panels, decoded once for all, win.
+constexpr int64_t kMostDotRows = 4 * kDotRows;
+// Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
+constexpr int64_t kDotStrip = 48;
+// x of one block of granules: half of a 32 KiB L1, beside codes and sums.
+constexpr int64_t kDotBytes = 16 << 10;
+
+/// Rows of w beside kRows of x: for each its sums, table, codes and decoded vector in registers.
+template <int kRows>
+constexpr int DotWeights() {
+  for (int weights : {6, 4, 3, 2}) {
+    if ((kRows + 3) * weights + 2 <= kRegisters) return weights;
+  }
+  return 1;
+}
+
+/// The codes of a granule, unit by unit of all lanes.
+template <bool kPairs, DType kRound>
+struct GranuleDecoder;
+
+template <DType kRound>
+struct GranuleDecoder<false, kRound> {
+  static constexpr int kUnits = kPlaces;
+  Table16 table;
+  VecU group;
+
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale) {
+    table = ScaleTable(codebook, scale, [](VecF v) { return RoundTo(kRound, v); });
+  }
+  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
+#if defined(__AVX512F__)
+    if (u == 0) group = LoadTwice(codes);
+#else
+    if (u % kGroup == 0) group = LoadU(codes + u / kGroup * kVL * 4);
+#endif
+    VecU shifts;
+#pragma GCC unroll 16
+    for (int l = 0; l < kVL; ++l) {
+      shifts[l] = static_cast<uint32_t>(NibbleShift(ElementOf(l, u) % kGroup));
+    }
+    return Lookup(table, group >> shifts);
+  }
+};
+
+#if defined(__AVX512BF16__)
+template <DType kRound>
+struct GranuleDecoder<true, kRound> {
+  static constexpr int kUnits = kPlaces / 2;
+  VecU table;
+  VecP group;
+
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale) {
+    table = PairTable(ScaleTable(codebook, scale, [](VecF v) { return v; }));
+  }
+  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
+    if (u == 0) group = reinterpret_cast<VecP>(LoadTwice(codes));
+    VecP shifts;
+#pragma GCC unroll 32
+    for (int i = 0; i < 2 * kVL; ++i) {
+      // The second of a pair is the same nibble of the group's upper half.
+      shifts[i] = static_cast<uint16_t>(NibbleShift(ElementOf(i / 2, 2 * u) % kGroup));
+    }
+    return AsFloat(LookupBF16(table, group >> shifts));
+  }
+};
+#endif
+
+/// Sums of kWeights rows of w with kRows of x over `granules`, from where they are (`first`: zero).
+/// scales: of granule g of row n at n · scale_pitch + (g >> scale_shift).
+struct DotBlock {
+  const uint8_t* codes;
+  int64_t code_pitch;
+  const float* scales;
+  int64_t scale_pitch;
+  int scale_shift;
+  int64_t granules;
+  const Unit* x;
+  VecF* sums;
+  bool first;
+};
+
+template <typename Policy, DType kRound, int kRows, int kWeights>
+static void RowDot(const Table16& codebook, const DotBlock& block) {
+  using Decoder = GranuleDecoder<Policy::kPairs, kRound>;
+  const uint8_t* codes = block.codes;
+  const float* scales = block.scales;
+  const Unit* x = block.x;
+  VecF acc[kWeights][kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kWeights; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) {
+      acc[r][m] = block.first ? VecF{} : block.sums[r * kRows + m];
+    }
+  }
+  for (int64_t g = 0; g < block.granules; ++g) {
+    Decoder decoder[kWeights];
+#pragma GCC unroll 8
+    for (int r = 0; r < kWeights; ++r) {
+      decoder[r].SetScale(codebook, scales[r * block.scale_pitch + (g >> block.scale_shift)]);
+      // The same place of the rows after these: 1 to 6 rows ahead.
+      if ((g & 1) == 0) __builtin_prefetch(codes + (r + kWeights) * block.code_pitch);
+    }
+#pragma GCC unroll 16
+    for (int u = 0; u < Decoder::kUnits; ++u) {
+      VecF columns[kWeights];
+#pragma GCC unroll 8
+      for (int r = 0; r < kWeights; ++r) {
+        columns[r] = decoder[r].At(codes + r * block.code_pitch, u);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+        VecF row = Load(x);
+        if constexpr (kWeights > 1) Pin(row);
+        x += kVL;
+#pragma GCC unroll 8
+        for (int r = 0; r < kWeights; ++r) {
+          acc[r][m] = Policy::StepLanes(acc[r][m], row, columns[r]);
+        }
+      }
+    }
+    codes += kGranule / 2;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kWeights; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) block.sums[r * kRows + m] = acc[r][m];
+  }
+}
+
+using RowDotFn = void (*)(const Table16& codebook, const DotBlock& block);
+
+/// The kernel for a number of rows of x, and how many rows of w it takes.
+struct RowDotChoice {
+  RowDotFn several;
+  RowDotFn one;
+  int weights;
+};
+
+template <typename Policy, DType kRound, int kRows>
+LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickRowDot<Policy, kRound, kRows - 1>(rows);
+  }
+  constexpr int kWeights = DotWeights<kRows>();
+  return {RowDot<Policy, kRound, kRows, kWeights>, RowDot<Policy, kRound, kRows, 1>, kWeights};
+}
+
+template <typename Policy>
+LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
+  if (Policy::kPairs || round_to == DType::kF32) {
+    return PickRowDot<Policy, DType::kF32, kDotRows>(rows);
+  }
+  if (round_to == DType::kBF16) return PickRowDot<Policy, DType::kBF16, kDotRows>(rows);
+  return PickRowDot<Policy, DType::kF16, kDotRows>(rows);
+}
+
+/// Scales of rows [n, n + rows) of w, columns [k0, k0 + span): in the weight, or decoded to `out`.
+LOWRANK_INLINE void DotScales(const QuantView& w, int64_t n, int64_t rows, int64_t k0, int64_t span,
+                              float* out, DotBlock* block) {
+  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  const int64_t row_blocks = w.cols >> shift;
+  const int64_t first = n * row_blocks + (k0 >> shift);
+  block->scale_shift = shift - __builtin_ctzll(static_cast<uint64_t>(kGranule));
+  if (w.absmax != nullptr) {
+    block->scales = w.absmax + first;
+    block->scale_pitch = row_blocks;
+    return;
+  }
+  const int64_t count = CeilDiv(span, w.blocksize);
+  block->scales = out;
+  block->scale_pitch = count;
+  for (int64_t i = 0; i < rows; ++i) ScaleRun(w, first + i * row_blocks, count, out + i * count);
+}
+
+/// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
+LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, bool first,
+                             float* c, int64_t ldc) {
+  for (int64_t n = 0; n < rows_of_w; n += kVL) {
+    for (int64_t m = 0; m < rows; ++m) {
+      VecF r[kVL];
+      // Columns past the last are spare: copies of it.
+#pragma GCC unroll 16
+      for (int i = 0; i < kVL; ++i) r[i] = sums[Min(n + i, rows_of_w - 1) * rows + m];
+      Transpose(r);
+      float* out = c + m * ldc + n;
+      VecF total = first ? r[0] : Load(out) + r[0];
+#pragma GCC unroll 16
+      for (int l = 1; l < kVL; ++l) total = total + r[l];
+      Store(out, total);
+    }
+  }
+}
+
+/// Does AccumulateDots take this product?
+LOWRANK_INLINE bool TakesDots(int64_t rows, const SumOrder& order) {
+  return order.by_lanes && rows <= kMostDotRows;
+}
+
+/// Rows of x in as few passes as hold them.
+LOWRANK_INLINE RowPanels DotPasses(int64_t rows) { return {rows, CeilDiv(rows, kDotRows)}; }
+
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesDots() holds and the
+/// chunk, packed for dots, is all of the block's rows.
+template <typename Policy>
+LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const RowSource& source,
+                                   const Block& block, float* c) {
+  const QuantView& w = *source.quant;
+  constexpr int64_t kUnits = Policy::Units(kPlaces);
+  alignas(64) VecF sums[kDotStrip * kDotRows];
+  alignas(64) float scales[kDotStrip * (kSpan / kGranule)];
+  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kDotStrip) {
+    const int64_t strip = Min(kDotStrip, block.n1 - n);
+    for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
+      const int64_t span = Min(kSpan, w.cols - k0);
+      DotBlock dots;
+      DotScales(w, n, strip, k0, span, scales, &dots);
+      const float* strip_scales = dots.scales;
+      dots.code_pitch = w.cols / 2;
+      for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
+        const int64_t m = chunk.panels.Start(pass);
+        const int64_t rows = chunk.panels.Start(pass + 1) - m;
+        const RowDotChoice choice = PickRowDot<Policy>(rows, source.round_to);
+        const int64_t granule_units = kUnits * rows * kVL;
+        const Unit* x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * granule_units;
+        // A power of two, as are the granules of a scale.
+        int64_t held = kSpan / kGranule;
+        while (held > 8 && held * granule_units * 4 > kDotBytes) held /= 2;
+        for (int64_t g = 0; g < span / kGranule; g += held) {
+          dots.granules = Min(held, span / kGranule - g);
+          dots.x = x + g * granule_units;
+          dots.first = g == 0;
+          for (int64_t i = 0; i < strip;) {
+            const bool several = i + choice.weights <= strip;
+            dots.codes = w.codes + ((n + i) * w.cols + k0 + g * kGranule) / 2;
+            dots.scales = strip_scales + i * dots.scale_pitch + (g >> dots.scale_shift);
+            dots.sums = sums + i * rows;
+            (several ? choice.several : choice.one)(source.table, dots);
+            i += several ? choice.weights : 1;
+          }
+        }
+        AddLanes(sums, strip, rows, k0 == 0, c + m * block.ldc() + n - block.n0, block.ldc());
+      }
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
