@@ -46,7 +46,7 @@ interface Record {
   readonly trials: { readonly at: number; readonly sample: Sample }[][];
 }
 
-/** At least so many samples of each trial, however long they take. */
+/** At least so many samples, however long they take. */
 const kFewest = 3;
 /** So many rounds in place of one, where samples are not clean. */
 const kMoreRounds = 2;
@@ -132,11 +132,14 @@ async function runTrial(
       }
     }
     const wanted = Math.max(1, Math.ceil(plan.repeats / plan.trials));
+    const fewest = Math.min(wanted, Math.ceil(kFewest / plan.trials));
     const limit_ms = (1000 * plan.seconds) / plan.trials;
     for (let round = 0; round < kMoreRounds * wanted; round++) {
       const due = running.filter(({ record, spent_ms, clean }) => {
         const taken = record.trials[trial]?.length ?? 0;
-        if (taken < Math.min(kFewest, wanted)) return true;
+        if (taken < fewest) return true;
+        // On a machine that is never quiet, more rounds would be no better.
+        if (round >= wanted && clean < taken / 3) return false;
         return clean < wanted && spent_ms < limit_ms;
       });
       if (due.length === 0) break;
@@ -200,16 +203,20 @@ function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | str
   const { found, ready } = record;
   const samples = cleanOrAll(placed(record));
   const summary = summarize(samples.map(({ ms }) => ms));
-  const ratios = ratiosOf(record, first);
+  const pairs = ratiosOf(record, first);
+  // Without pairs (a subject that came and went): of the medians.
+  const own = median(cleanOrAll(placed(first)).map(({ ms }) => ms));
+  const ratios = pairs.length > 0 ? pairs : [summary.median / own];
   const ratioInterval = medianInterval(ratios);
   const weightBytes = ready.weightBytes ?? weightBytesOf(job);
   const computes: ComputeType = found.peer.computes ?? (job.dtype === 'bf16' ? 'bf16' : 'f32');
-  const gflops = flopsOf(job) / summary.median / 1e6;
+  const done = found.peer.adapter === false ? { ...job, r: 0 } : job;
+  const gflops = flopsOf(done) / summary.median / 1e6;
   const ceilings = typeof roofline === 'string' ? undefined : roofline[String(job.threads)];
   const roof =
     ceilings === undefined || job.device !== 'cpu'
       ? undefined
-      : roofOf(job, ceilings, weightBytes, computes);
+      : roofOf(done, ceilings, weightBytes, computes);
   const all = record.trials.flat();
   return {
     op: job.op,
@@ -234,16 +241,16 @@ function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | str
       trial.map(({ sample }) => Number((sample.clean ? sample.ms : -sample.ms).toPrecision(6))),
     ),
     gflops,
-    gbytes_s: bytesOf(job, weightBytes) / summary.median / 1e6,
-    intensity: intensity(job, weightBytes),
+    gbytes_s: bytesOf(done, weightBytes) / summary.median / 1e6,
+    intensity: intensity(done, weightBytes),
     weight_bytes: weightBytes,
     copies: ready.copies ?? 1,
     ...(roof === undefined
       ? {}
       : { roof_gflops: roof.gflops, bound: roof.bound, share: gflops / roof.gflops }),
-    ratio: ratios.length > 0 ? median(ratios) : Number.NaN,
+    ratio: median(ratios),
     ratio_interval: [ratioInterval.low, ratioInterval.high],
-    pairs: ratios.length,
+    pairs: pairs.length,
     ...(record.error === undefined ? {} : { error: record.error }),
   };
 }

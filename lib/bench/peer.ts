@@ -55,6 +55,8 @@ export interface Peer {
   refuses?(job: Job): string | undefined;
   /** Which unit it multiplies with; that of the activations' dtype where it is not given. */
   readonly computes?: ComputeType;
+  /** It computes the layer without its adapter: only those operations count. */
+  readonly adapter?: false;
   /** In a process of Node... */
   prepare?(job: Job, context: Context): Subject | Promise<Subject>;
   /** ...or a program of its own. */

@@ -80,6 +80,8 @@ export interface BenchResult {
     readonly version?: string;
     readonly missing?: string;
   }[];
+  /** Jobs that had not begun when the time was over. */
+  readonly left_out?: { readonly limit_s: number; readonly jobs: readonly string[] };
   readonly cases: readonly CaseResult[];
 }
 

@@ -2,7 +2,7 @@
 
 import type { Progress } from '../cli/terminal.js';
 import { version } from '../cli/version.js';
-import type { Job } from './job.js';
+import { type Job, jobName } from './job.js';
 import { busyCores, describeMachine, sourceCommit } from './machine.js';
 import { type FoundPeer, measureCase, type Plan } from './measure.js';
 import type { Peer } from './peer.js';
@@ -16,12 +16,13 @@ export interface AskedPeer {
   readonly file?: string;
 }
 
-/** @param groups of jobs, once the machine is known */
+/** @param limit_s what has not begun after so many seconds is left out */
 export async function runBench(
   groups: readonly Group[],
   asked: readonly AskedPeer[],
   plan: Plan,
   command: string,
+  limit_s: number,
   progress: Progress,
 ): Promise<BenchResult> {
   const started = performance.now();
@@ -60,9 +61,14 @@ export async function runBench(
 
   progress.phase('measuring');
   const cases: CaseResult[] = [];
+  const leftOut: string[] = [];
   let runner = '';
   for (const { jobs: some, only } of groups) {
     for (const job of some) {
+      if (performance.now() - started > 1000 * limit_s) {
+        leftOut.push(jobName(job));
+        continue;
+      }
       const chosen = there.filter(
         ({ peer, file }) => file !== undefined || only === undefined || only.includes(peer.name),
       );
@@ -90,8 +96,21 @@ export async function runBench(
     trials: plan.trials,
     roofline,
     peers,
-    cases,
+    ...(leftOut.length === 0 ? {} : { left_out: { limit_s, jobs: leftOut } }),
+    cases: inOrder(cases),
   };
+}
+
+/** What differs in M and r alone side by side, in whatever order it was measured. */
+export function inOrder(cases: readonly CaseResult[]): CaseResult[] {
+  const groups = new Map<string, CaseResult[]>();
+  for (const one of cases) {
+    const key = JSON.stringify({ ...one.job, M: 0, r: 0, coldBytes: 0 });
+    groups.set(key, [...(groups.get(key) ?? []), one]);
+  }
+  return [...groups.values()].flatMap((group) =>
+    group.sort((a, b) => a.job.r - b.job.r || a.job.M - b.job.M),
+  );
 }
 
 function shortName({ op, M, r, threads }: Job): string {

@@ -25,10 +25,14 @@ export interface Runner {
   time(calls: number): Promise<number>;
 }
 
-export async function makeRunner(run: () => void | Promise<void>): Promise<Runner> {
+/** @param asynchronous whether calls return promises */
+export async function makeRunner(
+  run: () => void | Promise<void>,
+  asynchronous: boolean,
+): Promise<Runner> {
   const Benchmark = await installed();
   // An asynchronous call is awaited here: the package would time its own turns of the event loop.
-  if (Benchmark === undefined || run() instanceof Promise) return plainRunner(run);
+  if (Benchmark === undefined || asynchronous) return plainRunner(run);
   let armed = false;
   let failure: { error: unknown } | undefined;
   const body = () => {

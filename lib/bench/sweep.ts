@@ -74,18 +74,24 @@ export function defaultGroups(device: Device, cores: number, lastCacheBytes: num
     devices: [device],
   };
   const jobs = (changes: Partial<Sweep>) => expand({ ...one, ...changes }, lastCacheBytes);
-  const groups: Group[] = [
-    { jobs: jobs({ M: [1, 8, 64, 256] }) },
+  const fewer = threadSteps(cores).slice(0, -1);
+  // What a report must have comes first: the time may be over.
+  return [
+    { jobs: jobs({ M: [1, 256] }) },
     {
-      jobs: jobs({ ops: ['loraForward', 'loraBackward'], r: [8, 32, 128] }),
+      jobs: jobs({ ops: ['loraForward', 'loraBackward'], r: [8, 128] }),
       only: ['lowrank', 'base'],
     },
+    ...(device === 'cpu' && fewer.length > 0
+      ? [{ jobs: jobs({ threads: fewer }), only: ['lowrank', 'unfused', 'torch'] }]
+      : []),
+    { jobs: jobs({ M: [16] }) },
+    {
+      jobs: jobs({ ops: ['loraForward', 'loraBackward'], r: [32] }),
+      only: ['lowrank', 'base'],
+    },
+    { jobs: jobs({ M: [4, 64] }) },
   ];
-  const fewer = threadSteps(cores).slice(0, -1);
-  if (device === 'cpu' && fewer.length > 0) {
-    groups.push({ jobs: jobs({ threads: fewer }), only: ['lowrank', 'unfused', 'torch'] });
-  }
-  return groups;
 }
 
 /** 1, 2, 4, ... and the number of cores. */

@@ -85,6 +85,12 @@ export function headline(result: BenchResult): string[] {
   const missing = result.peers.flatMap(({ name, missing: how }) =>
     how === undefined ? [] : [`${name} is not here: ${how}`],
   );
+  const { left_out: rest } = result;
+  if (rest !== undefined) {
+    lines.push(
+      `${rest.jobs.length} jobs left out, ${rest.limit_s} s were over: --limit takes more`,
+    );
+  }
   return [...lines, ...missing];
 }
 

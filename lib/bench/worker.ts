@@ -32,9 +32,10 @@ async function main({ job, peer: name, file }: WorkerTask): Promise<void> {
     scaling: kScaling,
   });
   const run = () => subject.run();
-  await run();
+  const first = run();
+  await first;
   const output = await subject.output?.();
-  const runner = await makeRunner(run);
+  const runner = await makeRunner(run, first !== undefined);
   answer({
     ready: {
       note: subject.note,

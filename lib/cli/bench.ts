@@ -3,16 +3,22 @@
  * is in lib/bench; docs/benchmarks.md says how it measures.
  */
 
-import { writeFileSync } from 'node:fs';
+import { existsSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { compareResults, comparisonText } from '../bench/compare.js';
+import { benchFigure } from '../bench/figure.js';
 import { benchDtypes, benchOps, type WeightFormat, weightFormats } from '../bench/job.js';
 import { describeMachine } from '../bench/machine.js';
 import type { Plan } from '../bench/measure.js';
 import { kPeers } from '../bench/peers/index.js';
 import { loadCase } from '../bench/peers/user.js';
+import { benchHtml } from '../bench/report-html.js';
+import { type BenchResult, readResult } from '../bench/result.js';
 import { type AskedPeer, runBench } from '../bench/run.js';
 import { kModels, layersOf } from '../bench/shapes.js';
 import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
 import { resultText } from '../bench/table.js';
+import { LowrankError } from '../core/errors.js';
 import { type Device, defaultDevice, devices, getThreads } from '../index.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
@@ -23,6 +29,7 @@ const kPeerNames = kPeers.slice(1).map(({ name }) => name);
 const kHelp = `Microbenchmarks of the kernels, beside the roofline of this machine and other libraries.
 
 Usage: lowrank bench [options]
+       lowrank bench --compare BEFORE.json AFTER.json
 
 What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --op LIST        ${benchOps.join(', ')}, or all                [lora]
@@ -44,11 +51,16 @@ How:
   --repeats N      clean samples of each                                  [30]
   --trials N       processes of each, whose samples are put together      [2]
   --seconds S      a subject that takes longer is left with fewer samples [2]
+  --limit S        what has not begun by then is left out   [100 without options, else none]
   --no-roofline    without the ceilings of this machine
 
 Result:
   --json           one JSON object on stdout
   --save FILE      the same in a file
+  --report FILE    an HTML page with plots
+  --figure FILE    an SVG: speed-up against M, and roofline
+  --from FILE      of a saved run, without measuring
+  --compare        what differs between two saved runs beyond their noise
 
 Every subject has a process of its own; all of one job are sampled in turns. Times are medians of
 samples in which no thread had to wait for a core, with the 10th and 90th percentile. With up to 64
@@ -71,23 +83,55 @@ const kOptions = {
   repeats: { type: 'string' },
   trials: { type: 'string' },
   seconds: { type: 'string' },
+  limit: { type: 'string' },
   'no-roofline': { type: 'boolean' },
   json: { type: 'boolean' },
   save: { type: 'string' },
+  report: { type: 'string' },
+  figure: { type: 'string' },
+  from: { type: 'string' },
+  compare: { type: 'boolean' },
 } as const;
 
 /** Length of one sample; shorter calls are put together. */
 const kSample_ms = 10;
 const kMostJobs = 1000;
+/** The default selection ends in two minutes also where others use the machine. */
+const kDefaultLimit_s = 100;
 
 /** Runs the subcommand. */
 export async function benchCommand(args: readonly string[]): Promise<number> {
-  const parsed = Arguments.parse('bench', args, kOptions, { min: 0, max: 0, names: '' });
+  const files = args.includes('--compare') ? 2 : 0;
+  const names = 'two files: --compare BEFORE.json AFTER.json';
+  const parsed = Arguments.parse('bench', args, kOptions, { min: files, max: files, names });
   if (parsed.flag('help')) {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
+  if (parsed.flag('compare')) {
+    const [before, after] = parsed.positionals.map((file) => readResult(file));
+    const comparison = compareResults(before as BenchResult, after as BenchResult);
+    process.stdout.write(
+      parsed.flag('json') ? `${JSON.stringify(comparison, null, 1)}\n` : comparisonText(comparison),
+    );
+    return exitCodes.ok;
+  }
+  for (const name of ['save', 'report', 'figure']) requireFolder(parsed.text(name));
+  const from = parsed.text('from');
+  const json = parsed.flag('json');
+  const result = from === undefined ? await measure(parsed, args) : readResult(from);
+  const text = `${JSON.stringify(result, null, 1)}\n`;
+  write(parsed, 'save', text);
+  write(parsed, 'report', benchHtml(result));
+  write(parsed, 'figure', benchFigure(result));
+  process.stdout.write(json ? text : resultText(result));
+  return exitCodes.ok;
+}
+
+async function measure(parsed: Arguments, args: readonly string[]): Promise<BenchResult> {
   const groups = readGroups(parsed);
+  const usual = choosesJobs(parsed) ? Number.POSITIVE_INFINITY : kDefaultLimit_s;
+  const limit = parsed.number('limit', usual, 'a number above 0', (value) => value > 0);
   const asked = await readPeers(parsed);
   const plan: Plan = {
     repeats: parsed.integer('repeats', 30, 1, 100_000),
@@ -96,27 +140,50 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
     sample_ms: kSample_ms,
     roofline: !parsed.flag('no-roofline'),
   };
-  const json = parsed.flag('json');
-  const progress = new Progress(json);
-  const command = ['lowrank bench', ...args].join(' ');
-  const result = await runBench(groups, asked, plan, command, progress);
-  const text = `${JSON.stringify(result, null, 1)}\n`;
-  const save = parsed.text('save');
-  if (save !== undefined) writeFileSync(save, text);
-  process.stdout.write(json ? text : resultText(result));
-  return exitCodes.ok;
+  const progress = new Progress(parsed.flag('json'));
+  return runBench(groups, asked, plan, ['lowrank bench', ...args].join(' '), limit, progress);
+}
+
+/** Before minutes are spent: @throws ERR_FILE_NOT_FOUND */
+function requireFolder(file: string | undefined): void {
+  if (file === undefined || existsSync(path.dirname(path.resolve(file)))) return;
+  const text = `bench: the folder of ${file} does not exist`;
+  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: 'bench' });
+}
+
+/**
+ * Writes a result where its option asks for it.
+ * @throws ERR_FILE
+ */
+function write(parsed: Arguments, option: string, text: string | undefined): void {
+  const file = parsed.text(option);
+  if (file === undefined) return;
+  if (text === undefined) {
+    throw parsed.refuse(option, 'of a run over several M, or with a roofline', file);
+  }
+  try {
+    writeFileSync(file, text);
+  } catch (error) {
+    const { message } = error as Error;
+    throw new LowrankError('ERR_FILE', `bench: ${file} cannot be written: ${message}`, {
+      op: 'bench',
+    });
+  }
 }
 
 /** Options that choose jobs: without any, the default selection. */
 const kSweepOptions = ['op', 'model', 'shape', 'm', 'rank', 'format', 'dtype', 'threads'] as const;
 
+function choosesJobs(parsed: Arguments): boolean {
+  return kSweepOptions.some(
+    (name) => parsed.text(name) !== undefined || parsed.texts(name).length > 0,
+  );
+}
+
 function readGroups(parsed: Arguments): Group[] {
   const { lastCache } = describeMachine();
   const deviceList = readDevices(parsed);
-  const chosen = kSweepOptions.some(
-    (name) => parsed.text(name) !== undefined || parsed.texts(name).length > 0,
-  );
-  if (!chosen) {
+  if (!choosesJobs(parsed)) {
     return deviceList.flatMap((device) => defaultGroups(device, getThreads(), lastCache));
   }
   const jobs = expand(

@@ -6,6 +6,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { type BenchResult, kResultFormat } from '../../lib/bench/result.js';
 import { requireBuilt, run } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
+import { sampleResult } from './sample-result.js';
 
 const folder = temporaryFolder();
 const inFolder = (name: string) => path.join(folder, name);
@@ -98,6 +99,46 @@ describe('lowrank bench', () => {
       expect(rows.map(({ subject }) => subject)).toEqual(['lowrank', 'tfjs']);
       expect(rows[1]?.error).toBeLessThan(1e-5);
     }
+  });
+
+  it('makes a page and a figure of a saved run, and refuses another file', async () => {
+    fs.writeFileSync(inFolder('saved.json'), JSON.stringify(sampleResult()));
+    const out = ['--report', inFolder('page.html'), '--figure', inFolder('figure.svg')];
+    const { code, stdout, stderr } = await run(['bench', '--from', inFolder('saved.json'), ...out]);
+    expect(code, stderr).toBe(0);
+    expect(stdout).toContain('1305 of 1395 samples clean');
+    expect(fs.readFileSync(inFolder('page.html'), 'utf8')).toContain('<h2>Numbers</h2>');
+    expect(fs.readFileSync(inFolder('figure.svg'), 'utf8')).toContain('Roofline');
+    fs.writeFileSync(inFolder('other.json'), '{"format": "lowrank bench 1"}');
+    const other = await run(['bench', '--from', inFolder('other.json')]);
+    expect([other.code, other.stderr]).toEqual([3, expect.stringContaining('got lowrank bench 1')]);
+    expect((await run(['bench', '--from', inFolder('none.json')])).code).toBe(3);
+    // Before anything is measured.
+    const nowhere = await run(['bench', '--report', inFolder('no/folder/page.html')]);
+    expect([nowhere.code, nowhere.stderr]).toEqual([3, expect.stringContaining('no/folder')]);
+  });
+
+  it('compares two saved runs', async () => {
+    const slower = sampleResult(({ subject }) => (subject === 'lowrank' ? 1.5 : 1));
+    fs.writeFileSync(inFolder('a.json'), JSON.stringify(sampleResult()));
+    fs.writeFileSync(inFolder('b.json'), JSON.stringify(slower));
+    const files = ['--compare', inFolder('a.json'), inFolder('b.json')];
+    const { code, stdout } = await run(['bench', ...files]);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^slower {2}\+50\.0 %/m);
+    const json = JSON.parse((await run(['bench', ...files, '--json'])).stdout);
+    expect(
+      json.changes.filter((row: { verdict: string }) => row.verdict === 'slower'),
+    ).toHaveLength(12);
+    const one = await run(['bench', '--compare', inFolder('a.json')]);
+    expect([one.code, one.stderr]).toEqual([2, expect.stringContaining('takes two files')]);
+  });
+
+  it('leaves out what has not begun by the limit', async () => {
+    const lists = ['--model', 'bundled:q', '--m', '1,2', '--op', 'matmul', '--peers', 'none'];
+    const { code, stdout } = await run(['bench', ...lists, '--limit', '0.001', '--no-roofline']);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/2 jobs left out, 0.001 s were over/);
   });
 
   it('says what an option takes', async () => {

@@ -90,7 +90,8 @@ describe('jobs', () => {
     expect(threadSteps(6)).toEqual([1, 2, 4, 6]);
     expect(threadSteps(1)).toEqual([1]);
     const groups = defaultGroups('cpu', 2, 2 ** 25);
-    expect(groups.map(({ jobs }) => jobs.length)).toEqual([4, 6, 1]);
+    expect(groups.map(({ jobs }) => jobs.length)).toEqual([2, 4, 1, 1, 2, 2]);
+    expect(defaultGroups('cpu', 1, 2 ** 25).flatMap(({ jobs }) => jobs)).toHaveLength(11);
   });
 
   it('have layers of real models', () => {

@@ -152,10 +152,13 @@ export const unfusedPeer: Peer = {
         return { result: second.result, others: [...second.others, first.result, ...first.others] };
       },
     };
-    const note =
-      job.op === 'matmul'
-        ? 'weight dequantised'
-        : `weight dequantised; without the sum of both parts${job.op === 'loraForward' ? '' : ' and the gradients of the factors'}`;
+    const without = {
+      matmul: '',
+      loraForward: '; no sum of both parts',
+      loraBackward: '; no gradients of the factors',
+      lora: '; no gradients of the factors',
+    }[job.op];
+    const note = `weight dequantised each pass${without}`;
     const { output: _, ...rest } = subject(operands, bodies[job.op], note);
     return rest;
   },
@@ -164,6 +167,7 @@ export const unfusedPeer: Peer = {
 /** What the adapter is added to: its cost is the time of the fused op over this. */
 export const basePeer: Peer = {
   name: 'base',
+  adapter: false,
   find: () => ({ version: version() }),
   refuses: ({ op }) => (op === 'matmul' ? 'there is no adapter' : undefined),
   prepare(job, context) {
