@@ -264,7 +264,12 @@ async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
       at === 0 || text === 'all' || names.some((asked) => text !== 'none' && matches(name, asked)),
   );
   const own: AskedPeer[] = [];
-  for (const file of parsed.texts('case')) own.push({ peer: await loadCase(file), file });
+  for (const file of parsed.texts('case')) {
+    const peer = await loadCase(file);
+    const taken = [...kPeers, ...own.map((one) => one.peer)].some(({ name }) => name === peer.name);
+    if (taken) throw parsed.refuse('case', 'a file whose name is not taken', peer.name);
+    own.push({ peer, file: path.resolve(file) });
+  }
   return [...chosen.map((peer) => ({ peer })), ...own];
 }
 
