@@ -317,7 +317,10 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
   }
 }
 
-void BeginChecks() { SyncWords().clear(); }
+void BeginChecks() {
+  SyncWords().clear();
+  ForgetProxyFences();
+}
 
 void NoteRelease(const void* ptr, Site) {
   worker->Progress();
@@ -418,8 +421,6 @@ void SyncClock::Join(const SyncClock& other) {
   state_->clock.Join(other.state_->clock);
 }
 
-namespace {
-
 ShadowMemory* ShadowOf(uintptr_t address) {
   if (worker == nullptr || running == nullptr || !running->check) return nullptr;
   if (InSharedRange(address)) {
@@ -429,8 +430,6 @@ ShadowMemory* ShadowOf(uintptr_t address) {
   Region* region = MaybeGlobal(address) ? FindRegion(address) : nullptr;
   return region == nullptr || !region->shadow.present() ? nullptr : &region->shadow;
 }
-
-}  // namespace
 
 void MarkPublished(const void* ptr, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(ptr);
@@ -445,34 +444,6 @@ void MarkPublished(const void* ptr, size_t bytes) {
   const size_t last = shadow->Word(address + bytes - 1);
   std::fill(block->shared_reads.begin() + static_cast<ptrdiff_t>(first * block->warps),
             block->shared_reads.begin() + static_cast<ptrdiff_t>((last + 1) * block->warps), 0u);
-}
-
-bool UnfencedWrite(const void* s_ptr, size_t bytes, Site* writer) {
-  const auto address = reinterpret_cast<uintptr_t>(s_ptr);
-  if (worker == nullptr || !running->check || !InSharedRange(address)) return false;
-  BlockState* block = worker->BlockOfShared(address);
-  if (block == nullptr) return false;
-  const Cell* youngest = nullptr;
-  const auto look = [&](const Cell& cell) {
-    if (cell.write.instance != block->instance || (cell.flags & kCellByCopy) != 0) return;
-    const Fiber& fiber = block->fibers[cell.write.thread];
-    if (static_cast<uint16_t>(fiber.proxy_fences) != cell.fences) return;
-    if (youngest == nullptr || youngest->write.clock < cell.write.clock) youngest = &cell;
-  };
-  for (uintptr_t at = address & ~uintptr_t{3}; at < address + bytes; at += 4) {
-    Cell* cell = block->shadow.At(block->shadow.Word(at));
-    if ((cell->flags & kCellSplit) == 0) {
-      look(*cell);
-      continue;
-    }
-    const std::array<Cell, 4>& split = *block->shadow.Split(cell);
-    for (uintptr_t i = 0; i < 4; ++i) {
-      if (at + i >= address && at + i < address + bytes) look(split[i]);
-    }
-  }
-  if (youngest == nullptr) return false;
-  *writer = InternedSite(youngest->write.site);
-  return true;
 }
 
 }  // namespace lowrank::emu

@@ -29,9 +29,13 @@ bool MaybeGlobal(uintptr_t address);
 /// In the range reserved for allocations.
 bool InDeviceRange(uintptr_t address);
 
+/// The shadow of shared or global memory that the running checks look after, or null.
+ShadowMemory* ShadowOf(uintptr_t address);
+
 /// Who read and wrote what, everywhere: gone. What is initialised stays.
 void ForgetAccesses();
 /// A launch begins: nothing is synchronised with it yet.
 void BeginChecks();
+void ForgetProxyFences();
 
 }  // namespace lowrank::emu

@@ -347,9 +347,11 @@ void MarkInitialised(const void* ptr, size_t bytes);
 void MarkUninitialised(const void* ptr, size_t bytes);
 /// Forgets who read and wrote there (a copy engine's write that a barrier object has published).
 void MarkPublished(const void* ptr, size_t bytes);
-/// For the proxy check: the youngest generic write of the running block to these shared bytes that
-/// its thread has not followed by fence.proxy.async. False where there is none.
-bool UnfencedWrite(const void* s_ptr, size_t bytes, Site* writer);
+/// For the proxy check. The running thread executes fence.proxy.async.
+void NoteProxyFence();
+/// The youngest ordinary write of this launch to these bytes with no fence.proxy.async after it,
+/// neither by its thread nor by this one since it has seen the write. False where there is none.
+bool UnfencedWrite(const void* ptr, size_t bytes, Site* writer);
 
 // ------------------------------------------------------------------------------------------ counts
 

@@ -32,6 +32,9 @@ enum class Bug : uint32_t {
   kPartialWarp,
   kPeerHasLeft,
   kUnpublishedBarrier,
+  kFenceOfWriter,
+  kNoFenceOfReader,
+  kFenceBeforeAcquire,
 };
 
 struct BugParams {
@@ -199,6 +202,30 @@ void CheckGridDependency() {
   Expect(found(GridWait::kNone, true, true), "nobody waits for the launch before the last");
 }
 
+/// One block writes 1 KB of global memory and raises a flag, the other waits for it and copies.
+void CopyOfOthersWrite(const void* params) {
+  const auto& p = *static_cast<const BugParams*>(params);
+  auto* flag = reinterpret_cast<uint32_t*>(p.out + 256);
+  const uint32_t thread = current->linear;
+  if (current->block->block_idx.x == 1) {
+    Put(p.out + thread * 2, uint64_t{0x3f8000003f800000u}, HERE);
+    if (p.bug == Bug::kFenceOfWriter) FenceProxyAsync(HERE);
+    BarrierSync(0, 0, HERE);
+    if (thread == 0) StoreRelease(flag, 1, HERE);
+    return;
+  }
+  if (thread != 0) return;
+  const uint32_t barrier = Address(32768);
+  MbarrierInit(barrier, 1, HERE);
+  if (p.bug == Bug::kFenceBeforeAcquire) FenceProxyAsync(HERE);
+  while (LoadAcquire(flag, HERE) == 0) {
+  }
+  if (p.bug == Bug::kNone) FenceProxyAsync(HERE);
+  MbarrierArriveExpectTx(barrier, 1024, HERE);
+  BulkLoad(Address(0), p.out, 1024, barrier, 0, HERE);
+  MbarrierTryWaitParity(barrier, 0, HERE);
+}
+
 void CheckDetectors() {
   std::vector<uint16_t> ones(64 * 8, FromFloat<BF16>(1.0f).bits);
   DeviceArray<uint16_t> in(ones);
@@ -258,6 +285,27 @@ void CheckDetectors() {
   Clean("a peer's barrier", ArriveAtPeer, &p, pair, [] { return true; });
   p.bug = Bug::kUnpublishedBarrier;
   Caught("a peer's barrier without fence.mbarrier_init", "barrier", ArriveAtPeer, &p, pair);
+  Shape blocks;
+  blocks.blocks = 2;
+  blocks.threads = 128;
+  DeviceArray<float> shared_by_blocks(std::vector<float>(257));
+  p.out = shared_by_blocks.data();
+  const auto over_blocks = [&](Bug bug) {
+    p.bug = bug;
+    emu::SetMemory(p.out + 256, 0, 4);
+  };
+  for (const Bug bug : {Bug::kNone, Bug::kFenceOfWriter}) {
+    over_blocks(bug);
+    Clean("a copy of what another block wrote", CopyOfOthersWrite, &p, blocks, [&] {
+      emu::SetMemory(p.out + 256, 0, 4);
+      return true;
+    });
+  }
+  for (const Bug bug : {Bug::kNoFenceOfReader, Bug::kFenceBeforeAcquire}) {
+    over_blocks(bug);
+    Caught("a copy of what another block wrote, not fenced", "proxy-fence", CopyOfOthersWrite, &p,
+           blocks);
+  }
   p.bug = Bug::kPeerHasLeft;
   Caught("the memory of a peer that has left", "cluster", ReadPeer, &p, pair);
 }

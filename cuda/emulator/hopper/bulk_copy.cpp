@@ -206,7 +206,7 @@ BulkPtr NewOperation(BulkOperation::Kind kind, Site site) {
   return operation;
 }
 
-void LinearLoad(const void* src, bool src_shared, uint32_t s_dst, uint32_t bytes, uint32_t barrier,
+void LinearLoad(const void* src, uint32_t s_dst, uint32_t bytes, uint32_t barrier,
                 uint32_t multicast, Site site) {
   const char* what = "cp.async.bulk";
   if (bytes % 16 != 0) Fail("misaligned", site, "%s: a size of %u bytes", what, bytes);
@@ -220,7 +220,7 @@ void LinearLoad(const void* src, bool src_shared, uint32_t s_dst, uint32_t bytes
     RequireShared(dst, bytes, what, site);
   }
   if (Checking()) {
-    if (src_shared) CheckProxyFence(src, bytes, what, site);
+    CheckProxyFence(src, bytes, what, site);
     AccessSlow(src, bytes, AccessKind::kCopyRead, site);
   }
   NoteTargets(*operation, what);
@@ -275,13 +275,13 @@ void EndBulk(Block* block) {
 
 void BulkLoad(uint32_t s_dst, const void* g_src, uint32_t bytes, uint32_t barrier,
               uint32_t multicast, Site site) {
-  LinearLoad(g_src, false, s_dst, bytes, barrier, multicast, site);
+  LinearLoad(g_src, s_dst, bytes, barrier, multicast, site);
 }
 
 void BulkCopyToPeer(uint32_t s_dst, uint32_t s_src, uint32_t bytes, uint32_t barrier, Site site) {
   const unsigned char* src = SharedClusterPointer(s_src, site);
   RequireShared(src, bytes, "cp.async.bulk", site);
-  LinearLoad(src, true, s_dst, bytes, barrier, 0, site);
+  LinearLoad(src, s_dst, bytes, barrier, 0, site);
 }
 
 void BulkStore(void* g_dst, uint32_t s_src, uint32_t bytes, Site site) {
@@ -329,6 +329,8 @@ void TensorLoad(uint32_t s_dst, const void* map, uint32_t rank, const int32_t* c
     ForEachChunk(operation->map, operation->coordinates,
                  [&](uint32_t, uint64_t from, uint32_t, uint32_t inside) {
                    if (inside == 0) return;
+                   CheckProxyFence(reinterpret_cast<const void*>(from),
+                                   inside * operation->map.elem_bytes, what, site);
                    NoteGlobal(from, inside, operation->map.elem_bytes, AccessKind::kCopyRead, site);
                  });
   }

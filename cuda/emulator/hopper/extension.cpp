@@ -70,12 +70,11 @@ void RequireShared(const void* ptr, uint64_t bytes, const char* what, Site site)
   }
 }
 
-void CheckProxyFence(const void* s_ptr, size_t bytes, const char* what, Site site) {
+void CheckProxyFence(const void* ptr, size_t bytes, const char* what, Site site) {
   Site writer;
-  if (UnfencedWrite(s_ptr, bytes, &writer)) {
+  if (UnfencedWrite(ptr, bytes, &writer)) {
     Report("proxy-fence", site, writer,
-           "%s uses shared memory that ordinary stores wrote, without fence.proxy.async after them",
-           what);
+           "%s uses memory that ordinary stores wrote, without fence.proxy.async after them", what);
   }
 }
 
@@ -91,7 +90,7 @@ uint64_t HashBytes(uint64_t hash, const void* ptr, size_t bytes) {
 }
 
 void FenceProxyAsync(Site) {
-  ++current->proxy_fences;
+  NoteProxyFence();
   Count("fence.proxy.async");
 }
 

@@ -111,7 +111,7 @@ unsigned char* SharedClusterPointer(uint32_t address, Site site);
 /// Ends the launch where [ptr, ptr + bytes) is not inside the shared memory of its block.
 void RequireShared(const void* ptr, uint64_t bytes, const char* what, Site site);
 /// Reports ordinary writes of this block that an engine is about to see without a fence.
-void CheckProxyFence(const void* s_ptr, size_t bytes, const char* what, Site site);
+void CheckProxyFence(const void* ptr, size_t bytes, const char* what, Site site);
 uint64_t HashBytes(uint64_t hash, const void* ptr, size_t bytes);
 
 TransactionBarrier& BarrierAt(uintptr_t address, const char* what, Site site);
