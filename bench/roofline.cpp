@@ -23,9 +23,10 @@ constexpr int kRepeats = 20;
 
 // Chains are named one by one: GCC keeps an array of vectors in memory, and the loop then measures
 // the cache.
-#define LOWRANK_CHAINS(STEP)                                                          \
-  STEP(s0) STEP(s1) STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) \
-  STEP(s9) STEP(s10) STEP(s11)
+#define LOWRANK_CHAINS(STEP)                                                                 \
+  STEP(s0)                                                                                   \
+  STEP(s1) STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) STEP(s9) STEP(s10) \
+      STEP(s11)
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -71,7 +72,7 @@ float ChainsBf16(long rounds, float seed) {
   LOWRANK_CHAINS(LOWRANK_STEP)
 #undef LOWRANK_STEP
   for (long round = 0; round < rounds; round++) {
-#define LOWRANK_STEP(s)              \
+#define LOWRANK_STEP(s)          \
   s = _mm512_dpbf16_ps(s, a, a); \
   __asm__ volatile("" : "+v"(s));
     LOWRANK_CHAINS(LOWRANK_STEP)
@@ -93,7 +94,7 @@ float ChainsInt8(long rounds, float seed) {
   LOWRANK_CHAINS(LOWRANK_STEP)
 #undef LOWRANK_STEP
   for (long round = 0; round < rounds; round++) {
-#define LOWRANK_STEP(s)                  \
+#define LOWRANK_STEP(s)             \
   s = _mm512_dpbusd_epi32(s, a, a); \
   __asm__ volatile("" : "+v"(s));
     LOWRANK_CHAINS(LOWRANK_STEP)
@@ -113,7 +114,7 @@ float ChainsInt8(long rounds, float seed) {
   LOWRANK_CHAINS(LOWRANK_STEP)
 #undef LOWRANK_STEP
   for (long round = 0; round < rounds; round++) {
-#define LOWRANK_STEP(s)                      \
+#define LOWRANK_STEP(s)                 \
   s = _mm256_dpbusd_avx_epi32(s, a, a); \
   __asm__ volatile("" : "+v"(s));
     LOWRANK_CHAINS(LOWRANK_STEP)
@@ -206,9 +207,8 @@ int main(int argc, char** argv) {
 #endif
     const size_t part = vectors / static_cast<size_t>(threads);
     const double moved = static_cast<double>(part * sizeof(Floats)) * threads * 1e-9;
-    const double read = Best(threads, [&](int t) {
-      g_sink = ReadAll(source + static_cast<size_t>(t) * part, part);
-    });
+    const double read = Best(
+        threads, [&](int t) { g_sink = ReadAll(source + static_cast<size_t>(t) * part, part); });
     const double copy = Best(threads, [&](int t) {
       const size_t at = static_cast<size_t>(t) * part;
       std::memcpy(static_cast<void*>(target + at), source + at, part * sizeof(Floats));

@@ -3,6 +3,7 @@
 import { rooflinePlot, speedupPlots, threadPlots } from './figures.js';
 import { figureSvg } from './plot.js';
 import type { BenchResult } from './result.js';
+import { cleanliness } from './table.js';
 
 /** @returns `undefined` where the run varies nothing that could be drawn */
 export function benchFigure(result: BenchResult): string | undefined {
@@ -13,5 +14,6 @@ export function benchFigure(result: BenchResult): string | undefined {
   const { machine, commit, date, version } = result;
   const where = `${machine.cpu}, ${machine.cores} cores, ${machine.isa}; ${machine.node}`;
   const what = `lowrank ${version}${commit === undefined ? '' : ` at ${commit}`}, ${date.slice(0, 10)}`;
-  return figureSvg(plots, `${where}; ${what}`);
+  const { clean, samples } = cleanliness(result);
+  return figureSvg(plots, `${where}; ${what}; ${clean} of ${samples} samples clean`);
 }

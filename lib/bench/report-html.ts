@@ -11,7 +11,7 @@ import {
 import { escapeHtml } from './html.js';
 import { kPlotStyle, type Plot, plotSvg } from './plot.js';
 import type { BenchResult, CaseResult, Row } from './result.js';
-import { cleanliness, duration, rowName } from './table.js';
+import { cleanliness, duration, ratioText, rowName } from './table.js';
 
 const kStyle = `
 :root { color-scheme: light dark; --page-ink: #1c2430; --page-soft: #5d6878; --page-line: #dfe4ea;
@@ -118,7 +118,6 @@ ${lines.join('\n')}
 }
 
 function rowHtml(row: Row, fastest: number, own: boolean): string {
-  const [low, high] = row.ratio_interval;
   const share = row.share === undefined ? '' : `${(100 * row.share).toFixed(0)} % ${row.bound}`;
   const copies = row.copies > 1 ? `${row.copies} copies of ${mebibytes(row.weight_bytes)}` : '';
   const note = [row.note, copies].filter((text) => text !== undefined && text !== '').join('; ');
@@ -128,7 +127,7 @@ function rowHtml(row: Row, fastest: number, own: boolean): string {
     number(`${duration(row.p10_ms)} to ${duration(row.p90_ms)}`) +
     number(`${row.gflops.toPrecision(3)} GFLOP/s`) +
     number(share) +
-    number(`${row.ratio.toFixed(2)} [${low.toFixed(2)}, ${high.toFixed(2)}]`) +
+    number(ratioText(row)) +
     number(`${row.clean}/${row.samples}`) +
     `<td class="bar"><div style="width:${((100 * fastest) / row.median_ms).toFixed(1)}%"></div></td>` +
     `<td class="note">${escapeHtml(note)}</td></tr>`

@@ -95,10 +95,16 @@ export async function runBench(
     repeats: plan.repeats,
     trials: plan.trials,
     roofline,
-    peers,
+    peers: peers.map((peer) => ({ ...peer, ...versionSeen(cases, peer.name) })),
     ...(leftOut.length === 0 ? {} : { left_out: { limit_s, jobs: leftOut } }),
     cases: inOrder(cases),
   };
+}
+
+/** Some know their version only once they run. */
+function versionSeen(cases: readonly CaseResult[], name: string): { version?: string } {
+  const row = cases.flatMap(({ rows }) => rows).find(({ subject }) => subject === name);
+  return row === undefined ? {} : { version: row.version };
 }
 
 /** What differs in M and r alone side by side, in whatever order it was measured. */

@@ -19,6 +19,12 @@ export function bar(share: number, width = kBar): string {
   return '\u2588'.repeat(Math.floor(eighths / 8)) + (part[eighths % 8] as string);
 }
 
+/** `1.23 [1.20, 1.26]` */
+export function ratioText({ ratio, ratio_interval }: Row): string {
+  const text = (value: number) => (value < 0.095 ? value.toPrecision(2) : value.toFixed(2));
+  return `${text(ratio)} [${ratio_interval.map(text).join(', ')}]`;
+}
+
 /** Who a row is, with the version. */
 export function rowName({ subject, version }: Row): string {
   if (subject === 'lowrank' || subject === 'unfused' || subject === 'base') return subject;
@@ -36,7 +42,7 @@ function caseText(result: CaseResult): string {
     `${duration(row.p10_ms)} to ${duration(row.p90_ms)}`,
     `${row.gflops.toPrecision(3)} GFLOP/s`,
     row.share === undefined ? '' : `${(100 * row.share).toFixed(0)} % ${row.bound}`,
-    `${row.ratio.toFixed(2)} [${row.ratio_interval.map((value) => value.toFixed(2)).join(', ')}]`,
+    ratioText(row),
     `${row.clean}/${row.samples}`,
     bar(fastest / row.median_ms),
   ]);

@@ -25,6 +25,8 @@ import { exitCodes } from './exit-codes.js';
 import { Progress } from './terminal.js';
 
 const kPeerNames = kPeers.slice(1).map(({ name }) => name);
+const kPeerText = `${kPeerNames.slice(0, 5).join(', ')},
+                   ${kPeerNames.slice(5).join(', ')}`;
 
 const kHelp = `Microbenchmarks of the kernels, beside the roofline of this machine and other libraries.
 
@@ -44,7 +46,7 @@ What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --device LIST    where to compute                                       [LOWRANK_DEVICE, or cpu]
 
 Beside what:
-  --peers LIST     all, none, or of ${kPeerNames.join(', ')}   [all]
+  --peers LIST     all, none, or of ${kPeerText}   [all]
   --case FILE      your own kernel or adapter as a peer; may be repeated (docs/benchmarks.md)
 
 How:

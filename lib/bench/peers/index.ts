@@ -1,6 +1,8 @@
 /** The peers that come with the harness, in the order of the table. */
 
 import type { Peer } from '../peer.js';
+import { bitsandbytesPeer } from './bitsandbytes.js';
+import { onednnPeer, openblasPeer } from './compiled.js';
 import { basePeer, lowrankPeer, unfusedPeer } from './lowrank.js';
 import { tfjsPeer } from './tfjs.js';
 import { torchPeer, torchTunedPeer } from './torch.js';
@@ -12,6 +14,9 @@ export const kPeers: readonly Peer[] = [
   basePeer,
   torchPeer,
   torchTunedPeer,
+  bitsandbytesPeer,
+  openblasPeer,
+  onednnPeer,
   tfjsPeer,
 ];
 

@@ -40,7 +40,8 @@ const find = (): Found => {
 
 /** The driver for one job. */
 export function torchProgram(job: Job, mode: 'dense' | 'bitsandbytes', tuned: boolean): Program {
-  const { command } = findPython('torch', 'numpy') as { command: string };
+  const modules = ['torch', 'numpy', ...(mode === 'bitsandbytes' ? [mode] : [])];
+  const { command } = findPython(...modules) as { command: string };
   const threads = String(job.threads);
   return {
     command,

@@ -1,0 +1,75 @@
+/** The peers of the harness: whatever of them is on this machine computes the right thing. */
+
+import { readFileSync } from 'node:fs';
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import type { Job } from '../../lib/bench/job.js';
+import { type FoundPeer, measureCase } from '../../lib/bench/measure.js';
+import { kPeers } from '../../lib/bench/peers/index.js';
+import { requireBuilt } from '../finetune/command.js';
+
+const root = path.resolve(import.meta.dirname, '..', '..');
+const job: Job = {
+  op: 'loraForward',
+  M: 5,
+  K: 128,
+  N: 96,
+  r: 4,
+  format: 'nf4',
+  dtype: 'f32',
+  threads: 1,
+  device: 'cpu',
+  coldBytes: 1000,
+};
+const plan = { trials: 1, repeats: 1, seconds: 0.01, sample_ms: 0, roofline: false };
+const found: FoundPeer[] = [];
+
+beforeAll(async () => {
+  requireBuilt();
+  for (const peer of kPeers) {
+    if (peer.name === 'torch-tuned') continue; // the program of torch
+    const result = await peer.find();
+    if ('version' in result) found.push({ peer, version: result.version });
+    else console.log(`not checked: ${peer.name} is not here: ${result.missing}`);
+  }
+});
+
+describe('peers', () => {
+  it('have names of their own, and stand in the documentation', () => {
+    const names = kPeers.map(({ name }) => name);
+    expect(new Set(names).size).toBe(names.length);
+    const text = readFileSync(path.join(root, 'docs', 'benchmarks.md'), 'utf8');
+    for (const name of names.slice(1)) expect(text).toContain(`| \`${name}\` |`);
+    expect(found.map(({ peer }) => peer.name)).toEqual(
+      expect.arrayContaining(['lowrank', 'unfused', 'base', 'tfjs']),
+    );
+  });
+
+  it.each(['matmul', 'lora'] as const)(
+    'that are here compute %s, or say before that they do not',
+    async (op) => {
+      const one = { ...job, op };
+      const { rows, skipped } = await measureCase(one, found, plan, '', () => {});
+      // Whoever takes the job must finish it.
+      const expected = found.filter(({ peer }) => peer.refuses?.(one) === undefined);
+      expect(rows.map(({ subject }) => subject)).toEqual(expected.map(({ peer }) => peer.name));
+      expect(skipped.length).toBe(found.length - expected.length);
+      for (const { subject, error, copies } of rows) {
+        if (error !== undefined) expect([subject, error < 0.2]).toEqual([subject, true]);
+        // 6912 bytes of four bits with scales are enough: one copy. No dense weight is smaller.
+        expect([subject, copies]).toEqual([subject, 1]);
+      }
+    },
+    120_000,
+  );
+
+  it('take bf16 where they say so', async () => {
+    const one = { ...job, dtype: 'bf16', coldBytes: 40_000 } as const;
+    const { rows, skipped } = await measureCase(one, found, plan, '', () => {});
+    expect(skipped.map(({ reason }) => reason).filter((reason) => !/only/.test(reason))).toEqual(
+      [],
+    );
+    expect(rows[0]?.copies).toBe(Math.ceil(40_000 / 6912));
+    for (const { error } of rows) if (error !== undefined) expect(error).toBeLessThan(0.2);
+  }, 120_000);
+});
