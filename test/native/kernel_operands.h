@@ -29,7 +29,9 @@ inline void Report(bool ok, const std::string& what) {
 /// An exactly sized heap copy, so that a sanitizer sees an over-read of one byte.
 class Buffer {
  public:
-  explicit Buffer(size_t bytes) : bytes_(bytes), data_(std::malloc(std::max<size_t>(bytes, 1))) {
+  /// Aligned as the devices' memory is.
+  explicit Buffer(size_t bytes) : bytes_(bytes), data_(nullptr) {
+    if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 1)) != 0) std::abort();
     std::memset(data_, 0x5a, bytes);
   }
   Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) {

@@ -62,6 +62,7 @@ struct Grid {
   int64_t col_panels;
   int64_t row_blocks;
   int64_t col_blocks;
+  int64_t panel_cols = kNR;
 
   int64_t tasks() const { return row_blocks * col_blocks; }
 };
@@ -74,10 +75,13 @@ struct Block {
   int64_t c_elems() const { return (m1 - m0) * ldc(); }
 };
 
-LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads) {
-  Grid grid = {SplitRows(rows), cols, CeilDiv(cols, kNR), 1, 1};
+/// Blocks of columns begin with multiples of panel_cols and have at most `most_cols`.
+LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads, int64_t panel_cols = kNR,
+                             int64_t most_cols = kNC) {
+  Grid grid = {SplitRows(rows), cols, CeilDiv(cols, panel_cols), 1, 1, panel_cols};
   const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
-  grid.col_blocks = Max(CeilDiv(grid.col_panels, kNC / kNR), Min(wanted, grid.col_panels));
+  grid.col_blocks =
+      Max(CeilDiv(grid.col_panels, most_cols / panel_cols), Min(wanted, grid.col_panels));
   if (grid.col_blocks < wanted && grid.col_blocks > 0) {
     // Each block of rows packs B again: worth it from four panels up.
     grid.row_blocks = Max(Min(CeilDiv(wanted, grid.col_blocks), grid.rows.count / 4), 1);
@@ -93,8 +97,8 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   block.panel1 = (row_block + 1) * grid.rows.count / grid.row_blocks;
   block.m0 = grid.rows.Start(block.panel0);
   block.m1 = grid.rows.Start(block.panel1);
-  block.n0 = col_block * grid.col_panels / grid.col_blocks * kNR;
-  block.n1 = Min((col_block + 1) * grid.col_panels / grid.col_blocks * kNR, grid.cols);
+  block.n0 = col_block * grid.col_panels / grid.col_blocks * grid.panel_cols;
+  block.n1 = Min((col_block + 1) * grid.col_panels / grid.col_blocks * grid.panel_cols, grid.cols);
   return block;
 }
 

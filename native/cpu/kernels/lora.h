@@ -13,7 +13,7 @@
 /// adapter reads neither x nor y again.
 #pragma once
 
-#include "native/cpu/kernels/few_rows_direct.h"
+#include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -28,7 +28,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
-  const bool natural = !chunk.order.by_lanes;
+  const bool same_panels = !chunk.order.by_lanes && chunk.panels.count == panels.count;
   RowSource gated = a;
   gated.gate = gate;
   run.ForEach(blocks, chunk.rows * a.cols * (r + 4), [&](int64_t task) {
@@ -44,7 +44,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (pack && natural && !Policy::kPairs && gate == nullptr) {
+      if (pack && same_panels && !Policy::kPairs && gate == nullptr) {
         Accumulate<F32Policy>(run, grid, block, a.cols, ChunkOf<F32Policy>{chunk, block}, pack_b, c,
                               true);
       } else {
@@ -116,7 +116,7 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.x.rows - m0);
     chunk.order = order;
-    chunk.dots = TakesDots(chunk.rows, order);
+    chunk.dots = TakesDots<Policy>(chunk.rows, order);
     chunk.panels = chunk.dots ? DotPasses(chunk.rows) : SplitRows(chunk.rows);
     chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) break;
@@ -202,12 +202,14 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   const RowSource lora_b = r == 0 ? dy : DenseRows(*op.lora_b);
   const RowSource dh = r == 0 ? dy : DenseRows(*op.dh);
   const bool with_dx = op.w != nullptr;
+  const bool with_granules = with_dx && WholeGranules(w);
   const int64_t cols = with_dx ? op.dx->cols : 0;
   const int64_t step = ChunkRows<Policy>(op.dy.rows, depth);
   for (int64_t m0 = 0; m0 < op.dy.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.dy.rows - m0);
     chunk.order = NaturalOrder(depth);
+    const bool dots = with_dx && TakesDirectDots<Policy>(chunk.rows, w);
     chunk.panels = SplitRows(chunk.rows);
     if (with_dx) {
       chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
@@ -218,17 +220,22 @@ static void InputGrad(Run& run, const InputGradParts& op) {
                           r == 0 ? nullptr : static_cast<float*>(op.dh->data));
     if (run.Stopped()) return;
     if (!with_dx) continue;
-    const Grid grid = PlanGrid(chunk.rows, cols, run.context.pool->threads());
+    const Grid grid =
+        PlanGrid(chunk.rows, cols, run.context.pool->threads(), with_granules ? kGranule : kNR,
+                 dots ? DirectDotColumns(chunk.rows) : kNC);
     run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
       const Block block = BlockOf(grid, task);
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (TakesFewRowsDirect(chunk.rows, w)) {
-        AccumulateFewRowsDirect<Policy>(run, chunk, w, block, c);
+      if (dots) {
+        AccumulateDirectDots<Policy>(run, chunk, w, block, c);
       } else {
         Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
                            DirectB<Policy>{w}, c, true);
+      }
+      if (with_granules) {
+        UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
       }
       if (r != 0) {
         float* sum = c;

@@ -16,7 +16,7 @@
 /// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
 #pragma once
 
-#include "native/cpu/kernels/decode.h"
+#include "native/cpu/kernels/granule.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -254,12 +254,17 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
   }
 }
 
-/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows.
+/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows. Where
+/// WholeGranules(b), columns are whole granules in the order of lanes (UnspreadColumns).
 template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                         Unit* out) {
   const bool fused = FusedDirectDecode(b);
   const bool plain = b.dense != nullptr && b.gate == nullptr && b.factor == 1;
+  if (WholeGranules(b)) {
+    DecodeGranulePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
+    return;
+  }
   if (fused) {
     DecodePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
     return;

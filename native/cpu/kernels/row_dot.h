@@ -21,20 +21,16 @@
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/granule.h"
 #include "native/cpu/kernels/lane_pack.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int kRegisters = 32;
-#else
-constexpr int kRegisters = 16;
-#endif
-
 // Rows of x that share a decoded vector. More leave too few registers for a second row of w.
 constexpr int kDotRows = 8;
 // Rows of x up to here are dots, kDotRows at a time: then panels, decoded once for all, win.
-constexpr int64_t kMostDotRows = 4 * kDotRows;
+template <bool kPairs>
+constexpr int64_t kMostDotRows = (kPairs ? 3 : 4) * kDotRows;
 // Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
 constexpr int64_t kDotStrip = 48;
 // x of one block of granules: half of a 32 KiB L1, beside codes and sums.
@@ -48,57 +44,6 @@ constexpr int DotWeights() {
   }
   return 1;
 }
-
-/// The codes of a granule, unit by unit of all lanes.
-template <bool kPairs, DType kRound>
-struct GranuleDecoder;
-
-template <DType kRound>
-struct GranuleDecoder<false, kRound> {
-  static constexpr int kUnits = kPlaces;
-  Table16 table;
-  VecU group;
-
-  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale) {
-    table = ScaleTable(codebook, scale, [](VecF v) { return RoundTo(kRound, v); });
-  }
-  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
-#if defined(__AVX512F__)
-    if (u == 0) group = LoadTwice(codes);
-#else
-    if (u % kGroup == 0) group = LoadU(codes + u / kGroup * kVL * 4);
-#endif
-    VecU shifts;
-#pragma GCC unroll 16
-    for (int l = 0; l < kVL; ++l) {
-      shifts[l] = static_cast<uint32_t>(NibbleShift(ElementOf(l, u) % kGroup));
-    }
-    return Lookup(table, group >> shifts);
-  }
-};
-
-#if defined(__AVX512BF16__)
-template <DType kRound>
-struct GranuleDecoder<true, kRound> {
-  static constexpr int kUnits = kPlaces / 2;
-  VecU table;
-  VecP group;
-
-  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale) {
-    table = PairTable(ScaleTable(codebook, scale, [](VecF v) { return v; }));
-  }
-  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
-    if (u == 0) group = reinterpret_cast<VecP>(LoadTwice(codes));
-    VecP shifts;
-#pragma GCC unroll 32
-    for (int i = 0; i < 2 * kVL; ++i) {
-      // The second of a pair is the same nibble of the group's upper half.
-      shifts[i] = static_cast<uint16_t>(NibbleShift(ElementOf(i / 2, 2 * u) % kGroup));
-    }
-    return AsFloat(LookupBF16(table, group >> shifts));
-  }
-};
-#endif
 
 /// Sums of kWeights rows of w with kRows of x over `granules`, from where they are (`first`: zero).
 /// scales: of granule g of row n at n · scale_pitch + (g >> scale_shift).
@@ -228,8 +173,9 @@ LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, 
 }
 
 /// Does AccumulateDots take this product?
+template <typename Policy>
 LOWRANK_INLINE bool TakesDots(int64_t rows, const SumOrder& order) {
-  return order.by_lanes && rows <= kMostDotRows;
+  return order.by_lanes && rows <= kMostDotRows<Policy::kPairs>;
 }
 
 /// Rows of x in as few passes as hold them.

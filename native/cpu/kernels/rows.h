@@ -285,7 +285,8 @@ LOWRANK_INLINE void PrefetchRow(const RowSource& source, int64_t row, int64_t c0
     bytes = static_cast<const char*>(source.dense->data) + begin * elem;
     size = count * elem;
   }
-  for (int64_t at = 0; at < size; at += kLine) __builtin_prefetch(bytes + at, 0, 2);
+  const int64_t before = static_cast<int64_t>(reinterpret_cast<uintptr_t>(bytes) % kLine);
+  for (int64_t at = -before; at < size; at += kLine) __builtin_prefetch(bytes + at, 0, 2);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -48,6 +48,9 @@ constexpr int NibbleShift(int e) { return (e >> 1) * 8 + ((e & 1) == 0 ? 4 : 0);
 /// The element of a group at place i of the order.
 constexpr int ElementAt(int i) { return (i >> 1 & 1) + (i & 1) * 4 + (i >> 2) * 2; }
 
+/// Its inverse: the place of element e.
+constexpr int PlaceInGroup(int e) { return (e >> 2 & 1) + (e & 1) * 2 + (e >> 1 & 1) * 4; }
+
 /// Which lane has place i of group g of a granule, and where among the lane's places.
 constexpr int LaneOf(int g, int i) { return kVL == 16 ? g + (i >> 2) * 8 : g % kVL; }
 constexpr int PlaceOf(int g, int i) { return kVL == 16 ? i & 3 : i + g / kVL * 8; }

@@ -1,0 +1,137 @@
+/// dx = dy · dequant(w) for few rows of dy, 4-bit codes: vectors are columns of dx.
+///
+///   dx[m, k] = Σ_n dy[m, n] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
+///
+/// Operands   dy    one A panel of at most kDirectRows rows (pack.h)
+///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule after granule
+///            sums  [m][column] in the order of lanes, in L1; a block's beside those of all before
+///
+/// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
+/// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
+/// so that rows of w are read in long pieces.
+///
+/// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC added in
+/// order Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 4.4 and one for 32
+/// in bf16,
+///            and 2 / kDirectUnits of load and store
+#pragma once
+
+#include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/granule.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Rows of dy, one panel, beside the decoded rows' tables and codes. Panels of w as well, decoded
+// once for all rows of dy, win from 9 rows on in f32 and from 5 in bf16, where a decoded vector is
+// 32 weights.
+template <bool kPairs>
+constexpr int kDirectRows = kPairs ? 4 : (kMR < 8 ? kMR : 8);
+// Rows of w (or pairs) whose tables and codes are in registers at once.
+template <bool kPairs>
+constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
+// Sums of a block of columns.
+constexpr int64_t kDirectBytes = 16 << 10;
+// Rows of w asked for ahead, in pieces of a task's width: some 100 ns of decoding.
+constexpr int64_t kDirectAhead = 8;
+
+/// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
+template <typename Policy, DType kRound, int kRows, int kUnits>
+static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
+                      const GranuleScale& scale_of, const Unit* a, float* sums, int64_t pitch,
+                      bool first) {
+  constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  for (int64_t n = 0; n < cols; n += kGranule) {
+    GranuleRows<Policy::kPairs, kRound> granule[kUnits];
+#pragma GCC unroll 8
+    for (int u = 0; u < kUnits; ++u) {
+      const int64_t row = k + u * kStep;
+      granule[u].Set(w, row * w.cols + n0 + n, row + 1 < k1 ? w.cols : 0, scale_of);
+    }
+#pragma GCC unroll 16
+    for (int p = 0; p < kPlaces; ++p) {
+      float* at = sums + n + p * kVL;
+      VecF acc[kRows];
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) acc[m] = first ? VecF{} : Load(at + m * pitch);
+#pragma GCC unroll 8
+      for (int u = 0; u < kUnits; ++u) {
+        const VecF columns = granule[u].At(p);
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) acc[m] = Policy::Step(acc[m], a[u * kRows + m], columns);
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) Store(at + m * pitch, acc[m]);
+    }
+  }
+}
+
+/// sums [kRows, cols] = a · w over rows [k0, k0 + kc) of w.
+template <typename Policy, DType kRound, int kRows>
+static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
+                           const Unit* a, float* sums, int64_t pitch) {
+  constexpr int kUnits = kDirectUnits<Policy::kPairs>;
+  constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  const GranuleScale scale_of(*w.quant);
+  int64_t k = k0;
+  for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
+    for (int64_t i = 0; i < kUnits * kStep; ++i) PrefetchRow(w, k + kDirectAhead + i, n0, cols);
+    DirectDot<Policy, kRound, kRows, kUnits>(w, k, k0 + kc, n0, cols, scale_of, a, sums, pitch,
+                                             k == k0);
+  }
+  for (; k < k0 + kc; k += kStep, a += kRows) {
+    DirectDot<Policy, kRound, kRows, 1>(w, k, k0 + kc, n0, cols, scale_of, a, sums, pitch, k == k0);
+  }
+}
+
+using DirectDotFn = void (*)(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
+                             const Unit* a, float* sums, int64_t pitch);
+
+template <typename Policy, DType kRound, int kRows>
+LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickDirectDot<Policy, kRound, kRows - 1>(rows);
+  }
+  return DirectDotBlock<Policy, kRound, kRows>;
+}
+
+template <typename Policy>
+LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, DType round_to) {
+  if (Policy::kPairs || round_to == DType::kF32) {
+    return PickDirectDot<Policy, DType::kF32, kDirectRows<Policy::kPairs>>(rows);
+  }
+  if (round_to == DType::kBF16)
+    return PickDirectDot<Policy, DType::kBF16, kDirectRows<Policy::kPairs>>(rows);
+  return PickDirectDot<Policy, DType::kF16, kDirectRows<Policy::kPairs>>(rows);
+}
+
+/// Does AccumulateDirectDots take this product?
+template <typename Policy>
+LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
+  return rows <= kDirectRows<Policy::kPairs> && w.rows > 0 && WholeGranules(w);
+}
+
+/// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces.
+LOWRANK_INLINE int64_t DirectDotColumns(int64_t rows) {
+  return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kNC);
+}
+
+/// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, where TakesDirectDots() holds and
+/// the chunk is all of the block's rows; columns in the order of lanes.
+template <typename Policy>
+LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
+                                         const Block& block, float* c) {
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w.round_to);
+  const int64_t ldc = block.ldc();
+  const int64_t cols = block.n1 - block.n0;
+  float* sums = run.Get<float>(kBSlot, block.c_elems());
+  if (sums == nullptr) return;
+  for (int64_t k0 = 0; k0 < w.rows && !run.Stopped(); k0 += kKC) {
+    const int64_t kc = Min(kKC, w.rows - k0);
+    kernel(w, k0, kc, block.n0, cols, chunk.At<Policy>(k0, 0, chunk.rows), k0 == 0 ? c : sums, ldc);
+    for (int64_t i = 0; k0 != 0 && i < block.c_elems(); i += kVL) {
+      Store(c + i, Load(c + i) + Load(sums + i));
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
