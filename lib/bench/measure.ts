@@ -222,7 +222,7 @@ function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | str
     op: job.op,
     shape: `${job.M}x${job.K}x${job.N}`,
     subject: found.peer.name,
-    version: ready.version ?? found.version,
+    version: ready.version || found.version,
     ...(ready.note === undefined ? {} : { note: ready.note }),
     computes,
     median_ms: summary.median,

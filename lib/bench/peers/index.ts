@@ -3,6 +3,7 @@
 import type { Peer } from '../peer.js';
 import { bitsandbytesPeer } from './bitsandbytes.js';
 import { onednnPeer, openblasPeer } from './compiled.js';
+import { ggmlPeer } from './ggml.js';
 import { basePeer, lowrankPeer, unfusedPeer } from './lowrank.js';
 import { tfjsPeer } from './tfjs.js';
 import { torchPeer, torchTunedPeer } from './torch.js';
@@ -17,6 +18,7 @@ export const kPeers: readonly Peer[] = [
   bitsandbytesPeer,
   openblasPeer,
   onednnPeer,
+  ggmlPeer,
   tfjsPeer,
 ];
 
