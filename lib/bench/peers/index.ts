@@ -5,6 +5,7 @@ import { bitsandbytesPeer } from './bitsandbytes.js';
 import { onednnPeer, openblasPeer } from './compiled.js';
 import { ggmlPeer } from './ggml.js';
 import { basePeer, lowrankPeer, unfusedPeer } from './lowrank.js';
+import { onnxruntimeF32Peer, onnxruntimeInt8Peer } from './onnxruntime.js';
 import { tfjsPeer } from './tfjs.js';
 import { torchPeer, torchTunedPeer } from './torch.js';
 
@@ -19,6 +20,8 @@ export const kPeers: readonly Peer[] = [
   openblasPeer,
   onednnPeer,
   ggmlPeer,
+  onnxruntimeF32Peer,
+  onnxruntimeInt8Peer,
   tfjsPeer,
 ];
 
