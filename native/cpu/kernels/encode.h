@@ -4,8 +4,9 @@
 ///            lanes, then two lanes make a byte
 /// 8 bits     the 255 thresholds lie as floats do, dense near zero: the leading bits of v (sign,
 ///            exponent, six of the mantissa) name a bucket that no more than one of them falls
-///            into, so that one comparison is left. A codebook of the caller's may need more of
-///            them; the table knows how many
+///            into, so that one comparison is left: its threshold and the codes on both sides are
+///            the bucket's entry, fetched lane by lane, which costs less than gathers. A codebook
+///            of the caller's may need more comparisons; the table knows how many
 /// Numerics   a block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as
 ///            the peer's does
 #pragma once
@@ -33,6 +34,13 @@ struct BucketSearch {
   static constexpr uint32_t kMostBuckets = 63u << 6;
   static constexpr uint32_t kTop = 0x3f800000u >> kShift;
 
+  /// What is left to decide in a bucket, where that is one comparison.
+  struct Entry {
+    float threshold;
+    uint32_t codes;  // the byte at or below the threshold, then the one above
+  };
+  Entry entries[2 * kMostBuckets];  // [negative][bucket], as many buckets as there are
+
   float thresholds[256];           // those beyond the last are infinite
   uint8_t first[2][kMostBuckets];  // [negative][bucket]: thresholds below all of the bucket
   uint32_t low;                    // leading bits of the smallest magnitude of bucket 1
@@ -47,7 +55,8 @@ struct BucketSearch {
   }
 };
 
-static inline void FillBuckets(const float* thresholds, int count, BucketSearch* search) {
+static inline void FillBuckets(const float* thresholds, int count, const uint8_t* rank_to_code,
+                               BucketSearch* search) {
   uint32_t smallest = 0x3f800000u;
   for (int i = 0; i < 256; ++i) {
     search->thresholds[i] = i < count ? thresholds[i] : __builtin_inff();
@@ -74,6 +83,9 @@ static inline void FillBuckets(const float* thresholds, int count, BucketSearch*
     }
     while (up_to < count && thresholds[up_to] < (negative ? -from : to)) ++up_to;
     search->first[negative ? 1 : 0][b] = static_cast<uint8_t>(below);
+    const uint32_t above = rank_to_code[below < count ? below + 1 : below];
+    search->entries[(negative ? search->buckets : 0) + b] = {search->thresholds[below],
+                                                             rank_to_code[below] | above << 8};
     if (up_to - below > search->steps) search->steps = up_to - below;
   }
 }
@@ -95,7 +107,7 @@ LOWRANK_INLINE Encoder MakeEncoder(const FormatRow& format, BucketSearch* search
   encoder.format = &format;
   encoder.search = search;
   if (format.bits == 8) {
-    FillBuckets(format.thresholds, format.threshold_count, search);
+    FillBuckets(format.thresholds, format.threshold_count, format.rank_to_code, search);
     return encoder;
   }
   float thresholds[20];
@@ -147,21 +159,56 @@ LOWRANK_INLINE void EncodeNibbleBlock(const Encoder& encoder, const float* in, i
   std::memcpy(packed + i / 2, bytes, static_cast<size_t>(count - i + 1) / 2);
 }
 
+/// The bucket of each of kVL normalised values.
+LOWRANK_INLINE VecI BucketOf(const BucketSearch& search, VecF values) {
+  // Below the first bucket the difference is negative.
+  const VecI offset = reinterpret_cast<VecI>((Bits(values) & 0x7fffffffu) >> search.kShift) -
+                      static_cast<int32_t>(search.low) + 1;
+  const VecI low = offset > 0 ? offset : VecI{};
+  const int32_t last = static_cast<int32_t>(search.buckets) - 1;
+  return low < last ? low : VecI{} + last;
+}
+
+/// Up to kByteRun values, where one comparison is left in a bucket. Three loops, each over all of
+/// them: a vector that is read while its lanes are still being written would wait for them.
+constexpr int kByteRun = 64;
+LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, float inverse,
+                                  uint8_t* codes) {
+  alignas(64) int32_t entry[kByteRun];
+  alignas(64) BucketSearch::Entry picked[kByteRun];
+  for (int i = 0; i < kByteRun; i += kVL) {
+    const VecF values = Load(in + i) * inverse;
+    const VecI negative = reinterpret_cast<VecI>(values) < 0;
+    StoreU(entry + i, reinterpret_cast<VecU>(BucketOf(search, values) +
+                                             (negative & static_cast<int32_t>(search.buckets))));
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < kByteRun; ++i) picked[i] = search.entries[entry[i]];
+  for (int i = 0; i < kByteRun; i += kVL) {
+    const VecF low_half = Load(picked + i);
+    const VecF high_half = Load(picked + i + kVL / 2);
+    const VecF threshold = EveryOther<0>(low_half, high_half, Lanes());
+    const VecU both = Bits(EveryOther<1>(low_half, high_half, Lanes()));
+    const VecF values = Load(in + i) * inverse;
+    const VecU code = both >> (reinterpret_cast<VecU>(values > threshold) & 8u);
+    *reinterpret_cast<LooseB*>(codes + i) = __builtin_convertvector(code & 255u, VecB);
+  }
+}
+
 LOWRANK_INLINE void EncodeByteBlock(const Encoder& encoder, const float* in, int64_t count,
                                     float inverse, uint8_t* codes) {
   const BucketSearch& search = *encoder.search;
   const uint8_t* rank_to_code = encoder.format->rank_to_code;
-  for (int64_t i = 0; i < count; i += kVL) {
+  int64_t i = 0;
+  if (search.steps <= 1) {
+    for (; i + kByteRun <= count; i += kByteRun) EncodeByteRun(search, in + i, inverse, codes + i);
+  }
+  for (; i < count; i += kVL) {
     VecF values = {};
     const int64_t lanes = Min(kVL, count - i);
     std::memcpy(&values, in + i, static_cast<size_t>(lanes) * sizeof(float));
     values = values * inverse;
-    // Below the first bucket the difference is negative.
-    const VecI offset = reinterpret_cast<VecI>((Bits(values) & 0x7fffffffu) >> search.kShift) -
-                        static_cast<int32_t>(search.low) + 1;
-    const VecI low = offset > 0 ? offset : VecI{};
-    const int32_t last = static_cast<int32_t>(search.buckets) - 1;
-    const VecI bucket = low < last ? low : VecI{} + last;
+    const VecI bucket = BucketOf(search, values);
     for (int64_t j = 0; j < lanes; ++j) {
       const uint8_t* first = search.first[BitsOf(values[j]) >> 31];
       uint32_t rank = first[bucket[j]];
