@@ -69,9 +69,16 @@ function lines(
   return [...series].map(([subject, one]) => ({ ...one, style: styles.get(subject) ?? 0 }));
 }
 
-/** Without what a version has after its number: names stand in a margin. */
+/** So many letters fit beside a plot. */
+const kNameLength = 18;
+
+/** With the version where there is room: tables have it in any case. */
 function shortName(row: Row): string {
-  return rowName(row).replace(/\+\S*/, '').slice(0, 22);
+  const full = rowName(row).replace(/\+\S*/, '');
+  const shorter = `${row.subject} ${row.version.split(' ')[0]}`;
+  return (
+    [full, shorter].find((name) => name.length <= kNameLength) ?? row.subject.slice(0, kNameLength)
+  );
 }
 
 /** How much longer the others take, against M. */

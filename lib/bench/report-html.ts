@@ -36,7 +36,7 @@ th, td { padding: .25rem .9rem .25rem 0; border-bottom: 1px solid var(--page-lin
   white-space: nowrap; }
 th { font-weight: 600; color: var(--page-soft); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
-td.bar { width: 12rem; min-width: 8rem; } td.bar div { height: .7rem; background: var(--bar); }
+td.bar { width: 8rem; min-width: 8rem; padding-right: .9rem; } td.bar div { height: .7rem; background: var(--bar); }
 tr.own td { font-weight: 600; } tr.own td.bar div { background: var(--own); }
 td.note { color: var(--page-soft); white-space: normal; min-width: 20rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1.2rem; margin: .6rem 0; }

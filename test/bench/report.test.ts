@@ -5,6 +5,7 @@ import { benchFigure } from '../../lib/bench/figure.js';
 import { overheadPlots, rooflinePlot, speedupPlots, threadPlots } from '../../lib/bench/figures.js';
 import { linearTicks, logTicks, plotSvg } from '../../lib/bench/plot.js';
 import { benchHtml } from '../../lib/bench/report-html.js';
+import type { Row } from '../../lib/bench/result.js';
 import { resultText } from '../../lib/bench/table.js';
 import { sampleResult } from './sample-result.js';
 
@@ -72,6 +73,17 @@ describe('the report', () => {
     // A slope of 35 GB/s up to 234 GFLOP/s.
     expect(roof?.points[1]?.x).toBeCloseTo(234 / 35, 9);
     expect(roof?.points.map(({ y }) => y).slice(1)).toEqual([234, 234]);
+  });
+
+  it('names subjects as far as there is room', () => {
+    const named = (subject: string, version: string) => {
+      const rename = (row: Row) => (row.subject === 'torch' ? { ...row, subject, version } : row);
+      const cases = result.cases.map((one) => ({ ...one, rows: one.rows.map(rename) }));
+      return speedupPlots({ ...result, cases })[0]?.series[1]?.name;
+    };
+    expect(named('openblas', '0.3.29 Cooperlake')).toBe('openblas 0.3.29');
+    expect(named('onnxruntime-4', '1.30.0')).toBe('onnxruntime-4');
+    expect(named('my own kernel of many words', '1')).toBe('my own kernel of m');
   });
 
   it('keeps names apart and inside', () => {
