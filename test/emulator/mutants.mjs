@@ -159,7 +159,7 @@ function boundEdit(code, match, loop) {
 /** The lesser of an index and its bound: the index alone. */
 function leastEdits(code) {
   const edits = [];
-  for (const match of code.matchAll(/\b(?:Least|min)\(/g)) {
+  for (const match of code.matchAll(/(?<![\w:>])(?:Base::|this->)?(?:Least|min)\(/g)) {
     const open = match.index + match[0].length;
     const close = closing(code, open);
     if (close < 0 || /\bint64_t $/.test(code.slice(0, match.index))) continue;
