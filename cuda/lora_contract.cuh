@@ -350,9 +350,9 @@ class LoraContract {
         for (int i = 0; i < 4; ++i) non_finite |= NonFinitePair(a[held][0][i]);
       }
       if (__any_sync(0xffffffffu, non_finite != 0 ? 1 : 0) == 0) {
-        MultiplyParts<true>(oi, a);
+        MultiplyFragments<true>(oi, a);
       } else {
-        MultiplyParts<false>(oi, a);
+        MultiplyFragments<false>(oi, a);
       }
       if constexpr (kTransposed) {
         if (!with_sums_) continue;
@@ -368,50 +368,13 @@ class LoraContract {
     }
   }
 
-  /// acc += the products of parts, the first ones first, so that both variants give the same bits
-  /// where everything is finite.
   template <bool kAllFinite>
-  LOWRANK_MEMBER void MultiplyParts(int oi, const uint32_t (&a)[kHeldO][kParts][4]) {
+  LOWRANK_MEMBER void MultiplyFragments(int oi, const uint32_t (&a)[kHeldO][kParts][4]) {
 #pragma unroll
     for (int ji = 0; ji < kTilesJ; ++ji) {
       if (ji * 8 >= ranks_) continue;  // the same for the whole block
-      uint32_t low[3];
-      uint32_t high[3];
-      if constexpr (kAllFinite) {
-        SplitFinitePair(factor_[ji][0], factor_[ji][1], low);
-        SplitFinitePair(factor_[ji][2], factor_[ji][3], high);
-      } else {
-        SplitPair(factor_[ji][0], factor_[ji][1], low);
-        SplitPair(factor_[ji][2], factor_[ji][3], high);
-      }
-#pragma unroll
-      for (int held = 0; held < kHeldO; ++held) {
-        MmaBF16(acc_[oi + held][ji], a[held][0], low[0], high[0]);
-      }
-      if constexpr (!kAllFinite) {
-        low[0] = FinitePair(low[0]);
-        high[0] = FinitePair(high[0]);
-      }
-#pragma unroll
-      for (int factor_part = 0; factor_part < 3; ++factor_part) {
-        if (factor_part >= parts_) continue;
-#pragma unroll
-        for (int part = 0; part < kParts; ++part) {
-          if (part + factor_part == 0 || part + factor_part > 3) continue;
-#pragma unroll
-          for (int held = 0; held < kHeldO; ++held) {
-            float(&r_acc)[4] = acc_[oi + held][ji];
-            if constexpr (kAllFinite) {
-              MmaBF16(r_acc, a[held][part], low[factor_part], high[factor_part]);
-            } else {
-              uint32_t finite[4];
-#pragma unroll
-              for (int i = 0; i < 4; ++i) finite[i] = FinitePair(a[held][part][i]);
-              MmaBF16(r_acc, finite, low[factor_part], high[factor_part]);
-            }
-          }
-        }
-      }
+      MultiplyParts<kAllFinite>(a, factor_[ji], parts_,
+                                [&](int held) -> float(&)[4] { return acc_[oi + held][ji]; });
     }
   }
 

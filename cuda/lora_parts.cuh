@@ -15,6 +15,7 @@
 
 #include "cuda/gpu.cuh"
 #include "cuda/params/lora_shrink.h"
+#include "cuda/ptx.cuh"
 
 namespace lowrank::gpu {
 
@@ -91,6 +92,48 @@ LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kPart
   const float finite_second = NonFinite(second) == 0 ? second : 0.0f;
   SplitFinitePair(finite_first, finite_second, parts);
   parts[0] = UpperHalves(QuietNaN(first), QuietNaN(second));
+}
+
+/// acc_of(i) += a[i] · factor for the fragments i: `a` is 16 x 16 as parts, `factor` the four
+/// elements of a lane's column in mma's B layout, of a dtype of `factor_parts`. The products of
+/// first parts come first, so that both variants give the same bits where everything is finite.
+template <bool kAllFinite, int kHeld, int kParts, typename AccOf>
+LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const float (&factor)[4],
+                                  int factor_parts, const AccOf& acc_of) {
+  uint32_t low[3];
+  uint32_t high[3];
+  if constexpr (kAllFinite) {
+    SplitFinitePair(factor[0], factor[1], low);
+    SplitFinitePair(factor[2], factor[3], high);
+  } else {
+    SplitPair(factor[0], factor[1], low);
+    SplitPair(factor[2], factor[3], high);
+  }
+#pragma unroll
+  for (int held = 0; held < kHeld; ++held) MmaBF16(acc_of(held), a[held][0], low[0], high[0]);
+  if constexpr (!kAllFinite) {
+    low[0] = FinitePair(low[0]);
+    high[0] = FinitePair(high[0]);
+  }
+#pragma unroll
+  for (int factor_part = 0; factor_part < 3; ++factor_part) {
+    if (factor_part >= factor_parts) continue;
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      if (part + factor_part == 0 || part + factor_part > 3) continue;
+#pragma unroll
+      for (int held = 0; held < kHeld; ++held) {
+        if constexpr (kAllFinite) {
+          MmaBF16(acc_of(held), a[held][part], low[factor_part], high[factor_part]);
+        } else {
+          uint32_t finite[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) finite[i] = FinitePair(a[held][part][i]);
+          MmaBF16(acc_of(held), finite, low[factor_part], high[factor_part]);
+        }
+      }
+    }
+  }
 }
 
 }  // namespace lowrank::gpu
