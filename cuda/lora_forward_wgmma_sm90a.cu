@@ -4,15 +4,20 @@
 ///
 /// Operands     x [M, K] T · w codes as QuantView, or dense · h [M, r] f32 · lora_b [N, r] any ·
 ///              bias, lora_bias [1, N] any · y [M, N] T
-/// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases.
-///              Then one launch a panel of at most ~2,048 rows of w: it multiplies panel p while
-///              three spare warps of each block decode panel p + 1 into the other buffer.
+/// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases,
+///              and zeros in the counters of h. Then one launch a panel of at most ~2,048 rows of
+///              w: it multiplies panel p while three spare warps of each block decode panel p + 1
+///              into the other buffer. Where h is not given, they compute it first, in the launch
+///              of the first panel (lora_row_shrink.cuh), and the copy of h's slab, which comes
+///              last of a tile, waits for its row tile
 /// Grid         prepare (any). Products: min(SMs, tiles) blocks in clusters of 2 that share a
 ///              column tile; each walks its tiles in a fixed order
-/// Block        384 threads: warp 0 copies, warps 1..3 decode the next panel, two warpgroups
-///              multiply, 64 rows each
-/// Shared       kStages · (kTileM + kTileN) · 64 · 2 bytes + 8 · 16 · 72 · 2 + 1,024 + barriers:
-///              4 · 48 KB + 19 KB = 216 KB (128 x 256), 6 · 32 KB + 19 KB (128 x 128)
+/// Block        384 threads: warp 0 copies, warps 1..3 compute h and decode the next panel, two
+///              warpgroups multiply, 64 rows each
+/// Registers    384 · 168 at the launch, then 256 · 192 + 128 · 120, the same sum: 128 of the 192
+///              are accumulators, the 120 hold two chunks of x, one of lora_a and its parts
+/// Shared       kStages · (kTileM + kTileN) · 64 · 2 bytes + 8 · 16 · 72 · 2 + 1,024 + 3,088 +
+///              barriers: 4 · 48 KB + 23 KB = 215 KB (128 x 256), 6 · 32 KB + 23 KB (128 x 128)
 /// Numerics     w rounded once to T; products exact, sums in f32 in the order of k; h · lora_bᵀ in
 ///              the same accumulators from bf16 pieces that sum to the f32 values exactly (only
 ///              low · low is left out: 2^-28); one rounding to T. Same bits from run to run, and
@@ -45,11 +50,17 @@
 /// M = 1,024 misses its goal: one wave of tiles leaves nothing to hide the only panel behind; it
 /// belongs to a kernel that decodes in registers. Waves at M = 2,048, 2,048 rows a panel: 128 tiles
 /// on 132 SMs = 97 %.
-/// r = 16 adds one block of 64 of K (3 · 16) with bf16 lora_b, two (8 · 16) with f32: 1.6 % and
-/// 3.1 % of K = 4,096, so 355 at M = 8,192 (362). The launch of the shrink before this plan reads x
-/// once more, 67 MB = 22 us: with it 377. The goal is reached where that is hidden, which registers
-/// forbid beside these blocks; it takes row tiles of [w; lora_a] at the head of the walk and a flag
-/// a row tile that the copy of the slab waits for.
+///
+/// r = 16 adds to K = 4,096 three steps of 16 (3 · 16) with a bf16 lora_b, eight (8 · 16) with f32:
+/// 1.2 % and 3.1 %, 4.0 and 10.8 us at M = 8,192. Its h takes mma.sync from the tensor cores, 0.8 k
+/// clk of each multiprocessor for sixteen rows (f32: 2.5 k), four times: 2 (6) us. Everything else
+/// of h lies in the shadow: sixteen rows are done in 25 to 46 k of the 65 k clk of a tile, and the
+/// walk wants that many rows a tile and block: 350 + 4 + 2 = 356 with a bf16 adapter, 367 with f32
+/// (goal 362). A launch of its own before this one reads x once more, 67 MB = 22 us. Dropout adds
+/// integer instructions of warps that have the time (goal 369). What it fills to the brim is the
+/// L2: 26 + 4 (f32: 6) of about 30 B/clk/SM during the launch of the first panel; of f32 that may
+/// be 9 us more.
+#include "cuda/lora_row_shrink.cuh"
 #include "cuda/panel_fill.cuh"
 #include "cuda/ptx_sm90.cuh"
 
@@ -61,6 +72,7 @@ constexpr uint32_t kTileK = kWgmmaTileK;
 constexpr uint32_t kClusterBlocks = kWgmmaCluster;
 constexpr uint32_t kConsumerWarps = 8;
 constexpr uint32_t kFillWarps = 3;
+static_assert(kFillWarps == kShrinkWarps);
 constexpr uint32_t kOutCols = 64;              // of y, staged at a time by each warp
 constexpr uint32_t kOutStride = kOutCols + 8;  // + 16 bytes: rows start in different banks
 
@@ -79,6 +91,7 @@ struct Storage {
   alignas(1024) uint16_t w[Tile::kStages][Tile::kTileN * kTileK];
   alignas(16) uint16_t out[kConsumerWarps][16 * kOutStride];
   alignas(16) float codebook[kPanelCodebookBytes / 4];
+  RowShrinkStorage shrink;
   uint64_t full[Tile::kStages];   // the bytes of a stage have come
   uint64_t empty[Tile::kStages];  // nobody in the cluster reads it any more
 };
@@ -106,6 +119,7 @@ LOWRANK_DEVICE void Advance(RingPosition<kStages>& at) {
 
 /// T of the activations and of the panel of w, and its products.
 struct TileBF16 : PanelBF16 {
+  using Tag = LoraBF16Tag;
   LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
     WgmmaBF16(acc, a, b, accumulate);
   }
@@ -114,6 +128,7 @@ struct TileBF16 : PanelBF16 {
   }
 };
 struct TileF16 : PanelF16 {
+  using Tag = LoraF16Tag;
   LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
     WgmmaF16(acc, a, b, accumulate);
   }
@@ -147,6 +162,7 @@ LOWRANK_DEVICE void ProduceStages(const LoraForwardWgmmaParams& p, Storage<Tile>
     for (uint32_t block = 0; block < p.k_blocks + p.slab_blocks; ++block) {
       const bool slab = block >= p.k_blocks;
       const int32_t k = static_cast<int32_t>((slab ? block - p.k_blocks : block) * kTileK);
+      if (block == p.k_blocks && p.shrink.x != nullptr) WaitForShrunkTile(p.shrink, m);
       BarrierWait(&s.empty[at.stage], at.parity ^ 1);
       BarrierArriveExpectBytes(&s.full[at.stage], Tile::kStageBytes);
       TensorLoad2D(s.x[at.stage], slab ? &p.h_map : &p.x_map, k, m, &s.full[at.stage]);
@@ -167,6 +183,20 @@ LOWRANK_DEVICE void MultiplyStage(float (&acc)[Tile::kTileN / 2], const Storage<
 #pragma unroll
   for (uint32_t step = 0; step < kTileK / 16; ++step) {
     T::Multiply(acc, x + step * 2, w + step * 2, step == 0 ? accumulate : 1);
+  }
+  WgmmaCommit();
+}
+
+/// The same of the slab, whose last stage may have fewer steps: each costs what one of K does.
+template <typename Tile>
+LOWRANK_DEVICE void MultiplySlabStage(float (&acc)[Tile::kTileN / 2], const Storage<Tile>& s,
+                                      uint32_t stage, uint32_t group, uint32_t steps) {
+  const uint64_t h = WgmmaDescriptor(s.x[stage] + group * 64 * kTileK);
+  const uint64_t lora_b = WgmmaDescriptor(s.w[stage]);
+#pragma unroll 1
+  for (uint32_t step = 0; step < kTileK / 16 && step < steps; ++step) {
+    WgmmaFence();  // in the loop: the accumulators come from the turn before
+    TileBF16::Multiply(acc, h + step * 2, lora_b + step * 2, 1);
   }
   WgmmaCommit();
 }
@@ -260,7 +290,7 @@ LOWRANK_DEVICE void ConsumeStages(const LoraForwardWgmmaParams& p, Storage<Tile>
     }
     for (uint32_t block = 0; block < p.slab_blocks; ++block) {
       BarrierWait(&s.full[at.stage], at.parity);
-      MultiplyStage<TileBF16>(acc, s, at.stage, group, accumulate);
+      MultiplySlabStage(acc, s, at.stage, group, p.slab_steps - block * (kTileK / 16));
       after_issue();
     }
     WgmmaWait<0>();
@@ -291,15 +321,16 @@ LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
   GridDependencyLaunch();
   GridDependencyWait();
   if (warp < 4) {
-    RegistersDownTo<40>();
+    RegistersDownTo<120>();
     if (warp == 0) {
       if (threadIdx.x == 0) ProduceStages(p, s, rank);
     } else {
+      if (p.shrink.x != nullptr) ShrinkRows<typename T::Tag>(p.shrink, s.shrink, warp - 1);
       FillPanel<T>(p.next_panel, s.codebook, blockIdx.x * kFillWarps + warp - 1,
                    gridDim.x * kFillWarps);
     }
   } else {
-    RegistersUpTo<232>();
+    RegistersUpTo<192>();
     ConsumeStages<T>(p, s, rank, warp / 4 - 1);
   }
   // A block that left would take its barriers from under the peer's arrivals.
@@ -322,6 +353,7 @@ LOWRANK_DEVICE void Prepare(const LoraForwardWgmmaPrepareParams& p) {
   FillSplit(p.h, index, count);
   FillSplit(p.lora_b, index, count);
   FillAddend(p.addend, index, count);
+  for (int64_t i = index; i < p.counter_count; i += count) p.counters[i] = 0;
 }
 
 }  // namespace

@@ -161,6 +161,10 @@ LOWRANK_DEVICE void SplitBF16(float value, uint32_t (&pieces)[3]) {
   }
 }
 
+LOWRANK_DEVICE uint32_t PieceOf(const uint32_t (&pieces)[3], uint32_t piece) {
+  return piece == 0 ? pieces[0] : piece == 1 ? pieces[1] : pieces[2];
+}
+
 /// The share of thread `index` of `count`.
 LOWRANK_DEVICE void FillSplit(const SplitFill& fill, int64_t index, int64_t count) {
   if (fill.kind == PanelSource::kNone) return;
@@ -174,9 +178,7 @@ LOWRANK_DEVICE void FillSplit(const SplitFill& fill, int64_t index, int64_t coun
     uint16_t* target = static_cast<uint16_t*>(fill.target) + row * fill.slots * fill.r_padded + ri;
     for (uint32_t slot = 0; slot < fill.slots; ++slot) {
       const uint32_t piece = fill.order >> (2 * slot) & 3;
-      target[slot * fill.r_padded] = static_cast<uint16_t>(piece == 0   ? pieces[0]
-                                                           : piece == 1 ? pieces[1]
-                                                                        : pieces[2]);
+      target[slot * fill.r_padded] = static_cast<uint16_t>(PieceOf(pieces, piece));
     }
   }
 }

@@ -94,6 +94,11 @@ LOWRANK_PTX uint32_t ToTF32(float value) {
   return bits;
 }
 
+/// Barrier `id` of the block (1 to 15) for `threads` of it, whole warps.
+LOWRANK_PTX void NamedBarrier(uint32_t id, uint32_t threads) {
+  asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
+}
+
 /// 16 bytes of read-only data used once: past L1, first to leave L2.
 LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   uint4 v;

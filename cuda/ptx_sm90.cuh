@@ -49,6 +49,10 @@ LOWRANK_PTX void BarrierWait(uint64_t* s_barrier, uint32_t parity) {
   } while (done == 0);
 }
 
+/// What this thread has seen of ordinary writes to global memory, also those of other threads that
+/// it has acquired, its later copies see too.
+LOWRANK_PTX void FenceProxyAsyncGlobal() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
+
 /// One box of a tensor, coordinates in elements (x is contiguous), to shared memory. Elements
 /// outside the tensor are zero, and count as bytes like the others.
 LOWRANK_PTX void TensorLoad2D(void* s_dst, const TensorMap* map, int32_t x, int32_t y,

@@ -67,6 +67,10 @@ LOWRANK_EMU_INLINE uint32_t ToTF32(float value) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+LOWRANK_EMU_INLINE void NamedBarrier(uint32_t id, uint32_t threads, LOWRANK_EMU_HERE) {
+  emu::BarrierSync(id, threads, site);
+}
+
 LOWRANK_EMU_INLINE uint4 LoadStream16(const void* g_src, LOWRANK_EMU_HERE) {
   return emu::Load(static_cast<const uint4*>(g_src), site);
 }

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "cuda/params/lora_shrink.h"
 #include "cuda/params/tensor_map.h"
 
 namespace lowrank::gpu {
@@ -15,11 +16,22 @@ constexpr uint32_t kWgmmaThreads = 384;
 constexpr uint32_t kWgmmaPrepareThreads = 256;
 constexpr uint32_t kPanelCodebookBytes = 256 * 4;
 
+/// Of h beside the products: rows of a unit, warps that share it and their barrier, elements of K a
+/// step, columns of h by eight, units of a row tile, shared memory.
+constexpr uint32_t kShrinkRows = 16;
+constexpr uint32_t kShrinkWarps = 3;
+constexpr uint32_t kShrinkBarrier = 1;
+constexpr uint32_t kShrinkChunkK = 64;
+constexpr uint32_t kShrinkTilesJ = 2;
+constexpr uint32_t kShrinkMaxRank = 8 * kShrinkTilesJ;
+constexpr uint32_t kShrinkUnitsPerTile = kWgmmaTileM / kShrinkRows;
+constexpr uint32_t kShrinkSharedBytes = kShrinkWarps * kShrinkTilesJ * 32 * 16 + 16;
+
 /// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements a consumer
-/// warp, the codebook, two barriers a stage; to the 1,024 bytes of the swizzle.
+/// warp, the codebook, the sums of h, two barriers a stage; to the 1,024 bytes of the swizzle.
 constexpr uint32_t WgmmaSharedBytes(uint32_t tile_n, uint32_t stages) {
   return (stages * (kWgmmaTileM + tile_n) * kWgmmaTileK * 2 + 8 * 16 * 72 * 2 +
-          kPanelCodebookBytes + stages * 16 + 1023) /
+          kPanelCodebookBytes + kShrinkSharedBytes + stages * 16 + 1023) /
          1024 * 1024;
 }
 
@@ -73,6 +85,24 @@ struct AddendFill {
   float scaling = 0;
 };
 
+/// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the pieces that they
+/// multiply.
+struct RowShrink {
+  const void* x = nullptr;       // T [rows, cols], rows 16-byte aligned; null: h stands already
+  const void* lora_a = nullptr;  // [r, cols], rows 16-byte aligned
+  float* h = nullptr;            // [rows, r]
+  SplitFill pieces;              // of h, which is its source
+  // Counters that the launch before has zeroed: of units handed out, of units done of each row
+  // tile.
+  uint32_t* next_unit = nullptr;
+  uint32_t* done_units = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t lora_a_element = kLoraF32;
+  float scale = 1;
+  LoraGate gate;
+};
+
 /// What must stand before the first product.
 struct LoraForwardWgmmaPrepareParams {
   PanelFill panel;   // of w
@@ -80,6 +110,8 @@ struct LoraForwardWgmmaPrepareParams {
   SplitFill h;       // [M]
   SplitFill lora_b;  // [N]
   AddendFill addend;
+  uint32_t* counters = nullptr;  // to be zeroed
+  uint32_t counter_count = 0;
 };
 
 /// y[:, first_n .. first_n + panel_n) of one panel of w.
@@ -98,8 +130,10 @@ struct LoraForwardWgmmaParams {
   uint32_t tiles_n = 0;      // of this panel
   uint32_t k_blocks = 0;     // of 64, of x and w
   uint32_t slab_blocks = 0;  // of 64, of h and lora_b
+  uint32_t slab_steps = 0;   // of 16 of them
   uint32_t y_vector = 0;     // y's rows are 16-byte aligned and N a multiple of 8
   PanelFill next_panel;      // filled beside the products
+  RowShrink shrink;          // of the first panel's launch
 };
 
 }  // namespace lowrank::gpu

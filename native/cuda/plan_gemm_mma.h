@@ -12,11 +12,12 @@ struct GemmMmaOperands {
   WeightView w;               // [N, K] dense of any dtype, or quantised
   bool w_transposed = false;  // false: y = x · wᵀ, true: dx = dy · w
   TensorView bias;            // [1, N] of any dtype, forward only
-  const float* h = nullptr;   // [M, r] f32: h, or dh (which carries the scaling already)
+  float* h = nullptr;         // [M, r] f32: h, or dh (which carries the scaling already)
+  TensorView lora_a;          // [r, K], forward only: present where h is still to be computed
   TensorView lora_factor;     // lora_b [N, r] forward, lora_a [r, K] otherwise; of any dtype
   TensorView lora_bias;       // [1, N] of any dtype, forward only
   float scaling = 1;          // of the LoRA term and lora_bias
-  DropoutSpec dropout;        // gate of the LoRA term, w_transposed only
+  DropoutSpec dropout;        // gate of the LoRA term where w_transposed, of x in h with lora_a
   bool accumulate = false;    // add to what y holds
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
 };
@@ -52,13 +53,14 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
 
 /// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few
-/// tokens, wgmma, or the tiled one of this header.
+/// tokens, wgmma, or the tiled one of this header. Where lora_a is present, h is computed first, by
+/// a launch of its own or in that of the products.
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 
 /// dx (+)= dy · dequant(w) + gate ⊙ (dh · lora_a) for any dtype of dy and any M: picks the kernel
 /// family. `dh` [M, r] f32 is scaling · dy · lora_b, written by an earlier step of the same plan.
-Status PlanLoraInputGrad(const LoraBackwardOp& op, const float* dh, const DeviceLimits& device,
+Status PlanLoraInputGrad(const LoraBackwardOp& op, float* dh, const DeviceLimits& device,
                          Workspace* workspace, Plan* plan);
 
 }  // namespace lowrank::cuda

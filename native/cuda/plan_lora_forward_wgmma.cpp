@@ -4,6 +4,8 @@
 #include <cstddef>
 
 #include "cuda/params/lora_forward_wgmma.h"
+#include "native/cuda/plan_lora_grad.h"
+#include "native/cuda/plan_lora_shrink.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -37,6 +39,12 @@ constexpr TileRow kTiles[] = {
 /// have a tile; below, smaller tiles of another kernel win.
 constexpr int64_t kMinM = 385;
 constexpr int64_t kMinK = 64;
+/// Columns of the first panel from which h is computed beside the products: 1,024 are four tiles of
+/// 128 x 256, each of 65 k clk at K = 4,096, for eight times sixteen rows of 25 k clk (bf16 by
+/// bf16) to 46 k clk: two a tile, which is hidden, or late by about what a launch of its own takes.
+/// Where the same warps then decode another panel, a block must also have a second tile to hide
+/// that behind. Untuned.
+constexpr int64_t kMinShrinkColumns = 1024;
 
 /// One launch multiplies the columns of `panel_tiles` tiles.
 struct Split {
@@ -154,16 +162,53 @@ TensorMapRequest MapOf(size_t param_offset, const void* base, DType dtype, int64
   return map;
 }
 
-bool Supports(const LoraForwardWgmmaOperands& operands) {
+bool Supports(const GemmMmaOperands& operands) {
   return operands.x.dtype != DType::kF32 &&
          (operands.w.quantised() || operands.w.dense.dtype == operands.x.dtype);
 }
 
 bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && cols % 8 == 0; }
 
+bool CanShrink(const GemmMmaOperands& operands) {
+  return operands.lora_a.present && operands.lora_a.rows > 0 &&
+         operands.lora_a.rows <= gpu::kShrinkMaxRank && Aligned(operands.lora_a.data) &&
+         ReadableByTma(operands.x.data, operands.x.cols);
+}
+
+/// Is w multiplied where it lies?
+bool IsDirect(const WeightView& w) {
+  return !w.quantised() && ReadableByTma(w.dense.data, w.cols());
+}
+
+/// h beside the products of the first panel, and the counters that `prepare` zeroes for it.
+gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& pieces,
+                        const DeviceLimits& device, Workspace* workspace,
+                        gpu::LoraForwardWgmmaPrepareParams* prepare) {
+  const TensorView& x = operands.x;
+  const int64_t row_tiles = CeilDiv(x.rows, gpu::kWgmmaTileM);
+  const gpu::LoraContractParams contract = LoraShrinkOver(
+      x, operands.lora_a, false, operands.dropout, SelectLoraTile(operands.lora_a.rows, device));
+  gpu::RowShrink shrink;
+  shrink.x = x.data;
+  shrink.lora_a = operands.lora_a.data;
+  shrink.h = operands.h;
+  shrink.pieces = pieces;
+  shrink.rows = x.rows;
+  shrink.cols = x.cols;
+  shrink.lora_a_element = contract.factor_element;
+  shrink.scale = LoraKeptScale(operands.dropout);
+  shrink.gate = contract.gate;
+  uint32_t* counters = workspace->Take<uint32_t>(1 + row_tiles);
+  shrink.next_unit = counters;
+  shrink.done_units = counters == nullptr ? nullptr : counters + 1;
+  prepare->counters = counters;
+  prepare->counter_count = static_cast<uint32_t>(1 + row_tiles);
+  return shrink;
+}
+
 }  // namespace
 
-bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device) {
+bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t narrow_tiles = gpu::kWgmmaCluster *
                                CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
                                CeilDiv(operands.w.rows(), kTiles[1].tile_n);
@@ -172,7 +217,21 @@ bool WgmmaTakes(const LoraForwardWgmmaOperands& operands, const DeviceLimits& de
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
 }
 
-Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const DeviceLimits& device,
+bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  if (device.batch_invariant || !CanShrink(operands) || !WgmmaTakes(operands, device)) return false;
+  const int64_t M = operands.x.rows;
+  const int64_t K = operands.x.cols;
+  const int64_t N = operands.w.rows();
+  const bool panels = !IsDirect(operands.w);
+  const Split split = ChooseSplit(M, N, K, CeilDiv(K, 8) * 8, panels, device);
+  const int64_t columns = split.panel_tiles * split.tile->tile_n;
+  const int64_t pairs = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
+  const bool decodes = panels && columns < N;
+  return std::min(N, columns) >= kMinShrinkColumns &&
+         (!decodes || pairs > device.sm_count / gpu::kWgmmaCluster);
+}
+
+Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
                             Workspace* workspace, Plan* plan) {
   const DType dtype = operands.x.dtype;
   const int64_t M = operands.x.rows;
@@ -183,6 +242,11 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
                   "loraForward: the wgmma kernel takes 16-bit activations, a weight that is "
                   "quantised or of their dtype, and K > 0, on compute capability 9.0");
   }
+  if (operands.lora_a.present && !CanShrink(operands)) {
+    return Status(Code::kUnsupported,
+                  "loraForward: the wgmma kernel computes h for r up to 16, with rows of x and "
+                  "lora_a that are 16-byte aligned");
+  }
   if (M == 0 || N == 0) return Status();
   constexpr int64_t kMostRows = int64_t{1} << 30;
   if (M > kMostRows || N > kMostRows || K > kMostRows) {
@@ -190,7 +254,7 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
   }
   const size_t type = dtype == DType::kBF16 ? 0 : 1;
   const int64_t stride_elems = CeilDiv(K, 8) * 8;
-  const bool direct = !operands.w.quantised() && ReadableByTma(operands.w.dense.data, K);
+  const bool direct = IsDirect(operands.w);
   const bool copy_x = !ReadableByTma(operands.x.data, K);
   const Split split = ChooseSplit(M, N, K, stride_elems, !direct, device);
   const int64_t panel_rows = split.panel_tiles * split.tile->tile_n;
@@ -216,9 +280,10 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
   uint16_t* h_pieces = nullptr;
   uint16_t* lora_b_pieces = nullptr;
   int64_t slab_k = 0;
-  if (operands.lora_b.present && operands.lora_b.cols > 0) {
-    const int64_t r = operands.lora_b.cols;
-    const PieceOrder pieces = PiecesFor(operands.lora_b.dtype);
+  gpu::RowShrink shrink;
+  if (operands.lora_factor.present && operands.lora_factor.cols > 0) {
+    const int64_t r = operands.lora_factor.cols;
+    const PieceOrder pieces = PiecesFor(operands.lora_factor.dtype);
     const int64_t r_padded = CeilDiv(r, 8) * 8;
     slab_k = pieces.slots * r_padded;
     h_pieces = workspace->Take<uint16_t>(M * slab_k);
@@ -234,11 +299,15 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
     prepare.h.scale = operands.scaling;
     prepare.lora_b = prepare.h;
     prepare.lora_b.target = lora_b_pieces;
-    prepare.lora_b.source = operands.lora_b.data;
-    prepare.lora_b.kind = SourceOf(operands.lora_b.dtype);
+    prepare.lora_b.source = operands.lora_factor.data;
+    prepare.lora_b.kind = SourceOf(operands.lora_factor.dtype);
     prepare.lora_b.rows = N;
     prepare.lora_b.order = pieces.lora_b;
     prepare.lora_b.scale = 1;
+    if (operands.lora_a.present) {
+      shrink = ShrinkOf(operands, prepare.h, device, workspace, &prepare);
+      prepare.h = gpu::SplitFill();
+    }
   }
   float* addend = nullptr;
   if (operands.bias.present || operands.lora_bias.present) {
@@ -292,6 +361,8 @@ Status PlanLoraForwardWgmma(const LoraForwardWgmmaOperands& operands, const Devi
     p.tiles_n = static_cast<uint32_t>(CeilDiv(panel_n, split.tile->tile_n));
     p.k_blocks = static_cast<uint32_t>(CeilDiv(K, gpu::kWgmmaTileK));
     p.slab_blocks = static_cast<uint32_t>(CeilDiv(slab_k, gpu::kWgmmaTileK));
+    p.slab_steps = static_cast<uint32_t>(CeilDiv(slab_k, 16));
+    if (panel == 0) p.shrink = shrink;
     p.y_vector = ReadableByTma(operands.y.data, N) && first_n % 8 == 0;
     if (!direct && next_n < N) {
       p.next_panel = FillOf(operands.w, next_n, std::min(panel_rows, N - next_n),

@@ -2,23 +2,11 @@
 #include "native/cuda/plan_gemm_f32.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_lora_forward_wgmma.h"
+#include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_matmul_small_m.h"
 
 namespace lowrank::cuda {
 namespace {
-
-LoraForwardWgmmaOperands AsWgmma(const GemmMmaOperands& operands) {
-  LoraForwardWgmmaOperands wgmma;
-  wgmma.x = operands.x;
-  wgmma.w = operands.w;
-  wgmma.bias = operands.bias;
-  wgmma.h = operands.h;
-  wgmma.lora_b = operands.lora_factor;
-  wgmma.lora_bias = operands.lora_bias;
-  wgmma.scaling = operands.scaling;
-  wgmma.y = operands.y;
-  return wgmma;
-}
 
 /// From this many bytes of weight on the family may change with M. Below it one wave of blocks
 /// reads the weight in less time than a launch takes, so nothing is won, and a row keeps the bits
@@ -31,11 +19,9 @@ bool MayChooseByM(const GemmMmaOperands& operands, const DeviceLimits& device) {
   return !device.batch_invariant && static_cast<int64_t>(bytes) >= kFamilyChoiceBytes;
 }
 
-}  // namespace
-
-Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
-                   Workspace* workspace, Plan* plan) {
-  if (operands.y.elems() == 0) return Status();
+/// The product alone, h given.
+Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& device,
+                      Workspace* workspace, Plan* plan) {
   const bool f32_weight = !operands.w.quantised() && operands.w.dense.dtype == DType::kF32;
   if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
@@ -44,10 +30,28 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
     if (SmallMApplies(operands, device)) {
       return PlanMatmulSmallM(operands, device, workspace, plan);
     }
-    const LoraForwardWgmmaOperands wgmma = AsWgmma(operands);
-    if (WgmmaTakes(wgmma, device)) return PlanLoraForwardWgmma(wgmma, device, workspace, plan);
+    if (WgmmaTakes(operands, device)) {
+      return PlanLoraForwardWgmma(operands, device, workspace, plan);
+    }
   }
   return PlanGemmMma(operands, device, workspace, plan);
+}
+
+}  // namespace
+
+Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan) {
+  GemmMmaOperands product = operands;
+  if (operands.lora_a.present &&
+      !(MayChooseByM(operands, device) && WgmmaShrinks(operands, device))) {
+    LOWRANK_RETURN_IF_ERROR(PlanLoraShrink(operands.x, operands.lora_a, ShrinkFactor::kRankMajor,
+                                           operands.dropout, 1.0f, operands.h, device, workspace,
+                                           plan));
+    product.lora_a = TensorView();
+    product.dropout = DropoutSpec();
+  }
+  if (operands.y.elems() == 0) return Status();
+  return PlanProductOfH(product, device, workspace, plan);
 }
 
 Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {
@@ -69,7 +73,7 @@ Status MakePlan(const MatmulInputGradOp& op, const DeviceLimits& device, Workspa
   return PlanProduct(operands, device, workspace, plan);
 }
 
-Status PlanLoraInputGrad(const LoraBackwardOp& op, const float* dh, const DeviceLimits& device,
+Status PlanLoraInputGrad(const LoraBackwardOp& op, float* dh, const DeviceLimits& device,
                          Workspace* workspace, Plan* plan) {
   GemmMmaOperands operands;
   operands.x = op.dy;

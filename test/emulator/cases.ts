@@ -29,7 +29,7 @@ import {
 import { matrix } from '../oracle.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
-import { large } from './large-cases.js';
+import { large, shrinking } from './large-cases.js';
 
 function streaming(): KernelCase[] {
   const cases: KernelCase[] = [];
@@ -173,5 +173,13 @@ function adapters(): KernelCase[] {
 }
 
 export function kernelCases(): KernelCase[] {
-  return [...streaming(), ...products(), ...adapters(), ...unaligned(), ...special(), ...large()];
+  return [
+    ...streaming(),
+    ...products(),
+    ...adapters(),
+    ...unaligned(),
+    ...special(),
+    ...large(),
+    ...shrinking(),
+  ];
 }

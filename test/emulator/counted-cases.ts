@@ -51,14 +51,21 @@ function operands({ M, N, K, dtype, format, doubleQuant = true }: Product, devic
   };
 }
 
-/** An adapter of f32 factors on top of a product. */
-function lora(product: Product, r: number, device: Device, dropout: number, backward: boolean) {
+/** An adapter on top of a product. */
+function lora(
+  product: Product,
+  r: number,
+  device: Device,
+  dropout: number,
+  backward: boolean,
+  factors: DType = 'f32',
+) {
   const { x, dy, w, bias } = operands(product, device);
   const { N, K } = product;
   const adapter = new LoraAdapter({
-    loraA: random(device, 5, [r, K], 'f32'),
-    loraB: random(device, 6, [N, r], 'f32'),
-    loraBias: random(device, 7, [N], 'f32'),
+    loraA: random(device, 5, [r, K], factors),
+    loraB: random(device, 6, [N, r], factors),
+    loraBias: random(device, 7, [N], factors),
     loraAlpha: r,
     dropout,
   });
@@ -136,6 +143,14 @@ function wgmma(device: Device) {
   for (const dtype of HALVES) {
     for (const format of FORMATS) {
       lora({ M: 512, N: 512, K: 256, dtype, format }, 16, device, 0, false);
+    }
+    // A megabyte of weight, and columns enough for h to be computed beside the products.
+    for (const [factors, dropout] of [
+      ['f32', 0.1],
+      [dtype, 0],
+    ] as const) {
+      const product = { M: 512, N: 2048, K: 1024, dtype, format: 'nf4' } as const;
+      lora(product, 16, device, dropout, false, factors);
     }
     for (const product of [
       { M: 1024, N: 1024, K: 128, dtype, format: 'nf4' },

@@ -1,5 +1,6 @@
 /** Weights so large that they have kernels of their own. */
 import {
+  type Device,
   type DType,
   LoraAdapter,
   loraForward,
@@ -9,7 +10,9 @@ import {
   quantize,
   Tensor as Tensors,
 } from '../../lib/index.js';
-import { matrix } from '../oracle.js';
+import type { LoraVariant } from '../conformance/lora-case.js';
+import { tensorOf } from '../conformance/operands.js';
+import { dropoutMask64, matrix } from '../oracle.js';
 import { hashOf, type KernelCase, withInfinities } from './case-parts.js';
 
 /** [M, N, K] and rank (0: no adapter) of a product with a weight that has a family of its own. */
@@ -75,6 +78,13 @@ function largeShapes(): Large[] {
   ];
 }
 
+/** The same with an infinity at its start. */
+async function infinite(drawn: Tensors, device: Device): Promise<Tensors> {
+  const [rows, cols] = drawn.shape as [number, number];
+  const values = Float64Array.from(await drawn.read());
+  return withInfinities({ matrix: matrix(rows, cols, values) }, { dtype: drawn.dtype, device });
+}
+
 export function large(): KernelCase[] {
   return largeShapes().map(({ format, doubleQuant, dtype, shape: [M, N, K], r, sm, ...more }) => ({
     ...(sm === undefined ? {} : { sm }),
@@ -88,12 +98,7 @@ export function large(): KernelCase[] {
       const random = (seed: number, shape: number[], as: DType) =>
         Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
       const drawn = random(31, [M, K], dtype);
-      const x = more.infinity
-        ? withInfinities(
-            { matrix: matrix(M, K, Float64Array.from(await drawn.read())) },
-            { dtype, device },
-          )
-        : drawn.to({ device });
+      const x = more.infinity ? await infinite(drawn, device) : drawn.to({ device });
       const dense = random(32, [N, K], dtype);
       const w =
         format === undefined
@@ -112,6 +117,61 @@ export function large(): KernelCase[] {
         loraBias: random(36, [N], 'f32').to({ device }),
       });
       return hashOf([loraForward(x, w, adapter, { bias, training: false }).y]);
+    },
+  }));
+}
+
+/**
+ * Enough tokens, columns and megabytes for h to be computed beside the products, in the launch that they are
+ * multiplied in: all dtypes of an adapter, ragged edges, infinities, and both kinds of gate. y
+ * tells of h where it is used, the saved h of what is stored.
+ */
+export function shrinking(): KernelCase[] {
+  return (
+    [
+      ['nf4', 'bf16', 'bf16', 520, 2184, 968, 16, {}],
+      ['nf4', 'bf16', 'f32', 390, 2312, 912, 3, { dropout: 0.25, loraBias: true }],
+      ['int8', 'f16', 'f16', 401, 2184, 520, 16, { dropout: 0.5, maskGiven: true }],
+      [undefined, 'f16', 'f32', 401, 2600, 264, 8, { bias: true }],
+      [undefined, 'bf16', 'f32', 520, 1288, 408, 5, { infinity: true }],
+      ['int8', 'bf16', 'bf16', 393, 1288, 832, 11, { infinity: true, dropout: 0.5 }],
+    ] as ReadonlyArray<
+      readonly [
+        QuantFormat | undefined,
+        DType,
+        DType,
+        number,
+        number,
+        number,
+        number,
+        LoraVariant & { infinity?: boolean },
+      ]
+    >
+  ).map(([format, dtype, adapter, M, N, K, r, variant]) => ({
+    sm: '90',
+    name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] ${adapter} adapter of r ${r} beside the products ${Object.keys(variant).join(' ')}`.trimEnd(),
+    async run(device) {
+      const random = (seed: number, shape: number[], as: DType) =>
+        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
+      const { infinity } = variant;
+      const drawn = random(41, [M, K], dtype);
+      const x = infinity ? await infinite(drawn, device) : drawn.to({ device });
+      const dense = random(42, [N, K], dtype);
+      const w = (format === undefined ? dense : quantize(dense, { format })).to({ device });
+      const { bias, loraBias, dropout = 0, maskGiven } = variant;
+      const lora = new LoraAdapter({
+        loraA: random(43, [r, K], adapter).to({ device }),
+        loraB: random(44, [N, r], adapter).to({ device }),
+        loraAlpha: r,
+        dropout,
+        ...(loraBias ? { loraBias: random(45, [N], adapter).to({ device }) } : {}),
+      });
+      const mask = () => tensorOf(dropoutMask64(47, dropout, M, K), { device, shape: [M, K] });
+      const { y, saved } = loraForward(x, w, lora, {
+        ...(bias ? { bias: random(46, [N], 'f32').to({ device }) } : {}),
+        ...(maskGiven ? { dropoutMask: mask() } : { seed: 47 }),
+      });
+      return hashOf([y, saved.h]);
     },
   }));
 }

@@ -90,7 +90,7 @@ function operands(text, start, end) {
 /** Is it known when the kernel is compiled? */
 const isConstant = (expression) =>
   (expression.replace(/static_cast<\w+>/g, '').match(/[A-Za-z_]\w*/g) ?? []).every((name) =>
-    /^(k[A-Z]\w*|Tile|Slab|Stage|Source|Shared|Product|Group|Src|Dst|T|sizeof|u|l)$/.test(name),
+    /^(k[A-Z]\w*|Tile|Slab|Stage|Source|Shared|Product|Group|Src|Dst|T|Tag|sizeof|u|l)$/.test(name),
   );
 
 /** Where the condition of a loop stands in a line, [start, end), and whether it counts by constants. */
@@ -113,6 +113,20 @@ function orderingEdits(code, where) {
     const close = closing(code, match.index + match[0].length);
     const before = code.slice(0, match.index).trimEnd();
     if (/\b(void|uint32_t|int)$/.test(before)) continue; // its definition
+    if (match[0] === 'AtomicAddAcqRel(' && before.endsWith(' =')) continue; // for its value
+    if (match[0] === 'LoadAcquire(' && before.endsWith('while (')) {
+      // A wait: it ends at once.
+      const end = closing(code, match.index);
+      const condition = code.slice(match.index, end);
+      edits.push({
+        kind: 'ordering',
+        what: `while (${condition})`,
+        start: match.index,
+        end,
+        mutate: (id) => `!LowrankMutant(${id}) && ${condition}`,
+      });
+      continue;
+    }
     if (close < 0 || code[close + 1] !== ';' || (before !== '' && !/[;{})]$/.test(before))) {
       throw new Error(`${where}: ${match[0]}...) is no statement of its own on one line`);
     }

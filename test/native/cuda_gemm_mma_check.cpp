@@ -171,7 +171,7 @@ struct Operands {
     if (c.bias) gemm.bias = device.Tensor(1, c.N, c.factor, 4);
     if (c.r > 0) {
       TensorView h_view = device.Tensor(c.M, c.r, DType::kF32, 8);
-      gemm.h = static_cast<const float*>(h_view.data);
+      gemm.h = static_cast<float*>(h_view.data);
       gemm.lora_factor =
           c.transposed ? device.Tensor(c.r, c.K, c.factor) : device.Tensor(c.N, c.r, c.factor);
       if (c.lora_bias) gemm.lora_bias = device.Tensor(1, c.N, c.factor);

@@ -114,7 +114,7 @@ struct Problem {
     }
     if (spec.bias) operands.bias = device.Put(bias.view);
     if (spec.r > 0) {
-      operands.h = static_cast<const float*>(device.Put(h.view).data);
+      operands.h = static_cast<float*>(device.Put(h.view).data);
       operands.lora_factor = device.Put(lora_b.view);
       operands.scaling = 0.75f;
       if (spec.lora_bias) operands.lora_bias = device.Put(lora_bias.view);

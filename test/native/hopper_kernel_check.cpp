@@ -11,14 +11,18 @@
 #include <limits>
 #include <memory>
 
+#include "native/core/philox.h"
 #include "native/core/tensor_view.h"
 #include "native/cuda/plan_lora_forward_wgmma.h"
-#include "test/native/hopper_operands.h"
+#include "test/native/hopper_matrix.h"
 
 namespace lowrank::test {
 namespace {
 
 int g_failures = 0;
+
+/// Who computes h: nobody (it is given), or the kernel, from x as it is or behind a gate.
+enum class Shrink { kGiven, kPlain, kPhilox, kMask };
 
 struct Case {
   const char* name;
@@ -34,62 +38,8 @@ struct Case {
   int64_t l2_bytes;  // small: several panels
   int sm_count;
   size_t misalign;  // bytes that x, w and y are off
-};
-
-float ToFloatAs(DType dtype, const void* data, size_t i) {
-  if (dtype == DType::kF32) return static_cast<const float*>(data)[i];
-  if (dtype == DType::kBF16) return ToFloat(static_cast<const BF16*>(data)[i]);
-  return ToFloat(static_cast<const F16*>(data)[i]);
-}
-float RoundTo(DType dtype, float value) {
-  if (dtype == DType::kF32) return value;
-  return dtype == DType::kBF16 ? ToFloat(FromFloat<BF16>(value)) : ToFloat(FromFloat<F16>(value));
-}
-
-/// A matrix in device memory and as doubles.
-struct Matrix {
-  std::vector<double> values;
-  std::unique_ptr<DeviceArray<unsigned char>> device;
-  TensorView view;
-
-  Matrix(int64_t rows, int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
-         size_t misalign = 0) {
-    const size_t count = static_cast<size_t>(rows * cols);
-    std::vector<unsigned char> bytes(count * DTypeBytes(dtype));
-    values.resize(count);
-    std::normal_distribution<double> normal(0, scale);
-    for (size_t i = 0; i < count; ++i) {
-      const float value = rng == nullptr ? 0.0f : static_cast<float>(normal(*rng));
-      if (dtype == DType::kF32) std::memcpy(&bytes[i * 4], &value, 4);
-      if (dtype == DType::kBF16) {
-        const BF16 rounded = FromFloat<BF16>(value);
-        std::memcpy(&bytes[i * 2], &rounded, 2);
-      }
-      if (dtype == DType::kF16) {
-        const F16 rounded = FromFloat<F16>(value);
-        std::memcpy(&bytes[i * 2], &rounded, 2);
-      }
-      values[i] = static_cast<double>(ToFloatAs(dtype, bytes.data(), i));
-    }
-    device = std::make_unique<DeviceArray<unsigned char>>(bytes, misalign);
-    view.data = device->data();
-    view.dtype = dtype;
-    view.rows = rows;
-    view.cols = cols;
-    view.present = true;
-  }
-
-  void Set(int64_t row, int64_t col, float value) {
-    const size_t i = static_cast<size_t>(row * view.cols + col);
-    if (view.dtype == DType::kF32) {
-      std::memcpy(device->data() + i * 4, &value, 4);
-    } else {
-      const uint16_t bits =
-          view.dtype == DType::kBF16 ? FromFloat<BF16>(value).bits : FromFloat<F16>(value).bits;
-      std::memcpy(device->data() + i * 2, &bits, 2);
-    }
-    values[i] = static_cast<double>(ToFloatAs(view.dtype, device->data(), i));
-  }
+  Shrink shrink = Shrink::kGiven;
+  DType lora_a = DType::kF32;
 };
 
 /// A quantised weight with random codes and scales.
@@ -157,16 +107,71 @@ struct Problem {
     if (c.bias) bias = matrices.back()->values;
     if (c.r > 0) {
       const TensorView view = Add(c.M, c.r, DType::kF32, &rng, 1);
-      operands.h = static_cast<const float*>(view.data);
-      h = matrices.back()->values;
-      operands.lora_b = Add(c.N, c.r, c.lora, &rng, 0.3);
-      lora_b = matrices.back()->values;
+      operands.h = static_cast<float*>(view.data);
+      h_matrix = matrices.back().get();
+      h = h_matrix->values;
+      operands.lora_factor = Add(c.N, c.r, c.lora, &rng, 0.3);
+      b_matrix = matrices.back().get();
+      lora_b = b_matrix->values;
       operands.scaling = 1.7f;
       if (c.lora_bias) operands.lora_bias = Add(1, c.N, c.lora, &rng, 1);
       if (c.lora_bias) lora_bias = matrices.back()->values;
+      if (c.shrink != Shrink::kGiven) AddShrink(&rng);
     }
     if (std::strstr(c.name, "special") != nullptr) Poke();
     operands.y = Add(c.M, c.N, c.dtype, nullptr, 0, c.misalign);
+  }
+
+  void AddShrink(std::mt19937_64* rng) {
+    operands.lora_a = Add(spec.r, spec.K, spec.lora_a, rng, 1);
+    a_matrix = matrices.back().get();
+    if (spec.shrink == Shrink::kPlain) return;
+    operands.dropout.p = 0.3;
+    operands.dropout.seed = 0x123456789abcdefu;
+    if (spec.shrink == Shrink::kPhilox) return;
+    operands.dropout.mask = Add(spec.M, spec.K, spec.dtype, rng, 1);
+    mask = matrices.back().get();
+    for (int64_t i = 0; i < spec.M * spec.K; i += 3) mask->Set(0, i, i % 2 == 0 ? 0.0f : -0.0f);
+  }
+
+  bool Kept(int64_t i) const {
+    if (mask != nullptr) return mask->values[static_cast<size_t>(i)] != 0;
+    return spec.shrink != Shrink::kPhilox ||
+           DropoutKeeps(operands.dropout.seed, static_cast<uint64_t>(i),
+                        DropoutThreshold(operands.dropout.p));
+  }
+
+  /// What the kernel has made of x: h as it stands now, held to the formula.
+  void CheckH() {
+    const std::vector<double>& x = matrices.front()->values;
+    const std::vector<double>& a = a_matrix->values;
+    const double scale = spec.shrink == Shrink::kPlain ? 1 : 1 / (1 - operands.dropout.p);
+    std::vector<float> computed(h.size());
+    std::memcpy(computed.data(), h_matrix->device->data(), h.size() * 4);
+    size_t bad = 0;
+    for (int64_t m = 0; m < spec.M; ++m) {
+      for (int64_t j = 0; j < spec.r; ++j) {
+        double sum = 0;
+        double magnitude = 0;
+        for (int64_t k = 0; k < spec.K; ++k) {
+          if (!Kept(m * spec.K + k)) continue;
+          const double term = scale * x[static_cast<size_t>(m * spec.K + k)] *
+                              a[static_cast<size_t>(j * spec.K + k)];
+          sum += term;
+          magnitude += std::fabs(term);
+        }
+        const auto i = static_cast<size_t>(m * spec.r + j);
+        h[i] = static_cast<double>(computed[i]);
+        if (!std::isfinite(sum)) {
+          bad += std::isnan(sum) ? !std::isnan(h[i]) : h[i] != sum;
+        } else if (!(std::fabs(h[i] - sum) <= 8 * 0x1p-24 * magnitude + 0x1p-126)) {
+          ++bad;
+        }
+      }
+    }
+    if (bad == 0) return;
+    ++g_failures;
+    std::printf("FAIL %s: %zu of %zu elements of h out of bounds\n", spec.name, bad, h.size());
   }
 
   /// Infinities, NaN, zeros and values of few bits, in x and where the pieces of h and lora_b must
@@ -178,18 +183,24 @@ struct Problem {
     x.Set(1, 0, kInfinity);
     x.Set(2, spec.K - 1, kNaN);
     x.Set(3, 5, -kInfinity);
-    Matrix& h_matrix = *matrices[spec.bias ? 3 : 2];
-    Matrix& b_matrix = *matrices[spec.bias ? 4 : 3];  // after x, w and bias
+    if (a_matrix != nullptr) {
+      a_matrix->Set(0, 0, 0.0f);  // with x(1, 0): NaN
+      a_matrix->Set(1, 7, kInfinity);
+      a_matrix->Set(1, 40, -2.0f);
+      x.Set(30, 40, kInfinity);
+      x.Set(31, 41, 0.0f);
+      return;
+    }
     const float rows[8] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -3.0f, 1e-30f, -0.0f};
-    for (int64_t i = 0; i < 8; ++i) h_matrix.Set(20 + i, 0, rows[i]);
+    for (int64_t i = 0; i < 8; ++i) h_matrix->Set(20 + i, 0, rows[i]);
     const float columns[6] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -2.0f};
-    for (int64_t i = 0; i < 6; ++i) b_matrix.Set(30 + i, 0, columns[i]);
+    for (int64_t i = 0; i < 6; ++i) b_matrix->Set(30 + i, 0, columns[i]);
     // A NaN whose payload is in the low bits alone.
     const uint32_t low_nan = 0x7f800001u;
-    std::memcpy(h_matrix.device->data() + 4 * static_cast<size_t>(40 * spec.r), &low_nan, 4);
-    h_matrix.values[static_cast<size_t>(40 * spec.r)] = static_cast<double>(kNaN);
-    h = h_matrix.values;
-    lora_b = b_matrix.values;
+    std::memcpy(h_matrix->device->data() + 4 * static_cast<size_t>(40 * spec.r), &low_nan, 4);
+    h_matrix->values[static_cast<size_t>(40 * spec.r)] = static_cast<double>(kNaN);
+    h = h_matrix->values;
+    lora_b = b_matrix->values;
   }
 
   TensorView Add(int64_t rows, int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
@@ -225,7 +236,7 @@ struct Problem {
     }
   }
 
-  /// Runs the plan; the bits of y.
+  /// Runs the plan; the bits of y, and of h where it is computed.
   std::vector<unsigned char> Run(std::string* error) {
     cuda::DeviceLimits device;
     device.sm = 90;
@@ -245,10 +256,16 @@ struct Problem {
     }
     launches = plan.steps.size();
     emu::SetMemory(operands.y.data, 0xff, operands.y.bytes());
+    if (a_matrix != nullptr) emu::SetMemory(operands.h, 0xff, h.size() * 4);
     for (const cuda::LaunchStep& step : plan.steps) {
       if (!RunStep(step, error)) return {};
     }
-    return matrices.back()->device->Read();
+    std::vector<unsigned char> results = matrices.back()->device->Read();
+    if (a_matrix != nullptr) {
+      const std::vector<unsigned char> of_h = h_matrix->device->Read();
+      results.insert(results.end(), of_h.begin(), of_h.end());
+    }
+    return results;
   }
 
   void Check(const std::vector<unsigned char>& y, const std::string& name) {
@@ -279,9 +296,13 @@ struct Problem {
   }
 
   const Case& spec;
-  cuda::LoraForwardWgmmaOperands operands;
+  cuda::GemmMmaOperands operands;
   std::vector<std::unique_ptr<Matrix>> matrices;
   std::unique_ptr<Quantised> quantised;
+  Matrix* h_matrix = nullptr;
+  Matrix* b_matrix = nullptr;
+  Matrix* a_matrix = nullptr;  // null: h is given
+  Matrix* mask = nullptr;
   std::vector<double> w, bias, h, lora_b, lora_bias, expected, magnitudes;
   size_t launches = 0;
 };
@@ -307,12 +328,35 @@ const Case kCases[] = {
     {"panels f16", 300, 700, 448, 4, kH, "int8", kB, false, 64, kH, true, false, 400 * 1024, 6, 0},
 };
 
+const Case kShrinkCases[] = {
+    {"shrink", 264, 256, 128, 16, kB, "nf4", kB, true, 64, kB, true, true, 50 << 20, 132, 0,
+     Shrink::kPlain, kB},
+    {"shrink f32 panels", 520, 600, 200, 16, kB, "nf4", kB, false, 64, kF, false, true, 300 * 1024,
+     4, 0, Shrink::kPlain, kF},
+    {"shrink f16", 300, 136, 264, 3, kB, nullptr, kB, false, 64, kH, false, false, 50 << 20, 132, 0,
+     Shrink::kPlain, kH},
+    {"shrink of f16", 141, 264, 136, 9, kH, "int8", kB, false, 64, kF, true, false, 50 << 20, 2, 0,
+     Shrink::kPlain, kF},
+    {"shrink dropout", 140, 264, 328, 8, kB, "fp4", kB, false, 64, kB, false, false, 50 << 20, 132,
+     0, Shrink::kPhilox, kB},
+    {"shrink f32 dropout", 265, 264, 72, 5, kH, "nf4", kB, true, 64, kB, false, false, 50 << 20,
+     132, 0, Shrink::kPhilox, kF},
+    {"shrink mask", 129, 264, 200, 16, kB, "nf4", kB, true, 64, kF, false, false, 50 << 20, 132, 0,
+     Shrink::kMask, kF},
+};
+
 const Case kSpecialCases[] = {
     {"special f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132,
      0},
     {"special bf16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false, 50 << 20, 132,
      0},
     {"special f16", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kH, true, false, 50 << 20, 132, 0},
+    {"special shrink", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20, 132,
+     0, Shrink::kPlain, kB},
+    {"special shrink f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20,
+     132, 0, Shrink::kPlain, kF},
+    {"special shrink of f16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false,
+     50 << 20, 132, 0, Shrink::kPlain, kF},
 };
 
 const Schedule kSchedules[] = {
@@ -324,7 +368,6 @@ const Schedule kSchedules[] = {
 
 void RunCase(const Case& spec, uint64_t seeds) {
   Problem problem(spec);
-  problem.Expect();
   std::vector<Schedule> schedules(std::begin(kSchedules), std::end(kSchedules));
   for (uint64_t seed = 1; seed <= seeds; ++seed) {
     schedules.push_back({emu::Order::kRandom, seed,
@@ -347,8 +390,12 @@ void RunCase(const Case& spec, uint64_t seeds) {
       std::printf("FAIL %s: %s, %zu findings\n", name.c_str(), error.c_str(), emu::FindingCount());
       continue;
     }
+    if (first.empty()) {
+      first = y;
+      if (problem.a_matrix != nullptr) problem.CheckH();
+      problem.Expect();
+    }
     problem.Check(y, name);
-    if (first.empty()) first = y;
     if (y != first) {
       ++g_failures;
       std::printf("FAIL %s: other bits than in the first schedule\n", name.c_str());
@@ -396,6 +443,10 @@ int main(int argc, char** argv) {
   }
   const uint64_t seeds = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 4;
   for (const test::Case& spec : test::kCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, seeds);
+  }
+  for (const test::Case& spec : test::kShrinkCases) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);
   }

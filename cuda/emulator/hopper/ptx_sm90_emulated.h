@@ -21,6 +21,8 @@ LOWRANK_EMU_INLINE void BarrierWait(uint64_t* s_barrier, uint32_t parity, LOWRAN
   emu::MbarrierTryWaitParity(SharedAddress(s_barrier), parity, site);
 }
 
+LOWRANK_EMU_INLINE void FenceProxyAsyncGlobal(LOWRANK_EMU_HERE) { emu::FenceProxyAsync(site); }
+
 LOWRANK_EMU_INLINE void TensorLoad2DMulticast(void* s_dst, const TensorMap* map, int32_t x,
                                               int32_t y, uint64_t* s_barrier, uint16_t ranks,
                                               LOWRANK_EMU_HERE) {
