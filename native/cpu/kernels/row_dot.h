@@ -2,7 +2,9 @@
 ///
 ///   y[m, n] = Σ_lanes Σ_places x[m, k] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
 ///
-/// Operands   x       [granule][place][m][lane] units (lane_pack.h), all of it in L1
+/// Operands   x       [granule][place][m][lane] units (lane_pack.h): read once for all rows of w
+/// that
+///                    share it, so it may come from L2
 ///            codes   rows of w as bitsandbytes lays them out: 32 bytes a granule, read as they are
 ///            sums    [n][m] vectors of kVL lanes, added up once a span
 ///
@@ -17,7 +19,8 @@
 /// Numerics   sum_order.h; the same bits as panels in that order
 /// Budget     one core of 2 x 256-bit multiply-adds, 4096 x 4096 weights out of cache: 0.40 ms at
 ///            M = 1 for bf16 (6.1 cycles a granule: 2.5 for the table, 3.6 for two steps) and 0.60
-///            for f32 (9.1); from M = 4 on the products are 0.73 to 0.88 of it
+///            for f32 (9.1); from M = 4 on the products are 0.70 to 0.85 of it. Rows of w are asked
+///            for one group ahead, into L2; four at a time, since more share L1's sets
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"
@@ -27,26 +30,24 @@
 namespace lowrank::cpu::LOWRANK_ISA {
 
 // Rows of x that share a decoded vector. More leave too few registers for a second row of w.
-constexpr int kDotRows = 8;
+constexpr int kDotRows = 7;
 // Rows of x up to here are dots, kDotRows at a time: then panels, decoded once for all, win.
 template <bool kPairs>
-constexpr int64_t kMostDotRows = (kPairs ? 3 : 4) * kDotRows;
+constexpr int64_t kMostDotRows = (kPairs ? 3 : 5) * kDotRows;
 // Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
 constexpr int64_t kDotStrip = 48;
-// x of one block of granules: half of a 32 KiB L1, beside codes and sums.
-constexpr int64_t kDotBytes = 16 << 10;
 
 /// Rows of w beside kRows of x: for each its sums, table, codes and decoded vector in registers.
 template <int kRows>
 constexpr int DotWeights() {
-  for (int weights : {6, 4, 3, 2}) {
+  for (int weights : {4, 3, 2}) {
     if ((kRows + 3) * weights + 2 <= kRegisters) return weights;
   }
   return 1;
 }
 
-/// Sums of kWeights rows of w with kRows of x over `granules`, from where they are (`first`: zero).
-/// scales: of granule g of row n at n · scale_pitch + (g >> scale_shift).
+/// Operands of sums of some rows of w with some of x over `granules`. Scales: of granule g of row n
+/// at n · scale_pitch + (g >> scale_shift).
 struct DotBlock {
   const uint8_t* codes;
   int64_t code_pitch;
@@ -56,7 +57,6 @@ struct DotBlock {
   int64_t granules;
   const Unit* x;
   VecF* sums;
-  bool first;
 };
 
 template <typename Policy, DType kRound, int kRows, int kWeights>
@@ -65,21 +65,14 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   const uint8_t* codes = block.codes;
   const float* scales = block.scales;
   const Unit* x = block.x;
-  VecF acc[kWeights][kRows];
-#pragma GCC unroll 8
-  for (int r = 0; r < kWeights; ++r) {
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      acc[r][m] = block.first ? VecF{} : block.sums[r * kRows + m];
-    }
-  }
+  VecF acc[kWeights][kRows] = {};
   for (int64_t g = 0; g < block.granules; ++g) {
     Decoder decoder[kWeights];
 #pragma GCC unroll 8
     for (int r = 0; r < kWeights; ++r) {
       decoder[r].SetScale(codebook, scales[r * block.scale_pitch + (g >> block.scale_shift)]);
-      // The same place of the rows after these: 1 to 6 rows ahead.
-      if ((g & 1) == 0) __builtin_prefetch(codes + (r + kWeights) * block.code_pitch);
+      // The same place of the rows after these, into L2: x has L1.
+      if ((g & 1) == 0) __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
     }
 #pragma GCC unroll 16
     for (int u = 0; u < Decoder::kUnits; ++u) {
@@ -202,23 +195,15 @@ LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const Row
         const int64_t m = chunk.panels.Start(pass);
         const int64_t rows = chunk.panels.Start(pass + 1) - m;
         const RowDotChoice choice = PickRowDot<Policy>(rows, source.round_to);
-        const int64_t granule_units = kUnits * rows * kVL;
-        const Unit* x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * granule_units;
-        // A power of two, as are the granules of a scale.
-        int64_t held = kSpan / kGranule;
-        while (held > 8 && held * granule_units * 4 > kDotBytes) held /= 2;
-        for (int64_t g = 0; g < span / kGranule; g += held) {
-          dots.granules = Min(held, span / kGranule - g);
-          dots.x = x + g * granule_units;
-          dots.first = g == 0;
-          for (int64_t i = 0; i < strip;) {
-            const bool several = i + choice.weights <= strip;
-            dots.codes = w.codes + ((n + i) * w.cols + k0 + g * kGranule) / 2;
-            dots.scales = strip_scales + i * dots.scale_pitch + (g >> dots.scale_shift);
-            dots.sums = sums + i * rows;
-            (several ? choice.several : choice.one)(source.table, dots);
-            i += several ? choice.weights : 1;
-          }
+        dots.granules = span / kGranule;
+        dots.x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * (kUnits * rows * kVL);
+        for (int64_t i = 0; i < strip;) {
+          const bool several = i + choice.weights <= strip;
+          dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
+          dots.scales = strip_scales + i * dots.scale_pitch;
+          dots.sums = sums + i * rows;
+          (several ? choice.several : choice.one)(source.table, dots);
+          i += several ? choice.weights : 1;
         }
         AddLanes(sums, strip, rows, k0 == 0, c + m * block.ldc() + n - block.n0, block.ldc());
       }
