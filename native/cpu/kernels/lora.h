@@ -299,6 +299,36 @@ LOWRANK_INLINE void StoreGrad(const TensorView& out, int64_t index, float value,
   ScalarNarrow(out.data, out.dtype, index, value);
 }
 
+/// out[n][i] = factor · c[i][n] for rows i < rows of the block, after adding what `out` holds where
+/// asked: kVL columns by kVL rows are turned at a time.
+LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t rows, float factor,
+                                    const TensorView& out, bool accumulate) {
+  const int64_t i1 = Min(block.m1, rows);
+  for (int64_t i = block.m0; i < i1; i += kVL) {
+    for (int64_t n = block.n0; n < block.n1; n += kVL) {
+      const int64_t height = Min(kVL, i1 - i);
+      const int64_t width = Min(kVL, block.n1 - n);
+      VecF turned[kVL];
+#pragma GCC unroll 16
+      for (int64_t j = 0; j < kVL; ++j) {
+        // A row of c has whole vectors; rows past the last are not used.
+        turned[j] = Load(c + (i + Min(j, height - 1) - block.m0) * block.ldc() + n - block.n0);
+      }
+      Transpose(turned);
+      for (int64_t j = 0; j < width; ++j) {
+        const int64_t begin = (n + j) * out.cols + i;
+        const VecF values = turned[j] * factor;
+        if (height == kVL) {
+          StoreNarrow(out.data, out.dtype, begin,
+                      accumulate ? LoadWide(out.data, out.dtype, begin) + values : values);
+          continue;
+        }
+        for (int64_t l = 0; l < height; ++l) StoreGrad(out, begin + l, values[l], accumulate);
+      }
+    }
+  }
+}
+
 static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
@@ -339,18 +369,16 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
     if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
     const RowSource dy = DenseRows(op.dy);
     SumOverRows(run, h, bias, dy, [&](const Block& block, float* c) {
-      for (int64_t i = block.m0; i < block.m1; ++i) {
-        const float* row = c + (i - block.m0) * block.ldc();
-        for (int64_t n = block.n0; n < block.n1; ++n) {
-          const float sum = row[n - block.n0];
-          if (i < h.cols) {
-            StoreGrad(op.d_lora_b, n * r + i, op.scaling * sum, op.accumulate_d_lora_b);
-            continue;
-          }
-          if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
-          if (op.d_lora_bias.present) {
-            StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
-          }
+      if (op.d_lora_b.present) {
+        StoreTransposed(block, c, r, op.scaling, op.d_lora_b, op.accumulate_d_lora_b);
+      }
+      if (block.m1 <= h.cols) return;  // no row of ones in this block
+      const float* row = c + (h.cols - block.m0) * block.ldc();
+      for (int64_t n = block.n0; n < block.n1; ++n) {
+        const float sum = row[n - block.n0];
+        if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
+        if (op.d_lora_bias.present) {
+          StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
         }
       }
     });
