@@ -42,9 +42,7 @@ Status Queue::Push(Task task) {
 void Queue::Loop() {
   SetDefaultFloatMode();
   for (;;) {
-    for (int spin = 0; spin < kSpins && pending_.load(std::memory_order_acquire) == 0; ++spin) {
-      Pause();
-    }
+    SpinUntil([&] { return pending_.load(std::memory_order_acquire) != 0; });
     Task task;
     {
       std::unique_lock<std::mutex> lock(mutex_);

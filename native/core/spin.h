@@ -1,6 +1,8 @@
 /// Looking again for a short while before sleeping.
 #pragma once
 
+#include <thread>
+
 namespace lowrank {
 
 /// How often a thread looks before it sleeps, about 50 us: the ops of one training step follow each
@@ -14,6 +16,24 @@ inline void Pause() {
 #elif defined(__aarch64__)
   __asm__ __volatile__("yield");
 #endif
+}
+
+// Pauses between two offers of the core, about 3 us: whom this thread waits for may have been put
+// on the same one, and the system takes milliseconds to see that another is idle.
+constexpr int kPausesPerYield = 256;
+
+/// Waits for done() that long; says whether it came.
+template <typename Done>
+bool SpinUntil(const Done& done) {
+  for (int spin = 1; spin <= kSpins; ++spin) {
+    if (done()) return true;
+    if (spin % kPausesPerYield == 0) {
+      std::this_thread::yield();
+    } else {
+      Pause();
+    }
+  }
+  return done();
 }
 
 }  // namespace lowrank

@@ -25,7 +25,7 @@ ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_.store(true, std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    job_.fetch_add(uint64_t{1} << 16, std::memory_order_release);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -50,37 +50,36 @@ void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
     context_ = context;
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
-    running_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
-    generation_.fetch_add(1, std::memory_order_release);
+    left_.store(0, std::memory_order_relaxed);
+    const uint64_t number = (job_.load(std::memory_order_relaxed) >> 16) + 1;
+    job_.store(number << 16 | kOpen, std::memory_order_release);
   }
   wake_.notify_all();
   Drain();
-  for (int spin = 0; running_.load(std::memory_order_acquire) != 0; ++spin) {
-    // With more threads than cores the one waited for may need this core.
-    if (spin < kSpins) {
-      Pause();
-    } else {
-      std::this_thread::yield();
-    }
-  }
+  const uint64_t joined = job_.fetch_and(~kOpen, std::memory_order_acq_rel) & kJoined;
+  const auto all_left = [&] { return left_.load(std::memory_order_acquire) == joined; };
+  // With more threads than cores the one waited for may need this core.
+  while (!SpinUntil(all_left)) std::this_thread::yield();
 }
 
 void ThreadPool::WorkerLoop() {
   SetDefaultFloatMode();
   uint64_t seen = 0;
+  const auto nothing_new = [&] { return job_.load(std::memory_order_acquire) >> 16 == seen; };
   for (;;) {
-    for (int spin = 0; spin < kSpins && generation_.load(std::memory_order_acquire) == seen;
-         ++spin) {
-      Pause();
-    }
-    if (generation_.load(std::memory_order_acquire) == seen) {
+    if (!SpinUntil([&] { return !nothing_new(); })) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return generation_.load(std::memory_order_acquire) != seen; });
+      wake_.wait(lock, [&] { return !nothing_new(); });
     }
-    seen = generation_.load(std::memory_order_acquire);
     if (stop_.load(std::memory_order_relaxed)) return;
+    uint64_t job = job_.load(std::memory_order_acquire);
+    while ((job & kOpen) != 0 &&
+           !job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) {
+    }
+    seen = job >> 16;
+    if ((job & kOpen) == 0) continue;
     Drain();
-    running_.fetch_sub(1, std::memory_order_release);
+    left_.fetch_add(1, std::memory_order_release);
   }
 }
 

@@ -45,11 +45,18 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};
   std::atomic<bool> stop_{false};
 
-  // The job in progress; published by generation_, finished when running_ is 0.
+  // Number of the job << 16 | kOpen while there may be tasks left | workers that have joined it. A
+  // worker that comes when it is closed (it had no core before) is not waited for: on a machine
+  // that others use, or where two threads were put on one core, the rest go on without it.
+  static constexpr uint64_t kOpen = 1 << 15;
+  static constexpr uint64_t kJoined = kOpen - 1;
+  std::atomic<uint64_t> job_{0};
+  // Of those that joined, how many are done with it.
+  std::atomic<uint64_t> left_{0};
+
+  // The job in progress; published by job_, for those who join it.
   TaskFn fn_ = nullptr;
   const void* context_ = nullptr;
   int64_t tasks_ = 0;

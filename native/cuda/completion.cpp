@@ -91,9 +91,7 @@ void Completions::DropQueued(const CancelToken* cancel) {
 void Completions::Loop() {
   SetDefaultFloatMode();
   for (;;) {
-    for (int spin = 0; spin < kSpins && pending_.load(std::memory_order_acquire) == 0; ++spin) {
-      Pause();
-    }
+    SpinUntil([&] { return pending_.load(std::memory_order_acquire) != 0; });
     CUevent event = nullptr;
     {
       std::unique_lock<std::mutex> lock(mutex_);
