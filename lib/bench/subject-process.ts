@@ -40,10 +40,15 @@ interface Answer {
 
 /** A sample is clean if its threads waited for a core for less than this part of it. */
 export const kCleanDelay = 0.02;
+const kCanPause = process.platform !== 'win32';
 const kStart_ms = 180_000;
 const kAnswer_ms = 300_000;
 
-/** A child that answers; end it with {@link close}. */
+/**
+ * A child that answers; end it with {@link close}. Between its turns it is stopped, so that threads of a
+ * pool that spin for more work (those of OpenMP for milliseconds) take no core from the next one. Should
+ * this process die, the system lets the stopped ones of its process group go on, and ends them.
+ */
 export class SubjectProcess {
   private readonly child: ChildProcess;
   private readonly lines: Answer[] = [];
@@ -79,6 +84,7 @@ export class SubjectProcess {
     try {
       const { ready } = await subject.next(kStart_ms);
       if (ready === undefined) throw new Error('its first line is not {"ready": ...}');
+      subject.pause();
       return { process: subject, ready };
     } catch (error) {
       await subject.close();
@@ -120,15 +126,26 @@ export class SubjectProcess {
         clearTimeout(timer);
         resolve();
       });
+      this.resume();
       this.child.stdin?.end();
     });
   }
 
   private async time(calls: number): Promise<number> {
+    this.resume();
     this.child.stdin?.write(`${calls}\n`);
     const { ms } = await this.next(kAnswer_ms);
+    this.pause();
     if (typeof ms !== 'number' || !(ms >= 0)) throw new Error('it answered without a time');
     return ms;
+  }
+
+  private pause(): void {
+    if (kCanPause) this.child.kill('SIGSTOP');
+  }
+
+  private resume(): void {
+    if (kCanPause) this.child.kill('SIGCONT');
   }
 
   private take(answer: Answer | undefined): void {

@@ -1,0 +1,24 @@
+/** A sample is as many calls as were asked for, and their time. */
+
+import { expect, it } from 'vitest';
+import { makeRunner } from '../../lib/bench/runner.js';
+
+for (const asynchronous of [false, true]) {
+  it(`times every call, ${asynchronous ? 'awaited' : 'by the benchmark package'}`, async () => {
+    let calls = 0;
+    const call_ms = 0.5;
+    const body = () => {
+      calls++;
+      const end = performance.now() + call_ms;
+      while (performance.now() < end);
+    };
+    const runner = await makeRunner(asynchronous ? async () => body() : body, asynchronous);
+    expect(runner.name).toMatch(asynchronous ? /loop/ : /benchmark 2/);
+    for (const count of [1, 7, 40]) {
+      calls = 0;
+      const ms = await runner.time(count);
+      expect(calls).toBe(count);
+      expect(ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
+    }
+  });
+}
