@@ -1,5 +1,9 @@
 #include "native/cpu/thread_pool.h"
 
+#if defined(__linux__)
+#include <sched.h>
+#endif
+
 #include <cstdlib>
 #include <exception>
 
@@ -7,6 +11,28 @@
 #include "native/core/spin.h"
 
 namespace lowrank::cpu {
+namespace {
+
+#if defined(__linux__)
+int CurrentCore() { return sched_getcpu(); }
+
+/// Moves the calling thread off `core` where it may run elsewhere: its mask without that core moves
+/// it at once, and is given back at once.
+void LeaveCore(int core) {
+  cpu_set_t allowed;
+  if (core < 0 || core >= CPU_SETSIZE || sched_getcpu() != core) return;
+  if (sched_getaffinity(0, sizeof(allowed), &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+  cpu_set_t others = allowed;
+  CPU_CLR(core, &others);
+  if (sched_setaffinity(0, sizeof(others), &others) != 0) return;
+  sched_setaffinity(0, sizeof(allowed), &allowed);
+}
+#else
+int CurrentCore() { return -1; }
+void LeaveCore(int) {}
+#endif
+
+}  // namespace
 
 ThreadPool::ThreadPool(int threads) : asked_(threads) {
   workers_.reserve(static_cast<size_t>(threads - 1));
@@ -24,8 +50,7 @@ ThreadPool::ThreadPool(int threads) : asked_(threads) {
 ThreadPool::~ThreadPool() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    stop_.store(true, std::memory_order_relaxed);
-    job_.fetch_add(uint64_t{1} << 16, std::memory_order_release);
+    stop_.store(true, std::memory_order_release);
   }
   wake_.notify_all();
   for (std::thread& worker : workers_) worker.join();
@@ -51,10 +76,13 @@ void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
     tasks_ = tasks;
     next_.store(0, std::memory_order_relaxed);
     left_.store(0, std::memory_order_relaxed);
+    caller_core_.store(CurrentCore(), std::memory_order_relaxed);
     const uint64_t number = (job_.load(std::memory_order_relaxed) >> 16) + 1;
     job_.store(number << 16 | kOpen, std::memory_order_release);
   }
   wake_.notify_all();
+  // Lets a worker that was woken on this core leave it.
+  std::this_thread::yield();
   Drain();
   const uint64_t joined = job_.fetch_and(~kOpen, std::memory_order_acq_rel) & kJoined;
   const auto all_left = [&] { return left_.load(std::memory_order_acquire) == joined; };
@@ -65,13 +93,19 @@ void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
 void ThreadPool::WorkerLoop() {
   SetDefaultFloatMode();
   uint64_t seen = 0;
-  const auto nothing_new = [&] { return job_.load(std::memory_order_acquire) >> 16 == seen; };
+  const auto called = [&] {
+    return stop_.load(std::memory_order_acquire) ||
+           job_.load(std::memory_order_acquire) >> 16 != seen;
+  };
   for (;;) {
-    if (!SpinUntil([&] { return !nothing_new(); })) {
+    if (!SpinUntil(called)) {
       std::unique_lock<std::mutex> lock(mutex_);
-      wake_.wait(lock, [&] { return !nothing_new(); });
+      wake_.wait(lock, called);
     }
-    if (stop_.load(std::memory_order_relaxed)) return;
+    if (stop_.load(std::memory_order_acquire)) return;
+    // A woken worker often finds itself where the caller runs, and the system takes milliseconds to
+    // see that another core is idle. One that comes too late moves for the next job.
+    LeaveCore(caller_core_.load(std::memory_order_relaxed));
     uint64_t job = job_.load(std::memory_order_acquire);
     while ((job & kOpen) != 0 &&
            !job_.compare_exchange_weak(job, job + 1, std::memory_order_acq_rel)) {

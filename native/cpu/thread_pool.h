@@ -56,6 +56,9 @@ class ThreadPool {
   // Of those that joined, how many are done with it.
   std::atomic<uint64_t> left_{0};
 
+  // Where the thread that gave the job out runs, or -1: workers move off that core.
+  std::atomic<int> caller_core_{-1};
+
   // The job in progress; published by job_, for those who join it.
   TaskFn fn_ = nullptr;
   const void* context_ = nullptr;

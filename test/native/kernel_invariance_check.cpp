@@ -1,4 +1,6 @@
 // What must not change a result: threads, neighbours in the batch, numbers that are not finite.
+#include <atomic>
+
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -82,6 +84,22 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
       }
     }
   }
+}
+
+/// Every task once, in every job, and an end whenever it comes: workers late for a job, for the last
+/// one, or for the first.
+void CheckPool() {
+  int64_t wrong = 0;
+  for (int i = 0; i < 3000; ++i) {
+    ThreadPool pool(2 + i % 7);
+    for (int job = 0; job < i % 4; ++job) {
+      const int64_t tasks = 1 + job * 5;
+      std::atomic<int64_t> sum{0};
+      pool.ParallelFor(tasks, [&](int64_t task) { sum += task + 1; });
+      if (sum != tasks * (tasks + 1) / 2) ++wrong;
+    }
+  }
+  Report(wrong == 0, "jobs of a pool");
 }
 
 /// NaN and Inf reach every output that they take part in, and no other.

@@ -184,6 +184,7 @@ struct Shape {
 
 void CheckLayers(const KernelTable& table, const RunContext& context);
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
+void CheckPool();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
 void CheckFormats(const KernelTable& table, const RunContext& context);
 /// threads = 1 measures processor time, else wall time; only >= 0 runs one case.

@@ -30,6 +30,7 @@ int Main(int argc, char** argv) {
   std::string reason;
   Report(SelectKernels("mmx", &reason) == nullptr && reason.find("portable") != std::string::npos,
          "an unknown instruction set is refused: " + reason);
+  CheckPool();
   for (const char* name : names) {
     if (only != nullptr && std::strcmp(only, name) != 0) continue;
     const KernelTable* table = SelectKernels(name, &reason);
