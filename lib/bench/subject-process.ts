@@ -11,6 +11,7 @@
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { runDelay_ms } from './machine.js';
 import type { Program } from './peer.js';
 
@@ -41,6 +42,8 @@ interface Answer {
 /** A sample is clean if its threads waited for a core for less than this part of it. */
 export const kCleanDelay = 0.02;
 const kCanPause = process.platform !== 'win32';
+// A process of Node has a dozen threads to put somewhere when it goes on.
+const kSettle_ms = 2;
 const kStart_ms = 180_000;
 const kAnswer_ms = 300_000;
 
@@ -107,9 +110,14 @@ export class SubjectProcess {
 
   /** @param delayOf how long the threads of a process have waited for a core in all */
   async sample(delayOf = runDelay_ms): Promise<Sample> {
+    // All its threads wake at once, and the system spreads them over the cores only then.
+    this.resume();
+    await sleep(kSettle_ms);
+    if (this.calls > 1) await this.call(Math.ceil(this.calls / 2));
     const before = delayOf(this.child.pid);
-    const ms = await this.time(this.calls);
+    const ms = await this.call(this.calls);
     const after = delayOf(this.child.pid);
+    this.pause();
     const clean = before === undefined || after === undefined || after - before < kCleanDelay * ms;
     return { ms: ms / this.calls, clean };
   }
@@ -133,9 +141,14 @@ export class SubjectProcess {
 
   private async time(calls: number): Promise<number> {
     this.resume();
+    const ms = await this.call(calls);
+    this.pause();
+    return ms;
+  }
+
+  private async call(calls: number): Promise<number> {
     this.child.stdin?.write(`${calls}\n`);
     const { ms } = await this.next(kAnswer_ms);
-    this.pause();
     if (typeof ms !== 'number' || !(ms >= 0)) throw new Error('it answered without a time');
     return ms;
   }
