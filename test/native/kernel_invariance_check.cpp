@@ -9,9 +9,14 @@ namespace lowrank::cpu {
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     // 832 and 4160: sums by lanes (sum_order.h), of one span and of a span and a granule.
-    const std::pair<const char*, int64_t> cases[] = {
-        {"nf4/64", 520}, {"nf4/64", 832}, {"nf4/64", 4160}, {"same", 520}};
-    for (const auto& [kind, K] : cases) {
+    struct Case {
+      const char* kind;
+      int64_t K;
+    };
+    const Case cases[] = {{"nf4/64", 520}, {"nf4/64", 832}, {"nf4/64", 4160}, {"same", 520}};
+    for (const Case& each : cases) {
+      const char* kind = each.kind;
+      const int64_t K = each.K;
       const int64_t M = 83, N = 300, r = 12;
       ThreadPool one(1);
       const RunContext single = {&one, cancel};
