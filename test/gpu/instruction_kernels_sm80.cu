@@ -193,7 +193,7 @@ LOWRANK_KERNEL(atomics_kernel, InstructionParams, kWarp, 1) {
   const uint32_t old = AtomicAddAcqRel(counter, 1);
   const uint32_t rank = (old - In(p, 0)) % 32;
   Out(p, rank, old);
-  __syncthreads();
+  NamedBarrier(1, kWarp);
   Out(p, 32 + threadIdx.x, LoadAcquire(flag) + LoadAcquire(counter));
 }
 
