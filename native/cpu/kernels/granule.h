@@ -13,12 +13,6 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
-/// Does every granule of w have one scale?
-LOWRANK_INLINE bool WholeGranules(const RowSource& w) {
-  return w.quant != nullptr && w.quant->format->bits == 4 && w.quant->blocksize % kGranule == 0 &&
-         w.cols % w.quant->blocksize == 0 && w.cols > 0;
-}
-
 /// The codes of a granule of one row, unit by unit of all lanes: a unit is one element, or a pair
 /// of bf16 that are neighbours along the summation index.
 template <bool kPairs, DType kRound>

@@ -75,12 +75,15 @@ struct SumOrder {
 
 LOWRANK_INLINE SumOrder NaturalOrder(int64_t depth) { return {depth, false}; }
 
+/// Does every granule of w have one scale?
+LOWRANK_INLINE bool WholeGranules(const RowSource& w) {
+  return w.quant != nullptr && w.quant->format->bits == 4 && w.quant->blocksize % kGranule == 0 &&
+         w.cols % w.quant->blocksize == 0 && w.cols > 0;
+}
+
 /// The order of x · wᵀ.
 LOWRANK_INLINE SumOrder ForwardOrder(const RowSource& w) {
-  const bool by_lanes = w.quant != nullptr && w.quant->format->bits == 4 &&
-                        w.quant->blocksize % kGranule == 0 && w.cols % w.quant->blocksize == 0 &&
-                        w.cols >= kLeastLaneDepth;
-  return {w.cols, by_lanes};
+  return {w.cols, WholeGranules(w) && w.cols >= kLeastLaneDepth};
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
