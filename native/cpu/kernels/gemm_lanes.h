@@ -1,11 +1,11 @@
-/// Blocked products in the order of lanes (sum_order.h), for more rows of x than row_dot.h takes:
-/// the panels and tiles of gemm.h, with a lane's share of a span as the block.
+/// Blocked products in the order of lanes (sum_order.h), for more rows of x than stored_dot.h
+/// takes: the panels and tiles of gemm.h, with a lane's share of a span as the block.
 ///
 /// Scratch     B strip: all lanes of a span for kStripBytes of columns; C tile as in gemm.h
 /// Numerics    as gemm.h, with lanes for blocks; the same bits as row_dot.h
 #pragma once
 
-#include "native/cpu/kernels/row_dot.h"
+#include "native/cpu/kernels/stored_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

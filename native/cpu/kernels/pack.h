@@ -43,12 +43,16 @@ struct BF16Policy {
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
 };
 
-/// Rows p of a chunk are cut into count panels of nearly equal height, so that no panel is left
-/// with one row while others have kMR.
+/// Rows of a chunk are cut into count panels of nearly equal height, so that no panel is left with
+/// one row while others have kMR. The first panel may be apart, with `first` rows.
 struct RowPanels {
   int64_t rows;
   int64_t count;
-  int64_t Start(int64_t panel) const { return panel * rows / count; }
+  int64_t first = 0;
+  int64_t Start(int64_t panel) const {
+    if (first == 0 || panel == 0) return panel * rows / count;
+    return first + (panel - 1) * (rows - first) / (count - 1);
+  }
 };
 
 LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(rows, kMR), 1)}; }

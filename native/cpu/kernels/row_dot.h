@@ -29,11 +29,8 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of x that share a decoded vector. More leave too few registers for a second row of w.
-constexpr int kDotRows = 7;
-// Rows of x up to here are dots, kDotRows at a time: then panels, decoded once for all, win.
-template <bool kPairs>
-constexpr int64_t kMostDotRows = (kPairs ? 3 : 5) * kDotRows;
+// Rows of x that share a decoded vector. More leave too few registers for other rows of w.
+constexpr int kDotRows = kRegisters == 32 ? 7 : 4;
 // Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
 constexpr int64_t kDotStrip = 48;
 
@@ -57,14 +54,16 @@ struct DotBlock {
   int64_t granules;
   const Unit* x;
   VecF* sums;
+  Unit* stored = nullptr;  // out, for kStore: the decoded rows [granule][place][row of w][lane]
 };
 
-template <typename Policy, DType kRound, int kRows, int kWeights>
+template <typename Policy, DType kRound, int kRows, int kWeights, bool kStore = false>
 static void RowDot(const Table16& codebook, const DotBlock& block) {
   using Decoder = GranuleDecoder<Policy::kPairs, kRound>;
   const uint8_t* codes = block.codes;
   const float* scales = block.scales;
   const Unit* x = block.x;
+  Unit* stored = block.stored;
   VecF acc[kWeights][kRows] = {};
   for (int64_t g = 0; g < block.granules; ++g) {
     Decoder decoder[kWeights];
@@ -80,7 +79,9 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
 #pragma GCC unroll 8
       for (int r = 0; r < kWeights; ++r) {
         columns[r] = decoder[r].At(codes + r * block.code_pitch, u);
+        if constexpr (kStore) Store(stored + r * kVL, columns[r]);
       }
+      if constexpr (kStore) stored += kWeights * kVL;
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) {
         VecF row = Load(x);
@@ -165,20 +166,11 @@ LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, 
   }
 }
 
-/// Does AccumulateDots take this product?
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index. The chunk, packed for dots, is
+/// all of the block's rows.
 template <typename Policy>
-LOWRANK_INLINE bool TakesDots(int64_t rows, const SumOrder& order) {
-  return order.by_lanes && rows <= kMostDotRows<Policy::kPairs>;
-}
-
-/// Rows of x in as few passes as hold them.
-LOWRANK_INLINE RowPanels DotPasses(int64_t rows) { return {rows, CeilDiv(rows, kDotRows)}; }
-
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesDots() holds and the
-/// chunk, packed for dots, is all of the block's rows.
-template <typename Policy>
-LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const RowSource& source,
-                                   const Block& block, float* c) {
+LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const RowSource& source,
+                                      const Block& block, float* c) {
   const QuantView& w = *source.quant;
   constexpr int64_t kUnits = Policy::Units(kPlaces);
   alignas(64) VecF sums[kDotStrip * kDotRows];

@@ -399,6 +399,33 @@ LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
 }
 
 LOWRANK_INLINE void Transpose(VecF (&r)[kVL]) {
+#if defined(__AVX512F__)
+  // 4 x 4 inside 128-bit quarters by shuffles without index registers, then the quarters.
+  VecF s[kVL];
+#pragma GCC unroll 8
+  for (int i = 0; i < kVL; i += 4) {
+    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[i], r[i + 1]));
+    const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r[i + 2], r[i + 3]));
+    const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[i], r[i + 1]));
+    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[i + 2], r[i + 3]));
+    s[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    s[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    s[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+    s[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const VecF a = _mm512_shuffle_f32x4(s[i], s[i + 4], 0x88);
+    const VecF b = _mm512_shuffle_f32x4(s[i], s[i + 4], 0xdd);
+    const VecF c = _mm512_shuffle_f32x4(s[i + 8], s[i + 12], 0x88);
+    const VecF d = _mm512_shuffle_f32x4(s[i + 8], s[i + 12], 0xdd);
+    r[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    r[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+  return;
+#endif
   if constexpr (kVL > 8) TransposeStep<8>(r);
   if constexpr (kVL > 4) TransposeStep<4>(r);
   TransposeStep<2>(r);
