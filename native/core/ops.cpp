@@ -76,6 +76,18 @@ Status CheckWeight(const char* op, const WeightView& w, DType activations,
   return CheckCompatible(op, "w", w.dense.dtype, activation_operand, activations);
 }
 
+/// int8 is for weights of 16 levels: that is what a table of 16 codes can stand for.
+Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
+  if (compute == Compute::kExact) return Status();
+  if (compute != Compute::kInt8) {
+    return Refuse(Code::kValue, op, "compute", "'exact' or 'int8'", "an unknown precision");
+  }
+  if (w.quantised() && w.quant.format->bits == 4) return Status();
+  return Refuse(
+      Code::kUnsupported, op, "w", "nf4 or fp4 (compute is 'int8')",
+      w.quantised() ? w.quant.format->name : std::string("dense ") + DTypeName(w.dense.dtype));
+}
+
 Status CheckInner(const char* op, const char* operand, const char* dim, int64_t expected,
                   int64_t actual, const std::string& actual_shape) {
   if (expected == actual) return Status();
@@ -94,6 +106,10 @@ Status CheckDropout(const char* op, const DropoutSpec& dropout, int64_t rows, in
 Status CheckScaling(const char* op, float scaling) {
   if (std::isfinite(scaling)) return Status();
   return Refuse(Code::kValue, op, "scaling", "finite", std::to_string(scaling));
+}
+
+const char* ComputeSuffix(Compute compute) {
+  return compute == Compute::kInt8 ? " compute int8" : "";
 }
 
 bool Overlaps(const TensorView& a, const TensorView& b) {
@@ -165,6 +181,7 @@ std::string DequantizeOp::Describe() const {
 Status MatmulOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, x.rows, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "x"));
+  LOWRANK_RETURN_IF_ERROR(CheckCompute(kName, compute, w));
   LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "x", "K", w.cols(), x.cols, Shape(x.rows, x.cols)));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "bias", bias, 1, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, x.rows, w.rows()));
@@ -173,7 +190,7 @@ Status MatmulOp::Check() const {
 }
 std::string MatmulOp::Describe() const {
   return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " bias " +
-         bias.Describe();
+         bias.Describe() + ComputeSuffix(compute);
 }
 
 Status MatmulInputGradOp::Check() const {
@@ -192,6 +209,7 @@ Status LoraForwardOp::Check() const {
   const int64_t m = x.rows;
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "x"));
+  LOWRANK_RETURN_IF_ERROR(CheckCompute(kName, compute, w));
   LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "x", "K", w.cols(), x.cols, Shape(m, x.cols)));
   const int64_t r = lora_a.rows;
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA", lora_a, r, x.cols));
@@ -211,7 +229,7 @@ Status LoraForwardOp::Check() const {
 std::string LoraForwardOp::Describe() const {
   return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " r " +
          std::to_string(lora_a.rows) + " scaling " + std::to_string(scaling) + " dropout " +
-         std::to_string(dropout.p);
+         std::to_string(dropout.p) + ComputeSuffix(compute);
 }
 
 Status LoraBackwardOp::Check() const {

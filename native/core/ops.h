@@ -29,6 +29,13 @@ struct DequantizeOp {
   std::string Describe() const;
 };
 
+/// How a forward product with the base weight is computed.
+///
+///   kExact  in the dtype of x, sums in f32
+///   kInt8   x and the codebook rounded to int8 with a scale a block, sums of a block in int32. For
+///           4-bit formats; the definition is in docs/architecture.md
+enum class Compute : uint8_t { kExact, kInt8 };
+
 /// y = x · dequant(w)ᵀ + bias
 struct MatmulOp {
   static constexpr const char* kName = "matmul";
@@ -36,6 +43,7 @@ struct MatmulOp {
   WeightView w;     // [N, K]  dense of any dtype, or quantised
   TensorView bias;  // [1, N]  optional
   TensorView y;     // [M, N]  out, dtype of x
+  Compute compute = Compute::kExact;
   Status Check() const;
   std::string Describe() const;
 };
@@ -74,6 +82,7 @@ struct LoraForwardOp {
   TensorView y;          // [M, N]  out, dtype of x
   float scaling = 0;     // lora_alpha / r, or / sqrt(r)
   DropoutSpec dropout;
+  Compute compute = Compute::kExact;  // of the base product; the adapter's stays in f32
   Status Check() const;
   std::string Describe() const;
 };
@@ -131,6 +140,14 @@ struct RandomOp {
   Status Check() const;
   std::string Describe() const;
 };
+
+/// The precision that an op asks for; those without a choice are exact.
+inline Compute ComputeOf(const MatmulOp& op) { return op.compute; }
+inline Compute ComputeOf(const LoraForwardOp& op) { return op.compute; }
+template <typename Op>
+Compute ComputeOf(const Op&) {
+  return Compute::kExact;
+}
 
 /// Every op, for tables that need one entry each: X(Type, member)
 #define LOWRANK_FOR_EACH_OP(X)            \

@@ -7,10 +7,14 @@
 
 #include "native/core/philox.h"
 #include "native/core/random.h"
-#include "native/cpu/kernel_table.h"
+#include "native/cpu/reference_int8.h"
 
 namespace lowrank::cpu {
 namespace {
+
+using reference::ForEach;
+using reference::Poll;
+using reference::Stop;
 
 double RoundTo(DType dtype, float value) {
   switch (dtype) {
@@ -20,23 +24,6 @@ double RoundTo(DType dtype, float value) {
       return ToFloat(FromFloat<F16>(value));
     default:
       return value;
-  }
-}
-
-/// Leaves the loops of an op whose environment is closing; Run() below catches it.
-struct Stop {};
-
-void Poll(const RunContext& context) {
-  if (context.cancelled()) throw Stop();
-}
-
-/// body(i) for i < count, with a poll every millisecond or so.
-template <typename Body>
-void ForEach(const RunContext& context, int64_t count, const Body& body) {
-  constexpr int64_t kElems = 16384;
-  for (int64_t begin = 0; begin < count; begin += kElems) {
-    Poll(context);
-    for (int64_t i = begin; i < std::min(begin + kElems, count); ++i) body(i);
   }
 }
 
@@ -108,8 +95,9 @@ double Dot(const double* a, const double* b, int64_t count) {
 }
 
 /// acc[m, n] = x · dequant(w)ᵀ, [M · N]
-std::vector<double> BaseProduct(const TensorView& x, const WeightView& w,
+std::vector<double> BaseProduct(const TensorView& x, const WeightView& w, Compute compute,
                                 const RunContext& context) {
+  if (compute == Compute::kInt8) return reference::Int8Product(x, w.quant, context);
   const std::vector<double> x_values = Load(x, context);
   const int64_t n_count = w.rows();
   std::vector<double> acc(static_cast<size_t>(x.rows * n_count));
@@ -146,7 +134,7 @@ std::vector<double> BaseInputGrad(const TensorView& dy, const WeightView& w,
 }
 
 Status Matmul(const MatmulOp& op, const RunContext& context) {
-  const std::vector<double> acc = BaseProduct(op.x, op.w, context);
+  const std::vector<double> acc = BaseProduct(op.x, op.w, op.compute, context);
   ForEach(context, op.y.elems(), [&](int64_t i) {
     double value = acc[static_cast<size_t>(i)];
     if (op.bias.present) value += LoadElement(op.bias.data, op.bias.dtype, i % op.y.cols);
@@ -167,7 +155,7 @@ Status LoraForward(const LoraForwardOp& op, const RunContext& context) {
   const int64_t n_count = op.y.cols;
   const int64_t k_count = op.x.cols;
   const int64_t r = op.lora_a.rows;
-  const std::vector<double> acc = BaseProduct(op.x, op.w, context);
+  const std::vector<double> acc = BaseProduct(op.x, op.w, op.compute, context);
   const std::vector<double> gated = Gated(op.x, op.dropout, context);
   const std::vector<double> lora_a = Load(op.lora_a, context);
   const std::vector<double> lora_b = Load(op.lora_b, context);

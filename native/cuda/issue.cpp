@@ -40,6 +40,10 @@ LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_ENQUEUE)
 template <typename Op>
 Status CudaBackend::Submit(const Op& op, OpRefs refs) {
   LOWRANK_RETURN_IF_ERROR(op.Check());
+  if (ComputeOf(op) != Compute::kExact) {
+    return Refuse(Code::kUnsupported, Op::kName, "compute", "'exact' on device '" + device_ + "'",
+                  "'int8', which the devices 'cpu' and 'reference' have");
+  }
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
   Task task;
   task.refs = std::move(refs);

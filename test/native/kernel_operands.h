@@ -186,6 +186,7 @@ void CheckLayers(const KernelTable& table, const RunContext& context);
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
 void CheckPool();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
+void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);
 /// threads = 1 measures processor time, else wall time; only >= 0 runs one case.
 void Bench(const KernelTable& table, int threads, double budget, int64_t only);

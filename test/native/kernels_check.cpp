@@ -43,6 +43,7 @@ int Main(int argc, char** argv) {
     CheckInvariance(*table, &cancel);
     CheckNonFinite(*table, context);
     CheckFormats(*table, context);
+    CheckInt8(*table, &cancel);
     CancelToken cancelled;
     cancelled.Cancel();
     Dense x(4, 8, DType::kF32), y(4, 8, DType::kF32);

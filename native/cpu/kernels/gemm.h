@@ -114,12 +114,13 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
   if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
   if (depth == 0) return;
   const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
-  Unit* b = run.Get<Unit>(kBSlot, col_panels * PanelStride(Policy::Units(Min(depth, kKC))));
+  Unit* b = run.Get<Unit>(kBSlot, col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kKC))));
   if (b == nullptr) return;
   for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
     if (run.Stopped()) return;
     const int64_t kc = Min(kKC, depth - k0);
     const int64_t ku = Policy::Units(kc);
+    const int64_t panel_stride = PanelStride(PanelUnits<Policy>(kc));
     const Unit* a = pack_a(k0, kc);
     if (a == nullptr) return;
     pack_b(k0, kc, block.n0, block.n1, b);
@@ -135,7 +136,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       const int64_t next_lines =
           panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
       const Unit* next = a_panel + mr * ku;
-      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += PanelStride(ku)) {
+      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += panel_stride) {
         const int64_t nr = PanelWidth(n, block.n1);
         for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);

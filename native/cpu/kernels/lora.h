@@ -14,6 +14,7 @@
 #pragma once
 
 #include "native/cpu/kernels/direct_dot.h"
+#include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -35,8 +36,13 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
     if (run.Stopped()) return;
     Block block = BlockOf(grid, task);
     if (pack) {
-      PackChunkPanels<Policy>(run, a, m0, task * chunk.panels.count / blocks,
-                              (task + 1) * chunk.panels.count / blocks, chunk);
+      const int64_t panel0 = task * chunk.panels.count / blocks;
+      const int64_t panel1 = (task + 1) * chunk.panels.count / blocks;
+      if constexpr (kIsInt8<Policy>) {
+        PackInt8Panels(a, m0, panel0, panel1, chunk);
+      } else {
+        PackChunkPanels<Policy>(run, a, m0, panel0, panel1, chunk);
+      }
     }
     // Columns in blocks of kNC.
     for (int64_t n0 = 0; n0 < r; n0 += kNC) {
@@ -44,7 +50,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (pack && same_panels && !Policy::kPairs && gate == nullptr) {
+      if (pack && same_panels && !Policy::kPairs && !kIsInt8<Policy> && gate == nullptr) {
         Accumulate<F32Policy>(run, grid, block, a.cols, ChunkOf<F32Policy>{chunk, block}, pack_b, c,
                               true);
       } else {
@@ -97,6 +103,24 @@ struct ForwardParts {
   const Gate* gate;
 };
 
+/// c = x · wᵀ of one block, x packed in the chunk.
+template <typename Policy>
+LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& block,
+                                   const PackedChunk& chunk, const RowSource& w,
+                                   const Int8Weight& int8, float* c) {
+  const int64_t depth = chunk.order.depth;
+  const ChunkOf<Policy> rows = {chunk, block};
+  if constexpr (kIsInt8<Policy>) {
+    Accumulate<Policy>(run, grid, block, depth, rows, Int8Columns{w, int8}, c, true);
+  } else if (chunk.dots) {
+    AccumulateDots<Policy>(run, chunk, w, block, c);
+  } else if (chunk.order.by_lanes) {
+    AccumulateByLanes<Policy>(run, grid, block, chunk, w, c);
+  } else {
+    Accumulate<Policy>(run, grid, block, depth, rows, TransposedB<Policy>{w}, c, true);
+  }
+}
+
 template <typename Policy>
 static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   Run run(context);
@@ -110,7 +134,8 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
   RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
   scaled_h.factor = op.scaling;
-  const SumOrder order = ForwardOrder(w);
+  const SumOrder order = kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(w);
+  const Int8Weight int8 = kIsInt8<Policy> ? MakeInt8Weight(op.w.quant) : Int8Weight{};
   const int64_t step = ChunkRows<Policy>(op.x.rows, depth);
   for (int64_t m0 = 0; m0 < op.x.rows; m0 += step) {
     PackedChunk chunk;
@@ -130,14 +155,7 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (chunk.dots) {
-        AccumulateDots<Policy>(run, chunk, w, block, c);
-      } else if (order.by_lanes) {
-        AccumulateByLanes<Policy>(run, grid, block, chunk, w, c);
-      } else {
-        Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                           TransposedB<Policy>{w}, c, true);
-      }
+      AccumulateBase<Policy>(run, grid, block, chunk, w, int8, c);
       if (r != 0) {
         Accumulate<F32Policy>(run, grid, block, r,
                               RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
@@ -158,14 +176,20 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   return run.Result();
 }
 
+/// The product in the precision that was asked for.
+static Outcome ForwardAs(Compute compute, const ForwardParts& op, const RunContext& context) {
+  if (compute == Compute::kInt8) return Forward<Int8Policy>(op, context);
+  Outcome outcome;
+  WithPolicy(op.x.dtype, op.w,
+             [&](auto policy) { outcome = Forward<decltype(policy)>(op, context); });
+  return outcome;
+}
+
 static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
   const TensorView none;
   const ForwardParts parts = {op.x, op.w,    op.bias, nullptr, nullptr,
                               none, nullptr, op.y,    0,       nullptr};
-  Outcome outcome;
-  WithPolicy(op.x.dtype, op.w,
-             [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
-  return outcome;
+  return ForwardAs(op.compute, parts, context);
 }
 
 static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
@@ -173,10 +197,7 @@ static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
   const ForwardParts parts = {
       op.x,         op.w,  op.bias, &op.lora_a, &op.lora_b,
       op.lora_bias, &op.h, op.y,    op.scaling, gate.active ? &gate : nullptr};
-  Outcome outcome;
-  WithPolicy(op.x.dtype, op.w,
-             [&](auto policy) { outcome = Forward<decltype(policy)>(parts, context); });
-  return outcome;
+  return ForwardAs(op.compute, parts, context);
 }
 
 /// dx (+)= dy · w + gate ⊙ (dh · lora_a); also fills dh where given.

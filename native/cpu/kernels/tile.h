@@ -6,6 +6,7 @@
 #pragma once
 
 #include "native/cpu/kernels/pack.h"
+#include "native/cpu/kernels/tile_int8.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -43,7 +44,11 @@ LOWRANK_INLINE TileFn PickTile(int rows, int64_t nr) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return PickTile<Policy, kRows - 1>(rows, nr);
   }
-  return nr == kNR ? Tile<Policy, kRows, kNV> : Tile<Policy, kRows, 1>;
+  if constexpr (kIsInt8<Policy>) {
+    return nr == kNR ? Int8Tile<kRows, kNV> : Int8Tile<kRows, 1>;
+  } else {
+    return nr == kNR ? Tile<Policy, kRows, kNV> : Tile<Policy, kRows, 1>;
+  }
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,21 @@
+/// Products with `compute: 'int8'` in the panels and tiles of gemm.h: what stands in for its
+/// packing.
+#pragma once
+
+#include "native/cpu/kernels/gemm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+/// Quantises and packs panels [panel0, panel1) of rows that start at m0 of `x`.
+LOWRANK_INLINE void PackInt8Panels(const RowSource& x, int64_t m0, int64_t panel0, int64_t panel1,
+                                   const PackedChunk& chunk) {
+  for (int64_t panel = panel0; panel < panel1; ++panel) {
+    const int64_t m = chunk.panels.Start(panel);
+    const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
+    for (int64_t k0 = 0; k0 < chunk.order.depth && mr != 0; k0 += kKC) {
+      PackInt8Rows(x, m0 + m, mr, k0, chunk.order.Length(k0), chunk.At<Int8Policy>(k0, m, mr));
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

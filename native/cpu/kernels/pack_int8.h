@@ -1,0 +1,289 @@
+/// Operands of `compute: 'int8'`: x quantised row by row, 4-bit weights decoded to int8 codes.
+///
+///   x       blocks of kInt8Block along k: scale = max|x| / 127, code = x / scale to the nearest,
+///           ties to even, within ±127. A scale of 0 has codes of 0; where an x is not finite the
+///           scale is NaN, and so is every output of the row
+///   w       code = 127 · codebook[i] / c to the nearest, ties to even, with c the largest
+///           |codebook[i]|; scale = absmax · (c / 127). NaN where a codebook is not finite
+///
+/// A segment is as much of a block of x as has one scale of w. Where rows of w have whole blocks of
+/// 64 or more there is one a block of x, else up to three, and a panel then has as many copies of
+/// the block: each holds the codes of one segment, and zeros for the others.
+///
+///   A panel   [block]( codes [kCodeUnits][mr] · correction [mr] · scale [mr] )
+///   B panel   segments [kPanelHeader], then [block][segment]( codes [kCodeUnits][nr] · scale [nr]
+///   )
+///
+/// A unit is kCodesPerUnit neighbours in the order that decoding leaves them in (CodeAt).
+#pragma once
+
+#include "native/cpu/kernels/dot_int8.h"
+#include "native/cpu/kernels/pack.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+constexpr int64_t kInt8Block = 64;
+constexpr int kMostSegments = 3;
+constexpr int kCodeUnits = static_cast<int>(kInt8Block) / kCodesPerUnit;
+constexpr int kBlockUnits = kCodeUnits + 2;
+constexpr int kPanelHeader = 16;
+
+/// The element of a group of eight at place i: bytes of a 32-bit group are pairs of codes, the
+/// first in the high nibbles; sign extension of bytes to pairs of 16 bits takes every other one.
+constexpr int CodeAt(int i) {
+  return kCodesPerUnit == 4 ? i % 4 * 2 + i / 4 : i % 2 * 4 + i / 2 % 2 * 2 + i / 4;
+}
+
+/// int8 codes with sums in int32; what the policies of pack.h are to the exact products.
+struct Int8Policy {
+  static constexpr bool kPairs = false;
+  static constexpr int64_t Blocks(int64_t kc) { return (kc + kInt8Block - 1) / kInt8Block; }
+  static constexpr int64_t Units(int64_t kc) { return Blocks(kc) * kBlockUnits; }
+};
+
+template <typename Policy>
+constexpr bool kIsInt8 = false;
+template <>
+constexpr bool kIsInt8<Int8Policy> = true;
+
+/// Rows of units in a B panel, where an A panel has Units(kc) columns.
+template <typename Policy>
+constexpr int64_t PanelUnits(int64_t kc) {
+  if constexpr (kIsInt8<Policy>) {
+    return (kPanelHeader + kNR - 1) / kNR + Policy::Blocks(kc) * kMostSegments * (kCodeUnits + 1);
+  } else {
+    return Policy::Units(kc);
+  }
+}
+
+/// The nearest integer, ties to even, of |v| < 2^22: adding 1.5 · 2^23 leaves no place for more.
+LOWRANK_INLINE VecI RoundToInt(VecF v) {
+  const VecF magic = Splat(12582912.0f);
+  return reinterpret_cast<VecI>(v + magic) - reinterpret_cast<VecI>(magic);
+}
+
+/// One block of x, zeros after its end, to codes. Returns the scale.
+LOWRANK_INLINE float QuantizeBlock(const float* x, int32_t* codes, int32_t* sum) {
+  VecU largest = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kInt8Block; i += kVL) {
+    const VecU magnitude = LoadU(x + i) & 0x7fffffffu;
+    largest = magnitude > largest ? magnitude : largest;
+  }
+  const uint32_t bits = MaxLane(largest);
+  // Magnitudes order as their bits do, and Inf and NaN come last.
+  const bool finite = bits < 0x7f800000u;
+  float most;
+  std::memcpy(&most, &bits, 4);
+  const float scale = finite ? most / 127.0f : __builtin_nanf("");
+  const bool zeros = !finite || scale == 0;
+  const VecF divisor = Splat(zeros ? 1.0f : scale);
+  VecI total = {};
+#pragma GCC unroll 16
+  for (int i = 0; i < kInt8Block; i += kVL) {
+    VecF v = (zeros ? VecF{} : Load(x + i)) / divisor;
+    // Past ±127 only where the scale is a denormal, rounded by much.
+    v = v > 127.0f ? Splat(127.0f) : v;
+    v = v < -127.0f ? Splat(-127.0f) : v;
+    const VecI code = RoundToInt(v);
+    total += code;
+    StoreU(codes + i, reinterpret_cast<VecU>(code));
+  }
+  int32_t lanes[kVL];
+  std::memcpy(lanes, &total, sizeof(lanes));
+  *sum = 0;
+  for (int i = 0; i < kVL; ++i) *sum += lanes[i];
+  return scale;
+}
+
+/// The A panel of rows [m0, m0 + mr), columns [k0, k0 + kc) of x.
+static void PackInt8Rows(const RowSource& x, int64_t m0, int mr, int64_t k0, int64_t kc,
+                         float* out) {
+  alignas(64) float row[kKC];
+  alignas(64) int32_t codes[kInt8Block];
+  const int64_t blocks = CeilDiv(kc, kInt8Block);
+  for (int i = 0; i < mr; ++i) {
+    RowAsFloat(x, m0 + i, k0, kc, row);
+    for (int64_t k = kc; k < blocks * kInt8Block; ++k) row[k] = 0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      float* block = out + b * kBlockUnits * mr + i;
+      int32_t sum;
+      const float scale = QuantizeBlock(row + b * kInt8Block, codes, &sum);
+      for (int u = 0; u < kCodeUnits; ++u) {
+        const int32_t* group = codes + u * kCodesPerUnit / kGroup * kGroup;
+        const int first = u * kCodesPerUnit % kGroup;
+        constexpr int kBits = 32 / kCodesPerUnit;
+        uint32_t unit = 0;
+#pragma GCC unroll 4
+        for (int j = 0; j < kCodesPerUnit; ++j) {
+          const uint32_t code = static_cast<uint32_t>(group[CodeAt(first + j)]);
+          unit |= (code & ((1u << kBits) - 1)) << (j * kBits);
+        }
+        std::memcpy(block + u * mr, &unit, 4);
+      }
+      const int32_t correction = -kWeightOffset * sum;
+      std::memcpy(block + kCodeUnits * mr, &correction, 4);
+      block[(kCodeUnits + 1) * mr] = scale;
+    }
+  }
+}
+
+/// A 4-bit weight as int8 codes: what all tasks of a product share.
+struct Int8Weight {
+  const QuantView* w;
+  VecU table;    // the codes, plus kWeightOffset
+  float unit;    // the largest |codebook| / 127
+  int segments;  // of a block of x
+};
+
+LOWRANK_INLINE Int8Weight MakeInt8Weight(const QuantView& w) {
+  Int8Weight weight;
+  weight.w = &w;
+  uint32_t largest = 0;
+  for (int i = 0; i < 16; ++i) {
+    uint32_t bits;
+    std::memcpy(&bits, w.codebook + i, 4);
+    bits &= 0x7fffffffu;
+    largest = bits > largest ? bits : largest;
+  }
+  float most;
+  std::memcpy(&most, &largest, 4);
+  const bool finite = largest < 0x7f800000u;
+  uint8_t bytes[16];
+  for (int i = 0; i < 16; ++i) {
+    const float code = finite && most != 0 ? 127.0f * w.codebook[i] / most : 0.0f;
+    bytes[i] = static_cast<uint8_t>(RoundToInt(Splat(code))[0] + kWeightOffset);
+  }
+  weight.table = ByteTable(bytes);
+  weight.unit = finite ? most / 127.0f : __builtin_nanf("");
+  const bool whole = w.cols % Min(w.blocksize, kInt8Block) == 0 || w.rows == 1;
+  weight.segments = w.blocksize >= kInt8Block ? (whole ? 1 : 2) : (whole ? 2 : 3);
+  return weight;
+}
+
+/// codes[group][lane] of rows [row, row + rows), columns [k0, k0 + kc), whatever K; zeros up to a
+/// whole block.
+LOWRANK_INLINE void GatherCodes(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc,
+                                uint32_t* codes) {
+  const int64_t groups = CeilDiv(kc, kGroup);
+  const int64_t padded = CeilDiv(kc, kInt8Block) * (kInt8Block / kGroup);
+  if (w.cols % kGroup == 0) {
+    TransposeCodes(w.codes + (row * w.cols + k0) / 2, w.cols / 2, rows, groups, codes);
+  } else {
+    for (int i = 0; i < kVL; ++i) {
+      const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
+      for (int64_t g = 0; g < groups; ++g) {
+        uint32_t group = 0;
+        for (int64_t e = g * kGroup; e < Min((g + 1) * kGroup, kc); ++e) {
+          const uint32_t pair = w.codes[(begin + e) >> 1];
+          const uint32_t code = ((begin + e) & 1) == 0 ? pair >> 4 : pair & 15;
+          group |= code << NibbleShift(static_cast<int>(e % kGroup));
+        }
+        codes[g * kVL + i] = group;
+      }
+    }
+  }
+  std::memset(codes + groups * kVL, 0, static_cast<size_t>((padded - groups) * kVL) * 4);
+}
+
+/// Bytes of ones where element first + 2 · byte is in [begin, end) of its lane.
+LOWRANK_INLINE VecU SegmentMask(VecI begin, VecI end, int first) {
+  VecU mask = {};
+#pragma GCC unroll 4
+  for (int byte = 0; byte < 4; ++byte) {
+    const VecI inside = (begin <= first + 2 * byte) & (end > first + 2 * byte);
+    mask |= reinterpret_cast<VecU>(inside) & (0xffu << (8 * byte));
+  }
+  return mask;
+}
+
+/// The codes of one segment of one block of x, for a vector of columns: units are `stride` apart.
+/// Where kMasked those outside [begin, end) are zeros.
+template <bool kMasked>
+LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* codes, VecI begin,
+                                  VecI end, float* out, int64_t stride) {
+  constexpr int kUnits = kCodeUnits / (static_cast<int>(kInt8Block) / kGroup);
+  const uint32_t zero = kWeightOffset * 0x01010101u;
+#pragma GCC unroll 8
+  for (int g = 0; g < static_cast<int>(kInt8Block) / kGroup; ++g) {
+    const VecU group = LoadU(codes + g * kVL);
+    VecU values[2] = {LookupBytes(weight.table, (group >> 4) & 0x0f0f0f0fu),
+                      LookupBytes(weight.table, group & 0x0f0f0f0fu)};
+#pragma GCC unroll 2
+    for (int odd = 0; odd < 2; ++odd) {
+      VecU value = values[odd];
+      if constexpr (kMasked) {
+        value = ((value ^ zero) & SegmentMask(begin, end, g * kGroup + odd)) ^ zero;
+      }
+      float* unit = out + (g * kUnits + odd * kUnits / 2) * stride;
+      if constexpr (kCodesPerUnit == 4) {
+        StoreU(unit, value);
+      } else {
+        typedef int16_t VecS __attribute__((vector_size(kVL * 4)));
+        StoreU(unit, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value << 8) >> 8));
+        StoreU(unit + stride, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value) >> 8));
+      }
+    }
+  }
+}
+
+/// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
+static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t k0, int64_t kc,
+                       float* out, int64_t stride) {
+  const QuantView& w = *weight.w;
+  alignas(64) uint32_t codes[kKC / kGroup * kVL];
+  GatherCodes(w, row, rows, k0, kc, codes);
+  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  for (int64_t k = 0; k < kc; k += kInt8Block) {
+    const int64_t length = Min(kInt8Block, kc - k);
+    const uint32_t* block = codes + k / kGroup * kVL;
+    for (int s = 0; s < weight.segments; ++s) {
+      VecI begin = {}, end = {};
+      VecF scale;
+#pragma GCC unroll 16
+      for (int i = 0; i < kVL; ++i) {
+        const int64_t e = (row + Min(i, rows - 1)) * w.cols + k0 + k;
+        if (weight.segments == 1) {
+          scale[i] = BlockScale(w, e >> shift);
+          continue;
+        }
+        const int64_t at = (e >> shift) + s;
+        const int64_t from = Min(Max((at << shift) - e, 0), length);
+        const int64_t to = Min(((at + 1) << shift) - e, length);
+        begin[i] = static_cast<int32_t>(from);
+        end[i] = static_cast<int32_t>(to);
+        // A lane without this segment: its sum is 0, and must stay 0 whatever comes next in w.
+        scale[i] = from < to ? BlockScale(w, at) : 0.0f;
+      }
+      if (weight.segments == 1) {
+        DecodeSegment<false>(weight, block, begin, end, out, stride);
+      } else {
+        DecodeSegment<true>(weight, block, begin, end, out, stride);
+      }
+      Store(out + kCodeUnits * stride, scale * Splat(weight.unit));
+      out += (kCodeUnits + 1) * stride;
+    }
+  }
+}
+
+/// 4-bit rows of w as B panels of the int8 policy.
+struct Int8Columns {
+  const RowSource& source;
+  const Int8Weight& weight;
+
+  void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, float* out) const {
+    const int64_t stride = PanelStride(PanelUnits<Int8Policy>(kc));
+    for (int64_t n = n0; n < n1; n += kNR, out += stride) {
+      const int64_t nr = PanelWidth(n, n1);
+      std::memcpy(out, &weight.segments, sizeof(weight.segments));
+      for (int64_t v = 0; v < nr; v += kVL) {
+        const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
+        const int64_t row = Min(n + v, n1 - 1);
+        for (int64_t i = row + kVL; i < row + 2 * kVL; ++i) PrefetchRow(source, i, k0, kc);
+        DecodeInt8(weight, row, rows, k0, kc, out + kPanelHeader + v, nr);
+      }
+    }
+  }
+};
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,208 @@
+// compute: 'int8' against the loops that define it, bit for bit: so that every instruction set, number
+// of threads and batch has the same bits.
+#include "test/native/kernel_operands.h"
+
+namespace lowrank::cpu {
+namespace {
+
+constexpr int64_t kBlock = 64;
+
+/// Stops the compiler from fusing what the definition rounds.
+float Rounded(float value) {
+  volatile float out = value;
+  return out;
+}
+
+struct Codes {
+  float scale;
+  int codes[kBlock];
+};
+
+Codes QuantizeBlock(const Dense& x, int64_t m, int64_t k0, int64_t count) {
+  Codes out = {};
+  float largest = 0;
+  bool finite = true;
+  for (int64_t k = 0; k < count; ++k) {
+    const float value = static_cast<float>(x.At(m, k0 + k));
+    finite = finite && std::isfinite(value);
+    largest = std::max(largest, std::fabs(value));
+  }
+  out.scale = finite ? largest / 127.0f : NAN;
+  if (!finite || out.scale == 0) return out;
+  for (int64_t k = 0; k < count; ++k) {
+    const float quotient = Rounded(static_cast<float>(x.At(m, k0 + k)) / out.scale);
+    out.codes[k] = static_cast<int>(std::nearbyint(std::clamp(quotient, -127.0f, 127.0f)));
+  }
+  return out;
+}
+
+/// y before its rounding to the output's dtype, [M · N].
+std::vector<float> Expected(const Dense& x, const QuantView& w) {
+  float largest = 0;
+  for (int i = 0; i < 16; ++i) largest = std::max(largest, std::fabs(w.codebook[i]));
+  int table[16];
+  for (int i = 0; i < 16; ++i) {
+    table[i] = static_cast<int>(std::nearbyint(Rounded(127.0f * w.codebook[i]) / largest));
+  }
+  const float unit = largest / 127.0f;
+  std::vector<float> y(static_cast<size_t>(x.view.rows * w.rows));
+  for (int64_t m = 0; m < x.view.rows; ++m) {
+    for (int64_t k0 = 0; k0 < w.cols; k0 += kBlock) {
+      const int64_t k1 = std::min(k0 + kBlock, w.cols);
+      const Codes block = QuantizeBlock(x, m, k0, k1 - k0);
+      for (int64_t n = 0; n < w.rows; ++n) {
+        float& sum = y[static_cast<size_t>(m * w.rows + n)];
+        for (int64_t k = k0; k < k1;) {
+          const int64_t scale_index = (n * w.cols + k) / w.blocksize;
+          const int64_t stop = std::min(k1, (scale_index + 1) * w.blocksize - n * w.cols);
+          int64_t dot = 0;
+          for (; k < stop; ++k) dot += block.codes[k - k0] * table[w.Code(n * w.cols + k)];
+          const float scale = Rounded(block.scale * Rounded(w.Scale(scale_index) * unit));
+          sum = Rounded(sum + Rounded(static_cast<float>(dot) * scale));
+        }
+      }
+    }
+  }
+  return y;
+}
+
+/// Rows of every kind that the definition sets apart.
+void FillRows(Dense* x) {
+  x->Fill();
+  const DType dtype = x->view.dtype;
+  const int64_t K = x->view.cols;
+  for (int64_t m = 0; m < x->view.rows; ++m) {
+    for (int64_t k = 0; k < K; ++k) {
+      const int64_t i = m * K + k;
+      if (m % 9 == 1 && k / kBlock % 2 == 0) StoreElement(x->view.data, dtype, i, 0);
+      if (m % 9 == 2) StoreElement(x->view.data, dtype, i, Uniform() * 0x1p-142);
+      if (m % 9 == 3) StoreElement(x->view.data, dtype, i, Uniform() * 60000);
+      // Ties: with 127 as the largest the scale is 1.
+      if (m % 9 == 4) StoreElement(x->view.data, dtype, i, k % kBlock == 5 ? 127 : k % 40 - 19.5);
+      if (m % 9 == 5) StoreElement(x->view.data, dtype, i, k % 2 == 0 ? 1 : -1);
+    }
+    if (m % 9 == 6) StoreElement(x->view.data, dtype, m * K + K / 2, m % 2 == 0 ? NAN : -INFINITY);
+  }
+}
+
+void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
+  const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},   {15, 33, 63, 0},
+                          {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},  {30, 70, 172, 0},
+                          {16, 64, 256, 0}, {83, 300, 320, 0}, {7, 37, 1000, 0}, {40, 29, 4160, 0},
+                          {4, 0, 64, 0},    {0, 5, 64, 0},     {3, 5, 0, 0}};
+  for (const char* kind : {"nf4/64", "fp4/64d", "nf4/32", "nf4/128d", "fp4/4096", "nf4/256"}) {
+    for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+      for (const Shape& s : shapes) {
+        for (int threads : {1, 3}) {
+          ThreadPool pool(threads);
+          const RunContext context = {&pool, cancel};
+          const Weight w = MakeWeight(table, context, kind, s.N, s.K, dtype);
+          Dense x(s.M, s.K, dtype), y(s.M, s.N, dtype);
+          FillRows(&x);
+          MatmulOp op;
+          op.x = x.view;
+          op.w = w.view;
+          op.y = y.view;
+          op.compute = Compute::kInt8;
+          const std::string what = std::string(table.isa) + " int8 " + kind + " " +
+                                   DTypeName(dtype) + " [" + std::to_string(s.M) + ", " +
+                                   std::to_string(s.N) + ", " + std::to_string(s.K) + "] threads " +
+                                   std::to_string(threads);
+          Report(op.Check().ok() && table.matmul(op, context).ok(), what + " status");
+          const std::vector<float> expected = Expected(x, w.view.quant);
+          int64_t wrong = -1;
+          for (int64_t i = s.M * s.N - 1; i >= 0; --i) {
+            const double exact = RoundTo(dtype, static_cast<double>(expected[static_cast<size_t>(i)]));
+            const double got = y.At(i);
+            if (!(got == exact || (std::isnan(got) && std::isnan(exact)))) wrong = i;
+          }
+          Report(wrong < 0, what + " element " + std::to_string(wrong) + " got " +
+                                std::to_string(wrong < 0 ? 0 : y.At(wrong)) + " expected " +
+                                std::to_string(wrong < 0 ? 0 : expected[static_cast<size_t>(wrong)]));
+        }
+      }
+    }
+  }
+}
+
+/// The adapter and both biases are added to the int8 product as they are to the exact one.
+void CheckAdapter(const KernelTable& table, const RunContext& context) {
+  for (DType dtype : {DType::kF32, DType::kBF16}) {
+    const int64_t M = 19, N = 70, K = 200, r = 5;
+    const Weight w = MakeWeight(table, context, "nf4/64", N, K, dtype);
+    Dense x(M, K, dtype), a(r, K, DType::kF32), b(N, r, DType::kF32), h(M, r, DType::kF32),
+        y(M, N, dtype), bias(1, N, DType::kF32), lora_bias(1, N, DType::kF32);
+    for (Dense* operand : {&x, &a, &b, &bias, &lora_bias}) operand->Fill();
+    LoraForwardOp op;
+    op.x = x.view;
+    op.w = w.view;
+    op.bias = bias.view;
+    op.lora_a = a.view;
+    op.lora_b = b.view;
+    op.lora_bias = lora_bias.view;
+    op.h = h.view;
+    op.y = y.view;
+    op.scaling = 0.5f;
+    op.dropout.p = 0.25;
+    op.dropout.seed = 9;
+    op.compute = Compute::kInt8;
+    Report(op.Check().ok() && table.lora_forward(op, context).ok(), "int8 loraForward status");
+    const std::vector<float> base = Expected(x, w.view.quant);
+    for (int64_t m = 0; m < M; ++m) {
+      for (int64_t n = 0; n < N; ++n) {
+        const size_t i = static_cast<size_t>(m * N + n);
+        double exact = static_cast<double>(base[i]) + bias.At(n) + 0.5 * lora_bias.At(n);
+        double sum = std::fabs(static_cast<double>(base[i])) + std::fabs(bias.At(n)) +
+                     std::fabs(0.5 * lora_bias.At(n));
+        for (int64_t j = 0; j < r; ++j) {
+          for (int64_t k = 0; k < K; ++k) {
+            const double term =
+                0.5 * GateAt(op.dropout, m, k, K) * x.At(m, k) * a.At(j, k) * b.At(n, j);
+            exact += term;
+            sum += std::fabs(term);
+          }
+        }
+        Expect(std::string(table.isa) + " int8 loraForward", y.At(m, n), exact, sum, dtype);
+      }
+    }
+  }
+}
+
+/// What has no int8 product is refused by the descriptor itself.
+void CheckRefusals(const KernelTable& table, const RunContext& context) {
+  for (const char* kind : {"int8/64", "f32", "same", "nf4/64"}) {
+    const Weight w = MakeWeight(table, context, kind, 4, 64, DType::kBF16);
+    Dense x(2, 64, DType::kBF16), y(2, 4, DType::kBF16), a(1, 64, DType::kF32),
+        b(4, 1, DType::kF32), h(2, 1, DType::kF32);
+    MatmulOp op;
+    op.x = x.view;
+    op.w = w.view;
+    op.y = y.view;
+    op.compute = Compute::kInt8;
+    LoraForwardOp lora;
+    lora.x = x.view;
+    lora.w = w.view;
+    lora.lora_a = a.view;
+    lora.lora_b = b.view;
+    lora.h = h.view;
+    lora.y = y.view;
+    lora.compute = Compute::kInt8;
+    const Code code = std::strcmp(kind, "nf4/64") == 0 ? Code::kOk : Code::kUnsupported;
+    Report(op.Check().code() == code && lora.Check().code() == code,
+           std::string("int8 with ") + kind + ": " + op.Check().message());
+    op.compute = static_cast<Compute>(7);
+    Report(op.Check().code() == Code::kValue, "an unknown precision");
+  }
+}
+
+}  // namespace
+
+void CheckInt8(const KernelTable& table, const CancelToken* cancel) {
+  ThreadPool pool(2);
+  const RunContext context = {&pool, cancel};
+  CheckProducts(table, cancel);
+  CheckAdapter(table, context);
+  CheckRefusals(table, context);
+}
+
+}  // namespace lowrank::cpu
