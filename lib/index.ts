@@ -35,6 +35,7 @@ export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseWeight } from './ops/base-weight.js';
+export type { ComputePrecision } from './ops/compute.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {

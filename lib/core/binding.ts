@@ -85,7 +85,12 @@ export interface Binding {
     maxBlocksize: number;
     defaultBlocksize: number;
   }>;
-  matmul(x: NativeHandle, w: NativeHandle, bias: NativeHandle | null): NativeHandle;
+  matmul(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    compute: string,
+  ): NativeHandle;
   matmulInputGrad(dy: NativeHandle, w: NativeHandle): NativeHandle;
   loraForward(
     x: NativeHandle,
@@ -99,6 +104,7 @@ export interface Binding {
     seedLow: number,
     seedHigh: number,
     dropoutMask: NativeHandle | null,
+    compute: string,
   ): [y: NativeHandle, h: NativeHandle];
   loraBackward(
     dy: NativeHandle,

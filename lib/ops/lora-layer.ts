@@ -1,6 +1,7 @@
 import { fail } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from './base-weight.js';
+import type { ComputePrecision } from './compute.js';
 import { LoraAdapter } from './lora-adapter.js';
 import {
   type LoraBackwardOptions,
@@ -26,6 +27,8 @@ export class LoraLinear implements Disposable {
   /** [N] */
   readonly bias: Tensor | undefined;
   readonly adapters: Map<string, LoraAdapter>;
+  /** Precision of the base product where {@link LoraLinear.forward} is not told another. */
+  readonly compute: ComputePrecision;
   /** Name of the adapter in use; undefined is the base layer alone. */
   active: string | undefined;
   #saved: LoraSaved | undefined;
@@ -35,9 +38,11 @@ export class LoraLinear implements Disposable {
     bias?: Tensor;
     adapters?: Record<string, LoraAdapter> | Map<string, LoraAdapter>;
     active?: string;
+    compute?: ComputePrecision;
   }) {
     this.weight = parts.weight;
     this.bias = parts.bias;
+    this.compute = parts.compute ?? 'exact';
     const given = parts.adapters ?? {};
     this.adapters = given instanceof Map ? new Map(given) : new Map(Object.entries(given));
     for (const [name, adapter] of this.adapters) {
@@ -61,11 +66,14 @@ export class LoraLinear implements Disposable {
   /** y [..., N]. The saved state stays here until {@link LoraLinear.backward}. */
   forward(x: Tensor, options?: Omit<LoraForwardOptions, 'bias'>): Tensor {
     const adapter = this.#adapter('LoraLinear.forward');
-    const bias = this.bias === undefined ? {} : { bias: this.bias };
+    const base = {
+      ...(this.bias === undefined ? {} : { bias: this.bias }),
+      compute: options?.compute ?? this.compute,
+    };
     this.#saved?.dispose();
     this.#saved = undefined;
-    if (adapter === undefined) return matmul(x, this.weight, bias);
-    const { y, saved } = loraForward(x, this.weight, adapter, { ...options, ...bias });
+    if (adapter === undefined) return matmul(x, this.weight, base);
+    const { y, saved } = loraForward(x, this.weight, adapter, { ...options, ...base });
     if (options?.training === false) saved.dispose();
     else this.#saved = saved;
     return y;

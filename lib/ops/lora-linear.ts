@@ -14,6 +14,7 @@ import {
 } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+import { type ComputePrecision, checkCompute } from './compute.js';
 import { LoraAdapter } from './lora-adapter.js';
 import { biasOf } from './matmul.js';
 
@@ -30,6 +31,11 @@ export interface LoraForwardOptions {
    * must live until {@link loraBackward}.
    */
   dropoutMask?: Tensor;
+  /**
+   * Precision of the product with the base weight; the adapter's is f32 either way, and so the
+   * gradients are those of the exact product. Default `exact`.
+   */
+  compute?: ComputePrecision;
 }
 
 /** The gradients that {@link loraBackward} can compute. */
@@ -163,7 +169,8 @@ function resolveDropout(
  * @param adapter factors in the dtype of `x` or f32
  * @returns `y` [..., N] in the dtype of `x`, and what {@link loraBackward} needs. The saved state
  *   keeps its own hold on `x`.
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
+ *   ERR_OOM
  * @example
  * const { y, saved } = loraForward(x, w4, adapter, { seed: step });
  * const { dx, dLoraA, dLoraB } = loraBackward(dy, saved);
@@ -184,6 +191,7 @@ export function loraForward(
   if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
   const bias = biasOf(op, given.bias, x, N);
   const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
+  const compute = checkCompute(op, given.compute, x, weight);
   const { dropout, seed, words, mask } = resolveDropout(op, adapter, x, given, training);
   const xHandle = Tensor.handleOf(x, op, 'x');
   const aHandle = Tensor.handleOf(loraA, op, 'loraA');
@@ -203,6 +211,7 @@ export function loraForward(
       words[0],
       words[1],
       maskHandle,
+      compute,
     );
     return [yRaw, hRaw, keepX ? raw.share(xHandle) : null] as const;
   });

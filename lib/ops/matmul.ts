@@ -2,6 +2,7 @@ import { native } from '../core/binding.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkTensor, checkVector, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+import { type ComputePrecision, checkCompute } from './compute.js';
 
 /**
  * Product with a base weight: `y = x · wᵀ + bias`. A quantised weight is decoded inside the kernel,
@@ -9,21 +10,29 @@ import { type BaseWeight, checkActivations, checkWeight, withLast } from './base
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense (the dtype of `x`, or f32 with a 16-bit one) or quantised
  * @param options.bias [N], any dtype
+ * @param options.compute `int8` rounds both operands to int8 codes: {@link ComputePrecision} has the
+ *   definition and the error bound. Default `exact`
  * @returns y [..., N], dtype of `x`, accumulated in f32 and rounded once
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
+ *   ERR_OOM
  * @example
  * const y = matmul(x, quantize(w, { format: 'nf4' }), { bias });
  */
-export function matmul(x: Tensor, w: BaseWeight, options?: { bias?: Tensor }): Tensor {
+export function matmul(
+  x: Tensor,
+  w: BaseWeight,
+  options?: { bias?: Tensor; compute?: ComputePrecision },
+): Tensor {
   const op = 'matmul';
   checkTensor(op, 'x', x);
   const { weight, handle, N, K } = checkWeight(op, w);
   checkActivations(op, 'x', x, weight, 'K', K);
-  const { bias } = readOptions(op, options);
-  const biasHandle = biasOf(op, bias, x, N);
+  const given = readOptions(op, options);
+  const biasHandle = biasOf(op, given.bias, x, N);
+  const compute = checkCompute(op, given.compute, x, weight);
   const xHandle = Tensor.handleOf(x, op, 'x');
   return Tensor.adopt(
-    native(op, (raw) => raw.matmul(xHandle, handle, biasHandle)),
+    native(op, (raw) => raw.matmul(xHandle, handle, biasHandle, compute)),
     withLast(x, N),
     x.dtype,
     x.device,

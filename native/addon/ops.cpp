@@ -98,7 +98,16 @@ DropoutSpec DropoutArgs(const Napi::CallbackInfo& info, size_t first, const char
   return dropout;
 }
 
-// matmul(x, w, bias | null)
+Compute ComputeArg(const Napi::Value& value, const char* op) {
+  const std::string name = StringArg(value, op, "compute");
+  if (name == "exact") return Compute::kExact;
+  if (name == "int8") return Compute::kInt8;
+  ThrowIfError(value.Env(),
+               Refuse(Code::kValue, op, "compute", "'exact' or 'int8'", "'" + name + "'"));
+  return Compute::kExact;
+}
+
+// matmul(x, w, bias | null, compute)
 Napi::Value Matmul(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = MatmulOp::kName;
   const Napi::Env env = info.Env();
@@ -108,6 +117,7 @@ Napi::Value Matmul(const Napi::CallbackInfo& info) {
   op.x = operands.In(info[0], "x");
   op.w = operands.Weight(info[1], "w");
   op.bias = operands.OptionalRow(info[2], "bias");
+  op.compute = ComputeArg(info[3], kOp);
   TensorHandle y;
   op.y = operands.Out(&y, x.dtype, WithLast(x.shape, op.w.rows()));
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
@@ -130,7 +140,7 @@ Napi::Value MatmulInputGrad(const Napi::CallbackInfo& info) {
 }
 
 // loraForward(x, w, bias | null, loraA, loraB, loraBias | null, scaling,
-//             dropout, seedLow, seedHigh, dropoutMask | null) -> [y, h]
+//             dropout, seedLow, seedHigh, dropoutMask | null, compute) -> [y, h]
 Napi::Value LoraForward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = LoraForwardOp::kName;
   const Napi::Env env = info.Env();
@@ -145,6 +155,7 @@ Napi::Value LoraForward(const Napi::CallbackInfo& info) {
   op.lora_bias = operands.OptionalRow(info[5], "loraBias");
   op.scaling = static_cast<float>(NumberArg(info[6], kOp, "scaling"));
   op.dropout = DropoutArgs(info, 7, kOp, &operands);
+  op.compute = ComputeArg(info[11], kOp);
   TensorHandle y;
   TensorHandle h;
   op.y = operands.Out(&y, x.dtype, WithLast(x.shape, op.w.rows()));

@@ -2,7 +2,16 @@
  * Bad input, by class: each case must throw the stable code, leave every tensor it could reach as it
  * was, leave nothing allocated, and leave the next valid call right.
  */
-import { type Device, memoryUsage, scope, synchronize, type Tensor } from '../../lib/index.js';
+import {
+  type BaseWeight,
+  type Device,
+  memoryUsage,
+  quantize,
+  scope,
+  synchronize,
+  type Tensor,
+} from '../../lib/index.js';
+import { INT8_DEVICES } from '../../lib/ops/compute.js';
 
 /** The classes of bad input; a case names the one that it is an example of. */
 export const CLASSES = {
@@ -40,6 +49,7 @@ export const CLASSES = {
   32: 'an operand of another device',
   33: 'a hostile getter',
   34: 'more memory than there is',
+  35: 'a choice that there is not',
 } as const;
 export type BadClass = keyof typeof CLASSES;
 
@@ -185,3 +195,30 @@ export async function checkCases(op: string, device: Device, fixture: Fixture): 
 /** The classes that the cases cover. */
 export const covered = (cases: readonly BadCase[]): Set<BadClass> =>
   new Set(cases.map(({ kind }) => kind));
+
+/** The option `compute` as it cannot be; `dense` is the base weight before it was quantised. */
+export function computeCases(
+  device: Device,
+  dense: Tensor,
+  call: (options: { compute: unknown }, w?: BaseWeight) => unknown,
+): BadCase[] {
+  const given = (kind: BadClass, what: string, code: string, compute: unknown, w?: BaseWeight) =>
+    bad(kind, `compute: ${what}`, code, () => call({ compute }, w));
+  const int8 = { format: 'int8', doubleQuant: false } as const;
+  return [
+    given(2, 'null', 'ERR_TYPE', null),
+    given(3, 'a boolean', 'ERR_TYPE', true),
+    given(3, 'a String object', 'ERR_TYPE', Object('int8')),
+    given(35, 'unknown', 'ERR_VALUE', 'int4'),
+    given(35, 'toString', 'ERR_VALUE', 'toString'),
+    given(35, 'INT8', 'ERR_VALUE', 'INT8'),
+    given(35, 'empty', 'ERR_VALUE', ''),
+    given(35, 'int8 of a dense weight', 'ERR_UNSUPPORTED', 'int8', dense),
+    bad(35, 'compute: int8 of an 8-bit weight', 'ERR_UNSUPPORTED', () =>
+      call({ compute: 'int8' }, quantize(dense, int8)),
+    ),
+    ...(INT8_DEVICES.includes(device)
+      ? []
+      : [given(35, `int8 on ${device}`, 'ERR_UNSUPPORTED', 'int8')]),
+  ];
+}

@@ -22,6 +22,7 @@ import {
   bad,
   callWith,
   checkCases,
+  computeCases,
   covered,
   hostile,
   impostors,
@@ -244,6 +245,9 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         option(3, 'options: a number', 'ERR_TYPE', 3),
         option(2, 'options: null', 'ERR_TYPE', null),
         option(33, 'options: a getter that throws', 'HOSTILE', hostile('seed')),
+        ...computeCases(device, w, (options, other = w4) =>
+          run({ w: other }, { seed: 1, ...options }),
+        ),
         bad(31, 'x: disposed', 'ERR_DISPOSED', () => run({ x: gone([2, 8]) })),
         bad(31, 'w: disposed', 'ERR_DISPOSED', () => run({ w: gone([4, 8]) })),
         bad(31, 'loraA: disposed', 'ERR_DISPOSED', () =>

@@ -10,7 +10,16 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
-import { type BadCase, bad, callWith, checkCases, covered, hostile, impostors } from './harness.js';
+import {
+  type BadCase,
+  bad,
+  callWith,
+  checkCases,
+  computeCases,
+  covered,
+  hostile,
+  impostors,
+} from './harness.js';
 import { hugeProducts } from './shapes.js';
 
 /** x [2, 8] (dy [2, 4] for the gradient) against w [4, 8]; `inner` is the dimension that meets. */
@@ -110,6 +119,7 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         bad(33, 'options: a getter that throws', 'HOSTILE', () =>
           callWith(matmul, x, w, hostile('bias')),
         ),
+        ...computeCases(device, dense, (options, other = w) => callWith(matmul, x, other, options)),
       ];
       await checkCases('matmul', device, {
         watched: [x, dense, bias],

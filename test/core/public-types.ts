@@ -4,6 +4,7 @@
  */
 import {
   type BaseWeight,
+  type ComputePrecision,
   type Device,
   type DType,
   dequantize,
@@ -86,8 +87,16 @@ export function weights(w: Tensor): void {
 export function ops(x: Tensor, w: BaseWeight, adapter: LoraAdapter, dy: Tensor): void {
   same<ReturnType<typeof matmul>, Tensor>(true);
   matmul(x, w, { bias: x });
+  same<ComputePrecision, 'exact' | 'int8'>(true);
+  matmul(x, w, { compute: 'int8' });
+  // @ts-expect-error no such precision
+  matmul(x, w, { compute: 'int4' });
   matmulInputGrad(dy, w);
-  const { y, saved } = loraForward(x, w, adapter, { seed: 1, training: true });
+  const { y, saved } = loraForward(x, w, adapter, {
+    seed: 1,
+    training: true,
+    compute: 'exact',
+  });
   same<typeof y, Tensor>(true);
   same<typeof saved, LoraSaved>(true);
   const { dx, dLoraA } = loraBackward(dy, saved, {

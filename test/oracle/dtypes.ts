@@ -25,7 +25,8 @@ function exponentOf(magnitude: number): number {
   return exponent;
 }
 
-function roundHalfEven(value: number): number {
+/** The nearest integer, ties to even. */
+export function roundHalfEven(value: number): number {
   const below = Math.floor(value);
   const rest = value - below;
   if (rest !== 0.5) return rest < 0.5 ? below : below + 1;

@@ -1,0 +1,344 @@
+// compute: 'int8' on every device: against the rounded operands within the promise of every product,
+// against the exact product within the documented bound, and a typed refusal where it is not there.
+import { describe, expect, it } from 'vitest';
+import { binding } from '../../lib/core/binding.js';
+import {
+  type BaseWeight,
+  type Device,
+  type DType,
+  devices,
+  LoraAdapter,
+  LoraLinear,
+  loraForward,
+  matmul,
+  QuantizedWeight,
+  quantize,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
+import { INT8_DEVICES } from '../../lib/ops/compute.js';
+import {
+  add,
+  bound,
+  dequantiseBlocks,
+  exact,
+  type Int8Operand,
+  int8Error,
+  int8Rows,
+  int8Weight,
+  loraForward64,
+  type Matrix,
+  map,
+  matmul64,
+  matmulInt8,
+  matrix,
+  nestAbsmax,
+  nmse,
+  quantiseBlocks,
+  unnestAbsmax,
+} from '../oracle.js';
+import { loraCase } from './lora-case.js';
+import { DEVICES, DTYPES, operand, seeded, WEIGHTS, weightOperand } from './operands.js';
+
+const HERE = DEVICES.filter((device) => INT8_DEVICES.includes(device));
+const ELSEWHERE = DEVICES.filter((device) => !INT8_DEVICES.includes(device));
+
+// Rows of w with one scale a block of x, with two and with three; K under, at and over a block, odd,
+// and over the blocks of the kernels; M of one register tile and of several.
+const SHAPES: readonly (readonly [M: number, N: number, K: number])[] = [
+  [1, 1, 1],
+  [1, 65, 64],
+  [3, 33, 63],
+  [17, 63, 65],
+  [15, 40, 128],
+  [16, 64, 256],
+  [65, 14, 172],
+  [5, 300, 320],
+  [2, 3, 4099],
+  [0, 5, 64],
+  [3, 4, 0],
+];
+const BLOCKSIZES = [64, 32, 256] as const;
+
+interface Case {
+  readonly w: BaseWeight;
+  /** The weight as the product of codes sees it. */
+  readonly codes: Int8Operand;
+  /** The weight decoded in f32. */
+  readonly decoded: Matrix;
+}
+
+function weightCase(
+  format: 'nf4' | 'fp4',
+  doubleQuant: boolean,
+  blocksize: number,
+  [N, K]: readonly [number, number],
+  fill: { seed: number; device: Device },
+): Case {
+  const dense = operand(N, K, { ...fill, std: 0.5 });
+  const w = quantize(dense.tensor, { format, blocksize, doubleQuant });
+  const blocks = quantiseBlocks(dense.matrix.data, format, blocksize);
+  const absmax = doubleQuant ? unnestAbsmax(nestAbsmax(blocks.absmax)) : blocks.absmax;
+  const stored = { ...blocks, absmax };
+  return {
+    w,
+    codes: int8Weight(stored, N, K),
+    decoded: matrix(N, K, dequantiseBlocks(stored)),
+  };
+}
+
+it('the devices that have it say so among their features', () => {
+  for (const { device, features } of devices()) {
+    expect([device, features.includes('int8Compute')]).toEqual([
+      device,
+      INT8_DEVICES.includes(device),
+    ]);
+  }
+  expect(HERE).toEqual(INT8_DEVICES);
+});
+
+const CASES = HERE.flatMap((device) =>
+  DTYPES.flatMap((dtype) =>
+    (['nf4', 'fp4'] as const).flatMap((format) =>
+      [false, true].map((doubleQuant) => ({ device, dtype, format, doubleQuant })),
+    ),
+  ),
+);
+
+describe.each(CASES)('$device, $dtype x, $format, double $doubleQuant', (variant) => {
+  const { device, dtype, format, doubleQuant } = variant;
+
+  it('is the product of codes, and near the exact one', async () => {
+    for (const [index, [M, N, K]] of SHAPES.entries()) {
+      for (const blocksize of BLOCKSIZES) {
+        const name = `y [${M}, ${N}, ${K}] blocks of ${blocksize}`;
+        await scope(async () => {
+          const fill = (i: number) => ({ seed: seeded(index, i), device });
+          const x = operand(M, K, { ...fill(1), dtype });
+          const { w, codes, decoded } = weightCase(format, doubleQuant, blocksize, [N, K], fill(2));
+          const bias = index % 2 ? undefined : operand(1, N, { ...fill(3), shape: [N] });
+          const options = bias === undefined ? {} : { bias: bias.tensor };
+          const y = await matmul(x.tensor, w, { ...options, compute: 'int8' }).read();
+          const rows = int8Rows(x.matrix);
+          bound(name, y, matmulInt8(rows, codes, bias?.matrix), { dtype });
+          const error = int8Error(rows, codes, decoded);
+          // The bound has a bias's rounding in that of the output.
+          const slack = (i: number): number => error.data[i] as number;
+          const truth = matmul64(x.matrix, decoded, bias?.matrix);
+          bound(`${name} against exact`, y, truth, { dtype, c: bias ? 1 : 0, slack });
+        });
+      }
+    }
+  });
+
+  it('loraForward adds the adapter in f32', async () => {
+    for (const [index, shape] of [
+      { M: 17, N: 70, K: 200, r: 5 },
+      { M: 1, N: 33, K: 96, r: 16 },
+      { M: 40, N: 15, K: 63, r: 1 },
+    ].entries()) {
+      await scope(async () => {
+        const form = { bias: true, loraBias: true, dropout: 0.25 };
+        const spec = { name: format, format, doubleQuant };
+        const seed = index + 5;
+        const test = loraCase(shape, form, spec, dtype, device, seed);
+        const { w, codes } = weightCase(format, doubleQuant, 64, [shape.N, shape.K], {
+          seed: seeded(seed, 3),
+          device,
+        });
+        const { y } = loraForward(test.x, w, test.adapter, { ...test.options, compute: 'int8' });
+        // The adapter's part is that of the exact layer less its base.
+        const base = matmulInt8(int8Rows(test.inputs.x), codes);
+        const none = { ...test.inputs, w: map(test.inputs.w, () => 0) };
+        const rest = loraForward64(none);
+        const expected = { value: add(base.value, rest.value), p: add(base.p, rest.p) };
+        bound(`y ${test.name}`, await y.read(), expected, { dtype });
+      });
+    }
+  });
+});
+
+describe.each(HERE)('int8 on %s', (device) => {
+  const parts = (dtype: DType, M: number, N: number, K: number) => {
+    const x = operand(M, K, { seed: 1, dtype, device });
+    return { x, ...weightCase('nf4', false, 64, [N, K], { seed: 2, device }) };
+  };
+
+  it('is an option: without it, and as exact, the bits are the same as ever', async () => {
+    await scope(async () => {
+      const { x, w } = parts('bf16', 5, 40, 192);
+      const plain = await matmul(x.tensor, w).read();
+      exact('exact', await matmul(x.tensor, w, { compute: 'exact' }).read(), plain);
+      const coded = await matmul(x.tensor, w, { compute: 'int8' }).read();
+      expect([...coded]).not.toEqual([...plain]);
+    });
+  });
+
+  it('is off by what two roundings to 8 bits cost, on normal values', async () => {
+    await scope(async () => {
+      const { x, w, decoded } = parts('f32', 32, 64, 1024);
+      const y = await matmul(x.tensor, w, { compute: 'int8' }).read();
+      const truth = matmul64(x.matrix, decoded).value.data;
+      const error = Math.sqrt(nmse('y', y, truth, 0.01 ** 2));
+      console.info(`int8 against exact: ${(100 * error).toFixed(2)} % on ${device}`);
+      expect(error).toBeGreaterThan(0.004);
+    });
+  });
+
+  it('a row is the same alone and in a batch', async () => {
+    await scope(async () => {
+      const { x, w } = parts('f32', 33, 70, 200);
+      const all = await matmul(x.tensor, w, { compute: 'int8' }).read();
+      for (const m of [0, 13, 32]) {
+        const row = Tensor.from(x.matrix.data.slice(m * 200, (m + 1) * 200), [1, 200], { device });
+        const alone = await matmul(row, w, { compute: 'int8' }).read();
+        exact(`row ${m}`, alone, all.slice(m * 70, (m + 1) * 70));
+      }
+    });
+  });
+
+  it.each([Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY])(
+    '%d in x makes its row NaN, and no other',
+    async (value) => {
+      await scope(async () => {
+        for (const [M, N, K] of [
+          [4, 33, 65],
+          [20, 5, 172],
+        ] as const) {
+          const { x, w } = parts('f32', M, N, K);
+          for (const at of [0, M * K - 1, K]) {
+            const data = Float32Array.from(x.matrix.data);
+            data[at] = value;
+            const poked = Tensor.from(data, [M, K], { device });
+            const y = await matmul(poked, w, { compute: 'int8' }).read();
+            const row = Math.floor(at / K);
+            const expected = Array.from(y, (_, i) => Math.floor(i / N) === row);
+            expect(Array.from(y, Number.isNaN)).toEqual(expected);
+            expect(y.every((v, i) => expected[i] || Number.isFinite(v))).toBe(true);
+          }
+        }
+      });
+    },
+  );
+
+  it('zeros, and blocks whose scale is a denormal or zero', async () => {
+    await scope(async () => {
+      const { w, codes, decoded } = parts('f32', 1, 9, 128);
+      const tiny = matrix(
+        3,
+        128,
+        Array.from({ length: 384 }, (_, i) =>
+          i < 128 ? 0 : i < 256 ? 2 ** -149 * (i % 200) : 2 ** -130 * (i % 7),
+        ),
+      );
+      const y = await matmul(Tensor.from([...tiny.data], [3, 128], { device }), w, {
+        compute: 'int8',
+      }).read();
+      expect([...y.slice(0, 9)].every((value) => value === 0)).toBe(true);
+      // What a denormal scale loses: half of itself and of the last place, 127 times.
+      const lost = (i: number): number =>
+        128 * 128 * 2 ** -149 + (int8Error(int8Rows(tiny), codes, decoded).data[i] as number);
+      const truth = matmul64(tiny, decoded);
+      const why = { mostlyZeros: 'a row of zeros on purpose' };
+      bound('tiny', y, truth, { c: 0, slack: lost, ...why });
+    });
+  });
+
+  it('LoraLinear takes it for the layer or for a call', async () => {
+    await scope(async () => {
+      const { x, w } = parts('f32', 3, 20, 128);
+      const plain = new LoraLinear({ weight: w });
+      const coded = new LoraLinear({ weight: w, compute: 'int8' });
+      const expected = await matmul(x.tensor, w, { compute: 'int8' }).read();
+      exact('layer', await coded.forward(x.tensor).read(), expected);
+      exact('call', await plain.forward(x.tensor, { compute: 'int8' }).read(), expected);
+      const back = await coded.forward(x.tensor, { compute: 'exact' }).read();
+      exact('back', back, await matmul(x.tensor, w).read());
+    });
+  });
+});
+
+/** What a call throws. */
+function refusalOf(call: () => unknown): { code: unknown; message: string } {
+  try {
+    call();
+  } catch (error) {
+    return error as { code: unknown; message: string };
+  }
+  throw new Error('not refused');
+}
+
+describe.each(DEVICES)('refusals on %s', (device) => {
+  it('the addon refuses what TypeScript does, in the same words', () => {
+    scope(() => {
+      const at = { seed: 1, device };
+      const x = Tensor.randn([2, 64], at);
+      const dense = Tensor.randn([3, 64], at);
+      const weights = [
+        [dense, Tensor.handleOf(dense, 'matmul', 'w'), 'int8'],
+        ...(['int8', 'nf4'] as const).map((format) => {
+          const w = quantize(dense, { format });
+          const compute = format === 'nf4' && INT8_DEVICES.includes(device) ? 'int4' : 'int8';
+          return [w, QuantizedWeight.handleOf(w, 'matmul', 'w'), compute] as const;
+        }),
+      ] as const;
+      const adapter = LoraAdapter.init({
+        inFeatures: 64,
+        outFeatures: 3,
+        r: 2,
+        loraAlpha: 1,
+        ...at,
+      });
+      const handle = (tensor: Tensor) => Tensor.handleOf(tensor, 'test', 'tensor');
+      const xRaw = handle(x);
+      const [a, b] = [handle(adapter.loraA), handle(adapter.loraB)];
+      for (const [w, wRaw, compute] of weights) {
+        const options = { compute: compute as 'int8' };
+        const ours = refusalOf(() => matmul(x, w, options));
+        const theirs = refusalOf(() => binding().matmul(xRaw, wRaw, null, compute));
+        expect([theirs.code, theirs.message]).toEqual([ours.code, ours.message]);
+        const oursLora = refusalOf(() => loraForward(x, w, adapter, options));
+        const theirsLora = refusalOf(() =>
+          binding().loraForward(xRaw, wRaw, null, a, b, null, 1, 0, 0, 0, null, compute),
+        );
+        expect([theirsLora.code, theirsLora.message]).toEqual([oursLora.code, oursLora.message]);
+      }
+    });
+  });
+
+  it('dense weights and 8-bit ones, saying which formats have it', () => {
+    scope(() => {
+      for (const spec of WEIGHTS.filter(
+        ({ format }) => format === undefined || format === 'int8',
+      )) {
+        const dtype = spec.dense ?? 'f32';
+        const x = operand(2, 64, { seed: 1, dtype, device });
+        const { w } = weightOperand(spec, 3, 64, dtype, { seed: 2, device });
+        expect(() => matmul(x.tensor, w, { compute: 'int8' })).toThrow(
+          expect.objectContaining({
+            code: 'ERR_UNSUPPORTED',
+            message: expect.stringContaining('nf4 or fp4'),
+          }),
+        );
+      }
+    });
+  });
+});
+
+// An empty list would be refused by describe.each.
+for (const device of ELSEWHERE) {
+  it(`${device} refuses it, naming the devices that have it`, async () => {
+    await scope(async () => {
+      const spec = { name: 'nf4', format: 'nf4' } as const;
+      const test = loraCase({ M: 2, N: 3, K: 64, r: 2 }, {}, spec, 'bf16', device, 1);
+      const refused = expect.objectContaining({
+        code: 'ERR_UNSUPPORTED',
+        message: expect.stringContaining("'cpu' and 'reference'"),
+      });
+      const { x, w, adapter } = test;
+      expect(() => matmul(x, w, { compute: 'int8' })).toThrow(refused);
+      expect(() => loraForward(x, w, adapter, { compute: 'int8' })).toThrow(refused);
+      await matmul(x, w, { compute: 'exact' }).read();
+    });
+  });
+}
