@@ -76,8 +76,12 @@ static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pi
 #pragma GCC unroll 16
       for (int j = 0; j < kVL; ++j) Store(out + (u + j) * stride, r[j]);
     } else {
+      // A copy: r would live in memory for the sake of this branch.
+      float turned[kVL][kVL];
+#pragma GCC unroll 16
+      for (int j = 0; j < kVL; ++j) Store(turned[j], r[j]);
       for (int j = 0; j < kVL; ++j) {
-        std::memcpy(out + (u + j) * stride, &r[j], static_cast<size_t>(rows) * 4);
+        std::memcpy(out + (u + j) * stride, turned[j], static_cast<size_t>(rows) * 4);
       }
     }
   }
@@ -181,6 +185,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
       if (direct) {
         pitch = b.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
         src = static_cast<const char*>(b.dense->data) + row * pitch + k0 * (pitch / b.cols);
+        for (int i = 0; i < kVL; ++i) PrefetchRow(b, row + kVL + i, k0, kc);
       } else {
         for (int i = 0; i < rows; ++i) {
           PrefetchRow(b, row + i + kPrefetchRows, k0, kc);
@@ -201,23 +206,30 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
   }
 }
 
-/// One B panel from columns [n, n + nr) of a dense matrix; units are its rows [k0, k0 + kc).
+/// `panels` B panels of `nr` columns each from column n of a dense matrix on; units are its rows
+/// [k0, k0 + kc). A row's part of all panels is read in one go, since rows are pages apart.
 template <typename Policy>
-static void CopyPanel(const TensorView& b, int64_t k0, int64_t kc, int64_t n, int64_t nr,
-                      Unit* out) {
-  int64_t e = k0 * b.cols + n;
-  for (int64_t k = 0; k < kc; k += Policy::kPairs ? 2 : 1) {
-    for (int64_t v = 0; v < nr; v += kVL) {
-      const VecF even = LoadWide(b.data, b.dtype, e + v);
-      if constexpr (Policy::kPairs) {
-        const VecF odd = k + 1 < kc ? LoadWide(b.data, b.dtype, e + b.cols + v) : VecF{};
-        StoreU(out + v, PairBF16(even, odd));
-      } else {
-        Store(out + v, even);
+static void CopyPanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n, int64_t nr,
+                       int64_t panels, Unit* out) {
+  const TensorView& b = *source.dense;
+  const int64_t stride = PanelStride(Policy::Units(kc));
+  for (int64_t k = 0; k < kc; k += Policy::kPairs ? 2 : 1, out += nr) {
+    const int64_t e = (k0 + k) * b.cols + n;
+    PrefetchRow(source, k0 + k + kPrefetchRows, n, panels * nr);
+    if (Policy::kPairs) PrefetchRow(source, k0 + k + 1 + kPrefetchRows, n, panels * nr);
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      for (int64_t v = 0; v < nr; v += kVL) {
+        const int64_t at = e + panel * nr + v;
+        Unit* to = out + panel * stride + v;
+        const VecF even = LoadWide(b.data, b.dtype, at);
+        if constexpr (Policy::kPairs) {
+          const VecF odd = k + 1 < kc ? LoadWide(b.data, b.dtype, at + b.cols) : VecF{};
+          StoreU(to, PairBF16(even, odd));
+        } else {
+          Store(to, even);
+        }
       }
     }
-    out += nr;
-    e += b.cols * (Policy::kPairs ? 2 : 1);
   }
 }
 
@@ -277,14 +289,15 @@ static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, 
     PackRowsDirect<Policy>(b, k0, kc, n0, n1, out);
     return;
   }
-  const int64_t ku = Policy::Units(kc);
-  for (int64_t n = n0; n < n1; n += kNR, out += PanelStride(ku)) {
-    const int64_t nr = PanelWidth(n, n1);
-    if (n + nr > n1) {  // a last vector that is not full
-      PackRowsDirect<Policy>(b, k0, kc, n, n1, out);
-    } else {
-      CopyPanel<Policy>(*b.dense, k0, kc, n, nr, out);
-    }
+  const int64_t full = (n1 - n0) / kNR;
+  CopyPanels<Policy>(b, k0, kc, n0, kNR, full, out);
+  const int64_t n = n0 + full * kNR;
+  if (n == n1) return;
+  out += full * PanelStride(Policy::Units(kc));
+  if (n1 - n == kVL) {
+    CopyPanels<Policy>(b, k0, kc, n, kVL, 1, out);
+  } else {  // a last vector that is not full
+    PackRowsDirect<Policy>(b, k0, kc, n, n1, out);
   }
 }
 

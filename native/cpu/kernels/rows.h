@@ -206,7 +206,13 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
     const int64_t run = Min(count - done, kDrawRun - skip);
     DropoutDraws(gate.seed, static_cast<uint64_t>(e) >> 2, CeilDiv(run + skip, 4), draws);
     const uint32_t* draw = draws + skip;
-    for (int64_t i = 0; i < run; ++i) {
+    int64_t i = 0;
+    for (; i + kVL <= run; i += kVL) {
+      float* value = values + done + i;
+      const VecU kept = Bits(Load(value) * gate.kept);
+      Store(value, AsFloat(LoadU(draw + i) >= SplatU(gate.threshold) ? kept : VecU{}));
+    }
+    for (; i < run; ++i) {
       float& value = values[done + i];
       value = draw[i] >= gate.threshold ? value * gate.kept : 0.0f;
     }

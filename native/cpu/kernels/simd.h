@@ -51,6 +51,7 @@ typedef int32_t VecI __attribute__((vector_size(kVL * 4)));
 typedef uint32_t VecU __attribute__((vector_size(kVL * 4)));
 typedef uint16_t VecH __attribute__((vector_size(kVL * 2)));
 typedef uint16_t VecP __attribute__((vector_size(kVL * 4)));
+typedef uint64_t VecQ __attribute__((vector_size(kVL * 4)));
 typedef uint8_t VecB __attribute__((vector_size(kVL)));
 // The same at any address, over memory of any type.
 typedef float LooseF __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
@@ -346,7 +347,6 @@ LOWRANK_INLINE VecU AddWhereGreater(VecU counts, VecF a, VecF b, uint32_t step) 
 
 /// Lanes 2i and 2i + 1, below 16, as byte i: the first in the high nibble.
 LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
-  typedef uint64_t VecQ __attribute__((vector_size(kVL * 4)));
   const VecQ pairs = reinterpret_cast<VecQ>(nibbles);  // little-endian: the first lane is low
   const VecQ joined = pairs << 4 | pairs >> 32;
 #if defined(__AVX512F__)
@@ -355,6 +355,25 @@ LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
 #else
   for (int i = 0; i < kVL / 2; ++i) bytes[i] = static_cast<uint8_t>(joined[i]);
 #endif
+}
+
+/// The 64-bit products of the lower halves of 64-bit lanes.
+LOWRANK_INLINE VecQ MultiplyHalves(VecQ a, VecQ b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecQ>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VecQ>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+#else
+  return (a & 0xffffffffu) * (b & 0xffffffffu);
+#endif
+}
+
+/// Even (kOdd = 0) or odd 64-bit lanes of a and b in turn: a0 b0 a2 b2 ..., a1 b1 a3 b3 ...
+template <int kOdd, int... kLane>
+LOWRANK_INLINE VecQ InTurn(VecQ a, VecQ b, std::integer_sequence<int, kLane...>) {
+  return __builtin_shufflevector(a, b, ((kLane & 1) * (kVL / 2 - 1) + kLane + kOdd)...);
 }
 
 template <int kStep, int... kLane>
