@@ -124,6 +124,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     const Unit* a = pack_a(k0, kc);
     if (a == nullptr) return;
     pack_b(k0, kc, block.n0, block.n1, b);
+    const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
     for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
       const int64_t m = grid.rows.Start(panel);
       const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
@@ -136,7 +137,9 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       const int64_t next_lines =
           panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
       const Unit* next = a_panel + mr * ku;
+      int64_t part = (panel - block.panel0) * col_panels;
       for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += panel_stride) {
+        pack_b.Ask(k0 + kc, Min(kKC, depth - k0 - kc), block.n0, block.n1, part++, tiles);
         const int64_t nr = PanelWidth(n, block.n1);
         for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
@@ -247,6 +250,14 @@ struct TransposedB {
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBTransposed<Policy>(b, k0, kc, n0, n1, out);
   }
+  /// Asks for a part of what a block will read, beside the tiles of the one before it. Packed
+  /// weights, a sixth of the bytes or less, are asked for while they are decoded.
+  LOWRANK_MEMBER_INLINE void Ask(int64_t k0, int64_t kc, int64_t n0, int64_t n1, int64_t part,
+                                 int64_t parts) const {
+    if (b.dense == nullptr) return;
+    const int64_t end = n0 + (part + 1) * (n1 - n0) / parts;
+    for (int64_t n = n0 + part * (n1 - n0) / parts; n < end; ++n) PrefetchRow(b, n, k0, kc);
+  }
 };
 
 template <typename Policy>
@@ -254,6 +265,12 @@ struct DirectB {
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBDirect<Policy>(b, k0, kc, n0, n1, out);
+  }
+  LOWRANK_MEMBER_INLINE void Ask(int64_t k0, int64_t kc, int64_t n0, int64_t n1, int64_t part,
+                                 int64_t parts) const {
+    if (b.dense == nullptr) return;
+    const int64_t end = k0 + (part + 1) * kc / parts;
+    for (int64_t k = k0 + part * kc / parts; k < end; ++k) PrefetchRow(b, k, n0, n1 - n0);
   }
 };
 

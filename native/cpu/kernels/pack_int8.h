@@ -271,6 +271,8 @@ struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
 
+  /// Nothing to ask for beside tiles (TransposedB).
+  void Ask(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, float* out) const {
     const int64_t stride = PanelStride(PanelUnits<Int8Policy>(kc));
     for (int64_t n = n0; n < n1; n += kNR, out += stride) {
