@@ -15,12 +15,13 @@
 namespace lowrank::cpu::LOWRANK_ISA {
 
 #if defined(__AVX512VNNI__)
-constexpr int kCodesPerUnit = 4;
+using UnitCode = int8_t;
 constexpr int kWeightOffset = 128;
 #else
-constexpr int kCodesPerUnit = 2;
+using UnitCode = int16_t;
 constexpr int kWeightOffset = 0;
 #endif
+constexpr int kCodesPerUnit = 4 / static_cast<int>(sizeof(UnitCode));
 
 /// acc + the products of a unit of weights in every lane with one unit of x.
 LOWRANK_INLINE VecI DotCodes(VecI acc, VecI w, VecI x) {
@@ -41,6 +42,31 @@ LOWRANK_INLINE VecI DotCodes(VecI acc, VecI w, VecI x) {
   acc += ((w << 16) >> 16) * ((x << 16) >> 16);
   return acc + (w >> 16) * (x >> 16);
 #endif
+}
+
+/// kVL codes, which are in range, to memory. GCC 12 converts vectors to bytes lane by lane.
+LOWRANK_INLINE void StoreCodes(UnitCode* out, VecI codes) {
+#if defined(__AVX512VNNI__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
+                   _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(codes)));
+#elif defined(__AVX512BW__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out),
+                      _mm512_cvtepi32_epi16(reinterpret_cast<__m512i>(codes)));
+#else
+  const VecH narrow = Narrow(reinterpret_cast<VecU>(codes));
+  std::memcpy(out, &narrow, sizeof(narrow));
+#endif
+}
+
+template <int kStep>
+LOWRANK_INLINE VecI AddStep(VecI v) {
+  return v + reinterpret_cast<VecI>(ExchangeLanes<kStep>(reinterpret_cast<VecU>(v), Lanes()));
+}
+
+LOWRANK_INLINE int32_t SumLanes(VecI v) {
+  if constexpr (kVL > 8) v = AddStep<8>(v);
+  if constexpr (kVL > 4) v = AddStep<4>(v);
+  return AddStep<1>(AddStep<2>(v))[0];
 }
 
 /// 16 bytes, in every 128 bits of a vector.

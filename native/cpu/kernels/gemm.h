@@ -114,11 +114,12 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
   if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
   if (depth == 0) return;
   const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
-  Unit* b = run.Get<Unit>(kBSlot, col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kKC))));
+  Unit* b = run.Get<Unit>(kBSlot,
+                          col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kDepth<Policy>))));
   if (b == nullptr) return;
-  for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
+  for (int64_t k0 = 0; k0 < depth; k0 += kDepth<Policy>) {
     if (run.Stopped()) return;
-    const int64_t kc = Min(kKC, depth - k0);
+    const int64_t kc = Min(kDepth<Policy>, depth - k0);
     const int64_t ku = Policy::Units(kc);
     const int64_t panel_stride = PanelStride(PanelUnits<Policy>(kc));
     const Unit* a = pack_a(k0, kc);
@@ -179,7 +180,8 @@ struct PackedChunk {
   template <typename Policy>
   Unit* At(int64_t k0, int64_t m, int64_t mr) const {
     if (order.by_lanes) return data + m * Policy::Units(order.depth) + mr * Policy::Units(k0);
-    return data + rows * Policy::Units(k0) + m * Policy::Units(order.Length(k0));
+    const int64_t length = Min(kDepth<Policy>, order.depth - k0);
+    return data + rows * Policy::Units(k0) + m * Policy::Units(length);
   }
 };
 

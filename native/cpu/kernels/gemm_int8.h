@@ -12,8 +12,10 @@ LOWRANK_INLINE void PackInt8Panels(const RowSource& x, int64_t m0, int64_t panel
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     const int64_t m = chunk.panels.Start(panel);
     const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
-    for (int64_t k0 = 0; k0 < chunk.order.depth && mr != 0; k0 += kKC) {
-      PackInt8Rows(x, m0 + m, mr, k0, chunk.order.Length(k0), chunk.At<Int8Policy>(k0, m, mr));
+    const int64_t depth = chunk.order.depth;
+    for (int64_t k0 = 0; k0 < depth && mr != 0; k0 += kDepth<Int8Policy>) {
+      const int64_t kc = Min(kDepth<Int8Policy>, depth - k0);
+      PackInt8Rows(x, m0 + m, mr, k0, kc, chunk.At<Int8Policy>(k0, m, mr));
     }
   }
 }

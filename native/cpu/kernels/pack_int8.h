@@ -46,6 +46,11 @@ constexpr bool kIsInt8 = false;
 template <>
 constexpr bool kIsInt8<Int8Policy> = true;
 
+/// Summation index per block of packed operands: kKC, where it decides the order of sums. Codes
+/// have theirs from their scales, and a quarter of the bytes.
+template <typename Policy>
+constexpr int64_t kDepth = kIsInt8<Policy> ? 2 * kKC : kKC;
+
 /// Rows of units in a B panel, where an A panel has Units(kc) columns.
 template <typename Policy>
 constexpr int64_t PanelUnits(int64_t kc) {
@@ -62,69 +67,80 @@ LOWRANK_INLINE VecI RoundToInt(VecF v) {
   return reinterpret_cast<VecI>(v + magic) - reinterpret_cast<VecI>(magic);
 }
 
-/// One block of x, zeros after its end, to codes. Returns the scale.
-LOWRANK_INLINE float QuantizeBlock(const float* x, int32_t* codes, int32_t* sum) {
+/// Codes to the order of units: those of each group of eight by CodeAt.
+template <int... kPlace>
+LOWRANK_INLINE void OrderCodes(const UnitCode* in, UnitCode* out,
+                               std::integer_sequence<int, kPlace...>) {
+  typedef UnitCode Codes __attribute__((vector_size(sizeof...(kPlace) * sizeof(UnitCode))));
+  for (int i = 0; i < kInt8Block; i += static_cast<int>(sizeof...(kPlace))) {
+    Codes codes;
+    std::memcpy(&codes, in + i, sizeof(codes));
+    codes = __builtin_shufflevector(codes, codes,
+                                    (kPlace / kGroup * kGroup + CodeAt(kPlace % kGroup))...);
+    std::memcpy(out + i, &codes, sizeof(codes));
+  }
+}
+
+/// One block of x, zeros after its end, to codes in the order of units. Returns the scale.
+LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum) {
   VecU largest = {};
 #pragma GCC unroll 16
   for (int i = 0; i < kInt8Block; i += kVL) {
     const VecU magnitude = LoadU(x + i) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
-  const uint32_t bits = MaxLane(largest);
   // Magnitudes order as their bits do, and Inf and NaN come last.
-  const bool finite = bits < 0x7f800000u;
+  const uint32_t bits = MaxLane(largest);
+  if (bits >= 0x7f800000u) {
+    std::memset(codes, 0, kInt8Block * sizeof(UnitCode));
+    *sum = 0;
+    return __builtin_nanf("");
+  }
   float most;
   std::memcpy(&most, &bits, 4);
-  const float scale = finite ? most / 127.0f : __builtin_nanf("");
-  const bool zeros = !finite || scale == 0;
-  const VecF divisor = Splat(zeros ? 1.0f : scale);
+  const float scale = most / 127.0f;
+  const VecF divisor = Splat(scale == 0 ? __builtin_inff() : scale);
+  alignas(64) UnitCode plain[kInt8Block];
   VecI total = {};
 #pragma GCC unroll 16
   for (int i = 0; i < kInt8Block; i += kVL) {
-    VecF v = (zeros ? VecF{} : Load(x + i)) / divisor;
+    VecF v = Load(x + i) / divisor;
     // Past ±127 only where the scale is a denormal, rounded by much.
     v = v > 127.0f ? Splat(127.0f) : v;
     v = v < -127.0f ? Splat(-127.0f) : v;
     const VecI code = RoundToInt(v);
     total += code;
-    StoreU(codes + i, reinterpret_cast<VecU>(code));
+    StoreCodes(plain + i, code);
   }
-  int32_t lanes[kVL];
-  std::memcpy(lanes, &total, sizeof(lanes));
-  *sum = 0;
-  for (int i = 0; i < kVL; ++i) *sum += lanes[i];
+  OrderCodes(plain, codes, std::make_integer_sequence<int, 16 / sizeof(UnitCode)>());
+  *sum = SumLanes(total);
   return scale;
 }
 
 /// The A panel of rows [m0, m0 + mr), columns [k0, k0 + kc) of x.
 static void PackInt8Rows(const RowSource& x, int64_t m0, int mr, int64_t k0, int64_t kc,
                          float* out) {
-  alignas(64) float row[kKC];
-  alignas(64) int32_t codes[kInt8Block];
-  const int64_t blocks = CeilDiv(kc, kInt8Block);
+  constexpr int64_t kBlocks = kDepth<Int8Policy> / kInt8Block;
+  alignas(64) float row[kDepth<Int8Policy>];
+  alignas(64) UnitCode codes[kMR][kDepth<Int8Policy>];
+  float scales[kBlocks][kMR];
+  int32_t corrections[kBlocks][kMR];
+  const int64_t blocks = Int8Policy::Blocks(kc);
   for (int i = 0; i < mr; ++i) {
     RowAsFloat(x, m0 + i, k0, kc, row);
     for (int64_t k = kc; k < blocks * kInt8Block; ++k) row[k] = 0;
     for (int64_t b = 0; b < blocks; ++b) {
-      float* block = out + b * kBlockUnits * mr + i;
       int32_t sum;
-      const float scale = QuantizeBlock(row + b * kInt8Block, codes, &sum);
-      for (int u = 0; u < kCodeUnits; ++u) {
-        const int32_t* group = codes + u * kCodesPerUnit / kGroup * kGroup;
-        const int first = u * kCodesPerUnit % kGroup;
-        constexpr int kBits = 32 / kCodesPerUnit;
-        uint32_t unit = 0;
-#pragma GCC unroll 4
-        for (int j = 0; j < kCodesPerUnit; ++j) {
-          const uint32_t code = static_cast<uint32_t>(group[CodeAt(first + j)]);
-          unit |= (code & ((1u << kBits) - 1)) << (j * kBits);
-        }
-        std::memcpy(block + u * mr, &unit, 4);
-      }
-      const int32_t correction = -kWeightOffset * sum;
-      std::memcpy(block + kCodeUnits * mr, &correction, 4);
-      block[(kCodeUnits + 1) * mr] = scale;
+      scales[b][i] = QuantizeBlock(row + b * kInt8Block, codes[i] + b * kInt8Block, &sum);
+      corrections[b][i] = -kWeightOffset * sum;
     }
+  }
+  const float* limit = out + blocks * kBlockUnits * mr;
+  for (int64_t b = 0; b < blocks; ++b, out += kBlockUnits * mr) {
+    TransposeRows<Int8Policy>(reinterpret_cast<const char*>(codes[0] + b * kInt8Block),
+                              sizeof(codes[0]), mr, kCodeUnits, out, mr, limit);
+    std::memcpy(out + kCodeUnits * mr, corrections[b], static_cast<size_t>(mr) * 4);
+    std::memcpy(out + (kCodeUnits + 1) * mr, scales[b], static_cast<size_t>(mr) * 4);
   }
 }
 
@@ -202,66 +218,78 @@ LOWRANK_INLINE VecU SegmentMask(VecI begin, VecI end, int first) {
 template <bool kMasked>
 LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* codes, VecI begin,
                                   VecI end, float* out, int64_t stride) {
-  constexpr int kUnits = kCodeUnits / (static_cast<int>(kInt8Block) / kGroup);
   const uint32_t zero = kWeightOffset * 0x01010101u;
+  const VecU table = weight.table;
 #pragma GCC unroll 8
   for (int g = 0; g < static_cast<int>(kInt8Block) / kGroup; ++g) {
     const VecU group = LoadU(codes + g * kVL);
-    VecU values[2] = {LookupBytes(weight.table, (group >> 4) & 0x0f0f0f0fu),
-                      LookupBytes(weight.table, group & 0x0f0f0f0fu)};
+    VecU values[2] = {LookupBytes(table, (group >> 4) & 0x0f0f0f0fu),
+                      LookupBytes(table, group & 0x0f0f0f0fu)};
 #pragma GCC unroll 2
     for (int odd = 0; odd < 2; ++odd) {
       VecU value = values[odd];
       if constexpr (kMasked) {
         value = ((value ^ zero) & SegmentMask(begin, end, g * kGroup + odd)) ^ zero;
       }
-      float* unit = out + (g * kUnits + odd * kUnits / 2) * stride;
       if constexpr (kCodesPerUnit == 4) {
-        StoreU(unit, value);
+        StoreU(out, value);
       } else {
         typedef int16_t VecS __attribute__((vector_size(kVL * 4)));
-        StoreU(unit, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value << 8) >> 8));
-        StoreU(unit + stride, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value) >> 8));
+        StoreU(out, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value << 8) >> 8));
+        out += stride;
+        StoreU(out, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value) >> 8));
       }
+      out += stride;
     }
   }
 }
 
+/// The part of block [k, k + length) of columns in which lanes have their s-th scale.
+struct Segment {
+  alignas(64) int32_t begin[kVL];
+  alignas(64) int32_t end[kVL];
+  alignas(64) float scale[kVL];
+
+  LOWRANK_MEMBER_INLINE void Set(const QuantView& w, int64_t row, int rows, int64_t k,
+                                 int64_t length, int s) {
+    const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+    for (int i = 0; i < kVL; ++i) {
+      const int64_t e = (row + Min(i, rows - 1)) * w.cols + k;
+      const int64_t at = (e >> shift) + s;
+      begin[i] = static_cast<int32_t>(Min(Max((at << shift) - e, 0), length));
+      end[i] = static_cast<int32_t>(Min(((at + 1) << shift) - e, length));
+      // A lane without this segment: its sum is 0, and must stay 0 whatever comes next in w.
+      scale[i] = begin[i] < end[i] ? BlockScale(w, at) : 0.0f;
+    }
+  }
+};
+
 /// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
 static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t k0, int64_t kc,
                        float* out, int64_t stride) {
+  constexpr int64_t kGroups = kInt8Block / kGroup;
   const QuantView& w = *weight.w;
-  alignas(64) uint32_t codes[kKC / kGroup * kVL];
+  const VecF unit = Splat(weight.unit);
+  alignas(64) uint32_t codes[kDepth<Int8Policy> / kGroup * kVL];
   GatherCodes(w, row, rows, k0, kc, codes);
-  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  if (weight.segments == 1) {
+    alignas(64) float scales[kDepth<Int8Policy> / kGroup * kVL];
+    const int64_t per_scale = GatherScales(w, row, rows, k0, CeilDiv(kc, kGroup), scales);
+    const int shift = __builtin_ctzll(static_cast<uint64_t>(per_scale));
+    for (int64_t g = 0; g * kGroup < kc; g += kGroups, out += (kCodeUnits + 1) * stride) {
+      DecodeSegment<false>(weight, codes + g * kVL, VecI{}, VecI{}, out, stride);
+      Store(out + kCodeUnits * stride, Load(scales + (g >> shift) * kVL) * unit);
+    }
+    return;
+  }
   for (int64_t k = 0; k < kc; k += kInt8Block) {
-    const int64_t length = Min(kInt8Block, kc - k);
-    const uint32_t* block = codes + k / kGroup * kVL;
-    for (int s = 0; s < weight.segments; ++s) {
-      VecI begin = {}, end = {};
-      VecF scale;
-#pragma GCC unroll 16
-      for (int i = 0; i < kVL; ++i) {
-        const int64_t e = (row + Min(i, rows - 1)) * w.cols + k0 + k;
-        if (weight.segments == 1) {
-          scale[i] = BlockScale(w, e >> shift);
-          continue;
-        }
-        const int64_t at = (e >> shift) + s;
-        const int64_t from = Min(Max((at << shift) - e, 0), length);
-        const int64_t to = Min(((at + 1) << shift) - e, length);
-        begin[i] = static_cast<int32_t>(from);
-        end[i] = static_cast<int32_t>(to);
-        // A lane without this segment: its sum is 0, and must stay 0 whatever comes next in w.
-        scale[i] = from < to ? BlockScale(w, at) : 0.0f;
-      }
-      if (weight.segments == 1) {
-        DecodeSegment<false>(weight, block, begin, end, out, stride);
-      } else {
-        DecodeSegment<true>(weight, block, begin, end, out, stride);
-      }
-      Store(out + kCodeUnits * stride, scale * Splat(weight.unit));
-      out += (kCodeUnits + 1) * stride;
+    for (int s = 0; s < weight.segments; ++s, out += (kCodeUnits + 1) * stride) {
+      Segment segment;
+      segment.Set(w, row, rows, k0 + k, Min(kInt8Block, kc - k), s);
+      DecodeSegment<true>(weight, codes + k / kGroup * kVL,
+                          reinterpret_cast<VecI>(LoadU(segment.begin)),
+                          reinterpret_cast<VecI>(LoadU(segment.end)), out, stride);
+      Store(out + kCodeUnits * stride, Load(segment.scale) * unit);
     }
   }
 }
