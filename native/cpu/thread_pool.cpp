@@ -2,8 +2,10 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/mman.h>
 #endif
 
+#include <algorithm>
 #include <cstdlib>
 #include <exception>
 
@@ -12,6 +14,9 @@
 
 namespace lowrank::cpu {
 namespace {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kHugePage = size_t{2} << 20;
 
 #if defined(__linux__)
 int CurrentCore() { return sched_getcpu(); }
@@ -118,17 +123,41 @@ void ThreadPool::WorkerLoop() {
 }
 
 Scratch::~Scratch() {
-  for (Buffer& buffer : buffers_) std::free(buffer.data);
+  for (Chunk& chunk : chunks_) std::free(chunk.data);
+}
+
+Scratch::Chunk* Scratch::ChunkWithRoom(size_t bytes) {
+  Chunk* empty = nullptr;
+  for (Chunk& chunk : chunks_) {
+    if (chunk.slots == 0) chunk.used = 0;
+    if (chunk.data != nullptr && chunk.bytes - chunk.used >= bytes) return &chunk;
+    if (chunk.slots == 0) empty = &chunk;
+  }
+  std::free(empty->data);
+  *empty = Chunk();
+  const size_t rounded = (bytes + kHugePage - 1) / kHugePage * kHugePage;
+  empty->data = static_cast<char*>(std::aligned_alloc(kHugePage, rounded));
+  if (empty->data == nullptr) return nullptr;
+#if defined(__linux__)
+  madvise(empty->data, rounded, MADV_HUGEPAGE);
+#endif
+  empty->bytes = rounded;
+  return empty;
 }
 
 void* Scratch::Get(int slot, size_t bytes) {
   Buffer& buffer = buffers_[slot];
-  if (buffer.bytes < bytes) {
-    std::free(buffer.data);
-    const size_t rounded = (bytes + 4095) / 4096 * 4096;
-    buffer.data = std::aligned_alloc(64, rounded);
-    buffer.bytes = buffer.data == nullptr ? 0 : rounded;
-  }
+  if (buffer.bytes >= bytes) return buffer.data;
+  if (buffer.chunk != nullptr) --buffer.chunk->slots;
+  // Grows by half at least, so that a slot which creeps up does not leave many pieces behind.
+  const size_t wanted = std::max(bytes, buffer.bytes + buffer.bytes / 2);
+  const size_t rounded = (wanted + kPage - 1) / kPage * kPage;
+  buffer = Buffer();
+  Chunk* chunk = ChunkWithRoom(rounded);
+  if (chunk == nullptr) return nullptr;
+  buffer = {chunk->data + chunk->used, rounded, chunk};
+  chunk->used += rounded;
+  ++chunk->slots;
   return buffer.data;
 }
 
