@@ -171,7 +171,6 @@ LOWRANK_INLINE VecI BucketOf(const BucketSearch& search, VecF values) {
 
 /// Up to kByteRun values, where one comparison is left in a bucket. Three loops, each over all of
 /// them: a vector that is read while its lanes are still being written would wait for them.
-constexpr int kByteRun = 64;
 LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, float inverse,
                                   uint8_t* codes) {
   alignas(64) int32_t entry[kByteRun];
@@ -191,7 +190,7 @@ LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, f
     const VecU both = Bits(EveryOther<1>(low_half, high_half, Lanes()));
     const VecF values = Load(in + i) * inverse;
     const VecU code = both >> (reinterpret_cast<VecU>(values > threshold) & 8u);
-    *reinterpret_cast<LooseB*>(codes + i) = __builtin_convertvector(code & 255u, VecB);
+    StoreBytes(codes + i, code);
   }
 }
 

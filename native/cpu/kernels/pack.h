@@ -169,6 +169,9 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
   const bool direct = b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
   const bool fused = FusedDecode(b);
+  RowSource rows_of_b = b;
+  if (Policy::kPairs)
+    rows_of_b.round_to = DType::kF32;  // NarrowToBF16() rounds, and once is enough
   for (int64_t n = n0; n < n1; n += kNR) {
     const int64_t nr = PanelWidth(n, n1);
     for (int64_t v = 0; v < nr; v += kVL) {
@@ -189,7 +192,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
       } else {
         for (int i = 0; i < rows; ++i) {
           PrefetchRow(b, row + i + kPrefetchRows, k0, kc);
-          RowAsFloat(b, row + i, k0, kc, buffer[i]);
+          RowAsFloat(rows_of_b, row + i, k0, kc, buffer[i]);
           if constexpr (Policy::kPairs) {
             NarrowToBF16(buffer[i], kc, reinterpret_cast<uint16_t*>(buffer[i]));
           }

@@ -86,8 +86,7 @@ LOWRANK_INLINE void ScaleRun(const QuantView& w, int64_t first, int64_t count, f
     for (; i < count && (first + i) % kVL != 0; ++i) out[i] = BlockScale(w, first + i);
     for (; i + kVL <= count; i += kVL) {
       const int64_t block = first + i;
-      const VecU codes =
-          __builtin_convertvector(*reinterpret_cast<const LooseB*>(w.absmax_8bit + block), VecU);
+      const VecU codes = WidenBytes(w.absmax_8bit + block);
       const VecF product =
           Gather(w.absmax_codebook, codes) * Splat(w.nested_absmax[block / w.nested_blocksize]);
       Store(out + i, product + offset);
@@ -130,6 +129,9 @@ LOWRANK_INLINE VecU SpreadCodes(const uint8_t* bytes) {
   }
 }
 
+// 8-bit codes that are looked up together.
+constexpr int kByteRun = 64;
+
 /// Elements [begin, begin + count) of a packed weight as f32: codebook[code] · scale, one rounding,
 /// then one more to `round_to`.
 static inline void DecodeRun(const QuantView& w, const Table16& table, DType round_to,
@@ -156,11 +158,31 @@ static inline void DecodeRun(const QuantView& w, const Table16& table, DType rou
         const VecF value = Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scales;
         Store(out, RoundTo(round_to, value));
       }
+      // Less than a vector before the scale changes or the run ends, which is where blocks and rows
+      // do not begin together: its codes are read whole unless they are the weight's last.
+      const int64_t rest = stop - e;
+      if (rest > 0) {
+        const uint8_t* codes = w.codes + (e >> 1);
+        uint8_t last[kVL / 2] = {};
+        if ((e >> 1) + kVL / 2 > static_cast<int64_t>(w.code_bytes())) {
+          std::memcpy(last, codes, static_cast<size_t>(rest + 1) / 2);
+          codes = last;
+        }
+        const VecF value = Lookup(table, SpreadCodes(codes)) * scales;
+        StoreFirst(out, RoundTo(round_to, value), rest);
+        out += rest;
+        e = stop;
+      }
     } else {
-      for (; e + kVL <= stop; e += kVL, out += kVL) {
-        float values[kVL];
-        for (int j = 0; j < kVL; ++j) values[j] = w.codebook[w.codes[e + j]];
-        Store(out, RoundTo(round_to, Load(values) * scales));
+      // In runs of several vectors: one that is read right after its lanes were written would wait.
+      for (; e + kByteRun <= stop; e += kByteRun, out += kByteRun) {
+        alignas(64) float values[kByteRun];
+#pragma GCC unroll 16
+        for (int j = 0; j < kByteRun; ++j) values[j] = w.codebook[w.codes[e + j]];
+#pragma GCC unroll 16
+        for (int j = 0; j < kByteRun; j += kVL) {
+          Store(out + j, RoundTo(round_to, Load(values + j) * scales));
+        }
       }
     }
     for (; e < stop; ++e) *out++ = scalar(e, scale);

@@ -63,6 +63,36 @@ LOWRANK_INLINE VecF Load(const void* p) { return *static_cast<const LooseF*>(p);
 LOWRANK_INLINE void Store(void* p, VecF v) { *static_cast<LooseF*>(p) = v; }
 LOWRANK_INLINE VecU LoadU(const void* p) { return *static_cast<const LooseU*>(p); }
 LOWRANK_INLINE void StoreU(void* p, VecU v) { *static_cast<LooseU*>(p) = v; }
+/// The first `count` < kVL lanes.
+LOWRANK_INLINE void StoreFirst(float* out, VecF v, int64_t count) {
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(out, static_cast<__mmask16>((1u << count) - 1), v);
+#else
+  for (int64_t i = 0; i < count; ++i) out[i] = v[i];
+#endif
+}
+
+/// kVL bytes as lanes. GCC 12 takes a conversion of the whole vector apart, byte by byte.
+LOWRANK_INLINE VecU WidenBytes(const uint8_t* bytes) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<VecU>(
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes))));
+#elif defined(__AVX2__)
+  return reinterpret_cast<VecU>(
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes))));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const LooseB*>(bytes), VecU);
+#endif
+}
+/// The low bytes of lanes.
+LOWRANK_INLINE void StoreBytes(uint8_t* bytes, VecU lanes) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes),
+                   _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(lanes)));
+#else
+  *reinterpret_cast<LooseB*>(bytes) = __builtin_convertvector(lanes & 255u, VecB);
+#endif
+}
 #if defined(__AVX512F__)
 /// 32 bytes to both halves.
 LOWRANK_INLINE VecU LoadTwice(const void* p) {
