@@ -111,7 +111,8 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
   const int64_t depth = chunk.order.depth;
   const ChunkOf<Policy> rows = {chunk, block};
   if constexpr (kIsInt8<Policy>) {
-    Accumulate<Policy>(run, grid, block, depth, rows, Int8Columns{w, int8}, c, true);
+    Accumulate<Policy>(run, grid, block, depth, rows, Int8Columns{w, int8, chunk.panels.count > 1},
+                       c, true);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
   } else if (chunk.order.by_lanes) {

@@ -244,6 +244,21 @@ LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* code
   }
 }
 
+/// scales[block][lane] of rows [row, row + rows), columns [k0, k0 + kc), where each block has one.
+LOWRANK_INLINE void GatherWholeScales(const QuantView& w, int64_t row, int rows, int64_t k0,
+                                      int64_t kc, float* scales) {
+  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  const int64_t blocks = CeilDiv(kc, kInt8Block);
+  const float* absmax = w.absmax;
+  for (int i = 0; i < kVL; ++i) {
+    const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t block = (begin + b * kInt8Block) >> shift;
+      scales[b * kVL + i] = absmax != nullptr ? absmax[block] : BlockScale(w, block);
+    }
+  }
+}
+
 /// The part of block [k, k + length) of columns in which lanes have their s-th scale.
 struct Segment {
   alignas(64) int32_t begin[kVL];
@@ -273,12 +288,13 @@ static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t 
   alignas(64) uint32_t codes[kDepth<Int8Policy> / kGroup * kVL];
   GatherCodes(w, row, rows, k0, kc, codes);
   if (weight.segments == 1) {
-    alignas(64) float scales[kDepth<Int8Policy> / kGroup * kVL];
-    const int64_t per_scale = GatherScales(w, row, rows, k0, CeilDiv(kc, kGroup), scales);
-    const int shift = __builtin_ctzll(static_cast<uint64_t>(per_scale));
-    for (int64_t g = 0; g * kGroup < kc; g += kGroups, out += (kCodeUnits + 1) * stride) {
+    alignas(64) float scales[kDepth<Int8Policy> / kInt8Block * kVL];
+    GatherWholeScales(w, row, rows, k0, kc, scales);
+    const float* scale = scales;
+    for (int64_t g = 0; g * kGroup < kc; g += kGroups, scale += kVL) {
       DecodeSegment<false>(weight, codes + g * kVL, VecI{}, VecI{}, out, stride);
-      Store(out + kCodeUnits * stride, Load(scales + (g >> shift) * kVL) * unit);
+      Store(out + kCodeUnits * stride, Load(scale) * unit);
+      out += (kCodeUnits + 1) * stride;
     }
     return;
   }
@@ -298,6 +314,7 @@ static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t 
 struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
+  bool ahead;  // whether rows are asked for ahead of their decode
 
   /// Nothing to ask for beside tiles (TransposedB).
   void Ask(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}
@@ -309,7 +326,9 @@ struct Int8Columns {
       for (int64_t v = 0; v < nr; v += kVL) {
         const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
         const int64_t row = Min(n + v, n1 - 1);
-        for (int64_t i = row + kVL; i < row + 2 * kVL; ++i) PrefetchRow(source, i, k0, kc);
+        for (int64_t i = row + kVL; ahead && i < row + 2 * kVL; ++i) {
+          PrefetchRow(source, i, k0, kc);
+        }
         DecodeInt8(weight, row, rows, k0, kc, out + kPanelHeader + v, nr);
       }
     }
