@@ -25,9 +25,12 @@ export function ratioText({ ratio, ratio_interval }: Row): string {
   return `${text(ratio)} [${ratio_interval.map(text).join(', ')}]`;
 }
 
+/** Subjects of this library, whose version is in the head. */
+const kOwn: readonly string[] = ['lowrank', 'lowrank-int8', 'unfused', 'base'];
+
 /** Who a row is, with the version. */
 export function rowName({ subject, version }: Row): string {
-  if (subject === 'lowrank' || subject === 'unfused' || subject === 'base') return subject;
+  if (kOwn.includes(subject)) return subject;
   return `${subject} ${version}`;
 }
 

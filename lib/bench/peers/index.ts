@@ -4,7 +4,7 @@ import type { Peer } from '../peer.js';
 import { bitsandbytesPeer } from './bitsandbytes.js';
 import { onednnPeer, openblasPeer } from './compiled.js';
 import { ggmlPeer } from './ggml.js';
-import { basePeer, lowrankPeer, unfusedPeer } from './lowrank.js';
+import { basePeer, lowrankInt8Peer, lowrankPeer, unfusedPeer } from './lowrank.js';
 import { onnxruntimeF32Peer, onnxruntimeInt8Peer } from './onnxruntime.js';
 import { tfjsPeer } from './tfjs.js';
 import { torchPeer, torchTunedPeer } from './torch.js';
@@ -12,6 +12,7 @@ import { torchPeer, torchTunedPeer } from './torch.js';
 /** The first is what the others are compared with. */
 export const kPeers: readonly Peer[] = [
   lowrankPeer,
+  lowrankInt8Peer,
   unfusedPeer,
   basePeer,
   torchPeer,

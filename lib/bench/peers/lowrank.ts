@@ -3,7 +3,7 @@
  */
 
 import { version } from '../../cli/version.js';
-import type { LoraSaved, QuantizedWeight, Tensor } from '../../index.js';
+import type { ComputePrecision, LoraSaved, QuantizedWeight, Tensor } from '../../index.js';
 import { bytesOfType, type Job, weightBytesOf } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';
 
@@ -78,26 +78,49 @@ function subject(
   };
 }
 
+/** The operands of a job, its adapter, and the subjects of its forward ops. */
+function layerOf(job: Job, context: Context, compute: ComputePrecision, note?: string) {
+  const { matmul, loraForward, LoraAdapter } = context.lowrank;
+  const operands = new Operands(job, context);
+  const { x, loraA, loraB } = operands;
+  const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: context.scaling * job.r });
+  return {
+    operands,
+    adapter,
+    matmul: () =>
+      subject(
+        operands,
+        () => ({ result: matmul(x, operands.next(), { compute }), others: [] }),
+        note,
+      ),
+    loraForward: () =>
+      subject(
+        operands,
+        () => {
+          const { y, saved } = loraForward(x, operands.next(), adapter, { compute });
+          return { result: y, others: [saved] };
+        },
+        note,
+      ),
+  };
+}
+
 export const lowrankPeer: Peer = {
   name: 'lowrank',
   find: () => ({ version: version() }),
   prepare(job, context) {
-    const { matmul, loraForward, loraBackward, LoraAdapter } = context.lowrank;
-    const operands = new Operands(job, context);
-    const { x, dy, loraA, loraB } = operands;
-    const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: context.scaling * job.r });
+    const { loraForward, loraBackward } = context.lowrank;
+    const layer = layerOf(job, context, 'exact');
+    const { operands, adapter } = layer;
+    const { x, dy } = operands;
     const backward = (saved: LoraSaved, keep: boolean, others: readonly Tensor[]) => {
       const { dx, dLoraA, dLoraB } = loraBackward(dy, saved, { keep });
       return { result: dx as Tensor, others: [dLoraA, dLoraB, ...others] };
     };
     switch (job.op) {
       case 'matmul':
-        return subject(operands, () => ({ result: matmul(x, operands.next()), others: [] }));
       case 'loraForward':
-        return subject(operands, () => {
-          const { y, saved } = loraForward(x, operands.next(), adapter);
-          return { result: y, others: [saved] };
-        });
+        return layer[job.op]();
       case 'loraBackward': {
         const states = operands.weights.map((w) => {
           const { y, saved } = loraForward(x, w, adapter);
@@ -115,6 +138,22 @@ export const lowrankPeer: Peer = {
           return backward(saved, false, [y]);
         });
     }
+  },
+};
+
+/** With `compute: 'int8'`, which forward passes of 4-bit weights have. */
+export const lowrankInt8Peer: Peer = {
+  name: 'lowrank-int8',
+  find: () => ({ version: version() }),
+  computes: 'int8',
+  refuses({ op, format, device }) {
+    if (op !== 'matmul' && op !== 'loraForward') return 'only products and forward passes';
+    if (format !== 'nf4' && format !== 'fp4') return 'only weights of four bits';
+    return device === 'cpu' || device === 'reference' ? undefined : `not on ${device}`;
+  },
+  prepare(job, context) {
+    const layer = layerOf(job, context, 'int8', 'x and the codebook rounded to int8');
+    return job.op === 'matmul' ? layer.matmul() : layer.loraForward();
   },
 };
 
