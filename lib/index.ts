@@ -36,6 +36,14 @@ export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export type { ComputePrecision } from './ops/compute.js';
+export {
+  MAP_KINDS,
+  type MapKind,
+  type MultiplyAddParts,
+  mapTensor,
+  multiplyAdd,
+  sumProduct,
+} from './ops/elementwise.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {
@@ -47,7 +55,23 @@ export {
   loraBackward,
   loraForward,
 } from './ops/lora-linear.js';
+export {
+  type LoraDropoutOptions,
+  type LoraExpandBackwardOptions,
+  type LoraExpandGradient,
+  type LoraExpandGradients,
+  type LoraExpandOptions,
+  type LoraShrinkBackwardOptions,
+  type LoraShrinkGradient,
+  type LoraShrinkGradients,
+  type LoraShrinkOptions,
+  loraExpand,
+  loraExpandBackward,
+  loraShrink,
+  loraShrinkBackward,
+} from './ops/lora-parts.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
+export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export {
   dequantize,

@@ -120,6 +120,59 @@ export interface Binding {
     dropoutMask: NativeHandle | null,
     wanted: ReadonlyArray<NativeHandle | string | null>,
   ): Array<NativeHandle | null>;
+  loraShrink(
+    x: NativeHandle,
+    loraA: NativeHandle,
+    scaling: number,
+    dropout: number,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+  ): NativeHandle;
+  loraExpand(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    h: NativeHandle,
+    loraB: NativeHandle,
+    scaling: number,
+    compute: string,
+  ): NativeHandle;
+  loraExpandBackward(
+    dy: NativeHandle,
+    h: NativeHandle | null,
+    loraB: NativeHandle,
+    scaling: number,
+    wanted: ReadonlyArray<NativeHandle | string | null>,
+  ): Array<NativeHandle | null>;
+  loraShrinkBackward(
+    dy: NativeHandle | null,
+    w: NativeHandle | null,
+    dh: NativeHandle,
+    loraA: NativeHandle,
+    x: NativeHandle | null,
+    scaling: number,
+    dropout: number,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+    wanted: ReadonlyArray<NativeHandle | string | null>,
+  ): Array<NativeHandle | null>;
+  weightGrad(
+    dy: NativeHandle,
+    x: NativeHandle,
+    wanted: ReadonlyArray<NativeHandle | string | null>,
+  ): Array<NativeHandle | null>;
+  multiplyAdd(
+    a: NativeHandle,
+    b: NativeHandle | null,
+    c: NativeHandle | null,
+    alpha: number,
+    beta: number,
+    dtype: string,
+  ): NativeHandle;
+  mapTensor(a: NativeHandle, kind: string, dtype: string): NativeHandle;
+  sumProduct(a: NativeHandle, b: NativeHandle | null, axis: number): NativeHandle;
 }
 
 /** One place where the addon was looked for, and what was found there. */

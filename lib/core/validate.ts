@@ -139,3 +139,7 @@ export function readOptions<T extends object>(op: string, options: T | undefined
   }
   return { ...options };
 }
+
+/** `value`, or `standard` where none was given; null is a value, of the wrong type. */
+export const orDefault = <T>(value: T | undefined, standard: T): T =>
+  value === undefined ? standard : value;

@@ -15,6 +15,7 @@ import {
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
+import { checkTraining, resolveDropout } from './dropout.js';
 import { LoraAdapter } from './lora-adapter.js';
 import { biasOf } from './matmul.js';
 
@@ -128,35 +129,6 @@ function checkAdapter(op: string, adapter: unknown, N: number, K: number, x: Ten
   return adapter;
 }
 
-interface Dropout {
-  dropout: number;
-  seed: number;
-  words: [number, number];
-  mask: Tensor | undefined;
-}
-
-function resolveDropout(
-  op: string,
-  adapter: LoraAdapter,
-  x: Tensor,
-  given: Partial<LoraForwardOptions>,
-  training: boolean,
-): Dropout {
-  const { seed, dropoutMask } = given;
-  const words = seed === undefined ? undefined : seedWords(op, seed);
-  if (dropoutMask !== undefined) {
-    checkTensor(op, 'dropoutMask', dropoutMask);
-    checkShape(op, 'dropoutMask', dropoutMask, x.shape);
-    checkSameDevice(op, 'dropoutMask', dropoutMask, x);
-  }
-  if (!training) return { dropout: 0, seed: 0, words: [0, 0], mask: undefined };
-  if (adapter.dropout > 0 && dropoutMask === undefined && words === undefined) {
-    fail('ERR_VALUE', op, 'seed', 'given (the adapter has dropout)', 'none');
-  }
-  const { dropout } = adapter;
-  return { dropout, seed: seed ?? 0, words: words ?? [0, 0], mask: dropoutMask };
-}
-
 /**
  * A linear layer with a low-rank adapter, in one fused pass:
  *
@@ -187,12 +159,19 @@ export function loraForward(
   checkActivations(op, 'x', x, weight, 'K', K);
   const { loraA, loraB, loraBias, scaling } = checkAdapter(op, adapter, N, K, x);
   const given = readOptions(op, options);
-  const training: unknown = given.training ?? true;
-  if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
+  const training = checkTraining(op, given.training);
   const bias = biasOf(op, given.bias, x, N);
   const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
   const compute = checkCompute(op, given.compute, x, weight);
-  const { dropout, seed, words, mask } = resolveDropout(op, adapter, x, given, training);
+  const { dropout, seed, words, mask } = resolveDropout(
+    op,
+    adapter.dropout,
+    'the adapter',
+    x.shape,
+    x,
+    given,
+    training,
+  );
   const xHandle = Tensor.handleOf(x, op, 'x');
   const aHandle = Tensor.handleOf(loraA, op, 'loraA');
   const bHandle = Tensor.handleOf(loraB, op, 'loraB');

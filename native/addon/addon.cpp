@@ -21,6 +21,8 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterStreams(env, exports);
   RegisterWeights(env, exports);
   RegisterOps(env, exports);
+  RegisterLoraParts(env, exports);
+  RegisterElementwise(env, exports);
   return exports;
 }
 

@@ -8,12 +8,14 @@
 
 namespace lowrank::addon {
 
-void RegisterTensors(Napi::Env env, Napi::Object exports);   // tensors.cpp
-void RegisterTransfer(Napi::Env env, Napi::Object exports);  // transfer.cpp
-void RegisterOps(Napi::Env env, Napi::Object exports);       // ops.cpp
-void RegisterWeights(Napi::Env env, Napi::Object exports);   // weights.cpp
-void RegisterStreams(Napi::Env env, Napi::Object exports);   // streams.cpp
-void RegisterDevices(Napi::Env env, Napi::Object exports);   // devices.cpp
+void RegisterTensors(Napi::Env env, Napi::Object exports);      // tensors.cpp
+void RegisterTransfer(Napi::Env env, Napi::Object exports);     // transfer.cpp
+void RegisterOps(Napi::Env env, Napi::Object exports);          // ops.cpp
+void RegisterLoraParts(Napi::Env env, Napi::Object exports);    // lora_parts.cpp
+void RegisterElementwise(Napi::Env env, Napi::Object exports);  // elementwise.cpp
+void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp
+void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
+void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp
 
 /// Calls `kFunction`; everything that it may throw becomes a JavaScript error with a stable code.
 /// The library's own wrapper would make its list of arguments outside of any handler that knows

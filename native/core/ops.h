@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "native/core/map_function.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
 
@@ -141,23 +142,142 @@ struct RandomOp {
   std::string Describe() const;
 };
 
+/// h = scaling · (gate ⊙ x) · lora_aᵀ
+struct LoraShrinkOp {
+  static constexpr const char* kName = "loraShrink";
+  TensorView x;       // [M, K]  f16 | bf16 | f32
+  TensorView lora_a;  // [r, K]
+  TensorView h;       // [M, r]  f32, out
+  float scaling = 1;
+  DropoutSpec dropout;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ
+struct LoraExpandOp {
+  static constexpr const char* kName = "loraExpand";
+  TensorView x;       // [M, K]  f16 | bf16 | f32
+  WeightView w;       // [N, K]
+  TensorView bias;    // [1, N]  optional
+  TensorView h;       // [M, r]  f32
+  TensorView lora_b;  // [N, r]
+  TensorView y;       // [M, N]  out, dtype of x
+  float scaling = 1;
+  Compute compute = Compute::kExact;  // of the base product
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dh = scaling · dy · lora_b [M, r], d_lora_b = scaling · dyᵀ · h [N, r], d_bias = Σₘ dy [1, N].
+/// An output that is not present is not computed; accumulate_<output> as in LoraBackwardOp.
+struct LoraExpandBackwardOp {
+  static constexpr const char* kName = "loraExpandBackward";
+  TensorView dy;        // [M, N]
+  TensorView h;         // [M, r]  f32, needed for d_lora_b
+  TensorView lora_b;    // [N, r]
+  TensorView dh;        // out, optional, f32
+  TensorView d_lora_b;  // out, optional
+  TensorView d_bias;    // out, optional
+  bool accumulate_dh = false;
+  bool accumulate_d_lora_b = false;
+  bool accumulate_d_bias = false;
+  float scaling = 1;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dx = dy · dequant(w) + gate ⊙ (scaling · dh · lora_a) [M, K],
+/// d_lora_a = scaling · dhᵀ · (gate ⊙ x) [r, K]
+struct LoraShrinkBackwardOp {
+  static constexpr const char* kName = "loraShrinkBackward";
+  TensorView dy;        // [M, N]  needed for dx
+  WeightView w;         // [N, K]  needed for dx
+  TensorView dh;        // [M, r]  f32
+  TensorView x;         // [M, K]  needed for d_lora_a
+  TensorView lora_a;    // [r, K]
+  TensorView dx;        // out, optional, dtype of dy
+  TensorView d_lora_a;  // out, optional
+  bool accumulate_dx = false;
+  bool accumulate_d_lora_a = false;
+  float scaling = 1;
+  DropoutSpec dropout;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dw = dyᵀ · x
+struct WeightGradOp {
+  static constexpr const char* kName = "weightGrad";
+  TensorView dy;  // [M, N]  any dtype
+  TensorView x;   // [M, K]  any dtype
+  TensorView dw;  // [N, K]  out, any dtype
+  bool accumulate = false;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y = alpha · a ⊙ b + beta · c in f32, element by element. A factor without b is 1, a summand
+/// without c is 0. Of b and c a dimension of 1 goes with every row or column.
+struct MultiplyAddOp {
+  static constexpr const char* kName = "multiplyAdd";
+  TensorView a;  // [M, N]  any dtype
+  TensorView b;  // [M | 1, N | 1]  any dtype, optional
+  TensorView c;  // [M | 1, N | 1]  any dtype, optional
+  TensorView y;  // [M, N]  out, any dtype
+  float alpha = 1;
+  float beta = 1;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y = f(a) element by element (native/core/map_function.h)
+struct MapOp {
+  static constexpr const char* kName = "mapTensor";
+  MapFunction function = MapFunction::kReciprocal;
+  TensorView a;  // [M, N]  any dtype
+  TensorView y;  // [M, N]  out, any dtype
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// axis 0: out[n] = Σₘ a ⊙ b, axis 1: out[m] = Σₙ a ⊙ b; without b the sum of a. b as in
+/// MultiplyAddOp.
+struct SumProductOp {
+  static constexpr const char* kName = "sumProduct";
+  TensorView a;    // [M, N]  any dtype
+  TensorView b;    // [M | 1, N | 1]  any dtype, optional
+  TensorView out;  // [1, N] or [1, M]  f32, out
+  int axis = 0;
+  Status Check() const;
+  std::string Describe() const;
+};
 /// The precision that an op asks for; those without a choice are exact.
 inline Compute ComputeOf(const MatmulOp& op) { return op.compute; }
 inline Compute ComputeOf(const LoraForwardOp& op) { return op.compute; }
+inline Compute ComputeOf(const LoraExpandOp& op) { return op.compute; }
 template <typename Op>
 Compute ComputeOf(const Op&) {
   return Compute::kExact;
 }
 
 /// Every op, for tables that need one entry each: X(Type, member)
-#define LOWRANK_FOR_EACH_OP(X)            \
-  X(QuantizeOp, quantize)                 \
-  X(DequantizeOp, dequantize)             \
-  X(MatmulOp, matmul)                     \
-  X(MatmulInputGradOp, matmul_input_grad) \
-  X(LoraForwardOp, lora_forward)          \
-  X(LoraBackwardOp, lora_backward)        \
-  X(CastOp, cast)                         \
+#define LOWRANK_FOR_EACH_OP(X)                  \
+  X(QuantizeOp, quantize)                       \
+  X(DequantizeOp, dequantize)                   \
+  X(MatmulOp, matmul)                           \
+  X(MatmulInputGradOp, matmul_input_grad)       \
+  X(LoraForwardOp, lora_forward)                \
+  X(LoraBackwardOp, lora_backward)              \
+  X(LoraShrinkOp, lora_shrink)                  \
+  X(LoraExpandOp, lora_expand)                  \
+  X(LoraExpandBackwardOp, lora_expand_backward) \
+  X(LoraShrinkBackwardOp, lora_shrink_backward) \
+  X(WeightGradOp, weight_grad)                  \
+  X(MultiplyAddOp, multiply_add)                \
+  X(MapOp, map)                                 \
+  X(SumProductOp, sum_product)                  \
+  X(CastOp, cast)                               \
   X(RandomOp, random)
 
 }  // namespace lowrank

@@ -58,9 +58,4 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 
-/// dx (+)= dy · dequant(w) + gate ⊙ (dh · lora_a) for any dtype of dy and any M: picks the kernel
-/// family. `dh` [M, r] f32 is scaling · dy · lora_b, written by an earlier step of the same plan.
-Status PlanLoraInputGrad(const LoraBackwardOp& op, float* dh, const DeviceLimits& device,
-                         Workspace* workspace, Plan* plan);
-
 }  // namespace lowrank::cuda

@@ -12,7 +12,7 @@ gpu::LoraContractParams GradParams(const LoraGradOperands& operands, const LoraT
   const int64_t r = operands.r;
   gpu::LoraContractParams params = LoraContractOver(operands.x, operands.dropout, r, tile);
   params.factor = operands.factor;
-  params.factor_element = gpu::kLoraF32;
+  params.factor_element = LoraElementOf(operands.factor_dtype);
   params.factor_q_elems = r;
   params.factor_j_elems = 1;
   params.out_o_elems = operands.rank_major ? 1 : r;
@@ -59,8 +59,8 @@ LoraGradPlanes PlanLoraGrad(const LoraGradOperands& operands, const DeviceLimits
 }
 
 LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lora_b, float scaling,
-                          float* dh, const DeviceLimits& device, Workspace* workspace, Plan* plan,
-                          LoraReduction* reduction) {
+                          float* dh, bool accumulate_dh, const DeviceLimits& device,
+                          Workspace* workspace, Plan* plan, LoraReduction* reduction) {
   const TensorView& dy = operands.x;
   const int64_t r = lora_b.cols;
   // One tile for both halves: that of the wider one, r.
@@ -90,13 +90,13 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
   params.shrink_splits = static_cast<uint32_t>(shrink_split.splits);
   params.shrink.out = dh;
   params.shrink.scale = scaling;
-  if (params.shrink_splits > 1) {
+  if (params.shrink_splits > 1 || accumulate_dh) {
     params.shrink.out_plane_elems = LoraPlaneElems(dy.rows * r);
     params.shrink.out =
         workspace->Take<float>(params.shrink.out_plane_elems * params.shrink_splits);
     params.shrink.scale = 1;
     reduction->AddF32(params.shrink.out, params.shrink.out_plane_elems, params.shrink_splits, dh,
-                      dy.rows * r, scaling);
+                      dy.rows * r, scaling, accumulate_dh);
   }
   const int64_t group_blocks = grad_blocks + static_cast<int64_t>(params.shrink_rows) *
                                                  params.shrink.rank_tiles * params.shrink_splits;

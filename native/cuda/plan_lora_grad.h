@@ -70,7 +70,7 @@ class LoraReduction {
   void Add(const float* planes, int64_t plane_elems, int64_t splits, const TensorView& out,
            float scale, bool accumulate);
   void AddF32(const float* planes, int64_t plane_elems, int64_t splits, float* out, int64_t count,
-              float scale);
+              float scale, bool accumulate);
   void AppendTo(Plan* plan);
 
  private:
@@ -90,12 +90,13 @@ struct LoraGradPlanes {
 
 /// The operands of Σₘ x[m, c] · factor[m, j].
 struct LoraGradOperands {
-  TensorView x;                   // [M, C]
-  const float* factor = nullptr;  // [M, r]: h, or dh
-  int64_t r = 0;                  // 0: column sums only
-  bool rank_major = false;        // planes are [r, C] (d_lora_a), not [C, r] (d_lora_b)
-  bool sums = false;              // column sums too
-  DropoutSpec dropout;            // of x
+  TensorView x;                  // [M, C]
+  const void* factor = nullptr;  // [M, r]: h, or dh; dy for the gradient of a dense weight
+  DType factor_dtype = DType::kF32;
+  int64_t r = 0;            // 0: column sums only
+  bool rank_major = false;  // planes are [r, C] (d_lora_a), not [C, r] (d_lora_b)
+  bool sums = false;        // column sums too
+  DropoutSpec dropout;      // of x
 };
 
 /// Appends the pass over x.
@@ -103,9 +104,9 @@ LoraGradPlanes PlanLoraGrad(const LoraGradOperands& operands, const DeviceLimits
                             Workspace* workspace, Plan* plan);
 
 /// Appends one pass over dy for its gradients and for dh = scaling · dy · lora_b [M, r]; of dh's
-/// own planes, if it has any, the sum is added to `reduction`.
+/// own planes, if it has any (always where it is added to), the sum is added to `reduction`.
 LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lora_b, float scaling,
-                          float* dh, const DeviceLimits& device, Workspace* workspace, Plan* plan,
-                          LoraReduction* reduction);
+                          float* dh, bool accumulate_dh, const DeviceLimits& device,
+                          Workspace* workspace, Plan* plan, LoraReduction* reduction);
 
 }  // namespace lowrank::cuda

@@ -149,8 +149,8 @@ void LoraReduction::Add(const float* planes, int64_t plane_elems, int64_t splits
 }
 
 void LoraReduction::AddF32(const float* planes, int64_t plane_elems, int64_t splits, float* out,
-                           int64_t count, float scale) {
-  Add(planes, plane_elems, splits, TensorView{out, DType::kF32, 1, count, true}, scale, false);
+                           int64_t count, float scale, bool accumulate) {
+  Add(planes, plane_elems, splits, TensorView{out, DType::kF32, 1, count, true}, scale, accumulate);
 }
 
 void LoraReduction::AppendTo(Plan* plan) {
@@ -165,7 +165,7 @@ void LoraReduction::AppendTo(Plan* plan) {
 }
 
 Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFactor layout,
-                      const DropoutSpec& dropout, float scaling, float* out,
+                      const DropoutSpec& dropout, float scaling, float* out, bool accumulate,
                       const DeviceLimits& device, Workspace* workspace, Plan* plan) {
   const bool contraction_major = layout == ShrinkFactor::kContractionMajor;
   const int64_t r = contraction_major ? factor.cols : factor.rows;
@@ -174,7 +174,7 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
   const float scale = scaling * LoraKeptScale(dropout);
   LoraReduction reduction;
   if (x.cols == 0) {
-    reduction.AddF32(nullptr, 0, 0, out, count, scale);
+    reduction.AddF32(nullptr, 0, 0, out, count, scale, accumulate);
     reduction.AppendTo(plan);
     return Status();
   }
@@ -189,13 +189,14 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
   params.q_per_split = split.q_per_split;
   params.out = out;
   params.scale = scale;
-  if (split.splits == 1) {
+  if (split.splits == 1 && !accumulate) {
     params.out_paired &= Aligned(out, 8);
   } else {
     params.out_plane_elems = LoraPlaneElems(count);
     params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
     params.scale = 1;
-    reduction.AddF32(params.out, params.out_plane_elems, split.splits, out, count, scale);
+    reduction.AddF32(params.out, params.out_plane_elems, split.splits, out, count, scale,
+                     accumulate);
   }
   plan->steps.push_back(
       LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));

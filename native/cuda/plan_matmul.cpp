@@ -45,8 +45,8 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
   if (operands.lora_a.present &&
       !(MayChooseByM(operands, device) && WgmmaShrinks(operands, device))) {
     LOWRANK_RETURN_IF_ERROR(PlanLoraShrink(operands.x, operands.lora_a, ShrinkFactor::kRankMajor,
-                                           operands.dropout, 1.0f, operands.h, device, workspace,
-                                           plan));
+                                           operands.dropout, 1.0f, operands.h, false, device,
+                                           workspace, plan));
     product.lora_a = TensorView();
     product.dropout = DropoutSpec();
   }
@@ -69,20 +69,6 @@ Status MakePlan(const MatmulInputGradOp& op, const DeviceLimits& device, Workspa
   operands.x = op.dy;
   operands.w = op.w;
   operands.w_transposed = true;
-  operands.y = op.dx;
-  return PlanProduct(operands, device, workspace, plan);
-}
-
-Status PlanLoraInputGrad(const LoraBackwardOp& op, float* dh, const DeviceLimits& device,
-                         Workspace* workspace, Plan* plan) {
-  GemmMmaOperands operands;
-  operands.x = op.dy;
-  operands.w = op.w;
-  operands.w_transposed = true;
-  operands.h = dh;
-  operands.lora_factor = op.lora_a;
-  operands.dropout = op.dropout;
-  operands.accumulate = op.accumulate_dx;
   operands.y = op.dx;
   return PlanProduct(operands, device, workspace, plan);
 }

@@ -5,13 +5,18 @@ import {
   type DType,
   getThreads,
   loraBackward,
+  loraExpand,
+  loraExpandBackward,
   loraForward,
+  loraShrink,
+  loraShrinkBackward,
   matmul,
   matmulInputGrad,
   quantize,
   scope,
   setThreads,
   Tensor,
+  weightGrad,
 } from '../../lib/index.js';
 import { exact, mistrust } from '../oracle.js';
 import { loraCase } from './lora-case.js';
@@ -42,6 +47,16 @@ async function everyOp(device: Device, dtype: DType): Promise<Results> {
       for (const [name, gradient] of Object.entries(loraBackward(c.dy, saved))) {
         await keep(`${spec.name} ${name}`, gradient);
       }
+      const { loraA, loraB } = c.adapter;
+      const h = loraShrink(c.x, loraA, { ...c.options, dropout: 0.2 });
+      await keep(`${spec.name} half h`, h);
+      await keep(`${spec.name} half y`, loraExpand(c.x, c.w, h, loraB));
+      const over = loraExpandBackward(c.dy, h, loraB);
+      const under = loraShrinkBackward(c.dy, c.w, over.dh as Tensor, loraA, { x: c.x });
+      for (const [name, gradient] of Object.entries({ ...over, ...under })) {
+        await keep(`${spec.name} half ${name}`, gradient);
+      }
+      await keep(`${spec.name} dW`, weightGrad(c.dy, c.x));
       await keep(`${spec.name} matmul`, matmul(c.x, c.w));
       await keep(`${spec.name} dx`, matmulInputGrad(c.dy, c.w));
     }
@@ -111,6 +126,17 @@ describe.each(CASES)('$device, $dtype', ({ device, dtype }) => {
           exact(`${name} y`, await part.y.read(), rows(y, N));
           const back = loraBackward(dy, part.saved, { needs: ['dx'] });
           exact(`${name} dx`, await (back.dx as Tensor).read(), rows(grad, K));
+          const { loraA, loraB } = c.adapter;
+          const h = loraShrink(x, loraA);
+          const bias = c.options.bias as Tensor;
+          const half = loraExpand(x, c.w, h, loraB, { scaling: c.adapter.scaling, bias });
+          exact(`${name} half y`, await half.read(), rows(y, N));
+          const { dh } = loraExpandBackward(dy, h, loraB, {
+            scaling: c.adapter.scaling,
+            needs: ['dh'],
+          });
+          const under = loraShrinkBackward(dy, c.w, dh as Tensor, loraA);
+          exact(`${name} half dx`, await (under.dx as Tensor).read(), rows(grad, K));
           exact(`${name} matmul`, await matmul(x, c.w).read(), rows(plain, N));
           exact(`${name} dx`, await matmulInputGrad(dy, c.w).read(), rows(plainGrad, K));
         }

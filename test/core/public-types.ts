@@ -15,16 +15,25 @@ import {
   type LoraSaved,
   LowrankError,
   loraBackward,
+  loraExpand,
+  loraExpandBackward,
   loraForward,
+  loraShrink,
+  loraShrinkBackward,
+  type MapKind,
+  mapTensor,
   matmul,
   matmulInputGrad,
   memoryUsage,
+  multiplyAdd,
   type QuantFormat,
   QuantizedWeight,
   quantize,
   scope,
+  sumProduct,
   type synchronize,
   Tensor,
+  weightGrad,
 } from '../../lib/index.js';
 
 /** Compiles only where A and B are the same type. */
@@ -127,6 +136,41 @@ export function ops(x: Tensor, w: BaseWeight, adapter: LoraAdapter, dy: Tensor):
   new LoraAdapter({ loraA: x, loraB: x });
   // @ts-expect-error read only
   adapter.scaling = 2;
+}
+
+export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
+  const h: Tensor = loraShrink(x, x, { scaling: 2, dropout: 0.1, seed: 1 });
+  same<ReturnType<typeof loraExpand>, Tensor>(true);
+  loraExpand(x, w, h, x, { bias: x });
+  const { dh, dLoraB } = loraExpandBackward(dy, h, x, { needs: ['dh', 'dLoraB'] });
+  same<typeof dh, Tensor | undefined>(true);
+  loraExpandBackward(dy, undefined, x, { needs: ['dh'] });
+  loraShrinkBackward(dy, w, h, x, { x, accumulateInto: { dLoraA: dLoraB ?? x } });
+  weightGrad(dy, x, { dtype: 'bf16' });
+  same<
+    MapKind,
+    | 'reciprocal'
+    | 'sqrt'
+    | 'rsqrt'
+    | 'exp'
+    | 'log'
+    | 'tanh'
+    | 'sigmoid'
+    | 'relu'
+    | 'abs'
+    | 'sign'
+    | 'square'
+  >(true);
+  mapTensor(multiplyAdd({ a: x, b: h, alpha: 2 }), 'exp', { dtype: 'f32' });
+  sumProduct(x, undefined, { axis: 1 });
+  // @ts-expect-error no such function
+  mapTensor(x, 'cosh');
+  // @ts-expect-error no such axis
+  sumProduct(x, x, { axis: 2 });
+  // @ts-expect-error no such gradient
+  loraExpandBackward(dy, h, x, { needs: ['dx'] });
+  // @ts-expect-error a is needed
+  multiplyAdd({ b: x });
 }
 
 export async function rest(x: Tensor): Promise<void> {

@@ -31,7 +31,7 @@ void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr)
   const auto layout =
       contraction_major ? cuda::ShrinkFactor::kContractionMajor : cuda::ShrinkFactor::kRankMajor;
   const auto make = [&](cuda::Workspace* workspace, cuda::Plan* plan) {
-    return cuda::PlanLoraShrink(x, factor, layout, dropout, scaling, static_cast<float*>(out.data),
+    return cuda::PlanLoraShrink(x, factor, layout, dropout, scaling, static_cast<float*>(out.data), false,
                                 c.Limits(), workspace, plan);
   };
   const auto reset = [&] { emu::SetMemory(out.data, 0xff, out.bytes()); };

@@ -2,14 +2,21 @@
 /// namespace (LOWRANK_ISA) and the table (LOWRANK_ISA_NAME).
 #pragma once
 
-#include "native/cpu/kernels/lora.h"
+#include "native/cpu/kernels/elementwise.h"
+#include "native/cpu/kernels/lora_parts.h"
 #include "native/cpu/kernels/quantize.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
 extern const IsaKernels kKernels = {
-    LOWRANK_ISA_NAME, Quantize,    Dequantize,   Matmul,
-    MatmulInputGrad,  LoraForward, LoraBackward, Cast,
+    LOWRANK_ISA_NAME,   Quantize,
+    Dequantize,         Matmul,
+    MatmulInputGrad,    LoraForward,
+    LoraBackward,       LoraShrink,
+    LoraExpand,         LoraExpandBackward,
+    LoraShrinkBackward, WeightGrad,
+    MultiplyAdd,        Map,
+    SumProduct,         Cast,
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

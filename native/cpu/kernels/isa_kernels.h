@@ -26,6 +26,14 @@ struct IsaKernels {
   Outcome (*matmul_input_grad)(const MatmulInputGradOp& op, const RunContext& context);
   Outcome (*lora_forward)(const LoraForwardOp& op, const RunContext& context);
   Outcome (*lora_backward)(const LoraBackwardOp& op, const RunContext& context);
+  Outcome (*lora_shrink)(const LoraShrinkOp& op, const RunContext& context);
+  Outcome (*lora_expand)(const LoraExpandOp& op, const RunContext& context);
+  Outcome (*lora_expand_backward)(const LoraExpandBackwardOp& op, const RunContext& context);
+  Outcome (*lora_shrink_backward)(const LoraShrinkBackwardOp& op, const RunContext& context);
+  Outcome (*weight_grad)(const WeightGradOp& op, const RunContext& context);
+  Outcome (*multiply_add)(const MultiplyAddOp& op, const RunContext& context);
+  Outcome (*map)(const MapOp& op, const RunContext& context);
+  Outcome (*sum_product)(const SumProductOp& op, const RunContext& context);
   Outcome (*cast)(const CastOp& op, const RunContext& context);
 };
 

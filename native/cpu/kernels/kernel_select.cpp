@@ -37,6 +37,14 @@ LOWRANK_WRAP(MatmulOp, matmul)
 LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)
 LOWRANK_WRAP(LoraForwardOp, lora_forward)
 LOWRANK_WRAP(LoraBackwardOp, lora_backward)
+LOWRANK_WRAP(LoraShrinkOp, lora_shrink)
+LOWRANK_WRAP(LoraExpandOp, lora_expand)
+LOWRANK_WRAP(LoraExpandBackwardOp, lora_expand_backward)
+LOWRANK_WRAP(LoraShrinkBackwardOp, lora_shrink_backward)
+LOWRANK_WRAP(WeightGradOp, weight_grad)
+LOWRANK_WRAP(MultiplyAddOp, multiply_add)
+LOWRANK_WRAP(MapOp, map)
+LOWRANK_WRAP(SumProductOp, sum_product)
 LOWRANK_WRAP(CastOp, cast)
 #undef LOWRANK_WRAP
 
@@ -53,6 +61,14 @@ const KernelTable* Table(const char* name) {
                                     Run_matmul_input_grad<kIsa>,
                                     Run_lora_forward<kIsa>,
                                     Run_lora_backward<kIsa>,
+                                    Run_lora_shrink<kIsa>,
+                                    Run_lora_expand<kIsa>,
+                                    Run_lora_expand_backward<kIsa>,
+                                    Run_lora_shrink_backward<kIsa>,
+                                    Run_weight_grad<kIsa>,
+                                    Run_multiply_add<kIsa>,
+                                    Run_map<kIsa>,
+                                    Run_sum_product<kIsa>,
                                     Run_cast<kIsa>,
                                     RunRandom};
   return &table;

@@ -19,12 +19,12 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// out [rows, r] = factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
+/// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
 /// packs the chunk for the base product on the way.
 template <typename Policy, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
-                                  const PackBFn& pack_b, float* out) {
+                                  const PackBFn& pack_b, float* out, bool accumulate = false) {
   const RowPanels panels = SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
@@ -61,7 +61,9 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       for (int64_t m = block.m0; m < block.m1; ++m) {
         const float* row = c + (m - block.m0) * block.ldc();
         float* target = out + (m0 + m) * r + n0;
-        for (int64_t n = 0; n < block.n1 - n0; ++n) target[n] = factor * row[n];
+        for (int64_t n = 0; n < block.n1 - n0; ++n) {
+          target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
+        }
       }
     }
   });
@@ -101,6 +103,7 @@ struct ForwardParts {
   const TensorView& y;
   float scaling;
   const Gate* gate;
+  bool h_given = false;  // else it is filled here
 };
 
 /// c = x · wᵀ of one block, x packed in the chunk.
@@ -131,7 +134,7 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   const RowSource x = DenseRows(op.x);
   const RowSource w = WeightRows(op.w, op.x.dtype);
   const RowSource none = x;
-  const RowSource lora_a = op.h == nullptr ? none : DenseRows(*op.lora_a);
+  const RowSource lora_a = op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
   const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
   RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
   scaled_h.factor = op.scaling;
@@ -146,7 +149,9 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
     chunk.panels = chunk.dots ? DotPasses(chunk.rows) : SplitRows(chunk.rows);
     chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) break;
-    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, r, 1.0f, TransposedB<F32Policy>{lora_a},
+    const int64_t shrunk = op.h_given ? 0 : r;
+    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, shrunk, 1.0f,
+                          TransposedB<F32Policy>{lora_a},
                           r == 0 ? nullptr : static_cast<float*>(op.h->data));
     if (run.Stopped()) break;
     Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
@@ -201,17 +206,19 @@ static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
   return ForwardAs(op.compute, parts, context);
 }
 
-/// dx (+)= dy · w + gate ⊙ (dh · lora_a); also fills dh where given.
+/// dx (+)= dy · w + gate ⊙ (dh_factor · dh · lora_a); also fills dh = scaling · dy · lora_b.
 struct InputGradParts {
   const TensorView& dy;
   const WeightView* w;  // null: only dh
   const TensorView* lora_a;
-  const TensorView* lora_b;
-  const TensorView* dh;  // [M, r] f32, filled here; null without an adapter
+  const TensorView* lora_b;  // null: dh is given
+  const TensorView* dh;      // [M, r] f32; null without an adapter
   const TensorView* dx;
   bool accumulate;
   float scaling;
   const Gate* gate;
+  bool accumulate_dh = false;
+  float dh_factor = 1;
 };
 
 template <typename Policy>
@@ -220,9 +227,11 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   const int64_t r = op.dh == nullptr ? 0 : op.dh->cols;
   const RowSource dy = DenseRows(op.dy);
   const RowSource w = op.w == nullptr ? dy : WeightRows(*op.w, op.dy.dtype);
-  const RowSource lora_a = r == 0 ? dy : DenseRows(*op.lora_a);
-  const RowSource lora_b = r == 0 ? dy : DenseRows(*op.lora_b);
-  const RowSource dh = r == 0 ? dy : DenseRows(*op.dh);
+  const bool fills_dh = r != 0 && op.lora_b != nullptr;
+  const RowSource lora_a = r == 0 || op.lora_a == nullptr ? dy : DenseRows(*op.lora_a);
+  const RowSource lora_b = fills_dh ? DenseRows(*op.lora_b) : dy;
+  RowSource dh = r == 0 ? dy : DenseRows(*op.dh);
+  dh.factor = op.dh_factor;
   const bool with_dx = op.w != nullptr;
   const bool with_granules = with_dx && WholeGranules(w);
   const int64_t cols = with_dx ? op.dx->cols : 0;
@@ -237,9 +246,9 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
       if (chunk.data == nullptr) return;
     }
-    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, with_dx, r, op.scaling,
+    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, with_dx, fills_dh ? r : 0, op.scaling,
                           DirectB<F32Policy>{lora_b},
-                          r == 0 ? nullptr : static_cast<float*>(op.dh->data));
+                          fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
     if (run.Stopped()) return;
     if (!with_dx) continue;
     const Grid grid =
@@ -351,6 +360,56 @@ LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t 
   }
 }
 
+/// d_lora_a [r, K] (+)= factor · dhᵀ · (gate ⊙ x)
+LOWRANK_INLINE void FactorAGrad(Run& run, const TensorView& dh, const TensorView& x_view,
+                                const Gate* gate, float factor, const TensorView& out,
+                                bool accumulate) {
+  RowSource x = DenseRows(x_view);
+  x.gate = gate;
+  SumOverRows(run, dh, false, x, [&](const Block& block, float* c) {
+    if (factor != 1) {
+      for (int64_t i = 0; i < block.c_elems(); ++i) c[i] *= factor;
+    }
+    StoreTile(block, c, out, 0, accumulate);
+  });
+}
+
+/// What is summed over the rows of dy beside h: those outputs that are present.
+struct FactorBParts {
+  const TensorView& dy;
+  const TensorView& h;
+  const TensorView& d_lora_b;
+  const TensorView& d_bias;
+  const TensorView& d_lora_bias;
+  bool accumulate_d_lora_b;
+  bool accumulate_d_bias;
+  bool accumulate_d_lora_bias;
+  float scaling;
+};
+
+LOWRANK_INLINE void FactorBGrad(Run& run, const FactorBParts& op) {
+  const bool bias = op.d_bias.present || op.d_lora_bias.present;
+  if (op.d_lora_b.present || bias) {
+    TensorView h = op.h;
+    if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
+    const RowSource dy = DenseRows(op.dy);
+    SumOverRows(run, h, bias, dy, [&](const Block& block, float* c) {
+      if (op.d_lora_b.present) {
+        StoreTransposed(block, c, h.cols, op.scaling, op.d_lora_b, op.accumulate_d_lora_b);
+      }
+      if (block.m1 <= h.cols) return;  // no row of ones in this block
+      const float* row = c + (h.cols - block.m0) * block.ldc();
+      for (int64_t n = block.n0; n < block.n1; ++n) {
+        const float sum = row[n - block.n0];
+        if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
+        if (op.d_lora_bias.present) {
+          StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
+        }
+      }
+    });
+  }
+}
+
 static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
@@ -378,33 +437,11 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
   }
   if (run.Stopped()) return run.Result();
 
-  if (op.d_lora_a.present && r != 0) {
-    RowSource x = DenseRows(op.x);
-    x.gate = gate;
-    SumOverRows(run, dh, false, x, [&](const Block& block, float* c) {
-      StoreTile(block, c, op.d_lora_a, 0, op.accumulate_d_lora_a);
-    });
+  if (op.d_lora_a.present) {
+    FactorAGrad(run, dh, op.x, gate, 1, op.d_lora_a, op.accumulate_d_lora_a);
   }
-  const bool bias = op.d_bias.present || op.d_lora_bias.present;
-  if ((op.d_lora_b.present || bias) && !run.Stopped()) {
-    TensorView h = op.h;
-    if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
-    const RowSource dy = DenseRows(op.dy);
-    SumOverRows(run, h, bias, dy, [&](const Block& block, float* c) {
-      if (op.d_lora_b.present) {
-        StoreTransposed(block, c, r, op.scaling, op.d_lora_b, op.accumulate_d_lora_b);
-      }
-      if (block.m1 <= h.cols) return;  // no row of ones in this block
-      const float* row = c + (h.cols - block.m0) * block.ldc();
-      for (int64_t n = block.n0; n < block.n1; ++n) {
-        const float sum = row[n - block.n0];
-        if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
-        if (op.d_lora_bias.present) {
-          StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
-        }
-      }
-    });
-  }
+  FactorBGrad(run, {op.dy, op.h, op.d_lora_b, op.d_bias, op.d_lora_bias, op.accumulate_d_lora_b,
+                    op.accumulate_d_bias, op.accumulate_d_lora_bias, op.scaling});
   return run.Result();
 }
 

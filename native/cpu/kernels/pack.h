@@ -149,9 +149,13 @@ static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc
 static void PackTransposedA(const TensorView& a, int64_t i0, int mr, int64_t k0, int64_t kc,
                             Unit* out) {
   const float* data = static_cast<const float*>(a.data);
+  const bool widen = a.dtype != DType::kF32;
   for (int64_t k = 0; k < kc; ++k) {
     for (int i = 0; i < mr; ++i) {
-      out[k * mr + i] = i0 + i < a.cols ? data[(k0 + k) * a.cols + i0 + i] : 1.0f;
+      const int64_t at = (k0 + k) * a.cols + i0 + i;
+      out[k * mr + i] = i0 + i >= a.cols ? 1.0f
+                        : widen          ? ScalarWiden(a.data, a.dtype, at)
+                                         : data[at];
     }
   }
 }

@@ -1,0 +1,108 @@
+import type { NativeHandle } from '../core/binding.js';
+import type { DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  checkVector,
+  readOptions,
+} from '../core/validate.js';
+
+/** A gradient that an op can compute. */
+export interface GradientSpec {
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  /** A tensor to add to may then have any dtype; else only this one. */
+  readonly anyDType?: boolean;
+}
+
+/** What a call of a backward op says about its results. */
+export interface GradientCall<Name extends string> {
+  needs?: readonly Name[] | undefined;
+  accumulateInto?: { [name in Name]?: Tensor } | undefined;
+}
+
+/**
+ * Which gradients a call wants, fresh or added to; every tensor to add to is checked, wanted or not.
+ * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
+ */
+export class WantedGradients<Name extends string> {
+  readonly #names: readonly Name[];
+  readonly #specs: Record<Name, GradientSpec>;
+  readonly #wanted: ReadonlySet<Name>;
+  readonly #targets: { [name in Name]?: Tensor };
+  readonly #device: Tensor['device'];
+
+  /** @param defaults wanted where the call has no `needs`; what it adds to comes on top */
+  constructor(
+    op: string,
+    specs: Record<Name, GradientSpec>,
+    defaults: readonly Name[],
+    given: GradientCall<Name>,
+    near: Tensor,
+  ) {
+    const names = Object.keys(specs) as Name[];
+    const targets = readOptions(op, given.accumulateInto) as { [name in Name]?: Tensor };
+    const known = (operand: string, name: unknown): Name => {
+      if (typeof name !== 'string' || !names.includes(name as Name)) {
+        fail('ERR_VALUE', op, operand, `of ${names.join(', ')}`, String(name));
+      }
+      return name as Name;
+    };
+    if (given.needs !== undefined && !Array.isArray(given.needs)) {
+      throw wrongType(op, 'needs', 'an array of gradient names', given.needs);
+    }
+    const needs: readonly unknown[] = given.needs ?? defaults;
+    this.#wanted = new Set(needs.map((name) => known('needs', name)));
+    for (const key of Object.keys(targets)) {
+      const name = known('accumulateInto', key);
+      const target = targets[name];
+      if (target === undefined) continue;
+      const operand = `accumulateInto.${name}`;
+      const { shape, dtype, anyDType } = specs[name];
+      checkTensor(op, operand, target);
+      if (shape.length === 1) checkVector(op, operand, target, shape[0] as number);
+      else checkShape(op, operand, target, shape);
+      checkSameDevice(op, operand, target, near);
+      if (anyDType !== true && target.dtype !== dtype) {
+        fail('ERR_DTYPE', op, operand, dtype, target.dtype);
+      }
+    }
+    this.#names = names;
+    this.#specs = specs;
+    this.#targets = targets;
+    this.#device = near.device;
+  }
+
+  has(name: Name): boolean {
+    return this.#wanted.has(name);
+  }
+
+  /** For the addon: of each gradient null, the dtype of a fresh one, or the one to add to. */
+  raw(op: string): Array<NativeHandle | DType | null> {
+    return this.#names.map((name) => {
+      if (!this.#wanted.has(name)) return null;
+      const target = this.#targets[name];
+      return target === undefined
+        ? this.#specs[name].dtype
+        : Tensor.handleOf(target, op, `accumulateInto.${name}`);
+    });
+  }
+
+  /** The results of the addon as tensors. */
+  adopt(handles: ReadonlyArray<NativeHandle | null>): { [name in Name]?: Tensor } {
+    const gradients: { [name in Name]?: Tensor } = {};
+    this.#names.forEach((name, i) => {
+      if (!this.#wanted.has(name)) return;
+      const handle = handles[i];
+      const { shape, dtype } = this.#specs[name];
+      gradients[name] =
+        handle === null || handle === undefined
+          ? (this.#targets[name] as Tensor)
+          : Tensor.adopt(handle, shape, dtype, this.#device);
+    });
+    return gradients;
+  }
+}

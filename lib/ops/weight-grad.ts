@@ -1,0 +1,58 @@
+import { native } from '../core/binding.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  lastDim,
+  orDefault,
+  readOptions,
+  showShape,
+} from '../core/validate.js';
+import { withLast } from './base-weight.js';
+import { WantedGradients } from './gradients.js';
+
+/** What {@link weightGrad} takes beside its operands. */
+export interface WeightGradOptions {
+  /** Of the result; default f32. */
+  dtype?: DType;
+  /** [N, K] of any dtype: adds to this tensor in place of making a new one; it is returned. */
+  accumulateInto?: Tensor;
+}
+
+/**
+ * The gradient of a dense weight: `dW = dyᵀ · x`, of a small layer, a projection or an r × r core.
+ * Sums in f32, in an order that M alone decides.
+ * @param dy [..., N] any dtype
+ * @param x [..., K] any dtype, the same leading dimensions
+ * @returns dW [N, K]
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_ALIAS, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const dCore = weightGrad(dh2, h); // of h2 = h · coreᵀ
+ */
+export function weightGrad(dy: Tensor, x: Tensor, options?: WeightGradOptions): Tensor {
+  const op = 'weightGrad';
+  checkTensor(op, 'dy', dy);
+  if (dy.shape.length === 0) fail('ERR_SHAPE', op, 'dy', 'of shape [..., N]', showShape([]));
+  checkTensor(op, 'x', x);
+  if (x.shape.length === 0) fail('ERR_SHAPE', op, 'x', 'of shape [..., K]', showShape([]));
+  checkShape(op, 'x', x, withLast(dy, lastDim(x)));
+  checkSameDevice(op, 'x', x, dy);
+  const given = readOptions(op, options);
+  const dtype = checkDType(op, 'dtype', orDefault(given.dtype, 'f32'));
+  const { accumulateInto } = given;
+  const wanted = new WantedGradients<'dW'>(
+    op,
+    { dW: { shape: [lastDim(dy), lastDim(x)], dtype, anyDType: true } },
+    ['dW'],
+    accumulateInto === undefined ? {} : { accumulateInto: { dW: accumulateInto } },
+    dy,
+  );
+  const dyHandle = Tensor.handleOf(dy, op, 'dy');
+  const xHandle = Tensor.handleOf(x, op, 'x');
+  const wantedRaw = wanted.raw(op);
+  const { dW } = wanted.adopt(native(op, (raw) => raw.weightGrad(dyHandle, xHandle, wantedRaw)));
+  return dW as Tensor;
+}

@@ -1,0 +1,70 @@
+/// Ops over the elements of small tensors.
+#include "native/core/op_checks.h"
+
+namespace lowrank {
+namespace {
+
+/// [M, N], with 1 in place of either.
+Status CheckBroadcast(const char* op, const char* operand, const TensorView& view,
+                      const TensorView& a) {
+  if (!view.present) return Status();
+  if ((view.rows != a.rows && view.rows != 1) || (view.cols != a.cols && view.cols != 1)) {
+    return Refuse(Code::kShape, op, operand,
+                  "[" + std::to_string(a.rows) + " or 1, " + std::to_string(a.cols) + " or 1]",
+                  Shape(view.rows, view.cols));
+  }
+  return CheckMatrix(op, operand, view, view.rows, view.cols);
+}
+
+}  // namespace
+
+Status MultiplyAddOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "a", a, a.rows, a.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "b", b, a));
+  LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "c", c, a));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, a.rows, a.cols));
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {{"a", &a}, {"b", &b}, {"c", &c}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "alpha", alpha));
+  return CheckFactor(kName, "beta", beta);
+}
+std::string MultiplyAddOp::Describe() const {
+  return std::string(kName) + " a " + a.Describe() + " b " + b.Describe() + " c " + c.Describe() +
+         " alpha " + std::to_string(alpha) + " beta " + std::to_string(beta);
+}
+
+Status MapOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "a", a, a.rows, a.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, a.rows, a.cols));
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {{"a", &a}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string MapOp::Describe() const {
+  constexpr const char* kNames[] = {
+#define LOWRANK_MAP_NAME(id, name) name,
+      LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_MAP_NAME)
+#undef LOWRANK_MAP_NAME
+  };
+  return std::string(kName) + " " + kNames[static_cast<int>(function)] + " " + a.Describe();
+}
+
+Status SumProductOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "a", a, a.rows, a.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "b", b, a));
+  if (axis != 0 && axis != 1) {
+    return Refuse(Code::kValue, kName, "axis", "0 or 1", std::to_string(axis));
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "out", out, 1, axis == 0 ? a.cols : a.rows));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "out", out, DType::kF32));
+  const NamedView outputs[] = {{"out", &out}};
+  const NamedView inputs[] = {{"a", &a}, {"b", &b}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string SumProductOp::Describe() const {
+  return std::string(kName) + " axis " + std::to_string(axis) + " a " + a.Describe() + " b " +
+         b.Describe();
+}
+
+}  // namespace lowrank

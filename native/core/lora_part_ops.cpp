@@ -1,0 +1,130 @@
+/// The parts of a LoRA layer on either side of h, and the gradient of a small dense weight.
+#include "native/core/op_checks.h"
+
+namespace lowrank {
+
+Status LoraShrinkOp::Check() const {
+  const int64_t m = x.rows;
+  const int64_t k = x.cols;
+  const int64_t r = lora_a.rows;
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, k));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA", lora_a, r, k));
+  LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "loraA", lora_a.dtype, "x", x.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, m, r));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, k));
+  const NamedView outputs[] = {{"h", &h}};
+  const NamedView inputs[] = {{"x", &x}, {"loraA", &lora_a}, {"dropoutMask", &dropout.mask}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  return CheckFactor(kName, "scaling", scaling);
+}
+std::string LoraShrinkOp::Describe() const {
+  return std::string(kName) + " x " + x.Describe() + " r " + std::to_string(lora_a.rows) +
+         " scaling " + std::to_string(scaling) + " dropout " + std::to_string(dropout.p);
+}
+
+Status LoraExpandOp::Check() const {
+  const int64_t m = x.rows;
+  const int64_t r = lora_b.cols;
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "x"));
+  LOWRANK_RETURN_IF_ERROR(CheckCompute(kName, compute, w));
+  LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "x", "K", w.cols(), x.cols, Shape(m, x.cols)));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraB", lora_b, w.rows(), r));
+  LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "loraB", lora_b.dtype, "x", x.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "bias", bias, 1, w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, m, r));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, m, w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {
+      {"x", &x}, {"w", &w.dense}, {"bias", &bias}, {"h", &h}, {"loraB", &lora_b}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  return CheckFactor(kName, "scaling", scaling);
+}
+std::string LoraExpandOp::Describe() const {
+  return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " r " +
+         std::to_string(lora_b.cols) + " scaling " + std::to_string(scaling) +
+         ComputeSuffix(compute);
+}
+
+Status LoraExpandBackwardOp::Check() const {
+  const int64_t m = dy.rows;
+  const int64_t n = dy.cols;
+  const int64_t r = lora_b.cols;
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, m, n));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraB", lora_b, n, r));
+  LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "loraB", lora_b.dtype, "dy", dy.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dh", dh, m, r));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dh", dh, DType::kF32));
+  if (d_lora_b.present) {
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, m, r));
+    LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dLoraB", d_lora_b, n, r));
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
+  const NamedView outputs[] = {{"dh", &dh}, {"dLoraB", &d_lora_b}, {"dBias", &d_bias}};
+  const NamedView inputs[] = {{"dy", &dy}, {"h", &h}, {"loraB", &lora_b}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  return CheckFactor(kName, "scaling", scaling);
+}
+std::string LoraExpandBackwardOp::Describe() const {
+  std::string needs;
+  if (dh.present) needs += " dh";
+  if (d_lora_b.present) needs += " dLoraB";
+  if (d_bias.present) needs += " dBias";
+  return std::string(kName) + " dy " + dy.Describe() + " r " + std::to_string(lora_b.cols) +
+         " needs" + needs;
+}
+
+Status LoraShrinkBackwardOp::Check() const {
+  const int64_t m = dh.rows;
+  const int64_t k = lora_a.cols;
+  const int64_t r = lora_a.rows;
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dh", dh, m, r));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dh", dh, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA", lora_a, r, k));
+  if (dx.present) {
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, m, dy.cols));
+    LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, dy.dtype, "dy"));
+    LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "dy", "N", w.rows(), dy.cols, Shape(m, dy.cols)));
+    LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "loraA", "K", w.cols(), k, Shape(r, k)));
+    LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "loraA", lora_a.dtype, "dy", dy.dtype));
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, m, k));
+    LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
+  }
+  if (d_lora_a.present) {
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, k));
+    LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "loraA", lora_a.dtype, "x", x.dtype));
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dLoraA", d_lora_a, r, k));
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, k));
+  const NamedView outputs[] = {{"dx", &dx}, {"dLoraA", &d_lora_a}};
+  const NamedView inputs[] = {{"dy", &dy}, {"w", &w.dense},    {"dh", &dh},
+                              {"x", &x},   {"loraA", &lora_a}, {"dropoutMask", &dropout.mask}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  return CheckFactor(kName, "scaling", scaling);
+}
+std::string LoraShrinkBackwardOp::Describe() const {
+  std::string needs;
+  if (dx.present) needs += " dx";
+  if (d_lora_a.present) needs += " dLoraA";
+  return std::string(kName) + " dh " + dh.Describe() + " K " + std::to_string(lora_a.cols) +
+         " needs" + needs;
+}
+
+Status WeightGradOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, dy.rows, dy.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, dy.rows, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dW", dw, dy.cols, x.cols));
+  const NamedView outputs[] = {{"dW", &dw}};
+  const NamedView inputs[] = {{"dy", &dy}, {"x", &x}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string WeightGradOp::Describe() const {
+  return std::string(kName) + " dy " + dy.Describe() + " x " + x.Describe() + " -> " +
+         dw.Describe();
+}
+
+}  // namespace lowrank

@@ -1,0 +1,162 @@
+/// The functions of mapTensor, with the same bits on every device: f32 in, arithmetic in double
+/// (only + - * /, sqrt and the bits themselves), one rounding to f32. Compile with contraction off
+/// (-ffp-contract=off, nvcc --fmad=false).
+///
+/// Error   at most 0.501 units in the last place of f32, denormal results included: what is
+/// computed
+///         in double is within 2^-40 of the function, relatively. abs, relu, sign are exact.
+/// NaN     in gives NaN out; infinities and zeros go as the function does, signs of zero too, but
+///         relu of -0 is 0
+///
+///   exp      x = n ln 2 + r, |r| <= ln 2 / 2: 2^n · (1 + (e^r - 1)), e^r - 1 by its Taylor
+///            polynomial of degree 11; the first term left out is below 2^-45 of it
+///   log      x = 2^k · m, sqrt(1/2) <= m < sqrt(2): k ln 2 + 2 atanh f, f = (m - 1) / (m + 1),
+///            |f| < 0.1716, series to f^15; what is left out is below 2^-43 of it
+///   tanh     E / (E + 2), E = e^(2 |x|) - 1, which near 0 is the polynomial alone: no cancellation
+///   sigmoid  1 / (1 + e^-x)
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define LOWRANK_MAP_INLINE static __host__ __device__ __forceinline__
+#else
+// Internal, so that no unit of an instruction set gives the linker a copy for all of them.
+#define LOWRANK_MAP_INLINE static inline __attribute__((always_inline))
+#endif
+
+namespace lowrank {
+
+/// Every function: X(name in C++, name in JavaScript)
+#define LOWRANK_FOR_EACH_MAP_FUNCTION(X) \
+  X(kReciprocal, "reciprocal")           \
+  X(kSqrt, "sqrt")                       \
+  X(kRsqrt, "rsqrt")                     \
+  X(kExp, "exp")                         \
+  X(kLog, "log")                         \
+  X(kTanh, "tanh")                       \
+  X(kSigmoid, "sigmoid")                 \
+  X(kRelu, "relu")                       \
+  X(kAbs, "abs")                         \
+  X(kSign, "sign")                       \
+  X(kSquare, "square")
+
+#define LOWRANK_MAP_ENUMERATOR(id, name) id,
+enum class MapFunction : uint8_t { LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_MAP_ENUMERATOR) };
+#undef LOWRANK_MAP_ENUMERATOR
+
+LOWRANK_MAP_INLINE uint64_t BitsOfDouble(double value) {
+  uint64_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+LOWRANK_MAP_INLINE double DoubleOfBits(uint64_t bits) {
+  double value;
+  std::memcpy(&value, &bits, sizeof(value));
+  return value;
+}
+
+LOWRANK_MAP_INLINE double SqrtOf(double value) {
+#if defined(__CUDA_ARCH__)
+  return sqrt(value);
+#else
+  return __builtin_sqrt(value);
+#endif
+}
+
+/// e^x = 2^n · (1 + tail), |x| up to 700.
+struct MapExp {
+  double power;
+  double tail;
+};
+
+LOWRANK_MAP_INLINE MapExp ExpParts(double x) {
+  const double magic = 6755399441055744.0;  // 1.5 · 2^52: the low bits of the sum are the integer
+  const double shifted = x * 1.4426950408889634 + magic;
+  const double r = x - (shifted - magic) * 0.6931471805599453;
+  double p = 1.0 / 39916800.0;
+  p = p * r + 1.0 / 3628800.0;
+  p = p * r + 1.0 / 362880.0;
+  p = p * r + 1.0 / 40320.0;
+  p = p * r + 1.0 / 5040.0;
+  p = p * r + 1.0 / 720.0;
+  p = p * r + 1.0 / 120.0;
+  p = p * r + 1.0 / 24.0;
+  p = p * r + 1.0 / 6.0;
+  p = p * r + 1.0 / 2.0;
+  return {DoubleOfBits((BitsOfDouble(shifted) + 1023) << 52), r + r * r * p};
+}
+
+/// Beyond 110 on either side f32 has overflowed, or has nothing left.
+LOWRANK_MAP_INLINE double ExpOf(double x) {
+  const double low = x < -110.0 ? -110.0 : x;
+  const MapExp parts = ExpParts(low > 110.0 ? 110.0 : low);
+  return parts.power + parts.power * parts.tail;
+}
+
+LOWRANK_MAP_INLINE double LogOf(double x) {
+  const double magic = 6755399441055744.0;
+  const uint64_t bits = BitsOfDouble(x);
+  // Counted from sqrt(1/2), so that the exponent steps at sqrt(2) and not at 2.
+  const int64_t k = static_cast<int64_t>(bits - 0x3fe6a09e667f3bcdull) >> 52;
+  const double m = DoubleOfBits(bits - (static_cast<uint64_t>(k) << 52));
+  const double exponent = DoubleOfBits(BitsOfDouble(magic) + static_cast<uint64_t>(k)) - magic;
+  const double f = (m - 1.0) / (m + 1.0);
+  const double z = f * f;
+  double tail = 1.0 / 15.0;
+  tail = tail * z + 1.0 / 13.0;
+  tail = tail * z + 1.0 / 11.0;
+  tail = tail * z + 1.0 / 9.0;
+  tail = tail * z + 1.0 / 7.0;
+  tail = tail * z + 1.0 / 5.0;
+  tail = tail * z + 1.0 / 3.0;
+  const double value = exponent * 0.6931471805599453 + (2.0 * f + 2.0 * f * (z * tail));
+  const double infinity = DoubleOfBits(0x7ff0000000000000ull);
+  const double finite = x == infinity ? infinity : value;
+  const double positive = x == 0.0 ? -infinity : finite;
+  return x < 0.0 || x != x ? DoubleOfBits(0x7ff8000000000000ull) : positive;
+}
+
+LOWRANK_MAP_INLINE double TanhOf(double x) {
+  const uint64_t sign = BitsOfDouble(x) & 0x8000000000000000ull;
+  const double size = DoubleOfBits(BitsOfDouble(x) ^ sign);
+  // From 20 on it is 1 in f32.
+  const MapExp parts = ExpParts(size > 20.0 ? 40.0 : 2.0 * size);
+  const double e = parts.power * parts.tail + (parts.power - 1.0);
+  return DoubleOfBits(BitsOfDouble(e / (e + 2.0)) | sign);
+}
+
+/// f(x), in double.
+template <MapFunction kFunction>
+LOWRANK_MAP_INLINE double MapValue(float value) {
+  const double x = static_cast<double>(value);
+  switch (kFunction) {
+    case MapFunction::kReciprocal:
+      return 1.0 / x;
+    case MapFunction::kSqrt:
+      return SqrtOf(x);
+    case MapFunction::kRsqrt:
+      return 1.0 / SqrtOf(x);
+    case MapFunction::kExp:
+      return ExpOf(x);
+    case MapFunction::kLog:
+      return LogOf(x);
+    case MapFunction::kTanh:
+      return TanhOf(x);
+    case MapFunction::kSigmoid:
+      return 1.0 / (1.0 + ExpOf(-x));
+    case MapFunction::kRelu:
+      return x <= 0.0 ? 0.0 : x;
+    case MapFunction::kAbs:
+      return DoubleOfBits(BitsOfDouble(x) & 0x7fffffffffffffffull);
+    case MapFunction::kSign:
+      return x > 0.0 ? 1.0 : x < 0.0 ? -1.0 : x;
+    case MapFunction::kSquare:
+      return x * x;
+  }
+  return x;
+}
+
+}  // namespace lowrank

@@ -1,0 +1,200 @@
+/// multiplyAdd, mapTensor, sumProduct: small tensors between the products of a layer.
+///
+///   y[m, n] = alpha · a · b + beta · c      y = f(a)      out[n] = Σₘ a · b, out[m] = Σₙ a · b
+///
+/// Operands   any dtype each; b and c [M | 1, N | 1]
+/// Numerics   multiplyAdd in f32 and in that order, mapTensor as native/core/map_function.h, one
+///            rounding at the store; sumProduct in double, where a product of f32 is exact, in an
+///            order that depends on M and N alone. None depends on the instruction set.
+/// Tasks      pieces of rows and columns whose bounds depend on M and N alone
+#pragma once
+
+#include "native/core/map_function.h"
+#include "native/cpu/kernels/gemm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Elements of one step: three buffers of them stay in L1.
+constexpr int64_t kStripElems = 1024;
+constexpr int64_t kPieceElems = 16384;
+
+/// An operand whose dimensions of 1 go with every row or column.
+struct Spread {
+  const TensorView& view;
+  int64_t row_elems;  // from one row to the next; 0 where every row has the same
+  bool one_col;
+
+  Spread(const TensorView& v, int64_t cols)
+      : view(v), row_elems(v.rows == 1 ? 0 : v.cols), one_col(v.cols == 1 && cols != 1) {}
+
+  void Read(int64_t m, int64_t n, int64_t count, float* out) const {
+    if (!one_col) {
+      WidenRun(view.data, view.dtype, m * row_elems + n, count, out);
+      return;
+    }
+    const float value = ScalarWiden(view.data, view.dtype, m * row_elems);
+    for (int64_t i = 0; i < count; ++i) out[i] = value;
+  }
+};
+
+/// Are rows of `view` without end to end those of an [M, N] matrix, or is it one value for all?
+LOWRANK_INLINE bool IsFlat(const TensorView& view, const TensorView& a) {
+  return !view.present || (view.rows == a.rows && view.cols == a.cols) ||
+         (view.rows == 1 && view.cols == 1);
+}
+
+LOWRANK_INLINE TensorView Flattened(TensorView view) {
+  view.cols *= view.rows;
+  view.rows = view.present ? 1 : 0;
+  return view;
+}
+
+/// strip(m, n, count) over [rows, cols], count <= kStripElems.
+template <typename Strip>
+LOWRANK_INLINE void ForEachStrip(Run& run, int64_t rows, int64_t cols, const Strip& strip) {
+  if (rows == 0 || cols == 0) return;
+  const int64_t rows_per_task = Max(kPieceElems / cols, 1);
+  const int64_t pieces = CeilDiv(cols, kPieceElems);
+  run.ForEach(CeilDiv(rows, rows_per_task) * pieces, rows * cols, [&](int64_t task) {
+    if (run.Stopped()) return;
+    const int64_t m0 = task / pieces * rows_per_task;
+    const int64_t n0 = task % pieces * kPieceElems;
+    const int64_t n1 = Min(n0 + kPieceElems, cols);
+    for (int64_t m = m0; m < Min(m0 + rows_per_task, rows); ++m) {
+      for (int64_t n = n0; n < n1; n += kStripElems) strip(m, n, Min(kStripElems, n1 - n));
+    }
+  });
+}
+
+static Outcome MultiplyAdd(const MultiplyAddOp& op, const RunContext& context) {
+  Run run(context);
+  MultiplyAddOp flat = op;
+  if (IsFlat(op.b, op.a) && IsFlat(op.c, op.a)) {
+    for (TensorView* view : {&flat.a, &flat.b, &flat.c, &flat.y}) *view = Flattened(*view);
+  }
+  const int64_t cols = flat.a.cols;
+  const Spread b(flat.b, cols);
+  const Spread c(flat.c, cols);
+  const float alpha = op.alpha;
+  const float beta = op.beta;
+  ForEachStrip(run, flat.a.rows, cols, [&](int64_t m, int64_t n, int64_t count) {
+    alignas(64) float value[kStripElems];
+    alignas(64) float other[kStripElems];
+    WidenRun(flat.a.data, flat.a.dtype, m * cols + n, count, value);
+    if (flat.b.present) {
+      b.Read(m, n, count, other);
+      for (int64_t i = 0; i < count; ++i) value[i] *= other[i];
+    }
+    for (int64_t i = 0; i < count; ++i) value[i] *= alpha;
+    if (flat.c.present) {
+      c.Read(m, n, count, other);
+      for (int64_t i = 0; i < count; ++i) value[i] += beta * other[i];
+    }
+    NarrowRun(flat.y.data, flat.y.dtype, m * cols + n, count, value);
+  });
+  return run.Result();
+}
+
+template <MapFunction kFunction>
+LOWRANK_INLINE void MapRun(int64_t count, float* values) {
+  for (int64_t i = 0; i < count; ++i) {
+    values[i] = static_cast<float>(MapValue<kFunction>(values[i]));
+  }
+}
+
+static Outcome Map(const MapOp& op, const RunContext& context) {
+  Run run(context);
+  ForEachStrip(run, 1, op.a.elems(), [&](int64_t, int64_t begin, int64_t count) {
+    alignas(64) float values[kStripElems];
+    WidenRun(op.a.data, op.a.dtype, begin, count, values);
+    switch (op.function) {
+#define LOWRANK_MAP_CASE(id, name)          \
+  case MapFunction::id:                     \
+    MapRun<MapFunction::id>(count, values); \
+    break;
+      LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_MAP_CASE)
+#undef LOWRANK_MAP_CASE
+    }
+    NarrowRun(op.y.data, op.y.dtype, begin, count, values);
+  });
+  return run.Result();
+}
+
+// Sums side by side, whatever the instruction set.
+constexpr int64_t kSumLanes = 16;
+// Columns a task of sums over rows.
+constexpr int64_t kSumCols = 128;
+
+/// out[m] = Σₙ: place n adds to lane n mod kSumLanes, then the lanes in ascending order.
+LOWRANK_INLINE void SumColumns(Run& run, const SumProductOp& op, const Spread& b) {
+  const int64_t cols = op.a.cols;
+  const int64_t rows_per_task = Max(kPieceElems / Max(cols, 1), 1);
+  float* out = static_cast<float*>(op.out.data);
+  run.ForEach(CeilDiv(op.a.rows, rows_per_task), op.a.elems(), [&](int64_t task) {
+    if (run.Stopped()) return;
+    alignas(64) float value[kStripElems];
+    alignas(64) float other[kStripElems];
+    for (int64_t m = task * rows_per_task; m < Min((task + 1) * rows_per_task, op.a.rows); ++m) {
+      double lanes[kSumLanes] = {};
+      for (int64_t n = 0; n < cols; n += kStripElems) {
+        const int64_t count = Min(kStripElems, cols - n);
+        // Whole lanes: what is past the end adds zeros.
+        const int64_t padded = CeilDiv(count, kSumLanes) * kSumLanes;
+        WidenRun(op.a.data, op.a.dtype, m * cols + n, count, value);
+        if (op.b.present) {
+          b.Read(m, n, count, other);
+        } else {
+          for (int64_t i = 0; i < count; ++i) other[i] = 1.0f;
+        }
+        for (int64_t i = count; i < padded; ++i) value[i] = other[i] = 0.0f;
+        for (int64_t i = 0; i < padded; i += kSumLanes) {
+          for (int64_t l = 0; l < kSumLanes; ++l) {
+            lanes[l] += static_cast<double>(value[i + l]) * static_cast<double>(other[i + l]);
+          }
+        }
+      }
+      double sum = 0;
+      for (int64_t l = 0; l < kSumLanes; ++l) sum += lanes[l];
+      out[m] = static_cast<float>(sum);
+    }
+  });
+}
+
+/// out[n] = Σₘ in ascending order of m.
+LOWRANK_INLINE void SumRows(Run& run, const SumProductOp& op, const Spread& b) {
+  const int64_t cols = op.a.cols;
+  float* out = static_cast<float*>(op.out.data);
+  run.ForEach(CeilDiv(cols, kSumCols), Max(op.a.elems(), cols), [&](int64_t task) {
+    const int64_t n = task * kSumCols;
+    const int64_t count = Min(kSumCols, cols - n);
+    alignas(64) float value[kSumCols];
+    alignas(64) float other[kSumCols];
+    double sums[kSumCols] = {};
+    for (int64_t m = 0; m < op.a.rows; ++m) {
+      if (m % 256 == 0 && run.Stopped()) return;
+      WidenRun(op.a.data, op.a.dtype, m * cols + n, count, value);
+      if (op.b.present) {
+        b.Read(m, n, count, other);
+        for (int64_t i = 0; i < count; ++i) {
+          sums[i] += static_cast<double>(value[i]) * static_cast<double>(other[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < count; ++i) sums[i] += static_cast<double>(value[i]);
+      }
+    }
+    for (int64_t i = 0; i < count; ++i) out[n + i] = static_cast<float>(sums[i]);
+  });
+}
+
+static Outcome SumProduct(const SumProductOp& op, const RunContext& context) {
+  Run run(context);
+  const Spread b(op.b, op.a.cols);
+  if (op.axis == 0) {
+    SumRows(run, op, b);
+  } else {
+    SumColumns(run, op, b);
+  }
+  return run.Result();
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,81 @@
+/// The device "reference": the ops over small tensors.
+#include <cmath>
+
+#include "native/cpu/reference_ops.h"
+
+namespace lowrank::cpu::reference {
+namespace {
+
+/// view[m, n], a dimension of 1 going with every row or column; `none` where it is not present.
+double Spread(const TensorView& view, int64_t m, int64_t n, double none) {
+  if (!view.present) return none;
+  const int64_t row = view.rows == 1 ? 0 : m;
+  const int64_t col = view.cols == 1 ? 0 : n;
+  return LoadElement(view.data, view.dtype, row * view.cols + col);
+}
+
+double Apply(MapFunction function, double x) {
+  switch (function) {
+    case MapFunction::kReciprocal:
+      return 1 / x;
+    case MapFunction::kSqrt:
+      return std::sqrt(x);
+    case MapFunction::kRsqrt:
+      return 1 / std::sqrt(x);
+    case MapFunction::kExp:
+      return std::exp(x);
+    case MapFunction::kLog:
+      return std::log(x);
+    case MapFunction::kTanh:
+      return std::tanh(x);
+    case MapFunction::kSigmoid:
+      return 1 / (1 + std::exp(-x));
+    case MapFunction::kRelu:
+      return x <= 0 ? 0 : x;
+    case MapFunction::kAbs:
+      return std::fabs(x);
+    case MapFunction::kSign:
+      return x > 0 ? 1 : x < 0 ? -1 : x;
+    case MapFunction::kSquare:
+      return x * x;
+  }
+  return x;
+}
+
+}  // namespace
+
+Status MultiplyAdd(const MultiplyAddOp& op, const RunContext& context) {
+  const int64_t n_count = op.a.cols;
+  ForEach(context, op.y.elems(), [&](int64_t i) {
+    const int64_t m = i / n_count;
+    const int64_t n = i % n_count;
+    const double a = LoadElement(op.a.data, op.a.dtype, i);
+    double value = op.alpha * (a * Spread(op.b, m, n, 1));
+    if (op.c.present) value += op.beta * Spread(op.c, m, n, 0);
+    Store(op.y, i, value, false);
+  });
+  return Status();
+}
+
+Status Map(const MapOp& op, const RunContext& context) {
+  ForEach(context, op.y.elems(), [&](int64_t i) {
+    Store(op.y, i, Apply(op.function, LoadElement(op.a.data, op.a.dtype, i)), false);
+  });
+  return Status();
+}
+
+Status SumProduct(const SumProductOp& op, const RunContext& context) {
+  const int64_t n_count = op.a.cols;
+  std::vector<double> sums(static_cast<size_t>(op.out.elems()), 0);
+  ForEach(context, op.a.elems(), [&](int64_t i) {
+    const int64_t m = i / n_count;
+    const int64_t n = i % n_count;
+    const double a = LoadElement(op.a.data, op.a.dtype, i);
+    sums[static_cast<size_t>(op.axis == 0 ? n : m)] += a * Spread(op.b, m, n, 1);
+  });
+  ForEach(context, op.out.elems(),
+          [&](int64_t i) { Store(op.out, i, sums[static_cast<size_t>(i)], false); });
+  return Status();
+}
+
+}  // namespace lowrank::cpu::reference

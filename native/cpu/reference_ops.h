@@ -1,0 +1,22 @@
+/// The formulas that stand in files of their own, for the table in reference.cpp.
+#pragma once
+
+#include "native/cpu/reference_math.h"
+
+namespace lowrank::cpu::reference {
+
+// reference_lora.cpp
+Status LoraForward(const LoraForwardOp& op, const RunContext& context);
+Status LoraBackward(const LoraBackwardOp& op, const RunContext& context);
+Status LoraShrink(const LoraShrinkOp& op, const RunContext& context);
+Status LoraExpand(const LoraExpandOp& op, const RunContext& context);
+Status LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context);
+Status LoraShrinkBackward(const LoraShrinkBackwardOp& op, const RunContext& context);
+Status WeightGrad(const WeightGradOp& op, const RunContext& context);
+
+// reference_elementwise.cpp
+Status MultiplyAdd(const MultiplyAddOp& op, const RunContext& context);
+Status Map(const MapOp& op, const RunContext& context);
+Status SumProduct(const SumProductOp& op, const RunContext& context);
+
+}  // namespace lowrank::cpu::reference
