@@ -35,7 +35,19 @@ export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseWeight } from './ops/base-weight.js';
+export {
+  type CheckGradientsOptions,
+  checkGradients,
+  type GradientReport,
+} from './ops/check-gradients.js';
 export type { ComputePrecision } from './ops/compute.js';
+export {
+  type CoreGradients,
+  type CoreParts,
+  CoreSaved,
+  coreScale,
+  coreScaleBackward,
+} from './ops/core-scale.js';
 export {
   MAP_KINDS,
   type MapKind,

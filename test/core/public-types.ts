@@ -5,6 +5,8 @@
 import {
   type BaseWeight,
   type ComputePrecision,
+  coreScale,
+  coreScaleBackward,
   type Device,
   type DType,
   dequantize,
@@ -163,6 +165,9 @@ export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
   >(true);
   mapTensor(multiplyAdd({ a: x, b: h, alpha: 2 }), 'exp', { dtype: 'f32' });
   sumProduct(x, undefined, { axis: 1 });
+  const { h2, saved } = coreScale(h, { core: x });
+  same<ReturnType<typeof coreScaleBackward>['dh'], Tensor>(true);
+  coreScaleBackward(h2, saved, { keep: true });
   // @ts-expect-error no such function
   mapTensor(x, 'cosh');
   // @ts-expect-error no such axis
