@@ -1,6 +1,6 @@
 /** What the kernel cases have in common. */
 import { createHash } from 'node:crypto';
-import type { Device, DType, Tensor } from '../../lib/index.js';
+import { type Device, type DType, type Tensor, Tensor as Tensors } from '../../lib/index.js';
 import { tensorOf } from '../conformance/operands.js';
 import { type Matrix, matrix } from '../oracle.js';
 
@@ -33,4 +33,19 @@ export function withInfinities(
   for (let row = 0; row < rows; row++)
     spoilt[row * cols + column] = row % 2 === 0 ? Infinity : -Infinity;
   return tensorOf(matrix(rows, cols, spoilt), at);
+}
+
+/** The same tensor in memory of the caller's, one element past a boundary of 16 bytes. */
+export async function misplaced(tensor: Tensor): Promise<Tensor> {
+  const { shape, dtype, device } = tensor;
+  if (dtype === 'f32') {
+    const values = await tensor.read();
+    const room = new Float32Array(new SharedArrayBuffer(4 * (values.length + 1)), 4);
+    room.set(values);
+    return Tensors.wrap(room, shape, { dtype, device });
+  }
+  const bits = await tensor.readBits();
+  const room = new Uint16Array(new SharedArrayBuffer(2 * (bits.length + 1)), 2);
+  room.set(bits);
+  return Tensors.wrap(room, shape, { dtype, device });
 }

@@ -30,6 +30,7 @@ import { matrix } from '../oracle.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { large, shrinking } from './large-cases.js';
+import { elementwise, halves } from './small-cases.js';
 
 function streaming(): KernelCase[] {
   const cases: KernelCase[] = [];
@@ -177,6 +178,8 @@ export function kernelCases(): KernelCase[] {
     ...streaming(),
     ...products(),
     ...adapters(),
+    ...elementwise(),
+    ...halves(),
     ...unaligned(),
     ...special(),
     ...large(),

@@ -10,10 +10,13 @@ import {
   LoraAdapter,
   loraBackward,
   loraForward,
+  mapTensor,
   matmul,
   matmulInputGrad,
+  multiplyAdd,
   type QuantFormat,
   quantize,
+  sumProduct,
   Tensor,
 } from '../../lib/index.js';
 
@@ -83,6 +86,19 @@ function streaming(device: Device) {
       for (const to of DTYPES) dequantize(w, { dtype: to });
       quantize(values, { format, doubleQuant: false });
     }
+  }
+}
+
+/** Whole runs of every type, and rows long enough for all warps of a block. */
+function elementwise(device: Device) {
+  for (const dtype of DTYPES) {
+    const a = random(device, 1, [256, 4096], dtype);
+    const row = random(device, 2, [4096], dtype);
+    multiplyAdd({ a, b: row, c: a });
+    mapTensor(random(device, 3, [64, 64], dtype), 'tanh');
+    sumProduct(a, a, { axis: 0 });
+    sumProduct(a, a, { axis: 1 });
+    sumProduct(random(device, 4, [8, 8192], dtype), undefined, { axis: 1 });
   }
 }
 
@@ -164,6 +180,7 @@ function wgmma(device: Device) {
 
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
+  { sm: 80, run: elementwise },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

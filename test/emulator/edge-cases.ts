@@ -26,22 +26,7 @@ import {
   weightOperand,
 } from '../conformance/operands.js';
 import { matrix } from '../oracle.js';
-import { hashOf, type KernelCase, withInfinities } from './case-parts.js';
-
-/** The same tensor in memory of the caller's, one element past a boundary of 16 bytes. */
-async function misplaced(tensor: Tensor): Promise<Tensor> {
-  const { shape, dtype, device } = tensor;
-  if (dtype === 'f32') {
-    const values = await tensor.read();
-    const room = new Float32Array(new SharedArrayBuffer(4 * (values.length + 1)), 4);
-    room.set(values);
-    return Tensors.wrap(room, shape, { dtype, device });
-  }
-  const bits = await tensor.readBits();
-  const room = new Uint16Array(new SharedArrayBuffer(2 * (bits.length + 1)), 2);
-  room.set(bits);
-  return Tensors.wrap(room, shape, { dtype, device });
-}
+import { hashOf, type KernelCase, misplaced, withInfinities } from './case-parts.js';
 
 /** Operands that cannot be read by whole words, nor as whole rows of them. */
 export function unaligned(): KernelCase[] {

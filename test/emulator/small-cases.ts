@@ -1,0 +1,118 @@
+/** The ops over small tensors, and the halves of a LoRA layer where they differ from the whole. */
+import {
+  loraExpand,
+  loraExpandBackward,
+  loraShrink,
+  loraShrinkBackward,
+  MAP_KINDS,
+  mapTensor,
+  multiplyAdd,
+  sumProduct,
+  type Tensor,
+  weightGrad,
+} from '../../lib/index.js';
+import { DTYPES, operand } from '../conformance/operands.js';
+import { hashOf, type KernelCase, misplaced, withInfinities } from './case-parts.js';
+
+/** [M, N]: one row, whole runs, ragged rows, rows over several blocks, and long ones. */
+const SHAPES = [
+  [1, 172],
+  [33, 40],
+  [5, 131],
+  [300, 24],
+  [2, 8200],
+] as const;
+
+export function elementwise(): KernelCase[] {
+  return DTYPES.flatMap((dtype, i) => {
+    const other = DTYPES[(i + 1) % DTYPES.length] as (typeof DTYPES)[number];
+    const cases: KernelCase[] = [];
+    for (const [M, N] of SHAPES) {
+      for (const placed of [false, true]) {
+        // Long rows are slow under the emulator, and their ends are like those of others.
+        if (placed && N > 1000) continue;
+        const prefix = `elementwise ${placed ? 'unaligned ' : ''}`;
+        const name = `${dtype} [${M}, ${N}]`;
+        const at = async (tensor: Tensor): Promise<Tensor> => (placed ? misplaced(tensor) : tensor);
+        cases.push({
+          name: `${prefix}multiplyAdd ${name}`,
+          async run(device) {
+            const make = async (rows: number, cols: number, seed: number, type = dtype) =>
+              at(operand(rows, cols, { seed, dtype: type, device }).tensor);
+            const a = await make(M, N, 61);
+            const row = await make(1, N, 62, other);
+            const column = await make(M, 1, 63);
+            const same = await make(M, N, 64);
+            const wide = await make(M, N, 65, other);
+            const one = await make(1, 1, 66);
+            return hashOf([
+              multiplyAdd({ a, b: row, c: column, alpha: 0.5, beta: 2 }),
+              multiplyAdd({ a, b: same, c: one }),
+              multiplyAdd({ a, c: wide, dtype: 'f32' }),
+              multiplyAdd({ a, b: row, dtype: other }),
+            ]);
+          },
+        });
+        cases.push({
+          name: `${prefix}sumProduct ${name}`,
+          async run(device) {
+            const make = async (rows: number, cols: number, seed: number, type = dtype) =>
+              at(operand(rows, cols, { seed, dtype: type, device }).tensor);
+            const a = await make(M, N, 71);
+            const same = await make(M, N, 72);
+            const row = await make(1, N, 73, other);
+            const column = await make(M, 1, 74);
+            // Nothing of it goes past the ends of the rows, where zeros stand for a.
+            const infinite = withInfinities(operand(M, 1, { seed: 75, device }), {
+              dtype: 'f32',
+              device,
+            });
+            const axes = [0, 1] as const;
+            return hashOf(
+              axes.flatMap((axis) =>
+                [undefined, same, row, column, infinite].map((b) => sumProduct(a, b, { axis })),
+              ),
+            );
+          },
+        });
+      }
+    }
+    for (const placed of [false, true]) {
+      cases.push({
+        name: `elementwise ${placed ? 'unaligned ' : ''}mapTensor ${dtype}`,
+        async run(device) {
+          const { tensor } = operand(9, 131, { seed: 81, dtype, device });
+          const a = placed ? await misplaced(tensor) : tensor;
+          return hashOf(
+            MAP_KINDS.flatMap((kind) => [mapTensor(a, kind), mapTensor(a, kind, { dtype: other })]),
+          );
+        },
+      });
+    }
+    return cases;
+  });
+}
+
+/** h and dh given, dh added to, and a dense gradient of more columns than any rank. */
+export function halves(): KernelCase[] {
+  return DTYPES.map((dtype) => ({
+    name: `halves ${dtype} [33, 72, 96] r 8`,
+    async run(device) {
+      const [M, N, K, r] = [33, 72, 96, 8];
+      const make = (rows: number, cols: number, seed: number, type = dtype) =>
+        operand(rows, cols, { seed, dtype: type, device }).tensor;
+      const [x, dy, w] = [make(M, K, 91), make(M, N, 92), make(N, K, 93)];
+      const [loraA, loraB] = [make(r, K, 94, 'f32'), make(N, r, 95)];
+      const drop = { dropout: 0.3, seed: 5 };
+      const h = loraShrink(x, loraA, { ...drop, scaling: 2 });
+      const y = loraExpand(x, w, h, loraB, { scaling: 0.5 });
+      const into = make(M, r, 96, 'f32');
+      const over = loraExpandBackward(dy, h, loraB, { accumulateInto: { dh: into } });
+      const alone = make(M, r, 97, 'f32');
+      loraExpandBackward(dy, undefined, loraB, { needs: ['dh'], accumulateInto: { dh: alone } });
+      const under = loraShrinkBackward(dy, w, into, loraA, { x, ...drop, scaling: 0.5 });
+      const grads = [...Object.values(over), ...Object.values(under)];
+      return hashOf([h, y, alone, ...grads, weightGrad(dy, x), weightGrad(x, dy, { dtype })]);
+    },
+  }));
+}
