@@ -16,7 +16,7 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 // Elements of one step: three buffers of them stay in L1.
 constexpr int64_t kStripElems = 1024;
-constexpr int64_t kPieceElems = 16384;
+constexpr int64_t kTaskSpanElems = 16384;
 
 /// An operand whose dimensions of 1 go with every row or column.
 struct Spread {
@@ -53,13 +53,13 @@ LOWRANK_INLINE TensorView Flattened(TensorView view) {
 template <typename Strip>
 LOWRANK_INLINE void ForEachStrip(Run& run, int64_t rows, int64_t cols, const Strip& strip) {
   if (rows == 0 || cols == 0) return;
-  const int64_t rows_per_task = Max(kPieceElems / cols, 1);
-  const int64_t pieces = CeilDiv(cols, kPieceElems);
+  const int64_t rows_per_task = Max(kTaskSpanElems / cols, 1);
+  const int64_t pieces = CeilDiv(cols, kTaskSpanElems);
   run.ForEach(CeilDiv(rows, rows_per_task) * pieces, rows * cols, [&](int64_t task) {
     if (run.Stopped()) return;
     const int64_t m0 = task / pieces * rows_per_task;
-    const int64_t n0 = task % pieces * kPieceElems;
-    const int64_t n1 = Min(n0 + kPieceElems, cols);
+    const int64_t n0 = task % pieces * kTaskSpanElems;
+    const int64_t n1 = Min(n0 + kTaskSpanElems, cols);
     for (int64_t m = m0; m < Min(m0 + rows_per_task, rows); ++m) {
       for (int64_t n = n0; n < n1; n += kStripElems) strip(m, n, Min(kStripElems, n1 - n));
     }
@@ -128,7 +128,7 @@ constexpr int64_t kSumCols = 128;
 /// out[m] = Σₙ: place n adds to lane n mod kSumLanes, then the lanes in ascending order.
 LOWRANK_INLINE void SumColumns(Run& run, const SumProductOp& op, const Spread& b) {
   const int64_t cols = op.a.cols;
-  const int64_t rows_per_task = Max(kPieceElems / Max(cols, 1), 1);
+  const int64_t rows_per_task = Max(kTaskSpanElems / Max(cols, 1), 1);
   float* out = static_cast<float*>(op.out.data);
   run.ForEach(CeilDiv(op.a.rows, rows_per_task), op.a.elems(), [&](int64_t task) {
     if (run.Stopped()) return;
