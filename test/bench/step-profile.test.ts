@@ -1,0 +1,50 @@
+/** The profile of a training step: bench/step-profile.mjs on a short run. */
+
+import { spawnSync } from 'node:child_process';
+import { fileURLToPath } from 'node:url';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { requireBuilt } from '../finetune/command.js';
+
+const program = fileURLToPath(new URL('../../bench/step-profile.mjs', import.meta.url));
+
+function profile(...args: string[]) {
+  return spawnSync(process.execPath, [program, ...args], { encoding: 'utf8' });
+}
+
+beforeAll(() => {
+  requireBuilt();
+});
+
+describe('the profile of a step', () => {
+  it('shares out the time of the training loop, kernels among it', { timeout: 180_000 }, () => {
+    const run = profile(
+      '--steps',
+      '6',
+      '--seq-len',
+      '16',
+      '--batch',
+      '1',
+      '--sample-tokens',
+      '0',
+      '--json',
+    );
+    expect(run.status, run.stderr).toBe(0);
+    const result = JSON.parse(run.stdout) as {
+      steps: number;
+      msPerStep: number;
+      rows: { part: string; msPerStep: number; share: number }[];
+    };
+    expect(result.steps).toBe(6);
+    expect(result.msPerStep).toBeGreaterThan(0);
+    expect(result.rows.reduce((sum, row) => sum + row.share, 0)).toBeCloseTo(1, 6);
+    const parts = result.rows.map((row) => row.part);
+    expect(parts).toContain('the addon: kernels, and copies in and out');
+    expect(parts.some((part) => part.startsWith('lib/train/'))).toBe(true);
+  });
+
+  it('refuses a number of steps that leaves nothing to measure', () => {
+    const run = profile('--steps', '2');
+    expect(run.status).toBe(2);
+    expect(run.stderr).toContain('from 3 on, got 2');
+  });
+});
