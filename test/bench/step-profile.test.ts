@@ -1,9 +1,12 @@
 /** The profile of a training step: bench/step-profile.mjs on a short run. */
 
 import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { requireBuilt } from '../finetune/command.js';
+import { temporaryFolder } from '../finetune/setup.js';
 
 const program = fileURLToPath(new URL('../../bench/step-profile.mjs', import.meta.url));
 
@@ -17,17 +20,14 @@ beforeAll(() => {
 
 describe('the profile of a step', () => {
   it('shares out the time of the training loop, kernels among it', { timeout: 180_000 }, () => {
-    const run = profile(
-      '--steps',
-      '6',
-      '--seq-len',
-      '16',
-      '--batch',
-      '1',
-      '--sample-tokens',
-      '0',
-      '--json',
+    // Little to evaluate before and after the steps.
+    const data = path.join(temporaryFolder(), 'text.txt');
+    fs.writeFileSync(
+      data,
+      Array.from({ length: 60 }, (_, i) => `Note ${i}: it rained again.`).join('\n\n'),
     );
+    const short = ['--steps', '6', '--seq-len', '16', '--batch', '1', '--sample-tokens', '0'];
+    const run = profile(...short, '--data', data, '--json');
     expect(run.status, run.stderr).toBe(0);
     const result = JSON.parse(run.stdout) as {
       steps: number;
