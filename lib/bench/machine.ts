@@ -97,19 +97,24 @@ function busyTicks(): { busy: number; all: number } | undefined {
   return { busy, all: busy + idle + wait };
 }
 
-/**
- * How long the threads of a process have been ready to run without a core, in all; `undefined` where
- * the kernel does not say.
- */
-export function runDelay_ms(pid: number | undefined): number | undefined {
+/** What the scheduler did with a thread, in all. */
+export interface ThreadTime {
+  /** On a core. */
+  readonly ran_ms: number;
+  /** Ready to run without one. */
+  readonly waited_ms: number;
+}
+
+/** Times of the threads of a process, by their number; `undefined` where the kernel does not say. */
+export function threadTimes(pid: number | undefined): Map<string, ThreadTime> | undefined {
   if (pid === undefined) return undefined;
   try {
-    let sum = 0;
+    const times = new Map<string, ThreadTime>();
     for (const thread of readdirSync(`/proc/${pid}/task`)) {
-      const text = read(`/proc/${pid}/task/${thread}/schedstat`);
-      sum += Number(text?.split(' ')[1] ?? 0);
+      const [ran, waited] = (read(`/proc/${pid}/task/${thread}/schedstat`) ?? '').split(' ');
+      times.set(thread, { ran_ms: Number(ran) / 1e6, waited_ms: Number(waited ?? 0) / 1e6 });
     }
-    return sum / 1e6;
+    return times;
   } catch {
     return undefined;
   }

@@ -12,7 +12,7 @@ import type { ComputeType, Peer, Program } from './peer.js';
 import type { CaseResult, Row } from './result.js';
 import { intensity, type Roofline, roofOf } from './roofline.js';
 import { median, medianInterval, summarize } from './statistics.js';
-import { type Ready, type Sample, SubjectProcess } from './subject-process.js';
+import { type Ready, type Sample, SubjectProcess, type ThreadTimesOf } from './subject-process.js';
 
 /** How much is measured. */
 export interface Plan {
@@ -26,8 +26,8 @@ export interface Plan {
   readonly sample_ms: number;
   /** Whether the ceilings are measured. */
   readonly roofline: boolean;
-  /** In tests: how long a process has waited for a core, in place of what the kernel says. */
-  readonly delayOf?: (pid: number | undefined) => number | undefined;
+  /** In tests: what the threads of a process did, in place of what the kernel says. */
+  readonly timesOf?: ThreadTimesOf;
 }
 
 /** A peer that is there. */
@@ -152,7 +152,7 @@ async function runTrial(
         onProgress(`${name(turn.record)} sample ${round + 1}`);
         const started = performance.now();
         try {
-          const sample = await turn.process.sample(plan.delayOf);
+          const sample = await turn.process.sample(plan.timesOf);
           turn.record.trials[trial]?.push({ at: round, sample });
           if (sample.clean) turn.clean++;
         } catch (error) {

@@ -12,7 +12,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { runDelay_ms } from './machine.js';
+import { type ThreadTime, threadTimes } from './machine.js';
 import type { Program } from './peer.js';
 
 /** What a subject says of itself once it can be timed. */
@@ -29,7 +29,7 @@ export interface Ready {
 export interface Sample {
   /** Of one call. */
   readonly ms: number;
-  /** No thread of the subject had to wait for a core; not known (and taken as so) off Linux. */
+  /** No thread that computes had to wait for a core; not known (and taken as so) off Linux. */
   readonly clean: boolean;
 }
 
@@ -39,8 +39,29 @@ interface Answer {
   readonly error?: string;
 }
 
-/** A sample is clean if its threads waited for a core for less than this part of it. */
+/** A sample is clean if no thread that computes waited for a core for more than this part of it. */
 export const kCleanDelay = 0.02;
+/**
+ * A thread computes if it ran for this part of a sample. Others (one that hands work out and sleeps until
+ * it is done, those of a runtime) may well wait while every core computes, and nothing waits for them.
+ */
+const kComputes = 0.1;
+
+type ThreadTimes = ReadonlyMap<string, ThreadTime>;
+export type ThreadTimesOf = (pid: number | undefined) => ThreadTimes | undefined;
+
+function isClean(
+  before: ThreadTimes | undefined,
+  after: ThreadTimes | undefined,
+  ms: number,
+): boolean {
+  for (const [thread, now] of after ?? []) {
+    const then = before?.get(thread) ?? { ran_ms: 0, waited_ms: 0 };
+    const computes = now.ran_ms - then.ran_ms >= kComputes * ms;
+    if (computes && now.waited_ms - then.waited_ms >= kCleanDelay * ms) return false;
+  }
+  return true;
+}
 const kCanPause = process.platform !== 'win32';
 // A process of Node has a dozen threads to put somewhere when it goes on.
 const kSettle_ms = 2;
@@ -108,18 +129,17 @@ export class SubjectProcess {
     this.calls = calls;
   }
 
-  /** @param delayOf how long the threads of a process have waited for a core in all */
-  async sample(delayOf = runDelay_ms): Promise<Sample> {
+  /** @param timesOf what the threads of a process did so far */
+  async sample(timesOf: ThreadTimesOf = threadTimes): Promise<Sample> {
     // All its threads wake at once, and the system spreads them over the cores only then.
     this.resume();
     await sleep(kSettle_ms);
     if (this.calls > 1) await this.call(Math.ceil(this.calls / 2));
-    const before = delayOf(this.child.pid);
+    const before = timesOf(this.child.pid);
     const ms = await this.call(this.calls);
-    const after = delayOf(this.child.pid);
+    const after = timesOf(this.child.pid);
     this.pause();
-    const clean = before === undefined || after === undefined || after - before < kCleanDelay * ms;
-    return { ms: ms / this.calls, clean };
+    return { ms: ms / this.calls, clean: isClean(before, after, ms) };
   }
 
   /** Ends the child, at once if it does not end by itself. */

@@ -24,7 +24,7 @@ const plan: Plan = {
   seconds: 30,
   sample_ms: 0,
   roofline: false,
-  delayOf: () => 0,
+  timesOf: () => new Map(),
 };
 
 /** A child that says it is ready, then answers with the times that `body` gives for turn i. */
@@ -75,19 +75,30 @@ describe('a job', () => {
   });
 
   it('leaves out samples that had to wait for a core, while enough are left', async () => {
-    let [calls, delay] = [0, 0];
-    // Asked before and after each sample: every other sample has waited for 2.1 % of its 100 ms.
-    const delayOf = () => {
-      if (calls++ % 4 === 1) delay += 2.1;
-      return delay;
+    let calls = 0;
+    const [busy, idle] = [
+      { ran_ms: 0, waited_ms: 0 },
+      { ran_ms: 0, waited_ms: 0 },
+    ];
+    // Asked before and after each sample: in every other one the thread that computes has waited for 2.1 %
+    // of its 100 ms; one that hardly runs waits always, and does not count.
+    const timesOf = () => {
+      busy.ran_ms += 10;
+      idle.waited_ms += 50;
+      if (calls++ % 4 === 1) busy.waited_ms += 2.1;
+      return new Map([
+        ['1', { ...busy }],
+        ['2', { ...idle }],
+      ]);
     };
-    const result = await measure([fake('a', times('10 + (i % 2 === 0 ? 90 : 0)'))], { delayOf });
+    const result = await measure([fake('a', times('10 + (i % 2 === 0 ? 90 : 0)'))], { timesOf });
     const [row] = result.rows;
     expect(row?.samples_ms[0]).toEqual([-100, 10, -100, 10, -100, 10, -100, 10]);
     expect([row?.samples, row?.clean, row?.median_ms]).toEqual([16, 8, 10]);
     // Never clean: all count, and the count says so; more rounds would be no better.
     let waited = 0;
-    const never = await measure([fake('a', times('10'))], { delayOf: () => waited++ });
+    const waits = () => new Map([['1', { ran_ms: 100 * ++waited, waited_ms: waited }]]);
+    const never = await measure([fake('a', times('10'))], { timesOf: waits });
     expect(never.rows[0]).toMatchObject({ samples: 8, clean: 0, median_ms: 10 });
   });
 
