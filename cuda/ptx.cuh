@@ -94,6 +94,30 @@ LOWRANK_PTX uint32_t ToTF32(float value) {
   return bits;
 }
 
+/// The byte permute and (a & b) | c as they are: the compiler would narrow the selectors of the
+/// first, at one operation each, and cut the second in two where b and c are constants.
+LOWRANK_PTX uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
+  return bytes;
+}
+LOWRANK_PTX uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t bits;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(bits) : "r"(a), "r"(b), "r"(c));
+  return bits;
+}
+
+/// `value`, computed here and kept: not again in each round of a loop that uses it.
+LOWRANK_PTX uint32_t Keep(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+template <typename T>
+LOWRANK_PTX const T* Keep(const T* value) {
+  asm volatile("" : "+l"(value));
+  return value;
+}
+
 /// Barrier `id` of the block (1 to 15) for `threads` of it, whole warps.
 LOWRANK_PTX void NamedBarrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
@@ -104,6 +128,16 @@ LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(g_src));
+  return v;
+}
+
+/// The same where `wanted`; elsewhere nothing is read, and what is returned means nothing.
+LOWRANK_PTX uint4 LoadStream16If(bool wanted, const void* g_src) {
+  uint4 v;
+  asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0;\n\t"
+               "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(g_src), "r"(static_cast<uint32_t>(wanted)));
   return v;
 }
 

@@ -122,6 +122,14 @@ LOWRANK_EMU_INLINE unsigned __funnelshift_r(unsigned low, unsigned high, unsigne
 LOWRANK_EMU_INLINE unsigned __funnelshift_l(unsigned low, unsigned high, unsigned shift) {
   return static_cast<unsigned>(((static_cast<uint64_t>(high) << 32 | low) << (shift & 31)) >> 32);
 }
+/// c and the products of the bytes, or of the halves of a and the low bytes of b.
+LOWRANK_EMU_INLINE unsigned __dp4a(unsigned a, unsigned b, unsigned c) {
+  for (int i = 0; i < 4; ++i) c += ((a >> (8 * i)) & 0xffu) * ((b >> (8 * i)) & 0xffu);
+  return c;
+}
+LOWRANK_EMU_INLINE unsigned __dp2a_lo(unsigned a, unsigned b, unsigned c) {
+  return c + (a & 0xffffu) * (b & 0xffu) + (a >> 16) * ((b >> 8) & 0xffu);
+}
 LOWRANK_EMU_INLINE int __dp4a(int a, int b, int c) {
   for (int i = 0; i < 4; ++i) {
     c += static_cast<int8_t>(static_cast<unsigned>(a) >> (8 * i)) *

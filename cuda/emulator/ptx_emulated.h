@@ -67,12 +67,26 @@ LOWRANK_EMU_INLINE uint32_t ToTF32(float value) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+LOWRANK_EMU_INLINE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
+  return __byte_perm(a, b, selector);
+}
+LOWRANK_EMU_INLINE uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) { return (a & b) | c; }
+LOWRANK_EMU_INLINE uint32_t Keep(uint32_t value) { return value; }
+template <typename T>
+LOWRANK_EMU_INLINE const T* Keep(const T* value) {
+  return value;
+}
+
 LOWRANK_EMU_INLINE void NamedBarrier(uint32_t id, uint32_t threads, LOWRANK_EMU_HERE) {
   emu::BarrierSync(id, threads, site);
 }
 
 LOWRANK_EMU_INLINE uint4 LoadStream16(const void* g_src, LOWRANK_EMU_HERE) {
   return emu::Load(static_cast<const uint4*>(g_src), site);
+}
+
+LOWRANK_EMU_INLINE uint4 LoadStream16If(bool wanted, const void* g_src, LOWRANK_EMU_HERE) {
+  return wanted ? emu::Load(static_cast<const uint4*>(g_src), site) : uint4{};
 }
 
 LOWRANK_EMU_INLINE void Store16(void* g_dst, uint4 value, LOWRANK_EMU_HERE) {

@@ -227,14 +227,18 @@ add(
   'r',
   word((x, y, z) => z - (x < y ? 1n : 0n)),
 );
-add(
-  'dp4a.s32.s32 r, a, b, c;',
-  32,
-  'r',
-  word((x, y, z) =>
-    [0n, 8n, 16n, 24n].reduce((t, i) => t + signed(x >> i, 8) * signed(y >> i, 8), z),
-  ),
-);
+for (const [type, part] of [
+  ['s32', signed],
+  ['u32', unsigned],
+]) {
+  const bytes = (x, y, z) =>
+    [0n, 8n, 16n, 24n].reduce((t, i) => t + part(x >> i, 8) * part(y >> i, 8), z);
+  const halves = (x, y, z) => z + part(x, 16) * part(y, 8) + part(x >> 16n, 16) * part(y >> 8n, 8);
+  add(`dp4a.${type}.${type} r, a, b, c;`, 32, 'r', word(bytes));
+  add(`dp2a.lo.${type}.${type} r, a, b, c;`, 32, 'r', word(halves));
+  const upper = word((x, y, z) => halves(x, y >> 16n, z));
+  add(`dp2a.hi.${type}.${type} r, a, b, c;`, 32, 'r', upper);
+}
 add('mov.b32 {ah, bh}, a; mov.b32 r, {bh, ah};', 32, 'r', (x) =>
   unsigned((x << 16n) | (x >> 16n), 32),
 );

@@ -274,6 +274,9 @@ void CheckVotes() {
 void CheckBits() {
   Expect(__byte_perm(0x33221100u, 0x77665544u, 0x7531u) == 0x77553311u, "prmt");
   Expect(__byte_perm(0x00008000u, 0, 0x9999u) == 0xffffffffu, "prmt, sign");
+  Expect(__dp4a(0x04030201u, 0x80ff0201u, 7u) == 7 + 1 + 4 + 3 * 255 + 4 * 128, "dp4a, unsigned");
+  Expect(__dp2a_lo(0xfffe0003u, 0x77770105u, 9u) == 9 + 3 * 5 + 0xfffe, "dp2a.lo, unsigned");
+  Expect(lowrank::gpu::AndOr(0xff00ff00u, 0x44444444u, 0x32103210u) == 0x76107610u, "and, or");
   Expect(__brev(1u) == 0x80000000u && __brev(0x12345678u) == 0x1e6a2c48u, "brev");
   Expect(__funnelshift_r(0x89abcdefu, 0x01234567u, 8) == 0x6789abcdu &&
              __funnelshift_l(0x89abcdefu, 0x01234567u, 8) == 0x23456789u,

@@ -331,4 +331,11 @@ export const arithmetic = {
     const signs = [x, y].map((type) => isSigned(type));
     return c.assignBits(i.operand(0), `DotBytes<${signs}>(${a}, ${b}, ${sum})`);
   },
+  dp2a: (i, c) => {
+    const first = i.need('lo', 'hi') === 'lo' ? 0 : 2;
+    const [x, y] = i.types();
+    const [a, b, sum] = [1, 2, 3].map((n) => `uint32_t(${c.bits(i.operand(n), 'b32')})`);
+    const signs = [x, y].map((type) => isSigned(type));
+    return c.assignBits(i.operand(0), `DotHalves<${first}, ${signs}>(${a}, ${b}, ${sum})`);
+  },
 };

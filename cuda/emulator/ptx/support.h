@@ -331,6 +331,19 @@ inline uint32_t DotBytes(uint32_t a, uint32_t b, uint32_t sum) {
   return sum;
 }
 
+/// dp2a.lo (kFirst 0) and .hi (2): the halves of a by the bytes of b from kFirst on.
+template <int kFirst, bool kSignedA, bool kSignedB>
+inline uint32_t DotHalves(uint32_t a, uint32_t b, uint32_t sum) {
+  for (int i = 0; i < 2; ++i) {
+    const uint16_t half = static_cast<uint16_t>(a >> (16 * i));
+    const uint8_t byte = static_cast<uint8_t>(b >> (8 * (kFirst + i)));
+    const int32_t x = kSignedA ? static_cast<int16_t>(half) : half;
+    const int32_t y = kSignedB ? static_cast<int8_t>(byte) : byte;
+    sum += static_cast<uint32_t>(x * y);
+  }
+  return sum;
+}
+
 /// vote.uni: all lanes say the same.
 inline bool Uniform(uint32_t mask, bool predicate, Site site) {
   const uint32_t yes = Ballot(mask, predicate, site);
