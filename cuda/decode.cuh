@@ -103,23 +103,26 @@ LOWRANK_DEVICE NibbleTable MakeNibbleTable(const float* s_codebook, float scale)
   return table;
 }
 
+/// The upper 16 bits, by the pipe of integer products.
+LOWRANK_DEVICE uint32_t UpperHalf(uint32_t word) { return __dp2a_lo(word, 0x0100u, 0u); }
+
 /// Eight codes, element 2i in the high nibble of byte i, to eight values in order.
 LOWRANK_DEVICE uint4 DecodeNibbles(const NibbleTable& table, uint32_t codes) {
   // A permute looks at three bits of a selector nibble: bytes from entries 0..7 and from 8..15,
   // then the fourth bit picks between them (selector nibble j is j, or j + 4).
   const uint32_t entry = codes & 0x77777777u;
-  const uint32_t half = ((codes >> 1) & 0x44444444u) | 0x32103210u;
+  const uint32_t half = AndOr(codes >> 1, 0x44444444u, 0x32103210u);
   uint32_t pairs[4];
 #pragma unroll
   for (int q = 0; q < 2; ++q) {
-    const uint32_t e = entry >> (16 * q);
-    const uint32_t h = half >> (16 * q);
-    const uint32_t low = __byte_perm(__byte_perm(table.low[0], table.low[1], e),
-                                     __byte_perm(table.low[2], table.low[3], e), h);
-    const uint32_t high = __byte_perm(__byte_perm(table.high[0], table.high[1], e),
-                                      __byte_perm(table.high[2], table.high[3], e), h);
-    pairs[2 * q] = __byte_perm(low, high, 0x4051);
-    pairs[2 * q + 1] = __byte_perm(low, high, 0x6273);
+    const uint32_t e = q == 0 ? entry : UpperHalf(entry);
+    const uint32_t h = q == 0 ? half : UpperHalf(half);
+    const uint32_t low =
+        Permute(Permute(table.low[0], table.low[1], e), Permute(table.low[2], table.low[3], e), h);
+    const uint32_t high = Permute(Permute(table.high[0], table.high[1], e),
+                                  Permute(table.high[2], table.high[3], e), h);
+    pairs[2 * q] = Permute(low, high, 0x4051);
+    pairs[2 * q + 1] = Permute(low, high, 0x6273);
   }
   return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }

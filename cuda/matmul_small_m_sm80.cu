@@ -14,7 +14,8 @@
 ///            rounding to T. The LoRA term is f32 throughout. Equal bits from run to run, and for a
 ///            token alone or among others under the same tile.
 /// Needs      whole 16-byte pieces of w in each row (K a multiple of 32 for 4-bit codes, of 16 for
-///            8-bit, of 8 dense), which then lie in one quantisation block; 16-byte aligned x and w
+///            8-bit, of 8 dense), which then lie in one quantisation block; nested blocks of a
+///            power of two; 16-byte aligned x and w
 ///
 /// w is the A operand (16 outputs x 16 k), x the B operand (16 k x 8 tokens): tokens are padded
 /// to 8. The sum over k may be taken in any order, so the bytes of bitsandbytes are fragments as
@@ -29,25 +30,25 @@
 /// two products. No re-packed copy of w, no ldmatrix, no transpose.
 ///
 /// Budget of a step of a warp (32 rows x 128 k of 4-bit codes: 4,096 weights, 2 KiB of codes), in
-/// wavefronts of 128 bytes through L1 and shared memory, from the counters:
+/// wavefronts of 128 bytes through L1 and shared memory, from the counters; and in instructions of
+/// the machine code for sm_90, without those that M <= 2 branches over:
 ///
 ///   M             8     16     32     64
-///   lookups      64     64     64      0    half of the rows; at M > 32 none
-///   value tables 32     32     32      0    for byte permutes, from the codebook; in registers
+///   lookups      96     64     64      0    three quarters or half of the rows; at M > 32 none
 ///   x, read      16     32     64    128
 ///   x, written   16     16     16     32
 ///   codes        16     16     16     16
 ///   scales        4      4      4      4
-///   weights/clk  27.7   25     20.9   22.7
+///   weights/clk  27.7   31.0   25.0   22.7
+///   integer     182    243    257    468    45, 34, 32, 17.5 weights a clock of 64 lanes
+///   all         492    566    637    889    33, 29, 26, 18.4 of 128 issue slots
 ///
-/// At 3.0 TB/s and 1.755 GHz a multiprocessor of 132 has to take 22 to 25 weights a clock. Decoding
-/// all rows by lookups would cost 128 wavefronts (21 weights a clock at M = 8), all by permutes 2.9
-/// integer instructions a weight of 64 a clock (22); half by each takes 2.1 and leaves both pipes
-/// room. At M > 32 permutes alone limit: 20 a clock. Lookups are of both values of a byte, from 16
-/// copies of the table: a half warp's 8-byte loads are one wavefront whatever the codes.
-///   issue  lookups 3 instructions a weight, permutes 3.8 with their tables, 16 products per 8
-///          tokens and about 40 else a step: 3.9 a weight at M <= 8, 5.0 at M = 64; there are 128
-///          slots a clock.
+/// At 3.0 TB/s and 1.755 GHz a multiprocessor of 132 has to take 22 to 25 weights a clock. A weight
+/// costs 2.5 instructions by lookups and 3.6 by permutes, of which 0.5 and 2.9 are the integer
+/// pipe's, but 32 lookups a wavefront: so at M <= 8, where issue slots limit, most rows go by
+/// lookups, and where x asks more of shared memory half of them. At M > 32 permutes alone limit.
+/// Lookups are of both values of a byte, from 16 copies of the table: a half warp's 8-byte loads
+/// are one wavefront whatever the codes.
 ///   bytes  each lane has two steps of 64 bytes in flight: 32 KiB a block, where
 ///          3.0 TB/s · 0.7 us / 132 = 16 KiB are needed.
 ///   x      is read from L2 by each of N / kRows blocks: 2 M / kRows bytes a weight, so kRows grows
@@ -55,13 +56,13 @@
 ///          about twice what the memory gives.
 ///   int8   1 byte a weight: 12.5 weights a clock; one lookup of 4 bytes each, from 32 copies.
 ///
-/// So 4096 x 4096 should take, with 1 us for the launch and the first bytes: M = 1, 128 blocks of
-/// 131,072 weights, 2.8 + 1 us (goal 5.0; G1). 14336 x 4096, M = 1: at most 4 blocks a
-/// multiprocessor, 10.8 + 1 (12.0; G2). M = 16: 3.0 + 1, and 1.2 for the planes of two splits (5.3;
-/// G3). M = 64: 3.7 + 1, and 1.5 for four splits (6.5; G4); 14336 x 4096 has 112 blocks, 15 + 1 us:
-/// over the goal of 14.5. On sm_90 matmul_small_m_wgmma_sm90a.cu takes 4-bit codes and M > 32. All
-/// these count what the algorithm needs; what the compiler made of it takes more integer
-/// instructions (docs/performance-log.md).
+/// A warp has about 550 instructions outside its loop of 4 steps. So a call takes the memory's time
+/// and 1 us for the launch and the first bytes, or 0.5 for the launch and the time of all
+/// instructions, which fill the wait for the first bytes. 4096 x 4096, M = 1, 128 blocks: 2.9 + 1 =
+/// 3.9 us, or 0.5 + 2.9 (goal 5.0; G1). 14336 x 4096, M = 1, at most 4 blocks a multiprocessor:
+/// 10.1 + 1, or 0.5 + 11.5 = 12.0 (12.0; G2). 4096 x 4096, M = 16: 3.0 + 1, or 0.5 + 3.4, and 1.2
+/// for the planes of two splits: 5.2 (5.3; G3). On sm_90 matmul_small_m_wgmma_sm90a.cu takes 4-bit
+/// codes and M > 32.
 #include "cuda/small_m_block.cuh"
 
 namespace lowrank::gpu {
@@ -94,68 +95,93 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
 
  public:
   __device__ __forceinline__ explicit MmaBlock(const SmallMParams& params)
-      : Base(params, blockIdx.x, blockIdx.y) {}
+      : Base(params, blockIdx.x, blockIdx.y) {
+    // The last token stands in for those past M: its columns of the product are not stored.
+#pragma unroll
+    for (int j = 0; j < Tile::kTilesM; ++j) {
+      const int token = min(j * 8 + lane_ / 4, static_cast<int>(p_.M) - 1);
+      const int place = PlaceOfPiece<kPieces>(warp_k_, token, lane_ % 4 * (kPieces / 4));
+      x_place_[j] = Keep((warp_k_ * Tile::kTokens * kPieces + place) * 16);
+    }
+  }
 
   __device__ __forceinline__ void Run() {
-    const int steps = (slice_ + kStepK - 1) / kStepK;
-    Codes now, next, after;
+    Codes next, after;
     this->LoadCodes(0, &next);
     this->LoadCodes(1, &after);
     IssueX(0);
     decoder_.Fill();
     if constexpr (Base::kQuantised) this->FillScales();
-    for (int step = 0; step < steps; ++step) {
-      CpAsyncWait<0>();
-      __syncthreads();  // x and the tables are there, and nobody reads the other buffer any more
-      if (step + 1 < steps) IssueX(step + 1);
-      now = next;
-      next = after;
-      this->LoadCodes(step + 2, &after);
-      Multiply(step, now);
-    }
+    const int whole = slice_ / kStepK;
+#pragma unroll 1
+    for (int step = 0; step < whole; ++step) Step<false>(step, &next, &after);
+    if (whole * kStepK < slice_) Step<true>(whole, &next, &after);
     this->StorePlanes([this](int i, int j, int e) { return sum_[i][j][e]; });
     __syncthreads();
     Finish();
   }
 
  private:
-  /// A step of x, all warps' chunks, zero past the slice. Tokens past M are not there.
+  /// kTail: the step that the slice ends in, if that is not a whole one.
+  template <bool kTail>
+  __device__ __forceinline__ void Step(int step, Codes* next, Codes* after) {
+    CpAsyncWait<0>();
+    __syncthreads();  // x and the tables are there, and nobody reads the other buffer any more
+    Codes now = *next;
+    if constexpr (!kTail) {
+      if ((step + 1) * kStepK < slice_) IssueX(step + 1);
+      *next = *after;
+      this->LoadCodes(step + 2, after);
+    }
+    Multiply<kTail>(step, now);
+  }
+
+  /// A step of x, all warps' chunks, zero past the slice. Tokens past M are not there. A thread
+  /// has one piece of every kTokensApart-th token: all it needs of a copy but its row is the same.
   __device__ __forceinline__ void IssueX(int step) {
     constexpr int kRowPieces = kStepK / 8;
-    const uint16_t* g_x = static_cast<const uint16_t*>(p_.x);
-    unsigned char* s_x = s_.main.x[step % 2];
-    const int count = static_cast<int>(p_.M) * kRowPieces;
-    for (int at = static_cast<int>(threadIdx.x); at < count; at += kThreads) {
-      const int token = at / kRowPieces;
-      const int piece = at % kRowPieces;
-      const int k = step * kStepK + piece * 8;
-      const bool inside = k < slice_;
-      const int chunk = piece / kPieces;
-      const int place = PlaceOfPiece<kPieces>(chunk, token, piece % kPieces);
-      CpAsync16(s_x + (chunk * Tile::kTokens * kPieces + place) * 16,
-                g_x + (inside ? token * p_.K + first_k_ + k : 0), inside ? 16 : 0);
+    constexpr int kTokensApart = kThreads / kRowPieces;
+    static_assert(kTokensApart % 2 == 0 && Tile::kTokens % kTokensApart == 0,
+                  "PlaceOfPiece of neighbouring copies differs by whole rows");
+    const int first = static_cast<int>(threadIdx.x) / kRowPieces;
+    const int piece = static_cast<int>(threadIdx.x) % kRowPieces;
+    const int chunk = piece / kPieces;
+    const int place = PlaceOfPiece<kPieces>(chunk, first, piece % kPieces);
+    const int k = step * kStepK + piece * 8;
+    const uint32_t bytes = k < slice_ ? 16 : 0;
+    // x has at most 2^32 elements.
+    const auto cols = static_cast<uint32_t>(p_.K);
+    const uint32_t at = static_cast<uint32_t>(first_k_) + first * cols + min(k, slice_ - 8);
+    unsigned char* s_x = s_.main.x[step % 2] + (chunk * Tile::kTokens * kPieces + place) * 16;
+#pragma unroll
+    for (int i = 0; i < Tile::kTokens / kTokensApart; ++i) {
+      // One or two tokens: the rest of the copies is branched over.
+      if (Tile::kTilesM == 1 && i * kTokensApart >= static_cast<int>(p_.M)) break;
+      if (first + i * kTokensApart < static_cast<int>(p_.M)) {
+        CpAsync16(s_x + i * kTokensApart * kPieces * 16,
+                  static_cast<const uint16_t*>(p_.x) + (at + i * kTokensApart * cols), bytes);
+      }
     }
     CpAsyncCommit();
   }
 
-  __device__ __forceinline__ void Multiply(int step, const Codes& codes) {
+  template <bool kTail>
+  __device__ __forceinline__ void Multiply(int step, Codes codes) {
     typename Decoder::Prepared prepared[Tile::kTilesN];
-    this->Prepare(step, prepared);
-    // The last token stands in for those past M: its columns of the product are not stored.
-    const unsigned char* s_x = s_.main.x[step % 2] + warp_k_ * (Tile::kTokens * kPieces * 16);
+    this->template Prepare<kTail>(step, &codes, prepared);
+    const unsigned char* s_x = s_.main.x[step % 2];
 #pragma unroll
     for (int u = 0; u < kPieces / 4; ++u) {
       uint4 x[Tile::kTilesM];
 #pragma unroll
       for (int j = 0; j < Tile::kTilesM; ++j) {
-        const int token = static_cast<int>(Base::Least(j * 8 + lane_ / 4, p_.M - 1));
-        const int place = PlaceOfPiece<kPieces>(warp_k_, token, lane_ % 4 * (kPieces / 4) + u);
-        x[j] = *reinterpret_cast<const uint4*>(s_x + place * 16);
+        // Pieces beside each other differ in bits that no other part of a place touches.
+        x[j] = *reinterpret_cast<const uint4*>(s_x + (x_place_[j] ^ (u * 16)));
       }
 #pragma unroll
       for (int i = 0; i < Tile::kTilesN; ++i) {
         uint32_t a[2][4];
-        decoder_.Fragments(prepared[i], codes.raw[i], u, a);
+        decoder_.Fragments(i, prepared[i], codes.raw[i], u, a);
 #pragma unroll
         for (int j = 0; j < Tile::kTilesM; ++j) {
           Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y);
@@ -198,6 +224,7 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     }
   }
 
+  uint32_t x_place_[Tile::kTilesM];  // of the lane's first piece of each token, in bytes
   float sum_[Tile::kTilesN][Tile::kTilesM][4] = {};
 };
 

@@ -25,15 +25,15 @@
 ///   shared memory         22.7                 25.0
 ///   tensor cores         20 to 24              32            mma.sync gives 62 to 75 % of wgmma
 ///   L2, bytes a weight     1.56                1.06          0.5 of x, 0.56 of w; L2 gives 6 TB/s
-///   integer, compiled     11.3                 18.1          728 and 453 instructions a step
-///   issue, compiled       13.4                 19.7          1,219 and 832 for 128 weights
+///   integer, compiled     17.5                 35.8          468 and 229 instructions a step
+///   issue, compiled       18.4                 29.3          889 and 559 for 128 weights
 ///
 /// 14336 x 4096, M = 64, clusters of 2: 112 blocks of 524,288 weights. Memory takes 10.1 us,
-/// L2 10.4, shared memory 12.0, but the integer pipe 16.5; with 1 for the launch and 0.9 for a
-/// cluster barrier and 32 KiB of sums from the peer 18.4 us. The sm_80 kernel takes 27 by the same
-/// count; the goal of 14.5 (G4) needs 2.6 integer instructions a weight, where there are 3.5. 4096
-/// x 4096, clusters of 8: 128 blocks of 131,072, 4.1 + 1 + 1.3 = 6.4 (6.5). docs/performance-log.md
-/// has the other ways.
+/// L2 10.4, issue slots 10.2, shared memory 12.0; with 1 for the launch and 0.9 for a cluster
+/// barrier and 32 KiB of sums from the peer 13.9 us (goal 14.5; G4). The sm_80 kernel takes 18.1 by
+/// the same count. 4096 x 4096, clusters of 8: 128 blocks of 131,072, memory 3.2, issue slots 2.6
+/// in the loop and 1 outside; 3.6 + 1 + 1.3 = 5.9 (6.5). docs/performance-log.md has the other
+/// ways.
 #include "cuda/ptx_sm90.cuh"
 #include "cuda/small_m_block.cuh"
 
@@ -68,31 +68,47 @@ class WgmmaBlock : SmallMBlock<SmallMFormat::kCode4, Element, SmallMTileWgmma, S
  public:
   __device__ __forceinline__ explicit WgmmaBlock(const SmallMParams& params)
       : Base(params, blockIdx.x / params.splits, blockIdx.x % params.splits),
-        warp_(static_cast<int>(threadIdx.x / 32)) {}
+        warp_(static_cast<int>(threadIdx.x / 32)) {
+#pragma unroll
+    for (int copy = 0; copy < kCopies; ++copy) {
+      const auto token = static_cast<uint32_t>(min(Token(copy), static_cast<int>(p_.M) - 1));
+      x_index_[copy] = Keep(token * static_cast<uint32_t>(p_.K) + static_cast<uint32_t>(first_k_));
+    }
+    const int token = Token(0);
+    x_place_ = Keep(warp_ % 2 * kHalfBytes + token * 128 + ((lane_ % 2 * 4) ^ token % 8) * 16 +
+                    lane_ / 2 % 4 * 4);
+  }
 
   __device__ __forceinline__ void Run() {
-    const int steps = (slice_ + kStepK - 1) / kStepK;
-    Codes now, next, after;
+    Codes next, after;
     this->LoadCodes(0, &next);
     this->LoadCodes(1, &after);
-    LoadX(0);
+    LoadX<false>(0);
     decoder_.Fill();
     this->FillScales();
     StoreX(0);
-    LoadX(1);
+    LoadX<false>(1);
     FenceProxyAsyncShared();
     __syncthreads();
+    const int whole = slice_ / kStepK;
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      now = next;
+    for (int step = 0; step < whole; ++step) {
+      const Codes now = next;
       next = after;
       this->LoadCodes(step + 2, &after);
-      Multiply(step, now);
+      Multiply<false>(step, now);
       // Whoever passed the last barrier is done with the stage before the one just multiplied.
       StoreX(step + 1);
-      LoadX(step + 2);
+      LoadX<false>(step + 2);
       FenceProxyAsyncShared();
       __syncthreads();
+    }
+    if (whole * kStepK < slice_) {
+      LoadX<true>(whole);
+      StoreX(whole);
+      FenceProxyAsyncShared();
+      __syncthreads();
+      Multiply<true>(whole, next);
     }
     WgmmaWait<0>();
     this->StorePlanes([this](int i, int j, int e) { return sum_[i][j * 4 + e]; });
@@ -108,26 +124,24 @@ class WgmmaBlock : SmallMBlock<SmallMFormat::kCode4, Element, SmallMTileWgmma, S
     return warp_ / 2 * 4 + lane_ / 8 + copy * 16;
   }
 
-  /// A step of x. The last token stands in for those past M: what they give is not stored.
+  /// A step of x; past the slice its last piece, or with kTail nothing but zero. The last token
+  /// stands in for those past M: what they give is not stored.
+  template <bool kTail>
   __device__ __forceinline__ void LoadX(int step) {
     const int k = step * kStepK + lane_ / 2 % 4 * 32 + warp_ % 2 * 16 + lane_ % 2 * 8;
 #pragma unroll
     for (int copy = 0; copy < kCopies; ++copy) {
-      const int64_t token = Base::Least(Token(copy), p_.M - 1);
-      x_[copy] = make_uint4(0, 0, 0, 0);
-      if (k < slice_) {
-        x_[copy] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(p_.x) +
-                                                   token * p_.K + first_k_ + k);
-      }
+      const uint32_t at = x_index_[copy] + min(k, slice_ - 8);
+      x_[copy] = *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(p_.x) + at);
+      if (kTail && k >= slice_) x_[copy] = make_uint4(0, 0, 0, 0);
     }
   }
 
   __device__ __forceinline__ void StoreX(int step) {
-    unsigned char* s_x = s_.main.x[step % kStages] + warp_ % 2 * kHalfBytes + lane_ / 2 % 4 * 4;
-    const int token = Token(0);
+    unsigned char* s_x = s_.main.x[step % kStages];
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
-      unsigned char* s_word = s_x + token * 128 + ((lane_ % 2 * 4 + word) ^ token % 8) * 16;
+      unsigned char* s_word = s_x + (x_place_ ^ (word * 16));
 #pragma unroll
       for (int copy = 0; copy < kCopies; ++copy) {
         *reinterpret_cast<uint32_t*>(s_word + copy * 16 * 128) = Word(x_[copy], word);
@@ -136,16 +150,17 @@ class WgmmaBlock : SmallMBlock<SmallMFormat::kCode4, Element, SmallMTileWgmma, S
   }
 
   /// The products of a step but the last two pairs are done when this returns.
-  __device__ __forceinline__ void Multiply(int step, const Codes& codes) {
+  template <bool kTail>
+  __device__ __forceinline__ void Multiply(int step, Codes codes) {
     typename Decoder::Prepared prepared[Tile::kTilesN];
-    this->Prepare(step, prepared);
+    this->template Prepare<kTail>(step, &codes, prepared);
     const unsigned char* s_x = s_.main.x[step % kStages];
 #pragma unroll
     for (int u = 0; u < 4; ++u) {
       uint32_t a[Tile::kTilesN][2][4];
 #pragma unroll
       for (int i = 0; i < Tile::kTilesN; ++i) {
-        decoder_.Fragments(prepared[i], codes.raw[i], u, a[i]);
+        decoder_.Fragments(i, prepared[i], codes.raw[i], u, a[i]);
       }
       const uint64_t x = WgmmaDescriptor(s_x + u / 2 * kHalfBytes) + u % 2 * 4;
       WgmmaFence();
@@ -186,7 +201,9 @@ class WgmmaBlock : SmallMBlock<SmallMFormat::kCode4, Element, SmallMTileWgmma, S
   }
 
   const int warp_;
-  uint4 x_[kCopies];  // of the step after the next
+  uint32_t x_index_[kCopies];  // of the rows' slices
+  uint32_t x_place_;           // of the first four bytes in a stage
+  uint4 x_[kCopies];           // of the step after the next
   float sum_[Tile::kTilesN][32] = {};
 };
 

@@ -7,10 +7,8 @@
 namespace lowrank::gpu {
 
 /// As QuantView::Scale: product and sum rounded separately.
-LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, int64_t block) {
-  if (w.absmax_8bit == nullptr) return w.absmax[block];
-  const float nested = w.nested_absmax[block / w.nested_blocksize];
-  const float product = w.absmax_codebook[w.absmax_8bit[block]] * nested;
+LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, uint32_t code, float nested) {
+  const float product = w.absmax_codebook[code] * nested;
   return product + *w.absmax_offset;
 }
 
@@ -66,8 +64,7 @@ class SmallMBlock {
         warp_k_(static_cast<int>(threadIdx.x / 32) / Tile::kWarpsN),
         first_n_(static_cast<int64_t>(row_block) * Tile::kRows),
         first_k_(static_cast<int64_t>(split) * params.slice_k),
-        slice_(static_cast<int>(Least(params.slice_k, params.K - first_k_))),
-        padding_(decoder_.Padding()) {
+        slice_(static_cast<int>(Least(params.slice_k, params.K - first_k_))) {
     FindRows();
   }
 
@@ -93,16 +90,15 @@ class SmallMBlock {
     return step * kStepK + (warp_k_ * 4 + lane_ % 4) * kLaneElems;
   }
 
+  /// The lane's codes of a step, in the step that the slice ends in past it those of its last
+  /// piece, which Prepare() hides; nothing of a step after that.
   __device__ __forceinline__ void LoadCodes(int step, Codes* codes) const {
-    const int k = LaneK(step);
+    const auto piece = static_cast<uint32_t>(min(LaneK(step), slice_ - kLaneElems)) / kLaneElems;
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        codes->raw[i][half] = make_uint4(padding_, padding_, padding_, padding_);
-        if (k < slice_) {
-          codes->raw[i][half] = LoadStream16(g_rows_ + (row_pieces_[i][half] + k / kLaneElems));
-        }
+        codes->raw[i][half] = LoadStream16If(step * kStepK < slice_, g_rows_[i][half] + piece);
       }
     }
   }
@@ -112,40 +108,53 @@ class SmallMBlock {
   /// the rest for the next three). Its stores take two wavefronts; a stride that spares them would
   /// cost the main loop's loads as much, which are more.
   __device__ __forceinline__ void FillScales() {
-    const int blocks = (slice_ - 1) >> p_.w.blocksize_log2;  // and at most two more
-    float* s_scale = Scales();
+    const GemmMmaWeight& w = p_.w;
     const int warp = static_cast<int>(threadIdx.x / 32);
     for (int row = warp * 4 + lane_ / 8; row < Tile::kRows; row += kSmallMWarps * 4) {
-      const int64_t n = Least(first_n_ + row, p_.N - 1);
-      const int64_t begin = (n * p_.K + first_k_) >> p_.w.blocksize_log2;
-      const int64_t last = (n * p_.K + first_k_ + slice_ - 1) >> p_.w.blocksize_log2;
+      const int64_t element = Least(first_n_ + row, p_.N - 1) * p_.K + first_k_;
+      const int64_t begin = element >> w.blocksize_log2;
+      const int count = static_cast<int>(((element + slice_ - 1) >> w.blocksize_log2) - begin) + 1;
+      float* s_scale = Scales() + row;
+      if (w.absmax_8bit == nullptr) {
 #pragma unroll 4
-      for (int b = lane_ % 8; b < blocks + 2; b += 8) {
-        if (begin + b <= last) s_scale[b * Tile::kScaleStride + row] = SmallMScale(p_.w, begin + b);
+        for (int b = lane_ % 8; b < count; b += 8) {
+          s_scale[b * Tile::kScaleStride] = w.absmax[begin + b];
+        }
+      } else {
+        const int in_nested = static_cast<int>(begin & ((int64_t{1} << w.nested_log2) - 1));
+        const float* g_nested = w.nested_absmax + (begin >> w.nested_log2);
+#pragma unroll 4
+        for (int b = lane_ % 8; b < count; b += 8) {
+          const float nested = g_nested[(in_nested + b) >> w.nested_log2];
+          const uint32_t code = w.absmax_8bit[begin + b];
+          s_scale[b * Tile::kScaleStride] = SmallMScale(w, code, nested);
+        }
       }
     }
   }
 
-  /// What the lane needs to decode its rows' codes of a step.
-  __device__ __forceinline__ void Prepare(int step,
+  /// What the lane needs to decode its rows' codes of a step. In the step that the slice ends in
+  /// (kTail), lanes past the end get a scale of 0 and codes of a finite value: x is 0 there, and
+  /// 0 · x must be 0.
+  template <bool kTail>
+  __device__ __forceinline__ void Prepare(int step, Codes* codes,
                                           typename Decoder::Prepared (&prepared)[Tile::kTilesN]) {
     const int k = LaneK(step);
-    float scale[Tile::kTilesN][2];
+    const bool inside = !kTail || k < slice_;
+    const uint32_t padding = kTail ? decoder_.Padding() : 0;
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
+      float scale[2] = {};
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        scale[i][half] = 0.0f;
         if constexpr (kQuantised) {
           const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
-          if (k < slice_) {
-            scale[i][half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
-          }
+          if (inside) scale[half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
         }
+        if (!inside) codes->raw[i][half] = make_uint4(padding, padding, padding, padding);
       }
+      prepared[i] = decoder_.Prepare(i, scale);
     }
-#pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) prepared[i] = decoder_.Prepare(scale[i]);
   }
 
   /// Each warp's sums to its plane, [token][row], over the tables and x, which nobody reads any
@@ -177,29 +186,27 @@ class SmallMBlock {
   const int64_t first_n_;
   const int64_t first_k_;
   const int slice_;  // k of this block
-  const uint32_t padding_;
 
  private:
   /// Rows past N read the last one; what they give is not stored.
   __device__ __forceinline__ void FindRows() {
-    g_rows_ = static_cast<const uint4*>(p_.w.data) + first_n_ * p_.K / kLaneElems;
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int64_t n = Least(first_n_ + LocalRow(i, half), p_.N - 1);
         const int64_t element = n * p_.K + first_k_;
-        row_pieces_[i][half] = static_cast<int>((element - first_n_ * p_.K) / kLaneElems);
-        in_block_[i][half] = static_cast<int>(element & ((int64_t{1} << p_.w.blocksize_log2) - 1));
+        g_rows_[i][half] = Keep(static_cast<const uint4*>(p_.w.data) + element / kLaneElems);
+        const int64_t in_block = element & ((int64_t{1} << p_.w.blocksize_log2) - 1);
+        in_block_[i][half] = static_cast<int>(Keep(static_cast<uint32_t>(in_block)));
       }
     }
   }
 
   __device__ __forceinline__ float* Scales() { return reinterpret_cast<float*>(&s_ + 1); }
 
-  const uint4* g_rows_;               // the block's first row
-  int row_pieces_[Tile::kTilesN][2];  // 16-byte pieces from there to the slice of the lane's rows
-  int in_block_[Tile::kTilesN][2];    // of the row's first element in its quantisation block
+  const uint4* g_rows_[Tile::kTilesN][2];  // the slices of the lane's rows
+  int in_block_[Tile::kTilesN][2];         // of their first elements in a quantisation block
 };
 
 }  // namespace lowrank::gpu

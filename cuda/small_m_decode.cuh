@@ -12,86 +12,97 @@ LOWRANK_DEVICE uint32_t Word(const uint4& raw, int i) {
   return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
 }
 
+/// The A operands of row g (half 0) or g + 8 of two products from their eight values.
+LOWRANK_DEVICE void SetRow(int half, const uint4& pairs, uint32_t (&a)[2][4]) {
+  a[0][half] = pairs.x;
+  a[0][half + 2] = pairs.y;
+  a[1][half] = pairs.z;
+  a[1][half + 2] = pairs.w;
+}
+
+/// Eight times the first code of a finite value.
+LOWRANK_DEVICE uint32_t FiniteCode(const float (&codebook)[16]) {
+  uint32_t code = 15;
+#pragma unroll
+  for (int i = 14; i >= 0; --i) code = isfinite(codebook[i]) ? static_cast<uint32_t>(i) : code;
+  return code * 0x11111111u;
+}
+
 /// Tables and the decode of a lane's 16 bytes of two rows, one class a format:
 ///   Fill()                    by the whole block of threads, before a barrier
 ///   Padding()                 four bytes that stand for k past the end (x is zero there)
-///   Prepare(scale)            what a step needs once for two rows of these scales
-///   Fragments(..., u, a)      the A operands of products 2u and 2u + 1: elements 8u .. 8u + 7
+///   Prepare(i, scale)         what a step needs once for fragment i, two rows of these scales
+///   Fragments(i, ..., u, a)   the A operands of products 2u and 2u + 1: elements 8u .. 8u + 7
 template <SmallMFormat kFormat, typename Element, SmallMDecode kDecode>
 class LaneDecoder;
 
-/// Row g by the table, row g + 8 by byte permutes: half of the lookups leave the shared memory pipe
-/// to the integer one, which has as much room. Both give round_T(codebook[code] · scale).
+/// Rows g by the table, rows g + 8 by byte permutes, all of them or those of every second fragment:
+/// what the permutes decode spares the shared memory pipe. Both give round_T(codebook[code] ·
+/// scale).
 template <typename Element, SmallMDecode kDecode>
 class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
-  static constexpr bool kInRegisters = kDecode == SmallMDecode::kHalfLookupsRegisters;
-
  public:
   struct Prepared {
-    float scale;
-    NibbleTable table;
+    float scale[2];
+    NibbleTable table;  // of row g + 8
   };
 
   __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
-      : s_pairs_(reinterpret_cast<float2*>(s_table)),
-        s_codebook_(reinterpret_cast<float*>(s_table + kSmallMPairBytes)),
-        g_codebook_(g_codebook) {
-    if constexpr (kInRegisters) {
+      : s_pairs_(s_table), g_codebook_(g_codebook) {
 #pragma unroll
-      for (int i = 0; i < 16; ++i) codebook_[i] = g_codebook[i];
-    }
+    for (int i = 0; i < 16; ++i) codebook_[i] = g_codebook[i];
   }
 
   __device__ __forceinline__ void Fill() {
     // Entry (byte, lane): thread t writes bytes 16 i + t / 16, so its low nibble does not change.
     const float low = g_codebook_[threadIdx.x / 16];
-    if (!kInRegisters && threadIdx.x % 16 == 0) s_codebook_[threadIdx.x / 16] = low;
+    float2* s_entry = reinterpret_cast<float2*>(s_pairs_) + threadIdx.x;
 #pragma unroll
-    for (int i = 0; i < 16; ++i) {
-      s_pairs_[i * static_cast<int>(kSmallMThreads) + static_cast<int>(threadIdx.x)] =
-          make_float2(g_codebook_[i], low);
-    }
+    for (int i = 0; i < 16; ++i) s_entry[i * kSmallMThreads] = make_float2(codebook_[i], low);
   }
 
   /// 0 · x must be 0, so the code is one of a finite value.
-  __device__ __forceinline__ uint32_t Padding() const {
-    uint32_t code = 0;
-    while (code < 15 && !isfinite(g_codebook_[code])) ++code;
-    return code * 0x11111111u;
+  __device__ __forceinline__ uint32_t Padding() const { return FiniteCode(codebook_); }
+
+  __device__ __forceinline__ Prepared Prepare(int fragment, const float (&scale)[2]) const {
+    Prepared rows = {{scale[0], scale[1]}, {}};
+    if (ByPermutes(fragment)) rows.table = MakeNibbleTable<Element>(codebook_, scale[1]);
+    return rows;
   }
 
-  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
-    if constexpr (kInRegisters) {
-      return Prepared{scale[0], MakeNibbleTable<Element>(codebook_, scale[1])};
-    } else {
-      return Prepared{scale[0], MakeNibbleTable<Element>(s_codebook_, scale[1])};
+  __device__ __forceinline__ void Fragments(int fragment, const Prepared& rows,
+                                            const uint4 (&raw)[2], int u,
+                                            uint32_t (&a)[2][4]) const {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const uint32_t word = Word(raw[half], u);
+      uint4 pairs;
+      if (half == 1 && ByPermutes(fragment)) {
+        pairs = DecodeNibbles(rows.table, word);
+      } else {
+        pairs = make_uint4(Pair(word, 0, rows.scale[half]), Pair(word, 1, rows.scale[half]),
+                           Pair(word, 2, rows.scale[half]), Pair(word, 3, rows.scale[half]));
+      }
+      SetRow(half, pairs, a);
     }
   }
 
-  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
-                                            uint32_t (&a)[2][4]) const {
-    const uint32_t word = Word(raw[0], u);
-    const uint4 high = DecodeNibbles(rows.table, Word(raw[1], u));
-    a[0][0] = Pair(word & 255u, rows.scale);
-    a[0][1] = high.x;
-    a[0][2] = Pair((word >> 8) & 255u, rows.scale);
-    a[0][3] = high.y;
-    a[1][0] = Pair((word >> 16) & 255u, rows.scale);
-    a[1][1] = high.z;
-    a[1][2] = Pair(word >> 24, rows.scale);
-    a[1][3] = high.w;
+ private:
+  LOWRANK_DEVICE bool ByPermutes(int fragment) {
+    return kDecode == SmallMDecode::kHalfLookups || fragment % 2 == 1;
   }
 
- private:
-  __device__ __forceinline__ uint32_t Pair(uint32_t byte, float scale) const {
-    const float2 level = s_pairs_[byte * 16 + threadIdx.x % 16];
+  /// The two values of a byte of codes. A dot product of bytes selects the byte and makes it the
+  /// offset of its entry for this lane at once, in the pipe of integer products.
+  __device__ __forceinline__ uint32_t Pair(uint32_t word, int byte, float scale) const {
+    const uint32_t at = __dp4a(word, 128u << (8 * byte), threadIdx.x % 16 * 8);
+    const float2 level = *reinterpret_cast<const float2*>(s_pairs_ + at);
     return Element::Pack(level.x * scale, level.y * scale);
   }
 
-  float2* const s_pairs_;
-  float* const s_codebook_;
+  unsigned char* const s_pairs_;  // [256][16] float2
   const float* const g_codebook_;
-  alignas(16) float codebook_[kInRegisters ? 16 : 4];
+  alignas(16) float codebook_[16];
 };
 
 /// Both rows by byte permutes, the codebook in registers: where x takes the shared memory's time.
@@ -109,30 +120,19 @@ class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kPermutes> {
 
   __device__ __forceinline__ void Fill() {}
 
-  __device__ __forceinline__ uint32_t Padding() const {
-    uint32_t code = 15;
-#pragma unroll
-    for (int i = 14; i >= 0; --i) code = isfinite(codebook_[i]) ? static_cast<uint32_t>(i) : code;
-    return code * 0x11111111u;
-  }
+  __device__ __forceinline__ uint32_t Padding() const { return FiniteCode(codebook_); }
 
-  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
+  __device__ __forceinline__ Prepared Prepare(int, const float (&scale)[2]) const {
     return Prepared{{MakeNibbleTable<Element>(codebook_, scale[0]),
                      MakeNibbleTable<Element>(codebook_, scale[1])}};
   }
 
-  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
+  __device__ __forceinline__ void Fragments(int, const Prepared& rows, const uint4 (&raw)[2], int u,
                                             uint32_t (&a)[2][4]) const {
-    const uint4 low = DecodeNibbles(rows.table[0], Word(raw[0], u));
-    const uint4 high = DecodeNibbles(rows.table[1], Word(raw[1], u));
-    a[0][0] = low.x;
-    a[0][1] = high.x;
-    a[0][2] = low.y;
-    a[0][3] = high.y;
-    a[1][0] = low.z;
-    a[1][1] = high.z;
-    a[1][2] = low.w;
-    a[1][3] = high.w;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      SetRow(half, DecodeNibbles(rows.table[half], Word(raw[half], u)), a);
+    }
   }
 
  private:
@@ -163,11 +163,11 @@ class LaneDecoder<SmallMFormat::kCode8, Element, kDecode> {
     return code * 0x01010101u;
   }
 
-  __device__ __forceinline__ Prepared Prepare(const float (&scale)[2]) const {
+  __device__ __forceinline__ Prepared Prepare(int, const float (&scale)[2]) const {
     return Prepared{{scale[0], scale[1]}};
   }
 
-  __device__ __forceinline__ void Fragments(const Prepared& rows, const uint4 (&raw)[2], int u,
+  __device__ __forceinline__ void Fragments(int, const Prepared& rows, const uint4 (&raw)[2], int u,
                                             uint32_t (&a)[2][4]) const {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -199,16 +199,11 @@ class LaneDecoder<SmallMFormat::kDense, Element, kDecode> {
   __device__ __forceinline__ LaneDecoder(unsigned char*, const float*) {}
   __device__ __forceinline__ void Fill() {}
   __device__ __forceinline__ uint32_t Padding() const { return 0; }
-  __device__ __forceinline__ Prepared Prepare(const float (&)[2]) const { return Prepared{}; }
-  __device__ __forceinline__ void Fragments(const Prepared&, const uint4 (&raw)[2], int,
+  __device__ __forceinline__ Prepared Prepare(int, const float (&)[2]) const { return Prepared{}; }
+  __device__ __forceinline__ void Fragments(int, const Prepared&, const uint4 (&raw)[2], int,
                                             uint32_t (&a)[2][4]) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      a[0][half] = raw[half].x;
-      a[0][half + 2] = raw[half].y;
-      a[1][half] = raw[half].z;
-      a[1][half + 2] = raw[half].w;
-    }
+    for (int half = 0; half < 2; ++half) SetRow(half, raw[half], a);
   }
 };
 

@@ -19,10 +19,9 @@ constexpr int LaneElems(SmallMFormat format) {
   return format == SmallMFormat::kCode4 ? 32 : format == SmallMFormat::kCode8 ? 16 : 8;
 }
 
-/// How 4-bit codes are decoded: of a fragment's rows g and g + 8 the first by lookups in shared
-/// memory and the second by byte permutes, from a codebook in shared memory or in registers; or
-/// both by permutes.
-enum class SmallMDecode { kHalfLookups, kHalfLookupsRegisters, kPermutes };
+/// How 4-bit codes are decoded: rows g of the fragments by lookups in shared memory and rows g + 8
+/// by byte permutes; the latter by lookups too in every second fragment; or all by permutes.
+enum class SmallMDecode { kHalfLookups, kMostLookups, kPermutes };
 
 /// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
 /// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
@@ -39,24 +38,22 @@ struct SmallMTile {
   static constexpr int kScaleStride = kRows + 8;  // of the scales of one block index, in floats
   static constexpr int kPlaneStride = kRows + 4;  // of one token of a partial sum, in floats
 };
-using SmallMTile8 = SmallMTile<2, 1, 1>;
+using SmallMTile8 = SmallMTile<2, 1, 1, SmallMDecode::kMostLookups>;
 using SmallMTile16 = SmallMTile<2, 2, 2>;
 using SmallMTile32 = SmallMTile<2, 4, 4>;
 using SmallMTile64 = SmallMTile<2, 8, 4, SmallMDecode::kPermutes>;
 /// With wgmma; a warp's two fragments are rows of two products of its warpgroup.
-using SmallMTileWgmma = SmallMTile<2, 8, 8, SmallMDecode::kHalfLookupsRegisters>;
+using SmallMTileWgmma = SmallMTile<2, 8, 8>;
 
 /// k that all warps of a block take in one step.
 template <SmallMFormat kFormat, typename Tile>
 constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 
-/// 4-bit: the values of both codes of a byte, [256][16] float2, then the codebook. 8-bit: of a
-/// code, [256][32] float.
-constexpr int kSmallMPairBytes = 32768;
+/// 4-bit: the values of both codes of a byte, [256][16] float2. 8-bit: of a code, [256][32] float.
 constexpr int SmallMTableBytes(SmallMFormat format, SmallMDecode decode) {
   if (format == SmallMFormat::kCode8) return 32768;
   const bool lookups = format == SmallMFormat::kCode4 && decode != SmallMDecode::kPermutes;
-  return lookups ? kSmallMPairBytes + 128 : 128;
+  return lookups ? 32768 : 128;
 }
 
 /// Shared memory; the decoded scales, [block of the slice][row], follow it.

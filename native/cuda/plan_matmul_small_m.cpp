@@ -145,6 +145,10 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   const TileRow* tile = TileFor(x.rows, device);
   if (tile == nullptr) return false;
   if (!w.quantised() && w.dense.dtype != x.dtype) return false;
+  if (w.quantised() && w.quant.double_quant()) {
+    const int32_t nested_log2 = Log2Exact(w.quant.nested_blocksize);
+    if (nested_log2 < 0 || nested_log2 > 30) return false;
+  }
   const int64_t lane_elems = gpu::LaneElems(FormatOf(w));
   if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > kColsMax) return false;
   const void* weight = w.quantised() ? w.quant.codes : w.dense.data;

@@ -24,8 +24,9 @@ interface Large {
   readonly r: number;
   /** The gradient of the input in place of an adapter. */
   readonly backward?: boolean;
-  /** An infinity at the start of x. */
+  /** Infinities at the start and the end of x, or of w. */
   readonly infinity?: boolean;
+  readonly infiniteWeight?: boolean;
   readonly sm?: string;
 }
 
@@ -58,8 +59,10 @@ function largeShapes(): Large[] {
   return [
     ...few,
     { format: 'nf4', dtype: 'bf16', shape: [5, 1032, 2080], r: 0, infinity: true },
+    { format: 'nf4', dtype: 'f16', shape: [40, 1032, 2080], r: 0, infinity: true },
     { format: 'int8', dtype: 'f16', shape: [5, 520, 2064], r: 0, infinity: true },
     { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infinity: true },
+    { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infiniteWeight: true },
     // The reduction of few tiles in parts, forward and backward.
     { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [70, 1031, 2080], r: 0 },
     { dtype: 'f16', shape: [70, 2080, 1032], r: 0, backward: true },
@@ -78,10 +81,11 @@ function largeShapes(): Large[] {
   ];
 }
 
-/** The same with an infinity at its start. */
+/** The same with an infinity at its start, and one at the end, beside what lies outside. */
 async function infinite(drawn: Tensors, device: Device): Promise<Tensors> {
   const [rows, cols] = drawn.shape as [number, number];
   const values = Float64Array.from(await drawn.read());
+  values[values.length - 1] = Infinity;
   return withInfinities({ matrix: matrix(rows, cols, values) }, { dtype: drawn.dtype, device });
 }
 
@@ -102,7 +106,7 @@ export function large(): KernelCase[] {
       const dense = random(32, [N, K], dtype);
       const w =
         format === undefined
-          ? dense.to({ device })
+          ? await (more.infiniteWeight ? infinite(dense, device) : dense.to({ device }))
           : quantize(dense, { format, doubleQuant: doubleQuant ?? false }).to({ device });
       const bias = random(33, [N], 'f32').to({ device });
       if (more.backward) {
