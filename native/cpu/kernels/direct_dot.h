@@ -32,7 +32,7 @@ constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
 // Sums of a block of columns.
 constexpr int64_t kDirectBytes = 16 << 10;
 // Rows of w asked for ahead, in pieces of a task's width: some 100 ns of decoding.
-constexpr int64_t kDirectAhead = 8;
+constexpr int64_t kDirectAhead = 24;
 
 /// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
 template <typename Policy, DType kRound, int kRows, int kUnits>
