@@ -37,15 +37,21 @@ constexpr int64_t kDirectAhead = 24;
 /// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
 template <typename Policy, DType kRound, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
-                      const GranuleScale& scale_of, const Unit* a, float* sums, int64_t pitch,
-                      bool first) {
+                      float* scratch, const Unit* a, float* sums, int64_t pitch, bool first) {
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  const Table16 table = w.table;
+  const int64_t row_bytes = w.cols / 2;
+  const uint8_t* codes = w.quant->codes + (k * w.cols + n0) / 2;
+  const int64_t rows = Min(kUnits * kStep, k1 - k);
+  const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
   for (int64_t n = 0; n < cols; n += kGranule) {
     GranuleRows<Policy::kPairs, kRound> granule[kUnits];
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u) {
-      const int64_t row = k + u * kStep;
-      granule[u].Set(w, row * w.cols + n0 + n, row + 1 < k1 ? w.cols : 0, scale_of);
+      const int64_t row = u * kStep;
+      const int64_t other = row + 1 < rows ? row + 1 : row;
+      granule[u].Set(table, codes + row * row_bytes + n / 2, other > row ? row_bytes : 0,
+                     scales.At(row, n / kGranule), scales.At(other, n / kGranule));
     }
 #pragma GCC unroll 16
     for (int p = 0; p < kPlaces; ++p) {
@@ -71,15 +77,18 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
                            const Unit* a, float* sums, int64_t pitch) {
   constexpr int kUnits = kDirectUnits<Policy::kPairs>;
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
-  const GranuleScale scale_of(*w.quant);
+  // The widest task is that of one row of dy (DirectDotColumns).
+  static_assert(kDirectBytes / 4 >= kNC);
+  constexpr int64_t kMostGranules = kDirectBytes / 4 / kGranule + 1;
+  alignas(64) float scratch[kUnits * kStep * kMostGranules];
   int64_t k = k0;
   for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
     for (int64_t i = 0; i < kUnits * kStep; ++i) PrefetchRow(w, k + kDirectAhead + i, n0, cols);
-    DirectDot<Policy, kRound, kRows, kUnits>(w, k, k0 + kc, n0, cols, scale_of, a, sums, pitch,
+    DirectDot<Policy, kRound, kRows, kUnits>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch,
                                              k == k0);
   }
   for (; k < k0 + kc; k += kStep, a += kRows) {
-    DirectDot<Policy, kRound, kRows, 1>(w, k, k0 + kc, n0, cols, scale_of, a, sums, pitch, k == k0);
+    DirectDot<Policy, kRound, kRows, 1>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch, k == k0);
   }
 }
 

@@ -75,6 +75,40 @@ struct GranuleScale {
   LOWRANK_MEMBER_INLINE float operator()(int64_t e) const { return BlockScale(w, e >> shift); }
 };
 
+/// Scales of granules of some rows of w, from a column on that begins one.
+struct ScaleRows {
+  const float* data;  // of row r, granule g: data[r · pitch + ((g + first) >> shift)]
+  int64_t pitch;
+  int64_t first;  // granules of its block that lie before the column
+  int shift;      // granules to a block, as a power of two
+
+  LOWRANK_MEMBER_INLINE float At(int64_t row, int64_t g) const {
+    return data[row * pitch + ((g + first) >> shift)];
+  }
+};
+
+/// Those of rows [row, row + rows), columns [k0, k0 + span): in the weight, or decoded to `out`,
+/// which has room for a scale of each granule and one more a row.
+LOWRANK_INLINE ScaleRows ScalesOf(const QuantView& w, int64_t row, int64_t rows, int64_t k0,
+                                  int64_t span, float* out) {
+  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  const int64_t row_blocks = w.cols >> shift;
+  const int64_t first = row * row_blocks + (k0 >> shift);
+  ScaleRows scales;
+  scales.first = (k0 & (w.blocksize - 1)) / kGranule;
+  scales.shift = shift - __builtin_ctzll(static_cast<uint64_t>(kGranule));
+  if (w.absmax != nullptr) {
+    scales.data = w.absmax + first;
+    scales.pitch = row_blocks;
+    return scales;
+  }
+  const int64_t count = ((k0 + span - 1) >> shift) - (k0 >> shift) + 1;
+  scales.data = out;
+  scales.pitch = count;
+  for (int64_t i = 0; i < rows; ++i) ScaleRun(w, first + i * row_blocks, count, out + i * count);
+  return scales;
+}
+
 /// A place of every lane of a granule, as units whose summation index are rows of w: one element,
 /// or a pair of bf16 of this row and the one `apart` elements on.
 template <bool kPairs, DType kRound>
@@ -85,11 +119,11 @@ struct GranuleRows<false, kRound> {
   GranuleDecoder<false, kRound> row;
   const uint8_t* codes;
 
-  /// The granule that begins with element e; scale_of(e) is that of a granule.
-  LOWRANK_MEMBER_INLINE void Set(const RowSource& w, int64_t e, int64_t,
-                                 const GranuleScale& scale_of) {
-    codes = w.quant->codes + e / 2;
-    row.SetScale(w.table, scale_of(e));
+  /// The granule whose codes are at `data`, and its scale.
+  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const uint8_t* data, int64_t, float scale,
+                                 float) {
+    codes = data;
+    row.SetScale(codebook, scale);
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) { return row.At(codes, p); }
 };
@@ -103,14 +137,14 @@ struct GranuleRows<true, kRound> {
   VecU table;
   VecU halves[2];
 
-  /// apart == 0: there is no other row, and zeros take its place.
-  LOWRANK_MEMBER_INLINE void Set(const RowSource& w, int64_t e, int64_t apart,
-                                 const GranuleScale& scale_of) {
-    const VecF low = w.table.entries * Splat(scale_of(e));
-    const VecF high = apart == 0 ? VecF{} : w.table.entries * Splat(scale_of(e + apart));
+  /// The other row's codes are `apart_bytes` on; with 0 there is none, and zeros take its place.
+  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const uint8_t* codes, int64_t apart_bytes,
+                                 float scale, float other_scale) {
+    const VecF low = codebook.entries * Splat(scale);
+    const VecF high = apart_bytes == 0 ? VecF{} : codebook.entries * Splat(other_scale);
     table = NeighboursBF16(low, high);
-    const VecU first = LoadTwice(w.quant->codes + e / 2);
-    const VecU second = LoadTwice(w.quant->codes + (e + apart) / 2);
+    const VecU first = LoadTwice(codes);
+    const VecU second = LoadTwice(codes + apart_bytes);
     halves[0] = (first & 0xffffu) | (second << 16);
     halves[1] = (first >> 16) | (second & 0xffff0000u);
   }
@@ -140,8 +174,10 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
     if (kPairs) PrefetchRow(source, row + 1 + kPrefetchRows, n0, cols);
     float* panel = out + u * kNR;
     for (int64_t n = n0; n < n0 + cols; n += kGranule) {
+      const int64_t e = row * source.cols + n;
       GranuleRows<kPairs, kRound> granule;
-      granule.Set(source, row * source.cols + n, apart, scale_of);
+      granule.Set(source.table, source.quant->codes + e / 2, apart / 2, scale_of(e),
+                  scale_of(e + apart));
 #pragma GCC unroll 16
       for (int p = 0; p < kPlaces; ++p) {
         Store(panel + p % kNV * kVL, granule.At(p));

@@ -43,14 +43,11 @@ constexpr int DotWeights() {
   return 1;
 }
 
-/// Operands of sums of some rows of w with some of x over `granules`. Scales: of granule g of row n
-/// at n · scale_pitch + (g >> scale_shift).
+/// Operands of sums of some rows of w with some of x over `granules`.
 struct DotBlock {
   const uint8_t* codes;
   int64_t code_pitch;
-  const float* scales;
-  int64_t scale_pitch;
-  int scale_shift;
+  ScaleRows scales;
   int64_t granules;
   const Unit* x;
   VecF* sums;
@@ -61,7 +58,7 @@ template <typename Policy, DType kRound, int kRows, int kWeights, bool kStore = 
 static void RowDot(const Table16& codebook, const DotBlock& block) {
   using Decoder = GranuleDecoder<Policy::kPairs, kRound>;
   const uint8_t* codes = block.codes;
-  const float* scales = block.scales;
+  const ScaleRows scales = block.scales;
   const Unit* x = block.x;
   Unit* stored = block.stored;
   VecF acc[kWeights][kRows] = {};
@@ -69,7 +66,7 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
     Decoder decoder[kWeights];
 #pragma GCC unroll 8
     for (int r = 0; r < kWeights; ++r) {
-      decoder[r].SetScale(codebook, scales[r * block.scale_pitch + (g >> block.scale_shift)]);
+      decoder[r].SetScale(codebook, scales.At(r, g));
       // The same place of the rows after these, into L2: x has L1.
       if ((g & 1) == 0) __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
     }
@@ -129,24 +126,6 @@ LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
   return PickRowDot<Policy, DType::kF16, kDotRows>(rows);
 }
 
-/// Scales of rows [n, n + rows) of w, columns [k0, k0 + span): in the weight, or decoded to `out`.
-LOWRANK_INLINE void DotScales(const QuantView& w, int64_t n, int64_t rows, int64_t k0, int64_t span,
-                              float* out, DotBlock* block) {
-  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
-  const int64_t row_blocks = w.cols >> shift;
-  const int64_t first = n * row_blocks + (k0 >> shift);
-  block->scale_shift = shift - __builtin_ctzll(static_cast<uint64_t>(kGranule));
-  if (w.absmax != nullptr) {
-    block->scales = w.absmax + first;
-    block->scale_pitch = row_blocks;
-    return;
-  }
-  const int64_t count = CeilDiv(span, w.blocksize);
-  block->scales = out;
-  block->scale_pitch = count;
-  for (int64_t i = 0; i < rows; ++i) ScaleRun(w, first + i * row_blocks, count, out + i * count);
-}
-
 /// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
 LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, bool first,
                              float* c, int64_t ldc) {
@@ -180,8 +159,8 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
       const int64_t span = Min(kSpan, w.cols - k0);
       DotBlock dots;
-      DotScales(w, n, strip, k0, span, scales, &dots);
-      const float* strip_scales = dots.scales;
+      dots.scales = ScalesOf(w, n, strip, k0, span, scales);
+      const float* strip_scales = dots.scales.data;
       dots.code_pitch = w.cols / 2;
       for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
         const int64_t m = chunk.panels.Start(pass);
@@ -192,7 +171,7 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
         for (int64_t i = 0; i < strip;) {
           const bool several = i + choice.weights <= strip;
           dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
-          dots.scales = strip_scales + i * dots.scale_pitch;
+          dots.scales.data = strip_scales + i * dots.scales.pitch;
           dots.sums = sums + i * rows;
           (several ? choice.several : choice.one)(source.table, dots);
           i += several ? choice.weights : 1;

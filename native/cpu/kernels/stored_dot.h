@@ -111,14 +111,14 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
       DotBlock dots;
       const int64_t span = Min(kSpan, w.cols - k0);
-      DotScales(w, n, strip, k0, span, scales, &dots);
-      const float* strip_scales = dots.scales;
+      dots.scales = ScalesOf(w, n, strip, k0, span, scales);
+      const float* strip_scales = dots.scales.data;
       dots.code_pitch = w.cols / 2;
       dots.granules = span / kGranule;
       for (int64_t i = 0; i < strip;) {
         const bool several = i + kStoredWeights <= strip;
         dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
-        dots.scales = strip_scales + i * dots.scale_pitch;
+        dots.scales.data = strip_scales + i * dots.scales.pitch;
         dots.stored = stored;
         for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
           const int64_t m = chunk.panels.Start(pass);
