@@ -165,6 +165,19 @@ LOWRANK_KERNEL(language_kernel, InstructionParams, kWarp, 1) {
   Out(p, 96 + lane, __ballot_sync(0xffffffffu, static_cast<int>(a & 1)));
   Out(p, 128 + lane, static_cast<uint32_t>(__popc(c)));
   Out(p, 160 + lane, __umulhi(a, b));
+  Out(p, 192 + lane, __dp4a(a, b, c));
+  Out(p, 224 + lane, __dp2a_lo(a, b, c));
+}
+
+/// Bits as the kernels ask for them, past the compiler.
+LOWRANK_KERNEL(bits_kernel, InstructionParams, kWarp, 1) {
+  const uint32_t lane = threadIdx.x;
+  const uint32_t a = In(p, lane * 3);
+  const uint32_t b = In(p, lane * 3 + 1);
+  const uint32_t c = In(p, lane * 3 + 2);
+  Out(p, lane, Permute(a, b, c & 0x7777u));
+  Out(p, 32 + lane, AndOr(a, b, c));
+  Out(p, 64 + lane, Keep(a) ^ Keep(p.in + blockIdx.x * p.in_words)[lane]);
 }
 
 LOWRANK_KERNEL(load_stream_16_kernel, InstructionParams, kWarp, 1) {
@@ -173,6 +186,16 @@ LOWRANK_KERNEL(load_stream_16_kernel, InstructionParams, kWarp, 1) {
   Out(p, threadIdx.x * 4 + 1, v.y);
   Out(p, threadIdx.x * 4 + 2, v.z);
   Out(p, threadIdx.x * 4 + 3, v.w);
+}
+
+/// Half of the lanes want nothing; what they get is not looked at.
+LOWRANK_KERNEL(load_stream_16_if_kernel, InstructionParams, kWarp, 1) {
+  const bool wanted = (In(p, 128 + threadIdx.x) & 1) != 0;
+  const uint4 v = LoadStream16If(wanted, p.in + blockIdx.x * p.in_words + (31 - threadIdx.x) * 4);
+  Out(p, threadIdx.x * 4, wanted ? v.x : 0);
+  Out(p, threadIdx.x * 4 + 1, wanted ? v.y : 0);
+  Out(p, threadIdx.x * 4 + 2, wanted ? v.z : 0);
+  Out(p, threadIdx.x * 4 + 3, wanted ? v.w : 0);
 }
 
 LOWRANK_KERNEL(store_16_kernel, InstructionParams, kWarp, 1) {

@@ -62,8 +62,10 @@ std::vector<Trial> Sm80Trials() {
   trials.push_back(Plain("mma_s8_kernel", 320, 128, 0));
   trials.push_back(Plain("to_tf32_kernel", 256, 256, 0));
   trials.back().compare = Compare::kFloats;
-  trials.push_back(Plain("language_kernel", 96, 192, 0));
+  trials.push_back(Plain("language_kernel", 96, 256, 0));
+  trials.push_back(Plain("bits_kernel", 96, 96, 0));
   trials.push_back(Plain("load_stream_16_kernel", 128, 128, 0));
+  trials.push_back(Plain("load_stream_16_if_kernel", 160, 128, 0));
   trials.push_back(Plain("atomics_kernel", 4, 66, 0));
   const struct {
     const char* kernel;
