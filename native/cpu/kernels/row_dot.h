@@ -54,6 +54,30 @@ struct DotBlock {
   Unit* stored = nullptr;  // out, for kStore: the decoded rows [granule][place][row of w][lane]
 };
 
+/// A vector of each row of w by that of each row of x, added to acc; returns where x goes on.
+template <typename Policy, int kRows, int kWeights>
+LOWRANK_INLINE const Unit* AddProducts(const VecF (&columns)[kWeights], const Unit* x,
+                                       VecF (&acc)[kWeights][kRows]) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    VecF row = Load(x + m * kVL);
+    if constexpr (kWeights > 1) Pin(row);
+#pragma GCC unroll 8
+    for (int r = 0; r < kWeights; ++r) acc[r][m] = Policy::StepLanes(acc[r][m], row, columns[r]);
+  }
+  return x + kRows * kVL;
+}
+
+/// The sums of a tile: [row of w][row of x].
+template <int kRows, int kWeights>
+LOWRANK_INLINE void StoreSums(const VecF (&acc)[kWeights][kRows], VecF* sums) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kWeights; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) sums[r * kRows + m] = acc[r][m];
+  }
+}
+
 template <typename Policy, DType kRound, int kRows, int kWeights, bool kStore = false>
 static void RowDot(const Table16& codebook, const DotBlock& block) {
   using Decoder = GranuleDecoder<Policy::kPairs, kRound>;
@@ -79,24 +103,11 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
         if constexpr (kStore) Store(stored + r * kVL, columns[r]);
       }
       if constexpr (kStore) stored += kWeights * kVL;
-#pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) {
-        VecF row = Load(x);
-        if constexpr (kWeights > 1) Pin(row);
-        x += kVL;
-#pragma GCC unroll 8
-        for (int r = 0; r < kWeights; ++r) {
-          acc[r][m] = Policy::StepLanes(acc[r][m], row, columns[r]);
-        }
-      }
+      x = AddProducts<Policy>(columns, x, acc);
     }
     codes += kGranule / 2;
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kWeights; ++r) {
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) block.sums[r * kRows + m] = acc[r][m];
-  }
+  StoreSums(acc, block.sums);
 }
 
 using RowDotFn = void (*)(const Table16& codebook, const DotBlock& block);

@@ -36,22 +36,9 @@ static void StoredDot(const Unit* w, const Unit* x, int64_t units, VecF* sums) {
 #pragma GCC unroll 8
     for (int r = 0; r < kWeights; ++r) columns[r] = Load(w + r * kVL);
     w += kWeights * kVL;
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) {
-      VecF row = Load(x);
-      if constexpr (kWeights > 1) Pin(row);
-      x += kVL;
-#pragma GCC unroll 8
-      for (int r = 0; r < kWeights; ++r) {
-        acc[r][m] = Policy::StepLanes(acc[r][m], row, columns[r]);
-      }
-    }
+    x = AddProducts<Policy>(columns, x, acc);
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kWeights; ++r) {
-#pragma GCC unroll 8
-    for (int m = 0; m < kRows; ++m) sums[r * kRows + m] = acc[r][m];
-  }
+  StoreSums(acc, sums);
 }
 
 using StoredDotFn = void (*)(const Unit* w, const Unit* x, int64_t units, VecF* sums);
