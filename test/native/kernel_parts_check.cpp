@@ -1,9 +1,16 @@
-// The halves of a LoRA layer against the whole, and the ops over small tensors against double loops.
+// The halves of a LoRA layer against the whole, and the ops over small tensors against double
+// loops.
 #include "native/core/map_function.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
 namespace {
+
+uint32_t BitsOf(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
 
 /// Both halves in turn give the bits of the whole, forward and back.
 void CheckHalves(const KernelTable& table, const RunContext& context, const Shape& s, DType dtype,
@@ -190,8 +197,8 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
   Dense a(1, count, DType::kF32), y(1, count, DType::kF32);
   a.Fill(90);
   float* values = static_cast<float*>(a.view.data);
-  const float special[] = {0, -0.0f, INFINITY, -INFINITY, NAN, 0x1p-149f, -0x1p-149f, 0x1p-126f,
-                           1, -1,    0x1p127f, 1e-3f};
+  const float special[] = {0,          -0.0f,     INFINITY, -INFINITY, NAN,      0x1p-149f,
+                           -0x1p-149f, 0x1p-126f, 1,        -1,        0x1p127f, 1e-3f};
   for (size_t i = 0; i < std::size(special); ++i) values[i * 7] = special[i];
   for (int64_t i = 1000; i < 2000; ++i) values[i] *= 0x1p-20f;
   for (int64_t i = 2000; i < 3000; ++i) values[i] *= 0x1p-135f;
@@ -203,8 +210,8 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
   const float* got = static_cast<const float*>(y.view.data);
   for (int64_t i = 0; i < count; ++i) {
     const float expected = static_cast<float>(MapValue<kFunction>(values[i]));
-    const bool same = std::isnan(expected) ? std::isnan(got[i])
-                                           : std::memcmp(&expected, &got[i], sizeof(float)) == 0;
+    const bool same =
+        std::isnan(expected) ? std::isnan(got[i]) : BitsOf(expected) == BitsOf(got[i]);
     if (!same) {
       Report(false, std::string(table.isa) + " " + name + "(" + std::to_string(values[i]) + ")");
       return;
@@ -216,9 +223,9 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
 }  // namespace
 
 void CheckParts(const KernelTable& table, const RunContext& context) {
-  const Shape shapes[] = {{0, 5, 7, 2},     {1, 1, 1, 1},     {3, 5, 0, 2},      {2, 3, 5, 0},
-                          {17, 65, 172, 8}, {65, 33, 257, 5}, {300, 40, 48, 64}, {37, 101, 896, 5},
-                          {600, 5, 40, 3}};
+  const Shape shapes[] = {{0, 5, 7, 2},      {1, 1, 1, 1},      {3, 5, 0, 2},
+                          {2, 3, 5, 0},      {17, 65, 172, 8},  {65, 33, 257, 5},
+                          {300, 40, 48, 64}, {37, 101, 896, 5}, {600, 5, 40, 3}};
   bool drop = false;
   for (const Shape& s : shapes) {
     for (const char* kind : {"f32", "same", "nf4/64", "int8/128"}) {
@@ -233,9 +240,8 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
     }
   }
   int turn = 0;
-  const std::pair<int64_t, int64_t> sizes[] = {{0, 5},  {5, 0},   {1, 1},    {1, 172},
-                                               {3, 1},  {17, 64}, {65, 129}, {300, 16},
-                                               {2, 4099}};
+  const std::pair<int64_t, int64_t> sizes[] = {{0, 5},   {5, 0},    {1, 1},    {1, 172}, {3, 1},
+                                               {17, 64}, {65, 129}, {300, 16}, {2, 4099}};
   for (const auto& [M, N] : sizes) {
     for (int i = 0; i < 3; ++i) CheckElementwise(table, context, M, N, turn++);
   }

@@ -23,7 +23,8 @@ static inline void DropoutDraws(uint64_t seed, uint64_t group, int64_t groups, u
   VecQ order;  // even lanes hold the first half of the groups, so that InTurn() sorts them
 #pragma GCC unroll 8
   for (int i = 0; i < kGroups; ++i) {
-    order[i] = static_cast<uint64_t>((i & 1) * (kGroups / 2) + i / 2);
+    const uint64_t lane = static_cast<uint64_t>(i);
+    order[i] = (lane & 1) * (kGroups / 2) + lane / 2;
   }
   for (int64_t g = 0; g < groups; g += kGroups) {
     VecQ c0 = order + (group + static_cast<uint64_t>(g));
