@@ -6,12 +6,6 @@
 namespace lowrank::cpu {
 namespace {
 
-uint32_t BitsOf(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
 /// Both halves in turn give the bits of the whole, forward and back.
 void CheckHalves(const KernelTable& table, const RunContext& context, const Shape& s, DType dtype,
                  const std::string& kind, bool drop) {
