@@ -125,6 +125,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     const Unit* a = pack_a(k0, kc);
     if (a == nullptr) return;
     pack_b(k0, kc, block.n0, block.n1, b);
+    const int64_t next_kc = Min(kDepth<Policy>, depth - k0 - kc);
     const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
     for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
       const int64_t m = grid.rows.Start(panel);
@@ -140,7 +141,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       const Unit* next = a_panel + mr * ku;
       int64_t part = (panel - block.panel0) * col_panels;
       for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += panel_stride) {
-        pack_b.Ask(k0 + kc, Min(kKC, depth - k0 - kc), block.n0, block.n1, part++, tiles);
+        if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
         const int64_t nr = PanelWidth(n, block.n1);
         for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);

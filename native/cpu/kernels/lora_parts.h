@@ -1,11 +1,11 @@
 /// The halves of a LoRA layer on either side of h, and the gradient of a dense weight: the bodies
 /// of lora.h with h or dh as an operand, so that both halves in turn give the bits of the whole.
 ///
-///   h  = scaling · (gate ⊙ x) · lora_aᵀ              loraShrink
-///   y  = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ              loraExpand
-///   dh = scaling · dy · lora_b, d_lora_b, d_bias              loraExpandBackward
-///   dx = dy · dequant(w) + gate ⊙ (scaling · dh · lora_a), d_lora_a loraShrinkBackward dw = dyᵀ ·
-///   x              weightGrad
+///   loraShrink           h  = scaling · (gate ⊙ x) · lora_aᵀ
+///   loraExpand           y  = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ
+///   loraExpandBackward   dh = scaling · dy · lora_b, and d_lora_b, d_bias
+///   loraShrinkBackward   dx = dy · dequant(w) + gate ⊙ (scaling · dh · lora_a), and d_lora_a
+///   weightGrad           dw = dyᵀ · x
 ///
 /// Numerics   of the adapter, and of weightGrad: in f32, sums over m in blocks of kKC
 #pragma once

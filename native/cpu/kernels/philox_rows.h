@@ -46,10 +46,8 @@ static inline void DropoutDraws(uint64_t seed, uint64_t group, int64_t groups, u
     }
     const VecQ first = (c0 & 0xffffffffu) | (c1 << 32);
     const VecQ second = (c2 & 0xffffffffu) | (c3 << 32);
-    StoreU(reinterpret_cast<float*>(draws + 4 * g),
-           reinterpret_cast<VecU>(InTurn<0>(first, second, Groups())));
-    StoreU(reinterpret_cast<float*>(draws + 4 * g + kVL),
-           reinterpret_cast<VecU>(InTurn<1>(first, second, Groups())));
+    StoreU(draws + 4 * g, reinterpret_cast<VecU>(InTurn<0>(first, second, Groups())));
+    StoreU(draws + 4 * g + kVL, reinterpret_cast<VecU>(InTurn<1>(first, second, Groups())));
   }
 }
 
