@@ -55,6 +55,7 @@ export interface Binding {
   castTensor(tensor: NativeHandle, dtype: string): NativeHandle;
   /** Another handle of the same memory. */
   share(tensor: NativeHandle): NativeHandle;
+  reshape(tensor: NativeHandle, shape: readonly number[]): NativeHandle;
   dispose(handle: NativeHandle): void;
   read(handle: NativeHandle, part: string | null, target: HostArray, done: Callback): void;
   readSync(handle: NativeHandle, part: string | null, target: HostArray): boolean;

@@ -86,9 +86,9 @@ function checkLength(op: string, length: number, shape: readonly number[]): void
 }
 
 /**
- * A dense array on a device, row-major. It owns its memory until {@link Tensor.dispose}; queued ops
- * hold what they need, so disposing right after a call is safe. Ops on tensors return at once; only
- * reading waits.
+ * A dense array on a device, row-major. It owns its memory until {@link Tensor.dispose}, or shares it
+ * with others ({@link Tensor.reshape}); queued ops hold what they need, so disposing right after a
+ * call is safe. Ops on tensors return at once; only reading waits.
  * @example
  * using x = Tensor.from(new Float32Array(6), [2, 3], { dtype: 'bf16' });
  */
@@ -385,6 +385,31 @@ export class Tensor implements Disposable {
     } finally {
       moved.dispose();
     }
+  }
+
+  /**
+   * The same values under another shape, row-major, without a copy: a second tensor over the same
+   * memory. What is written to one, by {@link Tensor.write} or by an op that adds to it, is seen by
+   * the other. Each is disposed by itself; the memory goes with the last.
+   * @param shape dimensions whose product is {@link Tensor.size}
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
+   * @example
+   * const heads = x.reshape([M, G, K / G]); // blocks of x [M, K], for a product of each
+   */
+  reshape(shape: readonly number[]): Tensor {
+    const op = 'reshape';
+    const dims = checkDims(op, shape);
+    const handle = Tensor.handleOf(this, op, 'tensor');
+    if (elements(dims) !== this.size) {
+      const expected = `of ${this.size} elements (the tensor is [${this.shape.join(', ')}])`;
+      fail('ERR_SHAPE', op, 'shape', expected, `[${dims.join(', ')}]`);
+    }
+    return Tensor.adopt(
+      native(op, (raw) => raw.reshape(handle, dims)),
+      dims,
+      this.dtype,
+      this.device,
+    );
   }
 
   /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */

@@ -124,6 +124,23 @@ Napi::Value Share(const Napi::CallbackInfo& info) {
   return WrapTensor(info.Env(), std::move(copy));
 }
 
+// reshape(tensor, shape): the same with another shape of as many elements
+Napi::Value Reshape(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "reshape";
+  const Napi::Env env = info.Env();
+  std::vector<int64_t> shape = ShapeArg(info[1], kOp);
+  TensorHandle copy = TensorOf(info[0], kOp, "tensor");
+  const int64_t elems = copy.elems();
+  copy.shape = std::move(shape);
+  copy.accounted_bytes = 0;
+  if (copy.elems() != elems) {
+    ThrowIfError(env,
+                 Refuse(Code::kShape, kOp, "shape", "of " + std::to_string(elems) + " elements",
+                        std::to_string(copy.elems())));
+  }
+  return WrapTensor(env, std::move(copy));
+}
+
 Napi::Value DisposeHandle(const Napi::CallbackInfo& info) {
   Dispose(info);
   return info.Env().Undefined();
@@ -137,6 +154,7 @@ void RegisterTensors(Napi::Env env, Napi::Object exports) {
   Export<RandomTensor>(env, exports, "randomTensor");
   Export<CastTensor>(env, exports, "castTensor");
   Export<Share>(env, exports, "share");
+  Export<Reshape>(env, exports, "reshape");
   Export<DisposeHandle>(env, exports, "dispose");
 }
 

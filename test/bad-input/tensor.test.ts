@@ -207,6 +207,38 @@ const OPS: Record<string, (device: Device, model: Tensor) => BadCase[]> = {
       ...badOptions((options) => callWith(Tensor.wrap, shared, [4], options)),
     ];
   },
+  reshape: (device, model) => {
+    const source = Tensor.from([1, 2, 3, 4, 5, 6], [2, 3], { device });
+    const empty = Tensor.zeros([0, 3], { device });
+    const gone = Tensor.zeros([2, 3], { device });
+    gone.dispose();
+    return [
+      bad(1, 'no arguments', 'ERR_TYPE', () => callWith(source.reshape.bind(source))),
+      bad(11, 'one short', 'ERR_SHAPE', () => source.reshape([5])),
+      bad(12, 'one long', 'ERR_SHAPE', () => source.reshape([7])),
+      bad(13, 'none', 'ERR_SHAPE', () => source.reshape([0])),
+      bad(14, 'a dimension of 0', 'ERR_SHAPE', () => source.reshape([6, 0])),
+      bad(22, 'rows twice', 'ERR_SHAPE', () => source.reshape([4, 3])),
+      bad(23, 'a scalar', 'ERR_SHAPE', () => source.reshape([])),
+      bad(12, 'one out of nothing', 'ERR_SHAPE', () => empty.reshape([1])),
+      bad(31, 'a disposed tensor', 'ERR_DISPOSED', () => gone.reshape([3, 2])),
+      bad(31, 'disposed by a getter of the shape', 'ERR_DISPOSED', () => {
+        const victim = Tensor.zeros([2], { device });
+        const shape = [1, 2];
+        Object.defineProperty(shape, 1, {
+          get() {
+            victim.dispose();
+            return 2;
+          },
+        });
+        return victim.reshape(shape);
+      }),
+      bad(24, 'the dtype in place of a shape', 'ERR_TYPE', () =>
+        callWith(source.reshape.bind(source), 'f32'),
+      ),
+      ...badShapes((shape) => source.reshape(shape as number[]), model),
+    ];
+  },
   write: (device, model) => {
     const target = Tensor.from([1, 2, 3, 4], [2, 2], { device });
     const gone = Tensor.zeros([2, 2], { device });

@@ -141,6 +141,52 @@ describe.each(DEVICES)('Tensor on %s', (device) => {
     });
   });
 
+  it('reshape is another tensor over the same memory', async () => {
+    const before = memoryUsage(device);
+    const values = [1, 2, 3, 4, 5, 6];
+    const t = Tensor.from(values, [2, 3], { device });
+    const r = t.reshape([3, 1, 2]);
+    const flat = r.reshape([6]);
+    expect([r.shape, r.dtype, r.device, r.size]).toEqual([[3, 1, 2], 'f32', device, 6]);
+    expect(Object.isFrozen(r.shape)).toBe(true);
+    expect(memoryUsage(device).liveTensors).toBe(before.liveTensors + 1);
+    exact('values', await r.read(), values);
+    r.write([6, 5, 4, 3, 2, 1]);
+    exact('seen by the first', await t.read(), [6, 5, 4, 3, 2, 1]);
+    using w = Tensor.from([1, 0, 0, 1], [2, 2], { device });
+    using y = matmul(r, w);
+    exact('queued with its shape', await y.read(), [6, 5, 4, 3, 2, 1]);
+    expect(y.shape).toEqual([3, 1, 2]);
+    t.dispose();
+    expect([t.disposed, r.disposed]).toEqual([true, false]);
+    exact('lives on', await r.read(), [6, 5, 4, 3, 2, 1]);
+    r.dispose();
+    exact('and in the last', await flat.read(), [6, 5, 4, 3, 2, 1]);
+    flat.dispose();
+    y.dispose();
+    w.dispose();
+    await synchronize(device);
+    expect(memoryUsage(device)).toMatchObject({
+      liveBytes: before.liveBytes,
+      liveTensors: before.liveTensors,
+    });
+    await scope(async () => {
+      expect(Tensor.from([7], [], { device }).reshape([1, 1]).shape).toEqual([1, 1]);
+      const empty = Tensor.zeros([0, 4], { dtype: 'f16', device }).reshape([2, 0]);
+      expect([empty.shape, empty.dtype, (await empty.read()).length]).toEqual([[2, 0], 'f16', 0]);
+    });
+  });
+
+  it('reshape shares the failure of what made the memory', async () => {
+    await scope(async () => {
+      const bad = quantize(Tensor.from(new Float32Array(64).fill(NaN), [1, 64], { device }), {
+        format: 'nf4',
+      });
+      const r = matmul(Tensor.zeros([2, 64], { device }), bad).reshape([2]);
+      await expect(r.read()).rejects.toMatchObject({ code: 'ERR_NON_FINITE' });
+    });
+  });
+
   it('wraps shared memory without a copy', async () => {
     const shared = new Float32Array(new SharedArrayBuffer(32), 8, 4);
     shared.set([1, 2, 3, 4]);
@@ -180,6 +226,7 @@ describe.each(DEVICES)('Tensor on %s', (device) => {
       () => t.readInto(new Float32Array(4)),
       () => t.write([1, 2, 3, 4]),
       () => t.to({ dtype: 'bf16' }),
+      () => t.reshape([4]),
       () => matmul(t, other),
       () => matmul(other, t),
       () => matmul(other, other, { bias: t }),
