@@ -1,6 +1,26 @@
 /** Public names. No logic here. */
 
 export {
+  Adapter,
+  type AdapterBackwardOptions,
+  type AdapterForwardOptions,
+  type AdapterGradients,
+  AdapterSaved,
+} from './adapters/adapter.js';
+export type {
+  AdapterCall,
+  AdapterDefinition,
+  AdapterMaker,
+  AdapterSize,
+  PeftForm,
+} from './adapters/definition.js';
+export type { MergedLayer } from './adapters/merge.js';
+export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
+export { adapterMethods } from './adapters/methods.js';
+export { adapterFromPeft, adapterToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
+export { Tape, type TapeDropout } from './autograd/tape.js';
+export {
   type BitsandbytesState,
   joinBitsandbytes,
   splitBitsandbytes,

@@ -1,6 +1,12 @@
 /** Golden tensors in and out of the library, on a device. */
-import { type Device, type DType, QuantizedWeight, Tensor } from '../../lib/index.js';
-import { type GoldenTensor, numbersOf } from './case-file.js';
+import {
+  type BaseWeight,
+  type Device,
+  type DType,
+  QuantizedWeight,
+  Tensor,
+} from '../../lib/index.js';
+import { type GoldenCase, type GoldenTensor, numbersOf } from './case-file.js';
 
 const DTYPES: Partial<Record<GoldenTensor['dtype'], DType>> = {
   F32: 'f32',
@@ -81,4 +87,24 @@ export function floats(golden: GoldenTensor): Float32Array {
 /** The raw bytes of typed data. */
 export function bytesOf(data: ArrayBufferView): Uint8Array {
   return new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+}
+
+/** The base weight of layer `name` of a case: dense, or quantised as the peer stored it. */
+export function baseWeight(golden: GoldenCase, name: string, device: Device): BaseWeight {
+  const base = golden.tensor(`base.${name}.weight`);
+  if (base.dtype !== 'U8') return tensorOf(base, device);
+  const prefix = `base.${name}.`;
+  const state = Object.fromEntries(
+    [...golden.tensors]
+      .filter(([key]) => key.startsWith(`${prefix}weight`))
+      .map(([key, { dtype, shape, bytes }]) => [
+        key.slice(prefix.length),
+        {
+          dtype: dtype as 'U8',
+          shape: [...shape],
+          data: dtype === 'U8' ? bytes : new Float32Array(bytes.buffer),
+        },
+      ]),
+  );
+  return QuantizedWeight.fromBitsandbytes(state, { device });
 }

@@ -14,7 +14,7 @@ import {
 } from '../../lib/index.js';
 import { roundTo } from '../oracle.js';
 import { caseIds, type GoldenCase, loadCase, numbersOf } from './case-file.js';
-import { bytesOf, tensorOf } from './library.js';
+import { baseWeight, bytesOf, tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
 const DEVICES = ['cpu', 'reference'] as const;
@@ -28,25 +28,6 @@ interface Layer {
   readonly bias?: Tensor;
   readonly adapter: LoraAdapter;
   readonly dropoutMask?: Tensor;
-}
-
-function baseWeight(golden: GoldenCase, name: string, device: Device): BaseWeight {
-  const base = golden.tensor(`base.${name}.weight`);
-  if (base.dtype !== 'U8') return tensorOf(base, device);
-  const prefix = `base.${name}.`;
-  const state = Object.fromEntries(
-    [...golden.tensors]
-      .filter(([key]) => key.startsWith(`${prefix}weight`))
-      .map(([key, { dtype, shape, bytes }]) => [
-        key.slice(prefix.length),
-        {
-          dtype: dtype as 'U8',
-          shape: [...shape],
-          data: dtype === 'U8' ? bytes : new Float32Array(bytes.buffer),
-        },
-      ]),
-  );
-  return QuantizedWeight.fromBitsandbytes(state, { device });
 }
 
 function layerOf(golden: GoldenCase, name: string, device: Device, training: boolean): Layer {

@@ -1,0 +1,292 @@
+import type { Value } from '../autograd/gradient-tape.js';
+import { Tape } from '../autograd/tape.js';
+import type { Device } from '../core/device.js';
+import { fail, wrongType } from '../core/errors.js';
+import { scope, track } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import {
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  checkVector,
+  readOptions,
+  showShape,
+} from '../core/validate.js';
+import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
+import type { ComputePrecision } from '../ops/compute.js';
+import type { AdapterDefinition, AdapterMaker } from './definition.js';
+import { type MergedLayer, mergeByProbe } from './merge.js';
+
+/** What {@link Adapter.forward} takes beside its operands. */
+export interface AdapterForwardOptions {
+  /** [N] */
+  bias?: Tensor;
+  /** Of dropout and of samplers; needed where the method drops or samples in training. */
+  seed?: number;
+  /** 1 = kept, the shape of what the method drops: replaces the generator. */
+  dropoutMask?: Tensor;
+  /** Default true. `false` turns dropout off and saves nothing. */
+  training?: boolean;
+  /** Of the product with the base weight. */
+  compute?: ComputePrecision;
+  /** Further operands that the method names: gates, a second input. */
+  inputs?: Readonly<Record<string, Tensor>>;
+}
+
+/** The gradients of a layer: of x, of the bias, of the trained tensors and of further inputs. */
+export interface AdapterGradients {
+  dx?: Tensor;
+  dBias?: Tensor;
+  parameters: { [name: string]: Tensor };
+  inputs: { [name: string]: Tensor };
+}
+
+/** What {@link Adapter.backward} takes beside its operands. */
+export interface AdapterBackwardOptions {
+  /** Names of parameters and inputs, `dx`, `dBias`; default all there are. Others cost nothing. */
+  needs?: readonly string[];
+  /** Keep the saved state for another backward pass; default false: it is freed. */
+  keep?: boolean;
+}
+
+/** What the backward pass needs; freed by it, or by {@link AdapterSaved.dispose}. */
+export class AdapterSaved implements Disposable {
+  readonly tape: Tape;
+  /** @internal */
+  readonly y: Value;
+  /** @internal Everything a gradient may be wanted of. */
+  readonly leaves: ReadonlyMap<string, Value>;
+  /** @internal Its own hold on x and on the inputs. */
+  readonly held: readonly Tensor[];
+
+  /** @internal */
+  constructor(tape: Tape, y: Value, leaves: ReadonlyMap<string, Value>, held: readonly Tensor[]) {
+    this.tape = tape;
+    this.y = y;
+    this.leaves = leaves;
+    this.held = held;
+    track(this);
+  }
+
+  get disposed(): boolean {
+    return this.tape.disposed;
+  }
+
+  dispose(): void {
+    this.tape.dispose();
+    for (const tensor of this.held) tensor.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+export type AnyDefinition = AdapterDefinition<object, string, string, unknown>;
+
+/**
+ * One layer's adapter of any method: tensors by name, forward, backward, merge.
+ * @example
+ * const adapter = vera.create({ inFeatures: 64, outFeatures: 32, r: 256, seed: 1 });
+ * const { y, saved } = adapter.forward(x, w4);
+ * const { dx, parameters } = adapter.backward(dy, saved);
+ */
+export class Adapter<C extends object = object> implements Disposable {
+  readonly method: string;
+  readonly config: Readonly<C>;
+  /** The trained tensors. */
+  readonly parameters: Readonly<Record<string, Tensor>>;
+  /** The frozen ones. */
+  readonly buffers: Readonly<Record<string, Tensor>>;
+  /** Integer tables of the method. */
+  readonly indexes: Readonly<Record<string, Int32Array>>;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+  readonly device: Device;
+  readonly definition: AnyDefinition;
+  readonly #state: unknown;
+
+  /** @internal Use {@link AdapterMethod}. */
+  constructor(
+    definition: AnyDefinition,
+    make: AdapterMaker<object>,
+    tensors: Readonly<Record<string, Tensor>>,
+    indexes: Readonly<Record<string, Int32Array>>,
+  ) {
+    const pick = (names: readonly string[]): Readonly<Record<string, Tensor>> =>
+      Object.freeze(
+        Object.fromEntries(
+          names.map((name) => {
+            const tensor = checkTensor(definition.method, name, tensors[name]);
+            checkShape(definition.method, name, tensor, make.shapes[name] ?? []);
+            checkSameDevice(definition.method, name, tensor, make);
+            return [name, tensor];
+          }),
+        ),
+      );
+    this.definition = definition;
+    this.method = definition.method;
+    this.config = make.config as C;
+    this.parameters = pick(definition.trained);
+    this.buffers = pick(definition.frozen ?? []);
+    this.inFeatures = make.K;
+    this.outFeatures = make.N;
+    this.device = make.device;
+    this.indexes = Object.freeze({ ...indexes });
+    this.#state = definition.prepare?.(make, this.indexes);
+    track(this);
+  }
+
+  /** Number of trained values. */
+  get parameterCount(): number {
+    return Object.values(this.parameters).reduce((sum, { size }) => sum + size, 0);
+  }
+
+  /**
+   * `y` [..., N] in the dtype of x, and what {@link Adapter.backward} needs.
+   * @param x [..., K]
+   * @param w [N, K] dense or quantised, frozen
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
+   *   ERR_OOM
+   */
+  forward(
+    x: Tensor,
+    w: BaseWeight,
+    options?: AdapterForwardOptions,
+  ): { y: Tensor; saved: AdapterSaved } {
+    const op = `${this.method}.forward`;
+    checkTensor(op, 'x', x);
+    const { weight, N, K } = checkWeight(op, w);
+    if (N !== this.outFeatures || K !== this.inFeatures) {
+      const expected = `of shape [N = ${this.outFeatures}, K = ${this.inFeatures}]`;
+      fail('ERR_SHAPE', op, 'w', expected, showShape(w.shape));
+    }
+    checkActivations(op, 'x', x, weight, 'K', K);
+    checkSameDevice(op, 'the adapter', this, x);
+    const given = readOptions(op, options);
+    const inputs = readOptions(op, given.inputs);
+    const training = given.training ?? true;
+    if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
+    if (given.bias !== undefined) {
+      checkVector(op, 'bias', checkTensor(op, 'bias', given.bias), N);
+      checkSameDevice(op, 'bias', given.bias, x);
+    }
+    return scope(() => {
+      const tape = new Tape({
+        recording: training,
+        dropout: {
+          ...(given.seed === undefined ? {} : { seed: given.seed }),
+          ...(given.dropoutMask === undefined ? {} : { mask: given.dropoutMask }),
+        },
+        ...(given.compute === undefined ? {} : { compute: given.compute }),
+      });
+      const leaves = new Map<string, Value>();
+      const held: Tensor[] = [];
+      const leaf = (name: string, tensor: Tensor): Value => {
+        const value = tape.variable(tensor);
+        leaves.set(name, value);
+        return value;
+      };
+      const own = (name: string, tensor: Tensor): Value => {
+        const hold = tensor.reshape(tensor.shape);
+        held.push(hold);
+        return leaf(name, hold);
+      };
+      const map = (from: Readonly<Record<string, Tensor>>, to: (n: string, t: Tensor) => Value) =>
+        Object.fromEntries(Object.entries(from).map(([name, tensor]) => [name, to(name, tensor)]));
+      const xValue = own('dx', x);
+      const value = this.definition.forward(tape, {
+        x: xValue,
+        w,
+        bias: given.bias === undefined ? undefined : own('dBias', given.bias),
+        p: {
+          ...map(this.parameters, leaf),
+          ...map(this.buffers, (_, tensor) => tape.constant(tensor)),
+        },
+        config: this.config,
+        state: this.#state,
+        inputs: map(inputs as Record<string, Tensor>, (name, tensor) =>
+          own(name, checkTensor(op, `inputs.${name}`, tensor)),
+        ),
+        N,
+        K,
+        training,
+      });
+      // Where the backward pass reads y too, the caller has a handle of its own.
+      const y = tape.kept.includes(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;
+      const saved = new AdapterSaved(tape, value, leaves, held);
+      if (!training) saved.dispose();
+      return { y, saved };
+    });
+  }
+
+  /**
+   * Gradients of `Σ y ⊙ dy`, by the chain rule over the steps of the forward pass.
+   * @param dy [..., N], the dtype of y
+   * @param saved of the forward pass; freed afterwards unless `keep`
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+   */
+  backward(dy: Tensor, saved: AdapterSaved, options?: AdapterBackwardOptions): AdapterGradients {
+    const op = `${this.method}.backward`;
+    if (!(saved instanceof AdapterSaved)) {
+      throw wrongType(op, 'saved', `the saved state of ${this.method}.forward`, saved);
+    }
+    const given = readOptions(op, options);
+    const { leaves, tape } = saved;
+    const names: readonly string[] = given.needs ?? [...leaves.keys()];
+    if (!Array.isArray(names)) throw wrongType(op, 'needs', 'an array of names', names);
+    for (const name of names) {
+      if (!leaves.has(name)) {
+        fail('ERR_VALUE', op, 'needs', `of ${[...leaves.keys()].join(', ')}`, String(name));
+      }
+    }
+    const wanted = names.map((name) => leaves.get(name) as Value);
+    const found = tape.gradients(op, saved.y, dy, wanted);
+    const gradients: AdapterGradients = { parameters: {}, inputs: {} };
+    names.forEach((name, i) => {
+      const gradient = found[i];
+      if (gradient === undefined) return;
+      if (name === 'dx') gradients.dx = gradient;
+      else if (name === 'dBias') gradients.dBias = gradient;
+      else if (name in this.parameters) gradients.parameters[name] = gradient;
+      else gradients.inputs[name] = gradient;
+    });
+    if (given.keep !== true) saved.dispose();
+    return gradients;
+  }
+
+  /**
+   * The layer as a weight and a bias that need no adapter: `y = x · weightᵀ + bias`, for methods
+   * that are affine in x. Dense weights keep their dtype; a quantised one is encoded again in its
+   * format, which loses part of a small update ({@link MergedLayer}).
+   * @param w [N, K]
+   * @throws ERR_UNSUPPORTED where y is no affine function of x; else as {@link Adapter.forward}
+   */
+  merge(w: BaseWeight, options?: { bias?: Tensor }): MergedLayer {
+    const op = `${this.method}.merge`;
+    if (this.definition.mergeable === false) {
+      fail('ERR_UNSUPPORTED', op, 'the method', 'affine in x, to be merged', this.method);
+    }
+    const { bias } = readOptions(op, options);
+    return mergeByProbe(op, w, bias, this.inFeatures, (x, dense) => {
+      const given = { training: false, ...(bias === undefined ? {} : { bias }) };
+      return this.forward(x, dense, given).y;
+    });
+  }
+
+  /** Frees the tensors. Twice is a no-op. */
+  dispose(): void {
+    for (const tensor of Object.values(this.parameters)) tensor.dispose();
+    for (const tensor of Object.values(this.buffers)) tensor.dispose();
+    const state = this.#state as Partial<Disposable> | undefined;
+    if (typeof state === 'object' && state !== null) {
+      for (const value of [state, ...Object.values(state)] as (Partial<Disposable> | null)[]) {
+        if (typeof value === 'object' && value !== null) value[Symbol.dispose]?.();
+      }
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

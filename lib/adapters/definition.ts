@@ -1,0 +1,177 @@
+import type { Value } from '../autograd/gradient-tape.js';
+import type { Tape } from '../autograd/tape.js';
+import type { Device } from '../core/device.js';
+import type { DType } from '../core/dtype.js';
+import { fail } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import type { BaseWeight } from '../ops/base-weight.js';
+
+/** What an adapter's forward formula is computed from. */
+export interface AdapterCall<C, Name extends string, S> {
+  /** [..., K] */
+  readonly x: Value;
+  /** [N, K], frozen */
+  readonly w: BaseWeight;
+  /** [N], where the layer has one */
+  readonly bias: Value | undefined;
+  /** The adapter's tensors by name: trained ones with a gradient, frozen ones without. */
+  readonly p: Readonly<Record<Name, Value>>;
+  readonly config: Readonly<C>;
+  /** What {@link AdapterDefinition.prepare} made. */
+  readonly state: S;
+  /** Tensors that a call brings beside x, by name: gates, a second input; with gradients. */
+  readonly inputs: Readonly<Record<string, Value>>;
+  readonly N: number;
+  readonly K: number;
+  /** Dropout is on, and samplers sample. */
+  readonly training: boolean;
+}
+
+/** What an adapter is made for. */
+export interface AdapterSize<C> {
+  readonly N: number;
+  readonly K: number;
+  readonly config: Readonly<C>;
+}
+
+/** Where a fresh adapter's tensors come from: shapes by name, one stream of seeds. */
+export class AdapterMaker<C, Name extends string = string> implements AdapterSize<C> {
+  readonly N: number;
+  readonly K: number;
+  readonly config: Readonly<C>;
+  readonly device: Device;
+  readonly dtype: DType;
+  /** The base weight, where it was given: some methods start from it. */
+  readonly w: BaseWeight | undefined;
+  readonly shapes: Readonly<Record<Name, readonly number[]>>;
+  #seed: number;
+
+  constructor(fields: {
+    N: number;
+    K: number;
+    config: Readonly<C>;
+    device: Device;
+    dtype: DType;
+    w: BaseWeight | undefined;
+    shapes: Readonly<Record<Name, readonly number[]>>;
+    seed: number;
+  }) {
+    this.N = fields.N;
+    this.K = fields.K;
+    this.config = fields.config;
+    this.device = fields.device;
+    this.dtype = fields.dtype;
+    this.w = fields.w;
+    this.shapes = fields.shapes;
+    this.#seed = fields.seed;
+  }
+
+  /** The next seed: tensor after tensor. */
+  seed(): number {
+    return this.#seed++;
+  }
+
+  #place(): { dtype: DType; device: Device } {
+    return { dtype: this.dtype, device: this.device };
+  }
+
+  /** The base weight, for a method that cannot start without. @throws ERR_VALUE */
+  weight(op: string): BaseWeight {
+    if (this.w === undefined) fail('ERR_VALUE', op, 'weight', 'given (the base weight)', 'none');
+    return this.w;
+  }
+
+  zeros(name: Name): Tensor {
+    return Tensor.zeros(this.shapes[name], this.#place());
+  }
+
+  full(name: Name, value: number): Tensor {
+    return this.values(name, () => value);
+  }
+
+  /** Element i of the row-major tensor by a function of i. */
+  values(name: Name, value: (i: number) => number): Tensor {
+    const shape = this.shapes[name];
+    const size = shape.reduce((product, dim) => product * dim, 1);
+    return Tensor.from(
+      Float32Array.from({ length: size }, (_, i) => value(i)),
+      shape,
+      this.#place(),
+    );
+  }
+
+  /** Uniform in ±bound. */
+  uniform(name: Name, bound: number): Tensor {
+    const drawn = { ...this.#place(), seed: this.seed(), low: -bound, high: bound };
+    return Tensor.uniform(this.shapes[name], drawn);
+  }
+
+  normal(name: Name, std: number): Tensor {
+    return Tensor.randn(this.shapes[name], { ...this.#place(), seed: this.seed(), std });
+  }
+
+  /** As PEFT draws lora_A: uniform in ±1/sqrt(fanIn); default the last dimension. */
+  kaiming(name: Name, fanIn = this.shapes[name].at(-1) ?? 1): Tensor {
+    return this.uniform(name, 1 / Math.sqrt(fanIn));
+  }
+}
+
+/** How PEFT names and describes an adapter. */
+export interface PeftForm<C, Name extends string> {
+  /** `peft_type` */
+  readonly type: string;
+  /** Flags of the config that make this method of a type that several methods share. */
+  readonly when?: (config: Readonly<Record<string, unknown>>) => boolean;
+  /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
+  readonly tensors: Readonly<Partial<Record<Name, string>>>;
+  /** Names of integer tables. */
+  readonly indexes?: Readonly<Record<string, string>>;
+  /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */
+  readonly shared?: Readonly<Partial<Record<Name, string>>>;
+  /** The adapter's settings from `adapter_config.json`, for the module of that name. */
+  readonly read: (config: Readonly<Record<string, unknown>>, module: string) => Partial<C>;
+  /** Back to the fields of `adapter_config.json`. */
+  readonly write: (config: Readonly<C>) => Readonly<Record<string, unknown>>;
+}
+
+/**
+ * A published method, in one object: its tensors, its formula and its PEFT names. Backward passes,
+ * merging, checks, checkpoints and the command line follow from it.
+ */
+export interface AdapterDefinition<
+  C extends object = object,
+  P extends string = string,
+  B extends string = string,
+  S = unknown,
+> {
+  /** Lower case, as on the command line. */
+  readonly method: string;
+  /** Authors, title, year, arXiv number. */
+  readonly reference: string;
+  /** Every setting with the paper's default. */
+  readonly defaults: Readonly<C>;
+  /** Names of the trained tensors. */
+  readonly trained: readonly P[];
+  /** Names of the frozen ones; default none. */
+  readonly frozen?: readonly B[];
+  /** The shape of every tensor. */
+  readonly shapes: (size: AdapterSize<C>) => Readonly<Record<P | B, readonly number[]>>;
+  /** Fresh tensors, so that training starts at the base model. */
+  readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Record<P | B, Tensor>>;
+  /** Fresh integer tables: which entries are trained, which vectors are mixed. */
+  readonly drawIndexes?: (make: AdapterMaker<C, P | B>) => Readonly<Record<string, Int32Array>>;
+  /** What does not change from call to call and is no tensor of the method: maps, tables. */
+  readonly prepare?: (
+    make: AdapterMaker<C, P | B>,
+    indexes: Readonly<Record<string, Int32Array>>,
+  ) => S;
+  /** y [..., N] in the dtype of x. */
+  readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;
+  /** Settings that cannot be, in words: `['r', 'a divisor of K', '5']`; default none. */
+  readonly check?: (
+    size: AdapterSize<C>,
+  ) => readonly [name: string, expected: string, actual: string] | undefined;
+  /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
+  readonly mergeable?: boolean;
+  readonly peft?: PeftForm<C, P | B>;
+}

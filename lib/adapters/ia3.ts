@@ -1,0 +1,42 @@
+import { defineAdapter } from './method.js';
+
+const reference =
+  'Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022, arXiv:2205.05638';
+
+const feedforward = (config: Readonly<Record<string, unknown>>): boolean =>
+  Array.isArray(config.feedforward_modules) && config.feedforward_modules.length > 0;
+
+/** Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`. */
+export const ia3 = defineAdapter({
+  method: 'ia3',
+  reference,
+  defaults: {},
+  trained: ['scale'],
+  shapes: ({ N }) => ({ scale: [N, 1] }),
+  init: (make) => ({ scale: make.full('scale', 1) }),
+  forward: (t, { x, w, bias, p, N }) => t.multiply(t.linear(x, w, bias), t.reshape(p.scale, [N])),
+  peft: {
+    type: 'IA3',
+    tensors: { scale: 'ia3_l' },
+    read: () => ({}),
+    write: () => ({ feedforward_modules: [] }),
+  },
+});
+
+/** The same on the input of a feed-forward layer: `y = (x ⊙ scale)·wᵀ + bias`. */
+export const ia3Input = defineAdapter({
+  method: 'ia3-input',
+  reference,
+  defaults: {},
+  trained: ['scale'],
+  shapes: ({ K }) => ({ scale: [1, K] }),
+  init: (make) => ({ scale: make.full('scale', 1) }),
+  forward: (t, { x, w, bias, p, K }) => t.linear(t.multiply(x, t.reshape(p.scale, [K])), w, bias),
+  peft: {
+    type: 'IA3',
+    when: feedforward,
+    tensors: { scale: 'ia3_l' },
+    read: () => ({}),
+    write: () => ({}),
+  },
+});

@@ -1,0 +1,57 @@
+import { scope } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import type { BaseWeight } from '../ops/base-weight.js';
+import { multiplyAdd } from '../ops/elementwise.js';
+import { weightGrad } from '../ops/weight-grad.js';
+import { dequantize, QuantizedWeight, quantize } from '../quant/quantized-weight.js';
+
+/** A layer without its adapter: `y = x · weightᵀ + bias`. */
+export interface MergedLayer {
+  /** [N, K], dense or quantised as the base was. */
+  readonly weight: BaseWeight;
+  /** [N], where the base or the adapter has one. */
+  readonly bias?: Tensor;
+}
+
+/** Rows of the identity that are sent through the layer at a time. */
+const PROBE_ROWS = 256;
+
+/**
+ * Weight and bias of an affine layer from its values: row k of the identity gives column k of the
+ * weight, after the value at zero. Each tile of probes is transposed by a product with itself, which
+ * is exact (every sum has one term).
+ * @param layer the layer over the dense weight [N, K], f32
+ */
+export function mergeByProbe(
+  _op: string,
+  w: BaseWeight,
+  bias: Tensor | undefined,
+  K: number,
+  layer: (x: Tensor, dense: Tensor) => Tensor,
+): MergedLayer {
+  const { device } = w;
+  const [N = 0] = w.shape;
+  return scope(() => {
+    const dense =
+      w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w.to({ dtype: 'f32' });
+    const atZero = layer(Tensor.zeros([1, K], { device }), dense).reshape([N]);
+    const merged = Tensor.zeros([N, K], { device });
+    for (let begin = 0; begin < K; begin += PROBE_ROWS) {
+      scope(() => {
+        const rows = Math.min(PROBE_ROWS, K - begin);
+        const probes = new Float32Array(rows * K);
+        for (let i = 0; i < rows; i++) probes[i * K + begin + i] = 1;
+        const x = Tensor.from(probes, [rows, K], { device });
+        const y = multiplyAdd({ a: layer(x, dense), c: atZero, beta: -1 });
+        weightGrad(y, x, { accumulateInto: merged });
+      });
+    }
+    const affine = bias !== undefined || atZero.readSync().some((value: number) => value !== 0);
+    const extra = affine
+      ? { bias: bias === undefined ? atZero : atZero.to({ dtype: bias.dtype }) }
+      : {};
+    if (!(w instanceof QuantizedWeight)) return { weight: merged.to({ dtype: w.dtype }), ...extra };
+    const { format, blocksize, doubleQuant } = w;
+    return { weight: quantize(merged, { format, blocksize, doubleQuant }), ...extra };
+  });
+}

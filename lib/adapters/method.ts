@@ -1,0 +1,147 @@
+import { type Device, resolveDevice } from '../core/device.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { scope } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import { checkInteger, checkShape, readOptions } from '../core/validate.js';
+import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
+import { Adapter, type AnyDefinition } from './adapter.js';
+import { type AdapterDefinition, AdapterMaker } from './definition.js';
+
+/** What {@link AdapterMethod.create} takes beside the method's own settings. */
+export interface AdapterPlace {
+  /** K */
+  inFeatures: number;
+  /** N */
+  outFeatures: number;
+  /** Of what is drawn; default 0. */
+  seed?: number;
+  /** Default: that of `weight`, else {@link defaultDevice}. */
+  device?: Device;
+  /** Of the parameters; default f32. */
+  dtype?: DType;
+  /** [N, K] the base weight, for methods that start from it. */
+  weight?: BaseWeight;
+}
+
+/** A method that adapters can be made of: what {@link defineAdapter} returns. */
+export class AdapterMethod<C extends object, P extends string, B extends string, S> {
+  readonly definition: AdapterDefinition<C, P, B, S>;
+
+  constructor(definition: AdapterDefinition<C, P, B, S>) {
+    this.definition = definition;
+  }
+
+  get method(): string {
+    return this.definition.method;
+  }
+
+  #maker(op: string, options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
+    const { method, defaults, check, shapes } = this.definition;
+    if (options === null || typeof options !== 'object') {
+      throw wrongType(op, 'options', 'an object', options);
+    }
+    const given = readOptions(op, options) as Partial<AdapterPlace & C>;
+    const K = checkInteger(op, 'inFeatures', given.inFeatures, 1, 2 ** 31);
+    const N = checkInteger(op, 'outFeatures', given.outFeatures, 1, 2 ** 31);
+    const { weight } = given;
+    if (weight !== undefined) {
+      checkWeight(op, weight);
+      checkShape(op, 'weight', weight as Tensor, [N, K]);
+    }
+    const place = ['inFeatures', 'outFeatures', 'seed', 'device', 'dtype', 'weight'];
+    const config = { ...defaults };
+    for (const [name, value] of Object.entries(given)) {
+      if (place.includes(name) || value === undefined) continue;
+      if (!(name in defaults)) {
+        const known = Object.keys(defaults).join(', ') || 'none';
+        fail('ERR_VALUE', op, 'options', `of the settings of ${method} (${known})`, name);
+      }
+      const standard = (defaults as Record<string, unknown>)[name];
+      if (typeof value !== typeof standard || Number.isNaN(value)) {
+        throw wrongType(op, name, `a ${typeof standard}`, value);
+      }
+      (config as Record<string, unknown>)[name] = value;
+    }
+    const refused = check?.({ N, K, config });
+    if (refused !== undefined) fail('ERR_VALUE', op, ...refused);
+    return new AdapterMaker<C, P | B>({
+      N,
+      K,
+      config: Object.freeze(config),
+      shapes: shapes({ N, K, config }),
+      device: resolveDevice(op, given.device ?? weight?.device),
+      dtype: checkDType(op, 'dtype', given.dtype ?? 'f32'),
+      w: weight,
+      seed: checkInteger(op, 'seed', given.seed ?? 0, 0, 2 ** 53 - 1),
+    });
+  }
+
+  /**
+   * A fresh adapter; training starts at the base model.
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_OOM
+   */
+  create(options: AdapterPlace & Partial<C>): Adapter<C> {
+    const make = this.#maker(`${this.method}.create`, options);
+    return scope(
+      () =>
+        new Adapter<C>(
+          this.definition as unknown as AnyDefinition,
+          make as unknown as AdapterMaker<object>,
+          this.definition.init(make),
+          this.definition.drawIndexes?.(make) ?? {},
+        ),
+    );
+  }
+
+  /**
+   * An adapter around tensors that are there already; they become the adapter's.
+   * @param indexes the method's integer tables, where it has any; default fresh ones
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
+   */
+  from(
+    tensors: Readonly<Record<P | B, Tensor>>,
+    options: AdapterPlace & Partial<C>,
+    indexes?: Readonly<Record<string, Int32Array>>,
+  ): Adapter<C> {
+    const op = `${this.method}.from`;
+    const [first] = Object.values<Tensor>(tensors);
+    const make = this.#maker(op, {
+      ...options,
+      ...(options.device === undefined && first !== undefined ? { device: first.device } : {}),
+    });
+    return new Adapter<C>(
+      this.definition as unknown as AnyDefinition,
+      make as unknown as AdapterMaker<object>,
+      tensors,
+      indexes ?? this.definition.drawIndexes?.(make) ?? {},
+    );
+  }
+
+  /** What {@link AdapterMethod.create} would start from: of tensors that a checkpoint leaves out. */
+  maker(options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
+    return this.#maker(this.method, options);
+  }
+}
+
+/**
+ * Declares a method. See docs/write-an-adapter.md.
+ * @example
+ * export const ia3 = defineAdapter({
+ *   method: 'ia3',
+ *   reference: 'Liu et al., 2022, arXiv:2205.05638',
+ *   defaults: {},
+ *   trained: ['scale'],
+ *   shapes: ({ N }) => ({ scale: [N] }),
+ *   init: (make) => ({ scale: make.full('scale', 1) }),
+ *   forward: (t, { x, w, bias, p }) => t.multiply(t.linear(x, w, bias), p.scale),
+ * });
+ */
+export function defineAdapter<
+  C extends object,
+  P extends string,
+  B extends string = never,
+  S = undefined,
+>(definition: AdapterDefinition<C, P, B, S>): AdapterMethod<C, P, B, S> {
+  return new AdapterMethod(definition);
+}

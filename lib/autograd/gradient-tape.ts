@@ -1,0 +1,206 @@
+import { fail } from '../core/errors.js';
+import { scope, track } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
+import type { BaseWeight } from '../ops/base-weight.js';
+import { multiplyAdd } from '../ops/elementwise.js';
+import { matmulInputGrad } from '../ops/matmul.js';
+
+/** A tensor on a {@link GradientTape}: one that a gradient may be wanted of, or a constant. */
+export class Value {
+  readonly tensor: Tensor;
+  /** Does a gradient reach a variable through this? */
+  readonly differentiable: boolean;
+
+  /** @internal */
+  constructor(tensor: Tensor, differentiable: boolean) {
+    this.tensor = tensor;
+    this.differentiable = differentiable;
+  }
+
+  get shape(): readonly number[] {
+    return this.tensor.shape;
+  }
+}
+
+/** What a step's backward function works with. */
+export interface BackwardPass {
+  /** Is a gradient of this input wanted? */
+  wants(input: Value): boolean;
+  /** Adds to the gradient of an input; the tensor has the input's shape. */
+  give(input: Value, gradient: Tensor): void;
+  /**
+   * Adds `dy · w` to the gradient of an input, later: a step that computes another part of that
+   * gradient takes it along in the same pass ({@link BackwardPass.takeBase}).
+   */
+  giveBase(input: Value, dy: Tensor, w: BaseWeight): void;
+  /** A product announced for this input that the caller now computes itself. */
+  takeBase(input: Value): { dy: Tensor; w: BaseWeight } | undefined;
+}
+
+/** Gradient of a step's output to gradients of its inputs. */
+export type BackwardFunction = (dy: Tensor, pass: BackwardPass) => void;
+
+interface Step {
+  readonly inputs: readonly Value[];
+  readonly output: Value;
+  readonly backward: BackwardFunction;
+}
+
+/**
+ * Records what a forward pass computes, so that its gradients follow by the chain rule: the
+ * forward formula of an adapter is all that anyone writes. It holds the tensors that the backward
+ * functions named, until it is disposed.
+ */
+export class GradientTape implements Disposable {
+  /** What the backward pass reads: found here by {@link scope}, which frees the rest. */
+  readonly kept: Tensor[] = [];
+  /** Are steps recorded at all? */
+  readonly recording: boolean;
+  readonly #steps: Step[] = [];
+  /** Tensors that are not the tape's to free. */
+  readonly #borrowed = new Set<Tensor>();
+  #disposed = false;
+
+  /** @param recording `false` for a forward pass alone: nothing is kept */
+  constructor(recording = true) {
+    this.recording = recording;
+    track(this);
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** A tensor of the caller's that a gradient may be wanted of. */
+  variable(tensor: Tensor): Value {
+    this.#borrowed.add(tensor);
+    return new Value(tensor, this.recording);
+  }
+
+  /** A tensor of the caller's without a gradient; it must live as long as the tape. */
+  constant(tensor: Tensor): Value {
+    this.#borrowed.add(tensor);
+    return new Value(tensor, false);
+  }
+
+  /** A tensor without a gradient that was made for this pass: it is freed with the tape. */
+  own(tensor: Tensor): Value {
+    return new Value(tensor, false);
+  }
+
+  /**
+   * A step of one's own: `output` computed from `inputs`, with the function that turns its gradient
+   * into theirs.
+   * @param keeps the tensors that `backward` reads, so that they live until then
+   * @example
+   * const y = t.record(multiplyAdd({ a: x.tensor, alpha: 2 }), [x], [], (dy, pass) =>
+   *   pass.give(x, multiplyAdd({ a: dy, alpha: 2 })));
+   */
+  record(
+    output: Tensor,
+    inputs: readonly Value[],
+    keeps: readonly Tensor[],
+    backward: BackwardFunction,
+  ): Value {
+    const differentiable = this.recording && inputs.some((input) => input.differentiable);
+    const value = new Value(output, differentiable);
+    if (differentiable) {
+      this.kept.push(...keeps.filter((tensor) => !this.#borrowed.has(tensor)));
+      this.#steps.push({ inputs, output: value, backward });
+    }
+    return value;
+  }
+
+  /**
+   * The gradients of `Σ y ⊙ dy` for the wanted values, in their order; `undefined` where y does not
+   * depend on one. Only the steps on the way from a wanted value to y run.
+   * @param dy the shape of y
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED; what the steps throw
+   */
+  gradients(
+    op: string,
+    y: Value,
+    dy: Tensor,
+    wanted: readonly Value[],
+  ): readonly (Tensor | undefined)[] {
+    if (this.#disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
+    checkTensor(op, 'dy', dy);
+    checkShape(op, 'dy', dy, y.shape);
+    checkSameDevice(op, 'dy', dy, y.tensor);
+    const active = new Set(wanted);
+    for (const { inputs, output } of this.#steps) {
+      if (inputs.some((input) => active.has(input))) active.add(output);
+    }
+    return scope(() => {
+      const pass = new Pass(active);
+      pass.give(y, dy);
+      for (const { output, backward } of [...this.#steps].reverse()) {
+        if (!active.has(output)) continue;
+        const gradient = pass.of(output);
+        if (gradient !== undefined) backward(gradient, pass);
+      }
+      return wanted.map((value) => {
+        const gradient = pass.of(value);
+        // What a step passed on as it came is the caller's.
+        return gradient === dy ? gradient.reshape(gradient.shape) : gradient;
+      });
+    });
+  }
+
+  /** Frees what is kept. Twice is a no-op. */
+  dispose(): void {
+    this.#disposed = true;
+    for (const tensor of this.kept) tensor.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Gradients that have come together so far. */
+class Pass implements BackwardPass {
+  readonly #active: ReadonlySet<Value>;
+  readonly #sums = new Map<Value, Tensor>();
+  readonly #bases = new Map<Value, { dy: Tensor; w: BaseWeight }[]>();
+
+  constructor(active: ReadonlySet<Value>) {
+    this.#active = active;
+  }
+
+  wants(input: Value): boolean {
+    return this.#active.has(input);
+  }
+
+  give(input: Value, gradient: Tensor): void {
+    if (!this.wants(input)) return;
+    checkShape('backward', 'the gradient', gradient, input.shape);
+    const sum = this.#sums.get(input);
+    const { dtype } = input.tensor;
+    if (sum !== undefined) {
+      this.#sums.set(input, multiplyAdd({ a: sum, c: gradient, dtype }));
+    } else {
+      this.#sums.set(input, gradient.dtype === dtype ? gradient : gradient.to({ dtype }));
+    }
+  }
+
+  giveBase(input: Value, dy: Tensor, w: BaseWeight): void {
+    if (!this.wants(input)) return;
+    const waiting = this.#bases.get(input);
+    if (waiting === undefined) this.#bases.set(input, [{ dy, w }]);
+    else waiting.push({ dy, w });
+  }
+
+  takeBase(input: Value): { dy: Tensor; w: BaseWeight } | undefined {
+    return this.#bases.get(input)?.pop();
+  }
+
+  /** The whole gradient of a value. */
+  of(value: Value): Tensor | undefined {
+    for (let base = this.takeBase(value); base !== undefined; base = this.takeBase(value)) {
+      this.give(value, matmulInputGrad(base.dy, base.w));
+    }
+    return this.#sums.get(value);
+  }
+}

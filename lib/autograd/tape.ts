@@ -1,0 +1,300 @@
+import type { DType } from '../core/dtype.js';
+import { fail } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import { lastDim } from '../core/validate.js';
+import type { BaseWeight } from '../ops/base-weight.js';
+import type { ComputePrecision } from '../ops/compute.js';
+import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import {
+  type LoraShrinkOptions,
+  loraExpand,
+  loraExpandBackward,
+  loraShrink,
+  loraShrinkBackward,
+} from '../ops/lora-parts.js';
+import { matmul, matmulInputGrad } from '../ops/matmul.js';
+import { weightGrad } from '../ops/weight-grad.js';
+import { GradientTape, type Value } from './gradient-tape.js';
+
+/** How a {@link Tape} drops elements. */
+export interface TapeDropout {
+  /** Needed where a dropout probability is above 0 and no mask is given. */
+  seed?: number;
+  /** 1 = kept: in place of the generator, for the first dropout of the pass. */
+  mask?: Tensor;
+}
+
+/** Spreads the seeds of several dropouts of one pass; the first has the seed as it is. */
+const SEED_STRIDE = 0x9e3779b1;
+
+/** The gradient of something that `of` was broadcast from, folded back to its shape. */
+function foldTo(like: Tensor, full: Tensor, product: Tensor, factor?: Tensor, alpha = 1): Tensor {
+  const scaled = (sum: Tensor): Tensor =>
+    (alpha === 1 ? sum : multiplyAdd({ a: sum, alpha })).reshape(like.shape);
+  if (like.size === full.size) {
+    return multiplyAdd({
+      a: product,
+      ...(factor === undefined ? {} : { b: factor }),
+      alpha,
+      dtype: 'f32',
+    }).reshape(like.shape);
+  }
+  if (like.size === lastDim(full) && lastDim(like) === lastDim(full)) {
+    return scaled(sumProduct(product, factor, { axis: 0 }));
+  }
+  const rows = sumProduct(product, factor, { axis: 1 });
+  if (like.size === rows.size) return scaled(rows);
+  return scaled(sumProduct(rows.reshape([1, rows.size]), undefined, { axis: 1 }));
+}
+
+/** Of y = f(x): the derivative, from x and y. */
+const DERIVATIVES: Record<MapKind, (x: Tensor, y: Tensor) => Tensor> = {
+  reciprocal: (_, y) => multiplyAdd({ a: y, b: y, alpha: -1 }),
+  sqrt: (_, y) => multiplyAdd({ a: mapTensor(y, 'reciprocal'), alpha: 0.5 }),
+  rsqrt: (_, y) => multiplyAdd({ a: mapTensor(y, 'square'), b: y, alpha: -0.5 }),
+  exp: (_, y) => y,
+  log: (x) => mapTensor(x, 'reciprocal'),
+  tanh: (_, y) => plusOne(mapTensor(y, 'square'), -1),
+  sigmoid: (_, y) => multiplyAdd({ a: y, b: plusOne(y, -1) }),
+  relu: (_, y) => mapTensor(y, 'sign'),
+  abs: (x) => mapTensor(x, 'sign'),
+  sign: (x) => multiplyAdd({ a: x, alpha: 0 }),
+  square: (x) => multiplyAdd({ a: x, alpha: 2 }),
+};
+
+/** `alpha · a + 1` */
+function plusOne(a: Tensor, alpha: number): Tensor {
+  return multiplyAdd({ a, c: Tensor.from([1], [1], { device: a.device }), alpha });
+}
+
+/**
+ * The ops of this library as differentiable steps: what an adapter's forward formula is written in.
+ * Factors and sums are f32 unless said otherwise; M stands for all leading dimensions.
+ */
+export class Tape extends GradientTape {
+  readonly #dropout: TapeDropout;
+  readonly #compute: ComputePrecision;
+  #dropouts = 0;
+
+  constructor(
+    options: { recording?: boolean; dropout?: TapeDropout; compute?: ComputePrecision } = {},
+  ) {
+    super(options.recording ?? true);
+    this.#dropout = options.dropout ?? {};
+    this.#compute = options.compute ?? 'exact';
+  }
+
+  /** Seed or mask of the next dropout of this pass. */
+  #nextDropout(p: number): LoraShrinkOptions {
+    if (p === 0) return {};
+    const { seed, mask } = this.#dropout;
+    const turn = this.#dropouts++;
+    if (mask !== undefined && turn === 0) return { dropout: p, dropoutMask: mask };
+    if (seed === undefined) return { dropout: p };
+    return { dropout: p, seed: (seed + turn * SEED_STRIDE) % 2 ** 53 };
+  }
+
+  // Products with the frozen base.
+
+  /** `x · wᵀ + bias` with the frozen base: x [..., K], w [N, K]. */
+  linear(x: Value, w: BaseWeight, bias?: Value): Value {
+    const y = matmul(x.tensor, w, {
+      compute: this.#compute,
+      ...(bias === undefined ? {} : { bias: bias.tensor }),
+    });
+    return this.record(y, bias === undefined ? [x] : [x, bias], [], (dy, pass) => {
+      pass.giveBase(x, dy, w);
+      if (bias !== undefined && pass.wants(bias)) {
+        pass.give(bias, sumProduct(dy, undefined, { axis: 0 }).reshape(bias.shape));
+      }
+    });
+  }
+
+  /**
+   * `scaling · dropout(x) · aᵀ`, f32: x [..., K], a [r, K]. Its gradient of x takes the product with
+   * the base along in one pass.
+   */
+  shrink(x: Value, a: Value, options: { scaling?: number; dropout?: number } = {}): Value {
+    const { scaling = 1, dropout = 0 } = options;
+    const drops = this.#nextDropout(dropout);
+    const h = loraShrink(x.tensor, a.tensor, { ...drops, scaling });
+    return this.record(h, [x, a], [x.tensor], (dh, pass) => {
+      const wantsX = pass.wants(x);
+      const needs = [wantsX ? 'dx' : '', pass.wants(a) ? 'dLoraA' : ''].filter(
+        (name): name is 'dx' | 'dLoraA' => name !== '',
+      );
+      const base = wantsX ? pass.takeBase(x) : undefined;
+      const { dy, w } = base ?? nothing(x.tensor);
+      const { dx, dLoraA } = loraShrinkBackward(dy, w, dh, a.tensor, {
+        ...drops,
+        x: x.tensor,
+        scaling,
+        needs,
+      });
+      if (dx !== undefined) pass.give(x, dx);
+      if (dLoraA !== undefined) pass.give(a, dLoraA);
+    });
+  }
+
+  /** `x · wᵀ + bias + scaling · h · bᵀ` in one pass: w [N, K] frozen, h [..., r] f32, b [N, r]. */
+  expand(
+    x: Value,
+    w: BaseWeight,
+    h: Value,
+    b: Value,
+    options: { scaling?: number; bias?: Value | undefined } = {},
+  ): Value {
+    const { scaling = 1, bias } = options;
+    const y = loraExpand(x.tensor, w, h.tensor, b.tensor, {
+      scaling,
+      compute: this.#compute,
+      ...(bias === undefined ? {} : { bias: bias.tensor }),
+    });
+    const inputs = bias === undefined ? [x, h, b] : [x, h, b, bias];
+    return this.record(y, inputs, [h.tensor], (dy, pass) => {
+      pass.giveBase(x, dy, w);
+      const needs = [
+        pass.wants(h) ? 'dh' : '',
+        pass.wants(b) ? 'dLoraB' : '',
+        bias !== undefined && pass.wants(bias) ? 'dBias' : '',
+      ].filter((name): name is 'dh' | 'dLoraB' | 'dBias' => name !== '');
+      if (needs.length === 0) return;
+      const { dh, dLoraB, dBias } = loraExpandBackward(dy, h.tensor, b.tensor, { scaling, needs });
+      if (dh !== undefined) pass.give(h, dh);
+      if (dLoraB !== undefined) pass.give(b, dLoraB);
+      if (dBias !== undefined && bias !== undefined) pass.give(bias, dBias.reshape(bias.shape));
+    });
+  }
+
+  // Products of small matrices.
+
+  /** `x · wᵀ`: x [..., K], w [N, K], a gradient of either. */
+  matmul(x: Value, w: Value): Value {
+    const y = matmul(x.tensor, w.tensor);
+    return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
+      if (pass.wants(x)) pass.give(x, matmulInputGrad(dy, w.tensor));
+      if (pass.wants(w)) pass.give(w, weightGrad(dy, x.tensor));
+    });
+  }
+
+  /** `x · w`: x [..., N], w [N, K]. */
+  product(x: Value, w: Value): Value {
+    const y = matmulInputGrad(x.tensor, w.tensor);
+    return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
+      if (pass.wants(x)) pass.give(x, matmul(dy, w.tensor));
+      if (pass.wants(w)) pass.give(w, weightGrad(x.tensor, dy));
+    });
+  }
+
+  /** `aᵀ · b`: a [M, N], b [M, K] to [N, K]. */
+  transposeProduct(a: Value, b: Value): Value {
+    const y = weightGrad(a.tensor, b.tensor);
+    return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
+      if (pass.wants(a)) pass.give(a, matmul(b.tensor, dy));
+      if (pass.wants(b)) pass.give(b, matmulInputGrad(a.tensor, dy));
+    });
+  }
+
+  // Element by element.
+
+  /** `alpha · a ⊙ b`; b of the shape of a, a row [N], a column [..., 1] or one value [1]. */
+  multiply(a: Value, b: Value, alpha = 1): Value {
+    const y = multiplyAdd({ a: a.tensor, b: b.tensor, alpha });
+    return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
+      if (pass.wants(a)) {
+        pass.give(a, multiplyAdd({ a: dy, b: b.tensor, alpha, dtype: a.tensor.dtype }));
+      }
+      if (pass.wants(b)) pass.give(b, foldTo(b.tensor, a.tensor, dy, a.tensor, alpha));
+    });
+  }
+
+  /** `alpha · a + beta · b`, the shape and dtype of a; b as in {@link Tape.multiply}. */
+  add(a: Value, b: Value, alpha = 1, beta = 1): Value {
+    const y = multiplyAdd({ a: a.tensor, c: b.tensor, alpha, beta });
+    return this.record(y, [a, b], [], (dy, pass) => {
+      if (pass.wants(a)) pass.give(a, alpha === 1 ? dy : multiplyAdd({ a: dy, alpha }));
+      if (pass.wants(b)) {
+        const same = beta === 1 && b.tensor.size === a.tensor.size;
+        pass.give(b, same ? dy.reshape(b.shape) : foldTo(b.tensor, a.tensor, dy, undefined, beta));
+      }
+    });
+  }
+
+  /** `alpha · a + beta` */
+  affine(a: Value, alpha: number, beta = 0): Value {
+    const { device } = a.tensor;
+    const y = multiplyAdd({
+      a: a.tensor,
+      alpha,
+      ...(beta === 0 ? {} : { c: Tensor.from([beta], [1], { device }) }),
+    });
+    return this.record(y, [a], [], (dy, pass) => pass.give(a, multiplyAdd({ a: dy, alpha })));
+  }
+
+  /** `f(a)`, element by element. */
+  map(a: Value, kind: MapKind): Value {
+    const y = mapTensor(a.tensor, kind);
+    return this.record(y, [a], [a.tensor, y], (dy, pass) =>
+      pass.give(a, multiplyAdd({ a: dy, b: DERIVATIVES[kind](a.tensor, y) })),
+    );
+  }
+
+  /** Sums over rows (axis 0, to [N]) or over the last dimension (axis 1, to [M, 1]); f32. */
+  sum(a: Value, axis: 0 | 1): Value {
+    const flat = sumProduct(a.tensor, undefined, { axis });
+    const y = axis === 0 ? flat : flat.reshape([flat.size, 1]);
+    const ones = Tensor.zeros(a.shape, { device: a.tensor.device });
+    return this.record(y, [a], [ones], (dy, pass) =>
+      pass.give(a, multiplyAdd({ a: ones, c: dy }).reshape(a.shape)),
+    );
+  }
+
+  /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`. */
+  dropout(a: Value, p: number): Value {
+    if (p === 0) return a;
+    const { seed, dropoutMask } = this.#nextDropout(p);
+    if (seed === undefined && dropoutMask === undefined) {
+      fail('ERR_VALUE', 'forward', 'seed', 'given, with dropout', 'none');
+    }
+    const { device } = a.tensor;
+    const mask =
+      dropoutMask ??
+      mapTensor(
+        multiplyAdd({
+          a: Tensor.uniform(a.shape, { seed: seed as number, device }),
+          c: Tensor.from([-p], [1], { device }),
+          beta: 1,
+        }),
+        'sign',
+      );
+    const gate = mapTensor(mask, 'relu');
+    const alpha = 1 / (1 - p);
+    return this.record(multiplyAdd({ a: a.tensor, b: gate, alpha }), [a], [gate], (dy, pass) =>
+      pass.give(a, multiplyAdd({ a: dy, b: gate, alpha })),
+    );
+  }
+
+  // Shapes and types.
+
+  /** The same values under another shape. */
+  reshape(a: Value, shape: readonly number[]): Value {
+    return this.record(a.tensor.reshape(shape), [a], [], (dy, pass) =>
+      pass.give(a, dy.reshape(a.shape)),
+    );
+  }
+
+  /** The values in another dtype. */
+  cast(a: Value, dtype: DType): Value {
+    if (a.tensor.dtype === dtype) return a;
+    return this.record(a.tensor.to({ dtype }), [a], [], (dy, pass) =>
+      pass.give(a, dy.to({ dtype: a.tensor.dtype })),
+    );
+  }
+}
+
+/** A base without outputs: the gradient of x is then the adapter's alone. */
+function nothing(x: Tensor): { dy: Tensor; w: Tensor } {
+  const { dtype, device } = x;
+  const dy = Tensor.zeros([...x.shape.slice(0, -1), 0], { dtype, device });
+  return { dy, w: Tensor.zeros([0, lastDim(x)], { dtype, device }) };
+}

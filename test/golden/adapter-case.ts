@@ -1,0 +1,163 @@
+/** Golden cases of adapters on linear layers, run through the library's methods. */
+import { type AlphaConfig, scalingOf } from '../../lib/adapters/scaling.js';
+import {
+  type Adapter,
+  type AdapterSaved,
+  adapterFromPeft,
+  type BaseWeight,
+  type Device,
+  dequantize,
+  matmul,
+  matmulInputGrad,
+  QuantizedWeight,
+  type RawTensor,
+  Tensor,
+} from '../../lib/index.js';
+import type { GoldenCase, GoldenTensor } from './case-file.js';
+import { baseWeight, tensorOf } from './library.js';
+import type { RuleBook } from './rules.js';
+
+export const PREFIX = 'base_model.model.';
+
+const rawOf = ({ dtype, shape, bytes }: GoldenTensor): RawTensor => ({
+  dtype: dtype as 'F32',
+  shape,
+  data:
+    dtype === 'F32'
+      ? new Float32Array(bytes.buffer)
+      : dtype === 'I64'
+        ? new BigInt64Array(bytes.buffer)
+        : bytes,
+});
+
+export interface GoldenLayer {
+  readonly name: string;
+  readonly w: BaseWeight;
+  readonly bias: Tensor | undefined;
+  readonly adapter: Adapter | undefined;
+}
+
+/** Names of the case's linear layers. */
+export function layerNames(golden: GoldenCase): string[] {
+  return [...golden.tensors.keys()].flatMap(
+    (key) => /^base\.([^.]+)\.weight$/.exec(key)?.[1] ?? [],
+  );
+}
+
+/** Layer `name`: its base as it is in the run, and its adapter, where it has one. */
+export function layerOf(golden: GoldenCase, name: string, device: Device): GoldenLayer {
+  const now = `aux.base_now.${name}.weight`;
+  const w = golden.has(now)
+    ? tensorOf(golden.tensor(now), device)
+    : baseWeight(golden, name, device);
+  const bias = golden.has(`base.${name}.bias`)
+    ? tensorOf(golden.tensor(`base.${name}.bias`), device)
+    : undefined;
+  const [outFeatures = 0, inFeatures = 0] = w.shape;
+  const { config, tensors } = golden.adapter();
+  // What the checkpoint leaves out is beside it.
+  const all = new Map<string, RawTensor>();
+  for (const [key, tensor] of golden.tensors) {
+    if (key.startsWith('adapter.')) all.set(key.slice('adapter.'.length), rawOf(tensor));
+  }
+  for (const [key, tensor] of tensors) all.set(key, rawOf(tensor));
+  const adapted = [...all.keys()].some((key) => key.startsWith(`${PREFIX}${name}.`));
+  const place = { inFeatures, outFeatures, device, weight: w };
+  const adapter = adapted ? adapterFromPeft({ config, tensors: all }, name, place) : undefined;
+  return { name, w, bias, adapter };
+}
+
+export function forwardOf(
+  golden: GoldenCase,
+  { name, w, bias, adapter }: GoldenLayer,
+  x: Tensor,
+): { y: Tensor; saved?: AdapterSaved } {
+  const given = bias === undefined ? {} : { bias };
+  if (adapter === undefined) return { y: matmul(x, w, given) };
+  const mask = [...golden.tensors.keys()].find((key) => key.startsWith(`in.dropout_mask.${name}.`));
+  return adapter.forward(x, w, {
+    ...given,
+    ...(mask === undefined ? {} : { dropoutMask: tensorOf(golden.tensor(mask), x.device) }),
+  });
+}
+
+/** Checks the gradients of the trained tensors under the peer's names. */
+export async function checkGradients(
+  rules: RuleBook,
+  { name, adapter }: GoldenLayer,
+  gradients: Readonly<Record<string, Tensor>>,
+): Promise<void> {
+  const peft = adapter?.definition.peft;
+  for (const [parameter, gradient] of Object.entries(gradients)) {
+    const key = peft?.tensors[parameter] ?? peft?.shared?.[parameter];
+    for (const spelling of [key, `${key}.weight`]) {
+      const tensor = `grad.${PREFIX}${name}.${spelling}`;
+      if (rules.has(tensor)) rules.check(tensor, await gradient.read());
+    }
+  }
+}
+
+/** The merged weight and, for additive methods, the update, under the case's rules. */
+export async function checkMerged(
+  golden: GoldenCase,
+  rules: RuleBook,
+  layer: GoldenLayer,
+): Promise<{ weight: BaseWeight; bias: Tensor | undefined }> {
+  const { name, w, bias, adapter } = layer;
+  const none = { weight: w, bias };
+  if (adapter === undefined || adapter.definition.mergeable === false) return none;
+  const merged = adapter.merge(w, bias === undefined ? {} : { bias });
+  const dense = merged.weight instanceof QuantizedWeight ? 'merged_dequant' : 'merged';
+  const values = await (merged.weight instanceof QuantizedWeight
+    ? dequantize(merged.weight, { dtype: 'f32' })
+    : merged.weight
+  ).read();
+  if (rules.has(`${dense}.${name}.weight`)) rules.check(`${dense}.${name}.weight`, values);
+  if (merged.bias !== undefined && rules.has(`merged.${name}.bias`)) {
+    rules.check(`merged.${name}.bias`, await merged.bias.read());
+  }
+  for (const { tensor, rule } of golden.rules) {
+    if (tensor === `out.delta.${name}`) await checkUpdate(rules, tensor, layer);
+    else if (tensor.startsWith(`merged.${name}.weight`) && dense === 'merged_dequant') {
+      rules.waive(tensor, `${rule}: stands for ${dense}.${name}.weight, which is checked`);
+    }
+  }
+  return { weight: merged.weight, bias: merged.bias ?? bias };
+}
+
+/**
+ * `out.delta`: what the peer calls the update of the base weight. Of additive methods that is what
+ * merging adds to a base of zeros, of others the difference that merging makes, and of LoRA's
+ * relatives the product of the factors alone (the peer leaves magnitude and diagonal out).
+ */
+async function checkUpdate(rules: RuleBook, tensor: string, layer: GoldenLayer): Promise<void> {
+  const { adapter, w } = layer;
+  if (adapter === undefined) return;
+  const { loraA, loraB } = adapter.parameters;
+  const kind = LORA_DELTA[adapter.method];
+  if (kind !== undefined && loraA !== undefined && loraB !== undefined) {
+    const scaling = scalingOf(adapter.config as AlphaConfig);
+    rules.check(
+      tensor,
+      (await matmulInputGrad(loraB, loraA).read()).map((v) => v * scaling),
+    );
+    return;
+  }
+  if (!MULTIPLICATIVE.has(adapter.method)) {
+    const zeros = Tensor.zeros(w.shape, { device: adapter.device });
+    rules.check(tensor, await (adapter.merge(zeros).weight as Tensor).read());
+    return;
+  }
+  const dense = w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w;
+  const before = await dense.read();
+  const after = await (adapter.merge(dense).weight as Tensor).read();
+  rules.check(
+    tensor,
+    after.map((value, i) => value - (before[i] as number)),
+  );
+}
+
+/** Methods whose `out.delta` is the product of the LoRA factors. */
+const LORA_DELTA: Readonly<Record<string, true>> = { kasa: true, dora: true };
+/** Methods whose update depends on the base weight. */
+const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input']);

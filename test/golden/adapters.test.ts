@@ -1,0 +1,96 @@
+// Every adapter method against PEFT: forward, every gradient, merged weights.
+import { describe, expect, it } from 'vitest';
+import {
+  type AdapterSaved,
+  type Device,
+  matmul,
+  matmulInputGrad,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
+import {
+  checkGradients,
+  checkMerged,
+  forwardOf,
+  type GoldenLayer,
+  layerNames,
+  layerOf,
+} from './adapter-case.js';
+import { caseIds, type GoldenCase, loadCase } from './case-file.js';
+import { tensorOf } from './library.js';
+import { RuleBook } from './rules.js';
+
+const DEVICES = ['cpu', 'reference'] as const;
+
+async function checkOne(golden: GoldenCase, rules: RuleBook, layer: GoldenLayer, device: Device) {
+  const x = tensorOf(golden.tensor('in.x'), device);
+  const dy = tensorOf(golden.tensor('in.grad_out'), device);
+  const { y, saved } = forwardOf(golden, layer, x);
+  rules.check('out.y', await y.read());
+  const { adapter } = layer;
+  if (adapter === undefined || saved === undefined) throw new Error('no adapter');
+  const { dx, parameters } = adapter.backward(dy, saved);
+  rules.check('grad.x', await (dx as Tensor).read());
+  await checkGradients(rules, layer, parameters);
+  const merged = await checkMerged(golden, rules, layer);
+  if (rules.has('out.y_merged')) {
+    const given = merged.bias === undefined ? {} : { bias: merged.bias };
+    rules.check('out.y_merged', await matmul(x, merged.weight, given).read());
+  }
+}
+
+/** Gradients of a layer, with an adapter or without. */
+function backwardOf(layer: GoldenLayer, dy: Tensor, saved: AdapterSaved | undefined) {
+  if (layer.adapter === undefined || saved === undefined) {
+    return { dx: matmulInputGrad(dy, layer.w), parameters: {} };
+  }
+  const { dx, parameters } = layer.adapter.backward(dy, saved);
+  return { dx: dx as Tensor, parameters };
+}
+
+/** fc2(tanh(fc1(x))) */
+async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
+  const tanh = async (t: Tensor): Promise<Tensor> =>
+    Tensor.from((await t.read()).map(Math.tanh), t.shape, { device });
+  const [first, second] = ['fc1', 'fc2'].map((name) => layerOf(golden, name, device)) as [
+    GoldenLayer,
+    GoldenLayer,
+  ];
+  const x = tensorOf(golden.tensor('in.x'), device);
+  const inner = forwardOf(golden, first, x);
+  const hidden = await tanh(inner.y);
+  const outer = forwardOf(golden, second, hidden);
+  rules.check('out.y', await outer.y.read());
+  const dy = tensorOf(golden.tensor('in.grad_out'), device);
+  const back = backwardOf(second, dy, outer.saved);
+  const t = await hidden.read();
+  const dHidden = (await back.dx.read()).map((d, i) => d * (1 - (t[i] ?? 0) ** 2));
+  const dInner = Tensor.from(dHidden, hidden.shape, { device });
+  const front = backwardOf(first, dInner, inner.saved);
+  rules.check('grad.x', await front.dx.read());
+  await checkGradients(rules, second, back.parameters);
+  await checkGradients(rules, first, front.parameters);
+  const one = await checkMerged(golden, rules, first);
+  const two = await checkMerged(golden, rules, second);
+  if (rules.has('out.y_merged')) {
+    const through = (input: Tensor, layer: typeof one): Tensor =>
+      matmul(input, layer.weight, layer.bias === undefined ? {} : { bias: layer.bias });
+    rules.check('out.y_merged', await through(await tanh(through(x, one)), two).read());
+  }
+}
+
+const cases = [...caseIds('tuners')];
+
+describe.each(DEVICES)('adapters on %s', (device) => {
+  it.each(cases)('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const names = layerNames(golden);
+      if (names.includes('fc1')) await checkTwo(golden, rules, device);
+      else await checkOne(golden, rules, layerOf(golden, names[0] as string, device), device);
+      rules.finish();
+      expect(names.length).toBeGreaterThan(0);
+    });
+  });
+});
