@@ -104,7 +104,8 @@ export class Adapter<C extends object = object> implements Disposable {
   readonly outFeatures: number;
   readonly device: Device;
   readonly definition: AnyDefinition;
-  readonly #state: unknown;
+  /** @internal What the method prepared. */
+  readonly state: unknown;
 
   /** @internal Use {@link AdapterMethod}. */
   constructor(
@@ -133,7 +134,7 @@ export class Adapter<C extends object = object> implements Disposable {
     this.outFeatures = make.N;
     this.device = make.device;
     this.indexes = Object.freeze({ ...indexes });
-    this.#state = definition.prepare?.(make, this.indexes);
+    this.state = definition.prepare?.(make, this.indexes, { ...this.parameters, ...this.buffers });
     track(this);
   }
 
@@ -204,7 +205,7 @@ export class Adapter<C extends object = object> implements Disposable {
           ...map(this.buffers, (_, tensor) => tape.constant(tensor)),
         },
         config: this.config,
-        state: this.#state,
+        state: this.state,
         inputs: map(inputs as Record<string, Tensor>, (name, tensor) =>
           own(name, checkTensor(op, `inputs.${name}`, tensor)),
         ),
@@ -278,15 +279,18 @@ export class Adapter<C extends object = object> implements Disposable {
   dispose(): void {
     for (const tensor of Object.values(this.parameters)) tensor.dispose();
     for (const tensor of Object.values(this.buffers)) tensor.dispose();
-    const state = this.#state as Partial<Disposable> | undefined;
-    if (typeof state === 'object' && state !== null) {
-      for (const value of [state, ...Object.values(state)] as (Partial<Disposable> | null)[]) {
-        if (typeof value === 'object' && value !== null) value[Symbol.dispose]?.();
-      }
-    }
+    disposeAll(this.state);
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** Frees what is disposable in a prepared state: itself, or in arrays and plain objects. */
+function disposeAll(value: unknown): void {
+  if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return;
+  const dispose = (value as Partial<Disposable>)[Symbol.dispose];
+  if (typeof dispose === 'function') dispose.call(value);
+  else for (const member of Object.values(value)) disposeAll(member);
 }

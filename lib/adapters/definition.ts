@@ -128,6 +128,8 @@ export interface PeftForm<C, Name extends string> {
   readonly indexes?: Readonly<Record<string, string>>;
   /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */
   readonly shared?: Readonly<Partial<Record<Name, string>>>;
+  /** Where layers share in groups: the name for this module, from the tensor names in the file. */
+  readonly sharedName?: (name: Name, module: string, keys: readonly string[]) => string | undefined;
   /** The adapter's settings from `adapter_config.json`, for the module of that name. */
   readonly read: (config: Readonly<Record<string, unknown>>, module: string) => Partial<C>;
   /** Back to the fields of `adapter_config.json`. */
@@ -164,6 +166,7 @@ export interface AdapterDefinition<
   readonly prepare?: (
     make: AdapterMaker<C, P | B>,
     indexes: Readonly<Record<string, Int32Array>>,
+    tensors: Readonly<Record<P | B, Tensor>>,
   ) => S;
   /** y [..., N] in the dtype of x. */
   readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;

@@ -1,8 +1,21 @@
 import { adalora } from './adalora.js';
+import { aflora } from './aflora.js';
+import { beft } from './beft.js';
+import { delora } from './delora.js';
+import { dora } from './dora.js';
 import { ia3, ia3Input } from './ia3.js';
 import { kasa } from './kasa.js';
 import { lora } from './lora.js';
+import { loraFa } from './lora-fa.js';
+import { loraXs } from './lora-xs.js';
+import { lotr } from './lotr.js';
 import type { AdapterMethod } from './method.js';
+import { moslora } from './moslora.js';
+import { privateLora } from './private-lora.js';
+import { randlora } from './randlora.js';
+import { sora } from './sora.js';
+import { tiedLora } from './tied-lora.js';
+import { tinylora } from './tinylora.js';
 import { vera } from './vera.js';
 
 /** A method whatever its settings and tensors. */
@@ -10,10 +23,23 @@ export type AnyMethod = AdapterMethod<object, string, string, unknown>;
 
 /** Every method that comes with the library. */
 export const adapterMethods: readonly AnyMethod[] = [
-  kasa,
-  lora,
   adalora,
+  aflora,
+  beft,
+  delora,
+  dora,
   ia3,
   ia3Input,
+  kasa,
+  lora,
+  loraFa,
+  loraXs,
+  lotr,
+  moslora,
+  privateLora,
+  randlora,
+  sora,
+  tiedLora,
+  tinylora,
   vera,
 ] as unknown as readonly AnyMethod[];

@@ -101,7 +101,8 @@ export function adapterFromPeft(folder: PeftFolder, module: string, place: Adapt
     const tensors: Record<string, Tensor> = {};
     for (const name of [...trained, ...frozen]) {
       const own = peft.tensors[name];
-      const shared = peft.shared?.[name];
+      const shared =
+        peft.sharedName?.(name, module, [...folder.tensors.keys()]) ?? peft.shared?.[name];
       const raw =
         folder.tensors.get(`${kPrefix}${module}.${own ?? shared}`) ??
         folder.tensors.get(`base_model.${shared}`);

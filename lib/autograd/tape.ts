@@ -118,7 +118,7 @@ export class Tape extends GradientTape {
     const { scaling = 1, dropout = 0 } = options;
     const drops = this.#nextDropout(dropout);
     const h = loraShrink(x.tensor, a.tensor, { ...drops, scaling });
-    return this.record(h, [x, a], [x.tensor], (dh, pass) => {
+    return this.record(h, [x, a], [x.tensor, a.tensor], (dh, pass) => {
       const wantsX = pass.wants(x);
       const needs = [wantsX ? 'dx' : '', pass.wants(a) ? 'dLoraA' : ''].filter(
         (name): name is 'dx' | 'dLoraA' => name !== '',
@@ -151,7 +151,7 @@ export class Tape extends GradientTape {
       ...(bias === undefined ? {} : { bias: bias.tensor }),
     });
     const inputs = bias === undefined ? [x, h, b] : [x, h, b, bias];
-    return this.record(y, inputs, [h.tensor], (dy, pass) => {
+    return this.record(y, inputs, [h.tensor, b.tensor], (dy, pass) => {
       pass.giveBase(x, dy, w);
       const needs = [
         pass.wants(h) ? 'dh' : '',

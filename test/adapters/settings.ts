@@ -1,5 +1,15 @@
 /** What each method is tested with: sizes that it allows, settings small enough to differentiate. */
-import { type Adapter, type AdapterPlace, adapterMethods } from '../../lib/index.js';
+import {
+  type Adapter,
+  type AdapterPlace,
+  adapterMethods,
+  type BaseWeight,
+  dequantize,
+  LoraAdapter,
+  loraForward,
+  multiplyAdd,
+  Tensor,
+} from '../../lib/index.js';
 
 export interface MethodSettings {
   readonly N: number;
@@ -10,6 +20,14 @@ export interface MethodSettings {
   readonly inputs?: Readonly<Record<string, (M: number) => readonly number[]>>;
   /** Of the differences; default 1/32. */
   readonly step?: number;
+  /**
+   * The forward pass with what the method holds constant in its gradients taken from `start`: what
+   * differences are taken of.
+   */
+  readonly held?: (
+    start: Adapter,
+    w: BaseWeight,
+  ) => (at: Readonly<Record<string, Tensor>>) => Tensor;
   /** Why a fresh adapter is not the base model, where it is not. */
   readonly startsElsewhere?: string;
 }
@@ -18,13 +36,56 @@ type Row = Partial<Omit<MethodSettings, 'create'>>;
 
 const alpha = { settings: { r: 4, loraAlpha: 6 } };
 
+/** DoRA's norm is no function of the factors for its gradients. */
+function doraWithNormHeld(start: Adapter, w: BaseWeight) {
+  const { loraA, loraB } = start.parameters as Record<'loraA' | 'loraB', Tensor>;
+  const { loraAlpha } = start.config as { loraAlpha: number };
+  const [r = 0, K = 0] = loraA.shape;
+  const dense = (w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' })).readSync();
+  const [a, b] = [loraA.readSync(), loraB.readSync()];
+  const reciprocals = Float32Array.from({ length: start.outFeatures }, (_, n) => {
+    let sum = 0;
+    for (let k = 0; k < K; k++) {
+      let v = dense[n * K + k] as number;
+      for (let i = 0; i < r; i++) {
+        v += (loraAlpha / r) * (b[n * r + i] as number) * (a[i * K + k] as number);
+      }
+      sum += v * v;
+    }
+    return 1 / Math.sqrt(sum);
+  });
+  const held = Tensor.from(reciprocals, [start.outFeatures], { device: start.device });
+  return (at: Readonly<Record<string, Tensor>>): Tensor => {
+    const now = at as Record<'loraA' | 'loraB' | 'magnitude' | 'dx' | 'dBias', Tensor>;
+    const adapter = new LoraAdapter({ loraA: now.loraA, loraB: now.loraB, loraAlpha });
+    const { y } = loraForward(now.dx, w, adapter, { training: false });
+    return multiplyAdd({ a: y, b: multiplyAdd({ a: now.magnitude, b: held }), c: now.dBias });
+  };
+}
+
 const ROWS: Readonly<Record<string, Row>> = {
-  lora: alpha,
-  kasa: alpha,
   adalora: alpha,
-  vera: { settings: { r: 6, dInitial: 0.2 } },
+  aflora: { settings: { r: 4 } },
+  beft: {},
+  delora: {
+    settings: { r: 4, lambda: 3 },
+    startsElsewhere: 'its update is of the size lambda from the start; the paper takes it off w',
+  },
+  dora: { ...alpha, held: doraWithNormHeld },
   ia3: {},
   'ia3-input': {},
+  kasa: alpha,
+  lora: alpha,
+  'lora-fa': alpha,
+  'lora-xs': alpha,
+  lotr: { settings: { r: 4, scaling: 1.5 } },
+  moslora: alpha,
+  'private-lora': { settings: { rA: 5, rB: 3 } },
+  randlora: { settings: { r: 5, loraAlpha: 6 } },
+  sora: alpha,
+  'tied-lora': { settings: { r: 4 } },
+  tinylora: { settings: { r: 3, u: 5 } },
+  vera: { settings: { r: 6, dInitial: 0.2 } },
 };
 
 export function settingsOf(method: string): MethodSettings {

@@ -81,18 +81,31 @@ export function forwardOf(
   });
 }
 
-/** Checks the gradients of the trained tensors under the peer's names. */
+/**
+ * Checks the gradients of the trained tensors under the peer's names. What layers share has one
+ * gradient, the sum of theirs, listed under the first layer.
+ */
 export async function checkGradients(
+  golden: GoldenCase,
   rules: RuleBook,
-  { name, adapter }: GoldenLayer,
-  gradients: Readonly<Record<string, Tensor>>,
+  layers: readonly { layer: GoldenLayer; gradients: Readonly<Record<string, Tensor>> }[],
 ): Promise<void> {
-  const peft = adapter?.definition.peft;
-  for (const [parameter, gradient] of Object.entries(gradients)) {
-    const key = peft?.tensors[parameter] ?? peft?.shared?.[parameter];
-    for (const spelling of [key, `${key}.weight`]) {
-      const tensor = `grad.${PREFIX}${name}.${spelling}`;
-      if (rules.has(tensor)) rules.check(tensor, await gradient.read());
+  const keys = [...golden.adapter().tensors.keys(), ...golden.tensors.keys()];
+  const sums = new Map<string, Float32Array>();
+  for (const { layer, gradients } of layers) {
+    const peft = layer.adapter?.definition.peft;
+    for (const [parameter, gradient] of Object.entries(gradients)) {
+      const own = peft?.tensors[parameter];
+      const shared = peft?.sharedName?.(parameter, layer.name, keys) ?? peft?.shared?.[parameter];
+      const key = own === undefined ? `${layerNames(golden)[0]}.${shared}` : `${layer.name}.${own}`;
+      const values = await gradient.read();
+      const sum = sums.get(key);
+      sums.set(key, sum === undefined ? values : sum.map((v, i) => v + (values[i] as number)));
+    }
+  }
+  for (const [key, values] of sums) {
+    for (const tensor of [`grad.${PREFIX}${key}`, `grad.${PREFIX}${key}.weight`]) {
+      if (rules.has(tensor)) rules.check(tensor, values);
     }
   }
 }

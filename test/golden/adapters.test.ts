@@ -31,7 +31,7 @@ async function checkOne(golden: GoldenCase, rules: RuleBook, layer: GoldenLayer,
   if (adapter === undefined || saved === undefined) throw new Error('no adapter');
   const { dx, parameters } = adapter.backward(dy, saved);
   rules.check('grad.x', await (dx as Tensor).read());
-  await checkGradients(rules, layer, parameters);
+  await checkGradients(golden, rules, [{ layer, gradients: parameters }]);
   const merged = await checkMerged(golden, rules, layer);
   if (rules.has('out.y_merged')) {
     const given = merged.bias === undefined ? {} : { bias: merged.bias };
@@ -68,8 +68,10 @@ async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
   const dInner = Tensor.from(dHidden, hidden.shape, { device });
   const front = backwardOf(first, dInner, inner.saved);
   rules.check('grad.x', await front.dx.read());
-  await checkGradients(rules, second, back.parameters);
-  await checkGradients(rules, first, front.parameters);
+  await checkGradients(golden, rules, [
+    { layer: first, gradients: front.parameters },
+    { layer: second, gradients: back.parameters },
+  ]);
   const one = await checkMerged(golden, rules, first);
   const two = await checkMerged(golden, rules, second);
   if (rules.has('out.y_merged')) {

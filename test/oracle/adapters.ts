@@ -102,22 +102,60 @@ const lowRank = ({ w }: OracleLayer, left: Matrix, right: Matrix, scale: number)
   weight: w.plus(left.times(right), scale),
 });
 
+const norms = (rows: Matrix): Float64Array =>
+  Float64Array.from({ length: rows.rows }, (_, i) => {
+    let sum = 0;
+    for (let j = 0; j < rows.cols; j++) sum += rows.at(i, j) ** 2;
+    return Math.sqrt(sum);
+  });
+
+/** RandLoRA's sum over the flattened bases, larger side first. */
+function randLora(layer: OracleLayer): OracleMerged {
+  const { N, K, w, config } = layer;
+  const [lambda, gamma, left, right] = parts(layer, 'lambda', 'gamma', 'left', 'right');
+  const bases = gamma.rows;
+  const { r } = config;
+  const small = Math.min(N, K);
+  const update = (large: number, col: number): number => {
+    let sum = 0;
+    for (let i = 0; i < r * bases; i++) {
+      const k = Math.floor(i / bases);
+      const b = i % bases;
+      const fixed = right.data[large * bases * r + i] as number;
+      const moved = lambda.at(k, b) * (left.data[k * small + col] as number) * gamma.at(b, col);
+      sum += fixed * moved;
+    }
+    return (sum * config.loraAlpha) / r;
+  };
+  return { weight: w.map((v, n, k) => v + (N >= K ? update(n, k) : update(k, n))) };
+}
+
 export const adapterOracle: Readonly<Record<string, Formula>> = {
-  lora: (layer) => {
-    const [a, b] = parts(layer, 'loraA', 'loraB');
-    return lowRank(layer, b, a, scaling(layer));
-  },
-  kasa: (layer) => {
-    const [a, b, diag] = parts(layer, 'loraA', 'loraB', 'diag');
-    return lowRank(layer, b.scaleCols(diag.data), a, scaling(layer));
-  },
   adalora: (layer) => {
     const [a, b, e] = parts(layer, 'loraA', 'loraB', 'loraE');
     return lowRank(layer, b.scaleCols(e.data), a, layer.config.loraAlpha / (layer.config.r + 1e-5));
   },
-  vera: (layer) => {
-    const [a, b, lambdaB, lambdaD] = parts(layer, 'veraA', 'veraB', 'lambdaB', 'lambdaD');
-    return lowRank(layer, b.scaleRows(lambdaB.data).scaleCols(lambdaD.data), a, 1);
+  aflora: (layer) => {
+    const [a, b, d, out] = parts(layer, 'loraA', 'loraB', 'd', 'b');
+    return lowRank(layer, b.scaleRows(out.data).scaleCols(d.data), a, 1);
+  },
+  beft: (layer) => ({
+    weight: layer.w,
+    bias: layer.bias.map((v, i) => v + (parts(layer, 'delta')[0].data[i] as number)),
+  }),
+  delora: (layer) => {
+    const [a, b, lambda, wNorm] = parts(layer, 'loraA', 'loraB', 'lambda', 'wNorm');
+    const [rows, cols] = [norms(a), norms(b.transposed())];
+    const strength = rows.map(
+      (norm, i) => lambda.at(0, 0) / (layer.config.r * norm * (cols[i] as number)),
+    );
+    return lowRank(layer, b.scaleCols(strength), a.scaleCols(wNorm.data), 1);
+  },
+  dora: (layer) => {
+    const [a, b, magnitude] = parts(layer, 'loraA', 'loraB', 'magnitude');
+    const { weight } = lowRank(layer, b, a, scaling(layer));
+    const size = norms(weight);
+    return { weight: weight.scaleRows(size.map((v, i) => (magnitude.data[i] as number) / v)) };
   },
   ia3: (layer) => {
     const [scale] = parts(layer, 'scale');
@@ -125,4 +163,57 @@ export const adapterOracle: Readonly<Record<string, Formula>> = {
     return { weight: layer.w.scaleRows(scale.data), bias };
   },
   'ia3-input': (layer) => ({ weight: layer.w.scaleCols(parts(layer, 'scale')[0].data) }),
+  kasa: (layer) => {
+    const [a, b, diag] = parts(layer, 'loraA', 'loraB', 'diag');
+    return lowRank(layer, b.scaleCols(diag.data), a, scaling(layer));
+  },
+  lora: (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return lowRank(layer, b, a, scaling(layer));
+  },
+  'lora-fa': (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return lowRank(layer, b, a, scaling(layer));
+  },
+  'lora-xs': (layer) => {
+    const [a, b, core] = parts(layer, 'loraA', 'loraB', 'core');
+    return lowRank(layer, b.times(core), a, scaling(layer));
+  },
+  lotr: (layer) => {
+    const [v, core, u] = parts(layer, 'v', 'core', 'u');
+    return lowRank(layer, u.times(core), v, layer.config.scaling);
+  },
+  moslora: (layer) => {
+    const [a, b, mixer] = parts(layer, 'loraA', 'loraB', 'mixer');
+    return lowRank(layer, b.times(mixer), a, scaling(layer));
+  },
+  'private-lora': (layer) => {
+    const [a, b, m] = parts(layer, 'a', 'b', 'm');
+    return lowRank(layer, b.times(m), a, 1);
+  },
+  randlora: randLora,
+  sora: (layer) => {
+    const [a, b, gate] = parts(layer, 'loraA', 'loraB', 'gate');
+    return lowRank(layer, b.scaleCols(gate.data), a, scaling(layer));
+  },
+  'tied-lora': (layer) => {
+    const [a, b, u, v] = parts(layer, 'a', 'b', 'u', 'v');
+    return lowRank(layer, b.scaleRows(v.data).scaleCols(u.data), a, 1);
+  },
+  tinylora: (layer) => {
+    const [a, b, v, projection] = parts(layer, 'loraA', 'loraB', 'v', 'projection');
+    const { r, u } = layer.config;
+    const core = Matrix.of(r, r, (i, j) => {
+      let sum = 0;
+      for (let k = 0; k < u; k++) {
+        sum += (v.data[k] as number) * (projection.data[(k * r + i) * r + j] as number);
+      }
+      return sum;
+    });
+    return lowRank(layer, b.times(core), a, 1);
+  },
+  vera: (layer) => {
+    const [a, b, lambdaB, lambdaD] = parts(layer, 'veraA', 'veraB', 'lambdaB', 'lambdaD');
+    return lowRank(layer, b.scaleRows(lambdaB.data).scaleCols(lambdaD.data), a, 1);
+  },
 };

@@ -1,0 +1,53 @@
+import { scope } from '../core/scope.js';
+import { mapTensor, sumProduct } from '../ops/elementwise.js';
+import { dequantize, QuantizedWeight } from '../quant/quantized-weight.js';
+import { defineAdapter } from './method.js';
+
+/**
+ * Rank-one updates of bounded size: `y = x·wᵀ + Σᵢ lambda / (r · ‖aᵢ‖ · ‖bᵢ‖) · ((x ⊙ wNorm) · aᵢ) · bᵢ`
+ * with aᵢ the rows of loraA, bᵢ the columns of loraB and wNorm the norms of the columns of w as it
+ * was at the start.
+ */
+export const delora = defineAdapter({
+  method: 'delora',
+  reference:
+    'Bini et al., DeLoRA: Decoupling Angles and Strength in Low-rank Adaptation, 2025, arXiv:2503.18225',
+  defaults: { r: 8, lambda: 15, dropout: 0 },
+  trained: ['loraA', 'loraB', 'lambda'],
+  frozen: ['wNorm'],
+  shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r], lambda: [1], wNorm: [K] }),
+  init: (make) => ({
+    loraA: make.kaiming('loraA'),
+    loraB: make.kaiming('loraB'),
+    lambda: make.full('lambda', make.config.lambda),
+    wNorm: scope(() => {
+      const w = make.weight('delora.create');
+      const dense = w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w;
+      return mapTensor(sumProduct(dense, dense, { axis: 0 }), 'sqrt');
+    }),
+  }),
+  forward: (t, { x, w, bias, p, config: { r, dropout } }) => {
+    const a2 = t.sum(t.map(p.loraA, 'square'), 1);
+    const b2 = t.sum(t.map(p.loraB, 'square'), 0);
+    const norms = t.map(t.multiply(t.reshape(a2, [r]), b2), 'rsqrt');
+    const strength = t.multiply(norms, p.lambda, 1 / r);
+    const scaled = t.multiply(t.dropout(x, dropout), p.wNorm);
+    const h = t.multiply(t.shrink(scaled, p.loraA), strength);
+    return t.add(t.linear(x, w, bias), t.matmul(h, p.loraB));
+  },
+  peft: {
+    type: 'DELORA',
+    tensors: {
+      loraA: 'delora_A',
+      loraB: 'delora_B',
+      lambda: 'delora_lambda',
+      wNorm: 'delora_w_norm',
+    },
+    read: ({ r, delora_lambda, module_dropout }) => ({
+      r: Number(r),
+      lambda: Number(delora_lambda ?? 15),
+      dropout: Number(module_dropout ?? 0),
+    }),
+    write: ({ r, lambda, dropout }) => ({ r, delora_lambda: lambda, module_dropout: dropout }),
+  },
+});

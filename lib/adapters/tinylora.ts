@@ -1,0 +1,58 @@
+import { defineAdapter } from './method.js';
+
+/**
+ * LoRA-XS whose core is a combination of fixed random matrices: `core = Σᵢ vᵢ · projectionᵢ`, so that u
+ * values train a layer (or many: layers may share v). loraA and loraB are the truncated SVD of w
+ * (`Vᵀ` and `U·S`); give them to `from`. Fresh factors are random.
+ */
+export const tinylora = defineAdapter({
+  method: 'tinylora',
+  reference: 'Morris et al., Learning to Reason in 13 Parameters, 2026, arXiv:2602.04118',
+  defaults: { r: 2, u: 64, initBound: 0.02, dropout: 0 },
+  trained: ['v'],
+  frozen: ['loraA', 'loraB', 'projection'],
+  shapes: ({ N, K, config: { r, u } }) => ({
+    v: [u],
+    loraA: [r, K],
+    loraB: [N, r],
+    projection: [u, r, r],
+  }),
+  init: (make) => ({
+    v: make.zeros('v'),
+    loraA: make.kaiming('loraA'),
+    loraB: make.kaiming('loraB'),
+    projection: make.normal('projection', 1 / Math.sqrt(make.config.r)),
+  }),
+  forward: (t, { x, w, bias, p, config: { r, u, dropout } }) => {
+    const flat = t.product(t.reshape(p.v, [1, u]), t.reshape(p.projection, [u, r * r]));
+    const h = t.matmul(t.shrink(x, p.loraA, { dropout }), t.reshape(flat, [r, r]));
+    return t.expand(x, w, h, p.loraB, { bias });
+  },
+  peft: {
+    type: 'TINYLORA',
+    tensors: { loraA: 'tinylora_A', loraB: 'tinylora_B', projection: 'tinylora_P' },
+    shared: { v: 'tinylora_v.0' },
+    // Modules in their order in the model, in groups of equal size, a v for each group.
+    sharedName: (name, module, keys) => {
+      if (name !== 'v') return undefined;
+      const groups = new Set(keys.flatMap((key) => /tinylora_v\.(\d+)$/.exec(key)?.[1] ?? [])).size;
+      const modules = keys.flatMap(
+        (key) => /^base_model\.model\.(.+)\.tinylora_A$/.exec(key)?.[1] ?? [],
+      );
+      const size = Math.ceil(modules.length / Math.max(1, groups));
+      return `tinylora_v.${Math.floor(Math.max(0, modules.indexOf(module)) / size)}`;
+    },
+    read: ({ r, u, init_v_bound, tinylora_dropout }) => ({
+      r: Number(r),
+      u: Number(u),
+      initBound: Number(init_v_bound ?? 0.02),
+      dropout: Number(tinylora_dropout ?? 0),
+    }),
+    write: ({ r, u, initBound, dropout }) => ({
+      r,
+      u,
+      init_v_bound: initBound,
+      tinylora_dropout: dropout,
+    }),
+  },
+});
