@@ -32,8 +32,9 @@ export function mergeByProbe(
   const { device } = w;
   const [N = 0] = w.shape;
   return scope(() => {
-    const dense =
-      w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w.to({ dtype: 'f32' });
+    // Decoded as the products decode it: in the dtype that the weight was quantised from.
+    const decoded = w instanceof QuantizedWeight ? dequantize(w, { dtype: w.sourceDType }) : w;
+    const dense = decoded.to({ dtype: 'f32' });
     const atZero = layer(Tensor.zeros([1, K], { device }), dense).reshape([N]);
     const merged = Tensor.zeros([N, K], { device });
     for (let begin = 0; begin < K; begin += PROBE_ROWS) {

@@ -7,9 +7,11 @@ import {
   type BaseWeight,
   type Device,
   dequantize,
+  type MergedLayer,
   matmul,
   matmulInputGrad,
   QuantizedWeight,
+  quantize,
   type RawTensor,
   Tensor,
 } from '../../lib/index.js';
@@ -46,15 +48,17 @@ export function layerNames(golden: GoldenCase): string[] {
 
 /** Layer `name`: its base as it is in the run, and its adapter, where it has one. */
 export function layerOf(golden: GoldenCase, name: string, device: Device): GoldenLayer {
+  const { config, tensors } = golden.adapter();
   const now = `aux.base_now.${name}.weight`;
-  const w = golden.has(now)
+  const stored = golden.has(now)
     ? tensorOf(golden.tensor(now), device)
     : baseWeight(golden, name, device);
+  // A layer that stores its weight as [K, N].
+  const w = config.fan_in_fan_out === true ? transposed(stored as Tensor) : stored;
   const bias = golden.has(`base.${name}.bias`)
     ? tensorOf(golden.tensor(`base.${name}.bias`), device)
     : undefined;
   const [outFeatures = 0, inFeatures = 0] = w.shape;
-  const { config, tensors } = golden.adapter();
   // What the checkpoint leaves out is beside it.
   const all = new Map<string, RawTensor>();
   for (const [key, tensor] of golden.tensors) {
@@ -65,6 +69,17 @@ export function layerOf(golden: GoldenCase, name: string, device: Device): Golde
   const place = { inFeatures, outFeatures, device, weight: w };
   const adapter = adapted ? adapterFromPeft({ config, tensors: all }, name, place) : undefined;
   return { name, w, bias, adapter };
+}
+
+/** [rows, cols] to [cols, rows]. */
+function transposed(w: Tensor): Tensor {
+  const [rows = 0, cols = 0] = w.shape;
+  const values = w.readSync();
+  const out = Float32Array.from(
+    values,
+    (_, i) => values[(i % rows) * cols + Math.floor(i / rows)] as number,
+  );
+  return Tensor.from(out, [cols, rows], { dtype: w.dtype, device: w.device });
 }
 
 export function forwardOf(
@@ -110,6 +125,18 @@ export async function checkGradients(
   }
 }
 
+/**
+ * The merged layer. The peer's DoRA rounds the merged weight to the dtype of the base before it
+ * quantises it, which decides the 8-bit codes of absmax; the library does not.
+ */
+function mergeAsPeer(adapter: Adapter, w: BaseWeight, bias: Tensor | undefined): MergedLayer {
+  const given = bias === undefined ? {} : { bias };
+  if (!(w instanceof QuantizedWeight) || adapter.method !== 'dora') return adapter.merge(w, given);
+  const { format, blocksize, doubleQuant, sourceDType: dtype } = w;
+  const { weight } = adapter.merge(dequantize(w, { dtype }), given);
+  return { ...given, weight: quantize(weight as Tensor, { format, blocksize, doubleQuant }) };
+}
+
 /** The merged weight and, for additive methods, the update, under the case's rules. */
 export async function checkMerged(
   golden: GoldenCase,
@@ -119,18 +146,20 @@ export async function checkMerged(
   const { name, w, bias, adapter } = layer;
   const none = { weight: w, bias };
   if (adapter === undefined || adapter.definition.mergeable === false) return none;
-  const merged = adapter.merge(w, bias === undefined ? {} : { bias });
+  const merged = mergeAsPeer(adapter, w, bias);
   const dense = merged.weight instanceof QuantizedWeight ? 'merged_dequant' : 'merged';
+  const { config } = golden.adapter();
+  const back = (weight: Tensor) => (config.fan_in_fan_out === true ? transposed(weight) : weight);
   const values = await (merged.weight instanceof QuantizedWeight
     ? dequantize(merged.weight, { dtype: 'f32' })
-    : merged.weight
+    : back(merged.weight)
   ).read();
   if (rules.has(`${dense}.${name}.weight`)) rules.check(`${dense}.${name}.weight`, values);
   if (merged.bias !== undefined && rules.has(`merged.${name}.bias`)) {
     rules.check(`merged.${name}.bias`, await merged.bias.read());
   }
   for (const { tensor, rule } of golden.rules) {
-    if (tensor === `out.delta.${name}`) await checkUpdate(rules, tensor, layer);
+    if (tensor === `out.delta.${name}`) await checkUpdate(rules, tensor, layer, back);
     else if (tensor.startsWith(`merged.${name}.weight`) && dense === 'merged_dequant') {
       rules.waive(tensor, `${rule}: stands for ${dense}.${name}.weight, which is checked`);
     }
@@ -143,22 +172,28 @@ export async function checkMerged(
  * merging adds to a base of zeros, of others the difference that merging makes, and of LoRA's
  * relatives the product of the factors alone (the peer leaves magnitude and diagonal out).
  */
-async function checkUpdate(rules: RuleBook, tensor: string, layer: GoldenLayer): Promise<void> {
+async function checkUpdate(
+  rules: RuleBook,
+  tensor: string,
+  layer: GoldenLayer,
+  back: (weight: Tensor) => Tensor,
+): Promise<void> {
   const { adapter, w } = layer;
   if (adapter === undefined) return;
   const { loraA, loraB } = adapter.parameters;
   const kind = LORA_DELTA[adapter.method];
   if (kind !== undefined && loraA !== undefined && loraB !== undefined) {
     const scaling = scalingOf(adapter.config as AlphaConfig);
+    const product = back(matmulInputGrad(loraB, loraA));
     rules.check(
       tensor,
-      (await matmulInputGrad(loraB, loraA).read()).map((v) => v * scaling),
+      (await product.read()).map((v) => v * scaling),
     );
     return;
   }
   if (!MULTIPLICATIVE.has(adapter.method)) {
     const zeros = Tensor.zeros(w.shape, { device: adapter.device });
-    rules.check(tensor, await (adapter.merge(zeros).weight as Tensor).read());
+    rules.check(tensor, await back(adapter.merge(zeros).weight as Tensor).read());
     return;
   }
   const dense = w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w;

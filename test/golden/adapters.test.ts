@@ -16,7 +16,7 @@ import {
   layerNames,
   layerOf,
 } from './adapter-case.js';
-import { caseIds, type GoldenCase, loadCase } from './case-file.js';
+import { caseIds, type GoldenCase, isOtherMethod, loadCase } from './case-file.js';
 import { tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
@@ -81,7 +81,10 @@ async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
   }
 }
 
-const cases = [...caseIds('tuners')];
+const cases = [
+  ...caseIds('tuners'),
+  ...[...caseIds('lora'), ...caseIds('qlora')].filter(isOtherMethod),
+];
 
 describe.each(DEVICES)('adapters on %s', (device) => {
   it.each(cases)('%s', async (id) => {

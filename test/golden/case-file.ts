@@ -132,3 +132,6 @@ export function loadCase(id: string): GoldenCase {
   if (row === undefined) throw new Error(`no golden case ${id}`);
   return new GoldenCase(row);
 }
+
+/** Cases of `lora` and `qlora` that are more than LoRA on a [N, K] weight; adapters.test.ts has them. */
+export const isOtherMethod = (id: string): boolean => /dora|conv1d|^qlora\/(?!lora)/.test(id);

@@ -13,7 +13,7 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { roundTo } from '../oracle.js';
-import { caseIds, type GoldenCase, loadCase, numbersOf } from './case-file.js';
+import { caseIds, type GoldenCase, isOtherMethod, loadCase, numbersOf } from './case-file.js';
 import { baseWeight, bytesOf, tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
@@ -149,7 +149,7 @@ const product = (layer: Layer, x: Tensor): Tensor =>
 
 describe.each(DEVICES)('linear layers on %s', (device: Device) => {
   const single = [...caseIds('lora'), ...caseIds('qlora')].filter(
-    (id) => !id.includes('two_layer'),
+    (id) => !id.includes('two_layer') && !isOtherMethod(id),
   );
 
   it.each(single)('%s', async (id) => {
