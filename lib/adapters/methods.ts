@@ -14,6 +14,7 @@ import { moslora } from './moslora.js';
 import { privateLora } from './private-lora.js';
 import { randlora } from './randlora.js';
 import { sora } from './sora.js';
+import { structuredMethods } from './structured.js';
 import { tiedLora } from './tied-lora.js';
 import { tinylora } from './tinylora.js';
 import { vera } from './vera.js';
@@ -42,4 +43,5 @@ export const adapterMethods: readonly AnyMethod[] = [
   tiedLora,
   tinylora,
   vera,
+  ...structuredMethods,
 ] as unknown as readonly AnyMethod[];

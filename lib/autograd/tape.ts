@@ -14,7 +14,8 @@ import {
 } from '../ops/lora-parts.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { GradientTape, type Value } from './gradient-tape.js';
+import type { Value } from './gradient-tape.js';
+import { StructuredTape } from './structured.js';
 
 /** How a {@link Tape} drops elements. */
 export interface TapeDropout {
@@ -71,7 +72,7 @@ function plusOne(a: Tensor, alpha: number): Tensor {
  * The ops of this library as differentiable steps: what an adapter's forward formula is written in.
  * Factors and sums are f32 unless said otherwise; M stands for all leading dimensions.
  */
-export class Tape extends GradientTape {
+export class Tape extends StructuredTape {
   readonly #dropout: TapeDropout;
   readonly #compute: ComputePrecision;
   #dropouts = 0;

@@ -3,7 +3,6 @@
 import { describe, expect, it } from 'vitest';
 import {
   type Adapter,
-  adapterMethods,
   type BaseWeight,
   checkGradients,
   type Device,
@@ -16,7 +15,7 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { adapterOracle, Matrix, type OracleMerged } from '../oracle/adapters.js';
-import { settingsOf } from './settings.js';
+import { METHOD_CASES, settingsOf } from './settings.js';
 
 const M = 5;
 const available = devices()
@@ -118,7 +117,7 @@ const gradientsOf = ({ adapter, w, bias, x, inputs, N }: Layer) => {
   return { dx, dBias, ...parameters, ...others } as Record<string, Tensor>;
 };
 
-describe.each(adapterMethods.map(({ method }) => method))('%s', (method) => {
+describe.each(METHOD_CASES)('%s', (method) => {
   describe.each(BASES)('over a %s base', (base) => {
     it.each(available)('has y and the merged layer of its formula, on %s', async (device) => {
       await scope(async () => {

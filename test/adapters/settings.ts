@@ -10,6 +10,7 @@ import {
   multiplyAdd,
   Tensor,
 } from '../../lib/index.js';
+import { STRUCTURED_ROWS } from './settings-structured.js';
 
 export interface MethodSettings {
   readonly N: number;
@@ -32,7 +33,7 @@ export interface MethodSettings {
   readonly startsElsewhere?: string;
 }
 
-type Row = Partial<Omit<MethodSettings, 'create'>>;
+export type Row = Partial<Omit<MethodSettings, 'create'>>;
 
 const alpha = { settings: { r: 4, loraAlpha: 6 } };
 
@@ -86,12 +87,21 @@ const ROWS: Readonly<Record<string, Row>> = {
   'tied-lora': { settings: { r: 4 } },
   tinylora: { settings: { r: 3, u: 5 } },
   vera: { settings: { r: 6, dInitial: 0.2 } },
+  ...STRUCTURED_ROWS,
 };
 
-export function settingsOf(method: string): MethodSettings {
+/** What the suite runs: every method, and its variants behind a slash. */
+export const METHOD_CASES: readonly string[] = adapterMethods.flatMap(({ method }) => [
+  method,
+  ...Object.keys(ROWS).filter((name) => name.startsWith(`${method}/`)),
+]);
+
+/** @param name of {@link METHOD_CASES} */
+export function settingsOf(name: string): MethodSettings {
+  const method = name.split('/')[0];
   const found = adapterMethods.find((candidate) => candidate.method === method);
-  const row = ROWS[method];
-  if (found === undefined || row === undefined) throw new Error(`no settings for ${method}`);
+  const row = ROWS[name];
+  if (found === undefined || row === undefined) throw new Error(`no settings for ${name}`);
   return {
     N: 24,
     K: 32,

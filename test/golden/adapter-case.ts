@@ -10,6 +10,7 @@ import {
   type MergedLayer,
   matmul,
   matmulInputGrad,
+  type PeftFolder,
   QuantizedWeight,
   quantize,
   type RawTensor,
@@ -46,9 +47,21 @@ export function layerNames(golden: GoldenCase): string[] {
   );
 }
 
+/** The case's checkpoint, and what it leaves out. */
+function folderOf(golden: GoldenCase): PeftFolder {
+  const { config, tensors } = golden.adapter();
+  const all = new Map<string, RawTensor>();
+  for (const [key, tensor] of golden.tensors) {
+    if (key.startsWith('adapter.')) all.set(key.slice('adapter.'.length), rawOf(tensor));
+  }
+  for (const [key, tensor] of tensors) all.set(key, rawOf(tensor));
+  return { config, tensors: all };
+}
+
 /** Layer `name`: its base as it is in the run, and its adapter, where it has one. */
 export function layerOf(golden: GoldenCase, name: string, device: Device): GoldenLayer {
-  const { config, tensors } = golden.adapter();
+  const folder = folderOf(golden);
+  const { config } = folder;
   const now = `aux.base_now.${name}.weight`;
   const stored = golden.has(now)
     ? tensorOf(golden.tensor(now), device)
@@ -59,15 +72,9 @@ export function layerOf(golden: GoldenCase, name: string, device: Device): Golde
     ? tensorOf(golden.tensor(`base.${name}.bias`), device)
     : undefined;
   const [outFeatures = 0, inFeatures = 0] = w.shape;
-  // What the checkpoint leaves out is beside it.
-  const all = new Map<string, RawTensor>();
-  for (const [key, tensor] of golden.tensors) {
-    if (key.startsWith('adapter.')) all.set(key.slice('adapter.'.length), rawOf(tensor));
-  }
-  for (const [key, tensor] of tensors) all.set(key, rawOf(tensor));
-  const adapted = [...all.keys()].some((key) => key.startsWith(`${PREFIX}${name}.`));
+  const adapted = [...folder.tensors.keys()].some((key) => key.startsWith(`${PREFIX}${name}.`));
   const place = { inFeatures, outFeatures, device, weight: w };
-  const adapter = adapted ? adapterFromPeft({ config, tensors: all }, name, place) : undefined;
+  const adapter = adapted ? adapterFromPeft(folder, name, place) : undefined;
   return { name, w, bias, adapter };
 }
 
@@ -159,7 +166,7 @@ export async function checkMerged(
     rules.check(`merged.${name}.bias`, await merged.bias.read());
   }
   for (const { tensor, rule } of golden.rules) {
-    if (tensor === `out.delta.${name}`) await checkUpdate(rules, tensor, layer, back);
+    if (tensor === `out.delta.${name}`) await checkUpdate(golden, rules, tensor, layer, back);
     else if (tensor.startsWith(`merged.${name}.weight`) && dense === 'merged_dequant') {
       rules.waive(tensor, `${rule}: stands for ${dense}.${name}.weight, which is checked`);
     }
@@ -170,9 +177,11 @@ export async function checkMerged(
 /**
  * `out.delta`: what the peer calls the update of the base weight. Of additive methods that is what
  * merging adds to a base of zeros, of others the difference that merging makes, and of LoRA's
- * relatives the product of the factors alone (the peer leaves magnitude and diagonal out).
+ * relatives the product of the factors alone (the peer leaves magnitude and diagonal out); of
+ * rotations of the input, the rotation.
  */
 async function checkUpdate(
+  golden: GoldenCase,
   rules: RuleBook,
   tensor: string,
   layer: GoldenLayer,
@@ -180,6 +189,10 @@ async function checkUpdate(
 ): Promise<void> {
   const { adapter, w } = layer;
   if (adapter === undefined) return;
+  if (ROTATIONS.has(adapter.method)) {
+    rules.check(tensor, await rotationOf(golden, layer.name, adapter));
+    return;
+  }
   const { loraA, loraB } = adapter.parameters;
   const kind = LORA_DELTA[adapter.method];
   if (kind !== undefined && loraA !== undefined && loraB !== undefined) {
@@ -209,3 +222,22 @@ async function checkUpdate(
 const LORA_DELTA: Readonly<Record<string, true>> = { kasa: true, dora: true };
 /** Methods whose update depends on the base weight. */
 const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input']);
+
+/** Methods whose `out.delta` is a rotation of the K input features. */
+const ROTATIONS: ReadonlySet<string> = new Set(['hra']);
+
+/** What the adapter makes of the identity as base weight. */
+async function rotationOf(
+  golden: GoldenCase,
+  name: string,
+  { inFeatures: K, device }: Adapter,
+): Promise<Float32Array> {
+  const eye = Tensor.from(
+    Float32Array.from({ length: K * K }, (_, i) => (i % (K + 1) === 0 ? 1 : 0)),
+    [K, K],
+    { device },
+  );
+  const place = { inFeatures: K, outFeatures: K, device, weight: eye };
+  const square = adapterFromPeft(folderOf(golden), name, place);
+  return (square.merge(eye).weight as Tensor).read();
+}

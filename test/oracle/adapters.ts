@@ -3,99 +3,17 @@
  * replace the layer. Written from the papers' matrices, not from the library's steps.
  */
 
-/** Row-major. */
-export class Matrix {
-  constructor(
-    readonly rows: number,
-    readonly cols: number,
-    readonly data: Float64Array,
-  ) {}
+import {
+  type Formula,
+  Matrix,
+  type OracleLayer,
+  type OracleMerged,
+  parts,
+  scaling,
+} from './adapter-layer.js';
+import { structuredOracle } from './adapters-structured.js';
 
-  static zeros(rows: number, cols: number): Matrix {
-    return new Matrix(rows, cols, new Float64Array(rows * cols));
-  }
-
-  static of(rows: number, cols: number, value: (i: number, j: number) => number): Matrix {
-    const data = new Float64Array(rows * cols);
-    for (let i = 0; i < rows; i++) {
-      for (let j = 0; j < cols; j++) data[i * cols + j] = value(i, j);
-    }
-    return new Matrix(rows, cols, data);
-  }
-
-  at(i: number, j: number): number {
-    return this.data[i * this.cols + j] as number;
-  }
-
-  times(other: Matrix): Matrix {
-    const { rows, cols } = this;
-    return Matrix.of(rows, other.cols, (i, j) => {
-      let sum = 0;
-      for (let k = 0; k < cols; k++) sum += this.at(i, k) * other.at(k, j);
-      return sum;
-    });
-  }
-
-  transposed(): Matrix {
-    return Matrix.of(this.cols, this.rows, (i, j) => this.at(j, i));
-  }
-
-  map(value: (v: number, i: number, j: number) => number): Matrix {
-    return Matrix.of(this.rows, this.cols, (i, j) => value(this.at(i, j), i, j));
-  }
-
-  plus(other: Matrix, scale = 1): Matrix {
-    return this.map((v, i, j) => v + scale * other.at(i, j));
-  }
-
-  /** Diagonal on the left: row i times d[i]. */
-  scaleRows(d: ArrayLike<number>): Matrix {
-    return this.map((v, i) => v * (d[i] as number));
-  }
-
-  /** Diagonal on the right: column j times d[j]. */
-  scaleCols(d: ArrayLike<number>): Matrix {
-    return this.map((v, _, j) => v * (d[j] as number));
-  }
-}
-
-/** A layer as the oracle sees it. */
-export interface OracleLayer {
-  readonly N: number;
-  readonly K: number;
-  /** [N, K], dequantised */
-  readonly w: Matrix;
-  /** [N] */
-  readonly bias: Float64Array;
-  /** Parameters and buffers as matrices; a vector is one row. */
-  readonly p: Readonly<Record<string, Matrix>>;
-  readonly indexes: Readonly<Record<string, Int32Array>>;
-  // biome-ignore lint/suspicious/noExplicitAny: settings of any method
-  readonly config: Readonly<Record<string, any>>;
-}
-
-/** What replaces the layer. */
-export interface OracleMerged {
-  readonly weight: Matrix;
-  readonly bias?: Float64Array;
-}
-
-const scaling = ({ config }: OracleLayer): number =>
-  config.loraAlpha / (config.rslora ? Math.sqrt(config.r) : config.r);
-
-type Formula = (layer: OracleLayer) => OracleMerged;
-
-/** Tensors of the layer by name. */
-function parts<Names extends readonly string[]>(
-  { p }: OracleLayer,
-  ...names: Names
-): { [I in keyof Names]: Matrix } {
-  return names.map((name) => {
-    const found = p[name];
-    if (found === undefined) throw new Error(`no tensor ${name}`);
-    return found;
-  }) as { [I in keyof Names]: Matrix };
-}
+export { Matrix, type OracleMerged } from './adapter-layer.js';
 
 /** W + scale · left · right */
 const lowRank = ({ w }: OracleLayer, left: Matrix, right: Matrix, scale: number) => ({
@@ -130,7 +48,7 @@ function randLora(layer: OracleLayer): OracleMerged {
   return { weight: w.map((v, n, k) => v + (N >= K ? update(n, k) : update(k, n))) };
 }
 
-export const adapterOracle: Readonly<Record<string, Formula>> = {
+const plainOracle: Readonly<Record<string, Formula>> = {
   adalora: (layer) => {
     const [a, b, e] = parts(layer, 'loraA', 'loraB', 'loraE');
     return lowRank(layer, b.scaleCols(e.data), a, layer.config.loraAlpha / (layer.config.r + 1e-5));
@@ -216,4 +134,10 @@ export const adapterOracle: Readonly<Record<string, Formula>> = {
     const [a, b, lambdaB, lambdaD] = parts(layer, 'veraA', 'veraB', 'lambdaB', 'lambdaD');
     return lowRank(layer, b.scaleRows(lambdaB.data).scaleCols(lambdaD.data), a, 1);
   },
+};
+
+/** The formula of every method, by its name. */
+export const adapterOracle: Readonly<Record<string, Formula>> = {
+  ...plainOracle,
+  ...structuredOracle,
 };
