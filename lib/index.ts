@@ -14,10 +14,11 @@ export type {
   AdapterSize,
   PeftForm,
 } from './adapters/definition.js';
+export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
 export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
 export { adapterMethods } from './adapters/methods.js';
-export { adapterFromPeft, adapterToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
 export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
 export { Tape, type TapeDropout } from './autograd/tape.js';
 export {

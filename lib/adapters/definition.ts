@@ -121,7 +121,7 @@ export interface PeftForm<C, Name extends string> {
   /** `peft_type` */
   readonly type: string;
   /** Flags of the config that make this method of a type that several methods share. */
-  readonly when?: (config: Readonly<Record<string, unknown>>) => boolean;
+  readonly when?: (config: Readonly<Record<string, unknown>>, module: string) => boolean;
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
   /** Names of integer tables. */
@@ -133,7 +133,10 @@ export interface PeftForm<C, Name extends string> {
   /** The adapter's settings from `adapter_config.json`, for the module of that name. */
   readonly read: (config: Readonly<Record<string, unknown>>, module: string) => Partial<C>;
   /** Back to the fields of `adapter_config.json`. */
-  readonly write: (config: Readonly<C>) => Readonly<Record<string, unknown>>;
+  readonly write: (
+    config: Readonly<C>,
+    modules: readonly string[],
+  ) => Readonly<Record<string, unknown>>;
 }
 
 /**

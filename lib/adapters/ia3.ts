@@ -3,8 +3,12 @@ import { defineAdapter } from './method.js';
 const reference =
   'Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022, arXiv:2205.05638';
 
-const feedforward = (config: Readonly<Record<string, unknown>>): boolean =>
-  Array.isArray(config.feedforward_modules) && config.feedforward_modules.length > 0;
+/** Is this one of the config's feed-forward modules? PEFT compares ends of names. */
+function feedforward(config: Readonly<Record<string, unknown>>, module: string): boolean {
+  const names = (config.feedforward_modules ?? []) as string[] | string;
+  const list = typeof names === 'string' ? [names] : names;
+  return list.some((name) => module === name || module.endsWith(`.${name}`));
+}
 
 /** Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`. */
 export const ia3 = defineAdapter({
@@ -37,6 +41,6 @@ export const ia3Input = defineAdapter({
     when: feedforward,
     tensors: { scale: 'ia3_l' },
     read: () => ({}),
-    write: () => ({}),
+    write: (_, modules) => ({ feedforward_modules: modules }),
   },
 });

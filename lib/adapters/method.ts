@@ -2,11 +2,12 @@ import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
+import { Tensor } from '../core/tensor.js';
 import { checkInteger, checkShape, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { Adapter, type AnyDefinition } from './adapter.js';
 import { type AdapterDefinition, AdapterMaker } from './definition.js';
+import { leadingPart } from './leading-part.js';
 
 /** What {@link AdapterMethod.create} takes beside the method's own settings. */
 export interface AdapterPlace {
@@ -92,6 +93,47 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
           this.definition.drawIndexes?.(make) ?? {},
         ),
     );
+  }
+
+  /**
+   * Fresh adapters for the layers of a model, in their order. Frozen tensors that the method shares
+   * between layers (VeRA's projections) are drawn once, for the largest layer; each layer has their
+   * leading part.
+   * @throws as {@link AdapterMethod.create}
+   */
+  createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
+    const { frozen = [], peft, init } = this.definition;
+    const shared = frozen.filter((name) => peft?.shared?.[name] !== undefined);
+    const [first] = layers;
+    if (shared.length === 0 || first === undefined)
+      return layers.map((layer) => this.create(layer));
+    const largest = (key: 'inFeatures' | 'outFeatures') => Math.max(...layers.map((l) => l[key]));
+    const { weight: _, ...place } = first;
+    return scope(() => {
+      const all = this.#maker(`${this.method}.createAll`, {
+        ...place,
+        inFeatures: largest('inFeatures'),
+        outFeatures: largest('outFeatures'),
+      } as AdapterPlace & Partial<C>);
+      const whole = init(all);
+      const values = new Map(shared.map((name) => [name, whole[name].readSync()]));
+      return layers.map((layer) =>
+        scope(() => {
+          const make = this.#maker(`${this.method}.createAll`, layer);
+          const { dtype, device, shapes } = make;
+          const tensors: Record<string, Tensor> = { ...init(make) };
+          for (const name of shared) {
+            const part = leadingPart(
+              values.get(name) as Float32Array,
+              whole[name].shape,
+              shapes[name],
+            );
+            tensors[name] = Tensor.from(part, shapes[name], { dtype, device });
+          }
+          return this.from(tensors as Record<P | B, Tensor>, layer);
+        }),
+      );
+    });
   }
 
   /**

@@ -4,6 +4,8 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { showShape } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
+import type { PeftForm } from './definition.js';
+import { leadingPart } from './leading-part.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
 
@@ -15,30 +17,44 @@ export interface PeftFolder {
 
 const kPrefix = 'base_model.model.';
 
+/** `peft_type` of folders of methods that PEFT does not have. */
+export const kOwnType = 'LOWRANK';
+
+/** PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
+function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
+  if (definition.peft !== undefined) return definition.peft;
+  const names = [...definition.trained, ...(definition.frozen ?? [])];
+  return {
+    type: kOwnType,
+    when: ({ lowrank_method }) => lowrank_method === definition.method,
+    tensors: Object.fromEntries(names.map((name) => [name, name])),
+    read: ({ settings }) => settings as object,
+    write: (config) => ({ lowrank_method: definition.method, settings: config }),
+  };
+}
+
 /**
  * The method of a PEFT config: its `peft_type`, and the flags that tell apart what shares one.
+ * @param module some configs name the modules of a variant
+ * @param methods where to look; give one of your own here
  * @throws ERR_UNSUPPORTED
  */
-export function methodOfPeft(config: Readonly<Record<string, unknown>>): AnyMethod {
-  const ofType = adapterMethods.filter(
-    ({ definition: { peft } }) => peft?.type === config.peft_type,
+export function methodOfPeft(
+  config: Readonly<Record<string, unknown>>,
+  module: string,
+  methods: readonly AnyMethod[] = adapterMethods,
+): AnyMethod {
+  const forms = methods.map((method) => ({ method, form: formOf(method) }));
+  const fits = forms.filter(
+    ({ form }) => form.type === config.peft_type && (form.when?.(config, module) ?? true),
   );
-  const [method] = ofType
-    .filter(({ definition: { peft } }) => peft?.when?.(config) ?? true)
-    .sort(
-      (a, b) =>
-        Number(b.definition.peft?.when !== undefined) -
-        Number(a.definition.peft?.when !== undefined),
-    );
-  if (method !== undefined) return method;
-  const known = [
-    ...new Set(adapterMethods.flatMap(({ definition: { peft } }) => peft?.type ?? [])),
-  ];
-  throw new LowrankError(
-    'ERR_UNSUPPORTED',
-    `adapterFromPeft: peft_type must be one of ${known.sort().join(', ')}, got ${String(config.peft_type)}`,
-    { op: 'adapterFromPeft' },
-  );
+  // A form with a condition is the more special one.
+  const found = fits.find(({ form }) => form.when !== undefined) ?? fits[0];
+  if (found !== undefined) return found.method;
+  const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
+  const got = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined).join(' ');
+  const text = `adapterFromPeft: peft_type must be one of ${known}, got ${got}`;
+  throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
 }
 
 /**
@@ -59,20 +75,7 @@ function partOf(
     const expected = `of shape ${showShape(shape)}${shared ? ' or larger' : ''}`;
     fail('ERR_SHAPE', op, name, expected, showShape(raw.shape));
   }
-  const out = new Float32Array(shape.reduce((product, dim) => product * dim, 1));
-  for (let i = 0; i < out.length; i++) {
-    let rest = i;
-    let at = 0;
-    let stride = 1;
-    for (let d = shape.length - 1; d >= 0; d--) {
-      const dim = shape[d] as number;
-      at += (rest % dim) * stride;
-      rest = Math.floor(rest / dim);
-      stride *= raw.shape[d] as number;
-    }
-    out[i] = values[at] as number;
-  }
-  return out;
+  return leadingPart(values, raw.shape, shape);
 }
 
 /**
@@ -84,11 +87,16 @@ function partOf(
  * @example
  * const adapter = adapterFromPeft({ config, tensors }, 'lin', { inFeatures: 64, outFeatures: 32 });
  */
-export function adapterFromPeft(folder: PeftFolder, module: string, place: AdapterPlace): Adapter {
+export function adapterFromPeft(
+  folder: PeftFolder,
+  module: string,
+  place: AdapterPlace,
+  methods?: readonly AnyMethod[],
+): Adapter {
   const op = 'adapterFromPeft';
-  const method = methodOfPeft(folder.config);
-  const { peft, trained, frozen = [], init } = method.definition;
-  if (peft === undefined) throw new TypeError(`${method.method} has no PEFT form`);
+  const method = methodOfPeft(folder.config, module, methods);
+  const peft = formOf(method);
+  const { trained, frozen = [], init } = method.definition;
   const options = { ...place, ...peft.read(folder.config, module) };
   const make = method.maker(options);
   const indexes: Record<string, Int32Array> = {};
@@ -124,36 +132,69 @@ export function adapterFromPeft(folder: PeftFolder, module: string, place: Adapt
   });
 }
 
+/** Does the smaller tensor hold the leading part of the larger one? */
+function isLeading(part: RawTensor, whole: RawTensor): boolean {
+  if (part.shape.length !== whole.shape.length) return false;
+  if (!part.shape.every((dim, i) => dim <= (whole.shape[i] ?? 0))) return false;
+  const cut = partOf('adaptersToPeft', 'shared', whole, part.shape, true);
+  return rawToFloat32(part).every((value, i) => value === cut[i]);
+}
+
 /**
- * The tensors of an adapter under their PEFT names, and the fields of its `adapter_config.json`.
- * Write them with {@link encodeSafetensors}.
- * @throws ERR_UNSUPPORTED where PEFT has no such method
+ * The tensors of adapters of one method under their PEFT names, and the fields of their
+ * `adapter_config.json`. Methods that PEFT does not have are written in the same way under a
+ * `peft_type` of our own.
+ * @param adapters by module
+ * @throws ERR_VALUE no adapters, of several methods, or what the method shares between layers
+ *   differs: see {@link AdapterMethod.createAll}
  */
-export async function adapterToPeft(adapter: Adapter, module: string): Promise<PeftFolder> {
-  const { peft } = adapter.definition;
-  if (peft === undefined) {
-    fail('ERR_UNSUPPORTED', 'adapterToPeft', 'the method', 'one that PEFT has', adapter.method);
+export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolder> {
+  const op = 'adaptersToPeft';
+  const methods = new Set([...adapters.values()].map(({ method }) => method));
+  const [first] = adapters.values();
+  if (first === undefined || methods.size !== 1) {
+    fail('ERR_VALUE', op, 'adapters', 'of one method', [...methods].join(', ') || 'none');
   }
+  const peft = formOf(first);
+  const modules = [...adapters.keys()];
+  const own = Object.values(peft.tensors) as string[];
+  // Groups of layers that share: each layer is its own.
+  const groups = Object.values(peft.shared ?? {}).flatMap((name) =>
+    modules.map((_, i) => `base_model.${String(name).replace(/\.0$/, '')}.${i}`),
+  );
+  const keys = [...modules.flatMap((m) => own.map((key) => `${kPrefix}${m}.${key}`)), ...groups];
   const tensors = new Map<string, RawTensor>();
-  const all = { ...adapter.parameters, ...adapter.buffers };
-  for (const [name, tensor] of Object.entries(all)) {
-    const own = peft.tensors[name];
-    const shared = peft.shared?.[name];
-    const key = own !== undefined ? `${kPrefix}${module}.${own}` : `base_model.${shared}`;
-    if (own === undefined && shared === undefined) continue;
-    const { dtype, shape } = tensor;
-    tensors.set(
-      key,
-      dtype === 'f32'
-        ? { dtype: 'F32', shape, data: await tensor.read() }
-        : { dtype: dtype === 'bf16' ? 'BF16' : 'F16', shape, data: await tensor.readBits() },
-    );
+  for (const [module, { parameters, buffers, indexes }] of adapters) {
+    for (const [name, tensor] of Object.entries({ ...parameters, ...buffers })) {
+      const shared = peft.sharedName?.(name, module, keys) ?? peft.shared?.[name];
+      const key =
+        peft.tensors[name] !== undefined
+          ? `${kPrefix}${module}.${peft.tensors[name]}`
+          : `base_model.${shared}`;
+      if (peft.tensors[name] === undefined && shared === undefined) continue;
+      const raw = await rawOf(tensor);
+      const known = tensors.get(key);
+      if (known !== undefined && !isLeading(raw, known) && !isLeading(known, raw)) {
+        fail('ERR_VALUE', op, name, 'the same in all layers', `another in ${module}`);
+      }
+      if (known === undefined || isLeading(known, raw)) tensors.set(key, raw);
+    }
+    for (const [name, key] of Object.entries(peft.indexes ?? {})) {
+      const data = indexes[name];
+      if (data === undefined) continue;
+      tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape: [data.length], data });
+    }
   }
-  for (const [name, key] of Object.entries(peft.indexes ?? {})) {
-    const table = adapter.indexes[name];
-    if (table === undefined) continue;
-    tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape: [table.length], data: table });
-  }
-  const config = { peft_type: peft.type, target_modules: [module], ...peft.write(adapter.config) };
+  const config = {
+    peft_type: peft.type,
+    target_modules: modules,
+    ...peft.write(first.config, modules),
+  };
   return { config, tensors };
+}
+
+async function rawOf(tensor: Tensor): Promise<RawTensor> {
+  const { dtype, shape } = tensor;
+  if (dtype === 'f32') return { dtype: 'F32', shape, data: await tensor.read() };
+  return { dtype: dtype === 'bf16' ? 'BF16' : 'F16', shape, data: await tensor.readBits() };
 }

@@ -18,6 +18,7 @@ import {
 } from '../train/finetune.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
+import { readAdapter } from './finetune-adapter.js';
 import { reportHtml } from './finetune-report.js';
 import { Interrupts } from './interrupt.js';
 import { bundledModel, bundledText } from './package-folder.js';
@@ -35,10 +36,12 @@ Without --model and --data, the bundled model and text are used.
   --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
 
 Adapter
+  --adapter NAME      method (lora, dora, vera, ...; docs/adapters.md), or a file of one's own [lora]
   --rank N            rank of the adapters                                [8]
   --lora-alpha X      scaling = lora_alpha / rank                         [2 * rank]
   --rslora            scaling = lora_alpha / sqrt(rank)
   --dropout P         dropout before the adapters, in [0, 1)              [0]
+  --set NAME=VALUE    another setting of the method; may be repeated
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
@@ -78,6 +81,8 @@ const kOptions = {
   data: { type: 'string' },
   separator: { type: 'string' },
   out: { type: 'string' },
+  adapter: { type: 'string' },
+  set: { type: 'string', multiple: true },
   rank: { type: 'string' },
   'lora-alpha': { type: 'string' },
   rslora: { type: 'boolean' },
@@ -114,7 +119,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const options = readOptions(parsed);
+  const options = await readOptions(parsed);
   const report = reportPath(parsed, options.out);
   // TensorFlow.js greets on stderr unless it is told that this is no development session.
   tensorflow().enableProdMode();
@@ -165,11 +170,10 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
   return report;
 }
 
-function readOptions(parsed: Arguments): FinetuneOptions {
+async function readOptions(parsed: Arguments): Promise<FinetuneOptions> {
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
-  const r = parsed.integer('rank', 8, 1, 4096);
   const steps = parsed.integer('steps', 120, 1, most);
   const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'none'] as const);
   const blocksize = parsed.text('blocksize');
@@ -188,10 +192,7 @@ function readOptions(parsed: Arguments): FinetuneOptions {
       ...(parsed.flag('double-quant') ? { doubleQuant: true } : {}),
     },
     adapter: {
-      r,
-      loraAlpha: parsed.number('lora-alpha', 2 * r, 'a positive number', positive),
-      rslora: parsed.flag('rslora'),
-      dropout: parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1),
+      ...(await readAdapter(parsed)),
       targets: parseTargets('finetune', targets),
     },
     train: {

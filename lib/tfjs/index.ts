@@ -5,6 +5,7 @@
  * makes the matrix products of every TensorFlow.js program in this process run in these kernels.
  */
 
+export { type AdapterLinearOptions, adapterLinear } from './adapter-linear.js';
 export { matMul } from './batch-matmul.js';
 export { fromTfjs, toTfjs } from './convert.js';
 export { type FrozenLinearOptions, frozenLinear } from './frozen-linear.js';

@@ -4,12 +4,15 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { writeAdapterFolder } from '../adapters/folder.js';
+import type { AlphaConfig } from '../adapters/scaling.js';
 import { fileError } from '../checkpoint/file-access.js';
 import { writePeftAdapter } from '../checkpoint/peft.js';
 import { printable } from '../checkpoint/printable.js';
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { LowrankError } from '../core/errors.js';
 import type { Device } from '../index.js';
-import type { AdapterConfig, AdapterSet } from './adapter-set.js';
+import type { AdapterConfig, AdapterParameter, AdapterSet } from './adapter-set.js';
 import type { BaseFormat } from './base-model.js';
 import type { RunIdentity } from './run-state.js';
 import type { TrainOptions } from './trainer.js';
@@ -91,10 +94,8 @@ export function identityOf(options: FinetuneOptions, model: string, data: string
     format: format.format,
     blocksize: format.blocksize ?? 0,
     'double-quant': format.doubleQuant ?? false,
-    rank: adapter.r,
-    'lora-alpha': adapter.loraAlpha,
-    rslora: adapter.rslora,
-    dropout: adapter.dropout,
+    adapter: adapter.method.method,
+    ...namedSettings(adapter),
     targets: adapter.targets.join(','),
     'seq-len': seqLen,
     batch: train.batch,
@@ -108,27 +109,55 @@ export function identityOf(options: FinetuneOptions, model: string, data: string
   };
 }
 
+/** Settings of the method by the names of the command's options. */
+function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
+  const names: Readonly<Record<string, string>> = { r: 'rank', loraAlpha: 'lora-alpha' };
+  const all = { ...method.definition.defaults, ...settings };
+  const known = Object.entries(all as Record<string, string | number | boolean | undefined>);
+  return Object.fromEntries(
+    known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
+  );
+}
+
 /**
  * Writes the adapter folder atomically, in PEFT's layout.
  * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
  */
-export function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): void {
-  const { r, loraAlpha, rslora, dropout, targets } = adapters.config;
+export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): Promise<void> {
+  const { config, slots } = adapters;
+  for (const { adapter, parameters } of slots) {
+    for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
+  }
+  if (config.method.method !== 'lora') {
+    const byModule = new Map(slots.map(({ layer, adapter }) => [layer.name, adapter]));
+    await writeAdapterFolder(options.out, byModule, {
+      base_model_name_or_path: options.model,
+      target_modules: [...config.targets].sort(),
+      task_type: 'CAUSAL_LM',
+    });
+    return;
+  }
+  const settings = { ...config.method.definition.defaults, ...config.settings };
+  const { r, loraAlpha, rslora, dropout } = settings as unknown as AlphaConfig;
   writePeftAdapter(options.out, {
     config: {
       r,
       loraAlpha,
       useRslora: rslora,
       loraDropout: dropout,
-      targetModules: targets,
+      targetModules: config.targets,
       taskType: 'CAUSAL_LM',
       baseModelNameOrPath: options.model,
     },
-    modules: adapters.slots.map(({ layer, loraA, loraB }) => ({
-      module: layer.name,
-      loraA: { dtype: 'F32', shape: [r, layer.K], data: loraA },
-      loraB: { dtype: 'F32', shape: [layer.N, r], data: loraB },
-    })),
+    modules: slots.map(({ layer, parameters }) => {
+      const raw = (wanted: string): RawTensor => {
+        const { shape, values } = parameters.find(
+          ({ name }) => name === wanted,
+        ) as AdapterParameter;
+        return { dtype: 'F32', shape, data: values };
+      };
+      return { module: layer.name, loraA: raw('loraA'), loraB: raw('loraB') };
+    }),
   });
 }
 

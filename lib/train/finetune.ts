@@ -100,6 +100,7 @@ class FinetuneRun {
   private readonly kernels: ModelKernels = new FusedKernels();
   private readonly checkpoint: string;
   private base: BaseModel | undefined;
+  private adapters: AdapterSet | undefined;
   private lastPause = 0;
   /** Whether the adapter of this run stands under its final name. */
   private written = false;
@@ -114,6 +115,7 @@ class FinetuneRun {
 
   dispose(): void {
     this.kernels.dispose();
+    this.adapters?.dispose();
     this.base?.dispose();
   }
 
@@ -143,12 +145,8 @@ class FinetuneRun {
       onLayer: report,
     });
     this.base = base;
-    const trainer = new Trainer(
-      base,
-      new AdapterSet(base, options.adapter, options.train.seed),
-      data,
-      options.train,
-    );
+    this.adapters = new AdapterSet(base, options.adapter, options.train.seed);
+    const trainer = new Trainer(base, this.adapters, data, options.train);
     const identity = identityOf(options, base.sha256, source.sha256);
 
     const prompts =
@@ -164,14 +162,15 @@ class FinetuneRun {
     }
     const { seconds, steps } = await this.train(trainer, identity, history);
     observer.phase?.('writing');
-    writeAdapter(options, trainer.adapters);
+    await writeAdapter(options, trainer.adapters);
     fs.rmSync(this.checkpoint, { force: true });
     this.written = true;
     observer.written?.(options.out);
 
     observer.phase?.('sampling');
     const after = await this.samples(trainer, tokenizer, prompts, true);
-    const comparison = options.compare ? await this.compare(trainer) : undefined;
+    const plain = options.adapter.method.method === 'lora';
+    const comparison = options.compare && plain ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     return {
       out: options.out,

@@ -5,7 +5,10 @@
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { dequantize, type QuantizedWeight, Tensor } from '../index.js';
+import { type AlphaConfig, scalingOf } from '../adapters/scaling.js';
+import { fail } from '../core/errors.js';
+import { type Adapter, dequantize, type QuantizedWeight, Tensor } from '../index.js';
+import { adapterLinear } from '../tfjs/adapter-linear.js';
 import { matMul } from '../tfjs/batch-matmul.js';
 import { frozenLinear } from '../tfjs/frozen-linear.js';
 import { loraLinear } from '../tfjs/lora-linear.js';
@@ -21,29 +24,37 @@ export interface BaseLinear {
   readonly w: QuantizedWeight | Tensor;
 }
 
-/** An adapter's factors during one step. */
-export interface AdapterFactors {
-  /** [r, K] */
-  readonly loraA: TfTensor;
-  /** [N, r] */
-  readonly loraB: TfTensor;
-  readonly scaling: number;
-  readonly dropout: number;
+/** A layer's adapter during one step. */
+export interface LayerAdapter {
+  readonly adapter: Adapter;
+  /** Its trained tensors by name. */
+  readonly parameters: Readonly<Record<string, TfTensor>>;
+  /** Dropout is on. */
+  readonly training: boolean;
   /** Names the dropout mask of this layer at this step. */
   readonly seed: number;
+}
+
+/** What plain LoRA is made of; `undefined` for another method. */
+function loraOf({ adapter, parameters, training }: LayerAdapter) {
+  if (adapter.method !== 'lora') return undefined;
+  const { loraA, loraB } = parameters as Record<'loraA' | 'loraB', TfTensor>;
+  const config = adapter.config as AlphaConfig;
+  const dropout = training ? config.dropout : 0;
+  return { loraA, loraB, scaling: scalingOf(config), dropout };
 }
 
 /** How the model multiplies matrices. */
 export interface ModelKernels {
   readonly name: 'fused' | 'unfused';
   /**
-   * y = x · wᵀ, plus the low-rank branch where there is an adapter.
+   * y = x · wᵀ, with the adapter where there is one.
    *
    * @param x [M, K]
    * @param inputGrad whether anything before x is trained
    * @returns [M, N]
    */
-  linear(x: TfTensor, layer: BaseLinear, adapter?: AdapterFactors, inputGrad?: boolean): TfTensor;
+  linear(x: TfTensor, layer: BaseLinear, adapter?: LayerAdapter, inputGrad?: boolean): TfTensor;
   /** Batched product, as tf.matMul. */
   matMul(a: TfTensor, b: TfTensor, transposeA: boolean, transposeB: boolean): TfTensor;
   dispose(): void;
@@ -53,9 +64,14 @@ export interface ModelKernels {
 export class FusedKernels implements ModelKernels {
   readonly name = 'fused';
 
-  linear(x: TfTensor, layer: BaseLinear, adapter?: AdapterFactors, inputGrad = true): TfTensor {
+  linear(x: TfTensor, layer: BaseLinear, adapter?: LayerAdapter, inputGrad = true): TfTensor {
     if (adapter === undefined) return frozenLinear(x, layer.w);
-    const { loraA, loraB, scaling, dropout, seed } = adapter;
+    const lora = loraOf(adapter);
+    const { seed, training, parameters } = adapter;
+    if (lora === undefined) {
+      return adapterLinear(x, layer.w, adapter.adapter, parameters, { seed, training, inputGrad });
+    }
+    const { loraA, loraB, scaling, dropout } = lora;
     return loraLinear(x, layer.w, loraA, loraB, {
       scaling,
       dropout,
@@ -79,11 +95,16 @@ export class UnfusedKernels implements ModelKernels {
   readonly name = 'unfused';
   private readonly dense = new Map<string, TfTensor>();
 
-  linear(x: TfTensor, layer: BaseLinear, adapter?: AdapterFactors): TfTensor {
+  linear(x: TfTensor, layer: BaseLinear, adapter?: LayerAdapter): TfTensor {
     const tf = tensorflow();
     const base = tf.matMul(x, this.denseWeight(layer));
     if (adapter === undefined) return base;
-    const { loraA, loraB, scaling, dropout, seed } = adapter;
+    const lora = loraOf(adapter);
+    if (lora === undefined) {
+      return fail('ERR_UNSUPPORTED', 'unfused', 'the method', 'lora', adapter.adapter.method);
+    }
+    const { seed } = adapter;
+    const { loraA, loraB, scaling, dropout } = lora;
     const dropped = dropout > 0 ? tf.dropout(x, dropout, undefined, seed) : x;
     const h = tf.matMul(dropped, loraA, false, true);
     return tf.add(base, tf.mul(tf.matMul(h, loraB, false, true), scaling));

@@ -15,7 +15,7 @@ import { tensorflow } from '../tfjs/tensorflow.js';
 import { attention } from './attention.js';
 import type { BaseModel, LinearName } from './base-model.js';
 import { type RotaryTable, rotaryTable } from './heads.js';
-import type { AdapterFactors, ModelKernels } from './kernels.js';
+import type { LayerAdapter, ModelKernels } from './kernels.js';
 import { rmsNorm } from './norm.js';
 import { swiglu } from './swiglu.js';
 
@@ -27,7 +27,7 @@ export interface TokenBatch {
 }
 
 /** The adapter of a layer during this pass, or `undefined` where it has none. */
-export type AdapterLookup = (layerName: string) => AdapterFactors | undefined;
+export type AdapterLookup = (layerName: string) => LayerAdapter | undefined;
 
 const tables = new WeakMap<LlamaConfig, { T: number; table: RotaryTable }>();
 

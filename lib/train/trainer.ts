@@ -1,5 +1,5 @@
 /**
- * QLoRA fine-tuning: a frozen quantised base, LoRA adapters on its linear layers, AdamW.
+ * QLoRA fine-tuning: a frozen quantised base, adapters on its linear layers, AdamW.
  *
  * Everything random is a function of the seed and the step, so a run that is resumed at a step gives
  * the same bits as one that never stopped.
@@ -13,7 +13,7 @@ import { AdamW, clipByGlobalNorm, learningRate } from './adamw.js';
 import type { AdapterSet } from './adapter-set.js';
 import type { BaseModel } from './base-model.js';
 import { crossEntropy } from './cross-entropy.js';
-import type { AdapterFactors, ModelKernels } from './kernels.js';
+import type { LayerAdapter, ModelKernels } from './kernels.js';
 import { type AdapterLookup, llamaFeatures, llamaLogits } from './llama.js';
 import { hash32, permutation } from './random.js';
 import type { SequenceSet, TextData } from './text-data.js';
@@ -120,10 +120,10 @@ export class Trainer {
     const { ids, targets } = this.data.train.batch(this.indices(this.step * accumulate + pass));
     const { slots } = this.adapters;
     return tf.tidy(() => {
-      const factors = this.factorTensors();
+      const tensors = this.parameterTensors();
       const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
       const loss = (...params: Tensor[]): Scalar => {
-        const lookup = this.lookup(params, this.adapters.config.dropout, dropoutSeed);
+        const lookup = this.lookup(params, true, dropoutSeed);
         const features = llamaFeatures(
           this.base,
           { ids, B: batch, T: this.data.train.T },
@@ -132,10 +132,10 @@ export class Trainer {
         );
         return crossEntropy(llamaLogits(this.base, features, kernels), targets);
       };
-      const { value, grads } = tf.valueAndGrads(loss)(factors);
-      slots.forEach((slot, i) => {
-        this.add(grads[2 * i] as Tensor, slot.loraA_elems);
-        this.add(grads[2 * i + 1] as Tensor, slot.loraB_elems);
+      const { value, grads } = tf.valueAndGrads(loss)(tensors);
+      const parameters = slots.flatMap((slot) => slot.parameters);
+      parameters.forEach(({ at_elems }, i) => {
+        this.add(grads[i] as Tensor, at_elems);
       });
       return valuesOf(value)[0] as number;
     });
@@ -198,40 +198,42 @@ export class Trainer {
 
   /** The adapters as they stand, without dropout; tensors belong to the surrounding `tf.tidy`. */
   private inferenceLookup(): AdapterLookup {
-    return this.lookup(this.factorTensors(), 0, 0);
+    return this.lookup(this.parameterTensors(), false, 0);
   }
 
   /** As they stand, for many passes: freed by `dispose`. */
   keptLookup(): { readonly adapters: AdapterLookup; dispose(): void } {
-    const factors = this.factorTensors();
+    const tensors = this.parameterTensors();
     return {
-      adapters: this.lookup(factors, 0, 0),
+      adapters: this.lookup(tensors, false, 0),
       dispose: () => {
-        for (const factor of factors) factor.dispose();
+        for (const tensor of tensors) tensor.dispose();
       },
     };
   }
 
-  private factorTensors(): Tensor[] {
+  private parameterTensors(): Tensor[] {
     const tf = tensorflow();
     // Copies: the cpu backend would go on to use the array itself, which the optimiser changes.
-    return this.adapters.slots.flatMap(({ loraA, loraB, layer, r }) => [
-      tf.tensor2d(loraA.slice(), [r, layer.K]),
-      tf.tensor2d(loraB.slice(), [layer.N, r]),
-    ]);
+    return this.adapters.slots.flatMap(({ parameters }) =>
+      parameters.map(({ values, shape }) => tf.tensor(values.slice(), [...shape])),
+    );
   }
 
-  private lookup(factors: readonly Tensor[], dropout: number, seed: number): AdapterLookup {
-    return (layerName): AdapterFactors | undefined => {
-      const index = this.adapters.indexOf(layerName);
-      if (index === undefined) return undefined;
+  private lookup(tensors: readonly Tensor[], training: boolean, seed: number): AdapterLookup {
+    let at = 0;
+    const passes = this.adapters.slots.map(({ adapter, parameters }, index): LayerAdapter => {
+      const named = parameters.map(({ name }) => [name, tensors[at++] as Tensor] as const);
       return {
-        loraA: factors[2 * index] as Tensor,
-        loraB: factors[2 * index + 1] as Tensor,
-        scaling: this.adapters.scaling,
-        dropout,
+        adapter,
+        parameters: Object.fromEntries(named),
+        training,
         seed: hash32(seed, index),
       };
+    });
+    return (layerName): LayerAdapter | undefined => {
+      const index = this.adapters.indexOf(layerName);
+      return index === undefined ? undefined : passes[index];
     };
   }
 }

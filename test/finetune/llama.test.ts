@@ -1,9 +1,11 @@
 /** The trainer's model against the float64 oracle: logits, loss and gradients. */
 
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { type AlphaConfig, scalingOf } from '../../lib/adapters/scaling.js';
 import { dequantize, memoryUsage, Tensor } from '../../lib/index.js';
 import { valuesOf } from '../../lib/tfjs/backend-memory.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
+import type { AdapterParameter } from '../../lib/train/adapter-set.js';
 import { linearNames } from '../../lib/train/base-model.js';
 import { FusedKernels, UnfusedKernels } from '../../lib/train/kernels.js';
 import { llamaFeatures, llamaLogits } from '../../lib/train/llama.js';
@@ -47,9 +49,12 @@ function weightsOf({ model, base }: TinyTrainer): OracleWeights {
 
 function adaptersOf({ trainer }: TinyTrainer): (layer: string) => OracleAdapter | undefined {
   const { adapters } = trainer;
-  const parts = adapters.slots.map(({ layer, loraA, loraB, r }) => {
-    const values = { loraA: Float64Array.from(loraA), loraB: Float64Array.from(loraB) };
-    return [layer.name, { ...values, r, scaling: adapters.scaling }] as const;
+  const parts = adapters.slots.map(({ layer, adapter, parameters }) => {
+    const valuesOf = (wanted: string) =>
+      Float64Array.from(parameters.find(({ name }) => name === wanted)?.values ?? []);
+    const config = adapter.config as AlphaConfig;
+    const values = { loraA: valuesOf('loraA'), loraB: valuesOf('loraB') };
+    return [layer.name, { ...values, r: config.r, scaling: scalingOf(config) }] as const;
   });
   const byName = new Map<string, OracleAdapter>(parts);
   return (layer) => byName.get(layer);
@@ -57,8 +62,9 @@ function adaptersOf({ trainer }: TinyTrainer): (layer: string) => OracleAdapter 
 
 /** lora_b is zero at the start, which would hide the low-rank branch. */
 function shake({ trainer }: TinyTrainer): void {
-  for (const { loraB } of trainer.adapters.slots) {
-    loraB.set(randomValues(loraB.length, 77).map((value) => 0.3 * value));
+  for (const { parameters } of trainer.adapters.slots) {
+    const loraB = parameters.find(({ name }) => name === 'loraB');
+    loraB?.values.set(randomValues(loraB.values.length, 77).map((value) => 0.3 * value));
   }
 }
 
@@ -139,7 +145,8 @@ describe.each(backends)('on the %s backend', (backend) => {
       expect(scale).toBeGreaterThan(1e-3);
       const { values, slots } = trainer.adapters;
       for (const slot of slots) {
-        for (const at of [slot.loraA_elems, slot.loraB_elems + slot.loraB.length - 1]) {
+        const [a, b] = slot.parameters as [AdapterParameter, AdapterParameter];
+        for (const at of [a.at_elems, b.at_elems + b.values.length - 1]) {
           // f32 parameters: the step is what the two values really differ by.
           const kept = values[at] as number;
           values[at] = kept + 1e-3;

@@ -5,7 +5,7 @@ import os from 'node:os';
 import path from 'node:path';
 import { type HfModel, openHfModel } from '../../lib/checkpoint/hf-model.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
-import { type AdapterConfig, AdapterSet } from '../../lib/train/adapter-set.js';
+import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
 import {
   type BaseFormat,
   type BaseModel,
@@ -54,7 +54,11 @@ export async function tinyTrainer(
   checkpoint: TinyCheckpointOptions,
   format: BaseFormat,
   options: Partial<TrainOptions> & {
-    readonly adapter?: Partial<AdapterConfig>;
+    /** Method by name, targets, and settings of the method. */
+    readonly adapter?: {
+      readonly method?: string;
+      readonly targets?: AdapterConfig['targets'];
+    } & Readonly<Record<string, unknown>>;
     readonly T?: number;
   } = {},
 ): Promise<TinyTrainer> {
@@ -62,13 +66,11 @@ export async function tinyTrainer(
   writeTinyCheckpoint(folder, checkpoint);
   const model = openHfModel(folder);
   const base = await loadBaseModel(model, format);
+  const { targets = linearNames, method = 'lora', ...settings } = options.adapter ?? {};
   const adapter: AdapterConfig = {
-    r: 3,
-    loraAlpha: 6,
-    rslora: false,
-    dropout: 0,
-    targets: linearNames,
-    ...options.adapter,
+    method: methodNamed('test', method),
+    settings: { ...(method === 'lora' ? { r: 3, loraAlpha: 6 } : {}), ...settings },
+    targets,
   };
   const T = options.T ?? 7;
   const { vocabSize } = model.config;

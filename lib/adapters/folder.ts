@@ -1,0 +1,63 @@
+import path from 'node:path';
+import { replaceFolder } from '../checkpoint/atomic-write.js';
+import { readJsonObject } from '../checkpoint/json-file.js';
+import { kConfigFile, kWeightsFile } from '../checkpoint/peft-config.js';
+import { type PythonJson, pythonJson } from '../checkpoint/python-json.js';
+import { readSafetensors } from '../checkpoint/safetensors.js';
+import { encodeSafetensors } from '../checkpoint/safetensors-write.js';
+import type { Adapter } from './adapter.js';
+import { adaptersToPeft, type PeftFolder } from './peft.js';
+
+const kMaxConfig_bytes = 4 << 20;
+
+/**
+ * Reads an adapter folder of any method; {@link adapterFromPeft} makes the adapters of its modules.
+ * @throws ERR_FILE malformed · ERR_FILE_NOT_FOUND
+ * @example
+ * const folder = readAdapterFolder('./adapter');
+ * const adapter = adapterFromPeft(folder, 'model.layers.0.mlp.up_proj', { inFeatures, outFeatures });
+ */
+export function readAdapterFolder(folder: string): PeftFolder {
+  const config = readJsonObject(
+    'readAdapterFolder',
+    path.join(folder, kConfigFile),
+    kMaxConfig_bytes,
+  );
+  const { tensors } = readSafetensors(path.join(folder, kWeightsFile));
+  return { config, tensors };
+}
+
+const pythonOf = (value: unknown): PythonJson => {
+  if (Array.isArray(value)) return value.map(pythonOf);
+  if (typeof value === 'object' && value !== null) {
+    return new Map(Object.entries(value).map(([key, member]) => [key, pythonOf(member)]));
+  }
+  return (value ?? null) as PythonJson;
+};
+
+/**
+ * Writes the adapters of one method, by module, as PEFT lays them out; atomically.
+ * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ...
+ * @throws ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
+ */
+export async function writeAdapterFolder(
+  folder: string,
+  adapters: ReadonlyMap<string, Adapter>,
+  fields: Readonly<Record<string, unknown>> = {},
+): Promise<void> {
+  const { config, tensors } = await adaptersToPeft(adapters);
+  const all = {
+    bias: 'none',
+    inference_mode: true,
+    ...config,
+    target_modules: [...adapters.keys()].sort(),
+    ...fields,
+  };
+  const sorted = Object.entries(all).sort(([a], [b]) => (a < b ? -1 : 1));
+  const json = new TextEncoder().encode(pythonJson(pythonOf(Object.fromEntries(sorted)), 2));
+  const files = new Map<string, Uint8Array>([
+    [kWeightsFile, encodeSafetensors(tensors, { format: 'pt' })],
+    [kConfigFile, json],
+  ]);
+  replaceFolder('writeAdapterFolder', folder, files, { marker: kConfigFile });
+}

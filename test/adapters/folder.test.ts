@@ -1,0 +1,132 @@
+// Adapter folders of every method: written and read back, the layers compute the same.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import {
+  type Adapter,
+  adapterFromPeft,
+  adapterMethods,
+  adaptersToPeft,
+  defineAdapter,
+  LowrankError,
+  readAdapterFolder,
+  scope,
+  Tensor,
+  writeAdapterFolder,
+} from '../../lib/index.js';
+import { settingsOf } from './settings.js';
+
+const wave = (size: number, phase: number): Float32Array =>
+  Float32Array.from({ length: size }, (_, i) => Math.sin(1.3 * i + phase));
+
+async function inFolder(body: (folder: string) => Promise<void>): Promise<void> {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-test-'));
+  try {
+    await scope(() => body(join(folder, 'adapter')));
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
+}
+
+describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
+  it('reads back what it wrote, for two layers of different sizes', async () => {
+    await inFolder(async (folder) => {
+      const { N, K, settings, inputs } = settingsOf(name);
+      const method = adapterMethods.find((m) => m.method === name);
+      const sizes = [
+        { inFeatures: K, outFeatures: N },
+        { inFeatures: 2 * K, outFeatures: 2 * N },
+      ];
+      const weights = sizes.map(({ inFeatures: k, outFeatures: n }) =>
+        Tensor.from(wave(n * k, 1), [n, k], { device: 'cpu' }),
+      );
+      const places = sizes.map((size, i) => ({
+        ...size,
+        weight: weights[i] as Tensor,
+        seed: 5 + i,
+      }));
+      const adapters = (method as NonNullable<typeof method>).createAll(
+        places.map((place) => ({ ...place, ...settings })),
+      ) as Adapter[];
+      for (const adapter of adapters) {
+        Object.values(adapter.parameters).forEach((tensor, i) => {
+          const moved = wave(tensor.size, i);
+          tensor.write(tensor.readSync().map((v, j) => v + 0.2 * (moved[j] as number)));
+        });
+      }
+      const byModule = new Map(adapters.map((adapter, i) => [`model.layers.${i}.lin`, adapter]));
+      await writeAdapterFolder(folder, byModule, { task_type: 'CAUSAL_LM' });
+      const read = readAdapterFolder(folder);
+      expect(read.config.task_type).toBe('CAUSAL_LM');
+      let i = 0;
+      for (const [module, adapter] of byModule) {
+        const place = places[i++] as (typeof places)[number];
+        const back = adapterFromPeft(read, module, { ...place, seed: 99 });
+        expect(back.method).toBe(name);
+        expect(back.config).toEqual(adapter.config);
+        const x = Tensor.from(wave(3 * place.inFeatures, 4), [3, place.inFeatures], {
+          device: 'cpu',
+        });
+        const given = Object.fromEntries(
+          Object.entries(inputs ?? {}).map(([input, shape]) => {
+            const dims = shape(3);
+            const size = dims.reduce((product, dim) => product * dim, 1);
+            return [input, Tensor.from(wave(size, 6), dims, { device: 'cpu' })];
+          }),
+        );
+        const options = { training: false, inputs: given };
+        const expected = await adapter.forward(x, place.weight, options).y.read();
+        expect(await back.forward(x, place.weight, options).y.read()).toEqual(expected);
+      }
+    });
+  });
+});
+
+describe('adapter folders', () => {
+  const mine = defineAdapter({
+    method: 'mine',
+    reference: 'nobody',
+    defaults: { r: 2 },
+    trained: ['u'],
+    shapes: ({ N, config: { r } }) => ({ u: [N, r] }),
+    init: (make) => ({ u: make.normal('u', 1) }),
+    forward: (t, { x, w, bias, p }) => t.add(t.linear(x, w, bias), t.reshape(t.sum(p.u, 1), [4])),
+  });
+
+  it('hold methods of one’s own, read with the method at hand', async () => {
+    await inFolder(async (folder) => {
+      const adapter = mine.create({ inFeatures: 3, outFeatures: 4, seed: 1, device: 'cpu' });
+      await writeAdapterFolder(folder, new Map([['lin', adapter as unknown as Adapter]]));
+      const read = readAdapterFolder(folder);
+      const place = { inFeatures: 3, outFeatures: 4, device: 'cpu' as const };
+      expect(() => adapterFromPeft(read, 'lin', place)).toThrow(/LOWRANK mine/);
+      const methods = [mine] as unknown as typeof adapterMethods;
+      const back = adapterFromPeft(read, 'lin', place, methods);
+      expect(await back.parameters.u?.read()).toEqual(await adapter.parameters.u?.read());
+    });
+  });
+
+  it('refuse several methods, missing tensors and wrong shapes', async () => {
+    await scope(async () => {
+      const place = { inFeatures: 6, outFeatures: 4, seed: 1, device: 'cpu' as const };
+      const [a, b] = ['lora', 'sora'].map((name) => settingsOf(name).create(place));
+      const mixed = adaptersToPeft(
+        new Map([
+          ['a', a as Adapter],
+          ['b', b as Adapter],
+        ]),
+      );
+      await expect(mixed).rejects.toThrow(/of one method, got lora, sora/);
+      const { config, tensors } = await adaptersToPeft(new Map([['lin', a as Adapter]]));
+      const without = new Map([...tensors].filter(([key]) => !key.includes('lora_B')));
+      const load =
+        (from: typeof tensors, sizes = place) =>
+        () =>
+          adapterFromPeft({ config, tensors: from }, 'lin', sizes);
+      expect(load(without)).toThrow(/must have the tensor lora_B.weight/);
+      expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(/loraA must be of shape \[8, 7\]/);
+      expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(LowrankError);
+    });
+  });
+});
