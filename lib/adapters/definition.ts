@@ -177,6 +177,8 @@ export interface AdapterDefinition<
   readonly check?: (
     size: AdapterSize<C>,
   ) => readonly [name: string, expected: string, actual: string] | undefined;
+  /** Learning rate over LoRA's in the paper's tables, where it trains with a far higher one. */
+  readonly rate?: number;
   /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
   readonly mergeable?: boolean;
   readonly peft?: PeftForm<C, P | B>;

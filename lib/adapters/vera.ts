@@ -8,6 +8,7 @@ export const vera = defineAdapter({
   method: 'vera',
   reference: 'Kopiczko et al., VeRA: Vector-based Random Matrix Adaptation, 2023, arXiv:2310.11454',
   defaults: { r: 256, dInitial: 0.1, dropout: 0 },
+  rate: 10,
   trained: ['lambdaB', 'lambdaD'],
   frozen: ['veraA', 'veraB'],
   shapes: ({ N, K, config: { r } }) => ({

@@ -11,25 +11,42 @@ import type { Arguments } from './arguments.js';
 
 const kOp = 'finetune';
 
-/** @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE` */
-export async function readAdapter(
-  parsed: Arguments,
-): Promise<{ method: TrainedMethod; settings: Readonly<Record<string, unknown>> }> {
-  const name = parsed.text('adapter') ?? 'lora';
-  const method = /[./\\]/.test(name) ? await loadMethod(name) : methodNamed(kOp, name);
-  return { method, settings: settingsOf(parsed, method) };
+/** A method with what the command line says about it. */
+export interface ChosenMethod {
+  readonly method: TrainedMethod;
+  readonly settings: Readonly<Record<string, unknown>>;
 }
 
-/** What the command line says about a method; options that it does not have are refused. */
-export function settingsOf(
+/**
+ * The methods of `--adapter`: one, or several with commas between them.
+ * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
+ */
+export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ...ChosenMethod[]]> {
+  const names = (parsed.text('adapter') ?? 'lora').split(',').map((name) => name.trim());
+  const chosen: ChosenMethod[] = [];
+  for (const name of names) {
+    const method = /[./\\]/.test(name) ? await loadMethod(name) : methodNamed(kOp, name);
+    chosen.push({ method, settings: settingsOf(parsed, method, names.length === 1) });
+  }
+  const twice = chosen.find(({ method }, i) => chosen.findIndex((c) => c.method === method) < i);
+  if (twice !== undefined) throw parsed.refuse('adapter', 'distinct methods', twice.method.method);
+  return chosen as [ChosenMethod, ...ChosenMethod[]];
+}
+
+/**
+ * What the command line says about a method.
+ * @param alone options that it does not have are refused; among several methods they are the others'
+ */
+function settingsOf(
   parsed: Arguments,
   { method, definition }: TrainedMethod,
+  alone: boolean,
 ): Readonly<Record<string, unknown>> {
   const defaults = definition.defaults as Readonly<Record<string, unknown>>;
   const settings: Record<string, unknown> = {};
   const put = (option: string, setting: string, value: () => unknown) => {
     if (setting in defaults) settings[setting] = value();
-    else if (parsed.text(option) !== undefined || parsed.flag(option)) {
+    else if (alone && (parsed.text(option) !== undefined || parsed.flag(option))) {
       throw parsed.refuse(option, `left out (${method} has no ${setting})`, 'it');
     }
   };
@@ -44,6 +61,7 @@ export function settingsOf(
   for (const text of parsed.texts('set')) {
     const [setting = '', ...rest] = text.split('=');
     const value = rest.join('=');
+    if (!(setting in defaults) && rest.length > 0 && !alone) continue;
     if (!(setting in defaults) || rest.length === 0) {
       const known = Object.keys(defaults).join(', ') || 'none';
       throw parsed.refuse('set', `NAME=VALUE with a setting of ${method} (${known})`, text);

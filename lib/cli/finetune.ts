@@ -18,7 +18,8 @@ import {
 } from '../train/finetune.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
-import { readAdapter } from './finetune-adapter.js';
+import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
+import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import { reportHtml } from './finetune-report.js';
 import { Interrupts } from './interrupt.js';
 import { bundledModel, bundledText } from './package-folder.js';
@@ -36,7 +37,8 @@ Without --model and --data, the bundled model and text are used.
   --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
 
 Adapter
-  --adapter NAME      method (lora, dora, vera, ...; docs/adapters.md), or a file of one's own [lora]
+  --adapter NAME      method (lora, dora, vera, ...; docs/adapters.md), or a file of one's own [lora];
+                      several with commas between them are trained in turn and compared
   --rank N            rank of the adapters                                [8]
   --lora-alpha X      scaling = lora_alpha / rank                         [2 * rank]
   --rslora            scaling = lora_alpha / sqrt(rank)
@@ -54,7 +56,7 @@ Training
   --seq-len N         tokens in a sequence                                [128]
   --batch N           sequences in a pass                                 [4]
   --accumulate N      passes in an update                                 [1]
-  --lr X              peak learning rate                                  [0.003]
+  --lr X              peak learning rate               [0.003, times what a method wants]
   --warmup N          steps up to it; a cosine follows                    [a tenth of the steps]
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
@@ -119,7 +121,9 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
-  const options = await readOptions(parsed);
+  const [first, ...others] = await readAdapters(parsed);
+  if (others.length > 0) return compareMethods(parsed, [first, ...others]);
+  const options = readOptions(parsed, first);
   const report = reportPath(parsed, options.out);
   // TensorFlow.js greets on stderr unless it is told that this is no development session.
   tensorflow().enableProdMode();
@@ -153,6 +157,48 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   }
 }
 
+/** Trains the same run with each method and shows loss against trained parameters and time. */
+async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]): Promise<number> {
+  const out = parsed.text('out') ?? 'lowrank-adapter';
+  const report = parsed.flag('no-report')
+    ? undefined
+    : (parsed.text('report') ?? path.join(out, 'methods.html'));
+  tensorflow().enableProdMode();
+  const json = parsed.flag('json');
+  const progress = new Progress(json);
+  const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
+  const runs: MethodRun[] = [];
+  try {
+    for (const [i, method] of chosen.entries()) {
+      const name = method.method.method;
+      progress.line(`${i + 1} of ${chosen.length}: ${name}`);
+      const options = {
+        ...readOptions(parsed, method),
+        out: path.join(out, name),
+        compare: false,
+        sampleTokens: 0,
+      };
+      const result = await finetune(options, observe(progress, options), interrupts.signal);
+      runs.push({ method: name, settings: method.settings, lr: options.train.lr, result });
+    }
+    progress.close();
+    if (report !== undefined) {
+      writeFileAtomic('finetune', report, [new TextEncoder().encode(methodsReport(runs))]);
+    }
+    process.stdout.write(
+      json ? `${JSON.stringify({ runs }, null, 2)}\n` : methodsSummary(runs, report),
+    );
+    return exitCodes.ok;
+  } catch (error) {
+    progress.close();
+    if (!(error instanceof Interrupted)) throw error;
+    process.stderr.write(`lowrank: ${describeInterruption(error)}\n`);
+    return interrupts.exitCode;
+  } finally {
+    interrupts.dispose();
+  }
+}
+
 function describeInterruption({ checkpoint, adapter }: Interrupted): string {
   if (adapter !== undefined) return `stopped; the adapter in ${printable(adapter)} is complete`;
   if (checkpoint === undefined) return 'stopped before the first step; nothing was written';
@@ -170,7 +216,7 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
   return report;
 }
 
-async function readOptions(parsed: Arguments): Promise<FinetuneOptions> {
+function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): FinetuneOptions {
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
@@ -192,14 +238,15 @@ async function readOptions(parsed: Arguments): Promise<FinetuneOptions> {
       ...(parsed.flag('double-quant') ? { doubleQuant: true } : {}),
     },
     adapter: {
-      ...(await readAdapter(parsed)),
+      method,
+      settings,
       targets: parseTargets('finetune', targets),
     },
     train: {
       steps,
       batch: parsed.integer('batch', 4, 1, 65_536),
       accumulate: parsed.integer('accumulate', 1, 1, 65_536),
-      lr: parsed.number('lr', 3e-3, 'a positive number', positive),
+      lr: parsed.number('lr', 3e-3 * (method.definition.rate ?? 1), 'a positive number', positive),
       warmup: parsed.integer('warmup', Math.ceil(steps / 10), 0, most),
       weightDecay: parsed.number('weight-decay', 0, 'a number of at least 0', notNegative),
       clip: parsed.number('clip', 1, 'a positive number', positive),
