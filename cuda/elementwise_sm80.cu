@@ -25,8 +25,7 @@
 ///            a run, 33 of 128 issue slots. sum_cols, sum_rows: 2 double operations an element and
 ///            conversions, 2.2 · 3 of the 64 a clock of sm_80 and sm_90. map: 30 to 50 double
 ///            operations (exp, tanh), 1.5 times what its memory takes; its tensors are r wide.
-#include "cuda/element.cuh"
-#include "cuda/params/elementwise.h"
+#include "cuda/small_operand.cuh"
 #include "native/core/map_function.h"
 
 namespace lowrank::gpu {
@@ -38,16 +37,11 @@ constexpr int kWarps = kSumWarps;
 constexpr uint32_t kAllLanes = 0xffffffffu;
 
 LOWRANK_DEVICE float LoadAny(const SmallOperand& o, int64_t index) {
-  if (o.element == kSmallF32) return LoadElement(ElementF32(), o.data, index);
-  if (o.element == kSmallBF16) return LoadElement(ElementBF16(), o.data, index);
-  return LoadElement(ElementF16(), o.data, index);
+  return LoadSmall(o.element, o.data, index);
 }
 
 LOWRANK_DEVICE void StoreAny(const SmallOperand& o, int64_t index, float value) {
-  void* g_data = const_cast<void*>(o.data);
-  if (o.element == kSmallF32) return StoreElement(ElementF32(), g_data, index, value);
-  if (o.element == kSmallBF16) return StoreElement(ElementBF16(), g_data, index, value);
-  StoreElement(ElementF16(), g_data, index, value);
+  StoreSmall(o.element, const_cast<void*>(o.data), index, value);
 }
 
 /// kRun elements of 16 bits as they lie in memory.

@@ -56,6 +56,7 @@ export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseWeight } from './ops/base-weight.js';
+export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';
 export {
   type CheckGradientsOptions,
   checkGradients,
@@ -77,6 +78,13 @@ export {
   multiplyAdd,
   sumProduct,
 } from './ops/elementwise.js';
+export {
+  FeatureMap,
+  type FeatureMapOptions,
+  type FeatureMapSpec,
+  type MapFeaturesOptions,
+  mapFeatures,
+} from './ops/feature-map.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {

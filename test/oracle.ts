@@ -6,6 +6,7 @@ export * from './oracle/compare.js';
 export * from './oracle/dropout.js';
 export * from './oracle/dtypes.js';
 export * from './oracle/elementwise.js';
+export * from './oracle/features.js';
 export * from './oracle/int8.js';
 export * from './oracle/linear.js';
 export * from './oracle/lora.js';

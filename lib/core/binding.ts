@@ -78,6 +78,16 @@ export interface Binding {
     parts: Record<string, HostArray | undefined>,
   ): NativeHandle;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
+  dequantizeRows(w: NativeHandle, first: number, rows: number): NativeHandle;
+  emptyLike(w: NativeHandle): NativeHandle;
+  quantizeRows(
+    tile: NativeHandle,
+    w: NativeHandle,
+    first: number,
+    absmax: NativeHandle | null,
+  ): void;
+  quantizeScales(absmax: NativeHandle, w: NativeHandle): void;
+  weightNorms(w: NativeHandle): NativeHandle;
   formats(): Array<{
     name: string;
     bits: number;
@@ -174,6 +184,24 @@ export interface Binding {
   ): NativeHandle;
   mapTensor(a: NativeHandle, kind: string, dtype: string): NativeHandle;
   sumProduct(a: NativeHandle, b: NativeHandle | null, axis: number): NativeHandle;
+  featureMap(
+    device: string,
+    inFeatures: number,
+    outFeatures: number,
+    begin: Int32Array | null,
+    index: Int32Array,
+  ): NativeHandle;
+  mapFeatures(
+    x: NativeHandle,
+    map: NativeHandle,
+    c: NativeHandle | null,
+    alpha: number,
+    beta: number,
+    dtype: string,
+  ): NativeHandle;
+  blockMatmul(x: NativeHandle, w: NativeHandle): NativeHandle;
+  blockMatmulInputGrad(dy: NativeHandle, w: NativeHandle): NativeHandle;
+  blockWeightGrad(dy: NativeHandle, x: NativeHandle): NativeHandle;
 }
 
 /** One place where the addon was looked for, and what was found there. */

@@ -23,6 +23,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterOps(env, exports);
   RegisterLoraParts(env, exports);
   RegisterElementwise(env, exports);
+  RegisterFeatures(env, exports);
   return exports;
 }
 

@@ -13,6 +13,7 @@ void RegisterTransfer(Napi::Env env, Napi::Object exports);     // transfer.cpp
 void RegisterOps(Napi::Env env, Napi::Object exports);          // ops.cpp
 void RegisterLoraParts(Napi::Env env, Napi::Object exports);    // lora_parts.cpp
 void RegisterElementwise(Napi::Env env, Napi::Object exports);  // elementwise.cpp
+void RegisterFeatures(Napi::Env env, Napi::Object exports);     // features.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp
 void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp

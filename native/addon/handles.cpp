@@ -12,6 +12,8 @@ namespace {
 constexpr napi_type_tag kTensorTag = {0x8f21b6d4c0e74a11ULL, 0x9d3c5a7be1f04262ULL};
 constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03ULL};
 
+constexpr napi_type_tag kFeatureMapTag = {0x2e9d4c81f5a07b36ULL, 0xc41873ea96d2504fULL};
+
 constexpr double kMaxSafeInteger = 9007199254740991.0;
 /// Elements of a tensor: far beyond any memory, far below what wraps 64 bits.
 constexpr int64_t kMaxElements = int64_t{1} << 56;
@@ -124,6 +126,33 @@ Napi::Value WrapWeight(Napi::Env env, WeightHandle handle) {
   return Wrap(env, std::move(handle), kWeightTag, bytes);
 }
 
+FeatureMapView FeatureMapHandle::View() const {
+  FeatureMapView view;
+  view.begin = begin ? static_cast<const int32_t*>(begin->data()) : nullptr;
+  view.index = static_cast<const int32_t*>(index->data());
+  view.inputs = inputs;
+  view.outputs = outputs;
+  view.entries = entries;
+  return view;
+}
+
+Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle) {
+  size_t bytes = handle.index->bytes();
+  if (handle.begin) bytes += handle.begin->bytes();
+  return Wrap(env, std::move(handle), kFeatureMapTag, static_cast<int64_t>(bytes));
+}
+
+FeatureMapHandle& FeatureMapOf(const Napi::Value& value, const char* op, const char* operand) {
+  FeatureMapHandle* handle = Unwrap<FeatureMapHandle>(value, kFeatureMapTag);
+  if (handle == nullptr) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "a feature map", KindOf(value)));
+  }
+  if (!handle->index) {
+    ThrowIfError(value.Env(), Refuse(Code::kDisposed, op, operand, "a live map", "a disposed one"));
+  }
+  return *handle;
+}
+
 TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand) {
   TensorHandle* handle = Unwrap<TensorHandle>(value, kTensorTag);
   if (handle == nullptr) {
@@ -161,9 +190,13 @@ void Dispose(const Napi::CallbackInfo& info) {
   } else if (WeightHandle* weight = Unwrap<WeightHandle>(info[0], kWeightTag)) {
     for (StoragePtr& part : weight->parts) part.reset();
     ReleaseAccounting(env, weight);
+  } else if (FeatureMapHandle* map = Unwrap<FeatureMapHandle>(info[0], kFeatureMapTag)) {
+    map->begin.reset();
+    map->index.reset();
+    ReleaseAccounting(env, map);
   } else {
-    ThrowIfError(env, Refuse(Code::kType, "dispose", "handle", "a tensor or a quantised weight",
-                             KindOf(info[0])));
+    ThrowIfError(env, Refuse(Code::kType, "dispose", "handle",
+                             "a tensor, a quantised weight or a feature map", KindOf(info[0])));
   }
   EnvState::Of(env).graveyard()->DeleteBuried(env);
 }

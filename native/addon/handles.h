@@ -56,13 +56,27 @@ struct WeightHandle {
   QuantView View() const;
 };
 
+/// A map of features: what its lists point at has been checked, and nobody can write to them.
+struct FeatureMapHandle {
+  StoragePtr begin;  // null where each output has one input
+  StoragePtr index;  // null once disposed
+  int64_t inputs = 0;
+  int64_t outputs = 0;
+  int64_t entries = 0;
+  int64_t accounted_bytes = 0;
+
+  FeatureMapView View() const;
+};
+
 Napi::Value WrapTensor(Napi::Env env, TensorHandle handle);
 Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
+Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle);
 
 /// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead
 /// one.
 TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand);
 WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand);
+FeatureMapHandle& FeatureMapOf(const Napi::Value& value, const char* op, const char* operand);
 bool IsWeight(const Napi::Value& value);
 
 /// Frees the memory now (as soon as no queued op holds it); twice is a no-op.

@@ -40,6 +40,13 @@ WeightView Operands::Weight(const Napi::Value& value, const char* operand) {
   return view;
 }
 
+FeatureMapView Operands::FeatureMap(const Napi::Value& value, const char* operand) {
+  const FeatureMapHandle& map = FeatureMapOf(value, op_, operand);
+  if (map.begin) Hold(map.begin, operand);
+  Hold(map.index, operand);
+  return map.View();
+}
+
 TensorView Operands::Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape) {
   *handle = NewTensor(env_, backend_, dtype, std::move(shape));
   refs_.outputs.push_back(handle->storage);

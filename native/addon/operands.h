@@ -20,6 +20,8 @@ class Operands {
   TensorView OptionalRow(const Napi::Value& value, const char* operand);
   WeightView Weight(const Napi::Value& value, const char* operand);
 
+  FeatureMapView FeatureMap(const Napi::Value& value, const char* operand);
+
   /// A fresh output.
   TensorView Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape);
   /// An output that exists and is added to.

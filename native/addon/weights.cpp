@@ -4,6 +4,7 @@
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
+#include "native/addon/operands.h"
 
 namespace lowrank::addon {
 namespace {
@@ -66,6 +67,25 @@ std::vector<StoragePtr> PartsOf(const WeightHandle& weight) {
   return parts;
 }
 
+/// The parts of a weight whose format, blocksize and shape are set; only its tables are filled.
+void MakeParts(Napi::Env env, Backend* backend, bool double_quant, WeightHandle* weight) {
+  auto& parts = weight->parts;
+  const QuantView sizes = weight->View();
+  parts[WeightHandle::kCodes] = NewPart(env, backend, static_cast<int64_t>(sizes.code_bytes()), 1);
+  parts[WeightHandle::kCodebook] =
+      CodebookPart(env, backend, *weight->format, env.Null(), QuantizeOp::kName);
+  if (double_quant) {
+    parts[WeightHandle::kAbsmax8bit] = NewPart(env, backend, sizes.blocks(), 1);
+    parts[WeightHandle::kAbsmaxCodebook] =
+        FilledPart(env, backend, DynamicMap8bit(), 256 * sizeof(float));
+    parts[WeightHandle::kNestedAbsmax] =
+        NewPart(env, backend, sizes.nested_blocks(), sizeof(float));
+    parts[WeightHandle::kAbsmaxOffset] = NewPart(env, backend, 1, sizeof(float));
+  } else {
+    parts[WeightHandle::kAbsmax] = NewPart(env, backend, sizes.blocks(), sizeof(float));
+  }
+}
+
 // quantize(w, format, blocksize, doubleQuant)
 Napi::Value Quantize(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
@@ -81,21 +101,7 @@ Napi::Value Quantize(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "a positive power of two",
                              std::to_string(weight.blocksize)));
   }
-  QuantView sizes = weight.View();
-  weight.parts[WeightHandle::kCodes] =
-      NewPart(env, backend, static_cast<int64_t>(sizes.code_bytes()), 1);
-  weight.parts[WeightHandle::kCodebook] =
-      CodebookPart(env, backend, *weight.format, env.Null(), kOp);
-  if (BoolArg(info[3])) {
-    weight.parts[WeightHandle::kAbsmax8bit] = NewPart(env, backend, sizes.blocks(), 1);
-    weight.parts[WeightHandle::kAbsmaxCodebook] =
-        FilledPart(env, backend, DynamicMap8bit(), 256 * sizeof(float));
-    weight.parts[WeightHandle::kNestedAbsmax] =
-        NewPart(env, backend, sizes.nested_blocks(), sizeof(float));
-    weight.parts[WeightHandle::kAbsmaxOffset] = NewPart(env, backend, 1, sizeof(float));
-  } else {
-    weight.parts[WeightHandle::kAbsmax] = NewPart(env, backend, sizes.blocks(), sizeof(float));
-  }
+  MakeParts(env, backend, BoolArg(info[3]), &weight);
   QuantizeOp op;
   op.w = w.View();
   op.out = weight.View();
@@ -175,6 +181,129 @@ Napi::Value Dequantize(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(y));
 }
 
+/// Rows [first, first + count) of a weight, which begin with a block of their own.
+QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantView& whole,
+                  int64_t count, const char* op) {
+  const double first = NumberArg(info[first_arg], op, "first");
+  const bool inside = first >= 0 && first <= static_cast<double>(whole.rows - count);
+  const auto row = inside ? static_cast<int64_t>(first) : 0;
+  if (count < 0 || !inside || static_cast<double>(row) != first || whole.cols == 0 ||
+      row % whole.RowStep() != 0) {
+    ThrowIfError(info.Env(),
+                 Refuse(Code::kShape, op, "first", "a row of the weight that begins with a block",
+                        std::to_string(first)));
+  }
+  return whole.Rows(row, count);
+}
+
+// dequantizeRows(weight, first, rows) -> f32
+Napi::Value DequantizeRows(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = DequantizeOp::kName;
+  const Napi::Env env = info.Env();
+  const WeightHandle& weight = WeightOf(info[0], kOp, "w");
+  const auto rows = static_cast<int64_t>(NumberArg(info[2], kOp, "rows"));
+  const QuantView part = RowsArg(info, 1, weight.View(), rows, kOp);
+  TensorHandle y = NewTensor(env, weight.backend(), DType::kF32, {rows, weight.cols});
+  const DequantizeOp op{part, y.View()};
+  ThrowIfError(env, weight.backend()->Enqueue(op, RefsOf(env, PartsOf(weight), {y.storage})));
+  return WrapTensor(env, std::move(y));
+}
+
+// emptyLike(weight): its format, blocksize and shape, the contents to be written
+Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = QuantizeOp::kName;
+  const Napi::Env env = info.Env();
+  const WeightHandle& model = WeightOf(info[0], kOp, "w");
+  Backend* backend = model.backend();
+  WeightHandle weight;
+  weight.format = model.format;
+  weight.rows = model.rows;
+  weight.cols = model.cols;
+  weight.blocksize = model.blocksize;
+  MakeParts(env, backend, static_cast<bool>(model.parts[WeightHandle::kAbsmax8bit]), &weight);
+  return WrapWeight(env, std::move(weight));
+}
+
+// quantizeRows(tile, weight, first, absmax | null): of a weight with double quantisation the scales
+// go to `absmax` [blocks], until quantizeScales()
+Napi::Value QuantizeRows(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = QuantizeOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& tile = TensorOf(info[0], kOp, "w");
+  const WeightHandle& weight = WeightOf(info[1], kOp, "out");
+  Backend* backend = weight.backend();
+  if (tile.storage->backend() != backend) {
+    ThrowIfError(env, Refuse(Code::kDevice, kOp, "w", "on the weight's device", "another"));
+  }
+  QuantizeOp op;
+  op.w = tile.View();
+  QuantView whole = weight.View();
+  // Parts that a failure before has spoilt stay so: they are operands too.
+  std::vector<StoragePtr> inputs = {tile.storage, weight.parts[WeightHandle::kCodes]};
+  std::vector<StoragePtr> outputs = {weight.parts[WeightHandle::kCodes]};
+  if (whole.double_quant()) {
+    const TensorHandle& absmax = TensorOf(info[3], kOp, "absmax");
+    if (absmax.storage->backend() != backend || absmax.dtype != DType::kF32 ||
+        absmax.elems() != whole.blocks()) {
+      ThrowIfError(env,
+                   Refuse(Code::kShape, kOp, "absmax",
+                          "f32 [" + std::to_string(whole.blocks()) + "] on the weight's device",
+                          "another tensor"));
+    }
+    whole.absmax_8bit = nullptr;
+    whole.absmax = static_cast<float*>(absmax.storage->data());
+    inputs.push_back(absmax.storage);
+    outputs.push_back(absmax.storage);
+  } else {
+    inputs.push_back(weight.parts[WeightHandle::kAbsmax]);
+    outputs.push_back(weight.parts[WeightHandle::kAbsmax]);
+  }
+  op.out = RowsArg(info, 2, whole, op.w.rows, kOp);
+  ThrowIfError(env, backend->Enqueue(op, RefsOf(env, std::move(inputs), std::move(outputs))));
+  return env.Undefined();
+}
+
+// quantizeScales(absmax, weight)
+Napi::Value QuantizeScales(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = QuantizeScalesOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& absmax = TensorOf(info[0], kOp, "absmax");
+  const WeightHandle& weight = WeightOf(info[1], kOp, "out");
+  Backend* backend = weight.backend();
+  if (absmax.storage->backend() != backend) {
+    ThrowIfError(env, Refuse(Code::kDevice, kOp, "absmax", "on the weight's device", "another"));
+  }
+  QuantizeScalesOp op;
+  op.absmax = absmax.View();
+  op.out = weight.View();
+  std::vector<StoragePtr> outputs;
+  for (const int part :
+       {WeightHandle::kAbsmax8bit, WeightHandle::kNestedAbsmax, WeightHandle::kAbsmaxOffset}) {
+    if (weight.parts[part]) outputs.push_back(weight.parts[part]);
+  }
+  std::vector<StoragePtr> inputs = {absmax.storage};
+  if (weight.parts[WeightHandle::kAbsmaxCodebook]) {
+    inputs.push_back(weight.parts[WeightHandle::kAbsmaxCodebook]);
+  }
+  ThrowIfError(env, backend->Enqueue(op, RefsOf(env, std::move(inputs), std::move(outputs))));
+  return env.Undefined();
+}
+
+// weightNorms(w) -> [N]
+Napi::Value WeightNorms(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = WeightNormsOp::kName;
+  const Napi::Env env = info.Env();
+  Backend* backend = IsWeight(info[0]) ? WeightOf(info[0], kOp, "w").backend()
+                                       : TensorOf(info[0], kOp, "w").storage->backend();
+  Operands operands(env, kOp, backend);
+  WeightNormsOp op;
+  op.w = operands.Weight(info[0], "w");
+  TensorHandle norms;
+  op.norms = operands.Out(&norms, DType::kF32, {op.w.rows()});
+  ThrowIfError(env, backend->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(norms));
+}
+
 // formats(): the native table, for the test that compares it with lib/quant/formats.ts
 Napi::Value Formats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -199,6 +328,11 @@ void RegisterWeights(Napi::Env env, Napi::Object exports) {
   Export<Quantize>(env, exports, "quantize");
   Export<WeightFromParts>(env, exports, "weightFromParts");
   Export<Dequantize>(env, exports, "dequantize");
+  Export<DequantizeRows>(env, exports, "dequantizeRows");
+  Export<EmptyLike>(env, exports, "emptyLike");
+  Export<QuantizeRows>(env, exports, "quantizeRows");
+  Export<QuantizeScales>(env, exports, "quantizeScales");
+  Export<WeightNorms>(env, exports, "weightNorms");
   Export<Formats>(env, exports, "formats");
 }
 

@@ -252,6 +252,72 @@ struct SumProductOp {
   Status Check() const;
   std::string Describe() const;
 };
+
+/// y[m, j] = alpha · Σ x[m, t] over t of map's list j + beta · c[m, j]
+struct MapFeaturesOp {
+  static constexpr const char* kName = "mapFeatures";
+  TensorView x;  // [M, K]  any dtype
+  FeatureMapView map;
+  TensorView c;  // [M, J]  any dtype, optional
+  TensorView y;  // [M, J]  out, any dtype
+  float alpha = 1;
+  float beta = 1;
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// y[m, g, :] = x[m, g, :] · w[g]ᵀ for each of G blocks
+struct BlockMatmulOp {
+  static constexpr const char* kName = "blockMatmul";
+  TensorView x;        // [M · G, K]  f16 | bf16 | f32
+  TensorView w;        // [G · N, K]  f32, or the dtype of x
+  TensorView y;        // [M · G, N]  out, dtype of x
+  int64_t blocks = 0;  // G
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dx[m, g, :] = dy[m, g, :] · w[g]
+struct BlockMatmulInputGradOp {
+  static constexpr const char* kName = "blockMatmulInputGrad";
+  TensorView dy;       // [M · G, N]
+  TensorView w;        // [G · N, K]
+  TensorView dx;       // [M · G, K]  out, dtype of dy
+  int64_t blocks = 0;  // G
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// dw[g] = Σₘ dy[m, g, :]ᵀ · x[m, g, :]
+struct BlockWeightGradOp {
+  static constexpr const char* kName = "blockWeightGrad";
+  TensorView dy;       // [M · G, N]  any dtype
+  TensorView x;        // [M · G, K]  any dtype
+  TensorView dw;       // [G · N, K]  out, f32
+  int64_t blocks = 0;  // G
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// norms[n] = Σₖ w[n, k]², of a quantised weight as it is decoded in f32
+struct WeightNormsOp {
+  static constexpr const char* kName = "weightNorms";
+  WeightView w;      // [N, K]
+  TensorView norms;  // [1, N]  f32, out
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// The scales of a quantised weight to 8 bits, as QuantizeOp with double quantisation does it:
+/// of `out` the parts of the scales are written, the codes are not looked at.
+struct QuantizeScalesOp {
+  static constexpr const char* kName = "quantizeScales";
+  TensorView absmax;  // [1, blocks]  f32
+  QuantView out;
+  Status Check() const;
+  std::string Describe() const;
+};
+
 /// The precision that an op asks for; those without a choice are exact.
 inline Compute ComputeOf(const MatmulOp& op) { return op.compute; }
 inline Compute ComputeOf(const LoraForwardOp& op) { return op.compute; }
@@ -277,6 +343,12 @@ Compute ComputeOf(const Op&) {
   X(MultiplyAddOp, multiply_add)                \
   X(MapOp, map)                                 \
   X(SumProductOp, sum_product)                  \
+  X(MapFeaturesOp, map_features)                \
+  X(BlockMatmulOp, block_matmul)                \
+  X(BlockMatmulInputGradOp, block_input_grad)   \
+  X(BlockWeightGradOp, block_weight_grad)       \
+  X(WeightNormsOp, weight_norms)                \
+  X(QuantizeScalesOp, quantize_scales)          \
   X(CastOp, cast)                               \
   X(RandomOp, random)
 

@@ -1,5 +1,7 @@
 #include "native/core/tensor_view.h"
 
+#include <numeric>
+
 namespace lowrank {
 
 std::string TensorView::Describe() const {
@@ -11,6 +13,26 @@ std::string QuantView::Describe() const {
   return "[" + std::to_string(rows) + ", " + std::to_string(cols) + "] " +
          (format == nullptr ? "unknown" : format->name) + "/" + std::to_string(blocksize) +
          (double_quant() ? " double" : "");
+}
+
+int64_t QuantView::RowStep() const {
+  const int64_t unit = double_quant() ? blocksize * nested_blocksize : blocksize;
+  return unit / std::gcd(unit, cols);
+}
+
+QuantView QuantView::Rows(int64_t first, int64_t count) const {
+  QuantView part = *this;
+  const int64_t elem = first * cols;
+  const int64_t block = elem / blocksize;
+  part.rows = count;
+  part.codes += format->bits == 4 ? elem / 2 : elem;
+  if (!double_quant()) {
+    part.absmax += block;
+  } else {
+    part.absmax_8bit += block;
+    part.nested_absmax += block / nested_blocksize;
+  }
+  return part;
 }
 
 std::string WeightView::Describe() const {

@@ -56,6 +56,12 @@ struct QuantView {
   }
   std::string Describe() const;
 
+  /// Rows that begin with a block of their own (and one of nested scales) are multiples of this;
+  /// not for a weight without columns.
+  int64_t RowStep() const;
+  /// Rows [first, first + count) as a weight; `first` is a multiple of RowStep().
+  QuantView Rows(int64_t first, int64_t count) const;
+
   uint8_t Code(int64_t index) const {
     if (format->bits == 8) return codes[index];
     const uint8_t pair = codes[index >> 1];
@@ -69,6 +75,20 @@ struct QuantView {
     return product + *absmax_offset;
   }
   float Value(int64_t index) const { return codebook[Code(index)] * Scale(index / blocksize); }
+};
+
+/// A fixed 0/1 map of features, rows of K to rows of J. Element j of the result is the sum of the
+/// elements index[begin[j]] to index[begin[j + 1] - 1]; without `begin` it is the one element
+/// index[j], or 0 where that is -1. Whoever makes one has checked that each index is in [0, K), in
+/// ascending order within a list, and that the lists cover `index`: kernels read where it points.
+struct FeatureMapView {
+  const int32_t* begin = nullptr;  // [J + 1], or null
+  const int32_t* index = nullptr;  // [entries]
+  int64_t inputs = 0;              // K
+  int64_t outputs = 0;             // J
+  int64_t entries = 0;             // J without `begin`
+
+  std::string Describe() const;
 };
 
 /// A frozen base weight [N, K]: dense, or quantised.

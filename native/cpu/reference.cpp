@@ -2,6 +2,7 @@
 /// rounding at the end.
 #include <algorithm>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "native/core/random.h"
@@ -57,6 +58,23 @@ Status QuantizeBlocks(const std::vector<float>& values, int64_t first, const For
   return Status();
 }
 
+/// absmax to 8 bits: the mean is taken off, the rest goes through the 8-bit map.
+Status QuantizeAbsmax(std::vector<float> absmax, const QuantView& out, const RunContext& context) {
+  double sum = 0;
+  for (const float value : absmax) sum += value;
+  const float offset =
+      absmax.empty() ? 0 : static_cast<float>(sum / static_cast<double>(absmax.size()));
+  *out.absmax_offset = offset;
+  for (float& value : absmax) value -= offset;
+  std::vector<uint8_t> absmax_8bit;
+  std::vector<float> nested;
+  LOWRANK_RETURN_IF_ERROR(QuantizeBlocks(absmax, 0, *FindFormat("int8"), out.nested_blocksize,
+                                         context, &absmax_8bit, &nested));
+  for (size_t b = 0; b < absmax_8bit.size(); ++b) out.absmax_8bit[b] = absmax_8bit[b];
+  for (size_t b = 0; b < nested.size(); ++b) out.nested_absmax[b] = nested[b];
+  return Status();
+}
+
 Status Quantize(const QuantizeOp& op, const RunContext& context) {
   const QuantView& out = op.out;
   // In pieces, so that no allocation takes long; a multiple of every blocksize.
@@ -80,23 +98,17 @@ Status Quantize(const QuantizeOp& op, const RunContext& context) {
       out.codes[(begin + i) / 2] = static_cast<uint8_t>(codes[static_cast<size_t>(i)] << 4 | low);
     }
   }
-  if (!out.double_quant()) {
-    for (size_t b = 0; b < absmax.size(); ++b) out.absmax[b] = absmax[b];
-    return Status();
-  }
-  double sum = 0;
-  for (const float value : absmax) sum += value;
-  const float offset =
-      absmax.empty() ? 0 : static_cast<float>(sum / static_cast<double>(absmax.size()));
-  *out.absmax_offset = offset;
-  for (float& value : absmax) value -= offset;
-  std::vector<uint8_t> absmax_8bit;
-  std::vector<float> nested;
-  LOWRANK_RETURN_IF_ERROR(QuantizeBlocks(absmax, 0, *FindFormat("int8"), out.nested_blocksize,
-                                         context, &absmax_8bit, &nested));
-  for (size_t b = 0; b < absmax_8bit.size(); ++b) out.absmax_8bit[b] = absmax_8bit[b];
-  for (size_t b = 0; b < nested.size(); ++b) out.nested_absmax[b] = nested[b];
+  if (out.double_quant()) return QuantizeAbsmax(std::move(absmax), out, context);
+  for (size_t b = 0; b < absmax.size(); ++b) out.absmax[b] = absmax[b];
   return Status();
+}
+
+Status QuantizeScales(const QuantizeScalesOp& op, const RunContext& context) {
+  std::vector<float> absmax(static_cast<size_t>(op.absmax.elems()));
+  ForEach(context, op.absmax.elems(), [&](int64_t b) {
+    absmax[static_cast<size_t>(b)] = LoadElement(op.absmax.data, DType::kF32, b);
+  });
+  return QuantizeAbsmax(std::move(absmax), op.out, context);
 }
 
 Status Dequantize(const DequantizeOp& op, const RunContext& context) {
@@ -147,6 +159,12 @@ const KernelTable kReferenceKernels = {
     reference::Run<MultiplyAddOp, reference::MultiplyAdd>,
     reference::Run<MapOp, reference::Map>,
     reference::Run<SumProductOp, reference::SumProduct>,
+    reference::Run<MapFeaturesOp, reference::MapFeatures>,
+    reference::Run<BlockMatmulOp, reference::BlockMatmul>,
+    reference::Run<BlockMatmulInputGradOp, reference::BlockMatmulInputGrad>,
+    reference::Run<BlockWeightGradOp, reference::BlockWeightGrad>,
+    reference::Run<WeightNormsOp, reference::WeightNorms>,
+    reference::Run<QuantizeScalesOp, reference::QuantizeScales>,
     reference::Run<CastOp, reference::Cast>,
     reference::Run<RandomOp, reference::Random>,
 };

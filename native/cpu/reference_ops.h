@@ -19,4 +19,11 @@ Status MultiplyAdd(const MultiplyAddOp& op, const RunContext& context);
 Status Map(const MapOp& op, const RunContext& context);
 Status SumProduct(const SumProductOp& op, const RunContext& context);
 
+// reference_features.cpp
+Status MapFeatures(const MapFeaturesOp& op, const RunContext& context);
+Status BlockMatmul(const BlockMatmulOp& op, const RunContext& context);
+Status BlockMatmulInputGrad(const BlockMatmulInputGradOp& op, const RunContext& context);
+Status BlockWeightGrad(const BlockWeightGradOp& op, const RunContext& context);
+Status WeightNorms(const WeightNormsOp& op, const RunContext& context);
+
 }  // namespace lowrank::cpu::reference

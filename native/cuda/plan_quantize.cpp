@@ -118,4 +118,10 @@ Status MakePlan(const QuantizeOp& op, const DeviceLimits& device, Workspace* wor
   return PlanAbsmax(out, absmax, device, workspace, plan);
 }
 
+Status MakePlan(const QuantizeScalesOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  if (op.out.blocks() == 0) return PlanAbsmaxCodes(op.out, nullptr, nullptr, 0, plan);
+  return PlanAbsmax(op.out, static_cast<const float*>(op.absmax.data), device, workspace, plan);
+}
+
 }  // namespace lowrank::cuda

@@ -100,9 +100,11 @@ const kMeant = [
   [/^quantize_(4|8)bit_/, [/^ld\.global 16$/]],
   [/^dequantize_/, [/^st\.global 16$/]],
 ];
-/** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes, and
- * planes of sums are thin beside what was summed. */
-const kNarrow = /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes)_kernel$/;
+/** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes,
+ * planes of sums are thin beside what was summed, and features are gathered, and blocks of a few
+ * features multiplied, element by element. */
+const kNarrow =
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|block_gemm_(wide|narrow))_kernel$/;
 const kWide = /^(?:(?:ld|st)\.global|cp\.async) 16$|^tensor copy$/;
 
 /** What is meant and not there. */

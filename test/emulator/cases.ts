@@ -29,6 +29,7 @@ import {
 import { matrix } from '../oracle.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
+import { features } from './feature-cases.js';
 import { large, shrinking } from './large-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
@@ -180,6 +181,7 @@ export function kernelCases(): KernelCase[] {
     ...adapters(),
     ...elementwise(),
     ...halves(),
+    ...features(),
     ...unaligned(),
     ...special(),
     ...large(),

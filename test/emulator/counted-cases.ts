@@ -4,12 +4,17 @@
  * account, a device of few multiprocessors stands for a full one.
  */
 import {
+  blockMatmul,
+  blockMatmulInputGrad,
+  blockWeightGrad,
   type Device,
   type DType,
   dequantize,
+  FeatureMap,
   LoraAdapter,
   loraBackward,
   loraForward,
+  mapFeatures,
   mapTensor,
   matmul,
   matmulInputGrad,
@@ -102,6 +107,27 @@ function elementwise(device: Device) {
   }
 }
 
+/** Whole tiles of each, a permutation, and sums of neighbours. */
+function features(device: Device) {
+  for (const dtype of DTYPES) {
+    const x = random(device, 1, [64, 4096], dtype);
+    const far = Int32Array.from({ length: 4096 }, (_, j) => (j * 1031) % 4096);
+    mapFeatures(x, FeatureMap.permute(far, { device }), { c: x });
+    mapFeatures(x, FeatureMap.groupSum(4096, 512, { device }));
+    for (const [M, N, K] of [
+      [128, 64, 64],
+      [128, 8, 8],
+    ] as const) {
+      const w = random(device, 4, [4, N, K], dtype);
+      const dy = random(device, 3, [M, 4, N], dtype);
+      const blocks = random(device, 2, [M, 4, K], dtype);
+      blockMatmul(blocks, w);
+      blockMatmulInputGrad(dy, w);
+      blockWeightGrad(dy, blocks);
+    }
+  }
+}
+
 /** Tiles of 64 x 64 and 32 x 64, the split reduction, and the adapter's kernels. */
 function smallTiles(device: Device) {
   for (const dtype of DTYPES) {
@@ -181,6 +207,7 @@ function wgmma(device: Device) {
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
   { sm: 80, run: elementwise },
+  { sm: 80, run: features },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

@@ -41,6 +41,7 @@ int Main(int argc, char** argv) {
     const int before = g_failures;
     CheckLayers(*table, context);
     CheckParts(*table, context);
+    CheckFeatures(*table, context);
     CheckInvariance(*table, &cancel);
     CheckNonFinite(*table, context);
     CheckFormats(*table, context);

@@ -2,9 +2,11 @@
 /// namespace (LOWRANK_ISA) and the table (LOWRANK_ISA_NAME).
 #pragma once
 
-#include "native/cpu/kernels/elementwise.h"
+#include "native/cpu/kernels/block_matmul.h"
+#include "native/cpu/kernels/feature_map.h"
 #include "native/cpu/kernels/lora_parts.h"
 #include "native/cpu/kernels/quantize.h"
+#include "native/cpu/kernels/weight_norms.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -16,7 +18,10 @@ extern const IsaKernels kKernels = {
     LoraExpand,         LoraExpandBackward,
     LoraShrinkBackward, WeightGrad,
     MultiplyAdd,        Map,
-    SumProduct,         Cast,
+    SumProduct,         MapFeatures,
+    BlockMatmul,        BlockMatmulInputGrad,
+    BlockWeightGrad,    WeightNorms,
+    QuantizeScales,     Cast,
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

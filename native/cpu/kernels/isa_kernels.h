@@ -34,6 +34,12 @@ struct IsaKernels {
   Outcome (*multiply_add)(const MultiplyAddOp& op, const RunContext& context);
   Outcome (*map)(const MapOp& op, const RunContext& context);
   Outcome (*sum_product)(const SumProductOp& op, const RunContext& context);
+  Outcome (*map_features)(const MapFeaturesOp& op, const RunContext& context);
+  Outcome (*block_matmul)(const BlockMatmulOp& op, const RunContext& context);
+  Outcome (*block_input_grad)(const BlockMatmulInputGradOp& op, const RunContext& context);
+  Outcome (*block_weight_grad)(const BlockWeightGradOp& op, const RunContext& context);
+  Outcome (*weight_norms)(const WeightNormsOp& op, const RunContext& context);
+  Outcome (*quantize_scales)(const QuantizeScalesOp& op, const RunContext& context);
   Outcome (*cast)(const CastOp& op, const RunContext& context);
 };
 

@@ -45,6 +45,12 @@ LOWRANK_WRAP(WeightGradOp, weight_grad)
 LOWRANK_WRAP(MultiplyAddOp, multiply_add)
 LOWRANK_WRAP(MapOp, map)
 LOWRANK_WRAP(SumProductOp, sum_product)
+LOWRANK_WRAP(MapFeaturesOp, map_features)
+LOWRANK_WRAP(BlockMatmulOp, block_matmul)
+LOWRANK_WRAP(BlockMatmulInputGradOp, block_input_grad)
+LOWRANK_WRAP(BlockWeightGradOp, block_weight_grad)
+LOWRANK_WRAP(WeightNormsOp, weight_norms)
+LOWRANK_WRAP(QuantizeScalesOp, quantize_scales)
 LOWRANK_WRAP(CastOp, cast)
 #undef LOWRANK_WRAP
 
@@ -69,6 +75,12 @@ const KernelTable* Table(const char* name) {
                                     Run_multiply_add<kIsa>,
                                     Run_map<kIsa>,
                                     Run_sum_product<kIsa>,
+                                    Run_map_features<kIsa>,
+                                    Run_block_matmul<kIsa>,
+                                    Run_block_input_grad<kIsa>,
+                                    Run_block_weight_grad<kIsa>,
+                                    Run_weight_norms<kIsa>,
+                                    Run_quantize_scales<kIsa>,
                                     Run_cast<kIsa>,
                                     RunRandom};
   return &table;

@@ -52,8 +52,20 @@ LOWRANK_INLINE int64_t FirstNonFinite(const float* in, int64_t count) {
 
 /// absmax -> absmax_8bit, nested_absmax, absmax_offset, as bitsandbytes' double quantisation: the
 /// mean is taken off, the rest goes through the 8-bit map in blocks of 256.
-LOWRANK_INLINE void QuantizeAbsmax(Run& run, const float* absmax, const FormatRow& map,
-                                   const QuantView& out) {
+static void QuantizeAbsmax(Run& run, const float* absmax, const QuantView& out) {
+  FormatRow map = *out.format;  // the int8 row's search over the nested codebook
+  float midpoints[255];
+  uint8_t identity[256];
+  for (int i = 0; i < 256; ++i) {
+    identity[i] = static_cast<uint8_t>(i);
+    if (i < 255) midpoints[i] = (out.absmax_codebook[i] + out.absmax_codebook[i + 1]) * 0.5f;
+  }
+  map.bits = 8;
+  map.thresholds = midpoints;
+  map.threshold_count = 255;
+  map.rank_to_code = identity;
+  map.sign_magnitude = false;
+  map.zero_code = 0;
   const int64_t blocks = (out.rows * out.cols + out.blocksize - 1) / out.blocksize;
   double sum = 0;
   for (int64_t b = 0; b < blocks; ++b) sum += static_cast<double>(absmax[b]);
@@ -111,22 +123,7 @@ static Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
     }
   });
   if (run.failure == 0 && bad < elems) return {Code::kNonFinite, bad};
-  if (nested && run.failure == 0) {
-    FormatRow map = *out.format;  // the int8 row's search over the nested codebook
-    float midpoints[255];
-    uint8_t identity[256];
-    for (int i = 0; i < 256; ++i) {
-      identity[i] = static_cast<uint8_t>(i);
-      if (i < 255) midpoints[i] = (out.absmax_codebook[i] + out.absmax_codebook[i + 1]) * 0.5f;
-    }
-    map.bits = 8;
-    map.thresholds = midpoints;
-    map.threshold_count = 255;
-    map.rank_to_code = identity;
-    map.sign_magnitude = false;
-    map.zero_code = 0;
-    QuantizeAbsmax(run, absmax, map, out);
-  }
+  if (nested && run.failure == 0) QuantizeAbsmax(run, absmax, out);
   return run.Result();
 }
 

@@ -1,0 +1,200 @@
+/// Maps of features, and the products of blocks.
+#include <cstring>
+#include <limits>
+#include <utility>
+#include <vector>
+
+#include "native/addon/bindings.h"
+#include "native/addon/host_array.h"
+#include "native/addon/operands.h"
+
+namespace lowrank::addon {
+namespace {
+
+constexpr int64_t kMostFeatures = std::numeric_limits<int32_t>::max();
+
+int64_t CountArg(const Napi::Value& value, const char* op, const char* operand) {
+  const double count = NumberArg(value, op, operand);
+  if (!(count >= 0 && count <= static_cast<double>(kMostFeatures)) ||
+      count != static_cast<double>(static_cast<int64_t>(count))) {
+    ThrowIfError(value.Env(), Refuse(Code::kShape, op, operand, "an integer from 0 to 2^31 - 1",
+                                     std::to_string(count)));
+  }
+  return static_cast<int64_t>(count);
+}
+
+/// A copy: what is checked is what is kept, though the array may be shared with other threads.
+std::vector<int32_t> IntegersArg(const Napi::Value& value, const char* op, const char* operand) {
+  const HostArray array = HostArrayOf(value, op, operand);
+  if (array.type != napi_int32_array) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "an Int32Array",
+                                     "a typed array of another type"));
+  }
+  std::vector<int32_t> values(array.length);
+  if (!values.empty()) std::memcpy(values.data(), array.data, values.size() * sizeof(int32_t));
+  return values;
+}
+
+Status CheckIndex(const char* op, size_t at, int32_t value, int32_t least, int64_t inputs) {
+  if (value >= least && value < inputs) return Status();
+  return Refuse(Code::kValue, op, ("index[" + std::to_string(at) + "]").c_str(),
+                "from " + std::to_string(least) + " to " + std::to_string(inputs - 1),
+                std::to_string(value));
+}
+
+/// A gather: one input each, or none. Each index is one that a kernel may read at.
+Status CheckGather(const char* op, const std::vector<int32_t>& index, int64_t inputs) {
+  for (size_t i = 0; i < index.size(); ++i) {
+    LOWRANK_RETURN_IF_ERROR(CheckIndex(op, i, index[i], -1, inputs));
+  }
+  return Status();
+}
+
+/// Lists that cover the index one after another, ascending each.
+Status CheckLists(const char* op, const std::vector<int32_t>& begin,
+                  const std::vector<int32_t>& index, int64_t inputs) {
+  const auto entries = static_cast<int64_t>(index.size());
+  if (begin.front() != 0 || begin.back() != entries) {
+    return Refuse(Code::kValue, op, "begin", "from 0 to " + std::to_string(entries),
+                  std::to_string(begin.front()) + " to " + std::to_string(begin.back()));
+  }
+  for (size_t j = 0; j + 1 < begin.size(); ++j) {
+    if (begin[j] > begin[j + 1] || begin[j + 1] > entries) {
+      return Refuse(Code::kValue, op, "begin", "in ascending order",
+                    std::to_string(begin[j + 1]) + " after " + std::to_string(begin[j]));
+    }
+    for (auto p = static_cast<size_t>(begin[j]); p < static_cast<size_t>(begin[j + 1]); ++p) {
+      LOWRANK_RETURN_IF_ERROR(CheckIndex(op, p, index[p], 0, inputs));
+      if (p > static_cast<size_t>(begin[j]) && index[p] <= index[p - 1]) {
+        return Refuse(Code::kValue, op, "index", "ascending within a list",
+                      std::to_string(index[p]) + " after " + std::to_string(index[p - 1]));
+      }
+    }
+  }
+  return Status();
+}
+
+StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values) {
+  const size_t bytes = values.size() * sizeof(int32_t);
+  StoragePtr part;
+  ThrowIfError(env, backend->Allocate(bytes, &part));
+  ThrowIfError(env, FillFresh(env, part, [&](void* target) {
+                 if (bytes != 0) std::memcpy(target, values.data(), bytes);
+                 return Status();
+               }));
+  return part;
+}
+
+// featureMap(device, inputs, outputs, begin | null, index)
+Napi::Value MakeFeatureMap(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "FeatureMap";
+  const Napi::Env env = info.Env();
+  Backend* backend = BackendArg(info[0]);
+  FeatureMapHandle map;
+  map.inputs = CountArg(info[1], kOp, "inFeatures");
+  map.outputs = CountArg(info[2], kOp, "outFeatures");
+  const bool lists = IsPresent(info[3]);
+  std::vector<int32_t> begin;
+  if (lists) begin = IntegersArg(info[3], kOp, "begin");
+  const std::vector<int32_t> index = IntegersArg(info[4], kOp, "index");
+  const std::vector<int32_t>& by_output = lists ? begin : index;
+  const int64_t expected = map.outputs + (lists ? 1 : 0);
+  if (static_cast<int64_t>(by_output.size()) != expected) {
+    ThrowIfError(env,
+                 Refuse(Code::kShape, kOp, lists ? "begin" : "index",
+                        "of length " + std::to_string(expected), std::to_string(by_output.size())));
+  }
+  if (static_cast<int64_t>(index.size()) > kMostFeatures) {
+    ThrowIfError(env, Refuse(Code::kShape, kOp, "index", "of fewer than 2^31 entries", "more"));
+  }
+  map.entries = static_cast<int64_t>(index.size());
+  ThrowIfError(
+      env, lists ? CheckLists(kOp, begin, index, map.inputs) : CheckGather(kOp, index, map.inputs));
+  if (lists) map.begin = IntegersPart(env, backend, begin);
+  map.index = IntegersPart(env, backend, index);
+  return WrapFeatureMap(env, std::move(map));
+}
+
+// mapFeatures(x, map, c | null, alpha, beta, dtype) -> y
+Napi::Value MapFeatures(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = MapFeaturesOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  Operands operands(env, kOp, x.storage->backend());
+  MapFeaturesOp op;
+  op.x = operands.In(info[0], "x");
+  op.map = operands.FeatureMap(info[1], "map");
+  op.c = operands.OptionalIn(info[2], "c");
+  op.alpha = static_cast<float>(NumberArg(info[3], kOp, "alpha"));
+  op.beta = static_cast<float>(NumberArg(info[4], kOp, "beta"));
+  TensorHandle y;
+  op.y = operands.Out(&y, DTypeArg(info[5], kOp), WithLast(x.shape, op.map.outputs));
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(y));
+}
+
+/// G of w [G, ·, ·]; 0 for any other rank, which Check() refuses wherever there is a row.
+int64_t BlocksOf(const TensorHandle& w) { return w.shape.size() == 3 ? w.shape[0] : 0; }
+int64_t RowsOfBlock(const TensorHandle& w) { return w.shape.size() == 3 ? w.shape[1] : 0; }
+
+// blockMatmul(x, w) -> y
+Napi::Value BlockMatmul(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = BlockMatmulOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  const TensorHandle& w = TensorOf(info[1], kOp, "w");
+  Operands operands(env, kOp, x.storage->backend());
+  BlockMatmulOp op;
+  op.x = operands.In(info[0], "x");
+  op.w = operands.In(info[1], "w");
+  op.blocks = BlocksOf(w);
+  TensorHandle y;
+  op.y = operands.Out(&y, x.dtype, WithLast(x.shape, RowsOfBlock(w)));
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(y));
+}
+
+// blockMatmulInputGrad(dy, w) -> dx
+Napi::Value BlockMatmulInputGrad(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = BlockMatmulInputGradOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& dy = TensorOf(info[0], kOp, "dy");
+  const TensorHandle& w = TensorOf(info[1], kOp, "w");
+  Operands operands(env, kOp, dy.storage->backend());
+  BlockMatmulInputGradOp op;
+  op.dy = operands.In(info[0], "dy");
+  op.w = operands.In(info[1], "w");
+  op.blocks = BlocksOf(w);
+  TensorHandle dx;
+  op.dx = operands.Out(&dx, dy.dtype, WithLast(dy.shape, op.w.cols));
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(dx));
+}
+
+// blockWeightGrad(dy, x) -> dw
+Napi::Value BlockWeightGrad(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = BlockWeightGradOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& dy = TensorOf(info[0], kOp, "dy");
+  Operands operands(env, kOp, dy.storage->backend());
+  BlockWeightGradOp op;
+  op.dy = operands.In(info[0], "dy");
+  op.x = operands.In(info[1], "x");
+  op.blocks = dy.shape.size() < 2 ? 0 : dy.shape[dy.shape.size() - 2];
+  TensorHandle dw;
+  op.dw = operands.Out(&dw, DType::kF32, {op.blocks, op.dy.cols, op.x.cols});
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(dw));
+}
+
+}  // namespace
+
+void RegisterFeatures(Napi::Env env, Napi::Object exports) {
+  Export<MakeFeatureMap>(env, exports, "featureMap");
+  Export<MapFeatures>(env, exports, "mapFeatures");
+  Export<BlockMatmul>(env, exports, "blockMatmul");
+  Export<BlockMatmulInputGrad>(env, exports, "blockMatmulInputGrad");
+  Export<BlockWeightGrad>(env, exports, "blockWeightGrad");
+}
+
+}  // namespace lowrank::addon

@@ -1,0 +1,115 @@
+/// Maps of features, products of blocks, norms and scales of weights.
+#include "native/core/op_checks.h"
+
+namespace lowrank {
+namespace {
+
+Status CheckBlocks(const char* op, int64_t blocks) {
+  if (blocks >= 0) return Status();
+  return Refuse(Code::kShape, op, "blocks", "not negative", std::to_string(blocks));
+}
+
+/// A row of a block for each row of each of the others.
+Status CheckEven(const char* op, const char* operand, const TensorView& view, int64_t blocks) {
+  if (blocks == 0 ? view.rows == 0 : view.rows % blocks == 0) return Status();
+  return Refuse(Code::kShape, op, operand, "of rows in " + std::to_string(blocks) + " blocks",
+                Shape(view.rows, view.cols));
+}
+
+}  // namespace
+
+std::string FeatureMapView::Describe() const {
+  return std::to_string(inputs) + " -> " + std::to_string(outputs) +
+         (begin == nullptr ? " gather" : " lists of " + std::to_string(entries));
+}
+
+Status MapFeaturesOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, x.rows, map.inputs));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "c", c, x.rows, map.outputs));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, x.rows, map.outputs));
+  if (map.index == nullptr && map.entries != 0) {
+    return Refuse(Code::kDisposed, kName, "map", "allocated", "no memory");
+  }
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {{"x", &x}, {"c", &c}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "alpha", alpha));
+  return CheckFactor(kName, "beta", beta);
+}
+std::string MapFeaturesOp::Describe() const {
+  return std::string(kName) + " x " + x.Describe() + " map " + map.Describe() + " c " +
+         c.Describe() + " alpha " + std::to_string(alpha) + " beta " + std::to_string(beta);
+}
+
+Status BlockMatmulOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckBlocks(kName, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, x.rows, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckEven(kName, "x", x, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, x.rows, y.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "w", w, blocks * y.cols, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "w", w.dtype, "x", x.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {{"x", &x}, {"w", &w}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string BlockMatmulOp::Describe() const {
+  return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " blocks " +
+         std::to_string(blocks);
+}
+
+Status BlockMatmulInputGradOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckBlocks(kName, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, dy.rows, dy.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckEven(kName, "dy", dy, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "w", w, blocks * dy.cols, w.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "w", w.dtype, "dy", dy.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, dy.rows, w.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
+  const NamedView outputs[] = {{"dx", &dx}};
+  const NamedView inputs[] = {{"dy", &dy}, {"w", &w}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string BlockMatmulInputGradOp::Describe() const {
+  return std::string(kName) + " dy " + dy.Describe() + " w " + w.Describe() + " blocks " +
+         std::to_string(blocks);
+}
+
+Status BlockWeightGradOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckBlocks(kName, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, dy.rows, dy.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckEven(kName, "dy", dy, blocks));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, dy.rows, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dw", dw, blocks * dy.cols, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dw", dw, DType::kF32));
+  const NamedView outputs[] = {{"dw", &dw}};
+  const NamedView inputs[] = {{"dy", &dy}, {"x", &x}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string BlockWeightGradOp::Describe() const {
+  return std::string(kName) + " dy " + dy.Describe() + " x " + x.Describe() + " blocks " +
+         std::to_string(blocks);
+}
+
+Status WeightNormsOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, DType::kF32, "the sums"));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "norms", norms, 1, w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "norms", norms, DType::kF32));
+  if (!w.dense.present) return Status();
+  return CheckDistinct(kName, "norms", norms, "w", w.dense);
+}
+std::string WeightNormsOp::Describe() const { return std::string(kName) + " w " + w.Describe(); }
+
+Status QuantizeScalesOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckQuant(kName, "out", out));
+  if (!out.double_quant()) {
+    return Refuse(Code::kFormat, kName, "out", "with double quantisation", "without");
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "absmax", absmax, 1, out.blocks()));
+  return CheckDType(kName, "absmax", absmax, DType::kF32);
+}
+std::string QuantizeScalesOp::Describe() const {
+  return std::string(kName) + " absmax " + absmax.Describe() + " -> " + out.Describe();
+}
+
+}  // namespace lowrank
