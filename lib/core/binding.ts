@@ -88,6 +88,8 @@ export interface Binding {
   ): void;
   quantizeScales(absmax: NativeHandle, w: NativeHandle): void;
   weightNorms(w: NativeHandle): NativeHandle;
+  putRows(y: NativeHandle, source: NativeHandle, begin: number): void;
+  takeRows(w: NativeHandle, dtype: string, begin: number, count: number): NativeHandle;
   formats(): Array<{
     name: string;
     bits: number;

@@ -181,6 +181,20 @@ Napi::Value Dequantize(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(y));
 }
 
+/// Rows [first, first + count) of a tensor.
+TensorView RowsOf(Napi::Env env, TensorView whole, double first, int64_t count, const char* op) {
+  const bool inside = first >= 0 && first <= static_cast<double>(whole.rows - count);
+  const auto row = inside ? static_cast<int64_t>(first) : 0;
+  if (count < 0 || !inside || static_cast<double>(row) != first) {
+    ThrowIfError(env, Refuse(Code::kShape, op, "first", "a row of " + whole.Describe(),
+                             std::to_string(first)));
+  }
+  whole.data = static_cast<uint8_t*>(whole.data) +
+               static_cast<size_t>(row * whole.cols) * DTypeBytes(whole.dtype);
+  whole.rows = count;
+  return whole;
+}
+
 /// Rows [first, first + count) of a weight, which begin with a block of their own.
 QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantView& whole,
                   int64_t count, const char* op) {
@@ -304,6 +318,52 @@ Napi::Value WeightNorms(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(norms));
 }
 
+// takeRows(weight or tensor, dtype, first, rows): those rows as a dense tensor of their own
+Napi::Value TakeRows(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "denseRows";
+  const Napi::Env env = info.Env();
+  const DType dtype = DTypeArg(info[1], kOp);
+  const auto count = static_cast<int64_t>(NumberArg(info[3], kOp, "rows"));
+  if (IsWeight(info[0])) {
+    const WeightHandle& weight = WeightOf(info[0], kOp, "w");
+    const QuantView part = RowsArg(info, 2, weight.View(), count, kOp);
+    TensorHandle y = NewTensor(env, weight.backend(), dtype, {count, weight.cols});
+    const DequantizeOp op{part, y.View()};
+    ThrowIfError(env, weight.backend()->Enqueue(op, RefsOf(env, PartsOf(weight), {y.storage})));
+    return WrapTensor(env, std::move(y));
+  }
+  const TensorHandle& tensor = TensorOf(info[0], kOp, "w");
+  const TensorView part = RowsOf(env, tensor.View(), NumberArg(info[2], kOp, "first"), count, kOp);
+  Backend* backend = tensor.storage->backend();
+  TensorHandle y = NewTensor(env, backend, dtype, {count, part.cols});
+  const CastOp op{part, y.View()};
+  ThrowIfError(env, backend->Enqueue(op, RefsOf(env, {tensor.storage}, {y.storage})));
+  return WrapTensor(env, std::move(y));
+}
+
+// putRows(tensor, source, first): the source's rows into the tensor, from that row on
+Napi::Value PutRows(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "putRows";
+  const Napi::Env env = info.Env();
+  const TensorHandle& tensor = TensorOf(info[0], kOp, "y");
+  const TensorHandle& source = TensorOf(info[1], kOp, "source");
+  Backend* backend = tensor.storage->backend();
+  if (source.storage == tensor.storage) {
+    ThrowIfError(env, Refuse(Code::kAlias, kOp, "source", "memory of its own", "that of y"));
+  }
+  if (source.storage->backend() != backend) {
+    ThrowIfError(env, Refuse(Code::kDevice, kOp, "source", "on the device of y", "another"));
+  }
+  const TensorView rows = source.View();
+  const TensorView part =
+      RowsOf(env, tensor.View(), NumberArg(info[2], kOp, "first"), rows.rows, kOp);
+  // Its Check() compares the columns.
+  const CastOp op{rows, part};
+  ThrowIfError(env, op.Check());
+  ThrowIfError(env, backend->Enqueue(op, RefsOf(env, {source.storage}, {tensor.storage})));
+  return env.Undefined();
+}
+
 // formats(): the native table, for the test that compares it with lib/quant/formats.ts
 Napi::Value Formats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
@@ -333,6 +393,8 @@ void RegisterWeights(Napi::Env env, Napi::Object exports) {
   Export<QuantizeRows>(env, exports, "quantizeRows");
   Export<QuantizeScales>(env, exports, "quantizeScales");
   Export<WeightNorms>(env, exports, "weightNorms");
+  Export<TakeRows>(env, exports, "takeRows");
+  Export<PutRows>(env, exports, "putRows");
   Export<Formats>(env, exports, "formats");
 }
 

@@ -1,0 +1,94 @@
+import { native } from '../core/binding.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkInteger,
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  readOptions,
+  showShape,
+} from '../core/validate.js';
+import type { QuantizedWeight } from '../quant/quantized-weight.js';
+import { type BaseWeight, checkWeight } from './base-weight.js';
+
+/** Scales that share one of their own under double quantisation. */
+const NESTED_BLOCKSIZE = 256;
+
+function gcd(a: number, b: number): number {
+  return b === 0 ? a : gcd(b, a % b);
+}
+
+/**
+ * Every how many rows {@link denseRows} can begin: 1 for a dense weight; for a quantised one, where a
+ * row begins a block of scales (with double quantisation, of scales of scales).
+ * @param w [N, K]
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
+ * @example
+ * rowStep(quantize(w, { format: 'nf4', blocksize: 64 })); // 1 where 64 divides K
+ */
+export function rowStep(w: BaseWeight): number {
+  const { weight, K } = checkWeight('rowStep', w);
+  if (Tensor.is(weight)) return 1;
+  const { blocksize, doubleQuant } = weight as QuantizedWeight;
+  const block = blocksize * (doubleQuant ? NESTED_BLOCKSIZE : 1);
+  return block / gcd(K, block);
+}
+
+/**
+ * Some rows of a base weight as a dense tensor of their own: a piece of a weight that is too large
+ * to be decoded whole.
+ * @param w [N, K] dense or quantised
+ * @param begin a multiple of {@link rowStep}
+ * @param end up to N
+ * @param options.dtype of the result; default f32
+ * @returns [end − begin, K]
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * for (let n = 0; n < N; n += 256) consume(denseRows(w4, n, Math.min(n + 256, N)));
+ */
+export function denseRows(
+  w: BaseWeight,
+  begin: number,
+  end: number,
+  options?: { dtype?: DType },
+): Tensor {
+  const op = 'denseRows';
+  const { weight, handle, N, K } = checkWeight(op, w);
+  const last = checkInteger(op, 'end', end, 0, N);
+  const first = checkInteger(op, 'begin', begin, 0, last);
+  const step = rowStep(weight);
+  if (first % step !== 0) {
+    fail('ERR_VALUE', op, 'begin', `a multiple of ${step} (rowStep)`, String(first));
+  }
+  const dtype = checkDType(op, 'dtype', readOptions(op, options).dtype ?? 'f32');
+  return Tensor.adopt(
+    native(op, (raw) => raw.takeRows(handle, dtype, first, last - first)),
+    [last - first, K],
+    dtype,
+    weight.device,
+  );
+}
+
+/**
+ * Copies rows into a tensor, from row `begin` on: the counterpart of {@link denseRows}.
+ * @param y [N, K] it is written to
+ * @param source [T, K] any dtype, rounded to that of y; not the same memory
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_ALIAS, ERR_DISPOSED
+ * @example
+ * putRows(gradient, tile, n0); // rows n0 to n0 + T
+ */
+export function putRows(y: Tensor, source: Tensor, begin: number): void {
+  const op = 'putRows';
+  checkTensor(op, 'y', y);
+  checkTensor(op, 'source', source);
+  const [T = 0] = source.shape;
+  const [N = 0, ...rest] = y.shape;
+  checkShape(op, 'source', source, [T, ...rest]);
+  checkSameDevice(op, 'source', source, y);
+  if (T > N) fail('ERR_SHAPE', op, 'source', `of at most ${N} rows`, showShape(source.shape));
+  const first = checkInteger(op, 'begin', begin, 0, N - T);
+  const handles = [Tensor.handleOf(y, op, 'y'), Tensor.handleOf(source, op, 'source')] as const;
+  native(op, (raw) => raw.putRows(...handles, first));
+}
