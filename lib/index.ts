@@ -19,6 +19,13 @@ export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
 export { adapterMethods } from './adapters/methods.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export { baseProduct } from './autograd/base-product.js';
+export {
+  type DenseUpdateOptions,
+  denseUpdate,
+  type WeightGradTilesOptions,
+  weightGradTiles,
+} from './autograd/dense-update.js';
 export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
 export { Tape, type TapeDropout } from './autograd/tape.js';
 export {
@@ -33,6 +40,7 @@ export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
 export { openSafetensors, readSafetensors, SafetensorsFile } from './checkpoint/safetensors.js';
 export { encodeSafetensors, writeSafetensors } from './checkpoint/safetensors-write.js';
+export { TorchRandom } from './checkpoint/torch-random.js';
 export {
   type Device,
   type DeviceInfo,
@@ -70,6 +78,7 @@ export {
   coreScale,
   coreScaleBackward,
 } from './ops/core-scale.js';
+export { denseRows, putRows, rowStep } from './ops/dense-rows.js';
 export {
   MAP_KINDS,
   type MapKind,

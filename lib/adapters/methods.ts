@@ -2,6 +2,7 @@ import { adalora } from './adalora.js';
 import { aflora } from './aflora.js';
 import { beft } from './beft.js';
 import { delora } from './delora.js';
+import { denseMethods } from './dense.js';
 import { dora } from './dora.js';
 import { ia3, ia3Input } from './ia3.js';
 import { kasa } from './kasa.js';
@@ -44,4 +45,5 @@ export const adapterMethods: readonly AnyMethod[] = [
   tinylora,
   vera,
   ...structuredMethods,
+  ...denseMethods,
 ] as unknown as readonly AnyMethod[];

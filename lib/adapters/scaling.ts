@@ -12,7 +12,7 @@ export function scalingOf({ r, loraAlpha, rslora }: AlphaConfig): number {
 }
 
 /** The first pattern that covers the end of a module's name decides, as in PEFT. */
-function patternOf(patterns: unknown, module: string): number | undefined {
+export function patternOf(patterns: unknown, module: string): number | undefined {
   for (const [pattern, value] of Object.entries((patterns ?? {}) as Record<string, number>)) {
     if (new RegExp(`(.*\\.)?(${pattern})$`).test(module)) return value;
   }

@@ -10,6 +10,7 @@ import {
   multiplyAdd,
   Tensor,
 } from '../../lib/index.js';
+import { DENSE_ROWS } from './settings-dense.js';
 import { STRUCTURED_ROWS } from './settings-structured.js';
 
 export interface MethodSettings {
@@ -88,6 +89,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   tinylora: { settings: { r: 3, u: 5 } },
   vera: { settings: { r: 6, dInitial: 0.2 } },
   ...STRUCTURED_ROWS,
+  ...DENSE_ROWS,
 };
 
 /** What the suite runs: every method, and its variants behind a slash. */

@@ -8,8 +8,10 @@ import {
   type Device,
   dequantize,
   type MergedLayer,
+  mapTensor,
   matmul,
   matmulInputGrad,
+  multiplyAdd,
   type PeftFolder,
   QuantizedWeight,
   quantize,
@@ -204,6 +206,11 @@ async function checkUpdate(
     );
     return;
   }
+  const own = OWN_DELTA[adapter.method];
+  if (own !== undefined) {
+    rules.check(tensor, await own(adapter, w).read());
+    return;
+  }
   if (!MULTIPLICATIVE.has(adapter.method)) {
     const zeros = Tensor.zeros(w.shape, { device: adapter.device });
     rules.check(tensor, await back(adapter.merge(zeros).weight as Tensor).read());
@@ -220,8 +227,17 @@ async function checkUpdate(
 
 /** Methods whose `out.delta` is the product of the LoRA factors. */
 const LORA_DELTA: Readonly<Record<string, true>> = { kasa: true, dora: true };
+/** Methods of whose `out.delta` the peer has a formula of its own. */
+const OWN_DELTA: Readonly<Record<string, (adapter: Adapter, w: BaseWeight) => Tensor>> = {
+  hira: ({ parameters: { hiraA, hiraB } }) => matmulInputGrad(hiraB as Tensor, hiraA as Tensor),
+  deft: ({ parameters }, w) => {
+    const { p, inject } = parameters as Record<'p' | 'inject', Tensor>;
+    const taken = matmulInputGrad(transposed(mapTensor(p, 'relu')), w);
+    return matmulInputGrad(p, multiplyAdd({ a: inject, c: taken, beta: -1 }));
+  },
+};
 /** Methods whose update depends on the base weight. */
-const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input']);
+const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input', 'peanut']);
 
 /** Methods whose `out.delta` is a rotation of the K input features. */
 const ROTATIONS: ReadonlySet<string> = new Set(['hra']);

@@ -11,6 +11,7 @@ import {
   parts,
   scaling,
 } from './adapter-layer.js';
+import { denseOracle } from './adapters-dense.js';
 import { structuredOracle } from './adapters-structured.js';
 
 export { Matrix, type OracleMerged } from './adapter-layer.js';
@@ -140,4 +141,5 @@ const plainOracle: Readonly<Record<string, Formula>> = {
 export const adapterOracle: Readonly<Record<string, Formula>> = {
   ...plainOracle,
   ...structuredOracle,
+  ...denseOracle,
 };

@@ -1,0 +1,17 @@
+import type { BaseWeight } from '../ops/base-weight.js';
+import { matmul, matmulInputGrad } from '../ops/matmul.js';
+import type { Value } from './gradient-tape.js';
+import type { Tape } from './tape.js';
+
+/**
+ * `a · w` with the frozen base, a step on the tape: a [r, N], w [N, K] dense or quantised, to [r, K].
+ * What methods need whose factors are functions of the weight itself.
+ * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM
+ * @example
+ * const h = t.map(baseProduct(t, p.a, w), 'relu'); // PEANuT's hidden layer, transposed
+ */
+export function baseProduct(t: Tape, a: Value, w: BaseWeight): Value {
+  return t.record(matmulInputGrad(a.tensor, w), [a], [], (dy, pass) => {
+    if (pass.wants(a)) pass.give(a, matmul(dy, w));
+  });
+}

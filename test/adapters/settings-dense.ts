@@ -1,0 +1,36 @@
+/** Test settings of the methods whose update is a function of the weight, or dense. */
+import {
+  type Adapter,
+  type BaseWeight,
+  loraExpand,
+  loraShrink,
+  mapTensor,
+  matmulInputGrad,
+  multiplyAdd,
+  type Tensor,
+} from '../../lib/index.js';
+import type { Row } from './settings.js';
+
+/** PEANuT with the sign of every hidden value as it was: differences do not cross a kink. */
+function peanutWithSignsHeld(start: Adapter, w: BaseWeight) {
+  const gate = mapTensor(
+    mapTensor(matmulInputGrad(start.parameters.a as Tensor, w), 'sign'),
+    'relu',
+  );
+  return (at: Readonly<Record<string, Tensor>>): Tensor => {
+    const now = at as Record<'a' | 'b' | 'dx' | 'dBias', Tensor>;
+    const hidden = multiplyAdd({ a: matmulInputGrad(now.a, w), b: gate });
+    const h = loraShrink(now.dx, hidden);
+    return loraExpand(now.dx, w, h, now.b, { bias: now.dBias });
+  };
+}
+
+export const DENSE_ROWS: Readonly<Record<string, Row>> = {
+  deft: { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
+  glora: { settings: { r: 3 } },
+  'glora/vectors': { settings: { r: 3, vectors: true } },
+  hira: { settings: { r: 4 } },
+  loha: { settings: { r: 3, loraAlpha: 6 } },
+  peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
+  'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
+};
