@@ -1,25 +1,25 @@
-import { defineConfig } from 'tsup';
+import { defineConfig, type Options } from 'tsup';
 
-/** One build for ES modules, CommonJS and types; the command line is an ES module only. */
+const library = { index: 'lib/index.ts', tfjs: 'lib/tfjs/index.ts' };
+const common: Options = {
+  target: 'node20',
+  platform: 'node',
+  outDir: 'dist',
+  splitting: true,
+  external: ['@tensorflow/tfjs', '@tensorflow/tfjs-core', '@tensorflow/tfjs-backend-wasm'],
+};
+
+/**
+ * ES modules with types, and the command line among them: what a user's file imports from `lowrank` is
+ * then the copy that the command runs. CommonJS beside them.
+ */
 export default defineConfig([
   {
-    entry: { index: 'lib/index.ts', tfjs: 'lib/tfjs/index.ts' },
-    format: ['esm', 'cjs'],
-    dts: true,
-    shims: true,
-    target: 'node20',
-    platform: 'node',
-    outDir: 'dist',
-    clean: true,
-    splitting: true,
-    external: ['@tensorflow/tfjs', '@tensorflow/tfjs-core', '@tensorflow/tfjs-backend-wasm'],
-  },
-  {
-    entry: { 'cli/main': 'lib/cli/main.ts', 'cli/bench-worker': 'lib/bench/worker.ts' },
+    ...common,
+    entry: { ...library, 'cli/main': 'lib/cli/main.ts', 'cli/bench-worker': 'lib/bench/worker.ts' },
     format: ['esm'],
-    target: 'node20',
-    platform: 'node',
-    outDir: 'dist',
-    external: ['@tensorflow/tfjs', '@tensorflow/tfjs-core', '@tensorflow/tfjs-backend-wasm'],
+    dts: { entry: library },
+    clean: true,
   },
+  { ...common, entry: library, format: ['cjs'], dts: true, shims: true },
 ]);

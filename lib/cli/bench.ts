@@ -47,7 +47,8 @@ What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
 
 Beside what:
   --peers LIST     all, none, or of ${kPeerText}   [all]
-  --case FILE      your own kernel or adapter as a peer; may be repeated (docs/benchmarks.md)
+  --case FILE      your own kernel or adapter as a peer, or an adapter method by its name; may be repeated
+                   (docs/benchmarks.md)
 
 How:
   --repeats N      clean samples of each                                  [30]
@@ -270,7 +271,8 @@ async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
     const peer = await loadCase(file);
     const taken = [...kPeers, ...own.map((one) => one.peer)].some(({ name }) => name === peer.name);
     if (taken) throw parsed.refuse('case', 'a file whose name is not taken', peer.name);
-    own.push({ peer, file: path.resolve(file) });
+    // The name of a method is no path.
+    own.push({ peer, file: existsSync(file) ? path.resolve(file) : file });
   }
   return [...chosen.map((peer) => ({ peer })), ...own];
 }

@@ -1,11 +1,6 @@
 /** The method of `lowrank finetune --adapter` and its settings. */
 
-import { existsSync } from 'node:fs';
-import { readFile, rm, writeFile } from 'node:fs/promises';
-import path from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { printable } from '../checkpoint/printable.js';
-import { LowrankError } from '../core/errors.js';
+import { loadMethod } from '../adapters/load-method.js';
 import { methodNamed, type TrainedMethod } from '../train/adapter-set.js';
 import type { Arguments } from './arguments.js';
 
@@ -25,7 +20,7 @@ export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ..
   const names = (parsed.text('adapter') ?? 'lora').split(',').map((name) => name.trim());
   const chosen: ChosenMethod[] = [];
   for (const name of names) {
-    const method = /[./\\]/.test(name) ? await loadMethod(name) : methodNamed(kOp, name);
+    const method = /[./\\]/.test(name) ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     chosen.push({ method, settings: settingsOf(parsed, method, names.length === 1) });
   }
   const twice = chosen.find(({ method }, i) => chosen.findIndex((c) => c.method === method) < i);
@@ -80,62 +75,4 @@ function valueLike(standard: unknown, text: string): unknown {
   if (typeof standard === 'boolean') return { true: true, false: false }[text];
   const value = text.trim() === '' ? Number.NaN : Number(text);
   return Number.isFinite(value) ? value : undefined;
-}
-
-/**
- * A method from a module whose default export is what `defineAdapter` returned. TypeScript is
- * loaded as it is where Node strips types (22.18 on), else through esbuild.
- */
-async function loadMethod(file: string): Promise<TrainedMethod> {
-  const full = path.resolve(file);
-  if (!existsSync(full)) {
-    const text = `${kOp}: ${printable(file)} must be a file, got nothing there`;
-    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
-  }
-  let exported: unknown;
-  try {
-    exported = ((await importFile(full)) as { default?: unknown }).default;
-  } catch (error) {
-    const text = error instanceof Error ? error.message : String(error);
-    throw new LowrankError('ERR_FILE', `${kOp}: ${printable(file)} does not load: ${text}`, {
-      op: kOp,
-    });
-  }
-  const method = exported as Partial<TrainedMethod> | undefined;
-  if (typeof method?.create !== 'function' || typeof method.definition?.forward !== 'function') {
-    const text = `${kOp}: the default export of ${printable(file)} must be what defineAdapter returns, got ${typeof exported}`;
-    throw new LowrankError('ERR_FILE', text, { op: kOp });
-  }
-  return method as TrainedMethod;
-}
-
-async function importFile(full: string): Promise<unknown> {
-  const typescript = /\.[cm]?ts$/.test(full);
-  const strips = (process.features as { typescript?: string | false }).typescript;
-  if (!typescript || strips) return import(pathToFileURL(full).href);
-  const { transform } = await esbuild();
-  const { code } = await transform(await readFile(full, 'utf8'), { loader: 'ts', format: 'esm' });
-  // Beside the original, so that its imports mean the same.
-  const compiled = path.join(path.dirname(full), `.${path.basename(full)}.${process.pid}.mjs`);
-  try {
-    await writeFile(compiled, code);
-    return await import(pathToFileURL(compiled).href);
-  } finally {
-    await rm(compiled, { force: true });
-  }
-}
-
-interface Esbuild {
-  transform(code: string, options: object): Promise<{ code: string }>;
-}
-
-async function esbuild(): Promise<Esbuild> {
-  const name = 'esbuild';
-  try {
-    return (await import(name)) as Esbuild;
-  } catch {
-    throw new Error(
-      `Node ${process.versions.node} does not read TypeScript. Use Node 22.18 or later, npm install esbuild, or give a .mjs file`,
-    );
-  }
 }

@@ -1,30 +1,25 @@
 /** A user's own kernel or adapter, from a file (docs/benchmarks.md). */
 
-import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { pathToFileURL } from 'node:url';
+import { importDefault, isMethod } from '../../adapters/load-method.js';
 import { LowrankError } from '../../core/errors.js';
+import { adapterMethods } from '../../index.js';
 import type { Peer } from '../peer.js';
+import { adapterPeer } from './adapter.js';
 
 const kMembers = 'name, and prepare (a function of Node) or program (another process)';
 
 /**
- * Loads a case file: a module whose default export is a {@link Peer}, `find` left out if it likes.
+ * Loads a case: the name of an adapter method, or a module whose default export is a method
+ * (`defineAdapter`) or a {@link Peer}, `find` left out if it likes.
  * @throws ERR_FILE, ERR_FILE_NOT_FOUND
  */
 export async function loadCase(file: string): Promise<Peer> {
-  const full = path.resolve(file);
-  if (!existsSync(full)) {
-    throw new LowrankError('ERR_FILE_NOT_FOUND', `bench: ${file} does not exist`, { op: 'bench' });
-  }
-  let given: Partial<Peer> & { readonly version?: unknown };
-  try {
-    const module = (await import(pathToFileURL(full).href)) as { default?: Partial<Peer> };
-    given = module.default ?? {};
-  } catch (error) {
-    const text = error instanceof Error ? error.message : String(error);
-    throw new LowrankError('ERR_FILE', `bench: ${file} does not load: ${text}`, { op: 'bench' });
-  }
+  const named = adapterMethods.find(({ method }) => method === file);
+  if (named !== undefined) return adapterPeer(named);
+  const exported = await importDefault('bench', file);
+  if (isMethod(exported)) return adapterPeer(exported);
+  const given = (exported ?? {}) as Partial<Peer> & { readonly version?: unknown };
   const { name, prepare, program, find, version } = given;
   const complete =
     typeof name === 'string' &&

@@ -1,0 +1,81 @@
+import { existsSync } from 'node:fs';
+import { readFile, rm, writeFile } from 'node:fs/promises';
+import path from 'node:path';
+import { pathToFileURL } from 'node:url';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+import type { AnyMethod } from './methods.js';
+
+/** Is this what `defineAdapter` returns, of this copy of the library or another? */
+export function isMethod(value: unknown): value is AnyMethod {
+  const method = value as Partial<AnyMethod> | null | undefined;
+  return (
+    typeof method === 'object' &&
+    method !== null &&
+    typeof method.create === 'function' &&
+    typeof method.definition?.forward === 'function'
+  );
+}
+
+/**
+ * A method from a module whose default export is what `defineAdapter` returned.
+ * @param op named in errors
+ * @throws ERR_FILE_NOT_FOUND · ERR_FILE it does not load, or exports something else
+ */
+export async function loadMethod(op: string, file: string): Promise<AnyMethod> {
+  const exported = await importDefault(op, file);
+  if (isMethod(exported)) return exported;
+  const text = `${op}: the default export of ${printable(file)} must be what defineAdapter returns, got ${typeof exported}`;
+  throw new LowrankError('ERR_FILE', text, { op });
+}
+
+/**
+ * The default export of a module of the user's. TypeScript is loaded as it is where Node strips
+ * types (22.18 on), else through esbuild.
+ * @throws ERR_FILE_NOT_FOUND · ERR_FILE
+ */
+export async function importDefault(op: string, file: string): Promise<unknown> {
+  const full = path.resolve(file);
+  if (!existsSync(full)) {
+    const text = `${op}: ${printable(file)} must be a file, but does not exist`;
+    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
+  }
+  try {
+    return ((await importFile(full)) as { default?: unknown }).default;
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    const text = `${op}: ${printable(file)} does not load: ${reason}`;
+    throw new LowrankError('ERR_FILE', text, { op });
+  }
+}
+
+async function importFile(full: string): Promise<unknown> {
+  const typescript = /\.[cm]?ts$/.test(full);
+  const strips = (process.features as { typescript?: string | false }).typescript;
+  if (!typescript || strips) return import(pathToFileURL(full).href);
+  const { transform } = await esbuild();
+  const { code } = await transform(await readFile(full, 'utf8'), { loader: 'ts', format: 'esm' });
+  // Beside the original, so that its imports mean the same.
+  const compiled = path.join(path.dirname(full), `.${path.basename(full)}.${process.pid}.mjs`);
+  try {
+    await writeFile(compiled, code);
+    return await import(pathToFileURL(compiled).href);
+  } finally {
+    await rm(compiled, { force: true });
+  }
+}
+
+interface Esbuild {
+  transform(code: string, options: object): Promise<{ code: string }>;
+}
+
+async function esbuild(): Promise<Esbuild> {
+  const name = 'esbuild';
+  try {
+    return (await import(name)) as Esbuild;
+  } catch {
+    throw new Error(
+      `Node ${process.versions.node} does not read TypeScript. Use Node 22.18 or later, npm install esbuild, or give a .mjs file`,
+    );
+  }
+}

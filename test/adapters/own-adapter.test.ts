@@ -1,0 +1,94 @@
+// The example of a method of one's own: as the guide shows it, checked, trained and measured.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { type adapterMethods, checkAdapter, defineAdapter } from '../../lib/index.js';
+import { requireBuilt, run } from '../finetune/command.js';
+import { temporaryFolder } from '../finetune/setup.js';
+
+const root = join(import.meta.dirname, '..', '..');
+const example = join('examples', 'own-adapter', 'gated-lora.ts');
+const source = readFileSync(join(root, example), 'utf8');
+
+beforeAll(() => {
+  requireBuilt();
+});
+
+describe('a method of one’s own', () => {
+  it('is in the guide as it is in the example', () => {
+    const guide = readFileSync(join(root, 'docs', 'write-an-adapter.md'), 'utf8');
+    expect(guide).toContain(source.slice(source.indexOf('import ')));
+  });
+
+  it('is trained, compared and measured by the command line', async () => {
+    const out = join(temporaryFolder(), 'out');
+    const short = ['--steps', '2', '--seq-len', '16', '--eval-every', '0', '--json', '--out', out];
+    const trained = await run(['finetune', '--adapter', `ia3,${example}`, ...short]);
+    expect(trained.code, trained.stderr).toBe(0);
+    const { runs } = JSON.parse(trained.stdout) as { runs: { method: string }[] };
+    expect(runs.map(({ method }) => method)).toEqual(['ia3', 'gated-lora']);
+    expect(readFileSync(join(out, 'methods.html'), 'utf8')).toContain('gated-lora');
+    const config = readFileSync(join(out, 'gated-lora', 'adapter_config.json'), 'utf8');
+    expect(JSON.parse(config)).toMatchObject({
+      peft_type: 'LOWRANK',
+      lowrank_method: 'gated-lora',
+      settings: { r: 8 },
+    });
+    const quick = [
+      '--repeats',
+      '2',
+      '--trials',
+      '1',
+      '--seconds',
+      '0.1',
+      '--no-roofline',
+      '--json',
+    ];
+    const sizes = ['--op', 'loraForward,loraBackward,lora', '--shape', '3x40x24'];
+    const cases = ['--case', example, '--case', 'dora', '--peers', 'none'];
+    const measured = await run(['bench', ...sizes, ...cases, ...quick]);
+    expect(measured.code, measured.stderr).toBe(0);
+    const result = JSON.parse(measured.stdout) as { cases: { rows: { subject: string }[] }[] };
+    expect(result.cases).toHaveLength(3);
+    for (const { rows } of result.cases) {
+      expect(rows.map(({ subject }) => subject)).toEqual(['lowrank', 'gated-lora', 'dora']);
+    }
+  }, 120_000);
+
+  it.each([
+    [['--adapter', 'examples/own-adapter/nowhere.ts'], 'does not exist'],
+    [['--adapter', 'examples/own-case/merged.mjs'], 'what defineAdapter returns'],
+    [['--adapter', 'lorra'], 'must be one of'],
+    [['--adapter', 'lora,lora'], 'distinct'],
+    [['--adapter', 'ia3', '--rank', '4'], 'ia3 has no r'],
+    [['--adapter', 'vera', '--set', 'dInitial=much'], 'dInitial=<number>'],
+    [['--adapter', 'vera', '--set', 'colour=1'], 'a setting of vera'],
+  ])('is refused in words: %j', async (args, words) => {
+    const { code, stderr } = await run(['finetune', ...args]);
+    expect(code).not.toBe(0);
+    expect(stderr).toContain(words);
+  });
+
+  it('has its gradients checked by one call, which finds a wrong one', () => {
+    const shapes = ({ N }: { N: number }) => ({ u: [N] as const });
+    const make = (factor: number) =>
+      defineAdapter({
+        method: 'planted',
+        reference: 'nobody',
+        defaults: {},
+        trained: ['u'],
+        shapes,
+        init: (fresh) => ({ u: fresh.zeros('u') }),
+        forward: (t, { x, w, bias, p }) => {
+          const y = t.linear(x, w, bias);
+          return t.record(t.add(y, p.u).tensor, [y, p.u], [], (dy, pass) => {
+            pass.give(y, dy);
+            pass.give(p.u, t.affine(t.sum(t.constant(dy), 0), factor).tensor);
+          });
+        },
+      }) as unknown as (typeof adapterMethods)[number];
+    expect(checkAdapter(make(1)).every(({ passed }) => passed)).toBe(true);
+    const wrong = checkAdapter(make(0.9)).filter(({ passed }) => !passed);
+    expect(wrong.map(({ name }) => name)).toEqual(['u']);
+  });
+});
