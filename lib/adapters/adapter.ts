@@ -212,6 +212,7 @@ export class Adapter<C extends object = object> implements Disposable {
         N,
         K,
         training,
+        seed: given.seed,
       });
       // Where the backward pass reads y too, the caller has a handle of its own.
       const y = tape.kept.includes(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;

@@ -25,6 +25,8 @@ export interface AdapterCall<C, Name extends string, S> {
   readonly K: number;
   /** Dropout is on, and samplers sample. */
   readonly training: boolean;
+  /** That of the call, where it has one: for what is sampled on the host. */
+  readonly seed: number | undefined;
 }
 
 /** What an adapter is made for. */

@@ -7,6 +7,7 @@ import { dora } from './dora.js';
 import { ia3, ia3Input } from './ia3.js';
 import { kasa } from './kasa.js';
 import { lora } from './lora.js';
+import { loraDropout } from './lora-dropout.js';
 import { loraFa } from './lora-fa.js';
 import { loraXs } from './lora-xs.js';
 import { lotr } from './lotr.js';
@@ -18,6 +19,7 @@ import { sora } from './sora.js';
 import { structuredMethods } from './structured.js';
 import { tiedLora } from './tied-lora.js';
 import { tinylora } from './tinylora.js';
+import { alora, resloraInput, resloraMiddle, sibo } from './token-input.js';
 import { vera } from './vera.js';
 
 /** A method whatever its settings and tensors. */
@@ -46,4 +48,9 @@ export const adapterMethods: readonly AnyMethod[] = [
   vera,
   ...structuredMethods,
   ...denseMethods,
+  alora,
+  loraDropout,
+  resloraInput,
+  resloraMiddle,
+  sibo,
 ] as unknown as readonly AnyMethod[];

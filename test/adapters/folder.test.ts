@@ -70,7 +70,7 @@ describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
         });
         const given = Object.fromEntries(
           Object.entries(inputs ?? {}).map(([input, shape]) => {
-            const dims = shape(3);
+            const dims = shape(3, { N: place.outFeatures, K: place.inFeatures });
             const size = dims.reduce((product, dim) => product * dim, 1);
             return [input, Tensor.from(wave(size, 6), dims, { device: 'cpu' })];
           }),

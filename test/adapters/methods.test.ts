@@ -63,7 +63,7 @@ function layerOf(method: string, base: Base, device: Device): Layer {
     x: Tensor.from(wave(M * K, 9), [M, K], { device }),
     inputs: Object.fromEntries(
       Object.entries(inputs).map(([name, shape], i) => {
-        const dims = shape(M);
+        const dims = shape(M, { N, K });
         const size = dims.reduce((product, dim) => product * dim, 1);
         return [name, Tensor.from(wave(size, 20 + i), dims, { device })];
       }),
@@ -78,10 +78,13 @@ const matrixOf = (tensor: Tensor): Matrix => {
   return new Matrix(tensor.size / cols, cols, Float64Array.from(tensor.readSync()));
 };
 
+const denseOf = (w: BaseWeight): Tensor =>
+  w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' });
+
 function oracleOf({ adapter, w, bias, N, K }: Layer): OracleMerged {
   const formula = adapterOracle[adapter.method];
   if (formula === undefined) throw new Error(`${adapter.method} has no formula in the oracle`);
-  const dense = w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' });
+  const dense = denseOf(w);
   const all = { ...adapter.parameters, ...adapter.buffers };
   return formula({
     N,
@@ -124,22 +127,26 @@ describe.each(METHOD_CASES)('%s', (method) => {
         const layer = layerOf(method, base, device);
         const { adapter, w, bias, x, inputs } = layer;
         const { y } = adapter.forward(x, w, { bias, inputs, training: false });
-        if (adapter.definition.mergeable === false) {
+        const oracle = oracleOf(layer);
+        const weight = 'weight' in oracle ? oracle.weight : matrixOf(denseOf(w));
+        const shift = ('bias' in oracle && oracle.bias) || Float64Array.from(bias.readSync());
+        const affine = matrixOf(x)
+          .times(weight.transposed())
+          .map((value, _, n) => value + (shift[n] as number));
+        if ('update' in oracle) {
+          const others = Object.entries(inputs).map(([name, t]) => [name, matrixOf(t)] as const);
+          const update = oracle.update(matrixOf(x), Object.fromEntries(others));
+          expect(worst(await y.read(), affine.plus(update).data)).toBeLessThan(TOLERANCE);
+          expect(adapter.definition.mergeable).toBe(false);
           expect(() => adapter.merge(w, { bias })).toThrow(/affine/);
           return;
         }
-        const oracle = oracleOf(layer);
-        const product = matrixOf(x).times(oracle.weight.transposed());
-        const shift = oracle.bias ?? Float64Array.from(bias.readSync());
-        const expected = product.map((value, _, n) => value + (shift[n] as number));
-        expect(worst(await y.read(), expected.data)).toBeLessThan(TOLERANCE);
-        const dense = w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' });
+        expect(worst(await y.read(), affine.data)).toBeLessThan(TOLERANCE);
+        const dense = denseOf(w);
         const merged = adapter.merge(dense, { bias });
-        expect(worst(await (merged.weight as Tensor).read(), oracle.weight.data)).toBeLessThan(
-          TOLERANCE,
-        );
+        expect(worst(await (merged.weight as Tensor).read(), weight.data)).toBeLessThan(TOLERANCE);
         const through = matmul(x, merged.weight, { bias: merged.bias ?? bias });
-        expect(worst(await through.read(), expected.data)).toBeLessThan(TOLERANCE);
+        expect(worst(await through.read(), affine.data)).toBeLessThan(TOLERANCE);
       });
     });
 
@@ -215,7 +222,7 @@ describe.each(METHOD_CASES)('%s', (method) => {
       });
       const given = Object.fromEntries(
         Object.entries(inputs).map(([name, shape], i) => {
-          const dims = shape(M);
+          const dims = shape(M, { N, K });
           const size = dims.reduce((product, dim) => product * dim, 1);
           return [name, Tensor.from(wave(size, 20 + i), dims, { device: 'cpu' })];
         }),

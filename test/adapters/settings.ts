@@ -19,7 +19,9 @@ export interface MethodSettings {
   readonly settings: Readonly<Record<string, unknown>>;
   readonly create: (place: AdapterPlace & Readonly<Record<string, unknown>>) => Adapter;
   /** Further inputs that a call needs: name to shape, for M rows. */
-  readonly inputs?: Readonly<Record<string, (M: number) => readonly number[]>>;
+  readonly inputs?: Readonly<
+    Record<string, (M: number, size: { N: number; K: number }) => readonly number[]>
+  >;
   /** Of the differences; default 1/32. */
   readonly step?: number;
   /**
@@ -66,6 +68,11 @@ function doraWithNormHeld(start: Adapter, w: BaseWeight) {
 }
 
 const ROWS: Readonly<Record<string, Row>> = {
+  alora: { ...alpha, inputs: { active: (M) => [M, 1] } },
+  'lora-dropout': { settings: { r: 4, loraAlpha: 6, p: 0 } },
+  'reslora-input': { ...alpha, inputs: { previous: (M, { K }) => [M, K] } },
+  'reslora-middle': { ...alpha, inputs: { middle: (M) => [M, 4] } },
+  sibo: { ...alpha, inputs: { initial: (M, { K }) => [M, K] } },
   adalora: alpha,
   aflora: { settings: { r: 4 } },
   beft: {},

@@ -75,11 +75,12 @@ export interface OracleLayer {
   readonly config: Readonly<Record<string, any>>;
 }
 
-/** What replaces the layer. */
-export interface OracleMerged {
-  readonly weight: Matrix;
-  readonly bias?: Float64Array;
-}
+/** What replaces the layer; or, of a layer that is not affine in x, what it adds to x·Wᵀ + bias. */
+export type OracleMerged =
+  | { readonly weight: Matrix; readonly bias?: Float64Array }
+  | {
+      readonly update: (x: Matrix, inputs: Readonly<Record<string, Matrix>>) => Matrix;
+    };
 
 export const scaling = ({ config }: OracleLayer): number =>
   config.loraAlpha / (config.rslora ? Math.sqrt(config.r) : config.r);

@@ -21,6 +21,19 @@ const lowRank = ({ w }: OracleLayer, left: Matrix, right: Matrix, scale: number)
   weight: w.plus(left.times(right), scale),
 });
 
+/** (x · aᵀ) · bᵀ, times a scale. */
+const through = (x: Matrix, a: Matrix, b: Matrix, scale: number): Matrix =>
+  x
+    .times(a.transposed())
+    .times(b.transposed())
+    .map((v) => scale * v);
+
+const given = (inputs: Readonly<Record<string, Matrix>>, name: string): Matrix => {
+  const found = inputs[name];
+  if (found === undefined) throw new Error(`no input ${name}`);
+  return found;
+};
+
 const norms = (rows: Matrix): Float64Array =>
   Float64Array.from({ length: rows.rows }, (_, i) => {
     let sum = 0;
@@ -53,6 +66,47 @@ const plainOracle: Readonly<Record<string, Formula>> = {
   adalora: (layer) => {
     const [a, b, e] = parts(layer, 'loraA', 'loraB', 'loraE');
     return lowRank(layer, b.scaleCols(e.data), a, layer.config.loraAlpha / (layer.config.r + 1e-5));
+  },
+  alora: (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return {
+      update: (x, inputs) =>
+        through(x, a, b, scaling(layer)).scaleRows(given(inputs, 'active').data),
+    };
+  },
+  'lora-dropout': (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return lowRank(layer, b, a, scaling(layer));
+  },
+  'reslora-input': (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return {
+      update: (x, inputs) => through(x.plus(given(inputs, 'previous')), a, b, scaling(layer)),
+    };
+  },
+  'reslora-middle': (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return {
+      update: (x, inputs) =>
+        x
+          .times(a.transposed())
+          .plus(given(inputs, 'middle'))
+          .times(b.transposed())
+          .map((v) => scaling(layer) * v),
+    };
+  },
+  sibo: (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    const { lambda } = layer.config;
+    return {
+      update: (x, inputs) =>
+        through(
+          x.map((v) => (1 - lambda) * v).plus(given(inputs, 'initial'), lambda),
+          a,
+          b,
+          scaling(layer),
+        ),
+    };
   },
   aflora: (layer) => {
     const [a, b, d, out] = parts(layer, 'loraA', 'loraB', 'd', 'b');
