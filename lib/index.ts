@@ -16,6 +16,7 @@ export type {
   PeftForm,
 } from './adapters/definition.js';
 export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
+export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
 export { adapterMethods } from './adapters/methods.js';

@@ -4,8 +4,11 @@ import { beft } from './beft.js';
 import { delora } from './delora.js';
 import { denseMethods } from './dense.js';
 import { dora } from './dora.js';
+import { fastLora } from './fast-lora.js';
 import { ia3, ia3Input } from './ia3.js';
 import { kasa } from './kasa.js';
+import { lLora } from './l-lora.js';
+import { layeredLora } from './layered-lora.js';
 import { lora } from './lora.js';
 import { loraDropout } from './lora-dropout.js';
 import { loraFa } from './lora-fa.js';
@@ -15,6 +18,7 @@ import type { AdapterMethod } from './method.js';
 import { moslora } from './moslora.js';
 import { privateLora } from './private-lora.js';
 import { randlora } from './randlora.js';
+import { salora } from './salora.js';
 import { sora } from './sora.js';
 import { structuredMethods } from './structured.js';
 import { tiedLora } from './tied-lora.js';
@@ -49,6 +53,10 @@ export const adapterMethods: readonly AnyMethod[] = [
   ...structuredMethods,
   ...denseMethods,
   alora,
+  fastLora,
+  layeredLora,
+  lLora,
+  salora,
   loraDropout,
   resloraInput,
   resloraMiddle,

@@ -68,6 +68,10 @@ function doraWithNormHeld(start: Adapter, w: BaseWeight) {
 }
 
 const ROWS: Readonly<Record<string, Row>> = {
+  'fast-lora': { settings: { r: 3 } },
+  'l-lora': alpha,
+  'layered-lora': { settings: { r: 3, pastRank: 2 } },
+  salora: alpha,
   alora: { ...alpha, inputs: { active: (M) => [M, 1] } },
   'lora-dropout': { settings: { r: 4, loraAlpha: 6, p: 0 } },
   'reslora-input': { ...alpha, inputs: { previous: (M, { K }) => [M, K] } },

@@ -112,13 +112,19 @@ export class GoldenCase {
 
   /** The adapter folder beside the case, where there is one. */
   adapter(): { config: Record<string, unknown>; tensors: Map<string, GoldenTensor> } {
-    const path = (end: string): string => {
-      const file = this.#files.find((candidate) => candidate.path.endsWith(end));
-      if (file === undefined) throw new Error(`${this.id}: no ${end}`);
-      return file.path;
-    };
-    const config = readFileSync(join(FOLDER, path('adapter_config.json')), 'utf8');
-    return { config: JSON.parse(config), tensors: readTensors(path('adapter_model.safetensors')) };
+    const [first] = this.adapters();
+    if (first === undefined) throw new Error(`${this.id}: no adapter folder`);
+    return first;
+  }
+
+  /** All of them, in the manifest's order. */
+  adapters(): { config: Record<string, unknown>; tensors: Map<string, GoldenTensor> }[] {
+    return this.#files
+      .filter(({ path }) => path.endsWith('adapter_config.json'))
+      .map(({ path }) => ({
+        config: JSON.parse(readFileSync(join(FOLDER, path), 'utf8')),
+        tensors: readTensors(path.replace('adapter_config.json', 'adapter_model.safetensors')),
+      }));
   }
 }
 

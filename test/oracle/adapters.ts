@@ -63,6 +63,29 @@ function randLora(layer: OracleLayer): OracleMerged {
 }
 
 const plainOracle: Readonly<Record<string, Formula>> = {
+  'fast-lora': (layer) => {
+    const [a, b] = parts(layer, 'a', 'b');
+    const product = a.transposed().times(b);
+    return { weight: layer.w.map((v, n, k) => v * product.at(n, k)) };
+  },
+  'l-lora': (layer) => {
+    const [a0, b0, deltaA, deltaB] = parts(layer, 'a0', 'b0', 'deltaA', 'deltaB');
+    const update = b0.times(a0).plus(deltaB.times(a0)).plus(b0.times(deltaA));
+    return { weight: layer.w.plus(update, scaling(layer)) };
+  },
+  'layered-lora': (layer) => {
+    const [a, b, pastA, pastB] = parts(layer, 'loraA', 'loraB', 'pastA', 'pastB');
+    const { r, loraAlpha } = layer.config;
+    return { weight: layer.w.plus(pastB.times(pastA)).plus(b.times(a), loraAlpha / r) };
+  },
+  salora: (layer) => {
+    const [a, b, logAlpha] = parts(layer, 'loraA', 'loraB', 'logAlpha');
+    const gate = logAlpha.data.map((v) => {
+      const stretched = 1.2 / (1 + Math.exp(-v)) - 0.1;
+      return Math.min(1, Math.max(0, stretched));
+    });
+    return lowRank(layer, b.scaleCols(gate), a, scaling(layer));
+  },
   adalora: (layer) => {
     const [a, b, e] = parts(layer, 'loraA', 'loraB', 'loraE');
     return lowRank(layer, b.scaleCols(e.data), a, layer.config.loraAlpha / (layer.config.r + 1e-5));
