@@ -117,11 +117,13 @@ export class Adapter<C extends object = object> implements Disposable {
     const pick = (names: readonly string[]): Readonly<Record<string, Tensor>> =>
       Object.freeze(
         Object.fromEntries(
-          names.map((name) => {
+          names.flatMap((name) => {
+            const shape = make.shapes[name];
+            if (shape === undefined) return [];
             const tensor = checkTensor(definition.method, name, tensors[name]);
-            checkShape(definition.method, name, tensor, make.shapes[name] ?? []);
+            checkShape(definition.method, name, tensor, shape);
             checkSameDevice(definition.method, name, tensor, make);
-            return [name, tensor];
+            return [[name, tensor]];
           }),
         ),
       );

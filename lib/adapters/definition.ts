@@ -132,8 +132,15 @@ export interface PeftForm<C, Name extends string> {
   readonly shared?: Readonly<Partial<Record<Name, string>>>;
   /** Where layers share in groups: the name for this module, from the tensor names in the file. */
   readonly sharedName?: (name: Name, module: string, keys: readonly string[]) => string | undefined;
-  /** The adapter's settings from `adapter_config.json`, for the module of that name. */
-  readonly read: (config: Readonly<Record<string, unknown>>, module: string) => Partial<C>;
+  /**
+   * The adapter's settings from `adapter_config.json`, for the module of that name. Where the config
+   * leaves a form open, the shapes of the stored tensors tell it.
+   */
+  readonly read: (
+    config: Readonly<Record<string, unknown>>,
+    module: string,
+    shapeOf: (name: Name) => readonly number[] | undefined,
+  ) => Partial<C>;
   /** Back to the fields of `adapter_config.json`. */
   readonly write: (
     config: Readonly<C>,
@@ -161,10 +168,10 @@ export interface AdapterDefinition<
   readonly trained: readonly P[];
   /** Names of the frozen ones; default none. */
   readonly frozen?: readonly B[];
-  /** The shape of every tensor. */
-  readonly shapes: (size: AdapterSize<C>) => Readonly<Record<P | B, readonly number[]>>;
+  /** The shape of every tensor; one without a shape is not there with these settings. */
+  readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
   /** Fresh tensors, so that training starts at the base model. */
-  readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Record<P | B, Tensor>>;
+  readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Partial<Record<P | B, Tensor>>>;
   /** Fresh integer tables: which entries are trained, which vectors are mixed. */
   readonly drawIndexes?: (make: AdapterMaker<C, P | B>) => Readonly<Record<string, Int32Array>>;
   /** What does not change from call to call and is no tensor of the method: maps, tables. */

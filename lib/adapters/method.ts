@@ -70,7 +70,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       N,
       K,
       config: Object.freeze(config),
-      shapes: shapes({ N, K, config }),
+      shapes: shapes({ N, K, config }) as Readonly<Record<P | B, readonly number[]>>,
       device: resolveDevice(op, given.device ?? weight?.device),
       dtype: checkDType(op, 'dtype', given.dtype ?? 'f32'),
       w: weight,
@@ -89,7 +89,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
         new Adapter<C>(
           this.definition as unknown as AnyDefinition,
           make as unknown as AdapterMaker<object>,
-          this.definition.init(make),
+          this.definition.init(make) as Readonly<Record<string, Tensor>>,
           this.definition.drawIndexes?.(make) ?? {},
         ),
     );
@@ -142,12 +142,12 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
    */
   from(
-    tensors: Readonly<Record<P | B, Tensor>>,
+    tensors: Readonly<Partial<Record<P | B, Tensor>>>,
     options: AdapterPlace & Partial<C>,
     indexes?: Readonly<Record<string, Int32Array>>,
   ): Adapter<C> {
     const op = `${this.method}.from`;
-    const [first] = Object.values<Tensor>(tensors);
+    const [first] = Object.values(tensors) as readonly Tensor[];
     const make = this.#maker(op, {
       ...options,
       ...(options.device === undefined && first !== undefined ? { device: first.device } : {}),
@@ -155,7 +155,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     return new Adapter<C>(
       this.definition as unknown as AnyDefinition,
       make as unknown as AdapterMaker<object>,
-      tensors,
+      tensors as Readonly<Record<string, Tensor>>,
       indexes ?? this.definition.drawIndexes?.(make) ?? {},
     );
   }

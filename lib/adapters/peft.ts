@@ -97,7 +97,9 @@ export function adapterFromPeft(
   const method = methodOfPeft(folder.config, module, methods);
   const peft = formOf(method);
   const { trained, frozen = [], init } = method.definition;
-  const options = { ...place, ...peft.read(folder.config, module) };
+  const shapeOf = (name: string) =>
+    folder.tensors.get(`${kPrefix}${module}.${peft.tensors[name]}`)?.shape;
+  const options = { ...place, ...peft.read(folder.config, module, shapeOf) };
   const make = method.maker(options);
   const indexes: Record<string, Int32Array> = {};
   for (const [name, key] of Object.entries(peft.indexes ?? {})) {
@@ -105,9 +107,10 @@ export function adapterFromPeft(
     if (raw !== undefined) indexes[name] = Int32Array.from(raw.data as ArrayLike<number>, Number);
   }
   return scope(() => {
-    let fresh: Readonly<Record<string, Tensor>> | undefined;
+    let fresh: Readonly<Partial<Record<string, Tensor>>> | undefined;
     const tensors: Record<string, Tensor> = {};
     for (const name of [...trained, ...frozen]) {
+      if (make.shapes[name] === undefined) continue;
       const own = peft.tensors[name];
       const shared =
         peft.sharedName?.(name, module, [...folder.tensors.keys()]) ?? peft.shared?.[name];

@@ -36,7 +36,7 @@ export interface MethodSettings {
   readonly startsElsewhere?: string;
 }
 
-export type Row = Partial<Omit<MethodSettings, 'create'>>;
+export type Row = Partial<MethodSettings>;
 
 const alpha = { settings: { r: 4, loraAlpha: 6 } };
 
