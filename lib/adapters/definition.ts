@@ -126,6 +126,8 @@ export interface PeftForm<C, Name extends string> {
   readonly when?: (config: Readonly<Record<string, unknown>>, module: string) => boolean;
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
+  /** Frozen tensors that cannot be drawn again: a folder without them is refused. */
+  readonly required?: readonly Name[];
   /** Names of integer tables. */
   readonly indexes?: Readonly<Record<string, string>>;
   /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */

@@ -115,13 +115,13 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
         inFeatures: largest('inFeatures'),
         outFeatures: largest('outFeatures'),
       } as AdapterPlace & Partial<C>);
-      const whole = init(all);
+      const whole = init(all) as Readonly<Record<P | B, Tensor>>;
       const values = new Map(shared.map((name) => [name, whole[name].readSync()]));
       return layers.map((layer) =>
         scope(() => {
           const make = this.#maker(`${this.method}.createAll`, layer);
           const { dtype, device, shapes } = make;
-          const tensors: Record<string, Tensor> = { ...init(make) };
+          const tensors = { ...init(make) } as Record<string, Tensor>;
           for (const name of shared) {
             const part = leadingPart(
               values.get(name) as Float32Array,

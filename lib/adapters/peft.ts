@@ -124,7 +124,7 @@ export function adapterFromPeft(
         tensors[name] = Tensor.from(values, shape, { device, dtype });
         continue;
       }
-      if (trained.includes(name)) {
+      if (trained.includes(name) || peft.required?.includes(name)) {
         const text = `${op}: ${module} must have the tensor ${own ?? shared}, got none of that name`;
         throw new LowrankError('ERR_FILE', text, { op });
       }

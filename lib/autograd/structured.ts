@@ -1,5 +1,9 @@
+import type { DType } from '../core/dtype.js';
 import { Tensor } from '../core/tensor.js';
 import { lastDim } from '../core/validate.js';
+import { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from '../ops/block-matmul.js';
+import { multiplyAdd } from '../ops/elementwise.js';
+import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import { matmul } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { GradientTape, type Value } from './gradient-tape.js';
@@ -20,10 +24,164 @@ function transposed(a: Tensor): Tensor {
     : weightGrad(a, identity(rows, a.device), { dtype: a.dtype });
 }
 
-/** Steps of adapters that are built of blocks, reflections and rotations. */
+/** What {@link StructuredTape.features} takes beside its operands. */
+export interface FeatureStepOptions {
+  /** Of the sums; default 1. */
+  alpha?: number;
+  /** A summand of the result's shape. */
+  plus?: Value;
+  /** Of the summand; default 1. */
+  beta?: number;
+  /** Of the result; default that of `a`. */
+  dtype?: DType;
+}
+
+/**
+ * Steps of adapters that are built of blocks, reflections and rotations. Blocks come in two layouts:
+ * beside each other in every row, [..., G, n], as activations have them; and as G matrices [G, n, k].
+ */
 export class StructuredTape extends GradientTape {
+  /** Maps that were made for this pass. */
+  readonly maps: FeatureMap[] = [];
+
+  /** A map without the method's having made it beforehand: it is freed with the tape. */
+  #ownMap(map: FeatureMap): FeatureMap {
+    this.maps.push(map);
+    return map;
+  }
+
+  override dispose(): void {
+    super.dispose();
+    for (const map of this.maps) map.dispose();
+  }
+
   /** `aᵀ` of a matrix [R, C], one of whose dimensions is small. */
   transpose(a: Value): Value {
     return this.record(transposed(a.tensor), [a], [], (dy, pass) => pass.give(a, transposed(dy)));
+  }
+
+  // Maps of the last dimension.
+
+  /**
+   * `alpha · map(a) + beta · plus`: a [..., K] to [..., J].
+   * @param map made once by the method, in its `prepare`; it must live as long as the tape
+   */
+  features(a: Value, map: FeatureMap, options: FeatureStepOptions = {}): Value {
+    const { alpha = 1, plus, beta = 1, dtype } = options;
+    const y = mapFeatures(a.tensor, map, {
+      alpha,
+      ...(plus === undefined ? {} : { c: plus.tensor, beta }),
+      ...(dtype === undefined ? {} : { dtype }),
+    });
+    return this.record(y, plus === undefined ? [a] : [a, plus], [], (dy, pass) => {
+      if (pass.wants(a)) {
+        pass.give(a, mapFeatures(dy, map.adjoint, { alpha, dtype: a.tensor.dtype }));
+      }
+      if (plus !== undefined && pass.wants(plus)) {
+        pass.give(plus, beta === 1 ? dy : multiplyAdd({ a: dy, alpha: beta }));
+      }
+    });
+  }
+
+  /** Features from `start` up to `end`. Where it is the same at every call, prepare a map instead. */
+  slice(a: Value, start: number, end: number): Value {
+    const { device } = a.tensor;
+    return this.features(
+      a,
+      this.#ownMap(FeatureMap.slice(lastDim(a.tensor), start, end, { device })),
+    );
+  }
+
+  /** Features beside each other; as {@link StructuredTape.slice}. */
+  concat(values: readonly [Value, ...Value[]]): Value {
+    const [{ tensor }] = values;
+    const widths = values.map((value) => lastDim(value.tensor));
+    const width = widths.reduce((sum, each) => sum + each, 0);
+    let at = 0;
+    return values.reduce<Value | undefined>((left, value, i) => {
+      const index = new Int32Array(width).fill(-1);
+      const own = widths[i] as number;
+      for (let j = 0; j < own; j++) index[at + j] = j;
+      at += own;
+      const map = this.#ownMap(FeatureMap.gather(index, own, { device: tensor.device }));
+      return this.features(value, map, left === undefined ? {} : { plus: left });
+    }, undefined) as Value;
+  }
+
+  /** Every feature `times` times, as {@link FeatureMap.repeat}; and as {@link StructuredTape.slice}. */
+  repeat(a: Value, times: number, kind: 'inner' | 'outer'): Value {
+    const { device } = a.tensor;
+    return this.features(
+      a,
+      this.#ownMap(FeatureMap.repeat(lastDim(a.tensor), times, kind, { device })),
+    );
+  }
+
+  /** Sums of `groups` runs of neighbours; as {@link StructuredTape.slice}. */
+  groupSum(a: Value, groups: number): Value {
+    const { device } = a.tensor;
+    return this.features(
+      a,
+      this.#ownMap(FeatureMap.groupSum(lastDim(a.tensor), groups, { device })),
+    );
+  }
+
+  // Products block by block.
+
+  /** `x · wᵀ` of every block: x [..., G, K], w [G, N, K] to [..., G, N]. */
+  blockMatmul(x: Value, w: Value): Value {
+    const y = blockMatmul(x.tensor, w.tensor);
+    return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
+      if (pass.wants(x)) pass.give(x, blockMatmulInputGrad(dy, w.tensor));
+      if (pass.wants(w)) pass.give(w, blockWeightGrad(dy, x.tensor));
+    });
+  }
+
+  /** `x · w` of every block: x [..., G, N], w [G, N, K] to [..., G, K]. */
+  blockProduct(x: Value, w: Value): Value {
+    const y = blockMatmulInputGrad(x.tensor, w.tensor);
+    return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
+      if (pass.wants(x)) pass.give(x, blockMatmul(dy, w.tensor));
+      if (pass.wants(w)) pass.give(w, blockWeightGrad(x.tensor, dy));
+    });
+  }
+
+  /** `aᵀ · b` of every block: a [..., G, N], b [..., G, K] to [G, N, K], f32. */
+  blockTransposeProduct(a: Value, b: Value): Value {
+    const y = blockWeightGrad(a.tensor, b.tensor);
+    return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
+      if (pass.wants(a)) pass.give(a, blockMatmul(b.tensor, dy));
+      if (pass.wants(b)) pass.give(b, blockMatmulInputGrad(a.tensor, dy));
+    });
+  }
+
+  /**
+   * The inverse of every block, by Newton's iteration `X ← 2X - X·(A·X)` from `start`: each step
+   * doubles the digits that are right and mends the roundings before it, so that the last digits are
+   * those of f32. The number of steps is fixed: nothing is read back in the middle of a pass. With
+   * `start = Aᵀ / c`, c at least the square of the largest singular value, n steps reach f32 where
+   * `c ≤ 2^(n - 4)` times the square of the smallest.
+   * @param transposed the transposes Aᵀ, row by row: [n, G, n]
+   * @param start [n, G, n]
+   * @returns [n, G, n]
+   */
+  blockInverse(transposed: Value, start: Tensor, steps: number): Value {
+    const at = transposed.tensor;
+    let x = start;
+    for (let i = 0; i < steps; i++) {
+      const product = blockWeightGrad(at, x);
+      x = multiplyAdd({ a: x, c: blockMatmulInputGrad(x, product), alpha: 2, beta: -1 });
+    }
+    const inverse = x;
+    return this.record(inverse, [transposed], [inverse], (dy, pass) => {
+      // dA = -Xᵀ·dX·Xᵀ, of which the transpose is asked for.
+      const left = blockWeightGrad(inverse, dy);
+      pass.give(transposed, multiplyAdd({ a: blockMatmul(inverse, left), alpha: -1 }));
+    });
+  }
+
+  /** `value`, whose gradient goes to `of` as it is: for a projection that gradients do not follow. */
+  straightThrough(of: Value, value: Tensor): Value {
+    return this.record(value, [of], [], (dy, pass) => pass.give(of, dy));
   }
 }

@@ -36,7 +36,7 @@ export interface MethodSettings {
   readonly startsElsewhere?: string;
 }
 
-export type Row = Partial<MethodSettings>;
+export type Row = Partial<Omit<MethodSettings, 'create'>>;
 
 const alpha = { settings: { r: 4, loraAlpha: 6 } };
 

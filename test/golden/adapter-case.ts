@@ -226,7 +226,7 @@ async function checkUpdate(
 }
 
 /** Methods whose `out.delta` is the product of the LoRA factors. */
-const LORA_DELTA: Readonly<Record<string, true>> = { kasa: true, dora: true };
+const LORA_DELTA: Readonly<Record<string, true>> = { bdlora: true, kasa: true, dora: true };
 /** Methods of whose `out.delta` the peer has a formula of its own. */
 const OWN_DELTA: Readonly<Record<string, (adapter: Adapter, w: BaseWeight) => Tensor>> = {
   hira: ({ parameters: { hiraA, hiraB } }) => matmulInputGrad(hiraB as Tensor, hiraA as Tensor),
@@ -240,7 +240,7 @@ const OWN_DELTA: Readonly<Record<string, (adapter: Adapter, w: BaseWeight) => Te
 const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input', 'peanut']);
 
 /** Methods whose `out.delta` is a rotation of the K input features. */
-const ROTATIONS: ReadonlySet<string> = new Set(['hra']);
+const ROTATIONS: ReadonlySet<string> = new Set(['hra', 'oft']);
 
 /** What the adapter makes of the identity as base weight. */
 async function rotationOf(
@@ -255,5 +255,8 @@ async function rotationOf(
   );
   const place = { inFeatures: K, outFeatures: K, device, weight: eye };
   const square = adapterFromPeft(folderOf(golden), name, place);
-  return (square.merge(eye).weight as Tensor).read();
+  const made = await (square.merge(eye).weight as Tensor).read();
+  if (square.method !== 'oft') return made;
+  // The peer has x · R, and means R.
+  return made.map((_, i) => made[(i % K) * K + Math.floor(i / K)] as number);
 }

@@ -22,6 +22,11 @@ import { RuleBook } from './rules.js';
 
 const DEVICES = ['cpu', 'reference'] as const;
 
+/** Where the peer's gradient of x is not that of its own forward pass; it is dy · the merged weight. */
+const WRONG_INPUT_GRADIENT: Readonly<Record<string, string>> = {
+  'tuners/c3a': 'the peer transforms the kernel backwards: kernel[t + s] where y has kernel[t - s]',
+};
+
 async function checkOne(golden: GoldenCase, rules: RuleBook, layer: GoldenLayer, device: Device) {
   const x = tensorOf(golden.tensor('in.x'), device);
   const dy = tensorOf(golden.tensor('in.grad_out'), device);
@@ -30,9 +35,16 @@ async function checkOne(golden: GoldenCase, rules: RuleBook, layer: GoldenLayer,
   const { adapter } = layer;
   if (adapter === undefined || saved === undefined) throw new Error('no adapter');
   const { dx, parameters } = adapter.backward(dy, saved);
-  rules.check('grad.x', await (dx as Tensor).read());
+  const wrong = WRONG_INPUT_GRADIENT[golden.id];
+  if (wrong === undefined) rules.check('grad.x', await (dx as Tensor).read());
+  else rules.waive('grad.x', wrong);
   await checkGradients(golden, rules, [{ layer, gradients: parameters }]);
   const merged = await checkMerged(golden, rules, layer);
+  if (wrong !== undefined) {
+    const expected = await matmulInputGrad(dy, merged.weight as Tensor).read();
+    const error = (await (dx as Tensor).read()).map((v, i) => Math.abs(v - (expected[i] ?? 0)));
+    expect(Math.max(...error)).toBeLessThan(1e-5);
+  }
   if (rules.has('out.y_merged')) {
     const given = merged.bias === undefined ? {} : { bias: merged.bias };
     rules.check('out.y_merged', await matmul(x, merged.weight, given).read());

@@ -1,0 +1,106 @@
+import type { Value } from '../autograd/gradient-tape.js';
+import type { Tape } from '../autograd/tape.js';
+import { Tensor } from '../core/tensor.js';
+import type { BaseWeight } from '../ops/base-weight.js';
+import { blockMatmul } from '../ops/block-matmul.js';
+import { FeatureMap } from '../ops/feature-map.js';
+import { dequantize } from '../quant/quantized-weight.js';
+import { defineAdapter } from './method.js';
+
+const kForms: readonly string[] = ['plain', 'bat', 'mini'];
+
+/**
+ * `w · D` of the Bat form: row block q of w times D_q, within every column block; [N, K]. It is as
+ * large as w, and made anew in every pass, as the method has it.
+ * @param blocks D, [N / r, r, r]
+ * @param turned D with its first two dimensions exchanged
+ */
+function batProduct(t: Tape, w: BaseWeight, blocks: Value, turned: Value): Value {
+  const [N = 0, K = 0] = w.shape;
+  const [count = 0, r = 0] = blocks.shape;
+  const { device } = w;
+  const dense = w instanceof Tensor ? w.to({ dtype: 'f32' }) : dequantize(w, { dtype: 'f32' });
+  // Row block q as a matrix [K, r] of all its runs of r; copies of the identity bring it to [r, N / r, K].
+  const copies = Float32Array.from({ length: r * count * r }, (_, at) =>
+    Math.floor(at / (count * r)) === at % r ? 1 : 0,
+  );
+  const pick = Tensor.from(copies, [r, count, r], { device });
+  const runs = t.own(blockMatmul(pick, dense.reshape([count, K, r])));
+  return t.reshape(t.blockTransposeProduct(runs, turned), [N, K]);
+}
+
+/**
+ * Matrix shard sharing: one block missD [r, N] for every r input features,
+ * `y = x·wᵀ + (Σ_i x_i)·missD`, x_i the runs of r features of x, the last filled up with zeros.
+ * Forms: `plain`; `mini`, in which missD [r, miniR] is repeated over the outputs; and `bat`, in which each
+ * r × r block of w also goes through the block of its rows, `w_qp + w_qp·D_q + D_q` with missD
+ * [N / r, r, r]. Bat forms an update of the size of w in every pass; the others do not.
+ */
+export const miss = defineAdapter({
+  method: 'miss',
+  reference:
+    'Kang and Yin, MiSS: Revisiting the Trade-off in LoRA with an Efficient Shard-Sharing Structure, 2024, arXiv:2409.15371',
+  defaults: { r: 64, form: 'plain', miniR: 1, dropout: 0 },
+  trained: ['missD'],
+  shapes: ({ N, config: { r, form, miniR } }) => ({
+    missD: form === 'bat' ? [N / r, r, r] : [r, form === 'mini' ? miniR : N],
+  }),
+  check: ({ N, K, config: { r, form, miniR } }) => {
+    if (!kForms.includes(form)) return ['form', `one of ${kForms.join(', ')}`, `'${form}'`];
+    if (!(r > 0)) return ['r', 'above 0', String(r)];
+    if (form === 'mini' && !(miniR > 0 && N % miniR === 0)) {
+      return ['miniR', `a divisor of N (${N})`, String(miniR)];
+    }
+    if (form === 'bat' && (N % r !== 0 || K % r !== 0)) {
+      return ['r', `a divisor of K (${K}) and of N (${N})`, String(r)];
+    }
+    return undefined;
+  },
+  init: (make) => ({ missD: make.zeros('missD') }),
+  prepare: ({ N, K, config: { r, form, miniR }, device }) => {
+    const lists = Array.from({ length: r }, (_, j) =>
+      Array.from({ length: Math.max(0, Math.ceil((K - j) / r)) }, (_, i) => j + i * r),
+    );
+    const sums = new FeatureMap({ inFeatures: K, outFeatures: r, lists, device });
+    if (form === 'mini') {
+      return { sums, spread: FeatureMap.repeat(miniR, N / miniR, 'outer', { device }) };
+    }
+    if (form !== 'bat') return { sums };
+    const count = N / r;
+    const index = Int32Array.from({ length: N * r }, (_, at) => {
+      const j = at % r;
+      const g = Math.floor(at / r) % count;
+      return (g * r + Math.floor(at / (count * r))) * r + j;
+    });
+    return { sums, turn: FeatureMap.permute(index, { device }) };
+  },
+  forward: (t, { x, w, bias, p, config, state, N }) => {
+    const { r, form, dropout } = config;
+    const h = t.features(t.dropout(x, dropout), state.sums, { dtype: 'f32' });
+    if (form !== 'bat') {
+      const spread = state.spread === undefined ? p.missD : t.features(p.missD, state.spread);
+      return t.expand(x, w, h, t.transpose(spread), { bias });
+    }
+    const y = t.expand(x, w, h, t.reshape(p.missD, [N, r]), { bias });
+    const flat = t.reshape(p.missD, [N * r]);
+    const turned = t.reshape(t.features(flat, state.turn as FeatureMap), [r, N / r, r]);
+    const update = batProduct(t, w, p.missD, turned);
+    return t.add(y, t.matmul(x, update));
+  },
+  peft: {
+    type: 'MISS',
+    tensors: { missD: 'miss_block' },
+    read: (config) => ({
+      r: Number(config.r ?? 64),
+      form: typeof config.init_weights === 'string' ? config.init_weights : 'plain',
+      miniR: Number(config.mini_r ?? 1),
+      dropout: Number(config.miss_dropout ?? 0),
+    }),
+    write: ({ r, form, miniR, dropout }) => ({
+      r,
+      init_weights: form === 'plain' ? true : form,
+      mini_r: miniR,
+      miss_dropout: dropout,
+    }),
+  },
+});

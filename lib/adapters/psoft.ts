@@ -1,0 +1,90 @@
+import { Tensor } from '../core/tensor.js';
+import { leadingTriplets } from './leading-triplets.js';
+import { defineAdapter } from './method.js';
+import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
+
+/**
+ * A rotation in the principal subspace of the base weight:
+ * `y = x·wᵀ + loraAlpha / r · (x · loraAᵀ)·(R' - I)ᵀ·loraBᵀ`, loraB · loraA the r leading singular triplets
+ * of w, frozen; `R' = vectorB ⊙ R ⊙ vectorA` (rows, columns), R [r, r] the Cayley transform
+ * `(I + Q)(I - Q)⁻¹` of the skew-symmetric matrix with the entries `weight` above its diagonal, row by row,
+ * or with `terms` above 0 that many terms of its series. A folder of PEFT's has no factors, whose signs the
+ * rotation depends on: give them beside its tensors.
+ */
+export const psoft = defineAdapter({
+  method: 'psoft',
+  reference:
+    'Wu et al., Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation, 2025, arXiv:2505.11235',
+  defaults: { r: 32, loraAlpha: 32, terms: 0, dropout: 0 },
+  trained: ['weight', 'vectorA', 'vectorB'],
+  frozen: ['loraA', 'loraB'],
+  shapes: ({ N, K, config: { r } }) => ({
+    weight: [(r * (r - 1)) / 2],
+    vectorA: [r],
+    vectorB: [r],
+    loraA: [r, K],
+    loraB: [N, r],
+  }),
+  check: ({ N, K, config: { r } }) =>
+    r >= 1 && r <= Math.min(N, K) ? undefined : ['r', `from 1 to ${Math.min(N, K)}`, String(r)],
+  init: (make) => {
+    const { N, K, config, device, dtype } = make;
+    const { r, loraAlpha } = config;
+    const { right, scaledLeft } = leadingTriplets(make.weight('psoft.create'), r, make.seed());
+    const shrink = r / loraAlpha;
+    const loraB = Float32Array.from({ length: N * r }, (_, at) => {
+      const [n, i] = [Math.floor(at / r), at % r];
+      return shrink * (scaledLeft[i * N + n] as number);
+    });
+    return {
+      weight: make.zeros('weight'),
+      vectorA: make.full('vectorA', 1),
+      vectorB: make.full('vectorB', 1),
+      loraA: Tensor.from(Float32Array.from(right), [r, K], { device, dtype }),
+      loraB: Tensor.from(loraB, [N, r], { device, dtype }),
+    };
+  },
+  prepare: ({ config, device }) => triangleMaps(1, config.r, device),
+  forward: (t, { x, w, bias, p, config, state }) => {
+    const { r, loraAlpha, terms, dropout } = config;
+    const rows =
+      terms > 0
+        ? cayleySeries(t, skew(t, p.weight, state), state, terms)
+        : cayley(t, skew(t, p.weight, state, -1), state);
+    const turn = t.multiply(t.reshape(rows, [r, r]), p.vectorA);
+    const column = t.reshape(p.vectorB, [r, 1]);
+    const eye = t.reshape(t.constant(state.eye), [r, r]);
+    const core = t.add(t.multiply(turn, column), eye, 1, -1);
+    const h = t.matmul(t.shrink(x, p.loraA, { dropout }), core);
+    return t.expand(x, w, h, p.loraB, { scaling: loraAlpha / r, bias });
+  },
+  peft: {
+    type: 'PSOFT',
+    tensors: {
+      weight: 'psoft_R.weight',
+      vectorA: 'psoft_R.vector_a',
+      vectorB: 'psoft_R.vector_b',
+      loraA: '_psoft_A_cache',
+      loraB: '_psoft_B_cache',
+    },
+    // Their signs are free, and the rotation goes with them.
+    required: ['loraA', 'loraB'],
+    read: (config) => ({
+      r: Number(config.r ?? 32),
+      loraAlpha: Number(config.psoft_alpha ?? 32),
+      terms: config.use_cayley_neumann === true ? Number(config.num_cayley_neumann_terms ?? 5) : 0,
+      dropout: Number(config.psoft_dropout ?? 0),
+    }),
+    write: ({ r, loraAlpha, terms, dropout }) => ({
+      r,
+      psoft_alpha: loraAlpha,
+      use_cayley_neumann: terms > 0,
+      num_cayley_neumann_terms: terms > 0 ? terms : 5,
+      cayley_neumann_eps: null,
+      psoft_mag_a: true,
+      psoft_mag_b: true,
+      psoft_orth: true,
+      psoft_dropout: dropout,
+    }),
+  },
+});

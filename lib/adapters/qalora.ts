@@ -1,0 +1,50 @@
+import { FeatureMap } from '../ops/feature-map.js';
+import { defineAdapter } from './method.js';
+import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+
+/**
+ * Quantisation-aware LoRA: the adapter sees the sums of groups of `groupSize` neighbouring features, so
+ * that its update is the same within a group and could be taken up by a quantised weight's zero points:
+ * `y = x·wᵀ + scaling · (c · groupsum(dropout(x))·loraAᵀ)·loraBᵀ`, loraA [r, K / groupSize]. The mean of a
+ * group times the number of groups is what PEFT computes (`pool: 'groups'`, c = K / groupSize²); the
+ * paper's program multiplies the mean by the size of a group (`pool: 'size'`, c = 1).
+ */
+export const qalora = defineAdapter({
+  method: 'qalora',
+  reference:
+    'Xu et al., QA-LoRA: Quantization-Aware Low-Rank Adaptation of Large Language Models, 2023, arXiv:2309.14717',
+  defaults: { r: 8, loraAlpha: 8, rslora: false, dropout: 0, groupSize: 16, pool: 'groups' },
+  trained: ['loraA', 'loraB'],
+  shapes: ({ N, K, config: { r, groupSize } }) => ({ loraA: [r, K / groupSize], loraB: [N, r] }),
+  check: ({ K, config: { groupSize, pool } }) => {
+    if (pool !== 'groups' && pool !== 'size') return ['pool', "'groups' or 'size'", `'${pool}'`];
+    return groupSize > 0 && K % groupSize === 0
+      ? undefined
+      : ['groupSize', `a divisor of K (${K})`, String(groupSize)];
+  },
+  init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+  prepare: ({ K, config: { groupSize }, device }) =>
+    FeatureMap.groupSum(K, K / groupSize, { device }),
+  forward: (t, { x, w, bias, p, config, state, K }) => {
+    const { groupSize, pool, dropout } = config;
+    const alpha = pool === 'size' ? 1 : K / groupSize ** 2;
+    const pooled = t.features(t.dropout(x, dropout), state, { alpha, dtype: 'f32' });
+    const h = t.matmul(pooled, p.loraA);
+    return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
+  },
+  peft: {
+    type: 'LORA',
+    when: ({ use_qalora }) => use_qalora === true,
+    tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
+    read: (config, module) => ({
+      ...readAlpha(config, module),
+      groupSize: Number(config.qalora_group_size ?? 16),
+      pool: 'groups',
+    }),
+    write: (config) => ({
+      ...alphaFields(config),
+      use_qalora: true,
+      qalora_group_size: config.groupSize,
+    }),
+  },
+});
