@@ -89,6 +89,7 @@ export {
   multiplyAdd,
   sumProduct,
 } from './ops/elementwise.js';
+export { type FactoredNormParts, factoredNorm, weightNorms } from './ops/factored-norm.js';
 export {
   FeatureMap,
   type FeatureMapOptions,
@@ -123,6 +124,13 @@ export {
   loraShrinkBackward,
 } from './ops/lora-parts.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
+export {
+  type MergeLoss,
+  type MergeParts,
+  type MergeResult,
+  mergeLora,
+  unmergeLora,
+} from './ops/merge.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export {

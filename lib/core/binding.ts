@@ -78,7 +78,6 @@ export interface Binding {
     parts: Record<string, HostArray | undefined>,
   ): NativeHandle;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
-  dequantizeRows(w: NativeHandle, first: number, rows: number): NativeHandle;
   emptyLike(w: NativeHandle): NativeHandle;
   quantizeRows(
     tile: NativeHandle,

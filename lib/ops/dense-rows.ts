@@ -10,15 +10,7 @@ import {
   readOptions,
   showShape,
 } from '../core/validate.js';
-import type { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkWeight } from './base-weight.js';
-
-/** Scales that share one of their own under double quantisation. */
-const NESTED_BLOCKSIZE = 256;
-
-function gcd(a: number, b: number): number {
-  return b === 0 ? a : gcd(b, a % b);
-}
 
 /**
  * Every how many rows {@link denseRows} can begin: 1 for a dense weight; for a quantised one, where a
@@ -29,11 +21,9 @@ function gcd(a: number, b: number): number {
  * rowStep(quantize(w, { format: 'nf4', blocksize: 64 })); // 1 where 64 divides K
  */
 export function rowStep(w: BaseWeight): number {
-  const { weight, K } = checkWeight('rowStep', w);
+  const { weight } = checkWeight('rowStep', w);
   if (Tensor.is(weight)) return 1;
-  const { blocksize, doubleQuant } = weight as QuantizedWeight;
-  const block = blocksize * (doubleQuant ? NESTED_BLOCKSIZE : 1);
-  return block / gcd(K, block);
+  return weight.rowStep;
 }
 
 /**

@@ -81,6 +81,29 @@ export class QuantizedWeight implements Disposable {
     return handle;
   }
 
+  /** @internal One of the same shape and format whose contents are yet to be written. */
+  static emptyLike(weight: QuantizedWeight, op: string): QuantizedWeight {
+    const handle = QuantizedWeight.handleOf(weight, op, 'w');
+    return new QuantizedWeight(
+      native(op, (raw) => raw.emptyLike(handle)),
+      weight.#meta,
+    );
+  }
+
+  /** @internal Rows of a matrix may be cut at multiples of this, and decoded and encoded apart. */
+  get rowStep(): number {
+    const cols = this.shape.at(-1) ?? 1;
+    const unit = this.blocksize * (this.doubleQuant ? this.#meta.nestedBlocksize : 1);
+    let [divisor, rest] = [unit, cols % unit];
+    while (rest !== 0) [divisor, rest] = [rest, divisor % rest];
+    return unit / divisor;
+  }
+
+  /** @internal Elements that share a scale. */
+  get blocks(): number {
+    return this.#blocks;
+  }
+
   get #elements(): number {
     return this.shape.reduce((product, dim) => product * dim, 1);
   }

@@ -210,19 +210,6 @@ QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantV
   return whole.Rows(row, count);
 }
 
-// dequantizeRows(weight, first, rows) -> f32
-Napi::Value DequantizeRows(const Napi::CallbackInfo& info) {
-  constexpr const char* kOp = DequantizeOp::kName;
-  const Napi::Env env = info.Env();
-  const WeightHandle& weight = WeightOf(info[0], kOp, "w");
-  const auto rows = static_cast<int64_t>(NumberArg(info[2], kOp, "rows"));
-  const QuantView part = RowsArg(info, 1, weight.View(), rows, kOp);
-  TensorHandle y = NewTensor(env, weight.backend(), DType::kF32, {rows, weight.cols});
-  const DequantizeOp op{part, y.View()};
-  ThrowIfError(env, weight.backend()->Enqueue(op, RefsOf(env, PartsOf(weight), {y.storage})));
-  return WrapTensor(env, std::move(y));
-}
-
 // emptyLike(weight): its format, blocksize and shape, the contents to be written
 Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
@@ -234,6 +221,7 @@ Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   weight.rows = model.rows;
   weight.cols = model.cols;
   weight.blocksize = model.blocksize;
+  weight.nested_blocksize = model.nested_blocksize;
   MakeParts(env, backend, static_cast<bool>(model.parts[WeightHandle::kAbsmax8bit]), &weight);
   return WrapWeight(env, std::move(weight));
 }
@@ -388,7 +376,6 @@ void RegisterWeights(Napi::Env env, Napi::Object exports) {
   Export<Quantize>(env, exports, "quantize");
   Export<WeightFromParts>(env, exports, "weightFromParts");
   Export<Dequantize>(env, exports, "dequantize");
-  Export<DequantizeRows>(env, exports, "dequantizeRows");
   Export<EmptyLike>(env, exports, "emptyLike");
   Export<QuantizeRows>(env, exports, "quantizeRows");
   Export<QuantizeScales>(env, exports, "quantizeScales");

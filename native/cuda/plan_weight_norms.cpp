@@ -7,8 +7,8 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Elements of a tile: 8 MB of f32, which stay in the second-level cache.
-constexpr int64_t kTileElems = int64_t{1} << 21;
+/// Elements of a tile: 1 MB of f32, which stays in the second-level cache.
+constexpr int64_t kTileElems = int64_t{1} << 18;
 
 /// norms[first, first + rows.rows) of `rows`.
 Status PlanSums(const TensorView& rows, const TensorView& norms, int64_t first,

@@ -3,11 +3,16 @@ import {
   blockMatmul,
   blockMatmulInputGrad,
   blockWeightGrad,
+  dequantize,
   FeatureMap,
+  factoredNorm,
   mapFeatures,
+  mergeLora,
+  QuantizedWeight,
   type Tensor,
+  weightNorms,
 } from '../../lib/index.js';
-import { DTYPES, operand } from '../conformance/operands.js';
+import { DTYPES, operand, WEIGHTS, weightOperand } from '../conformance/operands.js';
 import { hashOf, type KernelCase, misplaced } from './case-parts.js';
 
 /** Lists of 0 to 6 inputs, some in several. */
@@ -96,4 +101,21 @@ function blocks(): KernelCase[] {
   );
 }
 
-export const features = (): KernelCase[] => [...maps(), ...blocks()];
+/** Norms of weights, and weights that are read and written by tiles. */
+function weights(): KernelCase[] {
+  return WEIGHTS.map((spec) => ({
+    name: `weights ${spec.name}`,
+    async run(device) {
+      const [N, K] = [9, 100];
+      const { w } = weightOperand(spec, N, K, 'f32', { seed: 1, device });
+      const loraA = operand(3, K, { seed: 2, device }).tensor;
+      const loraB = operand(N, 3, { seed: 3, device }).tensor;
+      const norms = [weightNorms(w), factoredNorm({ w, loraA, loraB, scaling: 0.5 })];
+      const { weight } = mergeLora(w, { loraA, loraB, beta: 0.5 });
+      const merged = QuantizedWeight.is(weight) ? dequantize(weight) : weight;
+      return hashOf([...norms, merged]);
+    },
+  }));
+}
+
+export const features = (): KernelCase[] => [...maps(), ...blocks(), ...weights()];

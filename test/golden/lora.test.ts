@@ -7,12 +7,11 @@ import {
   loraBackward,
   loraForward,
   matmul,
+  mergeLora,
   QuantizedWeight,
-  quantize,
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { roundTo } from '../oracle.js';
 import { caseIds, type GoldenCase, isOtherMethod, loadCase, numbersOf } from './case-file.js';
 import { baseWeight, bytesOf, tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
@@ -84,18 +83,10 @@ async function checkGradients(rules: RuleBook, name: string, gradients: Gradient
   }
 }
 
-/** scaling · loraB · loraA by way of a product with the transposed factor. */
-async function deltaOf(layer: Layer, device: Device): Promise<Float64Array> {
-  const { loraA, loraB, scaling, r } = layer.adapter;
-  const K = loraA.shape[1] as number;
-  const a = await loraA.read();
-  const transposed = new Float32Array(K * r);
-  for (let j = 0; j < r; j++) {
-    for (let k = 0; k < K; k++) transposed[k * r + j] = a[j * K + k] as number;
-  }
-  const right = Tensor.from(transposed, [K, r], { device });
-  const product = await matmul(loraB.to({ dtype: 'f32' }), right).read();
-  return Float64Array.from(product, (value) => Math.fround(value * scaling));
+/** scaling · loraB · loraA: the adapter merged into nothing. */
+function deltaOf(layer: Layer, device: Device): Promise<Float32Array> {
+  const nothing = Tensor.zeros(layer.w.shape, { device });
+  return mergeLora(nothing, layer.adapter).weight.read();
 }
 
 /** The merged weight, quantised again where the base was. Checks its rules and returns it. */
@@ -106,17 +97,11 @@ async function checkMerged(
   device: Device,
 ): Promise<Layer> {
   const { name, w, adapter } = layer;
-  const delta = await deltaOf(layer, device);
-  if (rules.has(`out.delta.${name}`)) rules.check(`out.delta.${name}`, delta);
-  const dtype = w instanceof QuantizedWeight ? w.sourceDType : w.dtype;
-  const base = await (w instanceof QuantizedWeight ? dequantize(w, { dtype }) : w).read();
-  // The peer adds in the adapter's f32 and quantises that; a dense sum it keeps in the base's dtype.
-  const sumDType = w instanceof QuantizedWeight ? 'f32' : dtype;
-  const sums = base.map((value, i) => roundTo(sumDType, value + (delta[i] as number)));
-  let merged: BaseWeight = Tensor.from(sums, w.shape, { dtype: sumDType, device });
-  if (w instanceof QuantizedWeight) {
-    const { format, blocksize, doubleQuant } = w;
-    merged = quantize(merged, { format, blocksize, doubleQuant });
+  const delta = `out.delta.${name}`;
+  if (rules.has(delta)) rules.check(delta, await deltaOf(layer, device));
+  // A dense base is merged in place: the layer goes on with its own.
+  const merged = mergeLora(w instanceof Tensor ? w.to({}) : w, adapter).weight;
+  if (merged instanceof QuantizedWeight) {
     const state = await merged.toBitsandbytes();
     const dequantised = `merged_dequant.${name}.weight`;
     rules.check(dequantised, await dequantize(merged, { dtype: 'f32' }).read());

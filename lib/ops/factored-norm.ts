@@ -1,0 +1,126 @@
+import { native } from '../core/binding.js';
+import { fail, wrongType } from '../core/errors.js';
+import { scope } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkFinite,
+  checkSameDevice,
+  checkTensor,
+  checkVector,
+  orDefault,
+  readOptions,
+  showShape,
+} from '../core/validate.js';
+import { type BaseWeight, checkWeight } from './base-weight.js';
+import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
+import { matmul, matmulInputGrad } from './matmul.js';
+import { weightGrad } from './weight-grad.js';
+
+/**
+ * Squared norms of the rows of a weight, `norms[n] = Σₖ w[n, k]²`, from one pass over it: a quantised
+ * one is decoded in f32 on the way. Sums in double. A frozen weight's are worth keeping: see
+ * {@link factoredNorm}.
+ * @param w [N, K] dense or quantised
+ * @returns [N], f32
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const norms = weightNorms(w4); // once
+ */
+export function weightNorms(w: BaseWeight): Tensor {
+  const op = 'weightNorms';
+  const { weight, handle, N } = checkWeight(op, w);
+  return Tensor.adopt(
+    native(op, (raw) => raw.weightNorms(handle)),
+    [N],
+    'f32',
+    weight.device,
+  );
+}
+
+/** The operands of {@link factoredNorm}. */
+export interface FactoredNormParts {
+  /** [N, K] dense or quantised */
+  w: BaseWeight;
+  /** [r, K], any dtype */
+  loraA: Tensor;
+  /** [N, r], any dtype */
+  loraB: Tensor;
+  /** Default 1. */
+  scaling?: number;
+  /** [N] f32, {@link weightNorms} of `w` where they were kept; else they are computed. */
+  weightNorms?: Tensor;
+}
+
+function checkFactor(
+  op: string,
+  operand: string,
+  value: unknown,
+  form: string,
+  dim: 0 | 1,
+  size: number,
+  near: BaseWeight,
+): Tensor {
+  const tensor = checkTensor(op, operand, value);
+  if (tensor.shape.length !== 2 || tensor.shape[dim] !== size) {
+    fail('ERR_SHAPE', op, operand, `of shape ${form}`, showShape(tensor.shape));
+  }
+  checkSameDevice(op, operand, tensor, near);
+  return tensor;
+}
+
+/**
+ * Norms of the rows of an adapted weight, `‖W + scaling · loraB · loraA‖` for each of N rows, without
+ * the product of the factors: with G = A · Aᵀ [r, r] and P = W · Aᵀ [N, r],
+ *
+ * `norm² = ‖W‖² + Σⱼ B ⊙ (2 · scaling · P + scaling² · B · G)`
+ *
+ * so that a pass over the packed weight by r rows is all that depends on N · K; DoRA's column norms of
+ * PEFT are these (S. Liu et al., DoRA, 2024, section 4.3 on treating them as constants).
+ *
+ * In f32 with sums in double, a negative square from cancellation counted as 0: norm² is within
+ * `32 · 2^-24 · (‖W‖² + Σ|2 · scaling · B ⊙ P| + scaling² · Σ|B ⊙ (B · G)|)`, the sums over
+ * magnitudes. A row that the adapter nearly cancels, to a share ε of its norm, is so known to
+ * 2^-19 / ε² of itself.
+ * @param parts the weight, the factors, and the weight's norms where they were kept
+ * @returns [N], f32
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const norms = factoredNorm({ w: w4, loraA, loraB, scaling, weightNorms: kept });
+ * const scale = multiplyAdd({ a: mapTensor(norms, 'reciprocal'), b: magnitude });
+ */
+export function factoredNorm(parts: FactoredNormParts): Tensor {
+  const op = 'factoredNorm';
+  if (parts === undefined) throw wrongType(op, 'parts', 'an object', parts);
+  const given = readOptions(op, parts);
+  const { weight, N, K } = checkWeight(op, given.w);
+  const loraA = checkFactor(op, 'loraA', given.loraA, `[r, K = ${K}]`, 1, K, weight);
+  const r = loraA.shape[0] ?? 0;
+  const loraB = checkFactor(op, 'loraB', given.loraB, `[N = ${N}, r = ${r}]`, 0, N, weight);
+  if (loraB.shape[1] !== r) {
+    fail('ERR_SHAPE', op, 'loraB', `of shape [${N}, r = ${r}]`, showShape(loraB.shape));
+  }
+  const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
+  if (!Number.isFinite(Math.fround(scaling * scaling))) {
+    fail('ERR_VALUE', op, 'scaling', 'of a square that is finite in f32', String(scaling));
+  }
+  const kept = given.weightNorms;
+  if (kept !== undefined) {
+    checkTensor(op, 'weightNorms', kept);
+    checkVector(op, 'weightNorms', kept, N);
+    if (kept.dtype !== 'f32') fail('ERR_DTYPE', op, 'weightNorms', 'f32', kept.dtype);
+    checkSameDevice(op, 'weightNorms', kept, weight);
+  }
+  return scope(() => {
+    const a = loraA.dtype === 'f32' ? loraA : loraA.to({ dtype: 'f32' });
+    const b = loraB.dtype === 'f32' ? loraB : loraB.to({ dtype: 'f32' });
+    const squares = (kept ?? weightNorms(weight)).reshape([N]);
+    // P by way of its transpose: a product with the identity moves each element once.
+    const twice = new Float32Array(r * r);
+    for (let j = 0; j < r; j++) twice[j * r + j] = 2 * scaling;
+    const inner = multiplyAdd({ a: matmulInputGrad(b, matmul(a, a)), alpha: scaling * scaling });
+    const moved = Tensor.from(twice, [r, r], { device: weight.device });
+    weightGrad(matmul(a, weight), moved, { accumulateInto: inner });
+    const added = sumProduct(b, inner, { axis: 1 });
+    return mapTensor(mapTensor(multiplyAdd({ a: added, c: squares }), 'relu'), 'sqrt');
+  });
+}
