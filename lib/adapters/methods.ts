@@ -4,8 +4,10 @@ import { beft } from './beft.js';
 import { delora } from './delora.js';
 import { denseMethods } from './dense.js';
 import { dora } from './dora.js';
+import { dylora } from './dylora.js';
 import { fastLora } from './fast-lora.js';
 import { ia3, ia3Input } from './ia3.js';
+import { kadaptation } from './kadaptation.js';
 import { kasa } from './kasa.js';
 import { lLora } from './l-lora.js';
 import { layeredLora } from './layered-lora.js';
@@ -15,7 +17,10 @@ import { loraFa } from './lora-fa.js';
 import { loraXs } from './lora-xs.js';
 import { lotr } from './lotr.js';
 import type { AdapterMethod } from './method.js';
+import { hydralora, lily, loramoe, xlora } from './mixture.js';
 import { moslora } from './moslora.js';
+import { multilora } from './multilora.js';
+import { poly } from './poly.js';
 import { privateLora } from './private-lora.js';
 import { randlora } from './randlora.js';
 import { salora } from './salora.js';
@@ -53,6 +58,14 @@ export const adapterMethods: readonly AnyMethod[] = [
   ...structuredMethods,
   ...denseMethods,
   alora,
+  dylora,
+  hydralora,
+  kadaptation,
+  lily,
+  loramoe,
+  multilora,
+  poly,
+  xlora,
   fastLora,
   layeredLora,
   lLora,

@@ -11,6 +11,7 @@ import {
   Tensor,
 } from '../../lib/index.js';
 import { DENSE_ROWS } from './settings-dense.js';
+import { ROUTED_ROWS } from './settings-routed.js';
 import { STRUCTURED_ROWS } from './settings-structured.js';
 
 export interface MethodSettings {
@@ -100,6 +101,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   tinylora: { settings: { r: 3, u: 5 } },
   vera: { settings: { r: 6, dInitial: 0.2 } },
   ...STRUCTURED_ROWS,
+  ...ROUTED_ROWS,
   ...DENSE_ROWS,
 };
 

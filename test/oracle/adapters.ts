@@ -12,6 +12,7 @@ import {
   scaling,
 } from './adapter-layer.js';
 import { denseOracle } from './adapters-dense.js';
+import { routedOracle } from './adapters-routed.js';
 import { structuredOracle } from './adapters-structured.js';
 
 export { Matrix, type OracleMerged } from './adapter-layer.js';
@@ -218,5 +219,6 @@ const plainOracle: Readonly<Record<string, Formula>> = {
 export const adapterOracle: Readonly<Record<string, Formula>> = {
   ...plainOracle,
   ...structuredOracle,
+  ...routedOracle,
   ...denseOracle,
 };

@@ -1,0 +1,94 @@
+import { Tensor } from '../core/tensor.js';
+import { lastDim } from '../core/validate.js';
+import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
+import type { Value } from './gradient-tape.js';
+import type { Tape } from './tape.js';
+
+/** Maps and constants of a router over E experts; made once, in an adapter's `prepare`. */
+export class RouterMaps implements Disposable {
+  readonly experts: number;
+  readonly inner: FeatureMap;
+  readonly outer: FeatureMap;
+  readonly sums: FeatureMap;
+  /** [E·E]: 1 where the other expert comes first, so that equal gates have an order. */
+  readonly earlier: Tensor;
+
+  constructor(experts: number, device: Tensor['device']) {
+    this.experts = experts;
+    this.inner = FeatureMap.repeat(experts, experts, 'inner', { device });
+    this.outer = FeatureMap.repeat(experts, experts, 'outer', { device });
+    this.sums = FeatureMap.groupSum(experts * experts, experts, { device });
+    const earlier = Float32Array.from({ length: experts * experts }, (_, at) =>
+      at % experts < Math.floor(at / experts) ? 1 : 0,
+    );
+    this.earlier = Tensor.from(earlier, [experts * experts], { device });
+  }
+
+  [Symbol.dispose](): void {
+    for (const owned of [this.inner, this.outer, this.sums, this.earlier]) owned.dispose();
+  }
+}
+
+/**
+ * 1 for each row's k largest gates, 0 for the others; of equal gates the earlier is larger. Each gate
+ * is compared with every other, on the device: nothing is read back. E² comparisons a row.
+ * @param gates [..., E] f32
+ */
+export function topKMask(gates: Tensor, k: number, maps: RouterMaps): Tensor {
+  const mine = mapFeatures(gates, maps.inner);
+  const others = mapFeatures(gates, maps.outer);
+  const sign = mapTensor(multiplyAdd({ a: others, c: mine, beta: -1 }), 'sign');
+  const equal = multiplyAdd({
+    a: mapTensor(sign, 'abs'),
+    alpha: -1,
+    c: Tensor.from([1], [1], { device: gates.device }),
+  });
+  const before = multiplyAdd({ a: equal, b: maps.earlier, c: mapTensor(sign, 'relu') });
+  // How many are larger; kept are those with fewer than k.
+  const rank = mapFeatures(before, maps.sums);
+  const bound = Tensor.from([k - 0.5], [1], { device: gates.device });
+  return mapTensor(mapTensor(multiplyAdd({ a: rank, alpha: -1, c: bound }), 'sign'), 'relu');
+}
+
+/** [..., 1] the sum of each row, under the row's shape. */
+const rowSums = (a: Tensor, b?: Tensor): Tensor =>
+  sumProduct(a, b, { axis: 1 }).reshape([...a.shape.slice(0, -1), 1]);
+
+/**
+ * `softmax` over the last dimension, of the entries that the mask keeps; the others are 0. The
+ * largest kept entry is taken off first, so that nothing overflows.
+ * @param logits [..., E] f32
+ * @param mask [..., E] of 0 and 1; default all 1. At least one is kept in each row.
+ */
+export function softmax(t: Tape, logits: Value, maps: RouterMaps, mask?: Tensor): Value {
+  const a = logits.tensor;
+  const { device } = a;
+  // Entries that are left out sink far below the others, but stay finite.
+  const low = Tensor.from([-1e30], [1], { device });
+  const kept =
+    mask === undefined
+      ? a
+      : multiplyAdd({
+          a: multiplyAdd({ a, b: mask }),
+          c: multiplyAdd({ a: multiplyAdd({ a: mask, alpha: -1, c: ones(device) }), b: low }),
+        });
+  const most = rowSums(kept, topKMask(kept, 1, maps));
+  const exp = mapTensor(multiplyAdd({ a: kept, c: most, beta: -1 }), 'exp');
+  const y = multiplyAdd({ a: exp, b: mapTensor(rowSums(exp), 'reciprocal') });
+  return t.record(y, [logits], [y], (dy, pass) => {
+    const shared = rowSums(dy, y);
+    pass.give(logits, multiplyAdd({ a: multiplyAdd({ a: dy, c: shared, beta: -1 }), b: y }));
+  });
+}
+
+const ones = (device: Tensor['device']): Tensor => Tensor.from([1], [1], { device });
+
+/** Each row divided by its sum. */
+export function normalized(t: Tape, a: Value): Value {
+  const sum = t.reshape(t.sum(a, 1), [...a.shape.slice(0, -1), 1]);
+  return t.multiply(a, t.map(sum, 'reciprocal'));
+}
+
+/** Number of experts of a tensor of gates. */
+export const expertsOf = (gates: Value): number => lastDim(gates.tensor);
