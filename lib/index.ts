@@ -29,6 +29,7 @@ export {
   weightGradTiles,
 } from './autograd/dense-update.js';
 export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
+export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout } from './autograd/tape.js';
 export {
   type BitsandbytesState,

@@ -2,7 +2,7 @@ import type { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
-import { scope, track } from '../core/scope.js';
+import { outsideScopes, scope, track } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import {
   checkSameDevice,
@@ -98,14 +98,15 @@ export class Adapter<C extends object = object> implements Disposable {
   readonly parameters: Readonly<Record<string, Tensor>>;
   /** The frozen ones. */
   readonly buffers: Readonly<Record<string, Tensor>>;
-  /** Integer tables of the method. */
-  readonly indexes: Readonly<Record<string, Int32Array>>;
   readonly inFeatures: number;
   readonly outFeatures: number;
   readonly device: Device;
   readonly definition: AnyDefinition;
-  /** @internal What the method prepared. */
-  readonly state: unknown;
+  /** Integer tables of the method; {@link Adapter.refresh} draws them anew. */
+  indexes: Readonly<Record<string, Int32Array>>;
+  /** @internal What the method prepared. A field that scopes see: its tensors live as long as this. */
+  state: unknown;
+  readonly #make: AdapterMaker<object>;
 
   /** @internal Use {@link AdapterMethod}. */
   constructor(
@@ -135,9 +136,34 @@ export class Adapter<C extends object = object> implements Disposable {
     this.inFeatures = make.K;
     this.outFeatures = make.N;
     this.device = make.device;
+    this.#make = make;
     this.indexes = Object.freeze({ ...indexes });
-    this.state = definition.prepare?.(make, this.indexes, { ...this.parameters, ...this.buffers });
+    this.state = this.#prepared();
     track(this);
+  }
+
+  #prepared(): unknown {
+    const tensors = { ...this.parameters, ...this.buffers };
+    return this.definition.prepare?.(this.#make, this.indexes, tensors);
+  }
+
+  /**
+   * Draws the integer tables anew, for methods that choose by the values of their tensors (VB-LoRA's
+   * mixtures): reads them on the host. Use or free the saved states of forward passes before.
+   * @throws ERR_DISPOSED, ERR_OOM
+   * @example
+   * if (step % 100 === 0) adapter.refresh();
+   */
+  refresh(): void {
+    const { drawIndexes } = this.definition;
+    if (drawIndexes === undefined) return;
+    outsideScopes(() => {
+      const tensors = { ...this.parameters, ...this.buffers };
+      this.indexes = Object.freeze({ ...drawIndexes(this.#make, tensors) });
+      const before = this.state;
+      this.state = this.#prepared();
+      disposeAll(before);
+    });
   }
 
   /** Number of trained values. */

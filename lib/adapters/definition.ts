@@ -118,6 +118,18 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
   }
 }
 
+/** The largest sizes among the layers of a folder: seeded projections are drawn for them. */
+export interface LargestLayer {
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+}
+
+/** What {@link PeftForm.regenerate} gives. */
+export interface Regenerated<Name extends string> {
+  readonly tensors?: Readonly<Partial<Record<Name, Float32Array>>>;
+  readonly indexes?: Readonly<Record<string, Int32Array>>;
+}
+
 /** How PEFT names and describes an adapter. */
 export interface PeftForm<C, Name extends string> {
   /** `peft_type` */
@@ -130,6 +142,20 @@ export interface PeftForm<C, Name extends string> {
   readonly required?: readonly Name[];
   /** Names of integer tables. */
   readonly indexes?: Readonly<Record<string, string>>;
+  /** Layers whose names end alike share their integer tables, under that end. */
+  readonly sharedIndexes?: boolean;
+  /** Shapes of integer tables in the file; default one dimension. */
+  readonly indexShapes?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
+  /**
+   * What a folder may leave out because a seed in its config, the base weight or the stored tensors
+   * give it: frozen tensors and integer tables by name, for this layer. See {@link TorchRandom}.
+   */
+  readonly regenerate?: (
+    config: Readonly<Record<string, unknown>>,
+    make: AdapterMaker<C, Name>,
+    largest: LargestLayer,
+    stored: Readonly<Record<string, Tensor>>,
+  ) => Regenerated<Name>;
   /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */
   readonly shared?: Readonly<Partial<Record<Name, string>>>;
   /** Where layers share in groups: the name for this module, from the tensor names in the file. */
@@ -175,7 +201,10 @@ export interface AdapterDefinition<
   /** Fresh tensors, so that training starts at the base model. */
   readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Partial<Record<P | B, Tensor>>>;
   /** Fresh integer tables: which entries are trained, which vectors are mixed. */
-  readonly drawIndexes?: (make: AdapterMaker<C, P | B>) => Readonly<Record<string, Int32Array>>;
+  readonly drawIndexes?: (
+    make: AdapterMaker<C, P | B>,
+    tensors: Readonly<Record<P | B, Tensor>>,
+  ) => Readonly<Record<string, Int32Array>>;
   /** What does not change from call to call and is no tensor of the method: maps, tables. */
   readonly prepare?: (
     make: AdapterMaker<C, P | B>,

@@ -84,15 +84,15 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
    */
   create(options: AdapterPlace & Partial<C>): Adapter<C> {
     const make = this.#maker(`${this.method}.create`, options);
-    return scope(
-      () =>
-        new Adapter<C>(
-          this.definition as unknown as AnyDefinition,
-          make as unknown as AdapterMaker<object>,
-          this.definition.init(make) as Readonly<Record<string, Tensor>>,
-          this.definition.drawIndexes?.(make) ?? {},
-        ),
-    );
+    return scope(() => {
+      const tensors = this.definition.init(make) as Readonly<Record<P | B, Tensor>>;
+      return new Adapter<C>(
+        this.definition as unknown as AnyDefinition,
+        make as unknown as AdapterMaker<object>,
+        tensors,
+        this.definition.drawIndexes?.(make, tensors) ?? {},
+      );
+    });
   }
 
   /**
@@ -102,8 +102,10 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
    * @throws as {@link AdapterMethod.create}
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
-    const { frozen = [], peft, init } = this.definition;
-    const shared = frozen.filter((name) => peft?.shared?.[name] !== undefined);
+    const { trained, frozen = [], peft, init } = this.definition;
+    const shared = [...trained, ...frozen].filter(
+      (name) => peft?.shared?.[name] !== undefined && peft.sharedName === undefined,
+    );
     const [first] = layers;
     if (shared.length === 0 || first === undefined)
       return layers.map((layer) => this.create(layer));
@@ -156,7 +158,9 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       this.definition as unknown as AnyDefinition,
       make as unknown as AdapterMaker<object>,
       tensors as Readonly<Record<string, Tensor>>,
-      indexes ?? this.definition.drawIndexes?.(make) ?? {},
+      indexes ??
+        this.definition.drawIndexes?.(make, tensors as Readonly<Record<P | B, Tensor>>) ??
+        {},
     );
   }
 

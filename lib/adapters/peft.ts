@@ -4,7 +4,7 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { showShape } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
-import type { PeftForm } from './definition.js';
+import type { LargestLayer, PeftForm, Regenerated } from './definition.js';
 import { leadingPart } from './leading-part.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
@@ -13,6 +13,11 @@ import { type AnyMethod, adapterMethods } from './methods.js';
 export interface PeftFolder {
   readonly config: Readonly<Record<string, unknown>>;
   readonly tensors: ReadonlyMap<string, RawTensor>;
+  /**
+   * Of the layers that the adapters are on, the largest sizes: what projections were drawn for that the
+   * folder leaves out. Default those of the layer.
+   */
+  readonly largest?: LargestLayer;
 }
 
 const kPrefix = 'base_model.model.';
@@ -103,12 +108,17 @@ export function adapterFromPeft(
   const make = method.maker(options);
   const indexes: Record<string, Int32Array> = {};
   for (const [name, key] of Object.entries(peft.indexes ?? {})) {
-    const raw = folder.tensors.get(`${kPrefix}${module}.${key}`);
+    const raw = folder.tensors.get(indexKey(peft, module, key));
     if (raw !== undefined) indexes[name] = Int32Array.from(raw.data as ArrayLike<number>, Number);
   }
   return scope(() => {
     let fresh: Readonly<Partial<Record<string, Tensor>>> | undefined;
+    let again: Regenerated<string> | undefined;
     const tensors: Record<string, Tensor> = {};
+    const regenerated = (): Regenerated<string> => {
+      again ??= peft.regenerate?.(folder.config, make, folder.largest ?? place, tensors) ?? {};
+      return again;
+    };
     for (const name of [...trained, ...frozen]) {
       if (make.shapes[name] === undefined) continue;
       const own = peft.tensors[name];
@@ -128,11 +138,24 @@ export function adapterFromPeft(
         const text = `${op}: ${module} must have the tensor ${own ?? shared}, got none of that name`;
         throw new LowrankError('ERR_FILE', text, { op });
       }
+      const values = regenerated().tensors?.[name];
+      if (values !== undefined) {
+        const { device, dtype, shapes } = make;
+        tensors[name] = Tensor.from(values, shapes[name] as readonly number[], { device, dtype });
+        continue;
+      }
       fresh ??= init(make);
       tensors[name] = fresh[name] as Tensor;
     }
+    if (Object.keys(indexes).length === 0) Object.assign(indexes, regenerated().indexes);
     return method.from(tensors, options, Object.keys(indexes).length > 0 ? indexes : undefined);
   });
+}
+
+/** Where an integer table is in the file. */
+function indexKey(peft: PeftForm<object, string>, module: string, key: string): string {
+  if (peft.sharedIndexes !== true) return `${kPrefix}${module}.${key}`;
+  return `base_model.${key}.${module.split('.').at(-1)}`;
 }
 
 /** Does the smaller tensor hold the leading part of the larger one? */
@@ -167,7 +190,8 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   );
   const keys = [...modules.flatMap((m) => own.map((key) => `${kPrefix}${m}.${key}`)), ...groups];
   const tensors = new Map<string, RawTensor>();
-  for (const [module, { parameters, buffers, indexes }] of adapters) {
+  for (const [module, adapter] of adapters) {
+    const { parameters, buffers, indexes, config, inFeatures: K, outFeatures: N } = adapter;
     for (const [name, tensor] of Object.entries({ ...parameters, ...buffers })) {
       const shared = peft.sharedName?.(name, module, keys) ?? peft.shared?.[name];
       const key =
@@ -185,7 +209,8 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
     for (const [name, key] of Object.entries(peft.indexes ?? {})) {
       const data = indexes[name];
       if (data === undefined) continue;
-      tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape: [data.length], data });
+      const shape = peft.indexShapes?.({ N, K, config })[name] ?? [data.length];
+      tensors.set(indexKey(peft, module, key), { dtype: 'I32', shape, data });
     }
   }
   const config = {

@@ -1,3 +1,5 @@
+import { TorchRandom } from '../checkpoint/torch-random.js';
+import { leadingPart } from './leading-part.js';
 import { defineAdapter } from './method.js';
 
 /**
@@ -37,6 +39,17 @@ export const vera = defineAdapter({
       dInitial: Number(d_initial ?? 0.1),
       dropout: Number(vera_dropout ?? 0),
     }),
+    regenerate: ({ projection_prng_key }, { N, K, config: { r } }, largest) => {
+      const random = new TorchRandom(Number(projection_prng_key ?? 0));
+      const shapes = { a: [r, largest.inFeatures], b: [largest.outFeatures, r] };
+      // In this order from one stream.
+      const [a, b] = [random.kaimingUniform(shapes.a, 0), random.kaimingUniform(shapes.b, 0)];
+      const tensors = {
+        veraA: leadingPart(a, shapes.a, [r, K]),
+        veraB: leadingPart(b, shapes.b, [N, r]),
+      };
+      return { tensors };
+    },
     write: ({ r, dInitial, dropout }) => ({ r, d_initial: dInitial, vera_dropout: dropout }),
   },
 });

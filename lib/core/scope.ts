@@ -30,6 +30,11 @@ function collect(value: unknown, found: Set<unknown>, depth = 0): void {
   for (const item of Object.values(value)) collect(item, found, depth + 1);
 }
 
+/** @internal Runs `body` as if no scope were open: what it makes belongs to an object that lives on. */
+export function outsideScopes<T>(body: () => T): T {
+  return frames.run(undefined as unknown as Frame, body);
+}
+
 function close(frame: Frame, outer: Frame | undefined, result: unknown): void {
   const kept = new Set<unknown>();
   collect(result, kept);

@@ -54,6 +54,8 @@ describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
           const moved = wave(tensor.size, i);
           tensor.write(tensor.readSync().map((v, j) => v + 0.2 * (moved[j] as number)));
         });
+        // Tables that follow from the values.
+        adapter.refresh();
       }
       const byModule = new Map(adapters.map((adapter, i) => [`model.layers.${i}.lin`, adapter]));
       await writeAdapterFolder(folder, byModule, { task_type: 'CAUSAL_LM' });

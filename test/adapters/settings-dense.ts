@@ -33,4 +33,25 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   loha: { settings: { r: 3, loraAlpha: 6 } },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
+  fourierft: {
+    settings: { frequencies: 21, scaling: 20 },
+    startsElsewhere: 'the paper draws the coefficients',
+  },
+  'fourierft/ortho': {
+    settings: { frequencies: 21, scaling: 2, norm: 'ortho' },
+    startsElsewhere: 'the paper draws the coefficients',
+  },
+  shira: { settings: { r: 2 } },
+  supertuning: { settings: { sparsity: 0.9 } },
+  unilora: {
+    settings: { r: 3, length: 31 },
+    startsElsewhere: 'both factors come from one drawn vector',
+  },
+  vblora: {
+    settings: { r: 3, vectors: 6, vectorLength: 8, topK: 2, bankBound: 0.5 },
+    startsElsewhere: 'both factors come from one drawn bank',
+  },
+  waveft: { settings: { frequencies: 30, scaling: 2 } },
+  'waveft/odd sizes': { N: 23, K: 31, settings: { frequencies: 30, scaling: 2 } },
+  'waveft/entries': { settings: { frequencies: 30, scaling: 2, transform: false } },
 };

@@ -32,7 +32,9 @@ const rawOf = ({ dtype, shape, bytes }: GoldenTensor): RawTensor => ({
       ? new Float32Array(bytes.buffer)
       : dtype === 'I64'
         ? new BigInt64Array(bytes.buffer)
-        : bytes,
+        : dtype === 'I32'
+          ? new Int32Array(bytes.buffer)
+          : bytes,
 });
 
 export interface GoldenLayer {
@@ -50,7 +52,7 @@ export function layerNames(golden: GoldenCase): string[] {
 }
 
 /** The case's checkpoint, and what it leaves out. */
-function folderOf(golden: GoldenCase): PeftFolder {
+export function folderOf(golden: GoldenCase): PeftFolder {
   const { config, tensors } = golden.adapter();
   const all = new Map<string, RawTensor>();
   for (const [key, tensor] of golden.tensors) {

@@ -27,7 +27,7 @@ export interface Rule {
 
 /** A tensor of a case file: raw little-endian bytes. */
 export interface GoldenTensor {
-  readonly dtype: 'U8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I64';
+  readonly dtype: 'U8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I32' | 'I64';
   readonly shape: readonly number[];
   readonly bytes: Uint8Array;
 }
@@ -74,6 +74,8 @@ export function numbersOf({ dtype, bytes }: GoldenTensor): Float64Array {
       return decodeAll('bf16', new Uint16Array(buffer));
     case 'F16':
       return decodeAll('f16', new Uint16Array(buffer));
+    case 'I32':
+      return Float64Array.from(new Int32Array(buffer));
     case 'I64':
       return Float64Array.from(new BigInt64Array(buffer), Number);
     default:

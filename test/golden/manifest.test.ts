@@ -13,7 +13,7 @@ const GROUPS = {
   matmul: 15,
   lora: 22,
   qlora: 13,
-  tuners: 39,
+  tuners: 46,
   routing: 4,
   rng: 1,
 } as const;

@@ -1,5 +1,5 @@
 /** The published formulas of the methods whose update is a function of the weight, or dense. */
-import { type Formula, type Matrix, parts } from './adapter-layer.js';
+import { type Formula, Matrix, type OracleLayer, parts } from './adapter-layer.js';
 
 const hadamard = (a: Matrix, b: Matrix): Matrix => a.map((v, i, j) => v * b.at(i, j));
 
@@ -8,6 +8,41 @@ const ACTIVATIONS: Readonly<Record<string, (v: number) => number>> = {
   tanh: Math.tanh,
   sigmoid: (v) => 1 / (1 + Math.exp(-v)),
 };
+
+/** A table of the layer. */
+function table({ indexes }: OracleLayer, name: string): Int32Array {
+  const found = indexes[name];
+  if (found === undefined) throw new Error(`no table ${name}`);
+  return found;
+}
+
+/** The coefficients at their places in an [N, K] of zeros. */
+function scattered(layer: OracleLayer, places: ArrayLike<number>, values: Matrix): Matrix {
+  const full = Matrix.zeros(layer.N, layer.K);
+  Array.from(places).forEach((place, i) => {
+    full.data[place] = (full.data[place] as number) + (values.data[i] as number);
+  });
+  return full;
+}
+
+/** One level of the inverse Haar transform of a vector of sums and differences. */
+const haar = (size: number): Matrix =>
+  Matrix.of(size, size, (at, j) => {
+    const half = size / 2;
+    if (Math.floor(at / 2) !== j % half) return 0;
+    return j >= half && at % 2 === 1 ? -Math.SQRT1_2 : Math.SQRT1_2;
+  });
+
+/** VB-LoRA: rows of the bank, weighted by a softmax of the chosen logits. */
+function mixtures(logits: Matrix, bank: Matrix, top: Int32Array, k: number): Matrix {
+  const rows = top.length / k;
+  return Matrix.of(rows, bank.cols, (row, col) => {
+    const chosen = [...top.slice(row * k, (row + 1) * k)];
+    const e = chosen.map((j) => Math.exp(logits.data[row * bank.rows + j] as number));
+    const sum = e.reduce((a, b) => a + b, 0);
+    return chosen.reduce((v, j, i) => v + ((e[i] as number) / sum) * bank.at(j, col), 0);
+  });
+}
 
 export const denseOracle: Readonly<Record<string, Formula>> = {
   deft: (layer) => {
@@ -47,5 +82,79 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     const f = ACTIVATIONS[layer.config.activation as string] as (v: number) => number;
     const update = hidden.map(f).times(b.transposed()).transposed();
     return { weight: layer.w.plus(update, layer.config.scaling) };
+  },
+  fourierft: (layer) => {
+    const { N, K, w, config } = layer;
+    const spectrum = scattered(layer, table(layer, 'places'), parts(layer, 'spectrum')[0]);
+    const size = { backward: N * K, ortho: Math.sqrt(N * K), forward: 1 }[config.norm as 'ortho'];
+    const real = Matrix.of(N, K, (n, k) => {
+      let sum = 0;
+      for (let u = 0; u < N; u++) {
+        for (let v = 0; v < K; v++) {
+          const c = spectrum.at(u, v);
+          if (c !== 0) sum += c * Math.cos(2 * Math.PI * ((u * n) / N + (v * k) / K));
+        }
+      }
+      return sum / size;
+    });
+    return { weight: w.plus(real, config.scaling) };
+  },
+  shira: (layer) => {
+    const indices = table(layer, 'indices');
+    const half = indices.length / 2;
+    const places = Array.from(
+      { length: half },
+      (_, i) => (indices[i] as number) * layer.K + (indices[half + i] as number),
+    );
+    return { weight: layer.w.plus(scattered(layer, places, parts(layer, 'weight')[0])) };
+  },
+  supertuning: (layer) => ({
+    weight: layer.w.plus(scattered(layer, table(layer, 'entries'), parts(layer, 'values')[0])),
+  }),
+  unilora: (layer) => {
+    const [theta, scalesA, scalesB] = parts(layer, 'theta', 'scalesA', 'scalesB');
+    const gathered = (name: string, scales: Matrix) =>
+      scales.map((v, i, j) => {
+        const place = table(layer, name)[i * scales.cols + j] as number;
+        return v * (theta.data[place] as number);
+      });
+    const [a, b] = [gathered('indexesA', scalesA), gathered('indexesB', scalesB)];
+    return { weight: layer.w.plus(b.times(a)) };
+  },
+  vblora: (layer) => {
+    const { r, vectorLength, topK } = layer.config;
+    const [logitsA, logitsB, bank] = parts(layer, 'logitsA', 'logitsB', 'bank');
+    const a = mixtures(logitsA, bank, table(layer, 'topA'), topK);
+    const b = mixtures(logitsB, bank, table(layer, 'topB'), topK);
+    const perRow = layer.K / vectorLength;
+    const whole = (i: number, k: number) =>
+      a.at(i * perRow + Math.floor(k / vectorLength), k % vectorLength);
+    const update = Matrix.of(layer.N, layer.K, (n, k) => {
+      let sum = 0;
+      for (let i = 0; i < r; i++) {
+        sum += b.at(Math.floor(n / vectorLength) * r + i, n % vectorLength) * whole(i, k);
+      }
+      return sum;
+    });
+    return { weight: layer.w.plus(update) };
+  },
+  waveft: (layer) => {
+    const { N, K, w, config } = layer;
+    const spectrum = scattered(layer, table(layer, 'places'), parts(layer, 'spectrum')[0]);
+    if (!config.transform) return { weight: w.plus(spectrum, config.scaling) };
+    const [H, V] = [N + (N % 2), K + (K % 2)];
+    // The quarters of the coefficients: the peer takes those on the right for differences of rows.
+    const bands = Matrix.of(H, V, (i, j) => {
+      const [lower, right] = [i >= H / 2, j >= V / 2];
+      const at = (row: number, col: number) => (row < N && col < K ? spectrum.at(row, col) : 0);
+      return at((i % (H / 2)) + (right ? H / 2 : 0), (j % (V / 2)) + (lower ? V / 2 : 0));
+    });
+    const whole = haar(H).times(bands).times(haar(V).transposed());
+    return {
+      weight: w.plus(
+        Matrix.of(N, K, (n, k) => whole.at(n, k)),
+        config.scaling,
+      ),
+    };
   },
 };

@@ -1,0 +1,69 @@
+import { FeatureMap } from '../ops/feature-map.js';
+import { defineAdapter } from './method.js';
+import { balanced } from './sparse.js';
+
+/**
+ * All entries of the factors are entries of one short vector, shared by all layers:
+ * `loraA = theta[indexesA] ⊙ scalesA`, `loraB = theta[indexesB] ⊙ scalesB`. The places are drawn once; the scales
+ * are `1 / sqrt(count)` of how often a place is used, over all layers that share the vector.
+ *
+ * A fresh adapter counts its own layer; for several layers over one vector make the tables and scales
+ * together and use `from`.
+ */
+export const unilora = defineAdapter({
+  method: 'unilora',
+  reference: 'Li et al., Uni-LoRA: One Vector is All You Need, 2025, arXiv:2506.00799',
+  defaults: { r: 4, length: 10000, bound: 0.02, dropout: 0 },
+  trained: ['theta'],
+  frozen: ['scalesA', 'scalesB'],
+  shapes: ({ N, K, config: { r, length } }) => ({
+    theta: [length],
+    scalesA: [r, K],
+    scalesB: [N, r],
+  }),
+  init: (make) => {
+    const { N, K, config } = make;
+    // Every place is used equally often, up to one.
+    const count = Math.max(1, (config.r * (N + K)) / config.length);
+    return {
+      theta: make.uniform('theta', config.bound),
+      scalesA: make.full('scalesA', 1 / Math.sqrt(count)),
+      scalesB: make.full('scalesB', 1 / Math.sqrt(count)),
+    };
+  },
+  drawIndexes: (make) => {
+    const { N, K, config } = make;
+    const all = balanced(config.r * (N + K), config.length, make.seed());
+    return { indexesA: all.slice(0, config.r * K), indexesB: all.slice(config.r * K) };
+  },
+  prepare: ({ config: { length }, device }, { indexesA, indexesB }) => ({
+    a: FeatureMap.gather(indexesA as Int32Array, length, { device }),
+    b: FeatureMap.gather(indexesB as Int32Array, length, { device }),
+  }),
+  forward: (t, { x, w, bias, p, state, N, K, config: { r, length, dropout } }) => {
+    const theta = t.reshape(p.theta, [1, length]);
+    const a = t.multiply(t.reshape(t.features(theta, state.a), [r, K]), p.scalesA);
+    const b = t.multiply(t.reshape(t.features(theta, state.b), [N, r]), p.scalesB);
+    return t.expand(x, w, t.shrink(x, a, { dropout }), b, { bias });
+  },
+  peft: {
+    type: 'UNILORA',
+    tensors: { scalesA: 'unilora_scales_A', scalesB: 'unilora_scales_B' },
+    shared: { theta: 'unilora_theta_d' },
+    indexes: { indexesA: 'unilora_indices_A', indexesB: 'unilora_indices_B' },
+    indexShapes: ({ N, K, config: { r } }) => ({ indexesA: [r, K], indexesB: [N, r] }),
+    read: ({ r, theta_d_length, init_theta_d_bound, unilora_dropout }) => ({
+      r: Number(r),
+      length: Number(theta_d_length),
+      bound: Number(init_theta_d_bound ?? 0.02),
+      dropout: Number(unilora_dropout ?? 0),
+    }),
+    write: ({ r, length, bound, dropout }) => ({
+      r,
+      theta_d_length: length,
+      init_theta_d_bound: bound,
+      unilora_dropout: dropout,
+      save_indices: true,
+    }),
+  },
+});

@@ -1,0 +1,142 @@
+import type { Device } from '../core/device.js';
+import { fail } from '../core/errors.js';
+import { scope, track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { checkShape, lastDim } from '../core/validate.js';
+import { withLast } from '../ops/base-weight.js';
+import { denseRows, putRows } from '../ops/dense-rows.js';
+import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
+import type { Value } from './gradient-tape.js';
+import type { Tape } from './tape.js';
+
+/** Entries that are worked on at a time: M times as many values are in memory. */
+const PART = 4096;
+
+/** Some entries: which inputs they read and which outputs they add to. */
+interface Part {
+  readonly begin: number;
+  readonly end: number;
+  /** From K inputs to the entries, in their order. */
+  readonly read: FeatureMap;
+  /** From the entries to N outputs, in sums. */
+  readonly add: FeatureMap;
+}
+
+/**
+ * Where the entries of a sparse matrix [N, K] are: made once, for {@link sparseUpdate}. It owns native
+ * memory until it is disposed.
+ * @example
+ * using pattern = new SparsePattern({ rows, columns, N, K });
+ */
+export class SparsePattern implements Disposable {
+  readonly N: number;
+  readonly K: number;
+  /** Entries. */
+  readonly size: number;
+  /** @internal */
+  readonly parts: readonly Part[];
+
+  /**
+   * @param spec rows and columns of the entries, in any order; equal ones add up
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
+   */
+  constructor(spec: {
+    rows: Int32Array;
+    columns: Int32Array;
+    N: number;
+    K: number;
+    device?: Device;
+  }) {
+    const op = 'SparsePattern';
+    const { rows, columns, N, K, device } = spec;
+    if (rows.length !== columns.length) {
+      fail('ERR_SHAPE', op, 'columns', `of length ${rows.length}`, String(columns.length));
+    }
+    for (const [i, row] of rows.entries()) {
+      if (!(row >= 0 && row < N))
+        fail('ERR_VALUE', op, `rows[${i}]`, `from 0 to ${N - 1}`, `${row}`);
+    }
+    this.N = N;
+    this.K = K;
+    this.size = rows.length;
+    const place = device === undefined ? {} : { device };
+    const parts: Part[] = [];
+    for (let begin = 0; begin < rows.length; begin += PART) {
+      const end = Math.min(rows.length, begin + PART);
+      const lists: number[][] = Array.from({ length: N }, () => []);
+      for (let i = begin; i < end; i++) lists[rows[i] as number]?.push(i - begin);
+      parts.push({
+        begin,
+        end,
+        read: FeatureMap.gather(columns.slice(begin, end), K, place),
+        add: new FeatureMap({ inFeatures: end - begin, outFeatures: N, lists, ...place }),
+      });
+    }
+    this.parts = parts;
+    track(this);
+  }
+
+  /** Frees the maps. Twice is a no-op. */
+  dispose(): void {
+    for (const { read, add } of this.parts) {
+      read.dispose();
+      add.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** The values of a part as a row. */
+function valuesOf(values: Tensor, { begin, end }: Part): Tensor {
+  return denseRows(values.reshape([values.size, 1]), begin, end).reshape([end - begin]);
+}
+
+/**
+ * `x · Sᵀ` for a sparse matrix S [N, K], a step on the tape: the entries are read from x, scaled and
+ * summed, some thousands at a time, and S is never stored as a matrix. Saves x alone.
+ * @param x [..., K]
+ * @param values one an entry of the pattern
+ * @returns [..., N] f32
+ * @throws ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const y = t.add(t.linear(x, w), sparseUpdate(t, x, p.values, pattern));
+ */
+export function sparseUpdate(t: Tape, x: Value, values: Value, pattern: SparsePattern): Value {
+  checkShape('sparseUpdate', 'values', values.tensor, [pattern.size]);
+  const { device } = x.tensor;
+  let y = Tensor.zeros(withLast(x.tensor, pattern.N), { device });
+  for (const part of pattern.parts) {
+    y = scope(() => {
+      const read = mapFeatures(x.tensor, part.read, { dtype: 'f32' });
+      const scaled = multiplyAdd({ a: read, b: valuesOf(values.tensor, part) });
+      const next = mapFeatures(scaled, part.add, { c: y });
+      y.dispose();
+      return next;
+    });
+  }
+  return t.record(y, [x, values], [x.tensor, values.tensor], (dy, pass) => {
+    const [wantsX, wantsValues] = [pass.wants(x), pass.wants(values)];
+    const dValues = Tensor.zeros([pattern.size, 1], { device });
+    let dx = Tensor.zeros(withLast(x.tensor, lastDim(x.tensor)), { device });
+    for (const part of pattern.parts) {
+      dx = scope(() => {
+        const given = mapFeatures(dy, part.add.adjoint, { dtype: 'f32' });
+        if (wantsValues) {
+          const sums = sumProduct(given, mapFeatures(x.tensor, part.read), { axis: 0 });
+          putRows(dValues, sums.reshape([sums.size, 1]), part.begin);
+        }
+        if (!wantsX) return dx;
+        const scaled = multiplyAdd({ a: given, b: valuesOf(values.tensor, part) });
+        const next = mapFeatures(scaled, part.read.adjoint, { c: dx });
+        dx.dispose();
+        return next;
+      });
+    }
+    if (wantsX) pass.give(x, dx);
+    if (wantsValues) pass.give(values, dValues.reshape([pattern.size]));
+  });
+}

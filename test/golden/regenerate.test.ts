@@ -1,0 +1,85 @@
+// Folders whose seeded tensors are left out: they are drawn again as PEFT draws them.
+import { describe, expect, it } from 'vitest';
+import { adapterFromPeft, type RawTensor, scope, Tensor } from '../../lib/index.js';
+import { folderOf } from './adapter-case.js';
+import { loadCase } from './case-file.js';
+
+/** Case, module, sizes, and the ends of the names that are left out. */
+const CASES = [
+  ['tuners/vera_one', 'lin', 48, 36, ['vera_A', 'vera_B']],
+  ['tuners/shira', 'lin', 48, 36, ['shira_indices']],
+  ['tuners/supertuning', 'lin', 48, 36, ['supertuning_indices']],
+] as const;
+
+const weightOf = (id: string, module: string, N: number, K: number): Tensor =>
+  Tensor.from(loadCase(id).numbers(`base.${module}.weight`), [N, K], { device: 'cpu' });
+
+describe('tensors that a seed gives', () => {
+  it.each(CASES)('%s', async (id, module, K, N, left) => {
+    await scope(async () => {
+      const folder = folderOf(loadCase(id));
+      const weight = weightOf(id, module, N, K);
+      const place = { inFeatures: K, outFeatures: N, device: 'cpu', weight } as const;
+      const whole = adapterFromPeft(folder, module, place);
+      const fewer = new Map<string, RawTensor>(folder.tensors);
+      for (const key of fewer.keys()) if (left.some((end) => key.endsWith(end))) fewer.delete(key);
+      expect(fewer.size).toBeLessThan(folder.tensors.size);
+      const again = adapterFromPeft({ ...folder, tensors: fewer }, module, place);
+      expect(again.indexes).toEqual(whole.indexes);
+      for (const [name, tensor] of Object.entries({ ...whole.parameters, ...whole.buffers })) {
+        const mine = await ({ ...again.parameters, ...again.buffers }[name] as Tensor).read();
+        const expected = await tensor.read();
+        mine.forEach((value, i) => {
+          expect(Math.abs(value - (expected[i] as number)), `${name}[${i}]`).toBeLessThan(1e-6);
+        });
+      }
+    });
+  });
+
+  it.each([
+    ['tuners/fourierft', 'indices'],
+    ['tuners/waveft', 'waveft_indices'],
+  ])('the places of %s', (id, table) => {
+    scope(() => {
+      const golden = loadCase(id);
+      const place = { inFeatures: 32, outFeatures: 24, device: 'cpu' } as const;
+      const { indexes } = adapterFromPeft(folderOf(golden), 'lin', place);
+      const pairs = golden.numbers(`aux.attr.lin.${table}`);
+      const half = pairs.length / 2;
+      const expected = Array.from(
+        { length: half },
+        (_, i) => (pairs[i] as number) * 32 + (pairs[half + i] as number),
+      );
+      expect([...(indexes.places as Int32Array)]).toEqual(expected);
+    });
+  });
+
+  it('draws shared projections for the largest layer', async () => {
+    await scope(async () => {
+      const folder = folderOf(loadCase('tuners/vera_one'));
+      const tensors = new Map(folder.tensors);
+      for (const key of tensors.keys()) if (/vera_[AB]$/.test(key)) tensors.delete(key);
+      const place = { inFeatures: 48, outFeatures: 36, device: 'cpu' } as const;
+      const largest = { inFeatures: 64, outFeatures: 50 };
+      const one = adapterFromPeft({ ...folder, tensors, largest }, 'lin', place);
+      const big = adapterFromPeft(
+        {
+          ...folder,
+          tensors: new Map(
+            [...tensors].map(([key, raw]) =>
+              key.endsWith('lambda_b')
+                ? [key, { ...raw, shape: [50], data: new Float32Array(50) }]
+                : [key, raw],
+            ),
+          ),
+        },
+        'lin',
+        { ...largest, device: 'cpu' },
+      );
+      const [mine, whole] = [await one.buffers.veraA?.read(), await big.buffers.veraA?.read()];
+      expect([...(mine as Float32Array).slice(48, 96)]).toEqual([
+        ...(whole as Float32Array).slice(64, 112),
+      ]);
+    });
+  });
+});
