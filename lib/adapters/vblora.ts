@@ -18,7 +18,7 @@ function largest(logits: Tensor, h: number, k: number): Int32Array {
   return table;
 }
 
-interface Mix {
+export interface Mix {
   /** From all logits of all rows to those that are chosen. */
   readonly chosen: FeatureMap;
   /** The first of each row, k times. */
