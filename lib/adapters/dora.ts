@@ -1,9 +1,8 @@
 import { scope } from '../core/scope.js';
-import { Tensor } from '../core/tensor.js';
+import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
-import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import { matmul } from '../ops/matmul.js';
-import { dequantize, QuantizedWeight } from '../quant/quantized-weight.js';
+import { mapTensor } from '../ops/elementwise.js';
+import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, readAlpha, scalingOf } from './scaling.js';
 
@@ -15,10 +14,7 @@ class NormCache implements Disposable {
   of(w: BaseWeight): Tensor {
     const known = this.#norms.get(w);
     if (known !== undefined && !known.disposed) return known;
-    const norms = scope(() => {
-      const dense = w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w;
-      return sumProduct(dense, dense, { axis: 1 });
-    });
+    const norms = weightNorms(w);
     this.#norms.set(w, norms);
     this.all.push(norms);
     return norms;
@@ -27,27 +23,6 @@ class NormCache implements Disposable {
   [Symbol.dispose](): void {
     for (const tensor of this.all) tensor.dispose();
   }
-}
-
-/** `1 / ‖w + scaling · loraB · loraA‖` of each row [N], without the product of the factors. */
-function reciprocalNorms(
-  norms: Tensor,
-  w: BaseWeight,
-  loraA: Tensor,
-  loraB: Tensor,
-  scaling: number,
-): Tensor {
-  return scope(() => {
-    const { device } = w;
-    const r = loraA.shape[0] as number;
-    const eye = Float32Array.from({ length: r * r }, (_, i) => (i % (r + 1) === 0 ? 1 : 0));
-    const bT = matmul(Tensor.from(eye, [r, r], { device }), loraB.to({ dtype: 'f32' }));
-    const cross = sumProduct(matmul(loraA, w), bT, { axis: 0 });
-    const gram = sumProduct(matmul(loraB, matmul(loraA, loraA)), loraB, { axis: 1 });
-    const first = multiplyAdd({ a: cross, c: norms, alpha: 2 * scaling });
-    const sum = multiplyAdd({ a: gram, c: first, alpha: scaling ** 2 });
-    return mapTensor(sum, 'rsqrt');
-  });
 }
 
 /**
@@ -66,17 +41,15 @@ export const dora = defineAdapter({
   init: (make) => ({
     loraA: make.kaiming('loraA'),
     loraB: make.zeros('loraB'),
-    magnitude: scope(() => {
-      const cache = new NormCache();
-      return mapTensor(cache.of(make.weight('dora.create')), 'sqrt');
-    }),
+    magnitude: scope(() => mapTensor(weightNorms(make.weight('dora.create')), 'sqrt')),
   }),
   prepare: () => new NormCache(),
   forward: (t, { x, w, bias, p, config, state, training }) => {
     const scaling = scalingOf(config);
     const { loraA, loraB } = p;
-    const constant = reciprocalNorms(state.of(w), w, loraA.tensor, loraB.tensor, scaling);
-    const share = t.multiply(p.magnitude, t.own(constant));
+    const factors = { loraA: loraA.tensor, loraB: loraB.tensor, scaling };
+    const norm = factoredNorm({ w, ...factors, weightNorms: state.of(w) });
+    const share = t.multiply(p.magnitude, t.own(mapTensor(norm, 'reciprocal')));
     const dropout = training ? config.dropout : 0;
     if (dropout === 0) {
       const both = t.expand(x, w, t.shrink(x, loraA), loraB, { scaling });
