@@ -98,6 +98,16 @@ export {
   type MapFeaturesOptions,
   mapFeatures,
 } from './ops/feature-map.js';
+export type {
+  GroupedAdapterGradient,
+  GroupedAdapterGradients,
+  GroupedBackwardOptions,
+  GroupedGradient,
+  GroupedGradients,
+  GroupedTargets,
+} from './ops/grouped-backward.js';
+export { type GroupedForwardOptions, GroupedLora } from './ops/grouped-lora.js';
+export { type GroupedEntry, GroupedSaved } from './ops/grouped-saved.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {

@@ -7,6 +7,7 @@ export * from './oracle/dropout.js';
 export * from './oracle/dtypes.js';
 export * from './oracle/elementwise.js';
 export * from './oracle/features.js';
+export * from './oracle/grouped.js';
 export * from './oracle/int8.js';
 export * from './oracle/linear.js';
 export * from './oracle/lora.js';

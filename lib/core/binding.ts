@@ -175,6 +175,32 @@ export interface Binding {
     x: NativeHandle,
     wanted: ReadonlyArray<NativeHandle | string | null>,
   ): Array<NativeHandle | null>;
+  groupedForward(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    adapters: ReadonlyArray<NativeHandle | number | null>,
+    adapterOf: Int32Array,
+    rowScale: NativeHandle | null,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+    compute: string,
+  ): [y: NativeHandle, h: NativeHandle];
+  groupedBackward(
+    dy: NativeHandle,
+    x: NativeHandle | null,
+    w: NativeHandle | null,
+    h: NativeHandle | null,
+    inFeatures: number,
+    adapters: ReadonlyArray<NativeHandle | number | null>,
+    adapterOf: Int32Array,
+    rowScale: NativeHandle | null,
+    seedLow: number,
+    seedHigh: number,
+    dropoutMask: NativeHandle | null,
+    wanted: ReadonlyArray<NativeHandle | string | null>,
+  ): Array<NativeHandle | null>;
   multiplyAdd(
     a: NativeHandle,
     b: NativeHandle | null,

@@ -110,22 +110,37 @@ export class LoraSaved implements Disposable {
   }
 }
 
-function checkAdapter(op: string, adapter: unknown, N: number, K: number, x: Tensor): LoraAdapter {
+/**
+ * A live adapter of an [N, K] weight where `near` lies; next to activations also of dtypes that mix.
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
+ */
+export function checkAdapter(
+  op: string,
+  adapter: unknown,
+  N: number,
+  K: number,
+  near: { device: string },
+  owner = '',
+): LoraAdapter {
   if (!(adapter instanceof LoraAdapter)) {
     throw wrongType(op, 'adapter', 'a LoraAdapter', adapter);
   }
-  const { loraA, loraB, r } = adapter;
-  checkTensor(op, 'adapter.loraA', loraA);
-  checkTensor(op, 'adapter.loraB', loraB);
+  const { loraA, loraB, loraBias, r } = adapter;
+  const prefix = owner === '' ? 'adapter.' : owner;
+  checkTensor(op, `${prefix}loraA`, loraA);
+  checkTensor(op, `${prefix}loraB`, loraB);
   if (loraA.shape[1] !== K) {
-    fail('ERR_SHAPE', op, 'loraA', `of shape [r, K = ${K}]`, showShape(loraA.shape));
+    fail('ERR_SHAPE', op, `${owner}loraA`, `of shape [r, K = ${K}]`, showShape(loraA.shape));
   }
   if (loraB.shape[0] !== N) {
-    fail('ERR_SHAPE', op, 'loraB', `of shape [N = ${N}, r = ${r}]`, showShape(loraB.shape));
+    fail('ERR_SHAPE', op, `${owner}loraB`, `of shape [N = ${N}, r = ${r}]`, showShape(loraB.shape));
   }
-  checkSameDevice(op, 'loraA', loraA, x);
-  checkMixes(op, 'loraA', loraA, x);
-  checkMixes(op, 'loraB', loraB, x);
+  checkSameDevice(op, `${owner}loraA`, loraA, near);
+  if (near instanceof Tensor) {
+    checkMixes(op, `${owner}loraA`, loraA, near);
+    checkMixes(op, `${owner}loraB`, loraB, near);
+  }
+  if (loraBias !== undefined) checkTensor(op, `${owner}loraBias`, loraBias);
   return adapter;
 }
 

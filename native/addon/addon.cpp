@@ -22,6 +22,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterWeights(env, exports);
   RegisterOps(env, exports);
   RegisterLoraParts(env, exports);
+  RegisterGrouped(env, exports);
   RegisterElementwise(env, exports);
   RegisterFeatures(env, exports);
   return exports;

@@ -12,6 +12,7 @@ void RegisterTensors(Napi::Env env, Napi::Object exports);      // tensors.cpp
 void RegisterTransfer(Napi::Env env, Napi::Object exports);     // transfer.cpp
 void RegisterOps(Napi::Env env, Napi::Object exports);          // ops.cpp
 void RegisterLoraParts(Napi::Env env, Napi::Object exports);    // lora_parts.cpp
+void RegisterGrouped(Napi::Env env, Napi::Object exports);      // grouped.cpp
 void RegisterElementwise(Napi::Env env, Napi::Object exports);  // elementwise.cpp
 void RegisterFeatures(Napi::Env env, Napi::Object exports);     // features.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp

@@ -27,6 +27,8 @@ class Operands {
   /// An output that exists and is added to.
   TensorView InOut(const Napi::Value& value, const char* operand);
 
+  /// Host memory that the descriptor points into.
+  void Keep(std::shared_ptr<const void> tables) { refs_.tables = std::move(tables); }
   OpRefs Take();
 
  private:

@@ -97,6 +97,7 @@ struct OpRefs {
   std::vector<StoragePtr> inputs;
   std::vector<StoragePtr> outputs;
   CancelPtr cancel;
+  std::shared_ptr<const void> tables = nullptr;  // host memory that the descriptor points into
 };
 
 struct MemoryUsage {

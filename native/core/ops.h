@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 
+#include "native/core/grouped_ops.h"
 #include "native/core/map_function.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
@@ -322,6 +323,7 @@ struct QuantizeScalesOp {
 inline Compute ComputeOf(const MatmulOp& op) { return op.compute; }
 inline Compute ComputeOf(const LoraForwardOp& op) { return op.compute; }
 inline Compute ComputeOf(const LoraExpandOp& op) { return op.compute; }
+inline Compute ComputeOf(const GroupedForwardOp& op) { return op.compute; }
 template <typename Op>
 Compute ComputeOf(const Op&) {
   return Compute::kExact;
@@ -340,6 +342,8 @@ Compute ComputeOf(const Op&) {
   X(LoraExpandBackwardOp, lora_expand_backward) \
   X(LoraShrinkBackwardOp, lora_shrink_backward) \
   X(WeightGradOp, weight_grad)                  \
+  X(GroupedForwardOp, grouped_forward)          \
+  X(GroupedBackwardOp, grouped_backward)        \
   X(MultiplyAddOp, multiply_add)                \
   X(MapOp, map)                                 \
   X(SumProductOp, sum_product)                  \

@@ -156,6 +156,8 @@ const KernelTable kReferenceKernels = {
     reference::Run<LoraExpandBackwardOp, reference::LoraExpandBackward>,
     reference::Run<LoraShrinkBackwardOp, reference::LoraShrinkBackward>,
     reference::Run<WeightGradOp, reference::WeightGrad>,
+    reference::Run<GroupedForwardOp, reference::GroupedForward>,
+    reference::Run<GroupedBackwardOp, reference::GroupedBackward>,
     reference::Run<MultiplyAddOp, reference::MultiplyAdd>,
     reference::Run<MapOp, reference::Map>,
     reference::Run<SumProductOp, reference::SumProduct>,

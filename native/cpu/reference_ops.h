@@ -14,6 +14,10 @@ Status LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& cont
 Status LoraShrinkBackward(const LoraShrinkBackwardOp& op, const RunContext& context);
 Status WeightGrad(const WeightGradOp& op, const RunContext& context);
 
+// reference_grouped.cpp
+Status GroupedForward(const GroupedForwardOp& op, const RunContext& context);
+Status GroupedBackward(const GroupedBackwardOp& op, const RunContext& context);
+
 // reference_elementwise.cpp
 Status MultiplyAdd(const MultiplyAddOp& op, const RunContext& context);
 Status Map(const MapOp& op, const RunContext& context);

@@ -16,6 +16,7 @@ const GROUPS = {
   tuners: 46,
   routing: 4,
   rng: 1,
+  mixed_batch: 5,
 } as const;
 
 interface ListedFile {

@@ -4,6 +4,7 @@
 
 #include "native/cpu/kernels/block_matmul.h"
 #include "native/cpu/kernels/feature_map.h"
+#include "native/cpu/kernels/lora_grouped.h"
 #include "native/cpu/kernels/lora_parts.h"
 #include "native/cpu/kernels/quantize.h"
 #include "native/cpu/kernels/weight_norms.h"
@@ -17,6 +18,7 @@ extern const IsaKernels kKernels = {
     LoraBackward,       LoraShrink,
     LoraExpand,         LoraExpandBackward,
     LoraShrinkBackward, WeightGrad,
+    GroupedForward,     GroupedBackward,
     MultiplyAdd,        Map,
     SumProduct,         MapFeatures,
     BlockMatmul,        BlockMatmulInputGrad,

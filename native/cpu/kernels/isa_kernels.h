@@ -31,6 +31,8 @@ struct IsaKernels {
   Outcome (*lora_expand_backward)(const LoraExpandBackwardOp& op, const RunContext& context);
   Outcome (*lora_shrink_backward)(const LoraShrinkBackwardOp& op, const RunContext& context);
   Outcome (*weight_grad)(const WeightGradOp& op, const RunContext& context);
+  Outcome (*grouped_forward)(const GroupedForwardOp& op, const RunContext& context);
+  Outcome (*grouped_backward)(const GroupedBackwardOp& op, const RunContext& context);
   Outcome (*multiply_add)(const MultiplyAddOp& op, const RunContext& context);
   Outcome (*map)(const MapOp& op, const RunContext& context);
   Outcome (*sum_product)(const SumProductOp& op, const RunContext& context);

@@ -42,6 +42,8 @@ LOWRANK_WRAP(LoraExpandOp, lora_expand)
 LOWRANK_WRAP(LoraExpandBackwardOp, lora_expand_backward)
 LOWRANK_WRAP(LoraShrinkBackwardOp, lora_shrink_backward)
 LOWRANK_WRAP(WeightGradOp, weight_grad)
+LOWRANK_WRAP(GroupedForwardOp, grouped_forward)
+LOWRANK_WRAP(GroupedBackwardOp, grouped_backward)
 LOWRANK_WRAP(MultiplyAddOp, multiply_add)
 LOWRANK_WRAP(MapOp, map)
 LOWRANK_WRAP(SumProductOp, sum_product)
@@ -72,6 +74,8 @@ const KernelTable* Table(const char* name) {
                                     Run_lora_expand_backward<kIsa>,
                                     Run_lora_shrink_backward<kIsa>,
                                     Run_weight_grad<kIsa>,
+                                    Run_grouped_forward<kIsa>,
+                                    Run_grouped_backward<kIsa>,
                                     Run_multiply_add<kIsa>,
                                     Run_map<kIsa>,
                                     Run_sum_product<kIsa>,

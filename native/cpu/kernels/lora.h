@@ -125,36 +125,30 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
   }
 }
 
-template <typename Policy>
-static Outcome Forward(const ForwardParts& op, const RunContext& context) {
-  Run run(context);
-  const int64_t depth = op.x.cols;
-  const int64_t cols = op.y.cols;
-  const int64_t r = op.h == nullptr ? 0 : op.h->cols;
-  const RowSource x = DenseRows(op.x);
-  const RowSource w = WeightRows(op.w, op.x.dtype);
-  const RowSource none = x;
-  const RowSource lora_a = op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
-  const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
-  RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
-  scaled_h.factor = op.scaling;
+/// y = x · wᵀ, chunk by chunk of rows. pack(x, m0, chunk) packs a chunk and may go over its rows on
+/// the way; add(grid, block, m0, c) adds to the sums of a block. `r` counts for the work alone.
+template <typename Policy, typename PackFn, typename AddFn>
+LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x_view, const WeightView& w_view,
+                                  const TensorView& y, int64_t r, const PackFn& pack,
+                                  const AddFn& add) {
+  const int64_t depth = x_view.cols;
+  const int64_t cols = y.cols;
+  const RowSource x = DenseRows(x_view);
+  const RowSource w = WeightRows(w_view, x_view.dtype);
   const SumOrder order = kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(w);
-  const Int8Weight int8 = kIsInt8<Policy> ? MakeInt8Weight(op.w.quant) : Int8Weight{};
-  const int64_t step = ChunkRows<Policy>(op.x.rows, depth);
-  for (int64_t m0 = 0; m0 < op.x.rows; m0 += step) {
+  const Int8Weight int8 = kIsInt8<Policy> ? MakeInt8Weight(w_view.quant) : Int8Weight{};
+  const int64_t step = ChunkRows<Policy>(x_view.rows, depth);
+  for (int64_t m0 = 0; m0 < x_view.rows; m0 += step) {
     PackedChunk chunk;
-    chunk.rows = Min(step, op.x.rows - m0);
+    chunk.rows = Min(step, x_view.rows - m0);
     chunk.order = order;
     chunk.dots = TakesDots<Policy>(chunk.rows, order);
     chunk.panels = chunk.dots ? DotPasses(chunk.rows) : SplitRows(chunk.rows);
     chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
-    if (chunk.data == nullptr) break;
-    const int64_t shrunk = op.h_given ? 0 : r;
-    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, shrunk, 1.0f,
-                          TransposedB<F32Policy>{lora_a},
-                          r == 0 ? nullptr : static_cast<float*>(op.h->data));
-    if (run.Stopped()) break;
-    Grid grid = PlanGrid(chunk.rows, cols, context.pool->threads());
+    if (chunk.data == nullptr) return;
+    pack(x, m0, chunk);
+    if (run.Stopped()) return;
+    Grid grid = PlanGrid(chunk.rows, cols, run.context.pool->threads());
     if (chunk.dots) grid.row_blocks = 1;  // passes share the rows of w that they read
     run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
       const Block block = BlockOf(grid, task);
@@ -162,23 +156,51 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
       AccumulateBase<Policy>(run, grid, block, chunk, w, int8, c);
-      if (r != 0) {
-        Accumulate<F32Policy>(run, grid, block, r,
-                              RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
-                              TransposedB<F32Policy>{lora_b}, c, false);
-      }
+      add(grid, block, m0, c);
       if (run.Stopped()) return;
-      float bias[kNC];
-      if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
-        for (int64_t m = block.m0; m < block.m1; ++m) {
-          float* row = c + (m - block.m0) * block.ldc();
-          for (int64_t n = 0; n < block.n1 - block.n0; ++n) row[n] += bias[n];
-        }
-      }
-      StoreTile(block, c, op.y, m0, false);
+      StoreTile(block, c, y, m0, false);
     });
-    if (run.Stopped()) break;
+    if (run.Stopped()) return;
   }
+}
+
+/// A row of values, one a column, added to rows [m0, m1) of a block's sums.
+LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const float* values,
+                           float* c) {
+  for (int64_t m = m0; m < m1; ++m) {
+    float* row = c + (m - block.m0) * block.ldc();
+    for (int64_t n = 0; n < block.n1 - block.n0; ++n) row[n] += values[n];
+  }
+}
+
+template <typename Policy>
+static Outcome Forward(const ForwardParts& op, const RunContext& context) {
+  Run run(context);
+  const int64_t r = op.h == nullptr ? 0 : op.h->cols;
+  const RowSource none = DenseRows(op.x);
+  const RowSource lora_a = op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
+  const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
+  RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
+  scaled_h.factor = op.scaling;
+  const auto pack = [&](const RowSource& x, int64_t m0, const PackedChunk& chunk) {
+    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, op.h_given ? 0 : r, 1.0f,
+                          TransposedB<F32Policy>{lora_a},
+                          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+  };
+  ForwardChunks<Policy>(
+      run, op.x, op.w, op.y, r, pack,
+      [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
+        if (r != 0) {
+          Accumulate<F32Policy>(run, grid, block, r,
+                                RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
+                                TransposedB<F32Policy>{lora_b}, c, false);
+        }
+        float bias[kNC];
+        if (run.Stopped()) return;
+        if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
+          AddRow(block, block.m0, block.m1, bias, c);
+        }
+      });
   return run.Result();
 }
 
@@ -221,24 +243,22 @@ struct InputGradParts {
   float dh_factor = 1;
 };
 
-template <typename Policy>
-static void InputGrad(Run& run, const InputGradParts& op) {
-  const int64_t depth = op.dy.cols;
-  const int64_t r = op.dh == nullptr ? 0 : op.dh->cols;
-  const RowSource dy = DenseRows(op.dy);
-  const RowSource w = op.w == nullptr ? dy : WeightRows(*op.w, op.dy.dtype);
-  const bool fills_dh = r != 0 && op.lora_b != nullptr;
-  const RowSource lora_a = r == 0 || op.lora_a == nullptr ? dy : DenseRows(*op.lora_a);
-  const RowSource lora_b = fills_dh ? DenseRows(*op.lora_b) : dy;
-  RowSource dh = r == 0 ? dy : DenseRows(*op.dh);
-  dh.factor = op.dh_factor;
-  const bool with_dx = op.w != nullptr;
+/// dx (+)= dy · w, chunk by chunk of rows; pack and add as in ForwardChunks, where a block's
+/// columns are in place again before it is added to.
+template <typename Policy, typename PackFn, typename AddFn>
+LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
+                                    const TensorView* dx, bool accumulate, int64_t r,
+                                    const PackFn& pack, const AddFn& add) {
+  const int64_t depth = dy_view.cols;
+  const bool with_dx = w_view != nullptr;
+  const RowSource dy = DenseRows(dy_view);
+  const RowSource w = with_dx ? WeightRows(*w_view, dy_view.dtype) : dy;
   const bool with_granules = with_dx && WholeGranules(w);
-  const int64_t cols = with_dx ? op.dx->cols : 0;
-  const int64_t step = ChunkRows<Policy>(op.dy.rows, depth);
-  for (int64_t m0 = 0; m0 < op.dy.rows; m0 += step) {
+  const int64_t cols = with_dx ? dx->cols : 0;
+  const int64_t step = ChunkRows<Policy>(dy_view.rows, depth);
+  for (int64_t m0 = 0; m0 < dy_view.rows; m0 += step) {
     PackedChunk chunk;
-    chunk.rows = Min(step, op.dy.rows - m0);
+    chunk.rows = Min(step, dy_view.rows - m0);
     chunk.order = NaturalOrder(depth);
     const bool dots = with_dx && TakesDirectDots<Policy>(chunk.rows, w);
     chunk.panels = SplitRows(chunk.rows);
@@ -246,9 +266,7 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
       if (chunk.data == nullptr) return;
     }
-    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, with_dx, fills_dh ? r : 0, op.scaling,
-                          DirectB<F32Policy>{lora_b},
-                          fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
+    pack(dy, m0, chunk);
     if (run.Stopped()) return;
     if (!with_dx) continue;
     const Grid grid =
@@ -268,28 +286,47 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       if (with_granules) {
         UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
       }
-      if (r != 0) {
-        float* sum = c;
-        if (op.gate != nullptr) {
-          sum = run.Get<float>(kAdapterSlot, block.c_elems());
-          if (sum == nullptr) return;
-        }
-        Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
-                              DirectB<F32Policy>{lora_a}, sum, sum != c);
-        if (run.Stopped()) return;
-        if (sum != c) {
-          for (int64_t m = block.m0; m < block.m1; ++m) {
-            const int64_t row = (m - block.m0) * block.ldc();
-            ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);
-            for (int64_t n = 0; n < block.n1 - block.n0; ++n) c[row + n] += sum[row + n];
-          }
-        }
-      }
+      add(grid, block, m0, c);
       if (run.Stopped()) return;
-      StoreTile(block, c, *op.dx, m0, op.accumulate);
+      StoreTile(block, c, *dx, m0, accumulate);
     });
     if (run.Stopped()) return;
   }
+}
+
+template <typename Policy>
+static void InputGrad(Run& run, const InputGradParts& op) {
+  const int64_t r = op.dh == nullptr ? 0 : op.dh->cols;
+  const RowSource none = DenseRows(op.dy);
+  const bool fills_dh = r != 0 && op.lora_b != nullptr;
+  const RowSource lora_a = r == 0 || op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
+  const RowSource lora_b = fills_dh ? DenseRows(*op.lora_b) : none;
+  RowSource dh = r == 0 ? none : DenseRows(*op.dh);
+  dh.factor = op.dh_factor;
+  const auto pack = [&](const RowSource& dy, int64_t m0, const PackedChunk& chunk) {
+    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
+                          op.scaling, DirectB<F32Policy>{lora_b},
+                          fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
+  };
+  InputGradChunks<Policy>(run, op.dy, op.w, op.dx, op.accumulate, r, pack,
+                          [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
+                            if (r == 0) return;
+                            float* sum = c;
+                            if (op.gate != nullptr) {
+                              sum = run.Get<float>(kAdapterSlot, block.c_elems());
+                              if (sum == nullptr) return;
+                            }
+                            Accumulate<F32Policy>(run, grid, block, r,
+                                                  RowsOf<F32Policy>{run, grid, block, dh, m0},
+                                                  DirectB<F32Policy>{lora_a}, sum, sum != c);
+                            if (run.Stopped() || sum == c) return;
+                            for (int64_t m = block.m0; m < block.m1; ++m) {
+                              const int64_t row = (m - block.m0) * block.ldc();
+                              ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);
+                              for (int64_t n = 0; n < block.n1 - block.n0; ++n)
+                                c[row + n] += sum[row + n];
+                            }
+                          });
 }
 
 static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
@@ -297,6 +334,19 @@ static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& co
   const InputGradParts parts = {op.dy, &op.w, nullptr, nullptr, nullptr, &op.dx, false, 0, nullptr};
   WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   return run.Result();
+}
+
+/// c = one block of left [M, i] · right [M, n], summed over M; row left.cols is that of ones.
+LOWRANK_INLINE void SumTile(Run& run, const Grid& grid, const Block& block, const TensorView& left,
+                            const RowSource& right, float* c) {
+  Accumulate<F32Policy>(
+      run, grid, block, right.rows,
+      [&](int64_t k0, int64_t kc) {
+        return PackHere(run, grid, block, kc, [&](int64_t m, int mr, Unit* out) {
+          PackTransposedA(left, m, mr, k0, kc, out);
+        });
+      },
+      DirectB<F32Policy>{right}, c, true);
 }
 
 /// left [M, i] · right [M, n], summed over M: sums[i][n], with a row of ones below left's columns
@@ -312,14 +362,7 @@ LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones, con
     if (block.m0 == block.m1 || run.Stopped()) return;
     float* c = run.Get<float>(kCSlot, block.c_elems());
     if (c == nullptr) return;
-    Accumulate<F32Policy>(
-        run, grid, block, right.rows,
-        [&](int64_t k0, int64_t kc) {
-          return PackHere(run, grid, block, kc, [&](int64_t m, int mr, Unit* out) {
-            PackTransposedA(left, m, mr, k0, kc, out);
-          });
-        },
-        DirectB<F32Policy>{right}, c, true);
+    SumTile(run, grid, block, left, right, c);
     if (run.Stopped()) return;
     finish(block, c);
   });
@@ -387,27 +430,30 @@ struct FactorBParts {
   float scaling;
 };
 
+/// A tile of the sums over dy's rows, beside the columns of h and a row of ones.
+LOWRANK_INLINE void StoreFactorB(const FactorBParts& op, int64_t h_cols, const Block& block,
+                                 const float* c) {
+  if (op.d_lora_b.present) {
+    StoreTransposed(block, c, h_cols, op.scaling, op.d_lora_b, op.accumulate_d_lora_b);
+  }
+  if (block.m1 <= h_cols) return;  // no row of ones in this block
+  const float* row = c + (h_cols - block.m0) * block.ldc();
+  for (int64_t n = block.n0; n < block.n1; ++n) {
+    const float sum = row[n - block.n0];
+    if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
+    if (op.d_lora_bias.present) {
+      StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
+    }
+  }
+}
+
 LOWRANK_INLINE void FactorBGrad(Run& run, const FactorBParts& op) {
   const bool bias = op.d_bias.present || op.d_lora_bias.present;
-  if (op.d_lora_b.present || bias) {
-    TensorView h = op.h;
-    if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
-    const RowSource dy = DenseRows(op.dy);
-    SumOverRows(run, h, bias, dy, [&](const Block& block, float* c) {
-      if (op.d_lora_b.present) {
-        StoreTransposed(block, c, h.cols, op.scaling, op.d_lora_b, op.accumulate_d_lora_b);
-      }
-      if (block.m1 <= h.cols) return;  // no row of ones in this block
-      const float* row = c + (h.cols - block.m0) * block.ldc();
-      for (int64_t n = block.n0; n < block.n1; ++n) {
-        const float sum = row[n - block.n0];
-        if (op.d_bias.present) StoreGrad(op.d_bias, n, sum, op.accumulate_d_bias);
-        if (op.d_lora_bias.present) {
-          StoreGrad(op.d_lora_bias, n, op.scaling * sum, op.accumulate_d_lora_bias);
-        }
-      }
-    });
-  }
+  if (!op.d_lora_b.present && !bias) return;
+  TensorView h = op.h;
+  if (!op.d_lora_b.present) h = FloatView(nullptr, op.dy.rows, 0);
+  SumOverRows(run, h, bias, DenseRows(op.dy),
+              [&](const Block& block, float* c) { StoreFactorB(op, h.cols, block, c); });
 }
 
 static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {

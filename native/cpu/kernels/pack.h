@@ -127,7 +127,7 @@ template <typename Policy>
 static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc, Unit* out) {
   const Unit* limit = out + Policy::Units(kc) * mr;
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
-  if (a.dense->dtype == kDirect && a.gate == nullptr && a.factor == 1) {
+  if (a.dense->dtype == kDirect && a.AsStored()) {
     const int64_t pitch = a.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
     const char* src = static_cast<const char*>(a.dense->data) + m0 * pitch + k0 * (pitch / a.cols);
     TransposeRows<Policy>(src, pitch, mr, kc, out, mr, limit);
@@ -283,7 +283,7 @@ template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                         Unit* out) {
   const bool fused = FusedDirectDecode(b);
-  const bool plain = b.dense != nullptr && b.gate == nullptr && b.factor == 1;
+  const bool plain = b.dense != nullptr && b.AsStored();
   if (WholeGranules(b)) {
     DecodeGranulePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
     return;

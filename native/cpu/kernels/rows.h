@@ -246,12 +246,19 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
 struct RowSource {
   const TensorView* dense = nullptr;
   const QuantView* quant = nullptr;
-  DType round_to = DType::kF32;  // packed weights are rounded to the activations' dtype
-  const Gate* gate = nullptr;    // dropout over this matrix
-  float factor = 1;              // scaling, applied to dense rows
+  DType round_to = DType::kF32;        // packed weights are rounded to the activations' dtype
+  const Gate* gate = nullptr;          // dropout over this matrix
+  float factor = 1;                    // scaling, applied to dense rows
+  const int32_t* index = nullptr;      // where row i of a dense matrix is stored, if not at i
+  const float* row_factors = nullptr;  // one a row, times `factor`
   int64_t rows = 0;
   int64_t cols = 0;
   Table16 table = {};
+
+  /// Are dense rows read as they lie there?
+  bool AsStored() const {
+    return gate == nullptr && factor == 1 && index == nullptr && row_factors == nullptr;
+  }
 };
 
 LOWRANK_INLINE RowSource DenseRows(const TensorView& view) {
@@ -276,16 +283,18 @@ LOWRANK_INLINE RowSource WeightRows(const WeightView& w, DType activations) {
 /// Columns [c0, c0 + count) of row `row`, in f32.
 static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, int64_t count,
                               float* out) {
-  const int64_t begin = row * source.cols + c0;
   if (source.quant != nullptr) {
-    DecodeRun(*source.quant, source.table, source.round_to, begin, count, out);
+    DecodeRun(*source.quant, source.table, source.round_to, row * source.cols + c0, count, out);
     return;
   }
-  WidenRun(source.dense->data, source.dense->dtype, begin, count, out);
-  if (source.factor != 1) {
-    for (int64_t i = 0; i < count; ++i) out[i] *= source.factor;
+  const int64_t stored = source.index == nullptr ? row : source.index[row];
+  WidenRun(source.dense->data, source.dense->dtype, stored * source.cols + c0, count, out);
+  float factor = source.factor;
+  if (source.row_factors != nullptr) factor *= source.row_factors[row];
+  if (factor != 1) {
+    for (int64_t i = 0; i < count; ++i) out[i] *= factor;
   }
-  if (source.gate != nullptr) ApplyGate(*source.gate, row, c0, count, out);
+  if (source.gate != nullptr) ApplyGate(*source.gate, stored, c0, count, out);
 }
 
 /// Asks for the lines that RowAsFloat(row, c0, count) will read. A block takes one or two lines of
@@ -293,6 +302,7 @@ static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, 
 /// of a product over NF4.
 LOWRANK_INLINE void PrefetchRow(const RowSource& source, int64_t row, int64_t c0, int64_t count) {
   if (row >= source.rows || c0 >= source.cols) return;
+  if (source.index != nullptr) row = source.index[row];
   constexpr int64_t kLine = 64;
   const int64_t begin = row * source.cols + c0;
   const char* bytes;

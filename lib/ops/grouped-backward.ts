@@ -1,0 +1,259 @@
+/** The backward pass of `GroupedLora`. */
+import { type NativeHandle, native } from '../core/binding.js';
+import type { DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  checkVector,
+  readOptions,
+  seedWords,
+} from '../core/validate.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
+import { withLast } from './base-weight.js';
+import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
+
+/** The gradients of one adapter of a group. */
+export type GroupedAdapterGradient = 'dLoraA' | 'dLoraB' | 'dLoraBias';
+export type GroupedAdapterGradients = { [name in GroupedAdapterGradient]?: Tensor };
+
+/** What `GroupedLora.backward` can compute. */
+export type GroupedGradient = 'dx' | 'dBias' | 'adapters';
+
+/** The gradients of a batch. */
+export interface GroupedGradients {
+  dx?: Tensor;
+  dBias?: Tensor;
+  /** By name, of the adapters that have rows in the batch and something that is trained. */
+  adapters: Map<string, GroupedAdapterGradients>;
+}
+
+/** What `GroupedLora.backward` adds to in place of making new tensors. */
+export interface GroupedTargets {
+  dx?: Tensor;
+  dBias?: Tensor;
+  /** By name; what is not there is made. */
+  adapters?: ReadonlyMap<string, GroupedAdapterGradients>;
+}
+
+/** What `GroupedLora.backward` takes beside its operands. */
+export interface GroupedBackwardOptions {
+  /**
+   * What is wanted; `adapters` stands for every trained factor of every adapter with rows, and for
+   * the loraBias of those whose loraB is trained. Default: all that there is.
+   */
+  needs?: readonly GroupedGradient[];
+  /** Adds to these tensors; they are returned. */
+  accumulateInto?: GroupedTargets;
+  /** Keep the saved state for another backward pass; default false: it is freed. */
+  keep?: boolean;
+}
+
+const NEEDS: readonly GroupedGradient[] = ['dx', 'dBias', 'adapters'];
+const PARTS: readonly GroupedAdapterGradient[] = ['dLoraA', 'dLoraB', 'dLoraBias'];
+
+/** One output, in the order of the addon. */
+interface Slot {
+  readonly wanted: boolean;
+  readonly operand: string;
+  readonly shape: readonly number[];
+  readonly dtype: DType;
+  readonly target: Tensor | undefined;
+}
+
+function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySet<string> {
+  const trains = saved.x !== undefined || saved.h !== undefined;
+  if (needs === undefined) {
+    const all = ['dx', ...(saved.hasBias ? ['dBias'] : []), ...(trains ? ['adapters'] : [])];
+    return new Set(all);
+  }
+  if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of gradient names', needs);
+  for (const name of needs as unknown[]) {
+    if (typeof name !== 'string' || !NEEDS.includes(name as GroupedGradient)) {
+      fail('ERR_VALUE', op, 'needs', `of ${NEEDS.join(', ')}`, String(name));
+    }
+  }
+  const wanted = new Set(needs as string[]);
+  if (wanted.has('adapters') && !trains && saved.entries.length > 0) {
+    const why = 'without adapters (all with rows were frozen, or training off)';
+    fail('ERR_VALUE', op, 'needs', why, 'adapters');
+  }
+  return wanted;
+}
+
+/** The targets of one adapter, checked for names. */
+function partsOf(op: string, operand: string, value: unknown): GroupedAdapterGradients {
+  const given = readOptions(op, value as GroupedAdapterGradients | undefined);
+  for (const key of Object.keys(given)) {
+    if (!PARTS.includes(key as GroupedAdapterGradient)) {
+      fail('ERR_VALUE', op, operand, `of ${PARTS.join(', ')}`, key);
+    }
+  }
+  return given;
+}
+
+function targetsOf(
+  op: string,
+  into: GroupedTargets | undefined,
+  entries: readonly GroupedEntry[],
+): { dx?: Tensor; dBias?: Tensor; adapters: GroupedAdapterGradients[] } {
+  const given = readOptions(op, into);
+  for (const key of Object.keys(given)) {
+    if (!NEEDS.includes(key as GroupedGradient)) {
+      fail('ERR_VALUE', op, 'accumulateInto', `of ${NEEDS.join(', ')}`, key);
+    }
+  }
+  const { adapters } = given;
+  if (adapters !== undefined && !(adapters instanceof Map)) {
+    throw wrongType(op, 'accumulateInto.adapters', 'a Map', adapters);
+  }
+  return {
+    ...(given.dx === undefined ? {} : { dx: given.dx }),
+    ...(given.dBias === undefined ? {} : { dBias: given.dBias }),
+    adapters: entries.map(({ name }) =>
+      partsOf(op, `accumulateInto.adapters['${name}']`, adapters?.get(name)),
+    ),
+  };
+}
+
+/** `backward` of `GroupedLora`, which documents it. */
+export function groupedBackward(
+  op: string,
+  dy: Tensor,
+  saved: GroupedSaved,
+  options: GroupedBackwardOptions | undefined,
+): GroupedGradients {
+  checkTensor(op, 'dy', dy);
+  if (!GroupedSaved.is(saved)) {
+    throw wrongType(op, 'saved', 'the saved state of GroupedLora.forward', saved);
+  }
+  if (saved.disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
+  checkShape(op, 'dy', dy, saved.yShape);
+  const { w, x, h, entries, rowScale, dropoutMask, inFeatures } = saved;
+  checkSameDevice(op, 'dy', dy, w);
+  if (x !== undefined && x.dtype !== dy.dtype) {
+    fail('ERR_DTYPE', op, 'dy', `${x.dtype}, as x was`, dy.dtype);
+  }
+  const given = readOptions(op, options);
+  const wanted = checkNeeds(op, given.needs, saved);
+  const targets = targetsOf(op, given.accumulateInto, entries);
+  const xShape = withLast(dy, inFeatures);
+  const N = [saved.yShape.at(-1) ?? 0];
+
+  const slots: Slot[] = [
+    {
+      wanted: wanted.has('dx'),
+      operand: 'accumulateInto.dx',
+      shape: xShape,
+      dtype: dy.dtype,
+      target: targets.dx,
+    },
+    {
+      wanted: wanted.has('dBias'),
+      operand: 'accumulateInto.dBias',
+      shape: N,
+      dtype: dy.dtype,
+      target: targets.dBias,
+    },
+  ];
+  const group = wanted.has('adapters');
+  entries.forEach(({ name, adapter }, e) => {
+    const { loraA, loraB, loraBias, trainA, trainB } = adapter;
+    const trained = {
+      dLoraA: group && trainA && x !== undefined,
+      dLoraB: group && trainB && h !== undefined,
+      dLoraBias: group && trainB && h !== undefined && loraBias !== undefined,
+    };
+    const like = { dLoraA: loraA, dLoraB: loraB, dLoraBias: loraBias };
+    for (const part of PARTS) {
+      slots.push({
+        wanted: trained[part],
+        operand: `accumulateInto.adapters['${name}'].${part}`,
+        shape: part === 'dLoraBias' ? N : (like[part] as Tensor).shape,
+        dtype: like[part]?.dtype ?? dy.dtype,
+        target: targets.adapters[e]?.[part],
+      });
+    }
+  });
+  for (const { operand, shape, target } of slots) {
+    if (target === undefined) continue;
+    checkTensor(op, operand, target);
+    if (shape.length === 1) checkVector(op, operand, target, shape[0] as number);
+    else checkShape(op, operand, target, shape);
+    checkSameDevice(op, operand, target, dy);
+  }
+
+  const words = seedWords(op, saved.seed);
+  const dyHandle = Tensor.handleOf(dy, op, 'dy');
+  const xHandle = group && x !== undefined ? Tensor.handleOf(x, op, 'saved.x') : null;
+  const hHandle = group && h !== undefined ? Tensor.handleOf(h, op, 'saved.h') : null;
+  const wHandle = !wanted.has('dx')
+    ? null
+    : w instanceof QuantizedWeight
+      ? QuantizedWeight.handleOf(w, op, 'w')
+      : Tensor.handleOf(w, op, 'w');
+  const raw = rawAdapters(op, entries);
+  const scale = rowScale === undefined ? null : Tensor.handleOf(rowScale, op, 'rowScale');
+  const mask = dropoutMask === undefined ? null : Tensor.handleOf(dropoutMask, op, 'dropoutMask');
+  const wantedRaw = slots.map(({ wanted: want, target, operand, dtype }) => {
+    if (!want) return null;
+    return target === undefined ? dtype : Tensor.handleOf(target, op, operand);
+  });
+  const handles = native(op, (binding) =>
+    binding.groupedBackward(
+      dyHandle,
+      xHandle,
+      wHandle,
+      hHandle,
+      inFeatures,
+      raw,
+      saved.adapterOf,
+      scale,
+      words[0],
+      words[1],
+      mask,
+      wantedRaw,
+    ),
+  );
+  const results = slots.map(({ wanted: want, target, shape, dtype }, i) => {
+    const handle = handles[i];
+    if (!want) return undefined;
+    return handle === null || handle === undefined
+      ? target
+      : Tensor.adopt(handle, shape, dtype, dy.device);
+  });
+  const gradients: GroupedGradients = { adapters: new Map() };
+  if (results[0] !== undefined) gradients.dx = results[0];
+  if (results[1] !== undefined) gradients.dBias = results[1];
+  entries.forEach(({ name }, e) => {
+    const parts: GroupedAdapterGradients = {};
+    PARTS.forEach((part, i) => {
+      const tensor = results[2 + PARTS.length * e + i];
+      if (tensor !== undefined) parts[part] = tensor;
+    });
+    if (Object.keys(parts).length > 0) gradients.adapters.set(name, parts);
+  });
+  if (given.keep !== true) saved.dispose();
+  return gradients;
+}
+
+/** The adapters as the addon takes them. @throws ERR_DISPOSED */
+export function rawAdapters(
+  op: string,
+  entries: readonly GroupedEntry[],
+): Array<NativeHandle | number | null> {
+  const raw: Array<NativeHandle | number | null> = [];
+  for (const { name, adapter, dropout } of entries) {
+    const { loraA, loraB, loraBias, scaling } = adapter;
+    raw.push(
+      Tensor.handleOf(loraA, op, `adapters['${name}'].loraA`),
+      Tensor.handleOf(loraB, op, `adapters['${name}'].loraB`),
+      loraBias === undefined ? null : Tensor.handleOf(loraBias, op, `adapters['${name}'].loraBias`),
+      scaling,
+      dropout,
+    );
+  }
+  return raw;
+}

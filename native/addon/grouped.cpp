@@ -1,0 +1,248 @@
+/// A batch whose rows have different adapters. A batch of one adapter goes the way of loraForward
+/// and loraBackward, one of none that of matmul.
+#include <vector>
+
+#include "native/addon/bindings.h"
+#include "native/addon/operands.h"
+
+namespace lowrank::addon {
+namespace {
+
+/// What the table's views point into.
+struct TableStorage {
+  std::vector<AdapterRows> adapters;
+  std::vector<int32_t> rows;
+};
+
+/// The entries of an adapter in the array of them: loraA, loraB, loraBias | null, scaling, dropout.
+constexpr uint32_t kFields = 5;
+
+/// rows[m] is the place of row m's adapter, or -1: sorted by adapter, in each ascending.
+void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t m_count,
+              TableStorage* storage) {
+  const auto count = static_cast<int64_t>(storage->adapters.size());
+  const Status refusal = Refuse(
+      Code::kValue, op, "rows",
+      "an Int32Array of " + std::to_string(m_count) + " from -1 to " + std::to_string(count - 1),
+      "another value");
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
+    ThrowIfError(env, refusal);
+  }
+  const Napi::Int32Array list = value.As<Napi::Int32Array>();
+  if (static_cast<int64_t>(list.ElementLength()) != m_count) ThrowIfError(env, refusal);
+  const int32_t* adapter_of = list.Data();
+  for (int64_t m = 0; m < m_count; ++m) {
+    if (adapter_of[m] < -1 || adapter_of[m] >= count) ThrowIfError(env, refusal);
+    if (adapter_of[m] >= 0) ++storage->adapters[static_cast<size_t>(adapter_of[m])].count;
+  }
+  int64_t first = 0;
+  int64_t h_begin = 0;
+  std::vector<int64_t> next;
+  next.reserve(storage->adapters.size());
+  for (AdapterRows& adapter : storage->adapters) {
+    adapter.first = first;
+    adapter.h_begin = h_begin;
+    next.push_back(first);
+    first += adapter.count;
+    h_begin += adapter.count * adapter.r();
+  }
+  storage->rows.resize(static_cast<size_t>(first));
+  for (int64_t m = 0; m < m_count; ++m) {
+    if (adapter_of[m] < 0) continue;
+    storage->rows[static_cast<size_t>(next[static_cast<size_t>(adapter_of[m])]++)] =
+        static_cast<int32_t>(m);
+  }
+}
+
+/// Kept by what `operands` holds.
+TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows, int64_t m_count,
+                           Operands* operands) {
+  const Napi::Env env = operands->env();
+  const char* op = operands->op();
+  auto storage = std::make_shared<TableStorage>();
+  if (!adapters.IsArray() || adapters.As<Napi::Array>().Length() % kFields != 0) {
+    ThrowIfError(env, Refuse(Code::kType, op, "adapters", "an array", "another value"));
+  }
+  const Napi::Array list = adapters.As<Napi::Array>();
+  for (uint32_t i = 0; i < list.Length(); i += kFields) {
+    AdapterRows adapter;
+    adapter.lora_a = operands->In(list.Get(i), "loraA");
+    adapter.lora_b = operands->In(list.Get(i + 1), "loraB");
+    adapter.lora_bias = operands->OptionalRow(list.Get(i + 2), "loraBias");
+    adapter.scaling = static_cast<float>(NumberArg(list.Get(i + 3), op, "scaling"));
+    adapter.dropout = NumberArg(list.Get(i + 4), op, "dropout");
+    storage->adapters.push_back(adapter);
+  }
+  SortRows(env, op, rows, m_count, storage.get());
+  operands->Keep(storage);
+  return storage.get();
+}
+
+AdapterTable TableOf(const TableStorage* storage) {
+  AdapterTable table;
+  table.adapters = storage->adapters.data();
+  table.count = static_cast<int64_t>(storage->adapters.size());
+  table.rows = storage->rows.data();
+  table.row_count = static_cast<int64_t>(storage->rows.size());
+  for (const AdapterRows& adapter : storage->adapters) {
+    table.h_elems += adapter.count * adapter.r();
+  }
+  return table;
+}
+
+/// The adapter that all rows have, or null.
+const AdapterRows* OnlyAdapter(const AdapterTable& table, int64_t m_count,
+                               const TensorView& row_scale) {
+  const bool only = table.count == 1 && table.adapters[0].count == m_count && !row_scale.present;
+  return only ? table.adapters : nullptr;
+}
+
+DropoutSpec DropoutOf(const AdapterRows& adapter, uint64_t seed, const TensorView& mask) {
+  DropoutSpec dropout;
+  dropout.p = adapter.dropout;
+  dropout.seed = seed;
+  dropout.mask = mask;
+  return dropout;
+}
+
+/// The packed h of one adapter as a matrix.
+TensorView Unpacked(TensorView h, const AdapterRows& adapter) {
+  if (!h.present) return h;
+  h.rows = adapter.count;
+  h.cols = adapter.r();
+  return h;
+}
+
+Status EnqueueForward(const GroupedForwardOp& op, Operands* operands) {
+  Backend* backend = operands->backend();
+  if (const AdapterRows* adapter = OnlyAdapter(op.table, op.x.rows, op.row_scale)) {
+    LoraForwardOp one;
+    one.x = op.x;
+    one.w = op.w;
+    one.bias = op.bias;
+    one.lora_a = adapter->lora_a;
+    one.lora_b = adapter->lora_b;
+    one.lora_bias = adapter->lora_bias;
+    one.h = Unpacked(op.h, *adapter);
+    one.y = op.y;
+    one.scaling = adapter->scaling;
+    one.dropout = DropoutOf(*adapter, op.seed, op.mask);
+    one.compute = op.compute;
+    return backend->Enqueue(one, operands->Take());
+  }
+  if (op.table.row_count == 0) {
+    MatmulOp base;
+    base.x = op.x;
+    base.w = op.w;
+    base.bias = op.bias;
+    base.y = op.y;
+    base.compute = op.compute;
+    return backend->Enqueue(base, operands->Take());
+  }
+  return backend->Enqueue(op, operands->Take());
+}
+
+Status EnqueueBackward(const GroupedBackwardOp& op, Operands* operands) {
+  Backend* backend = operands->backend();
+  if (const AdapterRows* adapter = OnlyAdapter(op.table, op.dy.rows, op.row_scale)) {
+    LoraBackwardOp one;
+    one.dy = op.dy;
+    one.x = op.x;
+    one.w = op.w;
+    one.lora_a = adapter->lora_a;
+    one.lora_b = adapter->lora_b;
+    one.h = Unpacked(op.h, *adapter);
+    one.dx = op.dx;
+    one.d_lora_a = adapter->d_lora_a;
+    one.d_lora_b = adapter->d_lora_b;
+    one.d_bias = op.d_bias;
+    one.d_lora_bias = adapter->d_lora_bias;
+    one.accumulate_dx = op.accumulate_dx;
+    one.accumulate_d_lora_a = adapter->accumulate_d_lora_a;
+    one.accumulate_d_lora_b = adapter->accumulate_d_lora_b;
+    one.accumulate_d_bias = op.accumulate_d_bias;
+    one.accumulate_d_lora_bias = adapter->accumulate_d_lora_bias;
+    one.scaling = adapter->scaling;
+    one.dropout = DropoutOf(*adapter, op.seed, op.mask);
+    return backend->Enqueue(one, operands->Take());
+  }
+  return backend->Enqueue(op, operands->Take());
+}
+
+// groupedForward(x, w, bias | null, adapters, rows, rowScale | null, seedLow, seedHigh,
+//                dropoutMask | null, compute) -> [y, h]
+// adapters: kFields entries each, all with rows
+Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = GroupedForwardOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  Operands operands(env, kOp, x.storage->backend());
+  GroupedForwardOp op;
+  op.x = operands.In(info[0], "x");
+  op.w = operands.Weight(info[1], "w");
+  op.bias = operands.OptionalRow(info[2], "bias");
+  op.table = TableOf(ReadAdapters(info[3], info[4], op.x.rows, &operands));
+  op.row_scale = operands.OptionalRow(info[5], "rowScale");
+  op.seed = SeedArg(info[6], info[7], kOp);
+  op.mask = operands.OptionalIn(info[8], "dropoutMask");
+  op.compute = ComputeArg(info[9], kOp);
+  TensorHandle y;
+  TensorHandle h;
+  op.y = operands.Out(&y, x.dtype, WithLast(x.shape, op.w.rows()));
+  op.h = operands.Out(&h, DType::kF32, {op.table.h_elems});
+  ThrowIfError(env, EnqueueForward(op, &operands));
+  Napi::Array result = Napi::Array::New(env, 2);
+  result.Set(0u, WrapTensor(env, std::move(y)));
+  result.Set(1u, WrapTensor(env, std::move(h)));
+  return result;
+}
+
+// groupedBackward(dy, x | null, w | null, h | null, inFeatures, adapters, rows, rowScale | null,
+//                 seedLow, seedHigh, dropoutMask | null, wanted)
+//   -> [dx, dBias, then dLoraA, dLoraB, dLoraBias of each adapter]
+// wanted: as loraBackward has it, in the order of the result
+Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = GroupedBackwardOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& dy = TensorOf(info[0], kOp, "dy");
+  Operands operands(env, kOp, dy.storage->backend());
+  GroupedBackwardOp op;
+  op.dy = operands.In(info[0], "dy");
+  op.x = operands.OptionalIn(info[1], "x");
+  if (IsPresent(info[2])) op.w = operands.Weight(info[2], "w");
+  op.h = operands.OptionalIn(info[3], "h");
+  op.in_features = static_cast<int64_t>(NumberArg(info[4], kOp, "inFeatures"));
+  TableStorage* const storage = ReadAdapters(info[5], info[6], op.dy.rows, &operands);
+  op.row_scale = operands.OptionalRow(info[7], "rowScale");
+  op.seed = SeedArg(info[8], info[9], kOp);
+  op.mask = operands.OptionalIn(info[10], "dropoutMask");
+  const int64_t n = op.dy.cols;
+  std::vector<WantedOutput> wanted = {
+      {"dx", &op.dx, &op.accumulate_dx, WithLast(dy.shape, op.in_features)},
+      {"dBias", &op.d_bias, &op.accumulate_d_bias, {n}, true}};
+  for (AdapterRows& adapter : storage->adapters) {
+    wanted.push_back({"dLoraA",
+                      &adapter.d_lora_a,
+                      &adapter.accumulate_d_lora_a,
+                      {adapter.lora_a.rows, adapter.lora_a.cols}});
+    wanted.push_back({"dLoraB",
+                      &adapter.d_lora_b,
+                      &adapter.accumulate_d_lora_b,
+                      {adapter.lora_b.rows, adapter.lora_b.cols}});
+    wanted.push_back(
+        {"dLoraBias", &adapter.d_lora_bias, &adapter.accumulate_d_lora_bias, {n}, true});
+  }
+  WantedOutputs outputs(info[11], std::move(wanted), &operands);
+  op.table = TableOf(storage);
+  ThrowIfError(env, EnqueueBackward(op, &operands));
+  return outputs.Wrap(env);
+}
+
+}  // namespace
+
+void RegisterGrouped(Napi::Env env, Napi::Object exports) {
+  Export<GroupedForward>(env, exports, "groupedForward");
+  Export<GroupedBackward>(env, exports, "groupedBackward");
+}
+
+}  // namespace lowrank::addon

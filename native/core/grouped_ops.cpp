@@ -1,0 +1,205 @@
+/// Ops over a batch whose rows have different adapters.
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "native/core/op_checks.h"
+
+namespace lowrank {
+namespace {
+
+/// Memory that one call reads or writes.
+struct Range {
+  const char* name;
+  uintptr_t begin;
+  uintptr_t end;
+  bool output;
+};
+
+class Ranges {
+ public:
+  void Add(const char* name, const TensorView& view, bool output) {
+    if (!view.present || view.bytes() == 0) return;
+    const uintptr_t begin = reinterpret_cast<uintptr_t>(view.data);
+    ranges_.push_back({name, begin, begin + view.bytes(), output});
+  }
+
+  /// No output lies over anything else. By order of address, since there may be many adapters.
+  Status CheckApart(const char* op) {
+    std::sort(ranges_.begin(), ranges_.end(),
+              [](const Range& a, const Range& b) { return a.begin < b.begin; });
+    const Range* reaches = nullptr;         // the range before that reaches furthest
+    const Range* output_reaches = nullptr;  // and the output
+    for (const Range& range : ranges_) {
+      const Range* before = range.output ? reaches : output_reaches;
+      if (before != nullptr && range.begin < before->end) {
+        const Range& out = range.output ? range : *before;
+        const Range& other = range.output ? *before : range;
+        return Refuse(Code::kAlias, op, out.name, std::string("apart from ") + other.name,
+                      "overlapping memory");
+      }
+      if (reaches == nullptr || range.end > reaches->end) reaches = &range;
+      if (range.output && (output_reaches == nullptr || range.end > output_reaches->end)) {
+        output_reaches = &range;
+      }
+    }
+    return Status();
+  }
+
+ private:
+  std::vector<Range> ranges_;
+};
+
+Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
+  std::vector<bool> taken(static_cast<size_t>(m_count), false);
+  int64_t first = 0;
+  int64_t h_begin = 0;
+  for (int64_t e = 0; e < table.count; ++e) {
+    const AdapterRows& adapter = table.adapters[e];
+    if (adapter.first != first || adapter.h_begin != h_begin || adapter.count < 0 ||
+        first + adapter.count > table.row_count) {
+      return Refuse(Code::kValue, op, "rows", "adapter after adapter", "another order");
+    }
+    for (int64_t i = 0; i < adapter.count; ++i) {
+      const int64_t row = table.rows[first + i];
+      if (row < 0 || row >= m_count) {
+        return Refuse(Code::kValue, op, "rows", "from 0 to " + std::to_string(m_count - 1),
+                      std::to_string(row));
+      }
+      if (taken[static_cast<size_t>(row)] || (i > 0 && table.rows[first + i - 1] > row)) {
+        return Refuse(Code::kValue, op, "rows", "ascending, each in one adapter",
+                      "row " + std::to_string(row) + " once more");
+      }
+      taken[static_cast<size_t>(row)] = true;
+    }
+    first += adapter.count;
+    h_begin += adapter.count * adapter.r();
+  }
+  if (first != table.row_count || h_begin != table.h_elems) {
+    return Refuse(Code::kValue, op, "rows", "all of an adapter", "rows left over");
+  }
+  return Status();
+}
+
+Status CheckAdapters(const char* op, const AdapterTable& table, int64_t n, int64_t k,
+                     const char* beside, DType dtype) {
+  for (int64_t e = 0; e < table.count; ++e) {
+    const AdapterRows& adapter = table.adapters[e];
+    const int64_t r = adapter.r();
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(op, "loraA", adapter.lora_a, r, k));
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(op, "loraB", adapter.lora_b, n, r));
+    LOWRANK_RETURN_IF_ERROR(CheckOptional(op, "loraBias", adapter.lora_bias, 1, n));
+    LOWRANK_RETURN_IF_ERROR(CheckCompatible(op, "loraA", adapter.lora_a.dtype, beside, dtype));
+    LOWRANK_RETURN_IF_ERROR(CheckCompatible(op, "loraB", adapter.lora_b.dtype, beside, dtype));
+    LOWRANK_RETURN_IF_ERROR(CheckFactor(op, "scaling", adapter.scaling));
+    DropoutSpec dropout;
+    dropout.p = adapter.dropout;
+    LOWRANK_RETURN_IF_ERROR(CheckDropout(op, dropout, 0, 0));
+  }
+  return Status();
+}
+
+/// The operands that both directions have.
+void AddShared(const AdapterTable& table, const TensorView& row_scale, const TensorView& mask,
+               Ranges* ranges) {
+  for (int64_t e = 0; e < table.count; ++e) {
+    const AdapterRows& adapter = table.adapters[e];
+    ranges->Add("loraA", adapter.lora_a, false);
+    ranges->Add("loraB", adapter.lora_b, false);
+    ranges->Add("loraBias", adapter.lora_bias, false);
+  }
+  ranges->Add("rowScale", row_scale, false);
+  ranges->Add("dropoutMask", mask, false);
+}
+
+std::string DescribeTable(const AdapterTable& table) {
+  return " adapters " + std::to_string(table.count) + " rows " + std::to_string(table.row_count);
+}
+
+}  // namespace
+
+Status GroupedForwardOp::Check() const {
+  const int64_t m = x.rows;
+  const int64_t n = w.rows();
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "x"));
+  LOWRANK_RETURN_IF_ERROR(CheckCompute(kName, compute, w));
+  LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "x", "K", w.cols(), x.cols, Shape(m, x.cols)));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "bias", bias, 1, n));
+  LOWRANK_RETURN_IF_ERROR(CheckRows(kName, table, m));
+  LOWRANK_RETURN_IF_ERROR(CheckAdapters(kName, table, n, x.cols, "x", x.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dropoutMask", mask, m, x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, 1, table.h_elems));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, m, n));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
+  Ranges ranges;
+  AddShared(table, row_scale, mask, &ranges);
+  ranges.Add("x", x, false);
+  ranges.Add("w", w.dense, false);
+  ranges.Add("bias", bias, false);
+  ranges.Add("h", h, true);
+  ranges.Add("y", y, true);
+  return ranges.CheckApart(kName);
+}
+std::string GroupedForwardOp::Describe() const {
+  return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + DescribeTable(table) +
+         ComputeSuffix(compute);
+}
+
+Status GroupedBackwardOp::Check() const {
+  const int64_t m = dy.rows;
+  const int64_t n = dy.cols;
+  const int64_t k = in_features;
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, m, n));
+  LOWRANK_RETURN_IF_ERROR(CheckRows(kName, table, m));
+  LOWRANK_RETURN_IF_ERROR(CheckAdapters(kName, table, n, k, "dy", dy.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dropoutMask", mask, m, k));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
+  Ranges ranges;
+  AddShared(table, row_scale, mask, &ranges);
+  bool needs_x = false;
+  bool needs_h = false;
+  for (int64_t e = 0; e < table.count; ++e) {
+    const AdapterRows& adapter = table.adapters[e];
+    const int64_t r = adapter.r();
+    LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraA", adapter.d_lora_a, r, k));
+    LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraB", adapter.d_lora_b, n, r));
+    LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraBias", adapter.d_lora_bias, 1, n));
+    needs_x = needs_x || adapter.d_lora_a.present;
+    needs_h = needs_h || adapter.d_lora_b.present;
+    ranges.Add("dLoraA", adapter.d_lora_a, true);
+    ranges.Add("dLoraB", adapter.d_lora_b, true);
+    ranges.Add("dLoraBias", adapter.d_lora_bias, true);
+  }
+  if (needs_x) {
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, k));
+    LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "x", x, dy.dtype));
+  }
+  if (needs_h) {
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, 1, table.h_elems));
+    LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
+  }
+  if (dx.present) {
+    LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, dy.dtype, "dy"));
+    LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "dy", "N", w.rows(), n, Shape(m, n)));
+    LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "loraA", "K", w.cols(), k, Shape(m, k)));
+    LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, m, k));
+    LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
+  }
+  ranges.Add("dy", dy, false);
+  ranges.Add("x", x, false);
+  ranges.Add("w", w.dense, false);
+  ranges.Add("h", h, false);
+  ranges.Add("dx", dx, true);
+  ranges.Add("dBias", d_bias, true);
+  return ranges.CheckApart(kName);
+}
+std::string GroupedBackwardOp::Describe() const {
+  return std::string(kName) + " dy " + dy.Describe() + " K " + std::to_string(in_features) +
+         DescribeTable(table);
+}
+
+}  // namespace lowrank
