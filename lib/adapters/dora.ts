@@ -48,7 +48,8 @@ export const dora = defineAdapter({
     const scaling = scalingOf(config);
     const { loraA, loraB } = p;
     const factors = { loraA: loraA.tensor, loraB: loraB.tensor, scaling };
-    const norm = factoredNorm({ w, ...factors, weightNorms: state.of(w) });
+    const { dtype } = x.tensor;
+    const norm = factoredNorm({ w, ...factors, weightNorms: state.of(w), dtype });
     const share = t.multiply(p.magnitude, t.own(mapTensor(norm, 'reciprocal')));
     const dropout = training ? config.dropout : 0;
     if (dropout === 0) {

@@ -176,6 +176,28 @@ describe.each(DEVICES)('cancellation on %s', (device) => {
   });
 });
 
+it.each(DEVICES)('a product in bf16 costs its rounding and no more, on %s', async (device) => {
+  await scope(async () => {
+    const [N, K, r] = [33, 256, 8];
+    const { w, matrix: values } = weightOperand(WEIGHTS[0] as (typeof WEIGHTS)[0], N, K, 'f32', {
+      seed: 5,
+      device,
+    });
+    const a = operand(r, K, { seed: 6, device });
+    const b = operand(N, r, { seed: 7, device, std: 0.5 / Math.sqrt(r) });
+    const parts = { w, loraA: a.tensor, loraB: b.tensor, scaling: 1.5 };
+    const { value, p } = norms64(values, a.matrix, b.matrix, 1.5);
+    const low = await factoredNorm({ ...parts, dtype: 'bf16' }).read();
+    const high = await factoredNorm(parts).read();
+    // Squares: both operands of the product and its result are rounded.
+    low.forEach((norm, n) => {
+      const error = Math.abs(norm * norm - (value.data[n] as number));
+      expect(error).toBeLessThanOrEqual(3 * 2 ** -8 * (p.data[n] as number));
+    });
+    expect(low).not.toEqual(high);
+  });
+});
+
 it('norms have the same bits on any number of threads and tiles', async () => {
   const device: Device = 'cpu';
   await scope(async () => {
