@@ -108,6 +108,7 @@ export type {
 } from './ops/grouped-backward.js';
 export { type GroupedForwardOptions, GroupedLora } from './ops/grouped-lora.js';
 export { type GroupedEntry, GroupedSaved } from './ops/grouped-saved.js';
+export { type ConvolutionSpec, Im2col } from './ops/im2col.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {
@@ -142,6 +143,7 @@ export {
   mergeLora,
   unmergeLora,
 } from './ops/merge.js';
+export { oneHot } from './ops/one-hot.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export {

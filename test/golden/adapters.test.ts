@@ -16,7 +16,7 @@ import {
   layerNames,
   layerOf,
 } from './adapter-case.js';
-import { caseIds, type GoldenCase, isOtherMethod, loadCase } from './case-file.js';
+import { caseIds, type GoldenCase, isOtherLayer, isOtherMethod, loadCase } from './case-file.js';
 import { tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
@@ -95,7 +95,9 @@ async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
 
 const cases = [
   ...caseIds('tuners'),
-  ...[...caseIds('lora'), ...caseIds('qlora')].filter(isOtherMethod),
+  ...[...caseIds('lora'), ...caseIds('qlora')].filter(
+    (id) => isOtherMethod(id) && !isOtherLayer(id),
+  ),
 ];
 
 describe.each(DEVICES)('adapters on %s', (device) => {

@@ -141,5 +141,9 @@ export function loadCase(id: string): GoldenCase {
   return new GoldenCase(row);
 }
 
-/** Cases of `lora` and `qlora` that are more than LoRA on a [N, K] weight; adapters.test.ts has them. */
-export const isOtherMethod = (id: string): boolean => /dora|conv1d|^qlora\/(?!lora)/.test(id);
+/** Cases of `lora` on embeddings and convolutions; layers.test.ts has them. */
+export const isOtherLayer = (id: string): boolean => /conv2d|emb/.test(id);
+
+/** Cases of `lora` and `qlora` that are more than LoRA on a [N, K] weight. */
+export const isOtherMethod = (id: string): boolean =>
+  /dora|conv1d|conv2d|emb|^qlora\/(?!lora)/.test(id);

@@ -11,7 +11,7 @@ const FOLDER = dirname(fileURLToPath(import.meta.url));
 const GROUPS = {
   quant: 47,
   matmul: 15,
-  lora: 22,
+  lora: 26,
   qlora: 13,
   tuners: 46,
   routing: 4,

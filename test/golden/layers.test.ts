@@ -1,0 +1,153 @@
+// Adapters of embeddings and convolutions against PEFT: both are linear layers over other rows.
+import { describe, expect, it } from 'vitest';
+import {
+  type Adapter,
+  adapterMethods,
+  type Device,
+  Im2col,
+  matmul,
+  oneHot,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
+import { type GoldenCase, loadCase, numbersOf } from './case-file.js';
+import { RuleBook } from './rules.js';
+
+const DEVICES = ['cpu', 'reference'] as const;
+const PREFIX = 'base_model.model.';
+
+/** The case's adapter from its factors under any names. */
+function adapterOf(
+  golden: GoldenCase,
+  device: Device,
+  names: { loraA: string; loraB: string; magnitude: string },
+  [r, K, N]: readonly [number, number, number],
+): Adapter {
+  const { config, tensors } = golden.adapter();
+  const dora = config.use_dora === true;
+  const method = adapterMethods.find((m) => m.method === (dora ? 'dora' : 'lora'));
+  const part = (name: string, shape: readonly number[]): Tensor => {
+    const found = tensors.get(PREFIX + name);
+    if (found === undefined) throw new Error(`no ${name}`);
+    return Tensor.from(Float32Array.from(numbersOf(found)), shape, { device });
+  };
+  const factors = {
+    loraA: part(names.loraA, [r, K]),
+    loraB: part(names.loraB, [N, r]),
+    ...(dora ? { magnitude: part(names.magnitude, [N]) } : {}),
+  };
+  const settings = { r, loraAlpha: Number(config.lora_alpha) };
+  return (method as NonNullable<typeof method>).from(factors, {
+    inFeatures: K,
+    outFeatures: N,
+    ...settings,
+  } as never) as Adapter;
+}
+
+/** [rows, cols] to [cols, rows]. */
+const transposed = (values: ArrayLike<number>, rows: number, cols: number): Float32Array =>
+  Float32Array.from(
+    { length: rows * cols },
+    (_, i) => values[(i % rows) * cols + Math.floor(i / rows)] as number,
+  );
+
+/** scaling · loraB · loraA [N, K], which the peer calls the update. */
+async function updateOf(adapter: Adapter, device: Device): Promise<Float32Array> {
+  const { loraA, loraB } = adapter.parameters as Record<'loraA' | 'loraB', Tensor>;
+  const { r, loraAlpha } = adapter.config as { r: number; loraAlpha: number };
+  const K = loraA.shape[1] as number;
+  const right = Tensor.from(transposed(await loraA.read(), r, K), [K, r], { device });
+  const product = await matmul(loraB, right).read();
+  return product.map((v) => (v * loraAlpha) / r);
+}
+
+describe.each(DEVICES)('layers on %s', (device: Device) => {
+  it.each(['lora/emb_r4_f32', 'lora/emb_dora_r4_f32'])('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const [V = 0, D = 0] = golden.tensor('base.emb.weight').shape;
+      const names = {
+        loraA: 'emb.lora_embedding_A',
+        loraB: 'emb.lora_embedding_B',
+        magnitude: 'emb.lora_magnitude_vector',
+      };
+      const adapter = adapterOf(golden, device, names, [golden.params.r as number, V, D]);
+      const table = transposed(golden.numbers('base.emb.weight'), V, D);
+      const w = Tensor.from(table, [D, V], { device });
+      const x = oneHot(golden.numbers('in.x'), V, { device });
+      const { y, saved } = adapter.forward(x, w);
+      rules.check('out.y', await y.read());
+      const dy = Float32Array.from(golden.numbers('in.grad_out'));
+      const { parameters } = adapter.backward(Tensor.from(dy, y.shape, { device }), saved, {
+        needs: Object.keys(adapter.parameters),
+      });
+      for (const [name, gradient] of Object.entries(parameters)) {
+        const key = `grad.${PREFIX}${names[name as keyof typeof names]}`;
+        rules.check(rules.has(key) ? key : `${key}.weight`, await gradient.read());
+      }
+      rules.check('out.delta.emb', transposed(await updateOf(adapter, device), D, V));
+      const merged = adapter.merge(w).weight as Tensor;
+      rules.check('merged.emb.weight', transposed(await merged.read(), D, V));
+      rules.check('out.y_merged', await matmul(x, merged).read());
+      rules.finish();
+      expect(parameters.loraA).toBeDefined();
+    });
+  });
+
+  it.each(['lora/conv2d_r4_f32', 'lora/conv2d_dora_r4_f32'])('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const { shape } = golden.tensor('base.conv.weight');
+      const [N = 0, channels = 0, kh = 0, kw = 0] = shape;
+      const input = golden.tensor('in.x').shape;
+      const [, , height = 0, width = 0] = input;
+      const [, , outHeight = 0] = golden.tensor('out.y').shape;
+      // The one stride and padding of torch's layer that give this size.
+      const fits = [1, 2].flatMap((s) =>
+        [0, 1]
+          .filter((p) => Math.floor((height + 2 * p - kh) / s) + 1 === outHeight)
+          .map((p) => ({ s, p })),
+      );
+      expect(fits).toHaveLength(1);
+      const { s, p } = fits[0] as { s: number; p: number };
+      const patches = new Im2col({
+        channels,
+        height,
+        width,
+        kernel: [kh, kw],
+        stride: [s, s],
+        padding: [p, p],
+        device,
+      });
+      const K = patches.inFeatures;
+      const names = {
+        loraA: 'conv.lora_A.weight',
+        loraB: 'conv.lora_B.weight',
+        magnitude: 'conv.lora_magnitude_vector',
+      };
+      const adapter = adapterOf(golden, device, names, [golden.params.r as number, K, N]);
+      const from = (name: string, dims: readonly number[]) =>
+        Tensor.from(Float32Array.from(golden.numbers(name)), dims, { device });
+      const w = from('base.conv.weight', [N, K]);
+      const bias = from('base.conv.bias', [N]);
+      const rows = patches.rows(from('in.x', input));
+      const { y, saved } = adapter.forward(rows, w, { bias });
+      rules.check('out.y', await patches.image(y).read());
+      const dImage = from('in.grad_out', golden.tensor('in.grad_out').shape);
+      const { dx, parameters } = adapter.backward(patches.imageBackward(dImage), saved);
+      rules.check('grad.x', await patches.rowsBackward(dx as Tensor).read());
+      for (const [name, gradient] of Object.entries(parameters)) {
+        const key = `grad.${PREFIX}${names[name as keyof typeof names]}`;
+        rules.check(rules.has(key) ? key : `${key}.weight`, await gradient.read());
+      }
+      rules.check('out.delta.conv', await updateOf(adapter, device));
+      const merged = adapter.merge(w, { bias });
+      rules.check('merged.conv.weight', await (merged.weight as Tensor).read());
+      const through = matmul(rows, merged.weight, { bias: merged.bias ?? bias });
+      rules.check('out.y_merged', await patches.image(through).read());
+      rules.finish();
+    });
+  });
+});
