@@ -140,10 +140,8 @@ export interface PeftForm<C, Name extends string> {
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
   /** Frozen tensors that cannot be drawn again: a folder without them is refused. */
   readonly required?: readonly Name[];
-  /** Names of integer tables. */
+  /** Names of integer tables; what layers of one kind share is found under the kind's name too. */
   readonly indexes?: Readonly<Record<string, string>>;
-  /** Layers whose names end alike share their integer tables, under that end. */
-  readonly sharedIndexes?: boolean;
   /** Shapes of integer tables in the file; default one dimension. */
   readonly indexShapes?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
   /**

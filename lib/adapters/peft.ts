@@ -108,7 +108,9 @@ export function adapterFromPeft(
   const make = method.maker(options);
   const indexes: Record<string, Int32Array> = {};
   for (const [name, key] of Object.entries(peft.indexes ?? {})) {
-    const raw = folder.tensors.get(indexKey(peft, module, key));
+    const raw =
+      folder.tensors.get(`${kPrefix}${module}.${key}`) ??
+      folder.tensors.get(`base_model.${key}.${kindOf(module)}`);
     if (raw !== undefined) indexes[name] = Int32Array.from(raw.data as ArrayLike<number>, Number);
   }
   return scope(() => {
@@ -152,10 +154,9 @@ export function adapterFromPeft(
   });
 }
 
-/** Where an integer table is in the file. */
-function indexKey(peft: PeftForm<object, string>, module: string, key: string): string {
-  if (peft.sharedIndexes !== true) return `${kPrefix}${module}.${key}`;
-  return `base_model.${key}.${module.split('.').at(-1)}`;
+/** The last part of a module's name: layers of one kind share what a folder keeps under it. */
+export function kindOf(module: string): string {
+  return module.split('.').at(-1) ?? module;
 }
 
 /** Does the smaller tensor hold the leading part of the larger one? */
@@ -210,7 +211,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
       const data = indexes[name];
       if (data === undefined) continue;
       const shape = peft.indexShapes?.({ N, K, config })[name] ?? [data.length];
-      tensors.set(indexKey(peft, module, key), { dtype: 'I32', shape, data });
+      tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape, data });
     }
   }
   const config = {

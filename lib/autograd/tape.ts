@@ -275,6 +275,18 @@ export class Tape extends StructuredTape {
     );
   }
 
+  /**
+   * Values of a normal distribution of mean 0 and deviation 1, from the seed of this pass; undefined
+   * where it has none.
+   */
+  noise(shape: readonly number[], device: Tensor['device']): Value | undefined {
+    const { seed } = this.#dropout;
+    if (seed === undefined) return undefined;
+    const turn = this.#dropouts++;
+    const drawn = (seed + turn * SEED_STRIDE) % 2 ** 53;
+    return this.own(Tensor.randn(shape, { seed: drawn, device }));
+  }
+
   // Shapes and types.
 
   /** The same values under another shape. */

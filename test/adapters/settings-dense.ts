@@ -5,6 +5,7 @@ import {
   loraExpand,
   loraShrink,
   mapTensor,
+  matmul,
   matmulInputGrad,
   multiplyAdd,
   type Tensor,
@@ -25,6 +26,23 @@ function peanutWithSignsHeld(start: Adapter, w: BaseWeight) {
   };
 }
 
+/**
+ * VeLoRA's gradient of the first factor is that of a layer that sees a reconstruction of x: one whose
+ * factor is the old one on x and the change on the reconstruction.
+ */
+function veloraWithSignalHeld(start: Adapter, w: BaseWeight) {
+  const { loraAlpha, r, scale } = start.config as Record<'loraAlpha' | 'r' | 'scale', number>;
+  const { groups } = start.state as { groups: Tensor };
+  const old = start.parameters.loraA as Tensor;
+  return (at: Readonly<Record<string, Tensor>>): Tensor => {
+    const now = at as Record<'loraA' | 'loraB' | 'dx' | 'dBias', Tensor>;
+    const seen = matmulInputGrad(matmul(now.dx, groups), groups);
+    const moved = multiplyAdd({ a: now.loraA, c: old, beta: -1 });
+    const h = multiplyAdd({ a: matmul(now.dx, old), c: matmul(seen, moved), beta: scale });
+    return loraExpand(now.dx, w, h, now.loraB, { scaling: loraAlpha / r, bias: now.dBias });
+  };
+}
+
 export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   deft: { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
   glora: { settings: { r: 3 } },
@@ -41,12 +59,15 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
     settings: { frequencies: 21, scaling: 2, norm: 'ortho' },
     startsElsewhere: 'the paper draws the coefficients',
   },
+  frod: { settings: { sparseRate: 0.05 } },
+  pvera: { settings: { r: 5, dInitial: 0.2 } },
   shira: { settings: { r: 2 } },
   supertuning: { settings: { sparsity: 0.9 } },
   unilora: {
     settings: { r: 3, length: 31 },
     startsElsewhere: 'both factors come from one drawn vector',
   },
+  velora: { settings: { r: 4, loraAlpha: 6, groups: 5, scale: 0.8 }, held: veloraWithSignalHeld },
   vblora: {
     settings: { r: 3, vectors: 6, vectorLength: 8, topK: 2, bankBound: 0.5 },
     startsElsewhere: 'both factors come from one drawn bank',

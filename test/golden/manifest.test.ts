@@ -13,7 +13,7 @@ const GROUPS = {
   matmul: 15,
   lora: 26,
   qlora: 13,
-  tuners: 46,
+  tuners: 49,
   routing: 4,
   rng: 1,
   mixed_batch: 5,

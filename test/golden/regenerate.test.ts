@@ -8,6 +8,8 @@ import { loadCase } from './case-file.js';
 const CASES = [
   ['tuners/vera_one', 'lin', 48, 36, ['vera_A', 'vera_B']],
   ['tuners/shira', 'lin', 48, 36, ['shira_indices']],
+  ['tuners/pvera_eval', 'lin', 48, 36, ['pvera_A', 'pvera_B']],
+  ['tuners/frod', 'lin', 48, 36, ['frod_U']],
   ['tuners/supertuning', 'lin', 48, 36, ['supertuning_indices']],
 ] as const;
 

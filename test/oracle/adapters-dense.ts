@@ -99,6 +99,23 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     });
     return { weight: w.plus(real, config.scaling) };
   },
+  frod: (layer) => {
+    const { K } = layer;
+    const [lambda, values, v, u] = parts(layer, 'lambda', 'values', 'v', 'u');
+    const indices = table(layer, 'indices');
+    const half = indices.length / 2;
+    const core = Matrix.of(K, K, (i, j) => (i === j ? (lambda.data[i] as number) : 0));
+    for (let e = 0; e < half; e++) {
+      const place = (indices[e] as number) * K + (indices[half + e] as number);
+      core.data[place] = (core.data[place] as number) + (values.data[e] as number);
+    }
+    return { weight: u.times(core).times(v.transposed()) };
+  },
+  pvera: (layer) => {
+    const [a, b, lambdaB, lambdaD] = parts(layer, 'veraA', 'veraB', 'lambdaB', 'lambdaD');
+    const mean = Matrix.of(a.rows / 2, a.cols, (i, j) => a.at(i, j) * (lambdaD.data[i] as number));
+    return { weight: layer.w.plus(b.scaleRows(lambdaB.data).times(mean)) };
+  },
   shira: (layer) => {
     const indices = table(layer, 'indices');
     const half = indices.length / 2;
@@ -120,6 +137,10 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
       });
     const [a, b] = [gathered('indexesA', scalesA), gathered('indexesB', scalesB)];
     return { weight: layer.w.plus(b.times(a)) };
+  },
+  velora: (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return { weight: layer.w.plus(b.times(a), layer.config.loraAlpha / layer.config.r) };
   },
   vblora: (layer) => {
     const { r, vectorLength, topK } = layer.config;
