@@ -1,3 +1,4 @@
+import { adamss } from './adamss.js';
 import { deft } from './deft.js';
 import { fourierft } from './fourierft.js';
 import { frod } from './frod.js';
@@ -15,6 +16,7 @@ import { waveft } from './waveft.js';
 
 /** The methods whose update is dense, sparse, in another basis, or a function of the weight. */
 export const denseMethods = [
+  adamss,
   deft,
   fourierft,
   frod,

@@ -44,6 +44,8 @@ function veloraWithSignalHeld(start: Adapter, w: BaseWeight) {
 }
 
 export const DENSE_ROWS: Readonly<Record<string, Row>> = {
+  adamss: { settings: { r: 7, subspaces: 3 } },
+  'adamss/with the bias': { settings: { r: 7, subspaces: 3, subspaceRank: 2, withBias: true } },
   deft: { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
   glora: { settings: { r: 3 } },
   'glora/vectors': { settings: { r: 3, vectors: true } },

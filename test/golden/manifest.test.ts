@@ -13,10 +13,10 @@ const GROUPS = {
   matmul: 15,
   lora: 26,
   qlora: 13,
-  tuners: 49,
+  mixed_batch: 5,
+  tuners: 50,
   routing: 4,
   rng: 1,
-  mixed_batch: 5,
 } as const;
 
 interface ListedFile {

@@ -45,6 +45,24 @@ function mixtures(logits: Matrix, bank: Matrix, top: Int32Array, k: number): Mat
 }
 
 export const denseOracle: Readonly<Record<string, Formula>> = {
+  adamss: (layer) => {
+    const { N, K, config } = layer;
+    const [a, b, basis] = parts(layer, 'a', 'b', 'basis');
+    const subspace = table(layer, 'subspace');
+    const q = config.subspaceRank as number;
+    const core = Matrix.of(N, a.cols, (n, k) => {
+      let sum = 0;
+      for (let j = 0; j < q; j++) sum += b.at(n, j) * a.at((subspace[n] as number) * q + j, k);
+      return sum;
+    });
+    const weight = layer.w.plus(core.times(basis));
+    if (!config.withBias) return { weight };
+    const shift = core.times(parts(layer, 'basisBias')[0].transposed());
+    return {
+      weight: Matrix.of(N, K, (n, k) => weight.at(n, k)),
+      bias: layer.bias.map((v, n) => v + shift.at(n, 0)),
+    };
+  },
   deft: (layer) => {
     const [p, inject] = parts(layer, 'p', 'inject');
     const taken = p
