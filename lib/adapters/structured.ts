@@ -11,6 +11,7 @@ import { mora } from './mora.js';
 import { oft } from './oft.js';
 import { psoft } from './psoft.js';
 import { qalora } from './qalora.js';
+import { road } from './road.js';
 
 /** The methods that are built of blocks, reflections and rotations. */
 export const structuredMethods = [
@@ -27,4 +28,5 @@ export const structuredMethods = [
   oft,
   psoft,
   qalora,
+  road,
 ] as const;

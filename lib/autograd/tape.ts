@@ -61,6 +61,8 @@ const DERIVATIVES: Record<MapKind, (x: Tensor, y: Tensor) => Tensor> = {
   abs: (x) => mapTensor(x, 'sign'),
   sign: (x) => multiplyAdd({ a: x, alpha: 0 }),
   square: (x) => multiplyAdd({ a: x, alpha: 2 }),
+  sin: (x) => mapTensor(x, 'cos'),
+  cos: (x) => multiplyAdd({ a: mapTensor(x, 'sin'), alpha: -1 }),
 };
 
 /** `alpha · a + 1` */

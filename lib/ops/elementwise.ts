@@ -26,6 +26,8 @@ export const MAP_KINDS = [
   'abs',
   'sign',
   'square',
+  'sin',
+  'cos',
 ] as const;
 export type MapKind = (typeof MAP_KINDS)[number];
 

@@ -38,6 +38,10 @@ double Apply(MapFunction function, double x) {
       return x > 0 ? 1 : x < 0 ? -1 : x;
     case MapFunction::kSquare:
       return x * x;
+    case MapFunction::kSin:
+      return std::sin(x);
+    case MapFunction::kCos:
+      return std::cos(x);
   }
   return x;
 }

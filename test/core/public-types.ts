@@ -162,6 +162,8 @@ export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
     | 'abs'
     | 'sign'
     | 'square'
+    | 'sin'
+    | 'cos'
   >(true);
   mapTensor(multiplyAdd({ a: x, b: h, alpha: 2 }), 'exp', { dtype: 'f32' });
   sumProduct(x, undefined, { axis: 1 });

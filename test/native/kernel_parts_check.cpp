@@ -196,6 +196,7 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
   for (size_t i = 0; i < std::size(special); ++i) values[i * 7] = special[i];
   for (int64_t i = 1000; i < 2000; ++i) values[i] *= 0x1p-20f;
   for (int64_t i = 2000; i < 3000; ++i) values[i] *= 0x1p-135f;
+  for (int64_t i = 3000; i < 4000; ++i) values[i] *= 0x1p+110f;
   MapOp op;
   op.function = kFunction;
   op.a = a.view;

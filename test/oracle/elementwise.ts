@@ -56,4 +56,6 @@ export const MAP64: Record<string, (x: number) => number> = {
   abs: Math.abs,
   sign: Math.sign,
   square: (x) => x * x,
+  sin: Math.sin,
+  cos: Math.cos,
 };
