@@ -22,7 +22,8 @@ function butterflyOrder(K: number, blockSize: number, i: number): Int32Array {
 /**
  * Butterfly orthogonal fine-tuning: `y = boftS ⊙ ((x · F_n … F_1)·wᵀ) + bias`, factor i a rotation block
  * by block between two permutations that are inverse to each other, `P·B·Pᵀ`; each block of B is the
- * Cayley transform of the skew-symmetric part of its boftR [size, size].
+ * Cayley transform of the skew-symmetric part of its boftR [size, size]. PEFT's dropout of whole blocks is
+ * not offered.
  */
 export const boft = defineAdapter({
   method: 'boft',

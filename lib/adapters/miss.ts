@@ -1,32 +1,48 @@
+import { denseUpdate } from '../autograd/dense-update.js';
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { blockMatmul } from '../ops/block-matmul.js';
+import { denseRows, rowStep } from '../ops/dense-rows.js';
 import { FeatureMap } from '../ops/feature-map.js';
-import { dequantize } from '../quant/quantized-weight.js';
 import { defineAdapter } from './method.js';
 
 const kForms: readonly string[] = ['plain', 'bat', 'mini'];
 
+/** The smallest common multiple. */
+function commonMultiple(a: number, b: number): number {
+  let [x, y] = [a, b];
+  while (y !== 0) [x, y] = [y, x % y];
+  return (a / x) * b;
+}
+
 /**
- * `w · D` of the Bat form: row block q of w times D_q, within every column block; [N, K]. It is as
- * large as w, and made anew in every pass, as the method has it.
+ * `x · (w · D)ᵀ` of the Bat form: row block q of w times D_q, within every column block. The product is
+ * as large as w; it is made tile by tile from rows of w ({@link denseUpdate}).
  * @param blocks D, [N / r, r, r]
- * @param turned D with its first two dimensions exchanged
  */
-function batProduct(t: Tape, w: BaseWeight, blocks: Value, turned: Value): Value {
+function throughBlocks(t: Tape, x: Value, w: BaseWeight, blocks: Value): Value {
   const [N = 0, K = 0] = w.shape;
-  const [count = 0, r = 0] = blocks.shape;
+  const [, r = 0] = blocks.shape;
   const { device } = w;
-  const dense = w instanceof Tensor ? w.to({ dtype: 'f32' }) : dequantize(w, { dtype: 'f32' });
-  // Row block q as a matrix [K, r] of all its runs of r; copies of the identity bring it to [r, N / r, K].
-  const copies = Float32Array.from({ length: r * count * r }, (_, at) =>
-    Math.floor(at / (count * r)) === at % r ? 1 : 0,
-  );
-  const pick = Tensor.from(copies, [r, count, r], { device });
-  const runs = t.own(blockMatmul(pick, dense.reshape([count, K, r])));
-  return t.reshape(t.blockTransposeProduct(runs, turned), [N, K]);
+  return denseUpdate(t, x, {
+    N,
+    step: commonMultiple(r, rowStep(w)),
+    rows: { d: t.reshape(blocks, [N, r]) },
+    tile: (tape, { d }, begin, end) => {
+      const count = (end - begin) / r;
+      // Products with identities bring the row blocks side by side: [r, count, ...].
+      const eyes = Float32Array.from({ length: r * count * r }, (_, at) =>
+        Math.floor(at / (count * r)) === at % r ? 1 : 0,
+      );
+      const pick = Tensor.from(eyes, [r, count, r], { device });
+      const dense = denseRows(w, begin, end).reshape([count, K, r]);
+      const runs = tape.own(blockMatmul(pick, dense));
+      const turned = tape.blockProduct(tape.own(pick), tape.reshape(d, [count, r, r]));
+      return tape.reshape(tape.blockTransposeProduct(runs, turned), [end - begin, K]);
+    },
+  });
 }
 
 /**
@@ -34,7 +50,7 @@ function batProduct(t: Tape, w: BaseWeight, blocks: Value, turned: Value): Value
  * `y = x·wᵀ + (Σ_i x_i)·missD`, x_i the runs of r features of x, the last filled up with zeros.
  * Forms: `plain`; `mini`, in which missD [r, miniR] is repeated over the outputs; and `bat`, in which each
  * r × r block of w also goes through the block of its rows, `w_qp + w_qp·D_q + D_q` with missD
- * [N / r, r, r]. Bat forms an update of the size of w in every pass; the others do not.
+ * [N / r, r, r]. Bat makes an update of the size of w in every pass, in tiles, and has no dropout.
  */
 export const miss = defineAdapter({
   method: 'miss',
@@ -65,27 +81,18 @@ export const miss = defineAdapter({
     if (form === 'mini') {
       return { sums, spread: FeatureMap.repeat(miniR, N / miniR, 'outer', { device }) };
     }
-    if (form !== 'bat') return { sums };
-    const count = N / r;
-    const index = Int32Array.from({ length: N * r }, (_, at) => {
-      const j = at % r;
-      const g = Math.floor(at / r) % count;
-      return (g * r + Math.floor(at / (count * r))) * r + j;
-    });
-    return { sums, turn: FeatureMap.permute(index, { device }) };
+    return { sums };
   },
   forward: (t, { x, w, bias, p, config, state, N }) => {
     const { r, form, dropout } = config;
-    const h = t.features(t.dropout(x, dropout), state.sums, { dtype: 'f32' });
+    const seen = form === 'bat' ? x : t.dropout(x, dropout);
+    const h = t.features(seen, state.sums, { dtype: 'f32' });
     if (form !== 'bat') {
       const spread = state.spread === undefined ? p.missD : t.features(p.missD, state.spread);
       return t.expand(x, w, h, t.transpose(spread), { bias });
     }
     const y = t.expand(x, w, h, t.reshape(p.missD, [N, r]), { bias });
-    const flat = t.reshape(p.missD, [N * r]);
-    const turned = t.reshape(t.features(flat, state.turn as FeatureMap), [r, N / r, r]);
-    const update = batProduct(t, w, p.missD, turned);
-    return t.add(y, t.matmul(x, update));
+    return t.add(y, throughBlocks(t, x, w, p.missD));
   },
   peft: {
     type: 'MISS',

@@ -40,7 +40,7 @@ function projected(t: Tape, entries: Value, limit: number): Value {
  * `terms` above 0 that many terms of the series of `(I + Q)(I - Q)⁻¹` (OFTv2). The base stays as it is
  * stored: over a quantised one this is QOFT. `weight` has the entries of Q above the diagonal, row by
  * row. With `coft` the norm of each Q is held to `eps / sqrt(number of Qs)` by a projection that
- * gradients pass straight through.
+ * gradients pass straight through. PEFT's dropout of whole blocks is not offered.
  */
 export const oft = defineAdapter({
   method: 'oft',

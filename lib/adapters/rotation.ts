@@ -88,8 +88,8 @@ export function matrixMaps(blocks: number, size: number, device: Device): SkewMa
 export function skew(t: Tape, entries: Value, maps: SkewMaps, scale = 1): Value {
   const { size, blocks } = maps;
   const flat = t.reshape(entries, [entries.tensor.size]);
-  const below = t.features(flat, maps.lower, { alpha: scale });
-  const q = t.features(flat, maps.upper, { alpha: scale, plus: below, beta: -1 });
+  const below = t.features(flat, maps.lower, { alpha: scale, dtype: 'f32' });
+  const q = t.features(flat, maps.upper, { alpha: scale, plus: below, beta: -1, dtype: 'f32' });
   return t.reshape(q, [size, blocks, size]);
 }
 

@@ -3,6 +3,7 @@ import { boft } from './boft.js';
 import { c3a } from './c3a.js';
 import { gralora } from './gralora.js';
 import { hra } from './hra.js';
+import { irQlora } from './ir-qlora.js';
 import { krona } from './krona.js';
 import { lokr } from './lokr.js';
 import { melora } from './melora.js';
@@ -20,6 +21,7 @@ export const structuredMethods = [
   c3a,
   gralora,
   hra,
+  irQlora,
   krona,
   lokr,
   melora,

@@ -15,6 +15,7 @@ export const STRUCTURED_ROWS: Readonly<Record<string, Row>> = {
     settings: { r: 5, gramSchmidt: true },
     startsElsewhere: 'a chain of orthogonal reflections is never the identity',
   },
+  'ir-qlora': { settings: { r: 4, loraAlpha: 6 } },
   krona: { settings: { scale: 1.5 } },
   'krona/chosen': { settings: { leftN: 2, leftK: 8 } },
   lokr: { settings: { r: 2, loraAlpha: 3 } },

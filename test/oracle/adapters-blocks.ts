@@ -106,6 +106,17 @@ const qalora: Formula = (layer) => {
   );
 };
 
+const irQlora: Formula = (layer) => {
+  const { N, K, config } = layer;
+  const [a, b, scaleA, scaleB] = parts(layer, 'loraA', 'loraB', 'scaleA', 'scaleB');
+  const { r } = config;
+  const first = (i: number, k: number): number =>
+    a.at(i, k) + (Math.floor(k / (K / r)) === i ? (scaleA.at(0, 0) * r) / K : 0);
+  const second = (n: number, i: number): number =>
+    b.at(n, i) + (Math.floor(n / (N / r)) === i ? scaleB.at(0, 0) : 0);
+  return added(layer, (n, k) => scaling(layer) * sum(r, (i) => second(n, i) * first(i, k)));
+};
+
 /** Entry (n, k) of a Kronecker product. */
 const kron =
   (left: Matrix, right: Matrix) =>
@@ -140,6 +151,7 @@ export const blockOracle: Readonly<Record<string, Formula>> = {
   bdlora,
   c3a,
   gralora,
+  'ir-qlora': irQlora,
   krona,
   lokr,
   melora,
