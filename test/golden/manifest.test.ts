@@ -14,7 +14,7 @@ const GROUPS = {
   lora: 26,
   qlora: 13,
   mixed_batch: 5,
-  tuners: 50,
+  tuners: 53,
   routing: 4,
   rng: 1,
 } as const;
