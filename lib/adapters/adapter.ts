@@ -58,6 +58,7 @@ export class AdapterSaved implements Disposable {
   readonly leaves: ReadonlyMap<string, Value>;
   /** @internal Its own hold on x and on the inputs. */
   readonly held: readonly Tensor[];
+  readonly #real = true;
 
   /** @internal */
   constructor(tape: Tape, y: Value, leaves: ReadonlyMap<string, Value>, held: readonly Tensor[]) {
@@ -68,10 +69,16 @@ export class AdapterSaved implements Disposable {
     track(this);
   }
 
+  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  static is(value: unknown): value is AdapterSaved {
+    return typeof value === 'object' && value !== null && #real in value && value.#real;
+  }
+
   get disposed(): boolean {
     return this.tape.disposed;
   }
 
+  /** Frees what was saved. Twice is a no-op. */
   dispose(): void {
     this.tape.dispose();
     for (const tensor of this.held) tensor.dispose();
@@ -258,7 +265,7 @@ export class Adapter<C extends object = object> implements Disposable {
    */
   backward(dy: Tensor, saved: AdapterSaved, options?: AdapterBackwardOptions): AdapterGradients {
     const op = `${this.method}.backward`;
-    if (!(saved instanceof AdapterSaved)) {
+    if (!AdapterSaved.is(saved)) {
       throw wrongType(op, 'saved', `the saved state of ${this.method}.forward`, saved);
     }
     const given = readOptions(op, options);
@@ -297,6 +304,8 @@ export class Adapter<C extends object = object> implements Disposable {
     if (this.definition.mergeable === false) {
       fail('ERR_UNSUPPORTED', op, 'the method', 'affine in x, to be merged', this.method);
     }
+    checkWeight(op, w);
+    checkShape(op, 'w', w as Tensor, [this.outFeatures, this.inFeatures]);
     const { bias } = readOptions(op, options);
     return mergeByProbe(op, w, bias, this.inFeatures, (x, dense) => {
       const given = { training: false, ...(bias === undefined ? {} : { bias }) };
