@@ -5,6 +5,7 @@ import { frod } from './frod.js';
 import { glora } from './glora.js';
 import { hira } from './hira.js';
 import { loha } from './loha.js';
+import { osf } from './osf.js';
 import { peanut } from './peanut.js';
 import { pvera } from './pvera.js';
 import { shira } from './shira.js';
@@ -23,6 +24,7 @@ export const denseMethods = [
   glora,
   hira,
   loha,
+  osf,
   peanut,
   pvera,
   shira,

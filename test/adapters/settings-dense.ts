@@ -9,6 +9,7 @@ import {
   matmulInputGrad,
   multiplyAdd,
   type Tensor,
+  weightGrad,
 } from '../../lib/index.js';
 import type { Row } from './settings.js';
 
@@ -43,6 +44,26 @@ function veloraWithSignalHeld(start: Adapter, w: BaseWeight) {
   };
 }
 
+/** OSF's gradients are those of a layer that takes the orthogonal part of a change alone. */
+function osfWithinSubspace(start: Adapter) {
+  const { uLow, vLow } = start.parameters as Record<'uLow' | 'vLow', Tensor>;
+  const { uHigh, sHigh, vHigh } = start.buffers as Record<'uHigh' | 'sHigh' | 'vHigh', Tensor>;
+  return (at: Readonly<Record<string, Tensor>>): Tensor => {
+    const now = at as Record<'uLow' | 'sLow' | 'vLow' | 'dx' | 'dBias', Tensor>;
+    const du = multiplyAdd({ a: now.uLow, c: uLow, beta: -1 });
+    const dv = multiplyAdd({ a: now.vLow, c: vLow, beta: -1 });
+    const u = multiplyAdd({
+      a: now.uLow,
+      c: matmulInputGrad(uHigh, weightGrad(uHigh, du)),
+      beta: -1,
+    });
+    const v = multiplyAdd({ a: now.vLow, c: matmulInputGrad(matmul(dv, vHigh), vHigh), beta: -1 });
+    const low = matmul(multiplyAdd({ a: matmul(now.dx, v), b: now.sLow }), u);
+    const high = matmul(multiplyAdd({ a: matmul(now.dx, vHigh), b: sHigh }), uHigh);
+    return multiplyAdd({ a: multiplyAdd({ a: low, c: high }), c: now.dBias });
+  };
+}
+
 export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   adamss: { settings: { r: 7, subspaces: 3 } },
   'adamss/with the bias': { settings: { r: 7, subspaces: 3, subspaceRank: 2, withBias: true } },
@@ -51,6 +72,7 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   'glora/vectors': { settings: { r: 3, vectors: true } },
   hira: { settings: { r: 4 } },
   loha: { settings: { r: 3, loraAlpha: 6 } },
+  osf: { settings: { rank: 5 }, held: osfWithinSubspace },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
   fourierft: {

@@ -56,6 +56,23 @@ describe('tensors that a seed gives', () => {
     });
   });
 
+  it('the triplets of OSF that its folder leaves out', async () => {
+    await scope(async () => {
+      const golden = loadCase('tuners/osf');
+      const folder = folderOf(golden);
+      const weight = weightOf('tuners/osf', 'fc1', 32, 24);
+      const place = { inFeatures: 24, outFeatures: 32, device: 'cpu', weight } as const;
+      const tensors = new Map([...folder.tensors].filter(([key]) => !key.includes('high')));
+      expect(tensors.size).toBeLessThan(folder.tensors.size);
+      const merged = (from: typeof folder) =>
+        (adapterFromPeft(from, 'fc1', place).merge(weight).weight as Tensor).read();
+      const [whole, again] = [await merged(folder), await merged({ ...folder, tensors })];
+      again.forEach((value, i) => {
+        expect(Math.abs(value - (whole[i] as number))).toBeLessThan(1e-5);
+      });
+    });
+  });
+
   it('draws shared projections for the largest layer', async () => {
     await scope(async () => {
       const folder = folderOf(loadCase('tuners/vera_one'));

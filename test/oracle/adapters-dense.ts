@@ -94,6 +94,12 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     const { loraAlpha, r } = layer.config;
     return { weight: layer.w.plus(hadamard(a1.times(b1), a2.times(b2)), loraAlpha / r) };
   },
+  osf: (layer) => {
+    const [uLow, sLow, vLow] = parts(layer, 'uLow', 'sLow', 'vLow');
+    const [uHigh, sHigh, vHigh] = parts(layer, 'uHigh', 'sHigh', 'vHigh');
+    const low = uLow.scaleCols(sLow.data).times(vLow);
+    return { weight: uHigh.scaleCols(sHigh.data).times(vHigh).plus(low) };
+  },
   peanut: (layer) => {
     const [a, b] = parts(layer, 'a', 'b');
     const hidden = layer.w.transposed().times(a.transposed());
