@@ -12,24 +12,30 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// out[i] = x[first + index[i]], 0 where index[i] is -1; count <= kStripElems.
-template <typename Bits>
-LOWRANK_INLINE void GatherBits(const Bits* row, const int32_t* index, int64_t count, Bits* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int32_t from = index[i];
-    out[i] = from < 0 ? Bits{0} : row[from];
-  }
-}
+// f32 as bits, whatever wrote them.
+typedef uint32_t Word __attribute__((may_alias));
 
+/// out[i] = x[m][index[i]], 0 where index[i] is -1; count <= kStripElems.
 LOWRANK_INLINE void Gather(const TensorView& x, int64_t m, const int32_t* index, int64_t count,
                            float* out) {
   const int64_t first = m * x.cols;
-  if (x.dtype == DType::kF32) {
-    GatherBits(static_cast<const float*>(x.data) + first, index, count, out);
+  if (x.cols == 0) {
+    for (int64_t i = 0; i < count; ++i) out[i] = 0.0f;
     return;
   }
+  if (x.dtype == DType::kF32) {
+    // Without a branch, so that it may become a gather: for -1 the first is read and dropped.
+    const Word* row = static_cast<const Word*>(x.data) + first;
+    Word* words = reinterpret_cast<Word*>(out);
+    for (int64_t i = 0; i < count; ++i) {
+      const int32_t none = index[i] >> 31;
+      words[i] = row[index[i] & ~none] & static_cast<uint32_t>(~none);
+    }
+    return;
+  }
+  const uint16_t* row = static_cast<const uint16_t*>(x.data) + first;
   alignas(64) uint16_t bits[kStripElems];
-  GatherBits(static_cast<const uint16_t*>(x.data) + first, index, count, bits);
+  for (int64_t i = 0; i < count; ++i) bits[i] = index[i] < 0 ? uint16_t{0} : row[index[i]];
   WidenRun(bits, x.dtype, 0, count, out);
 }
 
