@@ -9,8 +9,8 @@ import { defineAdapter } from './method.js';
  * `ΔW = p · (scaling · inject - relu(p)ᵀ · w)` with p [N, r] and inject [r, K], that is
  * `y = x·wᵀ + (scaling · x·injectᵀ - (x·wᵀ)·relu(p)) · pᵀ`. At the start inject is what is taken out.
  *
- * This is the variant whose projector is `p · relu(p)ᵀ`; the one over an orthonormal basis of p is not
- * here yet.
+ * This is the variant whose projector is `p · relu(p)ᵀ`; {@link deftQr} is the one over an orthonormal
+ * basis of p.
  */
 export const deft = defineAdapter({
   method: 'deft',

@@ -1,5 +1,6 @@
 import { adamss } from './adamss.js';
 import { deft } from './deft.js';
+import { deftQr } from './deft-qr.js';
 import { fourierft } from './fourierft.js';
 import { frod } from './frod.js';
 import { glora } from './glora.js';
@@ -19,6 +20,7 @@ import { waveft } from './waveft.js';
 export const denseMethods = [
   adamss,
   deft,
+  deftQr,
   fourierft,
   frod,
   glora,

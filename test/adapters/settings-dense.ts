@@ -75,6 +75,7 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   osf: { settings: { rank: 5 }, held: osfWithinSubspace },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
+  'deft-qr': { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
   fourierft: {
     settings: { frequencies: 21, scaling: 20 },
     startsElsewhere: 'the paper draws the coefficients',

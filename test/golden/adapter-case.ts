@@ -239,7 +239,14 @@ const OWN_DELTA: Readonly<Record<string, (adapter: Adapter, w: BaseWeight) => Te
   },
 };
 /** Methods whose update depends on the base weight. */
-const MULTIPLICATIVE: ReadonlySet<string> = new Set(['ia3', 'ia3-input', 'peanut', 'frod', 'osf']);
+const MULTIPLICATIVE: ReadonlySet<string> = new Set([
+  'ia3',
+  'ia3-input',
+  'peanut',
+  'frod',
+  'osf',
+  'deft-qr',
+]);
 
 /** Methods whose `out.delta` is a rotation of the K input features. */
 const ROTATIONS: ReadonlySet<string> = new Set(['hra', 'oft']);

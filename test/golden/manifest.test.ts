@@ -14,7 +14,7 @@ const GROUPS = {
   lora: 26,
   qlora: 13,
   mixed_batch: 5,
-  tuners: 54,
+  tuners: 55,
   routing: 4,
   rng: 1,
 } as const;

@@ -25,6 +25,23 @@ function scattered(layer: OracleLayer, places: ArrayLike<number>, values: Matrix
   return full;
 }
 
+/** The first columns of H₁ H₂ …, of the reflections that take p to an upper triangle. */
+function householderBasis(p: Matrix): Matrix {
+  const { rows: N, cols: r } = p;
+  let rest = p;
+  let product = Matrix.identity(N);
+  for (let k = 0; k < r; k++) {
+    const x = Matrix.of(N, 1, (i) => (i < k ? 0 : rest.at(i, k)));
+    const norm = Math.sqrt(x.data.reduce((sum, v) => sum + v * v, 0));
+    const v = x.map((value, i) => (i === k ? value + Math.sign(value) * norm : value));
+    const length = v.data.reduce((sum, value) => sum + value * value, 0);
+    const reflect = Matrix.identity(N).plus(v.times(v.transposed()), -2 / length);
+    rest = reflect.times(rest);
+    product = product.times(reflect);
+  }
+  return Matrix.of(N, r, (i, j) => product.at(i, j));
+}
+
 /** One level of the inverse Haar transform of a vector of sums and differences. */
 const haar = (size: number): Matrix =>
   Matrix.of(size, size, (at, j) => {
@@ -106,6 +123,12 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     const f = ACTIVATIONS[layer.config.activation as string] as (v: number) => number;
     const update = hidden.map(f).times(b.transposed()).transposed();
     return { weight: layer.w.plus(update, layer.config.scaling) };
+  },
+  'deft-qr': (layer) => {
+    const [p, inject] = parts(layer, 'p', 'inject');
+    const q = householderBasis(p);
+    const put = inject.map((v) => v * layer.config.scaling);
+    return { weight: layer.w.plus(q.times(put.plus(q.transposed().times(layer.w), -1))) };
   },
   fourierft: (layer) => {
     const { N, K, w, config } = layer;
