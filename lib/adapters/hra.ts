@@ -23,8 +23,11 @@ export const hra = defineAdapter({
   defaults: { r: 8, gramSchmidt: false },
   trained: ['hraU'],
   shapes: ({ K, config: { r } }) => ({ hraU: [K, r] }),
-  check: ({ K, config: { r, gramSchmidt } }) =>
-    gramSchmidt && r > K ? ['r', `at most K (${K}), with gramSchmidt`, String(r)] : undefined,
+  check: ({ K, config: { r, gramSchmidt } }) => {
+    const most = gramSchmidt ? K : Number.POSITIVE_INFINITY;
+    const expected = gramSchmidt ? `from 1 to K (${K}), with gramSchmidt` : 'at least 1';
+    return r >= 1 && r <= most ? undefined : ['r', expected, String(r)];
+  },
   init: (make) => {
     const { r, gramSchmidt } = make.config;
     if (gramSchmidt || r % 2 !== 0) return { hraU: make.kaiming('hraU') };

@@ -1,0 +1,61 @@
+// Settings that do not fit the layer are refused by name, with what was expected and what came.
+import { describe, expect, it } from 'vitest';
+import { type AdapterPlace, adapterMethods, LowrankError, memoryUsage } from '../../lib/index.js';
+
+/** Of a layer with N = 24 and K = 32. */
+const REFUSED: readonly (readonly [
+  method: string,
+  settings: Record<string, unknown>,
+  text: RegExp,
+])[] = [
+  ['bdlora', { side: 'c' }, /side must be 'a' or 'b', got 'c'/],
+  ['bdlora', { r: 4, blocks: 3 }, /blocks must be a divisor of r \(4\) and of K \(32\), got 3/],
+  ['bdlora', { r: 5, blocks: 5, side: 'b' }, /blocks must be a divisor of .*N \(24\), got 5/],
+  ['boft', { blockSize: 5 }, /blockSize must be such that 32 is a multiple of 1 of it, got 5/],
+  ['boft', { blockSize: 4, factors: 0 }, /factors must be an integer from 1 to 30, got 0/],
+  ['boft', { blockSize: 1, factors: 2 }, /blockSize must be even, with more than one factor/],
+  ['boft', { blockSize: 4, factors: 5 }, /blockSize must be such that 32 is a multiple of 16/],
+  ['c3a', { blockSize: 5 }, /blockSize must be a divisor of K \(32\) and of N \(24\), got 5/],
+  ['c3a', { blockSize: 8, init: 'ones' }, /init must be zeros, gaussian, xavier, got 'ones'/],
+  ['gralora', { r: 8, k: 3 }, /k must be a divisor of K \(32\), of N \(24\) and of r \(8\), got 3/],
+  ['gralora', { r: 8, hybridR: -1 }, /hybridR must be not negative, got -1/],
+  ['hra', { r: 0 }, /r must be at least 1, got 0/],
+  ['hra', { r: 33, gramSchmidt: true }, /r must be from 1 to K \(32\), with gramSchmidt, got 33/],
+  ['ir-qlora', { r: 3 }, /r must be a divisor of K \(32\) and of N \(24\), got 3/],
+  ['krona', { leftN: 5 }, /leftN must be a divisor of N \(24\), or 0, got 5/],
+  ['krona', { leftK: 5 }, /leftK must be a divisor of K \(32\), or 0, got 5/],
+  ['lokr', { factor: 0 }, /factor must be a positive integer, or -1, got 0/],
+  ['lokr', { r: 0 }, /r must be above 0, got 0/],
+  ['melora', { minis: 5 }, /minis must be a divisor of K \(32\) and of N \(24\), got 5/],
+  ['miss', { form: 'odd' }, /form must be one of plain, bat, mini, got 'odd'/],
+  ['miss', { form: 'mini', miniR: 5 }, /miniR must be a divisor of N \(24\), got 5/],
+  ['miss', { form: 'bat', r: 6 }, /r must be a divisor of K \(32\) and of N \(24\), got 6/],
+  ['mora', { kind: 'folding' }, /kind must be rotation or sharing, got 'folding'/],
+  ['oft', { blocks: 5 }, /blocks must be a divisor of 32, got 5/],
+  ['oft', { blockSize: 5 }, /blockSize must be a divisor of 32, got 5/],
+  ['oft', { blockSize: 8, eps: 0 }, /eps must be above 0, got 0/],
+  ['psoft', { r: 25 }, /r must be from 1 to 24, got 25/],
+  ['psoft', { r: 4 }, /weight must be given \(the base weight\), got none/],
+  ['qalora', { groupSize: 5 }, /groupSize must be a divisor of K \(32\), got 5/],
+  ['qalora', { pool: 'sum' }, /pool must be 'groups' or 'size', got 'sum'/],
+  ['road', { variant: 3 }, /variant must be 1, 2 or 4, got 3/],
+  ['road', { groupSize: 5 }, /groupSize must be an even divisor of N \(24\), got 5/],
+];
+
+describe('settings that do not fit', () => {
+  it.each(REFUSED)('%s %j', (name, settings, text) => {
+    const before = memoryUsage('cpu').liveTensors;
+    const method = adapterMethods.find((candidate) => candidate.method === name);
+    const place = { inFeatures: 32, outFeatures: 24, device: 'cpu', ...settings } as AdapterPlace;
+    let error: unknown;
+    try {
+      method?.create(place);
+    } catch (caught) {
+      error = caught;
+    }
+    expect(error).toBeInstanceOf(LowrankError);
+    expect((error as LowrankError).code).toBe('ERR_VALUE');
+    expect((error as LowrankError).message).toMatch(text);
+    expect(memoryUsage('cpu').liveTensors).toBe(before);
+  });
+});
