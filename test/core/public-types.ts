@@ -4,6 +4,8 @@
  */
 import {
   type BaseWeight,
+  blockMatmul,
+  blockWeightGrad,
   type ComputePrecision,
   coreScale,
   coreScaleBackward,
@@ -12,6 +14,8 @@ import {
   dequantize,
   devices,
   type ErrorCode,
+  FeatureMap,
+  factoredNorm,
   LoraAdapter,
   type LoraGradient,
   type LoraSaved,
@@ -23,10 +27,14 @@ import {
   loraShrink,
   loraShrinkBackward,
   type MapKind,
+  type MergeLoss,
+  type MergeResult,
+  mapFeatures,
   mapTensor,
   matmul,
   matmulInputGrad,
   memoryUsage,
+  mergeLora,
   multiplyAdd,
   type QuantFormat,
   QuantizedWeight,
@@ -36,6 +44,7 @@ import {
   type synchronize,
   Tensor,
   weightGrad,
+  weightNorms,
 } from '../../lib/index.js';
 
 /** Compiles only where A and B are the same type. */
@@ -167,6 +176,16 @@ export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
   >(true);
   mapTensor(multiplyAdd({ a: x, b: h, alpha: 2 }), 'exp', { dtype: 'f32' });
   sumProduct(x, undefined, { axis: 1 });
+  const features: FeatureMap = FeatureMap.repeat(4, 2, 'inner');
+  same<ReturnType<typeof mapFeatures>, Tensor>(true);
+  mapFeatures(x.reshape([4]), features.adjoint, { c: x, alpha: 2 });
+  blockWeightGrad(blockMatmul(x, w as Tensor), x);
+  same<MergeResult<QuantizedWeight>['weight'], QuantizedWeight>(true);
+  const { kept }: MergeLoss = mergeLora(w, { loraA: x, loraB: x }).lost;
+  same<typeof kept, number>(true);
+  factoredNorm({ w, loraA: x, loraB: x, weightNorms: weightNorms(w) });
+  // @ts-expect-error a repetition is inner or outer
+  FeatureMap.repeat(4, 2, 'middle');
   const { h2, saved } = coreScale(h, { core: x });
   same<ReturnType<typeof coreScaleBackward>['dh'], Tensor>(true);
   coreScaleBackward(h2, saved, { keep: true });
