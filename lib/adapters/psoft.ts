@@ -1,21 +1,32 @@
+import type { Value } from '../autograd/gradient-tape.js';
+import type { Tape } from '../autograd/tape.js';
 import { Tensor } from '../core/tensor.js';
 import { leadingTriplets } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
 import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
+
+/** The entries of Q, shrunk where its Frobenius norm is above eps; 0: as they are. */
+function bounded(t: Tape, entries: Value, eps: number): Value {
+  if (eps <= 0) return entries;
+  // An offset far below f32's last place of eps²: the root has a derivative at zero.
+  const squares = t.affine(t.sum(t.map(entries, 'square'), 1), 2, 1e-24);
+  const beyond = t.map(t.affine(t.map(squares, 'sqrt'), 1 / eps, -1), 'relu');
+  return t.multiply(entries, t.reshape(t.map(t.affine(beyond, 1, 1), 'reciprocal'), [1]));
+}
 
 /**
  * A rotation in the principal subspace of the base weight:
  * `y = x·wᵀ + loraAlpha / r · (x · loraAᵀ)·(R' - I)ᵀ·loraBᵀ`, loraB · loraA the r leading singular triplets
  * of w, frozen; `R' = vectorB ⊙ R ⊙ vectorA` (rows, columns), R [r, r] the Cayley transform
  * `(I + Q)(I - Q)⁻¹` of the skew-symmetric matrix with the entries `weight` above its diagonal, row by row,
- * or with `terms` above 0 that many terms of its series. A folder of PEFT's has no factors, whose signs the
+ * or with `terms` above 0 that many terms of its series, for which the norm of Q is held to `eps` (0: free). A folder of PEFT's has no factors, whose signs the
  * rotation depends on: give them beside its tensors.
  */
 export const psoft = defineAdapter({
   method: 'psoft',
   reference:
     'Wu et al., Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation, 2025, arXiv:2505.11235',
-  defaults: { r: 32, loraAlpha: 32, terms: 0, dropout: 0 },
+  defaults: { r: 32, loraAlpha: 32, terms: 0, eps: 0, dropout: 0 },
   trained: ['weight', 'vectorA', 'vectorB'],
   frozen: ['loraA', 'loraB'],
   shapes: ({ N, K, config: { r } }) => ({
@@ -46,10 +57,10 @@ export const psoft = defineAdapter({
   },
   prepare: ({ config, device }) => triangleMaps(1, config.r, device),
   forward: (t, { x, w, bias, p, config, state }) => {
-    const { r, loraAlpha, terms, dropout } = config;
+    const { r, loraAlpha, terms, eps, dropout } = config;
     const rows =
       terms > 0
-        ? cayleySeries(t, skew(t, p.weight, state), state, terms)
+        ? cayleySeries(t, skew(t, bounded(t, p.weight, eps), state), state, terms)
         : cayley(t, skew(t, p.weight, state, -1), state);
     const turn = t.multiply(t.reshape(rows, [r, r]), p.vectorA);
     const column = t.reshape(p.vectorB, [r, 1]);
@@ -73,14 +84,15 @@ export const psoft = defineAdapter({
       r: Number(config.r ?? 32),
       loraAlpha: Number(config.psoft_alpha ?? 32),
       terms: config.use_cayley_neumann === true ? Number(config.num_cayley_neumann_terms ?? 5) : 0,
+      eps: Number(config.cayley_neumann_eps ?? 0),
       dropout: Number(config.psoft_dropout ?? 0),
     }),
-    write: ({ r, loraAlpha, terms, dropout }) => ({
+    write: ({ r, loraAlpha, terms, eps, dropout }) => ({
       r,
       psoft_alpha: loraAlpha,
       use_cayley_neumann: terms > 0,
       num_cayley_neumann_terms: terms > 0 ? terms : 5,
-      cayley_neumann_eps: null,
+      cayley_neumann_eps: eps > 0 ? eps : null,
       psoft_mag_a: true,
       psoft_mag_b: true,
       psoft_orth: true,

@@ -164,8 +164,10 @@ function boftOf(layer: OracleLayer): { weight: Matrix } {
 function psoftOf(layer: OracleLayer): { weight: Matrix } {
   const names = ['weight', 'vectorA', 'vectorB', 'loraA', 'loraB'] as const;
   const [weight, vectorA, vectorB, a, b] = parts(layer, ...names);
-  const { r, loraAlpha, terms } = layer.config;
-  const q = skewOf(weight.data, r);
+  const { r, loraAlpha, terms, eps } = layer.config;
+  const norm = Math.sqrt(2 * weight.data.reduce((total, v) => total + v * v, 0));
+  const shrink = terms > 0 && eps > 0 && norm > eps ? eps / norm : 1;
+  const q = skewOf(weight.data, r).map((v) => v * shrink);
   const rotation = terms > 0 ? seriesOf(q, terms) : cayleyOf(q).transposed();
   const core = rotation.scaleCols(vectorA.data).scaleRows(vectorB.data);
   const update = b.times(core.plus(Matrix.identity(r), -1)).times(a);
