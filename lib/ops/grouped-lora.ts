@@ -177,10 +177,9 @@ export class GroupedLora implements Disposable {
    * loraA_eᵀ · loraB_eᵀ + loraBias_e)`; rows of null have the first two terms.
    *
    * A row has the bits that `loraForward` with its adapter gives it, whatever the order and the
-   * company (on a CUDA device as far as its base product has; see `LOWRANK_CUDA_BATCH_INVARIANT`).
+   * company; on a CUDA device those that the row has in any other batch of several adapters. A table of
+   * them goes to the device with each call, so such a batch cannot be captured into a graph.
    * Dropout masks are a function of the seed and the element's index in x, so there the place counts.
-   * CUDA devices run batches of several adapters run by run of neighbouring rows, without `rowScale` and
-   * with dropout by a mask only.
    * @param x [..., K] f32, bf16 or f16
    * @param w [N, K] dense or quantised, frozen
    * @param rows a name or null for each row of x folded to [M, K], or for each entry of its first

@@ -168,6 +168,9 @@ Status GroupedBackwardOp::Check() const {
     LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraA", adapter.d_lora_a, r, k));
     LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraB", adapter.d_lora_b, n, r));
     LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraBias", adapter.d_lora_bias, 1, n));
+    if (adapter.d_lora_bias.present && !adapter.d_lora_b.present) {
+      return Refuse(Code::kValue, kName, "dLoraBias", "beside dLoraB", "alone");
+    }
     needs_x = needs_x || adapter.d_lora_a.present;
     needs_h = needs_h || adapter.d_lora_b.present;
     ranges.Add("dLoraA", adapter.d_lora_a, true);

@@ -26,7 +26,7 @@ struct AdapterRows {
   // Of the backward pass; what is not present is not computed.
   TensorView d_lora_a;     // [r, K]  out, optional
   TensorView d_lora_b;     // [N, r]  out, optional
-  TensorView d_lora_bias;  // [1, N]  out, optional
+  TensorView d_lora_bias;  // [1, N]  out, optional, beside d_lora_b
   bool accumulate_d_lora_a = false;
   bool accumulate_d_lora_b = false;
   bool accumulate_d_lora_bias = false;

@@ -58,14 +58,12 @@ Status CudaBackend::MakeWholePlan(const Op& op) {
   void* base = nullptr;
   const size_t have_bytes = engine.streams.WorkspaceHere(&base);
   Workspace workspace(base);
-  plan_.steps.clear();
-  plan_.first_non_finite = nullptr;
+  plan_.Clear();
   LOWRANK_RETURN_IF_ERROR(MakePlan(op, engine.context.limits(), &workspace, &plan_));
   if (workspace.bytes() <= have_bytes) return Status();
   LOWRANK_RETURN_IF_ERROR(engine.streams.Workspace(workspace.bytes(), &base));
   Workspace grown(base);
-  plan_.steps.clear();
-  plan_.first_non_finite = nullptr;
+  plan_.Clear();
   return MakePlan(op, engine.context.limits(), &grown, &plan_);
 }
 
@@ -118,7 +116,7 @@ Status CudaBackend::Issue(const Op& op, const OpRefs& refs) {
 }
 
 bool CudaBackend::NeedsCompletion(const OpRefs& refs) const {
-  if (TraceEnabled() || plan_.first_non_finite != nullptr) return true;
+  if (TraceEnabled() || plan_.first_non_finite != nullptr || !plan_.upload.empty()) return true;
   const HostPages& pages = engine_.load(std::memory_order_acquire)->pages;
   for (const auto* list : {&refs.inputs, &refs.outputs}) {
     for (const StoragePtr& storage : *list) {
@@ -145,6 +143,15 @@ Status CudaBackend::RunPlan(Completion* after) {
     LOWRANK_RETURN_IF_ERROR(context.Check(
         driver.cuMemsetD8Async(Pointer(plan_.first_non_finite), 0x7f, sizeof(int64_t), stream),
         "cuMemsetD8Async"));
+  }
+  if (!plan_.upload.empty()) {
+    if (after == nullptr) return RefuseCapture("given a table of adapters");
+    const size_t bytes = plan_.upload.size();
+    LOWRANK_RETURN_IF_ERROR(engine.staging.Acquire(bytes, &after->staging));
+    std::memcpy(after->staging.data, plan_.upload.data(), bytes);
+    LOWRANK_RETURN_IF_ERROR(context.Check(
+        driver.cuMemcpyHtoDAsync_v2(Pointer(plan_.upload_to), after->staging.data, bytes, stream),
+        "cuMemcpyHtoDAsync_v2"));
   }
   for (const LaunchStep& step : plan_.steps) {
     LOWRANK_RETURN_IF_ERROR(context.Launch(step, stream));

@@ -100,6 +100,18 @@ struct Plan {
   /// the input that is not finite, and looked at after the last step. Below kNoneFound the op, and
   /// whatever read its outputs, fails with kNonFinite.
   int64_t* first_non_finite = nullptr;
+  /// What the kernels read beside the op's operands (a table of pointers), copied by the backend to
+  /// `upload_to` in the workspace before the first step. Not while a stream is being captured,
+  /// since the bytes are this op's alone.
+  std::vector<unsigned char> upload;
+  void* upload_to = nullptr;
+
+  void Clear() {
+    steps.clear();
+    first_non_finite = nullptr;
+    upload.clear();
+    upload_to = nullptr;
+  }
 };
 
 /// `op` has passed Check(). Fails with kUnsupported where no kernel takes it, saying what is.

@@ -222,4 +222,18 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
   return Refuse(Code::kUnsupported, "matmul", "x", "bf16 or f16", DTypeName(operands.x.dtype));
 }
 
+Status PlanGemmMmaSums(const GemmMmaOperands& operands, const GemmMmaChoice& choice, float* sums,
+                       Plan* plan) {
+  Workspace measure;  // of a plane that is not taken from it
+  LOWRANK_RETURN_IF_ERROR(PlanGemmMma(operands, choice, &measure, plan));
+  if (plan->steps.empty()) return Status();
+  LaunchStep& step = plan->steps.back();
+  gpu::GemmMmaParams params;
+  std::memcpy(&params, step.params.data(), sizeof(params));
+  params.splits = 2;  // of which the grid has the first, with all of the reduction
+  params.planes = sums;
+  step.SetParams(params);
+  return Status();
+}
+
 }  // namespace lowrank::cuda

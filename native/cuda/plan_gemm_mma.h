@@ -22,6 +22,11 @@ struct GemmMmaOperands {
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
 };
 
+/// sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, w and
+/// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once.
+Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                       Workspace* workspace, Plan* plan);
+
 /// One row of the tile table: what a block computes, and where it is chosen.
 struct GemmMmaTile {
   const char* name;         // in the kernel's name
@@ -51,6 +56,11 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
 /// The same by a choice of one's own.
 Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
+
+/// The f32 sums of the product alone as one plane, which the kernels write where a reduction is
+/// cut.
+Status PlanGemmMmaSums(const GemmMmaOperands& operands, const GemmMmaChoice& choice, float* sums,
+                       Plan* plan);
 
 /// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few
 /// tokens, wgmma, or the tiled one of this header. Where lora_a is present, h is computed first, by

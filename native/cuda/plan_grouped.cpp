@@ -1,112 +1,181 @@
-/// Plans of a batch whose rows have different adapters: the plans of loraForward and loraBackward,
-/// for each run of neighbouring rows of one adapter.
-#include <vector>
+/// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu): one product
+/// with the base weight for all rows, and a launch for each part of all adapters.
+///
+///   forward    shrink, base product, expand
+///   backward   d_bias, dh, base product, dx, d_lora_a, d_lora_b: what is wanted
+///
+/// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
+/// ones the workspace holds its f32 sums, so that an element is rounded once.
+#include <algorithm>
+#include <cstring>
 
-#include "native/cuda/plan.h"
+#include "cuda/params/lora_grouped.h"
+#include "native/core/philox.h"
+#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_lora_grad.h"
+#include "native/cuda/plan_streaming.h"
 
 namespace lowrank::cuda {
 namespace {
 
-/// Neighbouring rows of one adapter, or (null) of none.
-struct RowRun {
-  int64_t begin = 0;
-  int64_t count = 0;
-  const AdapterRows* adapter = nullptr;
-  int64_t place = 0;  // of the first, among the adapter's rows
+/// The adapter as the kernels have it.
+gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
+  gpu::GroupedAdapter e{};
+  const auto set = [](const TensorView& view, auto* data, int32_t* element) {
+    *data = view.present ? view.data : nullptr;
+    *element = LoraElementOf(view.dtype);
+  };
+  set(adapter.lora_a, &e.lora_a, &e.a_element);
+  set(adapter.lora_b, &e.lora_b, &e.b_element);
+  set(adapter.lora_bias, &e.lora_bias, &e.bias_element);
+  set(adapter.d_lora_a, &e.d_lora_a, &e.d_a_element);
+  set(adapter.d_lora_b, &e.d_lora_b, &e.d_b_element);
+  set(adapter.d_lora_bias, &e.d_lora_bias, &e.d_bias_element);
+  e.r = adapter.r();
+  e.first = adapter.first;
+  e.count = adapter.count;
+  e.h_begin = adapter.h_begin;
+  e.scaling = adapter.scaling;
+  e.threshold = DropoutThreshold(adapter.dropout);
+  e.kept_scale = static_cast<float>(1.0 / (1.0 - adapter.dropout));
+  e.gate_kind = masked                ? gpu::kLoraGateMask
+                : adapter.dropout > 0 ? gpu::kLoraGatePhilox
+                                      : gpu::kLoraGateNone;
+  e.accumulate_a = adapter.accumulate_d_lora_a ? 1 : 0;
+  e.accumulate_b = adapter.accumulate_d_lora_b ? 1 : 0;
+  e.accumulate_bias = adapter.accumulate_d_lora_bias ? 1 : 0;
+  return e;
+}
+
+/// The tables in the order in which they are uploaded.
+class Tables {
+ public:
+  Tables(const AdapterTable& table, int64_t m_count, bool masked) {
+    std::vector<bool> taken(static_cast<size_t>(m_count), false);
+    rows_.assign(table.rows, table.rows + table.row_count);
+    for (const int32_t row : rows_) taken[static_cast<size_t>(row)] = true;
+    for (int64_t m = 0; m < m_count; ++m) {
+      if (!taken[static_cast<size_t>(m)]) rows_.push_back(static_cast<int32_t>(m));
+    }
+    for (int64_t e = 0; e < table.count; ++e) {
+      const AdapterRows& adapter = table.adapters[e];
+      adapters_.push_back(GpuAdapter(adapter, masked));
+      AddTiles(static_cast<int32_t>(e), adapter.first, adapter.count);
+      largest_r_ = std::max(largest_r_, adapter.r());
+    }
+    with_adapter_ = static_cast<int64_t>(tiles_.size());
+    AddTiles(-1, table.row_count, m_count - table.row_count);
+    // A tile of no adapter reads the first one's fields all the same.
+    if (adapters_.empty()) adapters_.push_back(gpu::GroupedAdapter{});
+  }
+
+  void Upload(gpu::GroupedParams* params, Workspace* workspace, Plan* plan) const {
+    const size_t adapters = Round(adapters_.size() * sizeof(gpu::GroupedAdapter));
+    const size_t tiles = Round(tiles_.size() * sizeof(gpu::GroupedRowTile));
+    const size_t bytes = adapters + tiles + rows_.size() * sizeof(int32_t);
+    unsigned char* at = workspace->Take<unsigned char>(static_cast<int64_t>(bytes));
+    plan->upload.resize(bytes);
+    plan->upload_to = at;
+    unsigned char* from = plan->upload.data();
+    Copy(adapters_, from);
+    Copy(tiles_, from + adapters);
+    Copy(rows_, from + adapters + tiles);
+    if (at == nullptr) return;  // the workspace is only measured
+    params->adapters = reinterpret_cast<const gpu::GroupedAdapter*>(at);
+    params->tiles = reinterpret_cast<const gpu::GroupedRowTile*>(at + adapters);
+    params->rows = reinterpret_cast<const int32_t*>(at + adapters + tiles);
+  }
+
+  int64_t tiles() const { return static_cast<int64_t>(tiles_.size()); }
+  int64_t tiles_with_adapter() const { return with_adapter_; }
+  int64_t largest_r() const { return largest_r_; }
+
+ private:
+  static size_t Round(size_t bytes) { return (bytes + 15) / 16 * 16; }
+  template <typename T>
+  static void Copy(const std::vector<T>& from, unsigned char* to) {
+    if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
+  }
+  void AddTiles(int32_t adapter, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; i += gpu::kGroupedTile) {
+      const int64_t rows = std::min<int64_t>(gpu::kGroupedTile, count - i);
+      tiles_.push_back({adapter, static_cast<int32_t>(rows), first + i});
+    }
+  }
+
+  std::vector<gpu::GroupedAdapter> adapters_;
+  std::vector<gpu::GroupedRowTile> tiles_;
+  std::vector<int32_t> rows_;
+  int64_t with_adapter_ = 0;
+  int64_t largest_r_ = 0;
 };
 
-std::vector<RowRun> RunsOf(const AdapterTable& table, int64_t m_count) {
-  std::vector<RowRun> rows(static_cast<size_t>(m_count));
-  for (int64_t m = 0; m < m_count; ++m) rows[static_cast<size_t>(m)] = {m, 1, nullptr, 0};
-  for (int64_t e = 0; e < table.count; ++e) {
-    const AdapterRows& adapter = table.adapters[e];
-    for (int64_t i = 0; i < adapter.count; ++i) {
-      RowRun& row = rows[static_cast<size_t>(table.rows[adapter.first + i])];
-      row.adapter = &adapter;
-      row.place = i;
-    }
-  }
-  std::vector<RowRun> runs;
-  for (const RowRun& row : rows) {
-    if (runs.empty() || runs.back().adapter != row.adapter) {
-      runs.push_back(row);
-    } else {
-      ++runs.back().count;
-    }
-  }
-  return runs;
-}
-
-TensorView RowsOf(TensorView view, const RowRun& run) {
-  if (!view.present) return view;
-  view.data = static_cast<char*>(view.data) +
-              static_cast<size_t>(run.begin * view.cols) * DTypeBytes(view.dtype);
-  view.rows = run.count;
-  return view;
-}
-
-TensorView PartOf(const TensorView& h, const RowRun& run) {
-  if (!h.present) return h;
-  const int64_t r = run.adapter->r();
-  float* data = static_cast<float*>(h.data) + run.adapter->h_begin + run.place * r;
-  return {data, DType::kF32, run.count, r, true};
-}
-
-DropoutSpec DropoutOf(const RowRun& run, const TensorView& mask) {
-  DropoutSpec dropout;
-  dropout.p = run.adapter->dropout;
-  dropout.mask = RowsOf(mask, run);
-  return dropout;
-}
-
-Status CheckTable(const char* op, const AdapterTable& table, const TensorView& row_scale,
-                  const TensorView& mask) {
-  if (row_scale.present) {
-    return Refuse(Code::kUnsupported, op, "rowScale", "absent on a CUDA device", "a tensor");
-  }
-  for (int64_t e = 0; e < table.count; ++e) {
-    if (table.adapters[e].dropout > 0 && !mask.present) {
-      return Refuse(Code::kUnsupported, op, "dropout",
-                    "by a mask on a CUDA device where a batch has several adapters", "by a seed");
-    }
-  }
+/// A launch over `blocks` times the tiles of `cols` columns.
+Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows, int64_t cols,
+               gpu::GroupedParams params, Plan* plan) {
+  params.i_tiles = static_cast<uint32_t>(CeilDiv(rows, gpu::kGroupedTile));
+  params.j_tiles = static_cast<uint32_t>(CeilDiv(cols, gpu::kGroupedTile));
+  const int64_t all = blocks * params.i_tiles * params.j_tiles;
+  if (all == 0) return Status();
+  LaunchStep step;
+  step.kernel = kernel;
+  step.threads = gpu::kGroupedThreads;
+  step.shared_bytes = gpu::kGroupedSharedBytes;
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, all, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
   return Status();
+}
+
+void SetShared(const TensorView& row_scale, const TensorView& mask, uint64_t seed,
+               gpu::GroupedParams* params) {
+  if (row_scale.present) params->row_scale = row_scale.data;
+  params->row_scale_element = LoraElementOf(row_scale.dtype);
+  params->gate.seed = seed;
+  if (mask.present) params->gate.mask = mask.data;
+  params->gate.mask_element = LoraElementOf(mask.dtype);
+}
+
+/// The product with the base weight, into `out` where that is f32; where its sums are.
+Status PlanBase(const GemmMmaOperands& operands, const TensorView& out, const DeviceLimits& device,
+                Workspace* workspace, gpu::GroupedParams* params, Plan* plan) {
+  float* sums = static_cast<float*>(out.data);
+  if (out.dtype != DType::kF32) sums = workspace->Take<float>(out.elems());
+  params->base = sums;
+  if (out.dtype != DType::kF32) return PlanProductSums(operands, sums, device, workspace, plan);
+  GemmMmaOperands product = operands;
+  product.y = out;
+  return PlanProduct(product, device, workspace, plan);
 }
 
 }  // namespace
 
 Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
-  LOWRANK_RETURN_IF_ERROR(CheckTable(op.kName, op.table, op.row_scale, op.mask));
-  for (const RowRun& run : RunsOf(op.table, op.x.rows)) {
-    if (run.adapter == nullptr) {
-      MatmulOp base;
-      base.x = RowsOf(op.x, run);
-      base.w = op.w;
-      base.bias = op.bias;
-      base.y = RowsOf(op.y, run);
-      LOWRANK_RETURN_IF_ERROR(MakePlan(base, device, workspace, plan));
-      continue;
-    }
-    LoraForwardOp one;
-    one.x = RowsOf(op.x, run);
-    one.w = op.w;
-    one.bias = op.bias;
-    one.lora_a = run.adapter->lora_a;
-    one.lora_b = run.adapter->lora_b;
-    one.lora_bias = run.adapter->lora_bias;
-    one.h = PartOf(op.h, run);
-    one.y = RowsOf(op.y, run);
-    one.scaling = run.adapter->scaling;
-    one.dropout = DropoutOf(run, op.mask);
-    LOWRANK_RETURN_IF_ERROR(MakePlan(one, device, workspace, plan));
-  }
-  return Status();
+  if (op.y.elems() == 0) return Status();
+  const Tables tables(op.table, op.x.rows, op.mask.present);
+  gpu::GroupedParams params{};
+  SetShared(op.row_scale, op.mask, op.seed, &params);
+  tables.Upload(&params, workspace, plan);
+  params.x = op.x.data;
+  params.x_element = LoraElementOf(op.x.dtype);
+  params.h = static_cast<float*>(op.h.data);
+  params.out = op.y.data;
+  if (op.bias.present) params.bias = op.bias.data;
+  params.bias_element = LoraElementOf(op.bias.dtype);
+  params.N = op.y.cols;
+  params.K = op.x.cols;
+  LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_shrink_kernel", tables.tiles_with_adapter(), 1,
+                                  tables.largest_r(), params, plan));
+  GemmMmaOperands base;
+  base.x = op.x;
+  base.w = op.w;
+  LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
+  return AddStep(op.kName, "grouped_expand_kernel", tables.tiles(), 1, params.N, params, plan);
 }
 
 Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
-  LOWRANK_RETURN_IF_ERROR(CheckTable(op.kName, op.table, op.row_scale, op.mask));
   if (op.d_bias.present) {
     LoraExpandBackwardOp sums;
     sums.dy = op.dy;
@@ -114,44 +183,49 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     sums.accumulate_d_bias = op.accumulate_d_bias;
     LOWRANK_RETURN_IF_ERROR(MakePlan(sums, device, workspace, plan));
   }
-  for (const RowRun& run : RunsOf(op.table, op.dy.rows)) {
-    if (run.adapter == nullptr) {
-      if (!op.dx.present) continue;
-      LoraShrinkBackwardOp base;
-      base.dy = RowsOf(op.dy, run);
-      base.w = op.w;
-      base.dx = RowsOf(op.dx, run);
-      base.accumulate_dx = op.accumulate_dx;
-      LOWRANK_RETURN_IF_ERROR(MakePlan(base, device, workspace, plan));
-      continue;
-    }
-    const AdapterRows& adapter = *run.adapter;
-    const bool later = run.place > 0;  // adds to what the adapter's earlier rows gave
-    for (const TensorView* out : {&adapter.d_lora_a, &adapter.d_lora_b, &adapter.d_lora_bias}) {
-      if (!later || !out->present || out->dtype == DType::kF32) continue;
-      return Refuse(Code::kUnsupported, op.kName, "rows",
-                    "together for an adapter of 16-bit factors on a CUDA device", "apart");
-    }
-    LoraBackwardOp one;
-    one.dy = RowsOf(op.dy, run);
-    one.x = RowsOf(op.x, run);
-    one.w = op.w;
-    one.lora_a = adapter.lora_a;
-    one.lora_b = adapter.lora_b;
-    one.h = PartOf(op.h, run);
-    one.dx = RowsOf(op.dx, run);
-    one.d_lora_a = adapter.d_lora_a;
-    one.d_lora_b = adapter.d_lora_b;
-    one.d_lora_bias = adapter.d_lora_bias;
-    one.accumulate_dx = op.accumulate_dx;
-    one.accumulate_d_lora_a = adapter.accumulate_d_lora_a || later;
-    one.accumulate_d_lora_b = adapter.accumulate_d_lora_b || later;
-    one.accumulate_d_lora_bias = adapter.accumulate_d_lora_bias || later;
-    one.scaling = adapter.scaling;
-    one.dropout = DropoutOf(run, op.mask);
-    LOWRANK_RETURN_IF_ERROR(MakePlan(one, device, workspace, plan));
+  bool needs_a = false;
+  bool needs_b = false;
+  for (int64_t e = 0; e < op.table.count; ++e) {
+    const AdapterRows& adapter = op.table.adapters[e];
+    needs_a = needs_a || adapter.d_lora_a.elems() > 0;
+    needs_b = needs_b || adapter.d_lora_b.elems() > 0;
   }
-  return Status();
+  const bool needs_dx = op.dx.elems() > 0;
+  if (!needs_a && !needs_b && !needs_dx) return Status();
+  const Tables tables(op.table, op.dy.rows, op.mask.present);
+  gpu::GroupedParams params{};
+  SetShared(op.row_scale, op.mask, op.seed, &params);
+  tables.Upload(&params, workspace, plan);
+  params.x = op.x.data;
+  params.dy = op.dy.data;
+  params.x_element = LoraElementOf(op.dy.dtype);
+  params.h = static_cast<float*>(op.h.data);
+  params.out = op.dx.data;
+  params.N = op.dy.cols;
+  params.K = op.in_features;
+  if (needs_a || needs_dx) {
+    params.dh = workspace->Take<float>(op.table.h_elems);
+    LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_dh_kernel", tables.tiles_with_adapter(), 1,
+                                    tables.largest_r(), params, plan));
+  }
+  if (needs_dx) {
+    GemmMmaOperands base;
+    base.x = op.dy;
+    base.w = op.w;
+    base.w_transposed = true;
+    base.accumulate = op.accumulate_dx;  // into f32 dx at once; else below
+    LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.dx, device, workspace, &params, plan));
+    params.accumulate = op.accumulate_dx && op.dx.dtype != DType::kF32 ? 1 : 0;
+    LOWRANK_RETURN_IF_ERROR(
+        AddStep(op.kName, "grouped_dx_kernel", tables.tiles(), 1, params.K, params, plan));
+  }
+  if (needs_a) {
+    LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_da_kernel", op.table.count,
+                                    tables.largest_r(), params.K, params, plan));
+  }
+  if (!needs_b) return Status();
+  return AddStep(op.kName, "grouped_db_kernel", op.table.count, params.N, tables.largest_r() + 1,
+                 params, plan);
 }
 
 }  // namespace lowrank::cuda

@@ -4,6 +4,7 @@
 #include "native/cuda/plan_lora_forward_wgmma.h"
 #include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_matmul_small_m.h"
+#include "native/cuda/plan_streaming.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -52,6 +53,25 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
   }
   if (operands.y.elems() == 0) return Status();
   return PlanProductOfH(product, device, workspace, plan);
+}
+
+Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                       Workspace* workspace, Plan* plan) {
+  GemmMmaOperands product;
+  product.x = operands.x;
+  product.w = operands.w;
+  product.w_transposed = operands.w_transposed;
+  const int64_t cols = product.w_transposed ? product.w.cols() : product.w.rows();
+  product.y = {sums, DType::kF32, product.x.rows, cols, true};
+  if (product.y.elems() == 0) return Status();
+  if (product.x.dtype == DType::kF32 ||
+      (!product.w.quantised() && product.w.dense.dtype == DType::kF32)) {
+    return PlanGemmF32(product, device, workspace, plan);
+  }
+  GemmMmaChoice choice = SelectGemmMma(product, device);
+  choice.splits = 1;
+  choice.slabs_per_split = static_cast<int32_t>(CeilDiv(CeilDiv(product.x.cols, 64), 8) * 8);
+  return PlanGemmMmaSums(product, choice, sums, plan);
 }
 
 Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {

@@ -104,7 +104,7 @@ const kMeant = [
  * planes of sums are thin beside what was summed, and features are gathered, and blocks of a few
  * features multiplied, element by element. */
 const kNarrow =
-  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|block_gemm_(wide|narrow))_kernel$/;
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
 const kWide = /^(?:(?:ld|st)\.global|cp\.async) 16$|^tensor copy$/;
 
 /** What is meant and not there. */

@@ -30,6 +30,7 @@ import { matrix } from '../oracle.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { features } from './feature-cases.js';
+import { grouped } from './grouped-cases.js';
 import { large, shrinking } from './large-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
@@ -182,6 +183,7 @@ export function kernelCases(): KernelCase[] {
     ...elementwise(),
     ...halves(),
     ...features(),
+    ...grouped(),
     ...unaligned(),
     ...special(),
     ...large(),

@@ -11,6 +11,7 @@ import {
   type DType,
   dequantize,
   FeatureMap,
+  GroupedLora,
   LoraAdapter,
   loraBackward,
   loraForward,
@@ -204,10 +205,31 @@ function wgmma(device: Device) {
   }
 }
 
+/** Whole tiles of rows, ranks and columns: 64 rows each of two adapters, in turns of 16. */
+function grouped(device: Device) {
+  for (const dtype of DTYPES) {
+    const product = { M: 128, N: 128, K: 512, dtype, format: 'nf4' } as const;
+    const { x, dy, w } = operands(product, device);
+    const group = new GroupedLora({ inFeatures: 512, outFeatures: 128, device });
+    for (const [name, seed] of [
+      ['a', 20],
+      ['b', 30],
+    ] as const) {
+      const loraA = random(device, seed, [32, 512], dtype);
+      const loraB = random(device, seed + 1, [128, 32], dtype);
+      group.add(name, new LoraAdapter({ loraA, loraB, loraAlpha: 32, dropout: 0.1 }));
+    }
+    const rows = Array.from({ length: 128 }, (_, m) => (Math.floor(m / 16) % 2 === 0 ? 'a' : 'b'));
+    const { saved } = group.forward(x, w, rows, { seed: 1 });
+    group.backward(dy, saved);
+  }
+}
+
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
   { sm: 80, run: elementwise },
   { sm: 80, run: features },
+  { sm: 80, run: grouped },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

@@ -1,0 +1,74 @@
+/// Parameters of the kernels over a batch whose rows have different adapters.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/params/lora_shrink.h"
+
+namespace lowrank::gpu {
+
+constexpr int kGroupedThreads = 256;
+constexpr int kGroupedTile = 32;   // rows and columns of a block's tile
+constexpr int kGroupedDepth = 16;  // of the reduction at a time
+constexpr int kGroupedSpan = 256;  // terms that are summed before they join the sum of all
+constexpr int kGroupedPitch = kGroupedTile + 2;
+constexpr uint32_t kGroupedSharedBytes = 2 * kGroupedDepth * kGroupedPitch * 4;
+
+/// One adapter in device memory; element types as LoraElement numbers them.
+struct GroupedAdapter {
+  const void* lora_a;     // [r, K]
+  const void* lora_b;     // [N, r]
+  const void* lora_bias;  // [N] or null
+  void* d_lora_a;         // [r, K] or null
+  void* d_lora_b;         // [N, r] or null
+  void* d_lora_bias;      // [N] or null
+  int64_t r;
+  int64_t first;    // its rows are rows[first, first + count)
+  int64_t count;    //
+  int64_t h_begin;  // its [count, r] in h and dh
+  float scaling;
+  uint32_t threshold;  // of its gate
+  float kept_scale;
+  int32_t gate_kind;  // LoraGateKind
+  int32_t a_element;
+  int32_t b_element;
+  int32_t bias_element;
+  int32_t d_a_element;
+  int32_t d_b_element;
+  int32_t d_bias_element;
+  int32_t accumulate_a;
+  int32_t accumulate_b;
+  int32_t accumulate_bias;
+  int32_t unused;
+};
+
+/// Up to kGroupedTile rows of one adapter, or of none.
+struct GroupedRowTile {
+  int32_t adapter;  // -1: none
+  int32_t count;
+  int64_t first;  // of rows
+};
+
+struct GroupedParams {
+  const GroupedAdapter* adapters;
+  const GroupedRowTile* tiles;
+  const int32_t* rows;    // [M]: adapter by adapter, then those without one
+  const void* x;          // [M, K] or null
+  const void* dy;         // [M, N] or null
+  float* h;               // [Σ count · r]
+  float* dh;              // [Σ count · r]
+  const float* base;      // [M, N] or [M, K]: the product with the base weight; may be `out`
+  void* out;              // y [M, N] or dx [M, K]
+  const void* bias;       // [N] or null
+  const void* row_scale;  // [M] or null
+  LoraGate gate;          // mask and seed; kind, threshold and scale are the adapter's
+  int64_t N, K;
+  uint32_t i_tiles;   // tiles along the rows of a result, where they do not come from `tiles`
+  uint32_t j_tiles;   // tiles along its columns
+  int32_t x_element;  // of x, dy and out
+  int32_t bias_element;
+  int32_t row_scale_element;
+  int32_t accumulate;  // add to what out holds
+};
+
+}  // namespace lowrank::gpu

@@ -1,0 +1,58 @@
+/** Batches of many adapters: every kernel and every form of their operands. */
+import { LoraAdapter, type Tensor } from '../../lib/index.js';
+import { type GroupedShape, groupedCase, nameOf } from '../conformance/grouped-case.js';
+import { DTYPES, mixes, operand, WEIGHTS } from '../conformance/operands.js';
+import { hashOf, type KernelCase } from './case-parts.js';
+
+/** Ragged tiles, several of them, sums over a span; gates, row weights, biases, rows of no adapter. */
+const SHAPES: readonly GroupedShape[] = [
+  { M: 3, N: 5, K: 7, ranks: [1, 2] },
+  { M: 75, N: 40, K: 36, ranks: [33, 4], nullEvery: 4, bias: true, loraBias: true, sorted: true },
+  { M: 9, N: 300, K: 520, ranks: [3, 5, 2], dropout: 0.3, nullEvery: 5 },
+  { M: 12, N: 35, K: 66, ranks: [300, 6], maskGiven: true, dropout: 0.2, sameDType: true },
+  { M: 290, N: 6, K: 9, ranks: [2, 1], rowScale: true, loraBias: true, nullEvery: 3, sorted: true },
+];
+
+export function grouped(): KernelCase[] {
+  const specs = WEIGHTS.filter(({ name }) => /^dense (f32|bf16)$|^nf4$/.test(name));
+  return DTYPES.flatMap((dtype) =>
+    specs
+      .filter((spec) => mixes(spec, dtype))
+      .map((spec) => ({
+        name: `grouped ${dtype} ${spec.name}`,
+        async run(device) {
+          const results: Tensor[] = [];
+          for (const [index, shape] of SHAPES.entries()) {
+            const c = groupedCase(shape, spec, dtype, device, index + 3);
+            const { y, saved } = c.group.forward(c.x, c.w, c.rows, c.options);
+            const all = c.group.backward(c.dy, saved, { keep: true });
+            const each = [...all.adapters.values()].flatMap((parts) => Object.values(parts));
+            // Once more, added to what is there.
+            const [M, K] = [shape.M, shape.K];
+            const dx = operand(M, K, { seed: 7, dtype, device }).tensor;
+            const into = operand(shape.ranks[0] as number, K, { seed: 8, dtype: 'bf16', device });
+            const { adapters } = c.group.backward(c.dy, saved, {
+              accumulateInto: {
+                dx,
+                adapters: new Map([[nameOf(0), { dLoraA: into.tensor }]]),
+              },
+            });
+            const again = c.group.forward(c.x, c.w, c.rows, c.options);
+            c.group.backward(c.dy, again.saved, { accumulateInto: { adapters } });
+            // One factor of each is frozen; then nothing is.
+            for (const [e, { loraA, loraB, loraAlpha }] of c.adapters.entries()) {
+              const train = e % 2 === 0 ? { trainA: false } : { trainB: false };
+              c.group.update(nameOf(e), new LoraAdapter({ loraA, loraB, loraAlpha, ...train }));
+            }
+            const part = c.group.forward(c.x, c.w, c.rows, { seed: 1 });
+            const some = c.group.backward(c.dy, part.saved, { needs: ['adapters'] });
+            results.push(y, all.dx as Tensor, ...each, dx);
+            for (const { adapters: gradients } of [{ adapters }, some]) {
+              for (const parts of gradients.values()) results.push(...Object.values(parts));
+            }
+          }
+          return hashOf(results);
+        },
+      })),
+  );
+}
