@@ -2,6 +2,7 @@ import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
 import { factorsOf, type KroneckerSizes, kroneckerLinear, kroneckerMaps } from './kronecker.js';
 import { defineAdapter } from './method.js';
+import { patternOf } from './scaling.js';
 
 interface LokrSize {
   readonly N: number;
@@ -74,9 +75,9 @@ export const lokr = defineAdapter({
       w2A: 'lokr_w2_a',
       w2B: 'lokr_w2_b',
     },
-    read: (config) => ({
-      r: Number(config.r ?? 8),
-      loraAlpha: Number(config.alpha ?? 8),
+    read: (config, module) => ({
+      r: patternOf(config.rank_pattern, module) ?? Number(config.r ?? 8),
+      loraAlpha: patternOf(config.alpha_pattern, module) ?? Number(config.alpha ?? 8),
       factor: Number(config.decompose_factor ?? -1),
       decomposeBoth: config.decompose_both === true,
     }),

@@ -21,6 +21,7 @@ export const STRUCTURED_ROWS: Readonly<Record<string, Row>> = {
   lokr: { settings: { r: 2, loraAlpha: 3 } },
   'lokr/whole': { settings: { r: 64, loraAlpha: 96 } },
   'lokr/both': { settings: { r: 1, loraAlpha: 2, decomposeBoth: true } },
+  'lokr/left': { settings: { r: 5, loraAlpha: 7, factor: 12, decomposeBoth: true } },
   'lokr/factor': { settings: { r: 3, loraAlpha: 4, factor: 3 } },
   melora: { settings: { r: 3, loraAlpha: 4, minis: 4 } },
   miss: { settings: { r: 8 } },
