@@ -22,6 +22,12 @@ export const adalora = defineAdapter({
     const h = t.multiply(t.shrink(x, p.loraA, { dropout }), t.reshape(p.loraE, [r]));
     return t.expand(x, w, h, p.loraB, { scaling: loraAlpha / (r + 1e-5), bias });
   },
+  update: ({ loraA, loraB, loraE }, { r, loraAlpha }) => ({
+    loraA,
+    loraB,
+    core: loraE.reshape([r]),
+    scaling: loraAlpha / (r + 1e-5),
+  }),
   peft: {
     type: 'ADALORA',
     tensors: { loraA: 'lora_A', loraE: 'lora_E', loraB: 'lora_B' },

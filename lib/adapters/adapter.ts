@@ -3,7 +3,7 @@ import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
+import { Tensor } from '../core/tensor.js';
 import {
   checkSameDevice,
   checkShape,
@@ -14,6 +14,7 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
+import { mergeLora } from '../ops/merge.js';
 import type { AdapterDefinition, AdapterMaker } from './definition.js';
 import { type MergedLayer, mergeByProbe } from './merge.js';
 
@@ -307,6 +308,16 @@ export class Adapter<C extends object = object> implements Disposable {
     checkWeight(op, w);
     checkShape(op, 'w', w as Tensor, [this.outFeatures, this.inFeatures]);
     const { bias } = readOptions(op, options);
+    const { update } = this.definition;
+    if (update !== undefined) {
+      const { config, inFeatures: K, outFeatures: N } = this;
+      return scope(() => {
+        const parts = update({ ...this.parameters, ...this.buffers }, config, { N, K, config });
+        const copy = w instanceof Tensor ? w.to({ dtype: w.dtype }) : w;
+        const { weight, lost } = mergeLora(copy, parts);
+        return { weight, lost, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
+      });
+    }
     return mergeByProbe(op, w, bias, this.inFeatures, (x, dense) => {
       const given = { training: false, ...(bias === undefined ? {} : { bias }) };
       return this.forward(x, dense, given).y;

@@ -5,6 +5,7 @@ import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
+import type { MergeParts } from '../ops/merge.js';
 
 /** What an adapter's forward formula is computed from. */
 export interface AdapterCall<C, Name extends string, S> {
@@ -219,5 +220,14 @@ export interface AdapterDefinition<
   readonly rate?: number;
   /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
   readonly mergeable?: boolean;
+  /**
+   * Where the method adds `scaling · loraB · core · loraA` to the weight: what {@link mergeLora} takes, so
+   * that merging is one pass over the weight. Without it, the layer's values are what is merged.
+   */
+  readonly update?: (
+    p: Readonly<Record<P | B, Tensor>>,
+    config: Readonly<C>,
+    size: AdapterSize<C>,
+  ) => MergeParts;
   readonly peft?: PeftForm<C, P | B>;
 }

@@ -21,6 +21,12 @@ export const kasa = defineAdapter({
     const h = t.multiply(t.shrink(x, p.loraA, { dropout: config.dropout }), p.diag);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB, diag }, config) => ({
+    loraA,
+    loraB,
+    core: diag,
+    scaling: scalingOf(config),
+  }),
   peft: {
     type: 'LORA',
     when: ({ kasa_config }) => kasa_config !== undefined && kasa_config !== null,

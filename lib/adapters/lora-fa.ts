@@ -15,4 +15,5 @@ export const loraFa = defineAdapter({
     const h = t.shrink(x, p.loraA, { dropout: config.dropout });
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB }, config) => ({ loraA, loraB, scaling: scalingOf(config) }),
 });

@@ -23,4 +23,10 @@ export const loraXs = defineAdapter({
     const h = t.matmul(t.shrink(x, p.loraA, { dropout: config.dropout }), p.core);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB, core }, config) => ({
+    loraA,
+    loraB,
+    core,
+    scaling: scalingOf(config),
+  }),
 });

@@ -17,6 +17,7 @@ export const lora = defineAdapter({
     const h = t.shrink(x, p.loraA, { dropout: config.dropout });
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB }, config) => ({ loraA, loraB, scaling: scalingOf(config) }),
   peft: {
     type: 'LORA',
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },

@@ -18,4 +18,5 @@ export const lotr = defineAdapter({
   }),
   forward: (t, { x, w, bias, p, config: { scaling, dropout } }) =>
     t.expand(x, w, t.matmul(t.shrink(x, p.v, { dropout }), p.core), p.u, { scaling, bias }),
+  update: ({ v, core, u }, { scaling }) => ({ loraA: v, loraB: u, core, scaling }),
 });

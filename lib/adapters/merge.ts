@@ -2,6 +2,7 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
+import type { MergeLoss } from '../ops/merge.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { dequantize, QuantizedWeight, quantize } from '../quant/quantized-weight.js';
 
@@ -11,6 +12,8 @@ export interface MergedLayer {
   readonly weight: BaseWeight;
   /** [N], where the base or the adapter has one. */
   readonly bias?: Tensor;
+  /** What storing the sum has lost, where the method adds a product of factors. */
+  readonly lost?: MergeLoss;
 }
 
 /** Rows of the identity that are sent through the layer at a time. */

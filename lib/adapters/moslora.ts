@@ -17,4 +17,10 @@ export const moslora = defineAdapter({
     const h = t.matmul(t.shrink(x, p.loraA, { dropout: config.dropout }), p.mixer);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB, mixer }, config) => ({
+    loraA,
+    loraB,
+    core: mixer,
+    scaling: scalingOf(config),
+  }),
 });

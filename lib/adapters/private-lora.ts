@@ -18,4 +18,5 @@ export const privateLora = defineAdapter({
     b: make.kaiming('b'),
   }),
   forward: (t, { x, w, bias, p }) => t.expand(x, w, t.matmul(t.shrink(x, p.a), p.m), p.b, { bias }),
+  update: ({ a, b, m }) => ({ loraA: a, loraB: b, core: m }),
 });

@@ -21,4 +21,10 @@ export const sora = defineAdapter({
     const h = t.multiply(t.shrink(x, p.loraA, { dropout: config.dropout }), p.gate);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
+  update: ({ loraA, loraB, gate }, config) => ({
+    loraA,
+    loraB,
+    core: gate,
+    scaling: scalingOf(config),
+  }),
 });
