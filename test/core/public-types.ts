@@ -16,6 +16,9 @@ import {
   type ErrorCode,
   FeatureMap,
   factoredNorm,
+  type GroupedAdapterGradients,
+  GroupedLora,
+  type GroupedSaved,
   LoraAdapter,
   type LoraGradient,
   type LoraSaved,
@@ -147,6 +150,23 @@ export function ops(x: Tensor, w: BaseWeight, adapter: LoraAdapter, dy: Tensor):
   new LoraAdapter({ loraA: x, loraB: x });
   // @ts-expect-error read only
   adapter.scaling = 2;
+}
+
+export function batches(x: Tensor, w: BaseWeight, adapter: LoraAdapter, dy: Tensor): void {
+  const group = new GroupedLora({ inFeatures: 8, outFeatures: 4 });
+  group.add('one', adapter);
+  same<typeof group.names, readonly string[]>(true);
+  const { y, saved } = group.forward(x, w, ['one', null], { rowScale: x, compute: 'exact' });
+  same<typeof y, Tensor>(true);
+  same<typeof saved, GroupedSaved>(true);
+  const { dx, adapters } = group.backward(dy, saved, { needs: ['dx', 'adapters'], keep: true });
+  same<typeof dx, Tensor | undefined>(true);
+  same<typeof adapters, Map<string, GroupedAdapterGradients>>(true);
+  group.backward(dy, saved, { accumulateInto: { adapters } });
+  // @ts-expect-error a row has a name or null
+  group.forward(x, w, [1]);
+  // @ts-expect-error no such gradient
+  group.backward(dy, saved, { needs: ['dLoraA'] });
 }
 
 export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
