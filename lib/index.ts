@@ -7,6 +7,7 @@ export {
   type AdapterGradients,
   AdapterSaved,
 } from './adapters/adapter.js';
+export * as adapters from './adapters/all.js';
 export { type CheckAdapterOptions, checkAdapter } from './adapters/check.js';
 export type {
   AdapterCall,

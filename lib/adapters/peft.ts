@@ -25,6 +25,9 @@ const kPrefix = 'base_model.model.';
 /** `peft_type` of folders of methods that PEFT does not have. */
 export const kOwnType = 'LOWRANK';
 
+/** Features of PEFT's configs that no method here has. */
+const kOtherFeatures = ['monteclora_config', 'arrow_config'];
+
 /** PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
 function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
   if (definition.peft !== undefined) return definition.peft;
@@ -49,6 +52,11 @@ export function methodOfPeft(
   module: string,
   methods: readonly AnyMethod[] = adapterMethods,
 ): AnyMethod {
+  const other = kOtherFeatures.find((name) => config[name] !== undefined && config[name] !== null);
+  if (other !== undefined) {
+    const text = `adapterFromPeft: ${other} must be null (it changes what the adapter computes), got a value`;
+    throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
+  }
   const forms = methods.map((method) => ({ method, form: formOf(method) }));
   const fits = forms.filter(
     ({ form }) => form.type === config.peft_type && (form.when?.(config, module) ?? true),

@@ -1,0 +1,94 @@
+// docs/adapters.md says what is there: methods, API names, and the papers that the methods name.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import * as lowrank from '../../lib/index.js';
+import { METHOD_CASES } from './settings.js';
+
+const root = join(import.meta.dirname, '..', '..');
+const text = readFileSync(join(root, 'docs', 'adapters.md'), 'utf8');
+
+interface Line {
+  readonly system: string;
+  readonly arxiv: readonly string[];
+  readonly primitives: readonly string[];
+  readonly here: string;
+  readonly names: readonly string[];
+  readonly state: string;
+}
+
+const lines: Line[] = text
+  .split('\n')
+  .filter((line) => line.startsWith('| ') && !/^\| (System|---)/.test(line))
+  .map((line) => {
+    const cells = line.split('|').slice(1, -1);
+    const [system = '', , arxiv = '', primitives = '', here = '', state = ''] = cells.map((cell) =>
+      cell.trim(),
+    );
+    return {
+      system,
+      arxiv: arxiv.match(/\d{4}\.\d{5}/g) ?? [],
+      primitives: primitives.split(' '),
+      here,
+      names: [...here.matchAll(/`([^`]+)`/g)].map(([, name = '']) => name.replace(/\(.*/, '')),
+      state,
+    };
+  });
+
+const methods = new Map(
+  lowrank.adapterMethods.map(({ method, definition }) => [method, definition]),
+);
+/** Words of the API that are no exports. */
+const WORDS = new Set(['needs', 'dx']);
+
+describe('the table of docs/adapters.md', () => {
+  it('has a row for each of the survey’s systems and the later ones, once', () => {
+    expect(lines.length).toBeGreaterThanOrEqual(150);
+    expect(new Set(lines.map(({ system }) => system)).size).toBe(lines.length);
+  });
+
+  it('names nothing that is not there', () => {
+    for (const { system, names } of lines) {
+      for (const name of names) {
+        const known = methods.has(name) || name in lowrank || WORDS.has(name);
+        expect(known, `${system}: ${name}`).toBe(true);
+      }
+    }
+  });
+
+  it('has a state for each row that its text bears out', () => {
+    for (const { system, state, here, names } of lines) {
+      expect(['works', 'trainer', 'waits', 'outside'], system).toContain(state);
+      if (state === 'waits') expect(here, system).toMatch(/P\d|the format/);
+      if (state === 'works' && !here.includes('own'))
+        expect(names.length, system).toBeGreaterThan(0);
+    }
+  });
+
+  it('says of no system that needs only what is here that it waits', () => {
+    const here = new Set(['P1', 'P2', 'P5', 'P6', 'P7', 'P8', 'P9', 'P10']);
+    for (const { system, primitives, state } of lines) {
+      if (system === 'MonteCLoRA') continue; // its sampler is not written, and its row says so
+      if (primitives.every((p) => here.has(p))) expect(state, system).not.toBe('waits');
+    }
+  });
+
+  it('has every method, under the paper that the method names', () => {
+    for (const [method, { reference }] of methods) {
+      const own = lines.filter(({ names }) => names.includes(method));
+      if (own.length === 0) {
+        expect(text, method).toContain(`\`${method}\``);
+        continue;
+      }
+      const paper = /arXiv:(\d{4}\.\d{5})/.exec(reference)?.[1];
+      if (paper === undefined) continue;
+      const listed = own.flatMap(({ arxiv }) => arxiv);
+      const anonymous = own.some(({ arxiv }) => arxiv.length === 0);
+      expect(listed.includes(paper) || anonymous, `${method}: ${paper}`).toBe(true);
+    }
+  });
+
+  it('is about methods that are all tested', () => {
+    for (const method of methods.keys()) expect(METHOD_CASES).toContain(method);
+  });
+});
