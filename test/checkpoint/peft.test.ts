@@ -11,6 +11,7 @@ import { parsePeftConfig } from '../../lib/checkpoint/peft-config.js';
 import { PeftTargets } from '../../lib/checkpoint/peft-targets.js';
 import { type RawTensor, rawToFloat32 } from '../../lib/checkpoint/raw-tensor.js';
 import { readSafetensors } from '../../lib/checkpoint/safetensors.js';
+import { isOtherLayer } from '../golden/case-file.js';
 import { codeOf, tempFolder } from './raw-file.js';
 
 const kGolden = fileURLToPath(new URL('../golden/checkpoint/', import.meta.url));
@@ -147,9 +148,18 @@ describe('one-layer adapters that PEFT wrote', () => {
   const all = JSON.parse(fs.readFileSync(path.join(root, 'manifest.json'), 'utf8')) as {
     cases: GoldenCase[];
   };
-  const cases = all.cases.filter(
+  const folders = all.cases.filter(
     (c) => c.id.startsWith('lora/') && fs.existsSync(path.join(root, c.id, 'adapter_config.json')),
   );
+  // The reader takes linear layers; embeddings and convolutions are refused by name or shape.
+  const cases = folders.filter(({ id }) => !isOtherLayer(id));
+  const others = folders.filter(({ id }) => isOtherLayer(id));
+
+  it.each(others.map((c) => c.id))('%s: refused, since it is no linear layer', (id) => {
+    expect(() => readPeftAdapter(path.join(root, id))).toThrow(
+      expect.objectContaining({ code: 'ERR_UNSUPPORTED' }),
+    );
+  });
 
   it('has cases with trained biases, lora biases and rank patterns', () => {
     const ids = cases.map((c) => c.id);
