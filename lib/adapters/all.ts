@@ -12,7 +12,7 @@ export { deftQr } from './deft-qr.js';
 export { delora } from './delora.js';
 export { dora } from './dora.js';
 export { dylora } from './dylora.js';
-export { fastLora } from './fast-lora.js';
+export { flora } from './flora.js';
 export { fourierft } from './fourierft.js';
 export { frod } from './frod.js';
 export { glora } from './glora.js';

@@ -1,7 +1,7 @@
 import type { NativeHandle } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkMixes, checkSameDevice, lastDim, showShape } from '../core/validate.js';
+import { checkMixes, checkSameDevice, checkTensor, lastDim, showShape } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 
 /** A frozen base weight [N, K]: dense, or quantised. */
@@ -44,4 +44,25 @@ export function checkActivations(
 /** The shape of `value` with another last dimension. */
 export function withLast(value: Tensor, last: number): readonly number[] {
   return Object.freeze([...value.shape.slice(0, -1), last]);
+}
+
+/**
+ * An adapter factor, a matrix; `dim` is the dimension whose size another operand fixes.
+ * @throws ERR_TYPE, ERR_DISPOSED, ERR_SHAPE, ERR_DEVICE
+ */
+export function checkFactor(
+  op: string,
+  operand: string,
+  value: unknown,
+  form: string,
+  dim: 0 | 1,
+  size: number,
+  near: { readonly device: string },
+): Tensor {
+  const tensor = checkTensor(op, operand, value);
+  if (tensor.shape.length !== 2 || tensor.shape[dim] !== size) {
+    fail('ERR_SHAPE', op, operand, `of shape ${form}`, showShape(tensor.shape));
+  }
+  checkSameDevice(op, operand, tensor, near);
+  return tensor;
 }

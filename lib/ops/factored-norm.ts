@@ -12,7 +12,7 @@ import {
   readOptions,
   showShape,
 } from '../core/validate.js';
-import { type BaseWeight, checkWeight } from './base-weight.js';
+import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
 import { matmul, matmulInputGrad } from './matmul.js';
 import { weightGrad } from './weight-grad.js';
@@ -56,23 +56,6 @@ export interface FactoredNormParts {
    * rounded to that dtype. Default f32.
    */
   dtype?: DType;
-}
-
-function checkFactor(
-  op: string,
-  operand: string,
-  value: unknown,
-  form: string,
-  dim: 0 | 1,
-  size: number,
-  near: BaseWeight,
-): Tensor {
-  const tensor = checkTensor(op, operand, value);
-  if (tensor.shape.length !== 2 || tensor.shape[dim] !== size) {
-    fail('ERR_SHAPE', op, operand, `of shape ${form}`, showShape(tensor.shape));
-  }
-  checkSameDevice(op, operand, tensor, near);
-  return tensor;
 }
 
 /**

@@ -13,7 +13,13 @@ import {
   readOptions,
   showShape,
 } from '../core/validate.js';
-import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+import {
+  type BaseWeight,
+  checkActivations,
+  checkFactor,
+  checkWeight,
+  withLast,
+} from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';
 import { WantedGradients } from './gradients.js';
@@ -75,24 +81,6 @@ export interface LoraShrinkBackwardOptions extends LoraDropoutOptions {
   needs?: readonly LoraShrinkGradient[];
   /** Adds to these tensors in place of making new ones; they are returned. */
   accumulateInto?: LoraShrinkGradients;
-}
-
-/** An adapter factor, a matrix; `known` is the dimension that another operand fixes. */
-function checkFactor(
-  op: string,
-  operand: string,
-  factor: unknown,
-  form: string,
-  known: 0 | 1,
-  size: number,
-  near: Tensor,
-): Tensor {
-  const tensor = checkTensor(op, operand, factor);
-  if (tensor.shape.length !== 2 || tensor.shape[known] !== size) {
-    fail('ERR_SHAPE', op, operand, `of shape ${form}`, showShape(tensor.shape));
-  }
-  checkSameDevice(op, operand, tensor, near);
-  return tensor;
 }
 
 /** `h` or `dh` beside an activation: [..., r] in f32. */

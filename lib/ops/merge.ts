@@ -10,7 +10,7 @@ import {
   showShape,
 } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import { type BaseWeight, checkWeight } from './base-weight.js';
+import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { denseRows, putRows, rowStep } from './dense-rows.js';
 import { multiplyAdd } from './elementwise.js';
 import { matmulInputGrad } from './matmul.js';
@@ -79,23 +79,6 @@ function readParts(op: string, parts: unknown): MergeParts {
     ...(scaling === undefined ? {} : { scaling }),
     ...(beta === undefined ? {} : { beta }),
   };
-}
-
-function checkFactor(
-  op: string,
-  operand: string,
-  value: unknown,
-  form: string,
-  dim: 0 | 1,
-  size: number,
-  near: BaseWeight,
-): Tensor {
-  const tensor = checkTensor(op, operand, value);
-  if (tensor.shape.length !== 2 || tensor.shape[dim] !== size) {
-    fail('ERR_SHAPE', op, operand, `of shape ${form}`, showShape(tensor.shape));
-  }
-  checkSameDevice(op, operand, tensor, near);
-  return tensor;
 }
 
 /** A number that is finite in f32, 1 where it is not given. */

@@ -69,7 +69,7 @@ function doraWithNormHeld(start: Adapter, w: BaseWeight) {
 }
 
 const ROWS: Readonly<Record<string, Row>> = {
-  'fast-lora': { settings: { r: 3 } },
+  flora: { settings: { r: 3 } },
   'l-lora': alpha,
   'layered-lora': { settings: { r: 3, pastRank: 2 } },
   salora: alpha,

@@ -64,7 +64,7 @@ function randLora(layer: OracleLayer): OracleMerged {
 }
 
 const plainOracle: Readonly<Record<string, Formula>> = {
-  'fast-lora': (layer) => {
+  flora: (layer) => {
     const [a, b] = parts(layer, 'a', 'b');
     const product = a.transposed().times(b);
     return { weight: layer.w.map((v, n, k) => v * product.at(n, k)) };

@@ -7,8 +7,8 @@ import { defineAdapter } from './method.js';
  * at 0. The paper gives every example of a batch its own pair: one adapter for each, or a batch of
  * one.
  */
-export const fastLora = defineAdapter({
-  method: 'fast-lora',
+export const flora = defineAdapter({
+  method: 'flora',
   reference:
     'Wen and Chaudhuri, Batched Low-Rank Adaptation of Foundation Models, 2023, arXiv:2312.05677',
   defaults: { r: 2 },
