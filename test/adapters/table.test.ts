@@ -19,7 +19,8 @@ interface Line {
 
 const lines: Line[] = text
   .split('\n')
-  .filter((line) => line.startsWith('| ') && !/^\| (System|---)/.test(line))
+  .filter((line) => line.startsWith('| ') && line.split('|').length === 8)
+  .filter((line) => !/^\| (System|---)/.test(line))
   .map((line) => {
     const cells = line.split('|').slice(1, -1);
     const [system = '', , arxiv = '', primitives = '', here = '', state = ''] = cells.map((cell) =>
