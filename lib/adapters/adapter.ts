@@ -318,7 +318,7 @@ export class Adapter<C extends object = object> implements Disposable {
         return { weight, lost, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
       });
     }
-    return mergeByProbe(op, w, bias, this.inFeatures, (x, dense) => {
+    return mergeByProbe(w, bias, this.inFeatures, (x, dense) => {
       const given = { training: false, ...(bias === undefined ? {} : { bias }) };
       return this.forward(x, dense, given).y;
     });

@@ -26,7 +26,6 @@ const PROBE_ROWS = 256;
  * @param layer the layer over the dense weight [N, K], f32
  */
 export function mergeByProbe(
-  _op: string,
   w: BaseWeight,
   bias: Tensor | undefined,
   K: number,

@@ -1,5 +1,4 @@
 import { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import type { Value } from './gradient-tape.js';
@@ -83,12 +82,3 @@ export function softmax(t: Tape, logits: Value, maps: RouterMaps, mask?: Tensor)
 }
 
 const ones = (device: Tensor['device']): Tensor => Tensor.from([1], [1], { device });
-
-/** Each row divided by its sum. */
-export function normalized(t: Tape, a: Value): Value {
-  const sum = t.reshape(t.sum(a, 1), [...a.shape.slice(0, -1), 1]);
-  return t.multiply(a, t.map(sum, 'reciprocal'));
-}
-
-/** Number of experts of a tensor of gates. */
-export const expertsOf = (gates: Value): number => lastDim(gates.tensor);

@@ -89,7 +89,7 @@ export class Tape extends StructuredTape {
 
   /** Seed or mask of the next dropout of this pass. */
   #nextDropout(p: number): LoraShrinkOptions {
-    if (p === 0) return {};
+    if (p === 0 || !this.recording) return {};
     const { seed, mask } = this.#dropout;
     const turn = this.#dropouts++;
     if (mask !== undefined && turn === 0) return { dropout: p, dropoutMask: mask };
@@ -252,9 +252,9 @@ export class Tape extends StructuredTape {
     );
   }
 
-  /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`. */
+  /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`; only while recording. */
   dropout(a: Value, p: number): Value {
-    if (p === 0) return a;
+    if (p === 0 || !this.recording) return a;
     const { seed, dropoutMask } = this.#nextDropout(p);
     if (seed === undefined && dropoutMask === undefined) {
       fail('ERR_VALUE', 'forward', 'seed', 'given, with dropout', 'none');
