@@ -94,6 +94,7 @@ export const boft = defineAdapter({
   },
   peft: {
     type: 'BOFT',
+    zeros: ['boft_dropout'],
     tensors: { boftR: 'boft_R', boftS: 'boft_s' },
     read: (config, _, shapeOf) => {
       // PEFT falls back to one factor where it cannot build its CUDA extension.

@@ -137,6 +137,8 @@ export interface PeftForm<C, Name extends string> {
   readonly type: string;
   /** Flags of the config that make this method of a type that several methods share. */
   readonly when?: (config: Readonly<Record<string, unknown>>, module: string) => boolean;
+  /** Numbers of the config that this method does not offer: other than 0 they are refused. */
+  readonly zeros?: readonly string[];
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
   /** Frozen tensors that cannot be drawn again: a folder without them is refused. */

@@ -36,6 +36,7 @@ export const loha = defineAdapter({
   },
   peft: {
     type: 'LOHA',
+    zeros: ['rank_dropout', 'module_dropout'],
     tensors: { w1A: 'hada_w1_a', w1B: 'hada_w1_b', w2A: 'hada_w2_a', w2B: 'hada_w2_b' },
     read: ({ r, alpha, rank_pattern, alpha_pattern }, module) => ({
       r: patternOf(rank_pattern, module) ?? Number(r ?? 8),

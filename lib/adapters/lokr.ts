@@ -67,6 +67,7 @@ export const lokr = defineAdapter({
   },
   peft: {
     type: 'LOKR',
+    zeros: ['rank_dropout', 'module_dropout'],
     tensors: {
       w1: 'lokr_w1',
       w1A: 'lokr_w1_a',

@@ -78,6 +78,7 @@ export const oft = defineAdapter({
   },
   peft: {
     type: 'OFT',
+    zeros: ['module_dropout'],
     tensors: { weight: 'oft_R.weight' },
     read: (config) => ({
       blocks: Number(config.r ?? 0),

@@ -109,6 +109,10 @@ export function adapterFromPeft(
   const op = 'adapterFromPeft';
   const method = methodOfPeft(folder.config, module, methods);
   const peft = formOf(method);
+  const set = peft.zeros?.find((name) => Number(folder.config[name] ?? 0) !== 0);
+  if (set !== undefined) {
+    fail('ERR_UNSUPPORTED', op, set, `0 (${method.method} has none)`, String(folder.config[set]));
+  }
   const { trained, frozen = [], init } = method.definition;
   const shapeOf = (name: string) =>
     folder.tensors.get(`${kPrefix}${module}.${peft.tensors[name]}`)?.shape;

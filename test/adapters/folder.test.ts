@@ -109,6 +109,19 @@ describe('adapter folders', () => {
     });
   });
 
+  it.each([
+    ['OFT', 'module_dropout'],
+    ['BOFT', 'boft_dropout'],
+    ['LOKR', 'rank_dropout'],
+    ['LOHA', 'module_dropout'],
+  ])('of %s with %s are refused: no such dropout is offered', (type, field) => {
+    const config = { peft_type: type, r: 4, [field]: 0.1 };
+    const place = { inFeatures: 6, outFeatures: 4, device: 'cpu' as const };
+    expect(() => adapterFromPeft({ config, tensors: new Map() }, 'lin', place)).toThrow(
+      expect.objectContaining({ code: 'ERR_UNSUPPORTED', message: expect.stringContaining(field) }),
+    );
+  });
+
   it('refuse several methods, missing tensors and wrong shapes', async () => {
     await scope(async () => {
       const place = { inFeatures: 6, outFeatures: 4, seed: 1, device: 'cpu' as const };
