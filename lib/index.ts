@@ -8,6 +8,13 @@ export {
   AdapterSaved,
 } from './adapters/adapter.js';
 export * as adapters from './adapters/all.js';
+export {
+  type ArrowExperts,
+  type ArrowIteration,
+  type ArrowOptions,
+  arrowExperts,
+  arrowPrototypes,
+} from './adapters/arrow.js';
 export { type CheckAdapterOptions, checkAdapter } from './adapters/check.js';
 export type {
   AdapterCall,

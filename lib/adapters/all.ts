@@ -3,6 +3,7 @@
 export { adalora } from './adalora.js';
 export { adamss } from './adamss.js';
 export { aflora } from './aflora.js';
+export { arrow } from './arrow.js';
 export { bdlora } from './bdlora.js';
 export { beft } from './beft.js';
 export { boft } from './boft.js';

@@ -2,6 +2,14 @@
 import type { Row } from './settings.js';
 
 export const ROUTED_ROWS: Readonly<Record<string, Row>> = {
+  arrow: {
+    settings: { ranks: [3, 1, 4], scalings: [2, 1, 0.5], topK: 0, temperature: 0.7 },
+    step: 1 / 512,
+  },
+  'arrow/top2': {
+    settings: { ranks: [3, 1, 4], scalings: [2, 1, 0.5], topK: 2 },
+    step: 1 / 512,
+  },
   dylora: { settings: { r: 6, loraAlpha: 6 } },
   'dylora/rank': { settings: { r: 6, loraAlpha: 6, rank: 4 } },
   hydralora: { settings: { experts: 3, r: 4, loraAlpha: 6 } },

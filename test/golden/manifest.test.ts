@@ -15,7 +15,7 @@ const GROUPS = {
   qlora: 13,
   mixed_batch: 5,
   tuners: 55,
-  routing: 4,
+  routing: 6,
   rng: 1,
 } as const;
 

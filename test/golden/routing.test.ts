@@ -1,10 +1,13 @@
-// Adapters that tokens are routed to, against PEFT: activated LoRA, X-LoRA's layer, Poly.
+// Adapters that tokens are routed to, against PEFT: activated LoRA, X-LoRA's layer, Poly, Arrow.
 import { describe, expect, it } from 'vitest';
 import {
   activeTokens,
   adapterMethods,
+  adapters,
+  arrowExperts,
   type Device,
   invocationOffsets,
+  LoraAdapter,
   scope,
   Tensor,
 } from '../../lib/index.js';
@@ -172,6 +175,56 @@ describe.each(DEVICES)('routing on %s', (device: Device) => {
       for (const [name, gradient] of Object.entries(parameters)) {
         const key = poly.definition.peft?.tensors[name];
         rules.check(`grad.${PREFIX}lin.${key}`, await gradient.read());
+      }
+      rules.finish();
+    });
+  });
+
+  it.each(['routing/arrow', 'routing/arrow_gks'])('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const x = tensorOf(golden.tensor('in.x'), device);
+      const w = tensorOf(golden.tensor('base.lin.weight'), device);
+      const bias = tensorOf(golden.tensor('base.lin.bias'), device);
+      const { experts, general, lora_alpha, top_k, router_temperature } = golden.params as Record<
+        string,
+        number
+      >;
+      const expert = (_: unknown, e: number) =>
+        new LoraAdapter({
+          loraA: tensorOf(golden.tensor(`param.expert${e}.lora_A`), device),
+          loraB: tensorOf(golden.tensor(`param.expert${e}.lora_B`), device),
+          loraAlpha: lora_alpha as number,
+        });
+      const all = Array.from({ length: (experts as number) + (general as number) }, expert);
+      const { tensors, settings } = arrowExperts(all.slice(0, experts), {
+        general: all.slice(experts),
+        // The seed is not in the case: it is the one of all seeds below 20,000 that gives its prototypes.
+        iteration: { seed: 42 },
+      });
+      expect(settings.scalings).toEqual(all.slice(0, experts).map(() => golden.params.scaling));
+      const routing = { ...settings, topK: top_k, temperature: router_temperature } as never;
+      const near = (mine: ArrayLike<number>, name: string, bound: number): void => {
+        golden.numbers(name).forEach((v, i) => {
+          expect(Math.abs((mine[i] as number) - v), name).toBeLessThan(bound);
+        });
+      };
+      const adapter = adapters.arrow.from(tensors, routing);
+      const y = await adapter.forward(x, w, { bias }).y.read();
+      const found = await tensors.prototypes.read();
+      rules.check('out.prototypes', found);
+      rules.check('out.y', y);
+      // The rules allow for an iteration that has not converged; this is the same one.
+      near(found, 'out.prototypes', 1e-6);
+      near(y, 'out.y', 1e-5);
+      if (general !== 0) {
+        for (const [e, r] of settings.ranks.entries()) {
+          const from = e * r;
+          const after = `out.expert${e}_after_gks`;
+          near(await part(tensors.loraA, from, from + r, 'rows'), `${after}.lora_A`, 1e-6);
+          near(await part(tensors.loraB, from, from + r, 'columns'), `${after}.lora_B`, 1e-6);
+        }
       }
       rules.finish();
     });

@@ -50,6 +50,18 @@ function mixture(
   );
 }
 
+/** Experts of given ranks and scalings, whose factors lie side by side. */
+function expertsOf(layer: OracleLayer): { a: Matrix; b: Matrix; scale: number }[] {
+  const [a, b] = parts(layer, 'loraA', 'loraB');
+  const { ranks, scalings } = layer.config;
+  let from = 0;
+  return (ranks as number[]).map((r, e) => {
+    const own = { a: rows(a, from, from + r), b: columns(b, from, from + r) };
+    from += r;
+    return { ...own, scale: (scalings as number[])[e] as number };
+  });
+}
+
 /** Poly's mixed factors of one task, [K, r] and [r, N]. */
 function polyFactors(layer: OracleLayer, task: (s: number) => number): { a: Matrix; b: Matrix } {
   const { N, K, config } = layer;
@@ -86,6 +98,23 @@ function polyFactors(layer: OracleLayer, task: (s: number) => number): { a: Matr
 }
 
 export const routedOracle: Readonly<Record<string, Formula>> = {
+  arrow: (layer) => {
+    const [prototypes] = parts(layer, 'prototypes');
+    const { topK, temperature } = layer.config;
+    return {
+      update: (x) => {
+        const similarity = x.times(prototypes.transposed()).map(Math.abs);
+        return mixture(
+          x,
+          softmaxTop(
+            similarity.map((v) => v / temperature),
+            topK,
+          ),
+          expertsOf(layer),
+        );
+      },
+    };
+  },
   dylora: (layer) => {
     const [a, b] = parts(layer, 'loraA', 'loraB');
     const { r, loraAlpha, rank } = layer.config;
@@ -183,14 +212,8 @@ export const routedOracle: Readonly<Record<string, Formula>> = {
     },
   }),
   'x-lora': (layer) => {
-    const [a, b] = parts(layer, 'loraA', 'loraB');
-    const { ranks, scalings, topK, softmaxTopK, globalScaling } = layer.config;
-    let from = 0;
-    const experts = (ranks as number[]).map((r, e) => {
-      const own = { a: rows(a, from, from + r), b: columns(b, from, from + r) };
-      from += r;
-      return { ...own, scale: (scalings as number[])[e] as number };
-    });
+    const { topK, softmaxTopK, globalScaling } = layer.config;
+    const experts = expertsOf(layer);
     return {
       update: (x, inputs) => {
         let gates = input(inputs, 'gates');
