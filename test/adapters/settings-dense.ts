@@ -72,6 +72,7 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   'glora/vectors': { settings: { r: 3, vectors: true } },
   hira: { settings: { r: 4 } },
   loha: { settings: { r: 3, loraAlpha: 6 } },
+  'loha/tucker': { settings: { r: 3, loraAlpha: 6, kernel: [4, 2] } },
   osf: { settings: { rank: 5 }, held: osfWithinSubspace },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },

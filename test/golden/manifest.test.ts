@@ -14,7 +14,7 @@ const GROUPS = {
   lora: 26,
   qlora: 13,
   mixed_batch: 5,
-  tuners: 55,
+  tuners: 56,
   routing: 6,
   rng: 1,
 } as const;
