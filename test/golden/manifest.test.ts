@@ -12,7 +12,7 @@ const GROUPS = {
   quant: 47,
   matmul: 15,
   lora: 26,
-  qlora: 13,
+  qlora: 14,
   mixed_batch: 5,
   tuners: 56,
   routing: 6,
