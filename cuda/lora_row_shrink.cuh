@@ -40,7 +40,7 @@
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_parts.cuh"
 #include "cuda/panel_fill.cuh"
-#include "cuda/params/lora_forward_wgmma.h"
+#include "cuda/params/gemm_wgmma.h"
 #include "cuda/ptx.cuh"
 
 namespace lowrank::gpu {

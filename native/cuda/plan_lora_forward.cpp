@@ -1,5 +1,5 @@
 /// The fused LoRA forward: the base product with h · lora_bᵀ in its accumulators, and h = (gate ⊙
-/// x) · lora_aᵀ computed beside it where the product's kernel can (plan_lora_forward_wgmma.h), else
+/// x) · lora_aᵀ computed beside it where the product's kernel can (plan_gemm_wgmma.h), else
 /// by a launch before it, which reads x once more (2 · M · K bytes against the product's 2 · M · N
 /// · K operations) and leaves it in L2 where it fits.
 #include "native/cuda/plan_gemm_mma.h"

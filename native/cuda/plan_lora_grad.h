@@ -45,6 +45,8 @@ gpu::LoraContractParams LoraShrinkOver(const TensorView& x, const TensorView& fa
 /// Blocks of that tile that the device holds at once.
 int64_t LoraSlots(const LoraTile& tile, DType x, const DeviceLimits& device);
 int32_t LoraElementOf(DType dtype);
+/// Which elements of x, or of a matrix of its shape and dtype, dropout keeps.
+gpu::LoraGate LoraGateOf(const TensorView& x, const DropoutSpec& dropout);
 /// 1 / (1 - p) where something is dropped.
 float LoraKeptScale(const DropoutSpec& dropout);
 /// Elements from one plane to the next: planes start 256-byte aligned.

@@ -34,7 +34,9 @@ bool Aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
 }
 
-gpu::LoraGate MakeGate(const TensorView& x, const DropoutSpec& dropout) {
+}  // namespace
+
+gpu::LoraGate LoraGateOf(const TensorView& x, const DropoutSpec& dropout) {
   gpu::LoraGate gate;
   if (!dropout.active()) return gate;
   if (!dropout.mask.present) {
@@ -52,8 +54,6 @@ gpu::LoraGate MakeGate(const TensorView& x, const DropoutSpec& dropout) {
       x.cols % chunk == 0 && Aligned(dropout.mask.data, std::min<int64_t>(chunk_bytes, 16));
   return gate;
 }
-
-}  // namespace
 
 const LoraTile& SelectLoraTile(int64_t r, const DeviceLimits& device) {
   for (const LoraTile& tile : kTiles) {
@@ -111,7 +111,7 @@ gpu::LoraContractParams LoraContractOver(const TensorView& x, const DropoutSpec&
   params.rank_tiles = static_cast<uint32_t>(std::max<int64_t>(1, CeilDiv(r, tile.rank_tile)));
   params.x_aligned =
       Aligned(x.data, 16) && x.cols * static_cast<int64_t>(DTypeBytes(x.dtype)) % 16 == 0;
-  params.gate = MakeGate(x, dropout);
+  params.gate = LoraGateOf(x, dropout);
   return params;
 }
 

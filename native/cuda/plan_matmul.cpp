@@ -1,7 +1,7 @@
 /// Which kernel family takes a product with the base weight.
 #include "native/cuda/plan_gemm_f32.h"
 #include "native/cuda/plan_gemm_mma.h"
-#include "native/cuda/plan_lora_forward_wgmma.h"
+#include "native/cuda/plan_gemm_wgmma.h"
 #include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_matmul_small_m.h"
 #include "native/cuda/plan_streaming.h"
@@ -27,12 +27,12 @@ Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& devic
   if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
   }
-  if (!operands.w_transposed && MayChooseByM(operands, device)) {
+  if (MayChooseByM(operands, device)) {
     if (SmallMApplies(operands, device)) {
       return PlanMatmulSmallM(operands, device, workspace, plan);
     }
     if (WgmmaTakes(operands, device)) {
-      return PlanLoraForwardWgmma(operands, device, workspace, plan);
+      return PlanGemmWgmma(operands, device, workspace, plan);
     }
   }
   return PlanGemmMma(operands, device, workspace, plan);

@@ -93,7 +93,7 @@ const kMeant = [
   [/^matmul_small_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n64k16/]],
   [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],
   [
-    /^lora_forward_wgmma_128/,
+    /^gemm_wgmma_128/,
     [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/],
   ],
   [/^gemm_f32_/, [/^cp\.async 16$/]],

@@ -31,7 +31,7 @@ import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
-import { large, shrinking } from './large-cases.js';
+import { large, shrinking, turning } from './large-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
 function streaming(): KernelCase[] {
@@ -188,5 +188,6 @@ export function kernelCases(): KernelCase[] {
     ...special(),
     ...large(),
     ...shrinking(),
+    ...turning(),
   ];
 }

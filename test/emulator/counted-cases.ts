@@ -13,6 +13,7 @@ import {
   FeatureMap,
   GroupedLora,
   LoraAdapter,
+  type LoraGradient,
   loraBackward,
   loraForward,
   mapFeatures,
@@ -66,7 +67,7 @@ function lora(
   r: number,
   device: Device,
   dropout: number,
-  backward: boolean,
+  backward: boolean | readonly LoraGradient[],
   factors: DType = 'f32',
 ) {
   const { x, dy, w, bias } = operands(product, device);
@@ -79,7 +80,7 @@ function lora(
     dropout,
   });
   const { saved } = loraForward(x, w, adapter, { bias, seed: 8 });
-  if (backward) loraBackward(dy, saved);
+  if (backward) loraBackward(dy, saved, backward === true ? {} : { needs: backward });
 }
 
 function streaming(device: Device) {
@@ -187,13 +188,13 @@ function wgmma(device: Device) {
     for (const format of FORMATS) {
       lora({ M: 512, N: 512, K: 256, dtype, format }, 16, device, 0, false);
     }
-    // A megabyte of weight, and columns enough for h to be computed beside the products.
+    // A megabyte of weight, and columns enough for h to be computed beside the products; and its transpose.
     for (const [factors, dropout] of [
       ['f32', 0.1],
       [dtype, 0],
     ] as const) {
       const product = { M: 512, N: 2048, K: 1024, dtype, format: 'nf4' } as const;
-      lora(product, 16, device, dropout, false, factors);
+      lora(product, 16, device, dropout, ['dx'], factors);
     }
     for (const product of [
       { M: 1024, N: 1024, K: 128, dtype, format: 'nf4' },

@@ -3,6 +3,7 @@ import {
   type Device,
   type DType,
   LoraAdapter,
+  loraBackward,
   loraForward,
   matmul,
   matmulInputGrad,
@@ -176,6 +177,61 @@ export function shrinking(): KernelCase[] {
         ...(maskGiven ? { dropoutMask: mask() } : { seed: 47 }),
       });
       return hashOf([y, saved.h]);
+    },
+  }));
+}
+
+/**
+ * The same of an input gradient by wgmma over the transposed weight: with and without a gate (as bits, beside
+ * the panel), added to what dx holds, and at widths that are read one element at a time.
+ */
+export function turning(): KernelCase[] {
+  return (
+    [
+      ['nf4', 'bf16', 'bf16', 520, 1000, 2184, 16, {}],
+      ['fp4', 'f16', 'f32', 390, 1001, 2184, 5, { dropout: 0.25 }],
+      ['int8', 'bf16', 'bf16', 401, 520, 2216, 11, { dropout: 0.5, maskGiven: true, added: true }],
+      [undefined, 'f16', 'f32', 401, 264, 2184, 8, { added: true }],
+      ['nf4', 'f16', 'f16', 400, 1000, 2191, 3, { dropout: 0.5, infinity: true }],
+    ] as ReadonlyArray<
+      readonly [
+        QuantFormat | undefined,
+        DType,
+        DType,
+        number,
+        number,
+        number,
+        number,
+        LoraVariant & { infinity?: boolean; added?: boolean },
+      ]
+    >
+  ).map(([format, dtype, adapter, M, N, K, r, variant]) => ({
+    sm: '90',
+    name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] dx and ${adapter} adapter of r ${r} ${Object.keys(variant).join(' ')}`.trimEnd(),
+    async run(device) {
+      const random = (seed: number, shape: number[], as: DType) =>
+        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
+      const { infinity, added, dropout = 0, maskGiven } = variant;
+      const drawn = random(51, [M, N], dtype);
+      const dy = infinity ? await infinite(drawn, device) : drawn.to({ device });
+      const dense = random(52, [N, K], dtype);
+      const w = (format === undefined ? dense : quantize(dense, { format })).to({ device });
+      const lora = new LoraAdapter({
+        loraA: random(53, [r, K], adapter).to({ device }),
+        loraB: random(54, [N, r], adapter).to({ device }),
+        loraAlpha: r,
+        dropout,
+      });
+      const mask = () => tensorOf(dropoutMask64(57, dropout, M, K), { device, shape: [M, K] });
+      const { saved } = loraForward(random(55, [M, K], dtype).to({ device }), w, lora, {
+        ...(maskGiven ? { dropoutMask: mask() } : { seed: 57 }),
+      });
+      const dx = random(56, [M, K], dtype).to({ device });
+      const gradients = loraBackward(dy, saved, {
+        needs: ['dx'],
+        ...(added ? { accumulateInto: { dx } } : {}),
+      });
+      return hashOf([added ? dx : (gradients.dx as Tensors), matmulInputGrad(dy, w)]);
     },
   }));
 }

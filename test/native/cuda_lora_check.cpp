@@ -8,6 +8,7 @@
 /// the accesses of the main loops that cost more than 1.10 of the ideal.
 #include "native/cuda/plan_lora_shrink.h"
 #include "test/native/cuda_lora_operands.h"
+#include "test/native/cuda_lora_plans.h"
 
 namespace lowrank::loracheck {
 namespace {
@@ -31,8 +32,8 @@ void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr)
   const auto layout =
       contraction_major ? cuda::ShrinkFactor::kContractionMajor : cuda::ShrinkFactor::kRankMajor;
   const auto make = [&](cuda::Workspace* workspace, cuda::Plan* plan) {
-    return cuda::PlanLoraShrink(x, factor, layout, dropout, scaling, static_cast<float*>(out.data), false,
-                                c.Limits(), workspace, plan);
+    return cuda::PlanLoraShrink(x, factor, layout, dropout, scaling, static_cast<float*>(out.data),
+                                false, c.Limits(), workspace, plan);
   };
   const auto reset = [&] { emu::SetMemory(out.data, 0xff, out.bytes()); };
   if (!RunAll(name, &device, make, reset, {out})) return;
@@ -371,68 +372,6 @@ void CheckPlans() {
   }
 }
 
-/// Where h is computed beside the products, as the budget of cuda/lora_forward_wgmma_sm90a.cu says,
-/// and where by a launch of its own.
-void CheckForwardPlans() {
-  cuda::DeviceLimits h100;
-  h100.sm = 90;
-  h100.sm_count = 132;
-  h100.shared_bytes_per_block = 232448;
-  h100.l2_bytes = 50 << 20;
-  const auto at = [](uintptr_t address, int64_t rows, int64_t cols, DType dtype) {
-    return TensorView{reinterpret_cast<void*>(address), dtype, rows, cols, true};
-  };
-  const auto forward = [&](int64_t M, int64_t N, int64_t r) {
-    LoraForwardOp op;
-    op.x = at(4096, M, 4096, DType::kBF16);
-    op.w.dense = at(4096, N, 4096, DType::kBF16);
-    op.lora_a = at(4096, r, 4096, DType::kBF16);
-    op.lora_b = at(4096, N, r, DType::kBF16);
-    op.h = at(4096, M, r, DType::kF32);
-    op.y = at(4096, M, N, DType::kBF16);
-    return op;
-  };
-  const auto expect = [](const LoraForwardOp& op, const cuda::DeviceLimits& device, bool own_launch,
-                         const std::string& name) {
-    cuda::Workspace workspace;
-    cuda::Plan plan;
-    const Status status = cuda::MakePlan(op, device, &workspace, &plan);
-    bool found = false;
-    for (const cuda::LaunchStep& step : plan.steps) {
-      found = found || std::string(step.kernel).find("lora_shrink_") == 0;
-    }
-    Report(status.ok() && found == own_launch,
-           "forward plan, " + name + (own_launch ? ": h by its own launch" : ": h beside y"));
-  };
-  expect(forward(8192, 4096, 16), h100, false, "M 8192");
-  expect(forward(512, 4096, 1), h100, false, "M 512");
-  LoraForwardOp op = forward(8192, 4096, 16);
-  op.dropout.p = 0.1;
-  expect(op, h100, false, "dropout");
-  op.lora_a.dtype = op.lora_b.dtype = DType::kF32;
-  expect(op, h100, false, "f32 adapter");
-  op.lora_a.data = reinterpret_cast<void*>(4100);
-  expect(op, h100, true, "lora_a off 16 bytes");
-  op = forward(8192, 4096, 16);
-  op.x.data = reinterpret_cast<void*>(4098);
-  expect(op, h100, true, "x off 16 bytes");
-  expect(forward(8192, 4096, 17), h100, true, "r 17");
-  expect(forward(8192, 512, 16), h100, true, "few columns");
-  const FormatRow* nf4 = FindFormat("nf4");
-  for (const int64_t M : {2048, 4096}) {
-    op = forward(M, 4096, 16);
-    op.w.dense = TensorView();
-    auto* parts = reinterpret_cast<uint8_t*>(4096);
-    op.w.quant = {nf4, 4096, 4096, 64, parts, nf4->codebook, reinterpret_cast<float*>(parts)};
-    expect(op, h100, M == 2048, "two panels, M " + std::to_string(M));
-  }
-  expect(forward(256, 4096, 16), h100, true, "few tokens");
-  cuda::DeviceLimits other = h100;
-  other.batch_invariant = true;
-  expect(forward(8192, 4096, 16), other, true, "batch-invariant");
-  expect(forward(8192, 4096, 16), cuda::DeviceLimits(), true, "sm_80");
-}
-
 void PrintCounters() {
   emu::Options options = emu::CurrentOptions();
   options.counters = true;
@@ -489,6 +428,7 @@ int Main(int argc, char** argv) {
   CheckSpecialValues(filter);
   CheckPlans();
   CheckForwardPlans();
+  CheckInputGradPlans();
   std::printf("cuda_lora_check: %d checks, %d failures\n", cpu::g_checks, cpu::g_failures);
   return cpu::g_failures == 0 ? 0 : 1;
 }

@@ -1,6 +1,6 @@
-/// cuda/lora_forward_wgmma_sm90a.cu on the emulator against the formula in float64: formats, ragged
-/// shapes, LoRA in every dtype, alignments, panels; under every schedule, and with findings taken
-/// as failures.
+/// cuda/gemm_wgmma_sm90a.cu on the emulator against the formula in float64: formats, ragged
+/// shapes, LoRA in every dtype, alignments, panels, both directions; under every schedule, and with
+/// findings taken as failures.
 ///
 ///   hopper_kernel_check [seeds] [filter] [counters]
 ///
@@ -13,34 +13,14 @@
 
 #include "native/core/philox.h"
 #include "native/core/tensor_view.h"
-#include "native/cuda/plan_lora_forward_wgmma.h"
+#include "native/cuda/plan_gemm_wgmma.h"
+#include "test/native/hopper_kernel_cases.h"
 #include "test/native/hopper_matrix.h"
 
 namespace lowrank::test {
 namespace {
 
 int g_failures = 0;
-
-/// Who computes h: nobody (it is given), or the kernel, from x as it is or behind a gate.
-enum class Shrink { kGiven, kPlain, kPhilox, kMask };
-
-struct Case {
-  const char* name;
-  int64_t M, N, K, r;
-  DType dtype;
-  const char* format;  // null: dense of `dense`
-  DType dense;
-  bool nested;
-  int64_t blocksize;
-  DType lora;
-  bool bias;
-  bool lora_bias;
-  int64_t l2_bytes;  // small: several panels
-  int sm_count;
-  size_t misalign;  // bytes that x, w and y are off
-  Shrink shrink = Shrink::kGiven;
-  DType lora_a = DType::kF32;
-};
 
 /// A quantised weight with random codes and scales.
 struct Quantised {
@@ -57,8 +37,8 @@ struct Quantised {
 
   Quantised(const Case& c, std::mt19937_64* rng) {
     view.format = FindFormat(c.format);
-    view.rows = c.N;
-    view.cols = c.K;
+    view.rows = c.transposed() ? c.K : c.N;
+    view.cols = c.transposed() ? c.N : c.K;
     view.blocksize = c.blocksize;
     std::uniform_int_distribution<int> byte(0, 255);
     std::uniform_real_distribution<float> positive(0.05f, 0.3f);
@@ -98,7 +78,7 @@ struct Problem {
             static_cast<double>(RoundTo(c.dtype, quantised->view.Value(static_cast<int64_t>(i))));
       }
     } else {
-      operands.w.dense = Add(c.N, c.K, c.dense, &rng, 0.1, c.misalign);
+      operands.w.dense = AddFactor(c.K, c.dense, &rng, 0.1, c.misalign);
       w = matrices.back()->values;
       for (double& value : w)
         value = static_cast<double>(RoundTo(c.dtype, static_cast<float>(value)));
@@ -110,7 +90,7 @@ struct Problem {
       operands.h = static_cast<float*>(view.data);
       h_matrix = matrices.back().get();
       h = h_matrix->values;
-      operands.lora_factor = Add(c.N, c.r, c.lora, &rng, 0.3);
+      operands.lora_factor = AddFactor(c.r, c.lora, &rng, 0.3);
       b_matrix = matrices.back().get();
       lora_b = b_matrix->values;
       operands.scaling = 1.7f;
@@ -119,19 +99,32 @@ struct Problem {
       if (c.shrink != Shrink::kGiven) AddShrink(&rng);
     }
     if (std::strstr(c.name, "special") != nullptr) Poke();
-    operands.y = Add(c.M, c.N, c.dtype, nullptr, 0, c.misalign);
+    operands.w_transposed = c.transposed();
+    operands.accumulate = c.direction == Direction::kAddedInputGrad;
+    operands.y = Add(c.M, c.N, c.dtype, operands.accumulate ? &rng : nullptr, 1, c.misalign);
+    held = matrices.back()->device->Read();
+  }
+
+  /// [N, cols], or [cols, N] of an input gradient.
+  TensorView AddFactor(int64_t cols, DType dtype, std::mt19937_64* rng, double scale,
+                       size_t misalign = 0) {
+    return spec.transposed() ? Add(cols, spec.N, dtype, rng, scale, misalign)
+                             : Add(spec.N, cols, dtype, rng, scale, misalign);
   }
 
   void AddShrink(std::mt19937_64* rng) {
-    operands.lora_a = Add(spec.r, spec.K, spec.lora_a, rng, 1);
-    a_matrix = matrices.back().get();
+    if (!spec.transposed()) {
+      operands.lora_a = Add(spec.r, spec.K, spec.lora_a, rng, 1);
+      a_matrix = matrices.back().get();
+    }
     if (spec.shrink == Shrink::kPlain) return;
     operands.dropout.p = 0.3;
     operands.dropout.seed = 0x123456789abcdefu;
     if (spec.shrink == Shrink::kPhilox) return;
-    operands.dropout.mask = Add(spec.M, spec.K, spec.dtype, rng, 1);
+    const int64_t cols = spec.transposed() ? spec.N : spec.K;
+    operands.dropout.mask = Add(spec.M, cols, spec.dtype, rng, 1);
     mask = matrices.back().get();
-    for (int64_t i = 0; i < spec.M * spec.K; i += 3) mask->Set(0, i, i % 2 == 0 ? 0.0f : -0.0f);
+    for (int64_t i = 0; i < spec.M * cols; i += 3) mask->Set(0, i, i % 2 == 0 ? 0.0f : -0.0f);
   }
 
   bool Kept(int64_t i) const {
@@ -194,7 +187,13 @@ struct Problem {
     const float rows[8] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -3.0f, 1e-30f, -0.0f};
     for (int64_t i = 0; i < 8; ++i) h_matrix->Set(20 + i, 0, rows[i]);
     const float columns[6] = {kInfinity, -kInfinity, kNaN, 0.0f, 1.0f, -2.0f};
-    for (int64_t i = 0; i < 6; ++i) b_matrix->Set(30 + i, 0, columns[i]);
+    for (int64_t i = 0; i < 6; ++i) {
+      if (spec.transposed()) {
+        b_matrix->Set(0, 30 + i, columns[i]);
+      } else {
+        b_matrix->Set(30 + i, 0, columns[i]);
+      }
+    }
     // A NaN whose payload is in the low bits alone.
     const uint32_t low_nan = 0x7f800001u;
     std::memcpy(h_matrix->device->data() + 4 * static_cast<size_t>(40 * spec.r), &low_nan, 4);
@@ -222,11 +221,16 @@ struct Problem {
           magnitude += std::fabs(term);
         };
         for (int64_t k = 0; k < spec.K; ++k) {
-          add(x[static_cast<size_t>(m * spec.K + k)] * w[static_cast<size_t>(n * spec.K + k)]);
+          add(x[static_cast<size_t>(m * spec.K + k)] * w[spec.Index(n, k, spec.K)]);
         }
-        for (int64_t i = 0; i < spec.r; ++i) {
-          add(scaling * h[static_cast<size_t>(m * spec.r + i)] *
-              lora_b[static_cast<size_t>(n * spec.r + i)]);
+        const bool gated = spec.transposed() && operands.dropout.active();
+        const double factor = gated ? scaling / (1 - operands.dropout.p) : scaling;
+        const int64_t r = gated && !Kept(m * spec.N + n) ? 0 : spec.r;
+        for (int64_t i = 0; i < r; ++i) {
+          add(factor * h[static_cast<size_t>(m * spec.r + i)] * lora_b[spec.Index(n, i, spec.r)]);
+        }
+        if (operands.accumulate) {
+          add(matrices.back()->values[static_cast<size_t>(m * spec.N + n)]);
         }
         if (spec.bias) add(bias[static_cast<size_t>(n)]);
         if (spec.lora_bias && spec.r > 0) add(scaling * lora_bias[static_cast<size_t>(n)]);
@@ -245,17 +249,21 @@ struct Problem {
     device.l2_bytes = spec.l2_bytes;
     cuda::Workspace measure;
     cuda::Plan ignored;
-    Status status = cuda::PlanLoraForwardWgmma(operands, device, &measure, &ignored);
+    Status status = cuda::PlanGemmWgmma(operands, device, &measure, &ignored);
     DeviceArray<unsigned char> memory(measure.bytes());
     cuda::Workspace workspace(memory.data());
     cuda::Plan plan;
-    if (status.ok()) status = cuda::PlanLoraForwardWgmma(operands, device, &workspace, &plan);
+    if (status.ok()) status = cuda::PlanGemmWgmma(operands, device, &workspace, &plan);
     if (!status.ok()) {
       *error = status.message();
       return {};
     }
     launches = plan.steps.size();
-    emu::SetMemory(operands.y.data, 0xff, operands.y.bytes());
+    if (operands.accumulate) {
+      emu::CopyMemory(operands.y.data, held.data(), held.size());
+    } else {
+      emu::SetMemory(operands.y.data, 0xff, operands.y.bytes());
+    }
     if (a_matrix != nullptr) emu::SetMemory(operands.h, 0xff, h.size() * 4);
     for (const cuda::LaunchStep& step : plan.steps) {
       if (!RunStep(step, error)) return {};
@@ -303,60 +311,9 @@ struct Problem {
   Matrix* b_matrix = nullptr;
   Matrix* a_matrix = nullptr;  // null: h is given
   Matrix* mask = nullptr;
+  std::vector<unsigned char> held;  // of y, before
   std::vector<double> w, bias, h, lora_b, lora_bias, expected, magnitudes;
   size_t launches = 0;
-};
-
-constexpr DType kB = DType::kBF16;
-constexpr DType kH = DType::kF16;
-constexpr DType kF = DType::kF32;
-const Case kCases[] = {
-    {"nf4", 128, 256, 128, 0, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 0},
-    {"nf4 lora", 256, 256, 192, 16, kB, "nf4", kB, true, 64, kF, true, true, 50 << 20, 132, 0},
-    {"nf4 ragged", 300, 333, 200, 5, kB, "nf4", kB, false, 64, kB, true, true, 50 << 20, 132, 0},
-    {"fp4 f16", 257, 136, 96, 8, kH, "fp4", kB, true, 32, kH, true, false, 50 << 20, 132, 0},
-    {"int8", 130, 520, 320, 20, kB, "int8", kB, false, 256, kF, false, false, 50 << 20, 4, 0},
-    {"int8 f16", 140, 264, 64, 0, kH, "int8", kB, true, 64, kF, true, false, 50 << 20, 2, 0},
-    {"dense bf16", 200, 264, 136, 4, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20, 132, 0},
-    {"dense f16", 129, 128, 72, 4, kH, nullptr, kH, false, 64, kF, false, true, 50 << 20, 132, 0},
-    {"odd K", 140, 150, 61, 3, kB, "nf4", kB, false, 64, kB, true, false, 50 << 20, 132, 0},
-    {"odd all", 129, 257, 77, 1, kH, "fp4", kB, true, 32, kH, false, true, 50 << 20, 132, 0},
-    {"misaligned", 130, 260, 64, 9, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 2},
-    {"misaligned dense", 130, 260, 64, 9, kB, nullptr, kB, false, 64, kB, false, false, 50 << 20,
-     132, 2},
-    {"panels", 520, 1100, 128, 16, kB, "nf4", kB, true, 64, kF, true, true, 300 * 1024, 4, 0},
-    {"panels f16", 300, 700, 448, 4, kH, "int8", kB, false, 64, kH, true, false, 400 * 1024, 6, 0},
-};
-
-const Case kShrinkCases[] = {
-    {"shrink", 264, 256, 128, 16, kB, "nf4", kB, true, 64, kB, true, true, 50 << 20, 132, 0,
-     Shrink::kPlain, kB},
-    {"shrink f32 panels", 520, 600, 200, 16, kB, "nf4", kB, false, 64, kF, false, true, 300 * 1024,
-     4, 0, Shrink::kPlain, kF},
-    {"shrink f16", 300, 136, 264, 3, kB, nullptr, kB, false, 64, kH, false, false, 50 << 20, 132, 0,
-     Shrink::kPlain, kH},
-    {"shrink of f16", 141, 264, 136, 9, kH, "int8", kB, false, 64, kF, true, false, 50 << 20, 2, 0,
-     Shrink::kPlain, kF},
-    {"shrink dropout", 140, 264, 328, 8, kB, "fp4", kB, false, 64, kB, false, false, 50 << 20, 132,
-     0, Shrink::kPhilox, kB},
-    {"shrink f32 dropout", 265, 264, 72, 5, kH, "nf4", kB, true, 64, kB, false, false, 50 << 20,
-     132, 0, Shrink::kPhilox, kF},
-    {"shrink mask", 129, 264, 200, 16, kB, "nf4", kB, true, 64, kF, false, false, 50 << 20, 132, 0,
-     Shrink::kMask, kF},
-};
-
-const Case kSpecialCases[] = {
-    {"special f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132,
-     0},
-    {"special bf16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false, 50 << 20, 132,
-     0},
-    {"special f16", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kH, true, false, 50 << 20, 132, 0},
-    {"special shrink", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20, 132,
-     0, Shrink::kPlain, kB},
-    {"special shrink f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kB, true, false, 50 << 20,
-     132, 0, Shrink::kPlain, kF},
-    {"special shrink of f16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false,
-     50 << 20, 132, 0, Shrink::kPlain, kF},
 };
 
 const Schedule kSchedules[] = {
@@ -447,6 +404,10 @@ int main(int argc, char** argv) {
     test::RunCase(spec, seeds);
   }
   for (const test::Case& spec : test::kShrinkCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, seeds);
+  }
+  for (const test::Case& spec : test::kGradCases) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);
   }

@@ -5,7 +5,7 @@ if(EXISTS ${CMAKE_CURRENT_SOURCE_DIR}/test/native/hopper_kernel_check.cpp)
     lowrank_emulator_check_program(hopper_${check}_check test/native/hopper_${check}_check.cpp)
     target_link_libraries(hopper_${check}_check PRIVATE lowrank_core)
   endforeach()
-  set(kernel cuda/lora_forward_wgmma_sm90a.cu)
+  set(kernel cuda/gemm_wgmma_sm90a.cu)
   lowrank_emulator_check_program(hopper_kernel_check test/native/hopper_kernel_check.cpp
                                  $<TARGET_OBJECTS:emulator_check>)
   target_link_libraries(hopper_kernel_check PRIVATE lowrank_core)

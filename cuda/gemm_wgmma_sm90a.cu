@@ -1,15 +1,20 @@
-/// Fused LoRA forward of large M on Hopper (TMA, mbarrier, wgmma), and the matmul with r = 0.
+/// Products of large M with the base weight on Hopper (TMA, mbarrier, wgmma), in both directions,
+/// with the LoRA term in the same accumulators; r = 0: without.
 ///
-///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
+///   y  = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
+///   dx = dy · dequant(w) + gate ⊙ (scaling · dh · lora_a) (+ dx)
 ///
 /// Operands     x [M, K] T · w codes as QuantView, or dense · h [M, r] f32 · lora_b [N, r] any ·
-///              bias, lora_bias [1, N] any · y [M, N] T
+///              bias, lora_bias [1, N] any · y [M, N] T. An input gradient is the same product: y
+///              is dx, x dy, w wᵀ [K, N], h dh and lora_b lora_aᵀ; N and K below are the product's.
+///              Its panels are columns of w, turned as they are decoded (panel_fill.cuh)
 /// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases,
-///              and zeros in the counters of h. Then one launch a panel of at most ~2,048 rows of
-///              w: it multiplies panel p while three spare warps of each block decode panel p + 1
-///              into the other buffer. Where h is not given, they compute it first, in the launch
-///              of the first panel (lora_row_shrink.cuh), and the copy of h's slab, which comes
-///              last of a tile, waits for its row tile
+///              the bits of the gate, and zeros in the counters of h. Then one launch a panel of at
+///              most ~2,048 rows of w: it multiplies panel p while three spare warps of each block
+///              decode panel p + 1 into the other buffer. Where h is not given, they compute it
+///              first, in the launch of the first panel (lora_row_shrink.cuh), and the copy of h's
+///              slab, which comes last of a tile, waits for its row tile. A gated slab comes first,
+///              and its sums are gated in their registers before w's are added
 /// Grid         prepare (any). Products: min(SMs, tiles) blocks in clusters of 2 that share a
 ///              column tile; each walks its tiles in a fixed order
 /// Block        384 threads: warp 0 copies, warps 1..3 compute h and decode the next panel, two
@@ -20,8 +25,8 @@
 ///              barriers: 4 · 48 KB + 23 KB = 215 KB (128 x 256), 6 · 32 KB + 23 KB (128 x 128)
 /// Numerics     w rounded once to T; products exact, sums in f32 in the order of k; h · lora_bᵀ in
 ///              the same accumulators from bf16 pieces that sum to the f32 values exactly (only
-///              low · low is left out: 2^-28); one rounding to T. Same bits from run to run, and
-///              for a row in any batch
+///              low · low is left out: 2^-28); what dx holds is added in f32; one rounding to T.
+///              Same bits from run to run, and for a row in any batch
 /// Needs        sm_90a, x, h and panel rows 16-byte aligned (the plan copies what is not)
 ///
 /// Budget of a 128 x 256 tile, for each 64 of K (H100: 2,048 multiply-adds/clk/SM)
@@ -60,6 +65,16 @@
 /// integer instructions of warps that have the time (goal 369). What it fills to the brim is the
 /// L2: 26 + 4 (f32: 6) of about 30 B/clk/SM during the launch of the first panel; of f32 that may
 /// be 9 us more.
+///
+/// dx costs what y does, with dh given (its slab 4.0 or 10.8 us). Turning a panel takes the same
+/// five issue slots a weight and whole sectors both ways. A gate of M = 8,192, K = 4,096, r = 16:
+///   bits       8.4 M Philox calls of 70 instructions; half of them stand before the first panel's
+///              products: 4.2 M · 70 / 32 / (132 · 4 slots) = 17 k clk, 10 us; the rest hides
+///   gating     4 loads of 16 bytes and about 400 instructions a lane and tile, the tensor cores
+///   idle
+///              meanwhile: 1 k of 65 k clk, 6 us
+/// 350 + 4 = 354 us with a bf16 adapter, 370 with dropout, where mma.sync takes 467. An 8 KB buffer
+/// of bits in shared memory, filled by the spare warps a tile ahead, would hide the ten as well.
 #include "cuda/lora_row_shrink.cuh"
 #include "cuda/panel_fill.cuh"
 #include "cuda/ptx_sm90.cuh"
@@ -144,22 +159,26 @@ struct TileWalk {
   uint32_t step;
   uint32_t count;
 };
-LOWRANK_DEVICE TileWalk WalkTiles(const LoraForwardWgmmaParams& p) {
+LOWRANK_DEVICE TileWalk WalkTiles(const GemmWgmmaParams& p) {
   return {blockIdx.x / kClusterBlocks, gridDim.x / kClusterBlocks, p.tiles_m * p.tiles_n};
 }
 
 /// The one thread that copies: fills stage after stage, each as soon as both blocks of the cluster
 /// have read it.
 template <typename Tile>
-LOWRANK_DEVICE void ProduceStages(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
-                                  uint32_t rank) {
+LOWRANK_DEVICE void ProduceStages(const GemmWgmmaParams& p, Storage<Tile>& s, uint32_t rank) {
   constexpr uint32_t kHalfN = Tile::kTileN / kClusterBlocks;
   const TileWalk walk = WalkTiles(p);
   RingPosition<Tile::kStages> at;
   for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
     const int32_t m = static_cast<int32_t>((tile / p.tiles_n * kClusterBlocks + rank) * kTileM);
     const int32_t n = static_cast<int32_t>(tile % p.tiles_n * Tile::kTileN + rank * kHalfN);
-    for (uint32_t block = 0; block < p.k_blocks + p.slab_blocks; ++block) {
+    const uint32_t blocks = p.k_blocks + p.slab_blocks;
+    for (uint32_t i = 0; i < blocks; ++i) {
+      // In the order of ConsumeStages: a gated slab comes first, another last.
+      const uint32_t block = p.kept == nullptr   ? i
+                             : i < p.slab_blocks ? p.k_blocks + i
+                                                 : i - p.slab_blocks;
       const bool slab = block >= p.k_blocks;
       const int32_t k = static_cast<int32_t>((slab ? block - p.k_blocks : block) * kTileK);
       if (block == p.k_blocks && p.shrink.x != nullptr) WaitForShrunkTile(p.shrink, m);
@@ -190,13 +209,14 @@ LOWRANK_DEVICE void MultiplyStage(float (&acc)[Tile::kTileN / 2], const Storage<
 /// The same of the slab, whose last stage may have fewer steps: each costs what one of K does.
 template <typename Tile>
 LOWRANK_DEVICE void MultiplySlabStage(float (&acc)[Tile::kTileN / 2], const Storage<Tile>& s,
-                                      uint32_t stage, uint32_t group, uint32_t steps) {
+                                      uint32_t stage, uint32_t group, uint32_t steps,
+                                      uint32_t accumulate) {
   const uint64_t h = WgmmaDescriptor(s.x[stage] + group * 64 * kTileK);
   const uint64_t lora_b = WgmmaDescriptor(s.w[stage]);
 #pragma unroll 1
   for (uint32_t step = 0; step < kTileK / 16 && step < steps; ++step) {
     WgmmaFence();  // in the loop: the accumulators come from the turn before
-    TileBF16::Multiply(acc, h + step * 2, lora_b + step * 2, 1);
+    TileBF16::Multiply(acc, h + step * 2, lora_b + step * 2, step == 0 ? accumulate : 1);
   }
   WgmmaCommit();
 }
@@ -208,10 +228,47 @@ LOWRANK_DEVICE void ReleaseStage(Storage<Tile>& s, uint32_t stage) {
   if (lane < kClusterBlocks) BarrierArriveAt(&s.empty[stage], lane);
 }
 
+/// Zeroes what the gate drops, whatever it held, of a lane's rows m and m + 8; n0 in the panel.
+template <typename Tile>
+LOWRANK_DEVICE void KeepOnlyKept(const GemmWgmmaParams& p, float (&acc)[Tile::kTileN / 2],
+                                 int64_t m, int64_t n0) {
+  constexpr uint32_t kWords = Tile::kTileN / 32;
+#pragma unroll
+  for (uint32_t half = 0; half < 2; ++half) {
+    const int64_t row = m + half * 8;
+    if (row >= p.M) continue;
+    const uint4* g_kept = reinterpret_cast<const uint4*>(p.kept + row * p.kept_words + n0 / 32);
+#pragma unroll
+    for (uint32_t quad = 0; quad < kWords / 4; ++quad) {
+      const uint4 words = __ldg(g_kept + quad);
+#pragma unroll
+      for (uint32_t i = 0; i < 16; ++i) {  // eight columns: a byte
+        const uint32_t word = i < 4 ? words.x : i < 8 ? words.y : i < 12 ? words.z : words.w;
+        const uint32_t pair = word >> (i % 4 * 8) >> (threadIdx.x % 4 * 2);
+        const uint32_t j = (quad * 16 + i) * 4 + half * 2;
+        if ((pair & 1) == 0) acc[j] = 0;
+        if ((pair & 2) == 0) acc[j + 1] = 0;
+      }
+    }
+  }
+}
+
+/// What y holds in columns n and n + 1 of row m; zero outside.
+template <typename T>
+LOWRANK_DEVICE void LoadOutPair(const GemmWgmmaParams& p, int64_t m, int64_t n, float& low,
+                                float& high) {
+  low = 0;
+  high = 0;
+  if (m >= p.M || n >= p.panel_n) return;
+  const uint16_t* g_y = static_cast<const uint16_t*>(p.y) + m * p.N + p.first_n + n;
+  low = T::Unpack(g_y[0]);
+  if (n + 1 < p.panel_n) high = T::Unpack(g_y[1]);
+}
+
 /// The warp's 16 rows of the tile, 64 columns at a time through shared memory, so that the global
 /// stores are whole lines.
 template <typename T, typename Tile>
-LOWRANK_DEVICE void StoreTile(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
+LOWRANK_DEVICE void StoreTile(const GemmWgmmaParams& p, Storage<Tile>& s,
                               const float (&acc)[Tile::kTileN / 2], uint32_t warp, int64_t m0,
                               int64_t panel_n0) {
   const uint32_t lane = threadIdx.x % 32;
@@ -234,8 +291,18 @@ LOWRANK_DEVICE void StoreTile(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
           low = __ldg(p.addend + p.first_n + n);
           if (n + 1 < p.panel_n) high = __ldg(p.addend + p.first_n + n + 1);
         }
-        packed[half * 2] = T::Pack(acc[j] + low, acc[j + 1] + high);
-        packed[half * 2 + 1] = T::Pack(acc[j + 2] + low, acc[j + 3] + high);
+#pragma unroll
+        for (uint32_t below = 0; below < 2; ++below) {
+          float first = acc[j + 2 * below] + low;
+          float second = acc[j + 2 * below + 1] + high;
+          if (p.accumulate != 0) {
+            float first_held, second_held;
+            LoadOutPair<T>(p, m0 + lane / 4 + 8 * below, n, first_held, second_held);
+            first += first_held;
+            second += second_held;
+          }
+          packed[half * 2 + below] = T::Pack(first, second);
+        }
       }
       // Matrices 0..3 are rows 0..7 and 8..15 of the first eight columns, then of the second.
       StMatrixX4(s_out + (lane % 16) * kOutStride + pair * 16 + lane / 16 * 8, packed);
@@ -264,46 +331,61 @@ LOWRANK_DEVICE void StoreTile(const LoraForwardWgmmaParams& p, Storage<Tile>& s,
 
 /// A warpgroup that multiplies: rows 64 · group .. of each tile of the block.
 template <typename T, typename Tile>
-LOWRANK_DEVICE void ConsumeStages(const LoraForwardWgmmaParams& p, Storage<Tile>& s, uint32_t rank,
+LOWRANK_DEVICE void ConsumeStages(const GemmWgmmaParams& p, Storage<Tile>& s, uint32_t rank,
                                   uint32_t group) {
   const uint32_t warp = threadIdx.x / 32 % 4;  // of the warpgroup
   const TileWalk walk = WalkTiles(p);
   RingPosition<Tile::kStages> at;
   for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
+    const int64_t m0 = static_cast<int64_t>(tile / p.tiles_n * kClusterBlocks + rank) * kTileM +
+                       group * 64 + warp * 16;
+    const int64_t n0 = static_cast<int64_t>(tile % p.tiles_n) * Tile::kTileN;
     float acc[Tile::kTileN / 2];
     uint32_t accumulate = 0;
+    bool in_flight = false;
     uint32_t previous = 0;
     // One group of products stays in flight: the stage before is free once this one is issued.
     const auto after_issue = [&] {
-      if (accumulate != 0) {
+      if (in_flight) {
         WgmmaWait<1>();
         ReleaseStage(s, previous);
       }
+      in_flight = true;
       accumulate = 1;
       previous = at.stage;
       Advance(at);
     };
+    const auto finish = [&] {
+      WgmmaWait<0>();
+      ReleaseStage(s, previous);
+      in_flight = false;
+    };
+    const auto multiply_slab = [&] {
+      for (uint32_t block = 0; block < p.slab_blocks; ++block) {
+        BarrierWait(&s.full[at.stage], at.parity);
+        MultiplySlabStage(acc, s, at.stage, group, p.slab_steps - block * (kTileK / 16),
+                          accumulate);
+        after_issue();
+      }
+    };
+    if (p.kept != nullptr) {
+      multiply_slab();
+      finish();
+      KeepOnlyKept<Tile>(p, acc, m0 + threadIdx.x % 32 / 4, n0);
+    }
     for (uint32_t block = 0; block < p.k_blocks; ++block) {
       BarrierWait(&s.full[at.stage], at.parity);
       MultiplyStage<T>(acc, s, at.stage, group, accumulate);
       after_issue();
     }
-    for (uint32_t block = 0; block < p.slab_blocks; ++block) {
-      BarrierWait(&s.full[at.stage], at.parity);
-      MultiplySlabStage(acc, s, at.stage, group, p.slab_steps - block * (kTileK / 16));
-      after_issue();
-    }
-    WgmmaWait<0>();
-    ReleaseStage(s, previous);
-    const int64_t m0 = static_cast<int64_t>(tile / p.tiles_n * kClusterBlocks + rank) * kTileM +
-                       group * 64 + warp * 16;
-    const int64_t n0 = static_cast<int64_t>(tile % p.tiles_n) * Tile::kTileN;
+    if (p.kept == nullptr) multiply_slab();
+    finish();
     StoreTile<T>(p, s, acc, group * 4 + warp, m0, n0);
   }
 }
 
 template <typename T, typename Tile>
-LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
+LOWRANK_DEVICE void Multiply(const GemmWgmmaParams& p) {
   Storage<Tile>& s = DynamicShared<Storage<Tile>>();
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t rank = ClusterRank();
@@ -326,8 +408,9 @@ LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
       if (threadIdx.x == 0) ProduceStages(p, s, rank);
     } else {
       if (p.shrink.x != nullptr) ShrinkRows<typename T::Tag>(p.shrink, s.shrink, warp - 1);
-      FillPanel<T>(p.next_panel, s.codebook, blockIdx.x * kFillWarps + warp - 1,
-                   gridDim.x * kFillWarps);
+      const uint32_t unit = blockIdx.x * kFillWarps + warp - 1;
+      FillPanel<T>(p.next_panel, s.codebook, unit, gridDim.x * kFillWarps);
+      FillKept(p.next_kept, unit, gridDim.x * kFillWarps);
     }
   } else {
     RegistersUpTo<192>();
@@ -338,7 +421,7 @@ LOWRANK_DEVICE void Multiply(const LoraForwardWgmmaParams& p) {
 }
 
 template <typename T>
-LOWRANK_DEVICE void Prepare(const LoraForwardWgmmaPrepareParams& p) {
+LOWRANK_DEVICE void Prepare(const GemmWgmmaPrepareParams& p) {
   float* s_codebook = DynamicShared<PrepareStorage>().codebook;
   LoadCodebook(p.panel, s_codebook);
   __syncthreads();
@@ -353,6 +436,7 @@ LOWRANK_DEVICE void Prepare(const LoraForwardWgmmaPrepareParams& p) {
   FillSplit(p.h, index, count);
   FillSplit(p.lora_b, index, count);
   FillAddend(p.addend, index, count);
+  FillKept(p.kept, unit, units);
   for (int64_t i = index; i < p.counter_count; i += count) p.counters[i] = 0;
 }
 
@@ -366,18 +450,16 @@ using namespace lowrank::gpu;
   X(bf16, TileBF16)      \
   X(f16, TileF16)
 
-#define LOWRANK_KERNELS(dtype, T)                                                            \
-  LOWRANK_KERNEL(lora_forward_wgmma_prepare_##dtype##_kernel, LoraForwardWgmmaPrepareParams, \
-                 kWgmmaPrepareThreads, 4) {                                                  \
-    Prepare<T>(p);                                                                           \
-  }                                                                                          \
-  LOWRANK_KERNEL(lora_forward_wgmma_128x256_##dtype##_kernel, LoraForwardWgmmaParams,        \
-                 kWgmmaThreads, 1) {                                                         \
-    Multiply<T, Wide>(p);                                                                    \
-  }                                                                                          \
-  LOWRANK_KERNEL(lora_forward_wgmma_128x128_##dtype##_kernel, LoraForwardWgmmaParams,        \
-                 kWgmmaThreads, 1) {                                                         \
-    Multiply<T, Narrow>(p);                                                                  \
+#define LOWRANK_KERNELS(dtype, T)                                                          \
+  LOWRANK_KERNEL(gemm_wgmma_prepare_##dtype##_kernel, GemmWgmmaPrepareParams,              \
+                 kWgmmaPrepareThreads, 4) {                                                \
+    Prepare<T>(p);                                                                         \
+  }                                                                                        \
+  LOWRANK_KERNEL(gemm_wgmma_128x256_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
+    Multiply<T, Wide>(p);                                                                  \
+  }                                                                                        \
+  LOWRANK_KERNEL(gemm_wgmma_128x128_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
+    Multiply<T, Narrow>(p);                                                                \
   }
 LOWRANK_TYPES(LOWRANK_KERNELS)
 #undef LOWRANK_KERNELS

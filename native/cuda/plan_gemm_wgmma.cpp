@@ -1,9 +1,9 @@
-#include "native/cuda/plan_lora_forward_wgmma.h"
+#include "native/cuda/plan_gemm_wgmma.h"
 
 #include <algorithm>
 #include <cstddef>
 
-#include "cuda/params/lora_forward_wgmma.h"
+#include "cuda/params/gemm_wgmma.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_lora_shrink.h"
 
@@ -25,12 +25,12 @@ struct TileRow {
 constexpr TileRow kTiles[] = {
     {256,
      4,
-     {"lora_forward_wgmma_128x256_bf16_kernel", "lora_forward_wgmma_128x256_f16_kernel"},
+     {"gemm_wgmma_128x256_bf16_kernel", "gemm_wgmma_128x256_f16_kernel"},
      1.0,
      "untuned; 32 B/clk/SM from L2"},
     {128,
      6,
-     {"lora_forward_wgmma_128x128_bf16_kernel", "lora_forward_wgmma_128x128_f16_kernel"},
+     {"gemm_wgmma_128x128_bf16_kernel", "gemm_wgmma_128x128_f16_kernel"},
      1.5,
      "untuned; 48 B/clk/SM from L2, bound by it; where 128 x 256 leaves multiprocessors idle"},
 };
@@ -99,18 +99,22 @@ uint32_t Log2(int64_t power_of_two) {
   return log;
 }
 
-/// Rows [first_row, first_row + rows) of w into `target`.
-gpu::PanelFill FillOf(const WeightView& w, int64_t first_row, int64_t rows, uint16_t* target,
-                      int64_t stride_elems) {
+/// Rows [first, first + rows) of w into `target`, or of wᵀ where it is transposed.
+gpu::PanelFill FillOf(const WeightView& w, bool transposed, int64_t first, int64_t rows,
+                      uint16_t* target, int64_t stride_elems) {
   gpu::PanelFill fill;
   fill.target = target;
   fill.rows = rows;
-  fill.cols = w.cols();
+  fill.cols = transposed ? w.rows() : w.cols();
   fill.stride_elems = stride_elems;
-  fill.first_elem = first_row * w.cols();
+  fill.first_elem = transposed ? first : first * w.cols();
+  fill.row_step = transposed ? 1 : w.cols();
+  fill.col_step = transposed ? w.cols() : 1;
+  const bool by_eight = w.cols() % 8 == 0;
   if (!w.quantised()) {
     fill.kind = SourceOf(w.dense.dtype);
     fill.source = w.dense.data;
+    if (transposed && by_eight && Aligned(fill.source)) fill.path = gpu::PanelPath::kTurned;
     return fill;
   }
   const QuantView& quant = w.quant;
@@ -124,7 +128,9 @@ gpu::PanelFill FillOf(const WeightView& w, int64_t first_row, int64_t rows, uint
   fill.absmax_offset = quant.absmax_offset;
   fill.blocksize_log2 = Log2(quant.blocksize);
   fill.nested_blocksize_log2 = Log2(quant.nested_blocksize);
-  fill.vector = fill.cols % 8 == 0 && quant.blocksize % 8 == 0 && Aligned(fill.source);
+  if (by_eight && quant.blocksize % 8 == 0 && Aligned(fill.source)) {
+    fill.path = transposed ? gpu::PanelPath::kTurned : gpu::PanelPath::kRows;
+  }
   return fill;
 }
 
@@ -176,14 +182,56 @@ bool CanShrink(const GemmMmaOperands& operands) {
 }
 
 /// Is w multiplied where it lies?
-bool IsDirect(const WeightView& w) {
-  return !w.quantised() && ReadableByTma(w.dense.data, w.cols());
+bool IsDirect(const GemmMmaOperands& operands) {
+  const WeightView& w = operands.w;
+  return !operands.w_transposed && !w.quantised() && ReadableByTma(w.dense.data, w.cols());
 }
+
+/// Columns of y, or of dx.
+int64_t OutputsOf(const GemmMmaOperands& operands) {
+  return operands.w_transposed ? operands.w.cols() : operands.w.rows();
+}
+
+/// The gate of the input gradient's adapter term as bits, a panel of columns at a time into one of
+/// two buffers.
+class KeptPanels {
+ public:
+  KeptPanels() = default;
+  KeptPanels(const GemmMmaOperands& operands, int64_t panel_cols, Workspace* workspace)
+      : panel_cols_(panel_cols) {
+    fill_.rows = operands.y.rows;
+    fill_.cols = operands.y.cols;
+    fill_.gate = LoraGateOf(operands.y, operands.dropout);
+    fill_.words = static_cast<uint32_t>(panel_cols / 32);  // a tile has four at least
+    for (uint32_t*& buffer : buffers_) {
+      buffer = workspace->Take<uint32_t>(fill_.rows * fill_.words);
+      if (panel_cols >= fill_.cols) break;
+    }
+    active_ = true;
+  }
+
+  const uint32_t* Target(int64_t panel) const { return buffers_[panel % 2]; }
+  uint32_t words() const { return fill_.words; }
+  /// Of one panel, for a warp each.
+  int64_t items() const { return active_ ? fill_.rows * CeilDiv(fill_.words, 32) : 0; }
+  gpu::KeptFill Fill(int64_t panel) const {
+    gpu::KeptFill fill = fill_;
+    fill.target = buffers_[panel % 2];
+    fill.first_col = panel * panel_cols_;
+    return fill;
+  }
+
+ private:
+  gpu::KeptFill fill_;
+  int64_t panel_cols_ = 0;
+  uint32_t* buffers_[2] = {nullptr, nullptr};
+  bool active_ = false;
+};
 
 /// h beside the products of the first panel, and the counters that `prepare` zeroes for it.
 gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& pieces,
                         const DeviceLimits& device, Workspace* workspace,
-                        gpu::LoraForwardWgmmaPrepareParams* prepare) {
+                        gpu::GemmWgmmaPrepareParams* prepare) {
   const TensorView& x = operands.x;
   const int64_t row_tiles = CeilDiv(x.rows, gpu::kWgmmaTileM);
   const gpu::LoraContractParams contract = LoraShrinkOver(
@@ -211,7 +259,7 @@ gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& p
 bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t narrow_tiles = gpu::kWgmmaCluster *
                                CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
-                               CeilDiv(operands.w.rows(), kTiles[1].tile_n);
+                               CeilDiv(OutputsOf(operands), kTiles[1].tile_n);
   return device.sm == 90 && Supports(operands) && operands.x.rows >= kMinM &&
          operands.x.cols >= kMinK && narrow_tiles >= device.sm_count / 2 &&
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
@@ -222,7 +270,7 @@ bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t M = operands.x.rows;
   const int64_t K = operands.x.cols;
   const int64_t N = operands.w.rows();
-  const bool panels = !IsDirect(operands.w);
+  const bool panels = !IsDirect(operands);
   const Split split = ChooseSplit(M, N, K, CeilDiv(K, 8) * 8, panels, device);
   const int64_t columns = split.panel_tiles * split.tile->tile_n;
   const int64_t pairs = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
@@ -231,12 +279,13 @@ bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
          (!decodes || pairs > device.sm_count / gpu::kWgmmaCluster);
 }
 
-Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
-                            Workspace* workspace, Plan* plan) {
+Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                     Workspace* workspace, Plan* plan) {
   const DType dtype = operands.x.dtype;
   const int64_t M = operands.x.rows;
   const int64_t K = operands.x.cols;
-  const int64_t N = operands.w.rows();
+  const int64_t N = OutputsOf(operands);
+  const bool transposed = operands.w_transposed;
   if (device.sm != 90 || !Supports(operands) || K == 0) {
     return Status(Code::kUnsupported,
                   "loraForward: the wgmma kernel takes 16-bit activations, a weight that is "
@@ -254,12 +303,12 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
   }
   const size_t type = dtype == DType::kBF16 ? 0 : 1;
   const int64_t stride_elems = CeilDiv(K, 8) * 8;
-  const bool direct = IsDirect(operands.w);
+  const bool direct = IsDirect(operands);
   const bool copy_x = !ReadableByTma(operands.x.data, K);
   const Split split = ChooseSplit(M, N, K, stride_elems, !direct, device);
   const int64_t panel_rows = split.panel_tiles * split.tile->tile_n;
 
-  gpu::LoraForwardWgmmaPrepareParams prepare;
+  gpu::GemmWgmmaPrepareParams prepare;
   uint16_t* panels[2] = {nullptr, nullptr};
   if (!direct) {
     const int64_t first_rows = std::min(panel_rows, N);
@@ -267,22 +316,23 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
     if (first_rows < N) {
       panels[1] = workspace->Take<uint16_t>(std::min(panel_rows, N - first_rows) * stride_elems);
     }
-    prepare.panel = FillOf(operands.w, 0, first_rows, panels[0], stride_elems);
+    prepare.panel = FillOf(operands.w, transposed, 0, first_rows, panels[0], stride_elems);
   }
   const void* x = operands.x.data;
   if (copy_x) {
     uint16_t* copy = workspace->Take<uint16_t>(M * stride_elems);
     WeightView source;
     source.dense = operands.x;
-    prepare.x = FillOf(source, 0, M, copy, stride_elems);
+    prepare.x = FillOf(source, false, 0, M, copy, stride_elems);
     x = copy;
   }
   uint16_t* h_pieces = nullptr;
   uint16_t* lora_b_pieces = nullptr;
   int64_t slab_k = 0;
   gpu::RowShrink shrink;
-  if (operands.lora_factor.present && operands.lora_factor.cols > 0) {
-    const int64_t r = operands.lora_factor.cols;
+  KeptPanels kept;
+  const int64_t r = transposed ? operands.lora_factor.rows : operands.lora_factor.cols;
+  if (operands.lora_factor.present && r > 0) {
     const PieceOrder pieces = PiecesFor(operands.lora_factor.dtype);
     const int64_t r_padded = CeilDiv(r, 8) * 8;
     slab_k = pieces.slots * r_padded;
@@ -292,21 +342,29 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
     prepare.h.source = operands.h;
     prepare.h.kind = PanelSource::kF32;
     prepare.h.rows = M;
+    prepare.h.row_step = r;
     prepare.h.r = static_cast<uint32_t>(r);
     prepare.h.r_padded = static_cast<uint32_t>(r_padded);
     prepare.h.slots = pieces.slots;
     prepare.h.order = pieces.h;
     prepare.h.scale = operands.scaling;
+    if (transposed) prepare.h.scale *= LoraKeptScale(operands.dropout);
     prepare.lora_b = prepare.h;
     prepare.lora_b.target = lora_b_pieces;
     prepare.lora_b.source = operands.lora_factor.data;
     prepare.lora_b.kind = SourceOf(operands.lora_factor.dtype);
     prepare.lora_b.rows = N;
+    prepare.lora_b.row_step = transposed ? 1 : r;
+    prepare.lora_b.rank_step = transposed ? N : 1;
     prepare.lora_b.order = pieces.lora_b;
     prepare.lora_b.scale = 1;
     if (operands.lora_a.present) {
       shrink = ShrinkOf(operands, prepare.h, device, workspace, &prepare);
       prepare.h = gpu::SplitFill();
+    }
+    if (transposed && operands.dropout.active()) {
+      kept = KeptPanels(operands, panel_rows, workspace);
+      prepare.kept = kept.Fill(0);
     }
   }
   float* addend = nullptr;
@@ -332,10 +390,9 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
     const int64_t items = std::max({prepare.panel.rows * CeilDiv(K, 1024), prepare.x.rows,
                                     CeilDiv(prepare.h.rows * prepare.h.r_padded, 32),
                                     CeilDiv(prepare.lora_b.rows * prepare.lora_b.r_padded, 32),
-                                    CeilDiv(prepare.addend.N, 32)});
+                                    CeilDiv(prepare.addend.N, 32), kept.items()});
     LaunchStep step;
-    step.kernel = type == 0 ? "lora_forward_wgmma_prepare_bf16_kernel"
-                            : "lora_forward_wgmma_prepare_f16_kernel";
+    step.kernel = type == 0 ? "gemm_wgmma_prepare_bf16_kernel" : "gemm_wgmma_prepare_f16_kernel";
     step.grid.x = static_cast<uint32_t>(
         std::min<int64_t>(CeilDiv(items, kWarps), int64_t{4} * device.sm_count));
     step.threads = gpu::kWgmmaPrepareThreads;
@@ -350,9 +407,12 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
   for (int64_t first_n = 0; first_n < N; first_n += panel_rows, ++panel) {
     const int64_t panel_n = std::min(panel_rows, N - first_n);
     const int64_t next_n = first_n + panel_rows;
-    gpu::LoraForwardWgmmaParams p;
+    gpu::GemmWgmmaParams p;
     p.y = operands.y.data;
     p.addend = addend;
+    p.kept = kept.Target(panel);
+    p.kept_words = kept.words();
+    p.accumulate = operands.accumulate;
     p.M = M;
     p.N = N;
     p.first_n = first_n;
@@ -365,8 +425,9 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
     if (panel == 0) p.shrink = shrink;
     p.y_vector = ReadableByTma(operands.y.data, N) && first_n % 8 == 0;
     if (!direct && next_n < N) {
-      p.next_panel = FillOf(operands.w, next_n, std::min(panel_rows, N - next_n),
+      p.next_panel = FillOf(operands.w, transposed, next_n, std::min(panel_rows, N - next_n),
                             panels[(panel + 1) % 2], stride_elems);
+      p.next_kept = kept.Fill(panel + 1);
     }
 
     LaunchStep step;
@@ -380,7 +441,7 @@ Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits&
         gpu::WgmmaSharedBytes(static_cast<uint32_t>(split.tile->tile_n), split.tile->stages);
     step.overlap_previous = prepares || panel > 0;
     step.SetParams(p);
-    using P = gpu::LoraForwardWgmmaParams;
+    using P = gpu::GemmWgmmaParams;
     step.tensor_maps.push_back(
         MapOf(offsetof(P, x_map), x, dtype, M, K, stride_elems, gpu::kWgmmaTileM));
     const void* w_base = direct ? static_cast<const uint16_t*>(operands.w.dense.data) + first_n * K

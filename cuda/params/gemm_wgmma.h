@@ -1,4 +1,4 @@
-/// Parameters of cuda/lora_forward_wgmma_sm90a.cu, shared by the kernels and their plan.
+/// Parameters of cuda/gemm_wgmma_sm90a.cu, shared by the kernels and their plan.
 #pragma once
 
 #include <cstdint>
@@ -38,20 +38,27 @@ constexpr uint32_t WgmmaSharedBytes(uint32_t tile_n, uint32_t stages) {
 /// Where the elements of a 16-bit panel come from.
 enum class PanelSource : uint32_t { kNone, kF32, kBF16, kF16, kCodes4, kCodes8 };
 
-/// Rows of a matrix, to be written as T with rows `stride_elems` apart. The source is row-major
-/// without gaps, [.., cols], starting at element `first_elem` (row · cols).
+/// How the elements of a panel are read: one at a time, or eight neighbours of the source at a
+/// time, which are neighbours of the panel's rows or, turned, of its columns. Eight need a source
+/// that is 16-byte aligned and has rows and blocks of multiples of eight.
+enum class PanelPath : uint32_t { kElements, kRows, kTurned };
+
+/// A part of a matrix, to be written as T with rows `stride_elems` apart: element (row, col) is
+/// element first_elem + row · row_step + col · col_step of the source. A part of w: row_step K,
+/// col_step 1; of wᵀ: row_step 1, col_step K.
 struct PanelFill {
   void* target = nullptr;  // T, 16-byte aligned
   int64_t rows = 0;
   int64_t cols = 0;
   int64_t stride_elems = 0;  // a multiple of 8
   int64_t first_elem = 0;
+  int64_t row_step = 0;
+  int64_t col_step = 1;
   const void* source = nullptr;  // elements, or codes
   PanelSource kind = PanelSource::kNone;
   uint32_t blocksize_log2 = 0;
   uint32_t nested_blocksize_log2 = 0;
-  uint32_t vector = 0;  // eight codes at a time: cols and blocksize are multiples of 8, the source
-                        // is 16-byte aligned
+  PanelPath path = PanelPath::kElements;
   const float* codebook = nullptr;
   const float* absmax = nullptr;  // null with double quantisation
   const uint8_t* absmax_8bit = nullptr;
@@ -61,12 +68,15 @@ struct PanelFill {
 };
 
 /// An f32 matrix as bf16 pieces side by side: target[row, piece_slot · r_padded + ri], zero for
-/// ri >= r. Slot s holds piece order[s] (0 high, 1 middle, 2 low) of scale · source.
+/// ri >= r. Slot s holds piece order[s] (0 high, 1 middle, 2 low) of scale · source, whose element
+/// (row, ri) is at row · row_step + ri · rank_step.
 struct SplitFill {
   void* target = nullptr;  // bf16 [rows, slots · r_padded]
   const void* source = nullptr;
   PanelSource kind = PanelSource::kNone;  // kF32, kBF16 or kF16
   int64_t rows = 0;
+  int64_t row_step = 0;
+  int64_t rank_step = 1;
   uint32_t r = 0;
   uint32_t r_padded = 0;  // a multiple of 8
   uint32_t slots = 0;
@@ -83,6 +93,17 @@ struct AddendFill {
   PanelSource bias_kind = PanelSource::kNone;
   PanelSource lora_bias_kind = PanelSource::kNone;
   float scaling = 0;
+};
+
+/// Which elements of columns [first_col, first_col + 32 · words) the gate keeps: bit b of word i of
+/// a row is that of column first_col + 32 i + b. Undefined where there is no such column.
+struct KeptFill {
+  uint32_t* target = nullptr;  // [rows, words]; null: no gate
+  int64_t rows = 0;
+  int64_t cols = 0;  // of the gated matrix
+  int64_t first_col = 0;
+  uint32_t words = 0;
+  LoraGate gate;
 };
 
 /// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the pieces that they
@@ -104,24 +125,30 @@ struct RowShrink {
 };
 
 /// What must stand before the first product.
-struct LoraForwardWgmmaPrepareParams {
+struct GemmWgmmaPrepareParams {
   PanelFill panel;   // of w
   PanelFill x;       // where x itself cannot be read by TMA
   SplitFill h;       // [M]
   SplitFill lora_b;  // [N]
   AddendFill addend;
+  KeptFill kept;                 // of the first panel
   uint32_t* counters = nullptr;  // to be zeroed
   uint32_t counter_count = 0;
 };
 
-/// y[:, first_n .. first_n + panel_n) of one panel of w.
-struct LoraForwardWgmmaParams {
-  TensorMap x_map;                // T [M, K], box [kTileM, 64]
-  TensorMap w_map;                // T [panel_n, K], box [kTileN / 2, 64]
-  TensorMap h_map;                // bf16 [M, slab_k]
-  TensorMap lora_b_map;           // bf16 [panel_n, slab_k]
-  void* y = nullptr;              // T [M, N]
-  const float* addend = nullptr;  // f32 [N] or null
+/// y[:, first_n .. first_n + panel_n) of one panel of w. For the input gradient y is dx, x dy, w is
+/// wᵀ [K, N], h dh and lora_b lora_aᵀ, so that N and K here are K and N of the layer.
+struct GemmWgmmaParams {
+  TensorMap x_map;                 // T [M, K], box [kTileM, 64]
+  TensorMap w_map;                 // T [panel_n, K], box [kTileN / 2, 64]
+  TensorMap h_map;                 // bf16 [M, slab_k]
+  TensorMap lora_b_map;            // bf16 [panel_n, slab_k]
+  void* y = nullptr;               // T [M, N]
+  const float* addend = nullptr;   // f32 [N] or null
+  const uint32_t* kept = nullptr;  // [M, kept_words]: columns of the panel that the adapter's term
+                                   // counts for, as KeptFill; null: all
+  uint32_t kept_words = 0;         // a multiple of 4, 16-byte aligned
+  uint32_t accumulate = 0;         // add to what y holds
   int64_t M = 0;
   int64_t N = 0;
   int64_t first_n = 0;
@@ -133,7 +160,8 @@ struct LoraForwardWgmmaParams {
   uint32_t slab_steps = 0;   // of 16 of them
   uint32_t y_vector = 0;     // y's rows are 16-byte aligned and N a multiple of 8
   PanelFill next_panel;      // filled beside the products
-  RowShrink shrink;          // of the first panel's launch
+  KeptFill next_kept;
+  RowShrink shrink;  // of the first panel's launch
 };
 
 }  // namespace lowrank::gpu

@@ -13,11 +13,12 @@ bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device);
 /// are 16-byte aligned, and a first panel of enough tiles to hide it behind.
 bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device);
 
-/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), appended to `plan`. Any M, N, K, r >= 1
-/// and any alignment; needs sm 90. One launch that prepares (first panel of w, h and lora_b as bf16
-/// pieces, the sum of the biases), then one launch a panel. Where lora_a is present, h is computed
-/// in the first of them, for any number of columns.
-Status PlanLoraForwardWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
-                            Workspace* workspace, Plan* plan);
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or, w_transposed,
+/// dx = dy · w + gate ⊙ (scaling · h · lora_a), appended to `plan`. Any M, N, K, r >= 1 and any
+/// alignment; needs sm 90. One launch that prepares (first panel of w, h and lora_b as bf16 pieces,
+/// the sum of the biases, the gate's bits), then one launch a panel. Where lora_a is present, which
+/// is forward only, h is computed in the first of them, for any number of columns.
+Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                     Workspace* workspace, Plan* plan);
 
 }  // namespace lowrank::cuda
