@@ -28,6 +28,7 @@ export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
 export { adapterMethods } from './adapters/methods.js';
+export { type MontecloraLoss, montecloraLoss } from './adapters/monteclora.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
 export { baseProduct } from './autograd/base-product.js';
 export {

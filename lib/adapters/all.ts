@@ -37,6 +37,7 @@ export { lotr } from './lotr.js';
 export { melora } from './melora.js';
 export { miss } from './miss.js';
 export { hydralora, lily, loramoe, xlora } from './mixture.js';
+export { monteclora } from './monteclora.js';
 export { mora } from './mora.js';
 export { moslora } from './moslora.js';
 export { multilora } from './multilora.js';

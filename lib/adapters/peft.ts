@@ -26,7 +26,7 @@ const kPrefix = 'base_model.model.';
 export const kOwnType = 'LOWRANK';
 
 /** Features of PEFT's configs that no method here has. */
-const kOtherFeatures = ['monteclora_config', 'arrow_config'];
+const kOtherFeatures = ['arrow_config'];
 
 /** PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
 function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {

@@ -93,6 +93,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   'lora-fa': alpha,
   'lora-xs': alpha,
   lotr: { settings: { r: 4, scaling: 1.5 } },
+  monteclora: { settings: { r: 4, loraAlpha: 6, samples: 3 } },
   moslora: alpha,
   'private-lora': { settings: { rA: 5, rB: 3 } },
   randlora: { settings: { r: 5, loraAlpha: 6 } },

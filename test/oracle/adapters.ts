@@ -168,6 +168,11 @@ const plainOracle: Readonly<Record<string, Formula>> = {
     const [a, b] = parts(layer, 'loraA', 'loraB');
     return lowRank(layer, b, a, scaling(layer));
   },
+  // Without a seed: the mean of its draws.
+  monteclora: (layer) => {
+    const [a, b] = parts(layer, 'loraA', 'loraB');
+    return lowRank(layer, b, a, scaling(layer));
+  },
   'lora-fa': (layer) => {
     const [a, b] = parts(layer, 'loraA', 'loraB');
     return lowRank(layer, b, a, scaling(layer));
