@@ -29,6 +29,13 @@ export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
 export { adapterMethods } from './adapters/methods.js';
 export { type MontecloraLoss, montecloraLoss } from './adapters/monteclora.js';
+export {
+  NormAdapter,
+  type NormAdapterParts,
+  type NormGradient,
+  type NormGradients,
+  type NormKind,
+} from './adapters/norm-adapter.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
 export { baseProduct } from './autograd/base-product.js';
 export {
@@ -38,6 +45,7 @@ export {
   weightGradTiles,
 } from './autograd/dense-update.js';
 export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
+export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout } from './autograd/tape.js';
 export {

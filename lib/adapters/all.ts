@@ -58,6 +58,7 @@ export { supertuning } from './supertuning.js';
 export { tiedLora } from './tied-lora.js';
 export { tinylora } from './tinylora.js';
 export { alora, resloraInput, resloraMiddle, sibo } from './token-input.js';
+export { trainableTokens } from './trainable-tokens.js';
 export { unilora } from './unilora.js';
 export { vblora } from './vblora.js';
 export { velora } from './velora.js';

@@ -20,7 +20,8 @@ export interface PeftFolder {
   readonly largest?: LargestLayer;
 }
 
-const kPrefix = 'base_model.model.';
+/** Of PEFT's tensor names, before the module's. */
+export const kPrefix = 'base_model.model.';
 
 /** `peft_type` of folders of methods that PEFT does not have. */
 export const kOwnType = 'LOWRANK';
@@ -234,7 +235,8 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   return { config, tensors };
 }
 
-async function rawOf(tensor: Tensor): Promise<RawTensor> {
+/** A tensor as files hold it. */
+export async function rawOf(tensor: Tensor): Promise<RawTensor> {
   const { dtype, shape } = tensor;
   if (dtype === 'f32') return { dtype: 'F32', shape, data: await tensor.read() };
   return { dtype: dtype === 'bf16' ? 'BF16' : 'F16', shape, data: await tensor.readBits() };

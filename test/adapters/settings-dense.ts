@@ -98,6 +98,7 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
     settings: { r: 3, vectors: 6, vectorLength: 8, topK: 2, bankBound: 0.5 },
     startsElsewhere: 'both factors come from one drawn bank',
   },
+  'trainable-tokens': { settings: { tokens: [5, 0, 31] } },
   waveft: { settings: { frequencies: 30, scaling: 2 } },
   'waveft/odd sizes': { N: 23, K: 31, settings: { frequencies: 30, scaling: 2 } },
   'waveft/entries': { settings: { frequencies: 30, scaling: 2, transform: false } },

@@ -92,10 +92,7 @@ const kMeant = [
   [/^matmul_small_m_(4bit|8bit|dense)_/, [/^ld\.global 16$/, /^cp\.async 16$/, /^mma\.m16n8k16/]],
   [/^matmul_small_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n64k16/]],
   [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],
-  [
-    /^gemm_wgmma_128/,
-    [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/],
-  ],
+  [/^gemm_wgmma_128/, [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/]],
   [/^gemm_f32_/, [/^cp\.async 16$/]],
   [/^quantize_(4|8)bit_/, [/^ld\.global 16$/]],
   [/^dequantize_/, [/^st\.global 16$/]],

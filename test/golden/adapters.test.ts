@@ -94,7 +94,12 @@ async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
 }
 
 /** Cases with a test of their own. */
-const ELSEWHERE: ReadonlySet<string> = new Set(['tuners/adamss', 'tuners/loha_conv2d']);
+const ELSEWHERE: ReadonlySet<string> = new Set([
+  'tuners/adamss',
+  'tuners/loha_conv2d',
+  'tuners/ln_tuning',
+  'tuners/trainable_tokens',
+]);
 
 const cases = [
   ...caseIds('tuners').filter((id) => !ELSEWHERE.has(id)),

@@ -14,7 +14,7 @@ const GROUPS = {
   lora: 26,
   qlora: 14,
   mixed_batch: 5,
-  tuners: 57,
+  tuners: 59,
   routing: 6,
   rng: 1,
 } as const;

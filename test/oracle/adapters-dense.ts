@@ -225,6 +225,14 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     });
     return { weight: layer.w.plus(update) };
   },
+  'trainable-tokens': (layer) => {
+    const [rows] = parts(layer, 'rows');
+    const tokens = layer.config.tokens as number[];
+    const weight = layer.w.map((v, n, k) =>
+      tokens.includes(k) ? rows.at(tokens.indexOf(k), n) : v,
+    );
+    return { weight };
+  },
   waveft: (layer) => {
     const { N, K, w, config } = layer;
     const spectrum = scattered(layer, table(layer, 'places'), parts(layer, 'spectrum')[0]);
