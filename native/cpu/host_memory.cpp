@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <new>
 
 #if defined(__linux__)
@@ -12,16 +13,18 @@ namespace lowrank::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// Smaller blocks come from malloc's own bins without a page fault.
-constexpr size_t kCacheFrom = size_t{256} << 10;
-// What may stay cached; beyond it a freed block goes back to the system.
+// What may stay cached; beyond it the blocks that were freed first go back to the system.
 constexpr size_t kCacheLimit = size_t{64} << 20;
 // Huge pages save TLB misses where a block covers several of them.
 constexpr size_t kHugePage = size_t{2} << 20;
 
 // Blocks this small are cut from malloc's own, which costs a fifth of aligned_alloc; the address of
-// the whole stands before the block.
+// the whole stands before the block. Freed, they stay in malloc's bins.
 constexpr size_t kCutUpTo = 960;
+// Larger ones are kept here: freed, they may be the end of malloc's heap, which then goes back to
+// the system, so that the next is a page fault. With huge pages for malloc (GLIBC_TUNABLES) that
+// clears 2 MiB, up to 2 ms on a virtual machine, in the thread that calls.
+constexpr size_t kCacheFrom = kCutUpTo + 1;
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kExact = true;  // a byte too far must be seen: neither rounding nor reuse
@@ -60,19 +63,46 @@ void FreeBlock(void* data, size_t rounded) {
 
 }  // namespace
 
+/// The block of that size that was freed last: it is the likeliest to be in the processor's cache.
 void* HostMemory::TakeCached(size_t rounded) {
-  const auto found = cache_.find(rounded);
-  if (found == cache_.end()) return nullptr;
-  void* data = found->second;
-  cache_.erase(found);
+  const auto after = by_size_.upper_bound(rounded);
+  if (after == by_size_.begin()) return nullptr;
+  const auto found = std::prev(after);
+  if (found->first != rounded) return nullptr;
+  void* data = found->second->data;
+  cached_.erase(found->second);
+  by_size_.erase(found);
   cached_bytes_ -= rounded;
   return data;
 }
 
-void HostMemory::DropCache() {
-  for (const auto& entry : cache_) FreeBlock(entry.second, entry.first);
-  cache_.clear();
-  cached_bytes_ = 0;
+/// Makes room for a freed block and keeps it; false where it has to go back to the system.
+bool HostMemory::Keep(void* data, size_t rounded) {
+  if (kExact || rounded < kCacheFrom || rounded > kCacheLimit) return false;
+  while (cached_bytes_ + rounded > kCacheLimit) DropOldest();
+  // Called from destructors, so that memory for the entry may be refused but not thrown for.
+  try {
+    cached_.push_back({data, rounded});
+    try {
+      by_size_.emplace(rounded, std::prev(cached_.end()));
+    } catch (const std::bad_alloc&) {
+      cached_.pop_back();
+      return false;
+    }
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+  cached_bytes_ += rounded;
+  return true;
+}
+
+void HostMemory::DropOldest() {
+  const auto [data, rounded] = cached_.front();
+  // Those of one size are in the order of their age.
+  by_size_.erase(by_size_.lower_bound(rounded));
+  cached_.pop_front();
+  cached_bytes_ -= rounded;
+  FreeBlock(data, rounded);
 }
 
 void* HostMemory::Allocate(size_t bytes) {
@@ -82,8 +112,8 @@ void* HostMemory::Allocate(size_t bytes) {
   void* data = TakeCached(rounded);
   if (data == nullptr) {
     data = AllocateBlock(bytes, rounded);
-    if (data == nullptr && !cache_.empty()) {
-      DropCache();
+    if (data == nullptr && !cached_.empty()) {
+      while (!cached_.empty()) DropOldest();
       data = AllocateBlock(bytes, rounded);
     }
     if (data == nullptr) return nullptr;
@@ -99,17 +129,7 @@ void HostMemory::Free(void* data, size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   usage_.live_bytes -= static_cast<int64_t>(bytes);
   usage_.live_tensors -= 1;
-  bool cached = !kExact && rounded >= kCacheFrom && cached_bytes_ + rounded <= kCacheLimit;
-  if (cached) {
-    try {
-      cache_.emplace(rounded, data);
-      cached_bytes_ += rounded;
-    } catch (const std::bad_alloc&) {
-      // Called from destructors, so the block is given back instead.
-      cached = false;
-    }
-  }
-  if (!cached) FreeBlock(data, rounded);
+  if (!Keep(data, rounded)) FreeBlock(data, rounded);
 }
 
 MemoryUsage HostMemory::usage() const {

@@ -1,6 +1,12 @@
-// What must not change a result: threads, neighbours in the batch, numbers that are not finite.
+// What must not change a result: threads, neighbours in the batch, numbers that are not finite. And what lies under
+// the kernels: the pool, and memory.
 #include <atomic>
 
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+#include "native/cpu/host_memory.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -106,6 +112,50 @@ void CheckPool() {
   }
   Report(wrong == 0, "jobs of a pool");
 }
+
+/// What the devices keep of freed memory: the blocks that were freed last, whatever was before.
+#if defined(__SANITIZE_ADDRESS__)
+void CheckHostMemory() {}  // nothing is kept there
+#else
+void CheckHostMemory() {
+  HostMemory memory;
+  const auto fill = [&](size_t bytes) {
+    void* data = memory.Allocate(bytes);
+    std::memset(data, 0x5a, bytes);
+    return static_cast<unsigned char*>(data);
+  };
+  // Given back, then taken again with what was written: pages that malloc has free are cleared.
+  const auto keeps = [&](size_t bytes) {
+    unsigned char* const before = fill(bytes);
+    memory.Free(before, bytes);
+#if defined(__GLIBC__)
+    malloc_trim(0);
+#endif
+    auto* const after = static_cast<unsigned char*>(memory.Allocate(bytes));
+    const bool same = after == before && after[0] == 0x5a && after[bytes / 2] == 0x5a;
+    memory.Free(after, bytes);
+    return same;
+  };
+  constexpr size_t kAll = size_t{64} << 20;
+  memory.Free(fill(kAll), kAll);
+  Report(keeps(size_t{1} << 20), "memory: a block after one as large as all that is kept");
+  Report(keeps(size_t{16} << 10), "memory: a small block is kept");
+  Report(keeps(kAll), "memory: a block as large as all that is kept");
+
+  unsigned char* blocks[5];
+  for (unsigned char*& block : blocks) block = fill(kAll / 4);
+  for (unsigned char* block : blocks) memory.Free(block, kAll / 4);
+  void* taken[4];
+  for (int i = 0; i < 4; ++i) taken[i] = memory.Allocate(kAll / 4);
+  for (int i = 0; i < 4; ++i) {
+    Report(taken[i] == blocks[4 - i], "memory: the last of equal blocks first, " +
+                                          std::to_string(i) + " of the four that are kept");
+    memory.Free(taken[i], kAll / 4);
+  }
+  const MemoryUsage usage = memory.usage();
+  Report(usage.live_bytes == 0 && usage.live_tensors == 0, "memory: what is kept is not in use");
+}
+#endif
 
 /// NaN and Inf reach every output that they take part in, and no other.
 void CheckNonFinite(const KernelTable& table, const RunContext& context) {

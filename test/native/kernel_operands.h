@@ -187,6 +187,7 @@ void CheckParts(const KernelTable& table, const RunContext& context);
 void CheckFeatures(const KernelTable& table, const RunContext& context);
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
 void CheckPool();
+void CheckHostMemory();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);

@@ -31,6 +31,7 @@ int Main(int argc, char** argv) {
   Report(SelectKernels("mmx", &reason) == nullptr && reason.find("portable") != std::string::npos,
          "an unknown instruction set is refused: " + reason);
   CheckPool();
+  CheckHostMemory();
   for (const char* name : names) {
     if (only != nullptr && std::strcmp(only, name) != 0) continue;
     const KernelTable* table = SelectKernels(name, &reason);
