@@ -1,4 +1,4 @@
-import { scope } from '../core/scope.js';
+import { outsideScopes, scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { mapTensor } from '../ops/elementwise.js';
@@ -6,22 +6,28 @@ import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, readAlpha, scalingOf } from './scaling.js';
 
-/** ‖w‖² of each row, kept for every base weight that a layer is used with. */
+/** ‖w‖² of each row, kept for every base weight that a layer is used with while both live. */
 class NormCache implements Disposable {
-  readonly all: Tensor[] = [];
   readonly #norms = new WeakMap<BaseWeight, Tensor>();
+  #kept: { readonly weight: WeakRef<BaseWeight>; readonly norms: Tensor }[] = [];
 
   of(w: BaseWeight): Tensor {
     const known = this.#norms.get(w);
-    if (known !== undefined && !known.disposed) return known;
-    const norms = weightNorms(w);
+    if (known !== undefined) return known;
+    this.#kept = this.#kept.filter(({ weight, norms }) => {
+      const lives = weight.deref()?.disposed === false;
+      if (!lives) norms.dispose();
+      return lives;
+    });
+    // A forward pass is a scope, which frees what it does not return.
+    const norms = outsideScopes(() => weightNorms(w));
     this.#norms.set(w, norms);
-    this.all.push(norms);
+    this.#kept.push({ weight: new WeakRef(w), norms });
     return norms;
   }
 
   [Symbol.dispose](): void {
-    for (const tensor of this.all) tensor.dispose();
+    for (const { norms } of this.#kept) norms.dispose();
   }
 }
 
@@ -58,9 +64,11 @@ export const dora = defineAdapter({
       return bias === undefined ? y : t.add(y, bias);
     }
     const dropped = t.dropout(x, dropout);
-    const both = t.expand(dropped, w, t.shrink(dropped, loraA), loraB, { scaling });
-    const base = t.add(t.linear(x, w, bias), t.linear(dropped, w), 1, -1);
-    return t.add(base, t.multiply(both, share));
+    // Before the product of the same input, whose gradient it takes along.
+    const h = t.shrink(dropped, loraA, { scaling });
+    const base = t.linear(dropped, w);
+    const both = t.add(base, t.matmul(h, loraB));
+    return t.add(t.add(t.linear(x, w, bias), base, 1, -1), t.multiply(both, share));
   },
   peft: {
     type: 'LORA',

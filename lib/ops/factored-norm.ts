@@ -14,8 +14,8 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
-import { matmul, matmulInputGrad } from './matmul.js';
-import { weightGrad } from './weight-grad.js';
+import { loraExpand } from './lora-parts.js';
+import { matmul } from './matmul.js';
 
 /**
  * Squared norms of the rows of a weight, `norms[n] = Σₖ w[n, k]²`, from one pass over it: a quantised
@@ -52,23 +52,23 @@ export interface FactoredNormParts {
   weightNorms?: Tensor;
   /**
    * Of the product of `w` with loraA, which is most of the work: f32, or the dtype of 16-bit
-   * activations, in which it takes half the time and the part of the norm that comes from it is
-   * rounded to that dtype. Default f32.
+   * activations, in which it takes half the time and what the adapter adds to the norm is rounded
+   * to that dtype. Default f32.
    */
   dtype?: DType;
 }
 
 /**
  * Norms of the rows of an adapted weight, `‖W + scaling · loraB · loraA‖` for each of N rows, without
- * the product of the factors: with G = A · Aᵀ [r, r] and P = W · Aᵀ [N, r],
+ * the product of the factors: with G = A · Aᵀ [r, r],
  *
- * `norm² = ‖W‖² + Σⱼ B ⊙ (2 · scaling · P + scaling² · B · G)`
+ * `norm² = ‖W‖² + 2 · scaling · Σⱼ B ⊙ T`, `Tᵀ = A · Wᵀ + scaling / 2 · G · Bᵀ` [r, N]
  *
- * so that a pass over the packed weight by r rows is all that depends on N · K; DoRA's column norms of
- * PEFT are these (S. Liu et al., DoRA, 2024, section 4.3 on treating them as constants).
+ * where T is a LoRA layer's forward pass over r rows, those of A, and all that depends on N · K; DoRA's
+ * column norms of PEFT are these (S. Liu et al., DoRA, 2024, section 4.3 on treating them as constants).
  *
  * In f32 with sums in double, a negative square from cancellation counted as 0: norm² is within
- * `32 · 2^-24 · (‖W‖² + Σ|2 · scaling · B ⊙ P| + scaling² · Σ|B ⊙ (B · G)|)`, the sums over
+ * `32 · 2^-24 · (‖W‖² + Σ|2 · scaling · B ⊙ (W · Aᵀ)| + scaling² · Σ|B ⊙ (B · G)|)`, the sums over
  * magnitudes. A row that the adapter nearly cancels, to a share ε of its norm, is so known to
  * 2^-19 / ε² of itself.
  * @param parts the weight, the factors, and the weight's norms where they were kept
@@ -105,14 +105,13 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
     const a = loraA.dtype === 'f32' ? loraA : loraA.to({ dtype: 'f32' });
     const b = loraB.dtype === 'f32' ? loraB : loraB.to({ dtype: 'f32' });
     const squares = (kept ?? weightNorms(weight)).reshape([N]);
-    // P by way of its transpose: a product with the identity moves each element once.
-    const twice = new Float32Array(r * r);
-    for (let j = 0; j < r; j++) twice[j * r + j] = 2 * scaling;
-    const inner = multiplyAdd({ a: matmulInputGrad(b, matmul(a, a)), alpha: scaling * scaling });
-    const moved = Tensor.from(twice, [r, r], { device: weight.device });
     const product = dtype === 'f32' ? a : a.to({ dtype });
-    weightGrad(matmul(product, weight), moved, { accumulateInto: inner });
-    const added = sumProduct(b, inner, { axis: 1 });
-    return mapTensor(mapTensor(multiplyAdd({ a: added, c: squares }), 'relu'), 'sqrt');
+    const half = loraExpand(product, weight, matmul(a, a), b, { scaling: scaling / 2 });
+    // loraBᵀ by a product with the identity, which moves each element once.
+    const ones = Float32Array.from({ length: r * r }, (_, i) => (i % (r + 1) === 0 ? 1 : 0));
+    const turned = matmul(Tensor.from(ones, [r, r], { device: weight.device }), b);
+    const added = sumProduct(half, turned, { axis: 0 });
+    const sum = multiplyAdd({ a: added, c: squares, alpha: 2 * scaling });
+    return mapTensor(mapTensor(sum, 'relu'), 'sqrt');
   });
 }
