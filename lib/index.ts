@@ -138,6 +138,13 @@ export {
   loraForward,
 } from './ops/lora-linear.js';
 export {
+  type LoraBackwardManyOptions,
+  LoraManySaved,
+  type LoraProjection,
+  loraBackwardMany,
+  loraForwardMany,
+} from './ops/lora-many.js';
+export {
   type LoraDropoutOptions,
   type LoraExpandBackwardOptions,
   type LoraExpandGradient,

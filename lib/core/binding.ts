@@ -104,20 +104,16 @@ export interface Binding {
     compute: string,
   ): NativeHandle;
   matmulInputGrad(dy: NativeHandle, w: NativeHandle): NativeHandle;
+  /** w, bias | null, loraA, loraB, loraBias | null, scaling, dropout, seedLow, seedHigh, mask | null, compute */
   loraForward(
     x: NativeHandle,
-    w: NativeHandle,
-    bias: NativeHandle | null,
-    loraA: NativeHandle,
-    loraB: NativeHandle,
-    loraBias: NativeHandle | null,
-    scaling: number,
-    dropout: number,
-    seedLow: number,
-    seedHigh: number,
-    dropoutMask: NativeHandle | null,
-    compute: string,
+    ...part: readonly (NativeHandle | number | string | null)[]
   ): [y: NativeHandle, h: NativeHandle];
+  /** Parts as in loraForward, or [w, bias | null, null x 3, 0 x 4, null, compute]; y and h (or null) of each. */
+  loraForwardMany(
+    x: NativeHandle,
+    parts: readonly (readonly (NativeHandle | number | string | null)[])[],
+  ): (NativeHandle | null)[];
   loraBackward(
     dy: NativeHandle,
     x: NativeHandle | null,

@@ -1,4 +1,4 @@
-import { native } from '../core/binding.js';
+import { type NativeHandle, native } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
@@ -144,6 +144,81 @@ export function checkAdapter(
   return adapter;
 }
 
+/** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */
+export interface LoraForwardCall {
+  readonly args: readonly LoraForwardArgument[];
+  /** Will {@link LoraForwardCall.finish} hold x? */
+  readonly keepX: boolean;
+  finish(
+    y: NativeHandle,
+    h: NativeHandle,
+    held: NativeHandle | null,
+  ): { y: Tensor; saved: LoraSaved };
+}
+export type LoraForwardArgument = NativeHandle | number | string | null;
+
+/** Checks everything before anything is queued. @throws as {@link loraForward} */
+export function loraForwardCall(
+  op: string,
+  x: Tensor,
+  w: BaseWeight,
+  adapter: LoraAdapter,
+  options: LoraForwardOptions | undefined,
+): LoraForwardCall {
+  const { weight, handle, N, K } = checkWeight(op, w);
+  checkActivations(op, 'x', x, weight, 'K', K);
+  const { loraA, loraB, loraBias, scaling } = checkAdapter(op, adapter, N, K, x);
+  const given = readOptions(op, options);
+  const training = checkTraining(op, given.training);
+  const bias = biasOf(op, given.bias, x, N);
+  const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
+  const compute = checkCompute(op, given.compute, x, weight);
+  const { dropout, seed, words, mask } = resolveDropout(
+    op,
+    adapter.dropout,
+    'the adapter',
+    x.shape,
+    x,
+    given,
+    training,
+  );
+  const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
+  return {
+    args: [
+      handle,
+      bias,
+      Tensor.handleOf(loraA, op, 'loraA'),
+      Tensor.handleOf(loraB, op, 'loraB'),
+      loraBiasHandle,
+      scaling,
+      dropout,
+      words[0],
+      words[1],
+      maskHandle,
+      compute,
+    ],
+    keepX: training && adapter.trainA,
+    finish(yHandle, hHandle, held) {
+      const y = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+      const h = Tensor.adopt(hHandle, withLast(x, adapter.r), 'f32', x.device);
+      const keepH = training && adapter.trainB;
+      if (!keepH) h.dispose();
+      const saved = new LoraSaved({
+        w,
+        adapter,
+        x: held === null ? undefined : Tensor.adopt(held, x.shape, x.dtype, x.device),
+        h: keepH ? h : undefined,
+        yShape: y.shape,
+        hasBias: bias !== null,
+        dropout,
+        seed,
+        dropoutMask: mask,
+      });
+      return { y, saved };
+    },
+  };
+}
+
 /**
  * A linear layer with a low-rank adapter, in one fused pass:
  *
@@ -170,61 +245,13 @@ export function loraForward(
 ): { y: Tensor; saved: LoraSaved } {
   const op = 'loraForward';
   checkTensor(op, 'x', x);
-  const { weight, handle, N, K } = checkWeight(op, w);
-  checkActivations(op, 'x', x, weight, 'K', K);
-  const { loraA, loraB, loraBias, scaling } = checkAdapter(op, adapter, N, K, x);
-  const given = readOptions(op, options);
-  const training = checkTraining(op, given.training);
-  const bias = biasOf(op, given.bias, x, N);
-  const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
-  const compute = checkCompute(op, given.compute, x, weight);
-  const { dropout, seed, words, mask } = resolveDropout(
-    op,
-    adapter.dropout,
-    'the adapter',
-    x.shape,
-    x,
-    given,
-    training,
-  );
+  const call = loraForwardCall(op, x, w, adapter, options);
   const xHandle = Tensor.handleOf(x, op, 'x');
-  const aHandle = Tensor.handleOf(loraA, op, 'loraA');
-  const bHandle = Tensor.handleOf(loraB, op, 'loraB');
-  const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
-  const keepX = training && adapter.trainA;
-  const [yHandle, hHandle, held] = native(op, (raw) => {
-    const [yRaw, hRaw] = raw.loraForward(
-      xHandle,
-      handle,
-      bias,
-      aHandle,
-      bHandle,
-      loraBiasHandle,
-      scaling,
-      dropout,
-      words[0],
-      words[1],
-      maskHandle,
-      compute,
-    );
-    return [yRaw, hRaw, keepX ? raw.share(xHandle) : null] as const;
+  const [y, h, held] = native(op, (raw) => {
+    const [yRaw, hRaw] = raw.loraForward(xHandle, ...call.args);
+    return [yRaw, hRaw, call.keepX ? raw.share(xHandle) : null] as const;
   });
-  const y = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
-  const h = Tensor.adopt(hHandle, withLast(x, adapter.r), 'f32', x.device);
-  const keepH = training && adapter.trainB;
-  if (!keepH) h.dispose();
-  const saved = new LoraSaved({
-    w,
-    adapter,
-    x: held === null ? undefined : Tensor.adopt(held, x.shape, x.dtype, x.device),
-    h: keepH ? h : undefined,
-    yShape: y.shape,
-    hasBias: bias !== null,
-    dropout,
-    seed,
-    dropoutMask: mask,
-  });
-  return { y, saved };
+  return call.finish(y, h, held);
 }
 
 /** What {@link loraBackward} takes beside its operands. */
@@ -274,25 +301,15 @@ function checkNeeds(op: string, needs: unknown, saved: LoraSaved): Set<LoraGradi
 }
 
 /**
- * Gradients of {@link loraForward} with a frozen base. With `dh = scaling · dy · loraB`:
- *
- * - `dx = dy · w + gate ⊙ (dh · loraA)` [..., K]
- * - `dLoraA = dhᵀ · (gate ⊙ x)` [r, K] · `dLoraB = scaling · dyᵀ · h` [N, r]
- * - `dBias = Σₘ dy` [N] · `dLoraBias = scaling · Σₘ dy` [N]
- *
- * Sums run in a fixed order: the same bits on any number of threads.
- * @param dy [..., N], the dtype of `x`
- * @param saved of the forward pass; freed afterwards unless `keep`
- * @returns only the gradients that were needed; a frozen factor has none. Each has the dtype of what
- *   it is the gradient of (`dBias` that of `dy`).
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * Checks everything of a {@link loraBackward} and gives what computes it; a tensor given to that is where dx
+ * is added. @throws as {@link loraBackward}
  */
-export function loraBackward(
+export function loraBackwardCall(
+  op: string,
   dy: Tensor,
   saved: LoraSaved,
-  options?: LoraBackwardOptions,
-): LoraGradients {
-  const op = 'loraBackward';
+  options: LoraBackwardOptions | undefined,
+): (dx?: Tensor) => LoraGradients {
   checkTensor(op, 'dy', dy);
   if (!LoraSaved.is(saved)) {
     throw wrongType(op, 'saved', 'the saved state of loraForward', saved);
@@ -341,40 +358,71 @@ export function loraBackward(
       : Tensor.handleOf(w, op, 'w');
   const aHandle = Tensor.handleOf(loraA, op, 'loraA');
   const bHandle = Tensor.handleOf(loraB, op, 'loraB');
-  const wantedRaw = GRADIENTS.map((name) => {
-    if (!wanted.has(name)) return null;
-    const target = targets[name];
-    return target === undefined
-      ? dtypes[name]
-      : Tensor.handleOf(target, op, `accumulateInto.${name}`);
-  });
-  const raw = native(op, (binding) =>
-    binding.loraBackward(
-      dyHandle,
-      x === undefined || !wanted.has('dLoraA') ? null : Tensor.handleOf(x, op, 'saved.x'),
-      wHandle,
-      aHandle,
-      bHandle,
-      h === undefined || !wanted.has('dLoraB') ? null : Tensor.handleOf(h, op, 'saved.h'),
-      scaling,
-      saved.dropout,
-      words[0],
-      words[1],
-      dropoutMask === undefined ? null : Tensor.handleOf(dropoutMask, op, 'dropoutMask'),
-      wantedRaw,
-    ),
-  );
-  const gradients: LoraGradients = {};
-  const N = [loraB.shape[0] ?? 0];
-  GRADIENTS.forEach((name, i) => {
-    if (!wanted.has(name)) return;
-    const handle = raw[i];
-    const shape = name === 'dBias' || name === 'dLoraBias' ? N : shapes[name];
-    gradients[name] =
-      handle === null || handle === undefined
-        ? (targets[name] as Tensor)
-        : Tensor.adopt(handle, shape, dtypes[name], dy.device);
-  });
-  if (given.keep !== true) saved.dispose();
-  return gradients;
+  const xHandle =
+    x === undefined || !wanted.has('dLoraA') ? null : Tensor.handleOf(x, op, 'saved.x');
+  const hHandle =
+    h === undefined || !wanted.has('dLoraB') ? null : Tensor.handleOf(h, op, 'saved.h');
+  const maskHandle =
+    dropoutMask === undefined ? null : Tensor.handleOf(dropoutMask, op, 'dropoutMask');
+  return (dx) => {
+    const into: LoraGradients = dx === undefined ? targets : { ...targets, dx };
+    const wantedRaw = GRADIENTS.map((name) => {
+      if (!wanted.has(name)) return null;
+      const target = into[name];
+      return target === undefined
+        ? dtypes[name]
+        : Tensor.handleOf(target, op, `accumulateInto.${name}`);
+    });
+    const raw = native(op, (binding) =>
+      binding.loraBackward(
+        dyHandle,
+        xHandle,
+        wHandle,
+        aHandle,
+        bHandle,
+        hHandle,
+        scaling,
+        saved.dropout,
+        words[0],
+        words[1],
+        maskHandle,
+        wantedRaw,
+      ),
+    );
+    const gradients: LoraGradients = {};
+    const N = [loraB.shape[0] ?? 0];
+    GRADIENTS.forEach((name, i) => {
+      if (!wanted.has(name)) return;
+      const handle = raw[i];
+      const shape = name === 'dBias' || name === 'dLoraBias' ? N : shapes[name];
+      gradients[name] =
+        handle === null || handle === undefined
+          ? (into[name] as Tensor)
+          : Tensor.adopt(handle, shape, dtypes[name], dy.device);
+    });
+    if (given.keep !== true) saved.dispose();
+    return gradients;
+  };
+}
+
+/**
+ * Gradients of {@link loraForward} with a frozen base. With `dh = scaling · dy · loraB`:
+ *
+ * - `dx = dy · w + gate ⊙ (dh · loraA)` [..., K]
+ * - `dLoraA = dhᵀ · (gate ⊙ x)` [r, K] · `dLoraB = scaling · dyᵀ · h` [N, r]
+ * - `dBias = Σₘ dy` [N] · `dLoraBias = scaling · Σₘ dy` [N]
+ *
+ * Sums run in a fixed order: the same bits on any number of threads.
+ * @param dy [..., N], the dtype of `x`
+ * @param saved of the forward pass; freed afterwards unless `keep`
+ * @returns only the gradients that were needed; a frozen factor has none. Each has the dtype of what
+ *   it is the gradient of (`dBias` that of `dy`).
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ */
+export function loraBackward(
+  dy: Tensor,
+  saved: LoraSaved,
+  options?: LoraBackwardOptions,
+): LoraGradients {
+  return loraBackwardCall('loraBackward', dy, saved, options)();
 }

@@ -80,10 +80,14 @@ std::vector<int64_t> WithLast(std::vector<int64_t> shape, int64_t last) {
 }
 
 DropoutSpec DropoutArgs(const Napi::CallbackInfo& info, size_t first, Operands* operands) {
+  return DropoutArgs(info[first], info[first + 1], info[first + 2], info[first + 3], operands);
+}
+DropoutSpec DropoutArgs(const Napi::Value& p, const Napi::Value& seed_low,
+                        const Napi::Value& seed_high, const Napi::Value& mask, Operands* operands) {
   DropoutSpec dropout;
-  dropout.p = NumberArg(info[first], operands->op(), "dropout");
-  dropout.seed = SeedArg(info[first + 1], info[first + 2], operands->op());
-  dropout.mask = operands->OptionalIn(info[first + 3], "dropoutMask");
+  dropout.p = NumberArg(p, operands->op(), "dropout");
+  dropout.seed = SeedArg(seed_low, seed_high, operands->op());
+  dropout.mask = operands->OptionalIn(mask, "dropoutMask");
   return dropout;
 }
 

@@ -45,6 +45,8 @@ std::vector<int64_t> WithLast(std::vector<int64_t> shape, int64_t last);
 
 /// dropout, seedLow, seedHigh, dropoutMask | null, from argument `first` on.
 DropoutSpec DropoutArgs(const Napi::CallbackInfo& info, size_t first, Operands* operands);
+DropoutSpec DropoutArgs(const Napi::Value& p, const Napi::Value& seed_low,
+                        const Napi::Value& seed_high, const Napi::Value& mask, Operands* operands);
 
 /// 'exact' or 'int8'.
 Compute ComputeArg(const Napi::Value& value, const char* op);

@@ -66,6 +66,53 @@ Napi::Value LoraForward(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// loraForwardMany(x, [part, ...]) -> [y, h | null, ...]; a part is the array of loraForward's
+// arguments after x, with null for loraA, loraB and loraBias where it has no adapter
+Napi::Value LoraForwardMany(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = LoraForwardManyOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  Operands operands(env, kOp, x.storage->backend());
+  if (!info[1].IsArray()) {
+    ThrowIfError(env, Refuse(Code::kType, kOp, "projections", "an array", "another value"));
+  }
+  const Napi::Array list = info[1].As<Napi::Array>();
+  auto parts = std::make_shared<std::vector<LoraForwardOp>>(list.Length());
+  std::vector<TensorHandle> outputs(size_t{2} * parts->size());
+  const TensorView x_view = operands.In(info[0], "x");
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    LoraForwardOp& op = (*parts)[i];
+    if (!list.Get(i).IsArray()) {
+      ThrowIfError(env, Refuse(Code::kType, kOp, "projections", "arrays", "another value"));
+    }
+    const Napi::Array given = list.Get(i).As<Napi::Array>();
+    op.x = x_view;
+    op.w = operands.Weight(given.Get(0u), "w");
+    op.bias = operands.OptionalRow(given.Get(1u), "bias");
+    op.compute = ComputeArg(given.Get(10u), kOp);
+    op.y = operands.Out(&outputs[2 * i], x.dtype, WithLast(x.shape, op.w.rows()));
+    if (!IsPresent(given.Get(2u))) continue;
+    op.lora_a = operands.In(given.Get(2u), "loraA");
+    op.lora_b = operands.In(given.Get(3u), "loraB");
+    op.lora_bias = operands.OptionalRow(given.Get(4u), "loraBias");
+    op.scaling = static_cast<float>(NumberArg(given.Get(5u), kOp, "scaling"));
+    op.dropout = DropoutArgs(given.Get(6u), given.Get(7u), given.Get(8u), given.Get(9u), &operands);
+    op.h = operands.Out(&outputs[2 * i + 1], DType::kF32, WithLast(x.shape, op.lora_a.rows));
+  }
+  LoraForwardManyOp op;
+  op.parts = parts->data();
+  op.count = static_cast<int64_t>(parts->size());
+  const std::vector<LoraForwardOp>& views = *parts;
+  operands.Keep(parts);
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  Napi::Array result = Napi::Array::New(env, outputs.size());
+  for (uint32_t i = 0; i < outputs.size(); ++i) {
+    const bool has = i % 2 == 0 || views[i / 2].lora_a.present;
+    result.Set(i, has ? WrapTensor(env, std::move(outputs[i])) : env.Null());
+  }
+  return result;
+}
+
 // loraBackward(dy, x | null, w | null, loraA, loraB, h | null, scaling,
 //              dropout, seedLow, seedHigh, dropoutMask | null, wanted)
 // wanted: for each gradient null (not wanted), a dtype (fresh), or a tensor (added to)
@@ -102,6 +149,7 @@ void RegisterOps(Napi::Env env, Napi::Object exports) {
   Export<Matmul>(env, exports, "matmul");
   Export<MatmulInputGrad>(env, exports, "matmulInputGrad");
   Export<LoraForward>(env, exports, "loraForward");
+  Export<LoraForwardMany>(env, exports, "loraForwardMany");
   Export<LoraBackward>(env, exports, "loraBackward");
 }
 

@@ -80,6 +80,35 @@ std::string LoraForwardOp::Describe() const {
          std::to_string(dropout.p) + ComputeSuffix(compute);
 }
 
+MatmulOp BaseOf(const LoraForwardOp& part) {
+  MatmulOp base;
+  base.x = part.x;
+  base.w = part.w;
+  base.bias = part.bias;
+  base.y = part.y;
+  base.compute = part.compute;
+  return base;
+}
+
+Status LoraForwardManyOp::Check() const {
+  if (count < 1 || count > kMost) {
+    return Refuse(Code::kValue, kName, "projections", "1 to " + std::to_string(kMost),
+                  std::to_string(count));
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const LoraForwardOp& part = parts[i];
+    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? part.Check() : BaseOf(part).Check());
+  }
+  return Status();
+}
+std::string LoraForwardManyOp::Describe() const {
+  std::string text = kName;
+  for (int64_t i = 0; i < count; ++i) {
+    text += " | " + (parts[i].lora_a.present ? parts[i].Describe() : BaseOf(parts[i]).Describe());
+  }
+  return text;
+}
+
 Status LoraBackwardOp::Check() const {
   const int64_t m = dy.rows;
   const int64_t n = dy.cols;

@@ -89,6 +89,19 @@ struct LoraForwardOp {
   std::string Describe() const;
 };
 
+/// Several projections of one x (query, key and value, or gate and up), each as LoraForwardOp;
+/// where lora_a is not present, as MatmulOp.
+struct LoraForwardManyOp {
+  static constexpr const char* kName = "loraForwardMany";
+  static constexpr int64_t kMost = 8;
+  const LoraForwardOp* parts = nullptr;  // all have the same x; OpRefs::tables keeps them
+  int64_t count = 0;                     // 1 to kMost
+  Status Check() const;
+  std::string Describe() const;
+};
+/// The product of a part without an adapter.
+MatmulOp BaseOf(const LoraForwardOp& part);
+
 /// With dh = scaling · dy · lora_b [M, r]:
 ///   dx          = dy · dequant(w) + gate ⊙ (dh · lora_a)   [M, K]
 ///   d_lora_a    = dhᵀ · (gate ⊙ x)                         [r, K]
@@ -336,6 +349,7 @@ Compute ComputeOf(const Op&) {
   X(MatmulOp, matmul)                           \
   X(MatmulInputGradOp, matmul_input_grad)       \
   X(LoraForwardOp, lora_forward)                \
+  X(LoraForwardManyOp, lora_forward_many)       \
   X(LoraBackwardOp, lora_backward)              \
   X(LoraShrinkOp, lora_shrink)                  \
   X(LoraExpandOp, lora_expand)                  \

@@ -140,6 +140,15 @@ Status Random(const RandomOp& op, const RunContext& context) {
   return Status();
 }
 
+Status LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+  for (int64_t i = 0; i < op.count; ++i) {
+    const LoraForwardOp& part = op.parts[i];
+    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? LoraForward(part, context)
+                                                : Matmul(BaseOf(part), context));
+  }
+  return Status();
+}
+
 }  // namespace
 }  // namespace reference
 
@@ -150,6 +159,7 @@ const KernelTable kReferenceKernels = {
     reference::Run<MatmulOp, reference::Matmul>,
     reference::Run<MatmulInputGradOp, reference::MatmulInputGrad>,
     reference::Run<LoraForwardOp, reference::LoraForward>,
+    reference::Run<LoraForwardManyOp, reference::LoraForwardMany>,
     reference::Run<LoraBackwardOp, reference::LoraBackward>,
     reference::Run<LoraShrinkOp, reference::LoraShrink>,
     reference::Run<LoraExpandOp, reference::LoraExpand>,

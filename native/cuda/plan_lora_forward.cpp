@@ -22,4 +22,15 @@ Status MakePlan(const LoraForwardOp& op, const DeviceLimits& device, Workspace* 
   return PlanProduct(operands, device, workspace, plan);
 }
 
+/// One part after the other.
+Status MakePlan(const LoraForwardManyOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  for (int64_t i = 0; i < op.count; ++i) {
+    const LoraForwardOp& part = op.parts[i];
+    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? MakePlan(part, device, workspace, plan)
+                                                : MakePlan(BaseOf(part), device, workspace, plan));
+  }
+  return Status();
+}
+
 }  // namespace lowrank::cuda

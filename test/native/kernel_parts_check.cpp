@@ -1,5 +1,7 @@
 // The halves of a LoRA layer against the whole, and the ops over small tensors against double
 // loops.
+#include <memory>
+
 #include "native/core/map_function.h"
 #include "test/native/kernel_operands.h"
 
@@ -103,6 +105,69 @@ void CheckHalves(const KernelTable& table, const RunContext& context, const Shap
   Report(whole.da.buffer.Same(half.da.buffer), what + " dLoraA");
   Report(whole.db.buffer.Same(half.db.buffer), what + " dLoraB");
   Report(whole.dbias.buffer.Same(half.dbias.buffer), what + " dBias");
+}
+
+/// Projections side by side give the bits of each alone, with and without an adapter.
+void CheckMany(const KernelTable& table, const RunContext& context, const Shape& s, DType dtype,
+               const std::string& kind) {
+  const int64_t M = s.M, K = s.K, r = s.r;
+  const std::string what = std::string(table.isa) + " many " + DTypeName(dtype) + " " + kind +
+                           " M" + std::to_string(M) + " K" + std::to_string(K);
+  Dense x(M, K, dtype), a(r, K, DType::kF32);
+  x.Fill();
+  a.Fill();
+  struct Projection {
+    Dense b, bias, h, y, h_alone, y_alone;
+    Weight w;
+    Projection(const KernelTable& table, const RunContext& context, const std::string& kind,
+               int64_t M, int64_t N, int64_t K, int64_t r, DType dtype)
+        : b(N, r, dtype),
+          bias(1, N, dtype),
+          h(M, r, DType::kF32),
+          y(M, N, dtype),
+          h_alone(M, r, DType::kF32),
+          y_alone(M, N, dtype),
+          w(MakeWeight(table, context, kind, N, K, dtype)) {
+      b.Fill();
+      bias.Fill();
+    }
+  };
+  std::vector<std::unique_ptr<Projection>> projections;
+  std::vector<LoraForwardOp> parts;
+  for (const int64_t N : {s.N, int64_t{3}, 2 * s.N + 1}) {
+    projections.push_back(
+        std::make_unique<Projection>(table, context, kind, M, N, K, r, dtype));
+    Projection& one = *projections.back();
+    LoraForwardOp op;
+    op.x = x.view;
+    op.w = one.w.view;
+    op.bias = one.bias.view;
+    op.y = one.y.view;
+    if (parts.size() != 1) {
+      op.lora_a = a.view;
+      op.lora_b = one.b.view;
+      op.h = one.h.view;
+      op.scaling = 1.75f;
+      op.dropout.p = parts.empty() ? 0 : 0.3;
+      op.dropout.seed = 5;
+    }
+    parts.push_back(op);
+  }
+  LoraForwardManyOp many;
+  many.parts = parts.data();
+  many.count = static_cast<int64_t>(parts.size());
+  Report(many.Check().ok() && table.lora_forward_many(many, context).ok(), what);
+  for (size_t i = 0; i < parts.size(); ++i) {
+    Projection& one = *projections[i];
+    LoraForwardOp alone = parts[i];
+    alone.y = one.y_alone.view;
+    alone.h = one.h_alone.view;
+    const Status status = alone.lora_a.present ? table.lora_forward(alone, context)
+                                               : table.matmul(BaseOf(alone), context);
+    const std::string part = what + " part " + std::to_string(i);
+    Report(status.ok() && one.y.buffer.Same(one.y_alone.buffer), part + " y");
+    if (alone.lora_a.present) Report(one.h.buffer.Same(one.h_alone.buffer), part + " h");
+  }
 }
 
 void CheckWeightGrad(const KernelTable& table, const RunContext& context, const Shape& s,
@@ -226,6 +291,7 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
     for (const char* kind : {"f32", "same", "nf4/64", "int8/128"}) {
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
         CheckHalves(table, context, s, dtype, kind, drop);
+        if (!drop) CheckMany(table, context, s, dtype, kind);
         drop = !drop;
       }
     }

@@ -12,12 +12,31 @@
 namespace lowrank::cpu::LOWRANK_ISA {
 
 extern const IsaKernels kKernels = {
-    LOWRANK_ISA_NAME, Quantize,           Dequantize,         Matmul,
-    MatmulInputGrad,  LoraForward,        LoraBackward,       LoraShrink,
-    LoraExpand,       LoraExpandBackward, LoraShrinkBackward, WeightGrad,
-    GroupedForward,   GroupedBackward,    MultiplyAdd,        Map,
-    SumProduct,       MapFeatures,        BlockMatmul,        BlockMatmulInputGrad,
-    BlockWeightGrad,  WeightNorms,        QuantizeScales,     Cast,
+    LOWRANK_ISA_NAME,
+    Quantize,
+    Dequantize,
+    Matmul,
+    MatmulInputGrad,
+    LoraForward,
+    LoraForwardMany,
+    LoraBackward,
+    LoraShrink,
+    LoraExpand,
+    LoraExpandBackward,
+    LoraShrinkBackward,
+    WeightGrad,
+    GroupedForward,
+    GroupedBackward,
+    MultiplyAdd,
+    Map,
+    SumProduct,
+    MapFeatures,
+    BlockMatmul,
+    BlockMatmulInputGrad,
+    BlockWeightGrad,
+    WeightNorms,
+    QuantizeScales,
+    Cast,
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

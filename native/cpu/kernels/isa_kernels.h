@@ -25,6 +25,7 @@ struct IsaKernels {
   Outcome (*matmul)(const MatmulOp& op, const RunContext& context);
   Outcome (*matmul_input_grad)(const MatmulInputGradOp& op, const RunContext& context);
   Outcome (*lora_forward)(const LoraForwardOp& op, const RunContext& context);
+  Outcome (*lora_forward_many)(const LoraForwardManyOp& op, const RunContext& context);
   Outcome (*lora_backward)(const LoraBackwardOp& op, const RunContext& context);
   Outcome (*lora_shrink)(const LoraShrinkOp& op, const RunContext& context);
   Outcome (*lora_expand)(const LoraExpandOp& op, const RunContext& context);

@@ -36,6 +36,7 @@ LOWRANK_WRAP(DequantizeOp, dequantize)
 LOWRANK_WRAP(MatmulOp, matmul)
 LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)
 LOWRANK_WRAP(LoraForwardOp, lora_forward)
+LOWRANK_WRAP(LoraForwardManyOp, lora_forward_many)
 LOWRANK_WRAP(LoraBackwardOp, lora_backward)
 LOWRANK_WRAP(LoraShrinkOp, lora_shrink)
 LOWRANK_WRAP(LoraExpandOp, lora_expand)
@@ -68,6 +69,7 @@ const KernelTable* Table(const char* name) {
                                     Run_matmul<kIsa>,
                                     Run_matmul_input_grad<kIsa>,
                                     Run_lora_forward<kIsa>,
+                                    Run_lora_forward_many<kIsa>,
                                     Run_lora_backward<kIsa>,
                                     Run_lora_shrink<kIsa>,
                                     Run_lora_expand<kIsa>,

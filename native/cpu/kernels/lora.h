@@ -1,4 +1,4 @@
-/// matmul, matmulInputGrad, loraForward, loraBackward.
+/// matmul, matmulInputGrad, loraForward, loraForwardMany, loraBackward.
 ///
 ///   y  = x · dequant(w)ᵀ + bias + scaling · ((gate ⊙ x) · lora_aᵀ · lora_bᵀ + lora_bias)
 ///   dx = dy · dequant(w) + gate ⊙ (dh · lora_a),   dh = scaling · dy · lora_b
@@ -125,18 +125,35 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
   }
 }
 
-/// y = x · wᵀ, chunk by chunk of rows. pack(x, m0, chunk) packs a chunk and may go over its rows on
-/// the way; add(grid, block, m0, c) adds to the sums of a block. `r` counts for the work alone.
+/// One of the products that share x, whose weights have one order of sums.
+struct ForwardTarget {
+  const WeightView* w;
+  const TensorView* y;
+};
+struct TargetTasks {
+  RowSource w;
+  Int8Weight int8;
+  Grid grid;
+  int64_t first_task;
+};
+
+/// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
+/// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; add(target, grid, block,
+/// m0, c) adds to the sums of a block. `r` counts for the work alone.
 template <typename Policy, typename PackFn, typename AddFn>
-LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x_view, const WeightView& w_view,
-                                  const TensorView& y, int64_t r, const PackFn& pack,
-                                  const AddFn& add) {
+LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
+                                      const ForwardTarget* targets, int count, int64_t r,
+                                      const PackFn& pack, const AddFn& add) {
   const int64_t depth = x_view.cols;
-  const int64_t cols = y.cols;
   const RowSource x = DenseRows(x_view);
-  const RowSource w = WeightRows(w_view, x_view.dtype);
-  const SumOrder order = kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(w);
-  const Int8Weight int8 = kIsInt8<Policy> ? MakeInt8Weight(w_view.quant) : Int8Weight{};
+  TargetTasks all[LoraForwardManyOp::kMost];
+  int64_t cols = 0;
+  for (int i = 0; i < count; ++i) {
+    all[i].w = WeightRows(*targets[i].w, x_view.dtype);
+    if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
+    cols += targets[i].y->cols;
+  }
+  const SumOrder order = kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(all[0].w);
   const int64_t step = ChunkRows<Policy>(x_view.rows, depth);
   for (int64_t m0 = 0; m0 < x_view.rows; m0 += step) {
     PackedChunk chunk;
@@ -148,20 +165,40 @@ LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x_view, const Weig
     if (chunk.data == nullptr) return;
     pack(x, m0, chunk);
     if (run.Stopped()) return;
-    Grid grid = PlanGrid(chunk.rows, cols, run.context.pool->threads());
-    if (chunk.dots) grid.row_blocks = 1;  // passes share the rows of w that they read
-    run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
-      const Block block = BlockOf(grid, task);
+    int64_t tasks = 0;
+    for (int i = 0; i < count; ++i) {
+      all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads());
+      if (chunk.dots) all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
+      all[i].first_task = tasks;
+      tasks += all[i].grid.tasks();
+    }
+    run.ForEach(tasks, chunk.rows * cols * (depth + r), [&](int64_t task) {
+      int i = count - 1;
+      while (task < all[i].first_task) --i;
+      const Grid& grid = all[i].grid;
+      const Block block = BlockOf(grid, task - all[i].first_task);
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      AccumulateBase<Policy>(run, grid, block, chunk, w, int8, c);
-      add(grid, block, m0, c);
+      AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, c);
+      add(i, grid, block, m0, c);
       if (run.Stopped()) return;
-      StoreTile(block, c, y, m0, false);
+      StoreTile(block, c, *targets[i].y, m0, false);
     });
     if (run.Stopped()) return;
   }
+}
+
+/// The same of one weight.
+template <typename Policy, typename PackFn, typename AddFn>
+LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
+                                  const TensorView& y, int64_t r, const PackFn& pack,
+                                  const AddFn& add) {
+  const ForwardTarget target = {&w, &y};
+  ForwardManyChunks<Policy>(run, x, &target, 1, r, pack,
+                            [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
+                              add(grid, block, m0, c);
+                            });
 }
 
 /// A row of values, one a column, added to rows [m0, m1) of a block's sums.
@@ -173,27 +210,40 @@ LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const flo
   }
 }
 
-template <typename Policy>
-static Outcome Forward(const ForwardParts& op, const RunContext& context) {
+/// `count` products that share x and the order of their sums; part(i) is one of them.
+template <typename Policy, typename PartAt>
+LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunContext& context) {
   Run run(context);
-  const int64_t r = op.h == nullptr ? 0 : op.h->cols;
-  const RowSource none = DenseRows(op.x);
-  const RowSource lora_a = op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
-  const RowSource lora_b = op.h == nullptr ? none : DenseRows(*op.lora_b);
-  RowSource scaled_h = op.h == nullptr ? none : DenseRows(*op.h);
-  scaled_h.factor = op.scaling;
+  ForwardTarget targets[LoraForwardManyOp::kMost];
+  int64_t most_r = 0;
+  for (int i = 0; i < count; ++i) {
+    const ForwardParts op = part(i);
+    targets[i] = {&op.w, &op.y};
+    if (op.h != nullptr) most_r = Max(most_r, op.h->cols);
+  }
   const auto pack = [&](const RowSource& x, int64_t m0, const PackedChunk& chunk) {
-    PackAndShrink<Policy>(run, x, op.gate, m0, chunk, true, op.h_given ? 0 : r, 1.0f,
-                          TransposedB<F32Policy>{lora_a},
-                          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+    for (int i = 0; i < count; ++i) {
+      const ForwardParts op = part(i);
+      const int64_t r = op.h == nullptr || op.h_given ? 0 : op.h->cols;
+      if (i != 0 && r == 0) continue;
+      PackAndShrink<Policy>(
+          run, x, op.gate, m0, chunk, i == 0, r, 1.0f,
+          TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)},
+          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+      if (run.Stopped()) return;
+    }
   };
-  ForwardChunks<Policy>(
-      run, op.x, op.w, op.y, r, pack,
-      [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
+  ForwardManyChunks<Policy>(
+      run, part(0).x, targets, count, most_r, pack,
+      [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
+        const ForwardParts op = part(i);
+        const int64_t r = op.h == nullptr ? 0 : op.h->cols;
         if (r != 0) {
+          RowSource scaled_h = DenseRows(*op.h);
+          scaled_h.factor = op.scaling;
           Accumulate<F32Policy>(run, grid, block, r,
                                 RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
-                                TransposedB<F32Policy>{lora_b}, c, false);
+                                TransposedB<F32Policy>{DenseRows(*op.lora_b)}, c, false);
         }
         float bias[kNC];
         if (run.Stopped()) return;
@@ -204,13 +254,20 @@ static Outcome Forward(const ForwardParts& op, const RunContext& context) {
   return run.Result();
 }
 
-/// The product in the precision that was asked for.
-static Outcome ForwardAs(Compute compute, const ForwardParts& op, const RunContext& context) {
-  if (compute == Compute::kInt8) return Forward<Int8Policy>(op, context);
+/// The products in the precision that was asked for, by the policy of the first.
+template <typename PartAt>
+LOWRANK_INLINE Outcome ForwardAs(Compute compute, int count, const PartAt& part,
+                                 const RunContext& context) {
+  if (compute == Compute::kInt8) return ForwardMany<Int8Policy>(count, part, context);
   Outcome outcome;
-  WithPolicy(op.x.dtype, op.w,
-             [&](auto policy) { outcome = Forward<decltype(policy)>(op, context); });
+  const ForwardParts first = part(0);
+  WithPolicy(first.x.dtype, first.w,
+             [&](auto policy) { outcome = ForwardMany<decltype(policy)>(count, part, context); });
   return outcome;
+}
+LOWRANK_INLINE Outcome ForwardAs(Compute compute, const ForwardParts& op,
+                                 const RunContext& context) {
+  return ForwardAs(compute, 1, [&](int) { return op; }, context);
 }
 
 static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
@@ -220,12 +277,50 @@ static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
   return ForwardAs(op.compute, parts, context);
 }
 
+/// Operands of a part; its gate is the caller's.
+LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
+  const bool adapter = op.lora_a.present;
+  return {op.x,
+          op.w,
+          op.bias,
+          adapter ? &op.lora_a : nullptr,
+          adapter ? &op.lora_b : nullptr,
+          op.lora_bias,
+          adapter ? &op.h : nullptr,
+          op.y,
+          op.scaling,
+          gate.active ? &gate : nullptr};
+}
+
 static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
   const Gate gate = MakeGate(op.dropout, op.x.cols);
-  const ForwardParts parts = {
-      op.x,         op.w,  op.bias, &op.lora_a, &op.lora_b,
-      op.lora_bias, &op.h, op.y,    op.scaling, gate.active ? &gate : nullptr};
-  return ForwardAs(op.compute, parts, context);
+  return ForwardAs(op.compute, PartsOf(op, gate), context);
+}
+
+/// Do both take the same packed rows of x?
+LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp& b) {
+  const auto order = [](const LoraForwardOp& op) {
+    return ForwardOrder(WeightRows(op.w, op.x.dtype));
+  };
+  return a.compute == b.compute && a.w.dense.present == b.w.dense.present &&
+         (!a.w.dense.present || a.w.dense.dtype == b.w.dense.dtype) &&
+         order(a).by_lanes == order(b).by_lanes;
+}
+
+/// Runs of parts that share the packed rows of x at once.
+static Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+  Gate gates[LoraForwardManyOp::kMost];
+  for (int64_t i = 0; i < op.count; ++i) {
+    gates[i] = MakeGate(op.parts[i].dropout, op.parts[i].x.cols);
+  }
+  Outcome outcome;
+  for (int64_t first = 0, end = 0; first < op.count && outcome.code == Code::kOk; first = end) {
+    while (end < op.count && SharePackedRows(op.parts[first], op.parts[end])) ++end;
+    outcome = ForwardAs(
+        op.parts[first].compute, static_cast<int>(end - first),
+        [&](int i) { return PartsOf(op.parts[first + i], gates[first + i]); }, context);
+  }
+  return outcome;
 }
 
 /// dx (+)= dy · w + gate ⊙ (dh_factor · dh · lora_a); also fills dh = scaling · dy · lora_b.

@@ -1,0 +1,247 @@
+import { type NativeHandle, native } from '../core/binding.js';
+import { fail, wrongType } from '../core/errors.js';
+import { track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
+import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
+import { type ComputePrecision, checkCompute } from './compute.js';
+import { checkTraining } from './dropout.js';
+import { multiplyAdd } from './elementwise.js';
+import type { LoraAdapter } from './lora-adapter.js';
+import {
+  type LoraForwardArgument,
+  type LoraForwardCall,
+  type LoraGradient,
+  type LoraGradients,
+  LoraSaved,
+  loraBackwardCall,
+  loraForwardCall,
+} from './lora-linear.js';
+import { biasOf, matmulInputGrad } from './matmul.js';
+
+/** One of the linear layers that read the same x: query, key or value; gate or up. */
+export interface LoraProjection {
+  /** [N, K] */
+  w: BaseWeight;
+  /** Default none: the base product alone. */
+  adapter?: LoraAdapter;
+  /** [N] */
+  bias?: Tensor;
+  /** Of this projection's dropout mask; PEFT draws one for each layer. */
+  seed?: number;
+  /** [..., K], 1 = kept: replaces the generator. */
+  dropoutMask?: Tensor;
+  /** Precision of the product with `w`. Default `exact`. */
+  compute?: ComputePrecision;
+}
+
+/** The most projections of one call. */
+const MOST = 8;
+
+/** What {@link loraBackwardMany} needs of the forward pass, projection by projection. */
+export class LoraManySaved implements Disposable {
+  /** Of a projection without an adapter its weight and the shape of its y. */
+  readonly projections: readonly (
+    | LoraSaved
+    | { readonly w: BaseWeight; readonly yShape: readonly number[] }
+  )[];
+  #disposed = false;
+
+  /** @internal */
+  constructor(projections: LoraManySaved['projections']) {
+    this.projections = projections;
+    track(this);
+  }
+
+  static is(value: unknown): value is LoraManySaved {
+    return typeof value === 'object' && value !== null && #disposed in value;
+  }
+
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** Frees what was saved. Twice is a no-op. */
+  dispose(): void {
+    this.#disposed = true;
+    for (const saved of this.projections) if (LoraSaved.is(saved)) saved.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** A projection as the addon takes it; `call` where it has an adapter. */
+interface Part {
+  readonly args: readonly LoraForwardArgument[];
+  readonly N: number;
+  readonly call?: LoraForwardCall;
+}
+
+function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean): Part {
+  const { w, adapter, bias, seed, dropoutMask, compute } = readOptions(op, given);
+  const { weight, handle, N, K } = checkWeight(op, w);
+  if (adapter !== undefined) {
+    const options = {
+      training,
+      ...(bias === undefined ? {} : { bias }),
+      ...(seed === undefined ? {} : { seed }),
+      ...(dropoutMask === undefined ? {} : { dropoutMask }),
+      ...(compute === undefined ? {} : { compute }),
+    };
+    const call = loraForwardCall(op, x, weight, adapter, options);
+    return { args: call.args, N, call };
+  }
+  checkActivations(op, 'x', x, weight, 'K', K);
+  for (const [name, value] of Object.entries({ seed, dropoutMask })) {
+    if (value !== undefined)
+      fail('ERR_VALUE', op, name, 'given with an adapter only', 'no adapter');
+  }
+  const base = [handle, biasOf(op, bias, x, N), null, null, null, 0, 0, 0, 0, null];
+  return { args: [...base, checkCompute(op, compute, x, weight)], N };
+}
+
+/**
+ * Several linear layers over the same x in one call: query, key and value, or gate and up, each with
+ * its own weight and, where it has one, adapter. `ys[i]` has the bits of {@link loraForward}, or
+ * `matmul`, of projection i; on `cpu` x is packed once for weights of one kind and their tasks run
+ * side by side, which small weights and few tokens gain from.
+ * @param x [..., K] f32, bf16 or f16
+ * @param projections 1 to 8
+ * @param options.training default true. `false` turns dropout off and saves nothing
+ * @returns `ys[i]` [..., N of projection i], dtype of `x`, and what {@link loraBackwardMany} needs
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
+ *   ERR_OOM; nothing is computed then
+ * @example
+ * const { ys: [q, k, v], saved } = loraForwardMany(x, [
+ *   { w: wq, adapter: loraQ }, { w: wk }, { w: wv, adapter: loraV },
+ * ]);
+ * const { dx, gradients } = loraBackwardMany([dq, dk, dv], saved);
+ */
+export function loraForwardMany(
+  x: Tensor,
+  projections: readonly LoraProjection[],
+  options?: { training?: boolean },
+): { ys: Tensor[]; saved: LoraManySaved } {
+  const op = 'loraForwardMany';
+  checkTensor(op, 'x', x);
+  if (!Array.isArray(projections)) throw wrongType(op, 'projections', 'an array', projections);
+  if (projections.length < 1 || projections.length > MOST) {
+    fail('ERR_VALUE', op, 'projections', `1 to ${MOST}`, String(projections.length));
+  }
+  const training = checkTraining(op, readOptions(op, options).training);
+  const parts = projections.map((given: LoraProjection, i) =>
+    partOf(`${op}, projections[${i}]`, x, given, training),
+  );
+  const xHandle = Tensor.handleOf(x, op, 'x');
+  const [raw, held] = native(op, (binding) => [
+    binding.loraForwardMany(
+      xHandle,
+      parts.map(({ args }) => args),
+    ),
+    parts.map(({ call }) => (call?.keepX ? binding.share(xHandle) : null)),
+  ]);
+  const ys: Tensor[] = [];
+  const saved = parts.map(({ call, N }, i) => {
+    const yHandle = raw[2 * i] as NativeHandle;
+    const done = call?.finish(yHandle, raw[2 * i + 1] as NativeHandle, held[i] ?? null);
+    const y = done?.y ?? Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+    ys.push(y);
+    return done?.saved ?? { w: (projections[i] as LoraProjection).w, yShape: y.shape };
+  });
+  return { ys, saved: new LoraManySaved(saved) };
+}
+
+/** What {@link loraBackwardMany} takes beside its operands. */
+export interface LoraBackwardManyOptions {
+  /** The gradients wanted of each projection; default those of {@link loraBackward}. */
+  needs?: readonly LoraGradient[];
+  /** Projection by projection: adds to these tensors in place of making new ones. */
+  accumulateInto?: readonly (Omit<LoraGradients, 'dx'> | undefined)[];
+  /** Keep the saved state for another backward pass; default false: it is freed. */
+  keep?: boolean;
+}
+
+/**
+ * Gradients of {@link loraForwardMany}: `dx` is the sum over the projections, in their order, rounded
+ * to the dtype of x after each, and `gradients[i]` has the others of projection i, as
+ * {@link loraBackward} defines them (empty without an adapter).
+ * @param dys dy [..., N] of each projection, the dtype of `x`
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ */
+export function loraBackwardMany(
+  dys: readonly Tensor[],
+  saved: LoraManySaved,
+  options?: LoraBackwardManyOptions,
+): { dx?: Tensor; gradients: LoraGradients[] } {
+  const op = 'loraBackwardMany';
+  if (!LoraManySaved.is(saved)) {
+    throw wrongType(op, 'saved', 'the saved state of loraForwardMany', saved);
+  }
+  if (saved.disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
+  const { projections } = saved;
+  if (!Array.isArray(dys)) throw wrongType(op, 'dys', 'an array', dys);
+  const count = projections.length;
+  if (dys.length !== count) fail('ERR_SHAPE', op, 'dys', `of length ${count}`, `${dys.length}`);
+  const { needs, accumulateInto, keep } = readOptions(op, options);
+  const targets = orDefault(accumulateInto, []);
+  if (!Array.isArray(targets)) throw wrongType(op, 'accumulateInto', 'an array', targets);
+  projections.forEach(({ yShape }, i) => {
+    const dy = checkTensor(op, `dys[${i}]`, dys[i]);
+    checkShape(op, `dys[${i}]`, dy, yShape);
+    if (dy.dtype !== dys[0]?.dtype) {
+      fail('ERR_DTYPE', op, `dys[${i}]`, `${dys[0]?.dtype}, as dys[0]`, dy.dtype);
+    }
+    if (targets[i]?.dx !== undefined) {
+      fail('ERR_VALUE', op, `accumulateInto[${i}]`, 'without dx, which is of all', 'dx');
+    }
+  });
+  const wantsDx = needs === undefined || needs.includes('dx');
+  const calls = projections.map((projection, i) => {
+    const dy = dys[i] as Tensor;
+    if (!LoraSaved.is(projection)) {
+      const { weight, N } = checkWeight(op, projection.w);
+      checkActivations(op, `dys[${i}]`, dy, weight, 'N', N);
+      return undefined;
+    }
+    return loraBackwardCall(`${op}, projections[${i}]`, dy, projection, {
+      ...(needs === undefined ? {} : { needs }),
+      ...(targets[i] === undefined ? {} : { accumulateInto: targets[i] }),
+      keep: true,
+    });
+  });
+  let dx: Tensor | undefined;
+  const made: Tensor[] = [];
+  try {
+    const gradients = calls.map((call, i): LoraGradients => {
+      if (call !== undefined) {
+        const { dx: sum, ...others } = call(dx);
+        dx = sum;
+        made.push(
+          ...Object.values(others).filter((one) => !Object.values(targets[i] ?? {}).includes(one)),
+        );
+        return others;
+      }
+      if (!wantsDx) return {};
+      const one = matmulInputGrad(dys[i] as Tensor, projections[i]?.w as BaseWeight);
+      if (dx === undefined) {
+        dx = one;
+        return {};
+      }
+      made.push(one);
+      const sum = multiplyAdd({ a: dx, c: one });
+      made.pop();
+      one.dispose();
+      dx.dispose();
+      dx = sum;
+      return {};
+    });
+    if (keep !== true) saved.dispose();
+    return { ...(dx === undefined ? {} : { dx }), gradients };
+  } catch (error) {
+    dx?.dispose();
+    for (const tensor of made) tensor.dispose();
+    throw error;
+  }
+}
