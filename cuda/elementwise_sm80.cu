@@ -27,6 +27,7 @@
 ///            operations (exp, tanh), 1.5 times what its memory takes; its tensors are r wide.
 #include "cuda/small_operand.cuh"
 #include "native/core/map_function.h"
+#include "native/core/swiglu.h"
 
 namespace lowrank::gpu {
 namespace {
@@ -209,6 +210,32 @@ LOWRANK_DEVICE void MapBody(const MapParams& p) {
   }
 }
 
+template <int kRun>
+LOWRANK_DEVICE void SwigluBody(const SwigluParams& p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t begin = (first + u * kThreads) * kRun;
+    if (begin >= p.elems) return;
+    const Span<kRun> span(begin, p.elems);
+    float gate[kRun];
+    float up[kRun];
+    LoadRun(p.gate, 0, span, gate);
+    LoadRun(p.up, 0, span, up);
+    if (p.d_gate.data == nullptr) {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) gate[i] = Swiglu(gate[i], up[i]);
+      StoreRun(p.y, 0, span, gate);
+      continue;
+    }
+    float dy[kRun];
+    LoadRun(p.dy, 0, span, dy);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]);
+    StoreRun(p.d_gate, 0, span, gate);
+    StoreRun(p.d_up, 0, span, up);
+  }
+}
+
 /// sum[i] += a · b of a run.
 template <int kRun>
 LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t col,
@@ -312,16 +339,17 @@ LOWRANK_DEVICE void SumPlanesBody(const SumPlanesParams& p) {
 
 }  // namespace
 
-#define LOWRANK_ELEMENTWISE_KERNELS(kRun)                                              \
-  LOWRANK_KERNEL(multiply_add_run##kRun##_kernel, MultiplyAddParams, kThreads, 2) {    \
-    MultiplyAddBody<kRun>(p);                                                          \
-  }                                                                                    \
-  LOWRANK_KERNEL(map_run##kRun##_kernel, MapParams, kThreads, 4) { MapBody<kRun>(p); } \
-  LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {         \
-    SumRowsBody<kRun>(p);                                                              \
-  }                                                                                    \
-  LOWRANK_KERNEL(sum_cols_run##kRun##_kernel, SumProductParams, kThreads, 2) {         \
-    SumColsBody<kRun>(p);                                                              \
+#define LOWRANK_ELEMENTWISE_KERNELS(kRun)                                                       \
+  LOWRANK_KERNEL(multiply_add_run##kRun##_kernel, MultiplyAddParams, kThreads, 2) {             \
+    MultiplyAddBody<kRun>(p);                                                                   \
+  }                                                                                             \
+  LOWRANK_KERNEL(map_run##kRun##_kernel, MapParams, kThreads, 4) { MapBody<kRun>(p); }          \
+  LOWRANK_KERNEL(swiglu_run##kRun##_kernel, SwigluParams, kThreads, 2) { SwigluBody<kRun>(p); } \
+  LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
+    SumRowsBody<kRun>(p);                                                                       \
+  }                                                                                             \
+  LOWRANK_KERNEL(sum_cols_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
+    SumColsBody<kRun>(p);                                                                       \
   }
 LOWRANK_ELEMENTWISE_KERNELS(4)
 LOWRANK_ELEMENTWISE_KERNELS(8)

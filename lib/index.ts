@@ -168,6 +168,7 @@ export {
   unmergeLora,
 } from './ops/merge.js';
 export { oneHot } from './ops/one-hot.js';
+export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export {

@@ -44,6 +44,17 @@ struct MapParams {
   int32_t function = 0;  // MapFunction
 };
 
+/// Without d_gate y = silu(gate) ⊙ up; with it the gradients.
+struct SwigluParams {
+  SmallOperand dy;
+  SmallOperand gate;
+  SmallOperand up;
+  SmallOperand y;
+  SmallOperand d_gate;
+  SmallOperand d_up;
+  int64_t elems = 0;
+};
+
 /// One sum a row, of `row_warps` warps; or of columns, in planes of `rows_per_split` rows each.
 struct SumProductParams {
   SmallOperand a;

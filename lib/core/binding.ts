@@ -206,6 +206,12 @@ export interface Binding {
     dtype: string,
   ): NativeHandle;
   mapTensor(a: NativeHandle, kind: string, dtype: string): NativeHandle;
+  swiglu(gate: NativeHandle, up: NativeHandle): NativeHandle;
+  swigluBackward(
+    dy: NativeHandle,
+    gate: NativeHandle,
+    up: NativeHandle,
+  ): [dGate: NativeHandle, dUp: NativeHandle];
   sumProduct(a: NativeHandle, b: NativeHandle | null, axis: number): NativeHandle;
   featureMap(
     device: string,

@@ -56,6 +56,42 @@ Napi::Value Map(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(y));
 }
 
+// swiglu(gate, up) -> y
+Napi::Value Swiglu(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = SwigluOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& gate = TensorOf(info[0], kOp, "gate");
+  Operands operands(env, kOp, gate.storage->backend());
+  SwigluOp op;
+  op.gate = operands.In(info[0], "gate");
+  op.up = operands.In(info[1], "up");
+  TensorHandle y;
+  op.y = operands.Out(&y, gate.dtype, gate.shape);
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(y));
+}
+
+// swigluBackward(dy, gate, up) -> [dGate, dUp]
+Napi::Value SwigluBackward(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = SwigluBackwardOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& gate = TensorOf(info[1], kOp, "gate");
+  Operands operands(env, kOp, gate.storage->backend());
+  SwigluBackwardOp op;
+  op.dy = operands.In(info[0], "dy");
+  op.gate = operands.In(info[1], "gate");
+  op.up = operands.In(info[2], "up");
+  TensorHandle d_gate;
+  TensorHandle d_up;
+  op.d_gate = operands.Out(&d_gate, gate.dtype, gate.shape);
+  op.d_up = operands.Out(&d_up, op.up.dtype, gate.shape);
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  Napi::Array result = Napi::Array::New(env, 2);
+  result.Set(0u, WrapTensor(env, std::move(d_gate)));
+  result.Set(1u, WrapTensor(env, std::move(d_up)));
+  return result;
+}
+
 // sumProduct(a, b | null, axis) -> out, a vector
 Napi::Value SumProduct(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = SumProductOp::kName;
@@ -77,6 +113,8 @@ Napi::Value SumProduct(const Napi::CallbackInfo& info) {
 void RegisterElementwise(Napi::Env env, Napi::Object exports) {
   Export<MultiplyAdd>(env, exports, "multiplyAdd");
   Export<Map>(env, exports, "mapTensor");
+  Export<Swiglu>(env, exports, "swiglu");
+  Export<SwigluBackward>(env, exports, "swigluBackward");
   Export<SumProduct>(env, exports, "sumProduct");
 }
 

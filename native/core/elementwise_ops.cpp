@@ -50,6 +50,30 @@ std::string MapOp::Describe() const {
   return std::string(kName) + " " + kNames[static_cast<int>(function)] + " " + a.Describe();
 }
 
+Status SwigluOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "gate", gate, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up", up, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, gate.rows, gate.cols));
+  const NamedView outputs[] = {{"y", &y}};
+  const NamedView inputs[] = {{"gate", &gate}, {"up", &up}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string SwigluOp::Describe() const { return std::string(kName) + " gate " + gate.Describe(); }
+
+Status SwigluBackwardOp::Check() const {
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "gate", gate, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up", up, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dGate", d_gate, gate.rows, gate.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dUp", d_up, gate.rows, gate.cols));
+  const NamedView outputs[] = {{"dGate", &d_gate}, {"dUp", &d_up}};
+  const NamedView inputs[] = {{"dy", &dy}, {"gate", &gate}, {"up", &up}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string SwigluBackwardOp::Describe() const {
+  return std::string(kName) + " dy " + dy.Describe() + " gate " + gate.Describe();
+}
+
 Status SumProductOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "a", a, a.rows, a.cols));
   LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "b", b, a));

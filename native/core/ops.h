@@ -255,6 +255,28 @@ struct MapOp {
   std::string Describe() const;
 };
 
+/// y = silu(gate) ⊙ up (native/core/swiglu.h)
+struct SwigluOp {
+  static constexpr const char* kName = "swiglu";
+  TensorView gate;  // [M, N]  any dtype
+  TensorView up;    // [M, N]  any dtype
+  TensorView y;     // [M, N]  out, any dtype
+  Status Check() const;
+  std::string Describe() const;
+};
+
+/// d_gate = dy ⊙ up ⊙ silu'(gate), d_up = dy ⊙ silu(gate)
+struct SwigluBackwardOp {
+  static constexpr const char* kName = "swigluBackward";
+  TensorView dy;      // [M, N]  any dtype
+  TensorView gate;    // [M, N]  any dtype
+  TensorView up;      // [M, N]  any dtype
+  TensorView d_gate;  // [M, N]  out, any dtype
+  TensorView d_up;    // [M, N]  out, any dtype
+  Status Check() const;
+  std::string Describe() const;
+};
+
 /// axis 0: out[n] = Σₘ a ⊙ b, axis 1: out[m] = Σₙ a ⊙ b; without b the sum of a. b as in
 /// MultiplyAddOp.
 struct SumProductOp {
@@ -360,6 +382,8 @@ Compute ComputeOf(const Op&) {
   X(GroupedBackwardOp, grouped_backward)        \
   X(MultiplyAddOp, multiply_add)                \
   X(MapOp, map)                                 \
+  X(SwigluOp, swiglu)                           \
+  X(SwigluBackwardOp, swiglu_backward)          \
   X(SumProductOp, sum_product)                  \
   X(MapFeaturesOp, map_features)                \
   X(BlockMatmulOp, block_matmul)                \

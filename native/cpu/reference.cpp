@@ -170,6 +170,8 @@ const KernelTable kReferenceKernels = {
     reference::Run<GroupedBackwardOp, reference::GroupedBackward>,
     reference::Run<MultiplyAddOp, reference::MultiplyAdd>,
     reference::Run<MapOp, reference::Map>,
+    reference::Run<SwigluOp, reference::Swiglu>,
+    reference::Run<SwigluBackwardOp, reference::SwigluBackward>,
     reference::Run<SumProductOp, reference::SumProduct>,
     reference::Run<MapFeaturesOp, reference::MapFeatures>,
     reference::Run<BlockMatmulOp, reference::BlockMatmul>,

@@ -68,6 +68,27 @@ Status Map(const MapOp& op, const RunContext& context) {
   return Status();
 }
 
+Status Swiglu(const SwigluOp& op, const RunContext& context) {
+  ForEach(context, op.y.elems(), [&](int64_t i) {
+    const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
+    const double up = LoadElement(op.up.data, op.up.dtype, i);
+    Store(op.y, i, gate / (1 + std::exp(-gate)) * up, false);
+  });
+  return Status();
+}
+
+Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
+  ForEach(context, op.dy.elems(), [&](int64_t i) {
+    const double dy = LoadElement(op.dy.data, op.dy.dtype, i);
+    const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
+    const double up = LoadElement(op.up.data, op.up.dtype, i);
+    const double sigma = 1 / (1 + std::exp(-gate));
+    Store(op.d_gate, i, dy * up * sigma * (1 + gate * (1 - sigma)), false);
+    Store(op.d_up, i, dy * gate * sigma, false);
+  });
+  return Status();
+}
+
 Status SumProduct(const SumProductOp& op, const RunContext& context) {
   const int64_t n_count = op.a.cols;
   std::vector<double> sums(static_cast<size_t>(op.out.elems()), 0);

@@ -105,6 +105,43 @@ Status MakePlan(const MapOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   return Status();
 }
 
+namespace {
+
+/// One launch over the elements of both.
+Status PlanSwiglu(const char* op, const TensorView& gate_view, const TensorView& up_view,
+                  const gpu::SwigluParams& outputs, int64_t run, Plan* plan) {
+  gpu::SwigluParams params = outputs;
+  const TensorView gate = Flattened(gate_view);
+  params.elems = gate.cols;
+  params.gate = Operand(gate, gate.cols);
+  params.up = Operand(Flattened(up_view), gate.cols);
+  LaunchStep step = Step("swiglu_run4_kernel", "swiglu_run8_kernel", run);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, CeilDiv(params.elems, run),
+                                  gpu::kElementwiseThreads * gpu::kElementwiseUnroll, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+}  // namespace
+
+Status MakePlan(const SwigluOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
+  if (op.y.elems() == 0) return Status();
+  gpu::SwigluParams outputs;
+  outputs.y = Operand(Flattened(op.y), op.y.elems());
+  return PlanSwiglu(op.kName, op.gate, op.up, outputs, RunOf(op.gate, {&op.up, &op.y}), plan);
+}
+
+Status MakePlan(const SwigluBackwardOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
+  if (op.dy.elems() == 0) return Status();
+  gpu::SwigluParams outputs;
+  outputs.dy = Operand(Flattened(op.dy), op.dy.elems());
+  outputs.d_gate = Operand(Flattened(op.d_gate), op.dy.elems());
+  outputs.d_up = Operand(Flattened(op.d_up), op.dy.elems());
+  return PlanSwiglu(op.kName, op.gate, op.up, outputs,
+                    RunOf(op.gate, {&op.up, &op.dy, &op.d_gate, &op.d_up}), plan);
+}
+
 /// One launch, or where rows are summed and cut over blocks a second one for the planes.
 Status MakePlan(const SumProductOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {

@@ -1,4 +1,4 @@
-// Bad input to multiplyAdd, mapTensor, sumProduct, coreScale, coreScaleBackward, checkGradients.
+// Bad input to multiplyAdd, mapTensor, swiglu, swigluBackward, sumProduct, coreScale, coreScaleBackward, checkGradients.
 import { describe, it } from 'vitest';
 import {
   CoreSaved,
@@ -10,11 +10,13 @@ import {
   multiplyAdd,
   scope,
   sumProduct,
+  swiglu,
+  swigluBackward,
   Tensor,
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
 import { type BadClass, bad, callWith, checkCases, hostile, impostors } from './harness.js';
-import { factorCases, operandCases, wrongVector } from './operand-cases.js';
+import { factorCases, operandCases, wrongMatrix, wrongVector } from './operand-cases.js';
 
 // Beside a [2, 8]: neither of its dimensions, nor 1.
 const WRONG_BESIDE: readonly (readonly [BadClass, readonly number[]])[] = [
@@ -61,6 +63,54 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         watched: [a, b, c],
         cases,
         valid: () => scope(async () => [await multiplyAdd({ a, b, c }).read()]),
+      });
+    });
+  });
+
+  it('swiglu and swigluBackward', async () => {
+    await scope(async () => {
+      const [gate, up, dy] = [1, 2, 3].map((seed) => Tensor.randn([2, 8], { seed, device })) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const operands = [
+        { name: 'gate', shape: [2, 8], leads: true, wrong: [[12, [2, 9]]] as const },
+        { name: 'up', shape: [2, 8], wrong: wrongMatrix([2, 8]) },
+      ];
+      const forward = (wrong: object): unknown => {
+        const given = { gate, up, ...wrong };
+        return callWith(swiglu, given.gate, given.up);
+      };
+      const backward = (wrong: object): unknown => {
+        const given = { dy, gate, up, ...wrong };
+        return callWith(swigluBackward, given.dy, given.gate, given.up);
+      };
+      const half = up.to({ dtype: 'bf16' });
+      await checkCases('swiglu', device, {
+        watched: [gate, up],
+        cases: [
+          bad(1, 'no arguments', 'ERR_TYPE', () => callWith(swiglu)),
+          bad(1, 'no up', 'ERR_TYPE', () => callWith(swiglu, gate)),
+          bad(24, 'another dtype', 'ERR_DTYPE', () => forward({ up: half })),
+          ...operandCases(device, operands, forward),
+        ],
+        valid: () => scope(async () => [await swiglu(gate, up).read()]),
+      });
+      const third = { name: 'dy', shape: [2, 8], wrong: wrongMatrix([2, 8]) };
+      await checkCases('swigluBackward', device, {
+        watched: [gate, up, dy],
+        cases: [
+          bad(1, 'no arguments', 'ERR_TYPE', () => callWith(swigluBackward)),
+          bad(1, 'no up', 'ERR_TYPE', () => callWith(swigluBackward, dy, gate)),
+          bad(24, 'another dtype', 'ERR_DTYPE', () => backward({ up: half })),
+          ...operandCases(device, [...operands, third], backward),
+        ],
+        valid: () =>
+          scope(async () => {
+            const { dGate, dUp } = swigluBackward(dy, gate, up);
+            return [await dGate.read(), await dUp.read()];
+          }),
       });
     });
   });

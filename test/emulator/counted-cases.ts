@@ -24,6 +24,8 @@ import {
   type QuantFormat,
   quantize,
   sumProduct,
+  swiglu,
+  swigluBackward,
   Tensor,
 } from '../../lib/index.js';
 
@@ -103,6 +105,9 @@ function elementwise(device: Device) {
     const row = random(device, 2, [4096], dtype);
     multiplyAdd({ a, b: row, c: a });
     mapTensor(random(device, 3, [64, 64], dtype), 'tanh');
+    const [gate, up, dy] = [5, 6, 7].map((seed) => random(device, seed, [64, 64], dtype));
+    swigluBackward(dy as Tensor, gate as Tensor, up as Tensor);
+    swiglu(gate as Tensor, up as Tensor);
     sumProduct(a, a, { axis: 0 });
     sumProduct(a, a, { axis: 1 });
     sumProduct(random(device, 4, [8, 8192], dtype), undefined, { axis: 1 });

@@ -1,5 +1,6 @@
 /** The ops over small tensors, and the halves of a LoRA layer where they differ from the whole. */
 import {
+  type DType,
   loraExpand,
   loraExpandBackward,
   loraShrink,
@@ -8,6 +9,8 @@ import {
   mapTensor,
   multiplyAdd,
   sumProduct,
+  swiglu,
+  swigluBackward,
   type Tensor,
   weightGrad,
 } from '../../lib/index.js';
@@ -86,6 +89,20 @@ export function elementwise(): KernelCase[] {
           return hashOf(
             MAP_KINDS.flatMap((kind) => [mapTensor(a, kind), mapTensor(a, kind, { dtype: other })]),
           );
+        },
+      });
+      cases.push({
+        name: `elementwise ${placed ? 'unaligned ' : ''}swiglu ${dtype}`,
+        async run(device) {
+          const make = (seed: number, as: DType = dtype) =>
+            operand(9, 131, { seed, dtype: as, device }).tensor;
+          const gate = placed ? await misplaced(make(82)) : make(82);
+          const up = make(83);
+          return hashOf([
+            swiglu(gate, up),
+            ...Object.values(swigluBackward(make(84), gate, up)),
+            ...Object.values(swigluBackward(make(84, other), gate, up)),
+          ]);
         },
       });
     }

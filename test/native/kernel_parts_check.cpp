@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "native/core/map_function.h"
+#include "native/core/swiglu.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -135,8 +136,7 @@ void CheckMany(const KernelTable& table, const RunContext& context, const Shape&
   std::vector<std::unique_ptr<Projection>> projections;
   std::vector<LoraForwardOp> parts;
   for (const int64_t N : {s.N, int64_t{3}, 2 * s.N + 1}) {
-    projections.push_back(
-        std::make_unique<Projection>(table, context, kind, M, N, K, r, dtype));
+    projections.push_back(std::make_unique<Projection>(table, context, kind, M, N, K, r, dtype));
     Projection& one = *projections.back();
     LoraForwardOp op;
     op.x = x.view;
@@ -280,6 +280,42 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
   Report(true, name);
 }
 
+/// The bits of the definition.
+void CheckSwiglu(const KernelTable& table, const RunContext& context) {
+  const int64_t count = 5003;
+  Dense gate(1, count, DType::kF32), up(1, count, DType::kF32), dy(1, count, DType::kF32);
+  Dense y(1, count, DType::kF32), d_gate(1, count, DType::kF32), d_up(1, count, DType::kF32);
+  gate.Fill(90);
+  up.Fill();
+  dy.Fill();
+  SwigluOp op;
+  op.gate = gate.view;
+  op.up = up.view;
+  op.y = y.view;
+  SwigluBackwardOp backward;
+  backward.dy = dy.view;
+  backward.gate = gate.view;
+  backward.up = up.view;
+  backward.d_gate = d_gate.view;
+  backward.d_up = d_up.view;
+  const std::string what = std::string(table.isa) + " swiglu";
+  Report(op.Check().ok() && table.swiglu(op, context).ok() && backward.Check().ok() &&
+             table.swiglu_backward(backward, context).ok(),
+         what);
+  const auto values = [](const Dense& of) { return static_cast<const float*>(of.view.data); };
+  for (int64_t i = 0; i < count; ++i) {
+    float expected_gate = 0;
+    float expected_up = 0;
+    SwigluGradients(values(dy)[i], values(gate)[i], values(up)[i], &expected_gate, &expected_up);
+    const bool same =
+        BitsOf(values(y)[i]) == BitsOf(lowrank::Swiglu(values(gate)[i], values(up)[i])) &&
+        BitsOf(values(d_gate)[i]) == BitsOf(expected_gate) &&
+        BitsOf(values(d_up)[i]) == BitsOf(expected_up);
+    if (!same) return Report(false, what + "(" + std::to_string(values(gate)[i]) + ")");
+  }
+  Report(true, what);
+}
+
 }  // namespace
 
 void CheckParts(const KernelTable& table, const RunContext& context) {
@@ -291,7 +327,7 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
     for (const char* kind : {"f32", "same", "nf4/64", "int8/128"}) {
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
         CheckHalves(table, context, s, dtype, kind, drop);
-        if (!drop) CheckMany(table, context, s, dtype, kind);
+        CheckMany(table, context, s, dtype, kind);
         drop = !drop;
       }
     }
@@ -309,6 +345,7 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
 #define LOWRANK_CHECK_MAP(id, name) CheckMap<MapFunction::id>(table, context, name);
   LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_CHECK_MAP)
 #undef LOWRANK_CHECK_MAP
+  CheckSwiglu(table, context);
 }
 
 }  // namespace lowrank::cpu

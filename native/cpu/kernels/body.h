@@ -29,6 +29,8 @@ extern const IsaKernels kKernels = {
     GroupedBackward,
     MultiplyAdd,
     Map,
+    Swiglu,
+    SwigluBackward,
     SumProduct,
     MapFeatures,
     BlockMatmul,

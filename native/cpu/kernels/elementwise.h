@@ -1,4 +1,4 @@
-/// multiplyAdd, mapTensor, sumProduct: small tensors between the products of a layer.
+/// multiplyAdd, mapTensor, swiglu, sumProduct: small tensors between the products of a layer.
 ///
 ///   y[m, n] = alpha · a · b + beta · c      y = f(a)      out[n] = Σₘ a · b, out[m] = Σₙ a · b
 ///
@@ -10,6 +10,7 @@
 #pragma once
 
 #include "native/core/map_function.h"
+#include "native/core/swiglu.h"
 #include "native/cpu/kernels/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -116,6 +117,37 @@ static Outcome Map(const MapOp& op, const RunContext& context) {
 #undef LOWRANK_MAP_CASE
     }
     NarrowRun(op.y.data, op.y.dtype, begin, count, values);
+  });
+  return run.Result();
+}
+
+static Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
+  Run run(context);
+  ForEachStrip(run, 1, op.y.elems(), [&](int64_t, int64_t begin, int64_t count) {
+    alignas(64) float gate[kStripElems];
+    alignas(64) float up[kStripElems];
+    WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
+    WidenRun(op.up.data, op.up.dtype, begin, count, up);
+    for (int64_t i = 0; i < count; ++i) gate[i] = lowrank::Swiglu(gate[i], up[i]);
+    NarrowRun(op.y.data, op.y.dtype, begin, count, gate);
+  });
+  return run.Result();
+}
+
+static Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
+  Run run(context);
+  ForEachStrip(run, 1, op.dy.elems(), [&](int64_t, int64_t begin, int64_t count) {
+    alignas(64) float dy[kStripElems];
+    alignas(64) float gate[kStripElems];
+    alignas(64) float up[kStripElems];
+    WidenRun(op.dy.data, op.dy.dtype, begin, count, dy);
+    WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
+    WidenRun(op.up.data, op.up.dtype, begin, count, up);
+    for (int64_t i = 0; i < count; ++i) {
+      SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]);
+    }
+    NarrowRun(op.d_gate.data, op.d_gate.dtype, begin, count, gate);
+    NarrowRun(op.d_up.data, op.d_up.dtype, begin, count, up);
   });
   return run.Result();
 }

@@ -36,6 +36,8 @@ struct IsaKernels {
   Outcome (*grouped_backward)(const GroupedBackwardOp& op, const RunContext& context);
   Outcome (*multiply_add)(const MultiplyAddOp& op, const RunContext& context);
   Outcome (*map)(const MapOp& op, const RunContext& context);
+  Outcome (*swiglu)(const SwigluOp& op, const RunContext& context);
+  Outcome (*swiglu_backward)(const SwigluBackwardOp& op, const RunContext& context);
   Outcome (*sum_product)(const SumProductOp& op, const RunContext& context);
   Outcome (*map_features)(const MapFeaturesOp& op, const RunContext& context);
   Outcome (*block_matmul)(const BlockMatmulOp& op, const RunContext& context);

@@ -47,6 +47,8 @@ LOWRANK_WRAP(GroupedForwardOp, grouped_forward)
 LOWRANK_WRAP(GroupedBackwardOp, grouped_backward)
 LOWRANK_WRAP(MultiplyAddOp, multiply_add)
 LOWRANK_WRAP(MapOp, map)
+LOWRANK_WRAP(SwigluOp, swiglu)
+LOWRANK_WRAP(SwigluBackwardOp, swiglu_backward)
 LOWRANK_WRAP(SumProductOp, sum_product)
 LOWRANK_WRAP(MapFeaturesOp, map_features)
 LOWRANK_WRAP(BlockMatmulOp, block_matmul)
@@ -80,6 +82,8 @@ const KernelTable* Table(const char* name) {
                                     Run_grouped_backward<kIsa>,
                                     Run_multiply_add<kIsa>,
                                     Run_map<kIsa>,
+                                    Run_swiglu<kIsa>,
+                                    Run_swiglu_backward<kIsa>,
                                     Run_sum_product<kIsa>,
                                     Run_map_features<kIsa>,
                                     Run_block_matmul<kIsa>,
