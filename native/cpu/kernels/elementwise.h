@@ -38,6 +38,27 @@ struct Spread {
   }
 };
 
+/// Values of an operand beside a strip that begins at row m, column n.
+struct SpreadStrip {
+  const TensorView& view;
+  int64_t begin;
+  bool one;
+  float value = 0;
+
+  SpreadStrip(const Spread& operand, int64_t m, int64_t n)
+      : view(operand.view),
+        begin(m * operand.row_elems + (operand.one_col ? 0 : n)),
+        one(operand.one_col) {
+    if (one) value = ScalarWiden(view.data, view.dtype, begin);
+  }
+  LOWRANK_MEMBER_INLINE VecF Lanes(int64_t i) const {
+    return one ? Splat(value) : LoadWide(view.data, view.dtype, begin + i);
+  }
+  LOWRANK_MEMBER_INLINE float One(int64_t i) const {
+    return one ? value : ScalarWiden(view.data, view.dtype, begin + i);
+  }
+};
+
 /// Are rows of `view` without end to end those of an [M, N] matrix, or is it one value for all?
 LOWRANK_INLINE bool IsFlat(const TensorView& view, const TensorView& a) {
   return !view.present || (view.rows == a.rows && view.cols == a.cols) ||
@@ -79,19 +100,24 @@ static Outcome MultiplyAdd(const MultiplyAddOp& op, const RunContext& context) {
   const float alpha = op.alpha;
   const float beta = op.beta;
   ForEachStrip(run, flat.a.rows, cols, [&](int64_t m, int64_t n, int64_t count) {
-    alignas(64) float value[kStripElems];
-    alignas(64) float other[kStripElems];
-    WidenRun(flat.a.data, flat.a.dtype, m * cols + n, count, value);
-    if (flat.b.present) {
-      b.Read(m, n, count, other);
-      for (int64_t i = 0; i < count; ++i) value[i] *= other[i];
+    const int64_t begin = m * cols + n;
+    int64_t i = 0;
+    const SpreadStrip factor(b, m, n);
+    const SpreadStrip summand(c, m, n);
+    for (; i + kVL <= count; i += kVL) {
+      VecF value = LoadWide(flat.a.data, flat.a.dtype, begin + i);
+      if (flat.b.present) value *= factor.Lanes(i);
+      value *= alpha;
+      if (flat.c.present) value += beta * summand.Lanes(i);
+      StoreNarrow(flat.y.data, flat.y.dtype, begin + i, value);
     }
-    for (int64_t i = 0; i < count; ++i) value[i] *= alpha;
-    if (flat.c.present) {
-      c.Read(m, n, count, other);
-      for (int64_t i = 0; i < count; ++i) value[i] += beta * other[i];
+    for (; i < count; ++i) {
+      float value = ScalarWiden(flat.a.data, flat.a.dtype, begin + i);
+      if (flat.b.present) value *= factor.One(i);
+      value *= alpha;
+      if (flat.c.present) value += beta * summand.One(i);
+      ScalarNarrow(flat.y.data, flat.y.dtype, begin + i, value);
     }
-    NarrowRun(flat.y.data, flat.y.dtype, m * cols + n, count, value);
   });
   return run.Result();
 }
