@@ -1,9 +1,12 @@
-// The test suite under a sanitizer, which must first report bugs planted for it.
-//   node test/reliability/sanitize.mjs asan|ubsan|tsan [--smoke] [vitest arguments]
+// The test suite under a sanitizer, which must first report bugs planted for it. asan is that of addresses and
+// that of undefined behaviour in one build. --smoke runs a few files, and instruments of the instruction sets
+// only the one that this machine chooses and the portable one.
+//   node test/reliability/sanitize.mjs asan|tsan [--smoke] [vitest arguments]
 import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { pathToFileURL } from 'node:url';
 
 const root = resolve(import.meta.dirname, '..', '..');
 const here = import.meta.dirname;
@@ -12,35 +15,27 @@ const EXIT = 99;
 // timeScale: how much longer things may take; a run under a sanitizer is no measurement.
 const TOOLS = {
   asan: {
-    runtime: 'libasan.so',
+    // In this order both write to the log: of an address its summary, the rest goes to stderr.
+    runtime: ['libubsan.so', 'libasan.so'],
     timeScale: 20,
     planted: {
       overRead: 'heap-buffer-overflow',
       overReadArray: 'heap-buffer-overflow',
       useAfterFree: 'heap-use-after-free',
       leak: '4321 byte(s) leaked',
-    },
-    fork: 'overRead',
-    options: (log) => ({
-      ASAN_OPTIONS: `exitcode=${EXIT}:detect_leaks=0:allocator_may_return_null=1:log_path=${log}`,
-      LSAN_OPTIONS: `suppressions=${join(here, 'lsan.supp')}:print_suppressions=0:exitcode=${EXIT}`,
-    }),
-  },
-  ubsan: {
-    runtime: undefined, // the addon brings it in by itself
-    timeScale: 10,
-    planted: {
       floatCast: 'is outside the range of representable values',
       overflow: 'signed integer overflow',
       misaligned: 'misaligned address',
     },
-    fork: 'overflow',
+    fork: 'overRead',
     options: (log) => ({
+      ASAN_OPTIONS: `verify_asan_link_order=0:exitcode=${EXIT}:detect_leaks=0:allocator_may_return_null=1:log_path=${log}`,
       UBSAN_OPTIONS: `exitcode=${EXIT}:halt_on_error=1:print_stacktrace=1:log_path=${log}`,
+      LSAN_OPTIONS: `suppressions=${join(here, 'lsan.supp')}:print_suppressions=0:exitcode=${EXIT}`,
     }),
   },
   tsan: {
-    runtime: 'libtsan.so',
+    runtime: ['libtsan.so'],
     timeScale: 60,
     planted: { race: 'data race' },
     // They start commands through a shell, and the preloaded runtime does not survive in one.
@@ -99,11 +94,12 @@ function takeReports() {
 }
 
 function environment() {
-  const preload =
-    tool.runtime && execFileSync('g++', [`-print-file-name=${tool.runtime}`], { encoding: 'utf8' });
+  const preload = tool.runtime
+    .map((name) => execFileSync('g++', [`-print-file-name=${name}`], { encoding: 'utf8' }).trim())
+    .join(':');
   return {
     ...process.env,
-    ...(preload ? { LD_PRELOAD: preload.trim() } : {}),
+    LD_PRELOAD: preload,
     ...tool.options(join(logs, 'report')),
     LOWRANK_BINDING: join(built, 'lowrank.node'),
     LOWRANK_PLANT: join(built, 'sanitizer_plant.node'),
@@ -146,7 +142,19 @@ function proveControls(env) {
   }
 }
 
-execFileSync('cmake', ['--preset', name], { cwd: root, stdio: ['ignore', 'ignore', 'inherit'] });
+/** The instruction set that this machine's kernels are chosen from, as its source file is named. */
+function chosenSet() {
+  const index = pathToFileURL(join(root, 'dist', 'index.js'));
+  const code = `import(${JSON.stringify(String(index))}).then((m) => console.log(m.devices().find((d) => d.device === 'cpu').isa))`;
+  const isa = execFileSync(process.execPath, ['-e', code], { encoding: 'utf8' }).trim();
+  return isa.replaceAll('-', '_');
+}
+
+const set = `-DLOWRANK_SANITIZE_SET=${smoke ? chosenSet() : ''}`;
+execFileSync('cmake', ['--preset', name, set], {
+  cwd: root,
+  stdio: ['ignore', 'ignore', 'inherit'],
+});
 execFileSync('cmake', ['--build', '--preset', name, '--parallel', '2'], {
   cwd: root,
   stdio: ['ignore', 'ignore', 'inherit'],
