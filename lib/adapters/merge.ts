@@ -4,7 +4,7 @@ import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import type { MergeLoss } from '../ops/merge.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { dequantize, QuantizedWeight, quantize } from '../quant/quantized-weight.js';
+import { dequantize, QuantizedWeight, quantizeLike } from '../quant/quantized-weight.js';
 
 /** A layer without its adapter: `y = x · weightᵀ + bias`. */
 export interface MergedLayer {
@@ -54,7 +54,6 @@ export function mergeByProbe(
       ? { bias: bias === undefined ? atZero : atZero.to({ dtype: bias.dtype }) }
       : {};
     if (!(w instanceof QuantizedWeight)) return { weight: merged.to({ dtype: w.dtype }), ...extra };
-    const { format, blocksize, doubleQuant } = w;
-    return { weight: quantize(merged, { format, blocksize, doubleQuant }), ...extra };
+    return { weight: quantizeLike(merged, w), ...extra };
   });
 }

@@ -25,6 +25,7 @@ import {
   parseQuantState,
 } from './quant-state.js';
 import { bytesOf, checkRawTensor, type RawDType, type RawTensor } from './raw-tensor.js';
+import { kRowInt8Keys } from './row-int8-state.js';
 
 export type { BitsandbytesDType, BitsandbytesFormat } from './quant-state.js';
 
@@ -217,14 +218,23 @@ export function formatBitsandbytes(parsed: ParsedBitsandbytes): BitsandbytesStat
 
 /** A checkpoint's tensors, split into quantised layers and the rest. */
 export interface SplitBitsandbytes {
-  /** Layer name (without `.weight`; empty for a bare weight) -> its 4-bit state. */
+  /** Layer name (without `.weight`; empty for a bare weight) -> its 4-bit or Linear8bitLt state. */
   readonly layers: Map<string, BitsandbytesState>;
   /** All other tensors under their full names: biases, norms, embeddings. */
   readonly rest: Map<string, RawTensor>;
 }
 
+const kScales = 'SCB';
+
+/** Where the key of a layer's state begins in a tensor's full name. */
+function keyAt(name: string): number {
+  if (name === kScales || name.endsWith(`.${kScales}`)) return name.length - kScales.length;
+  return Math.max(name.lastIndexOf('weight'), 0);
+}
+
 /**
- * Finds the 4-bit layers of a checkpoint by their `quant_state` tensors.
+ * Finds the quantised layers of a checkpoint: 4-bit ones by their `quant_state` tensors, those of Linear8bitLt
+ * by `SCB` beside an I8 `weight`.
  *
  * @param tensors a whole checkpoint, e.g. from `readSafetensors`
  */
@@ -233,13 +243,17 @@ export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): Spli
   for (const name of tensors.keys()) {
     const at = name.lastIndexOf(kStatePrefix);
     if (at === 0 || (at > 0 && name[at - 1] === '.')) layers.set(name.slice(0, at), {});
+    const prefix = name.slice(0, keyAt(name));
+    if (name !== `${prefix}${kScales}`) continue;
+    if (tensors.get(`${prefix}weight`)?.dtype === 'I8') layers.set(prefix, {});
   }
   const rest = new Map<string, RawTensor>();
   for (const [name, tensor] of tensors) {
-    const at = name.lastIndexOf('weight');
-    const key = name.slice(Math.max(at, 0));
-    const layer = layers.get(name.slice(0, Math.max(at, 0)));
-    if (layer !== undefined && (kTensorKeys.includes(key) || key.startsWith(kStatePrefix))) {
+    const at = keyAt(name);
+    const key = name.slice(at);
+    const layer = layers.get(name.slice(0, at));
+    const keys = tensors.has(`${name.slice(0, at)}${kScales}`) ? kRowInt8Keys : kTensorKeys;
+    if (layer !== undefined && (keys.includes(key) || key.startsWith(kStatePrefix))) {
       layer[key] = tensor;
     } else {
       rest.set(name, tensor);

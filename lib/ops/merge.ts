@@ -10,6 +10,7 @@ import {
   showShape,
 } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
+import { encodeRows } from '../quant/row-int8.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { denseRows, putRows, rowStep } from './dense-rows.js';
 import { multiplyAdd } from './elementwise.js';
@@ -174,7 +175,12 @@ function merge<Weight extends BaseWeight>(
   return scope(() => {
     const { left, right, scaling, beta } = updateOf(op, weight, N, K, parts);
     const packed = weight instanceof QuantizedWeight ? weight : undefined;
-    const result = packed === undefined ? weight : QuantizedWeight.emptyLike(packed, op);
+    const rows = packed?.rowwise
+      ? { codes: new Int8Array(N * K), absmax: new Float32Array(N) }
+      : undefined;
+    // A rowwise one is made once all of its codes are there.
+    let result =
+      packed === undefined || rows !== undefined ? weight : QuantizedWeight.emptyLike(packed, op);
     const nested = packed?.doubleQuant === true;
     const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
     // As products of the weight's own dtype decode it.
@@ -182,6 +188,12 @@ function merge<Weight extends BaseWeight>(
     const read = (of: BaseWeight, first: number, end: number): Tensor =>
       denseRows(of, first, end, { dtype });
     const write = (tile: Tensor, first: number): void => {
+      if (rows !== undefined) {
+        const own = encodeRows(op, tile.to({ dtype: 'f16' }).readSync(), K);
+        rows.codes.set(own.codes, first * K);
+        rows.absmax.set(own.absmax, first);
+        return;
+      }
       if (!(result instanceof QuantizedWeight)) {
         putRows(result, tile, first);
         return;
@@ -208,8 +220,12 @@ function merge<Weight extends BaseWeight>(
       // Read before it is written over.
       const values = old.readSync();
       write(wanted, first);
-      if (!nested) account(first, end, values, wanted);
+      if (!nested && rows === undefined) account(first, end, values, wanted);
     });
+    if (packed !== undefined && rows !== undefined) {
+      result = QuantizedWeight.fromRows(op, rows, packed);
+      each((first, end, old, wanted) => account(first, end, old.readSync(), wanted));
+    }
     if (absmax !== undefined) {
       const scales = Tensor.handleOf(absmax, op, 'absmax');
       const to = QuantizedWeight.handleOf(result as QuantizedWeight, op, 'w');

@@ -3,6 +3,7 @@ import {
   formatBitsandbytes,
   parseBitsandbytes,
 } from '../checkpoint/bitsandbytes.js';
+import { formatRowInt8, isRowInt8, parseRowInt8 } from '../checkpoint/row-int8-state.js';
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
@@ -17,6 +18,7 @@ import {
   type FormatInfo,
   type QuantFormat,
 } from './formats.js';
+import { encodeRows, loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
 
 /** Blocks of absmax that share one nested absmax under double quantisation. */
 const NESTED_BLOCKSIZE = 256;
@@ -29,6 +31,7 @@ interface WeightMeta {
   nestedBlocksize: number;
   sourceDType: DType;
   device: Device;
+  rowwise?: boolean;
 }
 
 /**
@@ -36,7 +39,8 @@ interface WeightMeta {
  * run over the flattened weight, across row ends.
  *
  * `w[i] = codebook[code[i]] · absmax[i / blocksize]`, where double quantisation stores absmax itself
- * as `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`.
+ * as `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`. A rowwise one (bitsandbytes' LLM.int8) has
+ * the codebook `-128/127, ..., 127/127` and in all blocks of a row the row's absmax.
  * @example
  * using w4 = quantize(w, { format: 'nf4', doubleQuant: true });
  */
@@ -46,6 +50,8 @@ export class QuantizedWeight implements Disposable {
   readonly format: QuantFormat;
   readonly blocksize: number;
   readonly doubleQuant: boolean;
+  /** Linear int8 codes with one scale a row, as in bitsandbytes' `Linear8bitLt`. */
+  readonly rowwise: boolean;
   readonly device: Device;
   /** dtype of the tensor that was quantised; {@link dequantize}'s default. */
   readonly sourceDType: DType;
@@ -59,6 +65,7 @@ export class QuantizedWeight implements Disposable {
     this.format = meta.format.name;
     this.blocksize = meta.blocksize;
     this.doubleQuant = meta.doubleQuant;
+    this.rowwise = meta.rowwise ?? false;
     this.device = meta.device;
     this.sourceDType = meta.sourceDType;
     track(this);
@@ -88,6 +95,33 @@ export class QuantizedWeight implements Disposable {
       native(op, (raw) => raw.emptyLike(handle)),
       weight.#meta,
     );
+  }
+
+  /** @internal A rowwise weight of its codes. @throws ERR_SHAPE, ERR_OOM */
+  static fromRows(
+    op: string,
+    rows: RowInt8,
+    place: Pick<WeightMeta, 'shape' | 'sourceDType' | 'device'>,
+  ): QuantizedWeight {
+    const format = checkFormat(op, 'int8');
+    const K = place.shape.at(-1) ?? 1;
+    const blocksize = rowBlocksize(op, K, format.minBlocksize, format.maxBlocksize);
+    const parts = storeRows(rows, K, blocksize);
+    const nestedBlocksize = NESTED_BLOCKSIZE;
+    const handle = native(op, (raw) =>
+      raw.weightFromParts(
+        place.device,
+        format.name,
+        rows.absmax.length,
+        K,
+        blocksize,
+        nestedBlocksize,
+        parts,
+      ),
+    );
+    const { shape, sourceDType, device } = place;
+    const meta = { format, blocksize, doubleQuant: false, nestedBlocksize, rowwise: true };
+    return new QuantizedWeight(handle, { ...meta, shape, sourceDType, device });
   }
 
   /** @internal Rows of a matrix may be cut at multiples of this, and decoded and encoded apart. */
@@ -134,13 +168,20 @@ export class QuantizedWeight implements Disposable {
    * The weight as bitsandbytes stores it in a checkpoint, byte for byte, with keys relative to the
    * layer: `weight`, `weight.absmax`, `weight.quant_map`, with double quantisation also
    * `weight.nested_absmax` and `weight.nested_quant_map`, and
-   * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`).
+   * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). Of a rowwise weight: `weight`, `SCB` and
+   * `weight_format`.
    * @throws ERR_DISPOSED; ERR_NON_FINITE where the quantised tensor held NaN or infinity
    */
   async toBitsandbytes(): Promise<BitsandbytesState> {
     const { format, nestedBlocksize } = this.#meta;
     const blocks = this.#blocks;
     const codes = new Uint8Array(this.#codeBytes);
+    if (this.rowwise) {
+      const absmax = new Float32Array(blocks);
+      await Promise.all([this.#readPart('codes', codes), this.#readPart('absmax', absmax)]);
+      const K = this.shape.at(-1) ?? 1;
+      return formatRowInt8(loadRows(codes, absmax, K, this.blocksize), this.shape);
+    }
     const codebook = new Float32Array(format.levels);
     const reads = [this.#readPart('codes', codes), this.#readPart('codebook', codebook)];
     const base = {
@@ -186,8 +227,10 @@ export class QuantizedWeight implements Disposable {
 
   /**
    * A weight from bitsandbytes' checkpoint tensors (see {@link QuantizedWeight.toBitsandbytes}); its
-   * own codebook is kept.
-   * @throws ERR_FORMAT where the state is incomplete or contradicts itself, ERR_DEVICE, ERR_OOM
+   * own codebook is kept. Of the 4-bit layers and of `Linear8bitLt`, whose state does not say what dtype it
+   * was quantised from: f32.
+   * @throws ERR_FORMAT where the state is incomplete or contradicts itself, ERR_DEVICE, ERR_OOM; ERR_SHAPE
+   *   where the rows of `Linear8bitLt` are no multiple of 32
    */
   static fromBitsandbytes(
     state: BitsandbytesState,
@@ -197,6 +240,11 @@ export class QuantizedWeight implements Disposable {
     const { device: asked } = readOptions(op, options);
     if (state === null || typeof state !== 'object')
       throw wrongType(op, 'state', 'an object', state);
+    if (isRowInt8(state)) {
+      const { rows, shape } = parseRowInt8(state);
+      const device = resolveDevice(op, asked);
+      return QuantizedWeight.fromRows(op, rows, { shape, sourceDType: 'f32', device });
+    }
     const parsed = parseBitsandbytes(state);
     const format = checkFormat(op, parsed.format);
     checkBlocksize(op, format, parsed.blocksize);
@@ -259,6 +307,12 @@ export interface QuantizeOptions {
   blocksize?: number;
   /** Quantise the scales themselves to 8 bits; default false. */
   doubleQuant?: boolean;
+  /**
+   * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
+   * w rounded to f16, as there; rows are a multiple of 32. Done on the host: w is read, and what is not finite in
+   * f16 is refused at once. Default false.
+   */
+  rowwise?: boolean;
 }
 
 /**
@@ -279,6 +333,9 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   checkTensor(op, 'w', w);
   const given = readOptions(op, options);
   const format = checkFormat(op, given.format);
+  const rowwise: unknown = given.rowwise ?? false;
+  if (typeof rowwise !== 'boolean') throw wrongType(op, 'rowwise', 'a boolean', rowwise);
+  if (rowwise) return quantizeRowwise(op, w, given);
   const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
   const doubleQuant: unknown = given.doubleQuant ?? false;
   if (typeof doubleQuant !== 'boolean')
@@ -296,6 +353,31 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
       device: w.device,
     },
   );
+}
+
+function quantizeRowwise(
+  op: string,
+  w: Tensor,
+  { format, blocksize, doubleQuant }: Partial<QuantizeOptions>,
+): QuantizedWeight {
+  if (format !== 'int8') fail('ERR_VALUE', op, 'rowwise', `false for ${format}`, 'true');
+  if (blocksize !== undefined) {
+    fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', String(blocksize));
+  }
+  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
+  const { shape, device, dtype: sourceDType } = w;
+  using half = w.to({ dtype: 'f16' });
+  const rows = encodeRows(op, half.readSync(), shape.at(-1) ?? 1);
+  return QuantizedWeight.fromRows(op, rows, { shape, sourceDType, device });
+}
+
+/**
+ * A tensor in the format of a weight.
+ * @internal
+ */
+export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
+  const { format, blocksize, doubleQuant, rowwise } = like;
+  return quantize(w, rowwise ? { format, rowwise } : { format, blocksize, doubleQuant });
 }
 
 /**

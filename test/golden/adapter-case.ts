@@ -143,9 +143,10 @@ export async function checkGradients(
 function mergeAsPeer(adapter: Adapter, w: BaseWeight, bias: Tensor | undefined): MergedLayer {
   const given = bias === undefined ? {} : { bias };
   if (!(w instanceof QuantizedWeight) || adapter.method !== 'dora') return adapter.merge(w, given);
-  const { format, blocksize, doubleQuant, sourceDType: dtype } = w;
+  const { format, blocksize, doubleQuant, rowwise, sourceDType: dtype } = w;
   const { weight } = adapter.merge(dequantize(w, { dtype }), given);
-  return { ...given, weight: quantize(weight as Tensor, { format, blocksize, doubleQuant }) };
+  const options = rowwise ? { format, rowwise } : { format, blocksize, doubleQuant };
+  return { ...given, weight: quantize(weight as Tensor, options) };
 }
 
 /** The merged weight and, for additive methods, the update, under the case's rules. */
@@ -168,6 +169,10 @@ export async function checkMerged(
   if (rules.has(`${dense}.${name}.weight`)) rules.check(`${dense}.${name}.weight`, values);
   if (merged.bias !== undefined && rules.has(`merged.${name}.bias`)) {
     rules.check(`merged.${name}.bias`, await merged.bias.read());
+  }
+  if (rules.has(`merged.${name}.SCB`)) {
+    const { SCB } = await (merged.weight as QuantizedWeight).toBitsandbytes();
+    rules.check(`merged.${name}.SCB`, SCB?.data as Float32Array);
   }
   for (const { tensor, rule } of golden.rules) {
     if (tensor === `out.delta.${name}`) await checkUpdate(golden, rules, tensor, layer, back);

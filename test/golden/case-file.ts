@@ -9,7 +9,15 @@ const FOLDER = dirname(fileURLToPath(import.meta.url));
 /** One tolerance rule, as the manifest has it. */
 export interface Rule {
   readonly tensor: string;
-  readonly rule: 'absolute' | 'relative' | 'bytes' | 'values' | 'nibbles' | 'u8' | 'quantised';
+  readonly rule:
+    | 'absolute'
+    | 'relative'
+    | 'bytes'
+    | 'values'
+    | 'nibbles'
+    | 'u8'
+    | 'int8'
+    | 'quantised';
   readonly why: string;
   readonly reference?: string;
   readonly atol?: number;
@@ -22,12 +30,14 @@ export interface Rule {
   readonly alternative?: string;
   readonly alternativeMask?: string;
   readonly equivalentNibbles?: readonly (readonly number[])[];
+  readonly maxDiff?: number;
+  readonly maxDiffFraction?: number;
   readonly from?: readonly string[];
 }
 
 /** A tensor of a case file: raw little-endian bytes. */
 export interface GoldenTensor {
-  readonly dtype: 'U8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I32' | 'I64';
+  readonly dtype: 'U8' | 'I8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I32' | 'I64';
   readonly shape: readonly number[];
   readonly bytes: Uint8Array;
 }
@@ -74,6 +84,8 @@ export function numbersOf({ dtype, bytes }: GoldenTensor): Float64Array {
       return decodeAll('bf16', new Uint16Array(buffer));
     case 'F16':
       return decodeAll('f16', new Uint16Array(buffer));
+    case 'I8':
+      return Float64Array.from(new Int8Array(buffer));
     case 'I32':
       return Float64Array.from(new Int32Array(buffer));
     case 'I64':

@@ -92,17 +92,22 @@ export function bytesOf(data: ArrayBufferView): Uint8Array {
 /** The base weight of layer `name` of a case: dense, or quantised as the peer stored it. */
 export function baseWeight(golden: GoldenCase, name: string, device: Device): BaseWeight {
   const base = golden.tensor(`base.${name}.weight`);
-  if (base.dtype !== 'U8') return tensorOf(base, device);
+  if (base.dtype !== 'U8' && base.dtype !== 'I8') return tensorOf(base, device);
   const prefix = `base.${name}.`;
   const state = Object.fromEntries(
     [...golden.tensors]
-      .filter(([key]) => key.startsWith(`${prefix}weight`))
+      .filter(([key]) => key.startsWith(`${prefix}weight`) || key === `${prefix}SCB`)
       .map(([key, { dtype, shape, bytes }]) => [
         key.slice(prefix.length),
         {
           dtype: dtype as 'U8',
           shape: [...shape],
-          data: dtype === 'U8' ? bytes : new Float32Array(bytes.buffer),
+          data:
+            dtype === 'U8'
+              ? bytes
+              : dtype === 'I8'
+                ? new Int8Array(bytes.buffer)
+                : new Float32Array(bytes.buffer),
         },
       ]),
   );

@@ -114,6 +114,8 @@ async function checkMerged(
       const part = state[rule.tensor.slice(`merged.${name}.`.length)] as { data: Float32Array };
       rules.check(rule.tensor, new Float32Array(Uint8Array.from(bytesOf(part.data)).buffer));
     }
+    const scales = `merged.${name}.SCB`;
+    if (rules.has(scales)) rules.check(scales, state.SCB?.data as Float32Array);
   } else if (rules.has(`merged.${name}.weight`)) {
     rules.check(`merged.${name}.weight`, await merged.read());
   }

@@ -115,6 +115,18 @@ describe('golden rules', () => {
     expect(() => checkRule(data, rule, [0x12, 0x20])).toThrow('codebook');
   });
 
+  it('lets a share of int8 codes be a neighbour', () => {
+    const data = golden({ y: f32([1, -2, 3, 4]) }, []);
+    const rule: Rule = { tensor: 'y', rule: 'int8', maxDiff: 1, maxDiffFraction: 0.25, why };
+    expect(() => checkRule(data, rule, [1, -3, 3, 4])).not.toThrow();
+    expect(() => checkRule(data, rule, [1, -4, 3, 4])).toThrow('is code -4');
+    expect(() => checkRule(data, rule, [1, -3, 3, 5])).toThrow('is code 5');
+    expect(() => checkRule(data, rule, [1, Number.NaN, 3, 4])).toThrow('is code NaN');
+    const exact: Rule = { tensor: 'y', rule: 'int8', why };
+    expect(() => checkRule(data, exact, [1, -2, 3, 4])).not.toThrow();
+    expect(() => checkRule(data, exact, [1, -2, 3, 3])).toThrow('is code 3');
+  });
+
   it('a case cannot pass by leaving a rule out', () => {
     const rules: Rule[] = [
       { tensor: 'y', rule: 'values', why },

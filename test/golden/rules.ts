@@ -57,6 +57,20 @@ function checkBytes(golden: GoldenCase, rule: Rule, mine: Mine): void {
   }
 }
 
+/** Codes of which some may be a neighbour. */
+function checkInt8(golden: GoldenCase, rule: Rule, mine: Mine): void {
+  const expected = golden.numbers(rule.tensor);
+  const { maxDiff = 0, maxDiffFraction = 0 } = rule;
+  let others = 0;
+  expected.forEach((code, i) => {
+    const off = Math.abs((mine[i] as number) - code);
+    if (off !== 0) others += 1;
+    if (!(off <= maxDiff) || others > maxDiffFraction * expected.length) {
+      throw failure(golden, rule, i, `is code ${mine[i]}, expected ${code}`);
+    }
+  });
+}
+
 function checkValues(golden: GoldenCase, rule: Rule, mine: Mine): void {
   golden.numbers(rule.tensor).forEach((expected, i) => {
     // As numbers: -0 equals 0.
@@ -135,6 +149,9 @@ export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: 
       break;
     case 'values':
       checkValues(golden, rule, mine);
+      break;
+    case 'int8':
+      checkInt8(golden, rule, mine);
       break;
     case 'nibbles':
     case 'u8':

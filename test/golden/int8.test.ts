@@ -1,0 +1,136 @@
+// LLM.int8: codes with one scale a row, and layers of them, against bitsandbytes.
+import { describe, expect, it } from 'vitest';
+import {
+  type Device,
+  dequantize,
+  matmul,
+  matmulInputGrad,
+  QuantizedWeight,
+  quantize,
+  scope,
+  splitBitsandbytes,
+  Tensor,
+} from '../../lib/index.js';
+import { caseIds, type GoldenCase, loadCase } from './case-file.js';
+import { bytesOf, tensorOf } from './library.js';
+import { RuleBook } from './rules.js';
+
+const DEVICES = ['cpu', 'reference'] as const;
+const ids = (pattern: RegExp): string[] => caseIds('quant').filter((id) => pattern.test(id));
+
+/** Codes and scales of a rowwise weight. */
+async function rowsOf(weight: QuantizedWeight) {
+  const { weight: codes, SCB } = await weight.toBitsandbytes();
+  return { codes: codes?.data as Int8Array, scales: SCB?.data as Float32Array };
+}
+
+const rowwise = (golden: GoldenCase, name: string, device: Device): QuantizedWeight =>
+  quantize(tensorOf(golden.tensor(name), device), { format: 'int8', rowwise: true });
+
+describe.each(DEVICES)('LLM.int8 on %s', (device: Device) => {
+  it.each(ids(/int8_.*thr0/))('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const [a, b] = [rowwise(golden, 'in.A', device), rowwise(golden, 'in.B', device)];
+      const [A, B] = [await rowsOf(a), await rowsOf(b)];
+      rules.check('out.CA', A.codes);
+      rules.check('out.SCA', bytesOf(A.scales));
+      rules.check('out.CB', B.codes);
+      rules.check('out.SCB', bytesOf(B.scales));
+      // Integers below 2^24: products of the peer's codes are exact in f32.
+      const codesOf = (name: string): Tensor => {
+        const { shape } = golden.tensor(name);
+        return Tensor.from(Float32Array.from(golden.numbers(name)), shape, { device });
+      };
+      const sums = await matmul(codesOf('out.CA'), codesOf('out.CB')).read();
+      rules.check('out.acc_i32', bytesOf(Int32Array.from(sums)));
+      // With both operands decoded, the product and the bias are one call.
+      const bias = tensorOf(golden.tensor('in.bias'), device);
+      const x = dequantize(a, { dtype: 'f32' });
+      const y = await matmul(x, b, { bias: bias.to({ dtype: 'f32' }) }).read();
+      rules.check('out.y_scaled', y);
+      rules.finish();
+    });
+  });
+
+  it('quant/int8_zero_row', async () => {
+    await scope(async () => {
+      const golden = loadCase('quant/int8_zero_row');
+      const rules = new RuleBook(golden);
+      const { codes, scales } = await rowsOf(rowwise(golden, 'in.A', device));
+      rules.check('out.CA', codes);
+      const zero = golden.params.zero_row as number;
+      expect([...codes.subarray(zero * 32, (zero + 1) * 32)]).toEqual(new Array(32).fill(0));
+      expect(scales[zero]).toBe(0);
+      expect(bytesOf(scales)).toEqual(golden.tensor('out.SCA').bytes);
+      rules.finish();
+    });
+  });
+
+  it.each(ids(/linear8bit/))('%s', async (id) => {
+    await scope(async () => {
+      const golden = loadCase(id);
+      const rules = new RuleBook(golden);
+      const w = rowwise(golden, 'in.W', device);
+      const { codes, scales } = await rowsOf(w);
+      expect([...codes]).toEqual([...golden.numbers('out.weight_int8')]);
+      expect(bytesOf(scales)).toEqual(golden.tensor('out.SCB').bytes);
+      const { weight_format: format } = await w.toBitsandbytes();
+      expect(bytesOf(format?.data as Uint8Array)).toEqual(golden.tensor('out.weight_format').bytes);
+      for (const tensor of ['out.weight_int8', 'out.SCB', 'out.weight_format']) {
+        if (rules.has(tensor)) rules.waive(tensor, 'compared above, exactly');
+      }
+      const x = tensorOf(golden.tensor('in.x'), device);
+      const bias = tensorOf(golden.tensor('in.bias'), device);
+      const y = await matmul(x, w, { bias }).read();
+      rules.check('out.y_train', y);
+      // The peer rounds activations to int8 here, which its rule allows for.
+      rules.check('out.y_eval', y);
+      const dy = tensorOf(golden.tensor('in.grad_out'), device);
+      rules.check('grad.x', await matmulInputGrad(dy, w).read());
+      rules.finish();
+    });
+  });
+});
+
+it('reads a checkpoint of Linear8bitLt layers, and writes it back byte for byte', async () => {
+  await scope(async () => {
+    const { tensors } = loadCase('quant/state_dict_int8');
+    const raw = new Map(
+      [...tensors].map(([name, { dtype, shape, bytes }]) => {
+        const data =
+          dtype === 'I8'
+            ? new Int8Array(bytes.buffer)
+            : dtype === 'F32'
+              ? new Float32Array(bytes.buffer)
+              : dtype === 'F16'
+                ? new Uint16Array(bytes.buffer)
+                : bytes;
+        return [name, { dtype: dtype as 'I8', shape, data }] as const;
+      }),
+    );
+    const { layers, rest } = splitBitsandbytes(raw);
+    expect([...layers.keys()]).toEqual(['fc1', 'fc2']);
+    expect([...rest.keys()]).toEqual(['fc1.bias']);
+    const weight = QuantizedWeight.fromBitsandbytes(layers.get('fc1') ?? {}, { device: 'cpu' });
+    expect(weight).toMatchObject({ format: 'int8', rowwise: true, shape: [48, 64], blocksize: 64 });
+    const back = await weight.toBitsandbytes();
+    expect(Object.keys(back).sort()).toEqual(Object.keys(layers.get('fc1') ?? {}).sort());
+    for (const [key, { dtype, shape, data }] of Object.entries(back)) {
+      expect([dtype, shape]).toEqual([raw.get(`fc1.${key}`)?.dtype, raw.get(`fc1.${key}`)?.shape]);
+      expect(bytesOf(data)).toEqual(tensors.get(`fc1.${key}`)?.bytes);
+    }
+    const codes = raw.get('fc1.weight')?.data as Int8Array;
+    const scales = raw.get('fc1.SCB')?.data as Float32Array;
+    const values = await dequantize(weight, { dtype: 'f32' }).read();
+    values.forEach((v, i) => {
+      const expected = ((codes[i] as number) * (scales[Math.floor(i / 64)] as number)) / 127;
+      expect(Math.abs(v - expected)).toBeLessThanOrEqual(2 ** -22 * Math.abs(expected));
+    });
+    // Rows of 48 end within a block of 32.
+    const other = () =>
+      QuantizedWeight.fromBitsandbytes(layers.get('fc2') ?? {}, { device: 'cpu' });
+    expect(other).toThrow(/rows that are a multiple of 32.*rows of 48/);
+  });
+});
