@@ -11,6 +11,7 @@ import { fail, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkTensor, readOptions } from '../core/validate.js';
+import { checkCodebook, encodeCodebook } from './codebook.js';
 import {
   checkBlocksize,
   checkFormat,
@@ -313,6 +314,11 @@ export interface QuantizeOptions {
    * f16 is refused at once. Default false.
    */
   rowwise?: boolean;
+  /**
+   * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
+   * the host, as `rowwise`; merging encodes in the dynamic map again.
+   */
+  codebook?: Float32Array;
 }
 
 /**
@@ -337,6 +343,7 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   if (typeof rowwise !== 'boolean') throw wrongType(op, 'rowwise', 'a boolean', rowwise);
   if (rowwise) return quantizeRowwise(op, w, given);
   const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
+  if (given.codebook !== undefined) return quantizeByCodebook(op, w, blocksize, given);
   const doubleQuant: unknown = given.doubleQuant ?? false;
   if (typeof doubleQuant !== 'boolean')
     throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
@@ -355,16 +362,39 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   );
 }
 
+function quantizeByCodebook(
+  op: string,
+  w: Tensor,
+  blocksize: number,
+  { format: name, doubleQuant, codebook: given }: Partial<QuantizeOptions>,
+): QuantizedWeight {
+  if (name !== 'int8') fail('ERR_VALUE', op, 'codebook', `left out for ${name}`, 'a table');
+  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with a codebook', 'true');
+  const codebook = checkCodebook(op, given);
+  const { shape, device, dtype: sourceDType } = w;
+  const parts = { ...encodeCodebook(op, w.readSync(), codebook, blocksize), codebook };
+  const cols = shape.at(-1) ?? 1;
+  const rows = cols === 0 ? 0 : w.size / cols;
+  const nestedBlocksize = NESTED_BLOCKSIZE;
+  const format = checkFormat(op, name);
+  const handle = native(op, (raw) =>
+    raw.weightFromParts(device, name, rows, cols, blocksize, nestedBlocksize, parts),
+  );
+  const meta = { shape, format, blocksize, doubleQuant: false, nestedBlocksize };
+  return QuantizedWeight.adopt(handle, { ...meta, sourceDType, device });
+}
+
 function quantizeRowwise(
   op: string,
   w: Tensor,
-  { format, blocksize, doubleQuant }: Partial<QuantizeOptions>,
+  { format, blocksize, doubleQuant, codebook }: Partial<QuantizeOptions>,
 ): QuantizedWeight {
   if (format !== 'int8') fail('ERR_VALUE', op, 'rowwise', `false for ${format}`, 'true');
   if (blocksize !== undefined) {
     fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', String(blocksize));
   }
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
+  if (codebook !== undefined) fail('ERR_VALUE', op, 'codebook', 'left out with rowwise', 'a table');
   const { shape, device, dtype: sourceDType } = w;
   using half = w.to({ dtype: 'f16' });
   const rows = encodeRows(op, half.readSync(), shape.at(-1) ?? 1);

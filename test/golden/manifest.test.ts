@@ -9,7 +9,7 @@ import { caseIds, loadCase } from './case-file.js';
 
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 const GROUPS = {
-  quant: 53,
+  quant: 56,
   matmul: 15,
   lora: 26,
   qlora: 16,

@@ -152,14 +152,43 @@ describe.each(DEVICES)('quant on %s', (device: Device) => {
     });
   });
 
-  it.each(ids(/\/q8_dynamic_signed/))('%s', async (id) => {
+  it('quant/q8_nested_bs256', async () => {
+    await scope(async () => {
+      const golden = loadCase('quant/q8_nested_bs256');
+      const rules = new RuleBook(golden);
+      const codebook = floats(golden.tensor('aux.code'));
+      const peer = weightOf(
+        {
+          format: 'int8',
+          blocksize: 256,
+          dtype: 'f32',
+          shape: golden.tensor('in.x').shape,
+          codebook,
+          codes: golden.tensor('out.q').bytes,
+          nested: {
+            absmax8bit: golden.tensor('out.absmax_u8').bytes,
+            nestedAbsmax: floats(golden.tensor('out.nested_absmax')),
+            nestedCodebook: codebook,
+            offset: floats(golden.tensor('out.offset'))[0] as number,
+          },
+        },
+        device,
+      );
+      rules.check('out.dequant', await dequantize(peer).read());
+      rules.finish();
+    });
+  });
+
+  it.each(ids(/\/q8_(dynamic_signed|dynamic_unsigned|linear)/))('%s', async (id) => {
     await scope(async () => {
       const golden = loadCase(id);
       const rules = new RuleBook(golden);
       const blocksize = Number(golden.params.blocksize);
       const codebook = floats(golden.tensor('aux.code'));
       const x = tensorOf(golden.tensor('in.x'), device);
-      const weight = quantize(x, { format: 'int8', blocksize });
+      // The dynamic map is the format's own, others are given.
+      const own = golden.params.map === 'dynamic_signed';
+      const weight = quantize(x, { format: 'int8', blocksize, ...(own ? {} : { codebook }) });
       const codes = await partBytes(weight, 'weight');
       rules.check('out.q', codes, { count: x.size, blocksize, codebook });
       const absmax = await partBytes(weight, 'weight.absmax');

@@ -1,0 +1,82 @@
+// int8 weights with a table of the user's: the format's own table gives the bytes of the native quantiser,
+// another one the nearest level.
+import { describe, expect, it } from 'vitest';
+import {
+  dequantize,
+  devices,
+  matmul,
+  QuantizedWeight,
+  quantize,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
+
+const available = devices()
+  .filter(({ available }) => available)
+  .map(({ device }) => device);
+
+/** 256 levels, denser near 0, none of them 0. */
+const CUBIC = Float32Array.from({ length: 256 }, (_, i) => ((2 * i - 255) / 255) ** 3);
+
+describe.each(available)('a codebook on %s', (device) => {
+  it.each(['f32', 'bf16'] as const)('that is the format’s gives its bytes, %s', async (dtype) => {
+    await scope(async () => {
+      // Of six blocks the fourth is zeros, the fifth too small for a reciprocal.
+      const values = Tensor.randn([6, 64], { seed: 3, device: 'reference' }).readSync();
+      values.fill(0, 192, 256);
+      values.fill(0, 256, 320);
+      values[300] = 2 ** -130;
+      const w = Tensor.from(values, [6, 64], { device }).to({ dtype });
+      const own = await quantize(w, { format: 'int8', blocksize: 64 }).toBitsandbytes();
+      const codebook = own['weight.quant_map']?.data as Float32Array;
+      const mine = quantize(w, { format: 'int8', blocksize: 64, codebook });
+      expect(await mine.toBitsandbytes()).toEqual(own);
+      expect(mine.sourceDType).toBe(dtype);
+    });
+  });
+
+  it('of another kind gives the nearest level, in products and files too', async () => {
+    await scope(async () => {
+      const [N, K] = [5, 100];
+      const w = Tensor.randn([N, K], { seed: 4, device });
+      const packed = quantize(w, { format: 'int8', blocksize: 128, codebook: CUBIC });
+      const [values, decoded] = [w.readSync(), dequantize(packed).readSync()];
+      for (let begin = 0; begin < N * K; begin += 128) {
+        const block = values.subarray(begin, begin + 128);
+        const absmax = block.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+        block.forEach((v, i) => {
+          const gap = Math.min(...Array.from(CUBIC, (level) => Math.abs(level * absmax - v)));
+          expect(Math.abs((decoded[begin + i] as number) - v)).toBeLessThanOrEqual(gap + 1e-6);
+        });
+      }
+      const state = await packed.toBitsandbytes();
+      expect(state['weight.quant_map']?.data).toEqual(CUBIC);
+      const again = QuantizedWeight.fromBitsandbytes(state, { device });
+      const x = Tensor.randn([3, K], { seed: 5, device });
+      const expected = await matmul(x, dequantize(packed)).read();
+      (await matmul(x, again).read()).forEach((v, i) => {
+        expect(Math.abs(v - (expected[i] as number))).toBeLessThan(1e-4);
+      });
+    });
+  });
+});
+
+it('is refused in words where it is none', () => {
+  scope(() => {
+    const w = Tensor.zeros([2, 64], { device: 'cpu' });
+    const make = (options: object) => () =>
+      quantize(w, { format: 'int8', codebook: CUBIC, ...options });
+    expect(make({ format: 'nf4' })).toThrow(/codebook.*nf4/);
+    expect(make({ doubleQuant: true })).toThrow(/doubleQuant/);
+    expect(make({ rowwise: true })).toThrow(/codebook/);
+    expect(make({ codebook: [...CUBIC] })).toThrow(/Float32Array/);
+    expect(make({ codebook: CUBIC.slice(1) })).toThrow(/256 levels.*255/);
+    expect(make({ codebook: CUBIC.slice().reverse() })).toThrow(/ascending.*at 1/);
+    expect(make({ codebook: CUBIC.map((v) => 2 * v) })).toThrow(/within ±1.*-2 at 0/);
+    const nan = CUBIC.slice();
+    nan[7] = Number.NaN;
+    expect(make({ codebook: nan })).toThrow(/NaN at 7/);
+    w.write(new Float32Array(128).fill(Number.POSITIVE_INFINITY));
+    expect(make({})).toThrow(/finite.*Infinity at 0/);
+  });
+});
