@@ -11,6 +11,7 @@ const FOLDER = dirname(fileURLToPath(import.meta.url));
 const GROUPS = {
   quant: 56,
   matmul: 15,
+  matmul_cpu_bf16: 2,
   lora: 26,
   qlora: 16,
   mixed_batch: 5,

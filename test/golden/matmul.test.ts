@@ -19,7 +19,7 @@ const DEVICES = ['cpu', 'reference'] as const;
 type Device = (typeof DEVICES)[number];
 
 function weightIn(golden: GoldenCase, device: Device): QuantizedWeight {
-  const { quant_type, blocksize, N, K, dtype, double_quant } = golden.params;
+  const { quant_type, blocksize, N, K, dtype } = golden.params;
   const format = quant_type as 'nf4' | 'fp4';
   return weightOf(
     {
@@ -29,7 +29,8 @@ function weightIn(golden: GoldenCase, device: Device): QuantizedWeight {
       shape: [Number(N), Number(K)],
       codes: golden.tensor('param.packed').bytes,
       codebook: codebookOf(format),
-      ...(double_quant === true
+      // Some cases of double quantisation hold the scales that come of it.
+      ...(golden.has('param.absmax_u8')
         ? {
             nested: {
               absmax8bit: golden.tensor('param.absmax_u8').bytes,
@@ -45,7 +46,7 @@ function weightIn(golden: GoldenCase, device: Device): QuantizedWeight {
 }
 
 describe.each(DEVICES)('matmul on %s', (device: Device) => {
-  it.each(caseIds('matmul'))('%s', async (id) => {
+  it.each([...caseIds('matmul'), ...caseIds('matmul_cpu_bf16')])('%s', async (id) => {
     await scope(async () => {
       const golden = loadCase(id);
       const rules = new RuleBook(golden);
