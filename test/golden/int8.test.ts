@@ -5,6 +5,7 @@ import {
   dequantize,
   matmul,
   matmulInputGrad,
+  multiplyAdd,
   QuantizedWeight,
   quantize,
   scope,
@@ -24,17 +25,47 @@ async function rowsOf(weight: QuantizedWeight) {
   return { codes: codes?.data as Int8Array, scales: SCB?.data as Float32Array };
 }
 
+/** Columns of A with a value of at least the case's threshold, and A without such values. */
+function outliersOf(golden: GoldenCase): { columns: number[]; without: Float32Array } {
+  const threshold = golden.params.threshold as number;
+  const [, K = 0] = golden.tensor('in.A').shape;
+  const found = new Set<number>();
+  const without = Float32Array.from(golden.numbers('in.A'), (v, i) => {
+    if (threshold === 0 || Math.abs(v) < threshold) return v;
+    found.add(i % K);
+    return 0;
+  });
+  return { columns: [...found].sort((p, q) => p - q), without };
+}
+
 const rowwise = (golden: GoldenCase, name: string, device: Device): QuantizedWeight =>
   quantize(tensorOf(golden.tensor(name), device), { format: 'int8', rowwise: true });
 
 describe.each(DEVICES)('LLM.int8 on %s', (device: Device) => {
-  it.each(ids(/int8_.*thr0/))('%s', async (id) => {
+  it.each(ids(/int8_.*thr/))('%s', async (id) => {
     await scope(async () => {
       const golden = loadCase(id);
       const rules = new RuleBook(golden);
-      const [a, b] = [rowwise(golden, 'in.A', device), rowwise(golden, 'in.B', device)];
+      const whole = tensorOf(golden.tensor('in.A'), device);
+      // Columns with an outlier are multiplied apart; scales are of what is no outlier, in those too.
+      const { columns, without } = outliersOf(golden);
+      const [M = 0, K = 0] = whole.shape;
+      const mask = (kept: boolean): Tensor => {
+        const row = Float32Array.from({ length: K }, (_, k) =>
+          Number(columns.includes(k) === kept),
+        );
+        return Tensor.from(row, [K], { device });
+      };
+      const a = quantize(Tensor.from(without, [M, K], { device }), {
+        format: 'int8',
+        rowwise: true,
+      });
+      const b = rowwise(golden, 'in.B', device);
       const [A, B] = [await rowsOf(a), await rowsOf(b)];
-      rules.check('out.CA', A.codes);
+      rules.check(
+        'out.CA',
+        A.codes.map((code, i) => (columns.includes(i % K) ? 0 : code)),
+      );
       rules.check('out.SCA', bytesOf(A.scales));
       rules.check('out.CB', B.codes);
       rules.check('out.SCB', bytesOf(B.scales));
@@ -47,9 +78,17 @@ describe.each(DEVICES)('LLM.int8 on %s', (device: Device) => {
       rules.check('out.acc_i32', bytesOf(Int32Array.from(sums)));
       // With both operands decoded, the product and the bias are one call.
       const bias = tensorOf(golden.tensor('in.bias'), device);
-      const x = dequantize(a, { dtype: 'f32' });
+      const x = multiplyAdd({ a: dequantize(a, { dtype: 'f32' }), b: mask(false) });
       const y = await matmul(x, b, { bias: bias.to({ dtype: 'f32' }) }).read();
       rules.check('out.y_scaled', y);
+      if (rules.has('out.y_mixed')) {
+        rules.check('out.outlier_cols', bytesOf(BigInt64Array.from(columns, BigInt)));
+        const apart = await matmul(multiplyAdd({ a: whole, b: mask(true) }), b).read();
+        rules.check(
+          'out.y_mixed',
+          y.map((v, i) => v + (apart[i] as number)),
+        );
+      }
       rules.finish();
     });
   });
