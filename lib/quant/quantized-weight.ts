@@ -310,8 +310,8 @@ export interface QuantizeOptions {
   doubleQuant?: boolean;
   /**
    * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
-   * w rounded to f16, as there; rows are a multiple of 32. Done on the host: w is read, and what is not finite in
-   * f16 is refused at once. Default false.
+   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). Done on the host: w
+   * is read, and what is not finite in f16 is refused at once. Default false.
    */
   rowwise?: boolean;
   /**

@@ -9,7 +9,7 @@ import { caseIds, loadCase } from './case-file.js';
 
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 const GROUPS = {
-  quant: 58,
+  quant: 60,
   matmul: 15,
   matmul_cpu_bf16: 2,
   lora: 26,
