@@ -1,22 +1,26 @@
 /// The adapters' part of a batch whose rows have different adapters; the base product is another
-/// kernel's. With e the adapter of row m and g = row_scale[m]:
+/// kernel's. With e an adapter of row m and g = row_scale[m, its slot]:
 ///
 ///   grouped_shrink   h_e = (gate_e ⊙ x[m]) · lora_a_eᵀ
 ///   grouped_expand   y[m] = base[m] + bias + g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
-///   grouped_dh       dh_e = g · scaling_e · dy[m] · lora_b_e
+///   grouped_dh       dh_e = g · scaling_e · u_e, u_e = dy[m] · lora_b_e
+///   grouped_gates    dg = scaling_e · (u_e · h_e + dy[m] · lora_bias_e), 0 of an empty slot
 ///   grouped_dx       dx[m] = base[m] + gate_e ⊙ (dh_e · lora_a_e)
 ///   grouped_da       d_lora_a_e = dh_eᵀ · (gate_e ⊙ x)
 ///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e, d_lora_bias_e = scaling_e · Σ g ·
 ///   dy
 ///
-/// all of them c(i, j) = Σ_t a(i, t) · b(j, t).
+/// all but the gates c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to by as
+/// many launches of expand, or of dx, in the order of the adapters; all but the last leave the sum
+/// in base.
 ///
 /// Operands   a table of adapters, tiles of their rows, and the rows' indices, in device memory;
 ///            x and dy of one type, each factor of its own; h and dh packed f32
 /// Tile       32 x 32 elements of c, 2 x 2 a thread; of rows: those of one adapter. The reduction
 ///            goes by slabs of 16.
 /// Grid       tiles of rows (or of ranks or of n, for each adapter) times tiles of columns; blocks
-///            beyond an adapter's own rank end at once
+///            beyond an adapter's own rank end at once. gates: tiles of rows, a warp every eighth
+///            row
 /// Shared     the two slabs, 4,352 bytes
 /// Numerics   f32 in ascending order of t, 256 terms at a time, then the sum of those; one
 /// rounding.
@@ -46,9 +50,10 @@ struct GroupedShared {
 };
 static_assert(sizeof(GroupedShared) == kGroupedSharedBytes);
 
-/// g · (or 1) of row m.
-LOWRANK_DEVICE float RowScaleOf(const GroupedParams& p, int64_t m) {
-  return p.row_scale == nullptr ? 1.0f : LoadSmall(p.row_scale_element, p.row_scale, m);
+/// g (or 1) of an entry.
+LOWRANK_DEVICE float RowScaleOf(const GroupedParams& p, int64_t entry) {
+  if (p.row_scale == nullptr) return 1.0f;
+  return LoadSmall(p.row_scale_element, p.row_scale, p.gates[entry]);
 }
 
 /// Is element `index` of x kept by the adapter's gate?
@@ -90,6 +95,17 @@ struct RowsOfTile {
   }
 };
 
+/// The same of the two that add to rows: a launch takes one entry of a row.
+struct OneEntryOfRows : RowsOfTile {
+  __device__ __forceinline__ explicit OneEntryOfRows(const GroupedParams& p) : RowsOfTile(p) {}
+  __device__ __forceinline__ int64_t EntryOf(const GroupedParams& p, int64_t i) const {
+    return p.places == nullptr ? tile.first + i : p.places[tile.first + i];
+  }
+  __device__ __forceinline__ int64_t RankRow(const GroupedParams& p, int64_t i) const {
+    return e.h_begin + (EntryOf(p, i) - e.first) * e.r;
+  }
+};
+
 struct Shrink : RowsOfTile {
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = true;
@@ -126,57 +142,68 @@ struct DeltaH : RowsOfTile {
   }
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
                                         float sum) const {
-    p.dh[RankRow(i) + j] = e.scaling * RowScaleOf(p, RowOf(p, i)) * sum;
+    const int64_t index = RankRow(i) + j;
+    p.dh[index] = e.scaling * RowScaleOf(p, tile.first + i) * sum;
+    if (p.u != nullptr) p.u[index] = sum;
   }
 };
 
-struct Expand : RowsOfTile {
+struct Expand : OneEntryOfRows {
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = true;
   int64_t cols;
   int64_t depth;
 
   __device__ __forceinline__ explicit Expand(const GroupedParams& p)
-      : RowsOfTile(p), cols(p.N), depth(tile.adapter < 0 ? 0 : e.r) {}
+      : OneEntryOfRows(p), cols(p.N), depth(tile.adapter < 0 ? 0 : e.r) {}
   __device__ __forceinline__ float A(const GroupedParams& p, int64_t i, int64_t t) const {
-    return p.h[RankRow(i) + t];
+    return p.h[RankRow(p, i) + t];
   }
   __device__ __forceinline__ float B(const GroupedParams&, int64_t j, int64_t t) const {
     return LoadSmall(e.b_element, e.lora_b, j * e.r + t);
   }
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
                                         float sum) const {
-    const int64_t m = RowOf(p, i);
+    const int64_t entry = EntryOf(p, i);
+    const int64_t m = p.rows[entry];
     float value = p.base[m * p.N + j];
     if (tile.adapter >= 0) {
       if (e.lora_bias != nullptr) sum += LoadSmall(e.bias_element, e.lora_bias, j);
-      value += e.scaling * RowScaleOf(p, m) * sum;
+      value += e.scaling * RowScaleOf(p, entry) * sum;
+    }
+    if (p.partial != 0) {
+      p.base[m * p.N + j] = value;
+      return;
     }
     if (p.bias != nullptr) value += LoadSmall(p.bias_element, p.bias, j);
     StoreSmall(p.x_element, p.out, m * p.N + j, value);
   }
 };
 
-struct InputGrad : RowsOfTile {
+struct InputGrad : OneEntryOfRows {
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = false;
   int64_t cols;
   int64_t depth;
 
   __device__ __forceinline__ explicit InputGrad(const GroupedParams& p)
-      : RowsOfTile(p), cols(p.K), depth(tile.adapter < 0 ? 0 : e.r) {}
+      : OneEntryOfRows(p), cols(p.K), depth(tile.adapter < 0 ? 0 : e.r) {}
   __device__ __forceinline__ float A(const GroupedParams& p, int64_t i, int64_t t) const {
-    return p.dh[RankRow(i) + t];
+    return p.dh[RankRow(p, i) + t];
   }
   __device__ __forceinline__ float B(const GroupedParams& p, int64_t j, int64_t t) const {
     return LoadSmall(e.a_element, e.lora_a, t * p.K + j);
   }
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
                                         float sum) const {
-    const int64_t index = RowOf(p, i) * p.K + j;
+    const int64_t index = p.rows[EntryOf(p, i)] * p.K + j;
     float value = p.base[index];
     if (tile.adapter >= 0 && IsKept(p, e, index)) {
       value += e.gate_kind == kLoraGateNone ? sum : e.kept_scale * sum;
+    }
+    if (p.partial != 0) {
+      p.base[index] = value;
+      return;
     }
     if (p.accumulate != 0) value += LoadSmall(p.x_element, p.out, index);
     StoreSmall(p.x_element, p.out, index, value);
@@ -235,7 +262,7 @@ struct GradB : OneAdapter {
         cols(e.r + (e.d_lora_bias == nullptr ? 0 : 1)) {}
   __device__ __forceinline__ float A(const GroupedParams& p, int64_t i, int64_t t) const {
     const int64_t m = RowOf(p, t);
-    return RowScaleOf(p, m) * LoadSmall(p.x_element, p.dy, m * p.N + i);
+    return RowScaleOf(p, e.first + t) * LoadSmall(p.x_element, p.dy, m * p.N + i);
   }
   __device__ __forceinline__ float B(const GroupedParams& p, int64_t j, int64_t t) const {
     if (j == e.r) return 1.0f;
@@ -318,11 +345,57 @@ LOWRANK_DEVICE void GroupedBody(const GroupedParams& p) {
   }
 }
 
+/// term(t) summed over t < count by a warp: lanes take every 32nd, kGroupedSpan terms at a time.
+template <typename TermFn>
+LOWRANK_DEVICE float WarpSum(int64_t count, const TermFn& term) {
+  constexpr int64_t kLanes = 32;
+  float total = 0;
+  for (int64_t span = threadIdx.x % kLanes; span < count; span += kLanes * kGroupedSpan) {
+    float sum = 0;
+    for (int64_t t = span; t < count && t < span + kLanes * kGroupedSpan; t += kLanes) {
+      sum += term(t);
+    }
+    total += sum;
+  }
+#pragma unroll
+  for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+    total += __shfl_xor_sync(0xffffffffu, total, distance);
+  }
+  return total;
+}
+
+LOWRANK_DEVICE void StoreGate(const GroupedParams& p, int64_t gate, float value) {
+  if (p.accumulate != 0) value += LoadSmall(p.d_row_scale_element, p.d_row_scale, gate);
+  StoreSmall(p.d_row_scale_element, p.d_row_scale, gate, value);
+}
+
+LOWRANK_DEVICE void GateGrads(const GroupedParams& p) {
+  const RowsOfTile op(p);
+  const GroupedAdapter& e = op.e;
+  for (int64_t i = threadIdx.x / 32; i < op.rows; i += kThreads / 32) {
+    const int64_t entry = op.tile.first + i;
+    float sum = 0;
+    if (op.tile.adapter >= 0) {
+      const int64_t begin = op.RankRow(i);
+      sum = WarpSum(e.r, [&](int64_t j) { return p.u[begin + j] * p.h[begin + j]; });
+      if (e.lora_bias != nullptr) {
+        const int64_t row = op.RowOf(p, i) * p.N;
+        sum += WarpSum(p.N, [&](int64_t n) {
+          return LoadSmall(p.x_element, p.dy, row + n) * LoadSmall(e.bias_element, e.lora_bias, n);
+        });
+      }
+      sum *= e.scaling;
+    }
+    if (threadIdx.x % 32 == 0) StoreGate(p, p.gates[entry], sum);
+  }
+}
+
 }  // namespace
 
 LOWRANK_KERNEL(grouped_shrink_kernel, GroupedParams, kThreads, 2) { GroupedBody<Shrink>(p); }
 LOWRANK_KERNEL(grouped_expand_kernel, GroupedParams, kThreads, 2) { GroupedBody<Expand>(p); }
 LOWRANK_KERNEL(grouped_dh_kernel, GroupedParams, kThreads, 2) { GroupedBody<DeltaH>(p); }
+LOWRANK_KERNEL(grouped_gates_kernel, GroupedParams, kThreads, 2) { GateGrads(p); }
 LOWRANK_KERNEL(grouped_dx_kernel, GroupedParams, kThreads, 2) { GroupedBody<InputGrad>(p); }
 LOWRANK_KERNEL(grouped_da_kernel, GroupedParams, kThreads, 2) { GroupedBody<GradA>(p); }
 LOWRANK_KERNEL(grouped_db_kernel, GroupedParams, kThreads, 2) { GroupedBody<GradB>(p); }

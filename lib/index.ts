@@ -124,6 +124,7 @@ export type {
   GroupedTargets,
 } from './ops/grouped-backward.js';
 export { type GroupedForwardOptions, GroupedLora } from './ops/grouped-lora.js';
+export type { GroupedRow } from './ops/grouped-rows.js';
 export { type GroupedEntry, GroupedSaved } from './ops/grouped-saved.js';
 export { type ConvolutionSpec, Im2col } from './ops/im2col.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';

@@ -42,25 +42,29 @@ struct GroupedAdapter {
   int32_t unused;
 };
 
-/// Up to kGroupedTile rows of one adapter, or of none.
+/// Up to kGroupedTile entries of one adapter, or as many without one.
 struct GroupedRowTile {
   int32_t adapter;  // -1: none
   int32_t count;
-  int64_t first;  // of rows
+  int64_t first;  // of rows, of gates, or where there are `places` of those
 };
 
 struct GroupedParams {
   const GroupedAdapter* adapters;
   const GroupedRowTile* tiles;
-  const int32_t* rows;    // [M]: adapter by adapter, then those without one
+  const int32_t* rows;    // of each entry, adapter by adapter; then those that have none
+  const int32_t* gates;   // of each entry: its element of row_scale; then those of empty slots
+  const int32_t* places;  // of the tiles' entries; null: they are neighbours
   const void* x;          // [M, K] or null
   const void* dy;         // [M, N] or null
   float* h;               // [Σ count · r]
   float* dh;              // [Σ count · r]
-  const float* base;      // [M, N] or [M, K]: the product with the base weight; may be `out`
+  float* u;               // [Σ count · r]: dh without g · scaling, or null
+  float* base;            // [M, N] or [M, K]: the product with the base weight; may be `out`
   void* out;              // y [M, N] or dx [M, K]
   const void* bias;       // [N] or null
-  const void* row_scale;  // [M] or null
+  const void* row_scale;  // [M, slots] or null
+  void* d_row_scale;      // [M, slots] or null
   LoraGate gate;          // mask and seed; kind, threshold and scale are the adapter's
   int64_t N, K;
   uint32_t i_tiles;   // tiles along the rows of a result, where they do not come from `tiles`
@@ -68,7 +72,9 @@ struct GroupedParams {
   int32_t x_element;  // of x, dy and out
   int32_t bias_element;
   int32_t row_scale_element;
-  int32_t accumulate;  // add to what out holds
+  int32_t d_row_scale_element;
+  int32_t accumulate;  // add to what out holds, or d_row_scale
+  int32_t partial;     // more entries of the same rows follow: the sums stay in base
 };
 
 }  // namespace lowrank::gpu

@@ -20,12 +20,14 @@ export type GroupedAdapterGradient = 'dLoraA' | 'dLoraB' | 'dLoraBias';
 export type GroupedAdapterGradients = { [name in GroupedAdapterGradient]?: Tensor };
 
 /** What `GroupedLora.backward` can compute. */
-export type GroupedGradient = 'dx' | 'dBias' | 'adapters';
+export type GroupedGradient = 'dx' | 'dBias' | 'dRowScale' | 'adapters';
 
 /** The gradients of a batch. */
 export interface GroupedGradients {
   dx?: Tensor;
   dBias?: Tensor;
+  /** Of the gates: the shape and dtype of `rowScale`, 0 where a slot has no adapter. */
+  dRowScale?: Tensor;
   /** By name, of the adapters that have rows in the batch and something that is trained. */
   adapters: Map<string, GroupedAdapterGradients>;
 }
@@ -34,6 +36,7 @@ export interface GroupedGradients {
 export interface GroupedTargets {
   dx?: Tensor;
   dBias?: Tensor;
+  dRowScale?: Tensor;
   /** By name; what is not there is made. */
   adapters?: ReadonlyMap<string, GroupedAdapterGradients>;
 }
@@ -51,7 +54,9 @@ export interface GroupedBackwardOptions {
   keep?: boolean;
 }
 
-const NEEDS: readonly GroupedGradient[] = ['dx', 'dBias', 'adapters'];
+/** Those that are not an adapter's, in the order of the addon. */
+const SHARED = ['dx', 'dBias', 'dRowScale'] as const;
+const NEEDS: readonly GroupedGradient[] = [...SHARED, 'adapters'];
 const PARTS: readonly GroupedAdapterGradient[] = ['dLoraA', 'dLoraB', 'dLoraBias'];
 
 /** One output, in the order of the addon. */
@@ -64,10 +69,16 @@ interface Slot {
 }
 
 function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySet<string> {
-  const trains = saved.x !== undefined || saved.h !== undefined;
+  const { x, h, entries, rowScale } = saved;
+  const trains = x !== undefined || (h !== undefined && entries.some((e) => e.adapter.trainB));
+  const gated = rowScale !== undefined && h !== undefined;
   if (needs === undefined) {
-    const all = ['dx', ...(saved.hasBias ? ['dBias'] : []), ...(trains ? ['adapters'] : [])];
-    return new Set(all);
+    return new Set([
+      'dx',
+      ...(saved.hasBias ? ['dBias'] : []),
+      ...(gated ? ['dRowScale'] : []),
+      ...(trains ? ['adapters'] : []),
+    ]);
   }
   if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of gradient names', needs);
   for (const name of needs as unknown[]) {
@@ -76,7 +87,11 @@ function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySe
     }
   }
   const wanted = new Set(needs as string[]);
-  if (wanted.has('adapters') && !trains && saved.entries.length > 0) {
+  if (wanted.has('dRowScale') && !gated) {
+    const why = 'without dRowScale (no rowScale was given, or training off)';
+    fail('ERR_VALUE', op, 'needs', why, 'dRowScale');
+  }
+  if (wanted.has('adapters') && !trains && entries.length > 0) {
     const why = 'without adapters (all with rows were frozen, or training off)';
     fail('ERR_VALUE', op, 'needs', why, 'adapters');
   }
@@ -98,7 +113,7 @@ function targetsOf(
   op: string,
   into: GroupedTargets | undefined,
   entries: readonly GroupedEntry[],
-): { dx?: Tensor; dBias?: Tensor; adapters: GroupedAdapterGradients[] } {
+): Omit<GroupedTargets, 'adapters'> & { adapters: GroupedAdapterGradients[] } {
   const given = readOptions(op, into);
   for (const key of Object.keys(given)) {
     if (!NEEDS.includes(key as GroupedGradient)) {
@@ -112,6 +127,7 @@ function targetsOf(
   return {
     ...(given.dx === undefined ? {} : { dx: given.dx }),
     ...(given.dBias === undefined ? {} : { dBias: given.dBias }),
+    ...(given.dRowScale === undefined ? {} : { dRowScale: given.dRowScale }),
     adapters: entries.map(({ name }) =>
       partsOf(op, `accumulateInto.adapters['${name}']`, adapters?.get(name)),
     ),
@@ -157,6 +173,13 @@ export function groupedBackward(
       dtype: dy.dtype,
       target: targets.dBias,
     },
+    {
+      wanted: wanted.has('dRowScale'),
+      operand: 'accumulateInto.dRowScale',
+      shape: rowScale?.shape ?? [saved.adapterOf.length],
+      dtype: rowScale?.dtype ?? 'f32',
+      target: targets.dRowScale,
+    },
   ];
   const group = wanted.has('adapters');
   entries.forEach(({ name, adapter }, e) => {
@@ -188,7 +211,8 @@ export function groupedBackward(
   const words = seedWords(op, saved.seed);
   const dyHandle = Tensor.handleOf(dy, op, 'dy');
   const xHandle = group && x !== undefined ? Tensor.handleOf(x, op, 'saved.x') : null;
-  const hHandle = group && h !== undefined ? Tensor.handleOf(h, op, 'saved.h') : null;
+  const needsH = group || wanted.has('dRowScale');
+  const hHandle = needsH && h !== undefined ? Tensor.handleOf(h, op, 'saved.h') : null;
   const wHandle = !wanted.has('dx')
     ? null
     : w instanceof QuantizedWeight
@@ -210,6 +234,7 @@ export function groupedBackward(
       inFeatures,
       raw,
       saved.adapterOf,
+      saved.slots,
       scale,
       words[0],
       words[1],
@@ -225,12 +250,14 @@ export function groupedBackward(
       : Tensor.adopt(handle, shape, dtype, dy.device);
   });
   const gradients: GroupedGradients = { adapters: new Map() };
-  if (results[0] !== undefined) gradients.dx = results[0];
-  if (results[1] !== undefined) gradients.dBias = results[1];
+  SHARED.forEach((name, i) => {
+    const tensor = results[i];
+    if (tensor !== undefined) gradients[name] = tensor;
+  });
   entries.forEach(({ name }, e) => {
     const parts: GroupedAdapterGradients = {};
     PARTS.forEach((part, i) => {
-      const tensor = results[2 + PARTS.length * e + i];
+      const tensor = results[SHARED.length + PARTS.length * e + i];
       if (tensor !== undefined) parts[part] = tensor;
     });
     if (Object.keys(parts).length > 0) gradients.adapters.set(name, parts);

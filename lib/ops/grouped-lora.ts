@@ -6,7 +6,6 @@ import {
   checkInteger,
   checkSameDevice,
   checkTensor,
-  checkVector,
   readOptions,
   showShape,
 } from '../core/validate.js';
@@ -19,6 +18,7 @@ import {
   groupedBackward,
   rawAdapters,
 } from './grouped-backward.js';
+import { assignRows, checkGates, type GroupedRow } from './grouped-rows.js';
 import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
 import type { LoraAdapter } from './lora-adapter.js';
 import { checkAdapter } from './lora-linear.js';
@@ -37,56 +37,13 @@ export interface GroupedForwardOptions {
    * `1 / (1 - dropout)` of the row's adapter. It must live until {@link GroupedLora.backward}.
    */
   dropoutMask?: Tensor;
-  /** [M], a weight of each row's adapter term (a gate); it must live until the backward pass. */
+  /**
+   * Gates, a weight of each adapter term: [M], or with k adapters a row [..., k]; f32, bf16 or f16. It
+   * must live until the backward pass, which gives a gradient of it.
+   */
   rowScale?: Tensor;
   /** Precision of the product with the base weight, as in `loraForward`; default `exact`. */
   compute?: ComputePrecision;
-}
-
-/** The adapters of the rows: those with rows in order of appearance, and for each row its place. */
-function assignRows(
-  op: string,
-  rows: unknown,
-  x: Tensor,
-  adapters: ReadonlyMap<string, LoraAdapter>,
-): { names: string[]; adapterOf: Int32Array } {
-  if (!Array.isArray(rows)) throw wrongType(op, 'rows', 'an array of adapter names', rows);
-  const M = x.shape.slice(0, -1).reduce((product, dim) => product * dim, 1);
-  const samples = x.shape.length < 2 ? 1 : (x.shape[0] ?? 1);
-  const given = rows.length;
-  if (given !== M && given !== samples) {
-    const expected = M === samples ? `${M} names` : `${M} names (a row each) or ${samples}`;
-    fail('ERR_SHAPE', op, 'rows', `${expected} for x ${showShape(x.shape)}`, `${given}`);
-  }
-  const places = new Map<string, number>();
-  const adapterOf = new Int32Array(M);
-  const each = given === 0 ? 0 : M / given;
-  for (let i = 0; i < given; i++) {
-    const name: unknown = rows[i];
-    let place = -1;
-    if (name !== null) {
-      if (typeof name !== 'string') throw wrongType(op, `rows[${i}]`, 'a string or null', name);
-      const known = places.get(name);
-      if (known === undefined) {
-        if (!adapters.has(name)) {
-          const names = [...adapters.keys()].map((key) => `'${key}'`).join(', ');
-          fail(
-            'ERR_VALUE',
-            op,
-            `rows[${i}]`,
-            `null or of ${names || '(no adapters)'}`,
-            `'${name}'`,
-          );
-        }
-        place = places.size;
-        places.set(name, place);
-      } else {
-        place = known;
-      }
-    }
-    adapterOf.fill(place, i * each, (i + 1) * each);
-  }
-  return { names: [...places.keys()], adapterOf };
 }
 
 /**
@@ -174,7 +131,10 @@ export class GroupedLora implements Disposable {
 
   /**
    * With e the adapter of row m: `y[m] = x[m] · wᵀ + bias + rowScale[m] · scaling_e · ((gate_e ⊙ x[m]) ·
-   * loraA_eᵀ · loraB_eᵀ + loraBias_e)`; rows of null have the first two terms.
+   * loraA_eᵀ · loraB_eᵀ + loraBias_e)`; rows of null have the first two terms. Where rows are lists of k
+   * names, a row has the sum of the last term over its adapters, each with its own `rowScale[m, slot]`
+   * (a sparse mixture of experts: Shazeer et al., 2017); the sum has the order in which the adapters
+   * came to the group.
    *
    * A row has the bits that `loraForward` with its adapter gives it, whatever the order and the
    * company; on a CUDA device those that the row has in any other batch of several adapters. A table of
@@ -183,7 +143,7 @@ export class GroupedLora implements Disposable {
    * @param x [..., K] f32, bf16 or f16
    * @param w [N, K] dense or quantised, frozen
    * @param rows a name or null for each row of x folded to [M, K], or for each entry of its first
-   *   dimension (a sequence of x [B, S, K])
+   *   dimension (a sequence of x [B, S, K]); or for each a list of k of them, no name twice in one
    * @returns `y` [..., N] in the dtype of `x`, and what {@link GroupedLora.backward} needs
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
    *   ERR_OOM
@@ -191,7 +151,7 @@ export class GroupedLora implements Disposable {
   forward(
     x: Tensor,
     w: BaseWeight,
-    rows: readonly (string | null)[],
+    rows: readonly GroupedRow[],
     options?: GroupedForwardOptions,
   ): { y: Tensor; saved: GroupedSaved } {
     const op = 'GroupedLora.forward';
@@ -204,7 +164,8 @@ export class GroupedLora implements Disposable {
       fail('ERR_SHAPE', op, 'w', `of shape ${expected}, the group's`, showShape([N, K]));
     }
     checkActivations(op, 'x', x, weight, 'K', K);
-    const { names, adapterOf } = assignRows(op, rows, x, this.#adapters);
+    const assigned = assignRows(op, rows, x, this.#adapters);
+    const { names, adapterOf, slots } = assigned;
     const adapters = names.map((name) => {
       const adapter = this.#adapters.get(name) as LoraAdapter;
       return checkAdapter(op, adapter, N, K, x, `adapters['${name}'].`);
@@ -224,11 +185,7 @@ export class GroupedLora implements Disposable {
       training,
     );
     const { rowScale } = given;
-    if (rowScale !== undefined) {
-      checkTensor(op, 'rowScale', rowScale);
-      checkVector(op, 'rowScale', rowScale, adapterOf.length);
-      checkSameDevice(op, 'rowScale', rowScale, x);
-    }
+    if (rowScale !== undefined) checkGates(op, rowScale, x, assigned);
     const entries: GroupedEntry[] = adapters.map((adapter, e) => ({
       name: names[e] as string,
       adapter,
@@ -239,7 +196,7 @@ export class GroupedLora implements Disposable {
     const scaleHandle = rowScale === undefined ? null : Tensor.handleOf(rowScale, op, 'rowScale');
     const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
     const keepX = training && adapters.some(({ trainA }) => trainA);
-    const keepH = training && adapters.some(({ trainB }) => trainB);
+    const keepH = training && (rowScale !== undefined || adapters.some(({ trainB }) => trainB));
     const [yHandle, hHandle, held] = native(op, (binding) => {
       const [yRaw, hRaw] = binding.groupedForward(
         xHandle,
@@ -247,6 +204,7 @@ export class GroupedLora implements Disposable {
         bias,
         raw,
         adapterOf,
+        slots,
         scaleHandle,
         words[0],
         words[1],
@@ -264,6 +222,7 @@ export class GroupedLora implements Disposable {
       w,
       entries,
       adapterOf,
+      slots,
       x: held === null ? undefined : Tensor.adopt(held, x.shape, x.dtype, x.device),
       h: keepH ? h : undefined,
       rowScale,
@@ -278,9 +237,11 @@ export class GroupedLora implements Disposable {
 
   /**
    * Gradients of {@link GroupedLora.forward} with a frozen base, of every adapter in one pass. With
-   * `dh_e = rowScale ⊙ scaling_e · dy · loraB_e` over the rows of adapter e:
+   * `u_e = dy · loraB_e` and `dh_e = rowScale ⊙ scaling_e · u_e` over the rows of adapter e:
    *
-   * - `dx = dy · w + gate_e ⊙ (dh_e · loraA_e)` [..., K], `dBias = Σ dy` [N] over all rows
+   * - `dx = dy · w + Σ_e gate_e ⊙ (dh_e · loraA_e)` [..., K], `dBias = Σ dy` [N] over all rows
+   * - `dRowScale = scaling_e · (u_e · h_e + dy · loraBias_e)` of each row and slot, frozen adapters' too;
+   *   0 where it has none
    * - `dLoraA_e = dh_eᵀ · (gate_e ⊙ x)` [r, K], `dLoraB_e = scaling_e · (rowScale ⊙ dy)ᵀ · h_e` [N, r],
    *   `dLoraBias_e = scaling_e · Σ rowScale · dy` [N] over the rows of e
    *

@@ -13,7 +13,7 @@ export interface GroupedEntry {
 
 /**
  * What `GroupedLora.backward` needs of the forward pass: `x` (only where a loraA is trained), the
- * packed `h` (only where a loraB is), and which row had which adapter. It holds them until then, or
+ * packed `h` (only where a loraB is, or there are gates), and which row had which adapters. It holds them until then, or
  * until {@link GroupedSaved.dispose}; the adapters, the base weight, `rowScale` and `dropoutMask`
  * stay the caller's and must live as long.
  */
@@ -21,8 +21,10 @@ export class GroupedSaved implements Disposable {
   readonly w: BaseWeight;
   /** The adapters that have rows, in the order of the packed `h`. */
   readonly entries: readonly GroupedEntry[];
-  /** For each row of x folded to [M, K] the place of its adapter in `entries`, or -1. */
+  /** For each slot of each row of x folded to [M, K] the place of its adapter in `entries`, or -1. */
   readonly adapterOf: Int32Array;
+  /** How many adapters a row may have. */
+  readonly slots: number;
   /** `x` of the forward pass, where kept. */
   readonly x: Tensor | undefined;
   /** [Σ rows · r] f32: for each adapter its [rows, r], where kept. */
@@ -41,6 +43,7 @@ export class GroupedSaved implements Disposable {
     w: BaseWeight;
     entries: readonly GroupedEntry[];
     adapterOf: Int32Array;
+    slots: number;
     x: Tensor | undefined;
     h: Tensor | undefined;
     rowScale: Tensor | undefined;
@@ -53,6 +56,7 @@ export class GroupedSaved implements Disposable {
     this.w = fields.w;
     this.entries = fields.entries;
     this.adapterOf = fields.adapterOf;
+    this.slots = fields.slots;
     this.x = fields.x;
     this.h = fields.h;
     this.rowScale = fields.rowScale;

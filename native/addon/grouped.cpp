@@ -1,5 +1,7 @@
 /// A batch whose rows have different adapters. A batch of one adapter goes the way of loraForward
 /// and loraBackward, one of none that of matmul.
+#include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include "native/addon/bindings.h"
@@ -12,28 +14,38 @@ namespace {
 struct TableStorage {
   std::vector<AdapterRows> adapters;
   std::vector<int32_t> rows;
+  std::vector<int32_t> gates;  // empty with one slot a row
+  int64_t slots = 1;
 };
+
+/// One value for each slot of each row, whatever the shape, as the row [1, M · slots].
+TensorView AsRow(TensorView view) {
+  if (!view.present) return view;
+  view.cols = view.elems();
+  view.rows = 1;
+  return view;
+}
 
 /// The entries of an adapter in the array of them: loraA, loraB, loraBias | null, scaling, dropout.
 constexpr uint32_t kFields = 5;
 
-/// rows[m] is the place of row m's adapter, or -1: sorted by adapter, in each ascending.
-void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t m_count,
+/// Element i is the place of the adapter in slot i, or -1: sorted by adapter, in each ascending.
+void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t slot_count,
               TableStorage* storage) {
   const auto count = static_cast<int64_t>(storage->adapters.size());
   const Status refusal = Refuse(
       Code::kValue, op, "rows",
-      "an Int32Array of " + std::to_string(m_count) + " from -1 to " + std::to_string(count - 1),
+      "an Int32Array of " + std::to_string(slot_count) + " from -1 to " + std::to_string(count - 1),
       "another value");
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
     ThrowIfError(env, refusal);
   }
   const Napi::Int32Array list = value.As<Napi::Int32Array>();
-  if (static_cast<int64_t>(list.ElementLength()) != m_count) ThrowIfError(env, refusal);
+  if (static_cast<int64_t>(list.ElementLength()) != slot_count) ThrowIfError(env, refusal);
   const int32_t* adapter_of = list.Data();
-  for (int64_t m = 0; m < m_count; ++m) {
-    if (adapter_of[m] < -1 || adapter_of[m] >= count) ThrowIfError(env, refusal);
-    if (adapter_of[m] >= 0) ++storage->adapters[static_cast<size_t>(adapter_of[m])].count;
+  for (int64_t i = 0; i < slot_count; ++i) {
+    if (adapter_of[i] < -1 || adapter_of[i] >= count) ThrowIfError(env, refusal);
+    if (adapter_of[i] >= 0) ++storage->adapters[static_cast<size_t>(adapter_of[i])].count;
   }
   int64_t first = 0;
   int64_t h_begin = 0;
@@ -46,17 +58,23 @@ void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t m
     first += adapter.count;
     h_begin += adapter.count * adapter.r();
   }
-  storage->rows.resize(static_cast<size_t>(first));
-  for (int64_t m = 0; m < m_count; ++m) {
-    if (adapter_of[m] < 0) continue;
-    storage->rows[static_cast<size_t>(next[static_cast<size_t>(adapter_of[m])]++)] =
-        static_cast<int32_t>(m);
+  std::vector<int32_t>& sorted = storage->slots == 1 ? storage->rows : storage->gates;
+  sorted.resize(static_cast<size_t>(first));
+  for (int64_t i = 0; i < slot_count; ++i) {
+    if (adapter_of[i] < 0) continue;
+    sorted[static_cast<size_t>(next[static_cast<size_t>(adapter_of[i])]++)] =
+        static_cast<int32_t>(i);
+  }
+  if (storage->slots == 1) return;
+  storage->rows.reserve(sorted.size());
+  for (const int32_t slot : sorted) {
+    storage->rows.push_back(static_cast<int32_t>(slot / storage->slots));
   }
 }
 
 /// Kept by what `operands` holds.
-TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows, int64_t m_count,
-                           Operands* operands) {
+TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
+                           const Napi::Value& slots, int64_t m_count, Operands* operands) {
   const Napi::Env env = operands->env();
   const char* op = operands->op();
   auto storage = std::make_shared<TableStorage>();
@@ -73,7 +91,13 @@ TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
     adapter.dropout = NumberArg(list.Get(i + 4), op, "dropout");
     storage->adapters.push_back(adapter);
   }
-  SortRows(env, op, rows, m_count, storage.get());
+  const double given = NumberArg(slots, op, "slots");
+  const double most = static_cast<double>(INT32_MAX / (m_count < 1 ? 1 : m_count));
+  if (!(given >= 1 && given <= most && std::floor(given) == given)) {
+    ThrowIfError(env, Refuse(Code::kValue, op, "slots", "an integer from 1", "another value"));
+  }
+  storage->slots = static_cast<int64_t>(given);
+  SortRows(env, op, rows, m_count * storage->slots, storage.get());
   operands->Keep(storage);
   return storage.get();
 }
@@ -83,7 +107,9 @@ AdapterTable TableOf(const TableStorage* storage) {
   table.adapters = storage->adapters.data();
   table.count = static_cast<int64_t>(storage->adapters.size());
   table.rows = storage->rows.data();
+  table.gates = storage->slots == 1 ? table.rows : storage->gates.data();
   table.row_count = static_cast<int64_t>(storage->rows.size());
+  table.slots = storage->slots;
   for (const AdapterRows& adapter : storage->adapters) {
     table.h_elems += adapter.count * adapter.r();
   }
@@ -169,9 +195,9 @@ Status EnqueueBackward(const GroupedBackwardOp& op, Operands* operands) {
   return backend->Enqueue(op, operands->Take());
 }
 
-// groupedForward(x, w, bias | null, adapters, rows, rowScale | null, seedLow, seedHigh,
+// groupedForward(x, w, bias | null, adapters, rows, slots, rowScale | null, seedLow, seedHigh,
 //                dropoutMask | null, compute) -> [y, h]
-// adapters: kFields entries each, all with rows
+// adapters: kFields entries each, all with rows. rows: the adapters' places, `slots` of a row
 Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = GroupedForwardOp::kName;
   const Napi::Env env = info.Env();
@@ -181,11 +207,11 @@ Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
   op.x = operands.In(info[0], "x");
   op.w = operands.Weight(info[1], "w");
   op.bias = operands.OptionalRow(info[2], "bias");
-  op.table = TableOf(ReadAdapters(info[3], info[4], op.x.rows, &operands));
-  op.row_scale = operands.OptionalRow(info[5], "rowScale");
-  op.seed = SeedArg(info[6], info[7], kOp);
-  op.mask = operands.OptionalIn(info[8], "dropoutMask");
-  op.compute = ComputeArg(info[9], kOp);
+  op.table = TableOf(ReadAdapters(info[3], info[4], info[5], op.x.rows, &operands));
+  op.row_scale = AsRow(operands.OptionalIn(info[6], "rowScale"));
+  op.seed = SeedArg(info[7], info[8], kOp);
+  op.mask = operands.OptionalIn(info[9], "dropoutMask");
+  op.compute = ComputeArg(info[10], kOp);
   TensorHandle y;
   TensorHandle h;
   op.y = operands.Out(&y, x.dtype, WithLast(x.shape, op.w.rows()));
@@ -197,9 +223,9 @@ Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// groupedBackward(dy, x | null, w | null, h | null, inFeatures, adapters, rows, rowScale | null,
-//                 seedLow, seedHigh, dropoutMask | null, wanted)
-//   -> [dx, dBias, then dLoraA, dLoraB, dLoraBias of each adapter]
+// groupedBackward(dy, x | null, w | null, h | null, inFeatures, adapters, rows, slots,
+//                 rowScale | null, seedLow, seedHigh, dropoutMask | null, wanted)
+//   -> [dx, dBias, dRowScale, then dLoraA, dLoraB, dLoraBias of each adapter]
 // wanted: as loraBackward has it, in the order of the result
 Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = GroupedBackwardOp::kName;
@@ -212,14 +238,18 @@ Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
   if (IsPresent(info[2])) op.w = operands.Weight(info[2], "w");
   op.h = operands.OptionalIn(info[3], "h");
   op.in_features = static_cast<int64_t>(NumberArg(info[4], kOp, "inFeatures"));
-  TableStorage* const storage = ReadAdapters(info[5], info[6], op.dy.rows, &operands);
-  op.row_scale = operands.OptionalRow(info[7], "rowScale");
-  op.seed = SeedArg(info[8], info[9], kOp);
-  op.mask = operands.OptionalIn(info[10], "dropoutMask");
+  TableStorage* const storage = ReadAdapters(info[5], info[6], info[7], op.dy.rows, &operands);
+  op.row_scale = AsRow(operands.OptionalIn(info[8], "rowScale"));
+  op.seed = SeedArg(info[9], info[10], kOp);
+  op.mask = operands.OptionalIn(info[11], "dropoutMask");
   const int64_t n = op.dy.cols;
+  const std::vector<int64_t> gates = IsPresent(info[8])
+                                         ? TensorOf(info[8], kOp, "rowScale").shape
+                                         : std::vector<int64_t>{op.dy.rows * storage->slots};
   std::vector<WantedOutput> wanted = {
       {"dx", &op.dx, &op.accumulate_dx, WithLast(dy.shape, op.in_features)},
-      {"dBias", &op.d_bias, &op.accumulate_d_bias, {n}, true}};
+      {"dBias", &op.d_bias, &op.accumulate_d_bias, {n}, true},
+      {"dRowScale", &op.d_row_scale, &op.accumulate_d_row_scale, gates}};
   for (AdapterRows& adapter : storage->adapters) {
     wanted.push_back({"dLoraA",
                       &adapter.d_lora_a,
@@ -232,7 +262,8 @@ Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
     wanted.push_back(
         {"dLoraBias", &adapter.d_lora_bias, &adapter.accumulate_d_lora_bias, {n}, true});
   }
-  WantedOutputs outputs(info[11], std::move(wanted), &operands);
+  WantedOutputs outputs(info[12], std::move(wanted), &operands);
+  op.d_row_scale = AsRow(op.d_row_scale);
   op.table = TableOf(storage);
   ThrowIfError(env, EnqueueBackward(op, &operands));
   return outputs.Wrap(env);

@@ -51,7 +51,11 @@ class Ranges {
 };
 
 Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
-  std::vector<bool> taken(static_cast<size_t>(m_count), false);
+  if (table.slots < 1 || table.slots > INT32_MAX || m_count > INT32_MAX / table.slots) {
+    return Refuse(Code::kValue, op, "rows", "up to 2^31 - 1 slots",
+                  std::to_string(m_count) + " times " + std::to_string(table.slots));
+  }
+  std::vector<bool> taken(static_cast<size_t>(m_count * table.slots), false);
   int64_t first = 0;
   int64_t h_begin = 0;
   for (int64_t e = 0; e < table.count; ++e) {
@@ -66,11 +70,16 @@ Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
         return Refuse(Code::kValue, op, "rows", "from 0 to " + std::to_string(m_count - 1),
                       std::to_string(row));
       }
-      if (taken[static_cast<size_t>(row)] || (i > 0 && table.rows[first + i - 1] > row)) {
-        return Refuse(Code::kValue, op, "rows", "ascending, each in one adapter",
+      const int64_t gate = table.gates[first + i];
+      if (gate / table.slots != row || gate < 0) {
+        return Refuse(Code::kValue, op, "rows", "a slot of row " + std::to_string(row),
+                      "slot " + std::to_string(gate));
+      }
+      if (taken[static_cast<size_t>(gate)] || (i > 0 && table.rows[first + i - 1] >= row)) {
+        return Refuse(Code::kValue, op, "rows", "ascending in an adapter, each slot in one",
                       "row " + std::to_string(row) + " once more");
       }
-      taken[static_cast<size_t>(row)] = true;
+      taken[static_cast<size_t>(gate)] = true;
     }
     first += adapter.count;
     h_begin += adapter.count * adapter.r();
@@ -113,7 +122,9 @@ void AddShared(const AdapterTable& table, const TensorView& row_scale, const Ten
 }
 
 std::string DescribeTable(const AdapterTable& table) {
-  return " adapters " + std::to_string(table.count) + " rows " + std::to_string(table.row_count);
+  const std::string slots = table.slots == 1 ? "" : " slots " + std::to_string(table.slots);
+  return " adapters " + std::to_string(table.count) + " rows " + std::to_string(table.row_count) +
+         slots;
 }
 
 }  // namespace
@@ -128,7 +139,7 @@ Status GroupedForwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "bias", bias, 1, n));
   LOWRANK_RETURN_IF_ERROR(CheckRows(kName, table, m));
   LOWRANK_RETURN_IF_ERROR(CheckAdapters(kName, table, n, x.cols, "x", x.dtype));
-  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m * table.slots));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dropoutMask", mask, m, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, 1, table.h_elems));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
@@ -155,13 +166,17 @@ Status GroupedBackwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, m, n));
   LOWRANK_RETURN_IF_ERROR(CheckRows(kName, table, m));
   LOWRANK_RETURN_IF_ERROR(CheckAdapters(kName, table, n, k, "dy", dy.dtype));
-  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "rowScale", row_scale, 1, m * table.slots));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dropoutMask", mask, m, k));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dRowScale", d_row_scale, 1, m * table.slots));
+  if (d_row_scale.present && !row_scale.present) {
+    return Refuse(Code::kValue, kName, "dRowScale", "beside rowScale", "alone");
+  }
   Ranges ranges;
   AddShared(table, row_scale, mask, &ranges);
   bool needs_x = false;
-  bool needs_h = false;
+  bool needs_h = d_row_scale.present;
   for (int64_t e = 0; e < table.count; ++e) {
     const AdapterRows& adapter = table.adapters[e];
     const int64_t r = adapter.r();
@@ -198,6 +213,7 @@ Status GroupedBackwardOp::Check() const {
   ranges.Add("h", h, false);
   ranges.Add("dx", dx, true);
   ranges.Add("dBias", d_bias, true);
+  ranges.Add("dRowScale", d_row_scale, true);
   return ranges.CheckApart(kName);
 }
 std::string GroupedBackwardOp::Describe() const {

@@ -34,18 +34,22 @@ struct AdapterRows {
   int64_t r() const { return lora_b.cols; }
 };
 
-/// The adapters of a batch. Rows stand adapter by adapter, ascending in each; a row is in one
-/// adapter or, where it has only the base weight, in none. OpRefs::tables keeps both arrays.
+/// The adapters of a batch. A row of x has `slots` places for adapters, each filled or empty, and
+/// no adapter twice. What fills one is an entry; entries stand adapter by adapter, in each by
+/// ascending row. What a row has several of is added in the order of `adapters`. OpRefs::tables
+/// keeps the arrays.
 struct AdapterTable {
   const AdapterRows* adapters = nullptr;
   int64_t count = 0;
-  const int32_t* rows = nullptr;
-  int64_t row_count = 0;
+  const int32_t* rows = nullptr;   // of each entry: its row
+  const int32_t* gates = nullptr;  // of each entry: its element of row_scale; `rows` with one slot
+  int64_t row_count = 0;           // entries
+  int64_t slots = 1;
   int64_t h_elems = 0;  // Σ count · r
 };
 
-/// With e the adapter of row m, where it has one, and g = row_scale[m] (1 where not given):
-///   y[m] = x[m] · dequant(w)ᵀ + bias + g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
+/// With e the adapters of row m and g = row_scale[m, the slot of e] (1 where not given):
+///   y[m] = x[m] · dequant(w)ᵀ + bias + Σ_e g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
 ///   h_e  = (gate_e ⊙ x[m]) · lora_a_eᵀ
 /// The gate is that of LoraForwardOp with the adapter's own p: element (m, k) of x, one seed.
 struct GroupedForwardOp {
@@ -54,7 +58,7 @@ struct GroupedForwardOp {
   WeightView w;     // [N, K]
   TensorView bias;  // [1, N]  optional
   AdapterTable table;
-  TensorView row_scale;  // [1, M]  optional
+  TensorView row_scale;  // [1, M · slots]  optional
   TensorView h;          // [1, h_elems]  f32, out: without g
   TensorView y;          // [M, N]  out, dtype of x
   uint64_t seed = 0;
@@ -64,10 +68,11 @@ struct GroupedForwardOp {
   std::string Describe() const;
 };
 
-/// With dh_e = g · scaling_e · dy[m] · lora_b_e over the rows m of adapter e:
-///   dx[m]         = dy[m] · dequant(w) + gate_e ⊙ (dh_e · lora_a_e)   [M, K]
+/// With u_e = dy[m] · lora_b_e and dh_e = g · scaling_e · u_e over the rows m of adapter e:
+///   dx[m]         = dy[m] · dequant(w) + Σ_e gate_e ⊙ (dh_e · lora_a_e)   [M, K]
 ///   d_lora_a_e    = dh_eᵀ · (gate_e ⊙ x)      d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e
 ///   d_lora_bias_e = scaling_e · Σ g · dy      d_bias     = Σ over all rows of dy
+///   d_row_scale   = scaling_e · (u_e · h_e + dy[m] · lora_bias_e), 0 of an empty slot
 /// accumulate_<output> as in LoraBackwardOp.
 struct GroupedBackwardOp {
   static constexpr const char* kName = "groupedBackward";
@@ -75,12 +80,14 @@ struct GroupedBackwardOp {
   TensorView x;   // [M, K]  needed for a d_lora_a
   WeightView w;   // [N, K]  needed for dx
   AdapterTable table;
-  TensorView row_scale;  // [1, M]  optional
-  TensorView h;          // [1, h_elems]  f32, needed for a d_lora_b
-  TensorView dx;         // [M, K]  out, optional, dtype of dy
-  TensorView d_bias;     // [1, N]  out, optional
+  TensorView row_scale;    // [1, M · slots]  optional
+  TensorView h;            // [1, h_elems]  f32, needed for a d_lora_b and for d_row_scale
+  TensorView dx;           // [M, K]  out, optional, dtype of dy
+  TensorView d_bias;       // [1, N]  out, optional
+  TensorView d_row_scale;  // [1, M · slots]  out, optional, beside row_scale
   bool accumulate_dx = false;
   bool accumulate_d_bias = false;
+  bool accumulate_d_row_scale = false;
   int64_t in_features = 0;  // K
   uint64_t seed = 0;
   TensorView mask;  // [M, K]  optional

@@ -1,11 +1,14 @@
-/// The device "reference": a batch whose rows have different adapters, row by row.
+/// The device "reference": a batch whose rows have different adapters, entry by entry.
 #include "native/cpu/reference_ops.h"
 
 namespace lowrank::cpu::reference {
 namespace {
 
-double RowScale(const TensorView& row_scale, int64_t row) {
-  return row_scale.present ? LoadElement(row_scale.data, row_scale.dtype, row) : 1;
+/// g of an adapter's entry i.
+double RowScale(const TensorView& row_scale, const AdapterTable& table, const AdapterRows& adapter,
+                int64_t i) {
+  if (!row_scale.present) return 1;
+  return LoadElement(row_scale.data, row_scale.dtype, table.gates[adapter.first + i]);
 }
 
 DropoutSpec DropoutOf(const AdapterRows& adapter, uint64_t seed, const TensorView& mask) {
@@ -53,7 +56,7 @@ void AddForward(const GroupedForwardOp& op, const AdapterRows& adapter, const Ru
   const std::vector<double> h_values = Load(h, context);
   for (int64_t i = 0; i < adapter.count; ++i) {
     const int64_t row = op.table.rows[adapter.first + i];
-    const double factor = adapter.scaling * RowScale(op.row_scale, row);
+    const double factor = adapter.scaling * RowScale(op.row_scale, op.table, adapter, i);
     ForEach(context, n_count, [&](int64_t n) {
       double value = Dot(h_values.data() + i * r, lora_b.data() + n * r, r);
       if (adapter.lora_bias.present) {
@@ -64,6 +67,23 @@ void AddForward(const GroupedForwardOp& op, const AdapterRows& adapter, const Ru
   }
 }
 
+/// d_row_scale of an adapter's entries, from their dy without g.
+void StoreGateGrads(const GroupedBackwardOp& op, const AdapterRows& adapter,
+                    const std::vector<double>& dy, const RunContext& context) {
+  const int64_t n_count = op.dy.cols;
+  const int64_t r = adapter.r();
+  const std::vector<double> u = AdapterGrad(dy, adapter.count, adapter.lora_b, 1, context);
+  const std::vector<double> h = Load(Slice(op.h, adapter), context);
+  const std::vector<double> lora_bias =
+      adapter.lora_bias.present ? Load(adapter.lora_bias, context) : std::vector<double>();
+  ForEach(context, adapter.count, [&](int64_t i) {
+    double sum = Dot(u.data() + i * r, h.data() + i * r, r);
+    if (adapter.lora_bias.present) sum += Dot(dy.data() + i * n_count, lora_bias.data(), n_count);
+    Store(op.d_row_scale, op.table.gates[adapter.first + i], adapter.scaling * sum,
+          op.accumulate_d_row_scale);
+  });
+}
+
 /// One adapter's dh and gradients; adds its part to dx.
 void AddBackward(const GroupedBackwardOp& op, const AdapterRows& adapter,
                  const std::vector<double>& dy_all, const RunContext& context,
@@ -72,8 +92,9 @@ void AddBackward(const GroupedBackwardOp& op, const AdapterRows& adapter,
   const int64_t n_count = op.dy.cols;
   const int64_t r = adapter.r();
   std::vector<double> dy = Gather(dy_all, n_count, adapter, op.table);
+  if (op.d_row_scale.present) StoreGateGrads(op, adapter, dy, context);
   for (int64_t i = 0; i < adapter.count; ++i) {
-    const double g = RowScale(op.row_scale, op.table.rows[adapter.first + i]);
+    const double g = RowScale(op.row_scale, op.table, adapter, i);
     for (int64_t n = 0; n < n_count; ++n) dy[static_cast<size_t>(i * n_count + n)] *= g;
   }
   const DropoutSpec dropout = DropoutOf(adapter, op.seed, op.mask);
@@ -137,6 +158,11 @@ Status GroupedBackward(const GroupedBackwardOp& op, const RunContext& context) {
   const std::vector<double> dy = Load(op.dy, context);
   std::vector<double> dx;
   if (op.dx.present) dx = BaseInputGrad(op.dy, op.w, context);
+  if (op.d_row_scale.present && !op.accumulate_d_row_scale) {
+    // Of the slots that are empty.
+    ForEach(context, op.d_row_scale.elems(),
+            [&](int64_t i) { Store(op.d_row_scale, i, 0, false); });
+  }
   for (int64_t e = 0; e < op.table.count; ++e) {
     AddBackward(op, op.table.adapters[e], dy, context, &dx);
   }

@@ -2,7 +2,9 @@
 /// with the base weight for all rows, and a launch for each part of all adapters.
 ///
 ///   forward    shrink, base product, expand
-///   backward   d_bias, dh, base product, dx, d_lora_a, d_lora_b: what is wanted
+///   backward   d_bias, dh, d_row_scale, base product, dx, d_lora_a, d_lora_b: what is wanted
+///
+/// Where rows have several adapters, expand and dx are launched for one of each row at a time.
 ///
 /// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
 /// ones the workspace holds its f32 sums, so that an element is rounded once.
@@ -51,12 +53,9 @@ gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
 class Tables {
  public:
   Tables(const AdapterTable& table, int64_t m_count, bool masked) {
-    std::vector<bool> taken(static_cast<size_t>(m_count), false);
-    rows_.assign(table.rows, table.rows + table.row_count);
-    for (const int32_t row : rows_) taken[static_cast<size_t>(row)] = true;
-    for (int64_t m = 0; m < m_count; ++m) {
-      if (!taken[static_cast<size_t>(m)]) rows_.push_back(static_cast<int32_t>(m));
-    }
+    rows_ = WithOthers(table.rows, table.row_count, m_count);
+    const int64_t slots = m_count * table.slots;
+    if (table.slots > 1) gates_ = WithOthers(table.gates, table.row_count, slots);
     for (int64_t e = 0; e < table.count; ++e) {
       const AdapterRows& adapter = table.adapters[e];
       adapters_.push_back(GpuAdapter(adapter, masked));
@@ -64,7 +63,13 @@ class Tables {
       largest_r_ = std::max(largest_r_, adapter.r());
     }
     with_adapter_ = static_cast<int64_t>(tiles_.size());
-    AddTiles(-1, table.row_count, m_count - table.row_count);
+    AddTiles(-1, table.row_count, slots - table.row_count);
+    of_slots_ = static_cast<int64_t>(tiles_.size());
+    if (table.slots > 1) {
+      AddLayers(table, m_count);
+    } else {
+      layers_.push_back({0, of_slots_});
+    }
     // A tile of no adapter reads the first one's fields all the same.
     if (adapters_.empty()) adapters_.push_back(gpu::GroupedAdapter{});
   }
@@ -72,7 +77,9 @@ class Tables {
   void Upload(gpu::GroupedParams* params, Workspace* workspace, Plan* plan) const {
     const size_t adapters = Round(adapters_.size() * sizeof(gpu::GroupedAdapter));
     const size_t tiles = Round(tiles_.size() * sizeof(gpu::GroupedRowTile));
-    const size_t bytes = adapters + tiles + rows_.size() * sizeof(int32_t);
+    const size_t rows = Round(rows_.size() * sizeof(int32_t));
+    const size_t gates = Round(gates_.size() * sizeof(int32_t));
+    const size_t bytes = adapters + tiles + rows + gates + places_.size() * sizeof(int32_t);
     unsigned char* at = workspace->Take<unsigned char>(static_cast<int64_t>(bytes));
     plan->upload.resize(bytes);
     plan->upload_to = at;
@@ -80,17 +87,81 @@ class Tables {
     Copy(adapters_, from);
     Copy(tiles_, from + adapters);
     Copy(rows_, from + adapters + tiles);
+    Copy(gates_, from + adapters + tiles + rows);
+    Copy(places_, from + adapters + tiles + rows + gates);
     if (at == nullptr) return;  // the workspace is only measured
     params->adapters = reinterpret_cast<const gpu::GroupedAdapter*>(at);
     params->tiles = reinterpret_cast<const gpu::GroupedRowTile*>(at + adapters);
     params->rows = reinterpret_cast<const int32_t*>(at + adapters + tiles);
+    params->gates = params->rows;
+    if (gates_.empty()) return;
+    params->gates = reinterpret_cast<const int32_t*>(at + adapters + tiles + rows);
+    params->places = reinterpret_cast<const int32_t*>(at + adapters + tiles + rows + gates);
   }
 
-  int64_t tiles() const { return static_cast<int64_t>(tiles_.size()); }
+  /// Tiles of a launch that adds to rows.
+  struct Layer {
+    int64_t first;
+    int64_t count;
+  };
+  const std::vector<Layer>& layers() const { return layers_; }
   int64_t tiles_with_adapter() const { return with_adapter_; }
+  /// And those of empty slots.
+  int64_t tiles_of_slots() const { return of_slots_; }
   int64_t largest_r() const { return largest_r_; }
 
  private:
+  /// The list, and behind it those of [0, all) that are not in it.
+  static std::vector<int32_t> WithOthers(const int32_t* list, int64_t count, int64_t all) {
+    std::vector<int32_t> whole(list, list + count);
+    std::vector<bool> taken(static_cast<size_t>(all), false);
+    for (const int32_t i : whole) taken[static_cast<size_t>(i)] = true;
+    for (int64_t i = 0; i < all; ++i) {
+      if (!taken[static_cast<size_t>(i)]) whole.push_back(static_cast<int32_t>(i));
+    }
+    return whole;
+  }
+
+  /// One entry of each row a layer, in the order of the adapters. All rows end with the last layer,
+  /// which those without an adapter have alone, since it is that which finishes a row.
+  void AddLayers(const AdapterTable& table, int64_t m_count) {
+    std::vector<int64_t> left(static_cast<size_t>(m_count), 0);
+    for (int64_t i = 0; i < table.row_count; ++i) ++left[static_cast<size_t>(table.rows[i])];
+    int64_t most = 1;
+    for (const int64_t count : left) most = std::max(most, count);
+    std::vector<std::vector<gpu::GroupedRowTile>> tiles(static_cast<size_t>(most));
+    std::vector<std::vector<int32_t>> places(static_cast<size_t>(most));
+    const auto add = [&](int64_t layer, int32_t adapter, int64_t place) {
+      std::vector<gpu::GroupedRowTile>& own = tiles[static_cast<size_t>(layer)];
+      std::vector<int32_t>& list = places[static_cast<size_t>(layer)];
+      if (own.empty() || own.back().adapter != adapter || own.back().count == gpu::kGroupedTile) {
+        own.push_back({adapter, 0, static_cast<int64_t>(list.size())});
+      }
+      ++own.back().count;
+      list.push_back(static_cast<int32_t>(place));
+    };
+    for (int64_t e = 0; e < table.count; ++e) {
+      const AdapterRows& adapter = table.adapters[e];
+      for (int64_t i = adapter.first; i < adapter.first + adapter.count; ++i) {
+        add(most - left[static_cast<size_t>(table.rows[i])]--, static_cast<int32_t>(e), i);
+      }
+    }
+    for (int64_t i = table.row_count; i < static_cast<int64_t>(rows_.size()); ++i) {
+      add(most - 1, -1, i);
+    }
+    for (int64_t layer = 0; layer < most; ++layer) {
+      const auto begin = static_cast<int64_t>(places_.size());
+      layers_.push_back({static_cast<int64_t>(tiles_.size()),
+                         static_cast<int64_t>(tiles[static_cast<size_t>(layer)].size())});
+      for (gpu::GroupedRowTile tile : tiles[static_cast<size_t>(layer)]) {
+        tile.first += begin;
+        tiles_.push_back(tile);
+      }
+      const std::vector<int32_t>& list = places[static_cast<size_t>(layer)];
+      places_.insert(places_.end(), list.begin(), list.end());
+    }
+  }
+
   static size_t Round(size_t bytes) { return (bytes + 15) / 16 * 16; }
   template <typename T>
   static void Copy(const std::vector<T>& from, unsigned char* to) {
@@ -106,7 +177,11 @@ class Tables {
   std::vector<gpu::GroupedAdapter> adapters_;
   std::vector<gpu::GroupedRowTile> tiles_;
   std::vector<int32_t> rows_;
+  std::vector<int32_t> gates_;   // with one slot a row: as rows_
+  std::vector<int32_t> places_;  // of the layers' tiles; with one slot a row: none
+  std::vector<Layer> layers_;
   int64_t with_adapter_ = 0;
+  int64_t of_slots_ = 0;
   int64_t largest_r_ = 0;
 };
 
@@ -124,6 +199,19 @@ Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows,
   LOWRANK_RETURN_IF_ERROR(SetGrid(op, all, 1, &step));
   step.SetParams(params);
   plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+/// The launches of a kernel that adds to rows, over tiles of `cols` columns.
+Status AddRowSteps(const char* op, const char* kernel, const Tables& tables, int64_t cols,
+                   const gpu::GroupedParams& params, Plan* plan) {
+  const std::vector<Tables::Layer>& layers = tables.layers();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    gpu::GroupedParams one = params;
+    if (one.tiles != nullptr) one.tiles += layers[i].first;
+    one.partial = i + 1 < layers.size() ? 1 : 0;
+    LOWRANK_RETURN_IF_ERROR(AddStep(op, kernel, layers[i].count, 1, cols, one, plan));
+  }
   return Status();
 }
 
@@ -171,7 +259,7 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   base.x = op.x;
   base.w = op.w;
   LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
-  return AddStep(op.kName, "grouped_expand_kernel", tables.tiles(), 1, params.N, params, plan);
+  return AddRowSteps(op.kName, "grouped_expand_kernel", tables, params.N, params, plan);
 }
 
 Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
@@ -191,7 +279,8 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     needs_b = needs_b || adapter.d_lora_b.elems() > 0;
   }
   const bool needs_dx = op.dx.elems() > 0;
-  if (!needs_a && !needs_b && !needs_dx) return Status();
+  const bool needs_gates = op.d_row_scale.elems() > 0;
+  if (!needs_a && !needs_b && !needs_dx && !needs_gates) return Status();
   const Tables tables(op.table, op.dy.rows, op.mask.present);
   gpu::GroupedParams params{};
   SetShared(op.row_scale, op.mask, op.seed, &params);
@@ -203,10 +292,21 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
   params.out = op.dx.data;
   params.N = op.dy.cols;
   params.K = op.in_features;
-  if (needs_a || needs_dx) {
+  if (needs_a || needs_dx || needs_gates) {
     params.dh = workspace->Take<float>(op.table.h_elems);
+    if (needs_gates) params.u = workspace->Take<float>(op.table.h_elems);
     LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_dh_kernel", tables.tiles_with_adapter(), 1,
                                     tables.largest_r(), params, plan));
+  }
+  if (needs_gates) {
+    gpu::GroupedParams gates = params;
+    gates.d_row_scale = op.d_row_scale.data;
+    gates.d_row_scale_element = LoraElementOf(op.d_row_scale.dtype);
+    gates.accumulate = op.accumulate_d_row_scale ? 1 : 0;
+    // A tile is a block: one tile of one column.
+    LOWRANK_RETURN_IF_ERROR(
+        AddStep(op.kName, "grouped_gates_kernel", tables.tiles_of_slots(), 1, 1, gates, plan));
+    plan->steps.back().shared_bytes = 0;  // its sums stay in registers
   }
   if (needs_dx) {
     GemmMmaOperands base;
@@ -217,7 +317,7 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.dx, device, workspace, &params, plan));
     params.accumulate = op.accumulate_dx && op.dx.dtype != DType::kF32 ? 1 : 0;
     LOWRANK_RETURN_IF_ERROR(
-        AddStep(op.kName, "grouped_dx_kernel", tables.tiles(), 1, params.K, params, plan));
+        AddRowSteps(op.kName, "grouped_dx_kernel", tables, params.K, params, plan));
   }
   if (needs_a) {
     LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_da_kernel", op.table.count,

@@ -139,6 +139,12 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         const given = { x, w: dense, rows, ...wrong };
         return callWith(group.forward.bind(group), given.x, given.w, given.rows, options);
       };
+      const pairs = [
+        ['two', 'one'],
+        ['one', null],
+        [null, null],
+        ['one', 'two'],
+      ];
       const w4 = quantize(dense, { format: 'nf4', blocksize: 64 });
       const name = (kind: BadClass, what: string, code: string, value: unknown): BadCase =>
         bad(kind, `rows: ${what}`, code, () => run({ rows: value }));
@@ -193,6 +199,21 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           name(2, 'undefined among them', 'ERR_TYPE', ['one', undefined, null, null]),
           name(35, 'an unknown name', 'ERR_VALUE', ['one', 'three', null, null]),
           name(35, 'a name of Object', 'ERR_VALUE', ['one', 'toString', null, null]),
+          name(13, 'an empty list', 'ERR_SHAPE', [[], [], [], []]),
+          name(3, 'a name among lists', 'ERR_TYPE', [['one'], 'two', [null], [null]]),
+          name(2, 'null among lists', 'ERR_TYPE', [['one'], null, [null], [null]]),
+          name(3, 'a list among names', 'ERR_TYPE', ['one', ['two'], null, null]),
+          name(11, 'a shorter list', 'ERR_SHAPE', [...pairs.slice(0, 3), ['one']]),
+          name(12, 'a longer list', 'ERR_SHAPE', [...pairs.slice(0, 3), ['one', 'two', null]]),
+          name(11, 'too few lists', 'ERR_SHAPE', pairs.slice(0, 3)),
+          name(3, 'a number in a list', 'ERR_TYPE', [...pairs.slice(0, 3), ['one', 1]]),
+          name(35, 'an unknown name in a list', 'ERR_VALUE', [['one', 'x'], ...pairs.slice(1)]),
+          name(35, 'an adapter twice in a row', 'ERR_VALUE', [['one', 'one'], ...pairs.slice(1)]),
+          ...[[M], [2, M], [M, 1], [M, 3], [M + 1, 2], [1, M, 2]].map((shape) =>
+            bad(22, `rowScale of lists: [${shape}]`, 'ERR_SHAPE', () =>
+              run({ rows: pairs }, { rowScale: zeros(shape) }),
+            ),
+          ),
           option(3, 'options: a number', 'ERR_TYPE', 3),
           option(2, 'options: null', 'ERR_TYPE', null),
           option(33, 'options: a getter that throws', 'HOSTILE', hostile('bias')),
@@ -222,7 +243,10 @@ describe.each(DEVICES)('bad input on %s', (device) => {
     await scope(async () => {
       const f = fixture(device);
       const { group, one, zeros, x, dense, rows, dy } = f;
-      const { saved } = group.forward(x, dense, rows, { bias: f.bias });
+      const rowScale = zeros([M]);
+      const { saved } = group.forward(x, dense, rows, { bias: f.bias, rowScale });
+      const plain = group.forward(x, dense, rows).saved;
+      const off = group.forward(x, dense, rows, { rowScale, training: false }).saved;
       const run = (wrong: Record<string, unknown>, options?: unknown): unknown => {
         const given = { dy, saved, ...wrong };
         return callWith(group.backward.bind(group), given.dy, given.saved, options);
@@ -233,12 +257,13 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         option(kind, `accumulateInto: ${what}`, code, { keep: true, accumulateInto: value });
       const parts = (value: unknown): object => ({ adapters: new Map([['one', value]]) });
       await checkCases('GroupedLora.backward', device, {
-        watched: [x, dense, dy, one.loraA, saved.h as Tensor],
+        watched: [x, dense, dy, one.loraA, saved.h as Tensor, rowScale],
         valid: async () => {
           const got = group.backward(dy, saved, { keep: true });
           const all = [...got.adapters.values()].flatMap((each) => Object.values(each));
-          const values = [got.dx as Tensor, got.dBias as Tensor, ...all].map((t) => t.readSync());
-          for (const tensor of [got.dx, got.dBias, ...all]) tensor?.dispose();
+          const shared = [got.dx as Tensor, got.dBias as Tensor, got.dRowScale as Tensor];
+          const values = [...shared, ...all].map((tensor) => tensor.readSync());
+          for (const tensor of [...shared, ...all]) tensor.dispose();
           return values;
         },
         cases: [
@@ -270,6 +295,24 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           into(22, 'dLoraA of another shape', 'ERR_SHAPE', parts({ dLoraA: zeros([2, K]) })),
           into(3, 'dLoraB a number', 'ERR_TYPE', parts({ dLoraB: 3 })),
           into(22, 'dx of another shape', 'ERR_SHAPE', { dx: zeros([M, K + 1]) }),
+          bad(35, 'dRowScale without rowScale', 'ERR_VALUE', () =>
+            run({ saved: plain }, { needs: ['dRowScale'], keep: true }),
+          ),
+          bad(35, 'dRowScale after training: false', 'ERR_VALUE', () =>
+            run({ saved: off }, { needs: ['dRowScale'], keep: true }),
+          ),
+          into(22, 'dRowScale of another shape', 'ERR_SHAPE', { dRowScale: zeros([M + 1]) }),
+          into(3, 'dRowScale an array', 'ERR_TYPE', { dRowScale: [1, 1, 1, 1] }),
+          into(27, 'dRowScale is rowScale', 'ERR_ALIAS', { dRowScale: rowScale }),
+          bad(32, 'dRowScale of another device', 'ERR_DEVICE', () =>
+            run(
+              {},
+              {
+                keep: true,
+                accumulateInto: { dRowScale: Tensor.zeros([M], { device: elsewhere(device) }) },
+              },
+            ),
+          ),
           into(24, 'dx of another dtype', 'ERR_DTYPE', { dx: zeros([M, K], 'bf16') }),
           into(27, 'dx is dLoraA of an adapter', 'ERR_ALIAS', parts({ dLoraA: one.loraA })),
         ],

@@ -5,6 +5,7 @@ import {
   type DType,
   type GroupedForwardOptions,
   GroupedLora,
+  type GroupedRow,
   LoraAdapter,
   type Tensor,
 } from '../../lib/index.js';
@@ -23,7 +24,9 @@ export interface GroupedShape {
   readonly K: number;
   /** One adapter each; an adapter may end up without rows. */
   readonly ranks: readonly number[];
-  /** Every so many rows have no adapter; default none. */
+  /** A row is a list of so many places, each with an adapter of its own; default: a name. */
+  readonly slots?: number;
+  /** Every so many places have no adapter; default none. */
   readonly nullEvery?: number;
   /** Rows of an adapter stand together. */
   readonly sorted?: boolean;
@@ -34,6 +37,8 @@ export interface GroupedShape {
   readonly dropout?: number;
   readonly maskGiven?: boolean;
   readonly rowScale?: boolean;
+  /** Default f32. */
+  readonly gateType?: DType;
   readonly sameDType?: boolean;
 }
 
@@ -44,7 +49,7 @@ export interface GroupedCase {
   readonly w: BaseWeight;
   readonly group: GroupedLora;
   readonly adapters: readonly LoraAdapter[];
-  readonly rows: readonly (string | null)[];
+  readonly rows: readonly GroupedRow[];
   readonly options: GroupedForwardOptions;
   readonly inputs: GroupedInputs;
   readonly dy64: Matrix;
@@ -79,12 +84,24 @@ export function groupedCase(
   const dy = operand(M, N, fill(2, dtype));
   const w = weightOperand(spec, N, K, dtype, { seed: seeded(seed, 3), device });
   const bias = shape.bias ? operand(1, N, fill(4, 'f32')) : undefined;
-  const rowScale = shape.rowScale ? operand(1, M, fill(5, 'f32')) : undefined;
+  const slots = shape.slots ?? 1;
+  const gateType = fill(5, shape.gateType ?? 'f32');
+  const rowScale = !shape.rowScale
+    ? undefined
+    : shape.slots === undefined
+      ? operand(1, M, gateType)
+      : operand(M, slots, gateType);
   const draw = draws(seed);
-  const adapterOf = Array.from({ length: M }, (_, m) =>
-    nullEvery !== undefined && m % nullEvery === 0 ? -1 : draw(ranks.length),
+  const adapterOf = Array.from({ length: M * slots }, (_, at) =>
+    nullEvery !== undefined && at % nullEvery === 0 ? -1 : draw(ranks.length),
   );
   if (shape.sorted) adapterOf.sort((a, b) => a - b);
+  adapterOf.forEach((e, at) => {
+    // Once in a row: the next one that is free, or none.
+    const before = adapterOf.slice(at - (at % slots), at);
+    const free = ranks.map((_, i) => (e + i) % ranks.length).filter((i) => !before.includes(i));
+    if (e >= 0) adapterOf[at] = free[0] ?? -1;
+  });
   const adapterType = shape.sameDType ? dtype : 'f32';
   const group = new GroupedLora({ inFeatures: K, outFeatures: N, device });
   const sharedMask = shape.maskGiven ? dropoutMask64(seed, 0.3, M, K) : undefined;
@@ -116,6 +133,7 @@ export function groupedCase(
       gate: mask === undefined ? undefined : gateOf(mask, p),
     };
   });
+  const names = adapterOf.map((e) => (e < 0 ? null : nameOf(e)));
   return {
     name: `${JSON.stringify(shape)} seed ${seed}`,
     x: x.tensor,
@@ -123,7 +141,10 @@ export function groupedCase(
     w: w.w,
     group,
     adapters,
-    rows: adapterOf.map((e) => (e < 0 ? null : nameOf(e))),
+    rows:
+      shape.slots === undefined
+        ? names
+        : Array.from({ length: M }, (_, m) => names.slice(m * slots, (m + 1) * slots)),
     options: {
       ...(bias === undefined ? {} : { bias: bias.tensor }),
       ...(sharedMask === undefined ? {} : { dropoutMask: tensorOf(sharedMask, { device }) }),
@@ -136,6 +157,7 @@ export function groupedCase(
       bias: bias?.matrix,
       adapters: adapters64,
       adapterOf,
+      slots,
       rowScale: rowScale?.matrix.data,
     },
     dy64: dy.matrix,

@@ -228,6 +228,15 @@ function grouped(device: Device) {
     const rows = Array.from({ length: 128 }, (_, m) => (Math.floor(m / 16) % 2 === 0 ? 'a' : 'b'));
     const { saved } = group.forward(x, w, rows, { seed: 1 });
     group.backward(dy, saved);
+    // Both adapters for every row, with gates.
+    for (const name of ['a', 'b']) {
+      const { loraA, loraB } = group.get(name) as LoraAdapter;
+      const loraBias = random(device, 40, [128], dtype);
+      group.update(name, new LoraAdapter({ loraA, loraB, loraBias, loraAlpha: 32 }));
+    }
+    const pairs = rows.map(() => ['a', 'b']);
+    const mixed = group.forward(x, w, pairs, { rowScale: random(device, 41, [128, 2], dtype) });
+    group.backward(dy, mixed.saved, { needs: ['dx', 'dRowScale'] });
   }
 }
 

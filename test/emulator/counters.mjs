@@ -31,7 +31,13 @@ if (!existsSync(library)) {
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-counters-'));
 const bundle = async (name, file) => {
   const outfile = join(folder, name);
-  const options = { bundle: true, platform: 'node', format: 'esm', logLevel: 'warning' };
+  const options = {
+    bundle: true,
+    platform: 'node',
+    format: 'esm',
+    target: 'node20',
+    logLevel: 'warning',
+  };
   await build({ ...options, entryPoints: [join(import.meta.dirname, file)], outfile });
   return outfile;
 };

@@ -4,13 +4,18 @@ import { type GroupedShape, groupedCase, nameOf } from '../conformance/grouped-c
 import { DTYPES, mixes, operand, WEIGHTS } from '../conformance/operands.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 
-/** Ragged tiles, several of them, sums over a span; gates, row weights, biases, rows of no adapter. */
+/**
+ * Ragged tiles, several of them, sums over a span; gates, row weights, biases, rows of no adapter, of
+ * one and of several.
+ */
 const SHAPES: readonly GroupedShape[] = [
   { M: 3, N: 5, K: 7, ranks: [1, 2] },
   { M: 75, N: 40, K: 36, ranks: [33, 4], nullEvery: 4, bias: true, loraBias: true, sorted: true },
   { M: 9, N: 300, K: 520, ranks: [3, 5, 2], dropout: 0.3, nullEvery: 5 },
   { M: 12, N: 35, K: 66, ranks: [300, 6], maskGiven: true, dropout: 0.2, sameDType: true },
   { M: 290, N: 6, K: 9, ranks: [2, 1], rowScale: true, loraBias: true, nullEvery: 3, sorted: true },
+  { M: 70, N: 34, K: 40, ranks: [5, 33], slots: 2, rowScale: true, loraBias: true, nullEvery: 3 },
+  { M: 6, N: 8200, K: 5, ranks: [3, 2, 4], slots: 4, rowScale: true, loraBias: true, bias: true },
 ];
 
 export function grouped(): KernelCase[] {
@@ -35,6 +40,7 @@ export function grouped(): KernelCase[] {
               accumulateInto: {
                 dx,
                 adapters: new Map([[nameOf(0), { dLoraA: into.tensor }]]),
+                ...(all.dRowScale === undefined ? {} : { dRowScale: all.dRowScale }),
               },
             });
             const again = c.group.forward(c.x, c.w, c.rows, c.options);
@@ -47,6 +53,7 @@ export function grouped(): KernelCase[] {
             const part = c.group.forward(c.x, c.w, c.rows, { seed: 1 });
             const some = c.group.backward(c.dy, part.saved, { needs: ['adapters'] });
             results.push(y, all.dx as Tensor, ...each, dx);
+            if (all.dRowScale !== undefined) results.push(all.dRowScale);
             for (const { adapters: gradients } of [{ adapters }, some]) {
               for (const parts of gradients.values()) results.push(...Object.values(parts));
             }

@@ -373,6 +373,7 @@ int CheckBackend(int argc, char** argv) {
   OrderAcrossStreams();
   Capture();
   WorkspaceInACapture();
+  GroupedInACapture();
   VerdictsReachReaders();
   VerdictsSettledMeanwhile();
   DroppedWork();

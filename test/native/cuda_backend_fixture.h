@@ -139,4 +139,7 @@ inline cuda::CUstream NewStream() {
   return stream;
 }
 
+/// Checks in files of their own.
+void GroupedInACapture();
+
 }  // namespace lowrank

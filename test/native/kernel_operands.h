@@ -185,6 +185,7 @@ struct Shape {
 void CheckLayers(const KernelTable& table, const RunContext& context);
 void CheckParts(const KernelTable& table, const RunContext& context);
 void CheckFeatures(const KernelTable& table, const RunContext& context);
+void CheckGrouped(const KernelTable& table, const RunContext& context);
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
 void CheckPool();
 void CheckHostMemory();

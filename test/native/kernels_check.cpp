@@ -43,6 +43,7 @@ int Main(int argc, char** argv) {
     CheckLayers(*table, context);
     CheckParts(*table, context);
     CheckFeatures(*table, context);
+    CheckGrouped(*table, context);
     CheckInvariance(*table, &cancel);
     CheckNonFinite(*table, context);
     CheckFormats(*table, context);

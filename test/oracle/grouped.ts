@@ -1,4 +1,4 @@
-/** A batch whose rows have different adapters, in float64: row by row as a batch of one. */
+/** A batch whose rows have different adapters, in float64: each entry as a batch of one. */
 import { type Bounded, type Matrix, matmul64, matmulInputGrad64, matrix } from './linear.js';
 import { type LoraInputs, loraBackward64, loraForward64 } from './lora.js';
 
@@ -16,15 +16,19 @@ export interface GroupedInputs {
   readonly w: Matrix; // [N, K]
   readonly bias?: Matrix | undefined; // [1, N]
   readonly adapters: readonly GroupedAdapter64[];
-  /** For each row the place of its adapter, or -1. */
+  /** For each slot of each row the place of its adapter, or -1. */
   readonly adapterOf: readonly number[];
-  /** [M] */
+  /** Of a row; default 1. */
+  readonly slots?: number | undefined;
+  /** [M, slots] */
   readonly rowScale?: ArrayLike<number> | undefined;
 }
 
 export interface GroupedGradients64 {
   readonly dx: Bounded;
   readonly dBias: Bounded;
+  /** [1, M · slots]: 0 where a slot has no adapter. */
+  readonly dRowScale: Bounded;
   /** Of an adapter without rows: undefined. */
   readonly adapters: ReadonlyArray<
     { dLoraA: Bounded; dLoraB: Bounded; dLoraBias: Bounded } | undefined
@@ -49,19 +53,41 @@ function addAt(whole: Bounded, part: Bounded, at: number): void {
   }
 }
 
-/** One row with its adapter as a layer of its own. */
-function rowInputs(inputs: GroupedInputs, m: number): LoraInputs | undefined {
-  const adapter = inputs.adapters[inputs.adapterOf[m] as number];
-  if (adapter === undefined) return undefined;
-  const { gate, scaling } = adapter;
-  return {
-    ...adapter,
-    x: rowOf(inputs.x, m),
-    w: inputs.w,
-    bias: inputs.bias,
-    scaling: scaling * (inputs.rowScale?.[m] ?? 1),
-    gate: gate === undefined ? undefined : rowOf(gate, m),
-  };
+/** What is in a slot of a row, as a layer of its own over a weight of zeros. */
+interface Entry {
+  readonly slot: number;
+  readonly place: number;
+  readonly layer: LoraInputs;
+  /** Without the gate. */
+  readonly plain: LoraInputs;
+}
+
+function entriesOf(inputs: GroupedInputs, m: number): Entry[] {
+  const { slots = 1, adapterOf, adapters, rowScale } = inputs;
+  const w = zeros(inputs.w.rows, inputs.w.cols).value;
+  const entries: Entry[] = [];
+  for (let slot = m * slots; slot < (m + 1) * slots; slot++) {
+    const place = adapterOf[slot] as number;
+    const adapter = adapters[place];
+    if (adapter === undefined) continue;
+    const { gate } = adapter;
+    const x = rowOf(inputs.x, m);
+    const plain = { ...adapter, x, w, gate: gate === undefined ? undefined : rowOf(gate, m) };
+    const layer = { ...plain, scaling: adapter.scaling * (rowScale?.[slot] ?? 1) };
+    entries.push({ slot, place, layer, plain });
+  }
+  return entries;
+}
+
+/** Σ dy · term */
+function dotOf(dy: Matrix, term: Bounded): Bounded {
+  let value = 0;
+  let p = 0;
+  dy.data.forEach((v, n) => {
+    value += v * (term.value.data[n] as number);
+    p += Math.abs(v) * (term.p.data[n] as number);
+  });
+  return { value: matrix(1, 1, [value]), p: matrix(1, 1, [p]) };
 }
 
 /** y of every row. */
@@ -69,9 +95,8 @@ export function groupedForward64(inputs: GroupedInputs): Bounded {
   const N = inputs.w.rows;
   const y = zeros(inputs.x.rows, N);
   for (let m = 0; m < inputs.x.rows; m++) {
-    const row = rowInputs(inputs, m);
-    const base = (): Bounded => matmul64(rowOf(inputs.x, m), inputs.w, inputs.bias);
-    addAt(y, row === undefined ? base() : loraForward64(row), m * N);
+    addAt(y, matmul64(rowOf(inputs.x, m), inputs.w, inputs.bias), m * N);
+    for (const { layer } of entriesOf(inputs, m)) addAt(y, loraForward64(layer), m * N);
   }
   return y;
 }
@@ -82,6 +107,7 @@ export function groupedBackward64(inputs: GroupedInputs, dy: Matrix): GroupedGra
   const N = inputs.w.rows;
   const dx = zeros(inputs.x.rows, K);
   const dBias = zeros(1, N);
+  const dRowScale = zeros(1, inputs.adapterOf.length);
   const sums = inputs.adapters.map(({ loraA, loraB }, e) =>
     inputs.adapterOf.includes(e)
       ? {
@@ -94,17 +120,16 @@ export function groupedBackward64(inputs: GroupedInputs, dy: Matrix): GroupedGra
   for (let m = 0; m < inputs.x.rows; m++) {
     const dyRow = rowOf(dy, m);
     addAt(dBias, { value: dyRow, p: matrix(1, N, dyRow.data.map(Math.abs)) }, 0);
-    const row = rowInputs(inputs, m);
-    if (row === undefined) {
-      addAt(dx, matmulInputGrad64(dyRow, inputs.w), m * K);
-      continue;
-    }
-    const gradients = loraBackward64(row, dyRow);
-    addAt(dx, gradients.dx, m * K);
-    const sum = sums[inputs.adapterOf[m] as number];
-    for (const part of ['dLoraA', 'dLoraB', 'dLoraBias'] as const) {
-      if (sum !== undefined) addAt(sum[part], gradients[part], 0);
+    addAt(dx, matmulInputGrad64(dyRow, inputs.w), m * K);
+    for (const { slot, place, layer, plain } of entriesOf(inputs, m)) {
+      const gradients = loraBackward64(layer, dyRow);
+      addAt(dx, gradients.dx, m * K);
+      const sum = sums[place];
+      for (const part of ['dLoraA', 'dLoraB', 'dLoraBias'] as const) {
+        if (sum !== undefined) addAt(sum[part], gradients[part], 0);
+      }
+      addAt(dRowScale, dotOf(dyRow, loraForward64(plain)), slot);
     }
   }
-  return { dx, dBias, adapters: sums };
+  return { dx, dBias, dRowScale, adapters: sums };
 }

@@ -1,8 +1,12 @@
 /// A batch whose rows have different adapters: the bodies of lora.h, with the adapter's part cut by
 /// adapter. The base product does not know of them.
 ///
-///   y[m]  = x[m] · dequant(w)ᵀ + bias + g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
-///   dx[m] = dy[m] · dequant(w) + gate_e ⊙ (dh_e · lora_a_e),  dh_e = g · scaling_e · dy · lora_b_e
+///   y[m]  = x[m] · dequant(w)ᵀ + bias + Σ_e g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
+///   dx[m] = dy[m] · dequant(w) + Σ_e gate_e ⊙ (dh_e · lora_a_e)
+///   dh_e  = g · scaling_e · u_e,  u_e = dy · lora_b_e,  dg = scaling_e · (u_e · h_e + dy ·
+///   lora_bias_e)
+///
+/// over the adapters e of row m, in the order of the table.
 ///
 /// Operands   AdapterTable (native/core/grouped_ops.h); h and dh packed, [count, r] an adapter
 /// Tasks      shrink: an adapter's rows, kPieceRows at a time. expand: inside the tasks of the base
@@ -36,7 +40,7 @@ struct Grouped {
   uint64_t seed;
   const TensorView& mask;
   int64_t in_features;
-  const float* factors = nullptr;  // g by place in table.rows; null: 1
+  const float* factors = nullptr;  // g by entry of the table; null: 1
 
   const AdapterRows& At(int64_t e) const { return table.adapters[e]; }
   const float* FactorsOf(const AdapterRows& adapter) const {
@@ -85,13 +89,51 @@ LOWRANK_INLINE Block WholeRows(const Grid& grid, int64_t rows, int64_t n0, int64
   return {0, grid.rows.count, 0, rows, n0, n1};
 }
 
+/// a[row] · b over the n columns of a, in spans of kKC as everywhere; b is a row.
+static float DotRow(const TensorView& a, int64_t row, const TensorView& b) {
+  const int64_t begin = row * a.cols;
+  float total = 0;
+  for (int64_t n0 = 0; n0 < a.cols; n0 += kKC) {
+    const int64_t n1 = Min(n0 + kKC, a.cols);
+    VecF lanes = {};
+    int64_t n = n0;
+    for (; n + kVL <= n1; n += kVL) {
+      lanes = Fma(LoadWide(a.data, a.dtype, begin + n), LoadWide(b.data, b.dtype, n), lanes);
+    }
+    float sum = 0;
+    for (int l = 0; l < kVL; ++l) sum += lanes[l];
+    for (; n < n1; ++n) {
+      sum += ScalarWiden(a.data, a.dtype, begin + n) * ScalarWiden(b.data, b.dtype, n);
+    }
+    total += sum;
+  }
+  return total;
+}
+
+LOWRANK_INLINE void StoreGateGrads(const GroupedBackwardOp& op, const AdapterRows& adapter,
+                                   int64_t row0, int64_t rows, const float* dots) {
+  for (int64_t m = 0; m < rows; ++m) {
+    const int64_t entry = adapter.first + row0 + m;
+    float sum = dots[m];
+    if (adapter.lora_bias.present) {
+      sum += DotRow(op.dy, op.table.rows[entry], adapter.lora_bias);
+    }
+    StoreGrad(op.d_row_scale, op.table.gates[entry], adapter.scaling * sum,
+              op.accumulate_d_row_scale);
+  }
+}
+
 /// out_e [count, r] = factor_e · g · (gate_e ⊙ a) · b_e over the rows of each adapter.
 ///
 ///   forward: a = x, b = lora_aᵀ, factor 1        backward: a = dy, b = lora_b, factor scaling
+///
+/// The gradients of g are taken on the way where the backward op `gates` asks for them; else null.
 template <bool kBackward>
-LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorView& a, float* out) {
+LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorView& a, float* out,
+                                  const GroupedBackwardOp* gates = nullptr) {
   const TaskTable tasks = CountTasks(run, group.table.count, [&](int64_t e) {
-    return group.At(e).r() == 0 ? 0 : CeilDiv(group.At(e).count, kPieceRows);
+    if (group.At(e).r() == 0 && gates == nullptr) return int64_t{0};
+    return CeilDiv(group.At(e).count, kPieceRows);
   });
   if (tasks.begins == nullptr) return;
   run.ForEach(tasks.total(), group.table.h_elems * a.cols, [&](int64_t task) {
@@ -107,6 +149,7 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
     const RowSource factor_rows = DenseRows(kBackward ? adapter.lora_b : adapter.lora_a);
     const Grid grid = {SplitRows(rows), r, CeilDiv(r, kNR), 1, 1};
     const float* row_factors = kBackward ? group.FactorsOf(adapter) : nullptr;
+    float dots[kPieceRows] = {};  // u · h
     for (int64_t n0 = 0; n0 < r; n0 += kNC) {
       const Block block = WholeRows(grid, rows, n0, Min(n0 + kNC, r));
       float* c = run.Get<float>(kCSlot, block.c_elems());
@@ -128,10 +171,17 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
         float factor = kBackward ? adapter.scaling : 1.0f;
         if (row_factors != nullptr) factor *= row_factors[row0 + m];
         const float* row = c + m * block.ldc();
-        float* target = out + adapter.h_begin + (row0 + m) * r + n0;
+        const int64_t begin = adapter.h_begin + (row0 + m) * r + n0;
+        float* target = out + begin;
         for (int64_t n = 0; n < block.n1 - n0; ++n) target[n] = factor * row[n];
+        if (!kBackward || gates == nullptr) continue;
+        const float* h = static_cast<const float*>(gates->h.data) + begin;
+        float sum = 0;
+        for (int64_t n = 0; n < block.n1 - n0; ++n) sum += row[n] * h[n];
+        dots[m] += sum;
       }
     }
+    if (kBackward && gates != nullptr) StoreGateGrads(*gates, adapter, row0, rows, dots);
   });
 }
 
@@ -224,7 +274,7 @@ LOWRANK_INLINE void AddPartTransposed(Run& run, const Block& block, const Part& 
 }
 
 /// bias to every row of the block, and with it g · scaling · lora_bias where a row's adapter has
-/// one: one addition a row, as in lora.h.
+/// one: one addition for a row of one adapter, as in lora.h.
 LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, const Block& block,
                               int64_t m0, float* c) {
   static_assert(4 * kMR <= kChunkRows);  // so that a chunk has no more rows
@@ -239,7 +289,8 @@ LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, 
       const int64_t m = part.index[i] - m0;
       const float* factors = group.FactorsOf(adapter);
       const float scaling = factors == nullptr ? adapter.scaling : adapter.scaling * factors[i];
-      BiasRow(op.bias, adapter.lora_bias, scaling, block.n0, block.n1, bias);
+      BiasRow(own[m - block.m0] ? none : op.bias, adapter.lora_bias, scaling, block.n0, block.n1,
+              bias);
       AddRow(block, m, m + 1, bias, c);
       own[m - block.m0] = true;
     }
@@ -250,12 +301,12 @@ LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, 
   }
 }
 
-/// g in f32 by place in the table; null where not given, or memory ran out.
+/// g in f32 by entry of the table; null where not given, or memory ran out.
 LOWRANK_INLINE const float* RowFactors(Run& run, const AdapterTable& table,
                                        const TensorView& row_scale, float* room) {
   if (!row_scale.present || room == nullptr) return nullptr;
   for (int64_t i = 0; i < table.row_count; ++i) {
-    room[i] = ScalarWiden(row_scale.data, row_scale.dtype, table.rows[i]);
+    room[i] = ScalarWiden(row_scale.data, row_scale.dtype, table.gates[i]);
   }
   return run.Stopped() ? nullptr : room;
 }
@@ -408,7 +459,8 @@ LOWRANK_INLINE void GroupedFactorGrads(Run& run, const GroupedBackwardOp& op, co
 static Outcome GroupedBackward(const GroupedBackwardOp& op, const RunContext& context) {
   Run run(context);
   Grouped group = {op.table, op.seed, op.mask, op.in_features};
-  bool needs_dh = op.dx.present;
+  const bool needs_gates = op.d_row_scale.present;
+  bool needs_dh = op.dx.present || needs_gates;
   for (int64_t e = 0; e < op.table.count; ++e) {
     needs_dh = needs_dh || op.table.adapters[e].d_lora_a.present;
   }
@@ -418,7 +470,13 @@ static Outcome GroupedBackward(const GroupedBackwardOp& op, const RunContext& co
   if (dh == nullptr) return run.Result();
   group.factors = RowFactors(run, op.table, op.row_scale, dh + dh_elems);
   if (run.Stopped()) return run.Result();
-  if (needs_dh) GroupedShrink<true>(run, group, op.dy, dh);
+  if (needs_gates && !op.accumulate_d_row_scale) {
+    // Of the slots that are empty.
+    for (int64_t i = 0; i < op.d_row_scale.elems(); ++i) {
+      StoreGrad(op.d_row_scale, i, 0, false);
+    }
+  }
+  if (needs_dh) GroupedShrink<true>(run, group, op.dy, dh, needs_gates ? &op : nullptr);
   if (run.Stopped()) return run.Result();
   if (op.dx.present) {
     WithPolicy(op.dy.dtype, op.w,
