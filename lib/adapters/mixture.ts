@@ -18,19 +18,38 @@ const checkTopK = ({ config }: { config: { experts: number; topK: number } }) =>
     ? (['topK', `an integer from 0 to experts (${config.experts})`, String(config.topK)] as const)
     : undefined;
 
+/** What takes each of E experts' ranks out of loraA [E·r, K] and loraB [N, E·r]. */
+function partsOf(experts: number, r: number, device: Tensor['device']) {
+  const all = experts * r;
+  return Array.from({ length: experts }, (_, e) => {
+    const rows = Float32Array.from({ length: r * all }, (_, at) =>
+      at % all === e * r + Math.floor(at / all) ? 1 : 0,
+    );
+    return {
+      rows: Tensor.from(rows, [r, all], { device }),
+      columns: FeatureMap.slice(all, e * r, (e + 1) * r, { device }),
+    };
+  });
+}
+
 /**
  * A router over LoRA experts, dense or top-k per token:
  * `y = x·wᵀ + scaling · Σₑ gₑ · (x · loraAₑᵀ) · loraBₑᵀ`, `g = softmax` of the (k largest) `x · routerᵀ`. The
- * experts' ranks lie side by side, so that all of them are one shrink and one fused expand.
+ * experts' ranks lie side by side, so that all of them are one shrink and one fused expand. With
+ * `sparse` a token costs its k experts alone ({@link Tape.mixture}), for a copy of the factors and a
+ * wait a call.
  */
 export const loramoe = defineAdapter({
   method: 'loramoe',
   reference:
     'Dou et al., LoRAMoE: Alleviate World Knowledge Forgetting in Large Language Models via MoE-Style Plugin, 2023, arXiv:2312.09979',
-  defaults: { experts: 4, topK: 0, r: 4, loraAlpha: 8, rslora: false, dropout: 0 },
+  defaults: { experts: 4, topK: 0, sparse: false, r: 4, loraAlpha: 8, rslora: false, dropout: 0 },
   trained: ['loraA', 'loraB', 'router'],
   mergeable: false,
-  check: checkTopK,
+  check: (size) =>
+    size.config.sparse && size.config.topK === 0
+      ? (['sparse', 'false where topK is 0', 'true'] as const)
+      : checkTopK(size),
   shapes: ({ N, K, config: { r, experts } }) => ({
     loraA: [experts * r, K],
     loraB: [N, experts * r],
@@ -41,17 +60,28 @@ export const loramoe = defineAdapter({
     loraB: make.zeros('loraB'),
     router: make.kaiming('router'),
   }),
-  prepare: ({ device, config: { r, experts } }) => ({
+  prepare: ({ device, config: { r, experts, sparse } }) => ({
     maps: new RouterMaps(experts, device),
     ranks: FeatureMap.repeat(experts, r, 'inner', { device }),
+    parts: sparse ? partsOf(experts, r, device) : [],
   }),
   forward: (t, { x, w, bias, p, config, state }) => {
-    const gates = routed(t, t.shrink(x, p.router), config.topK, state.maps);
-    const h = t.multiply(
-      t.shrink(x, p.loraA, { dropout: config.dropout }),
-      t.features(gates, state.ranks),
-    );
-    return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
+    const { dropout, topK } = config;
+    const scaling = scalingOf(config);
+    const logits = t.shrink(x, p.router);
+    if (config.sparse) {
+      const kept = topKMask(logits.tensor, topK, state.maps);
+      const gates = softmax(t, logits, state.maps, kept);
+      const experts = state.parts.map(({ rows, columns }) => ({
+        a: t.product(t.constant(rows), p.loraA),
+        b: t.features(p.loraB, columns),
+        scaling,
+      }));
+      return t.mixture(x, w, experts, gates, kept, { dropout, bias });
+    }
+    const gates = routed(t, logits, topK, state.maps);
+    const h = t.multiply(t.shrink(x, p.loraA, { dropout }), t.features(gates, state.ranks));
+    return t.expand(x, w, h, p.loraB, { scaling, bias });
   },
 });
 

@@ -4,6 +4,7 @@ import type { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
+import type { GroupedSaved } from '../ops/grouped-saved.js';
 import { matmulInputGrad } from '../ops/matmul.js';
 
 /** A tensor on a {@link GradientTape}: one that a gradient may be wanted of, or a constant. */
@@ -54,12 +55,12 @@ interface Step {
  */
 export class GradientTape implements Disposable {
   /** What the backward pass reads: found here by {@link scope}, which frees the rest. */
-  readonly kept: Tensor[] = [];
+  readonly kept: (Tensor | GroupedSaved)[] = [];
   /** Are steps recorded at all? */
   readonly recording: boolean;
   readonly #steps: Step[] = [];
   /** Tensors that are not the tape's to free. */
-  readonly #borrowed = new Set<Tensor>();
+  readonly #borrowed = new Set<Tensor | GroupedSaved>();
   #disposed = false;
 
   /** @param recording `false` for a forward pass alone: nothing is kept */
@@ -100,13 +101,13 @@ export class GradientTape implements Disposable {
   record(
     output: Tensor,
     inputs: readonly Value[],
-    keeps: readonly Tensor[],
+    keeps: readonly (Tensor | GroupedSaved)[],
     backward: BackwardFunction,
   ): Value {
     const differentiable = this.recording && inputs.some((input) => input.differentiable);
     const value = new Value(output, differentiable);
     if (differentiable) {
-      this.kept.push(...keeps.filter((tensor) => !this.#borrowed.has(tensor)));
+      this.kept.push(...keeps.filter((each) => !this.#borrowed.has(each)));
       this.#steps.push({ inputs, output: value, backward });
     }
     return value;
@@ -151,7 +152,7 @@ export class GradientTape implements Disposable {
   /** Frees what is kept. Twice is a no-op. */
   dispose(): void {
     this.#disposed = true;
-    for (const tensor of this.kept) tensor.dispose();
+    for (const each of this.kept) each.dispose();
   }
 
   [Symbol.dispose](): void {

@@ -15,6 +15,7 @@ import {
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import type { Value } from './gradient-tape.js';
+import { type Expert, mixture } from './mixture.js';
 import { StructuredTape } from './structured.js';
 
 /** How a {@link Tape} drops elements. */
@@ -167,6 +168,34 @@ export class Tape extends StructuredTape {
       if (dLoraB !== undefined) pass.give(b, dLoraB);
       if (dBias !== undefined && bias !== undefined) pass.give(bias, dBias.reshape(bias.shape));
     });
+  }
+
+  /**
+   * `x · wᵀ + bias + Σ over the kept e of gates[m, e] · scalingₑ · (dropout(x) · aₑᵀ) · bₑᵀ`: experts of any
+   * ranks, of which a row costs only those that `kept` keeps, in one batch ({@link GroupedLora}). `kept` is
+   * read back, a wait on the device; so the step cannot be captured into a graph.
+   * @param gates [..., E] f32
+   * @param kept [..., E], 0 where an expert is left out; its gate has the gradient 0
+   */
+  mixture(
+    x: Value,
+    w: BaseWeight,
+    experts: readonly Expert[],
+    gates: Value,
+    kept: Tensor,
+    options: { bias?: Value | undefined; dropout?: number } = {},
+  ): Value {
+    const { bias, dropout = 0 } = options;
+    const { seed, dropoutMask } = this.#nextDropout(dropout);
+    return mixture(
+      this,
+      { x, w, bias, experts, gates, kept, dropout },
+      {
+        compute: this.#compute,
+        ...(seed === undefined ? {} : { seed }),
+        ...(dropoutMask === undefined ? {} : { dropoutMask }),
+      },
+    );
   }
 
   // Products of small matrices.

@@ -18,6 +18,11 @@ export const ROUTED_ROWS: Readonly<Record<string, Row>> = {
   loramoe: { settings: { experts: 3, r: 2, loraAlpha: 4 } },
   // A small step: no token changes its experts.
   'loramoe/top2': { settings: { experts: 4, topK: 2, r: 2, loraAlpha: 4 }, step: 1 / 512 },
+  // The same of a batch of many adapters.
+  'loramoe/sparse': {
+    settings: { experts: 4, topK: 2, sparse: true, r: 2, loraAlpha: 4 },
+    step: 1 / 512,
+  },
   multilora: {
     settings: { n: 2, r: 3 },
   },
