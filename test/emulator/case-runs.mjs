@@ -57,6 +57,7 @@ export class CaseRunner {
       bundle: true,
       platform: 'node',
       format: 'esm',
+      target: 'node20',
       logLevel: 'warning',
       outfile: this.#program,
     });

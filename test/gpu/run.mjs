@@ -97,6 +97,7 @@ const kParts = {
       bundle: true,
       platform: 'node',
       format: 'esm',
+      target: 'node20',
       logLevel: 'warning',
       outfile: program,
     });
