@@ -192,7 +192,7 @@ export function turning(): KernelCase[] {
       ['fp4', 'f16', 'f32', 390, 1001, 2184, 5, { dropout: 0.25 }],
       ['int8', 'bf16', 'bf16', 401, 520, 2216, 11, { dropout: 0.5, maskGiven: true, added: true }],
       [undefined, 'f16', 'f32', 401, 264, 2184, 8, { added: true }],
-      ['nf4', 'f16', 'f16', 400, 1000, 2191, 3, { dropout: 0.5, infinity: true }],
+      ['nf4', 'f16', 'f16', 400, 1000, 2191, 3, { dropout: 0.5, infinity: true, added: true }],
     ] as ReadonlyArray<
       readonly [
         QuantFormat | undefined,
