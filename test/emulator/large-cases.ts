@@ -82,6 +82,10 @@ function largeShapes(): Large[] {
   ];
 }
 
+/** Drawn and quantised on the processor: those kernels have cases of their own. */
+const random = (seed: number, shape: number[], as: DType) =>
+  Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
+
 /** The same with an infinity at its start, and one at the end, beside what lies outside. */
 async function infinite(drawn: Tensors, device: Device): Promise<Tensors> {
   const [rows, cols] = drawn.shape as [number, number];
@@ -99,9 +103,6 @@ export function large(): KernelCase[] {
       .map(([key, value]) => (value === true ? ` ${key}` : ` ${key} ${value}`))
       .join('')}`,
     async run(device) {
-      // Drawn and quantised on the processor: those kernels have cases of their own.
-      const random = (seed: number, shape: number[], as: DType) =>
-        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
       const drawn = random(31, [M, K], dtype);
       const x = more.infinity ? await infinite(drawn, device) : drawn.to({ device });
       const dense = random(32, [N, K], dtype);
@@ -156,8 +157,6 @@ export function shrinking(): KernelCase[] {
     sm: '90',
     name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] ${adapter} adapter of r ${r} beside the products ${Object.keys(variant).join(' ')}`.trimEnd(),
     async run(device) {
-      const random = (seed: number, shape: number[], as: DType) =>
-        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
       const { infinity } = variant;
       const drawn = random(41, [M, K], dtype);
       const x = infinity ? await infinite(drawn, device) : drawn.to({ device });
@@ -209,8 +208,6 @@ export function turning(): KernelCase[] {
     sm: '90',
     name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] dx and ${adapter} adapter of r ${r} ${Object.keys(variant).join(' ')}`.trimEnd(),
     async run(device) {
-      const random = (seed: number, shape: number[], as: DType) =>
-        Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
       const { infinity, added, dropout = 0, maskGiven } = variant;
       const drawn = random(51, [M, N], dtype);
       const dy = infinity ? await infinite(drawn, device) : drawn.to({ device });
