@@ -142,6 +142,31 @@ async function checkLeftGradients(
   near(left(w1A, first, second), await (gradients.w2A as Tensor).read());
 }
 
+/** A convolution's case but for the gradients of its parameters: forward, dx, merged. */
+async function replayConvolution(
+  golden: GoldenCase,
+  rules: RuleBook,
+  adapter: Adapter,
+  device: Device,
+): Promise<{ rows: Tensor; dy: Tensor; parameters: Record<string, Tensor> }> {
+  const { patches, N, input } = convolutionOf(golden, device);
+  const from = (name: string, dims: readonly number[]) =>
+    Tensor.from(Float32Array.from(golden.numbers(name)), dims, { device });
+  const w = from('base.conv.weight', [N, patches.inFeatures]);
+  const bias = from('base.conv.bias', [N]);
+  const rows = patches.rows(from('in.x', input));
+  const { y, saved } = adapter.forward(rows, w, { bias });
+  rules.check('out.y', await patches.image(y).read());
+  const dy = patches.imageBackward(from('in.grad_out', golden.tensor('in.grad_out').shape));
+  const { dx, parameters } = adapter.backward(dy, saved);
+  rules.check('grad.x', await patches.rowsBackward(dx as Tensor).read());
+  const merged = adapter.merge(w, { bias });
+  rules.check('merged.conv.weight', await (merged.weight as Tensor).read());
+  const through = matmul(rows, merged.weight, { bias: merged.bias ?? bias });
+  rules.check('out.y_merged', await patches.image(through).read());
+  return { rows, dy, parameters };
+}
+
 describe.each(DEVICES)('layers on %s', (device: Device) => {
   it.each(['lora/emb_r4_f32', 'lora/emb_dora_r4_f32'])('%s', async (id) => {
     await scope(async () => {
@@ -180,7 +205,7 @@ describe.each(DEVICES)('layers on %s', (device: Device) => {
     await scope(async () => {
       const golden = loadCase(id);
       const rules = new RuleBook(golden);
-      const { patches, N, input } = convolutionOf(golden, device);
+      const { patches, N } = convolutionOf(golden, device);
       const K = patches.inFeatures;
       const names = {
         loraA: 'conv.lora_A.weight',
@@ -188,25 +213,12 @@ describe.each(DEVICES)('layers on %s', (device: Device) => {
         magnitude: 'conv.lora_magnitude_vector',
       };
       const adapter = adapterOf(golden, device, names, [golden.params.r as number, K, N]);
-      const from = (name: string, dims: readonly number[]) =>
-        Tensor.from(Float32Array.from(golden.numbers(name)), dims, { device });
-      const w = from('base.conv.weight', [N, K]);
-      const bias = from('base.conv.bias', [N]);
-      const rows = patches.rows(from('in.x', input));
-      const { y, saved } = adapter.forward(rows, w, { bias });
-      rules.check('out.y', await patches.image(y).read());
-      const dImage = from('in.grad_out', golden.tensor('in.grad_out').shape);
-      const { dx, parameters } = adapter.backward(patches.imageBackward(dImage), saved);
-      rules.check('grad.x', await patches.rowsBackward(dx as Tensor).read());
+      const { parameters } = await replayConvolution(golden, rules, adapter, device);
       for (const [name, gradient] of Object.entries(parameters)) {
         const key = `grad.${PREFIX}${names[name as keyof typeof names]}`;
         rules.check(rules.has(key) ? key : `${key}.weight`, await gradient.read());
       }
       rules.check('out.delta.conv', await updateOf(adapter, device));
-      const merged = adapter.merge(w, { bias });
-      rules.check('merged.conv.weight', await (merged.weight as Tensor).read());
-      const through = matmul(rows, merged.weight, { bias: merged.bias ?? bias });
-      rules.check('out.y_merged', await patches.image(through).read());
       rules.finish();
     });
   });
@@ -215,35 +227,22 @@ describe.each(DEVICES)('layers on %s', (device: Device) => {
     await scope(async () => {
       const golden = loadCase('tuners/loha_conv2d');
       const rules = new RuleBook(golden);
-      const { patches, N, input } = convolutionOf(golden, device);
+      const { patches, N } = convolutionOf(golden, device);
       const K = patches.inFeatures;
       const adapter = adapterFromPeft(folderOf(golden), 'conv', {
         inFeatures: K,
         outFeatures: N,
         device,
       });
-      const from = (name: string, dims: readonly number[]) =>
-        Tensor.from(Float32Array.from(golden.numbers(name)), dims, { device });
-      const w = from('base.conv.weight', [N, K]);
-      const bias = from('base.conv.bias', [N]);
-      const rows = patches.rows(from('in.x', input));
-      const { y, saved } = adapter.forward(rows, w, { bias });
-      rules.check('out.y', await patches.image(y).read());
-      const dImage = from('in.grad_out', golden.tensor('in.grad_out').shape);
-      const { dx, parameters } = adapter.backward(patches.imageBackward(dImage), saved);
-      rules.check('grad.x', await patches.rowsBackward(dx as Tensor).read());
+      const { rows, dy, parameters } = await replayConvolution(golden, rules, adapter, device);
       for (const [name, gradient] of Object.entries(parameters)) {
         const key = `grad.${PREFIX}conv.${adapter.definition.peft?.tensors[name]}`;
         if (/w[12]A/.test(name)) rules.waive(key, 'the peer takes the other product’s core, below');
         else rules.check(key, await gradient.read());
       }
-      await checkLeftGradients(golden, parameters, adapter, rows, patches.imageBackward(dImage));
+      await checkLeftGradients(golden, parameters, adapter, rows, dy);
       const update = adapter.merge(Tensor.zeros([N, K], { device })).weight as Tensor;
       rules.check('out.delta.conv', await update.read());
-      const merged = adapter.merge(w, { bias });
-      rules.check('merged.conv.weight', await (merged.weight as Tensor).read());
-      const through = matmul(rows, merged.weight, { bias: merged.bias ?? bias });
-      rules.check('out.y_merged', await patches.image(through).read());
       rules.finish();
       // Written and read again, it is the same adapter.
       const { config, tensors } = await adaptersToPeft(new Map([['conv', adapter]]));
