@@ -173,9 +173,6 @@ export { oneHot } from './ops/one-hot.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
-export {
-  dequantize,
-  QuantizedWeight,
-  type QuantizeOptions,
-  quantize,
-} from './quant/quantized-weight.js';
+export type { GroupAffineState } from './quant/group-affine.js';
+export { dequantize, type QuantizeOptions, quantize } from './quant/quantize.js';
+export { QuantizedWeight } from './quant/quantized-weight.js';

@@ -15,8 +15,9 @@ import {
 import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { mergeLora } from '../ops/merge.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { AdapterDefinition, AdapterMaker } from './definition.js';
-import { type MergedLayer, mergeByProbe } from './merge.js';
+import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
 
 /** What {@link Adapter.forward} takes beside its operands. */
 export interface AdapterForwardOptions {
@@ -308,7 +309,20 @@ export class Adapter<C extends object = object> implements Disposable {
     checkWeight(op, w);
     checkShape(op, 'w', w as Tensor, [this.outFeatures, this.inFeatures]);
     const { bias } = readOptions(op, options);
-    const { update } = this.definition;
+    const { update, zeroPointUpdate } = this.definition;
+    if (
+      zeroPointUpdate !== undefined &&
+      w instanceof QuantizedWeight &&
+      w.zeroPoints !== undefined
+    ) {
+      const { config, inFeatures: K, outFeatures: N } = this;
+      const merged = scope(() => {
+        const tensors = { ...this.parameters, ...this.buffers };
+        const added = zeroPointUpdate(tensors, { N, K, config }, w.blocksize);
+        return added === undefined ? undefined : mergeZeroPoints(w, added, bias);
+      });
+      if (merged !== undefined) return merged;
+    }
     if (update !== undefined) {
       const { config, inFeatures: K, outFeatures: N } = this;
       return scope(() => {

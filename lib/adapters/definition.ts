@@ -231,5 +231,14 @@ export interface AdapterDefinition<
     config: Readonly<C>,
     size: AdapterSize<C>,
   ) => MergeParts;
+  /**
+   * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, where its update of
+   * the weight is one value for a row of a block: merging then changes nothing else. Undefined where it is not.
+   */
+  readonly zeroPointUpdate?: (
+    p: Readonly<Record<P | B, Tensor>>,
+    size: AdapterSize<C>,
+    blocksize: number,
+  ) => Tensor | undefined;
   readonly peft?: PeftForm<C, P | B>;
 }

@@ -1,6 +1,7 @@
 import { scope } from '../core/scope.js';
 import { mapTensor, sumProduct } from '../ops/elementwise.js';
-import { dequantize, QuantizedWeight } from '../quant/quantized-weight.js';
+import { dequantize } from '../quant/quantize.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { defineAdapter } from './method.js';
 
 /**

@@ -2,9 +2,10 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import type { MergeLoss } from '../ops/merge.js';
+import { LossSums, type MergeLoss } from '../ops/merge.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { dequantize, QuantizedWeight, quantizeLike } from '../quant/quantized-weight.js';
+import { dequantize, quantizeLike } from '../quant/quantize.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
 
 /** A layer without its adapter: `y = x · weightᵀ + bias`. */
 export interface MergedLayer {
@@ -14,6 +15,31 @@ export interface MergedLayer {
   readonly bias?: Tensor;
   /** What storing the sum has lost, where the method adds a product of factors. */
   readonly lost?: MergeLoss;
+}
+
+/**
+ * A weight with an update of its zero-points: codes and scales stay as they are, so that only the sum's rounding to f32
+ * is lost.
+ * @param added [N, K / blocksize] f32
+ */
+export function mergeZeroPoints(
+  w: QuantizedWeight,
+  added: Tensor,
+  bias: Tensor | undefined,
+): MergedLayer {
+  return scope(() => {
+    const before = w.zeroPoints as Tensor;
+    const sum = multiplyAdd({ a: added, c: before });
+    const sums = new LossSums();
+    const [from, update, to] = [before, added, sum].map((tensor) => tensor.readSync());
+    sums.add(
+      from as Float32Array,
+      Float64Array.from(from as Float32Array, (z, i) => z + (update?.[i] as number)),
+      to as Float32Array,
+    );
+    const weight = w.withZeroPoints(sum);
+    return { weight, lost: sums.loss, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
+  });
 }
 
 /** Rows of the identity that are sent through the layer at a time. */

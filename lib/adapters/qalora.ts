@@ -1,10 +1,16 @@
-import { FeatureMap } from '../ops/feature-map.js';
+import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
+import { matmulInputGrad } from '../ops/matmul.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, readAlpha, scalingOf } from './scaling.js';
 
+/** c of the formula below. */
+const factorOf = (K: number, { pool, groupSize }: { pool: string; groupSize: number }): number =>
+  pool === 'size' ? 1 : K / groupSize ** 2;
+
 /**
  * Quantisation-aware LoRA: the adapter sees the sums of groups of `groupSize` neighbouring features, so
- * that its update is the same within a group and could be taken up by a quantised weight's zero points:
+ * that its update is the same within a group and is taken up by an int4 weight's zero-points, without loss, where
+ * its blocks divide the groups:
  * `y = x·wᵀ + scaling · (c · groupsum(dropout(x))·loraAᵀ)·loraBᵀ`, loraA [r, K / groupSize]. The mean of a
  * group times the number of groups is what PEFT computes (`pool: 'groups'`, c = K / groupSize²); the
  * paper's program multiplies the mean by the size of a group (`pool: 'size'`, c = 1).
@@ -26,11 +32,18 @@ export const qalora = defineAdapter({
   prepare: ({ K, config: { groupSize }, device }) =>
     FeatureMap.groupSum(K, K / groupSize, { device }),
   forward: (t, { x, w, bias, p, config, state, K }) => {
-    const { groupSize, pool, dropout } = config;
-    const alpha = pool === 'size' ? 1 : K / groupSize ** 2;
-    const pooled = t.features(t.dropout(x, dropout), state, { alpha, dtype: 'f32' });
+    const alpha = factorOf(K, config);
+    const pooled = t.features(t.dropout(x, config.dropout), state, { alpha, dtype: 'f32' });
     const h = t.matmul(pooled, p.loraA);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
+  },
+  zeroPointUpdate: ({ loraA, loraB }, { K, config }, blocksize) => {
+    const times = config.groupSize / blocksize;
+    if (!Number.isInteger(times)) return undefined;
+    const groups = matmulInputGrad(loraB.to({ dtype: 'f32' }), loraA.to({ dtype: 'f32' }));
+    const { device } = groups;
+    using spread = FeatureMap.repeat(K / config.groupSize, times, 'inner', { device });
+    return mapFeatures(groups, spread, { alpha: factorOf(K, config) * scalingOf(config) });
   },
   peft: {
     type: 'LORA',

@@ -9,7 +9,7 @@ export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as con
 export type BenchOp = (typeof benchOps)[number];
 
 export type WeightFormat = QuantFormat | 'none';
-export const weightFormats = ['nf4', 'fp4', 'int8', 'none'] as const;
+export const weightFormats = ['nf4', 'fp4', 'int8', 'int4', 'none'] as const;
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 
 /** One measurement, whoever computes it. */
@@ -56,14 +56,15 @@ export function bytesOfType(dtype: DType): number {
   return dtype === 'f32' ? 4 : 2;
 }
 
-/** Bytes of a weight in this library's formats, f32 scales included. */
+/** Bytes of a weight in this library's formats, f32 scales (and zero-points of int4) included. */
 export function weightBytesOf({ K, N, format, dtype }: Job): number {
   if (format === 'none') return K * N * bytesOfType(dtype);
   const { bits, defaultBlocksize } = FORMATS.find(({ name }) => name === format) as {
     bits: number;
     defaultBlocksize: number;
   };
-  return (K * N * bits) / 8 + 4 * Math.ceil((K * N) / defaultBlocksize);
+  const perBlock = format === 'int4' ? 8 : 4;
+  return (K * N * bits) / 8 + perBlock * Math.ceil((K * N) / defaultBlocksize);
 }
 
 /** Bytes that must cross the memory's pins: weight and activations once a pass, factors in f32. */

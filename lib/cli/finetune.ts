@@ -47,7 +47,8 @@ Adapter
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
-  --format F          nf4, fp4, int8 or none (dense f32)                  [nf4]
+  --format F          nf4, fp4, int8, int4 (with zero-points where a row
+                      is whole blocks) or none (dense f32)                [nf4]
   --blocksize N       elements that share a scale                         [the format's own]
   --double-quant      quantise the scales too
 
@@ -221,7 +222,7 @@ function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): Fin
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
   const steps = parsed.integer('steps', 120, 1, most);
-  const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'none'] as const);
+  const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'int4', 'none'] as const);
   const blocksize = parsed.text('blocksize');
   const device = parsed.text('device');
   const targets = parsed.text('targets') ?? 'all-linear';

@@ -9,7 +9,7 @@ import type { BaseWeight } from './base-weight.js';
  * `exact`, the default: the weight is decoded to the dtype of `x`, products are summed in f32.
  *
  * `int8`: both operands are rounded to int8 codes, products are summed in int32 for as long as both
- * scales last, and those sums in f32, in ascending order. For weights in nf4 or fp4 on the devices
+ * scales last, and those sums in f32, in ascending order. For weights in nf4, fp4 or int4 on the devices
  * `cpu` and `reference`; on the first the bits are the same on every instruction set, for any number
  * of threads, and for a row alone and in a batch. With VNNI and blocks of 64 or more it is some 1.5 to
  * 1.7 times as fast as `exact` for 16 and more tokens in bf16, 3 times in f32; for one or two tokens in
@@ -17,6 +17,7 @@ import type { BaseWeight } from './base-weight.js';
  *
  * - A block of 64 elements of a row of `x` has the scale `sx = max|x| / 127`, an element the code
  *   `round(x / sx)`, ties to even. Where one is NaN or infinite all outputs of its row are NaN.
+ * - Zero-points of a weight are added exactly, in f32.
  * - A block of `w` has the scale `sw = absmax · (c / 127)`, an element the code
  *   `round(127 · codebook[i] / c)`, with `c` the largest magnitude of the codebook.
  *
@@ -49,7 +50,8 @@ export function checkCompute(
   const formats = FORMATS.filter(({ bits }) => bits === 4).map(({ name }) => name);
   const format = weight instanceof Tensor ? `dense ${weight.dtype}` : weight.format;
   if (!formats.some((name) => name === format)) {
-    fail('ERR_UNSUPPORTED', op, 'w', `${formats.join(' or ')} (compute is 'int8')`, format);
+    const list = formats.join(', ').replace(/, (\w+)$/, ' or $1');
+    fail('ERR_UNSUPPORTED', op, 'w', `${list} (compute is 'int8')`, format);
   }
   if (!INT8_DEVICES.includes(x.device)) {
     const names = INT8_DEVICES.map((name) => `'${name}'`).join(' and ');

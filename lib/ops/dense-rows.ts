@@ -11,6 +11,7 @@ import {
   showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from './base-weight.js';
+import { shiftRows, zeroTermOf } from './zero-points.js';
 
 /**
  * Every how many rows {@link denseRows} can begin: 1 for a dense weight; for a quantised one, where a
@@ -53,12 +54,18 @@ export function denseRows(
     fail('ERR_VALUE', op, 'begin', `a multiple of ${step} (rowStep)`, String(first));
   }
   const dtype = checkDType(op, 'dtype', readOptions(op, options).dtype ?? 'f32');
-  return Tensor.adopt(
-    native(op, (raw) => raw.takeRows(handle, dtype, first, last - first)),
+  const zeros = zeroTermOf(weight);
+  const stored = zeros === undefined ? dtype : 'f32';
+  const rows = Tensor.adopt(
+    native(op, (raw) => raw.takeRows(handle, stored, first, last - first)),
     [last - first, K],
-    dtype,
+    stored,
     weight.device,
   );
+  if (zeros === undefined) return rows;
+  const shifted = shiftRows(rows, zeros, { dtype, first });
+  rows.dispose();
+  return shifted;
 }
 
 /**
@@ -81,4 +88,19 @@ export function putRows(y: Tensor, source: Tensor, begin: number): void {
   const first = checkInteger(op, 'begin', begin, 0, N - T);
   const handles = [Tensor.handleOf(y, op, 'y'), Tensor.handleOf(source, op, 'source')] as const;
   native(op, (raw) => raw.putRows(...handles, first));
+}
+
+/** Elements of a tile: 1 MB of f32. */
+const TILE_ELEMENTS = 2 ** 18;
+
+/** @internal Where tiles of rows of a weight begin and end that are decoded one after another. */
+export function rowTiles(w: BaseWeight): Array<[first: number, end: number]> {
+  const [N = 0, K = 0] = w.shape;
+  const step = rowStep(w);
+  const rows = Math.max(Math.floor(TILE_ELEMENTS / Math.max(K * step, 1)), 1) * step;
+  const tiles: Array<[number, number]> = [];
+  for (let first = 0; first < N && K > 0; first += rows) {
+    tiles.push([first, Math.min(first + rows, N)]);
+  }
+  return tiles;
 }

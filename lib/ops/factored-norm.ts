@@ -13,9 +13,11 @@ import {
   showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
+import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
 import { loraExpand } from './lora-parts.js';
 import { matmul } from './matmul.js';
+import { zeroTermOf } from './zero-points.js';
 
 /**
  * Squared norms of the rows of a weight, `norms[n] = Σₖ w[n, k]²`, from one pass over it: a quantised
@@ -30,12 +32,27 @@ import { matmul } from './matmul.js';
 export function weightNorms(w: BaseWeight): Tensor {
   const op = 'weightNorms';
   const { weight, handle, N } = checkWeight(op, w);
+  if (zeroTermOf(weight) !== undefined) return normsOfRows(weight, N);
   return Tensor.adopt(
     native(op, (raw) => raw.weightNorms(handle)),
     [N],
     'f32',
     weight.device,
   );
+}
+
+/** Of a weight with zero-points: by its rows, some at a time. */
+function normsOfRows(weight: BaseWeight, N: number): Tensor {
+  return scope(() => {
+    const norms = Tensor.zeros([N, 1], { device: weight.device });
+    for (const [first, end] of rowTiles(weight)) {
+      scope(() => {
+        const rows = denseRows(weight, first, end);
+        putRows(norms, sumProduct(rows, rows, { axis: 1 }).reshape([end - first, 1]), first);
+      });
+    }
+    return norms.reshape([N]);
+  });
 }
 
 /** The operands of {@link factoredNorm}. */

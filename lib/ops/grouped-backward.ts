@@ -14,6 +14,7 @@ import {
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { withLast } from './base-weight.js';
 import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
+import { addZeroGrad, zeroTermOf } from './zero-points.js';
 
 /** The gradients of one adapter of a group. */
 export type GroupedAdapterGradient = 'dLoraA' | 'dLoraB' | 'dLoraBias';
@@ -254,6 +255,10 @@ export function groupedBackward(
     const tensor = results[i];
     if (tensor !== undefined) gradients[name] = tensor;
   });
+  const zeros = zeroTermOf(w);
+  if (zeros !== undefined && gradients.dx !== undefined) {
+    gradients.dx = addZeroGrad(op, zeros, dy, gradients.dx, targets.dx !== undefined);
+  }
   entries.forEach(({ name }, e) => {
     const parts: GroupedAdapterGradients = {};
     PARTS.forEach((part, i) => {

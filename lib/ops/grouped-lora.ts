@@ -23,6 +23,7 @@ import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
 import type { LoraAdapter } from './lora-adapter.js';
 import { checkAdapter } from './lora-linear.js';
 import { biasOf } from './matmul.js';
+import { addZeroProduct, zeroTermOf } from './zero-points.js';
 
 /** What {@link GroupedLora.forward} takes beside its operands. */
 export interface GroupedForwardOptions {
@@ -213,7 +214,9 @@ export class GroupedLora implements Disposable {
       );
       return [yRaw, hRaw, keepX ? binding.share(xHandle) : null] as const;
     });
-    const y = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+    const product = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+    const zeros = zeroTermOf(weight);
+    const y = zeros === undefined ? product : addZeroProduct(op, zeros, x, product);
     let elements = 0;
     for (const place of adapterOf) elements += adapters[place]?.r ?? 0;
     const h = Tensor.adopt(hHandle, [elements], 'f32', x.device);

@@ -17,7 +17,9 @@ import { type BaseWeight, checkActivations, checkWeight, withLast } from './base
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';
 import { LoraAdapter } from './lora-adapter.js';
+import { forwardWithZeros } from './lora-zero-points.js';
 import { biasOf } from './matmul.js';
+import { addZeroGrad, zeroTermOf } from './zero-points.js';
 
 /** What {@link loraForward} takes beside its operands. */
 export interface LoraForwardOptions {
@@ -147,6 +149,15 @@ export function checkAdapter(
 /** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */
 export interface LoraForwardCall {
   readonly args: readonly LoraForwardArgument[];
+  /** Some of them by name. */
+  readonly parts: {
+    readonly handle: NativeHandle;
+    readonly loraA: NativeHandle;
+    readonly dropout: number;
+    readonly words: readonly [number, number];
+    readonly mask: NativeHandle | null;
+    readonly compute: string;
+  };
   /** Will {@link LoraForwardCall.finish} hold x? */
   readonly keepX: boolean;
   finish(
@@ -154,6 +165,8 @@ export interface LoraForwardCall {
     h: NativeHandle,
     held: NativeHandle | null,
   ): { y: Tensor; saved: LoraSaved };
+  /** As finish, of tensors. */
+  complete(y: Tensor, h: Tensor, held: NativeHandle | null): { y: Tensor; saved: LoraSaved };
 }
 export type LoraForwardArgument = NativeHandle | number | string | null;
 
@@ -184,6 +197,14 @@ export function loraForwardCall(
   );
   const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
   return {
+    parts: {
+      handle,
+      loraA: Tensor.handleOf(loraA, op, 'loraA'),
+      dropout,
+      words,
+      mask: maskHandle,
+      compute,
+    },
     args: [
       handle,
       bias,
@@ -200,7 +221,9 @@ export function loraForwardCall(
     keepX: training && adapter.trainA,
     finish(yHandle, hHandle, held) {
       const y = Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
-      const h = Tensor.adopt(hHandle, withLast(x, adapter.r), 'f32', x.device);
+      return this.complete(y, Tensor.adopt(hHandle, withLast(x, adapter.r), 'f32', x.device), held);
+    },
+    complete(y, h, held) {
       const keepH = training && adapter.trainB;
       if (!keepH) h.dispose();
       const saved = new LoraSaved({
@@ -246,6 +269,10 @@ export function loraForward(
   const op = 'loraForward';
   checkTensor(op, 'x', x);
   const call = loraForwardCall(op, x, w, adapter, options);
+  const zeros = zeroTermOf(w);
+  if (zeros !== undefined) {
+    return forwardWithZeros(op, x, zeros, adapter, call, readOptions(op, options).bias);
+  }
   const xHandle = Tensor.handleOf(x, op, 'x');
   const [y, h, held] = native(op, (raw) => {
     const [yRaw, hRaw] = raw.loraForward(xHandle, ...call.args);
@@ -400,6 +427,10 @@ export function loraBackwardCall(
           ? (into[name] as Tensor)
           : Tensor.adopt(handle, shape, dtypes[name], dy.device);
     });
+    const zeros = zeroTermOf(w);
+    if (zeros !== undefined && gradients.dx !== undefined) {
+      gradients.dx = addZeroGrad(op, zeros, dy, gradients.dx, into.dx !== undefined);
+    }
     if (given.keep !== true) saved.dispose();
     return gradients;
   };

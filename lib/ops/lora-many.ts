@@ -1,6 +1,6 @@
 import { type NativeHandle, native } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
-import { track } from '../core/scope.js';
+import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
@@ -15,9 +15,11 @@ import {
   type LoraGradients,
   LoraSaved,
   loraBackwardCall,
+  loraForward,
   loraForwardCall,
 } from './lora-linear.js';
-import { biasOf, matmulInputGrad } from './matmul.js';
+import { biasOf, matmul, matmulInputGrad } from './matmul.js';
+import { zeroTermOf } from './zero-points.js';
 
 /** One of the linear layers that read the same x: query, key or value; gate or up. */
 export interface LoraProjection {
@@ -134,6 +136,9 @@ export function loraForwardMany(
   const parts = projections.map((given: LoraProjection, i) =>
     partOf(`${op}, projections[${i}]`, x, given, training),
   );
+  if (projections.some(({ w }: LoraProjection) => zeroTermOf(w) !== undefined)) {
+    return oneByOne(x, projections, training);
+  }
   const xHandle = Tensor.handleOf(x, op, 'x');
   const [raw, held] = native(op, (binding) => [
     binding.loraForwardMany(
@@ -151,6 +156,26 @@ export function loraForwardMany(
     return done?.saved ?? { w: (projections[i] as LoraProjection).w, yShape: y.shape };
   });
   return { ys, saved: new LoraManySaved(saved) };
+}
+
+/** Where a weight has zero-points. */
+function oneByOne(
+  x: Tensor,
+  projections: readonly LoraProjection[],
+  training: boolean,
+): { ys: Tensor[]; saved: LoraManySaved } {
+  return scope(() => {
+    const ys: Tensor[] = [];
+    const saved = projections.map(({ w, adapter, ...options }) => {
+      const done =
+        adapter === undefined
+          ? { y: matmul(x, w, options), saved: undefined }
+          : loraForward(x, w, adapter, { ...options, training });
+      ys.push(done.y);
+      return done.saved ?? { w, yShape: done.y.shape };
+    });
+    return { ys, saved: new LoraManySaved(saved) };
+  });
 }
 
 /** What {@link loraBackwardMany} takes beside its operands. */

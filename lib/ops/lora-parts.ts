@@ -24,6 +24,7 @@ import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';
 import { WantedGradients } from './gradients.js';
 import { biasOf } from './matmul.js';
+import { addZeroGrad, productWithZeros, zeroTermOf } from './zero-points.js';
 
 /** Dropout of the adapter's input, the same in {@link loraShrink} and {@link loraShrinkBackward}. */
 export interface LoraDropoutOptions {
@@ -167,6 +168,11 @@ export function loraExpand(
   const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
   const bias = biasOf(op, given.bias, x, N);
   const compute = checkCompute(op, given.compute, x, weight);
+  const zeros = zeroTermOf(weight);
+  if (zeros !== undefined) {
+    const adapter = { h, loraB, scaling };
+    return productWithZeros(op, zeros, { x, handle, bias, compute, N, adapter });
+  }
   const xHandle = Tensor.handleOf(x, op, 'x');
   const hHandle = Tensor.handleOf(h, op, 'h');
   const bHandle = Tensor.handleOf(loraB, op, 'loraB');
@@ -293,7 +299,7 @@ export function loraShrinkBackward(
   const xHandle = x === undefined ? null : Tensor.handleOf(x, op, 'x');
   const maskHandle = mask === undefined ? null : Tensor.handleOf(mask, op, 'dropoutMask');
   const wantedRaw = wanted.raw(op);
-  return wanted.adopt(
+  const gradients = wanted.adopt(
     native(op, (raw) =>
       raw.loraShrinkBackward(
         dyHandle,
@@ -310,4 +316,10 @@ export function loraShrinkBackward(
       ),
     ),
   );
+  const zeros = zeroTermOf(weight);
+  if (zeros !== undefined && gradients.dx !== undefined) {
+    const keep = given.accumulateInto?.dx !== undefined;
+    gradients.dx = addZeroGrad(op, zeros, dy, gradients.dx, keep);
+  }
+  return gradients;
 }

@@ -3,6 +3,7 @@ import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkTensor, checkVector, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
+import { addZeroGrad, productWithZeros, zeroTermOf } from './zero-points.js';
 
 /**
  * Product with a base weight: `y = x · wᵀ + bias`. A quantised weight is decoded inside the kernel,
@@ -30,6 +31,10 @@ export function matmul(
   const given = readOptions(op, options);
   const biasHandle = biasOf(op, given.bias, x, N);
   const compute = checkCompute(op, given.compute, x, weight);
+  const zeros = zeroTermOf(weight);
+  if (zeros !== undefined) {
+    return productWithZeros(op, zeros, { x, handle, bias: biasHandle, compute, N });
+  }
   const xHandle = Tensor.handleOf(x, op, 'x');
   return Tensor.adopt(
     native(op, (raw) => raw.matmul(xHandle, handle, biasHandle, compute)),
@@ -62,10 +67,12 @@ export function matmulInputGrad(dy: Tensor, w: BaseWeight): Tensor {
   const { weight, handle, N, K } = checkWeight(op, w);
   checkActivations(op, 'dy', dy, weight, 'N', N);
   const dyHandle = Tensor.handleOf(dy, op, 'dy');
-  return Tensor.adopt(
+  const dx = Tensor.adopt(
     native(op, (raw) => raw.matmulInputGrad(dyHandle, handle)),
     withLast(dy, K),
     dy.dtype,
     dy.device,
   );
+  const zeros = zeroTermOf(weight);
+  return zeros === undefined ? dx : addZeroGrad(op, zeros, dy, dx, false);
 }

@@ -12,9 +12,10 @@ import {
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { encodeRows } from '../quant/row-int8.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
-import { denseRows, putRows, rowStep } from './dense-rows.js';
+import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { multiplyAdd } from './elementwise.js';
 import { matmulInputGrad } from './matmul.js';
+import { shiftRows, zeroTermOf } from './zero-points.js';
 
 /** What is added to a weight: `scaling · loraB · core · loraA`. A {@link LoraAdapter} is one. */
 export interface MergeParts {
@@ -55,9 +56,6 @@ export interface MergeResult<Weight extends BaseWeight = BaseWeight> {
   readonly weight: Weight;
   readonly lost: MergeLoss;
 }
-
-/** Elements of a tile: 1 MB of f32. */
-const TILE_ELEMENTS = 2 ** 18;
 
 /** Checked parts: B · C in f32 [N, r] and A in f32 [r, K], fresh. */
 interface Update {
@@ -124,15 +122,15 @@ function updateOf(op: string, weight: BaseWeight, N: number, K: number, given: M
   return { left: withCore(op, loraB, core, r), right: loraA.to({ dtype: 'f32' }), scaling, beta };
 }
 
-/** Sums over what has been stored so far. */
-class LossSums {
+/** @internal Sums over what has been stored so far. */
+export class LossSums {
   #count = 0;
   #error = 0;
   #max = 0;
   #update = 0;
   #moved = 0;
 
-  add(before: Float32Array, wanted: Float32Array, stored: Float32Array): void {
+  add(before: Float32Array, wanted: ArrayLike<number>, stored: Float32Array): void {
     this.#count += wanted.length;
     for (let i = 0; i < wanted.length; i++) {
       const [w, v, q] = [before[i] as number, wanted[i] as number, stored[i] as number];
@@ -156,16 +154,6 @@ class LossSums {
   }
 }
 
-/** Where every tile of rows begins and ends. */
-function tilesOf(N: number, K: number, step: number): Array<[first: number, end: number]> {
-  const rows = Math.max(Math.floor(TILE_ELEMENTS / Math.max(K * step, 1)), 1) * step;
-  const tiles: Array<[number, number]> = [];
-  for (let first = 0; first < N && K > 0; first += rows) {
-    tiles.push([first, Math.min(first + rows, N)]);
-  }
-  return tiles;
-}
-
 function merge<Weight extends BaseWeight>(
   op: string,
   w: Weight,
@@ -182,6 +170,7 @@ function merge<Weight extends BaseWeight>(
     let result =
       packed === undefined || rows !== undefined ? weight : QuantizedWeight.emptyLike(packed, op);
     const nested = packed?.doubleQuant === true;
+    const zeros = zeroTermOf(weight);
     const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
     // As products of the weight's own dtype decode it.
     const dtype = packed?.sourceDType ?? (weight as Tensor).dtype;
@@ -199,11 +188,13 @@ function merge<Weight extends BaseWeight>(
         return;
       }
       const to = QuantizedWeight.handleOf(result, op, 'w');
-      const from = Tensor.handleOf(tile, op, 'tile');
+      const centred =
+        zeros === undefined ? tile : shiftRows(tile, zeros, { dtype: 'f32', first, sign: -1 });
+      const from = Tensor.handleOf(centred, op, 'tile');
       const scales = absmax === undefined ? null : Tensor.handleOf(absmax, op, 'absmax');
       native(op, (raw) => raw.quantizeRows(from, to, first, scales));
     };
-    const tiles = tilesOf(N, K, rowStep(weight));
+    const tiles = rowTiles(weight);
     const sums = new LossSums();
     const each = (body: (first: number, end: number, old: Tensor, wanted: Tensor) => void) => {
       for (const [first, end] of tiles) {
@@ -241,7 +232,7 @@ function merge<Weight extends BaseWeight>(
  * f32, stored once. A dense weight is changed in place, rounded to its dtype. A quantised one is
  * decoded (to the dtype that it was quantised from, as products decode it), added to and encoded again
  * tile by tile, into a new weight of the same format, blocksize and double quantisation; the old one
- * stays. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
+ * stays. Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
  * more only where rows are so odd that no block begins with one for a long way.
  *
  * It blocks the thread, about 0.3 s for 4,096 x 4,096, and no op of the weight may be running on

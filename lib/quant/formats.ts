@@ -1,7 +1,7 @@
 import { fail, wrongType } from '../core/errors.js';
 
 /** Blockwise formats of a frozen base weight. */
-export type QuantFormat = 'nf4' | 'fp4' | 'int8';
+export type QuantFormat = 'nf4' | 'fp4' | 'int8' | 'int4';
 
 /** What a format is made of; the native table in native/core/quant_format.cpp is compared with it. */
 export interface FormatInfo {
@@ -29,6 +29,7 @@ export const FORMATS: readonly FormatInfo[] = Object.freeze([
     maxBlocksize: 4096,
     defaultBlocksize: 256,
   },
+  { name: 'int4', bits: 4, levels: 16, minBlocksize: 32, maxBlocksize: 4096, defaultBlocksize: 64 },
 ]);
 
 /** @throws ERR_TYPE, ERR_FORMAT with the known formats. */

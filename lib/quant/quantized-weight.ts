@@ -8,21 +8,20 @@ import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
-import { track } from '../core/scope.js';
+import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkTensor, readOptions } from '../core/validate.js';
-import { checkCodebook, encodeCodebook } from './codebook.js';
+import { checkSameDevice, checkShape, checkTensor, readOptions } from '../core/validate.js';
+import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import {
-  checkBlocksize,
-  checkFormat,
-  FORMATS,
-  type FormatInfo,
-  type QuantFormat,
-} from './formats.js';
-import { encodeRows, loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
+  blocksOf,
+  formatGroupAffine,
+  type GroupAffineState,
+  parseGroupAffine,
+} from './group-affine.js';
+import { loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
 
 /** Blocks of absmax that share one nested absmax under double quantisation. */
-const NESTED_BLOCKSIZE = 256;
+export const NESTED_BLOCKSIZE = 256;
 
 interface WeightMeta {
   shape: readonly number[];
@@ -33,6 +32,8 @@ interface WeightMeta {
   sourceDType: DType;
   device: Device;
   rowwise?: boolean;
+  /** The weight's own. */
+  zeroPoints?: Tensor;
 }
 
 /**
@@ -42,6 +43,9 @@ interface WeightMeta {
  * `w[i] = codebook[code[i]] · absmax[i / blocksize]`, where double quantisation stores absmax itself
  * as `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`. A rowwise one (bitsandbytes' LLM.int8) has
  * the codebook `-128/127, ..., 127/127` and in all blocks of a row the row's absmax.
+ *
+ * An `int4` weight may have a zero-point for each block of a row: `w[n, k] = codebook[code] · absmax + zeroPoints[n,
+ * floor(k / blocksize)]`. Products decode the codes to the dtype of x, and add what the zero-points give in f32.
  * @example
  * using w4 = quantize(w, { format: 'nf4', doubleQuant: true });
  */
@@ -56,7 +60,13 @@ export class QuantizedWeight implements Disposable {
   readonly device: Device;
   /** dtype of the tensor that was quantised; {@link dequantize}'s default. */
   readonly sourceDType: DType;
+  /**
+   * [N, K / blocksize], f32, in units of the weight; it belongs to the weight. Written to, it changes the weight:
+   * {@link QuantizedWeight.withZeroPoints} makes another.
+   */
+  readonly zeroPoints: Tensor | undefined;
   readonly #meta: WeightMeta;
+  readonly #companions = new Map<string, Freeable>();
   #handle: NativeHandle | undefined;
 
   private constructor(handle: NativeHandle, meta: WeightMeta) {
@@ -69,6 +79,7 @@ export class QuantizedWeight implements Disposable {
     this.rowwise = meta.rowwise ?? false;
     this.device = meta.device;
     this.sourceDType = meta.sourceDType;
+    this.zeroPoints = meta.zeroPoints;
     track(this);
   }
 
@@ -94,8 +105,27 @@ export class QuantizedWeight implements Disposable {
     const handle = QuantizedWeight.handleOf(weight, op, 'w');
     return new QuantizedWeight(
       native(op, (raw) => raw.emptyLike(handle)),
-      weight.#meta,
+      weight.#metaWith(weight.device),
     );
+  }
+
+  /** @internal What ops make for a weight once; it is freed with it. */
+  static companion<T extends Freeable>(weight: QuantizedWeight, key: string, make: () => T): T {
+    const kept = weight.#companions.get(key) as T | undefined;
+    if (kept !== undefined) return kept;
+    const made = make();
+    weight.#companions.set(key, made);
+    return made;
+  }
+
+  /** For another weight, with a hold of its own on zero-points there. */
+  #metaWith(device: Device, zeroPoints = this.zeroPoints): WeightMeta {
+    if (zeroPoints === undefined) return { ...this.#meta, device };
+    const own =
+      zeroPoints.device === device
+        ? zeroPoints.reshape(zeroPoints.shape)
+        : zeroPoints.to({ device });
+    return { ...this.#meta, device, zeroPoints: own };
   }
 
   /** @internal A rowwise weight of its codes. @throws ERR_SHAPE, ERR_OOM */
@@ -162,7 +192,7 @@ export class QuantizedWeight implements Disposable {
     const scales = this.doubleQuant
       ? this.#blocks + Math.ceil(this.#blocks / nestedBlocksize) * 4 + 256 * 4 + 4
       : this.#blocks * 4;
-    return this.#codeBytes + tables + scales;
+    return this.#codeBytes + tables + scales + (this.zeroPoints?.size ?? 0) * 4;
   }
 
   /**
@@ -171,10 +201,16 @@ export class QuantizedWeight implements Disposable {
    * `weight.nested_absmax` and `weight.nested_quant_map`, and
    * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). Of a rowwise weight: `weight`, `SCB` and
    * `weight_format`.
-   * @throws ERR_DISPOSED; ERR_NON_FINITE where the quantised tensor held NaN or infinity
+   * @throws ERR_DISPOSED; ERR_FORMAT for int4, which bitsandbytes has not; ERR_NON_FINITE where the
+   *   quantised tensor held NaN or infinity
    */
   async toBitsandbytes(): Promise<BitsandbytesState> {
     const { format, nestedBlocksize } = this.#meta;
+    const { name } = format;
+    if (name === 'int4') {
+      const expected = 'nf4, fp4 or int8 (toGroupAffine is for int4)';
+      fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
+    }
     const blocks = this.#blocks;
     const codes = new Uint8Array(this.#codeBytes);
     if (this.rowwise) {
@@ -186,7 +222,7 @@ export class QuantizedWeight implements Disposable {
     const codebook = new Float32Array(format.levels);
     const reads = [this.#readPart('codes', codes), this.#readPart('codebook', codebook)];
     const base = {
-      format: format.name,
+      format: name,
       blocksize: this.blocksize,
       dtype: this.sourceDType,
       shape: [...this.shape],
@@ -280,12 +316,85 @@ export class QuantizedWeight implements Disposable {
     });
   }
 
+  /**
+   * An `int4` weight in the form of other group-affine ones, scales and zeros for each block of a row.
+   * @throws ERR_DISPOSED, ERR_SHAPE; ERR_FORMAT for another format or with double quantisation
+   * @example
+   * const { codes, scales, zeros } = await quantize(w, { format: 'int4', zeroPoints: true }).toGroupAffine();
+   */
+  async toGroupAffine(): Promise<GroupAffineState> {
+    const op = 'toGroupAffine';
+    if (this.format !== 'int4' || this.doubleQuant) {
+      const actual = this.doubleQuant ? `${this.format} with doubleQuant` : this.format;
+      fail('ERR_FORMAT', op, 'weight', 'int4 without doubleQuant', actual);
+    }
+    blocksOf(op, 'weight', this.shape, this.blocksize);
+    const codes = new Uint8Array(this.#codeBytes);
+    const absmax = new Float32Array(this.#blocks);
+    const [zeroPoints = new Float32Array(this.#blocks)] = await Promise.all([
+      this.zeroPoints?.read(),
+      this.#readPart('codes', codes),
+      this.#readPart('absmax', absmax),
+    ]);
+    return formatGroupAffine({ codes, absmax, zeroPoints }, this.shape, this.blocksize);
+  }
+
+  /**
+   * A group-affine weight of other programs, as one in `int4` with zero-points.
+   * @param options.sourceDType {@link dequantize}'s default; f32
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_FORMAT, ERR_VALUE, ERR_DEVICE, ERR_OOM
+   */
+  static fromGroupAffine(
+    state: GroupAffineState,
+    options?: { device?: Device; sourceDType?: DType },
+  ): QuantizedWeight {
+    const op = 'fromGroupAffine';
+    const { device: asked, sourceDType: source } = readOptions(op, options);
+    if (state === null || typeof state !== 'object')
+      throw wrongType(op, 'state', 'an object', state);
+    const format = checkFormat(op, 'int4');
+    const blocksize = checkBlocksize(op, format, state.blocksize);
+    const sourceDType = checkDType(op, 'sourceDType', source ?? 'f32');
+    const { zeroPoints: zeros, ...parts } = parseGroupAffine(op, state);
+    const device = resolveDevice(op, asked);
+    const [N = 0, K = 0] = state.shape;
+    const shape = Object.freeze([N, K]);
+    const nestedBlocksize = NESTED_BLOCKSIZE;
+    const handle = native(op, (raw) =>
+      raw.weightFromParts(device, format.name, N, K, blocksize, nestedBlocksize, parts),
+    );
+    const zeroPoints = Tensor.from(zeros, [N, K / blocksize], { device });
+    const meta = { shape, format, blocksize, doubleQuant: false, nestedBlocksize };
+    return new QuantizedWeight(handle, { ...meta, sourceDType, device, zeroPoints });
+  }
+
+  /**
+   * The same codes and scales with other zero-points, which are copied: what an update that is constant within blocks
+   * makes of a weight, with nothing rounded away.
+   * @param zeroPoints [N, K / blocksize], any dtype
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; ERR_FORMAT of a weight that is not int4
+   * @example
+   * const shifted = w4.withZeroPoints(multiplyAdd({ a: update, c: w4.zeroPoints }));
+   */
+  withZeroPoints(zeroPoints: Tensor): QuantizedWeight {
+    const op = 'withZeroPoints';
+    const handle = QuantizedWeight.handleOf(this, op, 'weight');
+    if (this.format !== 'int4') fail('ERR_FORMAT', op, 'weight', 'int4', this.format);
+    const G = blocksOf(op, 'weight', this.shape, this.blocksize);
+    checkTensor(op, 'zeroPoints', zeroPoints);
+    checkShape(op, 'zeroPoints', zeroPoints, [this.shape[0] ?? 0, G]);
+    checkSameDevice(op, 'zeroPoints', zeroPoints, this);
+    const copy = native(op, (raw) => raw.toDevice(handle, this.device));
+    const own = zeroPoints.to({ dtype: 'f32' });
+    return new QuantizedWeight(copy, { ...this.#meta, zeroPoints: own });
+  }
+
   /** A copy on another device. @throws ERR_DISPOSED, ERR_DEVICE, ERR_OOM */
   to(target: { device: Device }): QuantizedWeight {
     const handle = QuantizedWeight.handleOf(this, 'to', 'weight');
     const device = resolveDevice('to', readOptions('to', target).device);
     const moved = native('to', (raw) => raw.toDevice(handle, device));
-    return new QuantizedWeight(moved, { ...this.#meta, device });
+    return new QuantizedWeight(moved, this.#metaWith(device));
   }
 
   /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
@@ -294,140 +403,11 @@ export class QuantizedWeight implements Disposable {
     if (handle === undefined) return;
     this.#handle = undefined;
     native('dispose', (raw) => raw.dispose(handle));
+    this.zeroPoints?.dispose();
+    for (const companion of this.#companions.values()) companion.dispose();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
 }
-
-/** How {@link quantize} stores a weight. */
-export interface QuantizeOptions {
-  format: QuantFormat;
-  /** Elements that share a scale, a power of two from 32 to 4096; default 64 (int8: 256). */
-  blocksize?: number;
-  /** Quantise the scales themselves to 8 bits; default false. */
-  doubleQuant?: boolean;
-  /**
-   * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
-   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). Done on the host: w
-   * is read, and what is not finite in f16 is refused at once. Default false.
-   */
-  rowwise?: boolean;
-  /**
-   * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
-   * the host, as `rowwise`; merging encodes in the dynamic map again.
-   */
-  codebook?: Float32Array;
-}
-
-/**
- * Blockwise quantisation of a weight. `absmax` is the largest magnitude of a block; each element takes
- * the code whose level is nearest to `w / absmax`.
- *
- * The bytes are bitsandbytes'. Where its CPU and CUDA code differ the rule is: the value
- * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block whose `1 / absmax`
- * overflows (zeros, or an absmax under 2^-128) holds the code that the peer gives a block of zeros.
- * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
- * @throws ERR_TYPE, ERR_FORMAT, ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
- *   at the first read of anything that depends on the weight
- * @example
- * const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
- */
-export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
-  const op = 'quantize';
-  checkTensor(op, 'w', w);
-  const given = readOptions(op, options);
-  const format = checkFormat(op, given.format);
-  const rowwise: unknown = given.rowwise ?? false;
-  if (typeof rowwise !== 'boolean') throw wrongType(op, 'rowwise', 'a boolean', rowwise);
-  if (rowwise) return quantizeRowwise(op, w, given);
-  const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
-  if (given.codebook !== undefined) return quantizeByCodebook(op, w, blocksize, given);
-  const doubleQuant: unknown = given.doubleQuant ?? false;
-  if (typeof doubleQuant !== 'boolean')
-    throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
-  const handle = Tensor.handleOf(w, op, 'w');
-  return QuantizedWeight.adopt(
-    native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant)),
-    {
-      shape: w.shape,
-      format,
-      blocksize,
-      doubleQuant,
-      nestedBlocksize: NESTED_BLOCKSIZE,
-      sourceDType: w.dtype,
-      device: w.device,
-    },
-  );
-}
-
-function quantizeByCodebook(
-  op: string,
-  w: Tensor,
-  blocksize: number,
-  { format: name, doubleQuant, codebook: given }: Partial<QuantizeOptions>,
-): QuantizedWeight {
-  if (name !== 'int8') fail('ERR_VALUE', op, 'codebook', `left out for ${name}`, 'a table');
-  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with a codebook', 'true');
-  const codebook = checkCodebook(op, given);
-  const { shape, device, dtype: sourceDType } = w;
-  const parts = { ...encodeCodebook(op, w.readSync(), codebook, blocksize), codebook };
-  const cols = shape.at(-1) ?? 1;
-  const rows = cols === 0 ? 0 : w.size / cols;
-  const nestedBlocksize = NESTED_BLOCKSIZE;
-  const format = checkFormat(op, name);
-  const handle = native(op, (raw) =>
-    raw.weightFromParts(device, name, rows, cols, blocksize, nestedBlocksize, parts),
-  );
-  const meta = { shape, format, blocksize, doubleQuant: false, nestedBlocksize };
-  return QuantizedWeight.adopt(handle, { ...meta, sourceDType, device });
-}
-
-function quantizeRowwise(
-  op: string,
-  w: Tensor,
-  { format, blocksize, doubleQuant, codebook }: Partial<QuantizeOptions>,
-): QuantizedWeight {
-  if (format !== 'int8') fail('ERR_VALUE', op, 'rowwise', `false for ${format}`, 'true');
-  if (blocksize !== undefined) {
-    fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', String(blocksize));
-  }
-  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
-  if (codebook !== undefined) fail('ERR_VALUE', op, 'codebook', 'left out with rowwise', 'a table');
-  const { shape, device, dtype: sourceDType } = w;
-  using half = w.to({ dtype: 'f16' });
-  const rows = encodeRows(op, half.readSync(), shape.at(-1) ?? 1);
-  return QuantizedWeight.fromRows(op, rows, { shape, sourceDType, device });
-}
-
-/**
- * A tensor in the format of a weight.
- * @internal
- */
-export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
-  const { format, blocksize, doubleQuant, rowwise } = like;
-  return quantize(w, rowwise ? { format, rowwise } : { format, blocksize, doubleQuant });
-}
-
-/**
- * The dense weight: `codebook[code] · absmax` in f32, one rounding to `dtype`.
- * @param options.dtype default: that of the tensor which was quantised
- * @returns [N, K]
- * @throws ERR_TYPE, ERR_DTYPE, ERR_DISPOSED, ERR_OOM
- */
-export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
-  const op = 'dequantize';
-  if (!QuantizedWeight.is(w)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
-  const given = readOptions(op, options);
-  const dtype = checkDType(op, 'dtype', given.dtype ?? w.sourceDType);
-  const handle = QuantizedWeight.handleOf(w, op, 'w');
-  return Tensor.adopt(
-    native(op, (raw) => raw.dequantize(handle, dtype)),
-    w.shape,
-    dtype,
-    w.device,
-  );
-}
-
-export { FORMATS };

@@ -9,6 +9,7 @@ import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.
 import {
   type Device,
   defaultDevice,
+  FORMATS,
   type QuantFormat,
   type QuantizedWeight,
   quantize,
@@ -174,6 +175,11 @@ export async function loadBaseModel(
   }
 }
 
+function wholeBlocks(K: number, blocksize: number | undefined): boolean {
+  const own = FORMATS.find(({ name }) => name === 'int4')?.defaultBlocksize ?? 1;
+  return K % (blocksize ?? own) === 0;
+}
+
 function storeWeight(
   values: Float32Array,
   shape: readonly [number, number],
@@ -187,6 +193,9 @@ function storeWeight(
       format,
       ...(blocksize === undefined ? {} : { blocksize }),
       ...(doubleQuant === undefined ? {} : { doubleQuant }),
+      ...(format === 'int4' && !doubleQuant && wholeBlocks(shape[1], blocksize)
+        ? { zeroPoints: true }
+        : {}),
     });
   } finally {
     full.dispose();

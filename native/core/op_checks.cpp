@@ -91,7 +91,7 @@ Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
   }
   if (w.quantised() && w.quant.format->bits == 4) return Status();
   return Refuse(
-      Code::kUnsupported, op, "w", "nf4 or fp4 (compute is 'int8')",
+      Code::kUnsupported, op, "w", "nf4, fp4 or int4 (compute is 'int8')",
       w.quantised() ? w.quant.format->name : std::string("dense ") + DTypeName(w.dense.dtype));
 }
 

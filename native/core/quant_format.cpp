@@ -45,6 +45,18 @@ constexpr float kFp4Thresholds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.291
                                      0.4166667f,  0.583333f,  0.8333333f};
 constexpr uint8_t kFp4RankToCode[8] = {0, 1, 6, 7, 4, 5, 2, 3};
 
+// INT4: 16 even steps from -1 to 1, whichever zero-points are added to the product (lib/quant/
+// group-affine.ts); thresholds are the midpoints. Code 8 is the least level above 0.
+constexpr float kInt4Codebook[16] = {
+    -15.0f / 15, -13.0f / 15, -11.0f / 15, -9.0f / 15, -7.0f / 15, -5.0f / 15,
+    -3.0f / 15,  -1.0f / 15,  1.0f / 15,   3.0f / 15,  5.0f / 15,  7.0f / 15,
+    9.0f / 15,   11.0f / 15,  13.0f / 15,  15.0f / 15,
+};
+constexpr float kInt4Thresholds[15] = {
+    -14.0f / 15, -12.0f / 15, -10.0f / 15, -8.0f / 15, -6.0f / 15, -4.0f / 15, -2.0f / 15, 0.0f,
+    2.0f / 15,   4.0f / 15,   6.0f / 15,   8.0f / 15,  10.0f / 15, 12.0f / 15, 14.0f / 15,
+};
+
 struct DynamicMap {
   float levels[256];
   float midpoints[255];
@@ -85,12 +97,14 @@ const DynamicMap& TheDynamicMap() {
 }
 
 struct Table {
-  FormatRow rows[3];
+  FormatRow rows[4];
   Table()
       : rows{{"nf4", 4, 16, kNf4Codebook, kNf4Thresholds, 15, kAscending, false, 7, 32, 4096, 64},
              {"fp4", 4, 16, kFp4Codebook, kFp4Thresholds, 7, kFp4RankToCode, true, 0, 32, 4096, 64},
              {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
-              TheDynamicMap().identity, false, 0, 32, 4096, 256}} {}
+              TheDynamicMap().identity, false, 0, 32, 4096, 256},
+             {"int4", 4, 16, kInt4Codebook, kInt4Thresholds, 15, kAscending, false, 8, 32, 4096,
+              64}} {}
 };
 
 const Table& TheTable() {

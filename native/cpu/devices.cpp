@@ -49,7 +49,8 @@ cpu::HostBackend* TheCpu() {
     info.name = "CPU, SIMD kernels";
     if (kernels == nullptr) kernels = cpu::SelectKernels(nullptr, &reason);
     info.isa = kernels->isa;
-    info.features = {"nf4", "fp4", "int8", "doubleQuant", "f32", "bf16", "f16", "int8Compute"};
+    info.features = {"nf4", "fp4",  "int8", "int4",       "doubleQuant",
+                     "f32", "bf16", "f16",  "int8Compute"};
     return new cpu::HostBackend(info, *kernels, ThreadsFromEnvironment());
   }();
   return backend;
@@ -67,7 +68,8 @@ Backend* ReferenceBackend() {
     info.memory_bytes = MemoryBytes();
     info.name = "plain loops, double accumulation";
     info.isa = cpu::kReferenceKernels.isa;
-    info.features = {"nf4", "fp4", "int8", "doubleQuant", "f32", "bf16", "f16", "int8Compute"};
+    info.features = {"nf4", "fp4",  "int8", "int4",       "doubleQuant",
+                     "f32", "bf16", "f16",  "int8Compute"};
     return new cpu::HostBackend(info, cpu::kReferenceKernels, 1);
   }();
   return backend;

@@ -317,7 +317,7 @@ describe.each(DEVICES)('refusals on %s', (device) => {
         expect(() => matmul(x.tensor, w, { compute: 'int8' })).toThrow(
           expect.objectContaining({
             code: 'ERR_UNSUPPORTED',
-            message: expect.stringContaining('nf4 or fp4'),
+            message: expect.stringContaining('nf4, fp4 or int4'),
           }),
         );
       }

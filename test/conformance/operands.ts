@@ -74,10 +74,13 @@ export interface WeightSpec {
   readonly doubleQuant?: boolean;
 }
 
-const quantised = (['nf4', 'fp4', 'int8'] as const).flatMap((format) => [
-  { name: format, format },
-  { name: `${format} with double quantisation`, format, doubleQuant: true },
-]);
+const quantised: readonly WeightSpec[] = [
+  ...(['nf4', 'fp4', 'int8'] as const).flatMap((format) => [
+    { name: format, format },
+    { name: `${format} with double quantisation`, format, doubleQuant: true },
+  ]),
+  { name: 'int4', format: 'int4' },
+];
 export const WEIGHTS: readonly WeightSpec[] = [
   ...DTYPES.map((dense) => ({ name: `dense ${dense}`, dense })),
   ...quantised,

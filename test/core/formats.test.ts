@@ -7,7 +7,7 @@ import { codebookOf, exact, type OracleFormat } from '../oracle.js';
 describe('quantisation formats', () => {
   it('are the same rows on both sides', () => {
     expect(binding().formats()).toEqual([...FORMATS]);
-    expect(FORMATS.map(({ name }) => name)).toEqual(['nf4', 'fp4', 'int8']);
+    expect(FORMATS.map(({ name }) => name)).toEqual(['nf4', 'fp4', 'int8', 'int4']);
     expect(Object.isFrozen(FORMATS)).toBe(true);
   });
 
@@ -19,8 +19,10 @@ describe('quantisation formats', () => {
         expect(book.length).toBe(row.levels);
         const levels = Tensor.from(book, [1, book.length], { device: 'reference' });
         const weight = quantize(levels, { format: row.name, blocksize: row.maxBlocksize });
-        const state = await weight.toBitsandbytes();
-        exact('codebook', state['weight.quant_map']?.data as Float32Array, book);
+        if (row.name !== 'int4') {
+          const state = await weight.toBitsandbytes();
+          exact('codebook', state['weight.quant_map']?.data as Float32Array, book);
+        }
         exact('levels', await dequantize(weight).read(), book);
       });
     },

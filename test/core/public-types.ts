@@ -89,7 +89,7 @@ export function tensors(x: Tensor, bits: Uint16Array): void {
 }
 
 export function weights(w: Tensor): void {
-  same<QuantFormat, 'nf4' | 'fp4' | 'int8'>(true);
+  same<QuantFormat, 'nf4' | 'fp4' | 'int8' | 'int4'>(true);
   const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
   same<typeof w4, QuantizedWeight>(true);
   same<typeof w4.byteLength, number>(true);

@@ -319,7 +319,7 @@ describe('wrong input', () => {
       'an unknown format',
       () => ['--format', 'nf5'],
       2,
-      /--format must be one of nf4, fp4, int8, none/,
+      /--format must be one of nf4, fp4, int8, int4, none/,
     ],
     ['a stray argument', () => ['extra'], 2, /takes no further arguments/],
     [

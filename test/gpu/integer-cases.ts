@@ -40,6 +40,7 @@ export type Keep = (name: string, result: Tensor) => Promise<void>;
 const LEVELS: Readonly<Record<QuantFormat, readonly number[]>> = {
   nf4: [-1, 0, 1],
   int8: [0, 1],
+  int4: [-1, 1],
   // Of 12: 2, 3, 4, 6, 8 and 12.
   fp4: [1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1, -1 / 6, -1 / 4, -1 / 3, -1 / 2, -2 / 3, -1],
 };

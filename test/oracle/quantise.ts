@@ -7,7 +7,7 @@
  * absmax below 2^-128) holds one code throughout, the one that the peer's data show: 7 for NF4, 0
  * otherwise. For int8 that is the lowest level; times an absmax of 0 it is still zero.
  */
-export type OracleFormat = 'nf4' | 'fp4' | 'int8';
+export type OracleFormat = 'nf4' | 'fp4' | 'int8' | 'int4';
 
 /** NF4 levels, ascending: QLoRA (2023), appendix E. */
 export const NF4_LEVELS: readonly number[] = [
@@ -61,6 +61,8 @@ const DYNAMIC_MAP = dynamicMap();
 export function codebookOf(format: OracleFormat): Float32Array {
   if (format === 'nf4') return Float32Array.from(NF4_LEVELS);
   if (format === 'int8') return DYNAMIC_MAP.slice();
+  // 16 levels with equal steps from -1 to 1.
+  if (format === 'int4') return Float32Array.from({ length: 16 }, (_, i) => (2 * i - 15) / 15);
   return Float32Array.from([...FP4_MAGNITUDES, ...FP4_MAGNITUDES.map((value) => 0 - value)]);
 }
 
@@ -83,6 +85,12 @@ const NF4_F32 = Float32Array.from(NF4_LEVELS);
 export function encodeNormalised(format: OracleFormat, value: number): number {
   if (format === 'nf4') return nearestAscending(NF4_F32, value);
   if (format === 'int8') return nearestAscending(DYNAMIC_MAP, value);
+  if (format === 'int4') {
+    // Levels above each midpoint, the midpoint's own value (in f32) not.
+    let code = 0;
+    for (let i = 1; i < 16; i++) if (value > Math.fround((2 * i - 16) / 15)) code = i;
+    return code;
+  }
   let code = 0;
   for (const [above, next] of FP4_STEPS) {
     if (Math.abs(value) > Math.fround(above)) code = next;
@@ -90,7 +98,7 @@ export function encodeNormalised(format: OracleFormat, value: number): number {
   return value < 0 ? code + 8 : code;
 }
 
-export const ZERO_CODE: Record<OracleFormat, number> = { nf4: 7, fp4: 0, int8: 0 };
+export const ZERO_CODE: Record<OracleFormat, number> = { nf4: 7, fp4: 0, int8: 0, int4: 8 };
 
 export interface Quantised {
   readonly format: OracleFormat;

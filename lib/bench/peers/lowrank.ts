@@ -106,7 +106,7 @@ export const lowrankInt8Peer: Peer = {
   computes: 'int8',
   refuses({ op, format, device }) {
     if (op !== 'matmul' && op !== 'loraForward') return 'only products and forward passes';
-    if (format !== 'nf4' && format !== 'fp4') return 'only weights of four bits';
+    if (format === 'int8' || format === 'none') return 'only weights of four bits';
     return device === 'cpu' || device === 'reference' ? undefined : `not on ${device}`;
   },
   prepare(job, context) {

@@ -26,7 +26,7 @@ export class Operands {
     const own = () => Tensor.from(w, [N, K], { device, dtype: format === 'none' ? dtype : 'f32' });
     const dense = own();
     this.weights = Array.from({ length: copies(this.weightBytes) }, () =>
-      format === 'none' ? own() : quantize(dense, { format }),
+      format === 'none' ? own() : quantize(dense, { format, zeroPoints: format === 'int4' }),
     );
     dense.dispose();
     this.loraA = Tensor.from(elements('loraA'), [r, K], { device });

@@ -1,0 +1,194 @@
+import { native } from '../core/binding.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { scope } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { checkTensor, readOptions } from '../core/validate.js';
+import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
+import { shiftRows, zeroTermOf } from '../ops/zero-points.js';
+import { checkCodebook, encodeCodebook } from './codebook.js';
+import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
+import { blocksOf, middles } from './group-affine.js';
+import { NESTED_BLOCKSIZE, QuantizedWeight } from './quantized-weight.js';
+import { encodeRows } from './row-int8.js';
+
+/** How {@link quantize} stores a weight. */
+export interface QuantizeOptions {
+  format: QuantFormat;
+  /** Elements that share a scale, a power of two from 32 to 4096; default 64 (int8: 256). */
+  blocksize?: number;
+  /** Quantise the scales themselves to 8 bits; default false. */
+  doubleQuant?: boolean;
+  /**
+   * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
+   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). Done on the host: w
+   * is read, and what is not finite in f16 is refused at once. Default false.
+   */
+  rowwise?: boolean;
+  /**
+   * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
+   * the host, as `rowwise`; merging encodes in the dynamic map again.
+   */
+  codebook?: Float32Array;
+  /**
+   * Of `int4`: a zero-point for each block, its middle `(min + max) / 2`, so that the 16 levels span the block's own
+   * range (min-max rounding, as group-affine weights are made). w is [N, K] with K a multiple of the blocksize; it is
+   * read on the host, and what is not finite is refused at once. Default false.
+   */
+  zeroPoints?: boolean;
+}
+
+/**
+ * Blockwise quantisation of a weight. `absmax` is the largest magnitude of a block; each element takes
+ * the code whose level is nearest to `w / absmax`.
+ *
+ * The bytes are bitsandbytes'. Where its CPU and CUDA code differ the rule is: the value
+ * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block whose `1 / absmax`
+ * overflows (zeros, or an absmax under 2^-128) holds the code that the peer gives a block of zeros.
+ * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
+ * @throws ERR_TYPE, ERR_FORMAT, ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
+ *   at the first read of anything that depends on the weight
+ * @example
+ * const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
+ */
+export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
+  const op = 'quantize';
+  checkTensor(op, 'w', w);
+  const given = readOptions(op, options);
+  const format = checkFormat(op, given.format);
+  const rowwise: unknown = given.rowwise ?? false;
+  if (typeof rowwise !== 'boolean') throw wrongType(op, 'rowwise', 'a boolean', rowwise);
+  if (rowwise) return quantizeRowwise(op, w, given);
+  const blocksize = checkBlocksize(op, format, given.blocksize ?? format.defaultBlocksize);
+  if (given.codebook !== undefined) return quantizeByCodebook(op, w, blocksize, given);
+  const doubleQuant: unknown = given.doubleQuant ?? false;
+  if (typeof doubleQuant !== 'boolean')
+    throw wrongType(op, 'doubleQuant', 'a boolean', doubleQuant);
+  const zeroPoints: unknown = given.zeroPoints ?? false;
+  if (typeof zeroPoints !== 'boolean') throw wrongType(op, 'zeroPoints', 'a boolean', zeroPoints);
+  if (zeroPoints) return quantizeAffine(op, w, blocksize, given);
+  return encode(op, w, format, blocksize, doubleQuant, w.dtype);
+}
+
+/** Codes and scales by the device's own kernel. */
+function encode(
+  op: string,
+  w: Tensor,
+  format: FormatInfo,
+  blocksize: number,
+  doubleQuant: boolean,
+  sourceDType: DType,
+  zeroPoints?: Tensor,
+): QuantizedWeight {
+  const handle = Tensor.handleOf(w, op, 'w');
+  return QuantizedWeight.adopt(
+    native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant)),
+    {
+      shape: w.shape,
+      format,
+      blocksize,
+      doubleQuant,
+      nestedBlocksize: NESTED_BLOCKSIZE,
+      sourceDType,
+      device: w.device,
+      ...(zeroPoints === undefined ? {} : { zeroPoints }),
+    },
+  );
+}
+
+function quantizeAffine(
+  op: string,
+  w: Tensor,
+  blocksize: number,
+  { format: name, doubleQuant }: Partial<QuantizeOptions>,
+): QuantizedWeight {
+  if (name !== 'int4') fail('ERR_VALUE', op, 'zeroPoints', `false for ${name}`, 'true');
+  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with zeroPoints', 'true');
+  const G = blocksOf(op, 'w', w.shape, blocksize);
+  const { device } = w;
+  const [N = 0] = w.shape;
+  return scope(() => {
+    const zeros = Tensor.from(middles(op, w.readSync(), blocksize), [N, G], { device });
+    using spread = FeatureMap.repeat(G, blocksize, 'inner', { device });
+    const centred = mapFeatures(zeros, spread, { c: w, alpha: -1, dtype: 'f32' });
+    return encode(op, centred, checkFormat(op, name), blocksize, false, w.dtype, zeros);
+  });
+}
+
+function quantizeByCodebook(
+  op: string,
+  w: Tensor,
+  blocksize: number,
+  { format: name, doubleQuant, codebook: given }: Partial<QuantizeOptions>,
+): QuantizedWeight {
+  if (name !== 'int8') fail('ERR_VALUE', op, 'codebook', `left out for ${name}`, 'a table');
+  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with a codebook', 'true');
+  const codebook = checkCodebook(op, given);
+  const { shape, device, dtype: sourceDType } = w;
+  const parts = { ...encodeCodebook(op, w.readSync(), codebook, blocksize), codebook };
+  const cols = shape.at(-1) ?? 1;
+  const rows = cols === 0 ? 0 : w.size / cols;
+  const nestedBlocksize = NESTED_BLOCKSIZE;
+  const format = checkFormat(op, name);
+  const handle = native(op, (raw) =>
+    raw.weightFromParts(device, name, rows, cols, blocksize, nestedBlocksize, parts),
+  );
+  const meta = { shape, format, blocksize, doubleQuant: false, nestedBlocksize };
+  return QuantizedWeight.adopt(handle, { ...meta, sourceDType, device });
+}
+
+function quantizeRowwise(
+  op: string,
+  w: Tensor,
+  { format, blocksize, doubleQuant, codebook }: Partial<QuantizeOptions>,
+): QuantizedWeight {
+  if (format !== 'int8') fail('ERR_VALUE', op, 'rowwise', `false for ${format}`, 'true');
+  if (blocksize !== undefined) {
+    fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', String(blocksize));
+  }
+  if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
+  if (codebook !== undefined) fail('ERR_VALUE', op, 'codebook', 'left out with rowwise', 'a table');
+  const { shape, device, dtype: sourceDType } = w;
+  using half = w.to({ dtype: 'f16' });
+  const rows = encodeRows(op, half.readSync(), shape.at(-1) ?? 1);
+  return QuantizedWeight.fromRows(op, rows, { shape, sourceDType, device });
+}
+
+/**
+ * A tensor in the format of a weight.
+ * @internal
+ */
+export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
+  const { format, blocksize, doubleQuant, rowwise } = like;
+  if (rowwise) return quantize(w, { format, rowwise });
+  return like.zeroPoints === undefined
+    ? quantize(w, { format, blocksize, doubleQuant })
+    : quantize(w, { format, blocksize, zeroPoints: true });
+}
+
+/**
+ * The dense weight: `codebook[code] · absmax`, plus the block's zero-point where it has one, in f32, one
+ * rounding to `dtype`.
+ * @param options.dtype default: that of the tensor which was quantised
+ * @returns [N, K]
+ * @throws ERR_TYPE, ERR_DTYPE, ERR_DISPOSED, ERR_OOM
+ */
+export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
+  const op = 'dequantize';
+  if (!QuantizedWeight.is(w)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
+  const given = readOptions(op, options);
+  const dtype = checkDType(op, 'dtype', given.dtype ?? w.sourceDType);
+  const handle = QuantizedWeight.handleOf(w, op, 'w');
+  const zeros = zeroTermOf(w);
+  const stored = zeros === undefined ? dtype : 'f32';
+  const codes = Tensor.adopt(
+    native(op, (raw) => raw.dequantize(handle, stored)),
+    w.shape,
+    stored,
+    w.device,
+  );
+  if (zeros === undefined) return codes;
+  const dense = shiftRows(codes, zeros, { dtype });
+  codes.dispose();
+  return dense;
+}
