@@ -19,6 +19,8 @@ const kNop = 0x918;
 // Attributes in .nv.info: a function and a value.
 const kFrameSize = 0x11;
 const kRegisterCount = 0x2f;
+/** From sm_90 on the section of a kernel's shared memory begins with what the system keeps. */
+const kReserved = { section: '.nv.shared.reserved.0', bytes: 1024 };
 /** The width of a load or store, bits 73 to 75. */
 const kWidths = ['8', '8', '16', '16', '32', '64', '128', '?'];
 
@@ -73,6 +75,7 @@ export function readCubin(elf) {
   const sections = sectionsOf(elf);
   const stack = attributes(elf, sections, kFrameSize);
   const registers = attributes(elf, sections, kRegisterCount);
+  const reserved = sections.some(({ name }) => name === kReserved.section) ? kReserved.bytes : 0;
   const kernels = new Map();
   for (const { name, offset, bytes } of sections) {
     if (!name.startsWith('.text.')) continue;
@@ -91,7 +94,7 @@ export function readCubin(elf) {
     kernels.set(kernel, {
       registers: registers.get(kernel) ?? 0,
       stack: stack.get(kernel) ?? 0,
-      staticShared: shared?.bytes ?? 0,
+      staticShared: Math.max((shared?.bytes ?? 0) - reserved, 0),
       sass,
     });
   }
