@@ -5,13 +5,14 @@
  *
  *   node test/checks/cuda-kernels.mjs [--build DIR] [--update] [--trace FILE] [--all]
  *
- * --update writes the table. --trace takes a launch trace of the emulator (LOWRANK_EMULATOR_TRACE)
- * for the dynamic shared memory of each kernel; no launch may exceed the table's. --all assembles the
- * build's PTX for the architectures of a package that the build was not for (ptxas, on the PATH).
+ * --update writes the table; rows of architectures that the build was not for stay as they are.
+ * --trace takes what cuda_plan_table prints: which kernels are launched on which architecture, with
+ * how much dynamic shared memory; without it the table's own is believed. --all assembles the build's
+ * PTX for the architectures of a package that the build was not for (ptxas, on the PATH).
  *
  * Fails where a kernel has a stack frame, lacks a 16-byte access or matrix instruction that is meant,
- * mixes a product with a sum that the compiler may contract, cannot be launched on an architecture, or
- * differs from the table.
+ * mixes a product with a sum that the compiler may contract, cannot be launched on an architecture
+ * where plans launch it, is launched by none, or differs from the table.
  */
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -20,6 +21,15 @@ import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { parse } from '../../cuda/emulator/ptx/parse.mjs';
 import { readCubin } from './cubin.mjs';
+import {
+  differences,
+  kArchitectures,
+  plansOf,
+  readPlans,
+  readTable,
+  updated,
+  writeTable,
+} from './cuda-table.mjs';
 import { kLimits, occupancy } from './occupancy.mjs';
 
 const { values: args } = parseArgs({
@@ -112,25 +122,9 @@ function missing(name, counts) {
   );
 }
 
-const known = existsSync(tableFile) ? JSON.parse(readFileSync(tableFile, 'utf8')) : { kernels: {} };
-
-/** Dynamic shared memory: the most that any launch took, of those traced and of those known. */
-function sharedBytes(problems) {
-  const most = new Map(Object.entries(known.kernels).map(([name, row]) => [name, row.shared ?? 0]));
-  if (args.trace === undefined) return most;
-  for (const line of readFileSync(args.trace, 'utf8').split('\n').filter(Boolean)) {
-    const launch = JSON.parse(line);
-    const before = most.get(launch.kernel) ?? 0;
-    if (launch.shared_bytes <= before) continue;
-    most.set(launch.kernel, launch.shared_bytes);
-    if (!args.update) {
-      problems.push(
-        `${launch.kernel}: a launch took ${launch.shared_bytes} bytes of shared memory`,
-      );
-    }
-  }
-  return most;
-}
+const known = existsSync(tableFile) ? readTable(readFileSync(tableFile, 'utf8')) : {};
+const plans =
+  args.trace === undefined ? plansOf(known) : readPlans(readFileSync(args.trace, 'utf8'));
 
 /** Architecture -> cubin of a module: those that the build has kept, and with --all the others. */
 function cubinsOf(module, files) {
@@ -157,98 +151,76 @@ function cubinsOf(module, files) {
 }
 
 const sources = JSON.parse(readFileSync(path.join(root, 'native', 'sources.json'), 'utf8'));
-const listed = sources.kernels.map((file) => path.basename(file, '.cu'));
 const problems = [];
-const shared = sharedBytes(problems);
-const table = { kernels: {} };
+const table = {};
+const modules = new Map();
 const archsSeen = new Set();
-for (const module of listed.filter((name) => existsSync(path.join(folder, name))).sort()) {
-  const files = readdirSync(path.join(folder, module));
+for (const module of sources.kernels.map((file) => path.basename(file, '.cu')).sort()) {
+  const own = path.join(folder, module);
+  const files = existsSync(own) ? readdirSync(own) : [];
+  modules.set(
+    module,
+    files.some((name) => name.endsWith('.ptx')),
+  );
+  if (!modules.get(module)) continue;
   const ptx = new Map();
   for (const file of files.filter((name) => name.endsWith('.ptx'))) {
-    const text = readFileSync(path.join(folder, module, file), 'utf8');
+    const text = readFileSync(path.join(own, file), 'utf8');
     for (const [name, row] of readPtx(text, problems)) ptx.set(name, row);
   }
   for (const [arch, elf] of cubinsOf(module, files)) {
-    archsSeen.add(arch);
-    for (const [name, cubin] of readCubin(elf)) {
+    const on = `sm_${arch}`;
+    archsSeen.add(on);
+    for (const [name, { registers, stack, staticShared, sass }] of readCubin(elf)) {
       const { threads, counts } = ptx.get(name) ?? { threads: 1024, counts: {} };
-      table.kernels[name] ??= {
-        module,
-        threads,
-        shared: shared.get(name) ?? 0,
-        ptx: counts,
-        on: {},
-      };
-      const { registers, stack, staticShared, sass } = cubin;
-      const bytes = table.kernels[name].shared + staticShared;
-      const { blocks, percent, limit } = occupancy(arch, {
-        threads,
-        registers,
-        sharedBytes: bytes,
-      });
-      table.kernels[name].on[`sm_${arch}`] = { registers, blocks, percent, limit };
-      if (registers === 0) problems.push(`${name} on sm_${arch}: no register count in the cubin`);
-      if (stack > 0) problems.push(`${name} on sm_${arch}: ${stack} bytes of stack`);
-      if (sass.ldl || sass.stl) problems.push(`${name} on sm_${arch}: spills`);
-      if (blocks === 0) problems.push(`${name} on sm_${arch}: cannot be launched (${limit})`);
+      table[name] ??= { module, threads, ptx: counts, on: {} };
+      if (registers === 0) problems.push(`${name} on ${on}: no register count in the cubin`);
+      if (stack > 0) problems.push(`${name} on ${on}: ${stack} bytes of stack`);
+      if (sass.ldl || sass.stl) problems.push(`${name} on ${on}: spills`);
+      const shared = plans.get(on)?.get(name);
+      if (shared === undefined) continue;
+      const sharedBytes = shared + staticShared;
+      const { blocks, percent, limit } = occupancy(arch, { threads, registers, sharedBytes });
+      table[name].on[on] = { shared, registers, blocks, percent, limit };
+      if (blocks === 0) {
+        problems.push(`${name} on ${on}: cannot be launched (${limit}, ${sharedBytes} B shared)`);
+      }
     }
   }
 }
+const names = Object.keys(table).sort();
+const archs = kArchitectures.filter((arch) => archsSeen.has(arch));
+
+/** Plans and code of an architecture without one another; a table has them of one run. */
+for (const arch of args.trace === undefined ? [] : archs) {
+  if (!plans.has(arch)) problems.push(`${arch}: no plans in ${args.trace}`);
+  for (const name of plans.get(arch)?.keys() ?? []) {
+    if (!table[name]?.on[arch]) problems.push(`${name} on ${arch}: launched, and not compiled`);
+  }
+}
+for (const name of names.filter((kernel) => ![...plans.values()].some((own) => own.has(kernel)))) {
+  problems.push(`${name}: launched by no plan (--trace, or test/native/cuda_plan_table.cpp)`);
+}
 
 /** Rows for the reader. */
-const names = Object.keys(table.kernels).sort();
 for (const name of names) {
-  const { threads, shared: bytes, ptx, on } = table.kernels[name];
-  const archs = Object.entries(on)
-    .map(([arch, { registers, blocks, percent }]) => `${arch} ${registers}r ${blocks}b ${percent}%`)
-    .join('  ');
+  const { threads, ptx, on } = table[name];
+  const rows = Object.entries(on).map(
+    ([arch, { shared, registers, blocks, percent }]) =>
+      `${arch} ${registers}r ${shared}B ${blocks}b ${percent}%`,
+  );
   const matrix = Object.entries(ptx)
     .filter(([key]) => /mma|matrix|16$|copy/.test(key))
     .map(([key, count]) => `${key}: ${count}`)
     .join(', ');
-  console.log(`${name}  ${threads} threads  ${bytes} B shared  ${archs}\n    ${matrix}`);
+  console.log(`${name}  ${threads} threads  ${rows.join('  ')}\n    ${matrix}`);
 }
 
-/** Differences from the table, for the architectures built here. */
-function compare() {
-  for (const name of new Set([...names, ...Object.keys(known.kernels)])) {
-    const [is, was] = [table.kernels[name], known.kernels[name]];
-    if (is === undefined || was === undefined) {
-      problems.push(`${name}: ${is === undefined ? 'no longer built' : 'not in the table'}`);
-      continue;
-    }
-    for (const key of ['threads', 'ptx']) {
-      if (JSON.stringify(is[key]) !== JSON.stringify(was[key])) {
-        problems.push(
-          `${name}: ${key} ${JSON.stringify(is[key])}, not ${JSON.stringify(was[key])}`,
-        );
-      }
-    }
-    for (const [arch, row] of Object.entries(is.on)) {
-      if (was.on[arch] && JSON.stringify(row) !== JSON.stringify(was.on[arch])) {
-        problems.push(
-          `${name} on ${arch}: ${JSON.stringify(row)}, not ${JSON.stringify(was.on[arch])}`,
-        );
-      }
-    }
-  }
-}
-
-if (args.update) {
-  const kernels = {};
-  for (const name of names) {
-    const row = table.kernels[name];
-    // Architectures that were not built now keep what was known of them.
-    kernels[name] = { ...row, on: { ...known.kernels[name]?.on, ...row.on } };
-  }
-  writeFileSync(tableFile, `${JSON.stringify({ kernels }, null, 1)}\n`);
-} else {
-  compare();
-}
+if (args.update) writeFileSync(tableFile, writeTable(updated(table, known, { modules, archs })));
+else problems.push(...differences(table, known, { modules, archs }));
 for (const problem of problems) console.error(problem);
 console.log(
-  `check:cuda: ${names.length} kernels on ${[...archsSeen].map((arch) => `sm_${arch}`).join(', ')}: ` +
+  `check:cuda: ${names.length} kernels on ${archs.join(', ')}: ` +
     (problems.length === 0 ? 'as the table says' : `${problems.length} problems`),
 );
 process.exit(problems.length === 0 ? 0 : 1);

@@ -1,10 +1,14 @@
-/// The most dynamic shared memory that a plan gives each kernel, over sizes of real models on an
-/// A100 and an H100: a line of JSON a kernel, for `check:cuda --trace`. Arithmetic only, no device.
+/// The most dynamic shared memory that a plan gives each kernel, over sizes of real models, on one
+/// card for each architecture of a package: a line of JSON for each of both, for
+/// `check:cuda --trace`. A kernel without a line is not launched there. Arithmetic only, no device.
 #include <algorithm>
 #include <cstdio>
 #include <map>
+#include <set>
 #include <string>
+#include <vector>
 
+#include "cuda/emulator/driver/device_model.h"
 #include "native/cuda/plan.h"
 
 namespace {
@@ -13,23 +17,47 @@ using namespace lowrank;
 using cuda::DeviceLimits;
 using cuda::Plan;
 
-/// An address that is aligned and never read.
-void* Somewhere() { return reinterpret_cast<void*>(uintptr_t{1} << 40); }
-template <typename T>
-T* Some() {
-  return static_cast<T*>(Somewhere());
+constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
+
+/// What a package has machine code for (cuda/tools/kernels.cmake).
+struct Architecture {
+  int sm;
+  const char* name;
+};
+constexpr Architecture kArchitectures[] = {
+    {80, "sm_80"}, {86, "sm_86"}, {89, "sm_89"}, {90, "sm_90a"}, {120, "sm_120a"}};
+
+DeviceLimits LimitsOf(int sm) {
+  const emu::driver::DeviceModel card = emu::driver::ModelOf(sm);
+  DeviceLimits limits;
+  limits.sm = card.sm;
+  limits.sm_count = card.sm_count;
+  limits.shared_bytes_per_block = card.shared_bytes_per_block;
+  limits.shared_bytes_per_sm = card.shared_bytes_per_sm;
+  limits.l2_bytes = card.l2_bytes;
+  return limits;
+}
+
+/// Addresses that are aligned, apart from one another and never read.
+template <typename T = void>
+T* Some(size_t bytes = 1 << 20) {
+  static uintptr_t next = uintptr_t{1} << 40;
+  const uintptr_t at = next;
+  next += (bytes + 4095) / 4096 * 4096;
+  return reinterpret_cast<T*>(at);
 }
 
 TensorView Matrix(DType dtype, int64_t rows, int64_t cols) {
   TensorView view;
-  view.data = Somewhere();
   view.dtype = dtype;
   view.rows = rows;
   view.cols = cols;
   view.present = true;
+  view.data = Some(view.bytes());
   return view;
 }
 
+/// `format`: empty for a dense weight.
 WeightView Weight(const char* format, DType dtype, bool double_quant, int64_t N, int64_t K) {
   WeightView w;
   if (*format == 0) {
@@ -40,93 +68,273 @@ WeightView Weight(const char* format, DType dtype, bool double_quant, int64_t N,
   w.quant.rows = N;
   w.quant.cols = K;
   w.quant.blocksize = 64;
-  w.quant.codes = Some<uint8_t>();
+  w.quant.codes = Some<uint8_t>(w.quant.code_bytes());
   w.quant.codebook = Some<float>();
+  const auto blocks = static_cast<size_t>(w.quant.blocks());
   if (double_quant) {
-    w.quant.absmax_8bit = Some<uint8_t>();
+    w.quant.absmax_8bit = Some<uint8_t>(blocks);
     w.quant.absmax_codebook = Some<float>();
-    w.quant.nested_absmax = Some<float>();
+    w.quant.nested_absmax = Some<float>(blocks);
     w.quant.absmax_offset = Some<float>();
   } else {
-    w.quant.absmax = Some<float>();
+    w.quant.absmax = Some<float>(blocks * sizeof(float));
   }
   return w;
 }
 
-std::map<std::string, uint32_t> most_by_kernel;
+/// The plans of one card.
+class Card {
+ public:
+  explicit Card(const Architecture& architecture)
+      : name_(architecture.name), limits_(LimitsOf(architecture.sm)) {}
 
-template <typename Op>
-void Add(const Op& op, const DeviceLimits& device) {
-  cuda::Workspace workspace(Somewhere());
-  Plan plan;
-  if (!MakePlan(op, device, &workspace, &plan).ok()) return;
-  for (const cuda::LaunchStep& step : plan.steps) {
-    uint32_t& most = most_by_kernel[step.kernel];
-    most = std::max(most, step.shared_bytes);
+  template <typename Op>
+  void Add(const Op& op) {
+    cuda::Workspace workspace(Some(size_t{1} << 34));
+    Plan plan;
+    Status status = op.Check();
+    if (status.ok()) status = MakePlan(op, limits_, &workspace, &plan);
+    if (!status.ok()) {
+      if (failed_.insert(Op::kName).second) {
+        std::fprintf(stderr, "%s: %s: %s\n", name_, op.Describe().c_str(),
+                     status.message().c_str());
+      }
+      return;
+    }
+    planned_.insert(Op::kName);
+    for (const cuda::LaunchStep& step : plan.steps) {
+      uint32_t& most = most_[step.kernel];
+      most = std::max(most, step.shared_bytes);
+    }
   }
+
+  /// Prints the table; false where an op has no plan, or one was refused.
+  bool Print() const {
+    for (const auto& [kernel, bytes] : most_) {
+      std::printf("{\"arch\": \"%s\", \"kernel\": \"%s\", \"shared_bytes\": %u}\n", name_,
+                  kernel.c_str(), bytes);
+    }
+    bool complete = failed_.empty();
+    for (const char* op : {
+#define LOWRANK_NAME(Type, member) Type::kName,
+             LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
+#undef LOWRANK_NAME
+         }) {
+      if (planned_.count(op) != 0) continue;
+      std::fprintf(stderr, "%s: no plan of %s\n", name_, op);
+      complete = false;
+    }
+    return complete;
+  }
+
+ private:
+  const char* name_;
+  DeviceLimits limits_;
+  std::map<std::string, uint32_t> most_;
+  std::set<std::string> planned_;
+  std::set<std::string> failed_;
+};
+
+/// A layer and its halves, forward and backward.
+void AddLora(DType dtype, const WeightView& w, int64_t M, int64_t r, Card* card) {
+  const int64_t N = w.rows();
+  const int64_t K = w.cols();
+  LoraForwardOp forward;
+  forward.x = Matrix(dtype, M, K);
+  forward.w = w;
+  forward.lora_a = Matrix(DType::kF32, r, K);
+  forward.lora_b = Matrix(DType::kF32, N, r);
+  forward.h = Matrix(DType::kF32, M, r);
+  forward.y = Matrix(dtype, M, N);
+  forward.scaling = 2;
+  card->Add(forward);
+  LoraBackwardOp backward;
+  backward.dy = Matrix(dtype, M, N);
+  backward.x = forward.x;
+  backward.w = w;
+  backward.lora_a = forward.lora_a;
+  backward.lora_b = forward.lora_b;
+  backward.h = forward.h;
+  backward.dx = Matrix(dtype, M, K);
+  backward.d_lora_a = Matrix(DType::kF32, r, K);
+  backward.d_lora_b = Matrix(DType::kF32, N, r);
+  backward.scaling = 2;
+  card->Add(backward);
+
+  LoraShrinkOp shrink;
+  shrink.x = forward.x;
+  shrink.lora_a = forward.lora_a;
+  shrink.h = forward.h;
+  card->Add(shrink);
+  LoraExpandOp expand;
+  expand.x = forward.x;
+  expand.w = w;
+  expand.h = forward.h;
+  expand.lora_b = forward.lora_b;
+  expand.y = forward.y;
+  card->Add(expand);
+  LoraExpandBackwardOp expand_backward;
+  expand_backward.dy = backward.dy;
+  expand_backward.h = forward.h;
+  expand_backward.lora_b = forward.lora_b;
+  expand_backward.dh = Matrix(DType::kF32, M, r);
+  expand_backward.d_lora_b = backward.d_lora_b;
+  card->Add(expand_backward);
+  LoraShrinkBackwardOp shrink_backward;
+  shrink_backward.dy = backward.dy;
+  shrink_backward.w = w;
+  shrink_backward.dh = expand_backward.dh;
+  shrink_backward.x = forward.x;
+  shrink_backward.lora_a = forward.lora_a;
+  shrink_backward.dx = backward.dx;
+  shrink_backward.d_lora_a = backward.d_lora_a;
+  card->Add(shrink_backward);
+
+  LoraForwardOp parts[2] = {forward, forward};
+  parts[1].h = Matrix(DType::kF32, M, r);
+  parts[1].y = Matrix(dtype, M, N);
+  card->Add(LoraForwardManyOp{parts, 2});
 }
 
-void AddAll(const DeviceLimits& device, DType dtype, const WeightView& w, int64_t M, int64_t r) {
+/// A batch whose rows go to two adapters in turn.
+void AddGrouped(DType dtype, const WeightView& w, int64_t M, int64_t r, Card* card) {
+  const int64_t N = w.rows();
+  const int64_t K = w.cols();
+  AdapterRows adapters[2];
+  std::vector<int32_t> rows;
+  for (int first = 0; first < 2; ++first) {
+    AdapterRows& adapter = adapters[first];
+    adapter.lora_a = Matrix(DType::kF32, r, K);
+    adapter.lora_b = Matrix(DType::kF32, N, r);
+    adapter.d_lora_a = Matrix(DType::kF32, r, K);
+    adapter.d_lora_b = Matrix(DType::kF32, N, r);
+    adapter.scaling = 2;
+    adapter.first = static_cast<int64_t>(rows.size());
+    adapter.h_begin = adapter.first * r;
+    for (int32_t m = first; m < M; m += 2) rows.push_back(m);
+    adapter.count = static_cast<int64_t>(rows.size()) - adapter.first;
+  }
+  GroupedForwardOp forward;
+  forward.x = Matrix(dtype, M, K);
+  forward.w = w;
+  forward.table = {adapters, 2, rows.data(), rows.data(), M, 1, M * r};
+  forward.row_scale = Matrix(DType::kF32, 1, M);
+  forward.h = Matrix(DType::kF32, 1, M * r);
+  forward.y = Matrix(dtype, M, N);
+  card->Add(forward);
+  GroupedBackwardOp backward;
+  backward.dy = Matrix(dtype, M, N);
+  backward.x = forward.x;
+  backward.w = w;
+  backward.table = forward.table;
+  backward.row_scale = forward.row_scale;
+  backward.h = forward.h;
+  backward.dx = Matrix(dtype, M, K);
+  backward.d_row_scale = Matrix(DType::kF32, 1, M);
+  backward.in_features = K;
+  card->Add(backward);
+}
+
+/// All that is done with a batch of M rows and a weight.
+void AddProducts(DType dtype, const WeightView& w, int64_t M, Card* card) {
   const int64_t N = w.rows();
   const int64_t K = w.cols();
   MatmulOp matmul;
   matmul.x = Matrix(dtype, M, K);
   matmul.w = w;
   matmul.y = Matrix(dtype, M, N);
-  Add(matmul, device);
+  card->Add(matmul);
   MatmulInputGradOp grad;
   grad.dy = Matrix(dtype, M, N);
   grad.w = w;
   grad.dx = Matrix(dtype, M, K);
-  Add(grad, device);
-  LoraForwardOp forward;
-  forward.x = matmul.x;
-  forward.w = w;
-  forward.lora_a = Matrix(DType::kF32, r, K);
-  forward.lora_b = Matrix(DType::kF32, N, r);
-  forward.h = Matrix(DType::kF32, M, r);
-  forward.y = matmul.y;
-  forward.scaling = 2;
-  Add(forward, device);
-  LoraBackwardOp backward;
-  backward.dy = grad.dy;
-  backward.x = matmul.x;
-  backward.w = w;
-  backward.lora_a = forward.lora_a;
-  backward.lora_b = forward.lora_b;
-  backward.h = forward.h;
-  backward.dx = grad.dx;
-  backward.d_lora_a = Matrix(DType::kF32, r, K);
-  backward.d_lora_b = Matrix(DType::kF32, N, r);
-  backward.scaling = 2;
-  Add(backward, device);
+  card->Add(grad);
+  card->Add(WeightGradOp{grad.dy, matmul.x, Matrix(dtype, N, K)});
+  for (const int64_t r : {8, 16, 64}) {
+    AddLora(dtype, w, M, r, card);
+    AddGrouped(dtype, w, M, r, card);
+  }
+}
+
+/// A weight alone.
+void AddWeight(DType dtype, const WeightView& w, Card* card) {
+  card->Add(WeightNormsOp{w, Matrix(DType::kF32, 1, w.rows())});
+  if (!w.quantised()) return;
+  const TensorView values = Matrix(dtype, w.rows(), w.cols());
+  card->Add(QuantizeOp{values, w.quant});
+  card->Add(DequantizeOp{w.quant, values});
+  if (!w.quant.double_quant()) return;
+  card->Add(QuantizeScalesOp{Matrix(DType::kF32, 1, w.quant.blocks()), w.quant});
+}
+
+/// Products of 64 blocks of `width` features.
+void AddBlocks(DType dtype, int64_t M, int64_t width, Card* card) {
+  constexpr int64_t kBlocks = 64;
+  const TensorView x = Matrix(dtype, M * kBlocks, width);
+  const TensorView w = Matrix(dtype, width * kBlocks, width);
+  const TensorView y = Matrix(dtype, M * kBlocks, width);
+  card->Add(BlockMatmulOp{x, w, y, kBlocks});
+  card->Add(BlockMatmulInputGradOp{y, w, x, kBlocks});
+  card->Add(BlockWeightGradOp{y, x, Matrix(DType::kF32, width * kBlocks, width), kBlocks});
+}
+
+/// What goes element by element over [M, N].
+void AddElementwise(DType dtype, int64_t M, int64_t N, Card* card) {
+  const TensorView a = Matrix(dtype, M, N);
+  const TensorView b = Matrix(dtype, M, N);
+  const TensorView c = Matrix(dtype, M, N);
+  const TensorView y = Matrix(dtype, M, N);
+  card->Add(MultiplyAddOp{a, b, c, y});
+  MapOp map;
+  map.a = a;
+  map.y = y;
+  card->Add(map);
+  card->Add(SwigluOp{a, b, y});
+  card->Add(SwigluBackwardOp{a, b, c, y, Matrix(dtype, M, N)});
+  card->Add(SumProductOp{a, b, Matrix(DType::kF32, 1, N), 0});
+  card->Add(SumProductOp{a, b, Matrix(DType::kF32, 1, M), 1});
+  MapFeaturesOp features;
+  features.x = a;
+  features.map.index = Some<int32_t>();
+  features.map.inputs = N;
+  features.map.outputs = N;
+  features.map.entries = N;
+  features.y = y;
+  card->Add(features);
+  for (const DType other : kDTypes) card->Add(CastOp{a, Matrix(other, M, N)});
+  RandomOp random;
+  random.y = y;
+  card->Add(random);
 }
 
 }  // namespace
 
 int main() {
-  DeviceLimits h100;
-  h100.sm = 90;
-  h100.sm_count = 132;
-  h100.shared_bytes_per_block = 227 * 1024;
-  h100.shared_bytes_per_sm = 228 * 1024;
-  h100.l2_bytes = 50 << 20;
-  for (const DeviceLimits& device : {DeviceLimits(), h100}) {
-    for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+  bool complete = true;
+  for (const Architecture& architecture : kArchitectures) {
+    Card card(architecture);
+    for (const DType dtype : kDTypes) {
       for (const char* format : {"", "nf4", "int8"}) {
         for (const bool double_quant : {false, true}) {
-          for (const int64_t M : {1, 8, 16, 32, 64, 200, 4096}) {
-            for (const int64_t r : {8, 16, 64}) {
-              AddAll(device, dtype, Weight(format, dtype, double_quant, 4096, 4096), M, r);
-              AddAll(device, dtype, Weight(format, dtype, double_quant, 4096, 14336), M, r);
+          if (*format == 0 && double_quant) continue;
+          // The last: rows that are not whole 16-byte pieces.
+          const int64_t shapes[][2] = {
+              {4096, 4096}, {4096, 14336}, {1024, 4096}, {1024, 1024}, {4100, 4100}};
+          for (const auto& [N, K] : shapes) {
+            const WeightView w = Weight(format, dtype, double_quant, N, K);
+            AddWeight(dtype, w, &card);
+            for (const int64_t M : {1, 8, 16, 32, 64, 200, 4096}) {
+              AddProducts(dtype, w, M, &card);
             }
           }
         }
       }
+      for (const int64_t M : {1, 64, 4096}) {
+        for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);
+        for (const int64_t N : {4096, 14336}) AddElementwise(dtype, M, N, &card);
+      }
     }
+    complete = card.Print() && complete;
   }
-  for (const auto& [kernel, bytes] : most_by_kernel) {
-    std::printf("{\"kernel\": \"%s\", \"shared_bytes\": %u}\n", kernel.c_str(), bytes);
-  }
-  return 0;
+  return complete ? 0 : 1;
 }
