@@ -4,11 +4,12 @@
  * on its device, and report nothing; and between them the cases must launch every kernel.
  *
  *   node test/emulator/matrix.mjs [--smoke] [--filter REGEX] [--modes source,check,ptx]
- *     [--devices REGEX] [--jobs N]
+ *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]
  *
  * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
  * the first only. --smoke takes one schedule a device, and of the larger cases a few. Without nvcc
- * there is no PTX mode, and the run says so.
+ * there is no PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes
+ * hours as a whole, and can be had in pieces.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
@@ -22,6 +23,7 @@ const { values: args } = parseArgs({
     filter: { type: 'string', default: '' },
     modes: { type: 'string', default: 'source,check,ptx' },
     devices: { type: 'string', default: '' },
+    runs: { type: 'string', default: '1-' },
     jobs: { type: 'string', default: String(Math.max(1, cpus().length)) },
     binding: { type: 'string', default: process.env.LOWRANK_BINDING ?? '' },
   },
@@ -106,7 +108,9 @@ try {
     }
   }
 
-  const runs = plan().filter(({ device }) => names.get(device).length > 0);
+  const all = plan().filter(({ device }) => names.get(device).length > 0);
+  const [first, last] = args.runs.split('-').map(Number);
+  const runs = all.slice(first - 1, last || all.length);
   let done = 0;
   await inParallel(runs, jobs, async ({ mode, device, schedule, check }) => {
     const own = names.get(device);
@@ -133,7 +137,7 @@ try {
     failures += problems.length === 0 ? 0 : 1;
     const what = `${device.name} ${mode}${check ? ' checked' : ''}, ${scheduleName(schedule)}`;
     console.log(
-      `${done}/${runs.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${what}: ${count} cases`,
+      `${first - 1 + done}/${all.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${what}: ${count} cases`,
     );
     for (const problem of problems.slice(0, 20)) console.log(`    ${problem}`);
     if (problems.length > 20) console.log(`    and ${problems.length - 20} more`);
