@@ -10,9 +10,10 @@
 ///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e, d_lora_bias_e = scaling_e · Σ g ·
 ///   dy
 ///
-/// all but the gates c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to by as
-/// many launches of expand, or of dx, in the order of the adapters; all but the last leave the sum
-/// in base.
+/// and grouped_h_sum, grouped_dh_sum, which add the slices of shrink's and dh's reductions. All but
+/// these and the gates are c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to
+/// by as many launches of expand, or of dx, in the order of the adapters; all but the last leave
+/// the sum in base.
 ///
 /// Operands   a table of adapters, tiles of their rows, and the rows' indices, in device memory;
 ///            x and dy of one type, each factor of its own; h and dh packed f32
@@ -22,16 +23,19 @@
 ///            beyond an adapter's own rank end at once. gates: tiles of rows, a warp every eighth
 ///            row
 /// Shared     the two slabs, 4,352 bytes
-/// Numerics   f32 in ascending order of t, 256 terms at a time, then the sum of those; one
-/// rounding.
+/// Slices     shrink's and dh's results are small and their reductions, over K and N, long: up to
+///            16 slices of whole spans, each by a block of its own into a plane, so that few rows
+///            fill the card. How many depends on K or N alone, and so do the bits of a row
+/// Numerics   f32 in ascending order of t, 256 terms at a time, then the sum of those, then that of
+///            the slices; one rounding.
 ///            Nothing of a row depends on the others, nor of an adapter's gradient on the rows of
 ///            others.
 /// Needs      nothing: elements go one by one, neighbouring threads along the operand's run
 ///
 /// Budget     32 rows of 32 adapters, r = 16, 4,096 x 4,096 in bf16: 8.4 MB of factors, 2.8 us at
-///            3.0 TB/s. Shrink: 32 blocks, each 256 slabs of 16 with two barriers, some 700 clocks
-///            of latency: 100 us on one of 132 multiprocessors each. That is the price of simple
-///            tiling: splitting k over blocks is left to be done. Expand: 4,096 blocks of one slab.
+///            3.0 TB/s. Shrink: 32 tiles of 16 slices, each 16 slabs of 16 with two barriers, some
+///            700 clocks of latency a slab: 11 k clk = 6 us, and the sum of the slices, a launch of
+///            32 blocks over 1 MB. One slice takes 100 us. Expand: 4,096 blocks of one slab.
 #include "cuda/lora_gate.cuh"
 #include "cuda/params/lora_grouped.h"
 #include "cuda/small_operand.cuh"
@@ -97,6 +101,7 @@ struct RowsOfTile {
 
 /// The same of the two that add to rows: a launch takes one entry of a row.
 struct OneEntryOfRows : RowsOfTile {
+  static constexpr bool kSliced = false;
   __device__ __forceinline__ explicit OneEntryOfRows(const GroupedParams& p) : RowsOfTile(p) {}
   __device__ __forceinline__ int64_t EntryOf(const GroupedParams& p, int64_t i) const {
     return p.places == nullptr ? tile.first + i : p.places[tile.first + i];
@@ -107,6 +112,7 @@ struct OneEntryOfRows : RowsOfTile {
 };
 
 struct Shrink : RowsOfTile {
+  static constexpr bool kSliced = true;
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = true;
   int64_t cols;
@@ -127,6 +133,7 @@ struct Shrink : RowsOfTile {
 };
 
 struct DeltaH : RowsOfTile {
+  static constexpr bool kSliced = true;
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = false;
   int64_t cols;
@@ -212,6 +219,7 @@ struct InputGrad : OneEntryOfRows {
 
 /// What is the same for the gradients of an adapter's factors.
 struct OneAdapter {
+  static constexpr bool kSliced = false;
   GroupedAdapter e;
   int64_t first_row;
   int64_t first_col;
@@ -305,8 +313,11 @@ LOWRANK_DEVICE void GroupedBody(const GroupedParams& p) {
   const int row = static_cast<int>(threadIdx.x) / 16;
   const int col = static_cast<int>(threadIdx.x) % 16;
   float total[2][2] = {};
-  for (int64_t span = 0; span < op.depth; span += kGroupedSpan) {
-    const int64_t end = span + kGroupedSpan < op.depth ? span + kGroupedSpan : op.depth;
+  const int64_t slice_begin = Op::kSliced ? blockIdx.y * p.slice : 0;
+  const int64_t slice_end =
+      Op::kSliced && slice_begin + p.slice < op.depth ? slice_begin + p.slice : op.depth;
+  for (int64_t span = slice_begin; span < slice_end; span += kGroupedSpan) {
+    const int64_t end = span + kGroupedSpan < slice_end ? span + kGroupedSpan : slice_end;
     float sum[2][2] = {};
     for (int64_t t = span; t < end; t += kDepth) {
       FillSlab<Op::kAAlongDepth>(
@@ -340,8 +351,31 @@ LOWRANK_DEVICE void GroupedBody(const GroupedParams& p) {
     for (int j = 0; j < 2; ++j) {
       const int64_t at_row = op.first_row + row + 16 * i;
       const int64_t at_col = op.first_col + col + 16 * j;
-      if (at_row < op.rows && at_col < op.cols) op.Store(p, at_row, at_col, total[i][j]);
+      if (at_row >= op.rows || at_col >= op.cols) continue;
+      if constexpr (Op::kSliced) {
+        if (p.planes != nullptr) {
+          p.planes[blockIdx.y * p.plane_elems + op.RankRow(at_row) + at_col] = total[i][j];
+          continue;
+        }
+      }
+      op.Store(p, at_row, at_col, total[i][j]);
     }
+  }
+}
+
+/// The slices of a tile's sums in ascending order; neighbouring threads along the ranks.
+template <typename Op>
+LOWRANK_DEVICE void SumSlices(const GroupedParams& p) {
+  const Op op(p);
+  const int64_t slices = (op.depth + p.slice - 1) / p.slice;
+  for (int place = static_cast<int>(threadIdx.x); place < kTile * kTile; place += kThreads) {
+    const int64_t row = op.first_row + place / kTile;
+    const int64_t col = op.first_col + place % kTile;
+    if (row >= op.rows || col >= op.cols) continue;
+    const float* g_sum = p.planes + op.RankRow(row) + col;
+    float total = 0;
+    for (int64_t slice = 0; slice < slices; ++slice) total += g_sum[slice * p.plane_elems];
+    op.Store(p, row, col, total);
   }
 }
 
@@ -393,8 +427,10 @@ LOWRANK_DEVICE void GateGrads(const GroupedParams& p) {
 }  // namespace
 
 LOWRANK_KERNEL(grouped_shrink_kernel, GroupedParams, kThreads, 2) { GroupedBody<Shrink>(p); }
+LOWRANK_KERNEL(grouped_h_sum_kernel, GroupedParams, kThreads, 2) { SumSlices<Shrink>(p); }
 LOWRANK_KERNEL(grouped_expand_kernel, GroupedParams, kThreads, 2) { GroupedBody<Expand>(p); }
 LOWRANK_KERNEL(grouped_dh_kernel, GroupedParams, kThreads, 2) { GroupedBody<DeltaH>(p); }
+LOWRANK_KERNEL(grouped_dh_sum_kernel, GroupedParams, kThreads, 2) { SumSlices<DeltaH>(p); }
 LOWRANK_KERNEL(grouped_gates_kernel, GroupedParams, kThreads, 2) { GateGrads(p); }
 LOWRANK_KERNEL(grouped_dx_kernel, GroupedParams, kThreads, 2) { GroupedBody<InputGrad>(p); }
 LOWRANK_KERNEL(grouped_da_kernel, GroupedParams, kThreads, 2) { GroupedBody<GradA>(p); }

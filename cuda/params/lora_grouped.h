@@ -8,9 +8,10 @@
 namespace lowrank::gpu {
 
 constexpr int kGroupedThreads = 256;
-constexpr int kGroupedTile = 32;   // rows and columns of a block's tile
-constexpr int kGroupedDepth = 16;  // of the reduction at a time
-constexpr int kGroupedSpan = 256;  // terms that are summed before they join the sum of all
+constexpr int kGroupedTile = 32;        // rows and columns of a block's tile
+constexpr int kGroupedDepth = 16;       // of the reduction at a time
+constexpr int kGroupedSpan = 256;       // terms that are summed before they join the sum of all
+constexpr int kGroupedMostSlices = 16;  // of the reductions over K and N
 constexpr int kGroupedPitch = kGroupedTile + 2;
 constexpr uint32_t kGroupedSharedBytes = 2 * kGroupedDepth * kGroupedPitch * 4;
 
@@ -60,6 +61,9 @@ struct GroupedParams {
   float* h;               // [Σ count · r]
   float* dh;              // [Σ count · r]
   float* u;               // [Σ count · r]: dh without g · scaling, or null
+  float* planes;          // [slices, Σ count · r] of h or dh; null: one slice, stored at once
+  int64_t plane_elems;    // Σ count · r
+  int64_t slice;          // terms of a slice, a multiple of kGroupedSpan
   float* base;            // [M, N] or [M, K]: the product with the base weight; may be `out`
   void* out;              // y [M, N] or dx [M, K]
   const void* bias;       // [N] or null

@@ -1,8 +1,9 @@
 /// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu): one product
 /// with the base weight for all rows, and a launch for each part of all adapters.
 ///
-///   forward    shrink, base product, expand
-///   backward   d_bias, dh, d_row_scale, base product, dx, d_lora_a, d_lora_b: what is wanted
+///   forward    shrink and the sum of its slices, base product, expand
+///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
+///   d_lora_b: what is wanted
 ///
 /// Where rows have several adapters, expand and dx are launched for one of each row at a time.
 ///
@@ -202,6 +203,27 @@ Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows,
   return Status();
 }
 
+/// A launch whose reduction over `depth` is cut into slices, by its length alone, and that which
+/// adds them.
+Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const Tables& tables,
+                      int64_t depth, int64_t h_elems, gpu::GroupedParams params,
+                      Workspace* workspace, Plan* plan) {
+  const int64_t spans = CeilDiv(depth, gpu::kGroupedSpan);
+  params.slice = std::max<int64_t>(CeilDiv(spans, gpu::kGroupedMostSlices), 1) * gpu::kGroupedSpan;
+  params.plane_elems = h_elems;
+  const int64_t slices = std::max<int64_t>(CeilDiv(depth, params.slice), 1);
+  if (slices > 1) params.planes = workspace->Take<float>(slices * h_elems);
+  const size_t steps = plan->steps.size();
+  LOWRANK_RETURN_IF_ERROR(
+      AddStep(op, kernel, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
+  if (slices == 1 || plan->steps.size() == steps) return Status();
+  plan->steps.back().grid.y = static_cast<uint32_t>(slices);
+  LOWRANK_RETURN_IF_ERROR(
+      AddStep(op, sum, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
+  plan->steps.back().shared_bytes = 0;  // its sums stay in registers
+  return Status();
+}
+
 /// The launches of a kernel that adds to rows, over tiles of `cols` columns.
 Status AddRowSteps(const char* op, const char* kernel, const Tables& tables, int64_t cols,
                    const gpu::GroupedParams& params, Plan* plan) {
@@ -253,8 +275,9 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   params.bias_element = LoraElementOf(op.bias.dtype);
   params.N = op.y.cols;
   params.K = op.x.cols;
-  LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_shrink_kernel", tables.tiles_with_adapter(), 1,
-                                  tables.largest_r(), params, plan));
+  LOWRANK_RETURN_IF_ERROR(AddSlicedSteps(op.kName, "grouped_shrink_kernel", "grouped_h_sum_kernel",
+                                         tables, params.K, op.table.h_elems, params, workspace,
+                                         plan));
   GemmMmaOperands base;
   base.x = op.x;
   base.w = op.w;
@@ -295,8 +318,9 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
   if (needs_a || needs_dx || needs_gates) {
     params.dh = workspace->Take<float>(op.table.h_elems);
     if (needs_gates) params.u = workspace->Take<float>(op.table.h_elems);
-    LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_dh_kernel", tables.tiles_with_adapter(), 1,
-                                    tables.largest_r(), params, plan));
+    LOWRANK_RETURN_IF_ERROR(AddSlicedSteps(op.kName, "grouped_dh_kernel", "grouped_dh_sum_kernel",
+                                           tables, params.N, op.table.h_elems, params, workspace,
+                                           plan));
   }
   if (needs_gates) {
     gpu::GroupedParams gates = params;

@@ -214,15 +214,15 @@ function wgmma(device: Device) {
 /** Whole tiles of rows, ranks and columns: 64 rows each of two adapters, in turns of 16. */
 function grouped(device: Device) {
   for (const dtype of DTYPES) {
-    const product = { M: 128, N: 128, K: 512, dtype, format: 'nf4' } as const;
+    const product = { M: 128, N: 512, K: 512, dtype, format: 'nf4' } as const;
     const { x, dy, w } = operands(product, device);
-    const group = new GroupedLora({ inFeatures: 512, outFeatures: 128, device });
+    const group = new GroupedLora({ inFeatures: 512, outFeatures: 512, device });
     for (const [name, seed] of [
       ['a', 20],
       ['b', 30],
     ] as const) {
       const loraA = random(device, seed, [32, 512], dtype);
-      const loraB = random(device, seed + 1, [128, 32], dtype);
+      const loraB = random(device, seed + 1, [512, 32], dtype);
       group.add(name, new LoraAdapter({ loraA, loraB, loraAlpha: 32, dropout: 0.1 }));
     }
     const rows = Array.from({ length: 128 }, (_, m) => (Math.floor(m / 16) % 2 === 0 ? 'a' : 'b'));
@@ -231,7 +231,7 @@ function grouped(device: Device) {
     // Both adapters for every row, with gates.
     for (const name of ['a', 'b']) {
       const { loraA, loraB } = group.get(name) as LoraAdapter;
-      const loraBias = random(device, 40, [128], dtype);
+      const loraBias = random(device, 40, [512], dtype);
       group.update(name, new LoraAdapter({ loraA, loraB, loraBias, loraAlpha: 32 }));
     }
     const pairs = rows.map(() => ['a', 'b']);
