@@ -69,7 +69,7 @@ interface Case {
 }
 
 function weightCase(
-  format: 'nf4' | 'fp4',
+  format: 'nf4' | 'fp4' | 'int4',
   doubleQuant: boolean,
   blocksize: number,
   [N, K]: readonly [number, number],
@@ -99,7 +99,7 @@ it('the devices that have it say so among their features', () => {
 
 const CASES = HERE.flatMap((device) =>
   DTYPES.flatMap((dtype) =>
-    (['nf4', 'fp4'] as const).flatMap((format) =>
+    (['nf4', 'fp4', 'int4'] as const).flatMap((format) =>
       [false, true].map((doubleQuant) => ({ device, dtype, format, doubleQuant })),
     ),
   ),

@@ -98,6 +98,17 @@ describe('a run', () => {
     const runs = variants.map((variant, i) =>
       run(tiny(`variant${i}`, '--model', wide, '--steps', '2', ...variant)),
     );
+    // Rows of whole blocks: int4 has zero-points.
+    const even = inFolder('even');
+    writeTinyCheckpoint(even, {
+      hiddenSize: 64,
+      intermediateSize: 128,
+      numAttentionHeads: 4,
+      numKeyValueHeads: 2,
+      headDim: 16,
+    });
+    const affine = ['--format', 'int4', '--blocksize', '32', '--adapter', 'qalora'];
+    runs.push(run(tiny('int4', '--model', even, '--steps', '2', ...affine)));
     for (const { code, stderr } of await Promise.all(runs)) expect(code, stderr).toBe(0);
     expect(readPeftAdapter(inFolder('variant0')).modules).toHaveLength(4);
   });
