@@ -14,7 +14,7 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
-import { mergeLora } from '../ops/merge.js';
+import { mergeLora, unmergeLora } from '../ops/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { AdapterDefinition, AdapterMaker } from './definition.js';
 import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
@@ -294,10 +294,34 @@ export class Adapter<C extends object = object> implements Disposable {
     return gradients;
   }
 
+  /** What is added to the weight (or, with sign -1, taken out), where it is a product of factors or zero-points. */
+  #added(
+    op: string,
+    w: BaseWeight,
+    sign: 1 | -1,
+  ): Pick<MergedLayer, 'weight' | 'lost'> | undefined {
+    const { update, zeroPointUpdate } = this.definition;
+    const { config, inFeatures: K, outFeatures: N } = this;
+    checkWeight(op, w);
+    checkShape(op, 'w', w as Tensor, [N, K]);
+    const tensors = { ...this.parameters, ...this.buffers };
+    return scope(() => {
+      if (QuantizedWeight.is(w) && w.zeroPoints !== undefined) {
+        const added = zeroPointUpdate?.(tensors, { N, K, config }, w.blocksize);
+        if (added !== undefined) return mergeZeroPoints(w, added, sign);
+      }
+      if (update === undefined) return undefined;
+      const copy = w instanceof Tensor ? w.to({ dtype: w.dtype }) : w;
+      const parts = update(tensors, config, { N, K, config });
+      return sign === 1 ? mergeLora(copy, parts) : unmergeLora(copy, parts);
+    });
+  }
+
   /**
    * The layer as a weight and a bias that need no adapter: `y = x · weightᵀ + bias`, for methods
    * that are affine in x. Dense weights keep their dtype; a quantised one is encoded again in its
-   * format, which loses part of a small update ({@link MergedLayer}).
+   * format, which loses part of a small update ({@link MergedLayer}). QA-LoRA's goes into the zero-points
+   * of an int4 weight instead, where its groups are whole blocks, and nothing is lost.
    * @param w [N, K]
    * @throws ERR_UNSUPPORTED where y is no affine function of x; else as {@link Adapter.forward}
    */
@@ -306,36 +330,32 @@ export class Adapter<C extends object = object> implements Disposable {
     if (this.definition.mergeable === false) {
       fail('ERR_UNSUPPORTED', op, 'the method', 'affine in x, to be merged', this.method);
     }
-    checkWeight(op, w);
-    checkShape(op, 'w', w as Tensor, [this.outFeatures, this.inFeatures]);
     const { bias } = readOptions(op, options);
-    const { update, zeroPointUpdate } = this.definition;
-    if (
-      zeroPointUpdate !== undefined &&
-      w instanceof QuantizedWeight &&
-      w.zeroPoints !== undefined
-    ) {
-      const { config, inFeatures: K, outFeatures: N } = this;
-      const merged = scope(() => {
-        const tensors = { ...this.parameters, ...this.buffers };
-        const added = zeroPointUpdate(tensors, { N, K, config }, w.blocksize);
-        return added === undefined ? undefined : mergeZeroPoints(w, added, bias);
-      });
-      if (merged !== undefined) return merged;
-    }
-    if (update !== undefined) {
-      const { config, inFeatures: K, outFeatures: N } = this;
-      return scope(() => {
-        const parts = update({ ...this.parameters, ...this.buffers }, config, { N, K, config });
-        const copy = w instanceof Tensor ? w.to({ dtype: w.dtype }) : w;
-        const { weight, lost } = mergeLora(copy, parts);
-        return { weight, lost, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
-      });
-    }
+    const added = this.#added(op, w, 1);
+    if (added !== undefined)
+      return { ...added, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
     return mergeByProbe(w, bias, this.inFeatures, (x, dense) => {
       const given = { training: false, ...(bias === undefined ? {} : { bias }) };
       return this.forward(x, dense, given).y;
     });
+  }
+
+  /**
+   * The weight that {@link Adapter.merge} was given, from the one that it gave, with the adapter as it was then: within
+   * a rounding to the weight's dtype or codes; from zero-points within one to f32.
+   * @param w [N, K]
+   * @returns a weight of its own; the one that was given stays
+   * @throws ERR_UNSUPPORTED where the method adds no product of factors (keep the weight that was merged); else as
+   *   {@link Adapter.forward}
+   */
+  unmerge(w: BaseWeight): Pick<MergedLayer, 'weight' | 'lost'> {
+    const op = `${this.method}.unmerge`;
+    const taken = this.#added(op, w, -1);
+    if (taken === undefined) {
+      const expected = 'one that adds a product of factors (keep the weight from before the merge)';
+      fail('ERR_UNSUPPORTED', op, 'the method', expected, this.method);
+    }
+    return taken;
   }
 
   /** Frees the tensors. Twice is a no-op. */

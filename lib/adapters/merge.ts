@@ -18,27 +18,26 @@ export interface MergedLayer {
 }
 
 /**
- * A weight with an update of its zero-points: codes and scales stay as they are, so that only the sum's rounding to f32
- * is lost.
+ * A weight with an update added to its zero-points, or taken out of them: codes and scales stay as they are, so that only
+ * the sum's rounding to f32 is lost.
  * @param added [N, K / blocksize] f32
  */
 export function mergeZeroPoints(
   w: QuantizedWeight,
   added: Tensor,
-  bias: Tensor | undefined,
-): MergedLayer {
+  sign: 1 | -1,
+): { readonly weight: QuantizedWeight; readonly lost: MergeLoss } {
   return scope(() => {
     const before = w.zeroPoints as Tensor;
-    const sum = multiplyAdd({ a: added, c: before });
+    const sum = multiplyAdd({ a: added, c: before, alpha: sign });
+    const [from, update, to] = [before.readSync(), added.readSync(), sum.readSync()];
     const sums = new LossSums();
-    const [from, update, to] = [before, added, sum].map((tensor) => tensor.readSync());
     sums.add(
-      from as Float32Array,
-      Float64Array.from(from as Float32Array, (z, i) => z + (update?.[i] as number)),
-      to as Float32Array,
+      from,
+      Float64Array.from(from, (z, i) => z + sign * (update[i] as number)),
+      to,
     );
-    const weight = w.withZeroPoints(sum);
-    return { weight, lost: sums.loss, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
+    return { weight: w.withZeroPoints(sum), lost: sums.loss };
   });
 }
 

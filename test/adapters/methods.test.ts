@@ -148,6 +148,14 @@ describe.each(METHOD_CASES)('%s', (method) => {
         expect(worst(await (merged.weight as Tensor).read(), weight.data)).toBeLessThan(TOLERANCE);
         const through = matmul(x, merged.weight, { bias: merged.bias ?? bias });
         expect(worst(await through.read(), affine.data)).toBeLessThan(TOLERANCE);
+        if (adapter.definition.update === undefined) {
+          expect(() => adapter.unmerge(merged.weight)).toThrow(/unmerge.*product of factors/);
+          return;
+        }
+        const back = adapter.unmerge(merged.weight).weight as Tensor;
+        expect(worst(await back.read(), matrixOf(dense).data)).toBeLessThan(TOLERANCE);
+        // What was given stays.
+        expect(worst(await (merged.weight as Tensor).read(), weight.data)).toBeLessThan(TOLERANCE);
       });
     });
 

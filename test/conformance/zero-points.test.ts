@@ -311,6 +311,7 @@ describe.each(DEVICES)('a weight with zero-points on %s', (device) => {
         });
         const size = Math.max(...expected.map(Math.abs));
         if (!whole) {
+          expect(() => adapter.unmerge(weight)).toThrow(/product of factors/);
           expect(worst).toBeGreaterThan(1e-3 * size);
           return;
         }
@@ -320,6 +321,11 @@ describe.each(DEVICES)('a weight with zero-points on %s', (device) => {
         const [from, to] = [await w.toGroupAffine(), await weight.toGroupAffine()];
         expect(to.codes).toEqual(from.codes);
         expect(to.scales).toEqual(from.scales);
+        const back = adapter.unmerge(weight).weight as QuantizedWeight;
+        const [before, after] = [w, back].map((one) => (one.zeroPoints as Tensor).readSync());
+        after?.forEach((z, i) => {
+          expect(Math.abs(z - (before?.[i] as number))).toBeLessThan(1e-6);
+        });
         // The weight that was given is as it was.
         const again = adapter.forward(x, w, { bias, training: false }).y;
         expect(again.readSync()).toEqual(expected);
