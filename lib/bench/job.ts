@@ -3,7 +3,7 @@
  */
 
 import type { Device, DType, QuantFormat } from '../index.js';
-import { FORMATS } from '../quant/formats.js';
+import { FORMATS, wholeInt4Blocks } from '../quant/formats.js';
 
 export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
 export type BenchOp = (typeof benchOps)[number];
@@ -63,7 +63,7 @@ export function weightBytesOf({ K, N, format, dtype }: Job): number {
     bits: number;
     defaultBlocksize: number;
   };
-  const perBlock = format === 'int4' ? 8 : 4;
+  const perBlock = format === 'int4' && wholeInt4Blocks(K) ? 8 : 4;
   return (K * N * bits) / 8 + perBlock * Math.ceil((K * N) / defaultBlocksize);
 }
 

@@ -58,3 +58,9 @@ export function checkBlocksize(op: string, format: FormatInfo, blocksize: unknow
   }
   return blocksize;
 }
+
+/** Can an int4 weight with rows of K have zero-points: are they whole blocks? */
+export function wholeInt4Blocks(K: number, blocksize?: number): boolean {
+  const own = FORMATS.find(({ name }) => name === 'int4')?.defaultBlocksize ?? 1;
+  return K > 0 && K % (blocksize ?? own) === 0;
+}

@@ -9,12 +9,12 @@ import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.
 import {
   type Device,
   defaultDevice,
-  FORMATS,
   type QuantFormat,
   type QuantizedWeight,
   quantize,
   Tensor,
 } from '../index.js';
+import { wholeInt4Blocks } from '../quant/formats.js';
 import type { BaseLinear } from './kernels.js';
 
 /** The linear layers of a block, by their names in the checkpoint. */
@@ -175,11 +175,6 @@ export async function loadBaseModel(
   }
 }
 
-function wholeBlocks(K: number, blocksize: number | undefined): boolean {
-  const own = FORMATS.find(({ name }) => name === 'int4')?.defaultBlocksize ?? 1;
-  return K % (blocksize ?? own) === 0;
-}
-
 function storeWeight(
   values: Float32Array,
   shape: readonly [number, number],
@@ -193,7 +188,7 @@ function storeWeight(
       format,
       ...(blocksize === undefined ? {} : { blocksize }),
       ...(doubleQuant === undefined ? {} : { doubleQuant }),
-      ...(format === 'int4' && !doubleQuant && wholeBlocks(shape[1], blocksize)
+      ...(format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
         ? { zeroPoints: true }
         : {}),
     });

@@ -1,4 +1,5 @@
 import type { QuantizedWeight, Tensor } from '../../index.js';
+import { wholeInt4Blocks } from '../../quant/formats.js';
 import { type Job, weightBytesOf } from '../job.js';
 import type { Context } from '../peer.js';
 
@@ -26,7 +27,9 @@ export class Operands {
     const own = () => Tensor.from(w, [N, K], { device, dtype: format === 'none' ? dtype : 'f32' });
     const dense = own();
     this.weights = Array.from({ length: copies(this.weightBytes) }, () =>
-      format === 'none' ? own() : quantize(dense, { format, zeroPoints: format === 'int4' }),
+      format === 'none'
+        ? own()
+        : quantize(dense, { format, zeroPoints: format === 'int4' && wholeInt4Blocks(K) }),
     );
     dense.dispose();
     this.loraA = Tensor.from(elements('loraA'), [r, K], { device });
