@@ -31,8 +31,14 @@
       "cflags_cc": ["<!@(node sources.cjs isa avx512_bf16 flags)"]
     },
     {
+      "target_name": "kernels_avx512_amx",
+      "type": "static_library",
+      "sources": ["<!@(node sources.cjs isa avx512_amx sources)"],
+      "cflags_cc": ["<!@(node sources.cjs isa avx512_amx flags)"]
+    },
+    {
       "target_name": "lowrank",
-      "dependencies": ["kernels_avx2", "kernels_avx512", "kernels_avx512_bf16"],
+      "dependencies": ["kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_avx512_amx"],
       "sources": ["<!@(node sources.cjs plain)"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],

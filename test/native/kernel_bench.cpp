@@ -100,6 +100,8 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
       {{512, 512, 192, 8}, DType::kF32, "nf4/64"},      {{2048, 192, 512, 8}, DType::kF32, "nf4/64"},
       {{1024, 1024, 172, 8}, DType::kF32, "nf4/64"},    {{1, 4096, 4096, 16}, DType::kF32, "nf4/64"},
       {{4, 4096, 4096, 16}, DType::kF32, "nf4/64"},     {{16, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{1, 4096, 4096, 16}, DType::kBF16, "nf4/64"},    {{2, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{3, 4096, 4096, 16}, DType::kBF16, "nf4/64"},    {{4, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
       {{16, 4096, 4096, 16}, DType::kBF16, "nf4/64"},   {{256, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
   };
   if (CanMeasurePeak()) {

@@ -192,6 +192,9 @@ void CheckHostMemory();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);
+/// The kernels of a matrix unit without one, or null where the processor has not what they need.
+const KernelTable* EmulatedTiles();
+void CheckTiles(const KernelTable& unit, const KernelTable& emulated, const RunContext& context);
 /// threads = 1 measures processor time, else wall time; only >= 0 runs one case.
 void Bench(const KernelTable& table, int threads, double budget, int64_t only);
 

@@ -8,10 +8,12 @@
 namespace lowrank::cpu {
 namespace {
 
+constexpr const char* kEmulated = "avx512-amx, emulated";
+
 int Main(int argc, char** argv) {
   const bool bench = argc > 1 && std::strcmp(argv[1], "--bench") == 0;
   const char* only = bench ? (argc > 2 ? argv[2] : nullptr) : (argc > 1 ? argv[1] : nullptr);
-  const char* names[] = {"portable", "avx2", "avx512", "avx512-bf16", "neon"};
+  const char* names[] = {"portable", "avx2", "avx512", "avx512-bf16", "avx512-amx", kEmulated, "neon"};
   CancelToken cancel;
   ThreadPool pool(2);
   const RunContext context = {&pool, &cancel};
@@ -34,7 +36,9 @@ int Main(int argc, char** argv) {
   CheckHostMemory();
   for (const char* name : names) {
     if (only != nullptr && std::strcmp(only, name) != 0) continue;
-    const KernelTable* table = SelectKernels(name, &reason);
+    const bool is_emulated = std::strcmp(name, kEmulated) == 0;
+    reason = "needs AVX-512 with bf16";
+    const KernelTable* table = is_emulated ? EmulatedTiles() : SelectKernels(name, &reason);
     if (table == nullptr) {
       std::printf("%s: %s\n", name, reason.c_str());
       continue;
@@ -55,6 +59,8 @@ int Main(int argc, char** argv) {
     op.src = x.Fill().view;
     op.dst = y.view;
     Report(table->cast(op, {&pool, &cancelled}).code() == Code::kCancelled, "cancelled");
+    const KernelTable* unit = is_emulated ? SelectKernels("avx512-amx", &reason) : nullptr;
+    if (unit != nullptr) CheckTiles(*unit, *table, context);
     std::printf("%s: %d failures\n", name, g_failures - before);
   }
   std::printf("%d checks, %d failures\n", g_checks, g_failures);

@@ -116,7 +116,7 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, DType round_to) {
 /// Does AccumulateDirectDots take this product?
 template <typename Policy>
 LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
-  return rows <= kDirectRows<Policy::kPairs> && w.rows > 0 && WholeGranules(w);
+  return !Policy::kTiles && rows <= kDirectRows<Policy::kPairs> && w.rows > 0 && WholeGranules(w);
 }
 
 /// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces.

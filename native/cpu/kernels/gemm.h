@@ -10,6 +10,7 @@
 #include "native/cpu/kernels/isa_kernels.h"
 #include "native/cpu/kernels/lane_pack.h"
 #include "native/cpu/kernels/tile.h"
+#include "native/cpu/kernels/tile_rows.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -126,6 +127,22 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     if (a == nullptr) return;
     pack_b(k0, kc, block.n0, block.n1, b);
     const int64_t next_kc = Min(kDepth<Policy>, depth - k0 - kc);
+    if constexpr (Policy::kTiles) {
+      const int64_t rows = block.m1 - block.m0;
+      const int64_t steps = CeilDiv(rows, kStepRows) * col_panels;
+      int64_t part = 0;
+      TileSession session;
+      for (int64_t m = 0; m < rows; m += kStepRows) {
+        for (int64_t n = 0; n < block.n1 - block.n0; n += kNR) {
+          if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, steps);
+          MultiplyPanels(session, a + m * ku, Min(kStepRows, rows - m), ku,
+                         b + n / kNR * panel_stride, PanelWidth(n, block.n1 - block.n0),
+                         c + m * ldc + n, ldc, first && k0 == 0);
+        }
+      }
+      session.End();
+      continue;
+    }
     const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
     for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
       const int64_t m = grid.rows.Start(panel);
@@ -170,11 +187,13 @@ LOWRANK_INLINE const Unit* PackHere(Run& run, const Grid& grid, const Block& blo
 ///   natural order   blocks of it one after another, each holding its row panels one after another
 ///   by lanes        row panels one after another, each holding its blocks (lanes) one after
 ///   another for row_dot.h   passes one after another
+///   columns         for a matrix unit: tile_rows.h
 struct PackedChunk {
   Unit* data = nullptr;
   int64_t rows = 0;
   SumOrder order;
   bool dots = false;
+  bool columns = false;
   RowPanels panels = {0, 1};
 
   /// Where rows from m on of the block at k0 are, m the first of a panel of mr rows.
@@ -208,6 +227,13 @@ LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, in
     const int64_t m = chunk.panels.Start(panel);
     const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
     if (mr == 0) continue;
+    if constexpr (Policy::kTiles) {
+      if (chunk.columns) {
+        PackTileColumns(a, m0 + m, Min(mr, chunk.rows - m), chunk.order.by_lanes,
+                        TileWidth(chunk.rows), chunk.data + m * TileRowUnits(depth));
+        continue;
+      }
+    }
     if (chunk.dots) {
       PackDots<Policy>(a, m0 + m, mr, chunk.data + m * Policy::Units(depth));
       continue;

@@ -61,6 +61,9 @@ extern const IsaKernels kKernels;
 namespace avx512_bf16 {
 extern const IsaKernels kKernels;
 }
+namespace avx512_amx {
+extern const IsaKernels kKernels;
+}
 #elif defined(__aarch64__)
 namespace neon {
 extern const IsaKernels kKernels;

@@ -1,100 +1,17 @@
 // Flags: -O3 -ffp-contract=off
 //
-// Which table of kernels this processor runs. Compiled for the base set: this unit is the only
-// place where an outcome becomes a Status (isa_kernels.h says why).
+// Which table of kernels this processor runs.
 #include <string>
 
-#include "native/cpu/kernels/isa_kernels.h"
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "native/cpu/kernels/isa_table.h"
 
 namespace lowrank::cpu {
 namespace {
-
-Status ToStatus(const char* op, const Outcome& outcome) {
-  switch (outcome.code) {
-    case Code::kOk:
-      return Status();
-    case Code::kNonFinite:
-      return Status(Code::kNonFinite, std::string(op) +
-                                          ": w must be finite, got Inf or NaN at element " +
-                                          std::to_string(outcome.index));
-    case Code::kOom:
-      return Status(Code::kOom, std::string(op) + ": no memory left for scratch");
-    case Code::kCancelled:
-      return Status(Code::kCancelled, std::string(op) + ": cancelled");
-    default:
-      return Status(outcome.code, std::string(op) + ": failed");
-  }
-}
-
-#define LOWRANK_WRAP(Type, member)                                 \
-  template <const IsaKernels& kIsa>                                \
-  Status Run_##member(const Type& op, const RunContext& context) { \
-    return ToStatus(Type::kName, kIsa.member(op, context));        \
-  }
-LOWRANK_WRAP(QuantizeOp, quantize)
-LOWRANK_WRAP(DequantizeOp, dequantize)
-LOWRANK_WRAP(MatmulOp, matmul)
-LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)
-LOWRANK_WRAP(LoraForwardOp, lora_forward)
-LOWRANK_WRAP(LoraForwardManyOp, lora_forward_many)
-LOWRANK_WRAP(LoraBackwardOp, lora_backward)
-LOWRANK_WRAP(LoraShrinkOp, lora_shrink)
-LOWRANK_WRAP(LoraExpandOp, lora_expand)
-LOWRANK_WRAP(LoraExpandBackwardOp, lora_expand_backward)
-LOWRANK_WRAP(LoraShrinkBackwardOp, lora_shrink_backward)
-LOWRANK_WRAP(WeightGradOp, weight_grad)
-LOWRANK_WRAP(GroupedForwardOp, grouped_forward)
-LOWRANK_WRAP(GroupedBackwardOp, grouped_backward)
-LOWRANK_WRAP(MultiplyAddOp, multiply_add)
-LOWRANK_WRAP(MapOp, map)
-LOWRANK_WRAP(SwigluOp, swiglu)
-LOWRANK_WRAP(SwigluBackwardOp, swiglu_backward)
-LOWRANK_WRAP(SumProductOp, sum_product)
-LOWRANK_WRAP(MapFeaturesOp, map_features)
-LOWRANK_WRAP(BlockMatmulOp, block_matmul)
-LOWRANK_WRAP(BlockMatmulInputGradOp, block_input_grad)
-LOWRANK_WRAP(BlockWeightGradOp, block_weight_grad)
-LOWRANK_WRAP(WeightNormsOp, weight_norms)
-LOWRANK_WRAP(QuantizeScalesOp, quantize_scales)
-LOWRANK_WRAP(CastOp, cast)
-#undef LOWRANK_WRAP
-
-Status RunRandom(const RandomOp& op, const RunContext& context) {
-  return ToStatus(RandomOp::kName, RandomKernel(op, context));
-}
-
-template <const IsaKernels& kIsa>
-const KernelTable* Table(const char* name) {
-  static const KernelTable table = {name,
-                                    Run_quantize<kIsa>,
-                                    Run_dequantize<kIsa>,
-                                    Run_matmul<kIsa>,
-                                    Run_matmul_input_grad<kIsa>,
-                                    Run_lora_forward<kIsa>,
-                                    Run_lora_forward_many<kIsa>,
-                                    Run_lora_backward<kIsa>,
-                                    Run_lora_shrink<kIsa>,
-                                    Run_lora_expand<kIsa>,
-                                    Run_lora_expand_backward<kIsa>,
-                                    Run_lora_shrink_backward<kIsa>,
-                                    Run_weight_grad<kIsa>,
-                                    Run_grouped_forward<kIsa>,
-                                    Run_grouped_backward<kIsa>,
-                                    Run_multiply_add<kIsa>,
-                                    Run_map<kIsa>,
-                                    Run_swiglu<kIsa>,
-                                    Run_swiglu_backward<kIsa>,
-                                    Run_sum_product<kIsa>,
-                                    Run_map_features<kIsa>,
-                                    Run_block_matmul<kIsa>,
-                                    Run_block_input_grad<kIsa>,
-                                    Run_block_weight_grad<kIsa>,
-                                    Run_weight_norms<kIsa>,
-                                    Run_quantize_scales<kIsa>,
-                                    Run_cast<kIsa>,
-                                    RunRandom};
-  return &table;
-}
 
 struct Choice {
   const char* name;
@@ -117,11 +34,28 @@ bool HasAvx512Bf16() {
   return HasAvx512() && __builtin_cpu_supports("avx512bf16") &&
          __builtin_cpu_supports("avx512vnni");
 }
+
+/// The kernel saves a thread's tiles only for a process that has asked for them.
+bool MayUseTiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // the state component
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+bool HasAmx() {
+  return HasAvx512Bf16() && __builtin_cpu_supports("amx-tile") &&
+         __builtin_cpu_supports("amx-bf16") && MayUseTiles();
+}
 #endif
 
 // Best first.
 const Choice kChoices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
+    {"avx512-amx", HasAmx, Table<avx512_amx::kKernels>},
     {"avx512-bf16", HasAvx512Bf16, Table<avx512_bf16::kKernels>},
     {"avx512", HasAvx512, Table<avx512::kKernels>},
     {"avx2", HasAvx2, Table<avx2::kKernels>},

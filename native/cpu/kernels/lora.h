@@ -16,6 +16,7 @@
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/gemm_lanes.h"
+#include "native/cpu/kernels/gemm_tiles.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -112,6 +113,10 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
                                    const PackedChunk& chunk, const RowSource& w,
                                    const Int8Weight& int8, float* c) {
   const int64_t depth = chunk.order.depth;
+  if constexpr (Policy::kTiles) {
+    AccumulateByTiles<TileSession>(run, chunk, w, block, c);
+    return;
+  }
   const ChunkOf<Policy> rows = {chunk, block};
   if constexpr (kIsInt8<Policy>) {
     Accumulate<Policy>(run, grid, block, depth, rows, Int8Columns{w, int8, chunk.panels.count > 1},
@@ -153,15 +158,20 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
     cols += targets[i].y->cols;
   }
-  const SumOrder order = kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(all[0].w);
+  const SumOrder order =
+      kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(all[0].w, Policy::kTiles);
   const int64_t step = ChunkRows<Policy>(x_view.rows, depth);
   for (int64_t m0 = 0; m0 < x_view.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, x_view.rows - m0);
     chunk.order = order;
-    chunk.dots = TakesDots<Policy>(chunk.rows, order);
-    chunk.panels = chunk.dots ? DotPasses(chunk.rows) : SplitRows(chunk.rows);
-    chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
+    chunk.columns = Policy::kTiles;
+    chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
+    chunk.panels = chunk.columns ? TilePanels(chunk.rows)
+                   : chunk.dots  ? DotPasses(chunk.rows)
+                                 : SplitRows(chunk.rows);
+    chunk.data = run.Get<Unit>(kPackedSlot, chunk.columns ? chunk.panels.rows * TileRowUnits(depth)
+                                                          : chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) return;
     pack(x, m0, chunk);
     if (run.Stopped()) return;
@@ -300,7 +310,7 @@ static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
 /// Do both take the same packed rows of x?
 LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp& b) {
   const auto order = [](const LoraForwardOp& op) {
-    return ForwardOrder(WeightRows(op.w, op.x.dtype));
+    return ForwardOrder(WeightRows(op.w, op.x.dtype), kHasTiles && op.x.dtype == DType::kBF16);
   };
   return a.compute == b.compute && a.w.dense.present == b.w.dense.present &&
          (!a.w.dense.present || a.w.dense.dtype == b.w.dense.dtype) &&

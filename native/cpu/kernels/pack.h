@@ -4,7 +4,7 @@
 /// the bf16 policy two bf16 neighbours along the summation index (low half first). ku units cover a
 /// block of kc <= kKC of that index.
 ///
-///   A panel   [ku][mr]   units of mr <= kMR rows
+///   A panel   [ku][mr]   units of mr <= kMR rows; for a matrix unit [mr][ku] (tile_amx.h)
 ///   B panel   [ku][nr]   units of nr = kNR columns; the last panel of a matrix may be kVL wide.
 ///                        Panels of one block are PanelStride(ku) apart
 ///
@@ -27,6 +27,7 @@ using Unit = float;  // 32 bits that are moved, never computed with, under the b
 
 struct F32Policy {
   static constexpr bool kPairs = false;
+  static constexpr bool kTiles = false;
   static constexpr int64_t Units(int64_t kc) { return kc; }
   LOWRANK_INLINE VecF Step(VecF acc, float a, VecF b) { return Fma(Splat(a), b, acc); }
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return Fma(a, b, acc); }
@@ -34,6 +35,7 @@ struct F32Policy {
 
 struct BF16Policy {
   static constexpr bool kPairs = true;
+  static constexpr bool kTiles = kHasTiles;
   static constexpr int64_t Units(int64_t kc) { return (kc + 1) / 2; }
   LOWRANK_INLINE VecF Step(VecF acc, float a, VecF b) {
     uint32_t pair;
@@ -118,6 +120,21 @@ LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int6
   }
 }
 
+/// `rows` rows of kc elements to an A panel.
+template <typename Policy>
+LOWRANK_INLINE void PlaceRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out) {
+  const int64_t ku = Policy::Units(kc);
+  if constexpr (!Policy::kTiles) {
+    TransposeRows<Policy>(src, pitch, rows, kc, out, rows, out + ku * rows);
+    return;
+  }
+  const int64_t bytes = kc * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
+  for (int i = 0; i < rows; ++i) {
+    out[(i + 1) * ku - 1] = 0;  // an odd kc leaves half of the last unit
+    std::memcpy(out + i * ku, src + i * pitch, static_cast<size_t>(bytes));
+  }
+}
+
 LOWRANK_INLINE void NarrowToBF16(const float* in, int64_t count, uint16_t* out) {
   NarrowRun(out, DType::kBF16, 0, count, in);
 }
@@ -125,12 +142,11 @@ LOWRANK_INLINE void NarrowToBF16(const float* in, int64_t count, uint16_t* out) 
 /// A panel from rows [m0, m0 + mr) and columns [k0, k0 + kc) of a dense row-major matrix.
 template <typename Policy>
 static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc, Unit* out) {
-  const Unit* limit = out + Policy::Units(kc) * mr;
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
   if (a.dense->dtype == kDirect && a.AsStored()) {
     const int64_t pitch = a.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
     const char* src = static_cast<const char*>(a.dense->data) + m0 * pitch + k0 * (pitch / a.cols);
-    TransposeRows<Policy>(src, pitch, mr, kc, out, mr, limit);
+    PlaceRows<Policy>(src, pitch, mr, kc, out);
     return;
   }
   alignas(64) float rows[kMR][kKC];
@@ -140,8 +156,7 @@ static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc
       NarrowToBF16(rows[i], kc, reinterpret_cast<uint16_t*>(rows[i]));
     }
   }
-  TransposeRows<Policy>(reinterpret_cast<const char*>(rows), sizeof(rows[0]), mr, kc, out, mr,
-                        limit);
+  PlaceRows<Policy>(reinterpret_cast<const char*>(rows), sizeof(rows[0]), mr, kc, out);
 }
 
 /// A panel of the transpose: rows [i0, i0 + mr) are columns of a [depth, cols] f32 matrix, and row

@@ -37,6 +37,7 @@ constexpr int CodeAt(int i) {
 /// int8 codes with sums in int32; what the policies of pack.h are to the exact products.
 struct Int8Policy {
   static constexpr bool kPairs = false;
+  static constexpr bool kTiles = false;
   static constexpr int64_t Blocks(int64_t kc) { return (kc + kInt8Block - 1) / kInt8Block; }
   static constexpr int64_t Units(int64_t kc) { return Blocks(kc) * kBlockUnits; }
 };

@@ -45,6 +45,12 @@ constexpr bool kHasBF16Dot = true;
 #else
 constexpr bool kHasBF16Dot = false;
 #endif
+// Products of bf16 go to a matrix unit (tile_amx.h).
+#if defined(__AMX_BF16__) || defined(LOWRANK_EMULATE_TILES)
+constexpr bool kHasTiles = true;
+#else
+constexpr bool kHasTiles = false;
+#endif
 
 typedef float VecF __attribute__((vector_size(kVL * 4)));
 typedef int32_t VecI __attribute__((vector_size(kVL * 4)));

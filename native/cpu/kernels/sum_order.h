@@ -81,9 +81,10 @@ LOWRANK_INLINE bool WholeGranules(const RowSource& w) {
          w.cols % w.quant->blocksize == 0 && w.cols > 0;
 }
 
-/// The order of x · wᵀ.
-LOWRANK_INLINE SumOrder ForwardOrder(const RowSource& w) {
-  return {w.cols, WholeGranules(w) && w.cols >= kLeastLaneDepth};
+/// The order of x · wᵀ. With a matrix unit (`tiles`), "by lanes" means granule after granule, each
+/// in the order that its decoding leaves it in (tile_rows.h).
+LOWRANK_INLINE SumOrder ForwardOrder(const RowSource& w, bool tiles) {
+  return {w.cols, WholeGranules(w) && (tiles || w.cols >= kLeastLaneDepth)};
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
