@@ -14,6 +14,10 @@
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace {
 
@@ -23,10 +27,10 @@ constexpr int kRepeats = 20;
 
 // Chains are named one by one: GCC keeps an array of vectors in memory, and the loop then measures
 // the cache.
-#define LOWRANK_CHAINS(STEP)                                                                 \
-  STEP(s0)                                                                                   \
-  STEP(s1) STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) STEP(s9) STEP(s10) \
-      STEP(s11)
+#define LOWRANK_CHAINS(STEP) \
+  STEP(s0)                   \
+  STEP(s1)                   \
+  STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) STEP(s9) STEP(s10) STEP(s11)
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;
@@ -83,6 +87,38 @@ float ChainsBf16(long rounds, float seed) {
   LOWRANK_CHAINS(LOWRANK_STEP)
 #undef LOWRANK_STEP
   return _mm512_reduce_add_ps(total);
+}
+#endif
+
+#if defined(__AMX_BF16__) && defined(__linux__)
+#define LOWRANK_TILES
+constexpr double kFlopsTiles = 2.0 * 16 * 16 * 32;
+
+/// Linux saves a thread's tiles only for a process that has asked for them.
+bool MayUseTiles() {
+  constexpr int kRequestPermission = 0x1023;
+  constexpr int kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+/// Products of the matrix unit, four sums in turn.
+float ChainsTiles(long rounds, float) {
+  struct {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } config;
+  __asm__ volatile("ldtilecfg %0" : : "m"(config));
+  for (long round = 0; round < rounds; round++) {
+    for (int i = 0; i < kChains / 4; i++) {
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
+  _tile_release();
+  return 0;
 }
 #endif
 
@@ -156,12 +192,21 @@ double Best(int threads, const Body& body) {
 }
 
 template <typename Chains>
-double PeakGflops(int threads, double flops, const Chains& chains) {
-  constexpr long kRounds = 1'500'000;
+double PeakGflops(int threads, double flops, const Chains& chains, long rounds = 1'500'000) {
   const double seconds =
-      Best(threads, [&](int t) { g_sink = chains(kRounds, 1.0f + static_cast<float>(t)); });
-  return flops * kChains * kRounds * threads / seconds * 1e-9;
+      Best(threads, [&](int t) { g_sink = chains(rounds, 1.0f + static_cast<float>(t)); });
+  return flops * kChains * static_cast<double>(rounds) * threads / seconds * 1e-9;
 }
+
+#if defined(__AVX512BF16__)
+/// Of the instruction that products use: the matrix unit's where the process may have it.
+double PeakBf16(int threads) {
+#if defined(LOWRANK_TILES)
+  if (MayUseTiles()) return PeakGflops(threads, kFlopsTiles, ChainsTiles, 50'000);
+#endif
+  return PeakGflops(threads, kFlopsBf16, ChainsBf16);
+}
+#endif
 
 /// Sums of a whole part: eight vectors a step, so that additions do not bound it.
 float ReadAll(const Floats* data, size_t count) {
@@ -200,7 +245,7 @@ int main(int argc, char** argv) {
     std::printf("%s\"%d\": {\"f32\": %.1f", i > 0 ? ", " : "", threads,
                 PeakGflops(threads, 2.0 * kLanes, ChainsF32));
 #if defined(__AVX512BF16__)
-    std::printf(", \"bf16\": %.1f", PeakGflops(threads, kFlopsBf16, ChainsBf16));
+    std::printf(", \"bf16\": %.1f", PeakBf16(threads));
 #endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
     std::printf(", \"int8\": %.1f", PeakGflops(threads, kOpsInt8, ChainsInt8));
