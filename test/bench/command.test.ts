@@ -84,6 +84,25 @@ describe('lowrank bench', () => {
     for (const { rows } of cases) expect(rows[0]?.error).toBeLessThan(0.02);
   });
 
+  it('takes int4 with zero-points, and without them where rows are not whole blocks', async () => {
+    const { code, stdout, stderr } = await run([
+      'bench',
+      ...['--op', 'matmul,loraForward', '--shape', '9x192x64', '--shape', '9x172x64'],
+      ...['--format', 'int4', '--threads', '1', '--peers', 'none', '--json', '--no-roofline'],
+      ...kQuick,
+    ]);
+    expect(code, stderr).toBe(0);
+    const { cases } = JSON.parse(stdout) as BenchResult;
+    expect(cases.map(({ name }) => name)).toEqual([
+      expect.stringMatching(/^matmul .*K=192 .*int4/),
+      expect.stringMatching(/^matmul .*K=172 .*int4/),
+      expect.stringMatching(/^loraForward .*K=192 .*int4/),
+      expect.stringMatching(/^loraForward .*K=172 .*int4/),
+    ]);
+    // Of the weight in full; four bits are no closer.
+    for (const { rows } of cases) expect(rows[0]?.error).toBeLessThan(0.2);
+  });
+
   it('takes TensorFlow.js along, which this repository has', async () => {
     const args = ['bench', '--op', 'loraForward,loraBackward', '--shape', '8x24x16'];
     const { stdout } = await run([
