@@ -25,22 +25,23 @@ LOWRANK_INLINE RowPanels TilePanels(int64_t rows) {
 /// Columns of a panel of x.
 LOWRANK_INLINE int64_t TileWidth(int64_t rows_of_x) { return Min(rows_of_x, kTileRows); }
 
+/// Both halves of each lane of unit `kUnit` of a granule. Only sets of 16 lanes hold one in two
+/// vectors.
+template <int kUnit, int... kHalf>
+LOWRANK_INLINE VecP PairsOfUnit(VecP low, VecP high, std::integer_sequence<int, kHalf...>) {
+  return __builtin_shufflevector(
+      low, high, (ElementOf(kHalf / 2, (2 * kUnit + kHalf % 2) % kPlaces) % (4 * kVL))...);
+}
+
 /// A granule of bf16 to the order in which its codes are decoded: both vectors of pairs, lane by
 /// lane.
 LOWRANK_INLINE void SpreadPairs(const char* in, char* out) {
   typedef uint16_t Halves __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
+  using Sequence = std::make_integer_sequence<int, 2 * kVL>;
   const VecP low = *reinterpret_cast<const Halves*>(in);
   const VecP high = *reinterpret_cast<const Halves*>(in + sizeof(VecP));
-#pragma GCC unroll 2
-  for (int u = 0; u < 2; ++u) {
-    VecP from;
-#pragma GCC unroll 32
-    for (int i = 0; i < 2 * kVL; ++i) {
-      from[i] = static_cast<uint16_t>(ElementOf(i / 2, (2 * u + i % 2) % kPlaces));
-    }
-    const VecP spread = __builtin_shuffle(low, high, from);
-    *reinterpret_cast<Halves*>(out + u * static_cast<int>(sizeof(VecP))) = spread;
-  }
+  *reinterpret_cast<Halves*>(out) = PairsOfUnit<0>(low, high, Sequence());
+  *reinterpret_cast<Halves*>(out + sizeof(VecP)) = PairsOfUnit<1>(low, high, Sequence());
 }
 
 /// Rows [m0, m0 + rows) of x, at most `width`, to a panel of so many columns; `spread`: granules
