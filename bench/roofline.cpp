@@ -27,10 +27,10 @@ constexpr int kRepeats = 20;
 
 // Chains are named one by one: GCC keeps an array of vectors in memory, and the loop then measures
 // the cache.
-#define LOWRANK_CHAINS(STEP) \
-  STEP(s0)                   \
-  STEP(s1)                   \
-  STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) STEP(s9) STEP(s10) STEP(s11)
+#define LOWRANK_CHAINS(STEP)                                                                 \
+  STEP(s0)                                                                                   \
+  STEP(s1) STEP(s2) STEP(s3) STEP(s4) STEP(s5) STEP(s6) STEP(s7) STEP(s8) STEP(s9) STEP(s10) \
+      STEP(s11)
 
 #if defined(__AVX512F__)
 constexpr int kLanes = 16;

@@ -7,9 +7,10 @@
 ///
 /// Scratch    tiles of a strip, kTileStripBytes; for up to 32 rows of x those of two parts of one
 /// Numerics   tile_amx.h, groups in ascending order; a row of y has the same bits in any batch
-/// Budget     4096 x 4096 NF4 on one core: 0.3 ms of decoding (5 operations of the port that
-///            shuffles for 64 weights), 0.15 ms of products at M = 1 and 2.6 at M = 256, beside
-///            which the panels of x are read from L2 or L3, once a strip
+/// Budget     4096 x 4096 NF4 on one core: 0.15 ms of products at M = 1 and 2.6 at M = 256 if they
+///            alone bound it. Measured: 0.8 ms of decoding, codes from L3, and 0.3 of products at
+///            M = 1, of which 0.2 run beside each other; from M = 256 on 40 % of the unit's peak or
+///            less, as panels of x come from L2 or L3 (docs/performance-log.md)
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"

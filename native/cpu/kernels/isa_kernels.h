@@ -3,7 +3,7 @@
 /// Those units are compiled with flags that not every processor runs. So that the linker cannot
 /// pick an AVX-512 copy of a shared inline function for the portable path, they build no
 /// std::string and instantiate nothing from the standard library: outcomes are plain data here, and
-/// kernel_select.cpp, compiled without such flags, turns them into a Status.
+/// isa_table.h, for units without such flags, turns them into a Status.
 #pragma once
 
 #include <cstdint>

@@ -69,13 +69,16 @@ const Choice kChoices[] = {
 
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason) {
   const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
-  std::string here;
   for (const Choice& choice : kChoices) {
-    if (!choice.runs_here()) continue;
-    if (!forced || std::string(forced_isa) == choice.name) return choice.table(choice.name);
-    here += here.empty() ? choice.name : std::string(", ") + choice.name;
+    // Of a set that is not wanted nothing is asked: to run tiles takes a permission.
+    if (forced && std::string(forced_isa) != choice.name) continue;
+    if (choice.runs_here()) return choice.table(choice.name);
   }
   if (reason != nullptr) {
+    std::string here;
+    for (const Choice& choice : kChoices) {
+      if (choice.runs_here()) here += here.empty() ? choice.name : std::string(", ") + choice.name;
+    }
     *reason = "LOWRANK_ISA must be one of those that run on this processor (" + here + "), got \"" +
               forced_isa + "\"";
   }

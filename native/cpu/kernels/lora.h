@@ -115,18 +115,16 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
   const int64_t depth = chunk.order.depth;
   if constexpr (Policy::kTiles) {
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
-    return;
-  }
-  const ChunkOf<Policy> rows = {chunk, block};
-  if constexpr (kIsInt8<Policy>) {
-    Accumulate<Policy>(run, grid, block, depth, rows, Int8Columns{w, int8, chunk.panels.count > 1},
-                       c, true);
+  } else if constexpr (kIsInt8<Policy>) {
+    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                       Int8Columns{w, int8, chunk.panels.count > 1}, c, true);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
   } else if (chunk.order.by_lanes) {
     AccumulateByLanes<Policy>(run, grid, block, chunk, w, c);
   } else {
-    Accumulate<Policy>(run, grid, block, depth, rows, TransposedB<Policy>{w}, c, true);
+    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                       TransposedB<Policy>{w}, c, true);
   }
 }
 
