@@ -3,7 +3,7 @@
  * emulated devices, under which schedules, and which cases are worth repeating on the next device.
  */
 import { spawn } from 'node:child_process';
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { build } from 'esbuild';
 
@@ -135,6 +135,7 @@ export class CaseRunner {
         throw new Error(`${device.name}: ended with ${status} ${err}${errors.join('\n')}`);
       }
       launched.set(device, lines);
+      if (!existsSync(trace)) return; // none of the cases is for this device
       for (const line of readFileSync(trace, 'utf8').split('\n').filter(Boolean)) {
         kernels.add(JSON.parse(line).kernel);
       }

@@ -196,11 +196,14 @@ function leastEdits(code) {
   return edits;
 }
 
-/** Uses of what an earlier comparison said: the source size of a copy, a skipped entry. */
+/**
+ * Uses of what an earlier comparison said: the source size of a copy, a skipped entry. Arguments are
+ * none: `inside` may be a number there, which the edit would make 1.
+ */
 function flagEdits(code) {
   const edits = [];
   const uses =
-    /(?<!bool |int |int32_t )(!?)(?<![\w.])((?:entry\.)?(?:inside|present))(?= \?| &&|\) )/g;
+    /(?<!bool |int |int32_t |, )(!?)(?<![\w.])((?:entry\.)?(?:inside|present))(?= \?| &&|\) )/g;
   for (const match of code.matchAll(uses)) {
     if (/^ (=|[<>]=?) /.test(code.slice(match.index + match[0].length))) continue;
     const size = /^ \? (?:16|8|4)u? : 0/.exec(code.slice(match.index + match[0].length))?.[0];

@@ -95,9 +95,21 @@ async function runOriginal(device, names) {
   return lines;
 }
 
-/** The original's bits on a device, and for each case its time and the mutants that it reaches. */
-async function measure(device, names) {
+/**
+ * The original's bits on a device, which are `outcomes`, and for each case its time and the mutants that
+ * it reaches.
+ */
+async function measure(device, names, outcomes) {
   const lines = await runOriginal(device, names);
+  // The edits must not change what they are not asked to: their original has the bits of the kernels.
+  const changed = lines.find(
+    ([outcome, name]) => outcomes.has(name) && outcomes.get(name) !== outcome,
+  );
+  if (changed !== undefined) {
+    throw new Error(
+      `without a mutant ${changed[1]} on ${device.name} has other bits than the kernels: an edit of mutants.mjs changes what it leaves in`,
+    );
+  }
   const expect = join(folder, `expect-${DEVICES.indexOf(device)}`);
   writeFileSync(expect, lines.map(([outcome, name]) => `${outcome}\t${name}\n`).join(''));
   return lines
@@ -210,10 +222,10 @@ try {
   buildLibrary();
 
   console.log('running the original');
-  const { names } = await runner.survey(devices, args.filter, jobs);
+  const { names, outcomes } = await runner.survey(devices, args.filter, jobs);
   const cases = [];
   await inParallel(devices, jobs, async (device) => {
-    cases.push(...(await measure(device, names.get(device))));
+    cases.push(...(await measure(device, names.get(device), outcomes.get(device))));
   });
   // By the numbers in their names and not by time: the page is to be the same again. A case of many
   // adapters is a dozen batches, forward and backward.
