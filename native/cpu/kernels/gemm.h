@@ -14,8 +14,18 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Scratch slots. The first two belong to the thread that runs the op, the others to each task.
-enum Slot { kPackedSlot, kDhSlot, kBSlot, kCSlot, kAdapterSlot, kASlot, kStageSlot, kGroupSlot };
+// Scratch slots. The first three belong to the thread that runs the op, the others to each task.
+enum Slot {
+  kPackedSlot,
+  kDhSlot,
+  kShrinkSlot,
+  kBSlot,
+  kCSlot,
+  kAdapterSlot,
+  kASlot,
+  kStageSlot,
+  kGroupSlot
+};
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
 constexpr int64_t kChunkBytes = 9 << 20;

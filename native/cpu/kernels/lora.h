@@ -17,11 +17,19 @@
 #include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
+#include "native/cpu/kernels/shrink_panels.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
+/// Are a chunk's panels such that the adapter's sums can be taken from them? Those for row_dot.h
+/// and for a matrix unit are not, and codes are not the rows.
+template <typename Policy>
+LOWRANK_INLINE bool CanShrinkPanels(const PackedChunk& chunk) {
+  return chunk.data != nullptr && !chunk.dots && !Policy::kTiles && !kIsInt8<Policy>;
+}
+
 /// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
-/// packs the chunk for the base product on the way.
+/// packs the chunk for the base product on the way, or else has it packed already.
 template <typename Policy, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
@@ -30,7 +38,11 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
-  const bool same_panels = !chunk.order.by_lanes && chunk.panels.count == panels.count;
+  const bool from_panels =
+      r != 0 && a.cols != 0 && gate == nullptr && CanShrinkPanels<Policy>(chunk);
+  ShrinkColumns columns;
+  if (from_panels) columns = PackShrinkColumns(run, a.cols, r, pack_b);
+  if (from_panels && columns.data == nullptr) return;
   RowSource gated = a;
   gated.gate = gate;
   run.ForEach(blocks, chunk.rows * a.cols * (r + 4), [&](int64_t task) {
@@ -45,27 +57,35 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
         PackChunkPanels<Policy>(run, a, m0, panel0, panel1, chunk);
       }
     }
+    const auto store = [&](const float* c, int64_t ldc, int64_t n0, int64_t n1) {
+      for (int64_t m = block.m0; m < block.m1; ++m) {
+        const float* row = c + (m - block.m0) * ldc;
+        float* target = out + (m0 + m) * r + n0;
+        for (int64_t n = 0; n < n1 - n0; ++n) {
+          target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
+        }
+      }
+    };
+    if constexpr (!Policy::kTiles && !kIsInt8<Policy>) {
+      if (from_panels) {
+        const int64_t ldc = columns.panels() * kVL;
+        float* c = run.Get<float>(kCSlot, (block.m1 - block.m0) * ldc);
+        if (c == nullptr) return;
+        ShrinkPanels<Policy>(chunk, block, columns, c, ldc);
+        store(c, ldc, 0, r);
+        return;
+      }
+    }
     // Columns in blocks of kNC.
     for (int64_t n0 = 0; n0 < r; n0 += kNC) {
       block.n0 = n0;
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      if (pack && same_panels && !Policy::kPairs && !kIsInt8<Policy> && gate == nullptr) {
-        Accumulate<F32Policy>(run, grid, block, a.cols, ChunkOf<F32Policy>{chunk, block}, pack_b, c,
-                              true);
-      } else {
-        Accumulate<F32Policy>(run, grid, block, a.cols,
-                              RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
-      }
+      Accumulate<F32Policy>(run, grid, block, a.cols,
+                            RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
       if (run.Stopped()) return;
-      for (int64_t m = block.m0; m < block.m1; ++m) {
-        const float* row = c + (m - block.m0) * block.ldc();
-        float* target = out + (m0 + m) * r + n0;
-        for (int64_t n = 0; n < block.n1 - n0; ++n) {
-          target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
-        }
-      }
+      store(c, block.ldc(), n0, block.n1);
     }
   });
 }
