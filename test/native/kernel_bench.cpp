@@ -1,6 +1,9 @@
 // GFLOP/s of the products and milliseconds of the formats.
+#include <algorithm>
 #include <ctime>
 #include <functional>
+#include <initializer_list>
+#include <vector>
 
 #include "test/native/kernel_operands.h"
 
@@ -26,6 +29,34 @@ double Best(const std::function<void()>& body, double budget) {
     best = std::min(best, Seconds() - t);
   }
   return best;
+}
+
+double Median(std::vector<double> values) {
+  const auto middle = values.begin() + static_cast<ptrdiff_t>(values.size() / 2);
+  std::nth_element(values.begin(), middle, values.end());
+  return *middle;
+}
+
+/// The bodies in turns, so that what slows the machine slows all of them; seconds of each call.
+std::vector<std::vector<double>> InTurns(const std::vector<std::function<void()>>& bodies,
+                                         double budget) {
+  std::vector<std::vector<double>> seconds(bodies.size());
+  const double start = Seconds();
+  for (int i = 0; i < 4 || (i < 1000 && Seconds() - start < budget); ++i) {
+    for (size_t body = 0; body < bodies.size(); ++body) {
+      const double t = Seconds();
+      bodies[body]();
+      if (i != 0) seconds[body].push_back(Seconds() - t);
+    }
+  }
+  return seconds;
+}
+
+/// By how much b takes longer than a, in percent: the median over the turns.
+double MoreThan(const std::vector<double>& a, const std::vector<double>& b) {
+  std::vector<double> ratios;
+  for (size_t i = 0; i < a.size(); ++i) ratios.push_back(100 * (b[i] / a[i] - 1));
+  return Median(ratios);
 }
 
 #if defined(__x86_64__)
@@ -95,14 +126,22 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     const char* kind;
   };
   const Case cases[] = {
-      {{1024, 4096, 4096, 16}, DType::kF32, "nf4/64"},  {{1024, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
-      {{1024, 4096, 4096, 16}, DType::kF32, "f32"},     {{1024, 256, 256, 8}, DType::kF32, "nf4/64"},
-      {{512, 512, 192, 8}, DType::kF32, "nf4/64"},      {{2048, 192, 512, 8}, DType::kF32, "nf4/64"},
-      {{1024, 1024, 172, 8}, DType::kF32, "nf4/64"},    {{1, 4096, 4096, 16}, DType::kF32, "nf4/64"},
-      {{4, 4096, 4096, 16}, DType::kF32, "nf4/64"},     {{16, 4096, 4096, 16}, DType::kF32, "nf4/64"},
-      {{1, 4096, 4096, 16}, DType::kBF16, "nf4/64"},    {{2, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
-      {{3, 4096, 4096, 16}, DType::kBF16, "nf4/64"},    {{4, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
-      {{16, 4096, 4096, 16}, DType::kBF16, "nf4/64"},   {{256, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{1024, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{1024, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{1024, 4096, 4096, 16}, DType::kF32, "f32"},
+      {{1024, 256, 256, 8}, DType::kF32, "nf4/64"},
+      {{512, 512, 192, 8}, DType::kF32, "nf4/64"},
+      {{2048, 192, 512, 8}, DType::kF32, "nf4/64"},
+      {{1024, 1024, 172, 8}, DType::kF32, "nf4/64"},
+      {{1, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{4, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{16, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{1, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{2, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{3, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{4, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{16, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{256, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
   };
   if (CanMeasurePeak()) {
     std::printf("measured f32 multiply-add peak: %.1f GFLOP/s a thread\n", FmaPeak());
@@ -144,25 +183,38 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     g.d_lora_a = da.view;
     g.d_lora_b = db.view;
     g.scaling = 1;
-    const double flops = 2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) *
-                         static_cast<double>(s.K);
-    const double t0 = Best([&] { table.matmul(base, context); }, budget);
-    const double t1 = Best([&] { table.lora_forward(f, context); }, budget);
-    const double t2 = Best([&] { table.lora_backward(g, context); }, budget);
-    std::printf("%-12s %s %-7s %5lld x %lld x %lld r%lld  base %8.3f ms %6.1f  fwd %8.3f ms %6.1f  "
-                "bwd %8.3f ms %6.1f GFLOP/s\n",
-                table.isa, DTypeName(c.dtype), c.kind, static_cast<long long>(s.M),
-                static_cast<long long>(s.N), static_cast<long long>(s.K),
-                static_cast<long long>(s.r), t0 * 1e3, flops / t0 * 1e-9, t1 * 1e3,
-                flops / t1 * 1e-9, t2 * 1e3, flops / t2 * 1e-9);
+    const double flops =
+        2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
+    MatmulInputGradOp input;
+    input.dy = dy.view;
+    input.w = w.view;
+    input.dx = dx.view;
+    const auto print = [&](const char* what, const std::vector<std::vector<double>>& seconds,
+                           std::initializer_list<const char*> names) {
+      std::printf("%-12s %s %s %lld x %lld x %lld r%lld:", table.isa, DTypeName(c.dtype), what,
+                  static_cast<long long>(s.M), static_cast<long long>(s.N),
+                  static_cast<long long>(s.K), static_cast<long long>(s.r));
+      const char* const* name = names.begin();
+      for (size_t i = 0; i < seconds.size(); ++i) {
+        const double t = Median(seconds[i]);
+        std::printf("  %s %.3f ms %.1f", name[i], t * 1e3, flops / t * 1e-9);
+        if (i % 2 == 1) std::printf(" (%+.1f %%)", MoreThan(seconds[i - 1], seconds[i]));
+      }
+      std::printf("  G/s\n");
+    };
+    print(c.kind,
+          InTurns({[&] { table.matmul(base, context); }, [&] { table.lora_forward(f, context); },
+                   [&] { table.matmul_input_grad(input, context); },
+                   [&] { table.lora_backward(g, context); }},
+                  budget),
+          {"product", "forward", "dx", "backward"});
     base.compute = Compute::kInt8;
     f.compute = Compute::kInt8;
     if (base.Check().ok()) {
-      const double t3 = Best([&] { table.matmul(base, context); }, budget);
-      const double t4 = Best([&] { table.lora_forward(f, context); }, budget);
-      std::printf("%-12s %s with int8 codes: base %8.3f ms %6.1f  fwd %8.3f ms %6.1f GOP/s\n",
-                  table.isa, DTypeName(c.dtype), t3 * 1e3, flops / t3 * 1e-9, t4 * 1e3,
-                  flops / t4 * 1e-9);
+      print("int8 codes",
+            InTurns({[&] { table.matmul(base, context); }, [&] { table.lora_forward(f, context); }},
+                    budget),
+            {"product", "forward"});
     }
     std::fflush(stdout);
   }

@@ -9,7 +9,7 @@
 
 #include "native/cpu/kernels/isa_kernels.h"
 #include "native/cpu/kernels/lane_pack.h"
-#include "native/cpu/kernels/tile.h"
+#include "native/cpu/kernels/last_steps.h"
 #include "native/cpu/kernels/tile_rows.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -113,17 +113,35 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   return block;
 }
 
-/// c [m1 - m0, n1 - n0] (+)= A · B over `depth`.
+/// Adds them to all of a block.
+LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const LastSteps& last,
+                                 float* c) {
+  for (int64_t panel = block.panel0; last.depth != 0 && panel < block.panel1; ++panel) {
+    const int64_t m = grid.rows.Start(panel);
+    const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
+    if (mr == 0) continue;
+    for (int64_t n = block.n0; n < block.n1; n += kNR) {
+      last.Add(m - block.m0, mr, n - block.n0, PanelWidth(n, block.n1),
+               c + (m - block.m0) * block.ldc() + (n - block.n0), block.ldc());
+    }
+  }
+}
+
+/// c [m1 - m0, n1 - n0] (+)= A · B over `depth`, and the last steps.
 ///
 ///   pack_a(k0, kc)            the packed row panels of this block of the summation index,
 ///                             from row block.m0 on
 ///   pack_b(k0, kc, n0, n1, b)
 template <typename Policy, typename PackAFn, typename PackBFn>
 LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
-                               const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first) {
+                               const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first,
+                               const LastSteps& last = {}) {
   const int64_t ldc = block.ldc();
   if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
-  if (depth == 0) return;
+  if (depth == 0) {
+    AddLastSteps(grid, block, last, c);
+    return;
+  }
   const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
   Unit* b = run.Get<Unit>(kBSlot,
                           col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kDepth<Policy>))));
@@ -173,9 +191,12 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
         for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
         const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
         tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
+        if (next_kc > 0) continue;
+        last.Add(m - block.m0, mr, n - block.n0, nr, c_row + (n - block.n0), ldc);
       }
     }
   }
+  if (Policy::kTiles) AddLastSteps(grid, block, last, c);
 }
 
 /// Row panels [panel0, panel1) of a block of the summation index, packed into this task's scratch.

@@ -12,12 +12,13 @@ namespace lowrank::cpu::LOWRANK_ISA {
 // Half of a 1 MiB L2: the strip is read once for every row panel.
 constexpr int64_t kStripBytes = 512 << 10;
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, for a chunk that is packed by
-/// lanes. A panel of x goes through the lanes of a span one after another, so that its tile of c
-/// stays in L1 while they are added up.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index and the last steps, for a chunk
+/// that is packed by lanes. A panel of x goes through the lanes of a span one after another, so
+/// that its tile of c stays in L1 while they are added up.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& block,
-                                      const PackedChunk& chunk, const RowSource& w, float* c) {
+                                      const PackedChunk& chunk, const RowSource& w,
+                                      const LastSteps& last, float* c) {
   constexpr int64_t kStrip = kStripBytes / (Policy::Units(kSpan) * 4) / kNR * kNR;
   const int64_t ldc = block.ldc();
   const int64_t depth = chunk.order.depth;
@@ -35,11 +36,14 @@ LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& b
         if (mr == 0) continue;
         float* c_row = c + (m - block.m0) * ldc - block.n0;
         for (int64_t n = n0; n < n1; n += kNR) {
-          const TileFn tile = PickTile<Policy, kMR>(mr, PanelWidth(n, n1));
+          const int64_t nr = PanelWidth(n, n1);
+          const TileFn tile = PickTile<Policy, kMR>(mr, nr);
           for (int l = 0; l < kVL; ++l) {
             tile(ku, chunk.At<Policy>(k0 + l * length, m, mr), LanePanel(b, n - n0, l, ku),
                  c_row + n, ldc, k0 == 0 && l == 0);
           }
+          if (k0 + kSpan < depth) continue;
+          last.Add(m - block.m0, mr, n - block.n0, nr, c_row + n, ldc);
         }
       }
     }

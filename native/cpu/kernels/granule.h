@@ -235,4 +235,25 @@ static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {
   }
 }
 
+/// The way back, for columns that meet those: B panels [ku][kNR] of `cols` columns, whole granules.
+static void SpreadPanels(int64_t ku, int64_t cols, float* panels) {
+  alignas(64) float granule[kGranule];
+  for (int64_t u = 0; u < ku; ++u) {
+    for (int64_t n = 0; n < cols; n += kGranule) {
+      const auto vector = [&](int p) {
+        return panels + (n + p * kVL) / kNR * PanelStride(ku) + u * kNR + p * kVL % kNR;
+      };
+#pragma GCC unroll 16
+      for (int p = 0; p < kPlaces; ++p) Store(granule + p * kVL, Load(vector(p)));
+#pragma GCC unroll 16
+      for (int p = 0; p < kPlaces; ++p) {
+        VecU from;
+#pragma GCC unroll 16
+        for (int l = 0; l < kVL; ++l) from[l] = static_cast<uint32_t>(ElementOf(l, p));
+        Store(vector(p), Gather(granule, from));
+      }
+    }
+  }
+}
+
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -127,24 +127,50 @@ struct ForwardParts {
   bool h_given = false;  // else it is filled here
 };
 
-/// c = x · wᵀ of one block, x packed in the chunk.
+/// The last steps of a block: rows from m0 on of `a` and columns by pack_b. False where there is no
+/// memory for them.
+template <typename PackBFn>
+LOWRANK_INLINE bool PackLastSteps(Run& run, const Grid& grid, const Block& block,
+                                  const RowSource& a, int64_t m0, const PackBFn& pack_b,
+                                  LastSteps* last) {
+  last->row_count = block.m1 - block.m0;
+  last->col_panels = CeilDiv(block.n1 - block.n0, kNR);
+  last->rows = run.Get<Unit>(kASlot, last->row_count * a.cols);
+  last->columns = run.Get<Unit>(kAdapterSlot, LastSteps::ColumnUnits(a.cols, last->col_panels));
+  if (last->rows == nullptr || last->columns == nullptr) return false;
+  last->depth = a.cols;
+  for (int64_t k0 = 0; k0 < a.cols; k0 += kKC) {
+    const int64_t kc = Min(kKC, a.cols - k0);
+    for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
+      const int64_t m = grid.rows.Start(panel);
+      const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
+      if (mr != 0) PackA<F32Policy>(a, m0 + m, mr, k0, kc, last->RowsAt(k0, m - block.m0));
+    }
+    pack_b(k0, kc, block.n0, block.n1, last->ColumnsAt(k0, 0));
+  }
+  return true;
+}
+
+/// c = x · wᵀ of one block and the last steps, x packed in the chunk.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& block,
                                    const PackedChunk& chunk, const RowSource& w,
-                                   const Int8Weight& int8, float* c) {
+                                   const Int8Weight& int8, const LastSteps& last, float* c) {
   const int64_t depth = chunk.order.depth;
   if constexpr (Policy::kTiles) {
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
   } else if constexpr (kIsInt8<Policy>) {
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                       Int8Columns{w, int8, chunk.panels.count > 1}, c, true);
+                       Int8Columns{w, int8, chunk.panels.count > 1}, c, true, last);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
   } else if (chunk.order.by_lanes) {
-    AccumulateByLanes<Policy>(run, grid, block, chunk, w, c);
+    AccumulateByLanes<Policy>(run, grid, block, chunk, w, last, c);
   } else {
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                       TransposedB<Policy>{w}, c, true);
+                       TransposedB<Policy>{w}, c, true, last);
   }
 }
 
@@ -161,12 +187,13 @@ struct TargetTasks {
 };
 
 /// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
-/// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; add(target, grid, block,
-/// m0, c) adds to the sums of a block. `r` counts for the work alone.
-template <typename Policy, typename PackFn, typename AddFn>
+/// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
+/// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
+/// them. `r` counts for the work alone.
+template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
                                       const ForwardTarget* targets, int count, int64_t r,
-                                      const PackFn& pack, const AddFn& add) {
+                                      const PackFn& pack, const LastFn& last_of, const AddFn& add) {
   const int64_t depth = x_view.cols;
   const RowSource x = DenseRows(x_view);
   TargetTasks all[LoraForwardManyOp::kMost];
@@ -208,7 +235,9 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, c);
+      LastSteps last;
+      if (!last_of(i, grid, block, m0, &last)) return;
+      AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, last, c);
       add(i, grid, block, m0, c);
       if (run.Stopped()) return;
       StoreTile(block, c, *targets[i].y, m0, false);
@@ -217,16 +246,18 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
   }
 }
 
-/// The same of one weight.
+/// The same of one weight, without last steps.
 template <typename Policy, typename PackFn, typename AddFn>
 LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
                                   const TensorView& y, int64_t r, const PackFn& pack,
                                   const AddFn& add) {
   const ForwardTarget target = {&w, &y};
-  ForwardManyChunks<Policy>(run, x, &target, 1, r, pack,
-                            [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
-                              add(grid, block, m0, c);
-                            });
+  ForwardManyChunks<Policy>(
+      run, x, &target, 1, r, pack,
+      [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; },
+      [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
+        add(grid, block, m0, c);
+      });
 }
 
 /// A row of values, one a column, added to rows [m0, m1) of a block's sums.
@@ -263,16 +294,16 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
   };
   ForwardManyChunks<Policy>(
       run, part(0).x, targets, count, most_r, pack,
-      [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
+      [&](int i, const Grid& grid, const Block& block, int64_t m0, LastSteps* last) {
         const ForwardParts op = part(i);
-        const int64_t r = op.h == nullptr ? 0 : op.h->cols;
-        if (r != 0) {
-          RowSource scaled_h = DenseRows(*op.h);
-          scaled_h.factor = op.scaling;
-          Accumulate<F32Policy>(run, grid, block, r,
-                                RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
-                                TransposedB<F32Policy>{DenseRows(*op.lora_b)}, c, false);
-        }
+        if (op.h == nullptr || op.h->cols == 0) return true;
+        RowSource scaled_h = DenseRows(*op.h);
+        scaled_h.factor = op.scaling;
+        return PackLastSteps(run, grid, block, scaled_h, m0,
+                             TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
+      },
+      [&](int i, const Grid&, const Block& block, int64_t, float* c) {
+        const ForwardParts op = part(i);
         float bias[kNC];
         if (run.Stopped()) return;
         if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
@@ -366,12 +397,13 @@ struct InputGradParts {
   float dh_factor = 1;
 };
 
-/// dx (+)= dy · w, chunk by chunk of rows; pack and add as in ForwardChunks, where a block's
-/// columns are in place again before it is added to.
-template <typename Policy, typename PackFn, typename AddFn>
+/// dx (+)= dy · w, chunk by chunk of rows; pack, last and add as in ForwardManyChunks. Where
+/// `spread`, last's columns are to be in the order of lanes (SpreadPanels); for add they are in
+/// place again.
+template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
                                     const TensorView* dx, bool accumulate, int64_t r,
-                                    const PackFn& pack, const AddFn& add) {
+                                    const PackFn& pack, const LastFn& last_of, const AddFn& add) {
   const int64_t depth = dy_view.cols;
   const bool with_dx = w_view != nullptr;
   const RowSource dy = DenseRows(dy_view);
@@ -400,11 +432,14 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
+      LastSteps last;
+      if (!last_of(grid, block, m0, with_granules, &last)) return;
       if (dots) {
         AccumulateDirectDots<Policy>(run, chunk, w, block, c);
+        AddLastSteps(grid, block, last, c);
       } else {
         Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                           DirectB<Policy>{w}, c, true);
+                           DirectB<Policy>{w}, c, true, last);
       }
       if (with_granules) {
         UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
@@ -431,25 +466,31 @@ static void InputGrad(Run& run, const InputGradParts& op) {
                           op.scaling, DirectB<F32Policy>{lora_b},
                           fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
   };
-  InputGradChunks<Policy>(run, op.dy, op.w, op.dx, op.accumulate, r, pack,
-                          [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
-                            if (r == 0) return;
-                            float* sum = c;
-                            if (op.gate != nullptr) {
-                              sum = run.Get<float>(kAdapterSlot, block.c_elems());
-                              if (sum == nullptr) return;
-                            }
-                            Accumulate<F32Policy>(run, grid, block, r,
-                                                  RowsOf<F32Policy>{run, grid, block, dh, m0},
-                                                  DirectB<F32Policy>{lora_a}, sum, sum != c);
-                            if (run.Stopped() || sum == c) return;
-                            for (int64_t m = block.m0; m < block.m1; ++m) {
-                              const int64_t row = (m - block.m0) * block.ldc();
-                              ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);
-                              for (int64_t n = 0; n < block.n1 - block.n0; ++n)
-                                c[row + n] += sum[row + n];
-                            }
-                          });
+  InputGradChunks<Policy>(
+      run, op.dy, op.w, op.dx, op.accumulate, r, pack,
+      [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
+        if (r == 0 || op.gate != nullptr) return true;
+        return PackLastSteps(
+            run, grid, block, dh, m0,
+            [&](int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) {
+              PackBDirect<F32Policy>(lora_a, k0, kc, n0, n1, out);
+              if (spread) SpreadPanels(kc, n1 - n0, out);
+            },
+            last);
+      },
+      [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
+        if (r == 0 || op.gate == nullptr) return;
+        float* sum = run.Get<float>(kAdapterSlot, block.c_elems());
+        if (sum == nullptr) return;
+        Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
+                              DirectB<F32Policy>{lora_a}, sum, true);
+        if (run.Stopped()) return;
+        for (int64_t m = block.m0; m < block.m1; ++m) {
+          const int64_t row = (m - block.m0) * block.ldc();
+          ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);
+          for (int64_t n = 0; n < block.n1 - block.n0; ++n) c[row + n] += sum[row + n];
+        }
+      });
 }
 
 static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
