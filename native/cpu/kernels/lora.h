@@ -18,6 +18,7 @@
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
 #include "native/cpu/kernels/shrink_panels.h"
+#include "native/cpu/kernels/thin_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -29,17 +30,20 @@ LOWRANK_INLINE bool CanShrinkPanels(const PackedChunk& chunk) {
 }
 
 /// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
-/// packs the chunk for the base product on the way, or else has it packed already.
+/// packs the chunk for the base product on the way, or else has it packed already. `b_rows` is the
+/// transpose of b as it lies in memory, null where that is not dense: few rows take it as it is.
 template <typename Policy, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
-                                  const PackBFn& pack_b, float* out, bool accumulate = false) {
+                                  const PackBFn& pack_b, const TensorView* b_rows, float* out,
+                                  bool accumulate = false) {
   const RowPanels panels = SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
+  const bool thin = b_rows != nullptr && chunk.rows <= kThinRows && a.cols != 0;
   const bool from_panels =
-      r != 0 && a.cols != 0 && gate == nullptr && CanShrinkPanels<Policy>(chunk);
+      r != 0 && a.cols != 0 && gate == nullptr && !thin && CanShrinkPanels<Policy>(chunk);
   ShrinkColumns columns;
   if (from_panels) columns = PackShrinkColumns(run, a.cols, r, pack_b);
   if (from_panels && columns.data == nullptr) return;
@@ -57,6 +61,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
         PackChunkPanels<Policy>(run, a, m0, panel0, panel1, chunk);
       }
     }
+    if (block.m0 == block.m1) return;
     const auto store = [&](const float* c, int64_t ldc, int64_t n0, int64_t n1) {
       for (int64_t m = block.m0; m < block.m1; ++m) {
         const float* row = c + (m - block.m0) * ldc;
@@ -82,8 +87,14 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      Accumulate<F32Policy>(run, grid, block, a.cols,
-                            RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
+      const RowsOf<F32Policy> rows = {run, grid, block, gated, m0};
+      if (thin) {
+        AccumulateThin(
+            run, *b_rows, block.m1 - block.m0, n0, block.n1, rows,
+            [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
+      } else {
+        Accumulate<F32Policy>(run, grid, block, a.cols, rows, pack_b, c, true);
+      }
       if (run.Stopped()) return;
       store(c, block.ldc(), n0, block.n1);
     }
@@ -98,6 +109,12 @@ LOWRANK_INLINE TensorView FloatView(float* data, int64_t rows, int64_t cols) {
   view.cols = cols;
   view.present = true;
   return view;
+}
+
+LOWRANK_INLINE RowSource ScaledRows(const TensorView& view, float factor) {
+  RowSource rows = DenseRows(view);
+  rows.factor = factor;
+  return rows;
 }
 
 /// The bias of a block of columns: bias + scaling · lora_bias.
@@ -287,23 +304,31 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
       if (i != 0 && r == 0) continue;
       PackAndShrink<Policy>(
           run, x, op.gate, m0, chunk, i == 0, r, 1.0f,
-          TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)},
+          TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)}, op.lora_a,
           r == 0 ? nullptr : static_cast<float*>(op.h->data));
       if (run.Stopped()) return;
     }
   };
+  // Rows that take lora_b as it lies in memory.
+  const auto few = [](const Grid& grid) { return grid.rows.rows <= kThinRows; };
   ForwardManyChunks<Policy>(
       run, part(0).x, targets, count, most_r, pack,
       [&](int i, const Grid& grid, const Block& block, int64_t m0, LastSteps* last) {
         const ForwardParts op = part(i);
-        if (op.h == nullptr || op.h->cols == 0) return true;
-        RowSource scaled_h = DenseRows(*op.h);
-        scaled_h.factor = op.scaling;
+        if (op.h == nullptr || op.h->cols == 0 || few(grid)) return true;
+        const RowSource scaled_h = ScaledRows(*op.h, op.scaling);
         return PackLastSteps(run, grid, block, scaled_h, m0,
                              TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
       },
-      [&](int i, const Grid&, const Block& block, int64_t, float* c) {
+      [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
         const ForwardParts op = part(i);
+        if (op.h != nullptr && op.h->cols != 0 && few(grid)) {
+          const RowSource scaled_h = ScaledRows(*op.h, op.scaling);
+          AccumulateThin(
+              run, *op.lora_b, block.m1 - block.m0, block.n0, block.n1,
+              RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
+              [&](int64_t m) { return c + m * block.ldc(); }, false, nullptr);
+        }
         float bias[kNC];
         if (run.Stopped()) return;
         if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
@@ -463,7 +488,7 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   dh.factor = op.dh_factor;
   const auto pack = [&](const RowSource& dy, int64_t m0, const PackedChunk& chunk) {
     PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
-                          op.scaling, DirectB<F32Policy>{lora_b},
+                          op.scaling, DirectB<F32Policy>{lora_b}, nullptr,
                           fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
   };
   InputGradChunks<Policy>(

@@ -17,7 +17,6 @@
 #pragma once
 
 #include "native/cpu/kernels/lora.h"
-#include "native/cpu/kernels/thin_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -318,7 +317,7 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
       run, op.x, op.w, op.y, 0,
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
         PackAndShrink<Policy>(run, x, nullptr, m0, chunk, true, 0, 1.0f, TransposedB<F32Policy>{x},
-                              nullptr);
+                              nullptr, nullptr);
       },
       [&](const Grid&, const Block& block, int64_t m0, float* c) {
         for (int64_t e = 0; e < op.table.count; ++e) {
@@ -367,7 +366,7 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
       run, op.dy, &op.w, &op.dx, op.accumulate_dx, 0,
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
         PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, true, 0, 1.0f, DirectB<F32Policy>{dy},
-                              nullptr);
+                              nullptr, nullptr);
       },
       [](const Grid&, const Block&, int64_t, bool, LastSteps*) { return true; },
       [&](const Grid&, const Block& block, int64_t m0, float* c) {

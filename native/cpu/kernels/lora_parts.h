@@ -25,7 +25,7 @@ static Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
     chunk.rows = Min(step, op.x.rows - m0);
     chunk.order = NaturalOrder(op.x.cols);
     PackAndShrink<F32Policy>(run, x, gate.active ? &gate : nullptr, m0, chunk, false,
-                             op.lora_a.rows, op.scaling, TransposedB<F32Policy>{lora_a},
+                             op.lora_a.rows, op.scaling, TransposedB<F32Policy>{lora_a}, &op.lora_a,
                              static_cast<float*>(op.h.data));
   }
   return run.Result();
