@@ -30,18 +30,19 @@ LOWRANK_INLINE bool CanShrinkPanels(const PackedChunk& chunk) {
 }
 
 /// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
-/// packs the chunk for the base product on the way, or else has it packed already. `b_rows` is the
-/// transpose of b as it lies in memory, null where that is not dense: few rows take it as it is.
-template <typename Policy, typename PackBFn>
+/// packs the chunk for the base product on the way, or else has it packed already. `factor_rows` is
+/// b (kTransposed: its transpose) as it lies in memory: few rows take it so. Null without an
+/// adapter.
+template <typename Policy, bool kTransposed, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
-                                  const PackBFn& pack_b, const TensorView* b_rows, float* out,
+                                  const PackBFn& pack_b, const TensorView* factor_rows, float* out,
                                   bool accumulate = false) {
   const RowPanels panels = SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
-  const bool thin = b_rows != nullptr && chunk.rows <= kThinRows && a.cols != 0;
+  const bool thin = factor_rows != nullptr && chunk.rows <= kThinRows && a.cols != 0;
   const bool from_panels =
       r != 0 && a.cols != 0 && gate == nullptr && !thin && CanShrinkPanels<Policy>(chunk);
   ShrinkColumns columns;
@@ -89,8 +90,8 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       if (c == nullptr) return;
       const RowsOf<F32Policy> rows = {run, grid, block, gated, m0};
       if (thin) {
-        AccumulateThin(
-            run, *b_rows, block.m1 - block.m0, n0, block.n1, rows,
+        AccumulateThin<kTransposed>(
+            run, *factor_rows, block.m1 - block.m0, n0, block.n1, rows,
             [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
       } else {
         Accumulate<F32Policy>(run, grid, block, a.cols, rows, pack_b, c, true);
@@ -110,6 +111,9 @@ LOWRANK_INLINE TensorView FloatView(float* data, int64_t rows, int64_t cols) {
   view.present = true;
   return view;
 }
+
+/// Do they take the factors as they lie in memory?
+LOWRANK_INLINE bool FewRows(const Grid& grid) { return grid.rows.rows <= kThinRows; }
 
 LOWRANK_INLINE RowSource ScaledRows(const TensorView& view, float factor) {
   RowSource rows = DenseRows(view);
@@ -302,29 +306,27 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
       const ForwardParts op = part(i);
       const int64_t r = op.h == nullptr || op.h_given ? 0 : op.h->cols;
       if (i != 0 && r == 0) continue;
-      PackAndShrink<Policy>(
+      PackAndShrink<Policy, true>(
           run, x, op.gate, m0, chunk, i == 0, r, 1.0f,
           TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)}, op.lora_a,
           r == 0 ? nullptr : static_cast<float*>(op.h->data));
       if (run.Stopped()) return;
     }
   };
-  // Rows that take lora_b as it lies in memory.
-  const auto few = [](const Grid& grid) { return grid.rows.rows <= kThinRows; };
   ForwardManyChunks<Policy>(
       run, part(0).x, targets, count, most_r, pack,
       [&](int i, const Grid& grid, const Block& block, int64_t m0, LastSteps* last) {
         const ForwardParts op = part(i);
-        if (op.h == nullptr || op.h->cols == 0 || few(grid)) return true;
+        if (op.h == nullptr || op.h->cols == 0 || FewRows(grid)) return true;
         const RowSource scaled_h = ScaledRows(*op.h, op.scaling);
         return PackLastSteps(run, grid, block, scaled_h, m0,
                              TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
       },
       [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
         const ForwardParts op = part(i);
-        if (op.h != nullptr && op.h->cols != 0 && few(grid)) {
+        if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
           const RowSource scaled_h = ScaledRows(*op.h, op.scaling);
-          AccumulateThin(
+          AccumulateThin<true>(
               run, *op.lora_b, block.m1 - block.m0, block.n0, block.n1,
               RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
               [&](int64_t m) { return c + m * block.ldc(); }, false, nullptr);
@@ -487,14 +489,15 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   RowSource dh = r == 0 ? none : DenseRows(*op.dh);
   dh.factor = op.dh_factor;
   const auto pack = [&](const RowSource& dy, int64_t m0, const PackedChunk& chunk) {
-    PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
-                          op.scaling, DirectB<F32Policy>{lora_b}, nullptr,
-                          fills_dh ? static_cast<float*>(op.dh->data) : nullptr, op.accumulate_dh);
+    PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
+                                 op.scaling, DirectB<F32Policy>{lora_b}, op.lora_b,
+                                 fills_dh ? static_cast<float*>(op.dh->data) : nullptr,
+                                 op.accumulate_dh);
   };
   InputGradChunks<Policy>(
       run, op.dy, op.w, op.dx, op.accumulate, r, pack,
       [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
-        if (r == 0 || op.gate != nullptr) return true;
+        if (r == 0 || op.gate != nullptr || FewRows(grid)) return true;
         return PackLastSteps(
             run, grid, block, dh, m0,
             [&](int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) {
@@ -504,12 +507,19 @@ static void InputGrad(Run& run, const InputGradParts& op) {
             last);
       },
       [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
-        if (r == 0 || op.gate == nullptr) return;
-        float* sum = run.Get<float>(kAdapterSlot, block.c_elems());
+        if (r == 0 || (op.gate == nullptr && !FewRows(grid))) return;
+        float* sum = c;
+        if (op.gate != nullptr) sum = run.Get<float>(kAdapterSlot, block.c_elems());
         if (sum == nullptr) return;
-        Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
-                              DirectB<F32Policy>{lora_a}, sum, true);
-        if (run.Stopped()) return;
+        const RowsOf<F32Policy> rows = {run, grid, block, dh, m0};
+        if (FewRows(grid)) {
+          AccumulateThin<false>(
+              run, *op.lora_a, block.m1 - block.m0, block.n0, block.n1, rows,
+              [&](int64_t m) { return sum + m * block.ldc(); }, sum != c, nullptr);
+        } else {
+          Accumulate<F32Policy>(run, grid, block, r, rows, DirectB<F32Policy>{lora_a}, sum, true);
+        }
+        if (run.Stopped() || sum == c) return;
         for (int64_t m = block.m0; m < block.m1; ++m) {
           const int64_t row = (m - block.m0) * block.ldc();
           ApplyGate(*op.gate, m0 + m, block.n0, block.n1 - block.n0, sum + row);

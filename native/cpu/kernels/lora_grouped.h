@@ -154,13 +154,13 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
       const RowsOf<F32Policy> pack_a = {run, grid, block, source, row0};
-      if constexpr (kBackward) {
+      if (rows <= kThinRows && a.cols > 0) {
+        AccumulateThin<!kBackward>(
+            run, kBackward ? adapter.lora_b : adapter.lora_a, rows, n0, block.n1, pack_a,
+            [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
+      } else if constexpr (kBackward) {
         Accumulate<F32Policy>(run, grid, block, a.cols, pack_a, DirectB<F32Policy>{factor_rows}, c,
                               true);
-      } else if (rows <= kThinRows && a.cols > 0) {
-        AccumulateThin(
-            run, adapter.lora_a, rows, n0, block.n1, pack_a,
-            [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
       } else {
         Accumulate<F32Policy>(run, grid, block, a.cols, pack_a, TransposedB<F32Policy>{factor_rows},
                               c, true);
@@ -267,7 +267,7 @@ LOWRANK_INLINE void AddPartTransposed(Run& run, const Block& block, const Part& 
   }
   const Grid grid = {SplitRows(rows), 0, 0, 1, 1};
   const Block here = WholeRows(grid, rows, block.n0, block.n1);
-  AccumulateThin(
+  AccumulateThin<true>(
       run, factor, rows, block.n0, block.n1, RowsOf<F32Policy>{run, grid, here, left, part.begin},
       [&](int64_t i) { return part.RowOf(block, i, c); }, false, next);
 }
@@ -316,8 +316,8 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
   ForwardChunks<Policy>(
       run, op.x, op.w, op.y, 0,
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
-        PackAndShrink<Policy>(run, x, nullptr, m0, chunk, true, 0, 1.0f, TransposedB<F32Policy>{x},
-                              nullptr, nullptr);
+        PackAndShrink<Policy, true>(run, x, nullptr, m0, chunk, true, 0, 1.0f,
+                                    TransposedB<F32Policy>{x}, nullptr, nullptr);
       },
       [&](const Grid&, const Block& block, int64_t m0, float* c) {
         for (int64_t e = 0; e < op.table.count; ++e) {
@@ -365,8 +365,8 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
   InputGradChunks<Policy>(
       run, op.dy, &op.w, &op.dx, op.accumulate_dx, 0,
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
-        PackAndShrink<Policy>(run, dy, nullptr, m0, chunk, true, 0, 1.0f, DirectB<F32Policy>{dy},
-                              nullptr, nullptr);
+        PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, true, 0, 1.0f,
+                                     DirectB<F32Policy>{dy}, nullptr, nullptr);
       },
       [](const Grid&, const Block&, int64_t, bool, LastSteps*) { return true; },
       [&](const Grid&, const Block& block, int64_t m0, float* c) {

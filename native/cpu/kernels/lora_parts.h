@@ -24,9 +24,9 @@ static Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.x.rows - m0);
     chunk.order = NaturalOrder(op.x.cols);
-    PackAndShrink<F32Policy>(run, x, gate.active ? &gate : nullptr, m0, chunk, false,
-                             op.lora_a.rows, op.scaling, TransposedB<F32Policy>{lora_a}, &op.lora_a,
-                             static_cast<float*>(op.h.data));
+    PackAndShrink<F32Policy, true>(run, x, gate.active ? &gate : nullptr, m0, chunk, false,
+                                   op.lora_a.rows, op.scaling, TransposedB<F32Policy>{lora_a},
+                                   &op.lora_a, static_cast<float*>(op.h.data));
   }
   return run.Result();
 }

@@ -1,11 +1,13 @@
-/// c [rows, cols] (+)= a · bᵀ for few rows of a, b dense with its rows along the summation index:
-/// kVL rows of b are turned in registers and used at once, where a panel (pack.h) would be written
-/// and read again for kMR rows of a.
+/// c [rows, cols] (+)= a · bᵀ or a · b for few rows of a, b a dense factor that is taken as it lies
+/// in memory, where a panel (pack.h) would be written and read again for kMR rows of a. kVL rows of
+/// bᵀ are turned in registers and used at once.
 ///
-///   Operands   a    [k][rows] units, as PackA leaves them · b [cols, depth] f32, bf16 or f16
+///   Operands   a    [k][rows] units, as PackA leaves them · bᵀ [cols, depth] or b [depth, cols],
+///   f32,
+///              bf16 or f16
 ///   Numerics   those of tile.h, bit for bit: products in the order of k, sums over kKC added in
 ///              order
-///   Budget     kVL · kVL elements of b: kVL loads, kVL · log2(kVL) shuffles and kVL · rows
+///   Budget     kVL · kVL elements of bᵀ: kVL loads, kVL · log2(kVL) shuffles and kVL · rows
 ///              multiply-adds, one after another for a row: 64 cycles of both at kVL = 16
 #pragma once
 
@@ -54,35 +56,57 @@ static void ThinDot(const TensorView& b, int64_t row0, int64_t rows, int64_t k0,
   for (int m = 0; m < kRows; ++m) Store(c[m], first ? acc[m] : Load(c[m]) + acc[m]);
 }
 
+/// The same over b itself: columns [n0, n0 + cols) of it, cols <= kVL.
+template <DType kType, int kRows>
+static void ThinColumns(const TensorView& b, int64_t n0, int64_t cols, int64_t k0, int64_t kc,
+                        const Unit* a, const ThinRows& c, bool first, const char*) {
+  VecF acc[kRows] = {};
+  for (int64_t k = 0; k < kc; ++k, a += kRows) {
+    const int64_t at = (k0 + k) * b.cols + n0;
+    VecF row = {};
+    if (cols == kVL) {
+      row = LoadWide(b.data, kType, at);
+    } else {
+      for (int64_t n = 0; n < cols; ++n) row[n] = ScalarWiden(b.data, kType, at + n);
+    }
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) acc[m] = Fma(Splat(a[m]), row, acc[m]);
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < kRows; ++m) Store(c[m], first ? acc[m] : Load(c[m]) + acc[m]);
+}
+
 using ThinDotFn = void (*)(const TensorView& b, int64_t row0, int64_t rows, int64_t k0, int64_t kc,
                            const Unit* a, const ThinRows& c, bool first, const char* ahead);
 
-template <DType kType, int kRows>
+template <bool kTransposed, DType kType, int kRows>
 LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickThinDot<kType, kRows - 1>(rows);
+    if (rows < kRows) return PickThinDot<kTransposed, kType, kRows - 1>(rows);
   }
-  return ThinDot<kType, kRows>;
+  return kTransposed ? ThinDot<kType, kRows> : ThinColumns<kType, kRows>;
 }
 
+template <bool kTransposed>
 LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows, DType dtype) {
-  if (dtype == DType::kF32) return PickThinDot<DType::kF32, kThinRows>(rows);
-  if (dtype == DType::kBF16) return PickThinDot<DType::kBF16, kThinRows>(rows);
-  return PickThinDot<DType::kF16, kThinRows>(rows);
+  if (dtype == DType::kF32) return PickThinDot<kTransposed, DType::kF32, kThinRows>(rows);
+  if (dtype == DType::kBF16) return PickThinDot<kTransposed, DType::kBF16, kThinRows>(rows);
+  return PickThinDot<kTransposed, DType::kF16, kThinRows>(rows);
 }
 
-/// Rows [n0, n1) of b times `rows` <= kThinRows rows of a, into columns n0 and up of c's rows:
-/// row(m) is where column n0 of row m is, with room for whole vectors. pack_a as in Accumulate.
-/// `next` is the factor after this one, of the same shape, or null.
-template <typename PackAFn, typename RowFn>
+/// `rows` <= kThinRows rows of a times columns [n0, n1) of bᵀ (kTransposed) or b, into columns n0
+/// and up of c's rows: row(m) is where column n0 of row m is, with room for whole vectors. pack_a
+/// as in Accumulate. `next` is the factor after this one, of the same shape, or null.
+template <bool kTransposed, typename PackAFn, typename RowFn>
 LOWRANK_INLINE void AccumulateThin(Run& run, const TensorView& b, int64_t rows, int64_t n0,
                                    int64_t n1, const PackAFn& pack_a, const RowFn& row, bool first,
                                    const TensorView* next) {
-  const ThinDotFn dot = PickThinDot(rows, b.dtype);
+  const ThinDotFn dot = PickThinDot<kTransposed>(rows, b.dtype);
   const int64_t bytes = static_cast<int64_t>(DTypeBytes(b.dtype));
-  for (int64_t k0 = 0; k0 < b.cols; k0 += kKC) {
+  const int64_t depth = kTransposed ? b.cols : b.rows;
+  for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
     if (run.Stopped()) return;
-    const int64_t kc = Min(kKC, b.cols - k0);
+    const int64_t kc = Min(kKC, depth - k0);
     const Unit* a = pack_a(k0, kc);
     if (a == nullptr) return;
     for (int64_t n = n0; n < n1; n += kVL) {
@@ -91,7 +115,9 @@ LOWRANK_INLINE void AccumulateThin(Run& run, const TensorView& b, int64_t rows, 
       for (int64_t m = 0; m < kThinRows; ++m) c[m] = row(Min(m, rows - 1)) + n - n0;
       // The next block of these rows, or after the last one the next factor's.
       const char* ahead = nullptr;
-      if (width == kVL && k0 + 2 * kKC <= b.cols) {
+      if (!kTransposed) {
+        // Rows of b are read from end to end.
+      } else if (width == kVL && k0 + 2 * kKC <= b.cols) {
         ahead = static_cast<const char*>(b.data) + (n * b.cols + k0 + kKC) * bytes;
       } else if (width == kVL && next != nullptr) {
         ahead = static_cast<const char*>(next->data) + n * b.cols * bytes;
