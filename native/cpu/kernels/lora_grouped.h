@@ -223,15 +223,25 @@ LOWRANK_INLINE Part PartOf(const Grouped& group, const AdapterRows& adapter, con
           FirstFrom(index, adapter.count, m0 + block.m1), index, m0 + block.m0};
 }
 
-/// c[row] += (gate ⊙) left[row] · b for an adapter's rows in the block; left is packed by adapter.
-template <typename PackBFn>
+/// c[row] += (gate ⊙) left[row] · b for an adapter's rows in the block, b the factor (kTransposed:
+/// its transpose); left is packed by adapter. Few rows are added where they stand; `next` is the
+/// factor after this one, or null.
+template <bool kTransposed>
 LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int64_t r,
-                            const RowSource& left, const PackBFn& pack_b, const Gate* gate,
-                            float* c) {
+                            const RowSource& left, const TensorView& factor, const TensorView* next,
+                            const Gate* gate, float* c) {
   const int64_t rows = part.rows();
   const int64_t cols = block.n1 - block.n0;
+  const bool few = rows <= kThinRows;
   const Grid grid = {SplitRows(rows), cols, CeilDiv(cols, kNR), 1, 1};
   const Block here = WholeRows(grid, rows, block.n0, block.n1);
+  const RowsOf<F32Policy> pack_a = {run, grid, here, left, part.begin};
+  if (few && gate == nullptr) {
+    AccumulateThin<kTransposed>(
+        run, factor, rows, block.n0, block.n1, pack_a,
+        [&](int64_t i) { return part.RowOf(block, i, c); }, false, next);
+    return;
+  }
   const bool together = part.index[part.end - 1] - part.index[part.begin] == rows - 1;
   float* sum = part.RowOf(block, 0, c);
   if (gate != nullptr || !together) {
@@ -242,8 +252,17 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
   for (int64_t i = 0; gathered && i < rows; ++i) {
     CopyRow(part.RowOf(block, i, c), cols, sum + i * here.ldc());
   }
-  Accumulate<F32Policy>(run, grid, here, r, RowsOf<F32Policy>{run, grid, here, left, part.begin},
-                        pack_b, sum, gate != nullptr);
+  const RowSource b = DenseRows(factor);
+  if (few) {
+    AccumulateThin<kTransposed>(
+        run, factor, rows, block.n0, block.n1, pack_a,
+        [&](int64_t i) { return sum + i * here.ldc(); }, true, next);
+  } else if constexpr (kTransposed) {
+    Accumulate<F32Policy>(run, grid, here, r, pack_a, TransposedB<F32Policy>{b}, sum,
+                          gate != nullptr);
+  } else {
+    Accumulate<F32Policy>(run, grid, here, r, pack_a, DirectB<F32Policy>{b}, sum, gate != nullptr);
+  }
   if (run.Stopped()) return;
   for (int64_t i = 0; i < rows; ++i) {
     float* from = sum + i * here.ldc();
@@ -253,23 +272,6 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
     ApplyGate(*gate, part.index[part.begin + i], block.n0, cols, from);
     for (int64_t n = 0; n < cols; ++n) row[n] += from[n];
   }
-}
-
-/// The same with b = factorᵀ, for rows of y: few of them where they stand.
-LOWRANK_INLINE void AddPartTransposed(Run& run, const Block& block, const Part& part, int64_t r,
-                                      const RowSource& left, const TensorView& factor,
-                                      const TensorView* next, float* c) {
-  const int64_t rows = part.rows();
-  if (rows > kThinRows) {
-    const RowSource b = DenseRows(factor);
-    AddPart(run, block, part, r, left, TransposedB<F32Policy>{b}, nullptr, c);
-    return;
-  }
-  const Grid grid = {SplitRows(rows), 0, 0, 1, 1};
-  const Block here = WholeRows(grid, rows, block.n0, block.n1);
-  AccumulateThin<true>(
-      run, factor, rows, block.n0, block.n1, RowsOf<F32Policy>{run, grid, here, left, part.begin},
-      [&](int64_t i) { return part.RowOf(block, i, c); }, false, next);
 }
 
 /// bias to every row of the block, and with it g · scaling · lora_bias where a row's adapter has
@@ -333,7 +335,8 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
           const TensorView* next = e + 1 < op.table.count ? &group.At(e + 1).lora_b : nullptr;
           const bool alike =
               next != nullptr && next->cols == lora_b.cols && next->dtype == lora_b.dtype;
-          AddPartTransposed(run, block, part, adapter.r(), h, lora_b, alike ? next : nullptr, c);
+          AddPart<true>(run, block, part, adapter.r(), h, lora_b, alike ? next : nullptr, nullptr,
+                        c);
           if (run.Stopped()) return;
         }
         AddBiases(op, group, block, m0, c);
@@ -376,10 +379,9 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
           if (part.rows() == 0 || adapter.r() == 0) continue;
           const TensorView dh_view = FloatView(dh + adapter.h_begin, adapter.count, adapter.r());
           const RowSource left = DenseRows(dh_view);
-          const RowSource lora_a = DenseRows(adapter.lora_a);
           const Gate gate = AdapterGate(adapter, op.seed, op.mask, op.in_features);
-          AddPart(run, block, part, adapter.r(), left, DirectB<F32Policy>{lora_a},
-                  gate.active ? &gate : nullptr, c);
+          AddPart<false>(run, block, part, adapter.r(), left, adapter.lora_a, nullptr,
+                         gate.active ? &gate : nullptr, c);
           if (run.Stopped()) return;
         }
       });
