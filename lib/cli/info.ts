@@ -91,6 +91,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     ].filter((part) => part !== undefined);
     const prefix = kernels.length > 0 ? `${kernels.join(', ')}; ` : '';
     process.stdout.write(`  ${prefix}${device.features.join(' ')}\n`);
+    for (const better of device.betterIsas ?? []) process.stdout.write(`  not ${better}\n`);
   }
   return exitCodes.ok;
 }

@@ -23,6 +23,7 @@ export interface Binding {
     features: string[];
     memory: number;
     isa?: string;
+    betterIsas?: string[];
     sm?: number;
     driver?: string;
   }>;

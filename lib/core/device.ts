@@ -21,6 +21,8 @@ export interface DeviceInfo {
   memory: number;
   /** Instruction set of its kernels, on a host device. */
   isa?: string;
+  /** Faster instruction sets than `isa` and why each is not used: `avx512: LOWRANK_ISA asks for avx2`. */
+  betterIsas?: string[];
   /** Compute capability of a CUDA device, major · 10 + minor; known once it was looked at. */
   sm?: number;
   /** What a CUDA device's driver supports: `CUDA 13.0`. */

@@ -6,6 +6,12 @@
 namespace lowrank::addon {
 namespace {
 
+Napi::Array StringArray(Napi::Env env, const std::vector<std::string>& strings) {
+  Napi::Array array = Napi::Array::New(env, strings.size());
+  for (size_t i = 0; i < strings.size(); ++i) array.Set(static_cast<uint32_t>(i), strings[i]);
+  return array;
+}
+
 Napi::Value Devices(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::vector<DeviceInfo> devices = ListDevices();
@@ -17,13 +23,10 @@ Napi::Value Devices(const Napi::CallbackInfo& info) {
     row.Set("available", device.available);
     if (!device.reason.empty()) row.Set("reason", device.reason);
     row.Set("name", device.name);
-    Napi::Array features = Napi::Array::New(env, device.features.size());
-    for (size_t f = 0; f < device.features.size(); ++f) {
-      features.Set(static_cast<uint32_t>(f), device.features[f]);
-    }
-    row.Set("features", features);
+    row.Set("features", StringArray(env, device.features));
     row.Set("memory", static_cast<double>(device.memory_bytes));
     if (!device.isa.empty()) row.Set("isa", device.isa);
+    if (!device.better_isas.empty()) row.Set("betterIsas", StringArray(env, device.better_isas));
     if (device.sm != 0) row.Set("sm", device.sm);
     if (!device.driver.empty()) row.Set("driver", device.driver);
     list.Set(static_cast<uint32_t>(i), row);

@@ -111,9 +111,10 @@ struct DeviceInfo {
   bool available = false;
   std::string reason;  // why not, in words
   std::string name;
-  std::string isa;     // of a host device
-  int sm = 0;          // of a CUDA device: compute capability, major · 10 + minor
-  std::string driver;  // of a CUDA device: "CUDA 13.0"
+  std::string isa;                       // of a host device
+  std::vector<std::string> better_isas;  // that are not used, and why
+  int sm = 0;                            // of a CUDA device: compute capability, major · 10 + minor
+  std::string driver;                    // of a CUDA device: "CUDA 13.0"
   std::vector<std::string> features;
   int64_t memory_bytes = 0;
 };

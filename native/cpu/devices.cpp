@@ -49,6 +49,7 @@ cpu::HostBackend* TheCpu() {
     info.name = "CPU, SIMD kernels";
     if (kernels == nullptr) kernels = cpu::SelectKernels(nullptr, &reason);
     info.isa = kernels->isa;
+    info.better_isas = cpu::BetterKernels(kernels->isa, info.available ? forced : nullptr);
     info.features = {"nf4", "fp4",  "int8", "int4",       "doubleQuant",
                      "f32", "bf16", "f16",  "int8Compute"};
     return new cpu::HostBackend(info, *kernels, ThreadsFromEnvironment());

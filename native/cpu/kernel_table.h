@@ -31,4 +31,8 @@ extern const KernelTable kReferenceKernels;
 /// names. Null with a `reason` in words when that one is unknown or cannot run here.
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason);
 
+/// The sets before `isa`, best first, and why each is not used: "avx512-amx: the processor has no
+/// amx-tile". `forced_isa` as above.
+std::vector<std::string> BetterKernels(const char* isa, const char* forced_isa);
+
 }  // namespace lowrank::cpu

@@ -1,6 +1,7 @@
 /** The built package as users meet it: ES module, CommonJS, command, and a missing addon. */
-import { spawnSync } from 'node:child_process';
-import { existsSync, readFileSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { binding } from '../../lib/core/binding.js';
@@ -80,6 +81,40 @@ describe('entry points', () => {
     const { out } = node(['--input-type=module', '-e', code], { LOWRANK_ISA: isa });
     expect(out).toContain(refused ? 'ERR_DEVICE' : 'true portable');
     if (refused) expect(out).toMatch(/false .*portable/);
+  });
+
+  it.runIf(process.arch === 'x64')('says why faster instruction sets are not used', () => {
+    const code = `import { devices } from 'lowrank';
+      const cpu = devices().find((d) => d.device === 'cpu');
+      console.log(JSON.stringify({ isa: cpu.isa, better: cpu.betterIsas ?? [] }));`;
+    const facts = (env: Record<string, string>): { isa: string; better: string[] } =>
+      JSON.parse(node(['--input-type=module', '-e', code], env).out);
+    const here = facts({ LOWRANK_ISA: '' });
+    for (const line of here.better) expect(line).toMatch(/^avx\S+: the (processor|kernel) /);
+    const forced = facts({ LOWRANK_ISA: 'portable' });
+    expect(forced.better).toHaveLength(4);
+    for (const line of forced.better) expect(line).toMatch(/: LOWRANK_ISA asks for portable$/);
+
+    // A kernel that grants no tiles: of a processor that has them it is named.
+    const folder = mkdtempSync(join(tmpdir(), 'lowrank-tiles-'));
+    try {
+      const library = join(folder, 'no_tiles.so');
+      const source = join(import.meta.dirname, 'no_tiles.c');
+      execFileSync('gcc', ['-O1', '-shared', '-fPIC', source, '-o', library]);
+      const preload = [process.env.LD_PRELOAD, library].filter(Boolean).join(' ');
+      const refused = facts({ LOWRANK_ISA: '', LD_PRELOAD: preload });
+      if (here.isa !== 'avx512-amx') {
+        expect(refused).toEqual(here);
+      } else {
+        expect(refused.isa).toBe('avx512-bf16');
+        expect(refused.better).toHaveLength(1);
+        expect(refused.better[0]).toMatch(
+          /^avx512-amx: the kernel grants no tiles .*not permitted/,
+        );
+      }
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
   });
 
   it('traces one line an op on demand, and nothing otherwise', () => {
