@@ -3,6 +3,7 @@
 #include <ctime>
 #include <functional>
 #include <initializer_list>
+#include <iterator>
 #include <vector>
 
 #include "test/native/kernel_operands.h"
@@ -97,6 +98,62 @@ __attribute__((target("avx512f,avx512vnni"))) double DotPeak() {
 double FmaPeak() { return 0; }
 double DotPeak() { return 0; }
 #endif
+
+/// Percent that a batch of 32 rows of 32 adapters takes longer than its base product or gradient.
+struct GroupedBench {
+  static constexpr int64_t kRows = 32, kRank = 16, kWidth = 4096;
+
+  GroupedBench(const KernelTable& table, const RunContext& context, DType dtype, DType factors)
+      : w(MakeWeight(table, context, "nf4/64", kWidth, kWidth, dtype)),
+        x(kRows, kWidth, dtype),
+        dy(kRows, kWidth, dtype),
+        y(kRows, kWidth, dtype),
+        dx(kRows, kWidth, dtype),
+        h(1, kRows * kRank, DType::kF32) {
+    x.Fill();
+    dy.Fill();
+    for (int32_t e = 0; e < kRows; ++e) {
+      lora_a.emplace_back(kRank, kWidth, factors);
+      lora_b.emplace_back(kWidth, kRank, factors);
+      lora_a.back().Fill();
+      lora_b.back().Fill();
+      AdapterRows one;
+      one.lora_a = lora_a.back().view;
+      one.lora_b = lora_b.back().view;
+      one.first = e;
+      one.count = 1;
+      one.h_begin = e * kRank;
+      adapters.push_back(one);
+      rows.push_back(e);
+    }
+    forward.table = {adapters.data(), kRows, rows.data(), rows.data(), kRows, 1, kRows * kRank};
+    forward.x = x.view;
+    forward.w = w.view;
+    forward.h = h.view;
+    forward.y = y.view;
+    backward.table = forward.table;
+    backward.dy = dy.view;
+    backward.w = w.view;
+    backward.dx = dx.view;
+    backward.in_features = kWidth;
+    base.x = x.view;
+    base.w = w.view;
+    base.y = y.view;
+    input.dy = dy.view;
+    input.w = w.view;
+    input.dx = dx.view;
+  }
+
+  Weight w;
+  Dense x, dy, y, dx, h;
+  std::vector<Dense> lora_a, lora_b;
+  std::vector<AdapterRows> adapters;
+  std::vector<int32_t> rows;
+  GroupedForwardOp forward;
+  GroupedBackwardOp backward;
+  MatmulOp base;
+  MatmulInputGradOp input;
+};
 
 bool CanMeasurePeak() {
 #if defined(__x86_64__)
@@ -217,6 +274,26 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
             {"product", "forward"});
     }
     std::fflush(stdout);
+  }
+  constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
+  int64_t grouped = static_cast<int64_t>(std::size(cases));
+  for (const DType dtype : kTypes) {
+    for (const DType factors : kTypes) {
+      if (only >= 0 && only != grouped++) continue;
+      GroupedBench b(table, context, dtype, factors);
+      const std::vector<std::vector<double>> seconds =
+          InTurns({[&] { table.matmul(b.base, context); },
+                   [&] { table.grouped_forward(b.forward, context); },
+                   [&] { table.matmul_input_grad(b.input, context); },
+                   [&] { table.grouped_backward(b.backward, context); }},
+                  budget);
+      std::printf(
+          "%-12s %s 32 rows of 32 adapters in %s: product %.3f ms, with them %+.1f %%; "
+          "dx %.3f ms, with them %+.1f %%\n",
+          table.isa, DTypeName(dtype), DTypeName(factors), Median(seconds[0]) * 1e3,
+          MoreThan(seconds[0], seconds[1]), Median(seconds[2]) * 1e3,
+          MoreThan(seconds[2], seconds[3]));
+    }
   }
   if (only >= 0) return;
   for (const char* name : {"nf4", "fp4", "int8"}) {

@@ -88,13 +88,13 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       block.n1 = Min(n0 + kNC, r);
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
-      const RowsOf<F32Policy> rows = {run, grid, block, gated, m0};
       if (thin) {
         AccumulateThin<kTransposed>(
-            run, *factor_rows, block.m1 - block.m0, n0, block.n1, rows,
-            [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
+            run, gated, m0 + block.m0, block.m1 - block.m0, *factor_rows, n0, block.n1,
+            [&](int64_t m) { return c + m * block.ldc(); }, true);
       } else {
-        Accumulate<F32Policy>(run, grid, block, a.cols, rows, pack_b, c, true);
+        Accumulate<F32Policy>(run, grid, block, a.cols,
+                              RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
       }
       if (run.Stopped()) return;
       store(c, block.ldc(), n0, block.n1);
@@ -327,9 +327,8 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
         if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
           const RowSource scaled_h = ScaledRows(*op.h, op.scaling);
           AccumulateThin<true>(
-              run, *op.lora_b, block.m1 - block.m0, block.n0, block.n1,
-              RowsOf<F32Policy>{run, grid, block, scaled_h, m0},
-              [&](int64_t m) { return c + m * block.ldc(); }, false, nullptr);
+              run, scaled_h, m0 + block.m0, block.m1 - block.m0, *op.lora_b, block.n0, block.n1,
+              [&](int64_t m) { return c + m * block.ldc(); }, false);
         }
         float bias[kNC];
         if (run.Stopped()) return;
@@ -511,13 +510,13 @@ static void InputGrad(Run& run, const InputGradParts& op) {
         float* sum = c;
         if (op.gate != nullptr) sum = run.Get<float>(kAdapterSlot, block.c_elems());
         if (sum == nullptr) return;
-        const RowsOf<F32Policy> rows = {run, grid, block, dh, m0};
         if (FewRows(grid)) {
           AccumulateThin<false>(
-              run, *op.lora_a, block.m1 - block.m0, block.n0, block.n1, rows,
-              [&](int64_t m) { return sum + m * block.ldc(); }, sum != c, nullptr);
+              run, dh, m0 + block.m0, block.m1 - block.m0, *op.lora_a, block.n0, block.n1,
+              [&](int64_t m) { return sum + m * block.ldc(); }, sum != c);
         } else {
-          Accumulate<F32Policy>(run, grid, block, r, rows, DirectB<F32Policy>{lora_a}, sum, true);
+          Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
+                                DirectB<F32Policy>{lora_a}, sum, true);
         }
         if (run.Stopped() || sum == c) return;
         for (int64_t m = block.m0; m < block.m1; ++m) {

@@ -42,6 +42,15 @@ struct Grouped {
   const float* factors = nullptr;  // g by entry of the table; null: 1
 
   const AdapterRows& At(int64_t e) const { return table.adapters[e]; }
+  /// A factor of the adapter that comes after e, shaped as e's, so that it can be asked for beside
+  /// that one; null where there is none.
+  const TensorView* Next(int64_t e, int64_t after, TensorView AdapterRows::* factor) const {
+    if (after >= table.count) return nullptr;
+    const TensorView& mine = At(e).*factor;
+    const TensorView& next = At(after).*factor;
+    const bool alike = next.rows >= mine.rows && next.cols == mine.cols && next.dtype == mine.dtype;
+    return alike ? &next : nullptr;
+  }
   const float* FactorsOf(const AdapterRows& adapter) const {
     return factors == nullptr ? nullptr : factors + adapter.first;
   }
@@ -135,6 +144,8 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
     return CeilDiv(group.At(e).count, kPieceRows);
   });
   if (tasks.begins == nullptr) return;
+  constexpr TensorView AdapterRows::* kFactor =
+      kBackward ? &AdapterRows::lora_b : &AdapterRows::lora_a;
   run.ForEach(tasks.total(), group.table.h_elems * a.cols, [&](int64_t task) {
     if (run.Stopped()) return;
     const int64_t e = tasks.OwnerOf(task);
@@ -145,7 +156,10 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
     RowSource source = group.RowsIn(a, adapter);
     const Gate gate = AdapterGate(adapter, group.seed, group.mask, group.in_features);
     if (!kBackward && gate.active) source.gate = &gate;
-    const RowSource factor_rows = DenseRows(kBackward ? adapter.lora_b : adapter.lora_a);
+    const RowSource factor_rows = DenseRows(adapter.*kFactor);
+    // Of the task that this thread is likely to have next.
+    const int64_t later = Min(task + run.context.pool->threads(), tasks.total() - 1);
+    const TensorView* next = group.Next(e, tasks.OwnerOf(later), kFactor);
     const Grid grid = {SplitRows(rows), r, CeilDiv(r, kNR), 1, 1};
     const float* row_factors = kBackward ? group.FactorsOf(adapter) : nullptr;
     float dots[kPieceRows] = {};  // u · h
@@ -156,8 +170,8 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
       const RowsOf<F32Policy> pack_a = {run, grid, block, source, row0};
       if (rows <= kThinRows && a.cols > 0) {
         AccumulateThin<!kBackward>(
-            run, kBackward ? adapter.lora_b : adapter.lora_a, rows, n0, block.n1, pack_a,
-            [&](int64_t m) { return c + m * block.ldc(); }, true, nullptr);
+            run, source, row0, rows, adapter.*kFactor, n0, block.n1,
+            [&](int64_t m) { return c + m * block.ldc(); }, true, next);
       } else if constexpr (kBackward) {
         Accumulate<F32Policy>(run, grid, block, a.cols, pack_a, DirectB<F32Policy>{factor_rows}, c,
                               true);
@@ -235,13 +249,13 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
   const bool few = rows <= kThinRows;
   const Grid grid = {SplitRows(rows), cols, CeilDiv(cols, kNR), 1, 1};
   const Block here = WholeRows(grid, rows, block.n0, block.n1);
-  const RowsOf<F32Policy> pack_a = {run, grid, here, left, part.begin};
   if (few && gate == nullptr) {
     AccumulateThin<kTransposed>(
-        run, factor, rows, block.n0, block.n1, pack_a,
+        run, left, part.begin, rows, factor, block.n0, block.n1,
         [&](int64_t i) { return part.RowOf(block, i, c); }, false, next);
     return;
   }
+  const RowsOf<F32Policy> pack_a = {run, grid, here, left, part.begin};
   const bool together = part.index[part.end - 1] - part.index[part.begin] == rows - 1;
   float* sum = part.RowOf(block, 0, c);
   if (gate != nullptr || !together) {
@@ -255,7 +269,7 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
   const RowSource b = DenseRows(factor);
   if (few) {
     AccumulateThin<kTransposed>(
-        run, factor, rows, block.n0, block.n1, pack_a,
+        run, left, part.begin, rows, factor, block.n0, block.n1,
         [&](int64_t i) { return sum + i * here.ldc(); }, true, next);
   } else if constexpr (kTransposed) {
     Accumulate<F32Policy>(run, grid, here, r, pack_a, TransposedB<F32Policy>{b}, sum,
@@ -331,12 +345,8 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
           RowSource h = DenseRows(h_view);
           h.factor = adapter.scaling;
           h.row_factors = group.FactorsOf(adapter);
-          const TensorView& lora_b = adapter.lora_b;
-          const TensorView* next = e + 1 < op.table.count ? &group.At(e + 1).lora_b : nullptr;
-          const bool alike =
-              next != nullptr && next->cols == lora_b.cols && next->dtype == lora_b.dtype;
-          AddPart<true>(run, block, part, adapter.r(), h, lora_b, alike ? next : nullptr, nullptr,
-                        c);
+          AddPart<true>(run, block, part, adapter.r(), h, adapter.lora_b,
+                        group.Next(e, e + 1, &AdapterRows::lora_b), nullptr, c);
           if (run.Stopped()) return;
         }
         AddBiases(op, group, block, m0, c);
@@ -380,8 +390,9 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
           const TensorView dh_view = FloatView(dh + adapter.h_begin, adapter.count, adapter.r());
           const RowSource left = DenseRows(dh_view);
           const Gate gate = AdapterGate(adapter, op.seed, op.mask, op.in_features);
-          AddPart<false>(run, block, part, adapter.r(), left, adapter.lora_a, nullptr,
-                         gate.active ? &gate : nullptr, c);
+          AddPart<false>(run, block, part, adapter.r(), left, adapter.lora_a,
+                         group.Next(e, e + 1, &AdapterRows::lora_a), gate.active ? &gate : nullptr,
+                         c);
           if (run.Stopped()) return;
         }
       });

@@ -109,6 +109,10 @@ template <typename Policy>
 LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out,
                                   int64_t stride, const Unit* limit) {
   const int64_t whole = Policy::kPairs ? kc / 2 : kc;
+  if (!Policy::kPairs && rows == 1 && stride == 1) {  // nothing to turn
+    std::memcpy(out, src, static_cast<size_t>(kc) * 4);
+    return;
+  }
   for (int i = 0; i < rows; i += kVL) {
     const int group = static_cast<int>(Min(kVL, rows - i));
     // A partial group of several would overwrite the next unit's first group.

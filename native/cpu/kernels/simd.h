@@ -440,7 +440,8 @@ LOWRANK_INLINE VecF TakeSecond(VecF a, VecF b, std::integer_sequence<int, kLane.
   return __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? kLane + kVL : kLane ^ kStep)...);
 }
 
-/// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows.
+/// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows: one of
+/// these exchanges.
 template <int kStep>
 LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
 #pragma GCC unroll 16
@@ -453,21 +454,91 @@ LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
   }
 }
 
+#if defined(__AVX512F__)
+/// The same of 4 x 4 elements inside each quarter: r[i][4p + j] <-> r[j][4p + i].
+LOWRANK_INLINE void TransposeQuarters(VecF* r) {
+  const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+  const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+  const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+  const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+  r[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+  r[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+  r[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+  r[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+}
+#endif
+
+/// kVL rows, `pitch` bytes apart, as a loop goes along them: every fourth one is kept, and the
+/// others are an address away from those.
+class RowCursor {
+ public:
+  RowCursor(const char* first, int64_t pitch) : pitch_(pitch), pitch3_(3 * pitch) {
+    for (int g = 0; g < kVL / 4; ++g) group_[g] = first + 4 * g * pitch;
+  }
+
+  /// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Quarters are put together
+  /// on their way from memory, so half of Transpose()'s shuffles are not needed: where one a cycle
+  /// is all there is, as on Intel's processors, the others are cheaper.
+  LOWRANK_MEMBER_INLINE void LoadTransposed(VecF (&r)[4]) const {
+#if defined(__AVX512F__)
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      const auto quarter = [&](int g) {
+        return _mm_loadu_ps(reinterpret_cast<const float*>(At(g, i)));
+      };
+      __m512 v = _mm512_castps128_ps512(quarter(0));
+      v = _mm512_insertf32x4(v, quarter(1), 1);
+      v = _mm512_insertf32x4(v, quarter(2), 2);
+      r[i] = _mm512_insertf32x4(v, quarter(3), 3);
+    }
+    TransposeQuarters(r);
+#else
+    for (int i = 0; i < kVL; ++i) {
+      float row[4];
+      std::memcpy(row, At(i / 4, i % 4), sizeof(row));
+      for (int j = 0; j < 4; ++j) r[j][i] = row[j];
+    }
+#endif
+  }
+
+  /// Asks for the line `distance` bytes on of every row.
+  LOWRANK_MEMBER_INLINE void Ask(int64_t distance) const {
+#pragma GCC unroll 4
+    for (int g = 0; g < kVL / 4; ++g) {
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) __builtin_prefetch(At(g, i) + distance, 0, 2);
+    }
+  }
+
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kVL / 4; ++g) {
+      group_[g] += bytes;
+      // Kept as it is: 16 addresses that are computed anew would take longer than the shuffles.
+      asm("" : "+r"(group_[g]));
+    }
+    asm("" : "+r"(pitch3_));
+  }
+
+ private:
+  LOWRANK_MEMBER_INLINE const char* At(int g, int i) const {
+    return group_[g] + (i == 3 ? pitch3_ : i * pitch_);
+  }
+
+  const char* group_[kVL / 4];
+  int64_t pitch_;
+  int64_t pitch3_;
+};
+
+/// r[i][j] <-> r[j][i].
 LOWRANK_INLINE void Transpose(VecF (&r)[kVL]) {
 #if defined(__AVX512F__)
   // 4 x 4 inside 128-bit quarters by shuffles without index registers, then the quarters.
   VecF s[kVL];
-#pragma GCC unroll 8
-  for (int i = 0; i < kVL; i += 4) {
-    const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[i], r[i + 1]));
-    const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r[i + 2], r[i + 3]));
-    const __m512d c = _mm512_castps_pd(_mm512_unpackhi_ps(r[i], r[i + 1]));
-    const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[i + 2], r[i + 3]));
-    s[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
-    s[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
-    s[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
-    s[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
-  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kVL; ++i) s[i] = r[i];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVL; i += 4) TransposeQuarters(s + i);
 #pragma GCC unroll 4
   for (int i = 0; i < 4; ++i) {
     const VecF a = _mm512_shuffle_f32x4(s[i], s[i + 4], 0x88);
