@@ -410,6 +410,9 @@ void CheckGrouped(const KernelTable& table, const RunContext& context) {
       {5, 600, 24, {4, 3}, 2, true, true, false, false},
       {21, 24, 300, {5, 2, 9}, 3, true, true, true, true},
       {70, 9, 16, {3, 20}, 2, false, true, false, false},
+      // One adapter: more rows than a sum, than a chunk of rows, and columns than a block.
+      {1400, 33, 5, {3}, 1, false, true, false, false},
+      {40, 301, 5, {20}, 1, false, false, false, false},
   };
   for (const Batch& batch : batches) {
     for (const char* kind : {"f32", "same", "nf4/64"}) {

@@ -14,7 +14,8 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Scratch slots. The first three belong to the thread that runs the op, the others to each task.
+// Scratch slots. The first three and the last belong to the thread that runs the op, the others to
+// each task.
 enum Slot {
   kPackedSlot,
   kDhSlot,
@@ -24,7 +25,8 @@ enum Slot {
   kAdapterSlot,
   kASlot,
   kStageSlot,
-  kGroupSlot
+  kGroupSlot,
+  kFactorSlot
 };
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
@@ -350,6 +352,22 @@ LOWRANK_INLINE void StoreTile(const Block& block, float* c, const TensorView& ou
     }
     NarrowRun(out.data, out.dtype, begin, cols, row);
   }
+}
+
+LOWRANK_INLINE void StoreGrad(const TensorView& out, int64_t index, float value, bool accumulate) {
+  if (accumulate) value += ScalarWiden(out.data, out.dtype, index);
+  ScalarNarrow(out.data, out.dtype, index, value);
+}
+
+/// `count` <= kVL elements from `begin` on.
+LOWRANK_INLINE void StoreGrads(const TensorView& out, int64_t begin, int64_t count, VecF values,
+                               bool accumulate) {
+  if (count == kVL) {
+    if (accumulate) values = LoadWide(out.data, out.dtype, begin) + values;
+    StoreNarrow(out.data, out.dtype, begin, values);
+    return;
+  }
+  for (int64_t l = 0; l < count; ++l) StoreGrad(out, begin + l, values[l], accumulate);
 }
 
 /// Calls body with the policy of this product: bf16 pairs where the set has the dot product and

@@ -14,6 +14,7 @@
 #pragma once
 
 #include "native/cpu/kernels/direct_dot.h"
+#include "native/cpu/kernels/factor_panels.h"
 #include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
@@ -421,14 +422,15 @@ struct InputGradParts {
   const Gate* gate;
   bool accumulate_dh = false;
   float dh_factor = 1;
+  FactorPanels* d_lora_b = nullptr;  // taken from dy's panels where that can be: then it has sums
 };
 
-/// dx (+)= dy · w, chunk by chunk of rows; pack, last and add as in ForwardManyChunks. Where
+/// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. Where
 /// `spread`, last's columns are to be in the order of lanes (SpreadPanels); for add they are in
 /// place again.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
-                                    const TensorView* dx, bool accumulate, int64_t r,
+                                    const TensorView* dx, bool accumulate, int64_t r, int64_t step,
                                     const PackFn& pack, const LastFn& last_of, const AddFn& add) {
   const int64_t depth = dy_view.cols;
   const bool with_dx = w_view != nullptr;
@@ -436,7 +438,6 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
   const RowSource w = with_dx ? WeightRows(*w_view, dy_view.dtype) : dy;
   const bool with_granules = with_dx && WholeGranules(w);
   const int64_t cols = with_dx ? dx->cols : 0;
-  const int64_t step = ChunkRows<Policy>(dy_view.rows, depth);
   for (int64_t m0 = 0; m0 < dy_view.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, dy_view.rows - m0);
@@ -487,14 +488,24 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   const RowSource lora_b = fills_dh ? DenseRows(*op.lora_b) : none;
   RowSource dh = r == 0 ? none : DenseRows(*op.dh);
   dh.factor = op.dh_factor;
+  int64_t step = ChunkRows<Policy>(op.dy.rows, op.dy.cols);
+  bool factor = false;
+  if (!Policy::kTiles && op.d_lora_b != nullptr && op.w != nullptr) {
+    factor = MakeFactorPanels(run, op.dy, *op.d_lora_b, &step);
+    if (run.Stopped()) return;
+  }
   const auto pack = [&](const RowSource& dy, int64_t m0, const PackedChunk& chunk) {
     PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
                                  op.scaling, DirectB<F32Policy>{lora_b}, op.lora_b,
                                  fills_dh ? static_cast<float*>(op.dh->data) : nullptr,
                                  op.accumulate_dh);
+    if constexpr (!Policy::kTiles) {
+      if (!factor || run.Stopped()) return;
+      AddFactorPanels<Policy>(run, chunk, m0, m0 + chunk.rows == dy.rows, *op.d_lora_b);
+    }
   };
   InputGradChunks<Policy>(
-      run, op.dy, op.w, op.dx, op.accumulate, r, pack,
+      run, op.dy, op.w, op.dx, op.accumulate, r, step, pack,
       [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
         if (r == 0 || op.gate != nullptr || FewRows(grid)) return true;
         return PackLastSteps(
@@ -566,11 +577,6 @@ LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones, con
   });
 }
 
-LOWRANK_INLINE void StoreGrad(const TensorView& out, int64_t index, float value, bool accumulate) {
-  if (accumulate) value += ScalarWiden(out.data, out.dtype, index);
-  ScalarNarrow(out.data, out.dtype, index, value);
-}
-
 /// out[n][i] = factor · c[i][n] for rows i < rows of the block, after adding what `out` holds where
 /// asked: kVL columns by kVL rows are turned at a time.
 LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t rows, float factor,
@@ -588,14 +594,7 @@ LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t 
       }
       Transpose(turned);
       for (int64_t j = 0; j < width; ++j) {
-        const int64_t begin = (n + j) * out.cols + i;
-        const VecF values = turned[j] * factor;
-        if (height == kVL) {
-          StoreNarrow(out.data, out.dtype, begin,
-                      accumulate ? LoadWide(out.data, out.dtype, begin) + values : values);
-          continue;
-        }
-        for (int64_t l = 0; l < height; ++l) StoreGrad(out, begin + l, values[l], accumulate);
+        StoreGrads(out, (n + j) * out.cols + i, height, turned[j] * factor, accumulate);
       }
     }
   }
@@ -665,6 +664,7 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
     if (data == nullptr) return run.Result();
     dh = FloatView(data, op.dy.rows, r);
   }
+  FactorPanels d_lora_b = {op.h, op.d_lora_b, op.scaling, op.accumulate_d_lora_b};
   const InputGradParts parts = {op.dy,
                                 op.dx.present ? &op.w : nullptr,
                                 &op.lora_a,
@@ -673,7 +673,10 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
                                 op.dx.present ? &op.dx : nullptr,
                                 op.accumulate_dx,
                                 op.scaling,
-                                gate};
+                                gate,
+                                false,
+                                1,
+                                op.d_lora_b.present && r != 0 ? &d_lora_b : nullptr};
   if (op.dx.present) {
     WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   } else if (dh.present) {
@@ -684,8 +687,10 @@ static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context)
   if (op.d_lora_a.present) {
     FactorAGrad(run, dh, op.x, gate, 1, op.d_lora_a, op.accumulate_d_lora_a);
   }
-  FactorBGrad(run, {op.dy, op.h, op.d_lora_b, op.d_bias, op.d_lora_bias, op.accumulate_d_lora_b,
-                    op.accumulate_d_bias, op.accumulate_d_lora_bias, op.scaling});
+  const TensorView none;
+  FactorBGrad(
+      run, {op.dy, op.h, d_lora_b.sums != nullptr ? none : op.d_lora_b, op.d_bias, op.d_lora_bias,
+            op.accumulate_d_lora_b, op.accumulate_d_bias, op.accumulate_d_lora_bias, op.scaling});
   return run.Result();
 }
 

@@ -376,7 +376,7 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
                              float* dh) {
   const RowSource dy = DenseRows(op.dy);
   InputGradChunks<Policy>(
-      run, op.dy, &op.w, &op.dx, op.accumulate_dx, 0,
+      run, op.dy, &op.w, &op.dx, op.accumulate_dx, 0, ChunkRows<Policy>(op.dy.rows, op.dy.cols),
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
         PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, true, 0, 1.0f,
                                      DirectB<F32Policy>{dy}, nullptr, nullptr);
