@@ -118,15 +118,13 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
 /// Adds them to all of a block.
 LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const LastSteps& last,
                                  float* c) {
-  for (int64_t panel = block.panel0; last.depth != 0 && panel < block.panel1; ++panel) {
-    const int64_t m = grid.rows.Start(panel);
-    const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
-    if (mr == 0) continue;
+  if (last.depth == 0) return;
+  grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
     for (int64_t n = block.n0; n < block.n1; n += kNR) {
       last.Add(m - block.m0, mr, n - block.n0, PanelWidth(n, block.n1),
                c + (m - block.m0) * block.ldc() + (n - block.n0), block.ldc());
     }
-  }
+  });
 }
 
 /// c [m1 - m0, n1 - n0] (+)= A · B over `depth`, and the last steps.
@@ -174,10 +172,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       continue;
     }
     const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
-    for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
-      const int64_t m = grid.rows.Start(panel);
-      const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
-      if (mr == 0) continue;
+    grid.rows.Each(block.panel0, block.panel1, [&](int64_t panel, int64_t m, int mr) {
       const TileFn full = PickTile<Policy, kMR>(mr, kNR);
       const Unit* a_panel = a + (m - block.m0) * ku;
       float* c_row = c + (m - block.m0) * ldc;
@@ -196,7 +191,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
         if (next_kc > 0) continue;
         last.Add(m - block.m0, mr, n - block.n0, nr, c_row + (n - block.n0), ldc);
       }
-    }
+    });
   }
   if (Policy::kTiles) AddLastSteps(grid, block, last, c);
 }
@@ -207,11 +202,8 @@ LOWRANK_INLINE const Unit* PackHere(Run& run, const Grid& grid, const Block& blo
                                     const PackPanel& pack) {
   Unit* a = run.Get<Unit>(kASlot, (block.m1 - block.m0) * ku);
   if (a == nullptr) return nullptr;
-  for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
-    const int64_t m = grid.rows.Start(panel);
-    const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
-    if (mr != 0) pack(m, mr, a + (m - block.m0) * ku);
-  }
+  grid.rows.Each(block.panel0, block.panel1,
+                 [&](int64_t, int64_t m, int mr) { pack(m, mr, a + (m - block.m0) * ku); });
   return a;
 }
 
@@ -256,20 +248,17 @@ LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, in
     stage = run.Get<char>(kStageSlot, kMR * kSpan * static_cast<int64_t>(sizeof(Unit)));
     if (stage == nullptr) return;
   }
-  for (int64_t panel = panel0; panel < panel1; ++panel) {
-    const int64_t m = chunk.panels.Start(panel);
-    const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
-    if (mr == 0) continue;
+  chunk.panels.Each(panel0, panel1, [&](int64_t, int64_t m, int mr) {
     if constexpr (Policy::kTiles) {
       if (chunk.columns) {
         PackTileColumns(a, m0 + m, Min(mr, chunk.rows - m), chunk.order.by_lanes,
                         TileWidth(chunk.rows), chunk.data + m * TileRowUnits(depth));
-        continue;
+        return;
       }
     }
     if (chunk.dots) {
       PackDots<Policy>(a, m0 + m, mr, chunk.data + m * Policy::Units(depth));
-      continue;
+      return;
     }
     for (int64_t k0 = 0; k0 < depth; k0 += lanes ? kSpan : kKC) {
       if (lanes) {
@@ -280,7 +269,7 @@ LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, in
         PackA<Policy>(a, m0 + m, mr, k0, chunk.order.Length(k0), chunk.At<Policy>(k0, m, mr));
       }
     }
-  }
+  });
 }
 
 /// The rows of `a`, dense and perhaps gated, as the A operand of a task.

@@ -9,15 +9,13 @@ namespace lowrank::cpu::LOWRANK_ISA {
 /// Quantises and packs panels [panel0, panel1) of rows that start at m0 of `x`.
 LOWRANK_INLINE void PackInt8Panels(const RowSource& x, int64_t m0, int64_t panel0, int64_t panel1,
                                    const PackedChunk& chunk) {
-  for (int64_t panel = panel0; panel < panel1; ++panel) {
-    const int64_t m = chunk.panels.Start(panel);
-    const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
-    const int64_t depth = chunk.order.depth;
-    for (int64_t k0 = 0; k0 < depth && mr != 0; k0 += kDepth<Int8Policy>) {
+  const int64_t depth = chunk.order.depth;
+  chunk.panels.Each(panel0, panel1, [&](int64_t, int64_t m, int mr) {
+    for (int64_t k0 = 0; k0 < depth; k0 += kDepth<Int8Policy>) {
       const int64_t kc = Min(kDepth<Int8Policy>, depth - k0);
       PackInt8Rows(x, m0 + m, mr, k0, kc, chunk.At<Int8Policy>(k0, m, mr));
     }
-  }
+  });
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

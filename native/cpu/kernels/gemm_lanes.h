@@ -30,10 +30,7 @@ LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& b
       const int64_t length = chunk.order.Length(k0);
       const int64_t ku = Policy::Units(length);
       DecodeSpan<Policy>(w, k0, length * kVL, n0, n1, b);
-      for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
-        const int64_t m = grid.rows.Start(panel);
-        const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
-        if (mr == 0) continue;
+      grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
         float* c_row = c + (m - block.m0) * ldc - block.n0;
         for (int64_t n = n0; n < n1; n += kNR) {
           const int64_t nr = PanelWidth(n, n1);
@@ -45,7 +42,7 @@ LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& b
           if (k0 + kSpan < depth) continue;
           last.Add(m - block.m0, mr, n - block.n0, nr, c_row + n, ldc);
         }
-      }
+      });
     }
   }
 }

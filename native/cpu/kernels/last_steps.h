@@ -41,4 +41,12 @@ struct LastSteps {
   }
 };
 
+/// Where a product is asked for its last steps and has none.
+struct NoLastSteps {
+  template <typename... Args>
+  bool operator()(const Args&...) const {
+    return true;
+  }
+};
+
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -163,11 +163,9 @@ LOWRANK_INLINE bool PackLastSteps(Run& run, const Grid& grid, const Block& block
   last->depth = a.cols;
   for (int64_t k0 = 0; k0 < a.cols; k0 += kKC) {
     const int64_t kc = Min(kKC, a.cols - k0);
-    for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
-      const int64_t m = grid.rows.Start(panel);
-      const int mr = static_cast<int>(grid.rows.Start(panel + 1) - m);
-      if (mr != 0) PackA<F32Policy>(a, m0 + m, mr, k0, kc, last->RowsAt(k0, m - block.m0));
-    }
+    grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
+      PackA<F32Policy>(a, m0 + m, mr, k0, kc, last->RowsAt(k0, m - block.m0));
+    });
     pack_b(k0, kc, block.n0, block.n1, last->ColumnsAt(k0, 0));
   }
   return true;
@@ -274,12 +272,10 @@ LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightVie
                                   const TensorView& y, int64_t r, const PackFn& pack,
                                   const AddFn& add) {
   const ForwardTarget target = {&w, &y};
-  ForwardManyChunks<Policy>(
-      run, x, &target, 1, r, pack,
-      [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; },
-      [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
-        add(grid, block, m0, c);
-      });
+  ForwardManyChunks<Policy>(run, x, &target, 1, r, pack, NoLastSteps(),
+                            [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
+                              add(grid, block, m0, c);
+                            });
 }
 
 /// A row of values, one a column, added to rows [m0, m1) of a block's sums.

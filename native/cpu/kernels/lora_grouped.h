@@ -381,7 +381,7 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
         PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, true, 0, 1.0f,
                                      DirectB<F32Policy>{dy}, nullptr, nullptr);
       },
-      [](const Grid&, const Block&, int64_t, bool, LastSteps*) { return true; },
+      NoLastSteps(),
       [&](const Grid&, const Block& block, int64_t m0, float* c) {
         for (int64_t e = 0; e < op.table.count; ++e) {
           const AdapterRows& adapter = op.table.adapters[e];

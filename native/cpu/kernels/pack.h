@@ -55,6 +55,16 @@ struct RowPanels {
     if (first == 0 || panel == 0) return panel * rows / count;
     return first + (panel - 1) * (rows - first) / (count - 1);
   }
+
+  /// body(panel, m, mr) for those of [begin, end) that have rows: mr of them from m on.
+  template <typename Body>
+  LOWRANK_MEMBER_INLINE void Each(int64_t begin, int64_t end, const Body& body) const {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t m = Start(panel);
+      const int mr = static_cast<int>(Start(panel + 1) - m);
+      if (mr != 0) body(panel, m, mr);
+    }
+  }
 };
 
 LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(rows, kMR), 1)}; }

@@ -124,13 +124,10 @@ LOWRANK_INLINE void ShrinkPanels(const PackedChunk& chunk, const Block& block,
                                  const ShrinkColumns& b, float* c, int64_t ldc) {
   for (int64_t k0 = 0; k0 < b.depth; k0 += kKC) {
     for (int64_t v = 0; v < b.panels(); ++v) {
-      for (int64_t panel = block.panel0; panel < block.panel1; ++panel) {
-        const int64_t m = chunk.panels.Start(panel);
-        const int mr = static_cast<int>(chunk.panels.Start(panel + 1) - m);
-        if (mr == 0) continue;
+      chunk.panels.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
         PickShrinkTile<Policy, kMR>(mr)(chunk, m, k0, Min(kKC, b.depth - k0), b.At(k0, v),
                                         c + (m - block.m0) * ldc + v * kVL, ldc, k0 == 0);
-      }
+      });
     }
   }
 }
