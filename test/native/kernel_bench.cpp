@@ -210,42 +210,19 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     if (only >= 0 && only != &c - cases) continue;
     const Shape& s = c.shape;
     const Weight w = MakeWeight(table, context, c.kind, s.N, s.K, c.dtype);
-    Dense x(s.M, s.K, c.dtype), dy(s.M, s.N, c.dtype), a(s.r, s.K, DType::kF32),
-        b(s.N, s.r, DType::kF32), h(s.M, s.r, DType::kF32), y(s.M, s.N, c.dtype),
-        dx(s.M, s.K, c.dtype), da(s.r, s.K, DType::kF32), db(s.N, s.r, DType::kF32);
-    x.Fill();
-    dy.Fill();
-    a.Fill();
-    b.Fill();
+    LoraLayer layer(s, c.dtype, w.view);
+    LoraForwardOp& f = layer.forward;
+    LoraBackwardOp& g = layer.backward;
     MatmulOp base;
-    base.x = x.view;
-    base.w = w.view;
-    base.y = y.view;
-    LoraForwardOp f;
-    f.x = x.view;
-    f.w = w.view;
-    f.lora_a = a.view;
-    f.lora_b = b.view;
-    f.h = h.view;
-    f.y = y.view;
-    f.scaling = 1;
-    LoraBackwardOp g;
-    g.dy = dy.view;
-    g.x = x.view;
-    g.w = w.view;
-    g.lora_a = a.view;
-    g.lora_b = b.view;
-    g.h = h.view;
-    g.dx = dx.view;
-    g.d_lora_a = da.view;
-    g.d_lora_b = db.view;
-    g.scaling = 1;
+    base.x = f.x;
+    base.w = f.w;
+    base.y = f.y;
     const double flops =
         2.0 * static_cast<double>(s.M) * static_cast<double>(s.N) * static_cast<double>(s.K);
     MatmulInputGradOp input;
-    input.dy = dy.view;
-    input.w = w.view;
-    input.dx = dx.view;
+    input.dy = g.dy;
+    input.w = g.w;
+    input.dx = g.dx;
     const auto print = [&](const char* what, const std::vector<std::vector<double>>& seconds,
                            std::initializer_list<const char*> names) {
       std::printf("%-12s %s %s %lld x %lld x %lld r%lld:", table.isa, DTypeName(c.dtype), what,

@@ -73,9 +73,7 @@ struct Dense {
     }
     return *this;
   }
-  double At(int64_t i) const {
-    return static_cast<double>(LoadElement(view.data, view.dtype, i));
-  }
+  double At(int64_t i) const { return static_cast<double>(LoadElement(view.data, view.dtype, i)); }
   double At(int64_t row, int64_t col) const { return At(row * view.cols + col); }
 };
 
@@ -125,8 +123,8 @@ struct Weight {
   }
 };
 
-inline Weight MakeWeight(const KernelTable& table, const RunContext& context, const std::string& kind,
-                  int64_t N, int64_t K, DType activations) {
+inline Weight MakeWeight(const KernelTable& table, const RunContext& context,
+                         const std::string& kind, int64_t N, int64_t K, DType activations) {
   Weight w;
   w.name = kind;
   w.activations = activations;
@@ -138,8 +136,8 @@ inline Weight MakeWeight(const KernelTable& table, const RunContext& context, co
   }
   const bool nested = kind.back() == 'd';
   const size_t slash = kind.find('/');
-  w.packed.emplace_back(kind.substr(0, slash).c_str(), N, K,
-                        std::atoll(kind.c_str() + slash + 1), nested);
+  w.packed.emplace_back(kind.substr(0, slash).c_str(), N, K, std::atoll(kind.c_str() + slash + 1),
+                        nested);
   w.view.quant = w.packed[0].view;
   Dense source(N, K, DType::kF32);
   source.Fill();
@@ -171,15 +169,52 @@ inline void Expect(const std::string& what, double actual, double exact, double 
 inline double GateAt(const DropoutSpec& dropout, int64_t m, int64_t k, int64_t K) {
   if (!dropout.active()) return 1;
   const int64_t i = m * K + k;
-  const bool keep = dropout.mask.present
-                        ? LoadElement(dropout.mask.data, dropout.mask.dtype, i) != 0
-                        : DropoutKeeps(dropout.seed, static_cast<uint64_t>(i),
-                                       DropoutThreshold(dropout.p));
+  const bool keep =
+      dropout.mask.present
+          ? LoadElement(dropout.mask.data, dropout.mask.dtype, i) != 0
+          : DropoutKeeps(dropout.seed, static_cast<uint64_t>(i), DropoutThreshold(dropout.p));
   return keep ? static_cast<double>(static_cast<float>(1.0 / (1.0 - dropout.p))) : 0;
 }
 
 struct Shape {
   int64_t M, N, K, r;
+};
+
+/// A LoRA layer with an adapter in f32: operands, and both passes over them.
+struct LoraLayer {
+  Dense x, dy, a, b, h, y, dx, da, db;
+  LoraForwardOp forward;
+  LoraBackwardOp backward;
+
+  LoraLayer(const Shape& s, DType dtype, const WeightView& w)
+      : x(s.M, s.K, dtype),
+        dy(s.M, s.N, dtype),
+        a(s.r, s.K, DType::kF32),
+        b(s.N, s.r, DType::kF32),
+        h(s.M, s.r, DType::kF32),
+        y(s.M, s.N, dtype),
+        dx(s.M, s.K, dtype),
+        da(s.r, s.K, DType::kF32),
+        db(s.N, s.r, DType::kF32) {
+    for (Dense* operand : {&x, &dy, &a, &b, &h}) operand->Fill();
+    forward.x = x.view;
+    forward.w = w;
+    forward.lora_a = a.view;
+    forward.lora_b = b.view;
+    forward.h = h.view;
+    forward.y = y.view;
+    forward.scaling = 1;
+    backward.dy = dy.view;
+    backward.x = x.view;
+    backward.w = w;
+    backward.lora_a = a.view;
+    backward.lora_b = b.view;
+    backward.h = h.view;
+    backward.dx = dx.view;
+    backward.d_lora_a = da.view;
+    backward.d_lora_b = db.view;
+    backward.scaling = 1;
+  }
 };
 
 void CheckLayers(const KernelTable& table, const RunContext& context);
