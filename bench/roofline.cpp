@@ -90,9 +90,9 @@ float ChainsBf16(long rounds, float seed) {
 }
 #endif
 
-#if defined(__AMX_BF16__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__linux__)
 #define LOWRANK_TILES
-constexpr double kFlopsTiles = 2.0 * 16 * 16 * 32;
+constexpr double kFlopsTiles = 2.0 * 16 * 16 * 32;  // of bf16; int8 has twice as many
 
 /// Linux saves a thread's tiles only for a process that has asked for them.
 bool MayUseTiles() {
@@ -102,6 +102,7 @@ bool MayUseTiles() {
 }
 
 /// Products of the matrix unit, four sums in turn.
+template <bool kInt8>
 float ChainsTiles(long rounds, float) {
   struct {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -111,10 +112,17 @@ float ChainsTiles(long rounds, float) {
   __asm__ volatile("ldtilecfg %0" : : "m"(config));
   for (long round = 0; round < rounds; round++) {
     for (int i = 0; i < kChains / 4; i++) {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
+      if constexpr (kInt8) {
+        _tile_dpbssd(0, 4, 6);
+        _tile_dpbssd(1, 4, 7);
+        _tile_dpbssd(2, 5, 6);
+        _tile_dpbssd(3, 5, 7);
+      } else {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+      }
     }
   }
   _tile_release();
@@ -202,9 +210,18 @@ double PeakGflops(int threads, double flops, const Chains& chains, long rounds =
 /// Of the instruction that products use: the matrix unit's where the process may have it.
 double PeakBf16(int threads) {
 #if defined(LOWRANK_TILES)
-  if (MayUseTiles()) return PeakGflops(threads, kFlopsTiles, ChainsTiles, 50'000);
+  if (MayUseTiles()) return PeakGflops(threads, kFlopsTiles, ChainsTiles<false>, 50'000);
 #endif
   return PeakGflops(threads, kFlopsBf16, ChainsBf16);
+}
+#endif
+
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+double PeakInt8(int threads) {
+#if defined(LOWRANK_TILES)
+  if (MayUseTiles()) return PeakGflops(threads, 2 * kFlopsTiles, ChainsTiles<true>, 50'000);
+#endif
+  return PeakGflops(threads, kOpsInt8, ChainsInt8);
 }
 #endif
 
@@ -248,7 +265,7 @@ int main(int argc, char** argv) {
     std::printf(", \"bf16\": %.1f", PeakBf16(threads));
 #endif
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
-    std::printf(", \"int8\": %.1f", PeakGflops(threads, kOpsInt8, ChainsInt8));
+    std::printf(", \"int8\": %.1f", PeakInt8(threads));
 #endif
     const size_t part = vectors / static_cast<size_t>(threads);
     const double moved = static_cast<double>(part * sizeof(Floats)) * threads * 1e-9;

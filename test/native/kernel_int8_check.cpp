@@ -89,7 +89,8 @@ void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
   const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},   {15, 33, 63, 0},
                           {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},  {30, 70, 172, 0},
                           {16, 64, 256, 0}, {83, 300, 320, 0}, {7, 37, 1000, 0}, {40, 29, 4160, 0},
-                          {4, 0, 64, 0},    {0, 5, 64, 0},     {3, 5, 0, 0}};
+                          {8, 33, 832, 0},  {70, 530, 640, 0}, {600, 40, 64, 0}, {4, 0, 64, 0},
+                          {0, 5, 64, 0},    {3, 5, 0, 0}};
   for (const char* kind : {"nf4/64", "fp4/64d", "nf4/32", "nf4/128d", "fp4/4096", "nf4/256"}) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (const Shape& s : shapes) {

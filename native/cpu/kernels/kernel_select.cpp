@@ -61,17 +61,10 @@ Lacks& NeedAvx512Bf16(Lacks& lacks) {
       .Need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
 }
 
-std::string MissingForAvx2() {
+template <Lacks& (*kNeed)(Lacks&)>
+std::string Missing() {
   Lacks lacks;
-  return NeedAvx2(lacks).words();
-}
-std::string MissingForAvx512() {
-  Lacks lacks;
-  return NeedAvx512(lacks).words();
-}
-std::string MissingForAvx512Bf16() {
-  Lacks lacks;
-  return NeedAvx512Bf16(lacks).words();
+  return kNeed(lacks).words();
 }
 
 /// The kernel saves a thread's tiles only for a process that has asked for them.
@@ -93,7 +86,8 @@ std::string MissingForAmx() {
   Lacks lacks;
   NeedAvx512Bf16(lacks)
       .Need(__builtin_cpu_supports("amx-tile"), "amx-tile")
-      .Need(__builtin_cpu_supports("amx-bf16"), "amx-bf16");
+      .Need(__builtin_cpu_supports("amx-bf16"), "amx-bf16")
+      .Need(__builtin_cpu_supports("amx-int8"), "amx-int8");
   return lacks.words().empty() ? WhyNoTiles() : lacks.words();
 }
 #endif
@@ -102,9 +96,9 @@ std::string MissingForAmx() {
 const Choice kChoices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
     {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels>},
-    {"avx512-bf16", MissingForAvx512Bf16, Table<avx512_bf16::kKernels>},
-    {"avx512", MissingForAvx512, Table<avx512::kKernels>},
-    {"avx2", MissingForAvx2, Table<avx2::kKernels>},
+    {"avx512-bf16", Missing<NeedAvx512Bf16>, Table<avx512_bf16::kKernels>},
+    {"avx512", Missing<NeedAvx512>, Table<avx512::kKernels>},
+    {"avx2", Missing<NeedAvx2>, Table<avx2::kKernels>},
 #elif defined(__aarch64__)
     {"neon", Nothing, Table<neon::kKernels>},
 #endif

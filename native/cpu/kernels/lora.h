@@ -15,7 +15,7 @@
 
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/factor_panels.h"
-#include "native/cpu/kernels/gemm_int8.h"
+#include "native/cpu/kernels/gemm_int8_tiles.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
 #include "native/cpu/kernels/shrink_panels.h"
@@ -181,6 +181,13 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
   } else if constexpr (kIsInt8<Policy>) {
+    if constexpr (kHasTiles && kIsInt8<Policy>) {
+      if (chunk.columns) {
+        AccumulateCodesByTiles<TileSession>(run, chunk, int8, block, c);
+        AddLastSteps(grid, block, last, c);
+        return;
+      }
+    }
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
                        Int8Columns{w, int8, chunk.panels.count > 1}, c, true, last);
   } else if (chunk.dots) {
@@ -218,9 +225,11 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
   const RowSource x = DenseRows(x_view);
   TargetTasks all[LoraForwardManyOp::kMost];
   int64_t cols = 0;
+  bool columns = Policy::kTiles || kIsInt8<Policy>;
   for (int i = 0; i < count; ++i) {
     all[i].w = WeightRows(*targets[i].w, x_view.dtype);
     if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
+    if (kIsInt8<Policy>) columns = columns && TakesCodeTiles(x_view.rows, all[i].w);
     cols += targets[i].y->cols;
   }
   const SumOrder order =
@@ -230,13 +239,14 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     PackedChunk chunk;
     chunk.rows = Min(step, x_view.rows - m0);
     chunk.order = order;
-    chunk.columns = Policy::kTiles;
+    chunk.columns = columns;
     chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
     chunk.panels = chunk.columns ? TilePanels(chunk.rows)
                    : chunk.dots  ? DotPasses(chunk.rows)
                                  : SplitRows(chunk.rows);
-    chunk.data = run.Get<Unit>(kPackedSlot, chunk.columns ? chunk.panels.rows * TileRowUnits(depth)
-                                                          : chunk.rows * Policy::Units(depth));
+    chunk.data = run.Get<Unit>(kPackedSlot, Policy::kTiles ? chunk.panels.rows * TileRowUnits(depth)
+                                            : columns ? chunk.panels.rows * Policy::Units(depth)
+                                                      : chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) return;
     pack(x, m0, chunk);
     if (run.Stopped()) return;

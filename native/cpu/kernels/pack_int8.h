@@ -118,16 +118,26 @@ LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum
   return scale;
 }
 
-/// The A panel of rows [m0, m0 + mr), columns [k0, k0 + kc) of x.
-static void PackInt8Rows(const RowSource& x, int64_t m0, int mr, int64_t k0, int64_t kc,
+// Rows of an A panel, or columns of a matrix unit's.
+constexpr int kMostCodeRows = kMR > 16 ? kMR : 16;
+
+/// The A panel of rows [m0, m0 + rows), columns [k0, k0 + kc) of x; it has room for mr.
+static void PackInt8Rows(const RowSource& x, int64_t m0, int rows, int mr, int64_t k0, int64_t kc,
                          float* out) {
   constexpr int64_t kBlocks = kDepth<Int8Policy> / kInt8Block;
   alignas(64) float row[kDepth<Int8Policy>];
-  alignas(64) UnitCode codes[kMR][kDepth<Int8Policy>];
-  float scales[kBlocks][kMR];
-  int32_t corrections[kBlocks][kMR];
+  alignas(64) UnitCode codes[kMostCodeRows][kDepth<Int8Policy>];
+  float scales[kBlocks][kMostCodeRows];
+  int32_t corrections[kBlocks][kMostCodeRows];
   const int64_t blocks = Int8Policy::Blocks(kc);
-  for (int i = 0; i < mr; ++i) {
+  for (int i = rows; i < mr; ++i) {
+    std::memset(codes[i], 0, sizeof(codes[i]));
+    for (int64_t b = 0; b < blocks; ++b) {
+      scales[b][i] = 0;
+      corrections[b][i] = 0;
+    }
+  }
+  for (int i = 0; i < rows; ++i) {
     RowAsFloat(x, m0 + i, k0, kc, row);
     for (int64_t k = kc; k < blocks * kInt8Block; ++k) row[k] = 0;
     for (int64_t b = 0; b < blocks; ++b) {

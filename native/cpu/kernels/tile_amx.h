@@ -88,6 +88,15 @@ class TileSession {
     }
   }
 
+  /// c [kStepRows][kStepRows] = A · B of one group, units four codes with signs, sums in int32.
+  LOWRANK_MEMBER_INLINE void Dots(const TileOperand& a, const TileOperand& b, int32_t* c) {
+    if (two_cols_) {
+      two_rows_ ? ProductsOfCodes<true, true>(a, b, c) : ProductsOfCodes<false, true>(a, b, c);
+    } else {
+      two_rows_ ? ProductsOfCodes<true, false>(a, b, c) : ProductsOfCodes<false, false>(a, b, c);
+    }
+  }
+
  private:
   /// What was stored is in memory: GCC 12 does not know that the instructions below read it.
   LOWRANK_INLINE void Written() { asm volatile("" : : : "memory"); }
@@ -145,6 +154,36 @@ class TileSession {
     }
   }
 
+  template <bool kTwoRows, bool kTwoCols>
+  LOWRANK_INLINE void ProductsOfCodes(const TileOperand& a, const TileOperand& b, int32_t* c) {
+    constexpr int64_t kPitch = kStepRows * 4;
+    int32_t* lower = c + kTileRows * kStepRows;
+    Written();
+    _tile_zero(0);
+    _tile_loadd(4, a.data, a.pitch * 4);
+    _tile_loadd(6, b.data, b.pitch * 4);
+    _tile_dpbssd(0, 4, 6);
+    if constexpr (kTwoCols) {
+      _tile_zero(1);
+      _tile_loadd(7, b.data + b.other, b.pitch * 4);
+      _tile_dpbssd(1, 4, 7);
+    }
+    if constexpr (kTwoRows) {
+      _tile_zero(2);
+      _tile_loadd(5, a.data + a.other, a.pitch * 4);
+      _tile_dpbssd(2, 5, 6);
+      if constexpr (kTwoCols) {
+        _tile_zero(3);
+        _tile_dpbssd(3, 5, 7);
+      }
+    }
+    _tile_stored(0, c, kPitch);
+    if constexpr (kTwoCols) _tile_stored(1, c + kTileUnits, kPitch);
+    if constexpr (kTwoRows) _tile_stored(2, lower, kPitch);
+    if constexpr (kTwoRows && kTwoCols) _tile_stored(3, lower + kTileUnits, kPitch);
+    Written();
+  }
+
   int64_t rows_ = 0;
   int64_t width_ = 0;
   bool two_rows_ = false;
@@ -193,8 +232,28 @@ class TileSession {
     }
     SetControl(before);
   }
+  __attribute__((noinline)) void Dots(const TileOperand& a, const TileOperand& b, int32_t* c) {
+    for (int64_t m = 0; m < rows_; ++m) {
+      const Unit* row = a.data + m / kTileRows * a.other + m % kTileRows * a.pitch;
+      for (int64_t n = 0; n < tiles_; ++n) {
+        VecI total = {};
+        for (int64_t u = 0; u < kTileUnits; ++u) {
+          VecU y = {};
+          std::memcpy(&y, b.data + n * b.other + u * b.pitch, TileBytes());
+          const VecU x = Bits(Splat(row[u]));
+          for (int byte = 0; byte < 4; ++byte) {
+            total += SignedByte(x, byte) * SignedByte(y, byte);
+          }
+        }
+        StoreU(c + m * kStepRows + n * kVL, reinterpret_cast<VecU>(total));
+      }
+    }
+  }
 
  private:
+  static VecI SignedByte(VecU units, int byte) {
+    return reinterpret_cast<VecI>(units << (24 - 8 * byte)) >> 24;
+  }
   // Nothing that reads or writes memory is moved across.
   static void SetControl(uint32_t bits) { asm volatile("ldmxcsr %0" : : "m"(bits) : "memory"); }
   VecF LoadC(int64_t m, int64_t n) const {
