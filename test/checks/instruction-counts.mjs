@@ -25,12 +25,11 @@ function run(command, args) {
   return done;
 }
 
-run('cmake', ['--preset', 'release']);
-run('cmake', ['--build', '--preset', 'release', '--target', 'kernel_counts']);
+run('cmake', ['--build', 'build', '--target', 'kernel_counts']);
 
 /** Which compiler the build folder uses, e.g. `GNU 12 x86_64`. */
 function compiler() {
-  const { stdout } = run('cmake', ['--preset', 'release', '-LA', '-N']);
+  const { stdout } = run('cmake', ['-LA', '-N', 'build']);
   const path = /^CMAKE_CXX_COMPILER:\w+=(.*)$/m.exec(stdout)?.[1] ?? 'c++';
   const version = run(path, ['-dumpversion']).stdout.split('.')[0].trim();
   const name = /clang/i.test(run(path, ['--version']).stdout) ? 'Clang' : 'GNU';
@@ -38,7 +37,7 @@ function compiler() {
 }
 
 function instructions(kernel, repeats) {
-  const program = join(root, 'build', 'release', 'kernel_counts');
+  const program = join(root, 'build', 'kernel_counts');
   const { stderr } = run('valgrind', [
     '--tool=callgrind',
     '--callgrind-out-file=/dev/null',

@@ -1,9 +1,9 @@
 // The test suite under a sanitizer, which must first report bugs planted for it. asan is that of addresses and
 // that of undefined behaviour in one build. --smoke runs a few files, and instruments of the instruction sets
-// only the one that this machine chooses and the portable one.
+// only the one that this machine chooses and the portable one; the others' kernels are the plain build's.
 //   node test/reliability/sanitize.mjs asan|tsan [--smoke] [vitest arguments]
 import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -151,7 +151,10 @@ function chosenSet() {
 }
 
 const set = `-DLOWRANK_SANITIZE_SET=${smoke ? chosenSet() : ''}`;
-execFileSync('cmake', ['--preset', name, set], {
+// The other sets need not be compiled again: the plain build has them.
+const plain = join(root, 'build', 'CMakeFiles', 'lowrank_core.dir');
+const objects = `-DLOWRANK_PLAIN_OBJECTS=${smoke && existsSync(plain) ? plain : ''}`;
+execFileSync('cmake', ['--preset', name, set, objects], {
   cwd: root,
   stdio: ['ignore', 'ignore', 'inherit'],
 });

@@ -71,7 +71,7 @@ LOWRANK_INLINE int32_t SumLanes(VecI v) {
 
 /// 16 bytes, in every 128 bits of a vector.
 LOWRANK_INLINE VecU ByteTable(const uint8_t (&bytes)[16]) {
-  VecU table;
+  VecU table = {};
   for (int i = 0; i < kVL; i += 4) {
     std::memcpy(reinterpret_cast<char*>(&table) + i * 4, bytes, sizeof(bytes));
   }
