@@ -241,7 +241,7 @@ Status CudaBackend::PushAwaited(OpRefs refs,
   const CancelPtr cancel = refs.cancel;
   Task task;
   task.refs = std::move(refs);
-  task.run = [this, engine, after, issue = std::move(issue)](const OpRefs& held) -> Status {
+  task.run = [this, after, issue = std::move(issue)](const OpRefs& held) -> Status {
     LOWRANK_RETURN_IF_ERROR(CheckAlive());
     LOWRANK_RETURN_IF_ERROR(RefuseCapture("read or waited for"));
     LOWRANK_RETURN_IF_ERROR(issue(held, after->get()));

@@ -45,9 +45,9 @@ LOWRANK_INLINE VecU GroupsTwice(const uint8_t* bytes) {
   const __m512i twice = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
   return reinterpret_cast<VecU>(_mm512_permutexvar_epi32(twice, groups));
 #else
-  VecU groups;
-  for (int i = 0; i < kVL; ++i) std::memcpy(&groups[i], bytes + i / 2 * 4, 4);
-  return groups;
+  uint32_t groups[kVL];
+  for (int i = 0; i < kVL; ++i) std::memcpy(groups + i, bytes + i / 2 * 4, 4);
+  return LoadU(groups);
 #endif
 }
 

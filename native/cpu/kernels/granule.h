@@ -220,9 +220,14 @@ static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {
           pick[j] = (i & 1) * kVL + lane;
           join[j] = (i & 2) != 0 ? kVL + j : j;
         }
-        const VecF first = __builtin_shuffle(place[0], place[1], pick);
-        const VecF second = __builtin_shuffle(place[2], place[3], pick);
-        Store(granule + v * kVL, __builtin_shuffle(first, second, join));
+        const auto permute = [](VecF a, VecF b, VecI lanes) {
+          return reinterpret_cast<VecF>(_mm512_permutex2var_ps(reinterpret_cast<__m512>(a),
+                                                               reinterpret_cast<__m512i>(lanes),
+                                                               reinterpret_cast<__m512>(b)));
+        };
+        const VecF first = permute(place[0], place[1], pick);
+        const VecF second = permute(place[2], place[3], pick);
+        Store(granule + v * kVL, permute(first, second, join));
       }
 #else
 #pragma GCC unroll 16
