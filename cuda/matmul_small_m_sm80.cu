@@ -116,6 +116,7 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
 #pragma unroll 1
     for (int step = 0; step < whole; ++step) Step<false>(step, &next, &after);
     if (whole * kStepK < slice_) Step<true>(whole, &next, &after);
+    __syncthreads();  // nobody reads x or the tables any more
     this->StorePlanes([this](int i, int j, int e) { return sum_[i][j][e]; });
     __syncthreads();
     Finish();
@@ -168,7 +169,10 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
   template <bool kTail>
   __device__ __forceinline__ void Multiply(int step, Codes codes) {
     typename Decoder::Prepared prepared[Tile::kTilesN];
-    this->template Prepare<kTail>(step, &codes, prepared);
+#pragma unroll
+    for (int i = 0; i < Tile::kTilesN; ++i) {
+      prepared[i] = this->template Prepare<kTail>(i, step, &codes);
+    }
     const unsigned char* s_x = s_.main.x[step % 2];
 #pragma unroll
     for (int u = 0; u < kPieces / 4; ++u) {
@@ -199,28 +203,28 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     const int first = static_cast<int>(threadIdx.x) / Tile::kRows;
     const int64_t n = first_n_ + row;
     if (n >= p_.N) return;
-    float sum[kCount];
+    float sum[kCount][1];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      sum[i] = 0.0f;
+      sum[i][0] = 0.0f;
       const int token = first + i * kStep;
       if (token >= p_.M) continue;
       const float* s_value = s_.planes + token * Tile::kPlaneStride + row;
-      sum[i] = s_value[0];
+      sum[i][0] = s_value[0];
 #pragma unroll
       for (int plane = 1; plane < Tile::kWarpsK; ++plane) {
-        sum[i] += s_value[plane * (Tile::kTokens * Tile::kPlaneStride)];
+        sum[i][0] += s_value[plane * (Tile::kTokens * Tile::kPlaneStride)];
       }
     }
     if (p_.splits == 1) {
-      FinishOutputs<Element>(p_, n, first, kStep, sum);
+      FinishOutputs<Element>(p_, OutputBias<1>(p_, n), n, first, kStep, sum);
       return;
     }
     float* g_plane = p_.partial + static_cast<int64_t>(blockIdx.y) * p_.M * p_.N;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       const int64_t token = first + i * kStep;
-      if (token < p_.M) g_plane[token * p_.N + n] = sum[i];
+      if (token < p_.M) g_plane[token * p_.N + n] = sum[i][0];
     }
   }
 
@@ -234,18 +238,18 @@ LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
   if (n >= p.N) return;
   constexpr int kCount = kSmallMFinishTokens;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kCount;
-  float sum[kCount] = {};
+  float sum[kCount][1] = {};
   for (uint32_t split = 0; split < p.splits; ++split) {
     const float* g_plane = p.partial + split * p.M * p.N;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
       if (first + i < p.M) {
         const float value = g_plane[(first + i) * p.N + n];
-        sum[i] = split == 0 ? value : sum[i] + value;
+        sum[i][0] = split == 0 ? value : sum[i][0] + value;
       }
     }
   }
-  FinishOutputs<Element>(p, n, first, 1, sum);
+  FinishOutputs<Element>(p, OutputBias<1>(p, n), n, first, 1, sum);
 }
 
 }  // namespace

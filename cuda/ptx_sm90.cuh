@@ -31,6 +31,11 @@ LOWRANK_PTX void BarrierArriveExpectBytes(uint64_t* s_barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
                :: "r"(SharedAddress(s_barrier)), "r"(bytes) : "memory");
 }
+/// One arrival.
+LOWRANK_PTX void BarrierArrive(uint64_t* s_barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+               :: "r"(SharedAddress(s_barrier)) : "memory");
+}
 /// One arrival on the barrier at the same place in the block of this rank of the cluster.
 LOWRANK_PTX void BarrierArriveAt(uint64_t* s_barrier, uint32_t rank) {
   uint32_t address;
@@ -171,6 +176,28 @@ LOWRANK_PTX void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
                : LOWRANK_ACC16(d, 0), LOWRANK_ACC16(d, 16)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+LOWRANK_PTX void WgmmaBF16(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+               "}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
+               : LOWRANK_ACC16(d, 0), LOWRANK_ACC16(d, 16), LOWRANK_ACC16(d, 32), LOWRANK_ACC16(d, 48)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+LOWRANK_PTX void WgmmaF16(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
+  asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;"
+               "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+               "}, {%64,%65,%66,%67}, %68, p, 1, 1, 0; }"
+               : LOWRANK_ACC16(d, 0), LOWRANK_ACC16(d, 16), LOWRANK_ACC16(d, 32), LOWRANK_ACC16(d, 48)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 
 #undef LOWRANK_ACC16
 #undef LOWRANK_ACC4
@@ -196,13 +223,15 @@ LOWRANK_PTX uint32_t ClusterRank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-/// The float at the same place in the block of this rank.
-LOWRANK_PTX float LoadFromPeer(const float* s_value, uint32_t rank) {
+/// The four floats at the same place in the block of this rank.
+LOWRANK_PTX float4 LoadFromPeer(const float4* s_value, uint32_t rank) {
   uint32_t address;
-  float value;
+  float4 value;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(address) : "r"(SharedAddress(s_value)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  asm volatile("ld.shared::cluster.v4.f32 {%0,%1,%2,%3}, [%4];"
+               : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+               : "r"(address) : "memory");
   return value;
 }
 /// Every thread of every block of the cluster.

@@ -12,19 +12,39 @@ LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, uint32_t code, float ne
   return product + *w.absmax_offset;
 }
 
-/// y for one output n and the tokens first, first + step, ...: bias and LoRA term added to the
-/// sums, then rounded. lora_b's row is read once for all of them; lanes of a warp share the token,
-/// so that its h is one broadcast.
-template <typename Element, int kCount>
-LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, int64_t n, int64_t first, int64_t step,
-                                  const float (&sum)[kCount]) {
-  float adapter[kCount] = {};
+/// The biases of kRows outputs from n on, zero where there are none.
+template <int kRows>
+struct OutputBias {
+  float bias[kRows] = {};
+  float lora_bias[kRows] = {};
+
+  __device__ __forceinline__ OutputBias(const SmallMParams& p, int64_t n) {
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      const int64_t own = kRows == 1 ? n : min(n + row, p.N - 1);
+      if (p.bias != nullptr) bias[row] = LoadAny(p.bias, p.bias_dtype, own);
+      if (p.lora_bias != nullptr) lora_bias[row] = LoadAny(p.lora_bias, p.lora_bias_dtype, own);
+    }
+  }
+};
+
+/// y for kRows outputs from n on and the tokens first, first + step, ...: bias and LoRA term added
+/// to the sums, then rounded. lora_b's rows are read once for all of the tokens; lanes that share a
+/// token read its h as one broadcast.
+template <typename Element, int kCount, int kRows>
+LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, const OutputBias<kRows>& bias, int64_t n,
+                                  int64_t first, int64_t step, const float (&sum)[kCount][kRows]) {
+  float adapter[kCount][kRows] = {};
   if (p.h != nullptr) {
     const bool vector = p.r % 8 == 0 && (reinterpret_cast<uintptr_t>(p.lora_b) & 15u) == 0 &&
                         (reinterpret_cast<uintptr_t>(p.h) & 15u) == 0;
     for (int64_t j = 0; j < p.r; j += 8) {
-      float factor[8];
-      LoadEight(factor, p.lora_b, p.lora_b_dtype, n * p.r + j, p.r - j, vector);
+      float factor[kRows][8];
+#pragma unroll
+      for (int row = 0; row < kRows; ++row) {
+        const int64_t own = kRows == 1 ? n : min(n + row, p.N - 1);
+        LoadEight(factor[row], p.lora_b, p.lora_b_dtype, own * p.r + j, p.r - j, vector);
+      }
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
         const int64_t m = first + i * step;
@@ -32,21 +52,44 @@ LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, int64_t n, int64_t firs
         float value[8];
         LoadEight(value, p.h, kElementF32, m * p.r + j, p.r - j, vector);
 #pragma unroll
-        for (int q = 0; q < 8; ++q) adapter[i] = fmaf(value[q], factor[q], adapter[i]);
+        for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+          for (int q = 0; q < 8; ++q) {
+            adapter[i][row] = fmaf(value[q], factor[row][q], adapter[i][row]);
+          }
+        }
       }
     }
   }
-  const float bias = p.bias != nullptr ? LoadAny(p.bias, p.bias_dtype, n) : 0.0f;
-  const float lora_bias =
-      p.lora_bias != nullptr ? LoadAny(p.lora_bias, p.lora_bias_dtype, n) : 0.0f;
+  // A row of y then is a multiple of 8 bytes, and n one of four outputs.
+  const bool whole = kRows == 4 && p.N % 4 == 0 && (reinterpret_cast<uintptr_t>(p.y) & 7u) == 0;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
     const int64_t m = first + i * step;
     if (m >= p.M) break;
-    float value = sum[i];
-    if (p.bias != nullptr) value += bias;
-    if (p.h != nullptr || p.lora_bias != nullptr) value += p.scaling * (adapter[i] + lora_bias);
-    static_cast<uint16_t*>(p.y)[m * p.N + n] = static_cast<uint16_t>(Element::Pack(value, 0.0f));
+    float value[kRows];
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      value[row] = sum[i][row];
+      if (p.bias != nullptr) value[row] += bias.bias[row];
+      if (p.h != nullptr || p.lora_bias != nullptr) {
+        value[row] += p.scaling * (adapter[i][row] + bias.lora_bias[row]);
+      }
+    }
+    uint16_t* g_y = static_cast<uint16_t*>(p.y) + m * p.N + n;
+    if constexpr (kRows == 4) {
+      if (whole) {
+        const uint64_t low = Element::Pack(value[0], value[1]);
+        *reinterpret_cast<uint64_t*>(g_y) =
+            low | static_cast<uint64_t>(Element::Pack(value[2], value[3])) << 32;
+        continue;
+      }
+    }
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+      if (kRows > 1 && n + row >= p.N) break;
+      g_y[row] = static_cast<uint16_t>(Element::Pack(value[row], 0.0f));
+    }
   }
 }
 
@@ -105,64 +148,73 @@ class SmallMBlock {
 
   /// The scales of the block's rows, decoded, by block index from the first one of each row. A
   /// request is 4 rows of 8 neighbours: whole sectors of absmax (of absmax_8bit a quarter; L1 has
-  /// the rest for the next three). Its stores take two wavefronts; a stride that spares them would
-  /// cost the main loop's loads as much, which are more.
+  /// the rest for the next three). All of a lane's rows are asked for at once, since a request
+  /// takes a microsecond. Its stores take two wavefronts; a stride that spares them would cost the
+  /// main loop's loads as much, which are more.
   __device__ __forceinline__ void FillScales() {
     const GemmMmaWeight& w = p_.w;
-    const int warp = static_cast<int>(threadIdx.x / 32);
-    for (int row = warp * 4 + lane_ / 8; row < Tile::kRows; row += kSmallMWarps * 4) {
-      const int64_t element = Least(first_n_ + row, p_.N - 1) * p_.K + first_k_;
-      const int64_t begin = element >> w.blocksize_log2;
-      const int count = static_cast<int>(((element + slice_ - 1) >> w.blocksize_log2) - begin) + 1;
-      float* s_scale = Scales() + row;
+    constexpr int kRowsApart = kSmallMWarps * 4;
+    constexpr int kOwn = Tile::kRows / kRowsApart;
+    const int row = static_cast<int>(threadIdx.x / 32) * 4 + lane_ / 8;
+    int64_t begin[kOwn];
+    int last[kOwn];  // index of the row's last block
+    int most = 0;
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      const int64_t n = Least(first_n_ + row + i * kRowsApart, p_.N - 1);
+      const int64_t element = n * p_.K + first_k_;
+      begin[i] = element >> w.blocksize_log2;
+      last[i] = static_cast<int>(((element + slice_ - 1) >> w.blocksize_log2) - begin[i]);
+      most = max(most, last[i]);
+    }
+#pragma unroll 1
+    for (int b = lane_ % 8; b <= most; b += 8) {
+      float scale[kOwn];
       if (w.absmax_8bit == nullptr) {
-#pragma unroll 4
-        for (int b = lane_ % 8; b < count; b += 8) {
-          s_scale[b * Tile::kScaleStride] = w.absmax[begin + b];
-        }
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) scale[i] = w.absmax[begin[i] + min(b, last[i])];
       } else {
-        const int in_nested = static_cast<int>(begin & ((int64_t{1} << w.nested_log2) - 1));
-        const float* g_nested = w.nested_absmax + (begin >> w.nested_log2);
-#pragma unroll 4
-        for (int b = lane_ % 8; b < count; b += 8) {
-          const float nested = g_nested[(in_nested + b) >> w.nested_log2];
-          const uint32_t code = w.absmax_8bit[begin + b];
-          s_scale[b * Tile::kScaleStride] = SmallMScale(w, code, nested);
+        uint32_t code[kOwn];
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) {
+          const int64_t block = begin[i] + min(b, last[i]);
+          code[i] = w.absmax_8bit[block];
+          scale[i] = w.nested_absmax[block >> w.nested_log2];
         }
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i) scale[i] = SmallMScale(w, code[i], scale[i]);
       }
+      float* s_scale = Scales() + b * Tile::kScaleStride + row;
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) s_scale[i * kRowsApart] = scale[i];
     }
   }
 
-  /// What the lane needs to decode its rows' codes of a step. In the step that the slice ends in
+  /// What the lane needs to decode fragment i's codes of a step. In the step that the slice ends in
   /// (kTail), lanes past the end get a scale of 0 and codes of a finite value: x is 0 there, and
   /// 0 · x must be 0.
   template <bool kTail>
-  __device__ __forceinline__ void Prepare(int step, Codes* codes,
-                                          typename Decoder::Prepared (&prepared)[Tile::kTilesN]) {
+  __device__ __forceinline__ typename Decoder::Prepared Prepare(int i, int step, Codes* codes) {
     const int k = LaneK(step);
     const bool inside = !kTail || k < slice_;
     const uint32_t padding = kTail ? decoder_.Padding() : 0;
+    float scale[2] = {};
 #pragma unroll
-    for (int i = 0; i < Tile::kTilesN; ++i) {
-      float scale[2] = {};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if constexpr (kQuantised) {
-          const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
-          if (inside) scale[half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
-        }
-        if (!inside) codes->raw[i][half] = make_uint4(padding, padding, padding, padding);
+    for (int half = 0; half < 2; ++half) {
+      if constexpr (kQuantised) {
+        int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
+        if constexpr (Shared::kScaleSlots > 0) block &= Shared::kScaleSlots - 1;
+        if (inside) scale[half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
       }
-      prepared[i] = decoder_.Prepare(i, scale);
+      if (!inside) codes->raw[i][half] = make_uint4(padding, padding, padding, padding);
     }
+    return decoder_.Prepare(i, scale);
   }
 
-  /// Each warp's sums to its plane, [token][row], over the tables and x, which nobody reads any
-  /// more after the first barrier. sum(i, j, e) is register e of a fragment of 16 rows and 8
-  /// tokens.
+  /// Each warp's sums to its plane, [token][row], over the tables and x, once nobody reads those
+  /// any more. sum(i, j, e) is register e of a fragment of 16 rows and 8 tokens.
   template <typename Sum>
   __device__ __forceinline__ void StorePlanes(Sum sum) {
-    __syncthreads();
     float* s_plane = s_.planes + warp_k_ * (Tile::kTokens * Tile::kPlaneStride);
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {

@@ -21,7 +21,7 @@ LOWRANK_DEVICE void SetRow(int half, const uint4& pairs, uint32_t (&a)[2][4]) {
 }
 
 /// Eight times the first code of a finite value.
-LOWRANK_DEVICE uint32_t FiniteCode(const float (&codebook)[16]) {
+LOWRANK_DEVICE uint32_t FiniteCode(const float* codebook) {
   uint32_t code = 15;
 #pragma unroll
   for (int i = 14; i >= 0; --i) code = isfinite(codebook[i]) ? static_cast<uint32_t>(i) : code;
@@ -36,7 +36,7 @@ LOWRANK_DEVICE uint32_t FiniteCode(const float (&codebook)[16]) {
 template <SmallMFormat kFormat, typename Element, SmallMDecode kDecode>
 class LaneDecoder;
 
-/// Rows g by the table, rows g + 8 by byte permutes, all of them or those of every second fragment:
+/// Rows g by the table and rows g + 8 by byte permutes, or in every second fragment both alike:
 /// what the permutes decode spares the shared memory pipe. Both give round_T(codebook[code] ·
 /// scale).
 template <typename Element, SmallMDecode kDecode>
@@ -44,7 +44,7 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
  public:
   struct Prepared {
     float scale[2];
-    NibbleTable table;  // of row g + 8
+    NibbleTable table[2];  // of the rows that permutes decode
   };
 
   __device__ __forceinline__ LaneDecoder(unsigned char* s_table, const float* g_codebook)
@@ -66,7 +66,11 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
 
   __device__ __forceinline__ Prepared Prepare(int fragment, const float (&scale)[2]) const {
     Prepared rows = {{scale[0], scale[1]}, {}};
-    if (ByPermutes(fragment)) rows.table = MakeNibbleTable<Element>(codebook_, scale[1]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (ByPermutes(fragment, half))
+        rows.table[half] = MakeNibbleTable<Element>(codebook_, scale[half]);
+    }
     return rows;
   }
 
@@ -77,8 +81,8 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
     for (int half = 0; half < 2; ++half) {
       const uint32_t word = Word(raw[half], u);
       uint4 pairs;
-      if (half == 1 && ByPermutes(fragment)) {
-        pairs = DecodeNibbles(rows.table, word);
+      if (ByPermutes(fragment, half)) {
+        pairs = DecodeNibbles(rows.table[half], word);
       } else {
         pairs = make_uint4(Pair(word, 0, rows.scale[half]), Pair(word, 1, rows.scale[half]),
                            Pair(word, 2, rows.scale[half]), Pair(word, 3, rows.scale[half]));
@@ -88,8 +92,10 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
   }
 
  private:
-  LOWRANK_DEVICE bool ByPermutes(int fragment) {
-    return kDecode == SmallMDecode::kHalfLookups || fragment % 2 == 1;
+  LOWRANK_DEVICE bool ByPermutes(int fragment, int half) {
+    if (kDecode == SmallMDecode::kFewLookups && fragment % 2 == 1) return true;
+    if (kDecode == SmallMDecode::kMostLookups && fragment % 2 == 0) return false;
+    return half == 1;
   }
 
   /// The two values of a byte of codes. A dot product of bytes selects the byte and makes it the
@@ -105,26 +111,32 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
   alignas(16) float codebook_[16];
 };
 
-/// Both rows by byte permutes, the codebook in registers: where x takes the shared memory's time.
-template <typename Element>
-class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kPermutes> {
+/// Both rows by byte permutes: where x takes the shared memory's time. The codebook is in
+/// registers, or in shared memory where accumulators have those.
+template <typename Element, bool kShared>
+class PermuteDecoder {
  public:
   struct Prepared {
     NibbleTable table[2];
   };
 
-  __device__ __forceinline__ LaneDecoder(unsigned char*, const float* g_codebook) {
+  __device__ __forceinline__ PermuteDecoder(unsigned char* s_table, const float* g_codebook)
+      : s_codebook_(reinterpret_cast<float*>(s_table)), g_codebook_(g_codebook) {
+    if constexpr (!kShared) {
 #pragma unroll
-    for (int i = 0; i < 16; ++i) codebook_[i] = g_codebook[i];
+      for (int i = 0; i < 16; ++i) codebook_[i] = g_codebook[i];
+    }
   }
 
-  __device__ __forceinline__ void Fill() {}
+  __device__ __forceinline__ void Fill() {
+    if (kShared && threadIdx.x / 16 == 0) s_codebook_[threadIdx.x] = g_codebook_[threadIdx.x];
+  }
 
-  __device__ __forceinline__ uint32_t Padding() const { return FiniteCode(codebook_); }
+  __device__ __forceinline__ uint32_t Padding() const { return FiniteCode(Codebook()); }
 
   __device__ __forceinline__ Prepared Prepare(int, const float (&scale)[2]) const {
-    return Prepared{{MakeNibbleTable<Element>(codebook_, scale[0]),
-                     MakeNibbleTable<Element>(codebook_, scale[1])}};
+    return Prepared{{MakeNibbleTable<Element>(Codebook(), scale[0]),
+                     MakeNibbleTable<Element>(Codebook(), scale[1])}};
   }
 
   __device__ __forceinline__ void Fragments(int, const Prepared& rows, const uint4 (&raw)[2], int u,
@@ -136,7 +148,24 @@ class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kPermutes> {
   }
 
  private:
-  alignas(16) float codebook_[16];
+  __device__ __forceinline__ const float* Codebook() const {
+    return kShared ? s_codebook_ : codebook_;
+  }
+
+  float* const s_codebook_;
+  const float* const g_codebook_;
+  alignas(16) float codebook_[kShared ? 4 : 16];
+};
+
+template <typename Element>
+class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kPermutes>
+    : public PermuteDecoder<Element, false> {
+  using PermuteDecoder<Element, false>::PermuteDecoder;
+};
+template <typename Element>
+class LaneDecoder<SmallMFormat::kCode4, Element, SmallMDecode::kSharedPermutes>
+    : public PermuteDecoder<Element, true> {
+  using PermuteDecoder<Element, true>::PermuteDecoder;
 };
 
 template <typename Element, SmallMDecode kDecode>

@@ -20,8 +20,9 @@ constexpr int LaneElems(SmallMFormat format) {
 }
 
 /// How 4-bit codes are decoded: rows g of the fragments by lookups in shared memory and rows g + 8
-/// by byte permutes; the latter by lookups too in every second fragment; or all by permutes.
-enum class SmallMDecode { kHalfLookups, kMostLookups, kPermutes };
+/// by byte permutes; in every second fragment both by lookups, or both by permutes; or all by
+/// permutes, with the codebook in registers or in shared memory.
+enum class SmallMDecode { kHalfLookups, kMostLookups, kFewLookups, kPermutes, kSharedPermutes };
 
 /// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
 /// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
@@ -43,7 +44,8 @@ using SmallMTile16 = SmallMTile<2, 2, 2>;
 using SmallMTile32 = SmallMTile<2, 4, 4>;
 using SmallMTile64 = SmallMTile<2, 8, 4, SmallMDecode::kPermutes>;
 /// With wgmma; a warp's two fragments are rows of two products of its warpgroup.
-using SmallMTileWgmma = SmallMTile<2, 8, 8>;
+using SmallMTileWgmma = SmallMTile<2, 8, 8, SmallMDecode::kFewLookups>;
+using SmallMTileWide = SmallMTile<2, 16, 8, SmallMDecode::kSharedPermutes>;
 
 /// k that all warps of a block take in one step.
 template <SmallMFormat kFormat, typename Tile>
@@ -52,13 +54,16 @@ constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 /// 4-bit: the values of both codes of a byte, [256][16] float2. 8-bit: of a code, [256][32] float.
 constexpr int SmallMTableBytes(SmallMFormat format, SmallMDecode decode) {
   if (format == SmallMFormat::kCode8) return 32768;
-  const bool lookups = format == SmallMFormat::kCode4 && decode != SmallMDecode::kPermutes;
+  const bool lookups = format == SmallMFormat::kCode4 && decode != SmallMDecode::kPermutes &&
+                       decode != SmallMDecode::kSharedPermutes;
   return lookups ? 32768 : 128;
 }
 
-/// Shared memory; the decoded scales, [block of the slice][row], follow it.
+/// Shared memory; the decoded scales, [block of the slice][row], follow it, kScaleSlots of them in
+/// turn or, where that is 0, all.
 template <SmallMFormat kFormat, typename Tile>
 struct SmallMShared {
+  static constexpr int kScaleSlots = 0;
   struct Main {
     alignas(128) unsigned char table[SmallMTableBytes(kFormat, Tile::kDecode)];
     alignas(128) unsigned char x[2][Tile::kTokens * kSmallMStepK<kFormat, Tile> * 2];
@@ -69,10 +74,11 @@ struct SmallMShared {
   };
 };
 
-/// Of the kernel with wgmma: 4-bit codes, and x in three stages.
+/// Of the kernels with wgmma: 4-bit codes, and x in a ring of stages.
+template <typename Tile, int kStages_, int kScaleSlots_>
 struct SmallMWgmmaShared {
-  using Tile = SmallMTileWgmma;
-  static constexpr int kStages = 3;
+  static constexpr int kScaleSlots = kScaleSlots_;
+  static constexpr int kStages = kStages_;
   static constexpr int kStageBytes = Tile::kTokens * kSmallMStepK<SmallMFormat::kCode4, Tile> * 2;
   struct Main {
     alignas(1024) unsigned char x[kStages][kStageBytes];
@@ -84,6 +90,14 @@ struct SmallMWgmmaShared {
   };
 };
 constexpr uint32_t kSmallMClusterMax = 8;  // slices of K, the blocks of a cluster
+
+/// Of the kernel of 128 tokens, where a third warpgroup brings x and the scales. That is at most
+/// four steps ahead of who reads them: five steps of four blocks of 32, and one begun before.
+constexpr uint32_t kSmallMWideThreads = kSmallMThreads + 128;
+struct SmallMWideShared : SmallMWgmmaShared<SmallMTileWide, 4, 32> {
+  uint64_t full[kStages];   // a stage of x is there
+  uint64_t empty[kStages];  // nobody reads it any more
+};
 
 struct SmallMParams {
   GemmMmaWeight w;        // [N, K] quantised, or dense of T

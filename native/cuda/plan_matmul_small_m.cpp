@@ -60,6 +60,9 @@ constexpr TileRow kTiles[] = {
 #undef LOWRANK_SMALL_M_ROW
 
 constexpr int64_t kTokensOfMma = 32;  // up to these memory is the limit of mma.sync too
+constexpr int64_t kTokensOfWgmma = 1024;
+/// A block's tokens have up to 2^32 elements of x.
+constexpr int64_t kWgmmaColsMax = (int64_t{1} << 32) / gpu::SmallMTileWide::kTokens;
 constexpr int64_t kSplitsMax = 64;
 constexpr int64_t kColsMax = int64_t{1} << 26;  // a block's rows have fewer than 2^31 pieces
 
@@ -110,29 +113,91 @@ Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLi
   return Slices();
 }
 
-/// Slices for the kernel with wgmma, a cluster a row block; none where that kernel is not for these
-/// operands or would leave more than a quarter of the device idle.
-Slices CutForClusters(const GemmMmaOperands& operands, const DeviceLimits& device) {
-  using Tile = gpu::SmallMTileWgmma;
-  constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, Tile>;
+/// A kernel with wgmma: 256 outputs by `tokens`, K cut over the blocks of a cluster.
+struct WgmmaRow {
+  int64_t tokens;
+  uint32_t threads;
+  int64_t shared_bytes;    // without the scales
+  int64_t scale_slots;     // of a row's scales at a time; 0: all of a slice
+  int64_t step_clocks;     // a step of 128 k, by the budget in the kernel's file
+  const char* kernels[2];  // bf16, f16
+};
+constexpr WgmmaRow kWgmmaRows[] = {
+    {gpu::SmallMTileWgmma::kTokens,
+     gpu::kSmallMThreads,
+     sizeof(gpu::SmallMWgmmaShared<gpu::SmallMTileWgmma, 3, 0>),
+     0,
+     1220,
+     {"matmul_small_m_wgmma_4bit_bf16_kernel", "matmul_small_m_wgmma_4bit_f16_kernel"}},
+    {gpu::SmallMTileWide::kTokens,
+     gpu::kSmallMWideThreads,
+     sizeof(gpu::SmallMWideShared),
+     gpu::SmallMWideShared::kScaleSlots,
+     2435,
+     {"matmul_wide_m_wgmma_4bit_bf16_kernel", "matmul_wide_m_wgmma_4bit_f16_kernel"}},
+};
+using WgmmaTile = gpu::SmallMTileWgmma;  // what both rows have in common
+static_assert(gpu::SmallMTileWide::kRows == WgmmaTile::kRows &&
+              gpu::SmallMTileWide::kScaleStride == WgmmaTile::kScaleStride);
+
+/// Bytes of its peers' sums that a block reads in a clock, in tenths, by the blocks of a cluster:
+/// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
+/// for four is assumed.
+constexpr int64_t PeerBytesTimesTen(int64_t cluster) { return cluster <= 2 ? 142 : 114; }
+
+/// From these tokens on the panels of gemm_wgmma are better where a device needs several waves of
+/// blocks, since the decode of all but the first is hidden, and with a LoRA term, whose h they
+/// compute beside the products.
+constexpr int64_t kTokensOfPanels = 385;
+
+struct WgmmaChoice {
+  const WgmmaRow* row = nullptr;
+  Slices slices;
+  int64_t clocks = 0;
+};
+
+/// The kernel with wgmma and the slices that take the fewest clocks; none where they are not for
+/// these operands, or would leave too much of the device idle.
+WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, WgmmaTile>;
   const int64_t K = operands.x.cols;
   const int64_t M = operands.x.rows;
-  if (device.sm != 90 || M <= kTokensOfMma || M > Tile::kTokens) return Slices();
-  if (FormatOf(operands.w) != SmallMFormat::kCode4) return Slices();
-  const int64_t blocks = CeilDiv(operands.w.rows(), Tile::kRows);
+  WgmmaChoice best;
+  if (device.sm != 90 || M <= kTokensOfMma || M > kTokensOfWgmma) return best;
+  if (FormatOf(operands.w) != SmallMFormat::kCode4 || K > kWgmmaColsMax) return best;
+  if (operands.w.quant.blocks() >= int64_t{1} << 32) return best;
+  if (M >= kTokensOfPanels && operands.h != nullptr) return best;
+  const int64_t row_blocks = CeilDiv(operands.w.rows(), WgmmaTile::kRows);
   const int64_t steps = CeilDiv(K, kStepK);
-  int64_t count = 1;
-  while (count < gpu::kSmallMClusterMax && 2 * count * blocks <= device.sm_count) count *= 2;
-  if (4 * count * blocks < 3 * device.sm_count) return Slices();
-  Slices slices;
-  slices.k = std::min(CeilDiv(steps, count) * kStepK, K);
-  slices.count = CeilDiv(K, slices.k);
-  // Every block of a cluster needs a slice.
-  if (slices.count != count) return Slices();
-  const int64_t scales = (slices.k - 1) / operands.w.quant.blocksize + 2;
-  slices.shared_bytes = static_cast<int64_t>(sizeof(gpu::SmallMWgmmaShared)) +
-                        scales * Tile::kScaleStride * int64_t{sizeof(float)};
-  return slices.shared_bytes <= device.shared_bytes_per_block ? slices : Slices();
+  for (const WgmmaRow& row : kWgmmaRows) {
+    const int64_t blocks = row_blocks * CeilDiv(M, row.tokens);
+    for (int64_t count = 1; count <= gpu::kSmallMClusterMax; count *= 2) {
+      if (count > 1 && count * blocks > device.sm_count) break;
+      Slices slices;
+      slices.k = std::min(CeilDiv(steps, count) * kStepK, K);
+      slices.count = CeilDiv(K, slices.k);
+      // Every block of a cluster needs a slice.
+      if (slices.count != count) continue;
+      const int64_t scales =
+          row.scale_slots > 0 ? row.scale_slots : (slices.k - 1) / operands.w.quant.blocksize + 2;
+      slices.shared_bytes =
+          row.shared_bytes + scales * WgmmaTile::kScaleStride * int64_t{sizeof(float)};
+      if (slices.shared_bytes > device.shared_bytes_per_block) continue;
+      const int64_t waves = CeilDiv(blocks * count, device.sm_count);
+      if (M >= kTokensOfPanels && waves > 1) continue;
+      // Up to 64 tokens the alternative is the kernel of mma.sync for few tokens, which cuts K as
+      // it likes; from there on the tiled one, with 62 % of the products a clock and no better
+      // waves.
+      const bool full = M <= WgmmaTile::kTokens ? 4 * blocks * count >= 3 * device.sm_count
+                                                : 8 * blocks * count >= 5 * waves * device.sm_count;
+      if (!full) continue;
+      const int64_t sum_bytes = WgmmaTile::kRows * row.tokens * int64_t{sizeof(float)};
+      const int64_t peers = sum_bytes * (count - 1) / count * 10 / PeerBytesTimesTen(count);
+      const int64_t clocks = waves * (CeilDiv(slices.k, kStepK) * row.step_clocks + peers);
+      if (best.row == nullptr || clocks < best.clocks) best = {&row, slices, clocks};
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -142,8 +207,6 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   const WeightView& w = operands.w;
   if (x.dtype == DType::kF32 || operands.w_transposed || operands.accumulate) return false;
   if (operands.dropout.active() || x.rows < 1 || w.rows() < 1) return false;
-  const TileRow* tile = TileFor(x.rows, device);
-  if (tile == nullptr) return false;
   if (!w.quantised() && w.dense.dtype != x.dtype) return false;
   if (w.quantised() && w.quant.double_quant()) {
     const int32_t nested_log2 = Log2Exact(w.quant.nested_blocksize);
@@ -153,17 +216,18 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > kColsMax) return false;
   const void* weight = w.quantised() ? w.quant.codes : w.dense.data;
   if (!IsAligned(x.data, 16) || !IsAligned(weight, 16)) return false;
-  return CutForClusters(operands, device).count > 0 || CutK(operands, *tile, device).count > 0;
+  if (ChooseWgmma(operands, device).row != nullptr) return true;
+  const TileRow* tile = TileFor(x.rows, device);
+  return tile != nullptr && CutK(operands, *tile, device).count > 0;
 }
 
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
                         Workspace* workspace, Plan* plan) {
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
-  const TileRow& tile = *TileFor(M, device);
-  const Slices clusters = CutForClusters(operands, device);
-  const bool wgmma = clusters.count > 0;
-  const Slices slices = wgmma ? clusters : CutK(operands, tile, device);
+  const TileRow* tile = TileFor(M, device);
+  const WgmmaChoice wgmma = ChooseWgmma(operands, device);
+  const Slices slices = wgmma.row != nullptr ? wgmma.slices : CutK(operands, *tile, device);
   const int f16 = operands.x.dtype == DType::kF16 ? 1 : 0;
   const bool lora =
       operands.h != nullptr && operands.lora_factor.present && operands.lora_factor.cols > 0;
@@ -188,22 +252,21 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
   params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
 
   LaunchStep step;
-  if (wgmma) {
-    step.kernel =
-        f16 != 0 ? "matmul_small_m_wgmma_4bit_f16_kernel" : "matmul_small_m_wgmma_4bit_bf16_kernel";
-    step.threads = gpu::kSmallMThreads;
-    step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
+  step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
+  if (wgmma.row != nullptr) {
+    step.kernel = wgmma.row->kernels[f16];
+    step.threads = wgmma.row->threads;
     step.cluster = params.splits;
-    step.grid.x = static_cast<uint32_t>(CeilDiv(N, gpu::SmallMTileWgmma::kRows)) * params.splits;
+    step.grid.x = static_cast<uint32_t>(CeilDiv(N, WgmmaTile::kRows)) * params.splits;
+    step.grid.y = static_cast<uint32_t>(CeilDiv(M, wgmma.row->tokens));
     step.SetParams(params);
     plan->steps.push_back(step);
     return Status();
   }
   if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
-  step.kernel = tile.formats[static_cast<int>(FormatOf(operands.w))].kernels[f16];
+  step.kernel = tile->formats[static_cast<int>(FormatOf(operands.w))].kernels[f16];
   step.threads = gpu::kSmallMThreads;
-  step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
-  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, N, tile.rows, &step));
+  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, N, tile->rows, &step));
   step.grid.y = params.splits;
   step.SetParams(params);
   plan->steps.push_back(step);

@@ -1,4 +1,5 @@
-/// Products of few tokens (1 <= M <= 64), bound by the weight's bytes.
+/// Products of few tokens (1 <= M <= 64), bound by the weight's bytes, and on Hopper of up to 1,024
+/// with 4-bit codes, where these are decoded into wgmma's registers.
 #pragma once
 
 #include "native/cuda/plan_gemm_mma.h"

@@ -101,6 +101,7 @@ const kMeant = [
   [/_mma_general_/, [/^ldmatrix$/, /^mma\.m16n8k16/]],
   [/^matmul_small_m_(4bit|8bit|dense)_/, [/^ld\.global 16$/, /^cp\.async 16$/, /^mma\.m16n8k16/]],
   [/^matmul_small_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n64k16/]],
+  [/^matmul_wide_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n128k16/]],
   [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],
   [/^gemm_wgmma_128/, [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/]],
   [/^gemm_f32_/, [/^cp\.async 16$/]],

@@ -204,6 +204,7 @@ function wgmma(device: Device) {
     for (const product of [
       { M: 1024, N: 1024, K: 128, dtype, format: 'nf4' },
       { M: 64, N: 512, K: 4096, dtype, format: 'nf4' },
+      { M: 128, N: 1024, K: 2048, dtype, format: 'nf4' },
     ] as const) {
       const { x, w, bias } = operands(product, device);
       matmul(x, w, { bias });

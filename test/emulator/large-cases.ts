@@ -20,6 +20,7 @@ import { hashOf, type KernelCase, withInfinities } from './case-parts.js';
 interface Large {
   readonly format?: QuantFormat | undefined;
   readonly doubleQuant?: boolean;
+  readonly blocksize?: number;
   readonly dtype: DType;
   readonly shape: readonly [number, number, number];
   readonly r: number;
@@ -66,6 +67,16 @@ function largeShapes(): Large[] {
     { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infiniteWeight: true },
     // The reduction of few tiles in parts, forward and backward.
     { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [70, 1031, 2080], r: 0 },
+    // By wgmma where there are few multiprocessors: tiles of 64 and of 128 tokens, K in 1, 2 and 4.
+    ...(
+      [
+        { format: 'nf4', dtype: 'f16', shape: [100, 250, 8448], r: 8 },
+        { format: 'nf4', doubleQuant: true, dtype: 'bf16', shape: [100, 1000, 2112], r: 8 },
+        { format: 'fp4', blocksize: 32, dtype: 'f16', shape: [70, 500, 4640], r: 3 },
+        { format: 'nf4', blocksize: 32, dtype: 'bf16', shape: [128, 250, 9248], r: 0 },
+        { format: 'nf4', dtype: 'f16', shape: [193, 500, 4256], r: 0, infinity: true },
+      ] as const
+    ).map((one) => ({ ...one, sm: '90' })),
     { dtype: 'f16', shape: [70, 2080, 1032], r: 0, backward: true },
     { format: 'int8', dtype: 'f16', shape: [70, 1040, 2080], r: 3 },
     // Enough tokens for wgmma, on all multiprocessors or on few.
@@ -109,7 +120,11 @@ export function large(): KernelCase[] {
       const w =
         format === undefined
           ? await (more.infiniteWeight ? infinite(dense, device) : dense.to({ device }))
-          : quantize(dense, { format, doubleQuant: doubleQuant ?? false }).to({ device });
+          : quantize(dense, {
+              format,
+              doubleQuant: doubleQuant ?? false,
+              ...(more.blocksize === undefined ? {} : { blocksize: more.blocksize }),
+            }).to({ device });
       const bias = random(33, [N], 'f32').to({ device });
       if (more.backward) {
         const dy = random(37, [M, N], dtype).to({ device });

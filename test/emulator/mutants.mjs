@@ -35,7 +35,11 @@ export const NOT_BOUNDS = [
   { pattern: /^(part|part \+ factor_part|kParts) > \d$/, why: 'picks products of parts' },
   { pattern: /^(distance|half) > 0$/, why: 'ends a halving' },
   { pattern: /^i >= 0$/, why: 'ends a loop over constants' },
-  { pattern: /^(warp < 4|block >= p\.k_blocks|block < shrink_blocks)$/, why: 'picks a role' },
+  {
+    pattern:
+      /^(warp < 4|threadIdx\.x >= kSmallMThreads|block >= p\.k_blocks|block < shrink_blocks)$/,
+    why: 'picks a role',
+  },
   { pattern: /^slab > 0$/, why: 'picks the first' },
   { pattern: /^p_?\.(splits|split_pairs) > [01]$/, why: 'picks a form of the kernel' },
   { pattern: /^groups_per_block <= 32$/, why: 'picks a form of the kernel' },

@@ -49,12 +49,24 @@ LOWRANK_KERNEL(tensor_load_32_kernel, TensorInstructionParams, kGroup, 1) { Copy
 LOWRANK_KERNEL(tensor_load_64_kernel, TensorInstructionParams, kGroup, 1) { CopyBox<64>(p); }
 LOWRANK_KERNEL(tensor_load_128_kernel, TensorInstructionParams, kGroup, 1) { CopyBox<128>(p); }
 
+/// A warp's rows of a [64, 16], from the 16 columns `step` of a tile with a swizzle of 128 bytes.
+LOWRANK_DEVICE void LoadA(const uint32_t* s_tile, uint32_t step, uint32_t (&a)[4]) {
+  const uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+  for (uint32_t i = 0; i < 4; ++i) {
+    const uint32_t row = threadIdx.x / 32 * 16 + i % 2 * 8 + lane / 4;
+    const uint32_t chunk = step * 2 + i / 2;
+    a[i] = s_tile[row * 32 + (chunk ^ row % 8) * 4 + lane % 4];
+  }
+}
+
 /// d [64, n] += a [64, 64] · b [n, 64]ᵀ, n = 2 kAcc; the accumulators' first values are given.
-template <int kAcc, bool kBF16>
+template <int kAcc, bool kBF16, bool kRegisters = false>
 LOWRANK_DEVICE void Product(const TensorInstructionParams& p) {
   TensorShared& s = DynamicShared<TensorShared>();
   if (threadIdx.x == 0) {
     BarrierInit(s.barriers, 1);
+    BarrierInit(s.barriers + 1, kGroup);
     FenceBarrierInit();
   }
   __syncthreads();
@@ -71,14 +83,29 @@ LOWRANK_DEVICE void Product(const TensorInstructionParams& p) {
   float d[kAcc];
 #pragma unroll
   for (int i = 0; i < kAcc; ++i) d[i] = __uint_as_float(in[i * kGroup]);
-  WgmmaFence();
   const uint64_t a = WgmmaDescriptor(s.a);
   const uint64_t b = WgmmaDescriptor(s.b);
+  uint32_t from_registers[4][4];
+  if constexpr (kRegisters) {
+#pragma unroll
+    for (uint32_t step = 0; step < 4; ++step) LoadA(s.a, step, from_registers[step]);
+    // This form adds always.
+#pragma unroll
+    for (int i = 0; i < kAcc; ++i) d[i] = blockIdx.x % 2 == 0 ? d[i] : 0.0f;
+    // a is read by all: nobody needs it, but this is where threads arrive one by one.
+    BarrierArrive(s.barriers + 1);
+    BarrierWait(s.barriers + 1, 0);
+  }
+  WgmmaFence();
 #pragma unroll
   for (uint32_t step = 0; step < 4; ++step) {
     // The trial's number decides whether the first values count.
     const uint32_t accumulate = step > 0 || blockIdx.x % 2 == 0;
-    if constexpr (kBF16) {
+    if constexpr (kRegisters && kBF16) {
+      WgmmaBF16(d, from_registers[step], b + 2 * step);
+    } else if constexpr (kRegisters) {
+      WgmmaF16(d, from_registers[step], b + 2 * step);
+    } else if constexpr (kBF16) {
       WgmmaBF16(d, a + 2 * step, b + 2 * step, accumulate);
     } else {
       WgmmaF16(d, a + 2 * step, b + 2 * step, accumulate);
@@ -98,6 +125,19 @@ LOWRANK_KERNEL(wgmma_bf16_n256_kernel, TensorInstructionParams, kGroup, 1) {
 }
 LOWRANK_KERNEL(wgmma_f16_n256_kernel, TensorInstructionParams, kGroup, 1) {
   Product<128, false>(p);
+}
+
+LOWRANK_KERNEL(wgmma_bf16_n64_registers_kernel, TensorInstructionParams, kGroup, 1) {
+  Product<32, true, true>(p);
+}
+LOWRANK_KERNEL(wgmma_f16_n64_registers_kernel, TensorInstructionParams, kGroup, 1) {
+  Product<32, false, true>(p);
+}
+LOWRANK_KERNEL(wgmma_bf16_n128_registers_kernel, TensorInstructionParams, kGroup, 1) {
+  Product<64, true, true>(p);
+}
+LOWRANK_KERNEL(wgmma_f16_n128_registers_kernel, TensorInstructionParams, kGroup, 1) {
+  Product<64, false, true>(p);
 }
 
 /// Pairs of blocks: each loads its half of the box for both, and tells the other when it is read.
@@ -123,9 +163,12 @@ LOWRANK_KERNEL(cluster_kernel, TensorInstructionParams, kGroup, 1) {
   }
   BarrierWait(full, 0);
   ClusterSync();
-  for (uint32_t i = threadIdx.x; i < kCopyBoxRows * 32; i += kGroup) {
-    const float* s_half = reinterpret_cast<const float*>(&s.b[i]);
-    Out(p.words, i, s.a[i] + 3 * __float_as_uint(LoadFromPeer(s_half, rank ^ 1)) + rank);
+  for (uint32_t i = threadIdx.x * 4; i < kCopyBoxRows * 32; i += kGroup * 4) {
+    const float4 half = LoadFromPeer(reinterpret_cast<const float4*>(&s.b[i]), rank ^ 1);
+    Out(p.words, i, s.a[i] + 3 * __float_as_uint(half.x) + rank);
+    Out(p.words, i + 1, s.a[i + 1] + 3 * __float_as_uint(half.y) + rank);
+    Out(p.words, i + 2, s.a[i + 2] + 3 * __float_as_uint(half.z) + rank);
+    Out(p.words, i + 3, s.a[i + 3] + 3 * __float_as_uint(half.w) + rank);
   }
   __syncthreads();
   if (threadIdx.x == 0) {

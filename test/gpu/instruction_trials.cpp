@@ -114,10 +114,15 @@ std::vector<Trial> Sm90Trials() {
     trial.swizzle_bytes = load.swizzle_bytes;
     trials.push_back(std::move(trial));
   }
-  for (const char* kernel : {"wgmma_bf16_n128_kernel", "wgmma_f16_n128_kernel",
-                             "wgmma_bf16_n256_kernel", "wgmma_f16_n256_kernel"}) {
+  for (const char* kernel :
+       {"wgmma_bf16_n128_kernel", "wgmma_f16_n128_kernel", "wgmma_bf16_n256_kernel",
+        "wgmma_f16_n256_kernel", "wgmma_bf16_n64_registers_kernel",
+        "wgmma_f16_n64_registers_kernel", "wgmma_bf16_n128_registers_kernel",
+        "wgmma_f16_n128_registers_kernel"}) {
     for (const bool integers : {true, false}) {
-      const uint32_t n = std::strstr(kernel, "n128") != nullptr ? 128 : 256;
+      const uint32_t n = std::strstr(kernel, "n64") != nullptr    ? 64
+                         : std::strstr(kernel, "n128") != nullptr ? 128
+                                                                  : 256;
       const bool bf16 = std::strstr(kernel, "bf16") != nullptr;
       Trial trial = tensor(kernel, 64 * n);
       trial.fill = integers ? "integers" : "fractions";

@@ -323,7 +323,7 @@ int main() {
           for (const auto& [N, K] : shapes) {
             const WeightView w = Weight(format, dtype, double_quant, N, K);
             AddWeight(dtype, w, &card);
-            for (const int64_t M : {1, 8, 16, 32, 64, 200, 4096}) {
+            for (const int64_t M : {1, 8, 16, 32, 64, 200, 1024, 4096}) {
               AddProducts(dtype, w, M, &card);
             }
           }

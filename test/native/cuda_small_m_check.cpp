@@ -27,11 +27,16 @@ struct Case {
   bool lora_bias;
   int sm_count;  // few: K is not split
   int sm = 80;   // 90: over 32 tokens and 4 bits by wgmma, where enough blocks have work
+  const char* kernel = nullptr;  // that the plan must launch, without dtype
+  uint32_t splits = 1;
 };
 
 constexpr DType kF32 = DType::kF32;
 constexpr DType kB = DType::kBF16;
 constexpr DType kH = DType::kF16;
+
+constexpr char kSmall[] = "matmul_small_m_wgmma";
+constexpr char kWide[] = "matmul_wide_m_wgmma";
 
 const Case kCases[] = {
     {"one token", 1, 64, 1024, 0, kB, "nf4/64", false, kF32, false, 1},
@@ -53,6 +58,17 @@ const Case kCases[] = {
     {"wgmma, nested", 50, 250, 2080, 3, kB, "nf4/64d", true, kF32, true, 8, 90},
     {"wgmma, clusters of 2", 64, 290, 288, 0, kH, "fp4/32", false, kF32, false, 5, 90},
     {"wgmma, long blocks", 41, 257, 544, 0, kB, "nf4/4096", true, kF32, false, 8, 90},
+    {"wgmma, two tiles", 100, 290, 544, 5, kB, "nf4/64d", true, kF32, true, 4, 90, kSmall, 1},
+    {"wgmma, tiles of clusters", 65, 257, 672, 8, kH, "nf4/64", true, kH, true, 8, 90, kSmall, 2},
+    {"wide", 128, 512, 384, 16, kB, "nf4/64", true, kB, true, 2, 90, kWide, 1},
+    {"wide, short blocks", 128, 290, 288, 0, kH, "fp4/32", false, kF32, false, 2, 90, kWide, 1},
+    {"wide, two tiles", 193, 300, 1120, 8, kH, "nf4/64", true, kF32, true, 4, 90, kWide, 1},
+    {"wide, long blocks", 129, 257, 544, 0, kB, "nf4/4096", true, kF32, false, 4, 90, kWide, 1},
+    {"wide, one step", 70, 250, 32, 3, kB, "nf4/64d", false, kF32, true, 1, 90, kWide, 1},
+    // Where the scales of a slice do not fit the kernel of 64 tokens.
+    {"wide, clusters of 2", 100, 290, 9248, 0, kH, "nf4/64", true, kF32, false, 4, 90, kWide, 2},
+    {"wide, clusters of 4", 127, 250, 9248, 16, kB, "nf4/32d", true, kF32, true, 4, 90, kWide, 4},
+    {"wide, clusters of 8", 65, 200, 18464, 3, kB, "fp4/32", true, kH, true, 8, 90, kWide, 8},
     {"bytes", 1, 48, 1040, 0, kB, "int8/256", true, kF32, false, 1},
     {"bytes, nested", 11, 50, 560, 4, kH, "int8/64d", true, kH, true, 108},
     {"bytes, many", 64, 40, 272, 16, kB, "int8/32", true, kF32, true, 1},
@@ -126,7 +142,14 @@ struct Problem {
     if (spec.sm == 90) limits.shared_bytes_per_block = 227 * 1024;
     if (!SmallMApplies(operands, limits)) return "does not apply";
     std::string error = RunPlan([&](Workspace* workspace, Plan* plan) {
-      return PlanMatmulSmallM(operands, limits, workspace, plan);
+      const Status status = PlanMatmulSmallM(operands, limits, workspace, plan);
+      if (spec.kernel == nullptr || !status.ok()) return status;
+      const LaunchStep& step = plan->steps[0];
+      const std::string planned = step.kernel;
+      if (planned.rfind(spec.kernel, 0) != 0 || step.cluster != spec.splits) {
+        return Status(Code::kUnsupported, "planned " + planned);
+      }
+      return status;
     });
     if (error.empty()) std::memcpy(y->view.data, operands.y.data, y->view.bytes());
     return error;
@@ -176,9 +199,15 @@ void CheckCase(const Case& spec, int seeds) {
 /// An infinity or NaN in x stays in its token, one in a scale in its outputs; the padding of K and
 /// of tokens gives nothing.
 void CheckSpecial() {
-  for (const char* weight : {"nf4/64", "int8/64", "same"}) {
+  const Case cases[] = {
+      {"special", 3, 35, 1056, 0, kB, "nf4/64", false, kF32, false, 1},
+      {"special", 3, 35, 1056, 0, kB, "int8/64", false, kF32, false, 1},
+      {"special", 3, 35, 1056, 0, kB, "same", false, kF32, false, 1},
+      {"special", 70, 35, 1056, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+  };
+  for (const Case& spec : cases) {
+    const char* weight = spec.weight;
     for (const double value : {std::numeric_limits<double>::infinity(), std::nan("")}) {
-      Case spec{"special", 3, 35, 1056, 0, kB, weight, false, kF32, false, 1};
       Problem problem(spec);
       StoreElement(problem.x.view.data, kB, 2 * spec.K - 1, value);
       if (problem.w.view.quantised()) {
@@ -197,8 +226,13 @@ void CheckSpecial() {
 /// A weight's own codebook whose first code is infinite: K that ends inside a step is padded with
 /// another code, so that rows which do not use it stay finite.
 void CheckCodebook() {
-  for (const char* weight : {"nf4/64", "int8/64"}) {
-    Case spec{"codebook", 3, 35, 96, 0, kB, weight, false, kF32, false, 1};
+  const Case cases[] = {
+      {"codebook", 3, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1},
+      {"codebook", 3, 35, 96, 0, kB, "int8/64", false, kF32, false, 1},
+      {"codebook", 70, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+  };
+  for (const Case& spec : cases) {
+    const char* weight = spec.weight;
     Problem problem(spec);
     QuantView& w = problem.w.view.quant;
     std::vector<float> codebook(w.codebook, w.codebook + w.format->levels);
@@ -274,6 +308,74 @@ void CheckRefusals() {
   refused("loose codes", [&](GemmMmaOperands* o) { o->w.quant.codes = aligned((1 << 20) + 8); });
 }
 
+/// What takes a product of NF4 on an H100 by the plan; null: no kernel of few tokens.
+struct Choice {
+  int64_t M, N, K;
+  bool lora;
+  const char* kernel;
+  uint32_t splits;
+};
+const Choice kChoices[] = {
+    {32, 4096, 4096, true, "matmul_small_m_4bit", 1},
+    {64, 4096, 4096, true, kSmall, 8},
+    {65, 4096, 4096, true, kSmall, 4},
+    {128, 4096, 4096, false, kSmall, 4},
+    {256, 4096, 4096, true, kSmall, 2},
+    {384, 4096, 4096, true, kSmall, 1},
+    {512, 4096, 4096, false, kSmall, 1},
+    {1024, 4096, 4096, false, kWide, 1},
+    {128, 14336, 4096, false, kSmall, 1},
+    {512, 4096, 14336, false, kWide, 2},
+    {1024, 1024, 4096, false, kSmall, 2},
+    {1024, 4096, 14336, false, kWide, 1},
+    // h is computed beside the products of gemm_wgmma; too many tokens; several waves; idle.
+    {512, 4096, 4096, true, nullptr, 0},
+    {1025, 4096, 4096, false, nullptr, 0},
+    {1024, 14336, 4096, false, nullptr, 0},
+    {65, 512, 4096, false, nullptr, 0},
+};
+
+void CheckChoices() {
+  auto aligned = [](uintptr_t address) { return reinterpret_cast<unsigned char*>(address << 20); };
+  DeviceLimits h100;
+  h100.sm = 90;
+  h100.sm_count = 132;
+  h100.shared_bytes_per_block = 227 * 1024;
+  for (const Choice& choice : kChoices) {
+    GemmMmaOperands operands;
+    operands.x = {aligned(1), kB, choice.M, choice.K, true};
+    operands.y = {aligned(2), kB, choice.M, choice.N, true};
+    QuantView& w = operands.w.quant;
+    w.format = FindFormat("nf4");
+    w.rows = choice.N;
+    w.cols = choice.K;
+    w.blocksize = 64;
+    w.codes = aligned(3);
+    w.codebook = reinterpret_cast<float*>(aligned(4));
+    w.absmax = reinterpret_cast<float*>(aligned(5));
+    if (choice.lora) {
+      operands.h = reinterpret_cast<float*>(aligned(6));
+      operands.lora_factor = {aligned(7), kF32, choice.N, 16, true};
+    }
+    for (const bool batch_invariant : {false, true}) {
+      h100.batch_invariant = batch_invariant;
+      Workspace workspace(aligned(8));
+      Plan plan;
+      const Status status = PlanProduct(operands, h100, &workspace, &plan);
+      const std::string kernel = status.ok() ? plan.steps[0].kernel : status.message();
+      const std::string name = "choice for " + std::to_string(choice.M) + " x " +
+                               std::to_string(choice.N) + " x " + std::to_string(choice.K) + ": " +
+                               kernel;
+      const bool few = kernel.find("_m_") != std::string::npos;
+      if (choice.kernel == nullptr || batch_invariant) {
+        Report(status.ok() && !few, name);
+      } else {
+        Report(kernel.rfind(choice.kernel, 0) == 0 && plan.steps[0].cluster == choice.splits, name);
+      }
+    }
+  }
+}
+
 int Main(int argc, char** argv) {
   std::string error;
   if (!emu::OptionsFromEnvironment(&error)) {
@@ -290,6 +392,7 @@ int Main(int argc, char** argv) {
     CheckCodebook();
     CheckInvariance();
     CheckRefusals();
+    CheckChoices();
   }
   Report(emu::FindingCount() == 0, "findings: " + std::to_string(emu::FindingCount()));
   std::printf("small-M: %d checks, %d failures\n", g_checks, g_failures);

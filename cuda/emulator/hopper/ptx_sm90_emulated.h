@@ -14,6 +14,9 @@ LOWRANK_EMU_INLINE void BarrierArriveExpectBytes(uint64_t* s_barrier, uint32_t b
                                                  LOWRANK_EMU_HERE) {
   emu::MbarrierArriveExpectTx(SharedAddress(s_barrier), bytes, site);
 }
+LOWRANK_EMU_INLINE void BarrierArrive(uint64_t* s_barrier, LOWRANK_EMU_HERE) {
+  emu::MbarrierArrive(SharedAddress(s_barrier), 1, site);
+}
 LOWRANK_EMU_INLINE void BarrierArriveAt(uint64_t* s_barrier, uint32_t rank, LOWRANK_EMU_HERE) {
   emu::MbarrierArrive(emu::MapAddress(SharedAddress(s_barrier), rank, site), 1, site);
 }
@@ -64,16 +67,18 @@ LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], uint64_t a, uint64_t b, uint
   emu::Wgmma(shape, d, a, b, accumulate != 0, false, site);
 }
 
-LOWRANK_EMU_INLINE void WgmmaBF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+template <size_t kSums>
+LOWRANK_EMU_INLINE void WgmmaBF16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b,
                                   LOWRANK_EMU_HERE) {
   emu::WgmmaShape shape;
-  shape.n = 64;
+  shape.n = 2 * kSums;
   emu::WgmmaRegisters(shape, d, a, b, true, false, site);
 }
-LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b,
+template <size_t kSums>
+LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b,
                                  LOWRANK_EMU_HERE) {
   emu::WgmmaShape shape;
-  shape.n = 64;
+  shape.n = 2 * kSums;
   shape.bf16 = false;
   emu::WgmmaRegisters(shape, d, a, b, true, false, site);
 }
@@ -91,9 +96,9 @@ LOWRANK_EMU_INLINE void RegistersDownTo(LOWRANK_EMU_HERE) {
 }
 
 LOWRANK_EMU_INLINE uint32_t ClusterRank() { return emu::ClusterRank(); }
-LOWRANK_EMU_INLINE float LoadFromPeer(const float* s_value, uint32_t rank, LOWRANK_EMU_HERE) {
-  float value;
-  emu::ClusterLoad(emu::MapAddress(SharedAddress(s_value), rank, site), &value, 4, site);
+LOWRANK_EMU_INLINE float4 LoadFromPeer(const float4* s_value, uint32_t rank, LOWRANK_EMU_HERE) {
+  float4 value;
+  emu::ClusterLoad(emu::MapAddress(SharedAddress(s_value), rank, site), &value, 16, site);
   return value;
 }
 LOWRANK_EMU_INLINE void ClusterSync(LOWRANK_EMU_HERE) {

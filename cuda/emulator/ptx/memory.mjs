@@ -53,9 +53,9 @@ function load(i, c) {
   const bytes = bytesOf(type) * lanes;
   const raw = isFloat(type) || isHalf(type) || isPacked(type) ? `b${bytesOf(type) * 8}` : type;
   if (space === 'shared::cluster') {
-    if (lanes !== 1) throw i.fail('a vector of a peer');
-    const word = c.temporary('word');
-    return `{ ${valueType(raw)} ${word}; ClusterLoad(${c.sharedAddress(i.operand(1))}, &${word}, ${bytes}, ${c.site}); ${c.assign(targets[0], raw, word)} }`;
+    const words = c.temporary('words');
+    const parts = targets.map((target, n) => c.assign(target, raw, `${words}[${n}]`));
+    return `{ ${valueType(raw)} ${words}[${lanes}]; ClusterLoad(${c.sharedAddress(i.operand(1))}, ${words}, ${bytes}, ${c.site}); ${parts.join(' ')} }`;
   }
   const pointer = c.temporary('from');
   if (order === 'acquire' && bytes === 4) {
