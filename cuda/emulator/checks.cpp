@@ -254,9 +254,9 @@ class Checker {
     cell->fences = static_cast<uint16_t>(fiber_->proxy_fences);
     uint8_t flags = 0;
     if (IsAtomic(kind_)) flags = static_cast<uint8_t>(flags | kCellWriteAtomic);
-    if (kind_ == AccessKind::kCopyIssue) flags = static_cast<uint8_t>(flags | kCellInFlight);
-    if (kind_ == AccessKind::kCopyIssue || kind_ == AccessKind::kCopyDone) {
-      flags = static_cast<uint8_t>(flags | kCellByCopy);
+    // What a thread has copied by cp.async and waited for is as if it had stored it.
+    if (kind_ == AccessKind::kCopyIssue) {
+      flags = static_cast<uint8_t>(flags | kCellInFlight | kCellByCopy);
     }
     cell->flags = static_cast<uint8_t>(flags | (cell->flags & kCellReadAtomic));
   }

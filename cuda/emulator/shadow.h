@@ -37,7 +37,7 @@ enum CellFlag : uint8_t {
   kCellReadAtomic = 2,
   kCellInFlight = 4,
   kCellSplit = 8,    // write.site is the number of four cells, one a byte
-  kCellByCopy = 16,  // written by an asynchronous copy
+  kCellByCopy = 16,  // written by the copy engine, or a copy is in flight
 };
 
 /// The cells of one range, and of each word which bytes are initialised. Pages become real where

@@ -35,12 +35,15 @@ enum class Bug : uint32_t {
   kFenceOfWriter,
   kNoFenceOfReader,
   kFenceBeforeAcquire,
+  kCopied,  // none: what is multiplied comes by cp.async
+  kNoProxyFenceAfterCopy,
 };
 
 struct BugParams {
   alignas(64) unsigned char map[128];        // 64 x 8 elements, not swizzled
   alignas(64) unsigned char store_map[128];  // the same of `out`
   Bug bug;
+  const uint16_t* source;  // what `map` describes
   float* out;
 };
 
@@ -84,10 +87,19 @@ void WholeWay(const void* params) {
   }
   // Rows of 8 x 16 bytes become the blocks that a descriptor without swizzle reads.
   const auto chunk = Get<std::array<uint64_t, 2>>(Shared(thread % 64 * 16), HERE);
+  const bool copied = bug == Bug::kCopied || bug == Bug::kNoProxyFenceAfterCopy;
   for (uint32_t i = thread; i < 64 * 2 * 2; i += 128) {
-    Put(Shared(4096 + i * 16), chunk, HERE);
+    if (copied) {
+      CpAsync(Shared(4096 + i * 16), p.source + thread % 64 * 8, 16, 16, HERE);
+    } else {
+      Put(Shared(4096 + i * 16), chunk, HERE);
+    }
   }
-  if (bug != Bug::kNoProxyFence) FenceProxyAsync(HERE);
+  if (copied) {
+    CpAsyncCommit(HERE);
+    CpAsyncWait(0, HERE);
+  }
+  if (bug != Bug::kNoProxyFence && bug != Bug::kNoProxyFenceAfterCopy) FenceProxyAsync(HERE);
   BarrierSync(0, 0, HERE);
   float d[4] = {};
   uint64_t a = DescriptorOf(Address(4096), 0, {128, 256});
@@ -232,6 +244,7 @@ void CheckDetectors() {
   DeviceArray<uint16_t> out(ones);
   BugParams p{};
   TensorMapSpec spec;
+  p.source = in.data();
   spec.base = reinterpret_cast<uintptr_t>(in.data());
   spec.rank = 2;
   spec.elem_bytes = 2;
@@ -243,18 +256,21 @@ void CheckDetectors() {
   EncodeTensorMap(spec, p.store_map);
   Shape shape;
   shape.threads = 128;
-  p.bug = Bug::kNone;
-  Clean("the whole way", WholeWay, &p, shape, [&] {
-    const std::vector<uint16_t> stored = out.Read();
-    float value;
-    std::memcpy(&value, stored.data(), 4);
-    return value == 16.0f;
-  });
+  for (const Bug bug : {Bug::kNone, Bug::kCopied}) {
+    p.bug = bug;
+    Clean("the whole way", WholeWay, &p, shape, [&] {
+      const std::vector<uint16_t> stored = out.Read();
+      float value;
+      std::memcpy(&value, stored.data(), 4);
+      return value == 16.0f;
+    });
+  }
   const auto planted = [&](Bug bug, const char* name, const char* kind) {
     p.bug = bug;
     Caught(name, kind, WholeWay, &p, shape);
   };
   planted(Bug::kNoProxyFence, "no fence.proxy.async", "proxy-fence");
+  planted(Bug::kNoProxyFenceAfterCopy, "no fence.proxy.async after cp.async", "proxy-fence");
   planted(Bug::kOverwriteOperand, "an operand overwritten under wgmma", "async-in-flight");
   planted(Bug::kReadBeforeWait, "a tile read before its barrier", "async-in-flight");
   planted(Bug::kTooFewBytes, "too few bytes expected", "deadlock");
