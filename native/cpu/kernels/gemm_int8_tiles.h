@@ -88,6 +88,31 @@ LOWRANK_INLINE void AddScaled(const int32_t* dots, int64_t rows, const float* co
   }
 }
 
+/// A step's sums [rows][cols] += w · x over `blocks` blocks: rows of w from `w` on, whose scales
+/// are `pitch` apart from block to block, and up to two panels of x.
+template <typename Session>
+LOWRANK_INLINE void AddCodeStep(Session& session, const Unit* w, const float* w_scales,
+                                int64_t pitch, int64_t rows, const Unit* const (&x)[2],
+                                int64_t cols, int64_t blocks, float* sums) {
+  alignas(64) int32_t dots[2][kStepRows * kStepRows];
+  session.Shape(rows, CeilDiv(cols, kTileRows) * kTileRows);
+  const auto add = [&](int64_t b) {
+    const int64_t at = (b * kBlockUnits + kCodeUnits + 1) * kTileRows;
+    const float* const x_scales[2] = {x[0] + at, x[1] + at};
+    if (cols > kTileRows) {
+      AddScaled<2>(dots[b & 1], rows, x_scales, w_scales + b * pitch, sums);
+    } else {
+      AddScaled<1>(dots[b & 1], rows, x_scales, w_scales + b * pitch, sums);
+    }
+  };
+  for (int64_t b = 0; b < blocks; ++b) {
+    session.Dots({w + b * kTile, kTileUnits, blocks * kTile, 0},
+                 {x[0] + b * kBlockUnits * kTileRows, kTileRows, x[1] - x[0], 0}, dots[b & 1]);
+    if (b > 0) add(b - 1);
+  }
+  add(blocks - 1);
+}
+
 /// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, for a chunk packed in columns.
 template <typename Session>
 LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
@@ -103,7 +128,6 @@ LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
   float* sums = run.Get<float>(kStageSlot, m_steps * strip * kStepRows);
   if (tiles == nullptr || sums == nullptr) return;
   float* scales = tiles + strip * most_blocks * kTileUnits;
-  alignas(64) int32_t dots[2][kStepRows * kStepRows] = {};
   Session session;
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += strip) {
     const int64_t rows = Min(strip, block.n1 - n);
@@ -125,24 +149,8 @@ LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
         }
         for (int64_t i = 0; i < rows; i += kStepRows, sum += kStepRows * kStepRows) {
           const int64_t step_rows = Min(kStepRows, rows - i);
-          session.Shape(step_rows, CeilDiv(block.m1 - m, kTileRows) * kTileRows);
-          const auto add = [&](int64_t b) {
-            const int64_t at = (b * kBlockUnits + kCodeUnits + 1) * kTileRows;
-            const float* const x_scales[2] = {x[0] + at, x[1] + at};
-            const float* w_scales = scales + b * strip + i;
-            if (block.m1 - m > kTileRows) {
-              AddScaled<2>(dots[b & 1], step_rows, x_scales, w_scales, sum);
-            } else {
-              AddScaled<1>(dots[b & 1], step_rows, x_scales, w_scales, sum);
-            }
-          };
-          for (int64_t b = 0; b < blocks; ++b) {
-            session.Dots(
-                {tiles + (i / kTileRows * blocks + b) * kTile, kTileUnits, blocks * kTile, 0},
-                {x[0] + b * kBlockUnits * kTileRows, kTileRows, x[1] - x[0], 0}, dots[b & 1]);
-            if (b > 0) add(b - 1);
-          }
-          add(blocks - 1);
+          const Unit* w = tiles + i / kTileRows * blocks * kTile;
+          AddCodeStep(session, w, scales + i, strip, step_rows, x, block.m1 - m, blocks, sum);
           if (k0 + kc < depth) continue;
           StoreTurned(sum, step_rows, m, block.m0, Min(block.m1, m + kStepRows),
                       c + n + i - block.n0, block.ldc());
