@@ -70,9 +70,10 @@ export class CaseRunner {
 
   /**
    * Runs cases: {status, lines, err}, a line being [outcome, name, ...]. `library` is a mode or a
-   * path; `names` are all that are run, in their order.
+   * path; `names` are all that are run, in their order; `limits` are the milliseconds that each may
+   * take before the process is ended with SIGTERM.
    */
-  async run({ library, device, schedule, check, names, filter = '', more = [], env, timeout }) {
+  async run({ library, device, schedule, check, names, filter = '', more = [], env, limits }) {
     const list = join(this.folder, `names-${this.#files++}`);
     if (names !== undefined) writeFileSync(list, `${names.join('\n')}\n`);
     const which = names === undefined ? ['--filter', filter] : ['--names', list];
@@ -90,18 +91,29 @@ export class CaseRunner {
         ...env,
       },
       stdio: ['ignore', 'pipe', 'pipe'],
-      timeout,
     });
     let out = '';
     let err = '';
+    let done = 0;
+    let timer;
+    /** For the case that runs now; what follows the last may take as long. */
+    const restart = () => {
+      clearTimeout(timer);
+      const limit = limits?.[done] ?? limits?.at(-1);
+      if (limit !== undefined) timer = setTimeout(() => child.kill(), limit);
+    };
+    restart();
     child.stdout.setEncoding('utf8').on('data', (text) => {
       out += text;
+      done += text.split('\n').length - 1;
+      restart();
     });
     child.stderr.setEncoding('utf8').on('data', (text) => {
       if (err.length < 100_000) err += text;
     });
     return new Promise((resolve) => {
       child.on('close', (status, signal) => {
+        clearTimeout(timer);
         rmSync(list, { force: true });
         const lines = out.split('\n').filter(Boolean);
         resolve({

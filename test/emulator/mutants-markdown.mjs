@@ -8,9 +8,9 @@ Would the tests notice a missing barrier? This page answers for every one of the
 barrier, wait, commit, fence and bounds guard out of the kernels in turn and runs the kernel cases
 (\`test/emulator/cases.ts\`) that come past it in the emulator's check mode ([emulator.md](emulator.md)),
 on emulated devices of compute capability 8.0 and 9.0 with a card's multiprocessors and with few, under
-up to seven schedules. A mutant is *caught* if the emulator reports a finding or if the result has other
-bits than the original's. The table says what catches it first. One that nothing can catch is
-*equivalent*, and says why.
+up to seven schedules. A mutant is *caught* if the emulator reports a finding, if the result has other
+bits than the original's, or if a case does not end in 20 times what it takes, and 30 s. The table says what
+catches it first. One that nothing can catch is *equivalent*, and says why.
 
 | kind | the mutant |
 | --- | --- |

@@ -52,6 +52,9 @@ const SCHEDULES = schedules(4);
  */
 const QUICK_CASES = 6;
 const MORE_CASES = 60;
+/** A case that takes more than so many times the original's milliseconds, and these, does not end. */
+const LONGEST_TIMES = 20;
+const LONGEST_MS = 30_000;
 const EQUIVALENT = JSON.parse(
   readFileSync(join(import.meta.dirname, 'mutants-equivalent.json'), 'utf8'),
 );
@@ -145,7 +148,7 @@ async function tell(id, cases, schedule) {
       names: own.map(({ name }) => name),
       more: ['--expect', own[0].expect],
       env: { LOWRANK_MUTANT: String(id) },
-      timeout: 30_000 + 20 * own.reduce((sum, { ms }) => sum + ms, 0),
+      limits: own.map(({ ms }) => LONGEST_MS + LONGEST_TIMES * ms),
     });
     if (status === 0) continue;
     const last = lines.at(-1)?.[0] ?? '';
