@@ -68,6 +68,60 @@ void CheckQuantizer(const KernelTable& table, const RunContext& context) {
   }
 }
 
+/// Codes where a search can go wrong: within two floats of every threshold and power of two, each
+/// alone in a block of ones (a search may take a run with a doubtful value another way), and
+/// values of every size, in blocks whose greatest value is 1.
+void CheckThresholds(const KernelTable& table, const RunContext& context) {
+  for (const char* name : {"nf4", "fp4", "int8"}) {
+    const FormatRow& format = *FindFormat(name);
+    std::vector<float> near;
+    const auto around = [&](float value) {
+      const uint32_t bits = BitsOf(std::fabs(value));
+      for (uint32_t i = bits > 2 ? bits - 2 : 0; i <= bits + 2; ++i) {
+        if (FloatOf(i) > 1) continue;
+        near.push_back(FloatOf(i));
+        near.push_back(-FloatOf(i));
+      }
+    };
+    for (int i = 0; i < format.threshold_count; ++i) around(format.thresholds[i]);
+    for (int i = 0; i < 40; ++i) around(std::ldexp(1.0f, -i));
+    const int64_t blocks = static_cast<int64_t>(near.size()) + 3000;
+    Dense w(1, blocks * 64, DType::kF32);
+    for (int64_t i = 0; i < blocks * 64; ++i) {
+      const int64_t block = i / 64, at = i % 64;
+      const int64_t alone = static_cast<int64_t>(near.size());
+      float value = 1;
+      if (block < alone && at == block % 63 + 1) value = near[static_cast<size_t>(block)];
+      if (block >= alone && at != 0) {
+        const double size = std::exp2((Uniform() - 1) * (i % 3 == 0 ? 16 : 2));
+        value = static_cast<float>(i & 4 ? -size : size);
+      }
+      StoreElement(w.view.data, DType::kF32, i, value);
+    }
+    Packed q(name, 1, blocks * 64, 64, false);
+    QuantizeOp op;
+    op.w = w.view;
+    op.out = q.view;
+    const std::string what = std::string(table.isa) + " thresholds of " + name;
+    Report(table.quantize(op, context).ok(), what);
+    int64_t wrong = 0;
+    for (int64_t i = 0; i < blocks * 64; ++i) {
+      const float value = static_cast<float>(w.At(i));
+      int rank = 0;
+      for (int t = 0; t < format.threshold_count; ++t) {
+        rank += format.thresholds[t] < (format.sign_magnitude ? std::fabs(value) : value);
+      }
+      int code = format.rank_to_code[rank];
+      if (format.sign_magnitude && value < 0) code |= 8;
+      if (q.view.Code(i) == code) continue;
+      if (++wrong > 3) continue;
+      std::printf("%s: %.9g has %d, not %d\n", what.c_str(), static_cast<double>(value),
+                  q.view.Code(i), code);
+    }
+    Report(wrong == 0, what + ": " + std::to_string(wrong) + " codes");
+  }
+}
+
 void CheckCast(const KernelTable& table, const RunContext& context) {
   for (DType from : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (DType to : {DType::kF32, DType::kBF16, DType::kF16}) {
@@ -143,6 +197,7 @@ void CheckRandom(const KernelTable& table, const RunContext& context) {
 
 void CheckFormats(const KernelTable& table, const RunContext& context) {
   CheckQuantizer(table, context);
+  CheckThresholds(table, context);
   CheckCast(table, context);
   CheckRandom(table, context);
 }

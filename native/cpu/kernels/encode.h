@@ -6,26 +6,17 @@
 ///            exponent, six of the mantissa) name a bucket that no more than one of them falls
 ///            into, so that one comparison is left: its threshold and the codes on both sides are
 ///            the bucket's entry, fetched lane by lane, which costs less than gathers. A codebook
-///            of the caller's may need more comparisons; the table knows how many
+///            of the caller's may need more comparisons; the table knows how many. With AVX-512
+///            the ranks of the dynamic map are arithmetic (piecewise_rank.h), and those few that it
+///            leaves open are found by bucket
 /// Numerics   a block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as
 ///            the peer's does
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"
+#include "native/cpu/kernels/piecewise_rank.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
-
-LOWRANK_INLINE float FloatOf(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, 4);
-  return value;
-}
-
-LOWRANK_INLINE uint32_t BitsOf(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, 4);
-  return bits;
-}
 
 /// Ranks among up to 255 ascending thresholds, by bucket.
 struct BucketSearch {
@@ -46,6 +37,7 @@ struct BucketSearch {
   uint32_t low;                    // leading bits of the smallest magnitude of bucket 1
   uint32_t buckets;
   int steps;  // comparisons that the fullest bucket needs
+  PiecewiseRank lines;
 
   /// Magnitudes of bucket b begin here.
   float From(uint32_t b) const { return b == 0 ? 0.0f : FloatOf((low + b - 1) << kShift); }
@@ -88,6 +80,8 @@ static inline void FillBuckets(const float* thresholds, int count, const uint8_t
                                                              rank_to_code[below] | above << 8};
     if (up_to - below > search->steps) search->steps = up_to - below;
   }
+  search->lines.fits = false;
+  if (kRanksByLines) FitLines(thresholds, count, rank_to_code, &search->lines);
 }
 
 /// A format's thresholds and codes, arranged for its search.
@@ -194,12 +188,33 @@ LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, f
   }
 }
 
+#if defined(__AVX512F__)
+/// The same where the thresholds are lines.
+LOWRANK_INLINE void EncodeRunByLines(const BucketSearch& search, const float* in, float inverse,
+                                     uint8_t* codes) {
+  const LineTables lines(search.lines);
+  __mmask16 unsure = 0;
+#pragma GCC unroll 4
+  for (int i = 0; i < kByteRun; i += kVL) {
+    StoreBytes(codes + i, reinterpret_cast<VecU>(lines.Codes(Load(in + i) * inverse, &unsure)));
+  }
+  if (unsure != 0) EncodeByteRun(search, in, inverse, codes);
+}
+#endif
+
 LOWRANK_INLINE void EncodeByteBlock(const Encoder& encoder, const float* in, int64_t count,
                                     float inverse, uint8_t* codes) {
   const BucketSearch& search = *encoder.search;
   const uint8_t* rank_to_code = encoder.format->rank_to_code;
   int64_t i = 0;
   if (search.steps <= 1) {
+#if defined(__AVX512F__)
+    if (search.lines.fits) {
+      for (; i + kByteRun <= count; i += kByteRun) {
+        EncodeRunByLines(search, in + i, inverse, codes + i);
+      }
+    }
+#endif
     for (; i + kByteRun <= count; i += kByteRun) EncodeByteRun(search, in + i, inverse, codes + i);
   }
   for (; i < count; i += kVL) {
