@@ -86,6 +86,8 @@ class CudaBackend final : public Backend {
   Status Issue(const Op& op, const OpRefs& refs);
   template <typename Op>
   Status MakeWholePlan(const Op& op);
+  /// Runs what is in plan_; the op is described where it is traced.
+  Status IssuePlan(const OpRefs& refs, std::string description);
   Status RunPlan(Completion* after);
   Status IssueWrite(const OpRefs& refs, const std::function<Status(void*)>& source);
   Status IssueRead(const OpRefs& refs, Completion* after);

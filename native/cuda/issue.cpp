@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <string>
 #include <utility>
 
 #include "native/core/trace.h"
@@ -69,18 +70,23 @@ Status CudaBackend::MakeWholePlan(const Op& op) {
 
 template <typename Op>
 Status CudaBackend::Issue(const Op& op, const OpRefs& refs) {
-  Engine& engine = *engine_.load(std::memory_order_acquire);
   LOWRANK_RETURN_IF_ERROR(CheckAlive());
   LOWRANK_RETURN_IF_ERROR(MakeWholePlan(op));
   InheritVerdicts(refs);
   if (plan_.steps.empty()) return Status();
+  engine_.load(std::memory_order_acquire)->context.ops().Add(op);
+  return IssuePlan(refs, TraceEnabled() ? op.Describe() : std::string());
+}
+
+Status CudaBackend::IssuePlan(const OpRefs& refs, std::string description) {
+  Engine& engine = *engine_.load(std::memory_order_acquire);
   bool capturing = false;
   LOWRANK_RETURN_IF_ERROR(engine.streams.IsCapturing(&capturing));
   // What a capture writes down runs later and more than once: no event of it can be waited for.
   std::unique_ptr<Completion> after;
   if (!capturing && NeedsCompletion(refs)) {
     after = std::make_unique<Completion>();
-    if (TraceEnabled()) after->description = op.Describe();
+    after->description = std::move(description);
     for (const auto* list : {&refs.inputs, &refs.outputs}) {
       for (const StoragePtr& storage : *list) {
         if (engine.pages.Holds(storage->data())) after->keep.push_back(storage);
@@ -91,7 +97,6 @@ Status CudaBackend::Issue(const Op& op, const OpRefs& refs) {
       for (const StoragePtr& output : refs.outputs) output->DependOn({after->verdict});
     }
   }
-  engine.context.ops().Add(op);
   Status status = engine.streams.PrepareOp();
   if (status.ok()) status = RunPlan(after.get());
   if (status.ok() && after != nullptr) status = Record(after.get());
