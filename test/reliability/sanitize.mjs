@@ -1,6 +1,6 @@
 // The test suite under a sanitizer, which must first report bugs planted for it. asan is that of addresses and
 // that of undefined behaviour in one build. --smoke runs a few files, and instruments of the instruction sets
-// only the one that this machine chooses and the portable one; the others' kernels are the plain build's.
+// only the one that this machine chooses, which those files run; the others' kernels are the plain build's.
 //   node test/reliability/sanitize.mjs asan|tsan [--smoke] [vitest arguments]
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
