@@ -7,9 +7,10 @@
 ///   direct (dx = dy · w)      lanes are kVL columns of one row
 ///
 /// Numerics   codebook[code] · scale rounded to f32, then once more to the activations' dtype
-/// Needs      K a multiple of 8 (direct: of 16): then rows begin on a byte, and a group of eight (a
-///            vector) has one scale, since blocksizes are multiples of 32. Other shapes take the
-///            row-wise path of pack.h.
+/// Needs      K even (direct: a multiple of 16): then rows begin on a byte. Where a row of w does
+/// not
+///            begin with a block, each lane's scale changes at another column (UnevenScales). Other
+///            shapes take the row-wise path of pack.h.
 #pragma once
 
 #include "native/cpu/kernels/sum_order.h"
@@ -20,59 +21,82 @@ namespace lowrank::cpu::LOWRANK_ISA {
 constexpr int64_t kPrefetchRows = 24;
 
 LOWRANK_INLINE bool FusedDecode(const RowSource& source) {
-  return source.quant != nullptr && source.quant->format->bits == 4 && source.cols % kGroup == 0;
+  return source.quant != nullptr && source.quant->format->bits == 4 && source.cols % 2 == 0;
 }
 
-LOWRANK_INLINE bool FusedDirectDecode(const RowSource& source) {
-  return source.quant != nullptr && source.quant->format->bits == 4 && source.cols % 16 == 0;
-}
-
-/// Scales of rows [row, row + rows) for each group of eight in columns [k0, k0 + 8 groups), as
-/// scales[group / per_scale][lane]. Returns per_scale, the groups that share one.
+/// Scales of rows [row, row + rows) for columns [k0, k0 + 8 groups) where every row begins with a
+/// block, as scales[group / per_scale][lane]. Returns per_scale, the groups that share one.
 LOWRANK_INLINE int64_t GatherScales(const QuantView& w, int64_t row, int rows, int64_t k0,
                                     int64_t groups, float* scales) {
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
-  if ((w.cols & (w.blocksize - 1)) == 0) {
-    const int64_t per_scale = Min(w.blocksize, kKC) / kGroup;
-    for (int i = 0; i < kVL; ++i) {
-      const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
-      for (int64_t s = 0; s * per_scale < groups; ++s) {
-        scales[s * kVL + i] = BlockScale(w, (begin + s * per_scale * kGroup) >> shift);
-      }
-    }
-    return per_scale;
-  }
+  const int64_t per_scale = Min(w.blocksize, kKC) / kGroup;
   for (int i = 0; i < kVL; ++i) {
     const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
-    int64_t block = -1;
-    float scale = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t at = (begin + g * kGroup) >> shift;
-      if (at != block) {
-        block = at;
-        scale = BlockScale(w, at);
-      }
-      scales[g * kVL + i] = scale;
+    for (int64_t s = 0; s * per_scale < groups; ++s) {
+      scales[s * kVL + i] = BlockScale(w, (begin + s * per_scale * kGroup) >> shift);
     }
   }
-  return 1;
+  return per_scale;
 }
 
-/// codes[group][lane], groups of eight little-endian, of kVL rows that are `pitch` bytes apart.
-static __attribute__((noinline)) void TransposeCodes(const uint8_t* src, int64_t pitch, int rows,
-                                                     int64_t groups, uint32_t* codes) {
-  int64_t g = 0;
-  for (; g + kVL <= groups; g += kVL) {
+/// Scales of rows that do not begin with blocks. At a column each lane is in one of two blocks,
+/// counted from the one that its row begins in: which follows from how far into that it begins.
+struct UnevenScales {
+  int shift;   // a block has 2^shift pairs of columns
+  VecI start;  // pairs of the first block that lie before the first column
+  alignas(64) float scales[kKC / 32 + 2][kVL];
+
+  UnevenScales(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc)
+      : shift(__builtin_ctzll(static_cast<uint64_t>(w.blocksize)) - 1), start{} {
+    const int64_t blocks = CeilDiv(kc, w.blocksize) + 1;
+    for (int i = 0; i < kVL; ++i) {
+      const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
+      const int64_t last = (begin + kc - 1) >> (shift + 1);
+      start[i] = static_cast<int32_t>((begin & (w.blocksize - 1)) / 2);
+      for (int64_t q = 0; q < blocks; ++q) {
+        scales[q][i] = BlockScale(w, Min((begin >> (shift + 1)) + q, last));
+      }
+    }
+  }
+  /// Those of columns 2 pair and 2 pair + 1.
+  LOWRANK_MEMBER_INLINE VecF At(int64_t pair) const {
+    const float* here = scales[pair >> shift];
+    const int64_t into = pair & ((int64_t{1} << shift) - 1);
+    const VecI left = VecI{} + static_cast<int32_t>((int64_t{1} << shift) - into);
+    return start >= left ? Load(here + kVL) : Load(here);
+  }
+};
+
+/// codes[group][lane], groups of eight columns from k0 on, little-endian, of kVL rows from `row`
+/// on, the last one standing for those past `rows`; K even. What a group has past the end of a row
+/// is anything.
+static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t row, int rows,
+                                                     int64_t k0, int64_t groups, uint32_t* codes) {
+  int64_t pitch = w.cols / 2;
+  const uint8_t* src = w.codes + row * pitch + k0 / 2;
+  const int64_t left = static_cast<int64_t>(w.code_bytes()) - (row + rows - 1) * pitch - k0 / 2;
+  uint8_t copied[kVL][kKC / 2];
+  if (left < groups * 4) {  // the last group of the last row ends behind the weight
+    for (int i = 0; i < rows; ++i) {
+      std::memcpy(copied[i], src + i * pitch, static_cast<size_t>(left));
+      std::memset(copied[i] + left, 0, static_cast<size_t>(groups * 4 - left));
+    }
+    src = copied[0];
+    pitch = kKC / 2;
+  }
+  for (int64_t g = 0; g < groups && groups >= kVL; g += kVL) {
+    // The last ones once more beside others where they are not kVL.
+    const int64_t first = Min(g, groups - kVL);
     VecF r[kVL];
 #pragma GCC unroll 16
     for (int i = 0; i < kVL; ++i) {
-      r[i] = Load(src + (i < rows ? i : rows - 1) * pitch + g * 4);
+      r[i] = Load(src + (i < rows ? i : rows - 1) * pitch + first * 4);
     }
     Transpose(r);
 #pragma GCC unroll 16
-    for (int j = 0; j < kVL; ++j) Store(codes + (g + j) * kVL, r[j]);
+    for (int j = 0; j < kVL; ++j) Store(codes + (first + j) * kVL, r[j]);
   }
-  for (; g < groups; ++g) {
+  for (int64_t g = 0; g < groups && groups < kVL; ++g) {
     for (int i = 0; i < kVL; ++i) {
       std::memcpy(codes + g * kVL + i, src + (i < rows ? i : rows - 1) * pitch + g * 4, 4);
     }
@@ -112,12 +136,34 @@ template <bool kPairs, DType kRound, typename Places>
 static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int64_t k0, int64_t kc,
                              const Places& places) {
   const QuantView& w = *source.quant;
-  const int64_t groups = kc / kGroup;
+  const int64_t groups = CeilDiv(kc, kGroup);
   alignas(64) uint32_t codes[kKC / kGroup * kVL];
-  alignas(64) float scales[kKC / kGroup * kVL];
-  TransposeCodes(w.codes + (row * w.cols + k0) / 2, w.cols / 2, rows, groups, codes);
-  const int64_t per_scale = GatherScales(w, row, rows, k0, groups, scales);
+  TransposeCodes(w, row, rows, k0, groups, codes);
   const Table16 table = source.table;
+  // Columns i and i + 1 of a group.
+  const auto decode = [&](VecU group, int64_t g, int i, VecF scale) {
+    const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
+    const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
+    if constexpr (kPairs) {
+      StoreU(places.At(g, i), PairBF16(even, odd));
+    } else {
+      Store(places.At(g, i), RoundTo(kRound, even));
+      Store(places.At(g, i + 1), RoundTo(kRound, odd));
+    }
+  };
+  if ((w.cols & (w.blocksize - 1)) != 0) {
+    const UnevenScales scales(w, row, rows, k0, kc);
+    for (int64_t g = 0; g < groups; ++g) {
+      const VecU group = LoadU(codes + g * kVL);
+#pragma GCC unroll 4
+      for (int i = 0; i < kGroup; i += 2) {
+        if (g * kGroup + i < kc) decode(group, g, i, scales.At((g * kGroup + i) / 2));
+      }
+    }
+    return;
+  }
+  alignas(64) float scales[kKC / kGroup * kVL];
+  const int64_t per_scale = GatherScales(w, row, rows, k0, groups, scales);
   int64_t g = 0;
   for (int64_t s = 0; g < groups; ++s) {
     const VecF scale = Load(scales + s * kVL);
@@ -125,16 +171,7 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
     for (; g < end; ++g) {
       const VecU group = LoadU(codes + g * kVL);
 #pragma GCC unroll 4
-      for (int i = 0; i < kGroup; i += 2) {
-        const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
-        const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
-        if constexpr (kPairs) {
-          StoreU(places.At(g, i), PairBF16(even, odd));
-        } else {
-          Store(places.At(g, i), RoundTo(kRound, even));
-          Store(places.At(g, i + 1), RoundTo(kRound, odd));
-        }
-      }
+      for (int i = 0; i < kGroup; i += 2) decode(group, g, i, scale);
     }
   }
 }
@@ -155,17 +192,36 @@ LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows
 /// neighbouring panels out of one set of the L1 cache: a block is written row by row.
 constexpr int64_t PanelStride(int64_t ku) { return ku * kNR + 32; }
 
-/// Columns [n, n + cols) of a row in f32, cols a multiple of kVL, with their scales looked up where
-/// a block begins.
+/// Vectors of columns of a row in f32, with their scales looked up where a block begins.
 struct RowDecoder {
   const QuantView& w;
   Table16 table;
   int shift;
   VecF scale;
+  bool even = w.cols % 16 == 0;  // no block ends within a vector
 
   LOWRANK_MEMBER_INLINE VecF At(int64_t e, bool first) {
+    if (!even) return AtUneven(e);
     if (first || (e & (w.blocksize - 1)) == 0) scale = Splat(BlockScale(w, e >> shift));
     return Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scale;
+  }
+  /// Lanes past the row's end are of the next row, past the weight's end zeros' codes.
+  LOWRANK_MEMBER_INLINE VecF AtUneven(int64_t e) const {
+    const int64_t block = e >> shift;
+    const int64_t left = ((block + 1) << shift) - e;
+    VecF scales = Splat(BlockScale(w, block));
+    if (left < kVL) {
+      const VecF next = Splat(BlockScale(w, Min(block + 1, (w.rows * w.cols - 1) >> shift)));
+      scales = LaneIndex() < static_cast<int32_t>(left) ? scales : next;
+    }
+    const uint8_t* codes = w.codes + (e >> 1);
+    uint8_t last[kVL / 2] = {};
+    const int64_t bytes = static_cast<int64_t>(w.code_bytes()) - (e >> 1);
+    if (bytes < kVL / 2) {
+      std::memcpy(last, codes, static_cast<size_t>(bytes));
+      codes = last;
+    }
+    return Lookup(table, SpreadCodes(codes)) * scales;
   }
 };
 
@@ -186,7 +242,7 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
     const int64_t e = row * w.cols + n0;
     float* panel = out;
     for (int64_t n = 0; n < cols; n += kNR, panel += PanelStride(ku)) {
-      const int64_t nr = Min(kNR, cols - n);
+      const int64_t nr = Min(kNR, CeilDiv(cols - n, kVL) * kVL);
       for (int64_t v = 0; v < nr; v += kVL) {
         const VecF even = first.At(e + n + v, n + v == 0);
         if constexpr (kPairs) {

@@ -153,9 +153,9 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     const int64_t panel_stride = PanelStride(PanelUnits<Policy>(kc));
     const Unit* a = pack_a(k0, kc);
     if (a == nullptr) return;
-    pack_b(k0, kc, block.n0, block.n1, b);
     const int64_t next_kc = Min(kDepth<Policy>, depth - k0 - kc);
     if constexpr (Policy::kTiles) {
+      pack_b(k0, kc, block.n0, block.n1, b);
       const int64_t rows = block.m1 - block.m0;
       const int64_t steps = CeilDiv(rows, kStepRows) * col_panels;
       int64_t part = 0;
@@ -172,26 +172,33 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
       continue;
     }
     const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
-    grid.rows.Each(block.panel0, block.panel1, [&](int64_t panel, int64_t m, int mr) {
-      const TileFn full = PickTile<Policy, kMR>(mr, kNR);
-      const Unit* a_panel = a + (m - block.m0) * ku;
-      float* c_row = c + (m - block.m0) * ldc;
-      const Unit* b_panel = b;
-      // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
-      const int64_t next_lines =
-          panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
-      const Unit* next = a_panel + mr * ku;
-      int64_t part = (panel - block.panel0) * col_panels;
-      for (int64_t n = block.n0; n < block.n1; n += kNR, b_panel += panel_stride) {
-        if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
-        const int64_t nr = PanelWidth(n, block.n1);
-        for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
-        const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
-        tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
-        if (next_kc > 0) continue;
-        last.Add(m - block.m0, mr, n - block.n0, nr, c_row + (n - block.n0), ldc);
-      }
-    });
+    // A panel of columns that one panel of rows takes stays in L1 until then.
+    const bool by_panels = PackBFn::kByPanels && block.panel1 - block.panel0 == 1;
+    const int64_t strip = by_panels ? kNR : block.n1 - block.n0;
+    for (int64_t n0 = block.n0; n0 < block.n1; n0 += strip) {
+      const int64_t n1 = Min(n0 + strip, block.n1);
+      pack_b(k0, kc, n0, n1, b);
+      grid.rows.Each(block.panel0, block.panel1, [&](int64_t panel, int64_t m, int mr) {
+        const TileFn full = PickTile<Policy, kMR>(mr, kNR);
+        const Unit* a_panel = a + (m - block.m0) * ku;
+        float* c_row = c + (m - block.m0) * ldc;
+        const Unit* b_panel = b;
+        // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
+        const int64_t next_lines =
+            panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
+        const Unit* next = a_panel + mr * ku;
+        int64_t part = (panel - block.panel0) * col_panels + (n0 - block.n0) / kNR;
+        for (int64_t n = n0; n < n1; n += kNR, b_panel += panel_stride) {
+          if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
+          const int64_t nr = PanelWidth(n, block.n1);
+          for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
+          const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
+          tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
+          if (next_kc > 0) continue;
+          last.Add(m - block.m0, mr, n - block.n0, nr, c_row + (n - block.n0), ldc);
+        }
+      });
+    }
   }
   if (Policy::kTiles) AddLastSteps(grid, block, last, c);
 }
@@ -297,6 +304,7 @@ struct ChunkOf {
 
 template <typename Policy>
 struct TransposedB {
+  static constexpr bool kByPanels = true;  // whole pieces of rows: as well panel by panel
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBTransposed<Policy>(b, k0, kc, n0, n1, out);
@@ -313,6 +321,7 @@ struct TransposedB {
 
 template <typename Policy>
 struct DirectB {
+  static constexpr bool kByPanels = false;  // a panel would take 16 bytes of each row
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBDirect<Policy>(b, k0, kc, n0, n1, out);

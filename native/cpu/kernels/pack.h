@@ -211,6 +211,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
       const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
       const int64_t row = Min(n + v, n1 - 1);
       if (fused) {
+        for (int i = 0; i < kVL; ++i) PrefetchRow(b, row + kVL + i, k0, kc);
         const NaturalPlaces<Policy::kPairs> places = {out + v, nr};
         DecodeColumns<Policy::kPairs>(b, row, rows, k0, kc, places);
         continue;
@@ -311,7 +312,7 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
 template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                         Unit* out) {
-  const bool fused = FusedDirectDecode(b);
+  const bool fused = FusedDecode(b);
   const bool plain = b.dense != nullptr && b.AsStored();
   if (WholeGranules(b)) {
     DecodeGranulePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);

@@ -194,8 +194,12 @@ LOWRANK_INLINE void GatherCodes(const QuantView& w, int64_t row, int rows, int64
                                 uint32_t* codes) {
   const int64_t groups = CeilDiv(kc, kGroup);
   const int64_t padded = CeilDiv(kc, kInt8Block) * (kInt8Block / kGroup);
-  if (w.cols % kGroup == 0) {
-    TransposeCodes(w.codes + (row * w.cols + k0) / 2, w.cols / 2, rows, groups, codes);
+  if (w.cols % 2 == 0) {
+    TransposeCodes(w, row, rows, k0, groups, codes);
+    if (kc % kGroup != 0) {
+      uint32_t* last = codes + (groups - 1) * kVL;
+      StoreU(last, LoadU(last) & SplatU((1u << (kc % kGroup * 4)) - 1));
+    }
   } else {
     for (int i = 0; i < kVL; ++i) {
       const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
@@ -326,6 +330,8 @@ struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
   bool ahead;  // whether rows are asked for ahead of their decode
+
+  static constexpr bool kByPanels = false;  // no faster: these panels are a quarter as large
 
   /// Nothing to ask for beside tiles (TransposedB).
   void Ask(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}

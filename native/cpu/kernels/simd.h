@@ -324,6 +324,12 @@ LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
 /// One lane after another: 0 .. kVL - 1, as constants.
 using Lanes = std::make_integer_sequence<int, kVL>;
 
+template <int... kLane>
+LOWRANK_INLINE VecI LaneIndexOf(std::integer_sequence<int, kLane...>) {
+  return VecI{kLane...};
+}
+LOWRANK_INLINE VecI LaneIndex() { return LaneIndexOf(Lanes()); }
+
 template <int kFirst, int... kLane>
 LOWRANK_INLINE VecU TwiceEach(VecU v, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(v, v, (kFirst + kLane / 2)...);
