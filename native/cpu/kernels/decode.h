@@ -7,10 +7,9 @@
 ///   direct (dx = dy · w)      lanes are kVL columns of one row
 ///
 /// Numerics   codebook[code] · scale rounded to f32, then once more to the activations' dtype
-/// Needs      K even (direct: a multiple of 16): then rows begin on a byte. Where a row of w does
-/// not
-///            begin with a block, each lane's scale changes at another column (UnevenScales). Other
-///            shapes take the row-wise path of pack.h.
+/// Needs      K even: then rows begin on a byte. Where a row of w does not begin with a block, each
+///            lane's scale changes at another column (UnevenScales; direct: in the middle of a
+///            vector, where K is no multiple of 16). An odd K takes the row-wise path of pack.h.
 #pragma once
 
 #include "native/cpu/kernels/sum_order.h"
@@ -43,7 +42,7 @@ LOWRANK_INLINE int64_t GatherScales(const QuantView& w, int64_t row, int rows, i
 /// counted from the one that its row begins in: which follows from how far into that it begins.
 struct UnevenScales {
   int shift;   // a block has 2^shift pairs of columns
-  VecI start;  // pairs of the first block that lie before the first column
+  VecU start;  // pairs of the first block that lie before the first column
   alignas(64) float scales[kKC / 32 + 2][kVL];
 
   UnevenScales(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc)
@@ -52,7 +51,7 @@ struct UnevenScales {
     for (int i = 0; i < kVL; ++i) {
       const int64_t begin = (row + Min(i, rows - 1)) * w.cols + k0;
       const int64_t last = (begin + kc - 1) >> (shift + 1);
-      start[i] = static_cast<int32_t>((begin & (w.blocksize - 1)) / 2);
+      start[i] = static_cast<uint32_t>((begin & (w.blocksize - 1)) / 2);
       for (int64_t q = 0; q < blocks; ++q) {
         scales[q][i] = BlockScale(w, Min((begin >> (shift + 1)) + q, last));
       }
@@ -62,7 +61,7 @@ struct UnevenScales {
   LOWRANK_MEMBER_INLINE VecF At(int64_t pair) const {
     const float* here = scales[pair >> shift];
     const int64_t into = pair & ((int64_t{1} << shift) - 1);
-    const VecI left = VecI{} + static_cast<int32_t>((int64_t{1} << shift) - into);
+    const VecU left = SplatU(static_cast<uint32_t>((int64_t{1} << shift) - into));
     return start >= left ? Load(here + kVL) : Load(here);
   }
 };
