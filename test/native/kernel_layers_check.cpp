@@ -217,6 +217,7 @@ void CheckLayers(const KernelTable& table, const RunContext& context) {
       {3, 17, 33, 3},    {17, 65, 172, 8}, {15, 31, 64, 16},  {64, 64, 96, 1},  {65, 33, 257, 5},
       {29, 100, 513, 7}, {5, 3, 1000, 40}, {300, 40, 48, 64}, {14, 32, 256, 8}, {13, 129, 300, 257},
       {600, 5, 40, 3},  // more than one chunk of rows
+      {4, 40, 510, 2},  // blocks of the sum and of the scales end within groups of eight codes
       // Sums by lanes: in passes of few rows, in panels, of more than a span, of a part of one.
       {7, 53, 832, 4}, {31, 40, 768, 3}, {37, 101, 896, 5}, {9, 20, 4096, 2}, {40, 33, 4224, 1},
   };

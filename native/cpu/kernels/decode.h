@@ -67,21 +67,21 @@ struct UnevenScales {
 };
 
 /// codes[group][lane], groups of eight columns from k0 on, little-endian, of kVL rows from `row`
-/// on, the last one standing for those past `rows`; K even. What a group has past the end of a row
-/// is anything.
+/// on, the last one standing for those past `rows`; K even, at most kMostDepth columns. What a
+/// group has past the end of a row is anything.
 static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t row, int rows,
                                                      int64_t k0, int64_t groups, uint32_t* codes) {
   int64_t pitch = w.cols / 2;
   const uint8_t* src = w.codes + row * pitch + k0 / 2;
   const int64_t left = static_cast<int64_t>(w.code_bytes()) - (row + rows - 1) * pitch - k0 / 2;
-  uint8_t copied[kVL][kKC / 2];
+  uint8_t copied[kVL][kMostDepth / 2];
   if (left < groups * 4) {  // the last group of the last row ends behind the weight
     for (int i = 0; i < rows; ++i) {
       std::memcpy(copied[i], src + i * pitch, static_cast<size_t>(left));
       std::memset(copied[i] + left, 0, static_cast<size_t>(groups * 4 - left));
     }
     src = copied[0];
-    pitch = kKC / 2;
+    pitch = kMostDepth / 2;
   }
   for (int64_t g = 0; g < groups && groups >= kVL; g += kVL) {
     // The last ones once more beside others where they are not kVL.

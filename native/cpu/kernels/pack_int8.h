@@ -50,7 +50,7 @@ constexpr bool kIsInt8<Int8Policy> = true;
 /// Summation index per block of packed operands: kKC, where it decides the order of sums. Codes
 /// have theirs from their scales, and a quarter of the bytes.
 template <typename Policy>
-constexpr int64_t kDepth = kIsInt8<Policy> ? 2 * kKC : kKC;
+constexpr int64_t kDepth = kIsInt8<Policy> ? kMostDepth : kKC;
 
 /// Rows of units in a B panel, where an A panel has Units(kc) columns.
 template <typename Policy>

@@ -30,7 +30,8 @@ namespace lowrank::cpu::LOWRANK_ISA {
 // Summation index per block. Fixed, since it decides the order of summation: an A panel is kMR · 1
 // KiB and stays in L1. It also keeps the rounding error of a long sum near that of its parts.
 constexpr int64_t kKC = 256;
-constexpr int kGroup = 8;  // codes in 32 bits
+constexpr int64_t kMostDepth = 2 * kKC;  // of any policy's block (pack_int8.h)
+constexpr int kGroup = 8;                // codes in 32 bits
 
 // The least blocksize of those formats whose scale all of a vector shares, with all its nibbles.
 constexpr int64_t kGranule = 64;
