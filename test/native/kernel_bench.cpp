@@ -174,14 +174,15 @@ bool CanMeasureDotPeak() {
 #endif
 }
 
-/// How many weights of a layer calls go round: with few tokens twice the last cache, as the layers of
-/// a model do.
-size_t CopiesOf(const Shape& s) {
-  if (s.M > 64) return 1;
+/// How many weights of a layer calls go round: with few tokens twice the last cache, as the layers
+/// of a model do.
+size_t CopiesOf(const WeightView& w, int64_t tokens) {
+  if (tokens > 64) return 1;
   const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
   const double wanted_bytes = 2.0 * static_cast<double>(cache_bytes > 0 ? cache_bytes : 32 << 20);
-  const double bytes = 0.5625 * static_cast<double>(s.N) * static_cast<double>(s.K);
-  return static_cast<size_t>(std::min(256.0, 1 + wanted_bytes / bytes));
+  const size_t bytes = w.dense.present ? static_cast<size_t>(w.dense.elems()) * DTypeBytes(w.dense.dtype)
+                                       : w.quant.code_bytes();
+  return static_cast<size_t>(std::min(256.0, 1 + wanted_bytes / static_cast<double>(bytes)));
 }
 
 }  // namespace
@@ -223,9 +224,9 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     if (only >= 0 && only != &c - cases) continue;
     const Shape& s = c.shape;
     std::deque<Weight> weights;
-    for (size_t i = 0; i < CopiesOf(s); ++i) {
+    do {
       weights.push_back(MakeWeight(table, context, c.kind, s.N, s.K, c.dtype));
-    }
+    } while (weights.size() < CopiesOf(weights[0].view, s.M));
     size_t turn = 0;
     const auto next = [&] { return weights[++turn % weights.size()].view; };
     LoraLayer layer(s, c.dtype, next());

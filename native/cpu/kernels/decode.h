@@ -197,10 +197,10 @@ struct RowDecoder {
   Table16 table;
   int shift;
   VecF scale;
-  bool even = w.cols % 16 == 0;  // no block ends within a vector
+  bool one_scale = w.cols % 16 == 0;  // no block ends within a vector
 
   LOWRANK_MEMBER_INLINE VecF At(int64_t e, bool first) {
-    if (!even) return AtUneven(e);
+    if (!one_scale) return AtUneven(e);
     if (first || (e & (w.blocksize - 1)) == 0) scale = Splat(BlockScale(w, e >> shift));
     return Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scale;
   }

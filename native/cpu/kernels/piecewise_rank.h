@@ -16,6 +16,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
+// Those of core are inline functions, of which the linker would keep any one set's.
 LOWRANK_INLINE float FloatOf(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
