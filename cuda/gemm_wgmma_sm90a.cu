@@ -9,24 +9,27 @@
 ///              is dx, x dy, w wᵀ [K, N], h dh and lora_b lora_aᵀ; N and K below are the product's.
 ///              Its panels are columns of w, turned as they are decoded (panel_fill.cuh)
 /// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases,
-///              the bits of the gate, and zeros in the counters of h. Then one launch a panel of at
-///              most ~2,048 rows of w: it multiplies panel p while three spare warps of each block
-///              decode panel p + 1 into the other buffer. Where h is not given, they compute it
-///              first, in the launch of the first panel (lora_row_shrink.cuh), and the copy of h's
-///              slab, which comes last of a tile, waits for its row tile. A gated slab comes first,
-///              and its sums are gated in their registers before w's are added
+///              lora_b turned, the bits of the gate, zeros in the counters of h. Then one launch a
+///              panel of at most ~2,048 rows of w: it multiplies panel p while three spare warps of
+///              each block decode panel p + 1 into the other buffer. Where h is not given, they
+///              compute it first, in the launch of the first panel (lora_row_shrink.cuh), with the
+///              bits of its rows, and the copy of h's slab, which comes last of a tile, waits for
+///              its row tile. What time is left they spend on the factors' gradients
+///              (lora_row_grad.cuh). A gated slab is multiplied by mma.sync into sums of its own,
+///              eight columns at a time, and what is kept of them is added
 /// Grid         prepare (any). Products: min(SMs, tiles) blocks in clusters of 2 that share a
 ///              column tile; each walks its tiles in a fixed order
 /// Block        384 threads: warp 0 copies, warps 1..3 compute h and decode the next panel, two
 ///              warpgroups multiply, 64 rows each
-/// Registers    384 · 168 at the launch, then 256 · 192 + 128 · 120, the same sum: 128 of the 192
-///              are accumulators, the 120 hold two chunks of x, one of lora_a and its parts
+/// Registers    384 · 168 at the launch, then 256 · 184 + 128 · 136, the same sum: 128 of the 184
+///              are accumulators, the 136 a gradient's 32 sums, a chunk of x and the next, its
+///              factor's parts; at 192 and 120 they spill
 /// Shared       kStages · (kTileM + kTileN) · 64 · 2 bytes + 8 · 16 · 72 · 2 + 1,024 + 3,088 +
 ///              barriers: 4 · 48 KB + 23 KB = 215 KB (128 x 256), 6 · 32 KB + 23 KB (128 x 128)
 /// Numerics     w rounded once to T; products exact, sums in f32 in the order of k; h · lora_bᵀ in
-///              the same accumulators from bf16 pieces that sum to the f32 values exactly (only
-///              low · low is left out: 2^-28); what dx holds is added in f32; one rounding to T.
-///              Same bits from run to run, and for a row in any batch
+///              the same accumulators (a gated one: added to them) from bf16 pieces that sum to the
+///              f32 values exactly (only low · low is left out: 2^-28); what dx holds is added in
+///              f32; one rounding to T. Same bits from run to run, and for a row in any batch
 /// Needs        sm_90a, x, h and panel rows 16-byte aligned (the plan copies what is not)
 ///
 /// Budget of a 128 x 256 tile, for each 64 of K (H100: 2,048 multiply-adds/clk/SM)
@@ -66,15 +69,21 @@
 /// L2: 26 + 4 (f32: 6) of about 30 B/clk/SM during the launch of the first panel; of f32 that may
 /// be 9 us more.
 ///
-/// dx costs what y does, with dh given (its slab 4.0 or 10.8 us). Turning a panel takes the same
-/// five issue slots a weight and whole sectors both ways. A gate of M = 8,192, K = 4,096, r = 16:
-///   bits       8.4 M Philox calls of 70 instructions; half of them stand before the first panel's
-///              products: 4.2 M · 70 / 32 / (132 · 4 slots) = 17 k clk, 10 us; the rest hides
-///   gating     4 loads of 16 bytes and about 400 instructions a lane and tile, the tensor cores
-///   idle
-///              meanwhile: 1 k of 65 k clk, 6 us
-/// 350 + 4 = 354 us with a bf16 adapter, 370 with dropout, where mma.sync takes 467. An 8 KB buffer
-/// of bits in shared memory, filled by the spare warps a tile ahead, would hide the ten as well.
+/// dx costs what y does (its slab 4.0 or 10.8 us), dh in it what h does. Turning a panel takes the
+/// same five issue slots a weight and whole sectors both ways. Of M = 8,192, K = N = 4,096, r = 16,
+/// beside what the tiles take:
+///   gradients  200 k of the 260 k clk of the second launch (lora_row_grad.cuh); the tensor cores
+///              give 2 · 5.5 us. One reduce after them, 3 us
+///   bits       8.4 M Philox calls of 70 instructions, beside the products of the first launch:
+///              92 k clk of each warp, with dh and the decode 200 k of 260 k (f32 lora_b: 290 k)
+///   gated slab 768 mma.sync a tile (48 of K) at about 6.5 clk of four tensor cores, 1.25 k clk,
+///              where wgmma takes 0.77 k; 1.6 k wavefronts of ldmatrix; 64 rows a warpgroup of bits
+///              and adds, 1.3 k issue slots. They overlap: 2.0 k clk a tile, 1.2 k more than a slab
+///              without a gate, 6.5 us
+/// 350 + 4 + 2 (dh) + 11 + 3 = 370 us with a bf16 adapter for the whole backward (goal 371), 377
+/// with dropout (378): without margin. In the second launch the L2 gives 26 + 5 B/clk/SM. mma.sync
+/// and passes of their own took 516.
+#include "cuda/lora_row_grad.cuh"
 #include "cuda/lora_row_shrink.cuh"
 #include "cuda/panel_fill.cuh"
 #include "cuda/ptx_sm90.cuh"
@@ -135,19 +144,15 @@ LOWRANK_DEVICE void Advance(RingPosition<kStages>& at) {
 /// T of the activations and of the panel of w, and its products.
 struct TileBF16 : PanelBF16 {
   using Tag = LoraBF16Tag;
-  LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
-    WgmmaBF16(acc, a, b, accumulate);
-  }
-  LOWRANK_DEVICE void Multiply(float (&acc)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
+  template <size_t kSums>
+  LOWRANK_DEVICE void Multiply(float (&acc)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
     WgmmaBF16(acc, a, b, accumulate);
   }
 };
 struct TileF16 : PanelF16 {
   using Tag = LoraF16Tag;
-  LOWRANK_DEVICE void Multiply(float (&acc)[64], uint64_t a, uint64_t b, uint32_t accumulate) {
-    WgmmaF16(acc, a, b, accumulate);
-  }
-  LOWRANK_DEVICE void Multiply(float (&acc)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
+  template <size_t kSums>
+  LOWRANK_DEVICE void Multiply(float (&acc)[kSums], uint64_t a, uint64_t b, uint32_t accumulate) {
     WgmmaF16(acc, a, b, accumulate);
   }
 };
@@ -173,12 +178,7 @@ LOWRANK_DEVICE void ProduceStages(const GemmWgmmaParams& p, Storage<Tile>& s, ui
   for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
     const int32_t m = static_cast<int32_t>((tile / p.tiles_n * kClusterBlocks + rank) * kTileM);
     const int32_t n = static_cast<int32_t>(tile % p.tiles_n * Tile::kTileN + rank * kHalfN);
-    const uint32_t blocks = p.k_blocks + p.slab_blocks;
-    for (uint32_t i = 0; i < blocks; ++i) {
-      // In the order of ConsumeStages: a gated slab comes first, another last.
-      const uint32_t block = p.kept == nullptr   ? i
-                             : i < p.slab_blocks ? p.k_blocks + i
-                                                 : i - p.slab_blocks;
+    for (uint32_t block = 0; block < p.k_blocks + p.slab_blocks; ++block) {
       const bool slab = block >= p.k_blocks;
       const int32_t k = static_cast<int32_t>((slab ? block - p.k_blocks : block) * kTileK);
       if (block == p.k_blocks && p.shrink.x != nullptr) WaitForShrunkTile(p.shrink, m);
@@ -228,26 +228,55 @@ LOWRANK_DEVICE void ReleaseStage(Storage<Tile>& s, uint32_t stage) {
   if (lane < kClusterBlocks) BarrierArriveAt(&s.empty[stage], lane);
 }
 
-/// Zeroes what the gate drops, whatever it held, of a lane's rows m and m + 8; n0 in the panel.
+/// The four 8 x 8 matrices of rows row0 .. row0 + 15 and 16 of K of a tile in shared memory, as the
+/// copy engine's swizzle left them.
+LOWRANK_DEVICE void LoadSwizzled(const uint16_t* s_tile, uint32_t row0, uint32_t step,
+                                 uint32_t (&fragment)[4]) {
+  const uint32_t lane = threadIdx.x % 32;
+  const uint32_t row = row0 + lane % 16;
+  const uint32_t chunk = step * 2 + lane / 16;
+  LdMatrixX4(fragment, s_tile + row * kTileK + (chunk ^ row % 8) * 8);
+}
+
+/// A stage of a gated slab, by mma.sync: eight columns at a time into sums of their own, since what
+/// the gate drops must not reach the tile's, whatever it is. The sums of mma and wgmma lie alike in
+/// a warp's registers. Plain loads of the bits: they may be of this launch.
 template <typename Tile>
-LOWRANK_DEVICE void KeepOnlyKept(const GemmWgmmaParams& p, float (&acc)[Tile::kTileN / 2],
-                                 int64_t m, int64_t n0) {
-  constexpr uint32_t kWords = Tile::kTileN / 32;
+LOWRANK_DEVICE void AddGatedSlabStage(const GemmWgmmaParams& p, const Storage<Tile>& s,
+                                      uint32_t stage, uint32_t row0, uint32_t steps, int64_t m0,
+                                      int64_t n0, float (&acc)[Tile::kTileN / 2]) {
+  const uint32_t lane = threadIdx.x % 32;
+  const int64_t m = m0 + lane / 4;
+  const uint32_t* g_kept = p.kept + n0 / 32;
+  uint32_t h[kTileK / 16][4];
 #pragma unroll
-  for (uint32_t half = 0; half < 2; ++half) {
-    const int64_t row = m + half * 8;
-    if (row >= p.M) continue;
-    const uint4* g_kept = reinterpret_cast<const uint4*>(p.kept + row * p.kept_words + n0 / 32);
+  for (uint32_t step = 0; step < kTileK / 16; ++step) {
+    if (step < steps) LoadSwizzled(s.x[stage], row0, step, h[step]);
+  }
 #pragma unroll
-    for (uint32_t quad = 0; quad < kWords / 4; ++quad) {
-      const uint4 words = __ldg(g_kept + quad);
+  for (uint32_t quad = 0; quad < Tile::kTileN / 32; ++quad) {  // a word of bits
+    const bool inside = n0 + quad * 32 < p.panel_n;
+    const uint32_t upper = inside && m < p.M ? g_kept[m * p.kept_words + quad] : 0;
+    const uint32_t lower = inside && m + 8 < p.M ? g_kept[(m + 8) * p.kept_words + quad] : 0;
 #pragma unroll
-      for (uint32_t i = 0; i < 16; ++i) {  // eight columns: a byte
-        const uint32_t word = i < 4 ? words.x : i < 8 ? words.y : i < 12 ? words.z : words.w;
-        const uint32_t pair = word >> (i % 4 * 8) >> (threadIdx.x % 4 * 2);
-        const uint32_t j = (quad * 16 + i) * 4 + half * 2;
-        if ((pair & 1) == 0) acc[j] = 0;
-        if ((pair & 2) == 0) acc[j + 1] = 0;
+    for (uint32_t pair = 0; pair < 2; ++pair) {
+      float part[2][4] = {{0, 0, 0, 0}, {0, 0, 0, 0}};
+#pragma unroll
+      for (uint32_t step = 0; step < kTileK / 16; ++step) {
+        if (step >= steps) continue;
+        uint32_t lora_b[4];
+        LoadSwizzled(s.w[stage], quad * 32 + pair * 16, step, lora_b);
+        MmaBF16(part[0], h[step], lora_b[0], lora_b[2]);
+        MmaBF16(part[1], h[step], lora_b[1], lora_b[3]);
+      }
+#pragma unroll
+      for (uint32_t half = 0; half < 2; ++half) {
+        const uint32_t shift = pair * 16 + half * 8 + lane % 4 * 2;
+        float* sums = acc + (quad * 4 + pair * 2 + half) * 4;
+        if ((upper >> shift & 1) != 0) sums[0] += part[half][0];
+        if ((upper >> shift & 2) != 0) sums[1] += part[half][1];
+        if ((lower >> shift & 1) != 0) sums[2] += part[half][2];
+        if ((lower >> shift & 2) != 0) sums[3] += part[half][3];
       }
     }
   }
@@ -360,26 +389,29 @@ LOWRANK_DEVICE void ConsumeStages(const GemmWgmmaParams& p, Storage<Tile>& s, ui
       ReleaseStage(s, previous);
       in_flight = false;
     };
-    const auto multiply_slab = [&] {
-      for (uint32_t block = 0; block < p.slab_blocks; ++block) {
-        BarrierWait(&s.full[at.stage], at.parity);
-        MultiplySlabStage(acc, s, at.stage, group, p.slab_steps - block * (kTileK / 16),
-                          accumulate);
-        after_issue();
-      }
-    };
-    if (p.kept != nullptr) {
-      multiply_slab();
-      finish();
-      KeepOnlyKept<Tile>(p, acc, m0 + threadIdx.x % 32 / 4, n0);
-    }
     for (uint32_t block = 0; block < p.k_blocks; ++block) {
       BarrierWait(&s.full[at.stage], at.parity);
       MultiplyStage<T>(acc, s, at.stage, group, accumulate);
       after_issue();
     }
-    if (p.kept == nullptr) multiply_slab();
-    finish();
+    const auto slab_steps = [&](uint32_t block) { return p.slab_steps - block * (kTileK / 16); };
+    if (p.kept == nullptr) {
+      for (uint32_t block = 0; block < p.slab_blocks; ++block) {
+        BarrierWait(&s.full[at.stage], at.parity);
+        MultiplySlabStage(acc, s, at.stage, group, slab_steps(block), accumulate);
+        after_issue();
+      }
+      finish();
+    } else {
+      finish();
+      for (uint32_t block = 0; block < p.slab_blocks; ++block) {
+        BarrierWait(&s.full[at.stage], at.parity);
+        AddGatedSlabStage(p, s, at.stage, group * 64 + warp * 16, slab_steps(block), m0, n0, acc);
+        __syncwarp();  // every lane has read the stage
+        ReleaseStage(s, at.stage);
+        Advance(at);
+      }
+    }
     StoreTile<T>(p, s, acc, group * 4 + warp, m0, n0);
   }
 }
@@ -403,17 +435,23 @@ LOWRANK_DEVICE void Multiply(const GemmWgmmaParams& p) {
   GridDependencyLaunch();
   GridDependencyWait();
   if (warp < 4) {
-    RegistersDownTo<120>();
+    RegistersDownTo<136>();
     if (warp == 0) {
       if (threadIdx.x == 0) ProduceStages(p, s, rank);
     } else {
       if (p.shrink.x != nullptr) ShrinkRows<typename T::Tag>(p.shrink, s.shrink, warp - 1);
       const uint32_t unit = blockIdx.x * kFillWarps + warp - 1;
-      FillPanel<T>(p.next_panel, s.codebook, unit, gridDim.x * kFillWarps);
-      FillKept(p.next_kept, unit, gridDim.x * kFillWarps);
+      const uint32_t units = gridDim.x * kFillWarps;
+      FillPanel<T>(p.next_panel, s.codebook, unit, units);
+      FillKept(p.next_kept, 0, p.next_kept.rows, unit, units);
+      uint32_t place = unit;
+#pragma unroll 1
+      for (uint32_t i = 0; i < kRowGrads; ++i) {
+        place = SumRowGrads<typename T::Tag>(p.grads[i], place, units);
+      }
     }
   } else {
-    RegistersUpTo<192>();
+    RegistersUpTo<184>();
     ConsumeStages<T>(p, s, rank, warp / 4 - 1);
   }
   // A block that left would take its barriers from under the peer's arrivals.
@@ -433,10 +471,11 @@ LOWRANK_DEVICE void Prepare(const GemmWgmmaPrepareParams& p) {
   const int64_t count = static_cast<int64_t>(gridDim.x) * kWgmmaPrepareThreads;
   FillPanel<T>(p.panel, s_codebook, unit, units);
   FillPanel<T>(p.x, s_codebook, unit, units);
+  FillTurn(p.factor, index, count);
   FillSplit(p.h, index, count);
   FillSplit(p.lora_b, index, count);
   FillAddend(p.addend, index, count);
-  FillKept(p.kept, unit, units);
+  FillKept(p.kept, 0, p.kept.rows, unit, units);
   for (int64_t i = index; i < p.counter_count; i += count) p.counters[i] = 0;
 }
 

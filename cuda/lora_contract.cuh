@@ -298,15 +298,10 @@ class LoraContract {
       }
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if constexpr (kParts == 1) {
-          a[0][i] = raw[i];
-        } else {
-          uint32_t parts[kParts];
-          SplitPair(BitsToFloat(raw[i] & 0xffffu, kLoraF16), BitsToFloat(raw[i] >> 16, kLoraF16),
-                    parts);
+        uint32_t parts[kParts];
+        SplitWord(raw[i], parts);
 #pragma unroll
-          for (int part = 0; part < kParts; ++part) a[part][i] = parts[part];
-        }
+        for (int part = 0; part < kParts; ++part) a[part][i] = parts[part];
       }
     } else {
 #pragma unroll

@@ -94,6 +94,16 @@ LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kPart
   parts[0] = UpperHalves(QuietNaN(first), QuietNaN(second));
 }
 
+/// A word of two 16-bit elements as parts: one if they are bf16, else those of f16.
+template <int kParts>
+LOWRANK_DEVICE void SplitWord(uint32_t word, uint32_t (&parts)[kParts]) {
+  if constexpr (kParts == 1) {
+    parts[0] = word;
+  } else {
+    SplitPair(BitsToFloat(word & 0xffffu, kLoraF16), BitsToFloat(word >> 16, kLoraF16), parts);
+  }
+}
+
 /// acc_of(i) += a[i] · factor for the fragments i: `a` is 16 x 16 as parts, `factor` the four
 /// elements of a lane's column in mma's B layout, of a dtype of `factor_parts`. The products of
 /// first parts come first, so that both variants give the same bits where everything is finite.

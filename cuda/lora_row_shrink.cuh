@@ -12,10 +12,11 @@
 ///              shared memory, of which the products leave 12 KB: three for the sums
 ///   numerics   as lora_contract.cuh: bf16 parts, products exact, sums in f32; one order for each
 ///              element, so the same bits whoever computes it, and in any batch
-///   gate       on the fragment in registers, eight elements at a time, by lora_gate.cuh
-///   order      stores of h and its pieces, the barrier of the three warps, the leader's release on
-///              the tile's counter; the copying thread's acquire of all units of its tile, its
-///              fence.proxy.async, its copies. The launch before has zeroed the counters
+///   gate       on the fragment in registers, eight elements at a time, by lora_gate.cuh. Of an
+///              input gradient it is the product's: then a unit writes the bits of its rows
+///   order      stores of h, its pieces and the bits, the barrier of the three warps, the leader's
+///              release on the tile's counter; the copying thread's acquire of all units of its
+///              tile, its fence.proxy.async, its copies. The launch before has zeroed the counters
 ///   progress   a unit belongs to a block that runs, and its three warps wait for nothing but one
 ///              another until none is left; only the copying thread waits for units. So every unit
 ///              that is handed out ends, and the blocks that run, be it one pair of many, hand out
@@ -174,15 +175,10 @@ LOWRANK_DEVICE void MultiplyChunkParts(const RowShrink& p, const ShrinkChunk& x,
       uint32_t non_finite = factor_non_finite;
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        if constexpr (Tag::kParts == 1) {
-          a[0][0][i] = raw[i];
-        } else {
-          uint32_t parts[Tag::kParts];
-          SplitPair(BitsToFloat(raw[i] & 0xffffu, kLoraF16), BitsToFloat(raw[i] >> 16, kLoraF16),
-                    parts);
+        uint32_t parts[Tag::kParts];
+        SplitWord(raw[i], parts);
 #pragma unroll
-          for (int part = 0; part < Tag::kParts; ++part) a[0][part][i] = parts[part];
-        }
+        for (int part = 0; part < Tag::kParts; ++part) a[0][part][i] = parts[part];
         non_finite |= NonFinitePair(a[0][0][i]);
       }
       const bool all_finite = __any_sync(0xffffffffu, non_finite != 0 ? 1 : 0) == 0;
@@ -293,7 +289,9 @@ LOWRANK_DEVICE void ShrinkRows(const RowShrink& p, RowShrinkStorage& s, uint32_t
       StoreShrinkPair(p, row0 + lane / 4, j, sum.x, sum.y);
       StoreShrinkPair(p, row0 + lane / 4 + 8, j, sum.z, sum.w);
     }
-    NamedBarrier(kShrinkBarrier, kShrinkWarps * 32);  // h of the unit is written
+    const int64_t row_end = row0 + kShrinkRows < p.rows ? row0 + kShrinkRows : p.rows;
+    FillKept(p.kept, row0, row_end, warp, kShrinkWarps);
+    NamedBarrier(kShrinkBarrier, kShrinkWarps * 32);  // h and the bits of the unit are written
     if (leader) AtomicAddAcqRel(p.done_units + unit / kShrinkUnitsPerTile, 1);
   }
 }

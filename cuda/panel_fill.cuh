@@ -283,22 +283,40 @@ LOWRANK_DEVICE void FillAddend(const AddendFill& fill, int64_t index, int64_t co
   }
 }
 
-/// The share of warp `unit` of `units`: a row of up to 32 words an item, a word a lane.
-LOWRANK_DEVICE void FillKept(const KeptFill& fill, uint32_t unit, uint32_t units) {
+/// The share of thread `index` of `count`: stores side by side, loads of rows that are a sector.
+LOWRANK_DEVICE void FillTurn(const TurnFill& fill, int64_t index, int64_t count) {
+  if (fill.source == nullptr) return;
+  for (int64_t i = index; i < fill.rows * fill.cols; i += count) {
+    const int64_t col = i / fill.rows;
+    const int64_t from = (i - col * fill.rows) * fill.cols + col;
+    if (fill.element == kLoraF32) {
+      static_cast<uint32_t*>(fill.target)[i] = static_cast<const uint32_t*>(fill.source)[from];
+    } else {
+      static_cast<uint16_t*>(fill.target)[i] = static_cast<const uint16_t*>(fill.source)[from];
+    }
+  }
+}
+
+/// The share of warp `unit` of `units` in rows [first_row, row_end): a row of up to 32 words an
+/// item, a word a lane.
+LOWRANK_DEVICE void FillKept(const KeptFill& fill, int64_t first_row, int64_t row_end,
+                             uint32_t unit, uint32_t units) {
   if (fill.target == nullptr) return;
   const uint32_t runs = (fill.words + 31) / 32;
-  for (int64_t item = unit; item < fill.rows * runs; item += units) {
+  for (int64_t item = unit; item < (row_end - first_row) * runs; item += units) {
     const int64_t row = item / runs;
-    const uint32_t word = static_cast<uint32_t>(item - row * runs) * 32 + threadIdx.x % 32;
-    if (word >= fill.words) continue;
+    const uint32_t of_row = static_cast<uint32_t>(item - row * runs) * 32 + threadIdx.x % 32;
+    if (of_row >= fill.words) continue;
+    const uint32_t word = fill.first_word + of_row;
+    const int64_t m = first_row + row;
     uint32_t kept = 0;
-    int64_t col = fill.first_col + static_cast<int64_t>(word) * 32;
+    int64_t col = static_cast<int64_t>(word) * 32;
 #pragma unroll 1
     for (uint32_t bit = 0; bit < 32 && col < fill.cols; bit += 8, col += 8) {
       const int inside = fill.cols - col < 8 ? static_cast<int>(fill.cols - col) : 8;
-      kept |= (KeptBits<8>(fill.gate, row * fill.cols + col, inside) & 255u) << bit;
+      kept |= (KeptBits<8>(fill.gate, m * fill.cols + col, inside) & 255u) << bit;
     }
-    fill.target[row * fill.words + word] = kept;
+    fill.target[m * fill.row_words + word] = kept;
   }
 }
 

@@ -27,6 +27,10 @@ constexpr uint32_t kShrinkMaxRank = 8 * kShrinkTilesJ;
 constexpr uint32_t kShrinkUnitsPerTile = kWgmmaTileM / kShrinkRows;
 constexpr uint32_t kShrinkSharedBytes = kShrinkWarps * kShrinkTilesJ * 32 * 16 + 16;
 
+/// Of the gradients beside the products: columns of a unit, rows a step.
+constexpr uint32_t kRowGradCols = 64;
+constexpr uint32_t kRowGradRows = 16;
+
 /// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements a consumer
 /// warp, the codebook, the sums of h, two barriers a stage; to the 1,024 bytes of the swizzle.
 constexpr uint32_t WgmmaSharedBytes(uint32_t tile_n, uint32_t stages) {
@@ -95,19 +99,29 @@ struct AddendFill {
   float scaling = 0;
 };
 
-/// Which elements of columns [first_col, first_col + 32 · words) the gate keeps: bit b of word i of
-/// a row is that of column first_col + 32 i + b. Undefined where there is no such column.
+/// A small matrix turned: target [cols, rows] from source [rows, cols], the same elements.
+struct TurnFill {
+  void* target = nullptr;
+  const void* source = nullptr;  // null: nothing to turn
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t element = kLoraF32;
+};
+
+/// Which elements of columns [32 · first_word, 32 · (first_word + words)) the gate keeps: bit b of
+/// word i of a row is that of column 32 i + b. Undefined where there is no such column.
 struct KeptFill {
-  uint32_t* target = nullptr;  // [rows, words]; null: no gate
+  uint32_t* target = nullptr;  // [rows, row_words]; null: no gate
   int64_t rows = 0;
   int64_t cols = 0;  // of the gated matrix
-  int64_t first_col = 0;
+  uint32_t row_words = 0;
+  uint32_t first_word = 0;
   uint32_t words = 0;
   LoraGate gate;
 };
 
 /// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the pieces that they
-/// multiply.
+/// multiply. For the input gradient that is dh = scaling · dy · lora_b: x is dy, lora_a lora_bᵀ.
 struct RowShrink {
   const void* x = nullptr;       // T [rows, cols], rows 16-byte aligned; null: h stands already
   const void* lora_a = nullptr;  // [r, cols], rows 16-byte aligned
@@ -122,16 +136,41 @@ struct RowShrink {
   int32_t lora_a_element = kLoraF32;
   float scale = 1;
   LoraGate gate;
+  KeptFill kept;  // of the products' gate, a unit's rows with its h
 };
+
+/// The gradient of a factor, by planes that are sums over the rows of a split each, computed beside
+/// the products for a range of the columns of x:
+///
+///   planes[s](c, j) = Σ_m (kept ⊙ x)(m, c) · factor(m, j),   m in split s
+struct RowGrad {
+  const void* x = nullptr;        // T [rows, cols], rows 16-byte aligned; null: nothing to do
+  const float* factor = nullptr;  // [rows, r]: h, or dh
+  float* planes = nullptr;  // (c, j) of split s at s · plane_elems + c · c_elems + j · j_elems
+  const uint32_t* kept = nullptr;  // [rows, kept_words], as KeptFill; null: all
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int64_t rows_per_split = 0;  // a multiple of kRowGradRows
+  int64_t plane_elems = 0;
+  int64_t c_elems = 0;  // 1 or r
+  int64_t j_elems = 0;  // cols or 1
+  uint32_t kept_words = 0;
+  uint32_t r = 0;
+  uint32_t splits = 0;
+  uint32_t first_block = 0;  // of this launch, of kRowGradCols columns
+  uint32_t blocks = 0;
+};
+constexpr uint32_t kRowGrads = 2;
 
 /// What must stand before the first product.
 struct GemmWgmmaPrepareParams {
   PanelFill panel;   // of w
   PanelFill x;       // where x itself cannot be read by TMA
+  TurnFill factor;   // lora_b, where dh is computed beside the products
   SplitFill h;       // [M]
   SplitFill lora_b;  // [N]
   AddendFill addend;
-  KeptFill kept;                 // of the first panel
+  KeptFill kept;                 // of the first panel, where h is given
   uint32_t* counters = nullptr;  // to be zeroed
   uint32_t counter_count = 0;
 };
@@ -145,9 +184,9 @@ struct GemmWgmmaParams {
   TensorMap lora_b_map;            // bf16 [panel_n, slab_k]
   void* y = nullptr;               // T [M, N]
   const float* addend = nullptr;   // f32 [N] or null
-  const uint32_t* kept = nullptr;  // [M, kept_words]: columns of the panel that the adapter's term
-                                   // counts for, as KeptFill; null: all
-  uint32_t kept_words = 0;         // a multiple of 4, 16-byte aligned
+  const uint32_t* kept = nullptr;  // [M, kept_words], from the panel's first column on: what the
+                                   // adapter's term counts for, as KeptFill; null: all
+  uint32_t kept_words = 0;         // of a row
   uint32_t accumulate = 0;         // add to what y holds
   int64_t M = 0;
   int64_t N = 0;
@@ -161,7 +200,8 @@ struct GemmWgmmaParams {
   uint32_t y_vector = 0;     // y's rows are 16-byte aligned and N a multiple of 8
   PanelFill next_panel;      // filled beside the products
   KeptFill next_kept;
-  RowShrink shrink;  // of the first panel's launch
+  RowShrink shrink;          // of the first panel's launch
+  RowGrad grads[kRowGrads];  // the share of this launch
 };
 
 }  // namespace lowrank::gpu

@@ -241,8 +241,9 @@ export function loraExpandBackward(
  *
  * `dx = dy · w + gate ⊙ (scaling · dh · loraA)` [..., K], `dLoraA = scaling · dhᵀ · (gate ⊙ x)` [r, K]
  *
- * After {@link loraExpandBackward} it makes {@link loraBackward}, bit for bit. Dropout is said as it
- * was to {@link loraShrink}; the mask is drawn again.
+ * After {@link loraExpandBackward} it makes {@link loraBackward}, bit for bit (on a CUDA device of
+ * compute capability 9.0, products so large that they compute dh themselves may differ in its last
+ * bits). Dropout is said as it was to {@link loraShrink}; the mask is drawn again.
  * @param dy [..., N], the gradient of y
  * @param w [N, K] dense or quantised, frozen
  * @param dh [..., r] f32, the gradient of h

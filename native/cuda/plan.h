@@ -49,7 +49,7 @@ struct TensorMapRequest {
 
 /// One kernel launch. `kernel` is the extern "C" name in cuda/.
 struct LaunchStep {
-  static constexpr size_t kMaxParamBytes = 1024;
+  static constexpr size_t kMaxParamBytes = 1536;
 
   const char* kernel = nullptr;
   Dim3 grid;

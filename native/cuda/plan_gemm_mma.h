@@ -12,12 +12,14 @@ struct GemmMmaOperands {
   WeightView w;               // [N, K] dense of any dtype, or quantised
   bool w_transposed = false;  // false: y = x · wᵀ, true: dx = dy · w
   TensorView bias;            // [1, N] of any dtype, forward only
-  float* h = nullptr;         // [M, r] f32: h, or dh (which carries the scaling already)
-  TensorView lora_a;          // [r, K], forward only: present where h is still to be computed
+  float* h = nullptr;         // [M, r] f32: h, or dh (which carries its scaling already)
+  TensorView shrink_factor;   // lora_a [r, K], or lora_b [N, r] where w_transposed: present where
+                              // h, or dh, is still to be computed
+  float shrink_scaling = 1;   // of that h
   TensorView lora_factor;     // lora_b [N, r] forward, lora_a [r, K] otherwise; of any dtype
   TensorView lora_bias;       // [1, N] of any dtype, forward only
   float scaling = 1;          // of the LoRA term and lora_bias
-  DropoutSpec dropout;        // gate of the LoRA term where w_transposed, of x in h with lora_a
+  DropoutSpec dropout;        // gate of the LoRA term where w_transposed, else of x in the shrink
   bool accumulate = false;    // add to what y holds
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
 };
@@ -63,8 +65,8 @@ Status PlanGemmMmaSums(const GemmMmaOperands& operands, const GemmMmaChoice& cho
                        Plan* plan);
 
 /// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few
-/// tokens, wgmma, or the tiled one of this header. Where lora_a is present, h is computed first, by
-/// a launch of its own or in that of the products.
+/// tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is computed
+/// first, by a launch of its own or in that of the products.
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 

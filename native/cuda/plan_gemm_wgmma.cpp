@@ -4,8 +4,7 @@
 #include <cstddef>
 
 #include "cuda/params/gemm_wgmma.h"
-#include "native/cuda/plan_lora_grad.h"
-#include "native/cuda/plan_lora_shrink.h"
+#include "native/cuda/plan_wgmma_beside.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -45,6 +44,10 @@ constexpr int64_t kMinK = 64;
 /// Where the same warps then decode another panel, a block must also have a second tile to hide
 /// that behind. Untuned.
 constexpr int64_t kMinShrinkColumns = 1024;
+/// What a gradient beside the products takes of their time, times K · N over the columns of its x:
+/// 1,200 clk for 16 rows and 64 columns by one of three warps is 0.39 clk an element, the products
+/// do 2,065 multiply-adds a clk (65 k clk a tile of 128 x 256 at K = 4,096).
+constexpr double kGradShare = 0.39 * 2065;
 
 /// One launch multiplies the columns of `panel_tiles` tiles.
 struct Split {
@@ -175,9 +178,12 @@ bool Supports(const GemmMmaOperands& operands) {
 
 bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && cols % 8 == 0; }
 
+/// lora_b is turned before it is read (plan_wgmma_beside.h), so that only lora_a must be aligned.
 bool CanShrink(const GemmMmaOperands& operands) {
-  return operands.lora_a.present && operands.lora_a.rows > 0 &&
-         operands.lora_a.rows <= gpu::kShrinkMaxRank && Aligned(operands.lora_a.data) &&
+  const TensorView& factor = operands.shrink_factor;
+  const int64_t r = operands.w_transposed ? factor.cols : factor.rows;
+  return factor.present && r > 0 && r <= gpu::kShrinkMaxRank &&
+         (operands.w_transposed || Aligned(factor.data)) &&
          ReadableByTma(operands.x.data, operands.x.cols);
 }
 
@@ -192,66 +198,15 @@ int64_t OutputsOf(const GemmMmaOperands& operands) {
   return operands.w_transposed ? operands.w.cols() : operands.w.rows();
 }
 
-/// The gate of the input gradient's adapter term as bits, a panel of columns at a time into one of
-/// two buffers.
-class KeptPanels {
- public:
-  KeptPanels() = default;
-  KeptPanels(const GemmMmaOperands& operands, int64_t panel_cols, Workspace* workspace)
-      : panel_cols_(panel_cols) {
-    fill_.rows = operands.y.rows;
-    fill_.cols = operands.y.cols;
-    fill_.gate = LoraGateOf(operands.y, operands.dropout);
-    fill_.words = static_cast<uint32_t>(panel_cols / 32);  // a tile has four at least
-    for (uint32_t*& buffer : buffers_) {
-      buffer = workspace->Take<uint32_t>(fill_.rows * fill_.words);
-      if (panel_cols >= fill_.cols) break;
-    }
-    active_ = true;
-  }
+Split SplitOf(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  const int64_t K = operands.x.cols;
+  return ChooseSplit(operands.x.rows, OutputsOf(operands), K, CeilDiv(K, 8) * 8,
+                     !IsDirect(operands), device);
+}
 
-  const uint32_t* Target(int64_t panel) const { return buffers_[panel % 2]; }
-  uint32_t words() const { return fill_.words; }
-  /// Of one panel, for a warp each.
-  int64_t items() const { return active_ ? fill_.rows * CeilDiv(fill_.words, 32) : 0; }
-  gpu::KeptFill Fill(int64_t panel) const {
-    gpu::KeptFill fill = fill_;
-    fill.target = buffers_[panel % 2];
-    fill.first_col = panel * panel_cols_;
-    return fill;
-  }
-
- private:
-  gpu::KeptFill fill_;
-  int64_t panel_cols_ = 0;
-  uint32_t* buffers_[2] = {nullptr, nullptr};
-  bool active_ = false;
-};
-
-/// h beside the products of the first panel, and the counters that `prepare` zeroes for it.
-gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& pieces,
-                        const DeviceLimits& device, Workspace* workspace,
-                        gpu::GemmWgmmaPrepareParams* prepare) {
-  const TensorView& x = operands.x;
-  const int64_t row_tiles = CeilDiv(x.rows, gpu::kWgmmaTileM);
-  const gpu::LoraContractParams contract = LoraShrinkOver(
-      x, operands.lora_a, false, operands.dropout, SelectLoraTile(operands.lora_a.rows, device));
-  gpu::RowShrink shrink;
-  shrink.x = x.data;
-  shrink.lora_a = operands.lora_a.data;
-  shrink.h = operands.h;
-  shrink.pieces = pieces;
-  shrink.rows = x.rows;
-  shrink.cols = x.cols;
-  shrink.lora_a_element = contract.factor_element;
-  shrink.scale = LoraKeptScale(operands.dropout);
-  shrink.gate = contract.gate;
-  uint32_t* counters = workspace->Take<uint32_t>(1 + row_tiles);
-  shrink.next_unit = counters;
-  shrink.done_units = counters == nullptr ? nullptr : counters + 1;
-  prepare->counters = counters;
-  prepare->counter_count = static_cast<uint32_t>(1 + row_tiles);
-  return shrink;
+/// The first launch has h to compute, and what is a sum over h waits for it.
+int64_t FirstGradPanel(const GemmMmaOperands& operands) {
+  return operands.shrink_factor.present ? 1 : 0;
 }
 
 }  // namespace
@@ -267,20 +222,42 @@ bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
 
 bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
   if (device.batch_invariant || !CanShrink(operands) || !WgmmaTakes(operands, device)) return false;
-  const int64_t M = operands.x.rows;
-  const int64_t K = operands.x.cols;
-  const int64_t N = operands.w.rows();
+  const int64_t N = OutputsOf(operands);
   const bool panels = !IsDirect(operands);
-  const Split split = ChooseSplit(M, N, K, CeilDiv(K, 8) * 8, panels, device);
+  const Split split = SplitOf(operands, device);
   const int64_t columns = split.panel_tiles * split.tile->tile_n;
-  const int64_t pairs = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
+  const int64_t pairs =
+      CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
   const bool decodes = panels && columns < N;
   return std::min(N, columns) >= kMinShrinkColumns &&
          (!decodes || pairs > device.sm_count / gpu::kWgmmaCluster);
 }
 
+bool WgmmaHidesGrads(const GemmMmaOperands& operands, const std::vector<WgmmaGrad>& grads,
+                     const DeviceLimits& device) {
+  if (!WgmmaTakes(operands, device) || grads.size() > gpu::kRowGrads) return false;
+  if (grads.empty()) return true;
+  const int64_t N = OutputsOf(operands);
+  const Split split = SplitOf(operands, device);
+  const int64_t panels = CeilDiv(N, split.panel_tiles * split.tile->tile_n);
+  double share = 0;
+  for (const WgmmaGrad& grad : grads) {
+    const LoraGradOperands& of = grad.operands;
+    const bool can = of.r > 0 && of.r <= gpu::kShrinkMaxRank && !of.sums &&
+                     of.factor_dtype == DType::kF32 && of.x.dtype == operands.x.dtype &&
+                     ReadableByTma(of.x.data, of.x.cols) &&
+                     (!of.dropout.active() || operands.w_transposed);
+    if (!can) return false;
+    share += kGradShare * static_cast<double>(of.x.cols) /
+             (static_cast<double>(operands.x.cols) * static_cast<double>(N));
+  }
+  const int64_t first = FirstGradPanel(operands);
+  return first < panels &&
+         share * static_cast<double>(panels) <= static_cast<double>(panels - first);
+}
+
 Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,
-                     Workspace* workspace, Plan* plan) {
+                     Workspace* workspace, Plan* plan, std::vector<WgmmaGrad>* grads) {
   const DType dtype = operands.x.dtype;
   const int64_t M = operands.x.rows;
   const int64_t K = operands.x.cols;
@@ -291,7 +268,8 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
                   "loraForward: the wgmma kernel takes 16-bit activations, a weight that is "
                   "quantised or of their dtype, and K > 0, on compute capability 9.0");
   }
-  if (operands.lora_a.present && !CanShrink(operands)) {
+  const bool shrinks = operands.shrink_factor.present;
+  if (shrinks && !CanShrink(operands)) {
     return Status(Code::kUnsupported,
                   "loraForward: the wgmma kernel computes h for r up to 16, with rows of x and "
                   "lora_a that are 16-byte aligned");
@@ -305,8 +283,9 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
   const int64_t stride_elems = CeilDiv(K, 8) * 8;
   const bool direct = IsDirect(operands);
   const bool copy_x = !ReadableByTma(operands.x.data, K);
-  const Split split = ChooseSplit(M, N, K, stride_elems, !direct, device);
+  const Split split = SplitOf(operands, device);
   const int64_t panel_rows = split.panel_tiles * split.tile->tile_n;
+  const int64_t panels_n = CeilDiv(N, panel_rows);
 
   gpu::GemmWgmmaPrepareParams prepare;
   uint16_t* panels[2] = {nullptr, nullptr};
@@ -358,14 +337,19 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     prepare.lora_b.rank_step = transposed ? N : 1;
     prepare.lora_b.order = pieces.lora_b;
     prepare.lora_b.scale = 1;
-    if (operands.lora_a.present) {
-      shrink = ShrinkOf(operands, prepare.h, device, workspace, &prepare);
+    if (transposed && operands.dropout.active()) kept = KeptPanels(operands, panel_rows, workspace);
+    if (shrinks) {
+      shrink = ShrinkOf(operands, prepare.h, workspace, &prepare);
+      shrink.kept = kept.Fill(0);
       prepare.h = gpu::SplitFill();
-    }
-    if (transposed && operands.dropout.active()) {
-      kept = KeptPanels(operands, panel_rows, workspace);
+    } else {
       prepare.kept = kept.Fill(0);
     }
+  }
+  std::vector<GradPanels> grad_panels;
+  if (grads != nullptr) {
+    const GradSchedule schedule = {FirstGradPanel(operands), panels_n, panel_rows, device.sm_count};
+    for (WgmmaGrad& grad : *grads) grad_panels.emplace_back(&grad, schedule, kept, workspace);
   }
   float* addend = nullptr;
   if (operands.bias.present || operands.lora_bias.present) {
@@ -390,7 +374,9 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     const int64_t items = std::max({prepare.panel.rows * CeilDiv(K, 1024), prepare.x.rows,
                                     CeilDiv(prepare.h.rows * prepare.h.r_padded, 32),
                                     CeilDiv(prepare.lora_b.rows * prepare.lora_b.r_padded, 32),
-                                    CeilDiv(prepare.addend.N, 32), kept.items()});
+                                    CeilDiv(prepare.factor.rows * prepare.factor.cols, 32),
+                                    CeilDiv(prepare.addend.N, 32),
+                                    prepare.kept.rows * CeilDiv(prepare.kept.words, 32)});
     LaunchStep step;
     step.kernel = type == 0 ? "gemm_wgmma_prepare_bf16_kernel" : "gemm_wgmma_prepare_f16_kernel";
     step.grid.x = static_cast<uint32_t>(
@@ -410,8 +396,8 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     gpu::GemmWgmmaParams p;
     p.y = operands.y.data;
     p.addend = addend;
-    p.kept = kept.Target(panel);
-    p.kept_words = kept.words();
+    p.kept = kept.Bits(panel);
+    p.kept_words = kept.row_words();
     p.accumulate = operands.accumulate;
     p.M = M;
     p.N = N;
@@ -423,6 +409,7 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     p.slab_blocks = static_cast<uint32_t>(CeilDiv(slab_k, gpu::kWgmmaTileK));
     p.slab_steps = static_cast<uint32_t>(CeilDiv(slab_k, 16));
     if (panel == 0) p.shrink = shrink;
+    for (size_t i = 0; i < grad_panels.size(); ++i) p.grads[i] = grad_panels[i].Of(panel);
     p.y_vector = ReadableByTma(operands.y.data, N) && first_n % 8 == 0;
     if (!direct && next_n < N) {
       p.next_panel = FillOf(operands.w, transposed, next_n, std::min(panel_rows, N - next_n),

@@ -13,7 +13,7 @@ Status MakePlan(const LoraForwardOp& op, const DeviceLimits& device, Workspace* 
   operands.w = op.w;
   operands.bias = op.bias;
   operands.h = static_cast<float*>(op.h.data);
-  operands.lora_a = op.lora_a;
+  operands.shrink_factor = op.lora_a;
   operands.dropout = op.dropout;
   operands.lora_factor = op.lora_b;
   operands.lora_bias = op.lora_bias;

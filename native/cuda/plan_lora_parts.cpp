@@ -1,7 +1,7 @@
 /// Plans of the halves of a LoRA layer on either side of h, and of the gradient of a dense weight.
 #include "native/cuda/plan_lora_parts.h"
 
-#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_gemm_wgmma.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_lora_shrink.h"
 
@@ -26,22 +26,26 @@ Status MakePlan(const LoraExpandOp& op, const DeviceLimits& device, Workspace* w
   return PlanProduct(operands, device, workspace, plan);
 }
 
+LoraGradOperands LoraBGradOperands(const LoraExpandBackwardOp& op) {
+  LoraGradOperands over_dy;
+  over_dy.x = op.dy;
+  over_dy.factor = op.h.data;
+  over_dy.r = op.d_lora_b.present ? op.lora_b.cols : 0;
+  return over_dy;
+}
+
 /// One launch over dy for what is wanted of dh and of the sums over m, and one that adds the planes
 /// of either.
 Status PlanExpandBackward(const LoraExpandBackwardOp& op, const TensorView& d_lora_bias,
                           bool accumulate_d_lora_bias, const DeviceLimits& device,
                           Workspace* workspace, Plan* plan) {
-  const int64_t r = op.lora_b.cols;
   const bool needs_dh = op.dh.elems() > 0;
   const bool needs_sums = op.d_bias.present || d_lora_bias.present;
   float* const dh = static_cast<float*>(op.dh.data);
 
   LoraReduction reduction;
   LoraGradPlanes planes;
-  LoraGradOperands over_dy;
-  over_dy.x = op.dy;
-  over_dy.factor = op.h.data;
-  over_dy.r = op.d_lora_b.present ? r : 0;
+  LoraGradOperands over_dy = LoraBGradOperands(op);
   over_dy.sums = needs_sums;
   const bool needs_gradients = over_dy.r > 0 || needs_sums;
   if (needs_dh && needs_gradients && op.dy.elems() > 0) {
@@ -76,36 +80,58 @@ Status MakePlan(const LoraExpandBackwardOp& op, const DeviceLimits& device, Work
   return PlanExpandBackward(op, TensorView(), false, device, workspace, plan);
 }
 
-/// One pass over x for the planes of d_lora_a, and their reduce; one product for dx.
-Status MakePlan(const LoraShrinkBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
-                Plan* plan) {
-  const bool with_dh = op.dh.elems() > 0;
-  if (op.d_lora_a.present) {
-    LoraGradOperands over_x;
-    over_x.x = op.x;
-    over_x.factor = op.dh.data;
-    over_x.r = op.lora_a.rows;
-    over_x.rank_major = true;
-    over_x.dropout = op.dropout;
-    const LoraGradPlanes planes =
-        with_dh ? PlanLoraGrad(over_x, device, workspace, plan) : LoraGradPlanes();
-    LoraReduction reduction;
-    reduction.Add(planes.planes, planes.plane_elems, planes.splits, op.d_lora_a,
-                  op.scaling * LoraKeptScale(op.dropout), op.accumulate_d_lora_a);
-    reduction.AppendTo(plan);
-  }
-  if (!op.dx.present) return Status();
+GemmMmaOperands InputGradProduct(const LoraShrinkBackwardOp& op) {
   GemmMmaOperands operands;
   operands.x = op.dy;
   operands.w = op.w;
   operands.w_transposed = true;
-  operands.h = with_dh ? static_cast<float*>(op.dh.data) : nullptr;
+  operands.h = op.dh.elems() > 0 ? static_cast<float*>(op.dh.data) : nullptr;
   operands.lora_factor = op.lora_a;
   operands.scaling = op.scaling;
   operands.dropout = op.dropout;
   operands.accumulate = op.accumulate_dx;
   operands.y = op.dx;
-  return PlanProduct(operands, device, workspace, plan);
+  return operands;
+}
+
+LoraGradOperands LoraAGradOperands(const LoraShrinkBackwardOp& op) {
+  LoraGradOperands over_x;
+  over_x.x = op.x;
+  over_x.factor = op.dh.data;
+  over_x.r = op.lora_a.rows;
+  over_x.rank_major = true;
+  over_x.dropout = op.dropout;
+  return over_x;
+}
+
+void AddLoraAGrad(const LoraShrinkBackwardOp& op, const LoraGradPlanes& planes,
+                  LoraReduction* reduction) {
+  reduction->Add(planes.planes, planes.plane_elems, planes.splits, op.d_lora_a,
+                 op.scaling * LoraKeptScale(op.dropout), op.accumulate_d_lora_a);
+}
+
+/// One product for dx; the planes of d_lora_a beside it, or by one pass over x, and their reduce.
+Status MakePlan(const LoraShrinkBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  const bool with_dh = op.dh.elems() > 0;
+  const GemmMmaOperands product = InputGradProduct(op);
+  LoraReduction reduction;
+  if (op.d_lora_a.present && with_dh && op.dx.present) {
+    std::vector<WgmmaGrad> grads = {{LoraAGradOperands(op), {}}};
+    if (ProductHidesGrads(product, grads, device)) {
+      LOWRANK_RETURN_IF_ERROR(PlanGemmWgmma(product, device, workspace, plan, &grads));
+      AddLoraAGrad(op, grads[0].planes, &reduction);
+      reduction.AppendTo(plan);
+      return Status();
+    }
+  }
+  if (op.d_lora_a.present) {
+    const LoraGradPlanes planes =
+        with_dh ? PlanLoraGrad(LoraAGradOperands(op), device, workspace, plan) : LoraGradPlanes();
+    AddLoraAGrad(op, planes, &reduction);
+    reduction.AppendTo(plan);
+  }
+  return op.dx.present ? PlanProduct(product, device, workspace, plan) : Status();
 }
 
 /// d_lora_a's pass, with dy in the place of dh: its columns are the ranks, in tiles side by side.

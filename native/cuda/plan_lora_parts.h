@@ -2,7 +2,8 @@
 /// puts together.
 #pragma once
 
-#include "native/cuda/plan.h"
+#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_lora_grad.h"
 
 namespace lowrank::cuda {
 
@@ -11,5 +12,16 @@ namespace lowrank::cuda {
 Status PlanExpandBackward(const LoraExpandBackwardOp& op, const TensorView& d_lora_bias,
                           bool accumulate_d_lora_bias, const DeviceLimits& device,
                           Workspace* workspace, Plan* plan);
+
+/// d_lora_b, where it is wanted, as sums over the rows of dy.
+LoraGradOperands LoraBGradOperands(const LoraExpandBackwardOp& op);
+
+/// dx as a product, dh given.
+GemmMmaOperands InputGradProduct(const LoraShrinkBackwardOp& op);
+
+/// d_lora_a as sums over the rows of x, and what of them is d_lora_a.
+LoraGradOperands LoraAGradOperands(const LoraShrinkBackwardOp& op);
+void AddLoraAGrad(const LoraShrinkBackwardOp& op, const LoraGradPlanes& planes,
+                  LoraReduction* reduction);
 
 }  // namespace lowrank::cuda

@@ -20,6 +20,11 @@ bool MayChooseByM(const GemmMmaOperands& operands, const DeviceLimits& device) {
   return !device.batch_invariant && static_cast<int64_t>(bytes) >= kFamilyChoiceBytes;
 }
 
+bool ByWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  return MayChooseByM(operands, device) && !SmallMApplies(operands, device) &&
+         WgmmaTakes(operands, device);
+}
+
 /// The product alone, h given.
 Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& device,
                       Workspace* workspace, Plan* plan) {
@@ -27,29 +32,35 @@ Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& devic
   if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
   }
-  if (MayChooseByM(operands, device)) {
-    if (SmallMApplies(operands, device)) {
-      return PlanMatmulSmallM(operands, device, workspace, plan);
-    }
-    if (WgmmaTakes(operands, device)) {
-      return PlanGemmWgmma(operands, device, workspace, plan);
-    }
+  if (MayChooseByM(operands, device) && SmallMApplies(operands, device)) {
+    return PlanMatmulSmallM(operands, device, workspace, plan);
   }
+  if (ByWgmma(operands, device)) return PlanGemmWgmma(operands, device, workspace, plan);
   return PlanGemmMma(operands, device, workspace, plan);
 }
 
 }  // namespace
 
+bool ProductHidesGrads(const GemmMmaOperands& operands, const std::vector<WgmmaGrad>& grads,
+                       const DeviceLimits& device) {
+  return ByWgmma(operands, device) &&
+         (!operands.shrink_factor.present || WgmmaShrinks(operands, device)) &&
+         WgmmaHidesGrads(operands, grads, device);
+}
+
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan) {
   GemmMmaOperands product = operands;
-  if (operands.lora_a.present &&
+  if (operands.shrink_factor.present &&
       !(MayChooseByM(operands, device) && WgmmaShrinks(operands, device))) {
-    LOWRANK_RETURN_IF_ERROR(PlanLoraShrink(operands.x, operands.lora_a, ShrinkFactor::kRankMajor,
-                                           operands.dropout, 1.0f, operands.h, false, device,
-                                           workspace, plan));
-    product.lora_a = TensorView();
-    product.dropout = DropoutSpec();
+    const bool forward = !operands.w_transposed;
+    LOWRANK_RETURN_IF_ERROR(
+        PlanLoraShrink(operands.x, operands.shrink_factor,
+                       forward ? ShrinkFactor::kRankMajor : ShrinkFactor::kContractionMajor,
+                       forward ? operands.dropout : DropoutSpec(), operands.shrink_scaling,
+                       operands.h, false, device, workspace, plan));
+    product.shrink_factor = TensorView();
+    if (forward) product.dropout = DropoutSpec();
   }
   if (operands.y.elems() == 0) return Status();
   return PlanProductOfH(product, device, workspace, plan);

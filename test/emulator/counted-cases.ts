@@ -15,6 +15,7 @@ import {
   LoraAdapter,
   type LoraGradient,
   loraBackward,
+  loraExpandBackward,
   loraForward,
   mapFeatures,
   mapTensor,
@@ -185,6 +186,8 @@ function largeTiles(device: Device) {
       matmulInputGrad(dy, w);
     }
     lora({ M: 256, N: 256, K: 256, dtype, format: 'nf4' }, 16, device, 0.1, true);
+    const dy = random(device, 2, [256, 256], dtype);
+    loraExpandBackward(dy, undefined, random(device, 6, [256, 16], dtype), { needs: ['dh'] });
   }
 }
 
@@ -201,6 +204,10 @@ function wgmma(device: Device) {
       const product = { M: 512, N: 2048, K: 1024, dtype, format: 'nf4' } as const;
       lora(product, 16, device, dropout, ['dx'], factors);
     }
+    // The factors' gradients beside dx: of what is not gated, over dy; of what is, over x.
+    const wide = { M: 512, N: 2048, K: 2560, dtype, format: 'nf4' } as const;
+    lora(wide, 16, device, 0, ['dx', 'dLoraB'], dtype);
+    lora({ ...wide, N: 2560, K: 2048 }, 16, device, 0.1, ['dx', 'dLoraA'], dtype);
     for (const product of [
       { M: 1024, N: 1024, K: 128, dtype, format: 'nf4' },
       { M: 64, N: 512, K: 4096, dtype, format: 'nf4' },

@@ -5,6 +5,7 @@ import {
   LoraAdapter,
   loraBackward,
   loraForward,
+  loraShrinkBackward,
   matmul,
   matmulInputGrad,
   type QuantFormat,
@@ -259,4 +260,100 @@ export function turning(): KernelCase[] {
       return hashOf(Object.keys(variant).length === 0 ? [whole, matmulInputGrad(dy, w)] : [whole]);
     },
   }));
+}
+
+/**
+ * The factors' gradients beside dx's products: with dh from the first launch, in one or both of them, with and
+ * without a gate, added to what is held, beside infinities, with column sums from a pass of their own; and
+ * d_lora_a alone where dh is given.
+ */
+export function gradients(): KernelCase[] {
+  type Needs = ReadonlyArray<'dx' | 'dLoraA' | 'dLoraB' | 'dBias'>;
+  const all: Needs = ['dx', 'dLoraA', 'dLoraB'];
+  const cases = (
+    [
+      ['nf4', 'bf16', 'f32', 390, 3304, 3304, 16, [...all, 'dBias'], {}],
+      ['nf4', 'f16', 'f16', 385, 3304, 3304, 5, all, { dropout: 0.5, added: true }],
+      [undefined, 'bf16', 'bf16', 401, 1704, 2616, 16, ['dx', 'dLoraB'], { infinity: true }],
+      ['int8', 'f16', 'f32', 401, 2616, 1704, 9, ['dx', 'dLoraA'], { dropout: 0.25 }],
+    ] as ReadonlyArray<
+      readonly [
+        QuantFormat | undefined,
+        DType,
+        DType,
+        number,
+        number,
+        number,
+        number,
+        Needs,
+        LoraVariant & { infinity?: boolean; added?: boolean },
+      ]
+    >
+  ).map(
+    ([format, dtype, adapter, M, N, K, r, needs, variant]): KernelCase => ({
+      sm: '90',
+      name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] ${needs.join(', ')} of ${adapter} adapter of r ${r} ${Object.keys(variant).join(' ')}`.trimEnd(),
+      async run(device) {
+        const { infinity, added, dropout = 0 } = variant;
+        const drawn = random(61, [M, N], dtype);
+        const dy = infinity ? await infinite(drawn, device) : drawn.to({ device });
+        const dense = random(62, [N, K], dtype);
+        const w = (format === undefined ? dense : quantize(dense, { format })).to({ device });
+        const lora = new LoraAdapter({
+          loraA: random(63, [r, K], adapter).to({ device }),
+          loraB: random(64, [N, r], adapter).to({ device }),
+          loraAlpha: r,
+          dropout,
+        });
+        const x = random(65, [M, K], dtype).to({ device });
+        const { saved } = loraForward(x, w, lora, {
+          seed: 67,
+          bias: random(66, [N], 'f32').to({ device }),
+        });
+        const held = {
+          dLoraA: random(68, [r, K], 'f32').to({ device }),
+          dLoraB: random(69, [N, r], dtype).to({ device }),
+        };
+        const found = loraBackward(dy, saved, {
+          needs,
+          ...(added ? { accumulateInto: held } : {}),
+        });
+        return hashOf(needs.map((name) => found[name] as Tensors));
+      },
+    }),
+  );
+  return [
+    ...cases,
+    ...(
+      [
+        ['fp4', 'bf16', 'f32', 393, 1000, 2184, 11, 0.25],
+        ['nf4', 'f16', 'f16', 400, 1000, 2184, 16, 0],
+      ] as const
+    ).map(
+      ([format, dtype, adapter, M, N, K, r, dropout]): KernelCase => ({
+        sm: '90',
+        name: `large ${dtype} ${format} [${M}, ${N}, ${K}] dx and dLoraA of r ${r} from dh${dropout === 0 ? '' : ' behind a mask'}`,
+        async run(device) {
+          const dy = random(71, [M, N], dtype).to({ device });
+          const w = quantize(random(72, [N, K], dtype), { format }).to({ device });
+          const dh = random(73, [M, r], 'f32').to({ device });
+          const x = random(74, [M, K], dtype).to({ device });
+          const loraA = random(75, [r, K], adapter).to({ device });
+          const { dx, dLoraA } = loraShrinkBackward(dy, w, dh, loraA, {
+            x,
+            ...(dropout === 0
+              ? {}
+              : {
+                  dropout,
+                  dropoutMask: tensorOf(dropoutMask64(77, dropout, M, K), {
+                    device,
+                    shape: [M, K],
+                  }),
+                }),
+          });
+          return hashOf([dx as Tensors, dLoraA as Tensors]);
+        },
+      }),
+    ),
+  ];
 }

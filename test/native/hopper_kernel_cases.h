@@ -11,6 +11,9 @@ namespace lowrank::test {
 /// Who computes h: nobody (it is given), or the kernel, from x as it is or behind a gate. Of an
 /// input gradient, whose dh is given, the gate of its adapter term.
 enum class Shrink { kGiven, kPlain, kPhilox, kMask };
+/// What an input gradient has beside it: nothing, dh by the kernel, the factors' gradients too, or
+/// those alone.
+enum class Beside { kNothing, kDh, kDhAndGrads, kGrads };
 /// y = x · wᵀ, or dx = dy · w, alone or added to what dx holds. M, N and K are those of the
 /// product: the weight of a gradient is [K, N], its factor lora_a [r, N].
 enum class Direction { kForward, kInputGrad, kAddedInputGrad };
@@ -32,7 +35,14 @@ struct Case {
   Shrink shrink = Shrink::kGiven;
   DType lora_a = DType::kF32;
   Direction direction = Direction::kForward;
+  Beside beside = Beside::kNothing;
 
+  bool computes_h() const {
+    return direction == Direction::kForward
+               ? shrink != Shrink::kGiven
+               : beside == Beside::kDh || beside == Beside::kDhAndGrads;
+  }
+  bool has_grads() const { return beside == Beside::kGrads || beside == Beside::kDhAndGrads; }
   bool transposed() const { return direction != Direction::kForward; }
   /// Element (n, k) of the product's weight or factor, of k_count columns, where it lies.
   size_t Index(int64_t n, int64_t k, int64_t k_count) const {
@@ -103,6 +113,25 @@ const Case kGradCases[] = {
      0, Shrink::kMask, kF, kAdded},
 };
 
+const Case kBesideCases[] = {
+    {"dx dh", 264, 264, 192, 16, kB, "nf4", kB, true, 64, kF, false, false, 50 << 20, 132, 0,
+     Shrink::kGiven, kF, kGrad, Beside::kDh},
+    {"dx dh dropout", 300, 600, 200, 5, kH, "int8", kB, false, 64, kH, false, false, 300 * 1024, 4,
+     0, Shrink::kPhilox, kH, kAdded, Beside::kDh},
+    {"dx dh mask", 140, 136, 72, 9, kB, "fp4", kB, true, 32, kB, false, false, 50 << 20, 132, 0,
+     Shrink::kMask, kB, kGrad, Beside::kDh},
+    {"dx all", 520, 1104, 136, 16, kB, "nf4", kB, true, 64, kF, false, false, 300 * 1024, 4, 0,
+     Shrink::kGiven, kF, kGrad, Beside::kDhAndGrads},
+    {"dx all dropout", 523, 1104, 136, 5, kB, "nf4", kB, false, 64, kB, false, false, 300 * 1024, 4,
+     0, Shrink::kPhilox, kB, kGrad, Beside::kDhAndGrads},
+    {"dx all mask f16", 401, 904, 448, 4, kH, "int8", kB, false, 64, kH, false, false, 400 * 1024,
+     6, 0, Shrink::kMask, kF, kAdded, Beside::kDhAndGrads},
+    {"dx grads", 200, 264, 328, 16, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132, 0,
+     Shrink::kPhilox, kF, kGrad, Beside::kGrads},
+    {"dx grads f16", 300, 904, 72, 1, kH, "fp4", kB, false, 64, kF, false, false, 300 * 1024, 6, 0,
+     Shrink::kGiven, kF, kGrad, Beside::kGrads},
+};
+
 const Case kSpecialCases[] = {
     {"special f32", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132,
      0},
@@ -115,6 +144,10 @@ const Case kSpecialCases[] = {
      132, 0, Shrink::kPlain, kF},
     {"special dx", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20, 132, 0,
      Shrink::kPhilox, kF, kGrad},
+    {"special dx grads", 140, 136, 72, 2, kB, nullptr, kB, false, 64, kF, false, false, 50 << 20,
+     132, 0, Shrink::kPhilox, kF, kGrad, Beside::kGrads},
+    {"special dx grads f16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kF, false, false,
+     50 << 20, 132, 0, Shrink::kGiven, kF, kGrad, Beside::kGrads},
     {"special shrink of f16", 140, 136, 72, 2, kH, nullptr, kH, false, 64, kB, true, false,
      50 << 20, 132, 0, Shrink::kPlain, kF},
 };

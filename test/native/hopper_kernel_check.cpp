@@ -14,6 +14,7 @@
 #include "native/core/philox.h"
 #include "native/core/tensor_view.h"
 #include "native/cuda/plan_gemm_wgmma.h"
+#include "test/native/hopper_grads.h"
 #include "test/native/hopper_kernel_cases.h"
 #include "test/native/hopper_matrix.h"
 
@@ -96,7 +97,11 @@ struct Problem {
       operands.scaling = 1.7f;
       if (c.lora_bias) operands.lora_bias = Add(1, c.N, c.lora, &rng, 1);
       if (c.lora_bias) lora_bias = matrices.back()->values;
-      if (c.shrink != Shrink::kGiven) AddShrink(&rng);
+      AddShrink(&rng);
+    }
+    if (c.has_grads()) {
+      grads = std::make_unique<GradProblem>(TransposedProduct(), *matrices.front(), operands.h,
+                                            &rng);
     }
     if (std::strstr(c.name, "special") != nullptr) Poke();
     operands.w_transposed = c.transposed();
@@ -112,12 +117,20 @@ struct Problem {
                              : Add(spec.N, cols, dtype, rng, scale, misalign);
   }
 
+  cuda::GemmMmaOperands TransposedProduct() const {
+    cuda::GemmMmaOperands product = operands;
+    product.w_transposed = true;
+    return product;
+  }
+
   void AddShrink(std::mt19937_64* rng) {
-    if (!spec.transposed()) {
-      operands.lora_a = Add(spec.r, spec.K, spec.lora_a, rng, 1);
+    if (spec.computes_h()) {
+      operands.shrink_factor = spec.transposed() ? Add(spec.K, spec.r, spec.lora_a, rng, 1)
+                                                 : Add(spec.r, spec.K, spec.lora_a, rng, 1);
+      operands.shrink_scaling = spec.transposed() ? 1.3f : 1.0f;
       a_matrix = matrices.back().get();
     }
-    if (spec.shrink == Shrink::kPlain) return;
+    if (spec.shrink == Shrink::kGiven || spec.shrink == Shrink::kPlain) return;
     operands.dropout.p = 0.3;
     operands.dropout.seed = 0x123456789abcdefu;
     if (spec.shrink == Shrink::kPhilox) return;
@@ -138,7 +151,9 @@ struct Problem {
   void CheckH() {
     const std::vector<double>& x = matrices.front()->values;
     const std::vector<double>& a = a_matrix->values;
-    const double scale = spec.shrink == Shrink::kPlain ? 1 : 1 / (1 - operands.dropout.p);
+    const bool gated = operands.dropout.active() && !spec.transposed();
+    const double scale = static_cast<double>(operands.shrink_scaling) /
+                         (gated ? 1 - operands.dropout.p : 1);
     std::vector<float> computed(h.size());
     std::memcpy(computed.data(), h_matrix->device->data(), h.size() * 4);
     size_t bad = 0;
@@ -147,9 +162,10 @@ struct Problem {
         double sum = 0;
         double magnitude = 0;
         for (int64_t k = 0; k < spec.K; ++k) {
-          if (!Kept(m * spec.K + k)) continue;
-          const double term = scale * x[static_cast<size_t>(m * spec.K + k)] *
-                              a[static_cast<size_t>(j * spec.K + k)];
+          if (gated && !Kept(m * spec.K + k)) continue;
+          const double term =
+              scale * x[static_cast<size_t>(m * spec.K + k)] *
+              a[static_cast<size_t>(spec.transposed() ? k * spec.r + j : j * spec.K + k)];
           sum += term;
           magnitude += std::fabs(term);
         }
@@ -176,6 +192,7 @@ struct Problem {
     x.Set(1, 0, kInfinity);
     x.Set(2, spec.K - 1, kNaN);
     x.Set(3, 5, -kInfinity);
+    if (grads != nullptr) grads->Poke();
     if (a_matrix != nullptr) {
       a_matrix->Set(0, 0, 0.0f);  // with x(1, 0): NaN
       a_matrix->Set(1, 7, kInfinity);
@@ -247,13 +264,14 @@ struct Problem {
     device.sm_count = spec.sm_count;
     device.shared_bytes_per_block = 232448;
     device.l2_bytes = spec.l2_bytes;
+    std::vector<cuda::WgmmaGrad>* const beside = grads == nullptr ? nullptr : grads->grads();
     cuda::Workspace measure;
     cuda::Plan ignored;
-    Status status = cuda::PlanGemmWgmma(operands, device, &measure, &ignored);
+    Status status = cuda::PlanGemmWgmma(operands, device, &measure, &ignored, beside);
     DeviceArray<unsigned char> memory(measure.bytes());
     cuda::Workspace workspace(memory.data());
     cuda::Plan plan;
-    if (status.ok()) status = cuda::PlanGemmWgmma(operands, device, &workspace, &plan);
+    if (status.ok()) status = cuda::PlanGemmWgmma(operands, device, &workspace, &plan, beside);
     if (!status.ok()) {
       *error = status.message();
       return {};
@@ -273,7 +291,18 @@ struct Problem {
       const std::vector<unsigned char> of_h = h_matrix->device->Read();
       results.insert(results.end(), of_h.begin(), of_h.end());
     }
+    if (grads != nullptr) {
+      const std::vector<unsigned char> of_grads = grads->Read();
+      results.insert(results.end(), of_grads.begin(), of_grads.end());
+    }
     return results;
+  }
+
+  void CheckGrads() {
+    const size_t bad = grads->Check(h, [&](int64_t i) { return Kept(i); });
+    if (bad == 0) return;
+    ++g_failures;
+    std::printf("FAIL %s: %zu elements of the gradients out of bounds\n", spec.name, bad);
   }
 
   void Check(const std::vector<unsigned char>& y, const std::string& name) {
@@ -311,6 +340,7 @@ struct Problem {
   Matrix* b_matrix = nullptr;
   Matrix* a_matrix = nullptr;  // null: h is given
   Matrix* mask = nullptr;
+  std::unique_ptr<GradProblem> grads;
   std::vector<unsigned char> held;  // of y, before
   std::vector<double> w, bias, h, lora_b, lora_bias, expected, magnitudes;
   size_t launches = 0;
@@ -350,6 +380,7 @@ void RunCase(const Case& spec, uint64_t seeds) {
     if (first.empty()) {
       first = y;
       if (problem.a_matrix != nullptr) problem.CheckH();
+      if (problem.grads != nullptr) problem.CheckGrads();
       problem.Expect();
     }
     problem.Check(y, name);
@@ -408,6 +439,10 @@ int main(int argc, char** argv) {
     test::RunCase(spec, seeds);
   }
   for (const test::Case& spec : test::kGradCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, seeds);
+  }
+  for (const test::Case& spec : test::kBesideCases) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);
   }
