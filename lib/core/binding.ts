@@ -97,6 +97,7 @@ export interface Binding {
     minBlocksize: number;
     maxBlocksize: number;
     defaultBlocksize: number;
+    codebook: Float32Array;
   }>;
   matmul(
     x: NativeHandle,

@@ -1,3 +1,4 @@
+import { native } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
 
 /** Codes of one byte and the scale of each block. */
@@ -21,6 +22,14 @@ export function checkCodebook(op: string, codebook: unknown): Float32Array {
     }
   });
   return codebook;
+}
+
+let dynamicMap: Float32Array | undefined;
+
+/** Is this the table that the int8 format encodes by itself (Dettmers' dynamic map)? */
+export function isDynamicMap(op: string, codebook: Float32Array): boolean {
+  dynamicMap ??= native(op, (raw) => raw.formats().find(({ name }) => name === 'int8'))?.codebook;
+  return codebook.every((level, i) => level === dynamicMap?.[i]);
 }
 
 /**

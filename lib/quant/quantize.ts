@@ -27,7 +27,7 @@ export interface QuantizeOptions {
   rowwise?: boolean;
   /**
    * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
-   * the host, as `rowwise`; merging encodes in the dynamic map again.
+   * the host, as `rowwise`, in merging too.
    */
   codebook?: Float32Array;
   /**
@@ -125,16 +125,13 @@ function quantizeByCodebook(
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with a codebook', 'true');
   const codebook = checkCodebook(op, given);
   const { shape, device, dtype: sourceDType } = w;
-  const parts = { ...encodeCodebook(op, w.readSync(), codebook, blocksize), codebook };
-  const cols = shape.at(-1) ?? 1;
-  const rows = cols === 0 ? 0 : w.size / cols;
-  const nestedBlocksize = NESTED_BLOCKSIZE;
-  const format = checkFormat(op, name);
-  const handle = native(op, (raw) =>
-    raw.weightFromParts(device, name, rows, cols, blocksize, nestedBlocksize, parts),
-  );
-  const meta = { shape, format, blocksize, doubleQuant: false, nestedBlocksize };
-  return QuantizedWeight.adopt(handle, { ...meta, sourceDType, device });
+  const parts = encodeCodebook(op, w.readSync(), codebook, blocksize);
+  return QuantizedWeight.fromCodebook(op, parts, codebook, {
+    shape,
+    sourceDType,
+    device,
+    blocksize,
+  });
 }
 
 function quantizeRowwise(

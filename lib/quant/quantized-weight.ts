@@ -11,6 +11,7 @@ import { fail, wrongType } from '../core/errors.js';
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor, readOptions } from '../core/validate.js';
+import { type CodebookCodes, isDynamicMap } from './codebook.js';
 import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import {
   blocksOf,
@@ -34,6 +35,14 @@ interface WeightMeta {
   rowwise?: boolean;
   /** The weight's own. */
   zeroPoints?: Tensor;
+  /** Of int8: levels other than the format's. */
+  codebook?: Float32Array;
+}
+
+/** What a weight remembers of its table: nothing where it is the format's. */
+function ownCodebook(op: string, format: QuantFormat, codebook: Float32Array) {
+  if (format !== 'int8' || isDynamicMap(op, codebook)) return {};
+  return { codebook: codebook.slice() };
 }
 
 /**
@@ -153,6 +162,38 @@ export class QuantizedWeight implements Disposable {
     const { shape, sourceDType, device } = place;
     const meta = { format, blocksize, doubleQuant: false, nestedBlocksize, rowwise: true };
     return new QuantizedWeight(handle, { ...meta, shape, sourceDType, device });
+  }
+
+  /** @internal An int8 weight of its codes by a table that may be any. @throws ERR_OOM */
+  static fromCodebook(
+    op: string,
+    parts: CodebookCodes,
+    codebook: Float32Array,
+    place: Pick<WeightMeta, 'shape' | 'sourceDType' | 'device' | 'blocksize'>,
+  ): QuantizedWeight {
+    const format = checkFormat(op, 'int8');
+    const { shape, blocksize, device } = place;
+    const cols = shape.at(-1) ?? 1;
+    const rows = cols === 0 ? 0 : parts.codes.length / cols;
+    const nestedBlocksize = NESTED_BLOCKSIZE;
+    const handle = native(op, (raw) =>
+      raw.weightFromParts(device, format.name, rows, cols, blocksize, nestedBlocksize, {
+        ...parts,
+        codebook,
+      }),
+    );
+    return new QuantizedWeight(handle, {
+      ...place,
+      format,
+      doubleQuant: false,
+      nestedBlocksize,
+      ...ownCodebook(op, format.name, codebook),
+    });
+  }
+
+  /** @internal Of int8: levels other than the format's. */
+  get ownCodebook(): Float32Array | undefined {
+    return this.#meta.codebook;
   }
 
   /** @internal Rows of a matrix may be cut at multiples of this, and decoded and encoded apart. */
@@ -313,6 +354,7 @@ export class QuantizedWeight implements Disposable {
       nestedBlocksize,
       sourceDType: parsed.dtype,
       device,
+      ...ownCodebook(op, format.name, parsed.codebook),
     });
   }
 

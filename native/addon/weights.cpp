@@ -1,4 +1,5 @@
 /// Quantised weights: quantise, dequantise, and making one from its parts.
+#include <algorithm>
 #include <cstring>
 
 #include "native/addon/bindings.h"
@@ -352,7 +353,8 @@ Napi::Value PutRows(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
-// formats(): the native table, for the test that compares it with lib/quant/formats.ts
+// formats(): the native table. Each format's levels, and what the test holds to
+// lib/quant/formats.ts
 Napi::Value Formats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array rows = Napi::Array::New(env);
@@ -365,6 +367,9 @@ Napi::Value Formats(const Napi::CallbackInfo& info) {
     row.Set("minBlocksize", static_cast<double>(format.min_blocksize));
     row.Set("maxBlocksize", static_cast<double>(format.max_blocksize));
     row.Set("defaultBlocksize", static_cast<double>(format.default_blocksize));
+    Napi::Float32Array codebook = Napi::Float32Array::New(env, static_cast<size_t>(format.levels));
+    std::copy_n(format.codebook, format.levels, codebook.Data());
+    row.Set("codebook", codebook);
     rows.Set(static_cast<uint32_t>(i), row);
   }
   return rows;

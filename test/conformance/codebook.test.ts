@@ -5,10 +5,12 @@ import {
   dequantize,
   devices,
   matmul,
+  mergeLora,
   QuantizedWeight,
   quantize,
   scope,
   Tensor,
+  unmergeLora,
 } from '../../lib/index.js';
 
 const available = devices()
@@ -17,6 +19,13 @@ const available = devices()
 
 /** 256 levels, denser near 0, none of them 0. */
 const CUBIC = Float32Array.from({ length: 256 }, (_, i) => ((2 * i - 255) / 255) ** 3);
+
+/** From v to the nearest level times absmax. */
+function gapOf(v: number, absmax: number): number {
+  const above = CUBIC.findIndex((level) => level * absmax >= v);
+  const near = above < 0 ? [255] : [above, Math.max(above - 1, 0)];
+  return Math.min(...near.map((i) => Math.abs((CUBIC[i] as number) * absmax - v)));
+}
 
 describe.each(available)('a codebook on %s', (device) => {
   it.each(['f32', 'bf16'] as const)('that is the format’s gives its bytes, %s', async (dtype) => {
@@ -45,7 +54,7 @@ describe.each(available)('a codebook on %s', (device) => {
         const block = values.subarray(begin, begin + 128);
         const absmax = block.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
         block.forEach((v, i) => {
-          const gap = Math.min(...Array.from(CUBIC, (level) => Math.abs(level * absmax - v)));
+          const gap = gapOf(v, absmax);
           expect(Math.abs((decoded[begin + i] as number) - v)).toBeLessThanOrEqual(gap + 1e-6);
         });
       }
@@ -57,6 +66,53 @@ describe.each(available)('a codebook on %s', (device) => {
       (await matmul(x, again).read()).forEach((v, i) => {
         expect(Math.abs(v - (expected[i] as number))).toBeLessThan(1e-4);
       });
+    });
+  });
+});
+
+describe.each(available)('merging into a weight of a codebook on %s', (device) => {
+  // 100 columns in blocks of 128: tiles of a megabyte begin at multiples of 32 rows.
+  it.each([
+    [2701, 100],
+    [3, 256],
+  ])('keeps the table, [%i, %i]', async (N, K) => {
+    await scope(async () => {
+      const w = Tensor.randn([N, K], { seed: 6, device });
+      const quantised = quantize(w, { format: 'int8', blocksize: 128, codebook: CUBIC });
+      const state = await quantised.toBitsandbytes();
+      const parts = {
+        loraA: Tensor.randn([2, K], { seed: 7, device }),
+        loraB: Tensor.randn([N, 2], { seed: 8, device }),
+        scaling: 0.5,
+      };
+      const [a, b] = [parts.loraA.readSync(), parts.loraB.readSync()];
+      const old = dequantize(quantised).readSync();
+      const sum = old.map((v, i) => {
+        const [n, k] = [Math.floor(i / K), i % K];
+        const at = (j: number) => (b[2 * n + j] as number) * (a[j * K + k] as number);
+        return v + 0.5 * (at(0) + at(1));
+      });
+      const loaded = QuantizedWeight.fromBitsandbytes(state, { device });
+      const moved = quantised.to({ device });
+      for (const packed of [quantised, loaded, moved]) {
+        const { weight, lost } = mergeLora(packed, parts);
+        expect((await weight.toBitsandbytes())['weight.quant_map']?.data).toEqual(CUBIC);
+        const merged = dequantize(weight, { dtype: 'f32' }).readSync();
+        let most = 0;
+        for (let begin = 0; begin < N * K; begin += 128) {
+          const block = sum.subarray(begin, begin + 128);
+          const absmax = block.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+          block.forEach((v, i) => {
+            const gap = gapOf(v, absmax);
+            expect(Math.abs((merged[begin + i] as number) - v)).toBeLessThanOrEqual(gap + 1e-5);
+            most = Math.max(most, gap);
+          });
+        }
+        expect(Math.abs(lost.max - most)).toBeLessThan(1e-5);
+        // And again, of a weight that was merged.
+        const back = unmergeLora(weight, parts).weight;
+        expect((await back.toBitsandbytes())['weight.quant_map']?.data).toEqual(CUBIC);
+      }
     });
   });
 });
