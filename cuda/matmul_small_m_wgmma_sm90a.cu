@@ -4,10 +4,12 @@
 ///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
 ///
 /// Operands   as matmul_small_m_sm80.cu, codes of 4 bits
-/// Grid       x: ceil(N / 256) clusters of 1, 2, 4 or 8 blocks, which split K; y: ceil(M / 64)
-/// Block      256 threads: two warpgroups of 128 outputs each
+/// Grid       x: ceil(N / 256) clusters of 1, 2, 4 or 8 blocks, which split K; y: ceil(M / 64).
+///            Also with tiles of 128 outputs, where the blocks of a cluster have too little to do
+/// Block      256 threads: two warpgroups of half of the outputs each
 /// Shared     three stages of x (16 KiB each), a table of 32 KiB, the scales (264 · 4 bytes a block
-///            index); the sums of the block lie over x and the table at the end
+///            index; 128 outputs: 136 · 4); the sums of the block lie over x and the table at the
+///            end
 /// Numerics   as matmul_small_m_sm80.cu: sums in f32 along a slice of K, then the slices in order
 ///
 /// The order of k is that of the file named above: a lane's 16 bytes of codes are its elements of
@@ -33,11 +35,17 @@
 /// So a step of a block takes 1,220 clocks. Row g of every fragment by lookups would be 1,440 of
 /// shared memory, none 1,520 of integer instructions.
 ///
-/// A block reads (1 - 1 / cluster) of its 64 KiB of sums from its peers, at 14 bytes a clock and
-/// multiprocessor in clusters of two (3.3 TB/s of an H100, as published) and 11 in larger ones
+/// 128 outputs, with one fragment a warp whose row g is by lookups: x comes, and is stored, once
+/// for half as many weights. A step is 853 clocks of L2 (16 KiB of x and 9 of w at 30 bytes a
+/// clock), 848 of shared memory, some 530 of integer instructions and 640 of tensor cores.
+///
+/// A block reads (1 - 1 / cluster) of its 64 (32) KiB of sums from its peers, at 14 bytes a clock
+/// and multiprocessor in clusters of two (3.3 TB/s of an H100, as published) and 11 in larger ones
 /// (2.65 for four). With 1 us for the launch:
 ///   14336 x 4096, M = 64    clusters of 2, 16 steps   11.1 + 1 + 1.3 = 13.4 us (goal 14.5; G4)
-///   4096 x 4096, M = 64     clusters of 8, 4 steps    memory 3.6 + 1 + 2.9 = 7.5 (6.5)
+///   4096 x 4096, M = 64     128 outputs, clusters of 4, 8 steps of 870 clocks
+///                                                     4.0 + 1 + 1.2 + 0.2 = 6.4 (6.5); with 256
+///                           and clusters of 8, memory 3.6 + 1 + 2.9 = 7.5
 ///                M = 128    clusters of 4, 8 steps    5.6 + 1 + 2.5 + 0.3 = 9.4 (8.5; G5)
 ///                M = 256    clusters of 2, 16 steps   11.1 + 1 + 1.3 + 0.3 = 13.7 (14)
 ///                M = 512    no clusters, 32 steps     22.2 + 1 + 0.9 = 24.1 (25.5)
@@ -48,10 +56,10 @@
 namespace lowrank::gpu {
 namespace {
 
-using Tile = SmallMTileWgmma;
-using Shared = SmallMWgmmaShared<Tile, 3, 0>;
+template <typename Tile>
+using SharedOf = SmallMWgmmaShared<Tile, kSmallMWgmmaStages, 0>;
 
-template <typename Element>
+template <typename Element, typename Tile, typename Shared = SharedOf<Tile>>
 class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
   using Base = WgmmaRows<Element, Tile, Shared>;
   using Base::kHalfBytes, Base::kStepK;
@@ -152,11 +160,15 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
 
 }  // namespace
 
-LOWRANK_KERNEL(matmul_small_m_wgmma_4bit_bf16_kernel, SmallMParams, kSmallMThreads, 1) {
-  WgmmaBlock<WgmmaElementBF16>(p, PlaceOfBlock<Tile>(p)).Run();
-}
-LOWRANK_KERNEL(matmul_small_m_wgmma_4bit_f16_kernel, SmallMParams, kSmallMThreads, 1) {
-  WgmmaBlock<WgmmaElementF16>(p, PlaceOfBlock<Tile>(p)).Run();
-}
+#define LOWRANK_SMALL_M_WGMMA(name, Tile)                                    \
+  LOWRANK_KERNEL(name##_4bit_bf16_kernel, SmallMParams, kSmallMThreads, 1) { \
+    WgmmaBlock<WgmmaElementBF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();      \
+  }                                                                          \
+  LOWRANK_KERNEL(name##_4bit_f16_kernel, SmallMParams, kSmallMThreads, 1) {  \
+    WgmmaBlock<WgmmaElementF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();       \
+  }
+LOWRANK_SMALL_M_WGMMA(matmul_small_m_wgmma, SmallMTileWgmma)
+LOWRANK_SMALL_M_WGMMA(matmul_small_m_wgmma128, SmallMTileWgmma128)
+#undef LOWRANK_SMALL_M_WGMMA
 
 }  // namespace lowrank::gpu

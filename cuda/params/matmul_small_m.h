@@ -45,6 +45,8 @@ using SmallMTile32 = SmallMTile<2, 4, 4>;
 using SmallMTile64 = SmallMTile<2, 8, 4, SmallMDecode::kPermutes>;
 /// With wgmma; a warp's two fragments are rows of two products of its warpgroup.
 using SmallMTileWgmma = SmallMTile<2, 8, 8, SmallMDecode::kFewLookups>;
+/// The same of half the rows: half the sums between the blocks of a cluster, twice the x.
+using SmallMTileWgmma128 = SmallMTile<1, 8, 8>;
 using SmallMTileWide = SmallMTile<2, 16, 8, SmallMDecode::kSharedPermutes>;
 
 /// k that all warps of a block take in one step.
@@ -89,6 +91,7 @@ struct SmallMWgmmaShared {
     float planes[Tile::kTokens * Tile::kPlaneStride];
   };
 };
+constexpr int kSmallMWgmmaStages = 3;      // of x, where it goes through registers
 constexpr uint32_t kSmallMClusterMax = 8;  // slices of K, the blocks of a cluster
 
 /// Of the kernel of 128 tokens, where a third warpgroup brings x and the scales. That is at most

@@ -113,32 +113,42 @@ Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLi
   return Slices();
 }
 
-/// A kernel with wgmma: 256 outputs by `tokens`, K cut over the blocks of a cluster.
+/// A kernel with wgmma: `rows` outputs by `tokens`, K cut over the blocks of a cluster.
 struct WgmmaRow {
+  int64_t rows;
   int64_t tokens;
+  int64_t scale_bytes;  // of one block index, all rows
   uint32_t threads;
   int64_t shared_bytes;    // without the scales
   int64_t scale_slots;     // of a row's scales at a time; 0: all of a slice
   int64_t step_clocks;     // a step of 128 k, by the budget in the kernel's file
   const char* kernels[2];  // bf16, f16
 };
+template <typename Tile, typename Shared>
+constexpr WgmmaRow MakeWgmma(uint32_t threads, int64_t step_clocks, const char* bf16,
+                             const char* f16) {
+  return {Tile::kRows,
+          Tile::kTokens,
+          Tile::kScaleStride * int64_t{sizeof(float)},
+          threads,
+          static_cast<int64_t>(sizeof(Shared)),
+          Shared::kScaleSlots,
+          step_clocks,
+          {bf16, f16}};
+}
+template <typename Tile>
+using WgmmaShared = gpu::SmallMWgmmaShared<Tile, gpu::kSmallMWgmmaStages, 0>;
 constexpr WgmmaRow kWgmmaRows[] = {
-    {gpu::SmallMTileWgmma::kTokens,
-     gpu::kSmallMThreads,
-     sizeof(gpu::SmallMWgmmaShared<gpu::SmallMTileWgmma, 3, 0>),
-     0,
-     1220,
-     {"matmul_small_m_wgmma_4bit_bf16_kernel", "matmul_small_m_wgmma_4bit_f16_kernel"}},
-    {gpu::SmallMTileWide::kTokens,
-     gpu::kSmallMWideThreads,
-     sizeof(gpu::SmallMWideShared),
-     gpu::SmallMWideShared::kScaleSlots,
-     2435,
-     {"matmul_wide_m_wgmma_4bit_bf16_kernel", "matmul_wide_m_wgmma_4bit_f16_kernel"}},
+    MakeWgmma<gpu::SmallMTileWgmma, WgmmaShared<gpu::SmallMTileWgmma>>(
+        gpu::kSmallMThreads, 1220, "matmul_small_m_wgmma_4bit_bf16_kernel",
+        "matmul_small_m_wgmma_4bit_f16_kernel"),
+    MakeWgmma<gpu::SmallMTileWgmma128, WgmmaShared<gpu::SmallMTileWgmma128>>(
+        gpu::kSmallMThreads, 870, "matmul_small_m_wgmma128_4bit_bf16_kernel",
+        "matmul_small_m_wgmma128_4bit_f16_kernel"),
+    MakeWgmma<gpu::SmallMTileWide, gpu::SmallMWideShared>(gpu::kSmallMWideThreads, 2435,
+                                                          "matmul_wide_m_wgmma_4bit_bf16_kernel",
+                                                          "matmul_wide_m_wgmma_4bit_f16_kernel"),
 };
-using WgmmaTile = gpu::SmallMTileWgmma;  // what both rows have in common
-static_assert(gpu::SmallMTileWide::kRows == WgmmaTile::kRows &&
-              gpu::SmallMTileWide::kScaleStride == WgmmaTile::kScaleStride);
 
 /// Bytes of its peers' sums that a block reads in a clock, in tenths, by the blocks of a cluster:
 /// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
@@ -159,7 +169,7 @@ struct WgmmaChoice {
 /// The kernel with wgmma and the slices that take the fewest clocks; none where they are not for
 /// these operands, or would leave too much of the device idle.
 WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
-  constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, WgmmaTile>;
+  constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, gpu::SmallMTileWgmma>;
   const int64_t K = operands.x.cols;
   const int64_t M = operands.x.rows;
   WgmmaChoice best;
@@ -167,10 +177,9 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
   if (FormatOf(operands.w) != SmallMFormat::kCode4 || K > kWgmmaColsMax) return best;
   if (operands.w.quant.blocks() >= int64_t{1} << 32) return best;
   if (M >= kTokensOfPanels && operands.h != nullptr) return best;
-  const int64_t row_blocks = CeilDiv(operands.w.rows(), WgmmaTile::kRows);
   const int64_t steps = CeilDiv(K, kStepK);
   for (const WgmmaRow& row : kWgmmaRows) {
-    const int64_t blocks = row_blocks * CeilDiv(M, row.tokens);
+    const int64_t blocks = CeilDiv(operands.w.rows(), row.rows) * CeilDiv(M, row.tokens);
     for (int64_t count = 1; count <= gpu::kSmallMClusterMax; count *= 2) {
       if (count > 1 && count * blocks > device.sm_count) break;
       Slices slices;
@@ -180,18 +189,18 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
       if (slices.count != count) continue;
       const int64_t scales =
           row.scale_slots > 0 ? row.scale_slots : (slices.k - 1) / operands.w.quant.blocksize + 2;
-      slices.shared_bytes =
-          row.shared_bytes + scales * WgmmaTile::kScaleStride * int64_t{sizeof(float)};
+      slices.shared_bytes = row.shared_bytes + scales * row.scale_bytes;
       if (slices.shared_bytes > device.shared_bytes_per_block) continue;
       const int64_t waves = CeilDiv(blocks * count, device.sm_count);
       if (M >= kTokensOfPanels && waves > 1) continue;
       // Up to 64 tokens the alternative is the kernel of mma.sync for few tokens, which cuts K as
       // it likes; from there on the tiled one, with 62 % of the products a clock and no better
       // waves.
-      const bool full = M <= WgmmaTile::kTokens ? 4 * blocks * count >= 3 * device.sm_count
-                                                : 8 * blocks * count >= 5 * waves * device.sm_count;
+      const bool full = M <= gpu::SmallMTileWgmma::kTokens
+                            ? 4 * blocks * count >= 3 * device.sm_count
+                            : 8 * blocks * count >= 5 * waves * device.sm_count;
       if (!full) continue;
-      const int64_t sum_bytes = WgmmaTile::kRows * row.tokens * int64_t{sizeof(float)};
+      const int64_t sum_bytes = row.rows * row.tokens * int64_t{sizeof(float)};
       const int64_t peers = sum_bytes * (count - 1) / count * 10 / PeerBytesTimesTen(count);
       const int64_t clocks = waves * (CeilDiv(slices.k, kStepK) * row.step_clocks + peers);
       if (best.row == nullptr || clocks < best.clocks) best = {&row, slices, clocks};
@@ -257,7 +266,7 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
     step.kernel = wgmma.row->kernels[f16];
     step.threads = wgmma.row->threads;
     step.cluster = params.splits;
-    step.grid.x = static_cast<uint32_t>(CeilDiv(N, WgmmaTile::kRows)) * params.splits;
+    step.grid.x = static_cast<uint32_t>(CeilDiv(N, wgmma.row->rows)) * params.splits;
     step.grid.y = static_cast<uint32_t>(CeilDiv(M, wgmma.row->tokens));
     step.SetParams(params);
     plan->steps.push_back(step);

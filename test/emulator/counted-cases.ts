@@ -219,6 +219,14 @@ function wgmma(device: Device) {
   }
 }
 
+/** Few tokens on all multiprocessors, where the tiles of 128 outputs are. */
+function fewTokensByWgmma(device: Device) {
+  for (const dtype of HALVES) {
+    const { x, w, bias } = operands({ M: 64, N: 4096, K: 2048, dtype, format: 'nf4' }, device);
+    matmul(x, w, { bias });
+  }
+}
+
 /** Whole tiles of rows, ranks and columns: 64 rows each of two adapters, in turns of 16. */
 function grouped(device: Device) {
   for (const dtype of DTYPES) {
@@ -257,4 +265,5 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },
   { sm: 90, multiprocessors: 4, run: wgmma },
+  { sm: 90, run: fewTokensByWgmma },
 ];

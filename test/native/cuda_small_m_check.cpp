@@ -35,7 +35,8 @@ constexpr DType kF32 = DType::kF32;
 constexpr DType kB = DType::kBF16;
 constexpr DType kH = DType::kF16;
 
-constexpr char kSmall[] = "matmul_small_m_wgmma";
+constexpr char kSmall[] = "matmul_small_m_wgmma_";
+constexpr char kSmall128[] = "matmul_small_m_wgmma128_";
 constexpr char kWide[] = "matmul_wide_m_wgmma";
 
 const Case kCases[] = {
@@ -53,13 +54,20 @@ const Case kCases[] = {
     {"thirty-two", 32, 128, 768, 64, kB, "fp4/128", false, kB, false, 108},
     {"thirty-three", 33, 129, 288, 8, kH, "nf4/64", true, kF32, true, 1},
     {"sixty-four", 64, 128, 1056, 16, kB, "nf4/64", true, kB, true, 108},
-    {"wgmma", 64, 512, 384, 16, kB, "nf4/64", true, kB, true, 2, 90},
+    {"wgmma", 64, 512, 384, 16, kB, "nf4/64", true, kB, true, 2, 90, kSmall, 1},
     {"wgmma, ragged", 33, 300, 1120, 8, kH, "nf4/64", true, kF32, true, 4, 90},
     {"wgmma, nested", 50, 250, 2080, 3, kB, "nf4/64d", true, kF32, true, 8, 90},
     {"wgmma, clusters of 2", 64, 290, 288, 0, kH, "fp4/32", false, kF32, false, 5, 90},
     {"wgmma, long blocks", 41, 257, 544, 0, kB, "nf4/4096", true, kF32, false, 8, 90},
     {"wgmma, two tiles", 100, 290, 544, 5, kB, "nf4/64d", true, kF32, true, 4, 90, kSmall, 1},
-    {"wgmma, tiles of clusters", 65, 257, 672, 8, kH, "nf4/64", true, kH, true, 8, 90, kSmall, 2},
+    {"wgmma, tiles of clusters", 65, 257, 2080, 8, kH, "nf4/64", true, kH, true, 8, 90, kSmall, 2},
+    {"128 rows", 64, 512, 384, 16, kB, "nf4/64", true, kB, true, 4, 90, kSmall128, 1},
+    {"128 rows, clusters of 2", 33, 250, 1120, 8, kH, "nf4/64d", true, kF32, true, 4, 90, kSmall128,
+     2},
+    {"128 rows, clusters of 4", 50, 197, 2080, 3, kB, "fp4/32", false, kF32, true, 8, 90, kSmall128,
+     4},
+    {"128 rows, clusters of 8", 64, 100, 1984, 0, kH, "nf4/4096", true, kF32, false, 8, 90,
+     kSmall128, 8},
     {"wide", 128, 512, 384, 16, kB, "nf4/64", true, kB, true, 2, 90, kWide, 1},
     {"wide, short blocks", 128, 290, 288, 0, kH, "fp4/32", false, kF32, false, 2, 90, kWide, 1},
     {"wide, two tiles", 193, 300, 1120, 8, kH, "nf4/64", true, kF32, true, 4, 90, kWide, 1},
@@ -203,7 +211,8 @@ void CheckSpecial() {
       {"special", 3, 35, 1056, 0, kB, "nf4/64", false, kF32, false, 1},
       {"special", 3, 35, 1056, 0, kB, "int8/64", false, kF32, false, 1},
       {"special", 3, 35, 1056, 0, kB, "same", false, kF32, false, 1},
-      {"special", 70, 35, 1056, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+      {"special", 70, 200, 1056, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+      {"special", 70, 35, 1056, 0, kB, "nf4/64", false, kF32, false, 1, 90, kSmall128, 1},
   };
   for (const Case& spec : cases) {
     const char* weight = spec.weight;
@@ -229,7 +238,8 @@ void CheckCodebook() {
   const Case cases[] = {
       {"codebook", 3, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1},
       {"codebook", 3, 35, 96, 0, kB, "int8/64", false, kF32, false, 1},
-      {"codebook", 70, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+      {"codebook", 70, 200, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
+      {"codebook", 70, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kSmall128, 1},
   };
   for (const Case& spec : cases) {
     const char* weight = spec.weight;
@@ -317,7 +327,8 @@ struct Choice {
 };
 const Choice kChoices[] = {
     {32, 4096, 4096, true, "matmul_small_m_4bit", 1},
-    {64, 4096, 4096, true, kSmall, 8},
+    {64, 4096, 4096, true, kSmall128, 4},
+    {64, 14336, 4096, true, kSmall, 2},
     {65, 4096, 4096, true, kSmall, 4},
     {128, 4096, 4096, false, kSmall, 4},
     {256, 4096, 4096, true, kSmall, 2},
