@@ -146,4 +146,9 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
   }
 }
 
+/// Word i of 16 bytes, i known when this is compiled.
+LOWRANK_DEVICE uint32_t WordOf(const uint4& words, int i) {
+  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
+}
+
 }  // namespace lowrank::gpu

@@ -62,10 +62,6 @@ LOWRANK_DEVICE void LoadRowGradChunk(const RowGrad& p, int32_t first, RowGradPla
   at.g_x += (kRowGradRows - 4) * p.cols;
 }
 
-LOWRANK_DEVICE uint32_t ColumnsOf(const uint4& words, int fragment) {
-  return fragment == 0 ? words.x : fragment == 1 ? words.y : fragment == 2 ? words.z : words.w;
-}
-
 /// Fragment f of xᵀ as mma's A: registers 0, 1 are k = 2 t, 2 t + 1 of rows g, g + 8, registers 2,
 /// 3 k = 2 t + 8, 2 t + 9.
 using RowGradFragments = uint32_t[kRowGradFragments][4];
@@ -87,7 +83,7 @@ LOWRANK_DEVICE void TurnRowGradChunk(const RowGrad& p, RowGradPlace& at, RowGrad
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       turned[fragment][i] =
-          __byte_perm(ColumnsOf(x[i / 2 * 2], fragment), ColumnsOf(x[i / 2 * 2 + 1], fragment),
+          __byte_perm(WordOf(x[i / 2 * 2], fragment), WordOf(x[i / 2 * 2 + 1], fragment),
                       i % 2 == 0 ? 0x5410 : 0x7632);
     }
   }

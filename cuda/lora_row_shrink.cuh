@@ -72,10 +72,6 @@ LOWRANK_DEVICE void LoadShrinkChunk(const void* matrix, int64_t row0, int64_t ro
   }
 }
 
-LOWRANK_DEVICE uint32_t WordOf(const uint4& words, int i) {
-  return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
-}
-
 /// Zeroes what is dropped, whatever it held. A loop over the four parts, which go round in their
 /// registers: two Philox calls a turn fill the time that the loads take.
 LOWRANK_DEVICE void GateShrinkChunk(const RowShrink& p, int64_t row0, int64_t col,
