@@ -161,6 +161,7 @@ export {
   loraShrink,
   loraShrinkBackward,
 } from './ops/lora-parts.js';
+export { LoraSwigluSaved, loraBackwardSwiglu, loraForwardSwiglu } from './ops/lora-swiglu.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
 export {
   type MergeLoss,

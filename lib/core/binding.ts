@@ -116,6 +116,19 @@ export interface Binding {
     x: NativeHandle,
     parts: readonly (readonly (NativeHandle | number | string | null)[])[],
   ): (NativeHandle | null)[];
+  /** Projections as in loraForwardMany; `keep` asks for gate and up. */
+  loraForwardSwiglu(
+    x: NativeHandle,
+    gate: readonly (NativeHandle | number | string | null)[],
+    up: readonly (NativeHandle | number | string | null)[],
+    keep: boolean,
+  ): [
+    y: NativeHandle,
+    gateH: NativeHandle | null,
+    upH: NativeHandle | null,
+    gate: NativeHandle | null,
+    up: NativeHandle | null,
+  ];
   loraBackward(
     dy: NativeHandle,
     x: NativeHandle | null,

@@ -74,14 +74,16 @@ export class LoraManySaved implements Disposable {
   }
 }
 
-/** A projection as the addon takes it; `call` where it has an adapter. */
-interface Part {
+/** A projection as the addon takes it. */
+export interface Part {
+  readonly w: BaseWeight;
   readonly args: readonly LoraForwardArgument[];
   readonly N: number;
-  readonly call?: LoraForwardCall;
+  readonly adapted?: { readonly call: LoraForwardCall; readonly r: number };
 }
 
-function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean): Part {
+/** Checks everything of a projection. @throws as {@link loraForwardMany} */
+export function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean): Part {
   const { w, adapter, bias, seed, dropoutMask, compute } = readOptions(op, given);
   const { weight, handle, N, K } = checkWeight(op, w);
   if (adapter !== undefined) {
@@ -93,7 +95,7 @@ function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean)
       ...(compute === undefined ? {} : { compute }),
     };
     const call = loraForwardCall(op, x, weight, adapter, options);
-    return { args: call.args, N, call };
+    return { w: weight, args: call.args, N, adapted: { call, r: adapter.r } };
   }
   checkActivations(op, 'x', x, weight, 'K', K);
   for (const [name, value] of Object.entries({ seed, dropoutMask })) {
@@ -101,7 +103,21 @@ function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean)
       fail('ERR_VALUE', op, name, 'given with an adapter only', 'no adapter');
   }
   const base = [handle, biasOf(op, bias, x, N), null, null, null, 0, 0, 0, 0, null];
-  return { args: [...base, checkCompute(op, compute, x, weight)], N };
+  return { w: weight, args: [...base, checkCompute(op, compute, x, weight)], N };
+}
+
+/** What is kept of a projection: of its handles h, null without an adapter, and x, where it is held. */
+export function savedOf(
+  { w, adapted }: Part,
+  x: Tensor,
+  y: Tensor,
+  h: NativeHandle | null,
+  held: NativeHandle | null,
+): LoraManySaved['projections'][number] {
+  if (adapted === undefined) return { w, yShape: y.shape };
+  const { call, r } = adapted;
+  const kept = Tensor.adopt(h as NativeHandle, withLast(x, r), 'f32', x.device);
+  return call.complete(y, kept, held).saved;
 }
 
 /**
@@ -145,21 +161,20 @@ export function loraForwardMany(
       xHandle,
       parts.map(({ args }) => args),
     ),
-    parts.map(({ call }) => (call?.keepX ? binding.share(xHandle) : null)),
+    parts.map(({ adapted }) => (adapted?.call.keepX ? binding.share(xHandle) : null)),
   ]);
   const ys: Tensor[] = [];
-  const saved = parts.map(({ call, N }, i) => {
+  const saved = parts.map((part, i) => {
     const yHandle = raw[2 * i] as NativeHandle;
-    const done = call?.finish(yHandle, raw[2 * i + 1] as NativeHandle, held[i] ?? null);
-    const y = done?.y ?? Tensor.adopt(yHandle, withLast(x, N), x.dtype, x.device);
+    const y = Tensor.adopt(yHandle, withLast(x, part.N), x.dtype, x.device);
     ys.push(y);
-    return done?.saved ?? { w: (projections[i] as LoraProjection).w, yShape: y.shape };
+    return savedOf(part, x, y, raw[2 * i + 1] ?? null, held[i] ?? null);
   });
   return { ys, saved: new LoraManySaved(saved) };
 }
 
 /** Where a weight has zero-points. */
-function oneByOne(
+export function oneByOne(
   x: Tensor,
   projections: readonly LoraProjection[],
   training: boolean,
@@ -204,6 +219,17 @@ export function loraBackwardMany(
   if (!LoraManySaved.is(saved)) {
     throw wrongType(op, 'saved', 'the saved state of loraForwardMany', saved);
   }
+  return backwardMany(op, dys, saved, options, (i) => `projections[${i}]`);
+}
+
+/** {@link loraBackwardMany} for `op`, which calls its projections by `nameOf`. */
+export function backwardMany(
+  op: string,
+  dys: readonly Tensor[],
+  saved: LoraManySaved,
+  options: LoraBackwardManyOptions | undefined,
+  nameOf: (i: number) => string,
+): { dx?: Tensor; gradients: LoraGradients[] } {
   if (saved.disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
   const { projections } = saved;
   if (!Array.isArray(dys)) throw wrongType(op, 'dys', 'an array', dys);
@@ -230,7 +256,7 @@ export function loraBackwardMany(
       checkActivations(op, `dys[${i}]`, dy, weight, 'N', N);
       return undefined;
     }
-    return loraBackwardCall(`${op}, projections[${i}]`, dy, projection, {
+    return loraBackwardCall(`${op}, ${nameOf(i)}`, dy, projection, {
       ...(needs === undefined ? {} : { needs }),
       ...(targets[i] === undefined ? {} : { accumulateInto: targets[i] }),
       keep: true,

@@ -66,8 +66,42 @@ Napi::Value LoraForward(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// loraForwardMany(x, [part, ...]) -> [y, h | null, ...]; a part is the array of loraForward's
-// arguments after x, with null for loraA, loraB and loraBias where it has no adapter
+// A projection: the array of loraForward's arguments after x, with null for loraA, loraB and
+// loraBias where it has no adapter. Without its y; h is where `h` is.
+LoraForwardOp PartOf(const Napi::Value& value, const TensorHandle& x, const TensorView& x_view,
+                     Operands* operands, TensorHandle* h) {
+  const char* op_name = operands->op();
+  if (!value.IsArray()) {
+    ThrowIfError(operands->env(),
+                 Refuse(Code::kType, op_name, "projections", "arrays", "another value"));
+  }
+  const Napi::Array given = value.As<Napi::Array>();
+  LoraForwardOp op;
+  op.x = x_view;
+  op.w = operands->Weight(given.Get(0u), "w");
+  op.bias = operands->OptionalRow(given.Get(1u), "bias");
+  op.compute = ComputeArg(given.Get(10u), op_name);
+  if (!IsPresent(given.Get(2u))) return op;
+  op.lora_a = operands->In(given.Get(2u), "loraA");
+  op.lora_b = operands->In(given.Get(3u), "loraB");
+  op.lora_bias = operands->OptionalRow(given.Get(4u), "loraBias");
+  op.scaling = static_cast<float>(NumberArg(given.Get(5u), op_name, "scaling"));
+  op.dropout = DropoutArgs(given.Get(6u), given.Get(7u), given.Get(8u), given.Get(9u), operands);
+  op.h = operands->Out(h, DType::kF32, WithLast(x.shape, op.lora_a.rows));
+  return op;
+}
+
+// An array of those that are there, null for the others.
+Napi::Value WrapPresent(Napi::Env env, std::vector<TensorHandle>* outputs) {
+  Napi::Array result = Napi::Array::New(env, outputs->size());
+  for (uint32_t i = 0; i < outputs->size(); ++i) {
+    TensorHandle& output = (*outputs)[i];
+    result.Set(i, output.storage ? WrapTensor(env, std::move(output)) : env.Null());
+  }
+  return result;
+}
+
+// loraForwardMany(x, [projection, ...]) -> [y, h | null, ...]
 Napi::Value LoraForwardMany(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = LoraForwardManyOp::kName;
   const Napi::Env env = info.Env();
@@ -82,35 +116,37 @@ Napi::Value LoraForwardMany(const Napi::CallbackInfo& info) {
   const TensorView x_view = operands.In(info[0], "x");
   for (uint32_t i = 0; i < list.Length(); ++i) {
     LoraForwardOp& op = (*parts)[i];
-    if (!list.Get(i).IsArray()) {
-      ThrowIfError(env, Refuse(Code::kType, kOp, "projections", "arrays", "another value"));
-    }
-    const Napi::Array given = list.Get(i).As<Napi::Array>();
-    op.x = x_view;
-    op.w = operands.Weight(given.Get(0u), "w");
-    op.bias = operands.OptionalRow(given.Get(1u), "bias");
-    op.compute = ComputeArg(given.Get(10u), kOp);
+    op = PartOf(list.Get(i), x, x_view, &operands, &outputs[2 * i + 1]);
     op.y = operands.Out(&outputs[2 * i], x.dtype, WithLast(x.shape, op.w.rows()));
-    if (!IsPresent(given.Get(2u))) continue;
-    op.lora_a = operands.In(given.Get(2u), "loraA");
-    op.lora_b = operands.In(given.Get(3u), "loraB");
-    op.lora_bias = operands.OptionalRow(given.Get(4u), "loraBias");
-    op.scaling = static_cast<float>(NumberArg(given.Get(5u), kOp, "scaling"));
-    op.dropout = DropoutArgs(given.Get(6u), given.Get(7u), given.Get(8u), given.Get(9u), &operands);
-    op.h = operands.Out(&outputs[2 * i + 1], DType::kF32, WithLast(x.shape, op.lora_a.rows));
   }
   LoraForwardManyOp op;
   op.parts = parts->data();
   op.count = static_cast<int64_t>(parts->size());
-  const std::vector<LoraForwardOp>& views = *parts;
   operands.Keep(parts);
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, outputs.size());
-  for (uint32_t i = 0; i < outputs.size(); ++i) {
-    const bool has = i % 2 == 0 || views[i / 2].lora_a.present;
-    result.Set(i, has ? WrapTensor(env, std::move(outputs[i])) : env.Null());
+  return WrapPresent(env, &outputs);
+}
+
+// loraForwardSwiglu(x, gate, up, keep) -> [y, gate's h | null, up's h | null, gate | null, up |
+// null]
+Napi::Value LoraForwardSwiglu(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = LoraForwardSwigluOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  Operands operands(env, kOp, x.storage->backend());
+  std::vector<TensorHandle> outputs(5);
+  LoraForwardSwigluOp op;
+  const TensorView x_view = operands.In(info[0], "x");
+  op.gate = PartOf(info[1], x, x_view, &operands, &outputs[1]);
+  op.up = PartOf(info[2], x, x_view, &operands, &outputs[2]);
+  const std::vector<int64_t> shape = WithLast(x.shape, op.gate.w.rows());
+  op.y = operands.Out(&outputs[0], x.dtype, shape);
+  if (info[3].ToBoolean()) {
+    op.gate.y = operands.Out(&outputs[3], x.dtype, shape);
+    op.up.y = operands.Out(&outputs[4], x.dtype, shape);
   }
-  return result;
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapPresent(env, &outputs);
 }
 
 // loraBackward(dy, x | null, w | null, loraA, loraB, h | null, scaling,
@@ -150,6 +186,7 @@ void RegisterOps(Napi::Env env, Napi::Object exports) {
   Export<MatmulInputGrad>(env, exports, "matmulInputGrad");
   Export<LoraForward>(env, exports, "loraForward");
   Export<LoraForwardMany>(env, exports, "loraForwardMany");
+  Export<LoraForwardSwiglu>(env, exports, "loraForwardSwiglu");
   Export<LoraBackward>(env, exports, "loraBackward");
 }
 

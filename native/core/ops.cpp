@@ -90,23 +90,58 @@ MatmulOp BaseOf(const LoraForwardOp& part) {
   return base;
 }
 
+namespace {
+
+Status CheckPart(const LoraForwardOp& part) {
+  return part.lora_a.present ? part.Check() : BaseOf(part).Check();
+}
+std::string DescribePart(const LoraForwardOp& part) {
+  return part.lora_a.present ? part.Describe() : BaseOf(part).Describe();
+}
+
+}  // namespace
+
 Status LoraForwardManyOp::Check() const {
   if (count < 1 || count > kMost) {
     return Refuse(Code::kValue, kName, "projections", "1 to " + std::to_string(kMost),
                   std::to_string(count));
   }
   for (int64_t i = 0; i < count; ++i) {
-    const LoraForwardOp& part = parts[i];
-    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? part.Check() : BaseOf(part).Check());
+    LOWRANK_RETURN_IF_ERROR(CheckPart(parts[i]));
   }
   return Status();
 }
 std::string LoraForwardManyOp::Describe() const {
   std::string text = kName;
   for (int64_t i = 0; i < count; ++i) {
-    text += " | " + (parts[i].lora_a.present ? parts[i].Describe() : BaseOf(parts[i]).Describe());
+    text += " | " + DescribePart(parts[i]);
   }
   return text;
+}
+
+Status LoraForwardSwigluOp::Check() const {
+  if (gate.w.rows() != up.w.rows()) {
+    return Refuse(Code::kShape, kName, "up.w", "[N = " + std::to_string(gate.w.rows()) + ", K]",
+                  Shape(up.w.rows(), up.w.cols()));
+  }
+  if (gate.y.present != up.y.present) {
+    return Refuse(Code::kValue, kName, "up.y", "kept where gate.y is", "one of them");
+  }
+  for (const LoraForwardOp* part : {&gate, &up}) {
+    LoraForwardOp whole = *part;
+    if (!whole.y.present) whole.y = y;
+    LOWRANK_RETURN_IF_ERROR(CheckPart(whole));
+  }
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up.x", up.x, gate.x.rows, gate.x.cols));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "up.x", up.x, gate.x.dtype));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, gate.x.rows, gate.w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, gate.x.dtype));
+  const NamedView outputs[] = {{"y", &y}, {"gate.y", &gate.y}, {"up.y", &up.y}};
+  const NamedView inputs[] = {{"x", &gate.x}};
+  return CheckApart(kName, outputs, inputs);
+}
+std::string LoraForwardSwigluOp::Describe() const {
+  return std::string(kName) + " | " + DescribePart(gate) + " | " + DescribePart(up);
 }
 
 Status LoraBackwardOp::Check() const {

@@ -102,6 +102,17 @@ struct LoraForwardManyOp {
 /// The product of a part without an adapter.
 MatmulOp BaseOf(const LoraForwardOp& part);
 
+/// y = silu(gate) ⊙ up of two projections of one x, which are rounded to its dtype before: the bits
+/// of LoraForwardManyOp and SwigluOp in turn.
+struct LoraForwardSwigluOp {
+  static constexpr const char* kName = "loraForwardSwiglu";
+  LoraForwardOp gate;  // as a part of LoraForwardManyOp; its y is optional
+  LoraForwardOp up;    // the same of the same x; its y is present where gate's is
+  TensorView y;        // [M, N]  out, dtype of x
+  Status Check() const;
+  std::string Describe() const;
+};
+
 /// With dh = scaling · dy · lora_b [M, r]:
 ///   dx          = dy · dequant(w) + gate ⊙ (dh · lora_a)   [M, K]
 ///   d_lora_a    = dhᵀ · (gate ⊙ x)                         [r, K]
@@ -372,6 +383,7 @@ Compute ComputeOf(const Op&) {
   X(MatmulInputGradOp, matmul_input_grad)       \
   X(LoraForwardOp, lora_forward)                \
   X(LoraForwardManyOp, lora_forward_many)       \
+  X(LoraForwardSwigluOp, lora_forward_swiglu)   \
   X(LoraBackwardOp, lora_backward)              \
   X(LoraShrinkOp, lora_shrink)                  \
   X(LoraExpandOp, lora_expand)                  \

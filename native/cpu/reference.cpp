@@ -140,13 +140,29 @@ Status Random(const RandomOp& op, const RunContext& context) {
   return Status();
 }
 
+Status ForwardPart(const LoraForwardOp& part, const RunContext& context) {
+  return part.lora_a.present ? LoraForward(part, context) : Matmul(BaseOf(part), context);
+}
+
 Status LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
   for (int64_t i = 0; i < op.count; ++i) {
-    const LoraForwardOp& part = op.parts[i];
-    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? LoraForward(part, context)
-                                                : Matmul(BaseOf(part), context));
+    LOWRANK_RETURN_IF_ERROR(ForwardPart(op.parts[i], context));
   }
   return Status();
+}
+
+Status LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
+  std::vector<uint8_t> memory[2];
+  LoraForwardOp parts[] = {op.gate, op.up};
+  for (int i = 0; i < 2; ++i) {
+    if (!parts[i].y.present) {
+      memory[i].resize(op.y.bytes());
+      parts[i].y = op.y;
+      parts[i].y.data = memory[i].data();
+    }
+    LOWRANK_RETURN_IF_ERROR(ForwardPart(parts[i], context));
+  }
+  return Swiglu({parts[0].y, parts[1].y, op.y}, context);
 }
 
 }  // namespace
@@ -160,6 +176,7 @@ const KernelTable kReferenceKernels = {
     reference::Run<MatmulInputGradOp, reference::MatmulInputGrad>,
     reference::Run<LoraForwardOp, reference::LoraForward>,
     reference::Run<LoraForwardManyOp, reference::LoraForwardMany>,
+    reference::Run<LoraForwardSwigluOp, reference::LoraForwardSwiglu>,
     reference::Run<LoraBackwardOp, reference::LoraBackward>,
     reference::Run<LoraShrinkOp, reference::LoraShrink>,
     reference::Run<LoraExpandOp, reference::LoraExpand>,

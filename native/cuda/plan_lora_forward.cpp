@@ -22,15 +22,38 @@ Status MakePlan(const LoraForwardOp& op, const DeviceLimits& device, Workspace* 
   return PlanProduct(operands, device, workspace, plan);
 }
 
+namespace {
+
+Status PlanPart(const LoraForwardOp& part, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  return part.lora_a.present ? MakePlan(part, device, workspace, plan)
+                             : MakePlan(BaseOf(part), device, workspace, plan);
+}
+
+}  // namespace
+
 /// One part after the other.
 Status MakePlan(const LoraForwardManyOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   for (int64_t i = 0; i < op.count; ++i) {
-    const LoraForwardOp& part = op.parts[i];
-    LOWRANK_RETURN_IF_ERROR(part.lora_a.present ? MakePlan(part, device, workspace, plan)
-                                                : MakePlan(BaseOf(part), device, workspace, plan));
+    LOWRANK_RETURN_IF_ERROR(PlanPart(op.parts[i], device, workspace, plan));
   }
   return Status();
+}
+
+/// Both products and the gate's launch. What is not kept lies in the workspace and not in y, since
+/// that launch loads by ld.global.nc, which is not for memory that it also writes.
+Status MakePlan(const LoraForwardSwigluOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  LoraForwardOp parts[] = {op.gate, op.up};
+  for (LoraForwardOp& part : parts) {
+    if (!part.y.present) {
+      part.y = op.y;
+      part.y.data = workspace->Take<uint8_t>(static_cast<int64_t>(op.y.bytes()));
+    }
+    LOWRANK_RETURN_IF_ERROR(PlanPart(part, device, workspace, plan));
+  }
+  return MakePlan(SwigluOp{parts[0].y, parts[1].y, op.y}, device, workspace, plan);
 }
 
 }  // namespace lowrank::cuda

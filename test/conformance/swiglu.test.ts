@@ -11,14 +11,9 @@ import {
   type Tensor,
 } from '../../lib/index.js';
 import { source } from '../oracle/inputs.js';
-import { exact, largest, matrix, roundTo, ulp } from '../oracle.js';
+import { exact, matrix, roundTo, ulp } from '../oracle.js';
 import { DEVICES, DTYPES, tensorOf } from './operands.js';
-
-const sigmoid = (x: number): number => 1 / (1 + Math.exp(-x));
-const y64 = (g: number, u: number): number => g * sigmoid(g) * u;
-const dUp64 = (d: number, g: number): number => d * g * sigmoid(g);
-const dGate64 = (d: number, g: number, u: number): number =>
-  d * u * sigmoid(g) * (1 + g * (1 - sigmoid(g)));
+import { dGate64, dUp64, within, y64 } from './swiglu-bounds.js';
 
 /** Where SiLU turns, where it is flat, denormals, and values of every size. */
 function values(dtype: DType, count: number, seed: number): number[] {
@@ -29,15 +24,6 @@ function values(dtype: DType, count: number, seed: number): number[] {
     const small = sign * 2 ** (12 * from.uniform() - 8);
     return roundTo(dtype, fixed[i] ?? small);
   });
-}
-
-/** f32 first, then the dtype: half a unit of each, and what the double formula itself may be off. */
-function within(name: string, dtype: DType, actual: number, expected: number, terms: number): void {
-  const single = 0.501 * ulp('f32', expected) + 2 ** -48 * terms;
-  const limit = dtype === 'f32' ? single : single + ulp(dtype, Math.abs(expected) + single) / 2;
-  if (Math.abs(expected) + limit > largest(dtype)) return;
-  const error = Math.abs(actual - expected);
-  if (!(error <= limit)) throw new Error(`${name}: got ${actual}, expected ${expected}`);
 }
 
 const GROUPS = DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtype })));

@@ -194,6 +194,10 @@ void AddLora(DType dtype, const WeightView& w, int64_t M, int64_t r, Card* card)
   parts[1].h = Matrix(DType::kF32, M, r);
   parts[1].y = Matrix(dtype, M, N);
   card->Add(LoraForwardManyOp{parts, 2});
+  LoraForwardSwigluOp swiglu = {parts[0], parts[1], Matrix(dtype, M, N)};
+  card->Add(swiglu);
+  swiglu.gate.y = swiglu.up.y = TensorView();
+  card->Add(swiglu);
 }
 
 /// A batch whose rows go to two adapters in turn.

@@ -170,6 +170,84 @@ void CheckMany(const KernelTable& table, const RunContext& context, const Shape&
   }
 }
 
+/// Gate and up in one op give the bits of both projections and of swiglu, kept or not. Weights of
+/// two kinds do not share the packed rows of x.
+void CheckForwardSwiglu(const KernelTable& table, const RunContext& context, const Shape& s,
+                        DType dtype, const std::string& kind, const std::string& up_kind) {
+  const int64_t M = s.M, N = s.N, K = s.K, r = s.r;
+  const std::string what = std::string(table.isa) + " forward swiglu " + DTypeName(dtype) + " " +
+                           kind + " " + up_kind + " M" + std::to_string(M) + " N" +
+                           std::to_string(N) + " K" + std::to_string(K);
+  Dense x(M, K, dtype), a(r, K, DType::kF32), b(N, r, dtype), bias(1, N, dtype);
+  Dense h(M, r, DType::kF32), h_apart(M, r, DType::kF32);
+  for (Dense* operand : {&x, &a, &b, &bias}) operand->Fill();
+  const Weight w = MakeWeight(table, context, kind, N, K, dtype);
+  const Weight up_w = MakeWeight(table, context, up_kind, N, K, dtype);
+  Dense gate(M, N, dtype), up(M, N, dtype), y(M, N, dtype), y_alone(M, N, dtype);
+  Dense gate_apart(M, N, dtype), up_apart(M, N, dtype), y_apart(M, N, dtype);
+
+  LoraForwardSwigluOp op;
+  op.gate.x = op.up.x = x.view;
+  op.gate.w = w.view;
+  op.gate.lora_a = a.view;
+  op.gate.lora_b = b.view;
+  op.gate.h = h.view;
+  op.gate.scaling = 1.75f;
+  op.gate.dropout.p = 0.3;
+  op.gate.dropout.seed = 5;
+  op.up.w = up_w.view;
+  op.up.bias = bias.view;
+  op.y = y_alone.view;
+  Report(op.Check().ok() && table.lora_forward_swiglu(op, context).ok(), what);
+  op.gate.y = gate.view;
+  op.up.y = up.view;
+  op.y = y.view;
+  Report(op.Check().ok() && table.lora_forward_swiglu(op, context).ok(), what + " kept");
+
+  LoraForwardOp parts[] = {op.gate, op.up};
+  parts[0].y = gate_apart.view;
+  parts[0].h = h_apart.view;
+  parts[1].y = up_apart.view;
+  Report(table.lora_forward_many({parts, 2}, context).ok() &&
+             table.swiglu({gate_apart.view, up_apart.view, y_apart.view}, context).ok(),
+         what + " apart");
+  Report(h.buffer.Same(h_apart.buffer), what + " h");
+  Report(gate.buffer.Same(gate_apart.buffer), what + " gate");
+  Report(up.buffer.Same(up_apart.buffer), what + " up");
+  Report(y.buffer.Same(y_apart.buffer), what + " y");
+  Report(y_alone.buffer.Same(y_apart.buffer), what + " y, nothing kept");
+}
+
+/// What does not fit is refused, and with what.
+void CheckForwardSwigluRefusals() {
+  Dense x(3, 8, DType::kF32), w(4, 8, DType::kF32), wide(5, 8, DType::kF32);
+  Dense y(3, 4, DType::kF32), gate(3, 4, DType::kF32), up(3, 4, DType::kF32);
+  LoraForwardSwigluOp good;
+  good.gate.x = good.up.x = x.view;
+  good.gate.w.dense = good.up.w.dense = w.view;
+  good.y = y.view;
+  Report(good.Check().ok(), "forward swiglu, nothing kept");
+  const auto refused = [](const LoraForwardSwigluOp& op, Code code, const char* operand) {
+    const Status status = op.Check();
+    Report(status.code() == code && status.message().find(operand) != std::string::npos,
+           "forward swiglu refuses " + std::string(operand) + ": " + status.message());
+  };
+  LoraForwardSwigluOp op = good;
+  op.up.w.dense = wide.view;
+  refused(op, Code::kShape, "up.w");
+  op = good;
+  op.gate.y = gate.view;
+  refused(op, Code::kValue, "up.y");
+  op.up.y = gate.view;
+  refused(op, Code::kAlias, "up.y");
+  op.up.y = y.view;
+  refused(op, Code::kAlias, "up.y");
+  op.up.y = up.view;
+  Report(op.Check().ok(), "forward swiglu, both kept");
+  op.y = TensorView();
+  refused(op, Code::kShape, "y");
+}
+
 void CheckWeightGrad(const KernelTable& table, const RunContext& context, const Shape& s,
                      DType left, DType right, DType result) {
   const std::string what = std::string(table.isa) + " weightGrad " + DTypeName(left) + " " +
@@ -328,6 +406,8 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
         CheckHalves(table, context, s, dtype, kind, drop);
         CheckMany(table, context, s, dtype, kind);
+        CheckForwardSwiglu(table, context, s, dtype, kind, kind);
+        if (s.M <= 37) CheckForwardSwiglu(table, context, s, dtype, kind, "nf4/128");
         drop = !drop;
       }
     }
@@ -346,6 +426,7 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
   LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_CHECK_MAP)
 #undef LOWRANK_CHECK_MAP
   CheckSwiglu(table, context);
+  CheckForwardSwigluRefusals();
 }
 
 }  // namespace lowrank::cpu

@@ -147,17 +147,40 @@ static Outcome Map(const MapOp& op, const RunContext& context) {
   return run.Result();
 }
 
+/// Elements [begin, begin + count) of y, count <= kStripElems, of gate's there and up's values.
+LOWRANK_INLINE void SwigluStrip(const TensorView& gate_view, const float* up, const TensorView& y,
+                                int64_t begin, int64_t count) {
+  alignas(64) float gate[kStripElems];
+  WidenRun(gate_view.data, gate_view.dtype, begin, count, gate);
+  for (int64_t i = 0; i < count; ++i) gate[i] = lowrank::Swiglu(gate[i], up[i]);
+  NarrowRun(y.data, y.dtype, begin, count, gate);
+}
+
 static Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
   Run run(context);
   ForEachStrip(run, 1, op.y.elems(), [&](int64_t, int64_t begin, int64_t count) {
-    alignas(64) float gate[kStripElems];
     alignas(64) float up[kStripElems];
-    WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
     WidenRun(op.up.data, op.up.dtype, begin, count, up);
-    for (int64_t i = 0; i < count; ++i) gate[i] = lowrank::Swiglu(gate[i], up[i]);
-    NarrowRun(op.y.data, op.y.dtype, begin, count, gate);
+    SwigluStrip(op.gate, up, op.y, begin, count);
   });
   return run.Result();
+}
+
+/// What StoreTile does with a block of up's sums, and y of it. op.gate's block is stored and may be
+/// that of y; op.up is present where it is kept.
+LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const SwigluOp& op, int64_t row0) {
+  static_assert(kNC <= kStripElems);
+  const int64_t cols = block.n1 - block.n0;
+  for (int64_t m = block.m0; m < block.m1; ++m) {
+    float* row = c + (m - block.m0) * block.ldc();
+    const int64_t begin = (row0 + m) * op.y.cols + block.n0;
+    alignas(64) float rounded[kNC];
+    void* up = op.up.present ? op.up.data : rounded;
+    const int64_t up_begin = op.up.present ? begin : 0;
+    NarrowRun(up, op.y.dtype, up_begin, cols, row);
+    WidenRun(up, op.y.dtype, up_begin, cols, row);
+    SwigluStrip(op.gate, row, op.y, begin, cols);
+  }
 }
 
 static Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {

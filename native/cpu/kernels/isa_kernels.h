@@ -26,6 +26,7 @@ struct IsaKernels {
   Outcome (*matmul_input_grad)(const MatmulInputGradOp& op, const RunContext& context);
   Outcome (*lora_forward)(const LoraForwardOp& op, const RunContext& context);
   Outcome (*lora_forward_many)(const LoraForwardManyOp& op, const RunContext& context);
+  Outcome (*lora_forward_swiglu)(const LoraForwardSwigluOp& op, const RunContext& context);
   Outcome (*lora_backward)(const LoraBackwardOp& op, const RunContext& context);
   Outcome (*lora_shrink)(const LoraShrinkOp& op, const RunContext& context);
   Outcome (*lora_expand)(const LoraExpandOp& op, const RunContext& context);

@@ -36,6 +36,7 @@ LOWRANK_WRAP(MatmulOp, matmul)
 LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)
 LOWRANK_WRAP(LoraForwardOp, lora_forward)
 LOWRANK_WRAP(LoraForwardManyOp, lora_forward_many)
+LOWRANK_WRAP(LoraForwardSwigluOp, lora_forward_swiglu)
 LOWRANK_WRAP(LoraBackwardOp, lora_backward)
 LOWRANK_WRAP(LoraShrinkOp, lora_shrink)
 LOWRANK_WRAP(LoraExpandOp, lora_expand)
@@ -71,6 +72,7 @@ const KernelTable* Table(const char* name) {
                                     Run_matmul_input_grad<kIsa>,
                                     Run_lora_forward<kIsa>,
                                     Run_lora_forward_many<kIsa>,
+                                    Run_lora_forward_swiglu<kIsa>,
                                     Run_lora_backward<kIsa>,
                                     Run_lora_shrink<kIsa>,
                                     Run_lora_expand<kIsa>,

@@ -1,4 +1,4 @@
-/// matmul, matmulInputGrad, loraForward, loraForwardMany, loraBackward.
+/// matmul, matmulInputGrad, loraForward, loraForwardMany, loraForwardSwiglu, loraBackward.
 ///
 ///   y  = x · dequant(w)ᵀ + bias + scaling · ((gate ⊙ x) · lora_aᵀ · lora_bᵀ + lora_bias)
 ///   dx = dy · dequant(w) + gate ⊙ (dh · lora_a),   dh = scaling · dy · lora_b
@@ -14,6 +14,7 @@
 #pragma once
 
 #include "native/cpu/kernels/direct_dot.h"
+#include "native/cpu/kernels/elementwise.h"
 #include "native/cpu/kernels/factor_panels.h"
 #include "native/cpu/kernels/gemm_int8_tiles.h"
 #include "native/cpu/kernels/gemm_lanes.h"
@@ -216,11 +217,13 @@ struct TargetTasks {
 /// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
 /// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
 /// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
-/// them. `r` counts for the work alone.
+/// them. `r` counts for the work alone. With `swiglu` the last target is its up, and a task takes a
+/// block of every target in turn, so that gate's is still in cache for up's.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
                                       const ForwardTarget* targets, int count, int64_t r,
-                                      const PackFn& pack, const LastFn& last_of, const AddFn& add) {
+                                      const PackFn& pack, const LastFn& last_of, const AddFn& add,
+                                      const SwigluOp* swiglu = nullptr) {
   const int64_t depth = x_view.cols;
   const RowSource x = DenseRows(x_view);
   TargetTasks all[LoraForwardManyOp::kMost];
@@ -254,23 +257,29 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     for (int i = 0; i < count; ++i) {
       all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads());
       if (chunk.dots) all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
-      all[i].first_task = tasks;
-      tasks += all[i].grid.tasks();
+      all[i].first_task = swiglu == nullptr ? tasks : 0;
+      tasks = all[i].first_task + all[i].grid.tasks();
     }
     run.ForEach(tasks, chunk.rows * cols * (depth + r), [&](int64_t task) {
-      int i = count - 1;
-      while (task < all[i].first_task) --i;
-      const Grid& grid = all[i].grid;
-      const Block block = BlockOf(grid, task - all[i].first_task);
-      if (block.m0 == block.m1 || run.Stopped()) return;
-      float* c = run.Get<float>(kCSlot, block.c_elems());
-      if (c == nullptr) return;
-      LastSteps last;
-      if (!last_of(i, grid, block, m0, &last)) return;
-      AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, last, c);
-      add(i, grid, block, m0, c);
-      if (run.Stopped()) return;
-      StoreTile(block, c, *targets[i].y, m0, false);
+      int end = count;
+      while (task < all[end - 1].first_task) --end;
+      for (int i = swiglu == nullptr ? end - 1 : 0; i < end; ++i) {
+        const Grid& grid = all[i].grid;
+        const Block block = BlockOf(grid, task - all[i].first_task);
+        if (block.m0 == block.m1 || run.Stopped()) return;
+        float* c = run.Get<float>(kCSlot, block.c_elems());
+        if (c == nullptr) return;
+        LastSteps last;
+        if (!last_of(i, grid, block, m0, &last)) return;
+        AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, last, c);
+        add(i, grid, block, m0, c);
+        if (run.Stopped()) return;
+        if (swiglu != nullptr && i == count - 1) {
+          StoreSwiglu(block, c, *swiglu, m0);
+        } else {
+          StoreTile(block, c, *targets[i].y, m0, false);
+        }
+      }
     });
     if (run.Stopped()) return;
   }
@@ -297,9 +306,11 @@ LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const flo
   }
 }
 
-/// `count` products that share x and the order of their sums; part(i) is one of them.
+/// `count` products that share x and the order of their sums; part(i) is one of them. With
+/// `swiglu` the last of them is its up.
 template <typename Policy, typename PartAt>
-LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunContext& context) {
+LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunContext& context,
+                                   const SwigluOp* swiglu) {
   Run run(context);
   ForwardTarget targets[LoraForwardManyOp::kMost];
   int64_t most_r = 0;
@@ -342,19 +353,21 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
         if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
           AddRow(block, block.m0, block.m1, bias, c);
         }
-      });
+      },
+      swiglu);
   return run.Result();
 }
 
 /// The products in the precision that was asked for, by the policy of the first.
 template <typename PartAt>
 LOWRANK_INLINE Outcome ForwardAs(Compute compute, int count, const PartAt& part,
-                                 const RunContext& context) {
-  if (compute == Compute::kInt8) return ForwardMany<Int8Policy>(count, part, context);
+                                 const RunContext& context, const SwigluOp* swiglu = nullptr) {
+  if (compute == Compute::kInt8) return ForwardMany<Int8Policy>(count, part, context, swiglu);
   Outcome outcome;
   const ForwardParts first = part(0);
-  WithPolicy(first.x.dtype, first.w,
-             [&](auto policy) { outcome = ForwardMany<decltype(policy)>(count, part, context); });
+  WithPolicy(first.x.dtype, first.w, [&](auto policy) {
+    outcome = ForwardMany<decltype(policy)>(count, part, context, swiglu);
+  });
   return outcome;
 }
 LOWRANK_INLINE Outcome ForwardAs(Compute compute, const ForwardParts& op,
@@ -399,20 +412,33 @@ LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp&
          order(a).by_lanes == order(b).by_lanes;
 }
 
-/// Runs of parts that share the packed rows of x at once.
-static Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+/// Runs of parts that share the packed rows of x at once. With `swiglu` the last part is its up.
+static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, const SwigluOp* swiglu,
+                           const RunContext& context) {
   Gate gates[LoraForwardManyOp::kMost];
-  for (int64_t i = 0; i < op.count; ++i) {
-    gates[i] = MakeGate(op.parts[i].dropout, op.parts[i].x.cols);
-  }
+  for (int64_t i = 0; i < count; ++i) gates[i] = MakeGate(parts[i].dropout, parts[i].x.cols);
   Outcome outcome;
-  for (int64_t first = 0, end = 0; first < op.count && outcome.code == Code::kOk; first = end) {
-    while (end < op.count && SharePackedRows(op.parts[first], op.parts[end])) ++end;
+  for (int64_t first = 0, end = 0; first < count && outcome.code == Code::kOk; first = end) {
+    while (end < count && SharePackedRows(parts[first], parts[end])) ++end;
     outcome = ForwardAs(
-        op.parts[first].compute, static_cast<int>(end - first),
-        [&](int i) { return PartsOf(op.parts[first + i], gates[first + i]); }, context);
+        parts[first].compute, static_cast<int>(end - first),
+        [&](int i) { return PartsOf(parts[first + i], gates[first + i]); }, context,
+        end == count ? swiglu : nullptr);
   }
   return outcome;
+}
+
+static Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+  return ForwardRuns(op.parts, op.count, nullptr, context);
+}
+
+/// Where gate is not kept its blocks are stored in y, from where up's blocks take them.
+static Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
+  LoraForwardOp parts[] = {op.gate, op.up};
+  const SwigluOp swiglu = {op.gate.y.present ? op.gate.y : op.y, op.up.y, op.y};
+  parts[0].y = swiglu.gate;
+  parts[1].y = op.y;
+  return ForwardRuns(parts, 2, &swiglu, context);
 }
 
 /// dx (+)= dy · w + gate ⊙ (dh_factor · dh · lora_a); also fills dh = scaling · dy · lora_b.

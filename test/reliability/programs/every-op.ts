@@ -5,7 +5,11 @@ import {
   LoraAdapter,
   LoraLinear,
   loraBackward,
+  loraBackwardMany,
+  loraBackwardSwiglu,
   loraForward,
+  loraForwardMany,
+  loraForwardSwiglu,
   matmul,
   matmulInputGrad,
   QuantizedWeight,
@@ -88,6 +92,23 @@ export async function everyOp(device: Device): Promise<Operations> {
     const dLoraA = Tensor.zeros([r, K], { device });
     loraBackward(dy, saved, { needs: ['dLoraA'], accumulateInto: { dLoraA } });
     return dLoraA.read();
+  });
+  const [up, value] = [{ w: int8, bias }, { w }];
+  add('loraForwardMany', () => {
+    const { ys } = loraForwardMany(x, [{ w: nf4, adapter, seed: 13 }, up, value]);
+    return Promise.all(ys.map((y) => y.read()));
+  });
+  add('loraBackwardMany', () => {
+    const { saved } = loraForwardMany(x, [{ w: nf4, adapter, seed: 14 }, up]);
+    return loraBackwardMany([dy, dy], saved).dx?.read();
+  });
+  add('loraForwardSwiglu', () => loraForwardSwiglu(x, { w: nf4, adapter, seed: 15 }, up).y.read());
+  add('loraForwardSwiglu for inference', () =>
+    loraForwardSwiglu(x, { w: nf4, adapter }, { w: nf4 }, { training: false }).y.read(),
+  );
+  add('loraBackwardSwiglu', () => {
+    const { saved } = loraForwardSwiglu(x, { w: nf4, adapter, seed: 16 }, up);
+    return loraBackwardSwiglu(dy, saved).dx?.read();
   });
   add('LoraAdapter.init', () => {
     LoraAdapter.init({ inFeatures: K, outFeatures: N, r, loraAlpha: 1, seed: 1, device });
