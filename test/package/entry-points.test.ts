@@ -67,7 +67,10 @@ describe('entry points', () => {
   });
 
   it('the two tables of formats agree', () => {
-    expect(binding().formats()).toEqual(FORMATS.map((row) => ({ ...row })));
+    const rows = binding()
+      .formats()
+      .map(({ codebook, ...row }) => row);
+    expect(rows).toEqual(FORMATS.map((row) => ({ ...row })));
   });
 
   it.each([
