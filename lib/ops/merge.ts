@@ -207,7 +207,10 @@ function merge<Weight extends BaseWeight>(
     const read = (of: BaseWeight, first: number, end: number): Tensor =>
       denseRows(of, first, end, { dtype });
     const write = (tile: Tensor, first: number): void => {
-      if (host !== undefined) return host.put(tile, first);
+      if (host !== undefined) {
+        host.put(tile, first);
+        return;
+      }
       if (!(result instanceof QuantizedWeight)) {
         putRows(result, tile, first);
         return;
