@@ -72,9 +72,9 @@ export class LoraSwigluSaved implements Disposable {
  * `y = silu(gate(x)) ⊙ up(x)`, `silu(g) = g · σ(g)`
  *
  * with the bits of {@link loraForwardMany} and {@link swiglu} in turn: gate and up are rounded to the
- * dtype of x before the product. On `cpu` each block of y is made while those of gate and up are in
- * cache. With `training: false` neither is kept, and where no weight has zero-points neither takes
- * memory beside y there; on `cuda` both lie in the workspace.
+ * dtype of x before the product. With `training: false` neither is kept: on `cpu`, where no weight has
+ * zero-points, y is made block by block and neither takes memory beside it; on `cuda` both lie in the
+ * workspace.
  * @param x [..., K] f32, bf16 or f16
  * @param gate the projection whose result goes through SiLU, [N, K]
  * @param up the projection that is multiplied by it, [N, K]

@@ -166,20 +166,19 @@ static Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
   return run.Result();
 }
 
-/// What StoreTile does with a block of up's sums, and y of it. op.gate's block is stored and may be
-/// that of y; op.up is present where it is kept.
-LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const SwigluOp& op, int64_t row0) {
+/// silu(gate) ⊙ up in place of gate, which `y` holds, of a block of up's sums.
+LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const TensorView& y, int64_t row0) {
   static_assert(kNC <= kStripElems);
   const int64_t cols = block.n1 - block.n0;
+  const RowSource gate = DenseRows(y);
   for (int64_t m = block.m0; m < block.m1; ++m) {
+    // A stride that the hardware does not foresee; up's panels drove gate out of L2.
+    PrefetchRow(gate, row0 + m + 1, block.n0, cols);
     float* row = c + (m - block.m0) * block.ldc();
-    const int64_t begin = (row0 + m) * op.y.cols + block.n0;
     alignas(64) float rounded[kNC];
-    void* up = op.up.present ? op.up.data : rounded;
-    const int64_t up_begin = op.up.present ? begin : 0;
-    NarrowRun(up, op.y.dtype, up_begin, cols, row);
-    WidenRun(up, op.y.dtype, up_begin, cols, row);
-    SwigluStrip(op.gate, row, op.y, begin, cols);
+    NarrowRun(rounded, y.dtype, 0, cols, row);
+    WidenRun(rounded, y.dtype, 0, cols, row);
+    SwigluStrip(y, row, y, (row0 + m) * y.cols + block.n0, cols);
   }
 }
 

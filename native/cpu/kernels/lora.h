@@ -217,13 +217,13 @@ struct TargetTasks {
 /// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
 /// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
 /// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
-/// them. `r` counts for the work alone. With `swiglu` the last target is its up, and a task takes a
-/// block of every target in turn, so that gate's is still in cache for up's.
+/// them. `r` counts for the work alone. With `swiglu` the last target is its up, whose y holds gate
+/// or is to hold it by the target before; then a task takes a block of each in turn.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
                                       const ForwardTarget* targets, int count, int64_t r,
                                       const PackFn& pack, const LastFn& last_of, const AddFn& add,
-                                      const SwigluOp* swiglu = nullptr) {
+                                      bool swiglu = false) {
   const int64_t depth = x_view.cols;
   const RowSource x = DenseRows(x_view);
   TargetTasks all[LoraForwardManyOp::kMost];
@@ -257,13 +257,13 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     for (int i = 0; i < count; ++i) {
       all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads());
       if (chunk.dots) all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
-      all[i].first_task = swiglu == nullptr ? tasks : 0;
+      all[i].first_task = swiglu ? 0 : tasks;
       tasks = all[i].first_task + all[i].grid.tasks();
     }
     run.ForEach(tasks, chunk.rows * cols * (depth + r), [&](int64_t task) {
       int end = count;
       while (task < all[end - 1].first_task) --end;
-      for (int i = swiglu == nullptr ? end - 1 : 0; i < end; ++i) {
+      for (int i = swiglu ? 0 : end - 1; i < end; ++i) {
         const Grid& grid = all[i].grid;
         const Block block = BlockOf(grid, task - all[i].first_task);
         if (block.m0 == block.m1 || run.Stopped()) return;
@@ -274,8 +274,8 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
         AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, last, c);
         add(i, grid, block, m0, c);
         if (run.Stopped()) return;
-        if (swiglu != nullptr && i == count - 1) {
-          StoreSwiglu(block, c, *swiglu, m0);
+        if (swiglu && i == count - 1) {
+          StoreSwiglu(block, c, *targets[i].y, m0);
         } else {
           StoreTile(block, c, *targets[i].y, m0, false);
         }
@@ -310,7 +310,7 @@ LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const flo
 /// `swiglu` the last of them is its up.
 template <typename Policy, typename PartAt>
 LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunContext& context,
-                                   const SwigluOp* swiglu) {
+                                   bool swiglu) {
   Run run(context);
   ForwardTarget targets[LoraForwardManyOp::kMost];
   int64_t most_r = 0;
@@ -361,7 +361,7 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
 /// The products in the precision that was asked for, by the policy of the first.
 template <typename PartAt>
 LOWRANK_INLINE Outcome ForwardAs(Compute compute, int count, const PartAt& part,
-                                 const RunContext& context, const SwigluOp* swiglu = nullptr) {
+                                 const RunContext& context, bool swiglu = false) {
   if (compute == Compute::kInt8) return ForwardMany<Int8Policy>(count, part, context, swiglu);
   Outcome outcome;
   const ForwardParts first = part(0);
@@ -413,7 +413,7 @@ LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp&
 }
 
 /// Runs of parts that share the packed rows of x at once. With `swiglu` the last part is its up.
-static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, const SwigluOp* swiglu,
+static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swiglu,
                            const RunContext& context) {
   Gate gates[LoraForwardManyOp::kMost];
   for (int64_t i = 0; i < count; ++i) gates[i] = MakeGate(parts[i].dropout, parts[i].x.cols);
@@ -423,22 +423,24 @@ static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, const Swig
     outcome = ForwardAs(
         parts[first].compute, static_cast<int>(end - first),
         [&](int i) { return PartsOf(parts[first + i], gates[first + i]); }, context,
-        end == count ? swiglu : nullptr);
+        swiglu && end == count);
   }
   return outcome;
 }
 
 static Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
-  return ForwardRuns(op.parts, op.count, nullptr, context);
+  return ForwardRuns(op.parts, op.count, false, context);
 }
 
-/// Where gate is not kept its blocks are stored in y, from where up's blocks take them.
+/// What is not kept meets block by block, gate in y. Blocks that are stored in any case are no
+/// faster so (docs/performance-log.md).
 static Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
   LoraForwardOp parts[] = {op.gate, op.up};
-  const SwigluOp swiglu = {op.gate.y.present ? op.gate.y : op.y, op.up.y, op.y};
-  parts[0].y = swiglu.gate;
-  parts[1].y = op.y;
-  return ForwardRuns(parts, 2, &swiglu, context);
+  const bool kept = op.gate.y.present;
+  if (!kept) parts[0].y = parts[1].y = op.y;
+  const Outcome outcome = ForwardRuns(parts, 2, !kept, context);
+  if (!kept || outcome.code != Code::kOk) return outcome;
+  return Swiglu({op.gate.y, op.up.y, op.y}, context);
 }
 
 /// dx (+)= dy · w + gate ⊙ (dh_factor · dh · lora_a); also fills dh = scaling · dy · lora_b.
