@@ -19,8 +19,8 @@
 ///              eight columns at a time, and what is kept of them is added
 /// Grid         prepare (any). Products: min(SMs, tiles) blocks in clusters of 2 that share a
 ///              column tile; each walks its tiles in a fixed order
-/// Block        384 threads: warp 0 copies, warps 1..3 compute h and decode the next panel, two
-///              warpgroups multiply, 64 rows each
+/// Block        384 threads: warp 0 copies, warps 1..3 compute h and gradients and decode the next
+///              panel, two warpgroups multiply, 64 rows each
 /// Registers    384 · 168 at the launch, then 256 · 184 + 128 · 136, the same sum: 128 of the 184
 ///              are accumulators, the 136 a gradient's 32 sums, a chunk of x and the next, its
 ///              factor's parts; at 192 and 120 they spill

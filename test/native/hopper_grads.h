@@ -1,10 +1,11 @@
 /// The factors' gradients that a product's spare warps compute, held to the formula.
 #pragma once
 
-#include <algorithm>
 #include <cmath>
+#include <limits>
+#include <memory>
+#include <vector>
 
-#include "native/core/philox.h"
 #include "native/cuda/plan_gemm_wgmma.h"
 #include "test/native/hopper_matrix.h"
 
@@ -13,7 +14,7 @@ namespace lowrank::test {
 /// d_lora_a of x [M, N] and dh, d_lora_b of dy [M, K] and h: sums over m, before scaling.
 class GradProblem {
  public:
-  /// `kept(i)`: does the gate keep element i of x? What `dh` holds is the check's to know.
+  /// What `dh` holds is the check's to know.
   GradProblem(const cuda::GemmMmaOperands& product, const Matrix& dy, const float* dh,
               std::mt19937_64* rng)
       : M_(product.x.rows), r_(product.lora_factor.rows), dy_(&dy) {
@@ -60,7 +61,7 @@ class GradProblem {
     return bytes;
   }
 
-  /// Elements out of bounds.
+  /// Elements out of bounds. `kept(i)`: does the gate keep element i of x?
   template <typename Kept>
   size_t Check(const std::vector<double>& dh, const Kept& kept) const {
     return CheckOne(sums_[0], *x_, dh, true, kept) +

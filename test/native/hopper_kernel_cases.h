@@ -9,7 +9,7 @@
 namespace lowrank::test {
 
 /// Who computes h: nobody (it is given), or the kernel, from x as it is or behind a gate. Of an
-/// input gradient, whose dh is given, the gate of its adapter term.
+/// input gradient, the gate of its adapter term; who computes dh is said by Beside.
 enum class Shrink { kGiven, kPlain, kPhilox, kMask };
 /// What an input gradient has beside it: nothing, dh by the kernel, the factors' gradients too, or
 /// those alone.
