@@ -17,7 +17,7 @@ struct RunContext {
 };
 
 struct KernelTable {
-  const char* isa;  // "portable", "avx2", "avx512", "avx512-bf16", "avx512-amx", "neon"
+  const char* isa;  // as LOWRANK_ISA names it: kernel_select.cpp has them all
 #define LOWRANK_KERNEL_MEMBER(Type, member) \
   Status (*member)(const Type& op, const RunContext& context);
   LOWRANK_FOR_EACH_OP(LOWRANK_KERNEL_MEMBER)

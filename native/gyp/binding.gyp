@@ -25,6 +25,12 @@
       "cflags_cc": ["<!@(node sources.cjs isa avx512 flags)"]
     },
     {
+      "target_name": "kernels_avx512_vnni",
+      "type": "static_library",
+      "sources": ["<!@(node sources.cjs isa avx512_vnni sources)"],
+      "cflags_cc": ["<!@(node sources.cjs isa avx512_vnni flags)"]
+    },
+    {
       "target_name": "kernels_avx512_bf16",
       "type": "static_library",
       "sources": ["<!@(node sources.cjs isa avx512_bf16 sources)"],
@@ -38,7 +44,7 @@
     },
     {
       "target_name": "lowrank",
-      "dependencies": ["kernels_avx2", "kernels_avx512", "kernels_avx512_bf16", "kernels_avx512_amx"],
+      "dependencies": ["kernels_avx2", "kernels_avx512", "kernels_avx512_vnni", "kernels_avx512_bf16", "kernels_avx512_amx"],
       "sources": ["<!@(node sources.cjs plain)"],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": ["NAPI_VERSION=8", "NODE_ADDON_API_CPP_EXCEPTIONS_ALL", "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS"],

@@ -6,7 +6,7 @@
 status=0
 for object in "$@"; do
   weak=$(nm -C "$object" | grep -E ' [VWu] ' |
-    grep -vE 'lowrank::cpu::(portable|avx2|avx512|avx512_bf16|avx512_amx|neon)::')
+    grep -vE 'lowrank::cpu::(portable|avx2|avx512|avx512_vnni|avx512_bf16|avx512_amx|neon)::')
   if [ -n "$weak" ]; then
     printf '%s exports weak symbols:\n%s\n' "$object" "$weak"
     status=1

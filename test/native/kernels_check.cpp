@@ -13,7 +13,8 @@ constexpr const char* kEmulated = "avx512-amx, emulated";
 int Main(int argc, char** argv) {
   const bool bench = argc > 1 && std::strcmp(argv[1], "--bench") == 0;
   const char* only = bench ? (argc > 2 ? argv[2] : nullptr) : (argc > 1 ? argv[1] : nullptr);
-  const char* names[] = {"portable", "avx2", "avx512", "avx512-bf16", "avx512-amx", kEmulated, "neon"};
+  const char* names[] = {"portable",    "avx2",       "avx512",  "avx512-vnni",
+                         "avx512-bf16", "avx512-amx", kEmulated, "neon"};
   CancelToken cancel;
   ThreadPool pool(2);
   const RunContext context = {&pool, &cancel};

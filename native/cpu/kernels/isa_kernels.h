@@ -59,6 +59,9 @@ extern const IsaKernels kKernels;
 namespace avx512 {
 extern const IsaKernels kKernels;
 }
+namespace avx512_vnni {
+extern const IsaKernels kKernels;
+}
 namespace avx512_bf16 {
 extern const IsaKernels kKernels;
 }

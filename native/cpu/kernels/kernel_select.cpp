@@ -55,10 +55,11 @@ Lacks& NeedAvx512(Lacks& lacks) {
       .Need(__builtin_cpu_supports("avx512vl"), "avx512vl")
       .Need(__builtin_cpu_supports("avx512dq"), "avx512dq");
 }
+Lacks& NeedAvx512Vnni(Lacks& lacks) {
+  return NeedAvx512(lacks).Need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
+}
 Lacks& NeedAvx512Bf16(Lacks& lacks) {
-  return NeedAvx512(lacks)
-      .Need(__builtin_cpu_supports("avx512bf16"), "avx512bf16")
-      .Need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
+  return NeedAvx512Vnni(lacks).Need(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
 }
 
 template <Lacks& (*kNeed)(Lacks&)>
@@ -97,6 +98,7 @@ const Choice kChoices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
     {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels>},
     {"avx512-bf16", Missing<NeedAvx512Bf16>, Table<avx512_bf16::kKernels>},
+    {"avx512-vnni", Missing<NeedAvx512Vnni>, Table<avx512_vnni::kKernels>},
     {"avx512", Missing<NeedAvx512>, Table<avx512::kKernels>},
     {"avx2", Missing<NeedAvx2>, Table<avx2::kKernels>},
 #elif defined(__aarch64__)
