@@ -184,8 +184,8 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
         float* c_row = c + (m - block.m0) * ldc;
         const Unit* b_panel = b;
         // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
-        const int64_t next_lines =
-            panel + 1 < block.panel1 ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
+        const bool asks = !kAsksInTile<Policy> && panel + 1 < block.panel1;
+        const int64_t next_lines = asks ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
         const Unit* next = a_panel + mr * ku;
         int64_t part = (panel - block.panel0) * col_panels + (n0 - block.n0) / kNR;
         for (int64_t n = n0; n < n1; n += kNR, b_panel += panel_stride) {

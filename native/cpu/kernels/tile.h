@@ -5,7 +5,7 @@
 /// has the same bits whichever rows and columns share its tile.
 #pragma once
 
-#include "native/cpu/kernels/pack.h"
+#include "native/cpu/kernels/ask_ahead.h"
 #include "native/cpu/kernels/tile_int8.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -21,6 +21,7 @@ static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc
     VecF columns[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kVL);
+    AskAhead<Policy, kRows, kVectors * kVL>(a, b);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
