@@ -87,13 +87,16 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   Unit* stored = block.stored;
   VecF acc[kWeights][kRows] = {};
   for (int64_t g = 0; g < block.granules; ++g) {
+    // The same place of the rows after these, into L2: x has L1.
+    if ((g & 1) == 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kWeights; ++r) {
+        __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
+      }
+    }
     Decoder decoder[kWeights];
 #pragma GCC unroll 8
-    for (int r = 0; r < kWeights; ++r) {
-      decoder[r].SetScale(codebook, scales.At(r, g));
-      // The same place of the rows after these, into L2: x has L1.
-      if ((g & 1) == 0) __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
-    }
+    for (int r = 0; r < kWeights; ++r) decoder[r].SetScale(codebook, scales.At(r, g));
 #pragma GCC unroll 16
     for (int u = 0; u < Decoder::kUnits; ++u) {
       VecF columns[kWeights];

@@ -65,7 +65,7 @@ LOWRANK_INLINE void NarrowRun(void* data, DType dtype, int64_t begin, int64_t co
 /// Rounds f32 values to `dtype` and back, in place.
 LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
   if (dtype == DType::kF32) return v;
-  if (dtype == DType::kBF16) return AsFloat(RoundBF16(v) << 16);
+  if (dtype == DType::kBF16) return RoundedToBF16(v);
   return WidenF16(Narrow(RoundF16(v)));
 }
 
