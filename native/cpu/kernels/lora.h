@@ -189,8 +189,8 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
         return;
       }
     }
-    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                       Int8Columns{w, int8, chunk.panels.count > 1}, c, true, last);
+    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, Int8Columns{w, int8},
+                       c, true, last);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
