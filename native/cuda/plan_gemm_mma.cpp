@@ -5,6 +5,7 @@
 
 #include "cuda/params/gemm_mma.h"
 #include "native/core/philox.h"
+#include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/weight_params.h"
 
 namespace lowrank::cuda {
@@ -222,14 +223,29 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
   return Refuse(Code::kUnsupported, "matmul", "x", "bf16 or f16", DTypeName(operands.x.dtype));
 }
 
-Status PlanGemmMmaSums(const GemmMmaOperands& operands, const GemmMmaChoice& choice, float* sums,
-                       Plan* plan) {
-  Workspace measure;  // of a plane that is not taken from it
-  LOWRANK_RETURN_IF_ERROR(PlanGemmMma(operands, choice, &measure, plan));
-  if (plan->steps.empty()) return Status();
+Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                       Workspace* workspace, Plan* plan) {
+  GemmMmaChoice choice = SelectGemmMma(operands, device);
+  // lora_reduce loads four elements of a plane at a time.
+  if (operands.y.cols % 4 != 0 && choice.splits > 1) {
+    choice.slabs_per_split *= choice.splits;
+    choice.splits = 1;
+  }
+  const size_t before = plan->steps.size();
+  LOWRANK_RETURN_IF_ERROR(PlanGemmMma(operands, choice, workspace, plan));
+  if (plan->steps.size() == before) return Status();
+  // In place of the reduction that rounds.
+  if (choice.splits > 1) plan->steps.pop_back();
   LaunchStep& step = plan->steps.back();
   gpu::GemmMmaParams params;
   std::memcpy(&params, step.params.data(), sizeof(params));
+  if (choice.splits > 1) {
+    LoraReduction reduction;
+    const int64_t count = operands.y.elems();
+    reduction.AddF32(params.planes, count, choice.splits, sums, count, 1, false);
+    reduction.AppendTo(plan);
+    return Status();
+  }
   params.splits = 2;  // of which the grid has the first, with all of the reduction
   params.planes = sums;
   step.SetParams(params);

@@ -59,14 +59,14 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
 Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
 
-/// The f32 sums of the product alone as one plane, which the kernels write where a reduction is
-/// cut.
-Status PlanGemmMmaSums(const GemmMmaOperands& operands, const GemmMmaChoice& choice, float* sums,
-                       Plan* plan);
+/// The f32 sums of the product alone, from the planes that the kernels write where a reduction is
+/// cut; a launch more adds several.
+Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                       Workspace* workspace, Plan* plan);
 
-/// The same for any dtype of x, by the kernel family that suits the shape and the device: f32, few
-/// tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is computed
-/// first, by a launch of its own or in that of the products.
+/// The product for any dtype of x, by the kernel family that suits the shape and the device: f32,
+/// few tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is
+/// computed first, by a launch of its own or in that of the products.
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 

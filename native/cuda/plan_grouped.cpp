@@ -8,7 +8,7 @@
 /// Where rows have several adapters, expand and dx are launched for one of each row at a time.
 ///
 /// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
-/// ones the workspace holds its f32 sums, so that an element is rounded once.
+/// ones the workspace holds its f32 sums (PlanProductSums), so that an element is rounded once.
 #include <algorithm>
 #include <cstring>
 

@@ -79,10 +79,10 @@ Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const Devic
       (!product.w.quantised() && product.w.dense.dtype == DType::kF32)) {
     return PlanGemmF32(product, device, workspace, plan);
   }
-  GemmMmaChoice choice = SelectGemmMma(product, device);
-  choice.splits = 1;
-  choice.slabs_per_split = static_cast<int32_t>(CeilDiv(CeilDiv(product.x.cols, 64), 8) * 8);
-  return PlanGemmMmaSums(product, choice, sums, plan);
+  if (MayChooseByM(product, device) && SmallMSumsApply(product, device)) {
+    return PlanMatmulSmallMSums(product, sums, device, workspace, plan);
+  }
+  return PlanGemmMmaSums(product, sums, device, workspace, plan);
 }
 
 Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {

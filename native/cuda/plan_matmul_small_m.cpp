@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/params/matmul_small_m.h"
+#include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
 #include "native/cuda/weight_params.h"
 
@@ -209,9 +210,8 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
   return best;
 }
 
-}  // namespace
-
-bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) {
+/// Has the family, by whichever instruction, kernels for these operands?
+bool Takes(const GemmMmaOperands& operands) {
   const TensorView& x = operands.x;
   const WeightView& w = operands.w;
   if (x.dtype == DType::kF32 || operands.w_transposed || operands.accumulate) return false;
@@ -224,10 +224,81 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
   const int64_t lane_elems = gpu::LaneElems(FormatOf(w));
   if (x.cols < lane_elems || x.cols % lane_elems != 0 || x.cols > kColsMax) return false;
   const void* weight = w.quantised() ? w.quant.codes : w.dense.data;
-  if (!IsAligned(x.data, 16) || !IsAligned(weight, 16)) return false;
-  if (ChooseWgmma(operands, device).row != nullptr) return true;
-  const TileRow* tile = TileFor(x.rows, device);
+  return IsAligned(x.data, 16) && IsAligned(weight, 16);
+}
+
+/// By mma.sync.
+bool MmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  const TileRow* tile = TileFor(operands.x.rows, device);
   return tile != nullptr && CutK(operands, *tile, device).count > 0;
+}
+
+gpu::SmallMParams ParamsOf(const GemmMmaOperands& operands, const Slices& slices) {
+  const bool lora =
+      operands.h != nullptr && operands.lora_factor.present && operands.lora_factor.cols > 0;
+  gpu::SmallMParams params{};
+  params.w = WeightParams(operands.w);
+  params.x = operands.x.data;
+  params.bias = operands.bias.present ? operands.bias.data : nullptr;
+  params.lora_b = lora ? operands.lora_factor.data : nullptr;
+  params.lora_bias = operands.lora_bias.present ? operands.lora_bias.data : nullptr;
+  params.h = lora ? operands.h : nullptr;
+  params.y = operands.y.data;
+  params.M = operands.x.rows;
+  params.N = operands.w.rows();
+  params.K = operands.x.cols;
+  params.slice_k = slices.k;
+  params.r = lora ? operands.lora_factor.cols : 0;
+  params.scaling = operands.scaling;
+  params.splits = static_cast<uint32_t>(slices.count);
+  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
+  params.lora_b_dtype = static_cast<uint8_t>(operands.lora_factor.dtype);
+  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
+  return params;
+}
+
+/// The launch of mma.sync, `slices` along y.
+Status AddMmaStep(const TileRow& tile, const GemmMmaOperands& operands, const Slices& slices,
+                  const gpu::SmallMParams& params, Plan* plan) {
+  LaunchStep step;
+  step.kernel = tile.formats[static_cast<int>(FormatOf(operands.w))]
+                    .kernels[operands.x.dtype == DType::kF16 ? 1 : 0];
+  step.threads = gpu::kSmallMThreads;
+  step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, params.N, tile.rows, &step));
+  step.grid.y = static_cast<uint32_t>(slices.count);
+  step.SetParams(params);
+  plan->steps.push_back(step);
+  return Status();
+}
+
+}  // namespace
+
+bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  return Takes(operands) &&
+         (ChooseWgmma(operands, device).row != nullptr || MmaTakes(operands, device));
+}
+
+bool SmallMSumsApply(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  // lora_reduce loads four elements of a plane at a time.
+  return operands.y.cols % 4 == 0 && Takes(operands) && MmaTakes(operands, device);
+}
+
+Status PlanMatmulSmallMSums(const GemmMmaOperands& operands, float* sums,
+                            const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+  const TileRow& tile = *TileFor(operands.x.rows, device);
+  const Slices slices = CutK(operands, tile, device);
+  const int64_t count = operands.y.elems();
+  gpu::SmallMParams params = ParamsOf(operands, slices);
+  // Blocks of several splits write planes; of one, the grid has the first of two.
+  params.splits = std::max<uint32_t>(params.splits, 2);
+  params.partial = slices.count > 1 ? workspace->Take<float>(slices.count * count) : sums;
+  LOWRANK_RETURN_IF_ERROR(AddMmaStep(tile, operands, slices, params, plan));
+  if (slices.count == 1) return Status();
+  LoraReduction reduction;
+  reduction.AddF32(params.partial, count, slices.count, sums, count, 1, false);
+  reduction.AppendTo(plan);
+  return Status();
 }
 
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
@@ -238,31 +309,11 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
   const WgmmaChoice wgmma = ChooseWgmma(operands, device);
   const Slices slices = wgmma.row != nullptr ? wgmma.slices : CutK(operands, *tile, device);
   const int f16 = operands.x.dtype == DType::kF16 ? 1 : 0;
-  const bool lora =
-      operands.h != nullptr && operands.lora_factor.present && operands.lora_factor.cols > 0;
+  gpu::SmallMParams params = ParamsOf(operands, slices);
 
-  gpu::SmallMParams params{};
-  params.w = WeightParams(operands.w);
-  params.x = operands.x.data;
-  params.bias = operands.bias.present ? operands.bias.data : nullptr;
-  params.lora_b = lora ? operands.lora_factor.data : nullptr;
-  params.lora_bias = operands.lora_bias.present ? operands.lora_bias.data : nullptr;
-  params.h = lora ? operands.h : nullptr;
-  params.y = operands.y.data;
-  params.M = M;
-  params.N = N;
-  params.K = operands.x.cols;
-  params.slice_k = slices.k;
-  params.r = lora ? operands.lora_factor.cols : 0;
-  params.scaling = operands.scaling;
-  params.splits = static_cast<uint32_t>(slices.count);
-  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
-  params.lora_b_dtype = static_cast<uint8_t>(operands.lora_factor.dtype);
-  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
-
-  LaunchStep step;
-  step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
   if (wgmma.row != nullptr) {
+    LaunchStep step;
+    step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
     step.kernel = wgmma.row->kernels[f16];
     step.threads = wgmma.row->threads;
     step.cluster = params.splits;
@@ -273,12 +324,7 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
     return Status();
   }
   if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
-  step.kernel = tile->formats[static_cast<int>(FormatOf(operands.w))].kernels[f16];
-  step.threads = gpu::kSmallMThreads;
-  LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, N, tile->rows, &step));
-  step.grid.y = params.splits;
-  step.SetParams(params);
-  plan->steps.push_back(step);
+  LOWRANK_RETURN_IF_ERROR(AddMmaStep(*tile, operands, slices, params, plan));
   if (slices.count == 1) return Status();
 
   LaunchStep finish;

@@ -17,4 +17,9 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device);
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
                         Workspace* workspace, Plan* plan);
 
+/// The f32 sums of x · wᵀ (plan_gemm_mma.h's PlanProductSums) of at most 64 tokens, by mma.sync.
+bool SmallMSumsApply(const GemmMmaOperands& operands, const DeviceLimits& device);
+Status PlanMatmulSmallMSums(const GemmMmaOperands& operands, float* sums,
+                            const DeviceLimits& device, Workspace* workspace, Plan* plan);
+
 }  // namespace lowrank::cuda

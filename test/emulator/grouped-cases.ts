@@ -20,9 +20,29 @@ const SHAPES: readonly GroupedShape[] = [
   { M: 1, N: 8200, K: 5, ranks: [2], rowScale: true, loraBias: true },
 ];
 
+/** Base products of a megabyte of weight and more, whose family and cut of K are chosen by M. */
+const LARGE: readonly GroupedShape[] = [
+  { M: 9, N: 2056, K: 1056, ranks: [3, 16], nullEvery: 5 },
+  { M: 70, N: 1032, K: 2080, ranks: [5] },
+];
+
+function large(): KernelCase[] {
+  return WEIGHTS.filter(({ name }) => /^dense bf16$|^nf4 with/.test(name)).flatMap((spec, i) =>
+    LARGE.map((shape) => ({
+      name: `grouped large bf16 ${spec.name} [${shape.M}, ${shape.N}, ${shape.K}]`,
+      async run(device) {
+        const c = groupedCase(shape, spec, 'bf16', device, i + 1);
+        const { y, saved } = c.group.forward(c.x, c.w, c.rows, c.options);
+        const { dx } = c.group.backward(c.dy, saved, { needs: ['dx'] });
+        return hashOf([y, dx as Tensor]);
+      },
+    })),
+  );
+}
+
 export function grouped(): KernelCase[] {
   const specs = WEIGHTS.filter(({ name }) => /^dense (f32|bf16)$|^nf4$/.test(name));
-  return DTYPES.flatMap((dtype) =>
+  const every = DTYPES.flatMap((dtype): KernelCase[] =>
     specs
       .filter((spec) => mixes(spec, dtype))
       .map((spec) => ({
@@ -64,4 +84,5 @@ export function grouped(): KernelCase[] {
         },
       })),
   );
+  return [...every, ...large()];
 }
