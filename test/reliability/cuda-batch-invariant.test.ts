@@ -54,10 +54,11 @@ describe.skipIf(row?.available !== true)('rows of a batch on cuda-emulated', () 
         Object.values(rows[output] ?? {}).some((count) => count > 0);
       expect({
         y: differs('product y'),
+        grouped: differs('grouped y'),
         h: differs('adapter h'),
         dx: differs('adapter dx'),
         dxAlone: differs('adapter dxAlone'),
-      }).toEqual({ y: true, h: true, dx: true, dxAlone: true });
+      }).toEqual({ y: true, grouped: true, h: true, dx: true, dxAlone: true });
     },
     LONG,
   );

@@ -4,6 +4,7 @@
  */
 import {
   type Device,
+  GroupedLora,
   LoraAdapter,
   loraBackward,
   loraForward,
@@ -56,6 +57,22 @@ const cases: BatchCase[] = [
         y: matmul(rowsOf(m, 70, 2080, 1), w),
         dx: matmulInputGrad(rowsOf(m, 70, 1032, 5), w),
       };
+    },
+  },
+  {
+    // The base product and input gradient of several adapters, as f32 sums; of one it is loraForward's.
+    name: 'grouped',
+    batch: 70,
+    alone: [2, 5, 40],
+    run(m) {
+      const [N, K] = [2056, 1056];
+      const group = new GroupedLora({ inFeatures: K, outFeatures: N, device });
+      group.add('a', adapter(N, K, 3));
+      group.add('b', adapter(N, K, 2));
+      const names = Array.from({ length: m }, (_, i) => (i % 2 === 0 ? 'a' : 'b'));
+      const { y, saved } = group.forward(rowsOf(m, 70, K, 9), weight(N, K), names);
+      const { dx } = group.backward(rowsOf(m, 70, N, 10), saved, { needs: ['dx'] });
+      return { y, dx: dx as Tensor };
     },
   },
   {
