@@ -5,7 +5,7 @@
 /// Operands   x [M, K] T row-major · w codes packed as QuantView says, or [N, K] T · h [M, r] f32 ·
 ///            y [M, N] T, T = bf16 | f16; the others f32 | bf16 | f16
 /// Grid       (ceil(N / kRows), splits of K); with splits > 1 the blocks write f32 planes, which
-///            matmul_small_m_finish adds in order
+///            matmul_small_m_finish adds in order, or to f32 sums lora_reduce (PlanProductSums)
 /// Shared     a table of 32 KiB (none dense, nor for 4-bit codes at M > 32) + two steps of x
 ///            (kTokens · kStepK · 2 bytes each) + the scales of the block's rows and slice,
 ///            (kRows + 8) · 4 bytes a block index

@@ -226,7 +226,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
 Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
                        Workspace* workspace, Plan* plan) {
   GemmMmaChoice choice = SelectGemmMma(operands, device);
-  // lora_reduce loads four elements of a plane at a time.
+  // For AppendPlaneSum.
   if (operands.y.cols % 4 != 0 && choice.splits > 1) {
     choice.slabs_per_split *= choice.splits;
     choice.splits = 1;
@@ -234,16 +234,13 @@ Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const Devic
   const size_t before = plan->steps.size();
   LOWRANK_RETURN_IF_ERROR(PlanGemmMma(operands, choice, workspace, plan));
   if (plan->steps.size() == before) return Status();
-  // In place of the reduction that rounds.
-  if (choice.splits > 1) plan->steps.pop_back();
+  const bool cut = choice.splits > 1;
+  if (cut) plan->steps.pop_back();  // the reduction that rounds
   LaunchStep& step = plan->steps.back();
   gpu::GemmMmaParams params;
   std::memcpy(&params, step.params.data(), sizeof(params));
-  if (choice.splits > 1) {
-    LoraReduction reduction;
-    const int64_t count = operands.y.elems();
-    reduction.AddF32(params.planes, count, choice.splits, sums, count, 1, false);
-    reduction.AppendTo(plan);
+  if (cut) {
+    AppendPlaneSum(params.planes, choice.splits, operands.y.elems(), sums, plan);
     return Status();
   }
   params.splits = 2;  // of which the grid has the first, with all of the reduction

@@ -81,6 +81,10 @@ class LoraReduction {
   int64_t largest_ = 0;
 };
 
+/// A launch that adds planes of `count` elements, one after another, to sums. The kernel loads four
+/// elements at a time: rows of a multiple of four.
+void AppendPlaneSum(const float* planes, int64_t splits, int64_t count, float* sums, Plan* plan);
+
 /// Partial sums of a gradient, for LoraReduction.
 struct LoraGradPlanes {
   const float* planes = nullptr;  // [splits, plane_elems]

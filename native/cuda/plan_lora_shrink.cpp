@@ -164,6 +164,12 @@ void LoraReduction::AppendTo(Plan* plan) {
   plan->steps.push_back(std::move(step));
 }
 
+void AppendPlaneSum(const float* planes, int64_t splits, int64_t count, float* sums, Plan* plan) {
+  LoraReduction reduction;
+  reduction.AddF32(planes, count, splits, sums, count, 1, false);
+  reduction.AppendTo(plan);
+}
+
 Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFactor layout,
                       const DropoutSpec& dropout, float scaling, float* out, bool accumulate,
                       const DeviceLimits& device, Workspace* workspace, Plan* plan) {

@@ -280,7 +280,7 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
 }
 
 bool SmallMSumsApply(const GemmMmaOperands& operands, const DeviceLimits& device) {
-  // lora_reduce loads four elements of a plane at a time.
+  // For AppendPlaneSum.
   return operands.y.cols % 4 == 0 && Takes(operands) && MmaTakes(operands, device);
 }
 
@@ -294,10 +294,7 @@ Status PlanMatmulSmallMSums(const GemmMmaOperands& operands, float* sums,
   params.splits = std::max<uint32_t>(params.splits, 2);
   params.partial = slices.count > 1 ? workspace->Take<float>(slices.count * count) : sums;
   LOWRANK_RETURN_IF_ERROR(AddMmaStep(tile, operands, slices, params, plan));
-  if (slices.count == 1) return Status();
-  LoraReduction reduction;
-  reduction.AddF32(params.partial, count, slices.count, sums, count, 1, false);
-  reduction.AppendTo(plan);
+  if (slices.count > 1) AppendPlaneSum(params.partial, slices.count, count, sums, plan);
   return Status();
 }
 
