@@ -68,7 +68,7 @@ class Checker {
   void Run() {
     if (bytes_ == 0) return;
     if (!Locate()) return;
-    if (bytes_ <= 16 && (bytes_ & (bytes_ - 1)) == 0 && address_ % bytes_ != 0) {
+    if (bytes_ <= 16 && (bytes_ & (bytes_ - 1)) == 0 && (address_ & (bytes_ - 1)) != 0) {
       Report("misaligned", site_, Site(), "%u-byte %s of %s memory at %p", bytes_, Verb(kind_),
              Space(), reinterpret_cast<void*>(address_));
     }

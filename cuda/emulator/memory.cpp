@@ -80,12 +80,32 @@ uintptr_t TakePages(Memory* memory, size_t bytes) {
   return 0;
 }
 
-Region* FindLocked(Memory* memory, uintptr_t address) {
-  auto after = memory->regions.upper_bound(address);
-  if (after == memory->regions.begin()) return nullptr;
+/// An allocation, or a gap between two.
+struct Range {
+  uintptr_t begin;
+  size_t bytes;
+  Region* region;  // null: a gap
+};
+
+Range FindLocked(Memory* memory, uintptr_t address) {
+  const auto after = memory->regions.upper_bound(address);
+  const uintptr_t end = after == memory->regions.end() ? ~uintptr_t{0} : after->first;
+  if (after == memory->regions.begin()) return {0, end, nullptr};
   Region* region = std::prev(after)->second.get();
-  return address - region->begin < region->bytes ? region : nullptr;
+  if (address - region->begin < region->bytes) return {region->begin, region->bytes, region};
+  const uintptr_t gap = region->begin + region->bytes;
+  return {gap, end - gap, nullptr};
 }
+
+/// What a thread asked for last: a kernel goes to and fro between a few operands.
+struct RecentRanges {
+  static constexpr uint32_t kCount = 8;
+  uint64_t generation;
+  uint32_t last;  // the one asked for
+  uint32_t next;  // the one to be replaced
+  Range ranges[kCount];
+};
+__thread RecentRanges recent __attribute__((tls_model("initial-exec")));
 
 void MarkRange(const void* ptr, size_t bytes, bool initialised) {
   const auto address = reinterpret_cast<uintptr_t>(ptr);
@@ -105,18 +125,25 @@ void MarkRange(const void* ptr, size_t bytes, bool initialised) {
 }  // namespace
 
 Region* FindRegion(uintptr_t address) {
-  static thread_local Region* last = nullptr;
-  static thread_local uint64_t last_generation = 0;
   const uint64_t now = generation.load(std::memory_order_acquire);
-  if (last != nullptr && last_generation == now && address - last->begin < last->bytes) return last;
+  if (recent.generation != now) recent = {now, 0, 0, {}};
+  const Range& last = recent.ranges[recent.last];
+  if (address - last.begin < last.bytes) return last.region;
+  for (uint32_t i = 0; i < RecentRanges::kCount; ++i) {
+    const Range& range = recent.ranges[i];
+    if (address - range.begin >= range.bytes) continue;
+    recent.last = i;
+    return range.region;
+  }
   Memory& memory = Get();
   const std::shared_lock<std::shared_mutex> lock(memory.mutex);
-  Region* region = FindLocked(&memory, address);
-  if (region != nullptr) {
-    last = region;
-    last_generation = now;
+  const Range range = FindLocked(&memory, address);
+  // Allocations change under the lock: one made since `now` was read is not kept for it.
+  if (generation.load(std::memory_order_acquire) == now) {
+    recent.last = recent.next++ % RecentRanges::kCount;
+    recent.ranges[recent.last] = range;
   }
-  return region;
+  return range.region;
 }
 
 Region* RegionBefore(uintptr_t address) {
@@ -244,7 +271,7 @@ bool UnregisterHost(void* ptr) {
 bool FindRange(const void* ptr, void** base, size_t* bytes, bool* is_host) {
   Memory& memory = Get();
   const std::shared_lock<std::shared_mutex> lock(memory.mutex);
-  const Region* region = FindLocked(&memory, reinterpret_cast<uintptr_t>(ptr));
+  const Region* region = FindLocked(&memory, reinterpret_cast<uintptr_t>(ptr)).region;
   if (region == nullptr) return false;
   if (base != nullptr) *base = reinterpret_cast<void*>(region->begin);
   if (bytes != nullptr) *bytes = region->bytes;

@@ -2,40 +2,12 @@
 ///
 /// An mma costs about 0.3 us of a Zen 4 core, half of it in gathering the fragments of 32 lanes.
 #include <cstring>
-#if defined(__FMA__)
-#include <immintrin.h>
-#endif
 
+#include "cuda/emulator/elements.h"
 #include "cuda/emulator/scheduler.h"
 
 namespace lowrank::emu {
 namespace {
-
-using Doubles = double __attribute__((vector_size(32)));
-
-/// Products of two 16-bit or tf32 values are exact in double, so fused or not is the same.
-inline Doubles MultiplyAdd(Doubles a, Doubles b, Doubles c) {
-#if defined(__FMA__)
-  return static_cast<Doubles>(
-      _mm256_fmadd_pd(static_cast<__m256d>(a), static_cast<__m256d>(b), static_cast<__m256d>(c)));
-#else
-  return a * b + c;
-#endif
-}
-
-float FromBF16(uint32_t bits) {
-  const uint32_t word = bits << 16;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
-}
-
-float FromF16(uint32_t bits) {
-  const auto half = static_cast<uint16_t>(bits);
-  _Float16 value;
-  std::memcpy(&value, &half, sizeof(value));
-  return static_cast<float>(value);
-}
 
 /// The tensor core reads the upper 19 bits of a tf32 operand.
 float FromTF32(uint32_t bits) {

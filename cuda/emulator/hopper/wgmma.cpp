@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/emulator/elements.h"
 #include "cuda/emulator/hopper/hopper_state.h"
 #include "cuda/emulator/scheduler.h"
 
@@ -16,26 +17,8 @@ constexpr uint32_t kK = 16;
 constexpr uint32_t kRows = 16;  // of one warp
 constexpr uint32_t kMaxN = 256;
 
-float FromBF16(uint16_t bits) {
-  const uint32_t word = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &word, 4);
-  return value;
-}
-float FromF16(uint16_t bits) {
-  _Float16 value;
-  std::memcpy(&value, &bits, 2);
-  return static_cast<float>(value);
-}
-
-/// Of Compute(): too much for the stacks of fibers, one a worker.
-struct Scratch {
-  float a[kRows][kK];
-  float b[kMaxN][kK];
-  double by_k[kK][kMaxN];
-  double sums[kMaxN];
-};
-__thread Scratch* scratch __attribute__((tls_model("initial-exec"))) = nullptr;
+/// Eight rows (columns) of an operand, K first.
+using Panel = Doubles[kK][2];
 
 /// A matrix descriptor: 14-bit fields in units of 16 bytes.
 struct Descriptor {
@@ -96,22 +79,49 @@ void ForEachChunk(uint64_t bits, bool mn_major, uint32_t first_mn, uint32_t coun
   }
 }
 
-/// target[mn - first_mn][k]
-void Gather(uint64_t bits, bool mn_major, bool bf16, bool negate, uint32_t first_mn, uint32_t count,
-            float (*target)[kK]) {
-  ForEachChunk(
-      bits, mn_major, first_mn, count, [&](const unsigned char* chunk, uint32_t mn, uint32_t k) {
-        uint16_t elems[8];
-        std::memcpy(elems, chunk, 16);
-        for (uint32_t i = 0; i < 8; ++i) {
-          const float value = bf16 ? FromBF16(elems[i]) : FromF16(elems[i]);
-          float& to = mn_major ? target[mn - first_mn + i][k] : target[mn - first_mn][k + i];
-          to = negate ? -value : value;
-        }
-      });
+uint32_t FirstRow() { return current->warp % 4 * kRows; }
+
+/// Rows [first_mn, first_mn + 8) of an operand.
+void Gather(uint64_t bits, bool mn_major, bool bf16, bool negate, uint32_t first_mn, Panel& panel) {
+  __m128i by_k[kK];
+  ForEachChunk(bits, mn_major, first_mn, 8,
+               [&](const unsigned char* chunk, uint32_t mn, uint32_t k) {
+                 std::memcpy(&by_k[mn_major ? k : k + mn - first_mn], chunk, 16);
+               });
+  for (uint32_t k = 0; k < kK; ++k) {
+    if (!mn_major && k % 8 == 0) TransposeEight(&by_k[k]);
+    EightToDoubles(by_k[k], bf16, panel[k]);
+    if (negate) {
+      panel[k][0] = -panel[k][0];
+      panel[k][1] = -panel[k][1];
+    }
+  }
 }
 
-uint32_t FirstRow() { return current->warp % 4 * kRows; }
+/// The warp's 16 rows of a, from its registers or from shared memory.
+void GatherA(const WgmmaOperation& operation, double (*a)[kK][8]) {
+  const WgmmaShape& shape = operation.shape;
+  if (!operation.registers_a) {
+    for (uint32_t half = 0; half < 2; ++half) {
+      Panel panel;
+      Gather(operation.desc_a, shape.a_mn_major, shape.bf16, shape.negate_a, FirstRow() + 8 * half,
+             panel);
+      std::memcpy(a[half], panel, sizeof(panel));
+    }
+    return;
+  }
+  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t word = operation.a[lane][i];
+      for (uint32_t second = 0; second < 2; ++second) {
+        const uint32_t bits = second == 0 ? word & 0xffffu : word >> 16;
+        const float value = shape.bf16 ? FromBF16(bits) : FromF16(bits);
+        a[i % 2][lane % 4 * 2 + i / 2 * 8 + second][lane / 4] =
+            static_cast<double>(shape.negate_a ? -value : value);
+      }
+    }
+  }
+}
 
 /// The operands' bytes: bounds and fences at the issue, their values at both ends.
 template <typename F>
@@ -131,45 +141,45 @@ uint64_t HashOperands(const WgmmaOperation& operation) {
 }
 
 /// Rows g and g + 8 of lane 4 g + t: d[4 j + i] is column 8 j + 2 t + i % 2, row g + 8 · (i / 2).
+/// Eight columns at a time, four rows of them in registers.
 void Compute(WgmmaOperation* operation) {
   if (operation->done) return;
   operation->done = true;
   const WgmmaShape& shape = operation->shape;
-  if (scratch == nullptr) scratch = new Scratch;
-  auto& [a, b, by_k, sums] = *scratch;
-  if (operation->registers_a) {
-    for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
-      for (uint32_t i = 0; i < 4; ++i) {
-        const uint32_t row = lane / 4 + i % 2 * 8;
-        const uint32_t k = lane % 4 * 2 + i / 2 * 8;
-        for (uint32_t half = 0; half < 2; ++half) {
-          const uint16_t bits = static_cast<uint16_t>(operation->a[lane][i] >> (16 * half));
-          const float value = shape.bf16 ? FromBF16(bits) : FromF16(bits);
-          a[row][k + half] = shape.negate_a ? -value : value;
+  double a[2][kK][8];
+  GatherA(*operation, a);
+  constexpr uint32_t kTileRows = 4;
+  for (uint32_t panel = 0; panel < shape.n / 8; ++panel) {
+    Panel b;
+    Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 8 * panel, b);
+    for (uint32_t row = 0; row < kRows; row += kTileRows) {
+      const uint32_t half = row / 8;
+      Doubles sums[kTileRows][2] = {};
+      float d[kTileRows][8];
+      for (uint32_t i = 0; i < kTileRows; ++i) {
+        for (uint32_t t = 0; t < 4; ++t) {
+          const float* of_lane = operation->d[(row % 8 + i) * 4 + t];
+          std::memcpy(&d[i][2 * t], &of_lane[4 * panel + 2 * half], 2 * sizeof(float));
+        }
+        if (operation->accumulate) {
+          for (uint32_t n = 0; n < 8; ++n) sums[i][n / 4][n % 4] = static_cast<double>(d[i][n]);
         }
       }
-    }
-  } else {
-    Gather(operation->desc_a, shape.a_mn_major, shape.bf16, shape.negate_a, FirstRow(), kRows, a);
-  }
-  Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 0, shape.n, b);
-  for (uint32_t n = 0; n < shape.n; ++n) {
-    for (uint32_t k = 0; k < kK; ++k) by_k[k][n] = static_cast<double>(b[n][k]);
-  }
-  for (uint32_t row = 0; row < kRows; ++row) {
-    for (uint32_t n = 0; n < shape.n; ++n) {
-      const uint32_t lane = row % 8 * 4 + n % 8 / 2;
-      const uint32_t i = n / 8 * 4 + row / 8 * 2 + n % 2;
-      sums[n] = operation->accumulate ? static_cast<double>(operation->d[lane][i]) : 0.0;
-    }
-    for (uint32_t k = 0; k < kK; ++k) {
-      const double factor = static_cast<double>(a[row][k]);
-      const double* column = by_k[k];
-      for (uint32_t n = 0; n < shape.n; ++n) sums[n] += factor * column[n];
-    }
-    for (uint32_t n = 0; n < shape.n; ++n) {
-      const uint32_t lane = row % 8 * 4 + n % 8 / 2;
-      operation->d[lane][n / 8 * 4 + row / 8 * 2 + n % 2] = static_cast<float>(sums[n]);
+      for (uint32_t k = 0; k < kK; ++k) {
+        for (uint32_t i = 0; i < kTileRows; ++i) {
+          const double value = a[half][k][row % 8 + i];
+          const Doubles factor = {value, value, value, value};
+          sums[i][0] = MultiplyAdd(factor, b[k][0], sums[i][0]);
+          sums[i][1] = MultiplyAdd(factor, b[k][1], sums[i][1]);
+        }
+      }
+      for (uint32_t i = 0; i < kTileRows; ++i) {
+        for (uint32_t n = 0; n < 8; ++n) d[i][n] = static_cast<float>(sums[i][n / 4][n % 4]);
+        for (uint32_t t = 0; t < 4; ++t) {
+          float* of_lane = operation->d[(row % 8 + i) * 4 + t];
+          std::memcpy(&of_lane[4 * panel + 2 * half], &d[i][2 * t], 2 * sizeof(float));
+        }
+      }
     }
   }
 }
