@@ -10,32 +10,40 @@
 ///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e, d_lora_bias_e = scaling_e · Σ g ·
 ///   dy
 ///
-/// and grouped_h_sum, grouped_dh_sum, which add the slices of shrink's and dh's reductions. All but
-/// these and the gates are c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to
-/// by as many launches of expand, or of dx, in the order of the adapters; all but the last leave
-/// the sum in base.
+/// and grouped_dh_sum, which adds the slices of dh's reduction. All but this, shrink and the gates
+/// are c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to by as many launches
+/// of expand, or of dx, in the order of the adapters; all but the last leave the sum in base.
 ///
 /// Operands   a table of adapters, tiles of their rows, and the rows' indices, in device memory;
 ///            x and dy of one type, each factor of its own; h and dh packed f32
-/// Tile       32 x 32 elements of c, 2 x 2 a thread; of rows: those of one adapter. The reduction
-///            goes by slabs of 16.
+/// Shrink     a block has 8 rows of one adapter and some of its ranks, four at a time; its 16 warps
+///            take chunks of 256 of K in turn, a lane eight elements of each by loads of 16 bytes
+///            (by element where K or an address forbids it), 32 sums in registers. The lanes' are
+///            added by shuffles, the warps' in shared memory, 2,048 bytes, in their order. So a
+///            factor is read once by whatever few rows there are, and the launch stores h itself
+/// Tile       of the others: 32 x 32 elements of c, 2 x 2 a thread; of rows: those of one adapter.
+///            The reduction goes by slabs of 16.
 /// Grid       tiles of rows (or of ranks or of n, for each adapter) times tiles of columns; blocks
-///            beyond an adapter's own rank end at once. gates: tiles of rows, a warp every eighth
-///            row
+///            beyond an adapter's own rank end at once. shrink: y, eights of a tile's rows; gates:
+///            tiles of rows, a warp every eighth row
 /// Shared     the two slabs, 4,352 bytes
-/// Slices     shrink's and dh's results are small and their reductions, over K and N, long: up to
-///            16 slices of whole spans, each by a block of its own into a plane, so that few rows
-///            fill the card. How many depends on K or N alone, and so do the bits of a row
-/// Numerics   f32 in ascending order of t, 256 terms at a time, then the sum of those, then that of
-///            the slices; one rounding.
-///            Nothing of a row depends on the others, nor of an adapter's gradient on the rows of
-///            others.
-/// Needs      nothing: elements go one by one, neighbouring threads along the operand's run
+/// Slices     dh is small and its reduction, over N, long: up to 16 slices of whole spans, each by
+///            a block of its own into a plane, so that few rows fill the card. How many depends on
+///            N alone, and so do the bits of a row
+/// Numerics   f32; shrink: a lane's in ascending order, lanes and warps in one order for every
+///            element, whatever the rows, the ranks and the loads; the gate's scale once, at the
+///            end. Others: ascending t, 256 terms at a time, then the sum of those, then that of
+///            the slices; one rounding. Nothing of a row depends on the others, nor of an adapter's
+///            gradient on the rows of others.
+/// Needs      nothing but for speed: 16-byte aligned x and lora_a
 ///
 /// Budget     32 rows of 32 adapters, r = 16, 4,096 x 4,096 in bf16: 8.4 MB of factors, 2.8 us at
-///            3.0 TB/s. Shrink: 32 tiles of 16 slices, each 16 slabs of 16 with two barriers, some
-///            700 clocks of latency a slab: 11 k clk = 6 us, and the sum of the slices, a launch of
-///            32 blocks over 1 MB. One slice takes 100 us. Expand: 4,096 blocks of one slab.
+///            3.0 TB/s. Shrink: 128 blocks of four ranks, a warp one chunk, all of its loads in
+///            flight at once: three dependent reads of the tables (some 600 clk each) and one of
+///            the factors, 4.2 MB at 3.0 TB/s with the latency of memory, 2.5 k clk, then 32
+///            shuffles and the sums: 5 k clk = 3 us. Many rows, r = 16: 512 FMA beside 20 loads of
+///            16 bytes a chunk and four ranks, x from L1 from the second four on. Expand: 4,096
+///            blocks of one slab.
 #include "cuda/lora_gate.cuh"
 #include "cuda/params/lora_grouped.h"
 #include "cuda/small_operand.cuh"
@@ -108,27 +116,6 @@ struct OneEntryOfRows : RowsOfTile {
   }
   __device__ __forceinline__ int64_t RankRow(const GroupedParams& p, int64_t i) const {
     return e.h_begin + (EntryOf(p, i) - e.first) * e.r;
-  }
-};
-
-struct Shrink : RowsOfTile {
-  static constexpr bool kSliced = true;
-  static constexpr bool kAAlongDepth = true;
-  static constexpr bool kBAlongDepth = true;
-  int64_t cols;
-  int64_t depth;
-
-  __device__ __forceinline__ explicit Shrink(const GroupedParams& p)
-      : RowsOfTile(p), cols(e.r), depth(p.K) {}
-  __device__ __forceinline__ float A(const GroupedParams& p, int64_t i, int64_t t) const {
-    return GatedX(p, e, RowOf(p, i), t);
-  }
-  __device__ __forceinline__ float B(const GroupedParams& p, int64_t j, int64_t t) const {
-    return LoadSmall(e.a_element, e.lora_a, j * p.K + t);
-  }
-  __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
-                                        float sum) const {
-    p.h[RankRow(i) + j] = sum;
   }
 };
 
@@ -379,6 +366,141 @@ LOWRANK_DEVICE void SumSlices(const GroupedParams& p) {
   }
 }
 
+// ------------------------------------------------------------------------------------- shrink
+
+constexpr int kShrinkWarps = kGroupedShrinkThreads / 32;
+constexpr int kShrinkSums = kGroupedShrinkRows * kGroupedShrinkRanks;
+constexpr int kShrinkChunk = 32 * 8;  // of K, for a warp
+static_assert(kShrinkSums == 32);     // one a lane, once they have been added up
+
+struct ShrinkShared {
+  float sums[kShrinkWarps][kShrinkSums];
+};
+static_assert(sizeof(ShrinkShared) == kGroupedShrinkSharedBytes);
+
+/// What a block of shrink reads: up to kGroupedShrinkRows rows of a tile.
+struct ShrinkBlock : RowsOfTile {
+  int row0;   // in the tile
+  int count;  // of the tile's rows from there on
+  bool x_aligned;
+  bool a_aligned;
+
+  __device__ __forceinline__ explicit ShrinkBlock(const GroupedParams& p)
+      : RowsOfTile(p),
+        row0(static_cast<int>(blockIdx.y) * kGroupedShrinkRows),
+        count(tile.count - row0),
+        x_aligned(IsAligned(p.x, p.x_element, p.K)),
+        a_aligned(IsAligned(e.lora_a, e.a_element, p.K)) {}
+  static __device__ __forceinline__ bool IsAligned(const void* data, int32_t element, int64_t K) {
+    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && K % (element == kSmallF32 ? 4 : 8) == 0;
+  }
+  /// How many of eight elements from k on are inside.
+  static __device__ __forceinline__ int InsideOf(const GroupedParams& p, int64_t k) {
+    return p.K - k < 8 ? static_cast<int>(p.K - k) : 8;
+  }
+
+  /// Eight of lora_a, of kGroupedShrinkRanks ranks.
+  __device__ __forceinline__ void LoadFactors(const GroupedParams& p, int64_t j0, int64_t k,
+                                              float (&factors)[kGroupedShrinkRanks][8]) const {
+    SmallEight eights[kGroupedShrinkRanks];
+#pragma unroll
+    for (int j = 0; j < kGroupedShrinkRanks; ++j) {
+      const int inside = j0 + j < e.r ? InsideOf(p, k) : 0;
+      eights[j] = LoadSmallEight(e.a_element, e.lora_a, (j0 + j) * p.K + k, inside, a_aligned);
+    }
+#pragma unroll
+    for (int j = 0; j < kGroupedShrinkRanks; ++j) {
+      EightToFloats(e.a_element, eights[j], factors[j]);
+    }
+  }
+
+  /// Eight of gate ⊙ x without the gate's scale, whatever the dropped ones held.
+  __device__ __forceinline__ void LoadX(const GroupedParams& p, int64_t m, int64_t k,
+                                        float (&x)[8]) const {
+    const int64_t index = m * p.K + k;
+    const int inside = InsideOf(p, k);
+    EightToFloats(p.x_element, LoadSmallEight(p.x_element, p.x, index, inside, x_aligned), x);
+    if (e.gate_kind == kLoraGateNone) return;
+    LoraGate gate = p.gate;
+    gate.kind = e.gate_kind;
+    gate.threshold = e.threshold;
+    const uint32_t kept = KeptBits<8>(gate, index, inside);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) x[i] = (kept >> i & 1u) != 0 ? x[i] : 0.0f;
+  }
+
+  /// This warp's chunks of K, this lane's eight elements of each.
+  __device__ __forceinline__ void Sum(const GroupedParams& p, int64_t j0,
+                                      float (&sums)[kShrinkSums]) const {
+    for (int64_t k = threadIdx.x * 8; k < p.K; k += kShrinkWarps * kShrinkChunk) {
+      float factors[kGroupedShrinkRanks][8];
+      LoadFactors(p, j0, k, factors);
+#pragma unroll
+      for (int i = 0; i < kGroupedShrinkRows; ++i) {
+        if (i >= count) continue;
+        float x[8];
+        LoadX(p, RowOf(p, row0 + i), k, x);
+#pragma unroll
+        for (int j = 0; j < kGroupedShrinkRanks; ++j) {
+          float& sum = sums[i * kGroupedShrinkRanks + j];
+#pragma unroll
+          for (int t = 0; t < 8; ++t) sum = fmaf(x[t], factors[j][t], sum);
+        }
+      }
+    }
+  }
+};
+
+/// Adds up each of 2 · kDistance values over the lanes that differ in the bits of 2 · kDistance -
+/// 1; of 32, lane l has the sum of value l then. A lane keeps half of what it has and gives the
+/// other half away. The order in which lanes are added is that of a butterfly, the same for every
+/// value.
+template <int kDistance>
+LOWRANK_DEVICE float SumOverLanes(const float (&values)[2 * kDistance]) {
+  const bool upper = (threadIdx.x & static_cast<unsigned>(kDistance)) != 0;
+  float kept[kDistance];
+#pragma unroll
+  for (int i = 0; i < kDistance; ++i) {
+    const float give = upper ? values[i] : values[i + kDistance];
+    const float keep = upper ? values[i + kDistance] : values[i];
+    kept[i] = keep + __shfl_xor_sync(0xffffffffu, give, kDistance);
+  }
+  if constexpr (kDistance == 1) {
+    return kept[0];
+  } else {
+    return SumOverLanes<kDistance / 2>(kept);
+  }
+}
+
+LOWRANK_DEVICE void ShrinkBody(const GroupedParams& p) {
+  ShrinkShared& s = DynamicShared<ShrinkShared>();
+  const ShrinkBlock op(p);
+  if (op.count <= 0) return;
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t begin = blockIdx.x % p.j_tiles * p.block_ranks;
+  const int64_t end = begin + p.block_ranks < op.e.r ? begin + p.block_ranks : op.e.r;
+  for (int64_t j0 = begin; j0 < end; j0 += kGroupedShrinkRanks) {
+    float sums[kShrinkSums] = {};
+    op.Sum(p, j0, sums);
+    const float of_warp = SumOverLanes<kShrinkSums / 2>(sums);
+    if (j0 != begin) __syncthreads();  // the sums before these have been read
+    s.sums[warp][lane] = of_warp;
+    __syncthreads();
+    if (warp != 0) continue;
+    float total = 0;
+#pragma unroll
+    for (int other = 0; other < kShrinkWarps; ++other) total += s.sums[other][lane];
+    const int row = lane / kGroupedShrinkRanks;
+    const int64_t j = j0 + lane % kGroupedShrinkRanks;
+    if (row >= op.count || j >= op.e.r) continue;
+    if (op.e.gate_kind != kLoraGateNone) total *= op.e.kept_scale;
+    p.h[op.RankRow(op.row0 + row) + j] = total;
+  }
+}
+
+// -------------------------------------------------------------------------------------- gates
+
 /// term(t) summed over t < count by a warp: lanes take every 32nd, kGroupedSpan terms at a time.
 template <typename TermFn>
 LOWRANK_DEVICE float WarpSum(int64_t count, const TermFn& term) {
@@ -426,8 +548,7 @@ LOWRANK_DEVICE void GateGrads(const GroupedParams& p) {
 
 }  // namespace
 
-LOWRANK_KERNEL(grouped_shrink_kernel, GroupedParams, kThreads, 2) { GroupedBody<Shrink>(p); }
-LOWRANK_KERNEL(grouped_h_sum_kernel, GroupedParams, kThreads, 2) { SumSlices<Shrink>(p); }
+LOWRANK_KERNEL(grouped_shrink_kernel, GroupedParams, kGroupedShrinkThreads, 1) { ShrinkBody(p); }
 LOWRANK_KERNEL(grouped_expand_kernel, GroupedParams, kThreads, 2) { GroupedBody<Expand>(p); }
 LOWRANK_KERNEL(grouped_dh_kernel, GroupedParams, kThreads, 2) { GroupedBody<DeltaH>(p); }
 LOWRANK_KERNEL(grouped_dh_sum_kernel, GroupedParams, kThreads, 2) { SumSlices<DeltaH>(p); }

@@ -11,9 +11,14 @@ constexpr int kGroupedThreads = 256;
 constexpr int kGroupedTile = 32;        // rows and columns of a block's tile
 constexpr int kGroupedDepth = 16;       // of the reduction at a time
 constexpr int kGroupedSpan = 256;       // terms that are summed before they join the sum of all
-constexpr int kGroupedMostSlices = 16;  // of the reductions over K and N
+constexpr int kGroupedMostSlices = 16;  // of the reduction over N
 constexpr int kGroupedPitch = kGroupedTile + 2;
 constexpr uint32_t kGroupedSharedBytes = 2 * kGroupedDepth * kGroupedPitch * 4;
+constexpr int kGroupedShrinkThreads = 512;
+constexpr int kGroupedShrinkRows = 8;   // of a block of grouped_shrink
+constexpr int kGroupedShrinkRanks = 4;  // that it sums at a time
+constexpr uint32_t kGroupedShrinkSharedBytes =
+    kGroupedShrinkThreads / 32 * kGroupedShrinkRows * kGroupedShrinkRanks * 4;
 
 /// One adapter in device memory; element types as LoraElement numbers them.
 struct GroupedAdapter {
@@ -61,7 +66,7 @@ struct GroupedParams {
   float* h;               // [Σ count · r]
   float* dh;              // [Σ count · r]
   float* u;               // [Σ count · r]: dh without g · scaling, or null
-  float* planes;          // [slices, Σ count · r] of h or dh; null: one slice, stored at once
+  float* planes;          // [slices, Σ count · r] of dh; null: one slice, stored at once
   int64_t plane_elems;    // Σ count · r
   int64_t slice;          // terms of a slice, a multiple of kGroupedSpan
   float* base;            // [M, N] or [M, K]: the product with the base weight; may be `out`
@@ -71,9 +76,10 @@ struct GroupedParams {
   void* d_row_scale;      // [M, slots] or null
   LoraGate gate;          // mask and seed; kind, threshold and scale are the adapter's
   int64_t N, K;
-  uint32_t i_tiles;   // tiles along the rows of a result, where they do not come from `tiles`
-  uint32_t j_tiles;   // tiles along its columns
-  int32_t x_element;  // of x, dy and out
+  int64_t block_ranks;  // of a block of grouped_shrink, a multiple of kGroupedShrinkRanks
+  uint32_t i_tiles;     // tiles along the rows of a result, where they do not come from `tiles`
+  uint32_t j_tiles;     // tiles along its columns
+  int32_t x_element;    // of x, dy and out
   int32_t bias_element;
   int32_t row_scale_element;
   int32_t d_row_scale_element;

@@ -1,7 +1,7 @@
 /// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu): one product
 /// with the base weight for all rows, and a launch for each part of all adapters.
 ///
-///   forward    shrink and the sum of its slices, base product, expand
+///   forward    shrink, base product, expand
 ///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
 ///   d_lora_b: what is wanted
 ///
@@ -62,6 +62,7 @@ class Tables {
       adapters_.push_back(GpuAdapter(adapter, masked));
       AddTiles(static_cast<int32_t>(e), adapter.first, adapter.count);
       largest_r_ = std::max(largest_r_, adapter.r());
+      largest_tile_ = std::max(largest_tile_, std::min<int64_t>(adapter.count, gpu::kGroupedTile));
     }
     with_adapter_ = static_cast<int64_t>(tiles_.size());
     AddTiles(-1, table.row_count, slots - table.row_count);
@@ -110,6 +111,8 @@ class Tables {
   /// And those of empty slots.
   int64_t tiles_of_slots() const { return of_slots_; }
   int64_t largest_r() const { return largest_r_; }
+  /// Rows of the fullest tile with an adapter.
+  int64_t largest_tile() const { return largest_tile_; }
 
  private:
   /// The list, and behind it those of [0, all) that are not in it.
@@ -184,6 +187,7 @@ class Tables {
   int64_t with_adapter_ = 0;
   int64_t of_slots_ = 0;
   int64_t largest_r_ = 0;
+  int64_t largest_tile_ = 0;
 };
 
 /// A launch over `blocks` times the tiles of `cols` columns.
@@ -198,6 +202,29 @@ Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows,
   step.threads = gpu::kGroupedThreads;
   step.shared_bytes = gpu::kGroupedSharedBytes;
   LOWRANK_RETURN_IF_ERROR(SetGrid(op, all, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+/// h of all rows. A block has some ranks of eight rows; as many ranks as leave two blocks to each
+/// multiprocessor, since it reads its rows once for all of them. No sum depends on that.
+Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& device,
+                     gpu::GroupedParams params, Plan* plan) {
+  const int64_t row_groups = CeilDiv(tables.largest_tile(), gpu::kGroupedShrinkRows);
+  const int64_t rank_groups = CeilDiv(tables.largest_r(), gpu::kGroupedShrinkRanks);
+  const int64_t tiles = tables.tiles_with_adapter();
+  const int64_t all = tiles * row_groups * rank_groups;
+  if (all == 0) return Status();
+  const int64_t groups = std::clamp<int64_t>(all / (2 * device.sm_count), 1, rank_groups);
+  params.block_ranks = groups * gpu::kGroupedShrinkRanks;
+  params.j_tiles = static_cast<uint32_t>(CeilDiv(rank_groups, groups));
+  LaunchStep step;
+  step.kernel = "grouped_shrink_kernel";
+  step.threads = gpu::kGroupedShrinkThreads;
+  step.shared_bytes = gpu::kGroupedShrinkSharedBytes;
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
+  step.grid.y = static_cast<uint32_t>(row_groups);
   step.SetParams(params);
   plan->steps.push_back(std::move(step));
   return Status();
@@ -275,9 +302,7 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   params.bias_element = LoraElementOf(op.bias.dtype);
   params.N = op.y.cols;
   params.K = op.x.cols;
-  LOWRANK_RETURN_IF_ERROR(AddSlicedSteps(op.kName, "grouped_shrink_kernel", "grouped_h_sum_kernel",
-                                         tables, params.K, op.table.h_elems, params, workspace,
-                                         plan));
+  LOWRANK_RETURN_IF_ERROR(AddShrinkStep(op.kName, tables, device, params, plan));
   GemmMmaOperands base;
   base.x = op.x;
   base.w = op.w;
