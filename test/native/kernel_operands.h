@@ -10,6 +10,10 @@
 #include <string>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "native/core/ops.h"
 #include "native/core/philox.h"
 #include "native/cpu/kernel_table.h"
@@ -29,9 +33,16 @@ inline void Report(bool ok, const std::string& what) {
 /// An exactly sized heap copy, so that a sanitizer sees an over-read of one byte.
 class Buffer {
  public:
-  /// Aligned as the devices' memory is.
+  /// Aligned as the devices' memory is, and large ones in large pages as there: host_memory.cpp.
   explicit Buffer(size_t bytes) : bytes_(bytes), data_(nullptr) {
-    if (posix_memalign(&data_, 64, std::max<size_t>(bytes, 1)) != 0) std::abort();
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const bool huge = bytes >= 2 * kHugePage;
+    if (posix_memalign(&data_, huge ? kHugePage : 64, std::max<size_t>(bytes, 1)) != 0) {
+      std::abort();
+    }
+#if defined(__linux__)
+    if (huge) madvise(data_, bytes, MADV_HUGEPAGE);
+#endif
     std::memset(data_, 0x5a, bytes);
   }
   Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) {

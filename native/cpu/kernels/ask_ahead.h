@@ -1,6 +1,7 @@
 /// What a register tile asks for while it multiplies, so that its loads find it in L1.
 ///
-/// Budget     a step of the 14 x 32 tile takes 14 cycles of two 512-bit pipes and loads 128 bytes
+/// Budget     a step of the 14 x 32 tile takes 14 cycles of two 512-bit pipes (28 of one), loads
+/// 128 bytes
 ///            of B, which L2 has, and 56 of A, which L3 may have. Some five steps fit into the
 ///            window of instructions that wait: enough for L2 alone, not for L2 that A and C keep
 ///            busy. Asked for with each step, lines never fill the dozen buffers that loads wait
@@ -16,15 +17,13 @@ namespace lowrank::cpu::LOWRANK_ISA {
 constexpr int kBAhead = 8;   // L2, beside its other users
 constexpr int kAAhead = 64;  // L3; 24 and 256 were slower. Past a panel's end the next one begins
 
-/// Where it was measured to help: not for pairs of bf16, whose processors were not at hand, nor on
-/// NEON.
-template <typename Policy>
-constexpr bool kAsksInTile = kVL >= 8 && !Policy::kPairs;
+/// Not on NEON, where it was not measured.
+constexpr bool kAsksInTile = kVL >= 8;
 
 /// Beside a step at `a` and `b`.
-template <typename Policy, int kRows, int kWidth>
+template <int kRows, int kWidth>
 LOWRANK_INLINE void AskAhead(const Unit* a, const Unit* b) {
-  if constexpr (kAsksInTile<Policy>) {
+  if constexpr (kAsksInTile) {
     constexpr int kLine = 64 / static_cast<int>(sizeof(Unit));
 #pragma GCC unroll 4
     for (int i = 0; i < kWidth; i += kLine) __builtin_prefetch(b + kBAhead * kWidth + i, 0, 3);

@@ -84,7 +84,8 @@ struct Block {
   int64_t panel0, panel1;  // row panels
   int64_t m0, m1;          // rows
   int64_t n0, n1;          // columns
-  int64_t ldc() const { return CeilDiv(n1 - n0, kVL) * kVL; }
+  /// A line more than a multiple of vectors: rows a power of two apart share a few sets of L1.
+  int64_t ldc() const { return CeilDiv(n1 - n0, kVL) * kVL + 16; }
   int64_t c_elems() const { return (m1 - m0) * ldc(); }
 };
 
@@ -184,7 +185,7 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
         float* c_row = c + (m - block.m0) * ldc;
         const Unit* b_panel = b;
         // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
-        const bool asks = !kAsksInTile<Policy> && panel + 1 < block.panel1;
+        const bool asks = !kAsksInTile && panel + 1 < block.panel1;
         const int64_t next_lines = asks ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
         const Unit* next = a_panel + mr * ku;
         int64_t part = (panel - block.panel0) * col_panels + (n0 - block.n0) / kNR;

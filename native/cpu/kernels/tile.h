@@ -21,7 +21,7 @@ static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc
     VecF columns[kVectors];
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kVL);
-    AskAhead<Policy, kRows, kVectors * kVL>(a, b);
+    AskAhead<kRows, kVectors * kVL>(a, b);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4

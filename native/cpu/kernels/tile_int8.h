@@ -45,7 +45,7 @@ static void Int8Tile(int64_t ku, const float* a, const float* b, float* c, int64
         VecI columns[kVectors];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v) columns[v] = reinterpret_cast<VecI>(LoadU(b + v * kVL));
-        AskAhead<Int8Policy, kRows, kWidth>(x, b);
+        AskAhead<kRows, kWidth>(x, b);
 #pragma GCC unroll 16
         for (int i = 0; i < kRows; ++i) {
           const VecI unit = SplatCodes(x + i);
