@@ -31,8 +31,33 @@ template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
 // Sums of a block of columns.
 constexpr int64_t kDirectBytes = 16 << 10;
-// Rows of w asked for ahead, in pieces of a task's width: some 100 ns of decoding.
-constexpr int64_t kDirectAhead = 24;
+// Rows of w asked for ahead, in pieces of a task's width: two groups, or four.
+constexpr int64_t kDirectAhead = 16;
+
+/// Asks for parts of rows, line after line, a few beside each granule of the rows before: a burst
+/// of whole rows fills the buffers that loads wait in (dx of one row took 1.6 times as long).
+struct RowLines {
+  const char* line;
+  const char* row_end;
+  int64_t length;  // of a row's part, in bytes
+  int64_t pitch;
+
+  LOWRANK_MEMBER_INLINE RowLines(const void* begin, int64_t row_length, int64_t row_pitch)
+      : line(static_cast<const char*>(begin)),
+        row_end(line + row_length),
+        length(row_length),
+        pitch(row_pitch) {}
+  template <int kLines>
+  LOWRANK_MEMBER_INLINE void Ask() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(line + i * 64, 0, 2);
+    line += kLines * 64;
+    if (__builtin_expect(line >= row_end, 0)) {
+      row_end += pitch;
+      line = row_end - length;
+    }
+  }
+};
 
 /// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
 template <typename Policy, DType kRound, int kRows, int kUnits>
@@ -44,7 +69,10 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   const uint8_t* codes = w.quant->codes + (k * w.cols + n0) / 2;
   const int64_t rows = Min(kUnits * kStep, k1 - k);
   const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
+  RowLines ahead(codes + kDirectAhead * row_bytes, cols / 2, row_bytes);
+  constexpr int kLines = static_cast<int>((kUnits * kStep * (kGranule / 2) + 63) / 64);
   for (int64_t n = 0; n < cols; n += kGranule) {
+    ahead.Ask<kLines>();
     GranuleRows<Policy::kPairs, kRound> granule[kUnits];
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u) {
@@ -83,7 +111,10 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
   alignas(64) float scratch[kUnits * kStep * kMostGranules];
   int64_t k = k0;
   for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
-    for (int64_t i = 0; i < kUnits * kStep; ++i) PrefetchRow(w, k + kDirectAhead + i, n0, cols);
+    for (int64_t i = 0; i < kUnits * kStep; ++i) {
+      if (k + kDirectAhead + i >= w.rows) break;
+      PrefetchScales(*w.quant, (k + kDirectAhead + i) * w.cols + n0, cols);
+    }
     DirectDot<Policy, kRound, kRows, kUnits>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch,
                                              k == k0);
   }
@@ -119,7 +150,9 @@ LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
   return !Policy::kTiles && rows <= kDirectRows<Policy::kPairs> && w.rows > 0 && WholeGranules(w);
 }
 
-/// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces.
+/// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
+/// the same reason a thread has one task (two threads, one row of dy: pieces of 1 KiB in place of
+/// 256 bytes took 0.65 of the time).
 LOWRANK_INLINE int64_t DirectDotColumns(int64_t rows) {
   return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kNC);
 }

@@ -91,9 +91,9 @@ struct Block {
 
 /// Blocks of columns begin with multiples of panel_cols and have at most `most_cols`.
 LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads, int64_t panel_cols = kNR,
-                             int64_t most_cols = kNC) {
+                             int64_t most_cols = kNC, int64_t tasks_per_thread = kTasksPerThread) {
   Grid grid = {SplitRows(rows), cols, CeilDiv(cols, panel_cols), 1, 1, panel_cols};
-  const int64_t wanted = threads == 1 ? 1 : threads * kTasksPerThread;
+  const int64_t wanted = threads == 1 ? 1 : threads * tasks_per_thread;
   grid.col_blocks =
       Max(CeilDiv(grid.col_panels, most_cols / panel_cols), Min(wanted, grid.col_panels));
   if (grid.col_blocks < wanted && grid.col_blocks > 0) {

@@ -487,7 +487,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     if (!with_dx) continue;
     const Grid grid =
         PlanGrid(chunk.rows, cols, run.context.pool->threads(), with_granules ? kGranule : kNR,
-                 dots ? DirectDotColumns(chunk.rows) : kNC);
+                 dots ? DirectDotColumns(chunk.rows) : kNC, dots ? 1 : kTasksPerThread);
     run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
       const Block block = BlockOf(grid, task);
       if (block.m0 == block.m1 || run.Stopped()) return;
