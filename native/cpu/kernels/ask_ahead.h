@@ -1,12 +1,11 @@
 /// What a register tile asks for while it multiplies, so that its loads find it in L1.
 ///
-/// Budget     a step of the 14 x 32 tile takes 14 cycles of two 512-bit pipes (28 of one), loads
-/// 128 bytes
-///            of B, which L2 has, and 56 of A, which L3 may have. Some five steps fit into the
-///            window of instructions that wait: enough for L2 alone, not for L2 that A and C keep
-///            busy. Asked for with each step, lines never fill the dozen buffers that loads wait
-///            in, as those of a whole panel at once do. Three requests beside 48 instructions: 13
-///            of the 14 cycles are issued in.
+/// Budget     a step of the 14 x 32 tile takes 14 cycles of two 512-bit pipes (28 of one) and loads
+///            128 bytes of B, which L2 has, and 56 of A, which L3 may have. Some five steps fit
+///            into the window of instructions that wait: enough for L2 alone, not for L2 that A and
+///            C keep busy. Asked for with each step, lines never fill the dozen buffers that loads
+///            wait in, as those of a whole panel at once do. Three requests beside 48 instructions:
+///            13 of the 14 cycles are issued in.
 #pragma once
 
 #include "native/cpu/kernels/pack.h"

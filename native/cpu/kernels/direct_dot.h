@@ -170,8 +170,8 @@ LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, con
   for (int64_t k0 = 0; k0 < w.rows && !run.Stopped(); k0 += kKC) {
     const int64_t kc = Min(kKC, w.rows - k0);
     kernel(w, k0, kc, block.n0, cols, chunk.At<Policy>(k0, 0, chunk.rows), k0 == 0 ? c : sums, ldc);
-    for (int64_t i = 0; k0 != 0 && i < block.c_elems(); i += kVL) {
-      Store(c + i, Load(c + i) + Load(sums + i));
+    for (int64_t at = 0; k0 != 0 && at < block.c_elems(); at += ldc) {
+      for (int64_t i = at; i < at + cols; i += kVL) Store(c + i, Load(c + i) + Load(sums + i));
     }
   }
 }
