@@ -10,10 +10,10 @@
 /// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
 /// so that rows of w are read in long pieces.
 ///
-/// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC added in
-/// order Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 4.4 and one for 32
-/// in bf16,
-///            and 2 / kDirectUnits of load and store
+/// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC in order
+///
+/// Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 3.9 and one for 32 in
+///            bf16, and 2 / kDirectUnits of load and store
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"

@@ -2,7 +2,8 @@
 /// row panels); inside a task, for each kKC of the summation index, the block of B is packed (and a
 /// packed weight decoded) once into this thread's scratch and all row panels run over it.
 ///
-/// Scratch     B block kNC · kKC · 4 = 256 KiB, C tile rows · kNC · 4, both this thread's
+/// Scratch     B block kNC · kKC · 4 = 256 KiB, two where the next is decoded beside tiles, C tile
+///             rows · kNC · 4, all this thread's
 /// Numerics    f32 accumulators over kKC, added in order to the f32 C tile; an element's bits
 ///             depend on the depth of the sum only, not on M, N, its place, or the threads
 #pragma once
@@ -36,6 +37,10 @@ constexpr int64_t kChunkBytes = 9 << 20;
 constexpr int64_t kChunkRows = 512;
 // Fewer multiply-adds than this are done on the calling thread: waking the pool costs about 5 us.
 constexpr int64_t kSerialWork = 100000;
+// Rows of A up to which the next block of B is decoded beside tiles. With more, decoding is under
+// 3 % of the products and a second block takes the room of the sums in L2. Not for f32, whose
+// blocks are twice as large: no difference at 64 rows, 10 % slower at 16.
+constexpr int64_t kBesideRows = 256;
 // Tasks per thread that make up for uneven ones.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -132,7 +137,8 @@ LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const Las
 ///
 ///   pack_a(k0, kc)            the packed row panels of this block of the summation index,
 ///                             from row block.m0 on
-///   pack_b(k0, kc, n0, n1, b)
+///   pack_b(k0, kc, n0, n1, b) panels of columns; or, where it has a Decoder and takes this weight,
+///                             decoded a piece at a time beside the tiles of the block before
 template <typename Policy, typename PackAFn, typename PackBFn>
 LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
                                const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first,
@@ -144,9 +150,16 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     return;
   }
   const int64_t col_panels = CeilDiv(block.n1 - block.n0, kNR);
-  Unit* b = run.Get<Unit>(kBSlot,
-                          col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kDepth<Policy>))));
+  const int64_t b_units = col_panels * PanelStride(PanelUnits<Policy>(Min(depth, kDepth<Policy>)));
+  using Decoder = typename PackBFn::Decoder;
+  constexpr bool kDecodes = !Policy::kTiles && !std::is_same_v<Decoder, NoDecoder>;
+  bool beside = false;
+  if constexpr (kDecodes) {
+    beside = block.m1 - block.m0 <= kBesideRows && pack_b.DecodesBeside() && depth > kDepth<Policy>;
+  }
+  Unit* b = run.Get<Unit>(kBSlot, beside ? 2 * b_units : b_units);
   if (b == nullptr) return;
+  Unit* other = b + b_units;  // what the next block is decoded to, where it is
   for (int64_t k0 = 0; k0 < depth; k0 += kDepth<Policy>) {
     if (run.Stopped()) return;
     const int64_t kc = Min(kDepth<Policy>, depth - k0);
@@ -176,9 +189,17 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
     // A panel of columns that one panel of rows takes stays in L1 until then.
     const bool by_panels = PackBFn::kByPanels && block.panel1 - block.panel0 == 1;
     const int64_t strip = by_panels ? kNR : block.n1 - block.n0;
+    Decoder decoder;
+    int64_t every = 0;  // steps
+    if constexpr (kDecodes) {
+      if (beside && next_kc > 0) {
+        decoder = pack_b.Decoding(k0 + kc, next_kc, block.n0, block.n1, other);
+        every = Max(tiles * ku / decoder.pieces(), 1);
+      }
+    }
     for (int64_t n0 = block.n0; n0 < block.n1; n0 += strip) {
       const int64_t n1 = Min(n0 + strip, block.n1);
-      pack_b(k0, kc, n0, n1, b);
+      if (k0 == 0 || !beside) pack_b(k0, kc, n0, n1, b);
       grid.rows.Each(block.panel0, block.panel1, [&](int64_t panel, int64_t m, int mr) {
         const TileFn full = PickTile<Policy, kMR>(mr, kNR);
         const Unit* a_panel = a + (m - block.m0) * ku;
@@ -193,12 +214,27 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
           if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
           const int64_t nr = PanelWidth(n, block.n1);
           for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
+          float* to = c_row + (n - block.n0);
+          if constexpr (kDecodes) {
+            if (every != 0) {
+              PickDecodingTile<Policy, kMR, Decoder>(mr)(&decoder, every, ku, a_panel, b_panel, to,
+                                                         ldc, first && k0 == 0);
+              continue;
+            }
+          }
           const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
-          tile(ku, a_panel, b_panel, c_row + (n - block.n0), ldc, first && k0 == 0);
+          tile(ku, a_panel, b_panel, to, ldc, first && k0 == 0);
           if (next_kc > 0) continue;
-          last.Add(m - block.m0, mr, n - block.n0, nr, c_row + (n - block.n0), ldc);
+          last.Add(m - block.m0, mr, n - block.n0, nr, to, ldc);
         }
       });
+    }
+    if constexpr (kDecodes) {
+      if (!beside) continue;
+      decoder.Finish();
+      Unit* decoded = other;
+      other = b;
+      b = decoded;
     }
   }
   if (Policy::kTiles) AddLastSteps(grid, block, last, c);
@@ -305,6 +341,7 @@ struct ChunkOf {
 
 template <typename Policy>
 struct TransposedB {
+  using Decoder = NoDecoder;
   static constexpr bool kByPanels = true;  // whole pieces of rows: as well panel by panel
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
@@ -322,6 +359,11 @@ struct TransposedB {
 
 template <typename Policy>
 struct DirectB {
+  using Decoder = std::conditional_t<Policy::kPairs, GranulePanels<true>, NoDecoder>;
+  bool DecodesBeside() const { return WholeGranules(b); }
+  Decoder Decoding(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
+    return Decoder(b, k0, kc, n0, n1 - n0, out);
+  }
   static constexpr bool kByPanels = false;  // a panel would take 16 bytes of each row
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {

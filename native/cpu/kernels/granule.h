@@ -129,13 +129,14 @@ struct GranuleRows<false, kRound> {
 };
 
 #if defined(__AVX512BF16__)
-/// Halves of the table and of every lane: this row low, the other row high. Elements 0 to 3 of a
-/// group lie in its lower 16 bits, so places 0 and 2 come from one arrangement of both rows'
-/// halves, 1 and 3 from another.
+/// Halves of the table and of every lane: this row low, the other row high. A half has two bytes of
+/// its row's group of eight codes, so that all four places of a lane come from two sets of nibbles,
+/// each with the bit that picks its row's half of the table: no shift for two places, one of eight
+/// bits for the others.
 template <DType kRound>
 struct GranuleRows<true, kRound> {
   VecU table;
-  VecU halves[2];
+  VecU nibbles[2];  // high ones: places 0 and 1; low ones: 2 and 3
 
   /// The other row's codes are `apart_bytes` on; with 0 there is none, and zeros take its place.
   LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const uint8_t* codes, int64_t apart_bytes,
@@ -143,61 +144,32 @@ struct GranuleRows<true, kRound> {
     const VecF low = codebook.entries * Splat(scale);
     const VecF high = apart_bytes == 0 ? VecF{} : codebook.entries * Splat(other_scale);
     table = NeighboursBF16(low, high);
-    const VecU first = LoadTwice(codes);
-    const VecU second = LoadTwice(codes + apart_bytes);
-    halves[0] = (first & 0xffffu) | (second << 16);
-    halves[1] = (first >> 16) | (second & 0xffff0000u);
+    const VecU both = Pick<0>(LoadTwice(codes)) | Pick<2>(LoadTwice(codes + apart_bytes));
+    nibbles[0] = ((both >> 4) & 0x0f0f0f0fu) | 0x10100000u;
+    nibbles[1] = (both & 0x0f0f0f0fu) | 0x10100000u;
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) const {
-    VecP shifts;
-#pragma GCC unroll 32
-    for (int i = 0; i < 2 * kVL; ++i) {
-      shifts[i] = static_cast<uint16_t>(NibbleShift(ElementOf(i / 2, p) % (kGroup / 2)));
+    const VecU code = nibbles[p / 2];
+    return AsFloat(LookupBF16(table, reinterpret_cast<VecP>(p % 2 == 0 ? code : code >> 8)));
+  }
+
+ private:
+  /// Of a group in the lower lanes bytes 0 and 2, in the upper ones 1 and 3, to bytes kTo and on.
+  template <int kTo>
+  static LOWRANK_MEMBER_INLINE VecU Pick(VecU groups) {
+    typedef uint8_t Bytes __attribute__((vector_size(64)));
+    Bytes from;
+#pragma GCC unroll 64
+    for (int i = 0; i < 64; ++i) {
+      const int at = i % 4 - kTo;
+      const int byte = i % 16 / 4 * 4 + 2 * at + i / 32;
+      from[i] = static_cast<uint8_t>(at == 0 || at == 1 ? byte : 0x80);
     }
-    const VecU code = reinterpret_cast<VecU>(reinterpret_cast<VecP>(halves[p & 1]) >> shifts);
-    return AsFloat(LookupBF16(table, reinterpret_cast<VecP>((code & 0x000f000fu) | 0x00100000u)));
+    return reinterpret_cast<VecU>(
+        _mm512_shuffle_epi8(reinterpret_cast<__m512i>(groups), reinterpret_cast<__m512i>(from)));
   }
 };
 #endif
-
-/// B panels of columns [n0, n0 + cols), whole granules in the order of lanes; units are rows
-/// [k0, k0 + kc) of w. Panels are PanelStride apart.
-template <bool kPairs, DType kRound>
-static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
-                           int64_t cols, float* out) {
-  const GranuleScale scale_of(*source.quant);
-  const int64_t ku = kPairs ? (kc + 1) / 2 : kc;
-  for (int64_t u = 0; u < ku; ++u) {
-    const int64_t row = k0 + (kPairs ? 2 * u : u);
-    const int64_t apart = kPairs && 2 * u + 1 < kc ? source.cols : 0;
-    PrefetchRow(source, row + kPrefetchRows, n0, cols);
-    if (kPairs) PrefetchRow(source, row + 1 + kPrefetchRows, n0, cols);
-    float* panel = out + u * kNR;
-    for (int64_t n = n0; n < n0 + cols; n += kGranule) {
-      const int64_t e = row * source.cols + n;
-      GranuleRows<kPairs, kRound> granule;
-      granule.Set(source.table, source.quant->codes + e / 2, apart / 2, scale_of(e),
-                  scale_of(e + apart));
-#pragma GCC unroll 16
-      for (int p = 0; p < kPlaces; ++p) {
-        Store(panel + p % kNV * kVL, granule.At(p));
-        if (p % kNV == kNV - 1) panel += PanelStride(ku);
-      }
-    }
-  }
-}
-
-template <bool kPairs>
-LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
-                                        int64_t cols, float* out) {
-  if (kPairs || source.round_to == DType::kF32) {
-    DecodeGranules<kPairs, DType::kF32>(source, k0, kc, n0, cols, out);
-  } else if (source.round_to == DType::kBF16) {
-    DecodeGranules<kPairs, DType::kBF16>(source, k0, kc, n0, cols, out);
-  } else {
-    DecodeGranules<kPairs, DType::kF16>(source, k0, kc, n0, cols, out);
-  }
-}
 
 /// Rows of columns in the order of lanes, [rows][ldc], to that of w's columns, in place.
 static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {

@@ -16,12 +16,15 @@
 /// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
 #pragma once
 
-#include "native/cpu/kernels/granule.h"
+#include "native/cpu/kernels/granule_panels.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
 // Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2 beside the C tile.
 constexpr int64_t kNC = 256;
+
+/// What packs panels in one go, so that nothing is left to do beside tiles.
+struct NoDecoder {};
 
 using Unit = float;  // 32 bits that are moved, never computed with, under the bf16 policy
 

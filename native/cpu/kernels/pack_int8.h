@@ -330,6 +330,7 @@ struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
 
+  using Decoder = NoDecoder;
   static constexpr bool kByPanels = false;  // no faster: these panels are a quarter as large
 
   /// Nothing to ask for beside tiles (TransposedB).

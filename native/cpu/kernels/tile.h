@@ -13,22 +13,41 @@ namespace lowrank::cpu::LOWRANK_ISA {
 using TileFn = void (*)(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc,
                         bool first);
 
+/// What a tile does beside its products: Next(u, ku) at step u, and again at the step it returns.
+struct NothingBeside {
+  LOWRANK_MEMBER_INLINE int64_t Next(int64_t, int64_t ku) const { return ku; }
+};
+
+/// A piece of decoding every so many steps.
+template <typename Decoder>
+struct DecodingBeside {
+  Decoder* decoder;
+  int64_t every;
+  LOWRANK_MEMBER_INLINE int64_t Next(int64_t u, int64_t ku) const {
+    decoder->Step();
+    return Min(u + every, ku);
+  }
+};
+
 /// first: C is written, else added to.
-template <typename Policy, int kRows, int kVectors>
-static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc, bool first) {
+template <typename Policy, int kRows, int kVectors, typename Beside>
+LOWRANK_INLINE void TileBeside(const Beside& beside, int64_t ku, const Unit* a, const Unit* b,
+                               float* c, int64_t ldc, bool first) {
   VecF acc[kRows][kVectors] = {};
-  for (int64_t u = 0; u < ku; ++u) {
-    VecF columns[kVectors];
+  for (int64_t u = 0; u < ku;) {
+    for (const int64_t end = beside.Next(u, ku); u < end; ++u) {
+      VecF columns[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kVL);
-    AskAhead<kRows, kVectors * kVL>(a, b);
+      for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * kVL);
+      AskAhead<kRows, kVectors * kVL>(a, b);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
+      for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[i][v] = Policy::Step(acc[i][v], a[i], columns[v]);
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = Policy::Step(acc[i][v], a[i], columns[v]);
+      }
+      a += kRows;
+      b += kVectors * kVL;
     }
-    a += kRows;
-    b += kVectors * kVL;
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
@@ -38,6 +57,30 @@ static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc
       Store(out, first ? acc[i][v] : Load(out) + acc[i][v]);
     }
   }
+}
+
+template <typename Policy, int kRows, int kVectors>
+static void Tile(int64_t ku, const Unit* a, const Unit* b, float* c, int64_t ldc, bool first) {
+  TileBeside<Policy, kRows, kVectors>(NothingBeside{}, ku, a, b, c, ldc, first);
+}
+
+template <typename Decoder>
+using DecodingTileFn = void (*)(Decoder* decoder, int64_t every, int64_t ku, const Unit* a,
+                                const Unit* b, float* c, int64_t ldc, bool first);
+
+template <typename Policy, int kRows, typename Decoder>
+static void DecodingTile(Decoder* decoder, int64_t every, int64_t ku, const Unit* a, const Unit* b,
+                         float* c, int64_t ldc, bool first) {
+  TileBeside<Policy, kRows, kNV>(DecodingBeside<Decoder>{decoder, every}, ku, a, b, c, ldc, first);
+}
+
+/// That of kNR columns.
+template <typename Policy, int kRows, typename Decoder>
+LOWRANK_INLINE DecodingTileFn<Decoder> PickDecodingTile(int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickDecodingTile<Policy, kRows - 1, Decoder>(rows);
+  }
+  return DecodingTile<Policy, kRows, Decoder>;
 }
 
 template <typename Policy, int kRows>

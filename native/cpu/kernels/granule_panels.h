@@ -1,0 +1,120 @@
+/// B panels of a 4-bit weight for dx = dy · w, in one go or in pieces small enough to go beside a
+/// register tile: a piece is a granule of the rows of one unit.
+///
+///   codes    rows of w as bitsandbytes lays them out: 32 bytes a granule
+///   out      panels of kNR columns in the order of lanes, PanelStride apart: [unit][column]
+///
+/// Look-ups and shifts run on pipes that the products of a tile leave free. All pipes are fed by
+/// one queue, which products fill, so that decoding in longer runs between tiles does not hide.
+///
+/// Budget     core of 2 x 256-bit multiply-adds, pairs, a piece of 128 weights: 16 cycles in one go
+///            with w in L3 (10 of operations: 2 products, 16 look-ups, shifts and logic), 35 with w
+///            out of cache beside tiles that use L2, and 16 beside the steps of a tile
+#pragma once
+
+#include "native/cpu/kernels/granule.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+/// A granule of w from `element` on, and where pairs are multiplied the one `apart` elements
+/// further (0: there is none), to panels `stride` apart.
+template <bool kPairs, DType kRound>
+LOWRANK_INLINE void DecodePiece(const Table16& table, const GranuleScale& scale_of, int64_t element,
+                                int64_t apart, float* out, int64_t stride) {
+  GranuleRows<kPairs, kRound> granule;
+  granule.Set(table, scale_of.w.codes + element / 2, apart / 2, scale_of(element),
+              scale_of(element + apart));
+#pragma GCC unroll 16
+  for (int p = 0; p < kPlaces; ++p) {
+    Store(out + p % kNV * kVL, granule.At(p));
+    if (p % kNV == kNV - 1) out += stride;
+  }
+}
+
+/// Asks for the rows of the unit that comes kPrefetchRows after `row`.
+template <bool kPairs>
+LOWRANK_INLINE void PrefetchUnit(const RowSource& w, int64_t row, int64_t n0, int64_t cols) {
+  PrefetchRow(w, row + kPrefetchRows, n0, cols);
+  if (kPairs) PrefetchRow(w, row + 1 + kPrefetchRows, n0, cols);
+}
+
+/// Columns [n0, n0 + cols), whole granules; units are rows [k0, k0 + kc) of w.
+template <bool kPairs, DType kRound>
+static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
+                           int64_t cols, float* out) {
+  const GranuleScale scale_of(*source.quant);
+  constexpr int64_t kRows = kPairs ? 2 : 1;
+  const int64_t stride = PanelStride(CeilDiv(kc, kRows));
+  for (int64_t row = k0; row < k0 + kc; row += kRows, out += kNR) {
+    const int64_t element = row * source.cols + n0;
+    const int64_t apart = kPairs && row + 1 < k0 + kc ? source.cols : 0;
+    PrefetchUnit<kPairs>(source, row, n0, cols);
+    float* panel = out;
+    for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
+      DecodePiece<kPairs, kRound>(source.table, scale_of, element + n, apart, panel, stride);
+    }
+  }
+}
+
+template <bool kPairs>
+LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
+                                        int64_t cols, float* out) {
+  if (kPairs || source.round_to == DType::kF32) {
+    DecodeGranules<kPairs, DType::kF32>(source, k0, kc, n0, cols, out);
+  } else if (source.round_to == DType::kBF16) {
+    DecodeGranules<kPairs, DType::kBF16>(source, k0, kc, n0, cols, out);
+  } else {
+    DecodeGranules<kPairs, DType::kF16>(source, k0, kc, n0, cols, out);
+  }
+}
+
+/// The same piece by piece.
+template <bool kPairs>
+struct GranulePanels {
+  static constexpr int64_t kRows = kPairs ? 2 : 1;
+  Table16 table;
+  const RowSource* source = nullptr;
+  int64_t row = 0;
+  int64_t end = 0;
+  int64_t first = 0;  // column
+  int64_t cols = 0;
+  int64_t column = 0;  // of the next piece, from `first` on
+  float* row_out = nullptr;
+  int64_t stride = 0;  // from panel to panel
+
+  GranulePanels() = default;
+  GranulePanels(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t width, float* out)
+      : table(w.table),
+        source(&w),
+        row(k0),
+        end(k0 + kc),
+        first(n0),
+        cols(width),
+        row_out(out),
+        stride(PanelStride(CeilDiv(kc, kRows))) {}
+  int64_t pieces() const { return CeilDiv(end - row, kRows) * (cols / kGranule); }
+
+  /// Decodes a piece, if one is left.
+  LOWRANK_MEMBER_INLINE void Step() {
+    if (row >= end) return;
+    GranulePanels* self = this;
+    // What a compiler kept of this in registers the tile beside it would have to spill.
+    asm("" : "+r"(self));
+    const RowSource& w = *self->source;
+    DecodePiece<kPairs, DType::kF32>(
+        self->table, GranuleScale(*w.quant), self->row * w.cols + self->first + self->column,
+        kPairs && self->row + 1 < self->end ? w.cols : 0,
+        self->row_out + self->column / kNR * self->stride, self->stride);
+    self->column += kGranule;
+    if (self->column != self->cols) return;
+    self->column = 0;
+    self->row += kRows;
+    self->row_out += kNR;
+    PrefetchUnit<kPairs>(w, self->row, self->first, self->cols);
+  }
+  void Finish() {
+    while (row < end) Step();
+  }
+};
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
