@@ -178,13 +178,9 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
 template <bool kPairs, typename Places>
 LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows, int64_t k0,
                                   int64_t kc, const Places& places) {
-  if (kPairs || source.round_to == DType::kF32) {
-    DecodeTransposed<kPairs, DType::kF32>(source, row, rows, k0, kc, places);
-  } else if (source.round_to == DType::kBF16) {
-    DecodeTransposed<kPairs, DType::kBF16>(source, row, rows, k0, kc, places);
-  } else {
-    DecodeTransposed<kPairs, DType::kF16>(source, row, rows, k0, kc, places);
-  }
+  WithRounding<kPairs>(source.round_to, [&](auto round) {
+    DecodeTransposed<kPairs, round()>(source, row, rows, k0, kc, places);
+  });
 }
 
 /// Distance between B panels of ku units, in units. The odd 128 bytes keep the same row of
@@ -258,13 +254,9 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
 template <bool kPairs>
 LOWRANK_INLINE void DecodePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                                  int64_t cols, float* out) {
-  if (kPairs || source.round_to == DType::kF32) {
-    DecodeDirect<kPairs, DType::kF32>(source, k0, kc, n0, cols, out);
-  } else if (source.round_to == DType::kBF16) {
-    DecodeDirect<kPairs, DType::kBF16>(source, k0, kc, n0, cols, out);
-  } else {
-    DecodeDirect<kPairs, DType::kF16>(source, k0, kc, n0, cols, out);
-  }
+  WithRounding<kPairs>(source.round_to, [&](auto round) {
+    DecodeDirect<kPairs, round()>(source, k0, kc, n0, cols, out);
+  });
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -59,13 +59,9 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
 template <bool kPairs>
 LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                                         int64_t cols, float* out) {
-  if (kPairs || source.round_to == DType::kF32) {
-    DecodeGranules<kPairs, DType::kF32>(source, k0, kc, n0, cols, out);
-  } else if (source.round_to == DType::kBF16) {
-    DecodeGranules<kPairs, DType::kBF16>(source, k0, kc, n0, cols, out);
-  } else {
-    DecodeGranules<kPairs, DType::kF16>(source, k0, kc, n0, cols, out);
-  }
+  WithRounding<kPairs>(source.round_to, [&](auto round) {
+    DecodeGranules<kPairs, round()>(source, k0, kc, n0, cols, out);
+  });
 }
 
 /// The same piece by piece.

@@ -69,6 +69,19 @@ LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
   return WidenF16(Narrow(RoundF16(v)));
 }
 
+/// body(std::integral_constant of the dtype that decoded weights are rounded to). Pairs are rounded
+/// where they are made.
+template <bool kPairs, typename Body>
+LOWRANK_INLINE void WithRounding(DType round_to, const Body& body) {
+  if (kPairs || round_to == DType::kF32) {
+    body(std::integral_constant<DType, DType::kF32>());
+  } else if (round_to == DType::kBF16) {
+    body(std::integral_constant<DType, DType::kBF16>());
+  } else {
+    body(std::integral_constant<DType, DType::kF16>());
+  }
+}
+
 /// absmax of a block. The product and the sum are rounded separately (-ffp-contract=off).
 LOWRANK_INLINE float BlockScale(const QuantView& w, int64_t block) {
   if (w.absmax != nullptr) return w.absmax[block];
