@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { afterAll } from 'vitest';
 import { type HfModel, openHfModel } from '../../lib/checkpoint/hf-model.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
@@ -26,11 +27,12 @@ export async function useBackend(name: (typeof backends)[number]): Promise<void>
 }
 
 const folders: string[] = [];
-process.on('exit', () => {
+// Not on exit: the process that runs a test file is ended by a signal.
+afterAll(() => {
   for (const folder of folders) fs.rmSync(folder, { recursive: true, force: true });
 });
 
-/** A folder that is removed at the end of the process. */
+/** A folder that is removed after the tests of the file. */
 export function temporaryFolder(): string {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lowrank-test-'));
   folders.push(folder);
