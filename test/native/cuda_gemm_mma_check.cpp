@@ -12,7 +12,7 @@
 #include "cuda/emulator/runtime.h"
 #include "native/cuda/plan_gemm_f32.h"
 #include "native/cuda/plan_gemm_mma.h"
-#include "test/native/kernel_operands.h"
+#include "test/native/exact_matrix.h"
 
 namespace lowrank::cpu {}
 
@@ -27,6 +27,7 @@ using lowrank::Status;
 using lowrank::StoreElement;
 using lowrank::TensorView;
 using lowrank::WeightView;
+using lowrank::cpu::Exact;
 using lowrank::cpu::Expect;
 using lowrank::cpu::GateAt;
 using lowrank::cpu::MakeWeight;
@@ -228,57 +229,48 @@ void Poke(const Case& c, Operands* operands) {
 
 void Compare(const Case& c, const Operands& operands) {
   const lowrank::cuda::GemmMmaOperands& gemm = operands.gemm;
-  const int64_t cols = gemm.y.cols;
-  const int64_t reduction = gemm.x.cols;
-  std::vector<double> w(static_cast<size_t>(c.N * c.K));
-  for (int64_t i = 0; i < c.N * c.K; ++i) {
-    w[static_cast<size_t>(i)] = RoundTo(c.dtype, operands.weight.At(i / c.K, i % c.K));
+  const auto of = [](const TensorView& view) {
+    return Exact::Of(view.rows, view.cols,
+                     [&](int64_t row, int64_t col) { return At(view, row, col); });
+  };
+  const Exact w = Exact::Of(c.N, c.K, [&](int64_t row, int64_t col) {
+    return RoundTo(c.dtype, operands.weight.At(row, col));
+  });
+  Exact adapter(c.M, gemm.y.cols);
+  if (c.r > 0) {
+    const Exact h = Exact::Of(
+        c.M, c.r, [&](int64_t m, int64_t j) { return static_cast<double>(gemm.h[m * c.r + j]); });
+    const Exact factor = of(gemm.lora_factor);
+    adapter.Add(h, c.transposed ? factor : factor.Transposed());
   }
+  if (gemm.lora_bias.present) adapter.Add(of(gemm.lora_bias));
+  Exact y(c.M, gemm.y.cols);
+  y.Add(of(gemm.x), c.transposed ? w : w.Transposed());
   for (int64_t m = 0; m < c.M; ++m) {
-    for (int64_t col = 0; col < cols; ++col) {
-      double exact = 0;
-      double sum = 0;
-      for (int64_t i = 0; i < reduction; ++i) {
-        const double product =
-            At(gemm.x, m, i) * w[static_cast<size_t>(c.transposed ? i * c.K + col : col * c.K + i)];
-        exact += product;
-        sum += std::fabs(product);
-      }
-      double adapter = 0;
-      double adapter_sum = 0;
-      for (int64_t j = 0; j < c.r; ++j) {
-        const double factor =
-            c.transposed ? At(gemm.lora_factor, j, col) : At(gemm.lora_factor, col, j);
-        const double product = static_cast<double>(gemm.h[m * c.r + j]) * factor;
-        adapter += product;
-        adapter_sum += std::fabs(product);
-      }
-      if (gemm.lora_bias.present) {
-        adapter += At(gemm.lora_bias, 0, col);
-        adapter_sum += std::fabs(At(gemm.lora_bias, 0, col));
-      }
+    for (int64_t col = 0; col < gemm.y.cols; ++col) {
       const double gate = (c.transposed ? GateAt(gemm.dropout, m, col, c.K) : 1) *
                           static_cast<double>(gemm.scaling);
-      if (gate != 0) exact += gate * adapter;
-      if (gate != 0) sum += std::fabs(gate) * adapter_sum;
-      if (gemm.bias.present) {
-        exact += At(gemm.bias, 0, col);
-        sum += std::fabs(At(gemm.bias, 0, col));
-      }
-      if (c.accumulate) {
-        exact += At(operands.before, m, col);
-        sum += std::fabs(At(operands.before, m, col));
-      }
+      if (gate == 0) continue;  // also of an infinity in h
+      y.value[y.Index(m, col)] += gate * adapter.value[y.Index(m, col)];
+      y.size[y.Index(m, col)] += std::fabs(gate) * adapter.size[y.Index(m, col)];
+    }
+  }
+  if (gemm.bias.present) y.Add(of(gemm.bias));
+  if (c.accumulate) y.Add(of(operands.before));
+
+  const std::string name = c.Name();
+  for (int64_t m = 0; m < c.M; ++m) {
+    for (int64_t col = 0; col < gemm.y.cols; ++col) {
+      const double exact = y.value[y.Index(m, col)];
       const double rounded = RoundTo(c.dtype, exact);
-      if (!std::isfinite(rounded)) {
-        const double actual = At(gemm.y, m, col);
+      const double actual = At(gemm.y, m, col);
+      const std::string what = name + " [" + std::to_string(m) + ", " + std::to_string(col) + "]";
+      if (std::isfinite(rounded)) {
+        Expect(what, actual, exact, y.size[y.Index(m, col)], c.dtype);
+      } else {
         Report(std::isnan(rounded) ? std::isnan(actual) : actual == rounded,
-               c.Name() + " [" + std::to_string(m) + ", " + std::to_string(col) + "] " +
-                   std::to_string(actual) + " for " + std::to_string(exact));
-        continue;
+               what + " " + std::to_string(actual) + " for " + std::to_string(exact));
       }
-      Expect(c.Name() + " [" + std::to_string(m) + ", " + std::to_string(col) + "]",
-             At(gemm.y, m, col), exact, sum, c.dtype);
     }
   }
 }

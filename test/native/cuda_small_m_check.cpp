@@ -7,11 +7,13 @@
 
 #include "native/cuda/plan_matmul_small_m.h"
 #include "test/native/cuda_device.h"
+#include "test/native/exact_matrix.h"
 
 namespace lowrank::cuda {
 namespace {
 
 using cpu::Dense;
+using cpu::Exact;
 using cpu::g_checks;
 using cpu::g_failures;
 using cpu::Report;
@@ -87,23 +89,7 @@ const Case kCases[] = {
     {"dense, many", 61, 131, 264, 16, kH, "same", true, kH, true, 108},
 };
 
-/// y in float64, and Σ|a·b| for the bound.
-void Formula(const Dense& x, const Weight& w, const Dense* bias, const Dense* lora_b,
-             const Dense* lora_bias, const Dense* h, double scaling, int64_t m, int64_t n,
-             double* exact, double* sum) {
-  *exact = 0;
-  *sum = 0;
-  auto add = [&](double value) {
-    *exact += value;
-    *sum += std::fabs(value);
-  };
-  for (int64_t k = 0; k < x.view.cols; ++k) add(x.At(m, k) * w.At(n, k));
-  if (bias != nullptr) add(bias->At(n));
-  if (lora_b != nullptr) {
-    for (int64_t j = 0; j < lora_b->view.cols; ++j) add(scaling * h->At(m, j) * lora_b->At(n, j));
-  }
-  if (lora_bias != nullptr) add(scaling * lora_bias->At(n));
-}
+constexpr float kScaling = 0.75f;
 
 struct Problem {
   Case spec;
@@ -140,7 +126,7 @@ struct Problem {
     if (spec.r > 0) {
       operands.h = static_cast<float*>(device.Put(h.view).data);
       operands.lora_factor = device.Put(lora_b.view);
-      operands.scaling = 0.75f;
+      operands.scaling = kScaling;
       if (spec.lora_bias) operands.lora_bias = device.Put(lora_bias.view);
     }
     operands.y = device.Empty(y->view);
@@ -164,19 +150,22 @@ struct Problem {
   }
 
   void Check(const Dense& y, const std::string& name) const {
-    for (int64_t m = 0; m < spec.M; ++m) {
-      for (int64_t n = 0; n < spec.N; ++n) {
-        double exact;
-        double sum;
-        Formula(x, w, spec.bias ? &bias : nullptr, spec.r > 0 ? &lora_b : nullptr,
-                spec.r > 0 && spec.lora_bias ? &lora_bias : nullptr, &h, 0.75, m, n, &exact, &sum);
-        const double actual = y.At(m, n);
-        const std::string what = name + " y[" + std::to_string(m) + ", " + std::to_string(n) + "]";
-        if (std::isfinite(exact)) {
-          cpu::Expect(what, actual, exact, sum, spec.dtype);
-        } else {
-          Report(std::isnan(exact) ? std::isnan(actual) : actual == exact, what + " special");
-        }
+    Exact exact(spec.M, spec.N);
+    exact.Add(Exact::Of(x), Exact::Of(w).Transposed());
+    if (spec.bias) exact.Add(Exact::Of(bias));
+    if (spec.r > 0)
+      exact.Add(Exact::Of(h), Exact::Of(lora_b).Transposed(), static_cast<double>(kScaling));
+    if (spec.r > 0 && spec.lora_bias)
+      exact.Add(Exact::Of(lora_bias), static_cast<double>(kScaling));
+    for (int64_t i = 0; i < spec.M * spec.N; ++i) {
+      const double value = exact.value[static_cast<size_t>(i)];
+      const double actual = y.At(i);
+      const std::string what =
+          name + " y[" + std::to_string(i / spec.N) + ", " + std::to_string(i % spec.N) + "]";
+      if (std::isfinite(value)) {
+        cpu::Expect(what, actual, value, exact.size[static_cast<size_t>(i)], spec.dtype);
+      } else {
+        Report(std::isnan(value) ? std::isnan(actual) : actual == value, what + " special");
       }
     }
   }

@@ -1,5 +1,5 @@
-// compute: 'int8' against the loops that define it, bit for bit: so that every instruction set, number
-// of threads and batch has the same bits.
+// compute: 'int8' against the loops that define it, bit for bit: so that every instruction set,
+// number of threads and batch has the same bits.
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -45,6 +45,10 @@ std::vector<float> Expected(const Dense& x, const QuantView& w) {
     table[i] = static_cast<int>(std::nearbyint(Rounded(127.0f * w.codebook[i]) / largest));
   }
   const float unit = largest / 127.0f;
+  std::vector<int8_t> codes(static_cast<size_t>(w.rows * w.cols));
+  for (size_t i = 0; i < codes.size(); ++i) {
+    codes[i] = static_cast<int8_t>(table[w.Code(static_cast<int64_t>(i))]);
+  }
   std::vector<float> y(static_cast<size_t>(x.view.rows * w.rows));
   for (int64_t m = 0; m < x.view.rows; ++m) {
     for (int64_t k0 = 0; k0 < w.cols; k0 += kBlock) {
@@ -52,11 +56,12 @@ std::vector<float> Expected(const Dense& x, const QuantView& w) {
       const Codes block = QuantizeBlock(x, m, k0, k1 - k0);
       for (int64_t n = 0; n < w.rows; ++n) {
         float& sum = y[static_cast<size_t>(m * w.rows + n)];
+        const int8_t* row = codes.data() + n * w.cols;
         for (int64_t k = k0; k < k1;) {
           const int64_t scale_index = (n * w.cols + k) / w.blocksize;
           const int64_t stop = std::min(k1, (scale_index + 1) * w.blocksize - n * w.cols);
-          int64_t dot = 0;
-          for (; k < stop; ++k) dot += block.codes[k - k0] * table[w.Code(n * w.cols + k)];
+          int32_t dot = 0;  // 64 products of at most 127 · 127
+          for (; k < stop; ++k) dot += block.codes[k - k0] * row[k];
           const float scale = Rounded(block.scale * Rounded(w.Scale(scale_index) * unit));
           sum = Rounded(sum + Rounded(static_cast<float>(dot) * scale));
         }
@@ -86,12 +91,12 @@ void FillRows(Dense* x) {
 }
 
 void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
-  const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},   {15, 33, 63, 0},
-                          {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},  {30, 70, 172, 0},
-                          {16, 64, 256, 0}, {83, 300, 320, 0}, {7, 37, 1000, 0}, {40, 29, 4160, 0},
-                          {8, 33, 832, 0},  {70, 530, 640, 0}, {600, 40, 64, 0}, {4, 0, 64, 0},
-                          {6, 37, 302, 0},  {9, 40, 508, 0},  {20, 35, 1014, 0},
-                          {0, 5, 64, 0},    {3, 5, 0, 0}};
+  const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},    {15, 33, 63, 0},
+                          {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},   {30, 70, 172, 0},
+                          {16, 64, 256, 0}, {83, 300, 320, 0}, {7, 37, 1000, 0},  {40, 29, 4160, 0},
+                          {8, 33, 832, 0},  {70, 530, 640, 0}, {600, 40, 64, 0},  {4, 0, 64, 0},
+                          {6, 37, 302, 0},  {9, 40, 508, 0},   {20, 35, 1014, 0}, {0, 5, 64, 0},
+                          {3, 5, 0, 0}};
   for (const char* kind : {"nf4/64", "fp4/64d", "nf4/32", "nf4/128d", "fp4/4096", "nf4/256"}) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (const Shape& s : shapes) {
@@ -119,13 +124,15 @@ void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
           const std::vector<float> expected = Expected(x, w.view.quant);
           int64_t wrong = -1;
           for (int64_t i = s.M * s.N - 1; i >= 0; --i) {
-            const double exact = RoundTo(dtype, static_cast<double>(expected[static_cast<size_t>(i)]));
+            const double exact =
+                RoundTo(dtype, static_cast<double>(expected[static_cast<size_t>(i)]));
             const double got = y.At(i);
             if (!(got == exact || (std::isnan(got) && std::isnan(exact)))) wrong = i;
           }
-          Report(wrong < 0, what + " element " + std::to_string(wrong) + " got " +
-                                std::to_string(wrong < 0 ? 0 : y.At(wrong)) + " expected " +
-                                std::to_string(wrong < 0 ? 0 : expected[static_cast<size_t>(wrong)]));
+          Report(wrong < 0,
+                 what + " element " + std::to_string(wrong) + " got " +
+                     std::to_string(wrong < 0 ? 0 : y.At(wrong)) + " expected " +
+                     std::to_string(wrong < 0 ? 0 : expected[static_cast<size_t>(wrong)]));
         }
       }
     }
