@@ -71,8 +71,8 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
               --root ${CMAKE_CURRENT_SOURCE_DIR} ${ptx} ${parts}
       DEPENDS ${ptx} ${ptx_translator}
       COMMENT "Translating ${ptx}" VERBATIM)
-    # -O1: the rest buys little on code that is mostly calls, and costs twice the time.
-    set_source_files_properties(${parts} PROPERTIES COMPILE_OPTIONS "-O1;-g1;-w")
+    # -Og: the rest buys little on code that is mostly calls, and costs twice to four times the time.
+    set_source_files_properties(${parts} PROPERTIES COMPILE_OPTIONS "-Og;-g1;-w")
     set(${out} ${parts} PARENT_SCOPE)
   endfunction()
   function(lowrank_translate_kernel source out)

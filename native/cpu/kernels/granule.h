@@ -158,7 +158,7 @@ struct GranuleRows<true, kRound> {
   template <int kTo>
   static LOWRANK_MEMBER_INLINE VecU Pick(VecU groups) {
     typedef uint8_t Bytes __attribute__((vector_size(64)));
-    Bytes from;
+    Bytes from = {};
 #pragma GCC unroll 64
     for (int i = 0; i < 64; ++i) {
       const int at = i % 4 - kTo;
