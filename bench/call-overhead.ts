@@ -2,6 +2,8 @@
  * What a call costs beside its arithmetic: ns to enqueue an op, µs for a `read()`.
  * Median over many rounds of one loraForward of a tiny shape; prints a table, and JSON as its last
  * line.
+ *
+ *   npm run bench:overhead -- [DEVICE [ROUNDS]]
  */
 import { pathToFileURL } from 'node:url';
 import {
@@ -108,7 +110,8 @@ export async function measureCallOverhead(device: Device, rounds = 2000): Promis
 }
 
 if (import.meta.url === pathToFileURL(process.argv[1] ?? '').href) {
-  const result = await measureCallOverhead((process.argv[2] ?? 'cpu') as Device);
+  const [device = 'cpu', rounds = '2000'] = process.argv.slice(2);
+  const result = await measureCallOverhead(device as Device, Number(rounds));
   for (const [name, value] of Object.entries(result))
     console.log(name.padEnd(18), value.toFixed(2));
   console.log(JSON.stringify(result));

@@ -83,6 +83,8 @@ function warningsOf(before: BenchResult, after: BenchResult): string[] {
     const [a, b] = [before.machine[key], after.machine[key]];
     if (a !== b) warnings.push(`${key} differs: ${a ?? 'not known'}, then ${b ?? 'not known'}`);
   }
+  const [waited, then] = [before.calls ?? 'awaited', after.calls ?? 'awaited'];
+  if (waited !== then) warnings.push(`calls were ${waited}, then ${then} (--latency)`);
   if (typeof before.roofline !== 'string' && typeof after.roofline !== 'string') {
     for (const [threads, a] of Object.entries(before.roofline)) {
       const b = after.roofline[threads];

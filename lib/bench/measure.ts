@@ -24,6 +24,8 @@ export interface Plan {
   readonly seconds: number;
   /** Length of a sample: short calls are put together. */
   readonly sample_ms: number;
+  /** Whether each call is waited for, also where calls could be queued. */
+  readonly latency?: boolean;
   /** Whether the ceilings are measured. */
   readonly roofline: boolean;
   /** In tests: what the threads of a process did, in place of what the kernel says. */
@@ -52,12 +54,12 @@ const kFewest = 3;
 const kMoreRounds = 2;
 
 /** The process of a peer for a job. */
-export function programOf({ peer, file }: FoundPeer, job: Job): Program {
+export function programOf({ peer, file }: FoundPeer, job: Job, latency = false): Program {
   if (peer.program !== undefined) return peer.program(job);
   const worker = path.join(packageFolder(), 'dist', 'cli', 'bench-worker.js');
   return {
     command: process.execPath,
-    args: [worker, JSON.stringify({ job, peer: peer.name, file })],
+    args: [worker, JSON.stringify({ job, peer: peer.name, file, latency })],
     env: { LOWRANK_NUM_THREADS: String(job.threads), OMP_NUM_THREADS: String(job.threads) },
   };
 }
@@ -115,7 +117,9 @@ async function runTrial(
       onProgress(`${name(record)} starts`);
       record.trials[trial] = [];
       try {
-        const { process, ready } = await SubjectProcess.start(programOf(record.found, job));
+        const { process, ready } = await SubjectProcess.start(
+          programOf(record.found, job, plan.latency),
+        );
         running.push({ record, process, spent_ms: 0, clean: 0 });
         record.ready = ready;
         if (ready.probe !== undefined) {

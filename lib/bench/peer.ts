@@ -8,8 +8,13 @@ import type { Job } from './job.js';
 
 /** A peer that is ready to compute one job, in a process of its own. */
 export interface Subject {
-  /** One call, finished when it returns or resolves. */
+  /** One call, finished when it returns or resolves; with {@link finish} it may only be queued by then. */
   run(): void | Promise<void>;
+  /**
+   * Waits for the calls that were queued. A sample then times its calls as a model makes them, one queued
+   * behind the other, and the wait at its end; with `--latency` each call is waited for.
+   */
+  finish?(): void | Promise<void>;
   /** The result of a call: y, or dx where the op has a backward pass, row by row. */
   output?(): ArrayLike<number> | Promise<ArrayLike<number>>;
   dispose?(): void | Promise<void>;

@@ -89,7 +89,11 @@ ${rooflineHtml(result)}
 <h2>How it was measured</h2>
 <p>Each subject in ${result.trials} process${result.trials === 1 ? '' : 'es'} of its own, sampled in turns, ${
     result.repeats
-  } clean samples of at least 10 ms (fewer where a subject is slow). A sample is clean if no thread that computes had to wait for a core for more than 2 % of it. Interval: between two samples, by the binomial distribution. Up to 64 tokens, calls go round copies of the weight that exceed the last cache twice. Results are compared with sums in float64. docs/benchmarks.md has the rest.</p>
+  } clean samples of at least 10 ms (fewer where a subject is slow). ${
+    result.calls === 'queued'
+      ? 'Calls of this library are queued one behind the other, and the sample ends when the last is done.'
+      : 'Each call is waited for.'
+  } A sample is clean if no thread that computes had to wait for a core for more than 2 % of it. Interval: between two samples, by the binomial distribution. Up to 64 tokens, calls go round copies of the weight that exceed the last cache twice. Results are compared with sums in float64. docs/benchmarks.md has the rest.</p>
 </html>
 `;
 }

@@ -72,6 +72,8 @@ export interface BenchResult {
   /** Cores that others kept busy before the run, where that is known. */
   readonly busy_cores?: number;
   readonly runner: string;
+  /** Whether each call was waited for, or a sample's calls at its end; not there: each. */
+  readonly calls?: 'awaited' | 'queued';
   readonly repeats: number;
   readonly trials: number;
   readonly roofline: Roofline | string;

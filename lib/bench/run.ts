@@ -92,6 +92,7 @@ export async function runBench(
     machine,
     ...(busy === undefined ? {} : { busy_cores: Math.round(100 * busy) / 100 }),
     runner,
+    calls: plan.latency ? 'awaited' : 'queued',
     repeats: plan.repeats,
     trials: plan.trials,
     roofline,

@@ -24,15 +24,20 @@ export interface Runner {
   time(calls: number): Promise<number>;
 }
 
-/** @param asynchronous whether calls return promises */
+/**
+ * @param asynchronous whether calls return promises
+ * @param finish waits for what calls have queued: timed, once a sample
+ */
 export async function makeRunner(
   run: () => void | Promise<void>,
   asynchronous: boolean,
+  finish?: () => void | Promise<void>,
 ): Promise<Runner> {
   const Benchmark = await installed();
   // An asynchronous call is awaited here: the package would time its own turns of the event loop.
-  if (Benchmark === undefined || asynchronous) return plainRunner(run);
+  if (Benchmark === undefined || asynchronous) return plainRunner(run, finish);
   let armed = false;
+  let left = 0;
   let failure: { error: unknown } | undefined;
   const body = () => {
     // Each sample begins with one call that is not timed, to see that the body works.
@@ -40,6 +45,7 @@ export async function makeRunner(
     else if (failure === undefined) {
       try {
         run();
+        if (--left === 0) finish?.();
       } catch (error) {
         failure = { error };
       }
@@ -49,6 +55,7 @@ export async function makeRunner(
     name: `benchmark ${Benchmark.version}`,
     async time(calls) {
       armed = false;
+      left = calls;
       // One of its own each time: once made, it does not take another count.
       const once = { minSamples: 1, maxTime: 0, minTime: 1e-9, initCount: calls };
       const bench = new Benchmark('', body, once);
@@ -61,7 +68,7 @@ export async function makeRunner(
   };
 }
 
-function plainRunner(run: () => void | Promise<void>): Runner {
+function plainRunner(run: () => void | Promise<void>, finish?: () => void | Promise<void>): Runner {
   return {
     name: 'a loop',
     async time(calls) {
@@ -70,6 +77,7 @@ function plainRunner(run: () => void | Promise<void>): Runner {
         const pending = run();
         if (pending !== undefined) await pending;
       }
+      await finish?.();
       return performance.now() - started;
     },
   };

@@ -6,7 +6,7 @@
 import * as lowrank from '../index.js';
 import { elements, probeIndices } from './data.js';
 import { copiesFor, type Job, kScaling } from './job.js';
-import type { Peer } from './peer.js';
+import type { Peer, Subject } from './peer.js';
 import { findPeer } from './peers/index.js';
 import { loadCase } from './peers/user.js';
 import { makeRunner } from './runner.js';
@@ -17,11 +17,13 @@ export interface WorkerTask {
   readonly peer: string;
   /** A user's file, in place of a peer of ours. */
   readonly file?: string;
+  /** Each call is waited for, also where calls could be queued. */
+  readonly latency?: boolean;
 }
 
 const answer = (value: unknown) => process.stdout.write(`${JSON.stringify(value)}\n`);
 
-async function main({ job, peer: name, file }: WorkerTask): Promise<void> {
+async function main({ job, peer: name, file, latency }: WorkerTask): Promise<void> {
   const peer: Peer | undefined = file === undefined ? findPeer(name) : await loadCase(file);
   if (peer?.prepare === undefined) throw new Error(`${name} cannot be prepared`);
   if (job.device === 'cpu') lowrank.setThreads(job.threads);
@@ -31,11 +33,13 @@ async function main({ job, peer: name, file }: WorkerTask): Promise<void> {
     copies: (weightBytes) => copiesFor(job, weightBytes),
     scaling: kScaling,
   });
-  const run = () => subject.run();
+  const finish = () => subject.finish?.();
+  const run = latency ? () => oneCall(subject) : () => subject.run();
   const first = run();
   await first;
+  await finish();
   const output = await subject.output?.();
-  const runner = await makeRunner(run, first !== undefined);
+  const runner = await makeRunner(run, first !== undefined, finish);
   answer({
     ready: {
       note: subject.note,
@@ -53,6 +57,12 @@ async function main({ job, peer: name, file }: WorkerTask): Promise<void> {
     for (const line of lines) answer({ ms: await runner.time(Number(line)) });
   }
   await subject.dispose?.();
+}
+
+/** A call and the wait for it; a promise only where one of them is. */
+function oneCall(subject: Subject): void | Promise<void> {
+  const call = subject.run();
+  return call === undefined ? subject.finish?.() : call.then(() => subject.finish?.());
 }
 
 function lengthOf({ M, K, N, r }: Job, operand: Parameters<typeof elements>[0]): number {

@@ -54,6 +54,7 @@ How:
   --repeats N      clean samples of each                                  [30]
   --trials N       processes of each, whose samples are put together      [2]
   --seconds S      a subject that takes longer is left with fewer samples [2]
+  --latency        wait for each call of this library, in place of a sample's calls at its end
   --limit S        what has not begun by then is left out   [100 without options, else none]
   --no-roofline    without the ceilings of this machine
 
@@ -86,6 +87,7 @@ const kOptions = {
   repeats: { type: 'string' },
   trials: { type: 'string' },
   seconds: { type: 'string' },
+  latency: { type: 'boolean' },
   limit: { type: 'string' },
   'no-roofline': { type: 'boolean' },
   json: { type: 'boolean' },
@@ -141,6 +143,7 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
     trials: parsed.integer('trials', 2, 1, 100),
     seconds: parsed.number('seconds', 2, 'a number above 0', (value) => value > 0),
     sample_ms: kSample_ms,
+    latency: parsed.flag('latency'),
     roofline: !parsed.flag('no-roofline'),
   };
   const progress = new Progress(parsed.flag('json'));

@@ -72,6 +72,7 @@ describe('a comparison', () => {
   it('warns where the machine changed, and names what is in one run only', () => {
     const after = {
       ...before,
+      calls: 'queued' as const,
       machine: { ...before.machine, node: 'v22.0.0' },
       roofline: { '2': { f32: 200, read: 35.1, copy: 36 } },
       cases: before.cases.slice(1).map((one) => ({
@@ -82,6 +83,7 @@ describe('a comparison', () => {
     const result = compareResults(before, after);
     expect(result.warnings).toEqual([
       'node differs: v20.20.2, then v22.0.0',
+      'calls were awaited, then queued (--latency)',
       'f32 peak of 2 threads differs by -14.5 %: the machine, not the code',
       expect.stringMatching(/^the second run was not quiet: 117 of 1209/),
     ]);

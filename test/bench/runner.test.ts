@@ -1,4 +1,4 @@
-/** A sample is as many calls as were asked for, and their time. */
+/** A sample is as many calls as were asked for, and their time, the wait for queued ones among it. */
 
 import { expect, it } from 'vitest';
 import { makeRunner } from '../../lib/bench/runner.js';
@@ -20,5 +20,28 @@ for (const asynchronous of [false, true]) {
       expect(calls).toBe(count);
       expect(ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
     }
+  });
+}
+
+for (const asynchronous of [false, true]) {
+  it(`times the wait for queued calls, once a sample, ${asynchronous ? 'awaited' : 'at once'}`, async () => {
+    let queued = 0;
+    const waits: number[] = [];
+    const call_ms = 0.5;
+    const finish = () => {
+      waits.push(queued);
+      const end = performance.now() + queued * call_ms;
+      while (performance.now() < end);
+      queued = 0;
+    };
+    const run = () => {
+      queued++;
+    };
+    const runner = await makeRunner(asynchronous ? async () => run() : run, asynchronous, finish);
+    for (const count of [1, 7, 40]) {
+      const ms = await runner.time(count);
+      expect(ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
+    }
+    expect(waits).toEqual([1, 7, 40]);
   });
 }

@@ -60,7 +60,7 @@ function prepare(method: Method, job: Job, context: Context): Subject {
     note: `${adapter.parameterCount} trained parameters`,
     run: () => {
       for (const value of body()) value.dispose();
-      operands.wait();
     },
+    finish: () => operands.wait(),
   };
 }

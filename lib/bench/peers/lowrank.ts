@@ -23,10 +23,8 @@ function subject(
     weightBytes: operands.weightBytes,
     copies: operands.weights.length,
     ...(note === undefined ? {} : { note }),
-    run: () => {
-      run().dispose();
-      operands.wait();
-    },
+    run: () => run().dispose(),
+    finish: () => operands.wait(),
     output: async () => {
       const result = run();
       const values = await result.to({ dtype: 'f32' }).read();
