@@ -1,10 +1,13 @@
 /** Philox4x32-10 (Salmon et al., SC 2011) and the dropout gate drawn from it. */
 import { type Matrix, matrix } from './linear.js';
 
-/** High and low 32 bits of a · b for unsigned 32-bit numbers, exactly. */
+/** High and low 32 bits of a · b for unsigned 32-bit numbers, exactly: by digits of 16 bits. */
 function multiply(a: number, b: number): [high: number, low: number] {
-  const product = BigInt(a) * BigInt(b);
-  return [Number(product >> 32n), Number(product & 0xffffffffn)];
+  const [a1, a0] = [Math.floor(a / 65536), a % 65536];
+  const [b1, b0] = [Math.floor(b / 65536), b % 65536];
+  const units = a0 * b0;
+  const middle = a1 * b0 + a0 * b1 + Math.floor(units / 65536);
+  return [a1 * b1 + Math.floor(middle / 65536), (middle % 65536) * 65536 + (units % 65536)];
 }
 
 export type Words4 = readonly [number, number, number, number];

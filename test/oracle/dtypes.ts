@@ -9,19 +9,32 @@ interface Format {
   readonly precision: number;
   readonly minExponent: number;
   readonly maxExponent: number;
+  readonly largest: number;
 }
 
+/** 2^i at i - MIN_POWER: `**` takes longer than all else here. */
+const MIN_POWER = -1074;
+const POWERS = Float64Array.from({ length: 2099 }, (_, i) => 2 ** (i + MIN_POWER));
+const power = (exponent: number) => POWERS[exponent - MIN_POWER] as number;
+
+const format = (precision: number, minExponent: number, maxExponent: number): Format => ({
+  precision,
+  minExponent,
+  maxExponent,
+  largest: (2 - power(1 - precision)) * power(maxExponent),
+});
+
 const FORMATS: Record<OracleDType, Format> = {
-  f32: { precision: 24, minExponent: -126, maxExponent: 127 },
-  bf16: { precision: 8, minExponent: -126, maxExponent: 127 },
-  f16: { precision: 11, minExponent: -14, maxExponent: 15 },
+  f32: format(24, -126, 127),
+  bf16: format(8, -126, 127),
+  f16: format(11, -14, 15),
 };
 
 /** Exponent e with 2^e <= magnitude < 2^(e + 1), for a finite positive double. */
 function exponentOf(magnitude: number): number {
   let exponent = Math.floor(Math.log2(magnitude));
-  if (2 ** exponent > magnitude) exponent -= 1;
-  else if (2 ** (exponent + 1) <= magnitude) exponent += 1;
+  if (power(exponent) > magnitude) exponent -= 1;
+  else if (power(exponent + 1) <= magnitude) exponent += 1;
   return exponent;
 }
 
@@ -38,16 +51,15 @@ export function ulp(dtype: OracleDType, value: number): number {
   const { precision, minExponent, maxExponent } = FORMATS[dtype];
   const magnitude = Math.abs(value);
   if (magnitude === 0 || !Number.isFinite(magnitude)) {
-    return 2 ** (magnitude === 0 ? minExponent - precision + 1 : maxExponent - precision + 1);
+    return power((magnitude === 0 ? minExponent : maxExponent) - precision + 1);
   }
   const exponent = Math.min(Math.max(exponentOf(magnitude), minExponent), maxExponent);
-  return 2 ** (exponent - precision + 1);
+  return power(exponent - precision + 1);
 }
 
 /** The largest finite value of `dtype`. */
 export function largest(dtype: OracleDType): number {
-  const { precision, maxExponent } = FORMATS[dtype];
-  return (2 - 2 ** (1 - precision)) * 2 ** maxExponent;
+  return FORMATS[dtype].largest;
 }
 
 /** `value` rounded once to `dtype`: nearest, ties to even, denormals kept, overflow to infinity. */
@@ -60,45 +72,51 @@ export function roundTo(dtype: OracleDType, value: number): number {
 }
 
 export function roundAll(dtype: OracleDType, values: ArrayLike<number>): Float64Array {
-  return Float64Array.from(values, (value) => roundTo(dtype, value));
+  const out = new Float64Array(values.length);
+  for (let i = 0; i < out.length; i++) out[i] = roundTo(dtype, values[i] as number);
+  return out;
 }
 
 /** Value of a bf16 or f16 bit pattern. */
 export function decodeBits(dtype: 'bf16' | 'f16', bits: number): number {
   const { precision, minExponent } = FORMATS[dtype];
-  const fractionCount = 2 ** (precision - 1);
+  const fractionCount = power(precision - 1);
   const sign = bits >= 0x8000 ? -1 : 1;
   const magnitude = bits % 0x8000;
   const biased = Math.floor(magnitude / fractionCount);
   const fraction = magnitude % fractionCount;
-  if (biased === 0) return sign * fraction * 2 ** (minExponent - precision + 1);
+  if (biased === 0) return sign * fraction * power(minExponent - precision + 1);
   if (biased === 0x8000 / fractionCount - 1) {
     return fraction === 0 ? sign * Number.POSITIVE_INFINITY : Number.NaN;
   }
-  return sign * (1 + fraction / fractionCount) * 2 ** (biased - 1 + minExponent);
+  return sign * (1 + fraction / fractionCount) * power(biased - 1 + minExponent);
 }
 
 /** Bit pattern of `value` rounded to `dtype`; NaN gives a positive quiet NaN. */
 export function encodeBits(dtype: 'bf16' | 'f16', value: number): number {
   const { precision, minExponent } = FORMATS[dtype];
-  const fractionCount = 2 ** (precision - 1);
+  const fractionCount = power(precision - 1);
   const infinity = 0x8000 - fractionCount;
   if (Number.isNaN(value)) return infinity + fractionCount / 2;
   const sign = value < 0 || Object.is(value, -0) ? 0x8000 : 0;
   const magnitude = Math.abs(roundTo(dtype, value));
   if (magnitude === Number.POSITIVE_INFINITY) return sign + infinity;
-  if (magnitude < 2 ** minExponent) {
-    return sign + magnitude / 2 ** (minExponent - precision + 1);
+  if (magnitude < power(minExponent)) {
+    return sign + magnitude / power(minExponent - precision + 1);
   }
   const exponent = exponentOf(magnitude);
-  const fraction = (magnitude / 2 ** exponent - 1) * fractionCount;
+  const fraction = (magnitude / power(exponent) - 1) * fractionCount;
   return sign + (exponent - minExponent + 1) * fractionCount + fraction;
 }
 
 export function encodeAll(dtype: 'bf16' | 'f16', values: ArrayLike<number>): Uint16Array {
-  return Uint16Array.from(values, (value) => encodeBits(dtype, value));
+  const out = new Uint16Array(values.length);
+  for (let i = 0; i < out.length; i++) out[i] = encodeBits(dtype, values[i] as number);
+  return out;
 }
 
 export function decodeAll(dtype: 'bf16' | 'f16', bits: ArrayLike<number>): Float64Array {
-  return Float64Array.from(bits, (pattern) => decodeBits(dtype, pattern));
+  const out = new Float64Array(bits.length);
+  for (let i = 0; i < out.length; i++) out[i] = decodeBits(dtype, bits[i] as number);
+  return out;
 }

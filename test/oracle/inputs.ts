@@ -1,5 +1,5 @@
 /** Seeded inputs for tests. */
-import { type Matrix, matrix } from './linear.js';
+import { type Matrix, map, matrix } from './linear.js';
 
 export interface Source {
   /** Uniform in [0, 1). */
@@ -28,16 +28,12 @@ export function source(seed: number): Source {
 
 export function normalMatrix(rows: number, cols: number, seed: number, std = 1): Matrix {
   const from = source(seed);
-  return matrix(
-    rows,
-    cols,
-    Float64Array.from({ length: rows * cols }, () => std * from.normal()),
-  );
+  return map(matrix(rows, cols), () => std * from.normal());
 }
 
 /** Integers in [-limit, limit] without 0, so that no reference element is mistrusted. */
 export function integerMatrix(rows: number, cols: number, seed: number, limit: number): Matrix {
   const from = source(seed);
   const draw = (): number => from.integer(1, limit) * (from.uniform() < 0.5 ? -1 : 1);
-  return matrix(rows, cols, Float64Array.from({ length: rows * cols }, draw));
+  return map(matrix(rows, cols), draw);
 }

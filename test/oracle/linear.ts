@@ -12,7 +12,7 @@ export interface Bounded {
 }
 
 export function matrix(rows: number, cols: number, data?: ArrayLike<number>): Matrix {
-  const values = data === undefined ? new Float64Array(rows * cols) : Float64Array.from(data);
+  const values = data === undefined ? new Float64Array(rows * cols) : new Float64Array(data);
   if (values.length !== rows * cols) {
     throw new Error(`oracle: ${values.length} values for [${rows}, ${cols}]`);
   }
@@ -32,7 +32,9 @@ export function transpose(m: Matrix): Matrix {
 }
 
 export function map(m: Matrix, f: (value: number, index: number) => number): Matrix {
-  return { rows: m.rows, cols: m.cols, data: m.data.map(f) };
+  const data = new Float64Array(m.data.length);
+  for (let i = 0; i < data.length; i++) data[i] = f(m.data[i] as number, i);
+  return { rows: m.rows, cols: m.cols, data };
 }
 
 export const abs = (m: Matrix): Matrix => map(m, Math.abs);

@@ -180,8 +180,11 @@ export function dequantiseBlocks(
   quantised: Quantised,
   codebook: ArrayLike<number> = codebookOf(quantised.format),
 ): Float64Array {
-  return Float64Array.from(quantised.codes, (code, i) => {
-    const scale = quantised.absmax[Math.floor(i / quantised.blocksize)] as number;
-    return Math.fround((codebook[code] as number) * scale);
-  });
+  const { codes, absmax, blocksize } = quantised;
+  const values = new Float64Array(codes.length);
+  for (let i = 0; i < values.length; i++) {
+    const scale = absmax[Math.floor(i / blocksize)] as number;
+    values[i] = Math.fround((codebook[codes[i] as number] as number) * scale);
+  }
+  return values;
 }
