@@ -41,6 +41,9 @@ export async function inParallel(items, jobs, body) {
   await Promise.all(Array.from({ length: jobs }, worker));
 }
 
+/** The fast library, in the order that a GPU would most likely have. */
+const PLAIN = { library: 'source', schedule: { order: 'forward', copies: 'late' } };
+
 export class CaseRunner {
   #program;
   #files = 0;
@@ -126,48 +129,68 @@ export class CaseRunner {
   }
 
   /**
-   * Runs all cases in the fast library on each device: {device -> [name]}, those that launch something
-   * there which they do not on a device before it; their outcomes; and the kernels that were launched.
+   * The cases of each device, {device -> [name]}: those that launch something there which they do not on
+   * a device before it; their outcomes in the fast library; the kernels that are launched; and how many
+   * cases each device has.
    */
   async survey(devices, filter, jobs) {
     const launched = new Map();
-    const kernels = new Set();
     await inParallel(devices, jobs, async (device) => {
-      const trace = join(this.folder, `trace-${devices.indexOf(device)}`);
-      const { status, lines, err } = await this.run({
-        library: 'source',
+      // What an op launches follows from shapes: kernels need not run to know it.
+      const env = { LOWRANK_EMULATOR_TRACE: this.#trace(device), LOWRANK_EMULATOR_RUN: '0' };
+      const { status, lines } = await this.run({
+        ...PLAIN,
         device,
-        schedule: { order: 'forward', copies: 'late' },
         filter,
         more: ['--measure'],
-        env: { LOWRANK_EMULATOR_TRACE: trace },
+        env,
       });
-      const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
-      if (status !== 0 || err.trim() !== '' || errors.length > 0) {
-        throw new Error(`${device.name}: ended with ${status} ${err}${errors.join('\n')}`);
-      }
+      if (status !== 0)
+        throw new Error(`${device.name}: ended with ${status} before any kernel ran`);
+      rmSync(this.#trace(device), { force: true });
       launched.set(device, lines);
-      if (!existsSync(trace)) return; // none of the cases is for this device
-      for (const line of readFileSync(trace, 'utf8').split('\n').filter(Boolean)) {
-        kernels.add(JSON.parse(line).kernel);
-      }
-      rmSync(trace);
     });
     const seen = new Set();
     const names = new Map();
-    const outcomes = new Map();
     for (const device of devices) {
-      const lines = launched.get(device);
-      outcomes.set(device, new Map(lines.map(([outcome, name]) => [name, outcome])));
-      const own = lines.filter(([, name, , launches]) => {
+      const own = launched.get(device).filter(([outcome, name, , launches]) => {
+        if (launches === undefined) return false; // the memory that is left
+        // Without results it stopped in the middle: what else it launches is not known.
+        if (outcome.startsWith('error')) return true;
         const key = `${name} ${launches}`;
-        return launches !== undefined && !seen.has(key) && seen.add(key);
+        return !seen.has(key) && seen.add(key);
       });
       names.set(
         device,
         own.map(([, name]) => name),
       );
     }
-    return { names, outcomes, kernels };
+    const outcomes = new Map();
+    const kernels = new Set();
+    await inParallel(devices, jobs, async (device) => {
+      const trace = this.#trace(device);
+      const { status, lines, err } = await this.run({
+        ...PLAIN,
+        device,
+        names: names.get(device),
+        env: { LOWRANK_EMULATOR_TRACE: trace },
+      });
+      const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
+      if (status !== 0 || err.trim() !== '' || errors.length > 0) {
+        throw new Error(`${device.name}: ended with ${status} ${err}${errors.join('\n')}`);
+      }
+      outcomes.set(device, new Map(lines.map(([outcome, name]) => [name, outcome])));
+      if (!existsSync(trace)) return; // none of the cases is for this device
+      for (const line of readFileSync(trace, 'utf8').split('\n').filter(Boolean)) {
+        kernels.add(JSON.parse(line).kernel);
+      }
+      rmSync(trace);
+    });
+    const counts = new Map(devices.map((device) => [device, launched.get(device).length - 1]));
+    return { names, outcomes, kernels, counts };
+  }
+
+  #trace(device) {
+    return join(this.folder, `trace-${device.name.replaceAll(' ', '-')}`);
   }
 }

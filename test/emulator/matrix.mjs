@@ -90,11 +90,11 @@ let failures = 0;
 try {
   await runner.prepare();
   const start = performance.now();
-  const { names, outcomes, kernels } = await runner.survey(devices, args.filter, jobs);
+  const { names, outcomes, kernels, counts } = await runner.survey(devices, args.filter, jobs);
   const memory = ([, name]) => name === '(memory)';
   for (const device of devices) {
     console.log(
-      `${device.name} source: ${outcomes.get(device).size - 1} cases, of which ${names.get(device).length} launch what no device before does`,
+      `${device.name} source: ${counts.get(device)} cases, of which ${names.get(device).length} launch what no device before does`,
     );
   }
 

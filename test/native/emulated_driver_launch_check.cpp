@@ -278,6 +278,32 @@ void CountersAndTrace() {
   unlink(path);
 }
 
+/// With RUN=0 a launch is in the trace, and memory as it was.
+void LaunchesThatDoNotRun() {
+  char path[] = "/tmp/lowrank-trace-XXXXXX";
+  const int handle = mkstemp(path);
+  EXPECT(handle >= 0);
+  close(handle);
+  SetOption("trace", path);
+  EXPECT(more.lowrankEmulatorSetOption("run", "2") != 0);
+  Fixture f;
+  auto* x = f.Memory<float>(64);
+  for (const char* run : {"0", "1"}) {
+    SetOption("run", run);
+    EXPECT_OK(more.cuMemsetD8_v2(reinterpret_cast<CUdeviceptr>(x), 0, 64 * sizeof(float)));
+    EXPECT_OK(Launch(f.Kernel("test_add_kernel"), nullptr, AddParams{x, x, 64, 3}, 1, 64));
+    EXPECT_OK(more.cuCtxSynchronize());
+    EXPECT(x[0] == (*run == '0' ? 0 : 3) && x[63] == x[0]);
+  }
+  SetOption("trace", "");
+  std::ifstream trace(path);
+  std::string first;
+  std::string second;
+  EXPECT(std::getline(trace, first) && std::getline(trace, second) && first == second);
+  EXPECT(first.find("{\"kernel\":\"test_add_kernel\",\"grid\":[1,1,1],\"block\":[64,1,1]") == 0);
+  unlink(path);
+}
+
 void TensorMaps() {
   CUtensorMap map = {};
   const uint64_t size[] = {64, 16};
@@ -321,6 +347,7 @@ std::vector<Case> LaunchCases() {
       {"one too far", OneTooFar},
       {"races are found", RacesAreFound},
       {"counters and trace", CountersAndTrace},
+      {"launches that do not run", LaunchesThatDoNotRun},
       {"tensor maps", TensorMaps},
   };
 }

@@ -175,7 +175,7 @@ int OwnedLaunch::Run() const {
   launch.chain = chain_.get();
   ClearFindings();
   ClearCounts();
-  const LaunchStatus status = RunGrid(launch);
+  const LaunchStatus status = CurrentDriverOptions().run ? RunGrid(launch) : LaunchStatus::kOk;
   const std::vector<Finding> findings = Findings();
   const bool counted = CurrentOptions().counters;
   const auto lines = counted ? LineCounts() : std::vector<LineCount>();

@@ -47,6 +47,9 @@ int SetOwn(const std::string& name, const std::string& value, DriverOptions* opt
     options->late_streams = value == "late";
   } else if (name == "trace") {
     options->trace_path = value;
+  } else if (name == "run") {
+    if (!ParseCount(value, 1, &number)) return -1;
+    options->run = number == 1;
   } else {
     return 0;
   }
@@ -60,6 +63,7 @@ constexpr struct {
     {"memory", "LOWRANK_EMULATOR_MEMORY"}, {"devices", "LOWRANK_EMULATOR_DEVICES"},
     {"driver", "LOWRANK_EMULATOR_DRIVER"}, {"streams", "LOWRANK_EMULATOR_STREAMS"},
     {"trace", "LOWRANK_EMULATOR_TRACE"},   {"multiprocessors", "LOWRANK_EMULATOR_MULTIPROCESSORS"},
+    {"run", "LOWRANK_EMULATOR_RUN"},
 };
 
 }  // namespace

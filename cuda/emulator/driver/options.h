@@ -17,6 +17,8 @@ struct DriverOptions {
   bool late_streams = false;
   /// TRACE=path: a line of JSON is appended there for each launch.
   std::string trace_path;
+  /// RUN=0: kernels are told of in the trace and not run. Outputs stay as they were.
+  bool run = true;
   /// MULTIPROCESSORS=n in place of the card's: with few of them, plans for a full device (large
   /// tiles, no cut of the contraction) are reached with small shapes. 0: the card's.
   int multiprocessors = 0;
