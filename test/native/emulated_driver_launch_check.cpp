@@ -1,5 +1,7 @@
 // Modules, kernels, launches and faults of the emulated driver.
+#include <atomic>
 #include <fstream>
+#include <thread>
 
 #include "test/native/emulated_driver_fixture.h"
 
@@ -172,11 +174,20 @@ void FaultsStay() {
     const CUfunction append = f.Kernel("test_append_kernel");
     CUdeviceptr pooled = 0;
     EXPECT_OK(d.cuMemAllocFromPoolAsync(&pooled, 256, f.pool, stream));
+    // Held back until all is queued: a fault that is there already refuses what comes after it.
+    std::atomic<bool> queued{false};
+    EXPECT_OK(more.cuLaunchHostFunc(
+        stream,
+        [](void* flag) {
+          while (!static_cast<std::atomic<bool>*>(flag)->load()) std::this_thread::yield();
+        },
+        &queued));
     EXPECT_OK(Launch(wild, stream, WildParams{reinterpret_cast<uint32_t*>(uintptr_t{64}), 0}));
     EXPECT_OK(Launch(append, stream, AppendParams{log, 1, 0}));
     bool called = false;
     EXPECT_OK(more.cuLaunchHostFunc(
         stream, [](void* flag) { *static_cast<bool*>(flag) = true; }, &called));
+    queued = true;
     const CUresult fault = d.cuStreamSynchronize(stream);
     EXPECT(fault == CUDA_ERROR_ILLEGAL_ADDRESS || fault == CUDA_ERROR_ASSERT);
     EXPECT(!called);
