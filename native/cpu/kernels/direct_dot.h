@@ -136,12 +136,9 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
 
 template <typename Policy>
 LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, DType round_to) {
-  if (Policy::kPairs || round_to == DType::kF32) {
-    return PickDirectDot<Policy, DType::kF32, kDirectRows<Policy::kPairs>>(rows);
-  }
-  if (round_to == DType::kBF16)
-    return PickDirectDot<Policy, DType::kBF16, kDirectRows<Policy::kPairs>>(rows);
-  return PickDirectDot<Policy, DType::kF16, kDirectRows<Policy::kPairs>>(rows);
+  return WithRounding<Policy::kPairs>(round_to, [&](auto round) {
+    return PickDirectDot<Policy, round(), kDirectRows<Policy::kPairs>>(rows);
+  });
 }
 
 /// Does AccumulateDirectDots take this product?

@@ -133,11 +133,8 @@ LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows) {
 
 template <typename Policy>
 LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
-  if (Policy::kPairs || round_to == DType::kF32) {
-    return PickRowDot<Policy, DType::kF32, kDotRows>(rows);
-  }
-  if (round_to == DType::kBF16) return PickRowDot<Policy, DType::kBF16, kDotRows>(rows);
-  return PickRowDot<Policy, DType::kF16, kDotRows>(rows);
+  return WithRounding<Policy::kPairs>(
+      round_to, [&](auto round) { return PickRowDot<Policy, round(), kDotRows>(rows); });
 }
 
 /// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.

@@ -69,17 +69,15 @@ LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
   return WidenF16(Narrow(RoundF16(v)));
 }
 
-/// body(std::integral_constant of the dtype that decoded weights are rounded to). Pairs are rounded
-/// where they are made.
+/// What body(std::integral_constant of the dtype that decoded weights are rounded to) returns.
+/// Pairs are rounded where they are made.
 template <bool kPairs, typename Body>
-LOWRANK_INLINE void WithRounding(DType round_to, const Body& body) {
-  if (kPairs || round_to == DType::kF32) {
-    body(std::integral_constant<DType, DType::kF32>());
-  } else if (round_to == DType::kBF16) {
-    body(std::integral_constant<DType, DType::kBF16>());
-  } else {
-    body(std::integral_constant<DType, DType::kF16>());
+LOWRANK_INLINE auto WithRounding(DType round_to, const Body& body) {
+  if constexpr (!kPairs) {
+    if (round_to == DType::kBF16) return body(std::integral_constant<DType, DType::kBF16>());
+    if (round_to == DType::kF16) return body(std::integral_constant<DType, DType::kF16>());
   }
+  return body(std::integral_constant<DType, DType::kF32>());
 }
 
 /// absmax of a block. The product and the sum are rounded separately (-ffp-contract=off).

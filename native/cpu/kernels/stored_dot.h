@@ -61,11 +61,8 @@ LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows) {
 
 template <typename Policy, int kWeights>
 LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows, DType round_to) {
-  if (Policy::kPairs || round_to == DType::kF32) {
-    return PickFirstDot<Policy, DType::kF32, kWeights>(rows);
-  }
-  if (round_to == DType::kBF16) return PickFirstDot<Policy, DType::kBF16, kWeights>(rows);
-  return PickFirstDot<Policy, DType::kF16, kWeights>(rows);
+  return WithRounding<Policy::kPairs>(
+      round_to, [&](auto round) { return PickFirstDot<Policy, round(), kWeights>(rows); });
 }
 
 /// Does AccumulateDots take this product?
