@@ -250,13 +250,36 @@ void RacesAreFound() {
   }
 }
 
+/// What launches are traced to while this lives.
+class TraceFile {
+ public:
+  TraceFile() {
+    const int handle = mkstemp(path_);
+    EXPECT(handle >= 0);
+    close(handle);
+    SetOption("trace", path_);
+  }
+  ~TraceFile() {
+    SetOption("trace", "");
+    unlink(path_);
+  }
+  TraceFile(const TraceFile&) = delete;
+  TraceFile& operator=(const TraceFile&) = delete;
+
+  std::vector<std::string> Lines() const {
+    std::ifstream file(path_);
+    std::vector<std::string> lines;
+    for (std::string line; std::getline(file, line);) lines.push_back(line);
+    return lines;
+  }
+
+ private:
+  char path_[32] = "/tmp/lowrank-trace-XXXXXX";
+};
+
 void CountersAndTrace() {
-  char path[] = "/tmp/lowrank-trace-XXXXXX";
-  const int handle = mkstemp(path);
-  EXPECT(handle >= 0);
-  close(handle);
   SetOption("counters", "1");
-  SetOption("trace", path);
+  const TraceFile trace;
   more.lowrankEmulatorResetCounters();
   {
     Fixture f;
@@ -266,7 +289,6 @@ void CountersAndTrace() {
     }
     EXPECT_OK(more.cuCtxSynchronize());
   }
-  SetOption("trace", "");
   SetOption("counters", "0");
   const std::string counters = more.lowrankEmulatorCounters();
   EXPECT(counters.find("\"launches\":2") != std::string::npos);
@@ -274,28 +296,20 @@ void CountersAndTrace() {
     // 1,024 floats by 32 warps twice: 4 sectors a request, each way.
     EXPECT(counters.find("\"requests\":64,\"cost\":256,\"ideal\":256") != std::string::npos);
   }
-  std::ifstream trace(path);
-  std::string line;
-  int lines = 0;
-  while (std::getline(trace, line)) {
-    ++lines;
+  const std::vector<std::string> lines = trace.Lines();
+  for (const std::string& line : lines) {
     EXPECT(line.find("{\"kernel\":\"test_add_kernel\",\"grid\":[4,1,1],\"block\":[256,1,1]") == 0);
     EXPECT(line.find("\"status\":\"ok\",\"findings\":[]") != std::string::npos);
   }
-  EXPECT(lines == 2);
+  EXPECT(lines.size() == 2);
   more.lowrankEmulatorResetCounters();
   EXPECT(std::strstr(more.lowrankEmulatorCounters(), "\"launches\":0") != nullptr);
   EXPECT(*more.lowrankEmulatorLastReport() == 0);
-  unlink(path);
 }
 
 /// With RUN=0 a launch is in the trace, and memory as it was.
 void LaunchesThatDoNotRun() {
-  char path[] = "/tmp/lowrank-trace-XXXXXX";
-  const int handle = mkstemp(path);
-  EXPECT(handle >= 0);
-  close(handle);
-  SetOption("trace", path);
+  const TraceFile trace;
   EXPECT(more.lowrankEmulatorSetOption("run", "2") != 0);
   Fixture f;
   auto* x = f.Memory<float>(64);
@@ -306,13 +320,12 @@ void LaunchesThatDoNotRun() {
     EXPECT_OK(more.cuCtxSynchronize());
     EXPECT(x[0] == (*run == '0' ? 0 : 3) && x[63] == x[0]);
   }
-  SetOption("trace", "");
-  std::ifstream trace(path);
-  std::string first;
-  std::string second;
-  EXPECT(std::getline(trace, first) && std::getline(trace, second) && first == second);
-  EXPECT(first.find("{\"kernel\":\"test_add_kernel\",\"grid\":[1,1,1],\"block\":[64,1,1]") == 0);
-  unlink(path);
+  const std::vector<std::string> lines = trace.Lines();
+  EXPECT(lines.size() == 2);
+  for (const std::string& line : lines) {
+    EXPECT(line.find("{\"kernel\":\"test_add_kernel\",\"grid\":[1,1,1],\"block\":[64,1,1]") == 0);
+    EXPECT(line == lines[0]);
+  }
 }
 
 void TensorMaps() {
