@@ -41,6 +41,23 @@ export async function inParallel(items, jobs, body) {
   await Promise.all(Array.from({ length: jobs }, worker));
 }
 
+/** {device -> [name]} of the lines that launch what none of a device before does, or that are `taken`. */
+function newLaunches(devices, linesOf, taken) {
+  const seen = new Set();
+  const names = devices.map((device) =>
+    linesOf
+      .get(device)
+      // The last line, of the memory that is left, has no launches.
+      .filter(([outcome, name, , launches]) => {
+        if (launches === undefined) return false;
+        const key = `${name} ${launches}`;
+        return taken(outcome) || (!seen.has(key) && seen.add(key));
+      })
+      .map(([, name]) => name),
+  );
+  return new Map(devices.map((device, i) => [device, names[i]]));
+}
+
 /** The fast library, in the order that a GPU would most likely have. */
 const PLAIN = { library: 'source', schedule: { order: 'forward', copies: 'late' } };
 
@@ -138,47 +155,36 @@ export class CaseRunner {
     await inParallel(devices, jobs, async (device) => {
       // What an op launches follows from shapes: kernels need not run to know it.
       const env = { LOWRANK_EMULATOR_TRACE: this.#trace(device), LOWRANK_EMULATOR_RUN: '0' };
-      const { status, lines } = await this.run({
+      const { status, lines, err } = await this.run({
         ...PLAIN,
         device,
         filter,
         more: ['--measure'],
         env,
       });
-      if (status !== 0)
-        throw new Error(`${device.name}: ended with ${status} before any kernel ran`);
+      if (status !== 0) throw new Error(`${device.name}: ended with ${status} ${err}`);
       rmSync(this.#trace(device), { force: true });
       launched.set(device, lines);
     });
-    const seen = new Set();
-    const names = new Map();
-    for (const device of devices) {
-      const own = launched.get(device).filter(([outcome, name, , launches]) => {
-        if (launches === undefined) return false; // the memory that is left
-        // Without results it stopped in the middle: what else it launches is not known.
-        if (outcome.startsWith('error')) return true;
-        const key = `${name} ${launches}`;
-        return !seen.has(key) && seen.add(key);
-      });
-      names.set(
-        device,
-        own.map(([, name]) => name),
-      );
-    }
+    // A case that stopped for want of results may launch more: it runs in any case.
+    const candidates = newLaunches(devices, launched, (outcome) => outcome.startsWith('error'));
     const outcomes = new Map();
     const kernels = new Set();
+    const ran = new Map();
     await inParallel(devices, jobs, async (device) => {
       const trace = this.#trace(device);
       const { status, lines, err } = await this.run({
         ...PLAIN,
         device,
-        names: names.get(device),
+        names: candidates.get(device),
+        more: ['--measure'],
         env: { LOWRANK_EMULATOR_TRACE: trace },
       });
       const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
       if (status !== 0 || err.trim() !== '' || errors.length > 0) {
         throw new Error(`${device.name}: ended with ${status} ${err}${errors.join('\n')}`);
       }
+      ran.set(device, lines);
       outcomes.set(device, new Map(lines.map(([outcome, name]) => [name, outcome])));
       if (!existsSync(trace)) return; // none of the cases is for this device
       for (const line of readFileSync(trace, 'utf8').split('\n').filter(Boolean)) {
@@ -186,6 +192,7 @@ export class CaseRunner {
       }
       rmSync(trace);
     });
+    const names = newLaunches(devices, ran, () => false);
     const counts = new Map(devices.map((device) => [device, launched.get(device).length - 1]));
     return { names, outcomes, kernels, counts };
   }
