@@ -25,7 +25,7 @@ export interface Runner {
 }
 
 /**
- * @param asynchronous whether calls return promises
+ * @param asynchronous whether calls, or the wait for them, return promises
  * @param finish waits for what calls have queued: timed, once a sample
  */
 export async function makeRunner(

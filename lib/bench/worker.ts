@@ -33,13 +33,16 @@ async function main({ job, peer: name, file, latency }: WorkerTask): Promise<voi
     copies: (weightBytes) => copiesFor(job, weightBytes),
     scaling: kScaling,
   });
-  const finish = () => subject.finish?.();
   const run = latency ? () => oneCall(subject) : () => subject.run();
+  // With latency each call has its own wait.
+  const finish = latency ? undefined : () => subject.finish?.();
   const first = run();
   await first;
-  await finish();
+  const wait = finish?.();
+  await wait;
+  const asynchronous = first !== undefined || wait !== undefined;
   const output = await subject.output?.();
-  const runner = await makeRunner(run, first !== undefined, finish);
+  const runner = await makeRunner(run, asynchronous, finish);
   answer({
     ready: {
       note: subject.note,

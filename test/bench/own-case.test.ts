@@ -67,6 +67,29 @@ describe('a case of one’s own', () => {
     expect(row?.median_ms).toBeGreaterThan(4); // a promise is awaited
   });
 
+  it('may queue its calls, and be waited for by a promise', async () => {
+    const queues = file(
+      'queues.mjs',
+      `let queued = 0;
+       const wait = (done) => { setTimeout(done, 5 * queued); queued = 0; };
+       export default { name: 'queues', prepare: () => ({ run() { queued++; }, finish: () => new Promise(wait) }) };`,
+    );
+    for (const how of [[], ['--latency']]) {
+      const { cases, calls } = await bench(
+        '--op',
+        'matmul',
+        '--shape',
+        '2x16x8',
+        '--case',
+        queues,
+        ...how,
+      );
+      expect(calls).toBe(how.length === 0 ? 'queued' : 'awaited');
+      expect(cases[0]?.skipped).toEqual([]);
+      expect(cases[0]?.rows[1]?.median_ms).toBeGreaterThan(4);
+    }
+  });
+
   it('may be a program in any language', async () => {
     const program = file(
       'program.mjs',
