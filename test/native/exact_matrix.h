@@ -57,6 +57,7 @@ struct Exact {
 
   /// + factor · a · b
   Exact& Add(const Exact& a, const Exact& b, double factor = 1) {
+    if (a.rows != rows || b.rows != a.cols || b.cols != cols) std::abort();
     for (int64_t row = 0; row < rows; ++row) {
       for (int64_t i = 0; i < a.cols; ++i) {
         const double scale = factor * a.value[a.Index(row, i)];
@@ -75,6 +76,7 @@ struct Exact {
   }
   /// + factor · a; one row is added to each.
   Exact& Add(const Exact& a, double factor = 1) {
+    if ((a.rows != 1 && a.rows != rows) || a.cols != cols) std::abort();
     for (int64_t row = 0; row < rows; ++row) {
       const size_t from = a.Index(a.rows == 1 ? 0 : row, 0);
       for (int64_t col = 0; col < cols; ++col) {
@@ -86,6 +88,7 @@ struct Exact {
   }
   /// Each element times that of `gate`.
   Exact& Gate(const Exact& gate) {
+    if (gate.rows != rows || gate.cols != cols) std::abort();
     for (size_t i = 0; i < value.size(); ++i) {
       value[i] *= gate.value[i];
       size[i] *= gate.size[i];
