@@ -43,6 +43,13 @@ constexpr int64_t kSerialWork = 100000;
 constexpr int64_t kBesideRows = 256;
 // Tasks per thread that make up for uneven ones.
 constexpr int64_t kTasksPerThread = 4;
+// The last block of columns of each thread is cut into so many tasks: a thread whose core is slower
+// by a few percent (a neighbour on its other half, a late start) else keeps the others waiting for
+// up to a whole block, which is a sixteenth of 4,096 columns. Cut everywhere, A is read more often.
+constexpr int64_t kTailParts = 4;
+// Rows from which granules, of which a part may be but one wide, are cut so: with fewer, w comes
+// from memory, and 32 bytes a row of it are read there.
+constexpr int64_t kTailRows = 64;
 
 /// What the tasks of one op share.
 struct Run {
@@ -81,8 +88,18 @@ struct Grid {
   int64_t row_blocks;
   int64_t col_blocks;
   int64_t panel_cols = kNR;
+  /// Of the blocks of columns, the last so many are cut into parts of their own.
+  int64_t tail_blocks = 0;
+  int64_t tail_parts = 1;
 
-  int64_t tasks() const { return row_blocks * col_blocks; }
+  int64_t tasks() const { return row_blocks * (col_blocks + tail_blocks * (tail_parts - 1)); }
+  /// The first panel of a block of columns, counting those of the tail by their parts.
+  int64_t ColumnPanel(int64_t block) const {
+    const int64_t whole = col_blocks - tail_blocks;
+    if (block <= whole) return block * col_panels / col_blocks;
+    const int64_t tail = whole * col_panels / col_blocks;
+    return tail + (block - whole) * (col_panels - tail) / (tail_blocks * tail_parts);
+  }
 };
 
 struct Block {
@@ -105,6 +122,11 @@ LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads, int64_t pa
     // Each block of rows packs B again: worth it from four panels up.
     grid.row_blocks = Max(Min(CeilDiv(wanted, grid.col_blocks), grid.rows.count / 4), 1);
   }
+  const bool narrow = panel_cols == kNR || rows >= kTailRows;
+  if (threads > 1 && tasks_per_thread > 1 && narrow && cols > 0) {
+    grid.tail_blocks = Min(threads, grid.col_blocks);
+    grid.tail_parts = Max(Min(kTailParts, grid.col_panels / grid.col_blocks), 1);
+  }
   return grid;
 }
 
@@ -116,8 +138,8 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   block.panel1 = (row_block + 1) * grid.rows.count / grid.row_blocks;
   block.m0 = grid.rows.Start(block.panel0);
   block.m1 = grid.rows.Start(block.panel1);
-  block.n0 = col_block * grid.col_panels / grid.col_blocks * grid.panel_cols;
-  block.n1 = Min((col_block + 1) * grid.col_panels / grid.col_blocks * grid.panel_cols, grid.cols);
+  block.n0 = grid.ColumnPanel(col_block) * grid.panel_cols;
+  block.n1 = Min(grid.ColumnPanel(col_block + 1) * grid.panel_cols, grid.cols);
   return block;
 }
 
