@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <mutex>
 #include <string>
 #include <thread>
 #include <vector>
@@ -15,6 +16,7 @@
 #include <immintrin.h>
 #endif
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -174,6 +176,31 @@ float ChainsInt8(long rounds, float seed) {
 
 volatile float g_sink;
 
+/// Keeps threads that begin together on a core each: two new ones are often put on one, and a run
+/// is over before the system has seen that another is idle.
+class Cores {
+ public:
+  /// Keeps the calling thread where it is, or where none of those before it is kept.
+  void Keep() {
+#if defined(__linux__)
+    const std::lock_guard<std::mutex> lock(mutex_);
+    cpu_set_t free;
+    if (sched_getaffinity(0, sizeof(free), &free) != 0) return;
+    for (int taken : taken_) CPU_CLR(taken, &free);
+    if (sched_setaffinity(0, sizeof(free), &free) != 0) return;  // more threads than cores
+    const int core = sched_getcpu();
+    CPU_ZERO(&free);
+    CPU_SET(core, &free);
+    sched_setaffinity(0, sizeof(free), &free);
+    taken_.push_back(core);
+#endif
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<int> taken_;
+};
+
 /// Seconds of the fastest of several runs in which every thread calls `body(thread)` once.
 template <typename Body>
 double Best(int threads, const Body& body) {
@@ -182,8 +209,10 @@ double Best(int threads, const Body& body) {
     std::atomic<int> ready{0};
     std::atomic<bool> go{false};
     std::vector<std::thread> pool;
+    Cores cores;
     for (int t = 0; t < threads; t++) {
       pool.emplace_back([&, t] {
+        cores.Keep();
         ready++;
         while (!go) std::this_thread::yield();
         body(t);

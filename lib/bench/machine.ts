@@ -97,29 +97,6 @@ function busyTicks(): { busy: number; all: number } | undefined {
   return { busy, all: busy + idle + wait };
 }
 
-/** What the scheduler did with a thread, in all. */
-export interface ThreadTime {
-  /** On a core. */
-  readonly ran_ms: number;
-  /** Ready to run without one. */
-  readonly waited_ms: number;
-}
-
-/** Times of the threads of a process, by their number; `undefined` where the kernel does not say. */
-export function threadTimes(pid: number | undefined): Map<string, ThreadTime> | undefined {
-  if (pid === undefined) return undefined;
-  try {
-    const times = new Map<string, ThreadTime>();
-    for (const thread of readdirSync(`/proc/${pid}/task`)) {
-      const [ran, waited] = (read(`/proc/${pid}/task/${thread}/schedstat`) ?? '').split(' ');
-      times.set(thread, { ran_ms: Number(ran) / 1e6, waited_ms: Number(waited ?? 0) / 1e6 });
-    }
-    return times;
-  } catch {
-    return undefined;
-  }
-}
-
 function read(file: string): string | undefined {
   try {
     return readFileSync(file, 'utf8');

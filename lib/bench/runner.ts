@@ -18,10 +18,16 @@ interface BenchmarkClass {
   readonly version: string;
 }
 
-/** Milliseconds that `calls` calls took. */
+/** What a number of calls took together. */
+export interface Timing {
+  readonly ms: number;
+  /** Of it, what it took to queue them, before the wait for what they queued began. */
+  readonly queued_ms: number;
+}
+
 export interface Runner {
   readonly name: string;
-  time(calls: number): Promise<number>;
+  time(calls: number): Promise<Timing>;
 }
 
 /**
@@ -38,14 +44,19 @@ export async function makeRunner(
   if (Benchmark === undefined || asynchronous) return plainRunner(run, finish);
   let armed = false;
   let left = 0;
+  let started = 0;
+  let queued_ms = 0;
   let failure: { error: unknown } | undefined;
   const body = () => {
     // Each sample begins with one call that is not timed, to see that the body works.
     if (!armed) armed = true;
     else if (failure === undefined) {
       try {
+        if (started === 0) started = performance.now();
         run();
-        if (--left === 0) finish?.();
+        if (--left > 0 || finish === undefined) return;
+        queued_ms = performance.now() - started;
+        finish();
       } catch (error) {
         failure = { error };
       }
@@ -56,6 +67,7 @@ export async function makeRunner(
     async time(calls) {
       armed = false;
       left = calls;
+      started = 0;
       // One of its own each time: once made, it does not take another count.
       const once = { minSamples: 1, maxTime: 0, minTime: 1e-9, initCount: calls };
       const bench = new Benchmark('', body, once);
@@ -63,7 +75,7 @@ export async function makeRunner(
       if (failure !== undefined) throw failure.error;
       const [period] = bench.stats.sample;
       if (period === undefined) throw new Error(`no sample: ${String(bench.error)}`);
-      return 1000 * period * calls;
+      return { ms: 1000 * period * calls, queued_ms };
     },
   };
 }
@@ -73,12 +85,16 @@ function plainRunner(run: () => void | Promise<void>, finish?: () => void | Prom
     name: 'a loop',
     async time(calls) {
       const started = performance.now();
+      let awaited = finish === undefined;
       for (let i = 0; i < calls; i++) {
         const pending = run();
-        if (pending !== undefined) await pending;
+        if (pending === undefined) continue;
+        awaited = true;
+        await pending;
       }
+      const queued_ms = awaited ? 0 : performance.now() - started;
       await finish?.();
-      return performance.now() - started;
+      return { ms: performance.now() - started, queued_ms };
     },
   };
 }

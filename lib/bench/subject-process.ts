@@ -4,7 +4,7 @@
  *
  *   child  {"ready": {"version"?, "note"?, "weightBytes"?, "copies"?, "probe"?, "runner"?}}
  *   parent 12                    (so many calls)
- *   child  {"ms": 34.5}          (what they took together)
+ *   child  {"ms": 34.5, "clean"?} (what they took together; whether no thread of it waited for a core)
  *   ...until the parent closes stdin. {"error": "..."} in place of any answer ends it.
  *
  * Lines that are not JSON are what a library prints of its own, and are skipped.
@@ -12,8 +12,8 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type ThreadTime, threadTimes } from './machine.js';
 import type { Program } from './peer.js';
+import { isClean, type ThreadTimes, threadTimes } from './thread-times.js';
 
 /** What a subject says of itself once it can be timed. */
 export interface Ready {
@@ -36,32 +36,12 @@ export interface Sample {
 interface Answer {
   readonly ready?: Ready;
   readonly ms?: number;
+  readonly clean?: boolean;
   readonly error?: string;
 }
 
-/** A sample is clean if no thread that computes waited for a core for more than this part of it. */
-export const kCleanDelay = 0.02;
-/**
- * A thread computes if it ran for this part of a sample. Others (one that hands work out and sleeps until
- * it is done, those of a runtime) may well wait while every core computes, and nothing waits for them.
- */
-const kComputes = 0.1;
-
-type ThreadTimes = ReadonlyMap<string, ThreadTime>;
 export type ThreadTimesOf = (pid: number | undefined) => ThreadTimes | undefined;
 
-function isClean(
-  before: ThreadTimes | undefined,
-  after: ThreadTimes | undefined,
-  ms: number,
-): boolean {
-  for (const [thread, now] of after ?? []) {
-    const then = before?.get(thread) ?? { ran_ms: 0, waited_ms: 0 };
-    const computes = now.ran_ms - then.ran_ms >= kComputes * ms;
-    if (computes && now.waited_ms - then.waited_ms >= kCleanDelay * ms) return false;
-  }
-  return true;
-}
 const kCanPause = process.platform !== 'win32';
 // A process of Node has a dozen threads to put somewhere when it goes on.
 const kSettle_ms = 2;
@@ -136,10 +116,10 @@ export class SubjectProcess {
     await sleep(kSettle_ms);
     if (this.calls > 1) await this.call(Math.ceil(this.calls / 2));
     const before = timesOf(this.child.pid);
-    const ms = await this.call(this.calls);
+    const { ms, clean } = await this.call(this.calls);
     const after = timesOf(this.child.pid);
     this.pause();
-    return { ms: ms / this.calls, clean: isClean(before, after, ms) };
+    return { ms: ms / this.calls, clean: clean ?? isClean(before, after, ms) };
   }
 
   /** Ends the child, at once if it does not end by itself. */
@@ -161,16 +141,16 @@ export class SubjectProcess {
 
   private async time(calls: number): Promise<number> {
     this.resume();
-    const ms = await this.call(calls);
+    const { ms } = await this.call(calls);
     this.pause();
     return ms;
   }
 
-  private async call(calls: number): Promise<number> {
+  private async call(calls: number): Promise<{ ms: number; clean: boolean | undefined }> {
     this.child.stdin?.write(`${calls}\n`);
-    const { ms } = await this.next(kAnswer_ms);
+    const { ms, clean } = await this.next(kAnswer_ms);
     if (typeof ms !== 'number' || !(ms >= 0)) throw new Error('it answered without a time');
-    return ms;
+    return { ms, clean };
   }
 
   private pause(): void {

@@ -9,7 +9,8 @@ import { copiesFor, type Job, kScaling } from './job.js';
 import type { Peer, Subject } from './peer.js';
 import { findPeer } from './peers/index.js';
 import { loadCase } from './peers/user.js';
-import { makeRunner } from './runner.js';
+import { makeRunner, type Runner } from './runner.js';
+import { isClean, threadTimes } from './thread-times.js';
 
 /** What the worker is told on its command line. */
 export interface WorkerTask {
@@ -57,9 +58,19 @@ async function main({ job, peer: name, file, latency }: WorkerTask): Promise<voi
   for await (const chunk of process.stdin) {
     const lines = (rest + String(chunk)).split('\n');
     rest = lines.pop() ?? '';
-    for (const line of lines) answer({ ms: await runner.time(Number(line)) });
+    for (const line of lines) answer(await timed(runner, Number(line)));
   }
   await subject.dispose?.();
+}
+
+/**
+ * Judged here, as near to the calls as can be: when they are done, threads of the pool look out for more
+ * work for a while, and one that this thread takes its core from then had nothing to do.
+ */
+async function timed(runner: Runner, calls: number): Promise<{ ms: number; clean: boolean }> {
+  const before = threadTimes(process.pid);
+  const { ms, queued_ms } = await runner.time(calls);
+  return { ms, clean: isClean(before, threadTimes(process.pid), ms, queued_ms) };
 }
 
 /** A call and the wait for it; a promise only where one of them is. */

@@ -102,6 +102,13 @@ describe('a job', () => {
     expect(never.rows[0]).toMatchObject({ samples: 8, clean: 0, median_ms: 10 });
   });
 
+  it('believes a child that says whether its sample was clean', async () => {
+    const timesOf = () => new Map([['1', { ran_ms: 1, waited_ms: 0 }]]);
+    const body = 'console.log(JSON.stringify({ ms: calls * 10, clean: i % 2 === 0 }));';
+    const result = await measure([fake('a', body)], { timesOf });
+    expect(result.rows[0]?.samples_ms[0]).toEqual([10, -10, 10, -10, 10, -10, 10]);
+  });
+
   it('puts short calls together', async () => {
     const result = await measure([fake('a', times('0.5'))], { sample_ms: 20 });
     expect(result.rows[0]?.median_ms).toBe(0.5);

@@ -16,7 +16,8 @@ for (const asynchronous of [false, true]) {
     expect(runner.name).toMatch(asynchronous ? /loop/ : /benchmark 2/);
     for (const count of [1, 7, 40]) {
       calls = 0;
-      const ms = await runner.time(count);
+      const { ms, queued_ms } = await runner.time(count);
+      expect(queued_ms).toBe(0); // nothing is left to wait for
       expect(calls).toBe(count);
       expect(ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
     }
@@ -34,13 +35,21 @@ for (const asynchronous of [false, true]) {
       while (performance.now() < end);
       queued = 0;
     };
+    const queue_ms = 0.05;
     const run = () => {
+      const end = performance.now() + queue_ms;
+      while (performance.now() < end);
       queued++;
     };
-    const runner = await makeRunner(asynchronous ? async () => run() : run, asynchronous, finish);
+    const runner = await makeRunner(
+      run,
+      asynchronous,
+      asynchronous ? async () => finish() : finish,
+    );
     for (const count of [1, 7, 40]) {
-      const ms = await runner.time(count);
-      expect(ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
+      const { ms, queued_ms } = await runner.time(count);
+      expect(queued_ms).toBeGreaterThanOrEqual(count * queue_ms * 0.99);
+      expect(ms - queued_ms).toBeGreaterThanOrEqual(count * call_ms * 0.99);
     }
     expect(waits).toEqual([1, 7, 40]);
   });
