@@ -19,7 +19,8 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
       const char* kind;
       int64_t K;
     };
-    const Case cases[] = {{"nf4/64", 520}, {"nf4/64", 832}, {"nf4/64", 4160}, {"same", 520}};
+    const Case cases[] = {
+        {"nf4/64", 520}, {"nf4/64", 832}, {"nf4/64", 4160}, {"fp4/128d", 896}, {"same", 520}};
     for (const Case& each : cases) {
       const char* kind = each.kind;
       const int64_t K = each.K;

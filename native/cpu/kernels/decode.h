@@ -130,6 +130,20 @@ struct LanePlaces {
   }
 };
 
+/// Columns i and i + 1 of group g, whose codes and scales of kVL rows these are, to their places.
+template <bool kPairs, DType kRound, typename Places>
+LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int64_t g, int i,
+                               const Places& places) {
+  const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
+  const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
+  if constexpr (kPairs) {
+    StoreU(places.At(g, i), PairBF16(even, odd));
+  } else {
+    Store(places.At(g, i), RoundTo(kRound, even));
+    Store(places.At(g, i + 1), RoundTo(kRound, odd));
+  }
+}
+
 /// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
 template <bool kPairs, DType kRound, typename Places>
 static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int64_t k0, int64_t kc,
@@ -139,16 +153,8 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
   alignas(64) uint32_t codes[kKC / kGroup * kVL];
   TransposeCodes(w, row, rows, k0, groups, codes);
   const Table16 table = source.table;
-  // Columns i and i + 1 of a group.
   const auto decode = [&](VecU group, int64_t g, int i, VecF scale) {
-    const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
-    const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
-    if constexpr (kPairs) {
-      StoreU(places.At(g, i), PairBF16(even, odd));
-    } else {
-      Store(places.At(g, i), RoundTo(kRound, even));
-      Store(places.At(g, i + 1), RoundTo(kRound, odd));
-    }
+    DecodePair<kPairs, kRound>(table, group, scale, g, i, places);
   };
   if ((w.cols & (w.blocksize - 1)) != 0) {
     const UnevenScales scales(w, row, rows, k0, kc);
