@@ -8,7 +8,9 @@
 ///
 /// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
 /// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
-/// so that rows of w are read in long pieces.
+/// so that rows of w are read in long pieces. Threads share the columns of w, or its rows where a
+/// task would have all columns: one that reads half of every row makes the processor fetch the
+/// other half too, while that is on its way to the other thread.
 ///
 /// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC in order
 ///
@@ -171,6 +173,53 @@ LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, con
       for (int64_t i = at; i < at + cols; i += kVL) Store(c + i, Load(c + i) + Load(sums + i));
     }
   }
+}
+
+/// Do threads share rows of w, a block of the summation index a task, in place of columns?
+LOWRANK_INLINE bool SharesRows(int64_t rows, const RowSource& w, int threads) {
+  return threads > 1 && w.cols <= DirectDotColumns(rows) &&
+         CeilDiv(w.rows, kKC) >= threads * kTasksPerThread;
+}
+
+/// The sums of every block of the summation index, [block][m][column] in the order of lanes: they
+/// are added in the order of blocks, whichever thread has made them.
+struct BlockSums {
+  float* data = nullptr;
+  int64_t blocks = 0;
+  int64_t rows = 0;
+  int64_t pitch = 0;  // as Block::ldc
+
+  float* At(int64_t block) const { return data + block * rows * pitch; }
+  /// c [m1 - m0, n1 - n0] of a block of columns.
+  void AddTo(const Block& block, float* c) const {
+    for (int64_t m = 0; m < rows; ++m) {
+      const float* from = data + m * pitch + block.n0;
+      for (int64_t n = 0; n < block.n1 - block.n0; n += kVL) {
+        VecF sum = Load(from + n);
+        for (int64_t i = 1; i < blocks; ++i) sum = sum + Load(from + i * rows * pitch + n);
+        Store(c + m * block.ldc() + n, sum);
+      }
+    }
+  }
+};
+
+/// Those of a chunk, where SharesRows() holds; without data where there is no memory for them.
+template <typename Policy>
+LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const RowSource& w) {
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w.round_to);
+  BlockSums sums;
+  sums.blocks = CeilDiv(w.rows, kKC);
+  sums.rows = chunk.rows;
+  sums.pitch = w.cols + 16;
+  sums.data = run.Get<float>(kShrinkSlot, sums.blocks * sums.rows * sums.pitch);
+  if (sums.data == nullptr) return sums;
+  run.ForEach(sums.blocks, chunk.rows * w.cols * w.rows, [&](int64_t task) {
+    if (run.Stopped()) return;
+    const int64_t k0 = task * kKC;
+    kernel(w, k0, Min(kKC, w.rows - k0), 0, w.cols, chunk.At<Policy>(k0, 0, chunk.rows),
+           sums.At(task), sums.pitch);
+  });
+  return sums;
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -485,17 +485,27 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     pack(dy, m0, chunk);
     if (run.Stopped()) return;
     if (!with_dx) continue;
+    const int threads = run.context.pool->threads();
+    const bool by_rows = dots && SharesRows(chunk.rows, w, threads);
+    BlockSums sums;
+    if (by_rows) sums = SumBlocks<Policy>(run, chunk, w);
+    if (by_rows && (sums.data == nullptr || run.Stopped())) return;
+    const bool wide = dots && !by_rows;
     const Grid grid =
-        PlanGrid(chunk.rows, cols, run.context.pool->threads(), with_granules ? kGranule : kNR,
-                 dots ? DirectDotColumns(chunk.rows) : kNC, dots ? 1 : kTasksPerThread);
-    run.ForEach(grid.tasks(), chunk.rows * cols * (depth + r), [&](int64_t task) {
+        PlanGrid(chunk.rows, cols, threads, with_granules ? kGranule : kNR,
+                 wide ? DirectDotColumns(chunk.rows) : kNC, wide ? 1 : kTasksPerThread);
+    const int64_t terms = (by_rows ? sums.blocks : depth) + r;
+    run.ForEach(grid.tasks(), chunk.rows * cols * terms, [&](int64_t task) {
       const Block block = BlockOf(grid, task);
       if (block.m0 == block.m1 || run.Stopped()) return;
       float* c = run.Get<float>(kCSlot, block.c_elems());
       if (c == nullptr) return;
       LastSteps last;
       if (!last_of(grid, block, m0, with_granules, &last)) return;
-      if (dots) {
+      if (by_rows) {
+        sums.AddTo(block, c);
+        AddLastSteps(grid, block, last, c);
+      } else if (dots) {
         AccumulateDirectDots<Policy>(run, chunk, w, block, c);
         AddLastSteps(grid, block, last, c);
       } else {
