@@ -3,13 +3,14 @@ import { defineAdapter } from './method.js';
 /**
  * A singular-value-like triple whose ranks are pruned while training:
  * `y = x·wᵀ + loraAlpha / (ranknum + 1e-5) · ((dropout(x) · loraAᵀ) ⊙ loraE) · loraBᵀ`, where ranknum
- * are the ranks that are left.
+ * are the ranks that it began with (0: r). A pruned layer that PEFT has saved holds the r that are left,
+ * which may be none, and is scaled as before.
  */
 export const adalora = defineAdapter({
   method: 'adalora',
   reference:
     'Zhang et al., Adaptive Budget Allocation for Parameter-Efficient Fine-Tuning, 2023, arXiv:2303.10512',
-  defaults: { r: 12, loraAlpha: 32, dropout: 0 },
+  defaults: { r: 12, ranknum: 0, loraAlpha: 32, dropout: 0 },
   trained: ['loraA', 'loraE', 'loraB'],
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraE: [r, 1], loraB: [N, r] }),
   init: (make) => ({
@@ -18,32 +19,46 @@ export const adalora = defineAdapter({
     loraB: make.normal('loraB', 0.02),
   }),
   forward: (t, { x, w, bias, p, config }) => {
-    const { r, loraAlpha, dropout } = config;
+    const { r, dropout } = config;
     const h = t.multiply(t.shrink(x, p.loraA, { dropout }), t.reshape(p.loraE, [r]));
-    return t.expand(x, w, h, p.loraB, { scaling: loraAlpha / (r + 1e-5), bias });
+    return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
   },
-  update: ({ loraA, loraB, loraE }, { r, loraAlpha }) => ({
+  update: ({ loraA, loraB, loraE }, config) => ({
     loraA,
     loraB,
-    core: loraE.reshape([r]),
-    scaling: loraAlpha / (r + 1e-5),
+    core: loraE.reshape([config.r]),
+    scaling: scalingOf(config),
   }),
   peft: {
     type: 'ADALORA',
     tensors: { loraA: 'lora_A', loraE: 'lora_E', loraB: 'lora_B' },
-    read: ({ r, init_r, lora_alpha, lora_dropout, rank_pattern }, module) => ({
-      r: keptRanks(rank_pattern, module) ?? Number(init_r ?? r),
-      loraAlpha: Number(lora_alpha ?? 32),
-      dropout: Number(lora_dropout ?? 0),
-    }),
-    write: ({ r, loraAlpha, dropout }) => ({
-      init_r: r,
-      r,
-      lora_alpha: loraAlpha,
-      lora_dropout: dropout,
+    read: ({ r, init_r, lora_alpha, lora_dropout, rank_pattern }, module) => {
+      const first = Number(init_r ?? r);
+      const kept = keptRanks(rank_pattern, module);
+      return {
+        r: kept ?? first,
+        ranknum: kept === undefined ? 0 : first,
+        loraAlpha: Number(lora_alpha ?? 32),
+        dropout: Number(lora_dropout ?? 0),
+      };
+    },
+    // PEFT divides by init_r, which is the r that is stored where there is no pattern of ranks.
+    write: (config) => ({
+      init_r: config.r,
+      r: config.r,
+      lora_alpha: config.ranknum > 0 ? scalingOf(config) * (config.r + kEpsilon) : config.loraAlpha,
+      lora_dropout: config.dropout,
     }),
   },
 });
+
+const kEpsilon = 1e-5;
+
+function scalingOf(config: { r: number; ranknum: number; loraAlpha: number }): number {
+  const ranknum = config.ranknum > 0 ? config.ranknum : config.r;
+  // As in PEFT, which takes an alpha that is not above 0 for none.
+  return (config.loraAlpha > 0 ? config.loraAlpha : ranknum) / (ranknum + kEpsilon);
+}
 
 /** Ranks that a pruned module kept: PEFT saves a flag for each. */
 function keptRanks(pattern: unknown, module: string): number | undefined {

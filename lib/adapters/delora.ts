@@ -1,13 +1,22 @@
+import type { Value } from '../autograd/gradient-tape.js';
+import type { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { mapTensor, sumProduct } from '../ops/elementwise.js';
 import { dequantize } from '../quant/quantize.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { defineAdapter } from './method.js';
+import { patternOf } from './scaling.js';
+
+/** Squares of norms, those below 1e-8 as that, without a gradient. */
+function atLeast(t: Tape, squares: Value): Value {
+  return t.affine(t.map(t.affine(squares, 1, -kLeastSquare), 'relu'), 1, kLeastSquare);
+}
+const kLeastSquare = 1e-8;
 
 /**
  * Rank-one updates of bounded size: `y = x·wᵀ + Σᵢ lambda / (r · ‖aᵢ‖ · ‖bᵢ‖) · ((x ⊙ wNorm) · aᵢ) · bᵢ`
- * with aᵢ the rows of loraA, bᵢ the columns of loraB and wNorm the norms of the columns of w as it
- * was at the start.
+ * with aᵢ the rows of loraA, bᵢ the columns of loraB, whose norms count as 1e-4 where they are smaller,
+ * and wNorm the norms of the columns of w as it was at the start.
  */
 export const delora = defineAdapter({
   method: 'delora',
@@ -28,8 +37,8 @@ export const delora = defineAdapter({
     }),
   }),
   forward: (t, { x, w, bias, p, config: { r, dropout } }) => {
-    const a2 = t.sum(t.map(p.loraA, 'square'), 1);
-    const b2 = t.sum(t.map(p.loraB, 'square'), 0);
+    const a2 = atLeast(t, t.sum(t.map(p.loraA, 'square'), 1));
+    const b2 = atLeast(t, t.sum(t.map(p.loraB, 'square'), 0));
     const norms = t.map(t.multiply(t.reshape(a2, [r]), b2), 'rsqrt');
     const strength = t.multiply(norms, p.lambda, 1 / r);
     const scaled = t.multiply(t.dropout(x, dropout), p.wNorm);
@@ -44,8 +53,8 @@ export const delora = defineAdapter({
       lambda: 'delora_lambda',
       wNorm: 'delora_w_norm',
     },
-    read: ({ r, delora_lambda, module_dropout }) => ({
-      r: Number(r),
+    read: ({ r, delora_lambda, module_dropout, rank_pattern }, module) => ({
+      r: patternOf(rank_pattern, module) ?? Number(r),
       lambda: Number(delora_lambda ?? 15),
       dropout: Number(module_dropout ?? 0),
     }),

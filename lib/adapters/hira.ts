@@ -1,6 +1,7 @@
 import { denseUpdate } from '../autograd/dense-update.js';
 import { denseRows, rowStep } from '../ops/dense-rows.js';
 import { defineAdapter } from './method.js';
+import { patternOf } from './scaling.js';
 
 /**
  * A low-rank product that rescales the base weight entry by entry: `ΔW = w ⊙ (hiraB · hiraA)`, of high
@@ -28,7 +29,10 @@ export const hira = defineAdapter({
   peft: {
     type: 'HIRA',
     tensors: { hiraA: 'hira_A', hiraB: 'hira_B' },
-    read: ({ r, hira_dropout }) => ({ r: Number(r ?? 32), dropout: Number(hira_dropout ?? 0) }),
+    read: ({ r, hira_dropout, rank_pattern }, module) => ({
+      r: patternOf(rank_pattern, module) ?? Number(r ?? 32),
+      dropout: Number(hira_dropout ?? 0),
+    }),
     write: ({ r, dropout }) => ({ r, hira_dropout: dropout }),
   },
 });

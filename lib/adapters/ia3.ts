@@ -3,11 +3,11 @@ import { defineAdapter } from './method.js';
 const reference =
   'Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022, arXiv:2205.05638';
 
-/** Is this one of the config's feed-forward modules? PEFT compares ends of names. */
+/** Is this one of the config's feed-forward modules? PEFT takes one name for a pattern, several for ends of names. */
 function feedforward(config: Readonly<Record<string, unknown>>, module: string): boolean {
   const names = (config.feedforward_modules ?? []) as string[] | string;
-  const list = typeof names === 'string' ? [names] : names;
-  return list.some((name) => module === name || module.endsWith(`.${name}`));
+  if (typeof names === 'string') return new RegExp(`^(?:${names})$`).test(module);
+  return names.some((name) => module.endsWith(name));
 }
 
 /** Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`. */

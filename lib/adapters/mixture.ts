@@ -124,7 +124,7 @@ export const hydralora = defineAdapter({
  * Given gates over experts of any ranks and scalings, per token, per sequence (the same rows) or for
  * the whole batch ([E]): `y = x·wᵀ + globalScaling · Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`. The gates come
  * from the trainer's own router, which gets their gradient (`inputs.gates`); with topK only each
- * row's k largest are used, with softmaxTopK after a softmax over them.
+ * row's k largest are used, with softmaxTopK (also where topK is 0) after a softmax over them.
  */
 export const xlora = defineAdapter({
   method: 'x-lora',
@@ -166,12 +166,10 @@ export const xlora = defineAdapter({
       const E = config.ranks.length;
       return fail('ERR_VALUE', 'x-lora.forward', 'inputs.gates', `a tensor [..., ${E}]`, 'none');
     }
-    if (config.topK > 0) {
-      const mask = topKMask(gates.tensor, config.topK, state.maps);
-      gates = config.softmaxTopK
-        ? softmax(t, gates, state.maps, mask)
-        : t.multiply(gates, t.own(mask));
-    }
+    const { topK, softmaxTopK } = config;
+    const mask = topK > 0 ? topKMask(gates.tensor, topK, state.maps) : undefined;
+    if (softmaxTopK) gates = softmax(t, gates, state.maps, mask);
+    else if (mask !== undefined) gates = t.multiply(gates, t.own(mask));
     const scales = t.multiply(t.features(gates, state.ranks), t.constant(state.scales));
     const h = t.multiply(t.shrink(x, p.loraA), scales);
     return t.expand(x, w, h, p.loraB, { bias });

@@ -7,6 +7,7 @@ import { weightGrad } from '../ops/weight-grad.js';
 import type { AdapterMaker } from './definition.js';
 import { leadingTriplets } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
+import { patternOf } from './scaling.js';
 
 interface Settings {
   readonly rank: number;
@@ -105,7 +106,11 @@ export const osf = defineAdapter({
       sHigh: '_osf_S_high',
       vHigh: '_osf_V_high',
     },
-    read: ({ effective_rank }) => ({ rank: Number(effective_rank) }),
+    // A share of the ranks, or half of them, where the config has no number: what is stored tells it.
+    read: ({ effective_rank, rank_pattern }, module, shapeOf) => {
+      const high = shapeOf('sHigh')?.[0];
+      return { rank: high ?? patternOf(rank_pattern, module) ?? Number(effective_rank) };
+    },
     write: ({ rank }) => ({ effective_rank: rank }),
     regenerate: (_, make) => {
       const { u, s, v } = triplets(make, 0, make.config.rank);

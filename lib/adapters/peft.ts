@@ -27,7 +27,10 @@ export const kPrefix = 'base_model.model.';
 export const kOwnType = 'LOWRANK';
 
 /** Features of PEFT's configs that no method here has. */
-const kOtherFeatures = ['arrow_config'];
+const kOtherFeatures = ['arrow_config', 'layer_replication', 'lora_bias'];
+
+/** Fields of PEFT's configs that are false where frozen tensors are left out of the file. */
+const kStored = ['save_projection', 'save_indices'];
 
 /** PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
 function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
@@ -53,7 +56,9 @@ export function methodOfPeft(
   module: string,
   methods: readonly AnyMethod[] = adapterMethods,
 ): AnyMethod {
-  const other = kOtherFeatures.find((name) => config[name] !== undefined && config[name] !== null);
+  const other = kOtherFeatures.find(
+    (name) => ![undefined, null, false].includes(config[name] as null),
+  );
   if (other !== undefined) {
     const text = `adapterFromPeft: ${other} must be null (it changes what the adapter computes), got a value`;
     throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
@@ -83,6 +88,13 @@ function partOf(
   shared: boolean,
 ): Float32Array {
   const values = rawToFloat32(raw);
+  const sizeOf = (dims: readonly number[]) => dims.reduce((size, dim) => size * dim, 1);
+  const long = (dims: readonly number[]) => String(dims.filter((dim) => dim !== 1));
+  // A convolution's tensors have a kernel's dimensions behind, or are [1, N, 1, 1]: of the same order.
+  if (!shared && sizeOf(raw.shape) === sizeOf(shape)) {
+    const flat = shape.length === 2 && raw.shape[0] === shape[0];
+    if (flat || long(raw.shape) === long(shape)) return values;
+  }
   const fits = (dim: number, i: number) =>
     shared ? dim <= (raw.shape[i] ?? 0) : dim === raw.shape[i];
   if (raw.shape.length !== shape.length || !shape.every(fits)) {
@@ -158,6 +170,16 @@ export function adapterFromPeft(
         const { device, dtype, shapes } = make;
         tensors[name] = Tensor.from(values, shapes[name] as readonly number[], { device, dtype });
         continue;
+      }
+      const unsaved = kStored.find((field) => folder.config[field] === false);
+      if (unsaved !== undefined) {
+        fail(
+          'ERR_UNSUPPORTED',
+          op,
+          unsaved,
+          `true (${name} of ${method.method} is not drawn again from a seed)`,
+          'false',
+        );
       }
       fresh ??= init(make);
       tensors[name] = fresh[name] as Tensor;

@@ -32,15 +32,16 @@ export const tinylora = defineAdapter({
     type: 'TINYLORA',
     tensors: { loraA: 'tinylora_A', loraB: 'tinylora_B', projection: 'tinylora_P' },
     shared: { v: 'tinylora_v.0' },
-    // Modules in their order in the model, in groups of equal size, a v for each group.
+    // Modules in their order in the model, a v for each group of equal size; the last takes what is over.
     sharedName: (name, module, keys) => {
       if (name !== 'v') return undefined;
       const groups = new Set(keys.flatMap((key) => /tinylora_v\.(\d+)$/.exec(key)?.[1] ?? [])).size;
       const modules = keys.flatMap(
         (key) => /^base_model\.model\.(.+)\.tinylora_A$/.exec(key)?.[1] ?? [],
       );
-      const size = Math.ceil(modules.length / Math.max(1, groups));
-      return `tinylora_v.${Math.floor(Math.max(0, modules.indexOf(module)) / size)}`;
+      const size = Math.max(1, Math.floor(modules.length / Math.max(1, groups)));
+      const group = Math.floor(Math.max(0, modules.indexOf(module)) / size);
+      return `tinylora_v.${Math.min(group, Math.max(0, groups - 1))}`;
     },
     read: ({ r, u, init_v_bound, tinylora_dropout }) => ({
       r: Number(r),

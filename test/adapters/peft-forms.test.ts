@@ -1,0 +1,237 @@
+// Forms of PEFT's folders that its options lead to: pruned ranks, patterns of ranks, sizes it has
+// adjusted, convolutions' shapes, and what is refused. Expected values are written out here.
+import { describe, expect, it } from 'vitest';
+import { type Adapter, adapterFromPeft, adapters, scope, Tensor } from '../../lib/index.js';
+
+const [K, N] = [6, 4];
+const wave = (size: number, phase = 0) =>
+  Float32Array.from({ length: size }, (_, i) => Math.sin(1.3 * i + phase));
+const raw = (shape: readonly number[], data = wave(shape.reduce((a, b) => a * b, 1))) => ({
+  dtype: 'F32' as const,
+  shape,
+  data,
+});
+type Raw = ReturnType<typeof raw>;
+
+/** The adapter of `module`; names without a prefix are that module's. */
+function load(
+  config: Record<string, unknown>,
+  tensors: Readonly<Record<string, Raw>>,
+  module = 'lin',
+): Adapter {
+  const named = Object.entries(tensors).map(
+    ([key, value]) =>
+      [key.startsWith('base_model') ? key : `base_model.model.${module}.${key}`, value] as const,
+  );
+  const weight = Tensor.from(w, [N, K], { device: 'cpu' });
+  const place = { inFeatures: K, outFeatures: N, device: 'cpu' as const, weight };
+  return adapterFromPeft({ config, tensors: new Map(named) }, module, place);
+}
+
+const x = wave(2 * K, 4);
+const w = wave(N * K, 9);
+/** y = x · (w + delta)ᵀ, in float64. */
+function product(delta: (n: number, k: number) => number = () => 0): number[] {
+  return Array.from({ length: 2 * N }, (_, at) => {
+    const [m, n] = [Math.floor(at / N), at % N];
+    let sum = 0;
+    for (let k = 0; k < K; k++)
+      sum += (x[m * K + k] as number) * ((w[n * K + k] as number) + delta(n, k));
+    return sum;
+  });
+}
+function run(adapter: Adapter): { y: number[]; gradients: number[] } {
+  return scope(() => {
+    const inputs = Tensor.from(x, [2, K], { device: 'cpu' });
+    const base = Tensor.from(w, [N, K], { device: 'cpu' });
+    const { y, saved } = adapter.forward(inputs, base, { training: true });
+    const dy = Tensor.from(wave(2 * N, 2), [2, N], { device: 'cpu' });
+    const back = adapter.backward(dy, saved);
+    const all = Object.values(back.parameters) as Tensor[];
+    return { y: [...y.readSync()], gradients: all.flatMap((tensor) => [...tensor.readSync()]) };
+  });
+}
+const near = (got: number[], expected: number[]) => {
+  const error = got.map((value, i) => Math.abs(value - (expected[i] as number)));
+  expect(error.length).toBe(expected.length);
+  expect(Math.max(...error)).toBeLessThan(1e-5);
+};
+
+describe('AdaLoRA', () => {
+  const config = { peft_type: 'ADALORA', r: 8, init_r: 8, lora_alpha: 16 };
+  const pattern = (kept: number) => ({
+    rank_pattern: { 'lin.lora_E': Array.from({ length: 8 }, (_, i) => i < kept) },
+  });
+  const of = (r: number) => ({ lora_A: raw([r, K]), lora_E: raw([r, 1]), lora_B: raw([N, r]) });
+
+  it.each([8, 3, 1])('with %i ranks left is scaled by those it began with', (r) => {
+    const { lora_A: a, lora_E: e, lora_B: b } = of(r);
+    const delta = (n: number, k: number) => {
+      let sum = 0;
+      for (let i = 0; i < r; i++)
+        sum +=
+          (b.data[n * r + i] as number) * (e.data[i] as number) * (a.data[i * K + k] as number);
+      return (16 / (8 + 1e-5)) * sum;
+    };
+    near(run(load({ ...config, ...pattern(r) }, of(r))).y, product(delta));
+  });
+
+  it('with none left is the base', () => {
+    near(run(load({ ...config, ...pattern(0) }, of(0))).y, product());
+  });
+});
+
+describe('DeLoRA', () => {
+  it('begins as the base where loraB is 0, with finite gradients', () => {
+    const zeros = raw([N, 2], new Float32Array(N * 2));
+    const tensors = { delora_A: raw([2, K]), delora_B: zeros };
+    const rest = { delora_lambda: raw([1]), delora_w_norm: raw([K]) };
+    const { y, gradients } = run(load({ peft_type: 'DELORA', r: 2 }, { ...tensors, ...rest }));
+    near(y, product());
+    expect(gradients.length).toBeGreaterThan(0);
+    expect(gradients.every(Number.isFinite)).toBe(true);
+  });
+});
+
+describe('a pattern of ranks', () => {
+  const rank_pattern = { lin: 3 };
+  it('is that of HiRA and DeLoRA too', () => {
+    const hira = { hira_A: raw([3, K]), hira_B: raw([N, 3]) };
+    expect(load({ peft_type: 'HIRA', r: 8, rank_pattern }, hira).config).toMatchObject({ r: 3 });
+    const delora = { delora_A: raw([3, K]), delora_B: raw([N, 3]) };
+    const rest = { delora_lambda: raw([1]), delora_w_norm: raw([K]) };
+    const config = { peft_type: 'DELORA', r: 8, rank_pattern };
+    expect(load(config, { ...delora, ...rest }).config).toMatchObject({ r: 3 });
+  });
+
+  it.each([null, 0.25, 2])(
+    'of OSF (effective_rank %s) follows from what is stored',
+    (effective_rank) => {
+      const low = (name: string, shape: readonly number[]) => [
+        `osf_svd_params.${name}`,
+        raw(shape),
+      ];
+      const tensors = Object.fromEntries([
+        ...[low('U_low', [N, 1]), low('S_low', [1]), low('V_low', [1, K])],
+        ...[
+          ['_osf_U_high', raw([N, 3])],
+          ['_osf_S_high', raw([3])],
+          ['_osf_V_high', raw([3, K])],
+        ],
+      ]) as Record<string, Raw>;
+      expect(load({ peft_type: 'OSF', effective_rank }, tensors).config).toMatchObject({ rank: 3 });
+    },
+  );
+});
+
+describe('sizes that PEFT has adjusted', () => {
+  it.each([
+    [{ r: 0, oft_block_size: 32 }, 3],
+    [{ r: 4, oft_block_size: 0 }, 2],
+    [{ r: 0, oft_block_size: 6 }, 6],
+  ])('OFT %o has blocks of %i', (sizes, size) => {
+    const weight = raw([K / size, (size * (size - 1)) / 2]);
+    const adapter = load({ peft_type: 'OFT', ...sizes }, { 'oft_R.weight': weight });
+    expect(adapter.config).toMatchObject({ blocks: 0, blockSize: size });
+  });
+
+  it('TinyLoRA’s last group takes the layers that are over', () => {
+    const modules = ['a', 'b', 'c'];
+    const each = (module: string) => {
+      const key = (name: string) => `base_model.model.${module}.tinylora_${name}`;
+      return [
+        [key('A'), raw([2, K])],
+        [key('B'), raw([N, 2])],
+        [key('P'), raw([3, 2, 2])],
+      ];
+    };
+    const vectors = [0, 1].map((i) => [`base_model.tinylora_v.${i}`, raw([3], wave(3, i))]);
+    const tensors = Object.fromEntries([...modules.flatMap(each), ...vectors]) as Record<
+      string,
+      Raw
+    >;
+    const config = { peft_type: 'TINYLORA', r: 2, u: 3 };
+    const groups = modules.map((module) => load(config, tensors, module).parameters.v?.readSync());
+    expect(groups).toEqual([wave(3, 0), wave(3, 1), wave(3, 1)]);
+  });
+});
+
+describe('IA3', () => {
+  const method = (feedforward_modules: unknown, shape: readonly number[], module = 'mlp.lin') =>
+    load({ peft_type: 'IA3', feedforward_modules }, { ia3_l: raw(shape) }, module).method;
+
+  it('takes one name for a pattern of the whole, several for ends', () => {
+    expect(method('.*lin', [1, K])).toBe('ia3-input');
+    expect(method('lin', [N, 1])).toBe('ia3');
+    expect(method(['p.lin'], [1, K])).toBe('ia3-input');
+    expect(method(['q'], [N, 1])).toBe('ia3');
+  });
+
+  it('of a convolution is read by its values', () => {
+    expect(method([], [1, N, 1, 1])).toBe('ia3');
+  });
+});
+
+describe('shapes of convolutions', () => {
+  const config = { peft_type: 'LORA', r: 2, lora_alpha: 4 };
+  it('are those of the layer by patches', () => {
+    const flat = { 'lora_A.weight': raw([2, K]), 'lora_B.weight': raw([N, 2]) };
+    const kernel = { 'lora_A.weight': raw([2, 3, 1, 2]), 'lora_B.weight': raw([N, 2, 1, 1]) };
+    expect(run(load(config, kernel)).y).toEqual(run(load(config, flat)).y);
+  });
+
+  it('are refused where rows are columns', () => {
+    const turned = { 'lora_A.weight': raw([K, 2]), 'lora_B.weight': raw([N, 2]) };
+    expect(() => load(config, turned)).toThrow(/loraA.*\[2, 6\].*\[6, 2\]/);
+  });
+});
+
+describe('what would be computed otherwise', () => {
+  it.each([
+    ['lora_bias', true],
+    ['layer_replication', [[0, 2]]],
+  ])('%s is refused', (field, value) => {
+    const tensors = { 'lora_A.weight': raw([2, K]), 'lora_B.weight': raw([N, 2]) };
+    const config = { peft_type: 'LORA', r: 2, lora_alpha: 4 };
+    expect(() => load({ ...config, [field]: value }, tensors)).toThrow(
+      expect.objectContaining({ code: 'ERR_UNSUPPORTED', message: expect.stringContaining(field) }),
+    );
+    expect(load({ ...config, [field]: null }, tensors).method).toBe('lora');
+  });
+
+  it('random matrices that were not saved are not taken for others', () => {
+    const [bases, r] = [N, 1];
+    const tensors = { randlora_lambda: raw([r, bases]), randlora_gamma: raw([bases, N]) };
+    const config = { peft_type: 'RANDLORA', r, randlora_alpha: 2 };
+    expect(() => load({ ...config, save_projection: false }, tensors)).toThrow(
+      /save_projection.*true.*false/,
+    );
+  });
+});
+
+it('X-LoRA takes a softmax of all gates where none are left out', () => {
+  scope(() => {
+    const sizes = { inFeatures: K, outFeatures: N, device: 'cpu' as const };
+    const settings = { ranks: [1, 1], scalings: [1, 1], softmaxTopK: true };
+    const [loraA, loraB] = [Tensor.from(wave(2 * K), [2, K]), Tensor.from(wave(2 * N), [N, 2])];
+    const adapter = adapters.xlora.from({ loraA, loraB }, { ...sizes, ...settings });
+    const gates = Tensor.from([1, 0, 0.5, 0.5], [2, 2], { device: 'cpu' });
+    const inputs = Tensor.from(x, [2, K], { device: 'cpu' });
+    const base = Tensor.from(w, [N, K], { device: 'cpu' });
+    const { y } = adapter.forward(inputs, base, { training: false, inputs: { gates } });
+    const [a, b] = [loraA.readSync(), loraB.readSync()];
+    const share = Math.E / (Math.E + 1);
+    const softmax = [share, 1 - share, 0.5, 0.5];
+    const expected = product().map((value, at) => {
+      const [m, n] = [Math.floor(at / N), at % N];
+      let sum = value;
+      for (let e = 0; e < 2; e++) {
+        let h = 0;
+        for (let k = 0; k < K; k++) h += (x[m * K + k] as number) * (a[e * K + k] as number);
+        sum += (softmax[m * 2 + e] as number) * h * (b[n * 2 + e] as number);
+      }
+      return sum;
+    });
+    near([...y.readSync()], expected);
+  });
+});
