@@ -1,18 +1,8 @@
 import { denseUpdate } from '../autograd/dense-update.js';
 import type { Value } from '../autograd/gradient-tape.js';
-import type { Tape } from '../autograd/tape.js';
-import { FeatureMap } from '../ops/feature-map.js';
 import { defineAdapter } from './method.js';
 import { patternOf } from './scaling.js';
-
-interface LohaConfig {
-  readonly r: number;
-  readonly loraAlpha: number;
-  readonly kernel: readonly number[];
-}
-
-/** Taps of the kernel; 1 is a linear layer, or a convolution of single pixels. */
-const tapsOf = ({ kernel }: LohaConfig): number => kernel.reduce((taps, size) => taps * size, 1);
+import { checkKernel, rightFactor, tapsOf, tuckerMaps } from './tucker.js';
 
 /**
  * ABBA (Singhal et al., 2025, arXiv:2505.14238) in PEFT's config: the same formula, in which each of the two
@@ -21,23 +11,6 @@ const tapsOf = ({ kernel }: LohaConfig): number => kernel.reduce((taps, size) =>
 function isAbba({ use_khatri_rao, init_weights }: Readonly<Record<string, unknown>>): boolean {
   if (typeof use_khatri_rao === 'boolean') return use_khatri_rao;
   return typeof init_weights === 'string' && init_weights.toLowerCase() === 'abba';
-}
-
-/**
- * The right factor of a Tucker product, `(t, b)` [r, C · taps]: row i has `Σⱼ core[i, j, τ] · b[j, c]` at channel c
- * and tap τ.
- */
-function rightFactor(
-  t: Tape,
-  core: Value,
-  b: Value,
-  taps: number,
-  maps: { inner: FeatureMap; outer: FeatureMap },
-): Value {
-  const [r = 0, C = 0] = b.shape;
-  const byTap = t.features(t.reshape(core, [r, r * taps]), maps.inner);
-  const each = t.product(t.reshape(byTap, [r * taps, r]), b);
-  return t.features(t.reshape(each, [r, taps * C]), maps.outer);
 }
 
 /**
@@ -52,13 +25,7 @@ export const loha = defineAdapter({
     'Hyeon-Woo et al., FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, 2021, arXiv:2108.06098',
   defaults: { r: 8, loraAlpha: 8, kernel: [1, 1] as readonly number[] },
   trained: ['w1A', 'w1B', 'w2A', 'w2B', 't1', 't2'],
-  check: ({ K, config }) => {
-    const { kernel } = config;
-    const sizes = kernel.length === 2 && kernel.every((size) => Number.isInteger(size) && size > 0);
-    return sizes && K % tapsOf(config) === 0
-      ? undefined
-      : ['kernel', `two sizes, their product a divisor of K (${K})`, `[${kernel}]`];
-  },
+  check: ({ K, config: { kernel } }) => checkKernel(kernel, K),
   shapes: ({ N, K, config }) => {
     const { r, kernel } = config;
     const taps = tapsOf(config);
@@ -84,11 +51,7 @@ export const loha = defineAdapter({
   },
   prepare: ({ K, config, device }) => {
     const taps = tapsOf(config);
-    if (taps === 1) return undefined;
-    return {
-      inner: FeatureMap.transpose(config.r, taps, { device }),
-      outer: FeatureMap.transpose(taps, K / taps, { device }),
-    };
+    return taps === 1 ? undefined : tuckerMaps(config.r, taps, K / taps, device);
   },
   forward: (t, { x, w, bias, p, state, N, config }) => {
     const { r, loraAlpha } = config;

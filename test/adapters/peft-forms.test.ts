@@ -1,7 +1,14 @@
 // Forms of PEFT's folders that its options lead to: pruned ranks, patterns of ranks, sizes it has
 // adjusted, convolutions' shapes, and what is refused. Expected values are written out here.
 import { describe, expect, it } from 'vitest';
-import { type Adapter, adapterFromPeft, adapters, scope, Tensor } from '../../lib/index.js';
+import {
+  type Adapter,
+  adapterFromPeft,
+  adapters,
+  adaptersToPeft,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
 
 const [K, N] = [6, 4];
 const wave = (size: number, phase = 0) =>
@@ -183,6 +190,53 @@ describe('shapes of convolutions', () => {
   it('are refused where rows are columns', () => {
     const turned = { 'lora_A.weight': raw([K, 2]), 'lora_B.weight': raw([N, 2]) };
     expect(() => load(config, turned)).toThrow(/loraA.*\[2, 6\].*\[6, 2\]/);
+  });
+});
+
+describe('LoKr of a convolution', () => {
+  // 3 channels of 2 taps to 4: factors (1, 3) and (2, 2), so that w1 is [2, 1] and w2 [2, 3, 1, 2].
+  const config = { peft_type: 'LOKR', r: 1, alpha: 3 };
+  const w1 = raw([2, 1], wave(2, 1));
+  const core = wave(2, 5);
+  const [left, right] = [wave(2, 6), wave(3, 7)];
+  const second = (n: number, c: number, tap: number) =>
+    (core[tap] as number) * (left[n] as number) * (right[c] as number);
+  const delta = (n: number, k: number) =>
+    3 * (w1.data[n >> 1] as number) * second(n % 2, Math.floor(k / 2), k % 2);
+  const all = Float32Array.from({ length: 12 }, (_, i) => {
+    const [n, c] = [Math.floor(i / 6), Math.floor(i / 2) % 3];
+    return second(n, c, i % 2);
+  });
+  const cut = Float32Array.from(
+    { length: 6 },
+    (_, i) => (core[i % 2] as number) * (right[i >> 1] as number),
+  );
+
+  it.each([
+    ['a kernel', { ...config, r: 2, alpha: 6 }, { lokr_w2: raw([2, 3, 1, 2], all) }, [1, 2]],
+    ['two matrices', config, { lokr_w2_a: raw([2, 1], left), lokr_w2_b: raw([1, 6], cut) }, [1, 2]],
+    [
+      'a Tucker product',
+      { ...config, use_effective_conv2d: true },
+      {
+        lokr_t2: raw([1, 1, 1, 2], core),
+        lokr_w2_a: raw([1, 2], left),
+        lokr_w2_b: raw([1, 3], right),
+      },
+      [1, 2],
+    ],
+  ] as const)('%s is the update by channels and taps', async (_, settings, tensors, kernel) => {
+    const stored = { lokr_w1: w1, ...tensors };
+    const adapter = load(settings, stored);
+    expect(adapter.config).toMatchObject({ kernel });
+    near(run(adapter).y, product(delta));
+    const written = await adaptersToPeft(new Map([['lin', adapter]]));
+    const shapes = [...written.tensors].map(([name, { shape }]) => [name, shape]);
+    expect(shapes.sort()).toEqual(
+      Object.entries(stored)
+        .map(([name, { shape }]) => [`base_model.model.lin.${name}`, shape])
+        .sort(),
+    );
   });
 });
 

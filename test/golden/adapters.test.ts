@@ -96,13 +96,12 @@ async function checkTwo(golden: GoldenCase, rules: RuleBook, device: Device) {
 /** Cases with a test of their own. */
 const ELSEWHERE: ReadonlySet<string> = new Set([
   'tuners/adamss',
-  'tuners/loha_conv2d',
   'tuners/ln_tuning',
   'tuners/trainable_tokens',
 ]);
 
 const cases = [
-  ...caseIds('tuners').filter((id) => !ELSEWHERE.has(id)),
+  ...caseIds('tuners').filter((id) => !ELSEWHERE.has(id) && !isOtherLayer(id)),
   ...[...caseIds('lora'), ...caseIds('qlora')].filter(
     (id) => isOtherMethod(id) && !isOtherLayer(id),
   ),

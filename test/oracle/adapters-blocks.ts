@@ -1,5 +1,5 @@
 /** Formulas in float64 of the methods that cut their features into blocks. */
-import { type Formula, type Matrix, type OracleLayer, parts, scaling } from './adapter-layer.js';
+import { type Formula, Matrix, type OracleLayer, parts, scaling } from './adapter-layer.js';
 
 /** Adds to w the update whose entry (n, k) is given. */
 const added = ({ w }: OracleLayer, update: (n: number, k: number) => number) => ({
@@ -128,7 +128,26 @@ const lokr: Formula = (layer) => {
   const { p, config } = layer;
   const factor = (name: string): Matrix =>
     p[name] ?? (p[`${name}A`] as Matrix).times(p[`${name}B`] as Matrix);
-  const entry = kron(factor('w1'), factor('w2'));
+  const taps = (config.kernel as number[]).reduce((product, size) => product * size, 1);
+  // w2 by row, channel and tap; of a Tucker product entry by entry.
+  const second = (): Matrix => {
+    const { t2, w2A, w2B } = p as Record<string, Matrix>;
+    if (t2 !== undefined && w2A !== undefined && w2B !== undefined) {
+      return Matrix.of(w2A.cols, w2B.cols * taps, (n, col) => {
+        const [c, tap] = [Math.floor(col / taps), col % taps];
+        return sum(config.r, (i) =>
+          sum(config.r, (j) => {
+            const core = t2.data[(i * config.r + j) * taps + tap] as number;
+            return core * w2A.at(i, n) * w2B.at(j, c);
+          }),
+        );
+      });
+    }
+    const w2 = factor('w2');
+    const rows = layer.N / (factor('w1') as Matrix).rows;
+    return new Matrix(rows, (w2.rows * w2.cols) / rows, w2.data);
+  };
+  const entry = kron(factor('w1'), second());
   return added(layer, (n, k) => (config.loraAlpha / config.r) * entry(n, k));
 };
 

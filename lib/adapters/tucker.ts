@@ -1,0 +1,45 @@
+/**
+ * Factors of a convolution's update by its taps: the core of a Tucker product beside them (FedPara's
+ * proposition 3, as LyCORIS and PEFT have it).
+ */
+
+import type { Value } from '../autograd/gradient-tape.js';
+import type { Tape } from '../autograd/tape.js';
+import type { Device } from '../core/device.js';
+import { FeatureMap } from '../ops/feature-map.js';
+
+/** Taps of a kernel; 1 is a linear layer, or a convolution of single pixels. */
+export const tapsOf = ({ kernel }: { readonly kernel: readonly number[] }): number =>
+  kernel.reduce((taps, size) => taps * size, 1);
+
+/** What is wrong with a kernel of a layer of K inputs, as a method's check tells it. */
+export function checkKernel(kernel: readonly number[], K: number) {
+  const sizes = kernel.length === 2 && kernel.every((size) => Number.isInteger(size) && size > 0);
+  return sizes && K % tapsOf({ kernel }) === 0
+    ? undefined
+    : (['kernel', `two sizes, their product a divisor of K (${K})`, `[${kernel}]`] as const);
+}
+
+/** Features of a core and of its product, to their transposes. */
+export interface TuckerMaps {
+  readonly inner: FeatureMap;
+  readonly outer: FeatureMap;
+}
+
+export function tuckerMaps(r: number, taps: number, C: number, device: Device): TuckerMaps {
+  return {
+    inner: FeatureMap.transpose(r, taps, { device }),
+    outer: FeatureMap.transpose(taps, C, { device }),
+  };
+}
+
+/**
+ * The right factor of a Tucker product, `(core, b)` [r, C · taps]: row i has `Σⱼ core[i, j, τ] · b[j, c]` at
+ * channel c and tap τ.
+ */
+export function rightFactor(t: Tape, core: Value, b: Value, taps: number, maps: TuckerMaps): Value {
+  const [r = 0, C = 0] = b.shape;
+  const byTap = t.features(t.reshape(core, [r, r * taps]), maps.inner);
+  const each = t.product(t.reshape(byTap, [r * taps, r]), b);
+  return t.features(t.reshape(each, [r, taps * C]), maps.outer);
+}
