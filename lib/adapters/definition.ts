@@ -1,5 +1,6 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
@@ -141,6 +142,12 @@ export interface PeftForm<C, Name extends string> {
   readonly zeros?: readonly string[];
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
+  /** A tensor that the file has in another form, from what it has behind the module's name. */
+  readonly unpack?: (
+    name: Name,
+    config: Readonly<Record<string, unknown>>,
+    stored: (key: string) => RawTensor | undefined,
+  ) => RawTensor | undefined;
   /** Frozen tensors that cannot be drawn again: a folder without them is refused. */
   readonly required?: readonly Name[];
   /** Names of integer tables; what layers of one kind share is found under the kind's name too. */

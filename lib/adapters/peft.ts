@@ -151,9 +151,11 @@ export function adapterFromPeft(
       const own = peft.tensors[name];
       const shared =
         peft.sharedName?.(name, module, [...folder.tensors.keys()]) ?? peft.shared?.[name];
+      const stored = (key: string) => folder.tensors.get(`${kPrefix}${module}.${key}`);
       const raw =
-        folder.tensors.get(`${kPrefix}${module}.${own ?? shared}`) ??
-        folder.tensors.get(`base_model.${shared}`);
+        stored(`${own ?? shared}`) ??
+        folder.tensors.get(`base_model.${shared}`) ??
+        peft.unpack?.(name, folder.config, stored);
       if (raw !== undefined) {
         const shape = make.shapes[name] as readonly number[];
         const { device, dtype } = make;

@@ -1,5 +1,6 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
+import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import type { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { defineAdapter } from './method.js';
@@ -17,6 +18,30 @@ function largest(logits: Tensor, h: number, k: number): Int32Array {
   }
   return table;
 }
+
+/**
+ * Logits whose softmax over the largest k has the stored weights. PEFT leaves out each row's last one: they
+ * sum to 1.
+ */
+function logitsOf(indices: RawTensor, weights: RawTensor, vectors: number): RawTensor {
+  const k = indices.shape.at(-1) ?? 1;
+  const shares = rawToFloat32(weights);
+  const rows = indices.shape.slice(0, -1).reduce((size, dim) => size * dim, 1);
+  const data = new Float32Array(rows * vectors).fill(kUnchosen);
+  for (let row = 0; row < rows; row++) {
+    let left = 1;
+    for (let j = 0; j < k; j++) {
+      const share = j < k - 1 ? (shares[row * (k - 1) + j] as number) : left;
+      left -= share;
+      const at = row * vectors + Number(indices.data[row * k + j]);
+      // A weight of nothing is still chosen before those that are not.
+      data[at] = Math.max(Math.log(Math.max(share, 0)), kUnchosen / 2);
+    }
+  }
+  return { dtype: 'F32', shape: [...indices.shape.slice(0, -1), vectors], data };
+}
+/** Its exponential is 0 in f32, beside any logit of a weight. */
+const kUnchosen = -1e4;
 
 export interface Mix {
   /** From all logits of all rows to those that are chosen. */
@@ -112,9 +137,16 @@ export const vblora = defineAdapter({
   },
   peft: {
     type: 'VBLORA',
-    when: ({ save_only_topk_weights }) => save_only_topk_weights !== true,
     tensors: { logitsA: 'vblora_logits_A', logitsB: 'vblora_logits_B' },
     shared: { bank: 'vblora_vector_bank' },
+    // With save_only_topk_weights the chosen vectors and their weights take the logits' place.
+    unpack: (name, { num_vectors }, stored) => {
+      const key = name === 'logitsA' ? 'vblora_logits_A' : 'vblora_logits_B';
+      const indices = stored(`${key}_topk_indices`);
+      const weights = stored(`${key}_topk_weights`);
+      if (name === 'bank' || indices === undefined || weights === undefined) return undefined;
+      return logitsOf(indices, weights, Number(num_vectors));
+    },
     read: (c) => ({
       r: Number(c.r),
       vectors: Number(c.num_vectors),

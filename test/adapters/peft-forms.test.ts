@@ -240,6 +240,45 @@ describe('LoKr of a convolution', () => {
   });
 });
 
+it('VB-LoRA is read from the chosen vectors and their weights', () => {
+  const config = { peft_type: 'VBLORA', r: 2, num_vectors: 5, vector_length: 2, topk: 2 };
+  const bank = { 'base_model.vblora_vector_bank': raw([5, 2]) };
+  // A row's vectors are i and i + 2 of the bank, the first of which has a share of its own.
+  const rows = (count: number) =>
+    Array.from({ length: count }, (_, i) => ({ i: i % 3, share: (i + 1) / 9 }));
+  const logits = (shape: readonly [number, number]) =>
+    raw(
+      [...shape, 5],
+      Float32Array.from(
+        rows(shape[0] * shape[1]).flatMap(({ i, share }) =>
+          Array.from({ length: 5 }, (_, j) => {
+            if (j === i) return Math.log(share);
+            return j === i + 2 ? Math.log(1 - share) : -20;
+          }),
+        ),
+      ),
+    );
+  const chosen = (name: string, shape: readonly [number, number]) => ({
+    [`vblora_logits_${name}_topk_indices`]: raw(
+      [...shape, 2],
+      Float32Array.from(rows(shape[0] * shape[1]).flatMap(({ i }) => [i, i + 2])),
+    ),
+    [`vblora_logits_${name}_topk_weights`]: raw(
+      [...shape, 1],
+      Float32Array.from(rows(shape[0] * shape[1]).map(({ share }) => share)),
+    ),
+  });
+  const [a, b] = [
+    [2, K / 2],
+    [N / 2, 2],
+  ] as const;
+  const whole = load(config, { ...bank, vblora_logits_A: logits(a), vblora_logits_B: logits(b) });
+  const only = { ...config, save_only_topk_weights: true };
+  const short = load(only, { ...bank, ...chosen('A', a), ...chosen('B', b) });
+  near(run(short).y, run(whole).y);
+  expect(() => load(only, bank)).toThrow(/vblora_logits_A/);
+});
+
 describe('what would be computed otherwise', () => {
   it.each([
     ['lora_bias', true],
