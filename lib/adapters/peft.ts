@@ -106,10 +106,13 @@ function partOf(
 
 /**
  * The adapter of one module from a PEFT folder of any supported method. Frozen tensors that the
- * folder leaves out are drawn from `place.seed`, as {@link AdapterMethod.create} draws them.
+ * folder leaves out are drawn from PEFT's seed where the method knows how, else from `place.seed`, as
+ * {@link AdapterMethod.create} draws them; where the config says that they were not saved the latter
+ * is refused.
  * @param module name in the base model, e.g. `model.layers.0.self_attn.q_proj`
  * @param place sizes, device and dtype, and for some methods the base weight
- * @throws ERR_UNSUPPORTED another method · ERR_FILE a trained tensor is missing · ERR_SHAPE
+ * @throws ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
+ *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE
  * @example
  * const adapter = adapterFromPeft({ config, tensors }, 'lin', { inFeatures: 64, outFeatures: 32 });
  */
