@@ -1,4 +1,5 @@
 import { defineAdapter } from './method.js';
+import { coversModule } from './scaling.js';
 
 const reference =
   'Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022, arXiv:2205.05638';
@@ -6,7 +7,7 @@ const reference =
 /** Is this one of the config's feed-forward modules? PEFT takes one name for a pattern, several for ends of names. */
 function feedforward(config: Readonly<Record<string, unknown>>, module: string): boolean {
   const names = (config.feedforward_modules ?? []) as string[] | string;
-  if (typeof names === 'string') return new RegExp(`^(?:${names})$`).test(module);
+  if (typeof names === 'string') return coversModule(names, module);
   return names.some((name) => module.endsWith(name));
 }
 

@@ -1,3 +1,6 @@
+import { LinearRegex, matchBudget } from '../checkpoint/linear-regex.js';
+import { parsePattern } from '../checkpoint/regex-syntax.js';
+
 /** Settings that most low-rank methods share, and PEFT's names for them. */
 export interface AlphaConfig {
   readonly r: number;
@@ -11,12 +14,24 @@ export function scalingOf({ r, loraAlpha, rslora }: AlphaConfig): number {
   return loraAlpha / (rslora ? Math.sqrt(r) : r);
 }
 
-/** The first pattern that covers the end of a module's name decides, as in PEFT. */
+/**
+ * The first pattern that covers the end of a module's name decides, as in PEFT.
+ * @throws ERR_FILE not a pattern · ERR_UNSUPPORTED one that may take long to match
+ */
 export function patternOf(patterns: unknown, module: string): number | undefined {
+  const budget = matchBudget();
   for (const [pattern, value] of Object.entries((patterns ?? {}) as Record<string, number>)) {
-    if (new RegExp(`(.*\\.)?(${pattern})$`).test(module)) return value;
+    // By itself first: what it is put into could make a whole of what is none.
+    parsePattern(kOp, pattern);
+    if (new LinearRegex(kOp, `(.*\\.)?(${pattern})`, budget).fullMatch(module)) return value;
   }
   return undefined;
+}
+const kOp = 'adapterFromPeft';
+
+/** Whether a pattern is all of a module's name (Python's `re.fullmatch`). The same errors. */
+export function coversModule(pattern: string, module: string): boolean {
+  return new LinearRegex(kOp, pattern).fullMatch(module);
 }
 
 /** From `adapter_config.json`. */

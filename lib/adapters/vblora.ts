@@ -1,6 +1,7 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { fail } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { defineAdapter } from './method.js';
@@ -27,15 +28,23 @@ function logitsOf(indices: RawTensor, weights: RawTensor, vectors: number): RawT
   const k = indices.shape.at(-1) ?? 1;
   const shares = rawToFloat32(weights);
   const rows = indices.shape.slice(0, -1).reduce((size, dim) => size * dim, 1);
+  if (shares.length !== rows * (k - 1)) {
+    const expected = `${k - 1} for each row of the indices, ${rows * (k - 1)} in all`;
+    fail('ERR_FILE', 'adapterFromPeft', 'topk_weights', expected, String(shares.length));
+  }
   const data = new Float32Array(rows * vectors).fill(kUnchosen);
   for (let row = 0; row < rows; row++) {
     let left = 1;
     for (let j = 0; j < k; j++) {
       const share = j < k - 1 ? (shares[row * (k - 1) + j] as number) : left;
       left -= share;
-      const at = row * vectors + Number(indices.data[row * k + j]);
+      const vector = Number(indices.data[row * k + j]);
+      if (!(Number.isInteger(vector) && vector >= 0 && vector < vectors)) {
+        const expected = `integers from 0 to ${vectors - 1}`;
+        fail('ERR_FILE', 'adapterFromPeft', 'topk_indices', expected, String(vector));
+      }
       // A weight of nothing is still chosen before those that are not.
-      data[at] = Math.max(Math.log(Math.max(share, 0)), kUnchosen / 2);
+      data[row * vectors + vector] = Math.max(Math.log(Math.max(share, 0)), kUnchosen / 2);
     }
   }
   return { dtype: 'F32', shape: [...indices.shape.slice(0, -1), vectors], data };

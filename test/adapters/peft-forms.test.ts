@@ -102,6 +102,22 @@ describe('DeLoRA', () => {
 
 describe('a pattern of ranks', () => {
   const rank_pattern = { lin: 3 };
+  const tensors = { 'lora_A.weight': raw([3, K]), 'lora_B.weight': raw([N, 3]) };
+
+  it('may be none, and takes no longer than its length', () => {
+    const lora = (pattern: string, module: string) =>
+      load(
+        { peft_type: 'LORA', r: 3, lora_alpha: 4, rank_pattern: { [pattern]: 3 } },
+        tensors,
+        module,
+      );
+    for (const pattern of ['lin(', 'a)|(lin'])
+      expect(() => lora(pattern, 'lin')).toThrow(expect.objectContaining({ code: 'ERR_FILE' }));
+    const began = performance.now();
+    lora('(a+)+b', `${'a'.repeat(60)}c`);
+    expect(performance.now() - began).toBeLessThan(1000);
+  });
+
   it('is that of HiRA and DeLoRA too', () => {
     const hira = { hira_A: raw([3, K]), hira_B: raw([N, 3]) };
     expect(load({ peft_type: 'HIRA', r: 8, rank_pattern }, hira).config).toMatchObject({ r: 3 });
@@ -172,6 +188,10 @@ describe('IA3', () => {
     expect(method('lin', [N, 1])).toBe('ia3');
     expect(method(['p.lin'], [1, K])).toBe('ia3-input');
     expect(method(['q'], [N, 1])).toBe('ia3');
+  });
+
+  it('refuses what is no pattern', () => {
+    expect(() => method('lin(', [N, 1])).toThrow(expect.objectContaining({ code: 'ERR_FILE' }));
   });
 
   it('of a convolution is read by its values', () => {
@@ -277,6 +297,14 @@ it('VB-LoRA is read from the chosen vectors and their weights', () => {
   const short = load(only, { ...bank, ...chosen('A', a), ...chosen('B', b) });
   near(run(short).y, run(whole).y);
   expect(() => load(only, bank)).toThrow(/vblora_logits_A/);
+  const wrong = { ...chosen('A', a), ...chosen('B', b), ...bank };
+  const beyond = {
+    ...wrong,
+    vblora_logits_A_topk_indices: raw([...a, 2], new Float32Array(12).fill(5)),
+  };
+  expect(() => load(only, beyond)).toThrow(/topk_indices.*0 to 4.*5/);
+  const few = { ...wrong, vblora_logits_A_topk_weights: raw([1], new Float32Array(1)) };
+  expect(() => load(only, few)).toThrow(/topk_weights.*6 in all.*1/);
 });
 
 describe('what would be computed otherwise', () => {
