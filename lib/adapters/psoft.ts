@@ -5,6 +5,9 @@ import { leadingTriplets } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
 import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
 
+const identity = (r: number): Float32Array =>
+  Float32Array.from({ length: r * r }, (_, at) => (at % (r + 1) === 0 ? 1 : 0));
+
 /** The entries of Q, shrunk where its Frobenius norm is above eps; 0: as they are. */
 function bounded(t: Tape, entries: Value, eps: number): Value {
   if (eps <= 0) return entries;
@@ -19,20 +22,30 @@ function bounded(t: Tape, entries: Value, eps: number): Value {
  * `y = x·wᵀ + loraAlpha / r · (x · loraAᵀ)·(R' - I)ᵀ·loraBᵀ`, loraB · loraA the r leading singular triplets
  * of w, frozen; `R' = vectorB ⊙ R ⊙ vectorA` (rows, columns), R [r, r] the Cayley transform
  * `(I + Q)(I - Q)⁻¹` of the skew-symmetric matrix with the entries `weight` above its diagonal, row by row,
- * or with `terms` above 0 that many terms of its series, for which the norm of Q is held to `eps` (0: free). A folder of PEFT's has no factors, whose signs the
+ * or with `terms` above 0 that many terms of its series, for which the norm of Q is held to `eps` (0: free). Without `orthogonal`
+ * R is `weight` itself, without `scaleA` or `scaleB` that vector is not there. A folder of PEFT's has no factors, whose signs the
  * rotation depends on: give them beside its tensors.
  */
 export const psoft = defineAdapter({
   method: 'psoft',
   reference:
     'Wu et al., Efficient Orthogonal Fine-Tuning with Principal Subspace Adaptation, 2025, arXiv:2505.11235',
-  defaults: { r: 32, loraAlpha: 32, terms: 0, eps: 0, dropout: 0 },
+  defaults: {
+    r: 32,
+    loraAlpha: 32,
+    terms: 0,
+    eps: 0,
+    orthogonal: true,
+    scaleA: true,
+    scaleB: true,
+    dropout: 0,
+  },
   trained: ['weight', 'vectorA', 'vectorB'],
   frozen: ['loraA', 'loraB'],
-  shapes: ({ N, K, config: { r } }) => ({
-    weight: [(r * (r - 1)) / 2],
-    vectorA: [r],
-    vectorB: [r],
+  shapes: ({ N, K, config: { r, orthogonal, scaleA, scaleB } }) => ({
+    weight: orthogonal ? [(r * (r - 1)) / 2] : [r, r],
+    ...(scaleA ? { vectorA: [r] } : {}),
+    ...(scaleB ? { vectorB: [r] } : {}),
     loraA: [r, K],
     loraB: [N, r],
   }),
@@ -40,7 +53,7 @@ export const psoft = defineAdapter({
     r >= 1 && r <= Math.min(N, K) ? undefined : ['r', `from 1 to ${Math.min(N, K)}`, String(r)],
   init: (make) => {
     const { N, K, config, device, dtype } = make;
-    const { r, loraAlpha } = config;
+    const { r, loraAlpha, orthogonal, scaleA, scaleB } = config;
     const { right, scaledLeft } = leadingTriplets(make.weight('psoft.create'), r, make.seed());
     const shrink = r / loraAlpha;
     const loraB = Float32Array.from({ length: N * r }, (_, at) => {
@@ -48,24 +61,26 @@ export const psoft = defineAdapter({
       return shrink * (scaledLeft[i * N + n] as number);
     });
     return {
-      weight: make.zeros('weight'),
-      vectorA: make.full('vectorA', 1),
-      vectorB: make.full('vectorB', 1),
+      weight: orthogonal
+        ? make.zeros('weight')
+        : Tensor.from(identity(r), [r, r], { device, dtype }),
+      ...(scaleA ? { vectorA: make.full('vectorA', 1) } : {}),
+      ...(scaleB ? { vectorB: make.full('vectorB', 1) } : {}),
       loraA: Tensor.from(Float32Array.from(right), [r, K], { device, dtype }),
       loraB: Tensor.from(loraB, [N, r], { device, dtype }),
     };
   },
   prepare: ({ config, device }) => triangleMaps(1, config.r, device),
   forward: (t, { x, w, bias, p, config, state }) => {
-    const { r, loraAlpha, terms, eps, dropout } = config;
-    const rows =
+    const { r, loraAlpha, terms, eps, orthogonal, scaleA, scaleB, dropout } = config;
+    const rotation = () =>
       terms > 0
         ? cayleySeries(t, skew(t, bounded(t, p.weight, eps), state), state, terms)
         : cayley(t, skew(t, p.weight, state, -1), state);
-    const turn = t.multiply(t.reshape(rows, [r, r]), p.vectorA);
-    const column = t.reshape(p.vectorB, [r, 1]);
-    const eye = t.reshape(t.constant(state.eye), [r, r]);
-    const core = t.add(t.multiply(turn, column), eye, 1, -1);
+    let turn = t.reshape(orthogonal ? rotation() : p.weight, [r, r]);
+    if (scaleA) turn = t.multiply(turn, p.vectorA);
+    if (scaleB) turn = t.multiply(turn, t.reshape(p.vectorB, [r, 1]));
+    const core = t.add(turn, t.reshape(t.constant(state.eye), [r, r]), 1, -1);
     const h = t.matmul(t.shrink(x, p.loraA, { dropout }), core);
     return t.expand(x, w, h, p.loraB, { scaling: loraAlpha / r, bias });
   },
@@ -85,17 +100,20 @@ export const psoft = defineAdapter({
       loraAlpha: Number(config.psoft_alpha ?? 32),
       terms: config.use_cayley_neumann === true ? Number(config.num_cayley_neumann_terms ?? 5) : 0,
       eps: Number(config.cayley_neumann_eps ?? 0),
+      orthogonal: config.psoft_orth !== false,
+      scaleA: config.psoft_mag_a !== false,
+      scaleB: config.psoft_mag_b !== false,
       dropout: Number(config.psoft_dropout ?? 0),
     }),
-    write: ({ r, loraAlpha, terms, eps, dropout }) => ({
+    write: ({ r, loraAlpha, terms, eps, orthogonal, scaleA, scaleB, dropout }) => ({
       r,
       psoft_alpha: loraAlpha,
       use_cayley_neumann: terms > 0,
       num_cayley_neumann_terms: terms > 0 ? terms : 5,
       cayley_neumann_eps: eps > 0 ? eps : null,
-      psoft_mag_a: true,
-      psoft_mag_b: true,
-      psoft_orth: true,
+      psoft_mag_a: scaleA,
+      psoft_mag_b: scaleB,
+      psoft_orth: orthogonal,
       psoft_dropout: dropout,
     }),
   },

@@ -42,6 +42,8 @@ export const STRUCTURED_ROWS: Readonly<Record<string, Row>> = {
   'qalora/size': { settings: { r: 4, loraAlpha: 6, groupSize: 4, pool: 'size' } },
   psoft: { settings: { r: 6, loraAlpha: 9 } },
   'psoft/bounded': { settings: { r: 6, loraAlpha: 9, terms: 5, eps: 0.4 } },
+  'psoft/free': { settings: { r: 6, loraAlpha: 9, orthogonal: false, scaleA: false } },
+  'psoft/rotation': { settings: { r: 6, loraAlpha: 9, scaleA: false, scaleB: false } },
   'psoft/series': { settings: { r: 6, loraAlpha: 9, terms: 4 } },
   road: { settings: { groupSize: 12 } },
   'road/2': { settings: { variant: 2, groupSize: 8 } },

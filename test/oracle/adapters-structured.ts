@@ -162,14 +162,19 @@ function boftOf(layer: OracleLayer): { weight: Matrix } {
 }
 
 function psoftOf(layer: OracleLayer): { weight: Matrix } {
-  const names = ['weight', 'vectorA', 'vectorB', 'loraA', 'loraB'] as const;
-  const [weight, vectorA, vectorB, a, b] = parts(layer, ...names);
-  const { r, loraAlpha, terms, eps } = layer.config;
+  const [weight, a, b] = parts(layer, 'weight', 'loraA', 'loraB');
+  const { vectorA, vectorB } = layer.p;
+  const { r, loraAlpha, terms, eps, orthogonal } = layer.config;
   const norm = Math.sqrt(2 * weight.data.reduce((total, v) => total + v * v, 0));
   const shrink = terms > 0 && eps > 0 && norm > eps ? eps / norm : 1;
-  const q = skewOf(weight.data, r).map((v) => v * shrink);
-  const rotation = terms > 0 ? seriesOf(q, terms) : cayleyOf(q).transposed();
-  const core = rotation.scaleCols(vectorA.data).scaleRows(vectorB.data);
+  const rotation = (): Matrix => {
+    const q = skewOf(weight.data, r).map((v) => v * shrink);
+    return terms > 0 ? seriesOf(q, terms) : cayleyOf(q).transposed();
+  };
+  const ones = new Float64Array(r).fill(1);
+  const core = (orthogonal ? rotation() : weight)
+    .scaleCols(vectorA?.data ?? ones)
+    .scaleRows(vectorB?.data ?? ones);
   const update = b.times(core.plus(Matrix.identity(r), -1)).times(a);
   return { weight: layer.w.plus(update, loraAlpha / r) };
 }
