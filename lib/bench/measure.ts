@@ -22,6 +22,8 @@ export interface Plan {
   readonly repeats: number;
   /** A subject that has taken so long is left with the samples it has, at least three. */
   readonly seconds: number;
+  /** Samples that are not clean are not taken again: the whole run has a limit, and other jobs wait. */
+  readonly once?: boolean;
   /** Length of a sample: short calls are put together. */
   readonly sample_ms: number;
   /** Whether each call is waited for, also where calls could be queued. */
@@ -138,7 +140,8 @@ async function runTrial(
     const wanted = Math.max(1, Math.ceil(plan.repeats / plan.trials));
     const fewest = Math.min(wanted, Math.ceil(kFewest / plan.trials));
     const limit_ms = (1000 * plan.seconds) / plan.trials;
-    for (let round = 0; round < kMoreRounds * wanted; round++) {
+    const rounds = Math.max(plan.once ? wanted : kMoreRounds * wanted, fewest);
+    for (let round = 0; round < rounds; round++) {
       const due = running.filter(({ record, spent_ms, clean }) => {
         const taken = record.trials[trial]?.length ?? 0;
         if (taken < fewest) return true;

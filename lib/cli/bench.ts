@@ -142,6 +142,7 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
     repeats: parsed.integer('repeats', 30, 1, 100_000),
     trials: parsed.integer('trials', 2, 1, 100),
     seconds: parsed.number('seconds', 2, 'a number above 0', (value) => value > 0),
+    once: Number.isFinite(limit),
     sample_ms: kSample_ms,
     latency: parsed.flag('latency'),
     roofline: !parsed.flag('no-roofline'),

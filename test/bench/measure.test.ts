@@ -95,6 +95,9 @@ describe('a job', () => {
     const [row] = result.rows;
     expect(row?.samples_ms[0]).toEqual([-100, 10, -100, 10, -100, 10, -100, 10]);
     expect([row?.samples, row?.clean, row?.median_ms]).toEqual([16, 8, 10]);
+    // A run that has a limit takes none again.
+    const once = await measure([fake('a', times('10'))], { timesOf, once: true });
+    expect(once.rows[0]).toMatchObject({ samples: 8, clean: 4 });
     // Never clean: all count, and the count says so; more rounds would be no better.
     let waited = 0;
     const waits = () => new Map([['1', { ran_ms: 100 * ++waited, waited_ms: waited }]]);
