@@ -140,7 +140,7 @@ async function runTrial(
     const wanted = Math.max(1, Math.ceil(plan.repeats / plan.trials));
     const fewest = Math.min(wanted, Math.ceil(kFewest / plan.trials));
     const limit_ms = (1000 * plan.seconds) / plan.trials;
-    const rounds = Math.max(plan.once ? wanted : kMoreRounds * wanted, fewest);
+    const rounds = plan.once ? wanted : kMoreRounds * wanted;
     for (let round = 0; round < rounds; round++) {
       const due = running.filter(({ record, spent_ms, clean }) => {
         const taken = record.trials[trial]?.length ?? 0;
