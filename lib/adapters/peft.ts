@@ -88,10 +88,9 @@ function partOf(
   shared: boolean,
 ): Float32Array {
   const values = rawToFloat32(raw);
-  const sizeOf = (dims: readonly number[]) => dims.reduce((size, dim) => size * dim, 1);
   const long = (dims: readonly number[]) => String(dims.filter((dim) => dim !== 1));
   // A convolution's tensors have a kernel's dimensions behind, or are [1, N, 1, 1]: of the same order.
-  if (!shared && sizeOf(raw.shape) === sizeOf(shape)) {
+  if (!shared && values.length === shape.reduce((size, dim) => size * dim, 1)) {
     const flat = shape.length === 2 && raw.shape[0] === shape[0];
     if (flat || long(raw.shape) === long(shape)) return values;
   }

@@ -1,12 +1,11 @@
 import type { Value } from '../autograd/gradient-tape.js';
+import { identity } from '../autograd/structured.js';
 import type { Tape } from '../autograd/tape.js';
+import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { leadingTriplets } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
 import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
-
-const identity = (r: number): Float32Array =>
-  Float32Array.from({ length: r * r }, (_, at) => (at % (r + 1) === 0 ? 1 : 0));
 
 /** The entries of Q, shrunk where its Frobenius norm is above eps; 0: as they are. */
 function bounded(t: Tape, entries: Value, eps: number): Value {
@@ -61,9 +60,7 @@ export const psoft = defineAdapter({
       return shrink * (scaledLeft[i * N + n] as number);
     });
     return {
-      weight: orthogonal
-        ? make.zeros('weight')
-        : Tensor.from(identity(r), [r, r], { device, dtype }),
+      weight: orthogonal ? make.zeros('weight') : scope(() => identity(r, device).to({ dtype })),
       ...(scaleA ? { vectorA: make.full('vectorA', 1) } : {}),
       ...(scaleB ? { vectorB: make.full('vectorB', 1) } : {}),
       loraA: Tensor.from(Float32Array.from(right), [r, K], { device, dtype }),

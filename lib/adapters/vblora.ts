@@ -27,7 +27,7 @@ function largest(logits: Tensor, h: number, k: number): Int32Array {
 function logitsOf(indices: RawTensor, weights: RawTensor, vectors: number): RawTensor {
   const k = indices.shape.at(-1) ?? 1;
   const shares = rawToFloat32(weights);
-  const rows = indices.shape.slice(0, -1).reduce((size, dim) => size * dim, 1);
+  const rows = indices.data.length / k;
   if (shares.length !== rows * (k - 1)) {
     const expected = `${k - 1} for each row of the indices, ${rows * (k - 1)} in all`;
     fail('ERR_FILE', 'adapterFromPeft', 'topk_weights', expected, String(shares.length));
