@@ -352,6 +352,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   }
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) load_stage(first + stage);
+  GridDependencyWait();
   if (p.split_pairs > 0 && first == 0) add_lora();
   if (first < end) {
     source.LoadScales(first + 1);

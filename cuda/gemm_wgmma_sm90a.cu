@@ -432,7 +432,6 @@ LOWRANK_DEVICE void Multiply(const GemmWgmmaParams& p) {
   }
   LoadCodebook(p.next_panel, s.codebook);
   ClusterSync();  // barriers of both blocks stand, and the codebook
-  GridDependencyLaunch();
   GridDependencyWait();
   if (warp < 4) {
     RegistersDownTo<136>();
@@ -463,7 +462,6 @@ LOWRANK_DEVICE void Prepare(const GemmWgmmaPrepareParams& p) {
   float* s_codebook = DynamicShared<PrepareStorage>().codebook;
   LoadCodebook(p.panel, s_codebook);
   __syncthreads();
-  GridDependencyLaunch();
   constexpr uint32_t kWarps = kWgmmaPrepareThreads / 32;
   const uint32_t unit = blockIdx.x * kWarps + threadIdx.x / 32;
   const uint32_t units = gridDim.x * kWarps;
@@ -489,16 +487,16 @@ using namespace lowrank::gpu;
   X(bf16, TileBF16)      \
   X(f16, TileF16)
 
-#define LOWRANK_KERNELS(dtype, T)                                                          \
-  LOWRANK_KERNEL(gemm_wgmma_prepare_##dtype##_kernel, GemmWgmmaPrepareParams,              \
-                 kWgmmaPrepareThreads, 4) {                                                \
-    Prepare<T>(p);                                                                         \
-  }                                                                                        \
-  LOWRANK_KERNEL(gemm_wgmma_128x256_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
-    Multiply<T, Wide>(p);                                                                  \
-  }                                                                                        \
-  LOWRANK_KERNEL(gemm_wgmma_128x128_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
-    Multiply<T, Narrow>(p);                                                                \
+#define LOWRANK_KERNELS(dtype, T)                                                                \
+  LOWRANK_KERNEL(gemm_wgmma_prepare_##dtype##_kernel, GemmWgmmaPrepareParams,                    \
+                 kWgmmaPrepareThreads, 4) {                                                      \
+    Prepare<T>(p);                                                                               \
+  }                                                                                              \
+  LOWRANK_EARLY_KERNEL(gemm_wgmma_128x256_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
+    Multiply<T, Wide>(p);                                                                        \
+  }                                                                                              \
+  LOWRANK_EARLY_KERNEL(gemm_wgmma_128x128_##dtype##_kernel, GemmWgmmaParams, kWgmmaThreads, 1) { \
+    Multiply<T, Narrow>(p);                                                                      \
   }
 LOWRANK_TYPES(LOWRANK_KERNELS)
 #undef LOWRANK_KERNELS

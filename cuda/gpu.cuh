@@ -4,6 +4,16 @@
 ///   - no other CUDA header, no inline PTX outside ptx.cuh and ptx_sm90.cuh
 ///   - a kernel is LOWRANK_KERNEL(name, Params, kThreads, kMinBlocks) { ... p ... }: extern "C",
 ///     found by its name, one argument, a plain struct passed by value
+///   - the launches of an op overlap from sm_90 on (programmatic dependent launch): a
+///   LOWRANK_KERNEL
+///     lets the next one come and waits for those before it, then runs its body. One that has work
+///     which no launch of its op before it wrote, and that is worth starting with, is a
+///     LOWRANK_EARLY_KERNEL and says GridDependencyWait() itself: before its first store and its
+///     first load of what they wrote, and in any case before it ends, since the next launch knows
+///     of them through this one alone
+///   - ld.global.nc and __ldg are for what no launch of the op writes, or only a first one that
+///   waits
+///     for all before it: memory that an overlapping launch read before may lie in L1 as it was
 ///   - shared memory is one struct, taken with DynamicShared<Storage>(); its size is sizeof
 ///   - contraction is off in both compilers (nvcc -fmad=false, -ffp-contract=off): where an fma is
 ///     meant, write fmaf, so that every mode gives the same bits
@@ -20,9 +30,19 @@
 #define LOWRANK_DEVICE static __device__ __forceinline__
 
 /// kMinBlocks is what must fit on one multiprocessor: it bounds the registers of a thread.
-#define LOWRANK_KERNEL(name, Params, kThreads, kMinBlocks)               \
+#define LOWRANK_KERNEL(name, Params, kThreads, kMinBlocks) \
+  LOWRANK_CUDA_KERNEL(name, Params, kThreads, kMinBlocks, ::lowrank::gpu::GridDependencyWait())
+#define LOWRANK_EARLY_KERNEL(name, Params, kThreads, kMinBlocks) \
+  LOWRANK_CUDA_KERNEL(name, Params, kThreads, kMinBlocks, )
+#define LOWRANK_CUDA_KERNEL(name, Params, kThreads, kMinBlocks, wait)    \
+  LOWRANK_DEVICE void name##_body(const Params& p);                      \
   extern "C" __global__ void __launch_bounds__((kThreads), (kMinBlocks)) \
-      name(const __grid_constant__ Params p)
+      name(const __grid_constant__ Params p) {                           \
+    ::lowrank::gpu::GridDependencyLaunch();                              \
+    wait;                                                                \
+    name##_body(p);                                                      \
+  }                                                                      \
+  LOWRANK_DEVICE void name##_body([[maybe_unused]] const Params& p)
 
 namespace lowrank::gpu {
 

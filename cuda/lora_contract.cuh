@@ -100,6 +100,7 @@ class LoraContract {
   static LOWRANK_MEMBER void Run(const LoraContractParams& p, uint32_t o_tile, uint32_t split) {
     LoraContract block(p, o_tile, split);
     block.Walk();
+    GridDependencyWait();
     block.Meet();
   }
 

@@ -22,10 +22,10 @@ namespace lowrank::gpu {
   X(f16, LoraF16Tag, 16, 2)    \
   X(f16, LoraF16Tag, 32, 1)
 
-#define LOWRANK_LORA_SHRINK_KERNEL(name, Tag, kRanks, kMinBlocks)                           \
-  LOWRANK_KERNEL(lora_shrink_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads, \
-                 kMinBlocks) {                                                              \
-    LoraContract<Tag, kRanks, false>::Run(p, blockIdx.x, blockIdx.y);                       \
+#define LOWRANK_LORA_SHRINK_KERNEL(name, Tag, kRanks, kMinBlocks)                                 \
+  LOWRANK_EARLY_KERNEL(lora_shrink_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads, \
+                       kMinBlocks) {                                                              \
+    LoraContract<Tag, kRanks, false>::Run(p, blockIdx.x, blockIdx.y);                             \
   }
 LOWRANK_LORA_SHRINK(LOWRANK_LORA_SHRINK_KERNEL)
 

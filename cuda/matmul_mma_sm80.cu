@@ -66,8 +66,8 @@ namespace lowrank::gpu {
                                      op##_##format##_##dtype##_##tile_m##_Tile>) ==               \
                 GemmMmaSharedBytes(bits, transposed, tile_m, tile_p, stages,                      \
                                    WeightFormat::kFormat == WeightFormat::kDense));               \
-  LOWRANK_KERNEL(op##_mma_##format##_##dtype##_##tile_m##x##tile_p##_kernel, GemmMmaParams,       \
-                 (GemmTile<tile_m, tile_p, stages, transposed>::kThreads), min_blocks) {          \
+  LOWRANK_EARLY_KERNEL(op##_mma_##format##_##dtype##_##tile_m##x##tile_p##_kernel, GemmMmaParams, \
+                       (GemmTile<tile_m, tile_p, stages, transposed>::kThreads), min_blocks) {    \
     GemmMmaBody<WeightFormat::kFormat, Element, GemmTile<tile_m, tile_p, stages, transposed>>(p); \
   }
 LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_KERNEL)

@@ -119,6 +119,7 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     __syncthreads();  // nobody reads x or the tables any more
     this->StorePlanes([this](int i, int j, int e) { return sum_[i][j][e]; });
     __syncthreads();
+    GridDependencyWait();
     Finish();
   }
 
@@ -267,9 +268,9 @@ LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
   LOWRANK_SMALL_M_TILES(X, dense, bf16, SmallMFormat::kDense, ElementBF16T) \
   LOWRANK_SMALL_M_TILES(X, dense, f16, SmallMFormat::kDense, ElementF16T)
 
-#define LOWRANK_DEFINE(name, kFormat, Element, Tile, kMinBlocks)                             \
-  LOWRANK_KERNEL(matmul_small_m_##name##_kernel, SmallMParams, kSmallMThreads, kMinBlocks) { \
-    MmaBlock<kFormat, Element, Tile>(p).Run();                                               \
+#define LOWRANK_DEFINE(name, kFormat, Element, Tile, kMinBlocks)                                   \
+  LOWRANK_EARLY_KERNEL(matmul_small_m_##name##_kernel, SmallMParams, kSmallMThreads, kMinBlocks) { \
+    MmaBlock<kFormat, Element, Tile>(p).Run();                                                     \
   }
 LOWRANK_SMALL_M_KERNELS(LOWRANK_DEFINE)
 #undef LOWRANK_DEFINE

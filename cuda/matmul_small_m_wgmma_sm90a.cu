@@ -160,12 +160,12 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
 
 }  // namespace
 
-#define LOWRANK_SMALL_M_WGMMA(name, Tile)                                    \
-  LOWRANK_KERNEL(name##_4bit_bf16_kernel, SmallMParams, kSmallMThreads, 1) { \
-    WgmmaBlock<WgmmaElementBF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();      \
-  }                                                                          \
-  LOWRANK_KERNEL(name##_4bit_f16_kernel, SmallMParams, kSmallMThreads, 1) {  \
-    WgmmaBlock<WgmmaElementF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();       \
+#define LOWRANK_SMALL_M_WGMMA(name, Tile)                                          \
+  LOWRANK_EARLY_KERNEL(name##_4bit_bf16_kernel, SmallMParams, kSmallMThreads, 1) { \
+    WgmmaBlock<WgmmaElementBF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();            \
+  }                                                                                \
+  LOWRANK_EARLY_KERNEL(name##_4bit_f16_kernel, SmallMParams, kSmallMThreads, 1) {  \
+    WgmmaBlock<WgmmaElementF16, Tile>(p, PlaceOfBlock<Tile>(p)).Run();             \
   }
 LOWRANK_SMALL_M_WGMMA(matmul_small_m_wgmma, SmallMTileWgmma)
 LOWRANK_SMALL_M_WGMMA(matmul_small_m_wgmma128, SmallMTileWgmma128)

@@ -287,10 +287,10 @@ LOWRANK_DEVICE void Run(const SmallMParams& p) {
 
 }  // namespace
 
-LOWRANK_KERNEL(matmul_wide_m_wgmma_4bit_bf16_kernel, SmallMParams, kSmallMWideThreads, 1) {
+LOWRANK_EARLY_KERNEL(matmul_wide_m_wgmma_4bit_bf16_kernel, SmallMParams, kSmallMWideThreads, 1) {
   Run<WgmmaElementBF16>(p);
 }
-LOWRANK_KERNEL(matmul_wide_m_wgmma_4bit_f16_kernel, SmallMParams, kSmallMWideThreads, 1) {
+LOWRANK_EARLY_KERNEL(matmul_wide_m_wgmma_4bit_f16_kernel, SmallMParams, kSmallMWideThreads, 1) {
   Run<WgmmaElementF16>(p);
 }
 

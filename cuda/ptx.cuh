@@ -123,10 +123,10 @@ LOWRANK_PTX void NamedBarrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
-/// 16 bytes of read-only data used once: past L1, first to leave L2.
+/// 16 bytes that this launch does not write and that are used once: past L1, first to leave L2.
 LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(g_src));
   return v;
 }
@@ -135,7 +135,7 @@ LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
 LOWRANK_PTX uint4 LoadStream16If(bool wanted, const void* g_src) {
   uint4 v;
   asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0;\n\t"
-               "@p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4]; }"
+               "@p ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4]; }"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
                : "l"(g_src), "r"(static_cast<uint32_t>(wanted)));
   return v;
@@ -161,6 +161,21 @@ LOWRANK_PTX uint32_t LoadAcquire(const uint32_t* g_flag) {
 }
 LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" :: "l"(g_flag), "r"(value) : "memory");
+}
+
+
+/// Programmatic dependent launch, from sm_90 on; before, no launch starts until the last has ended.
+/// Until the launches before this one have ended and their writes can be seen.
+LOWRANK_PTX void GridDependencyWait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+/// From here on the next launch may take multiprocessors that this one leaves free.
+LOWRANK_PTX void GridDependencyLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
 }
 
 // clang-format on

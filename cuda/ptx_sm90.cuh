@@ -239,13 +239,6 @@ LOWRANK_PTX void ClusterSync() {
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
-/// Until the launches before this one have finished and their writes can be seen.
-LOWRANK_PTX void GridDependencyWait() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-/// From here on the next launch may take multiprocessors that this one leaves free.
-LOWRANK_PTX void GridDependencyLaunch() {
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-}
-
 // clang-format on
 
 }  // namespace lowrank::gpu

@@ -77,6 +77,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   /// The blocks' sums in the order of k; a block finishes its share of the rows, a thread four of
   /// them of each of its tokens.
   __device__ __forceinline__ void Finish() {
+    GridDependencyWait();
     constexpr int kCount = 4;  // tokens a thread at a time
     const int rows = Tile::kRows / static_cast<int>(p_.splits);
     const int thread = static_cast<int>(threadIdx.x);

@@ -32,11 +32,11 @@ LOWRANK_DEVICE SmallEight LoadSmallEight(int32_t element, const void* g_data, in
     if (element == kSmallF32) {
       const uint4* g_words =
           reinterpret_cast<const uint4*>(static_cast<const float*>(g_data) + index);
-      eight.words[0] = __ldg(g_words);
-      eight.words[1] = __ldg(g_words + 1);
+      eight.words[0] = g_words[0];
+      eight.words[1] = g_words[1];
     } else {
       eight.words[0] =
-          __ldg(reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(g_data) + index));
+          *reinterpret_cast<const uint4*>(static_cast<const uint16_t*>(g_data) + index);
     }
     return eight;
   }

@@ -364,6 +364,7 @@ void Fence() {
 void GridDependencyWait() {
   Fiber* fiber = CurrentFiber();
   fiber->waited_for_grids = true;
+  running->waited_for_grids.store(true, std::memory_order_relaxed);
   BlockState* block = fiber->block_state;
   if (!running->check || block->grid_wait.instance != 0) return;
   block->grid_wait.instance = block->instance;

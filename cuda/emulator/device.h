@@ -33,11 +33,17 @@
 #define LOWRANK_DEVICE LOWRANK_EMU_INLINE
 
 #define LOWRANK_KERNEL(name, Params, kThreads, kMinBlocks) \
-  LOWRANK_EMU_KERNEL(name, Params, kThreads, kMinBlocks)
-#define LOWRANK_EMU_KERNEL(name, Params, kThreads, kMinBlocks)                           \
+  LOWRANK_EMU_KERNEL(name, Params, kThreads, kMinBlocks, ::lowrank::emu::GridDependencyWait())
+#define LOWRANK_EARLY_KERNEL(name, Params, kThreads, kMinBlocks) \
+  LOWRANK_EMU_KERNEL(name, Params, kThreads, kMinBlocks, )
+#define LOWRANK_EMU_KERNEL(name, Params, kThreads, kMinBlocks, wait)                     \
   static void name(const Params& p);                                                     \
   [[maybe_unused]] static const bool name##_registered = ::lowrank::emu::RegisterKernel( \
-      {#name, [](const void* params) { name(*static_cast<const Params*>(params)); },     \
+      {#name,                                                                            \
+       [](const void* params) {                                                          \
+         wait;                                                                           \
+         name(*static_cast<const Params*>(params));                                      \
+       },                                                                                \
        sizeof(Params), (kThreads), (kMinBlocks), 0, LOWRANK_EMU_HOOKS});                 \
   static void name([[maybe_unused]] const Params& p)
 

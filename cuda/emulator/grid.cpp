@@ -204,6 +204,11 @@ LaunchStatus RunGrid(const Launch& launch) {
   }
   observing = false;
   running = nullptr;
+  if (run.check && !run.unfinished.empty() && !run.failed && !run.waited_for_grids) {
+    Report("grid-dependency", Site(), Site(),
+           "it may start before earlier launches have ended, and ends without griddepcontrol.wait: "
+           "what follows it may start before they have ended");
+  }
   const bool found = FlushFindings(kernel.name);
   if (run.fault) return LaunchStatus::kIllegalAddress;
   return found || run.failed ? LaunchStatus::kFinding : LaunchStatus::kOk;

@@ -107,4 +107,7 @@ LOWRANK_EMU_INLINE void StoreRelease(uint32_t* g_flag, uint32_t value, LOWRANK_E
   emu::StoreRelease(g_flag, value, site);
 }
 
+LOWRANK_EMU_INLINE void GridDependencyWait() { emu::GridDependencyWait(); }
+LOWRANK_EMU_INLINE void GridDependencyLaunch() {}
+
 }  // namespace lowrank::gpu

@@ -140,6 +140,7 @@ struct Kernel {
   uint32_t min_blocks = 1;
   uint32_t static_shared_bytes = 0;
   Hooks hooks = Hooks::kNone;
+  int ptx_version = 0;  // 10 · major + minor of the PTX it is made of; 0: compiled for any device
 };
 /// At static initialisation. A later kernel of the same name takes the place of the earlier one.
 bool RegisterKernel(const Kernel& kernel);
@@ -159,7 +160,8 @@ struct Launch {
   uint32_t shared_bytes = 0;  // dynamic
   const void* params = nullptr;
   /// Of its stream, or null. A launch that overlaps those before it (programmatic stream
-  /// serialization) may look at what they write only after GridDependencyWait().
+  /// serialization) may look at what they write only after GridDependencyWait(), and has to wait
+  /// before it ends: what follows knows of them through it alone.
   LaunchChain* chain = nullptr;
   bool overlaps_previous = false;
 };

@@ -133,6 +133,7 @@ struct GridRun {
   std::atomic<uint64_t> next_cluster{0};
   std::atomic<bool> failed{false};
   std::atomic<bool> fault{false};
+  std::atomic<bool> waited_for_grids{false};  // a thread has
   std::atomic<int> workers_inside{0};
   std::atomic<int> workers_stuck{0};
   std::atomic<uint64_t> changes{0};  // a worker is no longer stuck, or has left

@@ -80,13 +80,14 @@ else()
   set(lowrank_archs ${LOWRANK_CUDA_ARCHS})
 endif()
 
-# Machine code for each architecture from one PTX, that of compute_80: the front end runs once, and
-# what the emulator translates is what every device runs. "ptx" adds that PTX, which the driver of any
-# later device compiles. A file named *_sm90a.cu is for that architecture alone, from its own PTX.
+# Machine code of a file for all architectures is made of two PTX: that of compute_80 below 9.0, which
+# the emulator translates, and from there on that of compute_90, the same but that a launch may wait
+# for those that it overlaps (cuda/ptx.cuh). "ptx" adds both, which the drivers of later devices
+# compile. A file named *_sm90a.cu is for that architecture alone, from its own PTX.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
-  set(base 80)
+  set(only)
   if(name MATCHES "_sm([0-9]+a)$")
     set(only ${CMAKE_MATCH_1})
     if(NOT only IN_LIST archs)
@@ -94,25 +95,35 @@ function(lowrank_compile_kernel source out)
       return()
     endif()
     set(archs ${only})
-    set(base ${only})
   endif()
   set(targets)
   set(flags)
   foreach(arch ${archs})
     if(arch STREQUAL "ptx")
-      list(APPEND flags -gencode arch=compute_80,code=compute_80)
-      list(APPEND targets compute_80)
+      foreach(base 80 90)
+        list(APPEND flags -gencode arch=compute_${base},code=compute_${base})
+        list(APPEND targets compute_${base})
+      endforeach()
     else()
+      string(REGEX MATCH "^[0-9]+" number ${arch})
+      set(base 80)
+      if(only)
+        set(base ${only})
+      elseif(number GREATER_EQUAL 90)
+        set(base 90)
+      endif()
       list(APPEND flags -gencode arch=compute_${base},code=sm_${arch})
       list(APPEND targets sm_${arch})
     endif()
   endforeach()
   set(dir ${CMAKE_CURRENT_BINARY_DIR}/kernels/${name})
-  file(MAKE_DIRECTORY ${dir})
   list(JOIN targets "," targets)
-  # --keep: the PTX is read for the names of the kernels.
+  # --keep: the PTX is read for the names of the kernels. What another list of architectures left is
+  # not to be taken for it.
   add_custom_command(
     OUTPUT ${dir}/${name}.fatbin
+    COMMAND ${CMAKE_COMMAND} -E rm -rf ${dir}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${dir}
     COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_flags} ${flags} -I ${CMAKE_CURRENT_SOURCE_DIR}
             --keep --keep-dir ${dir} -MD -MT ${dir}/${name}.fatbin -MF ${dir}/${name}.d
             -fatbin ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${dir}/${name}.fatbin

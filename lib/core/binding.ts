@@ -88,6 +88,15 @@ export interface Binding {
   ): void;
   quantizeScales(absmax: NativeHandle, w: NativeHandle): void;
   weightNorms(w: NativeHandle): NativeHandle;
+  /** `x` is loraA in the dtype of the product. */
+  factoredNorm(
+    x: NativeHandle,
+    w: NativeHandle,
+    loraA: NativeHandle,
+    loraB: NativeHandle,
+    squares: NativeHandle,
+    scaling: number,
+  ): NativeHandle;
   putRows(y: NativeHandle, source: NativeHandle, begin: number): void;
   takeRows(w: NativeHandle, dtype: string, begin: number, count: number): NativeHandle;
   formats(): Array<{

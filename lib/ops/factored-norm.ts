@@ -15,7 +15,7 @@ import {
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
-import { loraExpand } from './lora-parts.js';
+import { loraExpand, loraShrink } from './lora-parts.js';
 import { matmul } from './matmul.js';
 import { zeroTermOf } from './zero-points.js';
 
@@ -68,9 +68,8 @@ export interface FactoredNormParts {
   /** [N] f32, {@link weightNorms} of `w` where they were kept; else they are computed. */
   weightNorms?: Tensor;
   /**
-   * Of the product of `w` with loraA, which is most of the work: f32, or the dtype of 16-bit
-   * activations, in which it takes half the time and what the adapter adds to the norm is rounded
-   * to that dtype. Default f32.
+   * Of the operands of the product of `w` with loraA, which is most of the work: f32, or the dtype of
+   * 16-bit activations, to which both are then rounded, and which takes half the time. Default f32.
    */
   dtype?: DType;
 }
@@ -81,7 +80,7 @@ export interface FactoredNormParts {
  *
  * `norm² = ‖W‖² + 2 · scaling · Σⱼ B ⊙ T`, `Tᵀ = A · Wᵀ + scaling / 2 · G · Bᵀ` [r, N]
  *
- * where T is a LoRA layer's forward pass over r rows, those of A, and all that depends on N · K; DoRA's
+ * where A · Wᵀ is a product of r rows, and all that depends on N · K; DoRA's
  * column norms of PEFT are these (S. Liu et al., DoRA, 2024, section 4.3 on treating them as constants).
  *
  * In f32 with sums in double, a negative square from cancellation counted as 0: norm² is within
@@ -99,7 +98,7 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
   const op = 'factoredNorm';
   if (parts === undefined) throw wrongType(op, 'parts', 'an object', parts);
   const given = readOptions(op, parts);
-  const { weight, N, K } = checkWeight(op, given.w);
+  const { weight, handle, N, K } = checkWeight(op, given.w);
   const loraA = checkFactor(op, 'loraA', given.loraA, `[r, K = ${K}]`, 1, K, weight);
   const r = loraA.shape[0] ?? 0;
   const loraB = checkFactor(op, 'loraB', given.loraB, `[N = ${N}, r = ${r}]`, 0, N, weight);
@@ -119,16 +118,46 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
   }
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, 'f32'));
   return scope(() => {
-    const a = loraA.dtype === 'f32' ? loraA : loraA.to({ dtype: 'f32' });
-    const b = loraB.dtype === 'f32' ? loraB : loraB.to({ dtype: 'f32' });
-    const squares = (kept ?? weightNorms(weight)).reshape([N]);
-    const product = dtype === 'f32' ? a : a.to({ dtype });
-    const half = loraExpand(product, weight, matmul(a, a), b, { scaling: scaling / 2 });
-    // loraBᵀ by a product with the identity, which moves each element once.
-    const ones = Float32Array.from({ length: r * r }, (_, i) => (i % (r + 1) === 0 ? 1 : 0));
-    const turned = matmul(Tensor.from(ones, [r, r], { device: weight.device }), b);
-    const added = sumProduct(half, turned, { axis: 0 });
-    const sum = multiplyAdd({ a: added, c: squares, alpha: 2 * scaling });
-    return mapTensor(mapTensor(sum, 'relu'), 'sqrt');
+    const squares = kept ?? weightNorms(weight);
+    const product = loraA.dtype === dtype ? loraA : loraA.to({ dtype });
+    if (zeroTermOf(weight) !== undefined) {
+      return factoredByParts(product, weight, loraA, loraB, squares.reshape([N]), scaling);
+    }
+    return Tensor.adopt(
+      native(op, (raw) =>
+        raw.factoredNorm(
+          Tensor.handleOf(product, op, 'loraA'),
+          handle,
+          Tensor.handleOf(loraA, op, 'loraA'),
+          Tensor.handleOf(loraB, op, 'loraB'),
+          Tensor.handleOf(squares, op, 'weightNorms'),
+          scaling,
+        ),
+      ),
+      [N],
+      'f32',
+      weight.device,
+    );
   });
+}
+
+/** Of a weight with zero-points: T by loraExpand, which adds their term, and the rest op by op. */
+function factoredByParts(
+  product: Tensor,
+  weight: BaseWeight,
+  loraA: Tensor,
+  loraB: Tensor,
+  squares: Tensor,
+  scaling: number,
+): Tensor {
+  const a = loraA.dtype === 'f32' ? loraA : loraA.to({ dtype: 'f32' });
+  const b = loraB.dtype === 'f32' ? loraB : loraB.to({ dtype: 'f32' });
+  const half = loraExpand(product, weight, loraShrink(a, a), b, { scaling: scaling / 2 });
+  // loraBᵀ by a product with the identity, which moves each element once.
+  const r = a.shape[0] as number;
+  const ones = Float32Array.from({ length: r * r }, (_, i) => (i % (r + 1) === 0 ? 1 : 0));
+  const turned = matmul(Tensor.from(ones, [r, r], { device: weight.device }), b);
+  const added = sumProduct(half, turned, { axis: 0 });
+  const sum = multiplyAdd({ a: added, c: squares, alpha: 2 * scaling });
+  return mapTensor(mapTensor(sum, 'relu'), 'sqrt');
 }

@@ -307,6 +307,24 @@ Napi::Value WeightNorms(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(norms));
 }
 
+// factoredNorm(x, w, loraA, loraB, squares, scaling) -> [N]; x is loraA in the dtype of the product
+Napi::Value FactoredNorm(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = FactoredNormOp::kName;
+  const Napi::Env env = info.Env();
+  Operands operands(env, kOp, TensorOf(info[0], kOp, "loraA").storage->backend());
+  FactoredNormOp op;
+  op.x = operands.In(info[0], "loraA");
+  op.w = operands.Weight(info[1], "w");
+  op.lora_a = operands.In(info[2], "loraA");
+  op.lora_b = operands.In(info[3], "loraB");
+  op.squares = operands.OptionalRow(info[4], "weightNorms");
+  op.scaling = static_cast<float>(NumberArg(info[5], kOp, "scaling"));
+  TensorHandle norms;
+  op.norms = operands.Out(&norms, DType::kF32, {op.w.rows()});
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(norms));
+}
+
 // takeRows(weight or tensor, dtype, first, rows): those rows as a dense tensor of their own
 Napi::Value TakeRows(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "denseRows";
@@ -385,6 +403,7 @@ void RegisterWeights(Napi::Env env, Napi::Object exports) {
   Export<QuantizeRows>(env, exports, "quantizeRows");
   Export<QuantizeScales>(env, exports, "quantizeScales");
   Export<WeightNorms>(env, exports, "weightNorms");
+  Export<FactoredNorm>(env, exports, "factoredNorm");
   Export<TakeRows>(env, exports, "takeRows");
   Export<PutRows>(env, exports, "putRows");
   Export<Formats>(env, exports, "formats");

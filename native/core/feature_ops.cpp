@@ -100,6 +100,28 @@ Status WeightNormsOp::Check() const {
 }
 std::string WeightNormsOp::Describe() const { return std::string(kName) + " w " + w.Describe(); }
 
+Status FactoredNormOp::Check() const {
+  const int64_t r = lora_a.rows;
+  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "the product"));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA", lora_a, r, w.cols()));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA in the dtype of the product", x, r, w.cols()));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraB", lora_b, w.rows(), r));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "weightNorms", squares, 1, w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "weightNorms", squares, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "norms", norms, 1, w.rows()));
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "norms", norms, DType::kF32));
+  LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "scaling", scaling));
+  const NamedView outputs[] = {{"norms", &norms}};
+  const NamedView inputs[] = {{"loraA", &lora_a}, {"loraB", &lora_b}, {"weightNorms", &squares}};
+  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  if (!w.dense.present) return Status();
+  return CheckDistinct(kName, "norms", norms, "w", w.dense);
+}
+std::string FactoredNormOp::Describe() const {
+  return std::string(kName) + " loraA " + lora_a.Describe() + " w " + w.Describe() + " product " +
+         DTypeName(x.dtype) + " scaling " + std::to_string(scaling);
+}
+
 Status QuantizeScalesOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckQuant(kName, "out", out));
   if (!out.double_quant()) {

@@ -355,6 +355,22 @@ struct WeightNormsOp {
   std::string Describe() const;
 };
 
+/// norms[n] = sqrt(squares[n] + 2 · scaling · Σⱼ lora_b[n, j] · (P[j, n] + scaling / 2 · Σᵢ G[j, i]
+/// · lora_b[n, i])), P = x · wᵀ and G = lora_a · lora_aᵀ: the norms of the rows of w + scaling ·
+/// lora_b · lora_a, of squares below 0 that of 0
+struct FactoredNormOp {
+  static constexpr const char* kName = "factoredNorm";
+  TensorView x;        // [r, K]  lora_a in the dtype of the product with w
+  WeightView w;        // [N, K]
+  TensorView lora_a;   // [r, K]  any dtype
+  TensorView lora_b;   // [N, r]  any dtype
+  TensorView squares;  // [1, N]  f32: WeightNormsOp's
+  TensorView norms;    // [1, N]  f32, out
+  float scaling = 1;
+  Status Check() const;
+  std::string Describe() const;
+};
+
 /// The scales of a quantised weight to 8 bits, as QuantizeOp with double quantisation does it:
 /// of `out` the parts of the scales are written, the codes are not looked at.
 struct QuantizeScalesOp {
@@ -402,6 +418,7 @@ Compute ComputeOf(const Op&) {
   X(BlockMatmulInputGradOp, block_input_grad)   \
   X(BlockWeightGradOp, block_weight_grad)       \
   X(WeightNormsOp, weight_norms)                \
+  X(FactoredNormOp, factored_norm)              \
   X(QuantizeScalesOp, quantize_scales)          \
   X(CastOp, cast)                               \
   X(RandomOp, random)

@@ -195,6 +195,7 @@ const KernelTable kReferenceKernels = {
     reference::Run<BlockMatmulInputGradOp, reference::BlockMatmulInputGrad>,
     reference::Run<BlockWeightGradOp, reference::BlockWeightGrad>,
     reference::Run<WeightNormsOp, reference::WeightNorms>,
+    reference::Run<FactoredNormOp, reference::FactoredNorm>,
     reference::Run<QuantizeScalesOp, reference::QuantizeScales>,
     reference::Run<CastOp, reference::Cast>,
     reference::Run<RandomOp, reference::Random>,

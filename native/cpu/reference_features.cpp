@@ -1,4 +1,6 @@
 /// The device "reference": maps of features, products of blocks, norms of weights.
+#include <cmath>
+
 #include "native/cpu/reference_ops.h"
 
 namespace lowrank::cpu::reference {
@@ -109,6 +111,33 @@ Status WeightNorms(const WeightNormsOp& op, const RunContext& context) {
     Poll(context);
     LoadWeightRow(op.w, DType::kF32, n, &row);
     Store(op.norms, n, Dot(row.data(), row.data(), op.w.cols()), false);
+  }
+  return Status();
+}
+
+Status FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
+  const int64_t r = op.lora_a.rows;
+  const int64_t n_count = op.w.rows();
+  const std::vector<double> product = BaseProduct(op.x, op.w, Compute::kExact, context);
+  const std::vector<double> a = Load(op.lora_a, context);
+  const std::vector<double> b = Load(op.lora_b, context);
+  std::vector<double> gram(static_cast<size_t>(r * r));
+  for (int64_t i = 0; i < r * r; ++i) {
+    Poll(context);
+    gram[static_cast<size_t>(i)] =
+        Dot(a.data() + i / r * op.lora_a.cols, a.data() + i % r * op.lora_a.cols, op.lora_a.cols);
+  }
+  for (int64_t n = 0; n < n_count; ++n) {
+    const double* row = b.data() + n * r;
+    double sum = 0;
+    for (int64_t j = 0; j < r; ++j) {
+      Poll(context);
+      const double half = op.scaling * 0.5 * Dot(gram.data() + j * r, row, r);
+      sum += row[j] * (product[static_cast<size_t>(j * n_count + n)] + half);
+    }
+    const double square =
+        LoadElement(op.squares.data, op.squares.dtype, n) + 2.0 * op.scaling * sum;
+    Store(op.norms, n, std::sqrt(square < 0 ? 0 : square), false);
   }
   return Status();
 }

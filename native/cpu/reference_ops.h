@@ -31,5 +31,6 @@ Status BlockMatmul(const BlockMatmulOp& op, const RunContext& context);
 Status BlockMatmulInputGrad(const BlockMatmulInputGradOp& op, const RunContext& context);
 Status BlockWeightGrad(const BlockWeightGradOp& op, const RunContext& context);
 Status WeightNorms(const WeightNormsOp& op, const RunContext& context);
+Status FactoredNorm(const FactoredNormOp& op, const RunContext& context);
 
 }  // namespace lowrank::cpu::reference

@@ -76,7 +76,7 @@ class ThreadPool {
 /// system happened to keep together.
 class Scratch {
  public:
-  static constexpr int kSlots = 10;
+  static constexpr int kSlots = 11;
   Scratch() = default;
   ~Scratch();
   Scratch(const Scratch&) = delete;

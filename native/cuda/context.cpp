@@ -7,6 +7,9 @@
 namespace lowrank::cuda {
 namespace {
 
+/// From here on a kernel can wait for the launches before it (cuda/ptx.cuh).
+constexpr int kSmOfGridWait = 90;
+
 /// The context that Attach() made current on this thread.
 thread_local const Context* t_attached = nullptr;
 
@@ -260,6 +263,14 @@ Status Context::FindKernel(const char* name, Kernel** kernel) {
     return Status(Code::kUnsupported, device_ + ": there is no kernel " + name);
   }
   LOWRANK_RETURN_IF_ERROR(Check(result, "cuModuleGetFunction"));
+  if (limits_.sm >= kSmOfGridWait) {
+    // Not the device's: it may have compiled PTX for an older one.
+    int ptx_version = 0;
+    LOWRANK_RETURN_IF_ERROR(Check(
+        driver().cuFuncGetAttribute(&ptx_version, CU_FUNC_ATTRIBUTE_PTX_VERSION, fresh.function),
+        "cuFuncGetAttribute"));
+    fresh.waits = ptx_version >= kSmOfGridWait;
+  }
   *kernel = &kernels_.emplace(name, fresh).first->second;
   return Status();
 }
@@ -290,7 +301,7 @@ Status Context::EncodeMaps(const LaunchStep& step, unsigned char* params) {
   return Status();
 }
 
-Status Context::Launch(const LaunchStep& step, CUstream stream) {
+Status Context::Launch(const LaunchStep& step, bool overlap, CUstream stream) {
   Kernel* kernel = nullptr;
   LOWRANK_RETURN_IF_ERROR(FindKernel(step.kernel, &kernel));
   LOWRANK_RETURN_IF_ERROR(AllowShared(kernel, step.shared_bytes));
@@ -318,8 +329,7 @@ Status Context::Launch(const LaunchStep& step, CUstream stream) {
     attribute.id = CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
     attribute.value.clusterDim = {step.cluster, 1, 1};
   }
-  // Before sm_90 a kernel starts after the one before it, whatever is asked.
-  if (step.overlap_previous && limits_.sm >= 90) {
+  if (overlap && kernel->waits) {
     CUlaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;

@@ -61,8 +61,9 @@ class Context {
   /// Why the device cannot be used any more; OK while it can.
   Status lost() const;
 
-  /// Issuing thread only, like Start.
-  Status Launch(const LaunchStep& step, CUstream stream);
+  /// Issuing thread only, like Start. With `overlap` it may start before the launch before it has
+  /// ended (programmatic dependent launch), where the kernel waits by itself.
+  Status Launch(const LaunchStep& step, bool overlap, CUstream stream);
 
   OpLog& ops() { return ops_; }
 
@@ -70,6 +71,7 @@ class Context {
   struct Kernel {
     CUfunction function = nullptr;
     uint32_t shared_bytes = 48 << 10;  // of dynamic shared memory that it may be launched with
+    bool waits = false;                // for the launches before it, where it is told to overlap
   };
 
   Status StartParts(const Gpu& gpu, const KernelImage* image);

@@ -159,7 +159,8 @@ Status CudaBackend::RunPlan(Completion* after) {
         "cuMemcpyHtoDAsync_v2"));
   }
   for (const LaunchStep& step : plan_.steps) {
-    LOWRANK_RETURN_IF_ERROR(context.Launch(step, stream));
+    const bool first = &step == &plan_.steps.front();
+    LOWRANK_RETURN_IF_ERROR(context.Launch(step, !first, stream));
   }
   if (trace) {
     LOWRANK_RETURN_IF_ERROR(

@@ -47,7 +47,8 @@ struct TensorMapRequest {
   bool evict_first = false;    // L2 promotion is 256 bytes otherwise
 };
 
-/// One kernel launch. `kernel` is the extern "C" name in cuda/.
+/// One kernel launch. `kernel` is the extern "C" name in cuda/. From sm_90 on a step may start
+/// before the steps of its plan before it have ended: kernels wait for them (cuda/gpu.cuh).
 struct LaunchStep {
   static constexpr size_t kMaxParamBytes = 1536;
 
@@ -56,8 +57,6 @@ struct LaunchStep {
   uint32_t threads = 0;
   uint32_t cluster = 1;  // blocks along x that share a cluster
   uint32_t shared_bytes = 0;
-  bool overlap_previous =
-      false;  // programmatic dependent launch: the kernel waits by griddepcontrol
   uint32_t param_bytes = 0;
   alignas(128) std::array<unsigned char, kMaxParamBytes> params;
   std::vector<TensorMapRequest> tensor_maps;

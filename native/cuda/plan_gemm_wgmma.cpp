@@ -426,7 +426,6 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     step.cluster = gpu::kWgmmaCluster;
     step.shared_bytes =
         gpu::WgmmaSharedBytes(static_cast<uint32_t>(split.tile->tile_n), split.tile->stages);
-    step.overlap_previous = prepares || panel > 0;
     step.SetParams(p);
     using P = gpu::GemmWgmmaParams;
     step.tensor_maps.push_back(

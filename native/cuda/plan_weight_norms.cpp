@@ -1,8 +1,12 @@
 /// Norms of a weight: sum_rows over its rows, which are dequantised tile by tile where it is
-/// packed.
+/// packed. Norms of an adapted one: the shrink of lora_a by itself, the product of lora_a with w,
+/// which on sm_90 runs beside it, and cuda/factored_norm_sm80.cu.
 #include <algorithm>
 
-#include "native/cuda/plan.h"
+#include "cuda/params/factored_norm.h"
+#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_lora_shrink.h"
+#include "native/cuda/plan_streaming.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -49,6 +53,41 @@ Status MakePlan(const WeightNormsOp& op, const DeviceLimits& device, Workspace* 
         MakePlan(DequantizeOp{w.Rows(first, tile.rows), tile}, device, workspace, plan));
     LOWRANK_RETURN_IF_ERROR(PlanSums(tile, op.norms, first, device, workspace, plan));
   }
+  return Status();
+}
+
+Status MakePlan(const FactoredNormOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  const int64_t N = op.w.rows();
+  const int64_t r = op.lora_a.rows;
+  if (N == 0) return Status();
+  gpu::FactoredNormParams params;
+  params.lora_b = op.lora_b.data;
+  params.squares = static_cast<const float*>(op.squares.data);
+  params.norms = static_cast<float*>(op.norms.data);
+  params.N = N;
+  params.r = r;
+  params.scaling = op.scaling;
+  params.lora_b_element = static_cast<int32_t>(op.lora_b.dtype);
+  if (r > 0) {
+    float* gram = workspace->Take<float>(r * r);
+    float* product = workspace->Take<float>(r * N);
+    params.gram = gram;
+    params.product = product;
+    LOWRANK_RETURN_IF_ERROR(PlanLoraShrink(op.lora_a, op.lora_a, ShrinkFactor::kRankMajor,
+                                           DropoutSpec(), 1, gram, false, device, workspace, plan));
+    GemmMmaOperands operands;
+    operands.x = op.x;
+    operands.w = op.w;
+    LOWRANK_RETURN_IF_ERROR(PlanProductSums(operands, product, device, workspace, plan));
+  }
+  LaunchStep step;
+  step.kernel = "factored_norm_kernel";
+  step.threads = gpu::kFactoredNormThreads;
+  step.shared_bytes = gpu::kFactoredNormSharedBytes;
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op.kName, N, gpu::kFactoredNormRows, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
   return Status();
 }
 

@@ -14,6 +14,8 @@ const kOpcodes = new Map([
   [0x986, 'stg'],
   [0x983, 'ldl'],
   [0x387, 'stl'],
+  [0x82d, 'launches'], // griddepcontrol.launch_dependents
+  [0x82e, 'waits'], // griddepcontrol.wait
 ]);
 const kNop = 0x918;
 // Attributes in .nv.info: a function and a value.
@@ -40,6 +42,12 @@ function sectionsOf(elf) {
   const text = (offset) => elf.toString('latin1', offset, elf.indexOf(0, offset));
   for (const section of sections) section.name = text(sections[names].offset + section.nameAt);
   return sections;
+}
+
+/** The architecture it is for: 80 for sm_80, 90 for sm_90a. */
+export function archOf(elf) {
+  const flags = elf.readUInt32LE(0x30);
+  return elf[8] >= 8 ? (flags >> 8) & 0xff : flags & 0xff;
 }
 
 /** Symbol index -> name. */
@@ -70,7 +78,10 @@ function attributes(elf, sections, wanted) {
   return values;
 }
 
-/** @returns {Map<string, {registers: number, stack: number, staticShared: number, sass: Record<string, number>}>} */
+/**
+ * @returns {Map<string, {registers: number, stack: number, staticShared: number, sass: Record<string, number>,
+ *   touchesFirst: boolean}>} touchesFirst: an access of global memory stands before every wait
+ */
 export function readCubin(elf) {
   const sections = sectionsOf(elf);
   const stack = attributes(elf, sections, kFrameSize);
@@ -81,12 +92,14 @@ export function readCubin(elf) {
     if (!name.startsWith('.text.')) continue;
     const kernel = name.slice('.text.'.length);
     const sass = { instructions: 0 };
+    let touchesFirst = false;
     for (let at = offset; at < offset + bytes; at += 16) {
       const opcode = elf.readUInt16LE(at) & 0xfff;
       if (opcode === kNop) continue;
       sass.instructions++;
       let counted = kOpcodes.get(opcode);
       if (counted === undefined) continue;
+      touchesFirst ||= /^(ldg|stg|ldgsts)$/.test(counted) && sass.waits === undefined;
       if (counted === 'ldg' || counted === 'stg') counted += `.${kWidths[(elf[at + 9] >> 1) & 7]}`;
       sass[counted] = (sass[counted] ?? 0) + 1;
     }
@@ -96,6 +109,7 @@ export function readCubin(elf) {
       stack: stack.get(kernel) ?? 0,
       staticShared: Math.max((shared?.bytes ?? 0) - reserved, 0),
       sass,
+      touchesFirst,
     });
   }
   return kernels;

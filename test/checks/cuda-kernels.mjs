@@ -10,7 +10,8 @@
  * how much dynamic shared memory; without it the table's own is believed. --all assembles the build's
  * PTX for the architectures of a package that the build was not for (ptxas, on the PATH).
  *
- * Fails where a kernel has a stack frame, lacks a 16-byte access or matrix instruction that is meant,
+ * Fails where a kernel has a stack frame, lacks a 16-byte access or matrix instruction that is meant, from
+ * sm_90 on does not wait for the launches that it overlaps before it touches memory (an early one: at all),
  * mixes a product with a sum that the compiler may contract, cannot be launched on an architecture
  * where plans launch it, is launched by none, or differs from the table.
  */
@@ -20,7 +21,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
 import { parse } from '../../cuda/emulator/ptx/parse.mjs';
-import { readCubin } from './cubin.mjs';
+import { archOf, readCubin } from './cubin.mjs';
 import {
   differences,
   kArchitectures,
@@ -73,9 +74,9 @@ const mayContract = ({ name, modifiers }) =>
   /^b?f\d/.test(modifiers.at(-1)) &&
   !modifiers.some((modifier) => /^r[nzmp]$/.test(modifier));
 
-function readPtx(text, problems) {
+function readPtx(functions, problems) {
   const kernels = new Map();
-  for (const fn of parse(text).functions) {
+  for (const fn of functions) {
     if (fn.kind !== 'entry') continue;
     const counts = {};
     for (const statement of fn.body.filter(({ kind }) => kind === 'instruction')) {
@@ -109,10 +110,13 @@ const kMeant = [
   [/^dequantize_/, [/^st\.global 16$/]],
 ];
 /** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes,
- * planes of sums are thin beside what was summed, and features are gathered, and blocks of a few
- * features multiplied, element by element. */
+ * planes of sums are thin beside what was summed, features are gathered, and blocks of a few
+ * features multiplied, element by element, and a lane has one row of an adapter's norms. */
 const kNarrow =
-  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
+/** LOWRANK_EARLY_KERNEL: those that begin with what no launch of their op before them wrote. */
+const kEarly =
+  /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|lora_shrink_)/;
 const kWide = /^(?:(?:ld|st)\.global|cp\.async) 16$|^tensor copy$/;
 
 /** What is meant and not there. */
@@ -127,24 +131,35 @@ const known = existsSync(tableFile) ? readTable(readFileSync(tableFile, 'utf8'))
 const plans =
   args.trace === undefined ? plansOf(known) : readPlans(readFileSync(args.trace, 'utf8'));
 
-/** Architecture -> cubin of a module: those that the build has kept, and with --all the others. */
-function cubinsOf(module, files) {
+/** The PTX of a module that the build has kept, of the oldest architecture first. */
+function ptxOf(module, files) {
+  return files
+    .filter((name) => name.endsWith('.ptx'))
+    .map((name) => {
+      const file = path.join(folder, module, name);
+      return { file, ...parse(readFileSync(file, 'utf8')) };
+    })
+    .sort((a, b) => a.version - b.version);
+}
+
+/**
+ * Architecture -> cubin of a module: those that the build has kept, and with --all the others, each made of the
+ * newest PTX that it takes.
+ */
+function cubinsOf(module, files, ptx) {
   const cubins = new Map();
   for (const file of files.filter((name) => name.endsWith('.cubin'))) {
-    const arch = /_(\d+a?)\.cubin$/.exec(file)?.[1] ?? /_sm(\d+a)$/.exec(module)?.[1];
-    if (Object.hasOwn(kLimits, arch))
-      cubins.set(arch, readFileSync(path.join(folder, module, file)));
+    const elf = readFileSync(path.join(folder, module, file));
+    const arch = Object.keys(kLimits).find((name) => Number.parseInt(name, 10) === archOf(elf));
+    if (arch !== undefined) cubins.set(arch, elf);
   }
   if (!args.all || /_sm\d+a$/.test(module)) return cubins;
   const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-cubin-'));
   const out = path.join(scratch, 'cubin');
   for (const arch of Object.keys(kLimits).filter((name) => !cubins.has(name))) {
-    const ptx = path.join(
-      folder,
-      module,
-      files.find((name) => name.endsWith('.ptx')),
-    );
-    execFileSync('ptxas', [`-arch=sm_${arch}`, '-lineinfo', ptx, '-o', out]);
+    const source = ptx.findLast(({ version }) => version <= Number.parseInt(arch, 10));
+    if (source === undefined) continue;
+    execFileSync('ptxas', [`-arch=sm_${arch}`, '-lineinfo', source.file, '-o', out]);
     cubins.set(arch, readFileSync(out));
   }
   rmSync(scratch, { recursive: true });
@@ -159,25 +174,33 @@ const archsSeen = new Set();
 for (const module of sources.kernels.map((file) => path.basename(file, '.cu')).sort()) {
   const own = path.join(folder, module);
   const files = existsSync(own) ? readdirSync(own) : [];
-  modules.set(
-    module,
-    files.some((name) => name.endsWith('.ptx')),
-  );
+  const sourcesOf = ptxOf(module, files);
+  modules.set(module, sourcesOf.length > 0);
   if (!modules.get(module)) continue;
   const ptx = new Map();
-  for (const file of files.filter((name) => name.endsWith('.ptx'))) {
-    const text = readFileSync(path.join(own, file), 'utf8');
-    for (const [name, row] of readPtx(text, problems)) ptx.set(name, row);
+  for (const { functions } of sourcesOf) {
+    for (const [name, row] of readPtx(functions, problems)) {
+      if (!ptx.has(name)) ptx.set(name, row); // the table's is of the oldest
+    }
   }
-  for (const [arch, elf] of cubinsOf(module, files)) {
+  for (const [arch, elf] of cubinsOf(module, files, sourcesOf)) {
     const on = `sm_${arch}`;
     archsSeen.add(on);
-    for (const [name, { registers, stack, staticShared, sass }] of readCubin(elf)) {
+    for (const [name, { registers, stack, staticShared, sass, touchesFirst }] of readCubin(elf)) {
       const { threads, counts } = ptx.get(name) ?? { threads: 1024, counts: {} };
       table[name] ??= { module, threads, ptx: counts, on: {} };
       if (registers === 0) problems.push(`${name} on ${on}: no register count in the cubin`);
       if (stack > 0) problems.push(`${name} on ${on}: ${stack} bytes of stack`);
       if (sass.ldl || sass.stl) problems.push(`${name} on ${on}: spills`);
+      if (Number.parseInt(arch, 10) >= 90 && sourcesOf.at(-1).version >= 90) {
+        if (!sass.waits) problems.push(`${name} on ${on}: waits for no launch before it`);
+        if (!sass.launches) problems.push(`${name} on ${on}: lets no launch after it come`);
+        if (touchesFirst && !kEarly.test(name)) {
+          problems.push(
+            `${name} on ${on}: touches memory before it waits for the launches before it`,
+          );
+        }
+      }
       const shared = plans.get(on)?.get(name);
       if (shared === undefined) continue;
       const sharedBytes = shared + staticShared;

@@ -31,7 +31,7 @@ import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
-import { gradients, large, shrinking, turning } from './large-cases.js';
+import { gradients, large, several, shrinking, turning } from './large-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
 function streaming(): KernelCase[] {
@@ -187,6 +187,7 @@ export function kernelCases(): KernelCase[] {
     ...unaligned(),
     ...special(),
     ...large(),
+    ...several(),
     ...shrinking(),
     ...turning(),
     ...gradients(),

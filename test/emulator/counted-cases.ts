@@ -11,6 +11,7 @@ import {
   type DType,
   dequantize,
   FeatureMap,
+  factoredNorm,
   GroupedLora,
   LoraAdapter,
   type LoraGradient,
@@ -115,13 +116,16 @@ function elementwise(device: Device) {
   }
 }
 
-/** Whole tiles of each, a permutation, and sums of neighbours. */
+/** Whole tiles of each, a permutation, sums of neighbours, and norms of adapted rows. */
 function features(device: Device) {
   for (const dtype of DTYPES) {
     const x = random(device, 1, [64, 4096], dtype);
     const far = Int32Array.from({ length: 4096 }, (_, j) => (j * 1031) % 4096);
     mapFeatures(x, FeatureMap.permute(far, { device }), { c: x });
     mapFeatures(x, FeatureMap.groupSum(4096, 512, { device }));
+    const loraA = random(device, 5, [32, 256], 'f32');
+    const loraB = random(device, 6, [128, 32], dtype);
+    factoredNorm({ w: random(device, 7, [128, 256], dtype), loraA, loraB, dtype });
     for (const [M, N, K] of [
       [128, 64, 64],
       [128, 8, 8],

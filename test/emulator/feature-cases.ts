@@ -111,6 +111,14 @@ function weights(): KernelCase[] {
       const loraA = operand(3, K, { seed: 2, device }).tensor;
       const loraB = operand(N, 3, { seed: 3, device }).tensor;
       const norms = [weightNorms(w), factoredNorm({ w, loraA, loraB, scaling: 0.5 })];
+      // More rows than a block's, and ranks that end in a second tile.
+      const dtype = spec.dense === 'f16' ? 'f16' : 'bf16';
+      const large = weightOperand(spec, 70, K, dtype, { seed: 4, device }).w;
+      const factors = {
+        loraA: operand(20, K, { seed: 5, device, dtype }).tensor,
+        loraB: operand(70, 20, { seed: 6, device, dtype }).tensor,
+      };
+      norms.push(factoredNorm({ w: large, ...factors, dtype }));
       const { weight } = mergeLora(w, { loraA, loraB, beta: 0.5 });
       const merged = QuantizedWeight.is(weight) ? dequantize(weight) : weight;
       return hashOf([...norms, merged]);

@@ -3,8 +3,11 @@ import {
   type Device,
   type DType,
   LoraAdapter,
+  type LoraProjection,
   loraBackward,
   loraForward,
+  loraForwardMany,
+  loraForwardSwiglu,
   loraShrinkBackward,
   matmul,
   matmulInputGrad,
@@ -151,6 +154,36 @@ export function large(): KernelCase[] {
       return hashOf([loraForward(x, w, adapter, { bias, training: false }).y]);
     },
   }));
+}
+
+/**
+ * Layers over the same x, whose launches overlap from compute capability 9.0 on: with weights of a megabyte
+ * and without, one of them without an adapter.
+ */
+export function several(): KernelCase[] {
+  return [['nf4', [5, 1032, 2080]] as const, ['int8', [12, 40, 100]] as const].map(
+    ([format, [M, N, K]]) => ({
+      name: `large bf16 ${format} [${M}, ${N}, ${K}] three layers and a gate`,
+      async run(device) {
+        const x = random(51, [M, K], 'bf16').to({ device });
+        const projections = [0, 10, 20].map((seed) => ({
+          w: quantize(random(52 + seed, [N, K], 'bf16'), { format }).to({ device }),
+          ...(seed === 20
+            ? {}
+            : {
+                adapter: new LoraAdapter({
+                  loraA: random(53 + seed, [8, K], 'f32').to({ device }),
+                  loraB: random(54 + seed, [N, 8], 'f32').to({ device }),
+                  loraAlpha: 8,
+                }),
+              }),
+        }));
+        const [gate, up] = projections as [LoraProjection, LoraProjection];
+        const { ys } = loraForwardMany(x, projections, { training: false });
+        return hashOf([...ys, loraForwardSwiglu(x, gate, up, { training: false }).y]);
+      },
+    }),
+  );
 }
 
 /**

@@ -262,7 +262,13 @@ void AddProducts(DType dtype, const WeightView& w, int64_t M, Card* card) {
 
 /// A weight alone.
 void AddWeight(DType dtype, const WeightView& w, Card* card) {
-  card->Add(WeightNormsOp{w, Matrix(DType::kF32, 1, w.rows())});
+  const TensorView norms = Matrix(DType::kF32, 1, w.rows());
+  card->Add(WeightNormsOp{w, norms});
+  for (const int64_t r : {8, 16, 64}) {
+    card->Add(FactoredNormOp{Matrix(dtype, r, w.cols()), w, Matrix(DType::kF32, r, w.cols()),
+                             Matrix(DType::kF32, w.rows(), r), norms,
+                             Matrix(DType::kF32, 1, w.rows()), 2});
+  }
   if (!w.quantised()) return;
   const TensorView values = Matrix(dtype, w.rows(), w.cols());
   card->Add(QuantizeOp{values, w.quant});

@@ -161,7 +161,7 @@ void ArriveAtPeer(const void* params) {
   ClusterWait(HERE);
 }
 
-enum class GridWait : uint32_t { kAll, kOneAndBarrier, kNone, kOneNoBarrier, kTooLate };
+enum class GridWait : uint32_t { kAll, kOneAndBarrier, kNone, kOneNoBarrier, kTooLate, kNeither };
 
 struct GridParams {
   uint32_t* data;
@@ -175,6 +175,7 @@ void FillGrid(const void* params) {
 void ReadGrid(const void* params) {
   const auto& p = *static_cast<const GridParams*>(params);
   const uint32_t thread = current->linear;
+  if (p.wait == GridWait::kNeither) return;
   const bool one = p.wait == GridWait::kOneAndBarrier || p.wait == GridWait::kOneNoBarrier;
   if (p.wait == GridWait::kAll || (one && thread == 0)) GridDependencyWait();
   if (p.wait == GridWait::kOneAndBarrier) BarrierSync(0, 0, HERE);
@@ -212,6 +213,8 @@ void CheckGridDependency() {
   Expect(found(GridWait::kOneNoBarrier, true, false), "a thread waits, the others do not");
   Expect(found(GridWait::kTooLate, true, false), "every thread waits too late");
   Expect(found(GridWait::kNone, true, true), "nobody waits for the launch before the last");
+  Expect(found(GridWait::kNeither, true, false), "nobody reads, and nobody waits");
+  Expect(!found(GridWait::kNeither, false, false), "nobody waits for a launch that has ended");
 }
 
 /// One block writes 1 KB of global memory and raises a flag, the other waits for it and copies.

@@ -144,6 +144,53 @@ void CheckNorms(const KernelTable& table, const RunContext& context, const char*
   }
 }
 
+/// Squares against those of the whole matrix, in double; a row that is cancelled has the norm 0 or
+/// nearly, never NaN.
+void CheckFactoredNorm(const KernelTable& table, const RunContext& context, const char* kind,
+                       int64_t N, int64_t K, int64_t r, DType factors, DType product) {
+  const Weight w = MakeWeight(table, context, kind, N, K, product);
+  const std::string what = std::string(table.isa) + " factoredNorm " + kind + " " +
+                           DTypeName(factors) + " by " + DTypeName(product) + " r " +
+                           std::to_string(r);
+  // Values of so few bits that the product's dtype has them.
+  Dense a(r, K, factors), b(N, r, factors), x(r, K, product);
+  for (int64_t i = 0; i < r * K; ++i) {
+    const double value = std::floor(16 * Uniform() - 8) / 8;
+    StoreElement(a.view.data, factors, i, value);
+    StoreElement(x.view.data, product, i, value);
+  }
+  b.Fill();
+  Dense squares(1, N, DType::kF32), norms(1, N, DType::kF32);
+  for (int64_t n = 0; n < N; ++n) {
+    double sum = 0;
+    for (int64_t k = 0; k < K; ++k) sum += w.At(n, k) * w.At(n, k);
+    StoreElement(squares.view.data, DType::kF32, n, sum);
+  }
+  FactoredNormOp op;
+  op.x = x.view;
+  op.w = w.view;
+  op.lora_a = a.view;
+  op.lora_b = b.view;
+  op.squares = squares.view;
+  op.norms = norms.view;
+  op.scaling = -0.75f;
+  Report(op.Check().ok() && table.factored_norm(op, context).ok(), what);
+  for (int64_t n = 0; n < N; ++n) {
+    double exact = 0, size = squares.At(n);
+    for (int64_t k = 0; k < K; ++k) {
+      double delta = 0, magnitude = 0;
+      for (int64_t j = 0; j < r; ++j) {
+        delta += b.At(n, j) * a.At(j, k);
+        magnitude += std::fabs(b.At(n, j) * a.At(j, k));
+      }
+      const double value = w.At(n, k) - 0.75 * delta;
+      exact += value * value;
+      size += 1.5 * std::fabs(w.At(n, k)) * magnitude + 0.5625 * magnitude * magnitude;
+    }
+    Expect(what, norms.At(n) * norms.At(n), exact, 2 * size, DType::kF32);
+  }
+}
+
 /// A weight quantised by tiles of rows, and its scales after that, has the bytes of one that was
 /// quantised at once.
 void CheckScales(const KernelTable& table, const RunContext& context, const char* format, int64_t N,
@@ -214,6 +261,15 @@ void CheckFeatures(const KernelTable& table, const RunContext& context) {
     CheckNorms(table, context, kind, 7, 333);
     CheckNorms(table, context, kind, 40, 1024);
     CheckNorms(table, context, kind, 3, 1);
+    // N, K, r: one task and several, one tile of ranks and several.
+    const int64_t shapes[][3] = {
+        {1, 1, 1}, {70, 333, 5}, {40, 1024, 40}, {130, 64, 16}, {9, 70, 0}};
+    for (const auto& [N, K, r] : shapes) {
+      for (const DType product : kDTypes) {
+        CheckFactoredNorm(table, context, kind, N, K, r, DType::kF32, product);
+        CheckFactoredNorm(table, context, kind, N, K, r, product, product);
+      }
+    }
   }
   CheckScales(table, context, "nf4", 40, 1024, 64);
   CheckScales(table, context, "nf4", 70, 100, 32);

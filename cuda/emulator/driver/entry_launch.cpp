@@ -215,6 +215,8 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
       *value = found->max_dynamic_shared;
       return CUDA_SUCCESS;
     case kPtxVersion:
+      *value = found->kernel->ptx_version != 0 ? found->kernel->ptx_version : context->model.sm;
+      return CUDA_SUCCESS;
     case kBinaryVersion:
       *value = context->model.sm;
       return CUDA_SUCCESS;

@@ -105,7 +105,5 @@ LOWRANK_EMU_INLINE void ClusterSync(LOWRANK_EMU_HERE) {
   emu::ClusterArrive(site);
   emu::ClusterWait(site);
 }
-LOWRANK_EMU_INLINE void GridDependencyWait() { emu::GridDependencyWait(); }
-LOWRANK_EMU_INLINE void GridDependencyLaunch() {}
 
 }  // namespace lowrank::gpu

@@ -181,7 +181,7 @@ function translateEntry(module, fn, locations) {
     ...registerDeclarations(context.registers),
     ...lines,
     '}',
-    `static const bool ${name}_registered = RegisterKernel({"${fn.name}", ${name}, ${paramBytes}, ${threads}, ${minBlocks}, ${sharedEnd}, Hooks::kOnRequest});`,
+    `static const bool ${name}_registered = RegisterKernel({"${fn.name}", ${name}, ${paramBytes}, ${threads}, ${minBlocks}, ${sharedEnd}, Hooks::kOnRequest, ${module.version}});`,
   ].join('\n');
   return { code, count };
 }
@@ -234,7 +234,13 @@ export function emit(parsed, root, parts) {
   const locations = new Locations(parsed.files, root);
   const shared = parsed.variables.filter((variable) => variable.space === 'shared');
   const arrays = parsed.variables.filter((variable) => variable.space !== 'shared');
-  const module = { symbols: new Map(), functions: new Map(), targets: new Map(), sharedBytes: 0 };
+  const module = {
+    version: parsed.version,
+    symbols: new Map(),
+    functions: new Map(),
+    targets: new Map(),
+    sharedBytes: 0,
+  };
   module.sharedBytes = layOutShared(
     shared.filter((variable) => !isDynamic(variable)),
     0,

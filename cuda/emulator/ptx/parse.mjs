@@ -291,13 +291,15 @@ function readTopLevel(reader) {
 
 export function parse(text) {
   const reader = new Reader(text);
-  const module = { files: new Map(), variables: [], functions: [] };
+  const module = { version: 0, files: new Map(), variables: [], functions: [] };
   while (reader.peek() !== undefined) {
     const { line } = reader;
     if (reader.startsWith(kLineDirective)) {
       const directive = reader.restOfLine();
       const file = /^\.file\s+(\d+)\s+"([^"]*)"/.exec(directive);
       if (file) module.files.set(Number(file[1]), file[2]);
+      const target = /^\.target\s+sm_(\d+)/.exec(directive);
+      if (target) module.version = Number(target[1]);
       continue;
     }
     const { text: head, ending } = readTopLevel(reader);

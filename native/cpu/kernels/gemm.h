@@ -15,8 +15,8 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Scratch slots. The first three and the last belong to the thread that runs the op, the others to
-// each task.
+// Scratch slots. The first three and those from kGroupSlot on belong to the thread that runs the
+// op, the others to each task.
 enum Slot {
   kPackedSlot,
   kDhSlot,
@@ -27,7 +27,8 @@ enum Slot {
   kASlot,
   kStageSlot,
   kGroupSlot,
-  kFactorSlot
+  kFactorSlot,
+  kNormSlot
 };
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.

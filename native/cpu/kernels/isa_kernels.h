@@ -45,6 +45,7 @@ struct IsaKernels {
   Outcome (*block_input_grad)(const BlockMatmulInputGradOp& op, const RunContext& context);
   Outcome (*block_weight_grad)(const BlockWeightGradOp& op, const RunContext& context);
   Outcome (*weight_norms)(const WeightNormsOp& op, const RunContext& context);
+  Outcome (*factored_norm)(const FactoredNormOp& op, const RunContext& context);
   Outcome (*quantize_scales)(const QuantizeScalesOp& op, const RunContext& context);
   Outcome (*cast)(const CastOp& op, const RunContext& context);
 };

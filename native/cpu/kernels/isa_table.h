@@ -55,6 +55,7 @@ LOWRANK_WRAP(BlockMatmulOp, block_matmul)
 LOWRANK_WRAP(BlockMatmulInputGradOp, block_input_grad)
 LOWRANK_WRAP(BlockWeightGradOp, block_weight_grad)
 LOWRANK_WRAP(WeightNormsOp, weight_norms)
+LOWRANK_WRAP(FactoredNormOp, factored_norm)
 LOWRANK_WRAP(QuantizeScalesOp, quantize_scales)
 LOWRANK_WRAP(CastOp, cast)
 #undef LOWRANK_WRAP
@@ -91,6 +92,7 @@ const KernelTable* Table(const char* name) {
                                     Run_block_input_grad<kIsa>,
                                     Run_block_weight_grad<kIsa>,
                                     Run_weight_norms<kIsa>,
+                                    Run_factored_norm<kIsa>,
                                     Run_quantize_scales<kIsa>,
                                     Run_cast<kIsa>,
                                     RunRandom};

@@ -1,13 +1,18 @@
-/// norms[n] = Σₖ w[n, k]², and the scales of a weight to 8 bits.
+/// norms[n] = Σₖ w[n, k]², the norms of an adapted weight (FactoredNormOp has the formula), and the
+/// scales of a weight to 8 bits.
 ///
-/// Operands   w [N, K] packed or dense · norms [N] f32 · absmax [blocks] f32
-/// Numerics   a packed weight decoded in f32; sums in double, where a product of f32 is exact, in
-/// the
-///            lanes of sumProduct: the same on every instruction set
-/// Tasks      rows
+/// Operands   w [N, K] packed or dense · norms, squares [N] f32 · lora_a [r, K] · lora_b [N, r] ·
+///            absmax [blocks] f32
+/// Numerics   weightNorms: a packed weight decoded in f32; sums in double, where a product of f32
+///            is exact, in the lanes of sumProduct: the same on every instruction set
+///            factoredNorm: P + scaling / 2 · G · lora_bᵀ is the product of a LoRA layer over the
+///            rows of lora_a, G its shrink, in f32 and not rounded to a narrower dtype; the sums
+///            with lora_b in double, j ascending; rounded to f32 before the root
+/// Tasks      rows of w
 #pragma once
 
 #include "native/cpu/kernels/elementwise.h"
+#include "native/cpu/kernels/lora_parts.h"
 #include "native/cpu/kernels/quantize.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -38,6 +43,61 @@ static Outcome WeightNorms(const WeightNormsOp& op, const RunContext& context) {
       for (int64_t l = 0; l < kSumLanes; ++l) sum += lanes[l];
       norms[n] = static_cast<float>(sum);
     }
+  });
+  return run.Result();
+}
+
+/// norms of rows [n0, n1) of w, at most kNormRows; t [r, N].
+constexpr int64_t kNormRows = 64;
+LOWRANK_INLINE void FinishNorms(const FactoredNormOp& op, const float* t, int64_t n0, int64_t n1) {
+  constexpr int64_t kRanks = 16;
+  const int64_t r = op.lora_b.cols;
+  const RowSource lora_b = DenseRows(op.lora_b);
+  double sums[kNormRows] = {};
+  for (int64_t j0 = 0; j0 < r; j0 += kRanks) {
+    const int64_t ranks = Min(kRanks, r - j0);
+    alignas(64) float b[kNormRows * kRanks];
+    for (int64_t n = n0; n < n1; ++n) RowAsFloat(lora_b, n, j0, ranks, b + (n - n0) * kRanks);
+    for (int64_t j = 0; j < ranks; ++j) {
+      const float* row = t + (j0 + j) * op.norms.cols + n0;
+      for (int64_t i = 0; i < n1 - n0; ++i) {
+        sums[i] += static_cast<double>(b[i * kRanks + j]) * static_cast<double>(row[i]);
+      }
+    }
+  }
+  const float* squares = static_cast<const float*>(op.squares.data) + n0;
+  float* norms = static_cast<float*>(op.norms.data) + n0;
+  const double factor = 2.0 * static_cast<double>(op.scaling);
+  for (int64_t i = 0; i < n1 - n0; ++i) {
+    const auto square = static_cast<float>(static_cast<double>(squares[i]) + factor * sums[i]);
+    norms[i] = __builtin_sqrtf(square < 0.0f ? 0.0f : square);
+  }
+}
+
+static Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
+  Run run(context);
+  const int64_t r = op.lora_a.rows;
+  const int64_t N = op.norms.cols;
+  float* gram = run.Get<float>(kNormSlot, r * r + r * N);
+  if (gram == nullptr) return run.Result();
+  float* t = gram + r * r;
+  LoraShrinkOp shrink;
+  shrink.x = op.lora_a;
+  shrink.lora_a = op.lora_a;
+  shrink.h = {gram, DType::kF32, r, r, true};
+  const Outcome shrunk = LoraShrink(shrink, context);
+  if (shrunk.code != Code::kOk) return shrunk;
+  LoraExpandOp expand;
+  expand.x = op.x;
+  expand.w = op.w;
+  expand.lora_b = op.lora_b;
+  expand.h = shrink.h;
+  expand.y = {t, DType::kF32, r, N, true};
+  expand.scaling = op.scaling * 0.5f;
+  const Outcome expanded = LoraExpand(expand, context);
+  if (expanded.code != Code::kOk) return expanded;
+  run.ForEach(CeilDiv(N, kNormRows), N * r, [&](int64_t task) {
+    FinishNorms(op, t, task * kNormRows, Min((task + 1) * kNormRows, N));
   });
   return run.Result();
 }

@@ -1,0 +1,24 @@
+/// Parameters of the kernel that ends the norms of an adapted weight.
+#pragma once
+
+#include <cstdint>
+
+namespace lowrank::gpu {
+
+constexpr uint32_t kFactoredNormThreads = 256;
+constexpr int kFactoredNormRows = 32;  // n of a block, one a lane
+constexpr uint32_t kFactoredNormSharedBytes = 5248;
+
+struct FactoredNormParams {
+  const float* product = nullptr;  // [r, N]: lora_a · wᵀ
+  const float* gram = nullptr;     // [r, r]: lora_a · lora_aᵀ
+  const void* lora_b = nullptr;    // [N, r]
+  const float* squares = nullptr;  // [N]
+  float* norms = nullptr;          // [N]
+  int64_t N = 0;
+  int64_t r = 0;
+  float scaling = 1;
+  int32_t lora_b_element = 0;  // SmallElement
+};
+
+}  // namespace lowrank::gpu
