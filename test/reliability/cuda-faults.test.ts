@@ -51,6 +51,8 @@ const REACHED_BY: Record<string, { fault?: string; env?: Record<string, string> 
   cuGetErrorName: { fault: LAUNCH_FAILS },
   cuGetErrorString: { fault: LAUNCH_FAILS },
   cuEventElapsedTime: { env: { LOWRANK_TRACE: '1' } },
+  // Only from that compute capability on launches overlap.
+  cuFuncGetAttribute: { env: { LOWRANK_EMULATOR_SM: '90' } },
 };
 
 interface Report {
