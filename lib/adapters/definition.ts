@@ -132,6 +132,14 @@ export interface Regenerated<Name extends string> {
   readonly indexes?: Readonly<Record<string, Int32Array>>;
 }
 
+/** What {@link PeftForm.read} may look at beside the config: a layer's sizes, and what the file has of it. */
+export interface StoredLayer {
+  /** A tensor behind the module's name. */
+  readonly stored: (key: string) => RawTensor | undefined;
+  readonly inFeatures: number;
+  readonly outFeatures: number;
+}
+
 /** How PEFT names and describes an adapter. */
 export interface PeftForm<C, Name extends string> {
   /** `peft_type` */
@@ -142,6 +150,14 @@ export interface PeftForm<C, Name extends string> {
   readonly zeros?: readonly string[];
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
+  /** Names in place of those of `tensors` with some settings: a layer of another kind. */
+  readonly otherNames?: (config: Readonly<C>) => Readonly<Partial<Record<Name, string>>>;
+  /** A tensor of which the file has each entry of the first dimension as one of its own: their names. */
+  readonly stacks?: Readonly<Partial<Record<Name, (i: number) => string>>>;
+  /** Shapes in the file, where they are not those of the parameters: a kernel's dimensions. */
+  readonly fileShapes?: (
+    size: AdapterSize<C>,
+  ) => Readonly<Partial<Record<Name, readonly number[]>>>;
   /** A tensor that the file has in another form, from what it has behind the module's name. */
   readonly unpack?: (
     name: Name,
@@ -176,6 +192,7 @@ export interface PeftForm<C, Name extends string> {
     config: Readonly<Record<string, unknown>>,
     module: string,
     shapeOf: (name: Name) => readonly number[] | undefined,
+    layer: StoredLayer,
   ) => Partial<C>;
   /** Back to the fields of `adapter_config.json`. */
   readonly write: (

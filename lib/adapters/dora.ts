@@ -3,6 +3,7 @@ import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { mapTensor } from '../ops/elementwise.js';
 import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
+import { checkLayer, embeddingNames, kLinear, onesOf, readLayer, tapsOf } from './layer-kind.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, readAlpha, scalingOf } from './scaling.js';
 
@@ -36,17 +37,26 @@ class NormCache implements Disposable {
  * `y = magnitude / ‖w'‖ ⊙ (x · w'ᵀ) + bias` with `w' = w + scaling · loraB · loraA` and the norm of each of its
  * rows, which is a constant in the backward pass, as in the paper (section 4.3) and in PEFT. With
  * dropout the whole adapter term sees the dropped input: `y = x·wᵀ + bias + (magnitude / ‖w'‖ − 1) ⊙ (x̃·wᵀ)
- * + magnitude / ‖w'‖ ⊙ scaling · (x̃ · loraAᵀ) · loraBᵀ`.
+ * + magnitude / ‖w'‖ ⊙ scaling · (x̃ · loraAᵀ) · loraBᵀ`. `kernel` and `embedding` as in {@link lora}.
  */
 export const dora = defineAdapter({
   method: 'dora',
   reference: 'Liu et al., DoRA: Weight-Decomposed Low-Rank Adaptation, 2024, arXiv:2402.09353',
-  defaults: { r: 8, loraAlpha: 16, rslora: false, dropout: 0 },
+  defaults: {
+    r: 8,
+    loraAlpha: 16,
+    rslora: false,
+    dropout: 0,
+    kernel: kLinear,
+    embedding: false,
+  },
   trained: ['loraA', 'loraB', 'magnitude'],
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r], magnitude: [N] }),
+  check: ({ K, config }) => checkLayer(config, K),
   init: (make) => ({
-    loraA: make.kaiming('loraA'),
-    loraB: make.zeros('loraB'),
+    ...(make.config.embedding
+      ? { loraA: make.zeros('loraA'), loraB: make.normal('loraB', 1) }
+      : { loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
     magnitude: scope(() => mapTensor(weightNorms(make.weight('dora.create')), 'sqrt')),
   }),
   prepare: () => new NormCache(),
@@ -78,7 +88,13 @@ export const dora = defineAdapter({
       loraB: 'lora_B.weight',
       magnitude: 'lora_magnitude_vector',
     },
-    read: readAlpha,
+    otherNames: embeddingNames,
+    fileShapes: ({ N, K, config }) => ({
+      loraA: [config.r, K / tapsOf(config), ...config.kernel],
+      loraB: [N, config.r, ...onesOf(config)],
+      ...(config.kernel.length > 0 ? { magnitude: [1, N, ...onesOf(config)] } : {}),
+    }),
+    read: (config, module, _, layer) => ({ ...readAlpha(config, module), ...readLayer(layer) }),
     write: (config) => ({ ...alphaFields(config), use_dora: true }),
   },
 });

@@ -1,8 +1,9 @@
 import { denseUpdate } from '../autograd/dense-update.js';
 import type { Value } from '../autograd/gradient-tape.js';
+import { checkKernel, tapsOf } from './layer-kind.js';
 import { defineAdapter } from './method.js';
 import { patternOf } from './scaling.js';
-import { checkKernel, rightFactor, tapsOf, tuckerMaps } from './tucker.js';
+import { rightFactor, tuckerMaps } from './tucker.js';
 
 /**
  * ABBA (Singhal et al., 2025, arXiv:2505.14238) in PEFT's config: the same formula, in which each of the two
@@ -25,7 +26,7 @@ export const loha = defineAdapter({
     'Hyeon-Woo et al., FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning, 2021, arXiv:2108.06098',
   defaults: { r: 8, loraAlpha: 8, kernel: [1, 1] as readonly number[] },
   trained: ['w1A', 'w1B', 'w2A', 'w2B', 't1', 't2'],
-  check: ({ K, config: { kernel } }) => checkKernel(kernel, K),
+  check: ({ K, config }) => checkKernel(config, K),
   shapes: ({ N, K, config }) => {
     const { r, kernel } = config;
     const taps = tapsOf(config);

@@ -1,9 +1,10 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
 import { factorsOf, type KroneckerSizes, kroneckerLinear, kroneckerMaps } from './kronecker.js';
+import { checkKernel, tapsOf } from './layer-kind.js';
 import { defineAdapter } from './method.js';
 import { patternOf } from './scaling.js';
-import { checkKernel, rightFactor, tapsOf, tuckerMaps } from './tucker.js';
+import { rightFactor, tuckerMaps } from './tucker.js';
 
 interface LokrSize {
   readonly N: number;
@@ -94,7 +95,7 @@ export const lokr = defineAdapter({
   check: ({ K, config: { r, factor, kernel } }) => {
     if (!(r > 0)) return ['r', 'above 0', String(r)];
     return factor === -1 || (Number.isInteger(factor) && factor > 0)
-      ? checkKernel(kernel, K)
+      ? checkKernel({ kernel }, K)
       : ['factor', 'a positive integer, or -1', String(factor)];
   },
   init: (make) => {

@@ -1,27 +1,104 @@
+import { scope } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import { mapFeatures } from '../ops/feature-map.js';
+import { blockDiagonalMap } from '../ops/grouped-weight.js';
+import type { AdapterSize } from './definition.js';
+import {
+  checkLayer,
+  type EmbeddingConfig,
+  embeddingNames,
+  kLinear,
+  onesOf,
+  readLayer,
+  tapsOf,
+} from './layer-kind.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { type AlphaConfig, alphaFields, readAlpha, scalingOf } from './scaling.js';
+
+type LoraConfig = AlphaConfig & EmbeddingConfig & { readonly groups: number };
+
+function checkGroups({ N, K, config }: AdapterSize<LoraConfig>) {
+  const { r, kernel, groups } = config;
+  const channels = K / tapsOf(config);
+  if (kernel.length === 0 && groups !== 1) {
+    return ['groups', '1 of a layer without a kernel', String(groups)] as const;
+  }
+  const whole = Number.isInteger(groups) && groups > 0;
+  if (whole && [r, N, channels].every((size) => size % groups === 0)) return undefined;
+  const expected = `a divisor of r (${r}), of N (${N}) and of the channels (${channels})`;
+  return ['groups', expected, String(groups)] as const;
+}
 
 /**
  * Low-rank adaptation: `y = x·wᵀ + scaling · (dropout(x) · loraAᵀ) · loraBᵀ`, with
  * `scaling = loraAlpha / r`, or `/ sqrt(r)` with rsLoRA.
+ *
+ * Of a convolution (`kernel`, its sizes; x are patches, {@link Im2col}) with `groups`, each group of outputs
+ * has its r / groups values of x·loraAᵀ, which are of all channels: loraB [N, r / groups] are the blocks of a
+ * block-diagonal matrix, and w is that of {@link groupedWeight}. Merged, the layer sees all channels too.
+ * `embedding` is one by {@link oneHot}; PEFT drops nothing of its input.
  */
 export const lora = defineAdapter({
   method: 'lora',
   reference:
     'Hu et al., LoRA: Low-Rank Adaptation of Large Language Models, 2021, arXiv:2106.09685',
-  defaults: { r: 8, loraAlpha: 8, rslora: false, dropout: 0 },
-  trained: ['loraA', 'loraB'],
-  shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
-  init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
-  forward: (t, { x, w, bias, p, config }) => {
-    const h = t.shrink(x, p.loraA, { dropout: config.dropout });
-    return t.expand(x, w, h, p.loraB, { scaling: scalingOf(config), bias });
+  defaults: {
+    r: 8,
+    loraAlpha: 8,
+    rslora: false,
+    dropout: 0,
+    kernel: kLinear,
+    groups: 1,
+    embedding: false,
   },
-  update: ({ loraA, loraB }, config) => ({ loraA, loraB, scaling: scalingOf(config) }),
+  trained: ['loraA', 'loraB'],
+  shapes: ({ N, K, config: { r, groups } }) => ({ loraA: [r, K], loraB: [N, r / groups] }),
+  check: (size) => checkLayer(size.config, size.K) ?? checkGroups(size),
+  init: (make) =>
+    make.config.embedding
+      ? { loraA: make.zeros('loraA'), loraB: make.normal('loraB', 1) }
+      : { loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') },
+  prepare: ({ N, config: { r, groups }, device }) =>
+    groups > 1 ? blockDiagonalMap(N, r, groups, device) : undefined,
+  forward: (t, { x, w, bias, p, config, state, N }) => {
+    const h = t.shrink(x, p.loraA, { dropout: config.dropout });
+    const { size } = p.loraB.tensor;
+    const loraB =
+      state === undefined
+        ? p.loraB
+        : t.reshape(t.features(t.reshape(p.loraB, [1, size]), state), [N, config.r]);
+    return t.expand(x, w, h, loraB, { scaling: scalingOf(config), bias });
+  },
+  update: ({ loraA, loraB }, config, { N }) => ({
+    loraA,
+    loraB: wholeOf(loraB, N, config),
+    scaling: scalingOf(config),
+  }),
   peft: {
     type: 'LORA',
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
-    read: readAlpha,
+    otherNames: embeddingNames,
+    fileShapes: ({ N, K, config }) => ({
+      loraA: [config.r, K / tapsOf(config), ...config.kernel],
+      loraB: [N, config.r / config.groups, ...onesOf(config)],
+    }),
+    read: (config, module, shapeOf, layer) => {
+      const alpha = readAlpha(config, module);
+      const kind = readLayer(layer);
+      const [, each = 0] = shapeOf('loraB') ?? [];
+      const several = kind.kernel !== undefined && kind.kernel.length > 0 && each > 0;
+      const groups = several && alpha.r % each === 0 ? alpha.r / each : 1;
+      return { ...alpha, ...kind, groups };
+    },
     write: alphaFields,
   },
 });
+
+/** loraB as one matrix [N, r]. */
+function wholeOf(loraB: Tensor, N: number, { r, groups }: LoraConfig): Tensor {
+  if (groups === 1) return loraB;
+  return scope(() => {
+    const map = blockDiagonalMap(N, r, groups, loraB.device);
+    return mapFeatures(loraB.reshape([1, loraB.size]), map).reshape([N, r]);
+  });
+}

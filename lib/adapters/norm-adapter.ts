@@ -4,7 +4,7 @@ import { Tape } from '../autograd/tape.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -16,7 +16,8 @@ import {
   showShape,
 } from '../core/validate.js';
 import { AdapterSaved } from './adapter.js';
-import { kPrefix, type PeftFolder, rawOf } from './peft.js';
+import { type PeftFolder, rawOf } from './peft.js';
+import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
 
 /** Which norm: {@link layerNorm} or {@link rmsNorm}. */
 export type NormKind = 'layer' | 'rms';
@@ -175,17 +176,14 @@ export class NormAdapter implements Disposable {
       device: resolveDevice(op, device),
       dtype: checkDType(op, 'dtype', dtype ?? 'f32'),
     };
-    const key = (name: string) => `${kPrefix}${module}.${kLayer}.${name}`;
+    const stored = new PeftTensors(op, folder.tensors, folder.adapterName ?? 'default');
     const part = (name: string): Tensor | undefined => {
-      const raw = folder.tensors.get(key(name));
+      const raw = stored.own(module, `${kLayer}.${name}`);
       return raw === undefined ? undefined : Tensor.from(rawToFloat32(raw), raw.shape, place);
     };
     return scope(() => {
       const weight = part('weight');
-      if (weight === undefined) {
-        const text = `${op}: ${module} must have the tensor ${key('weight')}, got none of that name`;
-        throw new LowrankError('ERR_FILE', text, { op });
-      }
+      if (weight === undefined) missing(op, module, `${kLayer}.weight`);
       const bias = part('bias');
       return new NormAdapter({ weight, ...(bias === undefined ? {} : { bias }), ...rest });
     });

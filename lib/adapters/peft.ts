@@ -2,12 +2,11 @@ import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { showShape } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
 import type { LargestLayer, PeftForm, Regenerated } from './definition.js';
-import { leadingPart } from './leading-part.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
+import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
 
 /** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
 export interface PeftFolder {
@@ -18,10 +17,12 @@ export interface PeftFolder {
    * folder leaves out. Default those of the layer.
    */
   readonly largest?: LargestLayer;
+  /**
+   * What the adapter is called in a state dict, whose keys have it behind the tensor's name
+   * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
+   */
+  readonly adapterName?: string;
 }
-
-/** Of PEFT's tensor names, before the module's. */
-export const kPrefix = 'base_model.model.';
 
 /** `peft_type` of folders of methods that PEFT does not have. */
 export const kOwnType = 'LOWRANK';
@@ -76,31 +77,12 @@ export function methodOfPeft(
   throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
 }
 
-/**
- * The values of a tensor in the file; of one that all layers share, the leading part that this layer
- * uses.
- */
-function partOf(
-  op: string,
-  name: string,
-  raw: RawTensor,
-  shape: readonly number[],
-  shared: boolean,
-): Float32Array {
-  const values = rawToFloat32(raw);
-  const long = (dims: readonly number[]) => String(dims.filter((dim) => dim !== 1));
-  // A convolution's tensors have a kernel's dimensions behind, or are [1, N, 1, 1]: of the same order.
-  if (!shared && values.length === shape.reduce((size, dim) => size * dim, 1)) {
-    const flat = shape.length === 2 && raw.shape[0] === shape[0];
-    if (flat || long(raw.shape) === long(shape)) return values;
-  }
-  const fits = (dim: number, i: number) =>
-    shared ? dim <= (raw.shape[i] ?? 0) : dim === raw.shape[i];
-  if (raw.shape.length !== shape.length || !shape.every(fits)) {
-    const expected = `of shape ${showShape(shape)}${shared ? ' or larger' : ''}`;
-    fail('ERR_SHAPE', op, name, expected, showShape(raw.shape));
-  }
-  return leadingPart(values, raw.shape, shape);
+/** The names of an adapter's tensors in the file, which depend on its settings where the layer is of another kind. */
+function namesOf(
+  peft: PeftForm<object, string>,
+  config: object,
+): Readonly<Partial<Record<string, string>>> {
+  return { ...peft.tensors, ...peft.otherNames?.(config) };
 }
 
 /**
@@ -129,15 +111,17 @@ export function adapterFromPeft(
     fail('ERR_UNSUPPORTED', op, set, `0 (${method.method} has none)`, String(folder.config[set]));
   }
   const { trained, frozen = [], init } = method.definition;
-  const shapeOf = (name: string) =>
-    folder.tensors.get(`${kPrefix}${module}.${peft.tensors[name]}`)?.shape;
-  const options = { ...place, ...peft.read(folder.config, module, shapeOf) };
+  const tensorsOfFolder = new PeftTensors(op, folder.tensors, folder.adapterName ?? 'default');
+  const stored = (key: string) => tensorsOfFolder.own(module, key);
+  const shapeOf = (name: string) => stored(`${peft.tensors[name]}`)?.shape;
+  const { inFeatures, outFeatures } = place;
+  const settings = peft.read(folder.config, module, shapeOf, { stored, inFeatures, outFeatures });
+  const options = { ...place, ...settings };
   const make = method.maker(options);
+  const names = namesOf(peft, make.config);
   const indexes: Record<string, Int32Array> = {};
   for (const [name, key] of Object.entries(peft.indexes ?? {})) {
-    const raw =
-      folder.tensors.get(`${kPrefix}${module}.${key}`) ??
-      folder.tensors.get(`base_model.${key}.${kindOf(module)}`);
+    const raw = stored(key) ?? tensorsOfFolder.shared(`${key}.${kindOf(module)}`);
     if (raw !== undefined) indexes[name] = Int32Array.from(raw.data as ArrayLike<number>, Number);
   }
   return scope(() => {
@@ -150,24 +134,24 @@ export function adapterFromPeft(
     };
     for (const name of [...trained, ...frozen]) {
       if (make.shapes[name] === undefined) continue;
-      const own = peft.tensors[name];
-      const shared =
-        peft.sharedName?.(name, module, [...folder.tensors.keys()]) ?? peft.shared?.[name];
-      const stored = (key: string) => folder.tensors.get(`${kPrefix}${module}.${key}`);
+      const own = names[name];
+      const shared = peft.sharedName?.(name, module, tensorsOfFolder.keys()) ?? peft.shared?.[name];
+      const keyOf = peft.stacks?.[name];
       const raw =
-        stored(`${own ?? shared}`) ??
-        folder.tensors.get(`base_model.${shared}`) ??
+        (keyOf === undefined
+          ? stored(`${own ?? shared}`)
+          : stackOf(op, module, make.shapes[name], keyOf, tensorsOfFolder)) ??
+        (shared === undefined ? undefined : tensorsOfFolder.shared(shared)) ??
         peft.unpack?.(name, folder.config, stored);
       if (raw !== undefined) {
         const shape = make.shapes[name] as readonly number[];
         const { device, dtype } = make;
-        const values = partOf(op, name, raw, shape, own === undefined);
+        const values = partOf(op, name, raw, shape, (own ?? keyOf) === undefined);
         tensors[name] = Tensor.from(values, shape, { device, dtype });
         continue;
       }
       if (trained.includes(name) || peft.required?.includes(name)) {
-        const text = `${op}: ${module} must have the tensor ${own ?? shared}, got none of that name`;
-        throw new LowrankError('ERR_FILE', text, { op });
+        missing(op, module, `${own ?? keyOf?.(0) ?? shared}`);
       }
       const values = regenerated().tensors?.[name];
       if (values !== undefined) {
@@ -232,14 +216,22 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   const tensors = new Map<string, RawTensor>();
   for (const [module, adapter] of adapters) {
     const { parameters, buffers, indexes, config, inFeatures: K, outFeatures: N } = adapter;
+    const names = namesOf(peft, config);
+    const shapes = peft.fileShapes?.({ N, K, config }) ?? {};
     for (const [name, tensor] of Object.entries({ ...parameters, ...buffers })) {
+      const keyOf = peft.stacks?.[name];
+      if (keyOf !== undefined) {
+        unstacked(await rawOf(tensor)).forEach((raw, i) => {
+          tensors.set(`${kPrefix}${module}.${keyOf(i)}`, raw);
+        });
+        continue;
+      }
       const shared = peft.sharedName?.(name, module, keys) ?? peft.shared?.[name];
-      const key =
-        peft.tensors[name] !== undefined
-          ? `${kPrefix}${module}.${peft.tensors[name]}`
-          : `base_model.${shared}`;
-      if (peft.tensors[name] === undefined && shared === undefined) continue;
-      const raw = await rawOf(tensor);
+      const own = names[name];
+      if (own === undefined && shared === undefined) continue;
+      const key = own === undefined ? `base_model.${shared}` : `${kPrefix}${module}.${own}`;
+      const flat = await rawOf(tensor);
+      const raw = { ...flat, shape: shapes[name] ?? flat.shape };
       const known = tensors.get(key);
       if (known !== undefined && !isLeading(raw, known) && !isLeading(known, raw)) {
         fail('ERR_VALUE', op, name, 'the same in all layers', `another in ${module}`);

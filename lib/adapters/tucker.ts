@@ -8,18 +8,6 @@ import type { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
 import { FeatureMap } from '../ops/feature-map.js';
 
-/** Taps of a kernel; 1 is a linear layer, or a convolution of single pixels. */
-export const tapsOf = ({ kernel }: { readonly kernel: readonly number[] }): number =>
-  kernel.reduce((taps, size) => taps * size, 1);
-
-/** What is wrong with a kernel of a layer of K inputs, as a method's check tells it. */
-export function checkKernel(kernel: readonly number[], K: number) {
-  const sizes = kernel.length === 2 && kernel.every((size) => Number.isInteger(size) && size > 0);
-  return sizes && K % tapsOf({ kernel }) === 0
-    ? undefined
-    : (['kernel', `two sizes, their product a divisor of K (${K})`, `[${kernel}]`] as const);
-}
-
 /** Features of a core and of its product, to their transposes. */
 export interface TuckerMaps {
   readonly inner: FeatureMap;

@@ -56,8 +56,8 @@ describe('a LoHa folder', () => {
     expect(read(config, tucker)).toMatchObject({ loraAlpha: 3, kernel: [2, 2] });
     // A linear layer beside it has none.
     expect(read({ use_effective_conv2d: true })).toMatchObject({ kernel: [1, 1] });
-    const broken = { ...tucker, t1: raw(r, r, 4) };
-    expect(() => read(config, broken)).toThrow(/kernel.*two sizes.*\[4\]/);
+    const broken = { ...tucker, t1: raw(r, r, 2, 2, 1, 1) };
+    expect(() => read(config, broken)).toThrow(/kernel.*three sizes.*\[2,2,1,1\]/);
     expect(() => read(config, { ...tucker, t2: raw(r, r, 4, 1) })).toThrow(/t2.*\[2, 2, 2, 2\]/);
   });
 });

@@ -9,16 +9,9 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
+import { namesIn, near, type Raw, raw, wave } from './peft-folder.js';
 
 const [K, N] = [6, 4];
-const wave = (size: number, phase = 0) =>
-  Float32Array.from({ length: size }, (_, i) => Math.sin(1.3 * i + phase));
-const raw = (shape: readonly number[], data = wave(shape.reduce((a, b) => a * b, 1))) => ({
-  dtype: 'F32' as const,
-  shape,
-  data,
-});
-type Raw = ReturnType<typeof raw>;
 
 /** The adapter of `module`; names without a prefix are that module's. */
 function load(
@@ -26,13 +19,9 @@ function load(
   tensors: Readonly<Record<string, Raw>>,
   module = 'lin',
 ): Adapter {
-  const named = Object.entries(tensors).map(
-    ([key, value]) =>
-      [key.startsWith('base_model') ? key : `base_model.model.${module}.${key}`, value] as const,
-  );
   const weight = Tensor.from(w, [N, K], { device: 'cpu' });
   const place = { inFeatures: K, outFeatures: N, device: 'cpu' as const, weight };
-  return adapterFromPeft({ config, tensors: new Map(named) }, module, place);
+  return adapterFromPeft({ config, tensors: namesIn(module, tensors) }, module, place);
 }
 
 const x = wave(2 * K, 4);
@@ -58,12 +47,6 @@ function run(adapter: Adapter): { y: number[]; gradients: number[] } {
     return { y: [...y.readSync()], gradients: all.flatMap((tensor) => [...tensor.readSync()]) };
   });
 }
-const near = (got: number[], expected: number[]) => {
-  const error = got.map((value, i) => Math.abs(value - (expected[i] as number)));
-  expect(error.length).toBe(expected.length);
-  expect(Math.max(...error)).toBeLessThan(1e-5);
-};
-
 describe('AdaLoRA', () => {
   const config = { peft_type: 'ADALORA', r: 8, init_r: 8, lora_alpha: 16 };
   const pattern = (kept: number) => ({

@@ -90,6 +90,8 @@ const ROWS: Readonly<Record<string, Row>> = {
   'ia3-input': {},
   kasa: alpha,
   lora: alpha,
+  'lora/embedding': { settings: { r: 4, loraAlpha: 6, embedding: true } },
+  'lora/groups': { settings: { r: 8, loraAlpha: 6, kernel: [2, 2], groups: 4 } },
   'lora-fa': alpha,
   'lora-xs': alpha,
   lotr: { settings: { r: 4, scaling: 1.5 } },

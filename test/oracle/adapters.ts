@@ -166,7 +166,12 @@ const plainOracle: Readonly<Record<string, Formula>> = {
   },
   lora: (layer) => {
     const [a, b] = parts(layer, 'loraA', 'loraB');
-    return lowRank(layer, b, a, scaling(layer));
+    const { groups, r } = layer.config;
+    const own = (n: number) => Math.floor((n * groups) / layer.N);
+    const whole = Matrix.of(layer.N, r, (n, i) =>
+      own(n) === Math.floor((i * groups) / r) ? b.at(n, i % (r / groups)) : 0,
+    );
+    return lowRank(layer, whole, a, scaling(layer));
   },
   // Without a seed: the mean of its draws.
   monteclora: (layer) => {
