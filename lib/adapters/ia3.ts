@@ -1,3 +1,5 @@
+import { FeatureMap } from '../ops/feature-map.js';
+import { checkKernel, kLinear, onesOf, tapsOf } from './layer-kind.js';
 import { defineAdapter } from './method.js';
 import { coversModule } from './scaling.js';
 
@@ -11,39 +13,63 @@ function feedforward(config: Readonly<Record<string, unknown>>, module: string):
   return names.some((name) => module.endsWith(name));
 }
 
-/** Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`. */
+/**
+ * Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`, scale [N, 1]. Of a convolution (`kernel`, the
+ * sizes of its kernel) these are its channels, and PEFT's file has them as [1, N, 1, 1].
+ */
 export const ia3 = defineAdapter({
   method: 'ia3',
   reference,
-  defaults: {},
+  defaults: { kernel: kLinear },
   rate: 10,
   trained: ['scale'],
   shapes: ({ N }) => ({ scale: [N, 1] }),
+  check: ({ K, config }) => checkKernel(config, K),
   init: (make) => ({ scale: make.full('scale', 1) }),
   forward: (t, { x, w, bias, p, N }) => t.multiply(t.linear(x, w, bias), t.reshape(p.scale, [N])),
   peft: {
     type: 'IA3',
     tensors: { scale: 'ia3_l' },
-    read: () => ({}),
+    fileShapes: ({ N, config }) => ({
+      scale: config.kernel.length > 0 ? [1, N, ...onesOf(config)] : [N, 1],
+    }),
+    read: (_config, _module, shapeOf) => ({ kernel: shapeOf('scale')?.slice(2) ?? kLinear }),
     write: () => ({ feedforward_modules: [] }),
   },
 });
 
-/** The same on the input of a feed-forward layer: `y = (x ⊙ scale)·wᵀ + bias`. */
+/**
+ * The same on the input of a feed-forward layer: `y = (x ⊙ scale)·wᵀ + bias`, scale [1, K]. Of a convolution
+ * (`kernel`; x are patches, {@link Im2col}) a channel has one value for all taps: scale [1, K / taps]. PEFT's
+ * file tells how many taps there are, and not the kernel: it is read as `[taps, 1]`.
+ */
 export const ia3Input = defineAdapter({
   method: 'ia3-input',
   reference,
-  defaults: {},
+  defaults: { kernel: kLinear },
   rate: 10,
   trained: ['scale'],
-  shapes: ({ K }) => ({ scale: [1, K] }),
+  shapes: ({ K, config }) => ({ scale: [1, K / tapsOf(config)] }),
+  check: ({ K, config }) => checkKernel(config, K),
   init: (make) => ({ scale: make.full('scale', 1) }),
-  forward: (t, { x, w, bias, p, K }) => t.linear(t.multiply(x, t.reshape(p.scale, [K])), w, bias),
+  prepare: ({ K, config, device }) => {
+    const taps = tapsOf(config);
+    return taps === 1 ? undefined : FeatureMap.repeat(K / taps, taps, 'inner', { device });
+  },
+  forward: (t, { x, w, bias, p, state, K }) => {
+    const scale = state === undefined ? p.scale : t.features(p.scale, state);
+    return t.linear(t.multiply(x, t.reshape(scale, [K])), w, bias);
+  },
   peft: {
     type: 'IA3',
     when: feedforward,
     tensors: { scale: 'ia3_l' },
-    read: () => ({}),
+    fileShapes: ({ K, config }) => ({ scale: [1, K / tapsOf(config), ...onesOf(config)] }),
+    read: (_config, _module, shapeOf, { inFeatures: K }) => {
+      const [, channels = 0, ...ones] = shapeOf('scale') ?? [];
+      const whole = channels > 0 && K % channels === 0;
+      return { kernel: whole ? ones.map((one, i) => (i === 0 ? K / channels : one)) : kLinear };
+    },
     write: (_, modules) => ({ feedforward_modules: modules }),
   },
 });

@@ -24,6 +24,10 @@ export const namesIn = (
     ]),
   );
 
+/** Names and shapes, sorted. */
+export const shapesOf = (tensors: ReadonlyMap<string, RawTensor>) =>
+  [...tensors].map(([name, { shape }]) => [name, shape]).sort();
+
 export const near = (got: ArrayLike<number>, expected: ArrayLike<number>, bound = 1e-5): void => {
   expect(got.length).toBe(expected.length);
   const error = Array.from(got, (value, i) => Math.abs(value - (expected[i] as number)));

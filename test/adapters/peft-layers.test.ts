@@ -13,11 +13,10 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { differences, namesIn, near, raw, wave } from './peft-folder.js';
+import { convolve, outSizeOf } from './convolution.js';
+import { differences, namesIn, near, raw, shapesOf, wave } from './peft-folder.js';
 
 const device = 'cpu' as const;
-const shapesOf = (tensors: ReadonlyMap<string, RawTensor>) =>
-  [...tensors].map(([name, { shape }]) => [name, shape]).sort();
 
 describe('keys of a state dict', () => {
   const [K, N, r] = [6, 4, 2];
@@ -177,10 +176,10 @@ describe('an embedding', () => {
 
 describe('a convolution', () => {
   const kernel = [3, 2] as const;
-  const [height, width, B] = [5, 4, 2];
   const stride = [2, 1] as const;
   const padding = [1, 0] as const;
-  const [outHeight, outWidth] = [3, 3];
+  const image = { height: 5, width: 4, B: 2, kernel, stride, padding };
+  const { height, width, B } = image;
 
   interface Sizes {
     readonly C: number;
@@ -189,7 +188,7 @@ describe('a convolution', () => {
     readonly groups: number;
   }
 
-  /** y [B, N, OH, OW] of torch's layer with PEFT's LoRA, loop by loop, in float64. */
+  /** PEFT's LoRA of torch's layer: a convolution of all channels, then one of single pixels in groups. */
   function layer(
     { C, N, r, groups }: Sizes,
     x: ArrayLike<number>,
@@ -198,47 +197,13 @@ describe('a convolution', () => {
     b: ArrayLike<number>,
     scaling: number,
   ): Float64Array {
-    const [kh, kw] = kernel;
-    const y = new Float64Array(B * N * outHeight * outWidth);
-    const at = (image: number, c: number, row: number, col: number): number =>
-      row < 0 || row >= height || col < 0 || col >= width
-        ? 0
-        : (x[((image * C + c) * height + row) * width + col] as number);
-    const convolved = (
-      weight: ArrayLike<number>,
-      out: number,
-      channels: readonly number[],
-      [image, i, j]: readonly [number, number, number],
-    ): number => {
-      let sum = 0;
-      channels.forEach((c, own) => {
-        for (let p = 0; p < kh; p++)
-          for (let q = 0; q < kw; q++)
-            sum +=
-              (weight[((out * channels.length + own) * kh + p) * kw + q] as number) *
-              at(image, c, i * stride[0] - padding[0] + p, j * stride[1] - padding[1] + q);
-      });
-      return sum;
-    };
-    const all = Array.from({ length: C }, (_, c) => c);
-    for (let image = 0; image < B; image++)
-      for (let i = 0; i < outHeight; i++)
-        for (let j = 0; j < outWidth; j++) {
-          const place = [image, i, j] as const;
-          const h = Array.from({ length: r }, (_, k) => convolved(a, k, all, place));
-          for (let n = 0; n < N; n++) {
-            const group = Math.floor(n / (N / groups));
-            const own = all.slice((group * C) / groups, ((group + 1) * C) / groups);
-            let sum = convolved(w, n, own, place);
-            for (let k = 0; k < r / groups; k++)
-              sum +=
-                scaling *
-                (b[(n * r) / groups + k] as number) *
-                (h[(group * r) / groups + k] as number);
-            y[((image * N + n) * outHeight + i) * outWidth + j] = sum;
-          }
-        }
-    return y;
+    const spec = { ...image, C };
+    const [OH, OW] = outSizeOf(spec);
+    const pixels = { C: r, B, height: OH, width: OW };
+    const single = { kernel: [1, 1], stride: [1, 1], padding: [0, 0] } as const;
+    const h = convolve(spec, x, a, r);
+    const update = convolve({ ...pixels, ...single }, h, b, N, groups);
+    return convolve(spec, x, w, N, groups).map((v, i) => v + scaling * (update[i] as number));
   }
 
   it.each([
@@ -262,6 +227,7 @@ describe('a convolution', () => {
 
       const x = wave(B * C * height * width, 2);
       const w = wave((N * K) / groups, 7);
+      const [outHeight, outWidth] = outSizeOf({ ...image, C });
       const dy = wave(B * N * outHeight * outWidth, 4);
       const spec = { channels: C, height, width, kernel, stride, padding, device };
       const patches = new Im2col(spec);
@@ -274,8 +240,8 @@ describe('a convolution', () => {
       const expected = layer(sizes, x, w, a, b, scaling);
       near(patches.image(y).readSync(), expected);
 
-      const image = Tensor.from(dy, [B, N, outHeight, outWidth], { device });
-      const back = adapter.backward(patches.imageBackward(image), saved);
+      const gradient = Tensor.from(dy, [B, N, outHeight, outWidth], { device });
+      const back = adapter.backward(patches.imageBackward(gradient), saved);
       const total = (y64: Float64Array) => y64.reduce((sum, v, i) => sum + v * (dy[i] ?? 0), 0);
       const { loraA, loraB } = back.parameters as Record<'loraA' | 'loraB', Tensor>;
       const of = (values: Float32Array, f: (at: Float64Array) => Float64Array) =>

@@ -88,6 +88,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   dora: { ...alpha, held: doraWithNormHeld },
   ia3: {},
   'ia3-input': {},
+  'ia3-input/kernel': { settings: { kernel: [2, 2] } },
   kasa: alpha,
   lora: alpha,
   'lora/embedding': { settings: { r: 4, loraAlpha: 6, embedding: true } },

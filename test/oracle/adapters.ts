@@ -159,7 +159,11 @@ const plainOracle: Readonly<Record<string, Formula>> = {
     const bias = layer.bias.map((v, i) => v * (scale.data[i] as number));
     return { weight: layer.w.scaleRows(scale.data), bias };
   },
-  'ia3-input': (layer) => ({ weight: layer.w.scaleCols(parts(layer, 'scale')[0].data) }),
+  'ia3-input': (layer) => {
+    const [scale] = parts(layer, 'scale');
+    const taps = layer.K / scale.data.length;
+    return { weight: layer.w.map((v, _, k) => v * (scale.data[Math.floor(k / taps)] as number)) };
+  },
   kasa: (layer) => {
     const [a, b, diag] = parts(layer, 'loraA', 'loraB', 'diag');
     return lowRank(layer, b.scaleCols(diag.data), a, scaling(layer));
