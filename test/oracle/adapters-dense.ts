@@ -89,18 +89,24 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     const put = inject.map((v) => v * layer.config.scaling);
     return { weight: layer.w.plus(p.times(put.plus(taken, -1))) };
   },
-  glora: (layer) => {
-    const { w, N, config } = layer;
-    const [aD, aU, bD, bU, cD, cU] = parts(layer, 'aD', 'aU', 'bD', 'bU', 'cD', 'cU');
-    const [d, e] = parts(layer, 'd', 'e');
-    const weight = w.plus(hadamard(w, aD.times(aU))).plus(bD.times(bU));
-    const shift = w.times(cD.times(cU));
-    const at = (m: Matrix, n: number): number => m.data[config.vectors ? n : 0] as number;
-    const bias = Float64Array.from({ length: N }, (_, n) => {
-      const b = layer.bias[n] as number;
-      return b + b * at(d, n) + at(e, n) + shift.at(n, 0);
+  glora: ({ w, N, K, bias, p }) => {
+    // A path is a product, a value a row, one value, or nothing.
+    const path = (name: 'a' | 'b' | 'c', rows: number, cols: number): Matrix => {
+      const [left, right, x] = [p[`${name}D`], p[`${name}U`], p[`${name}X`]];
+      if (left !== undefined && right !== undefined) return left.times(right);
+      return Matrix.of(rows, cols, (i) => x?.data[x.data.length > 1 ? i : 0] ?? 0);
+    };
+    const vector = (name: 'd' | 'e', n: number): number => {
+      const values = p[name]?.data ?? [0];
+      return values[values.length > 1 ? n : 0] as number;
+    };
+    const weight = w.plus(hadamard(w, path('a', N, K))).plus(path('b', N, K));
+    const shift = w.times(path('c', K, 1));
+    const shifted = Float64Array.from({ length: N }, (_, n) => {
+      const b = bias[n] as number;
+      return b + b * vector('d', n) + vector('e', n) + shift.at(n, 0);
     });
-    return { weight, bias };
+    return { weight, bias: shifted };
   },
   hira: (layer) => {
     const [a, b] = parts(layer, 'hiraA', 'hiraB');
