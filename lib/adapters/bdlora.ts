@@ -1,3 +1,4 @@
+import { fail } from '../core/errors.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, readAlpha, scalingOf } from './scaling.js';
 
@@ -5,15 +6,32 @@ interface BdConfig {
   readonly nblocks?: number;
   readonly target_modules_bd_a?: readonly string[] | null;
   readonly target_modules_bd_b?: readonly string[] | null;
+  readonly match_strict?: boolean;
 }
 
 const named = (patterns: readonly string[] | null | undefined, module: string): boolean =>
   (patterns ?? []).some((pattern) => module.includes(pattern));
 
 /**
+ * The side that a config names for a module; PEFT has no layer of both, and of neither only where the config allows it.
+ * @throws ERR_FILE
+ */
+function sideOf(config: BdConfig, module: string): 'a' | 'b' | 'none' {
+  const [a, b] = [
+    named(config.target_modules_bd_a, module),
+    named(config.target_modules_bd_b, module),
+  ];
+  if (a !== b) return a ? 'a' : 'b';
+  if (!a && config.match_strict === false) return 'none';
+  const expected = `named on one side for ${module} (on neither, with match_strict false)`;
+  return fail('ERR_FILE', 'adapterFromPeft', 'use_bdlora', expected, a ? 'both' : 'neither');
+}
+
+/**
  * LoRA with one block-diagonal factor, so that layers cut across devices need no further exchange:
  * `y = x·wᵀ + scaling · (dropout(x)·loraAᵀ)·loraBᵀ`, where `side: 'a'` makes loraA block-diagonal (its
- * blocks below each other, [r, K / blocks]) and `'b'` loraB ([N, r / blocks]).
+ * blocks below each other, [r, K / blocks]) and `'b'` loraB ([N, r / blocks]). `'none'` is plain LoRA, for layers
+ * beside such.
  */
 export const bdlora = defineAdapter({
   method: 'bdlora',
@@ -26,7 +44,8 @@ export const bdlora = defineAdapter({
     loraB: [N, side === 'b' ? r / blocks : r],
   }),
   check: ({ N, K, config: { r, blocks, side } }) => {
-    if (side !== 'a' && side !== 'b') return ['side', "'a' or 'b'", `'${side}'`];
+    if (side === 'none') return undefined;
+    if (side !== 'a' && side !== 'b') return ['side', "'a', 'b' or 'none'", `'${side}'`];
     const [name, width] = side === 'a' ? ['K', K] : ['N', N];
     return blocks > 0 && r % blocks === 0 && width % blocks === 0
       ? undefined
@@ -37,6 +56,10 @@ export const bdlora = defineAdapter({
     const { r, blocks, side, dropout } = config;
     const scaling = scalingOf(config);
     const lead = x.shape.slice(0, -1);
+    if (side === 'none') {
+      const h = t.shrink(x, p.loraA, { dropout });
+      return t.expand(x, w, h, p.loraB, { scaling, bias });
+    }
     if (side === 'a') {
       const input = t.cast(t.dropout(x, dropout), 'f32');
       const parts = t.reshape(input, [...lead, blocks, K / blocks]);
@@ -54,21 +77,25 @@ export const bdlora = defineAdapter({
     when: ({ use_bdlora }) => use_bdlora !== undefined && use_bdlora !== null,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
     read: (config, module) => {
-      const { nblocks, target_modules_bd_a } = config.use_bdlora as BdConfig;
+      const bd = config.use_bdlora as BdConfig;
       return {
         ...readAlpha(config, module),
-        blocks: Number(nblocks ?? 1),
-        side: named(target_modules_bd_a, module) ? 'a' : 'b',
+        blocks: Number(bd.nblocks ?? 1),
+        side: sideOf(bd, module),
       };
     },
-    write: (config, modules) => ({
-      ...alphaFields(config),
-      use_bdlora: {
-        nblocks: config.blocks,
-        match_strict: true,
-        target_modules_bd_a: config.side === 'a' ? modules : null,
-        target_modules_bd_b: config.side === 'b' ? modules : null,
-      },
-    }),
+    write: (config, modules, configs) => {
+      const of = (side: string) => modules.filter((_, i) => configs[i]?.side === side);
+      const or = (names: readonly string[]) => (names.length > 0 ? names : null);
+      return {
+        ...alphaFields(config),
+        use_bdlora: {
+          nblocks: config.blocks,
+          match_strict: of('none').length === 0,
+          target_modules_bd_a: or(of('a')),
+          target_modules_bd_b: or(of('b')),
+        },
+      };
+    },
   },
 });

@@ -194,10 +194,14 @@ export interface PeftForm<C, Name extends string> {
     shapeOf: (name: Name) => readonly number[] | undefined,
     layer: StoredLayer,
   ) => Partial<C>;
-  /** Back to the fields of `adapter_config.json`. */
+  /**
+   * Back to the fields of `adapter_config.json`: the settings of the first module, the modules, and the settings of
+   * each.
+   */
   readonly write: (
     config: Readonly<C>,
     modules: readonly string[],
+    configs: readonly Readonly<C>[],
   ) => Readonly<Record<string, unknown>>;
 }
 

@@ -2,12 +2,15 @@ import { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { mapTensor, multiplyAdd } from '../ops/elementwise.js';
 import { matmulInputGrad } from '../ops/matmul.js';
+import { deftDefaults, deftShapes, exchange, readDeft, writeDeft } from './deft-config.js';
 import { defineAdapter } from './method.js';
 
 /**
  * A subspace of the outputs is taken out and something else put in:
  * `ΔW = p · (scaling · inject - relu(p)ᵀ · w)` with p [N, r] and inject [r, K], that is
  * `y = x·wᵀ + (scaling · x·injectᵀ - (x·wᵀ)·relu(p)) · pᵀ`. At the start inject is what is taken out.
+ * With `para` nothing is put in (PaRa, Chen et al., 2024, arXiv:2406.05641): p alone is trained, and the start is
+ * not the base model.
  *
  * This is the variant whose projector is `p · relu(p)ᵀ`; {@link deftQr} is the one over an orthonormal
  * basis of p.
@@ -16,11 +19,12 @@ export const deft = defineAdapter({
   method: 'deft',
   reference:
     'Kumar et al., DEFT: Decompositional Efficient Fine-Tuning for Text-to-Image Models, 2025, arXiv:2509.22793',
-  defaults: { r: 8, scaling: 1, dropout: 0 },
+  defaults: deftDefaults,
   trained: ['p', 'inject'],
-  shapes: ({ N, K, config: { r } }) => ({ p: [N, r], inject: [r, K] }),
+  shapes: deftShapes,
   init: (make) => {
     const p = make.normal('p', 0.02);
+    if (make.config.para) return { p };
     const w = make.weight('deft.create');
     const inject = scope(() => {
       const tape = new Tape({ recording: false });
@@ -30,27 +34,12 @@ export const deft = defineAdapter({
     });
     return { p, inject };
   },
-  forward: (t, { x, w, bias, p, config: { scaling, dropout } }) => {
-    const base = t.linear(x, w);
-    const put = t.shrink(x, p.inject, { scaling, dropout });
-    const taken = t.product(t.cast(base, 'f32'), t.map(p.p, 'relu'));
-    const y = t.add(base, t.matmul(t.add(put, taken, 1, -1), p.p));
-    return bias === undefined ? y : t.add(y, bias);
-  },
+  forward: (t, call) => exchange(t, call, t.map(call.p.p, 'relu'), call.p.p),
   peft: {
     type: 'DEFT',
-    when: ({ decomposition_method, para }) => decomposition_method === 'relu' && para !== true,
+    when: ({ decomposition_method }) => decomposition_method === 'relu',
     tensors: { p: 'deft_P', inject: 'deft_R' },
-    read: ({ r, alpha, deft_dropout }) => ({
-      r: Number(r),
-      scaling: typeof alpha === 'number' && alpha !== 0 ? alpha / Number(r) : 1,
-      dropout: Number(deft_dropout ?? 0),
-    }),
-    write: ({ r, scaling, dropout }) => ({
-      r,
-      alpha: scaling * r,
-      decomposition_method: 'relu',
-      deft_dropout: dropout,
-    }),
+    read: (config, _module, _shapeOf, layer) => readDeft(config, layer),
+    write: (config) => ({ ...writeDeft(config), decomposition_method: 'relu' }),
   },
 });

@@ -248,7 +248,11 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   const config = {
     peft_type: peft.type,
     target_modules: modules,
-    ...peft.write(first.config, modules),
+    ...peft.write(
+      first.config,
+      modules,
+      [...adapters.values()].map(({ config }) => config),
+    ),
   };
   return { config, tensors };
 }

@@ -68,6 +68,16 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   adamss: { settings: { r: 7, subspaces: 3 } },
   'adamss/with the bias': { settings: { r: 7, subspaces: 3, subspaceRank: 2, withBias: true } },
   deft: { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
+  'deft/para': {
+    settings: { r: 4, para: true },
+    step: 1 / 128,
+    startsElsewhere: 'a subspace is taken out from the start',
+  },
+  'deft-qr/para': {
+    settings: { r: 4, para: true },
+    step: 1 / 128,
+    startsElsewhere: 'a subspace is taken out from the start',
+  },
   glora: { settings: { r: 3 } },
   'glora/vectors': { settings: { pathAB: 'vector', pathC: 'vector', pathDE: 'vector' } },
   'glora/constants': { settings: { pathAB: 'constant', pathC: 'none', pathDE: 'constant' } },
@@ -79,6 +89,8 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   'loha/tucker': { settings: { r: 3, loraAlpha: 6, kernel: [4, 2] } },
   osf: { settings: { rank: 5 }, held: osfWithinSubspace },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
+  'peanut/deep': { settings: { r: 4, scaling: 1.5, activation: 'tanh', depth: 2 } },
+  'peanut/gelu': { settings: { r: 4, activation: 'gelu', depth: 1 } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
   'deft-qr': { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },
   fourierft: {

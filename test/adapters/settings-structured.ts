@@ -4,6 +4,7 @@ import type { Row } from './settings.js';
 export const STRUCTURED_ROWS: Readonly<Record<string, Row>> = {
   bdlora: { settings: { r: 4, loraAlpha: 6, blocks: 2, side: 'a' } },
   'bdlora/b': { settings: { r: 4, loraAlpha: 6, blocks: 4, side: 'b' } },
+  'bdlora/none': { settings: { r: 4, loraAlpha: 6, blocks: 3, side: 'none' } },
   boft: { settings: { blockSize: 4 } },
   'boft/butterfly': { settings: { blockSize: 4, factors: 3 } },
   c3a: { settings: { blockSize: 8 } },

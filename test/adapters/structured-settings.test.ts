@@ -8,7 +8,7 @@ const REFUSED: readonly (readonly [
   settings: Record<string, unknown>,
   text: RegExp,
 ])[] = [
-  ['bdlora', { side: 'c' }, /side must be 'a' or 'b', got 'c'/],
+  ['bdlora', { side: 'c' }, /side must be 'a', 'b' or 'none', got 'c'/],
   ['bdlora', { r: 4, blocks: 3 }, /blocks must be a divisor of r \(4\) and of K \(32\), got 3/],
   ['bdlora', { r: 5, blocks: 5, side: 'b' }, /blocks must be a divisor of .*N \(24\), got 5/],
   ['boft', { blockSize: 5 }, /blockSize must be such that 32 is a multiple of 1 of it, got 5/],

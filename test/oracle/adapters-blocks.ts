@@ -45,6 +45,7 @@ const bdlora: Formula = (layer) => {
   const { r, blocks, side } = config;
   return added(layer, (n, k) => {
     const total = sum(r, (i) => {
+      if (side === 'none') return b.at(n, i) * a.at(i, k);
       const g = Math.floor(i / (r / blocks));
       if (side === 'a') {
         return Math.floor(k / (K / blocks)) === g ? b.at(n, i) * a.at(i, k % (K / blocks)) : 0;

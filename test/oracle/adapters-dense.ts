@@ -1,13 +1,8 @@
 /** The published formulas of the methods whose update is a function of the weight, or dense. */
+import { activationOracle } from './activations.js';
 import { type Formula, Matrix, type OracleLayer, parts } from './adapter-layer.js';
 
 const hadamard = (a: Matrix, b: Matrix): Matrix => a.map((v, i, j) => v * b.at(i, j));
-
-const ACTIVATIONS: Readonly<Record<string, (v: number) => number>> = {
-  relu: (v) => Math.max(v, 0),
-  tanh: Math.tanh,
-  sigmoid: (v) => 1 / (1 + Math.exp(-v)),
-};
 
 /** A table of the layer. */
 function table({ indexes }: OracleLayer, name: string): Int32Array {
@@ -61,6 +56,10 @@ function mixtures(logits: Matrix, bank: Matrix, top: Int32Array, k: number): Mat
   });
 }
 
+/** What DEFT puts in; PaRa nothing. */
+const putIn = ({ p, K, config }: OracleLayer): Matrix =>
+  p.inject?.map((v) => v * config.scaling) ?? Matrix.zeros(config.r, K);
+
 export const denseOracle: Readonly<Record<string, Formula>> = {
   adamss: (layer) => {
     const { N, K, config } = layer;
@@ -81,13 +80,12 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
     };
   },
   deft: (layer) => {
-    const [p, inject] = parts(layer, 'p', 'inject');
+    const [p] = parts(layer, 'p');
     const taken = p
       .map((v) => Math.max(v, 0))
       .transposed()
       .times(layer.w);
-    const put = inject.map((v) => v * layer.config.scaling);
-    return { weight: layer.w.plus(p.times(put.plus(taken, -1))) };
+    return { weight: layer.w.plus(p.times(putIn(layer).plus(taken, -1))) };
   },
   glora: ({ w, N, K, bias, p }) => {
     // A path is a product, a value a row, one value, or nothing.
@@ -144,16 +142,29 @@ export const denseOracle: Readonly<Record<string, Formula>> = {
   },
   peanut: (layer) => {
     const [a, b] = parts(layer, 'a', 'b');
-    const hidden = layer.w.transposed().times(a.transposed());
-    const f = ACTIVATIONS[layer.config.activation as string] as (v: number) => number;
-    const update = hidden.map(f).times(b.transposed()).transposed();
+    const { r, depth, activation } = layer.config;
+    const f = activationOracle[activation as string] as (v: number) => number;
+    // As the paper has it: columns of w go through the network as rows.
+    const through = (rows: Matrix, stack: Matrix | undefined, i: number): Matrix => {
+      const own = Matrix.of(r, r, (row, col) => stack?.data[(i * r + row) * r + col] as number);
+      return rows.times(own.transposed()).map(f);
+    };
+    let hidden = layer.w.transposed().times(a.transposed()).map(f);
+    const before = [hidden];
+    for (let i = 0; i < depth; i++) {
+      hidden = through(hidden, layer.p.encoders, i);
+      before.push(hidden);
+    }
+    for (let i = 0; i < depth; i++) {
+      hidden = through(hidden, layer.p.decoders, i).plus(before[depth - 1 - i] as Matrix);
+    }
+    const update = hidden.times(b.transposed()).transposed();
     return { weight: layer.w.plus(update, layer.config.scaling) };
   },
   'deft-qr': (layer) => {
-    const [p, inject] = parts(layer, 'p', 'inject');
+    const [p] = parts(layer, 'p');
     const q = householderBasis(p);
-    const put = inject.map((v) => v * layer.config.scaling);
-    return { weight: layer.w.plus(q.times(put.plus(q.transposed().times(layer.w), -1))) };
+    return { weight: layer.w.plus(q.times(putIn(layer).plus(q.transposed().times(layer.w), -1))) };
   },
   fourierft: (layer) => {
     const { N, K, w, config } = layer;
