@@ -23,6 +23,7 @@ export type {
   AdapterSize,
   PeftForm,
 } from './adapters/definition.js';
+export { type ExpertsPlace, expertsFromPeft } from './adapters/experts.js';
 export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
 export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';

@@ -1,3 +1,4 @@
+import { fail } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import { mapFeatures } from '../ops/feature-map.js';
@@ -86,6 +87,13 @@ export const lora = defineAdapter({
       const alpha = readAlpha(config, module);
       const kind = readLayer(layer);
       const [, each = 0] = shapeOf('loraB') ?? [];
+      const [rows = alpha.r] = shapeOf('loraA') ?? [];
+      const { target_parameters: parameters } = config;
+      if (rows !== alpha.r && Array.isArray(parameters) && parameters.length > 0) {
+        const expected = 'a matrix (expertsFromPeft reads a parameter of several experts)';
+        const got = `${rows} rows of lora_A for r = ${alpha.r}`;
+        fail('ERR_UNSUPPORTED', 'adapterFromPeft', module, expected, got);
+      }
       const several = kind.kernel !== undefined && kind.kernel.length > 0 && each > 0;
       const groups = several && alpha.r % each === 0 ? alpha.r / each : 1;
       return { ...alpha, ...kind, groups };
