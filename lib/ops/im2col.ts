@@ -1,6 +1,6 @@
 import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
-import { track } from '../core/scope.js';
+import { outsideScopes, track } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import { checkInteger, checkShape, checkTensor, readOptions } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
@@ -141,7 +141,9 @@ export class Im2col implements Disposable {
   #turn(N: number): FeatureMap {
     let turn = this.#turns.get(N);
     if (turn === undefined) {
-      turn = FeatureMap.transpose(this.outHeight * this.outWidth, N, { device: this.device });
+      // Kept as long as this lives, whatever scope the call is in.
+      const pixels = this.outHeight * this.outWidth;
+      turn = outsideScopes(() => FeatureMap.transpose(pixels, N, { device: this.device }));
       this.#turns.set(N, turn);
     }
     return turn;

@@ -21,6 +21,20 @@ const dot = (a: ArrayLike<number>, b: ArrayLike<number>): number => {
 };
 
 describe.each(DEVICES)('Im2col on %s', (device) => {
+  it('outlives the scopes of its calls', () => {
+    using patches = new Im2col({ channels: 2, height: 3, width: 3, kernel: [2, 2], device });
+    const values = integers(2 * 2 * 3 * 3, 1);
+    using x = Tensor.from(values, [2, 2, 3, 3], { device });
+    const call = (): Float32Array =>
+      scope(() => {
+        const image = patches.image(patches.rows(x));
+        return patches.rowsBackward(patches.imageBackward(image)).readSync();
+      });
+    const first = call();
+    expect(call()).toEqual(first);
+    expect(first.length).toBe(values.length);
+  });
+
   it.each(SPECS)('is the convolution that it stands for: %j', async (spec) => {
     const before = memoryUsage(device).liveTensors;
     await scope(async () => {
