@@ -42,9 +42,11 @@ export interface GoldenLayer {
   readonly w: BaseWeight;
   readonly bias: Tensor | undefined;
   readonly adapter: Adapter | undefined;
+  /** A weight [N, K] as the peer stores it. */
+  readonly back: (weight: Tensor) => Tensor;
 }
 
-/** Names of the case's linear layers. */
+/** Names of the case's layers. */
 export function layerNames(golden: GoldenCase): string[] {
   return [...golden.tensors.keys()].flatMap(
     (key) => /^base\.([^.]+)\.weight$/.exec(key)?.[1] ?? [],
@@ -62,28 +64,54 @@ export function folderOf(golden: GoldenCase): PeftFolder {
   return { config, tensors: all };
 }
 
-/** Layer `name`: its base as it is in the run, and its adapter, where it has one. */
-export function layerOf(golden: GoldenCase, name: string, device: Device): GoldenLayer {
-  const folder = folderOf(golden);
-  const { config } = folder;
-  const now = `aux.base_now.${name}.weight`;
-  const stored = golden.has(now)
-    ? tensorOf(golden.tensor(now), device)
+/** A base tensor of layer `name` as it is in the run, where it has one. */
+export function baseTensor(golden: GoldenCase, name: string, device: Device): Tensor | undefined {
+  const key = [`aux.base_now.${name}`, `base.${name}`].find((candidate) => golden.has(candidate));
+  return key === undefined ? undefined : tensorOf(golden.tensor(key), device);
+}
+
+/** The base weight of linear layer `name` as it is in the run: dense, or quantised as the peer stored it. */
+export const baseOf = (golden: GoldenCase, name: string, device: Device): BaseWeight =>
+  golden.has(`aux.base_now.${name}.weight`)
+    ? (baseTensor(golden, `${name}.weight`, device) as Tensor)
     : baseWeight(golden, name, device);
-  // A layer that stores its weight as [K, N].
-  const w = config.fan_in_fan_out === true ? transposed(stored as Tensor) : stored;
-  const bias = golden.has(`base.${name}.bias`)
-    ? tensorOf(golden.tensor(`base.${name}.bias`), device)
-    : undefined;
+
+/** The config of the run: without training nothing is dropped, and gradients are taken all the same. */
+function configIn(golden: GoldenCase, config: PeftFolder['config']): PeftFolder['config'] {
+  if (golden.params.train_mode !== false) return config;
+  const dropouts = Object.entries(config).filter(
+    ([name, value]) => name.endsWith('dropout') && typeof value === 'number',
+  );
+  return { ...config, ...Object.fromEntries(dropouts.map(([name]) => [name, 0])) };
+}
+
+/** Layer `name` with its adapter, where it has one, over the weight w [N, K]. */
+export function layerOver(
+  golden: GoldenCase,
+  name: string,
+  w: BaseWeight,
+  back: GoldenLayer['back'] = (weight) => weight,
+): GoldenLayer {
+  const all = folderOf(golden);
+  const folder = { ...all, config: configIn(golden, all.config) };
+  const { device } = w;
   const [outFeatures = 0, inFeatures = 0] = w.shape;
   const adapted = [...folder.tensors.keys()].some((key) => key.startsWith(`${PREFIX}${name}.`));
   const place = { inFeatures, outFeatures, device, weight: w };
   const adapter = adapted ? adapterFromPeft(folder, name, place) : undefined;
-  return { name, w, bias, adapter };
+  return { name, w, bias: baseTensor(golden, `${name}.bias`, device), adapter, back };
+}
+
+/** Linear layer `name`: its base as it is in the run, and its adapter, where it has one. */
+export function layerOf(golden: GoldenCase, name: string, device: Device): GoldenLayer {
+  const stored = baseOf(golden, name, device);
+  // A layer that stores its weight as [K, N].
+  if (golden.adapter().config.fan_in_fan_out !== true) return layerOver(golden, name, stored);
+  return layerOver(golden, name, transposed(stored as Tensor), transposed);
 }
 
 /** [rows, cols] to [cols, rows]. */
-function transposed(w: Tensor): Tensor {
+export function transposed(w: Tensor): Tensor {
   const [rows = 0, cols = 0] = w.shape;
   const values = w.readSync();
   const out = Float32Array.from(
@@ -93,18 +121,49 @@ function transposed(w: Tensor): Tensor {
   return Tensor.from(out, [cols, rows], { dtype: w.dtype, device: w.device });
 }
 
+/** @param rows what a layer makes of an input, and of the mask that drops some of it */
 export function forwardOf(
   golden: GoldenCase,
   { name, w, bias, adapter }: GoldenLayer,
   x: Tensor,
+  rows: (input: Tensor) => Tensor = (input) => input,
 ): { y: Tensor; saved?: AdapterSaved } {
   const given = bias === undefined ? {} : { bias };
-  if (adapter === undefined) return { y: matmul(x, w, given) };
+  if (adapter === undefined) return { y: matmul(rows(x), w, given) };
   const mask = [...golden.tensors.keys()].find((key) => key.startsWith(`in.dropout_mask.${name}.`));
-  return adapter.forward(x, w, {
+  return adapter.forward(rows(x), w, {
     ...given,
-    ...(mask === undefined ? {} : { dropoutMask: tensorOf(golden.tensor(mask), x.device) }),
+    ...(mask === undefined ? {} : { dropoutMask: rows(tensorOf(golden.tensor(mask), x.device)) }),
   });
+}
+
+/** A gradient under the peer's name behind the module's; the entries of a stack are tensors of their own there. */
+function named(
+  { definition: { peft }, config }: Adapter,
+  parameter: string,
+  values: Float32Array,
+  shape: readonly number[],
+): readonly (readonly [name: string, values: Float32Array])[] {
+  const stack = peft?.stacks?.[parameter];
+  if (stack !== undefined) {
+    const [count = 0] = shape;
+    const size = values.length / count;
+    return Array.from({ length: count }, (_, i) => [
+      stack(i),
+      values.slice(i * size, (i + 1) * size),
+    ]);
+  }
+  const own = peft?.otherNames?.(config)[parameter] ?? peft?.tensors[parameter];
+  return own === undefined ? [] : [[own, values]];
+}
+
+/** The peer's names of a gradient: parameters have `.weight` behind where they are modules of their own. */
+export function gradientKeys(rules: RuleBook, module: string, name: string): readonly string[] {
+  const [first = '', ...rest] = name.split('.');
+  return [[first, ...rest].join('.'), [first, 'default', ...rest].join('.')]
+    .flatMap((key) => [key, `${key}.weight`])
+    .map((key) => `grad.${PREFIX}${module}.${key}`)
+    .filter((key) => rules.has(key));
 }
 
 /**
@@ -119,21 +178,24 @@ export async function checkGradients(
   const keys = [...golden.adapter().tensors.keys(), ...golden.tensors.keys()];
   const sums = new Map<string, Float32Array>();
   for (const { layer, gradients } of layers) {
-    const peft = layer.adapter?.definition.peft;
+    const { adapter } = layer;
+    if (adapter === undefined) continue;
+    const { peft } = adapter.definition;
     for (const [parameter, gradient] of Object.entries(gradients)) {
-      const own = peft?.tensors[parameter];
-      const shared = peft?.sharedName?.(parameter, layer.name, keys) ?? peft?.shared?.[parameter];
-      const key = own === undefined ? `${layerNames(golden)[0]}.${shared}` : `${layer.name}.${own}`;
       const values = await gradient.read();
-      const sum = sums.get(key);
-      sums.set(key, sum === undefined ? values : sum.map((v, i) => v + (values[i] as number)));
+      const own = named(adapter, parameter, values, gradient.shape);
+      const shared = peft?.sharedName?.(parameter, layer.name, keys) ?? peft?.shared?.[parameter];
+      const all: typeof own = own.length > 0 ? own : [[String(shared), values]];
+      for (const [name, part] of all) {
+        const module = own.length > 0 ? layer.name : (layerNames(golden)[0] as string);
+        for (const key of gradientKeys(rules, module, name)) {
+          const sum = sums.get(key);
+          sums.set(key, sum === undefined ? part : sum.map((v, i) => v + (part[i] as number)));
+        }
+      }
     }
   }
-  for (const [key, values] of sums) {
-    for (const tensor of [`grad.${PREFIX}${key}`, `grad.${PREFIX}${key}.weight`]) {
-      if (rules.has(tensor)) rules.check(tensor, values);
-    }
-  }
+  for (const [key, values] of sums) rules.check(key, values);
 }
 
 /**
@@ -155,13 +217,11 @@ export async function checkMerged(
   rules: RuleBook,
   layer: GoldenLayer,
 ): Promise<{ weight: BaseWeight; bias: Tensor | undefined }> {
-  const { name, w, bias, adapter } = layer;
+  const { name, w, bias, adapter, back } = layer;
   const none = { weight: w, bias };
   if (adapter === undefined || adapter.definition.mergeable === false) return none;
   const merged = mergeAsPeer(adapter, w, bias);
   const dense = merged.weight instanceof QuantizedWeight ? 'merged_dequant' : 'merged';
-  const { config } = golden.adapter();
-  const back = (weight: Tensor) => (config.fan_in_fan_out === true ? transposed(weight) : weight);
   const values = await (merged.weight instanceof QuantizedWeight
     ? dequantize(merged.weight, { dtype: 'f32' })
     : back(merged.weight)
@@ -175,7 +235,7 @@ export async function checkMerged(
     rules.check(`merged.${name}.SCB`, SCB?.data as Float32Array);
   }
   for (const { tensor, rule } of golden.rules) {
-    if (tensor === `out.delta.${name}`) await checkUpdate(golden, rules, tensor, layer, back);
+    if (tensor === `out.delta.${name}`) await checkUpdate(golden, rules, tensor, layer);
     else if (tensor.startsWith(`merged.${name}.weight`) && dense === 'merged_dequant') {
       rules.waive(tensor, `${rule}: stands for ${dense}.${name}.weight, which is checked`);
     }
@@ -194,9 +254,8 @@ async function checkUpdate(
   rules: RuleBook,
   tensor: string,
   layer: GoldenLayer,
-  back: (weight: Tensor) => Tensor,
 ): Promise<void> {
-  const { adapter, w } = layer;
+  const { adapter, w, back } = layer;
   if (adapter === undefined) return;
   if (ROTATIONS.has(adapter.method)) {
     rules.check(tensor, await rotationOf(golden, layer.name, adapter));
@@ -224,8 +283,8 @@ async function checkUpdate(
     return;
   }
   const dense = w instanceof QuantizedWeight ? dequantize(w, { dtype: 'f32' }) : w;
-  const before = await dense.read();
-  const after = await (adapter.merge(dense).weight as Tensor).read();
+  const before = await back(dense).read();
+  const after = await back(adapter.merge(dense).weight as Tensor).read();
   rules.check(
     tensor,
     after.map((value, i) => value - (before[i] as number)),
@@ -238,9 +297,10 @@ const LORA_DELTA: Readonly<Record<string, true>> = { bdlora: true, kasa: true, d
 const OWN_DELTA: Readonly<Record<string, (adapter: Adapter, w: BaseWeight) => Tensor>> = {
   hira: ({ parameters: { hiraA, hiraB } }) => matmulInputGrad(hiraB as Tensor, hiraA as Tensor),
   deft: ({ parameters }, w) => {
-    const { p, inject } = parameters as Record<'p' | 'inject', Tensor>;
+    const { p, inject } = parameters as { p: Tensor; inject?: Tensor };
     const taken = matmulInputGrad(transposed(mapTensor(p, 'relu')), w);
-    return matmulInputGrad(p, multiplyAdd({ a: inject, c: taken, beta: -1 }));
+    const put = inject ?? Tensor.zeros(taken.shape, { device: taken.device });
+    return matmulInputGrad(p, multiplyAdd({ a: put, c: taken, beta: -1 }));
   },
 };
 /** Methods whose update depends on the base weight. */

@@ -45,7 +45,11 @@ export interface GoldenTensor {
 interface ManifestCase {
   readonly id: string;
   readonly params: Readonly<Record<string, unknown>>;
-  readonly files: readonly { readonly path: string; readonly kind?: string }[];
+  readonly files: readonly {
+    readonly path: string;
+    readonly kind?: string;
+    readonly tensors?: Readonly<Record<string, Pick<GoldenTensor, 'dtype' | 'shape'>>>;
+  }[];
   readonly compare?: readonly Rule[];
 }
 
@@ -148,14 +152,36 @@ export function caseIds(group: string): string[] {
 }
 
 export function loadCase(id: string): GoldenCase {
-  const row = MANIFEST.cases.find((candidate) => candidate.id === id);
-  if (row === undefined) throw new Error(`no golden case ${id}`);
-  return new GoldenCase(row);
+  return new GoldenCase(rowOf(id));
 }
 
-/** Cases of `lora` on embeddings and convolutions; layers.test.ts has them. */
-export const isOtherLayer = (id: string): boolean => /conv2d|emb/.test(id);
+const rowOf = (id: string): ManifestCase => {
+  const row = MANIFEST.cases.find((candidate) => candidate.id === id);
+  if (row === undefined) throw new Error(`no golden case ${id}`);
+  return row;
+};
+
+/** What the layers of a case are, by the shapes and dtypes that the manifest lists. */
+export function layerKind(id: string): 'linear' | 'convolution' | 'embedding' {
+  const tensors = Object.entries(rowOf(id).files[0]?.tensors ?? {});
+  const weights = tensors.filter(([name]) => /^base\.[^.]+\.weight$/.test(name));
+  if (weights.some(([, { shape }]) => shape.length > 2)) return 'convolution';
+  const x = tensors.find(([name]) => name === 'in.x')?.[1];
+  return x?.dtype === 'I64' || x?.dtype === 'I32' ? 'embedding' : 'linear';
+}
+
+/** The config of a case's (first) adapter; none where it has no adapter folder. */
+export function configOf(id: string): Readonly<Record<string, unknown>> {
+  const config = rowOf(id).files.find(({ path }) => path.endsWith('adapter_config.json'));
+  return config === undefined ? {} : JSON.parse(readFileSync(join(FOLDER, config.path), 'utf8'));
+}
+
+/** Cases of embeddings and convolutions; layers.test.ts has them. */
+export const isOtherLayer = (id: string): boolean => layerKind(id) !== 'linear';
 
 /** Cases of `lora` and `qlora` that are more than LoRA on a [N, K] weight. */
-export const isOtherMethod = (id: string): boolean =>
-  /dora|conv1d|conv2d|emb|^qlora\/(?!lora)/.test(id);
+export function isOtherMethod(id: string): boolean {
+  const { peft_type, use_dora, fan_in_fan_out } = configOf(id);
+  const plain = peft_type === 'LORA' && use_dora !== true && fan_in_fan_out !== true;
+  return !plain || isOtherLayer(id);
+}

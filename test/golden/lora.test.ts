@@ -1,5 +1,6 @@
 // LoRA and QLoRA linear layers against PEFT: forward, every gradient, merged weights.
 import { describe, expect, it } from 'vitest';
+import { readAlpha } from '../../lib/adapters/scaling.js';
 import {
   type BaseWeight,
   dequantize,
@@ -12,6 +13,7 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
+import { baseOf, baseTensor } from './adapter-case.js';
 import { caseIds, type GoldenCase, isOtherMethod, loadCase, numbersOf } from './case-file.js';
 import { baseWeight, bytesOf, tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
@@ -36,26 +38,24 @@ function layerOf(golden: GoldenCase, name: string, device: Device, training: boo
     return found === undefined ? undefined : tensorOf(found, device);
   };
   const loraA = part('lora_A.weight') as Tensor;
-  const alphas = config.alpha_pattern as Record<string, number>;
   const loraBias = part('lora_B.bias');
   const adapter = new LoraAdapter({
     loraA,
     loraB: part('lora_B.weight') as Tensor,
-    loraAlpha: alphas[name] ?? Number(config.lora_alpha),
-    rslora: config.use_rslora === true,
-    dropout: training ? Number(config.lora_dropout) : 0,
+    ...readAlpha(config, name),
+    ...(training ? {} : { dropout: 0 }),
     ...(loraBias === undefined ? {} : { loraBias }),
   });
   // The scaling that the peer computed.
   const scaling = (golden.params.scaling as Record<string, number>)[name] as number;
   expect(adapter.scaling).toBeCloseTo(scaling, 12);
   const mask = `in.dropout_mask.${name}.lora_dropout`;
-  const biasName = [`aux.base_now.${name}.bias`, `base.${name}.bias`].find((b) => golden.has(b));
+  const bias = baseTensor(golden, `${name}.bias`, device);
   return {
     name,
     adapter,
-    w: baseWeight(golden, name, device),
-    ...(biasName === undefined ? {} : { bias: tensorOf(golden.tensor(biasName), device) }),
+    w: baseOf(golden, name, device),
+    ...(bias === undefined ? {} : { bias }),
     ...(golden.has(mask) ? { dropoutMask: tensorOf(golden.tensor(mask), device) } : {}),
   };
 }
@@ -135,9 +135,9 @@ const product = (layer: Layer, x: Tensor): Tensor =>
   matmul(x, layer.w, layer.bias === undefined ? {} : { bias: layer.bias });
 
 describe.each(DEVICES)('linear layers on %s', (device: Device) => {
-  const single = [...caseIds('lora'), ...caseIds('qlora')].filter(
-    (id) => !id.includes('two_layer') && !isOtherMethod(id),
-  );
+  const all = [...caseIds('lora'), ...caseIds('qlora')].filter((id) => !isOtherMethod(id));
+  const hasTwo = (id: string): boolean => loadCase(id).has('base.fc1.weight');
+  const single = all.filter((id) => !hasTwo(id));
 
   it.each(single)('%s', async (id) => {
     await scope(async () => {
@@ -164,13 +164,17 @@ describe.each(DEVICES)('linear layers on %s', (device: Device) => {
     });
   });
 
-  it('lora/two_layer_rank_pattern_f32', async () => {
+  it.each(all.filter(hasTwo))('%s', async (id) => {
     await scope(async () => {
-      const golden = loadCase('lora/two_layer_rank_pattern_f32');
+      const golden = loadCase(id);
       const rules = new RuleBook(golden);
-      const first = layerOf(golden, 'fc1', device, true);
-      const second = layerOf(golden, 'fc2', device, true);
-      expect([first.adapter.r, second.adapter.r]).toEqual([8, 4]);
+      const training = golden.params.train_mode === true;
+      const [first, second] = ['fc1', 'fc2'].map((name) =>
+        layerOf(golden, name, device, training),
+      ) as [Layer, Layer];
+      const { config } = golden.adapter();
+      const ranks = ['fc1', 'fc2'].map((name) => readAlpha(config, name).r);
+      expect([first.adapter.r, second.adapter.r]).toEqual(ranks);
       const tanh = async (t: Tensor): Promise<Tensor> =>
         Tensor.from((await t.read()).map(Math.tanh), t.shape, { device });
       const x = tensorOf(golden.tensor('in.x'), device);

@@ -11,8 +11,8 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { folderOf, PREFIX } from './adapter-case.js';
-import { type GoldenCase, loadCase } from './case-file.js';
+import { folderOf, layerNames, PREFIX } from './adapter-case.js';
+import { caseIds, configOf, type GoldenCase, loadCase } from './case-file.js';
 import { tensorOf } from './library.js';
 import { RuleBook } from './rules.js';
 
@@ -24,6 +24,9 @@ const transposed = (values: ArrayLike<number>, rows: number, cols: number): Floa
     { length: rows * cols },
     (_, i) => values[(i % rows) * cols + Math.floor(i / rows)] as number,
   );
+
+const casesOf = (type: string): string[] =>
+  caseIds('tuners').filter((id) => configOf(id).peft_type === type);
 
 const sameFile = (
   golden: GoldenCase,
@@ -38,15 +41,16 @@ const sameFile = (
 };
 
 describe.each(DEVICES)('other layers on %s', (device: Device) => {
-  it('tuners/trainable_tokens', async () => {
+  it.each(casesOf('TRAINABLE_TOKENS'))('%s', async (id) => {
     await scope(async () => {
-      const golden = loadCase('tuners/trainable_tokens');
+      const golden = loadCase(id);
       const rules = new RuleBook(golden);
-      const [V = 0, D = 0] = golden.tensor('base.emb.weight').shape;
-      const table = transposed(golden.numbers('base.emb.weight'), V, D);
+      const [name = ''] = layerNames(golden);
+      const [V = 0, D = 0] = golden.tensor(`base.${name}.weight`).shape;
+      const table = transposed(golden.numbers(`base.${name}.weight`), V, D);
       const w = Tensor.from(table, [D, V], { device });
       const place = { inFeatures: V, outFeatures: D, device };
-      const adapter = adapterFromPeft(folderOf(golden), 'emb', place);
+      const adapter = adapterFromPeft(folderOf(golden), name, place);
       const x = oneHot(golden.numbers('in.x'), V, { device });
       const { y, saved } = adapter.forward(x, w);
       rules.check('out.y', await y.read());
@@ -56,21 +60,21 @@ describe.each(DEVICES)('other layers on %s', (device: Device) => {
       const { parameters } = adapter.backward(Tensor.from(dy, y.shape, { device }), saved, {
         needs: ['rows'],
       });
-      const key = `${PREFIX}emb.trainable_tokens_delta`;
+      const key = `${PREFIX}${name}.trainable_tokens_delta`;
       rules.check(`grad.${key}`, await (parameters.rows as Tensor).read());
       const merged = adapter.merge(w).weight as Tensor;
-      rules.check('merged.emb.weight', transposed(await merged.read(), D, V));
+      rules.check(`merged.${name}.weight`, transposed(await merged.read(), D, V));
       rules.check('out.y_merged', await matmul(x, merged).read());
       rules.finish();
-      const { config, tensors } = await adaptersToPeft(new Map([['emb', adapter]]));
+      const { config, tensors } = await adaptersToPeft(new Map([[name, adapter]]));
       expect(config.token_indices).toEqual(golden.adapter().config.token_indices);
       sameFile(golden, tensors);
     });
   });
 
-  it('tuners/ln_tuning', async () => {
+  it.each(casesOf('LN_TUNING'))('%s', async (id) => {
     await scope(async () => {
-      const golden = loadCase('tuners/ln_tuning');
+      const golden = loadCase(id);
       const rules = new RuleBook(golden);
       const norm = NormAdapter.fromPeft(folderOf(golden), 'ln', { device });
       const w = tensorOf(golden.tensor('base.lin.weight'), device);
