@@ -22,6 +22,7 @@ export type {
   AdapterMaker,
   AdapterSize,
   PeftForm,
+  StoredLayer,
 } from './adapters/definition.js';
 export { type ExpertsPlace, expertsFromPeft } from './adapters/experts.js';
 export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
