@@ -59,13 +59,14 @@ export function expertsFromPeft(
   const given = readOptions(kOp, place) as ExpertsPlace;
   const K = checkInteger(kOp, 'inFeatures', given.inFeatures, 1, 2 ** 31);
   const N = checkInteger(kOp, 'outFeatures', given.outFeatures, 1, 2 ** 31);
+  const tensors = PeftTensors.of(kOp, folder);
   const { method } = methodOfPeft(folder.config, module);
   if (method !== 'lora') fail('ERR_UNSUPPORTED', kOp, 'the method', 'lora', method);
   const name = given.parameter === undefined ? module : `${module}.${given.parameter}`;
   const settings = readAlpha(folder.config, name);
   const { r, dropout } = settings;
   if (dropout !== 0) fail('ERR_UNSUPPORTED', kOp, 'lora_dropout', '0', String(dropout));
-  const { a, b, transposed } = pairOf(folder, module, { ...given, N, K, r });
+  const { a, b, transposed } = pairOf(tensors, module, { ...given, N, K, r });
   const E = (a.shape[0] as number) / r;
   const [wide, tall] = [rawToFloat32(a), rawToFloat32(b)];
   const [aCols, bRows] = [a.shape[1] as number, b.shape[0] as number];
@@ -102,11 +103,10 @@ function turned(values: Float32Array, rows: number, cols: number): Float32Array 
 
 /** The factors under the module's name, or under `base_layer` behind it, that fit a parameter of these sizes. */
 function pairOf(
-  folder: PeftFolder,
+  tensors: PeftTensors,
   module: string,
   { N, K, r, transposed: asked, level: only }: ExpertsPlace & { N: number; K: number; r: number },
 ): Pair {
-  const tensors = new PeftTensors(kOp, folder.tensors, folder.adapterName ?? 'default');
   const found: Pair[] = [];
   let seen = '';
   for (let level = 0; ; level++) {

@@ -1,7 +1,8 @@
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
-import { fail, LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { showShape } from '../core/validate.js';
 import { leadingPart } from './leading-part.js';
+import type { PeftFolder } from './peft.js';
 
 /** Of PEFT's tensor names, before the module's. */
 export const kPrefix = 'base_model.model.';
@@ -53,6 +54,22 @@ export class PeftTensors {
     this.#op = op;
     this.#all = all;
     this.#adapter = adapter;
+  }
+
+  /** Of a folder as a caller gives it. @throws ERR_TYPE */
+  static of(op: string, folder: PeftFolder): PeftTensors {
+    if (typeof folder !== 'object' || folder === null) {
+      throw wrongType(op, 'folder', 'an object', folder);
+    }
+    const { config, tensors, adapterName = 'default' } = folder;
+    if (typeof config !== 'object' || config === null) {
+      throw wrongType(op, 'folder.config', 'an object', config);
+    }
+    if (!(tensors instanceof Map)) throw wrongType(op, 'folder.tensors', 'a Map', tensors);
+    if (typeof adapterName !== 'string') {
+      throw wrongType(op, 'folder.adapterName', 'a string', adapterName);
+    }
+    return new PeftTensors(op, tensors, adapterName);
   }
 
   /** A module's own tensor. @throws ERR_FILE two names of it have two tensors */

@@ -92,7 +92,7 @@ function namesOf(
  * is refused.
  * @param module name in the base model, e.g. `model.layers.0.self_attn.q_proj`
  * @param place sizes, device and dtype, and for some methods the base weight
- * @throws ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
+ * @throws ERR_TYPE · ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
  *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE
  * @example
  * const adapter = adapterFromPeft({ config, tensors }, 'lin', { inFeatures: 64, outFeatures: 32 });
@@ -104,6 +104,7 @@ export function adapterFromPeft(
   methods?: readonly AnyMethod[],
 ): Adapter {
   const op = 'adapterFromPeft';
+  const tensorsOfFolder = PeftTensors.of(op, folder);
   const method = methodOfPeft(folder.config, module, methods);
   const peft = formOf(method);
   const set = peft.zeros?.find((name) => Number(folder.config[name] ?? 0) !== 0);
@@ -111,7 +112,6 @@ export function adapterFromPeft(
     fail('ERR_UNSUPPORTED', op, set, `0 (${method.method} has none)`, String(folder.config[set]));
   }
   const { trained, frozen = [], init } = method.definition;
-  const tensorsOfFolder = new PeftTensors(op, folder.tensors, folder.adapterName ?? 'default');
   const stored = (key: string) => tensorsOfFolder.own(module, key);
   const shapeOf = (name: string) => stored(`${peft.tensors[name]}`)?.shape;
   const { inFeatures, outFeatures } = place;

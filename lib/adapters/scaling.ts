@@ -34,14 +34,14 @@ export function coversModule(pattern: string, module: string): boolean {
   return new LinearRegex(kOp, pattern).fullMatch(module);
 }
 
-/** From `adapter_config.json`. */
+/** From `adapter_config.json`; what it leaves out has the default of PEFT. */
 export function readAlpha(
   config: Readonly<Record<string, unknown>>,
   module: string,
 ): { r: number; loraAlpha: number; rslora: boolean; dropout: number } {
   return {
-    r: patternOf(config.rank_pattern, module) ?? Number(config.r),
-    loraAlpha: patternOf(config.alpha_pattern, module) ?? Number(config.lora_alpha),
+    r: patternOf(config.rank_pattern, module) ?? Number(config.r ?? 8),
+    loraAlpha: patternOf(config.alpha_pattern, module) ?? Number(config.lora_alpha ?? 8),
     rslora: config.use_rslora === true,
     dropout: Number(config.lora_dropout ?? 0),
   };

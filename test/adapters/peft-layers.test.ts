@@ -5,10 +5,12 @@ import {
   adapterFromPeft,
   adapters,
   adaptersToPeft,
+  expertsFromPeft,
   groupedWeight,
   Im2col,
   NormAdapter,
   oneHot,
+  type PeftFolder,
   type RawTensor,
   scope,
   Tensor,
@@ -69,6 +71,25 @@ describe('keys of a state dict', () => {
           message: expect.stringMatching(/lora_A\.weight.*another as.*lora_A\.default\.weight/),
         }),
       );
+  });
+
+  it.each([
+    ['folder', undefined],
+    ['folder.config', { config: null, tensors: new Map() }],
+    ['folder.tensors', { config, tensors: {} }],
+    ['folder.adapterName', { config, tensors: new Map(), adapterName: 3 }],
+  ])('%s of another type is refused by its name', (name, folder) => {
+    for (const read of [adapterFromPeft, expertsFromPeft] as const) {
+      const refused = expect(() => read(folder as PeftFolder, 'lin', place));
+      refused.toThrow(expect.objectContaining({ code: 'ERR_TYPE' }));
+      refused.toThrow(new RegExp(`${name} must be`));
+    }
+  });
+
+  it("whose config leaves r and alpha out have PEFT's", () => {
+    const tensors = { 'lora_A.weight': raw([8, K]), 'lora_B.weight': raw([N, 8]) };
+    const folder = { config: { peft_type: 'LORA' }, tensors: namesIn('lin', tensors) };
+    expect(adapterFromPeft(folder, 'lin', place).config).toMatchObject({ r: 8, loraAlpha: 8 });
   });
 
   it('are not taken for a module of that name', () => {
