@@ -13,10 +13,11 @@ constexpr int kSmOfGridWait = 90;
 /// The context that Attach() made current on this thread.
 thread_local const Context* t_attached = nullptr;
 
-/// Asked of the environment when a device starts: see DeviceLimits::batch_invariant.
-bool BatchInvariantAsked() {
-  const char* value = std::getenv("LOWRANK_CUDA_BATCH_INVARIANT");
-  return value != nullptr && value[0] != '\0' && std::strcmp(value, "0") != 0;
+/// Asked of the environment when a device starts; an empty variable asks for nothing.
+bool Asked(const char* variable, bool otherwise) {
+  const char* value = std::getenv(variable);
+  if (value == nullptr || value[0] == '\0') return otherwise;
+  return std::strcmp(value, "0") != 0;
 }
 
 std::string CapabilityText(int sm) {
@@ -94,7 +95,7 @@ Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu) {
   gpu->limits.shared_bytes_per_block = shared_block;
   gpu->limits.shared_bytes_per_sm = shared_sm;
   gpu->limits.l2_bytes = l2;
-  gpu->limits.batch_invariant = BatchInvariantAsked();
+  gpu->limits.batch_invariant = Asked("LOWRANK_CUDA_BATCH_INVARIANT", false);
   if (gpu->limits.sm < kNeededSm) {
     return Status(Code::kDevice, gpu->card + " is too old: it has compute capability " +
                                      CapabilityText(gpu->limits.sm) + ", " +
@@ -263,7 +264,7 @@ Status Context::FindKernel(const char* name, Kernel** kernel) {
     return Status(Code::kUnsupported, device_ + ": there is no kernel " + name);
   }
   LOWRANK_RETURN_IF_ERROR(Check(result, "cuModuleGetFunction"));
-  if (limits_.sm >= kSmOfGridWait) {
+  if (limits_.sm >= kSmOfGridWait && Asked("LOWRANK_CUDA_OVERLAP", true)) {
     // Not the device's: it may have compiled PTX for an older one.
     int ptx_version = 0;
     LOWRANK_RETURN_IF_ERROR(Check(
