@@ -39,7 +39,9 @@ export const kRows = [
   row('G9', 'loraForward', [8192, 4096, 4096], [347, 369, 360], loraDropout),
   row('G10', 'loraBackward', [8192, 4096, 4096], [350, 371, 360], lora),
   row('G11', 'loraBackward', [8192, 4096, 4096], [350, 378, 366], loraDropout),
+  row('', 'loraForward', [1, 4096, 4096], [], lora),
   row('', 'loraForward', [16, 4096, 4096], [], lora),
+  row('G16', 'factoredNorm', [16, 4096, 4096], [2.98, 8, 6], lora),
   row('G14', 'quantize', [1, 14336, 4096], [50.2, 58, 53], singly),
   row('G14', 'dequantize', [1, 14336, 4096], [50.2, 56, 53], singly),
   row('', 'dequantize', [1, 14336, 4096]),
@@ -59,7 +61,7 @@ export const caseText = ({ op, M, N, K, r, dropout, format, doubleQuant }) =>
 /** cuBLAS's product of the same sizes over a dense bf16 weight. */
 export const cublasText = ({ M, N, K }) => ['cublas', M, N, K, 0, 0, '', 0].join(',');
 
-export const isProduct = ({ op }) => op !== 'quantize' && op !== 'dequantize';
+export const isProduct = ({ op }) => !['quantize', 'dequantize', 'factoredNorm'].includes(op);
 
 /** In words, for the table. */
 export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
@@ -80,6 +82,8 @@ export function bytesOf({ op, M, N, K, r, doubleQuant }) {
       return weight + 2 * N * K;
     case 'loraForward':
       return weight + 2 * M * (N + K) + factors + h;
+    case 'factoredNorm': // both factors in bf16; squared norms of w, and the norms
+      return weight + 2 * r * (N + K) + 8 * N;
     case 'loraBackward': // reads dy and x, writes dx and the gradients of both factors
       return weight + 2 * M * (N + 2 * K) + 2 * factors + h;
     default:
@@ -96,6 +100,8 @@ export function flopsOf({ op, M, N, K, r }) {
       return 0;
     case 'loraForward':
       return base + factor;
+    case 'factoredNorm': // M = r; the factors' own products
+      return base + 2 * r * r * (N + K);
     case 'loraBackward': // dh and d_lora_b over N, the adapter's part of dx and d_lora_a over K
       return base + 2 * factor;
     default:

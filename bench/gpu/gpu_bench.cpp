@@ -194,6 +194,18 @@ class Bench {
       op.dropout = dropout;
       return Plan1(op, o, calls);
     }
+    if (c.op == "factoredNorm") {
+      // The factors as they are for 16-bit activations: x is lora_a.
+      FactoredNormOp op;
+      op.x = x;
+      op.w = w;
+      op.lora_a = x;
+      op.lora_b = o->Normal(c.N, c.r, dtype, 0.02);
+      op.squares = o->Normal(1, c.N, DType::kF32);
+      op.norms = o->Tensor(1, c.N, DType::kF32);
+      op.scaling = 2;
+      return Plan1(op, o, calls);
+    }
     if (c.op != "loraBackward") return Status(Code::kValue, "there is no op " + c.op);
     LoraBackwardOp op;
     op.dy = dy;

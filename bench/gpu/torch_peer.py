@@ -146,6 +146,22 @@ def lora_calls(row, quantised, sets):
     return calls
 
 
+def norm_calls(row, quantised, sets):
+    """DoRA's norms as they are usually written: of the sum of the weight and the factors' product."""
+    calls = []
+    for _ in range(sets):
+        w = normal(row["N"], row["K"]) * 0.02
+        a, b = normal(row["r"], row["K"]) * 0.02, normal(row["N"], row["r"]) * 0.02
+        weight = lambda w=w: w
+        if quantised:
+            packed, state = bnb.functional.quantize_4bit(
+                w, blocksize=64, quant_type="nf4", compress_statistics=row["doubleQuant"])
+            weight = lambda p=packed, s=state: bnb.functional.dequantize_4bit(p, s)
+        calls.append(without_graph(
+            lambda weight=weight, a=a, b=b: torch.linalg.norm(weight() + SCALING * (b @ a), dim=1)))
+    return calls
+
+
 def without_graph(call):
     def run():
         with torch.no_grad():
@@ -183,6 +199,8 @@ def main():
                     if not quantised:
                         continue
                     calls = streaming_calls(row, rotation(dense_bytes + dense_bytes // 4))
+                elif row["op"] == "factoredNorm":
+                    calls = norm_calls(row, quantised, sets)
                 elif row["r"] > 0:
                     calls = lora_calls(row, quantised, sets)
                 else:

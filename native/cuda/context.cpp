@@ -302,7 +302,14 @@ Status Context::EncodeMaps(const LaunchStep& step, unsigned char* params) {
   return Status();
 }
 
-Status Context::Launch(const LaunchStep& step, bool overlap, CUstream stream) {
+Status Context::Launch(const std::vector<LaunchStep>& steps, CUstream stream) {
+  for (const LaunchStep& step : steps) {
+    LOWRANK_RETURN_IF_ERROR(LaunchOne(step, &step != &steps.front(), stream));
+  }
+  return Status();
+}
+
+Status Context::LaunchOne(const LaunchStep& step, bool overlap, CUstream stream) {
   Kernel* kernel = nullptr;
   LOWRANK_RETURN_IF_ERROR(FindKernel(step.kernel, &kernel));
   LOWRANK_RETURN_IF_ERROR(AllowShared(kernel, step.shared_bytes));

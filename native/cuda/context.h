@@ -61,9 +61,9 @@ class Context {
   /// Why the device cannot be used any more; OK while it can.
   Status lost() const;
 
-  /// Issuing thread only, like Start. With `overlap` it may start before the launch before it has
-  /// ended (programmatic dependent launch), where the kernel waits by itself.
-  Status Launch(const LaunchStep& step, bool overlap, CUstream stream);
+  /// The steps of one op; issuing thread only, like Start. All but the first may start before the
+  /// one before has ended (programmatic dependent launch), where their kernels wait by themselves.
+  Status Launch(const std::vector<LaunchStep>& steps, CUstream stream);
 
   OpLog& ops() { return ops_; }
 
@@ -78,6 +78,7 @@ class Context {
   Status LoadKernels(const Gpu& gpu, const KernelImage* image);
   Status LoadModule(const void* bytes, const std::string& name, CUmodule* module);
   Status FindKernel(const char* name, Kernel** kernel);
+  Status LaunchOne(const LaunchStep& step, bool overlap, CUstream stream);
   Status AllowShared(Kernel* kernel, uint32_t bytes);
   Status EncodeMaps(const LaunchStep& step, unsigned char* params);
   Status Lose(CUresult result, const char* call);

@@ -158,10 +158,7 @@ Status CudaBackend::RunPlan(Completion* after) {
         driver.cuMemcpyHtoDAsync_v2(Pointer(plan_.upload_to), after->staging.data, bytes, stream),
         "cuMemcpyHtoDAsync_v2"));
   }
-  for (const LaunchStep& step : plan_.steps) {
-    const bool first = &step == &plan_.steps.front();
-    LOWRANK_RETURN_IF_ERROR(context.Launch(step, !first, stream));
-  }
+  LOWRANK_RETURN_IF_ERROR(context.Launch(plan_.steps, stream));
   if (trace) {
     LOWRANK_RETURN_IF_ERROR(
         context.Check(driver.cuEventRecord(after->trace_end, stream), "cuEventRecord"));

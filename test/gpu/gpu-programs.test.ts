@@ -58,7 +58,8 @@ describe('the instruction kernels', () => {
       (match) => match[1] as string,
     );
     expect(new Set(names).size).toBeGreaterThan(15);
-    const calls = text('test', 'gpu', kernels);
+    // What lets launches overlap is called by the macros of a kernel.
+    const calls = text('test', 'gpu', kernels) + text('cuda', 'gpu.cuh');
     // An address is seen by what is found there.
     const missing = names.filter((name) => !new RegExp(`\\b${name}\\b`).test(calls));
     expect(missing.filter((name) => name !== 'SharedAddress')).toEqual([]);

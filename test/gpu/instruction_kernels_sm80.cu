@@ -220,4 +220,11 @@ LOWRANK_KERNEL(atomics_kernel, InstructionParams, kWarp, 1) {
   Out(p, 32 + threadIdx.x, LoadAcquire(flag) + LoadAcquire(counter));
 }
 
+/// Launched twice in a row, the second allowed to begin early: it adds to what the first left.
+LOWRANK_EARLY_KERNEL(dependent_kernel, InstructionParams, 32, 1) {
+  GridDependencyWait();
+  const uint32_t at = blockIdx.x * p.out_words + threadIdx.x;
+  p.out[at] = 3 * p.out[at] + In(p, threadIdx.x);
+}
+
 }  // namespace lowrank::gpu

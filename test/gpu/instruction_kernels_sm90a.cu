@@ -206,11 +206,4 @@ LOWRANK_KERNEL(registers_kernel, InstructionParams, 3 * kGroup, 1) {
   }
 }
 
-/// Launched twice in a row, the second allowed to begin early: it adds to what the first left.
-LOWRANK_EARLY_KERNEL(dependent_kernel, InstructionParams, 32, 1) {
-  GridDependencyWait();
-  const uint32_t at = blockIdx.x * p.out_words + threadIdx.x;
-  p.out[at] = 3 * p.out[at] + In(p, threadIdx.x);
-}
-
 }  // namespace lowrank::gpu

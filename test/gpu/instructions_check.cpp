@@ -74,9 +74,9 @@ Outcome Run(Machine* machine, const Trial& trial, uint32_t blocks, const Words& 
     }
   }
   outcome.status = memory.status();
-  for (int launch = 0; launch < (trial.dependent ? 2 : 1) && outcome.status.ok(); ++launch) {
-    step.overlap_previous = launch > 0;
-    outcome.status = machine->context->Launch(step, machine->home());
+  if (outcome.status.ok()) {
+    const std::vector<LaunchStep> steps(trial.dependent ? 2 : 1, step);
+    outcome.status = machine->context->Launch(steps, machine->home());
   }
   if (!outcome.status.ok()) return outcome;
   memory.Read(words.out, outcome.words.data(), outcome.words.size() * 4);

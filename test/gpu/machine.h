@@ -129,10 +129,7 @@ inline Status RunPlan(Machine* machine, const Plan& plan, CUstream stream) {
                            DeviceMemory::Address(plan.first_non_finite), 0x7f, 8, stream),
                        "cuMemsetD8Async"));
   }
-  for (const LaunchStep& step : plan.steps) {
-    LOWRANK_RETURN_IF_ERROR(machine->context->Launch(step, stream));
-  }
-  return Status();
+  return machine->context->Launch(plan.steps, stream);
 }
 
 /// Text as it may stand between the quotes of a JSON string.
