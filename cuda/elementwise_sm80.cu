@@ -5,10 +5,9 @@
 ///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ b
 ///
 /// Operands   [rows, cols], each of its own type (one branch for a warp); out f32
-/// Run        kRun neighbouring elements of a row, the lane's share: 8 where every whole operand
-/// has
-///            16 bits, else 4, so that a warp-wide access is one run of bytes, 16 a lane for the
-///            narrower of two types
+/// Run        kRun neighbouring elements of a row, the lane's share: 8 where all whole operands
+///            have 16 bits, else 4, so that a warp-wide access is one run of bytes, 16 a lane for
+///            the narrower of two types
 /// Grid       multiply_add, map: ceil(runs / (kThreads · kUnroll)). sum_rows: 8 rows a block, one a
 ///            warp, or one where they are long (row_warps). sum_cols: (ceil(cols / (32 kRun)),
 ///            splits of the rows), each warp every eighth row; splits are added by sum_planes in
@@ -18,13 +17,13 @@
 ///            then warps and splits in ascending order
 /// Needs      nothing: rows or pointers that are not whole words go one by one
 ///
-/// Budget     multiply_add on three bf16 tensors: 6 bytes an element. At 3.0 TB/s and 1.755 GHz
-/// each
-///            of 132 multiprocessors sees 2.2 elements a clock; 8 of them a lane cost three loads,
-///            a division by the row length (40), conversions (3 each) and a store: 120 instructions
-///            a run, 33 of 128 issue slots. sum_cols, sum_rows: 2 double operations an element and
-///            conversions, 2.2 · 3 of the 64 a clock of sm_80 and sm_90. map: 30 to 50 double
-///            operations (exp, tanh), 1.5 times what its memory takes; its tensors are r wide.
+/// Budget     multiply_add on three bf16 tensors: 6 bytes an element. At 3.0 TB/s and 1.755 GHz,
+///            each of 132 multiprocessors sees 2.2 elements a clock; 8 of them a lane cost three
+///            loads, a division by the row length (40), conversions (3 each) and a store: 120
+///            instructions a run, 33 of 128 issue slots. sum_cols, sum_rows: 2 double operations an
+///            element and conversions, 2.2 · 3 of the 64 a clock of sm_80 and sm_90. map: 30 to 50
+///            double operations (exp, tanh), 1.5 times what its memory takes; its tensors are r
+///            wide.
 #include "cuda/small_operand.cuh"
 #include "native/core/map_function.h"
 #include "native/core/swiglu.h"

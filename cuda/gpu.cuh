@@ -4,16 +4,13 @@
 ///   - no other CUDA header, no inline PTX outside ptx.cuh and ptx_sm90.cuh
 ///   - a kernel is LOWRANK_KERNEL(name, Params, kThreads, kMinBlocks) { ... p ... }: extern "C",
 ///     found by its name, one argument, a plain struct passed by value
-///   - the launches of an op overlap from sm_90 on (programmatic dependent launch): a
-///   LOWRANK_KERNEL
-///     lets the next one come and waits for those before it, then runs its body. One that has work
-///     which no launch of its op before it wrote, and that is worth starting with, is a
-///     LOWRANK_EARLY_KERNEL and says GridDependencyWait() itself: before its first store and its
-///     first load of what they wrote, and in any case before it ends, since the next launch knows
-///     of them through this one alone
-///   - ld.global.nc and __ldg are for what no launch of the op writes, or only a first one that
-///   waits
-///     for all before it: memory that an overlapping launch read before may lie in L1 as it was
+///   - from sm_90 on the launches of an op overlap (programmatic dependent launch). A
+///     LOWRANK_KERNEL lets the next one come, waits for those before it, and runs its body. One
+///     that has work to begin with which needs nothing of them is a LOWRANK_EARLY_KERNEL and says
+///     GridDependencyWait() itself: before its first store and its first load of what they wrote,
+///     and in any case before it ends, since the next launch knows of them through this one alone
+///   - ld.global.nc and __ldg are for what no launch of the op writes, or a first one alone, which
+///     waits: L1 may still have memory as a launch that overlaps has read it
 ///   - shared memory is one struct, taken with DynamicShared<Storage>(); its size is sizeof
 ///   - contraction is off in both compilers (nvcc -fmad=false, -ffp-contract=off): where an fma is
 ///     meant, write fmaf, so that every mode gives the same bits

@@ -163,9 +163,8 @@ LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" :: "l"(g_flag), "r"(value) : "memory");
 }
 
-
-/// Programmatic dependent launch, from sm_90 on; before, no launch starts until the last has ended.
-/// Until the launches before this one have ended and their writes can be seen.
+/// Until the launches before this one have ended and their writes can be seen (programmatic
+/// dependent launch, from sm_90 on; before that none starts until the last has ended).
 LOWRANK_PTX void GridDependencyWait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");

@@ -7,8 +7,10 @@
 namespace lowrank::cuda {
 namespace {
 
-/// From here on a kernel can wait for the launches before it (cuda/ptx.cuh).
+/// From here on a kernel can wait for the launches before it (cuda/ptx.cuh), and a graph can have
+/// what is captured of that.
 constexpr int kSmOfGridWait = 90;
+constexpr int kVersionOfGridWait = 12030;
 
 /// The context that Attach() made current on this thread.
 thread_local const Context* t_attached = nullptr;
@@ -264,7 +266,8 @@ Status Context::FindKernel(const char* name, Kernel** kernel) {
     return Status(Code::kUnsupported, device_ + ": there is no kernel " + name);
   }
   LOWRANK_RETURN_IF_ERROR(Check(result, "cuModuleGetFunction"));
-  if (limits_.sm >= kSmOfGridWait && Asked("LOWRANK_CUDA_OVERLAP", true)) {
+  if (limits_.sm >= kSmOfGridWait && library_.version >= kVersionOfGridWait &&
+      Asked("LOWRANK_CUDA_OVERLAP", true)) {
     // Not the device's: it may have compiled PTX for an older one.
     int ptx_version = 0;
     LOWRANK_RETURN_IF_ERROR(Check(

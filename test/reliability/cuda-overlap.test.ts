@@ -57,10 +57,11 @@ describe.skipIf(row?.available !== true)('launches on cuda-emulated', () => {
     expect(tiles.slice(1).every((name) => name.startsWith('+'))).toBe(true);
   });
 
-  it('do not on sm_80, nor where that is asked for', async () => {
+  it('do not on sm_80, over a driver whose graphs have none that do, nor where that is asked for', async () => {
     const over = await launches({ LOWRANK_EMULATOR_SM: '90' });
     for (const env of [
       { LOWRANK_EMULATOR_SM: '80' },
+      { LOWRANK_EMULATOR_SM: '90', LOWRANK_EMULATOR_DRIVER: '12020' },
       { LOWRANK_EMULATOR_SM: '90', LOWRANK_CUDA_OVERLAP: '0' },
     ]) {
       const names = await launches(env);
