@@ -53,6 +53,8 @@ __device__ __forceinline__ Storage& DynamicShared() {
 
 }  // namespace lowrank::gpu
 
+#include "cuda/ptx.cuh"  // what the macros call
+
 #else
 
 #include "cuda/emulator/device.h"
