@@ -4,6 +4,9 @@ import { FeatureMap } from '../ops/feature-map.js';
 import { activations } from './activations.js';
 import { defineAdapter } from './method.js';
 
+/** More would be a mistake, or a file that is to take the memory. */
+const kMostLayers = 256;
+
 /**
  * A small neural network over the base weight gives the update: `y = x·wᵀ + scaling · (x · hᵀ) · bᵀ` with
  * `h = f(a · w)` [r, K], a [r, N], b [N, r] and f the activation: of rank r, but not linear in the factors.
@@ -31,8 +34,8 @@ export const peanut = defineAdapter({
     b: make.zeros('b'),
   }),
   check: ({ config: { activation, depth } }) => {
-    if (!Number.isInteger(depth) || depth < 0) {
-      return ['depth', 'an integer of at least 0', String(depth)];
+    if (!Number.isInteger(depth) || depth < 0 || depth > kMostLayers) {
+      return ['depth', `an integer from 0 to ${kMostLayers}`, String(depth)];
     }
     return Object.hasOwn(activations, activation)
       ? undefined

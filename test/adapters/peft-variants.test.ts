@@ -86,7 +86,11 @@ describe('PEANuT', () => {
     expect(() => load({ ...config, act_fn: 'xielu' }, stacks(''))).toThrow(
       /activation must be one of relu, .*, got 'xielu'/,
     );
-    expect(() => load({ ...config, depth: -1 }, stacks(''))).toThrow(/depth.*at least 0, got -1/);
+    for (const depth of [-1, 1e9]) {
+      expect(() => load({ ...config, depth }, stacks(''))).toThrow(
+        /depth.*0 to 256, got (-1|1000000000)/,
+      );
+    }
   });
 });
 
