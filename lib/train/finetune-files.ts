@@ -113,7 +113,7 @@ export function identityOf(options: FinetuneOptions, model: string, data: string
 function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
   const names: Readonly<Record<string, string>> = { r: 'rank', loraAlpha: 'lora-alpha' };
   const all = { ...method.definition.defaults, ...settings };
-  const known = Object.entries(all as Record<string, string | number | boolean | undefined>);
+  const known = Object.entries(all as Record<string, RunIdentity[string] | undefined>);
   return Object.fromEntries(
     known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
   );

@@ -13,8 +13,9 @@ import type { Trainer } from './trainer.js';
 const kFormat = 'lowrank-finetune-state';
 const kVersion = '1';
 
+type Setting = string | number | boolean;
 /** Everything that changes the numbers of a run, by names that a user knows. */
-export type RunIdentity = Readonly<Record<string, string | number | boolean>>;
+export type RunIdentity = Readonly<Record<string, Setting | readonly Setting[]>>;
 
 /** Losses so far. */
 export interface LossHistory {
@@ -141,8 +142,10 @@ function parseIdentity(json: string): RunIdentity {
 function firstDifference(wanted: RunIdentity, found: RunIdentity): string | undefined {
   for (const [key, value] of Object.entries(wanted)) {
     const other: unknown = Object.hasOwn(found, key) ? found[key] : undefined;
-    if (other === value) continue;
-    const show = (item: unknown) => (typeof item === 'string' ? printable(item) : String(item));
+    // As it was written: a setting may be a list.
+    if (JSON.stringify(other) === JSON.stringify(value)) continue;
+    const show = (item: unknown) =>
+      typeof item === 'string' ? printable(item) : (JSON.stringify(item) ?? String(item));
     return `${key} ${show(other)} instead of ${show(value)}`;
   }
   return undefined;
