@@ -168,6 +168,7 @@ export class NormAdapter implements Disposable {
   ): NormAdapter {
     const op = 'NormAdapter.fromPeft';
     const { device, dtype, ...rest } = readOptions(op, options);
+    const stored = PeftTensors.of(op, folder);
     const type = folder.config.peft_type;
     if (type !== 'LN_TUNING') {
       fail('ERR_UNSUPPORTED', op, 'peft_type', 'LN_TUNING', String(type));
@@ -176,7 +177,6 @@ export class NormAdapter implements Disposable {
       device: resolveDevice(op, device),
       dtype: checkDType(op, 'dtype', dtype ?? 'f32'),
     };
-    const stored = new PeftTensors(op, folder.tensors, folder.adapterName ?? 'default');
     const part = (name: string): Tensor | undefined => {
       const raw = stored.own(module, `${kLayer}.${name}`);
       return raw === undefined ? undefined : Tensor.from(rawToFloat32(raw), raw.shape, place);

@@ -50,7 +50,7 @@ export class PeftTensors {
   readonly #all: ReadonlyMap<string, RawTensor>;
   readonly #adapter: string;
 
-  constructor(op: string, all: ReadonlyMap<string, RawTensor>, adapter: string) {
+  private constructor(op: string, all: ReadonlyMap<string, RawTensor>, adapter: string) {
     this.#op = op;
     this.#all = all;
     this.#adapter = adapter;

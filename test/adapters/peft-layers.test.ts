@@ -79,7 +79,9 @@ describe('keys of a state dict', () => {
     ['folder.tensors', { config, tensors: {} }],
     ['folder.adapterName', { config, tensors: new Map(), adapterName: 3 }],
   ])('%s of another type is refused by its name', (name, folder) => {
-    for (const read of [adapterFromPeft, expertsFromPeft] as const) {
+    const norm = (of: PeftFolder, module: string) =>
+      NormAdapter.fromPeft(of, module, { kind: 'rms' });
+    for (const read of [adapterFromPeft, expertsFromPeft, norm] as const) {
       const refused = expect(() => read(folder as unknown as PeftFolder, 'lin', place));
       refused.toThrow(expect.objectContaining({ code: 'ERR_TYPE' }));
       refused.toThrow(new RegExp(`${name} must be`));
