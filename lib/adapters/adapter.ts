@@ -14,6 +14,7 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
+import { multiplyAdd } from '../ops/elementwise.js';
 import { mergeLora, unmergeLora } from '../ops/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { AdapterDefinition, AdapterMaker } from './definition.js';
@@ -294,26 +295,44 @@ export class Adapter<C extends object = object> implements Disposable {
     return gradients;
   }
 
-  /** What is added to the weight (or, with sign -1, taken out), where it is a product of factors or zero-points. */
+  /**
+   * The layer with what is added to it (or, with sign -1, taken out), where that is a product of factors or zero-points.
+   */
   #added(
     op: string,
     w: BaseWeight,
+    bias: Tensor | undefined,
     sign: 1 | -1,
-  ): Pick<MergedLayer, 'weight' | 'lost'> | undefined {
+  ): MergedLayer | undefined {
     const { update, zeroPointUpdate } = this.definition;
     const { config, inFeatures: K, outFeatures: N } = this;
     checkWeight(op, w);
     checkShape(op, 'w', w as Tensor, [N, K]);
+    if (bias !== undefined) {
+      checkVector(op, 'bias', checkTensor(op, 'bias', bias), N);
+      checkSameDevice(op, 'bias', bias, w);
+    }
+    const copy = () => (bias === undefined ? {} : { bias: bias.to({}) });
     const tensors = { ...this.parameters, ...this.buffers };
     return scope(() => {
       if (QuantizedWeight.is(w) && w.zeroPoints !== undefined) {
         const added = zeroPointUpdate?.(tensors, { N, K, config }, w.blocksize);
-        if (added !== undefined) return mergeZeroPoints(w, added, sign);
+        if (added !== undefined) return { ...mergeZeroPoints(w, added, sign), ...copy() };
       }
       if (update === undefined) return undefined;
-      const copy = w instanceof Tensor ? w.to({ dtype: w.dtype }) : w;
+      const own = w instanceof Tensor ? w.to({ dtype: w.dtype }) : w;
       const parts = update(tensors, config, { N, K, config });
-      return sign === 1 ? mergeLora(copy, parts) : unmergeLora(copy, parts);
+      const merged = sign === 1 ? mergeLora(own, parts) : unmergeLora(own, parts);
+      const { loraBias, scaling = 1 } = parts;
+      if (loraBias === undefined || (bias === undefined && sign === -1))
+        return { ...merged, ...copy() };
+      const shift = {
+        a: loraBias,
+        alpha: sign * scaling,
+        dtype: bias?.dtype ?? 'f32',
+        ...(bias === undefined ? {} : { c: bias }),
+      } as const;
+      return { ...merged, bias: multiplyAdd(shift) };
     });
   }
 
@@ -331,9 +350,8 @@ export class Adapter<C extends object = object> implements Disposable {
       fail('ERR_UNSUPPORTED', op, 'the method', 'affine in x, to be merged', this.method);
     }
     const { bias } = readOptions(op, options);
-    const added = this.#added(op, w, 1);
-    if (added !== undefined)
-      return { ...added, ...(bias === undefined ? {} : { bias: bias.to({}) }) };
+    const added = this.#added(op, w, bias, 1);
+    if (added !== undefined) return added;
     return mergeByProbe(w, bias, this.inFeatures, (x, dense) => {
       const given = { training: false, ...(bias === undefined ? {} : { bias }) };
       return this.forward(x, dense, given).y;
@@ -344,13 +362,15 @@ export class Adapter<C extends object = object> implements Disposable {
    * The weight that {@link Adapter.merge} was given, from the one that it gave, with the adapter as it was then: within
    * a rounding to the weight's dtype or codes; from zero-points within one to f32.
    * @param w [N, K]
-   * @returns a weight of its own; the one that was given stays
+   * @param options.bias [N], that of the merged layer: what the adapter has added to it is taken out too
+   * @returns a weight (and a bias, where one is given) of its own; what was given stays
    * @throws ERR_UNSUPPORTED where the method adds no product of factors (keep the weight that was merged); else as
    *   {@link Adapter.forward}
    */
-  unmerge(w: BaseWeight): Pick<MergedLayer, 'weight' | 'lost'> {
+  unmerge(w: BaseWeight, options?: { bias?: Tensor }): MergedLayer {
     const op = `${this.method}.unmerge`;
-    const taken = this.#added(op, w, -1);
+    const { bias } = readOptions(op, options);
+    const taken = this.#added(op, w, bias, -1);
     if (taken === undefined) {
       const expected = 'one that adds a product of factors (keep the weight from before the merge)';
       fail('ERR_UNSUPPORTED', op, 'the method', expected, this.method);

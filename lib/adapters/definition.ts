@@ -146,6 +146,8 @@ export interface PeftForm<C, Name extends string> {
   readonly type: string;
   /** Flags of the config that make this method of a type that several methods share. */
   readonly when?: (config: Readonly<Record<string, unknown>>, module: string) => boolean;
+  /** Fields of the config that are refused where a method does not name them: `lora_bias`. */
+  readonly features?: readonly string[];
   /** Numbers of the config that this method does not offer: other than 0 they are refused. */
   readonly zeros?: readonly string[];
   /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
@@ -252,13 +254,14 @@ export interface AdapterDefinition<
   readonly mergeable?: boolean;
   /**
    * Where the method adds `scaling · loraB · core · loraA` to the weight: what {@link mergeLora} takes, so
-   * that merging is one pass over the weight. Without it, the layer's values are what is merged.
+   * that merging is one pass over the weight; and `scaling · loraBias` to the bias, [N], where it has one. Without it,
+   * the layer's values are what is merged.
    */
   readonly update?: (
     p: Readonly<Record<P | B, Tensor>>,
     config: Readonly<C>,
     size: AdapterSize<C>,
-  ) => MergeParts;
+  ) => MergeParts & { readonly loraBias?: Tensor };
   /**
    * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, where its update of
    * the weight is one value for a row of a block: merging then changes nothing else. Undefined where it is not.

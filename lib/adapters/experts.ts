@@ -62,6 +62,8 @@ export function expertsFromPeft(
   const tensors = PeftTensors.of(kOp, folder);
   const { method } = methodOfPeft(folder.config, module);
   if (method !== 'lora') fail('ERR_UNSUPPORTED', kOp, 'the method', 'lora', method);
+  const biased = folder.config.lora_bias ?? false;
+  if (biased !== false) fail('ERR_UNSUPPORTED', kOp, 'lora_bias', 'false', String(biased));
   const name = given.parameter === undefined ? module : `${module}.${given.parameter}`;
   const settings = readAlpha(folder.config, name);
   const { r, dropout } = settings;

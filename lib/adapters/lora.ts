@@ -3,7 +3,7 @@ import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import { mapFeatures } from '../ops/feature-map.js';
 import { blockDiagonalMap } from '../ops/grouped-weight.js';
-import type { AdapterSize } from './definition.js';
+import type { AdapterSize, StoredLayer } from './definition.js';
 import {
   checkLayer,
   type EmbeddingConfig,
@@ -16,7 +16,8 @@ import {
 import { defineAdapter } from './method.js';
 import { type AlphaConfig, alphaFields, readAlpha, scalingOf } from './scaling.js';
 
-type LoraConfig = AlphaConfig & EmbeddingConfig & { readonly groups: number };
+type LoraConfig = AlphaConfig &
+  EmbeddingConfig & { readonly groups: number; readonly loraBias: boolean };
 
 function checkGroups({ N, K, config }: AdapterSize<LoraConfig>) {
   const { r, kernel, groups } = config;
@@ -37,7 +38,8 @@ function checkGroups({ N, K, config }: AdapterSize<LoraConfig>) {
  * Of a convolution (`kernel`, its sizes; x are patches, {@link Im2col}) with `groups`, each group of outputs
  * has its r / groups values of x·loraAᵀ, which are of all channels: loraB [N, r / groups] are the blocks of a
  * block-diagonal matrix, and w is that of {@link groupedWeight}. Merged, the layer sees all channels too.
- * `embedding` is one by {@link oneHot}; PEFT drops nothing of its input.
+ * `embedding` is one by {@link oneHot}; PEFT drops nothing of its input. `loraBias` (PEFT's `lora_bias`) trains a bias
+ * [N] of the up-projection, which is scaled with it: `y += scaling · loraBias`. Merged it goes into the layer's bias.
  */
 export const lora = defineAdapter({
   method: 'lora',
@@ -51,14 +53,21 @@ export const lora = defineAdapter({
     kernel: kLinear,
     groups: 1,
     embedding: false,
+    loraBias: false,
   },
-  trained: ['loraA', 'loraB'],
-  shapes: ({ N, K, config: { r, groups } }) => ({ loraA: [r, K], loraB: [N, r / groups] }),
-  check: (size) => checkLayer(size.config, size.K) ?? checkGroups(size),
-  init: (make) =>
-    make.config.embedding
+  trained: ['loraA', 'loraB', 'loraBias'],
+  shapes: ({ N, K, config: { r, groups, loraBias } }) => ({
+    loraA: [r, K],
+    loraB: [N, r / groups],
+    ...(loraBias ? { loraBias: [N] } : {}),
+  }),
+  check: (size) => checkLayer(size.config, size.K) ?? checkGroups(size) ?? checkBias(size),
+  init: (make) => ({
+    ...(make.config.embedding
       ? { loraA: make.zeros('loraA'), loraB: make.normal('loraB', 1) }
-      : { loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') },
+      : { loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+    ...(make.config.loraBias ? { loraBias: make.zeros('loraBias') } : {}),
+  }),
   prepare: ({ N, config: { r, groups }, device }) =>
     groups > 1 ? blockDiagonalMap(N, r, groups, device) : undefined,
   forward: (t, { x, w, bias, p, config, state, N }) => {
@@ -68,16 +77,23 @@ export const lora = defineAdapter({
       state === undefined
         ? p.loraB
         : t.reshape(t.features(t.reshape(p.loraB, [1, size]), state), [N, config.r]);
-    return t.expand(x, w, h, loraB, { scaling: scalingOf(config), bias });
+    const scaling = scalingOf(config);
+    if (!config.loraBias) return t.expand(x, w, h, loraB, { scaling, bias });
+    // One row is added to the other, not a third time to all of y.
+    const own = t.cast(p.loraBias, 'f32');
+    const shift = bias === undefined ? t.affine(own, scaling) : t.add(own, bias, scaling);
+    return t.expand(x, w, h, loraB, { scaling, bias: shift });
   },
-  update: ({ loraA, loraB }, config, { N }) => ({
+  update: ({ loraA, loraB, loraBias }, config, { N }) => ({
     loraA,
     loraB: wholeOf(loraB, N, config),
     scaling: scalingOf(config),
+    ...(config.loraBias ? { loraBias } : {}),
   }),
   peft: {
     type: 'LORA',
-    tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
+    features: ['lora_bias'],
+    tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight', loraBias: 'lora_B.bias' },
     otherNames: embeddingNames,
     fileShapes: ({ N, K, config }) => ({
       loraA: [config.r, K / tapsOf(config), ...config.kernel],
@@ -96,11 +112,39 @@ export const lora = defineAdapter({
       }
       const several = kind.kernel !== undefined && kind.kernel.length > 0 && each > 0;
       const groups = several && alpha.r % each === 0 ? alpha.r / each : 1;
-      return { ...alpha, ...kind, groups };
+      return { ...alpha, ...kind, groups, loraBias: readBias(config, module, layer) };
     },
-    write: alphaFields,
+    write: (config, _, configs) => {
+      const { loraBias } = config;
+      if (configs.some((other) => other.loraBias !== loraBias)) {
+        const expected = 'the same in all layers (PEFT has one lora_bias)';
+        fail('ERR_VALUE', 'adaptersToPeft', 'loraBias', expected, 'true and false');
+      }
+      return { ...alphaFields(config), ...(loraBias ? { lora_bias: true } : {}) };
+    },
   },
 });
+
+/** PEFT's embeddings have none. */
+function checkBias({ config: { embedding, loraBias } }: AdapterSize<LoraConfig>) {
+  return embedding && loraBias
+    ? (['loraBias', 'false of an embedding', 'true'] as const)
+    : undefined;
+}
+
+/** Does the config say that loraB has a bias? The file has it exactly then. */
+function readBias(
+  config: Readonly<Record<string, unknown>>,
+  module: string,
+  { stored }: StoredLayer,
+): boolean {
+  const biased = config.lora_bias === true;
+  if (!biased && stored('lora_B.bias') !== undefined) {
+    const expected = `without lora_B.bias, as lora_bias is ${String(config.lora_bias ?? false)}`;
+    fail('ERR_FILE', 'adapterFromPeft', module, expected, 'one');
+  }
+  return biased;
+}
 
 /** loraB as one matrix [N, r]. */
 function wholeOf(loraB: Tensor, N: number, { r, groups }: LoraConfig): Tensor {

@@ -27,7 +27,7 @@ export interface PeftFolder {
 /** `peft_type` of folders of methods that PEFT does not have. */
 export const kOwnType = 'LOWRANK';
 
-/** Features of PEFT's configs that no method here has. */
+/** Features of PEFT's configs that change what most methods compute; those of a method are in its form. */
 const kOtherFeatures = ['arrow_config', 'layer_replication', 'lora_bias'];
 
 /** Fields of PEFT's configs that are false where frozen tensors are left out of the file. */
@@ -57,19 +57,22 @@ export function methodOfPeft(
   module: string,
   methods: readonly AnyMethod[] = adapterMethods,
 ): AnyMethod {
-  const other = kOtherFeatures.find(
-    (name) => ![undefined, null, false].includes(config[name] as null),
-  );
-  if (other !== undefined) {
-    const text = `adapterFromPeft: ${other} must be null (it changes what the adapter computes), got a value`;
-    throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
-  }
   const forms = methods.map((method) => ({ method, form: formOf(method) }));
   const fits = forms.filter(
     ({ form }) => form.type === config.peft_type && (form.when?.(config, module) ?? true),
   );
   // A form with a condition is the more special one.
   const found = fits.find(({ form }) => form.when !== undefined) ?? fits[0];
+  const other = kOtherFeatures.find(
+    (name) =>
+      found?.form.features?.includes(name) !== true &&
+      ![undefined, null, false].includes(config[name] as null),
+  );
+  if (other !== undefined) {
+    const of = found === undefined ? '' : ` of ${found.method.method}`;
+    const text = `adapterFromPeft: ${other}${of} must be null (it changes what the adapter computes), got a value`;
+    throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
+  }
   if (found !== undefined) return found.method;
   const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
   const got = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined).join(' ');

@@ -138,13 +138,16 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
     return;
   }
   const settings = { ...config.method.definition.defaults, ...config.settings };
-  const { r, loraAlpha, rslora, dropout } = settings as unknown as AlphaConfig;
+  const { r, loraAlpha, rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
+    readonly loraBias: boolean;
+  };
   writePeftAdapter(options.out, {
     config: {
       r,
       loraAlpha,
       useRslora: rslora,
       loraDropout: dropout,
+      loraBias,
       targetModules: config.targets,
       taskType: 'CAUSAL_LM',
       baseModelNameOrPath: options.model,
@@ -156,7 +159,8 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
         ) as AdapterParameter;
         return { dtype: 'F32', shape, data: values };
       };
-      return { module: layer.name, loraA: raw('loraA'), loraB: raw('loraB') };
+      const bias = loraBias ? { loraBias: raw('loraBias') } : {};
+      return { module: layer.name, loraA: raw('loraA'), loraB: raw('loraB'), ...bias };
     }),
   });
 }

@@ -169,7 +169,8 @@ class FinetuneRun {
 
     observer.phase?.('sampling');
     const after = await this.samples(trainer, tokenizer, prompts, true);
-    const plain = options.adapter.method.method === 'lora';
+    const { method, settings } = options.adapter;
+    const plain = method.method === 'lora' && settings.loraBias !== true;
     const comparison = options.compare && plain ? await this.compare(trainer) : undefined;
     const { heldOut } = history;
     return {

@@ -35,9 +35,17 @@ export interface LayerAdapter {
   readonly seed: number;
 }
 
+/** LoRA of two factors and nothing else: no bias of its own, which stock ops and loraLinear do not have. */
+export function isPlainLora(
+  method: string,
+  parameters: Readonly<Record<string, unknown>>,
+): boolean {
+  return method === 'lora' && parameters.loraBias === undefined;
+}
+
 /** What plain LoRA is made of; `undefined` for another method. */
 function loraOf({ adapter, parameters, training }: LayerAdapter) {
-  if (adapter.method !== 'lora') return undefined;
+  if (!isPlainLora(adapter.method, parameters)) return undefined;
   const { loraA, loraB } = parameters as Record<'loraA' | 'loraB', TfTensor>;
   const config = adapter.config as AlphaConfig;
   const dropout = training ? config.dropout : 0;
@@ -101,7 +109,13 @@ export class UnfusedKernels implements ModelKernels {
     if (adapter === undefined) return base;
     const lora = loraOf(adapter);
     if (lora === undefined) {
-      return fail('ERR_UNSUPPORTED', 'unfused', 'the method', 'lora', adapter.adapter.method);
+      return fail(
+        'ERR_UNSUPPORTED',
+        'unfused',
+        'the method',
+        'lora without loraBias',
+        adapter.adapter.method,
+      );
     }
     const { seed } = adapter;
     const { loraA, loraB, scaling, dropout } = lora;

@@ -152,8 +152,13 @@ describe.each(METHOD_CASES)('%s', (method) => {
           expect(() => adapter.unmerge(merged.weight)).toThrow(/unmerge.*product of factors/);
           return;
         }
-        const back = adapter.unmerge(merged.weight).weight as Tensor;
+        const taken = adapter.unmerge(merged.weight, { bias: merged.bias as Tensor });
+        const back = taken.weight as Tensor;
         expect(worst(await back.read(), matrixOf(dense).data)).toBeLessThan(TOLERANCE);
+        expect(worst(await (taken.bias as Tensor).read(), await bias.read())).toBeLessThan(
+          TOLERANCE,
+        );
+        expect(adapter.unmerge(merged.weight).bias).toBeUndefined();
         // What was given stays.
         expect(worst(await (merged.weight as Tensor).read(), weight.data)).toBeLessThan(TOLERANCE);
       });

@@ -91,8 +91,12 @@ const ROWS: Readonly<Record<string, Row>> = {
   'ia3-input/kernel': { settings: { kernel: [2, 2] } },
   kasa: alpha,
   lora: alpha,
+  'lora/bias': { settings: { r: 4, loraAlpha: 6, rslora: true, loraBias: true } },
   'lora/embedding': { settings: { r: 4, loraAlpha: 6, embedding: true } },
   'lora/groups': { settings: { r: 8, loraAlpha: 6, kernel: [2, 2], groups: 4 } },
+  'lora/groups-bias': {
+    settings: { r: 8, loraAlpha: 6, kernel: [2, 2], groups: 2, loraBias: true },
+  },
   'lora-fa': alpha,
   'lora-xs': alpha,
   lotr: { settings: { r: 4, scaling: 1.5 } },

@@ -114,6 +114,22 @@ describe('a run', () => {
   });
 });
 
+it('trains the bias of the up-projection, and writes it as PEFT does', async () => {
+  const args = tiny('biased', '--set', 'loraBias=true', '--json');
+  const compared = args.filter((arg) => arg !== '--no-compare');
+  const { code, stderr, stdout } = await run(compared);
+  expect(code, stderr).toBe(0);
+  // Stock ops have no such bias: there is nothing to compare with.
+  expect(JSON.parse(stdout).comparison).toBeUndefined();
+  const { config, modules } = readPeftAdapter(inFolder('biased'));
+  expect(config.loraBias).toBe(true);
+  for (const { loraBias, loraB } of modules) {
+    expect(loraBias?.shape).toEqual([loraB.shape[0]]);
+    const values = loraBias?.data as Float32Array;
+    expect(values.some((value) => value !== 0)).toBe(true);
+  }
+});
+
 describe('interruption', () => {
   const long = (out: string, ...more: string[]) =>
     tiny(out, '--steps', '40', '--eval-every', '3', '--sample-tokens', '0', ...more);

@@ -108,7 +108,7 @@ const cases = [
     (id) => !ELSEWHERE.includes(configOf(id).peft_type) && !isOtherLayer(id),
   ),
   ...[...caseIds('lora'), ...caseIds('qlora')].filter(
-    (id) => isOtherMethod(id) && !isOtherLayer(id),
+    (id) => (isOtherMethod(id) || configOf(id).lora_bias === true) && !isOtherLayer(id),
   ),
 ];
 

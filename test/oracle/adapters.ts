@@ -175,7 +175,10 @@ const plainOracle: Readonly<Record<string, Formula>> = {
     const whole = Matrix.of(layer.N, r, (n, i) =>
       own(n) === Math.floor((i * groups) / r) ? b.at(n, i % (r / groups)) : 0,
     );
-    return lowRank(layer, whole, a, scaling(layer));
+    const { weight } = lowRank(layer, whole, a, scaling(layer));
+    const extra = layer.p.loraBias?.data;
+    if (extra === undefined) return { weight };
+    return { weight, bias: layer.bias.map((v, n) => v + scaling(layer) * (extra[n] as number)) };
   },
   // Without a seed: the mean of its draws.
   monteclora: (layer) => {
