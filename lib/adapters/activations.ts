@@ -80,6 +80,10 @@ const leaky =
 const capped = (t: Tape, x: Value, top: number): Value =>
   t.add(x, t.map(t.affine(x, 1, -top), 'relu'), 1, -1);
 
+/** `x · relu6(x + 3) / 6` */
+const hardSwish: Step = (t, x) =>
+  t.multiply(x, capped(t, t.map(t.affine(x, 1, 3), 'relu'), 6), 1 / 6);
+
 /** `x · tanh(log(1 + exp(x)))`, its logarithm as `relu(x) + log(1 + exp(−|x|))`. */
 function mish(t: Tape, x: Value): Value {
   const tail = t.map(t.affine(t.map(x, 'abs'), -1), 'exp');
@@ -87,10 +91,49 @@ function mish(t: Tape, x: Value): Value {
   return t.multiply(x, t.map(softplus, 'tanh'));
 }
 
+/** Terms of log(1 + u) = 2s·(1 + s²/3 + s⁴/5 + …), s = u / (2 + u): for u up to 1 what is left out is below 1e-9 of it. */
+const kLogTerms = 9;
+
+/**
+ * `√log(1 + exp(x))`, where the logarithm is `relu(x) + log(1 + u)` with `u = exp(−|x|)`: the latter by a series, so that
+ * the root of what is left far below zero has its digits. The derivative is `sigmoid(x) / 2y`.
+ */
+function sqrtSoftplus(t: Tape, x: Value): Value {
+  const u = mapTensor(multiplyAdd({ a: mapTensor(x.tensor, 'abs'), alpha: -1 }), 'exp');
+  const s = times(u, mapTensor(affine(u, 1, 2), 'reciprocal'));
+  const square = times(s, s);
+  let series = affine(square, 0, 1 / (2 * kLogTerms - 1));
+  for (let i = kLogTerms - 2; i >= 0; i--)
+    series = affine(times(series, square), 1, 1 / (2 * i + 1));
+  const softplus = multiplyAdd({ a: s, b: series, alpha: 2, c: mapTensor(x.tensor, 'relu') });
+  const y = mapTensor(softplus, 'sqrt');
+  return t.record(y, [x], [x.tensor, y], (dy, pass) => {
+    // Where both are 0 in f32, so is what is given.
+    const over = mapTensor(affine(y, 2, 1e-30), 'reciprocal');
+    pass.give(x, times(dy, times(mapTensor(x.tensor, 'sigmoid'), over)));
+  });
+}
+
+/** alpha_p and alpha_n of transformers' xIELU as it begins, rounded to bf16 there; beta. */
+const kXielu = { alpha: 0.80078125, beta: 0.5 } as const;
+
+/**
+ * xIELU (Huang and Schlag, 2024, arXiv:2411.13010): `alpha · relu(x)² + alpha · (exp(n) − 1 − n) + beta · x`, n = min(x, 0).
+ */
+function xielu(t: Tape, x: Value): Value {
+  const { alpha, beta } = kXielu;
+  const positive = t.map(x, 'relu');
+  const negative = t.add(x, positive, 1, -1);
+  const bent = t.add(t.affine(t.map(negative, 'exp'), 1, -1), negative, alpha, -alpha);
+  return t.add(t.add(bent, t.map(positive, 'square'), 1, alpha), x, 1, beta);
+}
+
 const same: Step = (_, x) => x;
 
 /**
- * y = f(x), the shape of x; f32. Exact GELU is within 2e-7 of its value, the others within a few roundings.
+ * y = f(x), the shape of x; f32. Exact GELU is within 2e-7 of its value, the others within a few roundings. The parameters
+ * that transformers gives `prelu` and `xielu` are constants here, as they begin there: PEFT makes those modules anew in every
+ * pass, and neither trains nor saves them.
  */
 export const activations: Readonly<Record<string, Step>> = {
   relu: (t, x) => t.map(x, 'relu'),
@@ -104,12 +147,17 @@ export const activations: Readonly<Record<string, Step>> = {
   gelu_fast: geluTanh,
   gelu_accurate: geluTanh,
   gelu_pytorch_tanh: geluTanh,
+  gelu_python_tanh: geluTanh,
   quick_gelu: gated(1.702),
   silu: gated(1),
   swish: gated(1),
   leaky_relu: leaky(0.01),
+  prelu: leaky(0.25),
+  hardswish: hardSwish,
   relu2: (t, x) => t.map(t.map(x, 'relu'), 'square'),
   relu6: (t, x) => capped(t, t.map(x, 'relu'), 6),
   laplace,
   mish,
+  sqrtsoftplus: sqrtSoftplus,
+  xielu,
 };

@@ -13,7 +13,7 @@ const kMostLayers = 256;
  *
  * With a `depth` h goes on through as many encoders and decoders, [depth, r, r] each, with residuals between them:
  * `h₀ = f(a · w)`, `hᵢ₊₁ = f(encoderᵢ · hᵢ)`, then from `g = h_depth` on, decoder after decoder,
- * `g ← f(decoderᵢ · g) + h_(depth − 1 − i)`. `activation` is a name of transformers' (`relu`, `gelu`, `silu`, ...).
+ * `g ← f(decoderᵢ · g) + h_(depth − 1 − i)`. `activation` is any name of transformers' (`relu`, `gelu`, `silu`, ...).
  */
 export const peanut = defineAdapter({
   method: 'peanut',

@@ -53,3 +53,37 @@ describe.each(Object.keys(activations))('%s', (name) => {
     });
   });
 });
+
+describe('constants of other libraries', () => {
+  // torch 2.6: transformers' xIELU of bf16 parameters, PReLU, Hardswish, the root of softplus.
+  it.each([
+    ['xielu', [-3, -0.7, 0.4, 2.5], [0.14143097, -0.19257817, 0.328125, 6.2548828]],
+    ['prelu', [-3, 2], [-0.75, 2]],
+    ['hardswish', [-4, -1, 2, 5], [0, -0.333333, 1.666667, 5]],
+    ['sqrtsoftplus', [-50, -16, 25], [1.3888e-11, 3.354626e-4, 5]],
+  ] as const)('%s has them', (name, at, expected) => {
+    scope(() => {
+      const x = new Tape().variable(Tensor.from([...at], [1, at.length], { device: 'cpu' }));
+      const y = activations[name]?.(new Tape(), x);
+      y?.tensor.readSync().forEach((value, i) => {
+        const want = expected[i] as number;
+        expect(Math.abs(value - want)).toBeLessThanOrEqual(1e-5 * Math.abs(want));
+      });
+      expect(y?.shape).toEqual(x.shape);
+    });
+  });
+
+  it('sqrtsoftplus has a slope of 0, not NaN, where f32 has nothing left of it', () => {
+    scope(() => {
+      const tape = new Tape();
+      const x = tape.variable(Tensor.from([-500, -80], [1, 2], { device: 'cpu' }));
+      const y = activations.sqrtsoftplus?.(tape, x);
+      if (y === undefined) throw new Error('none');
+      const dy = Tensor.from([1, 1], [1, 2], { device: 'cpu' });
+      const [dx] = tape.gradients('activations', y, dy, [x]);
+      const [far, near] = (dx as Tensor).readSync();
+      expect(far).toBe(0);
+      expect(Math.abs((near as number) / (0.5 * Math.exp(-40)) - 1)).toBeLessThan(1e-4);
+    });
+  });
+});

@@ -83,8 +83,8 @@ describe('PEANuT', () => {
     expect(() => load(config, none)).toThrow(/lin must have the tensor peanut_encoders\.0\.weight/);
     const wide = { ...stacks(''), 'peanut_encoders.1.weight': raw([r, 3]) };
     expect(() => load(config, wide)).toThrow(/peanut_encoders\.1\.weight.*\[2, 2\].*\[2, 3\]/);
-    expect(() => load({ ...config, act_fn: 'xielu' }, stacks(''))).toThrow(
-      /activation must be one of relu, .*, got 'xielu'/,
+    expect(() => load({ ...config, act_fn: 'swiglu' }, stacks(''))).toThrow(
+      /activation must be one of relu, .*, got 'swiglu'/,
     );
     for (const depth of [-1, 1e9]) {
       expect(() => load({ ...config, depth }, stacks(''))).toThrow(

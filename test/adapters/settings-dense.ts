@@ -90,6 +90,7 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   osf: { settings: { rank: 5 }, held: osfWithinSubspace },
   peanut: { settings: { r: 4, scaling: 1.5, activation: 'tanh' } },
   'peanut/deep': { settings: { r: 4, scaling: 1.5, activation: 'tanh', depth: 2 } },
+  'peanut/xielu': { settings: { r: 4, activation: 'xielu', depth: 1 } },
   'peanut/gelu': { settings: { r: 4, activation: 'gelu', depth: 1 } },
   'peanut/relu': { settings: { r: 4 }, held: peanutWithSignsHeld },
   'deft-qr': { settings: { r: 4, scaling: 1.5 }, step: 1 / 128 },

@@ -33,12 +33,18 @@ export const activationOracle: Readonly<Record<string, (x: number) => number>> =
   gelu_fast: geluTanh,
   gelu_accurate: geluTanh,
   gelu_pytorch_tanh: geluTanh,
+  gelu_python_tanh: geluTanh,
   quick_gelu: (x) => x * sigmoid(1.702 * x),
   silu: (x) => x * sigmoid(x),
   swish: (x) => x * sigmoid(x),
   leaky_relu: (x) => (x < 0 ? 0.01 * x : x),
+  // Slope and alphas as torch and transformers begin with: nothing trains them.
+  prelu: (x) => (x < 0 ? 0.25 * x : x),
+  hardswish: (x) => (x * Math.min(6, Math.max(x + 3, 0))) / 6,
   relu2: (x) => Math.max(x, 0) ** 2,
   relu6: (x) => Math.min(6, Math.max(x, 0)),
   laplace: (x) => 0.5 * (1 + erf((x - Math.SQRT1_2) / Math.sqrt(0.5 / Math.PI))),
   mish: (x) => x * Math.tanh(Math.log1p(Math.exp(x))),
+  sqrtsoftplus: (x) => Math.sqrt(Math.log1p(Math.exp(x))),
+  xielu: (x) => (x > 0 ? 0.80078125 * x * x + 0.5 * x : (Math.expm1(x) - x) * 0.80078125 + 0.5 * x),
 };
