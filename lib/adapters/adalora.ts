@@ -1,4 +1,6 @@
+import { fail } from '../core/errors.js';
 import { defineAdapter } from './method.js';
+import { kPrefix } from './peft-tensors.js';
 
 /**
  * A singular-value-like triple whose ranks are pruned while training:
@@ -42,13 +44,27 @@ export const adalora = defineAdapter({
         dropout: Number(lora_dropout ?? 0),
       };
     },
-    // PEFT divides by init_r, which is the r that is stored where there is no pattern of ranks.
-    write: (config) => ({
-      init_r: config.r,
-      r: config.r,
-      lora_alpha: config.ranknum > 0 ? scalingOf(config) * (config.r + kEpsilon) : config.loraAlpha,
-      lora_dropout: config.dropout,
-    }),
+    // PEFT divides by init_r, whatever rank is left; a pattern has a flag for each rank, of what is left or not.
+    write: (config, modules, configs) => {
+      const { ranknum, loraAlpha, dropout } = config;
+      const first = ranknum > 0 ? ranknum : config.r;
+      if (configs.some((other) => (other.ranknum > 0 ? other.ranknum : other.r) !== first)) {
+        const expected = 'the same in all layers before they are pruned (PEFT has one init_r)';
+        fail('ERR_VALUE', 'adaptersToPeft', 'r', expected, 'several');
+      }
+      const kept = modules.map((module, i) => {
+        const r = configs[i]?.r ?? first;
+        return [`${module}.lora_E`, Array.from({ length: first }, (_, k) => k < r)];
+      });
+      const pruned = configs.some(({ r }) => r !== first);
+      return {
+        init_r: first,
+        r: first,
+        lora_alpha: loraAlpha,
+        lora_dropout: dropout,
+        ...(pruned ? { rank_pattern: Object.fromEntries(kept) } : {}),
+      };
+    },
   },
 });
 
@@ -62,8 +78,10 @@ function scalingOf(config: { r: number; ranknum: number; loraAlpha: number }): n
 
 /** Ranks that a pruned module kept: PEFT saves a flag for each. */
 function keptRanks(pattern: unknown, module: string): number | undefined {
-  const flags = Object.entries((pattern ?? {}) as Record<string, boolean[]>).find(([key]) =>
-    key.includes(`${module}.lora_E`),
-  )?.[1];
+  const name = `${module}.lora_E`;
+  const flags = Object.entries((pattern ?? {}) as Record<string, boolean[]>).find(([key]) => {
+    const own = key.startsWith(kPrefix) ? key.slice(kPrefix.length) : key;
+    return own === name || own.startsWith(`${name}.`);
+  })?.[1];
   return flags?.filter(Boolean).length;
 }

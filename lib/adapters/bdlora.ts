@@ -1,6 +1,6 @@
 import { fail } from '../core/errors.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 interface BdConfig {
   readonly nblocks?: number;
@@ -74,6 +74,7 @@ export const bdlora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ use_bdlora }) => use_bdlora !== undefined && use_bdlora !== null,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
     read: (config, module) => {

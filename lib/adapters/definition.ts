@@ -197,8 +197,12 @@ export interface PeftForm<C, Name extends string> {
     layer: StoredLayer,
   ) => Partial<C>;
   /**
-   * Back to the fields of `adapter_config.json`: the settings of the first module, the modules, and the settings of
-   * each.
+   * Fields of the config that modules may each have their own value of, and the fields with the patterns that say so: `r`
+   * and `rank_pattern`. Of any other field the first module's is written.
+   */
+  readonly patterns?: Readonly<Record<string, string>>;
+  /**
+   * Back to the fields of `adapter_config.json`: the settings of one module, the modules, and the settings of each.
    */
   readonly write: (
     config: Readonly<C>,

@@ -47,6 +47,7 @@ export const delora = defineAdapter({
   },
   peft: {
     type: 'DELORA',
+    patterns: { r: 'rank_pattern' },
     tensors: {
       loraA: 'delora_A',
       loraB: 'delora_B',

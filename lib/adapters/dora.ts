@@ -5,7 +5,7 @@ import { mapTensor } from '../ops/elementwise.js';
 import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
 import { checkLayer, embeddingNames, kLinear, onesOf, readLayer, tapsOf } from './layer-kind.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 /** ‖w‖² of each row, kept for every base weight that a layer is used with while both live. */
 class NormCache implements Disposable {
@@ -82,6 +82,7 @@ export const dora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ use_dora }) => use_dora === true,
     tensors: {
       loraA: 'lora_A.weight',

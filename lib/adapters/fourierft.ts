@@ -49,6 +49,7 @@ export const fourierft = defineAdapter({
   },
   peft: {
     type: 'FOURIERFT',
+    patterns: { n_frequency: 'n_frequency_pattern' },
     tensors: { spectrum: 'fourierft_spectrum' },
     read: ({ n_frequency, scaling, random_loc_seed, ifft2_norm, n_frequency_pattern }, module) => ({
       frequencies: patternOf(n_frequency_pattern, module) ?? Number(n_frequency ?? 1000),

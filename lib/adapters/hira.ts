@@ -28,6 +28,7 @@ export const hira = defineAdapter({
   },
   peft: {
     type: 'HIRA',
+    patterns: { r: 'rank_pattern' },
     tensors: { hiraA: 'hira_A', hiraB: 'hira_B' },
     read: ({ r, hira_dropout, rank_pattern }, module) => ({
       r: patternOf(rank_pattern, module) ?? Number(r ?? 32),

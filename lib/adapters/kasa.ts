@@ -1,5 +1,5 @@
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 /**
  * Knowledge-aware singular values: a diagonal between the factors, over a base from which its r
@@ -29,6 +29,7 @@ export const kasa = defineAdapter({
   }),
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ kasa_config }) => kasa_config !== undefined && kasa_config !== null,
     tensors: { loraA: 'lora_A.weight', diag: 'lora_diag', loraB: 'lora_B.weight' },
     read: readAlpha,

@@ -75,6 +75,7 @@ export const loha = defineAdapter({
   },
   peft: {
     type: 'LOHA',
+    patterns: { r: 'rank_pattern', alpha: 'alpha_pattern' },
     zeros: ['rank_dropout', 'module_dropout'],
     tensors: {
       w1A: 'hada_w1_a',

@@ -127,6 +127,7 @@ export const lokr = defineAdapter({
   },
   peft: {
     type: 'LOKR',
+    patterns: { r: 'rank_pattern', alpha: 'alpha_pattern' },
     zeros: ['rank_dropout', 'module_dropout'],
     tensors: {
       w1: 'lokr_w1',

@@ -14,7 +14,7 @@ import {
   tapsOf,
 } from './layer-kind.js';
 import { defineAdapter } from './method.js';
-import { type AlphaConfig, alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { type AlphaConfig, alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 type LoraConfig = AlphaConfig &
   EmbeddingConfig & { readonly groups: number; readonly loraBias: boolean };
@@ -92,6 +92,7 @@ export const lora = defineAdapter({
   }),
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     features: ['lora_bias'],
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight', loraBias: 'lora_B.bias' },
     otherNames: embeddingNames,

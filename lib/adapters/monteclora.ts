@@ -11,7 +11,7 @@ import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { Adapter } from './adapter.js';
 import type { AdapterMaker } from './definition.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 interface MontecloraConfig {
   readonly r: number;
@@ -165,6 +165,7 @@ export const monteclora = defineAdapter({
   update: ({ loraA, loraB }, config) => ({ loraA, loraB, scaling: scalingOf(config) }),
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ monteclora_config }) => monteclora_config !== undefined && monteclora_config !== null,
     tensors: {
       loraA: 'lora_A.weight',

@@ -98,6 +98,7 @@ export const osf = defineAdapter({
   },
   peft: {
     type: 'OSF',
+    patterns: { effective_rank: 'rank_pattern' },
     tensors: {
       uLow: 'osf_svd_params.U_low',
       sLow: 'osf_svd_params.S_low',

@@ -7,6 +7,7 @@ import type { LargestLayer, PeftForm, Regenerated } from './definition.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
 import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
+import { patternFields } from './scaling.js';
 
 /** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
 export interface PeftFolder {
@@ -199,7 +200,7 @@ function isLeading(part: RawTensor, whole: RawTensor): boolean {
  * `peft_type` of our own.
  * @param adapters by module
  * @throws ERR_VALUE no adapters, of several methods, or what the method shares between layers
- *   differs: see {@link AdapterMethod.createAll}
+ *   differs: see {@link AdapterMethod.createAll}; a setting that PEFT has once, and adapters each their own
  */
 export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolder> {
   const op = 'adaptersToPeft';
@@ -210,12 +211,13 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   }
   const peft = formOf(first);
   const modules = [...adapters.keys()];
-  const own = Object.values(peft.tensors) as string[];
+  const configs = [...adapters.values()].map(({ config }) => config);
+  const names = Object.values(peft.tensors) as string[];
   // Groups of layers that share: each layer is its own.
   const groups = Object.values(peft.shared ?? {}).flatMap((name) =>
     modules.map((_, i) => `base_model.${String(name).replace(/\.0$/, '')}.${i}`),
   );
-  const keys = [...modules.flatMap((m) => own.map((key) => `${kPrefix}${m}.${key}`)), ...groups];
+  const keys = [...modules.flatMap((m) => names.map((key) => `${kPrefix}${m}.${key}`)), ...groups];
   const tensors = new Map<string, RawTensor>();
   for (const [module, adapter] of adapters) {
     const { parameters, buffers, indexes, config, inFeatures: K, outFeatures: N } = adapter;
@@ -248,16 +250,9 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
       tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape, data });
     }
   }
-  const config = {
-    peft_type: peft.type,
-    target_modules: modules,
-    ...peft.write(
-      first.config,
-      modules,
-      [...adapters.values()].map(({ config }) => config),
-    ),
-  };
-  return { config, tensors };
+  const fields = configs.map((own) => peft.write(own, modules, configs));
+  const own = patternFields(op, peft.patterns ?? {}, modules, fields);
+  return { config: { peft_type: peft.type, target_modules: modules, ...own }, tensors };
 }
 
 /** A tensor as files hold it. */

@@ -1,7 +1,7 @@
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import { matmulInputGrad } from '../ops/matmul.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 /** c of the formula below. */
 const factorOf = (K: number, { pool, groupSize }: { pool: string; groupSize: number }): number =>
@@ -47,6 +47,7 @@ export const qalora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ use_qalora }) => use_qalora === true,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
     read: (config, module) => ({

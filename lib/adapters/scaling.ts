@@ -1,5 +1,6 @@
 import { LinearRegex, matchBudget } from '../checkpoint/linear-regex.js';
 import { parsePattern } from '../checkpoint/regex-syntax.js';
+import { fail } from '../core/errors.js';
 
 /** Settings that most low-rank methods share, and PEFT's names for them. */
 export interface AlphaConfig {
@@ -45,6 +46,46 @@ export function readAlpha(
     rslora: config.use_rslora === true,
     dropout: Number(config.lora_dropout ?? 0),
   };
+}
+
+/** Of LoRA and its relatives, for {@link patternFields}. */
+export const kAlphaPatterns = { r: 'rank_pattern', lora_alpha: 'alpha_pattern' } as const;
+
+/** A pattern that covers the module of that name and no other, not even one whose name ends in it. */
+const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')}`;
+
+/**
+ * Fields of one config for modules that each have their own. What most modules have is the field's value, and what others
+ * have is in its field of patterns; of dropouts the largest is written, as an embedding's layer has none.
+ * @param patterns which fields may differ, and the fields of their patterns
+ * @param fields those of each module
+ * @throws ERR_VALUE the scaling by `sqrt(r)` is that of some modules only
+ */
+export function patternFields(
+  op: string,
+  patterns: Readonly<Record<string, string>>,
+  modules: readonly string[],
+  fields: readonly Readonly<Record<string, unknown>>[],
+): Readonly<Record<string, unknown>> {
+  const one: Record<string, unknown> = { ...fields[0] };
+  if (fields.some(({ use_rslora }) => use_rslora !== one.use_rslora)) {
+    const expected = 'the same in all layers (PEFT has one use_rslora)';
+    fail('ERR_VALUE', op, 'rslora', expected, 'true and false');
+  }
+  if (typeof one.lora_dropout === 'number') {
+    one.lora_dropout = Math.max(...fields.map(({ lora_dropout }) => Number(lora_dropout)));
+  }
+  for (const [field, pattern] of Object.entries(patterns)) {
+    const values = fields.map((own) => own[field]);
+    const count = (value: unknown) => values.filter((other) => other === value).length;
+    const usual = values.reduce((best, value) => (count(value) > count(best) ? value : best));
+    one[field] = usual;
+    const others = modules.flatMap((module, i) => {
+      return values[i] === usual ? [] : [[exactly(module), values[i]]];
+    });
+    if (others.length > 0) one[pattern] = Object.fromEntries(others);
+  }
+  return one;
 }
 
 /** To `adapter_config.json`. */

@@ -2,7 +2,7 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import { fail } from '../core/errors.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 const defaults = { r: 8, loraAlpha: 16, rslora: false, dropout: 0 };
 
@@ -96,6 +96,7 @@ export const alora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ alora_invocation_tokens }) => Array.isArray(alora_invocation_tokens),
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
     read: readAlpha,

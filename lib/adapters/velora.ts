@@ -5,7 +5,7 @@ import { multiplyAdd } from '../ops/elementwise.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { defineAdapter } from './method.js';
-import { alphaFields, readAlpha, scalingOf } from './scaling.js';
+import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
 const widthOf = (K: number, groups: number): number => Math.ceil(K / groups);
 
@@ -70,6 +70,7 @@ export const velora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    patterns: kAlphaPatterns,
     when: ({ velora_config }) => velora_config !== undefined && velora_config !== null,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight', embed: 'lora_velora_embed' },
     read: (config, module) => {
