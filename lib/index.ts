@@ -25,6 +25,7 @@ export type {
   StoredLayer,
 } from './adapters/definition.js';
 export { type ExpertsPlace, expertsFromPeft } from './adapters/experts.js';
+export { type ExpertsParameter, expertsToPeft } from './adapters/experts-to-peft.js';
 export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
 export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';

@@ -37,22 +37,22 @@ const pythonOf = (value: unknown): PythonJson => {
 
 /**
  * Writes the adapters of one method, by module, as PEFT lays them out; atomically.
+ * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
  * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ...
  * @throws ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
  */
 export async function writeAdapterFolder(
   folder: string,
-  adapters: ReadonlyMap<string, Adapter>,
+  adapters: ReadonlyMap<string, Adapter> | PeftFolder,
   fields: Readonly<Record<string, unknown>> = {},
 ): Promise<void> {
-  const { config, tensors } = await adaptersToPeft(adapters);
-  const all = {
-    bias: 'none',
-    inference_mode: true,
-    ...config,
-    target_modules: [...adapters.keys()].sort(),
-    ...fields,
-  };
+  const { config, tensors } = 'tensors' in adapters ? adapters : await adaptersToPeft(adapters);
+  const all: Record<string, unknown> = { bias: 'none', inference_mode: true, ...config };
+  for (const targets of ['target_modules', 'target_parameters'] as const) {
+    const names = all[targets];
+    if (Array.isArray(names)) all[targets] = [...names].sort();
+  }
+  Object.assign(all, fields);
   const sorted = Object.entries(all).sort(([a], [b]) => (a < b ? -1 : 1));
   const json = new TextEncoder().encode(pythonJson(pythonOf(Object.fromEntries(sorted)), 2));
   const files = new Map<string, Uint8Array>([

@@ -10,6 +10,7 @@ import {
   adaptersToPeft,
   defineAdapter,
   LowrankError,
+  NormAdapter,
   readAdapterFolder,
   scope,
   Tensor,
@@ -143,5 +144,19 @@ describe('adapter folders', () => {
       expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(/loraA must be of shape \[8, 7\]/);
       expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(LowrankError);
     });
+  });
+});
+
+it('a folder of norms is written too', async () => {
+  await inFolder(async (folder) => {
+    const weight = Tensor.from(wave(6, 1), [6], { device: 'cpu' });
+    await writeAdapterFolder(
+      folder,
+      await NormAdapter.toPeft(new Map([['norm', new NormAdapter({ weight })]])),
+    );
+    const stored = readAdapterFolder(folder);
+    expect(stored.config).toMatchObject({ peft_type: 'LN_TUNING', target_modules: ['norm'] });
+    const norm = NormAdapter.fromPeft(stored, 'norm', { device: 'cpu' });
+    expect(norm.weight.readSync()).toEqual(wave(6, 1));
   });
 });
