@@ -131,7 +131,7 @@ export { type GroupedForwardOptions, GroupedLora } from './ops/grouped-lora.js';
 export type { GroupedRow } from './ops/grouped-rows.js';
 export { type GroupedEntry, GroupedSaved } from './ops/grouped-saved.js';
 export { groupedWeight } from './ops/grouped-weight.js';
-export { type ConvolutionSpec, Im2col } from './ops/im2col.js';
+export { type ConvolutionSpec, Im2col, type ImageSizes } from './ops/im2col.js';
 export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
 export { LoraLinear } from './ops/lora-layer.js';
 export {

@@ -5,44 +5,79 @@ import type { Tensor } from '../core/tensor.js';
 import { checkInteger, checkShape, checkTensor, readOptions } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
-/** A 2-D convolution, as frameworks describe it. */
+/** Sizes by dimension of the image: [H, W], or [D, H, W] where it has a depth. */
+export type ImageSizes = readonly [number, number] | readonly [number, number, number];
+
+/** A convolution over images, or over volumes, as frameworks describe it. */
 export interface ConvolutionSpec {
   /** C */
   channels: number;
+  /** D, of a convolution of three dimensions: then kernel, stride, padding and dilation have three numbers. */
+  depth?: number;
   /** H */
   height: number;
-  /** W */
+  /** W; of a convolution of one dimension its length, with a height and a kernel of 1. */
   width: number;
-  /** [KH, KW] */
-  kernel: readonly [number, number];
-  /** Default [1, 1]. */
-  stride?: readonly [number, number];
-  /** Zeros on each side; default [0, 0]. */
-  padding?: readonly [number, number];
-  /** Default [1, 1]. */
-  dilation?: readonly [number, number];
+  /** [KH, KW] or [KD, KH, KW] */
+  kernel: ImageSizes;
+  /** Default 1. */
+  stride?: ImageSizes;
+  /** Zeros on each side; default 0. */
+  padding?: ImageSizes;
+  /** Default 1. */
+  dilation?: ImageSizes;
   /** Default {@link defaultDevice}. */
   device?: Device;
 }
 
-function pair(
+/** One dimension of a convolution. */
+interface Axis {
+  readonly size: number;
+  readonly kernel: number;
+  readonly stride: number;
+  readonly padding: number;
+  readonly dilation: number;
+}
+
+const kWords = ['none', 'one', 'two', 'three'];
+const kVolume = ['depth', 'height', 'width'] as const;
+
+const product = (sizes: readonly number[]): number => sizes.reduce((all, size) => all * size, 1);
+
+/** A number for each dimension. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
+function perAxis(
   op: string,
   name: string,
   value: unknown,
-  standard: readonly [number, number],
+  dims: number,
   min: number,
-): readonly [number, number] {
-  if (value === undefined) return standard;
-  if (!Array.isArray(value)) throw wrongType(op, name, 'an array of two numbers', value);
-  if (value.length !== 2) fail('ERR_SHAPE', op, name, 'two numbers', `${value.length}`);
-  const [a, b] = value.map((part, i) => checkInteger(op, `${name}[${i}]`, part, min, 2 ** 20));
-  return [a as number, b as number];
+  standard?: number,
+): number[] {
+  if (value === undefined && standard !== undefined) return new Array(dims).fill(standard);
+  const expected = `${kWords[dims]} numbers`;
+  if (!Array.isArray(value)) throw wrongType(op, name, `an array of ${expected}`, value);
+  if (value.length !== dims) fail('ERR_SHAPE', op, name, expected, `${value.length}`);
+  return value.map((part, i) => checkInteger(op, `${name}[${i}]`, part, min, 2 ** 20));
+}
+
+/** Positions of the kernel along a dimension. */
+const outOf = ({ size, kernel, stride, padding, dilation }: Axis): number =>
+  Math.floor((size + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1;
+
+/** Where in the image each tap lies at each position, -1 outside: [out · kernel]. */
+function placesOf(axis: Axis): Int32Array {
+  const { size, kernel, stride, padding, dilation } = axis;
+  return Int32Array.from({ length: outOf(axis) * kernel }, (_, i) => {
+    const at = Math.floor(i / kernel) * stride - padding + (i % kernel) * dilation;
+    return at >= 0 && at < size ? at : -1;
+  });
 }
 
 /**
  * A convolution as a product: images to the patches that its kernel sees, one row a pixel of the
  * output. A convolution weight [N, C, KH, KW] is then the matrix [N, C · KH · KW], and every layer,
- * adapter and quantised format of this library applies to it.
+ * adapter and quantised format of this library applies to it. With a `depth` images are volumes [B, C, D, H, W], and weights
+ * [N, C, KD, KH, KW].
  * @example
  * const patches = new Im2col({ channels: 3, height: 32, width: 32, kernel: [3, 3], padding: [1, 1] });
  * const { y, saved } = loraForward(patches.rows(images), w4, adapter);
@@ -50,13 +85,20 @@ function pair(
  */
 export class Im2col implements Disposable {
   readonly channels: number;
+  /** 1 of an image without. */
+  readonly depth: number;
   readonly height: number;
   readonly width: number;
+  readonly outDepth: number;
   readonly outHeight: number;
   readonly outWidth: number;
-  /** C · KH · KW */
+  /** C · KD · KH · KW */
   readonly inFeatures: number;
   readonly device: Device;
+  /** [D,] H, W of the image. */
+  readonly #sizes: readonly number[];
+  /** The same of the output. */
+  readonly #outSizes: readonly number[];
   readonly #patches: FeatureMap;
   readonly #turns = new Map<number, FeatureMap>();
 
@@ -65,42 +107,65 @@ export class Im2col implements Disposable {
     const op = 'Im2col';
     if (spec === undefined) throw wrongType(op, 'spec', 'an object', spec);
     const given = readOptions(op, spec);
+    const names = given.depth === undefined ? (['height', 'width'] as const) : kVolume;
+    const dims = names.length;
     this.channels = checkInteger(op, 'channels', given.channels, 1, 2 ** 20);
-    this.height = checkInteger(op, 'height', given.height, 1, 2 ** 20);
-    this.width = checkInteger(op, 'width', given.width, 1, 2 ** 20);
-    const [kh, kw] = pair(op, 'kernel', given.kernel ?? null, [1, 1], 1);
-    const [sh, sw] = pair(op, 'stride', given.stride, [1, 1], 1);
-    const [ph, pw] = pair(op, 'padding', given.padding, [0, 0], 0);
-    const [dh, dw] = pair(op, 'dilation', given.dilation, [1, 1], 1);
-    const out = (size: number, k: number, s: number, p: number, d: number) =>
-      Math.floor((size + 2 * p - d * (k - 1) - 1) / s) + 1;
-    this.outHeight = out(this.height, kh, sh, ph, dh);
-    this.outWidth = out(this.width, kw, sw, pw, dw);
-    if (this.outHeight < 1 || this.outWidth < 1) {
-      const size = `${this.height} x ${this.width}`;
-      fail('ERR_SHAPE', op, 'kernel', `at most the padded image (${size})`, `${kh} x ${kw}`);
+    const sizes = names.map((name) => checkInteger(op, name, given[name], 1, 2 ** 20));
+    const kernel = perAxis(op, 'kernel', given.kernel ?? null, dims, 1);
+    const stride = perAxis(op, 'stride', given.stride, dims, 1, 1);
+    const padding = perAxis(op, 'padding', given.padding, dims, 0, 0);
+    const dilation = perAxis(op, 'dilation', given.dilation, dims, 1, 1);
+    const axes = sizes.map(
+      (size, i): Axis => ({
+        size,
+        kernel: kernel[i] as number,
+        stride: stride[i] as number,
+        padding: padding[i] as number,
+        dilation: dilation[i] as number,
+      }),
+    );
+    this.#sizes = sizes;
+    this.#outSizes = axes.map(outOf);
+    if (this.#outSizes.some((size) => size < 1)) {
+      const expected = `at most the padded image (${sizes.join(' x ')})`;
+      fail('ERR_SHAPE', op, 'kernel', expected, kernel.join(' x '));
     }
-    this.inFeatures = this.channels * kh * kw;
+    const whole = { size: 1, kernel: 1, stride: 1, padding: 0, dilation: 1 };
+    const all = [...(dims === 3 ? [] : [whole]), ...axes] as [Axis, Axis, Axis];
+    [this.depth, this.height, this.width] = all.map(({ size }) => size) as [number, number, number];
+    [this.outDepth, this.outHeight, this.outWidth] = all.map(outOf) as [number, number, number];
+    this.inFeatures = this.channels * kernel.reduce((taps, size) => taps * size, 1);
     this.device = resolveDevice(op, given.device);
-    const { channels, height, width, outWidth } = this;
-    const count = this.outHeight * outWidth * this.inFeatures;
-    const index = new Int32Array(count);
+    const pixels = this.channels * product(sizes);
+    this.#patches = FeatureMap.gather(this.#index(all), pixels, { device: this.device });
+    track(this);
+  }
+
+  /** Of each value of the patches its place in the image, -1 in the padding. */
+  #index(axes: readonly [Axis, Axis, Axis]): Int32Array {
+    const [planes, rows, cols] = axes.map(placesOf) as [Int32Array, Int32Array, Int32Array];
+    const [kd, kh, kw] = axes.map(({ kernel }) => kernel) as [number, number, number];
+    const { channels, depth, height, width, outDepth, outHeight, outWidth } = this;
+    const index = new Int32Array(outDepth * outHeight * outWidth * this.inFeatures);
     let at = 0;
-    for (let pixel = 0; pixel < this.outHeight * outWidth; pixel++) {
-      const top = Math.floor(pixel / outWidth) * sh - ph;
-      const left = (pixel % outWidth) * sw - pw;
+    for (let pixel = 0; pixel < outDepth * outHeight * outWidth; pixel++) {
+      const col = (pixel % outWidth) * kw;
+      const row = (Math.floor(pixel / outWidth) % outHeight) * kh;
+      const plane = Math.floor(pixel / (outWidth * outHeight)) * kd;
       for (let c = 0; c < channels; c++) {
-        for (let i = 0; i < kh; i++) {
-          for (let j = 0; j < kw; j++) {
-            const [row, col] = [top + i * dh, left + j * dw];
-            const inside = row >= 0 && row < height && col >= 0 && col < width;
-            index[at++] = inside ? (c * height + row) * width + col : -1;
+        for (let h = 0; h < kd; h++) {
+          for (let i = 0; i < kh; i++) {
+            for (let j = 0; j < kw; j++) {
+              const z = planes[plane + h] as number;
+              const [y, x] = [rows[row + i] as number, cols[col + j] as number];
+              const inside = z >= 0 && y >= 0 && x >= 0;
+              index[at++] = inside ? ((c * depth + z) * height + y) * width + x : -1;
+            }
           }
         }
       }
     }
-    this.#patches = FeatureMap.gather(index, channels * height * width, { device: this.device });
-    track(this);
+    return index;
   }
 
   #batch(op: string, operand: string, tensor: unknown, rest: readonly number[]): Tensor {
@@ -110,39 +175,37 @@ export class Im2col implements Disposable {
   }
 
   /**
-   * @param x [B, C, H, W]
-   * @returns [B, OH · OW, C · KH · KW], dtype of x
+   * @param x [B, C, H, W], or [B, C, D, H, W]
+   * @returns [B, OD · OH · OW, C · KD · KH · KW], dtype of x
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   rows(x: Tensor): Tensor {
-    const { channels, height, width } = this;
-    const images = this.#batch('Im2col.rows', 'x', x, [channels, height, width]);
+    const images = this.#batch('Im2col.rows', 'x', x, [this.channels, ...this.#sizes]);
     const B = images.shape[0] as number;
-    using flat = images.reshape([B, channels * height * width]);
+    using flat = images.reshape([B, this.channels * product(this.#sizes)]);
     using patches = mapFeatures(flat, this.#patches, { dtype: x.dtype });
-    return patches.reshape([B, this.outHeight * this.outWidth, this.inFeatures]);
+    return patches.reshape([B, product(this.#outSizes), this.inFeatures]);
   }
 
   /**
    * The gradient of {@link Im2col.rows}: what pixels share is summed.
-   * @param dRows [B, OH · OW, C · KH · KW]
-   * @returns [B, C, H, W]
+   * @param dRows [B, OD · OH · OW, C · KD · KH · KW]
+   * @returns [B, C, H, W], or [B, C, D, H, W]
    */
   rowsBackward(dRows: Tensor): Tensor {
-    const { channels, height, width, outHeight, outWidth, inFeatures } = this;
-    const rest = [outHeight * outWidth, inFeatures];
+    const rest = [product(this.#outSizes), this.inFeatures];
     const rows = this.#batch('Im2col.rowsBackward', 'dRows', dRows, rest);
     const B = rows.shape[0] as number;
-    using flat = rows.reshape([B, outHeight * outWidth * inFeatures]);
+    using flat = rows.reshape([B, product(rest)]);
     using dx = mapFeatures(flat, this.#patches.adjoint, { dtype: dRows.dtype });
-    return dx.reshape([B, channels, height, width]);
+    return dx.reshape([B, this.channels, ...this.#sizes]);
   }
 
   #turn(N: number): FeatureMap {
     let turn = this.#turns.get(N);
     if (turn === undefined) {
       // Kept as long as this lives, whatever scope the call is in.
-      const pixels = this.outHeight * this.outWidth;
+      const pixels = product(this.#outSizes);
       turn = outsideScopes(() => FeatureMap.transpose(pixels, N, { device: this.device }));
       this.#turns.set(N, turn);
     }
@@ -150,31 +213,29 @@ export class Im2col implements Disposable {
   }
 
   /**
-   * @param y [B, OH · OW, N]: what a layer makes of the rows
-   * @returns [B, N, OH, OW]
+   * @param y [B, OD · OH · OW, N]: what a layer makes of the rows
+   * @returns [B, N, OH, OW], or [B, N, OD, OH, OW]
    */
   image(y: Tensor): Tensor {
     const op = 'Im2col.image';
-    const { outHeight, outWidth } = this;
-    const pixels = outHeight * outWidth;
+    const pixels = product(this.#outSizes);
     const N = checkTensor(op, 'y', y).shape[2] ?? 0;
     const [B = 0] = this.#batch(op, 'y', y, [pixels, N]).shape;
     using flat = y.reshape([B, pixels * N]);
     using turned = mapFeatures(flat, this.#turn(N), { dtype: y.dtype });
-    return turned.reshape([B, N, outHeight, outWidth]);
+    return turned.reshape([B, N, ...this.#outSizes]);
   }
 
   /**
    * The gradient of {@link Im2col.image}.
-   * @param dImage [B, N, OH, OW]
-   * @returns [B, OH · OW, N]
+   * @param dImage [B, N, OH, OW], or [B, N, OD, OH, OW]
+   * @returns [B, OD · OH · OW, N]
    */
   imageBackward(dImage: Tensor): Tensor {
     const op = 'Im2col.imageBackward';
-    const { outHeight, outWidth } = this;
-    const pixels = outHeight * outWidth;
+    const pixels = product(this.#outSizes);
     const N = checkTensor(op, 'dImage', dImage).shape[1] ?? 0;
-    const [B = 0] = this.#batch(op, 'dImage', dImage, [N, outHeight, outWidth]).shape;
+    const [B = 0] = this.#batch(op, 'dImage', dImage, [N, ...this.#outSizes]).shape;
     using flat = dImage.reshape([B, N * pixels]);
     using turned = mapFeatures(flat, this.#turn(N).adjoint, { dtype: dImage.dtype });
     return turned.reshape([B, pixels, N]);

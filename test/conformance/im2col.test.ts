@@ -9,6 +9,18 @@ const SPECS = [
   { channels: 3, height: 5, width: 4, kernel: [3, 3], padding: [1, 1] },
   { channels: 2, height: 9, width: 7, kernel: [3, 2], stride: [2, 3], padding: [0, 1] },
   { channels: 2, height: 8, width: 8, kernel: [3, 3], dilation: [2, 3], padding: [2, 3] },
+  { channels: 2, depth: 3, height: 4, width: 5, kernel: [2, 1, 3] },
+  {
+    channels: 1,
+    depth: 6,
+    height: 5,
+    width: 4,
+    kernel: [3, 2, 2],
+    stride: [2, 1, 3],
+    padding: [1, 0, 2],
+    dilation: [2, 3, 1],
+  },
+  { channels: 3, depth: 1, height: 2, width: 2, kernel: [1, 1, 1] },
 ] as const;
 
 const integers = (size: number, seed: number): Float32Array =>
@@ -39,32 +51,49 @@ describe.each(DEVICES)('Im2col on %s', (device) => {
     const before = memoryUsage(device).liveTensors;
     await scope(async () => {
       const { channels: C, height: H, width: W } = spec;
-      const [kh, kw] = spec.kernel;
-      const [sh, sw] = 'stride' in spec ? spec.stride : [1, 1];
-      const [ph, pw] = 'padding' in spec ? spec.padding : [0, 0];
-      const [dh, dw] = 'dilation' in spec ? spec.dilation : [1, 1];
+      const volume = 'depth' in spec;
+      const D = volume ? spec.depth : 1;
+      const three = (name: 'kernel' | 'stride' | 'padding' | 'dilation', standard: number) => {
+        const given = (spec as unknown as Record<string, readonly number[]>)[name] ?? [];
+        return [...new Array(3 - given.length).fill(standard), ...given] as [
+          number,
+          number,
+          number,
+        ];
+      };
+      const [kd, kh, kw] = three('kernel', 1);
+      const [sd, sh, sw] = three('stride', 1);
+      const [pd, ph, pw] = three('padding', 0);
+      const [dd, dh, dw] = three('dilation', 1);
       const [B, N] = [2, 3];
       const patches = new Im2col({ ...spec, device });
-      const { outHeight: OH, outWidth: OW } = patches;
-      const image = integers(B * C * H * W, 1);
-      const kernel = integers(N * C * kh * kw, 2);
-      const x = Tensor.from(image, [B, C, H, W], { device });
-      const w = Tensor.from(kernel, [N, C * kh * kw], { device });
+      const { outDepth: OD, outHeight: OH, outWidth: OW } = patches;
+      const sizes = (d: number, h: number, w: number) => (volume ? [d, h, w] : [h, w]);
+      const image = integers(B * C * D * H * W, 1);
+      const kernel = integers(N * C * kd * kh * kw, 2);
+      const x = Tensor.from(image, [B, C, ...sizes(D, H, W)], { device });
+      const w = Tensor.from(kernel, [N, C * kd * kh * kw], { device });
       const rows = patches.rows(x);
-      expect(rows.shape).toEqual([B, OH * OW, C * kh * kw]);
+      expect(rows.shape).toEqual([B, OD * OH * OW, C * kd * kh * kw]);
+      expect(patches.depth).toBe(D);
       const y = patches.image(matmul(rows, w));
-      expect(y.shape).toEqual([B, N, OH, OW]);
-      const expected = Float32Array.from({ length: B * N * OH * OW }, (_, at) => {
+      expect(y.shape).toEqual([B, N, ...sizes(OD, OH, OW)]);
+      const expected = Float32Array.from({ length: B * N * OD * OH * OW }, (_, at) => {
         const [ow, oh] = [at % OW, Math.floor(at / OW) % OH];
-        const [n, b] = [Math.floor(at / (OW * OH)) % N, Math.floor(at / (OW * OH * N))];
+        const [od, rest] = [Math.floor(at / (OW * OH)) % OD, Math.floor(at / (OW * OH * OD))];
+        const [n, b] = [rest % N, Math.floor(rest / N)];
         let sum = 0;
         for (let c = 0; c < C; c++) {
-          for (let i = 0; i < kh; i++) {
-            for (let j = 0; j < kw; j++) {
-              const [row, col] = [oh * sh - ph + i * dh, ow * sw - pw + j * dw];
-              if (row < 0 || row >= H || col < 0 || col >= W) continue;
-              const pixel = image[((b * C + c) * H + row) * W + col] as number;
-              sum += pixel * (kernel[((n * C + c) * kh + i) * kw + j] as number);
+          for (let h = 0; h < kd; h++) {
+            for (let i = 0; i < kh; i++) {
+              for (let j = 0; j < kw; j++) {
+                const plane = od * sd - pd + h * dd;
+                const [row, col] = [oh * sh - ph + i * dh, ow * sw - pw + j * dw];
+                if (plane < 0 || plane >= D) continue;
+                if (row < 0 || row >= H || col < 0 || col >= W) continue;
+                const pixel = image[(((b * C + c) * D + plane) * H + row) * W + col] as number;
+                sum += pixel * (kernel[(((n * C + c) * kd + h) * kh + i) * kw + j] as number);
+              }
             }
           }
         }
@@ -92,6 +121,10 @@ describe('wrong calls', () => {
     ['no kernel', { ...ok, kernel: undefined }, 'ERR_TYPE'],
     ['a kernel of one number', { ...ok, kernel: [3] }, 'ERR_SHAPE'],
     ['a kernel larger than the image', { ...ok, kernel: [5, 3] }, 'ERR_SHAPE'],
+    ['a kernel of three numbers for an image', { ...ok, kernel: [3, 3, 3] }, 'ERR_SHAPE'],
+    ['a kernel of two numbers for a volume', { ...ok, depth: 4 }, 'ERR_SHAPE'],
+    ['a kernel deeper than the volume', { ...ok, depth: 2, kernel: [3, 3, 3] }, 'ERR_SHAPE'],
+    ['a depth of 0', { ...ok, depth: 0, kernel: [1, 3, 3] }, 'ERR_VALUE'],
     ['no channels', { ...ok, channels: 0 }, 'ERR_VALUE'],
     ['a stride of 0', { ...ok, stride: [0, 1] }, 'ERR_VALUE'],
     ['a padding of a half', { ...ok, padding: [0.5, 1] }, 'ERR_VALUE'],

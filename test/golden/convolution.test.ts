@@ -2,7 +2,7 @@
 // stride, padding, kernel, groups and bias are; cases are made here, by a convolution in float64.
 import { describe, expect, it } from 'vitest';
 import { scope, type Tensor } from '../../lib/index.js';
-import { type Convolution, convolve, outSizeOf } from '../adapters/convolution.js';
+import { type Convolution, convolve, outSizesOf } from '../adapters/convolution.js';
 import { wave } from '../adapters/peft-folder.js';
 import { forwardOf } from './adapter-case.js';
 import { type GoldenCase, type GoldenTensor, numbersOf } from './case-file.js';
@@ -27,16 +27,22 @@ interface Made extends Convolution {
 
 /** A case of LoRA on the layer `features`, and its y. */
 function caseOf(made: Made): { file: GoldenCase; expected: Float64Array } {
-  const { C, N, B, height, width, kernel, groups, r, biased, dropout, flat = false } = made;
-  const dims = (a: number, b: number, h: number, w: number) => (flat ? [a, b, w] : [a, b, h, w]);
-  const x = wave(B * C * height * width, 2);
+  const { C, N, B, depth, height, width, kernel, groups, r, biased, dropout, flat = false } = made;
+  const dims = (a: number, b: number, sizes: readonly number[]) => [
+    a,
+    b,
+    ...(flat ? sizes.slice(-1) : sizes),
+  ];
+  const sizes = [...(depth === undefined ? [] : [depth]), height, width];
+  const x = wave(B * C * (depth ?? 1) * height * width, 2);
   const mask = x.map((v) => (Math.abs(v) < 0.3 ? 0 : 1));
   const dropped = x.map((v, i) => (dropout > 0 ? (v * (mask[i] as number)) / (1 - dropout) : v));
-  const taps = kernel[0] * kernel[1];
+  const taps = kernel.reduce((all, size) => all * size, 1);
   const [w, a] = [wave((N * C * taps) / groups, 7), wave(r * C * taps, 1)];
   const [b, shift] = [wave((N * r) / groups, 3), wave(N, 5)];
-  const [OH, OW] = outSizeOf(made);
-  const pixels = { C: r, B, height: OH, width: OW };
+  const [OD, OH, OW] = outSizesOf(made);
+  const out = depth === undefined ? [OH, OW] : [OD, OH, OW];
+  const pixels = { C: r, B, height: OD * OH, width: OW };
   const single = { kernel: [1, 1], stride: [1, 1], padding: [0, 0] } as const;
   const h = convolve(made, dropped, a, r);
   const update = convolve({ ...pixels, ...single }, h, b, N, groups);
@@ -44,19 +50,29 @@ function caseOf(made: Made): { file: GoldenCase; expected: Float64Array } {
     (v, i) =>
       v +
       (6 / Math.sqrt(r)) * (update[i] as number) +
-      (biased ? (shift[Math.floor(i / (OH * OW)) % N] as number) : 0),
+      (biased ? (shift[Math.floor(i / (OD * OH * OW)) % N] as number) : 0),
   );
   const tensors = new Map<string, GoldenTensor>([
-    ['base.features.weight', golden(dims(N, C / groups, kernel[0], kernel[1]), w)],
-    ['in.x', golden(dims(B, C, height, width), x)],
-    ['out.y', golden(dims(B, N, OH, OW), expected)],
+    ['base.features.weight', golden(dims(N, C / groups, kernel), w)],
+    ['in.x', golden(dims(B, C, sizes), x)],
+    ['out.y', golden(dims(B, N, out), expected)],
   ]);
   if (biased) tensors.set('base.features.bias', golden([N], shift));
   if (dropout > 0)
-    tensors.set('in.dropout_mask.features.lora_dropout', golden(dims(B, C, height, width), mask));
+    tensors.set('in.dropout_mask.features.lora_dropout', golden(dims(B, C, sizes), mask));
   const stored = new Map([
-    ['base_model.model.features.lora_A.weight', golden(dims(r, C, kernel[0], kernel[1]), a)],
-    ['base_model.model.features.lora_B.weight', golden(dims(N, r / groups, 1, 1), b)],
+    ['base_model.model.features.lora_A.weight', golden(dims(r, C, kernel), a)],
+    [
+      'base_model.model.features.lora_B.weight',
+      golden(
+        dims(
+          N,
+          r / groups,
+          kernel.map(() => 1),
+        ),
+        b,
+      ),
+    ],
   ]);
   const config = {
     peft_type: 'LORA',
@@ -102,6 +118,22 @@ describe('the convolution of a case', () => {
     ['no bias', { biased: false, kernel: [2, 2], padding: [0, 0] }],
     ['groups', { groups: 2, stride: [2, 2] }],
     ['dropout', { dropout: 0.25 }],
+    [
+      'three dimensions',
+      {
+        depth: 4,
+        height: 5,
+        width: 3,
+        kernel: [2, 3, 1],
+        stride: [1, 2, 1],
+        padding: [0, 1, 1],
+        groups: 2,
+      },
+    ],
+    [
+      'three dimensions of one size, a bias and all channels',
+      { depth: 3, height: 3, width: 3, kernel: [3, 3, 3], stride: [1, 1, 1], padding: [1, 1, 1] },
+    ],
     ['one dimension', { height: 1, width: 9, kernel: [1, 3], padding: [0, 1], flat: true }],
   ] as const)('with %s', (_, given) => {
     scope(() => {

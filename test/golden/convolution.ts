@@ -1,5 +1,13 @@
 /** A golden case's convolution: torch's layer, of whatever stride, padding and dilation gave its output. */
-import { type Device, groupedWeight, Im2col, matmul, scope, type Tensor } from '../../lib/index.js';
+import {
+  type Device,
+  groupedWeight,
+  Im2col,
+  type ImageSizes,
+  matmul,
+  scope,
+  type Tensor,
+} from '../../lib/index.js';
 import { baseTensor, forwardOf, type GoldenLayer, layerNames, layerOver } from './adapter-case.js';
 import type { GoldenCase } from './case-file.js';
 import { tensorOf } from './library.js';
@@ -24,13 +32,9 @@ function axes(size: number, kernel: number, out: number): Axis[] {
   return found;
 }
 
-/** [B, C, H, W]; of one dimension, an image of one row. */
-const image = (shape: readonly number[]): readonly [number, number, number, number] => {
-  const [a = 0, b = 0, ...rest] = shape;
-  const [height = 0, width = 0] = rest.length === 1 ? [1, ...rest] : rest;
-  if (rest.length > 2) throw new Error(`a convolution of ${rest.length} dimensions`);
-  return [a, b, height, width];
-};
+/** [B, C, H, W] or [B, C, D, H, W]; of one dimension, an image of one row. */
+const image = (shape: readonly number[]): readonly number[] =>
+  shape.length === 3 ? [...shape.slice(0, 2), 1, ...shape.slice(2)] : shape;
 
 export interface GoldenConvolution {
   readonly layer: GoldenLayer;
@@ -49,34 +53,39 @@ export interface GoldenConvolution {
 export function convolutionOf(golden: GoldenCase, device: Device): GoldenConvolution {
   const [name = ''] = layerNames(golden);
   const stored = baseTensor(golden, `${name}.weight`, device) as Tensor;
-  const [, own, kh, kw] = image(stored.shape);
+  const [, own = 1, ...kernel] = image(stored.shape);
   const x = tensorOf(golden.tensor('in.x'), device);
-  const [B, channels, height, width] = image(x.shape);
+  const [, channels = 0, ...sizes] = image(x.shape);
+  const [width = 0, height = 0, depth] = [...sizes].reverse();
   const expected = golden.numbers('out.y');
-  const [, , outHeight, outWidth] = image(golden.tensor('out.y').shape);
+  const outSizes = image(golden.tensor('out.y').shape).slice(2);
   const layer = layerOver(golden, name, groupedWeight(stored, channels / own));
   const withPatches = (patches: Im2col): GoldenConvolution => ({
     layer,
     patches,
-    rows: (input) => patches.rows(input.reshape([B, channels, height, width])),
+    rows: (input) => patches.rows(input.reshape(image(x.shape))),
     rowsBackward: (dRows) => patches.rowsBackward(dRows).reshape(x.shape),
     imageBackward: (dy) => patches.imageBackward(dy.reshape(image(dy.shape))),
   });
   const largest = expected.reduce((most, value) => Math.max(most, Math.abs(value)), 0);
-  const fits = axes(height, kh, outHeight).flatMap((v) =>
-    axes(width, kw, outWidth).map((h) => [v, h] as const),
-  );
+  let fits: readonly Axis[][] = [[]];
+  sizes.forEach((size, i) => {
+    const own = axes(size, kernel[i] as number, outSizes[i] as number);
+    fits = fits.flatMap((chosen) => own.map((axis) => [...chosen, axis]));
+  });
   let first: GoldenConvolution | undefined;
-  for (const [v, h] of fits) {
+  for (const fit of fits) {
+    const of = (name: keyof Axis) => fit.map((axis) => axis[name]) as unknown as ImageSizes;
     const made = withPatches(
       new Im2col({
         channels,
+        ...(depth === undefined ? {} : { depth }),
         height,
         width,
-        kernel: [kh, kw],
-        stride: [v.stride, h.stride],
-        padding: [v.padding, h.padding],
-        dilation: [v.dilation, h.dilation],
+        kernel: kernel as unknown as ImageSizes,
+        stride: of('stride'),
+        padding: of('padding'),
+        dilation: of('dilation'),
         device,
       }),
     );
