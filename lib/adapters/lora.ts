@@ -1,9 +1,13 @@
 import { fail } from '../core/errors.js';
-import { scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
-import { mapFeatures } from '../ops/feature-map.js';
-import { blockDiagonalMap } from '../ops/grouped-weight.js';
 import type { AdapterSize, StoredLayer } from './definition.js';
+import {
+  checkGroups,
+  type GroupsConfig,
+  readGroups,
+  wholeMap,
+  wholeOf,
+  wholeValue,
+} from './grouped-factor.js';
 import {
   checkLayer,
   type EmbeddingConfig,
@@ -16,20 +20,7 @@ import {
 import { defineAdapter } from './method.js';
 import { type AlphaConfig, alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
-type LoraConfig = AlphaConfig &
-  EmbeddingConfig & { readonly groups: number; readonly loraBias: boolean };
-
-function checkGroups({ N, K, config }: AdapterSize<LoraConfig>) {
-  const { r, kernel, groups } = config;
-  const channels = K / tapsOf(config);
-  if (kernel.length === 0 && groups !== 1) {
-    return ['groups', '1 of a layer without a kernel', String(groups)] as const;
-  }
-  const whole = Number.isInteger(groups) && groups > 0;
-  if (whole && [r, N, channels].every((size) => size % groups === 0)) return undefined;
-  const expected = `a divisor of r (${r}), of N (${N}) and of the channels (${channels})`;
-  return ['groups', expected, String(groups)] as const;
-}
+type LoraConfig = AlphaConfig & EmbeddingConfig & GroupsConfig & { readonly loraBias: boolean };
 
 /**
  * Low-rank adaptation: `y = x·wᵀ + scaling · (dropout(x) · loraAᵀ) · loraBᵀ`, with
@@ -68,15 +59,10 @@ export const lora = defineAdapter({
       : { loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
     ...(make.config.loraBias ? { loraBias: make.zeros('loraBias') } : {}),
   }),
-  prepare: ({ N, config: { r, groups }, device }) =>
-    groups > 1 ? blockDiagonalMap(N, r, groups, device) : undefined,
-  forward: (t, { x, w, bias, p, config, state, N }) => {
+  prepare: (make) => wholeMap(make, make.device),
+  forward: (t, { x, w, bias, p, config, state }) => {
     const h = t.shrink(x, p.loraA, { dropout: config.dropout });
-    const { size } = p.loraB.tensor;
-    const loraB =
-      state === undefined
-        ? p.loraB
-        : t.reshape(t.features(t.reshape(p.loraB, [1, size]), state), [N, config.r]);
+    const loraB = wholeValue(t, p.loraB, state, config.r);
     const scaling = scalingOf(config);
     if (!config.loraBias) return t.expand(x, w, h, loraB, { scaling, bias });
     // One row is added to the other, not a third time to all of y.
@@ -84,9 +70,9 @@ export const lora = defineAdapter({
     const shift = bias === undefined ? t.affine(own, scaling) : t.add(own, bias, scaling);
     return t.expand(x, w, h, loraB, { scaling, bias: shift });
   },
-  update: ({ loraA, loraB, loraBias }, config, { N }) => ({
+  update: ({ loraA, loraB, loraBias }, config, size) => ({
     loraA,
-    loraB: wholeOf(loraB, N, config),
+    loraB: wholeOf(loraB, size),
     scaling: scalingOf(config),
     ...(config.loraBias ? { loraBias } : {}),
   }),
@@ -103,7 +89,6 @@ export const lora = defineAdapter({
     read: (config, module, shapeOf, layer) => {
       const alpha = readAlpha(config, module);
       const kind = readLayer(layer);
-      const [, each = 0] = shapeOf('loraB') ?? [];
       const [rows = alpha.r] = shapeOf('loraA') ?? [];
       const { target_parameters: parameters } = config;
       if (rows !== alpha.r && Array.isArray(parameters) && parameters.length > 0) {
@@ -111,8 +96,7 @@ export const lora = defineAdapter({
         const got = `${rows} rows of lora_A for r = ${alpha.r}`;
         fail('ERR_UNSUPPORTED', 'adapterFromPeft', module, expected, got);
       }
-      const several = kind.kernel !== undefined && kind.kernel.length > 0 && each > 0;
-      const groups = several && alpha.r % each === 0 ? alpha.r / each : 1;
+      const groups = readGroups(alpha.r, kind.kernel, shapeOf('loraB'));
       return { ...alpha, ...kind, groups, loraBias: readBias(config, module, layer) };
     },
     write: (config, _, configs) => {
@@ -145,13 +129,4 @@ function readBias(
     fail('ERR_FILE', 'adapterFromPeft', module, expected, 'one');
   }
   return biased;
-}
-
-/** loraB as one matrix [N, r]. */
-function wholeOf(loraB: Tensor, N: number, { r, groups }: LoraConfig): Tensor {
-  if (groups === 1) return loraB;
-  return scope(() => {
-    const map = blockDiagonalMap(N, r, groups, loraB.device);
-    return mapFeatures(loraB.reshape([1, loraB.size]), map).reshape([N, r]);
-  });
 }
