@@ -59,6 +59,7 @@ export {
 } from './checkpoint/bitsandbytes.js';
 export type { LlamaConfig } from './checkpoint/hf-config.js';
 export { HfModel, openHfModel } from './checkpoint/hf-model.js';
+export { NumpyRandom } from './checkpoint/numpy-random.js';
 export { type PeftAdapter, type PeftModule, readPeftAdapter } from './checkpoint/peft.js';
 export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';

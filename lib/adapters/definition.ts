@@ -120,10 +120,17 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
   }
 }
 
-/** The largest sizes among the layers of a folder: seeded projections are drawn for them. */
-export interface LargestLayer {
+/** Of a layer, or the largest among those of a folder, for which seeded projections are drawn. */
+export interface LayerSize {
   readonly inFeatures: number;
   readonly outFeatures: number;
+}
+
+/** Where a layer is among those that a folder is for. */
+export interface ModulePlace {
+  readonly module: string;
+  /** In the order of the model, where that is known. */
+  readonly layers: ReadonlyMap<string, LayerSize> | undefined;
 }
 
 /** What {@link PeftForm.regenerate} gives. */
@@ -179,13 +186,22 @@ export interface PeftForm<C, Name extends string> {
   readonly regenerate?: (
     config: Readonly<Record<string, unknown>>,
     make: AdapterMaker<C, Name>,
-    largest: LargestLayer,
+    largest: LayerSize,
     stored: Readonly<Record<string, Tensor>>,
+    place: ModulePlace,
   ) => Regenerated<Name>;
   /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */
   readonly shared?: Readonly<Partial<Record<Name, string>>>;
-  /** Where layers share in groups: the name for this module, from the tensor names in the file. */
-  readonly sharedName?: (name: Name, module: string, keys: readonly string[]) => string | undefined;
+  /**
+   * Where layers share in groups: the name for this module, from the tensor names in the file, and from the modules in
+   * the order of the model, where that is known.
+   */
+  readonly sharedName?: (
+    name: Name,
+    module: string,
+    keys: readonly string[],
+    modules?: readonly string[],
+  ) => string | undefined;
   /**
    * The adapter's settings from `adapter_config.json`, for the module of that name. Where the config
    * leaves a form open, the shapes of the stored tensors tell it.

@@ -3,7 +3,8 @@ import { fail, LowrankError } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
-import type { LargestLayer, PeftForm, Regenerated } from './definition.js';
+import type { LayerSize, PeftForm, Regenerated } from './definition.js';
+import { largestOf, layersOf } from './folder-layers.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
 import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
@@ -15,9 +16,14 @@ export interface PeftFolder {
   readonly tensors: ReadonlyMap<string, RawTensor>;
   /**
    * Of the layers that the adapters are on, the largest sizes: what projections were drawn for that the
-   * folder leaves out. Default those of the layer.
+   * folder leaves out. Default those of `layers`, else of the layer.
    */
-  readonly largest?: LargestLayer;
+  readonly largest?: LayerSize;
+  /**
+   * The layers that the adapters are on, by module, in the order of the model (which a file has not). What is drawn for all
+   * of them together, and what groups of them share, follows from it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
+   */
+  readonly layers?: ReadonlyMap<string, LayerSize>;
   /**
    * What the adapter is called in a state dict, whose keys have it behind the tensor's name
    * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
@@ -97,7 +103,8 @@ function namesOf(
  * @param module name in the base model, e.g. `model.layers.0.self_attn.q_proj`
  * @param place sizes, device and dtype, and for some methods the base weight
  * @throws ERR_TYPE · ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
- *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE
+ *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE · ERR_VALUE `layers` that are not those of the
+ *   module, or are needed and not given
  * @example
  * const adapter = adapterFromPeft({ config, tensors }, 'lin', { inFeatures: 64, outFeatures: 32 });
  */
@@ -119,6 +126,9 @@ export function adapterFromPeft(
   const stored = (key: string) => tensorsOfFolder.own(module, key);
   const shapeOf = (name: string) => stored(`${peft.tensors[name]}`)?.shape;
   const { inFeatures, outFeatures } = place;
+  const layers = layersOf(op, folder.layers, module, place);
+  const largest = folder.largest ?? (layers === undefined ? place : largestOf(layers));
+  const modules = layers === undefined ? undefined : [...layers.keys()];
   const settings = peft.read(folder.config, module, shapeOf, { stored, inFeatures, outFeatures });
   const options = { ...place, ...settings };
   const make = method.maker(options);
@@ -133,13 +143,14 @@ export function adapterFromPeft(
     let again: Regenerated<string> | undefined;
     const tensors: Record<string, Tensor> = {};
     const regenerated = (): Regenerated<string> => {
-      again ??= peft.regenerate?.(folder.config, make, folder.largest ?? place, tensors) ?? {};
+      again ??= peft.regenerate?.(folder.config, make, largest, tensors, { module, layers }) ?? {};
       return again;
     };
     for (const name of [...trained, ...frozen]) {
       if (make.shapes[name] === undefined) continue;
       const own = names[name];
-      const shared = peft.sharedName?.(name, module, tensorsOfFolder.keys()) ?? peft.shared?.[name];
+      const shared =
+        peft.sharedName?.(name, module, tensorsOfFolder.keys(), modules) ?? peft.shared?.[name];
       const keyOf = peft.stacks?.[name];
       const raw =
         (keyOf === undefined
@@ -231,7 +242,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
         });
         continue;
       }
-      const shared = peft.sharedName?.(name, module, keys) ?? peft.shared?.[name];
+      const shared = peft.sharedName?.(name, module, keys, modules) ?? peft.shared?.[name];
       const own = names[name];
       if (own === undefined && shared === undefined) continue;
       const key = own === undefined ? `base_model.${shared}` : `${kPrefix}${module}.${own}`;

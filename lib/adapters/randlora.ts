@@ -1,7 +1,58 @@
+import { roundToBf16, TorchRandom } from '../checkpoint/torch-random.js';
 import { Tensor } from '../core/tensor.js';
+import { leadingPart } from './leading-part.js';
 import { defineAdapter } from './method.js';
 
 const basesOf = (N: number, K: number, r: number): number => Math.ceil(Math.min(N, K) / r);
+
+/** Standard deviation, of a sample. */
+function deviationOf(values: Float32Array): number {
+  const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
+  return Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (values.length - 1));
+}
+
+/** -1, 0 and 1: the lowest and highest parts of [0, 1), each 1 / (2 · sparsity) of it, and what is between. */
+function signs(values: Float32Array, sparsity: number): Float32Array {
+  const [low, high] = [Math.fround(1 / (2 * sparsity)), Math.fround(1 - 1 / (2 * sparsity))];
+  const found = values.map((v) => (v < low ? -1 : v > high ? 1 : 0));
+  const deviation = Math.fround(deviationOf(found));
+  return found.map((v) => v / deviation);
+}
+
+/**
+ * The random bases [r, 1, small] and [large, bases, r] of the largest layers, from PEFT's seed: sparse ones, or those of a
+ * uniform distribution in bf16, over their standard deviation. (Older versions drew them in f16 where there was no GPU.)
+ */
+function projections(
+  config: Readonly<Record<string, unknown>>,
+  small: number,
+  large: number,
+  r: number,
+): { readonly left: Float32Array; readonly right: Float32Array } {
+  const random = new TorchRandom(Number(config.projection_prng_key ?? 0));
+  const bases = basesOf(small, large, r);
+  if (config.very_sparse === true || config.sparse === true) {
+    const sparsity = config.very_sparse === true ? Math.sqrt(small) : 3;
+    const left = random.uniform([r, 1, small]);
+    return {
+      left: signs(left, sparsity),
+      right: signs(random.uniform([large, bases, r]), sparsity),
+    };
+  }
+  const normed = (values: Float32Array): Float32Array => {
+    const deviation = roundToBf16(deviationOf(values));
+    return values.map((v) => roundToBf16(v / deviation));
+  };
+  const left = random.kaimingUniform([r, 1, small], Math.sqrt(5), 'bf16');
+  const right = new Float32Array(large * bases * r);
+  for (let b = 0; b < bases; b++) {
+    const base = random.kaimingUniform([large, 1, r], Math.sqrt(5), 'bf16');
+    base.forEach((value, i) => {
+      right[(Math.floor(i / r) * bases + b) * r + (i % r)] = value;
+    });
+  }
+  return { left: normed(left), right: normed(right) };
+}
 
 /**
  * A full-rank update as a sum over random bases, of which two diagonals are trained:
@@ -79,6 +130,19 @@ export const randlora = defineAdapter({
       loraAlpha: Number(randlora_alpha),
       dropout: Number(randlora_dropout ?? 0),
     }),
+    regenerate: (config, { N, K, config: { r } }, { inFeatures, outFeatures }) => {
+      if (config.save_projection !== false) return {};
+      const [small, large] = [inFeatures, outFeatures].sort((a, b) => a - b) as [number, number];
+      const { left, right } = projections(config, small, large, r);
+      const [min, max] = [Math.min(N, K), Math.max(N, K)];
+      const bases = basesOf(outFeatures, inFeatures, r);
+      return {
+        tensors: {
+          left: leadingPart(left, [r, 1, small], [r, 1, min]),
+          right: leadingPart(right, [large, bases, r], [max, basesOf(N, K, r), r]),
+        },
+      };
+    },
     write: ({ r, loraAlpha, dropout }) => ({
       r,
       randlora_alpha: loraAlpha,

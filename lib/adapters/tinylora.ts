@@ -1,3 +1,5 @@
+import { TorchRandom } from '../checkpoint/torch-random.js';
+import { inOrder, needsLayers } from './folder-layers.js';
 import { defineAdapter } from './method.js';
 
 /**
@@ -33,22 +35,33 @@ export const tinylora = defineAdapter({
     tensors: { loraA: 'tinylora_A', loraB: 'tinylora_B', projection: 'tinylora_P' },
     shared: { v: 'tinylora_v.0' },
     // Modules in their order in the model, a v for each group of equal size; the last takes what is over.
-    sharedName: (name, module, keys) => {
+    sharedName: (name, module, keys, layers) => {
       if (name !== 'v') return undefined;
       const groups = new Set(keys.flatMap((key) => /tinylora_v\.(\d+)$/.exec(key)?.[1] ?? [])).size;
-      const modules = keys.flatMap(
+      if (groups < 2) return 'tinylora_v.0';
+      const stored = keys.flatMap(
         (key) => /^base_model\.model\.(.+)\.tinylora_A$/.exec(key)?.[1] ?? [],
       );
-      const size = Math.max(1, Math.floor(modules.length / Math.max(1, groups)));
+      const modules = layers ?? inOrder(stored) ?? needsLayers('which of the vectors is whose');
+      const size = Math.max(1, Math.floor(modules.length / groups));
       const group = Math.floor(Math.max(0, modules.indexOf(module)) / size);
-      return `tinylora_v.${Math.min(group, Math.max(0, groups - 1))}`;
+      return `tinylora_v.${Math.min(group, groups - 1)}`;
     },
-    read: ({ r, u, init_v_bound, tinylora_dropout }) => ({
-      r: Number(r),
-      u: Number(u),
+    // PEFT has no more ranks than the weight.
+    read: ({ r, u, init_v_bound, tinylora_dropout }, _, __, { inFeatures, outFeatures }) => ({
+      r: Math.min(Number(r ?? 2), inFeatures, outFeatures),
+      u: Number(u ?? 64),
       initBound: Number(init_v_bound ?? 0.02),
       dropout: Number(tinylora_dropout ?? 0),
     }),
+    regenerate: ({ save_projection, projection_seed }, { config }, _, __, { module, layers }) => {
+      if (save_projection !== false) return {};
+      const modules = [...(layers ?? needsLayers('each has a seed of its own')).keys()];
+      const random = new TorchRandom(Number(projection_seed ?? 42) + modules.indexOf(module));
+      const { r, u } = config;
+      const root = Math.sqrt(r);
+      return { tensors: { projection: random.normal([u, r, r]).map((value) => value / root) } };
+    },
     write: ({ r, u, initBound, dropout }) => ({
       r,
       u,

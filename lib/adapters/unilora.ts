@@ -1,6 +1,63 @@
+import { NumpyRandom } from '../checkpoint/numpy-random.js';
 import { FeatureMap } from '../ops/feature-map.js';
+import type { LayerSize } from './definition.js';
+import { needsLayers } from './folder-layers.js';
 import { defineAdapter } from './method.js';
 import { balanced } from './sparse.js';
+
+/** Of each layer's place in the table of all, and how often each entry is used. */
+interface Tables {
+  readonly key: string;
+  readonly indexes: Int32Array;
+  readonly scales: Float32Array;
+}
+
+/** The last table that was drawn for a folder's layers: it is that of every one of them. */
+const kTables = new WeakMap<ReadonlyMap<string, LayerSize>, Tables>();
+
+/** As PEFT draws it: every entry equally often up to one, in an order of NumPy's. */
+function drawn(count: number, length: number, seed: number): Omit<Tables, 'key'> {
+  const random = new NumpyRandom(seed);
+  const whole = Math.floor(count / length);
+  const indexes = new Int32Array(count);
+  for (let i = 0; i < whole * length; i++) indexes[i] = Math.floor(i / whole);
+  const over = count % length;
+  if (over > 0) indexes.set(random.choice(length, over), whole * length);
+  random.shuffle(indexes);
+  const uses = new Float64Array(length);
+  for (const index of indexes) uses[index] = (uses[index] as number) + 1;
+  return { indexes, scales: Float32Array.from(uses, (n) => (n > 0 ? 1 / Math.sqrt(n) : 0)) };
+}
+
+/** A layer's part of the table: layer after layer, loraA before loraB. */
+function tableOf(
+  layers: ReadonlyMap<string, LayerSize>,
+  r: number,
+  length: number,
+  seed: number,
+  module: string,
+) {
+  let count = 0;
+  let [from, K, N] = [0, 0, 0];
+  for (const [name, { inFeatures, outFeatures }] of layers) {
+    if (name === module) [from, K, N] = [count, inFeatures, outFeatures];
+    count += r * (inFeatures + outFeatures);
+  }
+  const key = `${r}/${length}/${seed}/${count}`;
+  let tables = kTables.get(layers);
+  if (tables?.key !== key) {
+    tables = { key, ...drawn(count, length, seed) };
+    kTables.set(layers, tables);
+  }
+  const { indexes, scales } = tables as Tables;
+  const indexesA = indexes.slice(from, from + r * K);
+  const indexesB = indexes.slice(from + r * K, from + r * (K + N));
+  const scalesOf = (own: Int32Array) => Float32Array.from(own, (i) => scales[i] as number);
+  return {
+    indexes: { indexesA, indexesB },
+    tensors: { scalesA: scalesOf(indexesA), scalesB: scalesOf(indexesB) },
+  };
+}
 
 /**
  * All entries of the factors are entries of one short vector, shared by all layers:
@@ -52,6 +109,11 @@ export const unilora = defineAdapter({
     shared: { theta: 'unilora_theta_d' },
     indexes: { indexesA: 'unilora_indices_A', indexesB: 'unilora_indices_B' },
     indexShapes: ({ N, K, config: { r } }) => ({ indexesA: [r, K], indexesB: [N, r] }),
+    regenerate: ({ save_indices, proj_seed }, { config }, _, __, { module, layers }) => {
+      if (save_indices !== false) return {};
+      const all = layers ?? needsLayers('its tables are drawn for all of them together');
+      return tableOf(all, config.r, config.length, Number(proj_seed ?? 42), module);
+    },
     read: ({ r, theta_d_length, init_theta_d_bound, unilora_dropout }) => ({
       r: Number(r),
       length: Number(theta_d_length),

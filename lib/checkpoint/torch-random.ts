@@ -16,6 +16,18 @@ function product(shape: readonly number[]): number {
   return shape.reduce((size, dim) => size * dim, 1);
 }
 
+const kFloat = new Float32Array(1);
+const kBits = new Uint32Array(kFloat.buffer);
+
+/** The nearest bfloat16, to even where two are; of a finite value. */
+export function roundToBf16(value: number): number {
+  kFloat[0] = value;
+  const bits = kBits[0] as number;
+  kBits[0] = bits + 0x7fff + ((bits >>> 16) & 1);
+  kBits[0] &= 0xffff0000;
+  return kFloat[0] as number;
+}
+
 /**
  * A generator seeded as `torch.Generator().manual_seed(seed)` on the CPU.
  * @example
@@ -82,9 +94,22 @@ export class TorchRandom {
     return Float32Array.from({ length: product(shape) }, () => this.#unit() * range + from);
   }
 
-  /** `torch.nn.init.kaiming_uniform_(a)` of float32, fan-in the product of all but the first size. */
-  kaimingUniform(shape: readonly number[], a: number): Float32Array {
+  /** `uniform_(low, high)` of bfloat16: of fewer random bits. */
+  #uniformBf16(shape: readonly number[], low: number, high: number): Float32Array {
+    const [from, to] = [roundToBf16(low), roundToBf16(high)];
+    const range = roundToBf16(to - from);
+    return Float32Array.from({ length: product(shape) }, () => {
+      return roundToBf16(((this.bits() % 2 ** 8) / 2 ** 8) * range + from);
+    });
+  }
+
+  /**
+   * `torch.nn.init.kaiming_uniform_(a)`, fan-in the product of all but the first size.
+   * @param dtype of the tensor that is drawn; default `f32`
+   */
+  kaimingUniform(shape: readonly number[], a: number, dtype: 'f32' | 'bf16' = 'f32'): Float32Array {
     const bound = Math.sqrt(6 / ((1 + a * a) * product(shape.slice(1))));
+    if (dtype === 'bf16') return this.#uniformBf16(shape, -bound, bound);
     return this.uniform(shape, -bound, bound);
   }
 

@@ -157,8 +157,46 @@ describe('sizes that PEFT has adjusted', () => {
       Raw
     >;
     const config = { peft_type: 'TINYLORA', r: 2, u: 3 };
-    const groups = modules.map((module) => load(config, tensors, module).parameters.v?.readSync());
-    expect(groups).toEqual([wave(3, 0), wave(3, 1), wave(3, 1)]);
+    const sizes = { inFeatures: K, outFeatures: N };
+    const groupsOf = (order: readonly string[]) => {
+      const layers = new Map(order.map((name) => [name, sizes]));
+      const folder = { config, tensors: namesIn('', tensors), layers };
+      return modules.map((module) => {
+        const { v } = adapterFromPeft(folder, module, { ...sizes, device: 'cpu' }).parameters;
+        return v?.readSync();
+      });
+    };
+    expect(groupsOf(modules)).toEqual([wave(3, 0), wave(3, 1), wave(3, 1)]);
+    // In the order of the model, whatever that of the names.
+    expect(groupsOf(['c', 'b', 'a'])).toEqual([wave(3, 1), wave(3, 1), wave(3, 0)]);
+    expect(() => load(config, tensors, 'a')).toThrow(/folder\.layers must be given/);
+  });
+
+  it('TinyLoRA’s layers of one name are in the order of their numbers', () => {
+    const modules = ['layers.10.lin', 'layers.2.lin', 'layers.0.lin'];
+    const file = modules.flatMap((module) =>
+      Object.entries({ A: raw([2, K]), B: raw([N, 2]), P: raw([3, 2, 2]) }).map(
+        ([key, value]) => [`base_model.model.${module}.tinylora_${key}`, value] as const,
+      ),
+    );
+    const vectors = [0, 1, 2].map(
+      (i) => [`base_model.tinylora_v.${i}`, raw([3], wave(3, i))] as const,
+    );
+    const tensors = Object.fromEntries([...file, ...vectors]);
+    const config = { peft_type: 'TINYLORA', r: 2, u: 3 };
+    const of = (module: string) => load(config, tensors, module).parameters.v?.readSync();
+    expect(modules.map(of)).toEqual([wave(3, 2), wave(3, 1), wave(3, 0)]);
+  });
+
+  it('TinyLoRA of a narrow layer has no more ranks than its weight', () => {
+    const tensors = {
+      tinylora_A: raw([N, K]),
+      tinylora_B: raw([N, N]),
+      tinylora_P: raw([3, N, N]),
+      'base_model.tinylora_v.0': raw([3]),
+    };
+    const config = { peft_type: 'TINYLORA', r: N + 1, u: 3 };
+    expect(load(config, tensors).config).toMatchObject({ r: Math.min(N, K) });
   });
 });
 
@@ -300,10 +338,37 @@ describe('what would be computed otherwise', () => {
     expect(load({ ...config, [field]: null }, tensors).method).toBe('lora');
   });
 
+  it('very sparse random bases are torch’s', () => {
+    const [r, small, large] = [3, 16, 20];
+    const bases = Math.ceil(small / r);
+    const tensors = { randlora_lambda: raw([r, bases]), randlora_gamma: raw([bases, small]) };
+    const config = {
+      peft_type: 'RANDLORA',
+      r,
+      randlora_alpha: 2,
+      projection_prng_key: 7,
+      save_projection: false,
+      very_sparse: true,
+    };
+    const folder = { config, tensors: namesIn('lin', tensors) };
+    const place = { inFeatures: large, outFeatures: small, device: 'cpu' as const };
+    const { left, right } = adapterFromPeft(folder, 'lin', place).buffers;
+    // torch 2.6, seed 7.
+    expect([...(left as Tensor).readSync().slice(0, small)]).toEqual(new Array(small).fill(0));
+    const values = (right as Tensor).readSync();
+    near(
+      values.slice(0, 7),
+      [0, -2.0202987, -2.0202987, 2.0202987, 2.0202987, 0, -2.0202987],
+      1e-6,
+    );
+    const sum = values.reduce((total: number, value: number) => total + Math.abs(value), 0);
+    expect(Math.abs(sum - 177.7863)).toBeLessThan(1e-3);
+  });
+
   it('random matrices that were not saved are not taken for others', () => {
-    const [bases, r] = [N, 1];
-    const tensors = { randlora_lambda: raw([r, bases]), randlora_gamma: raw([bases, N]) };
-    const config = { peft_type: 'RANDLORA', r, randlora_alpha: 2 };
+    const settings = { r: 2 };
+    const config = { peft_type: 'LOWRANK', lowrank_method: 'lora-xs', settings };
+    const tensors = { core: raw([2, 2]) };
     expect(() => load({ ...config, save_projection: false }, tensors)).toThrow(
       /save_projection.*true.*false/,
     );

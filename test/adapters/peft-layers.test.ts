@@ -127,6 +127,7 @@ describe('keys of a state dict', () => {
     const folder = {
       config: { peft_type: 'TINYLORA', r, u: 3 },
       tensors: namesIn('', tiny),
+      layers: new Map(['one', 'two'].map((name) => [name, place])),
     };
     const v = adapterFromPeft(folder, 'two', place).parameters.v as Tensor;
     expect(v.readSync()).toEqual(wave(3, 8));

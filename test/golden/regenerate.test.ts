@@ -38,6 +38,66 @@ describe('tensors that a seed gives', () => {
     });
   });
 
+  const two = new Map([
+    ['fc1', { inFeatures: 24, outFeatures: 32 }],
+    ['fc2', { inFeatures: 32, outFeatures: 16 }],
+  ]);
+  const ofRandlora = new Map([
+    ['fc1', { inFeatures: 20, outFeatures: 28 }],
+    ['fc2', { inFeatures: 28, outFeatures: 16 }],
+  ]);
+  const one = new Map([['lin', { inFeatures: 32, outFeatures: 24 }]]);
+  const nf4 = new Map([['lin', { inFeatures: 64, outFeatures: 48 }]]);
+
+  it.each([
+    ['tuners/randlora', one, /randlora_[AB]$/],
+    ['tuners/randlora_two_sparse', ofRandlora, /randlora_[AB]$/],
+    ['qlora/randlora_nf4dq_f32', nf4, /randlora_[AB]$/],
+    ['tuners/tinylora', two, /tinylora_P$/],
+    ['tuners/unilora', two, /unilora_(indices|scales)_[AB]$/],
+  ] as const)('%s, of all layers together', async (id, layers, left) => {
+    await scope(async () => {
+      const folder = folderOf(loadCase(id));
+      const config = { ...folder.config, save_projection: false, save_indices: false };
+      const tensors = new Map([...folder.tensors].filter(([key]) => !left.test(key)));
+      expect(tensors.size).toBeLessThan(folder.tensors.size);
+      for (const [module, sizes] of layers) {
+        const place = { ...sizes, device: 'cpu' } as const;
+        const whole = adapterFromPeft(folder, module, place);
+        const again = adapterFromPeft({ config, tensors, layers }, module, place);
+        expect(again.indexes).toEqual(whole.indexes);
+        for (const [name, tensor] of Object.entries(whole.buffers)) {
+          const mine = (again.buffers[name] as Tensor).readSync();
+          tensor.readSync().forEach((value: number, i: number) => {
+            const error = Math.abs((mine[i] as number) - value);
+            expect(error, `${module} ${name}[${i}]`).toBeLessThan(1e-6);
+          });
+        }
+      }
+    });
+  });
+
+  it.each([
+    ['tuners/tinylora', /tinylora_P$/],
+    ['tuners/unilora', /unilora_(indices|scales)_[AB]$/],
+  ])('%s needs to know the layers', (id, left) => {
+    const folder = folderOf(loadCase(id));
+    const config = { ...folder.config, save_projection: false, save_indices: false };
+    const tensors = new Map([...folder.tensors].filter(([key]) => !left.test(key)));
+    const place = { inFeatures: 24, outFeatures: 32, device: 'cpu' } as const;
+    const load = (layers: unknown) =>
+      adapterFromPeft({ config, tensors, layers } as never, 'fc1', place);
+    expect(() => load(undefined)).toThrow(
+      /folder\.layers must be given \(the modules in the order of the model.*got none/,
+    );
+    expect(() => load({})).toThrow(/folder\.layers must be a Map/);
+    expect(() => load(new Map([['fc1', { inFeatures: 24 }]]))).toThrow(/layers of fc1 must be/);
+    expect(() => load(new Map([['fc2', two.get('fc2')]]))).toThrow(/layers must be with fc1/);
+    expect(() => load(new Map([['fc1', two.get('fc2')]]))).toThrow(
+      /layers of fc1 must be of 24 to 32 features, got 32 to 16/,
+    );
+  });
+
   it.each([
     ['tuners/fourierft', 'indices'],
     ['tuners/waveft', 'waveft_indices'],
