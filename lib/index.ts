@@ -15,6 +15,7 @@ export {
   arrowExperts,
   arrowPrototypes,
 } from './adapters/arrow.js';
+export { type ArrowFolders, arrowFromPeft } from './adapters/arrow-from-peft.js';
 export { type CheckAdapterOptions, checkAdapter } from './adapters/check.js';
 export type {
   AdapterCall,

@@ -77,7 +77,8 @@ export function methodOfPeft(
   );
   if (other !== undefined) {
     const of = found === undefined ? '' : ` of ${found.method.method}`;
-    const text = `adapterFromPeft: ${other}${of} must be null (it changes what the adapter computes), got a value`;
+    const instead = other === 'arrow_config' ? '; arrowFromPeft reads it' : '';
+    const text = `adapterFromPeft: ${other}${of} must be null (it changes what the adapter computes${instead}), got a value`;
     throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
   }
   if (found !== undefined) return found.method;

@@ -5,6 +5,7 @@ import {
   adapterMethods,
   adapters,
   arrowExperts,
+  arrowFromPeft,
   type Device,
   invocationOffsets,
   LoraAdapter,
@@ -218,6 +219,33 @@ describe.each(DEVICES)('routing on %s', (device: Device) => {
       // The rules allow for an iteration that has not converged; this is the same one.
       near(found, 'out.prototypes', 1e-6);
       near(y, 'out.y', 1e-5);
+      // From folders in memory, by the router's config.
+      const folderOf = (_: unknown, e: number) => ({
+        config: { peft_type: 'LORA', r: golden.params.r, lora_alpha },
+        tensors: new Map(
+          ['A', 'B'].map((factor) => {
+            const { shape, bytes } = golden.tensor(`param.expert${e}.lora_${factor}`);
+            const data = new Float32Array(bytes.buffer);
+            return [`${PREFIX}lin.lora_${factor}.weight`, { dtype: 'F32' as const, shape, data }];
+          }),
+        ),
+      });
+      const folders = all.map(folderOf);
+      const arrow_config = { top_k, router_temperature, rng_seed: 42, use_gks: general !== 0 };
+      const loaded = arrowFromPeft(
+        {
+          router: { config: { peft_type: 'LORA', arrow_config } },
+          experts: folders.slice(0, experts),
+          general: folders.slice(experts),
+        },
+        'lin',
+        {
+          inFeatures: x.shape.at(-1) ?? 0,
+          outFeatures: y.length / (x.size / (x.shape.at(-1) ?? 1)),
+          device,
+        },
+      );
+      expect(loaded.forward(x, w, { bias }).y.readSync()).toEqual(y);
       if (general !== 0) {
         for (const [e, r] of settings.ranks.entries()) {
           const from = e * r;
