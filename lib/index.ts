@@ -22,6 +22,9 @@ export type {
   AdapterDefinition,
   AdapterMaker,
   AdapterSize,
+  LayerPenalty,
+  LayerSize,
+  ModulePlace,
   PeftForm,
   StoredLayer,
 } from './adapters/definition.js';

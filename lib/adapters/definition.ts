@@ -7,6 +7,7 @@ import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { MergeParts } from '../ops/merge.js';
+import type { Adapter } from './adapter.js';
 
 /** What an adapter's forward formula is computed from. */
 export interface AdapterCall<C, Name extends string, S> {
@@ -118,6 +119,13 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
   kaiming(name: Name, fanIn = this.shapes[name].at(-1) ?? 1): Tensor {
     return this.uniform(name, 1 / Math.sqrt(fanIn));
   }
+}
+
+/** What {@link AdapterDefinition.penalty} gives. */
+export interface LayerPenalty {
+  /** [1] */
+  readonly loss: Tensor;
+  readonly gradients: Readonly<Record<string, Tensor>>;
 }
 
 /** Of a layer, or the largest among those of a folder, for which seeded projections are drawn. */
@@ -291,5 +299,10 @@ export interface AdapterDefinition<
     size: AdapterSize<C>,
     blocksize: number,
   ) => Tensor | undefined;
+  /**
+   * What the method adds to the loss of a step for one layer, and the gradients of that by parameter: a trainer takes the mean
+   * over layers. `seed` is that of the layer's forward pass.
+   */
+  readonly penalty?: (adapter: Adapter, options: { seed: number }) => LayerPenalty;
   readonly peft?: PeftForm<C, P | B>;
 }

@@ -163,6 +163,7 @@ export const monteclora = defineAdapter({
     });
   },
   update: ({ loraA, loraB }, config) => ({ loraA, loraB, scaling: scalingOf(config) }),
+  penalty: montecloraLoss,
   peft: {
     type: 'LORA',
     patterns: kAlphaPatterns,

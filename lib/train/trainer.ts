@@ -6,7 +6,8 @@
  */
 
 import type { Scalar, Tensor } from '@tensorflow/tfjs';
-import { LowrankError } from '../core/errors.js';
+import { fail, LowrankError } from '../core/errors.js';
+import { scope } from '../core/scope.js';
 import { valuesOf } from '../tfjs/backend-memory.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
 import { AdamW, clipByGlobalNorm, learningRate } from './adamw.js';
@@ -38,7 +39,7 @@ export interface TrainOptions {
 export interface StepResult {
   /** Steps done, this one included. */
   readonly step: number;
-  /** Mean training loss in nats per token, before the update. */
+  /** Mean training loss in nats per token, before the update; without what the method adds to it. */
   readonly loss: number;
   readonly gradientNorm: number;
   readonly lr: number;
@@ -119,10 +120,10 @@ export class Trainer {
     const { accumulate, batch } = this.options;
     const { ids, targets } = this.data.train.batch(this.indices(this.step * accumulate + pass));
     const { slots } = this.adapters;
-    return tf.tidy(() => {
+    const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
+    const loss = tf.tidy(() => {
       const tensors = this.parameterTensors();
-      const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
-      const loss = (...params: Tensor[]): Scalar => {
+      const lossOf = (...params: Tensor[]): Scalar => {
         const lookup = this.lookup(params, true, dropoutSeed);
         const features = llamaFeatures(
           this.base,
@@ -132,18 +133,45 @@ export class Trainer {
         );
         return crossEntropy(llamaLogits(this.base, features, kernels), targets);
       };
-      const { value, grads } = tf.valueAndGrads(loss)(tensors);
+      const { value, grads } = tf.valueAndGrads(lossOf)(tensors);
       const parameters = slots.flatMap((slot) => slot.parameters);
       parameters.forEach(({ at_elems }, i) => {
-        this.add(grads[i] as Tensor, at_elems);
+        this.add(valuesOf(grads[i] as Tensor), at_elems);
       });
       return valuesOf(value)[0] as number;
     });
+    this.addPenalties(dropoutSeed);
+    return loss;
   }
 
-  private add(gradient: Tensor, at: number): void {
-    const share = 1 / this.options.accumulate;
-    const values = valuesOf(gradient);
+  /**
+   * The gradient of what the method adds to the loss, the mean over layers.
+   * @throws LowrankError `ERR_NON_FINITE`
+   */
+  private addPenalties(seed: number): void {
+    const { slots } = this.adapters;
+    for (const [index, { layer, adapter, parameters }] of slots.entries()) {
+      const { penalty } = adapter.definition;
+      if (penalty === undefined) return;
+      scope(() => {
+        for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
+        const { loss, gradients } = penalty(adapter, { seed: hash32(seed, index) });
+        const [added = 0] = loss.readSync();
+        if (!Number.isFinite(added)) {
+          const expected = 'finite';
+          fail('ERR_NON_FINITE', 'finetune', `the penalty of ${layer.name}`, expected, `${added}`);
+        }
+        for (const { name, at_elems } of parameters) {
+          const gradient = gradients[name]?.readSync();
+          if (gradient !== undefined) this.add(gradient, at_elems, slots.length);
+        }
+      });
+    }
+  }
+
+  /** Adds values to the gradient, over the passes of a step and so many layers. */
+  private add(values: ArrayLike<number>, at: number, layers = 1): void {
+    const share = 1 / (this.options.accumulate * layers);
     for (let i = 0; i < values.length; i++) {
       this.gradient[at + i] = (this.gradient[at + i] as number) + share * (values[i] as number);
     }
