@@ -260,7 +260,8 @@ function merge<Weight extends BaseWeight>(
  * f32, stored once. A dense weight is changed in place, rounded to its dtype. A quantised one is
  * decoded (to the dtype that it was quantised from, as products decode it), added to and encoded again
  * tile by tile, into a new weight of the same format, table of levels, blocksize and double quantisation; the old one
- * stays. Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
+ * stays. (A table of one's own is kept by int8 without double quantisation; else the new weight has the format's.)
+ * Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
  * more only where rows are so odd that no block begins with one for a long way.
  *
  * It blocks the thread, about 0.3 s for 4,096 x 4,096, and no op of the weight may be running on

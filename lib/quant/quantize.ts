@@ -152,12 +152,14 @@ function quantizeRowwise(
 }
 
 /**
- * A tensor in the format of a weight.
+ * A tensor in the format of a weight, with its table of levels where that is its own; double-quantised or of 4 bits with the
+ * format's.
  * @internal
  */
 export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
-  const { format, blocksize, doubleQuant, rowwise } = like;
+  const { format, blocksize, doubleQuant, rowwise, ownCodebook: codebook } = like;
   if (rowwise) return quantize(w, { format, rowwise });
+  if (codebook !== undefined && !doubleQuant) return quantize(w, { format, blocksize, codebook });
   return like.zeroPoints === undefined
     ? quantize(w, { format, blocksize, doubleQuant })
     : quantize(w, { format, blocksize, zeroPoints: true });

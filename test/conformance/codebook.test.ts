@@ -2,6 +2,7 @@
 // another one the nearest level.
 import { describe, expect, it } from 'vitest';
 import {
+  adapters,
   dequantize,
   devices,
   matmul,
@@ -71,6 +72,30 @@ describe.each(available)('a codebook on %s', (device) => {
 });
 
 describe.each(available)('merging into a weight of a codebook on %s', (device) => {
+  it('keeps the table of a method that adds no product of factors too', async () => {
+    await scope(async () => {
+      const [N, K] = [6, 128];
+      const dense = Tensor.randn([N, K], { seed: 4, device });
+      const w = quantize(dense, { format: 'int8', blocksize: 128, codebook: CUBIC });
+      const place = { inFeatures: K, outFeatures: N, device, weight: w };
+      const adapter = adapters.dora.create({ ...place, r: 2, seed: 1 });
+      adapter.parameters.loraB?.write(Tensor.randn([N, 2], { seed: 2, device }).readSync());
+      const wanted = adapter.merge(dequantize(w, { dtype: 'f32' })).weight as Tensor;
+      const merged = adapter.merge(w).weight as QuantizedWeight;
+      expect((await merged.toBitsandbytes())['weight.quant_map']?.data).toEqual(CUBIC);
+      const values = dequantize(merged, { dtype: 'f32' }).readSync();
+      const expected = wanted.readSync();
+      for (let n = 0; n < N; n++) {
+        const row = expected.subarray(n * K, (n + 1) * K);
+        const absmax = row.reduce((most: number, v: number) => Math.max(most, Math.abs(v)), 0);
+        row.forEach((v: number, k: number) => {
+          const error = Math.abs((values[n * K + k] as number) - v);
+          expect(error).toBeLessThanOrEqual(gapOf(v, absmax) + 1e-5);
+        });
+      }
+    });
+  });
+
   // 100 columns in blocks of 128: tiles of a megabyte begin at multiples of 32 rows.
   it.each([
     [2701, 100],
