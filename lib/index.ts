@@ -44,6 +44,7 @@ export {
   type NormKind,
 } from './adapters/norm-adapter.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export { TokenRows, type TokenRowsParts } from './adapters/token-rows.js';
 export { baseProduct } from './autograd/base-product.js';
 export {
   type DenseUpdateOptions,

@@ -1,0 +1,227 @@
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
+import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { type Device, resolveDevice } from '../core/device.js';
+import { checkDType, type DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
+import { scope } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import {
+  checkInteger,
+  checkSameDevice,
+  checkShape,
+  checkTensor,
+  readOptions,
+  showShape,
+} from '../core/validate.js';
+import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
+import { denseRows, putRows } from '../ops/dense-rows.js';
+import { weightGrad } from '../ops/weight-grad.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
+import { type PeftFolder, rawOf } from './peft.js';
+import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
+
+const kType = 'TRAINABLE_TOKENS';
+const kDelta = 'trainable_tokens_delta';
+
+/** What {@link TokenRows} is made of. */
+export interface TokenRowsParts {
+  /** [tokens, D] */
+  rows: Tensor;
+  /** The ids whose rows these are, distinct. */
+  tokens: readonly number[];
+}
+
+/**
+ * Some rows of an embedding are trained, the others stay (PEFT's trainable tokens): as the method `trainable-tokens`, but
+ * by ids. A token costs its row of the table, not V values of a one-hot one, so that it is for tables of any size.
+ * @example
+ * const tokens = TokenRows.fromPeft(readAdapterFolder('./adapter'), 'model.embed_tokens');
+ * const y = tokens.forward(ids, table); // [ids, D]
+ * const { dRows } = tokens.backward(dy, ids);
+ */
+export class TokenRows implements Disposable {
+  /** [tokens, D] */
+  readonly rows: Tensor;
+  readonly tokens: readonly number[];
+  readonly #places: ReadonlyMap<number, number>;
+
+  /** @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DISPOSED */
+  constructor(parts: TokenRowsParts) {
+    const op = 'TokenRows';
+    if (parts === null || typeof parts !== 'object')
+      throw wrongType(op, 'parts', 'an object', parts);
+    const { rows, tokens } = readOptions(op, parts);
+    if (!Array.isArray(tokens)) throw wrongType(op, 'tokens', 'an array of ids', tokens);
+    this.tokens = Object.freeze(
+      tokens.map((id, i) => checkInteger(op, `tokens[${i}]`, id, 0, 2 ** 31 - 1)),
+    );
+    this.#places = new Map(this.tokens.map((id, i) => [id, i]));
+    if (this.tokens.length === 0 || this.#places.size < this.tokens.length) {
+      fail('ERR_VALUE', op, 'tokens', 'distinct ids, at least one', `[${this.tokens}]`);
+    }
+    this.rows = checkTensor(op, 'rows', rows);
+    checkShape(op, 'rows', this.rows, [this.tokens.length, this.rows.shape[1] ?? 0]);
+  }
+
+  #checkTable(op: string, table: BaseWeight): { weight: BaseWeight; V: number; D: number } {
+    const { weight, N: V, K: D } = checkWeight(op, table);
+    checkTensor(op, 'rows', this.rows);
+    checkSameDevice(op, 'the rows', this.rows, weight);
+    if (D !== this.rows.shape[1]) {
+      const expected = `of shape [V, D = ${this.rows.shape[1]}]`;
+      fail('ERR_SHAPE', op, 'table', expected, showShape(weight.shape));
+    }
+    const beyond = this.tokens.find((id) => id >= V);
+    if (beyond !== undefined) {
+      fail('ERR_SHAPE', op, 'table', `of more than ${beyond} rows`, showShape(weight.shape));
+    }
+    return { weight, V, D };
+  }
+
+  /**
+   * The rows of ids: the trained ones, and the table's.
+   * @param ids token ids
+   * @param table [V, D] dense or quantised (then of rows that begin blocks, {@link rowStep})
+   * @returns y [ids, D], the dtype of the table; of a quantised one that which it was quantised from
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+   */
+  forward(ids: ArrayLike<number>, table: BaseWeight): Tensor {
+    const op = 'TokenRows.forward';
+    const { weight, V, D } = this.#checkTable(op, table);
+    const all = readIds(op, ids, V);
+    const dtype = weight instanceof QuantizedWeight ? weight.sourceDType : weight.dtype;
+    return scope(() => {
+      const y = Tensor.zeros([all.length, D], { dtype, device: weight.device });
+      const rowOf = new Map<number, Tensor>();
+      all.forEach((id, i) => {
+        const place = this.#places.get(id);
+        const [from, at] = place === undefined ? [weight, id] : [this.rows, place];
+        const row = rowOf.get(id) ?? denseRows(from, at, at + 1, { dtype });
+        rowOf.set(id, row);
+        putRows(y, row, i);
+      });
+      return y;
+    });
+  }
+
+  /**
+   * The gradient of `Σ y ⊙ dy`: each trained row's is the sum over its places, in f32 until it is stored.
+   * @param dy [ids, D]
+   * @param ids those of the forward pass
+   * @returns dRows [tokens, D], the dtype of the rows
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+   */
+  backward(dy: Tensor, ids: ArrayLike<number>): { dRows: Tensor } {
+    const op = 'TokenRows.backward';
+    const all = readIds(op, ids, 2 ** 31);
+    const { rows } = this;
+    checkTensor(op, 'dy', dy);
+    checkShape(op, 'dy', dy, [all.length, rows.shape[1] ?? 0]);
+    checkSameDevice(op, 'dy', dy, rows);
+    const count = this.tokens.length;
+    return scope(() => {
+      // Which of the few trained rows each id is.
+      const own = new Float32Array(all.length * count);
+      all.forEach((id, i) => {
+        const place = this.#places.get(id);
+        if (place !== undefined) own[i * count + place] = 1;
+      });
+      const { device } = rows;
+      const chosen = Tensor.from(own, [all.length, count], { device });
+      return { dRows: weightGrad(chosen, dy.to({ dtype: 'f32' })).to({ dtype: rows.dtype }) };
+    });
+  }
+
+  /**
+   * The table with the trained rows in their places.
+   * @param table [V, D], dense; it stays
+   * @returns [V, D], its dtype
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+   */
+  merge(table: Tensor): Tensor {
+    const op = 'TokenRows.merge';
+    checkTensor(op, 'table', table);
+    this.#checkTable(op, table);
+    return scope(() => {
+      const merged = table.to({ dtype: table.dtype });
+      this.tokens.forEach((id, i) => {
+        putRows(merged, denseRows(this.rows, i, i + 1, { dtype: table.dtype }), id);
+      });
+      return merged;
+    });
+  }
+
+  /**
+   * The trained rows of one embedding of a PEFT folder of type TRAINABLE_TOKENS.
+   * @throws ERR_UNSUPPORTED another type · ERR_FILE no such module · ERR_TYPE, ERR_SHAPE, ERR_VALUE
+   * @example
+   * const tokens = TokenRows.fromPeft(readAdapterFolder('./adapter'), 'model.embed_tokens');
+   */
+  static fromPeft(
+    folder: PeftFolder,
+    module: string,
+    options?: { device?: Device; dtype?: DType },
+  ): TokenRows {
+    const op = 'TokenRows.fromPeft';
+    const { device, dtype } = readOptions(op, options);
+    const stored = PeftTensors.of(op, folder);
+    const { peft_type: type, token_indices: tokens } = folder.config;
+    if (type !== kType) fail('ERR_UNSUPPORTED', op, 'peft_type', kType, String(type));
+    const raw = stored.own(module, kDelta);
+    if (raw === undefined) missing(op, module, kDelta);
+    const place = {
+      device: resolveDevice(op, device),
+      dtype: checkDType(op, 'dtype', dtype ?? 'f32'),
+    };
+    return scope(() => {
+      const rows = Tensor.from(rawToFloat32(raw), raw.shape, place);
+      return new TokenRows({ rows, tokens: tokens as readonly number[] });
+    });
+  }
+
+  /**
+   * Rows by module as PEFT lays them out; {@link writeAdapterFolder} writes the folder.
+   * @throws ERR_VALUE none, or of other tokens (PEFT's config has one list of them) · ERR_DISPOSED
+   */
+  static async toPeft(embeddings: ReadonlyMap<string, TokenRows>): Promise<PeftFolder> {
+    const op = 'TokenRows.toPeft';
+    const [first] = embeddings.values();
+    if (first === undefined) fail('ERR_VALUE', op, 'embeddings', 'at least one', 'none');
+    const tensors = new Map<string, RawTensor>();
+    for (const [module, { rows, tokens }] of embeddings) {
+      if (String(tokens) !== String(first.tokens)) {
+        fail('ERR_VALUE', op, module, `of the tokens [${first.tokens}]`, `[${tokens}]`);
+      }
+      tensors.set(`${kPrefix}${module}.${kDelta}`, await rawOf(rows));
+    }
+    const config = {
+      peft_type: kType,
+      target_modules: [...embeddings.keys()],
+      token_indices: [...first.tokens],
+      init_weights: true,
+    };
+    return { config, tensors };
+  }
+
+  get disposed(): boolean {
+    return this.rows.disposed;
+  }
+
+  /** Frees the rows. Twice is a no-op. */
+  dispose(): void {
+    this.rows.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** Token ids below V. @throws ERR_TYPE, ERR_VALUE */
+function readIds(op: string, ids: unknown, V: number): number[] {
+  const list = ids as ArrayLike<number> | null;
+  if (list === null || typeof list !== 'object' || typeof list.length !== 'number') {
+    throw wrongType(op, 'ids', 'an array of numbers', ids);
+  }
+  return Array.from(list, (id, i) => checkInteger(op, `ids[${i}]`, id, 0, V - 1));
+}
