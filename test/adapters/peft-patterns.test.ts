@@ -1,5 +1,8 @@
 // Layers of one folder that have ranks and alphas of their own: PEFT's config has a value for most, and patterns for the
 // others. What is written is read again to the same settings and the same bits.
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
   type Adapter,
@@ -7,8 +10,10 @@ import {
   adapterMethods,
   adapters,
   adaptersToPeft,
+  readPeftAdapter,
   scope,
   Tensor,
+  writeAdapterFolder,
 } from '../../lib/index.js';
 import { namesIn, raw, wave } from './peft-folder.js';
 
@@ -127,6 +132,30 @@ describe('ranks and alphas by module', () => {
       expect((await expectRoundTrip(made)).config.lora_dropout).toBe(0.25);
     });
   });
+});
+
+it('a folder of several ranks is what readPeftAdapter reads', async () => {
+  const root = mkdtempSync(path.join(tmpdir(), 'lowrank-patterns-'));
+  try {
+    await scope(async () => {
+      const settings = [
+        { r: 3, loraBias: true },
+        { r: 2, loraBias: true },
+        { r: 2, loraAlpha: 5, loraBias: true },
+      ];
+      const made = of('lora', settings, ['b', 'a.b', 'a.c']);
+      await writeAdapterFolder(path.join(root, 'adapter'), made);
+      const { modules } = readPeftAdapter(path.join(root, 'adapter'));
+      expect(modules.map(({ module, r, loraAlpha }) => [module, r, loraAlpha])).toEqual([
+        ['a.b', 2, 8],
+        ['a.c', 2, 5],
+        ['b', 3, 8],
+      ]);
+      expect(modules.every(({ loraBias }) => loraBias?.shape[0] === N)).toBe(true);
+    });
+  } finally {
+    rmSync(root, { recursive: true });
+  }
 });
 
 describe('AdaLoRA', () => {
