@@ -83,7 +83,8 @@ endif()
 # Machine code of a file for all architectures is made of two PTX: that of compute_80 below 9.0, which
 # the emulator translates, and from there on that of compute_90, the same but that a launch may wait
 # for those that it overlaps (cuda/ptx.cuh). "ptx" adds both, which the drivers of later devices
-# compile. A file named *_sm90a.cu is for that architecture alone, from its own PTX.
+# compile. A file named *_sm90a.cu is for that architecture alone, from its own PTX. Where each PTX is
+# kept: the global property lowrank_ptx_<file>_<80, 90 or 90a>, after its fat binary.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
@@ -98,11 +99,13 @@ function(lowrank_compile_kernel source out)
   endif()
   set(targets)
   set(flags)
+  set(bases)
   foreach(arch ${archs})
     if(arch STREQUAL "ptx")
       foreach(base 80 90)
         list(APPEND flags -gencode arch=compute_${base},code=compute_${base})
         list(APPEND targets compute_${base})
+        list(APPEND bases ${base})
       endforeach()
     else()
       string(REGEX MATCH "^[0-9]+" number ${arch})
@@ -114,12 +117,21 @@ function(lowrank_compile_kernel source out)
       endif()
       list(APPEND flags -gencode arch=compute_${base},code=sm_${arch})
       list(APPEND targets sm_${arch})
+      list(APPEND bases ${base})
     endif()
   endforeach()
   set(dir ${CMAKE_CURRENT_BINARY_DIR}/kernels/${name})
+  list(LENGTH bases binaries)
+  foreach(base ${bases})
+    set(kept ${dir}/${name}.ptx) # nvcc's name where there is but one
+    if(binaries GREATER 1)
+      set(kept ${dir}/${name}.compute_${base}.ptx)
+    endif()
+    set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${base} ${dir}/${name}.fatbin ${kept})
+  endforeach()
   list(JOIN targets "," targets)
-  # --keep: the PTX is read for the names of the kernels. What another list of architectures left is
-  # not to be taken for it.
+  # --keep: the PTX is read for the names of the kernels, and translated for the emulator. What another
+  # list of architectures left is not to be taken for it.
   add_custom_command(
     OUTPUT ${dir}/${name}.fatbin
     COMMAND ${CMAKE_COMMAND} -E rm -rf ${dir}
