@@ -147,7 +147,11 @@ struct BF16 {
   static double Fma(double a, double b, double c) { return FmaForRounding(a, b, c); }
 };
 struct F16 {
-  static double Widen(uint16_t bits) { return static_cast<double>(BitCast<_Float16>(bits)); }
+  /// Every NaN is 0x7fffffff as a float.
+  static double Widen(uint16_t bits) {
+    if ((bits & 0x7fffu) > 0x7c00u) return static_cast<double>(AsFloat(0x7fffffffu));
+    return static_cast<double>(BitCast<_Float16>(bits));
+  }
   static uint16_t Round(double x) {
     if (std::isnan(x)) return 0x7fff;
     return BitCast<uint16_t>(static_cast<_Float16>(OddFloat(x)));
