@@ -164,16 +164,22 @@ LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
 }
 
 /// Until the launches before this one have ended and their writes can be seen (programmatic
-/// dependent launch, from sm_90 on; before that none starts until the last has ended).
+/// dependent launch, from sm_90 on; before that none starts until the last has ended). The comment
+/// becomes the instruction in the PTX that machine code from sm_90 on is made of
+/// (cuda/tools/ptx-for-sm90.mjs).
 LOWRANK_PTX void GridDependencyWait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
+#else
+  asm volatile("// sm_90: griddepcontrol.wait;" ::: "memory");
 #endif
 }
 /// From here on the next launch may take multiprocessors that this one leaves free.
 LOWRANK_PTX void GridDependencyLaunch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#else
+  asm volatile("// sm_90: griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

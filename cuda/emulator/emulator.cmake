@@ -54,7 +54,7 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   add_custom_target(emulators DEPENDS lowrank_emulator emulator_check)
 
   # --- PTX mode: what nvcc made of the kernels, as C++. A file for one architecture is taken as that,
-  # all others as LOWRANK_PTX_ARCH; from a fat binary's build, where one has it.
+  # all others as LOWRANK_PTX_ARCH; a fat binary's, where one is made of it.
   set(LOWRANK_PTX_ARCH 80 CACHE STRING "the architecture whose PTX the emulator translates")
   set(ptx_parts 4) # C++ files that the kernels of one source are spread over: g++ runs in parallel
   file(GLOB ptx_translator CONFIGURE_DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/cuda/emulator/ptx/*.mjs)
@@ -86,9 +86,8 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     set(ptx ${dir}/${name}.ptx)
     get_property(kept GLOBAL PROPERTY lowrank_ptx_${name}_${ptx_arch})
     if(kept)
-      list(POP_FRONT kept fatbin)
       add_custom_command(OUTPUT ${ptx} COMMAND ${CMAKE_COMMAND} -E copy ${kept} ${ptx}
-                         DEPENDS ${fatbin} VERBATIM)
+                         DEPENDS ${kept} VERBATIM)
       lowrank_translate_ptx(${ptx} ${ptx_parts} parts)
       set(${out} ${parts} PARENT_SCOPE)
       return()

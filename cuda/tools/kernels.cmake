@@ -80,69 +80,76 @@ else()
   set(lowrank_archs ${LOWRANK_CUDA_ARCHS})
 endif()
 
-# Machine code of a file for all architectures is made of two PTX: that of compute_80 below 9.0, which
-# the emulator translates, and from there on that of compute_90, the same but that a launch may wait
-# for those that it overlaps (cuda/ptx.cuh). "ptx" adds both, which the drivers of later devices
-# compile. A file named *_sm90a.cu is for that architecture alone, from its own PTX. Where each PTX is
-# kept: the global property lowrank_ptx_<file>_<80, 90 or 90a>, after its fat binary.
+# A file for all architectures becomes one PTX, that of compute_80, which the emulator translates. Below
+# 9.0 machine code is made of it, and from there on of compute_90's, which is the same but that a launch
+# waits for those that it overlaps (ptx-for-sm90.mjs): the front end runs once. "ptx" adds both, which the
+# drivers of later devices compile. A file named *_sm90a.cu is for that architecture alone, from its own
+# PTX. Where each PTX is: the global property lowrank_ptx_<file>_<80, 90 or 90a>.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
-  set(only)
+  set(first 80)
   if(name MATCHES "_sm([0-9]+a)$")
-    set(only ${CMAKE_MATCH_1})
-    if(NOT only IN_LIST archs)
+    set(first ${CMAKE_MATCH_1})
+    if(NOT first IN_LIST archs)
       set(${out} PARENT_SCOPE)
       return()
     endif()
-    set(archs ${only})
+    set(archs ${first})
   endif()
-  set(targets)
-  set(flags)
-  set(bases)
   foreach(arch ${archs})
+    string(REGEX MATCH "^[0-9]+" number ${arch})
     if(arch STREQUAL "ptx")
       foreach(base 80 90)
-        list(APPEND flags -gencode arch=compute_${base},code=compute_${base})
-        list(APPEND targets compute_${base})
-        list(APPEND bases ${base})
+        list(APPEND flags_${base} -gencode arch=compute_${base},code=compute_${base})
+        list(APPEND targets_${base} compute_${base})
       endforeach()
+    elseif(NOT arch STREQUAL first AND number GREATER_EQUAL 90)
+      list(APPEND flags_90 -gencode arch=compute_90,code=sm_${arch})
+      list(APPEND targets_90 sm_${arch})
     else()
-      string(REGEX MATCH "^[0-9]+" number ${arch})
-      set(base 80)
-      if(only)
-        set(base ${only})
-      elseif(number GREATER_EQUAL 90)
-        set(base 90)
-      endif()
-      list(APPEND flags -gencode arch=compute_${base},code=sm_${arch})
-      list(APPEND targets sm_${arch})
-      list(APPEND bases ${base})
+      list(APPEND flags_${first} -gencode arch=compute_${first},code=sm_${arch})
+      list(APPEND targets_${first} sm_${arch})
     endif()
   endforeach()
   set(dir ${CMAKE_CURRENT_BINARY_DIR}/kernels/${name})
-  list(LENGTH bases binaries)
-  foreach(base ${bases})
-    set(kept ${dir}/${name}.ptx) # nvcc's name where there is but one
-    if(binaries GREATER 1)
-      set(kept ${dir}/${name}.compute_${base}.ptx)
-    endif()
-    set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${base} ${dir}/${name}.fatbin ${kept})
-  endforeach()
-  list(JOIN targets "," targets)
-  # --keep: the PTX is read for the names of the kernels, and translated for the emulator. What another
-  # list of architectures left is not to be taken for it.
+  set(ptx ${dir}/${name}.compute_${first}.ptx)
+  set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${first} ${ptx})
+  # What another list of architectures left in the folder is not to be taken for this one's.
   add_custom_command(
-    OUTPUT ${dir}/${name}.fatbin
+    OUTPUT ${ptx}
     COMMAND ${CMAKE_COMMAND} -E rm -rf ${dir}
     COMMAND ${CMAKE_COMMAND} -E make_directory ${dir}
-    COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_flags} ${flags} -I ${CMAKE_CURRENT_SOURCE_DIR}
-            --keep --keep-dir ${dir} -MD -MT ${dir}/${name}.fatbin -MF ${dir}/${name}.d
-            -fatbin ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${dir}/${name}.fatbin
+    COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_language} -I ${CMAKE_CURRENT_SOURCE_DIR}
+            -arch=compute_${first} -MD -MT ${ptx} -MF ${dir}/${name}.d
+            -ptx ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${ptx}
     DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}
     DEPFILE ${dir}/${name}.d
-    COMMENT "nvcc ${source} (${targets})" VERBATIM)
-  set(${out} ${name}=${dir}/${name}.fatbin=${targets} PARENT_SCOPE)
+    COMMENT "nvcc -ptx ${source} (compute_${first})" VERBATIM)
+  set(modules)
+  foreach(base 90 ${first}) # the first that a device can load is its own
+    if(NOT flags_${base})
+      continue()
+    endif()
+    set(base_ptx ${dir}/${name}.compute_${base}.ptx)
+    if(NOT base STREQUAL first)
+      set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${base} ${base_ptx})
+      set(tool ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/ptx-for-sm90.mjs)
+      add_custom_command(OUTPUT ${base_ptx} COMMAND node ${tool} ${ptx} ${base_ptx}
+                         DEPENDS ${tool} ${ptx} VERBATIM)
+    endif()
+    list(JOIN targets_${base} "," targets)
+    set(binary ${dir}/${name}.compute_${base}.fatbin)
+    # --keep: check:cuda reads the machine code.
+    add_custom_command(
+      OUTPUT ${binary}
+      COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_flags} ${flags_${base}} --keep --keep-dir ${dir}
+              -fatbin ${base_ptx} -o ${binary}
+      DEPENDS ${base_ptx}
+      COMMENT "nvcc ${name} (${targets})" VERBATIM)
+    list(APPEND modules ${name}=${binary}=${targets}=${base_ptx})
+  endforeach()
+  set(${out} ${modules} PARENT_SCOPE)
 endfunction()
 
 # One file of them beside the addon.
@@ -150,12 +157,12 @@ function(lowrank_pack_kernels image)
   set(modules)
   set(module_files)
   foreach(source ${ARGN})
-    lowrank_compile_kernel(${source} module)
-    if(module)
-      list(APPEND modules ${module})
-      string(REGEX REPLACE "^[^=]*=([^=]*)=.*$" "\\1" module_file ${module})
+    lowrank_compile_kernel(${source} binaries)
+    list(APPEND modules ${binaries})
+    foreach(binary ${binaries})
+      string(REGEX REPLACE "^[^=]*=([^=]*)=.*$" "\\1" module_file ${binary})
       list(APPEND module_files ${module_file})
-    endif()
+    endforeach()
   endforeach()
   set(packer ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/pack-kernels.mjs)
   add_custom_command(

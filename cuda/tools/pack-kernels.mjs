@@ -1,9 +1,8 @@
 // Packs fat binaries into one file; its format is told in native/cuda/kernel_image.h.
-//   node pack-kernels.mjs OUT NVCC NAME=FATBIN=TARGET,TARGET ...
-// The names of a module's kernels come from the PTX that nvcc --keep left beside its fat binary.
+//   node pack-kernels.mjs OUT NVCC NAME=FATBIN=TARGET,TARGET=PTX ...
+// The names of a module's kernels come from the PTX that its fat binary was made of.
 import { execFileSync } from 'node:child_process';
-import { readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
-import { dirname, join } from 'node:path';
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 
 const kAlignment = 64;
 
@@ -11,20 +10,11 @@ const [out, nvcc, ...rows] = process.argv.slice(2);
 const version =
   /V(\d[\d.]*)/.exec(execFileSync(nvcc, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown';
 
-function kernelsBeside(fatbin) {
-  const folder = dirname(fatbin);
-  const names = readdirSync(folder)
-    .filter((file) => file.endsWith('.ptx'))
-    .flatMap((file) => [
-      ...readFileSync(join(folder, file), 'utf8').matchAll(/\.entry\s+([\w$]+)/g),
-    ])
-    .map((match) => match[1]);
-  return [...new Set(names)].sort();
-}
-
 const modules = rows.map((row) => {
-  const [name, fatbin, targets] = row.split('=');
-  return { name, targets, image: readFileSync(fatbin), kernels: kernelsBeside(fatbin) };
+  const [name, fatbin, targets, ptx] = row.split('=');
+  const entries = readFileSync(ptx, 'utf8').matchAll(/\.entry\s+([\w$]+)/g);
+  const kernels = [...new Set([...entries].map((match) => match[1]))].sort();
+  return { name, targets, image: readFileSync(fatbin), kernels };
 });
 
 const aligned = (bytes) => Math.ceil(bytes / kAlignment) * kAlignment;
@@ -52,5 +42,6 @@ for (const { image } of modules) {
 // Renamed into place: a process that has the old file open keeps it whole.
 writeFileSync(`${out}.part`, Buffer.concat(parts));
 renameSync(`${out}.part`, out);
-const kernels = modules.reduce((sum, module) => sum + module.kernels.length, 0);
-console.log(`${out}: ${kernels} kernels in ${modules.length} modules, ${length} bytes`);
+const kernels = new Set(modules.flatMap((module) => module.kernels));
+const names = new Set(modules.map((module) => module.name));
+console.log(`${out}: ${kernels.size} kernels of ${names.size} files, ${length} bytes`);

@@ -201,8 +201,10 @@ Status Context::LoadKernels(const Gpu& gpu, const KernelImage* image) {
     modules_.push_back(nullptr);
     return LoadModule("", "the emulator's kernels", &modules_.back());
   }
+  std::string loaded;
   for (const KernelModule& module : image->modules()) {
-    if (!module.RunsOn(gpu.limits.sm)) continue;
+    if (!module.RunsOn(gpu.limits.sm) || module.name == loaded) continue;
+    loaded = module.name;
     modules_.push_back(nullptr);
     LOWRANK_RETURN_IF_ERROR(LoadModule(module.image, module.name, &modules_.back()));
     for (const std::string& kernel : module.kernels) module_of_[kernel] = modules_.back();

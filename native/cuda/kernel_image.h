@@ -3,12 +3,14 @@
 ///
 ///   lowrank-kernels 1 000000000312                  the format, and the bytes of this index
 ///   compiler nvcc 13.0.88
-///   module matmul_mma_sm80 000000000320 000000081920 sm_80,sm_90a,compute_80
+///   module matmul_mma_sm80 000000000640 000000081920 sm_90a,compute_90
 ///   kernel matmul_mma_nf4_bf16_kernel               of the module above; any number
+///   module matmul_mma_sm80 000000082560 000000081920 sm_80,compute_80
 ///
 /// A module's fields are name, offset, bytes, targets. Offsets count from the start of the file and
-/// are multiples of 64, so that a part can be handed to cuModuleLoadData where it lies. One module
-/// a source file: nvcc makes a fat binary of one file, and a file for one architecture alone
+/// are multiples of 64, so that a part can be handed to cuModuleLoadData where it lies. A module is
+/// what nvcc made of a source file, for some architectures; the first of a name that a device can
+/// load is its own, the one after it for devices before. A file for one architecture alone
 /// (*_sm90a.cu) then needs no counterpart elsewhere.
 #pragma once
 

@@ -35,11 +35,13 @@ beforeAll(async () => {
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** A file of kernels as the build makes it: an index, and bytes that only a driver reads. */
-function writeKernels(targets: string, names: readonly string[] = ['cast_f32_bf16_kernel']): void {
+function writeKernels(...modules: readonly string[]): void {
   const index = [
     'compiler nvcc 13.0',
-    `module cast_sm80 000000000512 000000000064 ${targets}`,
-    ...names.map((name) => `kernel ${name}`),
+    ...modules.flatMap((targets) => [
+      `module cast_sm80 000000000512 000000000064 ${targets}`,
+      'kernel cast_f32_bf16_kernel',
+    ]),
     '',
   ].join('\n');
   const head = (bytes: number) => `lowrank-kernels 1 ${String(bytes).padStart(12, '0')}\n`;
@@ -121,6 +123,16 @@ describe.skipIf(!emulated)('a driver', () => {
     expect(info(overEmulator).get('cuda')?.reason).toMatch(/built for sm_61, .* is sm_80/);
     writeFileSync(kernels, 'something else');
     expect(info(overEmulator).get('cuda')?.reason).toMatch(/is no file of kernels/);
+  });
+
+  it.each([80, 89, 90, 120])('of sm_%i loads one module of a name', (sm) => {
+    writeKernels('sm_90a,compute_90', 'sm_80,compute_80');
+    const loadsAtMost = (count: number) => {
+      const fault = `cuModuleLoadData:n=${count + 1}:code=222`;
+      const env = { LOWRANK_EMULATOR_SM: `${sm}`, LOWRANK_CUDA_FAULT: fault };
+      return info({ ...overEmulator, ...env }).get('cuda')?.available;
+    };
+    expect([loadsAtMost(0), loadsAtMost(1)]).toEqual([false, true]);
   });
 
   it('with two devices has two names, and both compute', () => {
