@@ -1,4 +1,3 @@
-import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
@@ -17,11 +16,9 @@ import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import { type PeftFolder, rawOf } from './peft.js';
-import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
-
-const kType = 'TRAINABLE_TOKENS';
-const kDelta = 'trainable_tokens_delta';
+import type { Adapter } from './adapter.js';
+import type { PeftFolder } from './peft.js';
+import { addTokenRows, readTokenRows, writeTokenRows } from './token-rows-peft.js';
 
 /** What {@link TokenRows} is made of. */
 export interface TokenRowsParts {
@@ -152,8 +149,12 @@ export class TokenRows implements Disposable {
   }
 
   /**
-   * The trained rows of one embedding of a PEFT folder of type TRAINABLE_TOKENS.
-   * @throws ERR_UNSUPPORTED another type · ERR_FILE no such module · ERR_TYPE, ERR_SHAPE, ERR_VALUE
+   * The trained rows of one embedding of a PEFT folder: of type TRAINABLE_TOKENS, or of a LoRA folder whose config has
+   * `trainable_token_indices`: a list, of the input embedding, or lists by names, of which the last that the module's
+   * name ends in counts (PEFT's rule).
+   * @returns rows [tokens, D] in the order of the ids in the config
+   * @throws ERR_UNSUPPORTED another type without that field · ERR_FILE no such module, or none of its name in the config
+   *   · ERR_TYPE, ERR_SHAPE, ERR_VALUE
    * @example
    * const tokens = TokenRows.fromPeft(readAdapterFolder('./adapter'), 'model.embed_tokens');
    */
@@ -164,43 +165,35 @@ export class TokenRows implements Disposable {
   ): TokenRows {
     const op = 'TokenRows.fromPeft';
     const { device, dtype } = readOptions(op, options);
-    const stored = PeftTensors.of(op, folder);
-    const { peft_type: type, token_indices: tokens } = folder.config;
-    if (type !== kType) fail('ERR_UNSUPPORTED', op, 'peft_type', kType, String(type));
-    const raw = stored.own(module, kDelta);
-    if (raw === undefined) missing(op, module, kDelta);
+    const { raw, tokens } = readTokenRows(op, folder, module);
     const place = {
       device: resolveDevice(op, device),
       dtype: checkDType(op, 'dtype', dtype ?? 'f32'),
     };
     return scope(() => {
       const rows = Tensor.from(rawToFloat32(raw), raw.shape, place);
-      return new TokenRows({ rows, tokens: tokens as readonly number[] });
+      return new TokenRows({ rows, tokens });
     });
   }
 
   /**
    * Rows by module as PEFT lays them out; {@link writeAdapterFolder} writes the folder.
-   * @throws ERR_VALUE none, or of other tokens (PEFT's config has one list of them) · ERR_DISPOSED
+   * @param beside LoRA of other modules of the same folder, or their folder: then the config has `trainable_token_indices`, by
+   *   module. Rows of a module that the folder has already are replaced, those of others stay.
+   * @throws ERR_VALUE none, or without `beside` of other tokens (that config has one list of them) · ERR_UNSUPPORTED
+   *   adapters of a type other than LORA and ADALORA · ERR_TYPE, ERR_FILE, ERR_DISPOSED
+   * @example
+   * const folder = await TokenRows.toPeft(new Map([['model.embed_tokens', tokens]]), adaptersByModule);
+   * await writeAdapterFolder('./adapter', folder);
    */
-  static async toPeft(embeddings: ReadonlyMap<string, TokenRows>): Promise<PeftFolder> {
+  static async toPeft(
+    embeddings: ReadonlyMap<string, TokenRows>,
+    beside?: ReadonlyMap<string, Adapter> | PeftFolder,
+  ): Promise<PeftFolder> {
     const op = 'TokenRows.toPeft';
-    const [first] = embeddings.values();
-    if (first === undefined) fail('ERR_VALUE', op, 'embeddings', 'at least one', 'none');
-    const tensors = new Map<string, RawTensor>();
-    for (const [module, { rows, tokens }] of embeddings) {
-      if (String(tokens) !== String(first.tokens)) {
-        fail('ERR_VALUE', op, module, `of the tokens [${first.tokens}]`, `[${tokens}]`);
-      }
-      tensors.set(`${kPrefix}${module}.${kDelta}`, await rawOf(rows));
-    }
-    const config = {
-      peft_type: kType,
-      target_modules: [...embeddings.keys()],
-      token_indices: [...first.tokens],
-      init_weights: true,
-    };
-    return { config, tensors };
+    return beside === undefined
+      ? writeTokenRows(op, embeddings)
+      : addTokenRows(op, embeddings, beside);
   }
 
   get disposed(): boolean {
