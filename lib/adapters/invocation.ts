@@ -5,7 +5,7 @@ import { Tensor } from '../core/tensor.js';
  * Where an activated LoRA begins to act: the last place where the invocation tokens stand, counted
  * from the end of the sequence to their start; −1 where they do not.
  * @param ids token ids, a sequence each
- * @param invocation the adapter's `alora_invocation_tokens`
+ * @param invocation `invocationTokens` of the adapter's config (PEFT's `alora_invocation_tokens`)
  * @example
  * invocationOffsets([[5, 1, 2, 9]], [1, 2]); // [3]
  */

@@ -74,20 +74,43 @@ export const resloraMiddle = defineAdapter({
   },
 });
 
+/** PEFT has one list for all modules. @throws ERR_VALUE none, or several */
+function sharedInvocation(
+  modules: readonly string[],
+  configs: readonly { readonly invocationTokens: readonly number[] }[],
+): readonly number[] {
+  const [first = []] = configs.map(({ invocationTokens }) => invocationTokens);
+  configs.forEach(({ invocationTokens: own }, i) => {
+    const name = `invocationTokens of ${modules[i]}`;
+    const refuse = (expected: string, got: string) =>
+      fail('ERR_VALUE', 'adaptersToPeft', name, expected, got);
+    if (own.length === 0) refuse('the ids from which on it is active, at least one', 'none');
+    if (String(own) !== String(first)) refuse(`[${first}], as of ${modules[0]}`, `[${own}]`);
+  });
+  return first;
+}
+
 /**
  * LoRA on some tokens only: those for which `inputs.active` [..., 1] is 1, so that the keys and values
  * of the tokens before stay those of the base model. Activated LoRA gives 1 from the invocation
  * tokens on; partial LoRA (InternLM-XComposer2) on image tokens.
  * `y = x·wᵀ + scaling · (active ⊙ (x · loraAᵀ)) · loraBᵀ`
+ *
+ * `invocationTokens` are the ids that turn it on, for {@link invocationOffsets}: the formula does not need them, a PEFT folder
+ * does, and is not written without.
  */
 export const alora = defineAdapter({
   method: 'alora',
   reference:
     'Greenewald et al., Activated LoRA: Fine-tuned LLMs for Intrinsics, 2025, arXiv:2504.12397',
-  defaults,
+  defaults: { ...defaults, invocationTokens: [] as readonly number[] },
   trained: ['loraA', 'loraB'],
   mergeable: false,
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
+  check: ({ config: { invocationTokens: ids } }) =>
+    Array.isArray(ids) && ids.every((id) => Number.isSafeInteger(id) && id >= 0)
+      ? undefined
+      : ['invocationTokens', 'an array of token ids', `[${ids}]`],
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
   forward: (t, { x, w, bias, p, config, inputs }) => {
     const active = needed('alora', 'active', '[..., 1] of 0 and 1', inputs.active);
@@ -99,7 +122,13 @@ export const alora = defineAdapter({
     patterns: kAlphaPatterns,
     when: ({ alora_invocation_tokens }) => Array.isArray(alora_invocation_tokens),
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },
-    read: readAlpha,
-    write: (config) => ({ ...alphaFields(config), alora_invocation_tokens: [] }),
+    read: (config, module) => ({
+      ...readAlpha(config, module),
+      invocationTokens: config.alora_invocation_tokens as readonly number[],
+    }),
+    write: (config, modules, configs) => ({
+      ...alphaFields(config),
+      alora_invocation_tokens: sharedInvocation(modules, configs),
+    }),
   },
 });

@@ -49,7 +49,12 @@ describe('ranks and alphas by module', () => {
     'of %s are written as patterns',
     async (method) => {
       await scope(async () => {
-        const more = { qalora: { groupSize: 4 }, bdlora: { blocks: 1 }, velora: { groups: 2 } };
+        const more = {
+          alora: { invocationTokens: [5] },
+          bdlora: { blocks: 1 },
+          qalora: { groupSize: 4 },
+          velora: { groups: 2 },
+        };
         const shared = (more as Readonly<Record<string, object>>)[method] ?? {};
         const made = of(method, [
           { r: 4, loraAlpha: 8, ...shared },

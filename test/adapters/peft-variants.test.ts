@@ -1,6 +1,13 @@
-// Options of PEFT's PEANuT, DEFT and BD-LoRA, from folders. Expected values are written out here.
+// Options of PEFT's PEANuT, DEFT, BD-LoRA and activated LoRA, from folders. Expected values are written out here.
 import { describe, expect, it } from 'vitest';
-import { type Adapter, adapterFromPeft, adaptersToPeft, scope, Tensor } from '../../lib/index.js';
+import {
+  type Adapter,
+  adapterFromPeft,
+  adapters,
+  adaptersToPeft,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
 import { namesIn, near, type Raw, raw, shapesOf, wave } from './peft-folder.js';
 
 const [M, N, K] = [3, 4, 6];
@@ -199,5 +206,46 @@ describe('BD-LoRA', () => {
       for (const [name, { config: settings }] of all)
         expect(adapterFromPeft(written, name, place).config).toEqual(settings);
     });
+  });
+});
+
+describe('activated LoRA', () => {
+  const make = (invocationTokens?: readonly number[]) => {
+    const given = invocationTokens === undefined ? {} : { invocationTokens };
+    return adapters.alora.create({ ...place, r: 2, ...given }) as unknown as Adapter;
+  };
+
+  it('has the tokens that turn it on, from a folder and back', async () => {
+    await scope(async () => {
+      const config = { peft_type: 'LORA', r: 2, alora_invocation_tokens: [7, 0, 7] };
+      const tensors = { 'lora_A.weight': raw([2, K]), 'lora_B.weight': raw([N, 2]) };
+      const adapter = load(config, tensors);
+      expect(adapter.config).toMatchObject({ invocationTokens: [7, 0, 7] });
+      const both = new Map([
+        ['a', adapter],
+        ['b', make([7, 0, 7])],
+      ]);
+      const written = (await adaptersToPeft(both)).config;
+      expect(written).toMatchObject({ alora_invocation_tokens: [7, 0, 7] });
+    });
+  });
+
+  it.each([
+    ['none', [undefined], /invocationTokens of m0 must be .*at least one, got none/],
+    ['none of one layer', [[7], []], /invocationTokens of m1 must be .*at least one, got none/],
+    ['others of one layer', [[7, 1], [7]], /of m1 must be \[7,1\], as of m0, got \[7\]/],
+  ])('is not written with %s', async (_, tokens, message) => {
+    await scope(async () => {
+      const layers = new Map(tokens.map((own, i) => [`m${i}`, make(own)]));
+      const writing = adaptersToPeft(layers);
+      await expect(writing).rejects.toThrow(expect.objectContaining({ code: 'ERR_VALUE' }));
+      await expect(writing).rejects.toThrow(message);
+    });
+  });
+
+  it.each([[[-1]], [[0.5]], [['a']]])('refuses %j', (tokens) => {
+    expect(() => make(tokens as number[])).toThrow(
+      expect.objectContaining({ code: 'ERR_VALUE', message: expect.stringMatching(/token ids/) }),
+    );
   });
 });

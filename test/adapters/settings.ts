@@ -73,7 +73,10 @@ const ROWS: Readonly<Record<string, Row>> = {
   'l-lora': alpha,
   'layered-lora': { settings: { r: 3, pastRank: 2 } },
   salora: alpha,
-  alora: { ...alpha, inputs: { active: (M) => [M, 1] } },
+  alora: {
+    settings: { ...alpha.settings, invocationTokens: [7, 0, 7] },
+    inputs: { active: (M) => [M, 1] },
+  },
   'lora-dropout': { settings: { r: 4, loraAlpha: 6, p: 0 } },
   'reslora-input': { ...alpha, inputs: { previous: (M, { K }) => [M, K] } },
   'reslora-middle': { ...alpha, inputs: { middle: (M) => [M, 4] } },
