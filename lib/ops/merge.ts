@@ -9,9 +9,8 @@ import {
   orDefault,
   showShape,
 } from '../core/validate.js';
-import { encodeCodebook } from '../quant/codebook.js';
+import { hostCodes } from '../quant/host-codes.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import { encodeRows } from '../quant/row-int8.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { multiplyAdd } from './elementwise.js';
@@ -155,38 +154,6 @@ export class LossSums {
   }
 }
 
-/** Codes made on the host: the weight is there once all of them are. */
-interface HostCodes {
-  put(tile: Tensor, first: number): void;
-  finish(): QuantizedWeight;
-}
-
-/** Of a rowwise weight, or one with a table of its own; undefined where the device encodes. */
-function hostCodes(op: string, w: QuantizedWeight, N: number, K: number): HostCodes | undefined {
-  const { blocksize, ownCodebook } = w;
-  if (w.rowwise) {
-    const rows = { codes: new Int8Array(N * K), absmax: new Float32Array(N) };
-    return {
-      put(tile, first) {
-        const own = encodeRows(op, tile.to({ dtype: 'f16' }).readSync(), K);
-        rows.codes.set(own.codes, first * K);
-        rows.absmax.set(own.absmax, first);
-      },
-      finish: () => QuantizedWeight.fromRows(op, rows, w),
-    };
-  }
-  if (ownCodebook === undefined || w.doubleQuant) return undefined;
-  const all = { codes: new Uint8Array(N * K), absmax: new Float32Array(w.blocks) };
-  return {
-    put(tile, first) {
-      const own = encodeCodebook(op, tile.readSync(), ownCodebook, blocksize);
-      all.codes.set(own.codes, first * K);
-      all.absmax.set(own.absmax, (first * K) / blocksize); // tiles begin where blocks do
-    },
-    finish: () => QuantizedWeight.fromCodebook(op, all, ownCodebook, w),
-  };
-}
-
 function merge<Weight extends BaseWeight>(
   op: string,
   w: Weight,
@@ -196,10 +163,10 @@ function merge<Weight extends BaseWeight>(
   return scope(() => {
     const { left, right, scaling, beta } = updateOf(op, weight, N, K, parts);
     const packed = weight instanceof QuantizedWeight ? weight : undefined;
-    const host = packed === undefined ? undefined : hostCodes(op, packed, N, K);
+    const host = packed === undefined ? undefined : hostCodes(op, packed);
     let result =
       packed === undefined || host !== undefined ? weight : QuantizedWeight.emptyLike(packed, op);
-    const nested = packed?.doubleQuant === true;
+    const nested = packed?.doubleQuant === true && host === undefined;
     const zeros = zeroTermOf(weight);
     const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
     // As products of the weight's own dtype decode it.
@@ -208,7 +175,7 @@ function merge<Weight extends BaseWeight>(
       denseRows(of, first, end, { dtype });
     const write = (tile: Tensor, first: number): void => {
       if (host !== undefined) {
-        host.put(tile, first);
+        host.put(tile, first * K);
         return;
       }
       if (!(result instanceof QuantizedWeight)) {
@@ -259,8 +226,8 @@ function merge<Weight extends BaseWeight>(
  * Adds an adapter to its weight for good: `W ← beta · W + scaling · loraB · core · loraA`, the sum in
  * f32, stored once. A dense weight is changed in place, rounded to its dtype. A quantised one is
  * decoded (to the dtype that it was quantised from, as products decode it), added to and encoded again
- * tile by tile, into a new weight of the same format, table of levels, blocksize and double quantisation; the old one
- * stays. (A table of one's own is kept by int8 without double quantisation; else the new weight has the format's.)
+ * tile by tile, into a new weight of the same format, tables of levels and of scales, blocksize and double quantisation; the old one
+ * stays. (With tables of one's own that is done on the host.)
  * Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
  * more only where rows are so odd that no block begins with one for a long way.
  *

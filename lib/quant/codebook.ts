@@ -1,7 +1,8 @@
 import { native } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
+import type { QuantFormat } from './formats.js';
 
-/** Codes of one byte and the scale of each block. */
+/** Codes as a weight stores them, and the scale of each block. */
 export interface CodebookCodes {
   readonly codes: Uint8Array;
   readonly absmax: Float32Array;
@@ -24,30 +25,33 @@ export function checkCodebook(op: string, codebook: unknown): Float32Array {
   return codebook;
 }
 
-let dynamicMap: Float32Array | undefined;
+const formatTables = new Map<QuantFormat, Float32Array>();
 
-/** Is this the table that the int8 format encodes by itself (Dettmers' dynamic map)? */
-export function isDynamicMap(op: string, codebook: Float32Array): boolean {
-  dynamicMap ??= native(op, (raw) => raw.formats().find(({ name }) => name === 'int8'))?.codebook;
-  return codebook.every((level, i) => level === dynamicMap?.[i]);
+/** The levels that a format encodes by itself; those of int8 (Dettmers' dynamic map) are double quantisation's too. */
+export function formatCodebook(op: string, format: QuantFormat): Float32Array {
+  if (formatTables.size === 0) {
+    const rows = native(op, (raw) => raw.formats());
+    for (const { name, codebook } of rows) formatTables.set(name as QuantFormat, codebook);
+  }
+  return formatTables.get(format) as Float32Array;
 }
 
-/**
- * Blockwise codes of the level that is nearest to `v · (1 / absmax)`, a tie the lower one; each operation rounded to
- * f32, the bounds between levels too: what bitsandbytes' CUDA source does with a table of the user's. A block of
- * zeros, or whose `1 / absmax` overflows, has codes of 0, as there.
- * @throws ERR_NON_FINITE
- */
-export function encodeCodebook(
+/** What a weight remembers of a table: nothing where it is the format's. */
+export function ownTable(
   op: string,
-  values: Float32Array,
-  codebook: Float32Array,
-  blocksize: number,
-): CodebookCodes {
-  const bounds = Float32Array.from({ length: 255 }, (_, i) => {
-    return Math.fround((codebook[i] as number) + (codebook[i + 1] as number)) / 2;
+  format: QuantFormat,
+  table: Float32Array,
+): Float32Array | undefined {
+  const standard = formatCodebook(op, format);
+  return table.every((level, i) => level === standard[i]) ? undefined : table.slice();
+}
+
+/** The place of the ascending level that is nearest to v, a tie the lower one; the bounds between are rounded to f32. */
+function nearestIn(levels: ArrayLike<number>): (v: number) => number {
+  const bounds = Float32Array.from({ length: levels.length - 1 }, (_, i) => {
+    return Math.fround((levels[i] as number) + (levels[i + 1] as number)) / 2;
   });
-  const nearest = (v: number): number => {
+  return (v) => {
     let [low, high] = [0, bounds.length];
     while (low < high) {
       const middle = (low + high) >> 1;
@@ -56,6 +60,44 @@ export function encodeCodebook(
     }
     return low;
   };
+}
+
+/** The code of a scaled value, and that of blocks of zeros. */
+function coderOf(format: QuantFormat, codebook: Float32Array) {
+  if (format !== 'fp4') {
+    const codeOf = nearestIn(codebook);
+    return { codeOf, zero: format === 'int8' ? 0 : codeOf(0) };
+  }
+  // Eight magnitudes in any order, then their negatives.
+  const codes = [...codebook.subarray(0, 8).keys()];
+  const order = codes.sort((a, b) => (codebook[a] as number) - (codebook[b] as number));
+  const rankOf = nearestIn(order.map((code) => codebook[code] as number));
+  const codeOf = (v: number) => (order[rankOf(Math.abs(v))] as number) + (v < 0 ? 8 : 0);
+  return { codeOf, zero: codeOf(0) };
+}
+
+/** Two codes a byte, the first in its high half; what an odd number leaves is `fill`. */
+function packed(codes: Uint8Array, fill: number): Uint8Array {
+  return Uint8Array.from({ length: Math.ceil(codes.length / 2) }, (_, i) => {
+    return ((codes[2 * i] as number) << 4) | (codes[2 * i + 1] ?? fill);
+  });
+}
+
+/**
+ * Blockwise codes of the level that is nearest to `v · (1 / absmax)`, a tie the lower one (of fp4 the one nearer to 0); each
+ * operation rounded to f32, the bounds between levels too: what bitsandbytes' CUDA source does with a table of the user's.
+ * A block of zeros, or whose `1 / absmax` overflows, has codes of 0, as there; of 4 bits those of the level nearest to 0.
+ * @returns codes as the format stores them: of 4 bits two a byte
+ * @throws ERR_NON_FINITE
+ */
+export function encodeCodebook(
+  op: string,
+  format: QuantFormat,
+  values: Float32Array,
+  codebook: Float32Array,
+  blocksize: number,
+): CodebookCodes {
+  const { codeOf, zero } = coderOf(format, codebook);
   const codes = new Uint8Array(values.length);
   const absmax = new Float32Array(Math.ceil(values.length / blocksize));
   absmax.forEach((_, block) => {
@@ -72,8 +114,8 @@ export function encodeCodebook(
     const inverse = Math.fround(1 / most);
     for (let i = begin; i < end; i++) {
       const scaled = Math.fround((values[i] as number) * inverse);
-      codes[i] = Number.isFinite(inverse) ? nearest(scaled) : 0;
+      codes[i] = Number.isFinite(inverse) ? codeOf(scaled) : zero;
     }
   });
-  return { codes, absmax };
+  return { codes: format === 'int8' ? codes : packed(codes, zero), absmax };
 }

@@ -9,6 +9,7 @@ import { shiftRows, zeroTermOf } from '../ops/zero-points.js';
 import { checkCodebook, encodeCodebook } from './codebook.js';
 import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import { blocksOf, middles } from './group-affine.js';
+import { hostCodes } from './host-codes.js';
 import { NESTED_BLOCKSIZE, QuantizedWeight } from './quantized-weight.js';
 import { encodeRows } from './row-int8.js';
 
@@ -125,13 +126,9 @@ function quantizeByCodebook(
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with a codebook', 'true');
   const codebook = checkCodebook(op, given);
   const { shape, device, dtype: sourceDType } = w;
-  const parts = encodeCodebook(op, w.readSync(), codebook, blocksize);
-  return QuantizedWeight.fromCodebook(op, parts, codebook, {
-    shape,
-    sourceDType,
-    device,
-    blocksize,
-  });
+  const parts = encodeCodebook(op, name, w.readSync(), codebook, blocksize);
+  const place = { shape, format: name, sourceDType, device, blocksize };
+  return QuantizedWeight.fromTables(op, { ...parts, codebook }, place);
 }
 
 function quantizeRowwise(
@@ -152,14 +149,16 @@ function quantizeRowwise(
 }
 
 /**
- * A tensor in the format of a weight, with its table of levels where that is its own; double-quantised or of 4 bits with the
- * format's.
+ * A tensor in the format of a weight, with its tables of levels and of scales where they are its own.
  * @internal
  */
 export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
-  const { format, blocksize, doubleQuant, rowwise, ownCodebook: codebook } = like;
-  if (rowwise) return quantize(w, { format, rowwise });
-  if (codebook !== undefined && !doubleQuant) return quantize(w, { format, blocksize, codebook });
+  const host = hostCodes('quantize', like);
+  if (host !== undefined) {
+    host.put(w, 0);
+    return host.finish();
+  }
+  const { format, blocksize, doubleQuant } = like;
   return like.zeroPoints === undefined
     ? quantize(w, { format, blocksize, doubleQuant })
     : quantize(w, { format, blocksize, zeroPoints: true });

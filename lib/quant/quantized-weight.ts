@@ -1,6 +1,7 @@
 import {
   type BitsandbytesState,
   formatBitsandbytes,
+  type ParsedBitsandbytes,
   parseBitsandbytes,
 } from '../checkpoint/bitsandbytes.js';
 import { formatRowInt8, isRowInt8, parseRowInt8 } from '../checkpoint/row-int8-state.js';
@@ -11,7 +12,7 @@ import { fail, wrongType } from '../core/errors.js';
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor, readOptions } from '../core/validate.js';
-import { type CodebookCodes, isDynamicMap } from './codebook.js';
+import { formatCodebook, ownTable } from './codebook.js';
 import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import {
   blocksOf,
@@ -35,14 +36,10 @@ interface WeightMeta {
   rowwise?: boolean;
   /** The weight's own. */
   zeroPoints?: Tensor;
-  /** Of int8: levels other than the format's. */
-  codebook?: Float32Array;
-}
-
-/** What a weight remembers of its table: nothing where it is the format's. */
-function ownCodebook(op: string, format: QuantFormat, codebook: Float32Array) {
-  if (format !== 'int8' || isDynamicMap(op, codebook)) return {};
-  return { codebook: codebook.slice() };
+  /** Levels other than the format's. */
+  codebook?: Float32Array | undefined;
+  /** Of double quantisation: levels of the scales other than the dynamic map. */
+  scaleCodebook?: Float32Array | undefined;
 }
 
 /**
@@ -164,36 +161,54 @@ export class QuantizedWeight implements Disposable {
     return new QuantizedWeight(handle, { ...meta, shape, sourceDType, device });
   }
 
-  /** @internal An int8 weight of its codes by a table that may be any. @throws ERR_OOM */
-  static fromCodebook(
+  /** @internal A weight of its codes by tables that may be any. @throws ERR_OOM */
+  static fromTables(
     op: string,
-    parts: CodebookCodes,
-    codebook: Float32Array,
-    place: Pick<WeightMeta, 'shape' | 'sourceDType' | 'device' | 'blocksize'>,
+    { codes, codebook, absmax }: Pick<ParsedBitsandbytes, 'codes' | 'codebook' | 'absmax'>,
+    place: Pick<QuantizedWeight, 'shape' | 'format' | 'sourceDType' | 'device' | 'blocksize'>,
   ): QuantizedWeight {
-    const format = checkFormat(op, 'int8');
-    const { shape, blocksize, device } = place;
+    const { shape, blocksize, device, sourceDType } = place;
+    const format = checkFormat(op, place.format);
+    const rows = shape.slice(0, -1).reduce((product, dim) => product * dim, 1);
     const cols = shape.at(-1) ?? 1;
-    const rows = cols === 0 ? 0 : parts.codes.length / cols;
-    const nestedBlocksize = NESTED_BLOCKSIZE;
+    const nested = absmax instanceof Float32Array ? undefined : absmax;
+    const nestedBlocksize = nested?.nestedBlocksize ?? NESTED_BLOCKSIZE;
+    const scales =
+      nested === undefined
+        ? { absmax: absmax as Float32Array }
+        : {
+            absmax8bit: nested.absmax8bit,
+            absmaxCodebook: nested.absmaxCodebook,
+            nestedAbsmax: nested.nestedAbsmax,
+            absmaxOffset: new Float32Array([nested.offset]),
+          };
+    const parts = { codes, codebook, ...scales };
     const handle = native(op, (raw) =>
-      raw.weightFromParts(device, format.name, rows, cols, blocksize, nestedBlocksize, {
-        ...parts,
-        codebook,
-      }),
+      raw.weightFromParts(device, format.name, rows, cols, blocksize, nestedBlocksize, parts),
     );
     return new QuantizedWeight(handle, {
-      ...place,
+      shape,
       format,
-      doubleQuant: false,
+      blocksize,
+      doubleQuant: nested !== undefined,
       nestedBlocksize,
-      ...ownCodebook(op, format.name, codebook),
+      sourceDType,
+      device,
+      codebook: ownTable(op, format.name, codebook),
+      scaleCodebook: nested && ownTable(op, 'int8', nested.absmaxCodebook),
     });
   }
 
-  /** @internal Of int8: levels other than the format's. */
-  get ownCodebook(): Float32Array | undefined {
-    return this.#meta.codebook;
+  /** @internal The tables of levels, and of scales with double quantisation, where one is not the format's. */
+  get ownTables() {
+    const { codebook, scaleCodebook, format, nestedBlocksize } = this.#meta;
+    if (codebook === undefined && scaleCodebook === undefined) return undefined;
+    const standard = (name: QuantFormat) => formatCodebook('quantize', name);
+    return {
+      codebook: codebook ?? standard(format.name),
+      scaleCodebook: this.doubleQuant ? (scaleCodebook ?? standard('int8')) : undefined,
+      nestedBlocksize,
+    };
   }
 
   /** @internal Rows of a matrix may be cut at multiples of this, and decoded and encoded apart. */
@@ -327,35 +342,10 @@ export class QuantizedWeight implements Disposable {
     const format = checkFormat(op, parsed.format);
     checkBlocksize(op, format, parsed.blocksize);
     const device = resolveDevice(op, asked);
-    const { absmax } = parsed;
-    const nested = absmax instanceof Float32Array ? undefined : absmax;
-    const rows = parsed.shape.slice(0, -1).reduce((product, dim) => product * dim, 1);
-    const cols = parsed.shape.at(-1) ?? 1;
-    const nestedBlocksize = nested?.nestedBlocksize ?? NESTED_BLOCKSIZE;
-    const handle = native(op, (raw) =>
-      raw.weightFromParts(device, format.name, rows, cols, parsed.blocksize, nestedBlocksize, {
-        codes: parsed.codes,
-        codebook: parsed.codebook,
-        ...(nested === undefined
-          ? { absmax: absmax as Float32Array }
-          : {
-              absmax8bit: nested.absmax8bit,
-              absmaxCodebook: nested.absmaxCodebook,
-              nestedAbsmax: nested.nestedAbsmax,
-              absmaxOffset: new Float32Array([nested.offset]),
-            }),
-      }),
-    );
-    return new QuantizedWeight(handle, {
-      shape: Object.freeze([...parsed.shape]),
-      format,
-      blocksize: parsed.blocksize,
-      doubleQuant: nested !== undefined,
-      nestedBlocksize,
-      sourceDType: parsed.dtype,
-      device,
-      ...ownCodebook(op, format.name, parsed.codebook),
-    });
+    const { dtype: sourceDType, blocksize } = parsed;
+    const shape = Object.freeze([...parsed.shape]);
+    const place = { shape, format: format.name, blocksize, sourceDType, device };
+    return QuantizedWeight.fromTables(op, parsed, place);
   }
 
   /**

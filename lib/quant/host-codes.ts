@@ -1,0 +1,75 @@
+import type { NestedAbsmax } from '../checkpoint/bitsandbytes.js';
+import type { Tensor } from '../core/tensor.js';
+import { encodeCodebook } from './codebook.js';
+import { QuantizedWeight } from './quantized-weight.js';
+import { encodeRows } from './row-int8.js';
+
+/** Codes made on the host, tile by tile: the weight is there once all of them are. */
+export interface HostCodes {
+  /** @param begin the first element: where a block begins */
+  put(tile: Tensor, begin: number): void;
+  finish(): QuantizedWeight;
+}
+
+/** Scales to 8 bits as the device quantises them: less their mean, blockwise by a table. */
+function nestedScales(
+  op: string,
+  absmax: Float32Array,
+  absmaxCodebook: Float32Array,
+  nestedBlocksize: number,
+): NestedAbsmax {
+  const sum = absmax.reduce((total, v) => total + v, 0);
+  const offset = Math.fround(absmax.length === 0 ? 0 : sum / absmax.length);
+  const rest = absmax.map((v) => v - offset);
+  const { codes, absmax: nestedAbsmax } = encodeCodebook(
+    op,
+    'int8',
+    rest,
+    absmaxCodebook,
+    nestedBlocksize,
+  );
+  return { absmax8bit: codes, absmaxCodebook, nestedAbsmax, offset, nestedBlocksize };
+}
+
+/**
+ * Of a rowwise weight, or one with a table of its own (of levels, or of scales): a weight of its format and tables, encoded on
+ * the host. Undefined where the device encodes.
+ * @internal
+ */
+export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefined {
+  const { shape, blocksize, rowwise } = like;
+  const size = shape.reduce((product, dim) => product * dim, 1);
+  if (rowwise) {
+    const K = shape.at(-1) ?? 1;
+    const rows = { codes: new Int8Array(size), absmax: new Float32Array(size / K) };
+    return {
+      put(tile, begin) {
+        using half = tile.to({ dtype: 'f16' });
+        const own = encodeRows(op, half.readSync(), K);
+        rows.codes.set(own.codes, begin);
+        rows.absmax.set(own.absmax, begin / K);
+      },
+      finish: () => QuantizedWeight.fromRows(op, rows, like),
+    };
+  }
+  const { format, ownTables } = like;
+  if (ownTables === undefined) return undefined;
+  const { codebook, scaleCodebook, nestedBlocksize } = ownTables;
+  const codesPerByte = format === 'int8' ? 1 : 2;
+  const codes = new Uint8Array(Math.ceil(size / codesPerByte));
+  const absmax = new Float32Array(like.blocks);
+  return {
+    put(tile, begin) {
+      const own = encodeCodebook(op, format, tile.readSync(), codebook, blocksize);
+      codes.set(own.codes, begin / codesPerByte);
+      absmax.set(own.absmax, begin / blocksize);
+    },
+    finish() {
+      const scales =
+        scaleCodebook === undefined
+          ? absmax
+          : nestedScales(op, absmax, scaleCodebook, nestedBlocksize);
+      return QuantizedWeight.fromTables(op, { codes, codebook, absmax: scales }, like);
+    },
+  };
+}
