@@ -102,6 +102,7 @@ function quantizeAffine(
   w: Tensor,
   blocksize: number,
   { format: name, doubleQuant }: Partial<QuantizeOptions>,
+  sourceDType = w.dtype,
 ): QuantizedWeight {
   if (name !== 'int4') fail('ERR_VALUE', op, 'zeroPoints', `false for ${name}`, 'true');
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with zeroPoints', 'true');
@@ -112,7 +113,7 @@ function quantizeAffine(
     const zeros = Tensor.from(middles(op, w.readSync(), blocksize), [N, G], { device });
     using spread = FeatureMap.repeat(G, blocksize, 'inner', { device });
     const centred = mapFeatures(zeros, spread, { c: w, alpha: -1, dtype: 'f32' });
-    return encode(op, centred, checkFormat(op, name), blocksize, false, w.dtype, zeros);
+    return encode(op, centred, checkFormat(op, name), blocksize, false, sourceDType, zeros);
   });
 }
 
@@ -149,19 +150,33 @@ function quantizeRowwise(
 }
 
 /**
- * A tensor in the format of a weight, with its tables of levels and of scales where they are its own.
+ * A tensor as the weight is that it takes the place of: its format, blocksizes, tables and source dtype; zero-points are made
+ * anew.
+ * @param w of the weight's shape
  * @internal
  */
 export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
-  const host = hostCodes('quantize', like);
+  const op = 'quantize';
+  const host = hostCodes(op, like);
   if (host !== undefined) {
     host.put(w, 0);
     return host.finish();
   }
-  const { format, blocksize, doubleQuant } = like;
-  return like.zeroPoints === undefined
-    ? quantize(w, { format, blocksize, doubleQuant })
-    : quantize(w, { format, blocksize, zeroPoints: true });
+  const { format, blocksize, doubleQuant, sourceDType } = like;
+  if (like.zeroPoints !== undefined) {
+    return quantizeAffine(op, w, blocksize, { format }, sourceDType);
+  }
+  const made = QuantizedWeight.emptyLike(like, op);
+  const [from, to] = [Tensor.handleOf(w, op, 'w'), QuantizedWeight.handleOf(made, op, 'w')];
+  if (!doubleQuant) {
+    native(op, (raw) => raw.quantizeRows(from, to, 0, null));
+    return made;
+  }
+  using absmax = Tensor.zeros([like.blocks], { device: like.device });
+  const scales = Tensor.handleOf(absmax, op, 'absmax');
+  native(op, (raw) => raw.quantizeRows(from, to, 0, scales));
+  native(op, (raw) => raw.quantizeScales(scales, to));
+  return made;
 }
 
 /**
