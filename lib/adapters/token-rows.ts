@@ -13,7 +13,7 @@ import {
   showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
-import { denseRows, putRows } from '../ops/dense-rows.js';
+import { gatherRows } from '../ops/gather-rows.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { Adapter } from './adapter.js';
@@ -78,7 +78,7 @@ export class TokenRows implements Disposable {
   /**
    * The rows of ids: the trained ones, and the table's.
    * @param ids token ids
-   * @param table [V, D] dense or quantised (then of rows that begin blocks, {@link rowStep})
+   * @param table [V, D] dense or quantised; it is decoded where ids are, by runs of neighbours
    * @returns y [ids, D], the dtype of the table; of a quantised one that which it was quantised from
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
@@ -89,14 +89,11 @@ export class TokenRows implements Disposable {
     const dtype = weight instanceof QuantizedWeight ? weight.sourceDType : weight.dtype;
     return scope(() => {
       const y = Tensor.zeros([all.length, D], { dtype, device: weight.device });
-      const rowOf = new Map<number, Tensor>();
-      all.forEach((id, i) => {
-        const place = this.#places.get(id);
-        const [from, at] = place === undefined ? [weight, id] : [this.rows, place];
-        const row = rowOf.get(id) ?? denseRows(from, at, at + 1, { dtype });
-        rowOf.set(id, row);
-        putRows(y, row, i);
+      const places = all.map((id, at) => {
+        const row = this.#places.get(id);
+        return row === undefined ? { from: weight, row: id, at } : { from: this.rows, row, at };
       });
+      gatherRows(y, places);
       return y;
     });
   }
@@ -141,9 +138,10 @@ export class TokenRows implements Disposable {
     this.#checkTable(op, table);
     return scope(() => {
       const merged = table.to({ dtype: table.dtype });
-      this.tokens.forEach((id, i) => {
-        putRows(merged, denseRows(this.rows, i, i + 1, { dtype: table.dtype }), id);
-      });
+      gatherRows(
+        merged,
+        this.tokens.map((at, row) => ({ from: this.rows, row, at })),
+      );
       return merged;
     });
   }

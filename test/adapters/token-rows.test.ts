@@ -64,6 +64,32 @@ describe.each(available)('trained rows on %s', (device) => {
     });
   });
 
+  // Runs, repeated, across blocks of scales of scales (16 rows), up to the last one, with trained rows between.
+  const [many, wide] = [70, 1024];
+  const order = [...Array(40).keys(), 5, 5, 69, 68, 31, 32, 33, 31, 32, 33, 7, 8, 9, 0, 69];
+  it.each([
+    ['nf4', { doubleQuant: true }],
+    ['nf4', {}],
+    ['int8', { doubleQuant: true }],
+    ['int4', { zeroPoints: true }],
+  ] as const)('are looked up in runs, wherever blocks begin, %s %j', (format, options) => {
+    scope(() => {
+      const rows = Tensor.from(wave(2 * wide, 2), [2, wide], { device });
+      const own = new TokenRows({ rows, tokens: [8, 32] });
+      const table = Tensor.from(wave(many * wide, 5), [many, wide], { device, dtype: 'bf16' });
+      const packed = quantize(table, { format, blocksize: 64, ...options });
+      const [mine, theirs] = [rows.to({ dtype: 'bf16' }).readSync(), dequantize(packed).readSync()];
+      const expected = order.flatMap((id) => {
+        const place = [8, 32].indexOf(id);
+        const [from, at] = place < 0 ? [theirs, id] : [mine, place];
+        return [...from.subarray(at * wide, (at + 1) * wide)];
+      });
+      const y = own.forward(order, packed);
+      expect(y.dtype).toBe('bf16');
+      expect([...y.readSync()]).toEqual(expected);
+    });
+  });
+
   it('have the gradients of their places, as the product over one-hot rows has', () => {
     scope(() => {
       const { rows, table, own } = make();
