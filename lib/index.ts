@@ -43,6 +43,7 @@ export {
   type NormGradients,
   type NormKind,
 } from './adapters/norm-adapter.js';
+export { OftImages, type OftImagesGradients, type OftImagesSpec } from './adapters/oft-images.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
 export { TokenRows, type TokenRowsParts } from './adapters/token-rows.js';
 export { baseProduct } from './autograd/base-product.js';

@@ -3,7 +3,7 @@ import type { Tape } from '../autograd/tape.js';
 import { Tensor } from '../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { defineAdapter } from './method.js';
-import { cayley, cayleySeries, skew, stacked, triangleMaps } from './rotation.js';
+import { cayley, cayleySeries, type SkewMaps, skew, stacked, triangleMaps } from './rotation.js';
 
 interface Sizes {
   readonly K: number;
@@ -49,6 +49,34 @@ function projected(t: Tape, entries: Value, limit: number): Value {
   return t.straightThrough(entries, multiplyAdd({ a: tensor, b: scale }));
 }
 
+interface Settings {
+  readonly blocks: number;
+  readonly blockSize: number;
+  readonly share: boolean;
+  readonly terms: number;
+  readonly coft: boolean;
+  readonly eps: number;
+}
+
+/** `x · R` [..., K], block by block. */
+export function turnedInput(
+  t: Tape,
+  x: Value,
+  weight: Value,
+  { K, config, state }: { K: number; config: Settings; state: SkewMaps },
+): Value {
+  const { size, blocks } = layout({ K, config });
+  const { terms, coft, eps, share } = config;
+  const entries = coft ? projected(t, weight, eps / Math.sqrt(state.blocks)) : weight;
+  const q = skew(t, entries, state);
+  const rows = terms > 0 ? cayleySeries(t, q, state, terms) : cayley(t, q, state);
+  const folded = t.reshape(x, [...x.shape.slice(0, -1), blocks, size]);
+  const turned = share
+    ? t.product(folded, t.reshape(rows, [size, size]))
+    : t.blockProduct(folded, stacked(t, rows, state));
+  return t.reshape(turned, x.shape);
+}
+
 /**
  * Orthogonal fine-tuning: the input is rotated block by block, `y = (x · R)·wᵀ + bias`, R
  * block-diagonal, each block the Cayley transform of a skew-symmetric Q: `(I - Q)(I + Q)⁻¹`, or with
@@ -56,6 +84,9 @@ function projected(t: Tape, entries: Value, limit: number): Value {
  * stored: over a quantised one this is QOFT. `weight` has the entries of Q above the diagonal, row by
  * row. With `coft` the norm of each Q is held to `eps / sqrt(number of Qs)` by a projection that
  * gradients pass straight through. PEFT's dropout of whole blocks is not offered.
+ *
+ * Of a convolution x are its patches ({@link Im2col}), K = C · KH · KW, which is the layer that PEFT merges; what it computes
+ * before is {@link OftImages}.
  */
 export const oft = defineAdapter({
   method: 'oft',
@@ -79,18 +110,8 @@ export const oft = defineAdapter({
     const { size, own } = layout(make);
     return triangleMaps(own, size, make.device);
   },
-  forward: (t, { x, w, bias, p, config, state, K }) => {
-    const { size, blocks } = layout({ K, config });
-    const { terms, coft, eps, share } = config;
-    const entries = coft ? projected(t, p.weight, eps / Math.sqrt(state.blocks)) : p.weight;
-    const q = skew(t, entries, state);
-    const rows = terms > 0 ? cayleySeries(t, q, state, terms) : cayley(t, q, state);
-    const folded = t.reshape(x, [...x.shape.slice(0, -1), blocks, size]);
-    const turned = share
-      ? t.product(folded, t.reshape(rows, [size, size]))
-      : t.blockProduct(folded, stacked(t, rows, state));
-    return t.linear(t.reshape(turned, x.shape), w, bias);
-  },
+  forward: (t, { x, w, bias, p, config, state, K }) =>
+    t.linear(turnedInput(t, x, p.weight, { K, config, state }), w, bias),
   peft: {
     type: 'OFT',
     zeros: ['module_dropout'],
