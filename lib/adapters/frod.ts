@@ -1,42 +1,12 @@
 import { SparsePattern, sparseUpdate } from '../autograd/sparse-update.js';
+import { orthonormalise } from '../linalg/rows.js';
+import { solveRows } from '../linalg/solve.js';
 import { denseRows } from '../ops/dense-rows.js';
 import { matmulInputGrad } from '../ops/matmul.js';
 import { defineAdapter } from './method.js';
 import { randomEntries } from './sparse.js';
 
 const countOf = (K: number, sparseRate: number): number => Math.trunc(sparseRate * K * K);
-
-/** The solution X [N, K] of `X · vᵀ = w` by elimination with pivots: v [K, K] row-major, in place. */
-function solveTransposed(w: Float64Array, v: Float64Array, N: number, K: number): void {
-  const a = (i: number, j: number): number => v[i * K + j] as number;
-  for (let col = 0; col < K; col++) {
-    let pivot = col;
-    for (let i = col + 1; i < K; i++) if (Math.abs(a(i, col)) > Math.abs(a(pivot, col))) pivot = i;
-    for (let j = 0; j < K && pivot !== col; j++) {
-      [v[col * K + j], v[pivot * K + j]] = [a(pivot, j), a(col, j)];
-    }
-    for (let n = 0; n < N && pivot !== col; n++) {
-      const at = n * K;
-      [w[at + col], w[at + pivot]] = [w[at + pivot] as number, w[at + col] as number];
-    }
-    for (let i = col + 1; i < K; i++) {
-      const factor = a(i, col) / a(col, col);
-      if (factor === 0) continue;
-      for (let j = col; j < K; j++) v[i * K + j] = a(i, j) - factor * a(col, j);
-      for (let n = 0; n < N; n++) {
-        const at = n * K;
-        w[at + i] = (w[at + i] as number) - factor * (w[at + col] as number);
-      }
-    }
-  }
-  for (let n = 0; n < N; n++) {
-    for (let i = K - 1; i >= 0; i--) {
-      let sum = w[n * K + i] as number;
-      for (let j = i + 1; j < K; j++) sum -= a(i, j) * (w[n * K + j] as number);
-      w[n * K + i] = sum / a(i, i);
-    }
-  }
-}
 
 /** The columns of `w · v^-T`: their lengths, and the columns divided by them (one of zeros stays). */
 function columnsOf(x: Float64Array, N: number, K: number) {
@@ -50,23 +20,6 @@ function columnsOf(x: Float64Array, N: number, K: number) {
     for (let n = 0; n < N && norm > 1e-8; n++) u[n * K + k] = (x[n * K + k] as number) / norm;
   }
   return { u, lambda };
-}
-
-/** Rows of a random matrix [K, K], made orthonormal one after another, twice for the last digits. */
-function orthonormal(drawn: Float32Array, K: number): Float64Array {
-  const rows = Float64Array.from(drawn);
-  for (let i = 0; i < 2 * K; i++) {
-    const row = rows.subarray((i % K) * K, ((i % K) + 1) * K);
-    for (let j = 0; j < i % K; j++) {
-      const other = rows.subarray(j * K, (j + 1) * K);
-      let dot = 0;
-      for (let k = 0; k < K; k++) dot += (row[k] as number) * (other[k] as number);
-      for (let k = 0; k < K; k++) row[k] = (row[k] as number) - dot * (other[k] as number);
-    }
-    const norm = Math.sqrt(row.reduce((sum, v) => sum + v * v, 0));
-    for (let k = 0; k < K; k++) row[k] = (row[k] as number) / norm;
-  }
-  return rows;
 }
 
 /**
@@ -96,7 +49,8 @@ export const frod = defineAdapter({
   init: (make) => {
     const { N, K } = make;
     const w = denseRows(make.weight('frod.create'), 0, N);
-    const rows = orthonormal(make.normal('v', 1).readSync(), K);
+    const rows = Float64Array.from(make.normal('v', 1).readSync());
+    orthonormalise(rows, K, K);
     const v = make.values('v', (i) => rows[i] as number);
     // v^-T is v.
     const { u, lambda } = columnsOf(Float64Array.from(matmulInputGrad(w, v).readSync()), N, K);
@@ -153,8 +107,8 @@ export const frod = defineAdapter({
     regenerate: (_, make, _largest, { v }) => {
       if (v === undefined) return {};
       const { N, K } = make;
-      const x = Float64Array.from(denseRows(make.weight('frod'), 0, N).readSync());
-      solveTransposed(x, Float64Array.from(v.readSync()), N, K);
+      const w = Float64Array.from(denseRows(make.weight('frod'), 0, N).readSync());
+      const x = solveRows(Float64Array.from(v.readSync()), K, w, N);
       return { tensors: { u: columnsOf(x, N, K).u } };
     },
   },

@@ -15,20 +15,22 @@ interface Settings {
 
 const lowOf = (N: number, K: number, rank: number): number => Math.min(N, K) - rank;
 
-/** The singular triplets of the base weight from `begin` up to `end`, largest first. */
-function triplets(make: AdapterMaker<Settings>, begin: number, end: number) {
+/** The singular triplets of the base weight from `begin` up to `end`, of those before `last`, largest first. */
+function triplets(make: AdapterMaker<Settings>, last: number) {
   const { N, K } = make;
-  const { right, scaledLeft } = leadingTriplets(make.weight('osf'), end, 0);
-  const count = end - begin;
-  const u = new Float32Array(N * count);
-  const s = new Float32Array(count);
-  for (let i = 0; i < count; i++) {
-    const left = scaledLeft.subarray((begin + i) * N, (begin + i + 1) * N);
-    const norm = Math.sqrt(left.reduce((sum, v) => sum + v * v, 0));
-    s[i] = norm;
-    for (let n = 0; n < N; n++) u[n * count + i] = norm === 0 ? 0 : (left[n] as number) / norm;
-  }
-  return { u, s, v: Float32Array.from(right.subarray(begin * K, end * K)) };
+  const { right, scaledLeft } = leadingTriplets(make.weight('osf'), last, 0);
+  return (begin: number, end: number) => {
+    const count = end - begin;
+    const u = new Float32Array(N * count);
+    const s = new Float32Array(count);
+    for (let i = 0; i < count; i++) {
+      const left = scaledLeft.subarray((begin + i) * N, (begin + i + 1) * N);
+      const norm = Math.sqrt(left.reduce((sum, v) => sum + v * v, 0));
+      s[i] = norm;
+      for (let n = 0; n < N; n++) u[n * count + i] = norm === 0 ? 0 : (left[n] as number) / norm;
+    }
+    return { u, s, v: Float32Array.from(right.subarray(begin * K, end * K)) };
+  };
 }
 
 /** As it is; its gradient loses what lies in the span of the columns of `high` [N, k]. */
@@ -73,8 +75,9 @@ export const osf = defineAdapter({
   },
   init: (make) => {
     const { N, K, config } = make;
-    const high = triplets(make, 0, config.rank);
-    const low = triplets(make, config.rank, Math.min(N, K));
+    const all = triplets(make, Math.min(N, K));
+    const high = all(0, config.rank);
+    const low = all(config.rank, Math.min(N, K));
     return {
       uLow: make.values('uLow', (i) => low.u[i] as number),
       sLow: make.values('sLow', (i) => low.s[i] as number),
@@ -114,7 +117,8 @@ export const osf = defineAdapter({
     },
     write: ({ rank }) => ({ effective_rank: rank }),
     regenerate: (_, make) => {
-      const { u, s, v } = triplets(make, 0, make.config.rank);
+      const { rank } = make.config;
+      const { u, s, v } = triplets(make, rank)(0, rank);
       return { tensors: { uHigh: u, sHigh: s, vHigh: v } };
     },
   },

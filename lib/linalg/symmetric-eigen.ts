@@ -1,4 +1,5 @@
 import { fail } from '../core/errors.js';
+import { diagonalise, tridiagonalise } from './tridiagonal.js';
 
 /** What {@link symmetricEigen} gives. */
 export interface SymmetricEigen {
@@ -8,14 +9,17 @@ export interface SymmetricEigen {
   readonly vectors: Float64Array;
 }
 
+/** Up to here Jacobi's rotations, whose work grows faster. */
+const MAX_JACOBI = 64;
+
 /** Sweeps over all pairs; convergence is quadratic, and eight are enough for n of a thousand. */
 const MAX_SWEEPS = 60;
 
 /**
- * Eigenvalues and eigenvectors of a small symmetric matrix, by Jacobi's cyclic rotations in float64:
- * `a = Σᵢ values[i] · vectors[i]ᵀ · vectors[i]`. Slower than tridiagonalisation and as exact as float64 allows:
- * for the r × r matrices of factors of rank r, on the host (Golub and Van Loan, Matrix Computations,
- * section 8.5).
+ * Eigenvalues and eigenvectors of a symmetric matrix, on the host in float64: `a = Σᵢ values[i] · vectors[i]ᵀ · vectors[i]`. Up to
+ * 64 rows, as factors of rank r have, by Jacobi's cyclic rotations, which also give small values as exactly as float64
+ * allows (Golub and Van Loan, Matrix Computations, section 8.5); larger ones by tridiagonalisation and implicit QR steps (section
+ * 8.3), exact beside the largest value: some seconds for a thousand rows.
  * @param a [n, n] row by row; the upper triangle is what counts
  * @throws ERR_SHAPE not n · n values · ERR_VALUE a value that is not finite
  * @example
@@ -29,18 +33,37 @@ export function symmetricEigen(a: Float64Array, n: number): SymmetricEigen {
     for (let j = 0; j < i; j++) m[i * n + j] = m[j * n + i] as number;
   }
   if (!m.every(Number.isFinite)) fail('ERR_VALUE', op, 'a', 'of finite values', 'another');
-  const v = new Float64Array(n * n);
-  for (let i = 0; i < n; i++) v[i * n + i] = 1;
-  for (let sweep = 0; sweep < MAX_SWEEPS && rotateAll(m, v, n); sweep++);
+  const [d, v] = n > MAX_JACOBI ? byReduction(m, n) : byRotations(m, n);
   const order = Array.from({ length: n }, (_, i) => i).sort(
-    (i, j) => (m[j * n + j] as number) - (m[i * n + i] as number) || i - j,
+    (i, j) => (d[j] as number) - (d[i] as number) || i - j,
   );
-  const values = Float64Array.from(order, (i) => m[i * n + i] as number);
+  const values = Float64Array.from(order, (i) => d[i] as number);
   const vectors = new Float64Array(n * n);
   order.forEach((from, to) => {
     vectors.set(v.subarray(from * n, (from + 1) * n), to * n);
   });
   return { values, vectors };
+}
+
+/** Values and vectors, in any order. */
+type Pairs = readonly [Float64Array, Float64Array];
+
+function byReduction(m: Float64Array, n: number): Pairs {
+  // A power of two near the largest magnitude, so that no square overflows or vanishes.
+  let most = 0;
+  for (const value of m) most = Math.max(most, Math.abs(value));
+  const scale = most === 0 ? 1 : 2 ** Math.floor(Math.log2(most));
+  for (let i = 0; i < m.length; i++) m[i] = (m[i] as number) / scale;
+  const form = tridiagonalise(m, n);
+  diagonalise(form, n);
+  return [form.diagonal.map((value) => value * scale), form.q];
+}
+
+function byRotations(m: Float64Array, n: number): Pairs {
+  const v = new Float64Array(n * n);
+  for (let i = 0; i < n; i++) v[i * n + i] = 1;
+  for (let sweep = 0; sweep < MAX_SWEEPS && rotateAll(m, v, n); sweep++);
+  return [Float64Array.from({ length: n }, (_, i) => m[i * n + i] as number), v];
 }
 
 /** One sweep; false where no pair is left that float64 can tell from zero. */

@@ -54,7 +54,8 @@ const SPECTRA: Readonly<Record<string, (i: number, n: number) => number>> = {
 };
 
 describe('symmetricEigen', () => {
-  describe.each([1, 2, 3, 8, 17, 64])('n = %i', (n) => {
+  // From 65 on by tridiagonalisation.
+  describe.each([1, 2, 3, 8, 17, 64, 65, 66, 130])('n = %i', (n) => {
     it.each(Object.keys(SPECTRA))('finds a spectrum that is %s', (name) => {
       const given = Float64Array.from({ length: n }, (_, i) => SPECTRA[name]?.(i, n) as number);
       const largest = Math.max(...given.map(Math.abs));
