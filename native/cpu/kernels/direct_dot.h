@@ -8,13 +8,14 @@
 ///
 /// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
 /// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
-/// so that rows of w are read in long pieces. Threads share the columns of w, or its rows where a
+/// so that rows of w are read in long pieces. What the products of one row of dy take from it stays
+/// in registers. Threads share the columns of w, or its rows where a
 /// task would have all columns: one that reads half of every row makes the processor fetch the
 /// other half too, while that is on its way to the other thread.
 ///
 /// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC in order
 ///
-/// Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 3.9 and one for 32 in
+/// Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 3.3 and one for 32 in
 ///            bf16, and 2 / kDirectUnits of load and store
 #pragma once
 
@@ -69,20 +70,36 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   const Table16 table = w.table;
   const int64_t row_bytes = w.cols / 2;
   const uint8_t* codes = w.quant->codes + (k * w.cols + n0) / 2;
-  const int64_t rows = Min(kUnits * kStep, k1 - k);
+  // A group is whole: only a single unit may lack its second row.
+  const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
   const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
+  RowAddresses<kUnits * kStep> code_rows(codes, row_bytes);
   RowLines ahead(codes + kDirectAhead * row_bytes, cols / 2, row_bytes);
+  constexpr bool kHolds = kRegisters == 32 && kRows == 1;
+  VecF held[kUnits];
+#pragma GCC unroll 8
+  for (int u = 0; u < kUnits; ++u) {
+    held[u] = Splat(a[u * kRows]);
+    if constexpr (kHolds) Pin(held[u]);
+  }
   constexpr int kLines = static_cast<int>((kUnits * kStep * (kGranule / 2) + 63) / 64);
   for (int64_t n = 0; n < cols; n += kGranule) {
     ahead.Ask<kLines>();
+    RowAddresses<kUnits * kStep> scale_rows(scales.data + scales.Index(n / kGranule),
+                                            scales.pitch * static_cast<int64_t>(sizeof(float)));
+    const auto scale_of = [&](int row) {
+      return *reinterpret_cast<const float*>(scale_rows.At(row));
+    };
+    scale_rows.Step(0);
     GranuleRows<Policy::kPairs, kRound> granule[kUnits];
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u) {
-      const int64_t row = u * kStep;
-      const int64_t other = row + 1 < rows ? row + 1 : row;
-      granule[u].Set(table, codes + row * row_bytes + n / 2, other > row ? row_bytes : 0,
-                     scales.At(row, n / kGranule), scales.At(other, n / kGranule));
+      const int row = u * kStep;
+      const int other = kUnits > 1 || row + 1 < rows ? row + kStep - 1 : row;
+      granule[u].Set(table, code_rows.At(row), scale_of(row), code_rows.At(other), scale_of(other),
+                     other != row);
     }
+    code_rows.Step(kGranule / 2);
 #pragma GCC unroll 16
     for (int p = 0; p < kPlaces; ++p) {
       float* at = sums + n + p * kVL;
@@ -93,7 +110,10 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
       for (int u = 0; u < kUnits; ++u) {
         const VecF columns = granule[u].At(p);
 #pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) acc[m] = Policy::Step(acc[m], a[u * kRows + m], columns);
+        for (int m = 0; m < kRows; ++m) {
+          acc[m] = kHolds ? Policy::StepLanes(acc[m], held[u], columns)
+                          : Policy::Step(acc[m], a[u * kRows + m], columns);
+        }
       }
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m) Store(at + m * pitch, acc[m]);
@@ -213,11 +233,16 @@ LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const Row
   sums.pitch = w.cols + 16;
   sums.data = run.Get<float>(kShrinkSlot, sums.blocks * sums.rows * sums.pitch);
   if (sums.data == nullptr) return sums;
-  run.ForEach(sums.blocks, chunk.rows * w.cols * w.rows, [&](int64_t task) {
-    if (run.Stopped()) return;
-    const int64_t k0 = task * kKC;
+  // A thread goes on where it was: what it has asked for ahead is its own.
+  const int64_t threads = run.context.pool->threads();
+  const int64_t most = CeilDiv(sums.blocks, threads);
+  run.ForEach(most * threads, chunk.rows * w.cols * w.rows, [&](int64_t task) {
+    const int64_t share = task % threads;
+    const int64_t block = share * sums.blocks / threads + task / threads;
+    if (block >= (share + 1) * sums.blocks / threads || run.Stopped()) return;
+    const int64_t k0 = block * kKC;
     kernel(w, k0, Min(kKC, w.rows - k0), 0, w.cols, chunk.At<Policy>(k0, 0, chunk.rows),
-           sums.At(task), sums.pitch);
+           sums.At(block), sums.pitch);
   });
   return sums;
 }

@@ -77,13 +77,14 @@ struct GranuleScale {
 
 /// Scales of granules of some rows of w, from a column on that begins one.
 struct ScaleRows {
-  const float* data;  // of row r, granule g: data[r · pitch + ((g + first) >> shift)]
+  const float* data;  // of row r, granule g: data[r · pitch + Index(g)]
   int64_t pitch;
   int64_t first;  // granules of its block that lie before the column
   int shift;      // granules to a block, as a power of two
 
+  LOWRANK_MEMBER_INLINE int64_t Index(int64_t g) const { return (g + first) >> shift; }
   LOWRANK_MEMBER_INLINE float At(int64_t row, int64_t g) const {
-    return data[row * pitch + ((g + first) >> shift)];
+    return data[row * pitch + Index(g)];
   }
 };
 
@@ -110,7 +111,7 @@ LOWRANK_INLINE ScaleRows ScalesOf(const QuantView& w, int64_t row, int64_t rows,
 }
 
 /// A place of every lane of a granule, as units whose summation index are rows of w: one element,
-/// or a pair of bf16 of this row and the one `apart` elements on.
+/// or a pair of bf16 of this row and another.
 template <bool kPairs, DType kRound>
 struct GranuleRows;
 
@@ -119,10 +120,10 @@ struct GranuleRows<false, kRound> {
   GranuleDecoder<false, kRound> row;
   const uint8_t* codes;
 
-  /// The granule whose codes are at `data`, and its scale.
-  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const uint8_t* data, int64_t, float scale,
-                                 float) {
-    codes = data;
+  /// The granule whose codes are at `data`, and its scale. What is of a second row is not used.
+  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const void* data, float scale,
+                                 const void*, float, bool) {
+    codes = static_cast<const uint8_t*>(data);
     row.SetScale(codebook, scale);
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) { return row.At(codes, p); }
@@ -138,13 +139,14 @@ struct GranuleRows<true, kRound> {
   VecU table;
   VecU nibbles[2];  // high ones: places 0 and 1; low ones: 2 and 3
 
-  /// The other row's codes are `apart_bytes` on; with 0 there is none, and zeros take its place.
-  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const uint8_t* codes, int64_t apart_bytes,
-                                 float scale, float other_scale) {
+  /// The granules of two rows; where there is no other, zeros take its place, and its codes are any
+  /// that can be read.
+  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const void* codes, float scale,
+                                 const void* other_codes, float other_scale, bool two) {
     const VecF low = codebook.entries * Splat(scale);
-    const VecF high = apart_bytes == 0 ? VecF{} : codebook.entries * Splat(other_scale);
+    const VecF high = two ? codebook.entries * Splat(other_scale) : VecF{};
     table = NeighboursBF16(low, high);
-    const VecU both = Pick<0>(LoadTwice(codes)) | Pick<2>(LoadTwice(codes + apart_bytes));
+    const VecU both = HalvesOfTwo(codes, other_codes);
     nibbles[0] = ((both >> 4) & 0x0f0f0f0fu) | 0x10100000u;
     nibbles[1] = (both & 0x0f0f0f0fu) | 0x10100000u;
   }
@@ -154,19 +156,21 @@ struct GranuleRows<true, kRound> {
   }
 
  private:
-  /// Of a group in the lower lanes bytes 0 and 2, in the upper ones 1 and 3, to bytes kTo and on.
-  template <int kTo>
-  static LOWRANK_MEMBER_INLINE VecU Pick(VecU groups) {
+  /// Of each row's eight groups bytes 0 and 2 in the lower lanes, 1 and 3 in the upper ones. One
+  /// permutation of two sources (VBMI) in place of two of one and a union of them: dx of one row
+  /// took a seventh longer by those.
+  static LOWRANK_MEMBER_INLINE VecU HalvesOfTwo(const void* low, const void* high) {
     typedef uint8_t Bytes __attribute__((vector_size(64)));
     Bytes from = {};
 #pragma GCC unroll 64
     for (int i = 0; i < 64; ++i) {
-      const int at = i % 4 - kTo;
-      const int byte = i % 16 / 4 * 4 + 2 * at + i / 32;
-      from[i] = static_cast<uint8_t>(at == 0 || at == 1 ? byte : 0x80);
+      from[i] = static_cast<uint8_t>(i % 32 / 4 * 4 + i % 2 * 2 + i / 32 + (i % 4 < 2 ? 0 : 64));
     }
+    const auto row = [](const void* p) {
+      return _mm512_castsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
+    };
     return reinterpret_cast<VecU>(
-        _mm512_shuffle_epi8(reinterpret_cast<__m512i>(groups), reinterpret_cast<__m512i>(from)));
+        _mm512_permutex2var_epi8(row(low), reinterpret_cast<__m512i>(from), row(high)));
   }
 };
 #endif

@@ -22,8 +22,9 @@ template <bool kPairs, DType kRound>
 LOWRANK_INLINE void DecodePiece(const Table16& table, const GranuleScale& scale_of, int64_t element,
                                 int64_t apart, float* out, int64_t stride) {
   GranuleRows<kPairs, kRound> granule;
-  granule.Set(table, scale_of.w.codes + element / 2, apart / 2, scale_of(element),
-              scale_of(element + apart));
+  const uint8_t* codes = scale_of.w.codes + element / 2;
+  granule.Set(table, codes, scale_of(element), codes + apart / 2, scale_of(element + apart),
+              apart != 0);
 #pragma GCC unroll 16
   for (int p = 0; p < kPlaces; ++p) {
     Store(out + p % kNV * kVL, granule.At(p));

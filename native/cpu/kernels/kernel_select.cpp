@@ -59,7 +59,9 @@ Lacks& NeedAvx512Vnni(Lacks& lacks) {
   return NeedAvx512(lacks).Need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
 }
 Lacks& NeedAvx512Bf16(Lacks& lacks) {
-  return NeedAvx512Vnni(lacks).Need(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
+  return NeedAvx512Vnni(lacks)
+      .Need(__builtin_cpu_supports("avx512vbmi"), "avx512vbmi")
+      .Need(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
 }
 
 template <Lacks& (*kNeed)(Lacks&)>

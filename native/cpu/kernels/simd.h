@@ -487,13 +487,40 @@ LOWRANK_INLINE void TransposeQuarters(VecF* r) {
 }
 #endif
 
-/// kVL rows, `pitch` bytes apart, as a loop goes along them: every fourth one is kept, and the
-/// others are an address away from those.
-class RowCursor {
+/// The addresses of kRows rows, `pitch` bytes apart, as a loop goes along them: every fourth one is
+/// kept, and the others are a distance away from those. GCC computes all of them anew otherwise, or
+/// keeps them in vector registers.
+template <int kRows>
+class RowAddresses {
  public:
-  RowCursor(const char* first, int64_t pitch) : pitch_(pitch), pitch3_(3 * pitch) {
-    for (int g = 0; g < kVL / 4; ++g) group_[g] = first + 4 * g * pitch;
+  RowAddresses(const void* first, int64_t pitch) : pitch_(pitch), pitch3_(3 * pitch) {
+    for (int g = 0; g < kGroups; ++g) group_[g] = static_cast<const char*>(first) + 4 * g * pitch;
   }
+
+  LOWRANK_MEMBER_INLINE const char* At(int row) const {
+    return group_[row / 4] + (row % 4 == 3 ? pitch3_ : row % 4 * pitch_);
+  }
+
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) {
+#pragma GCC unroll 4
+    for (int g = 0; g < kGroups; ++g) {
+      group_[g] += bytes;
+      asm("" : "+r"(group_[g]));
+    }
+    if constexpr (kRows > 3) asm("" : "+r"(pitch3_));
+  }
+
+ private:
+  static constexpr int kGroups = (kRows + 3) / 4;
+  const char* group_[kGroups];
+  int64_t pitch_;
+  int64_t pitch3_;
+};
+
+/// kVL rows whose elements are taken by fours.
+class RowCursor : public RowAddresses<kVL> {
+ public:
+  using RowAddresses<kVL>::RowAddresses;
 
   /// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Quarters are put together
   /// on their way from memory, so half of Transpose()'s shuffles are not needed: where one a cycle
@@ -503,7 +530,7 @@ class RowCursor {
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
       const auto quarter = [&](int g) {
-        return _mm_loadu_ps(reinterpret_cast<const float*>(At(g, i)));
+        return _mm_loadu_ps(reinterpret_cast<const float*>(At(4 * g + i)));
       };
       __m512 v = _mm512_castps128_ps512(quarter(0));
       v = _mm512_insertf32x4(v, quarter(1), 1);
@@ -514,7 +541,7 @@ class RowCursor {
 #else
     for (int i = 0; i < kVL; ++i) {
       float row[4];
-      std::memcpy(row, At(i / 4, i % 4), sizeof(row));
+      std::memcpy(row, At(i), sizeof(row));
       for (int j = 0; j < 4; ++j) r[j][i] = row[j];
     }
 #endif
@@ -522,31 +549,9 @@ class RowCursor {
 
   /// Asks for the line `distance` bytes on of every row.
   LOWRANK_MEMBER_INLINE void Ask(int64_t distance) const {
-#pragma GCC unroll 4
-    for (int g = 0; g < kVL / 4; ++g) {
-#pragma GCC unroll 4
-      for (int i = 0; i < 4; ++i) __builtin_prefetch(At(g, i) + distance, 0, 2);
-    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kVL; ++i) __builtin_prefetch(At(i) + distance, 0, 2);
   }
-
-  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) {
-#pragma GCC unroll 4
-    for (int g = 0; g < kVL / 4; ++g) {
-      group_[g] += bytes;
-      // Kept as it is: 16 addresses that are computed anew would take longer than the shuffles.
-      asm("" : "+r"(group_[g]));
-    }
-    asm("" : "+r"(pitch3_));
-  }
-
- private:
-  LOWRANK_MEMBER_INLINE const char* At(int g, int i) const {
-    return group_[g] + (i == 3 ? pitch3_ : i * pitch_);
-  }
-
-  const char* group_[kVL / 4];
-  int64_t pitch_;
-  int64_t pitch3_;
 };
 
 /// r[i][j] <-> r[j][i].
