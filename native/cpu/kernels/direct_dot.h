@@ -62,6 +62,17 @@ struct RowLines {
   }
 };
 
+/// As RowAddresses, computed at each use.
+struct RowsOfPitch {
+  const char* first;
+  int64_t pitch;
+
+  RowsOfPitch(const void* begin, int64_t row_pitch)
+      : first(static_cast<const char*>(begin)), pitch(row_pitch) {}
+  LOWRANK_MEMBER_INLINE const char* At(int row) const { return first + row * pitch; }
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) { first += bytes; }
+};
+
 /// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
 template <typename Policy, DType kRound, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
@@ -73,9 +84,12 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   // A group is whole: only a single unit may lack its second row.
   const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
   const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
-  RowAddresses<kUnits * kStep> code_rows(codes, row_bytes);
+  // Two rows a unit and one row of dy: addresses and dy's pairs are kept. With a row a unit they are
+  // as fast computed, and there are no registers left.
+  using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
+  Rows code_rows(codes, row_bytes);
   RowLines ahead(codes + kDirectAhead * row_bytes, cols / 2, row_bytes);
-  constexpr bool kHolds = kRegisters == 32 && kRows == 1;
+  constexpr bool kHolds = Policy::kPairs && kRows == 1;
   VecF held[kUnits];
 #pragma GCC unroll 8
   for (int u = 0; u < kUnits; ++u) {
@@ -85,8 +99,8 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   constexpr int kLines = static_cast<int>((kUnits * kStep * (kGranule / 2) + 63) / 64);
   for (int64_t n = 0; n < cols; n += kGranule) {
     ahead.Ask<kLines>();
-    RowAddresses<kUnits * kStep> scale_rows(scales.data + scales.Index(n / kGranule),
-                                            scales.pitch * static_cast<int64_t>(sizeof(float)));
+    Rows scale_rows(scales.data + scales.Index(n / kGranule),
+                    scales.pitch * static_cast<int64_t>(sizeof(float)));
     const auto scale_of = [&](int row) {
       return *reinterpret_cast<const float*>(scale_rows.At(row));
     };
