@@ -84,8 +84,8 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   // A group is whole: only a single unit may lack its second row.
   const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
   const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
-  // Two rows a unit and one row of dy: addresses and dy's pairs are kept. With a row a unit they are
-  // as fast computed, and there are no registers left.
+  // With two rows of w a unit addresses are kept, and dy's pairs if they are of one row. With one
+  // row of w a unit both are as fast computed, and there are no registers left.
   using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
   Rows code_rows(codes, row_bytes);
   RowLines ahead(codes + kDirectAhead * row_bytes, cols / 2, row_bytes);

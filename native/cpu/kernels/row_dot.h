@@ -54,16 +54,19 @@ struct DotBlock {
   Unit* stored = nullptr;  // out, for kStore: the decoded rows [granule][place][row of w][lane]
 };
 
-/// A vector of each row of w by that of each row of x, added to acc; returns where x goes on.
-template <typename Policy, int kRows, int kWeights>
-LOWRANK_INLINE const Unit* AddProducts(const VecF (&columns)[kWeights], const Unit* x,
-                                       VecF (&acc)[kWeights][kRows]) {
+/// A vector of each of some rows of w, from row `first` of acc on, by that of each row of x;
+/// returns where x goes on.
+template <typename Policy, int kCount, int kRows, int kWeights>
+LOWRANK_INLINE const Unit* AddProducts(const VecF (&columns)[kCount], const Unit* x,
+                                       VecF (&acc)[kWeights][kRows], int first = 0) {
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m) {
     VecF row = Load(x + m * kVL);
-    if constexpr (kWeights > 1) Pin(row);
+    if constexpr (kCount > 1) Pin(row);
 #pragma GCC unroll 8
-    for (int r = 0; r < kWeights; ++r) acc[r][m] = Policy::StepLanes(acc[r][m], row, columns[r]);
+    for (int r = 0; r < kCount; ++r) {
+      acc[first + r][m] = Policy::StepLanes(acc[first + r][m], row, columns[r]);
+    }
   }
   return x + kRows * kVL;
 }
@@ -85,7 +88,20 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   const ScaleRows scales = block.scales;
   const Unit* x = block.x;
   Unit* stored = block.stored;
+  // Pairs, several rows of x: products wait for tables, which take a multiply, a conversion and a
+  // permutation one after the other, while the processor looks 60 operations ahead. So the tables
+  // are a granule ahead where there are registers for it, and some rows of w are decoded beside the
+  // products of those before.
+  constexpr bool kEarly = Policy::kPairs && kRows > 1 && kRows * kWeights <= kRegisters / 2;
+  constexpr int kTogether = kEarly && kRows > 2 && kWeights % 2 == 0 ? 2 : kWeights;
+  constexpr int kUnitsAtOnce = kEarly ? Decoder::kUnits : 1;
   VecF acc[kWeights][kRows] = {};
+  Decoder decoder[kWeights];
+  const auto set_scales = [&](int first, int count, int64_t g) {
+#pragma GCC unroll 8
+    for (int r = first; r < first + count; ++r) decoder[r].SetScale(codebook, scales.At(r, g));
+  };
+  if constexpr (kEarly) set_scales(0, kWeights, 0);
   for (int64_t g = 0; g < block.granules; ++g) {
     // The same place of the rows after these, into L2: x has L1.
     if ((g & 1) == 0) {
@@ -94,21 +110,32 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
         __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
       }
     }
-    Decoder decoder[kWeights];
+    if constexpr (!kEarly) set_scales(0, kWeights, g);
 #pragma GCC unroll 8
-    for (int r = 0; r < kWeights; ++r) decoder[r].SetScale(codebook, scales.At(r, g));
+    for (int first = 0; first < kWeights; first += kTogether) {
+      const Unit* at = x;
 #pragma GCC unroll 16
-    for (int u = 0; u < Decoder::kUnits; ++u) {
-      VecF columns[kWeights];
+      for (int u = 0; u < Decoder::kUnits; u += kUnitsAtOnce) {
+        VecF columns[kUnitsAtOnce][kTogether];
 #pragma GCC unroll 8
-      for (int r = 0; r < kWeights; ++r) {
-        columns[r] = decoder[r].At(codes + r * block.code_pitch, u);
-        if constexpr (kStore) Store(stored + r * kVL, columns[r]);
+        for (int i = 0; i < kUnitsAtOnce; ++i) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kTogether; ++r) {
+            const int row = first + r;
+            columns[i][r] = decoder[row].At(codes + row * block.code_pitch, u + i);
+            if constexpr (kStore) Store(stored + ((u + i) * kWeights + row) * kVL, columns[i][r]);
+          }
+        }
+        if constexpr (kEarly) set_scales(first, kTogether, Min(g + 1, block.granules - 1));
+#pragma GCC unroll 8
+        for (int i = 0; i < kUnitsAtOnce; ++i) {
+          at = AddProducts<Policy>(columns[i], at, acc, first);
+        }
       }
-      if constexpr (kStore) stored += kWeights * kVL;
-      x = AddProducts<Policy>(columns, x, acc);
     }
     codes += kGranule / 2;
+    x += Decoder::kUnits * kRows * kVL;
+    if constexpr (kStore) stored += Decoder::kUnits * kWeights * kVL;
   }
   StoreSums(acc, block.sums);
 }
