@@ -97,21 +97,30 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
     if constexpr (kHolds) Pin(held[u]);
   }
   constexpr int kLines = static_cast<int>((kUnits * kStep * (kGranule / 2) + 63) / 64);
+  const auto other_row = [&](int row) {
+    return kUnits > 1 || row + 1 < rows ? row + static_cast<int>(kStep) - 1 : row;
+  };
+  GranuleRows<Policy::kPairs, kRound> granule[kUnits];
+  const auto scales_at = [&](int64_t n) {
+    return Rows(scales.data + scales.Index(n / kGranule),
+                scales.pitch * static_cast<int64_t>(sizeof(float)));
+  };
+  const auto set_scales = [&](int u, const Rows& at) {
+    const int row = static_cast<int>(u * kStep);
+    const int other = other_row(row);
+    granule[u].SetScales(table, *reinterpret_cast<const float*>(at.At(row)),
+                         *reinterpret_cast<const float*>(at.At(other)), other != row);
+  };
+#pragma GCC unroll 8
+  for (int u = 0; u < kUnits; ++u) set_scales(u, scales_at(0));
   for (int64_t n = 0; n < cols; n += kGranule) {
     ahead.Ask<kLines>();
-    Rows scale_rows(scales.data + scales.Index(n / kGranule),
-                    scales.pitch * static_cast<int64_t>(sizeof(float)));
-    const auto scale_of = [&](int row) {
-      return *reinterpret_cast<const float*>(scale_rows.At(row));
-    };
-    scale_rows.Step(0);
-    GranuleRows<Policy::kPairs, kRound> granule[kUnits];
+    Rows next_scales = scales_at(Min(n + kGranule, cols - kGranule));
+    next_scales.Step(0);
 #pragma GCC unroll 8
     for (int u = 0; u < kUnits; ++u) {
-      const int row = u * kStep;
-      const int other = kUnits > 1 || row + 1 < rows ? row + kStep - 1 : row;
-      granule[u].Set(table, code_rows.At(row), scale_of(row), code_rows.At(other), scale_of(other),
-                     other != row);
+      const int row = static_cast<int>(u * kStep);
+      granule[u].SetCodes(code_rows.At(row), code_rows.At(other_row(row)));
     }
     code_rows.Step(kGranule / 2);
 #pragma GCC unroll 16
@@ -123,6 +132,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
 #pragma GCC unroll 8
       for (int u = 0; u < kUnits; ++u) {
         const VecF columns = granule[u].At(p);
+        if (p == kPlaces - 1) set_scales(u, next_scales);  // beside these products
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) {
           acc[m] = kHolds ? Policy::StepLanes(acc[m], held[u], columns)

@@ -120,10 +120,11 @@ struct GranuleRows<false, kRound> {
   GranuleDecoder<false, kRound> row;
   const uint8_t* codes;
 
-  /// The granule whose codes are at `data`, and its scale. What is of a second row is not used.
-  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const void* data, float scale,
-                                 const void*, float, bool) {
+  /// The granule whose codes are at `data`, and its scale. What is of another row is not used.
+  LOWRANK_MEMBER_INLINE void SetCodes(const void* data, const void*) {
     codes = static_cast<const uint8_t*>(data);
+  }
+  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, float scale, float, bool) {
     row.SetScale(codebook, scale);
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) { return row.At(codes, p); }
@@ -140,12 +141,14 @@ struct GranuleRows<true, kRound> {
   VecU nibbles[2];  // high ones: places 0 and 1; low ones: 2 and 3
 
   /// The granules of two rows; where there is no other, zeros take its place, and its codes are any
-  /// that can be read.
-  LOWRANK_MEMBER_INLINE void Set(const Table16& codebook, const void* codes, float scale,
-                                 const void* other_codes, float other_scale, bool two) {
+  /// that can be read. Tables stand while codes change.
+  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, float scale, float other_scale,
+                                       bool two) {
     const VecF low = codebook.entries * Splat(scale);
     const VecF high = two ? codebook.entries * Splat(other_scale) : VecF{};
     table = NeighboursBF16(low, high);
+  }
+  LOWRANK_MEMBER_INLINE void SetCodes(const void* codes, const void* other_codes) {
     const VecU both = HalvesOfTwo(codes, other_codes);
     nibbles[0] = ((both >> 4) & 0x0f0f0f0fu) | 0x10100000u;
     nibbles[1] = (both & 0x0f0f0f0fu) | 0x10100000u;

@@ -23,8 +23,8 @@ LOWRANK_INLINE void DecodePiece(const Table16& table, const GranuleScale& scale_
                                 int64_t apart, float* out, int64_t stride) {
   GranuleRows<kPairs, kRound> granule;
   const uint8_t* codes = scale_of.w.codes + element / 2;
-  granule.Set(table, codes, scale_of(element), codes + apart / 2, scale_of(element + apart),
-              apart != 0);
+  granule.SetScales(table, scale_of(element), scale_of(element + apart), apart != 0);
+  granule.SetCodes(codes, codes + apart / 2);
 #pragma GCC unroll 16
   for (int p = 0; p < kPlaces; ++p) {
     Store(out + p % kNV * kVL, granule.At(p));
