@@ -125,7 +125,7 @@ LOWRANK_INLINE WeightView DenseWeight(const TensorView& w) {
   return view;
 }
 
-static Outcome BlockMatmul(const BlockMatmulOp& op, const RunContext& context) {
+LOWRANK_OP Outcome BlockMatmul(const BlockMatmulOp& op, const RunContext& context) {
   Run run(context);
   WithPolicy(op.x.dtype, DenseWeight(op.w), [&](auto policy) {
     BlockProducts<decltype(policy), true>(run, op.x, op.w, op.y, op.blocks);
@@ -133,7 +133,8 @@ static Outcome BlockMatmul(const BlockMatmulOp& op, const RunContext& context) {
   return run.Result();
 }
 
-static Outcome BlockMatmulInputGrad(const BlockMatmulInputGradOp& op, const RunContext& context) {
+LOWRANK_OP Outcome BlockMatmulInputGrad(const BlockMatmulInputGradOp& op,
+                                        const RunContext& context) {
   Run run(context);
   WithPolicy(op.dy.dtype, DenseWeight(op.w), [&](auto policy) {
     BlockProducts<decltype(policy), false>(run, op.dy, op.w, op.dx, op.blocks);
@@ -141,7 +142,7 @@ static Outcome BlockMatmulInputGrad(const BlockMatmulInputGradOp& op, const RunC
   return run.Result();
 }
 
-static Outcome BlockWeightGrad(const BlockWeightGradOp& op, const RunContext& context) {
+LOWRANK_OP Outcome BlockWeightGrad(const BlockWeightGradOp& op, const RunContext& context) {
   Run run(context);
   const int64_t n_count = op.dy.cols;
   const int64_t k_count = op.x.cols;

@@ -88,7 +88,7 @@ LOWRANK_INLINE void ForEachStrip(Run& run, int64_t rows, int64_t cols, const Str
   });
 }
 
-static Outcome MultiplyAdd(const MultiplyAddOp& op, const RunContext& context) {
+LOWRANK_OP Outcome MultiplyAdd(const MultiplyAddOp& op, const RunContext& context) {
   Run run(context);
   MultiplyAddOp flat = op;
   if (IsFlat(op.b, op.a) && IsFlat(op.c, op.a)) {
@@ -129,7 +129,7 @@ LOWRANK_INLINE void MapRun(int64_t count, float* values) {
   }
 }
 
-static Outcome Map(const MapOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Map(const MapOp& op, const RunContext& context) {
   Run run(context);
   ForEachStrip(run, 1, op.a.elems(), [&](int64_t, int64_t begin, int64_t count) {
     alignas(64) float values[kStripElems];
@@ -156,7 +156,7 @@ LOWRANK_INLINE void SwigluStrip(const TensorView& gate_view, const float* up, co
   NarrowRun(y.data, y.dtype, begin, count, gate);
 }
 
-static Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
   Run run(context);
   ForEachStrip(run, 1, op.y.elems(), [&](int64_t, int64_t begin, int64_t count) {
     alignas(64) float up[kStripElems];
@@ -182,7 +182,7 @@ LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const TensorView& 
   }
 }
 
-static Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
   Run run(context);
   ForEachStrip(run, 1, op.dy.elems(), [&](int64_t, int64_t begin, int64_t count) {
     alignas(64) float dy[kStripElems];
@@ -266,7 +266,7 @@ LOWRANK_INLINE void SumRows(Run& run, const SumProductOp& op, const Spread& b) {
   });
 }
 
-static Outcome SumProduct(const SumProductOp& op, const RunContext& context) {
+LOWRANK_OP Outcome SumProduct(const SumProductOp& op, const RunContext& context) {
   Run run(context);
   const Spread b(op.b, op.a.cols);
   if (op.axis == 0) {

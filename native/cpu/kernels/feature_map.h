@@ -65,7 +65,7 @@ LOWRANK_INLINE void SumLists(const MapFeaturesOp& op, int64_t m, int64_t j, int6
   }
 }
 
-static Outcome MapFeatures(const MapFeaturesOp& op, const RunContext& context) {
+LOWRANK_OP Outcome MapFeatures(const MapFeaturesOp& op, const RunContext& context) {
   Run run(context);
   const int64_t rows = op.x.rows;
   const int64_t lists = op.map.outputs;

@@ -375,7 +375,7 @@ LOWRANK_INLINE Outcome ForwardAs(Compute compute, const ForwardParts& op,
   return ForwardAs(compute, 1, [&](int) { return op; }, context);
 }
 
-static Outcome Matmul(const MatmulOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Matmul(const MatmulOp& op, const RunContext& context) {
   const TensorView none;
   const ForwardParts parts = {op.x, op.w,    op.bias, nullptr, nullptr,
                               none, nullptr, op.y,    0,       nullptr};
@@ -397,7 +397,7 @@ LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
           gate.active ? &gate : nullptr};
 }
 
-static Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
   const Gate gate = MakeGate(op.dropout, op.x.cols);
   return ForwardAs(op.compute, PartsOf(op, gate), context);
 }
@@ -428,13 +428,13 @@ static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swigl
   return outcome;
 }
 
-static Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
   return ForwardRuns(op.parts, op.count, false, context);
 }
 
 /// What is not kept meets block by block, gate in y. Blocks that are stored in any case are no
 /// faster so (docs/performance-log.md).
-static Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
   LoraForwardOp parts[] = {op.gate, op.up};
   const bool kept = op.gate.y.present;
   if (!kept) parts[0].y = parts[1].y = op.y;
@@ -582,7 +582,7 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       });
 }
 
-static Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
+LOWRANK_OP Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
   Run run(context);
   const InputGradParts parts = {op.dy, &op.w, nullptr, nullptr, nullptr, &op.dx, false, 0, nullptr};
   WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
@@ -697,7 +697,7 @@ LOWRANK_INLINE void FactorBGrad(Run& run, const FactorBParts& op) {
               [&](const Block& block, float* c) { StoreFactorB(op, h.cols, block, c); });
 }
 
-static Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
   const Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);

@@ -353,7 +353,7 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
       });
 }
 
-static Outcome GroupedForward(const GroupedForwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome GroupedForward(const GroupedForwardOp& op, const RunContext& context) {
   Run run(context);
   Grouped group = {op.table, op.seed, op.mask, op.x.cols};
   float* room = nullptr;
@@ -469,7 +469,7 @@ LOWRANK_INLINE void GroupedFactorGrads(Run& run, const GroupedBackwardOp& op, co
   });
 }
 
-static Outcome GroupedBackward(const GroupedBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome GroupedBackward(const GroupedBackwardOp& op, const RunContext& context) {
   Run run(context);
   Grouped group = {op.table, op.seed, op.mask, op.in_features};
   const bool needs_gates = op.d_row_scale.present;

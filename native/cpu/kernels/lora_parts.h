@@ -14,7 +14,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-static Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
   Run run(context);
   const Gate gate = MakeGate(op.dropout, op.x.cols);
   const RowSource x = DenseRows(op.x);
@@ -31,14 +31,14 @@ static Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
   return run.Result();
 }
 
-static Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context) {
   const TensorView none;
   const ForwardParts parts = {op.x,  op.w, op.bias,    nullptr, &op.lora_b, none,
                               &op.h, op.y, op.scaling, nullptr, true};
   return ForwardAs(op.compute, parts, context);
 }
 
-static Outcome LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context) {
   Run run(context);
   const TensorView none;
   if (op.dh.present && op.dh.cols != 0) {
@@ -51,7 +51,7 @@ static Outcome LoraExpandBackward(const LoraExpandBackwardOp& op, const RunConte
   return run.Result();
 }
 
-static Outcome LoraShrinkBackward(const LoraShrinkBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome LoraShrinkBackward(const LoraShrinkBackwardOp& op, const RunContext& context) {
   Run run(context);
   const Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);
   const Gate* gate = gate_value.active ? &gate_value : nullptr;
@@ -76,7 +76,7 @@ static Outcome LoraShrinkBackward(const LoraShrinkBackwardOp& op, const RunConte
   return run.Result();
 }
 
-static Outcome WeightGrad(const WeightGradOp& op, const RunContext& context) {
+LOWRANK_OP Outcome WeightGrad(const WeightGradOp& op, const RunContext& context) {
   Run run(context);
   SumOverRows(run, op.dy, false, DenseRows(op.x),
               [&](const Block& block, float* c) { StoreTile(block, c, op.dw, 0, op.accumulate); });

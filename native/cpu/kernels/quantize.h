@@ -94,7 +94,7 @@ static void QuantizeAbsmax(Run& run, const float* absmax, const QuantView& out) 
   }
 }
 
-static Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
   Run run(context);
   const QuantView& out = op.out;
   const int64_t elems = op.w.rows * op.w.cols;
@@ -151,7 +151,7 @@ static void DecodeHalves(const QuantView& w, const Table16& table, DType dtype, 
 }
 #endif
 
-static Outcome Dequantize(const DequantizeOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Dequantize(const DequantizeOp& op, const RunContext& context) {
   Run run(context);
   const int64_t elems = op.w.rows * op.w.cols;
   Table16 table = {};
@@ -177,7 +177,7 @@ static Outcome Dequantize(const DequantizeOp& op, const RunContext& context) {
   return run.Result();
 }
 
-static Outcome Cast(const CastOp& op, const RunContext& context) {
+LOWRANK_OP Outcome Cast(const CastOp& op, const RunContext& context) {
   Run run(context);
   const int64_t elems = op.src.rows * op.src.cols;
   ForEachPiece(run, elems, [&](int64_t begin, int64_t count) {

@@ -17,6 +17,8 @@
 
 // Never emitted as a symbol of its own: see isa_kernels.h.
 #define LOWRANK_INLINE static inline __attribute__((always_inline))
+// An op of this set's table, or not (body.h).
+#define LOWRANK_OP [[maybe_unused]] static
 #define LOWRANK_MEMBER_INLINE inline __attribute__((always_inline))
 
 namespace lowrank::cpu::LOWRANK_ISA {

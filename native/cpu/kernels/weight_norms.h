@@ -17,7 +17,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-static Outcome WeightNorms(const WeightNormsOp& op, const RunContext& context) {
+LOWRANK_OP Outcome WeightNorms(const WeightNormsOp& op, const RunContext& context) {
   Run run(context);
   const RowSource w = WeightRows(op.w, DType::kF32);
   float* norms = static_cast<float*>(op.norms.data);
@@ -74,7 +74,7 @@ LOWRANK_INLINE void FinishNorms(const FactoredNormOp& op, const float* t, int64_
   }
 }
 
-static Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
+LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
   const int64_t N = op.norms.cols;
@@ -102,7 +102,7 @@ static Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context)
   return run.Result();
 }
 
-static Outcome QuantizeScales(const QuantizeScalesOp& op, const RunContext& context) {
+LOWRANK_OP Outcome QuantizeScales(const QuantizeScalesOp& op, const RunContext& context) {
   Run run(context);
   QuantizeAbsmax(run, static_cast<const float*>(op.absmax.data), op.out);
   return run.Result();
