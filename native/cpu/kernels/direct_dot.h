@@ -9,9 +9,9 @@
 /// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
 /// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
 /// so that rows of w are read in long pieces. What the products of one row of dy take from it stays
-/// in registers. Threads share the columns of w, or its rows where a
-/// task would have all columns: one that reads half of every row makes the processor fetch the
-/// other half too, while that is on its way to the other thread.
+/// in registers. Threads share the columns of w, or its rows where a task would have all columns:
+/// one that reads half of every row makes the processor fetch the other half too, while that is on
+/// its way to the other thread.
 ///
 /// Numerics   those of tile.h, bit for bit: products in the order of n, sums over kKC in order
 ///
