@@ -12,6 +12,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 #include "native/core/ops.h"
@@ -30,14 +31,28 @@ inline void Report(bool ok, const std::string& what) {
   if (g_failures < 60) std::printf("FAIL %s\n", what.c_str());
 }
 
-/// An exactly sized heap copy, so that a sanitizer sees an over-read of one byte.
+/// Memory of exactly this size: on Linux what follows its last byte faults, elsewhere a sanitizer
+/// sees an over-read of one byte. Large ones lie as the devices' memory does, aligned and in large
+/// pages (host_memory.cpp).
 class Buffer {
  public:
-  /// Aligned as the devices' memory is, and large ones in large pages as there: host_memory.cpp.
   explicit Buffer(size_t bytes) : bytes_(bytes), data_(nullptr) {
     constexpr size_t kHugePage = size_t{2} << 20;
     const bool huge = bytes >= 2 * kHugePage;
-    if (posix_memalign(&data_, huge ? kHugePage : 64, std::max<size_t>(bytes, 1)) != 0) {
+#if defined(__linux__)
+    if (!huge) {
+      const size_t kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+      const size_t readable = (bytes + kPage - 1) / kPage * kPage;
+      mapped_ = readable + kPage;
+      map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (map_ == MAP_FAILED) std::abort();
+      char* end = static_cast<char*>(map_) + readable;
+      if (mprotect(end, kPage, PROT_NONE) != 0) std::abort();
+      data_ = end - bytes;
+    }
+#endif
+    if (data_ == nullptr &&
+        posix_memalign(&data_, huge ? kHugePage : 64, std::max<size_t>(bytes, 1)) != 0) {
       std::abort();
     }
 #if defined(__linux__)
@@ -45,11 +60,18 @@ class Buffer {
 #endif
     std::memset(data_, 0x5a, bytes);
   }
-  Buffer(Buffer&& other) noexcept : bytes_(other.bytes_), data_(other.data_) {
+  Buffer(Buffer&& other) noexcept
+      : bytes_(other.bytes_), data_(other.data_), map_(other.map_), mapped_(other.mapped_) {
     other.data_ = nullptr;
+    other.map_ = nullptr;
   }
   Buffer(const Buffer&) = delete;
-  ~Buffer() { std::free(data_); }
+  ~Buffer() {
+#if defined(__linux__)
+    if (map_ != nullptr) munmap(map_, mapped_);
+#endif
+    if (map_ == nullptr) std::free(data_);
+  }
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   bool Same(const Buffer& other) const {
@@ -59,6 +81,8 @@ class Buffer {
  private:
   size_t bytes_;
   void* data_;
+  void* map_ = nullptr;
+  size_t mapped_ = 0;
 };
 
 inline uint64_t g_state = 1;

@@ -124,8 +124,8 @@ struct LanePlaces {
 
   static constexpr int Element(int i) { return ElementAt(i); }
   LOWRANK_MEMBER_INLINE float* At(int64_t g, int i) const {
-    const int in_granule = static_cast<int>(g % (kGranule / kGroup));
-    const int64_t place = g / (kGranule / kGroup) * kPlaces + PlaceOf(in_granule, i);
+    const int in_granule = static_cast<int>(g % kGranuleGroups);
+    const int64_t place = g / kGranuleGroups * kPlaces + PlaceOf(in_granule, i);
     return out + LaneOf(in_granule, i) * block + place / (kPairs ? 2 : 1) * stride;
   }
 };

@@ -240,13 +240,13 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
           float* to = c_row + (n - block.n0);
           if constexpr (kDecodes) {
             if (every != 0) {
-              PickDecodingTile<Policy, kMR, Decoder>(mr)(&decoder, every, ku, a_panel, b_panel, to,
-                                                         ldc, first && k0 == 0);
+              PickDecodingTile<Policy, kMR, Decoder>(mr)(&decoder, every, {ku}, a_panel, b_panel,
+                                                         to, ldc, first && k0 == 0);
               continue;
             }
           }
           const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
-          tile(ku, a_panel, b_panel, to, ldc, first && k0 == 0);
+          tile({ku}, a_panel, b_panel, to, ldc, first && k0 == 0);
           if (next_kc > 0) continue;
           last.Add(m - block.m0, mr, n - block.n0, nr, to, ldc);
         }

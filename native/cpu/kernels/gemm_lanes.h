@@ -34,7 +34,7 @@ LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& b
                                       const PackedChunk& chunk, const RowSource& w,
                                       const LastSteps& last, float* c) {
   constexpr bool kDecodes = Policy::kPairs && !Policy::kTiles;
-  using Decoder = LanePanels<Policy::kPairs>;
+  using Decoder = std::conditional_t<kDecodes, LanePanels<true>, NoDecoder>;
   constexpr int64_t kStrip = kStripBytes / (Policy::Units(kSpan) * 4) / kNR * kNR;
   constexpr int64_t kUnits = kStrip / kNR * kVL * PanelStride(Policy::Units(kKC));
   // Then there are two strips of one panel in its place.
@@ -56,39 +56,42 @@ LOWRANK_INLINE void AccumulateByLanes(Run& run, const Grid& grid, const Block& b
     const Strip next = strip.Next(block, depth, most_cols);
     Decoder decoder;
     int64_t every = 0;  // steps
-    if (beside && next.cols() == kNR && strip.cols() == kNR) {
-      decoder = Decoder(w, next.k0, chunk.order.Length(next.k0) * kVL, next.n0, other);
-      every = Max((block.panel1 - block.panel0) * kVL * ku / decoder.pieces(), 1);
+    if constexpr (kDecodes) {
+      if (beside && next.cols() == kNR && strip.cols() == kNR) {
+        decoder = Decoder(w, next.k0, chunk.order.Length(next.k0) * kVL, next.n0, other);
+        every = Max((block.panel1 - block.panel0) * kVL * ku / decoder.pieces(), 1);
+      }
     }
     grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
       float* c_row = c + (m - block.m0) * ldc - block.n0;
       for (int64_t n = n0; n < n1; n += kNR) {
         const int64_t nr = PanelWidth(n, n1);
         const TileFn tile = PickTile<Policy, kMR>(mr, nr);
-        for (int l = 0; l < kVL; ++l) {
-          const Unit* a = chunk.At<Policy>(k0 + l * length, m, mr);
-          const Unit* columns = LanePanel(b, n - n0, l, ku);
-          const bool first = k0 == 0 && l == 0;
-          if constexpr (kDecodes) {
-            if (every != 0) {
-              PickDecodingTile<Policy, kMR, Decoder>(mr)(&decoder, every, ku, a, columns, c_row + n,
-                                                         ldc, first);
-              continue;
-            }
+        const TileBlocks lanes = {ku, kVL, PanelStride(ku)};
+        const Unit* a = chunk.At<Policy>(k0, m, mr);
+        const Unit* columns = LanePanel(b, n - n0, 0, ku);
+        bool done = false;
+        if constexpr (kDecodes) {
+          done = every != 0;
+          if (done) {
+            PickDecodingTile<Policy, kMR, Decoder>(mr)(&decoder, every, lanes, a, columns,
+                                                       c_row + n, ldc, k0 == 0);
           }
-          tile(ku, a, columns, c_row + n, ldc, first);
         }
+        if (!done) tile(lanes, a, columns, c_row + n, ldc, k0 == 0);
         if (k0 + kSpan < depth) continue;
         last.Add(m - block.m0, mr, n - block.n0, nr, c_row + n, ldc);
       }
     });
     strip = next;
     decoded = every != 0;
-    if (!decoded) continue;
-    decoder.Finish();
-    Unit* full = other;
-    other = b;
-    b = full;
+    if constexpr (kDecodes) {
+      if (!decoded) continue;
+      decoder.Finish();
+      Unit* full = other;
+      other = b;
+      b = full;
+    }
   }
 }
 

@@ -67,51 +67,64 @@ LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int
 
 /// The same piece by piece.
 template <bool kPairs>
-struct GranulePanels {
-  static constexpr int64_t kRows = kPairs ? 2 : 1;
-  Table16 table;
-  const RowSource* source = nullptr;
-  int64_t row = 0;
-  int64_t end = 0;
-  int64_t first = 0;  // column
-  int64_t cols = 0;
-  int64_t column = 0;  // of the next piece, from `first` on
-  float* row_out = nullptr;
-  int64_t stride = 0;  // from panel to panel
-
+class GranulePanels {
+ public:
   GranulePanels() = default;
-  GranulePanels(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t width, float* out)
-      : table(w.table),
-        source(&w),
-        row(k0),
-        end(k0 + kc),
-        first(n0),
-        cols(width),
-        row_out(out),
-        stride(PanelStride(CeilDiv(kc, kRows))) {}
-  int64_t pieces() const { return CeilDiv(end - row, kRows) * (cols / kGranule); }
+  GranulePanels(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols, float* out)
+      : table_(w.table),
+        w_(w.quant),
+        element_(k0 * w.cols + n0),
+        rows_(kc),
+        row_pieces_(cols / kGranule),
+        pieces_(row_pieces_),
+        out_(out),
+        stride_(PanelStride(CeilDiv(kc, kRows))) {}
+  int64_t pieces() const { return CeilDiv(rows_, kRows) * row_pieces_; }
 
   /// Decodes a piece, if one is left.
   LOWRANK_MEMBER_INLINE void Step() {
-    if (row >= end) return;
+    if (rows_ <= 0) return;
     GranulePanels* self = this;
     // What a compiler kept of this in registers the tile beside it would have to spill.
     asm("" : "+r"(self));
-    const RowSource& w = *self->source;
-    DecodePiece<kPairs, DType::kF32>(
-        self->table, GranuleScale(*w.quant), self->row * w.cols + self->first + self->column,
-        kPairs && self->row + 1 < self->end ? w.cols : 0,
-        self->row_out + self->column / kNR * self->stride, self->stride);
-    self->column += kGranule;
-    if (self->column != self->cols) return;
-    self->column = 0;
-    self->row += kRows;
-    self->row_out += kNR;
-    PrefetchUnit<kPairs>(w, self->row, self->first, self->cols);
+    self->Decode();
   }
   void Finish() {
-    while (row < end) Step();
+    while (rows_ > 0) Step();
   }
+
+ private:
+  static constexpr int64_t kRows = kPairs ? 2 : 1;
+
+  LOWRANK_MEMBER_INLINE void Decode() {
+    const QuantView& w = *w_;
+    const int64_t ahead = kPrefetchRows * w.cols / 2;
+    const uint8_t* codes = w.codes + element_ / 2;
+    __builtin_prefetch(codes + ahead, 0, 2);
+    if (kPairs) __builtin_prefetch(codes + ahead + w.cols / 2, 0, 2);
+    DecodePiece<kPairs, DType::kF32>(table_, GranuleScale(w), element_,
+                                     kPairs && rows_ > 1 ? w.cols : 0, out_, stride_);
+    element_ += kGranule;
+    out_ += kGranule / kNR * stride_;
+    if (--pieces_ == 0) NextRows();
+  }
+  LOWRANK_MEMBER_INLINE void NextRows() {
+    pieces_ = row_pieces_;
+    rows_ -= kRows;
+    element_ += kRows * w_->cols - row_pieces_ * kGranule;
+    out_ += kNR - row_pieces_ * (kGranule / kNR) * stride_;
+    PrefetchScales(*w_, element_ + kPrefetchRows * w_->cols, 1);
+    if (kPairs) PrefetchScales(*w_, element_ + (kPrefetchRows + 1) * w_->cols, 1);
+  }
+
+  Table16 table_;
+  const QuantView* w_ = nullptr;
+  int64_t element_ = 0;     // of the next piece
+  int64_t rows_ = 0;        // left
+  int64_t row_pieces_ = 0;  // of kRows rows
+  int64_t pieces_ = 0;      // left of these
+  float* out_ = nullptr;
+  int64_t stride_ = 0;  // from panel to panel
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -48,6 +48,14 @@ struct BF16Policy {
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
 };
 
+/// Blocks of the summation index that a tile takes one after another: ku units each, panels of A
+/// one behind the other, those of B `b_stride` apart.
+struct TileBlocks {
+  int64_t ku;
+  int64_t count = 1;
+  int64_t b_stride = 0;
+};
+
 /// Rows of a chunk are cut into count panels of nearly equal height, so that no panel is left with
 /// one row while others have kMR. The first panel may be apart, with `first` rows.
 struct RowPanels {

@@ -35,6 +35,7 @@ constexpr int kGroup = 8;                // codes in 32 bits
 
 // The least blocksize of those formats whose scale all of a vector shares, with all its nibbles.
 constexpr int64_t kGranule = 64;
+constexpr int64_t kGranuleGroups = kGranule / kGroup;
 // Places of one lane in a granule, in f32.
 constexpr int kPlaces = static_cast<int>(kGranule) / kVL;
 // Columns whose lanes are blocks together.

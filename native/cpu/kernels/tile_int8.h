@@ -18,8 +18,8 @@ LOWRANK_INLINE VecI SplatCodes(const float* unit) {
 }
 
 template <int kRows, int kVectors>
-static void Int8Tile(int64_t ku, const float* a, const float* b, float* c, int64_t ldc,
-                     bool first) {
+static void Int8Tile(const TileBlocks& blocks, const float* a, const float* b, float* c,
+                     int64_t ldc, bool first) {
   constexpr int kWidth = kVectors * kVL;
   if (first) {
     for (int i = 0; i < kRows; ++i) {
@@ -29,7 +29,7 @@ static void Int8Tile(int64_t ku, const float* a, const float* b, float* c, int64
   int segments;
   std::memcpy(&segments, b, sizeof(segments));
   b += kPanelHeader;
-  for (int64_t block = 0; block < ku; block += kBlockUnits, a += kBlockUnits * kRows) {
+  for (int64_t block = 0; block < blocks.ku; block += kBlockUnits, a += kBlockUnits * kRows) {
     const float* corrections = a + kCodeUnits * kRows;
     const float* scales = corrections + kRows;
     for (int s = 0; s < segments; ++s, b += kWidth) {
