@@ -215,6 +215,10 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
       {{256, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
       {{64, 4096, 4096, 16}, DType::kF32, "nf4/64"},
       {{64, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
+      {{256, 4096, 4096, 16}, DType::kF32, "nf4/64"},
+      {{256, 4096, 4096, 16}, DType::kF32, "f32"},
+      {{256, 4096, 4096, 16}, DType::kBF16, "same"},
+      {{1024, 4096, 4096, 16}, DType::kBF16, "same"},
   };
   if (CanMeasurePeak()) {
     std::printf("measured f32 multiply-add peak: %.1f GFLOP/s a thread\n", FmaPeak());

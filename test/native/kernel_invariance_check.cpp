@@ -14,14 +14,16 @@ namespace lowrank::cpu {
 /// Same bits for every number of threads, and for rows alone and in a batch.
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
-    // 832 and 4160: sums by lanes (sum_order.h), of one span and of a span and a granule. 2100: dx
-    // of a row alone by threads that share rows of w (direct_dot.h).
+    // 832 and 4160: sums by lanes (sum_order.h), of one span and of a span and a granule. 2304: w
+    // turned beside tiles where rows are many (dense_strips.h). 2100: dx of a row alone by threads
+    // that share rows of w (direct_dot.h).
     struct Case {
       const char* kind;
       int64_t K, N = 300;
     };
     const Case cases[] = {{"nf4/64", 520},   {"nf4/64", 832}, {"nf4/64", 4160},
-                          {"fp4/128d", 896}, {"same", 520},   {"nf4/64d", 192, 2100}};
+                          {"fp4/128d", 896}, {"same", 520},   {"same", 2304},
+                          {"nf4/64d", 192, 2100}};
     for (const Case& each : cases) {
       const char* kind = each.kind;
       const int64_t K = each.K;

@@ -13,6 +13,7 @@
 /// adapter reads neither x nor y again.
 #pragma once
 
+#include "native/cpu/kernels/dense_strips.h"
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/elementwise.h"
 #include "native/cpu/kernels/factor_panels.h"
@@ -195,8 +196,14 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     AccumulateDots<Policy>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
   } else if (chunk.order.by_lanes) {
-    AccumulateByLanes<Policy>(run, grid, block, chunk, w, last, c);
+    AccumulateStrips<Policy>(run, grid, block, depth, LaneStrips<Policy>{chunk, w}, last, c);
   } else {
+    if constexpr (kTurnsBeside) {
+      if (TakesDenseStrips<Policy>(chunk, w, block)) {
+        AccumulateStrips<Policy>(run, grid, block, depth, DenseStrips<Policy>{chunk, w}, last, c);
+        return;
+      }
+    }
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
                        TransposedB<Policy>{w}, c, true, last);
   }

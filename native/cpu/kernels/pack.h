@@ -48,11 +48,12 @@ struct BF16Policy {
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
 };
 
-/// Blocks of the summation index that a tile takes one after another: ku units each, panels of A
-/// one behind the other, those of B `b_stride` apart.
+/// Blocks of the summation index that a tile takes one after another, ku units each: how far apart
+/// their panels are.
 struct TileBlocks {
   int64_t ku;
   int64_t count = 1;
+  int64_t a_stride = 0;
   int64_t b_stride = 0;
 };
 
@@ -205,13 +206,19 @@ LOWRANK_INLINE int64_t PanelWidth(int64_t n, int64_t n1) {
   return n1 - n > (kNV - 1) * kVL ? kNR : CeilDiv(n1 - n, kVL) * kVL;
 }
 
+/// Are rows of b in memory what its panels are made of?
+template <typename Policy>
+LOWRANK_INLINE bool AreUnits(const RowSource& b) {
+  constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
+  return b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
+}
+
 /// B panels for y = A · bᵀ: columns are rows [n0, n1) of b, the summation index its columns.
 template <typename Policy>
 static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                             Unit* out) {
   const int64_t ku = Policy::Units(kc);
-  constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
-  const bool direct = b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
+  const bool direct = AreUnits<Policy>(b);
   const bool fused = FusedDecode(b);
   RowSource rows_of_b = b;
   if (Policy::kPairs)

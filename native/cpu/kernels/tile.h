@@ -64,6 +64,7 @@ LOWRANK_INLINE void TileBeside(const Beside& beside, const TileBlocks& blocks, c
     }
     if (block + 1 >= blocks.count) return;
     first = false;
+    a += blocks.a_stride - ku * kRows;
     b += blocks.b_stride - ku * kVectors * kVL;
   }
 }
