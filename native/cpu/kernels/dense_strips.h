@@ -93,9 +93,9 @@ class TurnedPanel {
   const char* from_ = nullptr;
   int64_t pitch_ = 0;
   int64_t block_units_ = 0;
-  int64_t block_left_ = 0;             // units
-  int64_t row_pieces_ = kNR / kRows;   // left of these units
-  int64_t left_ = 0;                   // pieces
+  int64_t block_left_ = 0;            // units
+  int64_t row_pieces_ = kNR / kRows;  // left of these units
+  int64_t left_ = 0;                  // pieces
   Unit* out_ = nullptr;
 };
 
@@ -138,8 +138,8 @@ struct DenseStrips {
 template <typename Policy>
 LOWRANK_INLINE bool TakesDenseStrips(const PackedChunk& chunk, const RowSource& w,
                                      const Block& block) {
-  return AreUnits<Policy>(w) && chunk.order.depth > 0 &&
-         chunk.order.depth % kKC == 0 && block.panel1 - block.panel0 >= kLeastTurnPanels;
+  return AreUnits<Policy>(w) && chunk.order.depth > 0 && chunk.order.depth % kKC == 0 &&
+         block.panel1 - block.panel0 >= kLeastTurnPanels;
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
