@@ -39,11 +39,7 @@ class TurnedPanel {
 
   /// Turns a piece, if one is left.
   LOWRANK_MEMBER_INLINE void Step() {
-    if (left_ == 0) return;
-    TurnedPanel* self = this;
-    // What a compiler kept of this in registers the tile beside it would have to spill.
-    asm("" : "+r"(self));
-    self->Turn();
+    if (left_ != 0) OutOfRegisters(this)->Turn();
   }
   void Finish() {
     while (left_ != 0) Step();

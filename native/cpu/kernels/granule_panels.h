@@ -65,6 +65,14 @@ LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int
   });
 }
 
+/// What works beside a tile, in memory alone: what a compiler kept of it in registers the tile
+/// would have to spill.
+template <typename Worker>
+LOWRANK_INLINE Worker* OutOfRegisters(Worker* worker) {
+  asm("" : "+r"(worker));
+  return worker;
+}
+
 /// The same piece by piece.
 template <bool kPairs>
 class GranulePanels {
@@ -83,11 +91,7 @@ class GranulePanels {
 
   /// Decodes a piece, if one is left.
   LOWRANK_MEMBER_INLINE void Step() {
-    if (rows_ <= 0) return;
-    GranulePanels* self = this;
-    // What a compiler kept of this in registers the tile beside it would have to spill.
-    asm("" : "+r"(self));
-    self->Decode();
+    if (rows_ > 0) OutOfRegisters(this)->Decode();
   }
   void Finish() {
     while (rows_ > 0) Step();

@@ -46,11 +46,7 @@ class LanePanels {
 
   /// Decodes a piece, if one is left.
   LOWRANK_MEMBER_INLINE void Step() {
-    if (left_ == 0) return;
-    LanePanels* self = this;
-    // What a compiler kept of this in registers the tile beside it would have to spill.
-    asm("" : "+r"(self));
-    self->Decode();
+    if (left_ != 0) OutOfRegisters(this)->Decode();
   }
   void Finish() {
     while (left_ != 0) Step();
