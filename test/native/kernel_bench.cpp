@@ -1,10 +1,12 @@
 // GFLOP/s of the products and milliseconds of the formats.
 #include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
 #include <ctime>
 #include <deque>
 #include <functional>
 #include <initializer_list>
-#include <iterator>
 #include <vector>
 
 #include <unistd.h>
@@ -180,14 +182,15 @@ size_t CopiesOf(const WeightView& w, int64_t tokens) {
   if (tokens > 64) return 1;
   const long cache_bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
   const double wanted_bytes = 2.0 * static_cast<double>(cache_bytes > 0 ? cache_bytes : 32 << 20);
-  const size_t bytes = w.dense.present ? static_cast<size_t>(w.dense.elems()) * DTypeBytes(w.dense.dtype)
-                                       : w.quant.code_bytes();
+  const size_t bytes = w.dense.present
+                           ? static_cast<size_t>(w.dense.elems()) * DTypeBytes(w.dense.dtype)
+                           : w.quant.code_bytes();
   return static_cast<size_t>(std::min(256.0, 1 + wanted_bytes / static_cast<double>(bytes)));
 }
 
 }  // namespace
 
-void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
+void Bench(const KernelTable& table, int threads, double budget, const char* which) {
   g_cpu_time = threads == 1;
   ThreadPool pool(threads);
   const RunContext context = {&pool, nullptr};
@@ -196,7 +199,7 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     DType dtype;
     const char* kind;
   };
-  const Case cases[] = {
+  std::vector<Case> cases = {
       {{1024, 4096, 4096, 16}, DType::kF32, "nf4/64"},
       {{1024, 4096, 4096, 16}, DType::kBF16, "nf4/64"},
       {{1024, 4096, 4096, 16}, DType::kF32, "f32"},
@@ -220,6 +223,14 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
       {{256, 4096, 4096, 16}, DType::kBF16, "same"},
       {{1024, 4096, 4096, 16}, DType::kBF16, "same"},
   };
+  const size_t listed = cases.size();
+  int64_t only = which == nullptr ? -1 : std::atoll(which);
+  long long rows, n, k;
+  if (which != nullptr && std::sscanf(which, "%lldx%lldx%lld", &rows, &n, &k) == 3) {
+    const bool bf16 = std::strstr(which, ",bf16") != nullptr;
+    cases.push_back({{rows, n, k, 16}, bf16 ? DType::kBF16 : DType::kF32, "nf4/64"});
+    only = static_cast<int64_t>(listed);
+  }
   if (CanMeasurePeak()) {
     std::printf("measured f32 multiply-add peak: %.1f GFLOP/s a thread\n", FmaPeak());
   }
@@ -227,7 +238,7 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
     std::printf("measured int8 dot product peak: %.1f GOP/s a thread\n", DotPeak());
   }
   for (const Case& c : cases) {
-    if (only >= 0 && only != &c - cases) continue;
+    if (only >= 0 && only != &c - cases.data()) continue;
     const Shape& s = c.shape;
     std::deque<Weight> weights;
     do {
@@ -266,19 +277,17 @@ void Bench(const KernelTable& table, int threads, double budget, int64_t only) {
         [&] { f.w = next(), table.lora_forward(f, context); },
         [&] { input.w = next(), table.matmul_input_grad(input, context); },
         [&] { g.w = next(), table.lora_backward(g, context); }};
-    print(c.kind,
-          InTurns(bodies, budget),
-          {"product", "forward", "dx", "backward"});
+    print(c.kind, InTurns(bodies, budget), {"product", "forward", "dx", "backward"});
     base.compute = Compute::kInt8;
     f.compute = Compute::kInt8;
     if (base.Check().ok()) {
-      print("int8 codes",
-            InTurns({bodies[0], bodies[1]}, budget), {"product", "forward"});
+      print("int8 codes", InTurns({bodies[0], bodies[1]}, budget), {"product", "forward"});
     }
     std::fflush(stdout);
   }
+  if (cases.size() != listed) return;
   constexpr DType kTypes[] = {DType::kF32, DType::kBF16};
-  int64_t grouped = static_cast<int64_t>(std::size(cases));
+  int64_t grouped = static_cast<int64_t>(listed);
   for (const DType dtype : kTypes) {
     for (const DType factors : kTypes) {
       if (only >= 0 && only != grouped++) continue;

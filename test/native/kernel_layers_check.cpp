@@ -141,6 +141,7 @@ void CheckLayers(const KernelTable& table, const RunContext& context) {
       {37, 101, 896, 5},
       {9, 20, 4096, 2},
       {40, 33, 4224, 1},
+      {6, 21, 4160, 1},  // dx of few rows in blocks of columns (direct_dot.h), an odd row of w last
       {45, 70, 2304, 1},  // a dense w turned beside tiles, by two spans, the last columns apart
       {66, 515, 64, 2},  // pairs of rows of w, of which the last has no other, decoded beside tiles
   };

@@ -265,7 +265,8 @@ void CheckFormats(const KernelTable& table, const RunContext& context);
 /// The kernels of a matrix unit without one, or null where the processor has not what they need.
 const KernelTable* EmulatedTiles();
 void CheckTiles(const KernelTable& unit, const KernelTable& emulated, const RunContext& context);
-/// threads = 1 measures processor time, else wall time; only >= 0 runs one case.
-void Bench(const KernelTable& table, int threads, double budget, int64_t only);
+/// threads = 1 measures processor time, else wall time. `which`: one case of the list, counted from
+/// 0, or a shape of its own over NF4, "MxNxK" in f32 or "MxNxK,bf16"; null: all of the list.
+void Bench(const KernelTable& table, int threads, double budget, const char* which);
 
 }  // namespace lowrank::cpu

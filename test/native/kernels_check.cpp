@@ -2,7 +2,8 @@
 // set that runs here, dtypes, formats, ragged shapes, thread counts, a row alone and in a batch.
 //
 //   kernels_check [isa]                               all checks; status 1 if one fails
-//   kernels_check --bench [isa [threads [seconds [case]]]]   GFLOP/s beside the measured peak
+//   kernels_check --bench [isa [threads [seconds [case or shape]]]]   GFLOP/s beside the measured
+//   peak
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -26,8 +27,7 @@ int Main(int argc, char** argv) {
       return 1;
     }
     const int threads = argc > 3 ? std::atoi(argv[3]) : 2;
-    Bench(*table, threads, argc > 4 ? std::atof(argv[4]) : 1.0,
-          argc > 5 ? std::atoll(argv[5]) : -1);
+    Bench(*table, threads, argc > 4 ? std::atof(argv[4]) : 1.0, argc > 5 ? argv[5] : nullptr);
     return 0;
   }
   std::string reason;

@@ -24,16 +24,18 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of dy, one panel, beside the decoded rows' tables and codes. Panels of w as well, decoded
-// once for all rows of dy, win from 9 rows on in f32 and from 5 in bf16, where a decoded vector is
-// 32 weights.
-template <bool kPairs>
-constexpr int kDirectRows = kPairs ? 4 : (kMR < 8 ? kMR : 8);
+// Rows of dy, one panel, beside the decoded rows' tables and codes. Panels of w, decoded once for
+// all rows of dy, win from 9 rows on.
+constexpr int kDirectRows = kMR < 8 ? kMR : 8;
 // Rows of w (or pairs) whose tables and codes are in registers at once.
 template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
-// Sums of a block of columns.
-constexpr int64_t kDirectBytes = 16 << 10;
+// Sums of a block of columns: with the codes, L1.
+constexpr int64_t kDirectBytes = 32 << 10;
+// Columns of a block at least, 1 KiB of codes a row: out of memory pieces of half of that took
+// twice the time (four rows of dy, core of 2 x 512-bit multiply-adds). Sums of more rows then lie
+// in L2.
+constexpr int64_t kDirectCols = 2048;
 // Rows of w asked for ahead, in pieces of a task's width: two groups, or four.
 constexpr int64_t kDirectAhead = 16;
 
@@ -152,7 +154,7 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
   constexpr int kUnits = kDirectUnits<Policy::kPairs>;
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
   // The widest task is that of one row of dy (DirectDotColumns).
-  static_assert(kDirectBytes / 4 >= kNC);
+  static_assert(kDirectBytes / 4 >= kDirectCols);
   constexpr int64_t kMostGranules = kDirectBytes / 4 / kGranule + 1;
   alignas(64) float scratch[kUnits * kStep * kMostGranules];
   int64_t k = k0;
@@ -182,22 +184,30 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
 
 template <typename Policy>
 LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, DType round_to) {
-  return WithRounding<Policy::kPairs>(round_to, [&](auto round) {
-    return PickDirectDot<Policy, round(), kDirectRows<Policy::kPairs>>(rows);
-  });
+  return WithRounding<Policy::kPairs>(
+      round_to, [&](auto round) { return PickDirectDot<Policy, round(), kDirectRows>(rows); });
 }
 
 /// Does AccumulateDirectDots take this product?
 template <typename Policy>
 LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
-  return !Policy::kTiles && rows <= kDirectRows<Policy::kPairs> && w.rows > 0 && WholeGranules(w);
+  return !Policy::kTiles && rows <= kDirectRows && w.rows > 0 && WholeGranules(w);
 }
 
 /// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
 /// the same reason a thread has one task (two threads, one row of dy: pieces of 1 KiB in place of
 /// 256 bytes took 0.65 of the time).
 LOWRANK_INLINE int64_t DirectDotColumns(int64_t rows) {
-  return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kNC);
+  return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kDirectCols);
+}
+
+/// From row to row of sums: they share 4 KiB evenly, since a load waits for a store before it whose
+/// address has the same place in 4 KiB (two rows of dy took a tenth longer a line apart).
+LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
+  constexpr int64_t kPage = 4096 / 4;
+  int64_t shares = 1;
+  while (shares < rows) shares *= 2;
+  return rows == 1 ? cols : CeilDiv(cols, kPage) * kPage + kPage / shares;
 }
 
 /// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, where TakesDirectDots() holds and
@@ -206,15 +216,19 @@ template <typename Policy>
 LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                          const Block& block, float* c) {
   const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w.round_to);
-  const int64_t ldc = block.ldc();
   const int64_t cols = block.n1 - block.n0;
-  float* sums = run.Get<float>(kBSlot, block.c_elems());
+  const int64_t pitch = SumsPitch(chunk.rows, cols);
+  float* sums = run.Get<float>(kBSlot, chunk.rows * pitch);
   if (sums == nullptr) return;
   for (int64_t k0 = 0; k0 < w.rows && !run.Stopped(); k0 += kKC) {
     const int64_t kc = Min(kKC, w.rows - k0);
-    kernel(w, k0, kc, block.n0, cols, chunk.At<Policy>(k0, 0, chunk.rows), k0 == 0 ? c : sums, ldc);
-    for (int64_t at = 0; k0 != 0 && at < block.c_elems(); at += ldc) {
-      for (int64_t i = at; i < at + cols; i += kVL) Store(c + i, Load(c + i) + Load(sums + i));
+    kernel(w, k0, kc, block.n0, cols, chunk.At<Policy>(k0, 0, chunk.rows), sums, pitch);
+    for (int64_t m = 0; m < chunk.rows; ++m) {
+      float* to = c + m * block.ldc();
+      const float* from = sums + m * pitch;
+      for (int64_t i = 0; i < cols; i += kVL) {
+        Store(to + i, k0 == 0 ? Load(from + i) : Load(to + i) + Load(from + i));
+      }
     }
   }
 }
@@ -231,7 +245,7 @@ struct BlockSums {
   float* data = nullptr;
   int64_t blocks = 0;
   int64_t rows = 0;
-  int64_t pitch = 0;  // as Block::ldc
+  int64_t pitch = 0;
 
   float* At(int64_t block) const { return data + block * rows * pitch; }
   /// c [m1 - m0, n1 - n0] of a block of columns.
@@ -254,7 +268,7 @@ LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const Row
   BlockSums sums;
   sums.blocks = CeilDiv(w.rows, kKC);
   sums.rows = chunk.rows;
-  sums.pitch = w.cols + 16;
+  sums.pitch = SumsPitch(sums.rows, w.cols);
   sums.data = run.Get<float>(kShrinkSlot, sums.blocks * sums.rows * sums.pitch);
   if (sums.data == nullptr) return sums;
   // A thread goes on where it was: what it has asked for ahead is its own.
