@@ -1,8 +1,8 @@
 /// row_dot.h for more rows of x: the first pass over x stores the vectors of w that it decodes, and
 /// the others read them back.
 ///
-/// Scratch    some rows of w as units [granule][place][row][lane], 32 KiB of bf16, 64 KiB of f32;
-///            sums of kVL rows of w with all rows of x
+/// Scratch    a part of some rows of w as units [granule][place][row][lane]; sums of kVL rows of w
+///            with all rows of x
 /// Numerics   sum_order.h; the same bits as row_dot.h
 /// Budget     bf16, a granule of one row of w on one core of 2 x 256-bit multiply-adds: 11.5 cycles
 ///            for the first pass (4 rows of x, decoding beside the products), then 2.1 for each row
@@ -27,10 +27,25 @@ constexpr int64_t kLeastStoredRows = kDotRows + 1;
 constexpr int64_t kMostDotUnits = 128 << 10;  // 512 KiB of x
 constexpr int64_t kMostDotRows = kRegisters == 32 ? 64 : 8;
 constexpr int64_t kDotDepthPerRow = 32;
+// A span is taken in parts whose decoded rows have so many bytes: up to kPartRows rows of x lie in
+// L1 with them; more come from L2, and what a part costs, its sums read and written, is shared by
+// more products. Of yet more rows sums come from L2 too: a span is one part.
+constexpr int64_t kPartBytes = 8 << 10;
+constexpr int64_t kPartRows = 16;
+constexpr int64_t kLongPartRows = 48;
+
+/// Granules of such a part.
+template <typename Policy>
+LOWRANK_INLINE int64_t PartGranules(int64_t rows) {
+  constexpr int64_t kBytes = kStoredWeights * Policy::Units(kGranule) * 4;
+  if (rows > kLongPartRows) return kSpan / kGranule;
+  return Min(kSpan / kGranule, (rows <= kPartRows ? kPartBytes : 2 * kPartBytes) / kBytes);
+}
 
 template <typename Policy, int kRows, int kWeights>
-static void StoredDot(const Unit* w, const Unit* x, int64_t units, VecF* sums) {
-  VecF acc[kWeights][kRows] = {};
+static void StoredDot(const Unit* w, const Unit* x, int64_t units, VecF* sums, bool first) {
+  VecF acc[kWeights][kRows];
+  ReadSums(first, sums, acc);
   for (int64_t u = 0; u < units; ++u) {
     VecF columns[kWeights];
 #pragma GCC unroll 8
@@ -41,7 +56,7 @@ static void StoredDot(const Unit* w, const Unit* x, int64_t units, VecF* sums) {
   StoreSums(acc, sums);
 }
 
-using StoredDotFn = void (*)(const Unit* w, const Unit* x, int64_t units, VecF* sums);
+using StoredDotFn = void (*)(const Unit* w, const Unit* x, int64_t units, VecF* sums, bool first);
 
 template <typename Policy, int kWeights, int kRows = kStoredRows>
 LOWRANK_INLINE StoredDotFn PickStoredDot(int64_t rows) {
@@ -80,49 +95,64 @@ LOWRANK_INLINE RowPanels DotPasses(int64_t rows) {
   return {rows, 1 + CeilDiv(rows - kFirstRows, kStoredRows), kFirstRows};
 }
 
+/// Rows [i, i + kWeights) of a strip with all rows of x, over the granules of `dots` from granule
+/// g0 of w on. `sums` are the strip's; what `dots` has of x and sums is set here (one for all
+/// calls: a copy would wait for the stores that have just filled it).
+template <typename Policy, int kWeights>
+LOWRANK_INLINE void StoreAndDot(const PackedChunk& chunk, const RowSource& w, int64_t g0, int64_t i,
+                                VecF* sums, DotBlock& dots) {
+  constexpr int64_t kUnits = Policy::Units(kPlaces);
+  for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
+    const int64_t m = chunk.panels.Start(pass);
+    const int64_t rows = chunk.panels.Start(pass + 1) - m;
+    dots.x = chunk.data + m * Policy::Units(w.cols) + g0 * (kUnits * rows * kVL);
+    dots.sums = sums + m * kVL + i * rows;
+    if (pass == 0) {
+      PickFirstDot<Policy, kWeights>(rows, w.round_to)(w.table, dots);
+    } else {
+      PickStoredDot<Policy, kWeights>(rows)(dots.stored, dots.x, dots.granules * kUnits, dots.sums,
+                                            dots.first);
+    }
+  }
+}
+
 template <typename Policy>
 LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
                                          const RowSource& source, const Block& block, float* c) {
   const QuantView& w = *source.quant;
-  constexpr int64_t kUnits = Policy::Units(kPlaces);
-  constexpr int64_t kStored = kStoredWeights * Policy::Units(kSpan);
-  Unit* stored = run.Get<Unit>(kBSlot, kStored + kVL * chunk.rows * kVL);
+  const int64_t part = PartGranules<Policy>(chunk.rows);
+  const int64_t stored_units = kStoredWeights * Policy::Units(part * kGranule);
+  Unit* stored = run.Get<Unit>(kBSlot, stored_units + kVL * chunk.rows * kVL);
   if (stored == nullptr) return;
-  VecF* sums = reinterpret_cast<VecF*>(stored + kStored);  // of each pass [n][m]
-  alignas(64) float scales[kVL * (kSpan / kGranule)];
+  VecF* sums = reinterpret_cast<VecF*>(stored + stored_units);  // of each pass [n][m]
+  alignas(64) float scratch[kVL * (kSpan / kGranule)];
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kVL) {
     const int64_t strip = Min(kVL, block.n1 - n);
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
-      DotBlock dots;
       const int64_t span = Min(kSpan, w.cols - k0);
-      dots.scales = ScalesOf(w, n, strip, k0, span, scales);
-      const float* strip_scales = dots.scales.data;
+      const ScaleRows scales = ScalesOf(w, n, strip, k0, span, scratch);
+      DotBlock dots;
       dots.code_pitch = w.cols / 2;
-      dots.granules = span / kGranule;
-      for (int64_t i = 0; i < strip;) {
-        const bool several = i + kStoredWeights <= strip;
-        dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
-        dots.scales.data = strip_scales + i * dots.scales.pitch;
-        dots.stored = stored;
-        for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
-          const int64_t m = chunk.panels.Start(pass);
-          const int64_t rows = chunk.panels.Start(pass + 1) - m;
-          const Unit* x =
-              chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * (kUnits * rows * kVL);
-          if (pass == 0) {
-            dots.x = x;
-            dots.sums = sums + i * rows;
-            const RowDotFn dot = several
-                                     ? PickFirstDot<Policy, kStoredWeights>(rows, source.round_to)
-                                     : PickFirstDot<Policy, 1>(rows, source.round_to);
-            dot(source.table, dots);
-            continue;
+      dots.scales = scales;
+      dots.stored = stored;
+      for (int64_t g0 = 0; g0 < span / kGranule; g0 += part) {
+        const int64_t k = k0 + g0 * kGranule;
+        dots.scales.first = scales.first + g0;
+        dots.granules = Min(part, span / kGranule - g0);
+        dots.first = g0 == 0;
+        for (int64_t i = 0; i < strip;) {
+          const bool several = i + kStoredWeights <= strip;
+          const int64_t rows = several ? kStoredWeights : 1;
+          if (dots.first) AskScales(w, n + i, rows, kVL, kVL, k0, span);
+          dots.codes = w.codes + ((n + i) * w.cols + k) / 2;
+          dots.scales.data = scales.data + i * scales.pitch;
+          if (several) {
+            StoreAndDot<Policy, kStoredWeights>(chunk, source, k / kGranule, i, sums, dots);
+          } else {
+            StoreAndDot<Policy, 1>(chunk, source, k / kGranule, i, sums, dots);
           }
-          const StoredDotFn dot = several ? PickStoredDot<Policy, kStoredWeights>(rows)
-                                          : PickStoredDot<Policy, 1>(rows);
-          dot(stored, x, dots.granules * kUnits, sums + m * kVL + i * rows);
+          i += rows;
         }
-        i += several ? kStoredWeights : 1;
       }
       for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
         const int64_t m = chunk.panels.Start(pass);
