@@ -28,17 +28,20 @@ constexpr int64_t kMostDotUnits = 128 << 10;  // 512 KiB of x
 constexpr int64_t kMostDotRows = kRegisters == 32 ? 64 : 8;
 constexpr int64_t kDotDepthPerRow = 32;
 // A span is taken in parts whose decoded rows have so many bytes: up to kPartRows rows of x lie in
-// L1 with them; more come from L2, and what a part costs, its sums read and written, is shared by
-// more products. Of yet more rows sums come from L2 too: a span is one part.
+// L1 with them. More come from L2, and what a part costs, its sums read and written, is shared by
+// more products: of pairs parts of twice the length win. Of yet more rows sums come from L2 too,
+// and f32 gains nothing above kPartRows (Zen 5; longer parts of 16 rows lost an eighth on Cascade
+// Lake).
 constexpr int64_t kPartBytes = 8 << 10;
 constexpr int64_t kPartRows = 16;
-constexpr int64_t kLongPartRows = 48;
+template <typename Policy>
+constexpr int64_t kLongPartRows = Policy::kPairs ? 48 : kPartRows;
 
 /// Granules of such a part.
 template <typename Policy>
 LOWRANK_INLINE int64_t PartGranules(int64_t rows) {
   constexpr int64_t kBytes = kStoredWeights * Policy::Units(kGranule) * 4;
-  if (rows > kLongPartRows) return kSpan / kGranule;
+  if (rows > kLongPartRows<Policy>) return kSpan / kGranule;
   return Min(kSpan / kGranule, (rows <= kPartRows ? kPartBytes : 2 * kPartBytes) / kBytes);
 }
 
