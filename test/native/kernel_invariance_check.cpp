@@ -15,8 +15,8 @@ namespace lowrank::cpu {
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     // 832 and 4160: sums by lanes (sum_order.h), of one span and of a span and a granule. 2304: w
-    // turned beside tiles where rows are many (dense_strips.h). 2100: dx of a row alone by threads
-    // that share rows of w (direct_dot.h).
+    // turned beside tiles where rows are many (dense_strips.h). 2100: dx of a row alone and of
+    // a few by threads that share rows of w (direct_dot.h).
     struct Case {
       const char* kind;
       int64_t K, N = 300;
@@ -84,7 +84,7 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel) {
         }
       }
       for (int64_t m0 : {int64_t{0}, int64_t{41}, int64_t{82}}) {
-        for (int64_t rows : {int64_t{1}, int64_t{17}}) {
+        for (int64_t rows : {int64_t{1}, int64_t{5}, int64_t{17}}) {
           if (m0 + rows > M) continue;
           run(2, m0, rows, &other);
           for (size_t i = 0; i < 3; ++i) {
