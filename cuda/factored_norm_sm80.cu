@@ -3,20 +3,22 @@
 ///   norms[n] = √(squares[n] + 2 · scaling · Σⱼ b[n, j] · (P[j, n] + scaling / 2 · Σᵢ G[j, i] ·
 ///   b[n, i]))
 ///
-/// Operands   P = lora_a · wᵀ [r, N], G = lora_a · lora_aᵀ [r, r], squares, norms [N] f32 · b =
-///            lora_b [N, r] f32, bf16 or f16
+/// Operands   P = lora_a · wᵀ [r, N], G = lora_a · lora_aᵀ [r, r], both in planes, squares, norms
+///            [N] f32 · b = lora_b [N, r] f32, bf16 or f16
 /// Grid       ceil(N / 32): a lane has one n, a warp two j of each tile of 16
 /// Shared     a tile of G, 16 x 16, and one of b turned, 16 x 32 in rows of 34: a warp stores two
 ///            rows n of 16, which meet banks 2 i and 2 i + 1, and reads 32 neighbours
-/// Numerics   Σᵢ in f32, i ascending; the sums with b in double: a thread over its j, then the
-/// warps
-///            in order; the square is rounded to f32 and counts as 0 below 0
+/// Numerics   planes of P and of G in order, as lora_reduce adds them; Σᵢ in f32, i ascending; the
+///            sums with b in double: a thread over its j, then the warps in order; the square is
+///            rounded to f32 and counts as 0 below 0
 /// Needs      nothing
 ///
-/// Budget     4096 x 4096, r = 16, 128 blocks: 256 KB of P, 256 KB of b and 1 KB of G a block from
-///            L2, where the launches before have left the first and the last, three loads in turn.
-///            So it takes the time of a few latencies, 1 us after the launch before, beside the 2.9
-///            that reading w takes; Σᵢ is r² multiplications an n, 16.8 million at r = 64: 0.6 us.
+/// Budget     4096 x 4096, r = 16, 128 blocks: two planes of 256 KB of P, 256 KB of b, 16 KB of G a
+///            block from L2, where the launches before have left P and G. All loads of a tile are
+///            asked for before the first barrier, so that it takes the time of one latency and of
+///            the barriers, 0.7 us after the launch before, beside the 2.9 that reading w takes; 16
+///            planes of G are 2 MB in all blocks, 0.3 us of what L2 gives. Σᵢ is r² multiplications
+///            an n, 16.8 million at r = 64: 0.6 us.
 #include "cuda/params/factored_norm.h"
 #include "cuda/small_operand.cuh"
 
@@ -27,6 +29,8 @@ constexpr int kRanks = 16;  // of a tile, on both sides
 constexpr int kRows = kFactoredNormRows;
 constexpr int kWarps = kFactoredNormThreads / 32;
 constexpr int kOwn = kRanks / kWarps;  // j of a warp in a tile
+constexpr int kGramAtOnce = 16;
+constexpr int kProductAtOnce = 4;
 
 struct FactoredNormShared {
   float gram[kRanks][kRanks];
@@ -34,13 +38,32 @@ struct FactoredNormShared {
   double sums[kWarps][kRows];
 };
 
+/// An element of a matrix that lies in planes, of which kAtOnce are asked for at once.
+template <int kAtOnce>
+LOWRANK_DEVICE float SumPlanes(const float* g_element, int64_t plane_elems, int planes) {
+  float sum = 0;
+  for (int first = 0; first < planes; first += kAtOnce) {
+    float value[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      value[i] = first + i < planes ? g_element[(first + i) * plane_elems] : 0.0f;
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) sum += value[i];
+  }
+  return sum;
+}
+
 /// The tile of G from (j0, i0) on, and of b's columns from i0 on; zero outside.
 LOWRANK_DEVICE void FillTiles(const FactoredNormParams& p, int64_t n0, int64_t j0, int64_t i0,
                               FactoredNormShared& s) {
   const int row = static_cast<int>(threadIdx.x) / kRanks;
   const int col = static_cast<int>(threadIdx.x) % kRanks;
   const bool inside = i0 + col < p.r;
-  s.gram[row][col] = inside && j0 + row < p.r ? p.gram[(j0 + row) * p.r + i0 + col] : 0.0f;
+  s.gram[row][col] = inside && j0 + row < p.r
+                         ? SumPlanes<kGramAtOnce>(p.gram + (j0 + row) * p.r + i0 + col,
+                                                  p.gram_plane_elems, p.gram_planes)
+                         : 0.0f;
 #pragma unroll
   for (int i = 0; i < kRows; i += kRanks) {
     const int64_t n = n0 + row + i;
@@ -57,10 +80,19 @@ LOWRANK_DEVICE void FactoredNormBody(const FactoredNormParams& p) {
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int64_t n0 = static_cast<int64_t>(blockIdx.x) * kRows;
   const int64_t n = n0 + lane;
+  const float square = warp == 0 && n < p.N ? p.squares[n] : 0.0f;
   double sum = 0;
   for (int64_t j0 = 0; j0 < p.r; j0 += kRanks) {
     float half[kOwn] = {};
     float own[kOwn] = {};
+    float product[kOwn];
+#pragma unroll
+    for (int q = 0; q < kOwn; ++q) {
+      const int64_t j = j0 + warp * kOwn + q;
+      product[q] = j < p.r && n < p.N ? SumPlanes<kProductAtOnce>(p.product + j * p.N + n,
+                                                                  p.r * p.N, p.product_planes)
+                                      : 0.0f;
+    }
     for (int64_t i0 = 0; i0 < p.r; i0 += kRanks) {
       FillTiles(p, n0, j0, i0, s);
       __syncthreads();
@@ -78,9 +110,8 @@ LOWRANK_DEVICE void FactoredNormBody(const FactoredNormParams& p) {
     }
 #pragma unroll
     for (int q = 0; q < kOwn; ++q) {
-      const int64_t j = j0 + warp * kOwn + q;
-      if (j >= p.r || n >= p.N) continue;
-      const float t = p.product[j * p.N + n] + 0.5f * p.scaling * half[q];
+      if (j0 + warp * kOwn + q >= p.r) continue;
+      const float t = product[q] + 0.5f * p.scaling * half[q];
       sum += static_cast<double>(own[q]) * static_cast<double>(t);
     }
   }
@@ -91,7 +122,7 @@ LOWRANK_DEVICE void FactoredNormBody(const FactoredNormParams& p) {
 #pragma unroll
   for (int i = 0; i < kWarps; ++i) sum += s.sums[i][lane];
   const double factor = 2.0 * static_cast<double>(p.scaling);
-  const auto value = static_cast<float>(static_cast<double>(p.squares[n]) + factor * sum);
+  const auto value = static_cast<float>(static_cast<double>(square) + factor * sum);
   p.norms[n] = sqrtf(value < 0.0f ? 0.0f : value);
 }
 

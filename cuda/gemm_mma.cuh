@@ -350,6 +350,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   if constexpr (!Source::kDirect) {
     if (first < end) source.Issue(first);
   }
+  if (p.x_made) GridDependencyWait();
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) load_stage(first + stage);
   GridDependencyWait();

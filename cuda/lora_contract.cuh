@@ -20,6 +20,9 @@
 ///              tile of 16 products; scale and 1 / (1 - p) are applied once to the sum
 /// Gate         on the tile in shared memory, each thread on the chunks that it copied itself: no
 ///              barrier more, and one Philox call for four elements, the fewest there can be
+/// Rounded      where it is asked for, x of f32 is stored in 16 bits too, by the same threads as
+/// the
+///              gate has, by the blocks of the first rank tile: a product that reads it follows
 /// Needs        nothing: rows that are not 16-byte aligned are loaded element by element
 ///
 /// Budget, bf16 x, f32 factor, r = 16, a tile of 64 x 128 = 16 KB. What memory allows it: 1,660
@@ -43,6 +46,7 @@
 ///              memory on H100
 #pragma once
 
+#include "cuda/element.cuh"
 #include "cuda/gpu.cuh"
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_parts.cuh"
@@ -85,8 +89,8 @@ struct LoraTile {
   }
 };
 
-/// One block of the contraction.
-template <typename T, int kRankTile, bool kTransposed>
+/// One block of the contraction. kRounds: p.rounded may be asked for.
+template <typename T, int kRankTile, bool kTransposed, bool kRounds = false>
 class LoraContract {
  public:
   using Shared = LoraContractShared<T>;
@@ -99,6 +103,7 @@ class LoraContract {
   /// `o_tile` counts the rank tiles of each o block.
   static LOWRANK_MEMBER void Run(const LoraContractParams& p, uint32_t o_tile, uint32_t split) {
     LoraContract block(p, o_tile, split);
+    if (kRounds && p.rounded != nullptr) GridDependencyWait();  // the walk stores
     block.Walk();
     GridDependencyWait();
     block.Meet();
@@ -152,6 +157,9 @@ class LoraContract {
       LoadFactor(tile);
       CpAsyncWait<kStages - 2>();
       if (p_.gate.kind != kLoraGateNone) GateTile(tile);
+      if constexpr (kRounds) {
+        if (p_.rounded != nullptr && rank0_ == 0) RoundTile(tile);
+      }
       __syncthreads();  // the tile is whole, and every warp has left the one before
       if (tile + kStages - 1 < tiles) LoadTile(tile + kStages - 1);
       CpAsyncCommit();
@@ -229,6 +237,36 @@ class LoraContract {
       if (inside <= 0) return;
       uint4* s_chunk = reinterpret_cast<uint4*>(s_tile + offset_bytes);
       *s_chunk = KeepOnly<T>(*s_chunk, KeptBits<Tile::kChunkElems>(p_.gate, index, inside));
+    });
+  }
+
+  /// Stores the chunks that this thread copied as elements of p.rounded.
+  LOWRANK_MEMBER void RoundTile(int tile) const {
+    if (p_.rounded_element == kLoraBF16) {
+      RoundTileTo(ElementBF16(), tile);
+    } else {
+      RoundTileTo(ElementF16(), tile);
+    }
+  }
+  template <typename Element>
+  LOWRANK_MEMBER void RoundTileTo(Element element, int tile) const {
+    const unsigned char* s_tile = StageOf(tile);
+    uint16_t* g_rounded = static_cast<uint16_t*>(p_.rounded);
+    ForEachChunk<1>(tile, [&](int offset_bytes, int64_t index, int inside) {
+      if (inside <= 0) return;
+      const float4 chunk = *reinterpret_cast<const float4*>(s_tile + offset_bytes);
+      const uint32_t bits[4] = {BitsFrom(element, chunk.x), BitsFrom(element, chunk.y),
+                                BitsFrom(element, chunk.z), BitsFrom(element, chunk.w)};
+      if (p_.x_aligned != 0) {  // rows of whole chunks
+        const uint64_t low = bits[0] | bits[1] << 16;
+        const uint64_t high = bits[2] | bits[3] << 16;
+        *reinterpret_cast<uint64_t*>(g_rounded + index) = low | high << 32;
+        return;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (i < inside) g_rounded[index + i] = static_cast<uint16_t>(bits[i]);
+      }
     });
   }
 

@@ -5,7 +5,7 @@
 /// Operands   x [M, K] T row-major · w codes packed as QuantView says, or [N, K] T · h [M, r] f32 ·
 ///            y [M, N] T, T = bf16 | f16; the others f32 | bf16 | f16
 /// Grid       (ceil(N / kRows), splits of K); with splits > 1 the blocks write f32 planes, which
-///            matmul_small_m_finish adds in order, or to f32 sums lora_reduce (PlanProductSums)
+///            matmul_small_m_finish adds in order, or to f32 who asked (PlanProductPlanes)
 /// Shared     a table of 32 KiB (none dense, nor for 4-bit codes at M > 32) + two steps of x
 ///            (kTokens · kStepK · 2 bytes each) + the scales of the block's rows and slice,
 ///            (kRows + 8) · 4 bytes a block index
@@ -109,6 +109,7 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     Codes next, after;
     this->LoadCodes(0, &next);
     this->LoadCodes(1, &after);
+    if (p_.x_made) GridDependencyWait();
     IssueX(0);
     decoder_.Fill();
     if constexpr (Base::kQuantised) this->FillScales();

@@ -195,12 +195,12 @@ class Bench {
       return Plan1(op, o, calls);
     }
     if (c.op == "factoredNorm") {
-      // The factors as they are for 16-bit activations: x is lora_a.
+      // lora_a is x, of r rows; the factors as they are beside 16-bit activations.
       FactoredNormOp op;
-      op.x = x;
       op.w = w;
       op.lora_a = x;
       op.lora_b = o->Normal(c.N, c.r, dtype, 0.02);
+      op.product = dtype;
       op.squares = o->Normal(1, c.N, DType::kF32);
       op.norms = o->Tensor(1, c.N, DType::kF32);
       op.scaling = 2;

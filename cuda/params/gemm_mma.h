@@ -54,6 +54,7 @@ struct GemmMmaParams {
   bool w_transposed;
   bool gated;           // dropout by seed, or by mask where given
   bool accumulate;      // add to what y holds
+  bool x_made;          // a launch of the op writes x: none of it is read before that has ended
   bool vector_store;    // rows of y are whole 16-byte pieces, 16-byte aligned
   bool vector_factors;  // so are h's and the factor's rows
 };

@@ -57,6 +57,8 @@ struct LoraContractParams {
   int32_t out_paired = 0;     // elements (o, j) and (o, j + 1), j even, are one aligned word
   uint32_t rank_tiles = 1;    // ceil(r / kRankTile), at least 1
   int32_t x_aligned = 0;      // every row starts 16-byte aligned
+  void* rounded = nullptr;    // [rows, cols], shrink of f32 alone, optional: x rounded to 16 bits
+  int32_t rounded_element = kLoraBF16;
   LoraGate gate;
 };
 

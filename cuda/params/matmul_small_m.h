@@ -121,6 +121,7 @@ struct SmallMParams {
   uint8_t bias_dtype;  // ElementCode
   uint8_t lora_b_dtype;
   uint8_t lora_bias_dtype;
+  bool x_made;  // a launch of the op writes x: none of it is read before that has ended
 };
 
 }  // namespace lowrank::gpu

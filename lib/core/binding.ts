@@ -88,13 +88,13 @@ export interface Binding {
   ): void;
   quantizeScales(absmax: NativeHandle, w: NativeHandle): void;
   weightNorms(w: NativeHandle): NativeHandle;
-  /** `x` is loraA in the dtype of the product. */
+  /** `dtype` is that of the product with w. */
   factoredNorm(
-    x: NativeHandle,
-    w: NativeHandle,
     loraA: NativeHandle,
+    w: NativeHandle,
     loraB: NativeHandle,
     squares: NativeHandle,
+    dtype: string,
     scaling: number,
   ): NativeHandle;
   putRows(y: NativeHandle, source: NativeHandle, begin: number): void;

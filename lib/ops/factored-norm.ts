@@ -119,18 +119,18 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, 'f32'));
   return scope(() => {
     const squares = kept ?? weightNorms(weight);
-    const product = loraA.dtype === dtype ? loraA : loraA.to({ dtype });
     if (zeroTermOf(weight) !== undefined) {
+      const product = loraA.dtype === dtype ? loraA : loraA.to({ dtype });
       return factoredByParts(product, weight, loraA, loraB, squares.reshape([N]), scaling);
     }
     return Tensor.adopt(
       native(op, (raw) =>
         raw.factoredNorm(
-          Tensor.handleOf(product, op, 'loraA'),
-          handle,
           Tensor.handleOf(loraA, op, 'loraA'),
+          handle,
           Tensor.handleOf(loraB, op, 'loraB'),
           Tensor.handleOf(squares, op, 'weightNorms'),
+          dtype,
           scaling,
         ),
       ),

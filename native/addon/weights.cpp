@@ -307,17 +307,18 @@ Napi::Value WeightNorms(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(norms));
 }
 
-// factoredNorm(x, w, loraA, loraB, squares, scaling) -> [N]; x is loraA in the dtype of the product
+// factoredNorm(loraA, w, loraB, squares, dtype, scaling) -> [N]; dtype is that of the product with
+// w
 Napi::Value FactoredNorm(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = FactoredNormOp::kName;
   const Napi::Env env = info.Env();
   Operands operands(env, kOp, TensorOf(info[0], kOp, "loraA").storage->backend());
   FactoredNormOp op;
-  op.x = operands.In(info[0], "loraA");
+  op.lora_a = operands.In(info[0], "loraA");
   op.w = operands.Weight(info[1], "w");
-  op.lora_a = operands.In(info[2], "loraA");
-  op.lora_b = operands.In(info[3], "loraB");
-  op.squares = operands.OptionalRow(info[4], "weightNorms");
+  op.lora_b = operands.In(info[2], "loraB");
+  op.squares = operands.OptionalRow(info[3], "weightNorms");
+  op.product = DTypeArg(info[4], kOp);
   op.scaling = static_cast<float>(NumberArg(info[5], kOp, "scaling"));
   TensorHandle norms;
   op.norms = operands.Out(&norms, DType::kF32, {op.w.rows()});

@@ -102,9 +102,8 @@ std::string WeightNormsOp::Describe() const { return std::string(kName) + " w " 
 
 Status FactoredNormOp::Check() const {
   const int64_t r = lora_a.rows;
-  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, x.dtype, "the product"));
+  LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, product, "the product"));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA", lora_a, r, w.cols()));
-  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraA in the dtype of the product", x, r, w.cols()));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "loraB", lora_b, w.rows(), r));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "weightNorms", squares, 1, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "weightNorms", squares, DType::kF32));
@@ -119,7 +118,7 @@ Status FactoredNormOp::Check() const {
 }
 std::string FactoredNormOp::Describe() const {
   return std::string(kName) + " loraA " + lora_a.Describe() + " w " + w.Describe() + " product " +
-         DTypeName(x.dtype) + " scaling " + std::to_string(scaling);
+         DTypeName(product) + " scaling " + std::to_string(scaling);
 }
 
 Status QuantizeScalesOp::Check() const {

@@ -360,12 +360,12 @@ struct WeightNormsOp {
 /// lora_b · lora_a, of squares below 0 that of 0
 struct FactoredNormOp {
   static constexpr const char* kName = "factoredNorm";
-  TensorView x;        // [r, K]  lora_a in the dtype of the product with w
   WeightView w;        // [N, K]
-  TensorView lora_a;   // [r, K]  any dtype
+  TensorView lora_a;   // [r, K]  any dtype; in the product with w rounded to `product`
   TensorView lora_b;   // [N, r]  any dtype
   TensorView squares;  // [1, N]  f32: WeightNormsOp's
   TensorView norms;    // [1, N]  f32, out
+  DType product = DType::kF32;
   float scaling = 1;
   Status Check() const;
   std::string Describe() const;

@@ -118,7 +118,14 @@ Status WeightNorms(const WeightNormsOp& op, const RunContext& context) {
 Status FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
   const int64_t r = op.lora_a.rows;
   const int64_t n_count = op.w.rows();
-  const std::vector<double> product = BaseProduct(op.x, op.w, Compute::kExact, context);
+  TensorView x = op.lora_a;
+  x.dtype = op.product;
+  std::vector<unsigned char> rounded(x.bytes());
+  x.data = rounded.data();
+  for (int64_t i = 0; i < x.elems(); ++i) {
+    Store(x, i, LoadElement(op.lora_a.data, op.lora_a.dtype, i), false);
+  }
+  const std::vector<double> product = BaseProduct(x, op.w, Compute::kExact, context);
   const std::vector<double> a = Load(op.lora_a, context);
   const std::vector<double> b = Load(op.lora_b, context);
   std::vector<double> gram(static_cast<size_t>(r * r));

@@ -199,6 +199,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
   params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
   params.scaling = operands.scaling;
   params.accumulate = operands.accumulate;
+  params.x_made = operands.x_made;
   params.vector_store = P % 8 == 0 && Aligned16(operands.y.data);
   SetLora(operands, &params);
   SetGate(operands.dropout, &params);
@@ -223,8 +224,8 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
   return Refuse(Code::kUnsupported, "matmul", "x", "bf16 or f16", DTypeName(operands.x.dtype));
 }
 
-Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
-                       Workspace* workspace, Plan* plan) {
+Status PlanGemmMmaPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes) {
   GemmMmaChoice choice = SelectGemmMma(operands, device);
   // For AppendPlaneSum.
   if (operands.y.cols % 4 != 0 && choice.splits > 1) {
@@ -239,13 +240,12 @@ Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const Devic
   LaunchStep& step = plan->steps.back();
   gpu::GemmMmaParams params;
   std::memcpy(&params, step.params.data(), sizeof(params));
-  if (cut) {
-    AppendPlaneSum(params.planes, choice.splits, operands.y.elems(), sums, plan);
-    return Status();
+  if (!cut) {
+    params.splits = 2;  // of which the grid has the first, with all of the reduction
+    params.planes = sums;
+    step.SetParams(params);
   }
-  params.splits = 2;  // of which the grid has the first, with all of the reduction
-  params.planes = sums;
-  step.SetParams(params);
+  *planes = {params.planes, choice.splits};
   return Status();
 }
 

@@ -21,13 +21,23 @@ struct GemmMmaOperands {
   float scaling = 1;          // of the LoRA term and lora_bias
   DropoutSpec dropout;        // gate of the LoRA term where w_transposed, else of x in the shrink
   bool accumulate = false;    // add to what y holds
+  bool x_made = false;        // an earlier step writes x; for sums alone (PlanProductPlanes)
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
 };
 
-/// sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, w and
+/// sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
 /// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once.
 Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
                        Workspace* workspace, Plan* plan);
+
+/// The same before planes are added where the product is cut: one behind the other in the
+/// workspace, or where it is not cut, one in `sums`.
+struct ProductPlanes {
+  const float* planes = nullptr;
+  int64_t count = 1;
+};
+Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes);
 
 /// One row of the tile table: what a block computes, and where it is chosen.
 struct GemmMmaTile {
@@ -59,10 +69,9 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
 Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
 
-/// The f32 sums of the product alone, from the planes that the kernels write where a reduction is
-/// cut; a launch more adds several.
-Status PlanGemmMmaSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
-                       Workspace* workspace, Plan* plan);
+/// PlanProductPlanes by these kernels.
+Status PlanGemmMmaPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes);
 
 /// The product for any dtype of x, by the kernel family that suits the shape and the device: f32,
 /// few tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is

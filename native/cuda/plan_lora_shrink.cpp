@@ -34,6 +34,34 @@ bool Aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
 }
 
+/// How K is cut in the shrink of x by r ranks.
+LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
+                      const DeviceLimits& device) {
+  if (device.batch_invariant) return BatchInvariantShrinkSplit(x.cols, r, x.dtype);
+  const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * CeilDiv(r, tile.rank_tile);
+  return SelectLoraSplit(o_blocks, x.cols, LoraSlots(tile, x.dtype, device),
+                         static_cast<int64_t>(x.bytes()), x.rows * r);
+}
+
+/// The launch of a shrink over x; `params` lack nothing but the cut.
+void AddShrink(const TensorView& x, const LoraSplit& split, const LoraTile& tile,
+               gpu::LoraContractParams params, Plan* plan) {
+  params.q_per_split = split.q_per_split;
+  const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * params.rank_tiles;
+  plan->steps.push_back(
+      LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
+}
+
+/// The same into planes of the workspace, not scaled.
+LoraShrinkPlanes AddShrinkPlanes(const TensorView& x, const LoraSplit& split, const LoraTile& tile,
+                                 gpu::LoraContractParams params, Workspace* workspace, Plan* plan) {
+  params.scale = 1;
+  params.out_plane_elems = LoraPlaneElems(x.rows * params.r);
+  params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
+  AddShrink(x, split, tile, params, plan);
+  return {params.out, params.out_plane_elems, split.splits};
+}
+
 }  // namespace
 
 gpu::LoraGate LoraGateOf(const TensorView& x, const DropoutSpec& dropout) {
@@ -178,36 +206,36 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
   const int64_t count = x.rows * r;
   if (count == 0) return Status();
   const float scale = scaling * LoraKeptScale(dropout);
+  LoraShrinkPlanes planes;
+  if (x.cols > 0) {
+    const LoraTile& tile = SelectLoraTile(r, device);
+    const LoraSplit split = ShrinkSplit(x, r, tile, device);
+    gpu::LoraContractParams params = LoraShrinkOver(x, factor, contraction_major, dropout, tile);
+    if (split.splits == 1 && !accumulate) {
+      params.out = out;
+      params.out_paired &= Aligned(out, 8);
+      params.scale = scale;
+      AddShrink(x, split, tile, params, plan);
+      return Status();
+    }
+    planes = AddShrinkPlanes(x, split, tile, params, workspace, plan);
+  }
   LoraReduction reduction;
-  if (x.cols == 0) {
-    reduction.AddF32(nullptr, 0, 0, out, count, scale, accumulate);
-    reduction.AppendTo(plan);
-    return Status();
-  }
-
-  const LoraTile& tile = SelectLoraTile(r, device);
-  gpu::LoraContractParams params = LoraShrinkOver(x, factor, contraction_major, dropout, tile);
-  const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * params.rank_tiles;
-  const LoraSplit split = device.batch_invariant
-                              ? BatchInvariantShrinkSplit(x.cols, r, x.dtype)
-                              : SelectLoraSplit(o_blocks, x.cols, LoraSlots(tile, x.dtype, device),
-                                                static_cast<int64_t>(x.bytes()), x.rows * r);
-  params.q_per_split = split.q_per_split;
-  params.out = out;
-  params.scale = scale;
-  if (split.splits == 1 && !accumulate) {
-    params.out_paired &= Aligned(out, 8);
-  } else {
-    params.out_plane_elems = LoraPlaneElems(count);
-    params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
-    params.scale = 1;
-    reduction.AddF32(params.out, params.out_plane_elems, split.splits, out, count, scale,
-                     accumulate);
-  }
-  plan->steps.push_back(
-      LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
+  reduction.AddF32(planes.planes, planes.plane_elems, planes.count, out, count, scale, accumulate);
   reduction.AppendTo(plan);
   return Status();
+}
+
+LoraShrinkPlanes PlanLoraSquare(const TensorView& x, const TensorView& rounded,
+                                const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+  if (x.elems() == 0) return {};
+  const LoraTile& tile = SelectLoraTile(x.rows, device);
+  gpu::LoraContractParams params = LoraShrinkOver(x, x, false, DropoutSpec(), tile);
+  if (rounded.present) {
+    params.rounded = rounded.data;
+    params.rounded_element = LoraElementOf(rounded.dtype);
+  }
+  return AddShrinkPlanes(x, ShrinkSplit(x, x.rows, tile, device), tile, params, workspace, plan);
 }
 
 }  // namespace lowrank::cuda

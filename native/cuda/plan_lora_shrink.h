@@ -19,4 +19,15 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
                       const DropoutSpec& dropout, float scaling, float* out, bool accumulate,
                       const DeviceLimits& device, Workspace* workspace, Plan* plan);
 
+/// What a shrink leaves where nothing has added its parts of K yet.
+struct LoraShrinkPlanes {
+  const float* planes = nullptr;  // plane s from element s · plane_elems on
+  int64_t plane_elems = 0;
+  int64_t count = 0;  // 0: K = 0, and all sums are 0
+};
+/// x · xᵀ [M, M] by one launch, as planes in the workspace. Where `rounded` is present, x is f32,
+/// and the launch leaves it there in a 16-bit dtype: whoever reads that must not begin before.
+LoraShrinkPlanes PlanLoraSquare(const TensorView& x, const TensorView& rounded,
+                                const DeviceLimits& device, Workspace* workspace, Plan* plan);
+
 }  // namespace lowrank::cuda

@@ -2,6 +2,7 @@
 #include "native/cuda/plan_gemm_f32.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_gemm_wgmma.h"
+#include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_matmul_small_m.h"
 #include "native/cuda/plan_streaming.h"
@@ -66,23 +67,36 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
   return PlanProductOfH(product, device, workspace, plan);
 }
 
-Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
-                       Workspace* workspace, Plan* plan) {
+Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes) {
   GemmMmaOperands product;
   product.x = operands.x;
+  product.x_made = operands.x_made;
   product.w = operands.w;
   product.w_transposed = operands.w_transposed;
   const int64_t cols = product.w_transposed ? product.w.cols() : product.w.rows();
   product.y = {sums, DType::kF32, product.x.rows, cols, true};
+  *planes = {sums, 1};
   if (product.y.elems() == 0) return Status();
   if (product.x.dtype == DType::kF32 ||
       (!product.w.quantised() && product.w.dense.dtype == DType::kF32)) {
     return PlanGemmF32(product, device, workspace, plan);
   }
-  if (MayChooseByM(product, device) && SmallMSumsApply(product, device)) {
-    return PlanMatmulSmallMSums(product, sums, device, workspace, plan);
+  if (MayChooseByM(product, device) && SmallMPlanesApply(product, device)) {
+    return PlanMatmulSmallMPlanes(product, sums, device, workspace, plan, planes);
   }
-  return PlanGemmMmaSums(product, sums, device, workspace, plan);
+  return PlanGemmMmaPlanes(product, sums, device, workspace, plan, planes);
+}
+
+Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                       Workspace* workspace, Plan* plan) {
+  const int64_t cols = operands.w_transposed ? operands.w.cols() : operands.w.rows();
+  ProductPlanes planes;
+  LOWRANK_RETURN_IF_ERROR(PlanProductPlanes(operands, sums, device, workspace, plan, &planes));
+  if (planes.count > 1) {
+    AppendPlaneSum(planes.planes, planes.count, operands.x.rows * cols, sums, plan);
+  }
+  return Status();
 }
 
 Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {

@@ -254,6 +254,7 @@ gpu::SmallMParams ParamsOf(const GemmMmaOperands& operands, const Slices& slices
   params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
   params.lora_b_dtype = static_cast<uint8_t>(operands.lora_factor.dtype);
   params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
+  params.x_made = operands.x_made;
   return params;
 }
 
@@ -279,23 +280,23 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
          (ChooseWgmma(operands, device).row != nullptr || MmaTakes(operands, device));
 }
 
-bool SmallMSumsApply(const GemmMmaOperands& operands, const DeviceLimits& device) {
+bool SmallMPlanesApply(const GemmMmaOperands& operands, const DeviceLimits& device) {
   // For AppendPlaneSum.
   return operands.y.cols % 4 == 0 && Takes(operands) && MmaTakes(operands, device);
 }
 
-Status PlanMatmulSmallMSums(const GemmMmaOperands& operands, float* sums,
-                            const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+Status PlanMatmulSmallMPlanes(const GemmMmaOperands& operands, float* sums,
+                              const DeviceLimits& device, Workspace* workspace, Plan* plan,
+                              ProductPlanes* planes) {
   const TileRow& tile = *TileFor(operands.x.rows, device);
   const Slices slices = CutK(operands, tile, device);
-  const int64_t count = operands.y.elems();
   gpu::SmallMParams params = ParamsOf(operands, slices);
   // Blocks of several splits write planes; of one, the grid has the first of two.
   params.splits = std::max<uint32_t>(params.splits, 2);
-  params.partial = slices.count > 1 ? workspace->Take<float>(slices.count * count) : sums;
-  LOWRANK_RETURN_IF_ERROR(AddMmaStep(tile, operands, slices, params, plan));
-  if (slices.count > 1) AppendPlaneSum(params.partial, slices.count, count, sums, plan);
-  return Status();
+  params.partial =
+      slices.count > 1 ? workspace->Take<float>(slices.count * operands.y.elems()) : sums;
+  *planes = {params.partial, slices.count};
+  return AddMmaStep(tile, operands, slices, params, plan);
 }
 
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,

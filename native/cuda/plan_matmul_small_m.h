@@ -17,9 +17,10 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device);
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
                         Workspace* workspace, Plan* plan);
 
-/// The f32 sums of x · wᵀ (plan_gemm_mma.h's PlanProductSums) of at most 64 tokens, by mma.sync.
-bool SmallMSumsApply(const GemmMmaOperands& operands, const DeviceLimits& device);
-Status PlanMatmulSmallMSums(const GemmMmaOperands& operands, float* sums,
-                            const DeviceLimits& device, Workspace* workspace, Plan* plan);
+/// plan_gemm_mma.h's PlanProductPlanes, of x · wᵀ of at most 64 tokens, by mma.sync.
+bool SmallMPlanesApply(const GemmMmaOperands& operands, const DeviceLimits& device);
+Status PlanMatmulSmallMPlanes(const GemmMmaOperands& operands, float* sums,
+                              const DeviceLimits& device, Workspace* workspace, Plan* plan,
+                              ProductPlanes* planes);
 
 }  // namespace lowrank::cuda

@@ -1,10 +1,12 @@
 /// Norms of a weight: sum_rows over its rows, which are dequantised tile by tile where it is
 /// packed. Norms of an adapted one: the shrink of lora_a by itself, the product of lora_a with w,
-/// which on sm_90 runs beside it, and cuda/factored_norm_sm80.cu.
+/// which on sm_90 runs beside it where it need not wait for lora_a to be rounded, and
+/// cuda/factored_norm_sm80.cu.
 #include <algorithm>
 
 #include "cuda/params/factored_norm.h"
 #include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_streaming.h"
 
@@ -13,6 +15,13 @@ namespace {
 
 /// Elements of a tile: 1 MB of f32, which stays in the second-level cache.
 constexpr int64_t kTileElems = int64_t{1} << 18;
+
+/// Planes of the product that factored_norm adds as it reads them, loads of one latency in place of
+/// a launch of 1.2 us. Each element is one thread's, so that many are better added before.
+constexpr int64_t kProductPlanes = 4;
+/// Planes of lora_a by itself that it adds: every block reads all of them, of r² elements, from L2;
+/// 16 of r = 16 are 2 MB in 128 blocks, but of r = 64 they would be 33.
+constexpr int64_t kGramElems = 16 * 16 * 16;
 
 /// norms[first, first + rows.rows) of `rows`.
 Status PlanSums(const TensorView& rows, const TensorView& norms, int64_t first,
@@ -25,6 +34,49 @@ Status PlanSums(const TensorView& rows, const TensorView& norms, int64_t first,
   sum.out.cols = rows.rows;
   sum.axis = 1;
   return MakePlan(sum, device, workspace, plan);
+}
+
+/// lora_a · lora_aᵀ and lora_a · wᵀ, and where their planes are.
+Status PlanFactoredSums(const FactoredNormOp& op, const DeviceLimits& device, Workspace* workspace,
+                        Plan* plan, gpu::FactoredNormParams* params) {
+  const int64_t r = op.lora_a.rows;
+  GemmMmaOperands operands;
+  operands.x = op.lora_a;
+  operands.x.dtype = op.product;
+  operands.x_made = op.product != op.lora_a.dtype;
+  operands.w = op.w;
+  // An f32 lora_a is rounded by the shrink, which reads it anyway, the others by a launch.
+  TensorView rounded;
+  if (operands.x_made) {
+    operands.x.data = workspace->Take<unsigned char>(static_cast<int64_t>(operands.x.bytes()));
+    if (op.lora_a.dtype == DType::kF32) {
+      rounded = operands.x;
+    } else {
+      LOWRANK_RETURN_IF_ERROR(MakePlan(CastOp{op.lora_a, operands.x}, device, workspace, plan));
+    }
+  }
+  LoraShrinkPlanes gram = PlanLoraSquare(op.lora_a, rounded, device, workspace, plan);
+  if (gram.count > 1 && gram.count * r * r > kGramElems) {
+    float* sums = workspace->Take<float>(r * r);
+    LoraReduction reduction;
+    reduction.AddF32(gram.planes, gram.plane_elems, gram.count, sums, r * r, 1, false);
+    reduction.AppendTo(plan);
+    gram = {sums, 0, 1};
+  }
+  params->gram = gram.planes;
+  params->gram_plane_elems = gram.plane_elems;
+  params->gram_planes = static_cast<int32_t>(gram.count);
+
+  float* sums = workspace->Take<float>(r * op.w.rows());
+  ProductPlanes product;
+  LOWRANK_RETURN_IF_ERROR(PlanProductPlanes(operands, sums, device, workspace, plan, &product));
+  if (product.count > kProductPlanes) {
+    AppendPlaneSum(product.planes, product.count, r * op.w.rows(), sums, plan);
+    product = {sums, 1};
+  }
+  params->product = product.planes;
+  params->product_planes = static_cast<int32_t>(product.count);
+  return Status();
 }
 
 }  // namespace
@@ -70,16 +122,7 @@ Status MakePlan(const FactoredNormOp& op, const DeviceLimits& device, Workspace*
   params.scaling = op.scaling;
   params.lora_b_element = static_cast<int32_t>(op.lora_b.dtype);
   if (r > 0) {
-    float* gram = workspace->Take<float>(r * r);
-    float* product = workspace->Take<float>(r * N);
-    params.gram = gram;
-    params.product = product;
-    LOWRANK_RETURN_IF_ERROR(PlanLoraShrink(op.lora_a, op.lora_a, ShrinkFactor::kRankMajor,
-                                           DropoutSpec(), 1, gram, false, device, workspace, plan));
-    GemmMmaOperands operands;
-    operands.x = op.x;
-    operands.w = op.w;
-    LOWRANK_RETURN_IF_ERROR(PlanProductSums(operands, product, device, workspace, plan));
+    LOWRANK_RETURN_IF_ERROR(PlanFactoredSums(op, device, workspace, plan, &params));
   }
   LaunchStep step;
   step.kernel = "factored_norm_kernel";

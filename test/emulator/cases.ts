@@ -32,6 +32,7 @@ import { special, unaligned } from './edge-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
+import { norms } from './norm-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
 function streaming(): KernelCase[] {
@@ -183,6 +184,7 @@ export function kernelCases(): KernelCase[] {
     ...elementwise(),
     ...halves(),
     ...features(),
+    ...norms(),
     ...grouped(),
     ...unaligned(),
     ...special(),

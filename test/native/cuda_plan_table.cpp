@@ -265,9 +265,8 @@ void AddWeight(DType dtype, const WeightView& w, Card* card) {
   const TensorView norms = Matrix(DType::kF32, 1, w.rows());
   card->Add(WeightNormsOp{w, norms});
   for (const int64_t r : {8, 16, 64}) {
-    card->Add(FactoredNormOp{Matrix(dtype, r, w.cols()), w, Matrix(DType::kF32, r, w.cols()),
-                             Matrix(DType::kF32, w.rows(), r), norms,
-                             Matrix(DType::kF32, 1, w.rows()), 2});
+    card->Add(FactoredNormOp{w, Matrix(DType::kF32, r, w.cols()), Matrix(DType::kF32, w.rows(), r),
+                             norms, Matrix(DType::kF32, 1, w.rows()), dtype, 2});
   }
   if (!w.quantised()) return;
   const TensorView values = Matrix(dtype, w.rows(), w.cols());

@@ -28,8 +28,10 @@ enum Slot {
   kStageSlot,
   kGroupSlot,
   kFactorSlot,
-  kNormSlot
+  kNormSlot,
+  kRoundedSlot
 };
+static_assert(kRoundedSlot < Scratch::kSlots);
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
 constexpr int64_t kChunkBytes = 9 << 20;

@@ -88,7 +88,14 @@ LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& cont
   const Outcome shrunk = LoraShrink(shrink, context);
   if (shrunk.code != Code::kOk) return shrunk;
   LoraExpandOp expand;
-  expand.x = op.x;
+  expand.x = op.lora_a;
+  if (op.product != op.lora_a.dtype) {
+    expand.x.dtype = op.product;
+    expand.x.data = run.Get<char>(kRoundedSlot, static_cast<int64_t>(expand.x.bytes()));
+    if (expand.x.data == nullptr) return run.Result();
+    const Outcome rounded = Cast({op.lora_a, expand.x}, context);
+    if (rounded.code != Code::kOk) return rounded;
+  }
   expand.w = op.w;
   expand.lora_b = op.lora_b;
   expand.h = shrink.h;
