@@ -7,6 +7,7 @@ import {
   quantize,
   synchronize,
   Tensor,
+  weightNorms,
 } from '../../../lib/index.js';
 
 const device = 'cuda-emulated' as const;
@@ -19,7 +20,9 @@ const w = quantize(random(2, [N, K], 'bf16'), { format: 'nf4' });
 const [loraA, loraB] = [random(3, [r, K]), random(4, [N, r])];
 const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: r });
 loraForwardMany(x, [{ w, adapter }, { w }, { w, adapter }], { training: false });
-factoredNorm({ w, loraA, loraB });
+const kept = weightNorms(w);
+factoredNorm({ w, loraA, loraB, weightNorms: kept });
+factoredNorm({ w, loraA, loraB, weightNorms: kept, dtype: 'bf16' });
 matmul(x, w);
 await synchronize(device);
 console.log('{}');
