@@ -85,7 +85,7 @@ int main(int argc, char** argv) {
   const peer::Job job = peer::ReadJob(argv);
   LoadLibraries(argv[peer::kArguments]);
   const auto [M, K, N] = std::array{job.M, job.K, job.N};
-  const Type type = job.format == "int8" ? kQ8_0 : kQ4_0;
+  const Type type = job.format.rfind("int8", 0) == 0 ? kQ8_0 : kQ4_0;
 
   Registry* registry = Find<Registry*()>("ggml_backend_init")();
   Device* device = Find<Device*(Registry*, size_t)>("ggml_backend_reg_dev_get")(registry, 0);

@@ -8,8 +8,9 @@ import { FORMATS, wholeInt4Blocks } from '../quant/formats.js';
 export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
 export type BenchOp = (typeof benchOps)[number];
 
-export type WeightFormat = QuantFormat | 'none';
-export const weightFormats = ['nf4', 'fp4', 'int8', 'int4', 'none'] as const;
+/** `int8-rowwise`: LLM.int8's. */
+export type WeightFormat = QuantFormat | 'int8-rowwise' | 'none';
+export const weightFormats = ['nf4', 'fp4', 'int8', 'int8-rowwise', 'int4', 'none'] as const;
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 
 /** One measurement, whoever computes it. */
@@ -59,6 +60,7 @@ export function bytesOfType(dtype: DType): number {
 /** Bytes of a weight in this library's formats, f32 scales (and zero-points of int4) included. */
 export function weightBytesOf({ K, N, format, dtype }: Job): number {
   if (format === 'none') return K * N * bytesOfType(dtype);
+  if (format === 'int8-rowwise') return K * N + 4 * N;
   const { bits, defaultBlocksize } = FORMATS.find(({ name }) => name === format) as {
     bits: number;
     defaultBlocksize: number;

@@ -77,6 +77,7 @@ export interface Binding {
     blocksize: number,
     nestedBlocksize: number,
     parts: Record<string, HostArray | undefined>,
+    rowwise?: boolean,
   ): NativeHandle;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
   emptyLike(w: NativeHandle): NativeHandle;

@@ -154,6 +154,7 @@ export class QuantizedWeight implements Disposable {
         blocksize,
         nestedBlocksize,
         parts,
+        true,
       ),
     );
     const { shape, sourceDType, device } = place;

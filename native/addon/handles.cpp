@@ -110,6 +110,7 @@ QuantView WeightHandle::View() const {
   view.nested_absmax = static_cast<float*>(data(kNestedAbsmax));
   view.absmax_offset = static_cast<float*>(data(kAbsmaxOffset));
   view.nested_blocksize = nested_blocksize;
+  view.rowwise = rowwise;
   return view;
 }
 

@@ -50,6 +50,7 @@ struct WeightHandle {
   int64_t cols = 0;
   int64_t blocksize = 0;
   int64_t nested_blocksize = 256;
+  bool rowwise = false;
   int64_t accounted_bytes = 0;
 
   Backend* backend() const { return parts[kCodes]->backend(); }

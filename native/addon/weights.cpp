@@ -110,7 +110,7 @@ Napi::Value Quantize(const Napi::CallbackInfo& info) {
   return WrapWeight(env, std::move(weight));
 }
 
-// weightFromParts(device, format, N, K, blocksize, nestedBlocksize, parts): parts by name
+// weightFromParts(device, format, N, K, blocksize, nestedBlocksize, parts, rowwise): parts by name
 Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "fromBitsandbytes";
   const Napi::Env env = info.Env();
@@ -130,6 +130,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
                              std::to_string(weight.blocksize) + " and nested " +
                                  std::to_string(weight.nested_blocksize)));
   }
+  weight.rowwise = BoolArg(info[7]);
   const QuantView sizes = weight.View();
   const size_t expected_bytes[WeightHandle::kPartCount] = {
       sizes.code_bytes(),

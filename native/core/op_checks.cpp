@@ -74,6 +74,10 @@ Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
   if (w.elems() != 0 && (w.codes == nullptr || w.codebook == nullptr || single == nested)) {
     return Refuse(Code::kFormat, op, operand, "complete", "a weight with parts missing");
   }
+  if (w.rowwise && (w.format->bits != 8 || nested || w.cols % b != 0 || w.cols == 0)) {
+    return Refuse(Code::kFormat, op, operand, "of 8-bit codes and whole blocks, being rowwise",
+                  w.Describe());
+  }
   return Status();
 }
 
@@ -90,8 +94,14 @@ Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
     return Refuse(Code::kValue, op, "compute", "'exact' or 'int8'", "an unknown precision");
   }
   if (w.quantised() && w.quant.format->bits == 4) return Status();
+  if (w.quantised() && w.quant.rowwise) {
+    if (w.quant.cols <= kMostInt8RowDepth) return Status();
+    return Refuse(Code::kUnsupported, op, "w",
+                  "of K <= " + std::to_string(kMostInt8RowDepth) + " (compute is 'int8')",
+                  "K = " + std::to_string(w.quant.cols));
+  }
   return Refuse(
-      Code::kUnsupported, op, "w", "nf4, fp4 or int4 (compute is 'int8')",
+      Code::kUnsupported, op, "w", "nf4, fp4, int4 or rowwise int8 (compute is 'int8')",
       w.quantised() ? w.quant.format->name : std::string("dense ") + DTypeName(w.dense.dtype));
 }
 

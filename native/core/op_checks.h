@@ -24,7 +24,8 @@ Status CheckCompatible(const char* op, const char* operand, DType dtype, const c
 Status CheckQuant(const char* op, const char* operand, const QuantView& w);
 Status CheckWeight(const char* op, const WeightView& w, DType activations,
                    const char* activation_operand);
-/// int8 is for weights of 16 levels: that is what a table of 16 codes can stand for.
+/// int8 is for weights of 16 levels, which a table of 16 codes can stand for, and for rowwise ones,
+/// which are such codes.
 Status CheckCompute(const char* op, Compute compute, const WeightView& w);
 /// For Describe(): what is not exact.
 const char* ComputeSuffix(Compute compute);

@@ -34,9 +34,13 @@ struct DequantizeOp {
 /// How a forward product with the base weight is computed.
 ///
 ///   kExact  in the dtype of x, sums in f32
-///   kInt8   x and the codebook rounded to int8 with a scale a block, sums of a block in int32. For
-///           4-bit formats; the definition is in docs/architecture.md
+///   kInt8   of 4-bit formats: x and the codebook rounded to int8 with a scale a block, sums of a
+///           block in int32. Of rowwise int8: x rounded with a scale a row, all of a row's sum in
+///           int32. The definitions are in docs/architecture.md
 enum class Compute : uint8_t { kExact, kInt8 };
+
+// Terms of a rowwise sum of codes that are sure to fit 32 bits: 2^17 · 127² < 2^31.
+constexpr int64_t kMostInt8RowDepth = int64_t{1} << 17;
 
 /// y = x · dequant(w)ᵀ + bias
 struct MatmulOp {

@@ -33,6 +33,9 @@ struct TensorView {
 ///   scale(b)      = absmax[b], or with double quantisation
 ///                   absmax_codebook[absmax_8bit[b]] · nested_absmax[b / nested_blocksize]
 ///                   + absmax_offset
+///
+/// Rowwise (LLM.int8): 8-bit codes of c + 128 for levels c / 127, and the same scale in all blocks
+/// of a row, which are whole.
 struct QuantView {
   const FormatRow* format = nullptr;
   int64_t rows = 0;  // N
@@ -46,6 +49,7 @@ struct QuantView {
   float* nested_absmax = nullptr;          // [ceil(blocks / nested_blocksize)]
   float* absmax_offset = nullptr;          // [1]
   int64_t nested_blocksize = 256;
+  bool rowwise = false;
 
   bool double_quant() const { return absmax_8bit != nullptr; }
   int64_t elems() const { return rows * cols; }

@@ -6,8 +6,6 @@
 namespace lowrank::cpu::reference {
 namespace {
 
-constexpr int64_t kBlock = 64;
-
 /// A row as codes, and the scale of each of its blocks.
 struct CodedRow {
   std::vector<int> codes;
@@ -16,11 +14,11 @@ struct CodedRow {
 
 int Nearest(float value) { return static_cast<int>(std::nearbyint(value)); }
 
-CodedRow CodeRow(const TensorView& x, int64_t m) {
+CodedRow CodeRow(const TensorView& x, int64_t m, int64_t block) {
   CodedRow row;
   row.codes.assign(static_cast<size_t>(x.cols), 0);
-  for (int64_t begin = 0; begin < x.cols; begin += kBlock) {
-    const int64_t end = std::min(begin + kBlock, x.cols);
+  for (int64_t begin = 0; begin < x.cols; begin += block) {
+    const int64_t end = std::min(begin + block, x.cols);
     float largest = 0;
     for (int64_t k = begin; k < end; ++k) {
       const float size = std::fabs(LoadElement(x.data, x.dtype, m * x.cols + k));
@@ -39,24 +37,42 @@ CodedRow CodeRow(const TensorView& x, int64_t m) {
   return row;
 }
 
+/// A weight as codes of int8: those of its own codes, and the scale of a block of them.
+struct CodedWeight {
+  const QuantView& w;
+  int table[256] = {};
+  float unit = 0;
+
+  explicit CodedWeight(const QuantView& weight) : w(weight) {
+    if (w.rowwise) {
+      for (int i = 0; i < 256; ++i) table[i] = i - 128;
+      return;
+    }
+    float largest = 0;
+    bool finite = true;
+    for (int i = 0; i < 16; ++i) {
+      largest = std::max(largest, std::fabs(w.codebook[i]));
+      finite = finite && std::isfinite(w.codebook[i]);
+    }
+    for (int i = 0; i < 16 && finite && largest > 0; ++i) {
+      table[i] = Nearest(127.0f * w.codebook[i] / largest);
+    }
+    unit = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  }
+  float Scale(int64_t block) const {
+    return w.rowwise ? w.Scale(block) / 127.0f : w.Scale(block) * unit;
+  }
+};
+
 }  // namespace
 
 std::vector<double> Int8Product(const TensorView& x, const QuantView& w,
                                 const RunContext& context) {
-  float largest = 0;
-  bool finite = true;
-  for (int i = 0; i < 16; ++i) {
-    largest = std::max(largest, std::fabs(w.codebook[i]));
-    finite = finite && std::isfinite(w.codebook[i]);
-  }
-  int table[16] = {};
-  for (int i = 0; i < 16 && finite && largest > 0; ++i) {
-    table[i] = Nearest(127.0f * w.codebook[i] / largest);
-  }
-  const float unit = finite ? largest / 127.0f : std::numeric_limits<float>::quiet_NaN();
+  const CodedWeight coded(w);
+  const int64_t block = w.rowwise ? std::max<int64_t>(w.cols, 1) : 64;  // of x
   std::vector<double> y(static_cast<size_t>(x.rows * w.rows), 0);
   for (int64_t m = 0; m < x.rows; ++m) {
-    const CodedRow row = CodeRow(x, m);
+    const CodedRow row = CodeRow(x, m, block);
     for (int64_t n = 0; n < w.rows; ++n) {
       Poll(context);
       double sum = 0;
@@ -64,12 +80,12 @@ std::vector<double> Int8Product(const TensorView& x, const QuantView& w,
         // As much of a block of x as has one scale of w.
         const int64_t first = n * w.cols + k;
         const int64_t stop =
-            std::min({(k / kBlock + 1) * kBlock, w.cols, k + w.blocksize - first % w.blocksize});
-        const float x_scale = row.scales[static_cast<size_t>(k / kBlock)];
-        const float w_scale = w.Scale(first / w.blocksize) * unit;
+            std::min({(k / block + 1) * block, w.cols, k + w.blocksize - first % w.blocksize});
+        const float x_scale = row.scales[static_cast<size_t>(k / block)];
+        const float w_scale = coded.Scale(first / w.blocksize);
         int dot = 0;
         for (; k < stop; ++k)
-          dot += row.codes[static_cast<size_t>(k)] * table[w.Code(n * w.cols + k)];
+          dot += row.codes[static_cast<size_t>(k)] * coded.table[w.Code(n * w.cols + k)];
         sum += dot * (static_cast<double>(x_scale) * static_cast<double>(w_scale));
       }
       y[static_cast<size_t>(m * w.rows + n)] = sum;

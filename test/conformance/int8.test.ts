@@ -7,9 +7,11 @@ import {
   type Device,
   type DType,
   devices,
+  GroupedLora,
   LoraAdapter,
   LoraLinear,
   loraForward,
+  loraForwardMany,
   matmul,
   QuantizedWeight,
   quantize,
@@ -25,6 +27,7 @@ import {
   type Int8Operand,
   int8Error,
   int8Rows,
+  int8RowWeight,
   int8Weight,
   loraForward64,
   type Matrix,
@@ -59,6 +62,18 @@ const SHAPES: readonly (readonly [M: number, N: number, K: number])[] = [
   [3, 4, 0],
 ];
 const BLOCKSIZES = [64, 32, 256] as const;
+// Rows of rowwise weights are multiples of 32; K over a step and a block of their kernels, M over their few rows.
+const ROW_SHAPES: readonly (readonly [M: number, N: number, K: number])[] = [
+  [1, 1, 32],
+  [1, 65, 64],
+  [3, 33, 96],
+  [7, 6, 128],
+  [48, 14, 160],
+  [49, 70, 1056],
+  [130, 33, 64],
+  [2, 3, 4128],
+  [0, 5, 64],
+];
 
 interface Case {
   readonly w: BaseWeight;
@@ -69,13 +84,17 @@ interface Case {
 }
 
 function weightCase(
-  format: 'nf4' | 'fp4' | 'int4',
+  format: 'nf4' | 'fp4' | 'int4' | 'rowwise',
   doubleQuant: boolean,
   blocksize: number,
   [N, K]: readonly [number, number],
   fill: { seed: number; device: Device },
 ): Case {
   const dense = operand(N, K, { ...fill, std: 0.5 });
+  if (format === 'rowwise') {
+    const w = quantize(dense.tensor, { format: 'int8', rowwise: true });
+    return { w, ...int8RowWeight(dense.matrix) };
+  }
   const w = quantize(dense.tensor, { format, blocksize, doubleQuant });
   const blocks = quantiseBlocks(dense.matrix.data, format, blocksize);
   const absmax = doubleQuant ? unnestAbsmax(nestAbsmax(blocks.absmax)) : blocks.absmax;
@@ -99,18 +118,25 @@ it('the devices that have it say so among their features', () => {
 
 const CASES = HERE.flatMap((device) =>
   DTYPES.flatMap((dtype) =>
-    (['nf4', 'fp4', 'int4'] as const).flatMap((format) =>
-      [false, true].map((doubleQuant) => ({ device, dtype, format, doubleQuant })),
+    (['nf4', 'fp4', 'int4', 'rowwise'] as const).flatMap((format) =>
+      (format === 'rowwise' ? [false] : [false, true]).map((doubleQuant) => ({
+        device,
+        dtype,
+        format,
+        doubleQuant,
+      })),
     ),
   ),
 );
 
 describe.each(CASES)('$device, $dtype x, $format, double $doubleQuant', (variant) => {
   const { device, dtype, format, doubleQuant } = variant;
+  const byRows = format === 'rowwise';
+  const rowsOf = (x: Matrix): Int8Operand => int8Rows(x, byRows ? Math.max(x.cols, 1) : undefined);
 
   it('is the product of codes, and near the exact one', async () => {
-    for (const [index, [M, N, K]] of SHAPES.entries()) {
-      for (const blocksize of BLOCKSIZES) {
+    for (const [index, [M, N, K]] of (byRows ? ROW_SHAPES : SHAPES).entries()) {
+      for (const blocksize of byRows ? [32] : BLOCKSIZES) {
         const name = `y [${M}, ${N}, ${K}] blocks of ${blocksize}`;
         await scope(async () => {
           const fill = (i: number) => ({ seed: seeded(index, i), device });
@@ -119,7 +145,7 @@ describe.each(CASES)('$device, $dtype x, $format, double $doubleQuant', (variant
           const bias = index % 2 ? undefined : operand(1, N, { ...fill(3), shape: [N] });
           const options = bias === undefined ? {} : { bias: bias.tensor };
           const y = await matmul(x.tensor, w, { ...options, compute: 'int8' }).read();
-          const rows = int8Rows(x.matrix);
+          const rows = rowsOf(x.matrix);
           bound(name, y, matmulInt8(rows, codes, bias?.matrix), { dtype });
           const error = int8Error(rows, codes, decoded);
           // The bound has a bias's rounding in that of the output.
@@ -133,13 +159,14 @@ describe.each(CASES)('$device, $dtype x, $format, double $doubleQuant', (variant
 
   it('loraForward adds the adapter in f32', async () => {
     for (const [index, shape] of [
-      { M: 17, N: 70, K: 200, r: 5 },
+      { M: 17, N: 70, K: byRows ? 192 : 200, r: 5 },
       { M: 1, N: 33, K: 96, r: 16 },
-      { M: 40, N: 15, K: 63, r: 1 },
+      { M: 60, N: 15, K: byRows ? 64 : 63, r: 1 },
     ].entries()) {
       await scope(async () => {
         const form = { bias: true, loraBias: true, dropout: 0.25 };
-        const spec = { name: format, format, doubleQuant };
+        const base = byRows ? 'nf4' : format; // its x and adapter are what is asked for
+        const spec = { name: base, format: base, doubleQuant };
         const seed = index + 5;
         const test = loraCase(shape, form, spec, dtype, device, seed);
         const { w, codes } = weightCase(format, doubleQuant, 64, [shape.N, shape.K], {
@@ -148,10 +175,10 @@ describe.each(CASES)('$device, $dtype x, $format, double $doubleQuant', (variant
         });
         const { y } = loraForward(test.x, w, test.adapter, { ...test.options, compute: 'int8' });
         // The adapter's part is that of the exact layer less its base.
-        const base = matmulInt8(int8Rows(test.inputs.x), codes);
+        const product = matmulInt8(rowsOf(test.inputs.x), codes);
         const none = { ...test.inputs, w: map(test.inputs.w, () => 0) };
         const rest = loraForward64(none);
-        const expected = { value: add(base.value, rest.value), p: add(base.p, rest.p) };
+        const expected = { value: add(product.value, rest.value), p: add(product.p, rest.p) };
         bound(`y ${test.name}`, await y.read(), expected, { dtype });
       });
     }
@@ -244,6 +271,40 @@ describe.each(HERE)('int8 on %s', (device) => {
     });
   });
 
+  it('takes weights of both kinds side by side, and many adapters', async () => {
+    await scope(async () => {
+      for (const M of [5, 60]) {
+        const x = operand(M, 128, { seed: 1, dtype: 'bf16', device }).tensor;
+        const weights = (['nf4', 'rowwise', 'rowwise', 'int4'] as const).map(
+          (format, i) => weightCase(format, false, 64, [20 + i, 128], { seed: 3 + i, device }).w,
+        );
+        const { ys } = loraForwardMany(
+          x,
+          weights.map((w) => ({ w, compute: 'int8' })),
+        );
+        for (const [i, w] of weights.entries()) {
+          const single = await matmul(x, w, { compute: 'int8' }).read();
+          exact(`projection ${i}`, await (ys[i] as Tensor).read(), single);
+        }
+        const adapter = new LoraAdapter({
+          loraA: Tensor.randn([4, 128], { seed: 7, device }),
+          loraB: Tensor.randn([21, 4], { seed: 8, device }),
+          loraAlpha: 8,
+        });
+        const group = new GroupedLora({ inFeatures: 128, outFeatures: 21, device });
+        group.add('one', adapter);
+        const w = weights[1] as BaseWeight;
+        const grouped = group.forward(x, w, new Array(M).fill('one'), { compute: 'int8' });
+        const { y } = loraForward(x, w, adapter, { compute: 'int8' });
+        const [mine, single] = [await grouped.y.read(), await y.read()];
+        mine.forEach((v, i) => {
+          const other = single[i] as number;
+          expect(Math.abs(v - other)).toBeLessThanOrEqual(2 ** -7 * Math.max(1, Math.abs(other)));
+        });
+      }
+    });
+  });
+
   it('LoraLinear takes it for the layer or for a call', async () => {
     await scope(async () => {
       const { x, w } = parts('f32', 3, 20, 128);
@@ -317,7 +378,7 @@ describe.each(DEVICES)('refusals on %s', (device) => {
         expect(() => matmul(x.tensor, w, { compute: 'int8' })).toThrow(
           expect.objectContaining({
             code: 'ERR_UNSUPPORTED',
-            message: expect.stringContaining('nf4, fp4 or int4'),
+            message: expect.stringContaining('nf4, fp4, int4 or rowwise int8'),
           }),
         );
       }

@@ -90,6 +90,10 @@ describe.each(DEVICES)('LLM.int8 on %s', (device: Device) => {
       const x = multiplyAdd({ a: dequantize(a, { dtype: 'f32' }), b: mask(false) });
       const y = await matmul(x, b, { bias: bias.to({ dtype: 'f32' }) }).read();
       rules.check('out.y_scaled', y);
+      if (columns.length === 0) {
+        const coded = await matmul(whole, b, { bias, compute: 'int8' }).read();
+        rules.check('out.y_scaled', coded);
+      }
       if (rules.has('out.y_mixed')) {
         rules.check('out.outlier_cols', bytesOf(BigInt64Array.from(columns, BigInt)));
         const apart = await matmul(multiplyAdd({ a: whole, b: mask(true) }), b).read();
@@ -135,6 +139,7 @@ describe.each(DEVICES)('LLM.int8 on %s', (device: Device) => {
       rules.check('out.y_train', y);
       // The peer rounds activations to int8 here, which its rule allows for.
       rules.check('out.y_eval', y);
+      rules.check('out.y_eval', await matmul(x, w, { bias, compute: 'int8' }).read());
       const dy = tensorOf(golden.tensor('in.grad_out'), device);
       rules.check('grad.x', await matmulInputGrad(dy, w).read());
       rules.finish();

@@ -228,7 +228,10 @@ void Bench(const KernelTable& table, int threads, double budget, const char* whi
   long long rows, n, k;
   if (which != nullptr && std::sscanf(which, "%lldx%lldx%lld", &rows, &n, &k) == 3) {
     const bool bf16 = std::strstr(which, ",bf16") != nullptr;
-    cases.push_back({{rows, n, k, 16}, bf16 ? DType::kBF16 : DType::kF32, "nf4/64"});
+    const bool rowwise = std::strstr(which, ",rowwise") != nullptr;
+    cases.push_back({{rows, n, k, 16},
+                     bf16 ? DType::kBF16 : DType::kF32,
+                     rowwise ? "rowwise/64" : "nf4/64"});
     only = static_cast<int64_t>(listed);
   }
   if (CanMeasurePeak()) {

@@ -14,12 +14,13 @@ float Rounded(float value) {
 }
 
 struct Codes {
-  float scale;
-  int codes[kBlock];
+  float scale = 0;
+  std::vector<int> codes;
 };
 
 Codes QuantizeBlock(const Dense& x, int64_t m, int64_t k0, int64_t count) {
-  Codes out = {};
+  Codes out;
+  out.codes.assign(static_cast<size_t>(count), 0);
   float largest = 0;
   bool finite = true;
   for (int64_t k = 0; k < count; ++k) {
@@ -31,7 +32,8 @@ Codes QuantizeBlock(const Dense& x, int64_t m, int64_t k0, int64_t count) {
   if (!finite || out.scale == 0) return out;
   for (int64_t k = 0; k < count; ++k) {
     const float quotient = Rounded(static_cast<float>(x.At(m, k0 + k)) / out.scale);
-    out.codes[k] = static_cast<int>(std::nearbyint(std::clamp(quotient, -127.0f, 127.0f)));
+    out.codes[static_cast<size_t>(k)] =
+        static_cast<int>(std::nearbyint(std::clamp(quotient, -127.0f, 127.0f)));
   }
   return out;
 }
@@ -61,11 +63,29 @@ std::vector<float> Expected(const Dense& x, const QuantView& w) {
           const int64_t scale_index = (n * w.cols + k) / w.blocksize;
           const int64_t stop = std::min(k1, (scale_index + 1) * w.blocksize - n * w.cols);
           int32_t dot = 0;  // 64 products of at most 127 · 127
-          for (; k < stop; ++k) dot += block.codes[k - k0] * row[k];
+          for (; k < stop; ++k) dot += block.codes[static_cast<size_t>(k - k0)] * row[k];
           const float scale = Rounded(block.scale * Rounded(w.Scale(scale_index) * unit));
           sum = Rounded(sum + Rounded(static_cast<float>(dot) * scale));
         }
       }
+    }
+  }
+  return y;
+}
+
+/// The same of a rowwise weight: one scale for a row of each, and one sum.
+std::vector<float> ExpectedOfRows(const Dense& x, const QuantView& w) {
+  std::vector<float> y(static_cast<size_t>(x.view.rows * w.rows));
+  for (int64_t m = 0; m < x.view.rows; ++m) {
+    const Codes row = QuantizeBlock(x, m, 0, w.cols);
+    for (int64_t n = 0; n < w.rows; ++n) {
+      int64_t dot = 0;
+      for (int64_t k = 0; k < w.cols; ++k) {
+        dot += row.codes[static_cast<size_t>(k)] * (w.Code(n * w.cols + k) - 128);
+      }
+      const float w_scale = Rounded(w.Scale(n * w.cols / w.blocksize) / 127.0f);
+      const float scale = Rounded(row.scale * w_scale);
+      y[static_cast<size_t>(m * w.rows + n)] = Rounded(static_cast<float>(dot) * scale);
     }
   }
   return y;
@@ -90,6 +110,35 @@ void FillRows(Dense* x) {
   }
 }
 
+void CheckProduct(const KernelTable& table, const RunContext& context, const Weight& w,
+                  const Dense& x, const std::vector<float>& expected, const std::string& what) {
+  const DType dtype = x.view.dtype;
+  const int64_t N = w.view.quant.rows;
+  Dense y(x.view.rows, N, dtype);
+  MatmulOp op;
+  op.x = x.view;
+  op.w = w.view;
+  op.y = y.view;
+  op.compute = Compute::kInt8;
+  Report(op.Check().ok() && table.matmul(op, context).ok(), what + " status");
+  int64_t wrong = -1;
+  for (int64_t i = x.view.rows * N - 1; i >= 0; --i) {
+    const double exact = RoundTo(dtype, static_cast<double>(expected[static_cast<size_t>(i)]));
+    const double got = y.At(i);
+    if (!(got == exact || (std::isnan(got) && std::isnan(exact)))) wrong = i;
+  }
+  Report(wrong < 0, what + " element " + std::to_string(wrong) + " got " +
+                        std::to_string(wrong < 0 ? 0 : y.At(wrong)) + " expected " +
+                        std::to_string(wrong < 0 ? 0 : expected[static_cast<size_t>(wrong)]));
+}
+
+std::string NameOf(const KernelTable& table, const std::string& kind, DType dtype, const Shape& s,
+                   int threads) {
+  return std::string(table.isa) + " int8 " + kind + " " + DTypeName(dtype) + " [" +
+         std::to_string(s.M) + ", " + std::to_string(s.N) + ", " + std::to_string(s.K) +
+         "] threads " + std::to_string(threads);
+}
+
 void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
   const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},    {15, 33, 63, 0},
                           {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},   {30, 70, 172, 0},
@@ -109,74 +158,93 @@ void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
           for (int64_t i = 0; absmax != nullptr && i < w.view.quant.blocks(); ++i) {
             absmax[i] *= 0x1p60f;
           }
-          Dense x(s.M, s.K, dtype), y(s.M, s.N, dtype);
+          Dense x(s.M, s.K, dtype);
           FillRows(&x);
-          MatmulOp op;
-          op.x = x.view;
-          op.w = w.view;
-          op.y = y.view;
-          op.compute = Compute::kInt8;
-          const std::string what = std::string(table.isa) + " int8 " + kind + " " +
-                                   DTypeName(dtype) + " [" + std::to_string(s.M) + ", " +
-                                   std::to_string(s.N) + ", " + std::to_string(s.K) + "] threads " +
-                                   std::to_string(threads);
-          Report(op.Check().ok() && table.matmul(op, context).ok(), what + " status");
-          const std::vector<float> expected = Expected(x, w.view.quant);
-          int64_t wrong = -1;
-          for (int64_t i = s.M * s.N - 1; i >= 0; --i) {
-            const double exact =
-                RoundTo(dtype, static_cast<double>(expected[static_cast<size_t>(i)]));
-            const double got = y.At(i);
-            if (!(got == exact || (std::isnan(got) && std::isnan(exact)))) wrong = i;
-          }
-          Report(wrong < 0,
-                 what + " element " + std::to_string(wrong) + " got " +
-                     std::to_string(wrong < 0 ? 0 : y.At(wrong)) + " expected " +
-                     std::to_string(wrong < 0 ? 0 : expected[static_cast<size_t>(wrong)]));
+          CheckProduct(table, context, w, x, Expected(x, w.view.quant),
+                       NameOf(table, kind, dtype, s, threads));
         }
       }
     }
   }
 }
 
+/// Few rows and many, a step and a block of the summation index, with less than one at the end;
+/// more columns than a task's.
+void CheckRowwise(const KernelTable& table, const CancelToken* cancel) {
+  const Shape shapes[] = {
+      {1, 1, 32, 0},      {2, 3, 64, 0},     {6, 5, 96, 0},   {7, 33, 160, 0},   {13, 9, 4128, 0},
+      {48, 37, 544, 0},   {49, 300, 544, 0}, {50, 31, 32, 0}, {83, 64, 1056, 0}, {600, 35, 2080, 0},
+      {70, 530, 1024, 0}, {4, 0, 64, 0},     {0, 5, 64, 0}};
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const Shape& s : shapes) {
+      for (int threads : {1, 3}) {
+        ThreadPool pool(threads);
+        const RunContext context = {&pool, cancel};
+        const Weight w = MakeWeight(table, context, "rowwise/32", s.N, s.K, dtype);
+        Dense x(s.M, s.K, dtype);
+        FillRows(&x);
+        CheckProduct(table, context, w, x, ExpectedOfRows(x, w.view.quant),
+                     NameOf(table, "rowwise", dtype, s, threads));
+      }
+    }
+  }
+}
+
+/// The largest sums that there are, of the longest rows, by either kernel.
+void CheckLongRows(const KernelTable& table, const RunContext& context) {
+  for (const int64_t M : {1, 50}) {
+    const Shape s = {M, 2, kMostInt8RowDepth, 0};
+    const Weight w = MakeWeight(table, context, "rowwise/4096", s.N, s.K, DType::kF32);
+    std::fill_n(w.view.quant.codes, s.K, static_cast<uint8_t>(255));
+    std::fill_n(w.view.quant.codes + s.K, s.K, static_cast<uint8_t>(0));
+    Dense x(s.M, s.K, DType::kF32);
+    for (int64_t i = 0; i < s.M * s.K; ++i) StoreElement(x.view.data, DType::kF32, i, 1);
+    CheckProduct(table, context, w, x, ExpectedOfRows(x, w.view.quant),
+                 NameOf(table, "rowwise", DType::kF32, s, 2));
+  }
+}
+
 /// The adapter and both biases are added to the int8 product as they are to the exact one.
 void CheckAdapter(const KernelTable& table, const RunContext& context) {
-  for (DType dtype : {DType::kF32, DType::kBF16}) {
-    const int64_t M = 19, N = 70, K = 200, r = 5;
-    const Weight w = MakeWeight(table, context, "nf4/64", N, K, dtype);
-    Dense x(M, K, dtype), a(r, K, DType::kF32), b(N, r, DType::kF32), h(M, r, DType::kF32),
-        y(M, N, dtype), bias(1, N, DType::kF32), lora_bias(1, N, DType::kF32);
-    for (Dense* operand : {&x, &a, &b, &bias, &lora_bias}) operand->Fill();
-    LoraForwardOp op;
-    op.x = x.view;
-    op.w = w.view;
-    op.bias = bias.view;
-    op.lora_a = a.view;
-    op.lora_b = b.view;
-    op.lora_bias = lora_bias.view;
-    op.h = h.view;
-    op.y = y.view;
-    op.scaling = 0.5f;
-    op.dropout.p = 0.25;
-    op.dropout.seed = 9;
-    op.compute = Compute::kInt8;
-    Report(op.Check().ok() && table.lora_forward(op, context).ok(), "int8 loraForward status");
-    const std::vector<float> base = Expected(x, w.view.quant);
-    for (int64_t m = 0; m < M; ++m) {
-      for (int64_t n = 0; n < N; ++n) {
-        const size_t i = static_cast<size_t>(m * N + n);
-        double exact = static_cast<double>(base[i]) + bias.At(n) + 0.5 * lora_bias.At(n);
-        double sum = std::fabs(static_cast<double>(base[i])) + std::fabs(bias.At(n)) +
-                     std::fabs(0.5 * lora_bias.At(n));
-        for (int64_t j = 0; j < r; ++j) {
-          for (int64_t k = 0; k < K; ++k) {
-            const double term =
-                0.5 * GateAt(op.dropout, m, k, K) * x.At(m, k) * a.At(j, k) * b.At(n, j);
-            exact += term;
-            sum += std::fabs(term);
+  for (const bool rowwise : {false, true}) {
+    for (DType dtype : {DType::kF32, DType::kBF16}) {
+      const int64_t M = rowwise ? 59 : 19, N = 70, K = rowwise ? 224 : 200, r = 5;
+      const Weight w = MakeWeight(table, context, rowwise ? "rowwise/32" : "nf4/64", N, K, dtype);
+      Dense x(M, K, dtype), a(r, K, DType::kF32), b(N, r, DType::kF32), h(M, r, DType::kF32),
+          y(M, N, dtype), bias(1, N, DType::kF32), lora_bias(1, N, DType::kF32);
+      for (Dense* operand : {&x, &a, &b, &bias, &lora_bias}) operand->Fill();
+      LoraForwardOp op;
+      op.x = x.view;
+      op.w = w.view;
+      op.bias = bias.view;
+      op.lora_a = a.view;
+      op.lora_b = b.view;
+      op.lora_bias = lora_bias.view;
+      op.h = h.view;
+      op.y = y.view;
+      op.scaling = 0.5f;
+      op.dropout.p = 0.25;
+      op.dropout.seed = 9;
+      op.compute = Compute::kInt8;
+      Report(op.Check().ok() && table.lora_forward(op, context).ok(), "int8 loraForward status");
+      const std::vector<float> base =
+          rowwise ? ExpectedOfRows(x, w.view.quant) : Expected(x, w.view.quant);
+      for (int64_t m = 0; m < M; ++m) {
+        for (int64_t n = 0; n < N; ++n) {
+          const size_t i = static_cast<size_t>(m * N + n);
+          double exact = static_cast<double>(base[i]) + bias.At(n) + 0.5 * lora_bias.At(n);
+          double sum = std::fabs(static_cast<double>(base[i])) + std::fabs(bias.At(n)) +
+                       std::fabs(0.5 * lora_bias.At(n));
+          for (int64_t j = 0; j < r; ++j) {
+            for (int64_t k = 0; k < K; ++k) {
+              const double term =
+                  0.5 * GateAt(op.dropout, m, k, K) * x.At(m, k) * a.At(j, k) * b.At(n, j);
+              exact += term;
+              sum += std::fabs(term);
+            }
           }
+          Expect(std::string(table.isa) + " int8 loraForward", y.At(m, n), exact, sum, dtype);
         }
-        Expect(std::string(table.isa) + " int8 loraForward", y.At(m, n), exact, sum, dtype);
       }
     }
   }
@@ -184,7 +252,7 @@ void CheckAdapter(const KernelTable& table, const RunContext& context) {
 
 /// What has no int8 product is refused by the descriptor itself.
 void CheckRefusals(const KernelTable& table, const RunContext& context) {
-  for (const char* kind : {"int8/64", "f32", "same", "nf4/64"}) {
+  for (const char* kind : {"int8/64", "f32", "same", "nf4/64", "rowwise/64"}) {
     const Weight w = MakeWeight(table, context, kind, 4, 64, DType::kBF16);
     Dense x(2, 64, DType::kBF16), y(2, 4, DType::kBF16), a(1, 64, DType::kF32),
         b(4, 1, DType::kF32), h(2, 1, DType::kF32);
@@ -201,9 +269,18 @@ void CheckRefusals(const KernelTable& table, const RunContext& context) {
     lora.h = h.view;
     lora.y = y.view;
     lora.compute = Compute::kInt8;
-    const Code code = std::strcmp(kind, "nf4/64") == 0 ? Code::kOk : Code::kUnsupported;
+    const bool taken = std::strcmp(kind, "nf4/64") == 0 || std::strcmp(kind, "rowwise/64") == 0;
+    const Code code = taken ? Code::kOk : Code::kUnsupported;
     Report(op.Check().code() == code && lora.Check().code() == code,
            std::string("int8 with ") + kind + ": " + op.Check().message());
+    if (w.view.quant.rowwise) {
+      MatmulOp longer = op;
+      longer.w.quant.cols = longer.x.cols = kMostInt8RowDepth + 64;
+      Report(longer.Check().code() == Code::kUnsupported, "rows too long for 32 bits");
+      longer = op;
+      longer.w.quant.blocksize = 128;
+      Report(longer.Check().code() == Code::kFormat, "rowwise without whole blocks");
+    }
     op.compute = static_cast<Compute>(7);
     Report(op.Check().code() == Code::kValue, "an unknown precision");
   }
@@ -215,6 +292,8 @@ void CheckInt8(const KernelTable& table, const CancelToken* cancel) {
   ThreadPool pool(2);
   const RunContext context = {&pool, cancel};
   CheckProducts(table, cancel);
+  CheckRowwise(table, cancel);
+  CheckLongRows(table, context);
   CheckAdapter(table, context);
   CheckRefusals(table, context);
 }

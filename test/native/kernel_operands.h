@@ -158,6 +158,27 @@ struct Weight {
   }
 };
 
+/// Codes of int8 and scales as LLM.int8 has them: any byte, and the ends more often than by chance.
+inline void FillRowwise(QuantView* w) {
+  static const std::vector<float> levels = [] {
+    std::vector<float> table(256);
+    for (size_t i = 0; i < table.size(); ++i) {
+      table[i] = (static_cast<float>(i) - 128.0f) / 127.0f;
+    }
+    return table;
+  }();
+  w->rowwise = true;
+  w->codebook = levels.data();
+  for (int64_t i = 0; i < w->elems(); ++i) {
+    const double at = Uniform();
+    w->codes[i] = at > 0.9 ? 255 : at < -0.9 ? 0 : static_cast<uint8_t>(128 + at * 127);
+  }
+  const int64_t blocks = w->cols / w->blocksize;
+  for (int64_t n = 0; n < w->rows; ++n) {
+    std::fill_n(w->absmax + n * blocks, blocks, static_cast<float>(std::fabs(Uniform())) + 0.25f);
+  }
+}
+
 inline Weight MakeWeight(const KernelTable& table, const RunContext& context,
                          const std::string& kind, int64_t N, int64_t K, DType activations) {
   Weight w;
@@ -171,9 +192,14 @@ inline Weight MakeWeight(const KernelTable& table, const RunContext& context,
   }
   const bool nested = kind.back() == 'd';
   const size_t slash = kind.find('/');
-  w.packed.emplace_back(kind.substr(0, slash).c_str(), N, K, std::atoll(kind.c_str() + slash + 1),
-                        nested);
+  const bool rowwise = kind.compare(0, slash, "rowwise") == 0;
+  w.packed.emplace_back(rowwise ? "int8" : kind.substr(0, slash).c_str(), N, K,
+                        std::atoll(kind.c_str() + slash + 1), nested);
   w.view.quant = w.packed[0].view;
+  if (rowwise) {
+    FillRowwise(&w.view.quant);
+    return w;
+  }
   Dense source(N, K, DType::kF32);
   source.Fill();
   QuantizeOp op;

@@ -4,7 +4,7 @@
  */
 
 import { C_MAX, U32 } from './compare.js';
-import { roundHalfEven } from './dtypes.js';
+import { roundHalfEven, roundTo } from './dtypes.js';
 import {
   abs,
   type Bounded,
@@ -25,13 +25,14 @@ export interface Int8Operand {
   readonly scale: Matrix;
 }
 
-export function int8Rows(x: Matrix): Int8Operand {
+/** @param size elements that share a scale; of a rowwise weight's x a whole row */
+export function int8Rows(x: Matrix, size = INT8_BLOCK): Int8Operand {
   const value = matrix(x.rows, x.cols);
   const scale = matrix(x.rows, x.cols);
   for (let row = 0; row < x.rows; row++) {
-    for (let begin = 0; begin < x.cols; begin += INT8_BLOCK) {
+    for (let begin = 0; begin < x.cols; begin += size) {
       const from = row * x.cols + begin;
-      const to = row * x.cols + Math.min(begin + INT8_BLOCK, x.cols);
+      const to = row * x.cols + Math.min(begin + size, x.cols);
       const block = x.data.subarray(from, to);
       const largest = block.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
       const finite = block.every(Number.isFinite);
@@ -59,6 +60,27 @@ export function int8Weight(w: Quantised, N: number, K: number): Int8Operand {
   );
   const values = scales.map((scale, i) => scale * (codes[w.codes[i] as number] as number));
   return { value: matrix(N, K, values), scale: matrix(N, K, scales) };
+}
+
+/**
+ * A weight as LLM.int8 quantises it by rows, from values in f32: its codes are those of the product, so that nothing
+ * is rounded there (a scale of 0 in {@link int8Error}).
+ */
+export function int8RowWeight(w: Matrix): { codes: Int8Operand; decoded: Matrix } {
+  const value = matrix(w.rows, w.cols);
+  const decoded = matrix(w.rows, w.cols);
+  for (let row = 0; row < w.rows; row++) {
+    const [from, to] = [row * w.cols, (row + 1) * w.cols];
+    const half = Array.from(w.data.subarray(from, to), (v) => roundTo('f16', v));
+    const absmax = half.reduce((most, v) => Math.max(most, Math.abs(v)), 0);
+    const factor = Math.fround(127 / absmax);
+    half.forEach((v, i) => {
+      const code = absmax === 0 ? 0 : roundHalfEven(Math.fround(v * factor));
+      value.data[from + i] = code * Math.fround(absmax / 127);
+      decoded.data[from + i] = Math.fround(Math.fround(code / 127) * absmax);
+    });
+  }
+  return { codes: { value, scale: matrix(w.rows, w.cols) }, decoded };
 }
 
 /** y = x · wᵀ + bias of the rounded operands. */

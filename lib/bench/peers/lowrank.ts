@@ -61,9 +61,15 @@ function layerOf(job: Job, context: Context, compute: ComputePrecision, note?: s
   };
 }
 
+/** Why this library cannot make such a weight. */
+function refusesWeight({ format, K }: Job): string | undefined {
+  return format === 'int8-rowwise' && K % 32 !== 0 ? 'only K of a multiple of 32' : undefined;
+}
+
 export const lowrankPeer: Peer = {
   name: 'lowrank',
   find: () => ({ version: version() }),
+  refuses: refusesWeight,
   prepare(job, context) {
     const { loraForward, loraBackward } = context.lowrank;
     const layer = layerOf(job, context, 'exact');
@@ -97,18 +103,21 @@ export const lowrankPeer: Peer = {
   },
 };
 
-/** With `compute: 'int8'`, which forward passes of 4-bit weights have. */
+/** With `compute: 'int8'`, which forward passes of 4-bit weights and of rowwise int8 have. */
 export const lowrankInt8Peer: Peer = {
   name: 'lowrank-int8',
   find: () => ({ version: version() }),
   computes: 'int8',
-  refuses({ op, format, device }) {
+  refuses(job) {
+    const { op, format, device } = job;
     if (op !== 'matmul' && op !== 'loraForward') return 'only products and forward passes';
-    if (format === 'int8' || format === 'none') return 'only weights of four bits';
+    if (format === 'int8' || format === 'none') return 'only weights of four bits, or rowwise';
+    if (refusesWeight(job) !== undefined) return refusesWeight(job);
     return device === 'cpu' || device === 'reference' ? undefined : `not on ${device}`;
   },
   prepare(job, context) {
-    const layer = layerOf(job, context, 'int8', 'x and the codebook rounded to int8');
+    const note = job.format === 'int8-rowwise' ? 'x' : 'x and the codebook';
+    const layer = layerOf(job, context, 'int8', `${note} rounded to int8`);
     return job.op === 'matmul' ? layer.matmul() : layer.loraForward();
   },
 };
@@ -117,6 +126,7 @@ export const lowrankInt8Peer: Peer = {
 export const unfusedPeer: Peer = {
   name: 'unfused',
   find: () => ({ version: version() }),
+  refuses: refusesWeight,
   prepare(job, context) {
     const { matmul, matmulInputGrad, dequantize, Tensor } = context.lowrank;
     const operands = new Operands(job, context);
@@ -164,7 +174,7 @@ export const basePeer: Peer = {
   name: 'base',
   adapter: false,
   find: () => ({ version: version() }),
-  refuses: ({ op }) => (op === 'matmul' ? 'there is no adapter' : undefined),
+  refuses: (job) => (job.op === 'matmul' ? 'there is no adapter' : refusesWeight(job)),
   prepare(job, context) {
     const { matmul, matmulInputGrad } = context.lowrank;
     const operands = new Operands(job, context);

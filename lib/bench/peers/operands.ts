@@ -26,11 +26,11 @@ export class Operands {
     this.weightBytes = weightBytesOf(job);
     const own = () => Tensor.from(w, [N, K], { device, dtype: format === 'none' ? dtype : 'f32' });
     const dense = own();
-    this.weights = Array.from({ length: copies(this.weightBytes) }, () =>
-      format === 'none'
-        ? own()
-        : quantize(dense, { format, zeroPoints: format === 'int4' && wholeInt4Blocks(K) }),
-    );
+    this.weights = Array.from({ length: copies(this.weightBytes) }, () => {
+      if (format === 'none') return own();
+      if (format === 'int8-rowwise') return quantize(dense, { format: 'int8', rowwise: true });
+      return quantize(dense, { format, zeroPoints: format === 'int4' && wholeInt4Blocks(K) });
+    });
     dense.dispose();
     this.loraA = Tensor.from(elements('loraA'), [r, K], { device });
     this.loraB = Tensor.from(elements('loraB'), [N, r], { device });

@@ -20,6 +20,7 @@
 #include "native/cpu/kernels/gemm_int8_tiles.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
+#include "native/cpu/kernels/row_codes_dot.h"
 #include "native/cpu/kernels/shrink_panels.h"
 #include "native/cpu/kernels/thin_dot.h"
 
@@ -29,7 +30,7 @@ namespace lowrank::cpu::LOWRANK_ISA {
 /// and for a matrix unit are not, and codes are not the rows.
 template <typename Policy>
 LOWRANK_INLINE bool CanShrinkPanels(const PackedChunk& chunk) {
-  return chunk.data != nullptr && !chunk.dots && !Policy::kTiles && !kIsInt8<Policy>;
+  return chunk.data != nullptr && !chunk.dots && !Policy::kTiles && !Policy::kCodes;
 }
 
 /// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
@@ -61,6 +62,8 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       const int64_t panel1 = (task + 1) * chunk.panels.count / blocks;
       if constexpr (kIsInt8<Policy>) {
         PackInt8Panels(a, m0, panel0, panel1, chunk);
+      } else if constexpr (kIsRowCodes<Policy>) {
+        PackRowCodes(run, a, m0, panel0, panel1, chunk);
       } else {
         PackChunkPanels<Policy>(run, a, m0, panel0, panel1, chunk);
       }
@@ -75,7 +78,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
         }
       }
     };
-    if constexpr (!Policy::kTiles && !kIsInt8<Policy>) {
+    if constexpr (!Policy::kTiles && !Policy::kCodes) {
       if (from_panels) {
         const int64_t ldc = columns.panels() * kVL;
         float* c = run.Get<float>(kCSlot, (block.m1 - block.m0) * ldc);
@@ -192,6 +195,15 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     }
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, Int8Columns{w, int8},
                        c, true, last);
+  } else if constexpr (kIsRowCodes<Policy>) {
+    if (chunk.dots) {
+      AccumulateCodeDots(run, chunk, w, block, c);
+    } else {
+      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, RowCodeColumns{w},
+                         c, true);
+    }
+    ScaleSums(chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
@@ -243,20 +255,27 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     cols += targets[i].y->cols;
   }
   const SumOrder order =
-      kIsInt8<Policy> ? NaturalOrder(depth) : ForwardOrder(all[0].w, Policy::kTiles);
+      Policy::kCodes ? NaturalOrder(depth) : ForwardOrder(all[0].w, Policy::kTiles);
   const int64_t step = ChunkRows<Policy>(x_view.rows, depth);
   for (int64_t m0 = 0; m0 < x_view.rows; m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, x_view.rows - m0);
     chunk.order = order;
     chunk.columns = columns;
-    chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
-    chunk.panels = chunk.columns ? TilePanels(chunk.rows)
-                   : chunk.dots  ? DotPasses(chunk.rows)
-                                 : SplitRows(chunk.rows);
-    chunk.data = run.Get<Unit>(kPackedSlot, Policy::kTiles ? chunk.panels.rows * TileRowUnits(depth)
-                                            : columns ? chunk.panels.rows * Policy::Units(depth)
-                                                      : chunk.rows * Policy::Units(depth));
+    if constexpr (kIsRowCodes<Policy>) {
+      chunk.dots = chunk.rows <= kMostCodeDotRows;
+      chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
+    } else {
+      chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
+      chunk.panels = chunk.columns ? TilePanels(chunk.rows)
+                     : chunk.dots  ? DotPasses(chunk.rows)
+                                   : SplitRows(chunk.rows);
+    }
+    chunk.data =
+        run.Get<Unit>(kPackedSlot, kIsRowCodes<Policy> ? CodeChunkUnits(chunk.rows, depth)
+                                   : Policy::kTiles    ? chunk.panels.rows * TileRowUnits(depth)
+                                   : columns           ? chunk.panels.rows * Policy::Units(depth)
+                                                       : chunk.rows * Policy::Units(depth));
     if (chunk.data == nullptr) return;
     pack(x, m0, chunk);
     if (run.Stopped()) return;
@@ -365,14 +384,26 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
   return run.Result();
 }
 
+/// WithPolicy, or that of the codes of this weight.
+template <typename Body>
+LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const WeightView& w,
+                                      const Body& body) {
+  if (compute == Compute::kExact) {
+    WithPolicy(activations, w, body);
+  } else if (w.quant.rowwise) {
+    body(RowCodePolicy{});
+  } else {
+    body(Int8Policy{});
+  }
+}
+
 /// The products in the precision that was asked for, by the policy of the first.
 template <typename PartAt>
 LOWRANK_INLINE Outcome ForwardAs(Compute compute, int count, const PartAt& part,
                                  const RunContext& context, bool swiglu = false) {
-  if (compute == Compute::kInt8) return ForwardMany<Int8Policy>(count, part, context, swiglu);
   Outcome outcome;
   const ForwardParts first = part(0);
-  WithPolicy(first.x.dtype, first.w, [&](auto policy) {
+  WithComputePolicy(compute, first.x.dtype, first.w, [&](auto policy) {
     outcome = ForwardMany<decltype(policy)>(count, part, context, swiglu);
   });
   return outcome;
@@ -415,6 +446,7 @@ LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp&
     return ForwardOrder(WeightRows(op.w, op.x.dtype), kHasTiles && op.x.dtype == DType::kBF16);
   };
   return a.compute == b.compute && a.w.dense.present == b.w.dense.present &&
+         (a.compute == Compute::kExact || a.w.quant.rowwise == b.w.quant.rowwise) &&
          (!a.w.dense.present || a.w.dense.dtype == b.w.dense.dtype) &&
          order(a).by_lanes == order(b).by_lanes;
 }

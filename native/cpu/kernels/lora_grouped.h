@@ -362,12 +362,8 @@ LOWRANK_OP Outcome GroupedForward(const GroupedForwardOp& op, const RunContext& 
   if (run.Stopped()) return run.Result();
   GroupedShrink<false>(run, group, op.x, static_cast<float*>(op.h.data));
   if (run.Stopped()) return run.Result();
-  if (op.compute == Compute::kInt8) {
-    GroupedProduct<Int8Policy>(run, op, group);
-  } else {
-    WithPolicy(op.x.dtype, op.w,
-               [&](auto policy) { GroupedProduct<decltype(policy)>(run, op, group); });
-  }
+  WithComputePolicy(op.compute, op.x.dtype, op.w,
+                    [&](auto policy) { GroupedProduct<decltype(policy)>(run, op, group); });
   return run.Result();
 }
 

@@ -28,7 +28,13 @@ struct NoDecoder {};
 
 using Unit = float;  // 32 bits that are moved, never computed with, under the bf16 policy
 
-struct F32Policy {
+/// Sums of f32, which tiles add to those in memory.
+struct FloatSums {
+  static constexpr bool kCodes = false;  // products of int8 codes?
+  LOWRANK_INLINE VecF Add(VecF sum, VecF more) { return sum + more; }
+};
+
+struct F32Policy : FloatSums {
   static constexpr bool kPairs = false;
   static constexpr bool kTiles = false;
   static constexpr int64_t Units(int64_t kc) { return kc; }
@@ -36,7 +42,7 @@ struct F32Policy {
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return Fma(a, b, acc); }
 };
 
-struct BF16Policy {
+struct BF16Policy : FloatSums {
   static constexpr bool kPairs = true;
   static constexpr bool kTiles = kHasTiles;
   static constexpr int64_t Units(int64_t kc) { return (kc + 1) / 2; }
@@ -213,6 +219,14 @@ LOWRANK_INLINE bool AreUnits(const RowSource& b) {
   return b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
 }
 
+/// A vector of columns of a B panel, of which `rows` are there: copies of the first for the others.
+LOWRANK_INLINE void FillColumns(int rows, int64_t ku, int64_t nr, Unit* out) {
+  if (rows == kVL) return;
+  for (int64_t u = 0; u < ku; ++u) {
+    for (int i = rows; i < kVL; ++i) out[u * nr + i] = out[u * nr];
+  }
+}
+
 /// B panels for y = A · bᵀ: columns are rows [n0, n1) of b, the summation index its columns.
 template <typename Policy>
 static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
@@ -251,11 +265,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
         }
       }
       TransposeRows<Policy>(src, pitch, rows, kc, out + v, nr, out + v + (ku - 1) * nr + kVL);
-      if (rows < kVL) {
-        for (int64_t u = 0; u < ku; ++u) {
-          for (int i = rows; i < kVL; ++i) out[u * nr + v + i] = out[u * nr + v];
-        }
-      }
+      FillColumns(rows, ku, nr, out + v);
     }
     out += PanelStride(ku);
   }

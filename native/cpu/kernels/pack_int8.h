@@ -36,6 +36,7 @@ constexpr int CodeAt(int i) {
 
 /// int8 codes with sums in int32; what the policies of pack.h are to the exact products.
 struct Int8Policy {
+  static constexpr bool kCodes = true;
   static constexpr bool kPairs = false;
   static constexpr bool kTiles = false;
   static constexpr int64_t Blocks(int64_t kc) { return (kc + kInt8Block - 1) / kInt8Block; }
@@ -50,7 +51,9 @@ constexpr bool kIsInt8<Int8Policy> = true;
 /// Summation index per block of packed operands: kKC, where it decides the order of sums. Codes
 /// have theirs from their scales, and a quarter of the bytes.
 template <typename Policy>
-constexpr int64_t kDepth = kIsInt8<Policy> ? kMostDepth : kKC;
+constexpr int64_t kDepth = kKC;
+template <>
+constexpr int64_t kDepth<Int8Policy> = kMostDepth;
 
 /// Rows of units in a B panel, where an A panel has Units(kc) columns.
 template <typename Policy>
@@ -82,37 +85,53 @@ LOWRANK_INLINE void OrderCodes(const UnitCode* in, UnitCode* out,
   }
 }
 
-/// One block of x, zeros after its end, to codes in the order of units. Returns the scale.
-LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum) {
+/// The largest magnitude of `count` elements, whole vectors, as its bits: these order as magnitudes
+/// do, and Inf and NaN come last.
+LOWRANK_INLINE uint32_t LargestBits(const float* x, int64_t count) {
   VecU largest = {};
 #pragma GCC unroll 16
-  for (int i = 0; i < kInt8Block; i += kVL) {
+  for (int64_t i = 0; i < count; i += kVL) {
     const VecU magnitude = LoadU(x + i) & 0x7fffffffu;
     largest = magnitude > largest ? magnitude : largest;
   }
-  // Magnitudes order as their bits do, and Inf and NaN come last.
-  const uint32_t bits = MaxLane(largest);
-  if (bits >= 0x7f800000u) {
-    std::memset(codes, 0, kInt8Block * sizeof(UnitCode));
-    *sum = 0;
-    return __builtin_nanf("");
-  }
+  return MaxLane(largest);
+}
+
+/// The scale of elements whose largest has these bits.
+LOWRANK_INLINE float CodeScale(uint32_t bits) {
+  if (bits >= 0x7f800000u) return __builtin_nanf("");
   float most;
   std::memcpy(&most, &bits, 4);
-  const float scale = most / 127.0f;
+  return most / 127.0f;
+}
+
+/// `count` elements, whole vectors, to codes of a scale that is a number. Returns their sums.
+LOWRANK_INLINE VecI ToCodes(const float* x, int64_t count, float scale, UnitCode* codes) {
   const VecF divisor = Splat(scale == 0 ? __builtin_inff() : scale);
-  alignas(64) UnitCode plain[kInt8Block];
   VecI total = {};
 #pragma GCC unroll 16
-  for (int i = 0; i < kInt8Block; i += kVL) {
+  for (int64_t i = 0; i < count; i += kVL) {
     VecF v = Load(x + i) / divisor;
     // Past ±127 only where the scale is a denormal, rounded by much.
     v = v > 127.0f ? Splat(127.0f) : v;
     v = v < -127.0f ? Splat(-127.0f) : v;
     const VecI code = RoundToInt(v);
     total += code;
-    StoreCodes(plain + i, code);
+    StoreCodes(codes + i, code);
   }
+  return total;
+}
+
+/// One block of x, zeros after its end, to codes in the order of units. Returns the scale.
+LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum) {
+  const float scale = CodeScale(LargestBits(x, kInt8Block));
+  if (scale != scale) {
+    std::memset(codes, 0, kInt8Block * sizeof(UnitCode));
+    *sum = 0;
+    return scale;
+  }
+  alignas(64) UnitCode plain[kInt8Block];
+  const VecI total = ToCodes(x, kInt8Block, scale, plain);
   OrderCodes(plain, codes, std::make_integer_sequence<int, 16 / sizeof(UnitCode)>());
   *sum = SumLanes(total);
   return scale;

@@ -59,7 +59,7 @@ LOWRANK_INLINE void TileBeside(const Beside& beside, const TileBlocks& blocks, c
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
         float* out = row + v * kVL;
-        Store(out, first ? acc[i][v] : Load(out) + acc[i][v]);
+        Store(out, first ? acc[i][v] : Policy::Add(Load(out), acc[i][v]));
       }
     }
     if (block + 1 >= blocks.count) return;

@@ -1,0 +1,98 @@
+/// Products of codes (row_codes.h) with few rows of x: both operands as they lie, along k.
+///
+/// Layout     rows of w as they are stored; rows of x one after another, CodePitch apart
+/// Scratch    none: sums of kDotWeights rows of w with up to kCodeDotRows of x are in registers
+/// Budget     VNNI: a step of 64 places of four rows of w and six of x is 24 products in 24 cycles
+///            (Zen 4), with ten loads of which four come from memory and six from L1 or L2
+#pragma once
+
+#include "native/cpu/kernels/row_codes.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Rows of w and of x whose sums are in registers.
+constexpr int kDotWeights = 4;
+constexpr int kCodeDotRows = kRegisters == 32 ? 6 : 2;
+// Rows of x up to which w is not worth a packing: that costs what six rows of products do.
+constexpr int64_t kMostCodeDotRows = 48;
+
+LOWRANK_INLINE RowPanels CodeDotPasses(int64_t rows) {
+  return {rows, Max(CeilDiv(rows, kCodeDotRows), 1)};
+}
+
+/// A vector of units of w.
+LOWRANK_INLINE VecI LoadCodes(const uint8_t* bytes) {
+  alignas(64) UnitCode codes[kStepCodes];
+  if constexpr (kWeightOffset != 0) return reinterpret_cast<VecI>(LoadU(bytes));
+  WidenCodes(bytes, kStepCodes, codes);
+  return reinterpret_cast<VecI>(LoadU(codes));
+}
+
+/// c[m][n] = the sums of kDotWeights rows of w, `rows` of them there, with kRows of x.
+template <int kRows>
+static void CodeDots(const uint8_t* w, int rows, int64_t depth, const UnitCode* x, float* c,
+                     int64_t ldc) {
+  const int64_t pitch = CodePitch(depth);
+  const uint8_t* row[kDotWeights];
+#pragma GCC unroll 4
+  for (int r = 0; r < kDotWeights; ++r) row[r] = w + Min(r, rows - 1) * depth;
+  VecI acc[kRows][kDotWeights] = {};
+  const auto add = [&](const VecI(&codes)[kDotWeights], int64_t k) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
+      const VecI units = reinterpret_cast<VecI>(LoadU(x + i * pitch + k));
+#pragma GCC unroll 4
+      for (int r = 0; r < kDotWeights; ++r) acc[i][r] = DotCodes(acc[i][r], codes[r], units);
+    }
+  };
+  int64_t k = 0;
+  for (; k + kStepCodes <= depth; k += kStepCodes) {
+    VecI codes[kDotWeights];
+#pragma GCC unroll 4
+    for (int r = 0; r < kDotWeights; ++r) {
+      __builtin_prefetch(row[r] + k + kDotWeights * depth, 0, 2);
+      codes[r] = LoadCodes(row[r] + k);
+    }
+    add(codes, k);
+  }
+  if (k < depth) {
+    VecI codes[kDotWeights];
+    for (int r = 0; r < kDotWeights; ++r) {
+      uint8_t last[kStepCodes] = {};
+      std::memcpy(last, row[r] + k, static_cast<size_t>(depth - k));
+      codes[r] = LoadCodes(last);
+    }
+    add(codes, k);
+  }
+  for (int i = 0; i < kRows; ++i) {
+    for (int r = 0; r < rows; ++r) {
+      const int32_t sum = SumLanes(acc[i][r]);
+      std::memcpy(c + i * ldc + r, &sum, 4);
+    }
+  }
+}
+
+template <int kRows>
+LOWRANK_INLINE auto PickCodeDots(int rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickCodeDots<kRows - 1>(rows);
+  }
+  return CodeDots<kRows>;
+}
+
+/// c [m1 - m0, n1 - n0], sums of codes, of a chunk packed for dots that is all of the block's rows.
+LOWRANK_INLINE void AccumulateCodeDots(Run& run, const PackedChunk& chunk, const RowSource& w,
+                                       const Block& block, float* c) {
+  const int64_t depth = chunk.order.depth;
+  const UnitCode* x = reinterpret_cast<const UnitCode*>(chunk.data);
+  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kDotWeights) {
+    const int rows = static_cast<int>(Min(kDotWeights, block.n1 - n));
+    const uint8_t* codes = w.quant->codes + n * depth;
+    chunk.panels.Each(0, chunk.panels.count, [&](int64_t, int64_t m, int mr) {
+      PickCodeDots<kCodeDotRows>(mr)(codes, rows, depth, x + m * CodePitch(depth),
+                                     c + m * block.ldc() + n - block.n0, block.ldc());
+    });
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
