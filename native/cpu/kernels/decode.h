@@ -1,15 +1,16 @@
-/// Decoding of 4-bit weights straight into B panels: the whole weight is never in memory, and the
+/// Decoding of packed weights straight into B panels: the whole weight is never in memory, and the
 /// panel is written once.
 ///
-///   transposed (y = x · wᵀ)   lanes are kVL rows of w. Their codes are turned as 32-bit groups of
-///                             eight, so that a step along k is one shift, one table look-up and
-///                             one product for kVL rows
+///   transposed (y = x · wᵀ)   lanes are kVL rows of w. Their codes are turned as words of 32 bits,
+///                             eight codes or four, so that a step along k is one table look-up
+///                             (levels.h: a quarter of one) and one product for kVL rows
 ///   direct (dx = dy · w)      lanes are kVL columns of one row
 ///
 /// Numerics   codebook[code] · scale rounded to f32, then once more to the activations' dtype
-/// Needs      K even: then rows begin on a byte. Where a row of w does not begin with a block, each
-///            lane's scale changes at another column (UnevenScales; direct: in the middle of a
-///            vector, where K is no multiple of 16). An odd K takes the row-wise path of pack.h.
+/// Needs      rows that are whole bytes and, turned, of 8 bits whole words. Where a row of w does
+///            not begin with a block, each lane's scale changes at another column (UnevenScales;
+///            direct: in the middle of a vector, where K is no multiple of 16). Other K take the
+///            row-wise path of pack.h.
 #pragma once
 
 #include "native/cpu/kernels/sum_order.h"
@@ -19,8 +20,16 @@ namespace lowrank::cpu::LOWRANK_ISA {
 // Rows that packing asks for ahead of use: some 100 ns of decoding.
 constexpr int64_t kPrefetchRows = 24;
 
-LOWRANK_INLINE bool FusedDecode(const RowSource& source) {
-  return source.quant != nullptr && source.quant->format->bits == 4 && source.cols % 2 == 0;
+/// By rows of w. A set without look-ups of bytes gains nothing by turning codes first.
+LOWRANK_INLINE bool DecodesTurned(const RowSource& source) {
+  if (source.quant == nullptr) return false;
+  if (source.quant->format->bits == 4) return source.cols % 2 == 0;
+  return kByteLookUps && source.cols % 4 == 0;
+}
+
+/// By columns.
+LOWRANK_INLINE bool DecodesDirect(const RowSource& source) {
+  return source.quant != nullptr && (source.quant->format->bits == 8 || source.cols % 2 == 0);
 }
 
 /// Scales of rows [row, row + rows) for columns [k0, k0 + 8 groups) where every row begins with a
@@ -66,16 +75,18 @@ struct UnevenScales {
   }
 };
 
-/// codes[group][lane], groups of eight columns from k0 on, little-endian, of kVL rows from `row`
-/// on, the last one standing for those past `rows`; K even, at most kMostDepth columns. What a
-/// group has past the end of a row is anything.
+/// codes[word][lane], words of four bytes from column k0 on, little-endian, of kVL rows from `row`
+/// on, the last one standing for those past `rows`; rows are whole bytes, at most kMostDepth / 8
+/// words. What a word has past the end of a row is anything.
 static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t row, int rows,
                                                      int64_t k0, int64_t groups, uint32_t* codes) {
-  int64_t pitch = w.cols / 2;
-  const uint8_t* src = w.codes + row * pitch + k0 / 2;
-  const int64_t left = static_cast<int64_t>(w.code_bytes()) - (row + rows - 1) * pitch - k0 / 2;
+  const int per_byte = w.format->bits == 4 ? 2 : 1;
+  int64_t pitch = w.cols / per_byte;
+  const uint8_t* src = w.codes + row * pitch + k0 / per_byte;
+  const int64_t left =
+      static_cast<int64_t>(w.code_bytes()) - (row + rows - 1) * pitch - k0 / per_byte;
   uint8_t copied[kVL][kMostDepth / 2];
-  if (left < groups * 4) {  // the last group of the last row ends behind the weight
+  if (left < groups * 4) {  // the last word of the last row ends behind the weight
     for (int i = 0; i < rows; ++i) {
       std::memcpy(copied[i], src + i * pitch, static_cast<size_t>(left));
       std::memset(copied[i] + left, 0, static_cast<size_t>(groups * 4 - left));
@@ -106,6 +117,7 @@ static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t
 /// at place i of group g, in the natural order.
 template <bool kPairs>
 struct NaturalPlaces {
+  static constexpr bool kNatural = true;
   float* out;
   int64_t stride;
 
@@ -118,6 +130,7 @@ struct NaturalPlaces {
 /// The same by lanes: `out` is the panel of lane 0, that of lane l is l · block on.
 template <bool kPairs>
 struct LanePlaces {
+  static constexpr bool kNatural = false;
   float* out;
   int64_t stride;
   int64_t block;
@@ -130,12 +143,9 @@ struct LanePlaces {
   }
 };
 
-/// Columns i and i + 1 of group g, whose codes and scales of kVL rows these are, to their places.
+/// Columns i and i + 1 of group g to their places.
 template <bool kPairs, DType kRound, typename Places>
-LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int64_t g, int i,
-                               const Places& places) {
-  const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
-  const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
+LOWRANK_INLINE void StorePair(VecF even, VecF odd, int64_t g, int i, const Places& places) {
   if constexpr (kPairs) {
     StoreU(places.At(g, i), PairBF16(even, odd));
   } else {
@@ -144,26 +154,75 @@ LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int
   }
 }
 
-/// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
+/// The same of the codes of group g of kVL rows, 4 bits each, and their scales.
 template <bool kPairs, DType kRound, typename Places>
+LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int64_t g, int i,
+                               const Places& places) {
+  const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
+  const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
+  StorePair<kPairs, kRound>(even, odd, g, i, places);
+}
+
+/// Groups of eight columns of kVL rows of w, of their codes in words.
+template <bool kPairs, DType kRound, int kBits, typename Places>
+struct GroupDecoder;
+
+template <bool kPairs, DType kRound, typename Places>
+struct GroupDecoder<kPairs, kRound, 4, Places> {
+  Table16 table;
+  const Places& places;
+
+  GroupDecoder(const LevelTables& tables, const Places& to) : table(tables.nibbles), places(to) {}
+  /// Group g, its first `columns` alone; scale_of(i) is that of columns i and i + 1.
+  template <typename Scales>
+  LOWRANK_MEMBER_INLINE void Decode(const uint32_t* words, int64_t g, int64_t columns,
+                                    const Scales& scale_of) const {
+    const VecU group = LoadU(words + g * kVL);
+#pragma GCC unroll 4
+    for (int i = 0; i < kGroup; i += 2) {
+      if (i < columns) DecodePair<kPairs, kRound>(table, group, scale_of(i), g, i, places);
+    }
+  }
+};
+
+template <bool kPairs, DType kRound, typename Places>
+struct GroupDecoder<kPairs, kRound, 8, Places> {
+  Levels levels;
+  const Places& places;
+
+  GroupDecoder(const LevelTables& tables, const Places& to) : levels(tables.bytes), places(to) {}
+  template <typename Scales>
+  LOWRANK_MEMBER_INLINE void Decode(const uint32_t* words, int64_t g, int64_t columns,
+                                    const Scales& scale_of) const {
+#pragma GCC unroll 2
+    for (int first = 0; first < kGroup; first += 4) {
+      VecF values[4];
+      levels.Columns(LoadU(words + (2 * g + first / 4) * kVL), values);
+#pragma GCC unroll 2
+      for (int i = 0; i < 4; i += 2) {
+        if (first + i >= columns) continue;
+        const VecF scale = scale_of(first + i);
+        StorePair<kPairs, kRound>(values[i] * scale, values[i + 1] * scale, g, first + i, places);
+      }
+    }
+  }
+};
+
+/// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
+template <bool kPairs, DType kRound, int kBits, typename Places>
 static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int64_t k0, int64_t kc,
                              const Places& places) {
   const QuantView& w = *source.quant;
   const int64_t groups = CeilDiv(kc, kGroup);
-  alignas(64) uint32_t codes[kKC / kGroup * kVL];
-  TransposeCodes(w, row, rows, k0, groups, codes);
-  const Table16 table = source.table;
-  const auto decode = [&](VecU group, int64_t g, int i, VecF scale) {
-    DecodePair<kPairs, kRound>(table, group, scale, g, i, places);
-  };
+  constexpr int kWords = kBits / 4;  // of a group
+  alignas(64) uint32_t codes[kKC / kGroup * kWords * kVL];
+  TransposeCodes(w, row, rows, k0, kBits == 4 ? groups : kc / 4, codes);
+  const GroupDecoder<kPairs, kRound, kBits, Places> decoder(source.tables, places);
   if ((w.cols & (w.blocksize - 1)) != 0) {
     const UnevenScales scales(w, row, rows, k0, kc);
     for (int64_t g = 0; g < groups; ++g) {
-      const VecU group = LoadU(codes + g * kVL);
-#pragma GCC unroll 4
-      for (int i = 0; i < kGroup; i += 2) {
-        if (g * kGroup + i < kc) decode(group, g, i, scales.At((g * kGroup + i) / 2));
-      }
+      decoder.Decode(codes, g, kc - g * kGroup,
+                     [&](int i) { return scales.At((g * kGroup + i) / 2); });
     }
     return;
   }
@@ -173,11 +232,7 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
   for (int64_t s = 0; g < groups; ++s) {
     const VecF scale = Load(scales + s * kVL);
     const int64_t end = Min(g + per_scale, groups);
-    for (; g < end; ++g) {
-      const VecU group = LoadU(codes + g * kVL);
-#pragma GCC unroll 4
-      for (int i = 0; i < kGroup; i += 2) decode(group, g, i, scale);
-    }
+    for (; g < end; ++g) decoder.Decode(codes, g, kGroup, [&](int) { return scale; });
   }
 }
 
@@ -185,13 +240,30 @@ template <bool kPairs, typename Places>
 LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows, int64_t k0,
                                   int64_t kc, const Places& places) {
   WithRounding<kPairs>(source.round_to, [&](auto round) {
-    DecodeTransposed<kPairs, round()>(source, row, rows, k0, kc, places);
+    // By lanes, weights of 4 bits alone.
+    if constexpr (Places::kNatural && kByteLookUps) {
+      if (source.quant->format->bits == 8) {
+        DecodeTransposed<kPairs, round(), 8>(source, row, rows, k0, kc, places);
+        return;
+      }
+    }
+    DecodeTransposed<kPairs, round(), 4>(source, row, rows, k0, kc, places);
   });
 }
 
 /// Distance between B panels of ku units, in units. The odd 128 bytes keep the same row of
 /// neighbouring panels out of one set of the L1 cache: a block is written row by row.
 constexpr int64_t PanelStride(int64_t ku) { return ku * kNR + 32; }
+
+/// Scales of the elements of a vector from e on, which may begin another block.
+LOWRANK_INLINE VecF ScalesAt(const QuantView& w, int shift, int64_t e) {
+  const int64_t block = e >> shift;
+  const int64_t left = ((block + 1) << shift) - e;
+  const VecF scale = Splat(BlockScale(w, block));
+  if (left >= kVL) return scale;
+  const VecF next = Splat(BlockScale(w, Min(block + 1, (w.rows * w.cols - 1) >> shift)));
+  return LaneIndex() < static_cast<int32_t>(left) ? scale : next;
+}
 
 /// Vectors of columns of a row in f32, with their scales looked up where a block begins.
 struct RowDecoder {
@@ -208,13 +280,7 @@ struct RowDecoder {
   }
   /// Lanes past the row's end are of the next row, past the weight's end zeros' codes.
   LOWRANK_MEMBER_INLINE VecF AtUneven(int64_t e) const {
-    const int64_t block = e >> shift;
-    const int64_t left = ((block + 1) << shift) - e;
-    VecF scales = Splat(BlockScale(w, block));
-    if (left < kVL) {
-      const VecF next = Splat(BlockScale(w, Min(block + 1, (w.rows * w.cols - 1) >> shift)));
-      scales = LaneIndex() < static_cast<int32_t>(left) ? scales : next;
-    }
+    const VecF scales = ScalesAt(w, shift, e);
     const uint8_t* codes = w.codes + (e >> 1);
     uint8_t last[kVL / 2] = {};
     const int64_t bytes = static_cast<int64_t>(w.code_bytes()) - (e >> 1);
@@ -232,7 +298,7 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
                          float* out) {
   const QuantView& w = *source.quant;
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
-  RowDecoder first = {w, source.table, shift, VecF{}};
+  RowDecoder first = {w, source.tables.nibbles, shift, VecF{}};
   RowDecoder second = first;
   const int64_t ku = kPairs ? (kc + 1) / 2 : kc;
   for (int64_t u = 0; u < ku; ++u) {
@@ -257,11 +323,72 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
   }
 }
 
+/// The same of 8-bit codes: four vectors of columns, two panels, at a time.
+template <bool kPairs, DType kRound>
+static void DecodeDirectBytes(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
+                              int64_t cols, float* out) {
+  const QuantView& w = *source.quant;
+  const Levels levels(source.tables.bytes);
+  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
+  const int64_t elems = w.rows * w.cols;
+  constexpr int64_t kRun = 4 * kVL;
+  // Elements from e on, `count` of them of this row. Beyond it are whatever comes next.
+  const auto decode = [&](int64_t e, int64_t count,
+                          VecF(&values)[4]) __attribute__((always_inline)) {
+    if (e + kRun <= elems) {
+      levels.Run(w.codes + e, values);
+    } else {
+      uint8_t last[kRun] = {};
+      std::memcpy(last, w.codes + e, static_cast<size_t>(count));
+      levels.Run(last, values);
+    }
+    const int64_t block = e >> shift;
+    const bool one_scale = (e + count - 1) >> shift == block;
+    const VecF scale = Splat(BlockScale(w, block));
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      values[j] *= one_scale ? scale : ScalesAt(w, shift, e + Min(j * kVL, count - 1));
+    }
+  };
+  const int64_t ku = kPairs ? (kc + 1) / 2 : kc;
+  for (int64_t u = 0; u < ku; ++u) {
+    const int64_t row = k0 + (kPairs ? 2 * u : u);
+    const bool paired = kPairs && 2 * u + 1 < kc;
+    PrefetchRow(source, row + kPrefetchRows, n0, cols);
+    if (kPairs) PrefetchRow(source, row + 1 + kPrefetchRows, n0, cols);
+    const int64_t e = row * w.cols + n0;
+    float* panel = out;
+    for (int64_t n = 0; n < cols; n += kRun, panel += kRun / kNR * PanelStride(ku)) {
+      const int64_t count = Min(kRun, cols - n);
+      VecF even[4];
+      VecF odd[4] = {};
+      decode(e + n, count, even);
+      if (paired) decode(e + w.cols + n, count, odd);
+#pragma GCC unroll 4
+      for (int j = 0; j < 4; ++j) {
+        if (j * kVL >= count) break;
+        const int64_t first = n + j / kNV * kNR;  // column of the panel
+        const int64_t nr = Min(kNR, CeilDiv(cols - first, kVL) * kVL);
+        float* to = panel + j / kNV * PanelStride(ku) + u * nr + j % kNV * kVL;
+        if constexpr (kPairs) {
+          StoreU(to, PairBF16(even[j], odd[j]));
+        } else {
+          Store(to, RoundTo(kRound, even[j]));
+        }
+      }
+    }
+  }
+}
+
 template <bool kPairs>
 LOWRANK_INLINE void DecodePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                                  int64_t cols, float* out) {
   WithRounding<kPairs>(source.round_to, [&](auto round) {
-    DecodeDirect<kPairs, round()>(source, k0, kc, n0, cols, out);
+    if (source.quant->format->bits == 8) {
+      DecodeDirectBytes<kPairs, round()>(source, k0, kc, n0, cols, out);
+    } else {
+      DecodeDirect<kPairs, round()>(source, k0, kc, n0, cols, out);
+    }
   });
 }
 

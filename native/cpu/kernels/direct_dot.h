@@ -80,7 +80,7 @@ template <typename Policy, DType kRound, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
                       float* scratch, const Unit* a, float* sums, int64_t pitch, bool first) {
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
-  const Table16 table = w.table;
+  const Table16 table = w.tables.nibbles;
   const int64_t row_bytes = w.cols / 2;
   const uint8_t* codes = w.quant->codes + (k * w.cols + n0) / 2;
   // A group is whole: only a single unit may lack its second row.

@@ -163,6 +163,9 @@ LOWRANK_INLINE VecI BucketOf(const BucketSearch& search, VecF values) {
   return low < last ? low : VecI{} + last;
 }
 
+// 8-bit codes that are looked up together.
+constexpr int kByteRun = 64;
+
 /// Up to kByteRun values, where one comparison is left in a bucket. Three loops, each over all of
 /// them: a vector that is read while its lanes are still being written would wait for them.
 LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, float inverse,

@@ -52,7 +52,7 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
     PrefetchUnit<kPairs>(source, row, n0, cols);
     float* panel = out;
     for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
-      DecodePiece<kPairs, kRound>(source.table, scale_of, element + n, apart, panel, stride);
+      DecodePiece<kPairs, kRound>(source.tables.nibbles, scale_of, element + n, apart, panel, stride);
     }
   }
 }
@@ -79,7 +79,7 @@ class GranulePanels {
  public:
   GranulePanels() = default;
   GranulePanels(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols, float* out)
-      : table_(w.table),
+      : table_(w.tables.nibbles),
         w_(w.quant),
         element_(k0 * w.cols + n0),
         rows_(kc),

@@ -29,7 +29,7 @@ class LanePanels {
   LanePanels() = default;
   /// Rows [n0, n0 + kNR) of w, columns [k0, k0 + span), whole granules.
   LanePanels(const RowSource& source, int64_t k0, int64_t span, int64_t n0, Unit* out)
-      : table_(source.table),
+      : table_(source.tables.nibbles),
         w_(source.quant),
         codes_(w_->codes + (n0 * w_->cols + k0) / 2),
         element_(n0 * w_->cols + k0),

@@ -233,7 +233,7 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
                             Unit* out) {
   const int64_t ku = Policy::Units(kc);
   const bool direct = AreUnits<Policy>(b);
-  const bool fused = FusedDecode(b);
+  const bool fused = DecodesTurned(b);
   RowSource rows_of_b = b;
   if (Policy::kPairs)
     rows_of_b.round_to = DType::kF32;  // NarrowToBF16() rounds, and once is enough
@@ -340,7 +340,7 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
 template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                         Unit* out) {
-  const bool fused = FusedDecode(b);
+  const bool fused = DecodesDirect(b);
   const bool plain = b.dense != nullptr && b.AsStored();
   if (WholeGranules(b)) {
     DecodeGranulePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);

@@ -154,23 +154,23 @@ static void DecodeHalves(const QuantView& w, const Table16& table, DType dtype, 
 LOWRANK_OP Outcome Dequantize(const DequantizeOp& op, const RunContext& context) {
   Run run(context);
   const int64_t elems = op.w.rows * op.w.cols;
-  Table16 table = {};
-  if (op.w.format->bits == 4) table = LoadTable(op.w.codebook);
+  LevelTables tables;
+  LoadTables(op.w, &tables);
   ForEachPiece(run, elems, [&](int64_t begin, int64_t count) {
 #if defined(__AVX512F__)
     if (op.y.dtype != DType::kF32 && op.w.format->bits == 4 && op.w.blocksize % kGranule == 0) {
       const int64_t whole = count / kGranule * kGranule;
-      DecodeHalves(op.w, table, op.y.dtype, begin, whole,
+      DecodeHalves(op.w, tables.nibbles, op.y.dtype, begin, whole,
                    static_cast<uint16_t*>(op.y.data) + begin);
       begin += whole;
       count -= whole;
     }
 #endif
     if (op.y.dtype == DType::kF32) {
-      DecodeRun(op.w, table, DType::kF32, begin, count, static_cast<float*>(op.y.data) + begin);
+      DecodeRun(op.w, tables, DType::kF32, begin, count, static_cast<float*>(op.y.data) + begin);
     } else {
       alignas(64) float values[kPieceElems];
-      DecodeRun(op.w, table, DType::kF32, begin, count, values);
+      DecodeRun(op.w, tables, DType::kF32, begin, count, values);
       NarrowRun(op.y.data, op.y.dtype, begin, count, values);
     }
   });

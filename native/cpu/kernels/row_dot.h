@@ -237,7 +237,7 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
           if (pass == 0) {
             AskScales(w, n + i, choice.weights, 2 * choice.weights, kDotStrip, k0, span);
           }
-          (several ? choice.several : choice.one)(source.table, dots);
+          (several ? choice.several : choice.one)(source.tables.nibbles, dots);
           i += several ? choice.weights : 1;
         }
         AddLanes(sums, strip, rows, k0 == 0, c + m * block.ldc() + n - block.n0, block.ldc());

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "native/core/ops.h"
+#include "native/cpu/kernels/levels.h"
 #include "native/cpu/kernels/philox_rows.h"
-#include "native/cpu/kernels/simd.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -140,13 +140,25 @@ LOWRANK_INLINE VecU SpreadCodes(const uint8_t* bytes) {
   }
 }
 
-// 8-bit codes that are looked up together.
-constexpr int kByteRun = 64;
+/// The levels of a packed weight's codes; the one of its bits is filled.
+struct LevelTables {
+  Table16 nibbles = {};
+  Table256 bytes;
+};
+
+LOWRANK_INLINE void LoadTables(const QuantView& w, LevelTables* tables) {
+  if (w.format->bits == 4) {
+    tables->nibbles = LoadTable(w.codebook);
+  } else {
+    LoadTable(w.codebook, &tables->bytes);
+  }
+}
 
 /// Elements [begin, begin + count) of a packed weight as f32: codebook[code] · scale, one rounding,
 /// then one more to `round_to`.
-static inline void DecodeRun(const QuantView& w, const Table16& table, DType round_to,
+static inline void DecodeRun(const QuantView& w, const LevelTables& tables, DType round_to,
                              int64_t begin, int64_t count, float* out) {
+  const Table16& table = tables.nibbles;
   const int block_shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
   int64_t e = begin;
   const int64_t end = begin + count;
@@ -185,14 +197,13 @@ static inline void DecodeRun(const QuantView& w, const Table16& table, DType rou
         e = stop;
       }
     } else {
-      // In runs of several vectors: one that is read right after its lanes were written would wait.
-      for (; e + kByteRun <= stop; e += kByteRun, out += kByteRun) {
-        alignas(64) float values[kByteRun];
-#pragma GCC unroll 16
-        for (int j = 0; j < kByteRun; ++j) values[j] = w.codebook[w.codes[e + j]];
-#pragma GCC unroll 16
-        for (int j = 0; j < kByteRun; j += kVL) {
-          Store(out + j, RoundTo(round_to, Load(values + j) * scales));
+      const Levels levels(tables.bytes);
+      for (; e + 4 * kVL <= stop; e += 4 * kVL, out += 4 * kVL) {
+        VecF values[4];
+        levels.Run(w.codes + e, values);
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) {
+          Store(out + j * kVL, RoundTo(round_to, values[j] * scales));
         }
       }
     }
@@ -264,7 +275,7 @@ struct RowSource {
   const float* row_factors = nullptr;  // one a row, times `factor`
   int64_t rows = 0;
   int64_t cols = 0;
-  Table16 table = {};
+  LevelTables tables;
 
   /// Are dense rows read as they lie there?
   bool AsStored() const {
@@ -287,7 +298,7 @@ LOWRANK_INLINE RowSource WeightRows(const WeightView& w, DType activations) {
   source.round_to = activations;
   source.rows = w.quant.rows;
   source.cols = w.quant.cols;
-  if (w.quant.format->bits == 4) source.table = LoadTable(w.quant.codebook);
+  LoadTables(w.quant, &source.tables);
   return source;
 }
 
@@ -295,7 +306,7 @@ LOWRANK_INLINE RowSource WeightRows(const WeightView& w, DType activations) {
 static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, int64_t count,
                               float* out) {
   if (source.quant != nullptr) {
-    DecodeRun(*source.quant, source.table, source.round_to, row * source.cols + c0, count, out);
+    DecodeRun(*source.quant, source.tables, source.round_to, row * source.cols + c0, count, out);
     return;
   }
   const int64_t stored = source.index == nullptr ? row : source.index[row];

@@ -111,7 +111,7 @@ LOWRANK_INLINE void StoreAndDot(const PackedChunk& chunk, const RowSource& w, in
     dots.x = chunk.data + m * Policy::Units(w.cols) + g0 * (kUnits * rows * kVL);
     dots.sums = sums + m * kVL + i * rows;
     if (pass == 0) {
-      PickFirstDot<Policy, kWeights>(rows, w.round_to)(w.table, dots);
+      PickFirstDot<Policy, kWeights>(rows, w.round_to)(w.tables.nibbles, dots);
     } else {
       PickStoredDot<Policy, kWeights>(rows)(dots.stored, dots.x, dots.granules * kUnits, dots.sums,
                                             dots.first);

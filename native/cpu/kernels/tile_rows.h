@@ -88,7 +88,7 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
 /// is `ahead` bytes after its codes is asked for.
 LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
                                   int64_t ahead, Unit* out) {
-  const Table16 codebook = w.table;
+  const Table16 codebook = w.tables.nibbles;
   GranuleDecoder<true, DType::kF32> decoder;
   const uint8_t* codes = w.quant->codes + (row * w.cols + k0) / 2;
   for (int64_t k = 0; k < kc; k += kSpan) {
