@@ -68,7 +68,13 @@ export interface Binding {
   flushSync(device: string): boolean;
   workspaceBytes(device: string): number;
   reserveWorkspace(device: string, bytes: number, done: Callback): void;
-  quantize(w: NativeHandle, format: string, blocksize: number, doubleQuant: boolean): NativeHandle;
+  quantize(
+    w: NativeHandle,
+    format: string,
+    blocksize: number,
+    doubleQuant: boolean,
+    rowwise: boolean,
+  ): NativeHandle;
   weightFromParts(
     device: string,
     format: string,
@@ -80,7 +86,7 @@ export interface Binding {
     rowwise?: boolean,
   ): NativeHandle;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
-  emptyLike(w: NativeHandle): NativeHandle;
+  emptyLike(w: NativeHandle, device: string | null): NativeHandle;
   quantizeRows(
     tile: NativeHandle,
     w: NativeHandle,

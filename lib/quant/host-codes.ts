@@ -1,8 +1,9 @@
 import type { NestedAbsmax } from '../checkpoint/bitsandbytes.js';
-import type { Tensor } from '../core/tensor.js';
+import { native } from '../core/binding.js';
+import { isHost } from '../core/device.js';
+import { Tensor } from '../core/tensor.js';
 import { encodeCodebook } from './codebook.js';
 import { QuantizedWeight } from './quantized-weight.js';
-import { encodeRows } from './row-int8.js';
 
 /** Codes made on the host, tile by tile: the weight is there once all of them are. */
 export interface HostCodes {
@@ -32,30 +33,34 @@ function nestedScales(
 }
 
 /**
- * Of a rowwise weight, or one with a table of its own (of levels, or of scales): a weight of its format and tables, encoded on
- * the host. Undefined where the device encodes.
+ * Of a weight with a table of its own (of levels, or of scales), or a rowwise one on a device that has no kernel for it: a
+ * weight of its format and tables, encoded on the host. Undefined where the device encodes.
  * @internal
  */
 export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefined {
-  const { shape, blocksize, rowwise } = like;
-  const size = shape.reduce((product, dim) => product * dim, 1);
+  const { shape, blocksize, rowwise, device } = like;
   if (rowwise) {
+    if (isHost(device)) return undefined;
     const K = shape.at(-1) ?? 1;
-    const rows = { codes: new Int8Array(size), absmax: new Float32Array(size / K) };
+    const made = QuantizedWeight.emptyLike(like, op, 'cpu');
+    const to = QuantizedWeight.handleOf(made, op, 'w');
     return {
       put(tile, begin) {
-        using half = tile.to({ dtype: 'f16' });
-        const own = encodeRows(op, half.readSync(), K);
-        rows.codes.set(own.codes, begin);
-        rows.absmax.set(own.absmax, begin / K);
+        using there = tile.to({ device: 'cpu' });
+        const from = Tensor.handleOf(there, op, 'w');
+        native(op, (raw) => raw.quantizeRows(from, to, begin / K, null));
       },
-      finish: () => QuantizedWeight.fromRows(op, rows, like),
+      finish() {
+        using own = made;
+        return own.to({ device });
+      },
     };
   }
   const { format, ownTables } = like;
   if (ownTables === undefined) return undefined;
   const { codebook, scaleCodebook, nestedBlocksize } = ownTables;
   const codesPerByte = format === 'int8' ? 1 : 2;
+  const size = shape.reduce((product, dim) => product * dim, 1);
   const codes = new Uint8Array(Math.ceil(size / codesPerByte));
   const absmax = new Float32Array(like.blocks);
   return {

@@ -1,4 +1,5 @@
 import { native } from '../core/binding.js';
+import { isHost } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
@@ -11,7 +12,7 @@ import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from '
 import { blocksOf, middles } from './group-affine.js';
 import { hostCodes } from './host-codes.js';
 import { NESTED_BLOCKSIZE, QuantizedWeight } from './quantized-weight.js';
-import { encodeRows } from './row-int8.js';
+import { rowBlocksize } from './row-int8.js';
 
 /** How {@link quantize} stores a weight. */
 export interface QuantizeOptions {
@@ -22,13 +23,14 @@ export interface QuantizeOptions {
   doubleQuant?: boolean;
   /**
    * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
-   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). Done on the host: w
-   * is read, and what is not finite in f16 is refused at once. Default false.
+   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). What is
+   * not finite in f16 is refused as other values are that are not finite. On a CUDA device w goes to the device `cpu`
+   * for it, and comes back. Default false.
    */
   rowwise?: boolean;
   /**
    * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
-   * the host, as `rowwise`, in merging too.
+   * the host, in merging too.
    */
   codebook?: Float32Array;
   /**
@@ -79,11 +81,11 @@ function encode(
   blocksize: number,
   doubleQuant: boolean,
   sourceDType: DType,
-  zeroPoints?: Tensor,
+  { rowwise = false, zeroPoints }: { rowwise?: boolean; zeroPoints?: Tensor } = {},
 ): QuantizedWeight {
   const handle = Tensor.handleOf(w, op, 'w');
   return QuantizedWeight.adopt(
-    native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant)),
+    native(op, (raw) => raw.quantize(handle, format.name, blocksize, doubleQuant, rowwise)),
     {
       shape: w.shape,
       format,
@@ -92,6 +94,7 @@ function encode(
       nestedBlocksize: NESTED_BLOCKSIZE,
       sourceDType,
       device: w.device,
+      rowwise,
       ...(zeroPoints === undefined ? {} : { zeroPoints }),
     },
   );
@@ -113,7 +116,9 @@ function quantizeAffine(
     const zeros = Tensor.from(middles(op, w.readSync(), blocksize), [N, G], { device });
     using spread = FeatureMap.repeat(G, blocksize, 'inner', { device });
     const centred = mapFeatures(zeros, spread, { c: w, alpha: -1, dtype: 'f32' });
-    return encode(op, centred, checkFormat(op, name), blocksize, false, sourceDType, zeros);
+    return encode(op, centred, checkFormat(op, name), blocksize, false, sourceDType, {
+      zeroPoints: zeros,
+    });
   });
 }
 
@@ -143,10 +148,16 @@ function quantizeRowwise(
   }
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
   if (codebook !== undefined) fail('ERR_VALUE', op, 'codebook', 'left out with rowwise', 'a table');
-  const { shape, device, dtype: sourceDType } = w;
-  using half = w.to({ dtype: 'f16' });
-  const rows = encodeRows(op, half.readSync(), shape.at(-1) ?? 1);
-  return QuantizedWeight.fromRows(op, rows, { shape, sourceDType, device });
+  const info = checkFormat(op, format);
+  const K = w.shape.at(-1) ?? 1;
+  const size = rowBlocksize(op, K, info.minBlocksize, info.maxBlocksize);
+  const rows = (of: Tensor): QuantizedWeight =>
+    encode(op, of, info, size, false, w.dtype, { rowwise: true });
+  if (isHost(w.device)) return rows(w);
+  // Whoever has no kernel for it.
+  using there = w.to({ device: 'cpu' });
+  using made = rows(there);
+  return made.to({ device: w.device });
 }
 
 /**

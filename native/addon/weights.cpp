@@ -41,11 +41,13 @@ StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t 
   return part;
 }
 
-/// The codebook given, or the format's own.
-StoragePtr CodebookPart(Napi::Env env, Backend* backend, const FormatRow& format,
+/// The codebook given, or the weight's own.
+StoragePtr CodebookPart(Napi::Env env, Backend* backend, const WeightHandle& weight,
                         const Napi::Value& value, const char* op) {
+  const FormatRow& format = *weight.format;
   const size_t bytes = static_cast<size_t>(format.levels) * sizeof(float);
-  if (!IsPresent(value)) return FilledPart(env, backend, format.codebook, bytes);
+  const float* own = weight.rowwise ? RowwiseLevels() : format.codebook;
+  if (!IsPresent(value)) return FilledPart(env, backend, own, bytes);
   const HostArray codebook = HostArrayOf(value, op, "codebook");
   if (codebook.type != napi_float32_array ||
       codebook.length != static_cast<size_t>(format.levels)) {
@@ -74,7 +76,7 @@ void MakeParts(Napi::Env env, Backend* backend, bool double_quant, WeightHandle*
   const QuantView sizes = weight->View();
   parts[WeightHandle::kCodes] = NewPart(env, backend, static_cast<int64_t>(sizes.code_bytes()), 1);
   parts[WeightHandle::kCodebook] =
-      CodebookPart(env, backend, *weight->format, env.Null(), QuantizeOp::kName);
+      CodebookPart(env, backend, *weight, env.Null(), QuantizeOp::kName);
   if (double_quant) {
     parts[WeightHandle::kAbsmax8bit] = NewPart(env, backend, sizes.blocks(), 1);
     parts[WeightHandle::kAbsmaxCodebook] =
@@ -87,7 +89,7 @@ void MakeParts(Napi::Env env, Backend* backend, bool double_quant, WeightHandle*
   }
 }
 
-// quantize(w, format, blocksize, doubleQuant)
+// quantize(w, format, blocksize, doubleQuant, rowwise)
 Napi::Value Quantize(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();
@@ -102,6 +104,7 @@ Napi::Value Quantize(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "a positive power of two",
                              std::to_string(weight.blocksize)));
   }
+  weight.rowwise = BoolArg(info[4]);
   MakeParts(env, backend, BoolArg(info[3]), &weight);
   QuantizeOp op;
   op.w = w.View();
@@ -155,8 +158,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
     weight.parts[p] = FilledPart(env, backend, array.data, bytes);
   }
   if (!weight.parts[WeightHandle::kCodebook]) {
-    weight.parts[WeightHandle::kCodebook] =
-        CodebookPart(env, backend, *weight.format, env.Null(), kOp);
+    weight.parts[WeightHandle::kCodebook] = CodebookPart(env, backend, weight, env.Null(), kOp);
   }
   if (!weight.parts[WeightHandle::kCodes]) {
     ThrowIfError(env, Refuse(Code::kFormat, kOp, "codes", "given", "none"));
@@ -212,18 +214,20 @@ QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantV
   return whole.Rows(row, count);
 }
 
-// emptyLike(weight): its format, blocksize and shape, the contents to be written
+// emptyLike(weight, device | null): its format, blocksize and shape, there or on that device, the
+// contents to be written
 Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();
   const WeightHandle& model = WeightOf(info[0], kOp, "w");
-  Backend* backend = model.backend();
+  Backend* backend = IsPresent(info[1]) ? BackendArg(info[1]) : model.backend();
   WeightHandle weight;
   weight.format = model.format;
   weight.rows = model.rows;
   weight.cols = model.cols;
   weight.blocksize = model.blocksize;
   weight.nested_blocksize = model.nested_blocksize;
+  weight.rowwise = model.rowwise;
   MakeParts(env, backend, static_cast<bool>(model.parts[WeightHandle::kAbsmax8bit]), &weight);
   return WrapWeight(env, std::move(weight));
 }

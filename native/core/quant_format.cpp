@@ -130,6 +130,16 @@ const FormatRow* FindFormat(const std::string& name) {
 
 int FormatCount() { return static_cast<int>(std::size(TheTable().rows)); }
 const FormatRow& FormatAt(int index) { return TheTable().rows[index]; }
+const float* RowwiseLevels() {
+  static const struct Levels {
+    float of[256];
+    Levels() {
+      for (int code = 0; code < 256; ++code) of[code] = static_cast<float>(code - 128) / 127.0f;
+    }
+  } levels;
+  return levels.of;
+}
+
 const float* DynamicMap8bit() { return TheDynamicMap().levels; }
 
 }  // namespace lowrank

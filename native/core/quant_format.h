@@ -38,4 +38,7 @@ const FormatRow& FormatAt(int index);
 /// The codebook of int8, and of double-quantised absmax.
 const float* DynamicMap8bit();
 
+/// What rowwise codes stand for: (code - 128) / 127, [256].
+const float* RowwiseLevels();
+
 }  // namespace lowrank

@@ -75,8 +75,38 @@ Status QuantizeAbsmax(std::vector<float> absmax, const QuantView& out, const Run
   return Status();
 }
 
+/// LLM.int8's rule (native/cpu/kernels/quantize.h).
+Status QuantizeRowwise(const QuantizeOp& op, const RunContext& context) {
+  const QuantView& out = op.out;
+  std::vector<float> row(static_cast<size_t>(out.cols));
+  for (int64_t n = 0; n < out.rows; ++n) {
+    Poll(context);
+    float largest = 0;
+    for (int64_t k = 0; k < out.cols; ++k) {
+      float& value = row[static_cast<size_t>(k)];
+      uint16_t half;
+      StoreElement(&half, DType::kF16, 0, LoadElement(op.w.data, op.w.dtype, n * out.cols + k));
+      value = LoadElement(&half, DType::kF16, 0);
+      if (!std::isfinite(value)) {
+        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+                      "Inf or NaN at element " + std::to_string(n * out.cols + k));
+      }
+      largest = std::max(largest, std::fabs(value));
+    }
+    const int64_t blocks = out.cols / out.blocksize;
+    std::fill_n(out.absmax + n * blocks, blocks, largest);
+    const float scale = largest == 0 ? 0.0f : 127.0f / largest;
+    for (int64_t k = 0; k < out.cols; ++k) {
+      const float code = std::nearbyint(row[static_cast<size_t>(k)] * scale);
+      out.codes[n * out.cols + k] = static_cast<uint8_t>(static_cast<int>(code) + 128);
+    }
+  }
+  return Status();
+}
+
 Status Quantize(const QuantizeOp& op, const RunContext& context) {
   const QuantView& out = op.out;
+  if (out.rowwise) return QuantizeRowwise(op, context);
   // In pieces, so that no allocation takes long; a multiple of every blocksize.
   constexpr int64_t kPiece = int64_t{1} << 20;
   std::vector<float> absmax;

@@ -95,6 +95,10 @@ Status PlanAbsmax(const QuantView& out, const float* absmax, const DeviceLimits&
 Status MakePlan(const QuantizeOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   const QuantView& out = op.out;
+  if (out.rowwise) {
+    return Refuse(Code::kUnsupported, QuantizeOp::kName, "out", "blockwise on a CUDA device",
+                  "rowwise");
+  }
   const int64_t blocks = out.blocks();
   // Without elements the mean of the scales is still written.
   if (blocks == 0) {

@@ -234,10 +234,27 @@ describe('what is refused', () => {
       expect(() => quantize(w([4, 64]), { ...rowwise, blocksize: 64 })).toThrow(/blocksize.*64/);
       expect(() => quantize(w([4, 64]), { ...rowwise, doubleQuant: true })).toThrow(/doubleQuant/);
       expect(() => quantize(w([4, 64]), { ...rowwise, rowwise: 1 as never })).toThrow(/boolean/);
-      const large = Tensor.from(new Float32Array(64).fill(1e6), [1, 64], { device: 'cpu' });
-      expect(() => quantize(large, rowwise)).toThrow(/finite/);
     });
   });
+
+  it.each(available)(
+    'of values that are not finite in f16, at the first read, on %s',
+    async (device) => {
+      await scope(async () => {
+        for (const value of [1e6, Number.NaN, Number.NEGATIVE_INFINITY]) {
+          const values = new Float32Array(3 * 4128);
+          values[4128 + 4100] = value;
+          const w = quantize(Tensor.from(values, [3, 4128], { device }), rowwise);
+          await expect(w.toBitsandbytes()).rejects.toThrow(
+            expect.objectContaining({
+              code: 'ERR_NON_FINITE',
+              message: expect.stringMatching(/finite in f16.*element 8228/),
+            }),
+          );
+        }
+      });
+    },
+  );
 
   it('says so of states', async () => {
     await scope(async () => {

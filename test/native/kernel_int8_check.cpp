@@ -190,6 +190,60 @@ void CheckRowwise(const KernelTable& table, const CancelToken* cancel) {
   }
 }
 
+/// Codes and scales of rows by their definition; pieces of a row and rows of tasks, rows of zeros,
+/// of ties, of numbers that f16 has as denormals, and what is not finite in it.
+void CheckQuantizeRowwise(const KernelTable& table, const CancelToken* cancel) {
+  const Shape shapes[] = {{0, 1, 32, 0}, {0, 9, 96, 0}, {0, 40, 4128, 0}, {0, 3, 8192, 0}};
+  for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+    for (const Shape& s : shapes) {
+      ThreadPool pool(s.N % 2 == 0 ? 3 : 1);
+      const RunContext context = {&pool, cancel};
+      Dense source(s.N, s.K, dtype);
+      source.Fill();
+      const auto set = [&](int64_t n, int64_t k, double value) {
+        StoreElement(source.view.data, dtype, n * s.K + k, value);
+      };
+      for (int64_t n = 0; n < s.N; ++n) {
+        for (int64_t k = 0; k < s.K; ++k) {
+          if (n % 5 == 1) set(n, k, 0);
+          if (n % 5 == 2) set(n, k, Uniform() * 0x1p-20);
+          if (n % 5 == 3) set(n, k, k == s.K - 1 ? 127 : static_cast<double>(k % 80) - 39.5);
+          if (n % 5 == 4) set(n, k, Uniform() * 60000);
+        }
+      }
+      Packed out("int8", s.N, s.K, 32, false);
+      out.view.rowwise = true;
+      QuantizeOp op;
+      op.w = source.view;
+      op.out = out.view;
+      const std::string what = NameOf(table, "rowwise codes", dtype, s, 1);
+      Report(op.Check().ok() && table.quantize(op, context).ok(), what + " status");
+      int64_t wrong = -1;
+      for (int64_t n = 0; n < s.N; ++n) {
+        float absmax = 0;
+        const auto value = [&](int64_t k) {
+          return static_cast<float>(RoundTo(DType::kF16, source.At(n, k)));
+        };
+        for (int64_t k = 0; k < s.K; ++k) absmax = std::max(absmax, std::fabs(value(k)));
+        const float scale = absmax == 0 ? 0 : Rounded(127 / absmax);
+        for (int64_t k = 0; k < s.K; ++k) {
+          const int code = static_cast<int>(std::nearbyint(Rounded(value(k) * scale))) + 128;
+          const int64_t i = n * s.K + k;
+          if (out.view.codes[i] != code || out.view.absmax[i / 32] != absmax) wrong = i;
+        }
+      }
+      Report(wrong < 0, what + " element " + std::to_string(wrong));
+      if (dtype == DType::kF16) continue;
+      set(s.N - 1, s.K - 1, 65520);  // the least that f16 rounds to infinity
+      set(s.N / 2, s.K / 2, 1e5);
+      const Status status = table.quantize(op, context);
+      const std::string place = "element " + std::to_string(s.N / 2 * s.K + s.K / 2);
+      Report(status.code() == Code::kNonFinite && status.message().find(place) != std::string::npos,
+             what + ": " + status.message());
+    }
+  }
+}
+
 /// The largest sums that there are, of the longest rows, by either kernel.
 void CheckLongRows(const KernelTable& table, const RunContext& context) {
   for (const int64_t M : {1, 50}) {
@@ -293,6 +347,7 @@ void CheckInt8(const KernelTable& table, const CancelToken* cancel) {
   const RunContext context = {&pool, cancel};
   CheckProducts(table, cancel);
   CheckRowwise(table, cancel);
+  CheckQuantizeRowwise(table, cancel);
   CheckLongRows(table, context);
   CheckAdapter(table, context);
   CheckRefusals(table, context);

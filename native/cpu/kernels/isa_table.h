@@ -25,12 +25,22 @@ inline Status ToStatus(const char* op, const Outcome& outcome) {
   }
 }
 
+template <const IsaKernels& kIsa>
+Status Run_quantize(const QuantizeOp& op, const RunContext& context) {
+  const Outcome outcome = kIsa.quantize(op, context);
+  // A finite value may be what f16 is not large enough for.
+  if (outcome.code == Code::kNonFinite && op.out.rowwise) {
+    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+                  "Inf or NaN at element " + std::to_string(outcome.index));
+  }
+  return ToStatus(QuantizeOp::kName, outcome);
+}
+
 #define LOWRANK_WRAP(Type, member)                                 \
   template <const IsaKernels& kIsa>                                \
   Status Run_##member(const Type& op, const RunContext& context) { \
     return ToStatus(Type::kName, kIsa.member(op, context));        \
   }
-LOWRANK_WRAP(QuantizeOp, quantize)
 LOWRANK_WRAP(DequantizeOp, dequantize)
 LOWRANK_WRAP(MatmulOp, matmul)
 LOWRANK_WRAP(MatmulInputGradOp, matmul_input_grad)

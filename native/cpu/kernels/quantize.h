@@ -3,6 +3,12 @@
 ///   absmax[b] = max |w| over block b,   code = rank_to_code[#(thresholds < w · (1 / absmax))]
 ///   w'        = codebook[code] · absmax
 ///
+/// Rowwise (LLM.int8, Dettmers et al., 2022, arXiv:2208.07339), of values rounded to f16 as
+/// bitsandbytes does:
+///
+///   absmax[n] = max |w[n, :]|, in all blocks of the row
+///   code      = round(w · (127 / absmax)), ties to even, + 128; of a row of zeros 128
+///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
 /// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A
 /// block
@@ -13,6 +19,7 @@
 
 #include "native/cpu/kernels/encode.h"
 #include "native/cpu/kernels/granule.h"
+#include "native/cpu/kernels/pack_int8.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -94,9 +101,61 @@ static void QuantizeAbsmax(Run& run, const float* absmax, const QuantView& out) 
   }
 }
 
+/// Row n of a rowwise weight, whole vectors, twice through pieces of it. Returns its first element
+/// that is not finite in f16, or K.
+LOWRANK_INLINE int64_t QuantizeRowwise(const QuantizeOp& op, int64_t n) {
+  const QuantView& out = op.out;
+  const int64_t K = out.cols;
+  alignas(64) float values[kPieceElems];
+  const auto load = [&](int64_t k) {
+    const int64_t count = Min(kPieceElems, K - k);
+    WidenRun(op.w.data, op.w.dtype, n * K + k, count, values);
+    for (int64_t i = 0; i < count; i += kVL) {
+      Store(values + i, RoundTo(DType::kF16, Load(values + i)));
+    }
+    return count;
+  };
+  uint32_t max = 0;
+  for (int64_t k = 0; k < K; k += kPieceElems) {
+    const int64_t count = load(k);
+    const uint32_t part = MaxMagnitude(values, count);
+    if (part >= 0x7f800000u) return k + FirstNonFinite(values, count);
+    max = part > max ? part : max;
+  }
+  const float absmax = FloatOf(max);
+  for (int64_t b = 0; b < K / out.blocksize; ++b) {
+    out.absmax[n * K / out.blocksize + b] = absmax;
+  }
+  const VecF scale = Splat(max == 0 ? 0.0f : 127.0f / absmax);
+  for (int64_t k = 0; k < K; k += kPieceElems) {
+    const int64_t count = K > kPieceElems ? load(k) : K;
+    for (int64_t i = 0; i < count; i += kVL) {
+      const VecI code = RoundToInt(Load(values + i) * scale) + 128;
+      StoreBytes(out.codes + n * K + k + i, reinterpret_cast<VecU>(code));
+    }
+  }
+  return K;
+}
+
+LOWRANK_INLINE Outcome QuantizeRowwise(Run& run, const QuantizeOp& op) {
+  const int64_t rows = op.w.rows;
+  int64_t bad = op.w.elems();
+  const int64_t tasks = Min(rows, run.context.pool->threads() * kTasksPerThread);
+  run.ForEach(tasks, op.w.elems(), [&](int64_t task) {
+    for (int64_t n = task * rows / tasks; n < (task + 1) * rows / tasks; ++n) {
+      if (run.Stopped()) return;
+      const int64_t k = QuantizeRowwise(op, n);
+      if (k < op.w.cols) AtomicMin(&bad, n * op.w.cols + k);
+    }
+  });
+  if (run.failure == 0 && bad < op.w.elems()) return {Code::kNonFinite, bad};
+  return run.Result();
+}
+
 LOWRANK_OP Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
   Run run(context);
   const QuantView& out = op.out;
+  if (out.rowwise) return QuantizeRowwise(run, op);
   const int64_t elems = op.w.rows * op.w.cols;
   const int64_t blocks = CeilDiv(elems, out.blocksize);
   const bool nested = out.absmax_8bit != nullptr;
