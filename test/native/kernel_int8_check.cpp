@@ -172,9 +172,10 @@ void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
 /// more columns than a task's.
 void CheckRowwise(const KernelTable& table, const CancelToken* cancel) {
   const Shape shapes[] = {
-      {1, 1, 32, 0},      {2, 3, 64, 0},     {6, 5, 96, 0},   {7, 33, 160, 0},   {13, 9, 4128, 0},
-      {48, 37, 544, 0},   {49, 300, 544, 0}, {50, 31, 32, 0}, {83, 64, 1056, 0}, {600, 35, 2080, 0},
-      {70, 530, 1024, 0}, {4, 0, 64, 0},     {0, 5, 64, 0}};
+      {1, 1, 32, 0},      {2, 3, 64, 0},      {6, 5, 96, 0},     {7, 33, 160, 0},
+      {13, 9, 4128, 0},   {48, 37, 544, 0},   {49, 300, 544, 0}, {50, 31, 32, 0},
+      {83, 64, 1056, 0},  {19, 70, 2048, 0},  {18, 9, 1024, 0},  {60, 66, 5120, 0},
+      {600, 35, 2080, 0}, {70, 530, 1024, 0}, {4, 0, 64, 0},     {0, 5, 64, 0}};
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (const Shape& s : shapes) {
       for (int threads : {1, 3}) {

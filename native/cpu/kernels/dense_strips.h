@@ -1,8 +1,9 @@
-/// y = x · wᵀ over a dense w, many rows of x: strips (gemm_strips.h) of one panel of columns, of
-/// which the next is turned beside the tiles of this one.
+/// y = x · wᵀ over a w whose rows are units as they lie, dense or codes of int8 (row_codes.h), many
+/// rows of x: strips (gemm_strips.h) of one panel of columns, of which the next is turned beside
+/// the tiles of this one.
 ///
 ///   w        [N, K] row-major: 64 bytes of kRows rows a piece
-///   panels   [block][unit][column], blocks of kKC
+///   panels   [block][unit][column], blocks of kDepth
 ///
 /// Turned in one go, 16 x 256 values take 85 cycles and wait for memory; a panel of them has 256
 /// products of vectors for 18 rows of x. Beside tiles there are no registers for a turn of 16 x 16,
@@ -15,13 +16,16 @@
 #pragma once
 
 #include "native/cpu/kernels/gemm_strips.h"
+#include "native/cpu/kernels/row_codes.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
 // Where it was measured; its tiles of 28 sums are what leaves time for pieces.
 constexpr bool kTurnsBeside = kVL == 16;
-// Fewer panels of rows of x are done before the next panel of w is turned.
-constexpr int64_t kLeastTurnPanels = 4;
+// Fewer panels of rows of x are done before the next panel of w is turned, which for codes is a
+// quarter as many bytes.
+template <typename Policy>
+constexpr int64_t kLeastTurnPanels = Policy::kCodes ? 2 : 4;
 
 /// A panel of w, piece by piece.
 class TurnedPanel {
@@ -100,42 +104,55 @@ template <typename Policy>
 struct DenseStrips {
   static constexpr bool kDecodes = true;
   using Decoder = TurnedPanel;
+  static constexpr int64_t kBlock = kDepth<Policy>;
+  static constexpr int64_t kBlockUnits = Policy::Units(kBlock);
   // Two panels of f32 are half of a 1 MiB L2.
-  static constexpr int64_t kStripSpan = 8 * kKC;
-  static constexpr int64_t kBlockUnits = Policy::Units(kKC);
+  static constexpr int64_t kStripSpan = (Policy::kCodes ? 4 : 8) * kBlock;
+  static constexpr int64_t kBytes = Policy::kCodes ? 1 : Policy::kPairs ? 2 : 4;
 
   const PackedChunk& chunk;
   const RowSource& w;
 
   int64_t Columns() const { return kNR; }
-  int64_t Units() const { return 2 * (Span(0) / kKC) * PanelStride(kBlockUnits); }
+  int64_t Units() const { return 2 * (Span(0) / kBlock) * PanelStride(kBlockUnits); }
   bool Beside(int64_t) const { return true; }
   TileBlocks Blocks(int64_t k0, int64_t) const {
-    return {kBlockUnits, Span(k0) / kKC, chunk.rows * kBlockUnits, PanelStride(kBlockUnits)};
+    return {kBlockUnits, Span(k0) / kBlock, chunk.rows * kBlockUnits, PanelStride(kBlockUnits)};
   }
   const Unit* Rows(int64_t k0, int64_t m, int mr) const { return chunk.At<Policy>(k0, m, mr); }
   const Unit* Panel(Unit* b, int64_t, const TileBlocks&) const { return b; }
   void Pack(const Strip& strip, Unit* b) const {
-    for (int64_t k = 0; k < Span(strip.k0); k += kKC, b += PanelStride(kBlockUnits)) {
-      PackBTransposed<Policy>(w, strip.k0 + k, kKC, strip.n0, strip.n1, b);
+    for (int64_t k = 0; k < Span(strip.k0); k += kBlock, b += PanelStride(kBlockUnits)) {
+      if constexpr (Policy::kCodes) {
+        RowCodeColumns{w}(strip.k0 + k, kBlock, strip.n0, strip.n1, b);
+      } else {
+        PackBTransposed<Policy>(w, strip.k0 + k, kBlock, strip.n0, strip.n1, b);
+      }
     }
   }
   Decoder Decoding(const Strip& strip, Unit* b) const {
-    const int64_t bytes = Policy::kPairs ? 2 : 4;
-    return Decoder(static_cast<const char*>(w.dense->data) + (strip.n0 * w.cols + strip.k0) * bytes,
-                   w.cols * bytes, Policy::Units(Span(strip.k0)), kBlockUnits, b);
+    const void* rows = w.dense != nullptr ? w.dense->data : w.quant->codes;
+    return Decoder(static_cast<const char*>(rows) + (strip.n0 * w.cols + strip.k0) * kBytes,
+                   w.cols * kBytes, Policy::Units(Span(strip.k0)), kBlockUnits, b);
   }
 
  private:
   int64_t Span(int64_t k0) const { return Min(kStripSpan, chunk.order.depth - k0); }
 };
 
+/// Are rows of w, as they lie, blocks of units?
+template <typename Policy>
+LOWRANK_INLINE bool TurnsRows(const RowSource& w, int64_t depth) {
+  const bool units = Policy::kCodes ? kWeightOffset != 0 : AreUnits<Policy>(w);
+  return kTurnsBeside && units && depth > 0 && depth % kDepth<Policy> == 0;
+}
+
 /// Does it take this block?
 template <typename Policy>
 LOWRANK_INLINE bool TakesDenseStrips(const PackedChunk& chunk, const RowSource& w,
                                      const Block& block) {
-  return AreUnits<Policy>(w) && chunk.order.depth > 0 && chunk.order.depth % kKC == 0 &&
-         block.panel1 - block.panel0 >= kLeastTurnPanels;
+  return TurnsRows<Policy>(w, chunk.order.depth) &&
+         block.panel1 - block.panel0 >= kLeastTurnPanels<Policy>;
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

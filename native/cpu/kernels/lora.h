@@ -19,8 +19,8 @@
 #include "native/cpu/kernels/factor_panels.h"
 #include "native/cpu/kernels/gemm_int8_tiles.h"
 #include "native/cpu/kernels/gemm_lanes.h"
+#include "native/cpu/kernels/gemm_row_codes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
-#include "native/cpu/kernels/row_codes_dot.h"
 #include "native/cpu/kernels/shrink_panels.h"
 #include "native/cpu/kernels/thin_dot.h"
 
@@ -196,14 +196,7 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, Int8Columns{w, int8},
                        c, true, last);
   } else if constexpr (kIsRowCodes<Policy>) {
-    if (chunk.dots) {
-      AccumulateCodeDots(run, chunk, w, block, c);
-    } else {
-      Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, RowCodeColumns{w},
-                         c, true);
-    }
-    ScaleSums(chunk, w, block, c);
-    AddLastSteps(grid, block, last, c);
+    AccumulateRowCodes(run, grid, block, chunk, w, last, c);
   } else if (chunk.dots) {
     AccumulateDots<Policy>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
@@ -263,7 +256,7 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     chunk.order = order;
     chunk.columns = columns;
     if constexpr (kIsRowCodes<Policy>) {
-      chunk.dots = chunk.rows <= kMostCodeDotRows;
+      chunk.dots = TakesCodeDots(all[0].w, chunk.rows);
       chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
     } else {
       chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);

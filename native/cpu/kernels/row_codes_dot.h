@@ -13,8 +13,6 @@ namespace lowrank::cpu::LOWRANK_ISA {
 // Rows of w and of x whose sums are in registers.
 constexpr int kDotWeights = 4;
 constexpr int kCodeDotRows = kRegisters == 32 ? 6 : 2;
-// Rows of x up to which w is not worth a packing: that costs what six rows of products do.
-constexpr int64_t kMostCodeDotRows = 48;
 
 LOWRANK_INLINE RowPanels CodeDotPasses(int64_t rows) {
   return {rows, Max(CeilDiv(rows, kCodeDotRows), 1)};
