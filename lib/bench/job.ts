@@ -2,14 +2,13 @@
  * What is measured: an operation at one size, and what the maths of it needs.
  */
 
-import type { Device, DType, QuantFormat } from '../index.js';
-import { FORMATS, wholeInt4Blocks } from '../quant/formats.js';
+import type { Device, DType } from '../index.js';
+import { FORMATS, type StoredFormat, wholeInt4Blocks } from '../quant/formats.js';
 
 export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
 export type BenchOp = (typeof benchOps)[number];
 
-/** `int8-rowwise`: LLM.int8's. */
-export type WeightFormat = QuantFormat | 'int8-rowwise' | 'none';
+export type WeightFormat = StoredFormat | 'none';
 export const weightFormats = ['nf4', 'fp4', 'int8', 'int8-rowwise', 'int4', 'none'] as const;
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 

@@ -6,11 +6,12 @@ import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import type { SafetensorsFile } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
-import { type Device, type DType, type QuantFormat, quantize, Tensor } from '../index.js';
+import { type Device, type DType, quantize, Tensor } from '../index.js';
+import { type StoredFormat, storedAs } from '../quant/formats.js';
 
 /** How a checkpoint is quantised. */
 export interface QuantizeSettings {
-  readonly format: QuantFormat;
+  readonly format: StoredFormat;
   readonly blocksize?: number;
   readonly doubleQuant: boolean;
   /** Tensors whose names hold one of these stay as they are. */
@@ -101,7 +102,11 @@ async function quantizeInto(
   // F32 is a Float32Array, BF16 and F16 are bits in a Uint16Array: as Tensor.from takes them.
   const values = tensor.data as Float32Array | Uint16Array;
   const full = Tensor.from(values, tensor.shape, { dtype, ...place });
-  const options = { format, doubleQuant, ...(blocksize === undefined ? {} : { blocksize }) };
+  const options = {
+    ...storedAs(format),
+    doubleQuant,
+    ...(blocksize === undefined ? {} : { blocksize }),
+  };
   try {
     const weight = quantize(full, options);
     try {

@@ -9,7 +9,7 @@ import { readJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
-import type { Device, QuantFormat } from '../index.js';
+import type { Device } from '../index.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
 import { Interrupts } from './interrupt.js';
@@ -22,7 +22,7 @@ Usage: lowrank quantize IN OUT [options]
 
 IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT the same kind, new.
 
-  --format F         nf4, fp4 or int8                                     [nf4]
+  --format F         nf4, fp4, int8 (blockwise) or int8-rowwise (LLM.int8) [nf4]
   --blocksize N      elements that share a scale                          [the format's own]
   --double-quant     quantise the scales too
   --skip LIST        parts of names to leave as they are                  [lm_head,embed,norm]
@@ -93,7 +93,8 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
 }
 
 function readSettings(parsed: Arguments): QuantizeSettings {
-  const format: QuantFormat = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8'] as const);
+  const formats = ['nf4', 'fp4', 'int8', 'int8-rowwise'] as const;
+  const format = parsed.choice('format', 'nf4', formats);
   const blocksize = parsed.text('blocksize');
   const device = parsed.text('device');
   const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());
@@ -242,18 +243,29 @@ function writeConfig(source: string, target: string, settings: QuantizeSettings)
   const file = path.join(source, 'config.json');
   if (!fs.existsSync(file)) return;
   const config: Record<string, unknown> = { ...readJsonObject(kOp, file, kMaxIndexBytes) };
-  if (settings.format !== 'int8') {
-    config.quantization_config = {
-      quant_method: 'bitsandbytes',
-      _load_in_4bit: true,
-      load_in_4bit: true,
-      load_in_8bit: false,
-      bnb_4bit_quant_type: settings.format,
-      bnb_4bit_use_double_quant: settings.doubleQuant,
-      bnb_4bit_compute_dtype: 'bfloat16',
-      bnb_4bit_quant_storage: 'uint8',
-      llm_int8_skip_modules: settings.skip,
-    };
-  }
+  const section = quantizationConfig(settings);
+  if (section !== undefined) config.quantization_config = section;
   fs.writeFileSync(path.join(target, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
+}
+
+/** As transformers writes it; it knows no checkpoint of blockwise int8. */
+function quantizationConfig({ format, doubleQuant, skip }: QuantizeSettings): object | undefined {
+  if (format === 'int8') return undefined;
+  const fourBits = format !== 'int8-rowwise';
+  const shared = {
+    quant_method: 'bitsandbytes',
+    _load_in_4bit: fourBits,
+    _load_in_8bit: !fourBits,
+    load_in_4bit: fourBits,
+    load_in_8bit: !fourBits,
+    llm_int8_skip_modules: skip,
+  };
+  if (!fourBits) return { ...shared, llm_int8_threshold: 6, llm_int8_has_fp16_weight: false };
+  return {
+    ...shared,
+    bnb_4bit_quant_type: format,
+    bnb_4bit_use_double_quant: doubleQuant,
+    bnb_4bit_compute_dtype: 'bfloat16',
+    bnb_4bit_quant_storage: 'uint8',
+  };
 }

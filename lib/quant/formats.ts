@@ -3,6 +3,16 @@ import { fail, wrongType } from '../core/errors.js';
 /** Blockwise formats of a frozen base weight. */
 export type QuantFormat = 'nf4' | 'fp4' | 'int8' | 'int4';
 
+/** How commands name what a weight is stored as: a format, or int8 by rows, as LLM.int8 has it. */
+export type StoredFormat = QuantFormat | 'int8-rowwise';
+
+/** The options of `quantize` that the name stands for. */
+export function storedAs(name: StoredFormat): { format: QuantFormat; rowwise: boolean } {
+  return name === 'int8-rowwise'
+    ? { format: 'int8', rowwise: true }
+    : { format: name, rowwise: false };
+}
+
 /** What a format is made of; the native table in native/core/quant_format.cpp is compared with it. */
 export interface FormatInfo {
   readonly name: QuantFormat;

@@ -4,7 +4,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { splitBitsandbytes } from '../../lib/checkpoint/bitsandbytes.js';
-import { readSafetensors } from '../../lib/checkpoint/safetensors.js';
+import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
+import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { dequantize, QuantizedWeight } from '../../lib/index.js';
 import { requireBuilt, run } from './command.js';
 import { temporaryFolder } from './setup.js';
@@ -167,6 +168,51 @@ describe('quantize', () => {
     const { code, stderr } = await run(['quantize', source, out, '--format', 'int8']);
     expect(code, stderr).toBe(0);
     expect(load(out).layers.size).toBe(14);
+  });
+
+  it('a folder to int8-rowwise: the layers of LLM.int8, and the section that says so', async () => {
+    const [source, out] = [inFolder('wide'), inFolder('out-rowwise')];
+    fs.mkdirSync(source);
+    const values = Float32Array.from({ length: 5 * 96 }, (_, i) => Math.sin(i * i));
+    const file = path.join(source, 'model.safetensors');
+    const tensor = (shape: number[]): RawTensor => ({ dtype: 'F32', shape, data: values });
+    const tensors = { 'a.q_proj.weight': tensor([5, 96]), 'lm_head.weight': tensor([6, 80]) };
+    writeSafetensors(file, new Map(Object.entries(tensors)));
+    fs.writeFileSync(path.join(source, 'config.json'), '{"model_type":"llama"}');
+    const { code, stderr } = await run(['quantize', source, out, '--format', 'int8-rowwise']);
+    expect(code, stderr).toBe(0);
+    const { layers, rest } = load(path.join(out, 'model.safetensors'));
+    expect([[...layers.keys()], [...rest.keys()]]).toEqual([['a.q_proj'], ['lm_head.weight']]);
+    const state = layers.get('a.q_proj') ?? {};
+    expect(Object.keys(state).sort()).toEqual(['SCB', 'weight', 'weight_format']);
+    const stored = QuantizedWeight.fromBitsandbytes(state);
+    dequantize(stored, { dtype: 'f32' })
+      .readSync()
+      .forEach((value, i) => {
+        // Half a step of 127, of rows whose largest is about 1, and f16.
+        expect(Math.abs(value - (values[i] as number))).toBeLessThan(0.5 / 127 + 2 ** -11);
+      });
+    stored.dispose();
+    const config = JSON.parse(fs.readFileSync(path.join(out, 'config.json'), 'utf8'));
+    expect(config).toMatchObject({
+      model_type: 'llama',
+      quantization_config: {
+        quant_method: 'bitsandbytes',
+        load_in_8bit: true,
+        load_in_4bit: false,
+      },
+    });
+    const all = await run([
+      'quantize',
+      source,
+      inFolder('y'),
+      '--format',
+      'int8-rowwise',
+      '--skip',
+      'a',
+    ]);
+    expect(all.code).not.toBe(0);
+    expect(all.stderr).toMatch(/lm_head.*multiple of 32.*rows of 80/);
   });
 
   it.each<[string, () => string[], number, RegExp]>([

@@ -1,5 +1,5 @@
 import type { QuantizedWeight, Tensor } from '../../index.js';
-import { wholeInt4Blocks } from '../../quant/formats.js';
+import { storedAs, wholeInt4Blocks } from '../../quant/formats.js';
 import { type Job, weightBytesOf } from '../job.js';
 import type { Context } from '../peer.js';
 
@@ -28,8 +28,8 @@ export class Operands {
     const dense = own();
     this.weights = Array.from({ length: copies(this.weightBytes) }, () => {
       if (format === 'none') return own();
-      if (format === 'int8-rowwise') return quantize(dense, { format: 'int8', rowwise: true });
-      return quantize(dense, { format, zeroPoints: format === 'int4' && wholeInt4Blocks(K) });
+      const zeroPoints = format === 'int4' && wholeInt4Blocks(K);
+      return quantize(dense, { ...storedAs(format), zeroPoints });
     });
     dense.dispose();
     this.loraA = Tensor.from(elements('loraA'), [r, K], { device });
