@@ -209,7 +209,7 @@ describe('quantize', () => {
       '--format',
       'int8-rowwise',
       '--skip',
-      'a',
+      'q_proj',
     ]);
     expect(all.code).not.toBe(0);
     expect(all.stderr).toMatch(/lm_head.*multiple of 32.*rows of 80/);
