@@ -227,11 +227,15 @@ void Bench(const KernelTable& table, int threads, double budget, const char* whi
   int64_t only = which == nullptr ? -1 : std::atoll(which);
   long long rows, n, k;
   if (which != nullptr && std::sscanf(which, "%lldx%lldx%lld", &rows, &n, &k) == 3) {
+    // 16x4096x4096,bf16,w=int8/256: also what x is, and w.
     const bool bf16 = std::strstr(which, ",bf16") != nullptr;
-    const bool rowwise = std::strstr(which, ",rowwise") != nullptr;
+    const bool f16 = std::strstr(which, ",f16") != nullptr;
+    const char* kind = std::strstr(which, ",w=");
     cases.push_back({{rows, n, k, 16},
-                     bf16 ? DType::kBF16 : DType::kF32,
-                     rowwise ? "rowwise/64" : "nf4/64"});
+                     bf16  ? DType::kBF16
+                     : f16 ? DType::kF16
+                           : DType::kF32,
+                     kind != nullptr ? kind + 3 : "nf4/64"});
     only = static_cast<int64_t>(listed);
   }
   if (CanMeasurePeak()) {

@@ -13,7 +13,7 @@
 /// adapter reads neither x nor y again.
 #pragma once
 
-#include "native/cpu/kernels/dense_strips.h"
+#include "native/cpu/kernels/dense_dot.h"
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/elementwise.h"
 #include "native/cpu/kernels/factor_panels.h"
@@ -202,6 +202,9 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     AddLastSteps(grid, block, last, c);
   } else if (chunk.order.by_lanes) {
     AccumulateStrips<Policy>(run, grid, block, depth, LaneStrips<Policy>{chunk, w}, last, c);
+  } else if (TakesDenseDots<Policy>(chunk.rows, w)) {
+    AccumulateDenseDots<Policy>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
   } else {
     if constexpr (kTurnsBeside) {
       if (TakesDenseStrips<Policy>(chunk, w, block)) {
