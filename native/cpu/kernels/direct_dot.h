@@ -1,10 +1,12 @@
-/// dx = dy · dequant(w) for few rows of dy, 4-bit codes: vectors are columns of dx.
+/// dx = dy · w for few rows of dy, w dense or of 4-bit codes: vectors are columns of dx.
 ///
 ///   dx[m, k] = Σ_n dy[m, n] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
 ///
 /// Operands   dy    one A panel of at most kDirectRows rows (pack.h)
-///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule after granule
-///            sums  [m][column] in the order of lanes, in L1; a block's beside those of all before
+///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule after granule; of
+///                  a dense w 64 columns
+///            sums  [m][column] in L1, of codes in the order of lanes; a block's beside those of
+///                  all before
 ///
 /// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
 /// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
@@ -75,22 +77,65 @@ struct RowsOfPitch {
   LOWRANK_MEMBER_INLINE void Step(int64_t bytes) { first += bytes; }
 };
 
+/// What is read of w: codes, granule by granule.
+template <bool kPairs, DType kRound>
+struct DirectCodes {
+  static constexpr bool kScaled = true;
+  template <bool>
+  using Rows = GranuleRows<kPairs, kRound>;
+
+  static constexpr int64_t Bytes(int64_t columns) { return columns / 2; }
+  static const char* Data(const RowSource& w) {
+    return reinterpret_cast<const char*>(w.quant->codes);
+  }
+};
+
+/// Or values, kGranule of them at a time.
+template <bool kPairs, DType kStored>
+struct DirectValues {
+  static constexpr bool kScaled = false;
+  /// One row, or two that are pairs; where kBoth is not said the second may be the first: none.
+  template <bool kBoth>
+  struct Rows {
+    const char* row;
+    const char* other;
+
+    LOWRANK_MEMBER_INLINE void SetCodes(const char* first, const char* second) {
+      row = first;
+      other = second;
+    }
+    LOWRANK_MEMBER_INLINE VecF At(int p) const {
+      if constexpr (!kPairs) return LoadWide(row, kStored, p * kVL);
+      const VecU even = ZeroExtend(*reinterpret_cast<const LooseH*>(row + p * kVL * 2));
+      if (!kBoth && other == row) return AsFloat(even);
+      return AsFloat(even | ZeroExtend(*reinterpret_cast<const LooseH*>(other + p * kVL * 2))
+                                << 16);
+    }
+  };
+
+  static constexpr int64_t Bytes(int64_t columns) {
+    return columns * (kStored == DType::kF32 ? 4 : 2);
+  }
+  static const char* Data(const RowSource& w) { return static_cast<const char*>(w.dense->data); }
+};
+
 /// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
-template <typename Policy, DType kRound, int kRows, int kUnits>
+template <typename Policy, typename Source, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
                       float* scratch, const Unit* a, float* sums, int64_t pitch, bool first) {
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
   const Table16 table = w.tables.nibbles;
-  const int64_t row_bytes = w.cols / 2;
-  const uint8_t* codes = w.quant->codes + (k * w.cols + n0) / 2;
+  const int64_t row_bytes = Source::Bytes(w.cols);
+  const char* codes = Source::Data(w) + Source::Bytes(k * w.cols + n0);
   // A group is whole: only a single unit may lack its second row.
   const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
-  const ScaleRows scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
+  ScaleRows scales = {};
+  if constexpr (Source::kScaled) scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
   // With two rows of w a unit addresses are kept, and dy's pairs if they are of one row. With one
   // row of w a unit both are as fast computed, and there are no registers left.
   using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
   Rows code_rows(codes, row_bytes);
-  RowLines ahead(codes + kDirectAhead * row_bytes, cols / 2, row_bytes);
+  RowLines ahead(codes + kDirectAhead * row_bytes, Source::Bytes(cols), row_bytes);
   constexpr bool kHolds = Policy::kPairs && kRows == 1;
   VecF held[kUnits];
 #pragma GCC unroll 8
@@ -98,11 +143,11 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
     held[u] = Splat(a[u * kRows]);
     if constexpr (kHolds) Pin(held[u]);
   }
-  constexpr int kLines = static_cast<int>((kUnits * kStep * (kGranule / 2) + 63) / 64);
+  constexpr int kLines = static_cast<int>((kUnits * kStep * Source::Bytes(kGranule) + 63) / 64);
   const auto other_row = [&](int row) {
     return kUnits > 1 || row + 1 < rows ? row + static_cast<int>(kStep) - 1 : row;
   };
-  GranuleRows<Policy::kPairs, kRound> granule[kUnits];
+  typename Source::template Rows<(kUnits > 1)> granule[kUnits];
   const auto scales_at = [&](int64_t n) {
     return Rows(scales.data + scales.Index(n / kGranule),
                 scales.pitch * static_cast<int64_t>(sizeof(float)));
@@ -110,8 +155,10 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   const auto set_scales = [&](int u, const Rows& at) {
     const int row = static_cast<int>(u * kStep);
     const int other = other_row(row);
-    granule[u].SetScales(table, *reinterpret_cast<const float*>(at.At(row)),
-                         *reinterpret_cast<const float*>(at.At(other)), other != row);
+    if constexpr (Source::kScaled) {
+      granule[u].SetScales(table, *reinterpret_cast<const float*>(at.At(row)),
+                           *reinterpret_cast<const float*>(at.At(other)), other != row);
+    }
   };
 #pragma GCC unroll 8
   for (int u = 0; u < kUnits; ++u) set_scales(u, scales_at(0));
@@ -124,7 +171,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
       const int row = static_cast<int>(u * kStep);
       granule[u].SetCodes(code_rows.At(row), code_rows.At(other_row(row)));
     }
-    code_rows.Step(kGranule / 2);
+    code_rows.Step(Source::Bytes(kGranule));
 #pragma GCC unroll 16
     for (int p = 0; p < kPlaces; ++p) {
       float* at = sums + n + p * kVL;
@@ -148,7 +195,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
 }
 
 /// sums [kRows, cols] = a · w over rows [k0, k0 + kc) of w.
-template <typename Policy, DType kRound, int kRows>
+template <typename Policy, typename Source, int kRows>
 static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
                            const Unit* a, float* sums, int64_t pitch) {
   constexpr int kUnits = kDirectUnits<Policy::kPairs>;
@@ -159,39 +206,53 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
   alignas(64) float scratch[kUnits * kStep * kMostGranules];
   int64_t k = k0;
   for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
-    for (int64_t i = 0; i < kUnits * kStep; ++i) {
+    for (int64_t i = 0; Source::kScaled && i < kUnits * kStep; ++i) {
       if (k + kDirectAhead + i >= w.rows) break;
       PrefetchScales(*w.quant, (k + kDirectAhead + i) * w.cols + n0, cols);
     }
-    DirectDot<Policy, kRound, kRows, kUnits>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch,
+    DirectDot<Policy, Source, kRows, kUnits>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch,
                                              k == k0);
   }
   for (; k < k0 + kc; k += kStep, a += kRows) {
-    DirectDot<Policy, kRound, kRows, 1>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch, k == k0);
+    DirectDot<Policy, Source, kRows, 1>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch, k == k0);
   }
 }
 
 using DirectDotFn = void (*)(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
                              const Unit* a, float* sums, int64_t pitch);
 
-template <typename Policy, DType kRound, int kRows>
+template <typename Policy, typename Source, int kRows = kDirectRows>
 LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickDirectDot<Policy, kRound, kRows - 1>(rows);
+    if (rows < kRows) return PickDirectDot<Policy, Source, kRows - 1>(rows);
   }
-  return DirectDotBlock<Policy, kRound, kRows>;
+  return DirectDotBlock<Policy, Source, kRows>;
 }
 
 template <typename Policy>
-LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, DType round_to) {
-  return WithRounding<Policy::kPairs>(
-      round_to, [&](auto round) { return PickDirectDot<Policy, round(), kDirectRows>(rows); });
+LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
+  constexpr bool kPairs = Policy::kPairs;
+  if (w.dense == nullptr) {
+    return WithRounding<kPairs>(w.round_to, [&](auto round) {
+      return PickDirectDot<Policy, DirectCodes<kPairs, round()>>(rows);
+    });
+  }
+  if constexpr (!kPairs) {
+    if (w.dense->dtype == DType::kF32) {
+      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF32>>(rows);
+    }
+    if (w.dense->dtype == DType::kF16) {
+      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF16>>(rows);
+    }
+  }
+  return PickDirectDot<Policy, DirectValues<kPairs, DType::kBF16>>(rows);
 }
 
 /// Does AccumulateDirectDots take this product?
 template <typename Policy>
 LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
-  return !Policy::kTiles && rows <= kDirectRows && w.rows > 0 && WholeGranules(w);
+  const bool whole = w.dense != nullptr ? w.cols > 0 && w.cols % kGranule == 0 : WholeGranules(w);
+  return !Policy::kTiles && rows <= kDirectRows && w.rows > 0 && whole;
 }
 
 /// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
@@ -215,7 +276,7 @@ LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                          const Block& block, float* c) {
-  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w.round_to);
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);
   const int64_t cols = block.n1 - block.n0;
   const int64_t pitch = SumsPitch(chunk.rows, cols);
   float* sums = run.Get<float>(kBSlot, chunk.rows * pitch);
@@ -264,7 +325,7 @@ struct BlockSums {
 /// Those of a chunk, where SharesRows() holds; without data where there is no memory for them.
 template <typename Policy>
 LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const RowSource& w) {
-  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w.round_to);
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);
   BlockSums sums;
   sums.blocks = CeilDiv(w.rows, kKC);
   sums.rows = chunk.rows;

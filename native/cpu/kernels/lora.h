@@ -527,7 +527,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     if (by_rows && (sums.data == nullptr || run.Stopped())) return;
     const bool wide = dots && !by_rows;
     const Grid grid =
-        PlanGrid(chunk.rows, cols, threads, with_granules ? kGranule : kNR,
+        PlanGrid(chunk.rows, cols, threads, with_granules || dots ? kGranule : kNR,
                  wide ? DirectDotColumns(chunk.rows) : kNC, wide ? 1 : kTasksPerThread);
     const int64_t terms = (by_rows ? sums.blocks : depth) + r;
     run.ForEach(grid.tasks(), chunk.rows * cols * terms, [&](int64_t task) {
