@@ -66,7 +66,7 @@ LOWRANK_INLINE void NarrowRun(void* data, DType dtype, int64_t begin, int64_t co
 LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
   if (dtype == DType::kF32) return v;
   if (dtype == DType::kBF16) return RoundedToBF16(v);
-  return WidenF16(Narrow(RoundF16(v)));
+  return RoundedToF16(v);
 }
 
 /// What body(std::integral_constant of the dtype that decoded weights are rounded to) returns.
