@@ -52,7 +52,8 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
     PrefetchUnit<kPairs>(source, row, n0, cols);
     float* panel = out;
     for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
-      DecodePiece<kPairs, kRound>(source.tables.nibbles, scale_of, element + n, apart, panel, stride);
+      DecodePiece<kPairs, kRound>(source.tables.nibbles, scale_of, element + n, apart, panel,
+                                  stride);
     }
   }
 }
