@@ -40,12 +40,13 @@ struct GemmMmaShared {
 };
 
 /// A product's accumulators in one warp: rows 16 mi + lane / 4 (+ 8), columns 8 pi + 2 (lane % 4).
-template <typename Element, typename Tile>
+/// Acc is float, or int32_t of products of bytes.
+template <typename Acc, typename Tile>
 struct WarpProduct {
   static constexpr int kMi = Tile::kWarpM / 16;
   static constexpr int kPi = Tile::kWarpP / 8;
 
-  float acc[kMi][kPi][4];
+  Acc acc[kMi][kPi][4];
   /// Offsets of this lane's ldmatrix rows in the tiles of x and w at step 0. A step, or transposed
   /// the 16 columns of a pair of pi, only flips bits of a row's piece, so the rest is immediates.
   int x_offset_bytes;
@@ -75,13 +76,13 @@ struct WarpProduct {
 #pragma unroll
       for (int pi = 0; pi < kPi; ++pi) {
 #pragma unroll
-        for (int q = 0; q < 4; ++q) acc[mi][pi][q] = 0.0f;
+        for (int q = 0; q < 4; ++q) acc[mi][pi][q] = Acc();
       }
     }
   }
 
-  /// 16 elements of the reduction, `step` of the slab's four. MmaElement is Element, or bf16 for
-  /// the LoRA parts.
+  /// 16 elements of the reduction (32 of bytes), `step` of the slab's four. MmaElement is that of x
+  /// and w, or bf16 for the LoRA parts.
   template <typename MmaElement>
   __device__ __forceinline__ void Step(const unsigned char* s_x, const unsigned char* s_w,
                                        int step) {
@@ -186,7 +187,7 @@ template <WeightFormat kFormat, typename Element, typename Tile>
 LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   using Source = WeightSource<kFormat, Element, Tile>;
   using Shared = GemmMmaShared<Source, Tile>;
-  using Product = WarpProduct<Element, Tile>;
+  using Product = WarpProduct<float, Tile>;
   constexpr int kStages = Tile::kStages;
   static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
   static_assert(Source::kSteps == Tile::kTileR / 16);

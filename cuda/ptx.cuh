@@ -87,6 +87,13 @@ LOWRANK_PTX void MmaS8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
                : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
+/// The same with unsigned bytes of b. Sums wrap at 32 bits, here as there.
+LOWRANK_PTX void MmaS8U8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 "
+               "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
 /// Nearest tf32, ties away from zero.
 LOWRANK_PTX uint32_t ToTF32(float value) {
   uint32_t bits;

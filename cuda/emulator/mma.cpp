@@ -108,7 +108,7 @@ struct MmaIntArg {
   const int32_t* c;
 };
 
-template <typename Byte>
+template <typename ByteA, typename ByteB>
 void MmaIntFn(uint32_t, void** args) {
   int32_t a[16][32];
   int32_t b[32][8];
@@ -119,9 +119,9 @@ void MmaIntFn(uint32_t, void** args) {
     for (uint32_t half = 0; half < 2; ++half) {
       for (uint32_t i = 0; i < 4; ++i) {
         const uint32_t k = half * 16 + 4 * t + i;
-        a[g][k] = static_cast<Byte>(arg->a[2 * half] >> (8 * i));
-        a[g + 8][k] = static_cast<Byte>(arg->a[2 * half + 1] >> (8 * i));
-        b[k][g] = static_cast<Byte>(arg->b[half] >> (8 * i));
+        a[g][k] = static_cast<ByteA>(arg->a[2 * half] >> (8 * i));
+        a[g + 8][k] = static_cast<ByteA>(arg->a[2 * half + 1] >> (8 * i));
+        b[k][g] = static_cast<ByteB>(arg->b[half] >> (8 * i));
       }
     }
   }
@@ -249,6 +249,7 @@ void Mma(MmaType type, float* d, const uint32_t* a, const uint32_t* b, const flo
       return Collective(MmaFn<MmaType::kTF32, 8>, kAllLanes, &arg, "mma.sync", site, true);
     case MmaType::kS8:
     case MmaType::kU8:
+    case MmaType::kS8U8:
       Fail("instruction", site, "mma.sync of bytes accumulates in int32: MmaInt");
   }
 }
@@ -263,8 +264,10 @@ void MmaK8(MmaType type, float* d, const uint32_t* a, const uint32_t* b, const f
 void MmaInt(MmaType type, int32_t* d, const uint32_t* a, const uint32_t* b, const int32_t* c,
             Site site) {
   MmaIntArg arg{d, a, b, c};
-  Collective(type == MmaType::kU8 ? MmaIntFn<uint8_t> : MmaIntFn<int8_t>, kAllLanes, &arg,
-             "mma.sync", site, true);
+  const CollectiveFn fn = type == MmaType::kU8   ? MmaIntFn<uint8_t, uint8_t>
+                          : type == MmaType::kS8 ? MmaIntFn<int8_t, int8_t>
+                                                 : MmaIntFn<int8_t, uint8_t>;
+  Collective(fn, kAllLanes, &arg, "mma.sync", site, true);
 }
 
 }  // namespace lowrank::emu

@@ -58,6 +58,11 @@ LOWRANK_EMU_INLINE void MmaS8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t 
   const uint32_t b[2] = {b0, b1};
   emu::MmaInt(emu::MmaType::kS8, d, a, b, d, site);
 }
+LOWRANK_EMU_INLINE void MmaS8U8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                LOWRANK_EMU_HERE) {
+  const uint32_t b[2] = {b0, b1};
+  emu::MmaInt(emu::MmaType::kS8U8, d, a, b, d, site);
+}
 /// Nearest tf32, ties away from zero; NaN becomes the canonical one.
 LOWRANK_EMU_INLINE uint32_t ToTF32(float value) {
   const uint32_t bits = __float_as_uint(value);

@@ -248,7 +248,7 @@ void LdMatrix(uint32_t* r, int count, bool transposed, const void* s_row, Site s
 /// stmatrix, its inverse.
 void StMatrix(const uint32_t* r, int count, bool transposed, void* s_row, Site site);
 
-enum class MmaType : uint8_t { kBF16, kF16, kTF32, kS8, kU8 };
+enum class MmaType : uint8_t { kBF16, kF16, kTF32, kS8, kU8, kS8U8 };
 /// d [16, 8] = c + a [16, k] · b [k, 8], k = 16 (bf16, f16), 8 (tf32) or 32 (s8); fragments as PTX
 /// lays them out (cuda/ptx.cuh). Products are exact; c and the products are summed in double in the
 /// order of k and rounded once to f32 (s8: int32, wrapping). c and d may be the same array.

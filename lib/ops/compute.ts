@@ -36,8 +36,11 @@ import type { BaseWeight } from './base-weight.js';
  */
 export type ComputePrecision = 'exact' | 'int8';
 
-/** Where `int8` runs. The native list is the feature `int8Compute`; a test compares both. */
+/** Where `int8` of 4-bit weights runs. The native list is the feature `int8Compute`; a test compares both. */
 export const INT8_DEVICES: readonly string[] = ['cpu', 'reference'];
+
+/** Where `int8` of rowwise weights runs: the feature `rowInt8Compute`. */
+export const INT8_ROW_DEVICES: readonly string[] = [...INT8_DEVICES, 'cuda', 'cuda-emulated'];
 
 /** Longest rows of a rowwise weight: their sums of codes are sure to fit 32 bits. */
 const MOST_ROW_DEPTH = 2 ** 17;
@@ -66,10 +69,11 @@ export function checkCompute(
     const list = `${formats.join(', ')} or rowwise int8`;
     fail('ERR_UNSUPPORTED', op, 'w', `${list} (compute is 'int8')`, format);
   }
-  if (!INT8_DEVICES.includes(x.device)) {
+  const byRows = weight instanceof QuantizedWeight && weight.rowwise;
+  if (!(byRows ? INT8_ROW_DEVICES : INT8_DEVICES).includes(x.device)) {
     const names = INT8_DEVICES.map((name) => `'${name}'`).join(' and ');
-    const actual = `'int8', which the devices ${names} have`;
-    fail('ERR_UNSUPPORTED', op, 'compute', `'exact' on device '${x.device}'`, actual);
+    const actual = `'int8', which is there for rowwise int8; ${names} have it for both`;
+    fail('ERR_UNSUPPORTED', op, 'compute', `'exact' of ${format} on device '${x.device}'`, actual);
   }
   return compute;
 }

@@ -50,8 +50,8 @@ cpu::HostBackend* TheCpu() {
     if (kernels == nullptr) kernels = cpu::SelectKernels(nullptr, &reason);
     info.isa = kernels->isa;
     info.better_isas = cpu::BetterKernels(kernels->isa, info.available ? forced : nullptr);
-    info.features = {"nf4", "fp4",  "int8", "int4",       "doubleQuant",
-                     "f32", "bf16", "f16",  "int8Compute"};
+    info.features = {"nf4", "fp4",  "int8", "int4",        "doubleQuant",
+                     "f32", "bf16", "f16",  "int8Compute", "rowInt8Compute"};
     return new cpu::HostBackend(info, *kernels, ThreadsFromEnvironment());
   }();
   return backend;
@@ -69,8 +69,8 @@ Backend* ReferenceBackend() {
     info.memory_bytes = MemoryBytes();
     info.name = "plain loops, double accumulation";
     info.isa = cpu::kReferenceKernels.isa;
-    info.features = {"nf4", "fp4",  "int8", "int4",       "doubleQuant",
-                     "f32", "bf16", "f16",  "int8Compute"};
+    info.features = {"nf4", "fp4",  "int8", "int4",        "doubleQuant",
+                     "f32", "bf16", "f16",  "int8Compute", "rowInt8Compute"};
     return new cpu::HostBackend(info, cpu::kReferenceKernels, 1);
   }();
   return backend;

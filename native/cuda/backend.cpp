@@ -95,7 +95,8 @@ DeviceInfo CudaBackend::Info() const {
   if (library_ != nullptr && library_->version > 0) {
     info.driver = "CUDA " + VersionText(library_->version);
   }
-  info.features = {"nf4", "fp4", "int8", "int4", "doubleQuant", "f32", "bf16", "f16"};
+  info.features = {"nf4", "fp4",  "int8", "int4",          "doubleQuant",
+                   "f32", "bf16", "f16",  "rowInt8Compute"};
   return info;
 }
 

@@ -31,6 +31,41 @@ bool SynchronousOps() {
   return asked;
 }
 
+/// Compute::kInt8 is there for rowwise weights.
+Status CheckInt8(const char* op, const std::string& device, Compute compute, const WeightView& w) {
+  if (compute == Compute::kExact || w.quant.rowwise) return Status();
+  return Refuse(Code::kUnsupported, op, "compute",
+                std::string("'exact' of ") + w.quant.format->name + " on device '" + device + "'",
+                "'int8', which is there for rowwise int8; 'cpu' and 'reference' have it for both");
+}
+
+Status CheckInt8(const MatmulOp& op, const std::string& device) {
+  return CheckInt8(op.kName, device, op.compute, op.w);
+}
+Status CheckInt8(const LoraForwardOp& op, const std::string& device) {
+  return CheckInt8(op.kName, device, op.compute, op.w);
+}
+Status CheckInt8(const LoraExpandOp& op, const std::string& device) {
+  return CheckInt8(op.kName, device, op.compute, op.w);
+}
+Status CheckInt8(const GroupedForwardOp& op, const std::string& device) {
+  return CheckInt8(op.kName, device, op.compute, op.w);
+}
+Status CheckInt8(const LoraForwardManyOp& op, const std::string& device) {
+  for (int64_t i = 0; i < op.count; ++i) {
+    LOWRANK_RETURN_IF_ERROR(CheckInt8(op.kName, device, op.parts[i].compute, op.parts[i].w));
+  }
+  return Status();
+}
+Status CheckInt8(const LoraForwardSwigluOp& op, const std::string& device) {
+  LOWRANK_RETURN_IF_ERROR(CheckInt8(op.kName, device, op.gate.compute, op.gate.w));
+  return CheckInt8(op.kName, device, op.up.compute, op.up.w);
+}
+template <typename Op>
+Status CheckInt8(const Op&, const std::string&) {
+  return Status();
+}
+
 }  // namespace
 
 #define LOWRANK_DEFINE_ENQUEUE(Type, member) \
@@ -41,10 +76,7 @@ LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_ENQUEUE)
 template <typename Op>
 Status CudaBackend::Submit(const Op& op, OpRefs refs) {
   LOWRANK_RETURN_IF_ERROR(op.Check());
-  if (ComputeOf(op) != Compute::kExact) {
-    return Refuse(Code::kUnsupported, Op::kName, "compute", "'exact' on device '" + device_ + "'",
-                  "'int8', which the devices 'cpu' and 'reference' have");
-  }
+  LOWRANK_RETURN_IF_ERROR(CheckInt8(op, device_));
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
   Task task;
   task.refs = std::move(refs);

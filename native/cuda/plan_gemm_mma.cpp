@@ -134,6 +134,28 @@ const void* DataOf(const TensorView& view) { return view.present ? view.data : n
 
 }  // namespace
 
+gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands) {
+  gpu::GemmMmaParams params{};
+  params.x = operands.x.data;
+  params.y = operands.y.data;
+  params.w = WeightParams(operands.w);
+  params.M = operands.x.rows;
+  params.N = operands.w.rows();
+  params.K = operands.w.cols();
+  params.w_transposed = operands.w_transposed;
+  params.bias = DataOf(operands.bias);
+  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
+  params.lora_bias = DataOf(operands.lora_bias);
+  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
+  params.scaling = operands.scaling;
+  params.accumulate = operands.accumulate;
+  params.x_made = operands.x_made;
+  params.vector_store = operands.y.cols % 8 == 0 && Aligned16(operands.y.data);
+  SetLora(operands, &params);
+  SetGate(operands.dropout, &params);
+  return params;
+}
+
 GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const bool general = FormatOf(operands) == Format::kGeneral;
   const int64_t M = operands.x.rows;
@@ -180,29 +202,12 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                   std::to_string(tiles));
   }
 
-  gpu::GemmMmaParams params{};
-  params.x = operands.x.data;
-  params.y = operands.y.data;
-  params.w = WeightParams(operands.w);
+  gpu::GemmMmaParams params = GemmMmaParamsOf(operands);
   params.w.scale_span_log2 = ScaleSpanLog2(operands.w);
-  params.M = M;
-  params.N = N;
-  params.K = K;
   params.tiles_p = tiles_p;
-  params.w_transposed = operands.w_transposed;
   params.splits = choice.splits;
   params.slabs_per_split = choice.slabs_per_split;
   if (choice.splits > 1) params.planes = workspace->Take<float>(choice.splits * M * P);
-  params.bias = DataOf(operands.bias);
-  params.bias_dtype = static_cast<uint8_t>(operands.bias.dtype);
-  params.lora_bias = DataOf(operands.lora_bias);
-  params.lora_bias_dtype = static_cast<uint8_t>(operands.lora_bias.dtype);
-  params.scaling = operands.scaling;
-  params.accumulate = operands.accumulate;
-  params.x_made = operands.x_made;
-  params.vector_store = P % 8 == 0 && Aligned16(operands.y.data);
-  SetLora(operands, &params);
-  SetGate(operands.dropout, &params);
 
   for (const KernelRow& kernel : kKernels) {
     if (kernel.format != format || kernel.dtype != operands.x.dtype ||

@@ -2,6 +2,7 @@
 /// weight, with the LoRA term in the same accumulators.
 #pragma once
 
+#include "cuda/params/gemm_mma.h"
 #include "native/cuda/plan.h"
 
 namespace lowrank::cuda {
@@ -23,6 +24,7 @@ struct GemmMmaOperands {
   bool accumulate = false;    // add to what y holds
   bool x_made = false;        // an earlier step writes x; for sums alone (PlanProductPlanes)
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
+  Compute compute = Compute::kExact;  // kInt8 forward and of a rowwise weight (plan_gemm_int8.h)
 };
 
 /// sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
@@ -59,6 +61,9 @@ struct GemmMmaChoice {
 /// The tile changes no bits (every tile sums an element in the same order), parts do: there are
 /// none where a row must have the same bits in any batch, or the weight is small.
 GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device);
+
+/// The operands as a tiled kernel's parameters, the cut of the reduction and its tiles apart.
+gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
 /// dx = dy · w + gate ⊙ (scaling · h · lora_a)

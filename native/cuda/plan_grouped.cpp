@@ -306,6 +306,7 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   GemmMmaOperands base;
   base.x = op.x;
   base.w = op.w;
+  base.compute = op.compute;
   LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
   return AddRowSteps(op.kName, "grouped_expand_kernel", tables, params.N, params, plan);
 }

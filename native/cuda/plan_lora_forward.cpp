@@ -19,6 +19,7 @@ Status MakePlan(const LoraForwardOp& op, const DeviceLimits& device, Workspace* 
   operands.lora_bias = op.lora_bias;
   operands.scaling = op.scaling;
   operands.y = op.y;
+  operands.compute = op.compute;
   return PlanProduct(operands, device, workspace, plan);
 }
 

@@ -23,6 +23,7 @@ Status MakePlan(const LoraExpandOp& op, const DeviceLimits& device, Workspace* w
   operands.lora_factor = op.lora_b;
   operands.scaling = op.scaling;
   operands.y = op.y;
+  operands.compute = op.compute;
   return PlanProduct(operands, device, workspace, plan);
 }
 

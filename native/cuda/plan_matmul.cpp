@@ -1,5 +1,6 @@
 /// Which kernel family takes a product with the base weight.
 #include "native/cuda/plan_gemm_f32.h"
+#include "native/cuda/plan_gemm_int8.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_gemm_wgmma.h"
 #include "native/cuda/plan_lora_grad.h"
@@ -26,9 +27,15 @@ bool ByWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
          WgmmaTakes(operands, device);
 }
 
+/// Sums without terms are those of the exact product, whose weight has no scale to read.
+bool ByInt8(const GemmMmaOperands& operands) {
+  return operands.compute == Compute::kInt8 && operands.w.cols() > 0;
+}
+
 /// The product alone, h given.
 Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& device,
                       Workspace* workspace, Plan* plan) {
+  if (ByInt8(operands)) return PlanGemmInt8(operands, device, workspace, plan);
   const bool f32_weight = !operands.w.quantised() && operands.w.dense.dtype == DType::kF32;
   if (operands.x.dtype == DType::kF32 || f32_weight) {
     return PlanGemmF32(operands, device, workspace, plan);
@@ -53,7 +60,7 @@ Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan) {
   GemmMmaOperands product = operands;
   if (operands.shrink_factor.present &&
-      !(MayChooseByM(operands, device) && WgmmaShrinks(operands, device))) {
+      (ByInt8(operands) || !(MayChooseByM(operands, device) && WgmmaShrinks(operands, device)))) {
     const bool forward = !operands.w_transposed;
     LOWRANK_RETURN_IF_ERROR(
         PlanLoraShrink(operands.x, operands.shrink_factor,
@@ -74,10 +81,12 @@ Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const Dev
   product.x_made = operands.x_made;
   product.w = operands.w;
   product.w_transposed = operands.w_transposed;
+  product.compute = operands.compute;
   const int64_t cols = product.w_transposed ? product.w.cols() : product.w.rows();
   product.y = {sums, DType::kF32, product.x.rows, cols, true};
   *planes = {sums, 1};
   if (product.y.elems() == 0) return Status();
+  if (ByInt8(product)) return PlanGemmInt8(product, device, workspace, plan);
   if (product.x.dtype == DType::kF32 ||
       (!product.w.quantised() && product.w.dense.dtype == DType::kF32)) {
     return PlanGemmF32(product, device, workspace, plan);
@@ -105,6 +114,7 @@ Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* works
   operands.w = op.w;
   operands.bias = op.bias;
   operands.y = op.y;
+  operands.compute = op.compute;
   return PlanProduct(operands, device, workspace, plan);
 }
 

@@ -10,15 +10,17 @@ import {
   GroupedLora,
   LoraAdapter,
   LoraLinear,
+  loraExpand,
   loraForward,
   loraForwardMany,
+  loraForwardSwiglu,
   matmul,
   QuantizedWeight,
   quantize,
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { INT8_DEVICES } from '../../lib/ops/compute.js';
+import { INT8_DEVICES, INT8_ROW_DEVICES } from '../../lib/ops/compute.js';
 import {
   add,
   bound,
@@ -44,6 +46,7 @@ import { loraCase } from './lora-case.js';
 import { DEVICES, DTYPES, operand, seeded, WEIGHTS, weightOperand } from './operands.js';
 
 const HERE = DEVICES.filter((device) => INT8_DEVICES.includes(device));
+const ROWS_HERE = DEVICES.filter((device) => INT8_ROW_DEVICES.includes(device));
 const ELSEWHERE = DEVICES.filter((device) => !INT8_DEVICES.includes(device));
 
 // Rows of w with one scale a block of x, with two and with three; K under, at and over a block, odd,
@@ -108,17 +111,17 @@ function weightCase(
 
 it('the devices that have it say so among their features', () => {
   for (const { device, features } of devices()) {
-    expect([device, features.includes('int8Compute')]).toEqual([
-      device,
-      INT8_DEVICES.includes(device),
-    ]);
+    expect([device, features.includes('int8Compute'), features.includes('rowInt8Compute')]).toEqual(
+      [device, INT8_DEVICES.includes(device), INT8_ROW_DEVICES.includes(device)],
+    );
   }
   expect(HERE).toEqual(INT8_DEVICES);
 });
 
-const CASES = HERE.flatMap((device) =>
-  DTYPES.flatMap((dtype) =>
-    (['nf4', 'fp4', 'int4', 'rowwise'] as const).flatMap((format) =>
+const FORMATS = ['nf4', 'fp4', 'int4', 'rowwise'] as const;
+const CASES = DTYPES.flatMap((dtype) =>
+  FORMATS.flatMap((format) =>
+    (format === 'rowwise' ? ROWS_HERE : HERE).flatMap((device) =>
       (format === 'rowwise' ? [false] : [false, true]).map((doubleQuant) => ({
         device,
         dtype,
@@ -316,6 +319,107 @@ describe.each(HERE)('int8 on %s', (device) => {
       const back = await coded.forward(x.tensor, { compute: 'exact' }).read();
       exact('back', back, await matmul(x.tensor, w).read());
     });
+  });
+});
+
+describe.each(ROWS_HERE)('int8 of a rowwise weight on %s', (device) => {
+  const rowsOf = (dtype: DType, M: number, N: number, K: number) => {
+    const x = operand(M, K, { seed: 31, dtype, device });
+    return { x, ...weightCase('rowwise', false, 64, [N, K], { seed: 32, device }) };
+  };
+
+  it.each(DTYPES)('of %s x has the bits of the CPU, alone and in a batch', async (dtype) => {
+    for (const [M, N, K] of [
+      [1, 70, 96],
+      [33, 72, 1056],
+      [70, 65, 160],
+    ] as const) {
+      await scope(async () => {
+        const { x, w } = rowsOf(dtype, M, N, K);
+        const bias = operand(1, N, { seed: 33, device, shape: [N] });
+        const all = await matmul(x.tensor, w, { bias: bias.tensor, compute: 'int8' }).read();
+        const there = weightCase('rowwise', false, 64, [N, K], { seed: 32, device: 'cpu' });
+        const y = matmul(operand(M, K, { seed: 31, dtype, device: 'cpu' }).tensor, there.w, {
+          bias: operand(1, N, { seed: 33, device: 'cpu', shape: [N] }).tensor,
+          compute: 'int8',
+        });
+        // The reference adds in double.
+        if (device !== 'reference') exact(`[${M}, ${N}, ${K}]`, all, await y.read());
+        for (const m of [0, M - 1]) {
+          const values = x.matrix.data.slice(m * K, (m + 1) * K);
+          const row = Tensor.from(values, [1, K], { dtype, device });
+          const alone = matmul(row, w, { bias: bias.tensor, compute: 'int8' });
+          exact(`row ${m}`, await alone.read(), all.slice(m * N, (m + 1) * N));
+        }
+      });
+    }
+  });
+
+  it('NaN and infinities make their row NaN, zeros and tiny values make none', async () => {
+    for (const [M, N, K] of [
+      [4, 33, 64],
+      [70, 5, 160],
+    ] as const) {
+      await scope(async () => {
+        const { x, w } = rowsOf('f32', M, N, K);
+        const data = Float32Array.from(x.matrix.data);
+        data[1] = Number.NaN;
+        data[3 * K - 1] = Number.NEGATIVE_INFINITY;
+        for (let k = 0; k < K; k++) {
+          data[K + k] = 0;
+          data[3 * K + k] = 2 ** -149 * (k % 200);
+        }
+        const y = await matmul(Tensor.from(data, [M, K], { device }), w, {
+          compute: 'int8',
+        }).read();
+        const rows = Array.from(y, (_, i) => Math.floor(i / N));
+        expect(Array.from(y, Number.isNaN)).toEqual(rows.map((m) => m === 0 || m === 2));
+        expect(y.slice(N, 2 * N).every((value) => value === 0)).toBe(true);
+      });
+    }
+  });
+
+  it('many projections, the halves of a layer and a group of adapters are that product', async () => {
+    for (const [M, dtype] of [
+      [5, 'bf16'],
+      [70, 'f32'],
+      [40, 'f16'],
+    ] as const) {
+      await scope(async () => {
+        const [N, K] = [72, 160];
+        const { x, w } = rowsOf(dtype, M, N, K);
+        const at = { seed: 41, device };
+        const adapter = new LoraAdapter({
+          loraA: Tensor.randn([5, K], at),
+          loraB: Tensor.randn([N, 5], { ...at, seed: 42 }),
+          loraAlpha: 10,
+        });
+        const options = { compute: 'int8' } as const;
+        const { y, saved } = loraForward(x.tensor, w, adapter, options);
+        const layer = await y.read();
+        const base = await matmul(x.tensor, w, options).read();
+        const many = loraForwardMany(x.tensor, [
+          { w, ...options },
+          { w, adapter, ...options },
+        ]).ys;
+        exact('of many, the base', await (many[0] as Tensor).read(), base);
+        exact('of many, the layer', await (many[1] as Tensor).read(), layer);
+        const half = { ...options, scaling: adapter.scaling };
+        const expanded = loraExpand(x.tensor, w, saved.h as Tensor, adapter.loraB, half);
+        exact('expand', await expanded.read(), layer);
+        const group = new GroupedLora({ inFeatures: K, outFeatures: N, device });
+        group.add('one', adapter);
+        const grouped = group.forward(x.tensor, w, new Array(M).fill('one'), options);
+        const mine = await grouped.y.read();
+        mine.forEach((v, i) => {
+          const other = layer[i] as number;
+          expect(Math.abs(v - other)).toBeLessThanOrEqual(2 ** -7 * Math.max(1, Math.abs(other)));
+        });
+        const gated = loraForwardSwiglu(x.tensor, { w, adapter, ...options }, { w, ...options });
+        exact('gate', await (gated.saved.gate as Tensor).read(), layer);
+        exact('up', await (gated.saved.up as Tensor).read(), base);
+      });
+    }
   });
 });
 

@@ -15,6 +15,7 @@ import {
   matmul,
   matmulInputGrad,
   memoryUsage,
+  quantize,
   scope,
   synchronize,
   type Tensor,
@@ -25,6 +26,8 @@ import { DEVICES, DTYPES, operand, seeded, WEIGHTS, weightOperand } from './oper
 
 interface Part {
   readonly weight: string;
+  /** An int8 weight as LLM.int8 has it. */
+  readonly rowwise?: boolean;
   readonly N: number;
   /** 0: no adapter. */
   readonly r: number;
@@ -45,6 +48,12 @@ const MIXED: readonly Part[] = [
   { weight: 'dense f32', N: 10, r: 0 },
   { weight: 'dense f32', N: 31, r: 5, bias: true },
 ];
+const ROWS: readonly Part[] = [
+  { weight: 'int8', rowwise: true, N: 48, r: 4, bias: true, compute: 'int8' },
+  { weight: 'int8', rowwise: true, N: 33, r: 0, compute: 'int8' },
+  { weight: 'int8', rowwise: true, N: 20, r: 2, dropout: 0.25, compute: 'int8' },
+  { weight: 'nf4', N: 20, r: 2 },
+];
 const INT8: readonly Part[] = [
   { weight: 'nf4', N: 48, r: 4, compute: 'int8' },
   { weight: 'nf4', N: 33, r: 0, compute: 'int8' },
@@ -62,13 +71,17 @@ const CASES: readonly { M: number; K: number; parts: readonly Part[] }[] = [
   { M: 9, K: 256, parts: [QKV[0] as Part] },
   { M: 6, K: 128, parts: INT8 },
   { M: 40, K: 256, parts: INT8 },
+  { M: 6, K: 96, parts: ROWS },
+  { M: 40, K: 256, parts: ROWS },
 ];
 
 function projectionOf(part: Part, i: number, K: number, dtype: DType, device: Device) {
   const fill = (j: number, std = 1) => ({ seed: seeded(i + 3, j), device, std });
   const spec = WEIGHTS.find(({ name }) => name === part.weight);
   if (spec === undefined) throw new Error(part.weight);
-  const { w } = weightOperand(spec, part.N, K, dtype, fill(1));
+  const w = part.rowwise
+    ? quantize(operand(part.N, K, fill(1)).tensor, { format: 'int8', rowwise: true })
+    : weightOperand(spec, part.N, K, dtype, fill(1)).w;
   const { N, r, dropout = 0, trainA, bias, compute } = part;
   const projection: LoraProjection = {
     w,
@@ -92,7 +105,8 @@ const GROUPS = DEVICES.flatMap((device) => DTYPES.map((dtype) => ({ device, dtyp
 describe.each(GROUPS)('$device, $dtype', ({ device, dtype }) => {
   const cases = CASES.filter(
     ({ parts }) =>
-      INT8_DEVICES.includes(device) || parts.every(({ compute }) => compute === undefined),
+      INT8_DEVICES.includes(device) ||
+      parts.every(({ compute, rowwise }) => compute === undefined || rowwise),
   );
   it.each(cases)('$M rows, K $K, $parts.length projections', async ({ M, K, parts }) => {
     await scope(async () => {

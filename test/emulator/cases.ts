@@ -31,6 +31,7 @@ import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
+import { int8 } from './int8-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
 import { norms } from './norm-cases.js';
 import { elementwise, halves } from './small-cases.js';
@@ -186,6 +187,7 @@ export function kernelCases(): KernelCase[] {
     ...features(),
     ...norms(),
     ...grouped(),
+    ...int8(),
     ...unaligned(),
     ...special(),
     ...large(),

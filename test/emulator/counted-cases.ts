@@ -231,6 +231,29 @@ function fewTokensByWgmma(device: Device) {
   }
 }
 
+/** Each tile of the products of int8 codes; rows of x that are read once, and that are read twice. */
+function int8(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const [M, N, K] of [
+      [16, 128, 1024],
+      [64, 256, 512],
+      [256, 512, 512],
+      [4, 32, 16384],
+    ] as const) {
+      const x = random(device, 1, [M, K], dtype);
+      const w = quantize(random(device, 2, [N, K], dtype), { format: 'int8', rowwise: true });
+      const bias = random(device, 3, [N], 'f32');
+      matmul(x, w, { bias, compute: 'int8' });
+      const adapter = new LoraAdapter({
+        loraA: random(device, 4, [16, K], dtype),
+        loraB: random(device, 5, [N, 16], dtype),
+        loraAlpha: 16,
+      });
+      loraForward(x, w, adapter, { compute: 'int8' });
+    }
+  }
+}
+
 /** Whole tiles of rows, ranks and columns: 64 rows each of two adapters, in turns of 16. */
 function grouped(device: Device) {
   for (const dtype of DTYPES) {
@@ -268,6 +291,7 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },
+  { sm: 80, multiprocessors: 2, run: int8 },
   { sm: 90, multiprocessors: 4, run: wgmma },
   { sm: 90, run: fewTokensByWgmma },
 ];

@@ -131,17 +131,22 @@ LOWRANK_FLOAT_MMA(mma_bf16_kernel, MmaBF16)
 LOWRANK_FLOAT_MMA(mma_f16_kernel, MmaF16)
 LOWRANK_FLOAT_MMA(mma_tf32_kernel, MmaTF32)
 
-LOWRANK_KERNEL(mma_s8_kernel, InstructionParams, kWarp, 1) {
-  MmaOperands m = ReadMma(p);
-  int32_t d[4];
-  for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(m.d[i]);
+#define LOWRANK_BYTE_MMA(name, Wrapper, first)                         \
+  LOWRANK_KERNEL(name, InstructionParams, kWarp, 1) {                  \
+    MmaOperands m = ReadMma(p);                                        \
+    int32_t d[4];                                                      \
+    for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(m.d[i]);   \
+    Wrapper(d, m.a, m.b[first], m.b[1 - first]);                       \
+    for (uint32_t i = 0; i < 4; ++i) {                                 \
+      Out(p, threadIdx.x * 4 + i, static_cast<uint32_t>(d[i]));        \
+    }                                                                  \
+  }
 #if defined(LOWRANK_PLANT)
-  MmaS8(d, m.a, m.b[1], m.b[0]);
+LOWRANK_BYTE_MMA(mma_s8_kernel, MmaS8, 1)
 #else
-  MmaS8(d, m.a, m.b[0], m.b[1]);
+LOWRANK_BYTE_MMA(mma_s8_kernel, MmaS8, 0)
 #endif
-  for (uint32_t i = 0; i < 4; ++i) Out(p, threadIdx.x * 4 + i, static_cast<uint32_t>(d[i]));
-}
+LOWRANK_BYTE_MMA(mma_s8u8_kernel, MmaS8U8, 0)
 
 LOWRANK_KERNEL(to_tf32_kernel, InstructionParams, kWarp, 1) {
   for (uint32_t i = threadIdx.x; i < 256; i += kWarp) {

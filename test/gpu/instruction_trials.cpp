@@ -60,6 +60,7 @@ std::vector<Trial> Sm80Trials() {
   trials.push_back(Plain("ldmatrix_x4_trans_kernel", 288, 128, 2048));
   trials.push_back(Plain("ldmatrix_x2_trans_kernel", 288, 64, 2048));
   trials.push_back(Plain("mma_s8_kernel", 320, 128, 0));
+  trials.push_back(Plain("mma_s8u8_kernel", 320, 128, 0));
   trials.push_back(Plain("to_tf32_kernel", 256, 256, 0));
   trials.back().compare = Compare::kFloats;
   trials.push_back(Plain("language_kernel", 96, 256, 0));

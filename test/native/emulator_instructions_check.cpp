@@ -150,11 +150,12 @@ void CheckMmaBytes(MmaType type) {
         MmaInt(type, d[lane], a[lane], b[lane], c[lane], Site());
       },
       32);
-  const auto byte = [&](uint32_t word, int i) {
+  const auto byte = [](bool is_unsigned, uint32_t word, int i) {
     const uint32_t bits = word >> (8 * i) & 0xffu;
-    return type == MmaType::kU8 ? static_cast<int>(bits)
-                                : static_cast<int>(static_cast<int8_t>(bits));
+    return is_unsigned ? static_cast<int>(bits) : static_cast<int>(static_cast<int8_t>(bits));
   };
+  const bool unsigned_a = type == MmaType::kU8;
+  const bool unsigned_b = type != MmaType::kS8;
   bool right = true;
   for (int row = 0; row < 16; ++row) {
     for (int column = 0; column < 8; ++column) {
@@ -164,13 +165,15 @@ void CheckMmaBytes(MmaType type) {
       for (int k = 0; k < 32; ++k) {
         const int lane_a = row % 8 * 4 + k % 16 / 4;
         const int lane_b = column * 4 + k % 16 / 4;
-        sum += static_cast<uint32_t>(byte(a[lane_a][row / 8 + k / 16 * 2], k % 4) *
-                                     byte(b[lane_b][k / 16], k % 4));
+        sum += static_cast<uint32_t>(byte(unsigned_a, a[lane_a][row / 8 + k / 16 * 2], k % 4) *
+                                     byte(unsigned_b, b[lane_b][k / 16], k % 4));
       }
       right = right && static_cast<uint32_t>(d[owner][reg]) == sum;
     }
   }
-  Expect(right, type == MmaType::kS8 ? "mma.m16n8k32 s8" : "mma.m16n8k32 u8");
+  Expect(right, type == MmaType::kS8   ? "mma.m16n8k32 s8"
+                : type == MmaType::kU8 ? "mma.m16n8k32 u8"
+                                       : "mma.m16n8k32 s8 u8");
 }
 
 void CheckMatrices() {
@@ -314,6 +317,7 @@ int main() {
     CheckMmaTF32();
     CheckMmaBytes(MmaType::kS8);
     CheckMmaBytes(MmaType::kU8);
+    CheckMmaBytes(MmaType::kS8U8);
   }
   CheckMatrices();
   CheckShuffles();

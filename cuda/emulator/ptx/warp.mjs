@@ -113,6 +113,7 @@ const kMma = {
   'm16n8k8.f32.tf32.tf32.f32': { call: 'Mma', type: 'kTF32' },
   'm16n8k32.s32.s8.s8.s32': { call: 'MmaInt', type: 'kS8' },
   'm16n8k32.s32.u8.u8.s32': { call: 'MmaInt', type: 'kU8' },
+  'm16n8k32.s32.s8.u8.s32': { call: 'MmaInt', type: 'kS8U8' },
 };
 
 function multiplyMatrices(i, c) {
