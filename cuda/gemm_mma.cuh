@@ -40,13 +40,12 @@ struct GemmMmaShared {
 };
 
 /// A product's accumulators in one warp: rows 16 mi + lane / 4 (+ 8), columns 8 pi + 2 (lane % 4).
-/// Acc is float, or int32_t of products of bytes.
 template <typename Acc, typename Tile>
 struct WarpProduct {
   static constexpr int kMi = Tile::kWarpM / 16;
   static constexpr int kPi = Tile::kWarpP / 8;
 
-  Acc acc[kMi][kPi][4];
+  Acc acc[kMi][kPi][4];  // float, or int32_t where x and w are bytes
   /// Offsets of this lane's ldmatrix rows in the tiles of x and w at step 0. A step, or transposed
   /// the 16 columns of a pair of pi, only flips bits of a row's piece, so the rest is immediates.
   int x_offset_bytes;

@@ -10,8 +10,7 @@
 ///              [N, r], bias, lora_bias [1, N] of any type · y [M, N] f32, bf16 or f16
 /// Grid         row_codes: a block a row. matmul_int8: a block a tile; tiles go down a group of
 ///              eight rows of tiles and then to the right, so that the blocks in flight share
-///              panels of both operands and neither is read from DRAM more than M / 1,024 or
-///              N / 2,112 times
+///              panels of both operands: x is read from DRAM once, w once for 1,024 rows of x
 /// Shared       GemmInt8SharedBytes: 128x128 71,168 bytes (two stages), two blocks a
 ///              multiprocessor; 64x64 49,920 (three), three; 16x32 37,120 (six), four
 /// Numerics     The definition of compute: 'int8' (docs/architecture.md). Σ q · byte wraps at 32
@@ -36,16 +35,15 @@
 ///   cycle
 ///
 /// On H100 mma.sync of bytes does about 2,540 a cycle and multiprocessor, so a slab is 826 cycles
-/// and takes 40 bytes a cycle where L2 gives about 30: 1,092 cycles a slab, 1,920 multiplications
-/// a cycle, 1.47 of the 1,303 that the exact product of a dense bf16 weight has by mma.sync and
-/// 0.96 of the 2,048 by wgmma. 8192³ is 1.6 ms there; goal G15 (1.75 of wgmma's bf16) takes wgmma
-/// of bytes. On A100 8192³ is 1.8 ms and bound by mma, against 3.5 by bf16.
+/// and takes 40 bytes a cycle where L2 gives about 30: 1,092 cycles, 1,920 multiplications each.
+/// 8192³ is 1.24 ms there, 1.1 of the 1.38 ms that wgmma takes in bf16; goal G15 (1.75) takes wgmma
+/// of bytes. On A100 it is 1.76 ms and bound by mma, against 3.5 in bf16.
 ///
-/// The LoRA term is 3 (bf16 factor) to 6 (f32) steps of 16: of the K / 32 steps at r = 16,
-/// K = 4,096 2.3 to 4.7 %. row_codes: 2 bytes an element in (a row of up to 8,192 stays in
-/// registers, a longer one is read twice, the second time from L1), 1 out; 8 to 10 instructions
-/// and a division (8) an element. At 3.0 TB/s a multiprocessor sees 4.3 elements a clock: 78 of 128
-/// issue slots. 8192² is 67 us, 4 % of its product.
+/// The LoRA term is 3 (bf16 factor) to 6 (f32) steps of 16 beside K / 32 steps: 2.3 to 4.7 % at
+/// r = 16, K = 4,096. row_codes: 2 bytes an element in (a row of up to 8,192 stays in registers, a
+/// longer one is read twice, the second time from L1), 1 out; about 10 instructions and a division
+/// (8) an element. At 3.0 TB/s a multiprocessor sees 4.3 elements a clock: 78 of 128 issue slots.
+/// 8192² is 67 us, 5 % of its product.
 ///
 /// 16x32: M = 1, N = K = 4,096 is 128 blocks of w, 128 KB each, by five slabs of 4 KB in flight:
 /// 20 KB a multiprocessor where 16 KB cover the latency. 16.8 MB are 5.6 us at 3.0 TB/s, the row's

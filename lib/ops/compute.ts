@@ -10,11 +10,12 @@ import type { BaseWeight } from './base-weight.js';
  * `exact`, the default: the weight is decoded to the dtype of `x`, products are summed in f32.
  *
  * `int8`: both operands are rounded to int8 codes, products are summed in int32 for as long as both
- * scales last, and those sums in f32, in ascending order. For weights in nf4, fp4, int4 or rowwise int8 on the
- * devices `cpu` and `reference`; on the first the bits are the same on every instruction set, for any number
- * of threads, and for a row alone and in a batch. With VNNI and blocks of 64 or more it is some 1.5 to
- * 1.7 times as fast as `exact` for 16 and more tokens in bf16, 3 times in f32; for one or two tokens in
- * bf16 it is slower. Of a rowwise weight it is faster than `exact` for any number of tokens.
+ * scales last, and those sums in f32, in ascending order. For weights in nf4, fp4 and int4 on the devices
+ * `cpu` and `reference`, in rowwise int8 on CUDA devices too. But for `reference` the bits are the same on
+ * every instruction set and device, for any number of threads, and for a row alone and in a batch. On `cpu`,
+ * with VNNI and blocks of 64 or more, it is some 1.5 to 1.7 times as fast as `exact` for 16 and more tokens
+ * in bf16, 3 times in f32; for one or two tokens in bf16 it is slower. Of a rowwise weight it is faster than
+ * `exact` for any number of tokens.
  *
  * - A block of 64 elements of a row of `x` (with a rowwise weight all of the row) has the scale `sx = max|x| / 127`, an element the code
  *   `round(x / sx)`, ties to even. Where one is NaN or infinite all outputs of its row are NaN.

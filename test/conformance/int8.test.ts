@@ -355,6 +355,22 @@ describe.each(ROWS_HERE)('int8 of a rowwise weight on %s', (device) => {
     }
   });
 
+  it('adds up to 2^17 products of the largest codes', async () => {
+    await scope(async () => {
+      const [N, K] = [3, 2 ** 17];
+      const signs = [1, -1, 1].map((sign) => new Array<number>(K).fill(sign));
+      const x = Tensor.from(signs.slice(0, 2).flat(), [2, K], { device });
+      const dense = Tensor.from(signs.flat(), [N, K], { device });
+      const w = quantize(dense, { format: 'int8', rowwise: true });
+      const y = await matmul(x, w, { compute: 'int8' }).read();
+      const one = Math.fround(1 / 127);
+      const sum = 127 * 127 * K * Math.fround(one * one);
+      for (const [i, sign] of [1, -1, 1, -1, 1, -1].entries()) {
+        expect(Math.abs((y[i] as number) / (sign * sum) - 1)).toBeLessThan(2 ** -22);
+      }
+    });
+  });
+
   it('NaN and infinities make their row NaN, zeros and tiny values make none', async () => {
     for (const [M, N, K] of [
       [4, 33, 64],

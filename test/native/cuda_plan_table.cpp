@@ -260,6 +260,22 @@ void AddProducts(DType dtype, const WeightView& w, int64_t M, Card* card) {
   }
 }
 
+/// Products of int8 codes, of a layer and of a product alone.
+void AddInt8(DType dtype, int64_t M, int64_t N, int64_t K, Card* card) {
+  LoraForwardOp op;
+  op.x = Matrix(dtype, M, K);
+  op.w = Weight("int8", dtype, false, N, K);
+  op.w.quant.rowwise = true;
+  op.lora_a = Matrix(DType::kF32, 16, K);
+  op.lora_b = Matrix(DType::kF32, N, 16);
+  op.h = Matrix(DType::kF32, M, 16);
+  op.y = Matrix(dtype, M, N);
+  op.scaling = 2;
+  op.compute = Compute::kInt8;
+  card->Add(op);
+  card->Add(BaseOf(op));
+}
+
 /// A weight alone.
 void AddWeight(DType dtype, const WeightView& w, Card* card) {
   const TensorView norms = Matrix(DType::kF32, 1, w.rows());
@@ -339,6 +355,7 @@ int main() {
         }
       }
       for (const int64_t M : {1, 64, 4096}) {
+        AddInt8(dtype, M, 4096, 4096, &card);
         for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);
         for (const int64_t N : {4096, 14336}) AddElementwise(dtype, M, N, &card);
       }
