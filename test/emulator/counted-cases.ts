@@ -16,6 +16,7 @@ import {
   LoraAdapter,
   type LoraGradient,
   loraBackward,
+  loraExpand,
   loraExpandBackward,
   loraForward,
   mapFeatures,
@@ -244,12 +245,8 @@ function int8(device: Device) {
       const w = quantize(random(device, 2, [N, K], dtype), { format: 'int8', rowwise: true });
       const bias = random(device, 3, [N], 'f32');
       matmul(x, w, { bias, compute: 'int8' });
-      const adapter = new LoraAdapter({
-        loraA: random(device, 4, [16, K], dtype),
-        loraB: random(device, 5, [N, 16], dtype),
-        loraAlpha: 16,
-      });
-      loraForward(x, w, adapter, { compute: 'int8' });
+      const h = random(device, 4, [M, 16], 'f32');
+      loraExpand(x, w, h, random(device, 5, [N, 16], dtype), { compute: 'int8' });
     }
   }
 }
