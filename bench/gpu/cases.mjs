@@ -16,6 +16,7 @@ const lora = { r: 16 };
 const loraDropout = { r: 16, dropout: 0.1 };
 /** With f32 scales, as bitsandbytes has them without double quantisation. */
 const singly = { doubleQuant: false };
+const bytes = { format: 'int8', doubleQuant: false };
 
 /** @type {readonly Row[]} */
 export const kRows = [
@@ -42,6 +43,9 @@ export const kRows = [
   row('', 'loraForward', [1, 4096, 4096], [], lora),
   row('', 'loraForward', [16, 4096, 4096], [], lora),
   row('G16', 'factoredNorm', [16, 4096, 4096], [2.98, 8, 6], lora),
+  row('G15', 'matmul', [1, 4096, 4096], [5.6, 7.8], bytes),
+  row('G15', 'matmulInt8', [8192, 8192, 8192], [689, 787], bytes),
+  row('', 'matmulInt8', [1, 4096, 4096], [5.6], bytes),
   row('G14', 'quantize', [1, 14336, 4096], [50.2, 58, 53], singly),
   row('G14', 'dequantize', [1, 14336, 4096], [50.2, 56, 53], singly),
   row('', 'dequantize', [1, 14336, 4096]),
@@ -71,9 +75,9 @@ export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
 }
 
 /** Bytes that must cross the memory's pins, each once; activations are bf16, factors f32. */
-export function bytesOf({ op, M, N, K, r, doubleQuant }) {
+export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
   const scales = doubleQuant ? (N * K) / 64 + (4 * N * K) / 16384 : (4 * N * K) / 64;
-  const weight = (N * K) / 2 + scales;
+  const weight = (N * K) / (format === 'int8' ? 1 : 2) + scales;
   const factors = 4 * r * (N + K);
   const h = 4 * M * r;
   switch (op) {

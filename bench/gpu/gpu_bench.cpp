@@ -4,9 +4,10 @@
 ///
 ///   CASE  op,M,N,K,r,dropout,format,double   such as loraForward,8192,4096,4096,16,0.1,nf4,1
 ///
-/// op is matmul, matmulInputGrad, loraForward, loraBackward, quantize, dequantize; cublas (a dense
-/// product of the same M, N, K); copy (M bytes by the driver) or copyKernel (by a kernel of ours).
-/// Activations are bf16. The GPU is the system's driver with lowrank.fatbin beside this program;
+/// op is matmul, matmulInt8 (of codes, the weight rowwise), matmulInputGrad, loraForward,
+/// loraBackward, quantize, dequantize; cublas (a dense product of the same M, N, K); copy (M bytes
+/// by the driver) or copyKernel (by a kernel of ours). Activations are bf16. The GPU is the
+/// system's driver with lowrank.fatbin beside this program;
 /// --device names an emulator in its place, and --quick takes one sample, to prove the program.
 ///
 /// Every call has operands of its own, as many as do not fit the L2 cache twice, and they take
@@ -162,10 +163,15 @@ class Bench {
     const DType dtype = DType::kBF16;
     const WeightView w = o->Weight(c.format.c_str(), c.double_quant, c.N, c.K, dtype, 0.02);
     const TensorView x = o->Normal(c.M, c.K, dtype);
-    if (c.op == "matmul") {
+    if (c.op == "matmul" || c.op == "matmulInt8") {
       MatmulOp op;
       op.x = x;
       op.w = w;
+      if (c.op == "matmulInt8") {
+        // Codes as they come: a row's scale is that of its first block.
+        op.w.quant.rowwise = true;
+        op.compute = Compute::kInt8;
+      }
       op.y = o->Tensor(c.M, c.N, dtype);
       return Plan1(op, o, calls);
     }

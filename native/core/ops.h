@@ -385,16 +385,6 @@ struct QuantizeScalesOp {
   std::string Describe() const;
 };
 
-/// The precision that an op asks for; those without a choice are exact.
-inline Compute ComputeOf(const MatmulOp& op) { return op.compute; }
-inline Compute ComputeOf(const LoraForwardOp& op) { return op.compute; }
-inline Compute ComputeOf(const LoraExpandOp& op) { return op.compute; }
-inline Compute ComputeOf(const GroupedForwardOp& op) { return op.compute; }
-template <typename Op>
-Compute ComputeOf(const Op&) {
-  return Compute::kExact;
-}
-
 /// Every op, for tables that need one entry each: X(Type, member)
 #define LOWRANK_FOR_EACH_OP(X)                  \
   X(QuantizeOp, quantize)                       \

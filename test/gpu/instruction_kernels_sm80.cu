@@ -131,15 +131,15 @@ LOWRANK_FLOAT_MMA(mma_bf16_kernel, MmaBF16)
 LOWRANK_FLOAT_MMA(mma_f16_kernel, MmaF16)
 LOWRANK_FLOAT_MMA(mma_tf32_kernel, MmaTF32)
 
-#define LOWRANK_BYTE_MMA(name, Wrapper, first)                         \
-  LOWRANK_KERNEL(name, InstructionParams, kWarp, 1) {                  \
-    MmaOperands m = ReadMma(p);                                        \
-    int32_t d[4];                                                      \
-    for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(m.d[i]);   \
-    Wrapper(d, m.a, m.b[first], m.b[1 - first]);                       \
-    for (uint32_t i = 0; i < 4; ++i) {                                 \
-      Out(p, threadIdx.x * 4 + i, static_cast<uint32_t>(d[i]));        \
-    }                                                                  \
+#define LOWRANK_BYTE_MMA(name, Wrapper, first)                       \
+  LOWRANK_KERNEL(name, InstructionParams, kWarp, 1) {                \
+    MmaOperands m = ReadMma(p);                                      \
+    int32_t d[4];                                                    \
+    for (int i = 0; i < 4; ++i) d[i] = static_cast<int32_t>(m.d[i]); \
+    Wrapper(d, m.a, m.b[first], m.b[1 - first]);                     \
+    for (uint32_t i = 0; i < 4; ++i) {                               \
+      Out(p, threadIdx.x * 4 + i, static_cast<uint32_t>(d[i]));      \
+    }                                                                \
   }
 #if defined(LOWRANK_PLANT)
 LOWRANK_BYTE_MMA(mma_s8_kernel, MmaS8, 1)

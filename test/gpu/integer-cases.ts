@@ -114,6 +114,22 @@ function productCase(
   };
 }
 
+/** Products of int8 codes, whose sums are integers whatever the values. */
+function codesCase(dtype: DType, shape: readonly number[], large: boolean): IntegerCase {
+  const [M, N, K] = shape as [number, number, number];
+  return {
+    name: `matmul ${dtype} int8 codes [${M}, ${N}, ${K}]`,
+    large,
+    async run(device, keep) {
+      const x = operand(M, K, { dtype, device, seed: 1 }).tensor;
+      const bias = operand(1, N, { seed: 2, device, shape: [N] }).tensor;
+      const dense = operand(N, K, { seed: 3, device }).tensor;
+      const w = quantize(dense, { format: 'int8', rowwise: true });
+      await keep('y', matmul(x, w, { bias, compute: 'int8' }));
+    },
+  };
+}
+
 const RANKS = [8, 3, 16, 72, 1, 64, 17];
 
 function adapterCase(
@@ -145,6 +161,12 @@ function adapterCase(
 
 export function integerCases(): IntegerCase[] {
   const cases: IntegerCase[] = [];
+  for (const dtype of DTYPES) {
+    for (const [M, N, K] of SHAPES.filter((shape) => shape[2] % 32 === 0)) {
+      cases.push(codesCase(dtype, [M, N, K], false));
+    }
+    cases.push(codesCase(dtype, [1030, 1040, 1056], true));
+  }
   for (const spec of WEIGHTS) {
     for (const dtype of DTYPES.filter((type) => mixes(spec, type))) {
       for (const [i, shape] of SHAPES.entries()) {
