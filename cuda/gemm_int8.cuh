@@ -123,8 +123,8 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
 #pragma unroll
     for (int mi = 0; mi < Sums::kMi; ++mi) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = sums.row + mi * 16 + half * 8;
+      for (int part = 0; part < 2; ++part) {
+        const int row = sums.row + mi * 16 + part * 8;
         const float x_scale = shared.x_scale[row];
         const uint32_t offset = static_cast<uint32_t>(shared.x_sum[row]) * 128u;
 #pragma unroll
@@ -134,10 +134,10 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
           const int32_t(&acc)[4] = sums.acc[mi][pi];
           auto value = [&](int q) {
             return static_cast<float>(
-                static_cast<int32_t>(static_cast<uint32_t>(acc[2 * half + q]) - offset));
+                static_cast<int32_t>(static_cast<uint32_t>(acc[2 * part + q]) - offset));
           };
-          product->acc[mi][pi][2 * half] = value(0) * (x_scale * w_scale.x);
-          product->acc[mi][pi][2 * half + 1] = value(1) * (x_scale * w_scale.y);
+          product->acc[mi][pi][2 * part] = value(0) * (x_scale * w_scale.x);
+          product->acc[mi][pi][2 * part + 1] = value(1) * (x_scale * w_scale.y);
         }
       }
     }

@@ -17,7 +17,8 @@ import type { BaseWeight } from './base-weight.js';
  * in bf16, 3 times in f32; for one or two tokens in bf16 it is slower. Of a rowwise weight it is faster than
  * `exact` for any number of tokens.
  *
- * - A block of 64 elements of a row of `x` (with a rowwise weight all of the row) has the scale `sx = max|x| / 127`, an element the code
+ * - A block of 64 elements of a row of `x` (with a rowwise weight all of the row) has the scale
+ *   `sx = max|x| / 127`, an element the code
  *   `round(x / sx)`, ties to even. Where one is NaN or infinite all outputs of its row are NaN.
  * - Zero-points of a weight are added exactly, in f32.
  * - A block of `w` has the scale `sw = absmax · (c / 127)`, an element the code
@@ -40,7 +41,7 @@ export type ComputePrecision = 'exact' | 'int8';
 /** Where `int8` of 4-bit weights runs. The native list is the feature `int8Compute`; a test compares both. */
 export const INT8_DEVICES: readonly string[] = ['cpu', 'reference'];
 
-/** Where `int8` of rowwise weights runs: the feature `rowInt8Compute`. */
+/** Where `int8` of rowwise weights runs, `cuda` standing for all of them: the feature `rowInt8Compute`. */
 export const INT8_ROW_DEVICES: readonly string[] = [...INT8_DEVICES, 'cuda', 'cuda-emulated'];
 
 /** Longest rows of a rowwise weight: their sums of codes are sure to fit 32 bits. */
@@ -71,7 +72,8 @@ export function checkCompute(
     fail('ERR_UNSUPPORTED', op, 'w', `${list} (compute is 'int8')`, format);
   }
   const byRows = weight instanceof QuantizedWeight && weight.rowwise;
-  if (!(byRows ? INT8_ROW_DEVICES : INT8_DEVICES).includes(x.device)) {
+  const kind = x.device.split(':')[0] ?? ''; // cuda of cuda:1
+  if (!(byRows ? INT8_ROW_DEVICES : INT8_DEVICES).includes(kind)) {
     const names = INT8_DEVICES.map((name) => `'${name}'`).join(' and ');
     const actual = `'int8', which is there for rowwise int8; ${names} have it for both`;
     fail('ERR_UNSUPPORTED', op, 'compute', `'exact' of ${format} on device '${x.device}'`, actual);
