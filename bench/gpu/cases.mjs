@@ -43,7 +43,7 @@ export const kRows = [
   row('', 'loraForward', [1, 4096, 4096], [], lora),
   row('', 'loraForward', [16, 4096, 4096], [], lora),
   row('G16', 'factoredNorm', [16, 4096, 4096], [2.98, 8, 6], lora),
-  row('G15', 'matmul', [1, 4096, 4096], [5.6, 7.8], bytes),
+  row('G15', 'matmul', [1, 4096, 4096], [5.95, 7.8], bytes),
   row('G15', 'matmulInt8', [8192, 8192, 8192], [689, 787], bytes),
   row('', 'matmulInt8', [1, 4096, 4096], [5.6], bytes),
   row('G14', 'quantize', [1, 14336, 4096], [50.2, 58, 53], singly),
@@ -76,7 +76,8 @@ export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
 
 /** Bytes that must cross the memory's pins, each once; activations are bf16, factors f32. */
 export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
-  const scales = doubleQuant ? (N * K) / 64 + (4 * N * K) / 16384 : (4 * N * K) / 64;
+  const singly = op === 'matmulInt8' ? 4 * N : (4 * N * K) / 64; // one a row, or a block
+  const scales = doubleQuant ? (N * K) / 64 + (4 * N * K) / 16384 : singly;
   const weight = (N * K) / (format === 'int8' ? 1 : 2) + scales;
   const factors = 4 * r * (N + K);
   const h = 4 * M * r;
@@ -95,6 +96,7 @@ export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
   }
 }
 
+/** In products of bf16, of which the tensor cores do half as many as of bytes. */
 export function flopsOf({ op, M, N, K, r }) {
   const base = 2 * M * N * K;
   const factor = 2 * M * r * (N + K);
@@ -102,6 +104,8 @@ export function flopsOf({ op, M, N, K, r }) {
     case 'quantize':
     case 'dequantize':
       return 0;
+    case 'matmulInt8':
+      return base / 2;
     case 'loraForward':
       return base + factor;
     case 'factoredNorm': // M = r; the factors' own products
