@@ -1,3 +1,4 @@
+import type { Device } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { FORMATS } from '../quant/formats.js';
@@ -44,6 +45,12 @@ export const INT8_DEVICES: readonly string[] = ['cpu', 'reference'];
 /** Where `int8` of rowwise weights runs, `cuda` standing for all of them: the feature `rowInt8Compute`. */
 export const INT8_ROW_DEVICES: readonly string[] = [...INT8_DEVICES, 'cuda', 'cuda-emulated'];
 
+/** Has a device products of codes, of a rowwise weight or of 4 bits? */
+export function hasInt8(device: Device, rowwise: boolean): boolean {
+  const kind = device.split(':')[0] ?? ''; // cuda of cuda:1
+  return (rowwise ? INT8_ROW_DEVICES : INT8_DEVICES).includes(kind);
+}
+
 /** Longest rows of a rowwise weight: their sums of codes are sure to fit 32 bits. */
 const MOST_ROW_DEPTH = 2 ** 17;
 
@@ -62,7 +69,8 @@ export function checkCompute(
   if (compute === 'exact') return compute;
   const format = weight instanceof Tensor ? `dense ${weight.dtype}` : weight.format;
   const K = weight.shape.at(-1) ?? 1;
-  if (weight instanceof QuantizedWeight && weight.rowwise) {
+  const rowwise = weight instanceof QuantizedWeight && weight.rowwise;
+  if (rowwise) {
     if (K > MOST_ROW_DEPTH) {
       fail('ERR_UNSUPPORTED', op, 'w', `of K <= ${MOST_ROW_DEPTH} (compute is 'int8')`, `K = ${K}`);
     }
@@ -71,9 +79,7 @@ export function checkCompute(
     const list = `${formats.join(', ')} or rowwise int8`;
     fail('ERR_UNSUPPORTED', op, 'w', `${list} (compute is 'int8')`, format);
   }
-  const byRows = weight instanceof QuantizedWeight && weight.rowwise;
-  const kind = x.device.split(':')[0] ?? ''; // cuda of cuda:1
-  if (!(byRows ? INT8_ROW_DEVICES : INT8_DEVICES).includes(kind)) {
+  if (!hasInt8(x.device, rowwise)) {
     const names = INT8_DEVICES.map((name) => `'${name}'`).join(' and ');
     const actual = `'int8', which is there for rowwise int8; ${names} have it for both`;
     fail('ERR_UNSUPPORTED', op, 'compute', `'exact' of ${format} on device '${x.device}'`, actual);

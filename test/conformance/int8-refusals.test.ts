@@ -10,11 +10,17 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { INT8_DEVICES } from '../../lib/ops/compute.js';
+import { hasInt8, INT8_DEVICES } from '../../lib/ops/compute.js';
 import { loraCase } from './lora-case.js';
 import { DEVICES, operand, WEIGHTS, weightOperand } from './operands.js';
 
 const ELSEWHERE = DEVICES.filter((device) => !INT8_DEVICES.includes(device));
+
+it('every card has products of rowwise codes, none of 4 bits', () => {
+  for (const device of ['cuda', 'cuda:1', 'cuda-emulated'] as const) {
+    expect([device, hasInt8(device, true), hasInt8(device, false)]).toEqual([device, true, false]);
+  }
+});
 
 /** What a call throws. */
 function refusalOf(call: () => unknown): { code: unknown; message: string } {

@@ -45,15 +45,34 @@ constexpr bool kIsRowCodes<RowCodePolicy> = true;
 template <>
 constexpr int64_t kDepth<RowCodePolicy> = kKC * kCodesPerUnit;
 
-/// Bytes of w as units of codes, less the 128 where they are signed.
-LOWRANK_INLINE void WidenCodes(const uint8_t* bytes, int64_t count, UnitCode* out) {
-  for (int64_t i = 0; i < count; ++i) {
-    out[i] = static_cast<UnitCode>(static_cast<int>(bytes[i]) - 128 + kWeightOffset);
-  }
+// Codes of a vector of units.
+constexpr int64_t kStepCodes = kVL * kCodesPerUnit;
+
+/// A vector of units of w from its bytes, less the 128 where codes are signed.
+LOWRANK_INLINE VecI LoadCodes(const uint8_t* bytes) {
+#if defined(__AVX512VNNI__)
+  return reinterpret_cast<VecI>(LoadU(bytes));
+#elif defined(__AVX512BW__)
+  const __m256i narrow = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+  return reinterpret_cast<VecI>(
+      _mm512_sub_epi16(_mm512_cvtepu8_epi16(narrow), _mm512_set1_epi16(128)));
+#elif defined(__AVX2__)
+  const __m128i narrow = _mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes));
+  return reinterpret_cast<VecI>(
+      _mm256_sub_epi16(_mm256_cvtepu8_epi16(narrow), _mm256_set1_epi16(128)));
+#elif defined(__SSE2__)
+  const __m128i narrow = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes));
+  return reinterpret_cast<VecI>(
+      _mm_sub_epi16(_mm_unpacklo_epi8(narrow, _mm_setzero_si128()), _mm_set1_epi16(128)));
+#else
+  typedef uint8_t Bytes __attribute__((vector_size(kVL * 2), aligned(1), may_alias));
+  typedef int16_t Codes __attribute__((vector_size(kVL * 4)));
+  return reinterpret_cast<VecI>(
+      __builtin_convertvector(*reinterpret_cast<const Bytes*>(bytes), Codes) - 128);
+#endif
 }
 
 /// Codes of a row in a chunk for row_codes_dot.h: whole steps of it, zeros at the end.
-constexpr int64_t kStepCodes = kVL * kCodesPerUnit;
 LOWRANK_INLINE int64_t CodePitch(int64_t depth) { return CeilDiv(depth, kStepCodes) * kStepCodes; }
 
 /// Units of a chunk, scales and corrections with them.
@@ -140,7 +159,11 @@ struct RowCodeColumns {
         int64_t pitch = source.cols;
         alignas(64) UnitCode wide[kWeightOffset != 0 ? 1 : kVL][kDepth<RowCodePolicy>];
         if constexpr (kWeightOffset == 0) {
-          for (int i = 0; i < rows; ++i) WidenCodes(bytes + i * source.cols, kc, wide[i]);
+          for (int i = 0; i < rows; ++i) {
+            for (int64_t k = 0; k < kc; k += kStepCodes) {
+              StoreU(wide[i] + k, reinterpret_cast<VecU>(LoadCodes(bytes + i * source.cols + k)));
+            }
+          }
           src = reinterpret_cast<const char*>(wide);
           pitch = sizeof(wide[0]);
         }

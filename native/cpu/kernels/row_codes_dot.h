@@ -18,14 +18,6 @@ LOWRANK_INLINE RowPanels CodeDotPasses(int64_t rows) {
   return {rows, Max(CeilDiv(rows, kCodeDotRows), 1)};
 }
 
-/// A vector of units of w.
-LOWRANK_INLINE VecI LoadCodes(const uint8_t* bytes) {
-  alignas(64) UnitCode codes[kStepCodes];
-  if constexpr (kWeightOffset != 0) return reinterpret_cast<VecI>(LoadU(bytes));
-  WidenCodes(bytes, kStepCodes, codes);
-  return reinterpret_cast<VecI>(LoadU(codes));
-}
-
 /// c[m][n] = the sums of kDotWeights rows of w, `rows` of them there, with kRows of x.
 template <int kRows>
 static void CodeDots(const uint8_t* w, int rows, int64_t depth, const UnitCode* x, float* c,
