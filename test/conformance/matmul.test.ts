@@ -1,7 +1,7 @@
 // matmul and matmulInputGrad within c · u · P of the float64 product, on every device, weight
 // format, dtype and shape of the edge list.
-import { describe, it } from 'vitest';
-import { matmul, matmulInputGrad, scope } from '../../lib/index.js';
+import { describe, expect, it } from 'vitest';
+import { matmul, matmulInputGrad, scope, Tensor } from '../../lib/index.js';
 import { bound, exact, matmul64, matmulInputGrad64 } from '../oracle.js';
 import { DEVICES, DTYPES, mixes, operand, seeded, WEIGHTS, weightOperand } from './operands.js';
 
@@ -77,5 +77,24 @@ describe.each(CASES)('$device, $dtype x, $spec.name', ({ device, dtype, spec }) 
       if (JSON.stringify(shapes) !== '[[2,3,9],[2,3,21],[9]]') throw new Error(String(shapes));
       exact('y', await y.read(), await matmul(flat.tensor, w).read());
     });
+  });
+});
+
+// Pairs of an odd number of rows: what stands in for the one that is not there adds nothing, not 0 · Infinity.
+it.each(DEVICES)('dx over a last row of infinity on %s', async (device) => {
+  await scope(async () => {
+    const [N, K] = [3, 128];
+    for (const dtype of DTYPES) {
+      const values = Float32Array.from({ length: N * K }, (_, i) =>
+        i === 2 * K + 5 ? Infinity : 1,
+      );
+      const w = Tensor.from(values, [N, K], { dtype, device });
+      for (const M of [1, 4, 20]) {
+        const dy = Tensor.from(new Float32Array(M * N).fill(1), [M, N], { dtype, device });
+        const dx = await matmulInputGrad(dy, w).read();
+        const expected = Float32Array.from(dx, (_, i) => (i % K === 5 ? Infinity : N));
+        expect([dtype, M, ...dx]).toEqual([dtype, M, ...expected]);
+      }
+    }
   });
 });
