@@ -91,7 +91,7 @@ LOWRANK_PTX void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(kPending) : "memory");
 }
 /// Rows of 128 bytes, eight of them 1,024 bytes, the 16-byte chunks of row i xored with i % 8:
-/// what TMA's 128-byte swizzle writes. Advance by 16 elements of K is + 32 bytes, + 2 here.
+/// what TMA's 128-byte swizzle writes. Advance by 16 elements of K (32 bytes) is + 2 here.
 LOWRANK_PTX uint64_t WgmmaDescriptor(const void* s_tile) {
   return static_cast<uint64_t>((SharedAddress(s_tile) & 0x3ffffu) >> 4) | uint64_t{1} << 16 |
          uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
@@ -100,6 +100,10 @@ LOWRANK_PTX uint64_t WgmmaDescriptor(const void* s_tile) {
 #define LOWRANK_ACC4(d, i) "+f"(d[i]), "+f"(d[(i) + 1]), "+f"(d[(i) + 2]), "+f"(d[(i) + 3])
 #define LOWRANK_ACC16(d, i) \
   LOWRANK_ACC4(d, i), LOWRANK_ACC4(d, (i) + 4), LOWRANK_ACC4(d, (i) + 8), LOWRANK_ACC4(d, (i) + 12)
+
+#define LOWRANK_SUM4(d, i) "+r"(d[i]), "+r"(d[(i) + 1]), "+r"(d[(i) + 2]), "+r"(d[(i) + 3])
+#define LOWRANK_SUM16(d, i) \
+  LOWRANK_SUM4(d, i), LOWRANK_SUM4(d, (i) + 4), LOWRANK_SUM4(d, (i) + 8), LOWRANK_SUM4(d, (i) + 12)
 
 /// d [64, n] = a [64, 16] · b [n, 16]ᵀ, plus d where `accumulate`; both operands in shared memory,
 /// K-major. Warp i of the warpgroup holds rows 16 i ..; with g = lane / 4 and t = lane % 4:
@@ -157,6 +161,23 @@ LOWRANK_PTX void WgmmaF16(float (&d)[128], uint64_t a, uint64_t b, uint32_t accu
                : "l"(a), "l"(b), "r"(accumulate));
 }
 
+/// The same of bytes, 32 of K, a signed and b unsigned: sums of 32 bits, which wrap.
+LOWRANK_PTX void WgmmaS8U8(int32_t (&d)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0;"
+               "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.u8 {"
+               "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+               "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+               "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+               "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63,"
+               "%64,%65,%66,%67,%68,%69,%70,%71,%72,%73,%74,%75,%76,%77,%78,%79,"
+               "%80,%81,%82,%83,%84,%85,%86,%87,%88,%89,%90,%91,%92,%93,%94,%95,"
+               "%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,"
+               "%112,%113,%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
+               "}, %128, %129, p; }"
+               : LOWRANK_SUM16(d, 0), LOWRANK_SUM16(d, 16), LOWRANK_SUM16(d, 32), LOWRANK_SUM16(d, 48), LOWRANK_SUM16(d, 64), LOWRANK_SUM16(d, 80), LOWRANK_SUM16(d, 96), LOWRANK_SUM16(d, 112)
+               : "l"(a), "l"(b), "r"(accumulate));
+}
+
 /// d += a · bᵀ with a in registers, as MmaBF16 holds it: warp i of the warpgroup has rows 16 i ..
 LOWRANK_PTX void WgmmaBF16(float (&d)[32], const uint32_t (&a)[4], uint64_t b) {
   asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0;"
@@ -199,6 +220,8 @@ LOWRANK_PTX void WgmmaF16(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
+#undef LOWRANK_SUM16
+#undef LOWRANK_SUM4
 #undef LOWRANK_ACC16
 #undef LOWRANK_ACC4
 

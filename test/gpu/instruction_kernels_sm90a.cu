@@ -140,6 +140,39 @@ LOWRANK_KERNEL(wgmma_f16_n128_registers_kernel, TensorInstructionParams, kGroup,
   Product<64, false, true>(p);
 }
 
+/// The same of bytes, s8 by u8: d [64, 256] s32 += a [64, 128] · b [256, 128]ᵀ.
+LOWRANK_KERNEL(wgmma_s8u8_n256_kernel, TensorInstructionParams, kGroup, 1) {
+  TensorShared& s = DynamicShared<TensorShared>();
+  if (threadIdx.x == 0) {
+    BarrierInit(s.barriers, 1);
+    FenceBarrierInit();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    BarrierArriveExpectBytes(s.barriers, 64 * 128 + 256 * 128);
+    const int32_t trial = static_cast<int32_t>(blockIdx.x);
+    TensorLoad2D(s.a, &p.a, 0, trial * 64, s.barriers);
+    TensorLoad2D(s.b, &p.b, 0, trial * 256, s.barriers);
+  }
+  BarrierWait(s.barriers, 0);
+  const uint32_t* in = p.words.in + blockIdx.x * p.words.in_words + threadIdx.x;
+  int32_t d[128];
+#pragma unroll
+  for (int i = 0; i < 128; ++i) d[i] = static_cast<int32_t>(in[i * kGroup]);
+  const uint64_t a = WgmmaDescriptor(s.a);
+  const uint64_t b = WgmmaDescriptor(s.b);
+  WgmmaFence();
+#pragma unroll
+  for (uint32_t step = 0; step < 4; ++step) {
+    WgmmaS8U8(d, a + 2 * step, b + 2 * step, step > 0 || blockIdx.x % 2 == 0);
+  }
+  WgmmaCommit();
+  WgmmaWait<0>();
+  uint32_t* out = p.words.out + blockIdx.x * p.words.out_words + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < 128; ++i) out[i * kGroup] = static_cast<uint32_t>(d[i]);
+}
+
 /// Pairs of blocks: each loads its half of the box for both, and tells the other when it is read.
 LOWRANK_KERNEL(cluster_kernel, TensorInstructionParams, kGroup, 1) {
   TensorShared& s = DynamicShared<TensorShared>();

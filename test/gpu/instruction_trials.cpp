@@ -146,6 +146,15 @@ std::vector<Trial> Sm90Trials() {
       trials.push_back(std::move(trial));
     }
   }
+  Trial bytes = tensor("wgmma_s8u8_n256_kernel", 64 * 256);
+  bytes.in_words = 64 * 256;
+  bytes.tensor_rows[0] = 64;
+  bytes.tensor_rows[1] = 256;
+  bytes.box_rows[0] = 64;
+  bytes.box_rows[1] = 256;
+  bytes.box_cols = 64;  // pairs of bytes
+  bytes.swizzle_bytes = 128;
+  trials.push_back(std::move(bytes));
   Trial pair = tensor("cluster_kernel", gpu::kCopyBoxRows * 32);
   pair.cluster = 2;
   pair.tensor_rows[0] = 64;

@@ -1,5 +1,5 @@
 /// wgmma of the emulator against the product by its definition: both operand sources, both majors,
-/// every swizzle, both types.
+/// every swizzle, both 16-bit types; and of bytes, whose rows of 32 lie as 16 elements of 16 bits.
 #include "test/native/hopper_fixture.h"
 
 namespace lowrank::test {
@@ -13,7 +13,7 @@ struct WgmmaParams {
   uint32_t swizzle_b;
   const uint16_t* a;  // [64][16]
   const uint16_t* b;  // [n][16]
-  const float* c;     // [64][n]
+  const float* c;     // [64][n]; s32 by their bits where the elements are bytes
   float* d;
 };
 
@@ -90,6 +90,18 @@ void Multiply(const void* params) {
 
 float Value(bool bf16, uint16_t bits) { return bf16 ? ToFloat(BF16{bits}) : ToFloat(F16{bits}); }
 
+/// Bits of a sum of 32 products of bytes, which wraps.
+float SumOfBytes(uint32_t sum, const uint16_t* a, const uint16_t* b) {
+  for (uint32_t k = 0; k < 32; ++k) {
+    const int32_t code = static_cast<int8_t>(a[k / 2] >> (k % 2 * 8) & 0xff);
+    const int32_t byte = b[k / 2] >> (k % 2 * 8) & 0xff;
+    sum += static_cast<uint32_t>(code * byte);
+  }
+  float bits;
+  std::memcpy(&bits, &sum, 4);
+  return bits;
+}
+
 void CheckWgmma(WgmmaParams p) {
   const uint32_t n = p.shape.n;
   std::mt19937 rng(n);
@@ -98,6 +110,10 @@ void CheckWgmma(WgmmaParams p) {
     std::vector<uint16_t> values(count);
     for (uint16_t& value : values) {
       const float real = normal(rng);
+      if (p.shape.s8u8) {
+        value = static_cast<uint16_t>(rng());
+        continue;
+      }
       value = p.shape.bf16 ? FromFloat<BF16>(real).bits : FromFloat<F16>(real).bits;
     }
     return values;
@@ -106,9 +122,22 @@ void CheckWgmma(WgmmaParams p) {
   const std::vector<uint16_t> b = random16(n * 16);
   std::vector<float> c(64 * n);
   for (float& value : c) value = normal(rng);
+  if (p.shape.s8u8) {
+    // Near the ends of 32 bits too.
+    for (float& value : c) {
+      const uint32_t bits = static_cast<uint32_t>(rng());
+      std::memcpy(&value, &bits, 4);
+    }
+  }
   std::vector<float> expected(64 * n);
   for (uint32_t m = 0; m < 64; ++m) {
     for (uint32_t col = 0; col < n; ++col) {
+      if (p.shape.s8u8) {
+        uint32_t first = 0;
+        if (p.accumulate) std::memcpy(&first, &c[m * n + col], 4);
+        expected[m * n + col] = SumOfBytes(first, &a[m * 16], &b[col * 16]);
+        continue;
+      }
       double sum = p.accumulate ? static_cast<double>(c[m * n + col]) : 0.0;
       for (uint32_t k = 0; k < 16; ++k) {
         double product = static_cast<double>(Value(p.shape.bf16, a[m * 16 + k])) *
@@ -130,13 +159,18 @@ void CheckWgmma(WgmmaParams p) {
   p.d = d_device.data();
   Shape shape;
   shape.threads = 128;
-  const std::string name = "wgmma n " + std::to_string(n) + (p.shape.bf16 ? " bf16" : " f16") +
+  const std::string name = "wgmma n " + std::to_string(n) +
+                           (p.shape.s8u8   ? " s8 u8"
+                            : p.shape.bf16 ? " bf16"
+                                           : " f16") +
                            (p.registers          ? " rs"
                             : p.shape.a_mn_major ? " ss a MN"
                                                  : " ss a K") +
                            (p.shape.b_mn_major ? " b MN" : " b K") + " swizzles " +
                            std::to_string(p.swizzle_a) + " " + std::to_string(p.swizzle_b);
-  Clean(name, Multiply, &p, shape, [&] { return d_device.Read() == expected; });
+  Clean(name, Multiply, &p, shape, [&] {
+    return std::memcmp(d_device.Read().data(), expected.data(), expected.size() * 4) == 0;
+  });
 }
 
 void CheckProducts() {
@@ -173,10 +207,26 @@ void CheckProducts() {
   }
 }
 
+void CheckBytes() {
+  uint32_t turn = 0;
+  for (const uint32_t swizzle : {0, 32, 64, 128}) {
+    for (const uint32_t n : {8, 24, 32, 48, 112, 256}) {
+      WgmmaParams p{};
+      p.shape.n = n;
+      p.shape.s8u8 = true;
+      p.accumulate = turn++ % 3 != 2;
+      p.swizzle_a = swizzle;
+      p.swizzle_b = n % 32 == 0 ? 128 : swizzle;
+      CheckWgmma(p);
+    }
+  }
+}
+
 }  // namespace
 }  // namespace lowrank::test
 
 int main() {
   lowrank::test::CheckProducts();
+  lowrank::test::CheckBytes();
   return lowrank::test::Verdict();
 }

@@ -24,6 +24,7 @@
 ///   cp.async.bulk.wait_group[.read] n                  BulkWaitGroup
 ///   wgmma.fence / commit_group / wait_group n          WgmmaFence, WgmmaCommit, WgmmaWait
 ///   wgmma.mma_async.m64nNk16.f32.{bf16,f16}            Wgmma, WgmmaRegisters
+///   wgmma.mma_async.m64nNk32.s32.s8.u8                 Wgmma
 ///   stmatrix.m8n8.x{1,2,4}[.trans].b16                 StMatrix (runtime.h)
 ///   mapa.shared::cluster.u32 / mapa.u64                MapAddress, MapGeneric
 ///   ld.shared::cluster / st.shared::cluster            ClusterLoad, ClusterStore
@@ -94,6 +95,7 @@ const char* EncodeTensorMap(const TensorMapSpec& spec, void* map);
 struct WgmmaShape {
   uint32_t n = 0;           // 8..256, a multiple of 8
   bool bf16 = true;         // false: f16
+  bool s8u8 = false;        // bytes, a signed and b unsigned: k is 32, d s32, K-major, from SS
   bool a_mn_major = false;  // imm-trans-a
   bool b_mn_major = false;  // imm-trans-b
   bool negate_a = false;    // imm-scale-a == -1
@@ -102,11 +104,11 @@ struct WgmmaShape {
 void WgmmaFence(Site site);
 void WgmmaCommit(Site site);
 void WgmmaWait(uint32_t pending, Site site);
-/// d [64, n] (+)= a [64, 16] · b [16, n]; d holds the thread's n / 2 accumulators. By default the
+/// d [64, n] (+)= a [64, k] · b [k, n]; d holds the thread's n / 2 accumulators. By default the
 /// sums appear in d at the latest moment allowed (WgmmaWait), or at once with early copies;
 /// `at_issue` (for translated PTX, whose registers move) always computes at once, and WgmmaWait
 /// then checks that the operands stood still.
-void Wgmma(const WgmmaShape& shape, float* d, uint64_t desc_a, uint64_t desc_b, bool accumulate,
+void Wgmma(const WgmmaShape& shape, void* d, uint64_t desc_a, uint64_t desc_b, bool accumulate,
            bool at_issue, Site site);
 void WgmmaRegisters(const WgmmaShape& shape, float* d, const uint32_t* a, uint64_t desc_b,
                     bool accumulate, bool at_issue, Site site);

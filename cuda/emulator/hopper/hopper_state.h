@@ -73,7 +73,7 @@ struct WgmmaOperation {
   bool registers_a = false;
   bool accumulate = false;
   bool done = false;
-  float* d[kWarpSize] = {};
+  void* d[kWarpSize] = {};  // f32, or s32 where the shape's elements are bytes
   uint32_t a[kWarpSize][4] = {};
   uint64_t operand_hash = 0;
   Site site;

@@ -83,6 +83,15 @@ LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], const uint32_t (&a)[4], uint
   emu::WgmmaRegisters(shape, d, a, b, true, false, site);
 }
 
+template <size_t kSums>
+LOWRANK_EMU_INLINE void WgmmaS8U8(int32_t (&d)[kSums], uint64_t a, uint64_t b, uint32_t accumulate,
+                                  LOWRANK_EMU_HERE) {
+  emu::WgmmaShape shape;
+  shape.n = 2 * kSums;
+  shape.s8u8 = true;
+  emu::Wgmma(shape, d, a, b, accumulate != 0, false, site);
+}
+
 LOWRANK_EMU_INLINE void StMatrixX4(void* s_row, const uint32_t (&r)[4], LOWRANK_EMU_HERE) {
   emu::StMatrix(r, 4, false, s_row, site);
 }

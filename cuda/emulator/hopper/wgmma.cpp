@@ -2,7 +2,7 @@
 ///
 /// Each warp computes its 16 rows. An operation is queued at its issue and computed at the wait
 /// that retires its group, which is the latest moment allowed; with early copies, or `at_issue`, at
-/// once.
+/// once. Sums of 16-bit elements are f32, those of bytes s32 that wrap.
 #include <algorithm>
 #include <cstring>
 
@@ -13,8 +13,9 @@
 namespace lowrank::emu {
 namespace {
 
-constexpr uint32_t kK = 16;
-constexpr uint32_t kRows = 16;  // of one warp
+constexpr uint32_t kK = 16;       // of 16-bit elements: 32 bytes of a row
+constexpr uint32_t kKBytes = 32;  // of bytes, so that chunks lie alike
+constexpr uint32_t kRows = 16;    // of one warp
 constexpr uint32_t kMaxN = 256;
 
 /// Eight rows (columns) of an operand, K first.
@@ -140,12 +141,62 @@ uint64_t HashOperands(const WgmmaOperation& operation) {
   return hash;
 }
 
+/// A row of 32 bytes as 16-bit integers.
+struct Row16 {
+  __m256i half[2];
+};
+template <bool kSigned>
+Row16 Widen(const unsigned char* bytes) {
+  Row16 row;
+  for (uint32_t i = 0; i < 2; ++i) {
+    __m128i chunk;
+    std::memcpy(&chunk, bytes + 16 * i, 16);
+    row.half[i] = kSigned ? _mm256_cvtepi8_epi16(chunk) : _mm256_cvtepu8_epi16(chunk);
+  }
+  return row;
+}
+__m256i Products(const Row16& a, const Row16& b) {
+  return _mm256_add_epi32(_mm256_madd_epi16(a.half[0], b.half[0]),
+                          _mm256_madd_epi16(a.half[1], b.half[1]));
+}
+
+/// Codes s8 of a against bytes u8 of b, in s32. The sums lie as those of Compute do.
+void ComputeBytes(WgmmaOperation* operation) {
+  unsigned char rows[kMaxN][kKBytes];
+  const auto gather = [&](uint64_t bits, uint32_t first, uint32_t count) {
+    ForEachChunk(bits, false, first, count,
+                 [&](const unsigned char* chunk, uint32_t mn, uint32_t k) {
+                   std::memcpy(rows[mn - first] + 2 * k, chunk, 16);
+                 });
+  };
+  Row16 a[kRows];
+  gather(operation->desc_a, FirstRow(), kRows);
+  for (uint32_t row = 0; row < kRows; ++row) a[row] = Widen<true>(rows[row]);
+  gather(operation->desc_b, 0, operation->shape.n);
+  for (uint32_t n = 0; n < operation->shape.n; n += 2) {
+    const Row16 b[2] = {Widen<false>(rows[n]), Widen<false>(rows[n + 1])};
+    for (uint32_t row = 0; row < kRows; ++row) {
+      // Each 128 bits hold four sums of each column, which two additions of neighbours make one.
+      const __m256i pairs = _mm256_hadd_epi32(Products(a[row], b[0]), Products(a[row], b[1]));
+      const __m256i fours = _mm256_hadd_epi32(pairs, pairs);
+      alignas(32) uint32_t part[8];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(part), fours);
+      void* const of_lane = operation->d[row % 8 * 4 + n % 8 / 2];
+      uint32_t* const sums = static_cast<uint32_t*>(of_lane) + n / 8 * 4 + row / 8 * 2;
+      for (uint32_t i = 0; i < 2; ++i) {
+        sums[i] = part[i] + part[4 + i] + (operation->accumulate ? sums[i] : 0);
+      }
+    }
+  }
+}
+
 /// Rows g and g + 8 of lane 4 g + t: d[4 j + i] is column 8 j + 2 t + i % 2, row g + 8 · (i / 2).
 /// Eight columns at a time, four rows of them in registers.
 void Compute(WgmmaOperation* operation) {
   if (operation->done) return;
   operation->done = true;
   const WgmmaShape& shape = operation->shape;
+  if (shape.s8u8) return ComputeBytes(operation);
   double a[2][kK][8];
   GatherA(*operation, a);
   constexpr uint32_t kTileRows = 4;
@@ -158,7 +209,7 @@ void Compute(WgmmaOperation* operation) {
       float d[kTileRows][8];
       for (uint32_t i = 0; i < kTileRows; ++i) {
         for (uint32_t t = 0; t < 4; ++t) {
-          const float* of_lane = operation->d[(row % 8 + i) * 4 + t];
+          const float* of_lane = static_cast<const float*>(operation->d[(row % 8 + i) * 4 + t]);
           std::memcpy(&d[i][2 * t], &of_lane[4 * panel + 2 * half], 2 * sizeof(float));
         }
         if (operation->accumulate) {
@@ -176,7 +227,7 @@ void Compute(WgmmaOperation* operation) {
       for (uint32_t i = 0; i < kTileRows; ++i) {
         for (uint32_t n = 0; n < 8; ++n) d[i][n] = static_cast<float>(sums[i][n / 4][n % 4]);
         for (uint32_t t = 0; t < 4; ++t) {
-          float* of_lane = operation->d[(row % 8 + i) * 4 + t];
+          float* of_lane = static_cast<float*>(operation->d[(row % 8 + i) * 4 + t]);
           std::memcpy(&of_lane[4 * panel + 2 * half], &d[i][2 * t], 2 * sizeof(float));
         }
       }
@@ -229,7 +280,8 @@ void IssueOnWarp(uint32_t, void** args) {
     operation.operand_hash = HashOperands(operation);
   }
   Count(operation.registers_a ? "wgmma.rs (warp)" : "wgmma.ss (warp)");
-  Count("wgmma multiply-adds", uint64_t{kRows} * operation.shape.n * kK);
+  Count("wgmma multiply-adds",
+        uint64_t{kRows} * operation.shape.n * (operation.shape.s8u8 ? kKBytes : kK));
   if (at_issue || CurrentOptions().copies == Copies::kEarly) Compute(&operation);
   warp.operations.push_back(operation);
 }
@@ -278,6 +330,10 @@ void Issue(WgmmaOperation* operation, bool at_issue) {
   if (shape.n < 8 || shape.n > kMaxN || shape.n % 8 != 0) {
     Fail("wgmma", operation->site, "wgmma: n = %u is not a multiple of 8 up to 256", shape.n);
   }
+  if (shape.s8u8 && shape.n > 32 && shape.n % 16 != 0) {
+    Fail("wgmma", operation->site, "wgmma of bytes: n = %u is over 32 and no multiple of 16",
+         shape.n);
+  }
   IssueArgs args{operation, at_issue};
   Collective(IssueOnWarp, kAllLanes, &args, "wgmma.mma_async", operation->site, true);
 }
@@ -294,7 +350,7 @@ void WgmmaWait(uint32_t pending, Site site) {
   Collective(WaitOnWarp, kAllLanes, &pending, "wgmma.wait_group", site, true);
 }
 
-void Wgmma(const WgmmaShape& shape, float* d, uint64_t desc_a, uint64_t desc_b, bool accumulate,
+void Wgmma(const WgmmaShape& shape, void* d, uint64_t desc_a, uint64_t desc_b, bool accumulate,
            bool at_issue, Site site) {
   WgmmaOperation operation;
   operation.shape = shape;

@@ -90,11 +90,13 @@ function warpgroupProduct(i, c) {
   if (verb === 'fence') return `WgmmaFence(${c.site});`;
   if (verb === 'commit_group') return `WgmmaCommit(${c.site});`;
   if (verb === 'wait_group') return `WgmmaWait(${u32(c, i.operand(0))}, ${c.site});`;
-  const shape = i.unused.map((word) => /^m64n(\d+)k16$/.exec(word)).find(Boolean);
+  const shape = i.unused.map((word) => /^m64n(\d+)k(16|32)$/.exec(word)).find(Boolean);
   if (!shape) throw i.fail('a shape that is not understood');
   i.has(shape[0]);
   const types = i.types().join('.');
-  if (types !== 'f32.bf16.bf16' && types !== 'f32.f16.f16') throw i.fail('types not understood');
+  const bytes = types === 's32.s8.u8' && shape[2] === '32';
+  const halves = (types === 'f32.bf16.bf16' || types === 'f32.f16.f16') && shape[2] === '16';
+  if (!bytes && !halves) throw i.fail('types not understood');
   const registers = i.operand(1).startsWith('{');
   const d = c.vector(i.operand(0));
   if (d.length !== Number(shape[1]) / 2) throw i.fail('another number of accumulators');
@@ -103,16 +105,18 @@ function warpgroupProduct(i, c) {
   const [transA, transB] = registers ? ['0', transposed[0]] : transposed;
   const flags = [transA === '1', transB === '1', scaleA === '-1', scaleB === '-1'];
   const [r, a] = [c.temporary('d'), c.temporary('a')];
-  const wgmmaShape = `{${shape[1]}, ${types.includes('bf16')}, ${flags.join(', ')}}`;
+  const wgmmaShape = `{${shape[1]}, ${types.includes('bf16')}, ${bytes}, ${flags.join(', ')}}`;
+  if (bytes && registers) throw i.fail('bytes from registers');
+  const [element, cType] = bytes ? ['s32', 'int32_t'] : ['f32', 'float'];
   const b = `uint64_t(${c.bits(i.operand(2), 'b64')})`;
   const tail = `${b}, ${c.bits(accumulate, 'pred')}, true, ${c.site}`;
   const words = () => c.vector(i.operand(1)).map((word) => u32(c, word));
   return [
-    `{ float ${r}[] = {${d.map((word) => c.value(word, 'f32')).join(', ')}};`,
+    `{ ${cType} ${r}[] = {${d.map((word) => c.value(word, element)).join(', ')}};`,
     registers
       ? `const uint32_t ${a}[] = {${words().join(', ')}}; WgmmaRegisters(${wgmmaShape}, ${r}, ${a}, ${tail});`
       : `Wgmma(${wgmmaShape}, ${r}, uint64_t(${c.bits(i.operand(1), 'b64')}), ${tail});`,
-    ...d.map((word, n) => c.assign(word, 'f32', `${r}[${n}]`)),
+    ...d.map((word, n) => c.assign(word, element, `${r}[${n}]`)),
     '}',
   ].join(' ');
 }
