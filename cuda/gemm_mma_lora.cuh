@@ -16,6 +16,19 @@ namespace lowrank::gpu {
 constexpr uint32_t kPartsOfH = 0u | 1u << 2 | 2u << 4 | 0u << 6 | 1u << 8 | 0u << 10;
 constexpr uint32_t kPartsOfFactor = 0u | 0u << 2 | 0u << 4 | 1u << 6 | 1u << 8 | 2u << 10;
 
+/// The parts of `pair` of eight neighbours, as 16 bytes.
+LOWRANK_DEVICE void StoreParts(const float (&value)[8], uint32_t parts, int pair,
+                               unsigned char* to) {
+  const int part = static_cast<int>(parts >> (2 * pair) & 3u);
+  uint32_t packed[4];
+#pragma unroll
+  for (int q = 0; q < 4; ++q) {
+    packed[q] = PackParts(SplitPart(value[2 * q], part, pair != 0),
+                          SplitPart(value[2 * q + 1], part, pair != 0));
+  }
+  *reinterpret_cast<uint4*>(to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+}
+
 /// The reduction that the term adds: for each pair, r rounded up to 16.
 ///
 /// Its 16-element blocks are numbered through pairs; four of them fill the tiles of one slab.
@@ -76,18 +89,6 @@ class LoraSlabs {
       for (int q = 0; q < 8; ++q) value[q] = value[q] * factor;
       StoreParts(value, parts, pair, s_tile + SwizzledOffset<128>(row, piece));
     }
-  }
-
-  __device__ __forceinline__ static void StoreParts(const float (&value)[8], uint32_t parts,
-                                                    int pair, unsigned char* s_to) {
-    const int part = static_cast<int>(parts >> (2 * pair) & 3u);
-    uint32_t packed[4];
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      packed[q] = PackParts(SplitPart(value[2 * q], part, pair != 0),
-                            SplitPart(value[2 * q + 1], part, pair != 0));
-    }
-    *reinterpret_cast<uint4*>(s_to) = make_uint4(packed[0], packed[1], packed[2], packed[3]);
   }
 
   const GemmMmaParams& p_;

@@ -36,8 +36,8 @@
 ///
 /// On H100 mma.sync of bytes does about 2,540 a cycle and multiprocessor, so a slab is 826 cycles
 /// and takes 40 bytes a cycle where L2 gives about 30: 1,092 cycles, 1,920 multiplications each.
-/// 8192³ is 1.24 ms there, 1.1 of the 1.38 ms that wgmma takes in bf16; goal G15 (1.75) takes wgmma
-/// of bytes. On A100 it is 1.76 ms and bound by mma, against 3.5 in bf16.
+/// 8192³ is 1.24 ms there, 0.72 by wgmma of bytes (matmul_int8_wgmma_sm90a.cu has many rows on
+/// Hopper), and 1.38 by wgmma in bf16. On A100 it is 1.76 ms and bound by mma, against 3.5 in bf16.
 ///
 /// The LoRA term is 3 (bf16 factor) to 6 (f32) steps of 16 beside K / 32 steps: 2.3 to 4.7 % at
 /// r = 16, K = 4,096. row_codes: 2 bytes an element in (a row of up to 8,192 stays in registers, a

@@ -1,7 +1,9 @@
-/// The arguments of the products of int8 codes (cuda/matmul_int8_sm80.cu).
+/// The arguments of the products of int8 codes (cuda/matmul_int8_sm80.cu,
+/// cuda/matmul_int8_wgmma_sm90a.cu).
 #pragma once
 
 #include "cuda/params/gemm_mma.h"
+#include "cuda/params/tensor_map.h"
 
 namespace lowrank::gpu {
 
@@ -54,5 +56,45 @@ constexpr uint32_t GemmInt8SharedBytes(uint32_t tile_m, uint32_t tile_p, uint32_
   X(128, 128, 64, 64, 2, 2)          \
   X(64, 64, 32, 32, 3, 3)            \
   X(16, 32, 16, 16, 6, 4)
+
+/// On Hopper: rows and columns of a block's tile, bytes of a row a stage, stages, blocks of a
+/// cluster (which share a column tile), threads, columns of y that a warp stages at a time.
+constexpr uint32_t kInt8WgmmaTileM = 128;
+constexpr uint32_t kInt8WgmmaTileP = 256;
+constexpr uint32_t kInt8WgmmaSlab = 128;  // the widest swizzle
+constexpr uint32_t kInt8WgmmaStages = 4;
+constexpr uint32_t kInt8WgmmaCluster = 2;
+constexpr uint32_t kInt8WgmmaThreads = 384;
+constexpr uint32_t kInt8WgmmaOutCols = 64;
+constexpr uint32_t kInt8WgmmaWarps = 8;  // that multiply
+
+/// Bytes of shared memory: stages of x and w, 16 rows of 72 elements of y for each warp that
+/// multiplies, two tables of scales, sums and biases, their and the stages' barriers; to the 1,024
+/// bytes of the swizzle.
+constexpr uint32_t kInt8WgmmaSharedBytes =
+    (kInt8WgmmaStages * (kInt8WgmmaTileM + kInt8WgmmaTileP) * kInt8WgmmaSlab +
+     kInt8WgmmaWarps * 16 * (kInt8WgmmaOutCols + 8) * 2 +
+     2 * 8 * (kInt8WgmmaTileM + kInt8WgmmaTileP) + (2 * kInt8WgmmaStages + 4) * 8 + 1023) /
+    1024 * 1024;
+
+struct GemmInt8WgmmaParams {
+  TensorMap x_map;       // codes [M, K], box [128, 128] bytes
+  TensorMap w_map;       // bytes [N, K], the same
+  TensorMap h_map;       // bf16 parts of scaling · h [M, 16 lora_steps], box [128, 64]
+  TensorMap factor_map;  // and of lora_b [N, 16 lora_steps]
+  GemmInt8Params int8;   // tiles_m: pairs of tiles
+  uint32_t k_slabs;      // of 128 codes
+  uint32_t lora_slabs;   // of 64 parts
+  uint32_t lora_steps;   // of 16 parts
+};
+
+/// The parts of h and of lora_b that a Hopper product multiplies: rows of 16 · steps bf16.
+struct Int8PartsParams {
+  GemmMmaParams gemm;
+  void* h;        // [M], 16-byte aligned
+  void* factor;   // [N]
+  int64_t steps;  // LoraSlabs::blocks()
+};
+constexpr uint32_t kInt8PartsThreads = 256;
 
 }  // namespace lowrank::gpu

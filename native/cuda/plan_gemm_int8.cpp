@@ -1,5 +1,8 @@
 #include "native/cuda/plan_gemm_int8.h"
 
+#include <algorithm>
+#include <cstddef>
+
 #include "cuda/params/gemm_int8.h"
 #include "native/cuda/plan_streaming.h"
 
@@ -47,6 +50,93 @@ const TileRow& SelectTile(const GemmMmaOperands& operands, const DeviceLimits& d
 constexpr const char* kRowCodes[] = {"row_codes_f32_kernel", "row_codes_bf16_kernel",
                                      "row_codes_f16_kernel"};
 
+/// On Hopper a pair of blocks of the wgmma kernel makes 256 x 256 of y in 1,280 clocks for each 128
+/// of K, two of 128x128 on a multiprocessor take 2,184 and one alone 1,092: it wins as soon as the
+/// others would have two on some multiprocessors, and the second row tile of a pair is not empty.
+/// Untuned.
+constexpr int64_t kWgmmaLeastRows = 129;
+constexpr int64_t kWgmmaLeastPairsX100 = 26;  // in hundredths of the multiprocessors
+constexpr int64_t kPairM = int64_t{gpu::kInt8WgmmaTileM} * gpu::kInt8WgmmaCluster;
+
+int64_t PairsOf(const GemmMmaOperands& operands) {
+  return CeilDiv(operands.x.rows, kPairM) * CeilDiv(operands.y.cols, gpu::kInt8WgmmaTileP);
+}
+
+bool TakesWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
+  constexpr int64_t kMost = int64_t{1} << 30;
+  const int64_t pairs = PairsOf(operands);
+  return device.sm == 90 && operands.x.rows >= kWgmmaLeastRows &&
+         pairs * 100 >= kWgmmaLeastPairsX100 * device.sm_count && pairs <= kMost &&
+         std::max(operands.x.rows, operands.y.cols) <= kMost &&
+         device.shared_bytes_per_block >= gpu::kInt8WgmmaSharedBytes;
+}
+
+/// Rows of bytes, or of bf16 parts, in boxes of 128 bytes of 128 rows.
+TensorMapRequest MapOf(size_t param_offset, const void* base, bool bytes, int64_t rows,
+                       int64_t cols) {
+  const uint32_t elem_bytes = bytes ? 1 : 2;
+  TensorMapRequest map;
+  map.param_offset_bytes = static_cast<uint32_t>(param_offset);
+  map.base = base;
+  map.dtype = DType::kBF16;
+  map.bytes = bytes;
+  map.rank = 2;
+  map.size_elems = {static_cast<uint64_t>(cols), static_cast<uint64_t>(rows)};
+  map.stride_bytes = {0, static_cast<uint64_t>(cols) * elem_bytes};
+  map.box_elems = {gpu::kInt8WgmmaSlab / elem_bytes, gpu::kInt8WgmmaTileM};
+  map.swizzle_bytes = 128;
+  return map;
+}
+static_assert(gpu::kInt8WgmmaTileP / gpu::kInt8WgmmaCluster == gpu::kInt8WgmmaTileM);
+
+Status PlanWgmma(const gpu::GemmInt8Params& int8, const GemmMmaOperands& operands,
+                 const DeviceLimits& device, Workspace* workspace, Plan* plan) {
+  const int64_t M = int8.gemm.M;
+  const int64_t N = int8.gemm.N;
+  const int64_t K = int8.gemm.K;
+  gpu::Int8PartsParams parts{};
+  parts.gemm = int8.gemm;
+  parts.steps = CeilDiv(int8.gemm.r, 16) * int8.gemm.split_pairs;
+  if (parts.steps > 0) {
+    parts.h = workspace->Take<uint16_t>(M * parts.steps * 16);
+    parts.factor = workspace->Take<uint16_t>(N * parts.steps * 16);
+    LaunchStep step;
+    step.kernel = "matmul_int8_parts_kernel";
+    step.threads = gpu::kInt8PartsThreads;
+    LOWRANK_RETURN_IF_ERROR(
+        SetGrid("matmul", (M + N) * parts.steps * 2, gpu::kInt8PartsThreads, &step));
+    step.SetParams(parts);
+    plan->steps.push_back(std::move(step));
+  }
+
+  gpu::GemmInt8WgmmaParams params{};
+  params.int8 = int8;
+  params.int8.tiles_m = CeilDiv(M, kPairM);
+  params.int8.gemm.tiles_p = CeilDiv(N, gpu::kInt8WgmmaTileP);
+  params.k_slabs = static_cast<uint32_t>(CeilDiv(K, gpu::kInt8WgmmaSlab));
+  params.lora_slabs = static_cast<uint32_t>(CeilDiv(parts.steps, 4));
+  params.lora_steps = static_cast<uint32_t>(parts.steps);
+  LaunchStep step;
+  step.kernel = "matmul_int8_wgmma_kernel";
+  step.threads = gpu::kInt8WgmmaThreads;
+  step.cluster = gpu::kInt8WgmmaCluster;
+  step.shared_bytes = gpu::kInt8WgmmaSharedBytes;
+  step.grid.x =
+      static_cast<uint32_t>(gpu::kInt8WgmmaCluster *
+                            std::min<int64_t>(PairsOf(operands), std::max(device.sm_count / 2, 1)));
+  step.SetParams(params);
+  using P = gpu::GemmInt8WgmmaParams;
+  step.tensor_maps.push_back(MapOf(offsetof(P, x_map), int8.codes, true, M, K));
+  step.tensor_maps.push_back(MapOf(offsetof(P, w_map), int8.gemm.w.data, true, N, K));
+  if (parts.steps > 0) {
+    const int64_t cols = parts.steps * 16;
+    step.tensor_maps.push_back(MapOf(offsetof(P, h_map), parts.h, false, M, cols));
+    step.tensor_maps.push_back(MapOf(offsetof(P, factor_map), parts.factor, false, N, cols));
+  }
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
 Status PlanRowCodes(const TensorView& x, gpu::GemmInt8Params* product, Workspace* workspace,
                     Plan* plan) {
   gpu::RowCodesParams params{};
@@ -86,6 +176,7 @@ Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
   params.y_dtype = static_cast<uint8_t>(operands.y.dtype);
   LOWRANK_RETURN_IF_ERROR(PlanRowCodes(operands.x, &params, workspace, plan));
 
+  if (TakesWgmma(operands, device)) return PlanWgmma(params, operands, device, workspace, plan);
   const TileRow& tile = SelectTile(operands, device);
   params.tiles_m = CeilDiv(operands.x.rows, tile.tile_m);
   params.gemm.tiles_p = CeilDiv(operands.y.cols, tile.tile_p);

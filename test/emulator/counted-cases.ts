@@ -232,15 +232,10 @@ function fewTokensByWgmma(device: Device) {
   }
 }
 
-/** Each tile of the products of int8 codes; rows of x that are read once, and that are read twice. */
-function int8(device: Device) {
+/** Products of int8 codes, alone and with a LoRA term. */
+function codes(device: Device, shapes: ReadonlyArray<readonly [M: number, N: number, K: number]>) {
   for (const dtype of DTYPES) {
-    for (const [M, N, K] of [
-      [16, 128, 1024],
-      [64, 256, 512],
-      [256, 512, 512],
-      [4, 32, 16384],
-    ] as const) {
+    for (const [M, N, K] of shapes) {
       const x = random(device, 1, [M, K], dtype);
       const w = quantize(random(device, 2, [N, K], dtype), { format: 'int8', rowwise: true });
       const bias = random(device, 3, [N], 'f32');
@@ -249,6 +244,21 @@ function int8(device: Device) {
       loraExpand(x, w, h, random(device, 5, [N, 16], dtype), { compute: 'int8' });
     }
   }
+}
+
+/** Each tile of the products of int8 codes; rows of x that are read once, and that are read twice. */
+function int8(device: Device) {
+  codes(device, [
+    [16, 128, 1024],
+    [64, 256, 512],
+    [256, 512, 512],
+    [4, 32, 16384],
+  ]);
+}
+
+/** The tile by wgmma, two for a cluster. */
+function int8ByWgmma(device: Device) {
+  codes(device, [[256, 1024, 512]]);
 }
 
 /** Whole tiles of rows, ranks and columns: 64 rows each of two adapters, in turns of 16. */
@@ -290,5 +300,6 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, multiprocessors: 2, run: largeTiles },
   { sm: 80, multiprocessors: 2, run: int8 },
   { sm: 90, multiprocessors: 4, run: wgmma },
+  { sm: 90, multiprocessors: 4, run: int8ByWgmma },
   { sm: 90, run: fewTokensByWgmma },
 ];

@@ -5,6 +5,7 @@ import {
   type DType,
   GroupedLora,
   LoraAdapter,
+  loraExpand,
   loraForward,
   matmul,
   quantize,
@@ -31,7 +32,9 @@ function adapterOf(N: number, K: number, r: number, dtype: DType, device: Device
 
 /**
  * [M, N, K]: each tile with ragged edges, whole, and of more slabs than stages; rows of tiles over a group; rows
- * of x over what a block of threads holds.
+ * of x over what a block of threads holds. From 129 rows on tiles are of 256 x 256 by wgmma where there are few
+ * multiprocessors: several tiles a cluster, in one and in several columns; one group of
+ * pairs of row tiles, and one more of a single pair.
  */
 const SHAPES = [
   [1, 33, 96],
@@ -43,6 +46,11 @@ const SHAPES = [
   [130, 136, 416],
   [1100, 136, 32],
   [2, 9, 8256],
+  [260, 520, 672],
+  [129, 521, 96],
+  [256, 768, 128],
+  [2048, 136, 32],
+  [2100, 260, 32],
 ] as const;
 
 export function int8(): KernelCase[] {
@@ -63,6 +71,8 @@ export function int8(): KernelCase[] {
       [5, 40, 96, 3],
       [40, 72, 160, 16],
       [130, 136, 64, 72],
+      [270, 280, 544, 20],
+      [129, 515, 64, 3],
     ] as const) {
       cases.push({
         name: `int8 lora ${dtype} [${M}, ${N}, ${K}] r ${r}`,
@@ -76,6 +86,16 @@ export function int8(): KernelCase[] {
         },
       });
     }
+    cases.push({
+      // h is given, so that all of it has the same bits on every card.
+      name: `int8 expand ${dtype} [270, 280, 96] r 20`,
+      async run(device) {
+        const x = operand(270, 96, { seed: 97, dtype, device }).tensor;
+        const h = operand(270, 20, { seed: 89, device }).tensor;
+        const loraB = operand(280, 20, { seed: 93, dtype, device }).tensor;
+        return hashOf([loraExpand(x, rowwise(280, 96, device), h, loraB, INT8)]);
+      },
+    });
     cases.push({
       name: `int8 grouped ${dtype} [20, 40, 96] r 4`,
       async run(device) {

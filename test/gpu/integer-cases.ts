@@ -165,7 +165,7 @@ export function integerCases(): IntegerCase[] {
     for (const [M, N, K] of SHAPES.filter((shape) => shape[2] % 32 === 0)) {
       cases.push(codesCase(dtype, [M, N, K], false));
     }
-    cases.push(codesCase(dtype, [1030, 1040, 1056], true));
+    cases.push(codesCase(dtype, [2058, 1040, 1056], true));
   }
   for (const spec of WEIGHTS) {
     for (const dtype of DTYPES.filter((type) => mixes(spec, type))) {

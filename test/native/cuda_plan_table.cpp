@@ -354,8 +354,8 @@ int main() {
           }
         }
       }
+      for (const int64_t M : {1, 64, 512, 4096}) AddInt8(dtype, M, 4096, 4096, &card);
       for (const int64_t M : {1, 64, 4096}) {
-        AddInt8(dtype, M, 4096, 4096, &card);
         for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);
         for (const int64_t N : {4096, 14336}) AddElementwise(dtype, M, N, &card);
       }
