@@ -287,6 +287,7 @@ struct PackedChunk {
   int64_t rows = 0;
   SumOrder order;
   bool dots = false;
+  bool dense_dots = false;  // passes of dense_dot.h
   bool columns = false;
   RowPanels panels = {0, 1};
 

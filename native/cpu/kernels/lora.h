@@ -42,7 +42,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
                                   const PackBFn& pack_b, const TensorView* factor_rows, float* out,
                                   bool accumulate = false) {
-  const RowPanels panels = SplitRows(chunk.rows);
+  const RowPanels panels = CanShrinkPanels<Policy>(chunk) ? chunk.panels : SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
@@ -202,7 +202,7 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     AddLastSteps(grid, block, last, c);
   } else if (chunk.order.by_lanes) {
     AccumulateStrips<Policy>(run, grid, block, depth, LaneStrips<Policy>{chunk, w}, last, c);
-  } else if (TakesDenseDots<Policy>(chunk.rows, w)) {
+  } else if (chunk.dense_dots) {
     AccumulateDenseDots<Policy>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
   } else {
@@ -263,9 +263,14 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
       chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
     } else {
       chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
-      chunk.panels = chunk.columns ? TilePanels(chunk.rows)
-                     : chunk.dots  ? DotPasses(chunk.rows)
-                                   : SplitRows(chunk.rows);
+      chunk.dense_dots = TakesDenseDots<Policy>(chunk.rows, all[0].w);
+      for (int i = 1; i < count; ++i) {
+        chunk.dense_dots = chunk.dense_dots && TakesDenseDots<Policy>(chunk.rows, all[i].w);
+      }
+      chunk.panels = chunk.columns      ? TilePanels(chunk.rows)
+                     : chunk.dots       ? DotPasses(chunk.rows)
+                     : chunk.dense_dots ? DenseDotPasses(chunk.rows)
+                                        : SplitRows(chunk.rows);
     }
     chunk.data =
         run.Get<Unit>(kPackedSlot, kIsRowCodes<Policy> ? CodeChunkUnits(chunk.rows, depth)
@@ -278,7 +283,8 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     int64_t tasks = 0;
     for (int i = 0; i < count; ++i) {
       all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads());
-      if (chunk.dots) all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
+      if (chunk.dots || chunk.dense_dots)
+        all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
       all[i].first_task = swiglu ? 0 : tasks;
       tasks = all[i].first_task + all[i].grid.tasks();
     }

@@ -79,20 +79,20 @@ template <typename Decoder>
 using DecodingTileFn = void (*)(Decoder* decoder, int64_t every, const TileBlocks& blocks,
                                 const Unit* a, const Unit* b, float* c, int64_t ldc, bool first);
 
-template <typename Policy, int kRows, typename Decoder>
+template <typename Policy, int kRows, int kVectors, typename Decoder>
 static void DecodingTile(Decoder* decoder, int64_t every, const TileBlocks& blocks, const Unit* a,
                          const Unit* b, float* c, int64_t ldc, bool first) {
-  TileBeside<Policy, kRows, kNV>(DecodingBeside<Decoder>{decoder, every}, blocks, a, b, c, ldc,
-                                 first);
+  TileBeside<Policy, kRows, kVectors>(DecodingBeside<Decoder>{decoder, every}, blocks, a, b, c, ldc,
+                                      first);
 }
 
-/// That of kNR columns.
-template <typename Policy, int kRows, typename Decoder>
+/// That of kNR columns, or of kVectors vectors of them.
+template <typename Policy, int kRows, typename Decoder, int kVectors = kNV>
 LOWRANK_INLINE DecodingTileFn<Decoder> PickDecodingTile(int rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickDecodingTile<Policy, kRows - 1, Decoder>(rows);
+    if (rows < kRows) return PickDecodingTile<Policy, kRows - 1, Decoder, kVectors>(rows);
   }
-  return DecodingTile<Policy, kRows, Decoder>;
+  return DecodingTile<Policy, kRows, kVectors, Decoder>;
 }
 
 template <typename Policy, int kRows>
