@@ -3,16 +3,16 @@
 ///
 ///   y = float(Σ q · c) · (sx · sw) + bias + scaling · (h · lora_bᵀ + lora_bias)
 ///
-/// Operands   as matmul_int8_sm80.cu, whose launch row_codes comes before: codes of x [M, K], sx
-/// and
-///            Σ q of a row; bytes of w [N, K]
+/// Operands   as matmul_int8_sm80.cu, whose launch row_codes comes before: codes of x [M, K] as
+///            signed bytes, sx and Σ q of a row; w [N, K] as unsigned bytes, 128 above its codes,
+///            and sw of a row
 /// Launches   parts: bf16 parts of h and lora_b (gemm_mma_lora.cuh), rows of 16 elements for each
 ///            step, where there is an adapter. Then the product
-/// Grid       min(SMs, tiles) blocks in clusters of 2 that share a column tile: each fetches half
-/// of
-///            it and multicasts that. A cluster walks its tiles in a fixed order: down a group of
-///            eight pairs of row tiles, then to the right, so that the 66 clusters of a card read
-///            eight panels of x and eight of w at a time
+/// Grid       min(SMs, tiles) blocks in clusters of 2 that share a column tile: each fetches one
+///            half of it and multicasts that. A cluster walks its tiles in a fixed order: down a
+///            group of eight pairs of row tiles, then to the right, so that the 66 clusters of a
+///            card read eight panels of x and eight of w at a time: 16 panels for 64 tiles, where
+///            a walk along rows has 65
 /// Block      384 threads: warp 0 copies, warps 1..3 read scales, sums and biases a tile ahead, two
 ///            warpgroups multiply, 64 rows each
 /// Registers  384 · 168 at the launch, then 256 · 224 + 128 · 56, the same sum: 128 of the 224 are
@@ -30,9 +30,9 @@
 /// Budget of a slab of 128 x 256 (H100: 4,096 multiply-adds of bytes/clk/SM)
 ///   wgmma      2 warpgroups · 4 · m64n256k32 = 8 · 128 clk = 1,024 clk
 ///   shared     read 80 B/clk, filled 48 B/clk of 128, as in bf16: four stages smooth that
-///   L2         the pair shares w: 16 + 16 KB = 32 B/clk, 26 at the 80 % of peak that the power
-///   limit
-///              leaves to bf16 (taken for bytes too: no card has shown it) of about 30
+///   L2         the pair shares w: 16 + 16 KB = 32 B/clk of about 30, but 26 at the 80 % of peak
+///              that the power limit leaves to bf16 (taken for bytes too: no card has shown
+///              it)
 ///   issue      8 wgmma, 2 waits, 2 copies: nothing
 ///   DRAM       8192³: x once, w once for a group of 2,048 rows: 335 MB, 112 of 700 us
 ///

@@ -66,40 +66,34 @@ static void DenseDot(const char* rows, int64_t row_bytes, int64_t u0, int64_t u1
     w[i] = rows + i * row_bytes;
     asm("" : "+g"(w[i]));
   }
-  VecF acc[kRows] = {};
-  int64_t left = Policy::Units(kKC);
-  bool begun = u0 != 0;
-  const auto end_block = [&] {
+  for (int64_t block = u0; block < u1; block += Policy::Units(kKC)) {
+    const int64_t end = Min(block + Policy::Units(kKC), u1);
+    VecF acc[kRows] = {};
+    for (int64_t u = block; u < end; u += kVL, x += kVL * kRows) {
+      const int64_t ahead = kDenseAhead + (u < near ? 0 : (kVL - 1) * row_bytes);
+      VecF r[kVL];
+#pragma GCC unroll 16
+      for (int i = 0; i < kVL; ++i) {
+        const char* row = w[i] + u * kUnitBytes;
+        if (!kStores) __builtin_prefetch(row + ahead, 0, 2);
+        r[i] = LoadUnits<Policy, kStored>(row);
+        if constexpr (kOneLoad) OneLoad(r[i]);
+      }
+      Transpose(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < kVL; ++i) {
+        if constexpr (kStores) Store(stored + i * kNR, r[i]);
+#pragma GCC unroll 16
+        for (int m = 0; m < kRows; ++m) acc[m] = Policy::Step(acc[m], x[i * kRows + m], r[i]);
+      }
+      if constexpr (kStores) stored += kVL * kNR;
+    }
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      Store(c + m * ldc, begun ? Load(c + m * ldc) + acc[m] : acc[m]);
-      acc[m] = VecF{};
+      float* to = c + m * ldc;
+      Store(to, block == 0 ? acc[m] : Load(to) + acc[m]);
     }
-    begun = true;
-    left = Policy::Units(kKC);
-  };
-  for (int64_t u = u0; u < u1; u += kVL, x += kVL * kRows) {
-    if (!kStores && left == 0) end_block();
-    left -= kVL;
-    const int64_t ahead = kDenseAhead + (u < near ? 0 : (kVL - 1) * row_bytes);
-    VecF r[kVL];
-#pragma GCC unroll 16
-    for (int i = 0; i < kVL; ++i) {
-      const char* row = w[i] + u * kUnitBytes;
-      if (!kStores) __builtin_prefetch(row + ahead, 0, 2);
-      r[i] = LoadUnits<Policy, kStored>(row);
-      if constexpr (kOneLoad) OneLoad(r[i]);
-    }
-    Transpose(r);
-#pragma GCC unroll 16
-    for (int i = 0; i < kVL; ++i) {
-      if constexpr (kStores) Store(stored + i * kNR, r[i]);
-#pragma GCC unroll 16
-      for (int m = 0; m < kRows; ++m) acc[m] = Policy::Step(acc[m], x[i * kRows + m], r[i]);
-    }
-    if constexpr (kStores) stored += kVL * kNR;
   }
-  end_block();
 }
 
 using DenseDotFn = void (*)(const char* rows, int64_t row_bytes, int64_t u0, int64_t u1,

@@ -180,7 +180,8 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
   constexpr bool kDecodes = !Policy::kTiles && !std::is_same_v<Decoder, NoDecoder>;
   bool beside = false;
   if constexpr (kDecodes) {
-    beside = block.m1 - block.m0 <= kBesideRows && pack_b.DecodesBeside() && depth > kDepth<Policy>;
+    beside =
+        depth > kDepth<Policy> && pack_b.DecodesBeside(block.m1 - block.m0, block.n1 - block.n0);
   }
   Unit* b = run.Get<Unit>(kBSlot, beside ? 2 * b_units : b_units);
   if (b == nullptr) return;
@@ -236,7 +237,9 @@ LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, i
         const Unit* next = a_panel + mr * ku;
         int64_t part = (panel - block.panel0) * col_panels + (n0 - block.n0) / kNR;
         for (int64_t n = n0; n < n1; n += kNR, b_panel += panel_stride) {
-          if (next_kc > 0) pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
+          if (next_kc > 0 && every == 0) {
+            pack_b.Ask(k0 + kc, next_kc, block.n0, block.n1, part++, tiles);
+          }
           const int64_t nr = PanelWidth(n, block.n1);
           for (int64_t i = 0; i < next_lines; ++i, next += 16) __builtin_prefetch(next, 0, 2);
           float* to = c_row + (n - block.n0);
@@ -386,7 +389,9 @@ struct TransposedB {
 template <typename Policy>
 struct DirectB {
   using Decoder = std::conditional_t<Policy::kPairs, GranulePanels<true>, NoDecoder>;
-  bool DecodesBeside() const { return WholeGranules(b); }
+  bool DecodesBeside(int64_t rows, int64_t) const {
+    return rows <= kBesideRows && WholeGranules(b);
+  }
   Decoder Decoding(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     return Decoder(b, k0, kc, n0, n1 - n0, out);
   }

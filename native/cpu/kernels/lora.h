@@ -14,6 +14,7 @@
 #pragma once
 
 #include "native/cpu/kernels/dense_dot.h"
+#include "native/cpu/kernels/dense_panels.h"
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/elementwise.h"
 #include "native/cpu/kernels/factor_panels.h"
@@ -550,8 +551,12 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
         AccumulateDirectDots<Policy>(run, chunk, w, block, c);
         AddLastSteps(grid, block, last, c);
       } else {
-        Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                           DirectB<Policy>{w}, c, true, last);
+        const ChunkOf<Policy> pack_a = {chunk, block};
+        if (TakesCopiedPanels<Policy>(w, depth)) {
+          Accumulate<Policy>(run, grid, block, depth, pack_a, CopiedB<Policy>{{w}}, c, true, last);
+        } else {
+          Accumulate<Policy>(run, grid, block, depth, pack_a, DirectB<Policy>{w}, c, true, last);
+        }
       }
       if (with_granules) {
         UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
