@@ -395,7 +395,7 @@ LOWRANK_DEVICE void FillParts(const Int8PartsParams& p) {
   const bool of_h = row < gemm.M;
   const int64_t own = of_h ? row : row - gemm.M;
   float value[8];
-  LoadEight(value, of_h ? gemm.h : gemm.factor, of_h ? kElementF32 : gemm.factor_dtype,
+  LoadEight(value, of_h ? gemm.h : gemm.factor, of_h ? uint8_t{kElementF32} : gemm.factor_dtype,
             own * gemm.r + j, gemm.r - j, gemm.vector_factors);
 #pragma unroll
   for (int q = 0; q < 8; ++q) value[q] = value[q] * (of_h ? gemm.scaling : 1.0f);
