@@ -86,38 +86,33 @@
 #include "cuda/lora_row_grad.cuh"
 #include "cuda/lora_row_shrink.cuh"
 #include "cuda/panel_fill.cuh"
-#include "cuda/ptx_sm90.cuh"
+#include "cuda/wgmma_tile.cuh"
 
 namespace lowrank::gpu {
 namespace {
 
 constexpr uint32_t kTileM = kWgmmaTileM;
 constexpr uint32_t kTileK = kWgmmaTileK;
-constexpr uint32_t kClusterBlocks = kWgmmaCluster;
-constexpr uint32_t kConsumerWarps = 8;
+static_assert(kTileK * 2 == kStageRow && kWgmmaCluster == kClusterBlocks);
 constexpr uint32_t kFillWarps = 3;
 static_assert(kFillWarps == kShrinkWarps);
-constexpr uint32_t kOutCols = 64;              // of y, staged at a time by each warp
-constexpr uint32_t kOutStride = kOutCols + 8;  // + 16 bytes: rows start in different banks
 
 template <uint32_t kTileN_, uint32_t kStages_>
 struct WgmmaTile {
   static constexpr uint32_t kTileN = kTileN_;
   static constexpr uint32_t kStages = kStages_;
-  static constexpr uint32_t kStageBytes = (kTileM + kTileN) * kTileK * 2;
 };
 using Wide = WgmmaTile<256, 4>;
 using Narrow = WgmmaTile<128, 6>;
 
 template <typename Tile>
 struct Storage {
-  alignas(1024) uint16_t x[Tile::kStages][kTileM * kTileK];
-  alignas(1024) uint16_t w[Tile::kStages][Tile::kTileN * kTileK];
+  alignas(1024) unsigned char x[Tile::kStages][kTileM * kStageRow];
+  alignas(1024) unsigned char w[Tile::kStages][Tile::kTileN * kStageRow];
   alignas(16) uint16_t out[kConsumerWarps][16 * kOutStride];
   alignas(16) float codebook[kPanelCodebookBytes / 4];
   RowShrinkStorage shrink;
-  uint64_t full[Tile::kStages];   // the bytes of a stage have come
-  uint64_t empty[Tile::kStages];  // nobody in the cluster reads it any more
+  StageRing<Tile::kStages> ring;
 };
 static_assert(sizeof(Storage<Wide>) == WgmmaSharedBytes(256, 4));
 static_assert(sizeof(Storage<Narrow>) == WgmmaSharedBytes(128, 6));
@@ -126,20 +121,6 @@ static_assert(WgmmaSharedBytes(256, 4) <= 232448 && WgmmaSharedBytes(128, 6) <= 
 struct PrepareStorage {
   alignas(16) float codebook[kPanelCodebookBytes / 4];
 };
-
-/// Where a thread is in the ring of stages.
-template <uint32_t kStages>
-struct RingPosition {
-  uint32_t stage = 0;
-  uint32_t parity = 0;
-};
-template <uint32_t kStages>
-LOWRANK_DEVICE void Advance(RingPosition<kStages>& at) {
-  if (++at.stage == kStages) {
-    at.stage = 0;
-    at.parity ^= 1;
-  }
-}
 
 /// T of the activations and of the panel of w, and its products.
 struct TileBF16 : PanelBF16 {
@@ -168,50 +149,29 @@ LOWRANK_DEVICE TileWalk WalkTiles(const GemmWgmmaParams& p) {
   return {blockIdx.x / kClusterBlocks, gridDim.x / kClusterBlocks, p.tiles_m * p.tiles_n};
 }
 
-/// The one thread that copies: fills stage after stage, each as soon as both blocks of the cluster
-/// have read it.
+/// The one thread that copies.
 template <typename Tile>
 LOWRANK_DEVICE void ProduceStages(const GemmWgmmaParams& p, Storage<Tile>& s, uint32_t rank) {
-  constexpr uint32_t kHalfN = Tile::kTileN / kClusterBlocks;
   const TileWalk walk = WalkTiles(p);
   RingPosition<Tile::kStages> at;
   for (uint32_t tile = walk.first; tile < walk.count; tile += walk.step) {
     const int32_t m = static_cast<int32_t>((tile / p.tiles_n * kClusterBlocks + rank) * kTileM);
-    const int32_t n = static_cast<int32_t>(tile % p.tiles_n * Tile::kTileN + rank * kHalfN);
+    const int32_t n = static_cast<int32_t>(tile % p.tiles_n * Tile::kTileN);
     for (uint32_t block = 0; block < p.k_blocks + p.slab_blocks; ++block) {
       const bool slab = block >= p.k_blocks;
       const int32_t k = static_cast<int32_t>((slab ? block - p.k_blocks : block) * kTileK);
       if (block == p.k_blocks && p.shrink.x != nullptr) WaitForShrunkTile(p.shrink, m);
-      BarrierWait(&s.empty[at.stage], at.parity ^ 1);
-      BarrierArriveExpectBytes(&s.full[at.stage], Tile::kStageBytes);
-      TensorLoad2D(s.x[at.stage], slab ? &p.h_map : &p.x_map, k, m, &s.full[at.stage]);
-      TensorLoad2DMulticast(s.w[at.stage] + rank * kHalfN * kTileK, slab ? &p.lora_b_map : &p.w_map,
-                            k, n, &s.full[at.stage], 3);
-      Advance(at);
+      FillStage(s, at, rank, slab ? p.h_map : p.x_map, slab ? p.lora_b_map : p.w_map, k, m, n);
     }
   }
 }
 
-/// One stage: four steps of 16 of K. `group` is the warpgroup's half of the rows.
-template <typename T, typename Tile>
-LOWRANK_DEVICE void MultiplyStage(float (&acc)[Tile::kTileN / 2], const Storage<Tile>& s,
-                                  uint32_t stage, uint32_t group, uint32_t accumulate) {
-  const uint64_t x = WgmmaDescriptor(s.x[stage] + group * 64 * kTileK);
-  const uint64_t w = WgmmaDescriptor(s.w[stage]);
-  WgmmaFence();
-#pragma unroll
-  for (uint32_t step = 0; step < kTileK / 16; ++step) {
-    T::Multiply(acc, x + step * 2, w + step * 2, step == 0 ? accumulate : 1);
-  }
-  WgmmaCommit();
-}
-
-/// The same of the slab, whose last stage may have fewer steps: each costs what one of K does.
+/// MultiplyStage of the slab, whose last stage may have fewer steps: each costs what one of K does.
 template <typename Tile>
 LOWRANK_DEVICE void MultiplySlabStage(float (&acc)[Tile::kTileN / 2], const Storage<Tile>& s,
                                       uint32_t stage, uint32_t group, uint32_t steps,
                                       uint32_t accumulate) {
-  const uint64_t h = WgmmaDescriptor(s.x[stage] + group * 64 * kTileK);
+  const uint64_t h = WgmmaDescriptor(s.x[stage] + group * 64 * kStageRow);
   const uint64_t lora_b = WgmmaDescriptor(s.w[stage]);
 #pragma unroll 1
   for (uint32_t step = 0; step < kTileK / 16 && step < steps; ++step) {
@@ -219,23 +179,6 @@ LOWRANK_DEVICE void MultiplySlabStage(float (&acc)[Tile::kTileN / 2], const Stor
     TileBF16::Multiply(acc, h + step * 2, lora_b + step * 2, step == 0 ? accumulate : 1);
   }
   WgmmaCommit();
-}
-
-/// Both blocks copy into a stage: tell both that this warp has read it.
-template <typename Tile>
-LOWRANK_DEVICE void ReleaseStage(Storage<Tile>& s, uint32_t stage) {
-  const uint32_t lane = threadIdx.x % 32;
-  if (lane < kClusterBlocks) BarrierArriveAt(&s.empty[stage], lane);
-}
-
-/// The four 8 x 8 matrices of rows row0 .. row0 + 15 and 16 of K of a tile in shared memory, as the
-/// copy engine's swizzle left them.
-LOWRANK_DEVICE void LoadSwizzled(const uint16_t* s_tile, uint32_t row0, uint32_t step,
-                                 uint32_t (&fragment)[4]) {
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t row = row0 + lane % 16;
-  const uint32_t chunk = step * 2 + lane / 16;
-  LdMatrixX4(fragment, s_tile + row * kTileK + (chunk ^ row % 8) * 8);
 }
 
 /// A stage of a gated slab, by mma.sync: eight columns at a time into sums of their own, since what
@@ -294,68 +237,35 @@ LOWRANK_DEVICE void LoadOutPair(const GemmWgmmaParams& p, int64_t m, int64_t n, 
   if (n + 1 < p.panel_n) high = T::Unpack(g_y[1]);
 }
 
-/// The warp's 16 rows of the tile, 64 columns at a time through shared memory, so that the global
-/// stores are whole lines.
+/// The warp's 16 rows of the tile, by way of shared memory.
 template <typename T, typename Tile>
-LOWRANK_DEVICE void StoreTile(const GemmWgmmaParams& p, Storage<Tile>& s,
-                              const float (&acc)[Tile::kTileN / 2], uint32_t warp, int64_t m0,
-                              int64_t panel_n0) {
-  const uint32_t lane = threadIdx.x % 32;
-  uint16_t* s_out = s.out[warp];
-  uint16_t* g_y = static_cast<uint16_t*>(p.y);
-#pragma unroll
-  for (uint32_t part = 0; part < Tile::kTileN / kOutCols; ++part) {
-    const int64_t n0 = panel_n0 + part * kOutCols;
-    __syncwarp();  // the part before has been read
-#pragma unroll
-    for (uint32_t pair = 0; pair < kOutCols / 16; ++pair) {
-      uint32_t packed[4];  // two 8 x 8 columns: rows g and g + 8 of each
-#pragma unroll
-      for (uint32_t half = 0; half < 2; ++half) {
-        const uint32_t j = (part * (kOutCols / 8) + pair * 2 + half) * 4;
-        const int64_t n = n0 + pair * 16 + half * 8 + lane % 4 * 2;
-        float low = 0;
-        float high = 0;
-        if (p.addend != nullptr && n < p.panel_n) {
-          low = __ldg(p.addend + p.first_n + n);
-          if (n + 1 < p.panel_n) high = __ldg(p.addend + p.first_n + n + 1);
-        }
-#pragma unroll
-        for (uint32_t below = 0; below < 2; ++below) {
-          float first = acc[j + 2 * below] + low;
-          float second = acc[j + 2 * below + 1] + high;
-          if (p.accumulate != 0) {
-            float first_held, second_held;
-            LoadOutPair<T>(p, m0 + lane / 4 + 8 * below, n, first_held, second_held);
-            first += first_held;
-            second += second_held;
-          }
-          packed[half * 2 + below] = T::Pack(first, second);
-        }
-      }
-      // Matrices 0..3 are rows 0..7 and 8..15 of the first eight columns, then of the second.
-      StMatrixX4(s_out + (lane % 16) * kOutStride + pair * 16 + lane / 16 * 8, packed);
+LOWRANK_DEVICE void StoreSums(const GemmWgmmaParams& p, uint16_t* s_out,
+                              const float (&acc)[Tile::kTileN / 2], int64_t m0, int64_t n0) {
+  const int64_t m = m0 + threadIdx.x % 32 / 4;
+  const OutColumns out = {static_cast<uint16_t*>(p.y) + p.first_n, p.N, p.M, p.panel_n,
+                          p.y_vector != 0};
+  StoreTile<Tile::kTileN>(out, s_out, m0, n0, [&](uint32_t octet, int64_t n) {
+    float low = 0;
+    float high = 0;
+    if (p.addend != nullptr && n < p.panel_n) {
+      low = __ldg(p.addend + p.first_n + n);
+      if (n + 1 < p.panel_n) high = __ldg(p.addend + p.first_n + n + 1);
     }
-    __syncwarp();
-    if (p.y_vector != 0) {
+    uint32_t packed[2];
 #pragma unroll
-      for (uint32_t row = lane / 8; row < 16; row += 4) {
-        const int64_t n = n0 + lane % 8 * 8;
-        if (m0 + row < p.M && n < p.panel_n) {
-          Store16(g_y + (m0 + row) * p.N + p.first_n + n,
-                  *reinterpret_cast<const uint4*>(s_out + row * kOutStride + lane % 8 * 8));
-        }
+    for (uint32_t below = 0; below < 2; ++below) {
+      float first = acc[octet * 4 + 2 * below] + low;
+      float second = acc[octet * 4 + 2 * below + 1] + high;
+      if (p.accumulate != 0) {
+        float first_held, second_held;
+        LoadOutPair<T>(p, m + 8 * below, n, first_held, second_held);
+        first += first_held;
+        second += second_held;
       }
-    } else {
-      for (uint32_t row = 0; row < 16; ++row) {
-        for (uint32_t col = lane; col < kOutCols; col += 32) {
-          if (m0 + row < p.M && n0 + col < p.panel_n) {
-            g_y[(m0 + row) * p.N + p.first_n + n0 + col] = s_out[row * kOutStride + col];
-          }
-        }
-      }
+      packed[below] = T::Pack(first, second);
     }
-  }
+    return make_uint2(packed[0], packed[1]);
+  });
 }
 
 /// A warpgroup that multiplies: rows 64 · group .. of each tile of the block.
@@ -373,31 +283,27 @@ LOWRANK_DEVICE void ConsumeStages(const GemmWgmmaParams& p, Storage<Tile>& s, ui
     uint32_t accumulate = 0;
     bool in_flight = false;
     uint32_t previous = 0;
-    // One group of products stays in flight: the stage before is free once this one is issued.
     const auto after_issue = [&] {
-      if (in_flight) {
-        WgmmaWait<1>();
-        ReleaseStage(s, previous);
-      }
+      PassStage(s.ring, at, previous, in_flight);
       in_flight = true;
       accumulate = 1;
-      previous = at.stage;
-      Advance(at);
     };
     const auto finish = [&] {
       WgmmaWait<0>();
-      ReleaseStage(s, previous);
+      ReleaseStage(s.ring, previous);
       in_flight = false;
     };
     for (uint32_t block = 0; block < p.k_blocks; ++block) {
-      BarrierWait(&s.full[at.stage], at.parity);
-      MultiplyStage<T>(acc, s, at.stage, group, accumulate);
+      BarrierWait(&s.ring.full[at.stage], at.parity);
+      MultiplyStage(s, at.stage, group, [&](uint64_t x, uint64_t w, uint32_t step) {
+        T::Multiply(acc, x, w, step == 0 ? accumulate : 1);
+      });
       after_issue();
     }
     const auto slab_steps = [&](uint32_t block) { return p.slab_steps - block * (kTileK / 16); };
     if (p.kept == nullptr) {
       for (uint32_t block = 0; block < p.slab_blocks; ++block) {
-        BarrierWait(&s.full[at.stage], at.parity);
+        BarrierWait(&s.ring.full[at.stage], at.parity);
         MultiplySlabStage(acc, s, at.stage, group, slab_steps(block), accumulate);
         after_issue();
       }
@@ -405,14 +311,14 @@ LOWRANK_DEVICE void ConsumeStages(const GemmWgmmaParams& p, Storage<Tile>& s, ui
     } else {
       finish();
       for (uint32_t block = 0; block < p.slab_blocks; ++block) {
-        BarrierWait(&s.full[at.stage], at.parity);
+        BarrierWait(&s.ring.full[at.stage], at.parity);
         AddGatedSlabStage(p, s, at.stage, group * 64 + warp * 16, slab_steps(block), m0, n0, acc);
         __syncwarp();  // every lane has read the stage
-        ReleaseStage(s, at.stage);
-        Advance(at);
+        ReleaseStage(s.ring, at.stage);
+        at.Advance();
       }
     }
-    StoreTile<T>(p, s, acc, group * 4 + warp, m0, n0);
+    StoreSums<T, Tile>(p, s.out[group * 4 + warp], acc, m0, n0);
   }
 }
 
@@ -422,10 +328,7 @@ LOWRANK_DEVICE void Multiply(const GemmWgmmaParams& p) {
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t rank = ClusterRank();
   if (threadIdx.x == 0) {
-    for (uint32_t stage = 0; stage < Tile::kStages; ++stage) {
-      BarrierInit(&s.full[stage], 1);
-      BarrierInit(&s.empty[stage], kConsumerWarps * kClusterBlocks);
-    }
+    InitRing(s.ring);
     FenceBarrierInit();
     PrefetchTensorMap(&p.x_map);
     PrefetchTensorMap(&p.w_map);

@@ -50,7 +50,7 @@
 /// 784, where bf16 has a floor of 1,378: 1.76 (goal G15: 1.75), without margin. 4096³: 112 of 172.
 /// The last wave is half full in both.
 #include "cuda/gemm_int8.cuh"
-#include "cuda/ptx_sm90.cuh"
+#include "cuda/wgmma_tile.cuh"
 
 namespace lowrank::gpu {
 namespace {
@@ -59,14 +59,10 @@ constexpr uint32_t kTileM = kInt8WgmmaTileM;
 constexpr uint32_t kTileP = kInt8WgmmaTileP;
 constexpr uint32_t kSlab = kInt8WgmmaSlab;
 constexpr uint32_t kStages = kInt8WgmmaStages;
-constexpr uint32_t kClusterBlocks = kInt8WgmmaCluster;
-constexpr uint32_t kHalfP = kTileP / kClusterBlocks;
-constexpr uint32_t kStageBytes = (kTileM + kTileP) * kSlab;
-constexpr uint32_t kConsumerWarps = kInt8WgmmaWarps;
+static_assert(kSlab == kStageRow && kInt8WgmmaCluster == kClusterBlocks);
+static_assert(kInt8WgmmaWarps == kConsumerWarps && kInt8WgmmaOutCols == kOutCols);
 constexpr uint32_t kTableThreads = 96;
 constexpr uint32_t kOctets = kTileP / 8;
-constexpr uint32_t kOutCols = kInt8WgmmaOutCols;
-constexpr uint32_t kOutStride = kOutCols + 8;  // + 16 bytes: rows start in different banks
 
 /// What the end of a tile reads beside the sums.
 struct TileTable {
@@ -81,26 +77,11 @@ struct Storage {
   alignas(1024) unsigned char w[kStages][kTileP * kSlab];
   alignas(16) uint16_t out[kConsumerWarps][16 * kOutStride];
   alignas(16) TileTable tables[2];
-  uint64_t full[kStages];   // the bytes of a stage have come
-  uint64_t empty[kStages];  // nobody in the cluster reads it any more
+  StageRing<kStages> ring;
   uint64_t table_full[2];
   uint64_t table_empty[2];
 };
 static_assert(sizeof(Storage) == kInt8WgmmaSharedBytes && sizeof(Storage) <= 232448);
-
-/// Where a thread is in a ring.
-template <uint32_t kCount>
-struct RingPosition {
-  uint32_t stage = 0;
-  uint32_t parity = 0;
-
-  __device__ __forceinline__ void Advance() {
-    if (++stage == kCount) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
 
 /// Calls work(first row of the block's tile, its first column) for each tile of the cluster.
 template <typename Work>
@@ -118,8 +99,7 @@ LOWRANK_DEVICE void ForEachTile(const GemmInt8WgmmaParams& p, uint32_t rank, Wor
   }
 }
 
-/// The one thread that copies: fills stage after stage, each as soon as both blocks of the cluster
-/// have read it.
+/// The one thread that copies.
 LOWRANK_DEVICE void ProduceStages(const GemmInt8WgmmaParams& p, Storage& s, uint32_t rank) {
   RingPosition<kStages> at;
   ForEachTile(p, rank, [&](int32_t m0, int32_t p0) {
@@ -127,12 +107,7 @@ LOWRANK_DEVICE void ProduceStages(const GemmInt8WgmmaParams& p, Storage& s, uint
       const bool lora = slab >= p.k_slabs;
       // 128 codes, or 64 parts
       const int32_t k = static_cast<int32_t>(lora ? (slab - p.k_slabs) * 64 : slab * kSlab);
-      BarrierWait(&s.empty[at.stage], at.parity ^ 1);
-      BarrierArriveExpectBytes(&s.full[at.stage], kStageBytes);
-      TensorLoad2D(s.x[at.stage], lora ? &p.h_map : &p.x_map, k, m0, &s.full[at.stage]);
-      TensorLoad2DMulticast(s.w[at.stage] + rank * kHalfP * kSlab, lora ? &p.factor_map : &p.w_map,
-                            k, p0 + static_cast<int32_t>(rank * kHalfP), &s.full[at.stage], 3);
-      at.Advance();
+      FillStage(s, at, rank, lora ? p.h_map : p.x_map, lora ? p.factor_map : p.w_map, k, m0, p0);
     }
   });
 }
@@ -165,45 +140,17 @@ LOWRANK_DEVICE void FillTables(const GemmInt8WgmmaParams& p, Storage& s, uint32_
   });
 }
 
-/// One stage: four steps of 32 codes. `group` is the warpgroup's half of the rows.
-LOWRANK_DEVICE void MultiplyStage(int32_t (&sums)[kTileP / 2], const Storage& s, uint32_t stage,
-                                  uint32_t group) {
-  const uint64_t x = WgmmaDescriptor(s.x[stage] + group * 64 * kSlab);
-  const uint64_t w = WgmmaDescriptor(s.w[stage]);
-  WgmmaFence();
-#pragma unroll
-  for (uint32_t step = 0; step < kSlab / 32; ++step) {
-    WgmmaS8U8(sums, x + step * 2, w + step * 2, 1);
-  }
-  WgmmaCommit();
-}
-
-/// Both blocks copy into a stage: tell both that this warp has read it.
-LOWRANK_DEVICE void ReleaseStage(Storage& s, uint32_t stage) {
-  const uint32_t lane = threadIdx.x % 32;
-  if (lane < kClusterBlocks) BarrierArriveAt(&s.empty[stage], lane);
-}
-
-/// The four 8 x 8 matrices of rows row0 .. row0 + 15 and 16 parts of a tile in shared memory, as
-/// the copy engine's swizzle left them.
-LOWRANK_DEVICE void LoadParts(const unsigned char* s_tile, uint32_t row0, uint32_t step,
-                              uint32_t (&fragment)[4]) {
-  const uint32_t lane = threadIdx.x % 32;
-  LdMatrixX4(fragment, s_tile + SwizzledOffset<128>(static_cast<int>(row0 + lane % 16),
-                                                    static_cast<int>(step * 2 + lane / 16)));
-}
-
 /// Up to four steps of the LoRA term. The sums of mma and wgmma lie alike in a warp's registers.
 LOWRANK_DEVICE void AddLoraStage(float (&values)[kOctets][4], const Storage& s, uint32_t stage,
                                  uint32_t row0, uint32_t steps) {
 #pragma unroll 1
   for (uint32_t step = 0; step < 4 && step < steps; ++step) {
     uint32_t h[4];
-    LoadParts(s.x[stage], row0, step, h);
+    LoadSwizzled(s.x[stage], row0, step, h);
 #pragma unroll
     for (uint32_t octet = 0; octet < kOctets; octet += 2) {
       uint32_t factor[4];
-      LoadParts(s.w[stage], octet * 8, step, factor);
+      LoadSwizzled(s.w[stage], octet * 8, step, factor);
       MmaBF16(values[octet], h, factor[0], factor[2]);
       MmaBF16(values[octet + 1], h, factor[1], factor[3]);
     }
@@ -238,47 +185,14 @@ LOWRANK_DEVICE void StoreFloats(const GemmMmaParams& p, const float (&values)[kO
   }
 }
 
-/// 16 bits: the warp's 16 rows, 64 columns at a time through shared memory, so that the global
-/// stores are whole lines.
+/// 16 bits: by way of shared memory.
 LOWRANK_DEVICE void StoreHalves(const GemmMmaParams& p, uint8_t dtype, uint16_t* s_out,
                                 const float (&values)[kOctets][4], int64_t m0, int64_t p0) {
-  const uint32_t lane = threadIdx.x % 32;
-  uint16_t* g_y = static_cast<uint16_t*>(p.y);
-#pragma unroll
-  for (uint32_t part = 0; part < kTileP / kOutCols; ++part) {
-    const int64_t n0 = p0 + part * kOutCols;
-    __syncwarp();  // the part before has been read
-#pragma unroll
-    for (uint32_t pair = 0; pair < kOutCols / 16; ++pair) {
-      uint32_t packed[4];  // two 8 x 8 columns: rows g and g + 8 of each
-#pragma unroll
-      for (uint32_t i = 0; i < 4; ++i) {
-        const float(&four)[4] = values[part * (kOutCols / 8) + pair * 2 + i / 2];
-        packed[i] = PackAs(dtype, four[i % 2 * 2], four[i % 2 * 2 + 1]);
-      }
-      // Matrices 0..3 are rows 0..7 and 8..15 of the first eight columns, then of the second.
-      StMatrixX4(s_out + (lane % 16) * kOutStride + pair * 16 + lane / 16 * 8, packed);
-    }
-    __syncwarp();
-    if (p.vector_store) {
-#pragma unroll
-      for (uint32_t row = lane / 8; row < 16; row += 4) {
-        const int64_t n = n0 + lane % 8 * 8;
-        if (m0 + row < p.M && n < p.N) {
-          Store16(g_y + (m0 + row) * p.N + n,
-                  *reinterpret_cast<const uint4*>(s_out + row * kOutStride + lane % 8 * 8));
-        }
-      }
-    } else {
-      for (uint32_t row = 0; row < 16; ++row) {
-        for (uint32_t col = lane; col < kOutCols; col += 32) {
-          if (m0 + row < p.M && n0 + col < p.N) {
-            g_y[(m0 + row) * p.N + n0 + col] = s_out[row * kOutStride + col];
-          }
-        }
-      }
-    }
-  }
+  const OutColumns out = {static_cast<uint16_t*>(p.y), p.N, p.M, p.N, p.vector_store};
+  StoreTile<kTileP>(out, s_out, m0, p0, [&](uint32_t octet, int64_t) {
+    const float(&four)[4] = values[octet];
+    return make_uint2(PackAs(dtype, four[0], four[1]), PackAs(dtype, four[2], four[3]));
+  });
 }
 
 /// A warpgroup that multiplies: rows 64 · group .. of each tile of the block.
@@ -297,18 +211,13 @@ LOWRANK_DEVICE void ConsumeStages(const GemmInt8WgmmaParams& p, Storage& s, uint
     uint32_t previous = 0;
 #pragma unroll 1
     for (uint32_t slab = 0; slab < p.k_slabs; ++slab) {
-      BarrierWait(&s.full[at.stage], at.parity);
-      MultiplyStage(sums, s, at.stage, group);
-      // One group of products stays in flight: the stage before is free once this one is issued.
-      if (slab > 0) {
-        WgmmaWait<1>();
-        ReleaseStage(s, previous);
-      }
-      previous = at.stage;
-      at.Advance();
+      BarrierWait(&s.ring.full[at.stage], at.parity);
+      MultiplyStage(s, at.stage, group,
+                    [&](uint64_t x, uint64_t w, uint32_t) { WgmmaS8U8(sums, x, w, 1); });
+      PassStage(s.ring, at, previous, slab > 0);
     }
     WgmmaWait<0>();
-    ReleaseStage(s, previous);
+    ReleaseStage(s.ring, previous);
 
     const TileTable& table = s.tables[table_at.stage];
     BarrierWait(&s.table_full[table_at.stage], table_at.parity);
@@ -328,10 +237,10 @@ LOWRANK_DEVICE void ConsumeStages(const GemmInt8WgmmaParams& p, Storage& s, uint
       }
     }
     for (uint32_t slab = 0; slab < p.lora_slabs; ++slab) {
-      BarrierWait(&s.full[at.stage], at.parity);
+      BarrierWait(&s.ring.full[at.stage], at.parity);
       AddLoraStage(values, s, at.stage, row0, p.lora_steps - slab * 4);
       __syncwarp();  // every lane has read the stage
-      ReleaseStage(s, at.stage);
+      ReleaseStage(s.ring, at.stage);
       at.Advance();
     }
 #pragma unroll
@@ -356,14 +265,9 @@ LOWRANK_DEVICE void Multiply(const GemmInt8WgmmaParams& p) {
   const uint32_t warp = threadIdx.x / 32;
   const uint32_t rank = ClusterRank();
   if (threadIdx.x == 0) {
-    for (uint32_t stage = 0; stage < kStages; ++stage) {
-      BarrierInit(&s.full[stage], 1);
-      BarrierInit(&s.empty[stage], kConsumerWarps * kClusterBlocks);
-    }
-    for (uint32_t table = 0; table < 2; ++table) {
-      BarrierInit(&s.table_full[table], kTableThreads);
-      BarrierInit(&s.table_empty[table], kConsumerWarps);
-    }
+    InitRing(s.ring);
+    InitBarriers(s.table_full, kTableThreads);
+    InitBarriers(s.table_empty, kConsumerWarps);
     FenceBarrierInit();
     PrefetchTensorMap(&p.x_map);
     PrefetchTensorMap(&p.w_map);

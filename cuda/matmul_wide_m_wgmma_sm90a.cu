@@ -40,6 +40,7 @@
 /// multiprocessor in clusters of two and 11 in larger ones: 2.6, 4.9 and 5.7 us, which is why
 /// the kernel of 64 tokens takes fewer tokens where its blocks go in one wave.
 #include "cuda/small_m_wgmma.cuh"
+#include "cuda/wgmma_tile.cuh"
 
 namespace lowrank::gpu {
 namespace {
@@ -267,10 +268,8 @@ template <typename Element>
 LOWRANK_DEVICE void Run(const SmallMParams& p) {
   Shared& s = DynamicShared<Shared>();
   if (threadIdx.x == 0) {
-    for (int stage = 0; stage < kStages; ++stage) {
-      BarrierInit(&s.full[stage], kProducerWarps);
-      BarrierInit(&s.empty[stage], kSmallMWarps);
-    }
+    InitBarriers(s.full, kProducerWarps);
+    InitBarriers(s.empty, kSmallMWarps);
   }
   __syncthreads();
   const SmallMPlace place = PlaceOfBlock<Tile>(p);

@@ -13,8 +13,8 @@ import { join } from 'node:path';
 /** Statements whose only effect is to order others. */
 const ORDERING_NAMES =
   '__syncthreads|__syncwarp|__threadfence\\w*|NamedBarrier\\w*|CpAsync(?:Wait|Commit)|Wgmma(?:Fence|Commit|Wait)' +
-  '|ClusterSync|Fence\\w*|Barrier(?:Init|Wait|Arrive\\w*)|ReleaseStage|GridDependency\\w+' +
-  '|AtomicAddAcqRel|StoreRelease|LoadAcquire';
+  '|ClusterSync|Fence\\w*|Barrier(?:Init|Wait|Arrive\\w*)|Init(?:Barriers|Ring)|ReleaseStage' +
+  '|GridDependency\\w+|AtomicAddAcqRel|StoreRelease|LoadAcquire';
 const ORDERING = new RegExp(`(?<![\\w.])(?:${ORDERING_NAMES})(?:<[^;()]*>)?\\(`, 'g');
 
 /** Comparisons that keep nothing inside: `pattern` of the expression, and what it decides. */
