@@ -25,16 +25,13 @@ struct Int8Tile {
 
 template <typename Tile>
 struct GemmInt8Shared {
-  /// As in GemmMmaShared.
-  static constexpr int kOutRow = Tile::kTileP + 8;
-
   struct MainLoop {
     alignas(128) unsigned char x[Tile::kStages][Tile::kTileM * Tile::kSlab];
     unsigned char w[Tile::kStages][Tile::kTileP * Tile::kSlab];
   };
   union {
     MainLoop loop;
-    float out[Tile::kTileM * kOutRow];
+    float out[Tile::kTileM * kStagedRow<Tile>];
   };
   float x_scale[Tile::kTileM];
   int32_t x_sum[Tile::kTileM];
@@ -143,59 +140,6 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
     }
   };
 
-  auto add_lora = [&](Product* product) {
-    const LoraSlabs<Tile> lora(p.gemm);
-#pragma unroll 1
-    for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
-      __syncthreads();
-      lora.FillH(slab, m0, s.x[0]);
-      lora.FillFactor(slab, p0, s.w[0]);
-      __syncthreads();
-#pragma unroll 1
-      for (int step = 0; step < 4 && slab * 4 + step < lora.blocks(); ++step) {
-        product->template Step<ElementBF16T>(s.x[0], s.w[0], step);
-      }
-    }
-  };
-
-  auto store_tile = [&](const Product& product) {
-    __syncthreads();
-#pragma unroll
-    for (int mi = 0; mi < Product::kMi; ++mi) {
-#pragma unroll
-      for (int pi = 0; pi < Product::kPi; ++pi) {
-        const float(&acc)[4] = product.acc[mi][pi];
-        float* s_upper =
-            shared.out + (product.row + mi * 16) * Shared::kOutRow + product.col + pi * 8;
-        *reinterpret_cast<float2*>(s_upper) = make_float2(acc[0], acc[1]);
-        *reinterpret_cast<float2*>(s_upper + 8 * Shared::kOutRow) = make_float2(acc[2], acc[3]);
-      }
-    }
-    __syncthreads();
-    constexpr int kPieces = Tile::kTileP / 8;
-    static_assert(Tile::kThreads % kPieces == 0);
-    const int piece = static_cast<int>(threadIdx.x) % kPieces;
-    const int64_t col = p0 + piece * 8;
-    if (col >= N) return;
-    float bias[8];
-    LoadBias(p.gemm, bias, col);
-    for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
-         row += Tile::kThreads / kPieces) {
-      if (m0 + row >= M) break;
-      // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
-      const float* s_row = shared.out + row * Shared::kOutRow + piece * 8;
-      const int swap = (kPieces == 4 ? row : piece / 4) % 2;
-      const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
-      const float4 two = reinterpret_cast<const float4*>(s_row)[1 - swap];
-      const float4 low = swap == 0 ? one : two;
-      const float4 four = swap == 0 ? two : one;
-      float value[8] = {low.x, low.y, low.z, low.w, four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int q = 0; q < 8; ++q) value[q] += bias[q];
-      StoreEightOf(p, value, m0 + row, col);
-    }
-  };
-
   // w is an operand of the op, x's codes are made by the launch before.
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) {
@@ -227,8 +171,12 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
   }
   Product product;
   scale_sums(&product);
-  if (p.gemm.split_pairs > 0) add_lora(&product);
-  store_tile(product);
+  if (p.gemm.split_pairs > 0) {
+    __syncthreads();  // all products have read the stages
+    AddLora(p.gemm, m0, p0, s.x[0], s.w[0], &product);
+  }
+  StoreProduct(p.gemm, product, shared.out, m0, p0, true,
+               [&](float(&value)[8], int64_t m, int64_t col) { StoreEightOf(p, value, m, col); });
 }
 
 /// A group of x as it lies.

@@ -22,12 +22,14 @@ struct GemmTile {
   static_assert(kM % kWarpM == 0 && kP % kWarpP == 0);
 };
 
+/// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
+/// half-warp's store) then lie in 32 different banks.
+template <typename Tile>
+constexpr int kStagedRow = Tile::kTileP + 8;
+
 template <typename Source, typename Tile>
 struct GemmMmaShared {
   static constexpr int kTiles = Source::kDirect ? Tile::kStages : 2;
-  /// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
-  /// half-warp's store) then lie in 32 different banks.
-  static constexpr int kOutRow = Tile::kTileP + 8;
 
   struct MainLoop : Source::Shared {
     alignas(128) unsigned char x[Tile::kStages][Tile::kTileM * 128];
@@ -35,7 +37,7 @@ struct GemmMmaShared {
   };
   union {
     MainLoop loop;
-    float out[Tile::kTileM * kOutRow];
+    float out[Tile::kTileM * kStagedRow<Tile>];
   };
 };
 
@@ -107,6 +109,24 @@ struct WarpProduct {
   }
 };
 
+/// Adds the LoRA term by way of a tile of x and one of w, which are free when it is called.
+template <typename Tile>
+LOWRANK_DEVICE void AddLora(const GemmMmaParams& p, int64_t m0, int64_t p0, unsigned char* s_h,
+                            unsigned char* s_factor, WarpProduct<float, Tile>* product) {
+  const LoraSlabs<Tile> lora(p);
+#pragma unroll 1
+  for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
+    if (slab > 0) __syncthreads();
+    lora.FillH(slab, m0, s_h);
+    lora.FillFactor(slab, p0, s_factor);
+    __syncthreads();
+#pragma unroll 1
+    for (int step = 0; step < 4 && slab * 4 + step < lora.blocks(); ++step) {
+      product->template Step<ElementBF16T>(s_h, s_factor, step);
+    }
+  }
+}
+
 /// Eight neighbours of an output row: bias and what was there added, rounded once to T, stored.
 template <typename Element>
 LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int64_t m, int64_t col,
@@ -142,6 +162,50 @@ LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t
     if (p.lora_bias != nullptr) {
       r_bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
     }
+  }
+}
+
+/// A block's sums, through shared memory, as eight neighbours of a row at a time: with the bias, if
+/// it is to be added, to store(value, m, col).
+template <typename Tile, typename Store>
+LOWRANK_DEVICE void StoreProduct(const GemmMmaParams& p, const WarpProduct<float, Tile>& product,
+                                 float* s_out, int64_t m0, int64_t p0, bool with_bias,
+                                 Store store) {
+  using Product = WarpProduct<float, Tile>;
+  constexpr int kRow = kStagedRow<Tile>;
+  __syncthreads();
+#pragma unroll
+  for (int mi = 0; mi < Product::kMi; ++mi) {
+#pragma unroll
+    for (int pi = 0; pi < Product::kPi; ++pi) {
+      const float(&acc)[4] = product.acc[mi][pi];
+      float* s_upper = s_out + (product.row + mi * 16) * kRow + product.col + pi * 8;
+      *reinterpret_cast<float2*>(s_upper) = make_float2(acc[0], acc[1]);
+      *reinterpret_cast<float2*>(s_upper + 8 * kRow) = make_float2(acc[2], acc[3]);
+    }
+  }
+  __syncthreads();
+  constexpr int kPieces = Tile::kTileP / 8;
+  static_assert(Tile::kThreads % kPieces == 0);
+  const int piece = static_cast<int>(threadIdx.x) % kPieces;
+  const int64_t col = p0 + piece * 8;
+  if (col >= (Tile::kTransposed ? p.K : p.N)) return;
+  float bias[8] = {};
+  if (with_bias) LoadBias(p, bias, col);
+  for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
+       row += Tile::kThreads / kPieces) {
+    if (m0 + row >= p.M) break;
+    // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
+    const float* s_row = s_out + row * kRow + piece * 8;
+    const int swap = (kPieces == 4 ? row : piece / 4) % 2;
+    const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
+    const float4 two = reinterpret_cast<const float4*>(s_row)[1 - swap];
+    const float4 low = swap == 0 ? one : two;
+    const float4 high = swap == 0 ? two : one;
+    float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+#pragma unroll
+    for (int q = 0; q < 8; ++q) value[q] += bias[q];
+    store(value, m0 + row, col);
   }
 }
 
@@ -272,21 +336,10 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 
   // First, so that its gate meets the LoRA term alone.
   auto add_lora = [&] {
-    const LoraSlabs<Tile> lora(p);
     // The last stage and tile, which the prologue leaves free.
     unsigned char* s_h = s.x[(first + kStages - 1) % kStages];
     unsigned char* s_factor = s.w[(first + Shared::kTiles - 1) % Shared::kTiles];
-#pragma unroll 1
-    for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
-      if (slab > 0) __syncthreads();
-      lora.FillH(slab, m0, s_h);
-      lora.FillFactor(slab, p0, s_factor);
-      __syncthreads();
-#pragma unroll 1
-      for (int step = 0; step < 4 && slab * 4 + step < lora.blocks(); ++step) {
-        product.template Step<ElementBF16T>(s_h, s_factor, step);
-      }
-    }
+    AddLora(p, m0, p0, s_h, s_factor, &product);
     if constexpr (Tile::kTransposed) {
       if (p.gated) apply_gate();
     }
@@ -300,49 +353,6 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     for (int step = 0; step < Source::kSteps; ++step) {
       product.template Step<Element>(s_x, s_w, step);
       if (slab + 1 < end) source.Decode(slab + 1, s_next, step);
-    }
-  };
-
-  // Every copy that was issued has been waited for.
-  auto store_tile = [&] {
-    __syncthreads();
-#pragma unroll
-    for (int mi = 0; mi < Product::kMi; ++mi) {
-#pragma unroll
-      for (int pi = 0; pi < Product::kPi; ++pi) {
-        const float(&acc)[4] = product.acc[mi][pi];
-        float* s_upper =
-            shared.out + (product.row + mi * 16) * Shared::kOutRow + product.col + pi * 8;
-        *reinterpret_cast<float2*>(s_upper) = make_float2(acc[0], acc[1]);
-        *reinterpret_cast<float2*>(s_upper + 8 * Shared::kOutRow) = make_float2(acc[2], acc[3]);
-      }
-    }
-    __syncthreads();
-    constexpr int kPieces = Tile::kTileP / 8;
-    static_assert(Tile::kThreads % kPieces == 0);
-    const int piece = static_cast<int>(threadIdx.x) % kPieces;
-    const int64_t col = p0 + piece * 8;
-    if (col >= P) return;
-    float bias[8] = {};
-    if (!Tile::kTransposed && p.splits == 1) LoadBias(p, bias, col);
-    for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
-         row += Tile::kThreads / kPieces) {
-      if (m0 + row >= p.M) break;
-      // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
-      const float* s_row = shared.out + row * Shared::kOutRow + piece * 8;
-      const int swap = piece / 4 % 2;
-      const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
-      const float4 two = reinterpret_cast<const float4*>(s_row)[1 - swap];
-      const float4 low = swap == 0 ? one : two;
-      const float4 high = swap == 0 ? two : one;
-      float value[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-#pragma unroll
-      for (int q = 0; q < 8; ++q) value[q] += bias[q];
-      if (p.splits > 1) {
-        StorePlane(p, value, m0 + row, col, P);
-      } else {
-        StoreEight<Element>(p, value, m0 + row, col, P);
-      }
     }
   };
 
@@ -372,7 +382,16 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     mma_and_decode(slab);
     source.StoreScales(slab + 2);
   }
-  store_tile();
+  // Every copy that was issued has been waited for.
+  const bool with_bias = !Tile::kTransposed && p.splits == 1;
+  StoreProduct(p, product, shared.out, m0, p0, with_bias,
+               [&](float(&value)[8], int64_t m, int64_t col) {
+                 if (p.splits > 1) {
+                   StorePlane(p, value, m, col, P);
+                 } else {
+                   StoreEight<Element>(p, value, m, col, P);
+                 }
+               });
 }
 
 }  // namespace lowrank::gpu
