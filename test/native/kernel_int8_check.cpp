@@ -1,5 +1,7 @@
 // compute: 'int8' against the loops that define it, bit for bit: so that every instruction set,
 // number of threads and batch has the same bits.
+#include <deque>
+
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -140,12 +142,12 @@ std::string NameOf(const KernelTable& table, const std::string& kind, DType dtyp
 }
 
 void CheckProducts(const KernelTable& table, const CancelToken* cancel) {
-  const Shape shapes[] = {{1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},    {15, 33, 63, 0},
-                          {20, 40, 64, 0},  {5, 66, 65, 0},    {3, 31, 128, 0},   {30, 70, 172, 0},
-                          {16, 64, 256, 0}, {83, 300, 320, 0}, {7, 37, 1000, 0},  {40, 29, 4160, 0},
-                          {8, 33, 832, 0},  {70, 530, 640, 0}, {600, 40, 64, 0},  {4, 0, 64, 0},
-                          {6, 37, 302, 0},  {9, 40, 508, 0},   {20, 35, 1014, 0}, {0, 5, 64, 0},
-                          {3, 5, 0, 0}};
+  const Shape shapes[] = {
+      {1, 1, 1, 0},     {2, 3, 7, 0},      {9, 17, 31, 0},   {15, 33, 63, 0},   {20, 40, 64, 0},
+      {5, 66, 65, 0},   {3, 31, 128, 0},   {30, 70, 172, 0}, {16, 64, 256, 0},  {83, 300, 320, 0},
+      {7, 37, 1000, 0}, {40, 29, 4160, 0}, {8, 33, 832, 0},  {70, 530, 640, 0}, {600, 40, 64, 0},
+      {4, 0, 64, 0},    {6, 37, 302, 0},   {9, 40, 508, 0},  {20, 35, 1014, 0}, {0, 5, 64, 0},
+      {3, 5, 0, 0},     {3, 37, 4224, 0},  {11, 7, 384, 0},  {14, 50, 128, 0},  {28, 64, 4224, 0}};
   for (const char* kind : {"nf4/64", "fp4/64d", "nf4/32", "nf4/128d", "fp4/4096", "nf4/256"}) {
     for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
       for (const Shape& s : shapes) {
@@ -261,9 +263,12 @@ void CheckLongRows(const KernelTable& table, const RunContext& context) {
 
 /// The adapter and both biases are added to the int8 product as they are to the exact one.
 void CheckAdapter(const KernelTable& table, const RunContext& context) {
-  for (const bool rowwise : {false, true}) {
+  // Rows of w that are whole granules, of few rows of x and of more, and rows that are not.
+  const Shape shapes[] = {{19, 70, 200, 5}, {5, 70, 256, 5}, {19, 70, 256, 5}, {59, 70, 224, 5}};
+  for (const Shape& s : shapes) {
     for (DType dtype : {DType::kF32, DType::kBF16}) {
-      const int64_t M = rowwise ? 59 : 19, N = 70, K = rowwise ? 224 : 200, r = 5;
+      const int64_t M = s.M, N = s.N, K = s.K, r = s.r;
+      const bool rowwise = K == 224;
       const Weight w = MakeWeight(table, context, rowwise ? "rowwise/32" : "nf4/64", N, K, dtype);
       Dense x(M, K, dtype), a(r, K, DType::kF32), b(N, r, DType::kF32), h(M, r, DType::kF32),
           y(M, N, dtype), bias(1, N, DType::kF32), lora_bias(1, N, DType::kF32);
@@ -302,6 +307,35 @@ void CheckAdapter(const KernelTable& table, const RunContext& context) {
         }
       }
     }
+  }
+}
+
+/// Projections that share x give the bits of each alone, also where one has fewer rows than others
+/// are taken by.
+void CheckMany(const KernelTable& table, const RunContext& context) {
+  const int64_t M = 3, K = 4224;
+  Dense x(M, K, DType::kF32);
+  x.Fill();
+  std::deque<Weight> weights;
+  std::deque<Dense> y, y_alone;
+  std::vector<LoraForwardOp> parts;
+  for (const int64_t N : {40, 7}) {
+    weights.push_back(MakeWeight(table, context, "nf4/64", N, K, DType::kF32));
+    y.emplace_back(M, N, DType::kF32);
+    y_alone.emplace_back(M, N, DType::kF32);
+    LoraForwardOp op;
+    op.x = x.view;
+    op.w = weights.back().view;
+    op.y = y.back().view;
+    op.compute = Compute::kInt8;
+    parts.push_back(op);
+  }
+  Report(table.lora_forward_many({parts.data(), 2}, context).ok(), "int8 many status");
+  for (size_t i = 0; i < parts.size(); ++i) {
+    LoraForwardOp alone = parts[i];
+    alone.y = y_alone[i].view;
+    Report(table.matmul(BaseOf(alone), context).ok() && y[i].buffer.Same(y_alone[i].buffer),
+           std::string(table.isa) + " int8 many part " + std::to_string(i));
   }
 }
 
@@ -351,6 +385,7 @@ void CheckInt8(const KernelTable& table, const CancelToken* cancel) {
   CheckQuantizeRowwise(table, cancel);
   CheckLongRows(table, context);
   CheckAdapter(table, context);
+  CheckMany(table, context);
   CheckRefusals(table, context);
 }
 

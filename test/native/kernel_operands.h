@@ -43,11 +43,14 @@ class Buffer {
     if (!huge) {
       const size_t kPage = static_cast<size_t>(sysconf(_SC_PAGESIZE));
       const size_t readable = (bytes + kPage - 1) / kPage * kPage;
-      mapped_ = readable + kPage;
+      // Before it more than a page, as whole rows of w may be read there by mistake.
+      constexpr size_t kBefore = size_t{64} << 10;
+      mapped_ = kBefore + readable + kPage;
       map_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
       if (map_ == MAP_FAILED) std::abort();
-      char* end = static_cast<char*>(map_) + readable;
+      char* end = static_cast<char*>(map_) + kBefore + readable;
       if (mprotect(end, kPage, PROT_NONE) != 0) std::abort();
+      if (mprotect(map_, kBefore, PROT_NONE) != 0) std::abort();
       data_ = end - bytes;
     }
 #endif

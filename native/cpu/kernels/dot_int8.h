@@ -100,4 +100,15 @@ LOWRANK_INLINE VecU LookupBytes(VecU table, VecU index) {
 #endif
 }
 
+/// table[low four bits of the index] in every byte. VBMI's look-up knows six bits, of which two say
+/// which of four equal tables: no mask.
+LOWRANK_INLINE VecU LookupNibbles(VecU table, VecU index) {
+#if defined(__AVX512VBMI__)
+  return reinterpret_cast<VecU>(
+      _mm512_permutexvar_epi8(reinterpret_cast<__m512i>(index), reinterpret_cast<__m512i>(table)));
+#else
+  return LookupBytes(table, index & 0x0f0f0f0fu);
+#endif
+}
+
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -20,6 +20,7 @@
 
 #include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/gemm_tiles.h"
+#include "native/cpu/kernels/int8_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -27,9 +28,10 @@ namespace lowrank::cpu::LOWRANK_ISA {
 // block of 512 rows of x, 288 KiB, are in L2 beside the sums, 512 KiB.
 constexpr int64_t kCodeStrip = 256;
 
-// Below, a row of x costs a sixteenth of a tile of columns: 1.4 ms with one row of 4096 x 4096,
-// where VNNI takes 1.1, and 1.5 with 16, where it takes 2.0.
-constexpr int64_t kLeastCodeColumns = 8;
+// Fewer rows of x are int8_dot.h's: a row costs a sixteenth of a tile of columns here, 1.4 ms with
+// one row of 4096 x 4096 and 1.5 with 16, where that takes 0.24 and 14 rows 0.8 on another core (of
+// 2 x 512 bits, Zen 5).
+constexpr int64_t kLeastCodeColumns = kInt8DotRows + 1;
 
 /// Do the tiles take such a product? Every granule of theirs has one scale.
 LOWRANK_INLINE bool TakesCodeTiles(int64_t rows_of_x, const RowSource& w) {
@@ -64,7 +66,7 @@ LOWRANK_INLINE void DecodeCodeRow(const Int8Weight& weight, int64_t row, int64_t
   const uint8_t* codes = w.codes + (row * w.cols + k0) / 2;
   for (int64_t b = 0; b < kc / kGranule; ++b, codes += kGranule / 2, out += kTile) {
     if ((b & 1) == 0) __builtin_prefetch(codes + ahead, 0, 2);
-    StoreU(out, LookupBytes(table, (GroupsTwice(codes) >> shifts) & 0x0f0f0f0fu));
+    StoreU(out, LookupNibbles(table, GroupsTwice(codes) >> shifts));
     scales[b * pitch] = scale.At(0, b) * weight.unit;
   }
 }

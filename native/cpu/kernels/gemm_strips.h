@@ -8,12 +8,15 @@
 ///   kDecodes, Decoder      may the next strip be made beside the tiles of this one, and by what
 ///   kStripSpan             columns of w that a strip has at most
 ///   Columns(), Units()     columns of a strip, and units of memory that strips take
-///   Beside(rows)           is the next strip, of kNR columns, made beside this one
 ///   Blocks(k0, mr)         of the span at k0, mr rows of x
 ///   Rows(k0, m, mr)        the panel of x at the first of them
 ///   Panel(b, n, blocks)    that of column n of the strip
 ///   Pack(strip, b)         makes a strip in one go
-///   Decoding(strip, b)     or piece by piece
+///
+/// and where kDecodes
+///
+///   Beside(rows)           is the next strip, of kNR columns, made beside this one
+///   Decoding(strip, b)     by what, piece by piece
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"
@@ -38,7 +41,8 @@ template <typename Policy, typename Source>
 LOWRANK_INLINE void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int64_t depth,
                                      const Source& source, const LastSteps& last, float* c) {
   using Decoder = typename Source::Decoder;
-  const bool beside = Source::kDecodes && source.Beside(block.m1 - block.m0);
+  bool beside = false;
+  if constexpr (Source::kDecodes) beside = source.Beside(block.m1 - block.m0);
   const int64_t most_cols = beside ? kNR : source.Columns();
   const int64_t ldc = block.ldc();
   const int64_t units = source.Units();

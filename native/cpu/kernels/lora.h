@@ -18,10 +18,10 @@
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/elementwise.h"
 #include "native/cpu/kernels/factor_panels.h"
-#include "native/cpu/kernels/gemm_int8_tiles.h"
 #include "native/cpu/kernels/gemm_lanes.h"
 #include "native/cpu/kernels/gemm_row_codes.h"
 #include "native/cpu/kernels/gemm_tiles.h"
+#include "native/cpu/kernels/product_int8.h"
 #include "native/cpu/kernels/shrink_panels.h"
 #include "native/cpu/kernels/thin_dot.h"
 
@@ -187,15 +187,7 @@ LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& bloc
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
   } else if constexpr (kIsInt8<Policy>) {
-    if constexpr (kHasTiles && kIsInt8<Policy>) {
-      if (chunk.columns) {
-        AccumulateCodesByTiles<TileSession>(run, chunk, int8, block, c);
-        AddLastSteps(grid, block, last, c);
-        return;
-      }
-    }
-    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, Int8Columns{w, int8},
-                       c, true, last);
+    AccumulateInt8(run, grid, block, chunk, w, int8, last, c);
   } else if constexpr (kIsRowCodes<Policy>) {
     AccumulateRowCodes(run, grid, block, chunk, w, last, c);
   } else if (chunk.dots) {
@@ -262,6 +254,8 @@ LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
     if constexpr (kIsRowCodes<Policy>) {
       chunk.dots = TakesCodeDots(all[0].w, chunk.rows);
       chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
+    } else if constexpr (kIsInt8<Policy>) {
+      PlanInt8Chunk(all, count, &chunk);
     } else {
       chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
       chunk.dense_dots = TakesDenseDots<Policy>(chunk.rows, all[0].w);

@@ -247,33 +247,44 @@ LOWRANK_INLINE VecU SegmentMask(VecI begin, VecI end, int first) {
   return mask;
 }
 
+/// The codes of a group of eight of every lane: those of its high nibbles, and of its low ones.
+LOWRANK_INLINE void LookUpGroup(VecU table, VecU group, VecU (&values)[2]) {
+  values[0] = LookupNibbles(table, group >> 4);
+  values[1] = LookupNibbles(table, group);
+}
+
+/// take(unit) for each unit of four codes.
+template <typename Take>
+LOWRANK_INLINE void EachUnit(VecU codes, const Take& take) {
+  if constexpr (kCodesPerUnit == 4) {
+    take(codes);
+  } else {
+    typedef int16_t VecS __attribute__((vector_size(kVL * 4)));
+    take(reinterpret_cast<VecU>(reinterpret_cast<VecS>(codes << 8) >> 8));
+    take(reinterpret_cast<VecU>(reinterpret_cast<VecS>(codes) >> 8));
+  }
+}
+
 /// The codes of one segment of one block of x, for a vector of columns: units are `stride` apart.
 /// Where kMasked those outside [begin, end) are zeros.
 template <bool kMasked>
 LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* codes, VecI begin,
                                   VecI end, float* out, int64_t stride) {
   const uint32_t zero = kWeightOffset * 0x01010101u;
-  const VecU table = weight.table;
 #pragma GCC unroll 8
   for (int g = 0; g < static_cast<int>(kInt8Block) / kGroup; ++g) {
-    const VecU group = LoadU(codes + g * kVL);
-    VecU values[2] = {LookupBytes(table, (group >> 4) & 0x0f0f0f0fu),
-                      LookupBytes(table, group & 0x0f0f0f0fu)};
+    VecU values[2];
+    LookUpGroup(weight.table, LoadU(codes + g * kVL), values);
 #pragma GCC unroll 2
     for (int odd = 0; odd < 2; ++odd) {
       VecU value = values[odd];
       if constexpr (kMasked) {
         value = ((value ^ zero) & SegmentMask(begin, end, g * kGroup + odd)) ^ zero;
       }
-      if constexpr (kCodesPerUnit == 4) {
-        StoreU(out, value);
-      } else {
-        typedef int16_t VecS __attribute__((vector_size(kVL * 4)));
-        StoreU(out, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value << 8) >> 8));
+      EachUnit(value, [&](VecU unit) {
+        StoreU(out, unit);
         out += stride;
-        StoreU(out, reinterpret_cast<VecU>(reinterpret_cast<VecS>(value) >> 8));
-      }
-      out += stride;
+      });
     }
   }
 }
@@ -344,7 +355,7 @@ static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t 
   }
 }
 
-/// 4-bit rows of w as B panels of the int8 policy.
+/// 4-bit rows of w as B panels of the int8 policy, whatever K, in one go.
 struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
