@@ -3,7 +3,7 @@
 import { flopsOf, type Job } from './job.js';
 import type { Plot, PlotPoint, Series } from './plot.js';
 import type { BenchResult, CaseResult, Row } from './result.js';
-import { duration, rowName } from './table.js';
+import { duration, rate, rowName } from './table.js';
 
 /** Colours of subjects: in the order in which they come up, the same in every plot of a run. */
 export function subjectStyles(result: BenchResult): ReadonlyMap<string, number> {
@@ -173,7 +173,7 @@ export function threadPlots(result: BenchResult): Plot[] {
       (row, job) => ({
         x: job.threads,
         y: row.gflops,
-        title: `${rowName(row)}, ${job.threads} threads: ${row.gflops.toPrecision(3)} GFLOP/s`,
+        title: `${rowName(row)}, ${job.threads} threads: ${rate(row.gflops)}`,
       }),
     ).filter(({ points }) => points.length >= 2);
     const first = group[0]?.rows[0];
@@ -206,7 +206,7 @@ export function rooflinePlot(result: BenchResult): Plot | undefined {
     (row, job) => ({
       x: row.intensity,
       y: row.gflops,
-      title: `${rowName(row)}, ${job.op} M=${job.M} r=${job.r} ${job.dtype}: ${row.gflops.toPrecision(3)} GFLOP/s, ${row.intensity.toPrecision(3)} flop/byte`,
+      title: `${rowName(row)}, ${job.op} M=${job.M} r=${job.r} ${job.dtype}: ${rate(row.gflops)}, ${row.intensity.toPrecision(3)} flop/byte`,
     }),
   ).map((one): Series => ({ ...one, scattered: true }));
   const xs = points.flatMap((one) => one.points.map(({ x }) => x));

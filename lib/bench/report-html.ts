@@ -11,7 +11,7 @@ import {
 import { escapeHtml } from './html.js';
 import { kPlotStyle, type Plot, plotSvg } from './plot.js';
 import type { BenchResult, CaseResult, Row } from './result.js';
-import { cleanliness, duration, ratioText, rowName } from './table.js';
+import { cleanliness, duration, rate, ratioText, rowName } from './table.js';
 
 const kStyle = `
 :root { color-scheme: light dark; --page-ink: #1c2430; --page-soft: #5d6878; --page-line: #dfe4ea;
@@ -129,7 +129,7 @@ function rowHtml(row: Row, fastest: number, own: boolean): string {
     `<tr${own ? ' class="own"' : ''}><td>${escapeHtml(rowName(row))}</td>` +
     number(duration(row.median_ms)) +
     number(`${duration(row.p10_ms)} to ${duration(row.p90_ms)}`) +
-    number(`${row.gflops.toPrecision(3)} GFLOP/s`) +
+    number(rate(row.gflops)) +
     number(share) +
     number(ratioText(row)) +
     number(`${row.clean}/${row.samples}`) +

@@ -12,6 +12,12 @@ export function duration(ms: number): string {
   return ms >= 1 ? `${ms.toPrecision(3)} ms` : `${(1000 * ms).toPrecision(3)} us`;
 }
 
+/** `12.3 GFLOP/s`, three digits. */
+export function rate(gflops: number): string {
+  if (gflops >= 999.5) return `${(gflops / 1000).toPrecision(3)} TFLOP/s`;
+  return `${gflops.toPrecision(3)} GFLOP/s`;
+}
+
 /** A bar in eighths of a character; the fastest is full. */
 export function bar(share: number, width = kBar): string {
   const eighths = Math.max(1, Math.round(8 * width * Math.min(1, Math.max(0, share))));
@@ -43,7 +49,7 @@ function caseText(result: CaseResult): string {
     `  ${rowName(row)}`,
     duration(row.median_ms),
     `${duration(row.p10_ms)} to ${duration(row.p90_ms)}`,
-    `${row.gflops.toPrecision(3)} GFLOP/s`,
+    rate(row.gflops),
     row.share === undefined ? '' : `${(100 * row.share).toFixed(0)} % ${row.bound}`,
     ratioText(row),
     `${row.clean}/${row.samples}`,

@@ -40,7 +40,7 @@ What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --shape MxKxN    tokens x input x output features; may be repeated      [1024x192x512]
   --m LIST         tokens, with --model                                   [256]
   --rank LIST      ranks of the adapters                                  [16]
-  --format LIST    ${weightFormats.join(', ')} (dense)                     [nf4]
+  --format LIST    ${`${weightFormats.join(', ')} (dense)`.padEnd(54)} [nf4]
   --dtype LIST     of the activations: ${benchDtypes.join(', ')}                     [f32]
   --threads LIST   of the CPU kernels and of the peers                    [all cores]
   --device LIST    where to compute                                       [LOWRANK_DEVICE, or cpu]

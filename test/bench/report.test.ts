@@ -6,7 +6,7 @@ import { overheadPlots, rooflinePlot, speedupPlots, threadPlots } from '../../li
 import { linearTicks, logTicks, plotSvg } from '../../lib/bench/plot.js';
 import { benchHtml } from '../../lib/bench/report-html.js';
 import type { Row } from '../../lib/bench/result.js';
-import { resultText } from '../../lib/bench/table.js';
+import { rate, resultText } from '../../lib/bench/table.js';
 import { sampleResult } from './sample-result.js';
 
 const result = sampleResult();
@@ -123,6 +123,15 @@ describe('the report', () => {
     expect(text).toContain('roofline, 2 threads: f32 234 GFLOP/s, bf16 463 GFLOP/s');
     expect(text).toContain('1305 of 1395 samples clean');
     expect(text.split('\n').every((line) => line.length <= 150)).toBe(true);
+  });
+});
+
+describe('rates', () => {
+  it('have three digits and a unit for them', () => {
+    expect(rate(0.1234)).toBe('0.123 GFLOP/s');
+    expect(rate(999.4)).toBe('999 GFLOP/s');
+    expect(rate(999.6)).toBe('1.00 TFLOP/s');
+    expect(rate(1326)).toBe('1.33 TFLOP/s');
   });
 });
 
