@@ -4,6 +4,7 @@
 #include "cuda/element.cuh"
 #include "cuda/gemm_mma.cuh"
 #include "cuda/params/gemm_int8.h"
+#include "cuda/row_chunks.cuh"
 
 namespace lowrank::gpu {
 
@@ -179,20 +180,6 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
                [&](float(&value)[8], int64_t m, int64_t col) { StoreEightOf(p, value, m, col); });
 }
 
-/// A group of x as it lies.
-template <typename T>
-LOWRANK_DEVICE uint4 LoadGroup(const void* g_x, int64_t index, bool whole) {
-  const typename T::Bits* g_from = static_cast<const typename T::Bits*>(g_x) + index;
-  if (whole) return *reinterpret_cast<const uint4*>(g_from);
-  uint32_t words[4] = {};
-  constexpr int kInWord = 4 / static_cast<int>(sizeof(typename T::Bits));
-#pragma unroll
-  for (int i = 0; i < Group<T>::kElems; ++i) {
-    words[i / kInWord] |= static_cast<uint32_t>(g_from[i]) << (i % kInWord * 16);
-  }
-  return make_uint4(words[0], words[1], words[2], words[3]);
-}
-
 struct RowCodesShared {
   uint32_t largest[kRowCodesThreads / 32];
   int32_t sum[kRowCodesThreads / 32];
@@ -200,83 +187,36 @@ struct RowCodesShared {
 
 template <typename T>
 LOWRANK_DEVICE void RowCodesBody(const RowCodesParams& p) {
-  constexpr int kElems = Group<T>::kElems;
   constexpr int kThreads = kRowCodesThreads;
-  constexpr int kUnroll = kRowCodesUnroll;
-  constexpr int kChunk = kThreads * kUnroll * kElems;
-  constexpr uint32_t kLanes = 0xffffffffu;
+  using Row = RowChunks<T, kRowCodesUnroll>;
+  constexpr int kElems = Row::kElems;
 
   RowCodesShared& shared = DynamicShared<RowCodesShared>();
   const int64_t row = static_cast<int64_t>(blockIdx.x);
   const int tid = static_cast<int>(threadIdx.x);
-  const int last = static_cast<int>((p.K - 1) / kChunk);
-  auto column = [&](int chunk, int u) {
-    return static_cast<int64_t>(chunk) * kChunk + (u * kThreads + tid) * kElems;
-  };
-  // Zeros past the end of the row change neither its maximum nor a sum.
-  uint4 raw[kUnroll];
-  auto load = [&](int chunk) {
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t k = column(chunk, u);
-      raw[u] = make_uint4(0, 0, 0, 0);
-      if (k < p.K) raw[u] = LoadGroup<T>(p.x, row * p.K + k, p.whole != 0);
-    }
-  };
+  constexpr int kChunk = kThreads * static_cast<int>(kRowCodesUnroll) * kElems;
+  Row chunks{p.x, row * p.K, p.K, kThreads, (p.K - 1) / kChunk, p.whole != 0};
 
-  uint32_t largest = 0;
-#pragma unroll 1
-  for (int chunk = 0; chunk <= last; ++chunk) {
-    load(chunk);
-#pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      float value[kElems];
-      Unpack(T(), raw[u], value);
-#pragma unroll
-      for (int i = 0; i < kElems; ++i) {
-        // As bits, whose order is that of the magnitudes with infinities and NaN last.
-        largest = max(largest, __float_as_uint(value[i]) & 0x7fffffffu);
-      }
-    }
-  }
-  largest = __reduce_max_sync(kLanes, largest);
-  if (tid % 32 == 0) shared.largest[tid / 32] = largest;
-  __syncthreads();
-#pragma unroll
-  for (int warp = 0; warp < kThreads / 32; ++warp) largest = max(largest, shared.largest[warp]);
+  const uint32_t largest = LargestOfBlock(chunks.Largest(), shared.largest, kThreads);
   const bool finite = largest < 0x7f800000u;
   const float scale = finite ? __uint_as_float(largest) / 127.0f : __uint_as_float(0x7fc00000u);
 
   int32_t sum = 0;
-#pragma unroll 1
-  for (int chunk = last; chunk >= 0; --chunk) {
-    if (chunk != last) load(chunk);
+  chunks.Back([&](int64_t k, const float(&value)[kElems]) {
+    uint32_t words[2] = {};
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
-      const int64_t k = column(chunk, u);
-      if (k >= p.K) continue;
-      float value[kElems];
-      Unpack(T(), raw[u], value);
-      uint32_t words[2] = {};
-#pragma unroll
-      for (int i = 0; i < kElems; ++i) {
-        int32_t code = 0;
-        if (scale > 0.0f) {
-          // Past ±127 only where the scale is a denormal, rounded by much.
-          code = __float2int_rn(fmaxf(-127.0f, fminf(127.0f, value[i] / scale)));
-        }
-        sum += code;
-        words[i / 4] |= (static_cast<uint32_t>(code) & 0xffu) << (i % 4 * 8);
+    for (int i = 0; i < kElems; ++i) {
+      int32_t code = 0;
+      if (scale > 0.0f) {
+        // Past ±127 only where the scale is a denormal, rounded by much.
+        code = __float2int_rn(fmaxf(-127.0f, fminf(127.0f, value[i] / scale)));
       }
-      int8_t* g_codes = p.codes + row * p.K + k;
-      if constexpr (kElems == 8) {
-        *reinterpret_cast<uint2*>(g_codes) = make_uint2(words[0], words[1]);
-      } else {
-        *reinterpret_cast<uint32_t*>(g_codes) = words[0];
-      }
+      sum += code;
+      words[i / 4] |= (static_cast<uint32_t>(code) & 0xffu) << (i % 4 * 8);
     }
-  }
-  sum = static_cast<int32_t>(__reduce_add_sync(kLanes, static_cast<uint32_t>(sum)));
+    StoreGroupBytes<kElems>(p.codes + row * p.K + k, words);
+  });
+  sum = static_cast<int32_t>(__reduce_add_sync(0xffffffffu, static_cast<uint32_t>(sum)));
   if (tid % 32 == 0) shared.sum[tid / 32] = sum;
   __syncthreads();
   if (tid != 0) return;

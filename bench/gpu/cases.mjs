@@ -47,6 +47,7 @@ export const kRows = [
   row('G15', 'matmulInt8', [8192, 8192, 8192], [689, 787], bytes),
   row('', 'matmulInt8', [1, 4096, 4096], [5.6], bytes),
   row('G14', 'quantize', [1, 14336, 4096], [50.2, 58, 53], singly),
+  row('', 'quantizeRows', [1, 14336, 4096], [58.8], bytes),
   row('G14', 'dequantize', [1, 14336, 4096], [50.2, 56, 53], singly),
   row('', 'dequantize', [1, 14336, 4096]),
 ];
@@ -65,24 +66,27 @@ export const caseText = ({ op, M, N, K, r, dropout, format, doubleQuant }) =>
 /** cuBLAS's product of the same sizes over a dense bf16 weight. */
 export const cublasText = ({ M, N, K }) => ['cublas', M, N, K, 0, 0, '', 0].join(',');
 
-export const isProduct = ({ op }) => !['quantize', 'dequantize', 'factoredNorm'].includes(op);
+export const isProduct = ({ op }) =>
+  !['quantize', 'quantizeRows', 'dequantize', 'factoredNorm'].includes(op);
 
 /** In words, for the table. */
 export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
   const base = `${format}${doubleQuant ? '-dq' : ''}`;
-  const sizes = op.endsWith('quantize') ? `${N}×${K}` : `M=${M}, ${N}×${K}`;
+  const sizes = /quantize/.test(op) ? `${N}×${K}` : `M=${M}, ${N}×${K}`;
   return `${op} ${base} ${sizes}${r > 0 ? `, r=${r}` : ''}${dropout > 0 ? `, dropout ${dropout}` : ''}`;
 }
 
 /** Bytes that must cross the memory's pins, each once; activations are bf16, factors f32. */
 export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
-  const singly = op === 'matmulInt8' ? 4 * N : (4 * N * K) / 64; // one a row, or a block
+  const rowwise = op === 'matmulInt8' || op === 'quantizeRows';
+  const singly = rowwise ? 4 * N : (4 * N * K) / 64; // one a row, or a block
   const scales = doubleQuant ? (N * K) / 64 + (4 * N * K) / 16384 : singly;
   const weight = (N * K) / (format === 'int8' ? 1 : 2) + scales;
   const factors = 4 * r * (N + K);
   const h = 4 * M * r;
   switch (op) {
     case 'quantize':
+    case 'quantizeRows':
     case 'dequantize':
       return weight + 2 * N * K;
     case 'loraForward':
@@ -102,6 +106,7 @@ export function flopsOf({ op, M, N, K, r }) {
   const factor = 2 * M * r * (N + K);
   switch (op) {
     case 'quantize':
+    case 'quantizeRows':
     case 'dequantize':
       return 0;
     case 'matmulInt8':

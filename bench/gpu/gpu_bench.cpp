@@ -5,9 +5,9 @@
 ///   CASE  op,M,N,K,r,dropout,format,double   such as loraForward,8192,4096,4096,16,0.1,nf4,1
 ///
 /// op is matmul, matmulInt8 (of codes, the weight rowwise), matmulInputGrad, loraForward,
-/// loraBackward, quantize, dequantize; cublas (a dense product of the same M, N, K); copy (M bytes
-/// by the driver) or copyKernel (by a kernel of ours). Activations are bf16. The GPU is the
-/// system's driver with lowrank.fatbin beside this program;
+/// loraBackward, quantize, quantizeRows (rowwise int8), dequantize; cublas (a dense product of the
+/// same M, N, K); copy (M bytes by the driver) or copyKernel (by a kernel of ours). Activations are
+/// bf16. The GPU is the system's driver with lowrank.fatbin beside this program;
 /// --device names an emulator in its place, and --quick takes one sample, to prove the program.
 ///
 /// Every call has operands of its own, as many as do not fit the L2 cache twice, and they take
@@ -85,13 +85,17 @@ class Bench {
   }
 
  private:
+  static bool IsStreaming(const BenchCase& c) {
+    return c.op == "quantize" || c.op == "quantizeRows" || c.op == "dequantize";
+  }
+
   /// What a call reads and writes, roughly: for the rotation.
   static int64_t BytesOf(const BenchCase& c) {
     if (c.op == "copy" || c.op == "copyKernel") return 2 * c.M;
     const int64_t weight = c.op == "cublas"     ? 2 * c.N * c.K
                            : c.format == "int8" ? c.N * c.K
                                                 : c.N * c.K / 2;
-    if (c.op == "quantize" || c.op == "dequantize") return weight + 2 * c.N * c.K;
+    if (IsStreaming(c)) return weight + 2 * c.N * c.K;
     return weight + 2 * c.M * (c.N + c.K);
   }
 
@@ -117,7 +121,7 @@ class Bench {
   Status Add(const BenchCase& c, Operands* o, std::vector<QueueCall>* calls) {
     if (c.op == "copy" || c.op == "copyKernel") return AddCopy(c, o, calls);
     if (c.op == "cublas") return AddCublas(c, o, calls);
-    if (c.op == "quantize" || c.op == "dequantize") return AddStreaming(c, o, calls);
+    if (IsStreaming(c)) return AddStreaming(c, o, calls);
     return AddProduct(c, o, calls);
   }
 
@@ -151,7 +155,14 @@ class Bench {
     QuantizeOp quantize;
     quantize.w = o->Normal(c.N, c.K, DType::kBF16, 0.02);
     quantize.out = o->Quantised(c.format.c_str(), c.N, c.K, c.double_quant);
-    if (c.op == "quantize") return Plan1(quantize, o, calls);
+    if (c.op == "quantizeRows") {
+      quantize.out.rowwise = true;
+      // As few scales as the library stores.
+      while (quantize.out.blocksize < 4096 && c.K % (2 * quantize.out.blocksize) == 0) {
+        quantize.out.blocksize *= 2;
+      }
+    }
+    if (c.op != "dequantize") return Plan1(quantize, o, calls);
     o->Run(quantize);
     DequantizeOp dequantize;
     dequantize.w = quantize.out;

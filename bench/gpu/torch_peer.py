@@ -175,7 +175,10 @@ def streaming_calls(row, sets):
         w = normal(row["N"], row["K"])
         quantise = lambda w=w: bnb.functional.quantize_4bit(
             w, blocksize=64, quant_type="nf4", compress_statistics=row["doubleQuant"])
-        if row["op"] == "quantize":
+        if row["op"] == "quantizeRows":
+            half = w.to(torch.float16)  # the only type it takes
+            calls.append(lambda h=half: bnb.functional.int8_vectorwise_quant(h))
+        elif row["op"] == "quantize":
             calls.append(quantise)
         else:
             packed, state = quantise()
@@ -195,7 +198,7 @@ def main():
                 continue
             sets = rotation((dense_bytes // 4 if quantised else dense_bytes) + activations)
             try:
-                if row["op"] in ("quantize", "dequantize"):
+                if row["op"] in ("quantize", "quantizeRows", "dequantize"):
                     if not quantised:
                         continue
                     calls = streaming_calls(row, rotation(dense_bytes + dense_bytes // 4))

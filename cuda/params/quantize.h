@@ -35,6 +35,25 @@ struct QuantizeParams {
   uint32_t vector;  // w is 16-byte aligned, codes 8-byte
 };
 
+/// Rowwise int8: one scale a row, in all its blocks.
+struct QuantizeRowsParams {
+  const void* w;              // [N, K] f32, bf16 or f16 by the kernel
+  uint8_t* codes;             // [N, K], 8-byte aligned
+  float* absmax;              // [N, blocks]
+  int64_t* first_non_finite;  // [1], lowered to the index of what is not finite in f16
+  int64_t K;                  // a multiple of 32
+  int64_t blocks;             // of a row
+  int64_t last_chunk;         // RowChunks::last
+  uint32_t whole;             // w is 16-byte aligned
+};
+
+constexpr uint32_t kQuantizeRowsThreads = 256;  // at most
+constexpr uint32_t kQuantizeRowsUnroll = 4;     // runs of 16 bytes of w a thread has in flight
+
+struct QuantizeRowsShared {
+  uint32_t largest[kQuantizeRowsThreads / 32];
+};
+
 /// What one block of threads has learnt of its share of absmax.
 struct AbsmaxSum {
   double sum;

@@ -86,7 +86,7 @@ export interface Binding {
     rowwise?: boolean,
   ): NativeHandle;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
-  emptyLike(w: NativeHandle, device: string | null): NativeHandle;
+  emptyLike(w: NativeHandle): NativeHandle;
   quantizeRows(
     tile: NativeHandle,
     w: NativeHandle,

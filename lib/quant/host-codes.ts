@@ -1,7 +1,5 @@
 import type { NestedAbsmax } from '../checkpoint/bitsandbytes.js';
-import { native } from '../core/binding.js';
-import { isHost } from '../core/device.js';
-import { Tensor } from '../core/tensor.js';
+import type { Tensor } from '../core/tensor.js';
 import { encodeCodebook } from './codebook.js';
 import { QuantizedWeight } from './quantized-weight.js';
 
@@ -33,30 +31,12 @@ function nestedScales(
 }
 
 /**
- * Of a weight with a table of its own (of levels, or of scales), or a rowwise one on a device that has no kernel for it: a
- * weight of its format and tables, encoded on the host. Undefined where the device encodes.
+ * Of a weight with a table of its own (of levels, or of scales): a weight of its format and tables, encoded on the
+ * host. Undefined where the device encodes.
  * @internal
  */
 export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefined {
-  const { shape, blocksize, rowwise, device } = like;
-  if (rowwise) {
-    if (isHost(device)) return undefined;
-    const K = shape.at(-1) ?? 1;
-    const made = QuantizedWeight.emptyLike(like, op, 'cpu');
-    const to = QuantizedWeight.handleOf(made, op, 'w');
-    return {
-      put(tile, begin) {
-        using there = tile.to({ device: 'cpu' });
-        const from = Tensor.handleOf(there, op, 'w');
-        native(op, (raw) => raw.quantizeRows(from, to, begin / K, null));
-      },
-      finish() {
-        using own = made;
-        return own.to({ device });
-      },
-    };
-  }
-  const { format, ownTables } = like;
+  const { shape, blocksize, format, ownTables } = like;
   if (ownTables === undefined) return undefined;
   const { codebook, scaleCodebook, nestedBlocksize } = ownTables;
   const codesPerByte = format === 'int8' ? 1 : 2;

@@ -1,5 +1,4 @@
 import { native } from '../core/binding.js';
-import { isHost } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
@@ -24,8 +23,7 @@ export interface QuantizeOptions {
   /**
    * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
    * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). What is
-   * not finite in f16 is refused as other values are that are not finite. On a CUDA device w goes to the device `cpu`
-   * for it, and comes back. Default false.
+   * not finite in f16 is refused as other values are that are not finite. Default false.
    */
   rowwise?: boolean;
   /**
@@ -151,13 +149,7 @@ function quantizeRowwise(
   const info = checkFormat(op, format);
   const K = w.shape.at(-1) ?? 1;
   const size = rowBlocksize(op, K, info.minBlocksize, info.maxBlocksize);
-  const rows = (of: Tensor): QuantizedWeight =>
-    encode(op, of, info, size, false, w.dtype, { rowwise: true });
-  if (isHost(w.device)) return rows(w);
-  // Whoever has no kernel for it.
-  using there = w.to({ device: 'cpu' });
-  using made = rows(there);
-  return made.to({ device: w.device });
+  return encode(op, w, info, size, false, w.dtype, { rowwise: true });
 }
 
 /**

@@ -107,11 +107,11 @@ export class QuantizedWeight implements Disposable {
   }
 
   /** @internal One of the same shape and format whose contents are yet to be written. */
-  static emptyLike(weight: QuantizedWeight, op: string, device = weight.device): QuantizedWeight {
+  static emptyLike(weight: QuantizedWeight, op: string): QuantizedWeight {
     const handle = QuantizedWeight.handleOf(weight, op, 'w');
     return new QuantizedWeight(
-      native(op, (raw) => raw.emptyLike(handle, device)),
-      weight.#metaWith(device),
+      native(op, (raw) => raw.emptyLike(handle)),
+      weight.#metaWith(weight.device),
     );
   }
 

@@ -214,13 +214,11 @@ QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantV
   return whole.Rows(row, count);
 }
 
-// emptyLike(weight, device | null): its format, blocksize and shape, there or on that device, the
-// contents to be written
+// emptyLike(weight): its format, blocksize and shape, on its device, the contents to be written
 Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();
   const WeightHandle& model = WeightOf(info[0], kOp, "w");
-  Backend* backend = IsPresent(info[1]) ? BackendArg(info[1]) : model.backend();
   WeightHandle weight;
   weight.format = model.format;
   weight.rows = model.rows;
@@ -228,7 +226,8 @@ Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   weight.blocksize = model.blocksize;
   weight.nested_blocksize = model.nested_blocksize;
   weight.rowwise = model.rowwise;
-  MakeParts(env, backend, static_cast<bool>(model.parts[WeightHandle::kAbsmax8bit]), &weight);
+  MakeParts(env, model.backend(), static_cast<bool>(model.parts[WeightHandle::kAbsmax8bit]),
+            &weight);
   return WrapWeight(env, std::move(weight));
 }
 

@@ -137,6 +137,10 @@ Status Completions::Judge(const Completion& completion, const Status& passed) {
   int64_t index = 0;
   std::memcpy(&index, completion.staging.data, sizeof(index));
   if (index >= Plan::kNoneFound) return Status();
+  if (completion.finite_in_f16) {
+    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+                  "Inf or NaN at element " + std::to_string(index));
+  }
   return Refuse(Code::kNonFinite, QuantizeOp::kName, "w[" + std::to_string(index) + "]", "finite",
                 "NaN or infinity");
 }

@@ -32,6 +32,7 @@ struct Completion {
 
   // An op that says how it went: `staging` holds the word of Plan::first_non_finite.
   std::shared_ptr<Verdict> verdict;
+  bool finite_in_f16 = false;  // Plan::finite_in_f16
 
   // LOWRANK_TRACE: timing events around an op.
   CUevent trace_begin = nullptr;

@@ -126,6 +126,7 @@ Status CudaBackend::IssuePlan(const OpRefs& refs, std::string description) {
     }
     if (plan_.first_non_finite != nullptr) {
       after->verdict = std::make_shared<Verdict>();
+      after->finite_in_f16 = plan_.finite_in_f16;
       for (const StoragePtr& output : refs.outputs) output->DependOn({after->verdict});
     }
   }

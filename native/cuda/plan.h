@@ -99,6 +99,8 @@ struct Plan {
   /// the input that is not finite, and looked at after the last step. Below kNoneFound the op, and
   /// whatever read its outputs, fails with kNonFinite.
   int64_t* first_non_finite = nullptr;
+  /// That is asked of the input rounded to f16.
+  bool finite_in_f16 = false;
   /// What the kernels read beside the op's operands (a table of pointers), copied by the backend to
   /// `upload_to` in the workspace before the first step. Not while a stream is being captured,
   /// since the bytes are this op's alone.
@@ -108,6 +110,7 @@ struct Plan {
   void Clear() {
     steps.clear();
     first_non_finite = nullptr;
+    finite_in_f16 = false;
     upload.clear();
     upload_to = nullptr;
   }

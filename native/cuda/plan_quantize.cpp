@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <limits>
 
 #include "cuda/params/quantize.h"
@@ -12,6 +13,8 @@ constexpr const char* kKernels4[3] = {"quantize_4bit_f32_kernel", "quantize_4bit
                                       "quantize_4bit_f16_kernel"};
 constexpr const char* kKernels8[3] = {"quantize_8bit_f32_kernel", "quantize_8bit_bf16_kernel",
                                       "quantize_8bit_f16_kernel"};
+constexpr const char* kKernelsRows[3] = {"quantize_rows_f32_kernel", "quantize_rows_bf16_kernel",
+                                         "quantize_rows_f16_kernel"};
 constexpr int64_t kWarps = gpu::kQuantizeThreads / 32;
 
 gpu::QuantizeParams ParamsOf(const QuantizeOp& op, float* absmax, int64_t* first_non_finite) {
@@ -39,6 +42,39 @@ gpu::QuantizeParams ParamsOf(const QuantizeOp& op, float* absmax, int64_t* first
   params.sign_magnitude = format.sign_magnitude;
   params.vector = IsAligned(op.w.data, 16) && IsAligned(out.codes, 8);
   return params;
+}
+
+/// One scale a row: a block of threads each, small where rows are short.
+Status PlanRows(const QuantizeOp& op, Workspace* workspace, Plan* plan) {
+  const QuantView& out = op.out;
+  // As allocations are, and rows of a multiple of 32.
+  if (!IsAligned(out.codes, 8)) {
+    return Refuse(Code::kUnsupported, QuantizeOp::kName, "out", "8-byte aligned, being rowwise",
+                  "codes at another address");
+  }
+  const int64_t elems = 16 / static_cast<int64_t>(DTypeBytes(op.w.dtype));
+  const int64_t warps =
+      std::min(CeilDiv(out.cols, 2 * elems * 32), int64_t{gpu::kQuantizeRowsThreads / 32});
+  const int64_t chunk = warps * 32 * gpu::kQuantizeRowsUnroll * elems;
+  gpu::QuantizeRowsParams params{};
+  params.w = op.w.data;
+  params.codes = out.codes;
+  params.absmax = out.absmax;
+  params.first_non_finite = plan->first_non_finite = workspace->Take<int64_t>(1);
+  params.K = out.cols;
+  params.blocks = out.cols / out.blocksize;
+  params.last_chunk = (out.cols - 1) / chunk;
+  params.whole = IsAligned(op.w.data, 16);
+  plan->finite_in_f16 = true;
+
+  LaunchStep step;
+  step.kernel = kKernelsRows[static_cast<int>(op.w.dtype)];
+  step.threads = static_cast<uint32_t>(warps * 32);
+  step.shared_bytes = sizeof(gpu::QuantizeRowsShared);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(QuantizeOp::kName, out.rows, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(step);
+  return Status();
 }
 
 /// Offset, nested scales and codes from the sums of the scales.
@@ -95,16 +131,13 @@ Status PlanAbsmax(const QuantView& out, const float* absmax, const DeviceLimits&
 Status MakePlan(const QuantizeOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   const QuantView& out = op.out;
-  if (out.rowwise) {
-    return Refuse(Code::kUnsupported, QuantizeOp::kName, "out", "blockwise on a CUDA device",
-                  "rowwise");
-  }
   const int64_t blocks = out.blocks();
   // Without elements the mean of the scales is still written.
   if (blocks == 0) {
     if (!out.double_quant() || out.absmax_offset == nullptr) return Status();
     return PlanAbsmaxCodes(out, nullptr, nullptr, 0, plan);
   }
+  if (out.rowwise) return PlanRows(op, workspace, plan);
   float* absmax = out.double_quant() ? workspace->Take<float>(blocks) : out.absmax;
   plan->first_non_finite = workspace->Take<int64_t>(1);
 

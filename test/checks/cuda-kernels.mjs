@@ -114,7 +114,7 @@ const kMeant = [
   [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],
   [/^gemm_wgmma_128/, [/^tensor copy$/, /^wgmma\.mma_async\./, /^stmatrix$/, /^st\.global 16$/]],
   [/^gemm_f32_/, [/^cp\.async 16$/]],
-  [/^quantize_(4|8)bit_/, [/^ld\.global 16$/]],
+  [/^quantize_(4bit|8bit|rows)_/, [/^ld\.global 16$/]],
   [/^dequantize_/, [/^st\.global 16$/]],
 ];
 /** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes,

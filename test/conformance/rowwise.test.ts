@@ -66,6 +66,18 @@ const dot = (
   return sum;
 };
 
+/** Rows of zeros, of f16's denormals, of ties, of its largest, and of nothing special. */
+function awkward(N: number, K: number): Float32Array {
+  const values = wave(N * K, 3);
+  return values.map((v, i) => {
+    const [n, k] = [Math.floor(i / K) % 5, i % K];
+    if (n === 1) return 0;
+    if (n === 2) return v * 2 ** -20;
+    if (n === 3) return k === K - 1 ? 127 : (k % 80) - 39.5;
+    return n === 4 ? v * 40000 : v;
+  });
+}
+
 describe.each(available)('a rowwise weight on %s', (device) => {
   // K of one block a row, of several, and of odd multiples of 32.
   it.each([
@@ -116,6 +128,27 @@ describe.each(available)('a rowwise weight on %s', (device) => {
       expect(moved.rowwise).toBe(true);
       expect(await moved.toBitsandbytes()).toEqual(state);
     });
+  });
+
+  // A warp, some and all of a block; rows of one, two and three chunks of 16 bytes a thread.
+  it.each([
+    [5, 32],
+    [11, 96],
+    [7, 2080],
+    [6, 4128],
+    [5, 8192 + 96],
+  ])('of %d x %d has the bytes of cpu', async (N, K) => {
+    for (const dtype of ['f32', 'bf16', 'f16'] as const) {
+      await scope(async () => {
+        const values = awkward(N, K);
+        const made = (where: Device) =>
+          quantize(Tensor.from(values, [N, K], { dtype, device: where }), rowwise);
+        const [mine, cpu] = [made(device), made('cpu')];
+        expect(await mine.toBitsandbytes()).toEqual(await cpu.toBitsandbytes());
+        // With the scale of each block.
+        expect(await dequantize(mine).read()).toEqual(await dequantize(cpu).read());
+      });
+    }
   });
 
   it('is merged into a rowwise weight, and out of it', async () => {

@@ -13,6 +13,7 @@ import {
   matmul,
   matmulInputGrad,
   type QuantFormat,
+  type QuantizedWeight,
   quantize,
   Tensor as Tensors,
 } from '../../lib/index.js';
@@ -36,6 +37,18 @@ import { gradients, large, several, shrinking, turning } from './large-cases.js'
 import { norms } from './norm-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
+/** Of codes, scales and tables, and of the values. */
+async function hashOfWeight(w: QuantizedWeight): Promise<string> {
+  const hash = createHash('sha256');
+  for (const [key, part] of Object.entries(await w.toBitsandbytes()).sort()) {
+    hash.update(key);
+    const { buffer, byteOffset, byteLength } = part.data;
+    hash.update(new Uint8Array(buffer, byteOffset, byteLength));
+  }
+  const values = await hashOf(DTYPES.map((to) => dequantize(w, { dtype: to })));
+  return hash.update(values).digest('hex').slice(0, 16);
+}
+
 function streaming(): KernelCase[] {
   const cases: KernelCase[] = [];
   for (const format of ['nf4', 'fp4', 'int8'] as const satisfies readonly QuantFormat[]) {
@@ -51,16 +64,7 @@ function streaming(): KernelCase[] {
           name,
           async run(device) {
             const { tensor } = operand(rows, cols, { seed: 5, dtype, device });
-            const w = quantize(tensor, { format, blocksize, doubleQuant });
-            const state = await w.toBitsandbytes();
-            const hash = createHash('sha256');
-            for (const [key, part] of Object.entries(state).sort()) {
-              hash.update(key);
-              const { buffer, byteOffset, byteLength } = part.data;
-              hash.update(new Uint8Array(buffer, byteOffset, byteLength));
-            }
-            const values = await hashOf(DTYPES.map((to) => dequantize(w, { dtype: to })));
-            return hash.update(values).digest('hex').slice(0, 16);
+            return hashOfWeight(quantize(tensor, { format, blocksize, doubleQuant }));
           },
         });
       }
@@ -82,6 +86,7 @@ function streaming(): KernelCase[] {
       },
     });
   }
+  cases.push(...rowwise());
   for (const from of DTYPES) {
     for (const to of DTYPES) {
       if (from === to) continue;
@@ -101,6 +106,46 @@ function streaming(): KernelCase[] {
     });
   }
   return cases;
+}
+
+/** Rowwise int8: a warp a row, a block with some idle groups, rows of whole chunks and of more. */
+function rowwise(): KernelCase[] {
+  const options = { format: 'int8', rowwise: true } as const;
+  return DTYPES.flatMap((dtype) => [
+    ...(
+      [
+        [5, 32],
+        [3, 1056],
+        [2, 4096],
+        [2, 8224],
+      ] as const
+    ).map(([rows, cols]) => ({
+      name: `quantize rowwise ${dtype} [${rows}, ${cols}]`,
+      async run(device: Device) {
+        const { data } = operand(rows, cols, { seed: 12, dtype, device }).matrix;
+        // A row of zeros, and the largest at a row's end.
+        const values = data.map((v, i) => (i >= cols && i < 2 * cols ? 0 : v));
+        values[cols - 1] = 100;
+        const w = tensorOf(matrix(rows, cols, values), { dtype, device });
+        return hashOfWeight(quantize(w, options));
+      },
+    })),
+    {
+      // The first is told of, of those in several groups, warps and rows.
+      name: `quantize rowwise ${dtype}, not finite [4, 2080]`,
+      async run(device: Device) {
+        const values = Float64Array.from({ length: 4 * 2080 }, (_, i) => i % 7);
+        for (const at of [4159, 4000, 2080 + 3, 2080 + 77, 7000]) values[at] = Number.NaN;
+        values[2080 + 2] = dtype === 'f16' ? Number.NEGATIVE_INFINITY : -1e5;
+        const w = quantize(tensorOf(matrix(4, 2080, values), { dtype, device }), options);
+        const told = await w.toBitsandbytes().then(
+          () => 'nothing',
+          (error: Error) => error.message,
+        );
+        return createHash('sha256').update(told).digest('hex').slice(0, 16);
+      },
+    },
+  ]);
 }
 
 /** [M, N, K]: one row, ragged small, one over a tile, whole tiles. */

@@ -98,6 +98,7 @@ function streaming(device: Device) {
       for (const to of DTYPES) dequantize(w, { dtype: to });
       quantize(values, { format, doubleQuant: false });
     }
+    quantize(values, { format: 'int8', rowwise: true });
   }
 }
 

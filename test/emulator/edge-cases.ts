@@ -52,6 +52,14 @@ export function unaligned(): KernelCase[] {
         },
       });
     }
+    cases.push({
+      name: `unaligned quantize rowwise ${dtype}`,
+      async run(device) {
+        const { tensor } = operand(3, 352, { seed: 42, dtype, device });
+        const w = quantize(await misplaced(tensor), { format: 'int8', rowwise: true });
+        return hashOf([dequantize(w, { dtype })]);
+      },
+    });
     for (const spec of WEIGHTS.filter((one) => mixes(one, dtype))) {
       cases.push({
         name: `unaligned matmul ${dtype} ${spec.name} [33, 68, 96]`,

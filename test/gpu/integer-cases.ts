@@ -7,6 +7,7 @@ import {
   type BaseWeight,
   type Device,
   type DType,
+  dequantize,
   loraBackward,
   loraForward,
   matmul,
@@ -125,6 +126,7 @@ function codesCase(dtype: DType, shape: readonly number[], large: boolean): Inte
       const bias = operand(1, N, { seed: 2, device, shape: [N] }).tensor;
       const dense = operand(N, K, { seed: 3, device }).tensor;
       const w = quantize(dense, { format: 'int8', rowwise: true });
+      await keep('w', dequantize(w));
       await keep('y', matmul(x, w, { bias, compute: 'int8' }));
     },
   };

@@ -260,7 +260,7 @@ void AddProducts(DType dtype, const WeightView& w, int64_t M, Card* card) {
   }
 }
 
-/// Products of int8 codes, of a layer and of a product alone.
+/// Products of int8 codes, of a layer and of a product alone; and those of the weight.
 void AddInt8(DType dtype, int64_t M, int64_t N, int64_t K, Card* card) {
   LoraForwardOp op;
   op.x = Matrix(dtype, M, K);
@@ -274,6 +274,7 @@ void AddInt8(DType dtype, int64_t M, int64_t N, int64_t K, Card* card) {
   op.compute = Compute::kInt8;
   card->Add(op);
   card->Add(BaseOf(op));
+  card->Add(QuantizeOp{Matrix(dtype, N, K), op.w.quant});
 }
 
 /// A weight alone.
