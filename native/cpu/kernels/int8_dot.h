@@ -43,26 +43,13 @@ static void Int8Dot(VecU table, const uint8_t* codes, int64_t row_bytes, int64_t
     VecI acc[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) acc[m] = SplatCodes(x + kCodeUnits * kRows + m);
-#pragma GCC unroll 2
-    for (int word = 0; word < kBlockWords; word += kTurnedWords) {
-      VecF words[kTurnedWords];
-      TurnWords(rows, words);
-#pragma GCC unroll 8
-      for (int g = 0; g < kTurnedWords; ++g) {
-        VecU values[2];
-        LookUpGroup(table, reinterpret_cast<VecU>(words[g]), values);
-#pragma GCC unroll 2
-        for (int odd = 0; odd < 2; ++odd) {
-          EachUnit(values[odd], [&](VecU unit) __attribute__((always_inline)) {
+    TurnBlock(rows, table, [&](VecU unit) __attribute__((always_inline)) {
 #pragma GCC unroll 16
-            for (int m = 0; m < kRows; ++m) {
-              acc[m] = DotCodes(acc[m], reinterpret_cast<VecI>(unit), SplatCodes(x + m));
-            }
-            x += kRows;
-          });
-        }
+      for (int m = 0; m < kRows; ++m) {
+        acc[m] = DotCodes(acc[m], reinterpret_cast<VecI>(unit), SplatCodes(x + m));
       }
-    }
+      x += kRows;
+    });
     const VecF w_scale = Load(scales);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {

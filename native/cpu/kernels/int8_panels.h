@@ -43,6 +43,23 @@ LOWRANK_INLINE void TurnWords(RowCursor& rows, VecF (&words)[kWords]) {
   rows.Step(kWords * 4);
 }
 
+/// take(unit) for each unit of the next block of kVL rows, a row a lane.
+template <typename Take>
+LOWRANK_INLINE void TurnBlock(RowCursor& rows, VecU table, const Take& take) {
+#pragma GCC unroll 2
+  for (int word = 0; word < kBlockWords; word += kTurnedWords) {
+    VecF words[kTurnedWords];
+    TurnWords(rows, words);
+#pragma GCC unroll 8
+    for (int g = 0; g < kTurnedWords; ++g) {
+      VecU values[2];
+      LookUpGroup(table, reinterpret_cast<VecU>(words[g]), values);
+      EachUnit(values[0], take);
+      EachUnit(values[1], take);
+    }
+  }
+}
+
 /// out[block · stride + lane] = the scale of each block of rows [n, n + kVL), columns [k0, k0 +
 /// span).
 LOWRANK_INLINE void TurnScales(const Int8Weight& weight, int64_t n, int64_t k0, int64_t span,
@@ -88,23 +105,10 @@ static void TurnInt8(const Int8Weight& weight, int64_t row, int64_t k0, int64_t 
   const int64_t ahead = kNR * w.cols / 2;
   for (int64_t block = 0; block < kc / kInt8Block; ++block) {
     if (block % 2 == 0) rows.Ask(ahead);  // a line has two
-#pragma GCC unroll 2
-    for (int word = 0; word < kBlockWords; word += kTurnedWords) {
-      VecF words[kTurnedWords];
-      TurnWords(rows, words);
-#pragma GCC unroll 8
-      for (int g = 0; g < kTurnedWords; ++g) {
-        VecU values[2];
-        LookUpGroup(table, reinterpret_cast<VecU>(words[g]), values);
-#pragma GCC unroll 2
-        for (int odd = 0; odd < 2; ++odd) {
-          EachUnit(values[odd], [&](VecU unit) __attribute__((always_inline)) {
-            StoreU(out, unit);
-            out += kNR;
-          });
-        }
-      }
-    }
+    TurnBlock(rows, table, [&](VecU unit) __attribute__((always_inline)) {
+      StoreU(out, unit);
+      out += kNR;
+    });
     out += kNR;  // scales
   }
 }
