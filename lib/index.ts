@@ -118,7 +118,13 @@ export {
   multiplyAdd,
   sumProduct,
 } from './ops/elementwise.js';
-export { type FactoredNormParts, factoredNorm, weightNorms } from './ops/factored-norm.js';
+export {
+  type ExpandWithNormsOptions,
+  type FactoredNormParts,
+  factoredNorm,
+  loraExpandWithNorms,
+  weightNorms,
+} from './ops/factored-norm.js';
 export {
   FeatureMap,
   type FeatureMapOptions,

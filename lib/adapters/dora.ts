@@ -145,17 +145,22 @@ export const dora = defineAdapter({
     const factors = { loraA: loraA.tensor, loraB: p.loraB.tensor, scaling };
     const { dtype } = x.tensor;
     const kept = norms.of(w);
-    const norm =
+    const normOf = () =>
       maps === undefined
         ? factoredNorm({ w, ...factors, weightNorms: kept, dtype })
         : groupedNorm(w, factors, maps, config, kept, dtype);
-    const share = t.multiply(p.magnitude, t.own(mapTensor(norm, 'reciprocal')));
+    const shareOf = (norm: Tensor) => t.multiply(p.magnitude, t.own(mapTensor(norm, 'reciprocal')));
     const dropout = training ? config.dropout : 0;
     if (dropout === 0) {
-      const both = t.expand(x, w, t.shrink(x, loraA), loraB, { scaling });
-      const y = t.multiply(both, share);
+      const h = t.shrink(x, loraA);
+      const both =
+        maps === undefined
+          ? t.expandWithNorms(x, w, h, { a: loraA, b: loraB, scaling }, kept)
+          : { norms: normOf(), y: t.expand(x, w, h, loraB, { scaling }) };
+      const y = t.multiply(both.y, shareOf(both.norms));
       return bias === undefined ? y : t.add(y, bias);
     }
+    const share = shareOf(normOf());
     const dropped = t.dropout(x, dropout);
     // Before the product of the same input, whose gradient it takes along.
     const h = t.shrink(dropped, loraA, { scaling });

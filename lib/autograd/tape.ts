@@ -5,6 +5,7 @@ import { lastDim } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import { loraExpandWithNorms } from '../ops/factored-norm.js';
 import {
   type LoraShrinkOptions,
   loraExpand,
@@ -154,6 +155,39 @@ export class Tape extends StructuredTape {
       compute: this.#compute,
       ...(bias === undefined ? {} : { bias: bias.tensor }),
     });
+    return this.#recordExpand(y, x, w, h, b, { scaling, bias });
+  }
+
+  /**
+   * {@link expand}, and the norms of the rows of `w + scaling · b · a`, constants in the backward pass, from
+   * the same pass over w ({@link loraExpandWithNorms}): DoRA's.
+   * @param kept [N] f32, {@link weightNorms} of w
+   */
+  expandWithNorms(
+    x: Value,
+    w: BaseWeight,
+    h: Value,
+    { a, b, scaling = 1 }: { a: Value; b: Value; scaling?: number },
+    kept: Tensor,
+  ): { y: Value; norms: Tensor } {
+    const factors = { loraA: a.tensor, loraB: b.tensor };
+    const made = loraExpandWithNorms(x.tensor, w, h.tensor, factors, {
+      scaling,
+      compute: this.#compute,
+      weightNorms: kept,
+    });
+    const y = this.#recordExpand(made.y, x, w, h, b, { scaling, bias: undefined });
+    return { y, norms: made.norms };
+  }
+
+  #recordExpand(
+    y: Tensor,
+    x: Value,
+    w: BaseWeight,
+    h: Value,
+    b: Value,
+    { scaling, bias }: { scaling: number; bias: Value | undefined },
+  ): Value {
     const inputs = bias === undefined ? [x, h, b] : [x, h, b, bias];
     return this.record(y, inputs, [h.tensor, b.tensor], (dy, pass) => {
       pass.giveBase(x, dy, w);

@@ -177,6 +177,17 @@ export interface Binding {
     scaling: number,
     compute: string,
   ): NativeHandle;
+  loraExpandWithNorms(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    h: NativeHandle,
+    loraB: NativeHandle,
+    scaling: number,
+    compute: string,
+    loraA: NativeHandle,
+    weightNorms: NativeHandle,
+  ): [NativeHandle, NativeHandle];
   loraExpandBackward(
     dy: NativeHandle,
     h: NativeHandle | null,

@@ -12,10 +12,10 @@ import {
   readOptions,
   showShape,
 } from '../core/validate.js';
-import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
+import { type BaseWeight, checkFactor, checkWeight, withLast } from './base-weight.js';
 import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { mapTensor, multiplyAdd, sumProduct } from './elementwise.js';
-import { loraExpand, loraShrink } from './lora-parts.js';
+import { checkExpand, type LoraExpandOptions, loraExpand, loraShrink } from './lora-parts.js';
 import { matmul } from './matmul.js';
 import { zeroTermOf } from './zero-points.js';
 
@@ -74,6 +74,25 @@ export interface FactoredNormParts {
   dtype?: DType;
 }
 
+/** A scaling, whose square the norms have too. */
+function checkNormScaling(op: string, value: number | undefined): number {
+  const scaling = checkFinite(op, 'scaling', orDefault(value, 1));
+  if (!Number.isFinite(Math.fround(scaling * scaling))) {
+    fail('ERR_VALUE', op, 'scaling', 'of a square that is finite in f32', String(scaling));
+  }
+  return scaling;
+}
+
+/** {@link weightNorms} that were kept, if any. */
+function checkKept(op: string, kept: Tensor | undefined, weight: BaseWeight, N: number) {
+  if (kept === undefined) return undefined;
+  checkTensor(op, 'weightNorms', kept);
+  checkVector(op, 'weightNorms', kept, N);
+  if (kept.dtype !== 'f32') fail('ERR_DTYPE', op, 'weightNorms', 'f32', kept.dtype);
+  checkSameDevice(op, 'weightNorms', kept, weight);
+  return kept;
+}
+
 /**
  * Norms of the rows of an adapted weight, `‖W + scaling · loraB · loraA‖` for each of N rows, without
  * the product of the factors: with G = A · Aᵀ [r, r],
@@ -105,17 +124,8 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
   if (loraB.shape[1] !== r) {
     fail('ERR_SHAPE', op, 'loraB', `of shape [${N}, r = ${r}]`, showShape(loraB.shape));
   }
-  const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
-  if (!Number.isFinite(Math.fround(scaling * scaling))) {
-    fail('ERR_VALUE', op, 'scaling', 'of a square that is finite in f32', String(scaling));
-  }
-  const kept = given.weightNorms;
-  if (kept !== undefined) {
-    checkTensor(op, 'weightNorms', kept);
-    checkVector(op, 'weightNorms', kept, N);
-    if (kept.dtype !== 'f32') fail('ERR_DTYPE', op, 'weightNorms', 'f32', kept.dtype);
-    checkSameDevice(op, 'weightNorms', kept, weight);
-  }
+  const scaling = checkNormScaling(op, given.scaling);
+  const kept = checkKept(op, given.weightNorms, weight, N);
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, 'f32'));
   return scope(() => {
     const squares = kept ?? weightNorms(weight);
@@ -138,6 +148,71 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
       'f32',
       weight.device,
     );
+  });
+}
+
+/** What {@link loraExpandWithNorms} takes beside its operands. */
+export interface ExpandWithNormsOptions extends LoraExpandOptions {
+  /** [N] f32, {@link weightNorms} of `w` where they were kept; else they are computed. */
+  weightNorms?: Tensor;
+}
+
+/**
+ * {@link loraExpand} and the {@link factoredNorm} of the same weight and factors, whose product is in
+ * the dtype of `x`, with the bits of both: the rows of loraA go over `w` together with those of `x`, so
+ * that on the CPU `w` is decoded once. The forward pass of DoRA.
+ * @param x [..., K] f32, bf16 or f16
+ * @param w [N, K] dense or quantised, frozen
+ * @param h [..., r] f32: that of {@link loraShrink}, or what became of it
+ * @param factors loraA [r, K], any dtype; loraB [N, r], the dtype of `x` or f32
+ * @returns y [..., N], dtype of `x`; norms [N], f32
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
+ *   ERR_OOM
+ * @example
+ * const h = loraShrink(x, loraA);
+ * const { y, norms } = loraExpandWithNorms(x, w4, h, { loraA, loraB }, { scaling, weightNorms: kept });
+ */
+export function loraExpandWithNorms(
+  x: Tensor,
+  w: BaseWeight,
+  h: Tensor,
+  factors: { loraA: Tensor; loraB: Tensor },
+  options?: ExpandWithNormsOptions,
+): { y: Tensor; norms: Tensor } {
+  const op = 'loraExpandWithNorms';
+  if (factors === undefined) throw wrongType(op, 'factors', 'an object', factors);
+  const { loraA, loraB } = readOptions(op, factors) as typeof factors;
+  const given = checkExpand(op, x, w, h, loraB, options);
+  const { weight, handle, N, K, bias, compute } = given;
+  const r = loraB.shape[1] ?? 0;
+  checkFactor(op, 'loraA', loraA, `[r, K = ${K}]`, 1, K, weight);
+  if (loraA.shape[0] !== r) {
+    fail('ERR_SHAPE', op, 'loraA', `of shape [r = ${r}, K = ${K}]`, showShape(loraA.shape));
+  }
+  const scaling = checkNormScaling(op, given.scaling);
+  const kept = checkKept(op, readOptions(op, options).weightNorms, weight, N);
+  return scope(() => {
+    const squares = kept ?? weightNorms(weight);
+    if (zeroTermOf(weight) !== undefined) {
+      const norms = { w, loraA, loraB, scaling, weightNorms: squares, dtype: x.dtype };
+      return { y: loraExpand(x, w, h, loraB, options), norms: factoredNorm(norms) };
+    }
+    const handles = [
+      Tensor.handleOf(x, op, 'x'),
+      handle,
+      bias,
+      Tensor.handleOf(h, op, 'h'),
+      Tensor.handleOf(loraB, op, 'loraB'),
+      scaling,
+      compute,
+      Tensor.handleOf(loraA, op, 'loraA'),
+      Tensor.handleOf(squares, op, 'weightNorms'),
+    ] as const;
+    const [y, norms] = native(op, (raw) => raw.loraExpandWithNorms(...handles));
+    return {
+      y: Tensor.adopt(y, withLast(x, N), x.dtype, x.device),
+      norms: Tensor.adopt(norms, [N], 'f32', weight.device),
+    };
   });
 }
 

@@ -137,6 +137,28 @@ export function loraShrink(x: Tensor, loraA: Tensor, options?: LoraShrinkOptions
   );
 }
 
+/** @internal The operands of a second half, checked, as the addon takes them. */
+export function checkExpand(
+  op: string,
+  x: Tensor,
+  w: BaseWeight,
+  h: Tensor,
+  loraB: Tensor,
+  options: LoraExpandOptions | undefined,
+) {
+  checkTensor(op, 'x', x);
+  const { weight, handle, N, K } = checkWeight(op, w);
+  checkActivations(op, 'x', x, weight, 'K', K);
+  checkFactor(op, 'loraB', loraB, `[N = ${N}, r]`, 0, N, x);
+  checkMixes(op, 'loraB', loraB, x);
+  checkRankWide(op, 'h', h, x, loraB.shape[1] ?? 0);
+  const given = readOptions(op, options);
+  const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
+  const bias = biasOf(op, given.bias, x, N);
+  const compute = checkCompute(op, given.compute, x, weight);
+  return { weight, handle, N, K, scaling, bias, compute };
+}
+
 /**
  * The second half of a LoRA layer: `y = x · wᵀ + bias + scaling · h · loraBᵀ`, one pass with the
  * adapter's term in the accumulators of the base product, as in {@link loraForward}.
@@ -158,16 +180,8 @@ export function loraExpand(
   options?: LoraExpandOptions,
 ): Tensor {
   const op = 'loraExpand';
-  checkTensor(op, 'x', x);
-  const { weight, handle, N, K } = checkWeight(op, w);
-  checkActivations(op, 'x', x, weight, 'K', K);
-  checkFactor(op, 'loraB', loraB, `[N = ${N}, r]`, 0, N, x);
-  checkMixes(op, 'loraB', loraB, x);
-  checkRankWide(op, 'h', h, x, loraB.shape[1] ?? 0);
-  const given = readOptions(op, options);
-  const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
-  const bias = biasOf(op, given.bias, x, N);
-  const compute = checkCompute(op, given.compute, x, weight);
+  const given = checkExpand(op, x, w, h, loraB, options);
+  const { weight, handle, N, scaling, bias, compute } = given;
   const zeros = zeroTermOf(weight);
   if (zeros !== undefined) {
     const adapter = { h, loraB, scaling };

@@ -23,24 +23,48 @@ Napi::Value LoraShrink(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(h));
 }
 
-// loraExpand(x, w, bias | null, h, loraB, scaling, compute) -> y
+// (x, w, bias | null, h, loraB, scaling, compute), y new
+LoraExpandOp ExpandArgs(const Napi::CallbackInfo& info, const char* op_name, Operands* operands,
+                        TensorHandle* y) {
+  const TensorHandle& x = TensorOf(info[0], op_name, "x");
+  LoraExpandOp op;
+  op.x = operands->In(info[0], "x");
+  op.w = operands->Weight(info[1], "w");
+  op.bias = operands->OptionalRow(info[2], "bias");
+  op.h = operands->In(info[3], "h");
+  op.lora_b = operands->In(info[4], "loraB");
+  op.scaling = static_cast<float>(NumberArg(info[5], op_name, "scaling"));
+  op.compute = ComputeArg(info[6], op_name);
+  op.y = operands->Out(y, x.dtype, WithLast(x.shape, op.w.rows()));
+  return op;
+}
+
+// loraExpand(those) -> y
 Napi::Value LoraExpand(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = LoraExpandOp::kName;
   const Napi::Env env = info.Env();
-  const TensorHandle& x = TensorOf(info[0], kOp, "x");
-  Operands operands(env, kOp, x.storage->backend());
-  LoraExpandOp op;
-  op.x = operands.In(info[0], "x");
-  op.w = operands.Weight(info[1], "w");
-  op.bias = operands.OptionalRow(info[2], "bias");
-  op.h = operands.In(info[3], "h");
-  op.lora_b = operands.In(info[4], "loraB");
-  op.scaling = static_cast<float>(NumberArg(info[5], kOp, "scaling"));
-  op.compute = ComputeArg(info[6], kOp);
+  Operands operands(env, kOp, TensorOf(info[0], kOp, "x").storage->backend());
   TensorHandle y;
-  op.y = operands.Out(&y, x.dtype, WithLast(x.shape, op.w.rows()));
+  const LoraExpandOp op = ExpandArgs(info, kOp, &operands, &y);
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
   return WrapTensor(env, std::move(y));
+}
+
+// loraExpandWithNorms(those, loraA, weightNorms) -> [y, norms]
+Napi::Value LoraExpandWithNorms(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "loraExpandWithNorms";
+  const Napi::Env env = info.Env();
+  Operands operands(env, kOp, TensorOf(info[0], kOp, "x").storage->backend());
+  TensorHandle y, norms;
+  LoraExpandOp op = ExpandArgs(info, kOp, &operands, &y);
+  op.lora_a = operands.In(info[7], "loraA");
+  op.squares = operands.OptionalRow(info[8], "weightNorms");
+  op.norms = operands.Out(&norms, DType::kF32, {op.w.rows()});
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  Napi::Array result = Napi::Array::New(env, 2);
+  result.Set(0u, WrapTensor(env, std::move(y)));
+  result.Set(1u, WrapTensor(env, std::move(norms)));
+  return result;
 }
 
 // loraExpandBackward(dy, h | null, loraB, scaling, wanted) -> [dh, dLoraB, dBias]
@@ -108,6 +132,7 @@ Napi::Value WeightGrad(const Napi::CallbackInfo& info) {
 void RegisterLoraParts(Napi::Env env, Napi::Object exports) {
   Export<LoraShrink>(env, exports, "loraShrink");
   Export<LoraExpand>(env, exports, "loraExpand");
+  Export<LoraExpandWithNorms>(env, exports, "loraExpandWithNorms");
   Export<LoraExpandBackward>(env, exports, "loraExpandBackward");
   Export<LoraShrinkBackward>(env, exports, "loraShrinkBackward");
   Export<WeightGrad>(env, exports, "weightGrad");

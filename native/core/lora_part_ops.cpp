@@ -23,6 +23,17 @@ std::string LoraShrinkOp::Describe() const {
          " scaling " + std::to_string(scaling) + " dropout " + std::to_string(dropout.p);
 }
 
+FactoredNormOp LoraExpandOp::Norm() const {
+  FactoredNormOp norm;
+  norm.w = w;
+  norm.lora_a = lora_a;
+  norm.lora_b = lora_b;
+  norm.squares = squares;
+  norm.norms = norms;
+  norm.product = x.dtype;
+  norm.scaling = scaling;
+  return norm;
+}
 Status LoraExpandOp::Check() const {
   const int64_t m = x.rows;
   const int64_t r = lora_b.cols;
@@ -37,16 +48,18 @@ Status LoraExpandOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, m, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
-  const NamedView outputs[] = {{"y", &y}};
+  const NamedView outputs[] = {{"y", &y}, {"norms", &norms}};
   const NamedView inputs[] = {
-      {"x", &x}, {"w", &w.dense}, {"bias", &bias}, {"h", &h}, {"loraB", &lora_b}};
+      {"x", &x},          {"w", &w.dense},    {"bias", &bias},          {"h", &h},
+      {"loraB", &lora_b}, {"loraA", &lora_a}, {"weightNorms", &squares}};
   LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  if (norms.present) LOWRANK_RETURN_IF_ERROR(Norm().Check());
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraExpandOp::Describe() const {
   return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " r " +
          std::to_string(lora_b.cols) + " scaling " + std::to_string(scaling) +
-         ComputeSuffix(compute);
+         ComputeSuffix(compute) + (norms.present ? " and norms" : "");
 }
 
 Status LoraExpandBackwardOp::Check() const {

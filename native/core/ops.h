@@ -183,7 +183,10 @@ struct LoraShrinkOp {
   std::string Describe() const;
 };
 
-/// y = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ
+struct FactoredNormOp;
+
+/// y = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ; and where they are wanted the norms of the
+/// adapted weight (FactoredNormOp), whose rows of lora_a go over w together with those of x.
 struct LoraExpandOp {
   static constexpr const char* kName = "loraExpand";
   TensorView x;       // [M, K]  f16 | bf16 | f32
@@ -193,7 +196,12 @@ struct LoraExpandOp {
   TensorView lora_b;  // [N, r]
   TensorView y;       // [M, N]  out, dtype of x
   float scaling = 1;
-  Compute compute = Compute::kExact;  // of the base product
+  Compute compute = Compute::kExact;  // of the base product; the norms' is exact
+  TensorView lora_a;                  // [r, K]  any dtype; where norms are wanted
+  TensorView squares;                 // [1, N]  f32; where norms are wanted
+  TensorView norms;                   // [1, N]  f32, out; optional
+  /// The norms by themselves, their product in the dtype of x.
+  FactoredNormOp Norm() const;
   Status Check() const;
   std::string Describe() const;
 };

@@ -112,7 +112,8 @@ Status LoraShrink(const LoraShrinkOp& op, const RunContext& context) {
 }
 
 Status LoraExpand(const LoraExpandOp& op, const RunContext& context) {
-  return Expand(op, TensorView(), context);
+  LOWRANK_RETURN_IF_ERROR(Expand(op, TensorView(), context));
+  return op.norms.present ? FactoredNorm(op.Norm(), context) : Status();
 }
 
 Status LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context) {

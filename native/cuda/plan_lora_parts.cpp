@@ -24,7 +24,8 @@ Status MakePlan(const LoraExpandOp& op, const DeviceLimits& device, Workspace* w
   operands.scaling = op.scaling;
   operands.y = op.y;
   operands.compute = op.compute;
-  return PlanProduct(operands, device, workspace, plan);
+  LOWRANK_RETURN_IF_ERROR(PlanProduct(operands, device, workspace, plan));
+  return op.norms.present ? MakePlan(op.Norm(), device, workspace, plan) : Status();
 }
 
 LoraGradOperands LoraBGradOperands(const LoraExpandBackwardOp& op) {

@@ -12,8 +12,14 @@ import {
   weightGrad,
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
-import { type BadCase, type BadClass, bad, callWith, checkCases, hostile } from './harness.js';
-import { factorCases, operandCases, wrongMatrix, wrongVector } from './operand-cases.js';
+import { type BadCase, type BadClass, bad, callWith, checkCases } from './harness.js';
+import {
+  factorCases,
+  operandCases,
+  optionCases,
+  wrongMatrix,
+  wrongVector,
+} from './operand-cases.js';
 import { hugeProducts } from './shapes.js';
 
 /** One layer, M 2, N 4, K 8, r 3. */
@@ -50,13 +56,6 @@ const dropoutCases = (call: (options: object) => unknown): BadCase[] => {
     one(3, 'training: 1', 'ERR_TYPE', { training: 1 }),
   ];
 };
-
-const optionCases = (call: (options: unknown) => unknown, field: string): BadCase[] => [
-  bad(3, 'options: a number', 'ERR_TYPE', () => call(3)),
-  bad(2, 'options: null', 'ERR_TYPE', () => call(null)),
-  bad(3, 'options: an array', 'ERR_TYPE', () => call([])),
-  bad(33, 'options: a getter that throws', 'HOSTILE', () => call(hostile(field))),
-];
 
 const needsCases = (call: (options: object) => unknown): BadCase[] => [
   bad(3, 'needs: a string', 'ERR_TYPE', () => call({ needs: 'dx' })),

@@ -1,7 +1,7 @@
 /** Bad input to an op of named tensors, made from what each of them should be. */
 import { type Device, Tensor } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
-import { type BadCase, type BadClass, bad, impostors } from './harness.js';
+import { type BadCase, type BadClass, bad, hostile, impostors } from './harness.js';
 
 /** What an operand should be, and what of the classes applies to it. */
 export interface OperandRule {
@@ -81,4 +81,12 @@ export const factorCases = (name: string, call: (wrong: object) => unknown): Bad
   bad(17, `${name}: NaN`, 'ERR_VALUE', () => call({ [name]: Number.NaN })),
   bad(29, `${name}: infinity`, 'ERR_VALUE', () => call({ [name]: Number.POSITIVE_INFINITY })),
   bad(29, `${name}: too large for f32`, 'ERR_VALUE', () => call({ [name]: 1e300 })),
+];
+
+/** Wrong values in place of the options of a call that reads `field` of them. */
+export const optionCases = (call: (options: unknown) => unknown, field: string): BadCase[] => [
+  bad(3, 'options: a number', 'ERR_TYPE', () => call(3)),
+  bad(2, 'options: null', 'ERR_TYPE', () => call(null)),
+  bad(3, 'options: an array', 'ERR_TYPE', () => call([])),
+  bad(33, 'options: a getter that throws', 'HOSTILE', () => call(hostile(field))),
 ];

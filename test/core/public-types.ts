@@ -26,6 +26,7 @@ import {
   loraBackward,
   loraExpand,
   loraExpandBackward,
+  type loraExpandWithNorms,
   loraForward,
   loraShrink,
   loraShrinkBackward,
@@ -204,6 +205,7 @@ export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
   const { kept }: MergeLoss = mergeLora(w, { loraA: x, loraB: x }).lost;
   same<typeof kept, number>(true);
   factoredNorm({ w, loraA: x, loraB: x, weightNorms: weightNorms(w) });
+  same<ReturnType<typeof loraExpandWithNorms>, { y: Tensor; norms: Tensor }>(true);
   // @ts-expect-error a repetition is inner or outer
   FeatureMap.repeat(4, 2, 'middle');
   const { h2, saved } = coreScale(h, { core: x });

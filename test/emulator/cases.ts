@@ -34,7 +34,7 @@ import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
 import { int8 } from './int8-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
-import { norms } from './norm-cases.js';
+import { layersWithNorms, norms } from './norm-cases.js';
 import { elementwise, halves } from './small-cases.js';
 
 /** Of codes, scales and tables, and of the values. */
@@ -231,6 +231,7 @@ export function kernelCases(): KernelCase[] {
     ...halves(),
     ...features(),
     ...norms(),
+    ...layersWithNorms(),
     ...grouped(),
     ...int8(),
     ...unaligned(),

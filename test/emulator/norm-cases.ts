@@ -1,7 +1,8 @@
-/** Norms of adapted weights, with loraA rounded on the way and sums that lie in planes. */
+/** Norms of adapted weights, with loraA rounded on the way and sums that lie in planes, and layers with them. */
 import {
   type DType,
   factoredNorm,
+  loraExpandWithNorms,
   type QuantFormat,
   quantize,
   Tensor as Tensors,
@@ -54,6 +55,34 @@ export function norms(): KernelCase[] {
       // So small, and so scaled, that the last bits of both products show.
       const weightNorms = Tensors.from(new Float32Array(N).fill(8), [N], { device });
       return hashOf([factoredNorm({ w, loraA, loraB, scaling: 1 / 64, weightNorms, dtype })]);
+    },
+  }));
+}
+
+/** Rows, N, K and r of a layer that is computed with its norms: one op, whose launches overlap. */
+const LAYERS: readonly (readonly [M: number, N: number, K: number, r: number])[] = [
+  // Both by the family of few tokens, in planes; both by tiles; the layer by tiles of a large weight.
+  [3, 264, 2008, 12],
+  [70, 72, 96, 5],
+  [300, 256, 320, 40],
+];
+
+export function layersWithNorms(): KernelCase[] {
+  return LAYERS.map(([M, N, K, r]) => ({
+    name: `layer with norms bf16 nf4 [${M}, ${N}, ${K}] r ${r}`,
+    async run(device) {
+      const random = (seed: number, rows: number, cols: number, dtype: DType = 'f32') =>
+        Tensors.randn([rows, cols], { seed, dtype, device: 'cpu' }).to({ device });
+      const dense = Tensors.randn([N, K], { seed: 64, dtype: 'bf16', device: 'cpu' });
+      const w = quantize(dense, { format: 'nf4' }).to({ device });
+      const factors = { loraA: random(65, r, K), loraB: random(66, N, r) };
+      const weightNorms = Tensors.from(new Float32Array(N).fill(8), [N], { device });
+      const [x, h] = [random(67, M, K, 'bf16'), random(68, M, r)];
+      const { y, norms: out } = loraExpandWithNorms(x, w, h, factors, {
+        scaling: 1 / 64,
+        weightNorms,
+      });
+      return hashOf([y, out]);
     },
   }));
 }

@@ -189,6 +189,40 @@ void CheckFactoredNorm(const KernelTable& table, const RunContext& context, cons
   }
 }
 
+/// A layer with its norms has the bits of both by themselves.
+void CheckExpandWithNorms(const KernelTable& table, const RunContext& context, const char* kind,
+                          int64_t M, int64_t N, int64_t K, int64_t r, DType factors, DType type,
+                          Compute compute) {
+  const Weight w = MakeWeight(table, context, kind, N, K, type);
+  Dense x(M, K, type), h(M, r, DType::kF32), bias(1, N, DType::kF32);
+  Dense a(r, K, factors), b(N, r, factors), squares(1, N, DType::kF32);
+  for (Dense* one : {&x, &h, &bias, &a, &b, &squares}) one->Fill();
+  LoraExpandOp op;
+  op.x = x.view;
+  op.w = w.view;
+  op.bias = bias.view;
+  op.h = h.view;
+  op.lora_b = b.view;
+  op.scaling = -0.75f;
+  op.compute = compute;
+  const std::string what = std::string(table.isa) + " loraExpandWithNorms " + kind + " " +
+                           op.Describe() + " loraA " + DTypeName(factors);
+  Dense y(M, N, type), expected(M, N, type);
+  Dense norms(1, N, DType::kF32), expected_norms(1, N, DType::kF32);
+  op.y = expected.view;
+  bool ok = op.Check().ok() && table.lora_expand(op, context).ok();
+  op.lora_a = a.view;
+  op.squares = squares.view;
+  op.norms = expected_norms.view;
+  ok = ok && table.factored_norm(op.Norm(), context).ok();
+  op.y = y.view;
+  op.norms = norms.view;
+  Report(ok && op.Check().ok() && table.lora_expand(op, context).ok(), what);
+  Report(std::memcmp(y.view.data, expected.view.data, y.view.bytes()) == 0, what + ": y");
+  Report(std::memcmp(norms.view.data, expected_norms.view.data, norms.view.bytes()) == 0,
+         what + ": norms");
+}
+
 /// A weight quantised by tiles of rows, and its scales after that, has the bytes of one that was
 /// quantised at once.
 void CheckScales(const KernelTable& table, const RunContext& context, const char* format, int64_t N,
@@ -266,6 +300,27 @@ void CheckFeatures(const KernelTable& table, const RunContext& context) {
       for (const DType product : kDTypes) {
         CheckFactoredNorm(table, context, kind, N, K, r, DType::kF32, product);
         CheckFactoredNorm(table, context, kind, N, K, r, product, product);
+      }
+    }
+  }
+  // M, N, K, r: no rows of x, few and many, tiles that hold rows of both, several chunks, and more
+  // rows than a last chunk takes along.
+  const Shape layers[] = {{0, 40, 128, 5},   {1, 70, 333, 16},  {3, 40, 1024, 1},
+                          {7, 200, 512, 40}, {30, 90, 256, 16}, {100, 300, 320, 13},
+                          {505, 36, 64, 17}, {60, 64, 4096, 6}, {505, 36, 64, 70},
+                          {900, 20, 32, 64}, {10, 36, 64, 300}};
+  for (const char* kind : {"f32", "same", "nf4/64", "nf4/64d", "int8/128", "rowwise/64"}) {
+    for (const Shape& s : layers) {
+      for (const DType type : kDTypes) {
+        const bool rowwise = std::strncmp(kind, "rowwise", 7) == 0;
+        const bool codes = std::strncmp(kind, "nf4", 3) == 0 || rowwise;
+        if (rowwise && s.K % 64 != 0) continue;  // whole blocks in a row
+        for (const Compute compute : {Compute::kExact, Compute::kInt8}) {
+          if (compute == Compute::kInt8 && (!codes || s.K % 64 != 0)) continue;
+          CheckExpandWithNorms(table, context, kind, s.M, s.N, s.K, s.r, type, type, compute);
+          CheckExpandWithNorms(table, context, kind, s.M, s.N, s.K, s.r, DType::kF32, type,
+                               compute);
+        }
       }
     }
   }

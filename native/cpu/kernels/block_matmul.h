@@ -8,7 +8,7 @@
 /// Tasks      some blocks each, and some of the rows
 #pragma once
 
-#include "native/cpu/kernels/lora.h"
+#include "native/cpu/kernels/lora_backward.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

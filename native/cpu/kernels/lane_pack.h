@@ -31,18 +31,18 @@ LOWRANK_INLINE void PackSpanA(const RowSource& a, int64_t m0, int mr, int64_t k0
   constexpr int64_t kBytes = Policy::kPairs ? 2 : 4;
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
   const int64_t len = span / kVL;
-  const bool direct = a.dense->dtype == kDirect && a.gate == nullptr && a.factor == 1;
+  const bool direct = a.dense->dtype == kDirect && a.AsStored();
   for (int i = 0; i < mr; ++i) {
     alignas(64) float buffer[kKC];
     char* row = stage + i * span * kBytes;
     for (int64_t k = 0; k < span; k += kKC) {
       const int64_t kc = Min(kKC, span - k);
-      const char* src =
-          static_cast<const char*>(a.dense->data) + ((m0 + i) * a.cols + k0 + k) * kBytes;
-      if (!direct) {
+      const char* src = reinterpret_cast<const char*>(buffer);
+      if (direct) {
+        src = a.StoredRow(m0 + i) + (k0 + k) * kBytes;
+      } else {
         RowAsFloat(a, m0 + i, k0 + k, kc, buffer);
         if constexpr (Policy::kPairs) NarrowToBF16(buffer, kc, reinterpret_cast<uint16_t*>(buffer));
-        src = reinterpret_cast<const char*>(buffer);
       }
       for (int64_t e = 0; e < kc; e += kGranule) {
         char* out = row + (k + e) / kVL * kBytes;

@@ -1,5 +1,5 @@
-/// A batch whose rows have different adapters: the bodies of lora.h, with the adapter's part cut by
-/// adapter. The base product does not know of them.
+/// A batch whose rows have different adapters: the bodies of lora_forward.h and lora_backward.h,
+/// with the adapter's part cut by adapter. The base product does not know of them.
 ///
 ///   y[m]  = x[m] · dequant(w)ᵀ + bias + Σ_e g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
 ///   dx[m] = dy[m] · dequant(w) + Σ_e gate_e ⊙ (dh_e · lora_a_e)
@@ -12,11 +12,13 @@
 /// Tasks      shrink: an adapter's rows, kPieceRows at a time. expand: inside the tasks of the base
 ///            product, whose sums of the rows of an adapter are brought together (they are in L2),
 ///            so that a column block of each lora_b is read once. gradients: tiles of all adapters
-/// Numerics   those of lora.h, sum by sum: a row has the bits that loraForward gives it, and an
+/// Numerics   those of one adapter, sum by sum: a row has the bits that loraForward gives it, and
+/// an
 ///            adapter's gradients are those of loraBackward over its rows alone
 #pragma once
 
-#include "native/cpu/kernels/lora.h"
+#include "native/cpu/kernels/lora_backward.h"
+#include "native/cpu/kernels/lora_forward.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -289,7 +291,7 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
 }
 
 /// bias to every row of the block, and with it g · scaling · lora_bias where a row's adapter has
-/// one: one addition for a row of one adapter, as in lora.h.
+/// one: one addition for a row of one adapter, as in lora_forward.h.
 LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, const Block& block,
                               int64_t m0, float* c) {
   static_assert(4 * kMR <= kChunkRows);  // so that a chunk has no more rows

@@ -1,5 +1,6 @@
 /// The halves of a LoRA layer on either side of h, and the gradient of a dense weight: the bodies
-/// of lora.h with h or dh as an operand, so that both halves in turn give the bits of the whole.
+/// of lora_forward.h and lora_backward.h with h or dh as an operand, so that both halves in turn
+/// give the bits of the whole.
 ///
 ///   loraShrink           h  = scaling · (gate ⊙ x) · lora_aᵀ
 ///   loraExpand           y  = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ
@@ -10,7 +11,8 @@
 /// Numerics   of the adapter, and of weightGrad: in f32, sums over m in blocks of kKC
 #pragma once
 
-#include "native/cpu/kernels/lora.h"
+#include "native/cpu/kernels/lora_backward.h"
+#include "native/cpu/kernels/lora_forward.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -31,11 +33,22 @@ LOWRANK_OP Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context)
   return run.Result();
 }
 
+// weight_norms.h
+LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context);
+LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp& op,
+                                        const RunContext& context);
+
 LOWRANK_OP Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context) {
   const TensorView none;
   const ForwardParts parts = {op.x,  op.w, op.bias,    nullptr, &op.lora_b, none,
                               &op.h, op.y, op.scaling, nullptr, true};
-  return ForwardAs(op.compute, parts, context);
+  // A row or two of f32 are bound by memory, which rows of lora_a would only wait for.
+  const bool together =
+      op.compute == Compute::kExact && (op.x.rows > kThinRows || op.x.dtype == DType::kBF16);
+  if (op.norms.present && together) return ForwardWithNorms(parts, op.Norm(), context);
+  const Outcome outcome = ForwardAs(op.compute, parts, context);
+  if (outcome.code != Code::kOk || !op.norms.present) return outcome;
+  return FactoredNorm(op.Norm(), context);
 }
 
 LOWRANK_OP Outcome LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context) {

@@ -175,10 +175,9 @@ LOWRANK_INLINE void NarrowToBF16(const float* in, int64_t count, uint16_t* out) 
 template <typename Policy>
 static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc, Unit* out) {
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
-  if (a.dense->dtype == kDirect && a.AsStored()) {
-    const int64_t pitch = a.cols * static_cast<int64_t>(Policy::kPairs ? 2 : 4);
-    const char* src = static_cast<const char*>(a.dense->data) + m0 * pitch + k0 * (pitch / a.cols);
-    PlaceRows<Policy>(src, pitch, mr, kc, out);
+  if (a.dense->dtype == kDirect && a.AsStored(m0, mr)) {
+    constexpr int64_t kBytes = Policy::kPairs ? 2 : 4;
+    PlaceRows<Policy>(a.StoredRow(m0) + k0 * kBytes, a.cols * kBytes, mr, kc, out);
     return;
   }
   alignas(64) float rows[kMR][kKC];

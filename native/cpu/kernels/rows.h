@@ -267,6 +267,7 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
 /// A matrix operand whose rows can be had as f32: dense or packed, perhaps gated.
 struct RowSource {
   const TensorView* dense = nullptr;
+  const TensorView* more = nullptr;  // rows that follow those of `dense`, of its dtype and width
   const QuantView* quant = nullptr;
   DType round_to = DType::kF32;        // packed weights are rounded to the activations' dtype
   const Gate* gate = nullptr;          // dropout over this matrix
@@ -281,6 +282,21 @@ struct RowSource {
   bool AsStored() const {
     return gate == nullptr && factor == 1 && index == nullptr && row_factors == nullptr;
   }
+  /// Are rows [row, row + count) read so, one after another? Then they begin at StoredRow(row).
+  bool AsStored(int64_t row, int64_t count) const {
+    return AsStored() && (more == nullptr || row >= dense->rows || row + count <= dense->rows);
+  }
+  const char* StoredRow(int64_t row) const {
+    const TensorView& view = ViewOf(&row);
+    return static_cast<const char*>(view.data) +
+           row * cols * static_cast<int64_t>(DTypeBytes(view.dtype));
+  }
+  /// The view that has dense row `*row`, which becomes its row there.
+  const TensorView& ViewOf(int64_t* row) const {
+    if (more == nullptr || *row < dense->rows) return *dense;
+    *row -= dense->rows;
+    return *more;
+  }
 };
 
 LOWRANK_INLINE RowSource DenseRows(const TensorView& view) {
@@ -289,6 +305,11 @@ LOWRANK_INLINE RowSource DenseRows(const TensorView& view) {
   source.rows = view.rows;
   source.cols = view.cols;
   return source;
+}
+
+LOWRANK_INLINE void Append(const TensorView& more, RowSource* rows) {
+  rows->more = &more;
+  rows->rows += more.rows;
 }
 
 LOWRANK_INLINE RowSource WeightRows(const WeightView& w, DType activations) {
@@ -310,7 +331,9 @@ static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, 
     return;
   }
   const int64_t stored = source.index == nullptr ? row : source.index[row];
-  WidenRun(source.dense->data, source.dense->dtype, stored * source.cols + c0, count, out);
+  int64_t own = stored;
+  const TensorView& view = source.ViewOf(&own);
+  WidenRun(view.data, view.dtype, own * source.cols + c0, count, out);
   float factor = source.factor;
   if (source.row_factors != nullptr) factor *= source.row_factors[row];
   if (factor != 1) {

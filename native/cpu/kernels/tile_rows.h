@@ -53,7 +53,7 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
   const Unit* end = out + TileRowUnits(x.cols) * width;
   std::memset(out + whole * width, 0,
               static_cast<size_t>(end - (out + whole * width)) * sizeof(Unit));
-  const bool direct = x.dense->dtype == DType::kBF16 && x.AsStored();
+  const bool direct = x.dense->dtype == DType::kBF16 && x.AsStored(m0, count);
   for (int64_t k = 0; k < x.cols; k += kKC) {
     const int64_t kc = Min(kKC, x.cols - k);
     alignas(64) float buffer[kTileRows][kKC];
@@ -61,7 +61,7 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
     int64_t pitch = sizeof(buffer[0]);
     if (direct) {
       pitch = x.cols * 2;
-      src = static_cast<const char*>(x.dense->data) + m0 * pitch + k * 2;
+      src = x.StoredRow(m0) + k * 2;
     } else {
       for (int i = 0; i < count; ++i) {
         RowAsFloat(x, m0 + i, k, kc, buffer[i]);

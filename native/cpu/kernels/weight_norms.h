@@ -7,7 +7,9 @@
 ///            is exact, in the lanes of sumProduct: the same on every instruction set
 ///            factoredNorm: P + scaling / 2 · G · lora_bᵀ is the product of a LoRA layer over the
 ///            rows of lora_a, G its shrink, in f32 and not rounded to a narrower dtype; the sums
-///            with lora_b in double, j ascending; rounded to f32 before the root
+///            with lora_b in double, j ascending; rounded to f32 before the root. Rows of x, where
+///            a layer is computed with its norms, go before them: bits of a row do not depend on
+///            its company
 /// Tasks      rows of w
 #pragma once
 
@@ -74,7 +76,9 @@ LOWRANK_INLINE void FinishNorms(const FactoredNormOp& op, const float* t, int64_
   }
 }
 
-LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
+/// The product of `parts`, whose h is given, and the norms, from one pass over w.
+LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp& op,
+                                        const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
   const int64_t N = op.norms.cols;
@@ -84,29 +88,39 @@ LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& cont
   LoraShrinkOp shrink;
   shrink.x = op.lora_a;
   shrink.lora_a = op.lora_a;
-  shrink.h = {gram, DType::kF32, r, r, true};
+  shrink.h = FloatView(gram, r, r);
+  shrink.scaling = 0.5f;
   const Outcome shrunk = LoraShrink(shrink, context);
   if (shrunk.code != Code::kOk) return shrunk;
-  LoraExpandOp expand;
-  expand.x = op.lora_a;
+  TensorView x = op.lora_a;
   if (op.product != op.lora_a.dtype) {
-    expand.x.dtype = op.product;
-    expand.x.data = run.Get<char>(kRoundedSlot, static_cast<int64_t>(expand.x.bytes()));
-    if (expand.x.data == nullptr) return run.Result();
-    const Outcome rounded = Cast({op.lora_a, expand.x}, context);
+    x.dtype = op.product;
+    x.data = run.Get<char>(kRoundedSlot, static_cast<int64_t>(x.bytes()));
+    if (x.data == nullptr) return run.Result();
+    const Outcome rounded = Cast({op.lora_a, x}, context);
     if (rounded.code != Code::kOk) return rounded;
   }
-  expand.w = op.w;
-  expand.lora_b = op.lora_b;
-  expand.h = shrink.h;
-  expand.y = {t, DType::kF32, r, N, true};
-  expand.scaling = op.scaling * 0.5f;
-  const Outcome expanded = LoraExpand(expand, context);
-  if (expanded.code != Code::kOk) return expanded;
+  const TensorView products = FloatView(t, r, N);
+  const MoreRows more = {x, shrink.h, products};
+  parts.more = &more;
+  const Outcome outcome = ForwardAs(Compute::kExact, parts, context);
+  if (outcome.code != Code::kOk) return outcome;
   run.ForEach(CeilDiv(N, kNormRows), N * r, [&](int64_t task) {
     FinishNorms(op, t, task * kNormRows, Min((task + 1) * kNormRows, N));
   });
   return run.Result();
+}
+
+LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
+  const TensorView none;
+  TensorView x = FloatView(nullptr, 0, op.w.cols());
+  x.dtype = op.product;
+  TensorView y = FloatView(nullptr, 0, op.w.rows());
+  y.dtype = op.product;
+  const TensorView h = FloatView(nullptr, 0, op.lora_b.cols);
+  const ForwardParts parts = {x,  op.w, none,       nullptr, &op.lora_b, none,
+                              &h, y,    op.scaling, nullptr, true};
+  return ForwardWithNorms(parts, op, context);
 }
 
 LOWRANK_OP Outcome QuantizeScales(const QuantizeScalesOp& op, const RunContext& context) {
