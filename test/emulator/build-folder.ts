@@ -24,11 +24,15 @@ export function buildFolder(): string | undefined {
   return undefined;
 }
 
-/** Builds targets; they are in {@link outputFolder} then. */
+/**
+ * Builds targets; they are in {@link outputFolder} then. One build at a time: files of tests run beside each
+ * other, and two builds in one folder, of what both lack, write over each other.
+ */
 export async function buildTargets(...targets: string[]): Promise<void> {
   const folder = buildFolder();
   if (folder === undefined) throw new Error('there is no CMake build: npm run build:native');
-  await run('cmake', ['--build', folder, '--target', ...targets, '-j', '2'], {
+  const lock = path.join(folder, 'tests.lock');
+  await run('flock', [lock, 'cmake', '--build', folder, '--target', ...targets, '-j', '2'], {
     maxBuffer: 1 << 28,
   });
 }
