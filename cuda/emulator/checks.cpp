@@ -298,6 +298,8 @@ class Checker {
 void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
   if (current == nullptr) return;
   const auto address = reinterpret_cast<uintptr_t>(ptr);
+  // A kernel's own variables: most of what is asked about, and nobody else's.
+  if (address - CurrentFiber()->stack_begin < StackPool::kStackBytes) return;
   const bool shared = InSharedRange(address);
   if (!shared && !InDeviceRange(address)) {
     // The caller's memory may lie between two registered host ranges: that is none of a kernel's.

@@ -126,12 +126,18 @@ LOWRANK_EMU_INLINE __nv_bfloat162 __hmul2(__nv_bfloat162 a, __nv_bfloat162 b) {
 
 // -------------------------------------------------------------------------------------------- f16
 
+namespace lowrank::emu {
+typedef short EightHalves __attribute__((vector_size(16)));
+}
+
 LOWRANK_EMU_INLINE __half __ushort_as_half(unsigned short bits) { return {bits}; }
 LOWRANK_EMU_INLINE unsigned short __half_as_ushort(__half v) { return v.emulated_bits; }
 /// Exact; every NaN becomes 0x7fffffff, so that no kernel relies on what it held.
 LOWRANK_EMU_INLINE float __half2float(__half v) {
   if ((v.emulated_bits & 0x7fffu) > 0x7c00u) return __uint_as_float(0x7fffffffu);
-  return static_cast<float>(lowrank::emu::BitCast<_Float16>(v.emulated_bits));
+  // By the instruction: compilers turn comparisons of what _Float16 is widened to into calls.
+  lowrank::emu::EightHalves halves = {static_cast<short>(v.emulated_bits)};
+  return __builtin_ia32_vcvtph2ps(halves)[0];
 }
 /// To the nearest, ties to even; every NaN becomes 0x7fff, as cvt.rn.f16.f32 has it.
 LOWRANK_EMU_INLINE __half __float2half_rn(float v) {

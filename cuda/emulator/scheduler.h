@@ -42,6 +42,7 @@ struct CopyQueue {
 
 struct Fiber : Thread {
   void* stack_pointer = nullptr;
+  uintptr_t stack_begin = 0;  // of StackPool::kStackBytes
   Warp* warp_state = nullptr;
   BlockState* block_state = nullptr;
 

@@ -26,8 +26,7 @@ uint32_t LowestLane(uint32_t lanes) { return static_cast<uint32_t>(__builtin_ctz
 uint32_t HighestLane(uint32_t lanes) { return 31u - static_cast<uint32_t>(__builtin_clz(lanes)); }
 
 uint32_t NthLane(uint32_t lanes, uint64_t n) {
-  while (n-- != 0) lanes &= lanes - 1;
-  return LowestLane(lanes);
+  return LowestLane(__builtin_ia32_pdep_si(1u << n, lanes));
 }
 
 /// What every thread runs.
@@ -234,6 +233,7 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
     fiber.waited_for_grids = false;
     fiber.acquired_from = nullptr;
     fiber.copies.Clear();
+    fiber.stack_begin = reinterpret_cast<uintptr_t>(block->stacks.Bottom(i));
     fiber.stack_pointer = PrepareFiber(block->stacks.Top(i), FiberMain);
     if (++x == dim.x) {
       x = 0;
