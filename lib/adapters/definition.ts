@@ -264,6 +264,8 @@ export interface AdapterDefinition<
     make: AdapterMaker<C, P | B>,
     tensors: Readonly<Record<P | B, Tensor>>,
   ) => Readonly<Record<string, Int32Array>>;
+  /** The integer tables follow from the values of the trained tensors: a trainer draws them anew at every step. */
+  readonly indexesFollowValues?: boolean;
   /** What does not change from call to call and is no tensor of the method: maps, tables. */
   readonly prepare?: (
     make: AdapterMaker<C, P | B>,

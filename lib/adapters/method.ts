@@ -96,16 +96,14 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * Fresh adapters for the layers of a model, in their order. Frozen tensors that the method shares
-   * between layers (VeRA's projections) are drawn once, for the largest layer; each layer has their
-   * leading part.
+   * Fresh adapters for the layers of a model, in their order. Tensors that the method shares
+   * between layers (VeRA's projections, VB-LoRA's bank) are drawn once, for the largest layer; each layer has a
+   * copy of their leading part. Of a trained one a trainer gives all copies the sum of their gradients.
    * @throws as {@link AdapterMethod.create}
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
-    const { trained, frozen = [], peft, init } = this.definition;
-    const shared = [...trained, ...frozen].filter(
-      (name) => peft?.shared?.[name] !== undefined && peft.sharedName === undefined,
-    );
+    const { init } = this.definition;
+    const shared = sharedNames(this.definition);
     const [first] = layers;
     if (shared.length === 0 || first === undefined)
       return layers.map((layer) => this.create(layer));
@@ -168,6 +166,24 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   maker(options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
     return this.#maker(this.method, options);
   }
+}
+
+/** @internal Tensors that all layers of a model have in common: one in a folder, whatever the layer. */
+export function sharedNames<P extends string, B extends string>({
+  trained,
+  frozen = [],
+  peft,
+}: {
+  readonly trained: readonly P[];
+  readonly frozen?: readonly B[];
+  readonly peft?: {
+    readonly shared?: Readonly<Partial<Record<P | B, string>>>;
+    readonly sharedName?: unknown;
+  };
+}): readonly (P | B)[] {
+  const { shared, sharedName } = peft ?? {};
+  if (shared === undefined || sharedName !== undefined) return [];
+  return [...trained, ...frozen].filter((name) => shared[name] !== undefined);
 }
 
 /**

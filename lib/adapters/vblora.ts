@@ -107,6 +107,7 @@ export const vblora = defineAdapter({
     topA: largest(logitsA, vectors, topK),
     topB: largest(logitsB, vectors, topK),
   }),
+  indexesFollowValues: true,
   prepare: ({ N, config: { r, vectors, vectorLength: b, topK }, device }, { topA, topB }) => {
     const mix = (table: Int32Array): Mix => ({
       chosen: FeatureMap.gather(

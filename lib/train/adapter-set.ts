@@ -3,6 +3,7 @@
  * one loop over one piece of memory.
  */
 
+import { sharedNames } from '../adapters/method.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, adapterMethods, type Device } from '../index.js';
 import { type BaseModel, type LinearName, linearNames } from './base-model.js';
@@ -60,21 +61,18 @@ export class AdapterSet {
         ...config.settings,
       })),
     );
-    const made = layers.map((layer, i) => ({ layer, adapter: adapters[i] as Adapter }));
-    const count = made.reduce((sum, { adapter }) => sum + adapter.parameterCount, 0);
+    const { places, count } = placesOf(config.method, adapters);
     this.values = new Float32Array(count);
-    let at_elems = 0;
-    this.slots = made.map(({ layer, adapter }) => ({
-      layer,
-      adapter,
-      parameters: Object.entries(adapter.parameters).map(([name, tensor]) => {
+    this.slots = layers.map((layer, i) => {
+      const adapter = adapters[i] as Adapter;
+      const parameters = Object.entries(adapter.parameters).map(([name, tensor]) => {
+        const at_elems = places[i]?.[name] as number;
         const values = this.values.subarray(at_elems, at_elems + tensor.size);
         tensor.readInto(values);
-        const parameter = { name, shape: tensor.shape, values, at_elems };
-        at_elems += tensor.size;
-        return parameter;
-      }),
-    }));
+        return { name, shape: tensor.shape, values, at_elems };
+      });
+      return { layer, adapter, parameters };
+    });
     this.byLayer = new Map(this.slots.map(({ layer }, index) => [layer.name, index]));
   }
 
@@ -83,9 +81,54 @@ export class AdapterSet {
     return this.byLayer.get(layerName);
   }
 
+  /** Gives the adapters' own tensors the values that training has reached. */
+  write(): void {
+    for (const { adapter, parameters } of this.slots) {
+      for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
+    }
+  }
+
+  /** Draws tables that follow from the values, as whoever reads the folder will: see {@link Adapter.refresh}. */
+  refresh(): void {
+    if (this.config.method.definition.indexesFollowValues !== true) return;
+    this.write();
+    for (const { adapter } of this.slots) adapter.refresh();
+  }
+
   dispose(): void {
     for (const { adapter } of this.slots) adapter.dispose();
   }
+}
+
+/**
+ * Where each layer's parameters lie in the flat array. What all layers share lies there once: its gradients add up, and
+ * the optimiser sees it once.
+ * @throws LowrankError `ERR_UNSUPPORTED`
+ */
+function placesOf(
+  { method, definition }: TrainedMethod,
+  adapters: readonly Adapter[],
+): { readonly places: readonly Readonly<Record<string, number>>[]; readonly count: number } {
+  const shared: readonly string[] = sharedNames<string, string>(definition);
+  const known = new Map<string, { readonly at: number; readonly shape: string }>();
+  let count = 0;
+  const places = adapters.map(({ parameters }) => {
+    const own = Object.entries(parameters).map(([name, tensor]): [string, number] => {
+      const shape = `[${tensor.shape}]`;
+      const first = known.get(name);
+      if (first !== undefined) {
+        if (first.shape === shape) return [name, first.at];
+        const expected = `of one shape in all layers, as ${method} trains it for all of them (choose --targets of one size)`;
+        fail('ERR_UNSUPPORTED', 'finetune', name, expected, `${first.shape} and ${shape}`);
+      }
+      const at = count;
+      count += tensor.size;
+      if (shared.includes(name)) known.set(name, { at, shape });
+      return [name, at];
+    });
+    return Object.fromEntries(own);
+  });
+  return { places, count };
 }
 
 /**

@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { writeAdapterFolder } from '../adapters/folder.js';
+import { adaptersToPeft } from '../adapters/peft.js';
 import type { AlphaConfig } from '../adapters/scaling.js';
 import { fileError } from '../checkpoint/file-access.js';
 import { writePeftAdapter } from '../checkpoint/peft.js';
@@ -119,18 +120,26 @@ function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
   );
 }
 
+const byModule = ({ slots }: AdapterSet) =>
+  new Map(slots.map(({ layer, adapter }) => [layer.name, adapter]));
+
+/**
+ * Finds out before training whether the adapters can be written after it: whether they have a form in a folder.
+ * @throws LowrankError as {@link adaptersToPeft}
+ */
+export async function requireWritable(adapters: AdapterSet): Promise<void> {
+  if (adapters.config.method.method !== 'lora') await adaptersToPeft(byModule(adapters));
+}
+
 /**
  * Writes the adapter folder atomically, in PEFT's layout.
  * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
  */
 export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): Promise<void> {
   const { config, slots } = adapters;
-  for (const { adapter, parameters } of slots) {
-    for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
-  }
+  adapters.write();
   if (config.method.method !== 'lora') {
-    const byModule = new Map(slots.map(({ layer, adapter }) => [layer.name, adapter]));
-    await writeAdapterFolder(options.out, byModule, {
+    await writeAdapterFolder(options.out, byModule(adapters), {
       base_model_name_or_path: options.model,
       target_modules: [...config.targets].sort(),
       task_type: 'CAUSAL_LM',

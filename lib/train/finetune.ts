@@ -19,6 +19,7 @@ import {
   identityOf,
   requireLength,
   requireUsableOut,
+  requireWritable,
   writeAdapter,
 } from './finetune-files.js';
 import { generate } from './generate.js';
@@ -146,6 +147,7 @@ class FinetuneRun {
     });
     this.base = base;
     this.adapters = new AdapterSet(base, options.adapter, options.train.seed);
+    await requireWritable(this.adapters);
     const trainer = new Trainer(base, this.adapters, data, options.train);
     const identity = identityOf(options, base.sha256, source.sha256);
 

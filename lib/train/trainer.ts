@@ -242,6 +242,7 @@ export class Trainer {
 
   private parameterTensors(): Tensor[] {
     const tf = tensorflow();
+    this.adapters.refresh();
     // Copies: the cpu backend would go on to use the array itself, which the optimiser changes.
     return this.adapters.slots.flatMap(({ parameters }) =>
       parameters.map(({ values, shape }) => tf.tensor(values.slice(), [...shape])),

@@ -1,0 +1,126 @@
+/** Every method that the fine-tune takes: a step, a folder; and what layers share is one tensor. */
+
+import path from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { adapterFromPeft, adapterMethods, readAdapterFolder } from '../../lib/index.js';
+import type { FinetuneOptions } from '../../lib/train/finetune.js';
+import { requireWritable, writeAdapter } from '../../lib/train/finetune-files.js';
+import { FusedKernels } from '../../lib/train/kernels.js';
+import { restoreRunState, saveRunState } from '../../lib/train/run-state.js';
+import { settingsOf } from '../adapters/settings.js';
+import { temporaryFolder, tinyTrainer, useBackend } from './setup.js';
+
+const kernels = new FusedKernels();
+const square = { hiddenSize: 48, numKeyValueHeads: 4, headDim: 12 };
+const targets = ['q_proj', 'k_proj'] as const;
+
+const make = (
+  method: string,
+  settings: object,
+  train: { readonly weightDecay?: number; readonly lr?: number; readonly accumulate?: number } = {},
+) =>
+  tinyTrainer(square, { format: 'nf4' }, { adapter: { method, targets, ...settings }, ...train });
+
+/** What the writer looks at. */
+const toFolder = (out: string) => ({ out, model: 'base' }) as FinetuneOptions;
+
+beforeAll(() => useBackend('cpu'));
+
+const trainable = adapterMethods.filter(({ method }) => settingsOf(method).inputs === undefined);
+
+it.each(trainable.map(({ method }) => method))('%s trains a step and is written', async (name) => {
+  const { base, trainer } = await make(name, settingsOf(name).settings);
+  const folder = path.join(temporaryFolder(), 'out');
+  await requireWritable(trainer.adapters);
+  const before = trainer.adapters.values.slice();
+  expect(trainer.train(kernels).loss).toBeGreaterThan(0);
+  expect(trainer.adapters.values).not.toEqual(before);
+  await writeAdapter(toFolder(folder), trainer.adapters);
+  const sizes = trainer.adapters.slots.map(
+    ({ layer }) => [layer.name, { inFeatures: layer.K, outFeatures: layer.N }] as const,
+  );
+  const read = { ...readAdapterFolder(folder), layers: new Map(sizes) };
+  for (const { layer, parameters } of trainer.adapters.slots) {
+    const place = { inFeatures: layer.K, outFeatures: layer.N, weight: layer.w };
+    const adapter = adapterFromPeft(read, layer.name, place);
+    for (const { name, values } of parameters) {
+      expect(adapter.parameters[name]?.readSync(), name).toEqual(values.slice());
+    }
+  }
+  trainer.adapters.dispose();
+  base.dispose();
+});
+
+const sharing: [string, string, object][] = [
+  ['unilora', 'theta', { r: 2, length: 50 }],
+  ['vblora', 'bank', { r: 2, vectors: 6, vectorLength: 16, topK: 2, bankBound: 0.5 }],
+];
+
+describe.each(sharing)('what all layers of %s share', (method, shared, settings) => {
+  it('is one tensor, trained by the sum of the gradients of all layers', async () => {
+    const { base, trainer } = await make(method, settings, { accumulate: 2 });
+    const { slots, values } = trainer.adapters;
+    const parts = slots.map(({ parameters }) => parameters.find(({ name }) => name === shared));
+    expect(slots.length).toBe(4);
+    for (const part of parts) expect(part?.at_elems).toBe(parts[0]?.at_elems);
+    const each = slots[0]?.parameters.reduce((sum, part) => sum + part.values.length, 0) ?? 0;
+    const size = parts[0]?.values.length ?? 0;
+    expect(values.length).toBe(4 * (each - size) + size);
+
+    trainer.rehearse(kernels);
+    const at = parts[0]?.at_elems ?? 0;
+    const gradient = trainer.lastGradient.slice(at, at + size);
+    const slope = gradient.reduce((sum, g) => sum + g * g, 0);
+    const start = values.slice();
+    const move = 1e-2 / Math.sqrt(slope);
+    const lossAt = (by: number) => {
+      gradient.forEach((g, i) => {
+        values[at + i] = (start[at + i] as number) + by * g;
+      });
+      return trainer.rehearse(kernels);
+    };
+    const difference = (lossAt(move) - lossAt(-move)) / (2 * move);
+    expect(Math.abs(difference / slope - 1)).toBeLessThan(0.02);
+    trainer.adapters.dispose();
+    base.dispose();
+  });
+
+  it('goes on from a checkpoint with the same bits', async () => {
+    const [whole, first, second] = [
+      await make(method, settings, { lr: 0.3 }),
+      await make(method, settings, { lr: 0.3 }),
+      await make(method, settings, { lr: 0.3 }),
+    ];
+    for (let i = 0; i < 5; i++) whole.trainer.train(kernels);
+    const file = path.join(temporaryFolder(), 'state');
+    const losses = [first.trainer.train(kernels).loss, first.trainer.train(kernels).loss];
+    saveRunState(file, first.trainer, { method }, { train: losses, heldOut: [] });
+    restoreRunState('test', file, second.trainer, { method });
+    for (let i = 0; i < 3; i++) second.trainer.train(kernels);
+    expect(second.trainer.adapters.values).toEqual(whole.trainer.adapters.values);
+    for (const { base, trainer } of [whole, first, second]) {
+      trainer.adapters.dispose();
+      base.dispose();
+    }
+  });
+});
+
+it('chooses the vectors of vblora by the logits as training moves them, as the folder will', async () => {
+  const [, , settings] = sharing[1] as (typeof sharing)[number];
+  const { base, trainer } = await make('vblora', { ...settings, logitsStd: 0.02 }, { lr: 0.3 });
+  const tables = () =>
+    trainer.adapters.slots.map(({ adapter }) => Array.from(adapter.indexes.topA ?? []));
+  const before = tables();
+  for (let i = 0; i < 4; i++) trainer.train(kernels);
+  await trainer.evaluate(kernels, trainer.data.heldOut);
+  expect(tables()).not.toEqual(before);
+  const folder = path.join(temporaryFolder(), 'out');
+  await writeAdapter(toFolder(folder), trainer.adapters);
+  const read = readAdapterFolder(folder);
+  for (const { layer, adapter } of trainer.adapters.slots) {
+    const place = { inFeatures: layer.K, outFeatures: layer.N };
+    expect(adapterFromPeft(read, layer.name, place).indexes).toEqual(adapter.indexes);
+  }
+  trainer.adapters.dispose();
+  base.dispose();
+});
