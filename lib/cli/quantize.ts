@@ -20,7 +20,8 @@ const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bit
 
 Usage: lowrank quantize IN OUT [options]
 
-IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT the same kind, new.
+IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT the same kind, new:
+a file that exists is refused, and so is a folder with files in it.
 
   --format F         nf4, fp4, int8 (blockwise) or int8-rowwise (LLM.int8) [nf4]
   --blocksize N      elements that share a scale                          [the format's own]
@@ -112,10 +113,7 @@ async function quantizeFile(
   target: string,
   quantizer: LayerQuantizer,
 ): Promise<void> {
-  if (fs.existsSync(target) && fs.statSync(target).isDirectory()) {
-    const text = `${kOp}: ${printable(target)} must be a file name as IN is a file, got a folder`;
-    throw new LowrankError('ERR_PATH', text, { op: kOp });
-  }
+  requireNewFile(source, target);
   const file = openSafetensors(source);
   quantizer.expect(file.names().length);
   const tensors = await quantizer.quantizeAll(file);
@@ -187,6 +185,18 @@ function shardsOf(folder: string): string[] {
     throw new LowrankError('ERR_FILE', text, { op: kOp });
   }
   return [...new Set(names as string[])].sort();
+}
+
+/** Nothing is overwritten, IN least of all. */
+function requireNewFile(source: string, target: string): void {
+  const stat = fs.lstatSync(target, { throwIfNoEntry: false });
+  if (stat === undefined) return;
+  const followed = fs.statSync(target, { throwIfNoEntry: false });
+  const { dev, ino } = statOf(source);
+  const isSource = followed?.dev === dev && followed.ino === ino;
+  const other = followed?.isDirectory() ? 'a folder' : 'a file that exists';
+  const text = `${kOp}: ${printable(target)} must be a new file (IN is a file), got ${isSource ? 'IN itself' : other}. Choose another name`;
+  throw new LowrankError('ERR_PATH', text, { op: kOp });
 }
 
 function requireNewFolder(target: string): void {

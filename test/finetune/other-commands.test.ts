@@ -215,6 +215,26 @@ describe('quantize', () => {
     expect(all.stderr).toMatch(/lm_head.*multiple of 32.*rows of 80/);
   });
 
+  it('overwrites no file, IN least of all', async () => {
+    const source = path.join(inFolder('single'), 'model.safetensors');
+    const before = fs.readFileSync(source);
+    const other = inFolder('other.safetensors');
+    fs.writeFileSync(other, 'of somebody');
+    fs.symlinkSync(source, inFolder('link.safetensors'));
+    for (const [out, got] of [
+      [source, /must be a new file .*got IN itself\. Choose another name/],
+      [inFolder('link.safetensors'), /got IN itself/],
+      [other, /other\.safetensors" must be a new file .*got a file that exists\. Choose another/],
+      [folder, /must be a new file .*got a folder/],
+    ] as const) {
+      const { code, stderr } = await run(['quantize', source, out]);
+      expect(stderr).toMatch(got);
+      expect(code).toBe(3);
+    }
+    expect(fs.readFileSync(source).equals(before)).toBe(true);
+    expect(fs.readFileSync(other, 'utf8')).toBe('of somebody');
+  });
+
   it.each<[string, () => string[], number, RegExp]>([
     ['a missing source', () => [inFolder('none'), inFolder('x')], 3, /none" must exist/],
     ['a folder without weights', () => [folder, inFolder('x')], 3, /must hold model\.safetensors/],
