@@ -272,6 +272,8 @@ export interface AdapterDefinition<
     indexes: Readonly<Record<string, Int32Array>>,
     tensors: Readonly<Record<P | B, Tensor>>,
   ) => S;
+  /** Inputs beside x that every call must bring. */
+  readonly inputs?: readonly string[];
   /** y [..., N] in the dtype of x. */
   readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;
   /** Settings that cannot be, in words: `['r', 'a divisor of K', '5']`; default none. */

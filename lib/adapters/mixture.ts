@@ -160,6 +160,7 @@ export const xlora = defineAdapter({
       scales: Tensor.from(Float32Array.from(scales), [scales.length], { device }),
     };
   },
+  inputs: ['gates'],
   forward: (t, { x, w, bias, p, config, state, inputs }) => {
     let gates = inputs.gates;
     if (gates === undefined) {

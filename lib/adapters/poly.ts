@@ -72,6 +72,7 @@ export const poly = defineAdapter({
       outputs: FeatureMap.gather(skillsOf(e), N, { device }),
     };
   },
+  inputs: ['tasks'],
   forward: (t, { x, w, bias, p, config, state, inputs, training, seed, N, K }) => {
     const { r, nTasks, nSkills, nSplits } = config;
     const { tasks } = inputs;

@@ -25,6 +25,7 @@ export const sibo = defineAdapter({
   mergeable: false,
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+  inputs: ['initial'],
   forward: (t, { x, w, bias, p, config, inputs }) => {
     const { lambda, dropout } = config;
     const initial = needed('sibo', 'initial', '[..., K]', inputs.initial);
@@ -47,6 +48,7 @@ export const resloraInput = defineAdapter({
   mergeable: false,
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+  inputs: ['previous'],
   forward: (t, { x, w, bias, p, config, inputs }) => {
     const previous = needed('reslora-input', 'previous', '[..., K]', inputs.previous);
     const h = t.shrink(t.add(x, previous), p.loraA, { dropout: config.dropout });
@@ -67,6 +69,7 @@ export const resloraMiddle = defineAdapter({
   mergeable: false,
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+  inputs: ['middle'],
   forward: (t, { x, w, bias, p, config, inputs }) => {
     const middle = needed('reslora-middle', 'middle', '[..., r]', inputs.middle);
     const h = t.add(t.shrink(x, p.loraA, { dropout: config.dropout }), middle);
@@ -112,6 +115,7 @@ export const alora = defineAdapter({
       ? undefined
       : ['invocationTokens', 'an array of token ids', `[${ids}]`],
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+  inputs: ['active'],
   forward: (t, { x, w, bias, p, config, inputs }) => {
     const active = needed('alora', 'active', '[..., 1] of 0 and 1', inputs.active);
     const h = t.multiply(t.shrink(x, p.loraA, { dropout: config.dropout }), active);

@@ -1,6 +1,8 @@
 /** The method of `lowrank finetune --adapter` and its settings. */
 
 import { loadMethod } from '../adapters/load-method.js';
+import { adapterMethods } from '../adapters/methods.js';
+import type { LowrankError } from '../core/errors.js';
 import { methodNamed, type TrainedMethod } from '../train/adapter-set.js';
 import type { Arguments } from './arguments.js';
 
@@ -21,11 +23,24 @@ export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ..
   const chosen: ChosenMethod[] = [];
   for (const name of names) {
     const method = /[./\\]/.test(name) ? await loadMethod(kOp, name) : methodNamed(kOp, name);
+    if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
     chosen.push({ method, settings: settingsOf(parsed, method, names.length === 1) });
   }
   const twice = chosen.find(({ method }, i) => chosen.findIndex((c) => c.method === method) < i);
   if (twice !== undefined) throw parsed.refuse('adapter', 'distinct methods', twice.method.method);
   return chosen as [ChosenMethod, ...ChosenMethod[]];
+}
+
+/** A layer of a model is called with x alone: the other inputs come from a training loop that has them. */
+function refuseInputs(parsed: Arguments, refused: TrainedMethod): LowrankError {
+  const all = adapterMethods.includes(refused) ? adapterMethods : [refused, ...adapterMethods];
+  const known = all.flatMap(({ method, definition: { inputs = [] } }) =>
+    inputs.length === 0 ? [] : `${method} needs ${inputs.join(' and ')}`,
+  );
+  const expected =
+    `a method that needs no input beside x (${known.join(', ')}: ` +
+    'train these in a loop of your own that gives adapter.forward its inputs)';
+  return parsed.refuse('adapter', expected, refused.method);
 }
 
 /**

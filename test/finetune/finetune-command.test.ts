@@ -346,6 +346,19 @@ describe('wrong input', () => {
       /--rank must be an integer from 1 to 4096, got "8\.5"/,
     ],
     ['a number out of range', () => ['--dropout', '1'], 2, /--dropout must be in \[0, 1\)/],
+    ...[
+      ['alora', 'active'],
+      ['sibo', 'initial'],
+      ['x-lora', 'gates'],
+      ['poly', 'tasks'],
+      ['reslora-input', 'previous'],
+      ['reslora-middle', 'middle'],
+    ].map(([name = '', input]): (typeof cases)[number] => [
+      `a method that needs an input beside x, ${name}`,
+      () => ['--adapter', `lora,${name}`],
+      2,
+      new RegExp(`--adapter must be .*no input beside x .*${name} needs ${input}.*, got "${name}"`),
+    ]),
     ['an unknown target', () => ['--targets', 'q_proj,nope'], 2, /all-linear or a list of q_proj/],
     [
       'a mistyped option',

@@ -26,7 +26,13 @@ const toFolder = (out: string) => ({ out, model: 'base' }) as FinetuneOptions;
 
 beforeAll(() => useBackend('cpu'));
 
-const trainable = adapterMethods.filter(({ method }) => settingsOf(method).inputs === undefined);
+const trainable = adapterMethods.filter(({ definition }) => definition.inputs === undefined);
+
+it('each method names the inputs that its calls need beside x', () => {
+  for (const { method, definition } of adapterMethods) {
+    expect(definition.inputs ?? [], method).toEqual(Object.keys(settingsOf(method).inputs ?? {}));
+  }
+});
 
 it.each(trainable.map(({ method }) => method))('%s trains a step and is written', async (name) => {
   const { base, trainer } = await make(name, settingsOf(name).settings);
