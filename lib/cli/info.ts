@@ -4,6 +4,7 @@
 
 import os from 'node:os';
 import {
+  type Device,
   type DeviceInfo,
   defaultDevice,
   devices,
@@ -13,7 +14,7 @@ import {
 } from '../index.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
-import { mebibytes, table } from './terminal.js';
+import { mebibytes, table, visible } from './terminal.js';
 import { version } from './version.js';
 
 const kHelp = `Devices, features, and why each is or is not there.
@@ -21,6 +22,9 @@ const kHelp = `Devices, features, and why each is or is not there.
 Usage: lowrank info [--json]
 
   --json   one JSON object on stdout
+
+A LOWRANK_DEVICE that names no device of this machine is shown as a problem (deviceProblem in the
+JSON, where defaultDevice is null); the exit code is 0 all the same.
 `;
 
 /**
@@ -42,6 +46,17 @@ function startDevices(): DeviceInfo[] {
     const reason = failures.get(row.device);
     return reason === undefined ? row : { ...row, available: false, reason };
   });
+}
+
+/** The default device, or why there is none: LOWRANK_DEVICE names one that is not here. */
+function readDefaultDevice(): { defaultDevice: Device | null; deviceProblem?: string } {
+  try {
+    return { defaultDevice: defaultDevice() };
+  } catch (error) {
+    if (!(error instanceof LowrankError) || error.code !== 'ERR_DEVICE') throw error;
+    const advice = 'Set LOWRANK_DEVICE to a device that is available, or unset it';
+    return { defaultDevice: null, deviceProblem: `${error.message}. ${advice}` };
+  }
 }
 
 export async function infoCommand(args: readonly string[]): Promise<number> {
@@ -71,14 +86,17 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
   }
   // Throws where the addon is missing; what is known without it was said above.
   const found = startDevices();
-  const facts = { ...host, threads: getThreads(), defaultDevice: defaultDevice(), devices: found };
+  const facts = { ...host, threads: getThreads(), ...readDefaultDevice(), devices: found };
   if (json) {
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
     return exitCodes.ok;
   }
-  process.stdout.write(
-    `kernels    ${facts.threads} threads, default device ${facts.defaultDevice}\n\n`,
-  );
+  const standard = facts.defaultDevice === null ? 'none' : facts.defaultDevice;
+  process.stdout.write(`kernels    ${facts.threads} threads, default device ${standard}\n`);
+  if (facts.deviceProblem !== undefined) {
+    process.stdout.write(`problem    ${visible(facts.deviceProblem)}\n`);
+  }
+  process.stdout.write('\n');
   for (const device of found) {
     process.stdout.write(`${device.device}: ${device.available ? 'available' : 'not available'}\n`);
     if (device.reason !== undefined) process.stdout.write(`  ${device.reason}\n`);

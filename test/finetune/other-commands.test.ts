@@ -68,6 +68,24 @@ describe('info', () => {
     expect(names).toContain('reference');
   });
 
+  it.each([
+    ['foo', /LOWRANK_DEVICE: device must be one of 'cpu'.*got 'foo'\. Set LOWRANK_DEVICE to/],
+    ['cuda:63', /LOWRANK_DEVICE: device must be .*got 'cuda:63'.*or unset it/],
+  ])('prints everything where LOWRANK_DEVICE is %s, with the problem', async (device, problem) => {
+    const wrap = `LOWRANK_DEVICE=${device} exec "$@"`;
+    const plain = await run(['info'], { wrap });
+    expect(plain.code, plain.stderr).toBe(0);
+    expect(plain.stdout).toMatch(/^kernels +\d+ threads, default device none$/m);
+    expect(plain.stdout.match(/^problem +(.*)$/m)?.[1]).toMatch(problem);
+    expect(plain.stdout).toMatch(/^cpu: available$/m);
+    const { code, stdout } = await run(['info', '--json'], { wrap });
+    expect(code).toBe(0);
+    const facts = JSON.parse(stdout);
+    expect(facts.defaultDevice).toBeNull();
+    expect(facts.deviceProblem).toMatch(problem);
+    expect(facts.devices.map(({ device }: { device: string }) => device)).toContain('cpu');
+  });
+
   it('says why the addon is missing', async () => {
     const { code, stdout, stderr } = await run(['info'], {
       wrap: `LOWRANK_BINDING=${inFolder('no.node')} exec "$@"`,
