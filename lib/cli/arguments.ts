@@ -92,6 +92,17 @@ export class Arguments {
   }
 
   /** @throws UsageError */
+  powerOfTwo(name: string, min: number, max: number): number | undefined {
+    const text = this.text(name);
+    if (text === undefined) return undefined;
+    const value = /^\d{1,9}$/.test(text.trim()) ? Number(text) : Number.NaN;
+    if (!(value >= min && value <= max && Number.isInteger(Math.log2(value)))) {
+      throw this.refuse(name, `a power of two from ${min} to ${max}`, text);
+    }
+    return value;
+  }
+
+  /** @throws UsageError */
   number(name: string, fallback: number, expected: string, holds: (n: number) => boolean): number {
     const text = this.text(name);
     if (text === undefined) return fallback;
@@ -110,8 +121,18 @@ export class Arguments {
   }
 
   refuse(name: string, expected: string, got: string): UsageError {
-    return usage(this.command, `--${name} must be ${expected}, got ${printable(got)}`);
+    return usage(this.command, refusalOf(name, expected, got));
   }
+
+  /** A value that is right, of a device that this machine does not have. */
+  refuseDevice(name: string, expected: string, got: string, reason: string): LowrankError {
+    const text = `${this.command}: ${refusalOf(name, expected, got)} (${reason})`;
+    return new LowrankError('ERR_DEVICE', text);
+  }
+}
+
+function refusalOf(name: string, expected: string, got: string): string {
+  return `--${name} must be ${expected}, got ${printable(got)}`;
 }
 
 function usage(command: string, text: string): UsageError {

@@ -19,8 +19,9 @@ import { kModels, layersOf } from '../bench/shapes.js';
 import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
 import { resultText } from '../bench/table.js';
 import { LowrankError } from '../core/errors.js';
-import { type Device, defaultDevice, devices, getThreads } from '../index.js';
+import { defaultDevice, getThreads } from '../index.js';
 import { Arguments } from './arguments.js';
+import { readDevices } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
 import { Progress } from './terminal.js';
 
@@ -189,7 +190,7 @@ function choosesJobs(parsed: Arguments): boolean {
 
 function readGroups(parsed: Arguments): Group[] {
   const { lastCache } = describeMachine();
-  const deviceList = readDevices(parsed);
+  const deviceList = readDevices(parsed) ?? [defaultDevice()];
   if (!choosesJobs(parsed)) {
     return deviceList.flatMap((device) => defaultGroups(device, getThreads(), lastCache));
   }
@@ -235,26 +236,6 @@ function readShapes(parsed: Arguments): SweepShape[] {
   return parsed.text('m') === undefined
     ? [{ M: 1024, K: 192, N: 512 }]
     : [{ layer: 'Llama-3.2-1B q', K: 2048, N: 2048 }];
-}
-
-function readDevices(parsed: Arguments): Device[] {
-  const text = parsed.text('device');
-  if (text === undefined) return [defaultDevice()];
-  const known = devices();
-  return text.split(',').map((item) => {
-    const row = known.find(({ device }) => device === item.trim());
-    if (row === undefined) {
-      throw parsed.refuse(
-        'device',
-        `a list of ${known.map(({ device }) => device).join(', ')}`,
-        text,
-      );
-    }
-    if (!row.available) {
-      throw parsed.refuse('device', `available (${row.reason ?? 'absent'})`, row.device);
-    }
-    return row.device;
-  });
 }
 
 async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {

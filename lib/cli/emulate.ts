@@ -40,7 +40,7 @@ OP is ${emulatedOps.join(', ')}.
   --m, --n, --k N     tokens, output and input features                   [64, 128, 256]
   --r N               rank of the adapter                                 [16]
   --format F          nf4, fp4, int8 or none (dense)                      [nf4]
-  --blocksize N       elements that share a scale                         [of the format]
+  --blocksize N       elements that share a scale, 32, 64, ... 4096       [of the format]
   --double-quant      the scales quantised as well
   --dtype T           of the activations: bf16, f16 or f32                [bf16]
   --adapter-dtype T   of lora_a and lora_b                                [that of --dtype]
@@ -98,6 +98,7 @@ const kOptions = {
   json: { type: 'boolean' },
 } as const;
 
+const kCapabilities = ['80', '86', '89', '90', '120'] as const;
 const kDTypes = ['bf16', 'f16', 'f32'] as const;
 const kSchedules = ['forward', 'reverse', 'random'] as const;
 /** In the environment of the process that runs one op: its OpSpec, and where the outcome goes. */
@@ -159,7 +160,7 @@ function parseSchedules(parsed: Arguments): Schedule[] {
   }
   const seeds = parsed.integer('seeds', 1, 1, 10_000);
   if (seeds > 1 && !names.includes('random')) names.push('random');
-  const sm = String(parsed.integer('sm', 80, 50, 200));
+  const sm = readCapability(parsed);
   const shared = {
     LOWRANK_EMULATOR_SM: sm,
     LOWRANK_EMULATOR_COPIES: parsed.flag('early-copies') ? 'early' : 'late',
@@ -173,6 +174,11 @@ function parseSchedules(parsed: Arguments): Schedule[] {
       env: { ...shared, LOWRANK_EMULATOR_ORDER: order, LOWRANK_EMULATOR_SEED: String(i + 1) },
     })),
   );
+}
+
+/** Of the cards that the emulator knows, whose kernels are in the package. */
+function readCapability(parsed: Arguments): (typeof kCapabilities)[number] {
+  return parsed.choice('sm', '80', kCapabilities);
 }
 
 function parseOp(parsed: Arguments): OpSpec {
@@ -202,7 +208,7 @@ function parseOp(parsed: Arguments): OpSpec {
     r: size('r', 16),
     dtype,
     format,
-    blocksize: parsed.text('blocksize') === undefined ? undefined : size('blocksize', 64),
+    blocksize: parsed.powerOfTwo('blocksize', 32, 4096),
     doubleQuant: parsed.flag('double-quant'),
     adapterDType: parsed.choice<DType>('adapter-dtype', dtype, kDTypes),
     dropout: parsed.number('dropout', 0, '0 to below 1', (p) => p >= 0 && p < 1),
@@ -334,7 +340,7 @@ function resultOf(
 ): EmulateResult {
   const several = runs.length > 1;
   const equal = (key: (run: EmulatedRun) => string) => new Set(runs.map(key)).size === 1;
-  const sm = parsed.integer('sm', 80, 50, 200);
+  const sm = Number(readCapability(parsed));
   return {
     title,
     device: `emulated device of capability ${(sm / 10).toFixed(1)}, ${kind} library`,

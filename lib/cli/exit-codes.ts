@@ -24,7 +24,7 @@ export const exitCodeHelp = `Exit codes:
     4  a model, format or device that is not supported here
     5  a checkpoint of another run
     6  no space left, or a file size limit
-    7  out of memory, or numbers that are not finite
+    7  out of memory, or numbers that are not finite; emulate: something was found
     8  the native addon is missing, or could not be built
   130  interrupted (Ctrl-C); 143 terminated
 `;

@@ -57,7 +57,9 @@ function settingsOf(
   const put = (option: string, setting: string, value: () => unknown) => {
     if (setting in defaults) settings[setting] = value();
     else if (alone && (parsed.text(option) !== undefined || parsed.flag(option))) {
-      throw parsed.refuse(option, `left out (${method} has no ${setting})`, 'it');
+      const known = Object.keys(defaults).join(', ') || 'none';
+      const expected = `left out (${method} has no ${setting}; its settings: ${known})`;
+      throw parsed.refuse(option, expected, parsed.text(option) ?? `--${option}`);
     }
   };
   const r = parsed.integer('rank', 8, 1, 4096);

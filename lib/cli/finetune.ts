@@ -6,7 +6,6 @@ import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { writeFileAtomic } from '../checkpoint/atomic-write.js';
 import { printable } from '../checkpoint/printable.js';
-import type { Device } from '../index.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
 import { parseTargets } from '../train/adapter-set.js';
 import {
@@ -17,6 +16,7 @@ import {
   Interrupted,
 } from '../train/finetune.js';
 import { Arguments } from './arguments.js';
+import { readDevice } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
@@ -49,7 +49,7 @@ Adapter
 Base
   --format F          nf4, fp4, int8, int4 (with zero-points where a row
                       is whole blocks) or none (dense f32)                [nf4]
-  --blocksize N       elements that share a scale                         [the format's own]
+  --blocksize N       elements that share a scale, 32, 64, ... 4096       [the format's own]
   --double-quant      quantise the scales too
 
 Training
@@ -223,8 +223,8 @@ function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): Fin
   const notNegative = (value: number) => value >= 0;
   const steps = parsed.integer('steps', 120, 1, most);
   const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'int4', 'none'] as const);
-  const blocksize = parsed.text('blocksize');
-  const device = parsed.text('device');
+  const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
+  const device = readDevice(parsed);
   const targets = parsed.text('targets') ?? 'all-linear';
   const evalEvery = Math.max(1, Math.ceil(steps / 5));
   return {
@@ -235,7 +235,7 @@ function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): Fin
     seqLen: parsed.integer('seq-len', 128, 2, 1_000_000),
     format: {
       format,
-      ...(blocksize === undefined ? {} : { blocksize: parsed.integer('blocksize', 0, 32, 4096) }),
+      ...(blocksize === undefined ? {} : { blocksize }),
       ...(parsed.flag('double-quant') ? { doubleQuant: true } : {}),
     },
     adapter: {
@@ -259,7 +259,7 @@ function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): Fin
     compare: !parsed.flag('no-compare'),
     prompts: parsed.texts('prompt'),
     sampleTokens: parsed.integer('sample-tokens', 60, 0, 100_000),
-    ...(device === undefined ? {} : { device: device as Device }),
+    ...(device === undefined ? {} : { device }),
   };
 }
 

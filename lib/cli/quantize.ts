@@ -9,8 +9,8 @@ import { readJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
-import type { Device } from '../index.js';
 import { Arguments } from './arguments.js';
+import { readDevice } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
 import { Interrupts } from './interrupt.js';
 import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
@@ -24,7 +24,7 @@ IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT 
 a file that exists is refused, and so is a folder with files in it.
 
   --format F         nf4, fp4, int8 (blockwise) or int8-rowwise (LLM.int8) [nf4]
-  --blocksize N      elements that share a scale                          [the format's own]
+  --blocksize N      elements that share a scale, 32, 64, ... 4096        [the format's own]
   --double-quant     quantise the scales too
   --skip LIST        parts of names to leave as they are                  [lm_head,embed,norm]
   --device D         where to compute                                     [LOWRANK_DEVICE, or cpu]
@@ -96,15 +96,21 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
 function readSettings(parsed: Arguments): QuantizeSettings {
   const formats = ['nf4', 'fp4', 'int8', 'int8-rowwise'] as const;
   const format = parsed.choice('format', 'nf4', formats);
-  const blocksize = parsed.text('blocksize');
-  const device = parsed.text('device');
+  const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
+  const device = readDevice(parsed);
   const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());
+  if (format === 'int8-rowwise') {
+    const expected = `left out with --format ${format}, which has a scale a row`;
+    if (blocksize !== undefined) throw parsed.refuse('blocksize', expected, String(blocksize));
+    if (parsed.flag('double-quant'))
+      throw parsed.refuse('double-quant', expected, '--double-quant');
+  }
   return {
     format,
-    ...(blocksize === undefined ? {} : { blocksize: parsed.integer('blocksize', 0, 32, 4096) }),
+    ...(blocksize === undefined ? {} : { blocksize }),
     doubleQuant: parsed.flag('double-quant'),
     skip: skip.filter((part) => part !== ''),
-    ...(device === undefined ? {} : { device: device as Device }),
+    ...(device === undefined ? {} : { device }),
   };
 }
 

@@ -60,7 +60,14 @@ describe('a method of one’s own', () => {
     [['--adapter', 'examples/own-case/merged.mjs'], 'what defineAdapter returns'],
     [['--adapter', 'lorra'], 'must be one of'],
     [['--adapter', 'lora,lora'], 'distinct'],
-    [['--adapter', 'ia3', '--rank', '4'], 'ia3 has no r'],
+    [
+      ['--adapter', 'ia3', '--rank', '4'],
+      '--rank must be left out (ia3 has no r; its settings: kernel), got "4"',
+    ],
+    [
+      ['--adapter', 'examples/own-adapter/gated-lora.ts', '--rslora'],
+      '--rslora must be left out (gated-lora has no rslora; its settings: r, loraAlpha, dropout), got "--rslora"',
+    ],
     [['--adapter', 'vera', '--set', 'dInitial=much'], 'dInitial=<number>'],
     [['--adapter', 'vera', '--set', 'colour=1'], 'a setting of vera'],
   ])('is refused in words: %j', async (args, words) => {

@@ -170,6 +170,9 @@ describe('lowrank bench', () => {
       [['--device', 'tpu'], 'reference'],
       [['--seconds', '0'], 'a number above 0'],
     ];
+    const absent = await run(['bench', '--device', 'cpu,cuda:63']);
+    expect(absent.stderr).toMatch(/--device must be one that is here, .*got "cuda:63"/);
+    expect(absent.code).toBe(4);
     const results = await Promise.all(wrong.map(([args]) => run(['bench', ...args])));
     results.forEach(({ code, stderr }, i) => {
       expect(stderr).toContain(wrong[i]?.[1]);

@@ -30,6 +30,11 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
       [['matmul', '--dropout', '1'], /--dropout must be 0 to below 1/],
       [['quantize', '--format', 'none'], /--format must be nf4, fp4 or int8/],
       [['--kernel', 'x.cu'], /--kernel needs --name/],
+      ...['70', '87', '100', '999'].map(
+        (sm) =>
+          [['matmul', '--sm', sm], /--sm must be one of 80, 86, 89, 90, 120, got "\d+"/] as const,
+      ),
+      [['matmul', '--blocksize', '48'], /--blocksize must be a power of two from 32 to 4096/],
     ] as const) {
       const { code, stderr } = await run(['emulate', ...args]);
       expect(stderr).toMatch(message);

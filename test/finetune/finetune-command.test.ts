@@ -338,7 +338,14 @@ describe('wrong input', () => {
       /--report must be a file in/,
     ],
     ['nothing to resume', () => ['--resume'], 5, /got nothing there/],
-    ['an unknown device', () => ['--device', 'gpu9'], 4, /device/],
+    [
+      'an unknown device',
+      () => ['--device', 'gpu9'],
+      2,
+      /--device must be one of cpu, reference, cuda, .*got "gpu9"/,
+    ],
+    ['a device that is not here', () => ['--device', 'cuda:63'], 4, /--device must .*"cuda:63"/],
+    ['a wrong blocksize', () => ['--blocksize', '48'], 2, /--blocksize must be a power of two/],
     [
       'a wrong number',
       () => ['--rank', '8.5'],

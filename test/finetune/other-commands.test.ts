@@ -262,8 +262,26 @@ describe('quantize', () => {
     [
       'a wrong blocksize',
       () => [inFolder('single'), inFolder('x'), '--blocksize', '48'],
+      2,
+      /--blocksize must be a power of two from 32 to 4096, got "48"/,
+    ],
+    [
+      'a blocksize where rows have the scales',
+      () => [inFolder('single'), inFolder('x'), '--format', 'int8-rowwise', '--blocksize', '64'],
+      2,
+      /--blocksize must be left out with --format int8-rowwise, which has a scale a row, got "64"/,
+    ],
+    [
+      'an unknown device',
+      () => [inFolder('single'), inFolder('x'), '--device', 'foo'],
+      2,
+      /--device must be one of cpu, reference, cuda, .*got "foo"/,
+    ],
+    [
+      'a device that is not here',
+      () => [inFolder('single'), inFolder('x'), '--device', 'cuda:63'],
       4,
-      /power of two/,
+      /--device must be one that is here, cpu or .*got "cuda:63" \(there is no such GPU\)/,
     ],
   ])('refuses %s', async (_, args, code, message) => {
     const result = await run(['quantize', ...args()]);
