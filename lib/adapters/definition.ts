@@ -264,6 +264,13 @@ export interface AdapterDefinition<
     make: AdapterMaker<C, P | B>,
     tensors: Readonly<Record<P | B, Tensor>>,
   ) => Readonly<Record<string, Int32Array>>;
+  /**
+   * What is drawn for all layers of a model together, in their order, in place of what a layer alone would have: frozen
+   * tensors and integer tables.
+   */
+  readonly drawTogether?: (
+    makes: readonly AdapterMaker<C, P | B>[],
+  ) => readonly Regenerated<P | B>[];
   /** The integer tables follow from the values of the trained tensors: a trainer draws them anew at every step. */
   readonly indexesFollowValues?: boolean;
   /** What does not change from call to call and is no tensor of the method: maps, tables. */

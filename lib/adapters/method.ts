@@ -102,7 +102,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
    * @throws as {@link AdapterMethod.create}
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
-    const { init } = this.definition;
+    const { init, drawTogether } = this.definition;
     const shared = sharedNames(this.definition);
     const [first] = layers;
     if (shared.length === 0 || first === undefined)
@@ -117,9 +117,10 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       } as AdapterPlace & Partial<C>);
       const whole = init(all) as Readonly<Record<P | B, Tensor>>;
       const values = new Map(shared.map((name) => [name, whole[name].readSync()]));
-      return layers.map((layer) =>
+      const makes = layers.map((layer) => this.#maker(`${this.method}.createAll`, layer));
+      const together = drawTogether?.(makes);
+      return makes.map((make, i) =>
         scope(() => {
-          const make = this.#maker(`${this.method}.createAll`, layer);
           const { dtype, device, shapes } = make;
           const tensors = { ...init(make) } as Record<string, Tensor>;
           for (const name of shared) {
@@ -130,7 +131,15 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
             );
             tensors[name] = Tensor.from(part, shapes[name], { dtype, device });
           }
-          return this.from(tensors as Record<P | B, Tensor>, layer);
+          const drawn = together?.[i];
+          for (const [name, part] of Object.entries(drawn?.tensors ?? {})) {
+            tensors[name] = Tensor.from(part as Float32Array, shapes[name as P | B], {
+              dtype,
+              device,
+            });
+          }
+          const layer = layers[i] as AdapterPlace & Partial<C>;
+          return this.from(tensors as Record<P | B, Tensor>, layer, drawn?.indexes);
         }),
       );
     });

@@ -49,7 +49,15 @@ function tableOf(
     tables = { key, ...drawn(count, length, seed) };
     kTables.set(layers, tables);
   }
-  const { indexes, scales } = tables as Tables;
+  return partOfTable(tables as Tables, from, { r, K, N });
+}
+
+/** What a layer has of it, from one place on: loraA before loraB. */
+function partOfTable(
+  { indexes, scales }: Omit<Tables, 'key'>,
+  from: number,
+  { r, K, N }: { readonly r: number; readonly K: number; readonly N: number },
+) {
   const indexesA = indexes.slice(from, from + r * K);
   const indexesB = indexes.slice(from + r * K, from + r * (K + N));
   const scalesOf = (own: Int32Array) => Float32Array.from(own, (i) => scales[i] as number);
@@ -64,8 +72,8 @@ function tableOf(
  * `loraA = theta[indexesA] ⊙ scalesA`, `loraB = theta[indexesB] ⊙ scalesB`. The places are drawn once; the scales
  * are `1 / sqrt(count)` of how often a place is used, over all layers that share the vector.
  *
- * A fresh adapter counts its own layer; for several layers over one vector make the tables and scales
- * together and use `from`.
+ * A fresh adapter counts its own layer; {@link AdapterMethod.createAll} makes the tables and scales of several layers
+ * together.
  */
 export const unilora = defineAdapter({
   method: 'unilora',
@@ -92,6 +100,19 @@ export const unilora = defineAdapter({
     const { N, K, config } = make;
     const all = balanced(config.r * (N + K), config.length, make.seed());
     return { indexesA: all.slice(0, config.r * K), indexesB: all.slice(config.r * K) };
+  },
+  drawTogether: (makes) => {
+    const sizeOf = ({ N, K, config: { r } }: (typeof makes)[number]) => r * (K + N);
+    const [first] = makes;
+    const count = makes.reduce((sum, make) => sum + sizeOf(make), 0);
+    const tables = drawn(count, first?.config.length ?? 1, (first?.seed() ?? 0) % 2 ** 32);
+    let from = 0;
+    return makes.map((make) => {
+      const { N, K, config } = make;
+      const part = partOfTable(tables, from, { r: config.r, K, N });
+      from += sizeOf(make);
+      return part;
+    });
   },
   prepare: ({ config: { length }, device }, { indexesA, indexesB }) => ({
     a: FeatureMap.gather(indexesA as Int32Array, length, { device }),

@@ -130,3 +130,25 @@ it('chooses the vectors of vblora by the logits as training moves them, as the f
   trainer.adapters.dispose();
   base.dispose();
 });
+
+it('draws the places of unilora for all layers together, with the scales of all their uses', async () => {
+  const length = 100;
+  const { base, trainer } = await make('unilora', { r: 2, length });
+  const adapters = trainer.adapters.slots.map(({ adapter }) => adapter);
+  const entries = adapters.flatMap(({ indexes, buffers }) =>
+    ['A', 'B'].flatMap((factor) => {
+      const scales = buffers[`scales${factor}`]?.readSync() ?? new Float32Array();
+      const places = Array.from(indexes[`indexes${factor}`] ?? []);
+      return places.map((place, i) => ({ place, scale: scales[i] }));
+    }),
+  );
+  const uses = new Array<number>(length).fill(0);
+  for (const { place } of entries) uses[place] = (uses[place] as number) + 1;
+  expect(entries.length).toBe(4 * 2 * (48 + 48));
+  expect(Math.max(...uses) - Math.min(...uses)).toBe(1);
+  for (const { place, scale } of entries) {
+    expect(scale).toBe(Math.fround(1 / Math.sqrt(uses[place] as number)));
+  }
+  trainer.adapters.dispose();
+  base.dispose();
+});
