@@ -34,7 +34,7 @@ export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
 export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';
 export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
-export { adapterMethods } from './adapters/methods.js';
+export { type AnyMethod, adapterMethods } from './adapters/methods.js';
 export { type MontecloraLoss, montecloraLoss } from './adapters/monteclora.js';
 export {
   NormAdapter,

@@ -1,4 +1,4 @@
-import type { Value } from '../autograd/gradient-tape.js';
+import { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
@@ -12,12 +12,12 @@ import {
   readOptions,
   showShape,
 } from '../core/validate.js';
-import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
+import { type BaseWeight, checkActivations, checkWeight, withLast } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { mergeLora, unmergeLora } from '../ops/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import type { AdapterDefinition, AdapterMaker } from './definition.js';
+import type { AdapterDefinition, AdapterMaker, PeftForm } from './definition.js';
 import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
 
 /** What {@link Adapter.forward} takes beside its operands. */
@@ -92,7 +92,32 @@ export class AdapterSaved implements Disposable {
   }
 }
 
-export type AnyDefinition = AdapterDefinition<object, string, string, unknown>;
+/** What a method's formula returned: y [..., N], a step of the tape, in the dtype of x. */
+function checkResult(op: string, value: unknown, x: Tensor, N: number): void {
+  const what = "what the method's forward returns";
+  if (!(value instanceof Value))
+    throw wrongType(op, what, 'a Value of the tape (t.own makes one of a tensor)', value);
+  const { shape, dtype } = value.tensor;
+  const expected = withLast(x, N);
+  if (shape.length !== expected.length || shape.some((dim, i) => dim !== expected[i])) {
+    fail('ERR_SHAPE', op, what, `of shape ${showShape(expected)}`, showShape(shape));
+  }
+  if (dtype !== x.dtype) fail('ERR_DTYPE', op, what, `${x.dtype}, as x`, dtype);
+}
+
+/** Functions as methods, which take the place of such as want narrower arguments. */
+type Methods<T> = {
+  [K in keyof T]: NonNullable<T[K]> extends (...args: infer A) => infer R
+    ? { method(...args: A): R }['method'] | Extract<T[K], undefined>
+    : T[K];
+};
+
+/** A definition whatever its settings and tensors. */
+export type AnyDefinition = Methods<
+  Omit<AdapterDefinition<object, string, string, unknown>, 'peft'>
+> & {
+  readonly peft?: Methods<PeftForm<object, string>>;
+};
 
 /**
  * One layer's adapter of any method: tensors by name, forward, backward, merge.
@@ -252,6 +277,7 @@ export class Adapter<C extends object = object> implements Disposable {
         training,
         seed: given.seed,
       });
+      checkResult(op, value, x, N);
       // Where the backward pass reads y too, the caller has a handle of its own.
       const y = tape.kept.includes(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;
       const saved = new AdapterSaved(tape, value, leaves, held);

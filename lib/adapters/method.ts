@@ -3,9 +3,15 @@ import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkInteger, checkShape, readOptions } from '../core/validate.js';
+import {
+  checkDropout,
+  checkFinite,
+  checkInteger,
+  checkShape,
+  readOptions,
+} from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
-import { Adapter, type AnyDefinition } from './adapter.js';
+import { Adapter } from './adapter.js';
 import { type AdapterDefinition, AdapterMaker } from './definition.js';
 import { leadingPart } from './leading-part.js';
 
@@ -25,6 +31,18 @@ export interface AdapterPlace {
   weight?: BaseWeight;
 }
 
+/** A number among a method's settings: dropout a probability, `r` a rank, all of them finite. */
+function checkSetting(op: string, name: string, value: number, fresh: boolean): void {
+  if (name === 'dropout') {
+    checkDropout(op, value);
+  } else if (name === 'r') {
+    // A trained adapter may have lost all of its ranks (AdaLoRA).
+    checkInteger(op, name, value, fresh ? 1 : 0, 2 ** 31 - 1);
+  } else {
+    checkFinite(op, name, value);
+  }
+}
+
 /** A method that adapters can be made of: what {@link defineAdapter} returns. */
 export class AdapterMethod<C extends object, P extends string, B extends string, S> {
   readonly definition: AdapterDefinition<C, P, B, S>;
@@ -37,7 +55,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     return this.definition.method;
   }
 
-  #maker(op: string, options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
+  #maker(op: string, options: AdapterPlace & Partial<C>, fresh = true): AdapterMaker<C, P | B> {
     const { method, defaults, check, shapes } = this.definition;
     if (options === null || typeof options !== 'object') {
       throw wrongType(op, 'options', 'an object', options);
@@ -66,6 +84,9 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     }
     const refused = check?.({ N, K, config });
     if (refused !== undefined) fail('ERR_VALUE', op, ...refused);
+    for (const [name, value] of Object.entries(config)) {
+      if (typeof value === 'number') checkSetting(op, name, value, fresh);
+    }
     return new AdapterMaker<C, P | B>({
       N,
       K,
@@ -87,8 +108,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     return scope(() => {
       const tensors = this.definition.init(make) as Readonly<Record<P | B, Tensor>>;
       return new Adapter<C>(
-        this.definition as unknown as AnyDefinition,
-        make as unknown as AdapterMaker<object>,
+        this.definition,
+        make,
         tensors,
         this.definition.drawIndexes?.(make, tensors) ?? {},
       );
@@ -157,13 +178,14 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   ): Adapter<C> {
     const op = `${this.method}.from`;
     const [first] = Object.values(tensors) as readonly Tensor[];
-    const make = this.#maker(op, {
+    const place = {
       ...options,
       ...(options.device === undefined && first !== undefined ? { device: first.device } : {}),
-    });
+    };
+    const make = this.#maker(op, place, false);
     return new Adapter<C>(
-      this.definition as unknown as AnyDefinition,
-      make as unknown as AdapterMaker<object>,
+      this.definition,
+      make,
       tensors as Readonly<Record<string, Tensor>>,
       indexes ??
         this.definition.drawIndexes?.(make, tensors as Readonly<Record<P | B, Tensor>>) ??
@@ -173,7 +195,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
 
   /** What {@link AdapterMethod.create} would start from: of tensors that a checkpoint leaves out. */
   maker(options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
-    return this.#maker(this.method, options);
+    return this.#maker(this.method, options, false);
   }
 }
 
@@ -214,5 +236,26 @@ export function defineAdapter<
   B extends string = never,
   S = undefined,
 >(definition: AdapterDefinition<C, P, B, S>): AdapterMethod<C, P, B, S> {
+  const op = 'defineAdapter';
+  if (definition === null || typeof definition !== 'object') {
+    throw wrongType(op, 'definition', 'an object', definition);
+  }
+  const given = definition as unknown as Readonly<Record<string, unknown>>;
+  const needed = {
+    method: 'a string',
+    defaults: 'an object',
+    trained: 'an array of names',
+    shapes: 'a function',
+    init: 'a function',
+    forward: 'a function',
+  };
+  for (const [field, expected] of Object.entries(needed)) {
+    const value = given[field];
+    const fits =
+      field === 'trained'
+        ? Array.isArray(value)
+        : typeof value === expected.split(' ')[1] && value !== null;
+    if (!fits) throw wrongType(op, `definition.${field}`, expected, value);
+  }
   return new AdapterMethod(definition);
 }

@@ -1,7 +1,7 @@
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
+import { checkDropout, lastDim } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
@@ -317,6 +317,7 @@ export class Tape extends StructuredTape {
 
   /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`; only while recording. */
   dropout(a: Value, p: number): Value {
+    checkDropout('dropout', p);
     if (p === 0 || !this.recording) return a;
     const { seed, dropoutMask } = this.#nextDropout(p);
     if (seed === undefined && dropoutMask === undefined) {

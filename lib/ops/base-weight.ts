@@ -37,7 +37,7 @@ export function checkActivations(
   if (value.shape.length === 0 || lastDim(value) !== size) {
     fail('ERR_SHAPE', op, operand, `of shape [..., ${dim} = ${size}]`, showShape(value.shape));
   }
-  checkSameDevice(op, operand, weight, value);
+  checkSameDevice(op, 'w', weight, value);
   if (weight instanceof Tensor) checkMixes(op, 'w', weight, value);
 }
 

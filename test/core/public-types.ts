@@ -3,10 +3,14 @@
  * `npm run types`. A line under `@ts-expect-error` that compiles is an error itself.
  */
 import {
+  type AnyMethod,
+  adapterMethods,
+  adapters,
   type BaseWeight,
   blockMatmul,
   blockWeightGrad,
   type ComputePrecision,
+  checkAdapter,
   coreScale,
   coreScaleBackward,
   type Device,
@@ -206,6 +210,9 @@ export function parts(x: Tensor, w: BaseWeight, dy: Tensor): void {
   same<typeof kept, number>(true);
   factoredNorm({ w, loraA: x, loraB: x, weightNorms: weightNorms(w) });
   same<ReturnType<typeof loraExpandWithNorms>, { y: Tensor; norms: Tensor }>(true);
+  const methods: readonly AnyMethod[] = [adapters.vera, adapters.dora, ...adapterMethods];
+  checkAdapter(methods[0] ?? adapters.oft);
+  checkAdapter(adapters.lora, { settings: { r: 2 } });
   // @ts-expect-error a repetition is inner or outer
   FeatureMap.repeat(4, 2, 'middle');
   const { h2, saved } = coreScale(h, { core: x });

@@ -1,0 +1,129 @@
+// What an author of a method, or a caller of one, does wrong is said at once and by its name.
+import { describe, expect, it } from 'vitest';
+import {
+  type AdapterDefinition,
+  adapters,
+  defineAdapter,
+  devices,
+  matmul,
+  scope,
+  Tensor,
+  type Value,
+} from '../../lib/index.js';
+
+const [M, N, K] = [4, 6, 8];
+const w = Tensor.randn([N, K], { seed: 1 });
+const place = { inFeatures: K, outFeatures: N, weight: w };
+const good: AdapterDefinition<{ r: number }, 'a'> = {
+  method: 'mine',
+  reference: 'none',
+  defaults: { r: 2 },
+  trained: ['a'],
+  shapes: ({ config: { r } }) => ({ a: [r, K] }),
+  init: (make) => ({ a: make.kaiming('a') }),
+  forward: (t, { x, w }) => t.linear(x, w),
+};
+const message = (run: () => unknown): string => {
+  try {
+    run();
+  } catch (error) {
+    const { code } = error as { code?: string };
+    return `${code} ${(error as Error).message}`;
+  }
+  return 'no error';
+};
+
+describe('a method', () => {
+  it.each([
+    ['method', 3, 'a string, got a number'],
+    ['defaults', null, 'an object, got null'],
+    ['trained', 'a', 'an array of names, got a string'],
+    ['shapes', undefined, 'a function, got undefined'],
+    ['init', {}, 'a function, got an object'],
+    ['forward', undefined, 'a function, got undefined'],
+  ])('without a proper %s is refused where it is defined', (field, value, rest) => {
+    const wrong = { ...good, [field]: value } as unknown as typeof good;
+    expect(message(() => defineAdapter(wrong))).toBe(
+      `ERR_TYPE defineAdapter: definition.${field} must be ${rest}`,
+    );
+  });
+
+  it.each([
+    [
+      'another shape',
+      ((t, { x, p }) => t.shrink(x, p.a as Value)) as typeof good.forward,
+      "ERR_SHAPE mine.forward: what the method's forward returns must be of shape [4, 6], got [4, 2]",
+    ],
+    [
+      'another dtype',
+      ((t, { x, w }) =>
+        t.linear(t.constant(x.tensor.to({ dtype: 'f32' })), w)) as typeof good.forward,
+      "ERR_DTYPE mine.forward: what the method's forward returns must be bf16, as x, got f32",
+    ],
+    [
+      'a tensor',
+      ((_, { x, w }) => matmul(x.tensor, w) as unknown as Value) as typeof good.forward,
+      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one of a tensor), got an object",
+    ],
+    [
+      'nothing',
+      (() => {}) as unknown as typeof good.forward,
+      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one of a tensor), got undefined",
+    ],
+  ])('whose formula returns %s is refused by forward', (_, forward, expected) => {
+    scope(() => {
+      const dtype = expected.includes('bf16') ? 'bf16' : 'f32';
+      const x = Tensor.randn([M, K], { seed: 2, dtype });
+      const adapter = defineAdapter({ ...good, forward }).create(place);
+      expect(message(() => adapter.forward(x, w))).toBe(expected);
+    });
+  });
+});
+
+describe('settings', () => {
+  const { lora, dora, hira, miss, delora } = adapters;
+  it.each([-0.5, 1, 2])('dropout %d is refused', (dropout) => {
+    for (const method of [lora, dora, hira, miss, delora]) {
+      const made = () => method.create({ ...place, r: 2, dropout });
+      expect(message(made)).toBe(
+        `ERR_VALUE ${method.method}.create: dropout must be in [0, 1), got ${dropout}`,
+      );
+    }
+  });
+
+  it('of a tape step too', () => {
+    const dropping = defineAdapter({
+      ...good,
+      forward: (t, { x, w }) => t.linear(t.dropout(x, -1), w),
+    });
+    scope(() => {
+      const x = Tensor.randn([M, K], { seed: 2 });
+      const forward = () => dropping.create(place).forward(x, w, { seed: 1 });
+      expect(message(forward)).toBe('ERR_VALUE dropout: dropout must be in [0, 1), got -1');
+    });
+  });
+
+  it('r is a whole number of at least 1, and what scales is finite', () => {
+    expect(message(() => dora.create({ ...place, r: 0 }))).toMatch(
+      /^ERR_VALUE dora.create: r must be an integer from 1/,
+    );
+    expect(message(() => adapters.vera.create({ ...place, r: 0 }))).toMatch(
+      /^ERR_VALUE vera.create: r must be/,
+    );
+    expect(
+      message(() => lora.create({ ...place, r: 2, loraAlpha: Number.POSITIVE_INFINITY })),
+    ).toBe('ERR_VALUE lora.create: loraAlpha must be finite, got Infinity');
+  });
+});
+
+it.runIf(devices().some(({ device, available }) => device === 'reference' && available))(
+  'a weight on another device than x is named, with both devices',
+  () => {
+    scope(() => {
+      const x = Tensor.zeros([M, K], { device: 'reference' });
+      expect(message(() => matmul(x, w))).toBe(
+        "ERR_DEVICE matmul: w must be on device 'reference', got 'cpu'",
+      );
+    });
+  },
+);
