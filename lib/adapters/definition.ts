@@ -257,7 +257,7 @@ export interface AdapterDefinition<
   readonly frozen?: readonly B[];
   /** The shape of every tensor; one without a shape is not there with these settings. */
   readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
-  /** Fresh tensors, so that training starts at the base model. */
+  /** Fresh tensors; with most methods such that training starts at the base model. */
   readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Partial<Record<P | B, Tensor>>>;
   /** Fresh integer tables: which entries are trained, which vectors are mixed. */
   readonly drawIndexes?: (

@@ -16,7 +16,8 @@ const kLeastSquare = 1e-8;
 /**
  * Rank-one updates of bounded size: `y = x·wᵀ + Σᵢ lambda / (r · ‖aᵢ‖ · ‖bᵢ‖) · ((x ⊙ wNorm) · aᵢ) · bᵢ`
  * with aᵢ the rows of loraA, bᵢ the columns of loraB, whose norms count as 1e-4 where they are smaller,
- * and wNorm the norms of the columns of w as it was at the start.
+ * and wNorm the norms of the columns of w as it was at the start. loraB starts at zero, as in PEFT; the authors start from
+ * two random factors and take their update off the weight.
  */
 export const delora = defineAdapter({
   method: 'delora',
@@ -28,7 +29,7 @@ export const delora = defineAdapter({
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r], lambda: [1], wNorm: [K] }),
   init: (make) => ({
     loraA: make.kaiming('loraA'),
-    loraB: make.kaiming('loraB'),
+    loraB: make.zeros('loraB'),
     lambda: make.full('lambda', make.config.lambda),
     wNorm: scope(() => {
       const w = make.weight('delora.create');

@@ -7,6 +7,9 @@ import { addSpectral, spectralOf } from './spectral.js';
  * Coefficients of the update at some frequencies of its two-dimensional Fourier transform:
  * `ΔW = scaling · Re(IDFT2(scatter(spectrum)))`. With `cos(a + b) = cos a cos b - sin a sin b` that is a sum of two
  * products with fixed tables of the frequencies' cosines and sines, and no transform is run.
+ *
+ * The spectrum starts normal, as in the paper and in PEFT: a fresh adapter is not the base model, and
+ * `scaling` says how far from it it is.
  */
 export const fourierft = defineAdapter({
   method: 'fourierft',

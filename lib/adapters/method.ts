@@ -100,7 +100,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * A fresh adapter; training starts at the base model.
+   * A fresh adapter. Training starts at the base model, except with those methods that start from random values of
+   * their own, as they were published: their documentation says so.
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_OOM
    */
   create(options: AdapterPlace & Partial<C>): Adapter<C> {

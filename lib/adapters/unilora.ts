@@ -73,7 +73,7 @@ function partOfTable(
  * are `1 / sqrt(count)` of how often a place is used, over all layers that share the vector.
  *
  * A fresh adapter counts its own layer; {@link AdapterMethod.createAll} makes the tables and scales of several layers
- * together.
+ * together. Both factors are of random entries from the start: it is near the base model, not at it.
  */
 export const unilora = defineAdapter({
   method: 'unilora',

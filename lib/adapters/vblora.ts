@@ -78,6 +78,8 @@ function mixed(t: Tape, logits: Value, bank: Value, { chosen, first }: Mix, k: n
  * largest of its logits, through a softmax, weight k vectors of the bank. The paper chooses the k anew at
  * every step; here they are chosen when the adapter is made or loaded, and anew by
  * {@link Adapter.refresh}, because choosing reads the logits on the host.
+ *
+ * Both factors are mixtures from the start: a fresh adapter is near the base model, not at it.
  */
 export const vblora = defineAdapter({
   method: 'vblora',

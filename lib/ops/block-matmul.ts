@@ -39,7 +39,7 @@ function checkBlocks(
  * {@link Tensor.reshape} and {@link mapFeatures} it makes butterfly, Monarch, block-orthogonal and
  * multi-head adapters.
  * @param x [..., G, K] f32, bf16 or f16
- * @param w [G, N, K], the dtype of `x` or f32
+ * @param w [G, N, K], the dtype of `x` or f32, any where `x` is f32
  * @returns y [..., G, N], dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example

@@ -164,7 +164,8 @@ export interface ExpandWithNormsOptions extends LoraExpandOptions {
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
  * @param h [..., r] f32: that of {@link loraShrink}, or what became of it
- * @param factors loraA [r, K], any dtype; loraB [N, r], the dtype of `x` or f32
+ * @param factors loraA [r, K], any dtype; loraB [N, r], the dtype of `x` or f32, any where
+ *   `x` is f32
  * @returns y [..., N], dtype of `x`; norms [N], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM

@@ -418,8 +418,9 @@ export interface MapFeaturesOptions {
  * @returns y [..., J]
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
- * const shuffled = mapFeatures(x, FeatureMap.permute(order));
- * const dx = mapFeatures(dShuffled, order.adjoint);
+ * const shuffle = FeatureMap.permute(Int32Array.of(2, 0, 1));
+ * const shuffled = mapFeatures(x, shuffle); // x [..., 3]
+ * const dx = mapFeatures(dShuffled, shuffle.adjoint);
  */
 export function mapFeatures(x: Tensor, map: FeatureMap, options?: MapFeaturesOptions): Tensor {
   const op = 'mapFeatures';

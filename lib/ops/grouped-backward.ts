@@ -29,7 +29,10 @@ export interface GroupedGradients {
   dBias?: Tensor;
   /** Of the gates: the shape and dtype of `rowScale`, 0 where a slot has no adapter. */
   dRowScale?: Tensor;
-  /** By name, of the adapters that have rows in the batch and something that is trained. */
+  /**
+   * By name, of the adapters that have rows in the batch and something that is trained, and of those that
+   * `accumulateInto` has, as they were where the batch has no rows of them.
+   */
   adapters: Map<string, GroupedAdapterGradients>;
 }
 
@@ -49,7 +52,7 @@ export interface GroupedBackwardOptions {
    * the loraBias of those whose loraB is trained. Default: all that there is.
    */
   needs?: readonly GroupedGradient[];
-  /** Adds to these tensors; they are returned. */
+  /** Adds to these tensors; they are returned. What is not among the `needs` stays as it is. */
   accumulateInto?: GroupedTargets;
   /** Keep the saved state for another backward pass; default false: it is freed. */
   keep?: boolean;
@@ -267,6 +270,10 @@ export function groupedBackward(
     });
     if (Object.keys(parts).length > 0) gradients.adapters.set(name, parts);
   });
+  // Sums over several batches are what the caller passes on: also those that this one has no rows of.
+  for (const [name, parts] of given.accumulateInto?.adapters ?? []) {
+    gradients.adapters.set(name, { ...parts, ...gradients.adapters.get(name) });
+  }
   if (given.keep !== true) saved.dispose();
   return gradients;
 }

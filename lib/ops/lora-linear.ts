@@ -251,7 +251,7 @@ export function loraForwardCall(
  * function of the seed and the element's index (Philox4x32-10), drawn again in the backward pass.
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
- * @param adapter factors in the dtype of `x` or f32
+ * @param adapter factors in the dtype of `x` or f32, of any dtype where `x` is f32
  * @returns `y` [..., N] in the dtype of `x`, and what {@link loraBackward} needs. The saved state
  *   keeps its own hold on `x`.
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
@@ -285,10 +285,14 @@ export function loraForward(
 export interface LoraBackwardOptions {
   /**
    * The gradients wanted. Default: dx, those of the trained factors, and dBias and dLoraBias where
-   * the forward pass had them. What is not named is not computed.
+   * the forward pass had them; of a forward pass with `training: false`, which keeps nothing for the factors, dx
+   * alone. What is not named is not computed.
    */
   needs?: readonly LoraGradient[];
-  /** Adds to these tensors in place of making new ones; they are returned. */
+  /**
+   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
+   * (not among the `needs`, a frozen factor) stays as it is.
+   */
   accumulateInto?: LoraGradients;
   /** Keep the saved state for another backward pass; default false: it is freed. */
   keep?: boolean;

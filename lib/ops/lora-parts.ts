@@ -64,7 +64,10 @@ export interface LoraExpandBackwardOptions {
   scaling?: number;
   /** The gradients wanted; default all three. What is not named is not computed. */
   needs?: readonly LoraExpandGradient[];
-  /** Adds to these tensors in place of making new ones; they are returned. */
+  /**
+   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
+   * (not among the `needs`, a frozen factor) stays as it is.
+   */
   accumulateInto?: LoraExpandGradients;
 }
 
@@ -80,7 +83,10 @@ export interface LoraShrinkBackwardOptions extends LoraDropoutOptions {
   scaling?: number;
   /** The gradients wanted; default `dx`, and `dLoraA` where `x` is given. */
   needs?: readonly LoraShrinkGradient[];
-  /** Adds to these tensors in place of making new ones; they are returned. */
+  /**
+   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
+   * (not among the `needs`, a frozen factor) stays as it is.
+   */
   accumulateInto?: LoraShrinkGradients;
 }
 
@@ -105,7 +111,7 @@ function checkVectors(op: string, operand: string, tensor: Tensor): void {
  * capability 9.0, products so large that they compute h themselves may differ in its last bits),
  * with room for anything between the two.
  * @param x [..., K] f32, bf16 or f16
- * @param loraA [r, K], the dtype of `x` or f32
+ * @param loraA [r, K], the dtype of `x` or f32, any where `x` is f32
  * @returns h [..., r] f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
@@ -165,7 +171,7 @@ export function checkExpand(
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
  * @param h [..., r] f32: that of {@link loraShrink}, or what became of it
- * @param loraB [N, r], the dtype of `x` or f32
+ * @param loraB [N, r], the dtype of `x` or f32, any where `x` is f32
  * @returns y [..., N], dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM

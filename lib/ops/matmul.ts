@@ -9,7 +9,7 @@ import { addZeroGrad, productWithZeros, zeroTermOf } from './zero-points.js';
  * Product with a base weight: `y = x · wᵀ + bias`. A quantised weight is decoded inside the kernel,
  * tile by tile, to the dtype of `x`; it is never materialised.
  * @param x [..., K] f32, bf16 or f16
- * @param w [N, K] dense (the dtype of `x`, or f32 with a 16-bit one) or quantised
+ * @param w [N, K] dense (f32 goes with every dtype of `x`, the two 16-bit ones not with each other) or quantised
  * @param options.bias [N], any dtype
  * @param options.compute `int8` rounds both operands to int8 codes: {@link ComputePrecision} has the
  *   definition and the error bound. Default `exact`

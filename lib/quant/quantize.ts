@@ -47,7 +47,8 @@ export interface QuantizeOptions {
  * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block whose `1 / absmax`
  * overflows (zeros, or an absmax under 2^-128) holds the code that the peer gives a block of zeros.
  * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
- * @throws ERR_TYPE, ERR_FORMAT, ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
+ * @throws ERR_TYPE, ERR_FORMAT, ERR_VALUE (options that do not go together, a codebook), ERR_SHAPE (`rowwise` or
+ *   `zeroPoints` of rows that are no whole blocks), ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
  *   at the first read of anything that depends on the weight
  * @example
  * const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });

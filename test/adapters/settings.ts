@@ -86,7 +86,6 @@ const ROWS: Readonly<Record<string, Row>> = {
   beft: {},
   delora: {
     settings: { r: 4, lambda: 3 },
-    startsElsewhere: 'its update is of the size lambda from the start; the paper takes it off w',
   },
   dora: { ...alpha, held: doraWithNormHeld },
   ia3: {},

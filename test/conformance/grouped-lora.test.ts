@@ -144,6 +144,25 @@ describe.each(DEVICES)('%s', (device) => {
     });
   });
 
+  it('returns what it adds to, also that of adapters without rows in the batch', async () => {
+    await scope(async () => {
+      const c = groupedCase({ M: 4, N: 20, K: 64, ranks: [4, 8] }, spec, 'f32', device, 3);
+      const rows = [nameOf(0), null, nameOf(0), null];
+      const { saved } = c.group.forward(c.x, c.w, rows);
+      const start = operand(8, 64, { seed: 8, device });
+      const other = operand(20, 4, { seed: 9, device });
+      const adapters = new Map([
+        [nameOf(0), { dLoraB: other.tensor }],
+        [nameOf(1), { dLoraA: start.tensor }],
+      ]);
+      const { adapters: sums } = c.group.backward(c.dy, saved, { accumulateInto: { adapters } });
+      expect(sums.get(nameOf(0))?.dLoraB).toBe(other.tensor);
+      expect(Object.keys(sums.get(nameOf(0)) ?? {})).toContain('dLoraA');
+      expect(sums.get(nameOf(1))?.dLoraA).toBe(start.tensor);
+      exact('untouched', await start.tensor.read(), start.matrix.data);
+    });
+  });
+
   it('one name for each sample of [B, S, K], frozen factors, and training: false', async () => {
     await scope(async () => {
       const c = groupedCase({ M: 6, N: 20, K: 64, ranks: [4, 8] }, spec, 'f32', device, 4);
