@@ -3,6 +3,7 @@ import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
 import { readOptions } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
+import { checkAdapters } from './adapter-map.js';
 import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
 import { kPrefix } from './peft-tensors.js';
 import { type AlphaConfig, alphaFields, kAlphaPatterns, patternFields } from './scaling.js';
@@ -117,6 +118,7 @@ export async function expertsToPeft(
 ): Promise<PeftFolder> {
   if (!(modules instanceof Map)) throw wrongType(kOp, 'modules', 'a Map', modules);
   if (modules.size === 0) fail('ERR_VALUE', kOp, 'modules', 'at least one', 'none');
+  checkAdapters(kOp, adapters);
   const rest: PeftFolder | undefined = adapters.size === 0 ? undefined : await others(adapters);
   const tensors = new Map<string, RawTensor>(rest?.tensors);
   const names: string[] = [];

@@ -1,4 +1,5 @@
 import path from 'node:path';
+import { checkObject, checkPath } from '../checkpoint/arguments.js';
 import { replaceFolder } from '../checkpoint/atomic-write.js';
 import { readJsonObject } from '../checkpoint/json-file.js';
 import { kConfigFile, kWeightsFile } from '../checkpoint/peft-config.js';
@@ -6,23 +7,23 @@ import { type PythonJson, pythonJson } from '../checkpoint/python-json.js';
 import { readSafetensors } from '../checkpoint/safetensors.js';
 import { encodeSafetensors } from '../checkpoint/safetensors-write.js';
 import type { Adapter } from './adapter.js';
+import { checkAdapters } from './adapter-map.js';
 import { adaptersToPeft, type PeftFolder } from './peft.js';
+import { PeftTensors } from './peft-tensors.js';
 
 const kMaxConfig_bytes = 4 << 20;
 
 /**
  * Reads an adapter folder of any method; {@link adapterFromPeft} makes the adapters of its modules.
- * @throws ERR_FILE malformed · ERR_FILE_NOT_FOUND
+ * @throws ERR_TYPE · ERR_FILE malformed · ERR_FILE_NOT_FOUND
  * @example
  * const folder = readAdapterFolder('./adapter');
  * const adapter = adapterFromPeft(folder, 'model.layers.0.mlp.up_proj', { inFeatures, outFeatures });
  */
 export function readAdapterFolder(folder: string): PeftFolder {
-  const config = readJsonObject(
-    'readAdapterFolder',
-    path.join(folder, kConfigFile),
-    kMaxConfig_bytes,
-  );
+  const op = 'readAdapterFolder';
+  checkPath(op, 'folder', folder);
+  const config = readJsonObject(op, path.join(folder, kConfigFile), kMaxConfig_bytes);
   const { tensors } = readSafetensors(path.join(folder, kWeightsFile));
   return { config, tensors };
 }
@@ -39,13 +40,20 @@ const pythonOf = (value: unknown): PythonJson => {
  * Writes the adapters of one method, by module, as PEFT lays them out; atomically.
  * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
  * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ...
- * @throws ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
+ * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
  */
 export async function writeAdapterFolder(
   folder: string,
   adapters: ReadonlyMap<string, Adapter> | PeftFolder,
   fields: Readonly<Record<string, unknown>> = {},
 ): Promise<void> {
+  const op = 'writeAdapterFolder';
+  checkPath(op, 'folder', folder);
+  const expected = 'a Map of adapters by module, or a folder of config and tensors';
+  checkObject(op, 'adapters', adapters, expected);
+  checkObject(op, 'fields', fields);
+  if ('tensors' in adapters) PeftTensors.of(op, adapters);
+  else checkAdapters(op, adapters, expected);
   const { config, tensors } = 'tensors' in adapters ? adapters : await adaptersToPeft(adapters);
   const all: Record<string, unknown> = { bias: 'none', inference_mode: true, ...config };
   for (const targets of ['target_modules', 'target_parameters'] as const) {
@@ -59,5 +67,5 @@ export async function writeAdapterFolder(
     [kWeightsFile, encodeSafetensors(tensors, { format: 'pt' })],
     [kConfigFile, json],
   ]);
-  replaceFolder('writeAdapterFolder', folder, files, { marker: kConfigFile });
+  replaceFolder(op, folder, files, { marker: kConfigFile });
 }

@@ -191,10 +191,16 @@ export class NormAdapter implements Disposable {
 
   /**
    * Norms by module as PEFT lays them out; {@link encodeSafetensors} makes the file.
-   * @throws ERR_VALUE none · ERR_DISPOSED
+   * @throws ERR_TYPE · ERR_VALUE none · ERR_DISPOSED
    */
   static async toPeft(norms: ReadonlyMap<string, NormAdapter>): Promise<PeftFolder> {
-    if (norms.size === 0) fail('ERR_VALUE', 'NormAdapter.toPeft', 'norms', 'at least one', 'none');
+    const op = 'NormAdapter.toPeft';
+    if (!(norms instanceof Map)) throw wrongType(op, 'norms', 'a Map', norms);
+    for (const [module, norm] of norms as ReadonlyMap<string, unknown>) {
+      if (norm instanceof NormAdapter) continue;
+      throw wrongType(op, `norm of ${String(module)}`, 'a NormAdapter', norm);
+    }
+    if (norms.size === 0) fail('ERR_VALUE', op, 'norms', 'at least one', 'none');
     const tensors = new Map<string, RawTensor>();
     for (const [module, { weight, bias }] of norms) {
       const key = `${kPrefix}${module}.${kLayer}`;

@@ -3,6 +3,7 @@ import { fail, LowrankError } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
+import { checkAdapters } from './adapter-map.js';
 import type { LayerSize, PeftForm, Regenerated } from './definition.js';
 import { largestOf, layersOf } from './folder-layers.js';
 import type { AdapterPlace } from './method.js';
@@ -211,11 +212,12 @@ function isLeading(part: RawTensor, whole: RawTensor): boolean {
  * `adapter_config.json`. Methods that PEFT does not have are written in the same way under a
  * `peft_type` of our own.
  * @param adapters by module
- * @throws ERR_VALUE no adapters, of several methods, or what the method shares between layers
+ * @throws ERR_TYPE · ERR_VALUE no adapters, of several methods, or what the method shares between layers
  *   differs: see {@link AdapterMethod.createAll}; a setting that PEFT has once, and adapters each their own
  */
 export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolder> {
   const op = 'adaptersToPeft';
+  checkAdapters(op, adapters);
   const methods = new Set([...adapters.values()].map(({ method }) => method));
   const [first] = adapters.values();
   if (first === undefined || methods.size !== 1) {

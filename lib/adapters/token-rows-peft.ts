@@ -5,8 +5,9 @@
  */
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
-import type { Tensor } from '../core/tensor.js';
+import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
+import { checkAdapters } from './adapter-map.js';
 import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
 import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
 
@@ -92,7 +93,7 @@ export async function addTokenRows(
   if (typeof beside !== 'object' || beside === null) {
     throw wrongType(op, 'beside', 'a Map of adapters, or a folder', beside);
   }
-  const folder = 'tensors' in beside ? beside : await adaptersToPeft(beside);
+  const folder = 'tensors' in beside ? beside : await adaptersToPeft(checkAdapters(op, beside));
   const { config, adapterName = 'default' } = folder;
   if (!kBesideTypes.includes(config.peft_type)) {
     const expected = `${kBesideTypes.join(' or ')} (other configs have no ${kIndices})`;
@@ -117,6 +118,11 @@ export async function addTokenRows(
 
 function firstOf(op: string, embeddings: ReadonlyMap<string, Rows>): Rows {
   if (!(embeddings instanceof Map)) throw wrongType(op, 'embeddings', 'a Map', embeddings);
+  for (const [module, each] of embeddings as ReadonlyMap<string, Rows | null | undefined>) {
+    if (!Tensor.is(each?.rows) || !Array.isArray(each?.tokens)) {
+      throw wrongType(op, `rows of ${String(module)}`, 'TokenRows', each);
+    }
+  }
   const [first] = embeddings.values();
   return first ?? fail('ERR_VALUE', op, 'embeddings', 'at least one', 'none');
 }

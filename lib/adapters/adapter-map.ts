@@ -1,0 +1,31 @@
+import { checkMap, checkObject } from '../checkpoint/arguments.js';
+import { LowrankTypeError, refusal, wrongType } from '../core/errors.js';
+import { LoraAdapter } from '../ops/lora-adapter.js';
+import type { Adapter } from './adapter.js';
+
+/**
+ * Adapters of methods by module, as a caller gives them.
+ * @param expected what `adapters` may be, in words
+ * @throws ERR_TYPE
+ */
+export function checkAdapters(
+  op: string,
+  adapters: unknown,
+  expected = 'a Map of adapters by module',
+): ReadonlyMap<string, Adapter> {
+  checkMap(op, 'adapters', adapters, expected);
+  for (const [module, adapter] of adapters) {
+    if (typeof module !== 'string') throw wrongType(op, 'a module', 'a string', module);
+    const made = 'an adapter of a method, as adapters.lora.create makes them';
+    if (adapter instanceof LoraAdapter) {
+      const how = `${made} (adapters.lora.from makes one of loraA and loraB; writePeftAdapter writes such factors)`;
+      throw new LowrankTypeError(op, refusal(op, `adapter of ${module}`, how, 'a LoraAdapter'));
+    }
+    checkObject(op, `adapter of ${module}`, adapter, made);
+    const { definition, parameters } = adapter as Partial<Adapter>;
+    if (typeof definition !== 'object' || typeof parameters !== 'object') {
+      throw wrongType(op, `adapter of ${module}`, made, adapter);
+    }
+  }
+  return adapters as ReadonlyMap<string, Adapter>;
+}
