@@ -16,6 +16,7 @@
  */
 
 import { fail } from '../core/errors.js';
+import { checkMap, checkName, checkObject } from './arguments.js';
 import { printable } from './printable.js';
 import {
   type BitsandbytesDType,
@@ -237,10 +238,14 @@ function keyAt(name: string): number {
  * by `SCB` beside an I8 `weight`.
  *
  * @param tensors a whole checkpoint, e.g. from `readSafetensors`
+ * @throws `ERR_TYPE`
  */
 export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): SplitBitsandbytes {
+  const op = 'splitBitsandbytes';
+  checkMap(op, 'tensors', tensors, 'a Map of tensors by name, as readSafetensors(path).tensors is');
   const layers = new Map<string, Record<string, RawTensor>>();
   for (const name of tensors.keys()) {
+    checkName(op, 'a tensor name', name);
     const at = name.lastIndexOf(kStatePrefix);
     if (at === 0 || (at > 0 && name[at - 1] === '.')) layers.set(name.slice(0, at), {});
     const prefix = name.slice(0, keyAt(name));
@@ -263,10 +268,16 @@ export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): Spli
   return { layers: new Map(named), rest };
 }
 
-/** The inverse of {@link splitBitsandbytes}: full names again. */
+/** The inverse of {@link splitBitsandbytes}: full names again. @throws `ERR_TYPE` */
 export function joinBitsandbytes(split: SplitBitsandbytes): Map<string, RawTensor> {
+  const op = 'joinBitsandbytes';
+  checkObject(op, 'split', split, 'what splitBitsandbytes gives');
+  checkMap(op, 'split.rest', split.rest);
+  checkMap(op, 'split.layers', split.layers);
   const tensors = new Map(split.rest);
   for (const [layer, state] of split.layers) {
+    checkName(op, 'a layer', layer);
+    checkObject(op, `state of ${printable(layer)}`, state);
     for (const [key, tensor] of Object.entries(state)) {
       tensors.set(layer === '' ? key : `${layer}.${key}`, tensor);
     }

@@ -9,6 +9,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
+import { checkLimits, checkName, checkPath } from './arguments.js';
 import { fileError } from './file-access.js';
 import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
 import { Fields, readJsonObject } from './json-file.js';
@@ -69,6 +70,7 @@ export class HfModel {
    * @throws LowrankError `ERR_FILE` no such tensor · `ERR_FILE_CHANGED` · `ERR_OOM`
    */
   read(name: string): RawTensor {
+    checkName(kOp, 'name', name);
     const holder = this.holders.get(name);
     if (holder === undefined) {
       const text = `${kOp}: ${printable(this.folder)} must hold tensor ${printable(name)}`;
@@ -91,7 +93,7 @@ export class HfModel {
  *
  * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
  * @returns the checked config, and access to the tensors one by one
- * @throws LowrankError `ERR_FILE_NOT_FOUND` folder or file missing · `ERR_UNSUPPORTED` another
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE_NOT_FOUND` folder or file missing · `ERR_UNSUPPORTED` another
  *   architecture · `ERR_FILE` malformed, tensors missing or of the wrong shape · `ERR_PATH` ·
  *   `ERR_PICKLE_REFUSED` only pickled weights are there
  * @example
@@ -99,6 +101,8 @@ export class HfModel {
  * const w = model.readFloat32('model.layers.0.self_attn.q_proj.weight'); // [N, K]
  */
 export function openHfModel(folder: string, limits: HeaderLimits = {}): HfModel {
+  checkPath(kOp, 'folder', folder);
+  checkLimits(kOp, limits);
   requireFolder(folder);
   const configPath = path.join(folder, 'config.json');
   if (!fs.existsSync(configPath)) {

@@ -2,7 +2,8 @@
  * Writing a PEFT adapter folder that PEFT's `PeftModel.from_pretrained` loads.
  */
 
-import { fail, LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { checkMap, checkName, checkObject, checkPath } from './arguments.js';
 import { replaceFolder } from './atomic-write.js';
 import { parseJsonObject } from './json-file.js';
 import {
@@ -47,7 +48,7 @@ const kLayoutVersion = '0.20.0';
  *
  * @param folder where to; parent folders are created
  * @param adapter config and tensors; each module's rank must be the one that the config gives it
- * @throws LowrankError `ERR_SHAPE` tensors that do not fit each other or the config · `ERR_DTYPE` ·
+ * @throws `ERR_TYPE` · LowrankError `ERR_SHAPE` tensors that do not fit each other or the config · `ERR_DTYPE` ·
  *   `ERR_VALUE` · `ERR_PATH` the folder exists and is no adapter folder · `ERR_DISK_FULL`
  * @example
  * writePeftAdapter('./adapter', {
@@ -56,6 +57,7 @@ const kLayoutVersion = '0.20.0';
  * });
  */
 export function writePeftAdapter(folder: string, adapter: PeftAdapterParts): void {
+  checkParts(folder, adapter);
   const bytes = new TextEncoder().encode(configJson(adapter.config));
   const config = checkedConfig(bytes);
   const tensors = adapterTensors(adapter, config);
@@ -68,6 +70,58 @@ export function writePeftAdapter(folder: string, adapter: PeftAdapterParts): voi
   files.set(kWeightsFile, encodeSafetensors(tensors, { format: 'pt' }));
   files.set(kConfigFile, bytes);
   replaceFolder(kOp, folder, files, { marker: kConfigFile });
+}
+
+/** The JavaScript types of what is taken apart below; the rest is checked where it is used. @throws ERR_TYPE */
+function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
+  checkPath(kOp, 'folder', folder);
+  checkObject(kOp, 'adapter', adapter, 'an object of config and modules');
+  const { config, modules, biases, savedParameters, extraFiles } = adapter;
+  checkObject(kOp, 'config', config, 'an object of r, loraAlpha, targetModules and more');
+  for (const name of ['r', 'loraAlpha', 'loraDropout'] as const) {
+    const value = config[name];
+    if (typeof value === 'number' || (name === 'loraDropout' && value === undefined)) continue;
+    throw wrongType(kOp, `config.${name}`, 'a number', value);
+  }
+  const { targetModules, excludeModules, layersPattern, layersToTransform, modulesToSave } = config;
+  const lists = { layersPattern, layersToTransform, modulesToSave };
+  const names = { targetModules, excludeModules };
+  for (const [name, value] of Object.entries({ ...lists, ...names })) {
+    if (value === undefined || Array.isArray(value)) continue;
+    if (name in names && typeof value === 'string') continue;
+    throw wrongType(
+      kOp,
+      `config.${name}`,
+      name in names ? 'names or a pattern' : 'an array',
+      value,
+    );
+  }
+  const { alphaPattern, rankPattern } = config;
+  const maps = { 'config.alphaPattern': alphaPattern, 'config.rankPattern': rankPattern };
+  for (const [name, value] of Object.entries({ ...maps, biases, savedParameters, extraFiles })) {
+    if (value === undefined) continue;
+    checkMap(kOp, name, value);
+    for (const key of value.keys()) checkName(kOp, `a name in ${name}`, key);
+  }
+  for (const [name, bytes] of extraFiles ?? []) {
+    if (!(bytes instanceof Uint8Array)) {
+      throw wrongType(kOp, `extraFiles of ${printable(name)}`, 'a Uint8Array', bytes);
+    }
+  }
+  if (!Array.isArray(modules)) {
+    throw wrongType(kOp, 'modules', 'an array of { module, loraA, loraB }', modules);
+  }
+  for (const [i, each] of modules.entries()) {
+    checkObject(kOp, `modules[${i}]`, each, 'an object of module, loraA and loraB');
+    const { module, loraA, loraB, magnitude, loraBias } =
+      each as PeftAdapterParts['modules'][number];
+    checkName(kOp, `modules[${i}].module`, module);
+    checkRawTensor(kOp, `loraA of ${printable(module)}`, loraA);
+    checkRawTensor(kOp, `loraB of ${printable(module)}`, loraB);
+    for (const [name, tensor] of Object.entries({ magnitude, loraBias })) {
+      if (tensor !== undefined) checkRawTensor(kOp, `${name} of ${printable(module)}`, tensor);
+    }
+  }
 }
 
 /** What is written must be what our own reader accepts, so it is put through the reader's checks. */

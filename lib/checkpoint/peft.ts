@@ -10,7 +10,8 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { LowrankError } from '../core/errors.js';
+import { LowrankError, wrongType } from '../core/errors.js';
+import { checkLimits, checkPath } from './arguments.js';
 import {
   kConfigFile,
   kKeyPrefix,
@@ -75,13 +76,19 @@ const kFloats: readonly string[] = ['F32', 'BF16', 'F16', 'F64'];
  * @param folder the adapter folder
  * @param options the base model's shapes, to check the adapter against
  * @returns config, modules, biases, fully saved parameters
- * @throws LowrankError `ERR_FILE` malformed or inconsistent · `ERR_FILE_NOT_FOUND` ·
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE` malformed or inconsistent · `ERR_FILE_NOT_FOUND` ·
  *   `ERR_UNSUPPORTED` another adapter type or feature · `ERR_SHAPE` does not fit the base ·
  *   `ERR_PICKLE_REFUSED` only `adapter_model.bin` is there · `ERR_FILE_CHANGED` · `ERR_PATH`
  * @example
  * for (const { module, scaling } of readPeftAdapter('./adapter').modules) console.log(module, scaling);
  */
 export function readPeftAdapter(folder: string, options: ReadPeftOptions = {}): PeftAdapter {
+  checkPath(kOp, 'folder', folder);
+  checkLimits(kOp, options);
+  const { baseShape } = options as ReadPeftOptions;
+  if (baseShape !== undefined && typeof baseShape !== 'function') {
+    throw wrongType(kOp, 'baseShape', 'a function', baseShape);
+  }
   requireFiles(folder);
   const warnings: string[] = [];
   const config = readPeftConfig(kOp, path.join(folder, kConfigFile), warnings);

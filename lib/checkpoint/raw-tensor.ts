@@ -6,6 +6,7 @@
  */
 
 import { fail } from '../core/errors.js';
+import { checkObject } from './arguments.js';
 
 /** One row per dtype of the safetensors format: bits per element and the array type that holds it. */
 interface RawDTypeRow {
@@ -131,9 +132,10 @@ export function bytesOf(data: RawData): Uint8Array {
  * Checks that a tensor given to a writer is what it says it is: known dtype, sane shape, a typed
  * array of exactly the right length and element size.
  *
- * @throws LowrankError `ERR_DTYPE`, `ERR_SHAPE`
+ * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE`, `ERR_SHAPE`
  */
 export function checkRawTensor(op: string, operand: string, tensor: RawTensor): void {
+  checkObject(op, operand, tensor, 'a tensor of dtype, shape and data');
   const { dtype, shape, data } = tensor;
   if (typeof dtype !== 'string' || !isRawDType(dtype)) {
     fail('ERR_DTYPE', op, `${operand}.dtype`, `one of ${rawDTypes.join(', ')}`, String(dtype));
@@ -168,11 +170,12 @@ export function checkRawTensor(op: string, operand: string, tensor: RawTensor): 
  *
  * @param tensor dtype F32, BF16, F16 or F64
  * @returns a fresh Float32Array, row-major
- * @throws LowrankError `ERR_DTYPE` for any other dtype
+ * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE` for any other dtype, `ERR_SHAPE`
  * @example
  * rawToFloat32({ dtype: 'BF16', shape: [1], data: new Uint16Array([0x3f80]) }); // [1]
  */
 export function rawToFloat32(tensor: RawTensor): Float32Array<ArrayBuffer> {
+  checkRawTensor('rawToFloat32', 'tensor', tensor);
   const bytes = bytesOf(tensor.data).slice();
   const n = bytes.byteLength;
   switch (tensor.dtype) {

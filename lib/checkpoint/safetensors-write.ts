@@ -5,6 +5,7 @@
  */
 
 import { fail } from '../core/errors.js';
+import { checkObject, checkPath } from './arguments.js';
 import { writeFileAtomic } from './atomic-write.js';
 import { printable } from './printable.js';
 import { bytesOf, checkRawTensor, layoutRank, type RawTensor } from './raw-tensor.js';
@@ -20,7 +21,7 @@ export type RawMetadata = ReadonlyMap<string, string> | Readonly<Record<string, 
  * @param tensors names -> tensors
  * @param metadata texts for `__metadata__`; PyTorch's loaders want `{ format: 'pt' }`. Default: none
  * @returns the whole file in memory
- * @throws LowrankError `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE` (a name or text that cannot be written)
+ * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE` (a name or text that cannot be written)
  * @example
  * const file = encodeSafetensors({ w: { dtype: 'F32', shape: [1], data: new Float32Array([1]) } });
  */
@@ -51,11 +52,16 @@ export function encodeSafetensors(
  */
 export function writeSafetensors(path: string, tensors: RawTensors, metadata?: RawMetadata): void {
   const op = 'writeSafetensors';
+  checkPath(op, 'path', path);
   writeFileAtomic(op, path, layOut(op, tensors, metadata));
 }
 
 /** Length bytes and header in one chunk, then each tensor's bytes without a copy. */
 function layOut(op: string, tensors: RawTensors, metadata: RawMetadata | undefined): Uint8Array[] {
+  checkObject(op, 'tensors', tensors, 'a Map or an object of tensors by name');
+  if (metadata !== undefined) {
+    checkObject(op, 'metadata', metadata, 'a Map or an object of texts');
+  }
   const sorted = entriesOf(tensors);
   for (const [name, tensor] of sorted) {
     checkText(op, 'a tensor name', name);

@@ -5,7 +5,8 @@
  * All functions are synchronous; a tensor's bytes are copied once, into memory of their own.
  */
 
-import { fail, LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { checkLimits, checkName, checkPath } from './arguments.js';
 import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
 import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
 import { printable } from './printable.js';
@@ -51,7 +52,7 @@ const kHeadBytes = 64;
  * @param source a path, or the bytes of the whole file
  * @param options which tensors, and the header cap (25 MB by default)
  * @returns tensors in memory of their own, and the `__metadata__` texts
- * @throws LowrankError `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` written to
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` written to
  *   while it was read · `ERR_PATH` not a regular file · `ERR_PICKLE_REFUSED` · `ERR_OOM`
  * @example
  * const { tensors } = readSafetensors('model.safetensors', { names: ['lm_head.weight'] });
@@ -60,7 +61,8 @@ export function readSafetensors(
   source: string | Uint8Array,
   options: ReadSafetensorsOptions = {},
 ): SafetensorsContent {
-  const names = options.names === undefined ? undefined : [...options.names];
+  checkLimits(kReadOp, options);
+  const names = namesOf(options.names);
   if (typeof source !== 'string') return readFromBytes(source, names, options);
   refusePickleName(kReadOp, source);
   return withFile(kReadOp, source, {}, (file) => {
@@ -93,6 +95,8 @@ export function openSafetensors(
   path: string,
   options: HeaderLimits & OpenOptions = {},
 ): SafetensorsFile {
+  checkPath(kOpenOp, 'path', path);
+  checkLimits(kOpenOp, options);
   refusePickleName(kOpenOp, path);
   return withFile(kOpenOp, path, options, (file) => {
     const header = readHeader(kOpenOp, file, options);
@@ -148,6 +152,7 @@ export class SafetensorsFile {
    *   that was opened · `ERR_OOM`
    */
   read(name: string): RawTensor {
+    checkName(kOpenOp, 'name', name);
     const entry = this.entries.get(name);
     if (entry === undefined) throw noSuchTensor(kOpenOp, this.path, name);
     const options = { expected: this.identity, noFollow: this.noFollow };
@@ -188,6 +193,19 @@ function readFromBytes(
     tensors.set(entry.name, toTensor(entry, bytes));
   }
   return { tensors, metadata: new Map(header.metadata) };
+}
+
+/** The wanted names, read once. @throws ERR_TYPE */
+function namesOf(names: unknown): readonly string[] | undefined {
+  if (names === undefined) return undefined;
+  const given = names as Partial<Iterable<unknown>> | null;
+  if (typeof names === 'string' || typeof given?.[Symbol.iterator] !== 'function') {
+    throw wrongType(kReadOp, 'names', 'an array of names', names);
+  }
+  return Array.from(given as Iterable<unknown>, (name, i) => {
+    checkName(kReadOp, `names[${i}]`, name);
+    return name;
+  });
 }
 
 /** The wanted entries in file order. */
