@@ -12,7 +12,7 @@ import {
 } from '../core/validate.js';
 import { symmetricEigen } from '../linalg/symmetric-eigen.js';
 import { FeatureMap } from '../ops/feature-map.js';
-import { LoraAdapter } from '../ops/lora-adapter.js';
+import { checkLoraAdapter, type LoraAdapter } from '../ops/lora-adapter.js';
 import { defineAdapter } from './method.js';
 
 /** `m · mᵀ` of a [r, n] in float64. */
@@ -201,8 +201,10 @@ export function arrowExperts(
     ...experts.map((adapter, i) => [`experts[${i}]`, adapter] as const),
     ...general.map((adapter, i) => [`general[${i}]`, adapter] as const),
   ]) {
-    if (!(adapter instanceof LoraAdapter)) throw wrongType(op, name, 'a LoraAdapter', adapter);
-    if (adapter.loraBias !== undefined) {
+    const { loraA, loraB, loraBias } = checkLoraAdapter(op, name, adapter);
+    checkTensor(op, `${name}.loraA`, loraA);
+    checkTensor(op, `${name}.loraB`, loraB);
+    if (loraBias !== undefined) {
       fail('ERR_UNSUPPORTED', op, name, 'without loraBias', 'one with it');
     }
   }

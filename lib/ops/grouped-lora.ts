@@ -20,7 +20,7 @@ import {
 } from './grouped-backward.js';
 import { assignRows, checkGates, type GroupedRow } from './grouped-rows.js';
 import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
-import type { LoraAdapter } from './lora-adapter.js';
+import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import { checkAdapter } from './lora-linear.js';
 import { biasOf } from './matmul.js';
 import { addZeroProduct, zeroTermOf } from './zero-points.js';
@@ -291,6 +291,7 @@ export class GroupedLora implements Disposable {
   }
 
   #checkAdapter(op: string, adapter: LoraAdapter): LoraAdapter {
-    return checkAdapter(op, adapter, this.outFeatures, this.inFeatures, this);
+    const given = checkLoraAdapter(op, 'adapter', adapter);
+    return checkAdapter(op, given, this.outFeatures, this.inFeatures, this);
   }
 }

@@ -1,6 +1,6 @@
 import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, LowrankTypeError, refusal, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -177,4 +177,31 @@ export class LoraAdapter implements Disposable {
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/** The method of what `adapters.<method>.create` makes, which is told by its fields: layers above this one make it. */
+function methodOf(value: unknown): string | undefined {
+  if (typeof value !== 'object' || value === null) return undefined;
+  if (!('method' in value && 'parameters' in value)) return undefined;
+  return typeof value.method === 'string' ? value.method : undefined;
+}
+
+/**
+ * Refuses an adapter of a method by that name, where factors are taken.
+ * @param expected in words
+ * @throws ERR_TYPE
+ */
+export function refuseMethods(op: string, operand: string, expected: string, value: unknown): void {
+  const method = methodOf(value);
+  if (method === undefined) return;
+  const actual = `an adapter of the method ${method}`;
+  throw new LowrankTypeError(op, refusal(op, operand, expected, actual));
+}
+
+/** @throws ERR_TYPE */
+export function checkLoraAdapter(op: string, operand: string, value: unknown): LoraAdapter {
+  if (value instanceof LoraAdapter) return value;
+  const made = 'a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them';
+  refuseMethods(op, operand, made, value);
+  throw wrongType(op, operand, 'a LoraAdapter', value);
 }

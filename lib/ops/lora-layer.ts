@@ -1,8 +1,10 @@
-import { fail } from '../core/errors.js';
-import type { Tensor } from '../core/tensor.js';
-import type { BaseWeight } from './base-weight.js';
+import { fail, wrongType } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
+import { checkTensor, readOptions } from '../core/validate.js';
+import { QuantizedWeight } from '../quant/quantized-weight.js';
+import { type BaseWeight, checkWeight } from './base-weight.js';
 import type { ComputePrecision } from './compute.js';
-import { LoraAdapter } from './lora-adapter.js';
+import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import {
   type LoraBackwardOptions,
   type LoraForwardOptions,
@@ -33,6 +35,7 @@ export class LoraLinear implements Disposable {
   active: string | undefined;
   #saved: LoraSaved | undefined;
 
+  /** @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED */
   constructor(parts: {
     weight: BaseWeight;
     bias?: Tensor;
@@ -40,17 +43,28 @@ export class LoraLinear implements Disposable {
     active?: string;
     compute?: ComputePrecision;
   }) {
-    this.weight = parts.weight;
-    this.bias = parts.bias;
-    this.compute = parts.compute ?? 'exact';
-    const given = parts.adapters ?? {};
-    this.adapters = given instanceof Map ? new Map(given) : new Map(Object.entries(given));
-    for (const [name, adapter] of this.adapters) {
-      if (!(adapter instanceof LoraAdapter)) {
-        fail('ERR_VALUE', 'LoraLinear', `adapters.${name}`, 'a LoraAdapter', typeof adapter);
-      }
+    const op = 'LoraLinear';
+    if (parts === null || typeof parts !== 'object') {
+      throw wrongType(op, 'parts', 'an object', parts);
     }
-    this.active = parts.active ?? this.adapters.keys().next().value;
+    const { weight, bias, adapters = {}, active, compute = 'exact' } = readOptions(op, parts);
+    if (!Tensor.is(weight) && !QuantizedWeight.is(weight)) {
+      throw wrongType(op, 'weight', 'a Tensor or a QuantizedWeight', weight);
+    }
+    this.weight = checkWeight(op, weight).weight;
+    this.bias = bias === undefined ? undefined : checkTensor(op, 'bias', bias);
+    this.compute = compute;
+    if (adapters === null || typeof adapters !== 'object') {
+      throw wrongType(op, 'adapters', 'an object or a Map of adapters by name', adapters);
+    }
+    this.adapters = new Map(adapters instanceof Map ? adapters : Object.entries(adapters));
+    for (const [name, adapter] of this.adapters) {
+      checkLoraAdapter(op, `adapters.${String(name)}`, adapter);
+    }
+    if (active !== undefined && typeof active !== 'string') {
+      throw wrongType(op, 'active', 'a string', active);
+    }
+    this.active = active ?? this.adapters.keys().next().value;
   }
 
   #adapter(op: string): LoraAdapter | undefined {

@@ -14,6 +14,7 @@ import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';
 import { denseRows, putRows, rowTiles } from './dense-rows.js';
 import { multiplyAdd } from './elementwise.js';
+import { refuseMethods } from './lora-adapter.js';
 import { matmulInputGrad } from './matmul.js';
 import { shiftRows, zeroTermOf } from './zero-points.js';
 
@@ -69,6 +70,9 @@ function readParts(op: string, parts: unknown): MergeParts {
   if (parts === null || (typeof parts !== 'object' && typeof parts !== 'function')) {
     throw wrongType(op, 'parts', 'an object of loraA, loraB and more', parts);
   }
+  const own = op === 'mergeLora' ? 'merge' : 'unmerge';
+  const expected = `a LoraAdapter or { loraA, loraB, scaling } (what adapters.lora.create makes has ${own}: adapter.${own}(w))`;
+  refuseMethods(op, 'parts', expected, parts);
   // Read once, and not copied: an adapter's are accessors of its class.
   const { loraA, loraB, core, scaling, beta } = parts as MergeParts;
   return {
