@@ -97,8 +97,12 @@ export function resolveDevice(op: string, device: unknown): Device {
  * @throws ERR_TYPE, ERR_VALUE
  */
 export function setThreads(n: number): void {
-  if (typeof n !== 'number') throw wrongType('setThreads', 'n', 'a number', n);
-  native('setThreads', (raw) => raw.setThreads(n));
+  const op = 'setThreads';
+  if (typeof n !== 'number') throw wrongType(op, 'n', 'a number', n);
+  if (!(Number.isInteger(n) && n >= 1 && n <= 256)) {
+    fail('ERR_VALUE', op, 'n', 'an integer from 1 to 256', String(n));
+  }
+  native(op, (raw) => raw.setThreads(n));
 }
 
 /** Threads that the CPU device uses now. */

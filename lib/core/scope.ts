@@ -1,4 +1,5 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
+import { wrongType } from './errors.js';
 
 /** What a scope can free. */
 export interface Freeable {
@@ -48,10 +49,12 @@ function close(frame: Frame, outer: Frame | undefined, result: unknown): void {
  * Runs `body` and frees every tensor, weight, adapter and saved state made inside that it does not
  * return (by itself, or inside arrays, maps and objects). What is returned belongs to the enclosing
  * scope. The body may be async; a failing body frees everything.
+ * @throws ERR_TYPE
  * @example
  * const y = scope(() => loraForward(x, w, adapter).y);
  */
 export function scope<T>(body: () => T): T {
+  if (typeof body !== 'function') throw wrongType('scope', 'body', 'a function', body);
   const outer = frames.getStore();
   const frame: Frame = [];
   let result: T;

@@ -317,8 +317,10 @@ export class Tensor implements Disposable {
 
   /** {@link Tensor.read} that blocks the thread: for scripts and synchronous trainers. */
   readSync(): Float32Array {
+    const op = 'readSync';
+    const handle = Tensor.handleOf(this, op, 'tensor');
     const values = new Float32Array(this.size);
-    this.readInto(values);
+    Tensor.#fill(op, handle, values);
     return values;
   }
 
@@ -328,17 +330,20 @@ export class Tensor implements Disposable {
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
    */
   readInto(target: Float32Array): void {
-    const handle = Tensor.handleOf(this, 'readInto', 'tensor');
-    if (!isTyped(Float32Array, target)) {
-      throw wrongType('readInto', 'target', 'a Float32Array', target);
-    }
+    const op = 'readInto';
+    const handle = Tensor.handleOf(this, op, 'tensor');
+    if (!isTyped(Float32Array, target)) throw wrongType(op, 'target', 'a Float32Array', target);
     if (target.length !== this.size) {
-      fail('ERR_SHAPE', 'readInto', 'target', `of length ${this.size}`, String(target.length));
+      fail('ERR_SHAPE', op, 'target', `of length ${this.size}`, String(target.length));
     }
-    if (!native('readInto', (raw) => raw.readSync(handle, null, target))) {
+    Tensor.#fill(op, handle, target);
+  }
+
+  static #fill(op: string, handle: NativeHandle, target: Float32Array): void {
+    if (!native(op, (raw) => raw.readSync(handle, null, target))) {
       // Thrown here: worker.terminate() stops a thread only some instructions later, and the target
       // holds nothing.
-      throw new LowrankError('ERR_CANCELLED', 'readInto: the environment is closing');
+      throw new LowrankError('ERR_CANCELLED', `${op}: the environment is closing`);
     }
   }
 

@@ -1,5 +1,5 @@
-import type { Device } from '../core/device.js';
-import type { DType } from '../core/dtype.js';
+import { type Device, resolveDevice } from '../core/device.js';
+import { checkDType, type DType } from '../core/dtype.js';
 import { fail, LowrankTypeError, refusal, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
@@ -11,6 +11,7 @@ import {
   checkTensor,
   checkVector,
   readOptions,
+  seedWords,
   showShape,
 } from '../core/validate.js';
 
@@ -132,11 +133,14 @@ export class LoraAdapter implements Disposable {
     if (kind !== 'kaiming' && kind !== 'gaussian') {
       fail('ERR_VALUE', op, 'init', "'kaiming' or 'gaussian'", `'${String(kind)}'`);
     }
+    checkDType(op, 'dtype', given.dtype ?? 'f32');
+    resolveDevice(op, given.device);
     const place = {
       ...(given.dtype === undefined ? {} : { dtype: given.dtype }),
       ...(given.device === undefined ? {} : { device: given.device }),
     };
     const seed = given.seed as number;
+    seedWords(op, seed);
     const bound = 1 / Math.sqrt(K);
     const loraA =
       kind === 'kaiming'

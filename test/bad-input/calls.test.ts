@@ -1,0 +1,47 @@
+// Bad input to calls that take no tensors, and that messages name the call that was made.
+import { describe, expect, it } from 'vitest';
+import { getThreads, LoraAdapter, scope, setThreads, Tensor } from '../../lib/index.js';
+import { DEVICES } from '../conformance/operands.js';
+import { bad, callWith, checkCases } from './harness.js';
+
+describe.each(DEVICES)('bad input on %s', (device) => {
+  it('scope and setThreads', async () => {
+    const threads = getThreads();
+    await checkCases('calls', device, {
+      watched: [],
+      cases: [
+        bad(1, 'scope: no arguments', 'ERR_TYPE', () => callWith(scope)),
+        bad(2, 'scope: null', 'ERR_TYPE', () => callWith(scope, null)),
+        bad(3, 'scope: a number', 'ERR_TYPE', () => callWith(scope, 3)),
+        bad(3, 'scope: a promise', 'ERR_TYPE', () => callWith(scope, Promise.resolve())),
+        bad(1, 'setThreads: no arguments', 'ERR_TYPE', () => callWith(setThreads)),
+        bad(3, 'setThreads: a string', 'ERR_TYPE', () => callWith(setThreads, '2')),
+        bad(14, 'setThreads: 0', 'ERR_VALUE', () => setThreads(0)),
+        bad(15, 'setThreads: negative', 'ERR_VALUE', () => setThreads(-3)),
+        bad(16, 'setThreads: a fraction', 'ERR_VALUE', () => setThreads(1.5)),
+        bad(17, 'setThreads: NaN', 'ERR_VALUE', () => setThreads(Number.NaN)),
+        bad(18, 'setThreads: 2^32 + 1', 'ERR_VALUE', () => setThreads(2 ** 32 + 1)),
+      ],
+      valid: async () => [[getThreads()]],
+    });
+    expect(getThreads()).toBe(threads);
+    expect(() => setThreads(0)).toThrow(/^setThreads: n must be an integer from 1 to 256, got 0$/);
+  });
+
+  it('messages name the call', () => {
+    const gone = Tensor.zeros([2], { device });
+    gone.dispose();
+    expect(() => gone.readSync()).toThrow(/^readSync: tensor must be a live tensor/);
+    expect(() => gone.readInto(new Float32Array(2))).toThrow(/^readInto: /);
+    const options = { inFeatures: 4, outFeatures: 2, r: 2, loraAlpha: 4, device };
+    const init = (more: object) => callWith(LoraAdapter.init, { ...options, ...more });
+    for (const kind of ['kaiming', 'gaussian']) {
+      expect(() => init({ init: kind })).toThrow(
+        /^LoraAdapter.init: seed must be a number, got undefined$/,
+      );
+      expect(() => init({ init: kind, seed: -1 })).toThrow(/^LoraAdapter.init: seed/);
+      expect(() => init({ init: kind, seed: 1, dtype: 'f64' })).toThrow(/^LoraAdapter.init: dtype/);
+      expect(() => init({ init: kind, seed: 1, device: 'x' })).toThrow(/^LoraAdapter.init: device/);
+    }
+  });
+});
