@@ -1,11 +1,22 @@
-import type { Device } from '../core/device.js';
+import { type Device, resolveDevice } from '../core/device.js';
+import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
+import { checkInteger } from '../core/validate.js';
+
+/** Arrays of numbers, typed or not. @throws ERR_TYPE */
+function checkList(op: string, operand: string, list: unknown): asserts list is ArrayLike<number> {
+  const { length } = (typeof list === 'object' && list !== null ? list : {}) as {
+    length?: unknown;
+  };
+  if (typeof length !== 'number') throw wrongType(op, operand, 'an array of numbers', list);
+}
 
 /**
  * Where an activated LoRA begins to act: the last place where the invocation tokens stand, counted
  * from the end of the sequence to their start; −1 where they do not.
  * @param ids token ids, a sequence each
  * @param invocation `invocationTokens` of the adapter's config (PEFT's `alora_invocation_tokens`)
+ * @throws ERR_TYPE
  * @example
  * invocationOffsets([[5, 1, 2, 9]], [1, 2]); // [3]
  */
@@ -13,11 +24,16 @@ export function invocationOffsets(
   ids: readonly ArrayLike<number>[],
   invocation: readonly number[],
 ): number[] {
-  return ids.map((sequence) => {
-    const { length } = invocation;
+  const op = 'invocationOffsets';
+  if (!Array.isArray(ids)) throw wrongType(op, 'ids', 'an array of sequences', ids);
+  for (const [i, sequence] of ids.entries()) checkList(op, `ids[${i}]`, sequence);
+  checkList(op, 'invocation', invocation);
+  const tokens = Array.from(invocation);
+  return ids.map((sequence: ArrayLike<number>) => {
+    const { length } = tokens;
     if (length === 0) return -1;
     for (let start = sequence.length - length; start >= 0; start--) {
-      if (invocation.every((token, i) => sequence[start + i] === token)) {
+      if (tokens.every((token, i) => sequence[start + i] === token)) {
         return sequence.length - start;
       }
     }
@@ -31,11 +47,22 @@ export function invocationOffsets(
  * of it.
  * @param T tokens in a sequence
  * @returns [sequences, T, 1]
+ * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
  */
 export function activeTokens(offsets: readonly number[], T: number, device?: Device): Tensor {
-  const values = Float32Array.from({ length: offsets.length * T }, (_, at) => {
+  const op = 'activeTokens';
+  checkList(op, 'offsets', offsets);
+  const count = offsets.length;
+  for (let i = 0; i < count; i++) {
+    const offset: unknown = offsets[i];
+    if (typeof offset !== 'number') throw wrongType(op, `offsets[${i}]`, 'a number', offset);
+    if (Number.isNaN(offset)) fail('ERR_VALUE', op, `offsets[${i}]`, 'a number of tokens', 'NaN');
+  }
+  checkInteger(op, 'T', T, 0, 2 ** 31);
+  const on = resolveDevice(op, device);
+  const values = Float32Array.from({ length: count * T }, (_, at) => {
     const offset = offsets[Math.floor(at / T)] as number;
     return T - (at % T) <= offset ? 1 : 0;
   });
-  return Tensor.from(values, [offsets.length, T, 1], device === undefined ? {} : { device });
+  return Tensor.from(values, [count, T, 1], { device: on });
 }

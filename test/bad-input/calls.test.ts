@@ -1,6 +1,14 @@
 // Bad input to calls that take no tensors, and that messages name the call that was made.
 import { describe, expect, it } from 'vitest';
-import { getThreads, LoraAdapter, scope, setThreads, Tensor } from '../../lib/index.js';
+import {
+  activeTokens,
+  getThreads,
+  invocationOffsets,
+  LoraAdapter,
+  scope,
+  setThreads,
+  Tensor,
+} from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
 import { bad, callWith, checkCases } from './harness.js';
 
@@ -26,6 +34,43 @@ describe.each(DEVICES)('bad input on %s', (device) => {
     });
     expect(getThreads()).toBe(threads);
     expect(() => setThreads(0)).toThrow(/^setThreads: n must be an integer from 1 to 256, got 0$/);
+  });
+
+  it('invocationOffsets and activeTokens', async () => {
+    const noLists = [
+      [1, 'undefined', undefined],
+      [2, 'null', null],
+      [3, 'a number', 3],
+      [3, 'a string', 'x'],
+      [3, 'an object', {}],
+    ] as const;
+    await checkCases('activated adapters', device, {
+      watched: [],
+      cases: [
+        ...noLists.flatMap(([kind, what, value]) => [
+          bad(kind, `ids: ${what}`, 'ERR_TYPE', () => callWith(invocationOffsets, value, [1])),
+          bad(kind, `a sequence: ${what}`, 'ERR_TYPE', () =>
+            callWith(invocationOffsets, [[1], value], [1]),
+          ),
+          bad(kind, `invocation: ${what}`, 'ERR_TYPE', () =>
+            callWith(invocationOffsets, [[1]], value),
+          ),
+          bad(kind, `offsets: ${what}`, 'ERR_TYPE', () => callWith(activeTokens, value, 2, device)),
+        ]),
+        bad(2, 'an offset: null', 'ERR_TYPE', () => callWith(activeTokens, [null], 2, device)),
+        bad(17, 'an offset: NaN', 'ERR_VALUE', () => activeTokens([Number.NaN], 2, device)),
+        bad(1, 'no T', 'ERR_TYPE', () => callWith(activeTokens, [1])),
+        bad(15, 'T: negative', 'ERR_VALUE', () => activeTokens([1], -1, device)),
+        bad(16, 'T: a fraction', 'ERR_VALUE', () => activeTokens([1], 1.5, device)),
+        bad(17, 'T: NaN', 'ERR_VALUE', () => activeTokens([1], Number.NaN, device)),
+        bad(32, 'device: unknown', 'ERR_DEVICE', () => callWith(activeTokens, [1], 2, 'gpu')),
+      ],
+      valid: () =>
+        scope(async () => [
+          invocationOffsets([[5, 1, 2, 9], Int32Array.of(1, 3)], [1, 2]),
+          await activeTokens([3, -1], 4, device).read(),
+        ]),
+    });
   });
 
   it('messages name the call', () => {
