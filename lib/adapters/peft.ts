@@ -1,11 +1,13 @@
+import { checkName, checkObject } from '../checkpoint/arguments.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
-import { fail, LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters } from './adapter-map.js';
 import type { LayerSize, PeftForm, Regenerated } from './definition.js';
 import { largestOf, layersOf } from './folder-layers.js';
+import { isMethod } from './load-method.js';
 import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
 import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
@@ -54,17 +56,30 @@ function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object,
   };
 }
 
+/** @throws ERR_TYPE */
+function checkMethods(op: string, methods: unknown): void {
+  if (!Array.isArray(methods)) throw wrongType(op, 'methods', 'an array of methods', methods);
+  for (const [i, method] of methods.entries()) {
+    if (isMethod(method)) continue;
+    throw wrongType(op, `methods[${i}]`, 'what defineAdapter returns', method);
+  }
+}
+
 /**
  * The method of a PEFT config: its `peft_type`, and the flags that tell apart what shares one.
  * @param module some configs name the modules of a variant
  * @param methods where to look; give one of your own here
- * @throws ERR_UNSUPPORTED
+ * @throws ERR_TYPE · ERR_UNSUPPORTED
  */
 export function methodOfPeft(
   config: Readonly<Record<string, unknown>>,
   module: string,
   methods: readonly AnyMethod[] = adapterMethods,
 ): AnyMethod {
+  const own = 'methodOfPeft';
+  checkObject(own, 'config', config);
+  checkName(own, 'module', module);
+  checkMethods(own, methods);
   const forms = methods.map((method) => ({ method, form: formOf(method) }));
   const fits = forms.filter(
     ({ form }) => form.type === config.peft_type && (form.when?.(config, module) ?? true),
@@ -83,6 +98,12 @@ export function methodOfPeft(
     throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
   }
   if (found !== undefined) return found.method;
+  if (config.peft_type === kOwnType && typeof config.lowrank_method === 'string') {
+    const name = config.lowrank_method;
+    const given = methods === adapterMethods ? 'none' : methods.map((m) => m.method).join(', ');
+    const expected = `an array with the method ${name}, which is not the library's: give what defineAdapter returned`;
+    fail('ERR_UNSUPPORTED', 'adapterFromPeft', 'methods', expected, given || 'none');
+  }
   const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
   const got = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined).join(' ');
   const text = `adapterFromPeft: peft_type must be one of ${known}, got ${got}`;
@@ -104,6 +125,7 @@ function namesOf(
  * is refused.
  * @param module name in the base model, e.g. `model.layers.0.self_attn.q_proj`
  * @param place sizes, device and dtype, and for some methods the base weight
+ * @param methods where to look for the folder's method: give one of your own here; default those of the library
  * @throws ERR_TYPE · ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
  *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE · ERR_VALUE `layers` that are not those of the
  *   module, or are needed and not given
@@ -118,6 +140,9 @@ export function adapterFromPeft(
 ): Adapter {
   const op = 'adapterFromPeft';
   const tensorsOfFolder = PeftTensors.of(op, folder);
+  checkName(op, 'module', module);
+  checkObject(op, 'place', place, 'an object of inFeatures, outFeatures and more');
+  if (methods !== undefined) checkMethods(op, methods);
   const method = methodOfPeft(folder.config, module, methods);
   const peft = formOf(method);
   const set = peft.zeros?.find((name) => Number(folder.config[name] ?? 0) !== 0);

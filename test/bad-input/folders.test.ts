@@ -4,10 +4,14 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
+  adapterFromPeft,
+  type adapterMethods,
   adapters,
   adaptersToPeft,
+  defineAdapter,
   expertsToPeft,
   LoraAdapter,
+  methodOfPeft,
   NormAdapter,
   readAdapterFolder,
   scope,
@@ -99,6 +103,64 @@ describe('bad input to adapter folders', () => {
     } finally {
       rmSync(parent, { recursive: true });
     }
+  });
+
+  it('adapterFromPeft and methodOfPeft', async () => {
+    await scope(async () => {
+      const place = { inFeatures: 4, outFeatures: 2, device: 'cpu' } as const;
+      const mine = defineAdapter({
+        method: 'mine',
+        reference: 'none',
+        defaults: {},
+        trained: ['scale'],
+        shapes: ({ N }) => ({ scale: [N] }),
+        init: (make) => ({ scale: make.full('scale', 1) }),
+        forward: (t, { x, w, bias, p }) => t.multiply(t.linear(x, w, bias), p.scale),
+      });
+      const { config, tensors } = await adaptersToPeft(new Map([['q', mine.create(place)]]));
+      const folder = { config, tensors };
+      const noMethods = [
+        [2, 'null', null],
+        [3, 'the method by itself', mine],
+        [3, 'names', ['mine']],
+        [3, 'null inside', [mine, null]],
+      ] as const;
+      const read = (...args: unknown[]) => callWith(adapterFromPeft, ...args);
+      await checkCases('adapterFromPeft', 'cpu', {
+        watched: [],
+        cases: [
+          bad(1, 'no arguments', 'ERR_TYPE', () => read()),
+          bad(1, 'no module', 'ERR_TYPE', () => read(folder)),
+          bad(3, 'module: a number', 'ERR_TYPE', () => read(folder, 3, place, [mine])),
+          bad(1, 'no place', 'ERR_TYPE', () => read(folder, 'q')),
+          bad(2, 'place: null', 'ERR_TYPE', () => read(folder, 'q', null, [mine])),
+          bad(35, 'no methods', 'ERR_UNSUPPORTED', () => read(folder, 'q', place)),
+          bad(35, 'other methods', 'ERR_UNSUPPORTED', () =>
+            read(folder, 'q', place, [adapters.lora]),
+          ),
+          bad(1, 'methodOfPeft: nothing', 'ERR_TYPE', () => callWith(methodOfPeft)),
+          bad(2, 'methodOfPeft: null', 'ERR_TYPE', () => callWith(methodOfPeft, null, 'q')),
+          bad(1, 'methodOfPeft: no module', 'ERR_TYPE', () => callWith(methodOfPeft, config)),
+          ...noMethods.flatMap(([kind, what, value]) => [
+            bad(kind, `methods: ${what}`, 'ERR_TYPE', () => read(folder, 'q', place, value)),
+            bad(kind, `methodOfPeft: methods ${what}`, 'ERR_TYPE', () =>
+              callWith(methodOfPeft, config, 'q', value),
+            ),
+          ]),
+        ],
+        valid: () =>
+          scope(async () => {
+            const { parameters } = adapterFromPeft(folder, 'q', place, [
+              mine,
+            ] as unknown as typeof adapterMethods);
+            return [await (parameters.scale as Tensor).read()];
+          }),
+      });
+      expect(() => read(folder, 'q', place)).toThrow(
+        'adapterFromPeft: methods must be an array with the method mine, which is not the ' +
+          "library's: give what defineAdapter returned, got none",
+      );
+    });
   });
 
   it('says what to make of a LoraAdapter, and that works', async () => {
