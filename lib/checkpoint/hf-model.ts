@@ -8,7 +8,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { LowrankError } from '../core/errors.js';
+import { LowrankError, notConstructed } from '../core/errors.js';
 import { checkLimits, checkName, checkPath } from './arguments.js';
 import { fileError } from './file-access.js';
 import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
@@ -38,7 +38,9 @@ export class HfModel {
     private readonly holders: ReadonlyMap<string, SafetensorsFile>,
     /** What was odd but harmless, in words. */
     readonly warnings: readonly string[],
-  ) {}
+  ) {
+    if (!(holders instanceof Map)) throw notConstructed('HfModel', kOp);
+  }
 
   /** Path of `tokenizer.json`, or `undefined` where the folder has none. */
   get tokenizerPath(): string | undefined {

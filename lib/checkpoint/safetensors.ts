@@ -5,7 +5,7 @@
  * All functions are synchronous; a tensor's bytes are copied once, into memory of their own.
  */
 
-import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { fail, LowrankError, notConstructed, wrongType } from '../core/errors.js';
 import { checkLimits, checkName, checkPath } from './arguments.js';
 import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
 import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
@@ -115,6 +115,7 @@ export class SafetensorsFile {
     private readonly identity: FileIdentity,
     private readonly noFollow: boolean,
   ) {
+    if (!Array.isArray(header?.entries)) throw notConstructed('SafetensorsFile', 'openSafetensors');
     this.entries = new Map(header.entries.map((entry) => [entry.name, entry]));
   }
 

@@ -81,6 +81,14 @@ export function wrongType(
   return new LowrankTypeError(op, refusal(op, operand, expected, describeType(actual)));
 }
 
+/**
+ * Builds the TypeError for a constructor that is called from outside.
+ * @param makers what makes such objects, in words
+ */
+export function notConstructed(name: string, makers: string): LowrankTypeError {
+  return new LowrankTypeError(name, refusal(name, 'it', `made by ${makers}`, `new ${name}`));
+}
+
 /** A short name of a value's type, safe for hostile values (never calls into them). */
 export function describeType(value: unknown): string {
   if (value === null) return 'null';

@@ -1,7 +1,7 @@
 import { type NativeHandle, native, nativeAsync } from './binding.js';
 import { type Device, resolveDevice } from './device.js';
 import { checkDType, type DType, dtypeBytes } from './dtype.js';
-import { fail, LowrankError, wrongType } from './errors.js';
+import { fail, LowrankError, notConstructed, wrongType } from './errors.js';
 import { track } from './scope.js';
 import { checkDims, checkFinite, readOptions, seedWords } from './validate.js';
 
@@ -104,6 +104,9 @@ export class Tensor implements Disposable {
     dtype: DType,
     device: Device,
   ) {
+    if (typeof device !== 'string') {
+      throw notConstructed('Tensor', 'Tensor.from, Tensor.zeros, Tensor.randn or Tensor.uniform');
+    }
     this.#handle = handle;
     this.shape = shape;
     this.dtype = dtype;

@@ -1,3 +1,4 @@
+import { notConstructed } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from './base-weight.js';
@@ -53,6 +54,8 @@ export class GroupedSaved implements Disposable {
     seed: number;
     dropoutMask: Tensor | undefined;
   }) {
+    if (!Array.isArray(fields?.entries))
+      throw notConstructed('GroupedSaved', 'GroupedLora.forward');
     this.w = fields.w;
     this.entries = fields.entries;
     this.adapterOf = fields.adapterOf;

@@ -5,7 +5,6 @@ import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import {
   adapterFromPeft,
-  type adapterMethods,
   adapters,
   adaptersToPeft,
   defineAdapter,
@@ -150,9 +149,7 @@ describe('bad input to adapter folders', () => {
         ],
         valid: () =>
           scope(async () => {
-            const { parameters } = adapterFromPeft(folder, 'q', place, [
-              mine,
-            ] as unknown as typeof adapterMethods);
+            const { parameters } = adapterFromPeft(folder, 'q', place, [mine]);
             return [await (parameters.scale as Tensor).read()];
           }),
       });
