@@ -16,16 +16,21 @@ export function checkAdapters(
   checkMap(op, 'adapters', adapters, expected);
   for (const [module, adapter] of adapters) {
     if (typeof module !== 'string') throw wrongType(op, 'a module', 'a string', module);
-    const made = 'an adapter of a method, as adapters.lora.create makes them';
-    if (adapter instanceof LoraAdapter) {
-      const how = `${made} (adapters.lora.from makes one of loraA and loraB; writePeftAdapter writes such factors)`;
-      throw new LowrankTypeError(op, refusal(op, `adapter of ${module}`, how, 'a LoraAdapter'));
-    }
-    checkObject(op, `adapter of ${module}`, adapter, made);
-    const { definition, parameters } = adapter as Partial<Adapter>;
-    if (typeof definition !== 'object' || typeof parameters !== 'object') {
-      throw wrongType(op, `adapter of ${module}`, made, adapter);
-    }
+    checkMethodAdapter(op, `adapter of ${module}`, adapter);
   }
   return adapters as ReadonlyMap<string, Adapter>;
+}
+
+/** An adapter of a method; of a LoraAdapter the message says what makes one of it. @throws ERR_TYPE */
+export function checkMethodAdapter(op: string, operand: string, adapter: unknown): void {
+  const made = 'an adapter of a method, as adapters.lora.create makes them';
+  if (adapter instanceof LoraAdapter) {
+    const how = `${made} (adapters.lora.from makes one of loraA and loraB; writePeftAdapter writes such factors)`;
+    throw new LowrankTypeError(op, refusal(op, operand, how, 'a LoraAdapter'));
+  }
+  checkObject(op, operand, adapter, made);
+  const { definition, parameters } = adapter as Partial<Adapter>;
+  if (typeof definition !== 'object' || typeof parameters !== 'object') {
+    throw wrongType(op, operand, made, adapter);
+  }
 }

@@ -1,9 +1,10 @@
+import { checkObject } from '../checkpoint/arguments.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
 import { readOptions } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
-import { checkAdapters } from './adapter-map.js';
+import { checkAdapters, checkMethodAdapter } from './adapter-map.js';
 import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
 import { kPrefix } from './peft-tensors.js';
 import { type AlphaConfig, alphaFields, kAlphaPatterns, patternFields } from './scaling.js';
@@ -43,8 +44,9 @@ function checkExperts(name: string, experts: unknown): readonly [Adapter, ...Ada
   const [first] = all;
   all.forEach((expert, e) => {
     const place = `${name}.experts[${e}]`;
-    if (expert?.method !== 'lora') {
-      fail('ERR_UNSUPPORTED', kOp, place, 'an adapter of lora', String(expert?.method));
+    checkMethodAdapter(kOp, place, expert);
+    if (expert.method !== 'lora') {
+      fail('ERR_UNSUPPORTED', kOp, place, 'an adapter of lora', expert.method);
     }
     const { kernel, embedding, loraBias, dropout } = expert.config as unknown as {
       readonly kernel: readonly number[];
@@ -127,9 +129,11 @@ export async function expertsToPeft(
     if (!Array.isArray(parameters)) throw wrongType(kOp, module, 'an array', parameters);
     if (adapters.has(module)) fail('ERR_VALUE', kOp, 'adapters', 'other modules', module);
     for (const [level, own] of parameters.entries()) {
+      const entry = `${module}[${level}]`;
+      checkObject(kOp, entry, own, 'an object of parameter and experts');
       const { parameter, experts, transposed = false } = readOptions(kOp, own) as ExpertsParameter;
       if (typeof parameter !== 'string') {
-        throw wrongType(kOp, `${module}[${level}].parameter`, 'a string', parameter);
+        throw wrongType(kOp, `${entry}.parameter`, 'a string', parameter);
       }
       const name = `${module}.${parameter}`;
       if (names.includes(name)) fail('ERR_VALUE', kOp, 'parameter', 'there once', `${name} twice`);

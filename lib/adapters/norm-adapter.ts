@@ -8,13 +8,16 @@ import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
+  checkFinite,
   checkSameDevice,
   checkTensor,
   checkVector,
   lastDim,
+  orDefault,
   readOptions,
   showShape,
 } from '../core/validate.js';
+import { checkTraining } from '../ops/dropout.js';
 import { AdapterSaved } from './adapter.js';
 import { type PeftFolder, rawOf } from './peft.js';
 import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
@@ -81,7 +84,7 @@ export class NormAdapter implements Disposable {
       fail('ERR_VALUE', op, 'kind', "'layer' or 'rms'", `'${String(kind)}'`);
     }
     this.kind = kind;
-    this.eps = eps ?? (kind === 'layer' ? 1e-5 : 1e-6);
+    this.eps = checkFinite(op, 'eps', orDefault(eps, kind === 'layer' ? 1e-5 : 1e-6));
     if (!(this.eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', String(eps));
   }
 
@@ -97,7 +100,7 @@ export class NormAdapter implements Disposable {
     if (lastDim(x) !== K)
       fail('ERR_SHAPE', op, 'x', `of shape [..., K = ${K}]`, showShape(x.shape));
     checkSameDevice(op, 'the adapter', this.weight, x);
-    const training = readOptions(op, options).training ?? true;
+    const training = checkTraining(op, readOptions(op, options).training);
     return scope(() => {
       const tape = new Tape({ recording: training });
       // Its own hold on x, which the caller may let go.
@@ -139,7 +142,10 @@ export class NormAdapter implements Disposable {
     const { needs, keep } = readOptions(op, options);
     const { leaves, tape } = saved;
     const known = GRADIENTS.filter((name) => leaves.has(name));
-    const names = needs ?? known;
+    if (needs !== undefined && !Array.isArray(needs)) {
+      throw wrongType(op, 'needs', 'an array of names', needs);
+    }
+    const names: readonly NormGradient[] = needs ?? known;
     for (const name of names) {
       if (!leaves.has(name)) fail('ERR_VALUE', op, 'needs', `of ${known.join(', ')}`, String(name));
     }

@@ -5,15 +5,16 @@
  * mt19937 (Matsumoto and Nishimura, Mersenne Twister, 1998) and, on top of it, the draws as PyTorch
  * documents and tests them; the golden cases of test/golden/rng are its values.
  */
-import { checkFinite, checkInteger } from '../core/validate.js';
+import { checkDims, checkFinite, checkInteger } from '../core/validate.js';
 
 const N = 624;
 const M = 397;
 /** Draws of a normal distribution from this many values on are made sixteen at a time. */
 const NORMAL_RUN = 16;
 
-function product(shape: readonly number[]): number {
-  return shape.reduce((size, dim) => size * dim, 1);
+/** Values in a shape. @throws ERR_TYPE, ERR_SHAPE */
+function product(op: string, shape: unknown): number {
+  return checkDims(`TorchRandom.${op}`, shape).reduce((size, dim) => size * dim, 1);
 }
 
 const kFloat = new Float32Array(1);
@@ -85,20 +86,20 @@ export class TorchRandom {
     return ((high % 2 ** 21) * 2 ** 32 + this.bits()) / 2 ** 53;
   }
 
-  /** `torch.rand` or `uniform_(low, high)` of float32. @throws ERR_TYPE, ERR_VALUE */
+  /** `torch.rand` or `uniform_(low, high)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
   uniform(shape: readonly number[], low = 0, high = 1): Float32Array {
-    const [from, to] = [low, high].map((value) =>
-      Math.fround(checkFinite('TorchRandom', 'low and high', value)),
-    ) as [number, number];
-    const range = Math.fround(to - from);
-    return Float32Array.from({ length: product(shape) }, () => this.#unit() * range + from);
+    const op = 'TorchRandom.uniform';
+    const from = Math.fround(checkFinite(op, 'low', low));
+    const range = Math.fround(Math.fround(checkFinite(op, 'high', high)) - from);
+    const size = product('uniform', shape);
+    return Float32Array.from({ length: size }, () => this.#unit() * range + from);
   }
 
   /** `uniform_(low, high)` of bfloat16: of fewer random bits. */
   #uniformBf16(shape: readonly number[], low: number, high: number): Float32Array {
     const [from, to] = [roundToBf16(low), roundToBf16(high)];
     const range = roundToBf16(to - from);
-    return Float32Array.from({ length: product(shape) }, () => {
+    return Float32Array.from({ length: product('kaimingUniform', shape) }, () => {
       return roundToBf16(((this.bits() % 2 ** 8) / 2 ** 8) * range + from);
     });
   }
@@ -106,16 +107,22 @@ export class TorchRandom {
   /**
    * `torch.nn.init.kaiming_uniform_(a)`, fan-in the product of all but the first size.
    * @param dtype of the tensor that is drawn; default `f32`
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE
    */
   kaimingUniform(shape: readonly number[], a: number, dtype: 'f32' | 'bf16' = 'f32'): Float32Array {
-    const bound = Math.sqrt(6 / ((1 + a * a) * product(shape.slice(1))));
+    const op = 'TorchRandom.kaimingUniform';
+    const inputs = checkDims(op, shape).slice(1);
+    checkFinite(op, 'a', a);
+    const bound = Math.sqrt(6 / ((1 + a * a) * product('kaimingUniform', inputs)));
     if (dtype === 'bf16') return this.#uniformBf16(shape, -bound, bound);
     return this.uniform(shape, -bound, bound);
   }
 
-  /** `torch.randn` or `normal_(mean, std)` of float32. */
+  /** `torch.randn` or `normal_(mean, std)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
   normal(shape: readonly number[], mean = 0, std = 1): Float32Array {
-    const size = product(shape);
+    const size = product('normal', shape);
+    checkFinite('TorchRandom.normal', 'mean', mean);
+    checkFinite('TorchRandom.normal', 'std', std);
     if (size < NORMAL_RUN) {
       return Float32Array.from({ length: size }, () => this.#normalDouble() * std + mean);
     }
@@ -142,18 +149,23 @@ export class TorchRandom {
     return radius * Math.cos(angle);
   }
 
-  /** `torch.randint(low, high)`; below 2^32 possible values. @throws ERR_TYPE, ERR_VALUE */
+  /** `torch.randint(low, high)`; below 2^32 possible values. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
   integers(shape: readonly number[], low: number, high: number): Int32Array {
     const op = 'TorchRandom.integers';
     const from = checkInteger(op, 'low', low, -(2 ** 31), 2 ** 31 - 1);
     const range = checkInteger(op, 'high', high, from + 1, 2 ** 31) - from;
-    return Int32Array.from({ length: product(shape) }, () => (this.bits() % range) + from);
+    return Int32Array.from(
+      { length: product('integers', shape) },
+      () => (this.bits() % range) + from,
+    );
   }
 
-  /** `torch.bernoulli` over a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE */
+  /** `torch.bernoulli` over a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
   bernoulli(shape: readonly number[], p: number): Uint8Array {
     const below = Math.fround(checkFinite('TorchRandom.bernoulli', 'p', p));
-    return Uint8Array.from({ length: product(shape) }, () => (this.#unit() < below ? 1 : 0));
+    return Uint8Array.from({ length: product('bernoulli', shape) }, () =>
+      this.#unit() < below ? 1 : 0,
+    );
   }
 
   /** `torch.randperm(n)`. @throws ERR_TYPE, ERR_VALUE */

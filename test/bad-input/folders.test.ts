@@ -78,11 +78,26 @@ describe('bad input to adapter folders', () => {
                   bad(kind, `beside: ${what}`, 'ERR_TYPE', () =>
                     callWith(TokenRows.toPeft, embeddings, value),
                   ),
+                  bad(kind, `experts' parameter: ${what}`, 'ERR_TYPE', () =>
+                    callWith(expertsToPeft, new Map([['experts', [value]]])),
+                  ),
+                  bad(kind, `expert: ${what}`, 'ERR_TYPE', () =>
+                    callWith(
+                      expertsToPeft,
+                      new Map([['experts', [{ parameter: 'w', experts: [value] }]]]),
+                    ),
+                  ),
                   bad(kind, `expertsToPeft: ${what}`, 'ERR_TYPE', () =>
                     callWith(expertsToPeft, new Map([['experts', []]]), value),
                   ),
                 ]),
           ]),
+          bad(3, 'expertsToPeft: a LoraAdapter', 'ERR_TYPE', () =>
+            callWith(
+              expertsToPeft,
+              new Map([['experts', [{ parameter: 'w', experts: [factors] }]]]),
+            ),
+          ),
           bad(3, 'a folder without tensors', 'ERR_TYPE', () => write({ config: {}, tensors: {} })),
           bad(2, 'a folder without a config', 'ERR_TYPE', () => write({ tensors: new Map() })),
           bad(2, 'fields: null', 'ERR_TYPE', () =>
