@@ -6,7 +6,7 @@
  * Lemire's method (arXiv:1805.10941), choices by Floyd's and permutations by Fisher and Yates', as NumPy has documented them
  * since 1.17.
  */
-import { fail } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { checkInteger } from '../core/validate.js';
 
 /** 128 bits as eight words of 16, the lowest first: products of words are exact in a double. */
@@ -142,8 +142,12 @@ export class NumpyRandom {
     return this.#low;
   }
 
-  /** From 0 to `last`, which is below 2^32 − 1, each equally likely. */
+  /** From 0 to `last`, which is below 2^32 − 1, each equally likely. @throws ERR_TYPE, ERR_VALUE */
   upTo(last: number): number {
+    return this.#upTo(checkInteger('NumpyRandom.upTo', 'last', last, 0, 2 ** 32 - 2));
+  }
+
+  #upTo(last: number): number {
     if (last === 0) return 0;
     const count = last + 1;
     // bits · count in two parts: above 32 bits, and below.
@@ -180,8 +184,11 @@ export class NumpyRandom {
     }
   }
 
-  /** `Generator.shuffle` of integers, in place; returned too. */
+  /** `Generator.shuffle` of integers, in place; returned too. @throws ERR_TYPE */
   shuffle(values: Int32Array): Int32Array {
+    if (!(values instanceof Int32Array)) {
+      throw wrongType('NumpyRandom.shuffle', 'values', 'an Int32Array', values);
+    }
     this.#exchange(values, 1, (last) => this.#masked(last));
     return values;
   }
@@ -192,7 +199,7 @@ export class NumpyRandom {
     const count = checkInteger(op, 'n', n, 0, 2 ** 31 - 1);
     const wanted = checkInteger(op, 'size', size, 0, 2 ** 31 - 1);
     if (wanted > count) fail('ERR_VALUE', op, 'size', `at most n (${count})`, String(wanted));
-    const draw = (last: number) => this.upTo(last);
+    const draw = (last: number) => this.#upTo(last);
     if (count > 10_000 && wanted > Math.floor(count / 50)) {
       const all = Int32Array.from({ length: count }, (_, i) => i);
       this.#exchange(all, Math.max(count - wanted, 1), draw);
@@ -201,7 +208,7 @@ export class NumpyRandom {
     const taken = new Set<number>();
     const chosen = Int32Array.from({ length: wanted }, (_, i) => {
       const last = count - wanted + i;
-      const value = this.upTo(last);
+      const value = this.#upTo(last);
       const own = taken.has(value) ? last : value;
       taken.add(own);
       return own;

@@ -5,7 +5,8 @@
  * are too, so views are taken without swapping.
  */
 
-import { fail } from '../core/errors.js';
+import { fail, LowrankTypeError, refusal } from '../core/errors.js';
+import { Tensor } from '../core/tensor.js';
 import { checkObject } from './arguments.js';
 
 /** One row per dtype of the safetensors format: bits per element and the array type that holds it. */
@@ -135,6 +136,10 @@ export function bytesOf(data: RawData): Uint8Array {
  * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE`, `ERR_SHAPE`
  */
 export function checkRawTensor(op: string, operand: string, tensor: RawTensor): void {
+  if (Tensor.is(tensor)) {
+    const expected = "as files hold it, like { dtype: 'F32', shape, data: tensor.readSync() }";
+    throw new LowrankTypeError(op, refusal(op, operand, expected, 'a Tensor'));
+  }
   checkObject(op, operand, tensor, 'a tensor of dtype, shape and data');
   const { dtype, shape, data } = tensor;
   if (typeof dtype !== 'string' || !isRawDType(dtype)) {

@@ -218,8 +218,12 @@ describe('bad input to checkpoints', () => {
       ...['loraA', 'loraB', 'magnitude', 'loraBias'].flatMap((name) =>
         each(name, noObject, inModule(name)),
       ),
-      bad(3, 'loraA: a Tensor', 'ERR_DTYPE', () => inModule('loraA')(factors.loraA)),
+      bad(3, 'loraA: a Tensor', 'ERR_TYPE', () => inModule('loraA')(factors.loraA)),
     ]);
+    expect(() => callWith(writeSafetensors, folder, { w: factors.loraA })).toThrow(
+      'writeSafetensors: tensor "w" must be as files hold it, like ' +
+        "{ dtype: 'F32', shape, data: tensor.readSync() }, got a Tensor",
+    );
     factors.dispose();
     expect(existsSync(folder)).toBe(false);
     write({});

@@ -61,6 +61,7 @@ describe.each(DEVICES)('bad input on %s', (device) => {
 
   it('TorchRandom and NumpyRandom', async () => {
     const torch = new TorchRandom(1);
+    const numpy = new NumpyRandom(1);
     const model = Tensor.zeros([2], { device });
     const draws = {
       uniform: (shape: unknown) => callWith(torch.uniform.bind(torch), shape),
@@ -77,6 +78,19 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           bad(1, `${made.name}: no seed`, 'ERR_TYPE', () => Reflect.construct(made, [])),
           bad(30, `${made.name}: seed -1`, 'ERR_VALUE', () => Reflect.construct(made, [-1])),
         ]),
+        ...[undefined, null, Symbol('x'), 2n, '3', {}].flatMap((value) => [
+          bad(3, `upTo: ${typeof value}`, 'ERR_TYPE', () =>
+            callWith(numpy.upTo.bind(numpy), value),
+          ),
+          bad(3, `shuffle: ${typeof value}`, 'ERR_TYPE', () =>
+            callWith(numpy.shuffle.bind(numpy), value),
+          ),
+        ]),
+        bad(15, 'upTo: negative', 'ERR_VALUE', () => numpy.upTo(-1)),
+        bad(17, 'upTo: NaN', 'ERR_VALUE', () => numpy.upTo(Number.NaN)),
+        bad(4, 'shuffle: a Float32Array', 'ERR_TYPE', () =>
+          callWith(numpy.shuffle.bind(numpy), new Float32Array(2)),
+        ),
         bad(3, 'uniform, low: a string', 'ERR_TYPE', () =>
           callWith(torch.uniform.bind(torch), [2], '0'),
         ),
