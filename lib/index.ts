@@ -7,6 +7,7 @@ export {
   type AdapterGradients,
   AdapterSaved,
 } from './adapters/adapter.js';
+/** Every published method that comes with the library, by name: docs/adapters.md. */
 export * as adapters from './adapters/all.js';
 export {
   type ArrowExperts,

@@ -39,7 +39,11 @@ export interface AdapterSize<C> {
   readonly config: Readonly<C>;
 }
 
-/** Where a fresh adapter's tensors come from: shapes by name, one stream of seeds. */
+/**
+ * Where a fresh adapter's tensors come from: shapes by name, one stream of seeds.
+ * @example
+ * init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
+ */
 export class AdapterMaker<C, Name extends string = string> implements AdapterSize<C> {
   readonly N: number;
   readonly K: number;

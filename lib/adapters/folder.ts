@@ -41,6 +41,9 @@ const pythonOf = (value: unknown): PythonJson => {
  * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
  * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ...
  * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
+ * @example
+ * const adapters = new Map([['model.layers.0.self_attn.q_proj', adapter]]);
+ * await writeAdapterFolder('./out', await adaptersToPeft(adapters));
  */
 export async function writeAdapterFolder(
   folder: string,

@@ -48,6 +48,9 @@ export function invocationOffsets(
  * @param T tokens in a sequence
  * @returns [sequences, T, 1]
  * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
+ * @example
+ * const active = activeTokens([3, 0], 8); // [2, 8, 1]: the last 3 tokens of the first sequence
+ * const { y } = adapter.forward(x, w, { inputs: { active } });
  */
 export function activeTokens(offsets: readonly number[], T: number, device?: Device): Tensor {
   const op = 'activeTokens';

@@ -43,7 +43,11 @@ function checkSetting(op: string, name: string, value: number, fresh: boolean): 
   }
 }
 
-/** A method that adapters can be made of: what {@link defineAdapter} returns. */
+/**
+ * A method that adapters can be made of: what {@link defineAdapter} returns.
+ * @example
+ * const adapter = adapters.dora.create({ inFeatures: 4096, outFeatures: 4096, r: 16, weight: w4 });
+ */
 export class AdapterMethod<C extends object, P extends string, B extends string, S> {
   readonly definition: AdapterDefinition<C, P, B, S>;
 

@@ -70,6 +70,9 @@ function checkMethods(op: string, methods: unknown): void {
  * @param module some configs name the modules of a variant
  * @param methods where to look; give one of your own here
  * @throws ERR_TYPE · ERR_UNSUPPORTED
+ * @example
+ * const folder = readAdapterFolder('./adapter');
+ * const { method } = methodOfPeft(folder.config, 'model.layers.0.self_attn.q_proj'); // 'dora'
  */
 export function methodOfPeft(
   config: Readonly<Record<string, unknown>>,
@@ -239,6 +242,8 @@ function isLeading(part: RawTensor, whole: RawTensor): boolean {
  * @param adapters by module
  * @throws ERR_TYPE · ERR_VALUE no adapters, of several methods, or what the method shares between layers
  *   differs: see {@link AdapterMethod.createAll}; a setting that PEFT has once, and adapters each their own
+ * @example
+ * const folder = await adaptersToPeft(new Map([['model.layers.0.self_attn.q_proj', adapter]]));
  */
 export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolder> {
   const op = 'adaptersToPeft';

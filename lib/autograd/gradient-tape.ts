@@ -52,6 +52,11 @@ interface Step {
  * Records what a forward pass computes, so that its gradients follow by the chain rule: the
  * forward formula of an adapter is all that anyone writes. It holds the tensors that the backward
  * functions named, until it is disposed.
+ * @example
+ * const tape = new Tape(); // with the ops of this library
+ * const a = tape.variable(tensor);
+ * const y = tape.multiply(a, a);
+ * const [da] = tape.gradients('square', y, dy, [a]); // the first is named in errors
  */
 export class GradientTape implements Disposable {
   /** What the backward pass reads: found here by {@link scope}, which frees the rest. */

@@ -59,6 +59,8 @@ export function layerNorm(t: Tape, x: Value, parts: NormParts = {}): Value {
 /**
  * `x / √(mean(x²) + eps) ⊙ weight + bias` over the last dimension: RMSNorm (Zhang and Sennrich, 2019,
  * arXiv:1910.07467); otherwise as {@link layerNorm}.
+ * @example
+ * const y = rmsNorm(t, x, { weight: t.variable(weight), eps: 1e-5 });
  */
 export function rmsNorm(t: Tape, x: Value, parts: NormParts = {}): Value {
   return norm('rmsNorm', t, x, parts, 1e-6);

@@ -24,7 +24,7 @@ function transposed(a: Tensor): Tensor {
     : weightGrad(a, identity(rows, a.device), { dtype: a.dtype });
 }
 
-/** What {@link StructuredTape.features} takes beside its operands. */
+/** What {@link Tape.features} takes beside its operands. */
 export interface FeatureStepOptions {
   /** Of the sums; default 1. */
   alpha?: number;
@@ -92,7 +92,7 @@ export class StructuredTape extends GradientTape {
     );
   }
 
-  /** Features beside each other; as {@link StructuredTape.slice}. */
+  /** Features beside each other; as {@link Tape.slice}. */
   concat(values: readonly [Value, ...Value[]]): Value {
     const [{ tensor }] = values;
     const widths = values.map((value) => lastDim(value.tensor));
@@ -108,7 +108,7 @@ export class StructuredTape extends GradientTape {
     }, undefined) as Value;
   }
 
-  /** Every feature `times` times, as {@link FeatureMap.repeat}; and as {@link StructuredTape.slice}. */
+  /** Every feature `times` times, as {@link FeatureMap.repeat}; and as {@link Tape.slice}. */
   repeat(a: Value, times: number, kind: 'inner' | 'outer'): Value {
     const { device } = a.tensor;
     return this.features(
@@ -117,7 +117,7 @@ export class StructuredTape extends GradientTape {
     );
   }
 
-  /** Sums of `groups` runs of neighbours; as {@link StructuredTape.slice}. */
+  /** Sums of `groups` runs of neighbours; as {@link Tape.slice}. */
   groupSum(a: Value, groups: number): Value {
     const { device } = a.tensor;
     return this.features(

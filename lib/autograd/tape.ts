@@ -75,6 +75,9 @@ function plusOne(a: Tensor, alpha: number): Tensor {
 /**
  * The ops of this library as differentiable steps: what an adapter's forward formula is written in.
  * Factors and sums are f32 unless said otherwise; M stands for all leading dimensions.
+ * @example
+ * // In a method of one's own; the library makes the tape.
+ * forward: (t, { x, w, bias, p }) => t.expand(x, w, t.shrink(x, p.loraA), p.loraB, { bias }),
  */
 export class Tape extends StructuredTape {
   readonly #dropout: TapeDropout;
@@ -159,7 +162,7 @@ export class Tape extends StructuredTape {
   }
 
   /**
-   * {@link expand}, and the norms of the rows of `w + scaling · b · a`, constants in the backward pass, from
+   * {@link Tape.expand}, and the norms of the rows of `w + scaling · b · a`, constants in the backward pass, from
    * the same pass over w ({@link loraExpandWithNorms}): DoRA's.
    * @param kept [N] f32, {@link weightNorms} of w
    */

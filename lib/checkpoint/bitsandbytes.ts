@@ -239,6 +239,8 @@ function keyAt(name: string): number {
  *
  * @param tensors a whole checkpoint, e.g. from `readSafetensors`
  * @throws `ERR_TYPE`
+ * @example
+ * const { layers, rest } = splitBitsandbytes(readSafetensors('model.safetensors').tensors);
  */
 export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): SplitBitsandbytes {
   const op = 'splitBitsandbytes';
@@ -268,7 +270,13 @@ export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): Spli
   return { layers: new Map(named), rest };
 }
 
-/** The inverse of {@link splitBitsandbytes}: full names again. @throws `ERR_TYPE` */
+/**
+ * The inverse of {@link splitBitsandbytes}: full names again.
+ * @throws ERR_TYPE
+ * @example
+ * const split = splitBitsandbytes(readSafetensors('model.safetensors').tensors);
+ * writeSafetensors('copy.safetensors', joinBitsandbytes(split));
+ */
 export function joinBitsandbytes(split: SplitBitsandbytes): Map<string, RawTensor> {
   const op = 'joinBitsandbytes';
   checkObject(op, 'split', split, 'what splitBitsandbytes gives');

@@ -29,7 +29,12 @@ const kIndexFile = 'model.safetensors.index.json';
 const kMaxIndexBytes = 64 << 20;
 const kMaxShards = 10_000;
 
-/** An opened model folder; nothing to close. */
+/**
+ * An opened model folder; nothing to close.
+ * @example
+ * const model = openHfModel('./llama');
+ * const norm = rawToFloat32(model.read('model.norm.weight'));
+ */
 export class HfModel {
   /** @internal use {@link openHfModel} */
   constructor(

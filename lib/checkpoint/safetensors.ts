@@ -104,7 +104,12 @@ export function openSafetensors(
   });
 }
 
-/** A safetensors file whose header was checked; tensors are read one by one. */
+/**
+ * A safetensors file whose header was checked; tensors are read one by one.
+ * @example
+ * const file = openSafetensors('model.safetensors');
+ * for (const name of file.names()) console.log(name, file.info(name)?.shape);
+ */
 export class SafetensorsFile {
   private readonly entries: ReadonlyMap<string, HeaderEntry>;
 

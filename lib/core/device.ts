@@ -70,6 +70,8 @@ let chosen: Device | undefined;
 /**
  * The device of tensors made without one: `LOWRANK_DEVICE`, else the first CUDA device, else `cpu`.
  * @throws ERR_DEVICE where `LOWRANK_DEVICE` names none.
+ * @example
+ * const w = Tensor.randn([64, 64], { seed: 1, device: defaultDevice() });
  */
 export function defaultDevice(): Device {
   if (chosen === undefined) {
@@ -95,6 +97,8 @@ export function resolveDevice(op: string, device: unknown): Device {
  * Threads of the CPU device, 1 to 256, for the ops that follow. Results never depend on it. Before
  * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores.
  * @throws ERR_TYPE, ERR_VALUE
+ * @example
+ * setThreads(4);
  */
 export function setThreads(n: number): void {
   const op = 'setThreads';
@@ -105,7 +109,11 @@ export function setThreads(n: number): void {
   native(op, (raw) => raw.setThreads(n));
 }
 
-/** Threads that the CPU device uses now. */
+/**
+ * Threads that the CPU device uses now.
+ * @example
+ * setThreads(Math.max(1, getThreads() - 1));
+ */
 export function getThreads(): number {
   return binding().threads();
 }
@@ -113,13 +121,21 @@ export function getThreads(): number {
 /**
  * Live and peak bytes, and live allocations, of a device. Exact: a test may compare them for equality
  * once {@link synchronize} has resolved.
+ * @example
+ * const { liveBytes, peakBytes, liveTensors } = memoryUsage('cpu');
  */
 export function memoryUsage(device?: Device): MemoryUsage {
   const target = resolveDevice('memoryUsage', device);
   return native('memoryUsage', (raw) => raw.memoryUsage(target));
 }
 
-/** Starts a new peak at the bytes that are live now. */
+/**
+ * Starts a new peak at the bytes that are live now.
+ * @example
+ * resetPeakMemory('cpu');
+ * step();
+ * console.log(memoryUsage('cpu').peakBytes);
+ */
 export function resetPeakMemory(device?: Device): void {
   const target = resolveDevice('resetPeakMemory', device);
   native('resetPeakMemory', (raw) => raw.resetPeak(target));
@@ -128,6 +144,8 @@ export function resetPeakMemory(device?: Device): void {
 /**
  * Resolves once every op that was queued on the device before this call has run.
  * @throws ERR_COMPUTE where the device failed
+ * @example
+ * await synchronize('cpu'); // every op called before has run
  */
 export async function synchronize(device?: Device): Promise<void> {
   const target = resolveDevice('synchronize', device);
@@ -149,6 +167,8 @@ export async function synchronize(device?: Device): Promise<void> {
  * @param stream a CUstream (or cudaStream_t) of that device, valid until you have switched away and
  *   {@link synchronize} has resolved
  * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE; ERR_UNSUPPORTED on a device without streams
+ * @example
+ * useStream('cuda', stream); // a CUstream as a bigint; null: the device's own
  */
 export function useStream(device: Device, stream: bigint | null): void {
   const op = 'useStream';
@@ -162,6 +182,8 @@ export function useStream(device: Device, stream: bigint | null): void {
 /**
  * Runs `body` with a stream of yours ({@link useStream}) and goes back to the device's own, also
  * where it throws. Not for a body that awaits: the stream is the device's, not the call's.
+ * @example
+ * const y = withStream('cuda', stream, () => matmul(x, w4));
  */
 export function withStream<T>(device: Device, stream: bigint, body: () => T): T {
   useStream(device, stream);
@@ -177,13 +199,19 @@ export function withStream<T>(device: Device, stream: bigint, body: () => T): T 
  * then on work that you put on the same stream comes after it. On a host device the same as
  * {@link synchronize}.
  * @throws ERR_COMPUTE where the device failed
+ * @example
+ * await flush('cuda'); // all that was called so far is on the stream
  */
 export async function flush(device?: Device): Promise<void> {
   const target = resolveDevice('flush', device);
   await nativeAsync('flush', (raw, done) => raw.flush(target, done));
 }
 
-/** {@link flush} that blocks the thread: for trainers with a synchronous contract. */
+/**
+ * {@link flush} that blocks the thread: for trainers with a synchronous contract.
+ * @example
+ * flushSync('cuda'); // and now work of one's own on the same stream
+ */
 export function flushSync(device?: Device): void {
   const op = 'flushSync';
   const target = resolveDevice(op, device);
@@ -196,6 +224,8 @@ export function flushSync(device?: Device): void {
  * Bytes that the device keeps for intermediate results of an op. An op that needs more grows it,
  * before its first kernel and in the order of the stream. Not part of {@link memoryUsage}; 0 on a
  * host device.
+ * @example
+ * console.log(workspaceBytes('cuda'));
  */
 export function workspaceBytes(device?: Device): number {
   const target = resolveDevice('workspaceBytes', device);
@@ -205,6 +235,8 @@ export function workspaceBytes(device?: Device): number {
 /**
  * Grows the workspace at once, so that ops which need no more never allocate.
  * @throws ERR_TYPE, ERR_VALUE, ERR_OOM
+ * @example
+ * await reserveWorkspace('cuda', workspaceBytes('cuda')); // before a graph is captured
  */
 export async function reserveWorkspace(device: Device, bytes: number): Promise<void> {
   const op = 'reserveWorkspace';

@@ -24,7 +24,15 @@ export type ErrorCode =
   | 'ERR_DISK_FULL' // no space left, or a file size limit
   | 'ERR_CHECKPOINT'; // a checkpoint of another run
 
-/** The error type of the library; `code` is stable, `op` names the call that refused. */
+/**
+ * The error type of the library; `code` is stable, `op` names the call that refused.
+ * @example
+ * try {
+ *   matmul(x, w);
+ * } catch (error) {
+ *   if (error instanceof LowrankError && error.code === 'ERR_SHAPE') console.log(error.message);
+ * }
+ */
 export class LowrankError extends Error {
   override readonly name: string = 'LowrankError';
   readonly code: ErrorCode;
@@ -37,7 +45,15 @@ export class LowrankError extends Error {
   }
 }
 
-/** A TypeError with the stable code `ERR_TYPE`. */
+/**
+ * A TypeError with the stable code `ERR_TYPE`.
+ * @example
+ * try {
+ *   matmul(3 as never, w);
+ * } catch (error) {
+ *   if (error instanceof TypeError) console.log((error as LowrankTypeError).code); // ERR_TYPE
+ * }
+ */
 export class LowrankTypeError extends TypeError {
   override readonly name: string = 'LowrankTypeError';
   readonly code = 'ERR_TYPE' as const;

@@ -64,6 +64,8 @@ export function blockMatmul(x: Tensor, w: Tensor): Tensor {
  * @param w [G, N, K], the dtype of `dy` or f32
  * @returns dx [..., G, K], dtype of `dy`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const dx = blockMatmulInputGrad(dy, w); // of blockMatmul(x, w)
  */
 export function blockMatmulInputGrad(dy: Tensor, w: Tensor): Tensor {
   const op = 'blockMatmulInputGrad';
@@ -85,6 +87,8 @@ export function blockMatmulInputGrad(dy: Tensor, w: Tensor): Tensor {
  * @param x [..., G, K] any dtype, the same leading dimensions
  * @returns dw [G, N, K], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const dW = blockWeightGrad(dy, x); // of blockMatmul(x, w)
  */
 export function blockWeightGrad(dy: Tensor, x: Tensor): Tensor {
   const op = 'blockWeightGrad';

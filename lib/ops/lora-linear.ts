@@ -453,6 +453,9 @@ export function loraBackwardCall(
  * @returns only the gradients that were needed; a frozen factor has none. Each has the dtype of what
  *   it is the gradient of (`dBias` that of `dy`).
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const { y, saved } = loraForward(x, w4, adapter);
+ * const { dx, dLoraA, dLoraB } = loraBackward(dy, saved);
  */
 export function loraBackward(
   dy: Tensor,

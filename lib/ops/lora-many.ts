@@ -209,6 +209,9 @@ export interface LoraBackwardManyOptions {
  * {@link loraBackward} defines them (empty without an adapter).
  * @param dys dy [..., N] of each projection, the dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const { ys, saved } = loraForwardMany(x, [{ w: wq, adapter: q }, { w: wv, adapter: v }]);
+ * const { dx, gradients } = loraBackwardMany([dq, dv], saved);
  */
 export function loraBackwardMany(
   dys: readonly Tensor[],

@@ -141,6 +141,9 @@ function inTurn(
  * @param saved of a forward pass with `training`; freed afterwards unless `keep`
  * @returns `dx` [..., K] and the gradients of gate and up, empty without an adapter
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const { y, saved } = loraForwardSwiglu(x, { w: wGate, adapter }, { w: wUp });
+ * const { dx, gradients: [gate, up] } = loraBackwardSwiglu(dy, saved);
  */
 export function loraBackwardSwiglu(
   dy: Tensor,

@@ -60,6 +60,8 @@ export function biasOf(op: string, bias: Tensor | undefined, x: Tensor, N: numbe
  * @param w [N, K] dense or quantised
  * @returns dx [..., K], dtype of `dy`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const dx = matmulInputGrad(dy, w4); // of matmul(x, w4)
  */
 export function matmulInputGrad(dy: Tensor, w: BaseWeight): Tensor {
   const op = 'matmulInputGrad';

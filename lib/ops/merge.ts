@@ -258,6 +258,9 @@ export function mergeLora<Weight extends BaseWeight>(
  * Takes an adapter out of a weight again: `W ← (W − scaling · loraB · core · loraA) / beta`, otherwise
  * as {@link mergeLora}. A weight that was rounded in between comes back within that rounding.
  * @throws as {@link mergeLora}; ERR_VALUE where beta is 0
+ * @example
+ * const { weight } = mergeLora(w, adapter);
+ * const { weight: before } = unmergeLora(weight, adapter);
  */
 export function unmergeLora<Weight extends BaseWeight>(
   w: Weight,

@@ -41,6 +41,8 @@ export function swiglu(gate: Tensor, up: Tensor): Tensor {
  * @param dy shape of `gate`, any dtype
  * @returns both in the dtype of `gate`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const { dGate, dUp } = swigluBackward(dy, gate, up); // of swiglu(gate, up)
  */
 export function swigluBackward(
   dy: Tensor,

@@ -189,6 +189,8 @@ export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight 
  * @param options.dtype default: that of the tensor which was quantised
  * @returns [N, K]
  * @throws ERR_TYPE, ERR_DTYPE, ERR_DISPOSED, ERR_OOM
+ * @example
+ * const values = dequantize(w4, { dtype: 'bf16' }); // [N, K]
  */
 export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
   const op = 'dequantize';
