@@ -62,16 +62,33 @@ export { Tape, type TapeDropout } from './autograd/tape.js';
 export {
   type BitsandbytesState,
   joinBitsandbytes,
+  type SplitBitsandbytes,
   splitBitsandbytes,
 } from './checkpoint/bitsandbytes.js';
 export type { LlamaConfig } from './checkpoint/hf-config.js';
 export { HfModel, openHfModel } from './checkpoint/hf-model.js';
 export { NumpyRandom } from './checkpoint/numpy-random.js';
-export { type PeftAdapter, type PeftModule, readPeftAdapter } from './checkpoint/peft.js';
+export {
+  type PeftAdapter,
+  type PeftModule,
+  type ReadPeftOptions,
+  readPeftAdapter,
+} from './checkpoint/peft.js';
+export type { PeftLoraConfig } from './checkpoint/peft-config.js';
 export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
-export { openSafetensors, readSafetensors, SafetensorsFile } from './checkpoint/safetensors.js';
-export { encodeSafetensors, writeSafetensors } from './checkpoint/safetensors-write.js';
+export {
+  openSafetensors,
+  readSafetensors,
+  type SafetensorsContent,
+  SafetensorsFile,
+} from './checkpoint/safetensors.js';
+export type { HeaderLimits } from './checkpoint/safetensors-header.js';
+export {
+  encodeSafetensors,
+  type RawTensors,
+  writeSafetensors,
+} from './checkpoint/safetensors-write.js';
 export { TorchRandom } from './checkpoint/torch-random.js';
 export {
   type Device,

@@ -109,7 +109,7 @@ function groupedNorm(
  * rows, which is a constant in the backward pass, as in the paper (section 4.3) and in PEFT. With
  * dropout the whole adapter term sees the dropped input: `y = x·wᵀ + bias + (magnitude / ‖w'‖ − 1) ⊙ (x̃·wᵀ)
  * + magnitude / ‖w'‖ ⊙ scaling · (x̃ · loraAᵀ) · loraBᵀ`. `kernel`, `groups` and `embedding` as in {@link lora}; with groups
- * the norm is PEFT's, of another update than the layer's , see `groupedNorm` in its file.
+ * the norm is PEFT's, of another update than the layer's, see `groupedNorm` in its file.
  */
 export const dora = defineAdapter({
   method: 'dora',
