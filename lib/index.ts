@@ -54,7 +54,12 @@ export {
   type WeightGradTilesOptions,
   weightGradTiles,
 } from './autograd/dense-update.js';
-export { type BackwardPass, GradientTape, Value } from './autograd/gradient-tape.js';
+export {
+  type BackwardFunction,
+  type BackwardPass,
+  GradientTape,
+  Value,
+} from './autograd/gradient-tape.js';
 export type { Expert } from './autograd/mixture.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
