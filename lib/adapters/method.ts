@@ -128,6 +128,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
    * @throws as {@link AdapterMethod.create}
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
+    const op = `${this.method}.createAll`;
+    if (!Array.isArray(layers)) throw wrongType(op, 'layers', 'an array of objects', layers);
     const { init, drawTogether } = this.definition;
     const shared = sharedNames(this.definition);
     const [first] = layers;
@@ -136,14 +138,14 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     const largest = (key: 'inFeatures' | 'outFeatures') => Math.max(...layers.map((l) => l[key]));
     const { weight: _, ...place } = first;
     return scope(() => {
-      const all = this.#maker(`${this.method}.createAll`, {
+      const all = this.#maker(op, {
         ...place,
         inFeatures: largest('inFeatures'),
         outFeatures: largest('outFeatures'),
       } as AdapterPlace & Partial<C>);
       const whole = init(all) as Readonly<Record<P | B, Tensor>>;
       const values = new Map(shared.map((name) => [name, whole[name].readSync()]));
-      const makes = layers.map((layer) => this.#maker(`${this.method}.createAll`, layer));
+      const makes = layers.map((layer) => this.#maker(op, layer));
       const together = drawTogether?.(makes);
       return makes.map((make, i) =>
         scope(() => {
@@ -182,6 +184,10 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     indexes?: Readonly<Record<string, Int32Array>>,
   ): Adapter<C> {
     const op = `${this.method}.from`;
+    for (const [name, value] of Object.entries({ tensors, options })) {
+      if (value === null || typeof value !== 'object')
+        throw wrongType(op, name, 'an object', value);
+    }
     const [first] = Object.values(tensors) as readonly Tensor[];
     const place = {
       ...options,

@@ -1,6 +1,6 @@
 import type { BaseWeight } from '../ops/base-weight.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
-import type { Value } from './gradient-tape.js';
+import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
 /**
@@ -11,6 +11,7 @@ import type { Tape } from './tape.js';
  * const h = t.map(baseProduct(t, p.a, w), 'relu'); // PEANuT's hidden layer, transposed
  */
 export function baseProduct(t: Tape, a: Value, w: BaseWeight): Value {
+  checkStep('baseProduct', t, { a });
   return t.record(matmulInputGrad(a.tensor, w), [a], [], (dy, pass) => {
     if (pass.wants(a)) pass.give(a, matmul(dy, w));
   });

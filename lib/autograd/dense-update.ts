@@ -14,7 +14,7 @@ import { multiplyAdd } from '../ops/elementwise.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { addColumns, takeColumns } from './columns.js';
-import type { BackwardPass, Value } from './gradient-tape.js';
+import { type BackwardPass, checkStep, type Value } from './gradient-tape.js';
 import { Tape } from './tape.js';
 
 /** Values of a tile of an update by default. */
@@ -101,6 +101,10 @@ export function denseUpdate<R extends string = never, I extends string = never>(
   options: DenseUpdateOptions<R, I>,
 ): Value {
   const op = 'denseUpdate';
+  checkStep(op, t, { x });
+  if (options === null || typeof options !== 'object') {
+    throw wrongType(op, 'options', 'an object', options);
+  }
   const update = options as unknown as AnyUpdate;
   const K = lastDim(x.tensor);
   const N = checkInteger(op, 'N', update.N, 1, 2 ** 31);

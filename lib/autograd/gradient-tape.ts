@@ -1,4 +1,4 @@
-import { fail } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
@@ -46,6 +46,15 @@ interface Step {
   readonly inputs: readonly Value[];
   readonly output: Value;
   readonly backward: BackwardFunction;
+}
+
+/** @internal What a step outside of the tape's class is given. @throws ERR_TYPE */
+export function checkStep(op: string, tape: unknown, values: Readonly<Record<string, unknown>>) {
+  if (!(tape instanceof GradientTape)) throw wrongType(op, 't', 'a Tape', tape);
+  for (const [name, value] of Object.entries(values)) {
+    if (value instanceof Value) continue;
+    throw wrongType(op, name, 'a Value of the tape (t.own makes one of a tensor)', value);
+  }
 }
 
 /**

@@ -1,8 +1,8 @@
-import { fail } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { lastDim } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import type { Value } from './gradient-tape.js';
+import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
 /** What {@link layerNorm} and {@link rmsNorm} take beside x. */
@@ -35,7 +35,13 @@ function normalised(t: Tape, x: Value, eps: number, centred: boolean): Value {
 }
 
 function norm(op: string, t: Tape, x: Value, parts: NormParts, standard: number): Value {
+  checkStep(op, t, { x });
+  if (parts === null || typeof parts !== 'object') throw wrongType(op, 'parts', 'an object', parts);
   const { weight, bias, eps = standard } = parts;
+  checkStep(op, t, {
+    ...(weight === undefined ? {} : { weight }),
+    ...(bias === undefined ? {} : { bias }),
+  });
   if (!(eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', String(eps));
   let y = normalised(t, x, eps, op === 'layerNorm');
   if (weight !== undefined) y = t.multiply(y, weight);

@@ -1,5 +1,5 @@
 import type { Device } from '../core/device.js';
-import { fail } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkShape, lastDim } from '../core/validate.js';
@@ -7,7 +7,7 @@ import { withLast } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
 import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
-import type { Value } from './gradient-tape.js';
+import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
 /** Entries that are worked on at a time: M times as many values are in memory. */
@@ -49,7 +49,11 @@ export class SparsePattern implements Disposable {
     device?: Device;
   }) {
     const op = 'SparsePattern';
+    if (spec === null || typeof spec !== 'object') throw wrongType(op, 'spec', 'an object', spec);
     const { rows, columns, N, K, device } = spec;
+    for (const [name, places] of Object.entries({ rows, columns })) {
+      if (!(places instanceof Int32Array)) throw wrongType(op, name, 'an Int32Array', places);
+    }
     if (rows.length !== columns.length) {
       fail('ERR_SHAPE', op, 'columns', `of length ${rows.length}`, String(columns.length));
     }
@@ -106,7 +110,12 @@ function valuesOf(values: Tensor, { begin, end }: Part): Tensor {
  * const y = t.add(t.linear(x, w), sparseUpdate(t, x, p.values, pattern));
  */
 export function sparseUpdate(t: Tape, x: Value, values: Value, pattern: SparsePattern): Value {
-  checkShape('sparseUpdate', 'values', values.tensor, [pattern.size]);
+  const op = 'sparseUpdate';
+  checkStep(op, t, { x, values });
+  if (!(pattern instanceof SparsePattern)) {
+    throw wrongType(op, 'pattern', 'a SparsePattern', pattern);
+  }
+  checkShape(op, 'values', values.tensor, [pattern.size]);
   const { device } = x.tensor;
   let y = Tensor.zeros(withLast(x.tensor, pattern.N), { device });
   for (const part of pattern.parts) {

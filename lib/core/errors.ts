@@ -109,6 +109,7 @@ export function notConstructed(name: string, makers: string): LowrankTypeError {
 export function describeType(value: unknown): string {
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'an array';
+  if (Number.isNaN(value)) return 'NaN';
   const type = typeof value;
   if (type !== 'object') return type === 'undefined' ? 'undefined' : `a ${type}`;
   const tag = Object.prototype.toString.call(value).slice(8, -1);

@@ -16,7 +16,7 @@ import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';
-import { LoraAdapter } from './lora-adapter.js';
+import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import { forwardWithZeros } from './lora-zero-points.js';
 import { biasOf } from './matmul.js';
 import { addZeroGrad, zeroTermOf } from './zero-points.js';
@@ -124,10 +124,8 @@ export function checkAdapter(
   near: { device: string },
   owner = '',
 ): LoraAdapter {
-  if (!(adapter instanceof LoraAdapter)) {
-    throw wrongType(op, 'adapter', 'a LoraAdapter', adapter);
-  }
-  const { loraA, loraB, loraBias, r } = adapter;
+  const given = checkLoraAdapter(op, 'adapter', adapter);
+  const { loraA, loraB, loraBias, r } = given;
   const prefix = owner === '' ? 'adapter.' : owner;
   checkTensor(op, `${prefix}loraA`, loraA);
   checkTensor(op, `${prefix}loraB`, loraB);
@@ -143,7 +141,7 @@ export function checkAdapter(
     checkMixes(op, `${owner}loraB`, loraB, near);
   }
   if (loraBias !== undefined) checkTensor(op, `${owner}loraBias`, loraBias);
-  return adapter;
+  return given;
 }
 
 /** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */

@@ -3,10 +3,18 @@ import { describe, expect, it } from 'vitest';
 import {
   type AdapterDefinition,
   adapters,
+  baseProduct,
   defineAdapter,
+  denseUpdate,
   devices,
+  layerNorm,
+  loraForward,
   matmul,
+  rmsNorm,
+  SparsePattern,
   scope,
+  sparseUpdate,
+  Tape,
   Tensor,
   type Value,
 } from '../../lib/index.js';
@@ -113,6 +121,38 @@ describe('settings', () => {
     expect(
       message(() => lora.create({ ...place, r: 2, loraAlpha: Number.POSITIVE_INFINITY })),
     ).toBe('ERR_VALUE lora.create: loraAlpha must be finite, got Infinity');
+  });
+});
+
+describe('what is no step', () => {
+  const t = new Tape();
+  const x = t.constant(w);
+  const pattern = new SparsePattern({ rows: Int32Array.of(1), columns: Int32Array.of(2), N, K });
+  it.each([
+    ['layerNorm', () => layerNorm(t, w as never), 'x must be a Value of the tape'],
+    ['rmsNorm', () => rmsNorm(undefined as never, x), 't must be a Tape, got undefined'],
+    ['rmsNorm', () => rmsNorm(t, x, null as never), 'parts must be an object, got null'],
+    ['rmsNorm', () => rmsNorm(t, x, { weight: w as never }), 'weight must be a Value'],
+    ['baseProduct', () => baseProduct(t, w as never, w), 'a must be a Value of the tape'],
+    ['denseUpdate', () => denseUpdate(t, w as never, {} as never), 'x must be a Value'],
+    ['denseUpdate', () => denseUpdate(t, x, undefined as never), 'options must be an object'],
+    ['sparseUpdate', () => sparseUpdate(t, x, w as never, pattern), 'values must be a Value'],
+    ['sparseUpdate', () => sparseUpdate(t, x, x, {} as never), 'pattern must be a SparsePattern'],
+    ['SparsePattern', () => new SparsePattern({ N, K } as never), 'rows must be an Int32Array'],
+    ['vera.createAll', () => adapters.vera.createAll(3 as never), 'layers must be an array'],
+    ['vera.from', () => adapters.vera.from(3 as never, place), 'tensors must be an object'],
+    [
+      'lora.create',
+      () => adapters.lora.create({ ...place, loraAlpha: Number.NaN }),
+      'loraAlpha must be a number, got NaN',
+    ],
+    [
+      'loraForward',
+      () => loraForward(x.tensor, w, adapters.lora.create(place) as never),
+      'adapter must be a LoraAdapter, as',
+    ],
+  ])('is refused by %s', (op, run, expected) => {
+    scope(() => expect(message(run)).toContain(`ERR_TYPE ${op}: ${expected}`));
   });
 });
 
