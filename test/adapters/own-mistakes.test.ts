@@ -6,7 +6,6 @@ import {
   baseProduct,
   defineAdapter,
   denseUpdate,
-  devices,
   layerNorm,
   loraForward,
   matmul,
@@ -20,7 +19,7 @@ import {
 } from '../../lib/index.js';
 
 const [M, N, K] = [4, 6, 8];
-const w = Tensor.randn([N, K], { seed: 1 });
+const w = Tensor.randn([N, K], { seed: 1, device: 'cpu' });
 const place = { inFeatures: K, outFeatures: N, weight: w };
 const good: AdapterDefinition<{ r: number }, 'a'> = {
   method: 'mine',
@@ -156,14 +155,11 @@ describe('what is no step', () => {
   });
 });
 
-it.runIf(devices().some(({ device, available }) => device === 'reference' && available))(
-  'a weight on another device than x is named, with both devices',
-  () => {
-    scope(() => {
-      const x = Tensor.zeros([M, K], { device: 'reference' });
-      expect(message(() => matmul(x, w))).toBe(
-        "ERR_DEVICE matmul: w must be on device 'reference', got 'cpu'",
-      );
-    });
-  },
-);
+it('a weight on another device than x is named, with both devices', () => {
+  scope(() => {
+    const x = Tensor.zeros([M, K], { device: 'reference' });
+    expect(message(() => matmul(x, w))).toBe(
+      "ERR_DEVICE matmul: w must be on device 'reference', got 'cpu'",
+    );
+  });
+});
