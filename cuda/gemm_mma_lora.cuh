@@ -1,20 +1,11 @@
 /// The LoRA term of a tiled product: h · factor as slabs of bf16 parts, and the dropout gate.
 #pragma once
 
+#include "cuda/lora_pairs.cuh"
 #include "cuda/weight_source.cuh"
 #include "native/core/philox.h"
 
 namespace lowrank::gpu {
-
-/// Which parts of h and of the factor slab pair q multiplies (2 bits each, pair 0 lowest): enough
-/// for f32 accuracy, as parts of at most 2^-8 and 2^-16 make (1, 2), (2, 1) and (2, 2) vanish. A
-/// bf16 factor is its own part 0 and needs the first three pairs, an f16 one the first five.
-///
-///   pair     0  1  2  3  4  5
-///   h        0  1  2  0  1  0
-///   factor   0  0  0  1  1  2
-constexpr uint32_t kPartsOfH = 0u | 1u << 2 | 2u << 4 | 0u << 6 | 1u << 8 | 0u << 10;
-constexpr uint32_t kPartsOfFactor = 0u | 0u << 2 | 0u << 4 | 1u << 6 | 1u << 8 | 2u << 10;
 
 /// The parts of `pair` of eight neighbours, as 16 bytes.
 LOWRANK_DEVICE void StoreParts(const float (&value)[8], uint32_t parts, int pair,

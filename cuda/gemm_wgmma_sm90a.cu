@@ -8,7 +8,7 @@
 ///              bias, lora_bias [1, N] any · y [M, N] T. An input gradient is the same product: y
 ///              is dx, x dy, w wᵀ [K, N], h dh and lora_b lora_aᵀ; N and K below are the product's.
 ///              Its panels are columns of w, turned as they are decoded (panel_fill.cuh)
-/// Launches     prepare: the first panel of w in T, h and lora_b as bf16 pieces, the summed biases,
+/// Launches     prepare: the first panel of w in T, h and lora_b as bf16 parts, the summed biases,
 ///              lora_b turned, the bits of the gate, zeros in the counters of h. Then one launch a
 ///              panel of at most ~2,048 rows of w: it multiplies panel p while three spare warps of
 ///              each block decode panel p + 1 into the other buffer. Where h is not given, they
@@ -27,9 +27,10 @@
 /// Shared       kStages · (kTileM + kTileN) · 64 · 2 bytes + 8 · 16 · 72 · 2 + 1,024 + 3,088 +
 ///              barriers: 4 · 48 KB + 23 KB = 215 KB (128 x 256), 6 · 32 KB + 23 KB (128 x 128)
 /// Numerics     w rounded once to T; products exact, sums in f32 in the order of k; h · lora_bᵀ in
-///              the same accumulators (a gated one: added to them) from bf16 pieces that sum to the
-///              f32 values exactly (only low · low is left out: 2^-28); what dx holds is added in
-///              f32; one rounding to T. Same bits from run to run, and for a row in any batch
+///              the same accumulators (a gated one: added to them) from bf16 parts of the f32
+///              values (params/lora_pairs.h; what is left out is 2^-24 of a product at most); what
+///              dx holds is added in f32; one rounding to T. Same bits from run to run, and for a
+///              row in any batch
 /// Needs        sm_90a, x, h and panel rows 16-byte aligned (the plan copies what is not)
 ///
 /// Budget of a 128 x 256 tile, for each 64 of K (H100: 2,048 multiply-adds/clk/SM)
@@ -59,17 +60,17 @@
 /// belongs to a kernel that decodes in registers. Waves at M = 2,048, 2,048 rows a panel: 128 tiles
 /// on 132 SMs = 97 %.
 ///
-/// r = 16 adds to K = 4,096 three steps of 16 (3 · 16) with a bf16 lora_b, eight (8 · 16) with f32:
-/// 1.2 % and 3.1 %, 4.0 and 10.8 us at M = 8,192. Its h takes mma.sync from the tensor cores, 0.8 k
+/// r = 16 adds to K = 4,096 three steps of 16 (3 · 16) with a bf16 lora_b, six (6 · 16) with f32:
+/// 1.2 % and 2.3 %, 4.0 and 8.1 us at M = 8,192. Its h takes mma.sync from the tensor cores, 0.8 k
 /// clk of each multiprocessor for sixteen rows (f32: 2.5 k), four times: 2 (6) us. Everything else
 /// of h lies in the shadow: sixteen rows are done in 25 to 46 k of the 65 k clk of a tile, and the
-/// walk wants that many rows a tile and block: 350 + 4 + 2 = 356 with a bf16 adapter, 367 with f32
+/// walk wants that many rows a tile and block: 350 + 4 + 2 = 356 with a bf16 adapter, 364 with f32
 /// (goal 362). A launch of its own before this one reads x once more, 67 MB = 22 us. Dropout adds
 /// integer instructions of warps that have the time (goal 369). What it fills to the brim is the
 /// L2: 26 + 4 (f32: 6) of about 30 B/clk/SM during the launch of the first panel; of f32 that may
 /// be 9 us more.
 ///
-/// dx costs what y does (its slab 4.0 or 10.8 us), dh in it what h does. Turning a panel takes the
+/// dx costs what y does (its slab 4.0 or 8.1 us), dh in it what h does. Turning a panel takes the
 /// same five issue slots a weight and whole sectors both ways. Of M = 8,192, K = N = 4,096, r = 16,
 /// beside what the tiles take:
 ///   gradients  200 k of the 260 k clk of the second launch (lora_row_grad.cuh); the tensor cores

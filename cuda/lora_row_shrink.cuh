@@ -1,7 +1,7 @@
 /// h = scale · (gate ⊙ x) · lora_aᵀ by the warps that a large product has to spare: what the
 /// products' copies of h wait for is computed in the same launch, sixteen rows at a time.
 ///
-///   h [rows, r] f32 · its pieces [rows, slots · r_padded] bf16 · x [rows, cols] T ·
+///   h [rows, r] f32 · its parts [rows, pairs · r_padded] bf16 · x [rows, cols] T ·
 ///   lora_a [r <= 16, cols] any, rows of both 16-byte aligned
 ///
 ///   unit       16 rows and all of r, by three warps: warp w takes chunks w, w + 3, .. of 64 of K,
@@ -14,7 +14,7 @@
 ///              element, so the same bits whoever computes it, and in any batch
 ///   gate       on the fragment in registers, eight elements at a time, by lora_gate.cuh. Of an
 ///              input gradient it is the product's: then a unit writes the bits of its rows
-///   order      stores of h, its pieces and the bits, the barrier of the three warps, the leader's
+///   order      stores of h, its parts and the bits, the barrier of the three warps, the leader's
 ///              release on the tile's counter; the copying thread's acquire of all units of its
 ///              tile, its fence.proxy.async, its copies. The launch before has zeroed the counters
 ///   progress   a unit belongs to a block that runs, and its three warps wait for nothing but one
@@ -120,7 +120,7 @@ LOWRANK_DEVICE void MultiplyChunk(const ShrinkChunk& x, const ShrinkChunk& lora_
 
 /// Eight elements of lora_a as f32; zero outside.
 LOWRANK_DEVICE void LoadFactor(const RowShrink& p, uint32_t j, int64_t col, float (&factor)[8]) {
-  if (j >= p.pieces.r || col >= p.cols) {
+  if (j >= p.split.r || col >= p.cols) {
 #pragma unroll
     for (int i = 0; i < 8; ++i) factor[i] = 0;
   } else if (p.lora_a_element == kLoraF32) {
@@ -180,7 +180,7 @@ LOWRANK_DEVICE void MultiplyChunkParts(const RowShrink& p, const ShrinkChunk& x,
       const bool all_finite = __any_sync(0xffffffffu, non_finite != 0 ? 1 : 0) == 0;
 #pragma unroll
       for (uint32_t ji = 0; ji < kShrinkTilesJ; ++ji) {
-        if (8 * ji >= p.pieces.r) continue;
+        if (8 * ji >= p.split.r) continue;
         const float of_step[4] = {factor[ji][4 * step], factor[ji][4 * step + 1],
                                   factor[ji][4 * step + 2], factor[ji][4 * step + 3]};
         const auto acc_of = [&](int) -> float(&)[4] { return acc[ji]; };
@@ -216,39 +216,35 @@ LOWRANK_DEVICE void SumShrinkRows(const RowShrink& p, int64_t row0, uint32_t war
       for (int i = 0; i < 2; ++i) x[half][i] = next[half][i];
     }
     ShrinkChunk lora_a;
-    if (plain) LoadShrinkChunk(p.lora_a, 0, p.pieces.r, col, p.cols, lora_a);
+    if (plain) LoadShrinkChunk(p.lora_a, 0, p.split.r, col, p.cols, lora_a);
     LoadShrinkChunk(p.x, row0, p.rows, col + kStep, p.cols, next);
     if (p.gate.kind != kLoraGateNone) GateShrinkChunk(p, row0, col, x);
     if (plain) {
-      MultiplyChunk(x, lora_a, p.pieces.r, acc);
+      MultiplyChunk(x, lora_a, p.split.r, acc);
     } else {
       MultiplyChunkParts<Tag>(p, x, col, acc);
     }
   }
 }
 
-/// Elements (row, j) and (row, j + 1), j even, of h and of its pieces.
+/// Elements (row, j) and (row, j + 1), j even, of h and of its split.
 LOWRANK_DEVICE void StoreShrinkPair(const RowShrink& p, int64_t row, uint32_t j, float first,
                                     float second) {
-  const SplitFill& pieces = p.pieces;
-  if (row >= p.rows || j >= pieces.r_padded) return;
+  const SplitFill& split = p.split;
+  if (row >= p.rows || j >= split.r_padded) return;
   // What pads r may be infinity times zero.
-  first = j < pieces.r ? first * p.scale : 0.0f;
-  second = j + 1 < pieces.r ? second * p.scale : 0.0f;
-  float* g_h = p.h + row * pieces.r + j;
-  if (j < pieces.r) g_h[0] = first;
-  if (j + 1 < pieces.r) g_h[1] = second;
-  uint32_t first_pieces[3];
-  uint32_t second_pieces[3];
-  SplitBF16(pieces.scale * first, first_pieces);
-  SplitBF16(pieces.scale * second, second_pieces);
-  uint16_t* g_pieces =
-      static_cast<uint16_t*>(pieces.target) + row * pieces.slots * pieces.r_padded + j;
-  for (uint32_t slot = 0; slot < pieces.slots; ++slot) {
-    const uint32_t piece = pieces.order >> (2 * slot) & 3;
-    const uint32_t low = PieceOf(first_pieces, piece);
-    const uint32_t high = PieceOf(second_pieces, piece);
-    *reinterpret_cast<uint32_t*>(g_pieces + slot * pieces.r_padded) = low | high << 16;
+  first = j < split.r ? first * p.scale : 0.0f;
+  second = j + 1 < split.r ? second * p.scale : 0.0f;
+  float* g_h = p.h + row * split.r + j;
+  if (j < split.r) g_h[0] = first;
+  if (j + 1 < split.r) g_h[1] = second;
+  const float first_scaled = split.scale * first;
+  const float second_scaled = split.scale * second;
+  uint16_t* g_parts = static_cast<uint16_t*>(split.target) + row * split.pairs * split.r_padded + j;
+  for (uint32_t pair = 0; pair < split.pairs; ++pair) {
+    const uint32_t low = PairPart(first_scaled, split.parts, static_cast<int>(pair));
+    const uint32_t high = PairPart(second_scaled, split.parts, static_cast<int>(pair));
+    *reinterpret_cast<uint32_t*>(g_parts + pair * split.r_padded) = low | high << 16;
   }
 }
 

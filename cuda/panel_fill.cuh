@@ -5,6 +5,7 @@
 
 #include "cuda/gpu.cuh"
 #include "cuda/lora_gate.cuh"
+#include "cuda/lora_pairs.cuh"
 #include "cuda/params/gemm_wgmma.h"
 #include "cuda/ptx_sm90.cuh"
 
@@ -227,47 +228,20 @@ LOWRANK_DEVICE void FillPanel(const PanelFill& fill, const float* s_codebook, ui
   }
 }
 
-/// An f32 as three bf16 whose sum it is, each truncated, so that all have its sign: then a product
-/// of pieces with infinity is that infinity and not the NaN of opposite ones. For the same reason
-/// no piece of a non-zero value is zero (2^-126 stands in, far below any rounding).
-LOWRANK_DEVICE void SplitBF16(float value, uint32_t (&pieces)[3]) {
-  const uint32_t bits = __float_as_uint(value);
-  const uint32_t magnitude = bits & 0x7fffffffu;
-  if (magnitude >= 0x7f800000u) {  // truncation must not make an infinity of a NaN
-    const uint32_t special = bits >> 16 | (magnitude > 0x7f800000u ? 0x40u : 0u);
-    pieces[0] = pieces[1] = pieces[2] = special;
-    return;
-  }
-  float rest = value;
-#pragma unroll
-  for (int i = 0; i < 3; ++i) {
-    const uint32_t high = __float_as_uint(rest) & 0xffff0000u;
-    rest -= __uint_as_float(high);
-    const bool stand_in = (high & 0x7fffffffu) == 0 && magnitude != 0;
-    pieces[i] = stand_in ? bits >> 31 << 15 | 0x0080u : high >> 16;
-  }
-}
-
-LOWRANK_DEVICE uint32_t PieceOf(const uint32_t (&pieces)[3], uint32_t piece) {
-  return piece == 0 ? pieces[0] : piece == 1 ? pieces[1] : pieces[2];
-}
-
 /// The share of thread `index` of `count`.
 LOWRANK_DEVICE void FillSplit(const SplitFill& fill, int64_t index, int64_t count) {
   if (fill.kind == PanelSource::kNone) return;
   for (int64_t i = index; i < fill.rows * fill.r_padded; i += count) {
     const int64_t row = i / fill.r_padded;
     const uint32_t ri = static_cast<uint32_t>(i - row * fill.r_padded);
-    uint32_t pieces[3] = {0, 0, 0};
+    float value = 0;
     if (ri < fill.r) {
-      SplitBF16(
-          fill.scale * LoadAs(fill.source, fill.kind, row * fill.row_step + ri * fill.rank_step),
-          pieces);
+      value =
+          fill.scale * LoadAs(fill.source, fill.kind, row * fill.row_step + ri * fill.rank_step);
     }
-    uint16_t* target = static_cast<uint16_t*>(fill.target) + row * fill.slots * fill.r_padded + ri;
-    for (uint32_t slot = 0; slot < fill.slots; ++slot) {
-      const uint32_t piece = fill.order >> (2 * slot) & 3;
-      target[slot * fill.r_padded] = static_cast<uint16_t>(PieceOf(pieces, piece));
+    uint16_t* target = static_cast<uint16_t*>(fill.target) + row * fill.pairs * fill.r_padded + ri;
+    for (uint32_t pair = 0; pair < fill.pairs; ++pair) {
+      target[pair * fill.r_padded] = PairPart(value, fill.parts, static_cast<int>(pair));
     }
   }
 }

@@ -71,11 +71,11 @@ struct PanelFill {
   const float* absmax_offset = nullptr;
 };
 
-/// An f32 matrix as bf16 pieces side by side: target[row, piece_slot · r_padded + ri], zero for
-/// ri >= r. Slot s holds piece order[s] (0 high, 1 middle, 2 low) of scale · source, whose element
-/// (row, ri) is at row · row_step + ri · rank_step.
+/// A matrix as bf16 parts side by side: target[row, pair · r_padded + ri], zero for ri >= r, is the
+/// part of that pair (params/lora_pairs.h) of scale · source, whose element (row, ri) is at
+/// row · row_step + ri · rank_step.
 struct SplitFill {
-  void* target = nullptr;  // bf16 [rows, slots · r_padded]
+  void* target = nullptr;  // bf16 [rows, pairs · r_padded]
   const void* source = nullptr;
   PanelSource kind = PanelSource::kNone;  // kF32, kBF16 or kF16
   int64_t rows = 0;
@@ -83,8 +83,8 @@ struct SplitFill {
   int64_t rank_step = 1;
   uint32_t r = 0;
   uint32_t r_padded = 0;  // a multiple of 8
-  uint32_t slots = 0;
-  uint32_t order = 0;  // two bits a slot, slot 0 lowest
+  uint32_t pairs = 0;
+  uint32_t parts = 0;  // kPartsOfH or kPartsOfFactor
   float scale = 1;
 };
 
@@ -120,13 +120,13 @@ struct KeptFill {
   LoraGate gate;
 };
 
-/// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the pieces that they
+/// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the parts that they
 /// multiply. For the input gradient that is dh = scaling · dy · lora_b: x is dy, lora_a lora_bᵀ.
 struct RowShrink {
   const void* x = nullptr;       // T [rows, cols], rows 16-byte aligned; null: h stands already
   const void* lora_a = nullptr;  // [r, cols], rows 16-byte aligned
   float* h = nullptr;            // [rows, r]
-  SplitFill pieces;              // of h, which is its source
+  SplitFill split;               // of h, which is its source
   // Counters that the launch before has zeroed: of units handed out, of units done of each row
   // tile.
   uint32_t* next_unit = nullptr;

@@ -4,6 +4,7 @@
 #include <iterator>
 
 #include "cuda/params/gemm_mma.h"
+#include "cuda/params/lora_pairs.h"
 #include "native/core/philox.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/weight_params.h"
@@ -82,18 +83,6 @@ int32_t ScaleSpanLog2(const WeightView& w) {
   return w.quantised() && w.quant.blocksize >= 64 && w.quant.cols % 64 == 0 ? 6 : 5;
 }
 
-/// Products of bf16 parts that give f32 accuracy (cuda/gemm_mma_lora.cuh).
-int32_t SplitPairs(DType factor) {
-  switch (factor) {
-    case DType::kBF16:
-      return 3;
-    case DType::kF16:
-      return 5;
-    default:
-      return 6;
-  }
-}
-
 void SetLora(const GemmMmaOperands& operands, gpu::GemmMmaParams* params) {
   const TensorView& factor = operands.lora_factor;
   if (!factor.present) return;
@@ -102,7 +91,7 @@ void SetLora(const GemmMmaOperands& operands, gpu::GemmMmaParams* params) {
   params->h = operands.h;
   params->factor = factor.data;
   params->factor_dtype = static_cast<uint8_t>(factor.dtype);
-  params->split_pairs = SplitPairs(factor.dtype);
+  params->split_pairs = gpu::LoraPairs(static_cast<gpu::ElementCode>(factor.dtype));
   // Eight elements from a multiple of eight: rows of a multiple of eight are 16-byte aligned.
   params->vector_factors =
       params->r % 8 == 0 && factor.cols % 8 == 0 && Aligned16(operands.h) && Aligned16(factor.data);

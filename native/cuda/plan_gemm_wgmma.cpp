@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "cuda/params/gemm_wgmma.h"
+#include "cuda/params/lora_pairs.h"
 #include "native/cuda/plan_wgmma_beside.h"
 
 namespace lowrank::cuda {
@@ -135,25 +136,6 @@ gpu::PanelFill FillOf(const WeightView& w, bool transposed, int64_t first, int64
     fill.path = transposed ? gpu::PanelPath::kTurned : gpu::PanelPath::kRows;
   }
   return fill;
-}
-
-/// How many pairs of bf16 pieces h · lora_bᵀ takes, and which: two bits a slot. The pieces of a
-/// value are 8 bits each, so lora_b has as many as its dtype's significand needs.
-struct PieceOrder {
-  uint32_t slots;
-  uint32_t h;
-  uint32_t lora_b;
-};
-constexpr uint32_t Order(std::initializer_list<uint32_t> pieces) {
-  uint32_t order = 0;
-  uint32_t slot = 0;
-  for (const uint32_t piece : pieces) order |= piece << (2 * slot++);
-  return order;
-}
-PieceOrder PiecesFor(DType lora_b) {
-  if (lora_b == DType::kBF16) return {3, Order({0, 1, 2}), 0};
-  if (lora_b == DType::kF16) return {6, Order({0, 1, 2, 0, 1, 2}), Order({0, 0, 0, 1, 1, 1})};
-  return {8, Order({0, 1, 2, 0, 1, 2, 0, 1}), Order({0, 0, 0, 1, 1, 1, 2, 2})};
 }
 
 /// [rows, cols] of 16-bit elements, read in boxes of 64 columns.
@@ -305,37 +287,37 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     prepare.x = FillOf(source, false, 0, M, copy, stride_elems);
     x = copy;
   }
-  uint16_t* h_pieces = nullptr;
-  uint16_t* lora_b_pieces = nullptr;
+  uint16_t* h_parts = nullptr;
+  uint16_t* lora_b_parts = nullptr;
   int64_t slab_k = 0;
   gpu::RowShrink shrink;
   KeptPanels kept;
   const int64_t r = transposed ? operands.lora_factor.rows : operands.lora_factor.cols;
   if (operands.lora_factor.present && r > 0) {
-    const PieceOrder pieces = PiecesFor(operands.lora_factor.dtype);
+    const int32_t pairs = gpu::LoraPairs(static_cast<gpu::ElementCode>(operands.lora_factor.dtype));
     const int64_t r_padded = CeilDiv(r, 8) * 8;
-    slab_k = pieces.slots * r_padded;
-    h_pieces = workspace->Take<uint16_t>(M * slab_k);
-    lora_b_pieces = workspace->Take<uint16_t>(N * slab_k);
-    prepare.h.target = h_pieces;
+    slab_k = pairs * r_padded;
+    h_parts = workspace->Take<uint16_t>(M * slab_k);
+    lora_b_parts = workspace->Take<uint16_t>(N * slab_k);
+    prepare.h.target = h_parts;
     prepare.h.source = operands.h;
     prepare.h.kind = PanelSource::kF32;
     prepare.h.rows = M;
     prepare.h.row_step = r;
     prepare.h.r = static_cast<uint32_t>(r);
     prepare.h.r_padded = static_cast<uint32_t>(r_padded);
-    prepare.h.slots = pieces.slots;
-    prepare.h.order = pieces.h;
+    prepare.h.pairs = static_cast<uint32_t>(pairs);
+    prepare.h.parts = gpu::kPartsOfH;
     prepare.h.scale = operands.scaling;
     if (transposed) prepare.h.scale *= LoraKeptScale(operands.dropout);
     prepare.lora_b = prepare.h;
-    prepare.lora_b.target = lora_b_pieces;
+    prepare.lora_b.target = lora_b_parts;
     prepare.lora_b.source = operands.lora_factor.data;
     prepare.lora_b.kind = SourceOf(operands.lora_factor.dtype);
     prepare.lora_b.rows = N;
     prepare.lora_b.row_step = transposed ? 1 : r;
     prepare.lora_b.rank_step = transposed ? N : 1;
-    prepare.lora_b.order = pieces.lora_b;
+    prepare.lora_b.parts = gpu::kPartsOfFactor;
     prepare.lora_b.scale = 1;
     if (transposed && operands.dropout.active()) kept = KeptPanels(operands, panel_rows, workspace);
     if (shrinks) {
@@ -436,11 +418,10 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
         MapOf(offsetof(P, w_map), w_base, dtype, panel_n, K, stride_elems, box_n));
     if (slab_k != 0) {
       step.tensor_maps.push_back(
-          MapOf(offsetof(P, h_map), h_pieces, DType::kBF16, M, slab_k, slab_k, gpu::kWgmmaTileM));
-      const uint16_t* pieces =
-          lora_b_pieces == nullptr ? nullptr : lora_b_pieces + first_n * slab_k;
+          MapOf(offsetof(P, h_map), h_parts, DType::kBF16, M, slab_k, slab_k, gpu::kWgmmaTileM));
+      const uint16_t* parts = lora_b_parts == nullptr ? nullptr : lora_b_parts + first_n * slab_k;
       step.tensor_maps.push_back(
-          MapOf(offsetof(P, lora_b_map), pieces, DType::kBF16, panel_n, slab_k, slab_k, box_n));
+          MapOf(offsetof(P, lora_b_map), parts, DType::kBF16, panel_n, slab_k, slab_k, box_n));
     }
     plan->steps.push_back(std::move(step));
   }

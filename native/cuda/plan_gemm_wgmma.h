@@ -33,7 +33,7 @@ bool ProductHidesGrads(const GemmMmaOperands& operands, const std::vector<WgmmaG
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or, w_transposed,
 /// dx = dy · w + gate ⊙ (scaling · h · lora_a), appended to `plan`. Any M, N, K, r >= 1 and any
-/// alignment; needs sm 90. One launch that prepares (first panel of w, h and lora_b as bf16 pieces,
+/// alignment; needs sm 90. One launch that prepares (first panel of w, h and lora_b as bf16 parts,
 /// the sum of the biases, the gate's bits), then one launch a panel. Where shrink_factor is present
 /// h, or dh, is computed in the first of them, for any number of columns; `grads`, beside them all.
 Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device,

@@ -42,7 +42,7 @@ gpu::KeptFill KeptPanels::Fill(int64_t panel) const {
   return fill;
 }
 
-gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& pieces,
+gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
                         Workspace* workspace, gpu::GemmWgmmaPrepareParams* prepare) {
   const TensorView& x = operands.x;
   const TensorView& factor = operands.shrink_factor;
@@ -52,7 +52,7 @@ gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& p
   shrink.x = x.data;
   shrink.lora_a = factor.data;
   shrink.h = operands.h;
-  shrink.pieces = pieces;
+  shrink.split = split;
   shrink.rows = x.rows;
   shrink.cols = x.cols;
   shrink.lora_a_element = LoraElementOf(factor.dtype);

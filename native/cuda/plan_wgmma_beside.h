@@ -28,7 +28,7 @@ class KeptPanels {
 
 /// h beside the products of the first panel; what `prepare` must do for it: counters zeroed, lora_b
 /// turned.
-gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& pieces,
+gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
                         Workspace* workspace, gpu::GemmWgmmaPrepareParams* prepare);
 
 /// The launches of a product, and how many warps they have to spare.
