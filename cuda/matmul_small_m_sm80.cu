@@ -118,7 +118,9 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     for (int step = 0; step < whole; ++step) Step<false>(step, &next, &after);
     if (whole * kStepK < slice_) Step<true>(whole, &next, &after);
     __syncthreads();  // nobody reads x or the tables any more
-    this->StorePlanes([this](int i, int j, int e) { return sum_[i][j][e]; });
+    this->StorePlanes(
+        0, [this](int i, int half) { return this->LocalRow(i, half); },
+        [this](int i, int j, int e) { return sum_[i][j][e]; });
     __syncthreads();
     GridDependencyWait();
     Finish();

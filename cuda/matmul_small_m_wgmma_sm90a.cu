@@ -8,8 +8,8 @@
 ///            Also with tiles of 128 outputs, where the blocks of a cluster have too little to do
 /// Block      256 threads: two warpgroups of half of the outputs each
 /// Shared     three stages of x (16 KiB each), a table of 32 KiB, the scales (264 · 4 bytes a block
-///            index; 128 outputs: 136 · 4); the sums of the block lie over x and the table at the
-///            end
+///            index; 128 outputs: 136 · 4); sums of the block lie over x and the table at the end
+/// Workspace  where K is split, [splits, M, N / 2] f32: half of the sums (small_m_wgmma.cuh)
 /// Numerics   as matmul_small_m_sm80.cu: sums in f32 along a slice of K, then the slices in order
 ///
 /// The order of k is that of the file named above: a lane's 16 bytes of codes are its elements of
@@ -39,15 +39,17 @@
 /// for half as many weights. A step is 853 clocks of L2 (16 KiB of x and 9 of w at 30 bytes a
 /// clock), 848 of shared memory, some 530 of integer instructions and 640 of tensor cores.
 ///
-/// A block reads (1 - 1 / cluster) of its 64 (32) KiB of sums from its peers, at 14 bytes a clock
-/// and multiprocessor in clusters of two (3.3 TB/s of an H100, as published) and 11 in larger ones
-/// (2.65 for four). With 1 us for the launch:
-///   14336 x 4096, M = 64    clusters of 2, 16 steps   11.1 + 1 + 1.3 = 13.4 us (goal 14.5; G4)
-///   4096 x 4096, M = 64     128 outputs, clusters of 4, 8 steps of 870 clocks
-///                                                     4.0 + 1 + 1.2 + 0.2 = 6.4 (6.5); with 256
-///                           and clusters of 8, memory 3.6 + 1 + 2.9 = 7.5
-///                M = 128    clusters of 4, 8 steps    5.6 + 1 + 2.5 + 0.3 = 9.4 (8.5; G5)
-///                M = 256    clusters of 2, 16 steps   11.1 + 1 + 1.3 + 0.3 = 13.7 (14)
+/// A block reads (1 - 1 / cluster) of 32 KiB of sums from its peers' shared memory, at 14 bytes a
+/// clock and multiprocessor in clusters of two (3.3 TB/s of an H100, as published) and 11 in larger
+/// ones (2.65 for four). Of 256 outputs that is fragment 1 of each warp; fragment 0 goes by L2,
+/// stored while the last products of fragment 1 run (610 clocks; 1,090 at 30 bytes a clock, and the
+/// cluster's barrier waits for it: up to 0.4 us) and read beside the peers' in 1,090. With 1 us for
+/// the launch:
+///   14336 x 4096, M = 64    clusters of 2, 16 steps   11.1 + 1 + 0.7 + 0.4 = 13.2 us (14.5; G4)
+///   4096 x 4096, M = 64     clusters of 8, memory     3.6 + 1 + 1.4 + 0.4 = 6.4 (6.5); with 128
+///                           outputs, clusters of 4 and 8 steps of 870: 4.0 + 1 + 1.2 + 0.2
+///                M = 128    clusters of 4, 8 steps    5.6 + 1 + 1.2 + 0.7 = 8.5 (8.5; G5)
+///                M = 256    clusters of 2, 16 steps   11.1 + 1 + 0.7 + 0.7 = 13.5 (14)
 ///                M = 512    no clusters, 32 steps     22.2 + 1 + 0.9 = 24.1 (25.5)
 /// The last terms write the sums and finish the outputs. docs/performance-log.md has the other
 /// ways.
@@ -63,15 +65,13 @@ template <typename Element, typename Tile, typename Shared = SharedOf<Tile>>
 class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
   using Base = WgmmaRows<Element, Tile, Shared>;
   using Base::kHalfBytes, Base::kStepK;
-  using Base::p_, Base::s_, Base::decoder_, Base::slice_, Base::first_k_;
+  using Base::p_, Base::s_, Base::decoder_, Base::slice_, Base::first_k_, Base::lane_;
   using typename Base::Codes;
   static constexpr int kCopies = 4;  // 16-byte pieces of x a thread and step
 
  public:
   __device__ __forceinline__ WgmmaBlock(const SmallMParams& params, const SmallMPlace& place)
-      : Base(params, place),
-        lane_(static_cast<int>(threadIdx.x % 32)),
-        half_(static_cast<int>(threadIdx.x / 32 % 2)) {
+      : Base(params, place), half_(static_cast<int>(threadIdx.x / 32 % 2)) {
     // The last token stands in for those past M: what they give is not stored.
     const auto last = static_cast<int>(p_.M - place.first_m) - 1;
     x_ = Keep(static_cast<const uint16_t*>(p_.x) + place.first_m * p_.K + first_k_);
@@ -96,26 +96,28 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
     LoadX<false>(1);
     FenceProxyAsyncShared();
     __syncthreads();
-    const int whole = slice_ / kStepK;
+    const int last = (slice_ - 1) / kStepK;
 #pragma unroll 1
-    for (int step = 0; step < whole; ++step) {
+    for (int step = 0; step < last; ++step) {
       const Codes now = next;
       next = after;
       this->LoadCodes(step + 2, &after);
-      this->template Multiply<false>(s_.main.x[step % Shared::kStages], step, now, [] {});
+      this->template Multiply<false>(s_.main.x[step % Shared::kStages], step, now, [] {}, [] {});
       // Whoever passed the last barrier is done with the stage before the one just multiplied.
       StoreX(step + 1);
       LoadX<false>(step + 2);
       FenceProxyAsyncShared();
       __syncthreads();
     }
-    if (whole * kStepK < slice_) {
-      LoadX<true>(whole);
-      StoreX(whole);
+    if (slice_ % kStepK != 0) {
+      // The pieces past the end, which stand there as copies of the last one, become zero.
+      LoadX<true>(last);
+      StoreX(last);
       FenceProxyAsyncShared();
       __syncthreads();
-      this->template Multiply<true>(s_.main.x[whole % Shared::kStages], whole, next, [] {});
     }
+    this->template Multiply<true>(
+        s_.main.x[last % Shared::kStages], last, next, [] {}, [this] { this->StoreHalf(); });
     WgmmaWait<0>();
     __syncthreads();  // all products have read the stages
     this->StoreSums();
@@ -150,7 +152,6 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
     }
   }
 
-  const int lane_;
   const int half_;
   const uint16_t* x_;        // from the slice of the first token on
   uint32_t index_[kCopies];  // of the rows

@@ -36,9 +36,10 @@
 ///
 /// 4096 x 4096, M = 1,024: 128 blocks of 32 steps, 44.4 us; 1 for the launch; at the end 1.5, of
 /// which a thousand clocks each write and read the sums: 46.9 (goal 48; G6). Where K is cut in two,
-/// four or eight, a block reads 64, 96 or 112 KiB of its peers' sums at 14 bytes a clock and
-/// multiprocessor in clusters of two and 11 in larger ones: 2.6, 4.9 and 5.7 us, which is why
-/// the kernel of 64 tokens takes fewer tokens where its blocks go in one wave.
+/// four or eight, a block reads 32, 48 or 56 KiB of sums from its peers' shared memory at 14 bytes
+/// a clock and multiprocessor in clusters of two and 11 in larger ones, 1.3, 2.5 and 2.9 us, and as
+/// much by L2 meanwhile (small_m_wgmma.cuh), which is why the kernel of 64 tokens takes fewer
+/// tokens where its blocks go in one wave.
 #include "cuda/small_m_wgmma.cuh"
 #include "cuda/wgmma_tile.cuh"
 
@@ -237,14 +238,14 @@ class Consumer : WgmmaRows<Element, Tile, Shared> {
     this->LoadCodes(0, &next);
     decoder_.Fill();
     NamedBarrier(1, kThreads);
-    const int whole = slice_ / kStepK;
+    const int last = (slice_ - 1) / kStepK;
 #pragma unroll 1
-    for (int step = 0; step < whole; ++step) {
+    for (int step = 0; step < last; ++step) {
       const Codes now = next;
       this->LoadCodes(step + 1, &next);
-      Step<false>(step, now);
+      Step<false>(step, now, [] {});
     }
-    if (whole * kStepK < slice_) Step<true>(whole, next);
+    Step<true>(last, next, [this] { this->StoreHalf(); });
     WgmmaWait<0>();
     NamedBarrier(1, kThreads);  // all products have read the stages
     this->StoreSums();
@@ -254,13 +255,14 @@ class Consumer : WgmmaRows<Element, Tile, Shared> {
   }
 
  private:
-  template <bool kTail>
-  __device__ __forceinline__ void Step(int step, const Codes& codes) {
+  template <bool kTail, typename AfterHalf>
+  __device__ __forceinline__ void Step(int step, const Codes& codes, AfterHalf after_half) {
     const int stage = step % kStages;
     BarrierWait(&s_.full[stage], Parity(step));
-    this->template Multiply<kTail>(s_.main.x[stage], step, codes, [&] {
+    const auto after_first = [&] {
       if (step != 0 && threadIdx.x % 32 == 0) BarrierArrive(&s_.empty[(step - 1) % kStages]);
-    });
+    };
+    this->template Multiply<kTail>(s_.main.x[stage], step, codes, after_first, after_half);
   }
 };
 

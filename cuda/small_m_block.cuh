@@ -212,18 +212,20 @@ class SmallMBlock {
   }
 
   /// Each warp's sums to its plane, [token][row], over the tables and x, once nobody reads those
-  /// any more. sum(i, j, e) is register e of a fragment of 16 rows and 8 tokens.
-  template <typename Sum>
-  __device__ __forceinline__ void StorePlanes(Sum sum) {
+  /// any more, from fragment `first` on. sum(i, j, e) is register e of a fragment of 16 rows and 8
+  /// tokens, column(i, half) where its row g or g + 8 lies.
+  template <typename Column, typename Sum>
+  __device__ __forceinline__ void StorePlanes(int first, Column column, Sum sum) {
     float* s_plane = s_.planes + warp_k_ * (Tile::kTokens * Tile::kPlaneStride);
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
+      if (i < first) continue;
 #pragma unroll
       for (int j = 0; j < Tile::kTilesM; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
           const int token = j * 8 + lane_ % 4 * 2 + e % 2;
-          s_plane[token * Tile::kPlaneStride + LocalRow(i, e / 2)] = sum(i, j, e);
+          s_plane[token * Tile::kPlaneStride + column(i, e / 2)] = sum(i, j, e);
         }
       }
     }

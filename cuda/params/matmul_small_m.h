@@ -110,7 +110,8 @@ struct SmallMParams {
   const void* lora_bias;  // [1, N], or null
   const float* h;         // [M, r] f32, or null without the LoRA term
   void* y;                // [M, N] T
-  float* partial;         // [splits, M, N], where K is split between blocks of no cluster
+  float* partial;         // [splits, M, N], where K is split between blocks of no cluster; of a
+                          // cluster [splits, M, row blocks, kRows / 2] (small_m_wgmma.cuh)
   int64_t M;
   int64_t N;
   int64_t K;

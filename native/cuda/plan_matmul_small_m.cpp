@@ -123,6 +123,7 @@ struct WgmmaRow {
   int64_t shared_bytes;    // without the scales
   int64_t scale_slots;     // of a row's scales at a time; 0: all of a slice
   int64_t step_clocks;     // a step of 128 k, by the budget in the kernel's file
+  bool half_by_l2;         // half of the sums go to the peers through L2
   const char* kernels[2];  // bf16, f16
 };
 template <typename Tile, typename Shared>
@@ -135,6 +136,7 @@ constexpr WgmmaRow MakeWgmma(uint32_t threads, int64_t step_clocks, const char* 
           static_cast<int64_t>(sizeof(Shared)),
           Shared::kScaleSlots,
           step_clocks,
+          Tile::kTilesN == 2,
           {bf16, f16}};
 }
 template <typename Tile>
@@ -202,7 +204,8 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
                             : 8 * blocks * count >= 5 * waves * device.sm_count;
       if (!full) continue;
       const int64_t sum_bytes = row.rows * row.tokens * int64_t{sizeof(float)};
-      const int64_t peers = sum_bytes * (count - 1) / count * 10 / PeerBytesTimesTen(count);
+      const int64_t from_peers = (row.half_by_l2 ? sum_bytes / 2 : sum_bytes) * (count - 1) / count;
+      const int64_t peers = from_peers * 10 / PeerBytesTimesTen(count);
       const int64_t clocks = waves * (CeilDiv(slices.k, kStepK) * row.step_clocks + peers);
       if (best.row == nullptr || clocks < best.clocks) best = {&row, slices, clocks};
     }
@@ -315,8 +318,12 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
     step.kernel = wgmma.row->kernels[f16];
     step.threads = wgmma.row->threads;
     step.cluster = params.splits;
-    step.grid.x = static_cast<uint32_t>(CeilDiv(N, wgmma.row->rows)) * params.splits;
+    const int64_t row_blocks = CeilDiv(N, wgmma.row->rows);
+    step.grid.x = static_cast<uint32_t>(row_blocks) * params.splits;
     step.grid.y = static_cast<uint32_t>(CeilDiv(M, wgmma.row->tokens));
+    if (wgmma.row->half_by_l2 && params.splits > 1) {
+      params.partial = workspace->Take<float>(slices.count * M * row_blocks * wgmma.row->rows / 2);
+    }
     step.SetParams(params);
     plan->steps.push_back(step);
     return Status();

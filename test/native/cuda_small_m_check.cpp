@@ -316,7 +316,8 @@ struct Choice {
 };
 const Choice kChoices[] = {
     {32, 4096, 4096, true, "matmul_small_m_4bit", 1},
-    {64, 4096, 4096, true, kSmall128, 4},
+    {64, 4096, 4096, true, kSmall, 8},
+    {64, 2048, 4096, true, kSmall128, 8},
     {64, 14336, 4096, true, kSmall, 2},
     {65, 4096, 4096, true, kSmall, 4},
     {128, 4096, 4096, false, kSmall, 4},
