@@ -8,11 +8,6 @@ import { fail, LowrankError, wrongType } from './errors.js';
  */
 export type Device = 'cpu' | 'reference' | 'cuda-emulated' | 'cuda' | `cuda:${number}`;
 
-/** @internal Is its memory the process's own, and are all of its ops loops on the CPU? */
-export function isHost(device: Device): boolean {
-  return device === 'cpu' || device === 'reference';
-}
-
 /** One row of {@link devices}. */
 export interface DeviceInfo {
   device: Device;

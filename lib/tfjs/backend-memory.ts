@@ -77,11 +77,6 @@ export function tensorInfoFrom(
   };
 }
 
-/** Whether tensors of the current backend are read and written in place. */
-export function hasDirectMemory(): boolean {
-  return wasmBackend() !== undefined || tensorflow().getBackend() === 'cpu';
-}
-
 function wasmBackend(): WasmBackend | undefined {
   const tf = tensorflow();
   if (tf.getBackend() !== 'wasm') return undefined;

@@ -4,7 +4,7 @@
 
 import { version } from '../../cli/version.js';
 import type { ComputePrecision, LoraSaved, Tensor } from '../../index.js';
-import { bytesOfType, type Job } from '../job.js';
+import type { Job } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';
 import { Operands } from './operands.js';
 
@@ -192,8 +192,3 @@ export const basePeer: Peer = {
     return rest;
   },
 };
-
-/** For peers whose weight is dense in the activations' dtype. */
-export function denseBytes({ K, N, dtype }: Job): number {
-  return K * N * bytesOfType(dtype);
-}
