@@ -3,8 +3,8 @@
 /// (-ffp-contract=off, nvcc --fmad=false).
 ///
 /// Error   at most 0.501 units in the last place of f32, denormal results included: what is
-/// computed
-///         in double is within 2^-40 of the function, relatively. abs, relu, sign are exact.
+///         computed in double is within 2^-40 of the function, relatively. abs, relu, sign are
+///         exact.
 /// NaN     in gives NaN out; infinities and zeros go as the function does, signs of zero too, but
 ///         relu of -0 is 0
 ///

@@ -1,10 +1,9 @@
 /// mapFeatures: y[m, j] = alpha · Σ x[m, t] over t of list j + beta · c[m, j].
 ///
 /// Operands   x [M, K], c and y [M, J], any dtype each · the map's lists as FeatureMapView says
-/// Numerics   a list's sum in double, in ascending order, rounded once to f32; then alpha, beta and
-/// c
-///            in f32 and in that order, one rounding at the store. The same on every instruction
-///            set.
+/// Numerics   a list's sum in double, in ascending order, rounded once to f32; then alpha, beta
+///            and c in f32 and in that order, one rounding at the store. The same on every
+///            instruction set.
 /// Tasks      pieces of rows and lists whose bounds depend on M and the map alone
 #pragma once
 

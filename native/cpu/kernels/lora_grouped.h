@@ -3,8 +3,8 @@
 ///
 ///   y[m]  = x[m] · dequant(w)ᵀ + bias + Σ_e g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
 ///   dx[m] = dy[m] · dequant(w) + Σ_e gate_e ⊙ (dh_e · lora_a_e)
-///   dh_e  = g · scaling_e · u_e,  u_e = dy · lora_b_e,  dg = scaling_e · (u_e · h_e + dy ·
-///   lora_bias_e)
+///   dh_e  = g · scaling_e · u_e,  u_e = dy · lora_b_e
+///   dg    = scaling_e · (u_e · h_e + dy · lora_bias_e)
 ///
 /// over the adapters e of row m, in the order of the table.
 ///
@@ -13,8 +13,7 @@
 ///            product, whose sums of the rows of an adapter are brought together (they are in L2),
 ///            so that a column block of each lora_b is read once. gradients: tiles of all adapters
 /// Numerics   those of one adapter, sum by sum: a row has the bits that loraForward gives it, and
-/// an
-///            adapter's gradients are those of loraBackward over its rows alone
+///            an adapter's gradients are those of loraBackward over its rows alone
 #pragma once
 
 #include "native/cpu/kernels/lora_backward.h"

@@ -11,8 +11,8 @@
 /// the block: each holds the codes of one segment, and zeros for the others.
 ///
 ///   A panel   [block]( codes [kCodeUnits][mr] · correction [mr] · scale [mr] )
-///   B panel   segments [kPanelHeader], then [block][segment]( codes [kCodeUnits][nr] · scale [nr]
-///   )
+///   B panel   segments [kPanelHeader], then
+///             [block][segment]( codes [kCodeUnits][nr] · scale [nr] )
 ///
 /// A unit is kCodesPerUnit neighbours in the order that decoding leaves them in (CodeAt).
 #pragma once

@@ -11,9 +11,8 @@
 ///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
 /// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A
-/// block
-///            whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as the peer's
-///            does; its absmax is kept.
+///            block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as the
+///            peer's does; its absmax is kept.
 /// Tasks      whole blocks, an even number of elements each, so no two tasks share a byte
 #pragma once
 

@@ -3,8 +3,7 @@
 ///   y[m, n] = Σ_lanes Σ_places x[m, k] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
 ///
 /// Operands   x       [granule][place][m][lane] units (lane_pack.h): read once for all rows of w
-/// that
-///                    share it, so it may come from L2
+///                    that share it, so it may come from L2
 ///            codes   rows of w as bitsandbytes lays them out: 32 bytes a granule, read as they are
 ///            sums    [n][m] vectors of kVL lanes, added up once a span
 ///

@@ -356,27 +356,10 @@ LOWRANK_INLINE VecI LaneIndexOf(std::integer_sequence<int, kLane...>) {
 }
 LOWRANK_INLINE VecI LaneIndex() { return LaneIndexOf(Lanes()); }
 
-template <int kFirst, int... kLane>
-LOWRANK_INLINE VecU TwiceEach(VecU v, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(v, v, (kFirst + kLane / 2)...);
-}
-
-/// Each lane of the lower half twice: 0, 0, 1, 1, ...; and of the upper half.
-LOWRANK_INLINE VecU TwiceEachLow(VecU v) { return TwiceEach<0>(v, Lanes()); }
-LOWRANK_INLINE VecU TwiceEachHigh(VecU v) { return TwiceEach<kVL / 2>(v, Lanes()); }
-
 template <int kOdd, int... kLane>
 LOWRANK_INLINE VecF EveryOther(VecF a, VecF b, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(a, b, (2 * kLane + kOdd)...);
 }
-
-template <int... kLane>
-LOWRANK_INLINE VecU AlternateLanes(VecU a, VecU b, std::integer_sequence<int, kLane...>) {
-  return __builtin_shufflevector(a, b, ((kLane & 1) != 0 ? kLane + kVL : kLane)...);
-}
-
-/// Even lanes of a, odd lanes of b.
-LOWRANK_INLINE VecU Alternate(VecU a, VecU b) { return AlternateLanes(a, b, Lanes()); }
 
 /// Pairs of neighbouring lanes, rounded to bf16, as units: PairBF16 of lanes 0, 2, ... of both
 /// vectors with lanes 1, 3, ...

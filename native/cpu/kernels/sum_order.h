@@ -4,11 +4,10 @@
 ///
 ///   natural   blocks of kKC along k: a sum over each in registers, then those sums one by one
 ///   by lanes  for 4-bit weights. A vector along k of one row of w then has one scale: it is
-///   decoded
-///             by a table of 16 products, made once for kGranule codes, and meets x with nothing
-///             else to do (row_dot.h). Each lane is a sum of its own, over every kVL-th place; a
-///             block is one lane's share of a span, so that panels are blocks of at most kKC here
-///             too:
+///             decoded by a table of 16 products, made once for kGranule codes, and meets x with
+///             nothing else to do (row_dot.h). Each lane is a sum of its own, over every kVL-th
+///             place; a block is one lane's share of a span, so that panels are blocks of at most
+///             kKC here too:
 ///
 ///     codes of a granule     group 0 (8 codes)   group 1   ...   group 7       32 bytes
 ///     kVL = 16               lanes 0 and 8       1 and 9         7 and 15      4 places each

@@ -2,9 +2,8 @@
 ///
 ///   C [32][32] (+)= A · B in f32, A and B pairs of bf16
 ///
-/// Tiles      2 x 2 of C (tmm0 to 3), two of A below each other (4, 5), two of B side by side (6,
-/// 7):
-///            4 products for 4 loads
+/// Tiles      2 x 2 of C (tmm0 to 3), two of A below each other (4, 5), two of B side by side
+///            (6, 7): 4 products for 4 loads
 ///            A tile   16 rows of 16 units, along the summation index
 ///            B tile   16 units of 16 columns
 /// Numerics   kTileUnits units at a time: the products of first elements are one chain of fused
