@@ -8,12 +8,13 @@
 ///   # the runtime, once
 ///   for f in cuda/emulator/*.cpp cuda/emulator/hopper/*.cpp; do
 ///     g++ $F -O2 -c $f -o out/emulator_$(basename $f .cpp).o; done
-///   # fast
-///   g++ $F -O2 -x c++ -c cuda/cast_sm80.cu -o out/cast.o
-///   # or with every access checked (compile only: no -fsanitize when linking)
-///   g++ $F $HOOKS -x c++ -c cuda/cast_sm80.cu -o out/cast.o
-///   g++ $F -O2 test/native/cuda_cast_check.cpp native/cuda/plan_cast.cpp native/core/*.cpp
-///     native/cpu/reference.cpp out/*.o -o out/check -pthread -ldl && out/check
+///   for k in cast dequantize quantize quantize_rows random; do
+///     # fast
+///     g++ $F -O2 -x c++ -c cuda/${k}_sm80.cu -o out/$k.o
+///     # or with every access checked (compile only: no -fsanitize when linking)
+///     g++ $F $HOOKS -x c++ -c cuda/${k}_sm80.cu -o out/$k.o; done
+///   g++ $F -O2 test/native/cuda_streaming_check.cpp out/*.o build/liblowrank_core.a -o out/check
+///     -pthread -ldl && out/check
 ///
 /// Options come from LOWRANK_EMULATOR_* where the test calls OptionsFromEnvironment().
 #pragma once
@@ -87,7 +88,6 @@ class DeviceArray {
 
   T* data() const { return data_; }
   size_t elems() const { return elems_; }
-  std::vector<T> ToHost() const { return std::vector<T>(data_, data_ + elems_); }
 
  private:
   size_t elems_;

@@ -71,7 +71,7 @@ struct Options {
   int check = -1;
   bool counters = false;    // COUNTERS=0|1: requests, wavefronts and sectors per source line
   int workers = 0;          // WORKERS=n operating-system threads; 0: one per core
-  int sm = 80;              // SM=80|90|120: the capability that the emulated device reports
+  int sm = 80;              // SM=80|86|89|90|120: the capability that the device reports
   std::string report_path;  // REPORT=path: findings are appended there too
   bool print = true;        // PRINT=0: findings are not written to stderr
 };

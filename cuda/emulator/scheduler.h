@@ -110,10 +110,9 @@ struct BlockState : Block {
   ClockState cluster_clock;
   ClockState cluster_clock_done;
   std::vector<uint64_t> cluster_ticket;  // phase each thread waits for
-  bool cluster_finished = false;
-  Access1 grid_wait;                   // the first thread that waited for earlier launches
-  ShadowMemory shadow;                 // of shared memory, in check mode
-  std::vector<uint32_t> shared_reads;  // by word and warp: 1 + the clock of its last read
+  Access1 grid_wait;                     // the first thread that waited for earlier launches
+  ShadowMemory shadow;                   // of shared memory, in check mode
+  std::vector<uint32_t> shared_reads;    // by word and warp: 1 + the clock of its last read
 };
 
 /// What all workers of a launch share.
@@ -244,9 +243,6 @@ class SignalStack {
  private:
   bool ours_ = false;
 };
-
-/// Runs work on up to `count` helper threads beside the caller (grid.cpp).
-void RunWithHelpers(GridRun* run, int count);
 
 extern Extension extension;
 

@@ -1,6 +1,6 @@
 /**
  * Calls of aligned shapes that between them reach every kernel of cuda/ in its main loop: what the
- * committed counters (cuda/counters.json) are counted over. Where a kernel takes a device's size into
+ * committed counters (test/emulator/counters.json) are counted over. Where a kernel takes a device's size into
  * account, a device of few multiprocessors stands for a full one.
  */
 import {

@@ -211,6 +211,3 @@ export class Context {
     return label;
   }
 }
-
-/** The bytes of `count` elements of a type. */
-export const vectorBytes = (type, count) => bytesOf(type) * count;
