@@ -7,7 +7,7 @@
 ///            [N] f32 · b = lora_b [N, r] f32, bf16 or f16
 /// Grid       ceil(N / 32): a lane has one n, a warp two j of each tile of 16
 /// Shared     a tile of G, 16 x 16, and one of b turned, 16 x 32 in rows of 34: a warp stores two
-///            rows n of 16, which meet banks 2 i and 2 i + 1, and reads 32 neighbours
+///            rows n of 16, which meet banks 2 i and 2 i + 1, and reads 32 neighbours; sums, 2 KB
 /// Numerics   planes of P and of G in order, as lora_reduce adds them; Σᵢ in f32, i ascending; the
 ///            sums with b in double: a thread over its j, then the warps in order; the square is
 ///            rounded to f32 and counts as 0 below 0

@@ -4,9 +4,9 @@
 ///   dx = dy · dequant(w) + gate ⊙ (dh · lora_a)
 ///
 /// Operands     x [M, C] f32 row-major · w [P, C], or [C, P] where transposed: dense of any dtype
-/// or
-///              bitsandbytes' codes, read in place in both directions · y [M, P] f32, or 16-bit
-///              (f32 weights under 16-bit activations, which the plan widens first)
+///              or bitsandbytes' codes, read in place in both directions · y [M, P] f32, or
+///              16-bit (f32 weights under 16-bit activations, which the plan widens
+///              first)
 /// Grid         one block a tile, blockIdx.x = tile_m · tiles_p + tile_p, so that blocks in flight
 ///              together share the weight's columns in L2
 /// Shared       kStages · kTileM · 64 + 2 · kTileP · 64 + 1,024 bytes

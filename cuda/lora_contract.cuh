@@ -21,8 +21,8 @@
 /// Gate         on the tile in shared memory, each thread on the chunks that it copied itself: no
 ///              barrier more, and one Philox call for four elements, the fewest there can be
 /// Rounded      where it is asked for, x of f32 is stored in 16 bits too, by the same threads as
-/// the
-///              gate has, by the blocks of the first rank tile: a product that reads it follows
+///              the gate has, by the blocks of the first rank tile: a product that reads it
+///              follows
 /// Needs        nothing: rows that are not 16-byte aligned are loaded element by element
 ///
 /// Budget, bf16 x, f32 factor, r = 16, a tile of 64 x 128 = 16 KB. What memory allows it: 1,660

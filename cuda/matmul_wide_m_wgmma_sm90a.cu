@@ -11,7 +11,7 @@
 ///            sums, 32 codes of this step and the next, 16 a table of two rows, 16 operands of two
 ///            groups of products in flight
 /// Shared     four stages of x (32 KiB each), the codebook, and scales of 32 quantisation blocks a
-///            row in turn (33 KiB); the sums of the block lie over x at the end: 168 KiB
+///            row in turn (33 KiB); the sums of the block lie over x at the end: 164 KiB
 /// Numerics   as matmul_small_m_sm80.cu: sums in f32 along a slice of K, then the slices in order
 ///
 /// The order of k is that of matmul_small_m_wgmma_sm90a.cu: element 32t + 4q + 2h + i of each 128
