@@ -35,7 +35,7 @@ export interface PeftFolder {
 }
 
 /** `peft_type` of folders of methods that PEFT does not have. */
-export const kOwnType = 'LOWRANK';
+const kOwnType = 'LOWRANK';
 
 /** Features of PEFT's configs that change what most methods compute; those of a method are in its form. */
 const kOtherFeatures = ['arrow_config', 'layer_replication', 'lora_bias'];
@@ -223,7 +223,7 @@ export function adapterFromPeft(
 }
 
 /** The last part of a module's name: layers of one kind share what a folder keeps under it. */
-export function kindOf(module: string): string {
+function kindOf(module: string): string {
   return module.split('.').at(-1) ?? module;
 }
 

@@ -6,7 +6,7 @@
 import { type Job, kScaling } from './job.js';
 
 /** Operands, as seeds of the hash, and the largest absolute value of each. */
-export const kOperands = {
+const kOperands = {
   x: { seed: 1, scale: 1 },
   dy: { seed: 2, scale: 1 },
   w: { seed: 3, scale: 0.05 },

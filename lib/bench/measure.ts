@@ -56,7 +56,7 @@ const kFewest = 3;
 const kMoreRounds = 2;
 
 /** The process of a peer for a job. */
-export function programOf({ peer, file }: FoundPeer, job: Job, latency = false): Program {
+function programOf({ peer, file }: FoundPeer, job: Job, latency = false): Program {
   if (peer.program !== undefined) return peer.program(job);
   const worker = path.join(packageFolder(), 'dist', 'cli', 'bench-worker.js');
   return {

@@ -40,7 +40,7 @@ export interface LlamaConfig {
   readonly eosTokenIds: readonly number[];
 }
 
-export const kSupportedArchitecture = 'LlamaForCausalLM';
+const kSupportedArchitecture = 'LlamaForCausalLM';
 const kSupported = `${kSupportedArchitecture} (model_type "llama")`;
 const kMaxConfigBytes = 4 << 20;
 const kMaxDim = 2 ** 31 - 1;

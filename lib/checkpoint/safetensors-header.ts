@@ -37,7 +37,7 @@ export interface SafetensorsHeader {
   readonly data_start_bytes: number;
 }
 
-export const kDefaultMaxHeaderBytes = 25_000_000;
+const kDefaultMaxHeaderBytes = 25_000_000;
 const kFormatMaxHeaderBytes = 100_000_000;
 const kMaxTensors = 1_000_000;
 const kMaxRank = 16;

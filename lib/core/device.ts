@@ -46,7 +46,7 @@ export function devices(): DeviceInfo[] {
 }
 
 /** @throws ERR_TYPE, ERR_DEVICE with the known devices. */
-export function checkDevice(op: string, device: unknown): Device {
+function checkDevice(op: string, device: unknown): Device {
   if (typeof device !== 'string') throw wrongType(op, 'device', 'a device name', device);
   const known = devices();
   const row = known.find((candidate) => candidate.device === device);

@@ -3,7 +3,7 @@ import { fail, wrongType } from './errors.js';
 /** Element types of tensors. Arithmetic accumulates in f32 whatever the storage. */
 export type DType = 'f32' | 'bf16' | 'f16';
 
-export const DTYPES: readonly DType[] = ['f32', 'bf16', 'f16'];
+const DTYPES: readonly DType[] = ['f32', 'bf16', 'f16'];
 
 /** Bytes of one element. */
 export function dtypeBytes(dtype: DType): number {

@@ -106,7 +106,7 @@ export function notConstructed(name: string, makers: string): LowrankTypeError {
 }
 
 /** A short name of a value's type, safe for hostile values (never calls into them). */
-export function describeType(value: unknown): string {
+function describeType(value: unknown): string {
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'an array';
   if (Number.isNaN(value)) return 'NaN';

@@ -52,7 +52,7 @@ export function attention(
  *
  * @param scores [batch, group·T, T]
  */
-export function causalSoftmax(scores: Tensor, scale: number): Tensor {
+function causalSoftmax(scores: Tensor, scale: number): Tensor {
   const T = scores.shape[2] as number;
   const forward = () => {
     const value = tensorFrom(scores.shape, (p) => {

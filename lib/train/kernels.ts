@@ -36,10 +36,7 @@ export interface LayerAdapter {
 }
 
 /** LoRA of two factors and nothing else: no bias of its own, which stock ops and loraLinear do not have. */
-export function isPlainLora(
-  method: string,
-  parameters: Readonly<Record<string, unknown>>,
-): boolean {
+function isPlainLora(method: string, parameters: Readonly<Record<string, unknown>>): boolean {
   return method === 'lora' && parameters.loraBias === undefined;
 }
 
