@@ -1,7 +1,7 @@
 /// The norms of the rows of w + scaling · lora_b · lora_a, from what the products left:
 ///
-///   norms[n] = √(squares[n] + 2 · scaling · Σⱼ b[n, j] · (P[j, n] + scaling / 2 · Σᵢ G[j, i] ·
-///   b[n, i]))
+///   norms[n] = √(squares[n] + 2 · scaling · Σⱼ b[n, j] · (P[j, n] + scaling / 2 · s[n, j])),
+///   s[n, j]  = Σᵢ G[j, i] · b[n, i]
 ///
 /// Operands   P = lora_a · wᵀ [r, N], G = lora_a · lora_aᵀ [r, r], both in planes, squares, norms
 ///            [N] f32 · b = lora_b [N, r] f32, bf16 or f16

@@ -27,8 +27,8 @@
 ///   FFMA      262,144 at 128 / clk (sm_90; 64 / clk on sm_80)        2,048 (4,096) clk
 ///   shared    per warp 4 · (8 + 8) LDS.128 at 1 to 4 wavefronts, x broadcast over 8 lanes:
 ///             8 warps · 4 · (8 · 1 + 8 · 4) = 1,280 wavefronts         1,280 clk, beside the FFMAs
-///   weight    8 codes a thread: 1 load, 1 scale, 8 table reads, 8 FMUL, stores    about 60 issue
-///   slots
+///   weight    8 codes a thread: 1 load, 1 scale, 8 table reads, 8 FMUL, stores, about 60 issue
+///             slots
 ///             of 1,024 + 64 a thread                                   6 %
 ///   x, w      8 KB and 1 KB (4-bit) from L2 for 2,048 clk: 4.5 bytes / clk
 /// So it is bound by FFMA issue: 85 to 90 % of the f32 peak, 60 TFLOP/s on H100.

@@ -7,8 +7,8 @@
 ///   grouped_gates    dg = scaling_e · (u_e · h_e + dy[m] · lora_bias_e), 0 of an empty slot
 ///   grouped_dx       dx[m] = base[m] + gate_e ⊙ (dh_e · lora_a_e)
 ///   grouped_da       d_lora_a_e = dh_eᵀ · (gate_e ⊙ x)
-///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e, d_lora_bias_e = scaling_e · Σ g ·
-///   dy
+///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e,
+///                    d_lora_bias_e = scaling_e · Σ g · dy
 ///
 /// and grouped_dh_sum, which adds the slices of dh's reduction. All but this, shrink and the gates
 /// are c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to by as many launches

@@ -2,8 +2,8 @@
 /// m16n8k32 of bytes, with the LoRA term in the same registers.
 ///
 ///   row_codes     sx = max|x| / 127 of a row, q = x / sx to nearest even within ±127, Σ q
-///   matmul_int8   y [M, N] = float(Σ q · c) · (sx · sw) + bias + scaling · (h · lora_bᵀ +
-///   lora_bias)
+///   matmul_int8   y [M, N] = float(Σ q · c) · (sx · sw) + bias
+///                            + scaling · (h · lora_bᵀ + lora_bias)
 ///
 /// Operands     x [M, K] f32, bf16 or f16, row-major · w [N, K] bytes c + 128, as they are stored;
 ///              sw = absmax / 127 of a row, which all its blocks hold · h [M, r] f32 · lora_b
@@ -31,8 +31,8 @@
 ///     ldmatrix of x 256, of w 256 · copies of x 128, of w 128           768 of 1,024 cycles
 ///   issue slots a scheduler (one warp of the block)
 ///     mma 128 · ldmatrix 32 · copies 16, addresses and loop about 40    216 of 1,024 cycles
-///   from L2: x 16 KB, w 16 KB                                           32 of about 47 bytes a
-///   cycle
+///   from L2: x 16 KB, w 16 KB                                           32 of about 47 bytes
+///                                                                      a cycle
 ///
 /// On H100 mma.sync of bytes does about 2,540 a cycle and multiprocessor, so a slab is 826 cycles
 /// and takes 40 bytes a cycle where L2 gives about 30: 1,092 cycles, 1,920 multiplications each.

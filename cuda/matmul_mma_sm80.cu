@@ -37,8 +37,8 @@
 ///   issue slots a scheduler (one warp of the block)
 ///     mma 128 · ldmatrix 32 · decode 64 codes a thread: 168 permutes and masks, tables 2 · 32,
 ///     loads and stores 20 · copies, addresses, scales, loop about 90    500 of 1,024 cycles
-///   from L2: x 16 KB, codes 4 KB, scales 0.5 KB (dx 2 KB of sectors)   22 of about 47 bytes a
-///   cycle
+///   from L2: x 16 KB, codes 4 KB, scales 0.5 KB (dx 2 KB of sectors)   22 of about 47 bytes
+///                                                                      a cycle
 ///
 /// Two blocks a multiprocessor fill each other's gaps; nothing but the mma is above 90 %. Without a
 /// gate the LoRA term is 3 (bf16 factor) to 6 (f32) extra steps of K / 16: 1.2 to 2.3 % at r = 16,

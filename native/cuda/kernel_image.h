@@ -4,7 +4,7 @@
 ///   lowrank-kernels 1 000000000312                  the format, and the bytes of this index
 ///   compiler nvcc 13.0.88
 ///   module matmul_mma_sm80 000000000640 000000081920 sm_90a,compute_90
-///   kernel matmul_mma_nf4_bf16_kernel               of the module above; any number
+///   kernel matmul_mma_code4_bf16_128x128_kernel     of the module above; any number
 ///   module matmul_mma_sm80 000000082560 000000081920 sm_80,compute_80
 ///
 /// A module's fields are name, offset, bytes, targets. Offsets count from the start of the file and

@@ -3,7 +3,7 @@
 ///
 ///   forward    shrink, base product, expand
 ///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
-///   d_lora_b: what is wanted
+///              d_lora_b: what is wanted
 ///
 /// Where rows have several adapters, expand and dx are launched for one of each row at a time.
 ///
