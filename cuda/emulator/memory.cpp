@@ -107,19 +107,18 @@ struct RecentRanges {
 };
 __thread RecentRanges recent __attribute__((tls_model("initial-exec")));
 
-void MarkRange(const void* ptr, size_t bytes, bool initialised) {
+void MarkRange(const void* ptr, size_t bytes) {
   const auto address = reinterpret_cast<uintptr_t>(ptr);
   if (bytes == 0) return;
   if (InSharedRange(address)) {
     if (worker == nullptr || !running->check) return;
     BlockState* block = worker->BlockOfShared(address);
-    if (block != nullptr) block->shadow.Mark(address, bytes, initialised);
+    if (block != nullptr) block->shadow.Mark(address, bytes, true);
     return;
   }
   Region* region = FindRegion(address);
   if (region == nullptr) return;
-  region->shadow.Mark(address, std::min(bytes, region->begin + region->bytes - address),
-                      initialised);
+  region->shadow.Mark(address, std::min(bytes, region->begin + region->bytes - address), true);
 }
 
 }  // namespace
@@ -305,11 +304,10 @@ void CopyMemory(void* dst, const void* src, size_t bytes) {
 void SetMemory(void* dst, int value, size_t bytes) {
   if (bytes == 0) return;
   std::memset(dst, value, bytes);
-  MarkRange(dst, bytes, true);
+  MarkRange(dst, bytes);
 }
 
-void MarkInitialised(const void* ptr, size_t bytes) { MarkRange(ptr, bytes, true); }
-void MarkUninitialised(const void* ptr, size_t bytes) { MarkRange(ptr, bytes, false); }
+void MarkInitialised(const void* ptr, size_t bytes) { MarkRange(ptr, bytes); }
 
 uint32_t SharedAddress(const void* s_ptr) {
   return static_cast<uint32_t>((reinterpret_cast<uintptr_t>(s_ptr) - shared_range_begin) %

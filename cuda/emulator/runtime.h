@@ -346,7 +346,6 @@ void RegisterExtension(const Extension& extension);
 
 /// Marks for check mode, on the shared or global bytes at ptr; no effect elsewhere.
 void MarkInitialised(const void* ptr, size_t bytes);
-void MarkUninitialised(const void* ptr, size_t bytes);
 /// Forgets who read and wrote there (a copy engine's write that a barrier object has published).
 void MarkPublished(const void* ptr, size_t bytes);
 /// For the proxy check. The running thread executes fence.proxy.async.
