@@ -87,7 +87,7 @@ export function bytesOf(job: Job, weightBytes: number): number {
 
 /** More than this many copies of a weight are not made: a model of such weights fits the cache. */
 const kMostCopies = 256;
-/** From so many tokens on a product is bound by arithmetic, and one weight will do. */
+/** With more tokens a product is bound by arithmetic, and one weight will do. */
 const kFewTokens = 64;
 
 /** Where a job's weights are to be cold, the bytes to rotate over: twice the last cache. */

@@ -56,7 +56,7 @@ Environment:
   LOWRANK_NUM_THREADS   threads of the CPU kernels (then OMP_NUM_THREADS)
   LOWRANK_ISA           force an instruction set: portable, avx2, avx512, ...
   LOWRANK_BINDING       path of the native addon
-  LOWRANK_TRACE=1       one line per kernel on stderr
+  LOWRANK_TRACE=1       one line per op on stderr, with its time
 `;
 }
 
