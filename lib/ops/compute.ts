@@ -15,7 +15,7 @@ import type { BaseWeight } from './base-weight.js';
  * `cpu` and `reference`, in rowwise int8 on CUDA devices too. But for `reference` the bits are the same on
  * every instruction set and device, for any number of threads, and for a row alone and in a batch. On `cpu`,
  * with VNNI and blocks of 64 or more, it is some 1.5 to 1.7 times as fast as `exact` for 16 and more tokens
- * in bf16, 3 times in f32; for one or two tokens in bf16 it is slower. Of a rowwise weight it is faster than
+ * in bf16, 3 times in f32; for one or two tokens in bf16 it takes as long. Of a rowwise weight it is faster than
  * `exact` for any number of tokens.
  *
  * - A block of 64 elements of a row of `x` (with a rowwise weight all of the row) has the scale

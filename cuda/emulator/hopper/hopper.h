@@ -31,7 +31,8 @@
 ///   barrier.cluster.arrive[.relaxed] / wait            ClusterArrive, ClusterWait (runtime.h)
 ///   %cluster_ctarank, %cluster_nctarank                ClusterRank, ClusterSize
 ///   setmaxnreg.{inc,dec}                               SetMaxRegisters
-///   griddepcontrol.{wait,launch_dependents}            nothing: launches do not overlap here
+///   griddepcontrol.wait                                GridDependencyWait (runtime.h)
+///   griddepcontrol.launch_dependents                   nothing: launches do not overlap here
 ///   elect.sync                                         ElectOne
 #pragma once
 
