@@ -49,9 +49,11 @@ function largeShapes(): Large[] {
       [undefined, false, 'f16', 264, 2008, [2, 13, 25, 50]],
       ['nf4', false, 'f16', 1032, 2080, [12, 25]],
       ['nf4', true, 'bf16', 1032, 2080, [13, 64]],
-      // On compute capability 9.0 by wgmma, whose blocks of 256 outputs must fill the device.
+      // On compute capability 9.0 by wgmma, whose blocks of 256 outputs, or of 128, must fill the device.
       ['nf4', true, 'bf16', 3080, 1824, [64]],
       ['fp4', false, 'f16', 3080, 1824, [33]],
+      ['nf4', true, 'bf16', 2040, 1984, [64]],
+      ['fp4', false, 'f16', 2040, 1984, [33]],
     ] as const
   ).flatMap(([format, doubleQuant, dtype, N, K, counts]) =>
     counts.map((M) => ({
