@@ -119,7 +119,7 @@ class MmaBlock : SmallMBlock<kFormat, Element, Tile, SmallMShared<kFormat, Tile>
     if (whole * kStepK < slice_) Step<true>(whole, &next, &after);
     __syncthreads();  // nobody reads x or the tables any more
     this->StorePlanes(
-        0, [this](int i, int half) { return this->LocalRow(i, half); },
+        0, [this](int i, int eighth) { return this->LocalRow(i, eighth); },
         [this](int i, int j, int e) { return sum_[i][j][e]; });
     __syncthreads();
     GridDependencyWait();

@@ -94,9 +94,9 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   __device__ __forceinline__ void StoreSums() {
     auto sum = [this](int i, int j, int e) { return sum_[i][j * 4 + e]; };
     if (Halves()) {
-      this->StorePlanes(1, [this](int, int half) { return HalfColumn(half); }, sum);
+      this->StorePlanes(1, [this](int, int eighth) { return HalfColumn(eighth); }, sum);
     } else {
-      this->StorePlanes(0, [this](int i, int half) { return this->LocalRow(i, half); }, sum);
+      this->StorePlanes(0, [this](int i, int eighth) { return this->LocalRow(i, eighth); }, sum);
     }
   }
 
@@ -170,8 +170,8 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
     return p_.partial + (split * p_.M + place_.first_m) * HalfStride() +
            place_.row_block * (Tile::kRows / 2);
   }
-  __device__ __forceinline__ int HalfColumn(int half) const {
-    return this->warp_n_ * 16 + half * 8 + lane_ / 4;
+  __device__ __forceinline__ int HalfColumn(int eighth) const {
+    return this->warp_n_ * 16 + eighth * 8 + lane_ / 4;
   }
 
   float sum_[Tile::kTilesN][Tile::kTokens / 2] = {};

@@ -46,9 +46,11 @@ export function parseRowInt8(state: State): { rows: RowInt8; shape: readonly num
     fail('ERR_FORMAT', op, 'SCB', `of shape [${N}]`, `[${scales.shape}]`);
   }
   if (Object.hasOwn(state, 'weight_format')) {
-    const [layout] = bytesOf(part('weight_format', 'U8').data);
+    const layout = bytesOf(part('weight_format', 'U8').data);
     // The others are layouts of old GPUs, tiled.
-    if (layout !== 0) fail('ERR_FORMAT', op, 'weight_format', '0 (rows)', String(layout));
+    if (layout.length !== 1 || layout[0] !== 0) {
+      fail('ERR_FORMAT', op, 'weight_format', '0 (rows)', `[${layout}]`);
+    }
   }
   const absmax = new Float32Array(bytesOf(scales.data).slice().buffer);
   const bad = absmax.findIndex((value) => !(value >= 0 && Number.isFinite(value)));

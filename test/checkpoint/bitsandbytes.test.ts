@@ -175,6 +175,12 @@ describe('int8 layers', () => {
         s.weight_format = { dtype: 'U8', shape: [], data: new Uint8Array([2]) };
       },
     ],
+    [
+      'two layouts',
+      (s) => {
+        s.weight_format = { dtype: 'U8', shape: [2], data: new Uint8Array(2) };
+      },
+    ],
   ])('refuses: %s', (_, damage) => {
     const state = layer();
     damage(state);
