@@ -5,7 +5,7 @@
  * All functions are synchronous; a tensor's bytes are copied once, into memory of their own.
  */
 
-import { fail, LowrankError, notConstructed, wrongType } from '../core/errors.js';
+import { LowrankError, notConstructed, wrongType } from '../core/errors.js';
 import { checkLimits, checkName, checkPath } from './arguments.js';
 import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
 import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
@@ -185,7 +185,7 @@ function readFromBytes(
 ): SafetensorsContent {
   const what = '(bytes)';
   if (!(source instanceof Uint8Array)) {
-    return fail('ERR_DTYPE', kReadOp, 'source', 'a path or a Uint8Array', typeof source);
+    throw wrongType(kReadOp, 'source', 'a path or a Uint8Array', source);
   }
   const malformed = malformedFile(kReadOp, what);
   refusePickleContent(kReadOp, what, source.subarray(0, kHeadBytes));

@@ -87,6 +87,13 @@ describe('bad input to checkpoints', () => {
       ]),
       ...each('path', noText, (value) => callWith(writeSafetensors, value, { w: raw(2) })),
       ...each('openSafetensors', noText, (value) => callWith(openSafetensors, value)),
+      ...each('readSafetensors', noText, (value) => callWith(readSafetensors, value)),
+      bad(3, 'readSafetensors: an ArrayBuffer', 'ERR_TYPE', () =>
+        callWith(readSafetensors, bytes.slice().buffer),
+      ),
+      bad(4, 'readSafetensors: floats', 'ERR_TYPE', () =>
+        callWith(readSafetensors, new Float32Array(4)),
+      ),
       ...[openSafetensors, readSafetensors].flatMap((read) => [
         ...each('options', noObject, (value) => callWith(read, whole, value)),
         bad(3, 'maxHeaderBytes: a string', 'ERR_TYPE', () =>
