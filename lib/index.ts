@@ -63,7 +63,7 @@ export {
 export type { Expert } from './autograd/mixture.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
-export { Tape, type TapeDropout } from './autograd/tape.js';
+export { Tape, type TapeDropout, type TapeOptions } from './autograd/tape.js';
 export {
   type BitsandbytesState,
   joinBitsandbytes,

@@ -1,7 +1,7 @@
 import { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -17,7 +17,7 @@ import type { ComputePrecision } from '../ops/compute.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { mergeLora, unmergeLora } from '../ops/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import type { AdapterDefinition, AdapterMaker, PeftForm } from './definition.js';
+import { type AdapterDefinition, AdapterMaker, type PeftForm } from './definition.js';
 import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
 
 /** What {@link Adapter.forward} takes beside its operands. */
@@ -65,6 +65,7 @@ export class AdapterSaved implements Disposable {
 
   /** @internal */
   constructor(tape: Tape, y: Value, leaves: ReadonlyMap<string, Value>, held: readonly Tensor[]) {
+    if (!(tape instanceof Tape)) throw notConstructed('AdapterSaved', "an adapter's forward");
     this.tape = tape;
     this.y = y;
     this.leaves = leaves;
@@ -150,6 +151,9 @@ export class Adapter<C extends object = object> implements Disposable {
     tensors: Readonly<Record<string, Tensor>>,
     indexes: Readonly<Record<string, Int32Array>>,
   ) {
+    if (!(make instanceof AdapterMaker)) {
+      throw notConstructed('Adapter', 'create of a method, like adapters.lora.create');
+    }
     const pick = (names: readonly string[]): Readonly<Record<string, Tensor>> =>
       Object.freeze(
         Object.fromEntries(

@@ -1,6 +1,6 @@
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -51,7 +51,11 @@ function checkSetting(op: string, name: string, value: number, fresh: boolean): 
 export class AdapterMethod<C extends object, P extends string, B extends string, S> {
   readonly definition: AdapterDefinition<C, P, B, S>;
 
+  /** @internal Use {@link defineAdapter}, which checks the definition. */
   constructor(definition: AdapterDefinition<C, P, B, S>) {
+    if (typeof definition?.forward !== 'function') {
+      throw notConstructed('AdapterMethod', 'defineAdapter');
+    }
     this.definition = definition;
   }
 

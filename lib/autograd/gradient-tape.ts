@@ -1,6 +1,6 @@
 import { fail, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
+import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
@@ -15,6 +15,10 @@ export class Value {
 
   /** @internal */
   constructor(tensor: Tensor, differentiable: boolean) {
+    if (!Tensor.is(tensor)) {
+      const expected = 'a Tensor (variable, constant and own of a Tape make values of one)';
+      throw wrongType('Value', 'tensor', expected, tensor);
+    }
     this.tensor = tensor;
     this.differentiable = differentiable;
   }
@@ -77,8 +81,14 @@ export class GradientTape implements Disposable {
   readonly #borrowed = new Set<Tensor | GroupedSaved>();
   #disposed = false;
 
-  /** @param recording `false` for a forward pass alone: nothing is kept */
+  /**
+   * @param recording `false` for a forward pass alone: nothing is kept
+   * @throws ERR_TYPE
+   */
   constructor(recording = true) {
+    if (typeof recording !== 'boolean') {
+      throw wrongType('GradientTape', 'recording', 'a boolean', recording);
+    }
     this.recording = recording;
     track(this);
   }

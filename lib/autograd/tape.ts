@@ -1,7 +1,7 @@
 import type { DType } from '../core/dtype.js';
-import { fail } from '../core/errors.js';
+import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkDropout, lastDim } from '../core/validate.js';
+import { checkDropout, lastDim, readOptions } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
@@ -25,6 +25,16 @@ export interface TapeDropout {
   seed?: number;
   /** 1 = kept: in place of the generator, for the first dropout of the pass. */
   mask?: Tensor;
+}
+
+/** What a {@link Tape} is made with. */
+export interface TapeOptions {
+  /** Default true. `false` for a forward pass alone: nothing is kept, nothing is dropped. */
+  recording?: boolean;
+  /** Default none: a step that drops is refused then. */
+  dropout?: TapeDropout;
+  /** Of the products with the base weight; default `exact`. */
+  compute?: ComputePrecision;
 }
 
 /** Spreads the seeds of several dropouts of one pass; the first has the seed as it is. */
@@ -84,12 +94,17 @@ export class Tape extends StructuredTape {
   readonly #compute: ComputePrecision;
   #dropouts = 0;
 
-  constructor(
-    options: { recording?: boolean; dropout?: TapeDropout; compute?: ComputePrecision } = {},
-  ) {
-    super(options.recording ?? true);
-    this.#dropout = options.dropout ?? {};
-    this.#compute = options.compute ?? 'exact';
+  /** @throws ERR_TYPE */
+  constructor(options?: TapeOptions) {
+    const op = 'Tape';
+    const { recording = true, dropout = {}, compute = 'exact' } = readOptions(op, options);
+    if (typeof recording !== 'boolean') throw wrongType(op, 'recording', 'a boolean', recording);
+    if (typeof dropout !== 'object' || dropout === null) {
+      throw wrongType(op, 'dropout', 'an object of seed or mask', dropout);
+    }
+    super(recording);
+    this.#dropout = dropout;
+    this.#compute = compute;
   }
 
   /** Seed or mask of the next dropout of this pass. */

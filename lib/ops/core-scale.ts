@@ -1,5 +1,5 @@
 import { native } from '../core/binding.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -57,6 +57,7 @@ export class CoreSaved implements Disposable {
     v: Tensor | undefined,
     shape: readonly number[],
   ) {
+    if (!Tensor.is(h)) throw notConstructed('CoreSaved', 'coreScale');
     this.parts = parts;
     this.h = h;
     this.u = u;

@@ -1,5 +1,5 @@
 import { type NativeHandle, native } from '../core/binding.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -79,6 +79,7 @@ export class LoraSaved implements Disposable {
     seed: number;
     dropoutMask: Tensor | undefined;
   }) {
+    if (!Array.isArray(fields?.yShape)) throw notConstructed('LoraSaved', 'loraForward');
     this.w = fields.w;
     this.adapter = fields.adapter;
     this.x = fields.x;

@@ -1,5 +1,5 @@
 import { type NativeHandle, native } from '../core/binding.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
@@ -51,6 +51,9 @@ export class LoraManySaved implements Disposable {
 
   /** @internal */
   constructor(projections: LoraManySaved['projections']) {
+    if (!Array.isArray(projections) || !projections.every((each) => Array.isArray(each?.yShape))) {
+      throw notConstructed('LoraManySaved', 'loraForwardMany');
+    }
     this.projections = projections;
     track(this);
   }

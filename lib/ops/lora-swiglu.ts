@@ -1,5 +1,5 @@
 import { type NativeHandle, native } from '../core/binding.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -37,6 +37,9 @@ export class LoraSwigluSaved implements Disposable {
 
   /** @internal */
   constructor(projections: LoraManySaved, gate: Tensor | undefined, up: Tensor | undefined) {
+    if (!LoraManySaved.is(projections)) {
+      throw notConstructed('LoraSwigluSaved', 'loraForwardSwiglu');
+    }
     this.projections = projections;
     this.gate = gate;
     this.up = up;

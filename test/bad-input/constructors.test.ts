@@ -1,12 +1,22 @@
 // Classes whose objects something else makes: their constructors refuse to be called.
 import { describe, expect, it } from 'vitest';
 import {
+  Adapter,
+  AdapterMethod,
+  AdapterSaved,
+  CoreSaved,
+  GradientTape,
   GroupedSaved,
   HfModel,
+  LoraManySaved,
+  LoraSaved,
+  LoraSwigluSaved,
   QuantizedWeight,
   SafetensorsFile,
   scope,
+  Tape,
   Tensor,
+  Value,
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
 import { type BadCase, type BadClass, bad, checkCases } from './harness.js';
@@ -17,6 +27,13 @@ const classes = [
   [SafetensorsFile, 'openSafetensors'],
   [HfModel, 'openHfModel'],
   [GroupedSaved, 'GroupedLora.forward'],
+  [LoraSaved, 'loraForward'],
+  [LoraManySaved, 'loraForwardMany'],
+  [LoraSwigluSaved, 'loraForwardSwiglu'],
+  [CoreSaved, 'coreScale'],
+  [Adapter, 'create of a method, like adapters.lora.create'],
+  [AdapterSaved, "an adapter's forward"],
+  [AdapterMethod, 'defineAdapter'],
 ] as const;
 
 describe.each(DEVICES)('bad input on %s', (device) => {
@@ -49,6 +66,47 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           new RegExp(`^${made.name}: it must be made by ${maker}.*, got new ${made.name}$`),
         );
       }
+    });
+  });
+
+  it('tapes and their values', async () => {
+    await scope(async () => {
+      const w = Tensor.randn([2, 64], { seed: 1, device });
+      const tape = (...args: unknown[]) => Reflect.construct(Tape, args);
+      const noObject: readonly (readonly [BadClass, string, unknown])[] = [
+        [2, 'null', null],
+        [3, 'a number', 3],
+        [3, 'a string', 'x'],
+        [3, 'a function', () => 3],
+      ];
+      const noFlag = [...noObject, [3, 'an object', {}]] as const;
+      await checkCases('tapes', device, {
+        watched: [w],
+        cases: [
+          ...noObject.flatMap(([kind, what, value]) => [
+            bad(kind, `Tape: ${what}`, 'ERR_TYPE', () => tape(value)),
+            bad(kind, `dropout: ${what}`, 'ERR_TYPE', () => tape({ dropout: value })),
+            bad(kind, `Value: ${what}`, 'ERR_TYPE', () => Reflect.construct(Value, [value, true])),
+            bad(kind, `own: ${what}`, 'ERR_TYPE', () => new Tape().own(value as never)),
+          ]),
+          ...noFlag.flatMap(([kind, what, value]) => [
+            bad(kind, `recording: ${what}`, 'ERR_TYPE', () => tape({ recording: value })),
+            bad(kind, `GradientTape: ${what}`, 'ERR_TYPE', () =>
+              Reflect.construct(GradientTape, [value]),
+            ),
+          ]),
+          bad(3, 'Tape: an array', 'ERR_TYPE', () => tape([])),
+        ],
+        valid: () =>
+          scope(async () => {
+            const t = new Tape({ recording: true, dropout: {}, compute: 'exact' });
+            return [await t.multiply(t.constant(w), t.constant(w)).tensor.read()];
+          }),
+      });
+      expect(() => tape(null)).toThrow(/^Tape: options must be an object, got null$/);
+      expect(() => Reflect.construct(Value, [])).toThrow(
+        /^Value: tensor must be a Tensor \(variable, constant and own of a Tape .*, got undefined$/,
+      );
     });
   });
 });
