@@ -89,6 +89,7 @@ export class LoraAdapter implements Disposable {
     const op = 'LoraAdapter';
     if (parts === null || typeof parts !== 'object')
       throw wrongType(op, 'parts', 'an object', parts);
+    refuseMethods(op, 'parts', `{ loraA, loraB, loraAlpha } ${factorsOf(parts)}`, parts);
     const given = readOptions(op, parts);
     this.loraA = checkTensor(op, 'loraA', given.loraA);
     this.loraB = checkTensor(op, 'loraB', given.loraB);
@@ -190,6 +191,13 @@ function methodOf(value: unknown): string | undefined {
   return typeof value.method === 'string' ? value.method : undefined;
 }
 
+/** What takes the place of an adapter of a method where factors are wanted, in words. */
+function factorsOf(value: unknown): string {
+  return methodOf(value) === 'lora'
+    ? '(of this one: new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), the numbers from adapter.config)'
+    : '(this one has adapter.forward and adapter.backward of its own)';
+}
+
 /**
  * Refuses an adapter of a method by that name, where factors are taken.
  * @param expected in words
@@ -206,6 +214,6 @@ export function refuseMethods(op: string, operand: string, expected: string, val
 export function checkLoraAdapter(op: string, operand: string, value: unknown): LoraAdapter {
   if (value instanceof LoraAdapter) return value;
   const made = 'a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them';
-  refuseMethods(op, operand, made, value);
-  throw wrongType(op, operand, 'a LoraAdapter', value);
+  refuseMethods(op, operand, `${made} ${factorsOf(value)}`, value);
+  throw wrongType(op, operand, made, value);
 }

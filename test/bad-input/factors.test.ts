@@ -80,9 +80,23 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           'adapter.merge(w)), got an adapter of the method lora',
       );
       expect(() => callWith(group.add.bind(group), 'two', own)).toThrow(
-        'GroupedLora.add: adapter must be a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them, ' +
-          'got an adapter of the method lora',
+        'GroupedLora.add: adapter must be a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them ' +
+          '(of this one: new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), the numbers from ' +
+          'adapter.config), got an adapter of the method lora',
       );
+      expect(() => callWith(group.add.bind(group), 'two', { ...own.parameters })).toThrow(
+        'GroupedLora.add: adapter must be a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them, got an object',
+      );
+      expect(() => Reflect.construct(LoraAdapter, [own])).toThrow(
+        /^LoraAdapter: parts must be { loraA, loraB, loraAlpha } \(of this one: .*, got an adapter of the method lora$/,
+      );
+      const scaled = adapters.dora.create({ ...place, r: 2, weight });
+      expect(() => callWith(group.add.bind(group), 'two', scaled)).toThrow(
+        /\(this one has adapter.forward and adapter.backward of its own\), got an adapter of the method dora$/,
+      );
+      // What the message says to do.
+      const { loraAlpha, rslora, dropout } = own.config;
+      group.add('two', new LoraAdapter({ ...own.parameters, loraAlpha, rslora, dropout } as never));
     });
   });
 });
