@@ -24,7 +24,8 @@ Usage: lowrank info [--json]
   --json   one JSON object on stdout
 
 A LOWRANK_DEVICE that names no device of this machine is shown as a problem (deviceProblem in the
-JSON, where defaultDevice is null); the exit code is 0 all the same.
+JSON, where defaultDevice is null), and so is a LOWRANK_NUM_THREADS that is no number of threads
+(threadsProblem, where threads is null); the exit code is 0 all the same.
 `;
 
 /**
@@ -59,6 +60,17 @@ function readDefaultDevice(): { defaultDevice: Device | null; deviceProblem?: st
   }
 }
 
+/** Threads of the CPU device, or why they are not known: LOWRANK_NUM_THREADS is no number of them. */
+function readThreads(): { threads: number | null; threadsProblem?: string } {
+  try {
+    return { threads: getThreads() };
+  } catch (error) {
+    if (!(error instanceof LowrankError) || error.code !== 'ERR_VALUE') throw error;
+    const advice = 'Set LOWRANK_NUM_THREADS to a number of threads, or unset it';
+    return { threads: null, threadsProblem: `${error.message}. ${advice}` };
+  }
+}
+
 export async function infoCommand(args: readonly string[]): Promise<number> {
   const options = { json: { type: 'boolean' } } as const;
   const parsed = Arguments.parse('info', args, options, { min: 0, max: 0, names: '' });
@@ -86,15 +98,15 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
   }
   // Throws where the addon is missing; what is known without it was said above.
   const found = startDevices();
-  const facts = { ...host, threads: getThreads(), ...readDefaultDevice(), devices: found };
+  const facts = { ...host, ...readThreads(), ...readDefaultDevice(), devices: found };
   if (json) {
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
     return exitCodes.ok;
   }
   const standard = facts.defaultDevice === null ? 'none' : facts.defaultDevice;
-  process.stdout.write(`kernels    ${facts.threads} threads, default device ${standard}\n`);
-  if (facts.deviceProblem !== undefined) {
-    process.stdout.write(`problem    ${visible(facts.deviceProblem)}\n`);
+  process.stdout.write(`kernels    ${facts.threads ?? '?'} threads, default device ${standard}\n`);
+  for (const problem of [facts.threadsProblem, facts.deviceProblem]) {
+    if (problem !== undefined) process.stdout.write(`problem    ${visible(problem)}\n`);
   }
   process.stdout.write('\n');
   for (const device of found) {

@@ -81,16 +81,34 @@ export function defaultDevice(): Device {
 
 const checked = new Set<unknown>();
 
-/** A device option, or the default. */
+/** A device option, or the default. @throws ERR_VALUE for `cpu`, where `LOWRANK_NUM_THREADS` is no number of threads. */
 export function resolveDevice(op: string, device: unknown): Device {
-  if (device === undefined) return defaultDevice();
-  if (!checked.has(device)) checked.add(checkDevice(op, device));
-  return device as Device;
+  const asked = device === undefined ? defaultDevice() : device;
+  if (!checked.has(asked)) {
+    const found = checkDevice(op, asked);
+    if (found === 'cpu') checkThreadsVariable();
+    checked.add(found);
+  }
+  return asked as Device;
+}
+
+let threadsChecked = false;
+
+/** The addon goes on to the next source where it cannot read this one. @throws ERR_VALUE */
+function checkThreadsVariable(): void {
+  if (threadsChecked) return;
+  const asked = process.env.LOWRANK_NUM_THREADS;
+  if (asked && !/^\s*0*[1-9]\d*\s*$/.test(asked)) {
+    const op = 'LOWRANK_NUM_THREADS';
+    fail('ERR_VALUE', op, 'the number of threads', 'an integer of at least 1', `'${asked}'`);
+  }
+  threadsChecked = true;
 }
 
 /**
  * Threads of the CPU device, 1 to 256, for the ops that follow. Results never depend on it. Before
- * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores.
+ * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores. A `LOWRANK_NUM_THREADS`
+ * that is no integer of at least 1 is refused where the CPU device is first used, unless this was called before.
  * @throws ERR_TYPE, ERR_VALUE
  * @example
  * setThreads(4);
@@ -102,14 +120,17 @@ export function setThreads(n: number): void {
     fail('ERR_VALUE', op, 'n', 'an integer from 1 to 256', String(n));
   }
   native(op, (raw) => raw.setThreads(n));
+  threadsChecked = true;
 }
 
 /**
  * Threads that the CPU device uses now.
+ * @throws ERR_VALUE where `LOWRANK_NUM_THREADS` is no number of threads
  * @example
  * setThreads(Math.max(1, getThreads() - 1));
  */
 export function getThreads(): number {
+  checkThreadsVariable();
   return binding().threads();
 }
 

@@ -1,5 +1,5 @@
 // Bad input to calls that take no tensors, and that messages name the call that was made.
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 import {
   activeTokens,
   getThreads,
@@ -88,5 +88,38 @@ describe.each(DEVICES)('bad input on %s', (device) => {
       expect(() => init({ init: kind, seed: 1, dtype: 'f64' })).toThrow(/^LoraAdapter.init: dtype/);
       expect(() => init({ init: kind, seed: 1, device: 'x' })).toThrow(/^LoraAdapter.init: device/);
     }
+  });
+});
+
+describe('LOWRANK_NUM_THREADS', () => {
+  /** The library as a process that has this value finds it. */
+  const startedWith = async (threads: string) => {
+    vi.stubEnv('LOWRANK_NUM_THREADS', threads);
+    vi.resetModules();
+    return import('../../lib/index.js');
+  };
+
+  it.each(['abc', '-1', '0', '1.5', '4x', ' '])(
+    "of '%s' is refused at the first use",
+    async (value) => {
+      const { Tensor, getThreads, devices, setThreads } = await startedWith(value);
+      const refused = `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${value}'`;
+      const zeros = () => Tensor.zeros([2], { device: 'cpu' }).dispose();
+      expect(devices().length).toBeGreaterThan(1);
+      for (const use of [zeros, zeros, getThreads]) {
+        expect(use).toThrow(expect.objectContaining({ code: 'ERR_VALUE', message: refused }));
+      }
+      setThreads(2);
+      expect(getThreads()).toBe(2);
+      zeros();
+      vi.unstubAllEnvs();
+    },
+  );
+
+  it.each(['3', ' 3 ', '003', '', '100000'])("of '%s' is taken", async (value) => {
+    const { Tensor, getThreads } = await startedWith(value);
+    Tensor.zeros([2], { device: 'cpu' }).dispose();
+    expect(getThreads()).toBeGreaterThan(0);
+    vi.unstubAllEnvs();
   });
 });

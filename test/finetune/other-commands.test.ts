@@ -86,6 +86,24 @@ describe('info', () => {
     expect(facts.devices.map(({ device }: { device: string }) => device)).toContain('cpu');
   });
 
+  it.each(['abc', '-1', '0', '1.5', '4x', '1e2'])(
+    'prints everything where LOWRANK_NUM_THREADS is %s, with the problem',
+    async (threads) => {
+      const wrap = `LOWRANK_NUM_THREADS=${threads} exec "$@"`;
+      const problem = `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${threads}'`;
+      const plain = await run(['info'], { wrap });
+      expect(plain.code, plain.stderr).toBe(0);
+      expect(plain.stdout).toMatch(/^kernels +\? threads, default device \S+$/m);
+      expect(plain.stdout.match(/^problem +(.*)$/m)?.[1]).toContain(`${problem}. Set`);
+      expect(plain.stdout).toMatch(/^cpu: available$/m);
+      const { code, stdout } = await run(['info', '--json'], { wrap });
+      expect(code).toBe(0);
+      const facts = JSON.parse(stdout);
+      expect(facts.threads).toBeNull();
+      expect(facts.threadsProblem).toContain(problem);
+    },
+  );
+
   it('says why the addon is missing', async () => {
     const { code, stdout, stderr } = await run(['info'], {
       wrap: `LOWRANK_BINDING=${inFolder('no.node')} exec "$@"`,
