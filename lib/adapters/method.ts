@@ -178,6 +178,14 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
+   * @internal What {@link AdapterMethod.createAll} would start from, with everything refused that sizes and settings
+   * can be refused for; nothing is drawn. @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
+   */
+  makers(layers: readonly (AdapterPlace & Partial<C>)[]): AdapterMaker<C, P | B>[] {
+    return layers.map((layer) => this.#maker(`${this.method}.create`, layer));
+  }
+
+  /**
    * An adapter around tensors that are there already; they become the adapter's.
    * @param indexes the method's integer tables, where it has any; default fresh ones
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED

@@ -14,6 +14,7 @@ import {
   type FinetuneResult,
   finetune,
   Interrupted,
+  requireRuns,
 } from '../train/finetune.js';
 import { Arguments } from './arguments.js';
 import { readDevice } from './device-option.js';
@@ -170,17 +171,18 @@ async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
   const runs: MethodRun[] = [];
   try {
-    for (const [i, method] of chosen.entries()) {
-      const name = method.method.method;
-      progress.line(`${i + 1} of ${chosen.length}: ${name}`);
-      const options = {
-        ...readOptions(parsed, method),
-        out: path.join(out, name),
-        compare: false,
-        sampleTokens: 0,
-      };
+    const all = chosen.map((method) => ({
+      ...readOptions(parsed, method),
+      out: path.join(out, method.method.method),
+      compare: false,
+      sampleTokens: 0,
+    }));
+    requireRuns(all);
+    for (const [i, options] of all.entries()) {
+      const { method, settings } = options.adapter;
+      progress.line(`${i + 1} of ${all.length}: ${method.method}`);
       const result = await finetune(options, observe(progress, options), interrupts.signal);
-      runs.push({ method: name, settings: method.settings, lr: options.train.lr, result });
+      runs.push({ method: method.method, settings, lr: options.train.lr, result });
     }
     progress.close();
     if (report !== undefined) {

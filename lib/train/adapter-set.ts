@@ -4,6 +4,7 @@
  */
 
 import { sharedNames } from '../adapters/method.js';
+import { type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-config.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, adapterMethods, type Device } from '../index.js';
 import { type BaseModel, type LinearName, linearNames } from './base-model.js';
@@ -61,7 +62,10 @@ export class AdapterSet {
         ...config.settings,
       })),
     );
-    const { places, count } = placesOf(config.method, adapters);
+    const { places, count } = placesOf(
+      config.method,
+      adapters.map(({ parameters }) => parameters),
+    );
     this.values = new Float32Array(count);
     this.slots = layers.map((layer, i) => {
       const adapter = adapters[i] as Adapter;
@@ -107,12 +111,14 @@ export class AdapterSet {
  */
 function placesOf(
   { method, definition }: TrainedMethod,
-  adapters: readonly Adapter[],
+  layers: readonly Readonly<
+    Record<string, { readonly shape: readonly number[]; readonly size: number }>
+  >[],
 ): { readonly places: readonly Readonly<Record<string, number>>[]; readonly count: number } {
   const shared: readonly string[] = sharedNames<string, string>(definition);
   const known = new Map<string, { readonly at: number; readonly shape: string }>();
   let count = 0;
-  const places = adapters.map(({ parameters }) => {
+  const places = layers.map((parameters) => {
     const own = Object.entries(parameters).map(([name, tensor]): [string, number] => {
       const shape = `[${tensor.shape}]`;
       const first = known.get(name);
@@ -129,6 +135,35 @@ function placesOf(
     return Object.fromEntries(own);
   });
   return { places, count };
+}
+
+/**
+ * Refuses a method and settings that do not fit the layers of a model, before its weights are read.
+ * @throws LowrankError as {@link AdapterSet}
+ */
+export function requireFitting(
+  { method, settings, targets }: AdapterConfig,
+  model: LlamaConfig,
+  device: Device,
+): void {
+  // All blocks of a model have the same sizes.
+  const block = /^model\.layers\.0\..*\.(\w+)\.weight$/;
+  const sizes = [...llamaTensorShapes(model)].flatMap(([name, [outFeatures, inFeatures]]) => {
+    const target = targets.some((each) => each === block.exec(name)?.[1]);
+    return target && inFeatures !== undefined && outFeatures !== undefined
+      ? [{ inFeatures, outFeatures }]
+      : [];
+  });
+  const makers = method.makers(sizes.map((size) => ({ ...size, device, ...settings })));
+  const { trained } = method.definition as { readonly trained: readonly string[] };
+  const layers = makers.map(({ shapes }) =>
+    Object.fromEntries(
+      Object.entries(shapes as Readonly<Record<string, readonly number[]>>)
+        .filter(([name]) => trained.includes(name))
+        .map(([name, shape]) => [name, { shape, size: shape.reduce((a, b) => a * b, 1) }]),
+    ),
+  );
+  placesOf(method, layers);
 }
 
 /**

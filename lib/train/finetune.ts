@@ -4,11 +4,12 @@
 
 import fs from 'node:fs';
 import { fileError } from '../checkpoint/file-access.js';
+import type { LlamaConfig } from '../checkpoint/hf-config.js';
 import { openHfModel } from '../checkpoint/hf-model.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
 import { defaultDevice } from '../index.js';
-import { AdapterSet } from './adapter-set.js';
+import { AdapterSet, requireFitting } from './adapter-set.js';
 import { readyTensorflow } from './backend.js';
 import { type BaseMemory, type BaseModel, loadBaseModel } from './base-model.js';
 import { compareKernels, type KernelComparison } from './compare.js';
@@ -97,6 +98,19 @@ export async function finetune(
   }
 }
 
+/**
+ * Finds out before the first of several runs of a model what a later one would be refused for: the settings of its
+ * method, and its folder.
+ * @throws LowrankError as {@link finetune}
+ */
+export function requireRuns(runs: readonly FinetuneOptions[]): void {
+  const configs = new Map(runs.map(({ model }) => [model, openHfModel(model).config]));
+  for (const { model, adapter, device } of runs) {
+    requireFitting(adapter, configs.get(model) as LlamaConfig, device ?? defaultDevice());
+  }
+  for (const { out } of runs) requireUsableOut(out);
+}
+
 class FinetuneRun {
   private readonly kernels: ModelKernels = new FusedKernels();
   private readonly checkpoint: string;
@@ -131,6 +145,8 @@ class FinetuneRun {
     const model = openHfModel(options.model);
     for (const warning of model.warnings) observer.warning?.(warning);
     requireLength(options.seqLen, model.config.maxPositionEmbeddings);
+    const device = options.device ?? defaultDevice();
+    requireFitting(options.adapter, model.config, device);
     const tokenizer = await openTokenizer(kOp, model);
     if ((await readyTensorflow()) === 'cpu') {
       const advice = 'npm install @tensorflow/tfjs-backend-wasm makes it about ten times faster';
@@ -142,7 +158,7 @@ class FinetuneRun {
     const data = await packText(kOp, source, tokenizer, options.seqLen, report);
     observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
     const base = await loadBaseModel(model, options.format, {
-      device: options.device ?? defaultDevice(),
+      device,
       onLayer: report,
     });
     this.base = base;

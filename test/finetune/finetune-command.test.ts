@@ -366,6 +366,12 @@ describe('wrong input', () => {
       2,
       new RegExp(`--adapter must be .*no input beside x .*${name} needs ${input}.*, got "${name}"`),
     ]),
+    [
+      'settings that do not fit the second of two methods',
+      () => ['--adapter', 'lora,c3a', '--set', 'blockSize=5'],
+      2,
+      /c3a\.create: blockSize must be a divisor of K \(24\) and of N \(24\), got 5/,
+    ],
     ['an unknown target', () => ['--targets', 'q_proj,nope'], 2, /all-linear or a list of q_proj/],
     [
       'a mistyped option',
