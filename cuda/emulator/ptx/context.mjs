@@ -6,7 +6,6 @@ import { PtxError } from './parse.mjs';
 import {
   bitsOf,
   bitsType,
-  bytesOf,
   halfClass,
   isFloat,
   isHalf,
