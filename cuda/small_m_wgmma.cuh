@@ -73,10 +73,9 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
 
   /// Fragment 0's sums to the block's plane in global memory, while products of fragment 1 run: the
   /// peers read half of the sums from L2 and half from this block's shared memory, two ways at
-  /// once.
+  /// once. No launch before this one, which may still run, has anything there.
   __device__ __forceinline__ void StoreHalf() {
     if (!Halves()) return;
-    GridDependencyWait();
     const int first = lane_ % 4 * 2;
     const int tokens = Tokens();
     float* g_plane = HalfPlane(place_.split) + first * HalfStride() + HalfColumn(0);
