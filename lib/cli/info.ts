@@ -4,10 +4,10 @@
 
 import os from 'node:os';
 import {
-  type Device,
   type DeviceInfo,
   defaultDevice,
   devices,
+  type ErrorCode,
   getThreads,
   LowrankError,
   Tensor,
@@ -49,25 +49,17 @@ function startDevices(): DeviceInfo[] {
   });
 }
 
-/** The default device, or why there is none: LOWRANK_DEVICE names one that is not here. */
-function readDefaultDevice(): { defaultDevice: Device | null; deviceProblem?: string } {
+/** What an environment variable sets, or why that cannot be, with what to do. */
+function readSetting<T>(
+  read: () => T,
+  code: ErrorCode,
+  advice: string,
+): { value: T | null; problem?: string } {
   try {
-    return { defaultDevice: defaultDevice() };
+    return { value: read() };
   } catch (error) {
-    if (!(error instanceof LowrankError) || error.code !== 'ERR_DEVICE') throw error;
-    const advice = 'Set LOWRANK_DEVICE to a device that is available, or unset it';
-    return { defaultDevice: null, deviceProblem: `${error.message}. ${advice}` };
-  }
-}
-
-/** Threads of the CPU device, or why they are not known: LOWRANK_NUM_THREADS is no number of them. */
-function readThreads(): { threads: number | null; threadsProblem?: string } {
-  try {
-    return { threads: getThreads() };
-  } catch (error) {
-    if (!(error instanceof LowrankError) || error.code !== 'ERR_VALUE') throw error;
-    const advice = 'Set LOWRANK_NUM_THREADS to a number of threads, or unset it';
-    return { threads: null, threadsProblem: `${error.message}. ${advice}` };
+    if (!(error instanceof LowrankError) || error.code !== code) throw error;
+    return { value: null, problem: `${error.message}. ${advice}, or unset it` };
   }
 }
 
@@ -98,14 +90,32 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
   }
   // Throws where the addon is missing; what is known without it was said above.
   const found = startDevices();
-  const facts = { ...host, ...readThreads(), ...readDefaultDevice(), devices: found };
+  const threads = readSetting(
+    getThreads,
+    'ERR_VALUE',
+    'Set LOWRANK_NUM_THREADS to a number of threads',
+  );
+  const standard = readSetting(
+    defaultDevice,
+    'ERR_DEVICE',
+    'Set LOWRANK_DEVICE to a device that is available',
+  );
   if (json) {
+    const facts = {
+      ...host,
+      threads: threads.value,
+      threadsProblem: threads.problem,
+      defaultDevice: standard.value,
+      deviceProblem: standard.problem,
+      devices: found,
+    };
     process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
     return exitCodes.ok;
   }
-  const standard = facts.defaultDevice === null ? 'none' : facts.defaultDevice;
-  process.stdout.write(`kernels    ${facts.threads ?? '?'} threads, default device ${standard}\n`);
-  for (const problem of [facts.threadsProblem, facts.deviceProblem]) {
+  process.stdout.write(
+    `kernels    ${threads.value ?? '?'} threads, default device ${standard.value ?? 'none'}\n`,
+  );
+  for (const { problem } of [threads, standard]) {
     if (problem !== undefined) process.stdout.write(`problem    ${visible(problem)}\n`);
   }
   process.stdout.write('\n');
