@@ -3,15 +3,7 @@
  * and written. Registers are unsigned integers of their width; a float is its bits.
  */
 import { PtxError } from './parse.mjs';
-import {
-  bitsOf,
-  bitsType,
-  halfClass,
-  isFloat,
-  isHalf,
-  isSigned,
-  valueType,
-} from './types.mjs';
+import { bitsOf, bitsType, halfClass, isFloat, isHalf, isSigned, valueType } from './types.mjs';
 
 /** Special registers, as members of the running thread. */
 const kSpecial = {
