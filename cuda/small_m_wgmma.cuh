@@ -157,8 +157,8 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
     return static_cast<int>(min(p_.M - place_.first_m, int64_t{Tile::kTokens}));
   }
 
-  /// Do the sums take two ways? Where a warp has two fragments and there are peers.
-  __device__ __forceinline__ bool Halves() const { return Tile::kTilesN == 2 && p_.splits > 1; }
+  /// Do the sums take two ways?
+  __device__ __forceinline__ bool Halves() const { return Shared::kHalfByL2 && p_.splits > 1; }
 
   /// The half of fragment 0 is [split][M][row block][kRows / 2] in global memory, that of fragment
   /// 1 [token][kRows / 2] in shared memory: a warp's rows lie beside those of the next.

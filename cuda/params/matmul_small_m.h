@@ -81,6 +81,8 @@ template <typename Tile, int kStages_, int kScaleSlots_>
 struct SmallMWgmmaShared {
   static constexpr int kScaleSlots = kScaleSlots_;
   static constexpr int kStages = kStages_;
+  /// Of two fragments a warp, the sums of one go to the peers of a cluster by L2.
+  static constexpr bool kHalfByL2 = Tile::kTilesN == 2;
   static constexpr int kStageBytes = Tile::kTokens * kSmallMStepK<SmallMFormat::kCode4, Tile> * 2;
   struct Main {
     alignas(1024) unsigned char x[kStages][kStageBytes];

@@ -136,7 +136,7 @@ constexpr WgmmaRow MakeWgmma(uint32_t threads, int64_t step_clocks, const char* 
           static_cast<int64_t>(sizeof(Shared)),
           Shared::kScaleSlots,
           step_clocks,
-          Tile::kTilesN == 2,
+          Shared::kHalfByL2,
           {bf16, f16}};
 }
 template <typename Tile>
