@@ -68,41 +68,49 @@ describe('info', () => {
     expect(names).toContain('reference');
   });
 
+  const noDevice = {
+    variable: 'LOWRANK_DEVICE',
+    kernels: /^kernels +\d+ threads, default device none$/m,
+    fields: ['defaultDevice', 'deviceProblem'],
+  };
+  const noThreads = {
+    variable: 'LOWRANK_NUM_THREADS',
+    kernels: /^kernels +\? threads, default device \S+$/m,
+    fields: ['threads', 'threadsProblem'],
+  };
+  const noNumber = (value: string) =>
+    `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${value}'. Set`;
   it.each([
-    ['foo', /LOWRANK_DEVICE: device must be one of 'cpu'.*got 'foo'\. Set LOWRANK_DEVICE to/],
-    ['cuda:63', /LOWRANK_DEVICE: device must be .*got 'cuda:63'.*or unset it/],
-  ])('prints everything where LOWRANK_DEVICE is %s, with the problem', async (device, problem) => {
-    const wrap = `LOWRANK_DEVICE=${device} exec "$@"`;
+    {
+      ...noDevice,
+      value: 'foo',
+      problem: /LOWRANK_DEVICE: device must be one of 'cpu'.*got 'foo'\. Set LOWRANK_DEVICE to/,
+    },
+    {
+      ...noDevice,
+      value: 'cuda:63',
+      problem: /LOWRANK_DEVICE: device must be .*got 'cuda:63'.*or unset it/,
+    },
+    ...['abc', '-1', '0', '1.5', '4x', '1e2'].map((value) => ({
+      ...noThreads,
+      value,
+      problem: noNumber(value),
+    })),
+  ])('prints everything where $variable is $value, with the problem', async (row) => {
+    const wrap = `${row.variable}=${row.value} exec "$@"`;
     const plain = await run(['info'], { wrap });
     expect(plain.code, plain.stderr).toBe(0);
-    expect(plain.stdout).toMatch(/^kernels +\d+ threads, default device none$/m);
-    expect(plain.stdout.match(/^problem +(.*)$/m)?.[1]).toMatch(problem);
+    expect(plain.stdout).toMatch(row.kernels);
+    expect(plain.stdout.match(/^problem +(.*)$/m)?.[1]).toMatch(row.problem);
     expect(plain.stdout).toMatch(/^cpu: available$/m);
     const { code, stdout } = await run(['info', '--json'], { wrap });
     expect(code).toBe(0);
     const facts = JSON.parse(stdout);
-    expect(facts.defaultDevice).toBeNull();
-    expect(facts.deviceProblem).toMatch(problem);
+    const [setting, told] = row.fields as [string, string];
+    expect(facts[setting]).toBeNull();
+    expect(facts[told]).toMatch(row.problem);
     expect(facts.devices.map(({ device }: { device: string }) => device)).toContain('cpu');
   });
-
-  it.each(['abc', '-1', '0', '1.5', '4x', '1e2'])(
-    'prints everything where LOWRANK_NUM_THREADS is %s, with the problem',
-    async (threads) => {
-      const wrap = `LOWRANK_NUM_THREADS=${threads} exec "$@"`;
-      const problem = `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${threads}'`;
-      const plain = await run(['info'], { wrap });
-      expect(plain.code, plain.stderr).toBe(0);
-      expect(plain.stdout).toMatch(/^kernels +\? threads, default device \S+$/m);
-      expect(plain.stdout.match(/^problem +(.*)$/m)?.[1]).toContain(`${problem}. Set`);
-      expect(plain.stdout).toMatch(/^cpu: available$/m);
-      const { code, stdout } = await run(['info', '--json'], { wrap });
-      expect(code).toBe(0);
-      const facts = JSON.parse(stdout);
-      expect(facts.threads).toBeNull();
-      expect(facts.threadsProblem).toContain(problem);
-    },
-  );
 
   it('says why the addon is missing', async () => {
     const { code, stdout, stderr } = await run(['info'], {
