@@ -10,7 +10,7 @@
 ///             Packing dy once more, as B panels, took as long as the sums at r = 16
 #pragma once
 
-#include "native/cpu/kernels/shrink_panels.h"
+#include "native/cpu/kernels/shrink_rows.h"
 #include "native/cpu/kernels/thin_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {

@@ -8,13 +8,15 @@
 /// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
 ///            adapter in f32; one rounding to T at the store
 ///
-/// A chunk of dy is packed once; dh, and where it can be d_lora_b, are taken from its panels while
-/// they are hot, and dh · lora_a is r more steps of the sum in the same C tile.
+/// A chunk of dy is packed once; dh is taken from the same rows, and where it can be d_lora_b from
+/// their panels, while they are in cache; dh · lora_a is r more steps of the sum in the same C
+/// tile.
 #pragma once
 
 #include "native/cpu/kernels/dense_panels.h"
 #include "native/cpu/kernels/direct_dot.h"
 #include "native/cpu/kernels/factor_panels.h"
+#include "native/cpu/kernels/factor_rows.h"
 #include "native/cpu/kernels/lora_shared.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -222,20 +224,6 @@ LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t 
       }
     }
   }
-}
-
-/// d_lora_a [r, K] (+)= factor · dhᵀ · (gate ⊙ x)
-LOWRANK_INLINE void FactorAGrad(Run& run, const TensorView& dh, const TensorView& x_view,
-                                const Gate* gate, float factor, const TensorView& out,
-                                bool accumulate) {
-  RowSource x = DenseRows(x_view);
-  x.gate = gate;
-  SumOverRows(run, dh, false, x, [&](const Block& block, float* c) {
-    if (factor != 1) {
-      for (int64_t i = 0; i < block.c_elems(); ++i) c[i] *= factor;
-    }
-    StoreTile(block, c, out, 0, accumulate);
-  });
 }
 
 /// What is summed over the rows of dy beside h: those outputs that are present.

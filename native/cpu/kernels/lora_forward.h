@@ -7,9 +7,9 @@
 /// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
 ///            adapter in f32; one rounding to T at the store
 ///
-/// A chunk of rows is packed once; while its panels are hot the r columns of the adapter's shrink
-/// are taken from them, and the expand is r more steps of the sum in the same C tile, so the
-/// adapter reads neither x nor y again.
+/// A chunk of rows is packed once; the adapter's shrink reads the same rows while they are in
+/// cache, and its expand is r more steps of the sum in the same C tile, so that it reads y not at
+/// all.
 #pragma once
 
 #include "native/cpu/kernels/dense_dot.h"

@@ -1,48 +1,40 @@
 /// What both passes of a LoRA layer (lora_forward.h, lora_backward.h) have of the adapter beside
-/// the base product: the sums of its shrink from rows that are packed for that, and its expand as
-/// the last steps of a block.
+/// the base product: the sums of its shrink, from rows just packed for that, and its expand as the
+/// last steps of a block.
 ///
 /// Numerics   everything of the adapter in f32
 #pragma once
 
 #include "native/cpu/kernels/gemm_int8.h"
 #include "native/cpu/kernels/row_codes.h"
-#include "native/cpu/kernels/shrink_panels.h"
+#include "native/cpu/kernels/shrink_rows.h"
 #include "native/cpu/kernels/thin_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// Are a chunk's panels such that the adapter's sums can be taken from them? Those for row_dot.h
-/// and for a matrix unit are not, and codes are not the rows.
-template <typename Policy>
-LOWRANK_INLINE bool CanShrinkPanels(const PackedChunk& chunk) {
-  return chunk.data != nullptr && !chunk.dots && !Policy::kTiles && !Policy::kCodes;
-}
-
 /// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
 /// packs the chunk for the base product on the way, or else has it packed already. `factor_rows` is
-/// b (kTransposed: its transpose) as it lies in memory: few rows take it so. Null without an
-/// adapter.
+/// b (kTransposed: its transpose) as it lies in memory: few rows take it so. Null where r is 0.
 template <typename Policy, bool kTransposed, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
                                   const PackBFn& pack_b, const TensorView* factor_rows, float* out,
                                   bool accumulate = false) {
-  const RowPanels panels = CanShrinkPanels<Policy>(chunk) ? chunk.panels : SplitRows(chunk.rows);
+  const RowPanels panels = SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
   const Grid grid = {panels, r, CeilDiv(r, kNR), blocks, 1};
-  const bool thin = factor_rows != nullptr && chunk.rows <= kThinRows && a.cols != 0;
-  const bool from_panels =
-      r != 0 && a.cols != 0 && gate == nullptr && !thin && CanShrinkPanels<Policy>(chunk);
+  const bool thin = chunk.rows <= kThinRows;
   ShrinkColumns columns;
-  if (from_panels) columns = PackShrinkColumns(run, a.cols, r, pack_b);
-  if (from_panels && columns.data == nullptr) return;
+  if (r != 0 && !thin) {
+    columns = PackShrinkColumns(run, a.cols, r, pack_b);
+    if (columns.data == nullptr) return;
+  }
   RowSource gated = a;
   gated.gate = gate;
   run.ForEach(blocks, chunk.rows * a.cols * (r + 4), [&](int64_t task) {
     if (run.Stopped()) return;
-    Block block = BlockOf(grid, task);
+    const Block block = BlockOf(grid, task);
     if (pack) {
       const int64_t panel0 = task * chunk.panels.count / blocks;
       const int64_t panel1 = (task + 1) * chunk.panels.count / blocks;
@@ -54,42 +46,27 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
         PackChunkPanels<Policy>(run, a, m0, panel0, panel1, chunk);
       }
     }
-    if (block.m0 == block.m1) return;
-    const auto store = [&](const float* c, int64_t ldc, int64_t n0, int64_t n1) {
-      for (int64_t m = block.m0; m < block.m1; ++m) {
-        const float* row = c + (m - block.m0) * ldc;
-        float* target = out + (m0 + m) * r + n0;
-        for (int64_t n = 0; n < n1 - n0; ++n) {
-          target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
-        }
-      }
-    };
-    if constexpr (!Policy::kTiles && !Policy::kCodes) {
-      if (from_panels) {
-        const int64_t ldc = columns.panels() * kVL;
-        float* c = run.Get<float>(kCSlot, (block.m1 - block.m0) * ldc);
-        if (c == nullptr) return;
-        ShrinkPanels<Policy>(chunk, block, columns, c, ldc);
-        store(c, ldc, 0, r);
-        return;
-      }
-    }
-    // Columns in blocks of kNC.
-    for (int64_t n0 = 0; n0 < r; n0 += kNC) {
-      block.n0 = n0;
-      block.n1 = Min(n0 + kNC, r);
-      float* c = run.Get<float>(kCSlot, block.c_elems());
-      if (c == nullptr) return;
-      if (thin) {
-        AccumulateThin<kTransposed>(
-            run, gated, m0 + block.m0, block.m1 - block.m0, *factor_rows, n0, block.n1,
-            [&](int64_t m) { return c + m * block.ldc(); }, true);
-      } else {
-        Accumulate<F32Policy>(run, grid, block, a.cols,
-                              RowsOf<F32Policy>{run, grid, block, gated, m0}, pack_b, c, true);
-      }
+    const int64_t rows = block.m1 - block.m0;
+    if (r == 0 || rows == 0) return;
+    const int64_t ldc = CeilDiv(r, kVL) * kVL;
+    float* c = run.Get<float>(kCSlot, rows * ldc);
+    if (c == nullptr) return;
+    if (a.cols == 0) {
+      std::memset(c, 0, static_cast<size_t>(rows * ldc) * sizeof(float));
+    } else if (thin) {
+      AccumulateThin<kTransposed>(
+          run, gated, m0 + block.m0, rows, *factor_rows, 0, r,
+          [&](int64_t m) { return c + m * ldc; }, true);
       if (run.Stopped()) return;
-      store(c, block.ldc(), n0, block.n1);
+    } else {
+      ShrinkRows(gated, m0, panels, block, columns, c, ldc);
+    }
+    for (int64_t m = 0; m < rows; ++m) {
+      const float* row = c + m * ldc;
+      float* target = out + (m0 + block.m0 + m) * r;
+      for (int64_t n = 0; n < r; ++n) {
+        target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
+      }
     }
   });
 }
