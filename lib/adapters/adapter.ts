@@ -106,6 +106,29 @@ function checkResult(op: string, value: unknown, x: Tensor, N: number): void {
   if (dtype !== x.dtype) fail('ERR_DTYPE', op, what, `${x.dtype}, as x`, dtype);
 }
 
+/** Was it saved by an adapter with such parameters? That of another method has others, and of another layer other shapes. */
+function checkSavedOf(
+  op: string,
+  { leaves }: AdapterSaved,
+  parameters: Readonly<Record<string, Tensor>>,
+): void {
+  for (const [name, { shape }] of Object.entries(parameters)) {
+    const expected = `of a forward pass with ${name} ${showShape(shape)}`;
+    const leaf = leaves.get(name);
+    const actual = leaf === undefined ? [...leaves.keys()].join(', ') : showShape(leaf.shape);
+    if (actual !== showShape(shape)) fail('ERR_VALUE', op, 'saved', expected, `one with ${actual}`);
+  }
+}
+
+/** y for the caller: a tensor of its own, where the formula returned x or another operand as it came. */
+function ownResult({ tape, y: { tensor }, leaves }: AdapterSaved): Tensor {
+  for (const leaf of leaves.values()) {
+    if (Tensor.sharesMemory(leaf.tensor, tensor)) return tensor.to({});
+  }
+  // Where the backward pass reads y too, the caller has a handle of its own.
+  return tape.kept.includes(tensor) ? tensor.reshape(tensor.shape) : tensor;
+}
+
 /** Functions as methods, which take the place of such as want narrower arguments. */
 type Methods<T> = {
   [K in keyof T]: NonNullable<T[K]> extends (...args: infer A) => infer R
@@ -273,18 +296,21 @@ export class Adapter<C extends object = object> implements Disposable {
         },
         config: this.config,
         state: this.state,
-        inputs: map(inputs as Record<string, Tensor>, (name, tensor) =>
-          own(name, checkTensor(op, `inputs.${name}`, tensor)),
-        ),
+        inputs: map(inputs as Record<string, Tensor>, (name, tensor) => {
+          if (leaves.has(name)) {
+            const expected = 'given by a name that no other operand has';
+            fail('ERR_VALUE', op, `inputs.${name}`, expected, `'${name}'`);
+          }
+          return own(name, checkTensor(op, `inputs.${name}`, tensor));
+        }),
         N,
         K,
         training,
         seed: given.seed,
       });
       checkResult(op, value, x, N);
-      // Where the backward pass reads y too, the caller has a handle of its own.
-      const y = tape.kept.includes(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;
       const saved = new AdapterSaved(tape, value, leaves, held);
+      const y = ownResult(saved);
       if (!training) saved.dispose();
       return { y, saved };
     });
@@ -303,6 +329,7 @@ export class Adapter<C extends object = object> implements Disposable {
     }
     const given = readOptions(op, options);
     const { leaves, tape } = saved;
+    checkSavedOf(op, saved, this.parameters);
     const names: readonly string[] = given.needs ?? [...leaves.keys()];
     if (!Array.isArray(names)) throw wrongType(op, 'needs', 'an array of names', names);
     for (const name of names) {

@@ -55,10 +55,12 @@ interface Step {
 /** @internal What a step outside of the tape's class is given. @throws ERR_TYPE */
 export function checkStep(op: string, tape: unknown, values: Readonly<Record<string, unknown>>) {
   if (!(tape instanceof GradientTape)) throw wrongType(op, 't', 'a Tape', tape);
-  for (const [name, value] of Object.entries(values)) {
-    if (value instanceof Value) continue;
-    throw wrongType(op, name, 'a Value of the tape (t.own makes one of a tensor)', value);
-  }
+  for (const [name, value] of Object.entries(values)) checkValue(op, name, value);
+}
+
+function checkValue(op: string, name: string, value: unknown): void {
+  if (value instanceof Value) return;
+  throw wrongType(op, name, 'a Value of the tape (t.own makes one of a tensor)', value);
 }
 
 /**
@@ -118,6 +120,7 @@ export class GradientTape implements Disposable {
    * A step of one's own: `output` computed from `inputs`, with the function that turns its gradient
    * into theirs.
    * @param keeps the tensors that `backward` reads, so that they live until then
+   * @throws ERR_TYPE
    * @example
    * const y = t.record(multiplyAdd({ a: x.tensor, alpha: 2 }), [x], [], (dy, pass) =>
    *   pass.give(x, multiplyAdd({ a: dy, alpha: 2 })));
@@ -128,6 +131,11 @@ export class GradientTape implements Disposable {
     keeps: readonly (Tensor | GroupedSaved)[],
     backward: BackwardFunction,
   ): Value {
+    const op = 'Tape.record';
+    if (!Array.isArray(inputs)) throw wrongType(op, 'inputs', 'an array of values', inputs);
+    for (const [i, input] of inputs.entries()) checkValue(op, `inputs[${i}]`, input);
+    if (!Array.isArray(keeps)) throw wrongType(op, 'keeps', 'an array of tensors', keeps);
+    if (typeof backward !== 'function') throw wrongType(op, 'backward', 'a function', backward);
     const differentiable = this.recording && inputs.some((input) => input.differentiable);
     const value = new Value(output, differentiable);
     if (differentiable) {
@@ -139,7 +147,9 @@ export class GradientTape implements Disposable {
 
   /**
    * The gradients of `Σ y ⊙ dy` for the wanted values, in their order; `undefined` where y does not
-   * depend on one. Only the steps on the way from a wanted value to y run.
+   * depend on one. Only the steps on the way from a wanted value to y run. Each has memory of its own, which
+   * neither dy nor another gradient shares.
+   * @param op the call that errors name
    * @param dy the shape of y
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED; what the steps throw
    */
@@ -149,7 +159,11 @@ export class GradientTape implements Disposable {
     dy: Tensor,
     wanted: readonly Value[],
   ): readonly (Tensor | undefined)[] {
+    if (typeof op !== 'string') throw wrongType('Tape.gradients', 'op', 'a string', op);
     if (this.#disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
+    checkValue(op, 'y', y);
+    if (!Array.isArray(wanted)) throw wrongType(op, 'wanted', 'an array of values', wanted);
+    for (const [i, value] of wanted.entries()) checkValue(op, `wanted[${i}]`, value);
     checkTensor(op, 'dy', dy);
     checkShape(op, 'dy', dy, y.shape);
     checkSameDevice(op, 'dy', dy, y.tensor);
@@ -165,10 +179,15 @@ export class GradientTape implements Disposable {
         const gradient = pass.of(output);
         if (gradient !== undefined) backward(gradient, pass);
       }
+      const others = [dy, ...this.#borrowed, ...this.kept].filter((each) => Tensor.is(each));
       return wanted.map((value) => {
         const gradient = pass.of(value);
-        // What a step passed on as it came is the caller's.
-        return gradient === dy ? gradient.reshape(gradient.shape) : gradient;
+        if (gradient === undefined) return undefined;
+        // What a step passed on as it came is dy, or another gradient: written to, it would change that too.
+        const shared = others.some((each) => Tensor.sharesMemory(each, gradient));
+        const own = shared ? gradient.to({}) : gradient;
+        others.push(own);
+        return own;
       });
     });
   }

@@ -1,4 +1,5 @@
 import type { DType } from '../core/dtype.js';
+import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { lastDim } from '../core/validate.js';
 import { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from '../ops/block-matmul.js';
@@ -6,7 +7,7 @@ import { multiplyAdd } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import { matmul } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { GradientTape, type Value } from './gradient-tape.js';
+import { checkStep, GradientTape, type Value } from './gradient-tape.js';
 
 /** The identity [n, n] in f32. */
 export function identity(n: number, device: Tensor['device']): Tensor {
@@ -57,6 +58,7 @@ export class StructuredTape extends GradientTape {
 
   /** `aᵀ` of a matrix [R, C], one of whose dimensions is small. */
   transpose(a: Value): Value {
+    checkStep('Tape.transpose', this, { a });
     return this.record(transposed(a.tensor), [a], [], (dy, pass) => pass.give(a, transposed(dy)));
   }
 
@@ -68,6 +70,7 @@ export class StructuredTape extends GradientTape {
    */
   features(a: Value, map: FeatureMap, options: FeatureStepOptions = {}): Value {
     const { alpha = 1, plus, beta = 1, dtype } = options;
+    checkStep('Tape.features', this, { a, ...(plus === undefined ? {} : { plus }) });
     const y = mapFeatures(a.tensor, map, {
       alpha,
       ...(plus === undefined ? {} : { c: plus.tensor, beta }),
@@ -85,6 +88,7 @@ export class StructuredTape extends GradientTape {
 
   /** Features from `start` up to `end`. Where it is the same at every call, prepare a map instead. */
   slice(a: Value, start: number, end: number): Value {
+    checkStep('Tape.slice', this, { a });
     const { device } = a.tensor;
     return this.features(
       a,
@@ -94,6 +98,10 @@ export class StructuredTape extends GradientTape {
 
   /** Features beside each other; as {@link Tape.slice}. */
   concat(values: readonly [Value, ...Value[]]): Value {
+    const op = 'Tape.concat';
+    if (!Array.isArray(values)) throw wrongType(op, 'values', 'an array of values', values);
+    if (values.length === 0) fail('ERR_SHAPE', op, 'values', 'of length 1 or more', '0');
+    checkStep(op, this, Object.fromEntries(values.map((value, i) => [`values[${i}]`, value])));
     const [{ tensor }] = values;
     const widths = values.map((value) => lastDim(value.tensor));
     const width = widths.reduce((sum, each) => sum + each, 0);
@@ -110,6 +118,7 @@ export class StructuredTape extends GradientTape {
 
   /** Every feature `times` times, as {@link FeatureMap.repeat}; and as {@link Tape.slice}. */
   repeat(a: Value, times: number, kind: 'inner' | 'outer'): Value {
+    checkStep('Tape.repeat', this, { a });
     const { device } = a.tensor;
     return this.features(
       a,
@@ -119,6 +128,7 @@ export class StructuredTape extends GradientTape {
 
   /** Sums of `groups` runs of neighbours; as {@link Tape.slice}. */
   groupSum(a: Value, groups: number): Value {
+    checkStep('Tape.groupSum', this, { a });
     const { device } = a.tensor;
     return this.features(
       a,
@@ -130,6 +140,7 @@ export class StructuredTape extends GradientTape {
 
   /** `x · wᵀ` of every block: x [..., G, K], w [G, N, K] to [..., G, N]. */
   blockMatmul(x: Value, w: Value): Value {
+    checkStep('Tape.blockMatmul', this, { x, w });
     const y = blockMatmul(x.tensor, w.tensor);
     return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
       if (pass.wants(x)) pass.give(x, blockMatmulInputGrad(dy, w.tensor));
@@ -139,6 +150,7 @@ export class StructuredTape extends GradientTape {
 
   /** `x · w` of every block: x [..., G, N], w [G, N, K] to [..., G, K]. */
   blockProduct(x: Value, w: Value): Value {
+    checkStep('Tape.blockProduct', this, { x, w });
     const y = blockMatmulInputGrad(x.tensor, w.tensor);
     return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
       if (pass.wants(x)) pass.give(x, blockMatmul(dy, w.tensor));
@@ -148,6 +160,7 @@ export class StructuredTape extends GradientTape {
 
   /** `aᵀ · b` of every block: a [..., G, N], b [..., G, K] to [G, N, K], f32. */
   blockTransposeProduct(a: Value, b: Value): Value {
+    checkStep('Tape.blockTransposeProduct', this, { a, b });
     const y = blockWeightGrad(a.tensor, b.tensor);
     return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
       if (pass.wants(a)) pass.give(a, blockMatmul(b.tensor, dy));
@@ -166,6 +179,7 @@ export class StructuredTape extends GradientTape {
    * @returns [n, G, n]
    */
   blockInverse(transposed: Value, start: Tensor, steps: number): Value {
+    checkStep('Tape.blockInverse', this, { transposed });
     const at = transposed.tensor;
     let x = start;
     for (let i = 0; i < steps; i++) {
@@ -182,6 +196,7 @@ export class StructuredTape extends GradientTape {
 
   /** `value`, whose gradient goes to `of` as it is: for a projection that gradients do not follow. */
   straightThrough(of: Value, value: Tensor): Value {
+    checkStep('Tape.straightThrough', this, { of });
     return this.record(value, [of], [], (dy, pass) => pass.give(of, dy));
   }
 }

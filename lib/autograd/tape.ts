@@ -15,7 +15,7 @@ import {
 } from '../ops/lora-parts.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import type { Value } from './gradient-tape.js';
+import { checkStep, type Value } from './gradient-tape.js';
 import { type Expert, mixture } from './mixture.js';
 import { StructuredTape } from './structured.js';
 
@@ -121,6 +121,7 @@ export class Tape extends StructuredTape {
 
   /** `x · wᵀ + bias` with the frozen base: x [..., K], w [N, K]. */
   linear(x: Value, w: BaseWeight, bias?: Value): Value {
+    checkStep('Tape.linear', this, { x, ...(bias === undefined ? {} : { bias }) });
     const y = matmul(x.tensor, w, {
       compute: this.#compute,
       ...(bias === undefined ? {} : { bias: bias.tensor }),
@@ -138,6 +139,7 @@ export class Tape extends StructuredTape {
    * the base along in one pass.
    */
   shrink(x: Value, a: Value, options: { scaling?: number; dropout?: number } = {}): Value {
+    checkStep('Tape.shrink', this, { x, a });
     const { scaling = 1, dropout = 0 } = options;
     const drops = this.#nextDropout(dropout);
     const h = loraShrink(x.tensor, a.tensor, { ...drops, scaling });
@@ -168,6 +170,7 @@ export class Tape extends StructuredTape {
     options: { scaling?: number; bias?: Value | undefined } = {},
   ): Value {
     const { scaling = 1, bias } = options;
+    checkStep('Tape.expand', this, { x, h, b, ...(bias === undefined ? {} : { bias }) });
     const y = loraExpand(x.tensor, w, h.tensor, b.tensor, {
       scaling,
       compute: this.#compute,
@@ -188,6 +191,7 @@ export class Tape extends StructuredTape {
     { a, b, scaling = 1 }: { a: Value; b: Value; scaling?: number },
     kept: Tensor,
   ): { y: Value; norms: Tensor } {
+    checkStep('Tape.expandWithNorms', this, { x, h, a, b });
     const factors = { loraA: a.tensor, loraB: b.tensor };
     const made = loraExpandWithNorms(x.tensor, w, h.tensor, factors, {
       scaling,
@@ -237,7 +241,14 @@ export class Tape extends StructuredTape {
     kept: Tensor,
     options: { bias?: Value | undefined; dropout?: number } = {},
   ): Value {
+    const op = 'Tape.mixture';
     const { bias, dropout = 0 } = options;
+    checkStep(op, this, { x, gates, ...(bias === undefined ? {} : { bias }) });
+    if (!Array.isArray(experts)) throw wrongType(op, 'experts', 'an array of experts', experts);
+    if (experts.length === 0) fail('ERR_SHAPE', op, 'experts', 'of length 1 or more', '0');
+    for (const [e, { a, b }] of experts.entries()) {
+      checkStep(op, this, { [`experts[${e}].a`]: a, [`experts[${e}].b`]: b });
+    }
     const { seed, dropoutMask } = this.#nextDropout(dropout);
     return mixture(
       this,
@@ -254,6 +265,7 @@ export class Tape extends StructuredTape {
 
   /** `x · wᵀ`: x [..., K], w [N, K], a gradient of either. */
   matmul(x: Value, w: Value): Value {
+    checkStep('Tape.matmul', this, { x, w });
     const y = matmul(x.tensor, w.tensor);
     return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
       if (pass.wants(x)) pass.give(x, matmulInputGrad(dy, w.tensor));
@@ -263,6 +275,7 @@ export class Tape extends StructuredTape {
 
   /** `x · w`: x [..., N], w [N, K]. */
   product(x: Value, w: Value): Value {
+    checkStep('Tape.product', this, { x, w });
     const y = matmulInputGrad(x.tensor, w.tensor);
     return this.record(y, [x, w], [x.tensor, w.tensor], (dy, pass) => {
       if (pass.wants(x)) pass.give(x, matmul(dy, w.tensor));
@@ -272,6 +285,7 @@ export class Tape extends StructuredTape {
 
   /** `aᵀ · b`: a [M, N], b [M, K] to [N, K]. */
   transposeProduct(a: Value, b: Value): Value {
+    checkStep('Tape.transposeProduct', this, { a, b });
     const y = weightGrad(a.tensor, b.tensor);
     return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
       if (pass.wants(a)) pass.give(a, matmul(b.tensor, dy));
@@ -283,6 +297,7 @@ export class Tape extends StructuredTape {
 
   /** `alpha · a ⊙ b`; b of the shape of a, a row [N], a column [..., 1] or one value [1]. */
   multiply(a: Value, b: Value, alpha = 1): Value {
+    checkStep('Tape.multiply', this, { a, b });
     const y = multiplyAdd({ a: a.tensor, b: b.tensor, alpha });
     return this.record(y, [a, b], [a.tensor, b.tensor], (dy, pass) => {
       if (pass.wants(a)) {
@@ -294,6 +309,7 @@ export class Tape extends StructuredTape {
 
   /** `alpha · a + beta · b`, the shape and dtype of a; b as in {@link Tape.multiply}. */
   add(a: Value, b: Value, alpha = 1, beta = 1): Value {
+    checkStep('Tape.add', this, { a, b });
     const y = multiplyAdd({ a: a.tensor, c: b.tensor, alpha, beta });
     return this.record(y, [a, b], [], (dy, pass) => {
       if (pass.wants(a)) pass.give(a, alpha === 1 ? dy : multiplyAdd({ a: dy, alpha }));
@@ -306,6 +322,7 @@ export class Tape extends StructuredTape {
 
   /** `alpha · a + beta` */
   affine(a: Value, alpha: number, beta = 0): Value {
+    checkStep('Tape.affine', this, { a });
     const { device } = a.tensor;
     const y = multiplyAdd({
       a: a.tensor,
@@ -317,6 +334,7 @@ export class Tape extends StructuredTape {
 
   /** `f(a)`, element by element. */
   map(a: Value, kind: MapKind): Value {
+    checkStep('Tape.map', this, { a });
     const y = mapTensor(a.tensor, kind);
     return this.record(y, [a], [a.tensor, y], (dy, pass) =>
       pass.give(a, multiplyAdd({ a: dy, b: DERIVATIVES[kind](a.tensor, y) })),
@@ -325,6 +343,7 @@ export class Tape extends StructuredTape {
 
   /** Sums over rows (axis 0, to [N]) or over the last dimension (axis 1, to [M, 1]); f32. */
   sum(a: Value, axis: 0 | 1): Value {
+    checkStep('Tape.sum', this, { a });
     const flat = sumProduct(a.tensor, undefined, { axis });
     const y = axis === 0 ? flat : flat.reshape([flat.size, 1]);
     const ones = Tensor.zeros(a.shape, { device: a.tensor.device });
@@ -335,6 +354,7 @@ export class Tape extends StructuredTape {
 
   /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`; only while recording. */
   dropout(a: Value, p: number): Value {
+    checkStep('Tape.dropout', this, { a });
     checkDropout('dropout', p);
     if (p === 0 || !this.recording) return a;
     const { seed, dropoutMask } = this.#nextDropout(p);
@@ -375,6 +395,7 @@ export class Tape extends StructuredTape {
 
   /** The same values under another shape. */
   reshape(a: Value, shape: readonly number[]): Value {
+    checkStep('Tape.reshape', this, { a });
     return this.record(a.tensor.reshape(shape), [a], [], (dy, pass) =>
       pass.give(a, dy.reshape(a.shape)),
     );
@@ -382,6 +403,7 @@ export class Tape extends StructuredTape {
 
   /** The values in another dtype. */
   cast(a: Value, dtype: DType): Value {
+    checkStep('Tape.cast', this, { a });
     if (a.tensor.dtype === dtype) return a;
     return this.record(a.tensor.to({ dtype }), [a], [], (dy, pass) =>
       pass.give(a, dy.to({ dtype: a.tensor.dtype })),

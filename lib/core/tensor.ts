@@ -97,6 +97,8 @@ export class Tensor implements Disposable {
   readonly dtype: DType;
   readonly device: Device;
   #handle: NativeHandle | undefined;
+  /** What it has in common with the tensors over the same memory; undefined before there is another. */
+  #memory: object | undefined;
 
   private constructor(
     handle: NativeHandle,
@@ -128,6 +130,11 @@ export class Tensor implements Disposable {
   /** Is this a tensor of ours? False for a proxy or a forgery of one, which have no memory. */
   static is(value: unknown): value is Tensor {
     return typeof value === 'object' && value !== null && #handle in value;
+  }
+
+  /** @internal Is one the other, or made of it by {@link Tensor.reshape}? */
+  static sharesMemory(a: Tensor, b: Tensor): boolean {
+    return a === b || (a.#memory !== undefined && a.#memory === b.#memory);
   }
 
   /** @internal The live handle. @throws ERR_DISPOSED */
@@ -412,12 +419,15 @@ export class Tensor implements Disposable {
       const expected = `of ${this.size} elements (the tensor is [${this.shape.join(', ')}])`;
       fail('ERR_SHAPE', op, 'shape', expected, `[${dims.join(', ')}]`);
     }
-    return Tensor.adopt(
+    const view = Tensor.adopt(
       native(op, (raw) => raw.reshape(handle, dims)),
       dims,
       this.dtype,
       this.device,
     );
+    this.#memory ??= {};
+    view.#memory = this.#memory;
+    return view;
   }
 
   /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
