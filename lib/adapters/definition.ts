@@ -90,8 +90,18 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     return this.w;
   }
 
+  /** @throws ERR_VALUE where the method's `shapes` gives none */
+  #shape(name: Name): readonly number[] {
+    const shape = this.shapes[name];
+    if (shape === undefined) {
+      const known = Object.keys(this.shapes).join(', ') || 'none';
+      fail('ERR_VALUE', 'init', 'name', `of a tensor that shapes gives (${known})`, `'${name}'`);
+    }
+    return shape;
+  }
+
   zeros(name: Name): Tensor {
-    return Tensor.zeros(this.shapes[name], this.#place());
+    return Tensor.zeros(this.#shape(name), this.#place());
   }
 
   full(name: Name, value: number): Tensor {
@@ -100,7 +110,7 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
 
   /** Element i of the row-major tensor by a function of i. */
   values(name: Name, value: (i: number) => number): Tensor {
-    const shape = this.shapes[name];
+    const shape = this.#shape(name);
     const size = shape.reduce((product, dim) => product * dim, 1);
     return Tensor.from(
       Float32Array.from({ length: size }, (_, i) => value(i)),
@@ -112,15 +122,15 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
   /** Uniform in ±bound. */
   uniform(name: Name, bound: number): Tensor {
     const drawn = { ...this.#place(), seed: this.seed(), low: -bound, high: bound };
-    return Tensor.uniform(this.shapes[name], drawn);
+    return Tensor.uniform(this.#shape(name), drawn);
   }
 
   normal(name: Name, std: number): Tensor {
-    return Tensor.randn(this.shapes[name], { ...this.#place(), seed: this.seed(), std });
+    return Tensor.randn(this.#shape(name), { ...this.#place(), seed: this.seed(), std });
   }
 
   /** As PEFT draws lora_A: uniform in ±1/sqrt(fanIn); default the last dimension. */
-  kaiming(name: Name, fanIn = this.shapes[name].at(-1) ?? 1): Tensor {
+  kaiming(name: Name, fanIn = this.#shape(name).at(-1) ?? 1): Tensor {
     return this.uniform(name, 1 / Math.sqrt(fanIn));
   }
 }
@@ -249,13 +259,13 @@ export interface AdapterDefinition<
   B extends string = string,
   S = unknown,
 > {
-  /** Lower case, as on the command line. */
+  /** Lower-case letters and digits, in words joined by - or _: it names folders, and itself on the command line. */
   readonly method: string;
   /** Authors, title, year, arXiv number. */
   readonly reference: string;
   /** Every setting with the paper's default. */
   readonly defaults: Readonly<C>;
-  /** Names of the trained tensors. */
+  /** Names of the trained tensors; no two tensors or inputs have one name, and none is `dx` or `dBias`. */
   readonly trained: readonly P[];
   /** Names of the frozen ones; default none. */
   readonly frozen?: readonly B[];

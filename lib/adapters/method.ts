@@ -12,6 +12,7 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { Adapter } from './adapter.js';
+import { checkDefinition } from './check-definition.js';
 import { type AdapterDefinition, AdapterMaker } from './definition.js';
 import { leadingPart } from './leading-part.js';
 
@@ -91,15 +92,24 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       (config as Record<string, unknown>)[name] = value;
     }
     const refused = check?.({ N, K, config });
-    if (refused !== undefined) fail('ERR_VALUE', op, ...refused);
+    if (refused !== undefined) {
+      const what = "what the method's check returns";
+      const reason: unknown = refused;
+      if (!Array.isArray(reason)) throw wrongType(op, what, 'an array of strings', reason);
+      fail('ERR_VALUE', op, ...refused);
+    }
     for (const [name, value] of Object.entries(config)) {
       if (typeof value === 'number') checkSetting(op, name, value, fresh);
+    }
+    const sizes: unknown = shapes({ N, K, config });
+    if (sizes === null || typeof sizes !== 'object') {
+      throw wrongType(op, "what the method's shapes returns", 'an object of shapes by name', sizes);
     }
     return new AdapterMaker<C, P | B>({
       N,
       K,
       config: Object.freeze(config),
-      shapes: shapes({ N, K, config }) as Readonly<Record<P | B, readonly number[]>>,
+      shapes: sizes as Readonly<Record<P | B, readonly number[]>>,
       device: resolveDevice(op, given.device ?? weight?.device),
       dtype: checkDType(op, 'dtype', given.dtype ?? 'f32'),
       w: weight,
@@ -116,6 +126,10 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     const make = this.#maker(`${this.method}.create`, options);
     return scope(() => {
       const tensors = this.definition.init(make) as Readonly<Record<P | B, Tensor>>;
+      if (tensors === null || typeof tensors !== 'object') {
+        const what = "what the method's init returns";
+        throw wrongType(`${this.method}.create`, what, 'an object of tensors by name', tensors);
+      }
       return new Adapter<C>(
         this.definition,
         make,
@@ -242,6 +256,8 @@ export function sharedNames<P extends string, B extends string>({
 
 /**
  * Declares a method. See docs/write-an-adapter.md.
+ * @throws ERR_TYPE a field that is missing or of another type · ERR_VALUE a name that cannot be: of the method, or one
+ *   that two of its tensors and inputs have
  * @example
  * export const ia3 = defineAdapter({
  *   method: 'ia3',
@@ -259,26 +275,6 @@ export function defineAdapter<
   B extends string = never,
   S = undefined,
 >(definition: AdapterDefinition<C, P, B, S>): AdapterMethod<C, P, B, S> {
-  const op = 'defineAdapter';
-  if (definition === null || typeof definition !== 'object') {
-    throw wrongType(op, 'definition', 'an object', definition);
-  }
-  const given = definition as unknown as Readonly<Record<string, unknown>>;
-  const needed = {
-    method: 'a string',
-    defaults: 'an object',
-    trained: 'an array of names',
-    shapes: 'a function',
-    init: 'a function',
-    forward: 'a function',
-  };
-  for (const [field, expected] of Object.entries(needed)) {
-    const value = given[field];
-    const fits =
-      field === 'trained'
-        ? Array.isArray(value)
-        : typeof value === expected.split(' ')[1] && value !== null;
-    if (!fits) throw wrongType(op, `definition.${field}`, expected, value);
-  }
+  checkDefinition(definition);
   return new AdapterMethod(definition);
 }

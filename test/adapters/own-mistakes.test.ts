@@ -55,6 +55,48 @@ describe('a method', () => {
     );
   });
 
+  const fields = (wrong: object) => () => defineAdapter({ ...good, ...wrong } as never);
+  it.each([
+    ['a path for a name', { method: '../../elsewhere' }, 'definition.method must be lower-case'],
+    ['no name', { method: '' }, 'definition.method must be lower-case'],
+    ['a list for a name', { method: 'a,b' }, 'definition.method must be lower-case'],
+    ['capitals', { method: 'Mine' }, 'definition.method must be lower-case'],
+    ['a name twice', { trained: ['a', 'a'] }, "got 'a', which is in trained"],
+    ['a frozen tensor that is trained', { frozen: ['a'] }, "got 'a', which is in trained"],
+    ['an input like a tensor', { inputs: ['a'] }, "got 'a', which is in trained"],
+    ['a tensor like a gradient', { trained: ['dx'] }, "got 'dx', the gradient of x"],
+    ['an input like a gradient', { inputs: ['dBias'] }, "got 'dBias', the gradient of the bias"],
+    ['a setting like a place', { defaults: { seed: 1 } }, "which create takes itself, got 'seed'"],
+  ])('with %s is refused where it is defined', (_, wrong, rest) => {
+    expect(message(fields(wrong))).toMatch(/^ERR_VALUE defineAdapter: /);
+    expect(message(fields(wrong))).toContain(rest);
+  });
+
+  it.each([
+    ['frozen', 'abc', 'an array of names, got a string'],
+    ['inputs', 'abc', 'an array of names, got a string'],
+    ['trained[0]', 1, 'a string, got a number'],
+  ])('with another %s is told its type', (field, value, rest) => {
+    const wrong = field === 'trained[0]' ? { trained: [value] } : { [field]: value };
+    expect(message(fields(wrong))).toBe(
+      `ERR_TYPE defineAdapter: definition.${field} must be ${rest}`,
+    );
+  });
+
+  it.each([
+    ['shapes', () => undefined, "mine.create: what the method's shapes returns must be an object"],
+    ['init', () => undefined, "mine.create: what the method's init returns must be an object"],
+    ['check', () => 'no', "mine.create: what the method's check returns must be an array"],
+    [
+      'init',
+      (make: { zeros(name: string): Tensor }) => ({ a: make.zeros('b') }),
+      "init: name must be of a tensor that shapes gives (a), got 'b'",
+    ],
+  ])('whose %s returns something else is told so', (field, wrong, rest) => {
+    const made = () => defineAdapter({ ...good, [field]: wrong } as never).create(place);
+    expect(message(made)).toContain(rest);
+  });
+
   it.each([
     [
       'another shape',
@@ -120,6 +162,96 @@ describe('settings', () => {
     expect(
       message(() => lora.create({ ...place, r: 2, loraAlpha: Number.POSITIVE_INFINITY })),
     ).toBe('ERR_VALUE lora.create: loraAlpha must be finite, got Infinity');
+  });
+});
+
+describe('an operand of a step that is a tensor, or nothing', () => {
+  const t = new Tape();
+  const v = t.constant(w);
+  // A tensor had passed for no factor and no summand at all.
+  const wrong = w as unknown as Value;
+  const none = undefined as unknown as Value;
+  it.each([
+    ['linear', () => t.linear(wrong, w), 'x'],
+    ['linear', () => t.linear(v, w, wrong), 'bias'],
+    ['shrink', () => t.shrink(v, none), 'a'],
+    ['expand', () => t.expand(v, w, v, wrong), 'b'],
+    ['expand', () => t.expand(v, w, v, v, { bias: wrong }), 'bias'],
+    ['expandWithNorms', () => t.expandWithNorms(v, w, v, { a: wrong, b: v }, w), 'a'],
+    ['mixture', () => t.mixture(v, w, [{ a: v, b: wrong, scaling: 1 }], v, w), 'experts[0].b'],
+    ['mixture', () => t.mixture(v, w, [], none, w), 'gates'],
+    ['matmul', () => t.matmul(v, wrong), 'w'],
+    ['product', () => t.product(v, wrong), 'w'],
+    ['transposeProduct', () => t.transposeProduct(v, wrong), 'b'],
+    ['multiply', () => t.multiply(v, wrong), 'b'],
+    ['add', () => t.add(v, wrong), 'b'],
+    ['affine', () => t.affine(wrong, 2), 'a'],
+    ['map', () => t.map(wrong, 'exp'), 'a'],
+    ['sum', () => t.sum(wrong, 0), 'a'],
+    ['dropout', () => t.dropout(wrong, 0), 'a'],
+    ['reshape', () => t.reshape(wrong, [N * K]), 'a'],
+    ['cast', () => t.cast(wrong, 'f32'), 'a'],
+    ['transpose', () => t.transpose(wrong), 'a'],
+    ['features', () => t.features(wrong, {} as never), 'a'],
+    ['slice', () => t.slice(wrong, 0, 1), 'a'],
+    ['repeat', () => t.repeat(wrong, 2, 'inner'), 'a'],
+    ['groupSum', () => t.groupSum(wrong, 2), 'a'],
+    ['concat', () => t.concat([v, wrong]), 'values[1]'],
+    ['blockMatmul', () => t.blockMatmul(v, wrong), 'w'],
+    ['blockProduct', () => t.blockProduct(wrong, v), 'x'],
+    ['blockTransposeProduct', () => t.blockTransposeProduct(v, none), 'b'],
+    ['blockInverse', () => t.blockInverse(wrong, w, 1), 'transposed'],
+    ['straightThrough', () => t.straightThrough(wrong, w), 'of'],
+    ['record', () => t.record(w, [wrong], [], () => {}), 'inputs[0]'],
+  ])('is refused by %s: %#', (step, run, operand) => {
+    expect(message(run)).toMatch(/^ERR_TYPE /);
+    expect(message(run)).toContain(`Tape.${step}: ${operand} must be a Value of the tape`);
+  });
+
+  it('so are lists without one, and a gradient of no value', () => {
+    const dy = Tensor.zeros([N, K], { device: 'cpu' });
+    const [least, values] = ['must be of length 1 or more, got 0', 'must be an array of values'];
+    for (const [run, expected] of [
+      [() => t.concat([] as never), `ERR_SHAPE Tape.concat: values ${least}`],
+      [() => t.mixture(v, w, [], v, w), `ERR_SHAPE Tape.mixture: experts ${least}`],
+      [() => t.concat(v as never), `ERR_TYPE Tape.concat: values ${values}`],
+      [() => t.record(w, [v], [], 3 as never), 'ERR_TYPE Tape.record: backward must be a function'],
+      [() => t.gradients('mine', wrong, dy, [v]), 'ERR_TYPE mine: y must be a Value of the tape'],
+      [() => t.gradients('mine', v, dy, [wrong]), 'ERR_TYPE mine: wanted[0] must be a Value'],
+      [() => t.gradients('mine', v, dy, none as never), `ERR_TYPE mine: wanted ${values}`],
+      [() => t.gradients(v as never, dy as never, [v] as never, [v]), 'op must be a string'],
+    ] as const) {
+      expect(message(run)).toContain(expected);
+    }
+  });
+});
+
+describe('a call of an adapter', () => {
+  it('with an input by the name of a parameter is refused: there is one gradient by a name', () => {
+    scope(() => {
+      const x = Tensor.randn([M, K], { seed: 2, device: 'cpu' });
+      const adapter = adapters.lora.create({ ...place, r: 2 });
+      const run = () => adapter.forward(x, w, { inputs: { loraA: x } });
+      expect(message(run)).toBe(
+        "ERR_VALUE lora.forward: inputs.loraA must be given by a name that no other operand has, got 'loraA'",
+      );
+    });
+  });
+
+  it('with the saved state of another method, or of another rank, is refused', () => {
+    scope(() => {
+      const x = Tensor.randn([M, K], { seed: 2, device: 'cpu' });
+      const dy = Tensor.zeros([M, N], { device: 'cpu' });
+      const [lora, wide] = [2, 3].map((r) => adapters.lora.create({ ...place, r }));
+      const dora = adapters.dora.create({ ...place, r: 2 });
+      const { saved } = (lora as NonNullable<typeof lora>).forward(x, w);
+      expect(message(() => dora.backward(dy, saved))).toBe(
+        'ERR_VALUE dora.backward: saved must be of a forward pass with magnitude [6], got one with dx, loraA, loraB',
+      );
+      expect(message(() => wide?.backward(dy, saved))).toBe(
+        'ERR_VALUE lora.backward: saved must be of a forward pass with loraA [3, 8], got one with [2, 8]',
+      );
+    });
   });
 });
 
