@@ -1,18 +1,22 @@
 import { fail, wrongType } from '../core/errors.js';
+import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkTensor, readOptions } from '../core/validate.js';
+import { checkShape, checkTensor, readOptions } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkWeight } from './base-weight.js';
 import type { ComputePrecision } from './compute.js';
+import { checkTraining } from './dropout.js';
+import { WantedGradients } from './gradients.js';
 import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import {
   type LoraBackwardOptions,
   type LoraForwardOptions,
   type LoraGradients,
-  type LoraSaved,
+  LoraSaved,
   loraBackward,
   loraForward,
 } from './lora-linear.js';
+import { loraExpandBackward, loraShrinkBackward } from './lora-parts.js';
 import { matmul, matmulInputGrad } from './matmul.js';
 
 /**
@@ -31,9 +35,10 @@ export class LoraLinear implements Disposable {
   readonly adapters: Map<string, LoraAdapter>;
   /** Precision of the base product where {@link LoraLinear.forward} is not told another. */
   readonly compute: ComputePrecision;
-  /** Name of the adapter in use; undefined is the base layer alone. */
+  /** Name of the adapter in use, at first the first of them; undefined is the base layer alone. */
   active: string | undefined;
-  #saved: LoraSaved | undefined;
+  /** Of the last training forward pass; without an adapter what its y was. */
+  #saved: LoraSaved | Pick<Tensor, 'shape' | 'dtype'> | undefined;
 
   /** @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED */
   constructor(parts: {
@@ -77,38 +82,102 @@ export class LoraLinear implements Disposable {
     return adapter;
   }
 
-  /** y [..., N]. The saved state stays here until {@link LoraLinear.backward}. */
+  #forget(): void {
+    if (LoraSaved.is(this.#saved)) this.#saved.dispose();
+    this.#saved = undefined;
+  }
+
+  /**
+   * y [..., N]. The saved state stays here until {@link LoraLinear.backward}.
+   * @throws as {@link loraForward}
+   */
   forward(x: Tensor, options?: Omit<LoraForwardOptions, 'bias'>): Tensor {
-    const adapter = this.#adapter('LoraLinear.forward');
+    const op = 'LoraLinear.forward';
+    const adapter = this.#adapter(op);
+    const given = readOptions(op, options);
     const base = {
       ...(this.bias === undefined ? {} : { bias: this.bias }),
-      compute: options?.compute ?? this.compute,
+      compute: given.compute ?? this.compute,
     };
-    this.#saved?.dispose();
-    this.#saved = undefined;
-    if (adapter === undefined) return matmul(x, this.weight, base);
-    const { y, saved } = loraForward(x, this.weight, adapter, { ...options, ...base });
-    if (options?.training === false) saved.dispose();
+    this.#forget();
+    if (adapter === undefined) {
+      const training = checkTraining(op, given.training);
+      const y = matmul(x, this.weight, base);
+      if (training) this.#saved = { shape: y.shape, dtype: y.dtype };
+      return y;
+    }
+    const { y, saved } = loraForward(x, this.weight, adapter, { ...given, ...base });
+    if (given.training === false) saved.dispose();
     else this.#saved = saved;
     return y;
   }
 
-  /** Gradients of the last {@link LoraLinear.forward}; see {@link loraBackward}. */
+  /**
+   * Gradients of the last {@link LoraLinear.forward}, whatever is active since; see {@link loraBackward}. Of a pass
+   * without an adapter `dx`, and `dBias` where there is a bias.
+   * @throws as {@link loraBackward}; ERR_VALUE where no training forward pass came before
+   */
   backward(dy: Tensor, options?: LoraBackwardOptions): LoraGradients {
     const op = 'LoraLinear.backward';
-    if (this.#adapter(op) === undefined) return { dx: matmulInputGrad(dy, this.weight) };
+    const given = readOptions(op, options);
     const saved = this.#saved;
     if (saved === undefined) {
       fail('ERR_VALUE', op, 'state', 'that of a training forward pass', 'none');
     }
-    const gradients = loraBackward(dy, saved, options);
-    if (options?.keep !== true) this.#saved = undefined;
+    const gradients = LoraSaved.is(saved)
+      ? loraBackward(dy, saved, given)
+      : this.#baseGradients(op, dy, saved, given);
+    if (given.keep !== true) this.#saved = undefined;
     return gradients;
+  }
+
+  #baseGradients(
+    op: string,
+    dy: Tensor,
+    y: Pick<Tensor, 'shape' | 'dtype'>,
+    { needs, accumulateInto }: LoraBackwardOptions,
+  ): LoraGradients {
+    checkShape(op, 'dy', checkTensor(op, 'dy', dy), y.shape);
+    if (dy.dtype !== y.dtype) fail('ERR_DTYPE', op, 'dy', `${y.dtype}, as x was`, dy.dtype);
+    const { weight } = this;
+    const { N, K } = checkWeight(op, weight);
+    const { dtype, device } = dy;
+    const leading = dy.shape.slice(0, -1);
+    const { dx, dBias } = readOptions(op, accumulateInto);
+    const into = { ...(dx === undefined ? {} : { dx }), ...(dBias === undefined ? {} : { dBias }) };
+    const shapes = {
+      dx: { shape: [...leading, K], dtype, anyDType: true },
+      dBias: { shape: [N], dtype, anyDType: true },
+    };
+    const wanted = new WantedGradients(
+      op,
+      shapes,
+      this.bias === undefined ? ['dx'] : ['dx', 'dBias'],
+      { needs: needs as ('dx' | 'dBias')[] | undefined, accumulateInto: into },
+      dy,
+    );
+    // Sums are added to by the halves of a LoRA layer, here of one whose factors are zero.
+    const zeros = (...shape: number[]) => Tensor.zeros(shape, { device });
+    return scope(() => ({
+      ...(wanted.has('dx') && dx === undefined ? { dx: matmulInputGrad(dy, weight) } : {}),
+      ...(wanted.has('dx') && dx !== undefined
+        ? loraShrinkBackward(dy, weight, zeros(...leading, 1), zeros(1, K), {
+            needs: ['dx'],
+            accumulateInto: { dx },
+          })
+        : {}),
+      ...(wanted.has('dBias')
+        ? loraExpandBackward(dy, undefined, zeros(N, 1), {
+            needs: ['dBias'],
+            accumulateInto: dBias === undefined ? {} : { dBias },
+          })
+        : {}),
+    }));
   }
 
   /** Frees the saved state, the adapters, the weight and the bias. */
   dispose(): void {
-    this.#saved?.dispose();
+    this.#forget();
     for (const adapter of this.adapters.values()) adapter.dispose();
     this.weight.dispose();
     this.bias?.dispose();

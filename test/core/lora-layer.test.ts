@@ -65,6 +65,65 @@ describe.each(DEVICES)('LoraLinear on %s', (device) => {
     });
   });
 
+  it('has without an adapter the gradients of x and of the bias, and takes the same options', async () => {
+    await scope(async () => {
+      const { weight, bias, adapters } = parts();
+      const layer = new LoraLinear({ weight, bias, adapters });
+      const x = Tensor.randn([5, 20], { seed: 9, device });
+      const dy = Tensor.randn([5, 7], { seed: 10, device });
+      layer.active = undefined;
+      layer.forward(x);
+      const { saved } = loraForward(x, weight, adapters.first, { bias, seed: 8 });
+      const right = loraBackward(dy, saved, { needs: ['dBias'] }).dBias as Tensor;
+      const first = layer.backward(dy, { keep: true });
+      expect(Object.keys(first).sort()).toEqual(['dBias', 'dx']);
+      exact('dBias', await (first.dBias as Tensor).read(), await right.read());
+      expect(Object.keys(layer.backward(dy, { needs: ['dBias'], keep: true }))).toEqual(['dBias']);
+      const dx = Tensor.from(new Float32Array(100).fill(100), [5, 20], { device });
+      const dBias = Tensor.from(new Float32Array(7).fill(100), [7], { device });
+      const added = layer.backward(dy, { accumulateInto: { dx, dBias } });
+      expect([added.dx === dx, added.dBias === dBias]).toEqual([true, true]);
+      for (const [sum, one] of [
+        [dx, first.dx as Tensor],
+        [dBias, right],
+      ] as const) {
+        const values = one.readSync();
+        sum.readSync().forEach((value, i) => {
+          expect(value).toBeCloseTo(100 + (values[i] as number), 4);
+        });
+      }
+      expect(codeOf(() => layer.backward(dy))).toBe('ERR_VALUE');
+      layer.forward(x);
+      const before = dx.readSync();
+      expect(codeOf(() => layer.backward(dy, { needs: ['dLoraA'] }))).toBe('ERR_VALUE');
+      const wrong = { dx, dBias: Tensor.zeros([6], { device }) };
+      expect(codeOf(() => layer.backward(dy, { accumulateInto: wrong }))).toBe('ERR_SHAPE');
+      expect(codeOf(() => layer.backward(Tensor.zeros([4, 7], { device })))).toBe('ERR_SHAPE');
+      exact('dx', dx.readSync(), before);
+      expect(codeOf(() => layer.forward(x, { training: 1 as never }))).toBe('ERR_TYPE');
+    });
+  });
+
+  it('has the gradients of the forward pass, whatever is active since', async () => {
+    await scope(async () => {
+      const { weight, adapters } = parts();
+      const layer = new LoraLinear({ weight, adapters });
+      const x = Tensor.randn([5, 20], { seed: 9, device });
+      const dy = Tensor.randn([5, 7], { seed: 10, device });
+      layer.forward(x, { seed: 8 });
+      layer.active = undefined;
+      const { saved } = loraForward(x, weight, adapters.first, { seed: 8 });
+      const right = loraBackward(dy, saved);
+      const found = layer.backward(dy);
+      expect(Object.keys(found).sort()).toEqual(Object.keys(right).sort());
+      exact('dx', await (found.dx as Tensor).read(), await (right.dx as Tensor).read());
+      layer.forward(x);
+      layer.active = 'first';
+      const { dx } = layer.backward(dy);
+      exact('dx', await (dx as Tensor).read(), await matmulInputGrad(dy, weight).read());
+    });
+  });
+
   it('refuses a missing adapter and a backward pass without its forward pass', () => {
     scope(() => {
       const layer = new LoraLinear(parts());
