@@ -16,7 +16,7 @@ import {
 import { PeftTargets } from './peft-targets.js';
 import { printable } from './printable.js';
 import { PythonFloat, type PythonJson, pythonJson } from './python-json.js';
-import { checkRawTensor, type RawTensor } from './raw-tensor.js';
+import { checkRawTensor, kFloatDTypes, type RawTensor } from './raw-tensor.js';
 import { encodeSafetensors } from './safetensors.js';
 
 /** An adapter to write; the parts of a `PeftAdapter` that the files hold. */
@@ -149,6 +149,9 @@ function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<
     if (!targets.adapts(module)) {
       fail('ERR_VALUE', kOp, 'module', 'one that config.targetModules covers', name);
     }
+    for (const [part, tensor] of Object.entries({ loraA, loraB, magnitude, loraBias })) {
+      requireFloats(`${part} of ${name}`, tensor, loraA);
+    }
     const { r } = targets.scalingOf(module);
     const [N = -1] = loraB.shape;
     const fits = loraA.shape.length === 2 && loraB.shape.length === 2;
@@ -170,6 +173,16 @@ function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<
   }
   for (const [name, tensor] of adapter.savedParameters ?? []) put(name, tensor);
   return tensors;
+}
+
+/** As the reader has it: factors are floating, and those of a module of one dtype. */
+function requireFloats(operand: string, tensor: RawTensor | undefined, loraA: RawTensor): void {
+  if (tensor === undefined) return;
+  if (!kFloatDTypes.includes(tensor.dtype)) {
+    fail('ERR_DTYPE', kOp, operand, `of ${kFloatDTypes.join(', ')}`, tensor.dtype);
+  }
+  if (tensor.dtype === loraA.dtype) return;
+  fail('ERR_DTYPE', kOp, operand, `${loraA.dtype}, as loraA`, tensor.dtype);
 }
 
 function requireVector(

@@ -22,7 +22,7 @@ import {
 import { PeftTargets } from './peft-targets.js';
 import { pickleRefused } from './pickle-refusal.js';
 import { printable } from './printable.js';
-import type { RawTensor } from './raw-tensor.js';
+import { kFloatDTypes, type RawTensor } from './raw-tensor.js';
 import { readSafetensors } from './safetensors.js';
 import type { HeaderLimits } from './safetensors-header.js';
 
@@ -65,7 +65,6 @@ export interface ReadPeftOptions extends HeaderLimits {
 
 const kOp = 'readPeftAdapter';
 const kMaxSegments = 64;
-const kFloats: readonly string[] = ['F32', 'BF16', 'F16', 'F64'];
 
 /**
  * Reads a LoRA adapter folder as PEFT writes it.
@@ -237,7 +236,7 @@ function checkedModule(
   }
   for (const tensor of [loraA, loraB, magnitude, loraBias]) {
     if (tensor === undefined) continue;
-    if (!kFloats.includes(tensor.dtype)) refuse(`dtype must be floating, got ${tensor.dtype}`);
+    if (!kFloatDTypes.includes(tensor.dtype)) refuse(`dtype must be floating, got ${tensor.dtype}`);
     if (tensor.dtype !== loraA.dtype) {
       refuse(`dtypes must be equal, got ${loraA.dtype} and ${tensor.dtype}`);
     }

@@ -167,6 +167,9 @@ export function checkRawTensor(op: string, operand: string, tensor: RawTensor): 
   }
 }
 
+/** Those that factors may have. */
+export const kFloatDTypes: readonly RawDType[] = ['F32', 'BF16', 'F16', 'F64'];
+
 /**
  * The values of a floating point tensor as f32.
  *

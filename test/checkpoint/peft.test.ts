@@ -300,6 +300,22 @@ describe('writing adapters', () => {
     ...changes,
   });
 
+  it('refuses factors of a dtype that could not be read again', () => {
+    const folder = path.join(tempFolder(), 'a');
+    const i32: RawTensor = { dtype: 'I32', shape: [2, 3], data: new Int32Array(6) };
+    const bf16: RawTensor = { dtype: 'BF16', shape: [5, 2], data: new Uint16Array(10) };
+    for (const [factors, words] of [
+      [{ loraA: i32, loraB: f32(5, 2) }, 'loraA of "m.q" must be of F32, BF16, F16, F64, got I32'],
+      [{ loraA: f32(2, 3), loraB: bf16 }, 'loraB of "m.q" must be F32, as loraA, got BF16'],
+    ] as const) {
+      const write = () =>
+        writePeftAdapter(folder, adapter({ modules: [{ module: 'm.q', ...factors }] }));
+      expect(write).toThrow(expect.objectContaining({ code: 'ERR_DTYPE' }));
+      expect(write).toThrow(words);
+    }
+    expect(fs.existsSync(folder)).toBe(false);
+  });
+
   it('writes DoRA magnitudes, biases and saved parameters under PEFT’s names', () => {
     const folder = path.join(tempFolder(), 'a');
     const config = {
