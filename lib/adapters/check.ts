@@ -1,6 +1,7 @@
 import { wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
+import { checkInteger, orDefault, readOptions } from '../core/validate.js';
 import { checkGradients, type GradientReport } from '../ops/check-gradients.js';
 import type { AdapterPlace } from './method.js';
 import type { AnyMethod } from './methods.js';
@@ -11,7 +12,7 @@ export interface CheckAdapterOptions {
   inFeatures?: number;
   /** N; default 16. */
   outFeatures?: number;
-  /** Rows of x; default 5. */
+  /** Rows of x, at least 1; default 5. */
   rows?: number;
   /** Of the values; default 1. */
   seed?: number;
@@ -27,7 +28,7 @@ export interface CheckAdapterOptions {
  * start. See {@link checkGradients}. What a method holds constant on purpose (DoRA's norm) shows up
  * as a failure.
  * @returns a report for each
- * @throws what the method throws
+ * @throws ERR_TYPE, ERR_VALUE; what the method throws
  * @example
  * for (const { name, passed } of checkAdapter(mine, { settings: { r: 4 } })) console.log(name, passed);
  */
@@ -38,7 +39,10 @@ export function checkAdapter(
   if (typeof method?.create !== 'function') {
     throw wrongType('checkAdapter', 'method', 'what defineAdapter returns', method);
   }
-  const { inFeatures: K = 24, outFeatures: N = 16, rows = 5, seed = 1, settings = {} } = options;
+  const op = 'checkAdapter';
+  const given = readOptions(op, options);
+  const { inFeatures: K = 24, outFeatures: N = 16, seed = 1, settings = {} } = given;
+  const rows = checkInteger(op, 'rows', orDefault(given.rows, 5), 1, 2 ** 31 - 1);
   const device = 'reference';
   return scope(() => {
     let turn = seed;
@@ -51,7 +55,7 @@ export function checkAdapter(
       tensor.write(tensor.readSync().map((value, i) => value + 0.3 * (noise[i] as number)));
     }
     const further = Object.fromEntries(
-      Object.entries(options.inputs ?? {}).map(([name, shape]) => [name, draw(shape)]),
+      Object.entries(given.inputs ?? {}).map(([name, shape]) => [name, draw(shape)]),
     );
     const run = (at: Readonly<Record<string, Tensor>>) => {
       for (const [name, tensor] of Object.entries(adapter.parameters)) {

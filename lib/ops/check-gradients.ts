@@ -109,7 +109,8 @@ export function checkGradients(options: CheckGradientsOptions): GradientReport[]
     });
     const dy = Tensor.from(dyValues, y.shape, { dtype: y.dtype, device: 'reference' });
     const gradients = backward(dy, { ...named });
-    if (gradients === null || typeof gradients !== 'object') {
+    // Of a promise no gradient would be checked, as it has no names.
+    if (gradients === null || typeof gradients !== 'object' || gradients instanceof Promise) {
       throw wrongType(op, 'the result of backward', 'an object of tensors', gradients);
     }
     for (const name of Object.keys(gradients)) {

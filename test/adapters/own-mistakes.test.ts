@@ -4,6 +4,8 @@ import {
   type AdapterDefinition,
   adapters,
   baseProduct,
+  checkAdapter,
+  checkGradients,
   defineAdapter,
   denseUpdate,
   layerNorm,
@@ -223,6 +225,32 @@ describe('an operand of a step that is a tensor, or nothing', () => {
     ] as const) {
       expect(message(run)).toContain(expected);
     }
+  });
+});
+
+describe('a check of gradients', () => {
+  it.each([
+    [{ rows: 0 }, 'ERR_VALUE checkAdapter: rows must be an integer from 1'],
+    [{ rows: '5' }, 'ERR_TYPE checkAdapter: rows must be a number, got a string'],
+    [null, 'ERR_TYPE checkAdapter: options must be an object, got null'],
+  ])('is refused where it would check nothing: %j', (options, expected) => {
+    const run = () => checkAdapter(defineAdapter(good), options as never);
+    expect(message(run)).toContain(expected);
+  });
+
+  it('takes no promise for gradients, which it has not', () => {
+    scope(() => {
+      const x = Tensor.randn([M, K], { seed: 2, device: 'reference' });
+      const run = () =>
+        checkGradients({
+          inputs: { x },
+          forward: ({ x }) => matmul(x as Tensor, x as Tensor),
+          backward: (async () => ({})) as never,
+        });
+      expect(message(run)).toBe(
+        'ERR_TYPE checkGradients: the result of backward must be an object of tensors, got a Promise',
+      );
+    });
   });
 });
 

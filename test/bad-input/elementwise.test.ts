@@ -327,6 +327,9 @@ describe('bad input', () => {
         bad(17, 'step: NaN', 'ERR_VALUE', () => run({ step: Number.NaN })),
         bad(16, 'samples: 1.5', 'ERR_VALUE', () => run({ samples: 1.5 })),
         bad(30, 'seed: -1', 'ERR_VALUE', () => run({ seed: -1 })),
+        bad(3, 'gradients that are promised', 'ERR_TYPE', () =>
+          run({ backward: async () => ({}) }),
+        ),
         bad(33, 'a getter that throws', 'HOSTILE', () => callWith(checkGradients, hostile('step'))),
       ];
       await checkCases('checkGradients', device, {
