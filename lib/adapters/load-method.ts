@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs';
+import { statSync } from 'node:fs';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
@@ -36,9 +36,14 @@ export async function loadMethod(op: string, file: string): Promise<AnyMethod> {
  */
 export async function importDefault(op: string, file: string): Promise<unknown> {
   const full = path.resolve(file);
-  if (!existsSync(full)) {
+  const found = statSync(full, { throwIfNoEntry: false });
+  if (found === undefined) {
     const text = `${op}: ${printable(file)} must be a file, but does not exist`;
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
+  }
+  if (found.isDirectory()) {
+    const text = `${op}: ${printable(file)} must be a file, got a folder. Give the module in it`;
+    throw new LowrankError('ERR_FILE', text, { op });
   }
   try {
     return ((await importFile(full)) as { default?: unknown }).default;

@@ -22,13 +22,25 @@ export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ..
   const names = (parsed.text('adapter') ?? 'lora').split(',').map((name) => name.trim());
   const chosen: ChosenMethod[] = [];
   for (const name of names) {
-    const method = /[./\\]/.test(name) ? await loadMethod(kOp, name) : methodNamed(kOp, name);
+    const own = /[./\\]/.test(name);
+    const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
+    if (own) requireOwnName(parsed, method);
     if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
     chosen.push({ method, settings: settingsOf(parsed, method, names.length === 1) });
   }
-  const twice = chosen.find(({ method }, i) => chosen.findIndex((c) => c.method === method) < i);
-  if (twice !== undefined) throw parsed.refuse('adapter', 'distinct methods', twice.method.method);
+  const named = chosen.map(({ method }) => method.method);
+  const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
+  if (twice !== undefined)
+    throw parsed.refuse('adapter', 'methods of distinct names', twice.method.method);
   return chosen as [ChosenMethod, ...ChosenMethod[]];
+}
+
+/** Folders and reports know a method by its name alone. */
+function requireOwnName(parsed: Arguments, own: TrainedMethod): void {
+  const known = adapterMethods.find(({ method }) => method === own.method);
+  if (known === undefined || known.definition === own.definition) return;
+  const expected = "a file whose method has a name that none of the library's has";
+  throw parsed.refuse('adapter', expected, own.method);
 }
 
 /** A layer of a model is called with x alone: the other inputs come from a training loop that has them. */

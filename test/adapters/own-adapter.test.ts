@@ -1,6 +1,7 @@
 // The example of a method of one's own: as the guide shows it, checked, trained and measured.
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { pathToFileURL } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { type adapterMethods, checkAdapter, defineAdapter } from '../../lib/index.js';
 import { requireBuilt, run } from '../finetune/command.js';
@@ -58,6 +59,8 @@ describe('a method of one’s own', () => {
   it.each([
     [['--adapter', 'examples/own-adapter/nowhere.ts'], 'does not exist'],
     [['--adapter', 'examples/own-case/merged.mjs'], 'what defineAdapter returns'],
+    [['--adapter', './examples/own-adapter'], 'must be a file, got a folder'],
+    [['--adapter', `${example},./${example}`], 'methods of distinct names, got "gated-lora"'],
     [['--adapter', 'lorra'], 'must be one of'],
     [['--adapter', 'lora,lora'], 'distinct'],
     [
@@ -74,6 +77,20 @@ describe('a method of one’s own', () => {
     const { code, stderr } = await run(['finetune', ...args]);
     expect(code).not.toBe(0);
     expect(stderr).toContain(words);
+  });
+
+  it('is refused under a name of the library’s, which is another method', async () => {
+    const file = join(temporaryFolder(), 'dora.mjs');
+    const library = pathToFileURL(join(root, 'dist', 'index.js')).href;
+    const imported = `import { adapters, defineAdapter } from '${library}';\n`;
+    const copy = "export default defineAdapter({ ...adapters.lora.definition, method: 'dora' });\n";
+    writeFileSync(file, imported + copy);
+    const { code, stderr } = await run(['finetune', '--adapter', file]);
+    expect([code, stderr]).toEqual([2, expect.stringContaining('none of the library')]);
+    writeFileSync(file, `${imported}export default adapters.dora;\n`);
+    // What the library has itself is that, from wherever it comes.
+    const known = await run(['finetune', '--adapter', file, '--set', 'colour=1']);
+    expect(known.stderr).toContain('a setting of dora');
   });
 
   it('has its gradients checked by one call, which finds a wrong one', () => {
