@@ -1,7 +1,7 @@
 import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
 import { outsideScopes, scope } from '../core/scope.js';
-import type { Tensor } from '../core/tensor.js';
+import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { mapTensor } from '../ops/elementwise.js';
 import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
@@ -20,23 +20,37 @@ import { checkLayer, embeddingNames, kLinear, onesOf, readLayer, tapsOf } from '
 import { defineAdapter } from './method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
-/** ‖w‖² of each row, kept for every base weight that a layer is used with while both live. */
+/** How often the values of a weight have changed: merged in place, or written to. */
+const writesOf = (w: BaseWeight): number => {
+  const values = Tensor.is(w) ? w : w.zeroPoints;
+  return values === undefined ? 0 : Tensor.writesOf(values);
+};
+
+interface KeptNorms {
+  readonly weight: WeakRef<BaseWeight>;
+  readonly norms: Tensor;
+  /** Those of the weight when they were computed. */
+  readonly writes: number;
+}
+
+/** ‖w‖² of each row, kept for every base weight that a layer is used with while both live and the weight is as it was. */
 class NormCache implements Disposable {
-  readonly #norms = new WeakMap<BaseWeight, Tensor>();
-  #kept: { readonly weight: WeakRef<BaseWeight>; readonly norms: Tensor }[] = [];
+  readonly #norms = new WeakMap<BaseWeight, KeptNorms>();
+  #kept: KeptNorms[] = [];
 
   of(w: BaseWeight): Tensor {
     const known = this.#norms.get(w);
-    if (known !== undefined) return known;
-    this.#kept = this.#kept.filter(({ weight, norms }) => {
-      const lives = weight.deref()?.disposed === false;
-      if (!lives) norms.dispose();
-      return lives;
+    if (known?.writes === writesOf(w)) return known.norms;
+    this.#kept = this.#kept.filter((each) => {
+      const holds = each !== known && each.weight.deref()?.disposed === false;
+      if (!holds) each.norms.dispose();
+      return holds;
     });
     // A forward pass is a scope, which frees what it does not return.
     const norms = outsideScopes(() => weightNorms(w));
-    this.#norms.set(w, norms);
-    this.#kept.push({ weight: new WeakRef(w), norms });
+    const kept = { weight: new WeakRef(w), norms, writes: writesOf(w) };
+    this.#norms.set(w, kept);
+    this.#kept.push(kept);
     return norms;
   }
 

@@ -97,8 +97,8 @@ export class Tensor implements Disposable {
   readonly dtype: DType;
   readonly device: Device;
   #handle: NativeHandle | undefined;
-  /** What it has in common with the tensors over the same memory; undefined before there is another. */
-  #memory: object | undefined;
+  /** What it has in common with the tensors over the same memory; undefined before one is made, or written to. */
+  #memory: { writes: number } | undefined;
 
   private constructor(
     handle: NativeHandle,
@@ -135,6 +135,17 @@ export class Tensor implements Disposable {
   /** @internal Is one the other, or made of it by {@link Tensor.reshape}? */
   static sharesMemory(a: Tensor, b: Tensor): boolean {
     return a === b || (a.#memory !== undefined && a.#memory === b.#memory);
+  }
+
+  /** @internal How often it has been written to: what was computed of it before another count is of other values. */
+  static writesOf(tensor: Tensor): number {
+    return tensor.#memory?.writes ?? 0;
+  }
+
+  /** @internal Said by an op that writes to an operand. */
+  static written(tensor: Tensor): void {
+    tensor.#memory ??= { writes: 0 };
+    tensor.#memory.writes++;
   }
 
   /** @internal The live handle. @throws ERR_DISPOSED */
@@ -372,6 +383,7 @@ export class Tensor implements Disposable {
       fail('ERR_DTYPE', op, 'data', 'a Float32Array (the tensor is f32)', 'a Uint16Array');
     }
     native(op, (raw) => raw.writeTensor(handle, source));
+    Tensor.written(this);
   }
 
   /**
@@ -425,7 +437,7 @@ export class Tensor implements Disposable {
       this.dtype,
       this.device,
     );
-    this.#memory ??= {};
+    this.#memory ??= { writes: 0 };
     view.#memory = this.#memory;
     return view;
   }

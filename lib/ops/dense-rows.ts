@@ -88,6 +88,7 @@ export function putRows(y: Tensor, source: Tensor, begin: number): void {
   const first = checkInteger(op, 'begin', begin, 0, N - T);
   const handles = [Tensor.handleOf(y, op, 'y'), Tensor.handleOf(source, op, 'source')] as const;
   native(op, (raw) => raw.putRows(...handles, first));
+  Tensor.written(y);
 }
 
 /** Elements of a tile: 1 MB of f32. */

@@ -54,5 +54,6 @@ export function weightGrad(dy: Tensor, x: Tensor, options?: WeightGradOptions): 
   const xHandle = Tensor.handleOf(x, op, 'x');
   const wantedRaw = wanted.raw(op);
   const { dW } = wanted.adopt(native(op, (raw) => raw.weightGrad(dyHandle, xHandle, wantedRaw)));
+  if (accumulateInto !== undefined) Tensor.written(accumulateInto);
   return dW as Tensor;
 }
