@@ -9,6 +9,7 @@ import {
   checkInteger,
   checkShape,
   readOptions,
+  showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { Adapter } from './adapter.js';
@@ -41,6 +42,19 @@ function checkSetting(op: string, name: string, value: number, fresh: boolean): 
     checkInteger(op, name, value, fresh ? 1 : 0, 2 ** 31 - 1);
   } else {
     checkFinite(op, name, value);
+  }
+}
+
+/** Settings that are no numbers of anything make shapes that are none: named here, where it is known what they are. */
+function checkSizes(op: string, sizes: Readonly<Record<string, unknown>>, config: object): void {
+  for (const [name, shape] of Object.entries(sizes)) {
+    if (shape === undefined) continue;
+    if (!Array.isArray(shape)) throw wrongType(op, `the shape of ${name}`, 'an array', shape);
+    if (shape.every((dim) => Number.isSafeInteger(dim) && dim >= 0)) continue;
+    const given = Object.entries(config).map(([setting, value]) => `${setting} ${String(value)}`);
+    const expected = `such that ${name} has whole numbers for its shape`;
+    const actual = `${showShape(shape)} of ${given.join(', ') || 'none'}`;
+    fail('ERR_VALUE', op, 'settings', expected, actual);
   }
 }
 
@@ -105,6 +119,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     if (sizes === null || typeof sizes !== 'object') {
       throw wrongType(op, "what the method's shapes returns", 'an object of shapes by name', sizes);
     }
+    checkSizes(op, sizes as Readonly<Record<string, unknown>>, config);
     return new AdapterMaker<C, P | B>({
       N,
       K,

@@ -2,6 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import {
   type AdapterDefinition,
+  adapterMethods,
   adapters,
   baseProduct,
   checkAdapter,
@@ -152,6 +153,21 @@ describe('settings', () => {
       const forward = () => dropping.create(place).forward(x, w, { seed: 1 });
       expect(message(forward)).toBe('ERR_VALUE dropout: dropout must be in [0, 1), got -1');
     });
+  });
+
+  it.each([
+    ['poly', { nSkills: 1.5 }, 'loraA has whole numbers for its shape, got ['],
+    [
+      'loramoe',
+      { experts: 1.5 },
+      'router has whole numbers for its shape, got [1.5, 8] of experts 1.5',
+    ],
+    ['multilora', { n: -1 }, 'of n -1'],
+  ] as const)('of %s that make no shape are named: %j', (name, wrong, rest) => {
+    const method = adapterMethods.find(({ method }) => method === name);
+    const text = message(() => method?.create({ ...place, ...wrong }));
+    expect(text).toMatch(new RegExp(`^ERR_VALUE ${name}.create: settings must be such that `));
+    expect(text).toContain(rest);
   });
 
   it('r is a whole number of at least 1, and what scales is finite', () => {
