@@ -97,6 +97,10 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code === 'EPIPE') process.exit(exitCodes.ok);
   throw error;
 });
+// Messages that nobody reads (`2>&1 | head`) end nothing: results may go to a file.
+process.stderr.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code !== 'EPIPE') throw error;
+});
 
 run(process.argv.slice(2)).then(
   (code) => {

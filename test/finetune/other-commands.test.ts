@@ -53,6 +53,9 @@ describe('the command', () => {
       wrap: 'set -o pipefail; "$@" | head -c 1 >/dev/null',
     });
     expect(code, stderr).toBe(0);
+    // Nor one of its messages: the exit code is what it was to say.
+    const unread = await run(['nope'], { wrap: 'set -o pipefail; "$@" 2>&1 | true' });
+    expect(unread.code).toBe(2);
   });
 });
 
