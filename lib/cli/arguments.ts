@@ -65,6 +65,11 @@ export class Arguments {
     return new Arguments(command, new Map(Object.entries(values)), positionals);
   }
 
+  /** The first of these options that was given. */
+  firstGiven(names: readonly string[]): string | undefined {
+    return names.find((name) => this.values.has(name));
+  }
+
   flag(name: string): boolean {
     return this.values.get(name) === true;
   }
@@ -118,6 +123,11 @@ export class Arguments {
     const found = choices.find((choice) => choice === text);
     if (found === undefined) throw this.refuse(name, `one of ${choices.join(', ')}`, text);
     return found;
+  }
+
+  /** A command line that is wrong as a whole. */
+  wrong(text: string): UsageError {
+    return usage(this.command, text);
   }
 
   refuse(name: string, expected: string, got: string): UsageError {

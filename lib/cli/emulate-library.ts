@@ -4,8 +4,10 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, statSync } from 'node:fs';
 import path from 'node:path';
+import { fileError } from '../checkpoint/file-access.js';
+import { printable } from '../checkpoint/printable.js';
 import { bindingPath } from '../core/binding.js';
 import { LowrankError } from '../core/errors.js';
 import type { Progress } from './terminal.js';
@@ -34,15 +36,32 @@ function buildFolder(): string | undefined {
   return undefined;
 }
 
-/** Runs CMake; its output is shown only where it fails. */
-function cmake(args: readonly string[], what: string): void {
+/**
+ * Runs CMake; its output is shown only where it fails.
+ * @param code of that failure: a file of the user's that does not compile is no fault of the build
+ */
+function cmake(
+  args: readonly string[],
+  failure: string,
+  code: 'ERR_NO_BINDING' | 'ERR_FILE' = 'ERR_NO_BINDING',
+): void {
   const done = spawnSync('cmake', args, { encoding: 'utf8', maxBuffer: 1 << 28 });
   if (done.error === undefined && done.status === 0) return;
-  const text = done.error?.message ?? `${done.stdout}${done.stderr}`;
-  throw new LowrankError(
-    'ERR_NO_BINDING',
-    `emulate: ${what} could not be built (cmake ${args.join(' ')}):\n${text.slice(-4000)}`,
-  );
+  if (done.error !== undefined) {
+    const text = `emulate: ${failure}: cmake must be installed (${done.error.message})`;
+    throw new LowrankError('ERR_NO_BINDING', text);
+  }
+  const text = firstErrors(`${done.stdout}${done.stderr}`);
+  throw new LowrankError(code, `emulate: ${failure} (cmake ${args.join(' ')}):\n${text}`);
+}
+
+const kMostOutput = 4000;
+
+/** Of much output the part from the first error on, which the others follow from; else its end. */
+function firstErrors(output: string): string {
+  if (output.length <= kMostOutput) return output;
+  const at = output.search(/^.*error: /m);
+  return at < 0 ? output.slice(-kMostOutput) : output.slice(at, at + kMostOutput);
 }
 
 /** The library of this kind, up to date with its sources where those are at hand. */
@@ -54,7 +73,7 @@ export function emulatorLibrary(kind: LibraryKind, progress: Progress): string {
     if (!existsSync(library)) {
       progress.line(`building ${fileOf(kind)} (once, a minute or two)`);
     }
-    cmake(['--build', build, '--target', target], fileOf(kind));
+    cmake(['--build', build, '--target', target], `${fileOf(kind)} could not be built`);
   }
   if (!existsSync(library)) {
     throw new LowrankError(
@@ -66,11 +85,27 @@ export function emulatorLibrary(kind: LibraryKind, progress: Progress): string {
   return library;
 }
 
-/** A library with one kernel file of the user's, and the program that runs a kernel in it. */
+function requireFile(source: string): void {
+  let isFile: boolean;
+  try {
+    isFile = statSync(source).isFile();
+  } catch (error) {
+    throw fileError('emulate', source, error);
+  }
+  if (isFile) return;
+  const text = `emulate: ${printable(source)} must be a file with a kernel, got a folder`;
+  throw new LowrankError('ERR_PATH', text);
+}
+
+/**
+ * A library with one kernel file of the user's, and the program that runs a kernel in it.
+ * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_FILE it does not compile · ERR_NO_BINDING
+ */
 export function ownKernelLibrary(
   source: string,
   progress: Progress,
 ): { library: string; runner: string } {
+  requireFile(source);
   const build = buildFolder();
   if (build === undefined) {
     throw new LowrankError(
@@ -80,8 +115,11 @@ export function ownKernelLibrary(
     );
   }
   progress.line(`compiling ${source}`);
-  cmake([`-DLOWRANK_OWN_KERNEL=${path.resolve(source)}`, build], source);
-  cmake(['--build', build, '--target', 'emulator_own', 'emulator_run'], source);
+  const tools = 'what kernels of your own are linked with could not be built';
+  cmake([`-DLOWRANK_OWN_KERNEL=${path.resolve(source)}`, build], tools);
+  cmake(['--build', build, '--target', 'lowrank_emulator_runtime', 'emulator_run'], tools);
+  const failure = `${printable(source)} does not compile`;
+  cmake(['--build', build, '--target', 'emulator_own'], failure, 'ERR_FILE');
   const folder = path.dirname(bindingPath());
   return {
     library: path.join(folder, fileOf('own')),

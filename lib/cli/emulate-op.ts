@@ -9,6 +9,7 @@ import {
   type Device,
   type DType,
   dequantize,
+  type ErrorCode,
   LoraAdapter,
   loraBackward,
   loraForward,
@@ -60,6 +61,8 @@ export interface OpOutcome {
   readonly traceFrom: number;
   /** The failure, where the op failed. */
   readonly error?: string;
+  /** The code of the failure, where the op did not take its operands. */
+  readonly refused?: ErrorCode;
 }
 export interface OutputFacts {
   readonly name: string;

@@ -7,11 +7,17 @@ import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
+import { LowrankError } from '../core/errors.js';
 import type { DType, QuantFormat } from '../index.js';
 import { Arguments, UsageError } from './arguments.js';
 import { emulateHtml } from './emulate-html.js';
-import { parseParams, prepareKernelRun } from './emulate-kernel.js';
-import { emulatorLibrary, libraryKinds, ownKernelLibrary } from './emulate-library.js';
+import { prepareKernelRun } from './emulate-kernel.js';
+import {
+  emulatorLibrary,
+  type LibraryKind,
+  libraryKinds,
+  ownKernelLibrary,
+} from './emulate-library.js';
 import {
   type EmulatedOp,
   emulatedOps,
@@ -20,6 +26,7 @@ import {
   type OutputFacts,
   runOp,
 } from './emulate-op.js';
+import { parseParams } from './emulate-params.js';
 import {
   collectFindings,
   type EmulatedRun,
@@ -27,7 +34,9 @@ import {
   reportText,
 } from './emulate-report.js';
 import { countersKey, readTrace, sumCounts, sumLines } from './emulate-trace.js';
-import { exitCodes } from './exit-codes.js';
+import { exitCodeFor, exitCodes } from './exit-codes.js';
+import { Interrupts } from './interrupt.js';
+import { requireOutputFile, writeOutputFile } from './output-file.js';
 import { Progress } from './terminal.js';
 
 const kHelp = `Runs CUDA kernels without a GPU: checks them and counts what their accesses cost.
@@ -46,6 +55,7 @@ OP is ${emulatedOps.join(', ')}.
   --adapter-dtype T   of lora_a and lora_b                                [that of --dtype]
   --dropout P         of the adapter, 0 to below 1                        [0]
   --bias              with a bias
+  --library L         check, ptx (nvcc's PTX) or source                   [check]
 
 A kernel of your own (cuda/gpu.cuh says how it is written):
   --kernel FILE       compiled with every access reported to the emulator
@@ -61,7 +71,6 @@ How it runs and what is shown:
   --seeds N           random schedules, seeds 1 to N                      [1]
   --early-copies      asynchronous copies land at once, not at the wait
   --sm N              compute capability: 80, 86, 89, 90 or 120           [80]
-  --library L         check, ptx (nvcc's PTX) or source                   [check]
   --top N             source lines in the table, 0 for all                [20]
   --html FILE         a page with the counters beside the source
   --json              one JSON object on stdout
@@ -119,22 +128,75 @@ export async function emulateCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
+  refuseOptionsOfOther(parsed);
   const top = parsed.integer('top', 20, 0, 100_000);
   const schedules = parseSchedules(parsed);
-  const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lowrank-emulate-'));
+  const html = parsed.text('html');
+  requireOutputFile('emulate', html);
+  const progress = new Progress(parsed.flag('json'));
+  const subject =
+    parsed.text('kernel') === undefined
+      ? opSubject(parsed, progress)
+      : kernelSubject(parsed, progress);
+  const runs = await runSchedules(subject, schedules, progress);
+  if (typeof runs === 'number') return runs;
+  const result = resultOf(subject, parsed, runs);
+  process.stdout.write(parsed.flag('json') ? jsonOf(result) : reportText(result, top));
+  if (html !== undefined) {
+    writeOutputFile('emulate', html, emulateHtml(result));
+    progress.line(`wrote ${html}`);
+  }
+  return isClean(result) ? exitCodes.ok : exitCodes.compute;
+}
+
+/** Options of an OP, and of a kernel of one's own: what the other does not read is refused. */
+const kOpOptions = [
+  ...['m', 'n', 'k', 'r', 'format', 'blocksize', 'double-quant', 'dtype', 'adapter-dtype'],
+  ...['dropout', 'bias', 'library'],
+];
+const kKernelOptions = ['name', 'params', 'grid', 'threads', 'shared', 'cluster'];
+
+function refuseOptionsOfOther(parsed: Arguments): void {
+  const own = parsed.text('kernel') !== undefined;
+  if (own && parsed.positionals.length > 0) {
+    throw parsed.wrong(`takes an OP or --kernel, got both`);
+  }
+  const stray = parsed.firstGiven(own ? kOpOptions : kKernelOptions);
+  if (stray === undefined) return;
+  throw parsed.wrong(`--${stray} is for ${own ? 'an OP, got --kernel' : 'a --kernel, got none'}`);
+}
+
+/** What is run under each schedule. */
+interface Subject {
+  readonly title: string;
+  readonly kind: LibraryKind;
+  /** @param folder empty, for files of this run */
+  run(schedule: Schedule, folder: string, signal: AbortSignal): Promise<EmulatedRun>;
+}
+
+/** All runs; or the exit code where a signal ended them. */
+async function runSchedules(
+  subject: Subject,
+  schedules: readonly Schedule[],
+  progress: Progress,
+): Promise<EmulatedRun[] | number> {
+  const folder = fs.mkdtempSync(path.resolve(os.tmpdir(), 'lowrank-emulate-'));
+  const interrupts = new Interrupts();
+  const runs: EmulatedRun[] = [];
   try {
-    const progress = new Progress(parsed.flag('json'));
-    const result =
-      parsed.text('kernel') === undefined
-        ? await emulateOp(parsed, schedules, folder, progress)
-        : await emulateKernel(parsed, schedules, folder, progress);
-    progress.close();
-    const html = parsed.text('html');
-    if (html !== undefined) fs.writeFileSync(html, emulateHtml(result));
-    process.stdout.write(parsed.flag('json') ? jsonOf(result) : reportText(result, top));
-    if (html !== undefined) progress.line(`wrote ${html}`);
-    return isClean(result) ? exitCodes.ok : exitCodes.compute;
+    progress.phase('emulating');
+    for (const [at, schedule] of schedules.entries()) {
+      progress.update(at, schedules.length, schedule.name);
+      const own = path.join(folder, String(at));
+      fs.mkdirSync(own);
+      runs.push(await subject.run(schedule, own, interrupts.signal));
+      if (interrupts.signal.aborted) return interrupts.exitCode;
+    }
+    progress.update(schedules.length, schedules.length);
+    return runs;
   } finally {
+    progress.close();
+    interrupts.dispose();
     fs.rmSync(folder, { recursive: true, force: true });
   }
 }
@@ -189,7 +251,8 @@ function parseOp(parsed: Arguments): OpSpec {
       `emulate: OP must be one of ${emulatedOps.join(', ')}, got ${got}. See: lowrank emulate --help`,
     );
   }
-  const size = (name: string, fallback: number) => parsed.integer(name, fallback, 0, 1 << 20);
+  const size = (name: string, fallback: number, least = 0) =>
+    parsed.integer(name, fallback, least, 1 << 20);
   const dtype = parsed.choice<DType>('dtype', 'bf16', kDTypes);
   const format = parsed.choice<QuantFormat | 'none'>('format', 'nf4', [
     'nf4',
@@ -205,7 +268,7 @@ function parseOp(parsed: Arguments): OpSpec {
     M: size('m', 64),
     N: size('n', 128),
     K: size('k', 256),
-    r: size('r', 16),
+    r: size('r', 16, 1),
     dtype,
     format,
     blocksize: parsed.powerOfTwo('blocksize', 32, 4096),
@@ -231,44 +294,36 @@ function titleOf(spec: OpSpec): string {
       return `${op}: [${M}, ${K}] ${dtype}`;
     default: {
       const rank = op.startsWith('lora') ? `, r = ${r}` : '';
-      const drop = spec.dropout > 0 ? `, dropout ${spec.dropout}` : '';
+      const drop = rank !== '' && spec.dropout > 0 ? `, dropout ${spec.dropout}` : '';
       return `${op}: M = ${M}, N = ${N}, K = ${K}${rank}, ${dtype}, weight ${weight}${drop}`;
     }
   }
 }
 
-async function emulateOp(
-  parsed: Arguments,
-  schedules: readonly Schedule[],
-  folder: string,
-  progress: Progress,
-): Promise<EmulateResult> {
+function opSubject(parsed: Arguments, progress: Progress): Subject {
   const spec = parseOp(parsed);
   const kind = parsed.choice('library', 'check', libraryKinds);
   const library = emulatorLibrary(kind, progress);
-  const runs: EmulatedRun[] = [];
-  progress.phase('emulating');
-  for (const [at, { name, env }] of schedules.entries()) {
-    progress.update(at, schedules.length, name);
-    const trace = path.join(folder, `trace-${at}`);
-    const outcomePath = path.join(folder, `outcome-${at}`);
-    const stderr = await runProcess(process.execPath, [process.argv[1] as string, 'emulate'], {
-      ...env,
-      LOWRANK_EMULATOR: library,
-      LOWRANK_EMULATOR_TRACE: trace,
-      [kSpecVariable]: JSON.stringify(spec),
-      [kOutcomeVariable]: outcomePath,
-    });
-    const outcome = readOutcome(outcomePath, stderr);
-    runs.push({
-      schedule: name,
-      launches: readTrace(trace, outcome.traceFrom),
-      outputs: outcome.outputs,
-      error: outcome.error,
-    });
-  }
-  progress.update(schedules.length, schedules.length);
-  return resultOf(titleOf(spec), kind, parsed, runs);
+  return {
+    title: titleOf(spec),
+    kind,
+    async run({ name, env }, folder, signal) {
+      const trace = path.join(folder, 'trace');
+      const outcomePath = path.join(folder, 'outcome');
+      const command = [process.execPath, process.argv[1] as string, 'emulate'];
+      const variables = {
+        ...env,
+        LOWRANK_EMULATOR: library,
+        LOWRANK_EMULATOR_TRACE: trace,
+        [kSpecVariable]: JSON.stringify(spec),
+        [kOutcomeVariable]: outcomePath,
+      };
+      const stderr = await runProcess(command, variables, signal);
+      const { outputs, traceFrom, error, refused } = readOutcome(outcomePath, stderr);
+      if (refused !== undefined) throw new LowrankError(refused, `emulate: ${error}`);
+      return { schedule: name, launches: readTrace(trace, traceFrom), outputs, error };
+    },
+  };
 }
 
 /** The outcome that the run left, or what it said as it died. */
@@ -277,64 +332,83 @@ function readOutcome(file: string, stderr: string): OpOutcome {
   return { outputs: [], traceFrom: 0, error: stderr.trim() || 'the run ended without a word' };
 }
 
+/** Operands that the op does not take are no finding; what else fails before it is one. */
+function refusal(error: unknown): OpOutcome {
+  if (!(error instanceof LowrankError)) throw error;
+  if (exitCodeFor(error.code) === exitCodes.compute) throw error;
+  return { outputs: [], traceFrom: 0, error: error.message, refused: error.code };
+}
+
 /** The process that runs one op. */
 async function runChild(): Promise<number> {
   const spec = JSON.parse(process.env[kSpecVariable] as string) as OpSpec;
-  const outcome = await runOp(spec, process.env.LOWRANK_EMULATOR_TRACE as string);
+  const outcome = await runOp(spec, process.env.LOWRANK_EMULATOR_TRACE as string).catch(refusal);
   fs.writeFileSync(process.env[kOutcomeVariable] as string, JSON.stringify(outcome));
   return exitCodes.ok;
 }
 
-async function emulateKernel(
-  parsed: Arguments,
-  schedules: readonly Schedule[],
-  folder: string,
-  progress: Progress,
-): Promise<EmulateResult> {
+/** Most that a launch takes: blocks along x, along y and along z. */
+const kMostBlocks = [2 ** 31 - 1, 65_535, 65_535] as const;
+
+function readGrid(parsed: Arguments): [number, number, number] {
+  const text = parsed.text('grid') ?? '1';
+  const values = text.split(',').map((item) => (/^\s*\d{1,10}\s*$/.test(item) ? Number(item) : 0));
+  const fits = values.every((n, i) => n >= 1 && n <= (kMostBlocks[i] ?? 0));
+  if (!fits) {
+    const most = `${kMostBlocks[0]},${kMostBlocks[1]},${kMostBlocks[2]}`;
+    throw parsed.refuse('grid', `X, X,Y or X,Y,Z, of 1 to ${most} blocks`, text);
+  }
+  const [x = 1, y = 1, z = 1] = values;
+  return [x, y, z];
+}
+
+function kernelSubject(parsed: Arguments, progress: Progress): Subject {
   const source = parsed.text('kernel') as string;
   const name = parsed.text('name');
   if (name === undefined) throw new UsageError('emulate: --kernel needs --name, its kernel');
-  const grid = (parsed.text('grid') ?? '1').split(',').map(Number);
-  if (grid.length > 3 || !grid.every((n) => Number.isInteger(n) && n >= 1 && n < 2 ** 31)) {
-    throw parsed.refuse('grid', 'X, X,Y or X,Y,Z', parsed.text('grid') as string);
-  }
   const shape = {
-    grid: [grid[0] ?? 1, grid[1] ?? 1, grid[2] ?? 1] as const,
+    grid: readGrid(parsed),
     threads: parsed.integer('threads', 128, 1, 1024),
     shared: parsed.integer('shared', 0, 0, 1 << 20),
     cluster: parsed.integer('cluster', 1, 1, 16),
   };
   const params = parseParams(parsed.text('params'));
   const { library, runner } = ownKernelLibrary(source, progress);
-  const runs: EmulatedRun[] = [];
-  progress.phase('emulating');
-  for (const [at, { name: schedule, env }] of schedules.entries()) {
-    progress.update(at, schedules.length, schedule);
-    const trace = path.join(folder, `trace-${at}`);
-    const run = await prepareKernelRun(
-      path.join(folder, `run-${at}`),
-      library,
-      name,
-      shape,
-      params,
-    );
-    const stderr = await runProcess(runner, [run.spec], { ...env, LOWRANK_EMULATOR_TRACE: trace });
-    const launches = readTrace(trace);
-    const failed = stderr.trim() !== '';
-    runs.push({
-      schedule,
-      launches,
-      outputs: failed ? [] : run.outputs(),
-      error: failed ? stderr.trim() : undefined,
-    });
-  }
-  progress.update(schedules.length, schedules.length);
-  return resultOf(`${name} of ${source}`, 'check', parsed, runs);
+  return {
+    title: `${name} of ${source}`,
+    kind: 'check',
+    async run({ name: schedule, env }, folder, signal) {
+      const trace = path.join(folder, 'trace');
+      const run = await prepareKernelRun(folder, library, name, shape, params);
+      const variables = { ...env, LOWRANK_EMULATOR_TRACE: trace, ...reportVariable() };
+      const stderr = await runProcess([path.resolve(runner), run.spec], variables, signal, folder);
+      if (stderr.startsWith('there is no kernel ')) {
+        throw parsed.refuse('name', `a kernel of ${source}${kernelsIn(source)}`, name);
+      }
+      const launches = readTrace(trace);
+      const error = stderr.trim() || undefined;
+      return { schedule, launches, outputs: error === undefined ? run.outputs() : [], error };
+    },
+  };
+}
+
+/** The runner has a folder of its own, where a relative name would mean another file. */
+function reportVariable(): Record<string, string> {
+  const file = process.env.LOWRANK_EMULATOR_REPORT;
+  return file ? { LOWRANK_EMULATOR_REPORT: path.resolve(file) } : {};
+}
+
+/** ` (one, another)`: what a file calls its kernels, as far as its text says. */
+function kernelsIn(source: string): string {
+  const text = fs.readFileSync(source, 'utf8');
+  const names = [...text.matchAll(/\bLOWRANK_(?:EARLY_)?KERNEL\(\s*(\w+)/g)].map(
+    (match) => match[1],
+  );
+  return names.length === 0 ? '' : ` (${names.slice(0, 20).join(', ')})`;
 }
 
 function resultOf(
-  title: string,
-  kind: string,
+  { title, kind }: Subject,
   parsed: Arguments,
   runs: readonly EmulatedRun[],
 ): EmulateResult {
@@ -372,25 +446,31 @@ function jsonOf(result: EmulateResult): string {
   )}\n`;
 }
 
-/** Runs a program to its end; gives back what it said on stderr. */
+/** Runs a program to its end, or to a signal; gives back what it said on stderr. */
 function runProcess(
-  command: string,
-  args: readonly string[],
+  [command, ...args]: readonly string[],
   env: Readonly<Record<string, string>>,
+  signal: AbortSignal,
+  cwd?: string,
 ): Promise<string> {
   return new Promise((resolve, reject) => {
-    const child = spawn(command, args, {
+    const child = spawn(command as string, args, {
+      cwd,
       env: { ...process.env, ...env },
       stdio: ['ignore', 'ignore', 'pipe'],
     });
+    const end = () => child.kill('SIGKILL');
+    signal.addEventListener('abort', end);
+    if (signal.aborted) end();
     let text = '';
     child.stderr.on('data', (chunk: Buffer) => {
       text += chunk.toString();
     });
     child.on('error', reject);
-    child.on('close', (code, signal) => {
+    child.on('close', (code, ended) => {
+      signal.removeEventListener('abort', end);
       // What a run left says what happened; a signal is said in its place.
-      resolve(signal === null ? text : `${text}\nended by ${signal}${code ?? ''}`);
+      resolve(ended === null ? text : `${text}\nended by ${ended}${code ?? ''}`);
     });
   });
 }

@@ -2,8 +2,9 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { requireBuilt, run } from '../finetune/command.js';
+import { requireBuilt, run, start } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { buildTargets, root } from './build-folder.js';
 
@@ -35,12 +36,92 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
           [['matmul', '--sm', sm], /--sm must be one of 80, 86, 89, 90, 120, got "\d+"/] as const,
       ),
       [['matmul', '--blocksize', '48'], /--blocksize must be a power of two from 32 to 4096/],
+      [['loraForward', '--r', '0'], /--r must be an integer from 1/],
+      [['matmul', '--grid', '3'], /--grid is for a --kernel, got none/],
+      [['--name', 'x'], /--name is for a --kernel, got none/],
+      [['matmul', '--kernel', 'x.cu'], /takes an OP or --kernel, got both/],
+      [['--kernel', 'x.cu', '--name', 'x', '--m', '5'], /--m is for an OP, got --kernel/],
+      [['--kernel', 'x.cu', '--name', 'x', '--library', 'ptx'], /--library is for an OP/],
+      ...['0', '1,70000', '1,1,1,1', '2147483648', '0x2'].map(
+        (grid) =>
+          [
+            ['--kernel', 'x.cu', '--name', 'x', '--grid', grid],
+            /--grid must be X, X,Y or X,Y,Z, of 1 to 2147483647,65535,65535 blocks/,
+          ] as const,
+      ),
     ] as const) {
       const { code, stderr } = await run(['emulate', ...args]);
       expect(stderr).toMatch(message);
       expect(code).toBe(2);
     }
   }, 120_000);
+
+  it('calls operands that an op does not take no finding', async () => {
+    const sizes = ['--m', '1048576', '--n', '1', '--k', '100000'];
+    const { code, stdout, stderr } = await run(['emulate', 'matmul', ...sizes]);
+    expect([code, stdout]).toEqual([3, '']);
+    expect(stderr).toMatch(/emulate: Tensor.randn: shape must be of at most \d+ elements/);
+  }, 120_000);
+
+  it('refuses files that cannot be read or written, before it compiles', async () => {
+    const own = (...args: string[]) => [
+      '--kernel',
+      example('transpose.cu'),
+      '--name',
+      'k',
+      ...args,
+    ];
+    for (const [args, message] of [
+      [['matmul', '--html', inFolder('no/page.html')], /the folder of ".*" does not exist/],
+      [['matmul', '--html', folder], /must be a file to write, got a folder/],
+      [['--kernel', inFolder('no.cu'), '--name', 'k'], /no.cu" must exist, got nothing there/],
+      [['--kernel', folder, '--name', 'k'], /must be a file with a kernel, got a folder/],
+      [own('--params', inFolder('no.json')), /no.json" must exist, got nothing there/],
+    ] as const) {
+      const { code, stderr } = await run(['emulate', ...args]);
+      expect(stderr).toMatch(message);
+      expect(stderr).not.toContain('compiling');
+      expect(code).toBe(3);
+    }
+  }, 120_000);
+
+  /** The command with a folder of its own for files that come and go. */
+  const withTemporary = (name: string) => {
+    fs.mkdirSync(inFolder(name));
+    return { wrap: `export TMPDIR='${inFolder(name)}'; exec "$@"` };
+  };
+
+  it.each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)(
+    'leaves nothing behind on %s',
+    async (signal, expected) => {
+      const options = withTemporary(signal);
+      const sizes = [
+        '--m',
+        '512',
+        '--n',
+        '512',
+        '--k',
+        '512',
+        '--schedule',
+        'all',
+        '--seeds',
+        '99',
+      ];
+      const { child, finished } = start(['emulate', 'matmul', ...sizes], options);
+      const left = () => fs.readdirSync(inFolder(signal), { recursive: true });
+      for (let i = 0; i < 600 && !left().some((name) => /\b0$/.test(String(name))); i++) {
+        await sleep(100);
+      }
+      expect(left()).not.toEqual([]);
+      child.kill(signal);
+      expect((await finished).code).toBe(expected);
+      expect(left()).toEqual([]);
+    },
+    120_000,
+  );
 
   it('runs an op under every schedule, with the same bits and counters', async () => {
     const { code, stdout, stderr } = await run([
@@ -143,6 +224,26 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
     expect(findings[0].file).toBe(source);
   }, 300_000);
 
+  it('names the kernels of a file without the one asked for, and what does not compile', async () => {
+    const none = await run(transpose(example('transpose.cu'), 'transpose', '4096'));
+    expect(none.stderr).toContain(
+      'transpose.cu (transpose_kernel, transpose_padded_kernel), got "transpose"',
+    );
+    expect([none.code, none.stdout]).toEqual([2, '']);
+    const source = inFolder('broken.cu');
+    fs.writeFileSync(source, '#include "cuda/gpu.cuh"\nint x = ;\n');
+    const broken = await run(transpose(source, 'x', '0'));
+    expect(broken.stderr).toMatch(/broken.cu" does not compile/);
+    expect(broken.stderr).toMatch(/broken.cu:2:\d+: error: /);
+    expect(broken.code).toBe(3);
+  }, 300_000);
+
+  it('takes a folder for temporary files with a blank in its name', async () => {
+    const args = transpose(example('transpose.cu'), 'transpose_kernel', '4096');
+    const { code, stderr } = await run(args, withTemporary('a blank'));
+    expect(code, stderr).toBe(0);
+  }, 300_000);
+
   it('compares with what a kernel of one’s own should give', async () => {
     const y = Float32Array.from({ length: 8192 }, (_, i) => (i % 64) * 128 + Math.floor(i / 64));
     fs.writeFileSync(inFolder('y.bin'), y);
@@ -178,6 +279,43 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
       /f8|one of/,
     ],
     ['no array', () => ({}), /must be an array/],
+    ...(
+      [
+        ['a fill that is no file', { fill: 'indx' }, /zero, none, normal, index or a file/],
+        ['a fill that is no text', { fill: 5 }, /"fill" of x must be .* got 5/],
+        ['a fill of another size', { fill: 'wrong.json' }, /x has 32768 bytes, not \d+/],
+        ['an absent file to expect', { expect: 'absent.bin' }, /absent.bin" must exist/],
+        ['a file to expect of another size', { expect: 'wrong.json' }, /x has 32768 bytes, not/],
+        ['a file to save in no folder', { save: 'no/y' }, /the folder of ".*no.y" does not exist/],
+        ['a mistyped field', { exect: 'y.bin' }, /got "exect" \(did you mean expect\?\)/],
+        ['a tolerance that is no number', { tolerance: '1' }, /"tolerance" of x must be a number/],
+        ['a seed that is none', { seed: -1 }, /"seed" of x must be an integer of at least 0/],
+        ['more than a file holds', { elems: 2 ** 30 }, /from 1 to 536870911/],
+      ] as const
+    ).map(
+      ([name, fields, message]) =>
+        [
+          name,
+          ([x, ...others]: Record<string, unknown>[]) => [{ ...x, ...fields }, ...others],
+          message,
+        ] as [string, (params: Record<string, unknown>[]) => unknown, RegExp],
+    ),
+    ...(
+      [
+        [{ u32: -1 }, /n must be an integer from 0 to 4294967295 \(u32\), got -1/],
+        [{ u32: 1.5 }, /got 1.5/],
+        [{ i8: 128 }, /from -128 to 127 \(i8\), got 128/],
+        [{ u64: 1e30 }, /from 0 to 18446744073709551615 \(u64\)/],
+        [{ u32: 1, u8: 1 }, /n takes name, u8, got "u32"/],
+      ] as const
+    ).map(
+      ([fields, message]) =>
+        [
+          `a number that does not fit: ${JSON.stringify(fields)}`,
+          (params: Record<string, unknown>[]) => [...params, { name: 'n', ...fields }],
+          message,
+        ] as [string, (params: Record<string, unknown>[]) => unknown, RegExp],
+    ),
   ])(
     'refuses parameters: %s',
     async (_, change, message) => {
