@@ -80,7 +80,7 @@ export async function measureCase(
   const skipped: { subject: string; reason: string }[] = [];
   const records: Record[] = [];
   for (const found of peers) {
-    const reason = found.peer.refuses?.(job);
+    const reason = refusalOf(found.peer, job);
     if (reason !== undefined) skipped.push({ subject: found.peer.name, reason });
     else records.push({ found, ready: {}, trials: [] });
   }
@@ -100,6 +100,15 @@ export async function measureCase(
     skipped,
     runner: records.map(({ ready }) => ready.runner).find((name) => name !== undefined) ?? '',
   };
+}
+
+/** A user's function that fails leaves its case out, not the run. */
+function refusalOf(peer: Peer, job: Job): string | undefined {
+  try {
+    return peer.refuses?.(job);
+  } catch (error) {
+    return `its refuses failed: ${(error as Error).message}`;
+  }
 }
 
 async function runTrial(

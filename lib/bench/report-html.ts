@@ -11,7 +11,7 @@ import {
 import { escapeHtml } from './html.js';
 import { kPlotStyle, type Plot, plotSvg } from './plot.js';
 import type { BenchResult, CaseResult, Row } from './result.js';
-import { cleanliness, duration, rate, ratioText, rowName } from './table.js';
+import { cleanliness, duration, intervalNote, rate, ratioText, rowName } from './table.js';
 
 const kStyle = `
 :root { color-scheme: light dark; --page-ink: #1c2430; --page-soft: #5d6878; --page-line: #dfe4ea;
@@ -82,7 +82,7 @@ ${figuresHtml(
 )}
 </div>
 <h2>Numbers</h2>
-${result.cases.map((one) => caseHtml(one, result)).join('\n')}
+${noteHtml(result)}${result.cases.map((one) => caseHtml(one, result)).join('\n')}
 <h2>Machine</h2>
 ${factsHtml(result)}
 ${rooflineHtml(result)}
@@ -96,6 +96,11 @@ ${rooflineHtml(result)}
   } A sample is clean if no thread that computes had to wait for a core for more than 2 % of it and than its calls took to hand out. Interval: between two samples, by the binomial distribution. Up to 64 tokens, calls go round copies of the weight that exceed the last cache twice. Results are compared with sums in float64. docs/benchmarks.md has the rest.</p>
 </html>
 `;
+}
+
+function noteHtml(result: BenchResult): string {
+  const note = intervalNote(result);
+  return note === undefined ? '' : `<p class="warn">${escapeHtml(note)}.</p>\n`;
 }
 
 function figuresHtml(plots: readonly Plot[], about: string): string {

@@ -5,6 +5,7 @@ import { LowrankError } from '../core/errors.js';
 import type { Job } from './job.js';
 import type { Machine } from './machine.js';
 import type { ComputeType } from './peer.js';
+import { kResultShape, mismatch } from './result-shape.js';
 import type { Roofline } from './roofline.js';
 
 export const kResultFormat = 'lowrank bench 2';
@@ -103,12 +104,15 @@ export function readResult(file: string): BenchResult {
   } catch {
     // refused below
   }
-  if (value?.format !== kResultFormat || !Array.isArray(value.cases)) {
-    const expected = `bench: ${file} must be what lowrank bench --save or --json writes`;
+  const expected = `bench: ${file} must be what lowrank bench --save or --json writes`;
+  if (value?.format !== kResultFormat) {
     const got = String(value?.format ?? 'no such JSON').slice(0, 60);
-    throw new LowrankError('ERR_FILE', `${expected} (${kResultFormat}), got ${got}`, {
-      op: 'bench',
-    });
+    const text = `${expected} (${kResultFormat}), got ${got}`;
+    throw new LowrankError('ERR_FILE', text, { op: 'bench' });
+  }
+  const wrong = mismatch(value, kResultShape);
+  if (wrong !== undefined) {
+    throw new LowrankError('ERR_FILE', `${expected}: ${wrong}`, { op: 'bench' });
   }
   return value as BenchResult;
 }

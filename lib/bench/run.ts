@@ -5,7 +5,7 @@ import { version } from '../cli/version.js';
 import { type Job, jobName } from './job.js';
 import { busyCores, describeMachine, sourceCommit } from './machine.js';
 import { type FoundPeer, measureCase, type Plan } from './measure.js';
-import type { Peer } from './peer.js';
+import type { Found, Peer } from './peer.js';
 import { type BenchResult, type CaseResult, kResultFormat } from './result.js';
 import { measureRoofline } from './roofline.js';
 import type { Group } from './sweep.js';
@@ -51,7 +51,7 @@ export async function runBench(
   const there: FoundPeer[] = [];
   for (const [at, { peer, file }] of asked.entries()) {
     progress.update(at, asked.length, peer.name);
-    const found = await peer.find();
+    const found = await findOut(peer);
     peers.push({ name: peer.name, ...found });
     if ('version' in found) {
       there.push({ peer, version: found.version, ...(file === undefined ? {} : { file }) });
@@ -100,6 +100,17 @@ export async function runBench(
     ...(leftOut.length === 0 ? {} : { left_out: { limit_s, jobs: leftOut } }),
     cases: inOrder(cases),
   };
+}
+
+/** Whether a peer is there; a user's find that fails leaves its case out, not the run. */
+async function findOut(peer: Peer): Promise<Found> {
+  try {
+    const found = await peer.find();
+    if ('version' in found) return { version: String(found.version) };
+    return { missing: String(found.missing) };
+  } catch (error) {
+    return { missing: `its find failed: ${(error as Error).message}` };
+  }
 }
 
 /** Some know their version only once they run. */

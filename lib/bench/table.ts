@@ -121,12 +121,25 @@ const kLegend = `median: of clean samples; time / ours: median and its 95 % inte
 of the roof: of the lower of multiply-add peak and memory bandwidth, measured in this run
 `;
 
+/** The fewest samples whose least and most hold the median with 95 %. */
+const kEnoughPairs = 6;
+
+/** What the intervals of few samples are, which hold the median with less than 95 %. */
+export function intervalNote({ cases }: BenchResult): string | undefined {
+  const pairs = cases.flatMap(({ rows }) => rows.map((row) => Math.max(1, row.pairs)));
+  const fewest = Math.min(...pairs, kEnoughPairs);
+  if (fewest === kEnoughPairs) return undefined;
+  const held = (100 * (1 - 2 ** (1 - fewest))).toFixed(0);
+  return `of fewer than ${kEnoughPairs} samples the interval is from the least to the most: with ${fewest} it holds the median with ${held} %`;
+}
+
 /** The whole run. */
 export function resultText(result: BenchResult): string {
+  const note = intervalNote(result);
   const parts = [
     headline(result).join('\n'),
     ...result.cases.map((row) => caseText(row).trimEnd()),
-    kLegend.trimEnd(),
+    `${kLegend}${note ?? ''}`.trimEnd(),
   ];
   return `${visible(parts.join('\n\n'))}\n`;
 }

@@ -34,6 +34,9 @@ async function main({ job, peer: name, file, latency }: WorkerTask): Promise<voi
     copies: (weightBytes) => copiesFor(job, weightBytes),
     scaling: kScaling,
   });
+  if (typeof subject?.run !== 'function') {
+    throw new Error('prepare must return an object with run, a function');
+  }
   const run = latency ? () => oneCall(subject) : () => subject.run();
   // With latency each call has its own wait.
   const finish = latency ? undefined : () => subject.finish?.();
@@ -43,6 +46,7 @@ async function main({ job, peer: name, file, latency }: WorkerTask): Promise<voi
   await wait;
   const asynchronous = first !== undefined || wait !== undefined;
   const output = await subject.output?.();
+  if (output !== undefined) requireElements(output, job);
   const runner = await makeRunner(run, asynchronous, finish);
   answer({
     ready: {
@@ -77,6 +81,14 @@ async function timed(runner: Runner, calls: number): Promise<{ ms: number; clean
 function oneCall(subject: Subject): void | Promise<void> {
   const call = subject.run();
   return call === undefined ? subject.finish?.() : call.then(() => subject.finish?.());
+}
+
+/** y [M, N], or dx [M, K] where the op has a backward pass. */
+function requireElements(output: ArrayLike<number>, { op, M, K, N }: Job): void {
+  const backward = op === 'loraBackward' || op === 'lora';
+  const [shape, count] = backward ? ['M * K', M * K] : ['M * N', M * N];
+  if (output?.length >= count) return;
+  throw new Error(`output must give ${shape} = ${count} numbers, got ${output?.length}`);
 }
 
 function lengthOf({ M, K, N, r }: Job, operand: Parameters<typeof elements>[0]): number {

@@ -3,7 +3,7 @@
  * is in lib/bench; docs/benchmarks.md says how it measures.
  */
 
-import { existsSync, writeFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { compareResults, comparisonText } from '../bench/compare.js';
 import { benchFigure } from '../bench/figure.js';
@@ -18,11 +18,11 @@ import { type AskedPeer, runBench } from '../bench/run.js';
 import { kModels, layersOf } from '../bench/shapes.js';
 import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
 import { resultText } from '../bench/table.js';
-import { LowrankError } from '../core/errors.js';
 import { defaultDevice, getThreads } from '../index.js';
 import { Arguments } from './arguments.js';
 import { readDevices } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
+import { requireOutputFile, writeOutputFile } from './output-file.js';
 import { Progress } from './terminal.js';
 
 const kPeerNames = kPeers.slice(1).map(({ name }) => name);
@@ -114,6 +114,7 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
+  refuseUnread(parsed);
   if (parsed.flag('compare')) {
     const [before, after] = parsed.positionals.map((file) => readResult(file));
     const comparison = compareResults(before as BenchResult, after as BenchResult);
@@ -122,16 +123,41 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
     );
     return exitCodes.ok;
   }
-  for (const name of ['save', 'report', 'figure']) requireFolder(parsed.text(name));
+  for (const name of ['save', 'report', 'figure']) requireOutputFile('bench', parsed.text(name));
   const from = parsed.text('from');
   const json = parsed.flag('json');
   const result = from === undefined ? await measure(parsed, args) : readResult(from);
   const text = `${JSON.stringify(result, null, 1)}\n`;
+  // First: a file that cannot be written costs no measurement.
+  process.stdout.write(json ? text : resultText(result));
   write(parsed, 'save', text);
   write(parsed, 'report', benchHtml(result));
   write(parsed, 'figure', benchFigure(result));
-  process.stdout.write(json ? text : resultText(result));
   return exitCodes.ok;
+}
+
+/** What a run that is not measured reads. */
+const kWithCompare = ['compare', 'json'];
+const kWithFrom = ['from', 'json', 'save', 'report', 'figure'];
+
+/** An option that changes nothing is refused where it would seem to. */
+function refuseUnread(parsed: Arguments): void {
+  const names = Object.keys(kOptions);
+  const refuse = (option: string, read: readonly string[]) => {
+    const stray = parsed.firstGiven(names.filter((name) => !read.includes(name)));
+    if (stray === undefined) return;
+    const others = read.filter((name) => name !== option).map((name) => `--${name}`);
+    throw parsed.wrong(`--${option} goes with ${others.join(', ')} alone, got --${stray}`);
+  };
+  if (parsed.flag('compare')) refuse('compare', kWithCompare);
+  else if (parsed.text('from') !== undefined) refuse('from', kWithFrom);
+  else if (
+    parsed.firstGiven(['m']) &&
+    parsed.firstGiven(['shape']) &&
+    !parsed.firstGiven(['model'])
+  ) {
+    throw parsed.wrong('--m is for a --model, got --shape, which has its tokens: MxKxN');
+  }
 }
 
 async function measure(parsed: Arguments, args: readonly string[]): Promise<BenchResult> {
@@ -152,31 +178,14 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
   return runBench(groups, asked, plan, ['lowrank bench', ...args].join(' '), limit, progress);
 }
 
-/** Before minutes are spent: @throws ERR_FILE_NOT_FOUND */
-function requireFolder(file: string | undefined): void {
-  if (file === undefined || existsSync(path.dirname(path.resolve(file)))) return;
-  const text = `bench: the folder of ${file} does not exist`;
-  throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: 'bench' });
-}
-
-/**
- * Writes a result where its option asks for it.
- * @throws ERR_FILE
- */
+/** Writes a result where its option asks for it. @throws as {@link writeOutputFile} */
 function write(parsed: Arguments, option: string, text: string | undefined): void {
   const file = parsed.text(option);
   if (file === undefined) return;
   if (text === undefined) {
     throw parsed.refuse(option, 'of a run over several M, or with a roofline', file);
   }
-  try {
-    writeFileSync(file, text);
-  } catch (error) {
-    const { message } = error as Error;
-    throw new LowrankError('ERR_FILE', `bench: ${file} cannot be written: ${message}`, {
-      op: 'bench',
-    });
-  }
+  writeOutputFile('bench', file, text);
 }
 
 /** Options that choose jobs: without any, the default selection. */

@@ -133,8 +133,59 @@ describe('lowrank bench', () => {
     expect([other.code, other.stderr]).toEqual([3, expect.stringContaining('got lowrank bench 1')]);
     expect((await run(['bench', '--from', inFolder('none.json')])).code).toBe(3);
     // Before anything is measured.
+    const taken = await run(['bench', '--save', folder]);
+    expect([taken.code, taken.stderr]).toEqual([3, expect.stringContaining('got a folder')]);
     const nowhere = await run(['bench', '--report', inFolder('no/folder/page.html')]);
     expect([nowhere.code, nowhere.stderr]).toEqual([3, expect.stringContaining('no/folder')]);
+  });
+
+  it('names what a saved run lacks', async () => {
+    const saved = () => JSON.parse(JSON.stringify(sampleResult()));
+    const broken: [string, (run: ReturnType<typeof saved>) => unknown, string][] = [
+      ['machine', (run) => delete run.machine, 'machine must be an object, got nothing'],
+      ['cases', (run) => delete run.cases, 'cases must be a list, got nothing'],
+      ['case', (run) => run.cases.push(null), 'must be an object, got null'],
+      ['rows', (run) => delete run.cases[1].rows, 'cases[1].rows must be a list, got nothing'],
+      [
+        'median',
+        (run) => {
+          run.cases[0].rows[1].median_ms = 'x';
+        },
+        'cases[0].rows[1].median_ms must be a number, got "x"',
+      ],
+      [
+        'roofline',
+        (run) => {
+          run.roofline = { 1: { f32: 1 } };
+        },
+        'roofline."1".read must be a number, got nothing',
+      ],
+    ];
+    fs.writeFileSync(inFolder('whole.json'), JSON.stringify(saved()));
+    for (const [name, change, message] of broken) {
+      const run_ = saved();
+      change(run_);
+      const file = inFolder(`${name}.json`);
+      fs.writeFileSync(file, JSON.stringify(run_));
+      for (const args of [
+        ['--from', file],
+        ['--compare', inFolder('whole.json'), file],
+      ]) {
+        const { code, stderr } = await run(['bench', ...args]);
+        expect(stderr).toContain(message);
+        expect(code).toBe(3);
+      }
+    }
+  });
+
+  it('shows what was measured before it says that no file can be made of it', async () => {
+    const one = ['--op', 'matmul', '--shape', '2x16x8', '--peers', 'none', '--no-roofline'];
+    const figure = ['--figure', inFolder('none.svg')];
+    const { code, stdout, stderr } = await run(['bench', ...one, ...kQuick, ...figure]);
+    expect(code).toBe(2);
+    expect(stderr).toContain('--figure must be of a run over several M');
+    expect(stdout).toMatch(/^ {2}lowrank /m);
+    expect(stdout).toContain('with 3 it holds the median with 75 %');
   });
 
   it('compares two saved runs', async () => {
@@ -169,6 +220,12 @@ describe('lowrank bench', () => {
       [['--dtype', 'f8'], 'f32, bf16, f16'],
       [['--device', 'tpu'], 'reference'],
       [['--seconds', '0'], 'a number above 0'],
+      [['--shape', '4x4x4', '--m', '1,2'], '--m is for a --model, got --shape'],
+      [
+        ['--from', 'a.json', '--repeats', '9'],
+        '--from goes with --json, --save, --report, --figure alone',
+      ],
+      [['--compare', 'a', 'b', '--report', 'c'], '--compare goes with --json alone, got --report'],
     ];
     const absent = await run(['bench', '--device', 'cpu,cuda:63']);
     expect(absent.stderr).toMatch(/--device must be one that is here, .*got "cuda:63"/);

@@ -67,6 +67,24 @@ describe('a case of one’s own', () => {
     expect(row?.median_ms).toBeGreaterThan(4); // a promise is awaited
   });
 
+  it('is left out with a reason where a function of it fails or gives too little', async () => {
+    const member = (name: string, members: string) =>
+      file(`${name}.mjs`, `export default { name: '${name}', ${members} };`);
+    const files = [
+      member('choosy', `refuses() { throw new Error('no idea'); }, prepare() {}`),
+      member('hidden', `find() { throw new Error('not found'); }, prepare() {}`),
+      member('empty', 'prepare() {}'),
+      member('short', 'prepare: () => ({ run() {}, output: () => [1, 2] })'),
+    ].flatMap((name) => ['--case', name]);
+    const { cases, peers } = await bench('--op', 'matmul', '--shape', '2x16x8', ...files);
+    expect(cases[0]?.skipped).toEqual([
+      { subject: 'choosy', reason: 'its refuses failed: no idea' },
+      { subject: 'empty', reason: 'prepare must return an object with run, a function' },
+      { subject: 'short', reason: 'output must give M * N = 16 numbers, got 2' },
+    ]);
+    expect(peers[2]).toEqual({ name: 'hidden', missing: 'its find failed: not found' });
+  });
+
   it('may queue its calls, and be waited for by a promise', async () => {
     const queues = file(
       'queues.mjs',
@@ -126,6 +144,16 @@ describe('a case of one’s own', () => {
         file('steering.mjs', `export default { name: '\\u001b[2J', prepare() {} };`),
         3,
         'must have',
+      ],
+      [
+        file('unit.mjs', `export default { name: 'u', computes: 'f8', prepare() {} };`),
+        3,
+        'must be one of f32, bf16, int8, got "f8"',
+      ],
+      [
+        file('refuses.mjs', `export default { name: 'r', refuses: 'all', prepare() {} };`),
+        3,
+        'must be a function, got string',
       ],
       [file('taken.mjs', `export default { name: 'torch', prepare() {} };`), 2, 'not taken'],
     ];
