@@ -1,6 +1,7 @@
 /** The ceilings of this machine, compiled and measured in the same run as what is judged by them. */
 
 import { spawn } from 'node:child_process';
+import { endWithUs } from './children.js';
 import { compileProgram } from './foreign.js';
 import { bytesOf, flopsOf, type Job } from './job.js';
 import type { ComputeType } from './peer.js';
@@ -43,6 +44,7 @@ function output(program: string, args: readonly string[]): Promise<string> {
       stdio: ['ignore', 'pipe', 'ignore'],
       timeout: kTimeout_ms,
     });
+    endWithUs(child);
     let text = '';
     child.stdout.setEncoding('utf8').on('data', (chunk: string) => {
       text += chunk;

@@ -12,6 +12,7 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { endWithUs } from './children.js';
 import type { Program } from './peer.js';
 import { isClean, type ThreadTimes, threadTimes } from './thread-times.js';
 
@@ -50,8 +51,8 @@ const kAnswer_ms = 300_000;
 
 /**
  * A child that answers; end it with {@link close}. Between its turns it is stopped, so that threads of a
- * pool that spin for more work (those of OpenMP for milliseconds) take no core from the next one. Should
- * this process die, the system lets the stopped ones of its process group go on, and ends them.
+ * pool that spin for more work (those of OpenMP for milliseconds) take no core from the next one. It ends
+ * with this process.
  */
 export class SubjectProcess {
   private readonly child: ChildProcess;
@@ -65,6 +66,7 @@ export class SubjectProcess {
       env: { ...process.env, ...env },
       stdio: ['pipe', 'pipe', 'pipe'],
     });
+    endWithUs(this.child);
     let rest = '';
     this.child.stdout?.setEncoding('utf8').on('data', (chunk: string) => {
       const found = (rest + chunk).split('\n');

@@ -22,6 +22,7 @@ import { defaultDevice, getThreads } from '../index.js';
 import { Arguments } from './arguments.js';
 import { readDevices } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
+import { Interrupts } from './interrupt.js';
 import { requireOutputFile, writeOutputFile } from './output-file.js';
 import { Progress } from './terminal.js';
 
@@ -175,7 +176,17 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
     roofline: !parsed.flag('no-roofline'),
   };
   const progress = new Progress(parsed.flag('json'));
-  return runBench(groups, asked, plan, ['lowrank bench', ...args].join(' '), limit, progress);
+  // Nothing is lost by ending at once; what is to go with this process goes when it exits.
+  const interrupts: Interrupts = new Interrupts(() => {
+    progress.close();
+    process.exit(interrupts.exitCode);
+  });
+  try {
+    const command = ['lowrank bench', ...args].join(' ');
+    return await runBench(groups, asked, plan, command, limit, progress);
+  } finally {
+    interrupts.dispose();
+  }
 }
 
 /** Writes a result where its option asks for it. @throws as {@link writeOutputFile} */

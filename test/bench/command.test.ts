@@ -2,9 +2,10 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { type BenchResult, kResultFormat } from '../../lib/bench/result.js';
-import { requireBuilt, run } from '../finetune/command.js';
+import { requireBuilt, run, start } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { sampleResult } from './sample-result.js';
 
@@ -138,6 +139,43 @@ describe('lowrank bench', () => {
     const nowhere = await run(['bench', '--report', inFolder('no/folder/page.html')]);
     expect([nowhere.code, nowhere.stderr]).toEqual([3, expect.stringContaining('no/folder')]);
   });
+
+  it.skipIf(process.platform !== 'linux').each([
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const)(
+    'leaves no process and no file behind on %s',
+    async (signal, expected) => {
+      const temporary = inFolder(signal);
+      fs.mkdirSync(temporary);
+      const many = ['--repeats', '90000', '--trials', '1', '--seconds', '900', '--no-roofline'];
+      const job = ['--op', 'loraForward', '--shape', '2x16x8', '--peers', 'unfused,base,openblas'];
+      const { child, finished } = start(['bench', ...job, ...many], {
+        wrap: `export TMPDIR='${temporary}'; exec "$@"`,
+      });
+      const pid = String(child.pid);
+      await sleep(300); // the shell has become the command
+      const statOf = (id: string) => {
+        try {
+          const text = fs.readFileSync(`/proc/${id}/stat`, 'utf8');
+          return text.replace(/^.*\) /, '').split(' '); // state, parent, ...
+        } catch {
+          return [];
+        }
+      };
+      const children = () => fs.readdirSync('/proc').filter((id) => statOf(id)[1] === pid);
+      const stopped = () => children().filter((id) => statOf(id)[0] === 'T');
+      for (let i = 0; i < 600 && stopped().length < 2; i++) await sleep(100);
+      const all = children();
+      expect(stopped().length).toBeGreaterThanOrEqual(2);
+      child.kill(signal);
+      expect((await finished).code).toBe(expected);
+      for (let i = 0; i < 50 && all.some((id) => statOf(id).length > 0); i++) await sleep(100);
+      expect(all.filter((id) => statOf(id).length > 0)).toEqual([]);
+      expect(fs.readdirSync(temporary)).toEqual([]);
+    },
+    120_000,
+  );
 
   it('names what a saved run lacks', async () => {
     const saved = () => JSON.parse(JSON.stringify(sampleResult()));
