@@ -5,6 +5,7 @@
 
 import fs from 'node:fs';
 import {
+  bitsText,
   bytesText,
   collectFindings,
   dims,
@@ -187,12 +188,9 @@ function outputsHtml(result: EmulateResult): string {
       number(output.maxValue.toExponential(2), output.maxValue) +
       `<td class="mono">${escapeHtml(output.hash)}</td></tr>`,
   );
+  const bits = bitsText(result);
   const same =
-    result.sameBits === undefined
-      ? ''
-      : result.sameBits
-        ? `<p class="good">The same bits in all ${result.runs.length} runs.</p>`
-        : `<p class="bad">Different bits between the ${result.runs.length} runs.</p>`;
+    bits === '' ? '' : `<p class="${result.sameBits ? 'good' : 'bad'}">${escapeHtml(bits)}</p>`;
   return `<h2>Outputs</h2>
 <p class="soft">Errors are against the reference device, or against what was given as expected.</p>
 <div class="scroll"><table>

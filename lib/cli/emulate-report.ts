@@ -33,7 +33,7 @@ export interface EmulateResult {
   readonly checked: boolean;
   readonly counted: boolean;
   readonly runs: readonly EmulatedRun[];
-  /** Do all runs have the same output bits, and the same counters? Undefined for a single run. */
+  /** Do all runs that ended have the same output bits, and the same counters? Undefined for fewer than two. */
   readonly sameBits: boolean | undefined;
   readonly sameCounters: boolean | undefined;
 }
@@ -58,6 +58,29 @@ export function collectFindings(runs: readonly EmulatedRun[]): CollectedFinding[
     }
   }
   return [...found.values()];
+}
+
+/** Runs that ended: what a failed one left says nothing of the kernel's results. */
+export function endedRuns(runs: readonly EmulatedRun[]): readonly EmulatedRun[] {
+  return runs.filter(({ error }) => error === undefined);
+}
+
+/** Whether the outputs depend on the schedule, and where they differ; '' for fewer than two runs. */
+export function bitsText({ runs, sameBits }: EmulateResult): string {
+  const [first, ...others] = endedRuns(runs);
+  if (first === undefined || sameBits === undefined) return '';
+  if (sameBits) {
+    const count = others.length + 1;
+    return count === runs.length
+      ? `The same bits in all ${count} runs.`
+      : `The same bits in the ${count} runs that ended.`;
+  }
+  const differing = first.outputs.flatMap(({ name, hash }, at) => {
+    const where = others.filter(({ outputs }) => outputs[at]?.hash !== hash);
+    const schedules = where.map(({ schedule }) => schedule).join(', ');
+    return where.length === 0 ? [] : [`${name} in ${schedules}`];
+  });
+  return `DIFFERENT BITS than in ${first.schedule}: ${differing.join('; ')}.`;
 }
 
 /** `cuda/cast_sm80.cu:12`, relative to the working folder where that is shorter. */
@@ -142,13 +165,8 @@ function outputTable(outputs: readonly OutputFacts[], result: EmulateResult): st
     output.hash,
   ]);
   const head = ['output', 'largest error', 'largest value', 'hash'];
-  const same =
-    result.sameBits === undefined
-      ? ''
-      : result.sameBits
-        ? `The same bits in all ${result.runs.length} runs.\n`
-        : `DIFFERENT BITS between the ${result.runs.length} runs.\n`;
-  return table([head, ...rows], [1, 2]) + same;
+  const bits = bitsText(result);
+  return table([head, ...rows], [1, 2]) + (bits === '' ? '' : visible(`${bits}\n`));
 }
 
 function counterTables(launches: readonly LaunchRecord[], top: number): string {

@@ -31,6 +31,7 @@ import {
   collectFindings,
   type EmulatedRun,
   type EmulateResult,
+  endedRuns,
   reportText,
 } from './emulate-report.js';
 import { countersKey, readTrace, sumCounts, sumLines } from './emulate-trace.js';
@@ -412,8 +413,9 @@ function resultOf(
   parsed: Arguments,
   runs: readonly EmulatedRun[],
 ): EmulateResult {
-  const several = runs.length > 1;
-  const equal = (key: (run: EmulatedRun) => string) => new Set(runs.map(key)).size === 1;
+  const ended = endedRuns(runs);
+  const several = ended.length > 1;
+  const equal = (key: (run: EmulatedRun) => string) => new Set(ended.map(key)).size === 1;
   const sm = Number(readCapability(parsed));
   return {
     title,

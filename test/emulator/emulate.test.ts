@@ -238,6 +238,41 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
     expect(broken.code).toBe(3);
   }, 300_000);
 
+  it('says where the bits differ, of the runs that ended', async () => {
+    const source = inFolder('order.cu');
+    const kernel = (name: string, body: string) =>
+      `LOWRANK_KERNEL(${name}, P, 64, 1) { ${body} }\n`;
+    const place = 'const uint32_t at = atomicAdd(&p.x[0], 1u);';
+    fs.writeFileSync(
+      source,
+      `#include "cuda/gpu.cuh"
+       struct P { uint32_t* x; uint32_t* y; };
+       ${kernel('order', `${place} p.y[threadIdx.x] = at;`)}
+       ${kernel('beyond', `${place} if (threadIdx.x == 0) p.y[at == 0 ? 0 : 99] = 1;`)}`,
+    );
+    const words = (elems: number) => ({ buffer: 'u32', elems, fill: 'zero' });
+    fs.writeFileSync(
+      inFolder('order.json'),
+      JSON.stringify([
+        { name: 'x', ...words(1) },
+        { name: 'y', ...words(64) },
+      ]),
+    );
+    const args = (name: string) => [
+      ...['emulate', '--kernel', source, '--name', name, '--params', inFolder('order.json')],
+      ...['--threads', '64', '--schedule', 'forward,reverse,random', '--html', inFolder('o.html')],
+    ];
+    const order = await run(args('order'));
+    const different = 'DIFFERENT BITS than in forward: y in reverse, random 1.';
+    expect([order.code, order.stdout]).toEqual([7, expect.stringContaining(different)]);
+    expect(fs.readFileSync(inFolder('o.html'), 'utf8')).toContain(different);
+    // Only the first run of this one ends.
+    const beyond = await run([...args('beyond'), '--json']);
+    const { findings, sameBits, sameCounters } = JSON.parse(beyond.stdout);
+    expect(findings[0]).toMatchObject({ kind: 'oob-global', schedules: ['reverse', 'random 1'] });
+    expect([beyond.code, sameBits, sameCounters]).toEqual([7, undefined, undefined]);
+  }, 300_000);
+
   it('takes a folder for temporary files with a blank in its name', async () => {
     const args = transpose(example('transpose.cu'), 'transpose_kernel', '4096');
     const { code, stderr } = await run(args, withTemporary('a blank'));
