@@ -223,7 +223,6 @@ describe('lowrank bench', () => {
     expect(code).toBe(2);
     expect(stderr).toContain('--figure must be of a run over several M');
     expect(stdout).toMatch(/^ {2}lowrank /m);
-    expect(stdout).toContain('with 3 it holds the median with 75 %');
   });
 
   it('compares two saved runs', async () => {

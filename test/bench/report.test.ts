@@ -124,6 +124,21 @@ describe('the report', () => {
     expect(text).toContain('1305 of 1395 samples clean');
     expect(text.split('\n').every((line) => line.length <= 150)).toBe(true);
   });
+
+  it('says what the intervals of few samples hold', () => {
+    const note = 'with 3 it holds the median with 75 %';
+    const few = (pairs: number) => ({
+      ...result,
+      cases: result.cases.map((one, at) => ({
+        ...one,
+        rows: one.rows.map((row) => ({ ...row, pairs: at === 1 ? pairs : 30 })),
+      })),
+    });
+    for (const made of [resultText, benchHtml]) {
+      expect(made(few(3))).toContain(note);
+      expect(made(few(6))).not.toContain('from the least to the most');
+    }
+  });
 });
 
 describe('rates', () => {
