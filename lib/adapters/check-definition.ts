@@ -16,7 +16,7 @@ const kNeeded = {
 const kPlace = ['inFeatures', 'outFeatures', 'seed', 'device', 'dtype', 'weight'];
 
 /** It names a folder, a row of a table, and itself among others on the command line. */
-const kMethodName = /^[a-z0-9]+(?:[-_][a-z0-9]+)*$/;
+const kMethodName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
 /** @throws ERR_TYPE, ERR_VALUE */
 export function checkDefinition(definition: unknown): void {
@@ -32,7 +32,7 @@ export function checkDefinition(definition: unknown): void {
   }
   const { method, defaults, trained, frozen = [], inputs = [] } = given;
   if (!kMethodName.test(method as string)) {
-    const expected = 'lower-case letters and digits, in words joined by - or _ (it names folders)';
+    const expected = 'letters, digits, - and _, a letter or digit first (it names folders)';
     fail('ERR_VALUE', kOp, 'definition.method', expected, JSON.stringify(method));
   }
   for (const name of Object.keys(defaults as object)) {

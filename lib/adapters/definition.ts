@@ -259,7 +259,7 @@ export interface AdapterDefinition<
   B extends string = string,
   S = unknown,
 > {
-  /** Lower-case letters and digits, in words joined by - or _: it names folders, and itself on the command line. */
+  /** Letters, digits, - and _, by custom in lower case: it names folders, and itself on the command line. */
   readonly method: string;
   /** Authors, title, year, arXiv number. */
   readonly reference: string;

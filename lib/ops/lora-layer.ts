@@ -114,13 +114,14 @@ export class LoraLinear implements Disposable {
 
   /**
    * Gradients of the last {@link LoraLinear.forward}, whatever is active since; see {@link loraBackward}. Of a pass
-   * without an adapter `dx`, and `dBias` where there is a bias.
-   * @throws as {@link loraBackward}; ERR_VALUE where no training forward pass came before
+   * without an adapter `dx`, and `dBias` where there is a bias; these need no forward pass before.
+   * @throws as {@link loraBackward}; ERR_VALUE where an adapter is active and no training forward pass came before
    */
   backward(dy: Tensor, options?: LoraBackwardOptions): LoraGradients {
     const op = 'LoraLinear.backward';
     const given = readOptions(op, options);
-    const saved = this.#saved;
+    const base = () => (this.#adapter(op) === undefined ? checkTensor(op, 'dy', dy) : undefined);
+    const saved = this.#saved ?? base();
     if (saved === undefined) {
       fail('ERR_VALUE', op, 'state', 'that of a training forward pass', 'none');
     }

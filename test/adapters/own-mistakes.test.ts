@@ -60,10 +60,14 @@ describe('a method', () => {
 
   const fields = (wrong: object) => () => defineAdapter({ ...good, ...wrong } as never);
   it.each([
-    ['a path for a name', { method: '../../elsewhere' }, 'definition.method must be lower-case'],
-    ['no name', { method: '' }, 'definition.method must be lower-case'],
-    ['a list for a name', { method: 'a,b' }, 'definition.method must be lower-case'],
-    ['capitals', { method: 'Mine' }, 'definition.method must be lower-case'],
+    [
+      'a path for a name',
+      { method: '../../elsewhere' },
+      'definition.method must be letters, digits',
+    ],
+    ['no name', { method: '' }, 'definition.method must be letters, digits'],
+    ['a list for a name', { method: 'a,b' }, 'definition.method must be letters, digits'],
+    ['a blank', { method: 'my lora' }, 'definition.method must be letters, digits'],
     ['a name twice', { trained: ['a', 'a'] }, "got 'a', which is in trained"],
     ['a frozen tensor that is trained', { frozen: ['a'] }, "got 'a', which is in trained"],
     ['an input like a tensor', { inputs: ['a'] }, "got 'a', which is in trained"],

@@ -92,7 +92,9 @@ describe.each(DEVICES)('LoraLinear on %s', (device) => {
           expect(value).toBeCloseTo(100 + (values[i] as number), 4);
         });
       }
-      expect(codeOf(() => layer.backward(dy))).toBe('ERR_VALUE');
+      const fresh = new LoraLinear({ weight, bias, adapters: {} });
+      exact('dx', await (fresh.backward(dy).dx as Tensor).read(), (first.dx as Tensor).readSync());
+      expect(codeOf(() => fresh.backward(Tensor.zeros([5, 6], { device })))).toBe('ERR_SHAPE');
       layer.forward(x);
       const before = dx.readSync();
       expect(codeOf(() => layer.backward(dy, { needs: ['dLoraA'] }))).toBe('ERR_VALUE');
