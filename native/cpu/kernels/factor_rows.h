@@ -49,14 +49,17 @@ LOWRANK_INLINE void LoadColumns(const char* x, VecF (&columns)[2]) {
   }
 }
 
-using FactorRowsFn = void (*)(const VisitedRows& visit, float* c, int64_t ldc, bool first);
+/// What a tile does with the sums in memory: nothing, go on with them, or add its own to them.
+enum class Sums { kStart, kGoOn, kAdd };
+
+using FactorRowsFn = void (*)(const VisitedRows& visit, float* c, int64_t ldc, Sums sums);
 
 /// c [kRanks, 2 · kVL] (+)= dhᵀ · x.
 template <typename Policy, int kRanks>
-static void FactorRowsTile(const VisitedRows& visit, float* c, int64_t ldc, bool first) {
+static void FactorRowsTile(const VisitedRows& visit, float* c, int64_t ldc, Sums sums) {
   constexpr int64_t kTileBytes = 2 * kVL * (Policy::kPairs ? 2 : 4);
   VecF acc[kRanks][2] = {};
-  if (!first) {
+  if (sums == Sums::kGoOn) {
 #pragma GCC unroll 16
     for (int i = 0; i < kRanks; ++i) {
       acc[i][0] = Load(c + i * ldc);
@@ -74,6 +77,13 @@ static void FactorRowsTile(const VisitedRows& visit, float* c, int64_t ldc, bool
       const VecF rank = Splat(dh[i]);
       acc[i][0] = Fma(rank, columns[0], acc[i][0]);
       acc[i][1] = Fma(rank, columns[1], acc[i][1]);
+    }
+  }
+  if (sums == Sums::kAdd) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRanks; ++i) {
+      acc[i][0] = Load(c + i * ldc) + acc[i][0];
+      acc[i][1] = Load(c + i * ldc + kVL) + acc[i][1];
     }
   }
 #pragma GCC unroll 16
@@ -134,7 +144,7 @@ LOWRANK_INLINE void SumFactorRows(Run& run, const Grid& grid, const Block& block
             pairs ? PickFactorRows<BF16Policy, kMR>(ranks) : PickFactorRows<F32Policy, kMR>(ranks);
         tile({first_row + n * bytes, stored ? x.cols * bytes : kMostFactorCols * 4,
               static_cast<const float*>(dh.data) + m0 * dh.cols + i, dh.cols, rows},
-             to + (i - block.m0) * ldc + n, ldc, m0 % kKC == 0);
+             to + (i - block.m0) * ldc + n, ldc, m0 % kKC == 0 ? Sums::kStart : Sums::kGoOn);
       });
     }
     if (to == c || (m0 + rows < x.rows && (m0 + rows) % kKC != 0)) continue;

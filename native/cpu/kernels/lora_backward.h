@@ -105,6 +105,37 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
   }
 }
 
+// Rows of dx up to which lora_a is worth no panel: packing it, in the order of w's columns, is paid
+// for a block of columns, whatever the rows.
+constexpr int64_t kExpandRows = 64;
+
+/// Is dh · lora_a of this block taken from lora_a's rows as they lie?
+LOWRANK_INLINE bool ExpandsRows(const Grid& grid, const Block& block, const TensorView& lora_a) {
+  return grid.rows.rows <= kExpandRows && lora_a.dtype == DType::kF32 &&
+         (block.n1 - block.n0) % kNR == 0;
+}
+
+/// sum (+)= dh · lora_a of a block, the bits of its last steps.
+LOWRANK_INLINE void ExpandRows(Run& run, const Grid& grid, const Block& block, const RowSource& dh,
+                               int64_t m0, const TensorView& lora_a, float* sum, bool add) {
+  const RowsOf<F32Policy> rows = {run, grid, block, dh, m0};
+  const int64_t row_bytes = lora_a.cols * 4;
+  const char* columns = static_cast<const char*>(lora_a.data) + block.n0 * 4;
+  for (int64_t k0 = 0; k0 < lora_a.rows; k0 += kKC) {
+    const int64_t kc = Min(kKC, lora_a.rows - k0);
+    const Unit* a = rows(k0, kc);
+    if (a == nullptr) return;
+    for (int64_t n = 0; n < block.n1 - block.n0; n += kNR) {
+      grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
+        PickFactorRows<F32Policy, kMR>(mr)(
+            {columns + k0 * row_bytes + n * 4, row_bytes, a + (m - block.m0) * kc, mr, kc},
+            sum + (m - block.m0) * block.ldc() + n, block.ldc(),
+            add || k0 != 0 ? Sums::kAdd : Sums::kStart);
+      });
+    }
+  }
+}
+
 template <typename Policy>
 static void InputGrad(Run& run, const InputGradParts& op) {
   const int64_t r = op.dh == nullptr ? 0 : op.dh->cols;
@@ -134,6 +165,7 @@ static void InputGrad(Run& run, const InputGradParts& op) {
       run, op.dy, op.w, op.dx, op.accumulate, r, step, pack,
       [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
         if (r == 0 || op.gate != nullptr || FewRows(grid)) return true;
+        if (ExpandsRows(grid, block, *op.lora_a)) return true;
         return PackLastSteps(
             run, grid, block, dh, m0,
             [&](int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) {
@@ -143,7 +175,9 @@ static void InputGrad(Run& run, const InputGradParts& op) {
             last);
       },
       [&](const Grid& grid, const Block& block, int64_t m0, float* c) {
-        if (r == 0 || (op.gate == nullptr && !FewRows(grid))) return;
+        if (r == 0) return;
+        const bool from_rows = ExpandsRows(grid, block, *op.lora_a);
+        if (op.gate == nullptr && !FewRows(grid) && !from_rows) return;
         float* sum = c;
         if (op.gate != nullptr) sum = run.Get<float>(kAdapterSlot, block.c_elems());
         if (sum == nullptr) return;
@@ -151,6 +185,8 @@ static void InputGrad(Run& run, const InputGradParts& op) {
           AccumulateThin<false>(
               run, dh, m0 + block.m0, block.m1 - block.m0, *op.lora_a, block.n0, block.n1,
               [&](int64_t m) { return sum + m * block.ldc(); }, sum != c);
+        } else if (from_rows) {
+          ExpandRows(run, grid, block, dh, m0, *op.lora_a, sum, sum == c);
         } else {
           Accumulate<F32Policy>(run, grid, block, r, RowsOf<F32Policy>{run, grid, block, dh, m0},
                                 DirectB<F32Policy>{lora_a}, sum, true);

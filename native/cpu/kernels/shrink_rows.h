@@ -46,14 +46,14 @@ LOWRANK_INLINE ShrinkColumns PackShrinkColumns(Run& run, int64_t depth, int64_t 
   return b;
 }
 
-/// One element of a unit in all lanes: of a pair the first along the summation index, or the
-/// second.
+/// One element of a unit, wherever it lies, in all lanes: of a pair the first along the summation
+/// index, or the second.
 template <typename Policy, int kHalf>
-LOWRANK_INLINE VecF SplatElement(const Unit* unit) {
-  if constexpr (!Policy::kPairs) return Splat(*unit);
-  uint32_t pair;
-  std::memcpy(&pair, unit, 4);
-  const VecU both = SplatU(pair);
+LOWRANK_INLINE VecF SplatElement(const void* unit) {
+  uint32_t bits;
+  std::memcpy(&bits, unit, 4);
+  const VecU both = SplatU(bits);
+  if constexpr (!Policy::kPairs) return reinterpret_cast<VecF>(both);
   return reinterpret_cast<VecF>(kHalf == 0 ? both << 16 : both & 0xffff0000u);
 }
 
@@ -93,10 +93,9 @@ static void ShrinkTile(const char* rows, int64_t pitch, int64_t kc, const float*
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
         const char* at = third[i / 3] + i % 3 * pitch + j * kBytes;
-        const Unit* unit = reinterpret_cast<const Unit*>(at);
-        acc[i] = Fma(SplatElement<Policy, 0>(unit), columns[j], acc[i]);
+        acc[i] = Fma(SplatElement<Policy, 0>(at), columns[j], acc[i]);
         if constexpr (Policy::kPairs) {
-          acc[i] = Fma(SplatElement<Policy, 1>(unit), columns[j + 1], acc[i]);
+          acc[i] = Fma(SplatElement<Policy, 1>(at), columns[j + 1], acc[i]);
         }
       }
     }
