@@ -115,6 +115,19 @@ struct ShuffleArg {
   uint64_t result;
 };
 
+/// A lane reads one that is not there: it is not in the mask, or has exited.
+void ReportSource(Site site, uint32_t lane, int32_t source) {
+  const uint32_t asked = CurrentFiber()->warp_state->lanes[lane].mask;
+  if ((asked >> source & 1u) != 0) {
+    Report("inactive-lane", site, Site(),
+           "shfl.sync: lane %u reads lane %d, which is in the mask %08x but has exited", lane,
+           source, asked);
+  } else {
+    Report("inactive-lane", site, Site(),
+           "shfl.sync: lane %u reads lane %d, which is not in the mask %08x", lane, source, asked);
+  }
+}
+
 void ShuffleFn(uint32_t mask, void** args) {
   ForEachLane(mask, [&](uint32_t lane) {
     auto* arg = static_cast<ShuffleArg*>(args[lane]);
@@ -140,8 +153,7 @@ void ShuffleFn(uint32_t mask, void** args) {
     }
     source &= 31;
     if ((mask >> source & 1u) == 0) {
-      Report("inactive-lane", arg->site, Site(),
-             "shfl.sync: lane %u reads lane %d, which is not in the mask %08x", lane, source, mask);
+      ReportSource(arg->site, lane, source);
       arg->result = 0xdeadbeefdeadbeefull;
     } else {
       arg->result = static_cast<ShuffleArg*>(args[source])->value;
@@ -189,8 +201,7 @@ void ShufflePtxFn(uint32_t mask, void** args) {
     }
     if (!arg->in_range) source = static_cast<int32_t>(lane);
     if ((mask >> source & 1) == 0) {
-      Report("inactive-lane", arg->site, Site(),
-             "shfl.sync: lane %u reads lane %d, which is not in the mask %08x", lane, source, mask);
+      ReportSource(arg->site, lane, source);
       arg->result = 0xdeadbeefu;
     } else {
       arg->result = static_cast<ShufflePtxArg*>(args[source])->value;

@@ -279,6 +279,31 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
     expect(code, stderr).toBe(0);
   }, 300_000);
 
+  it('says what a launch has too much of', async () => {
+    const own = [
+      'emulate',
+      '--kernel',
+      example('transpose.cu'),
+      '--params',
+      example('params.json'),
+    ];
+    for (const [args, message] of [
+      [['--threads', '512'], /compiled for blocks of up to 256 threads .*got 512/],
+      [['--threads', '256', '--shared', '300000'], /bytes of shared memory, .*got 300000 beside/],
+      [
+        ['--threads', '256', '--sm', '80', '--cluster', '2'],
+        /from sm_90 on, got one of 2 blocks on sm_80/,
+      ],
+      [
+        ['--threads', '256', '--sm', '90', '--grid', '3', '--cluster', '2'],
+        /multiple of their 2 blocks, got 3/,
+      ],
+    ] as const) {
+      const { stdout, stderr } = await run([...own, '--name', 'transpose_padded_kernel', ...args]);
+      expect(stdout + stderr).toMatch(message);
+    }
+  }, 300_000);
+
   it('compares with what a kernel of one’s own should give', async () => {
     const y = Float32Array.from({ length: 8192 }, (_, i) => (i % 64) * 128 + Math.floor(i / 64));
     fs.writeFileSync(inFolder('y.bin'), y);

@@ -419,6 +419,11 @@ LOWRANK_KERNEL(case_shuffle_from_outside_mask, EmulatorCaseParams, 128, 1) {
   p.y[threadIdx.x] = v;
 }
 
+LOWRANK_KERNEL(case_shuffle_from_exited, EmulatorCaseParams, 128, 1) {
+  if ((threadIdx.x & 31) >= 16) return;
+  p.y[threadIdx.x] = __shfl_xor_sync(0xffffffffu, Thread(), 16);
+}
+
 LOWRANK_KERNEL(case_shuffle_waits_for_absent, EmulatorCaseParams, 128, 1) {
   float v = Thread();
   if ((threadIdx.x & 31) < 16) v = __shfl_xor_sync(0xffffffffu, v, 1);

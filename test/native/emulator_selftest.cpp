@@ -22,6 +22,7 @@ struct Case {
   uint32_t shared_bytes = 512;
   std::function<float(uint32_t)> y = nullptr;  // expected results of a correct kernel
   LaunchStatus status = LaunchStatus::kFinding;
+  const char* says = "";  // what the finding's text has
 };
 
 const std::vector<Case>& Cases() {
@@ -69,7 +70,10 @@ const std::vector<Case>& Cases() {
       {"case_divergent_barrier", "divergent-barrier"},
       {"case_exit_before_barrier", "deadlock"},
       {"case_half_a_warp_multiplies", "divergent-warp"},
-      {"case_shuffle_from_outside_mask", "inactive-lane"},
+      {"case_shuffle_from_outside_mask", "inactive-lane", 1, 512, nullptr, LaunchStatus::kFinding,
+       "reads lane 16, which is not in the mask 0000ffff"},
+      {"case_shuffle_from_exited", "inactive-lane", 1, 512, nullptr, LaunchStatus::kFinding,
+       "reads lane 16, which is in the mask ffffffff but has exited"},
       {"case_shuffle_waits_for_absent", "deadlock"},
       {"case_warp_reduction", "", 1, 512, [](uint32_t) { return 127.0f * 64; }},
       {"case_matrix_loads", "", 1, 2048, [](uint32_t) { return 1.0f; }},
@@ -119,9 +123,11 @@ std::string RunCase(const Case& test) {
   const LaunchStatus status = RunGrid(launch);
 
   std::string wrong;
+  std::string texts;
   std::set<std::string> kinds;
   for (const Finding& finding : Findings()) {
     kinds.insert(finding.kind);
+    texts += finding.text + "\n";
     if (finding.kind == test.kind && finding.kind != "shared-size" &&
         Trim(finding.where.file) != "emulator_cases.cu") {
       wrong = "a finding that does not name the file: " + finding.text;
@@ -130,6 +136,7 @@ std::string RunCase(const Case& test) {
   std::string all;
   for (const std::string& kind : kinds) all += " " + kind;
   if (*test.kind != 0 && !Found(kinds, test.kind)) wrong = "found:" + all;
+  if (wrong.empty() && texts.find(test.says) == std::string::npos) wrong = "said: " + texts;
   if (*test.kind == 0 && !kinds.empty()) wrong = "false alarm: " + Findings().front().text;
   const LaunchStatus expected = *test.kind == 0 ? LaunchStatus::kOk : test.status;
   if (wrong.empty() && status != expected) {

@@ -128,11 +128,10 @@ class Runner {
 #undef LOWRANK_LOOK_UP
     if (missing != nullptr) return Say(spec.library + " lacks " + missing);
     report_ = reinterpret_cast<const char* (*)()>(dlsym(library, "lowrankEmulatorLastReport"));
-    CUdevice device = 0;
     CUcontext context = nullptr;
     return Check(driver_.cuInit(0), "cuInit") &&
-           Check(driver_.cuDeviceGet(&device, 0), "cuDeviceGet") &&
-           Check(driver_.cuDevicePrimaryCtxRetain(&context, device), "cuDevicePrimaryCtxRetain") &&
+           Check(driver_.cuDeviceGet(&device_, 0), "cuDeviceGet") &&
+           Check(driver_.cuDevicePrimaryCtxRetain(&context, device_), "cuDevicePrimaryCtxRetain") &&
            Check(driver_.cuCtxSetCurrent(context), "cuCtxSetCurrent");
   }
 
@@ -157,10 +156,50 @@ class Runner {
       }
     }
     if (!Check(found, "cuModuleGetFunction")) return false;
+    const std::string beyond = BeyondLimits(spec);
+    if (!beyond.empty()) return Say("the launch was refused: " + beyond);
     return Check(
         driver_.cuFuncSetAttribute(function_, CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
                                    static_cast<int>(spec.shared_bytes)),
         "cuFuncSetAttribute (shared memory)");
+  }
+
+  int OfKernel(CUfunction_attribute attribute) {
+    int value = 0;
+    driver_.cuFuncGetAttribute(&value, attribute, function_);
+    return value;
+  }
+  int OfDevice(CUdevice_attribute attribute) {
+    int value = 0;
+    driver_.cuDeviceGetAttribute(&value, attribute, device_);
+    return value;
+  }
+
+  /// What the kernel or the device does not have, in words; a driver says numbers.
+  std::string BeyondLimits(const Spec& spec) {
+    const auto text = [](auto value) { return std::to_string(value); };
+    const int threads = OfKernel(CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
+    if (static_cast<int64_t>(spec.threads) > threads) {
+      return "the kernel is compiled for blocks of up to " + text(threads) +
+             " threads (__launch_bounds__), got " + text(spec.threads);
+    }
+    const int device_bytes = OfDevice(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN);
+    const int own_bytes = OfKernel(CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
+    if (static_cast<int64_t>(spec.shared_bytes) > device_bytes - own_bytes) {
+      return "a block has " + text(device_bytes) + " bytes of shared memory, of which the kernel " +
+             "declares " + text(own_bytes) + ", got " + text(spec.shared_bytes) + " beside these";
+    }
+    const int major = OfDevice(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR);
+    if (spec.cluster > 1 && major < 9) {
+      const int minor = OfDevice(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR);
+      return "clusters are of devices from sm_90 on, got one of " + text(spec.cluster) +
+             " blocks on sm_" + text(major) + text(minor);
+    }
+    if (spec.cluster > 1 && spec.grid[0] % spec.cluster != 0) {
+      return "a grid of clusters is a multiple of their " + text(spec.cluster) + " blocks, got " +
+             text(spec.grid[0]);
+    }
+    return "";
   }
 
   bool Launch(const Spec& spec) {
@@ -205,6 +244,7 @@ class Runner {
   }
 
   Driver driver_;
+  CUdevice device_ = 0;
   const char* (*report_)() = nullptr;
   CUmodule module_ = nullptr;
   CUfunction function_ = nullptr;
