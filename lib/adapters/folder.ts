@@ -8,6 +8,7 @@ import { readSafetensors } from '../checkpoint/safetensors.js';
 import { encodeSafetensors } from '../checkpoint/safetensors-write.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters } from './adapter-map.js';
+import { checkFields } from './folder-fields.js';
 import { adaptersToPeft, type PeftFolder } from './peft.js';
 import { PeftTensors } from './peft-tensors.js';
 
@@ -39,8 +40,9 @@ const pythonOf = (value: unknown): PythonJson => {
 /**
  * Writes the adapters of one method, by module, as PEFT lays them out; atomically.
  * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
- * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ...
- * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft} · ERR_DISK_FULL · ERR_PATH
+ * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ..., or in place of those
+ *   that follow from the adapters, as `target_modules`
+ * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft}, fields that the tensors contradict · ERR_DISK_FULL · ERR_PATH
  * @example
  * const adapters = new Map([['model.layers.0.self_attn.q_proj', adapter]]);
  * await writeAdapterFolder('./out', await adaptersToPeft(adapters));
@@ -57,7 +59,9 @@ export async function writeAdapterFolder(
   checkObject(op, 'fields', fields);
   if ('tensors' in adapters) PeftTensors.of(op, adapters);
   else checkAdapters(op, adapters, expected);
-  const { config, tensors } = 'tensors' in adapters ? adapters : await adaptersToPeft(adapters);
+  const made = 'tensors' in adapters ? adapters : await adaptersToPeft(adapters);
+  checkFields(op, made, fields);
+  const { config, tensors } = made;
   const all: Record<string, unknown> = { bias: 'none', inference_mode: true, ...config };
   for (const targets of ['target_modules', 'target_parameters'] as const) {
     const names = all[targets];

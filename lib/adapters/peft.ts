@@ -43,8 +43,8 @@ const kOtherFeatures = ['arrow_config', 'layer_replication', 'lora_bias'];
 /** Fields of PEFT's configs that are false where frozen tensors are left out of the file. */
 const kStored = ['save_projection', 'save_indices'];
 
-/** PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
-function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
+/** @internal PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
+export function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
   if (definition.peft !== undefined) return definition.peft;
   const names = [...definition.trained, ...(definition.frozen ?? [])];
   return {

@@ -1,5 +1,5 @@
 // Adapter folders of every method: written and read back, the layers compute the same.
-import { mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
@@ -7,6 +7,7 @@ import {
   type Adapter,
   adapterFromPeft,
   adapterMethods,
+  adapters,
   adaptersToPeft,
   defineAdapter,
   LowrankError,
@@ -47,10 +48,10 @@ describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
         weight: weights[i] as Tensor,
         seed: 5 + i,
       }));
-      const adapters = (method as NonNullable<typeof method>).createAll(
+      const made = (method as NonNullable<typeof method>).createAll(
         places.map((place) => ({ ...place, ...settings })),
       ) as Adapter[];
-      for (const adapter of adapters) {
+      for (const adapter of made) {
         Object.values(adapter.parameters).forEach((tensor, i) => {
           const moved = wave(tensor.size, i);
           tensor.write(tensor.readSync().map((v, j) => v + 0.2 * (moved[j] as number)));
@@ -58,7 +59,7 @@ describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
         // Tables that follow from the values.
         adapter.refresh();
       }
-      const byModule = new Map(adapters.map((adapter, i) => [`model.layers.${i}.lin`, adapter]));
+      const byModule = new Map(made.map((adapter, i) => [`model.layers.${i}.lin`, adapter]));
       await writeAdapterFolder(folder, byModule, { task_type: 'CAUSAL_LM' });
       const read = readAdapterFolder(folder);
       expect(read.config.task_type).toBe('CAUSAL_LM');
@@ -145,6 +146,76 @@ describe('adapter folders', () => {
       expect(load(without)).toThrow(/must have the tensor lora_B.weight/);
       expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(/loraA must be of shape \[8, 7\]/);
       expect(load(tensors, { ...place, inFeatures: 7 })).toThrow(LowrankError);
+    });
+  });
+});
+
+describe('fields of one’s own', () => {
+  it.each([
+    [
+      'lora',
+      { r: 99 },
+      /fields\.r must be 2, or left out \(lora_A.weight of lin is \[2, 6\]\), got 99/,
+    ],
+    [
+      'lora',
+      { lora_bias: true },
+      /fields\.lora_bias must be left out \(there is no lora_B.bias of lin/,
+    ],
+    ['lora', { use_dora: true }, /fields\.use_dora must be left out \(lin is an adapter of lora\)/],
+    ['lora', { peft_type: 'VERA' }, /fields\.peft_type must be "LORA", or left out/],
+    ['lora', { rank_pattern: { lin: 3 } }, /fields\.rank_pattern must be left out/],
+    ['vera', { r: 99 }, /fields\.r must be .*, got 99/],
+  ])('of %s that the tensors contradict are refused: %j', async (name, fields, message) => {
+    await inFolder(async (folder) => {
+      const place = { inFeatures: 6, outFeatures: 4, device: 'cpu' as const };
+      const one =
+        name === 'lora' ? adapters.lora.create({ ...place, r: 2 }) : adapters.vera.create(place);
+      const byModule = new Map([['lin', one as unknown as Adapter]]);
+      const refused = { code: 'ERR_VALUE', message: expect.stringMatching(message) };
+      for (const from of [byModule, await adaptersToPeft(byModule)]) {
+        const writing = writeAdapterFolder(folder, from, fields);
+        await expect(writing).rejects.toThrow(expect.objectContaining(refused));
+      }
+      expect(existsSync(folder)).toBe(false);
+    });
+  });
+
+  it.each(adapterMethods.map(({ method }) => method))(
+    'that say nothing of the tensors are written, of %s',
+    async (name) => {
+      await inFolder(async (folder) => {
+        const { N, K, settings } = settingsOf(name);
+        const place = { inFeatures: K, outFeatures: N, device: 'cpu' as const };
+        const weight = Tensor.from(wave(N * K, 1), [N, K], { device: 'cpu' });
+        const method = adapterMethods.find((each) => each.method === name);
+        const one = method?.create({ ...place, weight, ...settings }) as Adapter;
+        const fields = {
+          target_modules: ['q_proj'],
+          base_model_name_or_path: 'base',
+          task_type: null,
+          revision: 'main',
+          inference_mode: false,
+          modules_to_save: ['lm_head'],
+          lora_alpha: 3,
+          arrow_config: null,
+        };
+        await writeAdapterFolder(folder, new Map([['lin', one]]), fields);
+        expect(readAdapterFolder(folder).config).toMatchObject(fields);
+      });
+    },
+  );
+
+  it('may put right what a folder’s config says', async () => {
+    await inFolder(async (folder) => {
+      const one = adapters.lora.create({ inFeatures: 6, outFeatures: 4, r: 2, device: 'cpu' });
+      const made = await adaptersToPeft(new Map([['lin', one as unknown as Adapter]]));
+      const wrong = { ...made, config: { ...made.config, r: 5 } };
+      await writeAdapterFolder(folder, wrong, { r: 2 });
+      const place = { inFeatures: 6, outFeatures: 4, device: 'cpu' as const };
+      expect(adapterFromPeft(readAdapterFolder(folder), 'lin', place).config).toMatchObject({
+        r: 2,
+      });
     });
   });
 });
