@@ -1,7 +1,7 @@
 import { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
-import { fail, notConstructed, wrongType } from '../core/errors.js';
+import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -92,6 +92,7 @@ export class AdapterSaved implements Disposable {
     this.dispose();
   }
 }
+markClass(AdapterSaved, 'AdapterSaved');
 
 /** What a method's formula returned: y [..., N], a step of the tape, in the dtype of x. */
 function checkResult(op: string, value: unknown, x: Tensor, N: number): void {

@@ -1,4 +1,4 @@
-import { fail, wrongType } from '../core/errors.js';
+import { fail, markClass, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
@@ -27,6 +27,7 @@ export class Value {
     return this.tensor.shape;
   }
 }
+markClass(Value, 'Value');
 
 /** What a step's backward function works with. */
 export interface BackwardPass {
@@ -202,6 +203,7 @@ export class GradientTape implements Disposable {
     this.dispose();
   }
 }
+markClass(GradientTape, 'Tape');
 
 /** Gradients that have come together so far. */
 class Pass implements BackwardPass {

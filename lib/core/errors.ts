@@ -105,13 +105,42 @@ export function notConstructed(name: string, makers: string): LowrankTypeError {
   return new LowrankTypeError(name, refusal(name, 'it', `made by ${makers}`, `new ${name}`));
 }
 
-/** A short name of a value's type, safe for hostile values (never calls into them). */
+/** Known to every copy of the library in a process: what a class of it is called. */
+const kClassName = Symbol.for('lowrank.className');
+
+/** Of the classes of this copy that {@link markClass} knows. */
+const ownPrototypes: object[] = [];
+
+/** @internal Lets errors of another copy of the library say what its objects are. */
+export function markClass({ prototype }: { readonly prototype: object }, name: string): void {
+  Object.defineProperty(prototype, kClassName, { value: name });
+  ownPrototypes.push(prototype);
+}
+
+/** What an object of another copy of the library is, in words; `undefined` for anything else. */
+function describeForeign(value: object): string | undefined {
+  let name: unknown;
+  try {
+    const isOf = Object.prototype.isPrototypeOf;
+    if (ownPrototypes.some((prototype) => isOf.call(prototype, value))) return undefined;
+    name = Reflect.get(value, kClassName);
+  } catch {
+    return undefined;
+  }
+  if (typeof name !== 'string') return undefined;
+  const how = 'load it in one way, by import or by require, and from one install';
+  return `a ${name} of another copy of lowrank (${how})`;
+}
+
+/** A short name of a value's type, safe for hostile values (what they throw goes nowhere). */
 function describeType(value: unknown): string {
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'an array';
   if (Number.isNaN(value)) return 'NaN';
   const type = typeof value;
   if (type !== 'object') return type === 'undefined' ? 'undefined' : `a ${type}`;
+  const foreign = describeForeign(value as object);
+  if (foreign !== undefined) return foreign;
   const tag = Object.prototype.toString.call(value).slice(8, -1);
   return tag === 'Object' ? 'an object' : `a ${tag}`;
 }

@@ -1,7 +1,7 @@
 import { type NativeHandle, native, nativeAsync } from './binding.js';
 import { type Device, resolveDevice } from './device.js';
 import { checkDType, type DType, dtypeBytes } from './dtype.js';
-import { fail, LowrankError, notConstructed, wrongType } from './errors.js';
+import { fail, LowrankError, markClass, notConstructed, wrongType } from './errors.js';
 import { track } from './scope.js';
 import { checkDims, checkFinite, readOptions, seedWords } from './validate.js';
 
@@ -454,3 +454,4 @@ export class Tensor implements Disposable {
     this.dispose();
   }
 }
+markClass(Tensor, 'Tensor');

@@ -1,6 +1,6 @@
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, LowrankTypeError, refusal, wrongType } from '../core/errors.js';
+import { fail, LowrankTypeError, markClass, refusal, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -183,6 +183,7 @@ export class LoraAdapter implements Disposable {
     this.dispose();
   }
 }
+markClass(LoraAdapter, 'LoraAdapter');
 
 /** The method of what `adapters.<method>.create` makes, which is told by its fields: layers above this one make it. */
 function methodOf(value: unknown): string | undefined {

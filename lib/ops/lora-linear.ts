@@ -1,5 +1,5 @@
 import { type NativeHandle, native } from '../core/binding.js';
-import { fail, notConstructed, wrongType } from '../core/errors.js';
+import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -112,6 +112,7 @@ export class LoraSaved implements Disposable {
     this.dispose();
   }
 }
+markClass(LoraSaved, 'LoraSaved');
 
 /**
  * A live adapter of an [N, K] weight where `near` lies; next to activations also of dtypes that mix.

@@ -8,7 +8,7 @@ import { formatRowInt8, isRowInt8, parseRowInt8 } from '../checkpoint/row-int8-s
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, notConstructed, wrongType } from '../core/errors.js';
+import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, checkShape, checkTensor, readOptions } from '../core/validate.js';
@@ -447,3 +447,4 @@ export class QuantizedWeight implements Disposable {
     this.dispose();
   }
 }
+markClass(QuantizedWeight, 'QuantizedWeight');

@@ -45,6 +45,39 @@ describe('entry points', () => {
     expect(node(['--input-type=commonjs', '-e', code]).out).toBe('true ERR_SHAPE\n');
   });
 
+  it('say of each other’s objects that they are of another copy', () => {
+    const code = `
+      import { createRequire } from 'node:module';
+      import { LoraAdapter, matmul, quantize, Tape, Tensor } from 'lowrank';
+      const cjs = createRequire(import.meta.url)('lowrank');
+      const w = Tensor.zeros([32, 64]);
+      const own = cjs.Tensor.zeros([1, 64]);
+      const wq = quantize(w, { format: 'nf4' });
+      const lora = LoraAdapter.init({ inFeatures: 64, outFeatures: 32, r: 2, loraAlpha: 4, seed: 1 });
+      for (const call of [
+        () => cjs.matmul(Tensor.zeros([1, 64]), w),
+        () => cjs.matmul(own, wq),
+        () => cjs.loraForward(own, cjs.Tensor.zeros([32, 64]), lora),
+        () => new cjs.Tape().affine(new Tape().own(w), 2),
+        () => matmul(Object.create(Tensor.prototype), w),
+      ]) {
+        try { call(); } catch (e) { console.log(e.code, e.message); }
+      }`;
+    const run = node(['--input-type=module', '-e', code]);
+    const how =
+      'of another copy of lowrank (load it in one way, by import or by require, and from one install)';
+    expect(run.out.split('\n')).toEqual([
+      `ERR_TYPE matmul: x must be a Tensor, got a Tensor ${how}`,
+      `ERR_TYPE matmul: w must be a Tensor or a QuantizedWeight, got a QuantizedWeight ${how}`,
+      expect.stringMatching(
+        /^ERR_TYPE loraForward: adapter must be .*got a LoraAdapter of another copy/,
+      ),
+      expect.stringMatching(/^ERR_TYPE Tape.affine: a must be .*got a Value of another copy/),
+      'ERR_TYPE matmul: x must be a Tensor, got an object',
+      '',
+    ]);
+  });
+
   it('every export of the map exists, and nothing runs at install time', () => {
     const manifest = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
     const targets = JSON.stringify(manifest.exports).match(/\.\/dist\/[^"]+/g) ?? [];
