@@ -2,6 +2,7 @@
 
 import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
+import { fail } from '../core/errors.js';
 import type { AdapterCall, StoredLayer } from './definition.js';
 
 export interface DeftConfig {
@@ -17,6 +18,14 @@ export const deftShapes = (size: { N: number; K: number; config: DeftConfig }) =
   const { r, para } = size.config;
   return { p: [size.N, r], ...(para ? {} : { inject: [r, size.K] }) };
 };
+
+/** What inject, where there is one, starts with of what is taken out: with the scaling 1 in all. @throws ERR_VALUE */
+export function startOf(op: string, { scaling, para }: DeftConfig): number {
+  if (scaling === 0 && !para) {
+    fail('ERR_VALUE', op, 'scaling', 'other than 0 (inject starts divided by it)', '0');
+  }
+  return 1 / scaling;
+}
 
 /**
  * `x·wᵀ + bias + (scaling · dropout(x)·injectᵀ - (x·wᵀ)·right) · leftᵀ`, right and left [N, r]: what is seen of

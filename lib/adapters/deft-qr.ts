@@ -2,7 +2,7 @@ import { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { matmulInputGrad } from '../ops/matmul.js';
-import { deftDefaults, deftShapes, exchange, readDeft, writeDeft } from './deft-config.js';
+import { deftDefaults, deftShapes, exchange, readDeft, startOf, writeDeft } from './deft-config.js';
 import { defineAdapter } from './method.js';
 import { columnMasks, orthonormalColumns } from './orthonormal.js';
 
@@ -20,6 +20,7 @@ export const deftQr = defineAdapter({
   shapes: deftShapes,
   init: (make) => {
     const { config, device, dtype } = make;
+    const alpha = startOf('deft-qr.create', config);
     const p = make.normal('p', 0.02);
     if (config.para) return { p };
     const w = make.weight('deft-qr.create');
@@ -28,7 +29,7 @@ export const deftQr = defineAdapter({
       const masks = columnMasks(config.r, device);
       const q = orthonormalColumns(tape, tape.own(p.to({ dtype: 'f32' })), masks);
       const taken = matmulInputGrad(tape.transpose(q).tensor, w);
-      return multiplyAdd({ a: taken, alpha: 1 / config.scaling, dtype });
+      return multiplyAdd({ a: taken, alpha, dtype });
     });
     return { p, inject };
   },

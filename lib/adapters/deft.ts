@@ -2,7 +2,7 @@ import { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { mapTensor, multiplyAdd } from '../ops/elementwise.js';
 import { matmulInputGrad } from '../ops/matmul.js';
-import { deftDefaults, deftShapes, exchange, readDeft, writeDeft } from './deft-config.js';
+import { deftDefaults, deftShapes, exchange, readDeft, startOf, writeDeft } from './deft-config.js';
 import { defineAdapter } from './method.js';
 
 /**
@@ -23,6 +23,7 @@ export const deft = defineAdapter({
   trained: ['p', 'inject'],
   shapes: deftShapes,
   init: (make) => {
+    const alpha = startOf('deft.create', make.config);
     const p = make.normal('p', 0.02);
     if (make.config.para) return { p };
     const w = make.weight('deft.create');
@@ -30,7 +31,7 @@ export const deft = defineAdapter({
       const tape = new Tape({ recording: false });
       const rows = tape.transpose(tape.own(mapTensor(p, 'relu', { dtype: 'f32' })));
       const taken = matmulInputGrad(rows.tensor, w);
-      return multiplyAdd({ a: taken, alpha: 1 / make.config.scaling, dtype: make.dtype });
+      return multiplyAdd({ a: taken, alpha, dtype: make.dtype });
     });
     return { p, inject };
   },

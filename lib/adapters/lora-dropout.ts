@@ -12,6 +12,7 @@ export const loraDropout = defineAdapter({
     'Lin et al., LoRA Dropout as a Sparsity Regularizer for Overfitting Control, 2024, arXiv:2404.09610',
   defaults: { r: 8, loraAlpha: 16, rslora: false, p: 0.5 },
   trained: ['loraA', 'loraB'],
+  check: ({ config: { p } }) => (p >= 0 && p < 1 ? undefined : ['p', 'in [0, 1)', String(p)]),
   shapes: ({ N, K, config: { r } }) => ({ loraA: [r, K], loraB: [N, r] }),
   init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
   prepare: ({ N, K, device }) => ({

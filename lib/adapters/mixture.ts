@@ -4,6 +4,7 @@ import type { Tape } from '../autograd/tape.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
+import { belowOne } from './counts.js';
 import { defineAdapter } from './method.js';
 import { scalingOf } from './scaling.js';
 
@@ -14,9 +15,10 @@ function routed(t: Tape, logits: Value, topK: number, maps: RouterMaps): Value {
 }
 
 const checkTopK = ({ config }: { config: { experts: number; topK: number } }) =>
-  config.topK > config.experts || config.topK < 0 || !Number.isInteger(config.topK)
+  belowOne(config, 'experts') ??
+  (config.topK > config.experts || config.topK < 0 || !Number.isInteger(config.topK)
     ? (['topK', `an integer from 0 to experts (${config.experts})`, String(config.topK)] as const)
-    : undefined;
+    : undefined);
 
 /** What takes each of E experts' ranks out of loraA [E·r, K] and loraB [N, E·r]. */
 function partsOf(experts: number, r: number, device: Tensor['device']) {
@@ -189,6 +191,7 @@ export const lily = defineAdapter({
   trained: ['loraA', 'loraB', 'router'],
   mergeable: false,
   // loraB [experts · r, N]: expert by expert.
+  check: ({ config }) => belowOne(config, 'experts'),
   shapes: ({ N, K, config: { r, experts } }) => ({
     loraA: [r, K],
     loraB: [experts * r, N],

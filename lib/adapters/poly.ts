@@ -4,6 +4,7 @@ import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { mapTensor, multiplyAdd } from '../ops/elementwise.js';
 import { FeatureMap } from '../ops/feature-map.js';
+import { belowOne } from './counts.js';
 import { defineAdapter } from './method.js';
 
 interface PolyConfig {
@@ -41,10 +42,11 @@ export const poly = defineAdapter({
   defaults: { r: 8, nTasks: 1, nSkills: 4, nSplits: 1 },
   trained: ['loraA', 'loraB', 'logits'],
   mergeable: false,
-  check: ({ N, K, config: { nSplits } }) =>
-    N % nSplits === 0 && K % nSplits === 0
-      ? undefined
-      : ['nSplits', `a divisor of ${N} and ${K}`, String(nSplits)],
+  check: ({ N, K, config }) => {
+    const { nSplits } = config;
+    if (N % nSplits === 0 && K % nSplits === 0) return belowOne(config, 'nTasks', 'nSkills');
+    return ['nSplits', `a divisor of ${N} and ${K}`, String(nSplits)];
+  },
   shapes: ({ N, K, config: { r, nTasks, nSkills, nSplits } }) => ({
     loraA: [nSplits, nSkills, K / nSplits, r],
     loraB: [nSplits, nSkills, r, N / nSplits],

@@ -1,3 +1,4 @@
+import { belowOne } from './counts.js';
 import { defineAdapter } from './method.js';
 
 /**
@@ -11,6 +12,7 @@ export const privateLora = defineAdapter({
   defaults: { rA: 32, rB: 32 },
   trained: ['m'],
   frozen: ['a', 'b'],
+  check: ({ config }) => belowOne(config, 'rA', 'rB'),
   shapes: ({ N, K, config: { rA, rB } }) => ({ m: [rB, rA], a: [rA, K], b: [N, rB] }),
   init: (make) => ({
     m: make.zeros('m'),

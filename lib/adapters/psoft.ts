@@ -1,6 +1,7 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import { identity } from '../autograd/structured.js';
 import type { Tape } from '../autograd/tape.js';
+import { fail } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { leadingTriplets } from './leading-triplets.js';
@@ -53,6 +54,10 @@ export const psoft = defineAdapter({
   init: (make) => {
     const { N, K, config, device, dtype } = make;
     const { r, loraAlpha, orthogonal, scaleA, scaleB } = config;
+    if (loraAlpha === 0) {
+      const expected = 'other than 0 (loraB starts divided by it)';
+      fail('ERR_VALUE', 'psoft.create', 'loraAlpha', expected, '0');
+    }
     const { right, scaledLeft } = leadingTriplets(make.weight('psoft.create'), r, make.seed());
     const shrink = r / loraAlpha;
     const loraB = Float32Array.from({ length: N * r }, (_, at) => {

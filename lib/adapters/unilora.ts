@@ -1,5 +1,6 @@
 import { NumpyRandom } from '../checkpoint/numpy-random.js';
 import { FeatureMap } from '../ops/feature-map.js';
+import { belowOne } from './counts.js';
 import type { LayerSize } from './definition.js';
 import { needsLayers } from './folder-layers.js';
 import { defineAdapter } from './method.js';
@@ -81,6 +82,7 @@ export const unilora = defineAdapter({
   defaults: { r: 4, length: 10000, bound: 0.02, dropout: 0 },
   trained: ['theta'],
   frozen: ['scalesA', 'scalesB'],
+  check: ({ config }) => belowOne(config, 'length'),
   shapes: ({ N, K, config: { r, length } }) => ({
     theta: [length],
     scalesA: [r, K],

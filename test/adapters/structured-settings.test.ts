@@ -39,6 +39,18 @@ const REFUSED: readonly (readonly [
   ['qalora', { groupSize: 5 }, /groupSize must be a divisor of K \(32\), got 5/],
   ['qalora', { pool: 'sum' }, /pool must be 'groups' or 'size', got 'sum'/],
   ['road', { variant: 3 }, /variant must be 1, 2 or 4, got 3/],
+  ['deft', { scaling: 0 }, /^deft.create: scaling must be other than 0 .*, got 0$/],
+  ['deft-qr', { scaling: 0 }, /^deft-qr.create: scaling must be other than 0 .*, got 0$/],
+  ['hydralora', { experts: 0 }, /^hydralora.create: experts must be at least 1, got 0$/],
+  ['lily', { experts: 0 }, /^lily.create: experts must be at least 1, got 0$/],
+  ['lora-dropout', { p: 1.5 }, /^lora-dropout.create: p must be in \[0, 1\), got 1.5$/],
+  ['loramoe', { experts: 0 }, /^loramoe.create: experts must be at least 1, got 0$/],
+  ['poly', { nSkills: 0 }, /^poly.create: nSkills must be at least 1, got 0$/],
+  ['poly', { nTasks: 0 }, /^poly.create: nTasks must be at least 1, got 0$/],
+  ['private-lora', { rA: 0 }, /^private-lora.create: rA must be at least 1, got 0$/],
+  ['private-lora', { rB: 0 }, /^private-lora.create: rB must be at least 1, got 0$/],
+  ['psoft', { r: 4, loraAlpha: 0 }, /^psoft.create: loraAlpha must be other than 0 .*, got 0$/],
+  ['unilora', { length: 0 }, /^unilora.create: length must be at least 1, got 0$/],
   ['road', { groupSize: 5 }, /groupSize must be an even divisor of N \(24\), got 5/],
 ];
 
