@@ -65,9 +65,20 @@ async function importFile(full: string): Promise<unknown> {
   try {
     await writeFile(compiled, code);
     return await import(pathToFileURL(compiled).href);
+  } catch (error) {
+    throw ofOriginal(error, compiled, full);
   } finally {
     await rm(compiled, { force: true });
   }
+}
+
+/** An error that names a file of ours which is gone by then, with the user's in its place. */
+function ofOriginal(error: unknown, compiled: string, full: string): unknown {
+  if (!(error instanceof Error) || !error.message.includes(path.basename(compiled))) return error;
+  const text = error.message
+    .replaceAll(pathToFileURL(compiled).href, pathToFileURL(full).href)
+    .replaceAll(compiled, full);
+  return new Error(text, { cause: error });
 }
 
 interface Esbuild {

@@ -79,6 +79,19 @@ describe('a method of one’s own', () => {
     expect(stderr).toContain(words);
   });
 
+  it.each([
+    ["import { gate } from 'no-such-package';", "Cannot find package 'no-such-package'"],
+    ["import { gate } from './gone.mjs';", 'gone.mjs'],
+  ])('is named where an import of its own is missing: %s', async (line, missing) => {
+    const file = join(temporaryFolder(), 'mine.ts');
+    writeFileSync(file, `${line}\nconst own: unknown = gate;\nexport default own;\n`);
+    const { code, stderr } = await run(['finetune', '--adapter', file]);
+    expect(code).toBe(3);
+    expect(stderr).toContain(missing);
+    expect(stderr).toContain(`imported from ${file}`);
+    expect(stderr).not.toMatch(/\.mine\.ts|\d\.mjs/);
+  });
+
   it('is refused under a name of the library’s, which is another method', async () => {
     const file = join(temporaryFolder(), 'dora.mjs');
     const library = pathToFileURL(join(root, 'dist', 'index.js')).href;
