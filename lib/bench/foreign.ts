@@ -1,10 +1,10 @@
 /** Programs of the harness in other languages, shipped as source in `bench/`. */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import os from 'node:os';
+import { existsSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { packageFolder } from '../cli/package-folder.js';
+import { makeTemporaryFolder } from '../cli/temporary-folder.js';
 
 export function benchFile(name: string): string {
   return path.join(packageFolder(), 'bench', name);
@@ -28,12 +28,18 @@ export function compileProgram(source: string, flags: readonly string[] = []): C
   return result;
 }
 
+/** What was compiled is gone: at the end of the process, or before where a signal may end it. */
+export function removePrograms(): void {
+  if (folder !== undefined) rmSync(folder, { recursive: true, force: true });
+  folder = undefined;
+  made.clear();
+}
+
 function compile(file: string, name: string, flags: readonly string[]): Compiled {
   if (!existsSync(file)) return { missing: 'its source is not installed' };
   if (folder === undefined) {
-    const made = mkdtempSync(path.join(os.tmpdir(), 'lowrank-bench-'));
-    folder = made;
-    process.once('exit', () => rmSync(made, { recursive: true, force: true }));
+    folder = makeTemporaryFolder('bench', 'lowrank-bench-');
+    process.once('exit', removePrograms);
   }
   const program = path.join(folder, name);
   const base = ['-O3', '-march=native', '-std=c++17', '-pthread', file, '-o', program];

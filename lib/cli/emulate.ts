@@ -5,7 +5,6 @@
 
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
-import os from 'node:os';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
 import type { DType, QuantFormat } from '../index.js';
@@ -38,6 +37,7 @@ import { countersKey, readTrace, sumCounts, sumLines } from './emulate-trace.js'
 import { exitCodeFor, exitCodes } from './exit-codes.js';
 import { Interrupts } from './interrupt.js';
 import { requireOutputFile, writeOutputFile } from './output-file.js';
+import { makeTemporaryFolder, requireTemporaryFolder } from './temporary-folder.js';
 import { Progress } from './terminal.js';
 
 const kHelp = `Runs CUDA kernels without a GPU: checks them and counts what their accesses cost.
@@ -134,6 +134,7 @@ export async function emulateCommand(args: readonly string[]): Promise<number> {
   const schedules = parseSchedules(parsed);
   const html = parsed.text('html');
   requireOutputFile('emulate', html);
+  requireTemporaryFolder('emulate');
   const progress = new Progress(parsed.flag('json'));
   const subject =
     parsed.text('kernel') === undefined
@@ -181,7 +182,7 @@ async function runSchedules(
   schedules: readonly Schedule[],
   progress: Progress,
 ): Promise<EmulatedRun[] | number> {
-  const folder = fs.mkdtempSync(path.resolve(os.tmpdir(), 'lowrank-emulate-'));
+  const folder = makeTemporaryFolder('emulate', 'lowrank-emulate-');
   const interrupts = new Interrupts();
   const runs: EmulatedRun[] = [];
   try {

@@ -2,7 +2,8 @@
 
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { removePrograms } from '../../lib/bench/foreign.js';
 import type { Job } from '../../lib/bench/job.js';
 import { type FoundPeer, measureCase } from '../../lib/bench/measure.js';
 import { kPeers } from '../../lib/bench/peers/index.js';
@@ -33,6 +34,9 @@ beforeAll(async () => {
     else console.log(`not checked: ${peer.name} is not here: ${result.missing}`);
   }
 });
+
+// A signal ends the process of a test file, which has no exit event then.
+afterAll(removePrograms);
 
 describe('peers', () => {
   it('have names of their own, and stand in the documentation', () => {

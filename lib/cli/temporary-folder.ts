@@ -1,0 +1,30 @@
+/** Folders for files of one run. */
+
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+import { fileError } from '../checkpoint/file-access.js';
+import { printable } from '../checkpoint/printable.js';
+import { LowrankError } from '../core/errors.js';
+
+/**
+ * A fresh folder; whoever asks removes it.
+ * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_DISK_FULL: nothing can be made where `TMPDIR` says
+ */
+export function makeTemporaryFolder(op: string, prefix: string): string {
+  const place = os.tmpdir();
+  try {
+    return fs.mkdtempSync(path.resolve(place, prefix));
+  } catch (error) {
+    const { code } = fileError(op, place, error);
+    const reason = (error as NodeJS.ErrnoException).code ?? 'unknown error';
+    const expected = 'a folder in which files can be made';
+    const text = `${op}: TMPDIR must be ${expected}, got ${printable(place)} (${reason})`;
+    throw new LowrankError(code, text, { op, cause: error });
+  }
+}
+
+/** Before minutes are spent. @throws as {@link makeTemporaryFolder} */
+export function requireTemporaryFolder(op: string): void {
+  fs.rmdirSync(makeTemporaryFolder(op, `lowrank-${op}-`));
+}
