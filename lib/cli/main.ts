@@ -62,6 +62,10 @@ Environment:
 
 async function run(argv: readonly string[]): Promise<number> {
   const [name, ...rest] = argv;
+  const [topic] = rest;
+  // `help bench` is `bench --help`; of what is no command it says so.
+  if (name === 'help' && topic !== undefined && !topic.startsWith('-'))
+    return run([topic, '--help']);
   if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
     (name === undefined ? process.stderr : process.stdout).write(help());
     return name === undefined ? exitCodes.usage : exitCodes.ok;
@@ -72,8 +76,11 @@ async function run(argv: readonly string[]): Promise<number> {
     return exitCodes.ok;
   }
   if (!Object.hasOwn(kSubcommands, name)) {
-    const hint = suggestion(name, Object.keys(kSubcommands));
-    throw new UsageError(`${printable(name)} is not a command${hint}. See: lowrank --help`);
+    const option = name.startsWith('-');
+    const known = option ? ['--help', '--version'] : Object.keys(kSubcommands);
+    const what = option ? 'an option' : 'a command';
+    const hint = suggestion(name, known);
+    throw new UsageError(`${printable(name)} is not ${what}${hint}. See: lowrank --help`);
   }
   const subcommand = await (kSubcommands[name] as (typeof kSubcommands)[string]).load();
   return subcommand(rest);

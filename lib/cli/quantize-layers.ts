@@ -28,6 +28,8 @@ export interface QuantizeTotals {
 
 export interface LayerQuantizer {
   readonly totals: QuantizeTotals;
+  /** Why there is no layer that was quantised, in words; `undefined` where there is one, also in a file that is done already. */
+  reason(): string | undefined;
   /** Sets how many tensors there are in all, for the progress. */
   expect(tensors: number): void;
   /** Counts a file that is done already. */
@@ -53,12 +55,16 @@ export function makeQuantizer(
   const totals: QuantizeTotals = { layers: 0, before_bytes: 0, after_bytes: 0 };
   let expected = 0;
   let done = 0;
+  let doneBefore = false;
+  const left = { quantised: 0, skipped: 0 };
   return {
     totals,
+    reason: () => (totals.layers > 0 || doneBefore ? undefined : reasonOf(left, settings.skip)),
     expect(tensors) {
       expected = tensors;
     },
     skip(file) {
+      doneBefore = true;
       done += file.names().length;
     },
     async quantizeAll(file) {
@@ -68,8 +74,11 @@ export function makeQuantizer(
         await new Promise((resolve) => setImmediate(resolve));
         if (hooks.signal.aborted) throw new LowrankError('ERR_CANCELLED', `${op}: interrupted`);
         const tensor = file.read(name);
-        const dtype = linearDType(name, tensor, settings.skip);
-        if (dtype === undefined) tensors.set(name, tensor);
+        const dtype = linearDType(name, tensor);
+        const skipped = settings.skip.some((part) => name.includes(part));
+        if (/\.(weight\.absmax|SCB)$/.test(name)) left.quantised++;
+        if (dtype !== undefined && skipped) left.skipped++;
+        if (dtype === undefined || skipped) tensors.set(name, tensor);
         else await quantizeInto(tensors, name, tensor, dtype, settings, totals);
         done++;
       }
@@ -79,14 +88,24 @@ export function makeQuantizer(
   };
 }
 
-/** The dtype of a linear layer's weight, or `undefined` for anything else. */
-function linearDType(
-  name: string,
-  { dtype, shape }: RawTensor,
+/** @param left how many layers are quantised already, and have names with a part of `skip` */
+function reasonOf(
+  left: { readonly quantised: number; readonly skipped: number },
   skip: readonly string[],
-): DType | undefined {
+): string {
+  const are = (count: number, what: string) =>
+    count === 0 ? [] : [`${count} ${count === 1 ? 'is' : 'are'} ${what}`];
+  const parts = [
+    ...are(left.quantised, 'quantised already'),
+    ...are(left.skipped, `left out by --skip ${printable(skip.join(','))}`),
+  ];
+  return parts.join(', ') || 'none has a *.weight with two dimensions in f32, bf16 or f16';
+}
+
+/** The dtype of a linear layer's weight, or `undefined` for anything else. */
+function linearDType(name: string, { dtype, shape }: RawTensor): DType | undefined {
   const linear = name.endsWith('.weight') && shape.length === 2 && !shape.includes(0);
-  if (!linear || skip.some((part) => name.includes(part))) return undefined;
+  if (!linear) return undefined;
   return Object.hasOwn(kDTypes, dtype) ? kDTypes[dtype] : undefined;
 }
 

@@ -70,6 +70,11 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
     if (isFolder) await quantizeFolder(source, target, settings, quantizer);
     else await quantizeFile(source, target, quantizer);
     progress.close();
+    const reason = quantizer.reason();
+    if (reason !== undefined) {
+      const text = `no layer was quantised: ${reason}. ${printable(target)} has the tensors of IN`;
+      process.stderr.write(`lowrank: ${kOp}: ${text}\n`);
+    }
     const { layers, before_bytes, after_bytes } = quantizer.totals;
     const facts = { out: target, ...settings, layers, before_bytes, after_bytes };
     if (json) process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
@@ -161,7 +166,7 @@ async function quantizeFolder(
       fs.writeFileSync(path.join(partial, kIndexFile), `${JSON.stringify(index, null, 2)}\n`);
     }
     copyRest(source, partial);
-    writeConfig(source, partial, settings);
+    writeConfig(source, partial, quantizer.reason() === undefined ? settings : undefined);
     fs.rmSync(path.join(partial, kMarker));
     if (fs.existsSync(target)) fs.rmdirSync(target);
     fs.renameSync(partial, path.resolve(target));
@@ -254,12 +259,15 @@ function copyRest(source: string, target: string): void {
   }
 }
 
-/** config.json with the section from which transformers knows how the weights are stored. */
-function writeConfig(source: string, target: string, settings: QuantizeSettings): void {
+/**
+ * config.json with the section from which transformers knows how the weights are stored.
+ * @param settings undefined: as they were
+ */
+function writeConfig(source: string, target: string, settings: QuantizeSettings | undefined): void {
   const file = path.join(source, 'config.json');
   if (!fs.existsSync(file)) return;
   const config: Record<string, unknown> = { ...readJsonObject(kOp, file, kMaxIndexBytes) };
-  const section = quantizationConfig(settings);
+  const section = settings === undefined ? undefined : quantizationConfig(settings);
   if (section !== undefined) config.quantization_config = section;
   fs.writeFileSync(path.join(target, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
 }

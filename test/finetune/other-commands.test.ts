@@ -41,10 +41,20 @@ describe('the command', () => {
     const wrong = await run(['finetun']);
     expect(wrong.code).toBe(2);
     expect(wrong.stderr).toContain('did you mean finetune?');
+    expect(await run(['help', 'finetun'])).toEqual(wrong);
+    for (const [typed, meant] of [
+      ['--hlep', '--help'],
+      ['--verison', '--version'],
+    ] as const) {
+      const { code, stderr } = await run([typed]);
+      expect(code).toBe(2);
+      expect(stderr).toContain(`"${typed}" is not an option (did you mean ${meant}?)`);
+    }
     for (const name of ['finetune', 'quantize', 'info', 'bench', 'emulate', 'build']) {
       const own = await run([name, '--help']);
       expect(own.code).toBe(0);
       expect(own.stdout).toContain(`lowrank ${name}`);
+      expect(await run(['help', name])).toEqual(own);
     }
   });
 
@@ -260,6 +270,24 @@ describe('quantize', () => {
     ]);
     expect(all.code).not.toBe(0);
     expect(all.stderr).toMatch(/lm_head.*multiple of 32.*rows of 80/);
+  });
+
+  it('says so and why where no layer is quantised, and leaves the config as it was', async () => {
+    const first = inFolder('once');
+    expect((await run(['quantize', inFolder('single'), first])).code).toBe(0);
+    const twice = inFolder('twice');
+    const again = await run(['quantize', first, twice, '--format', 'fp4', '--json']);
+    expect(again.stderr).toContain(
+      'quantize: no layer was quantised: 14 are quantised already, 2 are left out by --skip "lm_head,embed,norm". ',
+    );
+    expect([again.code, JSON.parse(again.stdout).layers]).toEqual([0, 0]);
+    const config = (name: string) =>
+      JSON.parse(fs.readFileSync(path.join(name, 'config.json'), 'utf8'));
+    expect(config(twice)).toEqual(config(first));
+    const none = await run(['quantize', inFolder('single'), inFolder('none'), '--skip', 'weight']);
+    expect(none.stderr).toContain('16 are left out by --skip "weight"');
+    expect(config(inFolder('none'))).toEqual(config(inFolder('single')));
+    fs.rmSync(inFolder('none'), { recursive: true });
   });
 
   it('overwrites no file, IN least of all', async () => {
