@@ -52,17 +52,19 @@ function bytesOf(values: ArrayBufferView): Uint8Array {
 }
 
 /** Numbers as a little-endian array of the type, integers rounded. */
-function encode(type: ScalarType, values: readonly number[]): ArrayBufferView {
+function encode(type: ScalarType, values: readonly (number | bigint)[]): ArrayBufferView {
   switch (type) {
     case 'i64':
     case 'u64':
-      return BigInt64Array.from(values, (value) => BigInt(Math.round(value)));
+      return BigInt64Array.from(values, (value) =>
+        typeof value === 'bigint' ? value : BigInt(Math.round(value)),
+      );
     case 'f32':
-      return Float32Array.from(values);
+      return Float32Array.from(values, Number);
     case 'f64':
-      return Float64Array.from(values);
+      return Float64Array.from(values, Number);
     default:
-      return kTypes[type].array.from(values.map(Math.round));
+      return kTypes[type].array.from(values.map((value) => Math.round(Number(value))));
   }
 }
 

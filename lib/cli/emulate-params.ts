@@ -38,7 +38,8 @@ export type Param = ScalarParam | BufferParam;
 interface ScalarParam {
   readonly name: string;
   readonly scalar: ScalarType;
-  readonly value: number;
+  /** A bigint where the file has text: of 64 bits. */
+  readonly value: number | bigint;
 }
 /** A pointer to memory of the device. */
 export interface BufferParam {
@@ -110,17 +111,25 @@ class Member {
   private scalar(): ScalarParam {
     const { name } = this;
     const scalar = kScalarTypes.find((type) => type in this.fields);
-    const value = scalar === undefined ? undefined : this.fields[scalar];
-    if (scalar === undefined || typeof value !== 'number') {
+    const given = scalar === undefined ? undefined : this.fields[scalar];
+    const long = scalar === 'i64' || scalar === 'u64';
+    const text = long && typeof given === 'string' && /^-?\d{1,20}$/.test(given);
+    const value = text ? BigInt(given) : given;
+    if (scalar === undefined || (typeof value !== 'number' && typeof value !== 'bigint')) {
       const types = kScalarTypes.join(', ');
-      throw this.wrong(`${name} must have a "buffer", or a number under one of ${types}`);
+      const form = long ? `${name} must have an integer, or one as text, under ${scalar}` : '';
+      throw this.wrong(form || `${name} must have a "buffer", or a number under one of ${types}`);
     }
     this.refuseOthers(['name', scalar]);
     if (!scalar.startsWith('f')) {
       const [least, most] = rangeOf(scalar);
-      if (!(Number.isInteger(value) && value >= least && value <= most)) {
+      const whole = typeof value === 'bigint' || Number.isInteger(value);
+      if (!(whole && value >= least && value <= most)) {
         const expected = `an integer from ${least} to ${most} (${scalar})`;
-        throw this.wrong(`${name} must be ${expected}, got ${value}`);
+        const how = long
+          ? `. Write one above 2^53 as text ("${most}"): JSON's numbers are rounded`
+          : '';
+        throw this.wrong(`${name} must be ${expected}, got ${value}${how}`);
       }
     }
     return { name, scalar, value };
