@@ -1,12 +1,12 @@
 import { checkMap, checkObject } from '../checkpoint/arguments.js';
-import { LowrankTypeError, refusal, wrongType } from '../core/errors.js';
+import { fail, LowrankTypeError, refusal, wrongType } from '../core/errors.js';
 import { LoraAdapter } from '../ops/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 
 /**
  * Adapters of methods by module, as a caller gives them.
  * @param expected what `adapters` may be, in words
- * @throws ERR_TYPE
+ * @throws ERR_TYPE, ERR_DISPOSED
  */
 export function checkAdapters(
   op: string,
@@ -21,7 +21,7 @@ export function checkAdapters(
   return adapters as ReadonlyMap<string, Adapter>;
 }
 
-/** An adapter of a method; of a LoraAdapter the message says what makes one of it. @throws ERR_TYPE */
+/** An adapter of a method; of a LoraAdapter the message says what makes one of it. @throws ERR_TYPE, ERR_DISPOSED */
 export function checkMethodAdapter(op: string, operand: string, adapter: unknown): void {
   const made = 'an adapter of a method, as adapters.lora.create makes them';
   if (adapter instanceof LoraAdapter) {
@@ -29,8 +29,12 @@ export function checkMethodAdapter(op: string, operand: string, adapter: unknown
     throw new LowrankTypeError(op, refusal(op, operand, how, 'a LoraAdapter'));
   }
   checkObject(op, operand, adapter, made);
-  const { definition, parameters } = adapter as Partial<Adapter>;
+  const { definition, parameters, buffers } = adapter as Partial<Adapter>;
   if (typeof definition !== 'object' || typeof parameters !== 'object') {
     throw wrongType(op, operand, made, adapter);
+  }
+  const gone = Object.entries({ ...parameters, ...buffers }).find(([, each]) => each?.disposed);
+  if (gone !== undefined) {
+    fail('ERR_DISPOSED', op, operand, 'a live adapter', `one whose ${gone[0]} is disposed`);
   }
 }

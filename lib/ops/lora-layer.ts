@@ -9,6 +9,7 @@ import { checkTraining } from './dropout.js';
 import { WantedGradients } from './gradients.js';
 import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import {
+  checkAdapter,
   type LoraBackwardOptions,
   type LoraForwardOptions,
   type LoraGradients,
@@ -40,7 +41,7 @@ export class LoraLinear implements Disposable {
   /** Of the last training forward pass; without an adapter what its y was. */
   #saved: LoraSaved | Pick<Tensor, 'shape' | 'dtype'> | undefined;
 
-  /** @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED */
+  /** @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE an `active` that is no adapter's name, ERR_DISPOSED */
   constructor(parts: {
     weight: BaseWeight;
     bias?: Tensor;
@@ -56,7 +57,8 @@ export class LoraLinear implements Disposable {
     if (!Tensor.is(weight) && !QuantizedWeight.is(weight)) {
       throw wrongType(op, 'weight', 'a Tensor or a QuantizedWeight', weight);
     }
-    this.weight = checkWeight(op, weight).weight;
+    const { N, K } = checkWeight(op, weight);
+    this.weight = weight;
     this.bias = bias === undefined ? undefined : checkTensor(op, 'bias', bias);
     this.compute = compute;
     if (adapters === null || typeof adapters !== 'object') {
@@ -64,12 +66,16 @@ export class LoraLinear implements Disposable {
     }
     this.adapters = new Map(adapters instanceof Map ? adapters : Object.entries(adapters));
     for (const [name, adapter] of this.adapters) {
-      checkLoraAdapter(op, `adapters.${String(name)}`, adapter);
+      const owner = `adapters.${String(name)}`;
+      checkLoraAdapter(op, owner, adapter);
+      // Dtypes are a matter of x.
+      checkAdapter(op, adapter, N, K, { device: weight.device }, `${owner}.`);
     }
     if (active !== undefined && typeof active !== 'string') {
       throw wrongType(op, 'active', 'a string', active);
     }
     this.active = active ?? this.adapters.keys().next().value;
+    this.#adapter(op);
   }
 
   #adapter(op: string): LoraAdapter | undefined {

@@ -206,6 +206,30 @@ describe('fields of one’s own', () => {
     },
   );
 
+  it('of a disposed adapter nothing is written, and its module is named', async () => {
+    await inFolder(async (folder) => {
+      const make = () =>
+        adapters.lora.create({
+          inFeatures: 6,
+          outFeatures: 4,
+          device: 'cpu',
+        }) as unknown as Adapter;
+      const byModule = new Map([
+        ['a', make()],
+        ['b', make()],
+      ]);
+      byModule.get('b')?.dispose();
+      const text = ': adapter of b must be a live adapter, got one whose loraA is disposed';
+      for (const [op, writing] of [
+        ['writeAdapterFolder', writeAdapterFolder(folder, byModule)],
+        ['adaptersToPeft', adaptersToPeft(byModule)],
+      ] as const) {
+        const refused = { code: 'ERR_DISPOSED', message: op + text };
+        await expect(writing).rejects.toThrow(expect.objectContaining(refused));
+      }
+    });
+  });
+
   it('may put right what a folder’s config says', async () => {
     await inFolder(async (folder) => {
       const one = adapters.lora.create({ inFeatures: 6, outFeatures: 4, r: 2, device: 'cpu' });

@@ -1,6 +1,7 @@
 // LoraLinear: the ops it is made of, bit for bit, and what it holds.
 import { describe, expect, it } from 'vitest';
 import {
+  type Device,
   LoraAdapter,
   LoraLinear,
   loraBackward,
@@ -15,6 +16,8 @@ import {
 } from '../../lib/index.js';
 import { DEVICES } from '../conformance/operands.js';
 import { exact } from '../oracle.js';
+
+const size = { inFeatures: 20, outFeatures: 7 };
 
 const codeOf = (call: () => unknown): unknown => {
   try {
@@ -137,6 +140,42 @@ describe.each(DEVICES)('LoraLinear on %s', (device) => {
       layer.active = 'third';
       const x = Tensor.zeros([5, 20], { device });
       expect(codeOf(() => layer.forward(x))).toBe('ERR_VALUE');
+    });
+  });
+
+  it('is not made with a name that no adapter has, nor of adapters of another layer', () => {
+    scope(() => {
+      const given = parts();
+      const made = (wrong: object) => () => new LoraLinear({ ...given, ...wrong });
+      expect(made({ active: 'third' })).toThrow(
+        "LoraLinear: active must be one of the adapters ('first', 'second'), got 'third'",
+      );
+      const other = (loraA: number[], loraB: number[], at: Device = device) => {
+        const spare = new LoraAdapter({
+          loraA: Tensor.zeros(loraA, { device: at }),
+          loraB: Tensor.zeros(loraB, { device: at }),
+          loraAlpha: 1,
+        });
+        return made({ adapters: { ...given.adapters, spare } });
+      };
+      expect(other([2, 19], [7, 2])).toThrow(
+        'LoraLinear: adapters.spare.loraA must be of shape [r, K = 20], got [2, 19]',
+      );
+      expect(other([2, 20], [8, 2])).toThrow(
+        'LoraLinear: adapters.spare.loraB must be of shape [N = 7, r = 2], got [8, 2]',
+      );
+      const elsewhere = device === 'cpu' ? 'reference' : 'cpu';
+      expect(other([2, 20], [7, 2], elsewhere)).toThrow(
+        `LoraLinear: adapters.spare.loraA must be on device '${device}', got '${elsewhere}'`,
+      );
+      const spare = LoraAdapter.init({ ...size, r: 2, loraAlpha: 1, seed: 1, device });
+      spare.dispose();
+      expect(codeOf(made({ adapters: { spare } }))).toBe('ERR_DISPOSED');
+      // Whether dtypes go together is known with x.
+      const half = LoraAdapter.init({ ...size, r: 2, loraAlpha: 1, seed: 1, device, dtype: 'f16' });
+      const weight = Tensor.zeros([7, 20], { device, dtype: 'bf16' });
+      const layer = new LoraLinear({ weight, adapters: { half } });
+      expect(layer.forward(Tensor.zeros([1, 20], { device })).shape).toEqual([1, 7]);
     });
   });
 
