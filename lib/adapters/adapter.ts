@@ -1,7 +1,14 @@
 import { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
 import type { Device } from '../core/device.js';
-import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
+import {
+  fail,
+  LowrankError,
+  markClass,
+  notConstructed,
+  refusal,
+  wrongType,
+} from '../core/errors.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -287,7 +294,7 @@ export class Adapter<C extends object = object> implements Disposable {
       const map = (from: Readonly<Record<string, Tensor>>, to: (n: string, t: Tensor) => Value) =>
         Object.fromEntries(Object.entries(from).map(([name, tensor]) => [name, to(name, tensor)]));
       const xValue = own('dx', x);
-      const value = this.definition.forward(tape, {
+      const value = this.#formula(op, inputs, tape, {
         x: xValue,
         w,
         bias: given.bias === undefined ? undefined : own('dBias', given.bias),
@@ -315,6 +322,18 @@ export class Adapter<C extends object = object> implements Disposable {
       if (!training) saved.dispose();
       return { y, saved };
     });
+  }
+
+  /** What the method's formula returns. A step that an input is missing for does not know what it was: here it is named. */
+  #formula(op: string, given: object, ...call: Parameters<AnyDefinition['forward']>): Value {
+    try {
+      return this.definition.forward(...call);
+    } catch (error) {
+      const missing = this.definition.inputs?.find((name) => !(name in given));
+      if (missing === undefined || !(error instanceof TypeError)) throw error;
+      const text = refusal(op, `inputs.${missing}`, `given (${this.method} needs it)`, 'none');
+      throw new LowrankError('ERR_VALUE', text, { op, cause: error });
+    }
   }
 
   /**

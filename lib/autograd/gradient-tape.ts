@@ -53,10 +53,16 @@ interface Step {
   readonly backward: BackwardFunction;
 }
 
-/** @internal What a step outside of the tape's class is given. @throws ERR_TYPE */
+/** @internal What a step outside of the tape's class is given. @throws ERR_TYPE · ERR_DISPOSED a tape that records no more */
 export function checkStep(op: string, tape: unknown, values: Readonly<Record<string, unknown>>) {
   if (!(tape instanceof GradientTape)) throw wrongType(op, 't', 'a Tape', tape);
+  checkLive(op, tape);
   for (const [name, value] of Object.entries(values)) checkValue(op, name, value);
+}
+
+/** What a disposed tape recorded nobody could use, or free. @throws ERR_DISPOSED */
+function checkLive(op: string, { recording, disposed }: GradientTape): void {
+  if (recording && disposed) fail('ERR_DISPOSED', op, 't', 'a live tape', 'a disposed one');
 }
 
 function checkValue(op: string, name: string, value: unknown): void {
@@ -121,7 +127,7 @@ export class GradientTape implements Disposable {
    * A step of one's own: `output` computed from `inputs`, with the function that turns its gradient
    * into theirs.
    * @param keeps the tensors that `backward` reads, so that they live until then
-   * @throws ERR_TYPE
+   * @throws ERR_TYPE · ERR_DISPOSED
    * @example
    * const y = t.record(multiplyAdd({ a: x.tensor, alpha: 2 }), [x], [], (dy, pass) =>
    *   pass.give(x, multiplyAdd({ a: dy, alpha: 2 })));
@@ -133,6 +139,7 @@ export class GradientTape implements Disposable {
     backward: BackwardFunction,
   ): Value {
     const op = 'Tape.record';
+    checkLive(op, this);
     if (!Array.isArray(inputs)) throw wrongType(op, 'inputs', 'an array of values', inputs);
     for (const [i, input] of inputs.entries()) checkValue(op, `inputs[${i}]`, input);
     if (!Array.isArray(keeps)) throw wrongType(op, 'keeps', 'an array of tensors', keeps);

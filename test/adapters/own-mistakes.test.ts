@@ -248,6 +248,21 @@ describe('an operand of a step that is a tensor, or nothing', () => {
   });
 });
 
+describe('a disposed tape', () => {
+  it('records nothing', () => {
+    const t = new Tape();
+    const v = t.variable(w);
+    t.dispose();
+    const gone = 't must be a live tape, got a disposed one';
+    expect(message(() => t.multiply(v, v))).toBe(`ERR_DISPOSED Tape.multiply: ${gone}`);
+    expect(message(() => t.record(w, [v], [], () => {}))).toBe(`ERR_DISPOSED Tape.record: ${gone}`);
+    expect(message(() => layerNorm(t, v))).toContain(gone);
+    const plain = new Tape({ recording: false });
+    plain.dispose();
+    expect(plain.multiply(plain.own(w), plain.own(w)).shape).toEqual([N, K]);
+  });
+});
+
 describe('a check of gradients', () => {
   it.each([
     [{ rows: 0 }, 'ERR_VALUE checkAdapter: rows must be an integer from 1'],
@@ -283,6 +298,30 @@ describe('a call of an adapter', () => {
       expect(message(run)).toBe(
         "ERR_VALUE lora.forward: inputs.loraA must be given by a name that no other operand has, got 'loraA'",
       );
+    });
+  });
+
+  it('without an input that the method needs is refused by the input’s name, not by a step’s', () => {
+    const gated = defineAdapter({
+      ...good,
+      inputs: ['gate', 'spare'],
+      forward: (t, { x, w, inputs }) =>
+        t.multiply(t.linear(x, w), inputs.gate as Value, inputs.spare === undefined ? 1 : 2),
+    });
+    scope(() => {
+      const x = Tensor.randn([M, K], { seed: 2, device: 'cpu' });
+      const gate = Tensor.zeros([M, N], { device: 'cpu' });
+      const adapter = gated.create(place);
+      for (const run of [
+        () => adapter.forward(x, w),
+        () => adapter.forward(x, w, { inputs: { gat: gate } }),
+      ]) {
+        expect(message(run)).toBe(
+          `ERR_VALUE ${gated.method}.forward: inputs.gate must be given (${gated.method} needs it), got none`,
+        );
+      }
+      // What a formula does without stays its own affair.
+      expect(adapter.forward(x, w, { inputs: { gate } }).y.shape).toEqual([M, N]);
     });
   });
 
