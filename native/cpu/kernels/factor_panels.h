@@ -6,7 +6,8 @@
 /// Tasks       kFactorTaskUnits units of dy's columns
 /// Numerics    f32, in the order of rows, sums over kKC rows of the batch added in order: the bits
 ///             of gemm.h's tiles over rows of their own (SumTile). bf16 pairs are widened here
-/// Budget      an element of dy is a broadcast and r / kVL multiply-adds, a pair also two shifts.
+/// Budget      an element of dy is a broadcast for one or kNV multiply-adds, a pair also two
+/// shifts.
 ///             Packing dy once more, as B panels, took as long as the sums at r = 16
 #pragma once
 
@@ -59,86 +60,104 @@ struct FactorRows {
   int64_t h_pitch;
 };
 
-/// sums [kUnits columns or pairs][kVL] += the columns from unit u on, times kVL columns of h.
-template <typename Policy, int kUnits>
+/// sums [kUnits columns or pairs][kVectors · kVL] += the columns from unit u on, times columns of
+/// h.
+template <typename Policy, int kUnits, int kVectors>
 static void FactorTile(const FactorRows& rows, int64_t panel0, int64_t panel1, int64_t u,
                        float* sums) {
   constexpr int kCols = kUnits * (Policy::kPairs ? 2 : 1);
-  VecF acc[kCols];
-#pragma GCC unroll 16
-  for (int i = 0; i < kCols; ++i) acc[i] = Load(sums + i * kVL);
+  VecF acc[kCols][kVectors];
+#pragma GCC unroll 32
+  for (int i = 0; i < kCols * kVectors; ++i) {
+    acc[i / kVectors][i % kVectors] = Load(sums + i * kVL);
+  }
   for (int64_t panel = panel0; panel < panel1; ++panel) {
     const int64_t start = rows.chunk.panels.Start(panel);
     const int64_t mr = rows.chunk.panels.Start(panel + 1) - start;
     const Unit* a = rows.chunk.At<Policy>(rows.k0, start, mr) + u * mr;
     const int64_t end = Min(start + mr, rows.m1);
     for (int64_t m = Max(start, rows.m0); m < end; ++m) {
-      const VecF h = Load(rows.h + m * rows.h_pitch);
+      VecF h[kVectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) h[v] = Load(rows.h + m * rows.h_pitch + v * kVL);
       const Unit* unit = a + m - start;
 #pragma GCC unroll 16
-      for (int i = 0; i < kUnits; ++i) {
-        if constexpr (Policy::kPairs) {
-          acc[2 * i] = Fma(SplatElement<Policy, 0>(unit + i * mr), h, acc[2 * i]);
-          acc[2 * i + 1] = Fma(SplatElement<Policy, 1>(unit + i * mr), h, acc[2 * i + 1]);
-        } else {
-          acc[i] = Fma(Splat(unit[i * mr]), h, acc[i]);
-        }
+      for (int i = 0; i < kCols; ++i) {
+        const Unit* at = unit + (Policy::kPairs ? i / 2 : i) * mr;
+        const VecF value = i % 2 == 0 ? SplatElement<Policy, 0>(at) : SplatElement<Policy, 1>(at);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(value, h[v], acc[i][v]);
       }
     }
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kCols; ++i) Store(sums + i * kVL, acc[i]);
+#pragma GCC unroll 32
+  for (int i = 0; i < kCols * kVectors; ++i) {
+    Store(sums + i * kVL, acc[i / kVectors][i % kVectors]);
+  }
 }
 
-/// sums [units' columns][kVL] = the columns of units [u0, u1) of a block, times kVL columns of h.
-template <typename Policy>
+/// sums [units' columns][kVectors · kVL] = the columns of units [u0, u1) of a block, times columns
+/// of h.
+template <typename Policy, int kVectors>
 LOWRANK_INLINE void FactorBlock(const FactorRows& rows, int64_t u0, int64_t u1, float* sums) {
-  constexpr int kUnits = kFactorUnits<Policy>;
-  constexpr int64_t kUnitCols = Policy::kPairs ? 2 : 1;
-  std::memset(sums, 0, static_cast<size_t>((u1 - u0) * kUnitCols * kVL) * sizeof(float));
+  constexpr int kUnits = kFactorUnits<Policy> / kVectors;
+  constexpr int64_t kUnitSums = (Policy::kPairs ? 2 : 1) * kVectors * kVL;
+  std::memset(sums, 0, static_cast<size_t>((u1 - u0) * kUnitSums) * sizeof(float));
   const RowPanels& panels = rows.chunk.panels;
   for (int64_t panel = 0; panel < panels.count; panel += kFactorPanels) {
     const int64_t end = Min(panel + kFactorPanels, panels.count);
     if (panels.Start(end) <= rows.m0 || panels.Start(panel) >= rows.m1) continue;
     int64_t u = u0;
     for (; u + kUnits <= u1; u += kUnits) {
-      FactorTile<Policy, kUnits>(rows, panel, end, u, sums + (u - u0) * kUnitCols * kVL);
+      FactorTile<Policy, kUnits, kVectors>(rows, panel, end, u, sums + (u - u0) * kUnitSums);
     }
     for (; u < u1; ++u) {
-      FactorTile<Policy, 1>(rows, panel, end, u, sums + (u - u0) * kUnitCols * kVL);
+      FactorTile<Policy, 1, kVectors>(rows, panel, end, u, sums + (u - u0) * kUnitSums);
     }
   }
 }
 
-/// Columns of units [u0, u1) of the block at k0, over all rows of a chunk that starts at row m0 of
-/// the batch, a multiple of kKC; of the last chunk the gradient is stored.
-template <typename Policy>
-LOWRANK_INLINE void FactorTask(const FactorPanels& grad, FactorRows rows, int64_t m0, bool last,
-                               int64_t u0, int64_t u1) {
+/// Columns of units [u0, u1) of the block at k0 beside kVectors vectors of h's columns from vector
+/// v on, over all rows of a chunk that starts at row m0 of the batch, a multiple of kKC; of the
+/// last chunk the gradient is stored.
+template <typename Policy, int kVectors>
+LOWRANK_INLINE void FactorColumns(const FactorPanels& grad, FactorRows rows, int64_t m0, bool last,
+                                  int64_t u0, int64_t u1, int64_t v0) {
   constexpr int64_t kUnitCols = Policy::kPairs ? 2 : 1;
-  alignas(64) float sums[kFactorTaskUnits * kUnitCols * kVL];
+  alignas(64) float sums[kFactorTaskUnits * kUnitCols * kVectors * kVL];
   const int64_t n0 = rows.k0 + u0 * kUnitCols;
   const int64_t n1 = Min(rows.k0 + u1 * kUnitCols, rows.chunk.order.depth);
-  const float* h = rows.h;
   const int64_t r = grad.h.cols;
-  for (int64_t v = 0; v < grad.panels(); ++v) {
-    rows.h = h + v * kVL;
-    for (rows.m0 = 0; rows.m0 < rows.chunk.rows; rows.m0 += kKC) {
-      rows.m1 = Min(rows.m0 + kKC, rows.chunk.rows);
-      FactorBlock<Policy>(rows, u0, u1, sums);
-      const bool first = m0 + rows.m0 == 0;
-      const bool store = last && rows.m1 == rows.chunk.rows;
-      for (int64_t n = n0; n < n1; ++n) {
-        float* total = grad.sums + n * grad.pitch() + v * kVL;
-        const VecF here = Load(sums + (n - n0) * kVL);
-        const VecF sum = first ? here : Load(total) + here;
-        if (store) {
-          StoreGrads(grad.out, n * r + v * kVL, Min(kVL, r - v * kVL), sum * grad.scaling,
-                     grad.accumulate);
-        } else {
-          Store(total, sum);
-        }
+  rows.h += v0 * kVL;
+  for (rows.m0 = 0; rows.m0 < rows.chunk.rows; rows.m0 += kKC) {
+    rows.m1 = Min(rows.m0 + kKC, rows.chunk.rows);
+    FactorBlock<Policy, kVectors>(rows, u0, u1, sums);
+    const bool first = m0 + rows.m0 == 0;
+    const bool store = last && rows.m1 == rows.chunk.rows;
+    for (int64_t i = 0; i < (n1 - n0) * kVectors; ++i) {
+      const int64_t n = n0 + i / kVectors;
+      const int64_t rank = (v0 + i % kVectors) * kVL;
+      float* total = grad.sums + n * grad.pitch() + rank;
+      const VecF here = Load(sums + i * kVL);
+      const VecF sum = first ? here : Load(total) + here;
+      if (store) {
+        StoreGrads(grad.out, n * r + rank, Min(kVL, r - rank), sum * grad.scaling, grad.accumulate);
+      } else {
+        Store(total, sum);
       }
+    }
+  }
+}
+
+/// The same beside all columns of h.
+template <typename Policy>
+LOWRANK_INLINE void FactorTask(const FactorPanels& grad, const FactorRows& rows, int64_t m0,
+                               bool last, int64_t u0, int64_t u1) {
+  for (int64_t v = 0; v < grad.panels(); v += kNV) {
+    if (v + 1 < grad.panels()) {
+      FactorColumns<Policy, kNV>(grad, rows, m0, last, u0, u1, v);
+    } else {
+      FactorColumns<Policy, 1>(grad, rows, m0, last, u0, u1, v);
     }
   }
 }

@@ -3,11 +3,11 @@
 ///   out [rows, r] = factor · a · b,   b = lora_aᵀ [K, r] (forward) or lora_b [N, r] (backward)
 ///
 /// Operands    a: rows as they lie in memory, or widened to f32 by kKC of their elements where they
-///             are gated, in f16 or have a factor; b: kVL columns wide panels of f32, for all of
-///             the summation index, packed once for all rows
+///             are gated, have a factor, are in f16, or in bf16 with r > kVL; b: kVL columns wide
+///             panels of f32, for all of the summation index, packed once for all rows
 /// Numerics    f32, in the natural order, sums over kKC added in order: the bits of tile.h's over
 ///             panels of the same rows
-/// Budget      an element of a is a broadcast and r / kVL multiply-adds; two of bf16 are one
+/// Budget      an element of a is a broadcast for one or kNV multiply-adds; two of bf16 are one
 ///             broadcast, a shift and a mask, which run beside the multiply-adds
 ///
 /// Nothing is packed for it: turning kMR rows to an A panel took as long as the sums at r = 16
@@ -57,7 +57,7 @@ LOWRANK_INLINE VecF SplatElement(const void* unit) {
   return reinterpret_cast<VecF>(kHalf == 0 ? both << 16 : both & 0xffff0000u);
 }
 
-// Elements of a row at a time, whose columns of b are in registers.
+// Elements of a row between two moves of its pointers.
 constexpr int kShrinkStep = kVL == 16 ? 8 : 4;
 
 using ShrinkTileFn = void (*)(const char* rows, int64_t pitch, int64_t kc, const float* b, float* c,
@@ -72,8 +72,23 @@ LOWRANK_INLINE VecF SplatOne(const char* at) {
   return reinterpret_cast<VecF>(SplatU(bits));
 }
 
-/// c [kRows, kVL] (+)= kc elements of rows that are `pitch` bytes apart, times b.
-template <typename Policy, int kRows>
+/// acc += one element of each row, beside the columns of it; panels of b are b_stride apart.
+template <int kRows, int kVectors, typename ElementOf>
+LOWRANK_INLINE void ShrinkStep(const ElementOf& element, const float* b, int64_t b_stride,
+                               VecF (&acc)[kRows][kVectors]) {
+  VecF columns[kVectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) columns[v] = Load(b + v * b_stride);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    const VecF value = element(i);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) acc[i][v] = Fma(value, columns[v], acc[i][v]);
+  }
+}
+
+/// c [kRows, kVectors · kVL] (+)= kc elements of rows that are `pitch` bytes apart, times b.
+template <typename Policy, int kRows, int kVectors>
 static void ShrinkTile(const char* rows, int64_t pitch, int64_t kc, const float* b, float* c,
                        int64_t ldc, bool first) {
   constexpr int kBytes = Policy::kPairs ? 2 : 4;
@@ -82,55 +97,51 @@ static void ShrinkTile(const char* rows, int64_t pitch, int64_t kc, const float*
   const char* third[kPointers];
 #pragma GCC unroll 16
   for (int i = 0; i < kPointers; ++i) third[i] = rows + 3 * i * pitch;
-  VecF acc[kRows] = {};
+  const int64_t b_stride = kc * kVL;
+  VecF acc[kRows][kVectors] = {};
   int64_t k = 0;
-  for (; k + kShrinkStep <= kc; k += kShrinkStep, b += kShrinkStep * kVL) {
-    VecF columns[kShrinkStep];
+  for (; k + kShrinkStep <= kc; k += kShrinkStep) {
 #pragma GCC unroll 16
-    for (int j = 0; j < kShrinkStep; ++j) columns[j] = Load(b + j * kVL);
-#pragma GCC unroll 16
-    for (int j = 0; j < kShrinkStep; j += Policy::kPairs ? 2 : 1) {
-#pragma GCC unroll 16
-      for (int i = 0; i < kRows; ++i) {
-        const char* at = third[i / 3] + i % 3 * pitch + j * kBytes;
-        acc[i] = Fma(SplatElement<Policy, 0>(at), columns[j], acc[i]);
-        if constexpr (Policy::kPairs) {
-          acc[i] = Fma(SplatElement<Policy, 1>(at), columns[j + 1], acc[i]);
-        }
+    for (int j = 0; j < kShrinkStep; j += Policy::kPairs ? 2 : 1, b += kVL) {
+      const auto unit = [&](int i) { return third[i / 3] + i % 3 * pitch + j * kBytes; };
+      ShrinkStep([&](int i) { return SplatElement<Policy, 0>(unit(i)); }, b, b_stride, acc);
+      if constexpr (Policy::kPairs) {
+        b += kVL;
+        ShrinkStep([&](int i) { return SplatElement<Policy, 1>(unit(i)); }, b, b_stride, acc);
       }
     }
 #pragma GCC unroll 16
     for (int i = 0; i < kPointers; ++i) third[i] += kShrinkStep * kBytes;
   }
   for (; k < kc; ++k, b += kVL) {
-    const VecF columns = Load(b);
-#pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      acc[i] = Fma(SplatOne<Policy>(rows + i * pitch + k * kBytes), columns, acc[i]);
-    }
+    ShrinkStep([&](int i) { return SplatOne<Policy>(rows + i * pitch + k * kBytes); }, b, b_stride,
+               acc);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
-    Store(c + i * ldc, first ? acc[i] : Load(c + i * ldc) + acc[i]);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = c + i * ldc + v * kVL;
+      Store(out, first ? acc[i][v] : Load(out) + acc[i][v]);
+    }
   }
 }
 
-template <typename Policy, int kRows>
+template <typename Policy, int kVectors, int kRows = kMR>
 LOWRANK_INLINE ShrinkTileFn PickShrinkTile(int rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickShrinkTile<Policy, kRows - 1>(rows);
+    if (rows < kRows) return PickShrinkTile<Policy, kVectors, kRows - 1>(rows);
   }
-  return ShrinkTile<Policy, kRows>;
+  return ShrinkTile<Policy, kRows, kVectors>;
 }
-
 /// c [mr, r] (+)= rows [m0, m0 + mr) of a, mr <= kMR, times b, over kc elements from k0 on.
 LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc,
                                 const ShrinkColumns& b, float* c, int64_t ldc) {
-  const bool stored = a.dense->dtype != DType::kF16 && a.AsStored(m0, mr);
-  const bool pairs = stored && a.dense->dtype == DType::kBF16;
-  const ShrinkTileFn tile =
-      pairs ? PickShrinkTile<BF16Policy, kMR>(mr) : PickShrinkTile<F32Policy, kMR>(mr);
-  const int64_t bytes = pairs ? 2 : 4;
+  const DType dtype = a.dense->dtype;
+  // Of more columns than a vector bf16 is widened once for all of them.
+  const bool pairs = dtype == DType::kBF16 && b.panels() == 1;
+  const bool stored = (pairs || dtype == DType::kF32) && a.AsStored(m0, mr);
+  const int64_t bytes = stored && pairs ? 2 : 4;
   alignas(64) float widened[kMR][kKC];
   const char* rows = reinterpret_cast<const char*>(widened);
   if (stored) {
@@ -138,8 +149,11 @@ LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t 
   } else {
     for (int i = 0; i < mr; ++i) RowAsFloat(a, m0 + i, k0, kc, widened[i]);
   }
-  for (int64_t v = 0; v < b.panels(); ++v) {
-    tile(rows, stored ? a.cols * bytes : kKC * bytes, kc, b.At(k0, v), c + v * kVL, ldc, k0 == 0);
+  for (int64_t v = 0; v < b.panels(); v += kNV) {
+    const ShrinkTileFn tile = v + 1 < b.panels() ? PickShrinkTile<F32Policy, kNV>(mr)
+                              : bytes == 2       ? PickShrinkTile<BF16Policy, 1>(mr)
+                                                 : PickShrinkTile<F32Policy, 1>(mr);
+    tile(rows, (stored ? a.cols : kKC) * bytes, kc, b.At(k0, v), c + v * kVL, ldc, k0 == 0);
   }
 }
 
