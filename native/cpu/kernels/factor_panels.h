@@ -6,9 +6,8 @@
 /// Tasks       kFactorTaskUnits units of dy's columns
 /// Numerics    f32, in the order of rows, sums over kKC rows of the batch added in order: the bits
 ///             of gemm.h's tiles over rows of their own (SumTile). bf16 pairs are widened here
-/// Budget      an element of dy is a broadcast for one or kNV multiply-adds, a pair also two
-/// shifts.
-///             Packing dy once more, as B panels, took as long as the sums at r = 16
+/// Budget      an element of dy is a broadcast for one or kNV multiply-adds, a pair two shifts
+///             more. Packing dy once more, as B panels, took as long as the sums at r = 16
 #pragma once
 
 #include "native/cpu/kernels/shrink_rows.h"
@@ -60,8 +59,7 @@ struct FactorRows {
   int64_t h_pitch;
 };
 
-/// sums [kUnits columns or pairs][kVectors · kVL] += the columns from unit u on, times columns of
-/// h.
+/// sums [kUnits columns or pairs][kVectors · kVL] += columns from unit u on, times those of h.
 template <typename Policy, int kUnits, int kVectors>
 static void FactorTile(const FactorRows& rows, int64_t panel0, int64_t panel1, int64_t u,
                        float* sums) {
@@ -96,8 +94,7 @@ static void FactorTile(const FactorRows& rows, int64_t panel0, int64_t panel1, i
   }
 }
 
-/// sums [units' columns][kVectors · kVL] = the columns of units [u0, u1) of a block, times columns
-/// of h.
+/// sums [units' columns][kVectors · kVL] = columns of units [u0, u1) of a block, times those of h.
 template <typename Policy, int kVectors>
 LOWRANK_INLINE void FactorBlock(const FactorRows& rows, int64_t u0, int64_t u1, float* sums) {
   constexpr int kUnits = kFactorUnits<Policy> / kVectors;

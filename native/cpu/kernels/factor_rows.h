@@ -5,9 +5,8 @@
 /// Operands    x: rows in f32 or bf16 as they are, or widened to f32 by some rows and columns where
 ///             they are gated, in f16 or end inside a tile
 /// Tasks       blocks of columns, whose sums stay in L2 or closer while rows go by
-/// Numerics    f32, in the order of rows, sums over kKC of them added in order: the bits of
-/// gemm.h's
-///             tiles over panels
+/// Numerics    f32, in the order of rows, sums over kKC of them added in order: the bits that the
+///             tiles of gemm.h have over panels
 /// Budget      two vectors of columns are loaded, of bf16 by one load, a shift and a mask, for
 ///             2 · ranks multiply-adds; dh by broadcasts. Panels of x, which were copied before,
 ///             took longer than the sums at r = 16 (docs/performance-log.md)
@@ -19,12 +18,12 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 // Rows of a visit: their lines of a tile stay in L1 until all ranks have met them.
 constexpr int64_t kVisitRows = 32;
+static_assert(kKC % kVisitRows == 0);
 // Sums of a task: 32 KiB, so that they come from L1 or near it. Columns of a task, where ranks are
 // few: pieces of rows long enough to be read ahead.
 constexpr int64_t kFactorSums = 8192;
 constexpr int64_t kMostFactorCols = 512;
-// Bytes ahead in a row at which its lines are asked for: two or four tiles. Without, twice the
-// time.
+// Bytes ahead in a row at which lines are asked for: two or four tiles. Without it twice the time.
 constexpr int64_t kColumnsAhead = 256;
 
 /// What a tile adds up: `rows` rows of x that are `pitch` bytes apart, beside those of dh.

@@ -9,8 +9,8 @@
 ///            adapter in f32; one rounding to T at the store
 ///
 /// A chunk of dy is packed once; dh is taken from the same rows, and where it can be d_lora_b from
-/// their panels, while they are in cache; dh · lora_a is r more steps of the sum in the same C
-/// tile.
+/// their panels, while they are in cache. dh · lora_a is r more steps of the sum in the same C
+/// tile, or for few rows added where the sums are complete.
 #pragma once
 
 #include "native/cpu/kernels/dense_panels.h"

@@ -8,8 +8,7 @@
 ///            adapter in f32; one rounding to T at the store
 ///
 /// A chunk of rows is packed once; the adapter's shrink reads the same rows while they are in
-/// cache, and its expand is r more steps of the sum in the same C tile, so that it reads y not at
-/// all.
+/// cache, and its expand is r more steps of the sum in the same C tile, so y is not read again.
 #pragma once
 
 #include "native/cpu/kernels/dense_dot.h"
