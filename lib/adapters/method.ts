@@ -105,15 +105,16 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       }
       (config as Record<string, unknown>)[name] = value;
     }
+    // Before the method's own check, which may blame a rank that is none on what has to divide it.
+    for (const [name, value] of Object.entries(config)) {
+      if (typeof value === 'number') checkSetting(op, name, value, fresh);
+    }
     const refused = check?.({ N, K, config });
     if (refused !== undefined) {
       const what = "what the method's check returns";
       const reason: unknown = refused;
       if (!Array.isArray(reason)) throw wrongType(op, what, 'an array of strings', reason);
       fail('ERR_VALUE', op, ...refused);
-    }
-    for (const [name, value] of Object.entries(config)) {
-      if (typeof value === 'number') checkSetting(op, name, value, fresh);
     }
     const sizes: unknown = shapes({ N, K, config });
     if (sizes === null || typeof sizes !== 'object') {
