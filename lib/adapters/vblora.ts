@@ -134,12 +134,15 @@ export const vblora = defineAdapter({
       order: FeatureMap.permute(order, { device }),
     };
   },
-  check: ({ N, K, config: { vectors, vectorLength, topK } }) => {
+  check: ({ N, K, config: { vectors, vectorLength, topK, logitsStd, bankBound } }) => {
     if (!(vectorLength > 0 && N % vectorLength === 0 && K % vectorLength === 0)) {
       return ['vectorLength', `a divisor of ${N} and ${K}`, String(vectorLength)];
     }
-    if (!(topK > 0 && topK <= vectors)) return ['topK', `from 1 to ${vectors}`, String(topK)];
-    return undefined;
+    if (!(Number.isInteger(topK) && topK >= 1 && topK <= vectors)) {
+      return ['topK', `an integer from 1 to ${vectors}`, String(topK)];
+    }
+    if (logitsStd < 0) return ['logitsStd', 'not negative', String(logitsStd)];
+    return bankBound < 0 ? ['bankBound', 'not negative', String(bankBound)] : undefined;
   },
   forward: (t, { x, w, bias, p, state, N, K, config: { r, topK, dropout } }) => {
     const a = t.reshape(mixed(t, p.logitsA, p.bank, state.a, topK), [r, K]);

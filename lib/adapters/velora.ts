@@ -63,7 +63,9 @@ export const velora = defineAdapter({
     return { groups: Tensor.from(values, [groups, K], { device }) };
   },
   check: ({ K, config: { groups } }) =>
-    groups >= 1 && groups <= K ? undefined : ['groups', `from 1 to ${K}`, String(groups)],
+    Number.isInteger(groups) && groups >= 1 && groups <= K
+      ? undefined
+      : ['groups', `an integer from 1 to ${K}`, String(groups)],
   forward: (t, { x, w, bias, p, state, config }) => {
     const h = compressedShrink(t, t.cast(x, 'f32'), p.loraA, state.groups, config.scale);
     return t.expand(x, w, h, p.loraB, { scaling: scalingOf({ ...config, dropout: 0 }), bias });

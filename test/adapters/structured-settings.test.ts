@@ -53,6 +53,22 @@ const REFUSED: readonly (readonly [
   ['private-lora', { rB: 0 }, /^private-lora.create: rB must be at least 1, got 0$/],
   ['psoft', { r: 4, loraAlpha: 0 }, /^psoft.create: loraAlpha must be other than 0 .*, got 0$/],
   ['unilora', { length: 0 }, /^unilora.create: length must be at least 1, got 0$/],
+  [
+    'vblora',
+    { vectorLength: 8, topK: 1.5 },
+    /^vblora.create: topK must be an integer from 1 to 256, got 1.5$/,
+  ],
+  [
+    'vblora',
+    { vectorLength: 8, bankBound: -1 },
+    /^vblora.create: bankBound must be not negative, got -1$/,
+  ],
+  [
+    'vblora',
+    { vectorLength: 8, logitsStd: -1 },
+    /^vblora.create: logitsStd must be not negative, got -1$/,
+  ],
+  ['velora', { groups: 1.5 }, /^velora.create: groups must be an integer from 1 to 32, got 1.5$/],
   ['road', { groupSize: 5 }, /groupSize must be an even divisor of N \(24\), got 5/],
 ];
 
