@@ -126,7 +126,9 @@ LOWRANK_INLINE void SumFactorRows(Run& run, const Grid& grid, const Block& block
   const bool stored = x.AsStored() && x.dense->dtype != DType::kF16 && cols % (2 * kVL) == 0;
   const bool pairs = stored && x.dense->dtype == DType::kBF16;
   const int64_t bytes = pairs ? 2 : 4;
-  alignas(64) float widened[kVisitRows][kMostFactorCols];
+  float* widened = nullptr;
+  if (!stored) widened = run.Get<float>(kASlot, kVisitRows * kMostFactorCols);
+  if (!stored && widened == nullptr) return;
   for (int64_t m0 = 0; m0 < x.rows; m0 += kVisitRows) {
     if (m0 % kKC == 0 && run.Stopped()) return;
     const int64_t rows = Min(kVisitRows, x.rows - m0);
@@ -135,7 +137,9 @@ LOWRANK_INLINE void SumFactorRows(Run& run, const Grid& grid, const Block& block
     if (stored) {
       first_row = x.StoredRow(m0) + block.n0 * bytes;
     } else {
-      for (int64_t i = 0; i < rows; ++i) RowAsFloat(x, m0 + i, block.n0, cols, widened[i]);
+      for (int64_t i = 0; i < rows; ++i) {
+        RowAsFloat(x, m0 + i, block.n0, cols, widened + i * kMostFactorCols);
+      }
     }
     for (int64_t n = 0; n < cols; n += 2 * kVL) {
       grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t i, int ranks) {
