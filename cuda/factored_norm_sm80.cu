@@ -20,6 +20,7 @@
 ///            planes of G are 2 MB in all blocks, 0.3 us of what L2 gives. Σᵢ is r² multiplications
 ///            an n, 16.8 million at r = 64: 0.6 us.
 #include "cuda/params/factored_norm.h"
+#include "cuda/planes.cuh"
 #include "cuda/small_operand.cuh"
 
 namespace lowrank::gpu {
@@ -37,22 +38,6 @@ struct FactoredNormShared {
   float b[kRanks][kRows + 2];
   double sums[kWarps][kRows];
 };
-
-/// An element of a matrix that lies in planes, of which kAtOnce are asked for at once.
-template <int kAtOnce>
-LOWRANK_DEVICE float SumPlanes(const float* g_element, int64_t plane_elems, int planes) {
-  float sum = 0;
-  for (int first = 0; first < planes; first += kAtOnce) {
-    float value[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      value[i] = first + i < planes ? g_element[(first + i) * plane_elems] : 0.0f;
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) sum += value[i];
-  }
-  return sum;
-}
 
 /// The tile of G from (j0, i0) on, and of b's columns from i0 on; zero outside.
 LOWRANK_DEVICE void FillTiles(const FactoredNormParams& p, int64_t n0, int64_t j0, int64_t i0,

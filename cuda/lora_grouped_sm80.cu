@@ -16,11 +16,9 @@
 ///
 /// Operands   a table of adapters, tiles of their rows, and the rows' indices, in device memory;
 ///            x and dy of one type, each factor of its own; h and dh packed f32
-/// Shrink     a block has 8 rows of one adapter and some of its ranks, four at a time; its 16 warps
-///            take chunks of 256 of K in turn, a lane eight elements of each by loads of 16 bytes
-///            (by element where K or an address forbids it), 32 sums in registers. The lanes' are
-///            added by shuffles, the warps' in shared memory, 2,048 bytes, in their order. So a
-///            factor is read once by whatever few rows there are, and the launch stores h itself
+/// Shrink     a block has 8 rows of one adapter and some of its ranks, four at a time
+///            (lora_grouped_shrink.cuh). So a factor is read once by whatever few rows there are,
+///            and the launch stores h itself
 /// Tile       of the others: 32 x 32 elements of c, 2 x 2 a thread; of rows: those of one adapter.
 ///            The reduction goes by slabs of 16.
 /// Grid       tiles of rows (or of ranks or of n, for each adapter) times tiles of columns; blocks
@@ -30,12 +28,12 @@
 /// Slices     dh is small and its reduction, over N, long: up to 16 slices of whole spans, each by
 ///            a block of its own into a plane, so that few rows fill the card. How many depends on
 ///            N alone, and so do the bits of a row
-/// Numerics   f32; shrink: a lane's in ascending order, lanes and warps in one order for every
-///            element, whatever the rows, the ranks and the loads; the gate's scale once, at the
-///            end. Others: ascending t, 256 terms at a time, then the sum of those, then that of
-///            the slices; one rounding. Nothing of a row depends on the others, nor of an adapter's
-///            gradient on the rows of others.
+/// Numerics   f32; shrink as its file says. Others: ascending t, 256 terms at a time, then the sum
+///            of those, then that of the slices; planes of the base product in their order;
+///            one rounding. Nothing of a row depends on the others, nor of
+///            an adapter's gradient on the rows of others.
 /// Needs      nothing but for speed: 16-byte aligned x and lora_a
+/// Hopper     lora_grouped_forward_sm90a.cu has shrink and expand in one launch, for few rows
 ///
 /// Budget     32 rows of 32 adapters, r = 16, 4,096 x 4,096 in bf16: 8.4 MB of factors, 2.8 us at
 ///            3.0 TB/s. Shrink: 128 blocks of four ranks, a warp one chunk, all of its loads in
@@ -44,9 +42,7 @@
 ///            shuffles and the sums: 5 k clk = 3 us. Many rows, r = 16: 512 FMA beside 20 loads of
 ///            16 bytes a chunk and four ranks, x from L1 from the second four on. Expand: 4,096
 ///            blocks of one slab.
-#include "cuda/lora_gate.cuh"
-#include "cuda/params/lora_grouped.h"
-#include "cuda/small_operand.cuh"
+#include "cuda/lora_grouped_shrink.cuh"
 
 namespace lowrank::gpu {
 namespace {
@@ -61,12 +57,6 @@ struct GroupedShared {
   float b[kDepth][kPitch];
 };
 static_assert(sizeof(GroupedShared) == kGroupedSharedBytes);
-
-/// g (or 1) of an entry.
-LOWRANK_DEVICE float RowScaleOf(const GroupedParams& p, int64_t entry) {
-  if (p.row_scale == nullptr) return 1.0f;
-  return LoadSmall(p.row_scale_element, p.row_scale, p.gates[entry]);
-}
 
 /// Is element `index` of x kept by the adapter's gate?
 LOWRANK_DEVICE bool IsKept(const GroupedParams& p, const GroupedAdapter& e, int64_t index) {
@@ -85,40 +75,6 @@ LOWRANK_DEVICE float GatedX(const GroupedParams& p, const GroupedAdapter& e, int
   return e.gate_kind == kLoraGateNone ? value : value * e.kept_scale;
 }
 
-/// What is the same for the four kernels whose tiles are of rows.
-struct RowsOfTile {
-  GroupedRowTile tile;
-  GroupedAdapter e;
-  int64_t rows;
-  int64_t first_row = 0;
-  int64_t first_col;
-
-  __device__ __forceinline__ explicit RowsOfTile(const GroupedParams& p)
-      : tile(p.tiles[blockIdx.x / p.j_tiles]),
-        e(p.adapters[tile.adapter < 0 ? 0 : tile.adapter]),
-        rows(tile.count),
-        first_col(static_cast<int64_t>(blockIdx.x % p.j_tiles) * kTile) {}
-  __device__ __forceinline__ int64_t RowOf(const GroupedParams& p, int64_t i) const {
-    return p.rows[tile.first + i];
-  }
-  /// Row i of the tile in h and dh.
-  __device__ __forceinline__ int64_t RankRow(int64_t i) const {
-    return e.h_begin + (tile.first - e.first + i) * e.r;
-  }
-};
-
-/// The same of the two that add to rows: a launch takes one entry of a row.
-struct OneEntryOfRows : RowsOfTile {
-  static constexpr bool kSliced = false;
-  __device__ __forceinline__ explicit OneEntryOfRows(const GroupedParams& p) : RowsOfTile(p) {}
-  __device__ __forceinline__ int64_t EntryOf(const GroupedParams& p, int64_t i) const {
-    return p.places == nullptr ? tile.first + i : p.places[tile.first + i];
-  }
-  __device__ __forceinline__ int64_t RankRow(const GroupedParams& p, int64_t i) const {
-    return e.h_begin + (EntryOf(p, i) - e.first) * e.r;
-  }
-};
-
 struct DeltaH : RowsOfTile {
   static constexpr bool kSliced = true;
   static constexpr bool kAAlongDepth = true;
@@ -136,41 +92,25 @@ struct DeltaH : RowsOfTile {
   }
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
                                         float sum) const {
-    const int64_t index = RankRow(i) + j;
+    const int64_t index = RankRow(p, i) + j;
     p.dh[index] = e.scaling * RowScaleOf(p, tile.first + i) * sum;
     if (p.u != nullptr) p.u[index] = sum;
   }
 };
 
-struct Expand : OneEntryOfRows {
+struct Expand : ExpandedRows {
   static constexpr bool kAAlongDepth = true;
   static constexpr bool kBAlongDepth = true;
   int64_t cols;
   int64_t depth;
 
   __device__ __forceinline__ explicit Expand(const GroupedParams& p)
-      : OneEntryOfRows(p), cols(p.N), depth(tile.adapter < 0 ? 0 : e.r) {}
+      : ExpandedRows(p), cols(p.N), depth(tile.adapter < 0 ? 0 : e.r) {}
   __device__ __forceinline__ float A(const GroupedParams& p, int64_t i, int64_t t) const {
     return p.h[RankRow(p, i) + t];
   }
   __device__ __forceinline__ float B(const GroupedParams&, int64_t j, int64_t t) const {
     return LoadSmall(e.b_element, e.lora_b, j * e.r + t);
-  }
-  __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
-                                        float sum) const {
-    const int64_t entry = EntryOf(p, i);
-    const int64_t m = p.rows[entry];
-    float value = p.base[m * p.N + j];
-    if (tile.adapter >= 0) {
-      if (e.lora_bias != nullptr) sum += LoadSmall(e.bias_element, e.lora_bias, j);
-      value += e.scaling * RowScaleOf(p, entry) * sum;
-    }
-    if (p.partial != 0) {
-      p.base[m * p.N + j] = value;
-      return;
-    }
-    if (p.bias != nullptr) value += LoadSmall(p.bias_element, p.bias, j);
-    StoreSmall(p.x_element, p.out, m * p.N + j, value);
   }
 };
 
@@ -190,8 +130,8 @@ struct InputGrad : OneEntryOfRows {
   }
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,
                                         float sum) const {
-    const int64_t index = p.rows[EntryOf(p, i)] * p.K + j;
-    float value = p.base[index];
+    const int64_t index = RowOf(p, i) * p.K + j;
+    float value = BaseSum(p, index);
     if (tile.adapter >= 0 && IsKept(p, e, index)) {
       value += e.gate_kind == kLoraGateNone ? sum : e.kept_scale * sum;
     }
@@ -341,7 +281,7 @@ LOWRANK_DEVICE void GroupedBody(const GroupedParams& p) {
       if (at_row >= op.rows || at_col >= op.cols) continue;
       if constexpr (Op::kSliced) {
         if (p.planes != nullptr) {
-          p.planes[blockIdx.y * p.plane_elems + op.RankRow(at_row) + at_col] = total[i][j];
+          p.planes[blockIdx.y * p.plane_elems + op.RankRow(p, at_row) + at_col] = total[i][j];
           continue;
         }
       }
@@ -359,7 +299,7 @@ LOWRANK_DEVICE void SumSlices(const GroupedParams& p) {
     const int64_t row = op.first_row + place / kTile;
     const int64_t col = op.first_col + place % kTile;
     if (row >= op.rows || col >= op.cols) continue;
-    const float* g_sum = p.planes + op.RankRow(row) + col;
+    const float* g_sum = p.planes + op.RankRow(p, row) + col;
     float total = 0;
     for (int64_t slice = 0; slice < slices; ++slice) total += g_sum[slice * p.plane_elems];
     op.Store(p, row, col, total);
@@ -368,135 +308,17 @@ LOWRANK_DEVICE void SumSlices(const GroupedParams& p) {
 
 // ------------------------------------------------------------------------------------- shrink
 
-constexpr int kShrinkWarps = kGroupedShrinkThreads / 32;
-constexpr int kShrinkSums = kGroupedShrinkRows * kGroupedShrinkRanks;
-constexpr int kShrinkChunk = 32 * 8;  // of K, for a warp
-static_assert(kShrinkSums == 32);     // one a lane, once they have been added up
-
-struct ShrinkShared {
-  float sums[kShrinkWarps][kShrinkSums];
-};
-static_assert(sizeof(ShrinkShared) == kGroupedShrinkSharedBytes);
-
-/// What a block of shrink reads: up to kGroupedShrinkRows rows of a tile.
-struct ShrinkBlock : RowsOfTile {
-  int row0;   // in the tile
-  int count;  // of the tile's rows from there on
-  bool x_aligned;
-  bool a_aligned;
-
-  __device__ __forceinline__ explicit ShrinkBlock(const GroupedParams& p)
-      : RowsOfTile(p),
-        row0(static_cast<int>(blockIdx.y) * kGroupedShrinkRows),
-        count(tile.count - row0),
-        x_aligned(IsAligned(p.x, p.x_element, p.K)),
-        a_aligned(IsAligned(e.lora_a, e.a_element, p.K)) {}
-  static __device__ __forceinline__ bool IsAligned(const void* data, int32_t element, int64_t K) {
-    return reinterpret_cast<uintptr_t>(data) % 16 == 0 && K % (element == kSmallF32 ? 4 : 8) == 0;
-  }
-  /// How many of eight elements from k on are inside.
-  static __device__ __forceinline__ int InsideOf(const GroupedParams& p, int64_t k) {
-    return p.K - k < 8 ? static_cast<int>(p.K - k) : 8;
-  }
-
-  /// Eight of lora_a, of kGroupedShrinkRanks ranks.
-  __device__ __forceinline__ void LoadFactors(const GroupedParams& p, int64_t j0, int64_t k,
-                                              float (&factors)[kGroupedShrinkRanks][8]) const {
-    SmallEight eights[kGroupedShrinkRanks];
-#pragma unroll
-    for (int j = 0; j < kGroupedShrinkRanks; ++j) {
-      const int inside = j0 + j < e.r ? InsideOf(p, k) : 0;
-      eights[j] = LoadSmallEight(e.a_element, e.lora_a, (j0 + j) * p.K + k, inside, a_aligned);
-    }
-#pragma unroll
-    for (int j = 0; j < kGroupedShrinkRanks; ++j) {
-      EightToFloats(e.a_element, eights[j], factors[j]);
-    }
-  }
-
-  /// Eight of gate ⊙ x without the gate's scale, whatever the dropped ones held.
-  __device__ __forceinline__ void LoadX(const GroupedParams& p, int64_t m, int64_t k,
-                                        float (&x)[8]) const {
-    const int64_t index = m * p.K + k;
-    const int inside = InsideOf(p, k);
-    EightToFloats(p.x_element, LoadSmallEight(p.x_element, p.x, index, inside, x_aligned), x);
-    if (e.gate_kind == kLoraGateNone) return;
-    LoraGate gate = p.gate;
-    gate.kind = e.gate_kind;
-    gate.threshold = e.threshold;
-    const uint32_t kept = KeptBits<8>(gate, index, inside);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = (kept >> i & 1u) != 0 ? x[i] : 0.0f;
-  }
-
-  /// This warp's chunks of K, this lane's eight elements of each.
-  __device__ __forceinline__ void Sum(const GroupedParams& p, int64_t j0,
-                                      float (&sums)[kShrinkSums]) const {
-    for (int64_t k = threadIdx.x * 8; k < p.K; k += kShrinkWarps * kShrinkChunk) {
-      float factors[kGroupedShrinkRanks][8];
-      LoadFactors(p, j0, k, factors);
-#pragma unroll
-      for (int i = 0; i < kGroupedShrinkRows; ++i) {
-        if (i >= count) continue;
-        float x[8];
-        LoadX(p, RowOf(p, row0 + i), k, x);
-#pragma unroll
-        for (int j = 0; j < kGroupedShrinkRanks; ++j) {
-          float& sum = sums[i * kGroupedShrinkRanks + j];
-#pragma unroll
-          for (int t = 0; t < 8; ++t) sum = fmaf(x[t], factors[j][t], sum);
-        }
-      }
-    }
-  }
-};
-
-/// Adds up each of 2 · kDistance values over the lanes that differ in the bits of 2 · kDistance -
-/// 1; of 32, lane l has the sum of value l then. A lane keeps half of what it has and gives the
-/// other half away. The order in which lanes are added is that of a butterfly, the same for every
-/// value.
-template <int kDistance>
-LOWRANK_DEVICE float SumOverLanes(const float (&values)[2 * kDistance]) {
-  const bool upper = (threadIdx.x & static_cast<unsigned>(kDistance)) != 0;
-  float kept[kDistance];
-#pragma unroll
-  for (int i = 0; i < kDistance; ++i) {
-    const float give = upper ? values[i] : values[i + kDistance];
-    const float keep = upper ? values[i + kDistance] : values[i];
-    kept[i] = keep + __shfl_xor_sync(0xffffffffu, give, kDistance);
-  }
-  if constexpr (kDistance == 1) {
-    return kept[0];
-  } else {
-    return SumOverLanes<kDistance / 2>(kept);
-  }
-}
-
 LOWRANK_DEVICE void ShrinkBody(const GroupedParams& p) {
-  ShrinkShared& s = DynamicShared<ShrinkShared>();
-  const ShrinkBlock op(p);
+  GroupedShrinkShared& s = DynamicShared<GroupedShrinkShared>();
+  const ShrinkBlock<RowsOfTile> op(p);
   if (op.count <= 0) return;
-  const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t begin = blockIdx.x % p.j_tiles * p.block_ranks;
   const int64_t end = begin + p.block_ranks < op.e.r ? begin + p.block_ranks : op.e.r;
-  for (int64_t j0 = begin; j0 < end; j0 += kGroupedShrinkRanks) {
-    float sums[kShrinkSums] = {};
-    op.Sum(p, j0, sums);
-    const float of_warp = SumOverLanes<kShrinkSums / 2>(sums);
-    if (j0 != begin) __syncthreads();  // the sums before these have been read
-    s.sums[warp][lane] = of_warp;
-    __syncthreads();
-    if (warp != 0) continue;
-    float total = 0;
-#pragma unroll
-    for (int other = 0; other < kShrinkWarps; ++other) total += s.sums[other][lane];
+  ShrinkRanks(p, op, begin, end, s, [&](int64_t j0, int lane, float h) {
     const int row = lane / kGroupedShrinkRanks;
     const int64_t j = j0 + lane % kGroupedShrinkRanks;
-    if (row >= op.count || j >= op.e.r) continue;
-    if (op.e.gate_kind != kLoraGateNone) total *= op.e.kept_scale;
-    p.h[op.RankRow(op.row0 + row) + j] = total;
-  }
+    if (row < op.count && j < op.e.r) p.h[op.RankRow(p, op.row0 + row) + j] = h;
+  });
 }
 
 // -------------------------------------------------------------------------------------- gates
@@ -532,7 +354,7 @@ LOWRANK_DEVICE void GateGrads(const GroupedParams& p) {
     const int64_t entry = op.tile.first + i;
     float sum = 0;
     if (op.tile.adapter >= 0) {
-      const int64_t begin = op.RankRow(i);
+      const int64_t begin = op.RankRow(p, i);
       sum = WarpSum(e.r, [&](int64_t j) { return p.u[begin + j] * p.h[begin + j]; });
       if (e.lora_bias != nullptr) {
         const int64_t row = op.RowOf(p, i) * p.N;

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cuda/params/lora_shrink.h"
+#include "native/core/philox.h"
 
 namespace lowrank::gpu {
 
@@ -17,8 +18,32 @@ constexpr uint32_t kGroupedSharedBytes = 2 * kGroupedDepth * kGroupedPitch * 4;
 constexpr int kGroupedShrinkThreads = 512;
 constexpr int kGroupedShrinkRows = 8;   // of a block of grouped_shrink
 constexpr int kGroupedShrinkRanks = 4;  // that it sums at a time
-constexpr uint32_t kGroupedShrinkSharedBytes =
-    kGroupedShrinkThreads / 32 * kGroupedShrinkRows * kGroupedShrinkRanks * 4;
+
+/// Shared memory of grouped_shrink: the sums of its warps.
+struct GroupedShrinkShared {
+  float sums[kGroupedShrinkThreads / 32][kGroupedShrinkRows * kGroupedShrinkRanks];
+};
+
+/// Of lora_grouped_forward_sm90a.cu: ranks of a block of a cluster, and of all.
+constexpr int kGroupedForwardBlockRanks = 16;
+constexpr int kGroupedForwardClusterMax = 8;
+constexpr int kGroupedForwardRanks = kGroupedForwardClusterMax * kGroupedForwardBlockRanks;
+constexpr int kGroupedForwardColumnStep = 16;  // of w's rows: their factors begin at 16 bytes
+
+/// Its shared memory, before the rows of lora_b.
+struct alignas(16) GroupedForwardShared {
+  GroupedShrinkShared shrink;
+  /// h of this block's ranks, four of a row at a time: peers read it.
+  float own[kGroupedForwardBlockRanks / kGroupedShrinkRanks]
+           [kGroupedShrinkRows * kGroupedShrinkRanks];
+  /// h of all ranks in the same order.
+  float h[kGroupedForwardRanks / kGroupedShrinkRanks][kGroupedShrinkRows * kGroupedShrinkRanks];
+};
+/// From one row of lora_b to the next, an odd number of 16 bytes: eight lanes with a row each meet
+/// all banks.
+LOWRANK_HOST_DEVICE constexpr int64_t GroupedFactorPitch(int64_t r, int64_t element_bytes) {
+  return ((r * element_bytes + 15) / 16 | 1) * 16;
+}
 
 /// One adapter in device memory; element types as LoraElement numbers them.
 struct GroupedAdapter {
@@ -69,7 +94,9 @@ struct GroupedParams {
   float* planes;          // [slices, Σ count · r] of dh; null: one slice, stored at once
   int64_t plane_elems;    // Σ count · r
   int64_t slice;          // terms of a slice, a multiple of kGroupedSpan
-  float* base;            // [M, N] or [M, K]: the product with the base weight; may be `out`
+  const float* sums;      // [sum_planes, M, N] or [.., M, K]: the product with the base weight
+  int64_t sum_plane_elems;
+  float* base;            // [M, N] or [M, K]: what is left to further launches; may be `out`
   void* out;              // y [M, N] or dx [M, K]
   const void* bias;       // [N] or null
   const void* row_scale;  // [M, slots] or null
@@ -77,9 +104,13 @@ struct GroupedParams {
   LoraGate gate;          // mask and seed; kind, threshold and scale are the adapter's
   int64_t N, K;
   int64_t block_ranks;  // of a block of grouped_shrink, a multiple of kGroupedShrinkRanks
+  int64_t block_cols;   // of a block of grouped_forward, in steps of kGroupedForwardColumnStep
+  int64_t chunk_cols;   // of lora_b's rows that are in shared memory at a time, in the same steps
   uint32_t i_tiles;     // tiles along the rows of a result, where they do not come from `tiles`
   uint32_t j_tiles;     // tiles along its columns
-  int32_t x_element;    // of x, dy and out
+  uint32_t cluster;     // blocks of grouped_forward that share an h
+  int32_t sum_planes;
+  int32_t x_element;  // of x, dy and out
   int32_t bias_element;
   int32_t row_scale_element;
   int32_t d_row_scale_element;

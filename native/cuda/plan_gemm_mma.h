@@ -27,13 +27,10 @@ struct GemmMmaOperands {
   Compute compute = Compute::kExact;  // kInt8 forward and of a rowwise weight (plan_gemm_int8.h)
 };
 
-/// sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
-/// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once.
-Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
-                       Workspace* workspace, Plan* plan);
-
-/// The same before planes are added where the product is cut: one behind the other in the
-/// workspace, or where it is not cut, one in `sums`.
+/// Sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
+/// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once. In
+/// planes where the product is cut: one behind the other in the workspace; where it is not cut, one
+/// in `sums`.
 struct ProductPlanes {
   const float* planes = nullptr;
   int64_t count = 1;

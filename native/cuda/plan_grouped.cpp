@@ -1,14 +1,16 @@
-/// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu): one product
-/// with the base weight for all rows, and a launch for each part of all adapters.
+/// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu, and of few rows
+/// cuda/lora_grouped_forward_sm90a.cu): one product with the base weight for all rows, and a launch
+/// for each part of all adapters.
 ///
-///   forward    shrink, base product, expand
+///   forward    shrink, base product, expand; on Hopper, with few rows of each adapter, the base
+///              product and shrink and expand in one
 ///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
 ///              d_lora_b: what is wanted
 ///
 /// Where rows have several adapters, expand and dx are launched for one of each row at a time.
 ///
 /// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
-/// ones the workspace holds its f32 sums (PlanProductSums), so that an element is rounded once.
+/// ones the workspace holds its f32 sums (PlanProductPlanes), so that an element is rounded once.
 #include <algorithm>
 #include <cstring>
 
@@ -222,7 +224,7 @@ Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& d
   LaunchStep step;
   step.kernel = "grouped_shrink_kernel";
   step.threads = gpu::kGroupedShrinkThreads;
-  step.shared_bytes = gpu::kGroupedShrinkSharedBytes;
+  step.shared_bytes = sizeof(gpu::GroupedShrinkShared);
   LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
   step.grid.y = static_cast<uint32_t>(row_groups);
   step.SetParams(params);
@@ -251,16 +253,81 @@ Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const
   return Status();
 }
 
-/// The launches of a kernel that adds to rows, over tiles of `cols` columns.
-Status AddRowSteps(const char* op, const char* kernel, const Tables& tables, int64_t cols,
-                   const gpu::GroupedParams& params, Plan* plan) {
+/// The launches of what adds to rows, add(parameters, tiles): the first to the base product, the
+/// others to the sums of the one before.
+template <typename AddFn>
+Status AddRowSteps(const Tables& tables, const gpu::GroupedParams& params, const AddFn& add) {
   const std::vector<Tables::Layer>& layers = tables.layers();
   for (size_t i = 0; i < layers.size(); ++i) {
     gpu::GroupedParams one = params;
     if (one.tiles != nullptr) one.tiles += layers[i].first;
     one.partial = i + 1 < layers.size() ? 1 : 0;
-    LOWRANK_RETURN_IF_ERROR(AddStep(op, kernel, layers[i].count, 1, cols, one, plan));
+    if (i > 0) {
+      one.sums = one.base;
+      one.sum_planes = 1;
+    }
+    LOWRANK_RETURN_IF_ERROR(add(one, layers[i].count));
   }
+  return Status();
+}
+
+/// How grouped_forward_kernel goes over a batch; no cluster where it is not for it.
+struct ForwardCut {
+  uint32_t cluster = 0;
+  int64_t parts = 0;  // clusters of a tile
+  int64_t block_cols = 0;
+  int64_t chunk_cols = 0;
+  int64_t shared_bytes = 0;
+};
+
+ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N,
+                      const DeviceLimits& device) {
+  // A thread has a column: with fewer than these the block's h costs more than they.
+  constexpr int64_t kLeastCols = 128;
+  constexpr int64_t kStep = gpu::kGroupedForwardColumnStep;
+  const int64_t r = tables.largest_r();
+  ForwardCut cut;
+  if (device.sm != 90 || tables.tiles_with_adapter() == 0) return cut;
+  if (tables.largest_tile() > gpu::kGroupedShrinkRows || r > gpu::kGroupedForwardRanks) return cut;
+  cut.cluster = r <= 4 * gpu::kGroupedForwardBlockRanks ? 4 : 8;
+  // As many blocks as multiprocessors: of one tile they sum h as often as there are clusters, and
+  // find lora_a in L2.
+  int64_t most_tiles = 0;
+  for (const Tables::Layer& layer : tables.layers()) most_tiles = std::max(most_tiles, layer.count);
+  const int64_t wanted = std::max<int64_t>(device.sm_count / (most_tiles * cut.cluster), 1);
+  cut.block_cols =
+      CeilDiv(std::max(CeilDiv(N, wanted * cut.cluster), std::min(kLeastCols, N)), kStep) * kStep;
+  cut.parts = CeilDiv(N, cut.block_cols * cut.cluster);
+  int64_t pitch = 0;
+  for (int64_t e = 0; e < table.count; ++e) {
+    const TensorView& b = table.adapters[e].lora_b;
+    pitch = std::max(pitch, gpu::GroupedFactorPitch(table.adapters[e].r(),
+                                                    static_cast<int64_t>(DTypeBytes(b.dtype))));
+  }
+  // A block has a multiprocessor to itself, by its registers. What of lora_b does not fit comes in
+  // turns, which wait for memory.
+  constexpr auto kOwnBytes = static_cast<int64_t>(sizeof(gpu::GroupedForwardShared));
+  const int64_t most = (device.shared_bytes_per_block - kOwnBytes) / pitch / kStep * kStep;
+  cut.chunk_cols = std::min(cut.block_cols, most);
+  cut.shared_bytes = kOwnBytes + cut.chunk_cols * pitch;
+  return cut;
+}
+
+Status AddForwardStep(const char* op, const ForwardCut& cut, int64_t tiles,
+                      gpu::GroupedParams params, Plan* plan) {
+  params.cluster = cut.cluster;
+  params.j_tiles = static_cast<uint32_t>(cut.parts) * cut.cluster;
+  params.block_cols = cut.block_cols;
+  params.chunk_cols = cut.chunk_cols;
+  if (tiles == 0) return Status();
+  LaunchStep step;
+  step.kernel = "grouped_forward_kernel";
+  step.threads = gpu::kGroupedShrinkThreads;
+  step.cluster = cut.cluster;
+  step.shared_bytes = static_cast<uint32_t>(cut.shared_bytes);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
   return Status();
 }
 
@@ -273,16 +340,34 @@ void SetShared(const TensorView& row_scale, const TensorView& mask, uint64_t see
   params->gate.mask_element = LoraElementOf(mask.dtype);
 }
 
-/// The product with the base weight, into `out` where that is f32; where its sums are.
+/// Planes of the base product that are added where it is read: each is loads of one latency in
+/// place of a launch, but four of them are asked for at a time.
+constexpr int64_t kBasePlanes = 16;
+
+/// The product with the base weight, into `out` where that is f32; its sums elsewhere, in planes if
+/// these are few.
 Status PlanBase(const GemmMmaOperands& operands, const TensorView& out, const DeviceLimits& device,
                 Workspace* workspace, gpu::GroupedParams* params, Plan* plan) {
   float* sums = static_cast<float*>(out.data);
   if (out.dtype != DType::kF32) sums = workspace->Take<float>(out.elems());
   params->base = sums;
-  if (out.dtype != DType::kF32) return PlanProductSums(operands, sums, device, workspace, plan);
-  GemmMmaOperands product = operands;
-  product.y = out;
-  return PlanProduct(product, device, workspace, plan);
+  params->sums = sums;
+  params->sum_planes = 1;
+  if (out.dtype == DType::kF32) {
+    GemmMmaOperands product = operands;
+    product.y = out;
+    return PlanProduct(product, device, workspace, plan);
+  }
+  ProductPlanes planes;
+  LOWRANK_RETURN_IF_ERROR(PlanProductPlanes(operands, sums, device, workspace, plan, &planes));
+  if (planes.count > kBasePlanes) {
+    AppendPlaneSum(planes.planes, planes.count, out.elems(), sums, plan);
+  } else if (planes.count > 1) {
+    params->sums = planes.planes;
+    params->sum_planes = static_cast<int32_t>(planes.count);
+    params->sum_plane_elems = out.elems();
+  }
+  return Status();
 }
 
 }  // namespace
@@ -302,13 +387,19 @@ Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspac
   params.bias_element = LoraElementOf(op.bias.dtype);
   params.N = op.y.cols;
   params.K = op.x.cols;
-  LOWRANK_RETURN_IF_ERROR(AddShrinkStep(op.kName, tables, device, params, plan));
+  const ForwardCut cut = CutForward(op.table, tables, params.N, device);
+  if (cut.cluster == 0) {
+    LOWRANK_RETURN_IF_ERROR(AddShrinkStep(op.kName, tables, device, params, plan));
+  }
   GemmMmaOperands base;
   base.x = op.x;
   base.w = op.w;
   base.compute = op.compute;
   LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
-  return AddRowSteps(op.kName, "grouped_expand_kernel", tables, params.N, params, plan);
+  return AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
+    if (cut.cluster != 0) return AddForwardStep(op.kName, cut, tiles, one, plan);
+    return AddStep(op.kName, "grouped_expand_kernel", tiles, 1, one.N, one, plan);
+  });
 }
 
 Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
@@ -367,7 +458,9 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.dx, device, workspace, &params, plan));
     params.accumulate = op.accumulate_dx && op.dx.dtype != DType::kF32 ? 1 : 0;
     LOWRANK_RETURN_IF_ERROR(
-        AddRowSteps(op.kName, "grouped_dx_kernel", tables, params.K, params, plan));
+        AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
+          return AddStep(op.kName, "grouped_dx_kernel", tiles, 1, one.K, one, plan);
+        }));
   }
   if (needs_a) {
     LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_da_kernel", op.table.count,

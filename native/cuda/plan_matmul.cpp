@@ -97,17 +97,6 @@ Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const Dev
   return PlanGemmMmaPlanes(product, sums, device, workspace, plan, planes);
 }
 
-Status PlanProductSums(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
-                       Workspace* workspace, Plan* plan) {
-  const int64_t cols = operands.w_transposed ? operands.w.cols() : operands.w.rows();
-  ProductPlanes planes;
-  LOWRANK_RETURN_IF_ERROR(PlanProductPlanes(operands, sums, device, workspace, plan, &planes));
-  if (planes.count > 1) {
-    AppendPlaneSum(planes.planes, planes.count, operands.x.rows * cols, sums, plan);
-  }
-  return Status();
-}
-
 Status MakePlan(const MatmulOp& op, const DeviceLimits& device, Workspace* workspace, Plan* plan) {
   GemmMmaOperands operands;
   operands.x = op.x;

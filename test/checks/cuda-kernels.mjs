@@ -103,6 +103,8 @@ const kMeant = [
     /^matmul_int8_\d/,
     [/^cp\.async 16$/, /^ldmatrix$/, /^mma\.m16n8k32\.s32\.s8\.u8/, /^st\.global 16$/],
   ],
+  [/^grouped_(shrink|forward)_/, [/^ld\.global 16$/]],
+  [/^grouped_forward_/, [/^cp\.async 16$/]],
   [
     /^matmul_int8_wgmma_/,
     [/^tensor copy$/, /^wgmma\.mma_async\.m64n256k32/, /^stmatrix$/, /^st\.global 16$/],
@@ -124,7 +126,7 @@ const kNarrow =
   /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
 /** LOWRANK_EARLY_KERNEL: those that begin with what no launch of their op before them wrote. */
 const kEarly =
-  /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_)/;
+  /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_|grouped_forward_)/;
 const kWide = /^(?:(?:ld|st)\.global|cp\.async) 16$|^tensor copy$/;
 
 /** What is meant and not there. */

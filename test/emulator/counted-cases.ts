@@ -293,11 +293,31 @@ function grouped(device: Device) {
   }
 }
 
+/** Of one launch on Hopper: rows of their own adapters, and eight of one. */
+function groupedFewRows(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const [r, rows] of [
+      [16, ['a', 'b', 'a', 'b']],
+      [64, ['a', 'a', 'a', 'a', 'a', 'a', 'a', 'a', 'b']],
+    ] as const) {
+      const { x, w } = operands({ M: rows.length, N: 1024, K: 512, dtype, format: 'nf4' }, device);
+      const group = new GroupedLora({ inFeatures: 512, outFeatures: 1024, device });
+      for (const [i, name] of ['a', 'b'].entries()) {
+        const loraA = random(device, 50 + i, [r, 512], dtype);
+        const loraB = random(device, 60 + i, [1024, r], dtype);
+        group.add(name, new LoraAdapter({ loraA, loraB, loraAlpha: 32 }));
+      }
+      group.forward(x, w, rows);
+    }
+  }
+}
+
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
   { sm: 80, run: elementwise },
   { sm: 80, run: features },
   { sm: 80, run: grouped },
+  { sm: 90, run: groupedFewRows },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

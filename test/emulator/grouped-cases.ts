@@ -1,5 +1,5 @@
 /** Batches of many adapters: every kernel and every form of their operands. */
-import { LoraAdapter, type Tensor } from '../../lib/index.js';
+import { type Device, type DType, LoraAdapter, type Tensor } from '../../lib/index.js';
 import { type GroupedShape, groupedCase, nameOf } from '../conformance/grouped-case.js';
 import { DTYPES, mixes, operand, WEIGHTS } from '../conformance/operands.js';
 import { hashOf, type KernelCase } from './case-parts.js';
@@ -19,6 +19,55 @@ const SHAPES: readonly GroupedShape[] = [
   // The gates' sums go over a span of the lanes.
   { M: 1, N: 8200, K: 5, ranks: [2], rowScale: true, loraBias: true },
 ];
+
+/**
+ * Few rows of each adapter, which Hopper takes in one launch: factors in whole pieces and not, clusters of four and of
+ * eight, several of a tile, the last of them partly without columns, rows of lora_b in f32 that come in turns, rows of
+ * no adapter and of several, and more ranks than a cluster takes.
+ */
+const few = (dtype: DType): GroupedShape[] => [
+  {
+    M: 9,
+    N: 1100,
+    K: 264,
+    ranks: [16, 8, 32],
+    nullEvery: 4,
+    bias: true,
+    loraBias: true,
+    sameDType: true,
+  },
+  { M: 7, N: 70, K: 37, ranks: [20, 3, 1], dropout: 0.3, rowScale: true, sameDType: true },
+  { M: 3, N: dtype === 'f32' ? 4000 : 300, K: 12, ranks: [128, 3], bias: true, sameDType: true },
+  {
+    M: 6,
+    N: 520,
+    K: 66,
+    ranks: [65, 64, 7],
+    slots: 2,
+    rowScale: true,
+    loraBias: true,
+    nullEvery: 5,
+  },
+  { M: 11, N: 20, K: 300, ranks: [12, 5], maskGiven: true, dropout: 0.2 },
+  { M: 5, N: 40, K: 20, ranks: [129, 2], nullEvery: 4 },
+];
+
+function fewRows(): KernelCase[] {
+  return DTYPES.flatMap((dtype) =>
+    WEIGHTS.filter(({ name }) => name === `dense ${dtype}` || name === 'nf4').map((spec) => ({
+      name: `grouped few rows ${dtype} ${spec.name}`,
+      async run(device: Device) {
+        const results: Tensor[] = [];
+        for (const [index, shape] of few(dtype).entries()) {
+          const c = groupedCase(shape, spec, dtype, device, index + 3);
+          const { y, saved } = c.group.forward(c.x, c.w, c.rows, c.options);
+          results.push(y, saved.h as Tensor);
+        }
+        return hashOf(results);
+      },
+    })),
+  );
+}
 
 /** Base products of a megabyte of weight and more, whose family and cut of K are chosen by M. */
 const LARGE: readonly GroupedShape[] = [
@@ -84,5 +133,5 @@ export function grouped(): KernelCase[] {
         },
       })),
   );
-  return [...every, ...large()];
+  return [...every, ...fewRows(), ...large()];
 }
