@@ -14,15 +14,17 @@ using gpu::SmallMFormat;
 
 /// One format under one tile.
 struct FormatRow {
-  const char* kernels[2];  // bf16, f16
-  int64_t step_k;          // slices of K are multiples of it
-  int64_t shared_bytes;    // without the scales
+  const char* kernels[2];          // bf16, f16
+  const char* cluster_kernels[2];  // the same of sm_90a, whose slices are the blocks of a cluster
+  int64_t step_k;                  // slices of K are multiples of it
+  int64_t shared_bytes;            // without the scales
 };
 
 struct TileRow {
   int min_sm;
   int64_t m_max;          // tokens: the first row that holds them is taken
   int64_t rows;           // outputs a block
+  int64_t tokens;         // it has sums of
   int64_t scale_bytes;    // of one block index, all rows
   int64_t blocks_per_sm;  // that its registers allow
   FormatRow formats[3];   // in SmallMFormat's order
@@ -30,24 +32,30 @@ struct TileRow {
 };
 
 template <SmallMFormat kFormat, typename Tile>
-constexpr FormatRow MakeFormat(const char* bf16, const char* f16) {
+constexpr FormatRow MakeFormat(const char* bf16, const char* f16, const char* cluster_bf16,
+                               const char* cluster_f16) {
   return {{bf16, f16},
+          {cluster_bf16, cluster_f16},
           gpu::kSmallMStepK<kFormat, Tile>,
           static_cast<int64_t>(sizeof(gpu::SmallMShared<kFormat, Tile>))};
 }
 
-#define LOWRANK_SMALL_M_ROW(m_max, Tile, blocks_per_sm, note)                                    \
-  {80,                                                                                           \
-   m_max,                                                                                        \
-   gpu::Tile::kRows,                                                                             \
-   gpu::Tile::kScaleStride * int64_t{sizeof(float)},                                             \
-   blocks_per_sm,                                                                                \
-   {MakeFormat<SmallMFormat::kCode4, gpu::Tile>("matmul_small_m_4bit_bf16_m" #m_max "_kernel",   \
-                                                "matmul_small_m_4bit_f16_m" #m_max "_kernel"),   \
-    MakeFormat<SmallMFormat::kCode8, gpu::Tile>("matmul_small_m_8bit_bf16_m" #m_max "_kernel",   \
-                                                "matmul_small_m_8bit_f16_m" #m_max "_kernel"),   \
-    MakeFormat<SmallMFormat::kDense, gpu::Tile>("matmul_small_m_dense_bf16_m" #m_max "_kernel",  \
-                                                "matmul_small_m_dense_f16_m" #m_max "_kernel")}, \
+#define LOWRANK_SMALL_M_FORMAT(kFormat, Tile, format, m_max)       \
+  MakeFormat<SmallMFormat::kFormat, gpu::Tile>(                    \
+      "matmul_small_m_" format "_bf16_m" #m_max "_kernel",         \
+      "matmul_small_m_" format "_f16_m" #m_max "_kernel",          \
+      "matmul_small_m_cluster_" format "_bf16_m" #m_max "_kernel", \
+      "matmul_small_m_cluster_" format "_f16_m" #m_max "_kernel")
+#define LOWRANK_SMALL_M_ROW(m_max, Tile, blocks_per_sm, note) \
+  {80,                                                        \
+   m_max,                                                     \
+   gpu::Tile::kRows,                                          \
+   gpu::Tile::kTokens,                                        \
+   gpu::Tile::kScaleStride * int64_t{sizeof(float)},          \
+   blocks_per_sm,                                             \
+   {LOWRANK_SMALL_M_FORMAT(kCode4, Tile, "4bit", m_max),      \
+    LOWRANK_SMALL_M_FORMAT(kCode8, Tile, "8bit", m_max),      \
+    LOWRANK_SMALL_M_FORMAT(kDense, Tile, "dense", m_max)},    \
    note}
 
 /// Why the rows grow with M: x is read from L2 once a block, 2 · M / rows bytes a weight. The notes
@@ -59,6 +67,7 @@ constexpr TileRow kTiles[] = {
     LOWRANK_SMALL_M_ROW(64, SmallMTile64, 1, "1 beside 0.56 at M = 64; 256 rows do not fit"),
 };
 #undef LOWRANK_SMALL_M_ROW
+#undef LOWRANK_SMALL_M_FORMAT
 
 constexpr int64_t kTokensOfMma = 32;  // up to these memory is the limit of mma.sync too
 constexpr int64_t kTokensOfWgmma = 1024;
@@ -86,16 +95,27 @@ struct Slices {
   int64_t shared_bytes = 0;
 };
 
-Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLimits& device) {
-  const int64_t K = operands.x.cols;
+/// K in `wanted` slices, or a few less where those have a step more each; none where shared memory
+/// does not hold their scales.
+Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const TileRow& tile,
+                const DeviceLimits& device) {
   const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
-  const int64_t steps = CeilDiv(K, format.step_k);
-  auto shared_bytes = [&](int64_t slice_k) {
-    if (!operands.w.quantised()) return format.shared_bytes;
+  const int64_t K = operands.x.cols;
+  Slices slices;
+  slices.k = std::min(CeilDiv(CeilDiv(K, format.step_k), wanted) * format.step_k, K);
+  slices.count = CeilDiv(K, slices.k);
+  slices.shared_bytes = format.shared_bytes;
+  if (operands.w.quantised()) {
     // A slice that starts inside a block meets one more than it has room for.
-    const int64_t blocks = (slice_k - 1) / operands.w.quant.blocksize + 2;
-    return format.shared_bytes + blocks * tile.scale_bytes;
-  };
+    const int64_t blocks = (slices.k - 1) / operands.w.quant.blocksize + 2;
+    slices.shared_bytes += blocks * tile.scale_bytes;
+  }
+  return slices.shared_bytes <= device.shared_bytes_per_block ? slices : Slices();
+}
+
+Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLimits& device) {
+  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
+  const int64_t steps = CeilDiv(operands.x.cols, format.step_k);
   // Blocks for three quarters of the multiprocessors are left whole: the planes and the second
   // launch cost more than the idle ones.
   const int64_t blocks = CeilDiv(operands.w.rows(), tile.rows);
@@ -105,11 +125,8 @@ Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLi
   }
   wanted = std::min({wanted, steps, kSplitsMax});
   for (; wanted <= std::min(steps, kSplitsMax); ++wanted) {
-    Slices slices;
-    slices.k = std::min(CeilDiv(steps, wanted) * format.step_k, K);
-    slices.count = CeilDiv(K, slices.k);
-    slices.shared_bytes = shared_bytes(slices.k);
-    if (slices.shared_bytes <= device.shared_bytes_per_block) return slices;
+    const Slices slices = CutKInto(wanted, operands, tile, device);
+    if (slices.count > 0) return slices;
   }
   return Slices();
 }
@@ -157,6 +174,52 @@ constexpr WgmmaRow kWgmmaRows[] = {
 /// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
 /// for four is assumed.
 constexpr int64_t PeerBytesTimesTen(int64_t cluster) { return cluster <= 2 ? 142 : 114; }
+
+/// A cluster's blocks run in one group of multiprocessors, and the groups of an H100 have 16 or 18.
+constexpr int64_t kGroupSms = 16;
+/// Of the memory's rate a multiprocessor's share, which is what the kernels of mma.sync take of any
+/// format, in bytes a clock; and of L2's.
+constexpr int64_t kMemoryBytes = 13;
+constexpr int64_t kL2Bytes = 30;
+/// What planes and clusters cost beside their bytes: a launch of 1.05 us, and two barriers of 0.1.
+constexpr int64_t kSecondLaunchClocks = 1850;
+constexpr int64_t kClusterClocks = 350;
+
+/// `planes`, the slices that fill a device, as blocks of a cluster: as many, so with the same bits,
+/// where a cluster can have them. Where it cannot, the most that it can, or none where planes and
+/// their launch take fewer clocks. 1,024 x 4,096 at 32 tokens wants 16 slices: in eight a block
+/// takes 2,520 clocks of memory and 1,610 for its peers' sums, in sixteen 1,260, 1,850 for the
+/// second launch and 1,060 for the planes, so it is a cluster of eight. At K = 14,336 it is planes.
+Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands, const TileRow& tile,
+                     const DeviceLimits& device) {
+  if (device.sm != 90 || planes.count < 2) return Slices();
+  const int64_t M = operands.x.rows;
+  const int64_t N = operands.w.rows();
+  const int64_t blocks = CeilDiv(N, tile.rows);
+  const int64_t groups = std::max<int64_t>(1, device.sm_count / kGroupSms);
+  const int64_t group_blocks = std::min<int64_t>(device.sm_count, kGroupSms) * tile.blocks_per_sm;
+  // Else shared memory, too small for fewer slices' scales, has the blocks follow one another.
+  const bool one_wave = blocks * planes.count <= device.sm_count * tile.blocks_per_sm;
+  auto clocks = [&](const Slices& slices) {
+    const int64_t a_multiprocessor = CeilDiv(blocks * slices.count, device.sm_count);
+    const int64_t lane_elems = gpu::LaneElems(FormatOf(operands.w));
+    return a_multiprocessor * tile.rows * slices.k / lane_elems * 16 / kMemoryBytes;
+  };
+  for (int64_t wanted = std::min<int64_t>(planes.count, gpu::kSmallMClusterMax); wanted > 1;
+       --wanted) {
+    const Slices slices = CutKInto(wanted, operands, tile, device);
+    if (slices.count != wanted) continue;  // each block needs a slice, and its scales room
+    if (one_wave && blocks > groups * (group_blocks / wanted)) continue;
+    if (slices.count == planes.count) return slices;
+    const int64_t sum_bytes = tile.rows * tile.tokens * int64_t{sizeof(float)};
+    const int64_t peers = sum_bytes * (wanted - 1) / wanted * 10 / PeerBytesTimesTen(wanted);
+    const int64_t plane_bytes = 2 * planes.count * M * N * int64_t{sizeof(float)};
+    const int64_t by_planes =
+        clocks(planes) + kSecondLaunchClocks + plane_bytes / (kL2Bytes * device.sm_count);
+    return clocks(slices) + peers + kClusterClocks <= by_planes ? slices : Slices();
+  }
+  return Slices();
+}
 
 /// From these tokens on the panels of gemm_wgmma are better where a device needs several waves of
 /// blocks, since the decode of all but the first is hidden, and with a LoRA term, whose h they
@@ -261,16 +324,23 @@ gpu::SmallMParams ParamsOf(const GemmMmaOperands& operands, const Slices& slices
   return params;
 }
 
-/// The launch of mma.sync, `slices` along y.
+/// The launch of mma.sync, `slices` along y, or along x the blocks of a cluster.
 Status AddMmaStep(const TileRow& tile, const GemmMmaOperands& operands, const Slices& slices,
-                  const gpu::SmallMParams& params, Plan* plan) {
+                  bool cluster, const gpu::SmallMParams& params, Plan* plan) {
+  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
   LaunchStep step;
-  step.kernel = tile.formats[static_cast<int>(FormatOf(operands.w))]
-                    .kernels[operands.x.dtype == DType::kF16 ? 1 : 0];
+  step.kernel =
+      (cluster ? format.cluster_kernels : format.kernels)[operands.x.dtype == DType::kF16 ? 1 : 0];
   step.threads = gpu::kSmallMThreads;
   step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
   LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, params.N, tile.rows, &step));
-  step.grid.y = static_cast<uint32_t>(slices.count);
+  if (cluster) {
+    // Few blocks: all are on the device at once.
+    step.cluster = static_cast<uint32_t>(slices.count);
+    step.grid.x *= step.cluster;
+  } else {
+    step.grid.y = static_cast<uint32_t>(slices.count);
+  }
   step.SetParams(params);
   plan->steps.push_back(step);
   return Status();
@@ -299,7 +369,7 @@ Status PlanMatmulSmallMPlanes(const GemmMmaOperands& operands, float* sums,
   params.partial =
       slices.count > 1 ? workspace->Take<float>(slices.count * operands.y.elems()) : sums;
   *planes = {params.partial, slices.count};
-  return AddMmaStep(tile, operands, slices, params, plan);
+  return AddMmaStep(tile, operands, slices, false, params, plan);
 }
 
 Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& device,
@@ -328,8 +398,12 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
     plan->steps.push_back(step);
     return Status();
   }
+  const Slices cluster = ClusterSlices(slices, operands, *tile, device);
+  if (cluster.count > 0) {
+    return AddMmaStep(*tile, operands, cluster, true, ParamsOf(operands, cluster), plan);
+  }
   if (slices.count > 1) params.partial = workspace->Take<float>(slices.count * M * N);
-  LOWRANK_RETURN_IF_ERROR(AddMmaStep(*tile, operands, slices, params, plan));
+  LOWRANK_RETURN_IF_ERROR(AddMmaStep(*tile, operands, slices, false, params, plan));
   if (slices.count == 1) return Status();
 
   LaunchStep finish;

@@ -110,7 +110,10 @@ const kMeant = [
     [/^tensor copy$/, /^wgmma\.mma_async\.m64n256k32/, /^stmatrix$/, /^st\.global 16$/],
   ],
   [/_mma_general_/, [/^ldmatrix$/, /^mma\.m16n8k16/]],
-  [/^matmul_small_m_(4bit|8bit|dense)_/, [/^ld\.global 16$/, /^cp\.async 16$/, /^mma\.m16n8k16/]],
+  [
+    /^matmul_small_m_(cluster_)?(4bit|8bit|dense)_/,
+    [/^ld\.global 16$/, /^cp\.async 16$/, /^mma\.m16n8k16/],
+  ],
   [/^matmul_small_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n64k16/]],
   [/^matmul_wide_m_wgmma_/, [/^ld\.global 16$/, /^wgmma\.mma_async\.m64n128k16/]],
   [/^lora_(shrink|grad|dy)_/, [/^cp\.async 16$/, /^mma\.m16n8k16/]],

@@ -165,7 +165,7 @@ function smallTiles(device: Device) {
   }
 }
 
-/** A megabyte of weight each. */
+/** A megabyte of weight each. On 44 multiprocessors of compute capability 9.0 all are cut in clusters of four and eight. */
 function fewTokens(device: Device) {
   for (const dtype of HALVES) {
     for (const [format, K] of [
@@ -325,4 +325,5 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 90, multiprocessors: 4, run: wgmma },
   { sm: 90, multiprocessors: 4, run: int8ByWgmma },
   { sm: 90, run: fewTokensByWgmma },
+  { sm: 90, multiprocessors: 44, run: fewTokens },
 ];

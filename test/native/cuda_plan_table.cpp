@@ -344,7 +344,7 @@ int main() {
         for (const bool double_quant : {false, true}) {
           if (*format == 0 && double_quant) continue;
           // The last: rows that are not whole 16-byte pieces.
-          const int64_t shapes[][2] = {{4096, 4096}, {4096, 14336}, {2048, 4096},
+          const int64_t shapes[][2] = {{4096, 4096}, {4096, 14336}, {2048, 4096}, {1536, 1536},
                                        {1024, 4096}, {1024, 1024},  {4100, 4100}};
           for (const auto& [N, K] : shapes) {
             const WeightView w = Weight(format, dtype, double_quant, N, K);

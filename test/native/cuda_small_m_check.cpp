@@ -1,6 +1,7 @@
-/// cuda/matmul_small_m_sm80.cu on the emulator against the formula in float64: formats, token
+/// The products of few tokens on the emulator against the formula in float64: formats, token
 /// counts, ragged N and K, splits of K, LoRA operands of every type, special values; under every
-/// schedule, with equal bits between them. Findings of the check mode are failures.
+/// schedule, with equal bits between them, and with those of planes where a cluster adds. Findings
+/// of the check mode are failures.
 ///
 ///   cuda_small_m_check [random seeds, default 2] [name of the only case]
 #include <cinttypes>
@@ -28,7 +29,8 @@ struct Case {
   DType lora;  // of lora_b and lora_bias, where r > 0
   bool lora_bias;
   int sm_count;  // few: K is not split
-  int sm = 80;   // 90: over 32 tokens and 4 bits by wgmma, where enough blocks have work
+  int sm =
+      80;  // 90: slices in clusters; over 32 tokens and 4 bits by wgmma, where blocks have work
   const char* kernel = nullptr;  // that the plan must launch, without dtype
   uint32_t splits = 1;
 };
@@ -40,6 +42,8 @@ constexpr DType kH = DType::kF16;
 constexpr char kSmall[] = "matmul_small_m_wgmma_";
 constexpr char kSmall128[] = "matmul_small_m_wgmma128_";
 constexpr char kWide[] = "matmul_wide_m_wgmma";
+constexpr char kCluster[] = "matmul_small_m_cluster_";
+constexpr char kPlain[] = "matmul_small_m_4bit";
 
 const Case kCases[] = {
     {"one token", 1, 64, 1024, 0, kB, "nf4/64", false, kF32, false, 1},
@@ -79,6 +83,23 @@ const Case kCases[] = {
     {"wide, clusters of 2", 100, 290, 9248, 0, kH, "nf4/64", true, kF32, false, 4, 90, kWide, 2},
     {"wide, clusters of 4", 127, 250, 9248, 16, kB, "nf4/32d", true, kF32, true, 4, 90, kWide, 4},
     {"wide, clusters of 8", 65, 200, 18464, 3, kB, "fp4/32", true, kH, true, 8, 90, kWide, 8},
+    // Slices in a cluster, of shares of rows that are not all whole; the last slices end in a step.
+    {"cluster of 2", 1, 70, 1056, 0, kB, "nf4/64", true, kF32, false, 8, 90, kCluster, 2},
+    {"cluster of 3", 5, 64, 2080, 1, kB, "fp4/4096", false, kF32, true, 4, 90, kCluster, 3},
+    {"cluster of 8", 8, 37, 7200, 16, kH, "nf4/64d", true, kF32, true, 8, 90, kCluster, 8},
+    {"cluster, bytes", 3, 50, 1552, 3, kH, "int8/64d", true, kH, false, 8, 90, kCluster, 4},
+    {"cluster, dense", 1, 40, 2056, 0, kB, "same", true, kF32, false, 5, 90, kCluster, 5},
+    {"cluster, sixteen", 16, 130, 1056, 8, kB, "nf4/64", true, kB, true, 6, 90, kCluster, 2},
+    {"cluster, nine, bytes", 9, 100, 1808, 0, kB, "int8/128", false, kF32, false, 16, 90, kCluster,
+     8},
+    {"cluster, dense, thirteen", 13, 72, 520, 7, kH, "same", true, kF32, true, 8, 90, kCluster, 3},
+    {"cluster, thirty-two", 32, 250, 992, 16, kH, "nf4/64d", true, kF32, true, 8, 90, kCluster, 4},
+    {"cluster, twenty, bytes", 20, 150, 400, 5, kB, "int8/32", true, kB, true, 4, 90, kCluster, 2},
+    {"cluster, dense, thirty", 30, 131, 520, 16, kB, "same", true, kF32, false, 16, 90, kCluster,
+     5},
+    {"cluster, bytes, many", 64, 140, 528, 16, kH, "int8/64", true, kF32, true, 8, 90, kCluster, 3},
+    {"cluster, dense, many", 61, 131, 264, 0, kH, "same", true, kF32, false, 4, 90, kCluster, 2},
+    {"cluster, many", 33, 100, 288, 5, kB, "fp4/32", true, kH, true, 16, 90, kCluster, 2},
     {"bytes", 1, 48, 1040, 0, kB, "int8/256", true, kF32, false, 1},
     {"bytes, nested", 11, 50, 560, 4, kH, "int8/64d", true, kH, true, 108},
     {"bytes, many", 64, 40, 272, 16, kB, "int8/32", true, kF32, true, 1},
@@ -112,8 +133,9 @@ struct Problem {
     h.Fill();
   }
 
-  /// y [M, N] from the kernel, into `y`; the message of a failure.
-  std::string Run(Dense* y) const {
+  /// y [M, N] from the kernel, into `y`; the message of a failure. `planes`: what the case has in a
+  /// cluster is left in planes, by the kernels of any card.
+  std::string Run(Dense* y, bool planes = false) const {
     DeviceCopies device;
     GemmMmaOperands operands;
     operands.x = device.Put(x.view);
@@ -132,7 +154,7 @@ struct Problem {
     operands.y = device.Empty(y->view);
     DeviceLimits limits;
     limits.sm_count = spec.sm_count;
-    limits.sm = spec.sm;
+    limits.sm = planes ? 80 : spec.sm;
     if (spec.sm == 90) limits.shared_bytes_per_block = 227 * 1024;
     if (!SmallMApplies(operands, limits)) return "does not apply";
     std::string error = RunPlan([&](Workspace* workspace, Plan* plan) {
@@ -140,6 +162,11 @@ struct Problem {
       if (spec.kernel == nullptr || !status.ok()) return status;
       const LaunchStep& step = plan->steps[0];
       const std::string planned = step.kernel;
+      if (planes) {
+        const bool cut = step.grid.y == spec.splits && plan->steps.size() == 2;
+        return cut ? status : Status(Code::kUnsupported, "no such planes by " + planned);
+      }
+      if (plan->steps.size() != 1) return Status(Code::kUnsupported, "more than one launch");
       if (planned.rfind(spec.kernel, 0) != 0 || step.cluster != spec.splits) {
         return Status(Code::kUnsupported, "planned " + planned);
       }
@@ -191,6 +218,37 @@ void CheckCase(const Case& spec, int seeds) {
     ++schedule;
   }
   emu::SetOptions(Schedules(0)[0]);
+  if (spec.kernel != kCluster) return;
+  Dense y(spec.M, spec.N, spec.dtype);
+  const std::string error = problem.Run(&y, true);
+  Report(error.empty(), std::string(spec.name) + " in planes: " + error);
+  const std::string planes(static_cast<const char*>(y.view.data), y.view.bytes());
+  Report(planes == bits, std::string(spec.name) + ": other bits than in planes");
+}
+
+/// What 16 bits round away: of tokens that are alike, under a bias that leaves of y the roundings
+/// of its sums alone, a cluster has those of planes.
+void CheckOrder() {
+  for (const Case& spec : kCases) {
+    if (spec.kernel != kCluster) continue;
+    Case alike = spec;
+    alike.bias = true;
+    alike.lora = kF32;  // the bias too
+    alike.r = 0;
+    Problem problem(alike);
+    auto* x = static_cast<uint16_t*>(problem.x.view.data);
+    for (int64_t i = spec.K; i < spec.M * spec.K; ++i) x[i] = x[i - spec.K];
+    Exact exact(spec.M, spec.N);
+    exact.Add(Exact::Of(problem.x), Exact::Of(problem.w).Transposed());
+    for (int64_t n = 0; n < spec.N; ++n) {
+      StoreElement(problem.bias.view.data, kF32, n, -exact.value[static_cast<size_t>(n)]);
+    }
+    Dense y(spec.M, spec.N, spec.dtype);
+    Dense planes(spec.M, spec.N, spec.dtype);
+    const bool run = problem.Run(&y).empty() && problem.Run(&planes, true).empty();
+    const bool same = std::memcmp(y.view.data, planes.view.data, y.view.bytes()) == 0;
+    Report(run && same, std::string(spec.name) + ": other roundings than in planes");
+  }
 }
 
 /// An infinity or NaN in x stays in its token, one in a scale in its outputs; the padding of K and
@@ -307,15 +365,28 @@ void CheckRefusals() {
   refused("loose codes", [&](GemmMmaOperands* o) { o->w.quant.codes = aligned((1 << 20) + 8); });
 }
 
-/// What takes a product of NF4 on an H100 by the plan; null: no kernel of few tokens.
+/// What takes a product of NF4 by the plan; null: no kernel of few tokens.
 struct Choice {
   int64_t M, N, K;
   bool lora;
   const char* kernel;
-  uint32_t splits;
+  uint32_t splits;  // the blocks of a cluster
+  size_t launches = 1;
 };
+/// On an H100.
 const Choice kChoices[] = {
-    {32, 4096, 4096, true, "matmul_small_m_4bit", 1},
+    {1, 4096, 4096, true, kPlain, 1},
+    {16, 4096, 4096, true, kCluster, 2},
+    {32, 4096, 4096, true, kCluster, 4},
+    {1, 1024, 8192, false, kCluster, 8},
+    {32, 5120, 5120, false, kCluster, 3},
+    // 16 slices are wanted: eight, since they are short; planes, since they are long.
+    {1, 512, 16384, true, kCluster, 8},
+    {32, 1024, 4096, true, kCluster, 8},
+    {32, 1024, 14336, true, kPlain, 1, 2},
+    // 33 clusters of four do not fit groups of 16 multiprocessors, and three take longer than
+    // planes.
+    {32, 4224, 4096, false, kPlain, 1, 2},
     {64, 4096, 4096, true, kSmall, 8},
     {64, 2048, 4096, true, kSmall128, 8},
     {64, 14336, 4096, true, kSmall, 2},
@@ -336,13 +407,19 @@ const Choice kChoices[] = {
     {65, 512, 4096, false, nullptr, 0},
 };
 
-void CheckChoices() {
+/// On an A100.
+const Choice kChoicesA100[] = {
+    {1, 4096, 4096, true, kPlain, 1},
+    {16, 4096, 4096, true, kPlain, 1},  // 64 blocks for 108 multiprocessors
+    {32, 4096, 4096, true, kPlain, 1, 2},
+    {32, 1024, 4096, false, kPlain, 1, 2},
+    {64, 4096, 4096, true, kPlain, 1, 2},
+};
+
+template <size_t kCount>
+void CheckChoices(const Choice (&choices)[kCount], DeviceLimits device) {
   auto aligned = [](uintptr_t address) { return reinterpret_cast<unsigned char*>(address << 20); };
-  DeviceLimits h100;
-  h100.sm = 90;
-  h100.sm_count = 132;
-  h100.shared_bytes_per_block = 227 * 1024;
-  for (const Choice& choice : kChoices) {
+  for (const Choice& choice : choices) {
     GemmMmaOperands operands;
     operands.x = {aligned(1), kB, choice.M, choice.K, true};
     operands.y = {aligned(2), kB, choice.M, choice.N, true};
@@ -359,10 +436,10 @@ void CheckChoices() {
       operands.lora_factor = {aligned(7), kF32, choice.N, 16, true};
     }
     for (const bool batch_invariant : {false, true}) {
-      h100.batch_invariant = batch_invariant;
+      device.batch_invariant = batch_invariant;
       Workspace workspace(aligned(8));
       Plan plan;
-      const Status status = PlanProduct(operands, h100, &workspace, &plan);
+      const Status status = PlanProduct(operands, device, &workspace, &plan);
       const std::string kernel = status.ok() ? plan.steps[0].kernel : status.message();
       const std::string name = "choice for " + std::to_string(choice.M) + " x " +
                                std::to_string(choice.N) + " x " + std::to_string(choice.K) + ": " +
@@ -371,7 +448,9 @@ void CheckChoices() {
       if (choice.kernel == nullptr || batch_invariant) {
         Report(status.ok() && !few, name);
       } else {
+        const bool launches = plan.steps.size() == choice.launches;
         Report(kernel.rfind(choice.kernel, 0) == 0 && plan.steps[0].cluster == choice.splits, name);
+        Report(launches, name + ", launches: " + std::to_string(plan.steps.size()));
       }
     }
   }
@@ -389,11 +468,17 @@ int Main(int argc, char** argv) {
     if (only.empty() || only == spec.name) CheckCase(spec, seeds);
   }
   if (only.empty()) {
+    CheckOrder();
     CheckSpecial();
     CheckCodebook();
     CheckInvariance();
     CheckRefusals();
-    CheckChoices();
+    CheckChoices(kChoicesA100, DeviceLimits());
+    DeviceLimits h100;
+    h100.sm = 90;
+    h100.sm_count = 132;
+    h100.shared_bytes_per_block = 227 * 1024;
+    CheckChoices(kChoices, h100);
   }
   Report(emu::FindingCount() == 0, "findings: " + std::to_string(emu::FindingCount()));
   std::printf("small-M: %d checks, %d failures\n", g_checks, g_failures);
