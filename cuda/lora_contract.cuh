@@ -106,10 +106,10 @@ class LoraContract {
     if (kRounds && p.rounded != nullptr) GridDependencyWait();  // the walk stores
     block.Walk();
     GridDependencyWait();
-    block.Meet();
+    block.Meet([&](int fragment, const float4& sum) { block.Store(fragment, sum); });
   }
 
- private:
+ protected:
   static constexpr int kStages = Shared::kStages;
   static constexpr int kTilesO = kLoraTileO / 16;
   static constexpr int kTilesJ = kRankTile / 8;
@@ -412,20 +412,20 @@ class LoraContract {
     }
   }
 
-  /// Adds the warps' sums, in their order, and stores them.
-  LOWRANK_MEMBER void Meet() {
+  /// Adds the warps' sums, in their order. take(fragment, sum) has a lane's four of each fragment,
+  /// whose first of all warps lay at SumOf(fragment).
+  template <typename Take>
+  LOWRANK_MEMBER void Meet(const Take& take) {
     static_assert(
         kLoraWarps * kTilesO * kTilesJ * 32 * 16 <= static_cast<int>(sizeof(Shared::tiles)),
         "the sums reuse the tiles");
-    float4* s_sums = reinterpret_cast<float4*>(shared_.tiles);
-    const int lane = thread_ % 32;
     __syncthreads();  // the tiles are no longer read
 #pragma unroll
     for (int oi = 0; oi < kTilesO; ++oi) {
 #pragma unroll
       for (int ji = 0; ji < kTilesJ; ++ji) {
         const float(&r_acc)[4] = acc_[oi][ji];
-        s_sums[((warp_ * kTilesO + oi) * kTilesJ + ji) * 32 + lane] =
+        *SumOf((warp_ * kTilesO + oi) * kTilesJ + ji) =
             make_float4(r_acc[0], r_acc[1], r_acc[2], r_acc[3]);
       }
       if (with_sums_ && t_ == 0) {
@@ -435,19 +435,16 @@ class LoraContract {
     }
     __syncthreads();
     for (int fragment = warp_; fragment < kTilesO * kTilesJ; fragment += kLoraWarps) {
-      float4 sum = s_sums[fragment * 32 + lane];
+      float4 sum = *SumOf(fragment);
 #pragma unroll
       for (int warp = 1; warp < kLoraWarps; ++warp) {
-        const float4 next = s_sums[(warp * kTilesO * kTilesJ + fragment) * 32 + lane];
+        const float4 next = *SumOf(warp * kTilesO * kTilesJ + fragment);
         sum.x += next.x;
         sum.y += next.y;
         sum.z += next.z;
         sum.w += next.w;
       }
-      const int64_t o = o0_ + fragment / kTilesJ * 16 + g_;
-      const int j = fragment % kTilesJ * 8 + 2 * t_;
-      Store(o, j, sum.x, sum.y);
-      Store(o + 8, j, sum.z, sum.w);
+      take(fragment, sum);
     }
     if (with_sums_ && thread_ < kLoraTileO && o0_ + thread_ < p_.cols) {
       float sum = shared_.sums[0][thread_];
@@ -457,6 +454,17 @@ class LoraContract {
     }
   }
 
+  LOWRANK_MEMBER float4* SumOf(int fragment) const {
+    return reinterpret_cast<float4*>(shared_.tiles) + fragment * 32 + thread_ % 32;
+  }
+  LOWRANK_MEMBER int64_t RowOf(int fragment) const { return o0_ + fragment / kTilesJ * 16 + g_; }
+
+  LOWRANK_MEMBER void Store(int fragment, const float4& sum) const {
+    const int64_t o = RowOf(fragment);
+    const int j = fragment % kTilesJ * 8 + 2 * t_;
+    Store(o, j, sum.x, sum.y);
+    Store(o + 8, j, sum.z, sum.w);
+  }
   LOWRANK_MEMBER void Store(int64_t o, int j, float first, float second) const {
     if (o >= (kTransposed ? p_.cols : p_.rows) || j >= ranks_) return;
     float* g_out =

@@ -3,7 +3,8 @@
 /// The body, its numerics and its budget are in lora_contract.cuh.
 ///
 /// Grid         (ceil(M / 64) · rank tiles, splits of K); with more than one split the planes are
-///              added by lora_reduce_kernel
+///              added by lora_reduce_kernel, or, few of them on Hopper, by a cluster
+///              (lora_shrink_cluster_sm90a.cu)
 /// Bytes        x once: 67.1 MB at M = 8,192, K = 4,096 in bf16, and 0.26 MB of factor from L2 for
 ///              each row block: 43 us on A100, 22 us on H100. Beside the base product (1,000 us and
 ///              345 us) that is 4.3 % and 6.5 %: goal G8's 5 % asks for the overlap with the base
@@ -16,14 +17,6 @@
 #include "cuda/lora_contract.cuh"
 
 namespace lowrank::gpu {
-
-#define LOWRANK_LORA_SHRINK(X) \
-  X(f32, LoraF32Tag, 16, 1)    \
-  X(f32, LoraF32Tag, 32, 1)    \
-  X(bf16, LoraBF16Tag, 16, 2)  \
-  X(bf16, LoraBF16Tag, 32, 1)  \
-  X(f16, LoraF16Tag, 16, 2)    \
-  X(f16, LoraF16Tag, 32, 1)
 
 #define LOWRANK_LORA_SHRINK_KERNEL(name, Tag, kRanks, kMinBlocks)                                 \
   LOWRANK_EARLY_KERNEL(lora_shrink_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads, \

@@ -35,7 +35,9 @@
 ///   planes and their launch                 1.2      1.7
 ///   peers' sums and barriers                0.3      0.8
 ///   before, now                    3.9      5.2, 4.3 5.8, 4.9
-///   the same with LoRA, r = 16     4.9      6.2, 5.3 6.8, 5.9  the shrink's launch comes before
+///   with LoRA, r = 16              4.9, 4.4 6.2, 4.8 6.8, 5.4  0.5 for each launch before the
+///                                                             product: the shrink's, and its sum's
+///                                                             where that is no cluster
 ///
 /// A thread of the last part reads its four rows of lora_b for one token: eight threads that share
 /// rows read them as one.

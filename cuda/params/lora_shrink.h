@@ -59,7 +59,9 @@ struct LoraContractParams {
   int32_t x_aligned = 0;      // every row starts 16-byte aligned
   void* rounded = nullptr;    // [rows, cols], shrink of f32 alone, optional: x rounded to 16 bits
   int32_t rounded_element = kLoraBF16;
+  uint32_t cluster = 1;  // splits, where they are the blocks of a cluster
   LoraGate gate;
 };
+constexpr uint32_t kLoraClusterMax = 8;
 
 }  // namespace lowrank::gpu

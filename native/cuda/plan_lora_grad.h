@@ -10,10 +10,11 @@ namespace lowrank::cuda {
 /// One row of the tile table.
 struct LoraTile {
   int min_sm;
-  int64_t r_max;          // chosen up to this rank; the last row takes every rank
-  int64_t rank_tile;      // ranks a block; more run side by side
-  int64_t blocks_per_sm;  // resident, by registers and shared memory; 1 for f32
-  const char* shrink[3];  // kernels by LoraElement
+  int64_t r_max;                  // chosen up to this rank; the last row takes every rank
+  int64_t rank_tile;              // ranks a block; more run side by side
+  int64_t blocks_per_sm;          // resident, by registers and shared memory; 1 for f32
+  const char* shrink[3];          // kernels by LoraElement
+  const char* shrink_cluster[3];  // of sm_90a
   const char* grad[3];
   const char* dy[3];
   const char* note;  // evidence

@@ -1,9 +1,11 @@
-/// Plans of cuda/lora_shrink_sm80.cu, and the parts that the gradients' plans share.
+/// Plans of cuda/lora_shrink_sm80.cu and its clusters on Hopper, and the parts that the gradients'
+/// plans share.
 #include "native/cuda/plan_lora_shrink.h"
 
 #include <algorithm>
 
 #include "native/core/philox.h"
+#include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_lora_grad.h"
 
 namespace lowrank::cuda {
@@ -15,6 +17,8 @@ constexpr LoraTile kTiles[] = {
      16,
      2,
      {"lora_shrink_f32_r16_kernel", "lora_shrink_bf16_r16_kernel", "lora_shrink_f16_r16_kernel"},
+     {"lora_shrink_cluster_f32_r16_kernel", "lora_shrink_cluster_bf16_r16_kernel",
+      "lora_shrink_cluster_f16_r16_kernel"},
      {"lora_grad_f32_r16_kernel", "lora_grad_bf16_r16_kernel", "lora_grad_f16_r16_kernel"},
      {"lora_dy_f32_r16_kernel", "lora_dy_bf16_r16_kernel", "lora_dy_f16_r16_kernel"},
      "untuned: tensor cores a quarter busy (lora_contract.cuh), two blocks by registers"},
@@ -23,6 +27,8 @@ constexpr LoraTile kTiles[] = {
      32,
      1,
      {"lora_shrink_f32_r32_kernel", "lora_shrink_bf16_r32_kernel", "lora_shrink_f16_r32_kernel"},
+     {"lora_shrink_cluster_f32_r32_kernel", "lora_shrink_cluster_bf16_r32_kernel",
+      "lora_shrink_cluster_f16_r32_kernel"},
      {"lora_grad_f32_r32_kernel", "lora_grad_bf16_r32_kernel", "lora_grad_f16_r32_kernel"},
      {"lora_dy_f32_r32_kernel", "lora_dy_bf16_r32_kernel", "lora_dy_f16_r32_kernel"},
      "untuned: further ranks find x in L2 and are bound by the tensor cores"},
@@ -43,11 +49,43 @@ LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
                          static_cast<int64_t>(x.bytes()), x.rows * r);
 }
 
+/// `split` as the blocks of a cluster of a Hopper card; none where that is not for it. More than
+/// eight are eight where the longer walks and the cluster's sums take fewer clocks than planes and
+/// their launch: up to K = 5,120 for few rows, whose planes are splits of two tiles.
+LoraSplit ClusterSplit(const LoraSplit& split, const TensorView& x, int64_t r, const LoraTile& tile,
+                       const DeviceLimits& device) {
+  if (device.sm != 90 || split.splits < 2) return {};
+  if (split.splits <= gpu::kLoraClusterMax) return split;
+  if (device.batch_invariant) return {};
+  const int64_t tiles = CeilDiv(x.cols, gpu::kLoraTileQ);
+  const int64_t tiles_per_split = CeilDiv(tiles, int64_t{gpu::kLoraClusterMax});
+  const LoraSplit cluster = {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
+  const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * CeilDiv(r, tile.rank_tile);
+  // A further tile of a walk, by its instructions (lora_contract.cuh); f32 has twice the products.
+  const int64_t tile_clocks = x.dtype == DType::kF32 ? 800 : 400;
+  auto clocks = [&](const LoraSplit& cut) {
+    const int64_t waves = CeilDiv(o_blocks * cut.splits, LoraSlots(tile, x.dtype, device));
+    return waves * cut.q_per_split / gpu::kLoraTileQ * tile_clocks;
+  };
+  const int64_t rows = std::min<int64_t>(gpu::kLoraTileO, CeilDiv(x.rows, 16) * 16);
+  const int64_t sum_bytes = rows * tile.rank_tile * int64_t{sizeof(float)};
+  const bool better = clocks(cluster) + ClusterSumClocks(sum_bytes, cluster.splits) <=
+                      clocks(split) + PlaneSumClocks(split.splits, x.rows * r, device.sm_count);
+  return better ? cluster : LoraSplit();
+}
+
 /// The launch of a shrink over x; `params` lack nothing but the cut.
-void AddShrink(const TensorView& x, const LoraSplit& split, const LoraTile& tile,
+void AddShrink(const TensorView& x, const LoraSplit& split, bool cluster, const LoraTile& tile,
                gpu::LoraContractParams params, Plan* plan) {
   params.q_per_split = split.q_per_split;
   const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * params.rank_tiles;
+  if (cluster) {
+    params.cluster = static_cast<uint32_t>(split.splits);
+    plan->steps.push_back(LoraStep(tile.shrink_cluster[LoraElementOf(x.dtype)],
+                                   o_blocks * split.splits, 1, x.dtype, params));
+    plan->steps.back().cluster = params.cluster;
+    return;
+  }
   plan->steps.push_back(
       LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
 }
@@ -58,7 +96,7 @@ LoraShrinkPlanes AddShrinkPlanes(const TensorView& x, const LoraSplit& split, co
   params.scale = 1;
   params.out_plane_elems = LoraPlaneElems(x.rows * params.r);
   params.out = workspace->Take<float>(params.out_plane_elems * split.splits);
-  AddShrink(x, split, tile, params, plan);
+  AddShrink(x, split, false, tile, params, plan);
   return {params.out, params.out_plane_elems, split.splits};
 }
 
@@ -211,11 +249,12 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
     const LoraTile& tile = SelectLoraTile(r, device);
     const LoraSplit split = ShrinkSplit(x, r, tile, device);
     gpu::LoraContractParams params = LoraShrinkOver(x, factor, contraction_major, dropout, tile);
-    if (split.splits == 1 && !accumulate) {
+    const LoraSplit cluster = ClusterSplit(split, x, r, tile, device);
+    if ((split.splits == 1 || cluster.splits > 1) && !accumulate) {
       params.out = out;
       params.out_paired &= Aligned(out, 8);
       params.scale = scale;
-      AddShrink(x, split, tile, params, plan);
+      AddShrink(x, cluster.splits > 1 ? cluster : split, cluster.splits > 1, tile, params, plan);
       return Status();
     }
     planes = AddShrinkPlanes(x, split, tile, params, workspace, plan);

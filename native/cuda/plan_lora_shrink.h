@@ -13,7 +13,8 @@ enum class ShrinkFactor {
 
 /// out [M, r] (+)= scaling · (gate ⊙ x) · factor, contracted over the columns of x [M, K]. With a
 /// gate the factor 1 / (1 - p) of the kept elements is included. `out` is f32, row-major, and may
-/// be workspace. Appends one launch, or two where K is split over blocks or `out` is added to; with
+/// be workspace. Appends one launch, or two where K is split over blocks, but in a cluster of a
+/// Hopper card, or `out` is added to; with
 /// M or r = 0 none, with K = 0 the one that stores zeros.
 Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFactor layout,
                       const DropoutSpec& dropout, float scaling, float* out, bool accumulate,

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "cuda/params/matmul_small_m.h"
+#include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
 #include "native/cuda/weight_params.h"
@@ -170,20 +171,11 @@ constexpr WgmmaRow kWgmmaRows[] = {
                                                           "matmul_wide_m_wgmma_4bit_f16_kernel"),
 };
 
-/// Bytes of its peers' sums that a block reads in a clock, in tenths, by the blocks of a cluster:
-/// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
-/// for four is assumed.
-constexpr int64_t PeerBytesTimesTen(int64_t cluster) { return cluster <= 2 ? 142 : 114; }
-
 /// A cluster's blocks run in one group of multiprocessors, and the groups of an H100 have 16 or 18.
 constexpr int64_t kGroupSms = 16;
 /// Of the memory's rate a multiprocessor's share, which is what the kernels of mma.sync take of any
-/// format, in bytes a clock; and of L2's.
+/// format, in bytes a clock.
 constexpr int64_t kMemoryBytes = 13;
-constexpr int64_t kL2Bytes = 30;
-/// What planes and clusters cost beside their bytes: a launch of 1.05 us, and two barriers of 0.1.
-constexpr int64_t kSecondLaunchClocks = 1850;
-constexpr int64_t kClusterClocks = 350;
 
 /// `planes`, the slices that fill a device, as blocks of a cluster: as many, so with the same bits,
 /// where a cluster can have them. Where it cannot, the most that it can, or none where planes and
@@ -212,11 +204,9 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands, cons
     if (one_wave && blocks > groups * (group_blocks / wanted)) continue;
     if (slices.count == planes.count) return slices;
     const int64_t sum_bytes = tile.rows * tile.tokens * int64_t{sizeof(float)};
-    const int64_t peers = sum_bytes * (wanted - 1) / wanted * 10 / PeerBytesTimesTen(wanted);
-    const int64_t plane_bytes = 2 * planes.count * M * N * int64_t{sizeof(float)};
-    const int64_t by_planes =
-        clocks(planes) + kSecondLaunchClocks + plane_bytes / (kL2Bytes * device.sm_count);
-    return clocks(slices) + peers + kClusterClocks <= by_planes ? slices : Slices();
+    const int64_t by_planes = clocks(planes) + PlaneSumClocks(planes.count, M * N, device.sm_count);
+    const int64_t by_cluster = clocks(slices) + ClusterSumClocks(sum_bytes, wanted);
+    return by_cluster <= by_planes ? slices : Slices();
   }
   return Slices();
 }

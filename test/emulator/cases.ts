@@ -35,7 +35,7 @@ import { grouped } from './grouped-cases.js';
 import { int8 } from './int8-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
 import { layersWithNorms, norms } from './norm-cases.js';
-import { elementwise, halves } from './small-cases.js';
+import { elementwise, halves, shrinks } from './small-cases.js';
 
 /** Of codes, scales and tables, and of the values. */
 async function hashOfWeight(w: QuantizedWeight): Promise<string> {
@@ -229,6 +229,7 @@ export function kernelCases(): KernelCase[] {
     ...adapters(),
     ...elementwise(),
     ...halves(),
+    ...shrinks(),
     ...features(),
     ...norms(),
     ...layersWithNorms(),

@@ -19,6 +19,7 @@ import {
   loraExpand,
   loraExpandBackward,
   loraForward,
+  loraShrink,
   mapFeatures,
   mapTensor,
   matmul,
@@ -184,6 +185,16 @@ function fewTokens(device: Device) {
   }
 }
 
+/** Slices of K in clusters: of products, and of the shrinks before them. */
+function fewTokensInClusters(device: Device) {
+  fewTokens(device);
+  for (const dtype of DTYPES) {
+    for (const r of [16, 32]) {
+      loraShrink(random(device, 1, [64, 2048], dtype), random(device, 2, [r, 2048], 'f32'));
+    }
+  }
+}
+
 function largeTiles(device: Device) {
   for (const dtype of DTYPES) {
     for (const format of FORMATS) {
@@ -325,5 +336,5 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 90, multiprocessors: 4, run: wgmma },
   { sm: 90, multiprocessors: 4, run: int8ByWgmma },
   { sm: 90, run: fewTokensByWgmma },
-  { sm: 90, multiprocessors: 44, run: fewTokens },
+  { sm: 90, multiprocessors: 44, run: fewTokensInClusters },
 ];

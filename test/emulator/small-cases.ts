@@ -110,6 +110,21 @@ export function elementwise(): KernelCase[] {
   });
 }
 
+/** Shrinks whose K is cut, in clusters on compute capability 9.0, for each tile of ranks. K ends inside a tile. */
+export function shrinks(): KernelCase[] {
+  return DTYPES.flatMap((dtype) =>
+    [8, 21].map((r) => ({
+      name: `shrink ${dtype} [70, 1100] r ${r}`,
+      async run(device) {
+        const x = operand(70, 1100, { seed: 85, dtype, device }).tensor;
+        const loraA = operand(r, 1100, { seed: 86, dtype: 'f32', device }).tensor;
+        const row = operand(1, 1100, { seed: 87, dtype, device }).tensor;
+        return hashOf([loraShrink(x, loraA, { scaling: 2 }), loraShrink(row, loraA)]);
+      },
+    })),
+  );
+}
+
 /** h and dh given, dh added to, and a dense gradient of more columns than any rank. */
 export function halves(): KernelCase[] {
   return DTYPES.map((dtype) => ({

@@ -6,6 +6,8 @@
 ///
 /// Built with instrumented kernels it also fails on whatever the emulator finds. `counters` prints
 /// the accesses of the main loops that cost more than 1.10 of the ideal.
+#include <set>
+
 #include "native/cuda/plan_lora_shrink.h"
 #include "test/native/cuda_lora_operands.h"
 #include "test/native/cuda_lora_plans.h"
@@ -14,6 +16,9 @@ namespace lowrank::loracheck {
 namespace {
 
 using Tamper = void (*)(const TensorView& x, const TensorView& factor);
+
+/// Kernels of sm_90a whose bits have been compared with those of planes.
+std::set<std::string> g_in_clusters;
 
 void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr) {
   cpu::g_state = 7;
@@ -37,6 +42,26 @@ void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr)
   };
   const auto reset = [&] { emu::SetMemory(out.data, 0xff, out.bytes()); };
   if (!RunAll(name, &device, make, reset, {out})) return;
+  // As many splits in a cluster have the bits of planes.
+  cuda::DeviceLimits hopper = c.Limits();
+  hopper.sm = 90;
+  const TensorView added = device.Tensor(c.M, c.r, DType::kF32);
+  const auto in_cluster = [&](cuda::Workspace* workspace, cuda::Plan* plan) {
+    return cuda::PlanLoraShrink(x, factor, layout, dropout, scaling,
+                                static_cast<float*>(added.data), false, hopper, workspace, plan);
+  };
+  cuda::Workspace measure;
+  cuda::Plan planes, cluster;
+  if (make(&measure, &planes).ok() && in_cluster(&measure, &cluster).ok() &&
+      !cluster.steps.empty() && cluster.steps[0].cluster > 1) {
+    const auto reset_added = [&] { emu::SetMemory(added.data, 0xff, added.bytes()); };
+    if (!RunAll(name + " in a cluster", &device, in_cluster, reset_added, {added})) return;
+    Report(cluster.steps.size() == 1, name + ": one launch in a cluster");
+    if (planes.steps[0].grid.y == cluster.steps[0].cluster) {
+      Report(std::memcmp(added.data, out.data, out.bytes()) == 0, name + ": a cluster's bits");
+      g_in_clusters.insert(cluster.steps[0].kernel);
+    }
+  }
   for (int64_t m = 0; m < c.M; ++m) {
     for (int64_t j = 0; j < c.r; ++j) {
       Sum sum;
@@ -426,8 +451,10 @@ int Main(int argc, char** argv) {
     CheckBackward(c);
   }
   CheckSpecialValues(filter);
+  if (filter.empty()) Report(g_in_clusters.size() == 6, "each cluster's kernel beside planes");
   CheckPlans();
   CheckForwardPlans();
+  CheckFewTokenLaunches();
   CheckInputGradPlans();
   std::printf("cuda_lora_check: %d checks, %d failures\n", cpu::g_checks, cpu::g_failures);
   return cpu::g_failures == 0 ? 0 : 1;

@@ -72,6 +72,45 @@ inline void CheckForwardPlans() {
   expect(forward(8192, 4096, 16), cuda::DeviceLimits(), true, "sm_80");
 }
 
+/// How many launches a layer of few tokens over 4-bit codes takes: on a Hopper card its shrink and
+/// its product are clusters.
+inline void CheckFewTokenLaunches() {
+  cuda::DeviceLimits h100;
+  h100.sm = 90;
+  h100.sm_count = 132;
+  h100.shared_bytes_per_block = 232448;
+  const auto expect = [](int64_t M, int64_t N, int64_t K, const cuda::DeviceLimits& device,
+                         size_t launches, uint32_t shrink_cluster) {
+    const auto at = [](int64_t rows, int64_t cols, DType dtype) {
+      return TensorView{reinterpret_cast<void*>(4096), dtype, rows, cols, true};
+    };
+    LoraForwardOp op;
+    op.x = at(M, K, DType::kBF16);
+    auto* parts = reinterpret_cast<uint8_t*>(4096);
+    const FormatRow* nf4 = FindFormat("nf4");
+    op.w.quant = {nf4, N, K, 64, parts, nf4->codebook, reinterpret_cast<float*>(parts)};
+    op.lora_a = at(16, K, DType::kF32);
+    op.lora_b = at(N, 16, DType::kF32);
+    op.h = at(M, 16, DType::kF32);
+    op.y = at(M, N, DType::kBF16);
+    cuda::Workspace workspace;
+    cuda::Plan plan;
+    const Status status = cuda::MakePlan(op, device, &workspace, &plan);
+    Report(status.ok() && plan.steps.size() == launches && plan.steps[0].cluster == shrink_cluster,
+           "launches, M " + std::to_string(M) + " N " + std::to_string(N) + " K " +
+               std::to_string(K) + ": " + std::to_string(plan.steps.size()));
+  };
+  for (const int64_t M : {1, 16, 32}) {
+    expect(M, 4096, 4096, h100, 2, 8);
+    expect(M, 5120, 5120, h100, 2, 8);
+    expect(M, 4096, 14336, h100, 3, 1);  // eight splits would be long
+    expect(M, 4096, 4096, cuda::DeviceLimits(), M == 32 ? 4 : 3, 1);
+  }
+  // By K and r alone.
+  h100.batch_invariant = true;
+  for (const int64_t M : {1, 256}) expect(M, 4096, 4096, h100, 2, 8);
+}
+
 /// Which kernel multiplies dy by w: the Hopper product over the transposed weight, or mma.sync.
 inline void CheckInputGradPlans() {
   cuda::DeviceLimits h100;

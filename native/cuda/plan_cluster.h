@@ -1,0 +1,31 @@
+/// What a contraction that is cut over blocks costs on a Hopper card where a cluster adds its
+/// parts, and where planes and a second launch do: clocks of 1.755 GHz (docs/gpu-design.md).
+#pragma once
+
+#include <cstdint>
+
+namespace lowrank::cuda {
+
+/// L2's bytes a clock and multiprocessor.
+constexpr int64_t kL2Bytes = 30;
+/// What planes and clusters cost beside their bytes: a launch of 1.05 us, and two barriers of 0.1.
+constexpr int64_t kSecondLaunchClocks = 1850;
+constexpr int64_t kClusterClocks = 350;
+
+/// Bytes of its peers' sums that a block reads in a clock, in tenths, by the blocks of a cluster:
+/// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
+/// for four is assumed.
+constexpr int64_t PeerBytesTimesTen(int64_t cluster) { return cluster <= 2 ? 142 : 114; }
+
+/// Sums of `bytes` a block, added by their cluster.
+constexpr int64_t ClusterSumClocks(int64_t bytes, int64_t cluster) {
+  return kClusterClocks + bytes * (cluster - 1) / cluster * 10 / PeerBytesTimesTen(cluster);
+}
+
+/// Planes of `elems` f32 each, written, and added by a launch.
+constexpr int64_t PlaneSumClocks(int64_t planes, int64_t elems, int64_t multiprocessors) {
+  return kSecondLaunchClocks +
+         2 * planes * elems * int64_t{sizeof(float)} / (kL2Bytes * multiprocessors);
+}
+
+}  // namespace lowrank::cuda
