@@ -93,6 +93,19 @@ function largeShapes(): Large[] {
         { format: 'nf4', dtype: 'f16', shape: [193, 500, 4256], r: 0, infinity: true },
       ] as const
     ).map((one) => ({ ...one, sm: '90' })),
+    // Slices in a cluster: of few blocks on few multiprocessors, and of 12 on a card.
+    ...(['bf16', 'f16'] as const).flatMap((dtype) =>
+      (
+        [
+          { format: 'nf4', shape: [25, 250, 8448], r: 3 },
+          { format: 'int8', shape: [25, 250, 4208], r: 3 },
+          { format: 'int8', doubleQuant: true, shape: [50, 250, 4208], r: 8 },
+          { shape: [25, 250, 2104], r: 3 },
+          { shape: [50, 250, 2104], r: 0 },
+          { format: 'nf4', shape: [50, 1530, 1440], r: 8 },
+        ] as const
+      ).map((one) => ({ ...one, dtype, sm: '90' })),
+    ),
     { dtype: 'f16', shape: [70, 2080, 1032], r: 0, backward: true },
     { format: 'int8', dtype: 'f16', shape: [70, 1040, 2080], r: 3 },
     // Enough tokens for wgmma, on all multiprocessors or on few.
