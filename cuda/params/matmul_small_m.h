@@ -113,7 +113,8 @@ struct SmallMParams {
   const float* h;         // [M, r] f32, or null without the LoRA term
   void* y;                // [M, N] T
   float* partial;         // [splits, M, N], where K is split between blocks of no cluster; of a
-                          // cluster [splits, M, row blocks, kRows / 2] (small_m_wgmma.cuh)
+                          // cluster by wgmma [splits, M, row blocks, kRows / 2]
+                          // (small_m_wgmma.cuh), by mma.sync none
   int64_t M;
   int64_t N;
   int64_t K;
