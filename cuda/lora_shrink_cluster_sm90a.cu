@@ -5,9 +5,11 @@
 ///
 /// Operands   as lora_contract.cuh, whose walk over x this is
 /// Grid       ceil(M / 64) · rank tiles clusters along x, of 2 to 8 blocks: the splits of K in
-/// order Block      256 threads Shared     as there; the sums of a split, [fragment][lane] of four,
-/// over the first warp's Workspace  none Numerics   as there: the warps of a block in order, the
-/// splits in order, then scale; as planes
+///            order
+/// Block      256 threads
+/// Shared     as there; the sums of a split, [fragment][lane] of four, over the first warp's
+/// Workspace  none
+/// Numerics   as there: the warps of a block in order, the splits in order, then scale; as planes
 ///            and lora_reduce_kernel give, bit by bit
 ///
 /// Budget     what the walk takes, then 1 - 1 / cluster of 4 KiB of sums (r = 16) from the peers at

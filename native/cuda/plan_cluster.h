@@ -2,6 +2,7 @@
 /// parts, and where planes and a second launch do: clocks of 1.755 GHz (docs/gpu-design.md).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 namespace lowrank::cuda {
@@ -16,6 +17,15 @@ constexpr int64_t kClusterClocks = 350;
 /// 3.3 and 2.65 TB/s of a whole H100 for two and four have been published; for eight the same as
 /// for four is assumed.
 constexpr int64_t PeerBytesTimesTen(int64_t cluster) { return cluster <= 2 ? 142 : 114; }
+
+/// A cluster's blocks run in one group of multiprocessors, and the groups of an H100 have 16 or 18.
+constexpr int64_t kGroupSms = 16;
+
+/// Clusters that a device of so many multiprocessors runs at once; 0 where a group is smaller.
+constexpr int64_t ClustersAtOnce(int64_t cluster, int64_t blocks_per_sm, int64_t sms) {
+  const int64_t groups = std::max<int64_t>(1, sms / kGroupSms);
+  return groups * (std::min(sms, kGroupSms) * blocks_per_sm / cluster);
+}
 
 /// Sums of `bytes` a block, added by their cluster.
 constexpr int64_t ClusterSumClocks(int64_t bytes, int64_t cluster) {

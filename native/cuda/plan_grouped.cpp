@@ -16,6 +16,7 @@
 
 #include "cuda/params/lora_grouped.h"
 #include "native/core/philox.h"
+#include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
@@ -290,11 +291,12 @@ ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N
   if (device.sm != 90 || tables.tiles_with_adapter() == 0) return cut;
   if (tables.largest_tile() > gpu::kGroupedShrinkRows || r > gpu::kGroupedForwardRanks) return cut;
   cut.cluster = r <= 4 * gpu::kGroupedForwardBlockRanks ? 4 : 8;
-  // As many blocks as multiprocessors: of one tile they sum h as often as there are clusters, and
-  // find lora_a in L2.
+  // As many clusters as a device runs at once: those of a tile sum its h each, and find lora_a in
+  // L2.
   int64_t most_tiles = 0;
   for (const Tables::Layer& layer : tables.layers()) most_tiles = std::max(most_tiles, layer.count);
-  const int64_t wanted = std::max<int64_t>(device.sm_count / (most_tiles * cut.cluster), 1);
+  const int64_t at_once = ClustersAtOnce(cut.cluster, 1, device.sm_count);
+  const int64_t wanted = std::max<int64_t>(at_once / most_tiles, 1);
   cut.block_cols =
       CeilDiv(std::max(CeilDiv(N, wanted * cut.cluster), std::min(kLeastCols, N)), kStep) * kStep;
   cut.parts = CeilDiv(N, cut.block_cols * cut.cluster);

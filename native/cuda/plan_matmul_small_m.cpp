@@ -171,8 +171,6 @@ constexpr WgmmaRow kWgmmaRows[] = {
                                                           "matmul_wide_m_wgmma_4bit_f16_kernel"),
 };
 
-/// A cluster's blocks run in one group of multiprocessors, and the groups of an H100 have 16 or 18.
-constexpr int64_t kGroupSms = 16;
 /// Of the memory's rate a multiprocessor's share, which is what the kernels of mma.sync take of any
 /// format, in bytes a clock.
 constexpr int64_t kMemoryBytes = 13;
@@ -188,8 +186,6 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands, cons
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
   const int64_t blocks = CeilDiv(N, tile.rows);
-  const int64_t groups = std::max<int64_t>(1, device.sm_count / kGroupSms);
-  const int64_t group_blocks = std::min<int64_t>(device.sm_count, kGroupSms) * tile.blocks_per_sm;
   // Else shared memory, too small for fewer slices' scales, has the blocks follow one another.
   const bool one_wave = blocks * planes.count <= device.sm_count * tile.blocks_per_sm;
   auto clocks = [&](const Slices& slices) {
@@ -201,7 +197,7 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands, cons
        --wanted) {
     const Slices slices = CutKInto(wanted, operands, tile, device);
     if (slices.count != wanted) continue;  // each block needs a slice, and its scales room
-    if (one_wave && blocks > groups * (group_blocks / wanted)) continue;
+    if (one_wave && blocks > ClustersAtOnce(wanted, tile.blocks_per_sm, device.sm_count)) continue;
     if (slices.count == planes.count) return slices;
     const int64_t sum_bytes = tile.rows * tile.tokens * int64_t{sizeof(float)};
     const int64_t by_planes = clocks(planes) + PlaneSumClocks(planes.count, M * N, device.sm_count);
