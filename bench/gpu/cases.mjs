@@ -42,6 +42,9 @@ export const kRows = [
   row('G11', 'loraBackward', [8192, 4096, 4096], [350, 378, 366], loraDropout),
   row('', 'loraForward', [1, 4096, 4096], [], lora),
   row('', 'loraForward', [16, 4096, 4096], [], lora),
+  row('G13', 'groupedAdapters', [32, 4096, 4096], [2.97, 6.5, 5], lora),
+  row('G13', 'groupedAdapters', [32, 4096, 4096], [11.4, 15], { r: 64 }),
+  row('', 'groupedForward', [32, 4096, 4096], [], lora),
   row('G16', 'factoredNorm', [16, 4096, 4096], [2.98, 8, 6], lora),
   row('G15', 'matmul', [1, 4096, 4096], [5.95, 7.8], bytes),
   row('G15', 'matmulInt8', [8192, 8192, 8192], [689, 787], bytes),
@@ -67,7 +70,7 @@ export const caseText = ({ op, M, N, K, r, dropout, format, doubleQuant }) =>
 export const cublasText = ({ M, N, K }) => ['cublas', M, N, K, 0, 0, '', 0].join(',');
 
 export const isProduct = ({ op }) =>
-  !['quantize', 'quantizeRows', 'dequantize', 'factoredNorm'].includes(op);
+  !['quantize', 'quantizeRows', 'dequantize', 'factoredNorm', 'groupedAdapters'].includes(op);
 
 /** In words, for the table. */
 export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
@@ -91,6 +94,10 @@ export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
       return weight + 2 * N * K;
     case 'loraForward':
       return weight + 2 * M * (N + K) + factors + h;
+    case 'groupedAdapters': // factors of each row's adapter in bf16; the product's sums are in L2
+      return M * (2 * r + 2) * (N + K) + h;
+    case 'groupedForward':
+      return weight + M * (2 * r + 2) * (N + K) + h;
     case 'factoredNorm': // both factors in bf16; squared norms of w, and the norms
       return weight + 2 * r * (N + K) + 8 * N;
     case 'loraBackward': // reads dy and x, writes dx and the gradients of both factors
@@ -111,7 +118,10 @@ export function flopsOf({ op, M, N, K, r }) {
       return 0;
     case 'matmulInt8':
       return base / 2;
+    case 'groupedAdapters':
+      return factor;
     case 'loraForward':
+    case 'groupedForward':
       return base + factor;
     case 'factoredNorm': // M = r; the factors' own products
       return base + 2 * r * r * (N + K);

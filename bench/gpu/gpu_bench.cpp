@@ -5,10 +5,11 @@
 ///   CASE  op,M,N,K,r,dropout,format,double   such as loraForward,8192,4096,4096,16,0.1,nf4,1
 ///
 /// op is matmul, matmulInt8 (of codes, the weight rowwise), matmulInputGrad, loraForward,
-/// loraBackward, quantize, quantizeRows (rowwise int8), dequantize; cublas (a dense product of the
-/// same M, N, K); copy (M bytes by the driver) or copyKernel (by a kernel of ours). Activations are
-/// bf16. The GPU is the system's driver with lowrank.fatbin beside this program;
-/// --device names an emulator in its place, and --quick takes one sample, to prove the program.
+/// loraBackward, groupedForward (M adapters, one a row, in bf16), groupedAdapters (the same without
+/// its base product), quantize, quantizeRows (rowwise int8), dequantize; cublas (a dense product of
+/// the same M, N, K); copy (M bytes by the driver) or copyKernel (by a kernel of ours). Activations
+/// are bf16. The GPU is the system's driver with lowrank.fatbin beside this program; --device names
+/// an emulator in its place, and --quick takes one sample, to prove the program.
 ///
 /// Every call has operands of its own, as many as do not fit the L2 cache twice, and they take
 /// turns. One line of JSON a case: what bench/gpu/run.mjs makes a table of. Exit status: 0, 1 where
@@ -89,6 +90,10 @@ class Bench {
     return c.op == "quantize" || c.op == "quantizeRows" || c.op == "dequantize";
   }
 
+  static bool IsGrouped(const BenchCase& c) {
+    return c.op == "groupedForward" || c.op == "groupedAdapters";
+  }
+
   /// What a call reads and writes, roughly: for the rotation.
   static int64_t BytesOf(const BenchCase& c) {
     if (c.op == "copy" || c.op == "copyKernel") return 2 * c.M;
@@ -96,7 +101,8 @@ class Bench {
                            : c.format == "int8" ? c.N * c.K
                                                 : c.N * c.K / 2;
     if (IsStreaming(c)) return weight + 2 * c.N * c.K;
-    return weight + 2 * c.M * (c.N + c.K);
+    const int64_t adapters = IsGrouped(c) ? 2 * c.M * c.r * (c.N + c.K) : 0;
+    return weight + 2 * c.M * (c.N + c.K) + adapters;
   }
 
   /// One op's launches over the workspace that all share, as in the backend.
@@ -187,6 +193,7 @@ class Bench {
       return Plan1(op, o, calls);
     }
     const TensorView dy = o->Normal(c.M, c.N, dtype);
+    if (IsGrouped(c)) return AddGrouped(c, x, w, dy, o, calls);
     if (c.op == "matmulInputGrad") {
       MatmulInputGradOp op;
       op.dy = dy;
@@ -237,6 +244,46 @@ class Bench {
     op.scaling = 2;
     op.dropout = dropout;
     return Plan1(op, o, calls);
+  }
+
+  /// The table of adapters is in memory before anything is timed.
+  Status AddGrouped(const BenchCase& c, const TensorView& x, const WeightView& w,
+                    const TensorView& y, Operands* o, std::vector<QueueCall>* calls) {
+    std::vector<AdapterRows> adapters(static_cast<size_t>(c.M));
+    std::vector<int32_t> rows;
+    for (int64_t m = 0; m < c.M; ++m) {
+      AdapterRows& adapter = adapters[static_cast<size_t>(m)];
+      adapter.lora_a = o->Normal(c.r, c.K, DType::kBF16, 0.02);
+      adapter.lora_b = o->Normal(c.N, c.r, DType::kBF16, 0.02);
+      adapter.scaling = 2;
+      adapter.first = m;
+      adapter.count = 1;
+      adapter.h_begin = m * c.r;
+      rows.push_back(static_cast<int32_t>(m));
+    }
+    GroupedForwardOp op;
+    op.x = x;
+    op.w = w;
+    op.table = {adapters.data(), c.M, rows.data(), rows.data(), c.M, 1, c.M * c.r};
+    op.h = o->Tensor(1, c.M * c.r, DType::kF32);
+    op.y = y;
+    LOWRANK_RETURN_IF_ERROR(o->status());
+    Plan plan;
+    LOWRANK_RETURN_IF_ERROR(PlanOp(&machine_, op, &o->memory(), &plan));
+    o->memory().Write(plan.upload_to, plan.upload.data(), plan.upload.size());
+    LOWRANK_RETURN_IF_ERROR(o->status());
+    LOWRANK_RETURN_IF_ERROR(RunPlan(&machine_, plan, machine_.home()));
+    o->memory().Wait();
+    if (c.op == "groupedAdapters") {
+      std::vector<LaunchStep> own;
+      for (const LaunchStep& step : plan.steps) {
+        if (std::strncmp(step.kernel, "grouped_", 8) == 0) own.push_back(step);
+      }
+      plan.steps = std::move(own);
+    }
+    calls->push_back(
+        [this, plan](int, CUstream stream) { return RunPlan(&machine_, plan, stream); });
+    return o->status();
   }
 
   Machine& machine_;

@@ -146,6 +146,27 @@ def lora_calls(row, quantised, sets):
     return calls
 
 
+def grouped_calls(row, quantised, sets):
+    """A batch with an adapter for each row as it is usually written: an adapter at a time, its rows taken out and
+    added to the layer's."""
+    calls = []
+    for _ in range(sets):
+        x, y = normal(row["M"], row["K"]), normal(row["M"], row["N"])
+        linear = base_linear(row, quantised) if row["op"] == "groupedForward" else lambda x, y=y: y
+        adapters = [(normal(row["r"], row["K"]) * 0.02, normal(row["N"], row["r"]) * 0.02,
+                     torch.tensor([m], device=device)) for m in range(row["M"])]
+
+        def forward(linear=linear, x=x, adapters=adapters):
+            result = linear(x)
+            for a, b, rows in adapters:
+                delta = SCALING * F.linear(F.linear(x.index_select(0, rows), a), b)
+                result.index_add_(0, rows, delta)
+            return result
+
+        calls.append(without_graph(forward))
+    return calls
+
+
 def norm_calls(row, quantised, sets):
     """DoRA's norms as they are usually written: of the sum of the weight and the factors' product."""
     calls = []
@@ -202,6 +223,10 @@ def main():
                     if not quantised:
                         continue
                     calls = streaming_calls(row, rotation(dense_bytes + dense_bytes // 4))
+                elif row["op"] == "groupedAdapters" and quantised:
+                    continue
+                elif row["op"] in ("groupedForward", "groupedAdapters"):
+                    calls = grouped_calls(row, quantised, sets)
                 elif row["op"] == "factoredNorm":
                     calls = norm_calls(row, quantised, sets)
                 elif row["r"] > 0:
