@@ -4,12 +4,13 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, statSync } from 'node:fs';
 import path from 'node:path';
 import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { bindingPath } from '../core/binding.js';
 import { LowrankError } from '../core/errors.js';
+import { withBuildLock } from './build-lock.js';
 import type { Progress } from './terminal.js';
 
 /** Kinds of library: how the kernels in it were made. */
@@ -64,16 +65,23 @@ function firstErrors(output: string): string {
   return at < 0 ? output.slice(-kMostOutput) : output.slice(at, at + kMostOutput);
 }
 
+/** {@link withBuildLock}, and the user is told of a wait. */
+function building<T>(folder: string, progress: Progress, work: () => T): Promise<T> {
+  return withBuildLock(folder, () => progress.line(`waiting for another build in ${folder}`), work);
+}
+
 /** The library of this kind, up to date with its sources where those are at hand. */
-export function emulatorLibrary(kind: LibraryKind, progress: Progress): string {
+export async function emulatorLibrary(kind: LibraryKind, progress: Progress): Promise<string> {
   const library = path.join(path.dirname(bindingPath()), fileOf(kind));
   const build = buildFolder();
   const target = kTargets[kind];
   if (build !== undefined) {
-    if (!existsSync(library)) {
-      progress.line(`building ${fileOf(kind)} (once, a minute or two)`);
-    }
-    cmake(['--build', build, '--target', target], `${fileOf(kind)} could not be built`);
+    await building(build, progress, () => {
+      if (!existsSync(library)) {
+        progress.line(`building ${fileOf(kind)} (once, a minute or two)`);
+      }
+      cmake(['--build', build, '--target', target], `${fileOf(kind)} could not be built`);
+    });
   }
   if (!existsSync(library)) {
     throw new LowrankError(
@@ -98,13 +106,14 @@ function requireFile(source: string): void {
 }
 
 /**
- * A library with one kernel file of the user's, and the program that runs a kernel in it.
+ * A library with one kernel file of the user's, as bytes, since the next one is built over it; and the program that
+ * runs a kernel in it.
  * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_FILE it does not compile · ERR_NO_BINDING
  */
-export function ownKernelLibrary(
+export async function ownKernelLibrary(
   source: string,
   progress: Progress,
-): { library: string; runner: string } {
+): Promise<{ library: Uint8Array; runner: string }> {
   requireFile(source);
   const build = buildFolder();
   if (build === undefined) {
@@ -114,15 +123,15 @@ export function ownKernelLibrary(
         '`npx lowrank build --with cmake`',
     );
   }
-  progress.line(`compiling ${source}`);
-  const tools = 'what kernels of your own are linked with could not be built';
-  cmake([`-DLOWRANK_OWN_KERNEL=${path.resolve(source)}`, build], tools);
-  cmake(['--build', build, '--target', 'lowrank_emulator_runtime', 'emulator_run'], tools);
-  const failure = `${printable(source)} does not compile`;
-  cmake(['--build', build, '--target', 'emulator_own'], failure, 'ERR_FILE');
   const folder = path.dirname(bindingPath());
-  return {
-    library: path.join(folder, fileOf('own')),
-    runner: path.join(folder, 'lowrank-emulator-run'),
-  };
+  const library = await building(build, progress, () => {
+    progress.line(`compiling ${source}`);
+    const tools = 'what kernels of your own are linked with could not be built';
+    cmake([`-DLOWRANK_OWN_KERNEL=${path.resolve(source)}`, build], tools);
+    cmake(['--build', build, '--target', 'lowrank_emulator_runtime', 'emulator_run'], tools);
+    const failure = `${printable(source)} does not compile`;
+    cmake(['--build', build, '--target', 'emulator_own'], failure, 'ERR_FILE');
+    return readFileSync(path.join(folder, fileOf('own')));
+  });
+  return { library, runner: path.join(folder, 'lowrank-emulator-run') };
 }

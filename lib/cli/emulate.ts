@@ -138,8 +138,8 @@ export async function emulateCommand(args: readonly string[]): Promise<number> {
   const progress = new Progress(parsed.flag('json'));
   const subject =
     parsed.text('kernel') === undefined
-      ? opSubject(parsed, progress)
-      : kernelSubject(parsed, progress);
+      ? await opSubject(parsed, progress)
+      : await kernelSubject(parsed, progress);
   const runs = await runSchedules(subject, schedules, progress);
   if (typeof runs === 'number') return runs;
   const result = resultOf(subject, parsed, runs);
@@ -302,10 +302,10 @@ function titleOf(spec: OpSpec): string {
   }
 }
 
-function opSubject(parsed: Arguments, progress: Progress): Subject {
+async function opSubject(parsed: Arguments, progress: Progress): Promise<Subject> {
   const spec = parseOp(parsed);
   const kind = parsed.choice('library', 'check', libraryKinds);
-  const library = emulatorLibrary(kind, progress);
+  const library = await emulatorLibrary(kind, progress);
   return {
     title: titleOf(spec),
     kind,
@@ -364,7 +364,7 @@ function readGrid(parsed: Arguments): [number, number, number] {
   return [x, y, z];
 }
 
-function kernelSubject(parsed: Arguments, progress: Progress): Subject {
+async function kernelSubject(parsed: Arguments, progress: Progress): Promise<Subject> {
   const source = parsed.text('kernel') as string;
   const name = parsed.text('name');
   if (name === undefined) throw new UsageError('emulate: --kernel needs --name, its kernel');
@@ -375,13 +375,15 @@ function kernelSubject(parsed: Arguments, progress: Progress): Subject {
     cluster: parsed.integer('cluster', 1, 1, 16),
   };
   const params = parseParams(parsed.text('params'));
-  const { library, runner } = ownKernelLibrary(source, progress);
+  const { library, runner } = await ownKernelLibrary(source, progress);
   return {
     title: `${name} of ${source}`,
     kind: 'check',
     async run({ name: schedule, env }, folder, signal) {
       const trace = path.join(folder, 'trace');
-      const run = await prepareKernelRun(folder, library, name, shape, params);
+      const own = path.join(folder, 'kernel.so');
+      fs.writeFileSync(own, library);
+      const run = await prepareKernelRun(folder, own, name, shape, params);
       const variables = { ...env, LOWRANK_EMULATOR_TRACE: trace, ...reportVariable() };
       const stderr = await runProcess([path.resolve(runner), run.spec], variables, signal, folder);
       if (stderr.startsWith('there is no kernel ')) {

@@ -31,7 +31,7 @@ export function buildFolder(): string | undefined {
 export async function buildTargets(...targets: string[]): Promise<void> {
   const folder = buildFolder();
   if (folder === undefined) throw new Error('there is no CMake build: npm run build:native');
-  const lock = path.join(folder, 'tests.lock');
+  const lock = path.join(folder, 'build.lock');
   await run('flock', [lock, 'cmake', '--build', folder, '--target', ...targets, '-j', '2'], {
     maxBuffer: 1 << 28,
   });

@@ -224,6 +224,18 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
     expect(findings[0].file).toBe(source);
   }, 300_000);
 
+  it('compiles and runs several kernels of one’s own at once, each by itself', async () => {
+    const text = fs.readFileSync(example('transpose.cu'), 'utf8');
+    const racy = inFolder('racy-beside.cu');
+    fs.writeFileSync(racy, text.replace('__syncthreads();', ''));
+    const sources = [example('transpose.cu'), racy, example('transpose.cu'), racy];
+    const runs = sources.map((source) => run(transpose(source, 'transpose_padded_kernel', '4224')));
+    const ended = await Promise.all(runs);
+    expect(ended.map(({ code, stderr }) => (code === 0 || code === 7 ? code : stderr))).toEqual([
+      0, 7, 0, 7,
+    ]);
+  }, 300_000);
+
   it('names the kernels of a file without the one asked for, and what does not compile', async () => {
     const none = await run(transpose(example('transpose.cu'), 'transpose', '4096'));
     expect(none.stderr).toContain(

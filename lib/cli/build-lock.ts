@@ -1,0 +1,38 @@
+/** One build in a folder at a time. */
+
+import { spawn } from 'node:child_process';
+import path from 'node:path';
+
+/** How long the lock may take before the user is told. */
+const kPatienceMs = 500;
+
+/**
+ * `work` while no other process builds in `folder`: two builds in one folder write over each other. flock(1), of
+ * util-linux, holds the lock, and lets go of it when this process ends, however it does. Where there is none, nothing
+ * is locked.
+ * @param onWait called once if another process has it
+ */
+export async function withBuildLock<T>(
+  folder: string,
+  onWait: () => void,
+  work: () => T,
+): Promise<T> {
+  const held = ['sh', '-c', 'echo held; exec cat'];
+  const holder = spawn('flock', [path.join(folder, 'build.lock'), ...held], {
+    stdio: ['pipe', 'pipe', 'ignore'],
+  });
+  const patience = setTimeout(onWait, kPatienceMs);
+  try {
+    await new Promise<void>((resolve) => {
+      holder.once('error', () => resolve());
+      holder.once('exit', () => resolve());
+      holder.stdout.once('data', () => resolve());
+    });
+    clearTimeout(patience);
+    return work();
+  } finally {
+    clearTimeout(patience);
+    holder.stdin.on('error', () => {}); // it has ended already
+    holder.stdin.end();
+  }
+}
