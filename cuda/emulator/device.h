@@ -95,6 +95,11 @@ LOWRANK_EMU_INLINE void __nanosleep(unsigned, LOWRANK_EMU_HERE) {
   lowrank::emu::SpinYield("nanosleep", site);
 }
 
+/// Ends the launch.
+[[noreturn]] LOWRANK_EMU_INLINE void __trap(LOWRANK_EMU_HERE) {
+  lowrank::emu::Fail("fault", site, "trap");
+}
+
 // ------------------------------------------------------------------------------ shuffles and votes
 
 namespace lowrank::emu {

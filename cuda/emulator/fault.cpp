@@ -1,6 +1,6 @@
-/// A memory fault in a kernel ends the launch with a finding; the process lives. The handlers stand
-/// only while a launch runs, and hand every other fault on to whoever had them before (V8 has its
-/// own for WebAssembly).
+/// A fault in a kernel ends the launch with a finding; the process lives. The handlers stand only
+/// while a launch runs, and hand every other fault on to whoever had them before (V8 has its own
+/// for WebAssembly).
 #include <signal.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -15,9 +15,11 @@ namespace lowrank::emu {
 namespace {
 
 #if !defined(__SANITIZE_ADDRESS__)
-constexpr int kSignals[] = {SIGSEGV, SIGBUS};
-struct sigaction previous[2];
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
+constexpr size_t kSignalCount = sizeof(kSignals) / sizeof(*kSignals);
+struct sigaction previous[kSignalCount];
 thread_local uintptr_t fault_pc = 0;
+thread_local int fault_signal = 0;
 
 std::string Describe(uintptr_t address) {
   if (InSharedRange(address)) return "in a gap between shared memories";
@@ -40,12 +42,22 @@ std::string Describe(uintptr_t address) {
 void Landed() {
   worker->run()->fault = true;
   const uintptr_t address = worker->fault_address;
-  Fail("fault", Site::Address(reinterpret_cast<const void*>(fault_pc + 1)),
-       "memory fault at %p: %s", reinterpret_cast<void*>(address), Describe(address).c_str());
+  const Site site = Site::Address(reinterpret_cast<const void*>(fault_pc + 1));
+  if (fault_signal == SIGFPE) {
+    Fail("fault", site,
+         "an integer divided by zero, or the least by -1: on a GPU without a meaning");
+  }
+  if (fault_signal == SIGILL) {
+    Fail("fault", site, "a trap: what the compiler puts where a program must not come");
+  }
+  Fail("fault", site, "memory fault at %p: %s", reinterpret_cast<void*>(address),
+       Describe(address).c_str());
 }
 
 void Chain(int signal, siginfo_t* info, void* context) {
-  const struct sigaction& old = previous[signal == SIGBUS ? 1 : 0];
+  size_t at = 0;
+  while (kSignals[at] != signal) ++at;
+  const struct sigaction& old = previous[at];
   if ((old.sa_flags & SA_SIGINFO) != 0) {
     old.sa_sigaction(signal, info, context);
   } else if (old.sa_handler != SIG_DFL && old.sa_handler != SIG_IGN) {
@@ -62,6 +74,7 @@ void OnFault(int signal, siginfo_t* info, void* context) {
     return;
   }
   worker->fault_address = reinterpret_cast<uintptr_t>(info->si_addr);
+  fault_signal = signal;
   auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
   // A fiber's own stack may be what is full; nothing on it is needed any more.
   const Fiber* fiber = CurrentFiber();
@@ -86,7 +99,7 @@ void OnFault(int signal, siginfo_t* info, void* context) {
 
 FaultGuard::FaultGuard() {
 #if !defined(__SANITIZE_ADDRESS__)
-  for (int i = 0; i < 2; ++i) {
+  for (size_t i = 0; i < kSignalCount; ++i) {
     struct sigaction action{};
     action.sa_sigaction = OnFault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
@@ -98,7 +111,7 @@ FaultGuard::FaultGuard() {
 
 FaultGuard::~FaultGuard() {
 #if !defined(__SANITIZE_ADDRESS__)
-  for (int i = 0; i < 2; ++i) {
+  for (size_t i = 0; i < kSignalCount; ++i) {
     struct sigaction now{};
     sigaction(kSignals[i], nullptr, &now);
     if ((now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == OnFault) {

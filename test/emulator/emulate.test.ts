@@ -250,6 +250,30 @@ describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank 
     expect(broken.code).toBe(3);
   }, 300_000);
 
+  it.each([
+    ['trap', 'if (threadIdx.x == 3) __trap();', 'trap'],
+    ['divided', 'p.y[threadIdx.x] = 8 / p.x[threadIdx.x];', 'an integer divided by zero'],
+    ['illegal', 'if (threadIdx.x == 3) __builtin_trap();', 'a trap: '],
+  ])(
+    'goes on after a kernel that ends by a fault: %s',
+    async (name, body, text) => {
+      const source = inFolder(`${name}.cu`);
+      const head = '#include "cuda/gpu.cuh"\nstruct P { int32_t* x; int32_t* y; };\n';
+      fs.writeFileSync(source, `${head}LOWRANK_KERNEL(${name}_kernel, P, 64, 1) { ${body} }\n`);
+      const params = inFolder(`${name}.json`);
+      const buffer = (field: string) => ({ name: field, buffer: 'i32', elems: 64, fill: 'zero' });
+      fs.writeFileSync(params, JSON.stringify([buffer('x'), buffer('y')]));
+      const files = ['--kernel', source, '--params', params];
+      const shape = ['--name', `${name}_kernel`, '--threads', '64', '--json'];
+      const { code, stdout, stderr } = await run(['emulate', ...files, ...shape]);
+      expect(code, stderr).toBe(7);
+      const [finding] = JSON.parse(stdout).findings;
+      expect(finding).toMatchObject({ kind: 'fault', file: source, line: 3 });
+      expect(finding.message ?? finding.text).toContain(text);
+    },
+    300_000,
+  );
+
   it('says where the bits differ, of the runs that ended', async () => {
     const source = inFolder('order.cu');
     const kernel = (name: string, body: string) =>

@@ -138,6 +138,11 @@ LOWRANK_KERNEL(case_uninitialised_global, EmulatorCaseParams, 128, 1) {
   p.y[threadIdx.x] = p.scratch[threadIdx.x];
 }
 
+LOWRANK_KERNEL(case_trap, EmulatorCaseParams, 128, 1) {
+  p.y[threadIdx.x] = 1;
+  if (threadIdx.x == 77) __trap();
+}
+
 LOWRANK_KERNEL(case_wild_pointer, EmulatorCaseParams, 128, 1) {
   if (threadIdx.x == 77) *reinterpret_cast<volatile float*>(uintptr_t{64}) = 1;
   p.y[threadIdx.x] = 1;

@@ -44,6 +44,7 @@ const std::vector<Case>& Cases() {
       {"case_global_write_out_of_bounds", "oob-global"},
       {"case_uninitialised_global", "uninitialised"},
       {"case_wild_pointer", "fault", 1, 512, nullptr, LaunchStatus::kIllegalAddress},
+      {"case_trap", "fault"},
       {"case_blocks_write_one_word", "race-global", 2},
       {"case_block_overwrites_read", "race-global", 4},
       {"case_last_block_overwrites", "race-global", 4},
