@@ -135,14 +135,6 @@ LOWRANK_DEVICE void LoraReduce(const LoraReduceSegment& segment) {
 
 }  // namespace
 
-#define LOWRANK_LORA_GRAD(X)  \
-  X(f32, LoraF32Tag, 16, 1)   \
-  X(f32, LoraF32Tag, 32, 1)   \
-  X(bf16, LoraBF16Tag, 16, 2) \
-  X(bf16, LoraBF16Tag, 32, 1) \
-  X(f16, LoraF16Tag, 16, 2)   \
-  X(f16, LoraF16Tag, 32, 1)
-
 #define LOWRANK_LORA_GRAD_KERNELS(name, Tag, kRanks, kMinBlocks)                                \
   LOWRANK_KERNEL(lora_grad_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads,       \
                  kMinBlocks) {                                                                  \
@@ -151,7 +143,7 @@ LOWRANK_DEVICE void LoraReduce(const LoraReduceSegment& segment) {
   LOWRANK_KERNEL(lora_dy_##name##_r##kRanks##_kernel, LoraDyParams, kLoraThreads, kMinBlocks) { \
     LoraDy<Tag, kRanks>(p);                                                                     \
   }
-LOWRANK_LORA_GRAD(LOWRANK_LORA_GRAD_KERNELS)
+LOWRANK_LORA_TILES(LOWRANK_LORA_GRAD_KERNELS)
 
 LOWRANK_KERNEL(lora_reduce_kernel, LoraReduceParams, kLoraThreads, 4) {
   LoraReduce(p.segments[blockIdx.y]);

@@ -151,13 +151,13 @@ LOWRANK_DEVICE uint32_t WordOf(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
-/// The shrink of every type and rank tile: X(name, T, ranks, blocks a multiprocessor).
-#define LOWRANK_LORA_SHRINK(X) \
-  X(f32, LoraF32Tag, 16, 1)    \
-  X(f32, LoraF32Tag, 32, 1)    \
-  X(bf16, LoraBF16Tag, 16, 2)  \
-  X(bf16, LoraBF16Tag, 32, 1)  \
-  X(f16, LoraF16Tag, 16, 2)    \
+/// A kernel for every type and rank tile: X(name, T, ranks, blocks a multiprocessor).
+#define LOWRANK_LORA_TILES(X) \
+  X(f32, LoraF32Tag, 16, 1)   \
+  X(f32, LoraF32Tag, 32, 1)   \
+  X(bf16, LoraBF16Tag, 16, 2) \
+  X(bf16, LoraBF16Tag, 32, 1) \
+  X(f16, LoraF16Tag, 16, 2)   \
   X(f16, LoraF16Tag, 32, 1)
 
 }  // namespace lowrank::gpu

@@ -79,7 +79,7 @@ class ClusterShrink : LoraContract<T, kRankTile, false> {
                        kLoraThreads, kMinBlocks) {                                          \
     ClusterShrink<Tag, kRanks>(p).Run();                                                    \
   }
-LOWRANK_LORA_SHRINK(LOWRANK_LORA_SHRINK_CLUSTER)
+LOWRANK_LORA_TILES(LOWRANK_LORA_SHRINK_CLUSTER)
 #undef LOWRANK_LORA_SHRINK_CLUSTER
 
 }  // namespace lowrank::gpu

@@ -24,6 +24,6 @@ namespace lowrank::gpu {
     constexpr bool kRounds = Tag::kBytes == 4;                                                    \
     LoraContract<Tag, kRanks, false, kRounds>::Run(p, blockIdx.x, blockIdx.y);                    \
   }
-LOWRANK_LORA_SHRINK(LOWRANK_LORA_SHRINK_KERNEL)
+LOWRANK_LORA_TILES(LOWRANK_LORA_SHRINK_KERNEL)
 
 }  // namespace lowrank::gpu
