@@ -24,6 +24,22 @@ export function buildFolder(): string | undefined {
   return undefined;
 }
 
+const isPlatform = process.platform === 'linux' && process.arch === 'x64';
+/** Can the emulator be built and run here? */
+export const emulatorRuns = isPlatform && buildFolder() !== undefined;
+if (!emulatorRuns) {
+  console.warn(
+    'not run: the emulator is for x86-64 Linux, and needs a CMake build (npm run build)',
+  );
+}
+
+/** Is the CMake build one with nvcc? */
+export function hasNvcc(): boolean {
+  const cache = path.join(buildFolder() ?? '', 'CMakeCache.txt');
+  const found = fs.existsSync(cache) ? fs.readFileSync(cache, 'utf8') : '';
+  return /^LOWRANK_NVCC:FILEPATH=(?!.*NOTFOUND)./m.test(found);
+}
+
 /**
  * Builds targets; they are in {@link outputFolder} then. One build at a time: files of tests run beside each
  * other, and two builds in one folder, of what both lack, write over each other.

@@ -4,10 +4,8 @@
  */
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { buildFolder, buildTargets, root, run } from './build-folder.js';
+import { buildTargets, emulatorRuns, root, run } from './build-folder.js';
 import { differences, fromJson, tableOf, toJson, unexplained } from './counter-table.js';
-
-const runs = process.platform === 'linux' && process.arch === 'x64' && buildFolder() !== undefined;
 
 const launch = (cost: number) =>
   JSON.stringify({
@@ -49,7 +47,7 @@ describe('the table of counters', () => {
   });
 });
 
-describe.runIf(runs)('the counters of the kernels', () => {
+describe.runIf(emulatorRuns)('the counters of the kernels', () => {
   beforeAll(() => buildTargets('emulator_check'), 1_800_000);
 
   it('are those of the committed table', async () => {

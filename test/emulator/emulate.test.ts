@@ -6,13 +6,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { requireBuilt, run, start } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
-import { buildTargets, root } from './build-folder.js';
+import { buildTargets, emulatorRuns, root } from './build-folder.js';
 
 const folder = temporaryFolder();
 const inFolder = (name: string) => path.join(folder, name);
 const example = (name: string) => path.join(root, 'examples', 'own-kernel', name);
 
-describe.runIf(process.platform === 'linux' && process.arch === 'x64')('lowrank emulate', () => {
+describe.runIf(emulatorRuns)('lowrank emulate', () => {
   beforeAll(async () => {
     requireBuilt();
     await buildTargets('emulator_check');

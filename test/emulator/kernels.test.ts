@@ -6,9 +6,8 @@
  */
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { buildFolder, buildTargets, outputFolder, run } from './build-folder.js';
+import { buildTargets, emulatorRuns, outputFolder, run } from './build-folder.js';
 
-const runs = process.platform === 'linux' && process.arch === 'x64' && buildFolder() !== undefined;
 const PROGRAMS = new Map([
   ['cuda_gemm_mma_check', '-2'],
   ['cuda_lora_check', '-2'],
@@ -16,7 +15,7 @@ const PROGRAMS = new Map([
   ['cuda_streaming_check', '0'],
 ]);
 
-describe.runIf(runs)('the kernels against their formulas', () => {
+describe.runIf(emulatorRuns)('the kernels against their formulas', () => {
   beforeAll(() => buildTargets(...PROGRAMS.keys()), 1_800_000);
 
   it.each([...PROGRAMS])(

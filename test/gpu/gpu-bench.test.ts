@@ -5,10 +5,7 @@
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { buildFolder, buildTargets, root, run } from '../emulator/build-folder.js';
-
-const here = process.platform === 'linux' && process.arch === 'x64' && buildFolder() !== undefined;
-if (!here) console.warn('not run: the emulator is for x86-64 Linux, and needs a CMake build');
+import { buildTargets, emulatorRuns, root, run } from '../emulator/build-folder.js';
 
 const load = (file: string) =>
   import(pathToFileURL(path.join(root, 'bench', 'gpu', file)).href) as Promise<
@@ -93,7 +90,7 @@ describe('the table of gpu:bench', () => {
   });
 });
 
-describe.runIf(here)('gpu:bench over the emulator', { timeout: 300_000 }, () => {
+describe.runIf(emulatorRuns)('gpu:bench over the emulator', { timeout: 300_000 }, () => {
   beforeAll(() => buildTargets('gpu_self_proof'), 900_000);
 
   it('times every row, and says that the numbers mean nothing', async () => {

@@ -119,7 +119,9 @@ describe('entry points', () => {
     if (refused) expect(out).toMatch(/false .*portable/);
   });
 
-  it.runIf(process.arch === 'x64')('says why faster instruction sets are not used', () => {
+  const x64 = process.arch === 'x64';
+  if (!x64) console.warn('not run: why faster instruction sets of x86-64 are not used');
+  it.runIf(x64)('says why faster instruction sets are not used', () => {
     const code = `import { devices } from 'lowrank';
       const cpu = devices().find((d) => d.device === 'cpu');
       console.log(JSON.stringify({ isa: cpu.isa, better: cpu.betterIsas ?? [] }));`;

@@ -33,23 +33,23 @@ it('leaves floating point, signals and locale alone, and the event loop free', {
   expect(report.lag).toBeLessThanOrEqual(50 * TIME_SCALE);
 });
 
-it.runIf(process.arch === 'x64')(
-  'computes with denormals where another library has turned them off',
-  async () => {
-    const folder = mkdtempSync(join(tmpdir(), 'lowrank-denormals-'));
-    try {
-      const source = join(import.meta.dirname, 'flush_denormals.c');
-      execFileSync('gcc', ['-O1', '-shared', '-fPIC', source, '-o', join(folder, 'flush.so')]);
-      const preload = [process.env.LD_PRELOAD, join(folder, 'flush.so')].filter(Boolean).join(' ');
-      const report = reportOf<{ results: Record<string, number[]>; flushed: boolean }>(
-        await runProgram('denormals', [], { env: { LD_PRELOAD: preload }, leakCheck: false }),
-      );
-      // The library did its worst to the JavaScript thread, and our threads did not inherit it.
-      expect(report.flushed).toBe(true);
-      const kept = [1, 0x0000ffff, 0x007fffff, 0x80000001];
-      expect(report.results).toEqual({ cpu: kept, reference: kept });
-    } finally {
-      rmSync(folder, { recursive: true, force: true });
-    }
-  },
-);
+const x64 = process.arch === 'x64';
+if (!x64) console.warn('not run: denormals turned off, which is done by a register of x86-64');
+
+it.runIf(x64)('computes with denormals where another library has turned them off', async () => {
+  const folder = mkdtempSync(join(tmpdir(), 'lowrank-denormals-'));
+  try {
+    const source = join(import.meta.dirname, 'flush_denormals.c');
+    execFileSync('gcc', ['-O1', '-shared', '-fPIC', source, '-o', join(folder, 'flush.so')]);
+    const preload = [process.env.LD_PRELOAD, join(folder, 'flush.so')].filter(Boolean).join(' ');
+    const report = reportOf<{ results: Record<string, number[]>; flushed: boolean }>(
+      await runProgram('denormals', [], { env: { LD_PRELOAD: preload }, leakCheck: false }),
+    );
+    // The library did its worst to the JavaScript thread, and our threads did not inherit it.
+    expect(report.flushed).toBe(true);
+    const kept = [1, 0x0000ffff, 0x007fffff, 0x80000001];
+    expect(report.results).toEqual({ cpu: kept, reference: kept });
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+});
