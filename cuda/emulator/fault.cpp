@@ -40,7 +40,7 @@ std::string Describe(uintptr_t address) {
 
 /// Where the interrupted fiber goes on, on a fresh stack.
 void Landed() {
-  worker->run()->fault = true;
+  worker->run()->fault = fault_signal == SIGSEGV || fault_signal == SIGBUS;
   const uintptr_t address = worker->fault_address;
   const Site site = Site::Address(reinterpret_cast<const void*>(fault_pc + 1));
   if (fault_signal == SIGFPE) {
