@@ -289,6 +289,8 @@ void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
 void CheckPool();
 void CheckHostMemory();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
+void CheckBase(const KernelTable& table, const RunContext& context);
+void CheckPartsInTurns(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);
 /// The kernels of a matrix unit without one, or null where the processor has not what they need.

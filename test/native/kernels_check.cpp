@@ -53,6 +53,8 @@ int Main(int argc, char** argv) {
     CheckNonFinite(*table, context);
     CheckFormats(*table, context);
     CheckInt8(*table, &cancel);
+    CheckBase(*table, context);
+    CheckPartsInTurns(*table, context);
     CancelToken cancelled;
     cancelled.Cancel();
     Dense x(4, 8, DType::kF32), y(4, 8, DType::kF32);

@@ -125,6 +125,13 @@ LOWRANK_INLINE WeightView DenseWeight(const TensorView& w) {
   return view;
 }
 
+LOWRANK_INLINE bool OwnsBlocks(const BlockMatmulOp& op) {
+  return IsOfPairs(op.x.dtype, DenseWeight(op.w));
+}
+LOWRANK_INLINE bool OwnsBlocksBackward(const BlockMatmulInputGradOp& op) {
+  return IsOfPairs(op.dy.dtype, DenseWeight(op.w));
+}
+
 LOWRANK_OP Outcome BlockMatmul(const BlockMatmulOp& op, const RunContext& context) {
   Run run(context);
   WithPolicy(op.x.dtype, DenseWeight(op.w), [&](auto policy) {

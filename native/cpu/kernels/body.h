@@ -1,8 +1,6 @@
 /// Every kernel of one instruction set: included once by each kernels_<isa>.cpp, which names the
-/// namespace (LOWRANK_ISA) and the table (LOWRANK_ISA_NAME). A set that differs from another in how
-/// it multiplies int8 codes, and in nothing else, names that one (LOWRANK_ISA_BASE): ops that never
-/// multiply codes are then that one's. A sanitizer's build, which looks into one set alone, has
-/// them whole (LOWRANK_WHOLE_SETS).
+/// namespace (LOWRANK_ISA), the table (LOWRANK_ISA_NAME), and the set that it leaves to others what
+/// it does not do in another way, if there is one (LOWRANK_ISA_BASE, base_set.h).
 #pragma once
 
 #include "native/cpu/kernels/block_matmul.h"
@@ -12,14 +10,21 @@
 #include "native/cpu/kernels/quantize.h"
 #include "native/cpu/kernels/weight_norms.h"
 
-#if defined(LOWRANK_ISA_BASE) && !defined(LOWRANK_WHOLE_SETS)
-#define LOWRANK_OF_BASE(member, function)                  \
-  [](const auto& op, const RunContext& context) {          \
-    return LOWRANK_ISA_BASE::kKernels.member(op, context); \
+/// An op that is the base's, where there is one, but for what owns(op) says of it in a set that can
+/// have such products of its own.
+#define LOWRANK_UNLESS(can, owns, member, function)                         \
+  [](const auto& op, const RunContext& context) {                           \
+    if constexpr (!kHasBase) {                                              \
+      return function(op, context);                                         \
+    } else if constexpr (can) {                                             \
+      return owns(op) ? function(op, context) : Base().member(op, context); \
+    } else {                                                                \
+      return Base().member(op, context);                                    \
+    }                                                                       \
   }
-#else
-#define LOWRANK_OF_BASE(member, function) function
-#endif
+#define LOWRANK_OF_BASE(member, function) LOWRANK_UNLESS(false, Never, member, function)
+#define LOWRANK_FORWARD(member, function) LOWRANK_UNLESS(true, OwnsForward, member, function)
+#define LOWRANK_OF_PAIRS(owns, member, function) LOWRANK_UNLESS(kHasBF16Dot, owns, member, function)
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -27,32 +32,33 @@ extern const IsaKernels kKernels = {
     LOWRANK_ISA_NAME,
     LOWRANK_OF_BASE(quantize, Quantize),
     LOWRANK_OF_BASE(dequantize, Dequantize),
-    Matmul,
-    LOWRANK_OF_BASE(matmul_input_grad, MatmulInputGrad),
-    LoraForward,
+    LOWRANK_FORWARD(matmul, Matmul),
+    LOWRANK_OF_PAIRS(OwnsBackward, matmul_input_grad, MatmulInputGrad),
+    LOWRANK_FORWARD(lora_forward, LoraForward),
     LoraForwardMany,
     LoraForwardSwiglu,
-    LOWRANK_OF_BASE(lora_backward, LoraBackward),
+    LOWRANK_OF_PAIRS(OwnsBackward, lora_backward, LoraBackward),
     LOWRANK_OF_BASE(lora_shrink, LoraShrink),
-    LOWRANK_OF_BASE(lora_expand, LoraExpand),
+    LOWRANK_FORWARD(lora_expand, LoraExpand),
     LOWRANK_OF_BASE(lora_expand_backward, LoraExpandBackward),
-    LOWRANK_OF_BASE(lora_shrink_backward, LoraShrinkBackward),
+    LOWRANK_OF_PAIRS(OwnsBackward, lora_shrink_backward, LoraShrinkBackward),
     LOWRANK_OF_BASE(weight_grad, WeightGrad),
-    GroupedForward,
-    LOWRANK_OF_BASE(grouped_backward, GroupedBackward),
+    LOWRANK_FORWARD(grouped_forward, GroupedForward),
+    LOWRANK_OF_PAIRS(OwnsBackward, grouped_backward, GroupedBackward),
     LOWRANK_OF_BASE(multiply_add, MultiplyAdd),
     LOWRANK_OF_BASE(map, Map),
     LOWRANK_OF_BASE(swiglu, Swiglu),
     LOWRANK_OF_BASE(swiglu_backward, SwigluBackward),
     LOWRANK_OF_BASE(sum_product, SumProduct),
     LOWRANK_OF_BASE(map_features, MapFeatures),
-    LOWRANK_OF_BASE(block_matmul, BlockMatmul),
-    LOWRANK_OF_BASE(block_input_grad, BlockMatmulInputGrad),
+    LOWRANK_OF_PAIRS(OwnsBlocks, block_matmul, BlockMatmul),
+    LOWRANK_OF_PAIRS(OwnsBlocksBackward, block_input_grad, BlockMatmulInputGrad),
     LOWRANK_OF_BASE(block_weight_grad, BlockWeightGrad),
     LOWRANK_OF_BASE(weight_norms, WeightNorms),
-    LOWRANK_OF_BASE(factored_norm, FactoredNorm),
+    LOWRANK_OF_PAIRS(OwnsNorm, factored_norm, FactoredNorm),
     LOWRANK_OF_BASE(quantize_scales, QuantizeScales),
     LOWRANK_OF_BASE(cast, Cast),
+    ForwardRuns,
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

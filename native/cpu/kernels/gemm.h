@@ -8,7 +8,7 @@
 ///             depend on the depth of the sum only, not on M, N, its place, or the threads
 #pragma once
 
-#include "native/cpu/kernels/isa_kernels.h"
+#include "native/cpu/kernels/base_set.h"
 #include "native/cpu/kernels/lane_pack.h"
 #include "native/cpu/kernels/last_steps.h"
 #include "native/cpu/kernels/tile_rows.h"
@@ -440,19 +440,6 @@ LOWRANK_INLINE void StoreGrads(const TensorView& out, int64_t begin, int64_t cou
     return;
   }
   for (int64_t l = 0; l < count; ++l) StoreGrad(out, begin + l, values[l], accumulate);
-}
-
-/// Calls body with the policy of this product: bf16 pairs where the set has the dot product and
-/// both operands are bf16 (a packed weight is rounded to the activations' dtype), else f32.
-template <typename Body>
-LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Body& body) {
-  if constexpr (kHasBF16Dot) {
-    if (activations == DType::kBF16 && (!w.dense.present || w.dense.dtype == DType::kBF16)) {
-      body(BF16Policy{});
-      return;
-    }
-  }
-  body(F32Policy{});
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -48,6 +48,9 @@ struct IsaKernels {
   Outcome (*factored_norm)(const FactoredNormOp& op, const RunContext& context);
   Outcome (*quantize_scales)(const QuantizeScalesOp& op, const RunContext& context);
   Outcome (*cast)(const CastOp& op, const RunContext& context);
+  /// loraForwardMany of some parts; with `swiglu` the last is the up of loraForwardSwiglu.
+  Outcome (*forward_parts)(const LoraForwardOp* parts, int64_t count, bool swiglu,
+                           const RunContext& context);
 };
 
 namespace portable {

@@ -366,10 +366,14 @@ static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swigl
   Outcome outcome;
   for (int64_t first = 0, end = 0; first < count && outcome.code == Code::kOk; first = end) {
     while (end < count && SharePackedRows(parts[first], parts[end])) ++end;
+    const bool meets = swiglu && end == count;
+    if (!OwnsForward(parts[first])) {
+      outcome = Base().forward_parts(parts + first, end - first, meets, context);
+      continue;
+    }
     outcome = ForwardAs(
         parts[first].compute, static_cast<int>(end - first),
-        [&](int i) { return PartsOf(parts[first + i], gates[first + i]); }, context,
-        swiglu && end == count);
+        [&](int i) { return PartsOf(parts[first + i], gates[first + i]); }, context, meets);
   }
   return outcome;
 }
@@ -386,7 +390,7 @@ LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunCon
   if (!kept) parts[0].y = parts[1].y = op.y;
   const Outcome outcome = ForwardRuns(parts, 2, !kept, context);
   if (!kept || outcome.code != Code::kOk) return outcome;
-  return Swiglu({op.gate.y, op.up.y, op.y}, context);
+  return kKernels.swiglu({op.gate.y, op.up.y, op.y}, context);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -34,7 +34,6 @@ LOWRANK_OP Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context)
 }
 
 // weight_norms.h
-LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context);
 LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp& op,
                                         const RunContext& context);
 
@@ -48,7 +47,7 @@ LOWRANK_OP Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context)
   if (op.norms.present && together) return ForwardWithNorms(parts, op.Norm(), context);
   const Outcome outcome = ForwardAs(op.compute, parts, context);
   if (outcome.code != Code::kOk || !op.norms.present) return outcome;
-  return FactoredNorm(op.Norm(), context);
+  return kKernels.factored_norm(op.Norm(), context);
 }
 
 LOWRANK_OP Outcome LoraExpandBackward(const LoraExpandBackwardOp& op, const RunContext& context) {

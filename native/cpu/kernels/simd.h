@@ -175,6 +175,13 @@ LOWRANK_INLINE Table16 LoadTable(const float* entries) {
   return table;
 }
 
+// Is a look-up of a vector some instructions, or a load an element?
+#if defined(__AVX2__) || defined(__aarch64__)
+constexpr bool kHasLookUps = true;
+#else
+constexpr bool kHasLookUps = false;
+#endif
+
 /// table[index & 15] in every lane.
 LOWRANK_INLINE VecF Lookup(const Table16& table, VecU index) {
 #if defined(__AVX512F__)

@@ -90,14 +90,14 @@ LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp
   shrink.lora_a = op.lora_a;
   shrink.h = FloatView(gram, r, r);
   shrink.scaling = 0.5f;
-  const Outcome shrunk = LoraShrink(shrink, context);
+  const Outcome shrunk = kKernels.lora_shrink(shrink, context);
   if (shrunk.code != Code::kOk) return shrunk;
   TensorView x = op.lora_a;
   if (op.product != op.lora_a.dtype) {
     x.dtype = op.product;
     x.data = run.Get<char>(kRoundedSlot, static_cast<int64_t>(x.bytes()));
     if (x.data == nullptr) return run.Result();
-    const Outcome rounded = Cast({op.lora_a, x}, context);
+    const Outcome rounded = kKernels.cast({op.lora_a, x}, context);
     if (rounded.code != Code::kOk) return rounded;
   }
   const TensorView products = FloatView(t, r, N);
@@ -110,6 +110,8 @@ LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp
   });
   return run.Result();
 }
+
+LOWRANK_INLINE bool OwnsNorm(const FactoredNormOp& op) { return IsOfPairs(op.product, op.w); }
 
 LOWRANK_OP Outcome FactoredNorm(const FactoredNormOp& op, const RunContext& context) {
   const TensorView none;

@@ -1,0 +1,56 @@
+/// What a set leaves to another. One that differs in how it multiplies int8 codes or pairs of bf16
+/// names the set that it shares the rest with (LOWRANK_ISA_BASE): products in f32, and ops that are
+/// none, are that one's, compiled once. A set without a base has all of them, as has every set of a
+/// sanitizer's build, which looks into one alone (LOWRANK_WHOLE_SETS).
+#pragma once
+
+#include "native/cpu/kernels/isa_kernels.h"
+#include "native/cpu/kernels/pack.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+extern const IsaKernels kKernels;
+
+#if defined(LOWRANK_ISA_BASE) && !defined(LOWRANK_WHOLE_SETS)
+constexpr bool kHasBase = true;
+LOWRANK_INLINE const IsaKernels& Base() { return LOWRANK_ISA_BASE::kKernels; }
+#else
+constexpr bool kHasBase = false;
+LOWRANK_INLINE const IsaKernels& Base() { return kKernels; }
+#endif
+
+/// Is this product one of bf16 pairs: the set has the dot product and both operands are bf16 (a
+/// packed weight is rounded to the activations' dtype)?
+LOWRANK_INLINE bool IsOfPairs(DType activations, const WeightView& w) {
+  return kHasBF16Dot && activations == DType::kBF16 &&
+         (!w.dense.present || w.dense.dtype == DType::kBF16);
+}
+
+/// Calls body with the policy of this product. In f32 it is never one of a set with a base.
+template <typename Body>
+LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Body& body) {
+  if constexpr (kHasBF16Dot) {
+    if (IsOfPairs(activations, w)) {
+      body(BF16Policy{});
+      return;
+    }
+  }
+  if constexpr (kHasBase) {
+    __builtin_trap();
+  } else {
+    body(F32Policy{});
+  }
+}
+
+/// Is an op with a product this set's own? Forward it is of codes, or of pairs.
+template <typename Op>
+LOWRANK_INLINE bool OwnsForward(const Op& op) {
+  return !kHasBase || op.compute != Compute::kExact || IsOfPairs(op.x.dtype, op.w);
+}
+/// Backward: that of dx, where it is asked for.
+template <typename Op>
+LOWRANK_INLINE bool OwnsBackward(const Op& op) {
+  return op.dx.present && IsOfPairs(op.dy.dtype, op.w);
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
