@@ -8,8 +8,9 @@ namespace lowrank::cpu {
 namespace {
 
 const char* BaseOf(const KernelTable& table) {
-  if (std::strcmp(table.isa, "avx512-vnni") == 0) return "avx512";
-  if (std::strcmp(table.isa, "avx512-amx") == 0) return "avx512-bf16";
+  for (const char* name : {"avx512-vnni", "avx512-bf16", "avx512-amx"}) {
+    if (std::strcmp(table.isa, name) == 0) return "avx512";
+  }
   return nullptr;
 }
 
@@ -21,18 +22,18 @@ bool Same(const LoraLayer& a, const LoraLayer& b) {
 
 }  // namespace
 
-/// Products in f32 have the bits of the base's. Those of bf16 on a matrix unit have others, being
-/// summed in another order.
+/// Products in f32 have the bits of the base's. Those of bf16 pairs have others, being summed in
+/// another order.
 void CheckBase(const KernelTable& table, const RunContext& context) {
   const char* name = BaseOf(table);
   if (name == nullptr) return;
   const KernelTable* base = SelectKernels(name, nullptr);
-  const bool has_tiles = std::strcmp(table.isa, "avx512-amx") == 0;
+  const bool has_pairs = std::strcmp(table.isa, "avx512-vnni") != 0;
   const Shape s = {24, 640, 4160, 12};
   for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
     for (const char* kind : {"nf4/64", "int8/256", "same", "f32"}) {
       const Weight w = MakeWeight(table, context, kind, s.N, s.K, dtype);
-      const bool tiles = has_tiles && dtype == DType::kBF16 && std::strcmp(kind, "f32") != 0;
+      const bool pairs = has_pairs && dtype == DType::kBF16 && std::strcmp(kind, "f32") != 0;
       const std::string what =
           std::string(table.isa) + " " + DTypeName(dtype) + " " + kind + " and " + name + ": ";
       const uint64_t state = g_state;
@@ -49,8 +50,8 @@ void CheckBase(const KernelTable& table, const RunContext& context) {
                set.lora_backward(layer.backward, context).ok();
       };
       Report(run(table, own) && run(*base, shared), what + "status");
-      Report(Same(own, shared) != tiles, what + (tiles ? "are to differ" : "are to be the same"));
-      if (!tiles) continue;
+      Report(Same(own, shared) != pairs, what + (pairs ? "are to differ" : "are to be the same"));
+      if (!pairs) continue;
       Report(!own.y.buffer.Same(shared.y.buffer), what + "y is to differ");
       Report(!own.dx.buffer.Same(shared.dx.buffer), what + "dx is to differ");
     }

@@ -24,7 +24,7 @@ constexpr int64_t kPrefetchRows = 24;
 LOWRANK_INLINE bool DecodesTurned(const RowSource& source) {
   if (source.quant == nullptr) return false;
   if (source.quant->format->bits == 4) return source.cols % 2 == 0;
-  return kByteLookUps && source.cols % 4 == 0;
+  return source.tables.bytes.by_bytes && source.cols % 4 == 0;
 }
 
 /// By columns.
@@ -187,7 +187,7 @@ struct GroupDecoder<kPairs, kRound, 4, Places> {
 
 template <bool kPairs, DType kRound, typename Places>
 struct GroupDecoder<kPairs, kRound, 8, Places> {
-  Levels levels;
+  Levels<kMayLookUpBytes> levels;
   const Places& places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : levels(tables.bytes), places(to) {}
@@ -241,7 +241,7 @@ LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows
                                   int64_t kc, const Places& places) {
   WithRounding<kPairs>(source.round_to, [&](auto round) {
     // By lanes, weights of 4 bits alone.
-    if constexpr (Places::kNatural && kByteLookUps) {
+    if constexpr (Places::kNatural && kMayLookUpBytes) {
       if (source.quant->format->bits == 8) {
         DecodeTransposed<kPairs, round(), 8>(source, row, rows, k0, kc, places);
         return;
@@ -324,11 +324,11 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
 }
 
 /// The same of 8-bit codes: four vectors of columns, two panels, at a time.
-template <bool kPairs, DType kRound>
+template <bool kPairs, DType kRound, bool kBytes>
 static void DecodeDirectBytes(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                               int64_t cols, float* out) {
   const QuantView& w = *source.quant;
-  const Levels levels(source.tables.bytes);
+  const Levels<kBytes> levels(source.tables.bytes);
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
   const int64_t elems = w.rows * w.cols;
   constexpr int64_t kRun = 4 * kVL;
@@ -385,7 +385,9 @@ LOWRANK_INLINE void DecodePanels(const RowSource& source, int64_t k0, int64_t kc
                                  int64_t cols, float* out) {
   WithRounding<kPairs>(source.round_to, [&](auto round) {
     if (source.quant->format->bits == 8) {
-      DecodeDirectBytes<kPairs, round()>(source, k0, kc, n0, cols, out);
+      WithLevels(source.tables.bytes, [&](auto bytes) {
+        DecodeDirectBytes<kPairs, round(), bytes()>(source, k0, kc, n0, cols, out);
+      });
     } else {
       DecodeDirect<kPairs, round()>(source, k0, kc, n0, cols, out);
     }

@@ -2,7 +2,8 @@
 ///
 /// With VBMI a look-up is one of bytes: 64 codes find byte b of their levels in two permutations of
 /// the 256 bytes b of all levels, and four such vectors are put together. That is 22 operations for
-/// 64 codes. Other sets look codes up one by one: a gather is no faster on processors that AMD
+/// 64 codes. Sets of AVX-512 ask for VBMI when they run, since not all processors have it that run
+/// them. Elsewhere codes are looked up one by one: a gather is no faster on processors that AMD
 /// made, and several times slower on those of Intel whose microcode keeps it from leaking.
 #pragma once
 
@@ -10,15 +11,23 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-#if defined(__AVX512VBMI__)
+/// The levels of codes, kBytes: by their bytes.
+template <bool kBytes>
+class Levels;
 
-constexpr bool kByteLookUps = true;
+#if defined(__AVX512F__)
+
+constexpr bool kMayLookUpBytes = true;
 
 struct Table256 {
+  const float* levels = nullptr;
+  bool by_bytes = false;              // the processor has VBMI
   alignas(64) uint8_t bytes[4][256];  // byte b of every level
 };
 
 LOWRANK_INLINE void LoadTable(const float* levels, Table256* table) {
+  table->levels = levels;
+  table->by_bytes = __builtin_cpu_supports("avx512vbmi") != 0;
   for (int i = 0; i < 256; i += kVL) {
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) StoreBytes(table->bytes[b] + i, LoadU(levels + i) >> (8 * b));
@@ -26,7 +35,8 @@ LOWRANK_INLINE void LoadTable(const float* levels, Table256* table) {
 }
 
 /// The table in half of the registers.
-class Levels {
+template <>
+class Levels<true> {
  public:
   explicit LOWRANK_MEMBER_INLINE Levels(const Table256& table) {
 #pragma GCC unroll 4
@@ -50,15 +60,19 @@ class Levels {
   }
 
  private:
+  /// table[index], of 128 bytes in two vectors: VPERMI2B, which the compiler may not know here.
+  static LOWRANK_MEMBER_INLINE __m512i Find(__m512i low, __m512i index, __m512i high) {
+    asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(low), "v"(high));
+    return index;
+  }
   /// out[j], lane 4 q + i: the level of code 16 q + 4 j + i, where interleaving leaves it.
   LOWRANK_MEMBER_INLINE void Place(__m512i codes, VecF (&out)[4]) const {
     const __mmask64 upper = _mm512_movepi8_mask(codes);
     __m512i found[4];
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) {
-      found[b] =
-          _mm512_mask_blend_epi8(upper, _mm512_permutex2var_epi8(bytes_[b][0], codes, bytes_[b][1]),
-                                 _mm512_permutex2var_epi8(bytes_[b][2], codes, bytes_[b][3]));
+      found[b] = _mm512_mask_blend_epi8(upper, Find(bytes_[b][0], codes, bytes_[b][1]),
+                                        Find(bytes_[b][2], codes, bytes_[b][3]));
     }
     const __m512i low[2] = {_mm512_unpacklo_epi8(found[0], found[1]),
                             _mm512_unpackhi_epi8(found[0], found[1])};
@@ -76,15 +90,19 @@ class Levels {
 
 #else
 
-constexpr bool kByteLookUps = false;
+constexpr bool kMayLookUpBytes = false;
 
 struct Table256 {
   const float* levels;
+  static constexpr bool by_bytes = false;
 };
 
 LOWRANK_INLINE void LoadTable(const float* levels, Table256* table) { table->levels = levels; }
 
-class Levels {
+#endif
+
+template <>
+class Levels<false> {
  public:
   explicit LOWRANK_MEMBER_INLINE Levels(const Table256& table) : levels_(table.levels) {}
 
@@ -98,12 +116,22 @@ class Levels {
     for (int j = 0; j < 4; ++j) out[j] = Load(found + j * kVL);
   }
 
-  void Columns(VecU codes, VecF (&out)[4]) const;  // with kByteLookUps alone
+  void Columns(VecU codes, VecF (&out)[4]) const;  // with kBytes alone
 
  private:
   const float* levels_;
 };
 
-#endif
+/// Calls body with the kBytes that the processor has.
+template <typename Body>
+LOWRANK_INLINE void WithLevels(const Table256& table, const Body& body) {
+  if constexpr (kMayLookUpBytes) {
+    if (table.by_bytes) {
+      body(std::true_type());
+      return;
+    }
+  }
+  body(std::false_type());
+}
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

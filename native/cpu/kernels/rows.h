@@ -197,15 +197,17 @@ static inline void DecodeRun(const QuantView& w, const LevelTables& tables, DTyp
         e = stop;
       }
     } else {
-      const Levels levels(tables.bytes);
-      for (; e + 4 * kVL <= stop; e += 4 * kVL, out += 4 * kVL) {
-        VecF values[4];
-        levels.Run(w.codes + e, values);
+      WithLevels(tables.bytes, [&](auto bytes) __attribute__((always_inline)) {
+        const Levels<bytes()> levels(tables.bytes);
+        for (; e + 4 * kVL <= stop; e += 4 * kVL, out += 4 * kVL) {
+          VecF values[4];
+          levels.Run(w.codes + e, values);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          Store(out + j * kVL, RoundTo(round_to, values[j] * scales));
+          for (int j = 0; j < 4; ++j) {
+            Store(out + j * kVL, RoundTo(round_to, values[j] * scales));
+          }
         }
-      }
+      });
     }
     for (; e < stop; ++e) *out++ = scalar(e, scale);
   }
