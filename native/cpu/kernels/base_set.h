@@ -36,7 +36,7 @@ LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Bod
     }
   }
   if constexpr (kHasBase) {
-    __builtin_trap();
+    __builtin_trap();  // a result of nothing would go unseen
   } else {
     body(F32Policy{});
   }

@@ -28,6 +28,7 @@ struct Table256 {
 LOWRANK_INLINE void LoadTable(const float* levels, Table256* table) {
   table->levels = levels;
   table->by_bytes = __builtin_cpu_supports("avx512vbmi") != 0;
+  if (!table->by_bytes) return;
   for (int i = 0; i < 256; i += kVL) {
 #pragma GCC unroll 4
     for (int b = 0; b < 4; ++b) StoreBytes(table->bytes[b] + i, LoadU(levels + i) >> (8 * b));

@@ -328,7 +328,7 @@ LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& cont
   if (op.dx.present) {
     WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   } else if (dh.present) {
-    if constexpr (!kHasBase) InputGrad<F32Policy>(run, parts);
+    if constexpr (!kHasBase) InputGrad<F32Policy>(run, parts);  // else the op is the base's
   }
   if (run.Stopped()) return run.Result();
 
