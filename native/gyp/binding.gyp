@@ -4,7 +4,7 @@
   "variables": {
     "root": "<(module_root_dir)/../..",
     "warnings": ["-Wall", "-Wextra"],
-    "common": ["-std=gnu++17", "-O3", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
+    "common": ["-std=gnu++17", "-O2", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
   },
   "target_defaults": {
     "include_dirs": ["<(root)"],

@@ -165,9 +165,9 @@ LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const Las
 ///   pack_b(k0, kc, n0, n1, b) panels of columns; or, where it has a Decoder and takes this weight,
 ///                             decoded a piece at a time beside the tiles of the block before
 template <typename Policy, typename PackAFn, typename PackBFn>
-LOWRANK_INLINE void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
-                               const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first,
-                               const LastSteps& last = {}) {
+static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
+                       const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first,
+                       const LastSteps& last = {}) {
   const int64_t ldc = block.ldc();
   if (depth == 0 && first) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * 4);
   if (depth == 0) {

@@ -38,8 +38,8 @@ struct Strip {
 
 /// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index and the last steps.
 template <typename Policy, typename Source>
-LOWRANK_INLINE void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int64_t depth,
-                                     const Source& source, const LastSteps& last, float* c) {
+static void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int64_t depth,
+                             const Source& source, const LastSteps& last, float* c) {
   using Decoder = typename Source::Decoder;
   bool beside = false;
   if constexpr (Source::kDecodes) beside = source.Beside(block.m1 - block.m0);

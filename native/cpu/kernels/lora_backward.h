@@ -37,6 +37,25 @@ struct InputGradParts {
   FactorPanels* d_lora_b = nullptr;  // taken from dy's panels where that can be: then it has sums
 };
 
+/// c = dy · w of one block and the last steps, dy packed in the chunk; `dots`: by direct_dot.h.
+template <typename Policy>
+static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
+                                const PackedChunk& chunk, const RowSource& w, bool dots,
+                                const LastSteps& last, float* c) {
+  const int64_t depth = chunk.order.depth;
+  if (dots) {
+    AccumulateDirectDots<Policy>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
+    return;
+  }
+  const ChunkOf<Policy> pack_a = {chunk, block};
+  if (TakesCopiedPanels<Policy>(w, depth)) {
+    Accumulate<Policy>(run, grid, block, depth, pack_a, CopiedB<Policy>{{w}}, c, true, last);
+  } else {
+    Accumulate<Policy>(run, grid, block, depth, pack_a, DirectB<Policy>{w}, c, true, last);
+  }
+}
+
 /// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. Where
 /// `spread`, last's columns are to be in the order of lanes (SpreadPanels); for add they are in
 /// place again.
@@ -83,16 +102,8 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
       if (by_rows) {
         sums.AddTo(block, c);
         AddLastSteps(grid, block, last, c);
-      } else if (dots) {
-        AccumulateDirectDots<Policy>(run, chunk, w, block, c);
-        AddLastSteps(grid, block, last, c);
       } else {
-        const ChunkOf<Policy> pack_a = {chunk, block};
-        if (TakesCopiedPanels<Policy>(w, depth)) {
-          Accumulate<Policy>(run, grid, block, depth, pack_a, CopiedB<Policy>{{w}}, c, true, last);
-        } else {
-          Accumulate<Policy>(run, grid, block, depth, pack_a, DirectB<Policy>{w}, c, true, last);
-        }
+        AccumulateInputGrad<Policy>(run, grid, block, chunk, w, dots, last, c);
       }
       if (with_granules) {
         UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
@@ -208,8 +219,8 @@ LOWRANK_OP Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext
 }
 
 /// c = one block of left [M, i] · right [M, n], summed over M; row left.cols is that of ones.
-LOWRANK_INLINE void SumTile(Run& run, const Grid& grid, const Block& block, const TensorView& left,
-                            const RowSource& right, float* c) {
+static void SumTile(Run& run, const Grid& grid, const Block& block, const TensorView& left,
+                    const RowSource& right, float* c) {
   Accumulate<F32Policy>(
       run, grid, block, right.rows,
       [&](int64_t k0, int64_t kc) {

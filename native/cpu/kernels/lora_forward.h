@@ -58,11 +58,12 @@ struct ForwardParts {
   const MoreRows* more = nullptr;  // of a product by itself, with h given
 };
 
-/// c = x · wᵀ of one block and the last steps, x packed in the chunk.
+/// c = x · wᵀ of one block and the last steps, x packed in the chunk. Called once a task: compiled
+/// once for all that products are part of.
 template <typename Policy>
-LOWRANK_INLINE void AccumulateBase(Run& run, const Grid& grid, const Block& block,
-                                   const PackedChunk& chunk, const RowSource& w,
-                                   const Int8Weight& int8, const LastSteps& last, float* c) {
+static void AccumulateBase(Run& run, const Grid& grid, const Block& block, const PackedChunk& chunk,
+                           const RowSource& w, const Int8Weight& int8, const LastSteps& last,
+                           float* c) {
   const int64_t depth = chunk.order.depth;
   if constexpr (Policy::kTiles) {
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
@@ -239,22 +240,46 @@ LOWRANK_INLINE RowSource ScaledHidden(const ForwardParts& op) {
   return rows;
 }
 
-/// `count` products that share x and the order of their sums; part(i) is one of them. With
-/// `swiglu` the last of them is its up.
-template <typename Policy, typename PartAt>
-LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunContext& context,
-                                   bool swiglu) {
+/// Operands of a part; its gate is the caller's.
+LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
+  const bool adapter = op.lora_a.present;
+  return {op.x,
+          op.w,
+          op.bias,
+          adapter ? &op.lora_a : nullptr,
+          adapter ? &op.lora_b : nullptr,
+          op.lora_bias,
+          adapter ? &op.h : nullptr,
+          op.y,
+          op.scaling,
+          gate.active ? &gate : nullptr};
+}
+
+/// Products that share x and the order of their sums: one, or those of several ops.
+struct Products {
+  int count;
+  const ForwardParts* one;  // null: ops
+  const LoraForwardOp* ops = nullptr;
+  const Gate* gates = nullptr;
+
+  ForwardParts At(int i) const { return one != nullptr ? *one : PartsOf(ops[i], gates[i]); }
+};
+
+/// With `swiglu` the last of them is its up.
+template <typename Policy>
+static Outcome ForwardMany(const Products& products, const RunContext& context, bool swiglu) {
+  const int count = products.count;
   Run run(context);
   ForwardTarget targets[LoraForwardManyOp::kMost];
   int64_t most_r = 0;
   for (int i = 0; i < count; ++i) {
-    const ForwardParts op = part(i);
+    const ForwardParts op = products.At(i);
     targets[i] = {&op.w, &op.y, op.more};
     if (op.h != nullptr) most_r = Max(most_r, op.h->cols);
   }
   const auto pack = [&](const RowSource& x, int64_t m0, const PackedChunk& chunk) {
     for (int i = 0; i < count; ++i) {
-      const ForwardParts op = part(i);
+      const ForwardParts op = products.At(i);
       const int64_t r = op.h == nullptr || op.h_given ? 0 : op.h->cols;
       if (i != 0 && r == 0) continue;
       PackAndShrink<Policy, true>(
@@ -265,16 +290,16 @@ LOWRANK_INLINE Outcome ForwardMany(int count, const PartAt& part, const RunConte
     }
   };
   ForwardManyChunks<Policy>(
-      run, part(0).x, targets, count, most_r, pack,
+      run, products.At(0).x, targets, count, most_r, pack,
       [&](int i, const Grid& grid, const Block& block, int64_t m0, LastSteps* last) {
-        const ForwardParts op = part(i);
+        const ForwardParts op = products.At(i);
         if (op.h == nullptr || op.h->cols == 0 || FewRows(grid)) return true;
         const RowSource scaled_h = ScaledHidden(op);
         return PackLastSteps(run, grid, block, scaled_h, m0,
                              TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
       },
       [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
-        const ForwardParts op = part(i);
+        const ForwardParts op = products.At(i);
         if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
           const RowSource scaled_h = ScaledHidden(op);
           AccumulateThin<true>(
@@ -305,19 +330,18 @@ LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const 
 }
 
 /// The products in the precision that was asked for, by the policy of the first.
-template <typename PartAt>
-LOWRANK_INLINE Outcome ForwardAs(Compute compute, int count, const PartAt& part,
-                                 const RunContext& context, bool swiglu = false) {
+static Outcome ForwardAs(Compute compute, const Products& products, const RunContext& context,
+                         bool swiglu = false) {
   Outcome outcome;
-  const ForwardParts first = part(0);
+  const ForwardParts first = products.At(0);
   WithComputePolicy(compute, first.x.dtype, first.w, [&](auto policy) {
-    outcome = ForwardMany<decltype(policy)>(count, part, context, swiglu);
+    outcome = ForwardMany<decltype(policy)>(products, context, swiglu);
   });
   return outcome;
 }
 LOWRANK_INLINE Outcome ForwardAs(Compute compute, const ForwardParts& op,
                                  const RunContext& context) {
-  return ForwardAs(compute, 1, [&](int) { return op; }, context);
+  return ForwardAs(compute, Products{1, &op}, context);
 }
 
 LOWRANK_OP Outcome Matmul(const MatmulOp& op, const RunContext& context) {
@@ -325,21 +349,6 @@ LOWRANK_OP Outcome Matmul(const MatmulOp& op, const RunContext& context) {
   const ForwardParts parts = {op.x, op.w,    op.bias, nullptr, nullptr,
                               none, nullptr, op.y,    0,       nullptr};
   return ForwardAs(op.compute, parts, context);
-}
-
-/// Operands of a part; its gate is the caller's.
-LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
-  const bool adapter = op.lora_a.present;
-  return {op.x,
-          op.w,
-          op.bias,
-          adapter ? &op.lora_a : nullptr,
-          adapter ? &op.lora_b : nullptr,
-          op.lora_bias,
-          adapter ? &op.h : nullptr,
-          op.y,
-          op.scaling,
-          gate.active ? &gate : nullptr};
 }
 
 LOWRANK_OP Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
@@ -371,9 +380,9 @@ static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swigl
       outcome = Base().forward_parts(parts + first, end - first, meets, context);
       continue;
     }
-    outcome = ForwardAs(
-        parts[first].compute, static_cast<int>(end - first),
-        [&](int i) { return PartsOf(parts[first + i], gates[first + i]); }, context, meets);
+    const int run = static_cast<int>(end - first);
+    outcome = ForwardAs(parts[first].compute, {run, nullptr, parts + first, gates + first}, context,
+                        meets);
   }
   return outcome;
 }

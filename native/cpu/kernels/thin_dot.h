@@ -159,20 +159,18 @@ LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows, DType dtype) {
 }
 
 /// `rows` <= kThinRows rows of a, from row m0 on, times columns [n0, n1) of bᵀ (kTransposed) or b,
-/// into columns n0 and up of c's rows: row(m) is where column n0 of row m is, with room for whole
-/// vectors. `next` is the factor after this one, of the same shape, or null: the end of this one is
-/// read beside asking for the beginning of that one.
-template <bool kTransposed, typename RowFn>
-LOWRANK_INLINE void AccumulateThin(Run& run, const RowSource& a, int64_t m0, int64_t rows,
-                                   const TensorView& b, int64_t n0, int64_t n1, const RowFn& row,
-                                   bool first, const TensorView* next = nullptr) {
+/// into columns n0 and up of c's rows, which have room for whole vectors. `next` is the factor
+/// after this one, of the same shape, or null: the end of this one is read beside asking for the
+/// beginning of that one.
+template <bool kTransposed>
+static void AccumulateThinRows(Run& run, const RowSource& a, int64_t m0, int64_t rows,
+                               const TensorView& b, int64_t n0, int64_t n1, const ThinRows& c,
+                               bool first, const TensorView* next) {
   const ThinDotFn dot = PickThinDot<kTransposed>(rows, b.dtype);
   const int64_t depth = kTransposed ? b.cols : b.rows;
   const int64_t step_bytes = (kTransposed ? 1 : b.cols) * static_cast<int64_t>(DTypeBytes(b.dtype));
   Unit* packed = run.Get<Unit>(kASlot, rows * kKC);
   if (packed == nullptr) return;
-  ThinRows c;
-  for (int64_t m = 0; m < kThinRows; ++m) c[m] = row(Min(m, rows - 1));
   for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
     if (run.Stopped()) return;
     const int64_t kc = Min(kKC, depth - k0);
@@ -186,6 +184,16 @@ LOWRANK_INLINE void AccumulateThin(Run& run, const RowSource& a, int64_t m0, int
     }
     dot({b, n0, n1, k0, kc, packed, first && k0 == 0, ahead}, c);
   }
+}
+
+/// The same: row(m) is where column n0 of row m is.
+template <bool kTransposed, typename RowFn>
+LOWRANK_INLINE void AccumulateThin(Run& run, const RowSource& a, int64_t m0, int64_t rows,
+                                   const TensorView& b, int64_t n0, int64_t n1, const RowFn& row,
+                                   bool first, const TensorView* next = nullptr) {
+  ThinRows c;
+  for (int64_t m = 0; m < kThinRows; ++m) c[m] = row(Min(m, rows - 1));
+  AccumulateThinRows<kTransposed>(run, a, m0, rows, b, n0, n1, c, first, next);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
