@@ -35,6 +35,11 @@ constexpr int kDirectCodeRows = kHasLookUps ? kDirectRows : 1;
 // Rows of w (or pairs) whose tables and codes are in registers at once.
 template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
+// Vectors of columns whose sums are held: a sum takes kUnits products one after another, so that
+// with those of one vector a core of 2 x 512 bits waits for itself. Seven and eight rows of f32
+// then have some tables in memory, and still gain. AVX2 gains nothing; pairs were not measured.
+template <bool kPairs, int kRows>
+constexpr int kDirectVectors = kVL == 16 && !kPairs && kRows > 1 ? 2 : 1;
 // Sums of a block of columns: with the codes, L1.
 constexpr int64_t kDirectBytes = 32 << 10;
 // Columns of a block at least, 1 KiB of codes a row: out of memory pieces of half of that took
@@ -140,6 +145,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   Rows code_rows(codes, row_bytes);
   RowLines ahead(codes + kDirectAhead * row_bytes, Source::Bytes(cols), row_bytes);
   constexpr bool kHolds = Policy::kPairs && kRows == 1;
+  constexpr int kHeld = kDirectVectors<Policy::kPairs, kRows>;
   VecF held[kUnits];
 #pragma GCC unroll 8
   for (int u = 0; u < kUnits; ++u) {
@@ -176,23 +182,36 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
     }
     code_rows.Step(Source::Bytes(kGranule));
 #pragma GCC unroll 16
-    for (int p = 0; p < kPlaces; ++p) {
+    for (int p = 0; p < kPlaces; p += kHeld) {
       float* at = sums + n + p * kVL;
-      VecF acc[kRows];
+      VecF acc[kHeld][kRows];
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) acc[m] = first ? VecF{} : Load(at + m * pitch);
-#pragma GCC unroll 8
-      for (int u = 0; u < kUnits; ++u) {
-        const VecF columns = granule[u].At(p);
-        if (p == kPlaces - 1) set_scales(u, next_scales);  // beside these products
-#pragma GCC unroll 8
-        for (int m = 0; m < kRows; ++m) {
-          acc[m] = kHolds ? Policy::StepLanes(acc[m], held[u], columns)
-                          : Policy::Step(acc[m], a[u * kRows + m], columns);
+      for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) {
+          acc[i][m] = first ? VecF{} : Load(at + m * pitch + i * kVL);
         }
       }
 #pragma GCC unroll 8
-      for (int m = 0; m < kRows; ++m) Store(at + m * pitch, acc[m]);
+      for (int u = 0; u < kUnits; ++u) {
+        VecF columns[kHeld];
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) columns[i] = granule[u].At(p + i);
+        if (p + kHeld == kPlaces) set_scales(u, next_scales);  // beside these products
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+          for (int i = 0; i < kHeld; ++i) {
+            acc[i][m] = kHolds ? Policy::StepLanes(acc[i][m], held[u], columns[i])
+                               : Policy::Step(acc[i][m], a[u * kRows + m], columns[i]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) Store(at + m * pitch + i * kVL, acc[i][m]);
+      }
     }
   }
 }
