@@ -380,9 +380,9 @@ static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swigl
       outcome = Base().forward_parts(parts + first, end - first, meets, context);
       continue;
     }
-    const int run = static_cast<int>(end - first);
-    outcome = ForwardAs(parts[first].compute, {run, nullptr, parts + first, gates + first}, context,
-                        meets);
+    const int length = static_cast<int>(end - first);
+    outcome = ForwardAs(parts[first].compute, {length, nullptr, parts + first, gates + first},
+                        context, meets);
   }
   return outcome;
 }
