@@ -309,7 +309,7 @@ Status Context::EncodeMaps(const LaunchStep& step, unsigned char* params) {
 
 Status Context::Launch(const std::vector<LaunchStep>& steps, CUstream stream) {
   for (const LaunchStep& step : steps) {
-    LOWRANK_RETURN_IF_ERROR(LaunchOne(step, &step != &steps.front(), stream));
+    LOWRANK_RETURN_IF_ERROR(LaunchOne(step, &step != &steps.front() && step.overlaps, stream));
   }
   return Status();
 }

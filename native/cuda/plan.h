@@ -3,6 +3,7 @@
 /// selection and workspace sizes are testable (and queryable) without a GPU.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -47,8 +48,8 @@ struct TensorMapRequest {
   bool evict_first = false;    // L2 promotion is 256 bytes otherwise
 };
 
-/// One kernel launch. `kernel` is the extern "C" name in cuda/. From sm_90 on a step may start
-/// before the steps of its plan before it have ended: kernels wait for them (cuda/gpu.cuh).
+/// One kernel launch. `kernel` is the extern "C" name in cuda/. Kernels that may start before the
+/// steps before them have ended wait for them (cuda/gpu.cuh).
 struct LaunchStep {
   static constexpr size_t kMaxParamBytes = 1536;
 
@@ -57,6 +58,8 @@ struct LaunchStep {
   uint32_t threads = 0;
   uint32_t cluster = 1;  // blocks along x that share a cluster
   uint32_t shared_bytes = 0;
+  /// From sm_90 on: may it start before the steps of its plan before it have ended?
+  bool overlaps = true;
   uint32_t param_bytes = 0;
   alignas(128) std::array<unsigned char, kMaxParamBytes> params;
   std::vector<TensorMapRequest> tensor_maps;
@@ -77,14 +80,21 @@ class Workspace {
 
   template <typename T>
   T* Take(int64_t elems) {
-    const size_t offset_bytes = bytes_;
-    bytes_ += (static_cast<size_t>(elems) * sizeof(T) + 255) / 256 * 256;
+    const size_t offset_bytes = next_;
+    next_ += (static_cast<size_t>(elems) * sizeof(T) + 255) / 256 * 256;
+    bytes_ = std::max(bytes_, next_);
     return base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + offset_bytes);
   }
   size_t bytes() const { return bytes_; }
 
+  /// Gives back what has been taken since Mark(), to steps that come after those that use it: no
+  /// kernel stores before the launches before it have ended.
+  size_t Mark() const { return next_; }
+  void Rewind(size_t mark) { next_ = mark; }
+
  private:
   unsigned char* base_;
+  size_t next_ = 0;
   size_t bytes_ = 0;
 };
 

@@ -1,6 +1,7 @@
 /// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu, and of few rows
 /// cuda/lora_grouped_forward_sm90a.cu): one product with the base weight for all rows, and a launch
-/// for each part of all adapters.
+/// for each part of all adapters. Where each adapter has many rows, each has a product of its own
+/// instead (plan_grouped_segments.cpp).
 ///
 ///   forward    shrink, base product, expand; on Hopper, with few rows of each adapter, the base
 ///              product and shrink and expand in one
@@ -18,6 +19,7 @@
 #include "native/core/philox.h"
 #include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plan_grouped.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
 
@@ -118,17 +120,6 @@ class Tables {
   int64_t largest_tile() const { return largest_tile_; }
 
  private:
-  /// The list, and behind it those of [0, all) that are not in it.
-  static std::vector<int32_t> WithOthers(const int32_t* list, int64_t count, int64_t all) {
-    std::vector<int32_t> whole(list, list + count);
-    std::vector<bool> taken(static_cast<size_t>(all), false);
-    for (const int32_t i : whole) taken[static_cast<size_t>(i)] = true;
-    for (int64_t i = 0; i < all; ++i) {
-      if (!taken[static_cast<size_t>(i)]) whole.push_back(static_cast<int32_t>(i));
-    }
-    return whole;
-  }
-
   /// One entry of each row a layer, in the order of the adapters. All rows end with the last layer,
   /// which those without an adapter have alone, since it is that which finishes a row.
   void AddLayers(const AdapterTable& table, int64_t m_count) {
@@ -377,6 +368,7 @@ Status PlanBase(const GemmMmaOperands& operands, const TensorView& out, const De
 Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   if (op.y.elems() == 0) return Status();
+  if (TakesSegments(op, device)) return PlanSegments(op, device, workspace, plan);
   const Tables tables(op.table, op.x.rows, op.mask.present);
   gpu::GroupedParams params{};
   SetShared(op.row_scale, op.mask, op.seed, &params);
@@ -423,6 +415,7 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
   const bool needs_dx = op.dx.elems() > 0;
   const bool needs_gates = op.d_row_scale.elems() > 0;
   if (!needs_a && !needs_b && !needs_dx && !needs_gates) return Status();
+  if (TakesSegments(op, device)) return PlanSegments(op, device, workspace, plan);
   const Tables tables(op.table, op.dy.rows, op.mask.present);
   gpu::GroupedParams params{};
   SetShared(op.row_scale, op.mask, op.seed, &params);

@@ -323,12 +323,27 @@ function groupedFewRows(device: Device) {
   }
 }
 
+/** Rows of two adapters in turn, which are put one after another: whole pieces of 8 KiB and parts of one. */
+function groupedSegments(device: Device) {
+  const [M, K, N] = [256, 64, 4352];
+  const { x, w } = operands({ M, N, K, dtype: 'bf16', format: 'nf4' }, device);
+  const group = new GroupedLora({ inFeatures: K, outFeatures: N, device });
+  for (const [i, name] of ['a', 'b'].entries()) {
+    const loraA = random(device, 70 + i, [16, K], 'f32');
+    const loraB = random(device, 80 + i, [N, 16], 'f32');
+    group.add(name, new LoraAdapter({ loraA, loraB, loraAlpha: 32 }));
+  }
+  const rows = Array.from({ length: M }, (_, m) => (m % 2 === 0 ? 'a' : 'b'));
+  group.forward(x, w, rows);
+}
+
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
   { sm: 80, run: elementwise },
   { sm: 80, run: features },
   { sm: 80, run: grouped },
   { sm: 90, run: groupedFewRows },
+  { sm: 80, multiprocessors: 2, run: groupedSegments },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

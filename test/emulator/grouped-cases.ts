@@ -89,6 +89,35 @@ function large(): KernelCase[] {
   );
 }
 
+/**
+ * Many rows of each adapter, which small cards take adapter by adapter: in whole pieces and not, rows of x of
+ * more than a piece, rows that lie in order, and dx that is added to.
+ */
+const SEGMENTS: readonly GroupedShape[] = [
+  { M: 560, N: 264, K: 256, ranks: [16, 33], nullEvery: 9, bias: true, loraBias: true },
+  { M: 256, N: 4104, K: 128, ranks: [20], nullEvery: 2, sameDType: true },
+  { M: 260, N: 4118, K: 75, ranks: [20], nullEvery: 2 },
+  { M: 390, N: 258, K: 301, ranks: [40, 5], sorted: true },
+];
+
+function segments(): KernelCase[] {
+  return (['bf16', 'f16'] as const).flatMap((dtype) =>
+    SEGMENTS.map((shape, index) => ({
+      name: `grouped segments ${dtype} nf4 [${shape.M}, ${shape.N}, ${shape.K}]`,
+      async run(device: Device) {
+        const spec = WEIGHTS.find(({ name }) => name === 'nf4') as (typeof WEIGHTS)[number];
+        const c = groupedCase(shape, spec, dtype, device, index + 2);
+        const { y, saved } = c.group.forward(c.x, c.w, c.rows, c.options);
+        const all = c.group.backward(c.dy, saved, { keep: true });
+        const each = [...all.adapters.values()].flatMap((parts) => Object.values(parts));
+        const dx = operand(shape.M, shape.K, { seed: 7, dtype, device }).tensor;
+        c.group.backward(c.dy, saved, { needs: ['dx'], accumulateInto: { dx }, keep: true });
+        return hashOf([y, saved.h as Tensor, all.dx as Tensor, ...each, dx]);
+      },
+    })),
+  );
+}
+
 export function grouped(): KernelCase[] {
   const specs = WEIGHTS.filter(({ name }) => /^dense (f32|bf16)$|^nf4$/.test(name));
   const every = DTYPES.flatMap((dtype): KernelCase[] =>
@@ -133,5 +162,5 @@ export function grouped(): KernelCase[] {
         },
       })),
   );
-  return [...every, ...fewRows(), ...large()];
+  return [...every, ...fewRows(), ...large(), ...segments()];
 }

@@ -237,6 +237,12 @@ void AddGrouped(DType dtype, const WeightView& w, int64_t M, int64_t r, Card* ca
   backward.d_row_scale = Matrix(DType::kF32, 1, M);
   backward.in_features = K;
   card->Add(backward);
+  // Without weights of the rows, many of an adapter have products of their own.
+  forward.row_scale = TensorView();
+  card->Add(forward);
+  backward.row_scale = TensorView();
+  backward.d_row_scale = TensorView();
+  card->Add(backward);
 }
 
 /// All that is done with a batch of M rows and a weight.

@@ -1,0 +1,23 @@
+/// Parameters of the kernel that puts the rows of a matrix in another order.
+#pragma once
+
+#include <cstdint>
+
+namespace lowrank::gpu {
+
+constexpr uint32_t kCopyRowsThreads = 256;
+constexpr uint32_t kCopyRowsUnroll = 2;  // runs of 16 bytes a thread
+/// Of a row, what a block copies: a whole row of 4,096 16-bit elements.
+constexpr int64_t kCopyRowsPieceBytes = int64_t{kCopyRowsThreads} * kCopyRowsUnroll * 16;
+
+struct CopyRowsParams {
+  const void* src = nullptr;      // [rows, row_bytes]
+  void* dst = nullptr;            // [rows, row_bytes]
+  const int32_t* rows = nullptr;  // a permutation of all rows
+  int64_t row_bytes = 0;          // of 16-bit elements
+  uint32_t pieces = 0;            // of a row
+  int32_t scatter = 0;            // dst[rows[i]] = src[i], else dst[i] = src[rows[i]]
+  int32_t vector = 0;             // rows begin at 16 bytes and are whole pieces of them
+};
+
+}  // namespace lowrank::gpu
