@@ -45,6 +45,7 @@ export const kRows = [
   row('G13', 'groupedAdapters', [32, 4096, 4096], [2.97, 6.5, 5], lora),
   row('G13', 'groupedAdapters', [32, 4096, 4096], [11.4, 15], { r: 64 }),
   row('', 'groupedForward', [32, 4096, 4096], [], lora),
+  row('', 'groupedForward', [8192, 4096, 4096], [], lora),
   row('G16', 'factoredNorm', [16, 4096, 4096], [2.98, 8, 6], lora),
   row('G15', 'matmul', [1, 4096, 4096], [5.95, 7.8], bytes),
   row('G15', 'matmulInt8', [8192, 8192, 8192], [689, 787], bytes),
@@ -79,6 +80,9 @@ export function describe({ op, M, N, K, r, dropout, format, doubleQuant }) {
   return `${op} ${base} ${sizes}${r > 0 ? `, r=${r}` : ''}${dropout > 0 ? `, dropout ${dropout}` : ''}`;
 }
 
+/** An adapter a row, and of more than a few rows some that take turns. */
+export const adaptersOf = (M) => (M <= 32 ? M : 8);
+
 /** Bytes that must cross the memory's pins, each once; activations are bf16, factors f32. */
 export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
   const rowwise = op === 'matmulInt8' || op === 'quantizeRows';
@@ -95,9 +99,9 @@ export function bytesOf({ op, M, N, K, r, format, doubleQuant }) {
     case 'loraForward':
       return weight + 2 * M * (N + K) + factors + h;
     case 'groupedAdapters': // factors of each row's adapter in bf16; the product's sums are in L2
-      return M * (2 * r + 2) * (N + K) + h;
+      return 2 * (M + adaptersOf(M) * r) * (N + K) + h;
     case 'groupedForward':
-      return weight + M * (2 * r + 2) * (N + K) + h;
+      return weight + 2 * (M + adaptersOf(M) * r) * (N + K) + h;
     case 'factoredNorm': // both factors in bf16; squared norms of w, and the norms
       return weight + 2 * r * (N + K) + 8 * N;
     case 'loraBackward': // reads dy and x, writes dx and the gradients of both factors

@@ -5,11 +5,12 @@
 ///   CASE  op,M,N,K,r,dropout,format,double   such as loraForward,8192,4096,4096,16,0.1,nf4,1
 ///
 /// op is matmul, matmulInt8 (of codes, the weight rowwise), matmulInputGrad, loraForward,
-/// loraBackward, groupedForward (M adapters, one a row, in bf16), groupedAdapters (the same without
-/// its base product), quantize, quantizeRows (rowwise int8), dequantize; cublas (a dense product of
-/// the same M, N, K); copy (M bytes by the driver) or copyKernel (by a kernel of ours). Activations
-/// are bf16. The GPU is the system's driver with lowrank.fatbin beside this program; --device names
-/// an emulator in its place, and --quick takes one sample, to prove the program.
+/// loraBackward, groupedForward (in bf16: up to 32 rows an adapter a row, of more 8 adapters that
+/// take turns), groupedAdapters (the same without its base product), quantize, quantizeRows
+/// (rowwise int8), dequantize; cublas (a dense product of the same M, N, K); copy (M bytes by the
+/// driver) or copyKernel (by a kernel of ours). Activations are bf16. The GPU is the system's
+/// driver with lowrank.fatbin beside this program; --device names an emulator in its place, and
+/// --quick takes one sample, to prove the program.
 ///
 /// Every call has operands of its own, as many as do not fit the L2 cache twice, and they take
 /// turns. One line of JSON a case: what bench/gpu/run.mjs makes a table of. Exit status: 0, 1 where
@@ -94,6 +95,9 @@ class Bench {
     return c.op == "groupedForward" || c.op == "groupedAdapters";
   }
 
+  /// As adaptersOf in bench/gpu/cases.mjs.
+  static int64_t AdaptersOf(const BenchCase& c) { return c.M <= 32 ? c.M : 8; }
+
   /// What a call reads and writes, roughly: for the rotation.
   static int64_t BytesOf(const BenchCase& c) {
     if (c.op == "copy" || c.op == "copyKernel") return 2 * c.M;
@@ -101,8 +105,8 @@ class Bench {
                            : c.format == "int8" ? c.N * c.K
                                                 : c.N * c.K / 2;
     if (IsStreaming(c)) return weight + 2 * c.N * c.K;
-    const int64_t adapters = IsGrouped(c) ? 2 * c.M * c.r * (c.N + c.K) : 0;
-    return weight + 2 * c.M * (c.N + c.K) + adapters;
+    const int64_t adapters = IsGrouped(c) ? AdaptersOf(c) : 0;
+    return weight + 2 * (c.M + adapters * c.r) * (c.N + c.K);
   }
 
   /// One op's launches over the workspace that all share, as in the backend.
@@ -249,22 +253,23 @@ class Bench {
   /// The table of adapters is in memory before anything is timed.
   Status AddGrouped(const BenchCase& c, const TensorView& x, const WeightView& w,
                     const TensorView& y, Operands* o, std::vector<QueueCall>* calls) {
-    std::vector<AdapterRows> adapters(static_cast<size_t>(c.M));
+    const int64_t count = AdaptersOf(c);
+    std::vector<AdapterRows> adapters(static_cast<size_t>(count));
     std::vector<int32_t> rows;
-    for (int64_t m = 0; m < c.M; ++m) {
-      AdapterRows& adapter = adapters[static_cast<size_t>(m)];
+    for (int64_t e = 0; e < count; ++e) {
+      AdapterRows& adapter = adapters[static_cast<size_t>(e)];
       adapter.lora_a = o->Normal(c.r, c.K, DType::kBF16, 0.02);
       adapter.lora_b = o->Normal(c.N, c.r, DType::kBF16, 0.02);
       adapter.scaling = 2;
-      adapter.first = m;
-      adapter.count = 1;
-      adapter.h_begin = m * c.r;
-      rows.push_back(static_cast<int32_t>(m));
+      adapter.first = static_cast<int64_t>(rows.size());
+      adapter.h_begin = adapter.first * c.r;
+      for (int64_t m = e; m < c.M; m += count) rows.push_back(static_cast<int32_t>(m));
+      adapter.count = static_cast<int64_t>(rows.size()) - adapter.first;
     }
     GroupedForwardOp op;
     op.x = x;
     op.w = w;
-    op.table = {adapters.data(), c.M, rows.data(), rows.data(), c.M, 1, c.M * c.r};
+    op.table = {adapters.data(), count, rows.data(), rows.data(), c.M, 1, c.M * c.r};
     op.h = o->Tensor(1, c.M * c.r, DType::kF32);
     op.y = y;
     LOWRANK_RETURN_IF_ERROR(o->status());
