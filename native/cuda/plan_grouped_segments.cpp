@@ -136,6 +136,8 @@ class InOrder {
     plan->upload_to = rows_;
   }
 
+  bool moves() const { return moves_; }
+
   /// A matrix of the batch in that order, or room for it.
   Status Gather(const char* op, TensorView* view) {
     if (!moves_ || !view->present) return Status();
@@ -182,10 +184,10 @@ class InOrder {
 
 /// add(adapter, first, count) of each segment, the last with no adapter. Launches run one after
 /// another, so all segments have the same workspace. The first of them begins when what was
-/// gathered is there: kernels that begin early read the operands of an op before they wait.
+/// `gathered` is there: kernels that begin early read the operands of an op before they wait.
 template <typename AddFn>
-Status AddSegments(const AdapterTable& table, int64_t rows, Workspace* workspace, Plan* plan,
-                   const AddFn& add) {
+Status AddSegments(const AdapterTable& table, int64_t rows, bool gathered, Workspace* workspace,
+                   Plan* plan, const AddFn& add) {
   const size_t begin = plan->steps.size();
   const size_t mark = workspace->Mark();
   for (int64_t e = 0; e < table.count; ++e) {
@@ -194,7 +196,7 @@ Status AddSegments(const AdapterTable& table, int64_t rows, Workspace* workspace
     workspace->Rewind(mark);
   }
   LOWRANK_RETURN_IF_ERROR(add(nullptr, table.row_count, rows - table.row_count));
-  if (begin > 0 && begin < plan->steps.size()) plan->steps[begin].overlaps = false;
+  if (gathered && begin < plan->steps.size()) plan->steps[begin].overlaps = false;
   return Status();
 }
 
@@ -244,7 +246,7 @@ Status PlanSegments(const GroupedForwardOp& op, const DeviceLimits& device, Work
     part.h = PackedH(op.h, *adapter);
     return MakePlan(part, device, workspace, plan);
   };
-  LOWRANK_RETURN_IF_ERROR(AddSegments(op.table, op.x.rows, workspace, plan, add));
+  LOWRANK_RETURN_IF_ERROR(AddSegments(op.table, op.x.rows, order.moves(), workspace, plan, add));
   return order.Scatter(op.kName, y, op.y);
 }
 
@@ -290,7 +292,7 @@ Status PlanSegments(const GroupedBackwardOp& op, const DeviceLimits& device, Wor
     part.scaling = adapter->scaling;
     return MakePlan(part, device, workspace, plan);
   };
-  LOWRANK_RETURN_IF_ERROR(AddSegments(op.table, op.dy.rows, workspace, plan, add));
+  LOWRANK_RETURN_IF_ERROR(AddSegments(op.table, op.dy.rows, order.moves(), workspace, plan, add));
   return order.Scatter(op.kName, dx, op.dx);
 }
 
