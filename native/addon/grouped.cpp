@@ -131,14 +131,6 @@ DropoutSpec DropoutOf(const AdapterRows& adapter, uint64_t seed, const TensorVie
   return dropout;
 }
 
-/// The packed h of one adapter as a matrix.
-TensorView Unpacked(TensorView h, const AdapterRows& adapter) {
-  if (!h.present) return h;
-  h.rows = adapter.count;
-  h.cols = adapter.r();
-  return h;
-}
-
 Status EnqueueForward(const GroupedForwardOp& op, Operands* operands) {
   Backend* backend = operands->backend();
   if (const AdapterRows* adapter = OnlyAdapter(op.table, op.x.rows, op.row_scale)) {
@@ -149,7 +141,7 @@ Status EnqueueForward(const GroupedForwardOp& op, Operands* operands) {
     one.lora_a = adapter->lora_a;
     one.lora_b = adapter->lora_b;
     one.lora_bias = adapter->lora_bias;
-    one.h = Unpacked(op.h, *adapter);
+    one.h = adapter->HOf(op.h);
     one.y = op.y;
     one.scaling = adapter->scaling;
     one.dropout = DropoutOf(*adapter, op.seed, op.mask);
@@ -177,7 +169,7 @@ Status EnqueueBackward(const GroupedBackwardOp& op, Operands* operands) {
     one.w = op.w;
     one.lora_a = adapter->lora_a;
     one.lora_b = adapter->lora_b;
-    one.h = Unpacked(op.h, *adapter);
+    one.h = adapter->HOf(op.h);
     one.dx = op.dx;
     one.d_lora_a = adapter->d_lora_a;
     one.d_lora_b = adapter->d_lora_b;

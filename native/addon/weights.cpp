@@ -186,17 +186,15 @@ Napi::Value Dequantize(const Napi::CallbackInfo& info) {
 }
 
 /// Rows [first, first + count) of a tensor.
-TensorView RowsOf(Napi::Env env, TensorView whole, double first, int64_t count, const char* op) {
+TensorView RowsOf(Napi::Env env, const TensorView& whole, double first, int64_t count,
+                  const char* op) {
   const bool inside = first >= 0 && first <= static_cast<double>(whole.rows - count);
   const auto row = inside ? static_cast<int64_t>(first) : 0;
   if (count < 0 || !inside || static_cast<double>(row) != first) {
     ThrowIfError(env, Refuse(Code::kShape, op, "first", "a row of " + whole.Describe(),
                              std::to_string(first)));
   }
-  whole.data = static_cast<uint8_t*>(whole.data) +
-               static_cast<size_t>(row * whole.cols) * DTypeBytes(whole.dtype);
-  whole.rows = count;
-  return whole;
+  return whole.Rows(row, count);
 }
 
 /// Rows [first, first + count) of a weight, which begin with a block of their own.

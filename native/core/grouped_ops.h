@@ -32,6 +32,14 @@ struct AdapterRows {
   bool accumulate_d_lora_bias = false;
 
   int64_t r() const { return lora_b.cols; }
+  /// Its h [count, r] in the packed one.
+  TensorView HOf(const TensorView& packed) const {
+    TensorView h = packed;
+    h.rows = count;
+    h.cols = r();
+    if (h.data != nullptr) h.data = static_cast<float*>(h.data) + h_begin;
+    return h;
+  }
 };
 
 /// The adapters of a batch. A row of x has `slots` places for adapters, each filled or empty, and

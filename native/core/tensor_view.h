@@ -20,6 +20,14 @@ struct TensorView {
 
   int64_t elems() const { return rows * cols; }
   size_t bytes() const { return static_cast<size_t>(elems()) * DTypeBytes(dtype); }
+  /// Rows [first, first + count); of nothing, nothing.
+  TensorView Rows(int64_t first, int64_t count) const {
+    TensorView part = *this;
+    part.rows = count;
+    if (data == nullptr) return part;
+    part.data = static_cast<char*>(data) + static_cast<size_t>(first * cols) * DTypeBytes(dtype);
+    return part;
+  }
   /// "[3, 4] bf16"
   std::string Describe() const;
 };

@@ -30,11 +30,6 @@ std::vector<double> Gather(const std::vector<double>& all, int64_t cols, const A
   return rows;
 }
 
-TensorView Slice(const TensorView& h, const AdapterRows& adapter) {
-  return {static_cast<float*>(h.data) + adapter.h_begin, DType::kF32, adapter.count, adapter.r(),
-          true};
-}
-
 /// What an adapter adds to y over its rows, by element of y.
 void AddForward(const GroupedForwardOp& op, const AdapterRows& adapter, const RunContext& context,
                 std::vector<double>* acc) {
@@ -44,7 +39,7 @@ void AddForward(const GroupedForwardOp& op, const AdapterRows& adapter, const Ru
   const std::vector<double> gated = Gated(op.x, DropoutOf(adapter, op.seed, op.mask), context);
   const std::vector<double> lora_a = Load(adapter.lora_a, context);
   const std::vector<double> lora_b = Load(adapter.lora_b, context);
-  const TensorView h = Slice(op.h, adapter);
+  const TensorView h = adapter.HOf(op.h);
   for (int64_t i = 0; i < adapter.count; ++i) {
     const int64_t row = op.table.rows[adapter.first + i];
     for (int64_t j = 0; j < r; ++j) {
@@ -73,7 +68,7 @@ void StoreGateGrads(const GroupedBackwardOp& op, const AdapterRows& adapter,
   const int64_t n_count = op.dy.cols;
   const int64_t r = adapter.r();
   const std::vector<double> u = AdapterGrad(dy, adapter.count, adapter.lora_b, 1, context);
-  const std::vector<double> h = Load(Slice(op.h, adapter), context);
+  const std::vector<double> h = Load(adapter.HOf(op.h), context);
   const std::vector<double> lora_bias =
       adapter.lora_bias.present ? Load(adapter.lora_bias, context) : std::vector<double>();
   ForEach(context, adapter.count, [&](int64_t i) {
@@ -126,7 +121,7 @@ void AddBackward(const GroupedBackwardOp& op, const AdapterRows& adapter,
     }
   }
   if (adapter.d_lora_b.present) {
-    std::vector<double> h = Load(Slice(op.h, adapter), context);
+    std::vector<double> h = Load(adapter.HOf(op.h), context);
     for (double& value : h) value *= adapter.scaling;
     StoreOuter(dy, n_count, h, r, adapter.count, adapter.d_lora_b, adapter.accumulate_d_lora_b,
                context);

@@ -106,21 +106,6 @@ int64_t LargestRank(const AdapterTable& table) {
   return largest;
 }
 
-TensorView RowsOf(const TensorView& view, int64_t first, int64_t count) {
-  TensorView part = view;
-  part.rows = count;
-  if (!view.present) return part;
-  part.data = static_cast<unsigned char*>(view.data) +
-              first * view.cols * static_cast<int64_t>(DTypeBytes(view.dtype));
-  return part;
-}
-
-TensorView PackedH(const TensorView& h, const AdapterRows& adapter) {
-  TensorView part{nullptr, DType::kF32, adapter.count, adapter.r(), h.present};
-  if (h.present && h.data != nullptr) part.data = static_cast<float*>(h.data) + adapter.h_begin;
-  return part;
-}
-
 /// The rows of a batch in the order of its segments.
 class InOrder {
  public:
@@ -233,17 +218,17 @@ Status PlanSegments(const GroupedForwardOp& op, const DeviceLimits& device, Work
   const auto add = [&](const AdapterRows* adapter, int64_t first, int64_t count) {
     if (count == 0) return Status();
     LoraForwardOp part;
-    part.x = RowsOf(x, first, count);
+    part.x = x.Rows(first, count);
     part.w = op.w;
     part.bias = op.bias;
-    part.y = RowsOf(y, first, count);
+    part.y = y.Rows(first, count);
     part.compute = op.compute;
     if (adapter == nullptr) return MakePlan(BaseOf(part), device, workspace, plan);
     part.lora_a = adapter->lora_a;
     part.lora_b = adapter->lora_b;
     part.lora_bias = adapter->lora_bias;
     part.scaling = adapter->scaling;
-    part.h = PackedH(op.h, *adapter);
+    part.h = adapter->HOf(op.h);
     return MakePlan(part, device, workspace, plan);
   };
   LOWRANK_RETURN_IF_ERROR(AddSegments(op.table, op.x.rows, order.moves(), workspace, plan, add));
@@ -267,21 +252,21 @@ Status PlanSegments(const GroupedBackwardOp& op, const DeviceLimits& device, Wor
     if (adapter == nullptr) {
       if (count == 0 || !dx.present) return Status();
       GemmMmaOperands rest;
-      rest.x = RowsOf(dy, first, count);
+      rest.x = dy.Rows(first, count);
       rest.w = op.w;
       rest.w_transposed = true;
       rest.accumulate = op.accumulate_dx;
-      rest.y = RowsOf(dx, first, count);
+      rest.y = dx.Rows(first, count);
       return PlanProduct(rest, device, workspace, plan);
     }
     LoraBackwardOp part;
-    part.dy = RowsOf(dy, first, count);
-    part.x = RowsOf(x, first, count);
+    part.dy = dy.Rows(first, count);
+    part.x = x.Rows(first, count);
     part.w = op.w;
     part.lora_a = adapter->lora_a;
     part.lora_b = adapter->lora_b;
-    part.h = PackedH(op.h, *adapter);
-    part.dx = RowsOf(dx, first, count);
+    part.h = adapter->HOf(op.h);
+    part.dx = dx.Rows(first, count);
     part.d_lora_a = adapter->d_lora_a;
     part.d_lora_b = adapter->d_lora_b;
     part.d_lora_bias = adapter->d_lora_bias;

@@ -341,8 +341,7 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
           const AdapterRows& adapter = op.table.adapters[e];
           const Part part = PartOf(group, adapter, block, m0);
           if (part.rows() == 0 || adapter.r() == 0) continue;
-          const TensorView h_view = FloatView(static_cast<float*>(op.h.data) + adapter.h_begin,
-                                              adapter.count, adapter.r());
+          const TensorView h_view = adapter.HOf(op.h);
           RowSource h = DenseRows(h_view);
           h.factor = adapter.scaling;
           h.row_factors = group.FactorsOf(adapter);
