@@ -138,9 +138,9 @@ export class GroupedLora implements Disposable {
    * came to the group.
    *
    * A row has the bits that `loraForward` with its adapter gives it, whatever the order and the
-   * company; on a CUDA device those that the row has in any other batch of as many rows, and with
-   * `LOWRANK_CUDA_BATCH_INVARIANT=1` in any batch of several adapters. A table of them goes to the device with
-   * each call, so such a batch cannot be captured into a graph.
+   * company; on a CUDA device those that the row has in any other batch with as many rows of each
+   * adapter, in any order, and with `LOWRANK_CUDA_BATCH_INVARIANT=1` in any batch of several adapters. A
+   * table of them goes to the device with each call, so such a batch cannot be captured into a graph.
    * Dropout masks are a function of the seed and the element's index in x, so there the place counts.
    * @param x [..., K] f32, bf16 or f16
    * @param w [N, K] dense or quantised, frozen
