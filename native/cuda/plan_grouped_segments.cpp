@@ -8,9 +8,9 @@
 ///
 /// Against the way of plan_grouped.cpp, a product for all rows whose f32 sums other launches add
 /// the adapters to, this one has the sums in registers, tensor cores for the adapters too, and on
-/// Hopper the products by wgmma. It loses where a segment fills no multiprocessor, so it is for
-/// 16-bit activations, one adapter a row without weights, and no dropout, whose bits go by a row's
-/// place in the batch. A row has the same bits wherever it lies.
+/// Hopper the products by wgmma. It loses where segments leave multiprocessors idle: the cheaper
+/// way by Costs is taken. It is for 16-bit activations, one adapter a row without weights, and no
+/// dropout, whose bits go by a row's place in the batch. A row has the same bits wherever it lies.
 #include <algorithm>
 
 #include "cuda/params/copy_rows.h"

@@ -38,7 +38,7 @@ export function available(): boolean {
   return row?.available === true;
 }
 
-/** Rows of several adapters and of none, in any order and together, and an adapter without rows. */
+/** Rows of several adapters and of none, in any order and together; and of all but one the same adapter. */
 export const SHAPES: readonly GroupedShape[] = [
   { M: 280, N: 264, K: 128, ranks: [16, 33], nullEvery: 9, bias: true, loraBias: true },
   { M: 250, N: 260, K: 142, ranks: [8, 64], sameDType: true, sorted: true },
