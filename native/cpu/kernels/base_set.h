@@ -1,6 +1,8 @@
 /// What a set leaves to another. One that differs in how it multiplies int8 codes or pairs of bf16
-/// names the set that it shares the rest with (LOWRANK_ISA_BASE): products in f32, and ops that are
-/// none, are that one's, compiled once. A set without a base has all of them, as has every set of a
+/// names the set that it shares the rest with (LOWRANK_ISA_BASE): products in f32, ops that are
+/// none, and the tiles in f32 of its own ops (f32_tiles.h) are that one's, compiled once.
+/// avx512-vnni has codes and avx512 the rest, avx512-bf16 has pairs and avx512-vnni the rest, and
+/// avx512-amx has both beside avx512. A set without a base has all of them, as has every set of a
 /// sanitizer's build, which looks into one alone (LOWRANK_WHOLE_SETS).
 #pragma once
 
@@ -26,6 +28,10 @@ LOWRANK_INLINE bool IsOfPairs(DType activations, const WeightView& w) {
          (!w.dense.present || w.dense.dtype == DType::kBF16);
 }
 
+/// Are products of codes this set's own? One that adds the dot product of pairs to codes multiplies
+/// these as its base does; tiles do it in another way.
+constexpr bool kOwnsCodes = !kHasBase || kHasTiles || !kHasBF16Dot;
+
 /// Calls body with the policy of this product. In f32 it is never one of a set with a base.
 template <typename Body>
 LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Body& body) {
@@ -45,7 +51,13 @@ LOWRANK_INLINE void WithPolicy(DType activations, const WeightView& w, const Bod
 /// Is an op with a product this set's own? Forward it is of codes, or of pairs.
 template <typename Op>
 LOWRANK_INLINE bool OwnsForward(const Op& op) {
-  return !kHasBase || op.compute != Compute::kExact || IsOfPairs(op.x.dtype, op.w);
+  if (!kHasBase) return true;
+  return op.compute == Compute::kExact ? IsOfPairs(op.x.dtype, op.w) : kOwnsCodes;
+}
+/// The norms beside a product of codes are those of pairs, as FactoredNorm() has them.
+template <typename Op>
+LOWRANK_INLINE bool OwnsExpand(const Op& op) {
+  return OwnsForward(op) || (op.norms.present && IsOfPairs(op.x.dtype, op.w));
 }
 /// Backward: that of dx, where it is asked for.
 template <typename Op>

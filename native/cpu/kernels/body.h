@@ -39,7 +39,7 @@ extern const IsaKernels kKernels = {
     LoraForwardSwiglu,
     LOWRANK_OF_PAIRS(OwnsBackward, lora_backward, LoraBackward),
     LOWRANK_OF_BASE(lora_shrink, LoraShrink),
-    LOWRANK_FORWARD(lora_expand, LoraExpand),
+    LOWRANK_UNLESS(true, OwnsExpand, lora_expand, LoraExpand),
     LOWRANK_OF_BASE(lora_expand_backward, LoraExpandBackward),
     LOWRANK_OF_PAIRS(OwnsBackward, lora_shrink_backward, LoraShrinkBackward),
     LOWRANK_OF_BASE(weight_grad, WeightGrad),
@@ -59,6 +59,7 @@ extern const IsaKernels kKernels = {
     LOWRANK_OF_BASE(quantize_scales, QuantizeScales),
     LOWRANK_OF_BASE(cast, Cast),
     ForwardRuns,
+    {PickTile<F32Policy>, FindShrinkTile, FindFactorRows, FindThinDot},
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

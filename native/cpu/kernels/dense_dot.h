@@ -227,7 +227,7 @@ class DenseStrip {
           PickDecodingTile<Policy, kMR, RowAsker>(mr)(&asker, RowAsker::Every(unit_bytes_), {ku}, x,
                                                       stored_, c + m * ldc, ldc, k0 == 0);
         } else {
-          PickTile<Policy, kMR>(mr, kNR)({ku}, x, stored_, c + m * ldc, ldc, k0 == 0);
+          PickTile<Policy>(mr, kNR)({ku}, x, stored_, c + m * ldc, ldc, k0 == 0);
         }
       });
     }

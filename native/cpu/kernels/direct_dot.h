@@ -32,6 +32,12 @@ constexpr int kDirectRows = kMR < 8 ? kMR : 8;
 // Of codes: where a look-up is one load an element, panels win from two rows on (4 rows of dy in
 // portable code: 2.9 ms for 4.1).
 constexpr int kDirectCodeRows = kHasLookUps ? kDirectRows : 1;
+// Of f16: where an element is widened by a dozen operations, panels are as fast from two rows on.
+#if defined(__F16C__) || defined(__aarch64__)
+constexpr int kDirectHalfRows = kDirectRows;
+#else
+constexpr int kDirectHalfRows = 1;
+#endif
 // Rows of w (or pairs) whose tables and codes are in registers at once.
 template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
@@ -216,6 +222,14 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   }
 }
 
+/// What is left of the rows of w, for one row of dy: the code of all would be a quarter more.
+template <typename Policy, typename Source>
+__attribute__((noinline)) static void LastUnit(const RowSource& w, int64_t k, int64_t k1,
+                                               int64_t n0, int64_t cols, float* scratch,
+                                               const Unit* a, float* sums, bool first) {
+  DirectDot<Policy, Source, 1, 1>(w, k, k1, n0, cols, scratch, a, sums, cols, first);
+}
+
 /// sums [kRows, cols] = a · w over rows [k0, k0 + kc) of w.
 template <typename Policy, typename Source, int kRows>
 static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
@@ -236,7 +250,9 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
                                              k == k0);
   }
   for (; k < k0 + kc; k += kStep, a += kRows) {
-    DirectDot<Policy, Source, kRows, 1>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch, k == k0);
+    for (int m = 0; m < kRows; ++m) {
+      LastUnit<Policy, Source>(w, k, k0 + kc, n0, cols, scratch, a + m, sums + m * pitch, k == k0);
+    }
   }
 }
 
@@ -266,7 +282,7 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
       return PickDirectDot<Policy, DirectValues<kPairs, DType::kF32>>(rows);
     }
     if (w.dense->dtype == DType::kF16) {
-      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF16>>(rows);
+      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF16>, kDirectHalfRows>(rows);
     }
   }
   return PickDirectDot<Policy, DirectValues<kPairs, DType::kBF16>>(rows);
@@ -277,7 +293,8 @@ template <typename Policy>
 LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
   if (Policy::kTiles || w.rows == 0) return false;
   if (w.dense == nullptr) return rows <= kDirectCodeRows && WholeGranules(w);
-  return rows <= kDirectRows && w.cols > 0 && w.cols % kGranule == 0;
+  return rows <= (w.dense->dtype == DType::kF16 ? kDirectHalfRows : kDirectRows) && w.cols > 0 &&
+         w.cols % kGranule == 0;
 }
 
 /// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For

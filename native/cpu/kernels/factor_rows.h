@@ -12,6 +12,7 @@
 ///             took longer than the sums at r = 16 (docs/performance-log.md)
 #pragma once
 
+#include "native/cpu/kernels/base_set.h"
 #include "native/cpu/kernels/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -26,15 +27,6 @@ constexpr int64_t kMostFactorCols = 512;
 // Bytes ahead in a row at which lines are asked for: two or four tiles. Without it twice the time.
 constexpr int64_t kColumnsAhead = 256;
 
-/// What a tile adds up: `rows` rows of x that are `pitch` bytes apart, beside those of dh.
-struct VisitedRows {
-  const char* x;
-  int64_t pitch;
-  const float* dh;
-  int64_t dh_pitch;
-  int64_t rows;
-};
-
 /// kNR columns of a row: of bf16 the even ones, then the odd ones.
 template <typename Policy>
 LOWRANK_INLINE void LoadColumns(const char* x, VecF (&columns)[2]) {
@@ -47,11 +39,6 @@ LOWRANK_INLINE void LoadColumns(const char* x, VecF (&columns)[2]) {
     columns[1] = Load(x + kVL * 4);
   }
 }
-
-/// What a tile does with the sums in memory: nothing, go on with them, or add its own to them.
-enum class Sums { kStart, kGoOn, kAdd };
-
-using FactorRowsFn = void (*)(const VisitedRows& visit, float* c, int64_t ldc, Sums sums);
 
 /// c [kRanks, 2 · kVL] (+)= dhᵀ · x.
 template <typename Policy, int kRanks>
@@ -100,6 +87,15 @@ LOWRANK_INLINE FactorRowsFn PickFactorRows(int ranks) {
   return FactorRowsTile<Policy, kRanks>;
 }
 
+/// That of rows in f32 or in bf16 (`pairs`).
+static FactorRowsFn FindFactorRows(bool pairs, int ranks) {
+  if constexpr (kHasBase) {
+    return Base().tiles.factor_rows(pairs, ranks);
+  } else {
+    return pairs ? PickFactorRows<BF16Policy, kMR>(ranks) : PickFactorRows<F32Policy, kMR>(ranks);
+  }
+}
+
 /// Half of a tile's columns, from its even ones and its odd ones.
 template <int kFirst, int... kLane>
 LOWRANK_INLINE VecF PlaceHalf(VecF even, VecF odd, std::integer_sequence<int, kLane...>) {
@@ -143,8 +139,7 @@ LOWRANK_INLINE void SumFactorRows(Run& run, const Grid& grid, const Block& block
     }
     for (int64_t n = 0; n < cols; n += 2 * kVL) {
       grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t i, int ranks) {
-        const FactorRowsFn tile =
-            pairs ? PickFactorRows<BF16Policy, kMR>(ranks) : PickFactorRows<F32Policy, kMR>(ranks);
+        const FactorRowsFn tile = FindFactorRows(pairs, ranks);
         tile({first_row + n * bytes, stored ? x.cols * bytes : kMostFactorCols * 4,
               static_cast<const float*>(dh.data) + m0 * dh.cols + i, dh.cols, rows},
              to + (i - block.m0) * ldc + n, ldc, m0 % kKC == 0 ? Sums::kStart : Sums::kGoOn);

@@ -227,7 +227,7 @@ static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t d
       const int64_t n1 = Min(n0 + strip, block.n1);
       if (k0 == 0 || !beside) pack_b(k0, kc, n0, n1, b);
       grid.rows.Each(block.panel0, block.panel1, [&](int64_t panel, int64_t m, int mr) {
-        const TileFn full = PickTile<Policy, kMR>(mr, kNR);
+        const TileFn full = PickTile<Policy>(mr, kNR);
         const Unit* a_panel = a + (m - block.m0) * ku;
         float* c_row = c + (m - block.m0) * ldc;
         const Unit* b_panel = b;
@@ -250,7 +250,7 @@ static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t d
               continue;
             }
           }
-          const TileFn tile = nr == kNR ? full : PickTile<Policy, kMR>(mr, nr);
+          const TileFn tile = nr == kNR ? full : PickTile<Policy>(mr, nr);
           tile({ku}, a_panel, b_panel, to, ldc, first && k0 == 0);
           if (next_kc > 0) continue;
           last.Add(m - block.m0, mr, n - block.n0, nr, to, ldc);

@@ -79,7 +79,7 @@ static void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int
                                                        c_row + n, ldc, k0 == 0);
           }
         }
-        if (!done) PickTile<Policy, kMR>(mr, nr)(blocks, a, columns, c_row + n, ldc, k0 == 0);
+        if (!done) PickTile<Policy>(mr, nr)(blocks, a, columns, c_row + n, ldc, k0 == 0);
         if (k0 + Source::kStripSpan < depth) continue;
         last.Add(m - block.m0, mr, n - block.n0, nr, c_row + n, ldc);
       }

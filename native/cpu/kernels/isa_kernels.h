@@ -10,6 +10,7 @@
 
 #include "native/core/ops.h"
 #include "native/cpu/kernel_table.h"
+#include "native/cpu/kernels/f32_tiles.h"
 
 namespace lowrank::cpu {
 
@@ -51,6 +52,7 @@ struct IsaKernels {
   /// loraForwardMany of some parts; with `swiglu` the last is the up of loraForwardSwiglu.
   Outcome (*forward_parts)(const LoraForwardOp* parts, int64_t count, bool swiglu,
                            const RunContext& context);
+  F32Tiles tiles;
 };
 
 namespace portable {

@@ -35,8 +35,8 @@ struct LastSteps {
   LOWRANK_MEMBER_INLINE void Add(int64_t m, int mr, int64_t n, int64_t nr, float* c,
                                  int64_t ldc) const {
     for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
-      PickTile<F32Policy, kMR>(mr, nr)({Min(kKC, depth - k0)}, RowsAt(k0, m), ColumnsAt(k0, n), c,
-                                       ldc, false);
+      PickTile<F32Policy>(mr, nr)({Min(kKC, depth - k0)}, RowsAt(k0, m), ColumnsAt(k0, n), c, ldc,
+                                  false);
     }
   }
 };

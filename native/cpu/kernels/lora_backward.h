@@ -138,7 +138,7 @@ LOWRANK_INLINE void ExpandRows(Run& run, const Grid& grid, const Block& block, c
     if (a == nullptr) return;
     for (int64_t n = 0; n < block.n1 - block.n0; n += kNR) {
       grid.rows.Each(block.panel0, block.panel1, [&](int64_t, int64_t m, int mr) {
-        PickFactorRows<F32Policy, kMR>(mr)(
+        FindFactorRows(false, mr)(
             {columns + k0 * row_bytes + n * 4, row_bytes, a + (m - block.m0) * kc, mr, kc},
             sum + (m - block.m0) * block.ldc() + n, block.ldc(),
             add || k0 != 0 ? Sums::kAdd : Sums::kStart);

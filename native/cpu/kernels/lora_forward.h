@@ -322,6 +322,10 @@ LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const 
                                       const Body& body) {
   if (compute == Compute::kExact) {
     WithPolicy(activations, w, body);
+    return;
+  }
+  if constexpr (!kOwnsCodes) {
+    __builtin_trap();  // the op is the base's
   } else if (w.quant.rowwise) {
     body(RowCodePolicy{});
   } else {

@@ -45,7 +45,14 @@ LOWRANK_OP Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context)
   const bool together =
       op.compute == Compute::kExact && (op.x.rows > kThinRows || op.x.dtype == DType::kBF16);
   if (op.norms.present && together) return ForwardWithNorms(parts, op.Norm(), context);
-  const Outcome outcome = ForwardAs(op.compute, parts, context);
+  Outcome outcome;
+  if (OwnsForward(op)) {
+    outcome = ForwardAs(op.compute, parts, context);
+  } else {
+    LoraExpandOp product = op;
+    product.norms = none;
+    outcome = Base().lora_expand(product, context);
+  }
   if (outcome.code != Code::kOk || !op.norms.present) return outcome;
   return kKernels.factored_norm(op.Norm(), context);
 }

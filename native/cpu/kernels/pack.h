@@ -16,6 +16,7 @@
 /// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
 #pragma once
 
+#include "native/cpu/kernels/f32_tiles.h"
 #include "native/cpu/kernels/granule_panels.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -25,8 +26,6 @@ constexpr int64_t kNC = 256;
 
 /// What packs panels in one go, so that nothing is left to do beside tiles.
 struct NoDecoder {};
-
-using Unit = float;  // 32 bits that are moved, never computed with, under the bf16 policy
 
 /// Sums of f32, which tiles add to those in memory.
 struct FloatSums {
@@ -52,15 +51,6 @@ struct BF16Policy : FloatSums {
     return DotBF16(acc, SplatU(pair), Bits(b));
   }
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
-};
-
-/// Blocks of the summation index that a tile takes one after another, ku units each: how far apart
-/// their panels are.
-struct TileBlocks {
-  int64_t ku;
-  int64_t count = 1;
-  int64_t a_stride = 0;
-  int64_t b_stride = 0;
 };
 
 /// Rows of a chunk are cut into count panels of nearly equal height, so that no panel is left with

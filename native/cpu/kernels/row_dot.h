@@ -37,6 +37,8 @@ constexpr int64_t kDotStrip = 48;
 /// Rows of w beside kRows of x: for each its sums, table, codes and decoded vector in registers.
 template <int kRows>
 constexpr int DotWeights() {
+  // Look-ups by loads take all of the time of one row of x.
+  if (!kHasLookUps && kRows == 1) return 1;
   for (int weights : {4, 3, 2}) {
     if ((kRows + 3) * weights + 2 <= kRegisters) return weights;
   }

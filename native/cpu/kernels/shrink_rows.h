@@ -14,6 +14,7 @@
 /// (docs/performance-log.md).
 #pragma once
 
+#include "native/cpu/kernels/base_set.h"
 #include "native/cpu/kernels/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -59,9 +60,6 @@ LOWRANK_INLINE VecF SplatElement(const void* unit) {
 
 // Elements of a row between two moves of its pointers.
 constexpr int kShrinkStep = kVL == 16 ? 8 : 4;
-
-using ShrinkTileFn = void (*)(const char* rows, int64_t pitch, int64_t kc, const float* b, float* c,
-                              int64_t ldc, bool first);
 
 /// The element at `at` in all lanes.
 template <typename Policy>
@@ -134,6 +132,18 @@ LOWRANK_INLINE ShrinkTileFn PickShrinkTile(int rows) {
   }
   return ShrinkTile<Policy, kRows, kVectors>;
 }
+
+/// That of kNV vectors (`wide`), or of one, over rows of f32 or of bf16 (`pairs`): of one alone.
+static ShrinkTileFn FindShrinkTile(bool pairs, bool wide, int rows) {
+  if constexpr (kHasBase) {
+    return Base().tiles.shrink(pairs, wide, rows);
+  } else {
+    return wide    ? PickShrinkTile<F32Policy, kNV>(rows)
+           : pairs ? PickShrinkTile<BF16Policy, 1>(rows)
+                   : PickShrinkTile<F32Policy, 1>(rows);
+  }
+}
+
 /// c [mr, r] (+)= rows [m0, m0 + mr) of a, mr <= kMR, times b, over kc elements from k0 on.
 LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc,
                                 const ShrinkColumns& b, float* c, int64_t ldc) {
@@ -150,9 +160,7 @@ LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t 
     for (int i = 0; i < mr; ++i) RowAsFloat(a, m0 + i, k0, kc, widened[i]);
   }
   for (int64_t v = 0; v < b.panels(); v += kNV) {
-    const ShrinkTileFn tile = v + 1 < b.panels() ? PickShrinkTile<F32Policy, kNV>(mr)
-                              : bytes == 2       ? PickShrinkTile<BF16Policy, 1>(mr)
-                                                 : PickShrinkTile<F32Policy, 1>(mr);
+    const ShrinkTileFn tile = FindShrinkTile(bytes == 2, v + 1 < b.panels(), mr);
     tile(rows, (stored ? a.cols : kKC) * bytes, kc, b.At(k0, v), c + v * kVL, ldc, k0 == 0);
   }
 }

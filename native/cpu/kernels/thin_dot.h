@@ -12,6 +12,7 @@
 ///              cycles. Factors in f32 then come too slowly from L3 (docs/performance-log.md)
 #pragma once
 
+#include "native/cpu/kernels/base_set.h"
 #include "native/cpu/kernels/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -22,17 +23,6 @@ constexpr int kThinRows = kMR < 4 ? kMR : 4;
 /// Where column n0 of each row of c is; whole vectors are written.
 using ThinRows = float* [kThinRows];
 
-/// Columns [n0, n1) of c, over kc <= kKC of the summation index from k0 on. What is read next lies
-/// `ahead` bytes after what is read here; 0: nothing is.
-struct ThinPart {
-  const TensorView& b;
-  int64_t n0, n1;
-  int64_t k0, kc;
-  const Unit* a;
-  bool first;
-  int64_t ahead;
-};
-
 /// The sums of kVL columns.
 template <int kRows>
 struct ThinSums {
@@ -42,7 +32,7 @@ struct ThinSums {
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) acc[m] = Fma(Splat(a[m]), b, acc[m]);
   }
-  LOWRANK_MEMBER_INLINE void AddTo(const ThinRows& c, int64_t n, bool first) const {
+  LOWRANK_MEMBER_INLINE void AddTo(float* const* c, int64_t n, bool first) const {
 #pragma GCC unroll 4
     for (int m = 0; m < kRows; ++m) {
       Store(c[m] + n, first ? acc[m] : Load(c[m] + n) + acc[m]);
@@ -73,7 +63,7 @@ LOWRANK_INLINE void QuarterSteps(const RowCursor& rows, const Unit* a, ThinSums<
 
 /// Columns of c are rows of b.
 template <DType kType, int kRows>
-static void ThinDot(const ThinPart& part, const ThinRows& c) {
+static void ThinDot(const ThinPart& part, float* const* c) {
   constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
   const TensorView& b = part.b;
   const Unit* a = part.a;
@@ -118,7 +108,7 @@ static void ThinDot(const ThinPart& part, const ThinRows& c) {
 
 /// Columns of c are columns of b.
 template <DType kType, int kRows>
-static void ThinColumns(const ThinPart& part, const ThinRows& c) {
+static void ThinColumns(const ThinPart& part, float* const* c) {
   constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
   const TensorView& b = part.b;
   for (int64_t n = part.n0; n < part.n1; n += kVL) {
@@ -141,8 +131,6 @@ static void ThinColumns(const ThinPart& part, const ThinRows& c) {
   }
 }
 
-using ThinDotFn = void (*)(const ThinPart& part, const ThinRows& c);
-
 template <bool kTransposed, DType kType, int kRows>
 LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows) {
   if constexpr (kRows > 1) {
@@ -158,6 +146,15 @@ LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows, DType dtype) {
   return PickThinDot<kTransposed, DType::kF16, kThinRows>(rows);
 }
 
+/// Sets with tiles turn rows in another way than their base.
+static ThinDotFn FindThinDot(bool transposed, int64_t rows, DType dtype) {
+  if constexpr (kHasBase && !kHasTiles) {
+    return Base().tiles.thin_dot(transposed, rows, dtype);
+  } else {
+    return transposed ? PickThinDot<true>(rows, dtype) : PickThinDot<false>(rows, dtype);
+  }
+}
+
 /// `rows` <= kThinRows rows of a, from row m0 on, times columns [n0, n1) of bᵀ (kTransposed) or b,
 /// into columns n0 and up of c's rows, which have room for whole vectors. `next` is the factor
 /// after this one, of the same shape, or null: the end of this one is read beside asking for the
@@ -166,7 +163,7 @@ template <bool kTransposed>
 static void AccumulateThinRows(Run& run, const RowSource& a, int64_t m0, int64_t rows,
                                const TensorView& b, int64_t n0, int64_t n1, const ThinRows& c,
                                bool first, const TensorView* next) {
-  const ThinDotFn dot = PickThinDot<kTransposed>(rows, b.dtype);
+  const ThinDotFn dot = FindThinDot(kTransposed, rows, b.dtype);
   const int64_t depth = kTransposed ? b.cols : b.rows;
   const int64_t step_bytes = (kTransposed ? 1 : b.cols) * static_cast<int64_t>(DTypeBytes(b.dtype));
   Unit* packed = run.Get<Unit>(kASlot, rows * kKC);

@@ -6,12 +6,10 @@
 #pragma once
 
 #include "native/cpu/kernels/ask_ahead.h"
+#include "native/cpu/kernels/base_set.h"
 #include "native/cpu/kernels/tile_int8.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
-
-using TileFn = void (*)(const TileBlocks& blocks, const Unit* a, const Unit* b, float* c,
-                        int64_t ldc, bool first);
 
 /// What a tile does beside its products: Next(u, ku) at step u, and again at the step it returns.
 struct NothingBeside {
@@ -96,14 +94,24 @@ LOWRANK_INLINE DecodingTileFn<Decoder> PickDecodingTile(int rows) {
 }
 
 template <typename Policy, int kRows>
-LOWRANK_INLINE TileFn PickTile(int rows, int64_t nr) {
+LOWRANK_INLINE TileFn PickOwnTile(int rows, int64_t nr) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickTile<Policy, kRows - 1>(rows, nr);
+    if (rows < kRows) return PickOwnTile<Policy, kRows - 1>(rows, nr);
   }
   if constexpr (kIsInt8<Policy>) {
     return nr == kNR ? Int8Tile<kRows, kNV> : Int8Tile<kRows, 1>;
   } else {
     return nr == kNR ? Tile<Policy, kRows, kNV> : Tile<Policy, kRows, 1>;
+  }
+}
+
+/// That of f32 is the base's, where there is one.
+template <typename Policy>
+LOWRANK_INLINE TileFn PickTile(int rows, int64_t nr) {
+  if constexpr (kHasBase && std::is_same_v<Policy, F32Policy>) {
+    return Base().tiles.tile(rows, nr);
+  } else {
+    return PickOwnTile<Policy, kMR>(rows, nr);
   }
 }
 
