@@ -17,13 +17,13 @@ namespace {
 /// Addresses of one process's command line.
 constexpr size_t kAddressesAtOnce = 400;
 
-struct Known {
+struct KnownLines {
   std::mutex mutex;
   std::map<uint64_t, SourceLine> lines;
 };
 
-Known& Get() {
-  static auto* known = new Known;
+KnownLines& Lines() {
+  static auto* known = new KnownLines;
   return *known;
 }
 
@@ -65,7 +65,7 @@ void AskAddr2line(const std::string& object, const Address* addresses, size_t co
 }  // namespace
 
 void ResolveAll(const std::vector<Site>& sites) {
-  Known& known = Get();
+  KnownLines& known = Lines();
   const std::lock_guard<std::mutex> lock(known.mutex);
   std::map<std::string, std::vector<Address>> objects;
   for (const Site site : sites) {
@@ -98,7 +98,7 @@ SourceLine Resolve(Site site) {
   if (site.bits == 0) return SourceLine();
   if (site.line() != 0) return {static_cast<const char*>(site.pointer()), site.line()};
   ResolveAll({site});
-  Known& known = Get();
+  KnownLines& known = Lines();
   const std::lock_guard<std::mutex> lock(known.mutex);
   const auto found = known.lines.find(site.bits);
   return found == known.lines.end() ? SourceLine() : found->second;

@@ -15,8 +15,6 @@ namespace {
 constexpr size_t kAlignment = 64;
 // What may stay cached; beyond it the blocks that were freed first go back to the system.
 constexpr size_t kCacheLimit = size_t{64} << 20;
-// Huge pages save TLB misses where a block covers several of them.
-constexpr size_t kHugePage = size_t{2} << 20;
 
 // Blocks this small are cut from malloc's own, which costs a fifth of aligned_alloc; the address of
 // the whole stands before the block. Freed, they stay in malloc's bins.

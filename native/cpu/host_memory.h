@@ -12,6 +12,9 @@
 
 namespace lowrank::cpu {
 
+/// Huge pages save TLB misses where a block covers several of them.
+constexpr size_t kHugePage = size_t{2} << 20;
+
 class HostMemory {
  public:
   /// Null where the machine has no more, after the cache was given back.

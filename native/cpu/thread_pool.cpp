@@ -11,12 +11,12 @@
 
 #include "native/core/float_mode.h"
 #include "native/core/spin.h"
+#include "native/cpu/host_memory.h"
 
 namespace lowrank::cpu {
 namespace {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kHugePage = size_t{2} << 20;
 
 #if defined(__linux__)
 int CurrentCore() { return sched_getcpu(); }

@@ -9,7 +9,6 @@
 namespace lowrank::cuda {
 namespace {
 
-constexpr int64_t kMostGridRows = 65535;
 /// Rows of a plane of the weight gradient: by the number of rows alone.
 constexpr int64_t kRowsPerSplit = 1024;
 

@@ -10,7 +10,6 @@ namespace {
 
 /// Blocks that fill the device twice over; beyond, a block takes further rows and keeps its lists.
 constexpr int64_t kBlocksPerSm = 16;
-constexpr int64_t kMostGridRows = 65535;
 constexpr int32_t kThreadsLog2 = 8;
 
 }  // namespace

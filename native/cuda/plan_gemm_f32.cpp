@@ -10,7 +10,7 @@ namespace {
 
 constexpr uint32_t kTileC = 16;
 
-struct Tile {
+struct F32Tile {
   const char* kernel[2];  // plain, transposed
   int64_t tile_m;
   int64_t tile_p;
@@ -18,7 +18,7 @@ struct Tile {
   const char* note;
 };
 
-constexpr Tile kTiles[] = {
+constexpr F32Tile kF32Tiles[] = {
     {{"gemm_f32_128x128_kernel", "gemm_f32_transposed_128x128_kernel"},
      128,
      128,
@@ -31,20 +31,18 @@ constexpr Tile kTiles[] = {
      "untuned: eight times the blocks of the large tile, four a multiprocessor"},
 };
 
-int64_t Blocks(const Tile& tile, int64_t M, int64_t P) {
+int64_t Blocks(const F32Tile& tile, int64_t M, int64_t P) {
   return (M + tile.tile_m - 1) / tile.tile_m * ((P + tile.tile_p - 1) / tile.tile_p);
 }
 
-const Tile& SelectTile(int64_t M, int64_t P, const DeviceLimits& device) {
-  return Blocks(kTiles[0], M, P) >= device.sm_count ? kTiles[0] : kTiles[1];
+const F32Tile& SelectTile(int64_t M, int64_t P, const DeviceLimits& device) {
+  return Blocks(kF32Tiles[0], M, P) >= device.sm_count ? kF32Tiles[0] : kF32Tiles[1];
 }
 
-uint32_t SharedBytes(const Tile& tile) {
+uint32_t SharedBytes(const F32Tile& tile) {
   // Three slabs of x, two of w, and the codebook.
   return static_cast<uint32_t>((3 * tile.tile_m + 2 * tile.tile_p) * kTileC * 4 + 1024);
 }
-
-bool Aligned16(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 /// `cols` is the row length of w.
 gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C, int64_t cols,
@@ -54,9 +52,9 @@ gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C,
   pass.w = w;
   pass.C = C;
   pass.scale = scale;
-  pass.vector_x = C % 4 == 0 && Aligned16(x);
+  pass.vector_x = C % 4 == 0 && IsAligned(x, 16);
   // With rows and blocks of whole octets an octet is aligned and has one scale.
-  pass.vector_w = cols % 8 == 0 && Aligned16(w.data) && (w.bits == 0 || w.blocksize_log2 >= 3);
+  pass.vector_w = cols % 8 == 0 && IsAligned(w.data, 16) && (w.bits == 0 || w.blocksize_log2 >= 3);
   return pass;
 }
 
@@ -104,7 +102,7 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
     params.kept_scale = static_cast<float>(1.0 / (1.0 - dropout.p));
   }
 
-  const Tile& tile = SelectTile(M, P, device);
+  const F32Tile& tile = SelectTile(M, P, device);
   const int64_t blocks = Blocks(tile, M, P);
   if (blocks > INT32_MAX) {
     return Status(Code::kUnsupported, "cuda: a product of " + std::to_string(blocks) +

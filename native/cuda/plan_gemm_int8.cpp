@@ -10,7 +10,7 @@ namespace lowrank::cuda {
 namespace {
 
 /// Which kernel takes which product: the first row that has rows and blocks enough.
-struct TileRow {
+struct Int8TileRow {
   const char* kernel;
   int64_t tile_m;
   int64_t tile_p;
@@ -19,7 +19,7 @@ struct TileRow {
   int64_t least_blocks_x100;  // of the grid, in hundredths of the multiprocessors
   const char* note;
 };
-constexpr TileRow kTiles[] = {
+constexpr Int8TileRow kInt8Tiles[] = {
     {"matmul_int8_128x128_kernel", 128, 128, 128, 65, 60, "untuned; the fewest bytes a product"},
     {"matmul_int8_64x64_kernel", 64, 64, 128, 33, 0,
      "untuned; where 128x128 leaves multiprocessors idle"},
@@ -35,15 +35,15 @@ constexpr uint32_t SharedBytesOf(int64_t tile_m) {
   return 0;
 }
 
-const TileRow& SelectTile(const GemmMmaOperands& operands, const DeviceLimits& device) {
+const Int8TileRow& SelectTile(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t M = operands.x.rows;
-  for (const TileRow& tile : kTiles) {
+  for (const Int8TileRow& tile : kInt8Tiles) {
     const int64_t blocks = CeilDiv(M, tile.tile_m) * CeilDiv(operands.y.cols, tile.tile_p);
     if (M >= tile.least_rows && blocks * 100 >= tile.least_blocks_x100 * device.sm_count) {
       return tile;
     }
   }
-  return kTiles[2];
+  return kInt8Tiles[2];
 }
 
 /// By DType.
@@ -177,7 +177,7 @@ Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
   LOWRANK_RETURN_IF_ERROR(PlanRowCodes(operands.x, &params, workspace, plan));
 
   if (TakesWgmma(operands, device)) return PlanWgmma(params, operands, device, workspace, plan);
-  const TileRow& tile = SelectTile(operands, device);
+  const Int8TileRow& tile = SelectTile(operands, device);
   params.tiles_m = CeilDiv(operands.x.rows, tile.tile_m);
   params.gemm.tiles_p = CeilDiv(operands.y.cols, tile.tile_p);
   LaunchStep step;

@@ -46,7 +46,7 @@ constexpr KernelRow kKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)
 #undef LOWRANK_GEMM_MMA_ROW
 
 /// In order of preference; the last takes what is left.
-constexpr GemmMmaTile kTiles[] = {
+constexpr GemmMmaTile kMmaTiles[] = {
     {"128x128", 128, 128, 128, 60,
      "untuned; a slab is 1,024 cycles of mma on sm_80 against 4 x 430 of shared memory as 64x64"},
     {"64x64", 64, 64, 128, 0, "untuned; more blocks where 128x128 leaves multiprocessors idle"},
@@ -58,21 +58,17 @@ constexpr int64_t kMinSlabsPerSplit = 16;
 /// Elements; smaller weights are not worth it either, and keep a row's bits in any batch.
 constexpr int64_t kMinWeightToSplit = int64_t{1} << 21;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool Aligned16(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 /// The kernels other than the general one copy whole 16-byte pieces of x and of w.
 Format FormatOf(const GemmMmaOperands& operands) {
   const WeightView& w = operands.w;
-  if (!Aligned16(operands.x.data) || operands.x.cols % 8 != 0) return Format::kGeneral;
+  if (!IsAligned(operands.x.data, 16) || operands.x.cols % 8 != 0) return Format::kGeneral;
   if (!w.quantised()) {
-    const bool whole = w.cols() % 8 == 0 && Aligned16(w.dense.data);
+    const bool whole = w.cols() % 8 == 0 && IsAligned(w.dense.data, 16);
     return whole && w.dense.dtype == operands.x.dtype ? Format::kDense : Format::kGeneral;
   }
   const QuantView& q = w.quant;
   // 32 codes are one decode task: of one row, and of one block.
-  const bool whole = q.cols % 32 == 0 && q.blocksize % 32 == 0 && Aligned16(q.codes) &&
+  const bool whole = q.cols % 32 == 0 && q.blocksize % 32 == 0 && IsAligned(q.codes, 16) &&
                      (!q.double_quant() || Log2Exact(q.nested_blocksize) >= 0);
   if (!whole) return Format::kGeneral;
   return q.format->bits == 4 ? Format::kCode4 : Format::kCode8;
@@ -93,8 +89,8 @@ void SetLora(const GemmMmaOperands& operands, gpu::GemmMmaParams* params) {
   params->factor_dtype = static_cast<uint8_t>(factor.dtype);
   params->split_pairs = gpu::LoraPairs(static_cast<gpu::ElementCode>(factor.dtype));
   // Eight elements from a multiple of eight: rows of a multiple of eight are 16-byte aligned.
-  params->vector_factors =
-      params->r % 8 == 0 && factor.cols % 8 == 0 && Aligned16(operands.h) && Aligned16(factor.data);
+  params->vector_factors = params->r % 8 == 0 && factor.cols % 8 == 0 &&
+                           IsAligned(operands.h, 16) && IsAligned(factor.data, 16);
 }
 
 void SetGate(const DropoutSpec& dropout, gpu::GemmMmaParams* params) {
@@ -139,7 +135,7 @@ gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands) {
   params.scaling = operands.scaling;
   params.accumulate = operands.accumulate;
   params.x_made = operands.x_made;
-  params.vector_store = operands.y.cols % 8 == 0 && Aligned16(operands.y.data);
+  params.vector_store = operands.y.cols % 8 == 0 && IsAligned(operands.y.data, 16);
   SetLora(operands, &params);
   SetGate(operands.dropout, &params);
   return params;
@@ -152,8 +148,8 @@ GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits&
   const int64_t slabs = CeilDiv(operands.x.cols, 64);
   const bool whole = device.batch_invariant || P * operands.x.cols < kMinWeightToSplit;
   const int64_t splits_max = whole ? 1 : std::max<int64_t>(slabs / kMinSlabsPerSplit, 1);
-  for (const GemmMmaTile& tile : kTiles) {
-    const bool last = &tile == std::end(kTiles) - 1;
+  for (const GemmMmaTile& tile : kMmaTiles) {
+    const bool last = &tile == std::end(kMmaTiles) - 1;
     if (general && !last) continue;
     const int64_t blocks = CeilDiv(M, tile.tile_m) * CeilDiv(P, tile.tile_p);
     const int64_t wanted =

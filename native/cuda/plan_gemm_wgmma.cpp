@@ -12,17 +12,16 @@ namespace {
 
 using gpu::PanelSource;
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 bool Aligned(const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 == 0; }
 
-struct TileRow {
+struct WgmmaTileRow {
   int64_t tile_n;
   uint32_t stages;
   const char* kernel[2];  // bf16, f16
   double column_cost;     // time a column of the tile
   const char* note;
 };
-constexpr TileRow kTiles[] = {
+constexpr WgmmaTileRow kWgmmaTiles[] = {
     {256,
      4,
      {"gemm_wgmma_128x256_bf16_kernel", "gemm_wgmma_128x256_f16_kernel"},
@@ -52,7 +51,7 @@ constexpr double kGradShare = 0.39 * 2065;
 
 /// One launch multiplies the columns of `panel_tiles` tiles.
 struct Split {
-  const TileRow* tile = nullptr;
+  const WgmmaTileRow* tile = nullptr;
   int64_t panel_tiles = 0;
   double cost = 0;  // in columns of a tile
 };
@@ -67,7 +66,7 @@ Split ChooseSplit(int64_t M, int64_t N, int64_t K, int64_t stride_elems, bool pa
   const int64_t pairs_m = CeilDiv(M, gpu::kWgmmaTileM * gpu::kWgmmaCluster);
   const int64_t clusters = std::max<int64_t>(device.sm_count / gpu::kWgmmaCluster, 1);
   Split best;
-  for (const TileRow& tile : kTiles) {
+  for (const WgmmaTileRow& tile : kWgmmaTiles) {
     const int64_t tiles_n = CeilDiv(N, tile.tile_n);
     // Two panels, and a third of the L2 for x and y.
     const int64_t panel_bytes = tile.tile_n * stride_elems * 2;
@@ -196,7 +195,7 @@ int64_t FirstGradPanel(const GemmMmaOperands& operands) {
 bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t narrow_tiles = gpu::kWgmmaCluster *
                                CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
-                               CeilDiv(OutputsOf(operands), kTiles[1].tile_n);
+                               CeilDiv(OutputsOf(operands), kWgmmaTiles[1].tile_n);
   return device.sm == 90 && Supports(operands) && operands.x.rows >= kMinM &&
          operands.x.cols >= kMinK && narrow_tiles >= device.sm_count / 2 &&
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);

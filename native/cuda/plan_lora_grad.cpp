@@ -6,8 +6,6 @@
 namespace lowrank::cuda {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 gpu::LoraContractParams GradParams(const LoraGradOperands& operands, const LoraTile& tile) {
   const int64_t r = operands.r;
   gpu::LoraContractParams params = LoraContractOver(operands.x, operands.dropout, r, tile);

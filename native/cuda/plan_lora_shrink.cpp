@@ -11,7 +11,7 @@
 namespace lowrank::cuda {
 namespace {
 
-constexpr LoraTile kTiles[] = {
+constexpr LoraTile kLoraTiles[] = {
     {80,
      16,
      16,
@@ -33,8 +33,6 @@ constexpr LoraTile kTiles[] = {
      {"lora_dy_f32_r32_kernel", "lora_dy_bf16_r32_kernel", "lora_dy_f16_r32_kernel"},
      "untuned: further ranks find x in L2 and are bound by the tensor cores"},
 };
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool Aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
@@ -122,10 +120,10 @@ gpu::LoraGate LoraGateOf(const TensorView& x, const DropoutSpec& dropout) {
 }
 
 const LoraTile& SelectLoraTile(int64_t r, const DeviceLimits& device) {
-  for (const LoraTile& tile : kTiles) {
+  for (const LoraTile& tile : kLoraTiles) {
     if (device.sm >= tile.min_sm && r <= tile.r_max) return tile;
   }
-  return kTiles[1];
+  return kLoraTiles[1];
 }
 
 LoraSplit SelectLoraSplit(int64_t o_blocks, int64_t q_count, int64_t slots, int64_t x_bytes,

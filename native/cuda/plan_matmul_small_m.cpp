@@ -14,27 +14,27 @@ namespace {
 using gpu::SmallMFormat;
 
 /// One format under one tile.
-struct FormatRow {
+struct SmallMFormatRow {
   const char* kernels[2];          // bf16, f16
   const char* cluster_kernels[2];  // the same of sm_90a, whose slices are the blocks of a cluster
   int64_t step_k;                  // slices of K are multiples of it
   int64_t shared_bytes;            // without the scales
 };
 
-struct TileRow {
+struct SmallMTileRow {
   int min_sm;
-  int64_t m_max;          // tokens: the first row that holds them is taken
-  int64_t rows;           // outputs a block
-  int64_t tokens;         // it has sums of
-  int64_t scale_bytes;    // of one block index, all rows
-  int64_t blocks_per_sm;  // that its registers allow
-  FormatRow formats[3];   // in SmallMFormat's order
+  int64_t m_max;               // tokens: the first row that holds them is taken
+  int64_t rows;                // outputs a block
+  int64_t tokens;              // it has sums of
+  int64_t scale_bytes;         // of one block index, all rows
+  int64_t blocks_per_sm;       // that its registers allow
+  SmallMFormatRow formats[3];  // in SmallMFormat's order
   const char* note;
 };
 
 template <SmallMFormat kFormat, typename Tile>
-constexpr FormatRow MakeFormat(const char* bf16, const char* f16, const char* cluster_bf16,
-                               const char* cluster_f16) {
+constexpr SmallMFormatRow MakeFormat(const char* bf16, const char* f16, const char* cluster_bf16,
+                                     const char* cluster_f16) {
   return {{bf16, f16},
           {cluster_bf16, cluster_f16},
           gpu::kSmallMStepK<kFormat, Tile>,
@@ -61,7 +61,7 @@ constexpr FormatRow MakeFormat(const char* bf16, const char* f16, const char* cl
 
 /// Why the rows grow with M: x is read from L2 once a block, 2 · M / rows bytes a weight. The notes
 /// give bytes of x and of w a 4-bit weight. Untuned: no GPU has run them.
-constexpr TileRow kTiles[] = {
+constexpr SmallMTileRow kSmallMTiles[] = {
     LOWRANK_SMALL_M_ROW(8, SmallMTile8, 2, "0.5 of x beside 0.56 of w at M = 8"),
     LOWRANK_SMALL_M_ROW(16, SmallMTile16, 1, "0.5 beside 0.56 at M = 16"),
     LOWRANK_SMALL_M_ROW(32, SmallMTile32, 1, "0.5 beside 0.56 at M = 32"),
@@ -77,8 +77,8 @@ constexpr int64_t kWgmmaColsMax = (int64_t{1} << 32) / gpu::SmallMTileWide::kTok
 constexpr int64_t kSplitsMax = 64;
 constexpr int64_t kColsMax = int64_t{1} << 26;  // a block's rows have fewer than 2^31 pieces
 
-const TileRow* TileFor(int64_t M, const DeviceLimits& device) {
-  for (const TileRow& row : kTiles) {
+const SmallMTileRow* TileFor(int64_t M, const DeviceLimits& device) {
+  for (const SmallMTileRow& row : kSmallMTiles) {
     if (M <= row.m_max && device.sm >= row.min_sm) return &row;
   }
   return nullptr;
@@ -98,9 +98,9 @@ struct Slices {
 
 /// K in `wanted` slices, or a few less where those have a step more each; none where shared memory
 /// does not hold their scales.
-Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const TileRow& tile,
+Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const SmallMTileRow& tile,
                 const DeviceLimits& device) {
-  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
+  const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
   const int64_t K = operands.x.cols;
   Slices slices;
   slices.k = std::min(CeilDiv(CeilDiv(K, format.step_k), wanted) * format.step_k, K);
@@ -114,8 +114,9 @@ Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const TileRow& 
   return slices.shared_bytes <= device.shared_bytes_per_block ? slices : Slices();
 }
 
-Slices CutK(const GemmMmaOperands& operands, const TileRow& tile, const DeviceLimits& device) {
-  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
+Slices CutK(const GemmMmaOperands& operands, const SmallMTileRow& tile,
+            const DeviceLimits& device) {
+  const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
   const int64_t steps = CeilDiv(operands.x.cols, format.step_k);
   // Blocks for three quarters of the multiprocessors are left whole: the planes and the second
   // launch cost more than the idle ones.
@@ -180,8 +181,8 @@ constexpr int64_t kMemoryBytes = 13;
 /// their launch take fewer clocks. 1,024 x 4,096 at 32 tokens wants 16 slices: in eight a block
 /// takes 2,520 clocks of memory and 1,610 for its peers' sums, in sixteen 1,260, 1,850 for the
 /// second launch and 1,060 for the planes, so it is a cluster of eight. At K = 14,336 it is planes.
-Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands, const TileRow& tile,
-                     const DeviceLimits& device) {
+Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
+                     const SmallMTileRow& tile, const DeviceLimits& device) {
   if (device.sm != 90 || planes.count < 2) return Slices();
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
@@ -281,7 +282,7 @@ bool Takes(const GemmMmaOperands& operands) {
 
 /// By mma.sync.
 bool MmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
-  const TileRow* tile = TileFor(operands.x.rows, device);
+  const SmallMTileRow* tile = TileFor(operands.x.rows, device);
   return tile != nullptr && CutK(operands, *tile, device).count > 0;
 }
 
@@ -311,9 +312,9 @@ gpu::SmallMParams ParamsOf(const GemmMmaOperands& operands, const Slices& slices
 }
 
 /// The launch of mma.sync, `slices` along y, or along x the blocks of a cluster.
-Status AddMmaStep(const TileRow& tile, const GemmMmaOperands& operands, const Slices& slices,
+Status AddMmaStep(const SmallMTileRow& tile, const GemmMmaOperands& operands, const Slices& slices,
                   bool cluster, const gpu::SmallMParams& params, Plan* plan) {
-  const FormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
+  const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
   LaunchStep step;
   step.kernel =
       (cluster ? format.cluster_kernels : format.kernels)[operands.x.dtype == DType::kF16 ? 1 : 0];
@@ -347,7 +348,7 @@ bool SmallMPlanesApply(const GemmMmaOperands& operands, const DeviceLimits& devi
 Status PlanMatmulSmallMPlanes(const GemmMmaOperands& operands, float* sums,
                               const DeviceLimits& device, Workspace* workspace, Plan* plan,
                               ProductPlanes* planes) {
-  const TileRow& tile = *TileFor(operands.x.rows, device);
+  const SmallMTileRow& tile = *TileFor(operands.x.rows, device);
   const Slices slices = CutK(operands, tile, device);
   gpu::SmallMParams params = ParamsOf(operands, slices);
   // Blocks of several splits write planes; of one, the grid has the first of two.
@@ -362,7 +363,7 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
                         Workspace* workspace, Plan* plan) {
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
-  const TileRow* tile = TileFor(M, device);
+  const SmallMTileRow* tile = TileFor(M, device);
   const WgmmaChoice wgmma = ChooseWgmma(operands, device);
   const Slices slices = wgmma.row != nullptr ? wgmma.slices : CutK(operands, *tile, device);
   const int f16 = operands.x.dtype == DType::kF16 ? 1 : 0;

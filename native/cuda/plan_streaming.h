@@ -8,17 +8,14 @@
 
 namespace lowrank::cuda {
 
-inline bool IsAligned(const void* pointer, uintptr_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 constexpr uint32_t Log2(int64_t power_of_two) {
   uint32_t log2 = 0;
   while ((int64_t{1} << log2) < power_of_two) ++log2;
   return log2;
 }
+
+/// Most blocks of a grid along y or z.
+constexpr int64_t kMostGridRows = 65535;
 
 /// A grid of `items` at `items_per_block`, along x. A grid has fewer than 2^31 blocks: 2^40
 /// elements and more.

@@ -5,8 +5,6 @@
 namespace lowrank::cuda {
 namespace {
 
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 /// Splits of the rows, for `blocks` units each: what leaves the fewest rows to the warp that has
 /// most, in steps of 16 and at least 64, and costs planes of a quarter of x at most.
 int64_t RowSplits(int64_t rows, int64_t r, int64_t blocks, int64_t warps) {

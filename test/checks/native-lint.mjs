@@ -25,9 +25,13 @@ if (mode === 'format') {
 }
 
 const tidy = find('clang-tidy');
-execFileSync('cmake', ['--preset', 'release', '-DCMAKE_EXPORT_COMPILE_COMMANDS=ON'], {
-  stdio: 'ignore',
-});
+execFileSync(
+  'cmake',
+  ['--preset', 'release', '-DCMAKE_EXPORT_COMPILE_COMMANDS=ON', '-DLOWRANK_UNITY=OFF'],
+  {
+    stdio: 'ignore',
+  },
+);
 const commands = JSON.parse(readFileSync('build/release/compile_commands.json', 'utf8'));
 // One instruction set stands for all: they share one body.
 // Ours, and the checks of the CPU kernels; those of the emulator take flags that clang does not know.

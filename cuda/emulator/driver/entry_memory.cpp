@@ -15,11 +15,6 @@ using namespace emu::driver;
 
 namespace {
 
-CUresult EnterStream(CUstream handle, ContextPtr* context, StreamPtr* stream) {
-  if (const int result = EnterContext(context); result != 0) return result;
-  return FindStream(handle, *context, stream);
-}
-
 bool Capturing(const StreamPtr& stream) {
   const std::lock_guard<std::mutex> lock(Capture::Mutex());
   return stream->capture != nullptr;

@@ -18,11 +18,6 @@ constexpr CUresult kCaptureUnmatched = 903;
 constexpr CUresult kCaptureUnjoined = 904;
 constexpr CUresult kCapturedEvent = 907;
 
-CUresult EnterStream(CUstream handle, ContextPtr* context, StreamPtr* stream) {
-  if (const int result = EnterContext(context); result != 0) return result;
-  return FindStream(handle, *context, stream);
-}
-
 /// For calls that wait for or ask after a stream: a captured one has nothing to answer, and the
 /// capture is spoilt.
 CUresult RefuseCaptured(const ContextPtr& context, const StreamPtr& stream) {

@@ -136,6 +136,11 @@ int FindStream(cuda::CUstream handle, const ContextPtr& context, StreamPtr* stre
   return cuda::CUDA_SUCCESS;
 }
 
+int EnterStream(cuda::CUstream handle, ContextPtr* context, StreamPtr* stream) {
+  if (const int result = EnterContext(context); result != 0) return result;
+  return FindStream(handle, *context, stream);
+}
+
 int Submit(const ContextPtr& context, const StreamPtr& stream, NodeKind kind, Work work) {
   // Only a launch right after a launch can overlap it.
   if (kind != NodeKind::kKernel) {

@@ -172,6 +172,8 @@ int EnterContext(ContextPtr* context);
 /// The stream of a handle: 0 and 1 are the legacy null stream of `context`, 2 this thread's own.
 /// CUDA_ERROR_INVALID_HANDLE, or INVALID_CONTEXT for a stream of another context.
 int FindStream(cuda::CUstream handle, const ContextPtr& context, StreamPtr* stream);
+/// EnterContext(), and a stream of that context.
+int EnterStream(cuda::CUstream handle, ContextPtr* context, StreamPtr* stream);
 
 /// Queues work, or writes it into the capture that the stream takes part in.
 int Submit(const ContextPtr& context, const StreamPtr& stream, NodeKind kind, Work work);
