@@ -49,6 +49,29 @@ LOWRANK_DEVICE float LoadAny(const void* g_data, uint8_t dtype, int64_t index) {
   return dtype == kElementBF16 ? ElementBF16T::Low(bits) : ElementF16T::Low(bits);
 }
 
+/// kCount consecutive elements from `index`, one by one; those from `count` on, which is 1 at
+/// least, are zero. The last is loaded again in their place, so that no load waits for a branch.
+template <int kCount>
+LOWRANK_DEVICE void LoadEach(float (&r_value)[kCount], const void* g_data, uint8_t dtype,
+                             int64_t index, int64_t count) {
+  const int last = count < kCount ? static_cast<int>(count) - 1 : kCount - 1;
+  if (dtype == kElementF32) {
+    const float* g_from = static_cast<const float*>(g_data) + index;
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) r_value[q] = g_from[min(q, last)];
+  } else {
+    const uint16_t* g_from = static_cast<const uint16_t*>(g_data) + index;
+    const bool bf16 = dtype == kElementBF16;
+#pragma unroll
+    for (int q = 0; q < kCount; ++q) {
+      const uint32_t bits = g_from[min(q, last)];
+      r_value[q] = bf16 ? ElementBF16T::Low(bits) : ElementF16T::Low(bits);
+    }
+  }
+#pragma unroll
+  for (int q = 1; q < kCount; ++q) r_value[q] = q <= last ? r_value[q] : 0.0f;
+}
+
 /// Eight consecutive elements from `index`; those from `count` on are zero. `vector`: the whole
 /// eight may be read by 16-byte accesses where count >= 8.
 LOWRANK_DEVICE void LoadEight(float (&r_value)[8], const void* g_data, uint8_t dtype, int64_t index,
@@ -73,8 +96,12 @@ LOWRANK_DEVICE void LoadEight(float (&r_value)[8], const void* g_data, uint8_t d
     }
     return;
   }
+  if (count > 0) {
+    LoadEach(r_value, g_data, dtype, index, count);
+    return;
+  }
 #pragma unroll
-  for (int q = 0; q < 8; ++q) r_value[q] = q < count ? LoadAny(g_data, dtype, index + q) : 0.0f;
+  for (int q = 0; q < 8; ++q) r_value[q] = 0.0f;
 }
 
 /// The 16 values that a 4-bit code may stand for in one block, rounded to T, as byte planes: entry

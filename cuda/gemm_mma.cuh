@@ -117,8 +117,7 @@ LOWRANK_DEVICE void AddLora(const GemmMmaParams& p, int64_t m0, int64_t p0, unsi
 #pragma unroll 1
   for (int slab = 0; slab * 4 < lora.blocks(); ++slab) {
     if (slab > 0) __syncthreads();
-    lora.FillH(slab, m0, s_h);
-    lora.FillFactor(slab, p0, s_factor);
+    lora.Fill(slab, m0, p0, s_h, s_factor);
     __syncthreads();
 #pragma unroll 1
     for (int step = 0; step < 4 && slab * 4 + step < lora.blocks(); ++step) {
@@ -155,12 +154,17 @@ LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int6
 /// bias + scaling · lora_bias of eight columns, zeros where neither is given.
 LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t col) {
 #pragma unroll
-  for (int q = 0; q < 8; ++q) {
-    r_bias[q] = 0.0f;
-    if (col + q >= p.N) continue;
-    if (p.bias != nullptr) r_bias[q] = LoadAny(p.bias, p.bias_dtype, col + q);
-    if (p.lora_bias != nullptr) {
-      r_bias[q] += p.scaling * LoadAny(p.lora_bias, p.lora_bias_dtype, col + q);
+  for (int q = 0; q < 8; ++q) r_bias[q] = 0.0f;
+#pragma unroll 1
+  for (int of_lora = 0; of_lora < 2; ++of_lora) {
+    const void* g_bias = of_lora != 0 ? p.lora_bias : p.bias;
+    if (g_bias == nullptr) continue;
+    float value[8];
+    LoadEight(value, g_bias, of_lora != 0 ? p.lora_bias_dtype : p.bias_dtype, col, p.N - col,
+              false);
+#pragma unroll
+    for (int q = 0; q < 8; ++q) {
+      r_bias[q] = of_lora != 0 ? r_bias[q] + p.scaling * value[q] : value[q];
     }
   }
 }
@@ -254,6 +258,8 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   constexpr int kStages = Tile::kStages;
   static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
   static_assert(Source::kSteps == Tile::kTileR / 16);
+  // Any weight and shape waits for its look-ups; the code of four steps would not make it faster.
+  constexpr int kUnroll = Source::kGeneral ? 1 : Source::kSteps;
 
   Shared& shared = DynamicShared<Shared>();
   typename Shared::MainLoop& s = shared.loop;
@@ -349,7 +355,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     const unsigned char* s_x = s.x[slab % kStages];
     const unsigned char* s_w = s.w[slab % Shared::kTiles];
     unsigned char* s_next = s.w[(slab + 1) % Shared::kTiles];
-#pragma unroll
+#pragma unroll kUnroll
     for (int step = 0; step < Source::kSteps; ++step) {
       product.template Step<Element>(s_x, s_w, step);
       if (slab + 1 < end) source.Decode(slab + 1, s_next, step);
@@ -368,7 +374,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   if (first < end) {
     source.LoadScales(first + 1);
     wait_stage();
-#pragma unroll
+#pragma unroll kUnroll
     for (int step = 0; step < Source::kSteps; ++step) {
       source.Decode(first, s.w[first % Shared::kTiles], step);
     }

@@ -31,55 +31,62 @@ class LoraSlabs {
 
   __device__ __forceinline__ int blocks() const { return blocks_per_pair_ * p_.split_pairs; }
 
-  /// Parts of scaling · h, rows [m0, m0 + kTileM), into a tile of x.
-  __device__ __forceinline__ void FillH(int slab, int64_t m0, unsigned char* s_x) const {
-    FillRows(slab, p_.h, kElementF32, kPartsOfH, p_.scaling, m0, p_.M, Tile::kTileM, s_x);
-  }
-
-  /// Parts of the factor into a tile of w: forward lora_b's rows, transposed lora_a's columns.
-  __device__ __forceinline__ void FillFactor(int slab, int64_t first_p, unsigned char* s_w) const {
-    if constexpr (!Tile::kTransposed) {
-      FillRows(slab, p_.factor, p_.factor_dtype, kPartsOfFactor, 1.0f, first_p, p_.N, Tile::kTileP,
-               s_w);
-    } else {
-      constexpr int kRowBytes = Tile::kTileP * 2;
-      constexpr int kPieces = kRowBytes / 16;
+  /// Parts of scaling · h, rows [m0, m0 + kTileM), into a tile of x, and of the factor into a tile
+  /// of w: forward lora_b's rows, transposed lora_a's columns. A thread's pieces of both, one after
+  /// the other: the parts of eight numbers are much code, written out once.
+  __device__ __forceinline__ void Fill(int slab, int64_t m0, int64_t p0, unsigned char* s_h,
+                                       unsigned char* s_factor) const {
+    constexpr int kPiecesOfH = Tile::kTileM * 8;
+    constexpr int kPieces = kPiecesOfH + Tile::kTileP * 8;
 #pragma unroll 1
-      for (int at = threadIdx.x; at < Tile::kTileR * kPieces; at += Tile::kThreads) {
-        const int row = at / kPieces;
-        const int piece = at % kPieces;
-        const int block = slab * 4 + row / 16;
-        const int pair = block / blocks_per_pair_;
-        const int64_t j = (block - pair * blocks_per_pair_) * 16 + row % 16;
-        const int64_t k = first_p + piece * 8;
-        const int64_t count = pair < p_.split_pairs && j < p_.r ? p_.K - k : 0;
-        float value[8];
-        LoadEight(value, p_.factor, p_.factor_dtype, j * p_.K + k, count, p_.vector_factors);
-        StoreParts(value, kPartsOfFactor, pair, s_w + SwizzledOffset<kRowBytes>(row, piece));
-      }
+    for (int at = threadIdx.x; at < kPieces; at += Tile::kThreads) {
+      const bool of_h = at < kPiecesOfH;
+      const Piece piece = of_h                ? PieceOfRow(slab, at, m0, p_.M)
+                          : Tile::kTransposed ? PieceOfColumns(slab, at - kPiecesOfH, p0)
+                                              : PieceOfRow(slab, at - kPiecesOfH, p0, p_.N);
+      float value[8];
+      LoadEight(value, of_h ? p_.h : p_.factor, of_h ? kElementF32 : p_.factor_dtype, piece.index,
+                piece.count, p_.vector_factors);
+      const float scale = of_h ? p_.scaling : 1.0f;
+#pragma unroll
+      for (int q = 0; q < 8; ++q) value[q] = value[q] * scale;
+      StoreParts(value, of_h ? kPartsOfH : kPartsOfFactor, piece.pair,
+                 (of_h ? s_h : s_factor) + piece.offset_bytes);
     }
   }
 
  private:
-  /// Rows [row0, row0 + rows) of a matrix [limit, r] as rows of 64 parts.
-  __device__ __forceinline__ void FillRows(int slab, const void* g_from, uint8_t dtype,
-                                           uint32_t parts, float factor, int64_t row0,
-                                           int64_t limit, int rows, unsigned char* s_tile) const {
-#pragma unroll 1
-    for (int at = threadIdx.x; at < rows * 8; at += Tile::kThreads) {
-      const int row = at / 8;
-      const int piece = at % 8;
-      const int block = slab * 4 + piece / 2;
-      const int pair = block / blocks_per_pair_;
-      const int64_t j = (block - pair * blocks_per_pair_) * 16 + piece % 2 * 8;
-      const bool inside = row0 + row < limit && pair < p_.split_pairs;
-      float value[8];
-      LoadEight(value, g_from, dtype, (row0 + row) * p_.r + j, inside ? p_.r - j : 0,
-                p_.vector_factors);
-#pragma unroll
-      for (int q = 0; q < 8; ++q) value[q] = value[q] * factor;
-      StoreParts(value, parts, pair, s_tile + SwizzledOffset<128>(row, piece));
-    }
+  /// Eight neighbours in memory, which become eight of a tile.
+  struct Piece {
+    int64_t index;
+    int64_t count;  // that are there
+    int pair;
+    int offset_bytes;  // in the tile
+  };
+
+  /// Of rows [row0, limit) of a matrix [limit, r] as rows of 64 parts.
+  __device__ __forceinline__ Piece PieceOfRow(int slab, int at, int64_t row0, int64_t limit) const {
+    const int row = at / 8;
+    const int piece = at % 8;
+    const int block = slab * 4 + piece / 2;
+    const int pair = block / blocks_per_pair_;
+    const int64_t j = (block - pair * blocks_per_pair_) * 16 + piece % 2 * 8;
+    const bool inside = row0 + row < limit && pair < p_.split_pairs;
+    return {(row0 + row) * p_.r + j, inside ? p_.r - j : 0, pair, SwizzledOffset<128>(row, piece)};
+  }
+
+  /// Of a row of lora_a [r, K], from column first_k of the tile on.
+  __device__ __forceinline__ Piece PieceOfColumns(int slab, int at, int64_t first_k) const {
+    constexpr int kRowBytes = Tile::kTileP * 2;
+    constexpr int kRowPieces = kRowBytes / 16;
+    const int row = at / kRowPieces;
+    const int piece = at % kRowPieces;
+    const int block = slab * 4 + row / 16;
+    const int pair = block / blocks_per_pair_;
+    const int64_t j = (block - pair * blocks_per_pair_) * 16 + row % 16;
+    const int64_t k = first_k + piece * 8;
+    const int64_t count = pair < p_.split_pairs && j < p_.r ? p_.K - k : 0;
+    return {j * p_.K + k, count, pair, SwizzledOffset<kRowBytes>(row, piece)};
   }
 
   const GemmMmaParams& p_;

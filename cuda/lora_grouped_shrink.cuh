@@ -55,17 +55,31 @@ struct ShrinkBlock : Rows {
     }
   }
 
-  /// Eight of gate ⊙ x without the gate's scale, whatever the dropped ones held.
-  __device__ __forceinline__ void LoadX(const GroupedParams& p, int64_t m, int64_t k,
-                                        float (&x)[8]) const {
-    const int64_t index = m * p.K + k;
-    const int inside = InsideOf(p, k);
-    EightToFloats(p.x_element, LoadSmallEight(p.x_element, p.x, index, inside, x_aligned), x);
-    if (e.gate_kind == kLoraGateNone) return;
+  /// Which of eight elements from k on the gate keeps, a byte for each of the block's rows. A loop
+  /// that stays rolled: a generator is two hundred instructions.
+  __device__ __forceinline__ uint64_t KeptOfRows(const GroupedParams& p, int64_t k) const {
+    if (e.gate_kind == kLoraGateNone) return 0;
     LoraGate gate = p.gate;
     gate.kind = e.gate_kind;
     gate.threshold = e.threshold;
-    const uint32_t kept = KeptBits<8>(gate, index, inside);
+    uint64_t kept = 0;
+    static_assert(kGroupedShrinkRows <= 8, "bytes of a word");
+#pragma unroll 1
+    for (int i = 0; i < kGroupedShrinkRows && i < count; ++i) {
+      const int64_t index = this->RowOf(p, row0 + i) * p.K + k;
+      const uint32_t of_row = KeptBits<8>(gate, index, InsideOf(p, k)) & 255u;
+      kept |= static_cast<uint64_t>(of_row) << (8 * i);
+    }
+    return kept;
+  }
+
+  /// Eight of gate ⊙ x without the gate's scale, whatever the dropped ones held.
+  __device__ __forceinline__ void LoadX(const GroupedParams& p, int64_t m, int64_t k, uint32_t kept,
+                                        float (&x)[8]) const {
+    const int64_t index = m * p.K + k;
+    EightToFloats(p.x_element, LoadSmallEight(p.x_element, p.x, index, InsideOf(p, k), x_aligned),
+                  x);
+    if (e.gate_kind == kLoraGateNone) return;
 #pragma unroll
     for (int i = 0; i < 8; ++i) x[i] = (kept >> i & 1u) != 0 ? x[i] : 0.0f;
   }
@@ -76,11 +90,12 @@ struct ShrinkBlock : Rows {
     for (int64_t k = threadIdx.x * 8; k < p.K; k += kShrinkWarps * kShrinkChunk) {
       float factors[kGroupedShrinkRanks][8];
       LoadFactors(p, j0, k, factors);
+      const uint64_t kept = KeptOfRows(p, k);
 #pragma unroll
       for (int i = 0; i < kGroupedShrinkRows; ++i) {
         if (i >= count) continue;
         float x[8];
-        LoadX(p, this->RowOf(p, row0 + i), k, x);
+        LoadX(p, this->RowOf(p, row0 + i), k, static_cast<uint32_t>(kept >> (8 * i)), x);
 #pragma unroll
         for (int j = 0; j < kGroupedShrinkRanks; ++j) {
           float& sum = sums[i * kGroupedShrinkRanks + j];

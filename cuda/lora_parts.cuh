@@ -81,17 +81,24 @@ LOWRANK_DEVICE void SplitFinitePair(float first, float second, uint32_t (&parts)
   }
 }
 
-/// The parts of any two numbers: of one that is not finite the first part only.
+/// The parts of any two numbers: of one that is not finite the first part only. Of finite ones the
+/// same as above; without a branch, since it is written out wherever a product has this case.
 template <int kParts>
-LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kParts]) {
-  if ((NonFinite(first) | NonFinite(second)) == 0) {
-    SplitFinitePair(first, second, parts);
-    return;
-  }
+LOWRANK_DEVICE void SplitAnyPair(float first, float second, uint32_t (&parts)[kParts]) {
   const float finite_first = NonFinite(first) == 0 ? first : 0.0f;
   const float finite_second = NonFinite(second) == 0 ? second : 0.0f;
   SplitFinitePair(finite_first, finite_second, parts);
   parts[0] = UpperHalves(QuietNaN(first), QuietNaN(second));
+}
+
+/// Likewise, and fast where both are finite.
+template <int kParts>
+LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kParts]) {
+  if ((NonFinite(first) | NonFinite(second)) == 0) {
+    SplitFinitePair(first, second, parts);
+  } else {
+    SplitAnyPair(first, second, parts);
+  }
 }
 
 /// A word of two 16-bit elements as parts: one if they are bf16, else those of f16.
@@ -116,14 +123,21 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
     SplitFinitePair(factor[0], factor[1], low);
     SplitFinitePair(factor[2], factor[3], high);
   } else {
-    SplitPair(factor[0], factor[1], low);
-    SplitPair(factor[2], factor[3], high);
+    SplitAnyPair(factor[0], factor[1], low);
+    SplitAnyPair(factor[2], factor[3], high);
   }
 #pragma unroll
   for (int held = 0; held < kHeld; ++held) MmaBF16(acc_of(held), a[held][0], low[0], high[0]);
+  // Past that product no infinity and no NaN: only a first part is one.
+  uint32_t finite[kHeld][4];
   if constexpr (!kAllFinite) {
     low[0] = FinitePair(low[0]);
     high[0] = FinitePair(high[0]);
+#pragma unroll
+    for (int held = 0; held < kHeld; ++held) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) finite[held][i] = FinitePair(a[held][0][i]);
+    }
   }
 #pragma unroll
   for (int factor_part = 0; factor_part < 3; ++factor_part) {
@@ -133,13 +147,13 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
       if (part + factor_part == 0 || part + factor_part > 3) continue;
 #pragma unroll
       for (int held = 0; held < kHeld; ++held) {
-        if constexpr (kAllFinite) {
-          MmaBF16(acc_of(held), a[held][part], low[factor_part], high[factor_part]);
+        const auto multiply = [&](const uint32_t(&x)[4]) {
+          MmaBF16(acc_of(held), x, low[factor_part], high[factor_part]);
+        };
+        if (kAllFinite || part > 0) {
+          multiply(a[held][part]);
         } else {
-          uint32_t finite[4];
-#pragma unroll
-          for (int i = 0; i < 4; ++i) finite[i] = FinitePair(a[held][part][i]);
-          MmaBF16(acc_of(held), finite, low[factor_part], high[factor_part]);
+          multiply(finite[held]);
         }
       }
     }

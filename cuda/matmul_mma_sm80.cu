@@ -73,7 +73,7 @@ namespace lowrank::gpu {
 LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_KERNEL)
 
 #define LOWRANK_GEMM_MMA_REDUCE_KERNEL(dtype, Element)                                        \
-  LOWRANK_KERNEL(gemm_mma_reduce_##dtype##_kernel, GemmMmaParams, kGemmMmaReduceThreads, 4) { \
+  LOWRANK_KERNEL(gemm_mma_reduce_##dtype##_kernel, GemmMmaParams, kGemmMmaReduceThreads, 5) { \
     GemmMmaReduceBody<Element>(p);                                                            \
   }
 LOWRANK_GEMM_MMA_REDUCE_KERNELS(LOWRANK_GEMM_MMA_REDUCE_KERNEL)

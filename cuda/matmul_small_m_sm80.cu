@@ -136,10 +136,10 @@ LOWRANK_DEVICE void SmallMFinishBody(const SmallMParams& p) {
 LOWRANK_SMALL_M_KERNELS(LOWRANK_DEFINE)
 #undef LOWRANK_DEFINE
 
-LOWRANK_KERNEL(matmul_small_m_finish_bf16_kernel, SmallMParams, kSmallMFinishThreads, 4) {
+LOWRANK_KERNEL(matmul_small_m_finish_bf16_kernel, SmallMParams, kSmallMFinishThreads, 7) {
   SmallMFinishBody<ElementBF16T>(p);
 }
-LOWRANK_KERNEL(matmul_small_m_finish_f16_kernel, SmallMParams, kSmallMFinishThreads, 4) {
+LOWRANK_KERNEL(matmul_small_m_finish_f16_kernel, SmallMParams, kSmallMFinishThreads, 7) {
   SmallMFinishBody<ElementF16T>(p);
 }
 

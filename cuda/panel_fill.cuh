@@ -228,6 +228,12 @@ LOWRANK_DEVICE void FillPanel(const PanelFill& fill, const float* s_codebook, ui
   }
 }
 
+/// The share of warp `unit` of `units` in a copy of a dense matrix, as it lies.
+template <typename T>
+LOWRANK_DEVICE void FillCopy(const PanelFill& fill, uint32_t unit, uint32_t units) {
+  if (fill.kind != PanelSource::kNone) FillPanelElements<T>(fill, nullptr, unit, units);
+}
+
 /// The share of thread `index` of `count`.
 LOWRANK_DEVICE void FillSplit(const SplitFill& fill, int64_t index, int64_t count) {
   if (fill.kind == PanelSource::kNone) return;

@@ -28,55 +28,74 @@ struct OutputBias {
   }
 };
 
+/// Ranks [j, j + kRanks) of h · lora_bᵀ, for kRows outputs from n on and the tokens first, first +
+/// step, ...; kVector: r is a multiple of 8, and rows are read by 16-byte accesses. Tokens are
+/// branched over by four, which also bounds the registers of what is asked for at once; others past
+/// M read the last one.
+template <int kRanks, bool kVector, int kCount, int kRows>
+LOWRANK_DEVICE void AddRanks(const SmallMParams& p, int64_t n, int64_t first, int64_t step,
+                             int64_t j, float (&adapter)[kCount][kRows]) {
+  const auto load = [&](float(&value)[kRanks], const void* g_matrix, uint8_t dtype, int64_t row) {
+    if constexpr (kVector) {
+      LoadEight(value, g_matrix, dtype, row * p.r + j, 8, true);
+    } else {
+      LoadEach(value, g_matrix, dtype, row * p.r + j, p.r - j);
+    }
+  };
+  constexpr int kTogether = kCount > 2 ? 4 : 1;
+  float factor[kRows][kRanks];
+#pragma unroll
+  for (int row = 0; row < kRows; ++row) {
+    load(factor[row], p.lora_b, p.lora_b_dtype, kRows == 1 ? n : min(n + row, p.N - 1));
+  }
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) {
+    if (i > 0 && i % kTogether == 0 && first + i * step >= p.M) break;
+    float value[kRanks];
+    load(value, p.h, kElementF32, i == 0 ? first : min(first + i * step, p.M - 1));
+#pragma unroll
+    for (int row = 0; row < kRows; ++row) {
+#pragma unroll
+      for (int q = 0; q < kRanks; ++q) {
+        adapter[i][row] = fmaf(value[q], factor[row][q], adapter[i][row]);
+      }
+    }
+  }
+}
+
 /// y for kRows outputs from n on and the tokens first, first + step, ...: bias and LoRA term added
 /// to the sums, then rounded. lora_b's rows are read once for all of the tokens; lanes that share a
 /// token read its h as one broadcast.
 template <typename Element, int kCount, int kRows>
 LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, const OutputBias<kRows>& bias, int64_t n,
                                   int64_t first, int64_t step, const float (&sum)[kCount][kRows]) {
+  if (first >= p.M) return;
   float adapter[kCount][kRows] = {};
   if (p.h != nullptr) {
     const bool vector = p.r % 8 == 0 && (reinterpret_cast<uintptr_t>(p.lora_b) & 15u) == 0 &&
                         (reinterpret_cast<uintptr_t>(p.h) & 15u) == 0;
-    for (int64_t j = 0; j < p.r; j += 8) {
-      float factor[kRows][8];
-#pragma unroll
-      for (int row = 0; row < kRows; ++row) {
-        const int64_t own = kRows == 1 ? n : min(n + row, p.N - 1);
-        LoadEight(factor[row], p.lora_b, p.lora_b_dtype, own * p.r + j, p.r - j, vector);
-      }
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const int64_t m = first + i * step;
-        if (m >= p.M) break;
-        float value[8];
-        LoadEight(value, p.h, kElementF32, m * p.r + j, p.r - j, vector);
-#pragma unroll
-        for (int row = 0; row < kRows; ++row) {
-#pragma unroll
-          for (int q = 0; q < 8; ++q) {
-            adapter[i][row] = fmaf(value[q], factor[row][q], adapter[i][row]);
-          }
-        }
-      }
+    if (vector) {
+      for (int64_t j = 0; j < p.r; j += 8) AddRanks<8, true>(p, n, first, step, j, adapter);
+    } else {
+      for (int64_t j = 0; j < p.r; j += 4) AddRanks<4, false>(p, n, first, step, j, adapter);
     }
   }
   // A row of y then is a multiple of 8 bytes, and n one of four outputs.
   const bool whole = kRows == 4 && p.N % 4 == 0 && (reinterpret_cast<uintptr_t>(p.y) & 7u) == 0;
+  const bool with_bias = p.bias != nullptr;
+  const bool with_lora = p.h != nullptr || p.lora_bias != nullptr;
+  uint16_t* g_first = static_cast<uint16_t*>(p.y) + first * p.N + n;
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    const int64_t m = first + i * step;
-    if (m >= p.M) break;
+    if (i > 0 && first + i * step >= p.M) break;
     float value[kRows];
 #pragma unroll
     for (int row = 0; row < kRows; ++row) {
-      value[row] = sum[i][row];
-      if (p.bias != nullptr) value[row] += bias.bias[row];
-      if (p.h != nullptr || p.lora_bias != nullptr) {
-        value[row] += p.scaling * (adapter[i][row] + bias.lora_bias[row]);
-      }
+      const float base = with_bias ? sum[i][row] + bias.bias[row] : sum[i][row];
+      const float lora = p.scaling * (adapter[i][row] + bias.lora_bias[row]);
+      value[row] = with_lora ? base + lora : base;
     }
-    uint16_t* g_y = static_cast<uint16_t*>(p.y) + m * p.N + n;
+    uint16_t* g_y = g_first + i * (step * p.N);
     if constexpr (kRows == 4) {
       if (whole) {
         const uint64_t low = Element::Pack(value[0], value[1]);

@@ -66,7 +66,8 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
   }
 
   /// The sums of the slice of an output, row `row` of the block, and the tokens first, first +
-  /// kTokensApart, ...: the planes of the kWarpsK warps added in order.
+  /// kTokensApart, ...: the planes of the kWarpsK warps added in order. Those of tokens past M are
+  /// there too; of a tile for few tokens they are branched over.
   static constexpr int kTokensApart = kThreads / Tile::kRows;
   static constexpr int kCount = Tile::kTokens / kTokensApart;
   __device__ __forceinline__ void AddWarps(int row, int first, float (&sum)[kCount][1]) const {
@@ -74,7 +75,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
     for (int i = 0; i < kCount; ++i) {
       sum[i][0] = 0.0f;
       const int token = first + i * kTokensApart;
-      if (token >= p_.M) continue;
+      if (kCount <= 2 && token >= p_.M) continue;
       const float* s_value = s_.planes + token * Tile::kPlaneStride + row;
       sum[i][0] = s_value[0];
 #pragma unroll
@@ -161,11 +162,13 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
   float sum_[Tile::kTilesN][Tile::kTilesM][4] = {};
 };
 
-/// Every format and tile, as X(name, format, Element, Tile, blocks a multiprocessor).
+/// Every format and tile, as X(name, format, Element, Tile, blocks a multiprocessor). Beside 32
+/// tokens a dense weight, which has nothing to decode, leaves registers for two blocks.
 #define LOWRANK_SMALL_M_TILES(X, format, dtype, kFormat, Element) \
   X(format##_##dtype##_m8, kFormat, Element, SmallMTile8, 2)      \
   X(format##_##dtype##_m16, kFormat, Element, SmallMTile16, 1)    \
-  X(format##_##dtype##_m32, kFormat, Element, SmallMTile32, 1)    \
+  X(format##_##dtype##_m32, kFormat, Element, SmallMTile32,       \
+    ((kFormat) == SmallMFormat::kDense ? 2 : 1))                  \
   X(format##_##dtype##_m64, kFormat, Element, SmallMTile64, 1)
 #define LOWRANK_SMALL_M_KERNELS(X)                                          \
   LOWRANK_SMALL_M_TILES(X, 4bit, bf16, SmallMFormat::kCode4, ElementBF16T)  \

@@ -386,10 +386,7 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
       const int64_t n = Slab::FirstRow(slab, first_p_) + row;
       const int64_t k = Slab::FirstCol(slab, first_p_) + piece * 8;
       float value[8];
-#pragma unroll
-      for (int q = 0; q < 8; ++q) {
-        value[q] = n < N_ && k + q < K_ ? ValueAt(n * K_ + k + q) : 0.0f;
-      }
+      LoadValues(value, n * K_ + k, n < N_ ? K_ - k : 0);
       *reinterpret_cast<uint4*>(s_w + SwizzledOffset<Slab::kRowBytes>(row, piece)) =
           make_uint4(Element::Pack(value[0], value[1]), Element::Pack(value[2], value[3]),
                      Element::Pack(value[4], value[5]), Element::Pack(value[6], value[7]));
@@ -397,26 +394,45 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
   }
 
  private:
-  __device__ __forceinline__ float ValueAt(int64_t index) const {
-    if (w_.bits == 0) return LoadAny(w_.data, w_.dense_dtype, index);
+  /// Elements [index, index + 8) of w, zero from `count` on, where the last is read again: all
+  /// codes are asked for at once.
+  __device__ __forceinline__ void LoadValues(float (&r_value)[8], int64_t index,
+                                             int64_t count) const {
+    if (w_.bits == 0) {
+      LoadEight(r_value, w_.data, w_.dense_dtype, index, count, false);
+      return;
+    }
+#pragma unroll
+    for (int q = 0; q < 8; ++q) r_value[q] = 0.0f;
+    if (count <= 0) return;
+    const int last = count < 8 ? static_cast<int>(count) - 1 : 7;
     const uint8_t* g_codes = static_cast<const uint8_t*>(w_.data);
-    uint32_t code;
+    const int per_byte_log2 = w_.bits == 4 ? 1 : 0;
+    uint32_t code[8];
+#pragma unroll
+    for (int q = 0; q < 8; ++q) code[q] = g_codes[(index + min(q, last)) >> per_byte_log2];
     if (w_.bits == 4) {
-      const uint32_t pair = g_codes[index >> 1];
-      code = (index & 1) == 0 ? pair >> 4 : pair & 15u;
-    } else {
-      code = g_codes[index];
+#pragma unroll
+      for (int q = 0; q < 8; ++q) {
+        code[q] = ((index + min(q, last)) & 1) == 0 ? code[q] >> 4 : code[q] & 15u;
+      }
     }
-    const int64_t block = index >> w_.blocksize_log2;
-    float scale;
-    if (w_.absmax_8bit == nullptr) {
-      scale = w_.absmax[block];
-    } else {
-      scale = w_.absmax_codebook[w_.absmax_8bit[block]] *
-                  w_.nested_absmax[block / w_.nested_blocksize] +
-              *w_.absmax_offset;
+    // A block has 32 elements at least, so that eight neighbours lie in two.
+    const int64_t first_block = index >> w_.blocksize_log2;
+    const float first_scale = ScaleOf(first_block);
+    const float last_scale = ScaleOf((index + last) >> w_.blocksize_log2);
+#pragma unroll
+    for (int q = 0; q < 8; ++q) {
+      const bool first = (index + q) >> w_.blocksize_log2 == first_block;
+      if (q <= last) r_value[q] = w_.codebook[code[q]] * (first ? first_scale : last_scale);
     }
-    return w_.codebook[code] * scale;
+  }
+
+  __device__ __forceinline__ float ScaleOf(int64_t block) const {
+    if (w_.absmax_8bit == nullptr) return w_.absmax[block];
+    return w_.absmax_codebook[w_.absmax_8bit[block]] *
+               w_.nested_absmax[block / w_.nested_blocksize] +
+           *w_.absmax_offset;
   }
 
   const GemmMmaWeight& w_;
