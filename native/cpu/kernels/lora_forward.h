@@ -122,17 +122,39 @@ LOWRANK_INLINE void StoreRows(const Block& block, float* c, const ForwardTarget&
             false);
 }
 
+/// A function of the caller's, for as long as the call takes: what is long and takes one is
+/// compiled once for all of them.
+template <typename Signature>
+struct Reference;
+template <typename Result, typename... Args>
+struct Reference<Result(Args...)> {
+  const void* function;
+  Result (*call)(const void*, Args...);
+
+  template <typename Function>
+  explicit LOWRANK_MEMBER_INLINE Reference(const Function& of)
+      : function(&of), call([](const void* self, Args... args) -> Result {
+          return (*static_cast<const Function*>(self))(args...);
+        }) {}
+  LOWRANK_MEMBER_INLINE Result operator()(Args... args) const { return call(function, args...); }
+};
+using PackChunk = Reference<void(const RowSource& x, int64_t m0, const PackedChunk& chunk)>;
+using LastOfBlock =
+    Reference<bool(int target, const Grid& grid, const Block& block, int64_t m0, LastSteps* last)>;
+using AddToBlock =
+    Reference<void(int target, const Grid& grid, const Block& block, int64_t m0, float* c)>;
+
 /// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
 /// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
 /// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
 /// them. `r` counts for the work alone. With `swiglu` the last target is its up, whose y holds gate
 /// or is to hold it by the target before; then a task takes a block of each in turn. `more` rows of
 /// the first target's go on where x ends.
-template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
-LOWRANK_INLINE void ForwardManyChunks(Run& run, const TensorView& x_view,
-                                      const ForwardTarget* targets, int count, int64_t r,
-                                      const PackFn& pack, const LastFn& last_of, const AddFn& add,
-                                      bool swiglu = false) {
+template <typename Policy>
+static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardTarget* targets,
+                              int count, int64_t r, const PackChunk& pack,
+                              const LastOfBlock& last_of, const AddToBlock& add,
+                              bool swiglu = false) {
   const int64_t depth = x_view.cols;
   RowSource x = DenseRows(x_view);
   if (targets[0].more != nullptr) Append(targets[0].more->x, &x);
@@ -218,10 +240,12 @@ LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightVie
                                   const TensorView& y, int64_t r, const PackFn& pack,
                                   const AddFn& add) {
   const ForwardTarget target = {&w, &y};
-  ForwardManyChunks<Policy>(run, x, &target, 1, r, pack, NoLastSteps(),
-                            [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
-                              add(grid, block, m0, c);
-                            });
+  const auto no_last = [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; };
+  const auto add_to = [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
+    add(grid, block, m0, c);
+  };
+  ForwardManyChunks<Policy>(run, x, &target, 1, r, PackChunk(pack), LastOfBlock(no_last),
+                            AddToBlock(add_to));
 }
 
 /// A row of values, one a column, added to rows [m0, m1) of a block's sums.
@@ -289,30 +313,30 @@ static Outcome ForwardMany(const Products& products, const RunContext& context, 
       if (run.Stopped()) return;
     }
   };
-  ForwardManyChunks<Policy>(
-      run, products.At(0).x, targets, count, most_r, pack,
-      [&](int i, const Grid& grid, const Block& block, int64_t m0, LastSteps* last) {
-        const ForwardParts op = products.At(i);
-        if (op.h == nullptr || op.h->cols == 0 || FewRows(grid)) return true;
-        const RowSource scaled_h = ScaledHidden(op);
-        return PackLastSteps(run, grid, block, scaled_h, m0,
-                             TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
-      },
-      [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
-        const ForwardParts op = products.At(i);
-        if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
-          const RowSource scaled_h = ScaledHidden(op);
-          AccumulateThin<true>(
-              run, scaled_h, m0 + block.m0, block.m1 - block.m0, *op.lora_b, block.n0, block.n1,
-              [&](int64_t m) { return c + m * block.ldc(); }, false);
-        }
-        float bias[kNC];
-        if (run.Stopped()) return;
-        if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
-          AddRow(block, block.m0, Min(block.m1, op.x.rows - m0), bias, c);
-        }
-      },
-      swiglu);
+  const auto last_of = [&](int i, const Grid& grid, const Block& block, int64_t m0,
+                           LastSteps* last) {
+    const ForwardParts op = products.At(i);
+    if (op.h == nullptr || op.h->cols == 0 || FewRows(grid)) return true;
+    const RowSource scaled_h = ScaledHidden(op);
+    return PackLastSteps(run, grid, block, scaled_h, m0,
+                         TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
+  };
+  const auto add = [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
+    const ForwardParts op = products.At(i);
+    if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
+      const RowSource scaled_h = ScaledHidden(op);
+      AccumulateThin<true>(
+          run, scaled_h, m0 + block.m0, block.m1 - block.m0, *op.lora_b, block.n0, block.n1,
+          [&](int64_t m) { return c + m * block.ldc(); }, false);
+    }
+    float bias[kNC];
+    if (run.Stopped()) return;
+    if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
+      AddRow(block, block.m0, Min(block.m1, op.x.rows - m0), bias, c);
+    }
+  };
+  ForwardManyChunks<Policy>(run, products.At(0).x, targets, count, most_r, PackChunk(pack),
+                            LastOfBlock(last_of), AddToBlock(add), swiglu);
   return run.Result();
 }
 
