@@ -259,7 +259,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
   static_assert(Source::kSteps == Tile::kTileR / 16);
   // Any weight and shape waits for its look-ups; the code of four steps would not make it faster.
-  constexpr int kUnroll = Source::kGeneral ? 1 : Source::kSteps;
+  [[maybe_unused]] constexpr int kUnroll = Source::kGeneral ? 1 : Source::kSteps;
 
   Shared& shared = DynamicShared<Shared>();
   typename Shared::MainLoop& s = shared.loop;

@@ -45,8 +45,8 @@ class LoraSlabs {
                           : Tile::kTransposed ? PieceOfColumns(slab, at - kPiecesOfH, p0)
                                               : PieceOfRow(slab, at - kPiecesOfH, p0, p_.N);
       float value[8];
-      LoadEight(value, of_h ? p_.h : p_.factor, of_h ? kElementF32 : p_.factor_dtype, piece.index,
-                piece.count, p_.vector_factors);
+      LoadEight(value, of_h ? p_.h : p_.factor, of_h ? uint8_t{kElementF32} : p_.factor_dtype,
+                piece.index, piece.count, p_.vector_factors);
       const float scale = of_h ? p_.scaling : 1.0f;
 #pragma unroll
       for (int q = 0; q < 8; ++q) value[q] = value[q] * scale;

@@ -414,7 +414,7 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
     if (w_.bits == 4) {
 #pragma unroll
       for (int q = 0; q < 8; ++q) {
-        code[q] = ((index + min(q, last)) & 1) == 0 ? code[q] >> 4 : code[q] & 15u;
+        code[q] = ((index + q) & 1) == 0 ? code[q] >> 4 : code[q] & 15u;
       }
     }
     // A block has 32 elements at least, so that eight neighbours lie in two.

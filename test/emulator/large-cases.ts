@@ -79,6 +79,7 @@ function largeShapes(): Large[] {
       r: 0,
       blocksize: 128,
     },
+    { dtype: 'bf16', shape: [6, 264, 2008], r: 12 },
     { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infinity: true },
     { dtype: 'bf16', shape: [5, 264, 2008], r: 0, infiniteWeight: true },
     // The reduction of few tiles in parts, forward and backward.

@@ -13,9 +13,9 @@
 namespace lowrank::emu {
 namespace {
 
-constexpr uint32_t kK = 16;       // of 16-bit elements: 32 bytes of a row
-constexpr uint32_t kKBytes = 32;  // of bytes, so that chunks lie alike
-constexpr uint32_t kRows = 16;    // of one warp
+constexpr uint32_t kK = 16;         // of 16-bit elements: 32 bytes of a row
+constexpr uint32_t kKBytes = 32;    // of bytes, so that chunks lie alike
+constexpr uint32_t kWarpRows = 16;  // of one warp
 constexpr uint32_t kMaxN = 256;
 
 /// Eight rows (columns) of an operand, K first.
@@ -80,7 +80,7 @@ void ForEachChunk(uint64_t bits, bool mn_major, uint32_t first_mn, uint32_t coun
   }
 }
 
-uint32_t FirstRow() { return current->warp % 4 * kRows; }
+uint32_t FirstRow() { return current->warp % 4 * kWarpRows; }
 
 /// Rows [first_mn, first_mn + 8) of an operand.
 void Gather(uint64_t bits, bool mn_major, bool bf16, bool negate, uint32_t first_mn, Panel& panel) {
@@ -128,7 +128,7 @@ void GatherA(const WgmmaOperation& operation, double (*a)[kK][8]) {
 template <typename F>
 void ForEachOperandChunk(const WgmmaOperation& operation, F fn) {
   if (!operation.registers_a) {
-    ForEachChunk(operation.desc_a, operation.shape.a_mn_major, FirstRow(), kRows, fn);
+    ForEachChunk(operation.desc_a, operation.shape.a_mn_major, FirstRow(), kWarpRows, fn);
   }
   ForEachChunk(operation.desc_b, operation.shape.b_mn_major, 0, operation.shape.n, fn);
 }
@@ -169,13 +169,13 @@ void ComputeBytes(WgmmaOperation* operation) {
                    std::memcpy(rows[mn - first] + 2 * k, chunk, 16);
                  });
   };
-  Row16 a[kRows];
-  gather(operation->desc_a, FirstRow(), kRows);
-  for (uint32_t row = 0; row < kRows; ++row) a[row] = Widen<true>(rows[row]);
+  Row16 a[kWarpRows];
+  gather(operation->desc_a, FirstRow(), kWarpRows);
+  for (uint32_t row = 0; row < kWarpRows; ++row) a[row] = Widen<true>(rows[row]);
   gather(operation->desc_b, 0, operation->shape.n);
   for (uint32_t n = 0; n < operation->shape.n; n += 2) {
     const Row16 b[2] = {Widen<false>(rows[n]), Widen<false>(rows[n + 1])};
-    for (uint32_t row = 0; row < kRows; ++row) {
+    for (uint32_t row = 0; row < kWarpRows; ++row) {
       // Each 128 bits hold four sums of each column, which two additions of neighbours make one.
       const __m256i pairs = _mm256_hadd_epi32(Products(a[row], b[0]), Products(a[row], b[1]));
       const __m256i fours = _mm256_hadd_epi32(pairs, pairs);
@@ -203,7 +203,7 @@ void Compute(WgmmaOperation* operation) {
   for (uint32_t panel = 0; panel < shape.n / 8; ++panel) {
     Panel b;
     Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 8 * panel, b);
-    for (uint32_t row = 0; row < kRows; row += kTileRows) {
+    for (uint32_t row = 0; row < kWarpRows; row += kTileRows) {
       const uint32_t half = row / 8;
       Doubles sums[kTileRows][2] = {};
       float d[kTileRows][8];
@@ -281,7 +281,7 @@ void IssueOnWarp(uint32_t, void** args) {
   }
   Count(operation.registers_a ? "wgmma.rs (warp)" : "wgmma.ss (warp)");
   Count("wgmma multiply-adds",
-        uint64_t{kRows} * operation.shape.n * (operation.shape.s8u8 ? kKBytes : kK));
+        uint64_t{kWarpRows} * operation.shape.n * (operation.shape.s8u8 ? kKBytes : kK));
   if (at_issue || CurrentOptions().copies == Copies::kEarly) Compute(&operation);
   warp.operations.push_back(operation);
 }
