@@ -38,9 +38,9 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     add_library(${target} MODULE $<TARGET_OBJECTS:lowrank_emulator_runtime> ${arg_SOURCES})
     set_target_properties(${target} PROPERTIES PREFIX "" SUFFIX ".so" LINKER_LANGUAGE CXX
       OUTPUT_NAME lowrank-emulator${variant} LIBRARY_OUTPUT_DIRECTORY ${lowrank_output_dir})
-    # #pragma unroll is nvcc's. -O1: with -O2 the kernels take 1.7 times as long to compile, and run no
-    # faster, being mostly calls of the runtime.
-    lowrank_emulator_compile(${target} -O1 -Wno-unknown-pragmas ${arg_OPTIONS})
+    # #pragma unroll is nvcc's. -Og: with -O1 the kernels take 1.8 times as long to compile, and tests
+    # with them a twentieth less, being mostly calls of the runtime.
+    lowrank_emulator_compile(${target} -Og -Wno-unknown-pragmas ${arg_OPTIONS})
     # -z now: no lazy binding on a fiber's small stack. nodelete: the library outlives whoever opened
     # it, as libcuda does.
     target_link_options(${target} PRIVATE -Wl,-z,now -Wl,-z,nodelete -Wl,-Bsymbolic)
