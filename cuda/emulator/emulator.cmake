@@ -6,12 +6,7 @@
 #   lowrank-emulator-ptx.so    kernels translated from nvcc's PTX; emulator_ptx, needs nvcc
 #
 # They are x86-64 only: fibers switch by hand-written assembly.
-if(LOWRANK_SANITIZE)
-  set(lowrank_emulator_default OFF)
-else()
-  set(lowrank_emulator_default ON)
-endif()
-option(LOWRANK_EMULATOR "build the emulated CUDA driver" ${lowrank_emulator_default})
+option(LOWRANK_EMULATOR "build the emulated CUDA driver" ${lowrank_unless_sanitized})
 
 if(LOWRANK_EMULATOR AND NOT arch STREQUAL "x64")
   message(STATUS "lowrank: the CUDA emulator is not built: it runs on x86-64 only")

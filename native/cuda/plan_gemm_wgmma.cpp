@@ -12,8 +12,6 @@ namespace {
 
 using gpu::PanelSource;
 
-bool Aligned(const void* ptr) { return reinterpret_cast<uintptr_t>(ptr) % 16 == 0; }
-
 struct WgmmaTileRow {
   int64_t tile_n;
   uint32_t stages;
@@ -117,7 +115,7 @@ gpu::PanelFill FillOf(const WeightView& w, bool transposed, int64_t first, int64
   if (!w.quantised()) {
     fill.kind = SourceOf(w.dense.dtype);
     fill.source = w.dense.data;
-    if (transposed && by_eight && Aligned(fill.source)) fill.path = gpu::PanelPath::kTurned;
+    if (transposed && by_eight && IsAligned(fill.source, 16)) fill.path = gpu::PanelPath::kTurned;
     return fill;
   }
   const QuantView& quant = w.quant;
@@ -131,7 +129,7 @@ gpu::PanelFill FillOf(const WeightView& w, bool transposed, int64_t first, int64
   fill.absmax_offset = quant.absmax_offset;
   fill.blocksize_log2 = Log2(quant.blocksize);
   fill.nested_blocksize_log2 = Log2(quant.nested_blocksize);
-  if (by_eight && quant.blocksize % 8 == 0 && Aligned(fill.source)) {
+  if (by_eight && quant.blocksize % 8 == 0 && IsAligned(fill.source, 16)) {
     fill.path = transposed ? gpu::PanelPath::kTurned : gpu::PanelPath::kRows;
   }
   return fill;
@@ -157,14 +155,14 @@ bool Supports(const GemmMmaOperands& operands) {
          (operands.w.quantised() || operands.w.dense.dtype == operands.x.dtype);
 }
 
-bool ReadableByTma(const void* data, int64_t cols) { return Aligned(data) && cols % 8 == 0; }
+bool ReadableByTma(const void* data, int64_t cols) { return IsAligned(data, 16) && cols % 8 == 0; }
 
 /// lora_b is turned before it is read (plan_wgmma_beside.h), so that only lora_a must be aligned.
 bool CanShrink(const GemmMmaOperands& operands) {
   const TensorView& factor = operands.shrink_factor;
   const int64_t r = operands.w_transposed ? factor.cols : factor.rows;
   return factor.present && r > 0 && r <= gpu::kShrinkMaxRank &&
-         (operands.w_transposed || Aligned(factor.data)) &&
+         (operands.w_transposed || IsAligned(factor.data, 16)) &&
          ReadableByTma(operands.x.data, operands.x.cols);
 }
 

@@ -34,10 +34,6 @@ constexpr LoraTile kLoraTiles[] = {
      "untuned: further ranks find x in L2 and are bound by the tensor cores"},
 };
 
-bool Aligned(const void* data, int64_t bytes) {
-  return reinterpret_cast<uintptr_t>(data) % static_cast<uintptr_t>(bytes) == 0;
-}
-
 /// How K is cut in the shrink of x by r ranks.
 LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
                       const DeviceLimits& device) {
@@ -115,7 +111,7 @@ gpu::LoraGate LoraGateOf(const TensorView& x, const DropoutSpec& dropout) {
   const int64_t chunk = 16 / static_cast<int64_t>(DTypeBytes(x.dtype));
   const int64_t chunk_bytes = chunk * static_cast<int64_t>(DTypeBytes(dropout.mask.dtype));
   gate.mask_aligned =
-      x.cols % chunk == 0 && Aligned(dropout.mask.data, std::min<int64_t>(chunk_bytes, 16));
+      x.cols % chunk == 0 && IsAligned(dropout.mask.data, std::min<int64_t>(chunk_bytes, 16));
   return gate;
 }
 
@@ -174,7 +170,7 @@ gpu::LoraContractParams LoraContractOver(const TensorView& x, const DropoutSpec&
   params.r = r;
   params.rank_tiles = static_cast<uint32_t>(std::max<int64_t>(1, CeilDiv(r, tile.rank_tile)));
   params.x_aligned =
-      Aligned(x.data, 16) && x.cols * static_cast<int64_t>(DTypeBytes(x.dtype)) % 16 == 0;
+      IsAligned(x.data, 16) && x.cols * static_cast<int64_t>(DTypeBytes(x.dtype)) % 16 == 0;
   params.gate = LoraGateOf(x, dropout);
   return params;
 }
@@ -189,7 +185,8 @@ gpu::LoraContractParams LoraShrinkOver(const TensorView& x, const TensorView& fa
   params.factor_element = LoraElementOf(factor.dtype);
   params.factor_q_elems = contraction_major ? r : 1;
   params.factor_j_elems = contraction_major ? 1 : x.cols;
-  params.factor_paired = !contraction_major && x.cols % 2 == 0 && Aligned(factor.data, pair_bytes);
+  params.factor_paired =
+      !contraction_major && x.cols % 2 == 0 && IsAligned(factor.data, pair_bytes);
   params.out_o_elems = r;
   params.out_j_elems = 1;
   params.out_paired = r % 2 == 0;
@@ -208,7 +205,7 @@ void LoraReduction::Add(const float* planes, int64_t plane_elems, int64_t splits
   segment.scale = scale;
   segment.out_element = LoraElementOf(out.dtype);
   segment.accumulate = accumulate;
-  segment.out_vector = Aligned(out.data, 4 * static_cast<int64_t>(DTypeBytes(out.dtype)));
+  segment.out_vector = IsAligned(out.data, 4 * static_cast<int64_t>(DTypeBytes(out.dtype)));
   largest_ = std::max(largest_, segment.count);
 }
 
@@ -250,7 +247,7 @@ Status PlanLoraShrink(const TensorView& x, const TensorView& factor, ShrinkFacto
     const LoraSplit cluster = ClusterSplit(split, x, r, tile, device);
     if ((split.splits == 1 || cluster.splits > 1) && !accumulate) {
       params.out = out;
-      params.out_paired &= Aligned(out, 8);
+      params.out_paired &= IsAligned(out, 8);
       params.scale = scale;
       AddShrink(x, cluster.splits > 1 ? cluster : split, cluster.splits > 1, tile, params, plan);
       return Status();
