@@ -1,18 +1,20 @@
 /// The adapter's gradients:
 ///
-///   d_lora_a [r, K] = dhᵀ · (gate ⊙ x)      lora_grad: one pass over x
-///   d_lora_b [N, r] = scaling · dyᵀ · h      lora_grad, or with dh lora_dy: one pass over dy
+///   d_lora_a [r, K] = dhᵀ · (gate ⊙ x)      one pass over x
+///   d_lora_b [N, r] = scaling · dyᵀ · h      one pass over dy
+///   dh [M, r] = scaling · dy · lora_b        the same pass, where d_lora_b is asked for
 ///   d_bias [N] = Σₘ dy, d_lora_bias = scaling · d_bias: column sums out of the same pass
 ///
 /// The body, its numerics and its budget are in lora_contract.cuh; a column sum is one more product
 /// per fragment, with ones.
 ///
-/// Grid         lora_grad (ceil(cols / 64) · rank tiles, splits of M); lora_dy one block for each
-///              block of its two contractions, in groups (LoraDyParams)
+/// Grid         one block for each block of the gradient, ceil(cols / 64) · rank tiles for a split
+///              of M, and of the shrink beside it, which over x has none: in groups, one a split
+///              (LoraGradParams)
 /// Partials     one f32 plane a split, added by lora_reduce in ascending order: no atomics, the
 ///              same bits in every run
 ///
-/// Why lora_dy runs two contractions in one launch instead of sharing a tile of dy between them:
+/// Why dh and d_lora_b are two contractions in one launch and do not share tiles of dy:
 /// dh sums over n and d_lora_b over m, so a block that does both on a region of RB rows and CB
 /// columns leaves partial sums of 8 r (1 / RB + 1 / CB) bytes an element of dy (written and read),
 /// and wants its d_lora_b sums in registers for every column of the region. At RB = 256 that is
@@ -37,7 +39,7 @@ namespace {
 /// Blocks of group s: those of the shrink over the rows of split s, then those of the gradient's
 /// split s.
 template <typename T, int kRankTile>
-LOWRANK_DEVICE void LoraDy(const LoraDyParams& p) {
+LOWRANK_DEVICE void LoraGrad(const LoraGradParams& p) {
   const uint32_t shrink_tiles = p.shrink_rows * p.shrink.rank_tiles;
   const uint32_t shrink_blocks = shrink_tiles * p.shrink_splits;
   const uint32_t grad_blocks = p.grad_cols * p.grad.rank_tiles;
@@ -135,15 +137,12 @@ LOWRANK_DEVICE void LoraReduce(const LoraReduceSegment& segment) {
 
 }  // namespace
 
-#define LOWRANK_LORA_GRAD_KERNELS(name, Tag, kRanks, kMinBlocks)                                \
-  LOWRANK_KERNEL(lora_grad_##name##_r##kRanks##_kernel, LoraContractParams, kLoraThreads,       \
-                 kMinBlocks) {                                                                  \
-    LoraContract<Tag, kRanks, true>::Run(p, blockIdx.x, blockIdx.y);                            \
-  }                                                                                             \
-  LOWRANK_KERNEL(lora_dy_##name##_r##kRanks##_kernel, LoraDyParams, kLoraThreads, kMinBlocks) { \
-    LoraDy<Tag, kRanks>(p);                                                                     \
+#define LOWRANK_LORA_GRAD_KERNEL(name, Tag, kRanks, kMinBlocks)                       \
+  LOWRANK_KERNEL(lora_grad_##name##_r##kRanks##_kernel, LoraGradParams, kLoraThreads, \
+                 kMinBlocks) {                                                        \
+    LoraGrad<Tag, kRanks>(p);                                                         \
   }
-LOWRANK_LORA_TILES(LOWRANK_LORA_GRAD_KERNELS)
+LOWRANK_LORA_TILES(LOWRANK_LORA_GRAD_KERNEL)
 
 LOWRANK_KERNEL(lora_reduce_kernel, LoraReduceParams, kLoraThreads, 4) {
   LoraReduce(p.segments[blockIdx.y]);

@@ -90,7 +90,7 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     endif()
     add_custom_command(
       OUTPUT ${ptx}
-      COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_language} -I ${CMAKE_CURRENT_SOURCE_DIR}
+      COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_front_end} -I ${CMAKE_CURRENT_SOURCE_DIR}
               -arch=compute_${ptx_arch} -MD -MT ${ptx} -MF ${ptx}.d
               -ptx ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${ptx}
       DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}

@@ -7,15 +7,16 @@
 
 namespace lowrank::gpu {
 
-/// dh and the gradients that need dy, from one pass over dy. Blocks come in groups, a group being
-/// one split of `grad` (a range of rows of dy): first its shrink blocks, then its gradient blocks,
-/// so that the second reader of those rows finds them in L2.
-struct LoraDyParams {
+/// A gradient and, where it is one of dy, dh, from one pass over dy. Blocks come in groups, a group
+/// being one split of `grad` (a range of rows of dy): first its shrink blocks, then its gradient
+/// blocks, so that the second reader of those rows finds them in L2. A gradient alone has no shrink
+/// blocks.
+struct LoraGradParams {
   LoraContractParams shrink;
   LoraContractParams grad;
   uint32_t shrink_rows = 0;    // blocks along m in a group
   uint32_t shrink_splits = 0;  // blocks along n for each
-  uint32_t grad_cols = 0;      // blocks along n in a group
+  uint32_t grad_cols = 0;      // blocks along the columns in a group
 };
 
 /// out[i] = scale · Σ_s planes[s · plane_elems + i] (+ out[i]), s ascending, i < count

@@ -5,14 +5,19 @@
 #   LOWRANK_CUDA_ARCHS  "auto": of the GPUs found here, or 80;90a where there is none ·
 #                       "package": all that a package carries, with PTX for later devices ·
 #                       a list such as "80;90a;ptx"
+#   LOWRANK_LINE_TABLES ON: machine code says which line an instruction comes from, for profilers
 set(LOWRANK_CUDA AUTO CACHE STRING "compile the CUDA kernels: AUTO, ON or OFF")
 set(LOWRANK_CUDA_ARCHS auto CACHE STRING "auto, package, or a list such as 80;90a;ptx")
+option(LOWRANK_LINE_TABLES "tables of source lines in the CUDA kernels' machine code" OFF)
 
 # Contraction is off in every compiler of a kernel, so that all give the same bits. A spill or a stack
-# frame is an error: it costs more than any tile gains.
-set(lowrank_nvcc_language -std=c++17 -O3 -fmad=false -lineinfo)
-set(lowrank_nvcc_flags ${lowrank_nvcc_language}
-  -Xptxas -warn-spills,-warn-lmem-usage,--warning-as-error)
+# frame is an error: it costs more than any tile gains. The front end tells of lines in any case: the
+# emulator's reports are of them.
+set(lowrank_nvcc_front_end -std=c++17 -O3 -fmad=false -lineinfo)
+set(lowrank_nvcc_flags -O3 -Xptxas -warn-spills,-warn-lmem-usage,--warning-as-error)
+if(LOWRANK_LINE_TABLES)
+  list(APPEND lowrank_nvcc_flags -lineinfo)
+endif()
 
 # Where binaries go: cmake-js names the folder, by hand it is the build folder.
 set(lowrank_output_dir ${CMAKE_LIBRARY_OUTPUT_DIRECTORY})
@@ -24,8 +29,8 @@ find_program(LOWRANK_NVCC nvcc
   HINTS $ENV{CUDA_PATH} $ENV{CUDA_HOME} PATH_SUFFIXES bin
   DOC "the CUDA compiler")
 
-# Compressed: line tables are nine tenths of a file without. For a package, where this nvcc has it, by the
-# strongest way, which makes two thirds of the size in half again the time of the compilation.
+# Compressed. For a package, where this nvcc has it, by the strongest way, which makes two thirds of
+# the size in half again the time of the compilation.
 if(LOWRANK_NVCC)
   execute_process(COMMAND ${LOWRANK_NVCC} --version OUTPUT_VARIABLE nvcc_version ERROR_QUIET)
   string(REGEX MATCH "V([0-9]+\\.[0-9]+)" nvcc_version "${nvcc_version}")
@@ -85,9 +90,9 @@ endif()
 
 # A file for all architectures becomes one PTX, that of compute_80, which the emulator translates. Below
 # 9.0 machine code is made of it, and from there on of compute_90's, which is the same but that a launch
-# waits for those that it overlaps (ptx-for-sm90.mjs): the front end runs once. "ptx" adds both, which the
+# waits for those that it overlaps (machine-ptx.mjs): the front end runs once. "ptx" adds both, which the
 # drivers of later devices compile. A file named *_sm90a.cu is for that architecture alone, from its own
-# PTX. Where each PTX is: the global property lowrank_ptx_<file>_<80, 90 or 90a>.
+# PTX. Where each PTX with its lines is: the global property lowrank_ptx_<file>_<80, 90 or 90a>.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
@@ -116,31 +121,46 @@ function(lowrank_compile_kernel source out)
     endif()
   endforeach()
   set(dir ${CMAKE_CURRENT_BINARY_DIR}/kernels/${name})
-  set(ptx ${dir}/${name}.compute_${first}.ptx)
+  set(ptx ${dir}/lines/${name}.compute_${first}.ptx)
   set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${first} ${ptx})
   # What another list of architectures left in the folder is not to be taken for this one's.
   add_custom_command(
     OUTPUT ${ptx}
     COMMAND ${CMAKE_COMMAND} -E rm -rf ${dir}
-    COMMAND ${CMAKE_COMMAND} -E make_directory ${dir}
-    COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_language} -I ${CMAKE_CURRENT_SOURCE_DIR}
+    COMMAND ${CMAKE_COMMAND} -E make_directory ${dir}/lines
+    COMMAND ${LOWRANK_NVCC} ${lowrank_nvcc_front_end} -I ${CMAKE_CURRENT_SOURCE_DIR}
             -arch=compute_${first} -MD -MT ${ptx} -MF ${dir}/${name}.d
             -ptx ${CMAKE_CURRENT_SOURCE_DIR}/${source} -o ${ptx}
     DEPENDS ${CMAKE_CURRENT_SOURCE_DIR}/${source}
     DEPFILE ${dir}/${name}.d
     COMMENT "nvcc -ptx ${source} (compute_${first})" VERBATIM)
-  set(modules)
+  set(tool ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/machine-ptx.mjs)
+  set(lines)
+  if(LOWRANK_LINE_TABLES)
+    set(lines --lines)
+  endif()
+  set(machine_ptx)
+  set(machine_files)
   foreach(base 90 ${first}) # the first that a device can load is its own
+    if(flags_${base})
+      list(APPEND machine_ptx sm_${base}=${dir}/${name}.compute_${base}.ptx)
+      list(APPEND machine_files ${dir}/${name}.compute_${base}.ptx)
+    endif()
+  endforeach()
+  add_custom_command(OUTPUT ${machine_files} COMMAND node ${tool} ${lines} ${ptx} ${machine_ptx}
+                     DEPENDS ${tool} ${ptx} VERBATIM)
+  if(flags_90 AND NOT first STREQUAL "90")
+    set(ptx_90 ${dir}/lines/${name}.compute_90.ptx)
+    set_property(GLOBAL PROPERTY lowrank_ptx_${name}_90 ${ptx_90})
+    add_custom_command(OUTPUT ${ptx_90} COMMAND node ${tool} --lines ${ptx} sm_90=${ptx_90}
+                       DEPENDS ${tool} ${ptx} VERBATIM)
+  endif()
+  set(modules)
+  foreach(base 90 ${first})
     if(NOT flags_${base})
       continue()
     endif()
     set(base_ptx ${dir}/${name}.compute_${base}.ptx)
-    if(NOT base STREQUAL first)
-      set_property(GLOBAL PROPERTY lowrank_ptx_${name}_${base} ${base_ptx})
-      set(tool ${CMAKE_CURRENT_SOURCE_DIR}/cuda/tools/ptx-for-sm90.mjs)
-      add_custom_command(OUTPUT ${base_ptx} COMMAND node ${tool} ${ptx} ${base_ptx}
-                         DEPENDS ${tool} ${ptx} VERBATIM)
-    endif()
     list(JOIN targets_${base} "," targets)
     set(binary ${dir}/${name}.compute_${base}.fatbin)
     # --keep: check:cuda reads the machine code.

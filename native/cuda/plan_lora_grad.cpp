@@ -45,14 +45,16 @@ LoraGradPlanes PlanLoraGrad(const LoraGradOperands& operands, const DeviceLimits
   const TensorView& x = operands.x;
   if (x.elems() == 0) return {};
   const LoraTile& tile = SelectLoraTile(operands.r, device);
-  gpu::LoraContractParams params = GradParams(operands, tile);
-  const int64_t o_blocks = CeilDiv(x.cols, gpu::kLoraTileO) * params.rank_tiles;
+  gpu::LoraGradParams params;
+  params.grad = GradParams(operands, tile);
+  params.grad_cols = static_cast<uint32_t>(CeilDiv(x.cols, gpu::kLoraTileO));
+  const int64_t o_blocks = params.grad_cols * static_cast<int64_t>(params.grad.rank_tiles);
   const LoraSplit split = SelectLoraSplit(o_blocks, x.rows, LoraSlots(tile, x.dtype, device),
                                           static_cast<int64_t>(x.bytes()), x.cols * operands.r);
-  params.q_per_split = split.q_per_split;
-  const LoraGradPlanes planes = TakePlanes(operands, split.splits, workspace, &params);
+  params.grad.q_per_split = split.q_per_split;
+  const LoraGradPlanes planes = TakePlanes(operands, split.splits, workspace, &params.grad);
   plan->steps.push_back(
-      LoraStep(tile.grad[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
+      LoraStep(tile.grad[LoraElementOf(x.dtype)], o_blocks * split.splits, 1, x.dtype, params));
   return planes;
 }
 
@@ -63,7 +65,7 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
   const int64_t r = lora_b.cols;
   // One tile for both halves: that of the wider one, r.
   const LoraTile& tile = SelectLoraTile(r, device);
-  gpu::LoraDyParams params;
+  gpu::LoraGradParams params;
   params.grad = GradParams(operands, tile);
   params.grad_cols = static_cast<uint32_t>(CeilDiv(dy.cols, gpu::kLoraTileO));
 
@@ -98,8 +100,8 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
   }
   const int64_t group_blocks = grad_blocks + static_cast<int64_t>(params.shrink_rows) *
                                                  params.shrink.rank_tiles * params.shrink_splits;
-  plan->steps.push_back(
-      LoraStep(tile.dy[LoraElementOf(dy.dtype)], group_blocks * split.splits, 1, dy.dtype, params));
+  plan->steps.push_back(LoraStep(tile.grad[LoraElementOf(dy.dtype)], group_blocks * split.splits, 1,
+                                 dy.dtype, params));
   return planes;
 }
 

@@ -16,7 +16,6 @@ struct LoraTile {
   const char* shrink[3];          // kernels by LoraElement
   const char* shrink_cluster[3];  // of sm_90a
   const char* grad[3];
-  const char* dy[3];
   const char* note;  // evidence
 };
 const LoraTile& SelectLoraTile(int64_t r, const DeviceLimits& device);

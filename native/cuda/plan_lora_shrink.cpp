@@ -20,7 +20,6 @@ constexpr LoraTile kLoraTiles[] = {
      {"lora_shrink_cluster_f32_r16_kernel", "lora_shrink_cluster_bf16_r16_kernel",
       "lora_shrink_cluster_f16_r16_kernel"},
      {"lora_grad_f32_r16_kernel", "lora_grad_bf16_r16_kernel", "lora_grad_f16_r16_kernel"},
-     {"lora_dy_f32_r16_kernel", "lora_dy_bf16_r16_kernel", "lora_dy_f16_r16_kernel"},
      "untuned: tensor cores a quarter busy (lora_contract.cuh), two blocks by registers"},
     {80,
      INT64_MAX,
@@ -30,7 +29,6 @@ constexpr LoraTile kLoraTiles[] = {
      {"lora_shrink_cluster_f32_r32_kernel", "lora_shrink_cluster_bf16_r32_kernel",
       "lora_shrink_cluster_f16_r32_kernel"},
      {"lora_grad_f32_r32_kernel", "lora_grad_bf16_r32_kernel", "lora_grad_f16_r32_kernel"},
-     {"lora_dy_f32_r32_kernel", "lora_dy_bf16_r32_kernel", "lora_dy_f16_r32_kernel"},
      "untuned: further ranks find x in L2 and are bound by the tensor cores"},
 };
 

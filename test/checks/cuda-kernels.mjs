@@ -172,7 +172,7 @@ function cubinsOf(module, files, ptx) {
   for (const arch of Object.keys(kLimits).filter((name) => !cubins.has(name))) {
     const source = ptx.findLast(({ version }) => version <= Number.parseInt(arch, 10));
     if (source === undefined) continue;
-    execFileSync('ptxas', [`-arch=sm_${arch}`, '-lineinfo', source.file, '-o', out]);
+    execFileSync('ptxas', [`-arch=sm_${arch}`, source.file, '-o', out]);
     cubins.set(arch, readFileSync(out));
   }
   rmSync(scratch, { recursive: true });

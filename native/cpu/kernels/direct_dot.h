@@ -92,11 +92,12 @@ struct RowsOfPitch {
 };
 
 /// What is read of w: codes, granule by granule.
-template <bool kPairs, DType kRound>
+template <bool kPairs, typename RoundingOfTables>
 struct DirectCodes {
+  using Rounding = RoundingOfTables;
   static constexpr bool kScaled = true;
   template <bool>
-  using Rows = GranuleRows<kPairs, kRound>;
+  using Rows = GranuleRows<kPairs>;
 
   static constexpr int64_t Bytes(int64_t columns) { return columns / 2; }
   static const char* Data(const RowSource& w) {
@@ -171,7 +172,8 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
     const int row = static_cast<int>(u * kStep);
     const int other = other_row(row);
     if constexpr (Source::kScaled) {
-      granule[u].SetScales(table, *reinterpret_cast<const float*>(at.At(row)),
+      granule[u].SetScales(table, Source::Rounding::Of(w.round_to),
+                           *reinterpret_cast<const float*>(at.At(row)),
                            *reinterpret_cast<const float*>(at.At(other)), other != row);
     }
   };
@@ -274,7 +276,7 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
   if constexpr (Policy::kTiles) return nullptr;  // TakesDirectDots() takes none
   if (w.dense == nullptr) {
     return WithRounding<kPairs>(w.round_to, [&](auto round) {
-      return PickDirectDot<Policy, DirectCodes<kPairs, round()>>(rows);
+      return PickDirectDot<Policy, DirectCodes<kPairs, RoundingOf<round()>>>(rows);
     });
   }
   if constexpr (!kPairs) {

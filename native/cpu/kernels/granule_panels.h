@@ -18,12 +18,12 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 /// A granule of w from `element` on, and where pairs are multiplied the one `apart` elements
 /// further (0: there is none), to panels `stride` apart.
-template <bool kPairs, DType kRound>
-LOWRANK_INLINE void DecodePiece(const Table16& table, const GranuleScale& scale_of, int64_t element,
-                                int64_t apart, float* out, int64_t stride) {
-  GranuleRows<kPairs, kRound> granule;
+template <bool kPairs>
+LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const GranuleScale& scale_of,
+                                int64_t element, int64_t apart, float* out, int64_t stride) {
+  GranuleRows<kPairs> granule;
   const uint8_t* codes = scale_of.w.codes + element / 2;
-  granule.SetScales(table, scale_of(element), scale_of(element + apart), apart != 0);
+  granule.SetScales(table, round_to, scale_of(element), scale_of(element + apart), apart != 0);
   granule.SetCodes(codes, codes + apart / 2);
 #pragma GCC unroll 16
   for (int p = 0; p < kPlaces; ++p) {
@@ -40,7 +40,7 @@ LOWRANK_INLINE void PrefetchUnit(const RowSource& w, int64_t row, int64_t n0, in
 }
 
 /// Columns [n0, n0 + cols), whole granules; units are rows [k0, k0 + kc) of w.
-template <bool kPairs, DType kRound>
+template <bool kPairs>
 static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                            int64_t cols, float* out) {
   const GranuleScale scale_of(*source.quant);
@@ -52,18 +52,10 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
     PrefetchUnit<kPairs>(source, row, n0, cols);
     float* panel = out;
     for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
-      DecodePiece<kPairs, kRound>(source.tables.nibbles, scale_of, element + n, apart, panel,
-                                  stride);
+      DecodePiece<kPairs>(source.tables.nibbles, source.round_to, scale_of, element + n, apart,
+                          panel, stride);
     }
   }
-}
-
-template <bool kPairs>
-LOWRANK_INLINE void DecodeGranulePanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
-                                        int64_t cols, float* out) {
-  WithRounding<kPairs>(source.round_to, [&](auto round) {
-    DecodeGranules<kPairs, round()>(source, k0, kc, n0, cols, out);
-  });
 }
 
 /// What works beside a tile, in memory alone: what a compiler kept of it in registers the tile
@@ -107,8 +99,8 @@ class GranulePanels {
     const uint8_t* codes = w.codes + element_ / 2;
     __builtin_prefetch(codes + ahead, 0, 2);
     if (kPairs) __builtin_prefetch(codes + ahead + w.cols / 2, 0, 2);
-    DecodePiece<kPairs, DType::kF32>(table_, GranuleScale(w), element_,
-                                     kPairs && rows_ > 1 ? w.cols : 0, out_, stride_);
+    DecodePiece<kPairs>(table_, DType::kF32, GranuleScale(w), element_,
+                        kPairs && rows_ > 1 ? w.cols : 0, out_, stride_);
     element_ += kGranule;
     out_ += kGranule / kNR * stride_;
     if (--pieces_ == 0) NextRows();

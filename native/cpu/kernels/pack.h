@@ -332,7 +332,7 @@ static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, 
   const bool fused = DecodesDirect(b);
   const bool plain = b.dense != nullptr && b.AsStored();
   if (WholeGranules(b)) {
-    DecodeGranulePanels<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
+    DecodeGranules<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
     return;
   }
   if (fused) {

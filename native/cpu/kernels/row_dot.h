@@ -48,6 +48,7 @@ constexpr int DotWeights() {
 /// Operands of sums of some rows of w with some of x over `granules`, which begin (`first`) or go
 /// on.
 struct DotBlock {
+  DType round_to;  // weights
   const uint8_t* codes;
   int64_t code_pitch;
   ScaleRows scales;
@@ -93,9 +94,9 @@ LOWRANK_INLINE void StoreSums(const VecF (&acc)[kWeights][kRows], VecF* sums) {
   }
 }
 
-template <typename Policy, DType kRound, int kRows, int kWeights, bool kStore = false>
+template <typename Policy, typename Rounding, int kRows, int kWeights, bool kStore = false>
 static void RowDot(const Table16& codebook, const DotBlock& block) {
-  using Decoder = GranuleDecoder<Policy::kPairs, kRound>;
+  using Decoder = GranuleDecoder<Policy::kPairs>;
   const uint8_t* codes = block.codes;
   const ScaleRows scales = block.scales;
   const Unit* x = block.x;
@@ -112,7 +113,9 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   Decoder decoder[kWeights];
   const auto set_scales = [&](int first, int count, int64_t g) {
 #pragma GCC unroll 8
-    for (int r = first; r < first + count; ++r) decoder[r].SetScale(codebook, scales.At(r, g));
+    for (int r = first; r < first + count; ++r) {
+      decoder[r].SetScale(codebook, scales.At(r, g), Rounding::Of(block.round_to));
+    }
   };
   if constexpr (kEarly) set_scales(0, kWeights, 0);
   for (int64_t g = 0; g < block.granules; ++g) {
@@ -162,19 +165,16 @@ struct RowDotChoice {
   int weights;
 };
 
-template <typename Policy, DType kRound, int kRows>
-LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows) {
-  if constexpr (kRows > 1) {
-    if (rows < kRows) return PickRowDot<Policy, kRound, kRows - 1>(rows);
-  }
-  constexpr int kWeights = DotWeights<kRows>();
-  return {RowDot<Policy, kRound, kRows, kWeights>, RowDot<Policy, kRound, kRows, 1>, kWeights};
-}
-
-template <typename Policy>
+template <typename Policy, int kRows = kDotRows>
 LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
-  return WithRounding<Policy::kPairs>(
-      round_to, [&](auto round) { return PickRowDot<Policy, round(), kDotRows>(rows); });
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickRowDot<Policy, kRows - 1>(rows, round_to);
+  }
+  return WithRounding<Policy::kPairs>(round_to, [](auto round) -> RowDotChoice {
+    constexpr int kWeights = DotWeights<kRows>();
+    return {RowDot<Policy, RoundingOf<round()>, kRows, kWeights>,
+            RowDot<Policy, ToldRounding, kRows, 1>, kWeights};
+  });
 }
 
 /// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
@@ -221,6 +221,7 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
       const int64_t span = Min(kSpan, w.cols - k0);
       DotBlock dots;
+      dots.round_to = source.round_to;
       dots.scales = ScalesOf(w, n, strip, k0, span, scales);
       const float* strip_scales = dots.scales.data;
       dots.code_pitch = w.cols / 2;

@@ -69,18 +69,20 @@ LOWRANK_INLINE StoredDotFn PickStoredDot(int64_t rows) {
   return StoredDot<Policy, kRows, kWeights>;
 }
 
-template <typename Policy, DType kRound, int kWeights, int kRows = kFirstRows>
+template <typename Policy, typename Rounding, int kWeights, int kRows = kFirstRows>
 LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickFirstDot<Policy, kRound, kWeights, kRows - 1>(rows);
+    if (rows < kRows) return PickFirstDot<Policy, Rounding, kWeights, kRows - 1>(rows);
   }
-  return RowDot<Policy, kRound, kRows, kWeights, true>;
+  return RowDot<Policy, Rounding, kRows, kWeights, true>;
 }
 
 template <typename Policy, int kWeights>
 LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows, DType round_to) {
-  return WithRounding<Policy::kPairs>(
-      round_to, [&](auto round) { return PickFirstDot<Policy, round(), kWeights>(rows); });
+  if constexpr (kWeights == 1) return PickFirstDot<Policy, ToldRounding, 1>(rows);
+  return WithRounding<Policy::kPairs>(round_to, [&](auto round) {
+    return PickFirstDot<Policy, RoundingOf<round()>, kWeights>(rows);
+  });
 }
 
 /// Does AccumulateDots take this product?
@@ -135,6 +137,7 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
       const int64_t span = Min(kSpan, w.cols - k0);
       const ScaleRows scales = ScalesOf(w, n, strip, k0, span, scratch);
       DotBlock dots;
+      dots.round_to = source.round_to;
       dots.code_pitch = w.cols / 2;
       dots.scales = scales;
       dots.stored = stored;

@@ -89,7 +89,7 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
 LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
                                   int64_t ahead, Unit* out) {
   const Table16 codebook = w.tables.nibbles;
-  GranuleDecoder<true, DType::kF32> decoder;
+  GranuleDecoder<true> decoder;
   const uint8_t* codes = w.quant->codes + (row * w.cols + k0) / 2;
   for (int64_t k = 0; k < kc; k += kSpan) {
     const int64_t span = Min(kSpan, kc - k);
@@ -97,7 +97,7 @@ LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, i
     const ScaleRows scales = ScalesOf(*w.quant, row, 1, k0 + k, span, scratch);
     for (int64_t g = 0; g < span / kGranule; ++g) {
       if ((g & 1) == 0) __builtin_prefetch(codes + ahead, 0, 2);
-      decoder.SetScale(codebook, scales.At(0, g));
+      decoder.SetScale(codebook, scales.At(0, g), DType::kF32);
       Store(out, decoder.At(codes, 0));
       Store(out + kTile, decoder.At(codes, 1));
       codes += kGranule / 2;
