@@ -10,16 +10,17 @@ const common: Options = {
 };
 
 /**
- * ES modules with types, and the command line among them: what a user's file imports from `lowrank` is
- * then the copy that the command runs. CommonJS beside them.
+ * ES modules, and the command line among them: what a user's file imports from `lowrank` is then the copy
+ * that the command runs. CommonJS beside them. The types of both come from one pass over the sources,
+ * which takes nine tenths of the time.
  */
 export default defineConfig([
   {
     ...common,
     entry: { ...library, 'cli/main': 'lib/cli/main.ts', 'cli/bench-worker': 'lib/bench/worker.ts' },
     format: ['esm'],
-    dts: { entry: library },
     clean: true,
   },
-  { ...common, entry: library, format: ['cjs'], dts: true, shims: true },
+  { ...common, entry: library, format: ['cjs'], shims: true },
+  { ...common, entry: library, format: ['esm', 'cjs'], dts: { only: true } },
 ]);
