@@ -12,6 +12,18 @@ const [count, device, work, mode] = process.argv.slice(2) as [string, Device, st
 const threads = () => readdirSync('/proc/self/task').length;
 const files = () => readdirSync('/proc/self/fd').length;
 
+/** A thread that is ending is still counted: as many as there are for a tenth of a second. */
+async function threadsSettled(): Promise<number> {
+  const until = performance.now() + 5000;
+  let count = threads();
+  for (let same = 0; same < 5 && performance.now() < until; same++) {
+    await new Promise((resolve) => setTimeout(resolve, 20));
+    if (threads() !== count) same = -1;
+    count = threads();
+  }
+  return count;
+}
+
 async function sumOfOnes(): Promise<number> {
   const ones = Tensor.from(new Float32Array(64).fill(1), [8, 8], { device });
   const values = await ones.to({ dtype: 'bf16' }).read();
@@ -35,9 +47,8 @@ for (let i = 0; i < Number(count); i++) {
   await worker.terminate();
   times.push(performance.now() - before);
   // The first rounds start the device threads and the pools of Node itself.
-  if (i === 4) start = { threads: threads(), files: files() };
+  if (i === 4) start = { threads: await threadsSettled(), files: files() };
 }
 if (mode === 'shared') sums += await sumOfOnes();
-console.log(
-  JSON.stringify({ times, finished, start, end: { threads: threads(), files: files() }, sums }),
-);
+const end = { threads: await threadsSettled(), files: files() };
+console.log(JSON.stringify({ times, finished, start, end, sums }));
