@@ -410,6 +410,12 @@ LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
 #if defined(__AVX512F__)
   _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes),
                    _mm512_cvtepi64_epi8(reinterpret_cast<__m512i>(joined)));
+#elif defined(__AVX2__)
+  const __m256i first_bytes = _mm256_shuffle_epi8(
+      reinterpret_cast<__m256i>(joined), _mm256_broadcastsi128_si256(_mm_cvtsi32_si128(0x0800)));
+  const __m128i four = _mm_unpacklo_epi16(_mm256_castsi256_si128(first_bytes),
+                                          _mm256_extracti128_si256(first_bytes, 1));
+  std::memcpy(bytes, &four, 4);
 #else
   for (int i = 0; i < kVL / 2; ++i) bytes[i] = static_cast<uint8_t>(joined[i]);
 #endif
