@@ -12,7 +12,7 @@ const common: Options = {
 /**
  * ES modules, and the command line among them: what a user's file imports from `lowrank` is then the copy
  * that the command runs. CommonJS beside them. The types of both come from one pass over the sources,
- * which takes nine tenths of the time.
+ * which takes most of the time; it does not check them, `npm run types` does.
  */
 export default defineConfig([
   {
@@ -22,5 +22,10 @@ export default defineConfig([
     clean: true,
   },
   { ...common, entry: library, format: ['cjs'], shims: true },
-  { ...common, entry: library, format: ['esm', 'cjs'], dts: { only: true } },
+  {
+    ...common,
+    entry: library,
+    format: ['esm', 'cjs'],
+    dts: { only: true, compilerOptions: { noCheck: true } },
+  },
 ]);
