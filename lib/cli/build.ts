@@ -9,6 +9,7 @@ import { createRequire } from 'node:module';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
 import { Arguments } from './arguments.js';
+import { buildEnvironment } from './build-environment.js';
 import { exitCodes } from './exit-codes.js';
 import { packageFolder } from './package-folder.js';
 
@@ -90,6 +91,7 @@ function run(command: string, args: readonly string[], options: SpawnOptions): P
   return new Promise((resolve, reject) => {
     const child = spawn(command, args, {
       ...options,
+      env: buildEnvironment(),
       stdio: ['ignore', process.stderr, 'inherit'],
     });
     child.on('error', (error) => reject(notBuilt(error.message)));

@@ -10,6 +10,7 @@ import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { bindingPath } from '../core/binding.js';
 import { LowrankError } from '../core/errors.js';
+import { buildEnvironment } from './build-environment.js';
 import { withBuildLock } from './build-lock.js';
 import type { Progress } from './terminal.js';
 
@@ -46,7 +47,11 @@ function cmake(
   failure: string,
   code: 'ERR_NO_BINDING' | 'ERR_FILE' = 'ERR_NO_BINDING',
 ): void {
-  const done = spawnSync('cmake', args, { encoding: 'utf8', maxBuffer: 1 << 28 });
+  const done = spawnSync('cmake', args, {
+    encoding: 'utf8',
+    maxBuffer: 1 << 28,
+    env: buildEnvironment(),
+  });
   if (done.error === undefined && done.status === 0) return;
   if (done.error !== undefined) {
     const text = `emulate: ${failure}: cmake must be installed (${done.error.message})`;

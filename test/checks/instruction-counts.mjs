@@ -25,7 +25,7 @@ function run(command, args) {
   return done;
 }
 
-run('cmake', ['--build', 'build', '--target', 'kernel_counts']);
+run(process.execPath, ['native/build.mjs', 'build', '--silent', '--target', 'kernel_counts']);
 
 /** Which compiler the build folder uses, e.g. `GNU 12 x86_64`. */
 function compiler() {

@@ -1,7 +1,6 @@
 /** What gpu:test and gpu:bench share: building, asking for the device, and running programs. */
 import { spawn, spawnSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
-import os from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 
 export const root = resolve(import.meta.dirname, '..', '..');
@@ -13,13 +12,13 @@ export const binding = join(output, 'lowrank.node');
 export const beside = (file) => join(output, file);
 
 /** Runs a step of the build; ends this program with status 2 where it fails. */
-function buildStep(what, command, args) {
+function buildStep(what, ...options) {
   console.log(`building ${what} ...`);
-  const { status, stdout, stderr } = spawnSync(command, args, {
+  const script = join(root, 'native', 'build.mjs');
+  const { status, stdout, stderr } = spawnSync(process.execPath, [script, 'build', ...options], {
     cwd: root,
     encoding: 'utf8',
     maxBuffer: 1 << 28,
-    env: { CMAKE_BUILD_PARALLEL_LEVEL: String(os.availableParallelism()), ...process.env },
   });
   if (status === 0) return;
   console.error(`${stdout}${stderr}`.split('\n').slice(-40).join('\n'));
@@ -29,9 +28,8 @@ function buildStep(what, command, args) {
 
 /** The addon with its kernels, and a target of test/gpu/gpu.cmake. */
 export function buildPrograms(target) {
-  const cmakeJs = join(root, 'node_modules', '.bin', 'cmake-js');
-  buildStep('the addon and its kernels', cmakeJs, ['build', '--silent']);
-  buildStep('the programs', cmakeJs, ['build', '--silent', '--target', target]);
+  buildStep('the addon and its kernels', '--silent');
+  buildStep('the programs', '--silent', '--target', target);
 }
 
 /**
