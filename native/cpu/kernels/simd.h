@@ -411,6 +411,7 @@ LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(bytes),
                    _mm512_cvtepi64_epi8(reinterpret_cast<__m512i>(joined)));
 #elif defined(__AVX2__)
+  // Bytes 0 and 8 of each half.
   const __m256i first_bytes = _mm256_shuffle_epi8(
       reinterpret_cast<__m256i>(joined), _mm256_broadcastsi128_si256(_mm_cvtsi32_si128(0x0800)));
   const __m128i four = _mm_unpacklo_epi16(_mm256_castsi256_si128(first_bytes),
