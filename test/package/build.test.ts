@@ -6,6 +6,7 @@ import { delimiter, join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { buildEnvironment } from '../../lib/cli/build-environment.js';
 
+const processors = String(availableParallelism());
 const root = resolve(import.meta.dirname, '..', '..');
 // cmake-js configures first where there is no cache, and the CMake below only says what it was told.
 const configured = existsSync(join(root, 'build', 'CMakeCache.txt'));
@@ -20,7 +21,6 @@ describe.skipIf(!configured)('a build', () => {
   });
   afterAll(() => rmSync(folder, { recursive: true }));
 
-  const processors = String(availableParallelism());
   const ways = [
     ['npm run build:native', 'native/build.mjs', ['build']],
     ['lowrank build', 'dist/cli/main.js', ['build', '--with', 'cmake']],
@@ -37,8 +37,8 @@ describe.skipIf(!configured)('a build', () => {
     expect(levelOf({})).toBe(processors);
     expect(levelOf({ CMAKE_BUILD_PARALLEL_LEVEL: '7' })).toBe('7');
   });
+});
 
-  it('by node-gyp takes as many', () => {
-    expect(buildEnvironment()).toMatchObject({ JOBS: process.env.JOBS ?? processors });
-  });
+it('a build by node-gyp takes as many', () => {
+  expect(buildEnvironment()).toMatchObject({ JOBS: process.env.JOBS ?? processors });
 });
