@@ -1,6 +1,6 @@
 /// Check mode: what every access is held against.
 #include <algorithm>
-#include <unordered_map>
+#include <type_traits>
 
 #include "cuda/emulator/memory.h"
 #include "cuda/emulator/scheduler.h"
@@ -10,12 +10,6 @@ namespace lowrank::emu {
 bool observing = false;
 
 namespace {
-
-/// Words in memory that carry release and acquire, of this launch.
-std::unordered_map<uintptr_t, ClockState>& SyncWords() {
-  static auto* words = new std::unordered_map<uintptr_t, ClockState>;
-  return *words;
-}
 
 const char* Verb(AccessKind kind) {
   switch (kind) {
@@ -38,12 +32,12 @@ const char* Verb(AccessKind kind) {
   return "access";
 }
 
-bool IsWrite(AccessKind kind) {
+constexpr bool IsWrite(AccessKind kind) {
   return kind != AccessKind::kRead && kind != AccessKind::kAtomicLoad &&
          kind != AccessKind::kCopyRead;
 }
 
-bool IsAtomic(AccessKind kind) {
+constexpr bool IsAtomic(AccessKind kind) {
   return kind == AccessKind::kAtomic || kind == AccessKind::kAtomicLoad ||
          kind == AccessKind::kAtomicStore;
 }
@@ -65,7 +59,9 @@ class Checker {
     self_.site = InternSite(site);
   }
 
-  void Run() {
+  /// `kind` is kind_, as a constant where a body of its own is worth it (Observe()).
+  template <typename Kind>
+  void Run(Kind kind) {
     if (bytes_ == 0) return;
     if (!Locate()) return;
     if (bytes_ <= 16 && (bytes_ & (bytes_ - 1)) == 0 && (address_ & (bytes_ - 1)) != 0) {
@@ -74,13 +70,21 @@ class Checker {
     }
     uintptr_t at = address_;
     const uintptr_t end = address_ + bytes_;
+    if (((address_ - shadow_->base()) | bytes_) % 4 == 0) {  // whole words, most of all
+      word_ = shadow_->Word(at);
+      for (; at < end; at += 4, ++word_) {
+        at_ = at;
+        VisitWord(kind, 0xf);
+      }
+      return;
+    }
     while (at < end) {
       const size_t byte = (at - shadow_->base()) % 4;
       const size_t here = std::min<size_t>(4 - byte, end - at);
       const uint32_t mask = ((1u << here) - 1u) << byte;
       word_ = shadow_->Word(at);
       at_ = at;
-      VisitWord(mask);
+      VisitWord(kind, mask);
       at += here;
     }
   }
@@ -90,6 +94,17 @@ class Checker {
 
   /// Finds the shadow and holds the range against the bounds.
   bool Locate() {
+    const auto own = reinterpret_cast<uintptr_t>(block_->shared_base);
+    if (address_ - own < block_->shared_bytes &&
+        bytes_ <= block_->shared_bytes - (address_ - own)) {
+      owner_ = block_;
+      shadow_ = &block_->shadow;
+      return true;
+    }
+    return LocateOther();
+  }
+
+  __attribute__((noinline)) bool LocateOther() {
     if (InSharedRange(address_)) {
       owner_ = block_;
       const auto window = reinterpret_cast<uintptr_t>(owner_->shared_window);
@@ -130,8 +145,8 @@ class Checker {
          static_cast<size_t>(address_ + bytes_ - end), before->bytes);
   }
 
-  bool Ordered(const Access1& event) const {
-    if (event.instance < running->first_instance) {  // nobody, or an earlier launch
+  __attribute__((always_inline)) bool Ordered(const Access1& event) const {
+    if (event.instance < first_instance_) {  // nobody, or an earlier launch
       return running->unfinished.empty() || !Unfinished(event) || WaitedForGrids();
     }
     if (event.instance == self_.instance) {
@@ -141,6 +156,11 @@ class Checker {
       }
       return clock_->own[event.warp()].Covers(event.clock, event.lane());
     }
+    return OrderedOfOther(event);
+  }
+
+  /// Of another block.
+  __attribute__((noinline)) bool OrderedOfOther(const Access1& event) const {
     if (clock_->others == nullptr) return false;
     const auto found = clock_->others->find(event.instance);
     return found != clock_->others->end() && event.warp() < found->second.size() &&
@@ -154,12 +174,12 @@ class Checker {
     });
   }
   /// Itself, or a thread of its block before it.
-  bool WaitedForGrids() const {
+  __attribute__((noinline)) bool WaitedForGrids() const {
     if (fiber_->waited_for_grids) return true;
     return block_->grid_wait.instance != 0 && Ordered(block_->grid_wait);
   }
 
-  void Race(const Access1& other, const char* was) const {
+  __attribute__((noinline, cold)) void Race(const Access1& other, const char* was) const {
     if (other.instance < running->first_instance) {
       Report("grid-dependency", site_, InternedSite(other.site),
              "%s of global memory at byte %td of %zu before griddepcontrol.wait: the launch of the "
@@ -176,54 +196,69 @@ class Checker {
            other.instance - running->first_instance, other.warp(), other.lane());
   }
 
-  void VisitWord(uint32_t mask) {
-    if ((kind_ == AccessKind::kRead || kind_ == AccessKind::kAtomic ||
-         kind_ == AccessKind::kAtomicLoad) &&
+  template <typename Kind>
+  __attribute__((always_inline)) void VisitWord(Kind kind, uint32_t mask) {
+    if ((kind == AccessKind::kRead || kind == AccessKind::kAtomic ||
+         kind == AccessKind::kAtomicLoad) &&
         !shadow_->Initialised(word_, mask)) {
-      Report("uninitialised", site_, Site(), "%u-byte %s of %s memory that nobody has written",
-             bytes_, Verb(kind_), Space());
+      Uninitialised();
     }
-    if (IsWrite(kind_)) shadow_->SetInitialised(word_, mask);
+    if (IsWrite(kind)) shadow_->SetInitialised(word_, mask);
     Cell* cell = shadow_->At(word_);
     if (mask == 0xf && (cell->flags & kCellSplit) == 0) {
-      VisitCell(cell, true);
+      VisitCell(kind, cell, true);
       return;
     }
+    VisitBytes(kind, cell, mask);
+  }
+
+  __attribute__((noinline, cold)) void Uninitialised() const {
+    Report("uninitialised", site_, Site(), "%u-byte %s of %s memory that nobody has written",
+           bytes_, Verb(kind_), Space());
+  }
+
+  template <typename Kind>
+  __attribute__((noinline)) void VisitBytes(Kind kind, Cell* cell, uint32_t mask) {
     std::array<Cell, 4>& bytes = *shadow_->Split(cell);
     for (uint32_t i = 0; i < 4; ++i) {
-      if ((mask >> i & 1u) != 0) VisitCell(&bytes[i], false);
+      if ((mask >> i & 1u) != 0) VisitCell(kind, &bytes[i], false);
     }
-    if (mask == 0xf && IsWrite(kind_)) {
+    if (mask == 0xf && IsWrite(kind)) {
       const Cell same = bytes[0];
       shadow_->Merge(cell, same);
     }
   }
 
-  void VisitCell(Cell* cell, bool whole_word) {
-    const bool write = IsWrite(kind_);
-    const bool current_launch = cell->write.instance >= running->first_instance;
-    if (kind_ == AccessKind::kCopyDone) {
+  template <typename Kind>
+  __attribute__((always_inline)) void VisitCell(Kind kind, Cell* cell, bool whole_word) {
+    const bool write = IsWrite(kind);
+    const bool current_launch = cell->write.instance >= first_instance_;
+    if (kind == AccessKind::kCopyDone) {
       if ((cell->flags & kCellInFlight) == 0 && !Ordered(cell->write)) Race(cell->write, "write");
-      RecordWrite(cell);
+      RecordWrite(kind, cell);
       return;
     }
     if ((cell->flags & kCellInFlight) != 0 && current_launch) {
-      Report("async-in-flight", site_, InternedSite(cell->write.site),
-             "%s of shared memory at byte %td while an asynchronous copy to it is in flight",
-             Verb(kind_),
-             owner_ != nullptr
-                 ? static_cast<ptrdiff_t>(at_ - reinterpret_cast<uintptr_t>(owner_->shared_base))
-                 : static_cast<ptrdiff_t>(at_));
-    } else if (!(IsAtomic(kind_) && (cell->flags & kCellWriteAtomic) != 0) &&
+      InFlight(*cell);
+    } else if (!(IsAtomic(kind) && (cell->flags & kCellWriteAtomic) != 0) &&
                !Ordered(cell->write)) {
       Race(cell->write, (cell->flags & kCellWriteAtomic) != 0 ? "atomic" : "write");
     }
     if (write) {
-      if (!(IsAtomic(kind_) && (cell->flags & kCellReadAtomic) != 0)) CheckReads(*cell, whole_word);
-      RecordWrite(cell);
+      if (!(IsAtomic(kind) && (cell->flags & kCellReadAtomic) != 0)) CheckReads(*cell, whole_word);
+      RecordWrite(kind, cell);
     } else {
-      RecordRead(cell, whole_word);
+      RecordRead(kind, cell, whole_word);
     }
+  }
+
+  __attribute__((noinline, cold)) void InFlight(const Cell& cell) const {
+    Report("async-in-flight", site_, InternedSite(cell.write.site),
+           "%s of shared memory at byte %td while an asynchronous copy to it is in flight",
+           Verb(kind_),
+           owner_ != nullptr
+               ? static_cast<ptrdiff_t>(at_ - reinterpret_cast<uintptr_t>(owner_->shared_base))
+               : static_cast<ptrdiff_t>(at_));
   }
 
   void CheckReads(const Cell& cell, bool whole_word) const {
@@ -249,19 +284,21 @@ class Checker {
     }
   }
 
-  void RecordWrite(Cell* cell) const {
+  template <typename Kind>
+  void RecordWrite(Kind kind, Cell* cell) const {
     cell->write = self_;
     cell->fences = static_cast<uint16_t>(fiber_->proxy_fences);
     uint8_t flags = 0;
-    if (IsAtomic(kind_)) flags = static_cast<uint8_t>(flags | kCellWriteAtomic);
+    if (IsAtomic(kind)) flags = static_cast<uint8_t>(flags | kCellWriteAtomic);
     // What a thread has copied by cp.async and waited for is as if it had stored it.
-    if (kind_ == AccessKind::kCopyIssue) {
+    if (kind == AccessKind::kCopyIssue) {
       flags = static_cast<uint8_t>(flags | kCellInFlight | kCellByCopy);
     }
     cell->flags = static_cast<uint8_t>(flags | (cell->flags & kCellReadAtomic));
   }
 
-  void RecordRead(Cell* cell, bool whole_word) const {
+  template <typename Kind>
+  void RecordRead(Kind kind, Cell* cell, bool whole_word) const {
     const bool same_moment = cell->read.instance == self_.instance &&
                              cell->read.warp() == fiber_->warp && cell->read.clock == self_.clock;
     if (!same_moment) {
@@ -271,8 +308,8 @@ class Checker {
     }
     if (cell->read.instance != self_.instance) cell->read_other = cell->read;
     cell->read = self_;
-    cell->flags = static_cast<uint8_t>(IsAtomic(kind_) ? cell->flags | kCellReadAtomic
-                                                       : cell->flags & ~kCellReadAtomic);
+    cell->flags = static_cast<uint8_t>(IsAtomic(kind) ? cell->flags | kCellReadAtomic
+                                                      : cell->flags & ~kCellReadAtomic);
     if (owner_ == block_ && whole_word) {
       block_->shared_reads[word_ * block_->warps + fiber_->warp] = self_.clock + 1;
     }
@@ -285,6 +322,7 @@ class Checker {
   Fiber* const fiber_;
   BlockState* const block_;
   WarpClock* const clock_;
+  const uint32_t first_instance_ = running->first_instance;
   Access1 self_;
   BlockState* owner_ = nullptr;     // of the shared memory; null: global
   const Region* region_ = nullptr;  // of global memory
@@ -293,19 +331,25 @@ class Checker {
   uintptr_t at_ = 0;
 };
 
-}  // namespace
-
-void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
-  if (current == nullptr) return;
+/// Of memory that may be others' too.
+__attribute__((noinline)) void Observe(const void* ptr, uint32_t bytes, AccessKind kind,
+                                       Site site) {
   const auto address = reinterpret_cast<uintptr_t>(ptr);
-  // A kernel's own variables: most of what is asked about, and nobody else's.
-  if (address - CurrentFiber()->stack_begin < StackPool::kStackBytes) return;
   const bool shared = InSharedRange(address);
   if (!shared && !InDeviceRange(address)) {
     // The caller's memory may lie between two registered host ranges: that is none of a kernel's.
     if (!MaybeGlobal(address) || FindRegion(address) == nullptr) return;
   }
-  if (running->check) Checker(address, bytes, kind, site).Run();
+  if (running->check) {
+    Checker checker(address, bytes, kind, site);
+    if (kind == AccessKind::kRead) {
+      checker.Run(std::integral_constant<AccessKind, AccessKind::kRead>());
+    } else if (kind == AccessKind::kWrite) {
+      checker.Run(std::integral_constant<AccessKind, AccessKind::kWrite>());
+    } else {
+      checker.Run(kind);
+    }
+  }
   if (running->counters && kind <= AccessKind::kAtomicStore) {
     RequestKind request;
     if (kind == AccessKind::kAtomic) {
@@ -319,109 +363,14 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
   }
 }
 
-void BeginChecks() {
-  SyncWords().clear();
-  ForgetProxyFences();
-}
+}  // namespace
 
-void NoteRelease(const void* ptr, Site) {
-  worker->Progress();
-  if (!running->check) return;
-  Fiber* fiber = CurrentFiber();
-  SyncWords()[reinterpret_cast<uintptr_t>(ptr)].ReleaseFrom(
-      &fiber->warp_state->clock, fiber->block->instance, fiber->warp, fiber->lane, true);
-}
-
-void NoteAcquire(const void* ptr, Site) {
-  if (!running->check) return;
-  Fiber* fiber = CurrentFiber();
-  const auto found = SyncWords().find(reinterpret_cast<uintptr_t>(ptr));
-  if (found == SyncWords().end()) return;
-  found->second.AcquireInto(&fiber->warp_state->clock, fiber->block->instance);
-}
-
-uint32_t LoadAcquire(const uint32_t* ptr, Site site) {
-  Fiber* fiber = CurrentFiber();
-  if (fiber->acquired_from == ptr) SpinYield("ld.acquire", site);
-  if (observing) AccessSlow(ptr, 4, AccessKind::kAtomicLoad, site);
-  const uint32_t value = __atomic_load_n(ptr, __ATOMIC_ACQUIRE);
-  if (fiber->acquired_from != ptr || fiber->acquired_value != value) worker->Progress();
-  fiber->acquired_from = ptr;
-  fiber->acquired_value = value;
-  NoteAcquire(ptr, site);
-  return value;
-}
-
-void StoreRelease(uint32_t* ptr, uint32_t value, Site site) {
-  NoteRelease(ptr, site);
-  if (observing) AccessSlow(ptr, 4, AccessKind::kAtomicStore, site);
-  __atomic_store_n(ptr, value, __ATOMIC_RELEASE);
-}
-
-void Fence() {
-  __atomic_thread_fence(__ATOMIC_SEQ_CST);
-  CurrentFiber()->fenced = true;
-}
-
-void GridDependencyWait() {
-  Fiber* fiber = CurrentFiber();
-  fiber->waited_for_grids = true;
-  running->waited_for_grids.store(true, std::memory_order_relaxed);
-  BlockState* block = fiber->block_state;
-  if (!running->check || block->grid_wait.instance != 0) return;
-  block->grid_wait.instance = block->instance;
-  block->grid_wait.clock = fiber->warp_state->clock.now;
-  block->grid_wait.thread = static_cast<uint16_t>(fiber->warp * kWarpSize + fiber->lane);
-}
-
-void AtomicBegin(const void* ptr, uint32_t bytes, Site site) {
-  worker->Progress();
-  if (!observing) return;
-  if (running->check && CurrentFiber()->fenced) NoteRelease(ptr, site);
-  AccessSlow(ptr, bytes, AccessKind::kAtomic, site);
-}
-
-void AtomicEnd(const void* ptr, Site site) {
-  if (observing && running->check && CurrentFiber()->fenced) NoteAcquire(ptr, site);
-}
-
-// -------------------------------------------------------------------------------- for extensions
-
-struct SyncClock::State {
-  ClockState clock;
-};
-
-SyncClock::SyncClock() = default;
-SyncClock::~SyncClock() { delete state_; }
-SyncClock::SyncClock(const SyncClock& other)
-    : state_(other.state_ == nullptr ? nullptr : new State(*other.state_)) {}
-SyncClock& SyncClock::operator=(const SyncClock& other) {
-  if (this == &other) return *this;
-  delete state_;
-  state_ = other.state_ == nullptr ? nullptr : new State(*other.state_);
-  return *this;
-}
-void SyncClock::Clear() {
-  delete state_;
-  state_ = nullptr;
-}
-void SyncClock::Release() {
-  worker->Progress();
-  if (!running->check) return;
-  if (state_ == nullptr) state_ = new State;
-  Fiber* fiber = CurrentFiber();
-  state_->clock.ReleaseFrom(&fiber->warp_state->clock, fiber->block->instance, fiber->warp,
-                            fiber->lane, true);
-}
-void SyncClock::Acquire() const {
-  if (!running->check || state_ == nullptr) return;
-  Fiber* fiber = CurrentFiber();
-  state_->clock.AcquireInto(&fiber->warp_state->clock, fiber->block->instance);
-}
-void SyncClock::Join(const SyncClock& other) {
-  if (other.state_ == nullptr) return;
-  if (state_ == nullptr) state_ = new State;
-  state_->clock.Join(other.state_->clock);
+void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
+  if (current == nullptr) return;
+  // A kernel's own variables: most of what is asked about, and nobody else's.
+  const auto address = reinterpret_cast<uintptr_t>(ptr);
+  if (address - CurrentFiber()->stack_begin < StackPool::kStackBytes) return;
+  Observe(ptr, bytes, kind, site);
 }
 
 ShadowMemory* ShadowOf(uintptr_t address) {

@@ -9,15 +9,9 @@
 namespace lowrank::emu {
 namespace {
 
-/// Only checked launches intern, and they run on one thread at a time.
 struct SiteTable {
   std::unordered_map<uint64_t, uint32_t> numbers;
   std::vector<Site> sites{Site()};
-  static constexpr size_t kRecent = 1024;
-  struct {
-    uint64_t bits = 0;
-    uint32_t number = 0;
-  } recent[kRecent];
 };
 
 SiteTable& Sites() {
@@ -33,17 +27,16 @@ void* MapZeroed(size_t bytes) {
 
 }  // namespace
 
-uint32_t InternSite(Site site) {
+RecentSite recent_sites[kRecentSites];
+
+uint32_t InternNewSite(Site site) {
   if (site.bits == 0) return 0;
   SiteTable& table = Sites();
-  auto& recent =
-      table.recent[(site.bits ^ (site.bits >> Site::kPointerBits) * 37u) % SiteTable::kRecent];
-  if (recent.bits == site.bits) return recent.number;
   const auto [found, is_new] =
       table.numbers.emplace(site.bits, static_cast<uint32_t>(table.sites.size()));
   if (is_new) table.sites.push_back(site);
-  recent.bits = site.bits;
-  recent.number = found->second;
+  recent_sites[(site.bits ^ (site.bits >> Site::kPointerBits) * 37u) % kRecentSites] = {
+      site.bits, found->second};
   return found->second;
 }
 

@@ -10,6 +10,9 @@ namespace {
 struct Words {
   float v[128];
 };
+struct OneWordMore {
+  float v[129];
+};
 struct Copies {
   float4 v[128];
 };
@@ -95,6 +98,32 @@ LOWRANK_KERNEL(case_shared_out_of_bounds, EmulatorCaseParams, 128, 1) {
   s[threadIdx.x + 1] = 1;
   __syncthreads();
   p.y[threadIdx.x] = s[threadIdx.x + 1];
+}
+
+/// Sixteen bytes, of which four are there.
+LOWRANK_KERNEL(case_shared_ends_within, EmulatorCaseParams, 128, 1) {
+  OneWordMore& s = DynamicShared<OneWordMore>();
+  if (threadIdx.x == 0) *reinterpret_cast<float4*>(s.v + 128) = make_float4(1, 2, 3, 4);
+  __syncthreads();
+  p.y[threadIdx.x] = s.v[128];
+}
+
+/// Another warp writes the last word of sixteen bytes.
+LOWRANK_KERNEL(case_race_in_last_word, EmulatorCaseParams, 128, 1) {
+  Words& s = DynamicShared<Words>();
+  if (threadIdx.x == 0) *reinterpret_cast<float4*>(s.v) = make_float4(1, 2, 3, 4);
+  if (threadIdx.x == 32) s.v[3] = 5;
+  __syncthreads();
+  p.y[threadIdx.x] = s.v[threadIdx.x % 4];
+}
+
+/// Nobody has written the last word of sixteen bytes.
+LOWRANK_KERNEL(case_uninitialised_last_word, EmulatorCaseParams, 128, 1) {
+  Words& s = DynamicShared<Words>();
+  if (threadIdx.x < 3) s.v[threadIdx.x] = Thread();
+  __syncthreads();
+  const float4 v = *reinterpret_cast<const float4*>(s.v);
+  p.y[threadIdx.x] = v.x + v.y + v.z + v.w;
 }
 
 LOWRANK_KERNEL(case_misaligned, EmulatorCaseParams, 128, 1) {
