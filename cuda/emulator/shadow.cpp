@@ -29,14 +29,13 @@ void* MapZeroed(size_t bytes) {
 
 RecentSite recent_sites[kRecentSites];
 
-uint32_t InternNewSite(Site site) {
+uint32_t InternSiteSlow(Site site) {
   if (site.bits == 0) return 0;
   SiteTable& table = Sites();
   const auto [found, is_new] =
       table.numbers.emplace(site.bits, static_cast<uint32_t>(table.sites.size()));
   if (is_new) table.sites.push_back(site);
-  recent_sites[(site.bits ^ (site.bits >> Site::kPointerBits) * 37u) % kRecentSites] = {
-      site.bits, found->second};
+  RecentSiteOf(site) = {site.bits, found->second};
   return found->second;
 }
 

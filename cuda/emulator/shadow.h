@@ -11,17 +11,19 @@ namespace lowrank::emu {
 
 /// Sites in 32 bits. Number 0 is no site. Only checked launches intern, and they run on one thread
 /// at a time.
-uint32_t InternNewSite(Site site);
+uint32_t InternSiteSlow(Site site);
 struct RecentSite {
   uint64_t bits = 0;
   uint32_t number = 0;
 };
 constexpr size_t kRecentSites = 1024;
 extern RecentSite recent_sites[kRecentSites];
+inline RecentSite& RecentSiteOf(Site site) {
+  return recent_sites[(site.bits ^ (site.bits >> Site::kPointerBits) * 37u) % kRecentSites];
+}
 inline uint32_t InternSite(Site site) {
-  const RecentSite& recent =
-      recent_sites[(site.bits ^ (site.bits >> Site::kPointerBits) * 37u) % kRecentSites];
-  return recent.bits == site.bits ? recent.number : InternNewSite(site);
+  const RecentSite& recent = RecentSiteOf(site);
+  return recent.bits == site.bits ? recent.number : InternSiteSlow(site);
 }
 Site InternedSite(uint32_t number);
 
