@@ -42,10 +42,11 @@ constexpr int kDirectHalfRows = 1;
 template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
 // Vectors of columns whose sums are held: a sum takes kUnits products one after another, so that
-// with those of one vector a core of 2 x 512 bits waits for itself. Seven and eight rows of f32
-// then have some tables in memory, and still gain. AVX2 gains nothing; pairs were not measured.
+// with those of one vector a core of 2 x 512 bits waits for itself. From seven rows on there are
+// enough sums (and some tables would be in memory: 1.07 to 1.13 of the time on Zen 4, where the
+// others stay as they are). AVX2 gains nothing, pairs of bf16 lose (Zen 4: up to 1.1).
 template <bool kPairs, int kRows>
-constexpr int kDirectVectors = kVL == 16 && !kPairs && kRows > 1 ? 2 : 1;
+constexpr int kDirectVectors = kVL == 16 && !kPairs && kRows > 1 && kRows < 7 ? 2 : 1;
 // Sums of a block of columns: with the codes, L1.
 constexpr int64_t kDirectBytes = 32 << 10;
 // Columns of a block at least, 1 KiB of codes a row: out of memory pieces of half of that took
@@ -154,6 +155,11 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   constexpr bool kHolds = Policy::kPairs && kRows == 1;
   constexpr int kHeld = kDirectVectors<Policy::kPairs, kRows>;
   VecF held[kUnits];
+  // dy's values again, for products of the second vector: out of memory, as an operand. A register
+  // that both take would be filled by an instruction on a pipe that products need (1.25 of the time
+  // on Zen 4), which the compiler prefers where it can see that both are the same.
+  const Unit* a_again = a;
+  if constexpr (kHeld > 1) __asm__("" : "+r"(a_again));
 #pragma GCC unroll 8
   for (int u = 0; u < kUnits; ++u) {
     held[u] = Splat(a[u * kRows]);
@@ -210,8 +216,9 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
         for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 2
           for (int i = 0; i < kHeld; ++i) {
+            const Unit* const from = i == 0 ? a : a_again;
             acc[i][m] = kHolds ? Policy::StepLanes(acc[i][m], held[u], columns[i])
-                               : Policy::Step(acc[i][m], a[u * kRows + m], columns[i]);
+                               : Policy::Step(acc[i][m], from[u * kRows + m], columns[i]);
           }
         }
       }
