@@ -76,7 +76,7 @@ class ThreadPool {
 /// system happened to keep together.
 class Scratch {
  public:
-  static constexpr int kSlots = 12;
+  static constexpr int kSlots = 13;
   Scratch() = default;
   ~Scratch();
   Scratch(const Scratch&) = delete;

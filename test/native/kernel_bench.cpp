@@ -227,12 +227,16 @@ void Bench(const KernelTable& table, int threads, double budget, const char* whi
   };
   const size_t listed = cases.size();
   int64_t only = which == nullptr ? -1 : std::atoll(which);
+  double dropout = 0;
   long long rows, n, k;
   if (which != nullptr && std::sscanf(which, "%lldx%lldx%lld", &rows, &n, &k) == 3) {
-    // 16x4096x4096,bf16,w=int8/256: also what x is, and w.
+    // 16x4096x4096,bf16,w=int8/256: also what x is, and w. With ,p=0.1 before w= the adapter too,
+    // with dropout beside without.
     const bool bf16 = std::strstr(which, ",bf16") != nullptr;
     const bool f16 = std::strstr(which, ",f16") != nullptr;
     const char* kind = std::strstr(which, ",w=");
+    const char* p = std::strstr(which, ",p=");
+    if (p != nullptr) dropout = std::atof(p + 3);
     cases.push_back({{rows, n, k, 16},
                      bf16  ? DType::kBF16
                      : f16 ? DType::kF16
@@ -287,6 +291,17 @@ void Bench(const KernelTable& table, int threads, double budget, const char* whi
         [&] { input.w = next(), table.matmul_input_grad(input, context); },
         [&] { g.w = next(), table.lora_backward(g, context); }};
     print(c.kind, InTurns(bodies, budget), {"product", "forward", "dx", "backward"});
+    if (dropout > 0) {
+      const auto with = [&](double p, const std::function<void()>& body) {
+        return [&, p, body] { f.dropout.p = g.dropout.p = p, body(); };
+      };
+      print("with dropout",
+            InTurns({with(0, bodies[1]), with(dropout, bodies[1]), with(0, bodies[3]),
+                     with(dropout, bodies[3])},
+                    budget),
+            {"forward", "dropped", "backward", "dropped"});
+      f.dropout.p = g.dropout.p = 0;
+    }
     base.compute = Compute::kInt8;
     f.compute = Compute::kInt8;
     if (base.Check().ok()) {

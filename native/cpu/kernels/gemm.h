@@ -29,9 +29,10 @@ enum Slot {
   kGroupSlot,
   kFactorSlot,
   kNormSlot,
-  kRoundedSlot
+  kRoundedSlot,
+  kGateSlot
 };
-static_assert(kRoundedSlot < Scratch::kSlots);
+static_assert(kGateSlot < Scratch::kSlots);
 
 // Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
 constexpr int64_t kChunkBytes = 9 << 20;

@@ -312,11 +312,21 @@ LOWRANK_INLINE void FactorBGrad(Run& run, const FactorBParts& op) {
               [&](const Block& block, float* c) { StoreFactorB(op, h.cols, block, c); });
 }
 
+// Bytes of a gate's bits at most: 8 M elements a MiB.
+constexpr int64_t kMostGateBytes = 8 << 20;
+
 LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
   Run run(context);
   const int64_t r = op.lora_a.rows;
-  const Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);
+  Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);
   const Gate* gate = gate_value.active ? &gate_value : nullptr;
+  // dx and d_lora_a both need the gate, of which drawing is the most of the work.
+  const int64_t gate_bytes = op.x.rows * op.lora_a.cols / 8;
+  if (op.dx.present && op.d_lora_a.present && r != 0 && gate_value.CanNote() &&
+      gate_bytes <= kMostGateBytes) {
+    gate_value.bits = run.Get<uint8_t>(kGateSlot, gate_bytes);
+    if (gate_value.bits == nullptr) return run.Result();
+  }
   TensorView dh;
   if ((op.dx.present || op.d_lora_a.present) && r != 0) {
     float* data = run.Get<float>(kDhSlot, op.dy.rows * r);
@@ -343,6 +353,7 @@ LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& cont
   }
   if (run.Stopped()) return run.Result();
 
+  gate_value.drawn = gate_value.bits != nullptr;
   if (op.d_lora_a.present) {
     FactorAGrad(run, dh, op.x, gate, 1, op.d_lora_a, op.accumulate_d_lora_a);
   }

@@ -221,6 +221,13 @@ struct Gate {
   float kept = 1;  // 1 / (1 - p)
   TensorView mask;
   int64_t cols = 0;  // K
+  // Room for a bit an element, [M][K / 8] bytes: the first to apply the gate draws and notes them,
+  // who comes when all have been `drawn` takes them from there. Only for a K that CanNote().
+  uint8_t* bits = nullptr;
+  bool drawn = false;
+
+  /// A row then has whole vectors and groups of draws, so that no byte of bits is shared.
+  bool CanNote() const { return kHasLaneBits && active && !mask.present && cols % 16 == 0; }
 };
 
 LOWRANK_INLINE Gate MakeGate(const DropoutSpec& dropout, int64_t cols) {
@@ -245,6 +252,13 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
     }
     return;
   }
+  if (gate.drawn) {
+    const uint8_t* bits = gate.bits + begin / 8;
+    for (int64_t i = 0; i < count; i += kVL) {
+      Store(values + i, Where(LoadLaneBits(bits + i / 8), Load(values + i) * gate.kept));
+    }
+    return;
+  }
   uint32_t draws[kDrawRun];
   for (int64_t done = 0; done < count;) {
     const int64_t e = begin + done;
@@ -255,8 +269,9 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
     int64_t i = 0;
     for (; i + kVL <= run; i += kVL) {
       float* value = values + done + i;
-      const VecU kept = Bits(Load(value) * gate.kept);
-      Store(value, AsFloat(LoadU(draw + i) >= SplatU(gate.threshold) ? kept : VecU{}));
+      const LaneMask kept = AtLeast(LoadU(draw + i), SplatU(gate.threshold));
+      if (gate.bits != nullptr) StoreLaneBits(gate.bits + (e + i) / 8, kept);
+      Store(value, Where(kept, Load(value) * gate.kept));
     }
     for (; i < run; ++i) {
       float& value = values[done + i];

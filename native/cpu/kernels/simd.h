@@ -403,6 +403,53 @@ LOWRANK_INLINE VecU AddWhereGreater(VecU counts, VecF a, VecF b, uint32_t step) 
 #endif
 }
 
+#if defined(__AVX512F__)
+using LaneMask = __mmask16;
+#else
+using LaneMask = VecU;  // all bits of a lane, or none
+#endif
+
+LOWRANK_INLINE LaneMask AtLeast(VecU a, VecU b) {
+#if defined(__AVX512F__)
+  return _mm512_cmpge_epu32_mask(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b));
+#else
+  return reinterpret_cast<VecU>(a >= b);
+#endif
+}
+
+/// v, and zero in the other lanes.
+LOWRANK_INLINE VecF Where(LaneMask lanes, VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_mov_ps(lanes, v);
+#else
+  return AsFloat(lanes & Bits(v));
+#endif
+}
+
+// Masks as bits, lane i of a vector the i-th: of whole bytes, so not for vectors of four.
+constexpr bool kHasLaneBits = kVL >= 8;
+
+LOWRANK_INLINE void StoreLaneBits([[maybe_unused]] uint8_t* bits, [[maybe_unused]] LaneMask lanes) {
+#if defined(__AVX512F__)
+  std::memcpy(bits, &lanes, 2);
+#elif defined(__AVX2__)
+  *bits = static_cast<uint8_t>(_mm256_movemask_ps(reinterpret_cast<__m256>(lanes)));
+#endif
+}
+
+LOWRANK_INLINE LaneMask LoadLaneBits([[maybe_unused]] const uint8_t* bits) {
+#if defined(__AVX512F__)
+  LaneMask lanes;
+  std::memcpy(&lanes, bits, 2);
+  return lanes;
+#elif defined(__AVX2__)
+  const VecU own = {1, 2, 4, 8, 16, 32, 64, 128};
+  return reinterpret_cast<VecU>((SplatU(*bits) & own) == own);
+#else
+  return LaneMask{};
+#endif
+}
+
 /// Lanes 2i and 2i + 1, below 16, as byte i: the first in the high nibble.
 LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
   const VecQ pairs = reinterpret_cast<VecQ>(nibbles);  // little-endian: the first lane is low
