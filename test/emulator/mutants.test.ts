@@ -1,0 +1,65 @@
+/**
+ * What is written about the mutants of the kernels is about those that there are: each has its row in
+ * docs/mutation-proof.md, and what is said to be equivalent is still in the kernels. Whether they are
+ * caught takes hours (npm run test:mutants); a list that has gone stale shows here, at once.
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { temporaryFolder } from '../finetune/setup.js';
+import { type Mutant, writeMutants } from './mutants.mjs';
+
+const root = path.join(import.meta.dirname, '..', '..');
+const read = (file: string) => fs.readFileSync(path.join(root, file), 'utf8');
+const mutants = writeMutants(root, temporaryFolder());
+
+interface Equivalent {
+  readonly file: string;
+  readonly what: string;
+  /** Absent: all of this text. */
+  readonly nth?: number;
+  readonly reason: string;
+}
+const equivalents: Equivalent[] = JSON.parse(read('test/emulator/mutants-equivalent.json'));
+const isOf = (entry: Equivalent, { file, what, nth }: Mutant) =>
+  entry.file === file && entry.what === what && (entry.nth ?? nth) === nth;
+
+/** Of each row of the page what is taken out, and what came of it. */
+function rowsOfPage(): { mutant: string; outcome: string }[] {
+  let file = '';
+  return read('docs/mutation-proof.md')
+    .split('\n')
+    .flatMap((line) => {
+      file = /^## (cuda\/\S+)/.exec(line)?.[1] ?? file;
+      const row = /^\| \d+ \| ([\w-]+) \| `(.*?)` \| (.*) \|$/.exec(line);
+      if (row === null) return [];
+      const what = row[2]?.replaceAll('\\|', '|');
+      return [{ mutant: `${file} ${row[1]} ${what}`, outcome: row[3] ?? '' }];
+    });
+}
+
+describe('the mutants of the kernels', () => {
+  const rows = rowsOfPage();
+
+  it('have a row each in docs/mutation-proof.md, in order', () => {
+    expect(mutants.length).toBeGreaterThan(500);
+    expect(rows.map(({ mutant }) => mutant)).toEqual(
+      mutants.map(({ file, kind, what }) => `${file} ${kind} ${what}`),
+    );
+  });
+
+  it('are caught, or equivalent for the reason in mutants-equivalent.json', () => {
+    const odd = rows.filter(({ outcome }, i) => {
+      const entry = equivalents.find((one) => isOf(one, mutants[i] as Mutant));
+      return entry === undefined
+        ? !outcome.startsWith('caught: ')
+        : outcome !== `equivalent: ${entry.reason.replaceAll('|', '\\|')}`;
+    });
+    expect(odd).toEqual([]);
+  });
+
+  it('are there for each reason in mutants-equivalent.json', () => {
+    expect(equivalents.filter((entry) => !mutants.some((one) => isOf(entry, one)))).toEqual([]);
+  });
+});
