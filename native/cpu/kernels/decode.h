@@ -163,14 +163,15 @@ LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int
   StorePair<kPairs, kRound>(even, odd, g, i, places);
 }
 
-/// Groups of eight columns of kVL rows of w, of their codes in words.
+/// Groups of eight columns of kVL rows of w, of their codes in words. Places are held by value: by
+/// reference each store, which may change anything in memory, has them read and multiplied anew.
 template <bool kPairs, DType kRound, int kBits, typename Places>
 struct GroupDecoder;
 
 template <bool kPairs, DType kRound, typename Places>
 struct GroupDecoder<kPairs, kRound, 4, Places> {
   Table16 table;
-  const Places& places;
+  const Places places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : table(tables.nibbles), places(to) {}
   /// Group g, its first `columns` alone; scale_of(i) is that of columns i and i + 1.
@@ -188,7 +189,7 @@ struct GroupDecoder<kPairs, kRound, 4, Places> {
 template <bool kPairs, DType kRound, typename Places>
 struct GroupDecoder<kPairs, kRound, 8, Places> {
   Levels<kMayLookUpBytes> levels;
-  const Places& places;
+  const Places places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : levels(tables.bytes), places(to) {}
   template <typename Scales>
