@@ -37,23 +37,13 @@ constexpr int64_t kPartRows = 16;
 template <typename Policy>
 constexpr int64_t kLongPartRows = Policy::kPairs ? 48 : kPartRows;
 
-/// Does L2 give a vector in the time of a product? Zen 4, which takes two cycles for one of 512
-/// bits: parts are nothing but their cost there (8 to 48 rows of pairs take 0.90 to 0.96 of the
-/// time in one part, 12 and 16 of f32 0.94 to 0.97). With AVX2, two products a cycle, it is as
-/// elsewhere.
-LOWRANK_INLINE bool MultipliesFromL2() {
-#if defined(__AVX512F__)
-  return __builtin_cpu_is("amdfam19h") != 0;
-#else
-  return false;
-#endif
-}
-
-/// Granules of such a part.
+/// Granules of such a part. On Zen 4, where L2 gives a vector in the time of a product, parts are
+/// nothing but their cost: in one part 8 to 48 rows of pairs take 0.90 to 0.96 of the time, 12 and
+/// 16 of f32 0.94 to 0.97.
 template <typename Policy>
 LOWRANK_INLINE int64_t PartGranules(int64_t rows) {
   constexpr int64_t kBytes = kStoredWeights * Policy::Units(kGranule) * 4;
-  if (rows > kLongPartRows<Policy> || MultipliesFromL2()) return kSpan / kGranule;
+  if (rows > kLongPartRows<Policy> || IsZen4()) return kSpan / kGranule;
   return Min(kSpan / kGranule, (rows <= kPartRows ? kPartBytes : 2 * kPartBytes) / kBytes);
 }
 
