@@ -19,8 +19,8 @@
 /// Budget     one core of 2 x 256-bit multiply-adds, 4096 x 4096 weights out of cache: 0.40 ms at
 ///            M = 1 for bf16 (6.1 cycles a granule: 2.5 for the table, 3.6 for two steps) and 0.60
 ///            for f32 (9.1); from M = 4 on the products are 0.70 to 0.85 of it. Rows of w are asked
-///            for one group ahead, their scales two, into L2; four at a time, since more share L1's
-///            sets
+///            for one group ahead, their scales two (but for Zen 4), into L2; four at a time, since
+///            more share L1's sets
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"
