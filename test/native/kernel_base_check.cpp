@@ -40,12 +40,20 @@ void CheckBase(const KernelTable& table, const RunContext& context) {
       LoraLayer own(s, dtype, w.view);
       g_state = state;
       LoraLayer shared(s, dtype, w.view);
-      // What is left of y by its own bias are the roundings of its sum.
-      Report(base->lora_forward(shared.forward, context).ok(), what + "status of the base");
+      // What is left of y by its own bias, and of dx by itself, are the roundings of their sums.
+      Report(base->lora_forward(shared.forward, context).ok() &&
+                 base->lora_backward(shared.backward, context).ok(),
+             what + "status of the base");
       Dense bias(1, s.N, dtype);
       for (int64_t n = 0; n < s.N; ++n) StoreElement(bias.view.data, dtype, n, -shared.y.At(0, n));
+      for (int64_t i = 0; i < s.M * s.K; ++i) {
+        const double left = -shared.dx.At(i);
+        StoreElement(own.dx.view.data, dtype, i, left);
+        StoreElement(shared.dx.view.data, dtype, i, left);
+      }
       const auto run = [&](const KernelTable& set, LoraLayer& layer) {
         layer.forward.bias = bias.view;
+        layer.backward.accumulate_dx = true;
         return set.lora_forward(layer.forward, context).ok() &&
                set.lora_backward(layer.backward, context).ok();
       };

@@ -110,8 +110,9 @@ struct Block {
   int64_t panel0, panel1;  // row panels
   int64_t m0, m1;          // rows
   int64_t n0, n1;          // columns
+  int64_t pitch = 0;       // of the sums of a block that this is a part of
   /// A line more than a multiple of vectors: rows a power of two apart share a few sets of L1.
-  int64_t ldc() const { return CeilDiv(n1 - n0, kVL) * kVL + 16; }
+  int64_t ldc() const { return pitch != 0 ? pitch : CeilDiv(n1 - n0, kVL) * kVL + 16; }
   int64_t c_elems() const { return (m1 - m0) * ldc(); }
 };
 
@@ -145,6 +146,19 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   block.n0 = grid.ColumnPanel(col_block) * grid.panel_cols;
   block.n1 = Min(grid.ColumnPanel(col_block + 1) * grid.panel_cols, grid.cols);
   return block;
+}
+
+/// body(part, its sums) for kNC columns of a block at a time, which is what a product takes at
+/// once.
+template <typename Body>
+LOWRANK_INLINE void EachPart(const Block& block, float* c, const Body& body) {
+  for (int64_t n0 = block.n0; n0 < block.n1; n0 += kNC) {
+    Block part = block;
+    part.n0 = n0;
+    part.n1 = Min(n0 + kNC, block.n1);
+    part.pitch = block.ldc();
+    body(part, c + n0 - block.n0);
+  }
 }
 
 /// Adds them to all of a block.

@@ -39,7 +39,7 @@ static void Int8Dot(VecU table, const uint8_t* codes, int64_t row_bytes, int64_t
 #pragma GCC unroll 16
   for (int m = 0; m < kRows; ++m) sums[m] = first ? VecF{} : Load(c + m * ldc);
   for (int64_t b = 0; b < blocks; ++b, scales += kVL) {
-    if (b % 2 == 0) rows.Ask(kCodesAhead + (b < near ? 0 : (kVL - 1) * row_bytes));
+    if (b % 2 == 0) AskRows(rows, kCodesAhead + (b < near ? 0 : (kVL - 1) * row_bytes));
     VecI acc[kRows];
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) acc[m] = SplatCodes(x + kCodeUnits * kRows + m);

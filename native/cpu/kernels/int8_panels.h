@@ -28,7 +28,7 @@ constexpr int kTurnedWords = kVL > 8 ? 4 : kBlockWords;
 template <int kWords>
 LOWRANK_INLINE void TurnWords(RowCursor& rows, VecF (&words)[kWords]) {
   if constexpr (kWords == 4) {
-    rows.LoadTransposed(words);
+    LoadTransposed(rows, words);
   } else {
 #pragma GCC unroll 2
     for (int j = 0; j < kWords; j += kVL) {
@@ -80,7 +80,7 @@ LOWRANK_INLINE void TurnScales(const Int8Weight& weight, int64_t n, int64_t k0, 
       i = Min(i, count - 4);  // the last ones once more beside others
       RowCursor rows(scales.data + i, scales.pitch * 4);
       VecF r[4];
-      rows.LoadTransposed(r);
+      LoadTransposed(rows, r);
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) store(i + j, r[j]);
       i += 4;
@@ -104,7 +104,7 @@ static void TurnInt8(const Int8Weight& weight, int64_t row, int64_t k0, int64_t 
   // The same of the next panel.
   const int64_t ahead = kNR * w.cols / 2;
   for (int64_t block = 0; block < kc / kInt8Block; ++block) {
-    if (block % 2 == 0) rows.Ask(ahead);  // a line has two
+    if (block % 2 == 0) AskRows(rows, ahead);  // a line has two
     TurnBlock(rows, table, [&](VecU unit) __attribute__((always_inline)) {
       StoreU(out, unit);
       out += kNR;

@@ -37,17 +37,12 @@ struct InputGradParts {
   FactorPanels* d_lora_b = nullptr;  // taken from dy's panels where that can be: then it has sums
 };
 
-/// c = dy · w of one block and the last steps, dy packed in the chunk; `dots`: by direct_dot.h.
+/// c = dy · w of one block and the last steps by tiles, dy packed in the chunk.
 template <typename Policy>
 static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
-                                const PackedChunk& chunk, const RowSource& w, bool dots,
-                                const LastSteps& last, float* c) {
+                                const PackedChunk& chunk, const RowSource& w, const LastSteps& last,
+                                float* c) {
   const int64_t depth = chunk.order.depth;
-  if (dots) {
-    AccumulateDirectDots<Policy>(run, chunk, w, block, c);
-    AddLastSteps(grid, block, last, c);
-    return;
-  }
   const ChunkOf<Policy> pack_a = {chunk, block};
   if (TakesCopiedPanels<Policy>(w, depth)) {
     Accumulate<Policy>(run, grid, block, depth, pack_a, CopiedB<Policy>{{w}}, c, true, last);
@@ -58,11 +53,12 @@ static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
 
 /// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. Where
 /// `spread`, last's columns are to be in the order of lanes (SpreadPanels); for add they are in
-/// place again.
+/// place again. Blocks have up to most_cols columns, more than kNC where there are no last steps.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
                                     const TensorView* dx, bool accumulate, int64_t r, int64_t step,
-                                    const PackFn& pack, const LastFn& last_of, const AddFn& add) {
+                                    int64_t most_cols, const PackFn& pack, const LastFn& last_of,
+                                    const AddFn& add) {
   const int64_t depth = dy_view.cols;
   const bool with_dx = w_view != nullptr;
   const RowSource dy = DenseRows(dy_view);
@@ -90,7 +86,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     const bool wide = dots && !by_rows;
     const Grid grid =
         PlanGrid(chunk.rows, cols, threads, with_granules || dots ? kGranule : kNR,
-                 wide ? DirectDotColumns(chunk.rows) : kNC, wide ? 1 : kTasksPerThread);
+                 wide ? DirectDotColumns(chunk.rows) : most_cols, wide ? 1 : kTasksPerThread);
     const int64_t terms = (by_rows ? sums.blocks : depth) + r;
     run.ForEach(grid.tasks(), chunk.rows * cols * terms, [&](int64_t task) {
       const Block block = BlockOf(grid, task);
@@ -102,8 +98,13 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
       if (by_rows) {
         sums.AddTo(block, c);
         AddLastSteps(grid, block, last, c);
+      } else if (dots) {
+        AccumulateDirectDots<Policy>(run, chunk, w, block, c);
+        AddLastSteps(grid, block, last, c);
       } else {
-        AccumulateInputGrad<Policy>(run, grid, block, chunk, w, dots, last, c);
+        EachPart(block, c, [&](const Block& part, float* part_c) {
+          AccumulateInputGrad<Policy>(run, grid, part, chunk, w, last, part_c);
+        });
       }
       if (with_granules) {
         UnspreadColumns(block.m1 - block.m0, block.n1 - block.n0, c, block.ldc());
@@ -173,7 +174,7 @@ static void InputGrad(Run& run, const InputGradParts& op) {
     }
   };
   InputGradChunks<Policy>(
-      run, op.dy, op.w, op.dx, op.accumulate, r, step, pack,
+      run, op.dy, op.w, op.dx, op.accumulate, r, step, kNC, pack,
       [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
         if (r == 0 || op.gate != nullptr || FewRows(grid)) return true;
         if (ExpandsRows(grid, block, *op.lora_a)) return true;

@@ -149,12 +149,13 @@ using AddToBlock =
 /// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
 /// them. `r` counts for the work alone. With `swiglu` the last target is its up, whose y holds gate
 /// or is to hold it by the target before; then a task takes a block of each in turn. `more` rows of
-/// the first target's go on where x ends.
+/// the first target's go on where x ends. Blocks have up to most_cols columns, more than kNC where
+/// there are no last steps.
 template <typename Policy>
 static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardTarget* targets,
                               int count, int64_t r, const PackChunk& pack,
                               const LastOfBlock& last_of, const AddToBlock& add,
-                              bool swiglu = false) {
+                              bool swiglu = false, int64_t most_cols = kNC) {
   const int64_t depth = x_view.cols;
   RowSource x = DenseRows(x_view);
   if (targets[0].more != nullptr) Append(targets[0].more->x, &x);
@@ -203,7 +204,8 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
     if (run.Stopped()) return;
     int64_t tasks = 0;
     for (int i = 0; i < count; ++i) {
-      all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads());
+      all[i].grid =
+          PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads(), kNR, most_cols);
       if (chunk.dots || chunk.dense_dots)
         all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
       all[i].first_task = swiglu ? 0 : tasks;
@@ -220,7 +222,9 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
         if (c == nullptr) return;
         LastSteps last;
         if (!last_of(i, grid, block, m0, &last)) return;
-        AccumulateBase<Policy>(run, grid, block, chunk, all[i].w, all[i].int8, last, c);
+        EachPart(block, c, [&](const Block& part, float* part_c) {
+          AccumulateBase<Policy>(run, grid, part, chunk, all[i].w, all[i].int8, last, part_c);
+        });
         add(i, grid, block, m0, c);
         if (run.Stopped()) return;
         if (swiglu && i == count - 1) {
@@ -237,15 +241,15 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
 /// The same of one weight, without last steps.
 template <typename Policy, typename PackFn, typename AddFn>
 LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
-                                  const TensorView& y, int64_t r, const PackFn& pack,
-                                  const AddFn& add) {
+                                  const TensorView& y, int64_t r, int64_t most_cols,
+                                  const PackFn& pack, const AddFn& add) {
   const ForwardTarget target = {&w, &y};
   const auto no_last = [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; };
   const auto add_to = [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
     add(grid, block, m0, c);
   };
   ForwardManyChunks<Policy>(run, x, &target, 1, r, PackChunk(pack), LastOfBlock(no_last),
-                            AddToBlock(add_to));
+                            AddToBlock(add_to), false, most_cols);
 }
 
 /// A row of values, one a column, added to rows [m0, m1) of a block's sums.

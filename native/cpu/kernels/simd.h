@@ -516,6 +516,15 @@ LOWRANK_INLINE VecF TakeSecond(VecF a, VecF b, std::integer_sequence<int, kLane.
   return __builtin_shufflevector(a, b, ((kLane & kStep) != 0 ? kLane + kVL : kLane ^ kStep)...);
 }
 
+template <int... kLane>
+LOWRANK_INLINE VecF Merge(VecF a, VecF b, int64_t half, std::integer_sequence<int, kLane...>) {
+  return half == 0 ? __builtin_shufflevector(a, b, (kLane / 2 + (kLane % 2) * kVL)...)
+                   : __builtin_shufflevector(a, b, (kVL / 2 + kLane / 2 + (kLane % 2) * kVL)...);
+}
+/// a[0], b[0], a[1], b[1], ... and those of the upper halves.
+LOWRANK_INLINE VecF MergeLow(VecF a, VecF b) { return Merge(a, b, 0, Lanes()); }
+LOWRANK_INLINE VecF MergeHigh(VecF a, VecF b) { return Merge(a, b, 1, Lanes()); }
+
 /// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows: one of
 /// these exchanges.
 template <int kStep>
@@ -574,42 +583,40 @@ class RowAddresses {
   int64_t pitch3_;
 };
 
-/// kVL rows whose elements are taken by fours.
-class RowCursor : public RowAddresses<kVL> {
- public:
-  using RowAddresses<kVL>::RowAddresses;
-
-  /// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Quarters are put together
-  /// on their way from memory, so half of Transpose()'s shuffles are not needed: where one a cycle
-  /// is all there is, as on Intel's processors, the others are cheaper.
-  LOWRANK_MEMBER_INLINE void LoadTransposed(VecF (&r)[4]) const {
+/// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Quarters are put together on
+/// their way from memory, so half of Transpose()'s shuffles are not needed: where one a cycle is
+/// all there is, as on Intel's processors, the others are cheaper.
+template <typename Addresses>
+LOWRANK_INLINE void LoadTransposed(const Addresses& rows, VecF (&r)[4]) {
 #if defined(__AVX512F__)
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      const auto quarter = [&](int g) {
-        return _mm_loadu_ps(reinterpret_cast<const float*>(At(4 * g + i)));
-      };
-      __m512 v = _mm512_castps128_ps512(quarter(0));
-      v = _mm512_insertf32x4(v, quarter(1), 1);
-      v = _mm512_insertf32x4(v, quarter(2), 2);
-      r[i] = _mm512_insertf32x4(v, quarter(3), 3);
-    }
-    TransposeQuarters(r);
+  for (int i = 0; i < 4; ++i) {
+    const auto quarter = [&](int g) {
+      return _mm_loadu_ps(reinterpret_cast<const float*>(rows.At(4 * g + i)));
+    };
+    __m512 v = _mm512_castps128_ps512(quarter(0));
+    v = _mm512_insertf32x4(v, quarter(1), 1);
+    v = _mm512_insertf32x4(v, quarter(2), 2);
+    r[i] = _mm512_insertf32x4(v, quarter(3), 3);
+  }
+  TransposeQuarters(r);
 #else
-    for (int i = 0; i < kVL; ++i) {
-      float row[4];
-      std::memcpy(row, At(i), sizeof(row));
-      for (int j = 0; j < 4; ++j) r[j][i] = row[j];
-    }
+  for (int i = 0; i < kVL; ++i) {
+    float row[4];
+    std::memcpy(row, rows.At(i), sizeof(row));
+    for (int j = 0; j < 4; ++j) r[j][i] = row[j];
+  }
 #endif
-  }
+}
 
-  /// Asks for the line `distance` bytes on of every row.
-  LOWRANK_MEMBER_INLINE void Ask(int64_t distance) const {
+using RowCursor = RowAddresses<kVL>;
+
+/// Asks for the line `distance` bytes on of every row.
+template <typename Addresses>
+LOWRANK_INLINE void AskRows(const Addresses& rows, int64_t distance) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kVL; ++i) __builtin_prefetch(At(i) + distance, 0, 2);
-  }
-};
+  for (int i = 0; i < kVL; ++i) __builtin_prefetch(rows.At(i) + distance, 0, 2);
+}
 
 /// r[i][j] <-> r[j][i].
 LOWRANK_INLINE void Transpose(VecF (&r)[kVL]) {

@@ -7,9 +7,9 @@
 ///   Numerics   those of tile.h, bit for bit: products in the order of k, sums over kKC added in
 ///              order
 ///   Budget     kVL · kVL elements of bᵀ: kVL loads, kVL · log2(kVL) shuffles and kVL · rows
-///              multiply-adds, one after another for a row: 64 cycles of both at kVL = 16. By
-///              RowCursor 32 shuffles and 48 cycles, and two bf16 are turned as one unit: 36
-///              cycles. Factors in f32 then come too slowly from L3 (docs/performance-log.md)
+///              multiply-adds, one after another for a row: 64 cycles of both at kVL = 16 (75 are
+///              measured). By quarters 32 shuffles, and two bf16 are turned as one unit. From
+///              memory a line takes 11 cycles of a Zen 4 at 22 GB/s, 176 of those elements in f32
 #pragma once
 
 #include "native/cpu/kernels/base_set.h"
@@ -40,94 +40,187 @@ struct ThinSums {
   }
 };
 
-/// Are rows of kType turned by RowCursor? Where shuffles are dear, on Intel's processors, and those
-/// that it was measured on have tiles.
+/// Are rows of kType turned by quarters? Those of bf16, where that turns two elements as one. In
+/// f32 a line is read four times then, and has left L1 in between where rows are 16 KiB apart:
+/// sixteen such lines share eight places on Zen 4 (1.6 of the time; Ice Lake takes the same time
+/// both ways). Sets with tiles are for processors that it was measured on.
 template <DType kType>
-constexpr bool kTurnsQuarters = kHasTiles && kType != DType::kF16;
+constexpr bool kTurnsQuarters =
+    kVL == 16 && (kType == DType::kBF16 || (kHasTiles && kType == DType::kF32));
 
-/// The steps of the next 16 bytes of each row.
-template <DType kType, int kRows>
-LOWRANK_INLINE void QuarterSteps(const RowCursor& rows, const Unit* a, ThinSums<kRows>& sums) {
-  VecF r[4];
-  rows.LoadTransposed(r);
+/// The addresses of fewer rows than kVL; the last of them stands for those that are missing.
+class SomeAddresses {
+ public:
+  SomeAddresses(const char* first, int64_t pitch, int64_t rows) {
+    for (int64_t i = 0; i < kVL; ++i) at_[i] = first + Min(i, rows - 1) * pitch;
+  }
+  LOWRANK_MEMBER_INLINE const char* At(int row) const { return at_[row] + step_; }
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) { step_ += bytes; }
+
+ private:
+  const char* at_[kVL];
+  int64_t step_ = 0;
+};
+
+/// Rows of b, and what lies `ahead` bytes after them. They go on from one kVL rows to the next:
+/// found anew for each, the addresses cost as much as r = 16 products.
+template <DType kType, typename Addresses>
+struct ThinCursor {
+  static constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
+  static constexpr int64_t kStepBytes = kTurnsQuarters<kType> ? 16 : kVL * kBytes;
+
+  Addresses rows;
+  Addresses next;
+
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) {
+    rows.Step(bytes);
+    next.Step(bytes);
+  }
+  /// As many steps of kStepBytes as there are in kc elements: how many elements those are.
+  template <int kRows>
+  LOWRANK_MEMBER_INLINE int64_t Steps(const Unit* a, int64_t kc, ThinSums<kRows>& sums) {
+    constexpr int64_t kElements = kStepBytes / kBytes;
+    const int64_t count = kc / kElements;
+    for (int64_t i = 0; i < count; ++i) {
+      if constexpr (kTurnsQuarters<kType>) {
+        if (i % 4 == 0) AskRows(next, 0);
+        QuarterSteps(a, sums);
+      } else {
+        VecF r[kVL];
+#pragma GCC unroll 16
+        for (int n = 0; n < kVL; ++n) {
+          r[n] = LoadWide(rows.At(n), kType, 0);
+          __builtin_prefetch(next.At(n), 0, 2);
+        }
+        Transpose(r);
+#pragma GCC unroll 16
+        for (int j = 0; j < kVL; ++j) sums.Step(a + j * kRows, r[j]);
+      }
+      a += kElements * kRows;
+      Step(kStepBytes);
+    }
+    return count * kElements;
+  }
+
+ private:
+  /// The steps of the next 16 bytes of each row.
+  template <int kRows>
+  LOWRANK_MEMBER_INLINE void QuarterSteps(const Unit* a, ThinSums<kRows>& sums) const {
+    VecF r[4];
+    LoadTransposed(rows, r);
 #pragma GCC unroll 4
-  for (int j = 0; j < 4; ++j) {
-    if constexpr (kType == DType::kF32) {
-      sums.Step(a + j * kRows, r[j]);
-    } else {
-      sums.Step(a + 2 * j * kRows, AsFloat(Bits(r[j]) << 16));
-      sums.Step(a + (2 * j + 1) * kRows, AsFloat(Bits(r[j]) & 0xffff0000u));
+    for (int j = 0; j < 4; ++j) {
+      if constexpr (kType == DType::kF32) {
+        sums.Step(a + j * kRows, r[j]);
+      } else {
+        sums.Step(a + 2 * j * kRows, AsFloat(Bits(r[j]) << 16));
+        sums.Step(a + (2 * j + 1) * kRows, AsFloat(Bits(r[j]) & 0xffff0000u));
+      }
     }
   }
+};
+
+/// The sums of kVL or fewer columns, rows [n, n + rows) of b, of which the cursor is at the first.
+template <DType kType, int kRows, typename Cursor>
+LOWRANK_INLINE void ThinStrip(const ThinPart& part, Cursor& cursor, int64_t n, int64_t rows,
+                              float* const* c) {
+  const TensorView& b = part.b;
+  ThinSums<kRows> sums;
+  for (int64_t k = cursor.Steps(part.a, part.kc, sums); k < part.kc; ++k) {
+    VecF column = {};
+    for (int64_t i = 0; i < rows; ++i) {
+      column[i] = ScalarWiden(b.data, kType, (n + i) * b.cols + part.k0 + k);
+    }
+    sums.Step(part.a + k * kRows, column);
+  }
+  sums.AddTo(c, n - part.n0, part.first);
 }
 
 /// Columns of c are rows of b.
 template <DType kType, int kRows>
 static void ThinDot(const ThinPart& part, float* const* c) {
-  constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
-  const TensorView& b = part.b;
-  const Unit* a = part.a;
-  const int64_t kc = part.kc;
-  for (int64_t n = part.n0; n < part.n1; n += kVL) {
-    const int64_t rows = Min(kVL, part.n1 - n);
-    ThinSums<kRows> sums;
-    int64_t k = 0;
-    if (kTurnsQuarters<kType> && rows == kVL) {
-      constexpr int64_t kStep = 16 / kBytes;
-      const char* src = static_cast<const char*>(b.data) + (n * b.cols + part.k0) * kBytes;
-      RowCursor cursor(src, b.cols * kBytes);
-      for (; k + kStep <= kc; k += kStep) {
-        if (part.ahead != 0 && k % (4 * kStep) == 0) cursor.Ask(part.ahead);
-        QuarterSteps<kType>(cursor, a + k * kRows, sums);
-        cursor.Step(16);
-      }
-    }
-    for (; k + kVL <= kc; k += kVL) {
-      VecF r[kVL];
-#pragma GCC unroll 16
-      for (int64_t i = 0; i < kVL; ++i) {
-        const int64_t at = (n + Min(i, rows - 1)) * b.cols + part.k0 + k;
-        r[i] = LoadWide(b.data, kType, at);
-        if (part.ahead == 0 || rows < kVL) continue;
-        __builtin_prefetch(static_cast<const char*>(b.data) + at * kBytes + part.ahead, 0, 2);
-      }
-      Transpose(r);
-#pragma GCC unroll 16
-      for (int j = 0; j < kVL; ++j) sums.Step(a + (k + j) * kRows, r[j]);
-    }
-    for (; k < kc; ++k) {
-      VecF column = {};
-      for (int64_t i = 0; i < rows; ++i) {
-        column[i] = ScalarWiden(b.data, kType, (n + i) * b.cols + part.k0 + k);
-      }
-      sums.Step(a + k * kRows, column);
-    }
-    sums.AddTo(c, n - part.n0, part.first);
+  using Whole = ThinCursor<kType, RowAddresses<kVL>>;
+  const int64_t pitch = part.b.cols * Whole::kBytes;
+  const char* first =
+      static_cast<const char*>(part.b.data) + part.n0 * pitch + part.k0 * Whole::kBytes;
+  const int64_t stepped = part.kc * Whole::kBytes / Whole::kStepBytes * Whole::kStepBytes;
+  Whole cursor = {{first, pitch}, {first + part.ahead, pitch}};
+  int64_t n = part.n0;
+  for (; n + kVL <= part.n1; n += kVL) {
+    ThinStrip<kType, kRows>(part, cursor, n, kVL, c);
+    cursor.Step(kVL * pitch - stepped);
   }
+  if (n == part.n1) return;
+  const int64_t rows = part.n1 - n;
+  first += (n - part.n0) * pitch;
+  ThinCursor<kType, SomeAddresses> last = {{first, pitch, rows}, {first + part.ahead, pitch, rows}};
+  ThinStrip<kType, kRows>(part, last, n, rows, c);
+}
+
+/// Vectors of columns of c beside each other: a line of b, and in bf16 both as one, the even
+/// columns and the odd ones (half of the loads and requests, no widening).
+template <DType kType>
+constexpr int kThinVectors = kType == DType::kF16 ? 1 : 2;
+
+template <DType kType, int kVectors>
+LOWRANK_INLINE void LoadColumns(const char* row, VecF (&columns)[kVectors]) {
+  if constexpr (kType == DType::kBF16 && kVectors == 2) {
+    const VecU pairs = LoadU(row);
+    columns[0] = AsFloat(pairs << 16);
+    columns[1] = AsFloat(pairs & 0xffff0000u);
+  } else {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) columns[v] = LoadWide(row, kType, v * kVL);
+  }
+}
+
+/// The sums of columns [n, n + cols), cols <= kVectors · kVL: as many where there are more than one
+/// vector.
+template <DType kType, int kRows, int kVectors>
+LOWRANK_INLINE void ThinColumnSums(const ThinPart& part, int64_t n, int64_t cols, float* const* c) {
+  constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
+  const int64_t pitch = part.b.cols * kBytes;
+  const char* row = static_cast<const char*>(part.b.data) + part.k0 * pitch + n * kBytes;
+  const char* next = row + part.ahead;
+  const Unit* a = part.a;
+  ThinSums<kRows> sums[kVectors];
+  for (int64_t k = part.kc; k > 0; --k, row += pitch, next += pitch, a += kRows) {
+    VecF columns[kVectors] = {};
+#pragma GCC unroll 2
+    for (int64_t at = 0; at < kVectors * kVL * kBytes; at += 64) {
+      __builtin_prefetch(next + at, 0, 2);
+    }
+    if (kVectors > 1 || cols == kVL) {
+      LoadColumns<kType>(row, columns);
+    } else {
+      for (int64_t i = 0; i < cols; ++i) columns[0][i] = ScalarWiden(row, kType, i);
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sums[v].Step(a, columns[v]);
+  }
+  if constexpr (kType == DType::kBF16 && kVectors == 2) {
+#pragma GCC unroll 4
+    for (int m = 0; m < kRows; ++m) {
+      const VecF even = sums[0].acc[m];
+      const VecF odd = sums[1].acc[m];
+      sums[0].acc[m] = MergeLow(even, odd);
+      sums[1].acc[m] = MergeHigh(even, odd);
+    }
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) sums[v].AddTo(c, n - part.n0 + v * kVL, part.first);
 }
 
 /// Columns of c are columns of b.
 template <DType kType, int kRows>
 static void ThinColumns(const ThinPart& part, float* const* c) {
-  constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
-  const TensorView& b = part.b;
-  for (int64_t n = part.n0; n < part.n1; n += kVL) {
-    const int64_t cols = Min(kVL, part.n1 - n);
-    ThinSums<kRows> sums;
-    for (int64_t k = 0; k < part.kc; ++k) {
-      const int64_t at = (part.k0 + k) * b.cols + n;
-      VecF row = {};
-      if (part.ahead != 0) {
-        __builtin_prefetch(static_cast<const char*>(b.data) + at * kBytes + part.ahead, 0, 2);
-      }
-      if (cols == kVL) {
-        row = LoadWide(b.data, kType, at);
-      } else {
-        for (int64_t i = 0; i < cols; ++i) row[i] = ScalarWiden(b.data, kType, at + i);
-      }
-      sums.Step(part.a + k * kRows, row);
-    }
-    sums.AddTo(c, n - part.n0, part.first);
+  constexpr int64_t kStep = kThinVectors<kType> * kVL;
+  int64_t n = part.n0;
+  for (; n + kStep <= part.n1; n += kStep) {
+    ThinColumnSums<kType, kRows, kThinVectors<kType>>(part, n, kStep, c);
+  }
+  for (; n < part.n1; n += kVL) {
+    ThinColumnSums<kType, kRows, 1>(part, n, Min(kVL, part.n1 - n), c);
   }
 }
 
