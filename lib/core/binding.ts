@@ -13,6 +13,12 @@ export type NativeHandle = { readonly __nativeHandle: unique symbol };
 type Callback = (code: string | null, message: string) => void;
 type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 
+/**
+ * Adapters of a batch: loraA, loraB, and loraBias or null, of each; at the end scaling and dropout of each,
+ * a Float64Array, which takes the addon one call of Node's in place of some for each adapter.
+ */
+export type RawAdapters = ReadonlyArray<NativeHandle | Float64Array | null>;
+
 /** The raw functions of the addon; `native/addon/*.cpp` says what each takes. */
 export interface Binding {
   devices(): Array<{
@@ -217,7 +223,7 @@ export interface Binding {
     x: NativeHandle,
     w: NativeHandle,
     bias: NativeHandle | null,
-    adapters: ReadonlyArray<NativeHandle | number | null>,
+    adapters: RawAdapters,
     adapterOf: Int32Array,
     slots: number,
     rowScale: NativeHandle | null,
@@ -232,7 +238,7 @@ export interface Binding {
     w: NativeHandle | null,
     h: NativeHandle | null,
     inFeatures: number,
-    adapters: ReadonlyArray<NativeHandle | number | null>,
+    adapters: RawAdapters,
     adapterOf: Int32Array,
     slots: number,
     rowScale: NativeHandle | null,

@@ -1,5 +1,5 @@
 /** The backward pass of `GroupedLora`. */
-import { type NativeHandle, native } from '../core/binding.js';
+import { type NativeHandle, native, type RawAdapters } from '../core/binding.js';
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
@@ -279,20 +279,19 @@ export function groupedBackward(
 }
 
 /** The adapters as the addon takes them. @throws ERR_DISPOSED */
-export function rawAdapters(
-  op: string,
-  entries: readonly GroupedEntry[],
-): Array<NativeHandle | number | null> {
-  const raw: Array<NativeHandle | number | null> = [];
-  for (const { name, adapter, dropout } of entries) {
+export function rawAdapters(op: string, entries: readonly GroupedEntry[]): RawAdapters {
+  const raw: Array<NativeHandle | Float64Array | null> = [];
+  const numbers = new Float64Array(2 * entries.length);
+  entries.forEach(({ name, adapter, dropout }, e) => {
     const { loraA, loraB, loraBias, scaling } = adapter;
     raw.push(
       Tensor.handleOf(loraA, op, `adapters['${name}'].loraA`),
       Tensor.handleOf(loraB, op, `adapters['${name}'].loraB`),
       loraBias === undefined ? null : Tensor.handleOf(loraBias, op, `adapters['${name}'].loraBias`),
-      scaling,
-      dropout,
     );
-  }
+    numbers[2 * e] = scaling;
+    numbers[2 * e + 1] = dropout;
+  });
+  raw.push(numbers);
   return raw;
 }

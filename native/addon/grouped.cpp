@@ -26,8 +26,9 @@ TensorView AsRow(TensorView view) {
   return view;
 }
 
-/// The entries of an adapter in the array of them: loraA, loraB, loraBias | null, scaling, dropout.
-constexpr uint32_t kFields = 5;
+/// The entries of an adapter in the array of them: loraA, loraB, loraBias | null. Behind all stands
+/// a Float64Array, scaling and dropout of each: a call of Node's for an entry, and not four.
+constexpr uint32_t kFields = 3;
 
 /// Element i is the place of the adapter in slot i, or -1: sorted by adapter, in each ascending.
 void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t slot_count,
@@ -78,18 +79,27 @@ TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
   const Napi::Env env = operands->env();
   const char* op = operands->op();
   auto storage = std::make_shared<TableStorage>();
-  if (!adapters.IsArray() || adapters.As<Napi::Array>().Length() % kFields != 0) {
-    ThrowIfError(env, Refuse(Code::kType, op, "adapters", "an array", "another value"));
-  }
+  const Status refusal =
+      Refuse(Code::kType, op, "adapters",
+             "an array of three entries each, then a Float64Array of two each", "another value");
+  const uint32_t length = adapters.IsArray() ? adapters.As<Napi::Array>().Length() : 0;
+  if (length % kFields != 1) ThrowIfError(env, refusal);
+  const uint32_t count = length / kFields;
   const Napi::Array list = adapters.As<Napi::Array>();
-  for (uint32_t i = 0; i < list.Length(); i += kFields) {
-    AdapterRows adapter;
-    adapter.lora_a = operands->In(list.Get(i), "loraA");
-    adapter.lora_b = operands->In(list.Get(i + 1), "loraB");
-    adapter.lora_bias = operands->OptionalRow(list.Get(i + 2), "loraBias");
-    adapter.scaling = static_cast<float>(NumberArg(list.Get(i + 3), op, "scaling"));
-    adapter.dropout = NumberArg(list.Get(i + 4), op, "dropout");
-    storage->adapters.push_back(adapter);
+  const Napi::Value last = list.Get(length - 1);
+  if (!last.IsTypedArray() || last.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
+      last.As<Napi::Float64Array>().ElementLength() != 2 * count) {
+    ThrowIfError(env, refusal);
+  }
+  const Napi::Float64Array numbers = last.As<Napi::Float64Array>();
+  storage->adapters.resize(count);
+  for (uint32_t e = 0; e < count; ++e) {
+    AdapterRows& adapter = storage->adapters[e];
+    adapter.lora_a = operands->In(list.Get(e * kFields), "loraA");
+    adapter.lora_b = operands->In(list.Get(e * kFields + 1), "loraB");
+    adapter.lora_bias = operands->OptionalRow(list.Get(e * kFields + 2), "loraBias");
+    adapter.scaling = static_cast<float>(numbers[2 * e]);
+    adapter.dropout = numbers[2 * e + 1];
   }
   const double given = NumberArg(slots, op, "slots");
   const double most = static_cast<double>(INT32_MAX / (m_count < 1 ? 1 : m_count));
@@ -189,7 +199,7 @@ Status EnqueueBackward(const GroupedBackwardOp& op, Operands* operands) {
 
 // groupedForward(x, w, bias | null, adapters, rows, slots, rowScale | null, seedLow, seedHigh,
 //                dropoutMask | null, compute) -> [y, h]
-// adapters: kFields entries each, all with rows. rows: the adapters' places, `slots` of a row
+// adapters: as kFields says, all with rows. rows: the adapters' places, `slots` of a row
 Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = GroupedForwardOp::kName;
   const Napi::Env env = info.Env();
