@@ -1,4 +1,4 @@
-// Flags: -O3 -ffp-contract=off -mavx2 -mfma -mf16c
+// Flags: native/sources.json, and -ffp-contract=off
 #define LOWRANK_ISA avx2
 #define LOWRANK_ISA_NAME "avx2"
 #include "native/cpu/kernels/body.h"

@@ -1,4 +1,4 @@
-// Flags: -O2 -ffp-contract=off -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c
+// Flags: native/sources.json, and -ffp-contract=off
 // -mavx512bf16 -mavx512vbmi -mavx512vnni
 #define LOWRANK_ISA avx512_bf16
 #define LOWRANK_ISA_BASE avx512_vnni

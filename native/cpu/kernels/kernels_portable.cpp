@@ -1,4 +1,4 @@
-// Flags: -O2 -ffp-contract=off
+// Flags: native/sources.json, and -ffp-contract=off
 #define LOWRANK_ISA portable
 #define LOWRANK_ISA_NAME "portable"
 #include "native/cpu/kernels/body.h"
