@@ -148,8 +148,7 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   return block;
 }
 
-/// body(part, its sums) for kNC columns of a block at a time, which is what a product takes at
-/// once.
+/// body(part, its sums) for kNC columns of a block at a time, which a product takes at once.
 template <typename Body>
 LOWRANK_INLINE void EachPart(const Block& block, float* c, const Body& body) {
   for (int64_t n0 = block.n0; n0 < block.n1; n0 += kNC) {

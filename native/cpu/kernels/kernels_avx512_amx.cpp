@@ -1,5 +1,4 @@
 // Flags: native/sources.json, and -ffp-contract=off
-// -mavx512bf16 -mavx512vbmi -mavx512vnni -mamx-tile -mamx-bf16 -mamx-int8
 #define LOWRANK_ISA avx512_amx
 #define LOWRANK_ISA_BASE avx512
 #define LOWRANK_ISA_NAME "avx512-amx"

@@ -1,5 +1,4 @@
 // Flags: native/sources.json, and -ffp-contract=off
-// -mavx512vnni
 #define LOWRANK_ISA avx512_vnni
 #define LOWRANK_ISA_BASE avx512
 #define LOWRANK_ISA_NAME "avx512-vnni"

@@ -63,7 +63,7 @@ class SomeAddresses {
 };
 
 /// Rows of b, and what lies `ahead` bytes after them. They go on from one kVL rows to the next:
-/// found anew for each, the addresses cost as much as r = 16 products.
+/// found anew for each, the addresses cost a third of the products of r = 16.
 template <DType kType, typename Addresses>
 struct ThinCursor {
   static constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
