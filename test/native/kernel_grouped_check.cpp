@@ -413,8 +413,9 @@ void CheckGrouped(const KernelTable& table, const RunContext& context) {
       // One adapter: more rows than a sum, than a chunk of rows, and columns than a block.
       {1400, 33, 5, {3}, 1, false, true, false, false},
       {40, 301, 5, {20}, 1, false, false, false, false},
-      // Few rows of each: more columns than their blocks have, in both passes.
-      {9, 1100, 1288, {4, 16, 9}, 1, true, true, false, true},
+      // Few rows of each: more columns than their blocks have, in y and in dx.
+      {7, 1100, 40, {4, 16, 9}, 1, true, true, false, true},
+      {18, 40, 1288, {4, 16, 9, 2, 3}, 1, true, true, false, true},
   };
   for (const Batch& batch : batches) {
     for (const char* kind : {"f32", "same", "nf4/64"}) {
