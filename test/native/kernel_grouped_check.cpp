@@ -413,9 +413,11 @@ void CheckGrouped(const KernelTable& table, const RunContext& context) {
       // One adapter: more rows than a sum, than a chunk of rows, and columns than a block.
       {1400, 33, 5, {3}, 1, false, true, false, false},
       {40, 301, 5, {20}, 1, false, false, false, false},
-      // Few rows of each: more columns than their blocks have, in y and in dx.
+      // Few rows of each, or all but one: more columns than their blocks have, in y and in dx.
       {7, 1100, 40, {4, 16, 9}, 1, true, true, false, true},
+      {18, 1100, 40, {4, 16, 9, 2, 3}, 1, false, true, false, false},
       {18, 40, 1288, {4, 16, 9, 2, 3}, 1, true, true, false, true},
+      {20, 40, 1288, {4, 16, 9, 2, 3}, 1, false, false, true, false},
   };
   for (const Batch& batch : batches) {
     for (const char* kind : {"f32", "same", "nf4/64"}) {
