@@ -34,6 +34,33 @@ def elements(np, operand, rows, columns):
     return values.astype(np.float32).reshape(rows, columns)
 
 
+def blas(torch):
+    """What multiplies matrices in this torch, and with which threads: `OpenBLAS 0.3.29, its own threads`."""
+    import ctypes
+
+    if torch.backends.mkl.is_available():
+        return "MKL"
+    with open("/proc/self/maps", encoding="utf-8") as maps:
+        paths = {line.split(None, 5)[-1].strip() for line in maps if "blas" in line}
+    for path in sorted(paths):
+        try:
+            library = ctypes.CDLL(path)
+            library.openblas_get_config.restype = ctypes.c_char_p
+            version = library.openblas_get_config().decode().split()[1]
+            kind = {0: "one thread", 1: "its own threads", 2: "OpenMP"}[library.openblas_get_parallel()]
+            return f"OpenBLAS {version}, {kind}"
+        except (AttributeError, IndexError, KeyError, OSError):
+            continue
+    return ", ".join(sorted(os.path.basename(path) for path in paths)) or "BLAS not known"
+
+
+def blas_note(torch):
+    try:
+        return blas(torch)
+    except OSError:  # no /proc
+        return "BLAS not known"
+
+
 def prepare(job):
     import numpy as np
     import torch
@@ -61,6 +88,7 @@ def prepare(job):
         version = torch.__version__
         note = f"dense {job['dtype']}, eager"
 
+    note = f"{note}; {blas_note(torch)}"
     copies = min(256, max(1, -(-job["coldBytes"] // weight_bytes)))
     weights = [copy() for _ in range(copies)]
     turn = 0

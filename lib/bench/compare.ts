@@ -2,6 +2,7 @@
 
 import { table, visible } from '../cli/terminal.js';
 import type { BenchResult, CaseResult, Row } from './result.js';
+import { kFewestClean } from './statistics.js';
 import { cleanliness, duration, rowName } from './table.js';
 
 /** One subject on one job, in both runs. */
@@ -22,6 +23,8 @@ export interface Comparison {
   /** Jobs and subjects of one run only. */
   readonly only_before: readonly string[];
   readonly only_after: readonly string[];
+  /** Rows of both runs of which one has fewer than three clean samples: they say nothing. */
+  readonly not_measured: number;
   /** Why the runs may not be comparable. */
   readonly warnings: readonly string[];
 }
@@ -60,16 +63,21 @@ function rowsOf(cases: readonly CaseResult[]): Map<string, { name: string; row: 
 
 export function compareResults(before: BenchResult, after: BenchResult): Comparison {
   const [a, b] = [rowsOf(before.cases), rowsOf(after.cases)];
-  const changes = [...b].flatMap(([key, { name, row }]) => {
+  const pairs = [...b].flatMap(([key, { name, row }]) => {
     const other = a.get(key);
-    return other === undefined ? [] : [changeOf(name, other.row, row)];
+    return other === undefined ? [] : [{ name, before: other.row, after: row }];
   });
+  const judged = pairs.filter(
+    ({ before, after }) => Math.min(before.clean, after.clean) >= kFewestClean,
+  );
+  const changes = judged.map(({ name, before, after }) => changeOf(name, before, after));
   const missing = (one: typeof a, other: typeof a) =>
     [...one.keys()].filter((key) => !other.has(key));
   return {
     changes,
     only_before: missing(a, b),
     only_after: missing(b, a),
+    not_measured: pairs.length - judged.length,
     warnings: warningsOf(before, after),
   };
 }
@@ -117,7 +125,7 @@ function percent(value: number): string {
 
 /** The comparison as text: what changed first, by how much. */
 export function comparisonText(comparison: Comparison): string {
-  const { changes, warnings, only_before, only_after } = comparison;
+  const { changes, warnings, only_before, only_after, not_measured } = comparison;
   const changed = changes
     .filter(({ verdict }) => verdict !== 'within noise')
     .sort((a, b) => Math.abs(Math.log1p(b.change)) - Math.abs(Math.log1p(a.change)));
@@ -136,8 +144,11 @@ export function comparisonText(comparison: Comparison): string {
     );
   }
   const rest = changes.length - changed.length;
+  if (not_measured > 0) {
+    lines.push(`${not_measured} not compared: fewer than ${kFewestClean} samples were clean\n`);
+  }
   lines.push(
-    changes.length === 0
+    changes.length + not_measured === 0
       ? 'the runs have no job in common\n'
       : `${changed.length} of ${changes.length} changed beyond noise, ${rest} did not\n`,
   );

@@ -2,7 +2,7 @@
 
 import { flopsOf, type Job } from './job.js';
 import type { Plot, PlotPoint, Series } from './plot.js';
-import type { BenchResult, CaseResult, Row } from './result.js';
+import { type BenchResult, type CaseResult, measuredRatio, type Row } from './result.js';
 import { duration, rate, rowName } from './table.js';
 
 /** Colours of subjects: in the order in which they come up, the same in every plot of a run. */
@@ -51,18 +51,20 @@ const valuesOf = (group: readonly CaseResult[], varied: Varied) => [
   ...new Set(group.map(({ job }) => job[varied])),
 ];
 
-/** One line a subject, through whatever `point` makes of its rows. */
+/** One line a subject, through whatever `point` makes of its rows; what it makes nothing of is left out. */
 function lines(
   group: readonly CaseResult[],
   styles: ReadonlyMap<string, number>,
   wanted: (row: Row) => boolean,
-  point: (row: Row, job: Job) => PlotPoint,
+  point: (row: Row, job: Job) => PlotPoint | undefined,
 ): Series[] {
   const series = new Map<string, { name: string; points: PlotPoint[] }>();
   for (const { rows, job } of group) {
     for (const row of rows.filter(wanted)) {
+      const made = point(row, job);
+      if (made === undefined) continue;
       const one = series.get(row.subject) ?? { name: shortName(row), points: [] };
-      one.points.push(point(row, job));
+      one.points.push(made);
       series.set(row.subject, one);
     }
   }
@@ -90,13 +92,13 @@ export function speedupPlots(result: BenchResult): Plot[] {
       group,
       styles,
       ({ subject }) => subject !== first && subject !== 'base',
-      (row, job) => ({
-        x: job.M,
-        y: row.ratio,
-        low: row.ratio_interval[0],
-        high: row.ratio_interval[1],
-        title: `${rowName(row)}, M=${job.M}: ${row.ratio.toFixed(2)} times the time, ${duration(row.median_ms)}`,
-      }),
+      (row, job) => {
+        const measured = measuredRatio(row);
+        if (measured === undefined) return undefined;
+        const { ratio, low, high } = measured;
+        const title = `${rowName(row)}, M=${job.M}: ${ratio.toFixed(2)} times the time, ${duration(row.median_ms)}`;
+        return { x: job.M, y: ratio, low, high, title };
+      },
     );
     if (series.length === 0) return [];
     return [
@@ -131,10 +133,11 @@ export function overheadPlots(result: BenchResult): Plot[] {
       const own = cases.filter(({ job }) => job.op === op);
       const measured = own.flatMap(({ rows, job }) => {
         const base = rows.find(({ subject }) => subject === 'base');
-        if (base === undefined) return [];
-        const [low, high] = base.ratio_interval;
-        const percent = (ratio: number) => 100 * (1 / ratio - 1);
-        return [{ x: job.r, y: percent(base.ratio), low: percent(high), high: percent(low) }];
+        const measured = base === undefined ? undefined : measuredRatio(base);
+        if (measured === undefined) return [];
+        const percent = (value: number) => 100 * (1 / value - 1);
+        const { ratio, low, high } = measured;
+        return [{ x: job.r, y: percent(ratio), low: percent(high), high: percent(low) }];
       });
       const maths = own.map(({ job }) => ({
         x: job.r,

@@ -11,7 +11,7 @@ import { bytesOf, flopsOf, type Job, jobName, weightBytesOf } from './job.js';
 import type { ComputeType, Peer, Program } from './peer.js';
 import type { CaseResult, Row } from './result.js';
 import { intensity, type Roofline, roofOf } from './roofline.js';
-import { median, medianInterval, summarize } from './statistics.js';
+import { kFewestClean, median, medianInterval, summarize } from './statistics.js';
 import { type Ready, type Sample, SubjectProcess, type ThreadTimesOf } from './subject-process.js';
 
 /** How much is measured. */
@@ -45,25 +45,65 @@ export interface FoundPeer {
 /** What is known of one subject after some trials. */
 interface Record {
   readonly found: FoundPeer;
+  /** How its process is run: of several ways, the fastest once they were tried. */
+  programs: readonly Program[];
   ready: Ready;
   error?: number;
   readonly trials: { readonly at: number; readonly sample: Sample }[][];
 }
 
-/** At least so many samples, however long they take. */
-const kFewest = 3;
+/** Samples of each way of running a peer, before one is chosen. */
+const kTries = 3;
 /** So many rounds in place of one, where samples are not clean. */
 const kMoreRounds = 2;
 
-/** The process of a peer for a job. */
-function programOf({ peer, file }: FoundPeer, job: Job, latency = false): Program {
-  if (peer.program !== undefined) return peer.program(job);
+/** The process of a peer for a job, in every way in which it is to be tried. */
+function programsOf({ peer, file }: FoundPeer, job: Job, latency = false): readonly Program[] {
+  if (peer.program !== undefined) {
+    const programs = peer.program(job);
+    return Array.isArray(programs) ? programs : [programs as Program];
+  }
   const worker = path.join(packageFolder(), 'dist', 'cli', 'bench-worker.js');
-  return {
-    command: process.execPath,
-    args: [worker, JSON.stringify({ job, peer: peer.name, file, latency })],
-    env: { LOWRANK_NUM_THREADS: String(job.threads), OMP_NUM_THREADS: String(job.threads) },
-  };
+  return [
+    {
+      command: process.execPath,
+      args: [worker, JSON.stringify({ job, peer: peer.name, file, latency })],
+      env: { LOWRANK_NUM_THREADS: String(job.threads), OMP_NUM_THREADS: String(job.threads) },
+    },
+  ];
+}
+
+/**
+ * Starts a subject. The first time, each way of running it takes samples in turns, and that with the
+ * least time stays.
+ */
+async function startSubject(record: Record, plan: Plan) {
+  const started: { program: Program; process: SubjectProcess; ready: Ready; least_ms: number }[] =
+    [];
+  let kept: SubjectProcess | undefined;
+  try {
+    for (const program of record.programs) {
+      const { process, ready } = await SubjectProcess.start(program);
+      started.push({ program, process, ready, least_ms: Number.POSITIVE_INFINITY });
+      await process.calibrate(plan.sample_ms);
+    }
+    for (let round = 0; started.length > 1 && round < kTries; round++) {
+      for (const one of started) {
+        const { ms } = await one.process.sample(plan.timesOf);
+        one.least_ms = Math.min(one.least_ms, ms);
+      }
+    }
+    const best = started.reduce((a, b) => (b.least_ms < a.least_ms ? b : a));
+    record.programs = [best.program];
+    kept = best.process;
+    const note = [best.ready.note, best.program.settings].filter((text) => text !== undefined);
+    return {
+      process: best.process,
+      ready: { ...best.ready, ...(note.length > 0 ? { note: note.join('; ') } : {}) },
+    };
+  } finally {
+    for (const { process } of started) if (process !== kept) await process.close();
+  }
 }
 
 /**
@@ -82,7 +122,7 @@ export async function measureCase(
   for (const found of peers) {
     const reason = refusalOf(found.peer, job);
     if (reason !== undefined) skipped.push({ subject: found.peer.name, reason });
-    else records.push({ found, ready: {}, trials: [] });
+    else records.push({ found, programs: [], ready: {}, trials: [] });
   }
   const expected = expectedProbe(job);
   for (let trial = 0; trial < plan.trials; trial++) {
@@ -128,9 +168,8 @@ async function runTrial(
       onProgress(`${name(record)} starts`);
       record.trials[trial] = [];
       try {
-        const { process, ready } = await SubjectProcess.start(
-          programOf(record.found, job, plan.latency),
-        );
+        if (trial === 0) record.programs = programsOf(record.found, job, plan.latency);
+        const { process, ready } = await startSubject(record, plan);
         running.push({ record, process, spent_ms: 0, clean: 0 });
         record.ready = ready;
         if (ready.probe !== undefined) {
@@ -139,7 +178,6 @@ async function runTrial(
             throw new Error(`it computes something else: error ${record.error.toFixed(2)}`);
           }
         }
-        await process.calibrate(plan.sample_ms);
       } catch (error) {
         failed.push({ record, reason: (error as Error).message });
         const at = running.findIndex((row) => row.record === record);
@@ -147,7 +185,7 @@ async function runTrial(
       }
     }
     const wanted = Math.max(1, Math.ceil(plan.repeats / plan.trials));
-    const fewest = Math.min(wanted, Math.ceil(kFewest / plan.trials));
+    const fewest = Math.min(wanted, Math.ceil(kFewestClean / plan.trials));
     const limit_ms = (1000 * plan.seconds) / plan.trials;
     const rounds = plan.once ? wanted : kMoreRounds * wanted;
     for (let round = 0; round < rounds; round++) {
@@ -200,29 +238,25 @@ function placed(record: Record): Placed[] {
 }
 
 /** What is clean, or all where too little is. */
-function cleanOrAll<T extends { readonly clean: boolean }>(values: readonly T[]): readonly T[] {
+function cleanOrAll(values: readonly Placed[]): readonly Placed[] {
   const clean = values.filter((value) => value.clean);
-  return clean.length >= kFewest ? clean : values;
+  return clean.length >= kFewestClean ? clean : values;
 }
 
-/** Time over time of samples that lie side by side. */
+/** Time over time of clean samples that lie side by side. */
 function ratiosOf(record: Record, first: Record): number[] {
   const others = new Map(placed(first).map((sample) => [`${sample.trial} ${sample.at}`, sample]));
-  const pairs = placed(record).flatMap(({ trial, at, ms, clean }) => {
+  return placed(record).flatMap(({ trial, at, ms, clean }) => {
     const other = others.get(`${trial} ${at}`);
-    return other === undefined ? [] : [{ ratio: ms / other.ms, clean: clean && other.clean }];
+    return other?.clean && clean ? [ms / other.ms] : [];
   });
-  return cleanOrAll(pairs).map(({ ratio }) => ratio);
 }
 
 function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | string): Row {
   const { found, ready } = record;
   const samples = cleanOrAll(placed(record));
   const summary = summarize(samples.map(({ ms }) => ms));
-  const pairs = ratiosOf(record, first);
-  // Without pairs (a subject that came and went): of the medians.
-  const own = median(cleanOrAll(placed(first)).map(({ ms }) => ms));
-  const ratios = pairs.length > 0 ? pairs : [summary.median / own];
+  const ratios = ratiosOf(record, first);
   const ratioInterval = medianInterval(ratios);
   const weightBytes = ready.weightBytes ?? weightBytesOf(job);
   const computes: ComputeType = found.peer.computes ?? (job.dtype === 'bf16' ? 'bf16' : 'f32');
@@ -264,9 +298,13 @@ function rowOf(job: Job, record: Record, first: Record, roofline: Roofline | str
     ...(roof === undefined
       ? {}
       : { roof_gflops: roof.gflops, bound: roof.bound, share: gflops / roof.gflops }),
-    ratio: median(ratios),
-    ratio_interval: [ratioInterval.low, ratioInterval.high],
-    pairs: pairs.length,
+    ...(ratios.length < kFewestClean
+      ? {}
+      : {
+          ratio: median(ratios),
+          ratio_interval: [ratioInterval.low, ratioInterval.high] as const,
+        }),
+    pairs: ratios.length,
     ...(record.error === undefined ? {} : { error: record.error }),
   };
 }

@@ -48,6 +48,8 @@ export interface Program {
   readonly command: string;
   readonly args: readonly string[];
   readonly env?: Readonly<Record<string, string>>;
+  /** What tells this way of running it from others, in a few words, for reports. */
+  readonly settings?: string;
 }
 
 /** One plug-in. */
@@ -64,6 +66,9 @@ export interface Peer {
   readonly adapter?: false;
   /** In a process of Node... */
   prepare?(job: Job, context: Context): Subject | Promise<Subject>;
-  /** ...or a program of its own. */
-  program?(job: Job): Program;
+  /**
+   * ...or a program of its own. Of several, the ways in which its experts would run it, each is tried at
+   * every job and the fastest is measured.
+   */
+  program?(job: Job): Program | readonly Program[];
 }

@@ -19,8 +19,8 @@ const kNumbers: Shape = { each: 'number' };
 const kRow: Fields = {
   ...all('text', 'op shape subject version computes note? bound?'),
   ...all('number', 'median_ms p10_ms p90_ms confidence clean samples outliers gflops gbytes_s'),
-  ...all('number', 'intensity weight_bytes copies ratio pairs roof_gflops? share? error?'),
-  ...all(kNumbers, 'interval_ms ratio_interval trial_medians_ms'),
+  ...all('number', 'intensity weight_bytes copies ratio? pairs roof_gflops? share? error?'),
+  ...all(kNumbers, 'interval_ms ratio_interval? trial_medians_ms'),
   samples_ms: { each: kNumbers },
 };
 

@@ -7,6 +7,7 @@ import type { Machine } from './machine.js';
 import type { ComputeType } from './peer.js';
 import { kResultShape, mismatch } from './result-shape.js';
 import type { Roofline } from './roofline.js';
+import { kFewestClean } from './statistics.js';
 
 export const kResultFormat = 'lowrank bench 2';
 
@@ -26,7 +27,7 @@ export interface Row {
   /** Holds the median with this confidence; see statistics.ts. */
   readonly interval_ms: readonly [number, number];
   readonly confidence: number;
-  /** Clean samples: those that count, where there are at least three. */
+  /** Clean samples. With fewer than three, times are of all samples, and there is no ratio. */
   readonly clean: number;
   readonly samples: number;
   readonly outliers: number;
@@ -46,12 +47,29 @@ export interface Row {
   readonly bound?: 'compute' | 'memory';
   /** Of the roof, 0 to 1. */
   readonly share?: number;
-  /** Time over that of the first subject, from samples taken in turns; with its interval. */
-  readonly ratio: number;
-  readonly ratio_interval: readonly [number, number];
+  /**
+   * Time over that of the first subject, from clean samples taken in turns; with its interval. Absent
+   * where fewer than three pairs were clean: then it was not measured.
+   */
+  readonly ratio?: number;
+  readonly ratio_interval?: readonly [number, number];
+  /** Pairs of clean samples. */
   readonly pairs: number;
   /** Of the result against float64, as norms. */
   readonly error?: number;
+}
+
+/**
+ * Time over that of the first subject with its interval, where enough samples were clean; a file of an
+ * earlier version has a ratio of whatever samples there were.
+ */
+export function measuredRatio({
+  ratio,
+  ratio_interval: interval,
+  clean,
+}: Row): { readonly ratio: number; readonly low: number; readonly high: number } | undefined {
+  if (ratio === undefined || interval === undefined || clean < kFewestClean) return undefined;
+  return { ratio, low: interval[0], high: interval[1] };
 }
 
 /** One job, everybody who did it, and who did not. */

@@ -61,6 +61,9 @@ export function outliers(values: readonly number[]): number {
   return values.filter((value) => value < q1 - reach || value > q3 + reach).length;
 }
 
+/** Fewer clean samples say nothing of a median. */
+export const kFewestClean = 3;
+
 /** All of the above. */
 export interface Summary {
   readonly samples: number;

@@ -1,7 +1,8 @@
 /** A run as text: one block a job, one line a subject, bars of speed. */
 
 import { table, visible } from '../cli/terminal.js';
-import type { BenchResult, CaseResult, Row } from './result.js';
+import { type BenchResult, type CaseResult, measuredRatio, type Row } from './result.js';
+import { kFewestClean } from './statistics.js';
 
 const kBar = 16;
 
@@ -25,10 +26,12 @@ export function bar(share: number, width = kBar): string {
   return '\u2588'.repeat(Math.floor(eighths / 8)) + (part[eighths % 8] as string);
 }
 
-/** `1.23 [1.20, 1.26]` */
-export function ratioText({ ratio, ratio_interval }: Row): string {
+/** `1.23 [1.20, 1.26]`, or that it was not measured. */
+export function ratioText(row: Row): string {
+  const measured = measuredRatio(row);
+  if (measured === undefined) return 'not measured';
   const text = (value: number) => (value < 0.095 ? value.toPrecision(2) : value.toFixed(2));
-  return `${text(ratio)} [${ratio_interval.map(text).join(', ')}]`;
+  return `${text(measured.ratio)} [${text(measured.low)}, ${text(measured.high)}]`;
 }
 
 /** Subjects of this library, whose version is in the head. */
@@ -119,6 +122,7 @@ export function cleanliness({ cases }: BenchResult): { clean: number; samples: n
 
 const kLegend = `median: of clean samples; time / ours: median and its 95 % interval, from samples taken in turns
 of the roof: of the lower of multiply-add peak and memory bandwidth, measured in this run
+not measured: fewer than ${kFewestClean} pairs of samples were clean; times are then of all samples
 `;
 
 /** The fewest samples whose least and most hold the median with 95 %. */
@@ -126,11 +130,20 @@ const kEnoughPairs = 6;
 
 /** What the intervals of few samples are, which hold the median with less than 95 %. */
 export function intervalNote({ cases }: BenchResult): string | undefined {
-  const pairs = cases.flatMap(({ rows }) => rows.map((row) => Math.max(1, row.pairs)));
-  const fewest = Math.min(...pairs, kEnoughPairs);
+  const measured = cases.flatMap(({ rows }) =>
+    rows.filter((row) => measuredRatio(row) !== undefined),
+  );
+  const fewest = Math.min(...measured.map(({ pairs }) => pairs), kEnoughPairs);
   if (fewest === kEnoughPairs) return undefined;
   const held = (100 * (1 - 2 ** (1 - fewest))).toFixed(0);
   return `of fewer than ${kEnoughPairs} samples the interval is from the least to the most: with ${fewest} it holds the median with ${held} %`;
+}
+
+/** How each of the other subjects was run: its note, once where all jobs have the same. */
+function settingsOf({ cases }: BenchResult): string[] {
+  const rows = cases.flatMap((one) => one.rows).filter(({ note }) => note !== undefined);
+  const notes = new Map(rows.map((row) => [`${rowName(row)}: ${row.note}`, true]));
+  return notes.size === 0 ? [] : [['how others were run:', ...notes.keys()].join('\n  ')];
 }
 
 /** The whole run. */
@@ -140,6 +153,7 @@ export function resultText(result: BenchResult): string {
     headline(result).join('\n'),
     ...result.cases.map((row) => caseText(row).trimEnd()),
     `${kLegend}${note ?? ''}`.trimEnd(),
+    ...settingsOf(result),
   ];
   return `${visible(parts.join('\n\n'))}\n`;
 }

@@ -261,7 +261,7 @@ function readShapes(parsed: Arguments): SweepShape[] {
 async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
   const text = parsed.text('peers') ?? 'all';
   const names = text.split(',').map((item) => item.trim());
-  // A family by its first name: torch is torch and torch-tuned.
+  // A family by its first name: onnxruntime is both of its rows.
   const matches = (peer: string, name: string) => peer === name || peer.startsWith(`${name}-`);
   const wrong = names.filter((name) => !kPeerNames.some((peer) => matches(peer, name)));
   if (text !== 'all' && text !== 'none' && wrong.length > 0) {

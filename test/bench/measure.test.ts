@@ -4,7 +4,8 @@ import { describe, expect, it } from 'vitest';
 import { expectedProbe } from '../../lib/bench/data.js';
 import type { Job } from '../../lib/bench/job.js';
 import { type FoundPeer, measureCase, type Plan } from '../../lib/bench/measure.js';
-import { bar, duration } from '../../lib/bench/table.js';
+import type { Program } from '../../lib/bench/peer.js';
+import { bar, duration, ratioText } from '../../lib/bench/table.js';
 
 const job: Job = {
   op: 'matmul',
@@ -68,7 +69,7 @@ describe('a job', () => {
     expect(a?.median_ms).toBe(3);
     expect(b?.median_ms).toBe(9);
     expect(b?.ratio).toBeCloseTo(3, 9);
-    expect(b?.ratio_interval.map((value) => Number(value.toFixed(9)))).toEqual([3, 3]);
+    expect(b?.ratio_interval?.map((value) => Number(value.toFixed(9)))).toEqual([3, 3]);
     expect(b?.pairs).toBe(8);
     expect(a?.trial_medians_ms).toEqual([3, 3]);
     expect(a?.gflops).toBeCloseTo((2 * 8 * 8) / 3 / 1e6, 12);
@@ -98,11 +99,38 @@ describe('a job', () => {
     // A run that has a limit takes none again.
     const once = await measure([fake('a', times('10'))], { timesOf, once: true });
     expect(once.rows[0]).toMatchObject({ samples: 8, clean: 4 });
-    // Never clean: all count, and the count says so; more rounds would be no better.
+    // Never clean: the times are of all, and the count says so; more rounds would be no better.
     let waited = 0;
     const waits = () => new Map([['1', { ran_ms: 100 * ++waited, waited_ms: waited }]]);
-    const never = await measure([fake('a', times('10'))], { timesOf: waits });
+    const never = await measure([fake('a', times('10')), fake('b', times('20'))], {
+      timesOf: waits,
+    });
     expect(never.rows[0]).toMatchObject({ samples: 8, clean: 0, median_ms: 10 });
+    // A ratio of such samples is none.
+    for (const row of never.rows) {
+      expect([row.ratio, row.ratio_interval, row.pairs]).toEqual([undefined, undefined, 0]);
+      expect(ratioText(row)).toBe('not measured');
+    }
+  });
+
+  it('gives no ratio where one side of the pairs is not clean', async () => {
+    const half = (clean: boolean) =>
+      `console.log(JSON.stringify({ ms: calls * 10, clean: ${clean} || i < 2 }));`;
+    const { rows } = await measure([fake('a', half(true)), fake('b', half(false))], { trials: 1 });
+    expect(rows[0]).toMatchObject({ ratio: 1, median_ms: 10 });
+    // Two clean samples, and so two pairs: a third would make a ratio.
+    expect(rows[1]).toMatchObject({ pairs: 2, clean: 2 });
+    expect(rows[1]?.ratio).toBeUndefined();
+  });
+
+  it('tries each way of running a peer, and measures the fastest', async () => {
+    const ways = ['30', '10', '20'].map((ms) => ({
+      ...(fake('a', times(ms), { note: 'dense' }).peer.program?.(job) as Program),
+      settings: `policy ${ms}`,
+    }));
+    const peer = { ...fake('b', '').peer, program: () => ways };
+    const { rows } = await measure([fake('a', times('10')), { version: '1', peer }]);
+    expect(rows[1]).toMatchObject({ median_ms: 10, note: 'dense; policy 10', samples: 8 });
   });
 
   it('believes a child that says whether its sample was clean', async () => {

@@ -7,6 +7,7 @@ import { removePrograms } from '../../lib/bench/foreign.js';
 import type { Job } from '../../lib/bench/job.js';
 import { type FoundPeer, measureCase } from '../../lib/bench/measure.js';
 import { kPeers } from '../../lib/bench/peers/index.js';
+import { torchSettings } from '../../lib/bench/peers/torch.js';
 import { requireBuilt } from '../finetune/command.js';
 
 const root = path.resolve(import.meta.dirname, '..', '..');
@@ -28,7 +29,6 @@ const found: FoundPeer[] = [];
 beforeAll(async () => {
   requireBuilt();
   for (const peer of kPeers) {
-    if (peer.name === 'torch-tuned') continue; // the program of torch
     const result = await peer.find();
     if ('version' in result) found.push({ peer, version: result.version });
     else console.log(`not checked: ${peer.name} is not here: ${result.missing}`);
@@ -37,6 +37,34 @@ beforeAll(async () => {
 
 // A signal ends the process of a test file, which has no exit event then.
 afterAll(removePrograms);
+
+describe('torch', () => {
+  it('is tried with threads that wait and with threads that spin, or as the user has set it', () => {
+    const policies = torchSettings(2, {}).map(({ env }) => env.OMP_WAIT_POLICY);
+    expect(policies).toEqual(['passive', undefined]);
+    for (const { env, settings } of torchSettings(2, {})) {
+      expect(env).toMatchObject({ OMP_NUM_THREADS: '2', OPENBLAS_NUM_THREADS: '2' });
+      expect(env.GLIBC_TUNABLES === undefined).toBe(process.platform !== 'linux');
+      expect(settings).toContain('OMP_WAIT_POLICY');
+    }
+    const [own, ...others] = torchSettings(2, {
+      OMP_WAIT_POLICY: 'active',
+      GLIBC_TUNABLES: 'glibc.malloc.arena_max=1',
+    });
+    expect(others).toEqual([]);
+    // What is not named here is the user's.
+    expect(own?.env).not.toHaveProperty('OMP_WAIT_POLICY');
+    expect(own?.env).not.toHaveProperty('GLIBC_TUNABLES');
+    expect(own?.settings).toBe('OMP_WAIT_POLICY=active');
+  });
+
+  it('names its BLAS, and the settings that were the fastest', async () => {
+    const torch = found.filter(({ peer }) => peer.name === 'torch');
+    if (torch.length === 0) return console.log('not checked: torch is not here');
+    const { rows } = await measureCase({ ...job, op: 'lora' }, torch, plan, '', () => {});
+    expect(rows[0]?.note).toMatch(/^dense f32, eager; (OpenBLAS [\d.]+, |MKL).*; OMP_WAIT_POLICY/);
+  }, 60_000);
+});
 
 describe('peers', () => {
   it('have names of their own, and stand in the documentation', () => {

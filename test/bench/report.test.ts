@@ -54,7 +54,7 @@ describe('the report', () => {
     expect(plot?.series.map(({ name }) => name)).toEqual([
       'unfused',
       'torch 2.6.0',
-      'torch-tuned 2.6.0',
+      'onednn 3.7.0',
       'tfjs 4.22.0 wasm',
     ]);
     const first = result.cases[0]?.rows.find(({ subject }) => subject === 'torch');

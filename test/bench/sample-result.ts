@@ -26,7 +26,7 @@ const kSubjects: readonly SampleRow[] = [
   { subject: 'unfused', version: '0.1.0', computes: 'f32', rate: soft(205, 20) },
   { subject: 'base', version: '0.1.0', computes: 'f32', rate: soft(222, 5) },
   { subject: 'torch', version: '2.6.0+debian', computes: 'f32', rate: soft(170, 60) },
-  { subject: 'torch-tuned', version: '2.6.0+debian', computes: 'f32', rate: soft(182, 40) },
+  { subject: 'onednn', version: '3.7.0', computes: 'f32', rate: soft(182, 40) },
   { subject: 'tfjs', version: '4.22.0 wasm', computes: 'f32', rate: () => 4.1 },
 ];
 

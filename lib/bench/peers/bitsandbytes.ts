@@ -1,7 +1,7 @@
 /** bitsandbytes under PyTorch: four-bit weight, and the adapter beside it, as QLoRA is trained. */
 
 import type { Peer } from '../peer.js';
-import { findPython, torchProgram } from './torch.js';
+import { findPython, torchPrograms } from './torch.js';
 
 export const bitsandbytesPeer: Peer = {
   name: 'bitsandbytes',
@@ -16,5 +16,5 @@ export const bitsandbytesPeer: Peer = {
     if (format !== 'nf4' && format !== 'fp4') return 'only nf4, fp4';
     return device === 'cpu' || device === 'reference' ? undefined : 'measured on the CPU only';
   },
-  program: (job) => torchProgram(job, 'bitsandbytes', true),
+  program: (job) => torchPrograms(job, 'bitsandbytes'),
 };

@@ -7,7 +7,7 @@ import { ggmlPeer } from './ggml.js';
 import { basePeer, lowrankInt8Peer, lowrankPeer, unfusedPeer } from './lowrank.js';
 import { onnxruntimeF32Peer, onnxruntimeInt8Peer } from './onnxruntime.js';
 import { tfjsPeer } from './tfjs.js';
-import { torchPeer, torchTunedPeer } from './torch.js';
+import { torchPeer } from './torch.js';
 
 /** The first is what the others are compared with. */
 export const kPeers: readonly Peer[] = [
@@ -16,7 +16,6 @@ export const kPeers: readonly Peer[] = [
   unfusedPeer,
   basePeer,
   torchPeer,
-  torchTunedPeer,
   bitsandbytesPeer,
   openblasPeer,
   onednnPeer,

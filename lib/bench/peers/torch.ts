@@ -1,4 +1,4 @@
-/** PyTorch in eager mode: as it is shipped, and with a malloc that keeps big blocks. */
+/** PyTorch in eager mode, run as those who know it run it on a CPU. */
 
 import { spawnSync } from 'node:child_process';
 import { benchFile } from '../foreign.js';
@@ -38,43 +38,61 @@ const find = (): Found => {
     : { version };
 };
 
-/** The driver for one job. */
-export function torchProgram(job: Job, mode: 'dense' | 'bitsandbytes', tuned: boolean): Program {
-  const modules = ['torch', 'numpy', ...(mode === 'bitsandbytes' ? [mode] : [])];
-  const { command } = findPython(...modules) as { command: string };
-  const threads = String(job.threads);
-  return {
-    command,
-    args: [benchFile('torch_peer.py'), JSON.stringify({ ...job, mode })],
-    env: {
-      OMP_NUM_THREADS: threads,
-      OPENBLAS_NUM_THREADS: threads,
-      MKL_NUM_THREADS: threads,
-      ...(tuned
-        ? {
-            // glibc gives big blocks back at every free, and pays for their pages at every call.
-            GLIBC_TUNABLES:
-              'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736',
-          }
-        : {}),
-    },
-  };
+/** A way of running torch: variables of the environment, and what they do. */
+export interface TorchSettings {
+  readonly env: Readonly<Record<string, string>>;
+  readonly settings: string;
 }
 
-const refuses = ({ device }: Job) =>
-  device === 'cpu' || device === 'reference' ? undefined : 'measured on the CPU only';
+/**
+ * What is worth trying. Threads of OpenMP that spin when they have nothing to do win where BLAS runs on
+ * the same threads, and lose by a factor where BLAS has a pool of its own (Debian's OpenBLAS), since the
+ * two then take one another's cores. Who has set the policy has chosen. glibc's malloc gives big blocks
+ * back at every free and pays for their pages at every call, unless it is told to keep them.
+ */
+export function torchSettings(
+  threads: number,
+  environment: Readonly<Record<string, string | undefined>> = process.env,
+): readonly TorchSettings[] {
+  const glibc = process.platform === 'linux' && environment.GLIBC_TUNABLES === undefined;
+  const count = String(threads);
+  const common = {
+    OMP_NUM_THREADS: count,
+    OPENBLAS_NUM_THREADS: count,
+    MKL_NUM_THREADS: count,
+    ...(glibc
+      ? {
+          GLIBC_TUNABLES:
+            'glibc.malloc.mmap_threshold=4294967296:glibc.malloc.trim_threshold=68719476736',
+        }
+      : {}),
+  };
+  const malloc = glibc ? ', malloc keeps big blocks' : '';
+  const chosen = environment.OMP_WAIT_POLICY;
+  if (chosen !== undefined) {
+    return [{ env: common, settings: `OMP_WAIT_POLICY=${chosen}${malloc}` }];
+  }
+  return [
+    {
+      env: { ...common, OMP_WAIT_POLICY: 'passive' },
+      settings: `OMP_WAIT_POLICY=passive${malloc}`,
+    },
+    { env: common, settings: `OMP_WAIT_POLICY unset${malloc}` },
+  ];
+}
+
+/** The driver for one job, in each way that is tried. */
+export function torchPrograms(job: Job, mode: 'dense' | 'bitsandbytes'): readonly Program[] {
+  const modules = ['torch', 'numpy', ...(mode === 'bitsandbytes' ? [mode] : [])];
+  const { command } = findPython(...modules) as { command: string };
+  const args = [benchFile('torch_peer.py'), JSON.stringify({ ...job, mode })];
+  return torchSettings(job.threads).map((settings) => ({ command, args, ...settings }));
+}
 
 export const torchPeer: Peer = {
   name: 'torch',
   find,
-  refuses,
-  program: (job) => torchProgram(job, 'dense', false),
-};
-
-export const torchTunedPeer: Peer = {
-  name: 'torch-tuned',
-  find: () =>
-    process.platform === 'linux' ? find() : { missing: 'the tuning is of glibc, so of Linux' },
-  refuses,
-  program: (job) => torchProgram(job, 'dense', true),
+  refuses: ({ device }: Job) =>
+    device === 'cpu' || device === 'reference' ? undefined : 'measured on the CPU only',
+  program: (job) => torchPrograms(job, 'dense'),
 };
