@@ -146,8 +146,9 @@ def main():
         answer(ms=1000 * (time.perf_counter() - start))
 
 
-try:
-    main()
-except Exception as error:  # every failure is told in words: the run goes on without this peer
-    answer(error=f"{type(error).__name__}: {error}"[:300])
-    sys.exit(1)
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:  # every failure is told in words: the run goes on without this peer
+        answer(error=f"{type(error).__name__}: {error}"[:300])
+        sys.exit(1)

@@ -87,6 +87,13 @@ export async function busyCores(wait_ms = 400): Promise<number | undefined> {
   return share * os.cpus().length;
 }
 
+/** Milliseconds of cores at work since the machine started, of all processes; `undefined` off Linux. */
+export function busyMilliseconds(): number | undefined {
+  const ticks = busyTicks();
+  // A tick of /proc/stat is 10 ms on every Linux that Node runs on.
+  return ticks === undefined ? undefined : 10 * ticks.busy;
+}
+
 function busyTicks(): { busy: number; all: number } | undefined {
   const line = /^cpu +(.*)$/m.exec(read('/proc/stat') ?? '')?.[1];
   if (line === undefined) return undefined;

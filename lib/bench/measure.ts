@@ -11,8 +11,9 @@ import { bytesOf, flopsOf, type Job, jobName, weightBytesOf } from './job.js';
 import type { ComputeType, Peer, Program } from './peer.js';
 import type { CaseResult, Row } from './result.js';
 import { intensity, type Roofline, roofOf } from './roofline.js';
+import { startFastest } from './start-subject.js';
 import { kFewestClean, median, medianInterval, summarize } from './statistics.js';
-import { type Ready, type Sample, SubjectProcess, type ThreadTimesOf } from './subject-process.js';
+import type { Ready, Sample, SubjectProcess, ThreadTimesOf } from './subject-process.js';
 
 /** How much is measured. */
 export interface Plan {
@@ -52,8 +53,6 @@ interface Record {
   readonly trials: { readonly at: number; readonly sample: Sample }[][];
 }
 
-/** Samples of each way of running a peer, before one is chosen. */
-const kTries = 3;
 /** So many rounds in place of one, where samples are not clean. */
 const kMoreRounds = 2;
 
@@ -71,39 +70,6 @@ function programsOf({ peer, file }: FoundPeer, job: Job, latency = false): reado
       env: { LOWRANK_NUM_THREADS: String(job.threads), OMP_NUM_THREADS: String(job.threads) },
     },
   ];
-}
-
-/**
- * Starts a subject. The first time, each way of running it takes samples in turns, and that with the
- * least time stays.
- */
-async function startSubject(record: Record, plan: Plan) {
-  const started: { program: Program; process: SubjectProcess; ready: Ready; least_ms: number }[] =
-    [];
-  let kept: SubjectProcess | undefined;
-  try {
-    for (const program of record.programs) {
-      const { process, ready } = await SubjectProcess.start(program);
-      started.push({ program, process, ready, least_ms: Number.POSITIVE_INFINITY });
-      await process.calibrate(plan.sample_ms);
-    }
-    for (let round = 0; started.length > 1 && round < kTries; round++) {
-      for (const one of started) {
-        const { ms } = await one.process.sample(plan.timesOf);
-        one.least_ms = Math.min(one.least_ms, ms);
-      }
-    }
-    const best = started.reduce((a, b) => (b.least_ms < a.least_ms ? b : a));
-    record.programs = [best.program];
-    kept = best.process;
-    const note = [best.ready.note, best.program.settings].filter((text) => text !== undefined);
-    return {
-      process: best.process,
-      ready: { ...best.ready, ...(note.length > 0 ? { note: note.join('; ') } : {}) },
-    };
-  } finally {
-    for (const { process } of started) if (process !== kept) await process.close();
-  }
 }
 
 /**
@@ -169,7 +135,12 @@ async function runTrial(
       record.trials[trial] = [];
       try {
         if (trial === 0) record.programs = programsOf(record.found, job, plan.latency);
-        const { process, ready } = await startSubject(record, plan);
+        const { process, ready, program } = await startFastest(
+          record.programs,
+          plan.sample_ms,
+          plan.timesOf,
+        );
+        record.programs = [program];
         running.push({ record, process, spent_ms: 0, clean: 0 });
         record.ready = ready;
         if (ready.probe !== undefined) {

@@ -69,7 +69,7 @@ Run
   --save-every N      steps between checkpoints, 0 for only on Ctrl-C     [100]
   --resume            go on with the unfinished run beside --out
   --device D          where to compute                                    [LOWRANK_DEVICE, or cpu]
-  --no-compare        do not measure the same step without the kernels
+  --no-compare        do not measure the same step in TensorFlow.js and torch
   --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
   --sample-tokens N   length of a sample, 0 for none                      [60]
   --report FILE       HTML report                                         [OUT/report.html]
@@ -322,14 +322,22 @@ function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: numb
     },
   ];
   if (comparison !== undefined) {
-    facts.push(
-      { name: 'step with fused kernels', value: `${comparison.fused_ms.toFixed(0)} ms` },
-      {
-        name: 'the same without them',
-        value: `${comparison.unfused_ms.toFixed(0)} ms`,
-        note: `${comparison.speedup.toFixed(2)} x as long; losses ${comparison.fusedLoss.toFixed(5)} and ${comparison.unfusedLoss.toFixed(5)}`,
-      },
-    );
+    facts.push({
+      name: 'a training step',
+      value: `${comparison.fused_ms.toFixed(0)} ms`,
+      note: `loss ${comparison.fusedLoss.toFixed(5)}; without the update`,
+    });
+    for (const { name, ms, ratio, loss, note } of comparison.others) {
+      const times =
+        ratio === undefined
+          ? 'ratio not measured, as other programs used the cores'
+          : `${ratio.toFixed(2)} x as long`;
+      facts.push({
+        name: `the same in ${name}`,
+        value: `${ms.toFixed(0)} ms`,
+        note: [times, `loss ${loss.toFixed(5)}`, ...(note === undefined ? [] : [note])].join('; '),
+      });
+    }
   }
   const peak_bytes = process.resourceUsage().maxRSS * 1024;
   facts.push({ name: 'memory of the process', value: mebibytes(peak_bytes), note: 'at most' });

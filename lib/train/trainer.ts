@@ -114,11 +114,20 @@ export class Trainer {
     ).flat();
   }
 
+  /** Ids and targets of the step that comes next, a batch a pass; each [batch · T]. */
+  nextBatches(): { readonly ids: Int32Array; readonly targets: Int32Array }[] {
+    return Array.from({ length: this.options.accumulate }, (_, pass) => this.batchOf(pass));
+  }
+
+  private batchOf(pass: number): { readonly ids: Int32Array; readonly targets: Int32Array } {
+    return this.data.train.batch(this.indices(this.step * this.options.accumulate + pass));
+  }
+
   /** Adds one pass's share to the gradient. */
   private accumulate(kernels: ModelKernels, pass: number): number {
     const tf = tensorflow();
-    const { accumulate, batch } = this.options;
-    const { ids, targets } = this.data.train.batch(this.indices(this.step * accumulate + pass));
+    const { batch } = this.options;
+    const { ids, targets } = this.batchOf(pass);
     const { slots } = this.adapters;
     const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
     const loss = tf.tidy(() => {

@@ -36,7 +36,7 @@ describe('a case of one’s own', () => {
     expect(forward?.rows[1]).toMatchObject({ note: 'dense f32, merged once', weight_bytes: 3840 });
     // Dense: only roundings of f32 are left.
     expect(forward?.rows[1]?.error).toBeLessThan(1e-5);
-    expect(forward?.rows[1]?.ratio).toBeGreaterThan(0);
+    expect(forward?.rows[1]?.median_ms).toBeGreaterThan(0);
     expect(both?.skipped).toEqual([
       { subject: 'merged', reason: 'a merged adapter is not trained' },
     ]);

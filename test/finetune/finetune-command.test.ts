@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { findPython } from '../../lib/bench/peers/torch.js';
 import { readPeftAdapter } from '../../lib/checkpoint/peft.js';
 import { type Finished, requireBuilt, run, start } from './command.js';
 import { temporaryFolder } from './setup.js';
@@ -71,11 +72,20 @@ describe('a run', () => {
     expect(weights('other').equals(weights('plain'))).toBe(false);
   });
 
-  it('compares with the same training without the kernels, to the same loss', async () => {
-    const args = tiny('compared', '--json').filter((arg) => arg !== '--no-compare');
-    const { comparison } = JSON.parse((await run(args)).stdout);
-    expect(comparison.unfused_ms).toBeGreaterThan(0);
-    expect(Math.abs(comparison.fusedLoss - comparison.unfusedLoss)).toBeLessThan(1e-5);
+  it('compares with the same step in TensorFlow.js and torch, to the same loss', async () => {
+    const args = tiny('compared', '--json', '--accumulate', '2').filter(
+      (arg) => arg !== '--no-compare',
+    );
+    const { comparison, table } = JSON.parse((await run(args)).stdout);
+    const torch = findPython('torch', 'numpy');
+    if (torch === undefined) console.warn('not compared with torch: it is not here');
+    const names = ['TensorFlow.js', ...(torch === undefined ? [] : [`torch ${torch.versions[0]}`])];
+    expect(comparison.others.map(({ name }: { name: string }) => name)).toEqual(names);
+    for (const { name, ms, loss } of comparison.others) {
+      expect(ms).toBeGreaterThan(0);
+      expect(Math.abs(comparison.fusedLoss - loss), name).toBeLessThan(1e-5);
+      expect(table[`the same in ${name}`]).toMatch(/^\d+ ms$/);
+    }
   });
 
   it('takes other sizes, formats, shards, targets and ways to accumulate', async () => {
