@@ -1,5 +1,6 @@
 /**
- * Reading and writing the values of TensorFlow.js tensors without a copy where the backend allows it.
+ * Reading and writing the values of TensorFlow.js tensors where they lie, where the backend allows it: an op then
+ * copies each operand once into native memory, and its result once back.
  *
  * | backend | read | write |
  * | --- | --- | --- |
@@ -15,7 +16,7 @@
 import type { DataType, Tensor, TensorInfo } from '@tensorflow/tfjs';
 import { tensorflow } from './tensorflow.js';
 
-/** The part of the wasm backend that the zero-copy path relies on. */
+/** The part of the wasm backend that the path through the heap relies on. */
 interface WasmBackend {
   readonly wasm: { readonly HEAPU8: Uint8Array };
   readonly dataIdMap: { get(dataId: object): { readonly memoryOffset: number | null } };

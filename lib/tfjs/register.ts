@@ -15,10 +15,22 @@ import { tensorflow } from './tensorflow.js';
 const kOp = 'tfjs.register';
 
 /**
- * Products with fewer multiplications are left to the backend: entering a kernel, with two copies
- * in and one out, costs about as much as this many multiplications there.
+ * When a product is taken from a backend, in multiplications of its own kernel: what entering a kernel
+ * here costs, and what copying an element costs. Both operands are copied in and the result out, so that
+ * a product of few rows is left to the wasm backend however large its matrix is. docs/tensorflow-js.md
+ * has the times that these come from.
  */
-const kMinProducts = 32_768;
+const kBreakEven = {
+  wasm: { call: 300_000, element: 8 },
+  cpu: { call: 8_000, element: 0.5 },
+} as const;
+type ReplacedBackend = keyof typeof kBreakEven;
+
+/** Whether x [M, K] times w [K, N] takes less time here than in the backend's own kernel. */
+export function pays(backend: ReplacedBackend, M: number, N: number, K: number): boolean {
+  const { call, element } = kBreakEven[backend];
+  return M * N * K > call + element * (M * K + K * N + M * N);
+}
 
 /** Options of {@link register}. */
 export interface RegisterOptions {
@@ -26,7 +38,10 @@ export interface RegisterOptions {
   readonly backend?: string;
   /** Where to compute. Default: the default device. */
   readonly device?: Device;
-  /** Products M · N · K per matrix below which the backend's own kernel runs. Default: 32,768. */
+  /**
+   * Products M · N · K per matrix below which the backend's own kernel runs. Default: it runs where it
+   * takes less time, by its rate and the cost of a call and of the copies here.
+   */
   readonly minProducts?: number;
 }
 
@@ -55,7 +70,9 @@ export function register(options: RegisterOptions = {}): void {
   }
   unregister(backendName);
   const device = options.device ?? defaultDevice();
-  const minProducts = options.minProducts ?? kMinProducts;
+  const { minProducts } = options;
+  const takes = (M: number, N: number, K: number) =>
+    minProducts === undefined ? pays(backendName, M, N, K) : M * N * K >= minProducts;
   const originals: KernelConfig[] = [];
   for (const kernelName of ['BatchMatMul', '_FusedMatMul']) {
     const original = tf.getKernel(kernelName, backendName);
@@ -69,12 +86,7 @@ export function register(options: RegisterOptions = {}): void {
     tf.registerKernel({
       ...original,
       kernelFunc: (params) => {
-        const done = product(
-          params.inputs as unknown as Inputs,
-          params.attrs ?? {},
-          device,
-          minProducts,
-        );
+        const done = product(params.inputs as unknown as Inputs, params.attrs ?? {}, device, takes);
         return done ?? original.kernelFunc(params);
       },
     });
@@ -122,7 +134,7 @@ function product(
   { a, b, bias, preluActivationWeights }: Inputs,
   attrs: NamedAttrMap,
   device: Device,
-  minProducts: number,
+  takes: (M: number, N: number, K: number) => boolean,
 ): TensorInfo | undefined {
   if (a.dtype !== 'float32' || b.dtype !== 'float32') return undefined;
   const plan = planBatchMatMul(
@@ -133,7 +145,7 @@ function product(
   );
   if (plan === undefined) return undefined;
   // A sum over nothing is zero; the wasm backend leaves such a result uninitialised.
-  if (plan.K > 0 && plan.M * plan.N * plan.K < minProducts) return undefined;
+  if (plan.K > 0 && !takes(plan.M, plan.N, plan.K)) return undefined;
   const name = typeof attrs.activation === 'string' ? attrs.activation : 'linear';
   const activation = kActivations[name];
   if (activation === undefined || preluActivationWeights != null) return undefined;

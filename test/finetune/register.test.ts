@@ -128,6 +128,36 @@ describe.each(backends)('on the %s backend', (backend) => {
     expect(() => register({ backend: 'webgl' })).toThrow(/backend must be 'cpu' or 'wasm'/);
   });
 
+  it('leaves to the backend what it does in less time', () => {
+    const tf = tensorflow();
+    const wasm = backend === 'wasm';
+    // Few rows of a large matrix: wasm multiplies while it reads, here the matrix is copied first.
+    const sizes = [
+      { shape: [16, 16, 16], here: false },
+      { shape: [32, 32, 32], here: !wasm },
+      { shape: [64, 64, 64], here: !wasm },
+      { shape: [128, 128, 128], here: true },
+      { shape: [1, 1024, 1024], here: !wasm },
+      { shape: [32, 1024, 1024], here: true },
+      { shape: [512, 512, 8], here: !wasm },
+    ];
+    register();
+    for (const { shape, here } of sizes) {
+      const [M, K, N] = shape as [number, number, number];
+      const [a, b] = [random([M, K], 1), random([K, N], 2)];
+      resetPeakMemory();
+      const before = memoryUsage().liveBytes;
+      tf.matMul(a, b);
+      expect([shape, memoryUsage().peakBytes > before]).toEqual([shape, here]);
+    }
+    // A threshold of one's own takes all from there on.
+    register({ minProducts: 16 ** 3 });
+    resetPeakMemory();
+    const before = memoryUsage().liveBytes;
+    tf.matMul(random([16, 16], 1), random([16, 16], 2));
+    expect(memoryUsage().peakBytes).toBeGreaterThan(before);
+  });
+
   it('trains a dense layer of TensorFlow.js to the same weights', async () => {
     const tf = tensorflow();
     const train = async () => {
