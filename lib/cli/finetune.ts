@@ -281,7 +281,7 @@ function observe(progress: Progress, options: FinetuneOptions): FinetuneObserver
       const parts = [`loss ${loss.toFixed(3)}`];
       if (heldOut !== undefined) parts.push(`held-out ${heldOut.toFixed(3)}`);
       if (rate > 0) parts.push(`${grouped(rate)} tokens/s`);
-      progress.update(step, options.train.steps, parts.join('  '));
+      progress.update(step, options.train.steps, ...parts);
     },
     written: (folder) => progress.line(`adapter written to ${printable(folder)}`),
   };

@@ -94,9 +94,9 @@ export class Progress {
 
   /**
    * @param done of total
-   * @param detail further text, such as a loss
+   * @param details further texts, such as a loss; where the line is too long for the terminal the last go first
    */
-  update(done: number, total: number, detail = ''): void {
+  update(done: number, total: number, ...details: readonly string[]): void {
     if (this.quiet) return;
     const now = performance.now();
     if (this.startedAt === 0 && done > 1) this.startedAt = done - 1;
@@ -105,12 +105,13 @@ export class Progress {
       if (!last && now - this.drawn < kDrawInterval) return;
       this.drawn = now;
       this.open = true;
-      const columns = process.stderr.columns ?? 80;
-      const line = `${this.label} ${bar(done, total)} ${this.text(done, total, detail)}`;
-      process.stderr.write(`\r\u001b[2K${line.slice(0, columns - 1)}`);
+      const line = progressLine(this.state(done, total, details), process.stderr.columns);
+      process.stderr.write(`\r\u001b[2K${line}`);
     } else if (now - this.lineAt > 1000 * kLineInterval) {
       this.lineAt = now;
-      process.stderr.write(`${this.label} ${this.text(done, total, detail)}\n`);
+      const { label, left, ...rest } = this.state(done, total, details);
+      const parts = [`${label} ${done}/${total}`, ...rest.details, left ?? ''];
+      process.stderr.write(`${parts.filter((part) => part !== '').join('  ')}\n`);
     }
   }
 
@@ -126,18 +127,58 @@ export class Progress {
     this.open = false;
   }
 
-  private text(done: number, total: number, detail: string): string {
+  private state(done: number, total: number, details: readonly string[]): ProgressState {
     const seconds = (performance.now() - this.started) / 1000;
     const worked = done - Math.max(0, this.startedAt);
-    const left = worked > 0 && done < total ? (seconds / worked) * (total - done) : undefined;
-    const parts = [`${done}/${total}`, detail];
-    if (left !== undefined && seconds > 2) parts.push(`${clock(left)} left`);
-    return parts.filter((part) => part !== '').join('  ');
+    const timed = worked > 0 && done < total && seconds > 2;
+    const left = timed ? `${clock((seconds / worked) * (total - done))} left` : undefined;
+    return { label: this.label, done, total, left, details };
   }
 }
 
-function bar(done: number, total: number): string {
-  const width = 20;
-  const full = total > 0 ? Math.min(width, Math.floor((width * done) / total)) : width;
-  return `[${'#'.repeat(full)}${'-'.repeat(width - full)}]`;
+/** What a progress line tells. */
+export interface ProgressState {
+  readonly label: string;
+  readonly done: number;
+  readonly total: number;
+  /** The time left, in words. */
+  readonly left: string | undefined;
+  /** Further texts, the most important first. */
+  readonly details: readonly string[];
+}
+
+/** Width where a terminal does not tell its own: it is undefined, or 0. */
+const kDefaultColumns = 80;
+/** Cells of a bar: fewer say nothing, more say no more. */
+const kBarCells = { min: 8, max: 20 };
+
+/**
+ * `training [###-----]  12/120  1:05 left  loss 3.123`, at most `columns` - 1 characters: one in the last column would
+ * break the line. Where not all fits, the count stays first, then the time left, the details in their order, the label
+ * and the bar; a part that does not fit goes, and so do those after it.
+ */
+export function progressLine(state: ProgressState, columns: number | undefined): string {
+  const room = (columns || kDefaultColumns) - 1;
+  const { label, done, total, left, details } = state;
+  const count = `${done}/${total}`;
+  let length = count.length;
+  const fits = (part: string | undefined, gap: number): boolean => {
+    if (part === undefined || part === '') return true;
+    if (length + gap + part.length > room) return false;
+    length += gap + part.length;
+    return true;
+  };
+  const tail = [left, ...details].filter((part) => part !== undefined && part !== '');
+  let kept = 0;
+  while (kept < tail.length && fits(tail[kept], 2)) kept++;
+  const head: string[] = [];
+  if (label !== '' && fits(label, 1)) head.push(label);
+  const cells = Math.min(kBarCells.max, room - length - 3);
+  if (kept === tail.length && cells >= kBarCells.min) head.push(bar(done, total, cells));
+  return [[...head, count].join(' ').slice(0, room), ...tail.slice(0, kept)].join('  ');
+}
+
+function bar(done: number, total: number, cells: number): string {
+  const full = total > 0 ? Math.min(cells, Math.floor((cells * done) / total)) : cells;
+  return `[${'#'.repeat(full)}${'-'.repeat(cells - full)}]`;
 }
