@@ -56,7 +56,8 @@ function hasCMake(): boolean {
 
 async function withCMake(root: string, verb: string, debug: boolean): Promise<string> {
   if (!hasCMake()) throw notBuilt('cmake is not on the PATH. Install CMake, or use --with gyp');
-  const script = toolScript('cmake-js/package.json', 'bin/cmake-js');
+  toolScript('cmake-js/package.json', 'bin/cmake-js'); // that it is there
+  const script = path.join(root, 'native', 'build.mjs');
   await run(process.execPath, [script, verb, ...(debug ? ['--debug'] : [])], { cwd: root });
   return path.join(root, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
 }

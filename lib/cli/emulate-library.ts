@@ -5,6 +5,7 @@
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import path from 'node:path';
 import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
@@ -28,14 +29,35 @@ function fileOf(kind: LibraryKind | 'own'): string {
   return kind === 'source' ? 'lowrank-emulator.so' : `lowrank-emulator-${kind}.so`;
 }
 
-/** The folder that CMake built the addon in, or undefined: the addon came with a package. */
+/** The addon's file: a package is loaded by its name. */
+function bindingFile(): string {
+  const loaded = bindingPath();
+  return path.isAbsolute(loaded) ? loaded : createRequire(import.meta.url).resolve(loaded);
+}
+
+/**
+ * The folder that CMake built the addon in, or undefined: the addon came with a package.
+ * @throws ERR_NO_BINDING the folder was copied: CMake would build where it was made
+ */
 function buildFolder(): string | undefined {
-  let folder = path.dirname(bindingPath());
+  let folder = path.dirname(bindingFile());
   for (let depth = 0; depth < 3; depth++) {
-    if (existsSync(path.join(folder, 'CMakeCache.txt'))) return folder;
+    const cache = path.join(folder, 'CMakeCache.txt');
+    if (existsSync(cache)) {
+      const made = /^CMAKE_CACHEFILE_DIR:INTERNAL=(.*)$/m.exec(readFileSync(cache, 'utf8'))?.[1];
+      if (isSameFolder(made ?? folder, folder)) return folder;
+      const expected = `${printable(folder)} must be configured where it is, got one of ${printable(made ?? '')}`;
+      const advice = 'Build the addon here with `npx lowrank build --with cmake`';
+      throw new LowrankError('ERR_NO_BINDING', `emulate: ${expected}. ${advice}`);
+    }
     folder = path.dirname(folder);
   }
   return undefined;
+}
+
+function isSameFolder(a: string, b: string): boolean {
+  const [first, second] = [a, b].map((each) => statSync(each, { throwIfNoEntry: false }));
+  return first !== undefined && first.dev === second?.dev && first.ino === second.ino;
 }
 
 /**
@@ -77,7 +99,7 @@ function building<T>(folder: string, progress: Progress, work: () => T): Promise
 
 /** The library of this kind, up to date with its sources where those are at hand. */
 export async function emulatorLibrary(kind: LibraryKind, progress: Progress): Promise<string> {
-  const library = path.join(path.dirname(bindingPath()), fileOf(kind));
+  const library = path.join(path.dirname(bindingFile()), fileOf(kind));
   const build = buildFolder();
   const target = kTargets[kind];
   if (build !== undefined) {
@@ -128,7 +150,7 @@ export async function ownKernelLibrary(
         '`npx lowrank build --with cmake`',
     );
   }
-  const folder = path.dirname(bindingPath());
+  const folder = path.dirname(bindingFile());
   const library = await building(build, progress, () => {
     progress.line(`compiling ${source}`);
     const tools = 'what kernels of your own are linked with could not be built';
