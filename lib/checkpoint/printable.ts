@@ -24,10 +24,12 @@ export function printable(text: string): string {
     text.length <= kMaxShown
       ? text
       : `${text.slice(0, kMaxShown / 2)}…${text.slice(-kMaxShown / 4)} (${text.length} characters)`;
-  const escaped = cut
-    .replace(/[\\"]/g, (c) => `\\${c}`)
-    .replace(kUnsafe, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
-  return `"${escaped}"`;
+  return `"${escapeUnsafe(cut.replace(/[\\"]/g, (c) => `\\${c}`))}"`;
+}
+
+/** The whole text without quotes, for a line of its own: what could move a cursor, a line break too, is escaped. */
+export function escapeUnsafe(text: string): string {
+  return text.replace(kUnsafe, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
 
 /** A JSON value in a few words, for the "got ..." part of a message. */

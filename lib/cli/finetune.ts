@@ -24,7 +24,7 @@ import { type MethodRun, methodsReport, methodsSummary } from './finetune-method
 import { reportHtml } from './finetune-report.js';
 import { Interrupts } from './interrupt.js';
 import { bundledModel, bundledText } from './package-folder.js';
-import { grouped, mebibytes, Progress, table, visible } from './terminal.js';
+import { grouped, jsonText, mebibytes, Progress, table, visible } from './terminal.js';
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
 
@@ -141,11 +141,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
       const html = new TextEncoder().encode(reportHtml(facts, result));
       writeFileAtomic('finetune', report, [html]);
     }
-    process.stdout.write(
-      json
-        ? `${JSON.stringify(machineReadable(facts, result), null, 2)}\n`
-        : summary(facts, result),
-    );
+    process.stdout.write(json ? jsonText(machineReadable(facts, result)) : summary(facts, result));
     if (!json && report !== undefined) process.stdout.write(`\nreport   ${printable(report)}\n`);
     return exitCodes.ok;
   } catch (error) {
@@ -188,9 +184,7 @@ async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]
     if (report !== undefined) {
       writeFileAtomic('finetune', report, [new TextEncoder().encode(methodsReport(runs))]);
     }
-    process.stdout.write(
-      json ? `${JSON.stringify({ runs }, null, 2)}\n` : methodsSummary(runs, report),
-    );
+    process.stdout.write(json ? jsonText({ runs }) : methodsSummary(runs, report));
     return exitCodes.ok;
   } catch (error) {
     progress.close();

@@ -3,6 +3,7 @@
  */
 
 import os from 'node:os';
+import { escapeUnsafe } from '../checkpoint/printable.js';
 import {
   type DeviceInfo,
   defaultDevice,
@@ -14,7 +15,7 @@ import {
 } from '../index.js';
 import { Arguments } from './arguments.js';
 import { exitCodes } from './exit-codes.js';
-import { mebibytes, table, visible } from './terminal.js';
+import { jsonText, mebibytes, table, visible } from './terminal.js';
 import { version } from './version.js';
 
 const kHelp = `Devices, features, and why each is or is not there.
@@ -25,7 +26,8 @@ Usage: lowrank info [--json]
 
 A LOWRANK_DEVICE that names no device of this machine is shown as a problem (deviceProblem in the
 JSON, where defaultDevice is null), and so is a LOWRANK_NUM_THREADS that is no number of threads
-(threadsProblem, where threads is null); the exit code is 0 all the same.
+(threadsProblem, where threads is null); the exit code is 0 all the same. Without the native addon
+the list of devices is empty, the JSON has bindingProblem, and the exit code is 8.
 `;
 
 /**
@@ -88,8 +90,17 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     ];
     process.stdout.write(table(rows, []));
   }
-  // Throws where the addon is missing; what is known without it was said above.
-  const found = startDevices();
+  // Throws where the addon is missing; what is known without it is said all the same.
+  let found: DeviceInfo[];
+  try {
+    found = startDevices();
+  } catch (error) {
+    if (!(error instanceof LowrankError) || error.code !== 'ERR_NO_BINDING') throw error;
+    const nothing = { threads: null, defaultDevice: null, devices: [] };
+    if (json)
+      process.stdout.write(jsonText({ ...host, ...nothing, bindingProblem: error.message }));
+    throw error;
+  }
   const threads = readSetting(
     getThreads,
     'ERR_VALUE',
@@ -109,7 +120,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
       deviceProblem: standard.problem,
       devices: found,
     };
-    process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
+    process.stdout.write(jsonText(facts));
     return exitCodes.ok;
   }
   process.stdout.write(
@@ -119,19 +130,24 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     if (problem !== undefined) process.stdout.write(`problem    ${visible(problem)}\n`);
   }
   process.stdout.write('\n');
-  for (const device of found) {
-    process.stdout.write(`${device.device}: ${device.available ? 'available' : 'not available'}\n`);
-    if (device.reason !== undefined) process.stdout.write(`  ${device.reason}\n`);
-    if (!device.available) continue;
-    process.stdout.write(`  ${device.name}, ${mebibytes(device.memory)}\n`);
+  process.stdout.write(found.map(describeDevice).join(''));
+  return exitCodes.ok;
+}
+
+/** What a driver says of itself and of a device is text like a file's: it must not steer the terminal. */
+export function describeDevice(device: DeviceInfo): string {
+  const lines = [`${device.device}: ${device.available ? 'available' : 'not available'}`];
+  if (device.reason !== undefined) lines.push(`  ${device.reason}`);
+  if (device.available) {
+    lines.push(`  ${device.name}, ${mebibytes(device.memory)}`);
     const kernels = [
       device.isa,
       device.sm === undefined ? undefined : `sm_${device.sm}`,
       device.driver === undefined ? undefined : `driver ${device.driver}`,
     ].filter((part) => part !== undefined);
     const prefix = kernels.length > 0 ? `${kernels.join(', ')}; ` : '';
-    process.stdout.write(`  ${prefix}${device.features.join(' ')}\n`);
-    for (const better of device.betterIsas ?? []) process.stdout.write(`  not ${better}\n`);
+    lines.push(`  ${prefix}${device.features.join(' ')}`);
+    for (const better of device.betterIsas ?? []) lines.push(`  not ${better}`);
   }
-  return exitCodes.ok;
+  return lines.map((line) => `${escapeUnsafe(line)}\n`).join('');
 }

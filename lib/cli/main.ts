@@ -3,6 +3,7 @@
  * The `lowrank` command: picks the subcommand, turns errors into one sentence and an exit code.
  */
 
+import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { suggestion, UsageError } from './arguments.js';
 import { exitCodeFor, exitCodeHelp, exitCodes } from './exit-codes.js';
@@ -99,15 +100,13 @@ function report(error: unknown): number {
   return known;
 }
 
-// `lowrank info | head` closes the pipe early: nobody is left to read, which is no error.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  // `lowrank info | head` closes the pipe early: nobody is left to read, which is no error.
   if (error.code === 'EPIPE') process.exit(exitCodes.ok);
-  throw error;
+  process.exit(report(fileError('output', 'stdout', error)));
 });
-// Messages that nobody reads (`2>&1 | head`) end nothing: results may go to a file.
-process.stderr.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
-});
+// Messages that nobody reads (`2>&1 | head`), or that cannot be written, end nothing: results may go to a file.
+process.stderr.on('error', () => {});
 
 run(process.argv.slice(2)).then(
   (code) => {

@@ -14,7 +14,7 @@ import { readDevice } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
 import { Interrupts } from './interrupt.js';
 import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
-import { mebibytes, Progress, table } from './terminal.js';
+import { jsonText, mebibytes, Progress, table } from './terminal.js';
 
 const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bitsandbytes.
 
@@ -77,7 +77,7 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
     }
     const { layers, before_bytes, after_bytes } = quantizer.totals;
     const facts = { out: target, ...settings, layers, before_bytes, after_bytes };
-    if (json) process.stdout.write(`${JSON.stringify(facts, null, 2)}\n`);
+    if (json) process.stdout.write(jsonText(facts));
     else {
       const rows = [
         ['layers quantised', String(layers)],

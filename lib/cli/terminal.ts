@@ -2,6 +2,8 @@
  * What the command prints: progress on stderr, results on stdout.
  */
 
+import { escapeUnsafe } from '../checkpoint/printable.js';
+
 /** Text of files, made safe for a terminal: line breaks stay, everything else that could steer it goes. */
 export function visible(text: string): string {
   return text.replace(
@@ -9,6 +11,11 @@ export function visible(text: string): string {
     /[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g,
     (c) => (c === '\t' ? '  ' : '\ufffd'),
   );
+}
+
+/** JSON for stdout, which may be a terminal: texts in it steer none, and parse to what they are. */
+export function jsonText(value: unknown): string {
+  return `${JSON.stringify(value, null, 2).split('\n').map(escapeUnsafe).join('\n')}\n`;
 }
 
 /** `1,234,567` */
