@@ -1,6 +1,7 @@
 import path from 'node:path';
 import { checkObject, checkPath } from '../checkpoint/arguments.js';
 import { replaceFolder } from '../checkpoint/atomic-write.js';
+import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { readJsonObject } from '../checkpoint/json-file.js';
 import { kConfigFile, kWeightsFile } from '../checkpoint/peft-config.js';
 import { type PythonJson, pythonJson } from '../checkpoint/python-json.js';
@@ -12,8 +13,6 @@ import { checkFields } from './folder-fields.js';
 import { adaptersToPeft, type PeftFolder } from './peft.js';
 import { PeftTensors } from './peft-tensors.js';
 
-const kMaxConfig_bytes = 4 << 20;
-
 /**
  * Reads an adapter folder of any method; {@link adapterFromPeft} makes the adapters of its modules.
  * @throws ERR_TYPE · ERR_FILE malformed · ERR_FILE_NOT_FOUND
@@ -24,7 +23,7 @@ const kMaxConfig_bytes = 4 << 20;
 export function readAdapterFolder(folder: string): PeftFolder {
   const op = 'readAdapterFolder';
   checkPath(op, 'folder', folder);
-  const config = readJsonObject(op, path.join(folder, kConfigFile), kMaxConfig_bytes);
+  const config = readJsonObject(op, path.join(folder, kConfigFile), jsonBounds.config);
   const { tensors } = readSafetensors(path.join(folder, kWeightsFile));
   return { config, tensors };
 }

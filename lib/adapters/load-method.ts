@@ -2,6 +2,7 @@ import { statSync } from 'node:fs';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
+import { requireRegular } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
 import type { AnyMethod } from './methods.js';
@@ -32,7 +33,7 @@ export async function loadMethod(op: string, file: string): Promise<AnyMethod> {
 /**
  * The default export of a module of the user's. TypeScript is loaded as it is where Node strips
  * types (22.18 on), else through esbuild.
- * @throws ERR_FILE_NOT_FOUND · ERR_FILE
+ * @throws ERR_FILE_NOT_FOUND · ERR_FILE · ERR_PATH a FIFO, device or socket
  */
 export async function importDefault(op: string, file: string): Promise<unknown> {
   const full = path.resolve(file);
@@ -45,6 +46,7 @@ export async function importDefault(op: string, file: string): Promise<unknown> 
     const text = `${op}: ${printable(file)} must be a file, got a folder. Give the module in it`;
     throw new LowrankError('ERR_FILE', text, { op });
   }
+  requireRegular(op, file, found);
   try {
     return ((await importFile(full)) as { default?: unknown }).default;
   } catch (error) {

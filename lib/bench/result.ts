@@ -1,6 +1,6 @@
 /** A run as it is saved: what `--json` prints, and what reports and comparisons read. */
 
-import { readFileSync } from 'node:fs';
+import { readSmallFile } from '../checkpoint/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import type { Job } from './job.js';
 import type { Machine } from './machine.js';
@@ -106,16 +106,12 @@ export interface BenchResult {
   readonly cases: readonly CaseResult[];
 }
 
-/** @throws ERR_FILE, ERR_FILE_NOT_FOUND */
+/** A run of hours, with all its samples, is a few megabytes. */
+const kMostResultBytes = 64 << 20;
+
+/** @throws ERR_FILE, ERR_FILE_NOT_FOUND, ERR_PATH */
 export function readResult(file: string): BenchResult {
-  let text: string;
-  try {
-    text = readFileSync(file, 'utf8');
-  } catch (error) {
-    const { code, message } = error as NodeJS.ErrnoException;
-    const kind = code === 'ENOENT' ? 'ERR_FILE_NOT_FOUND' : 'ERR_FILE';
-    throw new LowrankError(kind, `bench: ${file} cannot be read: ${message}`, { op: 'bench' });
-  }
+  const text = new TextDecoder().decode(readSmallFile('bench', file, kMostResultBytes));
   let value: Partial<BenchResult> | null = null;
   try {
     value = JSON.parse(text) as Partial<BenchResult> | null;

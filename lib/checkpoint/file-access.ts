@@ -223,7 +223,11 @@ function identityOf(stat: fs.BigIntStats): FileIdentity {
   };
 }
 
-function requireRegular(op: string, path: string, stat: fs.Stats | fs.BigIntStats): void {
+/**
+ * For what is opened by others, such as a module to import: opening a FIFO waits for a writer.
+ * @throws LowrankError `ERR_PATH` a FIFO, device, socket or folder
+ */
+export function requireRegular(op: string, path: string, stat: fs.Stats | fs.BigIntStats): void {
   if (stat.isFile()) return;
   const kind = stat.isDirectory()
     ? 'a folder'

@@ -3,6 +3,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
+import { jsonBounds } from './json-bounds.js';
 import { Fields, type JsonObject, readJsonObject } from './json-file.js';
 import { printable } from './printable.js';
 
@@ -42,7 +43,6 @@ export interface LlamaConfig {
 
 const kSupportedArchitecture = 'LlamaForCausalLM';
 const kSupported = `${kSupportedArchitecture} (model_type "llama")`;
-const kMaxConfigBytes = 4 << 20;
 const kMaxDim = 2 ** 31 - 1;
 const kMaxLayers = 10_000;
 
@@ -59,7 +59,7 @@ const kMaxLayers = 10_000;
  *   `ERR_FILE_NOT_FOUND`
  */
 export function readLlamaConfig(op: string, path: string): LlamaConfig {
-  const object = readJsonObject(op, path, kMaxConfigBytes);
+  const object = readJsonObject(op, path, jsonBounds.config);
   return parseLlamaConfig(op, printable(path), object);
 }
 

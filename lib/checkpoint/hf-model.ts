@@ -12,6 +12,7 @@ import { LowrankError, notConstructed } from '../core/errors.js';
 import { checkLimits, checkName, checkPath } from './arguments.js';
 import { fileError } from './file-access.js';
 import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
+import { jsonBounds } from './json-bounds.js';
 import { Fields, readJsonObject } from './json-file.js';
 import { requireDistinctNames, requirePlainName, resolveInside } from './paths.js';
 import { hasPickleName, pickleRefused } from './pickle-refusal.js';
@@ -26,7 +27,6 @@ export { llamaTensorShapes } from './hf-config.js';
 const kOp = 'openHfModel';
 const kSingleFile = 'model.safetensors';
 const kIndexFile = 'model.safetensors.index.json';
-const kMaxIndexBytes = 64 << 20;
 const kMaxShards = 10_000;
 
 /**
@@ -172,7 +172,7 @@ function openShards(
   const index = new Fields(
     kOp,
     printable(indexPath),
-    readJsonObject(kOp, indexPath, kMaxIndexBytes),
+    readJsonObject(kOp, indexPath, jsonBounds.index),
   );
   const weightMap = index.optionalObject('weight_map');
   if (weightMap === undefined) return index.refuse('weight_map', 'an object');

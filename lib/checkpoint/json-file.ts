@@ -4,6 +4,7 @@
 
 import { LowrankError } from '../core/errors.js';
 import { type OpenOptions, readSmallFile } from './file-access.js';
+import { type JsonBounds, requireBoundedFile } from './json-bounds.js';
 import { printable, printableValue } from './printable.js';
 
 /** An object out of JSON.parse: own keys only are looked at. */
@@ -12,17 +13,18 @@ export type JsonObject = { readonly [key: string]: unknown };
 /**
  * Reads a JSON file whose top is an object.
  *
- * @param max_bytes larger files are refused unread
- * @throws LowrankError `ERR_FILE` not JSON (a BOM and NaN are not), not an object, too large ·
+ * @param bounds larger files are refused unread, and ones that hold more unparsed
+ * @throws LowrankError `ERR_FILE` not JSON (a BOM and NaN are not), not an object, beyond the bounds ·
  *   `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` · `ERR_PATH`
  */
 export function readJsonObject(
   op: string,
   path: string,
-  max_bytes: number,
+  bounds: JsonBounds,
   options: OpenOptions = {},
 ): JsonObject {
-  return parseJsonObject(op, printable(path), readSmallFile(op, path, max_bytes, options));
+  const bytes = readSmallFile(op, path, bounds.maxBytes, options);
+  return parseJsonObject(op, printable(path), bytes, bounds);
 }
 
 /** Parses UTF-8 JSON whose top is an object; `what` names it in messages. */
@@ -30,8 +32,10 @@ export function parseJsonObject(
   op: string,
   what: string,
   bytes: Uint8Array,
+  bounds: JsonBounds,
   code: LowrankError['code'] = 'ERR_FILE',
 ): JsonObject {
+  requireBoundedFile(op, what, bytes, bounds, code);
   let value: unknown;
   try {
     value = JSON.parse(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes));

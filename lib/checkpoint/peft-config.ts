@@ -3,6 +3,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
+import { jsonBounds } from './json-bounds.js';
 import { Fields, type JsonObject, readJsonObject } from './json-file.js';
 import { printable } from './printable.js';
 
@@ -45,7 +46,6 @@ export interface PeftLoraConfig {
   readonly taskType: string | undefined;
 }
 
-const kMaxConfigBytes = 4 << 20;
 const kMaxRank = 2 ** 20;
 const kMaxListed = 10_000;
 const kMaxLayerIndex = 100_000;
@@ -79,7 +79,7 @@ const kResidualInits = ['pissa', 'olora', 'corda', 'loftq', 'lora_ga', 'mica'];
  *   `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND`
  */
 export function readPeftConfig(op: string, path: string, warnings: string[]): PeftLoraConfig {
-  const object = readJsonObject(op, path, kMaxConfigBytes);
+  const object = readJsonObject(op, path, jsonBounds.config);
   return parsePeftConfig(op, printable(path), object, warnings);
 }
 

@@ -5,6 +5,7 @@
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { checkMap, checkName, checkObject, checkPath } from './arguments.js';
 import { replaceFolder } from './atomic-write.js';
+import { jsonBounds } from './json-bounds.js';
 import { parseJsonObject } from './json-file.js';
 import {
   kConfigFile,
@@ -127,7 +128,12 @@ function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
 /** What is written must be what our own reader accepts, so it is put through the reader's checks. */
 function checkedConfig(bytes: Uint8Array): PeftLoraConfig {
   try {
-    return parsePeftConfig(kOp, 'config', parseJsonObject(kOp, 'config', bytes), []);
+    return parsePeftConfig(
+      kOp,
+      'config',
+      parseJsonObject(kOp, 'config', bytes, jsonBounds.config),
+      [],
+    );
   } catch (error) {
     if (!(error instanceof LowrankError) || error.code !== 'ERR_FILE') throw error;
     throw new LowrankError('ERR_VALUE', error.message, { op: kOp, cause: error });

@@ -8,7 +8,7 @@
  * of Python's `json.dumps`, so that a state is written back byte for byte.
  */
 
-import { LowrankError } from '../core/errors.js';
+import { jsonBounds } from './json-bounds.js';
 import { Fields, parseJsonObject } from './json-file.js';
 import { printableValue } from './printable.js';
 import { PythonFloat, type PythonJson, pythonJson } from './python-json.js';
@@ -47,7 +47,6 @@ const kFields = [
   'nested_dtype',
   'nested_offset',
 ];
-const kMaxBytes = 64 << 10;
 const kMaxRank = 16;
 
 /**
@@ -58,11 +57,7 @@ const kMaxRank = 16;
 export function parseQuantState(op: string, bytes: Uint8Array): QuantState {
   const what = 'quant_state';
   const code = 'ERR_FORMAT';
-  if (bytes.length > kMaxBytes) {
-    const text = `${op}: ${what} must be at most ${kMaxBytes} bytes, got ${bytes.length}`;
-    throw new LowrankError(code, text, { op });
-  }
-  const object = parseJsonObject(op, what, bytes, code);
+  const object = parseJsonObject(op, what, bytes, jsonBounds.quantState, code);
   const fields = new Fields(op, what, object, code);
   const known = new Set(kFields);
   for (const key of Object.keys(object)) {

@@ -11,6 +11,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
+import { type JsonBounds, requireBounded } from './json-bounds.js';
 import { printable } from './printable.js';
 import { isRawDType, type RawDType, rawByteLength } from './raw-tensor.js';
 
@@ -39,9 +40,17 @@ export interface SafetensorsHeader {
 
 const kDefaultMaxHeaderBytes = 25_000_000;
 const kFormatMaxHeaderBytes = 100_000_000;
-const kMaxTensors = 1_000_000;
+/** The adapters of all experts of the largest published models are some 140,000 tensors. */
+const kMaxTensors = 200_000;
 const kMaxRank = 16;
 const kMaxNameLength = 4096;
+/** Counted before the scan: each tensor has its own key and three more, and few have more than four dimensions. */
+const kBounds: JsonBounds = {
+  maxBytes: kFormatMaxHeaderBytes,
+  maxDepth: 3,
+  maxKeys: 4 * kMaxTensors + 10_000,
+  maxValues: 16 * kMaxTensors,
+};
 
 /** Throws the one error that a malformed file gives. */
 export type Malformed = (what: string) => never;
@@ -90,6 +99,7 @@ export function parseHeader(
   fileBytes: number,
   malformed: Malformed,
 ): SafetensorsHeader {
+  requireBounded(bytes, kBounds, (what) => malformed(`header ${what}`));
   let text: string;
   try {
     text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes);

@@ -7,7 +7,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { fileError } from '../checkpoint/file-access.js';
+import { fileError, requireRegular } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { bindingPath } from '../core/binding.js';
 import { LowrankError } from '../core/errors.js';
@@ -121,15 +121,11 @@ export async function emulatorLibrary(kind: LibraryKind, progress: Progress): Pr
 }
 
 function requireFile(source: string): void {
-  let isFile: boolean;
   try {
-    isFile = statSync(source).isFile();
+    requireRegular('emulate', source, statSync(source));
   } catch (error) {
     throw fileError('emulate', source, error);
   }
-  if (isFile) return;
-  const text = `emulate: ${printable(source)} must be a file with a kernel, got a folder`;
-  throw new LowrankError('ERR_PATH', text);
 }
 
 /**

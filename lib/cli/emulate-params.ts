@@ -5,7 +5,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { fileError } from '../checkpoint/file-access.js';
+import { fileError, readSmallFile } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
 import { suggestion } from './arguments.js';
@@ -62,6 +62,9 @@ const kBufferFields = ['name', 'buffer', 'elems', 'fill', 'seed', 'expect', 'tol
 /** Node reads and writes no file of 2 GiB at once. */
 const kMostBytes = 2 ** 31 - 1;
 
+/** A thousand members with names are a hundred kilobytes. */
+const kMostParamBytes = 4 << 20;
+
 export function wrongParams(file: string, text: string): LowrankError {
   return new LowrankError('ERR_FILE', `emulate: ${printable(file)}: ${text}`);
 }
@@ -73,12 +76,7 @@ export function wrongParams(file: string, text: string): LowrankError {
  */
 export function parseParams(file: string | undefined): Param[] {
   if (file === undefined) return [];
-  let text: string;
-  try {
-    text = fs.readFileSync(file, 'utf8');
-  } catch (error) {
-    throw fileError('emulate', file, error);
-  }
+  const text = new TextDecoder().decode(readSmallFile('emulate', file, kMostParamBytes));
   let json: unknown;
   try {
     json = JSON.parse(text);

@@ -5,6 +5,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileError } from '../checkpoint/file-access.js';
+import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { readJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
@@ -46,7 +47,6 @@ const kOptions = {
 const kOp = 'quantize';
 const kIndexFile = 'model.safetensors.index.json';
 const kMarker = 'lowrank-quantize.json';
-const kMaxIndexBytes = 64 << 20;
 
 /** Runs the subcommand. */
 export async function quantizeCommand(args: readonly string[]): Promise<number> {
@@ -183,7 +183,7 @@ function shardsOf(folder: string): string[] {
     const text = `${kOp}: ${printable(folder)} must hold model.safetensors or ${kIndexFile}, got neither`;
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
   }
-  const map: unknown = readJsonObject(kOp, index, kMaxIndexBytes).weight_map;
+  const map: unknown = readJsonObject(kOp, index, jsonBounds.index).weight_map;
   const names = map !== null && typeof map === 'object' ? Object.values(map) : [];
   for (const name of names) {
     const plain = typeof name === 'string' && /^[\w.-]+\.safetensors$/.test(name);
@@ -266,7 +266,7 @@ function copyRest(source: string, target: string): void {
 function writeConfig(source: string, target: string, settings: QuantizeSettings | undefined): void {
   const file = path.join(source, 'config.json');
   if (!fs.existsSync(file)) return;
-  const config: Record<string, unknown> = { ...readJsonObject(kOp, file, kMaxIndexBytes) };
+  const config: Record<string, unknown> = { ...readJsonObject(kOp, file, jsonBounds.config) };
   const section = settings === undefined ? undefined : quantizationConfig(settings);
   if (section !== undefined) config.quantization_config = section;
   fs.writeFileSync(path.join(target, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);

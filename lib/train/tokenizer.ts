@@ -5,11 +5,10 @@
 import path from 'node:path';
 import type { Tokenizer } from '@huggingface/tokenizers';
 import type { HfModel } from '../checkpoint/hf-model.js';
+import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { readJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
-
-const kMaxTokenizerBytes = 64 << 20;
 
 /** Text to token ids and back; ids are checked against the model's vocabulary. */
 export class TextTokenizer {
@@ -58,7 +57,7 @@ export async function openTokenizer(op: string, model: HfModel): Promise<TextTok
       'Save it with tokenizer.save_pretrained of the transformers library';
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
   }
-  const tokenizerJson = readJsonObject(op, file, kMaxTokenizerBytes);
+  const tokenizerJson = readJsonObject(op, file, jsonBounds.tokenizer);
   const { Tokenizer } = await import('@huggingface/tokenizers');
   let tokenizer: Tokenizer;
   try {
@@ -82,7 +81,7 @@ export async function openTokenizer(op: string, model: HfModel): Promise<TextTok
 
 function tokenizerConfig(op: string, folder: string): object {
   try {
-    return readJsonObject(op, path.join(folder, 'tokenizer_config.json'), kMaxTokenizerBytes);
+    return readJsonObject(op, path.join(folder, 'tokenizer_config.json'), jsonBounds.tokenizer);
   } catch (error) {
     if (error instanceof LowrankError && error.code === 'ERR_FILE_NOT_FOUND') return {};
     throw error;

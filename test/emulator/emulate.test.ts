@@ -75,7 +75,7 @@ describe.runIf(emulatorRuns)('lowrank emulate', () => {
       [['matmul', '--html', inFolder('no/page.html')], /the folder of ".*" does not exist/],
       [['matmul', '--html', folder], /must be a file to write, got a folder/],
       [['--kernel', inFolder('no.cu'), '--name', 'k'], /no.cu" must exist, got nothing there/],
-      [['--kernel', folder, '--name', 'k'], /must be a file with a kernel, got a folder/],
+      [['--kernel', folder, '--name', 'k'], /must be a regular file, got a folder/],
       [own('--params', inFolder('no.json')), /no.json" must exist, got nothing there/],
     ] as const) {
       const { code, stderr } = await run(['emulate', ...args]);
