@@ -17,7 +17,12 @@ const common: Options = {
 export default defineConfig([
   {
     ...common,
-    entry: { ...library, 'cli/main': 'lib/cli/main.ts', 'cli/bench-worker': 'lib/bench/worker.ts' },
+    entry: {
+      ...library,
+      'cli/main': 'lib/cli/main.ts',
+      'cli/bench-worker': 'lib/bench/worker.ts',
+      'cli/tokenize-worker': 'lib/train/tokenize-worker.ts',
+    },
     format: ['esm'],
     clean: true,
   },

@@ -94,7 +94,7 @@ export async function finetune(
   try {
     return await run.execute();
   } finally {
-    run.dispose();
+    await run.dispose();
   }
 }
 
@@ -116,6 +116,7 @@ class FinetuneRun {
   private readonly checkpoint: string;
   private base: BaseModel | undefined;
   private adapters: AdapterSet | undefined;
+  private tokenizer: TextTokenizer | undefined;
   private lastPause = 0;
   /** Whether the adapter of this run stands under its final name. */
   private written = false;
@@ -128,10 +129,11 @@ class FinetuneRun {
     this.checkpoint = checkpointPath(options.out);
   }
 
-  dispose(): void {
+  async dispose(): Promise<void> {
     this.kernels.dispose();
     this.adapters?.dispose();
     this.base?.dispose();
+    await this.tokenizer?.close();
   }
 
   async execute(): Promise<FinetuneResult> {
@@ -147,7 +149,8 @@ class FinetuneRun {
     requireLength(options.seqLen, model.config.maxPositionEmbeddings);
     const device = options.device ?? defaultDevice();
     requireFitting(options.adapter, model.config, device);
-    const tokenizer = await openTokenizer(kOp, model);
+    const tokenizer = await openTokenizer(kOp, model, () => this.pause());
+    this.tokenizer = tokenizer;
     if ((await readyTensorflow()) === 'cpu') {
       const advice = 'npm install @tensorflow/tfjs-backend-wasm makes it about ten times faster';
       observer.warning?.(`TensorFlow.js runs on its cpu backend; ${advice}`);
@@ -264,9 +267,11 @@ class FinetuneRun {
     const { sampleTokens, train } = this.options;
     const found: { prompt: string; text: string }[] = [];
     if (sampleTokens === 0) return found;
+    const pause = () => this.pause();
     for (const prompt of prompts) {
       const start = tokenizer.bosId ?? tokenizer.eosId;
-      const ids = [...(start === undefined ? [] : [start]), ...tokenizer.encode(prompt)];
+      const encoded = await tokenizer.encode(prompt, 'the prompt', pause);
+      const ids = [...(start === undefined ? [] : [start]), ...encoded];
       const lookup = adapted ? trainer.keptLookup() : undefined;
       try {
         const next = await generate(trainer.base, ids, this.kernels, lookup?.adapters, {
@@ -275,9 +280,9 @@ class FinetuneRun {
           topK: 40,
           seed: train.seed,
           eosIds: trainer.base.config.eosTokenIds,
-          onToken: () => this.pause(),
+          onToken: pause,
         });
-        found.push({ prompt, text: tokenizer.decode(next) });
+        found.push({ prompt, text: await tokenizer.decode(next, pause) });
       } finally {
         lookup?.dispose();
       }

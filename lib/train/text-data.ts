@@ -102,7 +102,8 @@ export interface TextData {
  * Tokenises and packs.
  *
  * @param T sequence length
- * @throws LowrankError `ERR_VALUE` where the text has too few tokens for one sequence to train on
+ * @param onDocument called now and then, also while nothing seems to move; what it throws ends the work
+ * @throws LowrankError `ERR_FILE` as {@link TextTokenizer.encodeAll} · `ERR_VALUE` where the text has too few tokens for one sequence to train on
  *   and one to hold out
  */
 export async function packText(
@@ -112,12 +113,19 @@ export async function packText(
   T: number,
   onDocument: (done: number, total: number) => void | Promise<void> = () => {},
 ): Promise<TextData> {
-  const stream: number[] = [];
-  for (const [index, text] of source.documents.entries()) {
-    for (const id of tokenizer.encode(text)) stream.push(id);
-    if (tokenizer.eosId !== undefined) stream.push(tokenizer.eosId);
-    await onDocument(index + 1, source.documents.length);
-  }
+  const parts: Int32Array[] = [];
+  const { documents } = source;
+  const end = tokenizer.eosId === undefined ? [] : [tokenizer.eosId];
+  const keep = (ids: Int32Array, lengths: readonly number[]) => {
+    let at = 0;
+    for (const length of lengths) {
+      parts.push(ids.subarray(at, at + length), Int32Array.from(end));
+      at += length;
+    }
+  };
+  const report = (done: number) => onDocument(done, documents.length);
+  await tokenizer.encodeAll(documents, 'document', keep, report);
+  const stream = joined(parts);
   const count = Math.floor((stream.length - 1) / T);
   if (count < 2) {
     const text =
@@ -128,8 +136,18 @@ export async function packText(
   const heldOutCount = Math.max(1, Math.round(count * kHeldOutShare));
   const cut = (count - heldOutCount) * T;
   return {
-    train: new SequenceSet(Int32Array.from(stream.slice(0, cut + 1)), T),
-    heldOut: new SequenceSet(Int32Array.from(stream.slice(cut, count * T + 1)), T),
+    train: new SequenceSet(stream.slice(0, cut + 1), T),
+    heldOut: new SequenceSet(stream.slice(cut, count * T + 1), T),
     tokens: stream.length,
   };
+}
+
+function joined(parts: readonly Int32Array[]): Int32Array {
+  const all = new Int32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
 }

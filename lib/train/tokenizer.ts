@@ -1,55 +1,263 @@
 /**
- * The tokenizer of a Hugging Face folder.
+ * The tokenizer of a Hugging Face folder, which works in a thread of its own (tokenize-worker.ts): a text that it does
+ * not come to an end with ends that thread, and nothing else.
  */
 
 import path from 'node:path';
-import type { Tokenizer } from '@huggingface/tokenizers';
+import { Worker } from 'node:worker_threads';
 import type { HfModel } from '../checkpoint/hf-model.js';
-import { jsonBounds } from '../checkpoint/json-bounds.js';
-import { readJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
+import { packageFolder } from '../cli/package-folder.js';
 import { LowrankError } from '../core/errors.js';
+import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
+
+/** How long a text may take: a hundred times as long as one takes that is only long. */
+export interface TokenizeLimits {
+  readonly base_ms: number;
+  readonly perCharacter_ms: number;
+}
+
+const kLimits: TokenizeLimits = { base_ms: 10_000, perCharacter_ms: 0.1 };
+/** Starting: reading 64 MB of JSON. */
+const kStartLimit_ms = 120_000;
+/** How often the thread is looked at. */
+const kTick_ms = 50;
+/** A message's texts: enough that the message costs nothing, and few enough for a progress line. */
+const kBatch = { texts: 256, characters: 1 << 18 };
+
+/** Called while the thread works; what it throws ends the work. */
+export type OnTick = (done: number) => void | Promise<void>;
 
 /** Text to token ids and back; ids are checked against the model's vocabulary. */
 export class TextTokenizer {
-  constructor(
-    private readonly op: string,
-    private readonly tokenizer: Tokenizer,
+  private constructor(
+    private readonly thread: Thread,
+    private readonly limits: TokenizeLimits,
     private readonly vocabSize: number,
     /** Ends a document. */
     readonly eosId: number | undefined,
     /** Begins a text that is to be continued, where the model was trained with one. */
     readonly bosId: number | undefined,
+    /** SHA-256 of the files that say how texts are tokenised, by their names. */
+    readonly hashes: Readonly<Record<string, string>>,
   ) {}
 
-  /**
-   * Ids of a text, without special tokens around it.
-   * @throws LowrankError `ERR_FILE` where the tokenizer is not the model's
-   */
-  encode(text: string): number[] {
-    const { ids } = this.tokenizer.encode(text, { add_special_tokens: false });
-    for (const id of ids) {
-      if (!Number.isInteger(id) || id < 0 || id >= this.vocabSize) {
-        const message =
-          `${this.op}: tokenizer.json must give ids below the model's vocab_size ` +
-          `(${this.vocabSize}), got ${id}. Tokenizer and model do not belong together`;
-        throw new LowrankError('ERR_FILE', message, { op: this.op });
-      }
+  /** @internal use {@link openTokenizer} */
+  static async open(
+    op: string,
+    file: string,
+    model: HfModel,
+    onTick: OnTick,
+    limits: TokenizeLimits,
+  ): Promise<TextTokenizer> {
+    const thread = new Thread(op, file);
+    try {
+      const late = () => `must be read within ${kStartLimit_ms / 1000} s, got no end`;
+      const reply = await thread.reply(() => kStartLimit_ms, late, onTick);
+      if ('code' in reply) throw new LowrankError(reply.code, reply.message, { op });
+      const { config } = model;
+      const known = (id: number | undefined) =>
+        id !== undefined && id < config.vocabSize ? id : undefined;
+      const eos = known(config.eosTokenIds[0]);
+      const hashes = 'hashes' in reply ? reply.hashes : {};
+      const { vocabSize } = config;
+      const bos = known(config.bosTokenId);
+      return new TextTokenizer(thread, limits, vocabSize, eos, bos, hashes);
+    } catch (error) {
+      await thread.end();
+      throw error;
     }
-    return ids;
   }
 
-  decode(ids: readonly number[]): string {
+  /** Ends the thread. */
+  async close(): Promise<void> {
+    await this.thread.end();
+  }
+
+  /**
+   * Ids of texts, without special tokens around them.
+   * @param kind what a text is called in an error
+   * @param onTexts receives the ids of some texts, one after another, and how many each has
+   * @param onTick also called while nothing seems to move
+   * @throws LowrankError `ERR_FILE` the tokenizer is not the model's, or does not come to an end with a text
+   */
+  async encodeAll(
+    texts: readonly string[],
+    kind: string,
+    onTexts: (ids: Int32Array, lengths: readonly number[]) => void,
+    onTick: OnTick = () => {},
+  ): Promise<void> {
+    for (let first = 0; first < texts.length; ) {
+      const batch = batchAt(texts, first);
+      const begin = first;
+      const nameOf = (i: number) => {
+        const text = texts[begin + i] as string;
+        const which = texts.length === 1 ? kind : `${kind} ${begin + i + 1} of ${texts.length}`;
+        return `${which} (${text.length} characters, ${printable(text)})`;
+      };
+      const limitOf = (i: number) => {
+        const { base_ms, perCharacter_ms } = this.limits;
+        return base_ms + perCharacter_ms * (batch[i]?.length ?? 0);
+      };
+      const late = (i: number) =>
+        `must tokenise ${nameOf(i)} within ${Math.round(limitOf(i) / 1000)} s, got no end: ` +
+        'a regular expression in it goes on and on for this text';
+      this.thread.ask({ encode: batch });
+      const reply = await this.thread.reply(limitOf, late, (i) => onTick(begin + i));
+      if ('problem' in reply) {
+        this.refuse(`must tokenise ${nameOf(this.thread.at)}, got ${printable(reply.problem)}`);
+      }
+      const { ids, lengths } = reply as Extract<TokenizerReply, { ids: Int32Array }>;
+      const beyond = ids.find((id) => id >= this.vocabSize);
+      if (beyond !== undefined) {
+        this.refuse(
+          `must give ids below the model's vocab_size (${this.vocabSize}), got ${beyond}. ` +
+            'Tokenizer and model do not belong together',
+        );
+      }
+      onTexts(ids, lengths);
+      first += batch.length;
+      await onTick(first);
+    }
+  }
+
+  /** Ids of one text. @throws as {@link encodeAll} */
+  async encode(text: string, kind = 'the text', onTick: OnTick = () => {}): Promise<number[]> {
+    const found: number[] = [];
+    const keep = (ids: Int32Array) => {
+      for (const id of ids) found.push(id);
+    };
+    await this.encodeAll([text], kind, keep, onTick);
+    return found;
+  }
+
+  /** @throws LowrankError `ERR_FILE` the tokenizer does not come to an end */
+  async decode(ids: readonly number[], onTick: OnTick = () => {}): Promise<string> {
     if (ids.length === 0) return '';
-    return this.tokenizer.decode([...ids], { skip_special_tokens: true });
+    const { base_ms, perCharacter_ms } = this.limits;
+    const limit_ms = base_ms + perCharacter_ms * ids.length;
+    const what = `must turn ${ids.length} ids into text`;
+    this.thread.ask({ decode: ids });
+    const late = () => `${what} within ${Math.round(limit_ms / 1000)} s, got no end`;
+    const reply = await this.thread.reply(() => limit_ms, late, onTick);
+    if ('problem' in reply) this.refuse(`${what}, got ${printable(reply.problem)}`);
+    return (reply as Extract<TokenizerReply, { text: string }>).text;
+  }
+
+  private refuse(what: string): never {
+    throw this.thread.wrong(what);
+  }
+}
+
+function batchAt(texts: readonly string[], first: number): string[] {
+  let [end, characters] = [first, 0];
+  while (end < texts.length && end - first < kBatch.texts && characters < kBatch.characters) {
+    characters += (texts[end++] as string).length;
+  }
+  return texts.slice(first, end);
+}
+
+/** The worker, one request at a time. */
+class Thread {
+  private readonly shared = new Int32Array(new SharedArrayBuffer(4));
+  private readonly worker: Worker;
+  private waiting: {
+    settle: (reply: TokenizerReply) => void;
+    fail: (error: Error) => void;
+  } | null = null;
+  private failure: LowrankError | undefined;
+
+  constructor(
+    private readonly op: string,
+    private readonly file: string,
+  ) {
+    const configFile = path.join(path.dirname(file), 'tokenizer_config.json');
+    const workerData: TokenizerFiles = { op, file, configFile, at: this.shared };
+    const script = path.join(packageFolder(), 'dist', 'cli', 'tokenize-worker.js');
+    this.worker = new Worker(script, { workerData });
+    this.worker.unref();
+    this.worker.on('message', (reply: TokenizerReply) => this.waiting?.settle(reply));
+    const fail = (what: string) => {
+      this.failure ??= this.wrong(what);
+      this.waiting?.fail(this.failure);
+    };
+    this.worker.on('error', (error) =>
+      fail(`must be tokenised with, got ${printable(String(error))}`),
+    );
+    this.worker.on('exit', () => fail('must be tokenised with, but the thread ended'));
+  }
+
+  /** Which text of the request it is at. */
+  get at(): number {
+    return Atomics.load(this.shared, 0);
+  }
+
+  ask(request: TokenizerRequest): void {
+    Atomics.store(this.shared, 0, 0);
+    this.worker.postMessage(request);
+  }
+
+  /**
+   * The answer to what was asked last.
+   * @param limitOf how long it may stay at a text
+   * @param late what the file must do, for the error where it takes longer
+   */
+  async reply(
+    limitOf: (at: number) => number,
+    late: (at: number) => string,
+    onTick: OnTick,
+  ): Promise<TokenizerReply> {
+    let [at, waited_ms, ticking, last] = [0, 0, false, performance.now()];
+    let timer: NodeJS.Timeout | undefined;
+    try {
+      return await new Promise<TokenizerReply>((settle, fail) => {
+        this.waiting = { settle, fail };
+        if (this.failure !== undefined) fail(this.failure);
+        const tick = async (): Promise<void> => {
+          const [now, was] = [performance.now(), at];
+          // No more than two ticks at a time: a process that was stopped has not waited.
+          waited_ms += Math.min(now - last, 2 * kTick_ms);
+          last = now;
+          at = this.at;
+          if (at !== was) waited_ms = 0;
+          if (waited_ms > limitOf(at)) throw this.wrong(late(at));
+          if (ticking) return;
+          ticking = true;
+          await onTick(at);
+          ticking = false;
+        };
+        timer = setInterval(() => void tick().catch(fail), kTick_ms);
+      });
+    } catch (error) {
+      await this.end();
+      throw error;
+    } finally {
+      clearInterval(timer);
+      this.waiting = null;
+    }
+  }
+
+  wrong(what: string): LowrankError {
+    const text = `${this.op}: ${printable(this.file)} ${what}`;
+    return new LowrankError('ERR_FILE', text, { op: this.op });
+  }
+
+  async end(): Promise<void> {
+    await this.worker.terminate();
   }
 }
 
 /**
- * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder.
+ * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder; to be closed.
+ * @param onTick called while it starts; what it throws ends it
  * @throws LowrankError `ERR_FILE_NOT_FOUND` · `ERR_FILE` malformed or of an unknown kind
  */
-export async function openTokenizer(op: string, model: HfModel): Promise<TextTokenizer> {
+export async function openTokenizer(
+  op: string,
+  model: HfModel,
+  onTick: OnTick = () => {},
+  limits: TokenizeLimits = kLimits,
+): Promise<TextTokenizer> {
   const file = model.tokenizerPath;
   if (file === undefined) {
     const text =
@@ -57,33 +265,5 @@ export async function openTokenizer(op: string, model: HfModel): Promise<TextTok
       'Save it with tokenizer.save_pretrained of the transformers library';
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
   }
-  const tokenizerJson = readJsonObject(op, file, jsonBounds.tokenizer);
-  const { Tokenizer } = await import('@huggingface/tokenizers');
-  let tokenizer: Tokenizer;
-  try {
-    tokenizer = new Tokenizer(tokenizerJson, tokenizerConfig(op, path.dirname(file)));
-    tokenizer.encode('a', { add_special_tokens: false });
-  } catch (error) {
-    const text = `${op}: ${printable(file)} must be a tokenizer that can be read, got: ${printable(String(error))}`;
-    throw new LowrankError('ERR_FILE', text, { op, cause: error });
-  }
-  const { config } = model;
-  const known = (id: number | undefined) =>
-    id !== undefined && id < config.vocabSize ? id : undefined;
-  return new TextTokenizer(
-    op,
-    tokenizer,
-    config.vocabSize,
-    known(config.eosTokenIds[0]),
-    known(config.bosTokenId),
-  );
-}
-
-function tokenizerConfig(op: string, folder: string): object {
-  try {
-    return readJsonObject(op, path.join(folder, 'tokenizer_config.json'), jsonBounds.tokenizer);
-  } catch (error) {
-    if (error instanceof LowrankError && error.code === 'ERR_FILE_NOT_FOUND') return {};
-    throw error;
-  }
+  return TextTokenizer.open(op, file, model, onTick, limits);
 }

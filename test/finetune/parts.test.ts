@@ -10,7 +10,7 @@ import { generate } from '../../lib/train/generate.js';
 import { FusedKernels } from '../../lib/train/kernels.js';
 import { hash32, permutation, uniform } from '../../lib/train/random.js';
 import { packText, readText } from '../../lib/train/text-data.js';
-import { openTokenizer } from '../../lib/train/tokenizer.js';
+import { openTokenizer, type TextTokenizer } from '../../lib/train/tokenizer.js';
 import { oracleLogits } from './llama-oracle.js';
 import { randomValues, temporaryFolder, tinyTrainer, useBackend } from './setup.js';
 import { writeTinyCheckpoint } from './tiny-checkpoint.js';
@@ -119,8 +119,16 @@ describe('text', () => {
     fs.writeFileSync(file, content);
     return file;
   };
+  const withTokenizer = async <R>(body: (tokenizer: TextTokenizer) => Promise<R>): Promise<R> => {
+    const tokenizer = await openTokenizer('test', openHfModel(folder));
+    try {
+      return await body(tokenizer);
+    } finally {
+      await tokenizer.close();
+    }
+  };
   const pack = async (source: ReturnType<typeof readText>, T: number) =>
-    packText('test', source, await openTokenizer('test', openHfModel(folder)), T);
+    withTokenizer((tokenizer) => packText('test', source, tokenizer, T));
 
   it('documents end with the end-of-text token; targets are the next tokens, each once', async () => {
     const source = readText('test', write('a.txt', 'one\r\n\r\ntwo\n\n\n\nthree\n'), '\n\n');
@@ -151,10 +159,11 @@ describe('text', () => {
   });
 
   it('no beginnings of surrogates, escapes or special tokens get lost on the way back', async () => {
-    const tokenizer = await openTokenizer('test', openHfModel(folder));
     const text = 'Zoë 😀\tend\u0000';
-    expect(tokenizer.decode(tokenizer.encode(text))).toBe(text);
-    expect(tokenizer.encode('a<|endoftext|>b')).toEqual([97, 256, 98]);
+    await withTokenizer(async (tokenizer) => {
+      expect(await tokenizer.decode(await tokenizer.encode(text))).toBe(text);
+      expect(await tokenizer.encode('a<|endoftext|>b')).toEqual([97, 256, 98]);
+    });
   });
 });
 

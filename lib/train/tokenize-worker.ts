@@ -1,0 +1,103 @@
+/**
+ * The thread that tokenises. The patterns in a tokenizer.json are regular expressions of others, and one may backtrack
+ * for years: here it can be ended, and the thread that began it goes on to take signals (tokenizer.ts).
+ */
+
+import { createHash } from 'node:crypto';
+import { parentPort, workerData } from 'node:worker_threads';
+import { Tokenizer } from '@huggingface/tokenizers';
+import { readSmallFile } from '../checkpoint/file-access.js';
+import { jsonBounds } from '../checkpoint/json-bounds.js';
+import { parseJsonObject } from '../checkpoint/json-file.js';
+import { printable } from '../checkpoint/printable.js';
+import { type ErrorCode, LowrankError } from '../core/errors.js';
+
+/** What the thread is told when it starts. */
+export interface TokenizerFiles {
+  readonly op: string;
+  /** tokenizer.json */
+  readonly file: string;
+  /** tokenizer_config.json; it may be missing. */
+  readonly configFile: string;
+  /** One number: which text of a request it is at. */
+  readonly at: Int32Array<SharedArrayBuffer>;
+}
+
+export type TokenizerRequest =
+  | { readonly encode: readonly string[] }
+  | { readonly decode: readonly number[] };
+
+export type TokenizerReply =
+  /** It has started; the files' SHA-256 by their names. */
+  | { readonly hashes: Readonly<Record<string, string>> }
+  /** Ids of all texts, one after another, and how many each has. */
+  | { readonly ids: Int32Array<ArrayBuffer>; readonly lengths: readonly number[] }
+  | { readonly text: string }
+  /** It cannot start. */
+  | { readonly code: ErrorCode; readonly message: string }
+  /** The text at hand cannot be tokenised. */
+  | { readonly problem: string };
+
+const { op, file, configFile, at } = workerData as TokenizerFiles;
+const hashes: Record<string, string> = {};
+const reply = (message: TokenizerReply) => parentPort?.postMessage(message);
+
+function readJson(path: string, name: string): object {
+  const bytes = readSmallFile(op, path, jsonBounds.tokenizer.maxBytes);
+  hashes[name] = createHash('sha256').update(bytes).digest('hex');
+  return parseJsonObject(op, printable(path), bytes, jsonBounds.tokenizer);
+}
+
+function readConfig(): object {
+  try {
+    return readJson(configFile, 'tokenizer_config.json');
+  } catch (error) {
+    if (!(error instanceof LowrankError) || error.code !== 'ERR_FILE_NOT_FOUND') throw error;
+    return {};
+  }
+}
+
+function open(): Tokenizer {
+  const json = readJson(file, 'tokenizer.json');
+  const config = readConfig();
+  try {
+    const tokenizer = new Tokenizer(json, config);
+    tokenizer.encode('a', { add_special_tokens: false });
+    return tokenizer;
+  } catch (error) {
+    const text = `${op}: ${printable(file)} must be a tokenizer that can be read, got: ${printable(String(error))}`;
+    throw new LowrankError('ERR_FILE', text, { op });
+  }
+}
+
+function answer(tokenizer: Tokenizer, request: TokenizerRequest): TokenizerReply {
+  if ('decode' in request) {
+    return { text: tokenizer.decode([...request.decode], { skip_special_tokens: true }) };
+  }
+  const lengths: number[] = [];
+  const all: number[][] = [];
+  for (const [i, text] of request.encode.entries()) {
+    Atomics.store(at, 0, i);
+    const { ids }: { ids: number[] } = tokenizer.encode(text, { add_special_tokens: false });
+    const wrong = ids.find((id) => !Number.isInteger(id) || id < 0 || id >= 2 ** 31);
+    if (wrong !== undefined) throw new Error(`the id ${wrong}`);
+    all.push(ids);
+    lengths.push(ids.length);
+  }
+  return { ids: Int32Array.from(all.flat()), lengths };
+}
+
+try {
+  const tokenizer = open();
+  reply({ hashes });
+  parentPort?.on('message', (request: TokenizerRequest) => {
+    try {
+      reply(answer(tokenizer, request));
+    } catch (error) {
+      reply({ problem: error instanceof Error ? error.message : String(error) });
+    }
+  });
+} catch (error) {
+  if (!(error instanceof LowrankError)) throw error;
+  reply({ code: error.code, message: error.message });
+}
