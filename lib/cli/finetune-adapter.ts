@@ -12,6 +12,8 @@ const kOp = 'finetune';
 export interface ChosenMethod {
   readonly method: TrainedMethod;
   readonly settings: Readonly<Record<string, unknown>>;
+  /** Where it comes from, if from a file. */
+  readonly file?: string;
 }
 
 /**
@@ -26,7 +28,8 @@ export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ..
     const method = own ? await loadMethod(kOp, name) : methodNamed(kOp, name);
     if (own) requireOwnName(parsed, method);
     if ((method.definition.inputs ?? []).length > 0) throw refuseInputs(parsed, method);
-    chosen.push({ method, settings: settingsOf(parsed, method, names.length === 1) });
+    const settings = settingsOf(parsed, method, names.length === 1);
+    chosen.push({ method, settings, ...(own ? { file: name } : {}) });
   }
   const named = chosen.map(({ method }) => method.method);
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);

@@ -213,7 +213,8 @@ function reportPath(parsed: Arguments, out: string): string | undefined {
   return report;
 }
 
-function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): FinetuneOptions {
+function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
+  const { method, settings, file } = chosen;
   const most = 1_000_000_000;
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
@@ -239,6 +240,7 @@ function readOptions(parsed: Arguments, { method, settings }: ChosenMethod): Fin
       settings,
       targets: parseTargets('finetune', targets),
     },
+    ...(file === undefined ? {} : { adapterFile: file }),
     train: {
       steps,
       batch: parsed.integer('batch', 4, 1, 65_536),

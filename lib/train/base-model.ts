@@ -77,7 +77,7 @@ export class BaseModel {
     readonly norm: Float32Array,
     /** [vocabSize, hiddenSize], the embedding itself where the head is tied. */
     readonly head: BaseLinear,
-    /** Of everything that was read: configuration and weights. */
+    /** Of every tensor that was read, with its name. */
     readonly sha256: string,
   ) {}
 
@@ -136,7 +136,7 @@ export async function loadBaseModel(
   const shapes = llamaTensorShapes(config);
   const total = config.numHiddenLayers * linearNames.length;
   const made: { dispose(): void }[] = [];
-  const hash = createHash('sha256').update(JSON.stringify(config));
+  const hash = createHash('sha256');
   const read = (name: string): RawTensor => {
     const tensor = model.read(name);
     hash.update(name).update(bytesOf(tensor.data));

@@ -2,12 +2,14 @@
  * What a fine-tune is told, what it is called in a checkpoint, and the files that it writes.
  */
 
+import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { writeAdapterFolder } from '../adapters/folder.js';
 import { adaptersToPeft } from '../adapters/peft.js';
 import type { AlphaConfig } from '../adapters/scaling.js';
-import { fileError } from '../checkpoint/file-access.js';
+import { fileError, readSmallFile } from '../checkpoint/file-access.js';
+import type { LlamaConfig } from '../checkpoint/hf-config.js';
 import { writePeftAdapter } from '../checkpoint/peft.js';
 import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
@@ -33,6 +35,8 @@ export interface FinetuneOptions {
   readonly seqLen: number;
   readonly format: BaseFormat;
   readonly adapter: AdapterConfig;
+  /** The file that the method comes from, where it is no part of the library. */
+  readonly adapterFile?: string;
   readonly train: TrainOptions;
   /** Steps between evaluations on the held-out text; 0 for only before and after. */
   readonly evalEvery: number;
@@ -86,12 +90,48 @@ export function requireLength(seqLen: number, maxPositionEmbeddings: number): vo
   throw new LowrankError('ERR_VALUE', text, { op: kOp });
 }
 
-/** By the names of the command's options, so that a refusal names what to change. */
-export function identityOf(options: FinetuneOptions, model: string, data: string): RunIdentity {
-  const { format, adapter, train, seqLen } = options;
+/** What a run reads, as it read it: SHA-256 of bytes, and the settings of the model. */
+export interface RunInputs {
+  readonly config: LlamaConfig;
+  /** Of every tensor that the model uses. */
+  readonly weights: string;
+  /** Of tokenizer.json, and of tokenizer_config.json where there is one. */
+  readonly tokenizer: Readonly<Record<string, string>>;
+  readonly text: string;
+}
+
+/** The file of an adapter method that is no part of the library; what it imports is not looked at. */
+function ownMethod(file: string | undefined): RunIdentity {
+  if (file === undefined) return {};
+  const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
+  return { [shaOf('--adapter file')]: createHash('sha256').update(bytes).digest('hex') };
+}
+
+const kMaxMethodBytes = 64 << 20;
+const shaOf = (name: string) => `${name} (SHA-256)`;
+
+/** `rope_theta` of `ropeTheta`; what is nested is named with a dot between. */
+function configFields(config: object, prefix = 'config.json '): RunIdentity {
+  const fields: Record<string, RunIdentity[string]> = {};
+  for (const [key, value] of Object.entries(config)) {
+    const snake = key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+    const name = `${prefix}${snake.replace(/_ids$/, '_id')}`;
+    if (value === undefined) continue;
+    if (typeof value !== 'object' || Array.isArray(value)) fields[name] = value;
+    else Object.assign(fields, configFields(value, `${name}.`));
+  }
+  return fields;
+}
+
+/** By the names of the files and of the command's options, so that a refusal names what to change. */
+export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
+  const { format, adapter, train, seqLen, separator } = options;
+  const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
   return {
-    'model weights': model,
-    text: data,
+    ...configFields(inputs.config),
+    ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
+    separator,
+    ...ownMethod(options.adapterFile),
     format: format.format,
     blocksize: format.blocksize ?? 0,
     'double-quant': format.doubleQuant ?? false,

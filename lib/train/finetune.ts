@@ -168,7 +168,12 @@ class FinetuneRun {
     this.adapters = new AdapterSet(base, options.adapter, options.train.seed);
     await requireWritable(this.adapters);
     const trainer = new Trainer(base, this.adapters, data, options.train);
-    const identity = identityOf(options, base.sha256, source.sha256);
+    const identity = identityOf(options, {
+      config: model.config,
+      weights: base.sha256,
+      tokenizer: tokenizer.hashes,
+      text: source.sha256,
+    });
 
     const prompts =
       options.prompts.length > 0 ? options.prompts : heldOutBeginnings(source.documents);

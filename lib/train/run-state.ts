@@ -4,6 +4,8 @@
  */
 
 import fs from 'node:fs';
+import { jsonBounds } from '../checkpoint/json-bounds.js';
+import { type JsonObject, parseJsonObject } from '../checkpoint/json-file.js';
 import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
@@ -11,7 +13,7 @@ import { LowrankError } from '../core/errors.js';
 import type { Trainer } from './trainer.js';
 
 const kFormat = 'lowrank-finetune-state';
-const kVersion = '1';
+const kVersion = '2';
 
 type Setting = string | number | boolean;
 /** Everything that changes the numbers of a run, by names that a user knows. */
@@ -84,9 +86,11 @@ export function restoreRunState(
   const state = openSafetensors(file);
   const text = (key: string) => state.metadata.get(key) ?? '';
   if (text('format') !== kFormat || text('version') !== kVersion) {
-    refuse(`must be a ${kFormat} of version ${kVersion}, got another file`);
+    const other =
+      text('format') === kFormat ? `version ${printable(text('version'))}` : 'another file';
+    refuse(`must be a ${kFormat} of version ${kVersion}, got ${other}`);
   }
-  const difference = firstDifference(identity, parseIdentity(text('identity')));
+  const difference = firstDifference(identity, parseIdentity(op, file, text('identity')));
   if (difference !== undefined) {
     refuse(
       `must be of this run, got one with ${difference}. ` +
@@ -129,24 +133,24 @@ export function restoreRunState(
   };
 }
 
-function parseIdentity(json: string): RunIdentity {
-  try {
-    const value: unknown = JSON.parse(json);
-    return value !== null && typeof value === 'object' ? (value as RunIdentity) : {};
-  } catch {
-    return {};
-  }
+function parseIdentity(op: string, file: string, json: string): JsonObject {
+  const what = `identity of ${printable(file)}`;
+  const bytes = new TextEncoder().encode(json);
+  return parseJsonObject(op, what, bytes, jsonBounds.config, 'ERR_CHECKPOINT');
 }
 
-/** `rank 4 instead of 8` */
-function firstDifference(wanted: RunIdentity, found: RunIdentity): string | undefined {
-  for (const [key, value] of Object.entries(wanted)) {
-    const other: unknown = Object.hasOwn(found, key) ? found[key] : undefined;
+/** `rank 4 instead of 8`; what only one of both has counts too. */
+function firstDifference(wanted: RunIdentity, found: JsonObject): string | undefined {
+  const of = (settings: JsonObject, key: string): unknown =>
+    Object.hasOwn(settings, key) ? settings[key] : undefined;
+  const show = (value: unknown) =>
+    typeof value === 'string' ? printable(value) : (JSON.stringify(value) ?? 'left out');
+  for (const key of new Set([...Object.keys(wanted), ...Object.keys(found)])) {
+    const [before, now] = [of(found, key), of(wanted, key)];
     // As it was written: a setting may be a list.
-    if (JSON.stringify(other) === JSON.stringify(value)) continue;
-    const show = (item: unknown) =>
-      typeof item === 'string' ? printable(item) : (JSON.stringify(item) ?? String(item));
-    return `${key} ${show(other)} instead of ${show(value)}`;
+    if (JSON.stringify(before) === JSON.stringify(now)) continue;
+    const name = /^[\w ().-]{1,80}$/.test(key) ? key : printable(key);
+    return `${name} ${show(before)} instead of ${show(now)}`;
   }
   return undefined;
 }

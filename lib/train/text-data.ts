@@ -21,6 +21,7 @@ const kHeldOutShare = 0.1;
 export interface TextSource {
   readonly documents: readonly string[];
   readonly bytes: number;
+  /** Of the files' bytes, one after another. */
   readonly sha256: string;
 }
 
@@ -50,7 +51,7 @@ export function readText(op: string, source: string, separator: string): TextSou
     const parts = separator === '' ? [text] : text.split(separator);
     documents.push(...parts.map((part) => part.trim()).filter((part) => part !== ''));
   }
-  return { documents, bytes, sha256: hash.update(separator).digest('hex') };
+  return { documents, bytes, sha256: hash.digest('hex') };
 }
 
 function textFiles(op: string, source: string): string[] {
