@@ -3,7 +3,8 @@
  *
  * Everything is written to a hidden sibling, flushed to the disk, and renamed; the containing folder
  * is flushed as well, so that the rename survives a power cut. On any failure the sibling is removed
- * and what stood under the final name is untouched.
+ * and what stood under the final name is untouched. What a process that was killed left beside a name is removed
+ * when the name is written next: siblings are named after their process.
  */
 
 import { randomBytes } from 'node:crypto';
@@ -12,6 +13,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
 import { fileError } from './file-access.js';
+import { kMarkPattern, mayRun, processMark } from './output/process-mark.js';
 import { printable } from './printable.js';
 
 /**
@@ -24,6 +26,7 @@ import { printable } from './printable.js';
 export function writeFileAtomic(op: string, file: string, chunks: Iterable<Uint8Array>): void {
   const target = followLink(file);
   const temp = siblingName(target);
+  removeLeftovers(target);
   try {
     writeNewFile(temp, chunks);
     fs.renameSync(temp, target);
@@ -46,7 +49,8 @@ export interface ReplaceFolderOptions {
  *
  * The old folder is renamed aside before the new one takes its name (there is no exchange of two
  * names in Node.js), so between two renames nothing stands under the final name, but never a mixture.
- * If the process dies exactly there, the complete old folder is beside it as `.<name>.<random>.old`.
+ * If the process dies exactly there, the complete old folder is beside it as `.<name>.<process>.old`, and takes its
+ * name again when the folder is written next.
  *
  * @param folder final path; its parent is created if need be
  * @param files file name -> content
@@ -63,6 +67,7 @@ export function replaceFolder(
   const old = `${temp}.old`;
   try {
     fs.mkdirSync(path.dirname(target), { recursive: true });
+    removeLeftovers(target);
     const replaces = requireReplaceable(op, target, options.marker);
     fs.mkdirSync(temp);
     for (const [name, bytes] of files) writeNewFile(path.join(temp, name), [bytes]);
@@ -138,15 +143,74 @@ function followLink(file: string): string {
   }
 }
 
-function siblingName(target: string): string {
-  const suffix = `${process.pid}-${randomBytes(6).toString('hex')}`;
-  return path.join(path.dirname(target), `.${path.basename(target).slice(0, 200)}.${suffix}`);
+/**
+ * Gives a folder that was written file by file its final name: its content is flushed to the disk first.
+ * @param target nothing, or an empty folder
+ */
+export function commitFolder(op: string, folder: string, target: string): void {
+  try {
+    for (const entry of fs.readdirSync(folder, { withFileTypes: true })) {
+      // Windows flushes only what may be written.
+      const flags = process.platform === 'win32' ? 'r+' : 'r';
+      if (entry.isFile()) sync(path.join(folder, entry.name), flags);
+    }
+    syncFolder(folder);
+    if (fs.existsSync(target)) fs.rmdirSync(target);
+    fs.renameSync(folder, target);
+    syncFolder(path.dirname(target));
+  } catch (error) {
+    throw fileError(op, target, error);
+  }
+}
+
+/** `.<name>.` before, and twelve random digits behind the mark of the process. */
+export function siblingName(target: string): string {
+  const suffix = `${processMark()}-${randomBytes(6).toString('hex')}`;
+  return path.join(path.dirname(target), `${siblingPrefix(target)}${suffix}`);
+}
+
+const siblingPrefix = (target: string) => `.${path.basename(target).slice(0, 200)}.`;
+const kSiblingSuffix = new RegExp(`^(${kMarkPattern})-[0-9a-f]{12}(\\.old)?$`);
+
+/**
+ * Removes what processes that have ended left beside a name, and nothing of one that may still run. What cannot be
+ * removed stays: it hinders nobody.
+ */
+export function removeLeftovers(target: string): void {
+  const [folder, prefix] = [path.dirname(target), siblingPrefix(target)];
+  try {
+    for (const name of fs.readdirSync(folder)) {
+      const [, mark, old] = name.startsWith(prefix)
+        ? (kSiblingSuffix.exec(name.slice(prefix.length)) ?? [])
+        : [];
+      if (mark === undefined || mayRun(mark)) continue;
+      const left = path.join(folder, name);
+      if (old === undefined) fs.rmSync(left, { recursive: true, force: true });
+      else putBack(left, target);
+    }
+  } catch {
+    // Left for the next time.
+  }
+}
+
+/** The folder that was to be replaced when the process ended: whole, or what the new one was to take over of it. */
+function putBack(old: string, target: string): void {
+  if (fs.existsSync(target)) {
+    carryOver(old, target);
+    fs.rmSync(old, { recursive: true, force: true });
+  } else {
+    fs.renameSync(old, target);
+  }
 }
 
 function syncFolder(folder: string): void {
   // Windows cannot open a folder; there the rename alone has to do.
   if (process.platform === 'win32') return;
-  const fd = fs.openSync(folder, 'r');
+  sync(folder, 'r');
+}
+
+function sync(file: string, flags: string): void {
+  const fd = fs.openSync(file, flags);
   try {
     fs.fsyncSync(fd);
   } finally {

@@ -4,9 +4,11 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { commitFolder, removeLeftovers, writeFileAtomic } from '../checkpoint/atomic-write.js';
 import { fileError } from '../checkpoint/file-access.js';
 import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { readJsonObject } from '../checkpoint/json-file.js';
+import { lockOutput } from '../checkpoint/output/lock.js';
 import { printable } from '../checkpoint/printable.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
@@ -46,7 +48,6 @@ const kOptions = {
 
 const kOp = 'quantize';
 const kIndexFile = 'model.safetensors.index.json';
-const kMarker = 'lowrank-quantize.json';
 
 /** Runs the subcommand. */
 export async function quantizeCommand(args: readonly string[]): Promise<number> {
@@ -125,15 +126,22 @@ async function quantizeFile(
   quantizer: LayerQuantizer,
 ): Promise<void> {
   requireNewFile(source, target);
-  const file = openSafetensors(source);
-  quantizer.expect(file.names().length);
-  const tensors = await quantizer.quantizeAll(file);
-  writeSafetensors(target, tensors, file.metadata);
+  const lock = lockOutput(kOp, target);
+  try {
+    removeLeftovers(path.resolve(target));
+    const file = openSafetensors(source);
+    quantizer.expect(file.names().length);
+    const tensors = await quantizer.quantizeAll(file);
+    writeSafetensors(target, tensors, file.metadata);
+  } finally {
+    lock.release();
+  }
 }
 
 /**
  * The folder grows under `OUT.partial`, one finished file after another, and takes its name at the
- * end. The marker says of what and how it was made, so that only the same command goes on with it.
+ * end. The marker beside it, `OUT.partial.json`, says of what and how it is made, so that only the same command goes on
+ * with it; it is written before the folder is made, and goes after the folder has its name.
  */
 async function quantizeFolder(
   source: string,
@@ -141,19 +149,48 @@ async function quantizeFolder(
   settings: QuantizeSettings,
   quantizer: LayerQuantizer,
 ): Promise<void> {
-  requireNewFolder(target);
   const shards = shardsOf(source);
-  const partial = `${path.resolve(target)}.partial`;
-  preparePartial(
-    partial,
-    JSON.stringify({ settings, shards: shards.map((name) => identity(source, name)) }),
-  );
+  const full = path.resolve(target);
+  try {
+    fs.mkdirSync(path.dirname(full), { recursive: true });
+  } catch (error) {
+    throw fileError(kOp, target, error);
+  }
+  const lock = lockOutput(kOp, full);
+  try {
+    await quantizeShards(source, shards, full, settings, quantizer);
+  } finally {
+    lock.release();
+  }
+}
+
+async function quantizeShards(
+  source: string,
+  shards: readonly string[],
+  target: string,
+  settings: QuantizeSettings,
+  quantizer: LayerQuantizer,
+): Promise<void> {
+  const partial = `${target}.partial`;
+  const markerFile = `${partial}.json`;
+  const marker = JSON.stringify({ settings, shards: shards.map((name) => identity(source, name)) });
+  // The run was ended between giving the folder its name and removing the marker.
+  const complete =
+    isMarker(markerFile, marker) &&
+    !fs.existsSync(partial) &&
+    shards.every((name) => fs.existsSync(path.join(target, name)));
+  if (!complete) {
+    requireNewFolder(target);
+    preparePartial(partial, markerFile, marker);
+  }
+  const folder = complete ? target : partial;
   const files = shards.map((name) => ({ name, file: openSafetensors(path.join(source, name)) }));
   quantizer.expect(files.reduce((sum, { file }) => sum + file.names().length, 0));
   const weightMap: Record<string, string> = {};
   let total_size = 0;
   for (const { name, file } of files) {
-    const done = path.join(partial, name);
+    const done = path.join(folder, name);
+    removeLeftovers(done);
     if (fs.existsSync(done)) quantizer.skip(file);
     else writeSafetensors(done, await quantizer.quantizeAll(file), file.metadata);
     const written = openSafetensors(done);
@@ -161,15 +198,16 @@ async function quantizeFolder(
     total_size += written.byteLength;
   }
   try {
-    if (shards.length > 1) {
-      const index = { metadata: { total_size }, weight_map: weightMap };
-      fs.writeFileSync(path.join(partial, kIndexFile), `${JSON.stringify(index, null, 2)}\n`);
+    if (!complete) {
+      if (shards.length > 1) {
+        const index = { metadata: { total_size }, weight_map: weightMap };
+        fs.writeFileSync(path.join(partial, kIndexFile), `${JSON.stringify(index, null, 2)}\n`);
+      }
+      copyRest(source, partial);
+      writeConfig(source, partial, quantizer.reason() === undefined ? settings : undefined);
+      commitFolder(kOp, partial, target);
     }
-    copyRest(source, partial);
-    writeConfig(source, partial, quantizer.reason() === undefined ? settings : undefined);
-    fs.rmSync(path.join(partial, kMarker));
-    if (fs.existsSync(target)) fs.rmdirSync(target);
-    fs.renameSync(partial, path.resolve(target));
+    fs.rmSync(markerFile);
   } catch (error) {
     throw fileError(kOp, target, error);
   }
@@ -219,22 +257,26 @@ function requireNewFolder(target: string): void {
   throw new LowrankError('ERR_PATH', text, { op: kOp });
 }
 
-function preparePartial(partial: string, marker: string): void {
-  const file = path.join(partial, kMarker);
+function preparePartial(partial: string, markerFile: string, marker: string): void {
   try {
     if (fs.existsSync(partial)) {
-      if (!fs.existsSync(file)) {
+      if (!fs.existsSync(markerFile)) {
         const text = `${kOp}: ${printable(partial)} must be free for unfinished output, got another folder`;
         throw new LowrankError('ERR_PATH', text, { op: kOp });
       }
-      if (fs.readFileSync(file, 'utf8') === marker) return;
+      if (isMarker(markerFile, marker)) return;
       fs.rmSync(partial, { recursive: true });
     }
-    fs.mkdirSync(partial, { recursive: true });
-    fs.writeFileSync(file, marker);
+    writeFileAtomic(kOp, markerFile, [new TextEncoder().encode(marker)]);
+    fs.mkdirSync(partial);
   } catch (error) {
     throw fileError(kOp, partial, error);
   }
+}
+
+/** Whether a file is the marker of the same command. */
+function isMarker(file: string, marker: string): boolean {
+  return fs.existsSync(file) && fs.readFileSync(file, 'utf8') === marker;
 }
 
 function identity(folder: string, name: string): object {

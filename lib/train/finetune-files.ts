@@ -10,6 +10,7 @@ import { adaptersToPeft } from '../adapters/peft.js';
 import type { AlphaConfig } from '../adapters/scaling.js';
 import { fileError, readSmallFile } from '../checkpoint/file-access.js';
 import type { LlamaConfig } from '../checkpoint/hf-config.js';
+import { requireUnlocked } from '../checkpoint/output/lock.js';
 import { writePeftAdapter } from '../checkpoint/peft.js';
 import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
@@ -68,6 +69,7 @@ export function requireUsableOut(out: string): void {
   try {
     fs.mkdirSync(path.dirname(target), { recursive: true });
     fs.accessSync(path.dirname(target), fs.constants.W_OK);
+    requireUnlocked(kOp, target);
     const stat = fs.statSync(target, { throwIfNoEntry: false });
     if (stat === undefined) return;
     if (!stat.isDirectory()) refuse('a folder', 'a file. Choose another name');

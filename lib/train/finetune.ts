@@ -3,9 +3,12 @@
  */
 
 import fs from 'node:fs';
+import path from 'node:path';
+import { removeLeftovers } from '../checkpoint/atomic-write.js';
 import { fileError } from '../checkpoint/file-access.js';
 import type { LlamaConfig } from '../checkpoint/hf-config.js';
 import { openHfModel } from '../checkpoint/hf-model.js';
+import { lockOutput, type OutputLock } from '../checkpoint/output/lock.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
 import { defaultDevice } from '../index.js';
@@ -25,7 +28,8 @@ import {
 } from './finetune-files.js';
 import { generate } from './generate.js';
 import { FusedKernels, type ModelKernels } from './kernels.js';
-import { type LossHistory, type RunIdentity, restoreRunState, saveRunState } from './run-state.js';
+import { type LossHistory, restoreRunState } from './run-state.js';
+import { StateFile } from './state-file.js';
 import { packText, readText } from './text-data.js';
 import { openTokenizer, type TextTokenizer } from './tokenizer.js';
 import { type StepResult, Trainer } from './trainer.js';
@@ -117,6 +121,8 @@ class FinetuneRun {
   private base: BaseModel | undefined;
   private adapters: AdapterSet | undefined;
   private tokenizer: TextTokenizer | undefined;
+  private lock: OutputLock | undefined;
+  private state: StateFile | undefined;
   private lastPause = 0;
   /** Whether the adapter of this run stands under its final name. */
   private written = false;
@@ -133,12 +139,17 @@ class FinetuneRun {
     this.kernels.dispose();
     this.adapters?.dispose();
     this.base?.dispose();
+    this.state?.close();
+    this.lock?.release();
     await this.tokenizer?.close();
   }
 
   async execute(): Promise<FinetuneResult> {
     const { options, observer } = this;
     requireUsableOut(options.out);
+    const target = path.resolve(options.out);
+    this.lock = lockOutput(kOp, target);
+    removeLeftovers(target);
     const source = readText(kOp, options.data, options.separator);
     if (source.documents.length === 0) {
       const text = `${kOp}: ${printable(options.data)} must hold text to train on, got an empty one`;
@@ -186,9 +197,16 @@ class FinetuneRun {
       this.setOldStateAside();
       await this.evaluate(trainer, history);
     }
-    const { seconds, steps } = await this.train(trainer, identity, history);
+    const state = new StateFile(kOp, this.checkpoint, trainer, identity, history);
+    this.state = state;
+    const { seconds, steps } = await this.train(trainer, state, history);
     observer.phase?.('writing');
-    await writeAdapter(options, trainer.adapters);
+    try {
+      await writeAdapter(options, trainer.adapters);
+    } catch (error) {
+      throw state.rescue(error);
+    }
+    state.close();
     fs.rmSync(this.checkpoint, { force: true });
     this.written = true;
     observer.written?.(options.out);
@@ -227,7 +245,7 @@ class FinetuneRun {
   /** The steps that are left; time and count are those of training alone. */
   private async train(
     trainer: Trainer,
-    identity: RunIdentity,
+    state: StateFile,
     history: LossHistory,
   ): Promise<{ seconds: number; steps: number }> {
     const { options, observer } = this;
@@ -235,7 +253,7 @@ class FinetuneRun {
     observer.phase?.('training');
     let milliseconds = 0;
     let steps = 0;
-    const save = () => saveRunState(this.checkpoint, trainer, identity, history);
+    const save = () => state.save();
     while (trainer.step < total) {
       await this.pause(save);
       const started = performance.now();
