@@ -31,6 +31,7 @@ export function requireBuilt(): void {
     'train',
     'tfjs',
     'checkpoint',
+    'checkpoint/output',
     'core',
     'ops',
     'quant',
