@@ -85,3 +85,28 @@ export function leadingTriplets(w: BaseWeight, r: number, seed: number): Triplet
     };
   });
 }
+
+/**
+ * The r leading singular triplets of a base weight, one factor each: columns `u` [N, r] of length 1 (zeros where the value
+ * is 0), values `s` [r], the largest first, rows `v` [r, K].
+ * @param seed of {@link leadingTriplets}, whose triplets are near enough to start from; without one they are exact to f32,
+ *   as those must be that stand for a peer's: their time grows with the cube of the smaller side
+ */
+export function singularFactors(
+  w: BaseWeight,
+  r: number,
+  seed?: number,
+): { u: Float32Array; s: Float32Array; v: Float32Array } {
+  const [N = 0] = w.shape;
+  const { right, scaledLeft } =
+    seed === undefined ? scope(() => allTriplets(w, r)) : leadingTriplets(w, r, seed);
+  const u = new Float32Array(N * r);
+  const s = new Float32Array(r);
+  for (let i = 0; i < r; i++) {
+    const left = scaledLeft.subarray(i * N, (i + 1) * N);
+    const norm = Math.sqrt(left.reduce((sum, v) => sum + v * v, 0));
+    s[i] = norm;
+    for (let n = 0; n < N; n++) u[n * r + i] = norm === 0 ? 0 : (left[n] as number) / norm;
+  }
+  return { u, s, v: Float32Array.from(right) };
+}

@@ -4,34 +4,11 @@ import type { Tensor } from '../core/tensor.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import type { AdapterMaker } from './definition.js';
-import { leadingTriplets } from './leading-triplets.js';
+import { singularFactors } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
 import { patternOf } from './scaling.js';
 
-interface Settings {
-  readonly rank: number;
-}
-
 const lowOf = (N: number, K: number, rank: number): number => Math.min(N, K) - rank;
-
-/** The singular triplets of the base weight from `begin` up to `end`, of those before `last`, largest first. */
-function triplets(make: AdapterMaker<Settings>, last: number) {
-  const { N, K } = make;
-  const { right, scaledLeft } = leadingTriplets(make.weight('osf'), last, 0);
-  return (begin: number, end: number) => {
-    const count = end - begin;
-    const u = new Float32Array(N * count);
-    const s = new Float32Array(count);
-    for (let i = 0; i < count; i++) {
-      const left = scaledLeft.subarray((begin + i) * N, (begin + i + 1) * N);
-      const norm = Math.sqrt(left.reduce((sum, v) => sum + v * v, 0));
-      s[i] = norm;
-      for (let n = 0; n < N; n++) u[n * count + i] = norm === 0 ? 0 : (left[n] as number) / norm;
-    }
-    return { u, s, v: Float32Array.from(right.subarray(begin * K, end * K)) };
-  };
-}
 
 /** As it is; its gradient loses what lies in the span of the columns of `high` [N, k]. */
 function withinColumns(t: Tape, u: Value, high: Tensor): Value {
@@ -54,6 +31,10 @@ function withinRows(t: Tape, v: Value, high: Tensor): Value {
  * they are and all others are trained, `y = x·(uHigh·diag(sHigh)·vHigh + uLow·diag(sLow)·vLow)ᵀ + bias`. Gradients of uLow
  * and vLow are projected to be orthogonal to the fixed vectors. The base weight itself takes no part, and
  * as many values are trained as it has: for learning tasks one after another, not for saving memory.
+ *
+ * A folder of PEFT's has the trained triplets alone. The fixed ones are those of the base weight again, from an exact
+ * decomposition on the host in float64, which takes minutes for a layer of 4,096 features; PEFT takes them from LAPACK in f32,
+ * so they differ by what that rounds.
  */
 export const osf = defineAdapter({
   method: 'osf',
@@ -75,16 +56,19 @@ export const osf = defineAdapter({
   },
   init: (make) => {
     const { N, K, config } = make;
-    const all = triplets(make, Math.min(N, K));
-    const high = all(0, config.rank);
-    const low = all(config.rank, Math.min(N, K));
+    const { rank } = config;
+    const count = Math.min(N, K);
+    const low = count - rank;
+    const { u, s, v } = singularFactors(make.weight('osf.create'), count);
+    const columns = (begin: number, width: number) => (i: number) =>
+      u[Math.floor(i / width) * count + begin + (i % width)] as number;
     return {
-      uLow: make.values('uLow', (i) => low.u[i] as number),
-      sLow: make.values('sLow', (i) => low.s[i] as number),
-      vLow: make.values('vLow', (i) => low.v[i] as number),
-      uHigh: make.values('uHigh', (i) => high.u[i] as number),
-      sHigh: make.values('sHigh', (i) => high.s[i] as number),
-      vHigh: make.values('vHigh', (i) => high.v[i] as number),
+      uLow: make.values('uLow', columns(rank, low)),
+      sLow: make.values('sLow', (i) => s[rank + i] as number),
+      vLow: make.values('vLow', (i) => v[rank * K + i] as number),
+      uHigh: make.values('uHigh', columns(0, rank)),
+      sHigh: make.values('sHigh', (i) => s[i] as number),
+      vHigh: make.values('vHigh', (i) => v[i] as number),
     };
   },
   check: ({ N, K, config: { rank } }) =>
@@ -111,14 +95,15 @@ export const osf = defineAdapter({
       vHigh: '_osf_V_high',
     },
     // A share of the ranks, or half of them, where the config has no number: what is stored tells it.
-    read: ({ effective_rank, rank_pattern }, module, shapeOf) => {
-      const high = shapeOf('sHigh')?.[0];
-      return { rank: high ?? patternOf(rank_pattern, module) ?? Number(effective_rank) };
+    read: ({ effective_rank, rank_pattern }, module, shapeOf, { inFeatures, outFeatures }) => {
+      const low = shapeOf('sLow')?.[0];
+      const rank = low === undefined ? undefined : Math.min(inFeatures, outFeatures) - low;
+      return { rank: rank ?? patternOf(rank_pattern, module) ?? Number(effective_rank) };
     },
     write: ({ rank }) => ({ effective_rank: rank }),
     regenerate: (_, make) => {
       const { rank } = make.config;
-      const { u, s, v } = triplets(make, rank)(0, rank);
+      const { u, s, v } = singularFactors(make.weight('osf'), rank);
       return { tensors: { uHigh: u, sHigh: s, vHigh: v } };
     },
   },
