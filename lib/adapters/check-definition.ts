@@ -1,5 +1,6 @@
 /** What `defineAdapter` refuses: mistakes that would show later, elsewhere, or not at all. */
 import { fail, wrongType } from '../core/errors.js';
+import type { SharedBy } from './sharing.js';
 
 const kOp = 'defineAdapter';
 
@@ -13,7 +14,18 @@ const kNeeded = {
 } as const;
 
 /** What `create` takes beside the settings: a setting of such a name would never arrive. */
-const kPlace = ['inFeatures', 'outFeatures', 'seed', 'device', 'dtype', 'weight'];
+export const kPlace: readonly string[] = [
+  'inFeatures',
+  'outFeatures',
+  'seed',
+  'device',
+  'dtype',
+  'weight',
+  'module',
+];
+
+/** Between which layers a tensor can be shared. */
+const kShared: readonly unknown[] = ['model', 'size', 'kind'] satisfies SharedBy[];
 
 /** It names a folder, a row of a table, and itself among others on the command line. */
 const kMethodName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
@@ -41,6 +53,25 @@ export function checkDefinition(definition: unknown): void {
     fail('ERR_VALUE', kOp, 'definition.defaults', expected, `'${name}'`);
   }
   checkNames({ trained, frozen, inputs });
+  checkShared(given.shared, [...(trained as string[]), ...(frozen as string[])]);
+}
+
+/** Each names a tensor, and says between which layers it is shared. */
+function checkShared(shared: unknown, names: readonly string[]): void {
+  if (shared === undefined) return;
+  if (shared === null || typeof shared !== 'object') {
+    throw wrongType(kOp, 'definition.shared', 'an object', shared);
+  }
+  for (const [name, by] of Object.entries(shared)) {
+    if (!names.includes(name)) {
+      const expected = `of the tensors in trained and frozen (${names.join(', ') || 'none'})`;
+      fail('ERR_VALUE', kOp, 'definition.shared', expected, `'${name}'`);
+    }
+    if (!kShared.includes(by)) {
+      const expected = kShared.map((each) => `'${each}'`).join(', ');
+      fail('ERR_VALUE', kOp, `definition.shared.${name}`, expected, `'${String(by)}'`);
+    }
+  }
 }
 
 /** Gradients come by these names, so each means one tensor. */

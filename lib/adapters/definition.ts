@@ -8,6 +8,7 @@ import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { MergeParts } from '../ops/merge.js';
 import type { Adapter } from './adapter.js';
+import type { SharedBy } from './sharing.js';
 
 /** What an adapter's forward formula is computed from. */
 export interface AdapterCall<C, Name extends string, S> {
@@ -240,12 +241,14 @@ export interface PeftForm<C, Name extends string> {
    */
   readonly patterns?: Readonly<Record<string, string>>;
   /**
-   * Back to the fields of `adapter_config.json`: the settings of one module, the modules, and the settings of each.
+   * Back to the fields of `adapter_config.json`: the settings of one module, the modules, the settings of each, and the
+   * size of the one.
    */
   readonly write: (
     config: Readonly<C>,
     modules: readonly string[],
     configs: readonly Readonly<C>[],
+    size: LayerSize,
   ) => Readonly<Record<string, unknown>>;
 }
 
@@ -271,8 +274,20 @@ export interface AdapterDefinition<
   readonly frozen?: readonly B[];
   /** The shape of every tensor; one without a shape is not there with these settings. */
   readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
-  /** Fresh tensors; with most methods such that training starts at the base model. */
-  readonly init: (make: AdapterMaker<C, P | B>) => Readonly<Partial<Record<P | B, Tensor>>>;
+  /**
+   * Fresh tensors; with most methods such that training starts at the base model. `shared` has those that another layer
+   * has made already, in {@link AdapterMethod.createAll}: they take the place of what is returned under their names.
+   */
+  readonly init: (
+    make: AdapterMaker<C, P | B>,
+    shared?: Readonly<Partial<Record<P | B, Tensor>>>,
+  ) => Readonly<Partial<Record<P | B, Tensor>>>;
+  /**
+   * Tensors that layers of a model share, and which layers: {@link AdapterMethod.createAll} draws each once, and a trainer
+   * gives a trained one the sum of its layers' gradients. What PEFT has once for all layers (`peft.shared`) is shared
+   * by the model without being named here.
+   */
+  readonly shared?: Readonly<Partial<Record<P | B, SharedBy>>>;
   /** Fresh integer tables: which entries are trained, which vectors are mixed. */
   readonly drawIndexes?: (
     make: AdapterMaker<C, P | B>,

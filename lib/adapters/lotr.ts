@@ -1,22 +1,27 @@
 import { defineAdapter } from './method.js';
 
 /**
- * A Tucker-2 tensor over the layers: `y = x·wᵀ + scaling · ((x · vᵀ) · coreᵀ) · uᵀ` with `u` and `v`
- * shared by all layers and one r × r `core` a layer. To share, give the same `u` and `v` to every
- * layer's `from` and add their gradients.
+ * A Tucker-2 tensor over the layers: `y = x·wᵀ + scale / r · ((x · vᵀ) · coreᵀ) · uᵀ`, v [r, K] and u [N, r] shared by
+ * the layers of one size, and one core [r, r] a layer.
+ *
+ * Scale and start are those of the authors' program (github.com/daskol/lotr), which divides its scale by the rank, and
+ * draws u and v from a normal distribution around a core of zeros. {@link AdapterMethod.createAll} makes layers that share.
  */
 export const lotr = defineAdapter({
   method: 'lotr',
   reference: 'Bershatsky et al., LoTR: Low Tensor Rank Weight Adaptation, 2024, arXiv:2402.01376',
-  defaults: { r: 16, scaling: 1, dropout: 0 },
+  defaults: { r: 16, scale: 1, dropout: 0 },
   trained: ['v', 'core', 'u'],
+  shared: { v: 'size', u: 'size' },
   shapes: ({ N, K, config: { r } }) => ({ v: [r, K], core: [r, r], u: [N, r] }),
   init: (make) => ({
-    v: make.kaiming('v'),
-    core: make.kaiming('core'),
-    u: make.zeros('u'),
+    v: make.normal('v', 1),
+    core: make.zeros('core'),
+    u: make.normal('u', 1),
   }),
-  forward: (t, { x, w, bias, p, config: { scaling, dropout } }) =>
-    t.expand(x, w, t.matmul(t.shrink(x, p.v, { dropout }), p.core), p.u, { scaling, bias }),
-  update: ({ v, core, u }, { scaling }) => ({ loraA: v, loraB: u, core, scaling }),
+  forward: (t, { x, w, bias, p, config: { r, scale, dropout } }) => {
+    const h = t.matmul(t.shrink(x, p.v, { dropout }), p.core);
+    return t.expand(x, w, h, p.u, { scaling: scale / r, bias });
+  },
+  update: ({ v, core, u }, { r, scale }) => ({ loraA: v, loraB: u, core, scaling: scale / r }),
 });

@@ -13,9 +13,9 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
 import { Adapter } from './adapter.js';
-import { checkDefinition } from './check-definition.js';
+import { checkDefinition, kPlace } from './check-definition.js';
 import { type AdapterDefinition, AdapterMaker } from './definition.js';
-import { leadingPart } from './leading-part.js';
+import { SharedTensors, sharedOf } from './sharing.js';
 
 /** What {@link AdapterMethod.create} takes beside the method's own settings. */
 export interface AdapterPlace {
@@ -31,6 +31,8 @@ export interface AdapterPlace {
   dtype?: DType;
   /** [N, K] the base weight, for methods that start from it. */
   weight?: BaseWeight;
+  /** Name in the model, `model.layers.0.mlp.up_proj`: its last part tells which layers share, with some methods. */
+  module?: string;
 }
 
 /** A number among a method's settings: dropout a probability, `r` a rank, all of them finite. */
@@ -91,10 +93,12 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       checkWeight(op, weight);
       checkShape(op, 'weight', weight as Tensor, [N, K]);
     }
-    const place = ['inFeatures', 'outFeatures', 'seed', 'device', 'dtype', 'weight'];
+    if (given.module !== undefined && typeof given.module !== 'string') {
+      throw wrongType(op, 'module', 'a string', given.module);
+    }
     const config = { ...defaults };
     for (const [name, value] of Object.entries(given)) {
-      if (place.includes(name) || value === undefined) continue;
+      if (kPlace.includes(name) || value === undefined) continue;
       if (!(name in defaults)) {
         const known = Object.keys(defaults).join(', ') || 'none';
         fail('ERR_VALUE', op, 'options', `of the settings of ${method} (${known})`, name);
@@ -156,52 +160,47 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * Fresh adapters for the layers of a model, in their order. Tensors that the method shares
-   * between layers (VeRA's projections, VB-LoRA's bank) are drawn once, for the largest layer; each layer has a
-   * copy of their leading part. Of a trained one a trainer gives all copies the sum of their gradients.
-   * @throws as {@link AdapterMethod.create}
+   * Fresh adapters for the layers of a model, in their order. What the method shares between layers is drawn once: each
+   * layer has a copy, and of a trained one a trainer gives all copies the sum of their gradients. Tensors that all layers
+   * share (VeRA's projections, VB-LoRA's bank) are drawn for the largest layer, and a layer has their leading part;
+   * others are shared by the layers of one size (LoTR's factors), or of one size and kind (Tied-LoRA's), which
+   * `module` tells: see {@link AdapterDefinition.shared}.
+   * @throws as {@link AdapterMethod.create} · ERR_VALUE settings that give layers that share other shapes
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
     const op = `${this.method}.createAll`;
     if (!Array.isArray(layers)) throw wrongType(op, 'layers', 'an array of objects', layers);
     const { init, drawTogether } = this.definition;
-    const shared = sharedNames(this.definition);
+    const shared = sharedOf<P | B>(this.definition);
     const [first] = layers;
-    if (shared.length === 0 || first === undefined)
-      return layers.map((layer) => this.create(layer));
+    if (shared.size === 0 || first === undefined) return layers.map((layer) => this.create(layer));
     const largest = (key: 'inFeatures' | 'outFeatures') => Math.max(...layers.map((l) => l[key]));
     const { weight: _, ...place } = first;
     return scope(() => {
-      const all = this.#maker(op, {
-        ...place,
-        inFeatures: largest('inFeatures'),
-        outFeatures: largest('outFeatures'),
-      } as AdapterPlace & Partial<C>);
-      const whole = init(all) as Readonly<Record<P | B, Tensor>>;
-      const values = new Map(shared.map((name) => [name, whole[name].readSync()]));
+      const pool = new SharedTensors(op, shared);
+      if ([...shared.values()].includes('model')) {
+        const all = this.#maker(op, {
+          ...place,
+          inFeatures: largest('inFeatures'),
+          outFeatures: largest('outFeatures'),
+        } as AdapterPlace & Partial<C>);
+        pool.putWhole(init(all) as Readonly<Record<P | B, Tensor>>);
+      }
       const makes = layers.map((layer) => this.#maker(op, layer));
       const together = drawTogether?.(makes);
       return makes.map((make, i) =>
         scope(() => {
           const { dtype, device, shapes } = make;
-          const tensors = { ...init(make) } as Record<string, Tensor>;
-          for (const name of shared) {
-            const part = leadingPart(
-              values.get(name) as Float32Array,
-              whole[name].shape,
-              shapes[name],
-            );
-            tensors[name] = Tensor.from(part, shapes[name], { dtype, device });
-          }
+          const layer = layers[i] as AdapterPlace & Partial<C>;
+          const theirs = pool.of(layer, make);
+          const tensors = { ...init(make, theirs), ...theirs } as Record<P | B, Tensor>;
+          pool.put(layer, tensors);
           const drawn = together?.[i];
           for (const [name, part] of Object.entries(drawn?.tensors ?? {})) {
-            tensors[name] = Tensor.from(part as Float32Array, shapes[name as P | B], {
-              dtype,
-              device,
-            });
+            const shape = shapes[name as P | B];
+            tensors[name as P | B] = Tensor.from(part as Float32Array, shape, { dtype, device });
           }
-          const layer = layers[i] as AdapterPlace & Partial<C>;
-          return this.from(tensors as Record<P | B, Tensor>, layer, drawn?.indexes);
+          return this.from(tensors, layer, drawn?.indexes);
         }),
       );
     });
@@ -250,24 +249,6 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   maker(options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
     return this.#maker(this.method, options, false);
   }
-}
-
-/** @internal Tensors that all layers of a model have in common: one in a folder, whatever the layer. */
-export function sharedNames<P extends string, B extends string>({
-  trained,
-  frozen = [],
-  peft,
-}: {
-  readonly trained: readonly P[];
-  readonly frozen?: readonly B[];
-  readonly peft?: {
-    readonly shared?: Readonly<Partial<Record<P | B, string>>>;
-    readonly sharedName?: unknown;
-  };
-}): readonly (P | B)[] {
-  const { shared, sharedName } = peft ?? {};
-  if (shared === undefined || sharedName !== undefined) return [];
-  return [...trained, ...frozen].filter((name) => shared[name] !== undefined);
 }
 
 /**

@@ -180,7 +180,7 @@ export const xlora = defineAdapter({
 });
 
 /**
- * A loraA of the layer's own and a router over loraBs that all layers share; the gates are averaged
+ * A loraA of the layer's own and a router over loraBs that the layers of one kind and size share; the gates are averaged
  * over the whole batch: `y = x·wᵀ + scaling · (x · loraAᵀ) · Σₑ ḡₑ · loraBₑ`, `g = softmax((x · loraAᵀ) · routerᵀ)`.
  */
 export const lily = defineAdapter({
@@ -189,6 +189,7 @@ export const lily = defineAdapter({
     'Zhong et al., Low-Rank Interconnected Adaptation across Layers, 2024, arXiv:2407.09946',
   defaults: { r: 32, experts: 4, scaling: 1, dropout: 0 },
   trained: ['loraA', 'loraB', 'router'],
+  shared: { loraB: 'kind' },
   mergeable: false,
   // loraB [experts · r, N]: expert by expert.
   check: ({ config }) => belowOne(config, 'experts'),

@@ -5,9 +5,9 @@ import { defineAdapter } from './method.js';
 /** What MoRA folds features with. */
 type Kind = 'rotation' | 'sharing';
 
-/** Side of the square matrix: as many values as a LoRA of rank r, and even where it is rotated. */
+/** Side of the square matrix: as many values as a LoRA of rank r, to the nearest, and even where it is rotated. */
 function sideOf(N: number, K: number, r: number, kind: string): number {
-  const side = Math.max(1, Math.floor(Math.sqrt((N + K) * r)));
+  const side = Math.max(1, Math.floor(Math.sqrt((N + K) * r) + 0.5));
   return kind === 'rotation' ? Math.max(2, side - (side % 2)) : side;
 }
 
@@ -21,11 +21,14 @@ function angles(blocks: number, side: number, f: (angle: number) => number): Flo
 
 /**
  * High-rank updating: a square matrix [side, side] in place of two thin ones, with as many values:
- * `y = x·wᵀ + decompress(compress(x)·matrixᵀ)`, without parameters in either. Of kind `sharing` (the paper's
- * equation 6) feature k is added to k mod side, and output n is n mod side. Of kind `rotation`
- * (equation 9) x is cut into blocks of side features, the last filled up from the beginning of x; each
- * block is rotated by its number as rotary embeddings rotate a position, and goes through the matrix
- * for itself; output n is n modulo all blocks' outputs.
+ * `y = x·wᵀ + decompress(compress(x)·matrixᵀ)`, without parameters in either; side is the root of (N + K) · r, to the nearest.
+ * In both kinds x is cut into blocks of side features, the last filled up from the beginning of x. Of kind `sharing` (the
+ * paper's equation 6) the blocks are added, and output n is n mod side. Of kind `rotation` (equation 9; an even side)
+ * each block is rotated by its number as rotary embeddings rotate a position, and goes through the matrix for itself;
+ * output n is n modulo all blocks' outputs.
+ *
+ * The rounding of side, and what the last block is filled up with, are those of the authors' program
+ * (github.com/kongds/MoRA, its types 1 and 6); the paper rounds side down.
  */
 export const mora = defineAdapter({
   method: 'mora',
@@ -45,9 +48,10 @@ export const mora = defineAdapter({
   init: (make) => ({ matrix: make.zeros('matrix') }),
   prepare: ({ N, K, config: { r, kind }, device }) => {
     const side = sideOf(N, K, r, kind);
+    const blocks = Math.ceil(K / side);
     if (kind === 'sharing') {
       const lists = Array.from({ length: side }, (_, j) =>
-        Array.from({ length: Math.max(0, Math.ceil((K - j) / side)) }, (_, i) => j + i * side),
+        Array.from({ length: blocks }, (_, i) => (j + i * side) % K),
       );
       const open = Int32Array.from({ length: N }, (_, n) => n % side);
       return {
@@ -55,7 +59,6 @@ export const mora = defineAdapter({
         decompress: FeatureMap.gather(open, side, { device }),
       };
     }
-    const blocks = Math.ceil(K / side);
     const width = blocks * side;
     const fill = Int32Array.from({ length: width }, (_, k) => k % K);
     const turned = Int32Array.from({ length: width }, (_, k) => {

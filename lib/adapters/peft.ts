@@ -294,7 +294,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
       tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape, data });
     }
   }
-  const fields = configs.map((own) => peft.write(own, modules, configs));
+  const fields = [...adapters.values()].map((own) => peft.write(own.config, modules, configs, own));
   const own = patternFields(op, peft.patterns ?? {}, modules, fields);
   return { config: { peft_type: peft.type, target_modules: modules, ...own }, tensors };
 }

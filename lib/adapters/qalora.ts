@@ -3,17 +3,26 @@ import { matmulInputGrad } from '../ops/matmul.js';
 import { defineAdapter } from './method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from './scaling.js';
 
-/** c of the formula below. */
+/** c of the formula below, for each kind of pool. */
+const kPools: Readonly<Record<string, (K: number, groupSize: number) => number>> = {
+  groups: (K, groupSize) => K / groupSize ** 2,
+  mean: (_, groupSize) => 1 / groupSize,
+  size: () => 1,
+};
+
 const factorOf = (K: number, { pool, groupSize }: { pool: string; groupSize: number }): number =>
-  pool === 'size' ? 1 : K / groupSize ** 2;
+  kPools[pool]?.(K, groupSize) as number;
 
 /**
  * Quantisation-aware LoRA: the adapter sees the sums of groups of `groupSize` neighbouring features, so
  * that its update is the same within a group and is taken up by an int4 weight's zero-points, without loss, where
  * its blocks divide the groups:
- * `y = x·wᵀ + scaling · (c · groupsum(dropout(x))·loraAᵀ)·loraBᵀ`, loraA [r, K / groupSize]. The mean of a
- * group times the number of groups is what PEFT computes (`pool: 'groups'`, c = K / groupSize²); the
- * paper's program multiplies the mean by the size of a group (`pool: 'size'`, c = 1).
+ * `y = x·wᵀ + scaling · (c · groupsum(dropout(x))·loraAᵀ)·loraBᵀ`, loraA [r, K / groupSize].
+ *
+ * The sources differ in c, which `pool` chooses. `groups`, the default, is PEFT's: the mean of a group times the number of
+ * groups, c = K / groupSize². `mean` is that of the authors' program (github.com/yuhuixu1993/qa-lora): the mean, c = 1 /
+ * groupSize. `size` is the paper's algorithm 1: the mean times the size of a group, c = 1. In a PEFT folder lora_alpha is
+ * multiplied by what makes PEFT compute the same. Dropout is on x, as in PEFT; the program has it behind the pool.
  */
 export const qalora = defineAdapter({
   method: 'qalora',
@@ -23,7 +32,7 @@ export const qalora = defineAdapter({
   trained: ['loraA', 'loraB'],
   shapes: ({ N, K, config: { r, groupSize } }) => ({ loraA: [r, K / groupSize], loraB: [N, r] }),
   check: ({ K, config: { groupSize, pool } }) => {
-    if (pool !== 'groups' && pool !== 'size') return ['pool', "'groups' or 'size'", `'${pool}'`];
+    if (!Object.hasOwn(kPools, pool)) return ['pool', "'groups', 'mean' or 'size'", `'${pool}'`];
     return groupSize > 0 && K % groupSize === 0
       ? undefined
       : ['groupSize', `a divisor of K (${K})`, String(groupSize)];
@@ -55,8 +64,12 @@ export const qalora = defineAdapter({
       groupSize: Number(config.qalora_group_size ?? 16),
       pool: 'groups',
     }),
-    write: (config) => ({
-      ...alphaFields(config),
+    write: (config, _, __, { inFeatures: K }) => ({
+      ...alphaFields({
+        ...config,
+        loraAlpha:
+          (config.loraAlpha * factorOf(K, config)) / factorOf(K, { ...config, pool: 'groups' }),
+      }),
       use_qalora: true,
       qalora_group_size: config.groupSize,
     }),

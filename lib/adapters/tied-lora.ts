@@ -1,9 +1,11 @@
 import { defineAdapter } from './method.js';
 
 /**
- * Factors tied over the layers, a scale vector for each of them per layer:
- * `y = x·wᵀ + v ⊙ (((x · aᵀ) ⊙ u) · bᵀ)`. To tie, give one `a` and one `b` to every layer's `from` and
- * add their gradients; a layer of its own trains all four.
+ * Factors tied over the layers, and two scale vectors a layer: `y = x·wᵀ + v ⊙ (((x · aᵀ) ⊙ u) · bᵀ)`, a [r, K] and b [N, r]
+ * shared by the layers of one kind and size, u [r] and v [N] of the layer.
+ *
+ * The paper ties the one projection that its models have for queries, keys and values; here each kind of projection has
+ * factors of its own. {@link AdapterMethod.createAll} makes layers that share.
  */
 export const tiedLora = defineAdapter({
   method: 'tied-lora',
@@ -11,6 +13,7 @@ export const tiedLora = defineAdapter({
     'Renduchintala et al., Tied-LoRA: Enhancing parameter efficiency of LoRA with Weight Tying, 2023, arXiv:2311.09578',
   defaults: { r: 8, dropout: 0 },
   trained: ['a', 'b', 'u', 'v'],
+  shared: { a: 'kind', b: 'kind' },
   shapes: ({ N, K, config: { r } }) => ({ a: [r, K], b: [N, r], u: [r], v: [N] }),
   init: (make) => ({
     a: make.kaiming('a'),

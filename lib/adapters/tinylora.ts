@@ -1,11 +1,12 @@
 import { TorchRandom } from '../checkpoint/torch-random.js';
 import { inOrder, needsLayers } from './folder-layers.js';
+import { singularFactors } from './leading-triplets.js';
 import { defineAdapter } from './method.js';
 
 /**
  * LoRA-XS whose core is a combination of fixed random matrices: `core = Σᵢ vᵢ · projectionᵢ`, so that u
- * values train a layer (or many: layers may share v). loraA and loraB are the truncated SVD of w
- * (`Vᵀ` and `U·S`); give them to `from`. Fresh factors are random.
+ * values train a layer (or many: layers may share v). loraA and loraB are the r leading singular triplets of the base
+ * weight, `Vᵀ` and `U·S` as in PEFT; without a `weight` they are random.
  */
 export const tinylora = defineAdapter({
   method: 'tinylora',
@@ -19,12 +20,22 @@ export const tinylora = defineAdapter({
     loraB: [N, r],
     projection: [u, r, r],
   }),
-  init: (make) => ({
-    v: make.zeros('v'),
-    loraA: make.kaiming('loraA'),
-    loraB: make.kaiming('loraB'),
-    projection: make.normal('projection', 1 / Math.sqrt(make.config.r)),
-  }),
+  check: ({ N, K, config: { r } }) =>
+    r <= Math.min(N, K) ? undefined : ['r', `from 1 to ${Math.min(N, K)}`, String(r)],
+  init: (make) => {
+    const { w, config } = make;
+    const { r } = config;
+    const own = { v: make.zeros('v'), projection: make.normal('projection', 1 / Math.sqrt(r)) };
+    if (w === undefined) {
+      return { ...own, loraA: make.kaiming('loraA'), loraB: make.kaiming('loraB') };
+    }
+    const { u, s, v } = singularFactors(w, r, make.seed());
+    return {
+      ...own,
+      loraA: make.values('loraA', (i) => v[i] as number),
+      loraB: make.values('loraB', (i) => (u[i] as number) * (s[i % r] as number)),
+    };
+  },
   forward: (t, { x, w, bias, p, config: { r, u, dropout } }) => {
     const flat = t.product(t.reshape(p.v, [1, u]), t.reshape(p.projection, [u, r * r]));
     const h = t.matmul(t.shrink(x, p.loraA, { dropout }), t.reshape(flat, [r, r]));

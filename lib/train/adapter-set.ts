@@ -3,7 +3,7 @@
  * one loop over one piece of memory.
  */
 
-import { sharedNames } from '../adapters/method.js';
+import { type SharingLayer, sharedOf, shareKey } from '../adapters/sharing.js';
 import { type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-config.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, adapterMethods, type Device } from '../index.js';
@@ -52,10 +52,14 @@ export class AdapterSet {
     const layers = base.layers.flatMap((layer) =>
       linearNames.filter((name) => config.targets.includes(name)).map((name) => layer.linear[name]),
     );
+    const sizes = layers.map(({ name, K, N }) => ({
+      inFeatures: K,
+      outFeatures: N,
+      module: name,
+    }));
     const adapters = config.method.createAll(
       layers.map((layer, index) => ({
-        inFeatures: layer.K,
-        outFeatures: layer.N,
+        ...(sizes[index] as (typeof sizes)[number]),
         weight: layer.w,
         device: layer.w.device as Device,
         seed: hash32(seed, 'lora_a', index),
@@ -64,7 +68,7 @@ export class AdapterSet {
     );
     const { places, count } = placesOf(
       config.method,
-      adapters.map(({ parameters }) => parameters),
+      adapters.map(({ parameters }, i) => ({ size: sizes[i] as SharingLayer, parameters })),
     );
     this.values = new Float32Array(count);
     this.slots = layers.map((layer, i) => {
@@ -104,24 +108,31 @@ export class AdapterSet {
   }
 }
 
+interface LayerParameters {
+  readonly size: SharingLayer;
+  readonly parameters: Readonly<
+    Record<string, { readonly shape: readonly number[]; readonly size: number }>
+  >;
+}
+
 /**
- * Where each layer's parameters lie in the flat array. What all layers share lies there once: its gradients add up, and
+ * Where each layer's parameters lie in the flat array. What layers share lies there once: its gradients add up, and
  * the optimiser sees it once.
  * @throws LowrankError `ERR_UNSUPPORTED`
  */
 function placesOf(
   { method, definition }: TrainedMethod,
-  layers: readonly Readonly<
-    Record<string, { readonly shape: readonly number[]; readonly size: number }>
-  >[],
+  layers: readonly LayerParameters[],
 ): { readonly places: readonly Readonly<Record<string, number>>[]; readonly count: number } {
-  const shared: readonly string[] = sharedNames<string, string>(definition);
+  const shared = sharedOf<string>(definition as Parameters<typeof sharedOf<string>>[0]);
   const known = new Map<string, { readonly at: number; readonly shape: string }>();
   let count = 0;
-  const places = layers.map((parameters) => {
+  const places = layers.map(({ size, parameters }) => {
     const own = Object.entries(parameters).map(([name, tensor]): [string, number] => {
       const shape = `[${tensor.shape}]`;
-      const first = known.get(name);
+      const by = shared.get(name);
+      const key = by === undefined ? undefined : shareKey(name, by, size);
+      const first = key === undefined ? undefined : known.get(key);
       if (first !== undefined) {
         if (first.shape === shape) return [name, first.at];
         const expected = `of one shape in all layers, as ${method} trains it for all of them (choose --targets of one size)`;
@@ -129,7 +140,7 @@ function placesOf(
       }
       const at = count;
       count += tensor.size;
-      if (shared.includes(name)) known.set(name, { at, shape });
+      if (key !== undefined) known.set(key, { at, shape });
       return [name, at];
     });
     return Object.fromEntries(own);
@@ -147,22 +158,24 @@ export function requireFitting(
   device: Device,
 ): void {
   // All blocks of a model have the same sizes.
-  const block = /^model\.layers\.0\..*\.(\w+)\.weight$/;
+  const block = /^(model\.layers\.0\..*\.(\w+))\.weight$/;
   const sizes = [...llamaTensorShapes(model)].flatMap(([name, [outFeatures, inFeatures]]) => {
-    const target = targets.some((each) => each === block.exec(name)?.[1]);
+    const [, module, kind] = block.exec(name) ?? [];
+    const target = targets.some((each) => each === kind);
     return target && inFeatures !== undefined && outFeatures !== undefined
-      ? [{ inFeatures, outFeatures }]
+      ? [{ inFeatures, outFeatures, module: module as string }]
       : [];
   });
   const makers = method.makers(sizes.map((size) => ({ ...size, device, ...settings })));
   const { trained } = method.definition as { readonly trained: readonly string[] };
-  const layers = makers.map(({ shapes }) =>
-    Object.fromEntries(
+  const layers = makers.map(({ shapes }, i) => ({
+    size: sizes[i] as SharingLayer,
+    parameters: Object.fromEntries(
       Object.entries(shapes as Readonly<Record<string, readonly number[]>>)
         .filter(([name]) => trained.includes(name))
         .map(([name, shape]) => [name, { shape, size: shape.reduce((a, b) => a * b, 1) }]),
     ),
-  );
+  }));
   placesOf(method, layers);
 }
 

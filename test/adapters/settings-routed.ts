@@ -13,7 +13,8 @@ export const ROUTED_ROWS: Readonly<Record<string, Row>> = {
   dylora: { settings: { r: 6, loraAlpha: 6 } },
   'dylora/rank': { settings: { r: 6, loraAlpha: 6, rank: 4 } },
   hydralora: { settings: { experts: 3, r: 4, loraAlpha: 6 } },
-  kadaptation: { settings: { n: 4, terms: 3 } },
+  kadaptation: { settings: { n: 4, terms: 3, leftRank: 2, scale: 1.5 } },
+  'kadaptation/whole': { settings: { n: 4, terms: 3, leftRank: 0, scale: 1.5 } },
   lily: { settings: { r: 4, experts: 3, scaling: 1.5 } },
   loramoe: { settings: { experts: 3, r: 2, loraAlpha: 4 } },
   // A small step: no token changes its experts.

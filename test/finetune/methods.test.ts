@@ -57,21 +57,36 @@ it.each(trainable.map(({ method }) => method))('%s trains a step and is written'
   base.dispose();
 });
 
-const sharing: [string, string, object][] = [
-  ['unilora', 'theta', { r: 2, length: 50 }],
-  ['vblora', 'bank', { r: 2, vectors: 6, vectorLength: 16, topK: 2, bankBound: 0.5 }],
+/** Method, what layers share, in how many groups, and settings. */
+const sharing: [string, string[], number, object][] = [
+  ['unilora', ['theta'], 1, { r: 2, length: 50 }],
+  ['vblora', ['bank'], 1, { r: 2, vectors: 6, vectorLength: 16, topK: 2, bankBound: 0.5 }],
+  ['lotr', ['u', 'v'], 1, { r: 3 }],
+  ['tied-lora', ['a', 'b'], 2, { r: 3 }],
+  ['kadaptation', ['leftA', 'leftB'], 2, { n: 4, terms: 3 }],
 ];
 
-describe.each(sharing)('what all layers of %s share', (method, shared, settings) => {
-  it('is one tensor, trained by the sum of the gradients of all layers', async () => {
+describe.each(sharing)('what layers of %s share', (method, shared, groups, settings) => {
+  it('is one tensor, trained by the sum of the gradients of its layers', async () => {
     const { base, trainer } = await make(method, settings, { accumulate: 2 });
     const { slots, values } = trainer.adapters;
-    const parts = slots.map(({ parameters }) => parameters.find(({ name }) => name === shared));
     expect(slots.length).toBe(4);
-    for (const part of parts) expect(part?.at_elems).toBe(parts[0]?.at_elems);
+    const partsOf = (name: string) =>
+      slots.map(({ parameters }) => parameters.find((part) => part.name === name));
+    for (const name of shared) {
+      // Two blocks of query and key.
+      const [query, key, ...second] = partsOf(name).map((part) => part?.at_elems);
+      expect(second).toEqual([query, key]);
+      expect(query === key).toBe(groups === 1);
+    }
+    const sizeOf = (name: string) => partsOf(name)[0]?.values.length ?? 0;
     const each = slots[0]?.parameters.reduce((sum, part) => sum + part.values.length, 0) ?? 0;
+    const common = shared.reduce((sum, name) => sum + sizeOf(name), 0);
+    expect(values.length).toBe(4 * (each - common) + groups * common);
+    // Away from starts where a gradient is zero.
+    for (let step = 0; step < 3; step++) trainer.train(kernels);
+    const parts = partsOf(shared[0] as string);
     const size = parts[0]?.values.length ?? 0;
-    expect(values.length).toBe(4 * (each - size) + size);
 
     trainer.rehearse(kernels);
     const at = parts[0]?.at_elems ?? 0;
@@ -112,7 +127,7 @@ describe.each(sharing)('what all layers of %s share', (method, shared, settings)
 });
 
 it('chooses the vectors of vblora by the logits as training moves them, as the folder will', async () => {
-  const [, , settings] = sharing[1] as (typeof sharing)[number];
+  const [, , , settings] = sharing[1] as (typeof sharing)[number];
   const { base, trainer } = await make('vblora', { ...settings, logitsStd: 0.02 }, { lr: 0.3 });
   const tables = () =>
     trainer.adapters.slots.map(({ adapter }) => Array.from(adapter.indexes.topA ?? []));

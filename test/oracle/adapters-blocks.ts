@@ -60,8 +60,18 @@ const mora: Formula = (layer) => {
   const { K, w, config } = layer;
   const [matrix] = parts(layer, 'matrix');
   const side = matrix.rows;
-  if (config.kind === 'sharing') return added(layer, (n, k) => matrix.at(n % side, k % side));
   const blocks = Math.ceil(K / side);
+  if (config.kind === 'sharing') {
+    // x, and its beginning behind it up to whole blocks, of which the sum goes through the matrix.
+    const weight = w.map((v) => v);
+    for (let n = 0; n < w.rows; n++) {
+      for (let at = 0; at < blocks * side; at++) {
+        const k = at < K ? at : at - K;
+        weight.data[n * K + k] = weight.at(n, k) + matrix.at(n % side, at % side);
+      }
+    }
+    return { weight };
+  }
   const half = side / 2;
   const weight = w.map((v) => v);
   for (let n = 0; n < w.rows; n++) {
@@ -100,7 +110,9 @@ const qalora: Formula = (layer) => {
   const { K, config } = layer;
   const [a, b] = parts(layer, 'loraA', 'loraB');
   const { r, groupSize, pool } = config;
-  const scale = scaling(layer) * (pool === 'size' ? 1 : K / groupSize / groupSize);
+  // What the mean of a group is multiplied by.
+  const times = { groups: K / groupSize, mean: 1, size: groupSize }[pool as 'mean'];
+  const scale = (scaling(layer) * times) / groupSize;
   return added(
     layer,
     (n, k) => scale * sum(r, (i) => b.at(n, i) * a.at(i, Math.floor(k / groupSize))),

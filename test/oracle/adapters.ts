@@ -195,7 +195,7 @@ const plainOracle: Readonly<Record<string, Formula>> = {
   },
   lotr: (layer) => {
     const [v, core, u] = parts(layer, 'v', 'core', 'u');
-    return lowRank(layer, u.times(core), v, layer.config.scaling);
+    return lowRank(layer, u.times(core), v, layer.config.scale / layer.config.r);
   },
   moslora: (layer) => {
     const [a, b, mixer] = parts(layer, 'loraA', 'loraB', 'mixer');
