@@ -118,5 +118,11 @@ export const DENSE_ROWS: Readonly<Record<string, Row>> = {
   'trainable-tokens': { settings: { tokens: [5, 0, 31] } },
   waveft: { settings: { frequencies: 30, scaling: 2 } },
   'waveft/odd sizes': { N: 23, K: 31, settings: { frequencies: 30, scaling: 2 } },
+  'waveft/sym2': { settings: { frequencies: 30, scaling: 2, wavelet: 'sym2' } },
+  'waveft/coif1, odd sizes': {
+    N: 23,
+    K: 31,
+    settings: { frequencies: 90, scaling: 2, wavelet: 'coif1' },
+  },
   'waveft/entries': { settings: { frequencies: 30, scaling: 2, transform: false } },
 };

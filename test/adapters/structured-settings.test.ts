@@ -40,6 +40,12 @@ const REFUSED: readonly (readonly [
   ['psoft', { r: 4 }, /weight must be given \(the base weight\), got none/],
   ['qalora', { groupSize: 5 }, /groupSize must be a divisor of K \(32\), got 5/],
   ['qalora', { pool: 'sum' }, /pool must be 'groups', 'mean' or 'size', got 'sum'/],
+  [
+    'waveft',
+    { wavelet: 'db11', frequencies: 8 },
+    /^waveft.create: wavelet must be one of db1 to db10, sym2 to sym10, coif1 to coif3, got db11$/,
+  ],
+  ['waveft', { wavelet: 'toString', frequencies: 8 }, /wavelet must be one of db1/],
   ['kadaptation', { n: 5 }, /^kadaptation.create: n must be a divisor of 24 and 32, got 5$/],
   ['kadaptation', { n: 4, terms: 0 }, /terms must be an integer of at least 1, got 0/],
   ['kadaptation', { n: 4, leftRank: 5 }, /leftRank must be an integer from 0 to n \(4\), got 5/],
