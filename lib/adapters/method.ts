@@ -173,7 +173,9 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     const { init, drawTogether } = this.definition;
     const shared = sharedOf<P | B>(this.definition);
     const [first] = layers;
-    if (shared.size === 0 || first === undefined) return layers.map((layer) => this.create(layer));
+    if ((shared.size === 0 && drawTogether === undefined) || first === undefined) {
+      return layers.map((layer) => this.create(layer));
+    }
     const largest = (key: 'inFeatures' | 'outFeatures') => Math.max(...layers.map((l) => l[key]));
     const { weight: _, ...place } = first;
     return scope(() => {

@@ -107,6 +107,12 @@ export function methodOfPeft(
     const expected = `an array with the method ${name}, which is not the library's: give what defineAdapter returned`;
     fail('ERR_UNSUPPORTED', 'adapterFromPeft', 'methods', expected, given || 'none');
   }
+  const same = forms.filter(({ form }) => form.type === config.peft_type);
+  if (same.length > 0 && config.peft_type !== kOwnType) {
+    const names = same.map(({ method }) => method.method).join(' or ');
+    const expected = `of a form that ${names} has`;
+    fail('ERR_UNSUPPORTED', 'adapterFromPeft', `a ${config.peft_type} config`, expected, 'another');
+  }
   const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
   const got = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined).join(' ');
   const text = `adapterFromPeft: peft_type must be one of ${known}, got ${got}`;

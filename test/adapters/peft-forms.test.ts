@@ -338,6 +338,20 @@ describe('what would be computed otherwise', () => {
     expect(load({ ...config, [field]: null }, tensors).method).toBe('lora');
   });
 
+  it.each([
+    [
+      { peft_type: 'DEFT', decomposition_method: 'svd' },
+      /a DEFT config must be of a form that deft or deft-qr has, got another/,
+    ],
+    [
+      { peft_type: 'SUPERTUNING', r: 4 },
+      /a SUPERTUNING config must be of a form that supertuning has/,
+    ],
+    [{ peft_type: 'HYPOTHETICAL' }, /peft_type must be one of ADALORA, .*, got HYPOTHETICAL$/],
+  ])('a form that nothing reads is refused, not as an unknown type: %j', (config, text) => {
+    expect(() => load(config, {})).toThrow(text);
+  });
+
   it('very sparse random bases are torch’s', () => {
     const [r, small, large] = [3, 16, 20];
     const bases = Math.ceil(small / r);
