@@ -126,6 +126,11 @@ describe('a pattern of ranks', () => {
         ],
       ]) as Record<string, Raw>;
       expect(load({ peft_type: 'OSF', effective_rank }, tensors).config).toMatchObject({ rank: 3 });
+      // As PEFT saves it: without what it takes from the base weight again.
+      const saved = Object.fromEntries(
+        Object.entries(tensors).filter(([name]) => !name.startsWith('_osf_')),
+      );
+      expect(load({ peft_type: 'OSF', effective_rank }, saved).config).toMatchObject({ rank: 3 });
     },
   );
 });
