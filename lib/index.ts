@@ -46,6 +46,7 @@ export {
 } from './adapters/norm-adapter.js';
 export { OftImages, type OftImagesGradients, type OftImagesSpec } from './adapters/oft-images.js';
 export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export type { SharedBy } from './adapters/sharing.js';
 export { TokenRows, type TokenRowsParts } from './adapters/token-rows.js';
 export { baseProduct } from './autograd/base-product.js';
 export {

@@ -176,19 +176,18 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     if ((shared.size === 0 && drawTogether === undefined) || first === undefined) {
       return layers.map((layer) => this.create(layer));
     }
-    const largest = (key: 'inFeatures' | 'outFeatures') => Math.max(...layers.map((l) => l[key]));
-    const { weight: _, ...place } = first;
     return scope(() => {
+      const makes = layers.map((layer) => this.#maker(op, layer));
       const pool = new SharedTensors(op, shared);
-      if ([...shared.values()].includes('model')) {
+      if (pool.needsWhole(makes)) {
+        const { weight: _, ...place } = first;
         const all = this.#maker(op, {
           ...place,
-          inFeatures: largest('inFeatures'),
-          outFeatures: largest('outFeatures'),
+          inFeatures: Math.max(...makes.map(({ K }) => K)),
+          outFeatures: Math.max(...makes.map(({ N }) => N)),
         } as AdapterPlace & Partial<C>);
         pool.putWhole(init(all) as Readonly<Record<P | B, Tensor>>);
       }
-      const makes = layers.map((layer) => this.#maker(op, layer));
       const together = drawTogether?.(makes);
       return makes.map((make, i) =>
         scope(() => {

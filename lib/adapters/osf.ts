@@ -32,9 +32,9 @@ function withinRows(t: Tape, v: Value, high: Tensor): Value {
  * and vLow are projected to be orthogonal to the fixed vectors. The base weight itself takes no part, and
  * as many values are trained as it has: for learning tasks one after another, not for saving memory.
  *
- * A folder of PEFT's has the trained triplets alone. The fixed ones are those of the base weight again, from an exact
- * decomposition on the host in float64, which takes a second for a layer of 512 features and minutes for one of 4,096; PEFT takes them from LAPACK in f32,
- * so they differ by what that rounds.
+ * A folder of PEFT's has the trained triplets alone. The fixed ones are those of the base weight again, by an exact
+ * decomposition on the host in float64: a second for a layer of 512 features, minutes for one of 4,096. PEFT takes them from
+ * LAPACK in f32, so they differ by what that rounds.
  */
 export const osf = defineAdapter({
   method: 'osf',

@@ -66,6 +66,14 @@ export class SharedTensors<Name extends string> {
     this.#by = by;
   }
 
+  /** Is there one that all layers share, and that they have different parts of? */
+  needsWhole(makes: readonly AdapterMaker<object, Name>[]): boolean {
+    return [...this.#by].some(([name, by]) => {
+      const shapes = new Set(makes.map((make) => String(make.shapes[name])));
+      return by === 'model' && shapes.size > 1;
+    });
+  }
+
   /** Those that all layers share, as they are for the largest one. */
   putWhole(tensors: Readonly<Partial<Record<Name, Tensor>>>): void {
     for (const [name, by] of this.#by) {

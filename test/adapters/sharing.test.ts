@@ -149,6 +149,48 @@ describe('layers without names', () => {
   });
 });
 
+describe('what a method of one’s own shares', () => {
+  const own = defineAdapter({
+    method: 'own',
+    reference: 'nobody',
+    defaults: {},
+    trained: ['u', 'v'],
+    shared: { u: 'model', v: 'size' },
+    shapes: ({ N: n, K: k }) => ({ u: [4], v: [n, k] }),
+    // v depends on u, and both on the weight.
+    init: (make, theirs) => {
+      const [first = 0] = (make.weight('own.create') as Tensor).readSync();
+      const u = theirs?.u ?? make.full('u', first);
+      const [value = 0] = u.readSync();
+      return { u, v: make.full('v', 2 * value) };
+    },
+    forward: (t, { x, w }) => t.linear(x, w),
+  });
+
+  it('may depend on the weight, and what depends on it is made of what the others have', () => {
+    scope(() => {
+      const layer = (n: number, value: number) => ({
+        inFeatures: 3,
+        outFeatures: n,
+        weight: Tensor.from(new Float32Array(3 * n).fill(value), [n, 3], { device }),
+        device,
+      });
+      const made = own.createAll([layer(2, 5), layer(2, 7), layer(4, 9)]);
+      const firsts = (name: 'u' | 'v') =>
+        made.map(({ parameters }) => parameters[name]?.readSync()[0]);
+      expect(firsts('u')).toEqual([5, 5, 5]);
+      expect(firsts('v')).toEqual([10, 10, 10]);
+    });
+  });
+
+  it('is refused in its own words where a layer is none', () => {
+    expect(() => own.createAll([null as never])).toThrow(
+      /^own.createAll: options must be an object/,
+    );
+    expect(own.createAll([])).toEqual([]);
+  });
+});
+
 describe('sharing that cannot be', () => {
   const base = {
     method: 'shares',
