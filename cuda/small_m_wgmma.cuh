@@ -57,7 +57,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
       const auto prepared = this->template Prepare<kTail>(i, step, &codes);
 #pragma unroll
       for (int u = 0; u < 4; ++u) {
-        uint32_t a[2][4];
+        uint32_t(&a)[2][4] = fragments_[u % 2];
         decoder_.Fragments(i, prepared, codes.raw[i], u, a);
         const uint64_t x = WgmmaDescriptor(s_x + u / 2 * kHalfBytes) + u % 2 * 4;
         WgmmaFence();
@@ -174,6 +174,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   }
 
   float sum_[Tile::kTilesN][Tile::kTokens / 2] = {};
+  uint32_t fragments_[2][2][4];  // of the products in flight, and of the next ones
 };
 
 }  // namespace lowrank::gpu

@@ -369,7 +369,13 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
   if (current == nullptr) return;
   // A kernel's own variables: most of what is asked about, and nobody else's.
   const auto address = reinterpret_cast<uintptr_t>(ptr);
-  if (address - CurrentFiber()->stack_begin < StackPool::kStackBytes) return;
+  const Fiber* fiber = CurrentFiber();
+  if (address - fiber->stack_begin < StackPool::kStackBytes) {
+    if (__builtin_expect(fiber->watched, 0)) {
+      extension.own_access(ptr, bytes, kind == AccessKind::kWrite, site);
+    }
+    return;
+  }
   Observe(ptr, bytes, kind, site);
 }
 

@@ -121,6 +121,7 @@ struct Thread {
   uint32_t linear = 0;  // in the block
   Block* block = nullptr;
   uint32_t proxy_fences = 0;  // fence.proxy.async executed so far
+  bool watched = false;       // Extension::own_access is told of its variables
 };
 /// The running thread; null outside kernels.
 extern __thread Thread* current __attribute__((tls_model("initial-exec")));
@@ -339,6 +340,8 @@ struct Extension {
   /// Every lane of every resident block is parked: let one asynchronous operation complete. False
   /// where none is pending.
   bool (*progress)() = nullptr;
+  /// In check mode: a plain access of a thread that is `watched` to its own variables.
+  void (*own_access)(const void* ptr, uint32_t bytes, bool write, Site site) = nullptr;
 };
 void RegisterExtension(const Extension& extension);
 

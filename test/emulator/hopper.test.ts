@@ -10,7 +10,12 @@ import { buildTargets, emulatorRuns, hasNvcc, outputFolder, run } from './build-
 const withNvcc = emulatorRuns && hasNvcc();
 if (!withNvcc) console.warn('not run: the PTX of the wgmma kernel, since there is no nvcc');
 
-const MODELS = ['hopper_copies_check', 'hopper_wgmma_check', 'hopper_findings_check'];
+const MODELS = [
+  'hopper_copies_check',
+  'hopper_wgmma_check',
+  'hopper_findings_check',
+  'hopper_selftest',
+];
 const KERNELS = ['hopper_kernel_check', ...(withNvcc ? ['hopper_kernel_ptx_check'] : [])];
 
 async function output(program: string, ...args: string[]): Promise<string[]> {

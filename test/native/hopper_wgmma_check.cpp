@@ -70,13 +70,13 @@ void Multiply(const void* params) {
   }
   WgmmaFence(HERE);
   const uint64_t b = DescriptorOf(Address(kB), p.swizzle_b, b_strides);
+  uint32_t a[4];
   if (p.registers) {
-    uint32_t a[4];
     for (uint32_t i = 0; i < 4; ++i) {
       const uint16_t* pair = p.a + (row0 + i % 2 * 8) * 16 + 2 * t + i / 2 * 8;
       a[i] = pair[0] | static_cast<uint32_t>(pair[1]) << 16;
     }
-    WgmmaRegisters(p.shape, d, a, b, p.accumulate, false, HERE);
+    WgmmaRegisters(p.shape, d, {a, a + 1, a + 2, a + 3}, b, p.accumulate, false, HERE);
   } else {
     Wgmma(p.shape, d, DescriptorOf(Address(0), p.swizzle_a, a_strides), b, p.accumulate, false,
           HERE);

@@ -18,6 +18,7 @@ void BeginBlock(Block* block) {
   model.warpgroups.assign((block->warps + 3) / 4, {});
   model.threads.assign(block->threads, BulkGroups());
   BeginBarriers(block);
+  BeginRegisters(block);
 }
 
 void EndBlock(Block* block) {
@@ -33,6 +34,7 @@ bool Progress() { return LandOne(); }
   extension_of_hopper.block_begin = BeginBlock;
   extension_of_hopper.block_end = EndBlock;
   extension_of_hopper.progress = Progress;
+  extension_of_hopper.own_access = OwnAccess;
   RegisterExtension(extension_of_hopper);
   return true;
 }();

@@ -36,6 +36,7 @@
 ///   elect.sync                                         ElectOne
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "cuda/emulator/runtime.h"
@@ -111,7 +112,10 @@ void WgmmaWait(uint32_t pending, Site site);
 /// then checks that the operands stood still.
 void Wgmma(const WgmmaShape& shape, void* d, uint64_t desc_a, uint64_t desc_b, bool accumulate,
            bool at_issue, Site site);
-void WgmmaRegisters(const WgmmaShape& shape, float* d, const uint32_t* a, uint64_t desc_b,
+/// a [64, 16] from each thread's four registers, variables that live until the wait and stay as
+/// they are: they are read when the sums are computed.
+using WgmmaFragment = std::array<const uint32_t*, 4>;
+void WgmmaRegisters(const WgmmaShape& shape, float* d, const WgmmaFragment& a, uint64_t desc_b,
                     bool accumulate, bool at_issue, Site site);
 
 // Clusters.

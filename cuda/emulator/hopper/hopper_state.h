@@ -73,15 +73,18 @@ struct WgmmaOperation {
   bool registers_a = false;
   bool accumulate = false;
   bool done = false;
-  void* d[kWarpSize] = {};  // f32, or s32 where the shape's elements are bytes
-  uint32_t a[kWarpSize][4] = {};
+  void* d[kWarpSize] = {};                 // f32, or s32 where the shape's elements are bytes
+  WgmmaFragment a[kWarpSize] = {};         // read when the product is computed
+  uint32_t a_at_issue[kWarpSize][4] = {};  // what they held then
   uint64_t operand_hash = 0;
+  uint64_t fences = 0;  // of the warp at the issue
   Site site;
 };
 struct WgmmaWarp {
   std::vector<WgmmaOperation> operations;  // issued and not waited for
   std::vector<size_t> group_ends;
   bool fenced = false;
+  uint64_t fences = 0;
   uint64_t issued = 0;
 };
 /// What the first warp of a warpgroup issued, for the other three to agree with.
@@ -90,10 +93,27 @@ struct WgmmaTrace {
   uint64_t desc_b;
   Site site;
 };
+/// The last access of a word of a thread's stack (registers.cpp).
+struct RegisterAccess {
+  uint32_t fences;  // wgmma.fence that the thread had executed
+  uint32_t site;    // interned
+};
+struct LaneRegisters {
+  uint32_t fences = 0;
+  RegisterAccess* last = nullptr;  // by word of the stack, once there has been a fence
+
+  LaneRegisters() = default;
+  ~LaneRegisters();
+  LaneRegisters(const LaneRegisters&) = delete;
+  LaneRegisters& operator=(const LaneRegisters&) = delete;
+  LaneRegisters(LaneRegisters&&) = delete;
+  LaneRegisters& operator=(LaneRegisters&&) = delete;
+};
 struct BlockModel {
   std::vector<WgmmaWarp> warps;
   std::vector<std::vector<WgmmaTrace>> warpgroups;
   std::vector<BulkGroups> threads;
+  std::vector<LaneRegisters> registers;  // by thread
 };
 
 /// One operating-system thread's engine: the blocks of a cluster run on one.
@@ -124,7 +144,15 @@ bool LandOne();
 /// This one, where it has not landed yet.
 void Land(const BulkPtr& operation);
 
+/// wgmma.fence, for the running warp.
+void FenceRegisters();
+/// Reports what the product uses and others have accessed since the last wgmma.fence.
+void CheckRegisters(const WgmmaOperation& operation);
+/// An access of the running thread to its own stack.
+void OwnAccess(const void* ptr, uint32_t bytes, bool write, Site site);
+
 /// At a block's beginning and end (extension.cpp).
+void BeginRegisters(Block* block);
 void BeginBarriers(Block* block);
 void EndBarriers(Block* block);
 void EndBulk(Block* block);

@@ -72,7 +72,7 @@ LOWRANK_EMU_INLINE void WgmmaBF16(float (&d)[kSums], const uint32_t (&a)[4], uin
                                   LOWRANK_EMU_HERE) {
   emu::WgmmaShape shape;
   shape.n = 2 * kSums;
-  emu::WgmmaRegisters(shape, d, a, b, true, false, site);
+  emu::WgmmaRegisters(shape, d, {a, a + 1, a + 2, a + 3}, b, true, false, site);
 }
 template <size_t kSums>
 LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], const uint32_t (&a)[4], uint64_t b,
@@ -80,7 +80,7 @@ LOWRANK_EMU_INLINE void WgmmaF16(float (&d)[kSums], const uint32_t (&a)[4], uint
   emu::WgmmaShape shape;
   shape.n = 2 * kSums;
   shape.bf16 = false;
-  emu::WgmmaRegisters(shape, d, a, b, true, false, site);
+  emu::WgmmaRegisters(shape, d, {a, a + 1, a + 2, a + 3}, b, true, false, site);
 }
 
 template <size_t kSums>

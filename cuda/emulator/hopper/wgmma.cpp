@@ -2,7 +2,8 @@
 ///
 /// Each warp computes its 16 rows. An operation is queued at its issue and computed at the wait
 /// that retires its group, which is the latest moment allowed; with early copies, or `at_issue`, at
-/// once. Sums of 16-bit elements are f32, those of bytes s32 that wrap.
+/// once. It reads the registers of a, like the shared memory, when it is computed. Sums of 16-bit
+/// elements are f32, those of bytes s32 that wrap.
 #include <algorithm>
 #include <cstring>
 
@@ -113,7 +114,7 @@ void GatherA(const WgmmaOperation& operation, double (*a)[kK][8]) {
   }
   for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
     for (uint32_t i = 0; i < 4; ++i) {
-      const uint32_t word = operation.a[lane][i];
+      const uint32_t word = *operation.a[lane][i];
       for (uint32_t second = 0; second < 2; ++second) {
         const uint32_t bits = second == 0 ? word & 0xffffu : word >> 16;
         const float value = shape.bf16 ? FromBF16(bits) : FromF16(bits);
@@ -237,6 +238,29 @@ void Compute(WgmmaOperation* operation) {
 
 WgmmaWarp& WarpModel() { return ModelOf(current->block).warps[current->warp]; }
 
+/// Products that add to the same accumulators are in order where they have one shape, else by a
+/// fence between them.
+void CheckShapes(const WgmmaWarp& warp, const WgmmaOperation& operation) {
+  for (const WgmmaOperation& earlier : warp.operations) {
+    if (earlier.d[0] != operation.d[0] || earlier.fences != warp.fences) continue;
+    if (earlier.shape.n == operation.shape.n && earlier.shape.s8u8 == operation.shape.s8u8)
+      continue;
+    Report("wgmma-fence", operation.site, earlier.site,
+           "wgmma.mma_async of another shape into the same accumulators, without wgmma.fence "
+           "between");
+  }
+}
+
+/// Has a lane's fragment of a changed since the issue?
+bool FragmentsChanged(const WgmmaOperation& operation) {
+  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+    for (uint32_t i = 0; i < 4; ++i) {
+      if (*operation.a[lane][i] != operation.a_at_issue[lane][i]) return true;
+    }
+  }
+  return false;
+}
+
 struct IssueArgs {
   WgmmaOperation* operation;  // of this lane: d[0] and a[0] are its own
   bool at_issue;
@@ -253,7 +277,10 @@ void IssueOnWarp(uint32_t, void** args) {
            lane);
     }
     operation.d[lane] = of_lane.d[0];
-    std::memcpy(operation.a[lane], of_lane.a[0], sizeof(operation.a[lane]));
+    operation.a[lane] = of_lane.a[0];
+    for (uint32_t i = 0; operation.registers_a && i < 4; ++i) {
+      operation.a_at_issue[lane][i] = *operation.a[lane][i];
+    }
   }
   WgmmaWarp& warp = WarpModel();
   auto& trace = ModelOf(current->block).warpgroups[current->warp / 4];
@@ -270,6 +297,9 @@ void IssueOnWarp(uint32_t, void** args) {
   if (!warp.fenced) {
     Report("wgmma-fence", operation.site, Site(), "wgmma.mma_async without wgmma.fence before it");
   }
+  operation.fences = warp.fences;
+  CheckShapes(warp, operation);
+  CheckRegisters(operation);
   ForEachOperandChunk(operation, [&](const unsigned char* chunk, uint32_t, uint32_t) {
     RequireShared(chunk, 16, "wgmma", operation.site);
   });
@@ -286,7 +316,11 @@ void IssueOnWarp(uint32_t, void** args) {
   warp.operations.push_back(operation);
 }
 
-void FenceOnWarp(uint32_t, void**) { WarpModel().fenced = true; }
+void FenceOnWarp(uint32_t, void**) {
+  WarpModel().fenced = true;
+  ++WarpModel().fences;
+  FenceRegisters();
+}
 
 void CommitOnWarp(uint32_t, void**) {
   WgmmaWarp& warp = WarpModel();
@@ -303,6 +337,10 @@ void Retire(WgmmaOperation* operation) {
     ForEachOperandChunk(*operation, [&](const unsigned char* chunk, uint32_t, uint32_t) {
       AccessSlow(chunk, 16, AccessKind::kCopyRead, operation->site);
     });
+    if (operation->registers_a && FragmentsChanged(*operation)) {
+      Report("wgmma-register", operation->site, Site(),
+             "a fragment of a changed before this wgmma.mma_async was waited for");
+    }
   }
   Compute(operation);
 }
@@ -362,12 +400,12 @@ void Wgmma(const WgmmaShape& shape, void* d, uint64_t desc_a, uint64_t desc_b, b
   Issue(&operation, at_issue);
 }
 
-void WgmmaRegisters(const WgmmaShape& shape, float* d, const uint32_t* a, uint64_t desc_b,
+void WgmmaRegisters(const WgmmaShape& shape, float* d, const WgmmaFragment& a, uint64_t desc_b,
                     bool accumulate, bool at_issue, Site site) {
   WgmmaOperation operation;
   operation.shape = shape;
   operation.registers_a = true;
-  std::memcpy(operation.a[0], a, sizeof(operation.a[0]));
+  operation.a[0] = a;
   operation.desc_b = desc_b;
   operation.accumulate = accumulate;
   operation.d[0] = d;

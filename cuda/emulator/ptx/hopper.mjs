@@ -104,17 +104,23 @@ function warpgroupProduct(i, c) {
   // With a in registers there is only b to transpose.
   const [transA, transB] = registers ? ['0', transposed[0]] : transposed;
   const flags = [transA === '1', transB === '1', scaleA === '-1', scaleB === '-1'];
-  const [r, a] = [c.temporary('d'), c.temporary('a')];
+  const r = c.temporary('d');
   const wgmmaShape = `{${shape[1]}, ${types.includes('bf16')}, ${bytes}, ${flags.join(', ')}}`;
   if (bytes && registers) throw i.fail('bytes from registers');
   const [element, cType] = bytes ? ['s32', 'int32_t'] : ['f32', 'float'];
   const b = `uint64_t(${c.bits(i.operand(2), 'b64')})`;
   const tail = `${b}, ${c.bits(accumulate, 'pred')}, true, ${c.site}`;
-  const words = () => c.vector(i.operand(1)).map((word) => u32(c, word));
+  // Its variables, which the product reads and the wait looks at again.
+  const words = () =>
+    c.vector(i.operand(1)).map((word) => {
+      const register = c.register(word);
+      if (!register) throw i.fail('a fragment that is no register');
+      return `&${register.name}`;
+    });
   return [
     `{ ${cType} ${r}[] = {${d.map((word) => c.value(word, element)).join(', ')}};`,
     registers
-      ? `const uint32_t ${a}[] = {${words().join(', ')}}; WgmmaRegisters(${wgmmaShape}, ${r}, ${a}, ${tail});`
+      ? `WgmmaRegisters(${wgmmaShape}, ${r}, {${words().join(', ')}}, ${tail});`
       : `Wgmma(${wgmmaShape}, ${r}, uint64_t(${c.bits(i.operand(1), 'b64')}), ${tail});`,
     ...d.map((word, n) => c.assign(word, element, `${r}[${n}]`)),
     '}',

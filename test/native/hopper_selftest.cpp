@@ -1,0 +1,91 @@
+/// Do the checks of sm_90a find what is planted in hopper_cases.cu, in every schedule, and nothing
+/// in the correct kernels?
+#include <set>
+
+#include "test/native/hopper_cases.h"
+#include "test/native/hopper_fixture.h"
+
+namespace lowrank::test {
+namespace {
+
+struct Case {
+  const char* kernel;
+  const char* kind;  // expected; empty: nothing, and y as the formula says
+  uint32_t blocks = 1;
+  uint32_t cluster = 1;
+  float y = 0;                   // of every thread, where nothing is wrong
+  const char* before = nullptr;  // a launch that this one overlaps
+};
+
+const std::vector<Case>& Cases() {
+  static const std::vector<Case> cases = {
+      {"case_accumulators", "", 1, 1, 33},
+      {"case_accumulators_written_after_fence", "wgmma-fence"},
+      {"case_accumulators_read_after_fence", "wgmma-fence"},
+      {"case_accumulators_fenced_again", "", 1, 1, 16 + 32 + 16},
+      {"case_accumulator_read_in_flight", "wgmma-register"},
+      {"case_fragments", "", 1, 1, 64},
+      {"case_fragment_overwritten", "wgmma-register"},
+      {"case_fragment_not_fenced", "wgmma-fence"},
+  };
+  return cases;
+}
+
+std::string NameOf(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? path : path.substr(slash + 1);
+}
+
+void RunOne(const Case& test, const HopperCaseParams& params, bool overlaps, LaunchChain* chain,
+            const char* kernel) {
+  Launch launch;
+  launch.kernel = FindKernel(kernel);
+  launch.grid = Dim3(test.blocks);
+  launch.block = Dim3(128);
+  launch.cluster = test.cluster;
+  launch.shared_bytes = 32768;
+  launch.chain = chain;
+  launch.overlaps_previous = overlaps;
+  launch.params = &params;
+  RunGrid(launch);
+}
+
+void Check(const Case& test, const Schedule& schedule) {
+  const std::string name = std::string(test.kernel) + ", " + schedule.name;
+  DeviceArray<float> y(std::vector<float>(128 * test.blocks));
+  DeviceArray<float> x(std::vector<float>(128));
+  DeviceArray<uint32_t> counter(std::vector<uint32_t>(2));
+  const HopperCaseParams params{y.data(), x.data(), counter.data()};
+  Use(schedule);
+  LaunchChain chain;
+  if (test.before != nullptr) RunOne(test, params, false, &chain, test.before);
+  RunOne(test, params, test.before != nullptr, &chain, test.kernel);
+  std::set<std::string> kinds;
+  std::string all;
+  for (const Finding& finding : Findings()) {
+    kinds.insert(finding.kind);
+    all += "\n  " + finding.kind + ": " + finding.text;
+    Expect(NameOf(finding.where.file) == "hopper_cases.cu", name + ": no place in " + finding.text);
+  }
+  if (*test.kind != 0) {
+    Expect(kinds == std::set<std::string>{test.kind},
+           name + ": not " + test.kind + " alone, but" + all);
+    return;
+  }
+  Expect(kinds.empty(), name + ": a false alarm:" + all);
+  for (const float value : y.Read()) {
+    if (value == test.y) continue;
+    Expect(false, name + ": y is " + std::to_string(value));
+    break;
+  }
+}
+
+}  // namespace
+}  // namespace lowrank::test
+
+int main() {
+  for (const auto& test : lowrank::test::Cases()) {
+    for (const auto& schedule : lowrank::test::kSchedules) lowrank::test::Check(test, schedule);
+  }
+  return lowrank::test::Verdict();
+}
