@@ -97,7 +97,7 @@ int BarrierReduce(BarrierOp op, int predicate, Site site) {
   return CurrentFiber()->block_state->barriers[0].results[static_cast<int>(op)];
 }
 
-void ClusterArrive(Site site) {
+void ClusterArrive(Site site, bool relaxed) {
   Fiber* fiber = CurrentFiber();
   BlockState* first = fiber->block_state->cluster_first;
   if (first->cluster_ticket.size() < first->cluster_threads) {
@@ -109,7 +109,7 @@ void ClusterArrive(Site site) {
   }
   first->cluster_ticket[index] = first->cluster_phase + 1;
   worker->Progress();
-  if (running->check) {
+  if (running->check && !relaxed) {
     first->cluster_clock.ReleaseFrom(&fiber->warp_state->clock, fiber->block->instance, fiber->warp,
                                      fiber->lane, true);
   }

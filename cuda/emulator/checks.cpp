@@ -15,6 +15,8 @@ const char* Verb(AccessKind kind) {
   switch (kind) {
     case AccessKind::kRead:
       return "read";
+    case AccessKind::kReadNonCoherent:
+      return "non-coherent read";
     case AccessKind::kWrite:
       return "write";
     case AccessKind::kAtomic:
@@ -33,8 +35,8 @@ const char* Verb(AccessKind kind) {
 }
 
 constexpr bool IsWrite(AccessKind kind) {
-  return kind != AccessKind::kRead && kind != AccessKind::kAtomicLoad &&
-         kind != AccessKind::kCopyRead;
+  return kind != AccessKind::kRead && kind != AccessKind::kReadNonCoherent &&
+         kind != AccessKind::kAtomicLoad && kind != AccessKind::kCopyRead;
 }
 
 constexpr bool IsAtomic(AccessKind kind) {
@@ -45,7 +47,7 @@ constexpr bool IsAtomic(AccessKind kind) {
 /// One access of the running thread.
 class Checker {
  public:
-  Checker(uintptr_t address, uint32_t bytes, AccessKind kind, Site site)
+  Checker(uintptr_t address, uint32_t bytes, AccessKind kind, Site site, Scope scope)
       : address_(address),
         bytes_(bytes),
         kind_(kind),
@@ -57,6 +59,7 @@ class Checker {
     self_.clock = clock_->now;
     self_.thread = static_cast<uint16_t>(fiber_->warp * kWarpSize + fiber_->lane);
     self_.site = InternSite(site);
+    self_.scope = scope;
   }
 
   /// `kind` is kind_, as a constant where a body of its own is worth it (Observe()).
@@ -167,6 +170,17 @@ class Checker {
            found->second[event.warp()].Covers(event.clock, event.lane());
   }
 
+  /// Are two atomics, this one and another, so for each other? The scope of each has to include the
+  /// other's thread; else they race as plain accesses do.
+  bool Strong(const Access1& event) const {
+    if (event.instance < first_instance_ || event.instance == self_.instance) return true;
+    const uint32_t size = block_->cluster_size;
+    const bool same_cluster =
+        (event.instance - first_instance_) / size == (self_.instance - first_instance_) / size;
+    const Scope needed = same_cluster ? Scope::kCluster : Scope::kDevice;
+    return std::min(self_.scope, event.scope) >= needed;
+  }
+
   /// By a launch that this one overlaps?
   static bool Unfinished(const Access1& event) {
     return std::any_of(running->unfinished.begin(), running->unfinished.end(), [&](const auto& of) {
@@ -198,8 +212,8 @@ class Checker {
 
   template <typename Kind>
   __attribute__((always_inline)) void VisitWord(Kind kind, uint32_t mask) {
-    if ((kind == AccessKind::kRead || kind == AccessKind::kAtomic ||
-         kind == AccessKind::kAtomicLoad) &&
+    if ((kind == AccessKind::kRead || kind == AccessKind::kReadNonCoherent ||
+         kind == AccessKind::kAtomic || kind == AccessKind::kAtomicLoad) &&
         !shadow_->Initialised(word_, mask)) {
       Uninitialised();
     }
@@ -240,12 +254,17 @@ class Checker {
     }
     if ((cell->flags & kCellInFlight) != 0 && current_launch) {
       InFlight(*cell);
-    } else if (!(IsAtomic(kind) && (cell->flags & kCellWriteAtomic) != 0) &&
+    } else if (!(IsAtomic(kind) && (cell->flags & kCellWriteAtomic) != 0 && Strong(cell->write)) &&
                !Ordered(cell->write)) {
       Race(cell->write, (cell->flags & kCellWriteAtomic) != 0 ? "atomic" : "write");
+    } else if (kind == AccessKind::kReadNonCoherent && cell->write.instance != 0 &&
+               (current_launch || Unfinished(cell->write))) {
+      NonCoherent(*cell);
     }
     if (write) {
-      if (!(IsAtomic(kind) && (cell->flags & kCellReadAtomic) != 0)) CheckReads(*cell, whole_word);
+      if (!(IsAtomic(kind) && (cell->flags & kCellReadAtomic) != 0 && Strong(cell->read))) {
+        CheckReads(*cell, whole_word);
+      }
       RecordWrite(kind, cell);
     } else {
       RecordRead(kind, cell, whole_word);
@@ -259,6 +278,16 @@ class Checker {
            owner_ != nullptr
                ? static_cast<ptrdiff_t>(at_ - reinterpret_cast<uintptr_t>(owner_->shared_base))
                : static_cast<ptrdiff_t>(at_));
+  }
+
+  __attribute__((noinline, cold)) void NonCoherent(const Cell& cell) const {
+    const bool own = cell.write.instance >= first_instance_;
+    Report(
+        "non-coherent", site_, InternedSite(cell.write.site),
+        "non-coherent read of global memory at byte %td of %zu, which %s: its cache may hold what "
+        "was there before",
+        static_cast<ptrdiff_t>(at_ - region_->begin), region_->bytes,
+        own ? "this launch has written" : "a launch has written that this one overlaps");
   }
 
   void CheckReads(const Cell& cell, bool whole_word) const {
@@ -332,8 +361,8 @@ class Checker {
 };
 
 /// Of memory that may be others' too.
-__attribute__((noinline)) void Observe(const void* ptr, uint32_t bytes, AccessKind kind,
-                                       Site site) {
+__attribute__((noinline)) void Observe(const void* ptr, uint32_t bytes, AccessKind kind, Site site,
+                                       Scope scope) {
   const auto address = reinterpret_cast<uintptr_t>(ptr);
   const bool shared = InSharedRange(address);
   if (!shared && !InDeviceRange(address)) {
@@ -341,7 +370,7 @@ __attribute__((noinline)) void Observe(const void* ptr, uint32_t bytes, AccessKi
     if (!MaybeGlobal(address) || FindRegion(address) == nullptr) return;
   }
   if (running->check) {
-    Checker checker(address, bytes, kind, site);
+    Checker checker(address, bytes, kind, site, scope);
     if (kind == AccessKind::kRead) {
       checker.Run(std::integral_constant<AccessKind, AccessKind::kRead>());
     } else if (kind == AccessKind::kWrite) {
@@ -365,7 +394,7 @@ __attribute__((noinline)) void Observe(const void* ptr, uint32_t bytes, AccessKi
 
 }  // namespace
 
-void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
+void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site, Scope scope) {
   if (current == nullptr) return;
   // A kernel's own variables: most of what is asked about, and nobody else's.
   const auto address = reinterpret_cast<uintptr_t>(ptr);
@@ -376,7 +405,7 @@ void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site) {
     }
     return;
   }
-  Observe(ptr, bytes, kind, site);
+  Observe(ptr, bytes, kind, site, scope);
 }
 
 ShadowMemory* ShadowOf(uintptr_t address) {

@@ -50,4 +50,40 @@ void ClockState::AcquireInto(WarpClock* clock, uint32_t instance) const {
   }
 }
 
+template <typename Into>
+void ScopedClock::ForEachGroup(const ClockOwner& owner, Scope scope, Into into) {
+  if (scope == Scope::kNone) return;
+  if (scope == Scope::kDevice) into(&device_);
+  if (scope >= Scope::kCluster && !owner.alone) into(&clusters_[owner.cluster]);
+  into(&blocks_[owner.instance]);
+}
+
+void ScopedClock::Release(const ClockOwner& owner, Scope scope) {
+  ForEachGroup(owner, scope, [&](ClockState* state) {
+    state->ReleaseFrom(owner.clock, owner.instance, owner.warp, owner.lane, false);
+  });
+  ++owner.clock->now;  // what the warp does later is not part of it
+}
+
+void ScopedClock::Release(const ClockOwner& owner, const ClockState& released, Scope scope) {
+  ForEachGroup(owner, scope, [&](ClockState* state) { state->Join(released); });
+}
+
+void ScopedClock::Acquire(const ClockOwner& owner, Scope scope) const {
+  if (scope == Scope::kNone) return;
+  const auto take = [&](const std::map<uint32_t, ClockState>& groups, uint32_t key) {
+    const auto found = groups.find(key);
+    if (found != groups.end()) found->second.AcquireInto(owner.clock, owner.instance);
+  };
+  if (scope == Scope::kDevice) device_.AcquireInto(owner.clock, owner.instance);
+  if (scope >= Scope::kCluster) take(clusters_, owner.cluster);
+  take(blocks_, owner.instance);
+}
+
+void ScopedClock::Join(const ScopedClock& other) {
+  device_.Join(other.device_);
+  for (const auto& [cluster, state] : other.clusters_) clusters_[cluster].Join(state);
+  for (const auto& [block, state] : other.blocks_) blocks_[block].Join(state);
+}
+
 }  // namespace lowrank::emu

@@ -11,6 +11,8 @@
 #include <memory>
 #include <vector>
 
+#include "cuda/emulator/runtime.h"
+
 namespace lowrank::emu {
 
 /// Known of a warp: every event up to `all`, and those up to `some` of the lanes `lanes`.
@@ -58,6 +60,35 @@ struct ClockState {
   /// part of it.
   void ReleaseFrom(WarpClock* clock, uint32_t instance, uint32_t warp, uint32_t lane, bool bump);
   void AcquireInto(WarpClock* clock, uint32_t instance) const;
+};
+
+/// Who releases or acquires.
+struct ClockOwner {
+  WarpClock* clock;
+  uint32_t instance;  // of its block
+  uint32_t cluster;   // the instance of its cluster's first block
+  uint32_t warp;
+  uint32_t lane;
+  bool alone;  // the cluster is this block
+};
+
+/// A ClockState by scope: a release joins what each group of threads may see of it, an acquire
+/// takes what its own scope reaches.
+class ScopedClock {
+ public:
+  void Release(const ClockOwner& owner, Scope scope);
+  /// Something released before, by the owner: at this scope.
+  void Release(const ClockOwner& owner, const ClockState& state, Scope scope);
+  void Acquire(const ClockOwner& owner, Scope scope) const;
+  void Join(const ScopedClock& other);
+
+ private:
+  template <typename Into>
+  void ForEachGroup(const ClockOwner& owner, Scope scope, Into into);
+
+  ClockState device_;
+  std::map<uint32_t, ClockState> clusters_;  // by the instance of the first block
+  std::map<uint32_t, ClockState> blocks_;    // by instance
 };
 
 }  // namespace lowrank::emu

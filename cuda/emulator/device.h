@@ -88,9 +88,11 @@ LOWRANK_EMU_INLINE void __syncwarp(unsigned mask = 0xffffffffu, LOWRANK_EMU_HERE
 }
 LOWRANK_EMU_INLINE unsigned __activemask() { return lowrank::emu::ActiveMask(); }
 /// Makes this thread's later atomics release what it has written, and acquire what they read.
-LOWRANK_EMU_INLINE void __threadfence() { lowrank::emu::Fence(); }
-LOWRANK_EMU_INLINE void __threadfence_block() { lowrank::emu::Fence(); }
-LOWRANK_EMU_INLINE void __threadfence_system() { lowrank::emu::Fence(); }
+LOWRANK_EMU_INLINE void __threadfence() { lowrank::emu::Fence(lowrank::emu::Scope::kDevice); }
+LOWRANK_EMU_INLINE void __threadfence_block() { lowrank::emu::Fence(lowrank::emu::Scope::kBlock); }
+LOWRANK_EMU_INLINE void __threadfence_system() {
+  lowrank::emu::Fence(lowrank::emu::Scope::kDevice);
+}
 LOWRANK_EMU_INLINE void __nanosleep(unsigned, LOWRANK_EMU_HERE) {
   lowrank::emu::SpinYield("nanosleep", site);
 }
@@ -175,15 +177,15 @@ LOWRANK_EMU_REDUX(__reduce_xor_sync, unsigned, kXor)
 namespace lowrank::emu {
 
 template <typename T, typename F>
-LOWRANK_EMU_MEMORY T AtomicUpdate(T* ptr, F next_of, Site site) {
-  AtomicBegin(ptr, sizeof(T), site);
+LOWRANK_EMU_MEMORY T AtomicUpdate(T* ptr, F next_of, Site site, Scope scope = Scope::kDevice) {
+  AtomicBegin(ptr, sizeof(T), site, scope);
   T old;
   __atomic_load(ptr, &old, __ATOMIC_RELAXED);
   T next = next_of(old);
   while (!__atomic_compare_exchange(ptr, &old, &next, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {
     next = next_of(old);
   }
-  AtomicEnd(ptr, site);
+  AtomicEnd(ptr, site, scope);
   return old;
 }
 
@@ -221,6 +223,13 @@ LOWRANK_EMU_MEMORY T Load(const T* ptr, Site site) {
   return *ptr;
 }
 template <typename T>
+LOWRANK_EMU_MEMORY T LoadNonCoherent(const T* ptr, Site site) {
+  if (__builtin_expect(observing, 0)) {
+    AccessSlow(ptr, sizeof(T), AccessKind::kReadNonCoherent, site);
+  }
+  return *ptr;
+}
+template <typename T>
 LOWRANK_EMU_MEMORY void Store(T* ptr, T value, Site site) {
   Access(ptr, sizeof(T), true, site);
   *ptr = value;
@@ -238,7 +247,10 @@ LOWRANK_EMU_MEMORY void Store(T* ptr, T value, Site site) {
   LOWRANK_EMU_INLINE void name(T* ptr, T value, LOWRANK_EMU_HERE) { \
     lowrank::emu::Store(ptr, value, site);                          \
   }
-LOWRANK_EMU_LOAD(__ldg)
+template <typename T>
+LOWRANK_EMU_INLINE T __ldg(const T* ptr, LOWRANK_EMU_HERE) {
+  return lowrank::emu::LoadNonCoherent(ptr, site);
+}
 LOWRANK_EMU_LOAD(__ldca)
 LOWRANK_EMU_LOAD(__ldcg)
 LOWRANK_EMU_LOAD(__ldcs)

@@ -98,18 +98,22 @@ LOWRANK_EMU_INLINE void Store16(void* g_dst, uint4 value, LOWRANK_EMU_HERE) {
   emu::Store(static_cast<uint4*>(g_dst), value, site);
 }
 
-LOWRANK_EMU_INLINE uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value, LOWRANK_EMU_HERE) {
-  emu::NoteRelease(g_counter, site);
-  const uint32_t old =
-      emu::AtomicUpdate(g_counter, [value](uint32_t before) { return before + value; }, site);
-  emu::NoteAcquire(g_counter, site);
+/// The scope is the device's, as in the instructions; another one is a fault to be planted.
+LOWRANK_EMU_INLINE uint32_t AtomicAddAcqRel(uint32_t* g_counter, uint32_t value, LOWRANK_EMU_HERE,
+                                            emu::Scope scope = emu::Scope::kDevice) {
+  emu::NoteRelease(g_counter, site, scope);
+  const uint32_t old = emu::AtomicUpdate(
+      g_counter, [value](uint32_t before) { return before + value; }, site, scope);
+  emu::NoteAcquire(g_counter, site, scope);
   return old;
 }
-LOWRANK_EMU_INLINE uint32_t LoadAcquire(const uint32_t* g_flag, LOWRANK_EMU_HERE) {
-  return emu::LoadAcquire(g_flag, site);
+LOWRANK_EMU_INLINE uint32_t LoadAcquire(const uint32_t* g_flag, LOWRANK_EMU_HERE,
+                                        emu::Scope scope = emu::Scope::kDevice) {
+  return emu::LoadAcquire(g_flag, site, scope);
 }
-LOWRANK_EMU_INLINE void StoreRelease(uint32_t* g_flag, uint32_t value, LOWRANK_EMU_HERE) {
-  emu::StoreRelease(g_flag, value, site);
+LOWRANK_EMU_INLINE void StoreRelease(uint32_t* g_flag, uint32_t value, LOWRANK_EMU_HERE,
+                                     emu::Scope scope = emu::Scope::kDevice) {
+  emu::StoreRelease(g_flag, value, site, scope);
 }
 
 LOWRANK_EMU_INLINE void GridDependencyWait() { emu::GridDependencyWait(); }

@@ -216,8 +216,8 @@ void BarrierSync(uint32_t id, uint32_t threads, Site site, bool aligned = true);
 void BarrierArrive(uint32_t id, uint32_t threads, Site site);
 enum class BarrierOp : uint8_t { kOr, kAnd, kCount };
 int BarrierReduce(BarrierOp op, int predicate, Site site);
-/// Blocks of a cluster; arrive releases, wait acquires.
-void ClusterArrive(Site site);
+/// Blocks of a cluster; arrive releases unless it is relaxed, wait acquires.
+void ClusterArrive(Site site, bool relaxed = false);
 void ClusterWait(Site site);
 /// The same shared address in the block of that rank of the cluster.
 void* MapShared(const void* s_ptr, uint32_t rank, Site site);
@@ -263,6 +263,7 @@ void MmaK8(MmaType type, float* d, const uint32_t* a, const uint32_t* b, const f
 
 enum class AccessKind : uint8_t {
   kRead,
+  kReadNonCoherent,  // ld.global.nc: of memory that nobody may write while the launch runs
   kWrite,
   kAtomic,       // a read-modify-write; atomics race with plain accesses only
   kAtomicLoad,   // volatile, relaxed or acquire
@@ -271,11 +272,15 @@ enum class AccessKind : uint8_t {
   kCopyDone,     // and has
   kCopyRead,     // an asynchronous copy reads here: uninitialised bytes are copied, not used
 };
+/// Who sees what an atomic, a fence or a barrier object orders: two threads synchronise where the
+/// scopes of both sides include the other one. The scope of the system is the device's here.
+enum class Scope : uint8_t { kNone, kBlock, kCluster, kDevice };
 /// Is anything watching? Where not, Access() need not be called.
 extern bool observing;
 /// The hook of every load and store in global and shared memory; others are ignored. Does not
 /// perform the access. Called before it.
-void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site);
+void AccessSlow(const void* ptr, uint32_t bytes, AccessKind kind, Site site,
+                Scope scope = Scope::kDevice);
 inline void Access(const void* ptr, uint32_t bytes, bool write, Site site) {
   if (__builtin_expect(observing, 0)) {
     AccessSlow(ptr, bytes, write ? AccessKind::kWrite : AccessKind::kRead, site);
@@ -287,19 +292,20 @@ inline void NoteAtomic(const void* ptr, uint32_t bytes, Site site) {
 }
 /// Happens-before between threads through a word in memory: release before the store (or atomic),
 /// acquire after the load.
-void NoteRelease(const void* ptr, Site site);
-void NoteAcquire(const void* ptr, Site site);
-/// fence.acq_rel at device scope: from now on this thread's relaxed atomics count as release and
-/// acquire (an approximation that errs to silence).
-void Fence();
+void NoteRelease(const void* ptr, Site site, Scope scope = Scope::kDevice);
+void NoteAcquire(const void* ptr, Site site, Scope scope = Scope::kDevice);
+/// fence.acq_rel: from now on this thread's relaxed atomics count as release and acquire (an
+/// approximation that errs to silence), at the scope of the last fence; what an earlier, wider one
+/// stood after, they release at its scope.
+void Fence(Scope scope);
 /// griddepcontrol.wait: until the launches before this one have finished.
 void GridDependencyWait();
 /// Around a relaxed atomic: the access itself, and what a Fence() before it makes of it.
-void AtomicBegin(const void* ptr, uint32_t bytes, Site site);
-void AtomicEnd(const void* ptr, Site site);
+void AtomicBegin(const void* ptr, uint32_t bytes, Site site, Scope scope = Scope::kDevice);
+void AtomicEnd(const void* ptr, Site site, Scope scope = Scope::kDevice);
 /// A load that polls: yields first where it repeats this thread's last acquire of that word.
-uint32_t LoadAcquire(const uint32_t* ptr, Site site);
-void StoreRelease(uint32_t* ptr, uint32_t value, Site site);
+uint32_t LoadAcquire(const uint32_t* ptr, Site site, Scope scope = Scope::kDevice);
+void StoreRelease(uint32_t* ptr, uint32_t value, Site site, Scope scope = Scope::kDevice);
 
 /// cp.async: `bytes` to shared memory, of which `source_bytes` are read and the rest is zero.
 void CpAsync(void* s_dst, const void* g_src, uint32_t bytes, uint32_t source_bytes, Site site);
@@ -324,8 +330,8 @@ class SyncClock {
   SyncClock(const SyncClock& other);
   SyncClock& operator=(const SyncClock& other);
   void Clear();
-  void Release();        // joins what the running thread has done into this
-  void Acquire() const;  // the running thread has now seen what is in this
+  void Release(Scope scope);        // joins what the running thread has done into this
+  void Acquire(Scope scope) const;  // the running thread has now seen what is in this
   void Join(const SyncClock& other);
 
  private:

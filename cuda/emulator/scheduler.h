@@ -54,7 +54,9 @@ struct Fiber : Thread {
   bool aligned = false;
   bool parked = false;
 
-  bool fenced = false;                      // has executed Fence()
+  Scope fenced = Scope::kNone;              // the widest Fence() that it has executed
+  Scope last_fence = Scope::kNone;          // the last one
+  std::unique_ptr<ClockState> at_fence[2];  // what the last one of cluster and device scope orders
   bool waited_for_grids = false;            // has executed GridDependencyWait()
   const uint32_t* acquired_from = nullptr;  // the last LoadAcquire
   uint32_t acquired_value = 0;
@@ -213,6 +215,8 @@ class Worker {
 extern __thread Worker* worker __attribute__((tls_model("initial-exec")));
 
 inline Fiber* CurrentFiber() { return static_cast<Fiber*>(current); }
+/// The running thread, to release and acquire.
+ClockOwner CurrentOwner();
 
 /// A lane ends; fires collectives that waited for nobody else.
 void LeaveWarp(Fiber* fiber);

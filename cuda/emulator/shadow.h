@@ -28,10 +28,11 @@ inline uint32_t InternSite(Site site) {
 Site InternedSite(uint32_t number);
 
 struct Access1 {
-  uint32_t instance = 0;  // of the block; 0: nobody
-  uint32_t clock = 0;     // of the warp
-  uint32_t site = 0;      // interned
-  uint16_t thread = 0;    // warp · 32 + lane
+  uint32_t instance = 0;         // of the block; 0: nobody
+  uint32_t clock = 0;            // of the warp
+  uint32_t site = 0;             // interned
+  uint16_t thread = 0;           // warp · 32 + lane
+  Scope scope = Scope::kDevice;  // of an atomic
 
   uint32_t warp() const { return thread >> 5; }
   uint32_t lane() const { return thread & 31u; }

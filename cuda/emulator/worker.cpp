@@ -229,7 +229,9 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
     fiber.what = "not started";
     fiber.site = Site();
     fiber.parked = false;
-    fiber.fenced = false;
+    fiber.fenced = Scope::kNone;
+    fiber.last_fence = Scope::kNone;
+    for (auto& state : fiber.at_fence) state.reset();
     fiber.waited_for_grids = false;
     fiber.acquired_from = nullptr;
     fiber.copies.Clear();

@@ -159,4 +159,158 @@ LOWRANK_EARLY_KERNEL(case_fragment_not_fenced, HopperCaseParams, 128, 1) {
   p.y[threadIdx.x] = d[0];
 }
 
+// ------------------------------------------------------------------------------------------ scopes
+//
+// Block 1 writes its part of y and says so, block 0 waits for it and copies.
+
+LOWRANK_EARLY_KERNEL(case_scope_of_device, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    if (threadIdx.x == 0) StoreRelease(p.counter, 1);
+    return;
+  }
+  while (LoadAcquire(p.counter) == 0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+LOWRANK_EARLY_KERNEL(case_release_at_block, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      emu::StoreRelease(p.counter, 1, emu::Site::Line(__FILE__, __LINE__), emu::Scope::kBlock);
+    }
+    return;
+  }
+  while (LoadAcquire(p.counter) == 0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+LOWRANK_EARLY_KERNEL(case_acquire_at_cluster, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    if (threadIdx.x == 0) StoreRelease(p.counter, 1);
+    return;
+  }
+  while (emu::LoadAcquire(p.counter, emu::Site::Line(__FILE__, __LINE__), emu::Scope::kCluster) ==
+         0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+LOWRANK_EARLY_KERNEL(case_fence_of_device, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    __threadfence();
+    __threadfence_block();
+    if (threadIdx.x == 0) atomicAdd(p.counter, 1u);
+    return;
+  }
+  while (LoadAcquire(p.counter) == 0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+LOWRANK_EARLY_KERNEL(case_fence_of_block, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    __threadfence_block();
+    if (threadIdx.x == 0) atomicAdd(p.counter, 1u);
+    return;
+  }
+  while (LoadAcquire(p.counter) == 0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+/// The fence of the device stands before the write.
+LOWRANK_EARLY_KERNEL(case_fence_of_block_after_one_of_device, HopperCaseParams, 128, 1) {
+  if (blockIdx.x == 1) {
+    __threadfence();
+    p.y[128 + threadIdx.x] = 7;
+    __syncthreads();
+    __threadfence_block();
+    if (threadIdx.x == 0) atomicAdd(p.counter, 1u);
+    return;
+  }
+  while (LoadAcquire(p.counter) == 0) {
+  }
+  p.y[threadIdx.x] = p.y[128 + threadIdx.x];
+}
+
+/// Two blocks count in one word, each for itself.
+LOWRANK_EARLY_KERNEL(case_atomics_of_block, HopperCaseParams, 128, 1) {
+  if (threadIdx.x == 0)
+    AtomicAddAcqRel(p.counter, 1, emu::Site::Line(__FILE__, __LINE__), emu::Scope::kBlock);
+  p.y[blockIdx.x * 128 + threadIdx.x] = 7;
+}
+
+struct PeerBarrier {
+  uint64_t barrier;
+};
+/// Each block of a pair writes and arrives at the other's barrier at `arrive`, and waits at `wait`
+/// for what the other wrote.
+LOWRANK_DEVICE void CopyOfPeer(const HopperCaseParams& p, emu::Scope arrive, emu::Scope wait) {
+  PeerBarrier& s = DynamicShared<PeerBarrier>();
+  const uint32_t rank = ClusterRank();
+  float* g_own = p.y + (rank + 2) * 128;
+  if (threadIdx.x == 0) {
+    BarrierInit(&s.barrier, 1);
+    FenceBarrierInit();
+  }
+  g_own[threadIdx.x] = 7;
+  ClusterSync();
+  g_own[threadIdx.x] += 1;
+  __syncthreads();
+  const emu::Site site = emu::Site::Line(__FILE__, __LINE__);
+  const uint32_t barrier = SharedAddress(&s.barrier);
+  if (threadIdx.x == 0) {
+    emu::MbarrierArrive(emu::MapAddress(barrier, rank ^ 1, site), 1, site, arrive);
+  }
+  emu::MbarrierTryWaitParity(barrier, 0, site, wait);
+  p.y[rank * 128 + threadIdx.x] = p.y[(3 - rank) * 128 + threadIdx.x];
+  ClusterSync();
+}
+LOWRANK_EARLY_KERNEL(case_arrival_of_cluster, HopperCaseParams, 128, 1) {
+  CopyOfPeer(p, emu::Scope::kCluster, emu::Scope::kCluster);
+}
+LOWRANK_EARLY_KERNEL(case_arrival_of_block, HopperCaseParams, 128, 1) {
+  CopyOfPeer(p, emu::Scope::kBlock, emu::Scope::kCluster);
+}
+LOWRANK_EARLY_KERNEL(case_arrival_relaxed, HopperCaseParams, 128, 1) {
+  CopyOfPeer(p, emu::Scope::kNone, emu::Scope::kCluster);
+}
+LOWRANK_EARLY_KERNEL(case_wait_of_block, HopperCaseParams, 128, 1) {
+  CopyOfPeer(p, emu::Scope::kCluster, emu::Scope::kBlock);
+}
+
+// ------------------------------------------------------------------------------ loads that are
+// cached
+
+LOWRANK_KERNEL(case_fill_x, HopperCaseParams, 128, 1) { p.x[threadIdx.x] = 3; }
+
+LOWRANK_EARLY_KERNEL(case_plain_load, HopperCaseParams, 128, 1) {
+  GridDependencyWait();
+  p.y[threadIdx.x] = p.x[threadIdx.x];
+}
+
+/// The launch before may have been running when this one began, and its data may be cached as it
+/// was.
+LOWRANK_EARLY_KERNEL(case_non_coherent_load, HopperCaseParams, 128, 1) {
+  GridDependencyWait();
+  p.y[threadIdx.x] = __ldg(p.x + threadIdx.x);
+}
+
+LOWRANK_EARLY_KERNEL(case_non_coherent_load_of_own, HopperCaseParams, 128, 1) {
+  p.y[threadIdx.x] = 1;
+  __syncthreads();
+  p.y[threadIdx.x] += __ldg(p.y + threadIdx.x);
+}
+
 }  // namespace lowrank::gpu

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 struct HopperCaseParams {
-  float* y;           // [128 · grid]
-  const float* x;     // [128], written by case_fill_x where a case launches it first
+  float* y;           // [128 · grid], and as much for the blocks to write to
+  float* x;           // [128], written by case_fill_x where a case launches it first
   uint32_t* counter;  // two words, 0
 };

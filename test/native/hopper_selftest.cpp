@@ -14,7 +14,8 @@ struct Case {
   uint32_t blocks = 1;
   uint32_t cluster = 1;
   float y = 0;                   // of every thread, where nothing is wrong
-  const char* before = nullptr;  // a launch that this one overlaps
+  const char* before = nullptr;  // a launch of x
+  bool overlaps = false;         // that this one overlaps
 };
 
 const std::vector<Case>& Cases() {
@@ -27,6 +28,22 @@ const std::vector<Case>& Cases() {
       {"case_fragments", "", 1, 1, 64},
       {"case_fragment_overwritten", "wgmma-register"},
       {"case_fragment_not_fenced", "wgmma-fence"},
+      {"case_scope_of_device", "", 2, 1, 7},
+      {"case_release_at_block", "race-global", 2},
+      {"case_acquire_at_cluster", "race-global", 2},
+      {"case_acquire_at_cluster", "", 2, 2, 7},
+      {"case_fence_of_device", "", 2, 1, 7},
+      {"case_fence_of_block", "race-global", 2},
+      {"case_fence_of_block_after_one_of_device", "race-global", 2},
+      {"case_atomics_of_block", "race-global", 2},
+      {"case_arrival_of_cluster", "", 2, 2, 8},
+      {"case_arrival_of_block", "race-global", 2, 2},
+      {"case_arrival_relaxed", "race-global", 2, 2},
+      {"case_wait_of_block", "race-global", 2, 2},
+      {"case_plain_load", "", 1, 1, 3, "case_fill_x", true},
+      {"case_non_coherent_load", "", 1, 1, 3, "case_fill_x", false},
+      {"case_non_coherent_load", "non-coherent", 1, 1, 3, "case_fill_x", true},
+      {"case_non_coherent_load_of_own", "non-coherent"},
   };
   return cases;
 }
@@ -52,14 +69,15 @@ void RunOne(const Case& test, const HopperCaseParams& params, bool overlaps, Lau
 
 void Check(const Case& test, const Schedule& schedule) {
   const std::string name = std::string(test.kernel) + ", " + schedule.name;
-  DeviceArray<float> y(std::vector<float>(128 * test.blocks));
+  const uint32_t elems = 128 * test.blocks;
+  DeviceArray<float> y(std::vector<float>(2 * elems));
   DeviceArray<float> x(std::vector<float>(128));
   DeviceArray<uint32_t> counter(std::vector<uint32_t>(2));
   const HopperCaseParams params{y.data(), x.data(), counter.data()};
   Use(schedule);
   LaunchChain chain;
   if (test.before != nullptr) RunOne(test, params, false, &chain, test.before);
-  RunOne(test, params, test.before != nullptr, &chain, test.kernel);
+  RunOne(test, params, test.overlaps, &chain, test.kernel);
   std::set<std::string> kinds;
   std::string all;
   for (const Finding& finding : Findings()) {
@@ -73,9 +91,10 @@ void Check(const Case& test, const Schedule& schedule) {
     return;
   }
   Expect(kinds.empty(), name + ": a false alarm:" + all);
-  for (const float value : y.Read()) {
-    if (value == test.y) continue;
-    Expect(false, name + ": y is " + std::to_string(value));
+  const std::vector<float> values = y.Read();
+  for (uint32_t i = 0; i < elems; ++i) {
+    if (values[i] == test.y) continue;
+    Expect(false, name + ": y is " + std::to_string(values[i]));
     break;
   }
 }

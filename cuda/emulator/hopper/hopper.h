@@ -47,15 +47,19 @@ namespace lowrank::emu {
 void MbarrierInit(uint32_t barrier, uint32_t count, Site site);
 void MbarrierInvalidate(uint32_t barrier, Site site);
 /// Returns the state of the phase it arrives in (meaningless for a peer's barrier).
-uint64_t MbarrierArrive(uint32_t barrier, uint32_t count, Site site);
-uint64_t MbarrierArriveExpectTx(uint32_t barrier, uint32_t bytes, Site site);
+/// An arrival releases, a wait acquires, at this scope: that of the block where none is named.
+uint64_t MbarrierArrive(uint32_t barrier, uint32_t count, Site site, Scope scope = Scope::kBlock);
+uint64_t MbarrierArriveExpectTx(uint32_t barrier, uint32_t bytes, Site site,
+                                Scope scope = Scope::kBlock);
 void MbarrierExpectTx(uint32_t barrier, uint32_t bytes, Site site);
 /// True when the phase of `state`, or of this parity, has completed. `Try` blocks the lane until
 /// then, so a loop around it turns once and a deadlock is found exactly; `Test` lets others run.
-bool MbarrierTestWait(uint32_t barrier, uint64_t state, Site site);
-bool MbarrierTryWait(uint32_t barrier, uint64_t state, Site site);
-bool MbarrierTestWaitParity(uint32_t barrier, uint32_t parity, Site site);
-bool MbarrierTryWaitParity(uint32_t barrier, uint32_t parity, Site site);
+bool MbarrierTestWait(uint32_t barrier, uint64_t state, Site site, Scope scope = Scope::kBlock);
+bool MbarrierTryWait(uint32_t barrier, uint64_t state, Site site, Scope scope = Scope::kBlock);
+bool MbarrierTestWaitParity(uint32_t barrier, uint32_t parity, Site site,
+                            Scope scope = Scope::kBlock);
+bool MbarrierTryWaitParity(uint32_t barrier, uint32_t parity, Site site,
+                           Scope scope = Scope::kBlock);
 void FenceMbarrierInit(Site site);
 
 /// Orders this thread's ordinary accesses before later ones of the copy and matrix engines.

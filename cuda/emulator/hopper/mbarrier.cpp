@@ -31,7 +31,8 @@ void CompleteIfDone(TransactionBarrier& barrier) {
   barrier.waiters.clear();
 }
 
-uint64_t Arrive(uint32_t address, uint32_t count, uint32_t bytes, const char* what, Site site) {
+uint64_t Arrive(uint32_t address, uint32_t count, uint32_t bytes, Scope scope, const char* what,
+                Site site) {
   TransactionBarrier& barrier = Use(address, what, site);
   CheckPeerUse(barrier, AddressOf(address, what, site), site);
   Count("mbarrier.arrive");
@@ -40,7 +41,7 @@ uint64_t Arrive(uint32_t address, uint32_t count, uint32_t bytes, const char* wh
          barrier.pending, barrier.count);
   }
   const uint64_t state = barrier.phase;
-  barrier.arriving.Release();
+  barrier.arriving.Release(scope);
   barrier.bytes += bytes;
   barrier.pending -= count;
   CompleteIfDone(barrier);
@@ -53,7 +54,7 @@ bool Completed(const TransactionBarrier& barrier, uint64_t phase_or_parity, bool
   return parity ? (barrier.phase & 1) != (phase_or_parity & 1) : barrier.phase != phase_or_parity;
 }
 
-bool Test(uint32_t address, uint64_t phase, bool parity, Site site) {
+bool Test(uint32_t address, uint64_t phase, bool parity, Scope scope, Site site) {
   const char* what = "mbarrier.test_wait";
   TransactionBarrier* barrier = &Use(address, what, site);
   if (!Completed(*barrier, phase, parity)) {
@@ -62,11 +63,11 @@ bool Test(uint32_t address, uint64_t phase, bool parity, Site site) {
     barrier = &Use(address, what, site);
     if (!Completed(*barrier, phase, parity)) return false;
   }
-  barrier->completed.Acquire();
+  barrier->completed.Acquire(scope);
   return true;
 }
 
-bool Try(uint32_t address, uint64_t phase, bool parity, Site site) {
+bool Try(uint32_t address, uint64_t phase, bool parity, Scope scope, Site site) {
   const char* what = "mbarrier.try_wait";
   const uintptr_t key = AddressOf(address, what, site);
   TransactionBarrier* barrier = &Use(address, what, site);
@@ -81,7 +82,7 @@ bool Try(uint32_t address, uint64_t phase, bool parity, Site site) {
     Park(what, site);
     barrier = &BarrierAt(key, what, site);
   }
-  barrier->completed.Acquire();
+  barrier->completed.Acquire(scope);
   return true;
 }
 
@@ -166,27 +167,27 @@ void MbarrierInvalidate(uint32_t barrier, Site site) {
   Engine().barriers.erase(address);
 }
 
-uint64_t MbarrierArrive(uint32_t barrier, uint32_t count, Site site) {
-  return Arrive(barrier, count, 0, "mbarrier.arrive", site);
+uint64_t MbarrierArrive(uint32_t barrier, uint32_t count, Site site, Scope scope) {
+  return Arrive(barrier, count, 0, scope, "mbarrier.arrive", site);
 }
-uint64_t MbarrierArriveExpectTx(uint32_t barrier, uint32_t bytes, Site site) {
-  return Arrive(barrier, 1, bytes, "mbarrier.arrive.expect_tx", site);
+uint64_t MbarrierArriveExpectTx(uint32_t barrier, uint32_t bytes, Site site, Scope scope) {
+  return Arrive(barrier, 1, bytes, scope, "mbarrier.arrive.expect_tx", site);
 }
 void MbarrierExpectTx(uint32_t barrier, uint32_t bytes, Site site) {
   Use(barrier, "mbarrier.expect_tx", site).bytes += bytes;
 }
 
-bool MbarrierTestWait(uint32_t barrier, uint64_t state, Site site) {
-  return Test(barrier, state, false, site);
+bool MbarrierTestWait(uint32_t barrier, uint64_t state, Site site, Scope scope) {
+  return Test(barrier, state, false, scope, site);
 }
-bool MbarrierTryWait(uint32_t barrier, uint64_t state, Site site) {
-  return Try(barrier, state, false, site);
+bool MbarrierTryWait(uint32_t barrier, uint64_t state, Site site, Scope scope) {
+  return Try(barrier, state, false, scope, site);
 }
-bool MbarrierTestWaitParity(uint32_t barrier, uint32_t parity, Site site) {
-  return Test(barrier, parity, true, site);
+bool MbarrierTestWaitParity(uint32_t barrier, uint32_t parity, Site site, Scope scope) {
+  return Test(barrier, parity, true, scope, site);
 }
-bool MbarrierTryWaitParity(uint32_t barrier, uint32_t parity, Site site) {
-  return Try(barrier, parity, true, site);
+bool MbarrierTryWaitParity(uint32_t barrier, uint32_t parity, Site site, Scope scope) {
+  return Try(barrier, parity, true, scope, site);
 }
 
 }  // namespace lowrank::emu

@@ -18,10 +18,11 @@ LOWRANK_EMU_INLINE void BarrierArrive(uint64_t* s_barrier, LOWRANK_EMU_HERE) {
   emu::MbarrierArrive(SharedAddress(s_barrier), 1, site);
 }
 LOWRANK_EMU_INLINE void BarrierArriveAt(uint64_t* s_barrier, uint32_t rank, LOWRANK_EMU_HERE) {
-  emu::MbarrierArrive(emu::MapAddress(SharedAddress(s_barrier), rank, site), 1, site);
+  emu::MbarrierArrive(emu::MapAddress(SharedAddress(s_barrier), rank, site), 1, site,
+                      emu::Scope::kCluster);
 }
 LOWRANK_EMU_INLINE void BarrierWait(uint64_t* s_barrier, uint32_t parity, LOWRANK_EMU_HERE) {
-  emu::MbarrierTryWaitParity(SharedAddress(s_barrier), parity, site);
+  emu::MbarrierTryWaitParity(SharedAddress(s_barrier), parity, site, emu::Scope::kCluster);
 }
 
 LOWRANK_EMU_INLINE void FenceProxyAsyncGlobal(LOWRANK_EMU_HERE) { emu::FenceProxyAsync(site); }

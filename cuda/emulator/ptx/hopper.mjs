@@ -1,4 +1,5 @@
 /** The instructions of sm_90: mbarrier, bulk and tensor copies, wgmma, clusters. */
+import { scopeOf } from './memory.mjs';
 import { copyAsync } from './warp.mjs';
 
 const u32 = (c, operand) => `uint32_t(${c.bits(operand, 'u32')})`;
@@ -11,23 +12,22 @@ function transactionBarrier(i, c) {
   const shared = (n) => c.sharedAddress(i.operand(n));
   if (verb === 'init') return `MbarrierInit(${shared(0)}, ${u32(c, i.operand(1))}, ${c.site});`;
   if (verb === 'inval') return `MbarrierInvalidate(${shared(0)}, ${c.site});`;
-  // Orders and scopes: what runs here is at least as strong.
-  const relaxed = i.has('relaxed');
-  i.skip('release', 'acquire', 'cta', 'cluster');
+  const relaxed = i.take('relaxed', 'release', 'acquire') === 'relaxed';
+  const named = scopeOf(i, 'kBlock');
+  const scope = relaxed ? 'Scope::kNone' : named;
   if (verb === 'expect_tx') {
     return `MbarrierExpectTx(${shared(0)}, ${u32(c, i.operand(1))}, ${c.site});`;
   }
-  if (relaxed) throw i.fail('a relaxed arrival or wait');
   if (verb === 'arrive') {
     const expect = i.has('expect_tx');
     const count = i.operands.length > 2 ? u32(c, i.operand(2)) : '1';
     const call = expect ? 'MbarrierArriveExpectTx' : 'MbarrierArrive';
-    return c.assignBits(i.operand(0), `${call}(${shared(1)}, ${count}, ${c.site})`);
+    return c.assignBits(i.operand(0), `${call}(${shared(1)}, ${count}, ${c.site}, ${scope})`);
   }
   const parity = i.has('parity');
   const call = `${verb === 'try_wait' ? 'MbarrierTryWait' : 'MbarrierTestWait'}${parity ? 'Parity' : ''}`;
   const phase = parity ? u32(c, i.operand(2)) : `uint64_t(${c.bits(i.operand(2), 'u64')})`;
-  return c.assign(i.operand(0), 'pred', `${call}(${shared(1)}, ${phase}, ${c.site})`);
+  return c.assign(i.operand(0), 'pred', `${call}(${shared(1)}, ${phase}, ${c.site}, ${scope})`);
 }
 
 /** `[map, {x, y}]` */

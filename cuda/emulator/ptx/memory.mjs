@@ -2,9 +2,13 @@
 import { bytesOf, isFloat, isHalf, isPacked, valueType } from './types.mjs';
 
 const kHints = [
-  ...[/^L1::/, /^L2::(64B|128B|256B|evict)/, 'nc', 'ca', 'cg', 'cs', 'lu', 'cv', 'wb', 'wt'],
+  ...[/^L1::/, /^L2::(64B|128B|256B|evict)/, 'ca', 'cg', 'cs', 'lu', 'cv', 'wb', 'wt'],
 ];
-const kScopes = ['cta', 'cluster', 'gpu', 'sys'];
+const kScopes = { cta: 'kBlock', cluster: 'kCluster', gpu: 'kDevice', sys: 'kDevice' };
+
+/** The scope named, in C++. */
+export const scopeOf = (i, unnamed) =>
+  `Scope::${kScopes[i.take(...Object.keys(kScopes))] ?? unnamed}`;
 
 /** The address space named, with what it is called here. */
 function spaceOf(i) {
@@ -23,17 +27,18 @@ const lanesOf = (i) => ({ v2: 2, v4: 4, v8: 8 })[i.take('v2', 'v4', 'v8')] ?? 1;
 const isPrivate = (space) => space === 'local' || space === 'const' || space === 'param';
 
 /** The hook before an access, by its ordering. */
-function watch(c, space, pointer, bytes, write, order) {
+function watch(c, space, pointer, bytes, write, { order, scope, nonCoherent }) {
   if (isPrivate(space)) return '';
+  if (nonCoherent) return `NoteNonCoherent(${pointer}, ${bytes}, ${c.site}); `;
   if (order === 'weak') return `Access(${pointer}, ${bytes}, ${write}, ${c.site}); `;
-  const note = `NoteStrong(${pointer}, ${bytes}, ${write}, ${c.site}); `;
-  return order === 'release' ? `${note}NoteRelease(${pointer}, ${c.site}); ` : note;
+  const note = `NoteStrong(${pointer}, ${bytes}, ${write}, ${c.site}, ${scope}); `;
+  return order === 'release' ? `${note}NoteRelease(${pointer}, ${c.site}, ${scope}); ` : note;
 }
 
 function orderOf(i, strong) {
   const order = i.take(strong, 'relaxed', 'volatile', 'weak', 'mmio') ?? 'weak';
-  if (order !== 'weak' && order !== 'volatile') i.take(...kScopes);
-  return order;
+  const scoped = order !== 'weak' && order !== 'volatile';
+  return { order, scope: scoped ? scopeOf(i, 'kDevice') : 'Scope::kDevice' };
 }
 
 /** createpolicy's value, where a hint says that there is one. */
@@ -43,9 +48,10 @@ function dropPolicy(i, count) {
 
 function load(i, c) {
   const space = spaceOf(i);
-  const order = orderOf(i, 'acquire');
+  const { order, scope } = orderOf(i, 'acquire');
   const lanes = lanesOf(i);
   dropPolicy(i, 2);
+  const nonCoherent = i.has('nc');
   i.skip(...kHints);
   const type = i.type();
   const targets = c.vector(i.operand(0));
@@ -59,7 +65,7 @@ function load(i, c) {
   }
   const pointer = c.temporary('from');
   if (order === 'acquire' && bytes === 4) {
-    const word = `LoadAcquire(reinterpret_cast<const uint32_t*>(${c.pointer(i.operand(1), space)}), ${c.site})`;
+    const word = `LoadAcquire(reinterpret_cast<const uint32_t*>(${c.pointer(i.operand(1), space)}), ${c.site}, ${scope})`;
     return c.assignBits(targets[0], word);
   }
   const reads = targets.map((target, n) =>
@@ -69,15 +75,15 @@ function load(i, c) {
       `reinterpret_cast<const Unaligned<${valueType(raw)}>*>(${pointer} + ${n * bytesOf(type)})->value`,
     ),
   );
-  const before = watch(c, space, pointer, bytes, false, order);
+  const before = watch(c, space, pointer, bytes, false, { order, scope, nonCoherent });
   const poll = order === 'weak' ? '' : `SpinYield("ld.${order}", ${c.site}); `;
-  const after = order === 'acquire' ? ` NoteAcquire(${pointer}, ${c.site});` : '';
+  const after = order === 'acquire' ? ` NoteAcquire(${pointer}, ${c.site}, ${scope});` : '';
   return `{ char* const ${pointer} = ${c.pointer(i.operand(1), space)}; ${poll}${before}${reads.join(' ')}${after} }`;
 }
 
 function store(i, c) {
   const space = spaceOf(i);
-  const order = orderOf(i, 'release');
+  const ordering = orderOf(i, 'release');
   const lanes = lanesOf(i);
   dropPolicy(i, 2);
   i.skip(...kHints);
@@ -97,7 +103,7 @@ function store(i, c) {
     (value, n) =>
       `reinterpret_cast<Unaligned<${valueType(raw)}>*>(${pointer} + ${n * bytesOf(type)})->value = ${value};`,
   );
-  const before = watch(c, space, pointer, bytes, true, order);
+  const before = watch(c, space, pointer, bytes, true, ordering);
   return `{ char* const ${pointer} = ${c.pointer(i.operand(0), space)}; ${before}${writes.join(' ')} }`;
 }
 
@@ -119,7 +125,7 @@ function atomic(i, c) {
   const space = spaceOf(i);
   if (!['global', 'shared', 'generic'].includes(space)) throw i.fail(`an atomic in .${space}`);
   const order = i.take('relaxed', 'acquire', 'release', 'acq_rel') ?? 'relaxed';
-  i.take(...kScopes);
+  const scope = scopeOf(i, 'kDevice');
   i.skip('noftz', ...kHints);
   const operation = i.need(...Object.keys(kAtomics));
   const type = i.type();
@@ -137,11 +143,11 @@ function atomic(i, c) {
   const acquire = order === 'acquire' || order === 'acq_rel';
   return [
     `{ char* const ${pointer} = ${c.pointer(i.operand(first), space)};`,
-    release ? `NoteRelease(${pointer}, ${site});` : '',
-    `AtomicBegin(${pointer}, ${bytesOf(type)}, ${site});`,
+    release ? `NoteRelease(${pointer}, ${site}, ${scope});` : '',
+    `AtomicBegin(${pointer}, ${bytesOf(type)}, ${site}, ${scope});`,
     `const ${value} ${old} = Atomic<${value}>(${pointer}, [&](${value} old) -> ${value} { return ${value}(${kAtomics[operation]('old', x, y)}); });`,
-    `AtomicEnd(${pointer}, ${site});`,
-    acquire ? `NoteAcquire(${pointer}, ${site});` : '',
+    `AtomicEnd(${pointer}, ${site}, ${scope});`,
+    acquire ? `NoteAcquire(${pointer}, ${site}, ${scope});` : '',
     first === 1 ? c.assign(i.operand(0), type, old) : `(void)${old};`,
     '}',
   ].join(' ');
@@ -163,8 +169,7 @@ function fence(i, c) {
     return `FenceMbarrierInit(${c.site});`;
   }
   i.need('acq_rel', 'sc', 'acquire', 'release');
-  i.need(...kScopes);
-  return 'Fence();';
+  return `Fence(${scopeOf(i, 'kDevice')});`;
 }
 
 export const memory = {
@@ -175,8 +180,7 @@ export const memory = {
   red: atomic,
   fence,
   membar: (i) => {
-    i.need('cta', 'gl', 'sys');
-    return 'Fence();';
+    return `Fence(Scope::${i.need('cta', 'gl', 'sys') === 'cta' ? 'kBlock' : 'kDevice'});`;
   },
   prefetch: (i, c) => {
     if (i.has('tensormap')) {

@@ -47,10 +47,14 @@ inline char* SharedAt(const Thread* thread, uint32_t address, Site site) {
 }
 
 /// Before a volatile, relaxed, acquiring or releasing access.
-inline void NoteStrong(const void* ptr, uint32_t bytes, bool write, Site site) {
+inline void NoteStrong(const void* ptr, uint32_t bytes, bool write, Site site, Scope scope) {
   if (__builtin_expect(observing, 0)) {
-    AccessSlow(ptr, bytes, write ? AccessKind::kAtomicStore : AccessKind::kAtomicLoad, site);
+    AccessSlow(ptr, bytes, write ? AccessKind::kAtomicStore : AccessKind::kAtomicLoad, site, scope);
   }
+}
+/// Before a load through the non-coherent cache.
+inline void NoteNonCoherent(const void* ptr, uint32_t bytes, Site site) {
+  if (__builtin_expect(observing, 0)) AccessSlow(ptr, bytes, AccessKind::kReadNonCoherent, site);
 }
 
 /// A read-modify-write; returns what was there.

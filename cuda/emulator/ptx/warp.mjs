@@ -7,9 +7,8 @@ const u32 = (c, operand) => `uint32_t(${c.bits(operand, 'u32')})`;
 function barrier(i, c) {
   if (i.has('cluster')) {
     i.skip('aligned', 'release', 'acquire');
-    const arrive = i.need('arrive', 'wait') === 'arrive';
-    if (arrive && i.has('relaxed')) throw i.fail('a relaxed arrival');
-    return `${arrive ? 'ClusterArrive' : 'ClusterWait'}(${c.site});`;
+    if (i.need('arrive', 'wait') === 'wait') return `ClusterWait(${c.site});`;
+    return `ClusterArrive(${c.site}, ${i.has('relaxed')});`;
   }
   if (i.has('warp')) {
     i.need('sync');
