@@ -214,6 +214,7 @@ struct GemmF32 {
       auto load_x = [&](int slab) {
         if (slab < slabs) {
           float* s_x = s.x[slab % kStages];
+          SlotFilled(s_x, static_cast<uint32_t>(slab));
           const int64_t first_c = static_cast<int64_t>(slab) * kTileC;
 #pragma unroll
           for (int piece = thread; piece < Tile::kTileM * 4; piece += Tile::kThreads) {
@@ -291,6 +292,7 @@ struct GemmF32 {
       float chunk[kMI][kPI] = {};
       auto multiply = [&](int slab) {
         const float* s_x = s.x[slab % kStages];
+        SlotRead(s_x, static_cast<uint32_t>(slab));
         const float* s_w = s.w[slab % 2];
 // Rolled: 128 registers hold the sums, and the pieces of a second step would be spilled.
 #pragma unroll 1

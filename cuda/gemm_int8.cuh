@@ -94,11 +94,13 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
     CopyTile<Tile::kTileP, Tile::kSlab, Tile::kThreads>(
         static_cast<const unsigned char*>(p.gemm.w.data) + p0 * K + k0, K, N - p0, K - k0,
         s.w[slab % kStages]);
+    SlotFilled(s.w[slab % kStages], static_cast<uint32_t>(slab));
   };
   auto load_x = [&](int slab) {
     const int64_t k0 = static_cast<int64_t>(slab) * Tile::kSlab;
     CopyTile<Tile::kTileM, Tile::kSlab, Tile::kThreads>(p.codes + m0 * K + k0, K, M - m0, K - k0,
                                                         s.x[slab % kStages]);
+    SlotFilled(s.x[slab % kStages], static_cast<uint32_t>(slab));
   };
 
   // Scales are read where nobody waits for them, and seen after the first barrier.
@@ -165,6 +167,8 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
       load_x(next);
     }
     CpAsyncCommit();
+    SlotRead(s.x[slab % kStages], static_cast<uint32_t>(slab));
+    SlotRead(s.w[slab % kStages], static_cast<uint32_t>(slab));
 #pragma unroll
     for (int step = 0; step < Tile::kSlab / 32; ++step) {
       sums.template Step<CodeBytes>(s.x[slab % kStages], s.w[slab % kStages], step);

@@ -279,6 +279,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   // Elements past the end of a row or of the rows are zeros on both sides of the product.
   auto load_x = [&](int slab) {
     unsigned char* s_x = s.x[slab % kStages];
+    SlotFilled(s_x, static_cast<uint32_t>(slab));
     const int64_t r0 = static_cast<int64_t>(slab) * Tile::kTileR;
     const uint16_t* g_x = static_cast<const uint16_t*>(p.x) + m0 * R + r0;
     if constexpr (!Source::kGeneral) {
@@ -353,6 +354,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
 
   auto mma_and_decode = [&](int slab) {
     const unsigned char* s_x = s.x[slab % kStages];
+    SlotRead(s_x, static_cast<uint32_t>(slab));
     const unsigned char* s_w = s.w[slab % Shared::kTiles];
     unsigned char* s_next = s.w[(slab + 1) % Shared::kTiles];
 #pragma unroll kUnroll

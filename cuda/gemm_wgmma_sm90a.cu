@@ -249,8 +249,8 @@ LOWRANK_DEVICE void StoreSums(const GemmWgmmaParams& p, uint16_t* s_out,
     float low = 0;
     float high = 0;
     if (p.addend != nullptr && n < p.panel_n) {
-      low = __ldg(p.addend + p.first_n + n);
-      if (n + 1 < p.panel_n) high = __ldg(p.addend + p.first_n + n + 1);
+      low = p.addend[p.first_n + n];  // of the launch before
+      if (n + 1 < p.panel_n) high = p.addend[p.first_n + n + 1];
     }
     uint32_t packed[2];
 #pragma unroll

@@ -200,6 +200,7 @@ class LoraContract {
 
   LOWRANK_MEMBER void LoadTile(int tile) {
     unsigned char* s_tile = StageOf(tile);
+    SlotFilled(s_tile, static_cast<uint32_t>(tile));
     const unsigned char* g_x = static_cast<const unsigned char*>(p_.x);
     if (p_.x_aligned != 0) {
       ForEachChunk<Tile::kChunksPerThread>(tile, [&](int offset_bytes, int64_t index, int inside) {
@@ -367,6 +368,7 @@ class LoraContract {
 
   LOWRANK_MEMBER void MultiplyTile(int tile) {
     const unsigned char* s_tile = StageOf(tile);
+    SlotRead(s_tile, static_cast<uint32_t>(tile));
     uint32_t factor_non_finite = 0;
 #pragma unroll
     for (int ji = 0; ji < kTilesJ; ++ji) {

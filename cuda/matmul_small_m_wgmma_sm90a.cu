@@ -142,6 +142,7 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
 
   __device__ __forceinline__ void StoreX(int step) {
     unsigned char* s_x = s_.main.x[step % Shared::kStages];
+    SlotFilled(s_x, static_cast<uint32_t>(step));
 #pragma unroll
     for (int word = 0; word < 4; ++word) {
       unsigned char* s_word = s_x + (x_place_ ^ (word * 16));

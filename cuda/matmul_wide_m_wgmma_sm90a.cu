@@ -113,7 +113,9 @@ class ScaleRing {
         for (int b = 0; b < 2; ++b) {
           const int slot = (next_[i] + b) % Shared::kScaleSlots;
           if (next_[i] + b < end[i]) {
-            s_scales_[slot * Tile::kScaleStride + i * kRowsApart] = scale[i][b];
+            float* s_scale = s_scales_ + slot * Tile::kScaleStride + i * kRowsApart;
+            *s_scale = scale[i][b];
+            SlotFilled(s_scale, static_cast<uint32_t>(next_[i] + b));
           }
         }
         next_[i] = min(next_[i] + 2, end[i]);
@@ -186,6 +188,7 @@ class Producer {
     const uint32_t bytes = k + lane_k_ < slice_ ? 4 : 0;
     // Rows of a warp are 0 or 4 of a pattern of eight in turn.
     unsigned char* s_x = s_.main.x[step % kStages];
+    SlotFilled(s_x, static_cast<uint32_t>(step));
     unsigned char* s_rows[2] = {s_x + place_, s_x + (place_ ^ 64)};
     int row = warp_;
 #pragma unroll 1

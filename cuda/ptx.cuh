@@ -114,6 +114,11 @@ LOWRANK_PTX uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
   return bits;
 }
 
+/// Nothing here; the emulator's checks hold every read of a slot of a ring against what it was filled
+/// with last: `generation` is the same in SlotRead as in SlotFilled, and another one in each turn.
+LOWRANK_PTX void SlotFilled(const void*, uint32_t) {}
+LOWRANK_PTX void SlotRead(const void*, uint32_t) {}
+
 /// `value`, computed here and kept: not again in each round of a loop that uses it.
 LOWRANK_PTX uint32_t Keep(uint32_t value) {
   asm volatile("" : "+r"(value));

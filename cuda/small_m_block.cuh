@@ -221,9 +221,11 @@ class SmallMBlock {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if constexpr (kQuantised) {
-        int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
-        if constexpr (Shared::kScaleSlots > 0) block &= Shared::kScaleSlots - 1;
-        if (inside) scale[half] = Scales()[block * Tile::kScaleStride + LocalRow(i, half)];
+        const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
+        const int slot = Shared::kScaleSlots > 0 ? block & (Shared::kScaleSlots - 1) : block;
+        const float* s_scale = Scales() + slot * Tile::kScaleStride + LocalRow(i, half);
+        if (inside) scale[half] = *s_scale;
+        if (Shared::kScaleSlots > 0 && inside) SlotRead(s_scale, static_cast<uint32_t>(block));
       }
       if (!inside) codes->raw[i][half] = make_uint4(padding, padding, padding, padding);
     }

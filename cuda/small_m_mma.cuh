@@ -116,6 +116,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
     // x has at most 2^32 elements.
     const auto cols = static_cast<uint32_t>(p_.K);
     const uint32_t at = static_cast<uint32_t>(first_k_) + first * cols + min(k, slice_ - 8);
+    SlotFilled(s_.main.x[step % 2], static_cast<uint32_t>(step));
     unsigned char* s_x = s_.main.x[step % 2] + (chunk * Tile::kTokens * kPieces + place) * 16;
 #pragma unroll
     for (int i = 0; i < Tile::kTokens / kApart; ++i) {
@@ -137,6 +138,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
       prepared[i] = this->template Prepare<kTail>(i, step, &codes);
     }
     const unsigned char* s_x = s_.main.x[step % 2];
+    SlotRead(s_x, static_cast<uint32_t>(step));
 #pragma unroll
     for (int u = 0; u < kPieces / 4; ++u) {
       uint4 x[Tile::kTilesM];

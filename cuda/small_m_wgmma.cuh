@@ -52,6 +52,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   template <bool kTail, typename AfterFirst, typename AfterHalf>
   __device__ __forceinline__ void Multiply(const unsigned char* s_x, int step, Codes codes,
                                            AfterFirst after_first, AfterHalf after_half) {
+    SlotRead(s_x, static_cast<uint32_t>(step));
 #pragma unroll
     for (int i = 0; i < Tile::kTilesN; ++i) {
       const auto prepared = this->template Prepare<kTail>(i, step, &codes);

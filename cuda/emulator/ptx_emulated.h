@@ -82,6 +82,13 @@ LOWRANK_EMU_INLINE const T* Keep(const T* value) {
   return value;
 }
 
+LOWRANK_EMU_INLINE void SlotFilled(const void* s_slot, uint32_t generation, LOWRANK_EMU_HERE) {
+  if (__builtin_expect(emu::observing, 0)) emu::NoteSlotFilled(s_slot, generation, site);
+}
+LOWRANK_EMU_INLINE void SlotRead(const void* s_slot, uint32_t generation, LOWRANK_EMU_HERE) {
+  if (__builtin_expect(emu::observing, 0)) emu::NoteSlotRead(s_slot, generation, site);
+}
+
 LOWRANK_EMU_INLINE void NamedBarrier(uint32_t id, uint32_t threads, LOWRANK_EMU_HERE) {
   emu::BarrierSync(id, threads, site);
 }

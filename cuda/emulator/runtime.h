@@ -363,6 +363,11 @@ void NoteProxyFence();
 /// neither by its thread nor by this one since it has seen the write. False where there is none.
 bool UnfencedWrite(const void* ptr, size_t bytes, Site* writer);
 
+/// Slots of a ring in shared memory, known by their address: what is read has to be what the slot
+/// was filled with last. Reads and writes that are ordered, but of the wrong turn, show only so.
+void NoteSlotFilled(const void* s_slot, uint32_t generation, Site site);
+void NoteSlotRead(const void* s_slot, uint32_t generation, Site site);
+
 // ------------------------------------------------------------------------------------------ counts
 
 /// What a warp's accesses at one source line cost.

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <unordered_map>
 #include <vector>
 
 #include "cuda/emulator/clocks.h"
@@ -93,6 +94,12 @@ struct Barrier {
 };
 constexpr uint32_t kBarriers = 16;
 
+/// What a slot of a ring holds.
+struct SlotFill {
+  uint32_t generation;
+  Site site;
+};
+
 struct BlockState : Block {
   StackPool stacks;
   std::vector<Fiber> fibers;
@@ -115,6 +122,7 @@ struct BlockState : Block {
   Access1 grid_wait;                     // the first thread that waited for earlier launches
   ShadowMemory shadow;                   // of shared memory, in check mode
   std::vector<uint32_t> shared_reads;    // by word and warp: 1 + the clock of its last read
+  std::unordered_map<uintptr_t, SlotFill> slots;  // of rings, in check mode
 };
 
 /// What all workers of a launch share.

@@ -198,6 +198,7 @@ void Worker::StartBlock(BlockState* block, uint64_t linear, uint32_t rank, Block
   }
   if (run_->check) {
     block->grid_wait = Access1();
+    block->slots.clear();
     block->shadow.Reset(reinterpret_cast<uintptr_t>(block->shared_base), room_bytes, false);
     block->shared_reads.assign(size_t{room_bytes} / 4 * block->warps, 0);
   }

@@ -313,4 +313,34 @@ LOWRANK_EARLY_KERNEL(case_non_coherent_load_of_own, HopperCaseParams, 128, 1) {
   p.y[threadIdx.x] += __ldg(p.y + threadIdx.x);
 }
 
+// ------------------------------------------------------------------------------------------- rings
+
+struct Ring {
+  float slots[2][128];
+};
+/// Four turns through two slots, each read after a barrier; turn `from` reads the slot of another.
+LOWRANK_DEVICE void GoRound(const HopperCaseParams& p, uint32_t from, int apart) {
+  Ring& s = DynamicShared<Ring>();
+  float sum = 0;
+  for (uint32_t turn = 0; turn < 4; ++turn) {
+    s.slots[turn % 2][threadIdx.x] = static_cast<float>(turn);
+    SlotFilled(s.slots[turn % 2], turn);
+    __syncthreads();
+    const uint32_t slot = (turn == from ? turn + static_cast<uint32_t>(apart) : turn) % 2;
+    SlotRead(s.slots[slot], turn);
+    sum += s.slots[slot][127 - threadIdx.x];
+    __syncthreads();
+  }
+  p.y[threadIdx.x] = sum;
+}
+LOWRANK_EARLY_KERNEL(case_ring, HopperCaseParams, 128, 1) { GoRound(p, 9, 0); }
+LOWRANK_EARLY_KERNEL(case_ring_read_of_last_turn, HopperCaseParams, 128, 1) { GoRound(p, 2, 1); }
+LOWRANK_EARLY_KERNEL(case_ring_read_of_nothing, HopperCaseParams, 128, 1) {
+  Ring& s = DynamicShared<Ring>();
+  s.slots[0][threadIdx.x] = 1;
+  __syncthreads();
+  SlotRead(s.slots[0], 0);
+  p.y[threadIdx.x] = s.slots[0][127 - threadIdx.x];
+}
+
 }  // namespace lowrank::gpu

@@ -44,6 +44,9 @@ const std::vector<Case>& Cases() {
       {"case_non_coherent_load", "", 1, 1, 3, "case_fill_x", false},
       {"case_non_coherent_load", "non-coherent", 1, 1, 3, "case_fill_x", true},
       {"case_non_coherent_load_of_own", "non-coherent"},
+      {"case_ring", "", 1, 1, 6},
+      {"case_ring_read_of_last_turn", "ring"},
+      {"case_ring_read_of_nothing", "ring"},
   };
   return cases;
 }
