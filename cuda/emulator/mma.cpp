@@ -5,17 +5,13 @@
 
 #include "cuda/emulator/elements.h"
 #include "cuda/emulator/scheduler.h"
+#include "cuda/emulator/tensor_sums.h"
 
 namespace lowrank::emu {
 namespace {
 
 /// The tensor core reads the upper 19 bits of a tf32 operand.
-float FromTF32(uint32_t bits) {
-  const uint32_t word = bits & 0xffffe000u;
-  float value;
-  std::memcpy(&value, &word, sizeof(value));
-  return value;
-}
+float FromTF32(uint32_t bits) { return FloatOf(bits & 0xffffe000u); }
 
 struct MmaArg {
   float* d;
@@ -52,49 +48,33 @@ struct Fragments {
 template <MmaType kType, int kK>
 void MmaFn(uint32_t, void** args) {
   using F = Fragments<kType, kK>;
-  alignas(64) double a[16][kK];
-  alignas(64) double b[kK][8];
-  alignas(64) double c[16][8];
+  TileOfA a;
+  PanelOfB b;
+  alignas(32) float c[16][8];
   for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
     const auto* arg = static_cast<const MmaArg*>(args[lane]);
     const uint32_t g = lane / 4;
     const uint32_t t = lane % 4;
     for (int half = 0; half < F::kHalves; ++half) {
-      F::Unpack(arg->a[2 * half], t, half,
-                [&](int k, float v) { a[g][k] = static_cast<double>(v); });
-      F::Unpack(arg->a[2 * half + 1], t, half,
-                [&](int k, float v) { a[g + 8][k] = static_cast<double>(v); });
-      F::Unpack(arg->b[half], t, half, [&](int k, float v) { b[k][g] = static_cast<double>(v); });
+      F::Unpack(arg->a[2 * half], t, half, [&](int k, float v) { a.value[g][k] = v; });
+      F::Unpack(arg->a[2 * half + 1], t, half, [&](int k, float v) { a.value[g + 8][k] = v; });
+      F::Unpack(arg->b[half], t, half, [&](int k, float v) { b.value[k][g] = v; });
     }
-    c[g][2 * t] = static_cast<double>(arg->c[0]);
-    c[g][2 * t + 1] = static_cast<double>(arg->c[1]);
-    c[g + 8][2 * t] = static_cast<double>(arg->c[2]);
-    c[g + 8][2 * t + 1] = static_cast<double>(arg->c[3]);
+    std::memcpy(&c[g][2 * t], arg->c, 2 * sizeof(float));
+    std::memcpy(&c[g + 8][2 * t], arg->c + 2, 2 * sizeof(float));
   }
-  constexpr int kRows = 4;  // 8 accumulators hide the latency of the sums
-  for (int row = 0; row < 16; row += kRows) {
-    Doubles sums[kRows][2];
-    std::memcpy(sums, c[row], sizeof(sums));
-    for (int k = 0; k < kK; ++k) {
-      Doubles columns[2];
-      std::memcpy(columns, b[k], sizeof(columns));
-      for (int i = 0; i < kRows; ++i) {
-        const double v = a[row + i][k];
-        const Doubles factor = {v, v, v, v};
-        sums[i][0] = MultiplyAdd(factor, columns[0], sums[i][0]);
-        sums[i][1] = MultiplyAdd(factor, columns[1], sums[i][1]);
-      }
-    }
-    std::memcpy(c[row], sums, sizeof(sums));
-  }
+  constexpr int kMinExponent = kType == MmaType::kF16 ? kMinExponentF16 : kMinExponentF32;
+  a.Finish(kK, kMinExponent);
+  b.Finish(kK, kMinExponent);
+  const TensorCore core = TensorCoreOf(running->options.sm);
+  const int depth = kType == MmaType::kTF32 ? core.depth / 2 : core.depth;
+  AddProducts(a, b, kK, depth < kK ? depth : kK, core.bits, c);
   for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
     const auto* arg = static_cast<const MmaArg*>(args[lane]);
     const uint32_t g = lane / 4;
     const uint32_t t = lane % 4;
-    arg->d[0] = static_cast<float>(c[g][2 * t]);
-    arg->d[1] = static_cast<float>(c[g][2 * t + 1]);
-    arg->d[2] = static_cast<float>(c[g + 8][2 * t]);
-    arg->d[3] = static_cast<float>(c[g + 8][2 * t + 1]);
+    std::memcpy(arg->d, &c[g][2 * t], 2 * sizeof(float));
+    std::memcpy(arg->d + 2, &c[g + 8][2 * t], 2 * sizeof(float));
   }
   if (observing) {
     Count(kK == 16 ? "mma.m16n8k16" : kType == MmaType::kTF32 ? "mma.m16n8k8.tf32" : "mma.m16n8k8");

@@ -4,13 +4,16 @@
 #include <cstring>
 #include <random>
 #include <string>
+#include <vector>
 
 #include "cuda/ptx.cuh"
 #include "test/native/emulator_check.h"
+#include "test/native/tensor_sum.h"
 
 namespace {
 
 using namespace lowrank::emu;
+using lowrank::test::TensorSum;
 
 std::mt19937 generator(7);
 
@@ -39,7 +42,21 @@ Place PlaceOfB16(int lane, int reg, int element) {
 }
 Place PlaceOfC(int lane, int reg) { return {lane / 4 + reg / 2 * 8, lane % 4 * 2 + reg % 2}; }
 
-void CheckMma16(MmaType type, bool special) {
+enum class Elements { kModerate, kAnyBits, kFinite, kSpread };
+/// Of a kind: also any that is finite, or of exponents so far apart that much is cut off.
+uint32_t Element(MmaType type, Elements elements) {
+  if (elements == Elements::kModerate) return Small(type);
+  const uint32_t bits = Bits() & 0xffffu;
+  if (elements == Elements::kAnyBits) return bits;
+  const uint32_t exponents = type == MmaType::kBF16 ? 0x7f80u : 0x7c00u;
+  if (elements == Elements::kFinite) return (bits & exponents) == exponents ? bits & 0x80ffu : bits;
+  if (Bits() % 8 == 0) return bits & 0x8000u;
+  const uint32_t spread =
+      type == MmaType::kBF16 ? (120 + Bits() % 16) << 7 : (7 + Bits() % 16) << 10;
+  return (bits & ~exponents) | spread;
+}
+
+void CheckMma16(MmaType type, Elements elements) {
   uint32_t a[32][4];
   uint32_t b[32][2];
   float c[32][4];
@@ -54,19 +71,21 @@ void CheckMma16(MmaType type, bool special) {
     for (int reg = 0; reg < 4; ++reg) {
       a[lane][reg] = 0;
       for (int i = 0; i < 2; ++i) {
-        const uint32_t bits = special ? Bits() & 0xffffu : Small(type);
+        const uint32_t bits = Element(type, elements);
         a[lane][reg] |= bits << (16 * i);
         const Place at = PlaceOfA16(lane, reg, i);
         wide_a[at.row][at.column] = static_cast<double>(convert(bits));
       }
       c[lane][reg] = static_cast<float>(Bits() % 4096) / 8;
+      if (elements == Elements::kFinite) c[lane][reg] = __uint_as_float(Bits() & 0xff7fffffu);
+      if (elements == Elements::kSpread && Bits() % 2 == 0) c[lane][reg] *= -0x1p-9f;
       const Place at = PlaceOfC(lane, reg);
       wide_c[at.row][at.column] = static_cast<double>(c[lane][reg]);
     }
     for (int reg = 0; reg < 2; ++reg) {
       b[lane][reg] = 0;
       for (int i = 0; i < 2; ++i) {
-        const uint32_t bits = special ? Bits() & 0xffffu : Small(type);
+        const uint32_t bits = Element(type, elements);
         b[lane][reg] |= bits << (16 * i);
         const Place at = PlaceOfB16(lane, reg, i);
         wide_b[at.row][at.column] = static_cast<double>(convert(bits));
@@ -83,14 +102,22 @@ void CheckMma16(MmaType type, bool special) {
   for (int lane = 0; lane < 32; ++lane) {
     for (int reg = 0; reg < 4; ++reg) {
       const Place at = PlaceOfC(lane, reg);
-      double sum = wide_c[at.row][at.column];
-      for (int k = 0; k < 16; ++k) sum += wide_a[at.row][k] * wide_b[k][at.column];
-      const auto want = static_cast<float>(sum);
+      std::vector<double> row(16);
+      std::vector<double> column(16);
+      for (int k = 0; k < 16; ++k) {
+        row[static_cast<size_t>(k)] = wide_a[at.row][k];
+        column[static_cast<size_t>(k)] = wide_b[k][at.column];
+      }
+      const bool bf16 = type == MmaType::kBF16;
+      const float want =
+          TensorSum(row, column, c[lane][reg], bf16 ? 7 : 10, bf16 ? -126 : -14,
+                    CurrentOptions().sm >= 90 ? 25 : 24, CurrentOptions().sm >= 90 ? 16 : 8);
       right = right && (want == d[lane][reg] || (std::isnan(want) && std::isnan(d[lane][reg])));
+      right = right && (!std::isnan(want) || __float_as_uint(d[lane][reg]) == 0x7fffffffu);
     }
   }
   Expect(right, std::string("mma.m16n8k16 ") + (type == MmaType::kBF16 ? "bf16" : "f16") +
-                    (special ? ", any bits" : ""));
+                    ", elements " + std::to_string(static_cast<int>(elements)));
 }
 
 void CheckMmaTF32() {
@@ -122,9 +149,15 @@ void CheckMmaTF32() {
   for (int lane = 0; lane < 32; ++lane) {
     for (int reg = 0; reg < 4; ++reg) {
       const Place at = PlaceOfC(lane, reg);
-      double sum = 0;
-      for (int k = 0; k < 8; ++k) sum += wide_a[at.row][k] * wide_b[k][at.column];
-      right = right && static_cast<float>(sum) == d[lane][reg];
+      std::vector<double> row(8);
+      std::vector<double> column(8);
+      for (int k = 0; k < 8; ++k) {
+        row[static_cast<size_t>(k)] = wide_a[at.row][k];
+        column[static_cast<size_t>(k)] = wide_b[k][at.column];
+      }
+      const bool hopper = CurrentOptions().sm >= 90;
+      const float want = TensorSum(row, column, 0, 10, -126, hopper ? 25 : 24, hopper ? 8 : 4);
+      right = right && want == d[lane][reg];
     }
   }
   Expect(right, "mma.m16n8k8 tf32");
@@ -309,10 +342,15 @@ void CheckBits() {
 }  // namespace
 
 int main() {
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 10; ++round) {
+    Options options = CurrentOptions();
+    options.sm = round % 2 == 0 ? 80 : 90;
+    SetOptions(options);
     for (const MmaType type : {MmaType::kBF16, MmaType::kF16}) {
-      CheckMma16(type, false);
-      CheckMma16(type, true);
+      for (const Elements elements :
+           {Elements::kModerate, Elements::kAnyBits, Elements::kFinite, Elements::kSpread}) {
+        CheckMma16(type, elements);
+      }
     }
     CheckMmaTF32();
     CheckMmaBytes(MmaType::kS8);

@@ -1,6 +1,8 @@
-/// wgmma of the emulator against the product by its definition: both operand sources, both majors,
-/// every swizzle, both 16-bit types; and of bytes, whose rows of 32 lie as 16 elements of 16 bits.
+/// wgmma of the emulator against the step of a tensor core by its definition: both operand sources,
+/// both majors, every swizzle, both 16-bit types; and of bytes, whose rows of 32 lie as 16 elements
+/// of 16 bits.
 #include "test/native/hopper_fixture.h"
+#include "test/native/tensor_sum.h"
 
 namespace lowrank::test {
 namespace {
@@ -138,15 +140,16 @@ void CheckWgmma(WgmmaParams p) {
         expected[m * n + col] = SumOfBytes(first, &a[m * 16], &b[col * 16]);
         continue;
       }
-      double sum = p.accumulate ? static_cast<double>(c[m * n + col]) : 0.0;
+      std::vector<double> row(16);
+      std::vector<double> column(16);
       for (uint32_t k = 0; k < 16; ++k) {
-        double product = static_cast<double>(Value(p.shape.bf16, a[m * 16 + k])) *
-                         static_cast<double>(Value(p.shape.bf16, b[col * 16 + k]));
-        if (p.shape.negate_a) product = -product;
-        if (p.shape.negate_b) product = -product;
-        sum += product;
+        row[k] = static_cast<double>(Value(p.shape.bf16, a[m * 16 + k]));
+        if (p.shape.negate_a) row[k] = -row[k];
+        column[k] = static_cast<double>(Value(p.shape.bf16, b[col * 16 + k]));
+        if (p.shape.negate_b) column[k] = -column[k];
       }
-      expected[m * n + col] = static_cast<float>(sum);
+      expected[m * n + col] = TensorStep(row, column, p.accumulate ? c[m * n + col] : 0.0f,
+                                         p.shape.bf16 ? 7 : 10, p.shape.bf16 ? -126 : -14, 25);
     }
   }
   DeviceArray<uint16_t> a_device(a);

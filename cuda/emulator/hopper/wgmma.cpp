@@ -10,6 +10,7 @@
 #include "cuda/emulator/elements.h"
 #include "cuda/emulator/hopper/hopper_state.h"
 #include "cuda/emulator/scheduler.h"
+#include "cuda/emulator/tensor_sums.h"
 
 namespace lowrank::emu {
 namespace {
@@ -18,9 +19,6 @@ constexpr uint32_t kK = 16;         // of 16-bit elements: 32 bytes of a row
 constexpr uint32_t kKBytes = 32;    // of bytes, so that chunks lie alike
 constexpr uint32_t kWarpRows = 16;  // of one warp
 constexpr uint32_t kMaxN = 256;
-
-/// Eight rows (columns) of an operand, K first.
-using Panel = Doubles[kK][2];
 
 /// A matrix descriptor: 14-bit fields in units of 16 bytes.
 struct Descriptor {
@@ -83,46 +81,48 @@ void ForEachChunk(uint64_t bits, bool mn_major, uint32_t first_mn, uint32_t coun
 
 uint32_t FirstRow() { return current->warp % 4 * kWarpRows; }
 
-/// Rows [first_mn, first_mn + 8) of an operand.
-void Gather(uint64_t bits, bool mn_major, bool bf16, bool negate, uint32_t first_mn, Panel& panel) {
+/// Rows [first_mn, first_mn + 8) of an operand: store(k, the eight).
+template <typename Store>
+void Gather(uint64_t bits, bool mn_major, bool bf16, bool negate, uint32_t first_mn, Store store) {
   __m128i by_k[kK];
   ForEachChunk(bits, mn_major, first_mn, 8,
                [&](const unsigned char* chunk, uint32_t mn, uint32_t k) {
                  std::memcpy(&by_k[mn_major ? k : k + mn - first_mn], chunk, 16);
                });
+  const __m256 sign = _mm256_set1_ps(negate ? -0.0f : 0.0f);
   for (uint32_t k = 0; k < kK; ++k) {
     if (!mn_major && k % 8 == 0) TransposeEight(&by_k[k]);
-    EightToDoubles(by_k[k], bf16, panel[k]);
-    if (negate) {
-      panel[k][0] = -panel[k][0];
-      panel[k][1] = -panel[k][1];
-    }
+    store(k, _mm256_xor_ps(EightToFloats(by_k[k], bf16), sign));
   }
 }
 
+int MinExponent(const WgmmaShape& shape) { return shape.bf16 ? kMinExponentF32 : kMinExponentF16; }
+
 /// The warp's 16 rows of a, from its registers or from shared memory.
-void GatherA(const WgmmaOperation& operation, double (*a)[kK][8]) {
+void GatherA(const WgmmaOperation& operation, TileOfA* a) {
   const WgmmaShape& shape = operation.shape;
   if (!operation.registers_a) {
     for (uint32_t half = 0; half < 2; ++half) {
-      Panel panel;
       Gather(operation.desc_a, shape.a_mn_major, shape.bf16, shape.negate_a, FirstRow() + 8 * half,
-             panel);
-      std::memcpy(a[half], panel, sizeof(panel));
+             [&](uint32_t k, __m256 rows) {
+               alignas(32) float value[8];
+               _mm256_store_ps(value, rows);
+               for (uint32_t i = 0; i < 8; ++i) a->value[8 * half + i][k] = value[i];
+             });
     }
-    return;
   }
-  for (uint32_t lane = 0; lane < kWarpSize; ++lane) {
+  for (uint32_t lane = 0; operation.registers_a && lane < kWarpSize; ++lane) {
     for (uint32_t i = 0; i < 4; ++i) {
       const uint32_t word = *operation.a[lane][i];
       for (uint32_t second = 0; second < 2; ++second) {
         const uint32_t bits = second == 0 ? word & 0xffffu : word >> 16;
         const float value = shape.bf16 ? FromBF16(bits) : FromF16(bits);
-        a[i % 2][lane % 4 * 2 + i / 2 * 8 + second][lane / 4] =
-            static_cast<double>(shape.negate_a ? -value : value);
+        a->value[i % 2 * 8 + lane / 4][lane % 4 * 2 + i / 2 * 8 + second] =
+            shape.negate_a ? -value : value;
       }
     }
   }
+  a->Finish(kK, MinExponent(shape));
 }
 
 /// The operands' bytes: bounds and fences at the issue, their values at both ends.
@@ -192,46 +192,32 @@ void ComputeBytes(WgmmaOperation* operation) {
 }
 
 /// Rows g and g + 8 of lane 4 g + t: d[4 j + i] is column 8 j + 2 t + i % 2, row g + 8 · (i / 2).
-/// Eight columns at a time, four rows of them in registers.
+/// Eight columns at a time, each product in one step of the tensor core.
 void Compute(WgmmaOperation* operation) {
   if (operation->done) return;
   operation->done = true;
   const WgmmaShape& shape = operation->shape;
   if (shape.s8u8) return ComputeBytes(operation);
-  double a[2][kK][8];
-  GatherA(*operation, a);
-  constexpr uint32_t kTileRows = 4;
+  constexpr TensorCore kCore = TensorCoreOf(90);
+  static_assert(kCore.depth == kK);
+  TileOfA a;
+  GatherA(*operation, &a);
   for (uint32_t panel = 0; panel < shape.n / 8; ++panel) {
-    Panel b;
-    Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 8 * panel, b);
-    for (uint32_t row = 0; row < kWarpRows; row += kTileRows) {
-      const uint32_t half = row / 8;
-      Doubles sums[kTileRows][2] = {};
-      float d[kTileRows][8];
-      for (uint32_t i = 0; i < kTileRows; ++i) {
-        for (uint32_t t = 0; t < 4; ++t) {
-          const float* of_lane = static_cast<const float*>(operation->d[(row % 8 + i) * 4 + t]);
-          std::memcpy(&d[i][2 * t], &of_lane[4 * panel + 2 * half], 2 * sizeof(float));
-        }
-        if (operation->accumulate) {
-          for (uint32_t n = 0; n < 8; ++n) sums[i][n / 4][n % 4] = static_cast<double>(d[i][n]);
-        }
-      }
-      for (uint32_t k = 0; k < kK; ++k) {
-        for (uint32_t i = 0; i < kTileRows; ++i) {
-          const double value = a[half][k][row % 8 + i];
-          const Doubles factor = {value, value, value, value};
-          sums[i][0] = MultiplyAdd(factor, b[k][0], sums[i][0]);
-          sums[i][1] = MultiplyAdd(factor, b[k][1], sums[i][1]);
-        }
-      }
-      for (uint32_t i = 0; i < kTileRows; ++i) {
-        for (uint32_t n = 0; n < 8; ++n) d[i][n] = static_cast<float>(sums[i][n / 4][n % 4]);
-        for (uint32_t t = 0; t < 4; ++t) {
-          float* of_lane = static_cast<float*>(operation->d[(row % 8 + i) * 4 + t]);
-          std::memcpy(&of_lane[4 * panel + 2 * half], &d[i][2 * t], 2 * sizeof(float));
-        }
-      }
+    PanelOfB b;
+    Gather(operation->desc_b, shape.b_mn_major, shape.bf16, shape.negate_b, 8 * panel,
+           [&](uint32_t k, __m256 columns) { _mm256_store_ps(b.value[k], columns); });
+    b.Finish(kK, MinExponent(shape));
+    alignas(32) float c[kWarpRows][8] = {};
+    /// What a lane holds of row g or g + 8 of the panel.
+    const auto of_lane = [&](uint32_t row, uint32_t t) {
+      return static_cast<float*>(operation->d[row % 8 * 4 + t]) + 4 * panel + row / 8 * 2;
+    };
+    for (uint32_t row = 0; operation->accumulate && row < kWarpRows; ++row) {
+      for (uint32_t t = 0; t < 4; ++t) std::memcpy(&c[row][2 * t], of_lane(row, t), 8);
+    }
+    AddProducts(a, b, kK, kCore.depth, kCore.bits, c);
+    for (uint32_t row = 0; row < kWarpRows; ++row) {
+      for (uint32_t t = 0; t < 4; ++t) std::memcpy(of_lane(row, t), &c[row][2 * t], 8);
     }
   }
 }
