@@ -224,8 +224,10 @@ class SmallMBlock {
         const int block = (in_block_[i][half] + k) >> p_.w.blocksize_log2;
         const int slot = Shared::kScaleSlots > 0 ? block & (Shared::kScaleSlots - 1) : block;
         const float* s_scale = Scales() + slot * Tile::kScaleStride + LocalRow(i, half);
-        if (inside) scale[half] = *s_scale;
-        if (Shared::kScaleSlots > 0 && inside) SlotRead(s_scale, static_cast<uint32_t>(block));
+        if (inside) {
+          if constexpr (Shared::kScaleSlots > 0) SlotRead(s_scale, static_cast<uint32_t>(block));
+          scale[half] = *s_scale;
+        }
       }
       if (!inside) codes->raw[i][half] = make_uint4(padding, padding, padding, padding);
     }

@@ -3,6 +3,7 @@ import { createHash } from 'node:crypto';
 import { type Device, type DType, type Tensor, Tensor as Tensors } from '../../lib/index.js';
 import { tensorOf } from '../conformance/operands.js';
 import { type Matrix, matrix } from '../oracle.js';
+import { record } from './case-oracle.js';
 
 export interface KernelCase {
   readonly name: string;
@@ -18,6 +19,7 @@ export async function hashOf(tensors: ReadonlyArray<Tensor | undefined>): Promis
     if (tensor === undefined) continue;
     const bytes = tensor.dtype === 'f32' ? await tensor.read() : await tensor.readBits();
     hash.update(new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength));
+    await record(tensor);
   }
   return hash.digest('hex').slice(0, 16);
 }

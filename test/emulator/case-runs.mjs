@@ -147,7 +147,7 @@ export class CaseRunner {
 
   /**
    * The cases of each device, {device -> [name]}: those that launch something there which they do not on
-   * a device before it; their outcomes in the fast library; the kernels that are launched; and how many
+   * a device before it; their outcomes in the fast library, whose values must be right; the kernels that are launched; and how many
    * cases each device has.
    */
   async survey(devices, filter, jobs) {
@@ -177,7 +177,7 @@ export class CaseRunner {
         ...PLAIN,
         device,
         names: candidates.get(device),
-        more: ['--measure'],
+        more: ['--measure', '--oracle'],
         env: { LOWRANK_EMULATOR_TRACE: trace },
       });
       const errors = lines.filter(([outcome]) => outcome.startsWith('error'));

@@ -6,12 +6,14 @@
  * earlier run, it stops with status 1 at the first case that gives another hash. With --measure a
  * line goes on with the case's milliseconds, a hash of its launches (of the trace that
  * LOWRANK_EMULATOR_TRACE asks for) and the places that it came past (bytes that the code under test
- * sets in the file LOWRANK_MUTANTS_REACHED).
+ * sets in the file LOWRANK_MUTANTS_REACHED). With --oracle a case's tensors are compared with those of the
+ * device `reference`, and what is beyond the allowed error is `error: ...` too.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { type Device, memoryUsage, scope, synchronize } from '../../../lib/index.js';
+import { compareRecorded, recorded } from '../case-oracle.js';
 import type { KernelCase } from '../case-parts.js';
 import { kernelCases } from '../cases.js';
 
@@ -23,6 +25,7 @@ const { values } = parseArgs({
     list: { type: 'boolean', default: false },
     expect: { type: 'string' },
     measure: { type: 'boolean', default: false },
+    oracle: { type: 'boolean', default: false },
   },
 });
 const device = values.device as Device;
@@ -65,13 +68,22 @@ function reached(): string {
   return [...bytes.subarray(0, length).keys()].filter((i) => bytes[i] !== 0).join(' ');
 }
 
+/** The case's outcome, once its values are right. */
+async function checked(run: KernelCase['run']): Promise<string> {
+  const [outcome, actual] = await recorded(() => run(device));
+  const [, expected] = await recorded(() => scope(() => run('reference')));
+  const { worst, where } = compareRecorded(actual, expected);
+  if (!(worst <= 1)) throw new Error(`wrong by ${worst.toFixed(1)} of what is allowed: ${where}`);
+  return outcome;
+}
+
 for (const { name, run } of chosen()) {
   if (values.list) {
     console.log(name);
     continue;
   }
   const start = performance.now();
-  const outcome = await scope(() => run(device)).catch(
+  const outcome = await scope(() => (values.oracle ? checked(run) : run(device))).catch(
     (error: Error) => `error: ${error.message.replaceAll('\n', ' | ')}`,
   );
   const line = `${outcome}\t${name}`;
