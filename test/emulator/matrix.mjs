@@ -1,7 +1,8 @@
 /**
  * Every kernel case on device `cuda-emulated`, again and again: in source mode, under the checks with
  * three schedules and twenty random ones, and in PTX mode. Every run must give the bits of the first
- * on its device, whose values must be those of the device `reference`, and report nothing; and between them the cases must launch every kernel.
+ * on its device, whose values must be those of the device `reference`, and report nothing; and between
+ * them the cases must launch every kernel.
  *
  *   node test/emulator/matrix.mjs [--smoke] [--filter REGEX] [--modes source,check,ptx]
  *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]

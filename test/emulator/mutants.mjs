@@ -281,13 +281,29 @@ function update(path, text) {
   if (old !== text) writeFileSync(path, text);
 }
 
+/** Each fault beside the statement or expression that it takes the place of, the first of its text. */
+function withFaults(file, lines, planted) {
+  const out = [...lines];
+  for (const [id, fault] of planted.entries()) {
+    if (fault.file !== file) continue;
+    const at = lines.findIndex((line) => line.includes(fault.from));
+    if (at < 0) throw new Error(`cuda/${file} has no ${fault.from}`);
+    out[at] = out[at].replace(fault.from, () =>
+      fault.expression
+        ? `(LowrankMutant(${id}) ? (${fault.to}) : (${fault.from}))`
+        : `if (LowrankMutant(${id})) { ${fault.to} } else { ${fault.from} }`,
+    );
+  }
+  return out;
+}
+
 /**
  * Writes copies of the kernels of `root` below `target`/cuda, those that `only` matches with their
  * mutants, and gives the mutants: {id, file, line, statement, kind, what, nth}. `nth` counts equal
  * texts of a file from 1. Of the .cu files, which are the ones to be compiled, those that `kernels`
- * matches are written.
+ * matches are written. Fault i of `planted` is switched on by its number.
  */
-export function writeMutants(root, target, { only = /./, kernels = /./ } = {}) {
+export function writeMutants(root, target, { only = /./, kernels = /./, planted = [] } = {}) {
   const mutants = [];
   mkdirSync(join(target, 'cuda'), { recursive: true });
   for (const file of readdirSync(join(root, 'cuda')).sort()) {
@@ -298,7 +314,7 @@ export function writeMutants(root, target, { only = /./, kernels = /./ } = {}) {
     }
     const times = new Map();
     const lines = readFileSync(join(root, 'cuda', file), 'utf8').split('\n');
-    const out = lines.map((line, i) => {
+    const out = withFaults(file, lines, planted).map((line, i) => {
       if (isComment(line) || /^\s*#/.test(line) || !only.test(file)) return line;
       const text = line;
       let from = 0;

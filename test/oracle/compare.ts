@@ -8,8 +8,36 @@ import type { Bounded } from './linear.js';
 
 /** Unit of f32 accumulation. */
 export const U32 = 2 ** -24;
-/** The promise for inner dimensions up to 65,536. */
+/** The promise of `cpu` and `reference` for inner dimensions up to 65,536, and of every sum in f32 arithmetic. */
 export const C_MAX = 16;
+
+/** A sum as the promise tells it apart. */
+export interface Sum {
+  /** Products that are added. */
+  readonly terms: number;
+  /** Of the activations. */
+  readonly dtype: OracleDType;
+  /**
+   * What is summed: a product with the base weight, an adapter's h or dh (over K or N), or the gradient of a
+   * factor (over the rows).
+   */
+  readonly of: 'product' | 'adapter' | 'factor gradient';
+  /** Of an adapter whose term is added. */
+  readonly rank?: number;
+}
+
+/**
+ * c of a device: `|y − y64| ≤ c · u · P`. A tensor core cuts off every product at the last bit that it keeps below
+ * its largest term, and the sum at f32: at most 10 u · P for eight terms (docs/gpu-design.md, "Bits"). Products
+ * of f32 activations are f32 arithmetic there too; adapters' sums are not.
+ */
+export function promised(device: string, sum: Sum): number {
+  const { terms, dtype, of, rank = 0 } = sum;
+  if (!device.startsWith('cuda')) return C_MAX;
+  if (of === 'factor gradient') return C_MAX + 4 * terms;
+  if (of === 'product' && dtype === 'f32') return C_MAX;
+  return C_MAX + 1.25 * terms + 10 * rank;
+}
 
 export interface Mistrust {
   /** Says why a reference of mostly zeros (or with P = 0) proves something all the same. */

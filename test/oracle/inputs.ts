@@ -31,6 +31,21 @@ export function normalMatrix(rows: number, cols: number, seed: number, std = 1):
   return map(matrix(rows, cols), () => std * from.normal());
 }
 
+/** Of one sign: uniform in [0, 1), or 2 to a power that is uniform in [low, high). */
+export function positiveMatrix(
+  rows: number,
+  cols: number,
+  seed: number,
+  powers?: readonly [low: number, high: number],
+): Matrix {
+  const from = source(seed);
+  const draw = (): number => {
+    const uniform = from.uniform();
+    return powers === undefined ? uniform : 2 ** (powers[0] + uniform * (powers[1] - powers[0]));
+  };
+  return map(matrix(rows, cols), draw);
+}
+
 /** Integers in [-limit, limit] without 0, so that no reference element is mistrusted. */
 export function integerMatrix(rows: number, cols: number, seed: number, limit: number): Matrix {
   const from = source(seed);

@@ -1,0 +1,55 @@
+/** Long sums of data that show how a device adds: of one sign, and of a large range. */
+import { type Device, type DType, loraShrink, matmul, scope } from '../../lib/index.js';
+import { bound, promised } from '../oracle/compare.js';
+import { positiveMatrix } from '../oracle/inputs.js';
+import { matmul64, matrix, roundAll } from '../oracle.js';
+import { tensorOf } from './operands.js';
+
+export const LENGTHS = [256, 4096, 14_336, 65_536] as const;
+/** Of one sign; over 40 powers of two (f16 has room for fewer). */
+export const DATA = ['one sign', 'large range'] as const;
+export type Data = (typeof DATA)[number];
+
+function values(rows: number, cols: number, seed: number, dtype: DType, data: Data) {
+  const powers = dtype === 'f16' ? ([-11, 1] as const) : ([-20, 20] as const);
+  const drawn = positiveMatrix(rows, cols, seed, data === 'one sign' ? undefined : powers);
+  return matrix(rows, cols, roundAll(dtype, drawn.data));
+}
+
+/** The largest error of x · wᵀ in units of 2^-24 · P, and what the device promises. */
+export async function productError(
+  device: Device,
+  dtype: DType,
+  data: Data,
+  [M, N, K]: readonly [M: number, N: number, K: number],
+): Promise<{ worst: number; limit: number }> {
+  return scope(async () => {
+    const x = values(M, K, 1, dtype, data);
+    const w = values(N, K, 2, dtype, data);
+    const on = { dtype, device };
+    // f32 results, so that the store does not round what is looked at.
+    const y = await matmul(tensorOf(x, on), tensorOf(w, on)).read();
+    const limit = promised(device, { terms: K, dtype, of: 'product' });
+    const { worst } = bound(`y ${data} ${K}`, y, matmul64(x, w), { dtype, c: limit });
+    return { worst, limit };
+  });
+}
+
+/** The same of an adapter's h = x · lora_aᵀ, which is f32 whatever x is. */
+export async function shrinkError(
+  device: Device,
+  dtype: DType,
+  data: Data,
+  [M, r, K]: readonly [M: number, r: number, K: number],
+): Promise<{ worst: number; limit: number }> {
+  return scope(async () => {
+    const x = values(M, K, 3, dtype, data);
+    const a = values(r, K, 4, 'f32', data);
+    const loraA = tensorOf(matrix(r, K, roundAll('f32', a.data)), { device });
+    const h = await loraShrink(tensorOf(x, { dtype, device }), loraA).read();
+    const limit = promised(device, { terms: K, dtype, of: 'adapter' });
+    const exactA = matrix(r, K, roundAll('f32', a.data));
+    const { worst } = bound(`h ${data} ${K}`, h, matmul64(x, exactA), { c: limit });
+    return { worst, limit };
+  });
+}
