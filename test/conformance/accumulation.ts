@@ -1,4 +1,5 @@
 /** Long sums of data that show how a device adds: of one sign, and of a large range. */
+import { expect } from 'vitest';
 import { type Device, type DType, loraShrink, matmul, scope } from '../../lib/index.js';
 import { bound, promised } from '../oracle/compare.js';
 import { positiveMatrix } from '../oracle/inputs.js';
@@ -27,7 +28,6 @@ export async function productError(
     const x = values(M, K, 1, dtype, data);
     const w = values(N, K, 2, dtype, data);
     const on = { dtype, device };
-    // f32 results, so that the store does not round what is looked at.
     const y = await matmul(tensorOf(x, on), tensorOf(w, on)).read();
     const limit = promised(device, { terms: K, dtype, of: 'product' });
     const { worst } = bound(`y ${data} ${K}`, y, matmul64(x, w), { dtype, c: limit });
@@ -52,4 +52,22 @@ export async function shrinkError(
     const { worst } = bound(`h ${data} ${K}`, h, matmul64(x, exactA), { c: limit });
     return { worst, limit };
   });
+}
+
+/** The promise is at least so many times what these data show. */
+const MARGIN = 2;
+
+/** Products and an adapter's h over all lengths and data; few rows, and as many as a tile of the largest has. */
+export async function checkSums(device: Device, dtype: DType): Promise<void> {
+  for (const data of DATA) {
+    for (const K of LENGTHS) {
+      for (const M of K > 4096 ? [3] : [3, 70]) {
+        const y = await productError(device, dtype, data, [M, 40, K]);
+        const h = await shrinkError(device, dtype, data, [M, 8, K]);
+        const name = `${data}, [${M}, ${K}]`;
+        expect(y.worst * MARGIN, `y of ${name}`).toBeLessThan(y.limit);
+        expect(h.worst * MARGIN, `h of ${name}`).toBeLessThan(h.limit);
+      }
+    }
+  }
 }

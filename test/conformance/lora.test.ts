@@ -2,7 +2,7 @@
 // of the gradient check, whose first is test/oracle/lora.test.ts.
 import { describe, expect, it } from 'vitest';
 import { type DType, loraBackward, loraForward, scope, type Tensor } from '../../lib/index.js';
-import { bound, loraBackward64, loraForward64 } from '../oracle.js';
+import { bound, loraBackward64, loraForward64, promisedOf } from '../oracle.js';
 import { type LoraShape, type LoraVariant, loraCase } from './lora-case.js';
 import { DEVICES, DTYPES, mixes, WEIGHTS } from './operands.js';
 
@@ -48,7 +48,11 @@ describe.each(GROUPS)('$device, $dtype x, $spec.name', ({ device, dtype, spec })
         const note = (part: string, value: number): void => {
           worst.set(part, Math.max(worst.get(part) ?? 0, value));
         };
-        const forward = bound(`y ${name}`, await y.read(), loraForward64(inputs), { dtype });
+        const c = (part: string) => promisedOf(device, part, test, dtype);
+        const forward = bound(`y ${name}`, await y.read(), loraForward64(inputs), {
+          dtype,
+          c: c('y'),
+        });
         note('y', forward.worst);
         const gradients = loraBackward(dy, saved);
         const expected = loraBackward64(inputs, dy64);
@@ -61,6 +65,7 @@ describe.each(GROUPS)('$device, $dtype x, $spec.name', ({ device, dtype, spec })
           const values = await gradient.read();
           const report = bound(`${part} ${name}`, values, expected[part], {
             dtype: type,
+            c: c(part),
             ...empty,
           });
           note(part, report.worst);

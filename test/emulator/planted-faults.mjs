@@ -62,12 +62,12 @@ export const FAULTS = [
   },
   {
     name: 'sums that are cut off to bf16 after each product',
-    file: 'gemm_mma.cuh',
-    kernel: 'matmul_mma_sm80.cu',
-    from: 'MmaElement::Mma(acc[mi][pi], a[mi], b[0], b[1]);',
-    to: 'MmaElement::Mma(acc[mi][pi], a[mi], b[0], b[1]); for (float& v : acc[mi][pi]) v = __uint_as_float(__float_as_uint(v) & 0xffff0000u);',
-    device: { sm: '80', multiprocessors: '2' },
-    cases: '^matmul bf16 dense bf16 \\[130, 128, 256\\]$',
+    file: 'small_m_mma.cuh',
+    kernel: 'matmul_small_m_sm80.cu',
+    from: 'Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y);',
+    to: 'Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y); for (float& v : sum_[i][j]) v = __uint_as_float(__float_as_uint(v) & 0xffff0000u);',
+    device: { sm: '80', multiprocessors: '' },
+    cases: '^large bf16 nf4 \\[12, 1032, 2080\\] r 8$',
     tells: ['values'],
   },
   {

@@ -1,13 +1,34 @@
 // A comparator that never fails proves nothing: each is shown the bug that it is for.
 import { describe, expect, it } from 'vitest';
-import { bound, exact, mistrust, nmse, roundTo, sameValues, U32 } from '../oracle.js';
-import { normalMatrix } from './inputs.js';
+import { bound, exact, mistrust, nmse, promised, roundTo, sameValues, U32 } from '../oracle.js';
+import { normalMatrix, positiveMatrix } from './inputs.js';
 import { type Matrix, map, matmul64, matrix } from './linear.js';
 
 const x = normalMatrix(5, 64, 1);
 const w = normalMatrix(7, 64, 2);
 const truth = matmul64(x, w);
 const rounded = (m: Matrix): Float64Array => m.data.map((value) => Math.fround(value));
+
+/** a · b as a tensor core of sm_80 adds it, eight products at a time, with so many bits below the largest. */
+function cutSum(a: Matrix, b: Matrix, bits: number): number {
+  let sum = 0;
+  for (let first = 0; first < a.data.length; first += 8) {
+    const terms = [sum];
+    let largest = exponentOf(sum);
+    for (let k = first; k < first + 8; k++) {
+      const [x, y] = [a.data[k] as number, b.data[k] as number];
+      terms.push(x * y);
+      if (x * y !== 0) largest = Math.max(largest, exponentOf(x) + exponentOf(y));
+    }
+    const unit = 2 ** (largest - bits);
+    const whole = terms.reduce((total, term) => total + Math.trunc(term / unit) * unit, 0);
+    const last = 2 ** (exponentOf(whole) - 23);
+    sum = Math.trunc(whole / last) * last;
+  }
+  return sum;
+}
+const exponentOf = (value: number): number =>
+  value === 0 ? -126 : Math.floor(Math.log2(Math.abs(value)));
 
 describe('the comparator catches', () => {
   it('exact: one bit, -0 for 0, a wrong NaN, a missing value', () => {
@@ -43,6 +64,18 @@ describe('the comparator catches', () => {
     // Half an ulp of f32 is allowed on top.
     expect(() => bound('y', at(17.1), truth)).toThrow('limit 16');
     expect(() => bound('y', at(-17.1), truth)).toThrow('limit 16');
+  });
+
+  it('bound: a tensor core that cuts off four bits more than it does', () => {
+    const K = 16_384;
+    const a = map(positiveMatrix(1, K, 5), (value) => roundTo('f16', value));
+    const b = map(positiveMatrix(1, K, 6), (value) => roundTo('f16', value));
+    const sum = matmul64(a, b);
+    const c = promised('cuda', { terms: K, dtype: 'f16', of: 'product' });
+    const check = (bits: number) => bound('y', [cutSum(a, b, bits)], sum, { c });
+    expect(check(24).worst).toBeGreaterThan(16);
+    expect(check(24).worst).toBeLessThan(c / 2);
+    expect(() => check(20)).toThrow('u·P');
   });
 
   it('bound: a bf16 result truncated instead of rounded', () => {

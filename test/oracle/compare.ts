@@ -8,7 +8,7 @@ import type { Bounded } from './linear.js';
 
 /** Unit of f32 accumulation. */
 export const U32 = 2 ** -24;
-/** The promise of `cpu` and `reference` for inner dimensions up to 65,536, and of every sum in f32 arithmetic. */
+/** The promise of `cpu` and `reference` for inner dimensions up to 65,536. */
 export const C_MAX = 16;
 
 /** A sum as the promise tells it apart. */
@@ -29,14 +29,42 @@ export interface Sum {
 /**
  * c of a device: `|y − y64| ≤ c · u · P`. A tensor core cuts off every product at the last bit that it keeps below
  * its largest term, and the sum at f32: at most 10 u · P for eight terms (docs/gpu-design.md, "Bits"). Products
- * of f32 activations are f32 arithmetic there too; adapters' sums are not.
+ * of f32 activations are f32 arithmetic there too, 256 terms in a row and those sums in a row; adapters' sums are
+ * of tensor cores whatever the activations are.
  */
 export function promised(device: string, sum: Sum): number {
   const { terms, dtype, of, rank = 0 } = sum;
   if (!device.startsWith('cuda')) return C_MAX;
   if (of === 'factor gradient') return C_MAX + 4 * terms;
-  if (of === 'product' && dtype === 'f32') return C_MAX;
-  return C_MAX + 1.25 * terms + 10 * rank;
+  if (of === 'product' && dtype === 'f32' && rank === 0) return 2 * C_MAX;
+  // The error of h or dh comes on top, of as many terms.
+  return C_MAX + 1.25 * terms * (rank === 0 ? 1 : 2) + 10 * rank;
+}
+
+/** The same of a result of an adapted layer by its name (`y`, `h`, `dx`, `dLoraA`, ...). */
+export function promisedOf(
+  device: string,
+  result: string,
+  shape: { M: number; N: number; K: number; r: number },
+  dtype: OracleDType,
+): number {
+  const { M, N, K, r: rank } = shape;
+  switch (result) {
+    case 'y':
+      return promised(device, { terms: K, dtype, of: 'product', rank });
+    case 'dx':
+      return promised(device, { terms: N, dtype, of: 'product', rank });
+    case 'h':
+      return promised(device, { terms: K, dtype, of: 'adapter' });
+    case 'dh':
+      return promised(device, { terms: N, dtype, of: 'adapter' });
+    default:
+      // Of a gradient of lora_b its h has an error too, of one of lora_a its dh.
+      return (
+        promised(device, { terms: M, dtype, of: 'factor gradient' }) +
+        promised(device, { terms: Math.max(N, K), dtype, of: 'adapter' })
+      );
+  }
 }
 
 export interface Mistrust {
