@@ -121,15 +121,17 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
     set_target_properties(emulator_own PROPERTIES EXCLUDE_FROM_ALL ON)
   endif()
   # --- Copies of the kernels with faults that are switched on one at a time: the mutation proof,
-  # test/emulator/mutate.mjs, writes them and names the folder.
+  # test/emulator/mutate.mjs, and planted.mjs write them and name the folder. Of the second, kernels
+  # that are not among them are those of the check library: the later of a name counts.
   set(LOWRANK_MUTANTS "" CACHE PATH "a folder of kernels made into lowrank-emulator-mutants.so")
+  option(LOWRANK_MUTANTS_WHOLE "the check library's kernels beside them" OFF)
   if(LOWRANK_MUTANTS AND EXISTS ${LOWRANK_MUTANTS}/mutant.cpp)
     file(GLOB mutant_kernels CONFIGURE_DEPENDS ${LOWRANK_MUTANTS}/cuda/*.cu)
     set_source_files_properties(${mutant_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
     set_source_files_properties(${LOWRANK_MUTANTS}/mutant.cpp PROPERTIES
                                 COMPILE_OPTIONS "-fno-sanitize=thread")
     lowrank_emulator_library(emulator_mutants "-mutants"
-      SOURCES ${mutant_kernels} ${LOWRANK_MUTANTS}/mutant.cpp
+      SOURCES $<$<BOOL:${LOWRANK_MUTANTS_WHOLE}>:$<TARGET_OBJECTS:emulator_check>> ${mutant_kernels} ${LOWRANK_MUTANTS}/mutant.cpp
       OPTIONS ${emulator_hooks} -include ${LOWRANK_MUTANTS}/mutant.h -w)
     target_include_directories(emulator_mutants BEFORE PRIVATE ${LOWRANK_MUTANTS})
     set_target_properties(emulator_mutants PROPERTIES EXCLUDE_FROM_ALL ON)

@@ -61,11 +61,11 @@ export const FAULTS = [
     tells: ['ring'],
   },
   {
-    name: 'sums that are cut off to bf16 after each product',
+    name: 'sums that are cut off to five bits after each product',
     file: 'small_m_mma.cuh',
     kernel: 'matmul_small_m_sm80.cu',
     from: 'Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y);',
-    to: 'Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y); for (float& v : sum_[i][j]) v = __uint_as_float(__float_as_uint(v) & 0xffff0000u);',
+    to: 'Element::Mma(sum_[i][j], a[0], x[j].x, x[j].y); for (float& v : sum_[i][j]) v = __uint_as_float(__float_as_uint(v) & 0xfff80000u);',
     device: { sm: '80', multiprocessors: '' },
     cases: '^large bf16 nf4 \\[12, 1032, 2080\\] r 8$',
     tells: ['values'],

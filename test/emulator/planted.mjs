@@ -44,7 +44,9 @@ async function told(fault, id, schedule) {
   const { lines, err } = await run(true);
   const kinds = new Set([...err.matchAll(/lowrank emulator: ([\w-]+)/g)].map(([, kind]) => kind));
   if (lines.length < 2) throw new Error(`no case ${fault.cases}: ${err}`);
-  if (lines.some(([outcome]) => /^error: wrong by /.test(outcome))) kinds.add('values');
+  const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
+  if (errors.some(([outcome]) => /^error: wrong by /.test(outcome))) kinds.add('values');
+  else if (errors.length > 0 && kinds.size === 0) kinds.add(errors.join());
   return kinds;
 }
 
@@ -60,7 +62,8 @@ try {
   });
   await runner.prepare();
   const options = { encoding: 'utf8', maxBuffer: 1 << 28, stdio: ['ignore', 'pipe', 'pipe'] };
-  execFileSync('cmake', [`-DLOWRANK_MUTANTS=${sources}`, buildFolder], options);
+  const whole = '-DLOWRANK_MUTANTS_WHOLE=ON';
+  execFileSync('cmake', [`-DLOWRANK_MUTANTS=${sources}`, whole, buildFolder], options);
   const target = ['--target', 'emulator_mutants', '-j', args.jobs];
   execFileSync('cmake', ['--build', buildFolder, ...target], options);
 
