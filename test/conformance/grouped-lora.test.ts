@@ -228,7 +228,9 @@ describe.each(DEVICES)('%s', (device) => {
         if (!isCuda(device)) exact('y', got, expected);
         got.forEach((v, i) => {
           const other = expected[i] as number;
-          expect(Math.abs(v - other)).toBeLessThanOrEqual(2 ** -20 * Math.max(1, Math.abs(other)));
+          // Tensor cores, of which the single call's h is, cut off up to 1.25 · K of 2^-24.
+          const near = (isCuda(device) ? 2 ** -17 : 2 ** -20) * Math.max(1, Math.abs(other));
+          expect(Math.abs(v - other)).toBeLessThanOrEqual(near);
         });
       }
     });
