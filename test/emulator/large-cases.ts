@@ -92,6 +92,8 @@ function largeShapes(): Large[] {
         { format: 'fp4', blocksize: 32, dtype: 'f16', shape: [70, 500, 4640], r: 3 },
         { format: 'nf4', blocksize: 32, dtype: 'bf16', shape: [128, 250, 9248], r: 0 },
         { format: 'nf4', dtype: 'f16', shape: [193, 500, 4256], r: 0, infinity: true },
+        // Rows that begin inside a block of scales, and end in the ring's second turn.
+        { format: 'nf4', dtype: 'bf16', shape: [193, 500, 4320], r: 0, blocksize: 128 },
       ] as const
     ).map((one) => ({ ...one, sm: '90' })),
     // Slices in a cluster: of few blocks on few multiprocessors, and of 12 on a card.

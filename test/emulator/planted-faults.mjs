@@ -57,7 +57,7 @@ export const FAULTS = [
     from: '(in_block_[i] + k - 1)',
     to: 'k - 1',
     device: HOPPER,
-    cases: '^large f16 nf4 \\[193, 500, 4256\\] r 0 infinity$',
+    cases: '^large bf16 nf4 \\[193, 500, 4320\\] r 0 blocksize 128$',
     tells: ['ring'],
   },
   {
@@ -95,9 +95,9 @@ export const FAULTS = [
     file: 'gemm_int8.cuh',
     kernel: 'matmul_int8_sm80.cu',
     from: 'load_x(next);',
-    to: 'load_x(next - kStages);',
+    to: 'load_x(next - 1);',
     device: { sm: '80', multiprocessors: '2' },
-    cases: '^int8 lora bf16 \\[130, 136, 64\\] r 72$',
+    cases: '^int8 lora bf16 \\[270, 280, 544\\] r 20$',
     tells: ['ring'],
   },
   {
@@ -109,7 +109,7 @@ export const FAULTS = [
     to: 's_.main.x[(step + 1) % 2] + (chunk * Tile::kTokens * kPieces + place) * 16',
     device: { sm: '80', multiprocessors: '' },
     cases: '^large bf16 nf4 \\[12, 1032, 2080\\] r 8$',
-    tells: ['ring', 'async-in-flight', 'race-shared'],
+    tells: ['uninitialised', 'async-in-flight', 'race-shared'],
   },
   {
     name: 'slabs of x in another order than those of w',
@@ -129,7 +129,7 @@ export const FAULTS = [
     from: 'for (int i = 0; i < kWarps; ++i) sum += s.sums[i][lane];',
     to: 'for (int i = 0; i < kWarps / 2; ++i) sum += s.sums[i][lane];',
     device: { sm: '80', multiprocessors: '' },
-    cases: '^norms bf16 dense \\[64, 8192\\] f32 adapter of r 3$',
+    cases: '^norms f16 dense \\[70, 43\\] f32 adapter of r 40$',
     tells: ['values'],
   },
 ];
