@@ -7,7 +7,7 @@
 ///   - from sm_90 on the launches of an op overlap (programmatic dependent launch). A
 ///     LOWRANK_KERNEL lets the next one come, waits for those before it, and runs its body. One
 ///     that has work to begin with which needs nothing of them is a LOWRANK_EARLY_KERNEL and says
-///     GridDependencyWait() itself: before its first store and its first load of what they wrote,
+///     GridDependencyWait() itself: before any store, and any load of what they wrote (plan.h),
 ///     and in any case before it ends, since the next launch knows of them through this one alone
 ///   - ld.global.nc and __ldg are for what no launch of the op writes, or a first one alone, which
 ///     waits: L1 may still have memory as a launch that overlaps has read it

@@ -74,9 +74,11 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
 
   /// Fragment 0's sums to the block's plane in global memory, while products of fragment 1 run: the
   /// peers read half of the sums from L2 and half from this block's shared memory, two ways at
-  /// once. No launch before this one, which may still run, has anything there.
+  /// once. A launch before this one may have the same workspace, so its end comes first. Few wait
+  /// long: it began before all products but these.
   __device__ __forceinline__ void StoreHalf() {
     if (!Halves()) return;
+    GridDependencyWait();
     const int first = lane_ % 4 * 2;
     const int tokens = Tokens();
     float* g_plane = HalfPlane(place_.split) + first * HalfStride() + HalfColumn(0);

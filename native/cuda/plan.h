@@ -54,8 +54,25 @@ struct TensorMapRequest {
   bool evict_first = false;    // L2 promotion is 256 bytes otherwise
 };
 
-/// One kernel launch. `kernel` is the extern "C" name in cuda/. Kernels that may start before the
-/// steps before them have ended wait for them (cuda/gpu.cuh).
+/// One kernel launch. `kernel` is the extern "C" name in cuda/.
+///
+/// What runs beside it. A step that overlaps starts as soon as every block of the step before it
+/// has started. That one may have started as early, so any number of steps may run at once: all
+/// since the last one that does not overlap, that one included. Nothing of an op before runs,
+/// since the first step of a plan never overlaps. A kernel that waits
+/// (griddepcontrol.wait) waits for all of them, as the step before ends only after its own wait.
+///
+/// So before its wait a kernel
+///   - stores nothing to global memory, be it an output or workspace: a step that still runs may
+///     read or write the same bytes. Every kernel keeps to this without exception, which is why a
+///     plan may give workspace to several steps (Workspace::Rewind)
+///   - loads nothing that a step which may still run writes. Kernels that load early
+///     (LOWRANK_EARLY_KERNEL in cuda/gpu.cuh) load operands of the op. Where a step before writes
+///     such an operand, the plan says so: x_made has the kernel wait first, overlaps = false the
+///     launch
+///
+/// `npm run check:cuda` follows every path of every kernel to its first store (grid-wait.mjs), and
+/// the emulator reports both kinds of access (`grid-dependency`).
 struct LaunchStep {
   static constexpr size_t kMaxParamBytes = 1536;
 
@@ -64,7 +81,8 @@ struct LaunchStep {
   uint32_t threads = 0;
   uint32_t cluster = 1;  // blocks along x that share a cluster
   uint32_t shared_bytes = 0;
-  /// From sm_90 on: may it start before the steps of its plan before it have ended?
+  /// From sm_90 on: may it start before the steps of its plan before it have ended? Not asked of
+  /// the first.
   bool overlaps = true;
   uint32_t param_bytes = 0;
   alignas(128) std::array<unsigned char, kMaxParamBytes> params;
@@ -93,8 +111,8 @@ class Workspace {
   }
   size_t bytes() const { return bytes_; }
 
-  /// Gives back what has been taken since Mark(), to steps that come after those that use it: no
-  /// kernel stores before the launches before it have ended.
+  /// Gives back what has been taken since Mark(), to steps that come after those that use it. They
+  /// may overlap: no kernel stores before its wait (LaunchStep).
   size_t Mark() const { return next_; }
   void Rewind(size_t mark) { next_ = mark; }
 
