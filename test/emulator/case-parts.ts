@@ -9,8 +9,15 @@ export interface KernelCase {
   readonly name: string;
   /** The compute capability that it is for; elsewhere it repeats what others do. */
   readonly sm?: string;
+  /** The same of how many multiprocessors (of DEVICES in case-runs.mjs). */
+  readonly multiprocessors?: string;
+  /** Each has to be launched, and none of the other: a case that is not what its name says is an error. */
+  readonly launches?: readonly RegExp[];
+  readonly without?: RegExp;
   /** Bits of everything that the call computes, hashed. */
   run(device: Device): Promise<string>;
+  /** Is it one of a smoke run's? Default yes. */
+  readonly smoke?: boolean;
 }
 
 export async function hashOf(tensors: ReadonlyArray<Tensor | undefined>): Promise<string> {
@@ -23,6 +30,15 @@ export async function hashOf(tensors: ReadonlyArray<Tensor | undefined>): Promis
   }
   return hash.digest('hex').slice(0, 16);
 }
+
+/** Where no kernel runs values say nothing, and need not be drawn. */
+const RUNS = process.env.LOWRANK_EMULATOR_RUN !== '0';
+
+/** Drawn on the processor, where it is quantised too: those kernels have cases of their own. */
+export const random = (seed: number, shape: number[], as: DType, std = 1): Tensor =>
+  RUNS
+    ? Tensors.randn(shape, { seed, std, dtype: as, device: 'cpu' })
+    : Tensors.zeros(shape, { dtype: as, device: 'cpu' });
 
 /** An infinity in a column of each row: what a copy from there would multiply by zero. */
 export function withInfinities(

@@ -14,6 +14,7 @@ export class CaseRunner {
     schedule: { order: string; copies: string; seed?: number };
     check: boolean;
     filter: string;
+    more?: readonly string[];
     env?: Readonly<Record<string, string>>;
   }): Promise<{ status: number | string; lines: string[][]; err: string }>;
 }

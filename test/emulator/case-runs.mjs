@@ -147,10 +147,11 @@ export class CaseRunner {
 
   /**
    * The cases of each device, {device -> [name]}: those that launch something there which they do not on
-   * a device before it; their outcomes in the fast library, whose values must be right; the kernels that are launched; and how many
-   * cases each device has.
+   * a device before it; their outcomes in the fast library, whose values must be right; the kernels that are
+   * launched; and how many cases each device has. `choose(lines)` gives the names that are taken of lines
+   * [outcome, name, ms, launches, places, kernels] of a device in a smoke run.
    */
-  async survey(devices, filter, jobs) {
+  async survey(devices, filter, jobs, choose) {
     const launched = new Map();
     await inParallel(devices, jobs, async (device) => {
       // What an op launches follows from shapes: kernels need not run to know it.
@@ -159,7 +160,7 @@ export class CaseRunner {
         ...PLAIN,
         device,
         filter,
-        more: ['--measure'],
+        more: ['--measure', ...(choose === undefined ? [] : ['--smoke'])],
         env,
       });
       if (status !== 0) throw new Error(`${device.name}: ended with ${status} ${err}`);
@@ -168,6 +169,10 @@ export class CaseRunner {
     });
     // A case that stopped for want of results may launch more: it runs in any case.
     const candidates = newLaunches(devices, launched, (outcome) => outcome.startsWith('error'));
+    for (const device of choose === undefined ? [] : devices) {
+      const own = new Set(candidates.get(device));
+      candidates.set(device, choose(launched.get(device).filter(([, name]) => own.has(name))));
+    }
     const outcomes = new Map();
     const kernels = new Set();
     const ran = new Map();

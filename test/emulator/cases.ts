@@ -30,6 +30,7 @@ import {
 import { matrix } from '../oracle.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
+import { families } from './family-cases.js';
 import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
 import { int8 } from './int8-cases.js';
@@ -242,5 +243,6 @@ export function kernelCases(): KernelCase[] {
     ...shrinking(),
     ...turning(),
     ...gradients(),
+    ...families(),
   ];
 }

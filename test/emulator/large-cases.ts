@@ -13,12 +13,12 @@ import {
   matmulInputGrad,
   type QuantFormat,
   quantize,
-  Tensor as Tensors,
+  type Tensor as Tensors,
 } from '../../lib/index.js';
 import type { LoraVariant } from '../conformance/lora-case.js';
 import { tensorOf } from '../conformance/operands.js';
 import { dropoutMask64, matrix } from '../oracle.js';
-import { hashOf, type KernelCase, withInfinities } from './case-parts.js';
+import { hashOf, type KernelCase, random, withInfinities } from './case-parts.js';
 
 /** [M, N, K] and rank (0: no adapter) of a product with a weight that has a family of its own. */
 interface Large {
@@ -124,10 +124,6 @@ function largeShapes(): Large[] {
     ).map((one) => ({ ...one, sm: '90' })),
   ];
 }
-
-/** Drawn and quantised on the processor: those kernels have cases of their own. */
-const random = (seed: number, shape: number[], as: DType) =>
-  Tensors.randn(shape, { seed, dtype: as, device: 'cpu' });
 
 /** The same with an infinity at its start, and one at the end, beside what lies outside. */
 async function infinite(drawn: Tensors, device: Device): Promise<Tensors> {

@@ -8,7 +8,8 @@
  *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]
  *
  * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
- * the first only. --smoke takes one schedule a device, and of the larger cases a few. Without nvcc
+ * the first only. --smoke takes one schedule a device, and of the larger cases those of few kinds and those that
+ * launch a kernel which none before does. Without nvcc
  * there is no PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes
  * hours as a whole, and can be had in pieces.
  */
@@ -59,20 +60,45 @@ if (modes.some(missingLibrary)) {
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-matrix-'));
 const runner = new CaseRunner(folder, binding);
 
-/**
- * Cases of a smoke run under the checks: of what takes long, one of each kind of shape, and of the sweeps
- * over many adapters, which take longest, each on one device only, in turn. `first` are the first device's.
- */
-function smoke(names, device, first) {
-  const sweeps = first.filter((name) => name.startsWith('grouped'));
+/** Of what takes long one of each kind of shape. */
+function oneOfEachKind() {
   const seen = new Set();
-  return names.filter((name) => {
-    const sweep = sweeps.indexOf(name);
-    if (sweep >= 0) return sweep % devices.length === devices.indexOf(device);
+  return (name) => {
     const kind = name.startsWith('large')
       ? name.replace(/\[.*/, '')
       : name.replace(/\[\d+, \d+, \d+\]/, '').replace(/ (nf4|fp4|int8)\b/, ' quantised');
-    return (!seen.has(kind) || /\[(1|5|3), /.test(name)) && seen.add(kind);
+    return (!seen.has(kind) || /\[(1|5|3), /.test(name)) && Boolean(seen.add(kind));
+  };
+}
+
+/** Cases of a smoke run: those of large weights that are checked, and that launch what none before does. */
+function smokeCases(lines) {
+  const kernels = new Set();
+  const taken = oneOfEachKind();
+  return lines
+    .filter(([outcome, name, , , , launched = '']) => {
+      const fresh = launched.split(' ').filter((kernel) => !kernels.has(kernel));
+      const own = taken(name);
+      if (!name.startsWith('large') || own || fresh.length > 0 || outcome.startsWith('error')) {
+        for (const kernel of fresh) kernels.add(kernel);
+        return true;
+      }
+      return false;
+    })
+    .map(([, name]) => name);
+}
+
+/**
+ * Those under the checks: and of the sweeps over many adapters, which take longest, each on one device only,
+ * in turn. `first` are the first device's.
+ */
+function smoke(names, device, first) {
+  const sweeps = first.filter((name) => name.startsWith('grouped'));
+  const taken = oneOfEachKind();
+  return names.filter((name) => {
+    const sweep = sweeps.indexOf(name);
+    if (sweep >= 0) return sweep % devices.length === devices.indexOf(device);
+    return taken(name);
   });
 }
 
@@ -97,7 +123,12 @@ let failures = 0;
 try {
   await runner.prepare();
   const start = performance.now();
-  const { names, outcomes, kernels, counts } = await runner.survey(devices, args.filter, jobs);
+  const { names, outcomes, kernels, counts } = await runner.survey(
+    devices,
+    args.filter,
+    jobs,
+    args.smoke ? smokeCases : undefined,
+  );
   const surveyed = Math.round((performance.now() - start) / 1000);
   const memory = ([, name]) => name === '(memory)';
   for (const device of devices) {

@@ -5,9 +5,10 @@
  * With --names FILE, a name a line, those cases in that order. With --expect FILE, lines of an
  * earlier run, it stops with status 1 at the first case that gives another hash. With --measure a
  * line goes on with the case's milliseconds, a hash of its launches (of the trace that
- * LOWRANK_EMULATOR_TRACE asks for) and the places that it came past (bytes that the code under test
- * sets in the file LOWRANK_MUTANTS_REACHED). With --oracle a case's tensors are compared with those of the
- * device `reference`, and what is beyond the allowed error is `error: ...` too.
+ * LOWRANK_EMULATOR_TRACE asks for), the places that it came past (bytes that the code under test
+ * sets in the file LOWRANK_MUTANTS_REACHED) and the kernels that it launched. With --oracle a case's tensors
+ * are compared with those of the device `reference`, and what is beyond the allowed error is `error: ...` too.
+ * --smoke leaves out what is not for a smoke run.
  */
 import { createHash } from 'node:crypto';
 import { existsSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
@@ -26,6 +27,7 @@ const { values } = parseArgs({
     expect: { type: 'string' },
     measure: { type: 'boolean', default: false },
     oracle: { type: 'boolean', default: false },
+    smoke: { type: 'boolean', default: false },
   },
 });
 const device = values.device as Device;
@@ -35,8 +37,10 @@ const expected = new Set(values.expect === undefined ? [] : linesOf(values.expec
 function chosen(): KernelCase[] {
   const wanted = new RegExp(values.filter);
   const own = process.env.LOWRANK_EMULATOR_SM ?? '80';
+  const count = process.env.LOWRANK_EMULATOR_MULTIPROCESSORS ?? '';
   const cases = kernelCases().filter(
-    ({ name, sm }) => wanted.test(name) && (sm === undefined || sm === own),
+    ({ name, sm = own, multiprocessors = count, smoke = true }) =>
+      wanted.test(name) && sm === own && multiprocessors === count && (smoke || !values.smoke),
   );
   if (values.names === undefined) return cases;
   const byName = new Map(cases.map((one) => [one.name, one]));
@@ -45,8 +49,10 @@ function chosen(): KernelCase[] {
 
 const tracePath = process.env.LOWRANK_EMULATOR_TRACE;
 let traced = 0;
+let launched: string[] = [];
 /** What was launched since the last call: kernels and shapes. */
 function launches(): string {
+  launched = [];
   if (tracePath === undefined || !existsSync(tracePath)) return '';
   const text = readFileSync(tracePath, 'utf8').slice(traced);
   traced += text.length;
@@ -54,6 +60,7 @@ function launches(): string {
   for (const line of text.split('\n').filter(Boolean)) {
     const { kernel, grid, block, cluster, shared_bytes, overlaps_previous } = JSON.parse(line);
     hash.update(JSON.stringify([kernel, grid, block, cluster, shared_bytes, overlaps_previous]));
+    launched.push(kernel);
   }
   return hash.digest('hex').slice(0, 16);
 }
@@ -77,7 +84,17 @@ async function checked(run: KernelCase['run']): Promise<string> {
   return outcome;
 }
 
-for (const { name, run } of chosen()) {
+/** What a case that does not launch what it is for has in place of its hash. */
+function missed({ launches: wanted = [], without }: KernelCase): string | undefined {
+  if (tracePath === undefined) return undefined;
+  const missing = wanted.filter((kernels) => !launched.some((kernel) => kernels.test(kernel)));
+  const odd = launched.filter((kernel) => without?.test(kernel));
+  if (missing.length + odd.length === 0) return undefined;
+  return `error: it launches ${launched.join(', ') || 'nothing'}; wanted ${missing.join(', ') || `none of ${without}`}`;
+}
+
+for (const one of chosen()) {
+  const { name, run } = one;
   if (values.list) {
     console.log(name);
     continue;
@@ -86,9 +103,12 @@ for (const { name, run } of chosen()) {
   const outcome = await scope(() => (values.oracle ? checked(run) : run(device))).catch(
     (error: Error) => `error: ${error.message.replaceAll('\n', ' | ')}`,
   );
-  const line = `${outcome}\t${name}`;
   const ms = Math.round(performance.now() - start);
-  console.log(values.measure ? `${line}\t${ms}\t${launches()}\t${reached()}` : line);
+  const hash = launches();
+  const wrong = outcome.startsWith('error') ? undefined : missed(one);
+  const line = `${wrong ?? outcome}\t${name}`;
+  const kernels = [...new Set(launched)].join(' ');
+  console.log(values.measure ? `${line}\t${ms}\t${hash}\t${reached()}\t${kernels}` : line);
   if (values.expect !== undefined && !expected.has(line)) process.exit(1);
 }
 if (!values.list) {
