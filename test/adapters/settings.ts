@@ -91,7 +91,7 @@ const ROWS: Readonly<Record<string, Row>> = {
   ia3: {},
   'ia3-input': {},
   'ia3-input/kernel': { settings: { kernel: [2, 2] } },
-  kasa: alpha,
+  kasa: { ...alpha, startsElsewhere: 'the smallest singular triplets are taken off' },
   lora: alpha,
   'lora/bias': { settings: { r: 4, loraAlpha: 6, rslora: true, loraBias: true } },
   'lora/embedding': { settings: { r: 4, loraAlpha: 6, embedding: true } },

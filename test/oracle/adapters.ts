@@ -166,7 +166,9 @@ const plainOracle: Readonly<Record<string, Formula>> = {
   },
   kasa: (layer) => {
     const [a, b, diag] = parts(layer, 'loraA', 'loraB', 'diag');
-    return lowRank(layer, b.scaleCols(diag.data), a, scaling(layer));
+    const [tailA, tailB] = parts(layer, 'tailA', 'tailB');
+    const { weight } = lowRank(layer, b.scaleCols(diag.data), a, scaling(layer));
+    return { weight: weight.plus(tailB.times(tailA), -1) };
   },
   lora: (layer) => {
     const [a, b] = parts(layer, 'loraA', 'loraB');
