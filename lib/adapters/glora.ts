@@ -50,8 +50,9 @@ function moved(t: Tape, { x, w, bias, p, config, state, N }: Call): Value {
   return bias === undefined ? sum : t.add(sum, bias);
 }
 
-/** `bias ⊙ d + e + w·C` [N], where the layer has any of them. */
+/** `bias ⊙ d + e + w·C` [N], where the layer has a bias and any of them. */
 function shiftOf(t: Tape, { w, bias, p, config, N, K }: Call): Value | undefined {
+  if (bias === undefined) return undefined;
   let shift: Value | undefined;
   if (config.pathC !== 'none') {
     const c = config.pathC === 'lora' ? t.product(p.cD, p.cU) : t.cast(p.cX, 'f32');
@@ -60,7 +61,7 @@ function shiftOf(t: Tape, { w, bias, p, config, N, K }: Call): Value | undefined
   if (config.pathDE === 'none') return shift;
   const zeros = t.own(Tensor.zeros([N], { device: p.e.tensor.device }));
   shift = t.add(shift ?? zeros, p.e);
-  return bias === undefined ? shift : t.add(shift, t.multiply(t.cast(bias, 'f32'), p.d));
+  return t.add(shift, t.multiply(t.cast(bias, 'f32'), p.d));
 }
 
 /**
@@ -72,7 +73,8 @@ function shiftOf(t: Tape, { w, bias, p, config, N, K }: Call): Value | undefined
  * - `pathC` of C [K]: `lora`, cD·cU of rank r · `vector`, cX [K, 1] · `none`
  * - `pathDE` of d and e: `vector` [N] · `constant` [1] · `none`
  *
- * Without a bias d does nothing; in PEFT a layer without one has neither C nor d and e, and is read as such.
+ * A layer without a bias gets none: C, d and e then do nothing, as in PEFT, which makes none of them for it and leaves those
+ * of a folder out.
  */
 export const glora = defineAdapter({
   method: 'glora',
@@ -141,11 +143,11 @@ export const glora = defineAdapter({
         pathDE: biased ? String(config_D_E ?? 'constant') : 'none',
       };
     },
-    write: ({ r, pathAB, pathC, pathDE }) => ({
-      r,
-      config_A_B: pathAB,
-      config_C: pathC,
-      config_D_E: pathDE,
-    }),
+    // Layers without a bias may be among others; what a path starts from in PEFT adds nothing.
+    write: ({ r, pathAB }, _, configs) => {
+      const used = (path: 'pathC' | 'pathDE') =>
+        configs.map((each) => each[path]).find((form) => form !== 'none') ?? 'none';
+      return { r, config_A_B: pathAB, config_C: used('pathC'), config_D_E: used('pathDE') };
+    },
   },
 });
