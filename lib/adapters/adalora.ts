@@ -60,6 +60,8 @@ export const adalora = defineAdapter({
       return {
         init_r: first,
         r: first,
+        // PEFT refuses a folder without a number of steps, even where none is to come.
+        total_step: 1,
         lora_alpha: loraAlpha,
         lora_dropout: dropout,
         ...(pruned ? { rank_pattern: Object.fromEntries(kept) } : {}),

@@ -104,6 +104,10 @@ export const boft = defineAdapter({
         factors: factors ?? Number(config.boft_n_butterfly_factor ?? 1),
       };
     },
+    caveat: ({ factors }) =>
+      factors === 1
+        ? undefined
+        : 'PEFT has more than one factor only where it can build its CUDA extension: elsewhere it takes one, and refuses the folder',
     write: ({ blockSize, factors }) => ({
       boft_block_size: blockSize,
       boft_block_num: 0,

@@ -97,6 +97,7 @@ export const c3a = defineAdapter({
   },
   peft: {
     type: 'C3A',
+    patterns: { block_size: 'block_size_pattern' },
     tensors: { kernel: 'c3a_kernel' },
     read: (config, _, shapeOf) => {
       const [, , size] = shapeOf('kernel') ?? [];

@@ -200,6 +200,10 @@ export interface PeftForm<C, Name extends string> {
   readonly required?: readonly Name[];
   /** Names of integer tables; what layers of one kind share is found under the kind's name too. */
   readonly indexes?: Readonly<Record<string, string>>;
+  /** What layers share under the name of their kind, beside `sharedName`: integer tables, and `constants`. */
+  readonly kind?: (module: string) => string;
+  /** Integer tensors that follow from a layer's size and that PEFT wants in the file: by name, before that of the kind. */
+  readonly constants?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
   /** Shapes of integer tables in the file; default one dimension. */
   readonly indexShapes?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
   /**
@@ -236,8 +240,16 @@ export interface PeftForm<C, Name extends string> {
     layer: StoredLayer,
   ) => Partial<C>;
   /**
+   * PEFT goes by the names in `target_modules` for more than finding modules: they have to be the modules' whole names.
+   */
+  readonly wholeTargets?: true;
+  /** PEFT takes the folder for embeddings alone. */
+  readonly embeddings?: true;
+  /** What PEFT computes otherwise from a folder of these settings, or needs for it, in words: a writer passes it on. */
+  readonly caveat?: (config: Readonly<C>) => string | undefined;
+  /**
    * Fields of the config that modules may each have their own value of, and the fields with the patterns that say so: `r`
-   * and `rank_pattern`. Of any other field the first module's is written.
+   * and `rank_pattern`. Any other field has to be the same for all of them.
    */
   readonly patterns?: Readonly<Record<string, string>>;
   /**

@@ -57,8 +57,13 @@ export function readDeft(
   return { r: rank, scaling, dropout: Number(deft_dropout ?? 0), para: false };
 }
 
-export const writeDeft = ({ r, scaling, dropout, para }: DeftConfig) => ({
-  r,
+/** PEFT takes the number of a layer's outputs where r is above it, and divides alpha by what it has taken. */
+export const writeDeft = (
+  { r, scaling, dropout, para }: DeftConfig,
+  _: readonly string[],
+  configs: readonly DeftConfig[],
+) => ({
+  r: Math.max(...configs.map((each) => each.r)),
   alpha: scaling === 1 ? null : scaling * r,
   deft_dropout: dropout,
   para,

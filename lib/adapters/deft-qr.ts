@@ -45,6 +45,6 @@ export const deftQr = defineAdapter({
     when: ({ decomposition_method }) => (decomposition_method ?? 'qr') === 'qr',
     tensors: { p: 'deft_P', inject: 'deft_R' },
     read: (config, _module, _shapeOf, layer) => readDeft(config, layer),
-    write: (config) => ({ ...writeDeft(config), decomposition_method: 'qr' }),
+    write: (...args) => ({ ...writeDeft(...args), decomposition_method: 'qr' }),
   },
 });

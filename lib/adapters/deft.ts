@@ -41,6 +41,6 @@ export const deft = defineAdapter({
     when: ({ decomposition_method }) => decomposition_method === 'relu',
     tensors: { p: 'deft_P', inject: 'deft_R' },
     read: (config, _module, _shapeOf, layer) => readDeft(config, layer),
-    write: (config) => ({ ...writeDeft(config), decomposition_method: 'relu' }),
+    write: (...args) => ({ ...writeDeft(...args), decomposition_method: 'relu' }),
   },
 });

@@ -55,6 +55,10 @@ function contradiction(folder: PeftFolder, changed: Config): string | undefined 
   for (const module of orNothing(() => modulesOf(folder)) ?? []) {
     const before = orNothing(() => readAs(folder.config, module, tensors));
     if (before === undefined) continue;
+    const targets = changed.target_modules;
+    if (before.form.wholeTargets && !(Array.isArray(targets) && targets.includes(module))) {
+      return `PEFT wants ${module} by its whole name in target_modules`;
+    }
     const after = orNothing(() => readAs(changed, module, tensors));
     if (after?.method !== before.method) return `${module} is an adapter of ${before.method}`;
     for (const [name, shape] of Object.entries(after.shapes)) {

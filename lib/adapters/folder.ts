@@ -41,6 +41,7 @@ const pythonOf = (value: unknown): PythonJson => {
  * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
  * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ..., or in place of those
  *   that follow from the adapters, as `target_modules`
+ * @returns what PEFT computes otherwise from the folder, or needs for it, in words: nothing with most methods
  * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft}, fields that the tensors contradict · ERR_DISK_FULL · ERR_PATH
  * @example
  * const adapters = new Map([['model.layers.0.self_attn.q_proj', adapter]]);
@@ -50,7 +51,7 @@ export async function writeAdapterFolder(
   folder: string,
   adapters: ReadonlyMap<string, Adapter> | PeftFolder,
   fields: Readonly<Record<string, unknown>> = {},
-): Promise<void> {
+): Promise<readonly string[]> {
   const op = 'writeAdapterFolder';
   checkPath(op, 'folder', folder);
   const expected = 'a Map of adapters by module, or a folder of config and tensors';
@@ -61,7 +62,7 @@ export async function writeAdapterFolder(
   const made = 'tensors' in adapters ? adapters : await adaptersToPeft(adapters);
   checkFields(op, made, fields);
   const { config, tensors } = made;
-  const all: Record<string, unknown> = { bias: 'none', inference_mode: true, ...config };
+  const all: Record<string, unknown> = { inference_mode: true, ...config };
   for (const targets of ['target_modules', 'target_parameters'] as const) {
     const names = all[targets];
     if (Array.isArray(names)) all[targets] = [...names].sort();
@@ -74,4 +75,5 @@ export async function writeAdapterFolder(
     [kConfigFile, json],
   ]);
   replaceFolder(op, folder, files, { marker: kConfigFile });
+  return made.warnings ?? [];
 }

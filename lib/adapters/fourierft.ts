@@ -60,11 +60,16 @@ export const fourierft = defineAdapter({
       placesSeed: Number(random_loc_seed ?? 777),
       norm: String(ifft2_norm ?? 'backward'),
     }),
+    // PEFT 0.20 has the norm 'backward' alone, and leaves a field that it does not know out.
     write: ({ frequencies, scaling, placesSeed, norm }) => ({
       n_frequency: frequencies,
       scaling,
       random_loc_seed: placesSeed,
-      ifft2_norm: norm,
+      ...(norm === 'backward' ? {} : { ifft2_norm: norm }),
     }),
+    caveat: ({ norm }) =>
+      norm === 'backward'
+        ? undefined
+        : `PEFT 0.20 has no ifft2_norm: it computes with 'backward' in place of '${norm}'`,
   },
 });

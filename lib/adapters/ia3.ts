@@ -63,6 +63,8 @@ export const ia3Input = defineAdapter({
   peft: {
     type: 'IA3',
     when: feedforward,
+    // PEFT wants feedforward_modules among them.
+    wholeTargets: true,
     tensors: { scale: 'ia3_l' },
     fileShapes: ({ K, config }) => ({ scale: [1, K / tapsOf(config), ...onesOf(config)] }),
     read: (_config, _module, shapeOf, { inFeatures: K }) => {

@@ -1,11 +1,7 @@
-/** The leading part of a row-major tensor: the first `shape[d]` entries of each dimension. */
-export function leadingPart(
-  values: Float32Array,
-  whole: readonly number[],
-  shape: readonly number[],
-): Float32Array {
-  const out = new Float32Array(shape.reduce((product, dim) => product * dim, 1));
-  for (let i = 0; i < out.length; i++) {
+/** Where the leading part of a row-major tensor lies in it: the first `shape[d]` entries of each dimension. */
+export function leadingPlaces(whole: readonly number[], shape: readonly number[]): Float64Array {
+  const places = new Float64Array(shape.reduce((product, dim) => product * dim, 1));
+  for (let i = 0; i < places.length; i++) {
     let rest = i;
     let at = 0;
     let stride = 1;
@@ -15,7 +11,16 @@ export function leadingPart(
       rest = Math.floor(rest / dim);
       stride *= whole[d] as number;
     }
-    out[i] = values[at] as number;
+    places[i] = at;
   }
-  return out;
+  return places;
+}
+
+/** The leading part itself. */
+export function leadingPart(
+  values: Float32Array,
+  whole: readonly number[],
+  shape: readonly number[],
+): Float32Array {
+  return Float32Array.from(leadingPlaces(whole, shape), (at) => values[at] as number);
 }

@@ -218,6 +218,8 @@ export const lily = defineAdapter({
   },
   peft: {
     type: 'LILY',
+    // Layers that one name of target_modules finds share lily_B in PEFT, where their shapes are the same.
+    wholeTargets: true,
     tensors: { loraA: 'lily_A.weight', loraB: 'lily_B.weight', router: 'lily_router.weight' },
     read: ({ r, num_B, scaling, lily_dropout }) => ({
       r: Number(r),
@@ -228,8 +230,10 @@ export const lily = defineAdapter({
     write: ({ r, experts, scaling, dropout }) => ({
       r,
       num_B: experts,
+      stride_A: 1,
       scaling,
-      lily_dropout: dropout,
+      // PEFT has none, and leaves the field out.
+      ...(dropout > 0 ? { lily_dropout: dropout } : {}),
     }),
   },
 });

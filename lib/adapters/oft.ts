@@ -21,15 +21,19 @@ function layout({ K, config }: Sizes): { size: number; blocks: number; own: numb
  * The blocks of a config; PEFT takes the nearest divisor of a layer's width where they do not divide it, so
  * that the entries which are stored, n · (n - 1) / 2 of a block, decide.
  */
-function sizeOf(config: Readonly<Record<string, unknown>>, stored?: readonly number[]) {
+function sizeOf(
+  config: Readonly<Record<string, unknown>>,
+  stored: readonly number[] | undefined,
+  K: number,
+) {
   const blocks = Number(config.r ?? 0);
   const blockSize = Number(config.oft_block_size ?? 32);
   const entries = stored?.[1];
   if (entries === undefined) return { blocks, blockSize };
   const size = Math.round((1 + Math.sqrt(1 + 8 * entries)) / 2);
-  return (size * (size - 1)) / 2 === entries
-    ? { blocks: 0, blockSize: size }
-    : { blocks, blockSize };
+  if ((size * (size - 1)) / 2 !== entries) return { blocks, blockSize };
+  // As the config has it, where it fits: layers of other widths have blocks of other sizes, and as many.
+  return { blocks: blocks > 0 && K === blocks * size ? blocks : 0, blockSize: size };
 }
 
 /** Each block's entries [blocks, n], shrunk so that the norm of its skew matrix is at most `limit`. */
@@ -116,8 +120,8 @@ export const oft = defineAdapter({
     type: 'OFT',
     zeros: ['module_dropout'],
     tensors: { weight: 'oft_R.weight' },
-    read: (config, _, shapeOf) => ({
-      ...sizeOf(config, shapeOf('weight')),
+    read: (config, _, shapeOf, { inFeatures }) => ({
+      ...sizeOf(config, shapeOf('weight'), inFeatures),
       share: config.block_share === true,
       terms: config.use_cayley_neumann === false ? 0 : Number(config.num_cayley_neumann_terms ?? 5),
       coft: config.coft === true,

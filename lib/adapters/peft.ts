@@ -1,5 +1,5 @@
 import { checkName, checkObject } from '../checkpoint/arguments.js';
-import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
@@ -12,6 +12,7 @@ import type { AdapterPlace } from './method.js';
 import { type AnyMethod, adapterMethods } from './methods.js';
 import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
 import { patternFields } from './scaling.js';
+import { SharedParts } from './shared-parts.js';
 
 /** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
 export interface PeftFolder {
@@ -27,6 +28,8 @@ export interface PeftFolder {
    * of them together, and what groups of them share, follows from it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
    */
   readonly layers?: ReadonlyMap<string, LayerSize>;
+  /** What PEFT computes otherwise from the folder, in words. Of {@link adaptersToPeft}; most methods have none. */
+  readonly warnings?: readonly string[];
   /**
    * What the adapter is called in a state dict, whose keys have it behind the tensor's name
    * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
@@ -171,7 +174,9 @@ export function adapterFromPeft(
   const names = namesOf(peft, make.config);
   const indexes: Record<string, Int32Array> = {};
   for (const [name, key] of Object.entries(peft.indexes ?? {})) {
-    const raw = stored(key) ?? tensorsOfFolder.shared(`${key}.${kindOf(module)}`);
+    const kind = peft.kind?.(module);
+    const raw =
+      stored(key) ?? (kind === undefined ? undefined : tensorsOfFolder.shared(`${key}.${kind}`));
     if (raw !== undefined) indexes[name] = Int32Array.from(raw.data as ArrayLike<number>, Number);
   }
   return scope(() => {
@@ -228,24 +233,11 @@ export function adapterFromPeft(
   });
 }
 
-/** The last part of a module's name: layers of one kind share what a folder keeps under it. */
-function kindOf(module: string): string {
-  return module.split('.').at(-1) ?? module;
-}
-
-/** Does the smaller tensor hold the leading part of the larger one? */
-function isLeading(part: RawTensor, whole: RawTensor): boolean {
-  if (part.shape.length !== whole.shape.length) return false;
-  if (!part.shape.every((dim, i) => dim <= (whole.shape[i] ?? 0))) return false;
-  const cut = partOf('adaptersToPeft', 'shared', whole, part.shape, true);
-  return rawToFloat32(part).every((value, i) => value === cut[i]);
-}
-
 /**
  * The tensors of adapters of one method under their PEFT names, and the fields of their
  * `adapter_config.json`. Methods that PEFT does not have are written in the same way under a
- * `peft_type` of our own.
- * @param adapters by module
+ * `peft_type` of our own. What PEFT would compute otherwise is in the `warnings` of the result.
+ * @param adapters by module, in the order of the model: PEFT numbers what groups of layers share by it
  * @throws ERR_TYPE · ERR_VALUE no adapters, of several methods, or what the method shares between layers
  *   differs: see {@link AdapterMethod.createAll}; a setting that PEFT has once, and adapters each their own
  * @example
@@ -262,6 +254,8 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   const peft = formOf(first);
   const modules = [...adapters.keys()];
   const configs = [...adapters.values()].map(({ config }) => config);
+  const fields = [...adapters.values()].map((own) => peft.write(own.config, modules, configs, own));
+  const own = patternFields(op, peft.patterns ?? {}, modules, fields);
   const names = Object.values(peft.tensors) as string[];
   // Groups of layers that share: each layer is its own.
   const groups = Object.values(peft.shared ?? {}).flatMap((name) =>
@@ -269,6 +263,8 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   );
   const keys = [...modules.flatMap((m) => names.map((key) => `${kPrefix}${m}.${key}`)), ...groups];
   const tensors = new Map<string, RawTensor>();
+  const parts = new SharedParts(op);
+  const largest = largestOf(adapters);
   for (const [module, adapter] of adapters) {
     const { parameters, buffers, indexes, config, inFeatures: K, outFeatures: N } = adapter;
     const names = namesOf(peft, config);
@@ -283,26 +279,37 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
       }
       const shared = peft.sharedName?.(name, module, keys, modules) ?? peft.shared?.[name];
       const own = names[name];
-      if (own === undefined && shared === undefined) continue;
-      const key = own === undefined ? `base_model.${shared}` : `${kPrefix}${module}.${own}`;
-      const flat = await rawOf(tensor);
-      const raw = { ...flat, shape: shapes[name] ?? flat.shape };
-      const known = tensors.get(key);
-      if (known !== undefined && !isLeading(raw, known) && !isLeading(known, raw)) {
-        fail('ERR_VALUE', op, name, 'the same in all layers', `another in ${module}`);
+      const raw = await rawOf(tensor);
+      if (own !== undefined) {
+        tensors.set(`${kPrefix}${module}.${own}`, { ...raw, shape: shapes[name] ?? raw.shape });
+      } else if (shared !== undefined) {
+        const size = { N: largest.outFeatures, K: largest.inFeatures, config };
+        // Of a group of layers, or of one kind of them: theirs alone.
+        const whole = peft.sharedName ? raw.shape : first.definition.shapes(size)[name];
+        tensors.set(
+          `base_model.${shared}`,
+          parts.put(`${shared}`, name, raw, whole as readonly number[], module),
+        );
       }
-      if (known === undefined || isLeading(known, raw)) tensors.set(key, raw);
     }
+    const kind = peft.kind?.(module);
+    const behind = kind === undefined ? '' : `.${kind}`;
+    const before = kind === undefined ? `${kPrefix}${module}.` : 'base_model.';
     for (const [name, key] of Object.entries(peft.indexes ?? {})) {
       const data = indexes[name];
       if (data === undefined) continue;
       const shape = peft.indexShapes?.({ N, K, config })[name] ?? [data.length];
-      tensors.set(`${kPrefix}${module}.${key}`, { dtype: 'I32', shape, data });
+      const raw: RawTensor = { dtype: 'I32', shape, data: data.slice() };
+      const full = `${before}${key}${behind}`;
+      tensors.set(full, parts.put(full, name, raw, shape, module));
+    }
+    for (const [key, values] of Object.entries(peft.constants?.({ N, K, config }) ?? {})) {
+      const data = BigInt64Array.from(values, BigInt);
+      tensors.set(`${before}${key}${behind}`, { dtype: 'I64', shape: [data.length], data });
     }
   }
-  const fields = [...adapters.values()].map((own) => peft.write(own.config, modules, configs, own));
-  const own = patternFields(op, peft.patterns ?? {}, modules, fields);
-  return { config: { peft_type: peft.type, target_modules: modules, ...own }, tensors };
+  const warnings = [...new Set(configs.flatMap((each) => peft.caveat?.(each) ?? []))];
+  return { config: { peft_type: peft.type, target_modules: modules, ...own }, tensors, warnings };
 }
 
 /** A tensor as files hold it. */

@@ -95,6 +95,9 @@ export const psoft = defineAdapter({
       loraA: '_psoft_A_cache',
       loraB: '_psoft_B_cache',
     },
+    caveat: () =>
+      'PEFT makes loraA and loraB itself, by an SVD of the base weight whose signs are free, and the rotation goes with ' +
+      'them: where a sign is another one than here, PEFT computes something else',
     // Their signs are free, and the rotation goes with them.
     required: ['loraA', 'loraB'],
     read: (config) => ({

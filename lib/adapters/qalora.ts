@@ -56,6 +56,8 @@ export const qalora = defineAdapter({
   },
   peft: {
     type: 'LORA',
+    caveat: () =>
+      'PEFT has QA-LoRA over GPTQ bases alone: over other layers it takes the folder for LoRA, and refuses its shapes',
     patterns: kAlphaPatterns,
     when: ({ use_qalora }) => use_qalora === true,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },

@@ -59,7 +59,7 @@ const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')
  * have is in its field of patterns; of dropouts the largest is written, as an embedding's layer has none.
  * @param patterns which fields may differ, and the fields of their patterns
  * @param fields those of each module
- * @throws ERR_VALUE the scaling by `sqrt(r)` is that of some modules only
+ * @throws ERR_VALUE modules differ in a field that PEFT has once
  */
 export function patternFields(
   op: string,
@@ -68,9 +68,14 @@ export function patternFields(
   fields: readonly Readonly<Record<string, unknown>>[],
 ): Readonly<Record<string, unknown>> {
   const one: Record<string, unknown> = { ...fields[0] };
-  if (fields.some(({ use_rslora }) => use_rslora !== one.use_rslora)) {
-    const expected = 'the same in all layers (PEFT has one use_rslora)';
-    fail('ERR_VALUE', op, 'rslora', expected, 'true and false');
+  for (const [field, value] of Object.entries(one)) {
+    if (field in patterns || field === 'lora_dropout') continue;
+    const text = JSON.stringify(value);
+    const other = fields.find((own) => JSON.stringify(own[field]) !== text);
+    if (other === undefined) continue;
+    const expected = `the same in all layers (PEFT has one ${field})`;
+    const actual = `${text} and ${JSON.stringify(other[field])}`;
+    fail('ERR_VALUE', op, field, expected, actual);
   }
   if (typeof one.lora_dropout === 'number') {
     one.lora_dropout = Math.max(...fields.map(({ lora_dropout }) => Number(lora_dropout)));

@@ -73,11 +73,13 @@ export const tinylora = defineAdapter({
       const root = Math.sqrt(r);
       return { tensors: { projection: random.normal([u, r, r]).map((value) => value / root) } };
     },
-    write: ({ r, u, initBound, dropout }) => ({
-      r,
+    write: ({ u, initBound, dropout }, _, configs) => ({
+      r: Math.max(...configs.map(({ r }) => r)),
       u,
       init_v_bound: initBound,
       tinylora_dropout: dropout,
+      // Each module's v is its own.
+      weight_tying: 0,
     }),
   },
 });

@@ -42,6 +42,7 @@ export const trainableTokens = defineAdapter({
   },
   peft: {
     type: 'TRAINABLE_TOKENS',
+    embeddings: true,
     tensors: { rows: 'trainable_tokens_delta' },
     read: ({ token_indices }) => ({ tokens: (token_indices as number[] | null) ?? [] }),
     write: ({ tokens }) => ({ token_indices: tokens, init_weights: true }),

@@ -167,10 +167,15 @@ const byModule = ({ slots }: AdapterSet) =>
 
 /**
  * Finds out before training whether the adapters can be written after it: whether they have a form in a folder.
+ * @returns what PEFT will compute otherwise, in words
  * @throws LowrankError as {@link adaptersToPeft}
  */
-export async function requireWritable(adapters: AdapterSet): Promise<void> {
-  if (adapters.config.method.method !== 'lora') await adaptersToPeft(byModule(adapters));
+export async function requireWritable(adapters: AdapterSet): Promise<readonly string[]> {
+  if (adapters.config.method.method === 'lora') return [];
+  const { warnings = [] } = await adaptersToPeft(byModule(adapters));
+  const { method, definition } = adapters.config.method;
+  if (definition.peft?.embeddings !== true) return warnings;
+  return [...warnings, `PEFT has ${method} of embeddings alone, and takes linear layers otherwise`];
 }
 
 /**
@@ -181,9 +186,11 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
   const { config, slots } = adapters;
   adapters.write();
   if (config.method.method !== 'lora') {
+    const { method, definition } = config.method;
     await writeAdapterFolder(options.out, byModule(adapters), {
       base_model_name_or_path: options.model,
-      target_modules: [...config.targets].sort(),
+      ...(definition.peft?.wholeTargets ? {} : { target_modules: [...config.targets].sort() }),
+      ...(method === 'adalora' ? { total_step: options.train.steps } : {}),
       task_type: 'CAUSAL_LM',
     });
     return;

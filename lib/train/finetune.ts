@@ -177,7 +177,7 @@ class FinetuneRun {
     });
     this.base = base;
     this.adapters = new AdapterSet(base, options.adapter, options.train.seed);
-    await requireWritable(this.adapters);
+    for (const text of await requireWritable(this.adapters)) observer.warning?.(text);
     const trainer = new Trainer(base, this.adapters, data, options.train);
     const identity = identityOf(options, {
       config: model.config,

@@ -59,7 +59,9 @@ describe.each(adapterMethods.map(({ method }) => method))('%s', (name) => {
         // Tables that follow from the values.
         adapter.refresh();
       }
-      const byModule = new Map(made.map((adapter, i) => [`model.layers.${i}.lin`, adapter]));
+      // FRoD's layers of one kind share a factor of their width.
+      const names = name === 'frod' ? ['self_attn.q_proj', 'mlp.up_proj'] : ['lin', 'lin'];
+      const byModule = new Map(made.map((one, i) => [`model.layers.${i}.${names[i]}`, one]));
       await writeAdapterFolder(folder, byModule, { task_type: 'CAUSAL_LM' });
       const read = readAdapterFolder(folder);
       expect(read.config.task_type).toBe('CAUSAL_LM');
@@ -190,8 +192,9 @@ describe('fields of one’s own', () => {
         const weight = Tensor.from(wave(N * K, 1), [N, K], { device: 'cpu' });
         const method = adapterMethods.find((each) => each.method === name);
         const one = method?.create({ ...place, weight, ...settings }) as Adapter;
+        const { wholeTargets = false } = method?.definition.peft ?? {};
         const fields = {
-          target_modules: ['q_proj'],
+          target_modules: [wholeTargets ? 'lin' : 'q_proj'],
           base_model_name_or_path: 'base',
           task_type: null,
           revision: 'main',
@@ -205,6 +208,17 @@ describe('fields of one’s own', () => {
       });
     },
   );
+
+  it.each(['lily', 'ia3-input'])('are whole names in target_modules, of %s', async (name) => {
+    await inFolder(async (folder) => {
+      const one = settingsOf(name).create({ inFeatures: 6, outFeatures: 4, device: 'cpu' });
+      const byModule = new Map([['layers.0.lin', one]]);
+      const writing = writeAdapterFolder(folder, byModule, { target_modules: ['lin'] });
+      await expect(writing).rejects.toThrow(
+        /fields\.target_modules must be \["layers\.0\.lin"\], or left out \(PEFT wants layers\.0\.lin by its whole name/,
+      );
+    });
+  });
 
   it('of a disposed adapter nothing is written, and its module is named', async () => {
     await inFolder(async (folder) => {

@@ -22,7 +22,7 @@ const make = (
   tinyTrainer(square, { format: 'nf4' }, { adapter: { method, targets, ...settings }, ...train });
 
 /** What the writer looks at. */
-const toFolder = (out: string) => ({ out, model: 'base' }) as FinetuneOptions;
+const toFolder = (out: string) => ({ out, model: 'base', train: { steps: 60 } }) as FinetuneOptions;
 
 beforeAll(() => useBackend('cpu'));
 

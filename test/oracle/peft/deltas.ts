@@ -1,4 +1,5 @@
 /** Methods that add a matrix to the weight of a layer by itself. */
+import { activationOracle } from '../activations.js';
 import { Matrix } from '../adapter-layer.js';
 import { orthonormalColumns, svd, triplets } from './linear-algebra.js';
 import { type Loading, linear, type PeftMethod, refuse, slice, withDelta } from './loader.js';
@@ -166,16 +167,10 @@ export const deft: PeftMethod = (load, module) => {
   return withDelta(load, module, left.times(moved));
 };
 
-const activations: Readonly<Record<string, (v: number) => number>> = {
-  relu: (v) => Math.max(v, 0),
-  tanh: Math.tanh,
-  silu: (v) => v / (1 + Math.exp(-v)),
-};
-
 export const peanut: PeftMethod = (load, module) => {
   const { N } = load.sizes(module);
   const [r, depth] = [load.number('r'), load.number('depth')];
-  const act = activations[load.text('act_fn')] ?? (() => refuse('act_fn'));
+  const act = activationOracle[load.text('act_fn')] ?? (() => refuse('act_fn'));
   const { weight } = load.linear(module);
   const through = (h: Matrix, key: string, cols: number) =>
     h.times(load.matrix(module, key, r, cols).transposed()).map(act);

@@ -70,7 +70,7 @@ export const lora: PeftMethod = (load, module) => {
   }
   if (given(config.velora_config)) {
     const { num_groups: groups } = config.velora_config as { num_groups: number };
-    load.optional(module, 'lora_velora_embed', [K / groups]);
+    load.optional(module, 'lora_velora_embed', [Math.ceil(K / groups)]);
   }
   if (load.flag('use_dora')) {
     const magnitude = load.vector(module, 'lora_magnitude_vector', [N]);
