@@ -1,3 +1,4 @@
+import { printableText } from '../checkpoint/printable.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
@@ -118,7 +119,9 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       const what = "what the method's check returns";
       const reason: unknown = refused;
       if (!Array.isArray(reason)) throw wrongType(op, what, 'an array of strings', reason);
-      fail('ERR_VALUE', op, ...refused);
+      // Settings come from files too.
+      const [name, expected, actual] = refused;
+      fail('ERR_VALUE', op, name, expected, printableText(String(actual)));
     }
     const sizes: unknown = shapes({ N, K, config });
     if (sizes === null || typeof sizes !== 'object') {

@@ -1,6 +1,7 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import { layerNorm, rmsNorm } from '../autograd/norm.js';
 import { Tape } from '../autograd/tape.js';
+import { printableValue } from '../checkpoint/printable.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
@@ -177,7 +178,7 @@ export class NormAdapter implements Disposable {
     const stored = PeftTensors.of(op, folder);
     const type = folder.config.peft_type;
     if (type !== 'LN_TUNING') {
-      fail('ERR_UNSUPPORTED', op, 'peft_type', 'LN_TUNING', String(type));
+      fail('ERR_UNSUPPORTED', op, 'peft_type', 'LN_TUNING', printableValue(type));
     }
     const place = {
       device: resolveDevice(op, device),

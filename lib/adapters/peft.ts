@@ -1,4 +1,5 @@
 import { checkName, checkObject } from '../checkpoint/arguments.js';
+import { printableText, printableValue } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
@@ -107,7 +108,7 @@ export function methodOfPeft(
   if (config.peft_type === kOwnType && typeof config.lowrank_method === 'string') {
     const name = config.lowrank_method;
     const given = methods === adapterMethods ? 'none' : methods.map((m) => m.method).join(', ');
-    const expected = `an array with the method ${name}, which is not the library's: give what defineAdapter returned`;
+    const expected = `an array with the method ${printableText(name)}, which is not the library's: give what defineAdapter returned`;
     fail('ERR_UNSUPPORTED', 'adapterFromPeft', 'methods', expected, given || 'none');
   }
   const same = forms.filter(({ form }) => form.type === config.peft_type);
@@ -117,7 +118,8 @@ export function methodOfPeft(
     fail('ERR_UNSUPPORTED', 'adapterFromPeft', `a ${config.peft_type} config`, expected, 'another');
   }
   const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
-  const got = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined).join(' ');
+  const given = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined);
+  const got = given.map(printableValue).join(' ') || 'nothing';
   const text = `adapterFromPeft: peft_type must be one of ${known}, got ${got}`;
   throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
 }
@@ -159,7 +161,13 @@ export function adapterFromPeft(
   const peft = formOf(method);
   const set = peft.zeros?.find((name) => Number(folder.config[name] ?? 0) !== 0);
   if (set !== undefined) {
-    fail('ERR_UNSUPPORTED', op, set, `0 (${method.method} has none)`, String(folder.config[set]));
+    fail(
+      'ERR_UNSUPPORTED',
+      op,
+      set,
+      `0 (${method.method} has none)`,
+      printableValue(folder.config[set]),
+    );
   }
   const { trained, frozen = [], init } = method.definition;
   const stored = (key: string) => tensorsOfFolder.own(module, key);

@@ -3,6 +3,7 @@
  * `trainable_token_indices` and whose tensors are `<module>.token_adapter.trainable_tokens_delta`. Both hold the rows
  * themselves, no differences to the table's.
  */
+import { printableValue } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
@@ -54,7 +55,13 @@ export function readTokenRows(op: string, folder: PeftFolder, module: string): S
     return { raw, tokens: tokens as readonly number[] };
   }
   if (indices === undefined || indices === null) {
-    fail('ERR_UNSUPPORTED', op, 'peft_type', `${kType}, or ${kIndices} given`, String(type));
+    fail(
+      'ERR_UNSUPPORTED',
+      op,
+      'peft_type',
+      `${kType}, or ${kIndices} given`,
+      printableValue(type),
+    );
   }
   const own = tokensOf(op, indices, module);
   const raw = stored.own(`${module}.${kBeside}`, kDelta);
@@ -97,7 +104,7 @@ export async function addTokenRows(
   const { config, adapterName = 'default' } = folder;
   if (!kBesideTypes.includes(config.peft_type)) {
     const expected = `${kBesideTypes.join(' or ')} (other configs have no ${kIndices})`;
-    fail('ERR_UNSUPPORTED', op, 'peft_type', expected, String(config.peft_type));
+    fail('ERR_UNSUPPORTED', op, 'peft_type', expected, printableValue(config.peft_type));
   }
   const tensors = new Map(folder.tensors);
   const all: Record<string, readonly number[]> = {};

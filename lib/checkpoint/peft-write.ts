@@ -97,6 +97,24 @@ function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
       value,
     );
   }
+  for (const [name, list] of Object.entries({ ...lists, ...names })) {
+    if (!Array.isArray(list)) continue;
+    const index = name === 'layersToTransform';
+    for (const [i, each] of list.entries()) {
+      if (typeof each === (index ? 'number' : 'string')) continue;
+      throw wrongType(kOp, `config.${name}[${i}]`, index ? 'a number' : 'a string', each);
+    }
+  }
+  const { bias, baseModelNameOrPath, revision, taskType } = config;
+  for (const [name, text] of Object.entries({ bias, baseModelNameOrPath, revision, taskType })) {
+    if (text === undefined || text === null || typeof text === 'string') continue;
+    throw wrongType(kOp, `config.${name}`, 'a string', text);
+  }
+  const { useRslora, useDora, fanInFanOut, loraBias } = config;
+  for (const [name, flag] of Object.entries({ useRslora, useDora, fanInFanOut, loraBias })) {
+    if (flag === undefined || flag === null || typeof flag === 'boolean') continue;
+    throw wrongType(kOp, `config.${name}`, 'a boolean', flag);
+  }
   const { alphaPattern, rankPattern } = config;
   const maps = { 'config.alphaPattern': alphaPattern, 'config.rankPattern': rankPattern };
   for (const [name, value] of Object.entries({ ...maps, biases, savedParameters, extraFiles })) {

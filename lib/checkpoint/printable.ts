@@ -20,16 +20,22 @@ const kUnsafe =
  * printable('a\u001b[2Jb'); // "a\u001b[2Jb" with the escape spelled out
  */
 export function printable(text: string): string {
-  const cut =
-    text.length <= kMaxShown
-      ? text
-      : `${text.slice(0, kMaxShown / 2)}…${text.slice(-kMaxShown / 4)} (${text.length} characters)`;
-  return `"${escapeUnsafe(cut.replace(/[\\"]/g, (c) => `\\${c}`))}"`;
+  return `"${escapeUnsafe(shortened(text).replace(/[\\"]/g, (c) => `\\${c}`))}"`;
+}
+
+/** Text that is part of a message already, with quotes of its own: the same without quotes around it. */
+export function printableText(text: string): string {
+  return escapeUnsafe(shortened(text));
 }
 
 /** The whole text without quotes, for a line of its own: what could move a cursor, a line break too, is escaped. */
 export function escapeUnsafe(text: string): string {
   return text.replace(kUnsafe, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
+}
+
+function shortened(text: string): string {
+  if (text.length <= kMaxShown) return text;
+  return `${text.slice(0, kMaxShown / 2)}…${text.slice(-kMaxShown / 4)} (${text.length} characters)`;
 }
 
 /** A JSON value in a few words, for the "got ..." part of a message. */

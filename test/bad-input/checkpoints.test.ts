@@ -189,6 +189,12 @@ describe('bad input to checkpoints', () => {
     });
     const noNumber = [...noObject.filter(([, what]) => what !== 'a number')];
     const noList = noObject.filter(([, what]) => what !== 'an array');
+    // Left out, these have PEFT's defaults.
+    const given = ([, , value]: (typeof noObject)[number]) => value !== undefined && value !== null;
+    const loop: unknown[] = [];
+    loop.push(loop);
+    const hole = ['q'];
+    hole.length = 2;
     await check('writePeftAdapter', [
       ...each('folder', noText, (value) =>
         callWith(writePeftAdapter, value, { config, modules: [module] }),
@@ -210,6 +216,20 @@ describe('bad input to checkpoints', () => {
       ),
       ...['layersPattern', 'layersToTransform', 'modulesToSave'].flatMap((name) =>
         each(name, noList, configured(name)),
+      ),
+      ...['targetModules', 'excludeModules', 'layersPattern', 'modulesToSave'].flatMap((name) =>
+        each(`in ${name}`, noText, (value) => configured(name)(['q', value])),
+      ),
+      ...each('in layersToTransform', noNumber, (value) =>
+        configured('layersToTransform')([value]),
+      ),
+      bad(3, 'targetModules: itself', 'ERR_TYPE', () => configured('targetModules')(loop)),
+      bad(3, 'targetModules: a hole', 'ERR_TYPE', () => configured('targetModules')(hole)),
+      ...['bias', 'baseModelNameOrPath', 'revision', 'taskType'].flatMap((name) =>
+        each(name, noText.filter(given), configured(name)),
+      ),
+      ...['useRslora', 'useDora', 'fanInFanOut', 'loraBias'].flatMap((name) =>
+        each(name, noObject.filter(given), configured(name)),
       ),
       ...['alphaPattern', 'rankPattern'].flatMap((name) => each(name, noMap, configured(name))),
       ...['biases', 'savedParameters', 'extraFiles'].flatMap((name) => [
