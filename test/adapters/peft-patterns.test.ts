@@ -91,6 +91,11 @@ describe('ranks and alphas by module', () => {
       { r: 1, rank_pattern: { '^b': 2 }, alpha_pattern: { '^c': 5 } },
     ],
     ['osf', [{ rank: 2 }, { rank: 2 }, { rank: 3 }], { rank_pattern: { '^c': 3 } }],
+    [
+      'c3a',
+      [{ blockSize: 2 }, { blockSize: 2 }, { blockSize: 1 }],
+      { block_size: 2, block_size_pattern: { '^c': 1 } },
+    ],
   ])('of %s too', async (method, settings, fields) => {
     await scope(async () => {
       const { config } = await expectRoundTrip(of(method, settings));
@@ -120,12 +125,61 @@ describe('ranks and alphas by module', () => {
     });
   });
 
+  it.each([
+    ['gralora', { r: 4, loraAlpha: 4 }, { r: 4, loraAlpha: 8 }, 'alpha', '4 and 8'],
+    ['miss', { r: 2 }, { r: 4 }, 'r', '2 and 4'],
+    ['oft', { blockSize: 2 }, { blockSize: 4 }, 'oft_block_size', '2 and 4'],
+    ['vera', { r: 2 }, { r: 3 }, 'r', '2 and 3'],
+    ['lora', { dropout: 0.1, r: 2 }, { rslora: true, r: 2 }, 'use_rslora', 'false and true'],
+    ['bdlora', { blocks: 1 }, { blocks: 2 }, 'use_bdlora', '.*'],
+  ])('of %s that PEFT has once are refused: %j and %j', async (method, one, other, field, got) => {
+    await scope(async () => {
+      await expect(adaptersToPeft(of(method, [one, other]))).rejects.toThrow(
+        expect.objectContaining({
+          code: 'ERR_VALUE',
+          message: expect.stringMatching(
+            `${field} must be the same in all layers \\(PEFT has one ${field}\\), got ${got}`,
+          ),
+        }),
+      );
+    });
+  });
+
+  it('that PEFT lowers for narrow layers are written as they were', async () => {
+    await scope(async () => {
+      const widths = { a: { inFeatures: 8, outFeatures: 6 }, b: { inFeatures: 4, outFeatures: 4 } };
+      const make = (method: 'deft' | 'oft' | 'tinylora', settings: readonly object[]) =>
+        new Map(
+          Object.entries(widths).map(([module, size], i) => {
+            const all = { ...size, device: 'cpu', seed: i, ...settings[i] } as const;
+            const w = Tensor.randn([size.outFeatures, size.inFeatures], { seed: 1, device: 'cpu' });
+            return [module, adapters[method].create({ ...all, weight: w }) as unknown as Adapter];
+          }),
+        );
+      const deft = await adaptersToPeft(
+        make('deft', [
+          { r: 6, scaling: 2 },
+          { r: 4, scaling: 3 },
+        ]),
+      );
+      expect(deft.config).toMatchObject({ r: 6, alpha: 12 });
+      const tiny = await adaptersToPeft(make('tinylora', [{ r: 5 }, { r: 4 }]));
+      expect(tiny.config).toMatchObject({ r: 5, weight_tying: 0 });
+      const oft = await adaptersToPeft(make('oft', [{ blocks: 2 }, { blocks: 2 }]));
+      expect(oft.config).toMatchObject({ r: 2, oft_block_size: 0 });
+      const again = Object.entries(widths).map(([module, size]): [string, Adapter] => {
+        return [module, adapterFromPeft(oft, module, { ...size, device: 'cpu' })];
+      });
+      expect((await adaptersToPeft(new Map(again))).config).toEqual(oft.config);
+    });
+  });
+
   it('of a scaling that not all have are refused', async () => {
     await scope(async () => {
       await expect(adaptersToPeft(of('lora', [{}, { rslora: true }]))).rejects.toThrow(
         expect.objectContaining({
           code: 'ERR_VALUE',
-          message: expect.stringMatching(/rslora must be the same in all layers/),
+          message: expect.stringMatching(/use_rslora must be the same in all layers/),
         }),
       );
     });
