@@ -19,6 +19,10 @@ export const deftShapes = (size: { N: number; K: number; config: DeftConfig }) =
   return { p: [size.N, r], ...(para ? {} : { inject: [r, size.K] }) };
 };
 
+/** More vectors than outputs PEFT does not take: its layers have as many as outputs then. */
+export const checkDeft = ({ N, config: { r } }: { N: number; config: DeftConfig }) =>
+  r >= 1 && r <= N ? undefined : (['r', `from 1 to N (${N})`, String(r)] as const);
+
 /** What inject, where there is one, starts with of what is taken out: with the scaling 1 in all. @throws ERR_VALUE */
 export function startOf(op: string, { scaling, para }: DeftConfig): number {
   if (scaling === 0 && !para) {

@@ -2,7 +2,15 @@ import { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { matmulInputGrad } from '../ops/matmul.js';
-import { deftDefaults, deftShapes, exchange, readDeft, startOf, writeDeft } from './deft-config.js';
+import {
+  checkDeft,
+  deftDefaults,
+  deftShapes,
+  exchange,
+  readDeft,
+  startOf,
+  writeDeft,
+} from './deft-config.js';
 import { defineAdapter } from './method.js';
 import { columnMasks, orthonormalColumns } from './orthonormal.js';
 
@@ -18,6 +26,7 @@ export const deftQr = defineAdapter({
   defaults: deftDefaults,
   trained: ['p', 'inject'],
   shapes: deftShapes,
+  check: checkDeft,
   init: (make) => {
     const { config, device, dtype } = make;
     const alpha = startOf('deft-qr.create', config);
@@ -34,8 +43,6 @@ export const deftQr = defineAdapter({
     return { p, inject };
   },
   prepare: ({ config: { r }, device }) => columnMasks(r, device),
-  check: ({ N, config: { r } }) =>
-    r > 0 && r <= N ? undefined : ['r', `from 1 to N (${N})`, String(r)],
   forward: (t, call) => {
     const q = orthonormalColumns(t, t.cast(call.p.p, 'f32'), call.state);
     return exchange(t, call, q, q);

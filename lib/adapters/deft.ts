@@ -2,7 +2,15 @@ import { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { mapTensor, multiplyAdd } from '../ops/elementwise.js';
 import { matmulInputGrad } from '../ops/matmul.js';
-import { deftDefaults, deftShapes, exchange, readDeft, startOf, writeDeft } from './deft-config.js';
+import {
+  checkDeft,
+  deftDefaults,
+  deftShapes,
+  exchange,
+  readDeft,
+  startOf,
+  writeDeft,
+} from './deft-config.js';
 import { defineAdapter } from './method.js';
 
 /**
@@ -22,6 +30,7 @@ export const deft = defineAdapter({
   defaults: deftDefaults,
   trained: ['p', 'inject'],
   shapes: deftShapes,
+  check: checkDeft,
   init: (make) => {
     const alpha = startOf('deft.create', make.config);
     const p = make.normal('p', 0.02);

@@ -205,6 +205,42 @@ describe('sizes that PEFT has adjusted', () => {
   });
 });
 
+it('FRoD is read as earlier versions of this library wrote it too: with a V a layer', async () => {
+  await scope(async () => {
+    const weight = Tensor.from(w, [N, K], { device: 'cpu' });
+    const place = { inFeatures: K, outFeatures: N, device: 'cpu' as const, weight };
+    const one = adapters.frod.create({ ...place, sparseRate: 0.1, seed: 1 }) as unknown as Adapter;
+    const { config, tensors } = await adaptersToPeft(new Map([['mlp.lin', one]]));
+    expect([...tensors.keys()].filter((key) => !key.includes('.model.'))).toEqual([
+      'base_model.frod_V.mlp_lin',
+      'base_model.frod_s_indices.mlp_lin',
+      'base_model.frod_s_size.mlp_lin',
+    ]);
+    const old = new Map(
+      [...tensors].map(([key, value]) => [
+        key.replace(/^base_model\.(frod_\w+)\.mlp_lin$/, 'base_model.model.mlp.lin.$1'),
+        value,
+      ]),
+    );
+    for (const from of [tensors, old]) {
+      const again = adapterFromPeft({ config, tensors: from }, 'mlp.lin', place);
+      expect(again.indexes).toEqual(one.indexes);
+      expect(again.buffers.v?.readSync()).toEqual(one.buffers.v?.readSync());
+    }
+  });
+});
+
+it.each([
+  ['deft', { r: N + 1 }, /r must be from 1 to N \(4\), got 5/],
+  ['deftQr', { r: N + 1 }, /r must be from 1 to N \(4\), got 5/],
+  ['tinylora', { r: N + 1 }, /r must be at most 4, got 5/],
+  ['kasa', { r: N + 1 }, /r must be from 1 to 4, got 5/],
+] as const)('%s has no more ranks than PEFT has', (method, settings, text) => {
+  const weight = Tensor.from(w, [N, K], { device: 'cpu' });
+  const place = { inFeatures: K, outFeatures: N, weight, ...settings };
+  expect(() => adapters[method].create(place as never)).toThrow(text);
+});
+
 describe('IA3', () => {
   const method = (feedforward_modules: unknown, shape: readonly number[], module = 'mlp.lin') =>
     load({ peft_type: 'IA3', feedforward_modules }, { ia3_l: raw(shape) }, module).method;
