@@ -233,7 +233,7 @@ it('FRoD is read as earlier versions of this library wrote it too: with a V a la
 it.each([
   ['deft', { r: N + 1 }, /r must be from 1 to N \(4\), got 5/],
   ['deftQr', { r: N + 1 }, /r must be from 1 to N \(4\), got 5/],
-  ['tinylora', { r: N + 1 }, /r must be at most 4, got 5/],
+  ['tinylora', { r: N + 1 }, /r must be from 1 to 4, got 5/],
   ['kasa', { r: N + 1 }, /r must be from 1 to 4, got 5/],
 ] as const)('%s has no more ranks than PEFT has', (method, settings, text) => {
   const weight = Tensor.from(w, [N, K], { device: 'cpu' });

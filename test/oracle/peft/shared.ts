@@ -235,7 +235,31 @@ export const fourierft: PeftMethod = (load, module) => {
   return withDelta(load, module, delta);
 };
 
-/** One level of the inverse Haar transform of the coefficients' four quarters. */
+const [root3, root7] = [Math.sqrt(3), Math.sqrt(7)];
+const kDb2 = [1 + root3, 3 + root3, 3 - root3, 1 - root3].map((v) => v / (4 * Math.SQRT2));
+
+/** Low-pass filters that have a closed form. PEFT's recorded case has the first. */
+const kFilters: Readonly<Record<string, readonly number[]>> = {
+  db1: [Math.SQRT1_2, Math.SQRT1_2],
+  db2: kDb2,
+  sym2: kDb2,
+  coif1: [1 - root7, 5 + root7, 14 + 2 * root7, 14 - 2 * root7, 1 - root7, root7 - 3].map(
+    (v) => v / (16 * Math.SQRT2),
+  ),
+};
+
+/** One level of the inverse transform of a line of coefficients: [size, count], count even, of which the middle is kept. */
+function synthesis(low: readonly number[], size: number, count: number): Matrix {
+  const length = low.length;
+  const start = length - 2 + Math.floor((count - length + 2 - size) / 2);
+  return Matrix.of(size, count, (at, j) => {
+    const tap = at + start - 2 * (j % (count / 2));
+    if (tap < 0 || tap >= length) return 0;
+    // The first half are sums, the second differences.
+    return j < count / 2 ? (low[tap] as number) : (-1) ** tap * (low[length - 1 - tap] as number);
+  });
+}
+
 export const waveft: PeftMethod = (load, module) => {
   const { N, K } = load.sizes(module);
   const count = load.own('n_frequency', 'n_frequency_pattern', module);
@@ -250,26 +274,27 @@ export const waveft: PeftMethod = (load, module) => {
     });
     return withDelta(load, module, delta);
   }
-  if (load.text('wavelet_family') !== 'db1') throw new Error('other wavelets are not here');
-  const [H, W] = [N + (N % 2), K + (K % 2)];
+  const low = kFilters[load.text('wavelet_family')];
+  if (low === undefined) throw new Error('a wavelet that is not here');
+  const padded = (size: number) => size + low.length - 2 + ((size + low.length) % 2);
+  const [H, W] = [padded(N), padded(K)];
   const [top, left] = [Math.floor((H - N) / 2), Math.floor((W - K) / 2)];
+  // The quarter on the right has the differences of rows, the one below those of columns.
   const dense = Matrix.zeros(H, W);
   at.forEach((place, f) => {
-    dense.data[(Math.floor(place / K) + top) * W + (place % K) + left] = spectrum[f] as number;
+    const [i, j] = [Math.floor(place / K) + top, (place % K) + left];
+    const [row, column] = [
+      (i % (H / 2)) + (j < W / 2 ? 0 : H / 2),
+      (j % (W / 2)) + (i < H / 2 ? 0 : W / 2),
+    ];
+    dense.data[row * W + column] = spectrum[f] as number;
   });
-  const [h, w] = [H / 2, W / 2];
-  const delta = Matrix.of(N, K, (n, k) => {
-    const [i, j] = [n + top, k + left];
-    const [row, column] = [Math.floor(i / 2), Math.floor(j / 2)];
-    const down = i % 2 === 0 ? 1 : -1;
-    const across = j % 2 === 0 ? 1 : -1;
-    // Right of the middle: differences of rows; below it: differences of columns.
-    const sum =
-      dense.at(row, column) +
-      down * dense.at(row, w + column) +
-      across * dense.at(h + row, column) +
-      down * across * dense.at(h + row, w + column);
-    return (scale * sum) / 2;
-  });
-  return withDelta(load, module, delta);
+  const delta = synthesis(low, N, H)
+    .times(dense)
+    .times(synthesis(low, K, W).transposed());
+  return withDelta(
+    load,
+    module,
+    delta.map((v) => scale * v),
+  );
 };
