@@ -52,6 +52,9 @@ export const deftQr = defineAdapter({
     when: ({ decomposition_method }) => (decomposition_method ?? 'qr') === 'qr',
     tensors: { p: 'deft_P', inject: 'deft_R' },
     read: (config, _module, _shapeOf, layer) => readDeft(config, layer),
-    write: (...args) => ({ ...writeDeft(...args), decomposition_method: 'qr' }),
+    write: (config, modules, configs) => ({
+      ...writeDeft(config, modules, configs),
+      decomposition_method: 'qr',
+    }),
   },
 });

@@ -50,6 +50,9 @@ export const deft = defineAdapter({
     when: ({ decomposition_method }) => decomposition_method === 'relu',
     tensors: { p: 'deft_P', inject: 'deft_R' },
     read: (config, _module, _shapeOf, layer) => readDeft(config, layer),
-    write: (...args) => ({ ...writeDeft(...args), decomposition_method: 'relu' }),
+    write: (config, modules, configs) => ({
+      ...writeDeft(config, modules, configs),
+      decomposition_method: 'relu',
+    }),
   },
 });
