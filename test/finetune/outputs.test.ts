@@ -117,12 +117,22 @@ describe('a disk that fills up', () => {
 describe('two runs', () => {
   const args = (out: string, ...more: string[]) => [
     ...['finetune', '--model', inFolder('model'), '--data', inFolder('text'), '--rank', '2'],
-    ...['--out', inFolder(out), '--steps', '40', '--seq-len', '16', '--batch', '2', '--no-report'],
+    ...[
+      '--out',
+      inFolder(out),
+      '--steps',
+      '100000',
+      '--seq-len',
+      '16',
+      '--batch',
+      '2',
+      '--no-report',
+    ],
     ...['--eval-every', '3', '--sample-tokens', '0', '--no-compare', '--save-every', '1', ...more],
   ];
 
   it('into one folder: the second is refused, and the first does not notice', async () => {
-    const first = start(args('both', '--steps', '100000'));
+    const first = start(args('both'));
     await first.until('step 3: held-out');
     for (const more of [[], ['--resume']]) {
       const second = await run(args('both', ...more));
@@ -148,8 +158,11 @@ describe('two runs', () => {
     // As if it had been killed while it wrote the adapter.
     const [reserve = ''] = left('.gone.checkpoint.');
     fs.mkdirSync(inFolder(reserve.replace('.checkpoint', '')));
-    const { code, stderr } = await run(args('gone', '--resume'));
-    expect(code, stderr).toBe(0);
-    expect(left('gone')).toEqual(['gone']);
+    const next = start(args('gone', '--resume'));
+    await next.until('held-out');
+    next.child.kill('SIGINT');
+    const { code, stderr } = await next.finished;
+    expect(code, stderr).toBe(130);
+    expect(left('gone')).toEqual(['gone.checkpoint']);
   });
 });
