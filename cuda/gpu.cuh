@@ -9,8 +9,12 @@
 ///     that has work to begin with which needs nothing of them is a LOWRANK_EARLY_KERNEL and says
 ///     GridDependencyWait() itself: before any store, and any load of what they wrote (plan.h),
 ///     and in any case before it ends, since the next launch knows of them through this one alone
-///   - ld.global.nc and __ldg are for what no launch of the op writes, or a first one alone, which
-///     waits: L1 may still have memory as a launch that overlaps has read it
+///   - ld.global.nc and __ldg are for what neither this launch nor one that it overlaps writes: L1
+///     may have that memory as it was
+///   - accumulators and fragments of wgmma are left alone from the fence before their products to the
+///     wait after them: fragments of two groups in flight are two arrays
+///   - a ring's writer says SlotFilled(slot, turn) and its reader SlotRead(slot, turn), unless the
+///     phases of mbarriers say as much
 ///   - shared memory is one struct, taken with DynamicShared<Storage>(); its size is sizeof
 ///   - contraction is off in both compilers (nvcc -fmad=false, -ffp-contract=off): where an fma is
 ///     meant, write fmaf, so that every mode gives the same bits
