@@ -178,7 +178,7 @@ export async function synchronize(device?: Device): Promise<void> {
  * A stream that is being captured into a graph takes ops whose workspace was reserved before
  * ({@link reserveWorkspace}); begin the capture in relaxed mode, keep every tensor that the graph
  * uses, and call {@link synchronize} before its first launch. Nothing can be read or written
- * meanwhile.
+ * meanwhile. A capture of another stream, in whatever mode and thread, goes on undisturbed beside these ops.
  * @param device a CUDA device
  * @param stream a CUstream (or cudaStream_t) of that device, valid until you have switched away and
  *   {@link synchronize} has resolved

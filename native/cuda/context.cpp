@@ -126,16 +126,24 @@ Visit::Visit(Context* context) : context_(*context) {
   status_ = context_.Check(context_.driver().cuCtxPushCurrent_v2(context_.handle()),
                            "cuCtxPushCurrent_v2");
   pushed_ = status_.ok();
+  if (!pushed_) return;
+  status_ = context_.Check(context_.driver().cuThreadExchangeStreamCaptureMode(&mode_),
+                           "cuThreadExchangeStreamCaptureMode");
+  relaxed_ = status_.ok();
 }
 
 Visit::~Visit() {
   CUcontext ours = nullptr;
+  if (relaxed_) context_.driver().cuThreadExchangeStreamCaptureMode(&mode_);
   if (pushed_) context_.driver().cuCtxPopCurrent_v2(&ours);
 }
 
 Status Context::Attach() {
   t_attached = nullptr;
   LOWRANK_RETURN_IF_ERROR(Check(driver().cuCtxSetCurrent(context_), "cuCtxSetCurrent"));
+  CUstreamCaptureMode mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+  LOWRANK_RETURN_IF_ERROR(Check(driver().cuThreadExchangeStreamCaptureMode(&mode),
+                                "cuThreadExchangeStreamCaptureMode"));
   t_attached = this;
   return Status();
 }

@@ -45,7 +45,7 @@ class Context {
   Status Start(const Gpu& gpu, const KernelImage* image);
   /// Undoes a start that the caller could not use.
   void Stop();
-  /// Makes it current on one more thread.
+  /// Makes it current on one more thread of ours, whose calls from then on spoil nobody's capture.
   Status Attach();
 
   const std::string& device() const { return device_; }
@@ -101,7 +101,8 @@ class Context {
 };
 
 /// Makes a context current for a while, on whatever thread, and leaves that one's own as it was.
-/// Free on a thread of ours, where it is current for good.
+/// Free on a thread of ours, where it is current for good. What is called meanwhile is no part of a
+/// stream capture of somebody else, and does not spoil it (cuThreadExchangeStreamCaptureMode).
 class Visit {
  public:
   explicit Visit(Context* context);
@@ -113,6 +114,8 @@ class Visit {
  private:
   Context& context_;
   bool pushed_ = false;
+  bool relaxed_ = false;
+  CUstreamCaptureMode mode_ = CU_STREAM_CAPTURE_MODE_RELAXED;  // exchanged with the thread's own
   Status status_;
 };
 

@@ -217,6 +217,7 @@ constexpr int CU_MEM_LOCATION_TYPE_DEVICE = 1;
   X(cuStreamSynchronize, (CUstream stream))                                                        \
   X(cuStreamWaitEvent, (CUstream stream, CUevent event, unsigned flags))                           \
   X(cuStreamIsCapturing, (CUstream stream, CUstreamCaptureStatus * status))                        \
+  X(cuThreadExchangeStreamCaptureMode, (CUstreamCaptureMode * mode))                               \
   X(cuStreamBeginCapture_v2, (CUstream stream, CUstreamCaptureMode mode))                          \
   X(cuStreamEndCapture, (CUstream stream, CUgraph * graph))                                        \
   X(cuGraphInstantiateWithFlags, (CUgraphExec * exec, CUgraph graph, unsigned long long flags))    \

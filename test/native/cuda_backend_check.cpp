@@ -162,6 +162,34 @@ void Capture() {
   Call(Driver().cuStreamDestroy_v2(stream), "cuStreamDestroy");
 }
 
+/// Somebody else's capture, in the strictest mode, goes on while this device works: no call of ours
+/// spoils it, neither of the device's threads nor of the caller's.
+void CaptureElsewhere() {
+  constexpr size_t kCount = 500;
+  const cuda::CUstream stream = NewStream();
+  Call(Driver().cuStreamBeginCapture_v2(stream, cuda::CU_STREAM_CAPTURE_MODE_GLOBAL),
+       "cuStreamBeginCapture");
+  const StoragePtr x = New(kCount * sizeof(float));
+  StoragePtr y;
+  std::vector<float> memory(kCount);
+  ExpectOk(g_backend->Wrap(memory.data(), kCount * sizeof(float), true, nullptr, &y), "wrap");
+  if (y == nullptr) y = New(kCount * sizeof(float));
+  Fill(x, Ramp(kCount, 3));
+  ExpectOk(Copy(x, y), "copy beside a capture");
+  std::vector<float> values;
+  ExpectOk(ReadInto(y, &values), "read beside a capture");
+  Expect(values == Ramp(kCount, 3), "values beside a capture");
+  ExpectOk(Synchronize(), "synchronize beside a capture");
+  y.reset();
+  cuda::CUstreamCaptureMode mode = cuda::CU_STREAM_CAPTURE_MODE_GLOBAL;
+  Call(Driver().cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode");
+  Expect(mode == cuda::CU_STREAM_CAPTURE_MODE_GLOBAL, "the caller's thread keeps its mode");
+  cuda::CUgraph graph = nullptr;
+  Call(Driver().cuStreamEndCapture(stream, &graph), "cuStreamEndCapture of somebody else");
+  if (graph != nullptr) Call(Driver().cuGraphDestroy(graph), "cuGraphDestroy");
+  Call(Driver().cuStreamDestroy_v2(stream), "cuStreamDestroy");
+}
+
 struct Quantised {
   std::vector<StoragePtr> parts;
   QuantView view;
@@ -372,6 +400,7 @@ int CheckBackend(int argc, char** argv) {
   CallerStreamAndPointers();
   OrderAcrossStreams();
   Capture();
+  CaptureElsewhere();
   WorkspaceInACapture();
   GroupedInACapture();
   VerdictsReachReaders();

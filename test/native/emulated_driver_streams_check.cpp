@@ -322,6 +322,35 @@ void CapturesAreSpoilt() {
     EXPECT_RESULT(expected == CUDA_SUCCESS ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
                   d.cuStreamEndCapture(stream, &graph));
   }
+  // So it is with asking after work, and waiting for it, unless the thread says that it knows.
+  EXPECT_OK(d.cuEventRecord(event, side));
+  for (const auto& [mode, expected] :
+       {std::pair{CU_STREAM_CAPTURE_MODE_GLOBAL, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED},
+        std::pair{CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CUDA_SUCCESS},
+        std::pair{CU_STREAM_CAPTURE_MODE_RELAXED, CUDA_SUCCESS}}) {
+    const CUresult wanted = expected;
+    const CUstreamCaptureMode of_thread = mode;
+    for (int call = 0; call < 4; ++call) {
+      begin(stream, CU_STREAM_CAPTURE_MODE_GLOBAL);
+      std::thread([&, call, wanted, of_thread] {
+        EXPECT_OK(d.cuCtxSetCurrent(f.context));
+        CUstreamCaptureMode exchanged = of_thread;
+        EXPECT_OK(d.cuThreadExchangeStreamCaptureMode(&exchanged));
+        EXPECT(exchanged == CU_STREAM_CAPTURE_MODE_GLOBAL);
+        EXPECT_RESULT(wanted, call == 0   ? d.cuEventQuery(event)
+                              : call == 1 ? d.cuEventSynchronize(event)
+                              : call == 2 ? d.cuStreamQuery(side)
+                                          : d.cuStreamSynchronize(side));
+        EXPECT_OK(d.cuThreadExchangeStreamCaptureMode(&exchanged));
+        EXPECT(exchanged == of_thread);
+      }).join();
+      EXPECT_RESULT(wanted == CUDA_SUCCESS ? CUDA_SUCCESS : CUDA_ERROR_STREAM_CAPTURE_INVALIDATED,
+                    d.cuStreamEndCapture(stream, &graph));
+    }
+  }
+  CUstreamCaptureMode unknown = 3;
+  EXPECT_RESULT(CUDA_ERROR_INVALID_VALUE, d.cuThreadExchangeStreamCaptureMode(&unknown));
+  EXPECT_RESULT(CUDA_ERROR_INVALID_VALUE, d.cuThreadExchangeStreamCaptureMode(nullptr));
   // Work from outside, a stream left behind, an end elsewhere, the null stream.
   EXPECT_OK(d.cuEventRecord(event, side));
   begin(stream, CU_STREAM_CAPTURE_MODE_RELAXED);

@@ -48,6 +48,11 @@ std::vector<size_t> OrderNodes(const Graph& graph, int order, uint64_t seed) {
   return sequence;
 }
 
+CaptureMode& ThreadCaptureMode() {
+  static thread_local CaptureMode mode = CaptureMode::kGlobal;
+  return mode;
+}
+
 Capture::Capture(StreamPtr origin, CaptureMode mode) : origin_(std::move(origin)), mode_(mode) {}
 
 std::mutex& Capture::Mutex() {

@@ -33,6 +33,9 @@ std::vector<size_t> OrderNodes(const Graph& graph, int order, uint64_t seed);
 /// What the mode of cuStreamBeginCapture forbids elsewhere.
 enum class CaptureMode : uint8_t { kGlobal, kThreadLocal, kRelaxed };
 
+/// What this thread says of captures elsewhere (cuThreadExchangeStreamCaptureMode).
+CaptureMode& ThreadCaptureMode();
+
 /// One capture in progress. Guarded by Mutex().
 class Capture {
  public:

@@ -97,6 +97,7 @@ CUresult cuStreamQuery(CUstream stream) {
   StreamPtr found;
   if (const CUresult result = EnterStream(stream, &context, &found); result != 0) return result;
   if (const CUresult result = RefuseCaptured(context, found); result != 0) return result;
+  if (const CUresult result = RefuseDuringCapture(); result != 0) return result;
   const bool reached = context->streams->Reached(context->streams->Last(found));
   if (const int fault = context->streams->fault(); fault != 0) return fault;
   return reached ? CUDA_SUCCESS : CUDA_ERROR_NOT_READY;
@@ -107,6 +108,7 @@ CUresult cuStreamSynchronize(CUstream stream) {
   StreamPtr found;
   if (const CUresult result = EnterStream(stream, &context, &found); result != 0) return result;
   if (const CUresult result = RefuseCaptured(context, found); result != 0) return result;
+  if (const CUresult result = RefuseDuringCapture(); result != 0) return result;
   if (found == context->streams->null_stream()) {
     // An empty operation: the null stream waits for the blocking ones.
     context->streams->Wait(context->streams->Push(found, nullptr));
@@ -178,6 +180,18 @@ CUresult cuStreamIsCapturing(CUstream stream, CUstreamCaptureStatus* status) {
   if (found == context->streams->null_stream() && NullStreamWouldJoinCapture(context)) {
     return CUDA_ERROR_STREAM_CAPTURE_IMPLICIT;
   }
+  return CUDA_SUCCESS;
+}
+
+CUresult cuThreadExchangeStreamCaptureMode(CUstreamCaptureMode* mode) {
+  ContextPtr context;
+  if (const int result = EnterContext(&context); result != 0) return result;
+  if (mode == nullptr || *mode < CU_STREAM_CAPTURE_MODE_GLOBAL ||
+      *mode > CU_STREAM_CAPTURE_MODE_RELAXED) {
+    return CUDA_ERROR_INVALID_VALUE;
+  }
+  const CaptureMode asked = static_cast<CaptureMode>(*mode);
+  *mode = static_cast<CUstreamCaptureMode>(std::exchange(ThreadCaptureMode(), asked));
   return CUDA_SUCCESS;
 }
 
@@ -317,6 +331,7 @@ CUresult cuEventQuery(CUevent event) {
   if (const CUresult result = EnterEvent(event, &context, &found); result != 0) return result;
   const std::lock_guard<std::mutex> lock(found->mutex);
   if (found->captured) return kCapturedEvent;
+  if (const CUresult result = RefuseDuringCapture(); result != 0) return result;
   const bool reached =
       found->recording == nullptr || context->streams->Reached(found->recording->ticket);
   if (const int fault = context->streams->fault(); fault != 0) return fault;
@@ -333,6 +348,7 @@ CUresult cuEventSynchronize(CUevent event) {
     if (found->captured) return kCapturedEvent;
     recording = found->recording;
   }
+  if (const CUresult result = RefuseDuringCapture(); result != 0) return result;
   if (recording != nullptr) context->streams->Wait(recording->ticket);
   context->memory->TrimToThresholds();
   return context->streams->fault();

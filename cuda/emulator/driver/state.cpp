@@ -168,12 +168,14 @@ int Submit(const ContextPtr& context, const StreamPtr& stream, NodeKind kind, Wo
 }
 
 int RefuseDuringCapture() {
+  const CaptureMode mode = ThreadCaptureMode();
+  if (mode == CaptureMode::kRelaxed) return cuda::CUDA_SUCCESS;
   const std::lock_guard<std::mutex> lock(Capture::Mutex());
   bool refused = false;
   for (const CapturePtr& capture : ActiveCaptures()) {
     const bool own = capture->thread() == std::this_thread::get_id();
-    if (capture->mode() == CaptureMode::kGlobal ||
-        (capture->mode() == CaptureMode::kThreadLocal && own)) {
+    if (own ? capture->mode() != CaptureMode::kRelaxed
+            : mode == CaptureMode::kGlobal && capture->mode() == CaptureMode::kGlobal) {
       capture->invalid = true;
       refused = true;
     }

@@ -178,7 +178,9 @@ int EnterStream(cuda::CUstream handle, ContextPtr* context, StreamPtr* stream);
 /// Queues work, or writes it into the capture that the stream takes part in.
 int Submit(const ContextPtr& context, const StreamPtr& stream, NodeKind kind, Work work);
 
-/// Calls that may wait for the device are not possible during captures of some modes.
+/// Calls that may wait for the device, or that a capture does not see, are not possible during
+/// captures of some modes, unless this thread has said that it knows (ThreadCaptureMode). They
+/// spoil those captures.
 int RefuseDuringCapture();
 /// Is a blocking stream of this context captured (which forbids the null stream)? Spoils it.
 bool NullStreamWouldJoinCapture(const ContextPtr& context);
