@@ -62,6 +62,10 @@ std::vector<VerdictPtr> Storage::OpenVerdicts() const {
 
 void CancelToken::Begin() {
   std::lock_guard<std::mutex> lock(mutex_);
+  if (counted_in_.orphaned()) {
+    counted_in_ = ForkMark();
+    in_flight_ = 0;
+  }
   ++in_flight_;
 }
 
@@ -71,6 +75,7 @@ void CancelToken::End() {
 }
 
 void CancelToken::WaitIdle() {
+  if (counted_in_.orphaned()) return;
   std::unique_lock<std::mutex> lock(mutex_);
   idle_.wait(lock, [this] { return in_flight_ == 0; });
 }

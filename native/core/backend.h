@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "native/core/fork.h"
 #include "native/core/ops.h"
 #include "native/core/status.h"
 
@@ -81,7 +82,7 @@ class CancelToken {
   /// Work of this token that is queued or running.
   void Begin();
   void End();
-  /// Blocks until none is left.
+  /// Blocks until none is left. What was in flight when the process was forked is the parent's.
   void WaitIdle();
 
  private:
@@ -89,6 +90,7 @@ class CancelToken {
   std::mutex mutex_;
   std::condition_variable idle_;
   int64_t in_flight_ = 0;
+  ForkMark counted_in_;  // the process of in_flight_
 };
 using CancelPtr = std::shared_ptr<CancelToken>;
 

@@ -25,6 +25,7 @@ Status InputPoison(const OpRefs& refs) {
 Queue::Queue(const char* device) : device_(device), thread_([this] { Loop(); }) {}
 
 Status Queue::Push(Task task) {
+  LOWRANK_RETURN_IF_ERROR(home_.Check(device_));
   CancelPtr cancel = task.refs.cancel;
   if (cancel) cancel->Begin();
   try {
@@ -58,6 +59,7 @@ void Queue::Loop() {
 }
 
 void Queue::DropQueued(const CancelToken* cancel) {
+  if (home_.orphaned()) return;
   // Entries stay where they are, emptied: taking them out could need memory. What runs under the
   // lock frees operands and tells waiters; none of it takes this queue's lock.
   const std::lock_guard<std::mutex> lock(mutex_);

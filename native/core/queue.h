@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "native/core/backend.h"
+#include "native/core/fork.h"
 
 namespace lowrank {
 
@@ -27,12 +28,15 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  /// Never blocks on work. Fails with kOom where the entry cannot be stored.
+  /// Never blocks on work. Fails with kOom where the entry cannot be stored, with kDevice in a
+  /// child of the process that the thread is in.
   Status Push(Task task);
 
   /// Finishes the entries of this token that have not begun, as cancelled, whatever runs now: the
   /// end of one environment does not wait for the kernels of another.
   void DropQueued(const CancelToken* cancel);
+
+  const ForkMark& home() const { return home_; }
 
  private:
   void Loop();
@@ -40,6 +44,7 @@ class Queue {
   static void Finish(Task& task, const Status& status);
 
   const char* device_;
+  const ForkMark home_;
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Task> tasks_;

@@ -9,12 +9,36 @@ namespace lowrank::cpu {
 HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
     : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(info_.device.c_str()) {}
 
+DeviceInfo HostBackend::Info() const {
+  DeviceInfo info = info_;
+  const Status here = queue_.home().Check(info_.device.c_str());
+  info.available = info.available && here.ok();
+  if (info.reason.empty()) info.reason = here.message();
+  return info;
+}
+
 Status HostBackend::Ready() const {
+  LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
   if (info_.available) return Status();
   return Status(Code::kDevice, "device: '" + info_.device + "' is not available: " + info_.reason);
 }
 
+// In a forked child the lock of memory_ may be held by a thread that stayed in the parent, for
+// ever.
+MemoryUsage HostBackend::Memory() const {
+  return queue_.home().orphaned() ? MemoryUsage() : memory_.usage();
+}
+
+void HostBackend::ResetPeak() {
+  if (!queue_.home().orphaned()) memory_.ResetPeak();
+}
+
+void HostBackend::Free(void* data, size_t bytes) {
+  if (!queue_.home().orphaned()) memory_.Free(data, bytes);
+}
+
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
+  LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
   void* data = memory_.Allocate(bytes);
   if (data == nullptr) {
     return Status(Code::kOom, info_.device + ": no memory for " + std::to_string(bytes) +

@@ -16,13 +16,13 @@ class HostBackend final : public Backend {
   HostBackend(DeviceInfo info, const KernelTable& kernels, int threads);
 
   const std::string& name() const override { return info_.device; }
-  DeviceInfo Info() const override { return info_; }
+  DeviceInfo Info() const override;
   Status Ready() const override;
-  MemoryUsage Memory() const override { return memory_.usage(); }
-  void ResetPeak() override { memory_.ResetPeak(); }
+  MemoryUsage Memory() const override;
+  void ResetPeak() override;
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
-  void Free(void* data, size_t bytes) override { memory_.Free(data, bytes); }
+  void Free(void* data, size_t bytes) override;
   bool HostAddressable() const override { return true; }
   Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
               StoragePtr* storage) override;

@@ -102,7 +102,9 @@ DeviceInfo CudaBackend::Info() const {
 
 Status CudaBackend::CheckAlive() const {
   const Engine* engine = engine_.load(std::memory_order_acquire);
-  return engine == nullptr ? Status() : engine->context.lost();
+  if (engine == nullptr) return Status();
+  LOWRANK_RETURN_IF_ERROR(engine->queue.home().Check(device_.c_str()));
+  return engine->context.lost();
 }
 
 Status CudaBackend::Ready() const {
@@ -131,6 +133,8 @@ Status CudaBackend::EnsureStarted() {
 
 Status CudaBackend::StartEngine() {
   LOWRANK_RETURN_IF_ERROR(Probe());
+  // A driver does not survive it either.
+  LOWRANK_RETURN_IF_ERROR(library_->opened_in.Check(device_.c_str()));
   if (engine_made_ == nullptr) engine_made_ = std::make_unique<Engine>(device_, *library_);
   Engine* const engine = engine_made_.get();
   // On the thread that will issue: its context stays current there.
@@ -188,7 +192,9 @@ Status CudaBackend::Allocate(size_t bytes, StoragePtr* storage) {
 }
 
 void CudaBackend::Free(void* data, size_t bytes) {
-  engine_.load(std::memory_order_acquire)->streams.Free(reinterpret_cast<uintptr_t>(data));
+  Engine* const engine = engine_.load(std::memory_order_acquire);
+  if (engine->queue.home().orphaned()) return;
+  engine->streams.Free(reinterpret_cast<uintptr_t>(data));
   const std::lock_guard<std::mutex> lock(usage_mutex_);
   usage_.live_bytes -= static_cast<int64_t>(bytes);
   usage_.live_tensors -= 1;
@@ -231,8 +237,10 @@ Status CudaBackend::Wrap(void* data, size_t bytes, bool host_memory, std::functi
   const auto unmap = [engine, data, bytes, release = std::move(release)] {
     // Called where the last reference goes: work that touches the memory holds one until it is
     // over.
-    const Visit leaving(&engine->context);
-    if (leaving.status().ok()) engine->pages.Unmap(data, bytes);
+    if (!engine->queue.home().orphaned()) {
+      const Visit leaving(&engine->context);
+      if (leaving.status().ok()) engine->pages.Unmap(data, bytes);
+    }
     if (release) release();
   };
   *storage =
@@ -242,7 +250,7 @@ Status CudaBackend::Wrap(void* data, size_t bytes, bool host_memory, std::functi
 
 void CudaBackend::DropQueued(const CancelToken* cancel) {
   Engine* const engine = engine_.load(std::memory_order_acquire);
-  if (engine == nullptr) return;
+  if (engine == nullptr || engine->queue.home().orphaned()) return;
   engine->queue.DropQueued(cancel);
   engine->completions.DropQueued(cancel);
 }

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "native/core/fork.h"
 #include "native/core/status.h"
 #include "native/cuda/driver.h"
 
@@ -13,7 +14,8 @@ constexpr int kNeededVersion = 12000;
 
 struct Library {
   std::string path;
-  Driver driver;    // with the faults that LOWRANK_CUDA_FAULT asks for
+  Driver driver;  // with the faults that LOWRANK_CUDA_FAULT asks for
+  ForkMark opened_in;
   int version = 0;  // major · 1000 + minor · 10
   /// Of the emulator, else null: what its checks last found, in words; "" for nothing.
   const char* (*last_report)() = nullptr;

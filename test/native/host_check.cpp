@@ -1,0 +1,196 @@
+/// Devices in a child of fork(), which has none of their threads: every call there fails at once
+/// and says why, nothing hangs, and what the parent had not started works. Takes the names of the
+/// devices to check.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <condition_variable>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "native/core/registry.h"
+
+namespace lowrank {
+namespace {
+
+constexpr unsigned kChildSeconds = 20;
+constexpr size_t kCount = 64;
+
+int g_failures = 0;
+
+void Expect(bool right, const std::string& what) {
+  if (right) return;
+  std::printf("FAILED %s\n", what.c_str());
+  std::fflush(stdout);
+  ++g_failures;
+}
+
+/// Waits for one DoneFn; the child's alarm ends a wait for ever.
+class Wait {
+ public:
+  DoneFn Done() {
+    return [this](const Status& status) {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      status_ = status;
+      done_ = true;
+      ready_.notify_all();
+    };
+  }
+  Status Get() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ready_.wait(lock, [this] { return done_; });
+    return status_;
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  bool done_ = false;
+  Status status_;
+};
+
+TensorView View(const StoragePtr& storage) {
+  TensorView view;
+  view.data = storage->data();
+  view.rows = 1;
+  view.cols = static_cast<int64_t>(storage->bytes() / sizeof(float));
+  view.present = true;
+  return view;
+}
+
+Status Copy(Backend* backend, const StoragePtr& x, const StoragePtr& y, const CancelPtr& cancel) {
+  return backend->Enqueue(CastOp{View(x), View(y)}, OpRefs{{x}, {y}, cancel});
+}
+
+Status Read(Backend* backend, const StoragePtr& source, float* first, const CancelPtr& cancel) {
+  Wait wait;
+  const Status queued = backend->Read(
+      source,
+      [first](const void* data) -> Status {
+        std::memcpy(first, data, sizeof(float));
+        return Status();
+      },
+      wait.Done(), cancel);
+  return queued.ok() ? wait.Get() : queued;
+}
+
+/// A tensor of the device filled with `value`, through a kernel.
+Status Filled(Backend* backend, float value, const CancelPtr& cancel, StoragePtr* y) {
+  StoragePtr x;
+  LOWRANK_RETURN_IF_ERROR(backend->Allocate(kCount * sizeof(float), &x));
+  LOWRANK_RETURN_IF_ERROR(backend->Allocate(kCount * sizeof(float), y));
+  LOWRANK_RETURN_IF_ERROR(backend->Write(
+      x,
+      [value](void* data) -> Status {
+        for (size_t i = 0; i < kCount; ++i) static_cast<float*>(data)[i] = value;
+        return Status();
+      },
+      cancel));
+  return Copy(backend, x, *y, cancel);
+}
+
+void ExpectWorks(const std::string& device, const CancelPtr& cancel, const std::string& where) {
+  Backend* backend = nullptr;
+  StoragePtr y;
+  Status status = FindBackend(device, &backend);
+  if (status.ok()) status = Filled(backend, 3, cancel, &y);
+  float first = 0;
+  if (status.ok()) status = Read(backend, y, &first, cancel);
+  Expect(status.ok() && first == 3, device + " " + where + ": " + status.message());
+}
+
+/// Runs `body` in a child that is ended where it hangs; its failures are those of this program.
+void InChild(const std::string& what, const std::function<void()>& body) {
+  std::fflush(stdout);
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(kChildSeconds);
+    g_failures = 0;
+    body();
+    std::fflush(stdout);
+    _exit(g_failures == 0 ? 0 : 1);
+  }
+  int ended = 0;
+  waitpid(child, &ended, 0);
+  Expect(WIFEXITED(ended) && WEXITSTATUS(ended) == 0,
+         what + (WIFSIGNALED(ended) ? ": ended by signal " + std::to_string(WTERMSIG(ended)) : ""));
+}
+
+void ExpectRefused(const Status& status, const std::string& call) {
+  Expect(status.code() == Code::kDevice && status.message().find("forked") != std::string::npos,
+         call + " in a child: " + (status.ok() ? "worked" : status.message()));
+}
+
+void ForkedAfterTheStart(const std::string& device) {
+  const auto cancel = std::make_shared<CancelToken>();
+  ExpectWorks(device, cancel, "before a fork");
+  Backend* backend = nullptr;
+  if (!FindBackend(device, &backend).ok()) return;
+  StoragePtr x;
+  StoragePtr y;
+  Expect(Filled(backend, 5, cancel, &x).ok() && Filled(backend, 6, cancel, &y).ok(), device);
+  // Something is queued, and something runs, when the process is forked.
+  std::mutex gate;
+  gate.lock();
+  const auto slow = [&gate](void*) -> Status {
+    const std::lock_guard<std::mutex> passed(gate);
+    return Status();
+  };
+  StoragePtr z;
+  Expect(backend->Allocate(kCount * sizeof(float), &z).ok(), "allocate");
+  Expect(backend->Write(z, slow, cancel).ok() && Copy(backend, x, y, cancel).ok(), "queue");
+  InChild("a child of a process that had started '" + device + "'", [&] {
+    StoragePtr fresh;
+    float first = 0;
+    Wait ignored;
+    Backend* found = nullptr;
+    ExpectRefused(FindBackend(device, &found), "FindBackend");
+    ExpectRefused(backend->Allocate(16, &fresh), "Allocate");
+    ExpectRefused(Copy(backend, x, y, cancel), "an op");
+    ExpectRefused(Read(backend, x, &first, cancel), "Read");
+    ExpectRefused(backend->Write(x, slow, cancel), "Write");
+    ExpectRefused(backend->Synchronize(ignored.Done(), cancel), "Synchronize");
+    ExpectRefused(backend->Flush(ignored.Done(), cancel), "Flush");
+    ExpectRefused(backend->ReserveWorkspace(64, ignored.Done(), cancel), "ReserveWorkspace");
+    Expect(!backend->Info().available && !backend->Info().reason.empty(), "the list says why");
+    backend->Memory();
+    backend->ResetPeak();
+    x.reset();
+    y.reset();
+    // The end of an environment, with the parent's work counted as in flight.
+    cancel->Cancel();
+    DropQueued(cancel.get());
+    cancel->WaitIdle();
+    ExpectWorks("reference", std::make_shared<CancelToken>(), "in a child that starts it");
+    InChild("a grandchild", [&] { ExpectRefused(FindBackend(device, &found), "FindBackend"); });
+  });
+  gate.unlock();
+  float first = 0;
+  const Status status = Read(backend, y, &first, cancel);
+  Expect(status.ok() && first == 5, device + " goes on in the parent: " + status.message());
+  cancel->WaitIdle();
+}
+
+}  // namespace
+
+int CheckHost(const std::vector<std::string>& devices) {
+  for (const std::string& device : devices) {
+    InChild("a fork before the start", [&] {
+      ExpectWorks(device, std::make_shared<CancelToken>(), "in a child that starts it");
+    });
+    ForkedAfterTheStart(device);
+  }
+  std::printf(g_failures == 0 ? "the devices hold\n" : "%d failures\n", g_failures);
+  return g_failures == 0 ? 0 : 1;
+}
+
+}  // namespace lowrank
+
+int main(int argc, char** argv) {
+  return lowrank::CheckHost(std::vector<std::string>(argv + 1, argv + argc));
+}
