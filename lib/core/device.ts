@@ -107,8 +107,10 @@ function checkThreadsVariable(): void {
 
 /**
  * Threads of the CPU device, 1 to 256, for the ops that follow. Results never depend on it. Before
- * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores. A `LOWRANK_NUM_THREADS`
- * that is no integer of at least 1 is refused where the CPU device is first used, unless this was called before.
+ * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores that this process may
+ * use: those of its affinity, and no more than the quota of its control group, rounded down. A
+ * `LOWRANK_NUM_THREADS` that is no integer of at least 1 is refused where the CPU device is first used, unless this
+ * was called before.
  * @throws ERR_TYPE, ERR_VALUE
  * @example
  * setThreads(4);

@@ -6,17 +6,17 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
-#include <thread>
 
 #include "native/core/registry.h"
 #include "native/cpu/host_backend.h"
+#include "native/cpu/usable_cores.h"
 
 namespace lowrank {
 namespace {
 
 constexpr int kMaxThreads = 256;
 
-/// Value of the first of these environment variables that holds a positive number.
+/// Value of the first of these environment variables that holds a positive number, else the cores.
 int ThreadsFromEnvironment() {
   for (const char* name : {"LOWRANK_NUM_THREADS", "OMP_NUM_THREADS"}) {
     const char* value = std::getenv(name);
@@ -25,8 +25,7 @@ int ThreadsFromEnvironment() {
     const long threads = std::strtol(value, &end, 10);
     if (end != value && threads >= 1) return static_cast<int>(std::min<long>(threads, kMaxThreads));
   }
-  const unsigned cores = std::thread::hardware_concurrency();
-  return static_cast<int>(std::clamp(cores, 1u, static_cast<unsigned>(kMaxThreads)));
+  return std::min(cpu::UsableCores(), kMaxThreads);
 }
 
 int64_t MemoryBytes() {

@@ -17,7 +17,7 @@ Status Broken(const std::string& path, const std::string& what) {
 }
 
 /// The words of a line between single spaces; a line with other white space gives an empty word.
-std::vector<std::string> Split(const std::string& line, char separator) {
+std::vector<std::string> Fields(const std::string& line, char separator) {
   std::vector<std::string> words;
   std::istringstream in(line);
   for (std::string word; std::getline(in, word, separator);) words.push_back(word);
@@ -67,7 +67,7 @@ Status KernelImage::Parse(std::vector<char> bytes, const std::string& path, Kern
   result.bytes_ = std::move(bytes);
   const auto& data = result.bytes_;
   const auto first_end = std::find(data.begin(), data.end(), '\n');
-  const auto first = Split(std::string(data.begin(), first_end), ' ');
+  const auto first = Fields(std::string(data.begin(), first_end), ' ');
   size_t index_bytes = 0;
   if (first.size() != 3 || first[0] != kMagic) return Broken(path, "is no file of kernels");
   if (first[1] != kVersion) {
@@ -82,7 +82,7 @@ Status KernelImage::Parse(std::vector<char> bytes, const std::string& path, Kern
   std::istringstream index(
       std::string(data.begin() + body, data.begin() + static_cast<std::ptrdiff_t>(index_bytes)));
   for (std::string line; std::getline(index, line);) {
-    const auto words = Split(line, ' ');
+    const auto words = Fields(line, ' ');
     if (words.size() >= 2 && words[0] == "compiler") {
       result.compiler_ = line.substr(words[0].size() + 1);
     } else if (words.size() == 5 && words[0] == "module") {
@@ -95,7 +95,7 @@ Status KernelImage::Parse(std::vector<char> bytes, const std::string& path, Kern
         return Broken(path, "is cut short in module " + module.name);
       }
       module.image = data.data() + offset_bytes;
-      module.targets = Split(words[4], ',');
+      module.targets = Fields(words[4], ',');
       result.modules_.push_back(std::move(module));
     } else if (words.size() == 2 && words[0] == "kernel" && !result.modules_.empty()) {
       result.modules_.back().kernels.push_back(words[1]);

@@ -1,6 +1,7 @@
-/// Devices in a child of fork(), which has none of their threads: every call there fails at once
-/// and says why, nothing hangs, and what the parent had not started works. Takes the names of the
-/// devices to check.
+/// The host's side of devices, below JavaScript. With names of devices: in a child of fork(), which
+/// has none of their threads, every call fails at once and says why, nothing hangs, and what the
+/// parent had not started works. With the word cores and folders that stand for the root: how many
+/// cores are usable there.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "native/core/registry.h"
+#include "native/cpu/usable_cores.h"
 
 namespace lowrank {
 namespace {
@@ -192,5 +194,9 @@ int CheckHost(const std::vector<std::string>& devices) {
 }  // namespace lowrank
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::strcmp(argv[1], "cores") == 0) {
+    for (int i = 2; i < argc; ++i) std::printf("%d\n", lowrank::cpu::UsableCores(argv[i]));
+    return 0;
+  }
   return lowrank::CheckHost(std::vector<std::string>(argv + 1, argv + argc));
 }
