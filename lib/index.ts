@@ -100,6 +100,7 @@ export {
   type Device,
   type DeviceInfo,
   defaultDevice,
+  deviceInfo,
   devices,
   flush,
   flushSync,

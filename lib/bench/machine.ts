@@ -6,7 +6,7 @@ import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import os from 'node:os';
 import { packageFolder } from '../cli/package-folder.js';
-import { devices } from '../index.js';
+import { type Device, deviceInfo } from '../index.js';
 
 /** Everything that a number depends on, as far as it can be seen. */
 export interface Machine {
@@ -25,15 +25,15 @@ export interface Machine {
   readonly gpu?: string;
 }
 
-export function describeMachine(): Machine {
+/** @param measured devices that are measured: a GPU is looked for only where one is among them */
+export function describeMachine(measured: Iterable<Device> = []): Machine {
   const caches = readCaches();
-  const rows = devices();
-  const gpu = rows.find(({ device, available }) => available && /^cuda(:\d+)?$/.test(device));
+  const gpu = [...measured].find((device) => /^cuda(:\d+)?$/.test(device));
   const governor = read('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor')?.trim();
   return {
     cpu: os.cpus()[0]?.model.trim() ?? os.arch(),
     cores: os.availableParallelism(),
-    isa: rows.find(({ device }) => device === 'cpu')?.isa ?? '',
+    isa: deviceInfo('cpu').isa ?? '',
     caches: caches.map(({ name, text }) => `${name} ${text}`),
     lastCache: Math.max(kUsualCache, ...caches.map(({ bytes }) => bytes)),
     memory: os.totalmem(),
@@ -41,7 +41,7 @@ export function describeMachine(): Machine {
     ...(governor === undefined ? {} : { governor }),
     kernel: `${os.type()} ${os.release()} ${os.arch()}`,
     node: process.version,
-    ...(gpu === undefined ? {} : { gpu: gpu.name }),
+    ...(gpu === undefined ? {} : { gpu: deviceInfo(gpu).name }),
   };
 }
 

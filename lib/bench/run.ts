@@ -27,10 +27,10 @@ export async function runBench(
 ): Promise<BenchResult> {
   const started = performance.now();
   const date = new Date().toISOString();
-  const machine = describeMachine();
+  const jobs = groups.flatMap((group) => group.jobs);
+  const machine = describeMachine(jobs.map(({ device }) => device));
   progress.phase('quiet?');
   const busy = await busyCores();
-  const jobs = groups.flatMap((group) => group.jobs);
   progress.phase('roofline');
   progress.update(0, 1);
   const threads = [

@@ -19,20 +19,26 @@ type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
  */
 export type RawAdapters = ReadonlyArray<NativeHandle | Float64Array | null>;
 
+/** What a device says of itself. */
+interface RawDevice {
+  device: string;
+  available: boolean;
+  reason?: string;
+  name: string;
+  features: string[];
+  memory: number;
+  isa?: string;
+  betterIsas?: string[];
+  sm?: number;
+  driver?: string;
+}
+
 /** The raw functions of the addon; `native/addon/*.cpp` says what each takes. */
 export interface Binding {
-  devices(): Array<{
-    device: string;
-    available: boolean;
-    reason?: string;
-    name: string;
-    features: string[];
-    memory: number;
-    isa?: string;
-    betterIsas?: string[];
-    sm?: number;
-    driver?: string;
-  }>;
+  devices(): RawDevice[];
+  device(name: string): RawDevice | null;
+  deviceNames(): string[];
+  startDevice(device: string): void;
   memoryUsage(device: string): { liveBytes: number; peakBytes: number; liveTensors: number };
   resetPeak(device: string): void;
   setThreads(threads: number): void;

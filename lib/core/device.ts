@@ -36,24 +36,51 @@ export interface MemoryUsage {
   liveTensors: number;
 }
 
+/** Why a GPU that is there did not become the default device, by its name. */
+const passedOver = new Map<string, string>();
+
+/** With the reason for which a GPU is not the default device, where it has none of its own. */
+function rowOf(row: DeviceInfo): DeviceInfo {
+  const reason = row.reason ?? passedOver.get(row.device);
+  return reason === undefined ? row : { ...row, reason };
+}
+
 /**
- * Every device that this build knows, available or not, and why not.
+ * Every device that this build knows, available or not, and why not. Looks for GPUs: opens the CUDA
+ * driver, and waits for it at most 60 seconds (`LOWRANK_CUDA_TIMEOUT`). {@link deviceInfo} asks for
+ * one device alone.
  * @example
  * for (const { device, available, reason } of devices()) console.log(device, available, reason);
  */
 export function devices(): DeviceInfo[] {
-  return binding().devices() as DeviceInfo[];
+  return (binding().devices() as DeviceInfo[]).map(rowOf);
+}
+
+/**
+ * The row of {@link devices} for one device. Of `cpu`, `reference` and `cuda-emulated` it is made without looking
+ * for a GPU.
+ * @throws ERR_TYPE, ERR_DEVICE where there is no such device
+ * @example
+ * console.log(deviceInfo('cpu').isa);
+ */
+export function deviceInfo(device: Device): DeviceInfo {
+  return findRow('deviceInfo', device);
+}
+
+/** @throws ERR_TYPE, ERR_DEVICE with the known devices. */
+function findRow(op: string, device: unknown): DeviceInfo {
+  if (typeof device !== 'string') throw wrongType(op, 'device', 'a device name', device);
+  const row = binding().device(device) as DeviceInfo | null;
+  if (row !== null) return rowOf(row);
+  const names = binding()
+    .deviceNames()
+    .map((known) => `'${known}'`);
+  fail('ERR_DEVICE', op, 'device', `one of ${names.join(', ')}`, `'${device}'`);
 }
 
 /** @throws ERR_TYPE, ERR_DEVICE with the known devices. */
 function checkDevice(op: string, device: unknown): Device {
-  if (typeof device !== 'string') throw wrongType(op, 'device', 'a device name', device);
-  const known = devices();
-  const row = known.find((candidate) => candidate.device === device);
-  if (row === undefined) {
-    const names = known.map((candidate) => `'${candidate.device}'`).join(', ');
-    fail('ERR_DEVICE', op, 'device', `one of ${names}`, `'${device}'`);
-  }
+  const row = findRow(op, device);
   if (!row.available) {
     fail('ERR_DEVICE', op, 'device', 'available', `'${device}' (${row.reason ?? 'absent'})`);
   }
@@ -62,8 +89,25 @@ function checkDevice(op: string, device: unknown): Device {
 
 let chosen: Device | undefined;
 
+/** The first GPU that starts. One that does not is told by {@link devices} with the reason. */
+function firstGpu(): Device | undefined {
+  for (const { device, available } of devices()) {
+    if (!available || !/^cuda(:\d+)?$/.test(device)) continue;
+    try {
+      native('defaultDevice', (raw) => raw.startDevice(device));
+      return device;
+    } catch (error) {
+      if (!(error instanceof LowrankError)) throw error;
+      passedOver.set(device, error.message);
+    }
+  }
+  return undefined;
+}
+
 /**
- * The device of tensors made without one: `LOWRANK_DEVICE`, else the first CUDA device, else `cpu`.
+ * The device of tensors made without one: `LOWRANK_DEVICE`, else the first CUDA device that starts, else `cpu`.
+ * Where a GPU was passed over, its row of {@link devices} says why. A program that names its devices, or
+ * sets `LOWRANK_DEVICE=cpu`, never opens the CUDA driver.
  * @throws ERR_DEVICE where `LOWRANK_DEVICE` names none.
  * @example
  * const w = Tensor.randn([64, 64], { seed: 1, device: defaultDevice() });
@@ -71,10 +115,7 @@ let chosen: Device | undefined;
 export function defaultDevice(): Device {
   if (chosen === undefined) {
     const asked = process.env.LOWRANK_DEVICE;
-    chosen = asked
-      ? checkDevice('LOWRANK_DEVICE', asked)
-      : (devices().find(({ device, available }) => available && /^cuda(:\d+)?$/.test(device))
-          ?.device ?? 'cpu');
+    chosen = asked ? checkDevice('LOWRANK_DEVICE', asked) : (firstGpu() ?? 'cpu');
   }
   return chosen;
 }

@@ -1,4 +1,4 @@
-/// devices(), memoryUsage(), threads.
+/// devices(), one device, memoryUsage(), threads.
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/core/registry.h"
@@ -12,26 +12,49 @@ Napi::Array StringArray(Napi::Env env, const std::vector<std::string>& strings) 
   return array;
 }
 
+Napi::Object DeviceRow(Napi::Env env, const DeviceInfo& device) {
+  Napi::Object row = Napi::Object::New(env);
+  row.Set("device", device.device);
+  row.Set("available", device.available);
+  if (!device.reason.empty()) row.Set("reason", device.reason);
+  row.Set("name", device.name);
+  row.Set("features", StringArray(env, device.features));
+  row.Set("memory", static_cast<double>(device.memory_bytes));
+  if (!device.isa.empty()) row.Set("isa", device.isa);
+  if (!device.better_isas.empty()) row.Set("betterIsas", StringArray(env, device.better_isas));
+  if (device.sm != 0) row.Set("sm", device.sm);
+  if (!device.driver.empty()) row.Set("driver", device.driver);
+  return row;
+}
+
 Napi::Value Devices(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::vector<DeviceInfo> devices = ListDevices();
   Napi::Array list = Napi::Array::New(env, devices.size());
   for (size_t i = 0; i < devices.size(); ++i) {
-    const DeviceInfo& device = devices[i];
-    Napi::Object row = Napi::Object::New(env);
-    row.Set("device", device.device);
-    row.Set("available", device.available);
-    if (!device.reason.empty()) row.Set("reason", device.reason);
-    row.Set("name", device.name);
-    row.Set("features", StringArray(env, device.features));
-    row.Set("memory", static_cast<double>(device.memory_bytes));
-    if (!device.isa.empty()) row.Set("isa", device.isa);
-    if (!device.better_isas.empty()) row.Set("betterIsas", StringArray(env, device.better_isas));
-    if (device.sm != 0) row.Set("sm", device.sm);
-    if (!device.driver.empty()) row.Set("driver", device.driver);
-    list.Set(static_cast<uint32_t>(i), row);
+    list.Set(static_cast<uint32_t>(i), DeviceRow(env, devices[i]));
   }
   return list;
+}
+
+/// Of one device; null where there is none of that name.
+Napi::Value Device(const Napi::CallbackInfo& info) {
+  Backend* backend = nullptr;
+  if (!FindKnownBackend(StringArg(info[0], "device", "device"), &backend).ok()) {
+    return info.Env().Null();
+  }
+  return DeviceRow(info.Env(), backend->Info());
+}
+
+Napi::Value DeviceNames(const Napi::CallbackInfo& info) {
+  return StringArray(info.Env(), KnownDeviceNames());
+}
+
+Napi::Value StartDevice(const Napi::CallbackInfo& info) {
+  Backend* backend = nullptr;
+  ThrowIfError(info.Env(), FindBackend(StringArg(info[0], "device", "device"), &backend));
+  ThrowIfError(info.Env(), backend->Start());
+  return info.Env().Undefined();
 }
 
 /// A device that may be lost: what it can tell is told all the same.
@@ -74,6 +97,9 @@ Napi::Value ThreadCount(const Napi::CallbackInfo& info) {
 
 void RegisterDevices(Napi::Env env, Napi::Object exports) {
   Export<Devices>(env, exports, "devices");
+  Export<Device>(env, exports, "device");
+  Export<DeviceNames>(env, exports, "deviceNames");
+  Export<StartDevice>(env, exports, "startDevice");
   Export<Memory>(env, exports, "memoryUsage");
   Export<ResetPeak>(env, exports, "resetPeak");
   Export<SetThreadCount>(env, exports, "setThreads");

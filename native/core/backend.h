@@ -134,6 +134,9 @@ class Backend {
   virtual DeviceInfo Info() const = 0;
   /// Why nothing can run here now. A device may be there and yet be lost to an earlier fault.
   virtual Status Ready() const = 0;
+  /// Makes it ready to compute, which the first use would do else. Fails with why it cannot be
+  /// used.
+  virtual Status Start() { return Ready(); }
   virtual MemoryUsage Memory() const = 0;
   virtual void ResetPeak() = 0;
 

@@ -59,10 +59,8 @@ Status FindKnownBackend(const std::string& device, Backend** backend) {
     }
   }
   std::string known;
-  for (size_t row = 0; row < std::size(kRows); ++row) {
-    for (const Backend* candidate : Start(row)) {
-      known += (known.empty() ? "'" : ", '") + candidate->name() + "'";
-    }
+  for (const std::string& name : KnownDeviceNames()) {
+    known += (known.empty() ? "'" : ", '") + name + "'";
   }
   return Refuse(Code::kDevice, "device", "device", "one of " + known, "'" + device + "'");
 }
@@ -78,6 +76,19 @@ std::vector<DeviceInfo> ListDevices() {
     for (const Backend* backend : Start(row)) devices.push_back(backend->Info());
   }
   return devices;
+}
+
+std::vector<std::string> KnownDeviceNames() {
+  std::vector<std::string> names;
+  for (size_t row = 0; row < std::size(kRows); ++row) {
+    const Backends* started = g_started[row].load(std::memory_order_acquire);
+    if (started == nullptr) {
+      names.push_back(kRows[row].device);
+    } else {
+      for (const Backend* backend : *started) names.push_back(backend->name());
+    }
+  }
+  return names;
 }
 
 void DropQueued(const CancelToken* cancel) {

@@ -9,14 +9,19 @@
 namespace lowrank {
 
 /// The backend of a public device name, started on first use and never destroyed (its threads
-/// outlive every environment). kDevice names the known devices; an absent one says why.
+/// outlive every environment). kDevice names the known devices; an absent one says why. No other
+/// device is looked at: for one of the host's no driver is opened.
 Status FindBackend(const std::string& device, Backend** backend);
 
 /// The same, present or not: for what a device can tell even after it was lost.
 Status FindKnownBackend(const std::string& device, Backend** backend);
 
-/// Every device this build knows, present or not.
+/// Every device this build knows, present or not. Looks for GPUs.
 std::vector<DeviceInfo> ListDevices();
+
+/// The names of those, as far as they are known without looking: of GPUs the first, until somebody
+/// has asked for one.
+std::vector<std::string> KnownDeviceNames();
 
 /// Backend::DropQueued on every device that was started.
 void DropQueued(const CancelToken* cancel);

@@ -38,6 +38,7 @@ class CudaBackend final : public Backend {
   const std::string& name() const override { return device_; }
   DeviceInfo Info() const override;
   Status Ready() const override;
+  Status Start() override { return EnsureStarted(); }
   MemoryUsage Memory() const override;
   void ResetPeak() override;
 

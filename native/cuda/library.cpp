@@ -3,12 +3,21 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <chrono>
+#include <condition_variable>
 #include <cstdlib>
+#include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
 
 #include "native/cuda/fault_injection.h"
 
 namespace lowrank::cuda {
 namespace {
+
+/// Some drivers take half a minute where many GPUs wake up.
+constexpr std::chrono::seconds kOpenTimeout{60};
 
 /// The value of an environment variable; empty where it is not set.
 std::string Environment(const char* name) {
@@ -129,7 +138,9 @@ std::string BesideThis(const std::string& file) {
   return slash == std::string::npos ? file : path.substr(0, slash + 1) + file;
 }
 
-Status OpenSystemDriver(Library* library) {
+namespace {
+
+Status OpenAndFill(Library* library) {
   const std::string given = Environment("LOWRANK_CUDA_LIBRARY");
   // WSL keeps the driver where the loader does not look by itself.
   const char* const usual[] = {"libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1"};
@@ -153,6 +164,58 @@ Status OpenSystemDriver(Library* library) {
                   VersionText(kNeededVersion) + " or later is needed");
   }
   return Fill(handle, 0, library);
+}
+
+/// What a thread that opens the driver, and may never come back, shares with the one that waits.
+struct Opening {
+  std::mutex mutex;
+  std::condition_variable ready;
+  bool done = false;
+  Status status;
+  Library library;
+};
+
+Status ReadTimeout(std::chrono::seconds* timeout) {
+  const std::string given = Environment("LOWRANK_CUDA_TIMEOUT");
+  *timeout = kOpenTimeout;
+  if (given.empty()) return Status();
+  if (given.size() > 6 || given.find_first_not_of("0123456789") != given.npos || given[0] == '0') {
+    return Refuse(Code::kDevice, "LOWRANK_CUDA_TIMEOUT", "the time to wait for the driver",
+                  "whole seconds, 1 to 999999", "'" + given + "'");
+  }
+  *timeout = std::chrono::seconds(std::atoi(given.c_str()));
+  return Status();
+}
+
+}  // namespace
+
+// On a thread of its own: a driver that hangs, because its kernel module does, must not take the
+// program with it.
+Status OpenSystemDriver(Library* library) {
+  std::chrono::seconds timeout;
+  LOWRANK_RETURN_IF_ERROR(ReadTimeout(&timeout));
+  const auto opening = std::make_shared<Opening>();
+  try {
+    std::thread([opening] {
+      Library opened;
+      const Status status = OpenAndFill(&opened);
+      const std::lock_guard<std::mutex> lock(opening->mutex);
+      opening->library = opened;
+      opening->status = status;
+      opening->done = true;
+      opening->ready.notify_all();
+    }).detach();
+  } catch (const std::system_error&) {
+    return Status(Code::kOom, "the system gives no thread to start the CUDA driver on");
+  }
+  std::unique_lock<std::mutex> lock(opening->mutex);
+  if (!opening->ready.wait_for(lock, timeout, [&] { return opening->done; })) {
+    return Absent("the CUDA driver did not start within " + std::to_string(timeout.count()) +
+                  " s (LOWRANK_CUDA_TIMEOUT sets another time): cuInit hangs, look at dmesg and "
+                  "nvidia-smi");
+  }
+  *library = opening->library;
+  return opening->status;
 }
 
 Status EmulatorPath(std::string* path) {

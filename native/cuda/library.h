@@ -22,7 +22,8 @@ struct Library {
 };
 
 /// Opens the system's driver (or the library that LOWRANK_CUDA_LIBRARY names) and initialises it.
-/// Fails with kDevice, saying why there is none. What was opened stays open.
+/// Fails with kDevice, saying why there is none, also where the driver does not answer within
+/// LOWRANK_CUDA_TIMEOUT seconds (60). What was opened stays open.
 Status OpenSystemDriver(Library* library);
 
 /// Where the emulator lies: LOWRANK_EMULATOR is source (the default), check, ptx, or a path.

@@ -20,7 +20,10 @@ if (!emulated) console.warn(`only the absent driver is tried: no file ${emulator
 beforeAll(async () => {
   copyFileSync(bindingPath(), addon);
   await build({
-    entry: { main: join(import.meta.dirname, '..', '..', 'lib', 'cli', 'main.ts') },
+    entry: {
+      main: join(import.meta.dirname, '..', '..', 'lib', 'cli', 'main.ts'),
+      library: join(import.meta.dirname, '..', '..', 'lib', 'index.ts'),
+    },
     outDir: folder,
     format: ['esm'],
     outExtension: () => ({ js: '.mjs' }),
@@ -114,6 +117,53 @@ describe.skipIf(!emulated)('a driver', () => {
     const cuda = info({ ...overEmulator, ...env }).get('cuda');
     expect(cuda?.reason).toMatch(reason);
     expect(cuda?.available).toBe(false);
+  });
+
+  it.each([
+    ['cuDevicePrimaryCtxRetain:code=999', /does not start: .*999/],
+    ['cuDevicePrimaryCtxRetain:code=46', /does not start: .*46/],
+    ['cuDevicePrimaryCtxRetain:code=2:sticky', /does not start, its memory is in use/],
+    ['cuModuleLoadData:code=222', /built by a newer toolkit/],
+  ])('that makes no context is not the default (%s)', (fault, reason) => {
+    writeKernels('sm_80,compute_80');
+    const program = `
+      import { defaultDevice, devices, Tensor } from ${JSON.stringify(join(folder, 'library.mjs'))};
+      const y = await Tensor.zeros([2]).read();
+      let error = '';
+      try { Tensor.zeros([2], { device: 'cuda' }); } catch (thrown) { error = thrown.message; }
+      const { reason } = devices().find(({ device }) => device === 'cuda');
+      console.log(JSON.stringify({ y: [...y], standard: defaultDevice(), error, reason }));`;
+    const run = spawnSync(process.execPath, ['--input-type=module', '-e', program], {
+      encoding: 'utf8',
+      env: { ...process.env, LOWRANK_BINDING: addon, ...overEmulator, LOWRANK_CUDA_FAULT: fault },
+    });
+    expect(run.stderr).toBe('');
+    const told = JSON.parse(run.stdout);
+    expect(told).toMatchObject({ y: [0, 0], standard: 'cpu' });
+    expect(told.error).toMatch(reason);
+    expect(told.reason).toMatch(reason);
+    // And `lowrank info` says so.
+    const words = spawnSync(process.execPath, [join(folder, 'main.mjs'), 'info'], {
+      encoding: 'utf8',
+      env: { ...process.env, LOWRANK_BINDING: addon, ...overEmulator, LOWRANK_CUDA_FAULT: fault },
+    });
+    expect(words.stdout).toContain('default device cpu');
+    expect(words.stdout).toMatch(reason);
+  });
+
+  it('that works is the default, or the next one where the first does not start', () => {
+    writeKernels('sm_80,compute_80');
+    const standard = (env: Record<string, string>) => {
+      const run = spawnSync(process.execPath, [join(folder, 'main.mjs'), 'info', '--json'], {
+        encoding: 'utf8',
+        env: { ...process.env, LOWRANK_BINDING: addon, ...overEmulator, ...env },
+      });
+      return JSON.parse(run.stdout).defaultDevice;
+    };
+    expect(standard({})).toBe('cuda');
+    const two = { LOWRANK_EMULATOR_DEVICES: '2' };
+    const fault = 'cuDevicePrimaryCtxRetain:code=999';
+    expect(standard({ ...two, LOWRANK_CUDA_FAULT: fault })).toBe('cuda:1');
   });
 
   it('without kernels, with those of another card, or with a file of something else', () => {
