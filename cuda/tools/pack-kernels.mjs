@@ -1,6 +1,6 @@
 // Packs fat binaries into one file; its format is told in native/cuda/kernel_image.h.
 //   node pack-kernels.mjs OUT NVCC NAME=FATBIN=TARGET,TARGET=PTX ...
-// The names of a module's kernels come from the PTX that its fat binary was made of.
+// The names of a module's kernels, and the version of PTX, come from the PTX that its fat binary was made of.
 import { execFileSync } from 'node:child_process';
 import { readFileSync, renameSync, writeFileSync } from 'node:fs';
 
@@ -10,12 +10,20 @@ const [out, nvcc, ...rows] = process.argv.slice(2);
 const version =
   /V(\d[\d.]*)/.exec(execFileSync(nvcc, ['--version'], { encoding: 'utf8' }))?.[1] ?? 'unknown';
 
+const ptxVersions = new Set();
 const modules = rows.map((row) => {
   const [name, fatbin, targets, ptx] = row.split('=');
-  const entries = readFileSync(ptx, 'utf8').matchAll(/\.entry\s+([\w$]+)/g);
+  const text = readFileSync(ptx, 'utf8');
+  ptxVersions.add(/^\.version (\d+\.\d+)$/m.exec(text)?.[1]);
+  const entries = text.matchAll(/\.entry\s+([\w$]+)/g);
   const kernels = [...new Set([...entries].map((match) => match[1]))].sort();
   return { name, targets, image: readFileSync(fatbin), kernels };
 });
+
+const [ptxVersion] = ptxVersions;
+if (ptxVersions.size !== 1 || ptxVersion === undefined) {
+  throw new Error(`one version of PTX is expected, got ${[...ptxVersions].join(', ')}`);
+}
 
 const aligned = (bytes) => Math.ceil(bytes / kAlignment) * kAlignment;
 // Fixed width, so that the index is as long before its numbers are known as after.
@@ -23,7 +31,11 @@ const digits = (value) => String(value).padStart(12, '0');
 
 function indexText(indexBytes) {
   let offset = aligned(indexBytes);
-  const lines = [`lowrank-kernels 1 ${digits(indexBytes)}`, `compiler nvcc ${version}`];
+  const lines = [
+    `lowrank-kernels 2 ${digits(indexBytes)}`,
+    `compiler nvcc ${version}`,
+    `ptx ${ptxVersion}`,
+  ];
   for (const { name, targets, image, kernels } of modules) {
     lines.push(`module ${name} ${digits(offset)} ${digits(image.length)} ${targets}`);
     for (const kernel of kernels) lines.push(`kernel ${kernel}`);

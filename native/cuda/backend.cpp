@@ -66,7 +66,7 @@ Status CudaBackend::Probe() const {
                                        path + " (npm run build where the CUDA toolkit is)");
     }
     LOWRANK_RETURN_IF_ERROR(KernelImage::Open(path, &image_));
-    return CheckImage(image_, gpu_);
+    return CheckImage(image_, gpu_, *library_);
   };
   probe_status_ = probe();
   probed_ = probe_status_.code() != Code::kOom;

@@ -112,9 +112,9 @@ Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu) {
   return Status();
 }
 
-Status CheckImage(const KernelImage& image, const Gpu& gpu) {
+Status CheckImage(const KernelImage& image, const Gpu& gpu, const Library& library) {
   for (const KernelModule& module : image.modules()) {
-    if (module.RunsOn(gpu.limits.sm)) return Status();
+    if (module.RunsOn(gpu.limits.sm)) return image.CheckDriver(library.version, gpu.limits.sm);
   }
   return Status(Code::kDevice, "the kernels were built for " + Join(image.Targets()) + ", " +
                                    gpu.card + " is sm_" + std::to_string(gpu.limits.sm) +

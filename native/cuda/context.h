@@ -28,8 +28,8 @@ struct Gpu {
 /// Asks without starting anything. Fails with kDevice where the device cannot run the kernels.
 Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu);
 
-/// Fails with kDevice where none of the kernels was built for it.
-Status CheckImage(const KernelImage& image, const Gpu& gpu);
+/// Fails with kDevice where none of the kernels was built for it, or its driver does not read them.
+Status CheckImage(const KernelImage& image, const Gpu& gpu, const Library& library);
 
 class Context {
  public:

@@ -1,8 +1,9 @@
 /// The file of compiled kernels that lies beside the addon (`lowrank.fatbin`), as
 /// cuda/tools/pack-kernels.mjs writes it: a text index, then one fat binary per cuda/*.cu.
 ///
-///   lowrank-kernels 1 000000000312                  the format, and the bytes of this index
-///   compiler nvcc 13.0.88
+///   lowrank-kernels 2 000000000312                  the format, and the bytes of this index
+///   compiler nvcc 13.0.88                           which made the machine code
+///   ptx 9.0                                         the version of the PTX instruction set
 ///   module matmul_mma_sm80 000000000640 000000081920 sm_90a,compute_90
 ///   kernel matmul_mma_code4_bf16_128x128_kernel     of the module above; any number
 ///   module matmul_mma_sm80 000000082560 000000081920 sm_80,compute_80
@@ -32,7 +33,10 @@ struct KernelModule {
   size_t image_bytes = 0;
 
   /// Whether a device of this compute capability (major · 10 + minor) can load it.
-  bool RunsOn(int sm) const;
+  bool RunsOn(int sm) const { return HasCodeFor(sm) || HasPtxFor(sm); }
+  /// As machine code, which a driver takes before PTX.
+  bool HasCodeFor(int sm) const;
+  bool HasPtxFor(int sm) const;
 };
 
 class KernelImage {
@@ -48,6 +52,10 @@ class KernelImage {
 
   const std::vector<KernelModule>& modules() const { return modules_; }
   const std::string& compiler() const { return compiler_; }
+  /// Fails with kDevice where a driver of this version (major · 1000 + minor · 10) does not read
+  /// what a device of capability `sm` would be given. It reads machine code of every compiler of
+  /// its own major version and older ones, and PTX up to the version that it came with.
+  Status CheckDriver(int driver_version, int sm) const;
   /// Every target that some module holds, in order of appearance: for messages.
   std::vector<std::string> Targets() const;
 
@@ -55,6 +63,9 @@ class KernelImage {
   std::vector<char> bytes_;
   std::vector<KernelModule> modules_;
   std::string compiler_;
+  int compiler_version_ = 0;    // as a driver's
+  int ptx_driver_version_ = 0;  // of the first driver that compiles the PTX
+  std::string ptx_;
 };
 
 }  // namespace lowrank::cuda

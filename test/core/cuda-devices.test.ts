@@ -39,15 +39,20 @@ afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
 /** A file of kernels as the build makes it: an index, and bytes that only a driver reads. */
 function writeKernels(...modules: readonly string[]): void {
+  writeKernelsOf('13.0.88', '9.0', modules);
+}
+
+function writeKernelsOf(compiler: string, ptx: string, modules: readonly string[]): void {
   const index = [
-    'compiler nvcc 13.0',
+    `compiler nvcc ${compiler}`,
+    `ptx ${ptx}`,
     ...modules.flatMap((targets) => [
       `module cast_sm80 000000000512 000000000064 ${targets}`,
       'kernel cast_f32_bf16_kernel',
     ]),
     '',
   ].join('\n');
-  const head = (bytes: number) => `lowrank-kernels 1 ${String(bytes).padStart(12, '0')}\n`;
+  const head = (bytes: number) => `lowrank-kernels 2 ${String(bytes).padStart(12, '0')}\n`;
   const bytes = head(0).length + index.length;
   writeFileSync(kernels, `${head(bytes)}${index}`.padEnd(512, ' ').padEnd(576, 'x'));
 }
@@ -173,6 +178,55 @@ describe.skipIf(!emulated)('a driver', () => {
     expect(info(overEmulator).get('cuda')?.reason).toMatch(/built for sm_61, .* is sm_80/);
     writeFileSync(kernels, 'something else');
     expect(info(overEmulator).get('cuda')?.reason).toMatch(/is no file of kernels/);
+  });
+
+  it.each<[number, string, string, string, string, RegExp | null]>([
+    // Machine code: any driver of the compiler's major version, or a later one.
+    [
+      12040,
+      '80',
+      'sm_80,compute_80',
+      '13.0.88',
+      '9.0',
+      /CUDA 12\.4; these kernels were built with nvcc 13\.0\.88 and need a driver of CUDA 13\.0 \(R580\) or later: update the driver, or build with an older nvcc$/,
+    ],
+    [12000, '80', 'sm_80,compute_80', '12.9.41', '8.8', null],
+    [13000, '80', 'sm_80,compute_80', '13.1.0', '9.1', null],
+    [13000, '86', 'sm_80', '12.4.131', '8.4', null],
+    // PTX: a driver as new as the PTX.
+    [
+      13000,
+      '120',
+      'sm_90a,compute_90',
+      '13.1.0',
+      '9.1',
+      /built with nvcc 13\.1\.0, are PTX 9\.1 for sm_120 and need a driver of CUDA 13\.1 \(R590\) or later: .* or for sm_120$/,
+    ],
+    [12080, '120', 'compute_90', '12.9.41', '8.8', /need a driver of CUDA 12\.9 \(R575\) or later/],
+    [12080, '120', 'compute_90', '12.8.61', '8.7', null],
+    [12040, '120', 'compute_80', '12.6.20', '8.5', /need a driver of CUDA 12\.5 \(R555\) or later/],
+    [12050, '120', 'compute_80', '12.6.20', '8.5', null],
+    [14000, '80', 'compute_80', '15.2.0', '11.3', /need a driver of CUDA 15\.2 or later/],
+  ])(
+    'of version %i on sm_%s with %s of nvcc %s, PTX %s',
+    (driver, sm, targets, compiler, ptx, reason) => {
+      writeKernelsOf(compiler, ptx, [targets]);
+      const env = { LOWRANK_EMULATOR_DRIVER: `${driver}`, LOWRANK_EMULATOR_SM: sm };
+      const cuda = info({ ...overEmulator, ...env }).get('cuda');
+      expect(cuda?.available).toBe(reason === null);
+      if (reason !== null) expect(cuda?.reason).toMatch(reason);
+    },
+  );
+
+  it('with kernels that do not say what they are of', () => {
+    for (const [compiler, ptx] of [
+      ['', '9.0'],
+      ['13.0', 'x'],
+      ['thirteen', '9.0'],
+    ] as const) {
+      writeKernelsOf(compiler, ptx, ['sm_80']);
+      expect(info(overEmulator).get('cuda')?.reason).toMatch(/does not say which compiler/);
+    }
   });
 
   it.each([80, 89, 90, 120])('of sm_%i loads one module of a name', (sm) => {

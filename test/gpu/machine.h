@@ -35,7 +35,7 @@ inline Status StartMachine(const char* library, const char* image, Machine* mach
   LOWRANK_RETURN_IF_ERROR(ProbeGpu(machine->library, 0, &machine->gpu));
   if (library == nullptr) {
     LOWRANK_RETURN_IF_ERROR(KernelImage::Open(BesideThis(image), &machine->image));
-    LOWRANK_RETURN_IF_ERROR(CheckImage(machine->image, machine->gpu));
+    LOWRANK_RETURN_IF_ERROR(CheckImage(machine->image, machine->gpu, machine->library));
   }
   machine->context = std::make_unique<Context>(machine->name, machine->library);
   return machine->context->Start(machine->gpu, library == nullptr ? &machine->image : nullptr);
