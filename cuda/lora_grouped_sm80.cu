@@ -33,7 +33,7 @@
 ///            one rounding. Nothing of a row depends on the others, nor of
 ///            an adapter's gradient on the rows of others.
 /// Needs      nothing but for speed: 16-byte aligned x and lora_a
-/// Hopper     lora_grouped_forward_sm90a.cu has shrink and expand in one launch, for few rows
+/// Hopper     lora_grouped_forward_sm90.cu has shrink and expand in one launch, for few rows
 ///
 /// Budget     32 rows of 32 adapters, r = 16, 4,096 x 4,096 in bf16: 8.4 MB of factors, 2.8 us at
 ///            3.0 TB/s. Shrink: 128 blocks of four ranks, a warp one chunk, all of its loads in

@@ -4,7 +4,7 @@
 ///
 /// Grid         (ceil(M / 64) · rank tiles, splits of K); with more than one split the planes are
 ///              added by lora_reduce_kernel, or, few of them on Hopper, by a cluster
-///              (lora_shrink_cluster_sm90a.cu)
+///              (lora_shrink_cluster_sm90.cu)
 /// Bytes        x once: 67.1 MB at M = 8,192, K = 4,096 in bf16, and 0.26 MB of factor from L2 for
 ///              each row block: 43 us on A100, 22 us on H100. Beside the base product (1,000 us and
 ///              345 us) that is 4.3 % and 6.5 %: goal G8's 5 % asks for the overlap with the base

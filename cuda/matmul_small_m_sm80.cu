@@ -61,7 +61,7 @@
 /// instructions, which fill the wait for the first bytes. 4096 x 4096, M = 1, 128 blocks: 2.9 + 1 =
 /// 3.9 us, or 0.5 + 2.9 (goal 5.0; G1). 14336 x 4096, M = 1, at most 4 blocks a multiprocessor:
 /// 10.1 + 1, or 0.5 + 11.5 = 12.0 (12.0; G2). 4096 x 4096, M = 16: 3.0 + 1, or 0.5 + 3.4, and 1.2
-/// for the planes of two splits: 5.2. On sm_90 matmul_small_m_cluster_sm90a.cu has no planes there
+/// for the planes of two splits: 5.2. On sm_90 matmul_small_m_cluster_sm90.cu has no planes there
 /// (4.3; G3), and matmul_small_m_wgmma_sm90a.cu takes 4-bit codes and M > 32.
 #include "cuda/small_m_mma.cuh"
 

@@ -1,6 +1,6 @@
 /// The product of few tokens by mma.sync (m16n8k16): a block's outputs over a slice of K, until the
 /// warps' sums lie in shared memory. matmul_small_m_sm80.cu has the layout and the budget, and cuts
-/// K over blocks that leave planes; matmul_small_m_cluster_sm90a.cu over the blocks of a cluster.
+/// K over blocks that leave planes; matmul_small_m_cluster_sm90.cu over the blocks of a cluster.
 #pragma once
 
 #include "cuda/small_m_block.cuh"

@@ -24,7 +24,7 @@ struct GroupedShrinkShared {
   float sums[kGroupedShrinkThreads / 32][kGroupedShrinkRows * kGroupedShrinkRanks];
 };
 
-/// Of lora_grouped_forward_sm90a.cu: ranks of a block of a cluster, and of all.
+/// Of lora_grouped_forward_sm90.cu: ranks of a block of a cluster, and of all.
 constexpr int kGroupedForwardBlockRanks = 16;
 constexpr int kGroupedForwardClusterMax = 8;
 constexpr int kGroupedForwardRanks = kGroupedForwardClusterMax * kGroupedForwardBlockRanks;

@@ -2,8 +2,8 @@
 # the addon (format: native/cuda/kernel_image.h). Without nvcc the addon is built alone.
 #
 #   LOWRANK_CUDA        AUTO: if nvcc is found · ON: nvcc must be there · OFF
-#   LOWRANK_CUDA_ARCHS  "auto": of the GPUs found here, or 80;90a where there is none ·
-#                       "package": all that a package carries, with PTX for later devices ·
+#   LOWRANK_CUDA_ARCHS  "auto": of the GPUs found here, or 80;90a where there is none, and PTX ·
+#                       "package": all that a package carries, as far as this nvcc has it, and PTX ·
 #                       a list such as "80;90a;ptx"
 #   LOWRANK_LINE_TABLES ON: machine code says which line an instruction comes from, for profilers
 set(LOWRANK_CUDA AUTO CACHE STRING "compile the CUDA kernels: AUTO, ON or OFF")
@@ -56,7 +56,7 @@ CUDA_HOME. Everything else was.")
   add_dependencies(lowrank_no_kernels lowrank)
 endif()
 
-# "8.6" -> 86; from 9.0 on the architecture-specific set, which is what uses wgmma and TMA.
+# "8.6" -> 86, "9.0" -> 90a, which is what uses wgmma; one that this nvcc does not have is left to PTX.
 function(lowrank_detect_archs out)
   set(archs)
   find_program(LOWRANK_NVIDIA_SMI nvidia-smi)
@@ -66,8 +66,8 @@ function(lowrank_detect_archs out)
     string(REGEX MATCHALL "[0-9]+\\.[0-9]" capabilities "${capabilities}")
     foreach(capability ${capabilities})
       string(REPLACE "." "" arch ${capability})
-      if(arch GREATER_EQUAL 90)
-        list(APPEND archs ${arch}a)
+      if(arch EQUAL 90)
+        list(APPEND archs 90a)
       elseif(arch GREATER_EQUAL 80)
         list(APPEND archs ${arch})
       endif()
@@ -80,38 +80,59 @@ function(lowrank_detect_archs out)
   set(${out} ${archs} PARENT_SCOPE)
 endfunction()
 
+# Leaves out what this nvcc does not have: there the PTX runs.
+function(lowrank_keep_known_archs)
+  execute_process(COMMAND ${LOWRANK_NVCC} --list-gpu-code OUTPUT_VARIABLE codes ERROR_QUIET)
+  string(REGEX MATCHALL "sm_[0-9]+" codes "${codes}")
+  set(archs)
+  foreach(arch ${lowrank_archs})
+    string(REGEX MATCH "^[0-9]+" number ${arch})
+    if(arch STREQUAL "ptx" OR NOT codes OR "sm_${number}" IN_LIST codes)
+      list(APPEND archs ${arch})
+    endif()
+  endforeach()
+  set(lowrank_archs ${archs} PARENT_SCOPE)
+endfunction()
+
+# sm_100 is for 10.3 too, and sm_120 for 12.1: machine code runs within its generation.
 if(LOWRANK_CUDA_ARCHS STREQUAL "auto")
   lowrank_detect_archs(lowrank_archs)
+  list(APPEND lowrank_archs ptx)
 elseif(LOWRANK_CUDA_ARCHS STREQUAL "package")
-  set(lowrank_archs 80 86 89 90a 120a ptx)
+  set(lowrank_archs 80 86 89 90a 100 120 ptx)
 else()
   set(lowrank_archs ${LOWRANK_CUDA_ARCHS})
+endif()
+if(lowrank_build_kernels AND LOWRANK_CUDA_ARCHS MATCHES "^(auto|package)$")
+  lowrank_keep_known_archs()
 endif()
 
 # A file for all architectures becomes one PTX, that of compute_80, which the emulator translates. Below
 # 9.0 machine code is made of it, and from there on of compute_90's, which is the same but that a launch
-# waits for those that it overlaps (machine-ptx.mjs): the front end runs once. "ptx" adds both, which the
-# drivers of later devices compile. A file named *_sm90a.cu is for that architecture alone, from its own
-# PTX. Where each PTX with its lines is: the global property lowrank_ptx_<file>_<80, 90 or 90a>.
+# waits for those that it overlaps (machine-ptx.mjs): the front end runs once. "ptx" adds that of
+# compute_90, which the drivers of later devices compile; those of 8.x run machine code of 8.0. A file named *_sm90.cu is for 9.0 and later, from its own PTX of
+# compute_90, and one named *_sm90a.cu for that architecture alone. Where each PTX with its lines is: the
+# global property lowrank_ptx_<file>_<80, 90 or 90a>.
 function(lowrank_compile_kernel source out)
   get_filename_component(name ${source} NAME_WE)
   set(archs ${lowrank_archs})
   set(first 80)
   if(name MATCHES "_sm([0-9]+a)$")
     set(first ${CMAKE_MATCH_1})
-    if(NOT first IN_LIST archs)
-      set(${out} PARENT_SCOPE)
-      return()
-    endif()
-    set(archs ${first})
+    list(FILTER archs INCLUDE REGEX "^${first}$")
+  elseif(name MATCHES "_sm90$")
+    set(first 90)
+    list(FILTER archs INCLUDE REGEX "^(9[0-9]|1[0-9][0-9]|ptx)")
+  endif()
+  if(NOT archs)
+    set(${out} PARENT_SCOPE)
+    return()
   endif()
   foreach(arch ${archs})
     string(REGEX MATCH "^[0-9]+" number ${arch})
     if(arch STREQUAL "ptx")
-      foreach(base 80 90)
-        list(APPEND flags_${base} -gencode arch=compute_${base},code=compute_${base})
-        list(APPEND targets_${base} compute_${base})
-      endforeach()
+      list(APPEND flags_90 -gencode arch=compute_90,code=compute_90)
+      list(APPEND targets_90 compute_90)
     elseif(NOT arch STREQUAL first AND number GREATER_EQUAL 90)
       list(APPEND flags_90 -gencode arch=compute_90,code=sm_${arch})
       list(APPEND targets_90 sm_${arch})
@@ -143,7 +164,7 @@ function(lowrank_compile_kernel source out)
   set(machine_ptx)
   set(machine_files)
   foreach(base 90 ${first}) # the first that a device can load is its own
-    if(flags_${base})
+    if(flags_${base} AND NOT base IN_LIST bases)
       list(APPEND bases ${base})
       list(APPEND machine_ptx sm_${base}=${dir}/${name}.compute_${base}.ptx)
       list(APPEND machine_files ${dir}/${name}.compute_${base}.ptx)
@@ -151,7 +172,7 @@ function(lowrank_compile_kernel source out)
   endforeach()
   add_custom_command(OUTPUT ${machine_files} COMMAND node ${tool} ${lines} ${ptx} ${machine_ptx}
                      DEPENDS ${tool} ${ptx} VERBATIM)
-  if(flags_90) # made of that of compute_80
+  if(flags_90 AND first EQUAL 80) # made of that of compute_80
     set(ptx_90 ${dir}/lines/${name}.compute_90.ptx)
     set_property(GLOBAL PROPERTY lowrank_ptx_${name}_90 ${ptx_90})
     add_custom_command(OUTPUT ${ptx_90} COMMAND node ${tool} --lines ${ptx} sm_90=${ptx_90}

@@ -31,6 +31,13 @@ struct DeviceLimits {
   /// Choose kernels and splits without looking at M, so that a row has the same bits alone and in
   /// any batch.
   bool batch_invariant = false;
+
+  /// wgmma is of this architecture alone: neither earlier nor later ones have it.
+  bool has_wgmma() const { return sm == 90; }
+  /// Clusters of blocks that read each other's shared memory. Those of 12.x do so too, without what
+  /// makes it cheap (no multicast, groups of multiprocessors that nobody has published): they keep
+  /// planes.
+  bool has_clusters() const { return sm >= 90 && sm / 10 != 12; }
 };
 
 struct Dim3 {

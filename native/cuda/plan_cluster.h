@@ -1,5 +1,6 @@
 /// What a contraction that is cut over blocks costs on a Hopper card where a cluster adds its
-/// parts, and where planes and a second launch do: clocks of 1.755 GHz (docs/gpu-design.md).
+/// parts, and where planes and a second launch do: clocks of 1.755 GHz (docs/gpu-design.md). Later
+/// cards with clusters are taken for one: of theirs nothing is published.
 #pragma once
 
 #include <algorithm>

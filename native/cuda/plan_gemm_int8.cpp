@@ -65,7 +65,7 @@ int64_t PairsOf(const GemmMmaOperands& operands) {
 bool TakesWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
   constexpr int64_t kMost = int64_t{1} << 30;
   const int64_t pairs = PairsOf(operands);
-  return device.sm == 90 && operands.x.rows >= kWgmmaLeastRows &&
+  return device.has_wgmma() && operands.x.rows >= kWgmmaLeastRows &&
          pairs * 100 >= kWgmmaLeastPairsX100 * device.sm_count && pairs <= kMost &&
          std::max(operands.x.rows, operands.y.cols) <= kMost &&
          device.shared_bytes_per_block >= gpu::kInt8WgmmaSharedBytes;

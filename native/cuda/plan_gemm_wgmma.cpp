@@ -194,7 +194,7 @@ bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t narrow_tiles = gpu::kWgmmaCluster *
                                CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) *
                                CeilDiv(OutputsOf(operands), kWgmmaTiles[1].tile_n);
-  return device.sm == 90 && Supports(operands) && operands.x.rows >= kMinM &&
+  return device.has_wgmma() && Supports(operands) && operands.x.rows >= kMinM &&
          operands.x.cols >= kMinK && narrow_tiles >= device.sm_count / 2 &&
          device.shared_bytes_per_block >= gpu::WgmmaSharedBytes(256, 4);
 }
@@ -242,7 +242,7 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
   const int64_t K = operands.x.cols;
   const int64_t N = OutputsOf(operands);
   const bool transposed = operands.w_transposed;
-  if (device.sm != 90 || !Supports(operands) || K == 0) {
+  if (!device.has_wgmma() || !Supports(operands) || K == 0) {
     return Status(Code::kUnsupported,
                   "loraForward: the wgmma kernel takes 16-bit activations, a weight that is "
                   "quantised or of their dtype, and K > 0, on compute capability 9.0");

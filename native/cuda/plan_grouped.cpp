@@ -1,5 +1,5 @@
 /// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu, and of few rows
-/// cuda/lora_grouped_forward_sm90a.cu): one product with the base weight for all rows, and a launch
+/// cuda/lora_grouped_forward_sm90.cu): one product with the base weight for all rows, and a launch
 /// for each part of all adapters. Where each adapter has many rows, each has a product of its own
 /// instead (plan_grouped_segments.cpp).
 ///
@@ -279,7 +279,7 @@ ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N
   constexpr int64_t kStep = gpu::kGroupedForwardColumnStep;
   const int64_t r = tables.largest_r();
   ForwardCut cut;
-  if (device.sm != 90 || tables.tiles_with_adapter() == 0) return cut;
+  if (!device.has_clusters() || tables.tiles_with_adapter() == 0) return cut;
   if (tables.largest_tile() > gpu::kGroupedShrinkRows || r > gpu::kGroupedForwardRanks) return cut;
   cut.cluster = r <= 4 * gpu::kGroupedForwardBlockRanks ? 4 : 8;
   // As many clusters as a device runs at once: those of a tile sum its h each, and find lora_a in

@@ -41,7 +41,7 @@ struct Costs {
   int64_t largest_r;
   bool packed;  // the weight has 4 bits, and few tokens go by wgmma
 
-  bool hopper() const { return device.sm == 90; }
+  bool hopper() const { return device.has_wgmma(); }
   int64_t bytes_a_clock() const { return (hopper() ? 13 : 10) * device.sm_count; }
 
   /// Tiles of 128 x 128, one wave of them after another.

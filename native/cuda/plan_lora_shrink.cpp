@@ -41,12 +41,12 @@ LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
                          static_cast<int64_t>(x.bytes()), x.rows * r);
 }
 
-/// `split` as the blocks of a cluster of a Hopper card; none where that is not for it. More than
+/// `split` as the blocks of a cluster; none where that is not for it. More than
 /// eight are eight where the longer walks and the cluster's sums take fewer clocks than planes and
 /// their launch: up to K = 5,120 for few rows, whose planes are splits of two tiles.
 LoraSplit ClusterSplit(const LoraSplit& split, const TensorView& x, int64_t r, const LoraTile& tile,
                        const DeviceLimits& device) {
-  if (device.sm != 90 || split.splits < 2) return {};
+  if (!device.has_clusters() || split.splits < 2) return {};
   if (split.splits <= gpu::kLoraClusterMax) return split;
   if (device.batch_invariant) return {};
   const int64_t tiles = CeilDiv(x.cols, gpu::kLoraTileQ);

@@ -183,7 +183,7 @@ constexpr int64_t kMemoryBytes = 13;
 /// second launch and 1,060 for the planes, so it is a cluster of eight. At K = 14,336 it is planes.
 Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
                      const SmallMTileRow& tile, const DeviceLimits& device) {
-  if (device.sm != 90 || planes.count < 2) return Slices();
+  if (!device.has_clusters() || planes.count < 2) return Slices();
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
   const int64_t blocks = CeilDiv(N, tile.rows);
@@ -226,7 +226,7 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
   const int64_t K = operands.x.cols;
   const int64_t M = operands.x.rows;
   WgmmaChoice best;
-  if (device.sm != 90 || M <= kTokensOfMma || M > kTokensOfWgmma) return best;
+  if (!device.has_wgmma() || M <= kTokensOfMma || M > kTokensOfWgmma) return best;
   if (FormatOf(operands.w) != SmallMFormat::kCode4 || K > kWgmmaColsMax) return best;
   if (operands.w.quant.blocks() >= int64_t{1} << 32) return best;
   if (M >= kTokensOfPanels && operands.h != nullptr) return best;

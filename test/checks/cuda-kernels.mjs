@@ -170,7 +170,7 @@ function cubinsOf(module, files, ptx) {
     const arch = Object.keys(kLimits).find((name) => Number.parseInt(name, 10) === archOf(elf));
     if (arch !== undefined) cubins.set(arch, elf);
   }
-  if (!args.all || /_sm\d+a$/.test(module)) return cubins;
+  if (!args.all || /_sm\d+a$/.test(module)) return cubins; // for its own architecture alone
   const scratch = mkdtempSync(path.join(tmpdir(), 'lowrank-cubin-'));
   const out = path.join(scratch, 'cubin');
   for (const arch of Object.keys(kLimits).filter((name) => !cubins.has(name))) {

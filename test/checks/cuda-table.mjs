@@ -9,8 +9,10 @@
  */
 import { kLimits } from './occupancy.mjs';
 
-/** In the order of rows. */
-export const kArchitectures = Object.keys(kLimits).map((arch) => `sm_${arch}`);
+/** In the order of rows; an object has its keys that are numbers before the others. */
+export const kArchitectures = Object.keys(kLimits)
+  .sort((a, b) => Number.parseInt(a, 10) - Number.parseInt(b, 10))
+  .map((arch) => `sm_${arch}`);
 
 const sorted = (object, order) =>
   Object.fromEntries(order.filter((key) => key in object).map((key) => [key, object[key]]));

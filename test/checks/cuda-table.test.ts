@@ -109,7 +109,9 @@ describe('the table of costs', () => {
   it('has a row of each kernel on every architecture that its file is compiled for', () => {
     const missing = Object.entries(readTable(text)).flatMap(([name, { module, on }]) => {
       const only = /_sm(\d+a)$/.exec(module)?.[1];
-      const wanted = only === undefined ? kArchitectures : [`sm_${only}`];
+      // A file for 9.0 and later is one of clusters, which the cards of 12.x are not given.
+      const later = module.endsWith('_sm90') ? ['sm_90a', 'sm_100'] : kArchitectures;
+      const wanted = only === undefined ? later : [`sm_${only}`];
       return JSON.stringify(Object.keys(on)) === JSON.stringify(wanted) ? [] : [name];
     });
     expect(missing).toEqual([]);

@@ -9,7 +9,8 @@ export const kLimits = {
   86: { threads: 1536, blocks: 16, shared: 100 * 1024, sharedPerBlock: 99 * 1024 },
   89: { threads: 1536, blocks: 24, shared: 100 * 1024, sharedPerBlock: 99 * 1024 },
   '90a': { threads: 2048, blocks: 32, shared: 228 * 1024, sharedPerBlock: 227 * 1024 },
-  '120a': { threads: 1536, blocks: 24, shared: 100 * 1024, sharedPerBlock: 99 * 1024 },
+  100: { threads: 2048, blocks: 32, shared: 228 * 1024, sharedPerBlock: 227 * 1024 },
+  120: { threads: 1536, blocks: 24, shared: 100 * 1024, sharedPerBlock: 99 * 1024 },
 };
 const kRegisters = 65536;
 const kReservedShared = 1024;

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { expect } from 'vitest';
 import { outputFolder } from './build-folder.js';
-import { CaseRunner, DEVICES } from './case-runs.mjs';
+import { CaseRunner, DEVICES, LATER_DEVICES } from './case-runs.mjs';
 
 const library = path.join(outputFolder(), 'lowrank-emulator.so');
 export const emulated = existsSync(library);
@@ -14,6 +14,8 @@ if (!emulated) console.warn(`not run: no file ${library} (npm run build:emulator
 export interface CardRun {
   readonly lines: string[][];
   launches(kernel: string): number;
+  /** The same, of all kernels of such names. */
+  launched(kernels: RegExp): number;
 }
 
 /** @param filter a pattern of case names */
@@ -27,7 +29,7 @@ export async function runOnCards(filter: string, cards: readonly string[]): Prom
       const file = path.join(folder, `trace-${runs.length}`);
       const { status, lines, err } = await runner.run({
         library: 'source',
-        device: DEVICES.find(({ name }) => name === card),
+        device: [...DEVICES, ...LATER_DEVICES].find(({ name }) => name === card),
         schedule: { order: 'forward', copies: 'late' },
         check: false,
         filter,
@@ -38,6 +40,9 @@ export async function runOnCards(filter: string, cards: readonly string[]): Prom
       runs.push({
         lines: lines.slice(0, -1),
         launches: (kernel) => trace.split(`"${kernel}"`).length - 1,
+        launched: (kernels) =>
+          [...trace.matchAll(/"(\w+_kernel)"/g)].filter(([, name]) => kernels.test(name as string))
+            .length,
       });
     }
     return runs;

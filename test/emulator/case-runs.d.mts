@@ -4,6 +4,7 @@ export interface EmulatedDevice {
   readonly multiprocessors: string;
 }
 export const DEVICES: readonly EmulatedDevice[];
+export const LATER_DEVICES: readonly EmulatedDevice[];
 
 export class CaseRunner {
   constructor(folder: string, binding: string);

@@ -19,6 +19,12 @@ export const DEVICES = [
   { name: 'sm_90 of 4 multiprocessors', sm: '90', multiprocessors: '4' },
 ];
 
+/** Cards whose plans take kernels of the others alone: no case of the whole matrix needs them. */
+export const LATER_DEVICES = [
+  { name: 'sm_100', sm: '100', multiprocessors: '' },
+  { name: 'sm_120', sm: '120', multiprocessors: '' },
+];
+
 /** Three orders of warps and lanes, then random ones; copies land at the last moment or at once. */
 export function schedules(seeds) {
   const random = Array.from({ length: seeds }, (_, i) => i + 1);

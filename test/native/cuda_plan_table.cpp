@@ -24,8 +24,8 @@ struct Architecture {
   int sm;
   const char* name;
 };
-constexpr Architecture kArchitectures[] = {
-    {80, "sm_80"}, {86, "sm_86"}, {89, "sm_89"}, {90, "sm_90a"}, {120, "sm_120a"}};
+constexpr Architecture kArchitectures[] = {{80, "sm_80"},  {86, "sm_86"},   {89, "sm_89"},
+                                           {90, "sm_90a"}, {100, "sm_100"}, {120, "sm_120"}};
 
 DeviceLimits LimitsOf(int sm) {
   const emu::driver::DeviceModel card = emu::driver::ModelOf(sm);

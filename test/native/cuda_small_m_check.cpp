@@ -86,6 +86,8 @@ const Case kCases[] = {
     // Slices in a cluster, of shares of rows that are not all whole; the last slices end in a step.
     {"cluster of 2", 1, 70, 1056, 0, kB, "nf4/64", true, kF32, false, 8, 90, kCluster, 2},
     {"cluster of 3", 5, 64, 2080, 1, kB, "fp4/4096", false, kF32, true, 4, 90, kCluster, 3},
+    {"cluster of 3 on Blackwell", 5, 64, 2080, 1, kB, "fp4/4096", false, kF32, true, 4, 100,
+     kCluster, 3},
     {"cluster of 8", 8, 37, 7200, 16, kH, "nf4/64d", true, kF32, true, 8, 90, kCluster, 8},
     {"cluster, bytes", 3, 50, 1552, 3, kH, "int8/64d", true, kH, false, 8, 90, kCluster, 4},
     {"cluster, dense", 1, 40, 2056, 0, kB, "same", true, kF32, false, 5, 90, kCluster, 5},
@@ -155,7 +157,7 @@ struct Problem {
     DeviceLimits limits;
     limits.sm_count = spec.sm_count;
     limits.sm = planes ? 80 : spec.sm;
-    if (spec.sm == 90) limits.shared_bytes_per_block = 227 * 1024;
+    if (spec.sm == 90 || spec.sm == 100) limits.shared_bytes_per_block = 227 * 1024;
     if (!SmallMApplies(operands, limits)) return "does not apply";
     std::string error = RunPlan([&](Workspace* workspace, Plan* plan) {
       const Status status = PlanMatmulSmallM(operands, limits, workspace, plan);

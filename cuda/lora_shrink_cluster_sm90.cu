@@ -1,5 +1,5 @@
-/// The adapter's shrink on Hopper in one launch: the splits of lora_shrink_sm80.cu are the blocks
-/// of a cluster, which adds them.
+/// The adapter's shrink in one launch where there are clusters: the splits of lora_shrink_sm80.cu
+/// are the blocks of a cluster, which adds them.
 ///
 ///   h = scale · (gate ⊙ x) · lora_aᵀ, and dh = scaling · dy · lora_b, in f32
 ///

@@ -1,5 +1,5 @@
-/// Products of few tokens on Hopper in one launch: where matmul_small_m_sm80.cu cuts K over blocks
-/// and leaves planes, the slices are the blocks of a cluster, which adds them.
+/// Products of few tokens in one launch where there are clusters: where matmul_small_m_sm80.cu cuts
+/// K over blocks and leaves planes, the slices are the blocks of a cluster, which adds them.
 ///
 ///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
 ///

@@ -1,4 +1,4 @@
-/// The adapters' part of a batch of few rows an adapter (generation), on Hopper in one launch:
+/// The adapters' part of a batch of few rows an adapter (generation), in one launch by clusters:
 ///
 ///   h_e  = (gate_e ⊙ x[m]) · lora_a_eᵀ
 ///   y[m] = base[m] + bias + g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
