@@ -11,14 +11,19 @@
  * The wasm path uses internals of a backend whose last release is 4.22 (2024). It is taken only for
  * major version 4 and only after a probe has read back what was written; anything else copies. A view
  * lives until the next allocation: growth of the heap detaches it.
+ *
+ * The heap ends at 4 GiB. What the backend then gets for a tensor is the address 0, which it takes for memory: the tensor
+ * lies over the start of the heap, and writing it destroys the allocator. So every allocation is checked, also those of
+ * stock kernels, from the first use on.
  */
 
 import type { DataType, Tensor, TensorInfo } from '@tensorflow/tfjs';
+import { fail } from '../core/errors.js';
 import { tensorflow } from './tensorflow.js';
 
 /** The part of the wasm backend that the path through the heap relies on. */
 interface WasmBackend {
-  readonly wasm: { readonly HEAPU8: Uint8Array };
+  readonly wasm: { readonly HEAPU8: Uint8Array; _malloc?: (bytes: number) => number };
   readonly dataIdMap: { get(dataId: object): { readonly memoryOffset: number | null } };
   makeOutput(shape: number[], dtype: DataType): TensorInfo;
 }
@@ -30,6 +35,7 @@ const probed = new WeakMap<object, boolean>();
  * The f32 values of a tensor; valid until the next tensor is created, never to be written.
  *
  * @param tensor float32, on any backend
+ * @throws LowrankError `ERR_OOM` for a tensor that the backend had no memory for
  */
 export function valuesOf(tensor: TensorInfo): Float32Array {
   const wasm = wasmBackend();
@@ -46,6 +52,7 @@ export function valuesOf(tensor: TensorInfo): Float32Array {
  * @param fill gets uninitialised memory of the tensor's size and must write all of it; inputs are to
  *   be looked at inside of it (with {@link valuesOf}), since allocating can move the heap
  * @returns tracked by the surrounding `tf.tidy`
+ * @throws LowrankError `ERR_OOM`
  */
 export function tensorFrom(shape: readonly number[], fill: (target: Float32Array) => void): Tensor {
   const engine = tensorflow().engine();
@@ -61,12 +68,17 @@ export function tensorInfoFrom(
   const wasm = wasmBackend();
   if (wasm !== undefined) {
     const info = wasm.makeOutput([...shape], 'float32');
-    const view = heapView(wasm, info);
-    if (view !== undefined) {
-      fill(view);
-      return info;
+    let done = false;
+    try {
+      const view = heapView(wasm, info);
+      if (view !== undefined) {
+        fill(view);
+        done = true;
+        return info;
+      }
+    } finally {
+      if (!done) tensorflow().engine().backend.disposeData(info.dataId);
     }
-    tensorflow().engine().backend.disposeData(info.dataId);
   }
   const values = new Float32Array(size);
   fill(values);
@@ -86,8 +98,28 @@ function wasmBackend(): WasmBackend | undefined {
   if (usable === undefined) {
     usable = tf.version_core.startsWith('4.') && probe(backend);
     probed.set(backend, usable);
+    if (usable) checkAllocations(backend);
   }
   return usable ? backend : undefined;
+}
+
+/** Addresses have 32 bits: the allocator would take the rest of a larger size for all of it. */
+const kMostBytes = 2 ** 32 - 1;
+
+/** Makes the backend's allocator throw where it has given 0. */
+function checkAllocations({ wasm }: WasmBackend): void {
+  const { _malloc: malloc } = wasm;
+  if (typeof malloc !== 'function') return;
+  wasm._malloc = (bytes) => {
+    const address = bytes <= kMostBytes ? malloc.call(wasm, bytes) : 0;
+    if (address === 0 && bytes > 0) heapIsFull(wasm.HEAPU8, bytes);
+    return address;
+  };
+}
+
+function heapIsFull(heap: Uint8Array, bytes: number): never {
+  const expected = `with ${bytes} bytes to spare for a tensor`;
+  return fail('ERR_OOM', 'tfjs', "the wasm backend's heap", expected, `one of ${heap.byteLength}`);
 }
 
 /** Writes through the heap and reads through the public API. */
@@ -113,6 +145,8 @@ function heapView(backend: WasmBackend, tensor: TensorInfo): Float32Array | unde
   const offset_bytes = backend.dataIdMap?.get(tensor.dataId)?.memoryOffset;
   if (!(heap instanceof Uint8Array) || typeof offset_bytes !== 'number') return undefined;
   const size = tensor.shape.reduce((product, dim) => product * dim, 1);
-  if (offset_bytes % 4 !== 0 || offset_bytes + 4 * size > heap.byteLength) return undefined;
+  const end_bytes = offset_bytes + 4 * size;
+  if (size > 0 && (offset_bytes === 0 || end_bytes > heap.byteLength)) heapIsFull(heap, 4 * size);
+  if (offset_bytes % 4 !== 0) return undefined;
   return new Float32Array(heap.buffer, offset_bytes, size);
 }
