@@ -16,6 +16,9 @@ import {
   checkShape,
   checkTensor,
   checkVector,
+  orDefault,
+  ownFields,
+  readNames,
   readOptions,
   showShape,
 } from '../core/validate.js';
@@ -262,8 +265,15 @@ export class Adapter<C extends object = object> implements Disposable {
     }
     checkActivations(op, 'x', x, weight, 'K', K);
     checkSameDevice(op, 'the adapter', this, x);
-    const given = readOptions(op, options);
-    const inputs = readOptions(op, given.inputs);
+    const given = readOptions(op, options, {
+      bias: true,
+      seed: true,
+      dropoutMask: true,
+      training: true,
+      compute: true,
+      inputs: true,
+    });
+    const inputs = ownFields(op, given.inputs);
     const training = given.training ?? true;
     if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
     if (given.bias !== undefined) {
@@ -347,16 +357,11 @@ export class Adapter<C extends object = object> implements Disposable {
     if (!AdapterSaved.is(saved)) {
       throw wrongType(op, 'saved', `the saved state of ${this.method}.forward`, saved);
     }
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, { needs: true, keep: true });
     const { leaves, tape } = saved;
     checkSavedOf(op, saved, this.parameters);
-    const names: readonly string[] = given.needs ?? [...leaves.keys()];
-    if (!Array.isArray(names)) throw wrongType(op, 'needs', 'an array of names', names);
-    for (const name of names) {
-      if (!leaves.has(name)) {
-        fail('ERR_VALUE', op, 'needs', `of ${[...leaves.keys()].join(', ')}`, String(name));
-      }
-    }
+    const known = [...leaves.keys()];
+    const names = readNames(op, 'needs', orDefault<readonly string[]>(given.needs, known), known);
     const wanted = names.map((name) => leaves.get(name) as Value);
     const found = tape.gradients(op, saved.y, dy, wanted);
     const gradients: AdapterGradients = { parameters: {}, inputs: {} };
@@ -426,7 +431,7 @@ export class Adapter<C extends object = object> implements Disposable {
     if (this.definition.mergeable === false) {
       fail('ERR_UNSUPPORTED', op, 'the method', 'affine in x, to be merged', this.method);
     }
-    const { bias } = readOptions(op, options);
+    const { bias } = readOptions(op, options, { bias: true });
     const added = this.#added(op, w, bias, 1);
     if (added !== undefined) return added;
     return mergeByProbe(w, bias, this.inFeatures, (x, dense) => {
@@ -446,7 +451,7 @@ export class Adapter<C extends object = object> implements Disposable {
    */
   unmerge(w: BaseWeight, options?: { bias?: Tensor }): MergedLayer {
     const op = `${this.method}.unmerge`;
-    const { bias } = readOptions(op, options);
+    const { bias } = readOptions(op, options, { bias: true });
     const taken = this.#added(op, w, bias, -1);
     if (taken === undefined) {
       const expected = 'one that adds a product of factors (keep the weight from before the merge)';

@@ -1,7 +1,7 @@
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
-import { readOptions } from '../core/validate.js';
+import { ownFields, readOptions } from '../core/validate.js';
 import { LoraAdapter } from '../ops/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 import { arrow, arrowExperts } from './arrow.js';
@@ -23,7 +23,7 @@ export interface ArrowFolders {
 
 /** The settings of an `arrow_config`; what it leaves out has PEFT's defaults. @throws ERR_TYPE, ERR_VALUE */
 function readConfig(router: Pick<PeftFolder, 'config'>) {
-  const { config } = readOptions(kOp, router) as Pick<Partial<PeftFolder>, 'config'>;
+  const { config } = ownFields(kOp, router);
   const given = config?.arrow_config as Readonly<Record<string, unknown>> | null | undefined;
   if (typeof given !== 'object' || given === null) {
     throw wrongType(kOp, 'router.config.arrow_config', 'an object', given);
@@ -80,7 +80,11 @@ function loraOf(
  * const adapter = arrowFromPeft(folders, 'model.layers.0.mlp.up_proj', { inFeatures, outFeatures });
  */
 export function arrowFromPeft(folders: ArrowFolders, module: string, place: AdapterPlace): Adapter {
-  const { router, experts, general = [] } = readOptions(kOp, folders) as ArrowFolders;
+  const {
+    router,
+    experts,
+    general = [],
+  } = readOptions(kOp, folders, { router: true, experts: true, general: true }) as ArrowFolders;
   const config = readConfig(router);
   if (config.subtracts !== general.length > 0) {
     const expected = config.subtracts ? 'given (use_gks is true)' : 'none (use_gks is false)';

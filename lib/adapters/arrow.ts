@@ -8,6 +8,7 @@ import {
   checkSameDevice,
   checkShape,
   checkTensor,
+  readNumbers,
   readOptions,
 } from '../core/validate.js';
 import { symmetricEigen } from '../linalg/symmetric-eigen.js';
@@ -127,29 +128,35 @@ export function arrowPrototypes(
   checkTensor(op, 'loraA', loraA);
   checkTensor(op, 'loraB', loraB);
   if (!Array.isArray(ranks)) throw wrongType(op, 'ranks', 'an array of numbers', ranks);
-  const all = ranks.reduce((sum, r) => sum + r, 0);
   const [K, N] = [loraA.shape.at(-1) ?? 0, loraB.shape[0] ?? 0];
+  const most = loraA.shape[0] ?? 0;
+  const own = readNumbers(op, 'ranks', ranks, (name, r) => checkInteger(op, name, r, 1, most));
+  const all = own.reduce((sum, r) => sum + r, 0);
   checkShape(op, 'loraA', loraA, [all, K]);
   checkShape(op, 'loraB', loraB, [N, all]);
   checkSameDevice(op, 'loraB', loraB, loraA);
-  if (iteration !== undefined) {
-    checkInteger(op, 'seed', readOptions(op, iteration).seed, 0, 2 ** 53 - 1);
-    checkInteger(op, 'iterations', iteration.iterations ?? 15, 0, 2 ** 20);
+  const steps =
+    iteration === undefined
+      ? undefined
+      : readOptions(op, iteration, { seed: true, iterations: true });
+  if (steps !== undefined) {
+    checkInteger(op, 'seed', steps.seed, 0, 2 ** 53 - 1);
+    checkInteger(op, 'iterations', steps.iterations ?? 15, 0, 2 ** 20);
   }
   const [a, b] = [loraA.readSync(), loraB.readSync()];
   let from = 0;
-  const rows = ranks.map((r) => {
+  const rows = own.map((r) => {
     const begin = from;
     from += r;
     const columns = Float64Array.from({ length: r * N }, (_, i) => {
       return b[(i % N) * all + begin + Math.floor(i / N)] as number;
     });
-    const own = Float64Array.from(a.subarray(begin * K, from * K));
-    if (iteration !== undefined) return iterated(own, columns, r, iteration);
-    return firstRightVector(own, columns, r);
+    const factor = Float64Array.from(a.subarray(begin * K, from * K));
+    if (steps !== undefined) return iterated(factor, columns, r, steps as ArrowIteration);
+    return firstRightVector(factor, columns, r);
   });
   const values = Float32Array.from(rows.flatMap((row) => [...row]));
-  return Tensor.from(values, [ranks.length, K], { device: loraA.device });
+  return Tensor.from(values, [own.length, K], { device: loraA.device });
 }
 
 /** What {@link arrowExperts} takes beside the experts. */
@@ -192,7 +199,7 @@ export function arrowExperts(
   options?: ArrowOptions,
 ): ArrowExperts {
   const op = 'arrowExperts';
-  const { general = [], iteration } = readOptions(op, options);
+  const { general = [], iteration } = readOptions(op, options, { general: true, iteration: true });
   if (!Array.isArray(experts)) throw wrongType(op, 'experts', 'an array of LoraAdapter', experts);
   if (!Array.isArray(general)) throw wrongType(op, 'general', 'an array of LoraAdapter', general);
   const [first] = experts;

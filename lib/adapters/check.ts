@@ -40,7 +40,14 @@ export function checkAdapter(
     throw wrongType('checkAdapter', 'method', 'what defineAdapter returns', method);
   }
   const op = 'checkAdapter';
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    inFeatures: true,
+    outFeatures: true,
+    rows: true,
+    seed: true,
+    settings: true,
+    inputs: true,
+  });
   const { inFeatures: K = 24, outFeatures: N = 16, seed = 1, settings = {} } = given;
   const rows = checkInteger(op, 'rows', orDefault(given.rows, 5), 1, 2 ** 31 - 1);
   const device = 'reference';

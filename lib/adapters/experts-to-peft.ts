@@ -131,7 +131,15 @@ export async function expertsToPeft(
     for (const [level, own] of parameters.entries()) {
       const entry = `${module}[${level}]`;
       checkObject(kOp, entry, own, 'an object of parameter and experts');
-      const { parameter, experts, transposed = false } = readOptions(kOp, own) as ExpertsParameter;
+      const {
+        parameter,
+        experts,
+        transposed = false,
+      } = readOptions(kOp, own, {
+        parameter: true,
+        experts: true,
+        transposed: true,
+      }) as ExpertsParameter;
       if (typeof parameter !== 'string') {
         throw wrongType(kOp, `${entry}.parameter`, 'a string', parameter);
       }

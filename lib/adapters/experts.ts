@@ -56,7 +56,15 @@ export function expertsFromPeft(
   module: string,
   place: ExpertsPlace,
 ): Adapter[] {
-  const given = readOptions(kOp, place) as ExpertsPlace;
+  const given = readOptions(kOp, place, {
+    inFeatures: true,
+    outFeatures: true,
+    parameter: true,
+    transposed: true,
+    level: true,
+    device: true,
+    dtype: true,
+  }) as ExpertsPlace;
   const K = checkInteger(kOp, 'inFeatures', given.inFeatures, 1, 2 ** 31);
   const N = checkInteger(kOp, 'outFeatures', given.outFeatures, 1, 2 ** 31);
   const tensors = PeftTensors.of(kOp, folder);

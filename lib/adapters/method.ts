@@ -9,7 +9,8 @@ import {
   checkFinite,
   checkInteger,
   checkShape,
-  readOptions,
+  ownFields,
+  refuseField,
   showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
@@ -86,7 +87,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     if (options === null || typeof options !== 'object') {
       throw wrongType(op, 'options', 'an object', options);
     }
-    const given = readOptions(op, options) as Partial<AdapterPlace & C>;
+    const given = ownFields(op, options) as Partial<AdapterPlace & C>;
     const K = checkInteger(op, 'inFeatures', given.inFeatures, 1, 2 ** 31);
     const N = checkInteger(op, 'outFeatures', given.outFeatures, 1, 2 ** 31);
     const { weight } = given;
@@ -100,9 +101,10 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     const config = { ...defaults };
     for (const [name, value] of Object.entries(given)) {
       if (kPlace.includes(name) || value === undefined) continue;
-      if (!(name in defaults)) {
-        const known = Object.keys(defaults).join(', ') || 'none';
-        fail('ERR_VALUE', op, 'options', `of the settings of ${method} (${known})`, name);
+      if (!Object.hasOwn(defaults, name)) {
+        const known = Object.keys(defaults);
+        const expected = `of the settings of ${method} (${known.join(', ') || 'none'})`;
+        refuseField(op, name, [...known, ...kPlace], expected);
       }
       const standard = (defaults as Record<string, unknown>)[name];
       if (typeof value !== typeof standard || Number.isNaN(value)) {

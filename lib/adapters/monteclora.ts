@@ -251,7 +251,13 @@ export function montecloraLoss(adapter: Adapter, options: { seed: number }): Mon
   if (!(adapter instanceof Adapter) || adapter.method !== 'monteclora') {
     throw wrongType(op, 'adapter', 'an adapter of monteclora', adapter);
   }
-  const seed = checkInteger(op, 'seed', readOptions(op, options).seed, 0, 2 ** 53 - 1);
+  const seed = checkInteger(
+    op,
+    'seed',
+    readOptions(op, options, { seed: true }).seed,
+    0,
+    2 ** 53 - 1,
+  );
   const config = adapter.config as MontecloraConfig;
   const { r, samples: n, klLossWeight, dirichletPrior, useEntropy } = config;
   return scope(() => {

@@ -5,7 +5,7 @@ import { printableValue } from '../checkpoint/printable.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, shown, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
@@ -15,6 +15,7 @@ import {
   checkVector,
   lastDim,
   orDefault,
+  readNames,
   readOptions,
   showShape,
 } from '../core/validate.js';
@@ -72,7 +73,12 @@ export class NormAdapter implements Disposable {
     const op = 'NormAdapter';
     if (parts === null || typeof parts !== 'object')
       throw wrongType(op, 'parts', 'an object', parts);
-    const { weight, bias, kind = 'layer', eps } = readOptions(op, parts);
+    const {
+      weight,
+      bias,
+      kind = 'layer',
+      eps,
+    } = readOptions(op, parts, { weight: true, bias: true, kind: true, eps: true });
     this.weight = checkTensor(op, 'weight', weight);
     const K = lastDim(this.weight);
     checkVector(op, 'weight', this.weight, K);
@@ -82,11 +88,11 @@ export class NormAdapter implements Disposable {
       checkSameDevice(op, 'bias', this.bias, this.weight);
     }
     if (kind !== 'layer' && kind !== 'rms') {
-      fail('ERR_VALUE', op, 'kind', "'layer' or 'rms'", `'${String(kind)}'`);
+      fail('ERR_VALUE', op, 'kind', "'layer' or 'rms'", shown(kind));
     }
     this.kind = kind;
     this.eps = checkFinite(op, 'eps', orDefault(eps, kind === 'layer' ? 1e-5 : 1e-6));
-    if (!(this.eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', String(eps));
+    if (!(this.eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', shown(eps));
   }
 
   /**
@@ -101,7 +107,7 @@ export class NormAdapter implements Disposable {
     if (lastDim(x) !== K)
       fail('ERR_SHAPE', op, 'x', `of shape [..., K = ${K}]`, showShape(x.shape));
     checkSameDevice(op, 'the adapter', this.weight, x);
-    const training = checkTraining(op, readOptions(op, options).training);
+    const training = checkTraining(op, readOptions(op, options, { training: true }).training);
     return scope(() => {
       const tape = new Tape({ recording: training });
       // Its own hold on x, which the caller may let go.
@@ -140,16 +146,10 @@ export class NormAdapter implements Disposable {
     if (!AdapterSaved.is(saved)) {
       throw wrongType(op, 'saved', 'the saved state of NormAdapter.forward', saved);
     }
-    const { needs, keep } = readOptions(op, options);
+    const { needs, keep } = readOptions(op, options, { needs: true, keep: true });
     const { leaves, tape } = saved;
     const known = GRADIENTS.filter((name) => leaves.has(name));
-    if (needs !== undefined && !Array.isArray(needs)) {
-      throw wrongType(op, 'needs', 'an array of names', needs);
-    }
-    const names: readonly NormGradient[] = needs ?? known;
-    for (const name of names) {
-      if (!leaves.has(name)) fail('ERR_VALUE', op, 'needs', `of ${known.join(', ')}`, String(name));
-    }
+    const names = readNames(op, 'needs', orDefault(needs, known), known);
     const wanted = names.map((name) => leaves.get(name) as Value);
     const found = tape.gradients(op, saved.y, dy, wanted);
     const gradients: NormGradients = {};
@@ -174,7 +174,12 @@ export class NormAdapter implements Disposable {
     options?: Pick<NormAdapterParts, 'kind' | 'eps'> & { device?: Device; dtype?: DType },
   ): NormAdapter {
     const op = 'NormAdapter.fromPeft';
-    const { device, dtype, ...rest } = readOptions(op, options);
+    const { device, dtype, ...rest } = readOptions(op, options, {
+      kind: true,
+      eps: true,
+      device: true,
+      dtype: true,
+    });
     const stored = PeftTensors.of(op, folder);
     const type = folder.config.peft_type;
     if (type !== 'LN_TUNING') {

@@ -54,7 +54,12 @@ export class OftImages implements Disposable {
     if (!(adapter instanceof Adapter)) throw wrongType(op, 'adapter', 'an Adapter', adapter);
     const { method, inFeatures: K, device } = adapter;
     if (method !== 'oft') fail('ERR_UNSUPPORTED', op, 'adapter', 'of method oft', method);
-    const { channels, height, width, kernel } = readOptions(op, spec) as OftImagesSpec;
+    const { channels, height, width, kernel } = readOptions(op, spec, {
+      channels: true,
+      height: true,
+      width: true,
+      kernel: true,
+    }) as OftImagesSpec;
     this.#patches = new Im2col({ channels, height, width, kernel, device });
     const { inFeatures } = this.#patches;
     if (inFeatures !== K) {
@@ -76,7 +81,7 @@ export class OftImages implements Disposable {
     checkTensor(op, 'x', x);
     const { adapter } = this;
     checkSameDevice(op, 'the adapter', adapter, x);
-    const training = readOptions(op, options).training ?? true;
+    const training = readOptions(op, options, { training: true }).training ?? true;
     const patches = this.#patches;
     return scope(() => {
       const tape = new Tape({ recording: training });
@@ -111,7 +116,7 @@ export class OftImages implements Disposable {
     if (!AdapterSaved.is(saved)) {
       throw wrongType(op, 'saved', 'the saved state of OftImages.forward', saved);
     }
-    const { keep } = readOptions(op, options);
+    const { keep } = readOptions(op, options, { keep: true });
     const wanted = [...saved.leaves.values()];
     const [dx, dWeight] = saved.tape.gradients(op, saved.y, dy, wanted) as [Tensor, Tensor];
     if (keep !== true) saved.dispose();

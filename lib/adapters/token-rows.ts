@@ -9,6 +9,7 @@ import {
   checkSameDevice,
   checkShape,
   checkTensor,
+  readNumbers,
   readOptions,
   showShape,
 } from '../core/validate.js';
@@ -47,10 +48,10 @@ export class TokenRows implements Disposable {
     const op = 'TokenRows';
     if (parts === null || typeof parts !== 'object')
       throw wrongType(op, 'parts', 'an object', parts);
-    const { rows, tokens } = readOptions(op, parts);
+    const { rows, tokens } = readOptions(op, parts, { rows: true, tokens: true });
     if (!Array.isArray(tokens)) throw wrongType(op, 'tokens', 'an array of ids', tokens);
     this.tokens = Object.freeze(
-      tokens.map((id, i) => checkInteger(op, `tokens[${i}]`, id, 0, 2 ** 31 - 1)),
+      readNumbers(op, 'tokens', tokens, (name, id) => checkInteger(op, name, id, 0, 2 ** 31 - 1)),
     );
     this.#places = new Map(this.tokens.map((id, i) => [id, i]));
     if (this.tokens.length === 0 || this.#places.size < this.tokens.length) {
@@ -162,7 +163,7 @@ export class TokenRows implements Disposable {
     options?: { device?: Device; dtype?: DType },
   ): TokenRows {
     const op = 'TokenRows.fromPeft';
-    const { device, dtype } = readOptions(op, options);
+    const { device, dtype } = readOptions(op, options, { device: true, dtype: true });
     const { raw, tokens } = readTokenRows(op, folder, module);
     const place = {
       device: resolveDevice(op, device),
@@ -210,9 +211,5 @@ export class TokenRows implements Disposable {
 
 /** Token ids below V. @throws ERR_TYPE, ERR_VALUE */
 function readIds(op: string, ids: unknown, V: number): number[] {
-  const list = ids as ArrayLike<number> | null;
-  if (list === null || typeof list !== 'object' || typeof list.length !== 'number') {
-    throw wrongType(op, 'ids', 'an array of numbers', ids);
-  }
-  return Array.from(list, (id, i) => checkInteger(op, `ids[${i}]`, id, 0, V - 1));
+  return readNumbers(op, 'ids', ids, (name, id) => checkInteger(op, name, id, 0, V - 1));
 }

@@ -7,6 +7,7 @@ import {
   checkShape,
   checkTensor,
   lastDim,
+  readOptions,
 } from '../core/validate.js';
 import { withLast } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
@@ -218,7 +219,7 @@ export function weightGradTiles<T>(dy: Tensor, x: Tensor, options: WeightGradTil
   if (options === null || typeof options !== 'object') {
     throw wrongType(op, 'options', 'an object', options);
   }
-  const { consume, tileRows } = options;
+  const { consume, tileRows } = readOptions(op, options, { consume: true, tileRows: true });
   if (typeof consume !== 'function') throw wrongType(op, 'consume', 'a function', consume);
   const asked = tileRows ?? rowsOfTile(lastDim(x), 1);
   const size = checkInteger(op, 'tileRows', asked, 1, 2 ** 31);

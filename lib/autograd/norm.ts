@@ -1,4 +1,4 @@
-import { fail, wrongType } from '../core/errors.js';
+import { fail, shown, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { lastDim } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
@@ -42,7 +42,7 @@ function norm(op: string, t: Tape, x: Value, parts: NormParts, standard: number)
     ...(weight === undefined ? {} : { weight }),
     ...(bias === undefined ? {} : { bias }),
   });
-  if (!(eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', String(eps));
+  if (!(eps > 0)) fail('ERR_VALUE', op, 'eps', 'above 0', shown(eps));
   let y = normalised(t, x, eps, op === 'layerNorm');
   if (weight !== undefined) y = t.multiply(y, weight);
   if (bias !== undefined) y = t.add(y, bias);

@@ -1,8 +1,8 @@
-import type { Device } from '../core/device.js';
+import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkShape, lastDim } from '../core/validate.js';
+import { checkInteger, checkShape, lastDim, newArray, readOptions } from '../core/validate.js';
 import { withLast } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
 import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
@@ -13,6 +13,9 @@ import type { Tape } from './tape.js';
 /** Entries that are worked on at a time: M times as many values are in memory. */
 const PART = 4096;
 
+/** Rows and columns of a pattern: far more than a layer has, and no more than its maps have memory for. */
+const MAX_FEATURES = 2 ** 24;
+
 /** Some entries: which inputs they read and which outputs they add to. */
 interface Part {
   readonly begin: number;
@@ -21,6 +24,34 @@ interface Part {
   readonly read: FeatureMap;
   /** From the entries to N outputs, in sums. */
   readonly add: FeatureMap;
+}
+
+/** Own copy: where the entries are, checked. @throws ERR_TYPE, ERR_VALUE */
+function placesOf(op: string, operand: string, value: unknown, count: number): Int32Array {
+  if (!(ArrayBuffer.isView(value) && value instanceof Int32Array)) {
+    throw wrongType(op, operand, 'an Int32Array', value);
+  }
+  const places = Int32Array.from(value);
+  places.forEach((place, i) => {
+    if (place >= 0 && place < count) return;
+    fail('ERR_VALUE', op, `${operand}[${i}]`, `from 0 to ${count - 1}`, String(place));
+  });
+  return places;
+}
+
+/** Entries by row, in their order: those of row n are index[begin[n]] to index[begin[n + 1] - 1]. */
+function sumsOf(op: string, rows: Int32Array, N: number) {
+  const begin = newArray(op, Int32Array, N + 1);
+  for (const row of rows) begin[row + 1] = (begin[row + 1] as number) + 1;
+  for (let n = 0; n < N; n++) begin[n + 1] = (begin[n + 1] as number) + (begin[n] as number);
+  const next = begin.slice(0, N);
+  const index = new Int32Array(rows.length);
+  rows.forEach((row, i) => {
+    const at = next[row] as number;
+    index[at] = i;
+    next[row] = at + 1;
+  });
+  return { begin, index };
 }
 
 /**
@@ -38,7 +69,8 @@ export class SparsePattern implements Disposable {
   readonly parts: readonly Part[];
 
   /**
-   * @param spec rows and columns of the entries, in any order; equal ones add up
+   * @param spec rows and columns of the entries, in any order; equal ones add up. N and K are at most 2^24. The maps
+   *   take 4 · N bytes for every 4,096 entries
    * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   constructor(spec: {
@@ -50,31 +82,34 @@ export class SparsePattern implements Disposable {
   }) {
     const op = 'SparsePattern';
     if (spec === null || typeof spec !== 'object') throw wrongType(op, 'spec', 'an object', spec);
-    const { rows, columns, N, K, device } = spec;
-    for (const [name, places] of Object.entries({ rows, columns })) {
-      if (!(places instanceof Int32Array)) throw wrongType(op, name, 'an Int32Array', places);
-    }
+    const given = readOptions(op, spec, {
+      rows: true,
+      columns: true,
+      N: true,
+      K: true,
+      device: true,
+    });
+    const N = checkInteger(op, 'N', given.N, 0, MAX_FEATURES);
+    const K = checkInteger(op, 'K', given.K, 0, MAX_FEATURES);
+    const rows = placesOf(op, 'rows', given.rows, N);
+    const columns = placesOf(op, 'columns', given.columns, K);
     if (rows.length !== columns.length) {
       fail('ERR_SHAPE', op, 'columns', `of length ${rows.length}`, String(columns.length));
-    }
-    for (const [i, row] of rows.entries()) {
-      if (!(row >= 0 && row < N))
-        fail('ERR_VALUE', op, `rows[${i}]`, `from 0 to ${N - 1}`, `${row}`);
     }
     this.N = N;
     this.K = K;
     this.size = rows.length;
-    const place = device === undefined ? {} : { device };
+    const device = resolveDevice(op, given.device);
+    const place = { device };
     const parts: Part[] = [];
     for (let begin = 0; begin < rows.length; begin += PART) {
       const end = Math.min(rows.length, begin + PART);
-      const lists: number[][] = Array.from({ length: N }, () => []);
-      for (let i = begin; i < end; i++) lists[rows[i] as number]?.push(i - begin);
+      const sums = sumsOf(op, rows.subarray(begin, end), N);
       parts.push({
         begin,
         end,
         read: FeatureMap.gather(columns.slice(begin, end), K, place),
-        add: new FeatureMap({ inFeatures: end - begin, outFeatures: N, lists, ...place }),
+        add: FeatureMap.ofSums({ inFeatures: end - begin, outFeatures: N, ...sums, device }),
       });
     }
     this.parts = parts;

@@ -1,7 +1,7 @@
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
+import { lastDim, readOptions } from '../core/validate.js';
 import { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from '../ops/block-matmul.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
@@ -69,7 +69,12 @@ export class StructuredTape extends GradientTape {
    * @param map made once by the method, in its `prepare`; it must live as long as the tape
    */
   features(a: Value, map: FeatureMap, options: FeatureStepOptions = {}): Value {
-    const { alpha = 1, plus, beta = 1, dtype } = options;
+    const {
+      alpha = 1,
+      plus,
+      beta = 1,
+      dtype,
+    } = readOptions('Tape.features', options, { alpha: true, plus: true, beta: true, dtype: true });
     checkStep('Tape.features', this, { a, ...(plus === undefined ? {} : { plus }) });
     const y = mapFeatures(a.tensor, map, {
       alpha,

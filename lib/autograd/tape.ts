@@ -97,7 +97,11 @@ export class Tape extends StructuredTape {
   /** @throws ERR_TYPE */
   constructor(options?: TapeOptions) {
     const op = 'Tape';
-    const { recording = true, dropout = {}, compute = 'exact' } = readOptions(op, options);
+    const {
+      recording = true,
+      dropout = {},
+      compute = 'exact',
+    } = readOptions(op, options, { recording: true, dropout: true, compute: true });
     if (typeof recording !== 'boolean') throw wrongType(op, 'recording', 'a boolean', recording);
     if (typeof dropout !== 'object' || dropout === null) {
       throw wrongType(op, 'dropout', 'an object of seed or mask', dropout);
@@ -140,7 +144,10 @@ export class Tape extends StructuredTape {
    */
   shrink(x: Value, a: Value, options: { scaling?: number; dropout?: number } = {}): Value {
     checkStep('Tape.shrink', this, { x, a });
-    const { scaling = 1, dropout = 0 } = options;
+    const { scaling = 1, dropout = 0 } = readOptions('Tape.shrink', options, {
+      scaling: true,
+      dropout: true,
+    });
     const drops = this.#nextDropout(dropout);
     const h = loraShrink(x.tensor, a.tensor, { ...drops, scaling });
     return this.record(h, [x, a], [x.tensor, a.tensor], (dh, pass) => {
@@ -169,7 +176,10 @@ export class Tape extends StructuredTape {
     b: Value,
     options: { scaling?: number; bias?: Value | undefined } = {},
   ): Value {
-    const { scaling = 1, bias } = options;
+    const { scaling = 1, bias } = readOptions('Tape.expand', options, {
+      scaling: true,
+      bias: true,
+    });
     checkStep('Tape.expand', this, { x, h, b, ...(bias === undefined ? {} : { bias }) });
     const y = loraExpand(x.tensor, w, h.tensor, b.tensor, {
       scaling,
@@ -242,7 +252,7 @@ export class Tape extends StructuredTape {
     options: { bias?: Value | undefined; dropout?: number } = {},
   ): Value {
     const op = 'Tape.mixture';
-    const { bias, dropout = 0 } = options;
+    const { bias, dropout = 0 } = readOptions(op, options, { bias: true, dropout: true });
     checkStep(op, this, { x, gates, ...(bias === undefined ? {} : { bias }) });
     if (!Array.isArray(experts)) throw wrongType(op, 'experts', 'an array of experts', experts);
     if (experts.length === 0) fail('ERR_SHAPE', op, 'experts', 'of length 1 or more', '0');

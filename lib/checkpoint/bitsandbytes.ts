@@ -287,6 +287,7 @@ export function joinBitsandbytes(split: SplitBitsandbytes): Map<string, RawTenso
     checkName(op, 'a layer', layer);
     checkObject(op, `state of ${printable(layer)}`, state);
     for (const [key, tensor] of Object.entries(state)) {
+      checkObject(op, `${printable(key)} of ${printable(layer)}`, tensor, 'a tensor');
       tensors.set(layer === '' ? key : `${layer}.${key}`, tensor);
     }
   }
@@ -352,9 +353,10 @@ function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32
   }
 }
 
+/** Equal ones are in order: tables of fp8 have two zeros. */
 function requireAscending(op: string, key: string, values: Float32Array): void {
   for (let i = 1; i < values.length; i++) {
-    if (!((values[i] as number) > (values[i - 1] as number))) {
+    if (!((values[i] as number) >= (values[i - 1] as number))) {
       fail('ERR_FORMAT', op, key, 'in ascending order', `${values[i]} at ${i}`);
     }
   }

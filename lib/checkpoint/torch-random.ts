@@ -5,7 +5,7 @@
  * mt19937 (Matsumoto and Nishimura, Mersenne Twister, 1998) and, on top of it, the draws as PyTorch
  * documents and tests them; the golden cases of test/golden/rng are its values.
  */
-import { checkDims, checkFinite, checkInteger } from '../core/validate.js';
+import { checkDims, checkFinite, checkInteger, newArray } from '../core/validate.js';
 
 const N = 624;
 const M = 397;
@@ -15,6 +15,18 @@ const NORMAL_RUN = 16;
 /** Values in a shape. @throws ERR_TYPE, ERR_SHAPE */
 function product(op: string, shape: unknown): number {
   return checkDims(`TorchRandom.${op}`, shape).reduce((size, dim) => size * dim, 1);
+}
+
+/** Values that are drawn one after another. @throws ERR_OOM */
+function filled<A extends Float32Array | Int32Array | Uint8Array>(
+  op: string,
+  type: new (length: number) => A,
+  length: number,
+  draw: () => number,
+): A {
+  const values = newArray(`TorchRandom.${op}`, type, length);
+  for (let i = 0; i < length; i++) values[i] = draw();
+  return values;
 }
 
 const kFloat = new Float32Array(1);
@@ -86,20 +98,21 @@ export class TorchRandom {
     return ((high % 2 ** 21) * 2 ** 32 + this.bits()) / 2 ** 53;
   }
 
-  /** `torch.rand` or `uniform_(low, high)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
+  /** `torch.rand` or `uniform_(low, high)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
   uniform(shape: readonly number[], low = 0, high = 1): Float32Array {
     const op = 'TorchRandom.uniform';
     const from = Math.fround(checkFinite(op, 'low', low));
     const range = Math.fround(Math.fround(checkFinite(op, 'high', high)) - from);
     const size = product('uniform', shape);
-    return Float32Array.from({ length: size }, () => this.#unit() * range + from);
+    return filled('uniform', Float32Array, size, () => this.#unit() * range + from);
   }
 
   /** `uniform_(low, high)` of bfloat16: of fewer random bits. */
   #uniformBf16(shape: readonly number[], low: number, high: number): Float32Array {
     const [from, to] = [roundToBf16(low), roundToBf16(high)];
     const range = roundToBf16(to - from);
-    return Float32Array.from({ length: product('kaimingUniform', shape) }, () => {
+    const op = 'kaimingUniform';
+    return filled(op, Float32Array, product(op, shape), () => {
       return roundToBf16(((this.bits() % 2 ** 8) / 2 ** 8) * range + from);
     });
   }
@@ -107,7 +120,7 @@ export class TorchRandom {
   /**
    * `torch.nn.init.kaiming_uniform_(a)`, fan-in the product of all but the first size.
    * @param dtype of the tensor that is drawn; default `f32`
-   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE
+   * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM
    */
   kaimingUniform(shape: readonly number[], a: number, dtype: 'f32' | 'bf16' = 'f32'): Float32Array {
     const op = 'TorchRandom.kaimingUniform';
@@ -118,13 +131,13 @@ export class TorchRandom {
     return this.uniform(shape, -bound, bound);
   }
 
-  /** `torch.randn` or `normal_(mean, std)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
+  /** `torch.randn` or `normal_(mean, std)` of float32. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
   normal(shape: readonly number[], mean = 0, std = 1): Float32Array {
     const size = product('normal', shape);
     checkFinite('TorchRandom.normal', 'mean', mean);
     checkFinite('TorchRandom.normal', 'std', std);
     if (size < NORMAL_RUN) {
-      return Float32Array.from({ length: size }, () => this.#normalDouble() * std + mean);
+      return filled('normal', Float32Array, size, () => this.#normalDouble() * std + mean);
     }
     const values = this.uniform([size]);
     for (let at = 0; at + NORMAL_RUN <= size; at += NORMAL_RUN) {
@@ -149,29 +162,27 @@ export class TorchRandom {
     return radius * Math.cos(angle);
   }
 
-  /** `torch.randint(low, high)`; below 2^32 possible values. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
+  /** `torch.randint(low, high)`; below 2^32 possible values. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
   integers(shape: readonly number[], low: number, high: number): Int32Array {
     const op = 'TorchRandom.integers';
     const from = checkInteger(op, 'low', low, -(2 ** 31), 2 ** 31 - 1);
     const range = checkInteger(op, 'high', high, from + 1, 2 ** 31) - from;
-    return Int32Array.from(
-      { length: product('integers', shape) },
-      () => (this.bits() % range) + from,
-    );
+    const size = product('integers', shape);
+    return filled('integers', Int32Array, size, () => (this.bits() % range) + from);
   }
 
-  /** `torch.bernoulli` over a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE */
+  /** `torch.bernoulli` over a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
   bernoulli(shape: readonly number[], p: number): Uint8Array {
     const below = Math.fround(checkFinite('TorchRandom.bernoulli', 'p', p));
-    return Uint8Array.from({ length: product('bernoulli', shape) }, () =>
-      this.#unit() < below ? 1 : 0,
-    );
+    const size = product('bernoulli', shape);
+    return filled('bernoulli', Uint8Array, size, () => (this.#unit() < below ? 1 : 0));
   }
 
-  /** `torch.randperm(n)`. @throws ERR_TYPE, ERR_VALUE */
+  /** `torch.randperm(n)`. @throws ERR_TYPE, ERR_VALUE, ERR_OOM */
   permutation(n: number): Int32Array {
     const size = checkInteger('TorchRandom.permutation', 'n', n, 0, 2 ** 31 - 1);
-    const order = Int32Array.from({ length: size }, (_, i) => i);
+    let next = 0;
+    const order = filled('permutation', Int32Array, size, () => next++);
     for (let i = 0; i < size - 1; i++) {
       const j = i + (this.bits() % (size - i));
       const taken = order[j] as number;

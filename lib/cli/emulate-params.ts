@@ -8,7 +8,7 @@ import path from 'node:path';
 import { fileError, readSmallFile } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
-import { suggestion } from './arguments.js';
+import { suggestion } from '../core/suggestion.js';
 import { requireOutputFile } from './output-file.js';
 
 export const kTypes = {

@@ -5,7 +5,8 @@
 
 import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../checkpoint/printable.js';
-import { suggestion, UsageError } from './arguments.js';
+import { suggestion } from '../core/suggestion.js';
+import { UsageError } from './arguments.js';
 import { exitCodeFor, exitCodeHelp, exitCodes } from './exit-codes.js';
 import { visible } from './terminal.js';
 

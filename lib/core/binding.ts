@@ -4,13 +4,13 @@
  */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
+import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
 
 /** Native memory behind a tensor or a weight: a type-tagged external, opaque here. */
 export type NativeHandle = { readonly __nativeHandle: unique symbol };
-type Callback = (code: string | null, message: string) => void;
+type Callback<T = void> = (code: string | null, message: string, result: T) => void;
 type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 
 /**
@@ -69,8 +69,16 @@ export interface Binding {
   /** Another handle of the same memory. */
   share(tensor: NativeHandle): NativeHandle;
   reshape(tensor: NativeHandle, shape: readonly number[]): NativeHandle;
+  /** Do two tensors lie over the same memory, if only in part? */
+  overlap(a: NativeHandle, b: NativeHandle): boolean;
   dispose(handle: NativeHandle): void;
-  read(handle: NativeHandle, part: string | null, target: HostArray, done: Callback): void;
+  /** f32 values or the bits of a 16-bit dtype; of a weight's part its bytes. */
+  read(
+    handle: NativeHandle,
+    part: string | null,
+    elements: 'f32' | 'bits',
+    done: Callback<ArrayBuffer>,
+  ): void;
   readSync(handle: NativeHandle, part: string | null, target: HostArray): boolean;
   writeTensor(tensor: NativeHandle, data: HostArray): void;
   toDevice(handle: NativeHandle, device: string): NativeHandle;
@@ -323,10 +331,45 @@ function candidates(): Array<{ path: string; isPackage: boolean }> {
   ];
 }
 
+/** @internal Why an addon could not be loaded, in words. */
+export function failureOf(
+  error: unknown,
+  packageName: string | undefined,
+  require: NodeJS.Require,
+): string {
+  const { code, message } = error as Error & { code?: unknown };
+  const [line = ''] = String(message).split('\n');
+  if (packageName === undefined) return line;
+  if (code === 'MODULE_NOT_FOUND' && line.includes(`'${packageName}'`)) {
+    const other = otherLibc(packageName);
+    return other !== undefined && isInstalled(other, require)
+      ? `not installed (${other} is, which is for another C library)`
+      : 'not installed';
+  }
+  // The dynamic loader's words: of glibc for a symbol's version, of either for the other's loader.
+  const needs = /GLIBC|ld-linux|ld-musl|libc\.musl|libc\.so/.test(line);
+  return `installed, but ${needs ? 'made for another C library' : 'broken'}: ${line}`;
+}
+
+/** The package of the same processor with the other C library. */
+function otherLibc(packageName: string): string | undefined {
+  if (packageName.endsWith('-gnu')) return packageName.replace(/gnu$/, 'musl');
+  return packageName.endsWith('-musl') ? packageName.replace(/musl$/, 'gnu') : undefined;
+}
+
+function isInstalled(packageName: string, require: NodeJS.Require): boolean {
+  try {
+    require.resolve(packageName);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 let loaded: Binding | undefined;
 let loadedFrom = '';
 
-/** Where the addon was loaded from; loads it if need be. */
+/** The file that the addon was loaded from; loads it if need be. */
 export function bindingPath(): string {
   binding();
   return loadedFrom;
@@ -345,13 +388,20 @@ export function binding(): Binding {
       attempts.push({ path, outcome: 'no such file' });
       continue;
     }
+    if (!isPackage && extname(path) !== '.node') {
+      attempts.push({ path, outcome: 'not the name of an addon, which ends in .node' });
+      continue;
+    }
     try {
-      loaded = require(path) as Binding;
-      loadedFrom = path;
-      return loaded;
+      const found = require(path) as Partial<Binding> | null;
+      if (typeof found?.devices === 'function') {
+        loaded = found as Binding;
+        loadedFrom = require.resolve(path);
+        return loaded;
+      }
+      attempts.push({ path, outcome: 'not an addon of this library' });
     } catch (error) {
-      const message = error instanceof Error ? (error.message.split('\n')[0] ?? '') : String(error);
-      attempts.push({ path, outcome: isPackage ? 'not installed' : message });
+      attempts.push({ path, outcome: failureOf(error, isPackage ? path : undefined, require) });
     }
   }
   const list = attempts.map(({ path, outcome }) => `  ${path}: ${outcome}`).join('\n');
@@ -385,14 +435,14 @@ export function native<T>(op: string, call: (raw: Binding) => T): T {
 }
 
 /** The same for a raw call that reports through a callback. */
-export function nativeAsync(
+export function nativeAsync<T = void>(
   op: string,
-  call: (raw: Binding, done: Callback) => void,
-): Promise<void> {
+  call: (raw: Binding, done: Callback<T>) => void,
+): Promise<T> {
   return new Promise((resolve, reject) => {
     native(op, (raw) =>
-      call(raw, (code, message) => {
-        if (code === null) resolve();
+      call(raw, (code, message, result) => {
+        if (code === null) resolve(result);
         else reject(new LowrankError(code as ErrorCode, message, { op }));
       }),
     );

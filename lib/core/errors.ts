@@ -132,6 +132,13 @@ function describeForeign(value: object): string | undefined {
   return `a ${name} of another copy of lowrank (${how})`;
 }
 
+/** A value in the `got` part of a message: numbers, strings and the like as they are, of anything else its type. */
+export function shown(value: unknown): string {
+  return value === null || (typeof value !== 'object' && typeof value !== 'function')
+    ? String(value)
+    : describeType(value);
+}
+
 /** A short name of a value's type, safe for hostile values (what they throw goes nowhere). */
 function describeType(value: unknown): string {
   if (value === null) return 'null';

@@ -3,7 +3,7 @@ import { type Device, resolveDevice } from './device.js';
 import { checkDType, type DType, dtypeBytes } from './dtype.js';
 import { fail, LowrankError, markClass, notConstructed, wrongType } from './errors.js';
 import { track } from './scope.js';
-import { checkDims, checkFinite, readOptions, seedWords } from './validate.js';
+import { checkDims, checkFinite, newArray, readOptions, seedWords } from './validate.js';
 
 /** Where and as what a new tensor is stored. */
 export interface TensorOptions {
@@ -66,6 +66,15 @@ function hostArray(
     values[i] = value;
   }
   return values;
+}
+
+/** What the tensors over one buffer have in common; which parts of it they wrap does not matter. */
+const wrapped = new WeakMap<ArrayBufferLike, { writes: number }>();
+
+function memoryOf(buffer: ArrayBufferLike): { writes: number } {
+  const known = wrapped.get(buffer) ?? { writes: 0 };
+  wrapped.set(buffer, known);
+  return known;
 }
 
 function elements(shape: readonly number[]): number {
@@ -132,9 +141,12 @@ export class Tensor implements Disposable {
     return typeof value === 'object' && value !== null && #handle in value;
   }
 
-  /** @internal Is one the other, or made of it by {@link Tensor.reshape}? */
+  /** @internal Do both lie over the same memory, if only in part? */
   static sharesMemory(a: Tensor, b: Tensor): boolean {
-    return a === b || (a.#memory !== undefined && a.#memory === b.#memory);
+    if (a === b) return true;
+    const [one, other] = [a.#handle, b.#handle];
+    if (one === undefined || other === undefined) return false;
+    return native('overlap', (raw) => raw.overlap(one, other));
   }
 
   /** @internal How often it has been written to: what was computed of it before another count is of other values. */
@@ -164,7 +176,10 @@ export class Tensor implements Disposable {
    */
   static from(data: TensorData, shape: readonly number[], options?: TensorOptions): Tensor {
     const op = 'Tensor.from';
-    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options, {
+      dtype: true,
+      device: true,
+    });
     const dims = checkDims(op, shape);
     const source = hostArray(op, data, dims);
     const half = isFloat16Array(data);
@@ -206,7 +221,10 @@ export class Tensor implements Disposable {
     options?: TensorOptions,
   ): Tensor {
     const op = 'Tensor.wrap';
-    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options, {
+      dtype: true,
+      device: true,
+    });
     const dims = checkDims(op, shape);
     const bits = isTyped(Uint16Array, data);
     if (!bits && !isTyped(Float32Array, data) && typeof data !== 'bigint') {
@@ -223,18 +241,23 @@ export class Tensor implements Disposable {
       checkLength(op, data.length, dims);
     }
     const device = resolveDevice(op, askedDevice);
-    return Tensor.adopt(
+    const tensor = Tensor.adopt(
       native(op, (raw) => raw.wrapTensor(device, dtype, dims, data)),
       dims,
       dtype,
       device,
     );
+    if (typeof data !== 'bigint') tensor.#memory = memoryOf(data.buffer);
+    return tensor;
   }
 
   /** A tensor of zeros. @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM */
   static zeros(shape: readonly number[], options?: TensorOptions): Tensor {
     const op = 'Tensor.zeros';
-    const { dtype: askedDType, device: askedDevice } = readOptions(op, options);
+    const { dtype: askedDType, device: askedDevice } = readOptions(op, options, {
+      dtype: true,
+      device: true,
+    });
     const dims = checkDims(op, shape);
     const dtype = checkDType(op, 'dtype', askedDType ?? 'f32');
     const device = resolveDevice(op, askedDevice);
@@ -258,7 +281,13 @@ export class Tensor implements Disposable {
     shape: readonly number[],
     options: TensorOptions & { seed: number; std?: number; mean?: number },
   ): Tensor {
-    const given = readOptions('Tensor.randn', options);
+    const given = readOptions('Tensor.randn', options, {
+      dtype: true,
+      device: true,
+      seed: true,
+      std: true,
+      mean: true,
+    });
     return Tensor.#random('Tensor.randn', shape, given, 'normal', given.mean ?? 0, given.std ?? 1);
   }
 
@@ -273,7 +302,13 @@ export class Tensor implements Disposable {
     options: TensorOptions & { seed: number; low?: number; high?: number },
   ): Tensor {
     const op = 'Tensor.uniform';
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, {
+      dtype: true,
+      device: true,
+      seed: true,
+      low: true,
+      high: true,
+    });
     const low = checkFinite(op, 'low', given.low ?? 0);
     const high = checkFinite(op, 'high', given.high ?? 1);
     if (high < low) fail('ERR_VALUE', op, 'high', `at least low (${low})`, String(high));
@@ -322,25 +357,27 @@ export class Tensor implements Disposable {
    */
   async read(): Promise<Float32Array> {
     const handle = Tensor.handleOf(this, 'read', 'tensor');
-    const values = new Float32Array(this.size);
-    await nativeAsync('read', (raw, done) => raw.read(handle, null, values, done));
-    return values;
+    return new Float32Array(
+      await nativeAsync<ArrayBuffer>('read', (raw, done) => raw.read(handle, null, 'f32', done)),
+    );
   }
 
   /** The raw bits of a bf16 or f16 tensor. @throws ERR_DISPOSED, ERR_DTYPE for f32 */
   async readBits(): Promise<Uint16Array> {
     const handle = Tensor.handleOf(this, 'readBits', 'tensor');
     if (this.dtype === 'f32') fail('ERR_DTYPE', 'readBits', 'tensor', 'bf16 or f16', 'f32');
-    const bits = new Uint16Array(this.size);
-    await nativeAsync('readBits', (raw, done) => raw.read(handle, null, bits, done));
-    return bits;
+    return new Uint16Array(
+      await nativeAsync<ArrayBuffer>('readBits', (raw, done) =>
+        raw.read(handle, null, 'bits', done),
+      ),
+    );
   }
 
   /** {@link Tensor.read} that blocks the thread: for scripts and synchronous trainers. */
   readSync(): Float32Array {
     const op = 'readSync';
     const handle = Tensor.handleOf(this, op, 'tensor');
-    const values = new Float32Array(this.size);
+    const values = newArray(op, Float32Array, this.size);
     Tensor.#fill(op, handle, values);
     return values;
   }
@@ -392,7 +429,7 @@ export class Tensor implements Disposable {
    */
   to(target: TensorOptions): Tensor {
     const op = 'to';
-    const given = readOptions(op, target);
+    const given = readOptions(op, target, { dtype: true, device: true });
     const handle = Tensor.handleOf(this, op, 'tensor');
     const dtype = given.dtype === undefined ? this.dtype : checkDType(op, 'dtype', given.dtype);
     const device = given.device === undefined ? this.device : resolveDevice(op, given.device);

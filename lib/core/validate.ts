@@ -2,7 +2,9 @@
  * The good messages: shapes, dtypes and numbers are refused here, with what was expected and what
  * came. The descriptors' own `Check()` in native/core is the last gate behind it.
  */
-import { fail, wrongType } from './errors.js';
+import { printable } from '../checkpoint/printable.js';
+import { fail, LowrankError, wrongType } from './errors.js';
+import { suggestion } from './suggestion.js';
 import { Tensor } from './tensor.js';
 
 /** `[3, 4]` */
@@ -115,6 +117,70 @@ export function checkInteger(
   return value;
 }
 
+/** Elements of a list: a longer one is a mistake, and an array-like object may claim any length. */
+const MAX_LIST = 2 ** 31 - 1;
+
+/**
+ * Own copy of an array of numbers, typed or not. Element by element from the first, so that one that claims to be long
+ * is refused at its first hole.
+ * @param check refuses an element, and gives it back
+ * @throws ERR_TYPE, ERR_VALUE
+ */
+export function readNumbers(
+  op: string,
+  operand: string,
+  list: unknown,
+  check: (operand: string, value: unknown) => number,
+): number[] {
+  const given = (typeof list === 'object' && list !== null ? list : {}) as ArrayLike<unknown>;
+  const { length } = given;
+  if (typeof length !== 'number') throw wrongType(op, operand, 'an array of numbers', list);
+  if (!(length <= MAX_LIST)) {
+    fail('ERR_VALUE', op, operand, `of at most ${MAX_LIST} numbers`, String(length));
+  }
+  const numbers: number[] = [];
+  for (let i = 0; i < length; i++) numbers.push(check(`${operand}[${i}]`, given[i]));
+  return numbers;
+}
+
+/**
+ * The distinct names in a list, each of which must be known.
+ * @throws ERR_TYPE, ERR_VALUE
+ */
+export function readNames<Name extends string>(
+  op: string,
+  operand: string,
+  list: unknown,
+  known: readonly Name[],
+): Name[] {
+  if (!Array.isArray(list)) throw wrongType(op, operand, 'an array of names', list);
+  const length: number = list.length;
+  if (!(length <= MAX_LIST)) {
+    fail('ERR_VALUE', op, operand, `of at most ${MAX_LIST} names`, String(length));
+  }
+  const names: Name[] = [];
+  for (let i = 0; i < length; i++) {
+    const name: unknown = list[i];
+    if (typeof name !== 'string') throw wrongType(op, `${operand}[${i}]`, 'a string', name);
+    if (!known.includes(name as Name)) {
+      const hint = suggestion(name, known);
+      fail('ERR_VALUE', op, operand, `of ${known.join(', ')}`, `${printable(name)}${hint}`);
+    }
+    if (!names.includes(name as Name)) names.push(name as Name);
+  }
+  return names;
+}
+
+/** Memory of the host for that many values. @throws ERR_OOM */
+export function newArray<T>(op: string, type: new (length: number) => T, length: number): T {
+  try {
+    return new type(length);
+  } catch (cause) {
+    const text = `${op}: there must be memory for an array of ${length} values, got ${String(cause)}`;
+    throw new LowrankError('ERR_OOM', text, { op, cause });
+  }
+}
+
 /** A drop probability in [0, 1). @throws ERR_TYPE, ERR_VALUE */
 export function checkDropout(op: string, value: unknown): number {
   if (typeof value !== 'number') throw wrongType(op, 'dropout', 'a number', value);
@@ -131,13 +197,47 @@ export function seedWords(op: string, seed: unknown): [low: number, high: number
   return [seed % 2 ** 32, Math.floor(seed / 2 ** 32)];
 }
 
-/** Own copy of an options object's fields, so that a hostile getter runs once. @throws ERR_TYPE */
-export function readOptions<T extends object>(op: string, options: T | undefined): Partial<T> {
-  if (options === undefined) return {};
+/** The names of the fields of `T`: of each a line, so that one that is added to the type is added here. */
+type KnownKeys<T> = Readonly<Record<T extends T ? keyof T & string : never, true>>;
+
+/**
+ * Own copy of the fields of an options object, so that a hostile getter runs once, and that nothing
+ * is found on a prototype: not what somebody added to `Object.prototype`.
+ * @throws ERR_TYPE
+ */
+export function ownFields<T extends object>(op: string, options: T | undefined): Partial<T> {
+  const own: Partial<T> = Object.create(null);
+  if (options === undefined) return own;
   if (options === null || typeof options !== 'object' || Array.isArray(options)) {
     throw wrongType(op, 'options', 'an object', options);
   }
-  return { ...options };
+  return Object.assign(own, options);
+}
+
+/**
+ * As {@link ownFields}, of a call that knows no other fields than these.
+ * @throws ERR_TYPE; ERR_VALUE for a field that is not known
+ */
+export function readOptions<T extends object>(
+  op: string,
+  options: T | undefined,
+  known: KnownKeys<T>,
+): Partial<T> {
+  const own = ownFields(op, options);
+  for (const name of Object.keys(own)) {
+    if (!Object.hasOwn(known, name)) refuseField(op, name, Object.keys(known));
+  }
+  return own;
+}
+
+/** @throws ERR_VALUE always, with the name that is near */
+export function refuseField(
+  op: string,
+  name: string,
+  known: readonly string[],
+  expected = `made of ${known.join(', ')}`,
+): never {
+  fail('ERR_VALUE', op, 'options', expected, `${printable(name)}${suggestion(name, known)}`);
 }
 
 /** `value`, or `standard` where none was given; null is a value, of the wrong type. */

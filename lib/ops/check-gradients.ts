@@ -1,4 +1,4 @@
-import { fail, wrongType } from '../core/errors.js';
+import { fail, shown, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkInteger, checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
@@ -88,14 +88,21 @@ function checkInputs(op: string, inputs: unknown): [string, Tensor][] {
 export function checkGradients(options: CheckGradientsOptions): GradientReport[] {
   const op = 'checkGradients';
   if (options === undefined) throw wrongType(op, 'options', 'an object', options);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    inputs: true,
+    forward: true,
+    backward: true,
+    step: true,
+    seed: true,
+    samples: true,
+  });
   const inputs = checkInputs(op, given.inputs);
   const { forward, backward } = given;
   if (typeof forward !== 'function') throw wrongType(op, 'forward', 'a function', forward);
   if (typeof backward !== 'function') throw wrongType(op, 'backward', 'a function', backward);
   const step: unknown = orDefault(given.step, 1 / 32);
   if (typeof step !== 'number') throw wrongType(op, 'step', 'a number', step);
-  if (!(step > 0 && step <= 1)) fail('ERR_VALUE', op, 'step', 'in (0, 1]', String(step));
+  if (!(step > 0 && step <= 1)) fail('ERR_VALUE', op, 'step', 'in (0, 1]', shown(step));
   const seed = checkInteger(op, 'seed', orDefault(given.seed, 1), 0, 2 ** 31 - 1);
   const samples = checkInteger(op, 'samples', orDefault(given.samples, 8), 1, 4096);
   const named = Object.fromEntries(inputs);

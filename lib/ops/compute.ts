@@ -24,8 +24,8 @@ import type { BaseWeight } from './base-weight.js';
  * - Zero-points of a weight are added exactly, in f32.
  * - A block of `w` has the scale `sw = absmax · (c / 127)`, an element the code
  *   `round(127 · codebook[i] / c)`, with `c` the largest magnitude of the codebook. A row of a rowwise
- *   weight has the scale `sw = absmax / 127` and its own codes, so that `x` alone is rounded; K is at most
- *   131,072. That is LLM.int8() (Dettmers et al., 2022, arXiv:2208.07339) without its split of outliers: a
+ *   weight has the scale `sw = absmax / 127` and its own codes, so that `x` alone is rounded; K is a
+ *   multiple of 32 and at most 131,072. That is LLM.int8() (Dettmers et al., 2022, arXiv:2208.07339) without its split of outliers: a
  *   feature of `x` far larger than the others leaves fewer levels to them.
  *
  * With `x̂ = sx · code`, against the exact product with the decoded weight `ŵ`, summed over `k`:
@@ -54,6 +54,9 @@ export function hasInt8(device: Device, rowwise: boolean): boolean {
 /** Longest rows of a rowwise weight: their sums of codes are sure to fit 32 bits. */
 const MOST_ROW_DEPTH = 2 ** 17;
 
+/** Their kernels take a row in groups of so many. */
+const ROW_UNIT = 32;
+
 /** @throws ERR_TYPE, ERR_VALUE, ERR_UNSUPPORTED */
 export function checkCompute(
   op: string,
@@ -71,6 +74,10 @@ export function checkCompute(
   const K = weight.shape.at(-1) ?? 1;
   const rowwise = weight instanceof QuantizedWeight && weight.rowwise;
   if (rowwise) {
+    if (K % ROW_UNIT !== 0) {
+      const expected = `of K a multiple of ${ROW_UNIT} (compute is 'int8')`;
+      fail('ERR_UNSUPPORTED', op, 'w', expected, `K = ${K}`);
+    }
     if (K > MOST_ROW_DEPTH) {
       fail('ERR_UNSUPPORTED', op, 'w', `of K <= ${MOST_ROW_DEPTH} (compute is 'int8')`, `K = ${K}`);
     }

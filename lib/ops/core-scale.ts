@@ -140,7 +140,7 @@ export function coreScale(h: Tensor, parts: CoreParts): { h2: Tensor; saved: Cor
   checkF32(op, 'h', h);
   if (h.shape.length === 0) fail('ERR_SHAPE', op, 'h', 'of shape [..., r]', showShape([]));
   if (parts === undefined) throw wrongType(op, 'parts', 'an object', parts);
-  const checked = checkParts(op, readOptions(op, parts), h);
+  const checked = checkParts(op, readOptions(op, parts, { dIn: true, core: true, dOut: true }), h);
   const { dIn, core, dOut } = checked;
   return scope(() => {
     const hHandle = Tensor.handleOf(h, op, 'h');
@@ -191,7 +191,7 @@ export function coreScaleBackward(
   const { h, parts } = saved;
   const { dIn, core, dOut } = parts;
   checkSameDevice(op, 'dh2', dh2, h);
-  const { keep } = readOptions(op, options);
+  const { keep } = readOptions(op, options, { keep: true });
   const gradients = scope((): CoreGradients => {
     const u = dIn === undefined ? h : saved.u;
     const v = core === undefined ? u : saved.v;

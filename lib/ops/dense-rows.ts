@@ -53,7 +53,7 @@ export function denseRows(
   if (first % step !== 0) {
     fail('ERR_VALUE', op, 'begin', `a multiple of ${step} (rowStep)`, String(first));
   }
-  const dtype = checkDType(op, 'dtype', readOptions(op, options).dtype ?? 'f32');
+  const dtype = checkDType(op, 'dtype', readOptions(op, options, { dtype: true }).dtype ?? 'f32');
   const zeros = zeroTermOf(weight);
   const stored = zeros === undefined ? dtype : 'f32';
   const rows = Tensor.adopt(

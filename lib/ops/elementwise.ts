@@ -1,6 +1,6 @@
 import { type NativeHandle, native } from '../core/binding.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, shown, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkFinite,
@@ -85,7 +85,14 @@ function broadcastOf(op: string, operand: string, value: unknown, a: Tensor): Na
 export function multiplyAdd(parts: MultiplyAddParts): Tensor {
   const op = 'multiplyAdd';
   if (parts === undefined) throw wrongType(op, 'parts', 'an object', parts);
-  const given = readOptions(op, parts);
+  const given = readOptions(op, parts, {
+    a: true,
+    b: true,
+    c: true,
+    alpha: true,
+    beta: true,
+    dtype: true,
+  });
   const a = checkTensor(op, 'a', given.a);
   const bHandle = broadcastOf(op, 'b', given.b, a);
   const cHandle = broadcastOf(op, 'c', given.c, a);
@@ -119,7 +126,7 @@ export function mapTensor(a: Tensor, kind: MapKind, options?: { dtype?: DType })
   if (!MAP_KINDS.includes(kind)) {
     fail('ERR_VALUE', op, 'kind', `one of ${MAP_KINDS.join(', ')}`, `'${String(kind)}'`);
   }
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { dtype: true });
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, a.dtype));
   const aHandle = Tensor.handleOf(a, op, 'a');
   return Tensor.adopt(
@@ -146,9 +153,9 @@ export function sumProduct(a: Tensor, b: Tensor | undefined, options: { axis: 0 
   checkTensor(op, 'a', a);
   const bHandle = broadcastOf(op, 'b', b, a);
   if (options === undefined) throw wrongType(op, 'options', 'an object', options);
-  const { axis } = readOptions(op, options);
+  const { axis } = readOptions(op, options, { axis: true });
   if (typeof axis !== 'number') throw wrongType(op, 'axis', 'a number', axis);
-  if (axis !== 0 && axis !== 1) fail('ERR_VALUE', op, 'axis', '0 or 1', String(axis));
+  if (axis !== 0 && axis !== 1) fail('ERR_VALUE', op, 'axis', '0 or 1', shown(axis));
   const aHandle = Tensor.handleOf(a, op, 'a');
   const rows = a.shape.slice(0, -1).reduce((product, dim) => product * dim, 1);
   return Tensor.adopt(

@@ -9,6 +9,7 @@ import {
   checkTensor,
   checkVector,
   orDefault,
+  ownFields,
   readOptions,
   showShape,
 } from '../core/validate.js';
@@ -116,7 +117,14 @@ function checkKept(op: string, kept: Tensor | undefined, weight: BaseWeight, N: 
 export function factoredNorm(parts: FactoredNormParts): Tensor {
   const op = 'factoredNorm';
   if (parts === undefined) throw wrongType(op, 'parts', 'an object', parts);
-  const given = readOptions(op, parts);
+  const given = readOptions(op, parts, {
+    w: true,
+    loraA: true,
+    loraB: true,
+    scaling: true,
+    weightNorms: true,
+    dtype: true,
+  });
   const { weight, handle, N, K } = checkWeight(op, given.w);
   const loraA = checkFactor(op, 'loraA', given.loraA, `[r, K = ${K}]`, 1, K, weight);
   const r = loraA.shape[0] ?? 0;
@@ -182,8 +190,15 @@ export function loraExpandWithNorms(
 ): { y: Tensor; norms: Tensor } {
   const op = 'loraExpandWithNorms';
   if (factors === undefined) throw wrongType(op, 'factors', 'an object', factors);
-  const { loraA, loraB } = readOptions(op, factors) as typeof factors;
-  const given = checkExpand(op, x, w, h, loraB, options);
+  // A LoraAdapter has the factors too.
+  const { loraA, loraB } = ownFields(op, factors) as typeof factors;
+  const { weightNorms: norms, ...expand } = readOptions(op, options, {
+    weightNorms: true,
+    scaling: true,
+    bias: true,
+    compute: true,
+  });
+  const given = checkExpand(op, x, w, h, loraB, expand);
   const { weight, handle, N, K, bias, compute } = given;
   const r = loraB.shape[1] ?? 0;
   checkFactor(op, 'loraA', loraA, `[r, K = ${K}]`, 1, K, weight);
@@ -191,12 +206,12 @@ export function loraExpandWithNorms(
     fail('ERR_SHAPE', op, 'loraA', `of shape [r = ${r}, K = ${K}]`, showShape(loraA.shape));
   }
   const scaling = checkNormScaling(op, given.scaling);
-  const kept = checkKept(op, readOptions(op, options).weightNorms, weight, N);
+  const kept = checkKept(op, norms, weight, N);
   return scope(() => {
     const squares = kept ?? weightNorms(weight);
     if (zeroTermOf(weight) !== undefined) {
-      const norms = { w, loraA, loraB, scaling, weightNorms: squares, dtype: x.dtype };
-      return { y: loraExpand(x, w, h, loraB, options), norms: factoredNorm(norms) };
+      const parts = { w, loraA, loraB, scaling, weightNorms: squares, dtype: x.dtype };
+      return { y: loraExpand(x, w, h, loraB, expand), norms: factoredNorm(parts) };
     }
     const handles = [
       Tensor.handleOf(x, op, 'x'),

@@ -11,6 +11,7 @@ import {
   checkShape,
   checkTensor,
   lastDim,
+  newArray,
   orDefault,
   readOptions,
   showShape,
@@ -48,17 +49,20 @@ interface Lists {
   readonly device: Device;
 }
 
-/** Lists that need no checks, and whose map belongs to another one: no scope frees it. */
+/** Lists that need no checks. */
 class OwnLists {
   readonly lists: Lists;
-  constructor(lists: Lists) {
+  /** Their map belongs to another one: no scope frees it. */
+  readonly owned: boolean;
+  constructor(lists: Lists, owned: boolean) {
     this.lists = lists;
+    this.owned = owned;
   }
 }
 
 /** f(0), f(1), ... */
 function indices(length: number, f: (j: number) => number): Int32Array {
-  const index = new Int32Array(length);
+  const index = newArray('FeatureMap', Int32Array, length);
   for (let j = 0; j < length; j++) index[j] = f(j);
   return index;
 }
@@ -134,7 +138,13 @@ function listsOf(op: string, value: unknown, K: number, J: number) {
 
 function readSpec(op: string, spec: unknown): Lists {
   if (spec === undefined) throw wrongType(op, 'spec', 'an object', spec);
-  const given = readOptions(op, spec as FeatureMapSpec);
+  const given = readOptions(op, spec as FeatureMapSpec, {
+    inFeatures: true,
+    outFeatures: true,
+    lists: true,
+    index: true,
+    device: true,
+  });
   const inFeatures = checkInteger(op, 'inFeatures', given.inFeatures, 0, MAX_FEATURES);
   const outFeatures = checkInteger(op, 'outFeatures', given.outFeatures, 0, MAX_FEATURES);
   if ((given.lists === undefined) === (given.index === undefined)) {
@@ -207,7 +217,7 @@ export class FeatureMap implements Disposable {
     const lists = given instanceof OwnLists ? given.lists : readSpec(op, given);
     const { inFeatures, outFeatures, begin, index, device } = lists;
     this.#lists = lists;
-    this.#owned = given instanceof OwnLists;
+    this.#owned = given instanceof OwnLists && given.owned;
     this.#handle = native(op, (raw) =>
       raw.featureMap(device, inFeatures, outFeatures, begin, index),
     );
@@ -229,8 +239,14 @@ export class FeatureMap implements Disposable {
     return handle;
   }
 
+  /** @internal Of lists that need no checks, one after another. */
+  static ofSums(lists: { readonly begin: Int32Array } & Lists): FeatureMap {
+    const own: unknown = new OwnLists(lists, false);
+    return new FeatureMap(own as FeatureMapSpec);
+  }
+
   static #of(op: string, K: number, index: Int32Array, options: unknown): FeatureMap {
-    const { device } = readOptions(op, options as FeatureMapOptions | undefined);
+    const { device } = readOptions(op, options as FeatureMapOptions | undefined, { device: true });
     return new FeatureMap({
       inFeatures: K,
       outFeatures: index.length,
@@ -327,7 +343,7 @@ export class FeatureMap implements Disposable {
     const K = checkInteger(op, 'inFeatures', inFeatures, 1, MAX_FEATURES);
     const J = checkInteger(op, 'groups', groups, 1, K);
     if (K % J !== 0) fail('ERR_VALUE', op, 'groups', `a divisor of ${K}`, String(J));
-    const { device } = readOptions(op, options);
+    const { device } = readOptions(op, options, { device: true });
     const size = K / J;
     const lists = Array.from({ length: J }, (_, j) => indices(size, (t) => j * size + t));
     return new FeatureMap({
@@ -359,7 +375,7 @@ export class FeatureMap implements Disposable {
     FeatureMap.handleOf(this, 'FeatureMap.adjoint', 'map');
     let adjoint = this.#adjoint;
     if (adjoint === undefined || adjoint.disposed) {
-      const own: unknown = new OwnLists(transposed(this.#lists));
+      const own: unknown = new OwnLists(transposed(this.#lists), true);
       adjoint = new FeatureMap(own as FeatureMapSpec);
       adjoint.#adjoint = this;
       this.#adjoint = adjoint;
@@ -431,7 +447,7 @@ export function mapFeatures(x: Tensor, map: FeatureMap, options?: MapFeaturesOpt
     fail('ERR_SHAPE', op, 'x', `of shape [..., ${map.inFeatures}]`, showShape(x.shape));
   }
   checkSameDevice(op, 'map', map, x);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { c: true, alpha: true, beta: true, dtype: true });
   const { c } = given;
   if (c !== undefined) {
     checkTensor(op, 'c', c);

@@ -1,13 +1,14 @@
 import type { NativeHandle } from '../core/binding.js';
 import type { DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkSameDevice,
   checkShape,
   checkTensor,
   checkVector,
-  readOptions,
+  ownFields,
+  readNames,
 } from '../core/validate.js';
 
 /** A gradient that an op can compute. */
@@ -44,20 +45,10 @@ export class WantedGradients<Name extends string> {
     near: Tensor,
   ) {
     const names = Object.keys(specs) as Name[];
-    const targets = readOptions(op, given.accumulateInto) as { [name in Name]?: Tensor };
-    const known = (operand: string, name: unknown): Name => {
-      if (typeof name !== 'string' || !names.includes(name as Name)) {
-        fail('ERR_VALUE', op, operand, `of ${names.join(', ')}`, String(name));
-      }
-      return name as Name;
-    };
-    if (given.needs !== undefined && !Array.isArray(given.needs)) {
-      throw wrongType(op, 'needs', 'an array of gradient names', given.needs);
-    }
-    const needs: readonly unknown[] = given.needs ?? defaults;
-    this.#wanted = new Set(needs.map((name) => known('needs', name)));
-    for (const key of Object.keys(targets)) {
-      const name = known('accumulateInto', key);
+    const { needs = defaults, accumulateInto } = ownFields(op, given);
+    const targets = ownFields(op, accumulateInto) as { [name in Name]?: Tensor };
+    this.#wanted = new Set(readNames(op, 'needs', needs, names));
+    for (const name of readNames(op, 'accumulateInto', Object.keys(targets), names)) {
       const target = targets[name];
       if (target === undefined) continue;
       const operand = `accumulateInto.${name}`;

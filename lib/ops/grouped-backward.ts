@@ -8,6 +8,8 @@ import {
   checkShape,
   checkTensor,
   checkVector,
+  ownFields,
+  readNames,
   readOptions,
   seedWords,
 } from '../core/validate.js';
@@ -84,13 +86,7 @@ function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySe
       ...(trains ? ['adapters'] : []),
     ]);
   }
-  if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of gradient names', needs);
-  for (const name of needs as unknown[]) {
-    if (typeof name !== 'string' || !NEEDS.includes(name as GroupedGradient)) {
-      fail('ERR_VALUE', op, 'needs', `of ${NEEDS.join(', ')}`, String(name));
-    }
-  }
-  const wanted = new Set(needs as string[]);
+  const wanted = new Set(readNames(op, 'needs', needs, NEEDS));
   if (wanted.has('dRowScale') && !gated) {
     const why = 'without dRowScale (no rowScale was given, or training off)';
     fail('ERR_VALUE', op, 'needs', why, 'dRowScale');
@@ -104,12 +100,8 @@ function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySe
 
 /** The targets of one adapter, checked for names. */
 function partsOf(op: string, operand: string, value: unknown): GroupedAdapterGradients {
-  const given = readOptions(op, value as GroupedAdapterGradients | undefined);
-  for (const key of Object.keys(given)) {
-    if (!PARTS.includes(key as GroupedAdapterGradient)) {
-      fail('ERR_VALUE', op, operand, `of ${PARTS.join(', ')}`, key);
-    }
-  }
+  const given = ownFields(op, value as GroupedAdapterGradients | undefined);
+  readNames(op, operand, Object.keys(given), PARTS);
   return given;
 }
 
@@ -118,12 +110,8 @@ function targetsOf(
   into: GroupedTargets | undefined,
   entries: readonly GroupedEntry[],
 ): Omit<GroupedTargets, 'adapters'> & { adapters: GroupedAdapterGradients[] } {
-  const given = readOptions(op, into);
-  for (const key of Object.keys(given)) {
-    if (!NEEDS.includes(key as GroupedGradient)) {
-      fail('ERR_VALUE', op, 'accumulateInto', `of ${NEEDS.join(', ')}`, key);
-    }
-  }
+  const given = ownFields(op, into);
+  readNames(op, 'accumulateInto', Object.keys(given), NEEDS);
   const { adapters } = given;
   if (adapters !== undefined && !(adapters instanceof Map)) {
     throw wrongType(op, 'accumulateInto.adapters', 'a Map', adapters);
@@ -156,7 +144,7 @@ export function groupedBackward(
   if (x !== undefined && x.dtype !== dy.dtype) {
     fail('ERR_DTYPE', op, 'dy', `${x.dtype}, as x was`, dy.dtype);
   }
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { needs: true, accumulateInto: true, keep: true });
   const wanted = checkNeeds(op, given.needs, saved);
   const targets = targetsOf(op, given.accumulateInto, entries);
   const xShape = withLast(dy, inFeatures);

@@ -83,7 +83,7 @@ export class GroupedLora implements Disposable {
     if (options === null || typeof options !== 'object') {
       throw wrongType(op, 'options', 'an object', options);
     }
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, { inFeatures: true, outFeatures: true, device: true });
     this.inFeatures = checkInteger(op, 'inFeatures', given.inFeatures, 1, 2 ** 31);
     this.outFeatures = checkInteger(op, 'outFeatures', given.outFeatures, 1, 2 ** 31);
     this.device = resolveDevice(op, given.device);
@@ -172,7 +172,14 @@ export class GroupedLora implements Disposable {
       const adapter = this.#adapters.get(name) as LoraAdapter;
       return checkAdapter(op, adapter, N, K, x, `adapters['${name}'].`);
     });
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, {
+      bias: true,
+      training: true,
+      seed: true,
+      dropoutMask: true,
+      rowScale: true,
+      compute: true,
+    });
     const training = checkTraining(op, given.training);
     const bias = biasOf(op, given.bias, x, N);
     const compute = checkCompute(op, given.compute, x, weight);

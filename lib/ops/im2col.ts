@@ -106,7 +106,17 @@ export class Im2col implements Disposable {
   constructor(spec: ConvolutionSpec) {
     const op = 'Im2col';
     if (spec === undefined) throw wrongType(op, 'spec', 'an object', spec);
-    const given = readOptions(op, spec);
+    const given = readOptions(op, spec, {
+      channels: true,
+      depth: true,
+      height: true,
+      width: true,
+      kernel: true,
+      stride: true,
+      padding: true,
+      dilation: true,
+      device: true,
+    });
     const names = given.depth === undefined ? (['height', 'width'] as const) : kVolume;
     const dims = names.length;
     this.channels = checkInteger(op, 'channels', given.channels, 1, 2 ** 20);

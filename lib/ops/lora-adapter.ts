@@ -90,7 +90,16 @@ export class LoraAdapter implements Disposable {
     if (parts === null || typeof parts !== 'object')
       throw wrongType(op, 'parts', 'an object', parts);
     refuseMethods(op, 'parts', `{ loraA, loraB, loraAlpha } ${factorsOf(parts)}`, parts);
-    const given = readOptions(op, parts);
+    const given = readOptions(op, parts, {
+      loraA: true,
+      loraB: true,
+      loraAlpha: true,
+      rslora: true,
+      dropout: true,
+      trainA: true,
+      trainB: true,
+      loraBias: true,
+    });
     this.loraA = checkTensor(op, 'loraA', given.loraA);
     this.loraB = checkTensor(op, 'loraB', given.loraB);
     const [r, K] = this.loraA.shape;
@@ -124,7 +133,20 @@ export class LoraAdapter implements Disposable {
     if (options === null || typeof options !== 'object') {
       throw wrongType(op, 'options', 'an object', options);
     }
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, {
+      inFeatures: true,
+      outFeatures: true,
+      r: true,
+      loraAlpha: true,
+      seed: true,
+      init: true,
+      dtype: true,
+      device: true,
+      rslora: true,
+      dropout: true,
+      trainA: true,
+      trainB: true,
+    });
     const K = checkInteger(op, 'inFeatures', given.inFeatures, 1, 2 ** 31);
     const N = checkInteger(op, 'outFeatures', given.outFeatures, 1, 2 ** 31);
     const r = checkInteger(op, 'r', given.r, 1, 2 ** 20);

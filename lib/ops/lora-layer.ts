@@ -53,7 +53,19 @@ export class LoraLinear implements Disposable {
     if (parts === null || typeof parts !== 'object') {
       throw wrongType(op, 'parts', 'an object', parts);
     }
-    const { weight, bias, adapters = {}, active, compute = 'exact' } = readOptions(op, parts);
+    const {
+      weight,
+      bias,
+      adapters = {},
+      active,
+      compute = 'exact',
+    } = readOptions(op, parts, {
+      weight: true,
+      bias: true,
+      adapters: true,
+      active: true,
+      compute: true,
+    });
     if (!Tensor.is(weight) && !QuantizedWeight.is(weight)) {
       throw wrongType(op, 'weight', 'a Tensor or a QuantizedWeight', weight);
     }
@@ -100,7 +112,12 @@ export class LoraLinear implements Disposable {
   forward(x: Tensor, options?: Omit<LoraForwardOptions, 'bias'>): Tensor {
     const op = 'LoraLinear.forward';
     const adapter = this.#adapter(op);
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, {
+      seed: true,
+      dropoutMask: true,
+      training: true,
+      compute: true,
+    });
     const base = {
       ...(this.bias === undefined ? {} : { bias: this.bias }),
       compute: given.compute ?? this.compute,
@@ -125,7 +142,7 @@ export class LoraLinear implements Disposable {
    */
   backward(dy: Tensor, options?: LoraBackwardOptions): LoraGradients {
     const op = 'LoraLinear.backward';
-    const given = readOptions(op, options);
+    const given = readOptions(op, options, { needs: true, accumulateInto: true, keep: true });
     const base = () => (this.#adapter(op) === undefined ? checkTensor(op, 'dy', dy) : undefined);
     const saved = this.#saved ?? base();
     if (saved === undefined) {
@@ -150,7 +167,13 @@ export class LoraLinear implements Disposable {
     const { N, K } = checkWeight(op, weight);
     const { dtype, device } = dy;
     const leading = dy.shape.slice(0, -1);
-    const { dx, dBias } = readOptions(op, accumulateInto);
+    const { dx, dBias } = readOptions(op, accumulateInto, {
+      dLoraA: true,
+      dLoraB: true,
+      dLoraBias: true,
+      dx: true,
+      dBias: true,
+    });
     const into = { ...(dx === undefined ? {} : { dx }), ...(dBias === undefined ? {} : { dBias }) };
     const shapes = {
       dx: { shape: [...leading, K], dtype, anyDType: true },

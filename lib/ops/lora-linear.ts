@@ -8,6 +8,8 @@ import {
   checkShape,
   checkTensor,
   checkVector,
+  ownFields,
+  readNames,
   readOptions,
   seedWords,
   showShape,
@@ -45,7 +47,14 @@ export interface LoraForwardOptions {
 export type LoraGradient = 'dx' | 'dLoraA' | 'dLoraB' | 'dBias' | 'dLoraBias';
 export type LoraGradients = { [name in LoraGradient]?: Tensor };
 
-const GRADIENTS: readonly LoraGradient[] = ['dx', 'dLoraA', 'dLoraB', 'dBias', 'dLoraBias'];
+/** @internal */
+export const LORA_GRADIENTS: readonly LoraGradient[] = [
+  'dx',
+  'dLoraA',
+  'dLoraB',
+  'dBias',
+  'dLoraBias',
+];
 
 /**
  * What the backward pass needs of the forward one: `x` (only where loraA is trained) and
@@ -181,7 +190,13 @@ export function loraForwardCall(
   const { weight, handle, N, K } = checkWeight(op, w);
   checkActivations(op, 'x', x, weight, 'K', K);
   const { loraA, loraB, loraBias, scaling } = checkAdapter(op, adapter, N, K, x);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    bias: true,
+    training: true,
+    seed: true,
+    dropoutMask: true,
+    compute: true,
+  });
   const training = checkTraining(op, given.training);
   const bias = biasOf(op, given.bias, x, N);
   const loraBiasHandle = biasOf(op, loraBias, x, N, 'loraBias');
@@ -271,7 +286,7 @@ export function loraForward(
   const call = loraForwardCall(op, x, w, adapter, options);
   const zeros = zeroTermOf(w);
   if (zeros !== undefined) {
-    return forwardWithZeros(op, x, zeros, adapter, call, readOptions(op, options).bias);
+    return forwardWithZeros(op, x, zeros, adapter, call, ownFields(op, options).bias);
   }
   const xHandle = Tensor.handleOf(x, op, 'x');
   const [y, h, held] = native(op, (raw) => {
@@ -310,14 +325,7 @@ function defaultNeeds(saved: LoraSaved): LoraGradient[] {
 
 function checkNeeds(op: string, needs: unknown, saved: LoraSaved): Set<LoraGradient> {
   if (needs === undefined) return new Set(defaultNeeds(saved));
-  if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of gradient names', needs);
-  const wanted = new Set<LoraGradient>();
-  for (const name of needs as unknown[]) {
-    if (typeof name !== 'string' || !GRADIENTS.includes(name as LoraGradient)) {
-      fail('ERR_VALUE', op, 'needs', `of ${GRADIENTS.join(', ')}`, String(name));
-    }
-    wanted.add(name as LoraGradient);
-  }
+  const wanted = new Set(readNames(op, 'needs', needs, LORA_GRADIENTS));
   const { adapter } = saved;
   if (wanted.has('dLoraA') && saved.x === undefined) {
     fail('ERR_VALUE', op, 'needs', 'without dLoraA (loraA was frozen, or training off)', 'dLoraA');
@@ -353,9 +361,9 @@ export function loraBackwardCall(
   if (saved.x !== undefined && saved.x.dtype !== dy.dtype) {
     fail('ERR_DTYPE', op, 'dy', `${saved.x.dtype}, as x was`, dy.dtype);
   }
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { needs: true, accumulateInto: true, keep: true });
   const wanted = checkNeeds(op, given.needs, saved);
-  const targets = readOptions(op, given.accumulateInto);
+  const targets = ownFields(op, given.accumulateInto);
   const xShape = withLast(dy, loraA.shape[1] ?? 0);
   const shapes = { dx: xShape, dLoraA: loraA.shape, dLoraB: loraB.shape };
   const dtypes = {
@@ -365,12 +373,9 @@ export function loraBackwardCall(
     dBias: dy.dtype,
     dLoraBias: loraBias?.dtype ?? dy.dtype,
   };
-  for (const name of Object.keys(targets) as LoraGradient[]) {
+  for (const name of readNames(op, 'accumulateInto', Object.keys(targets), LORA_GRADIENTS)) {
     const target = targets[name];
     if (target === undefined) continue;
-    if (!GRADIENTS.includes(name)) {
-      fail('ERR_VALUE', op, 'accumulateInto', `of ${GRADIENTS.join(', ')}`, String(name));
-    }
     checkTensor(op, `accumulateInto.${name}`, target);
     if (name === 'dBias' || name === 'dLoraBias') {
       checkVector(op, `accumulateInto.${name}`, target, loraB.shape[0] ?? 0);
@@ -396,8 +401,8 @@ export function loraBackwardCall(
   const maskHandle =
     dropoutMask === undefined ? null : Tensor.handleOf(dropoutMask, op, 'dropoutMask');
   return (dx) => {
-    const into: LoraGradients = dx === undefined ? targets : { ...targets, dx };
-    const wantedRaw = GRADIENTS.map((name) => {
+    const into = dx === undefined ? targets : ownFields(op, { ...targets, dx });
+    const wantedRaw = LORA_GRADIENTS.map((name) => {
       if (!wanted.has(name)) return null;
       const target = into[name];
       return target === undefined
@@ -422,7 +427,7 @@ export function loraBackwardCall(
     );
     const gradients: LoraGradients = {};
     const N = [loraB.shape[0] ?? 0];
-    GRADIENTS.forEach((name, i) => {
+    LORA_GRADIENTS.forEach((name, i) => {
       if (!wanted.has(name)) return;
       const handle = raw[i];
       const shape = name === 'dBias' || name === 'dLoraBias' ? N : shapes[name];

@@ -2,13 +2,21 @@ import { type NativeHandle, native } from '../core/binding.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
+import {
+  checkShape,
+  checkTensor,
+  orDefault,
+  ownFields,
+  readNames,
+  readOptions,
+} from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining } from './dropout.js';
 import { multiplyAdd } from './elementwise.js';
 import type { LoraAdapter } from './lora-adapter.js';
 import {
+  LORA_GRADIENTS,
   type LoraForwardArgument,
   type LoraForwardCall,
   type LoraGradient,
@@ -87,7 +95,14 @@ export interface Part {
 
 /** Checks everything of a projection. @throws as {@link loraForwardMany} */
 export function partOf(op: string, x: Tensor, given: LoraProjection, training: boolean): Part {
-  const { w, adapter, bias, seed, dropoutMask, compute } = readOptions(op, given);
+  const { w, adapter, bias, seed, dropoutMask, compute } = readOptions(op, given, {
+    w: true,
+    adapter: true,
+    bias: true,
+    seed: true,
+    dropoutMask: true,
+    compute: true,
+  });
   const { weight, handle, N, K } = checkWeight(op, w);
   if (adapter !== undefined) {
     const options = {
@@ -151,11 +166,11 @@ export function loraForwardMany(
   if (projections.length < 1 || projections.length > MOST) {
     fail('ERR_VALUE', op, 'projections', `1 to ${MOST}`, String(projections.length));
   }
-  const training = checkTraining(op, readOptions(op, options).training);
-  const parts = projections.map((given: LoraProjection, i) =>
+  const training = checkTraining(op, readOptions(op, options, { training: true }).training);
+  const parts = Array.from(projections, (given: LoraProjection, i) =>
     partOf(`${op}, projections[${i}]`, x, given, training),
   );
-  if (projections.some(({ w }: LoraProjection) => zeroTermOf(w) !== undefined)) {
+  if (parts.some(({ w }) => zeroTermOf(w) !== undefined)) {
     return oneByOne(x, projections, training);
   }
   const xHandle = Tensor.handleOf(x, op, 'x');
@@ -184,10 +199,12 @@ export function oneByOne(
 ): { ys: Tensor[]; saved: LoraManySaved } {
   return scope(() => {
     const ys: Tensor[] = [];
-    const saved = projections.map(({ w, adapter, ...options }) => {
+    const saved = projections.map((projection) => {
+      const { w, adapter, ...options } = ownFields('loraForwardMany', projection) as LoraProjection;
+      const { seed: _, dropoutMask: __, ...base } = options;
       const done =
         adapter === undefined
-          ? { y: matmul(x, w, options), saved: undefined }
+          ? { y: matmul(x, w, base), saved: undefined }
           : loraForward(x, w, adapter, { ...options, training });
       ys.push(done.y);
       return done.saved ?? { w, yShape: done.y.shape };
@@ -241,9 +258,14 @@ export function backwardMany(
   if (!Array.isArray(dys)) throw wrongType(op, 'dys', 'an array', dys);
   const count = projections.length;
   if (dys.length !== count) fail('ERR_SHAPE', op, 'dys', `of length ${count}`, `${dys.length}`);
-  const { needs, accumulateInto, keep } = readOptions(op, options);
-  const targets = orDefault(accumulateInto, []);
-  if (!Array.isArray(targets)) throw wrongType(op, 'accumulateInto', 'an array', targets);
+  const { needs, accumulateInto, keep } = readOptions(op, options, {
+    needs: true,
+    accumulateInto: true,
+    keep: true,
+  });
+  const into = orDefault(accumulateInto, []);
+  if (!Array.isArray(into)) throw wrongType(op, 'accumulateInto', 'an array', into);
+  const targets = projections.map((_, i): LoraGradients => ownFields(op, into[i]));
   projections.forEach(({ yShape }, i) => {
     const dy = checkTensor(op, `dys[${i}]`, dys[i]);
     checkShape(op, `dys[${i}]`, dy, yShape);
@@ -254,7 +276,8 @@ export function backwardMany(
       fail('ERR_VALUE', op, `accumulateInto[${i}]`, 'without dx, which is of all', 'dx');
     }
   });
-  const wantsDx = needs === undefined || needs.includes('dx');
+  const wanted = needs === undefined ? undefined : readNames(op, 'needs', needs, LORA_GRADIENTS);
+  const wantsDx = wanted === undefined || wanted.includes('dx');
   const calls = projections.map((projection, i) => {
     const dy = dys[i] as Tensor;
     if (!LoraSaved.is(projection)) {
@@ -263,8 +286,8 @@ export function backwardMany(
       return undefined;
     }
     return loraBackwardCall(`${op}, ${nameOf(i)}`, dy, projection, {
-      ...(needs === undefined ? {} : { needs }),
-      ...(targets[i] === undefined ? {} : { accumulateInto: targets[i] }),
+      ...(wanted === undefined ? {} : { needs: wanted }),
+      accumulateInto: targets[i] as LoraGradients,
       keep: true,
     });
   });

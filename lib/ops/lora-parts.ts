@@ -125,7 +125,13 @@ export function loraShrink(x: Tensor, loraA: Tensor, options?: LoraShrinkOptions
   const K = lastDim(x);
   checkFactor(op, 'loraA', loraA, `[r, K = ${K}]`, 1, K, x);
   checkMixes(op, 'loraA', loraA, x);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    scaling: true,
+    dropout: true,
+    seed: true,
+    dropoutMask: true,
+    training: true,
+  });
   const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
   const p = checkDropout(op, orDefault(given.dropout, 0));
   const training = checkTraining(op, given.training);
@@ -158,7 +164,7 @@ export function checkExpand(
   checkFactor(op, 'loraB', loraB, `[N = ${N}, r]`, 0, N, x);
   checkMixes(op, 'loraB', loraB, x);
   checkRankWide(op, 'h', h, x, loraB.shape[1] ?? 0);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { scaling: true, bias: true, compute: true });
   const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
   const bias = biasOf(op, given.bias, x, N);
   const compute = checkCompute(op, given.compute, x, weight);
@@ -233,7 +239,7 @@ export function loraExpandBackward(
   checkFactor(op, 'loraB', loraB, `[N = ${N}, r]`, 0, N, dy);
   checkMixes(op, 'loraB', loraB, dy);
   const r = loraB.shape[1] ?? 0;
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { scaling: true, needs: true, accumulateInto: true });
   const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
   const wanted = new WantedGradients<LoraExpandGradient>(
     op,
@@ -287,7 +293,16 @@ export function loraShrinkBackward(
   checkFactor(op, 'loraA', loraA, `[r, K = ${K}]`, 1, K, dy);
   checkMixes(op, 'loraA', loraA, dy);
   checkRankWide(op, 'dh', dh, dy, loraA.shape[0] ?? 0);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    x: true,
+    scaling: true,
+    needs: true,
+    accumulateInto: true,
+    dropout: true,
+    seed: true,
+    dropoutMask: true,
+    training: true,
+  });
   const { x } = given;
   const scaling = checkFinite(op, 'scaling', orDefault(given.scaling, 1));
   const xShape = withLast(dy, K);

@@ -99,7 +99,7 @@ export function loraForwardSwiglu(
 ): { y: Tensor; saved: LoraSwigluSaved } {
   const op = 'loraForwardSwiglu';
   checkTensor(op, 'x', x);
-  const training = checkTraining(op, readOptions(op, options).training);
+  const training = checkTraining(op, readOptions(op, options, { training: true }).training);
   const g = partOf(`${op}, gate`, x, gate, training);
   const u = partOf(`${op}, up`, x, up, training);
   if (u.N !== g.N) fail('ERR_SHAPE', op, 'up.w', `of shape [N = ${g.N}, K]`, showShape(u.w.shape));
@@ -168,7 +168,7 @@ export function loraBackwardSwiglu(
   checkShape(op, 'dy', dy, gate.shape);
   checkSameDevice(op, 'dy', dy, gate);
   if (dy.dtype !== gate.dtype) fail('ERR_DTYPE', op, 'dy', `${gate.dtype}, as x was`, dy.dtype);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { needs: true, accumulateInto: true, keep: true });
   const { dGate, dUp } = swigluBackward(dy, gate, up);
   try {
     const { dx, gradients } = backwardMany(

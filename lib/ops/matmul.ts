@@ -28,7 +28,7 @@ export function matmul(
   checkTensor(op, 'x', x);
   const { weight, handle, N, K } = checkWeight(op, w);
   checkActivations(op, 'x', x, weight, 'K', K);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { bias: true, compute: true });
   const biasHandle = biasOf(op, given.bias, x, N);
   const compute = checkCompute(op, given.compute, x, weight);
   const zeros = zeroTermOf(weight);

@@ -1,7 +1,7 @@
 import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkInteger } from '../core/validate.js';
+import { checkInteger, newArray, readOptions } from '../core/validate.js';
 
 /**
  * Rows of zeros with a 1 at each id: what makes an embedding a layer. With the table's transpose
@@ -20,12 +20,12 @@ export function oneHot(ids: ArrayLike<number>, V: number, options?: { device?: D
     throw wrongType(op, 'ids', 'an array of numbers', ids);
   }
   const count = checkInteger(op, 'V', V, 1, 2 ** 31 - 1);
-  const device = resolveDevice(op, options?.device);
+  const device = resolveDevice(op, readOptions(op, options, { device: true }).device);
   const { length } = ids;
   if (!(length * count <= 2 ** 31)) {
     fail('ERR_VALUE', op, 'ids', `at most ${2 ** 31} values in all`, `${length} x ${count}`);
   }
-  const values = new Float32Array(length * count);
+  const values = newArray(op, Float32Array, length * count);
   for (let i = 0; i < length; i++) {
     values[i * count + checkInteger(op, `ids[${i}]`, ids[i], 0, count - 1)] = 1;
   }

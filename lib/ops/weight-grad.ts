@@ -40,7 +40,7 @@ export function weightGrad(dy: Tensor, x: Tensor, options?: WeightGradOptions): 
   if (x.shape.length === 0) fail('ERR_SHAPE', op, 'x', 'of shape [..., K]', showShape([]));
   checkShape(op, 'x', x, withLast(dy, lastDim(x)));
   checkSameDevice(op, 'x', x, dy);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { dtype: true, accumulateInto: true });
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, 'f32'));
   const { accumulateInto } = given;
   const wanted = new WantedGradients<'dW'>(

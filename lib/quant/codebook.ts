@@ -8,7 +8,7 @@ export interface CodebookCodes {
   readonly absmax: Float32Array;
 }
 
-/** 256 ascending levels within ±1. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
+/** 256 ascending levels within ±1; some may be equal, as the two zeros of fp8 are. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
 export function checkCodebook(op: string, codebook: unknown): Float32Array {
   if (!(codebook instanceof Float32Array)) {
     throw wrongType(op, 'codebook', 'a Float32Array', codebook);
@@ -17,7 +17,7 @@ export function checkCodebook(op: string, codebook: unknown): Float32Array {
     fail('ERR_SHAPE', op, 'codebook', 'of 256 levels', String(codebook.length));
   }
   codebook.forEach((level, i) => {
-    const above = i === 0 || level > (codebook[i - 1] as number);
+    const above = i === 0 || level >= (codebook[i - 1] as number);
     if (!(above && Math.abs(level) <= 1)) {
       fail('ERR_VALUE', op, 'codebook', 'ascending, within ±1', `${level} at ${i}`);
     }

@@ -1,6 +1,6 @@
 import { native } from '../core/binding.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, wrongType } from '../core/errors.js';
+import { fail, shown, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkTensor, readOptions } from '../core/validate.js';
@@ -22,8 +22,9 @@ export interface QuantizeOptions {
   doubleQuant?: boolean;
   /**
    * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
-   * w rounded to f16, as there; rows are a multiple of 32 (zeros that fill them up change nothing). What is
-   * not finite in f16 is refused as other values are that are not finite. Default false.
+   * w rounded to f16, as there. Rows are a multiple of 32 (zeros that fill them up change nothing; fromBitsandbytes
+   * takes multiples of 8, whose products are exact alone). What is not finite in f16 is refused as other values are that
+   * are not finite. Default false.
    */
   rowwise?: boolean;
   /**
@@ -56,7 +57,14 @@ export interface QuantizeOptions {
 export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   const op = 'quantize';
   checkTensor(op, 'w', w);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, {
+    format: true,
+    blocksize: true,
+    doubleQuant: true,
+    rowwise: true,
+    codebook: true,
+    zeroPoints: true,
+  });
   const format = checkFormat(op, given.format);
   const rowwise: unknown = given.rowwise ?? false;
   if (typeof rowwise !== 'boolean') throw wrongType(op, 'rowwise', 'a boolean', rowwise);
@@ -143,7 +151,7 @@ function quantizeRowwise(
 ): QuantizedWeight {
   if (format !== 'int8') fail('ERR_VALUE', op, 'rowwise', `false for ${format}`, 'true');
   if (blocksize !== undefined) {
-    fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', String(blocksize));
+    fail('ERR_VALUE', op, 'blocksize', 'left out with rowwise', shown(blocksize));
   }
   if (doubleQuant) fail('ERR_VALUE', op, 'doubleQuant', 'false with rowwise', 'true');
   if (codebook !== undefined) fail('ERR_VALUE', op, 'codebook', 'left out with rowwise', 'a table');
@@ -195,7 +203,7 @@ export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight 
 export function dequantize(w: QuantizedWeight, options?: { dtype?: DType }): Tensor {
   const op = 'dequantize';
   if (!QuantizedWeight.is(w)) throw wrongType(op, 'w', 'a QuantizedWeight', w);
-  const given = readOptions(op, options);
+  const given = readOptions(op, options, { dtype: true });
   const dtype = checkDType(op, 'dtype', given.dtype ?? w.sourceDType);
   const handle = QuantizedWeight.handleOf(w, op, 'w');
   const zeros = zeroTermOf(w);

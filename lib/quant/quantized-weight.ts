@@ -20,7 +20,7 @@ import {
   type GroupAffineState,
   parseGroupAffine,
 } from './group-affine.js';
-import { loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
+import { LEAST_ROW_BLOCK, loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
 
 /** Blocks of absmax that share one nested absmax under double quantisation. */
 export const NESTED_BLOCKSIZE = 256;
@@ -145,7 +145,7 @@ export class QuantizedWeight implements Disposable {
   ): QuantizedWeight {
     const format = checkFormat(op, 'int8');
     const K = place.shape.at(-1) ?? 1;
-    const blocksize = rowBlocksize(op, K, format.minBlocksize, format.maxBlocksize);
+    const blocksize = rowBlocksize(op, K, LEAST_ROW_BLOCK, format.maxBlocksize);
     const parts = storeRows(rows, K, blocksize);
     const nestedBlocksize = NESTED_BLOCKSIZE;
     const handle = native(op, (raw) =>
@@ -271,40 +271,35 @@ export class QuantizedWeight implements Disposable {
       const expected = 'nf4, fp4 or int8 (toGroupAffine is for int4)';
       fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
     }
-    const blocks = this.#blocks;
-    const codes = new Uint8Array(this.#codeBytes);
     if (this.rowwise) {
-      const absmax = new Float32Array(blocks);
-      await Promise.all([this.#readPart('codes', codes), this.#readPart('absmax', absmax)]);
+      const [codes, absmax] = await Promise.all([
+        this.#readPart('codes'),
+        this.#readFloats('absmax'),
+      ]);
       const K = this.shape.at(-1) ?? 1;
       return formatRowInt8(loadRows(codes, absmax, K, this.blocksize), this.shape);
     }
-    const codebook = new Float32Array(format.levels);
-    const reads = [this.#readPart('codes', codes), this.#readPart('codebook', codebook)];
-    const base = {
+    const own = {
       format: name,
       blocksize: this.blocksize,
       dtype: this.sourceDType,
       shape: [...this.shape],
-      codes,
-      codebook,
     };
+    const [codes, codebook] = [this.#readPart('codes'), this.#readFloats('codebook')];
     if (!this.doubleQuant) {
-      const absmax = new Float32Array(blocks);
-      await Promise.all([...reads, this.#readPart('absmax', absmax)]);
-      return formatBitsandbytes({ ...base, absmax });
+      const read = await Promise.all([codes, codebook, this.#readFloats('absmax')]);
+      return formatBitsandbytes({ ...own, codes: read[0], codebook: read[1], absmax: read[2] });
     }
-    const absmax8bit = new Uint8Array(blocks);
-    const absmaxCodebook = new Float32Array(256);
-    const nestedAbsmax = new Float32Array(Math.ceil(blocks / nestedBlocksize));
-    const offset = new Float32Array(1);
-    await Promise.all([
-      ...reads,
-      this.#readPart('absmax8bit', absmax8bit),
-      this.#readPart('absmaxCodebook', absmaxCodebook),
-      this.#readPart('nestedAbsmax', nestedAbsmax),
-      this.#readPart('absmaxOffset', offset),
-    ]);
+    const [readCodes, readCodebook, absmax8bit, absmaxCodebook, nestedAbsmax, offset] =
+      await Promise.all([
+        codes,
+        codebook,
+        this.#readPart('absmax8bit'),
+        this.#readFloats('absmaxCodebook'),
+        this.#readFloats('nestedAbsmax'),
+        this.#readFloats('absmaxOffset'),
+      ]);
+    const base = { ...own, codes: readCodes, codebook: readCodebook };
     return formatBitsandbytes({
       ...base,
       absmax: {
@@ -317,9 +312,17 @@ export class QuantizedWeight implements Disposable {
     });
   }
 
-  #readPart(part: string, target: Float32Array | Uint8Array): Promise<void> {
+  async #readPart(part: string): Promise<Uint8Array> {
     const handle = QuantizedWeight.handleOf(this, 'toBitsandbytes', 'weight');
-    return nativeAsync('toBitsandbytes', (raw, done) => raw.read(handle, part, target, done));
+    return new Uint8Array(
+      await nativeAsync<ArrayBuffer>('toBitsandbytes', (raw, done) =>
+        raw.read(handle, part, 'f32', done),
+      ),
+    );
+  }
+
+  async #readFloats(part: string): Promise<Float32Array> {
+    return new Float32Array((await this.#readPart(part)).buffer);
   }
 
   /**
@@ -327,14 +330,14 @@ export class QuantizedWeight implements Disposable {
    * own codebook is kept. Of the 4-bit layers and of `Linear8bitLt`, whose state does not say what dtype it
    * was quantised from: f32.
    * @throws ERR_FORMAT where the state is incomplete or contradicts itself, ERR_DEVICE, ERR_OOM; ERR_SHAPE
-   *   where the rows of `Linear8bitLt` are no multiple of 32
+   *   where the rows of `Linear8bitLt` are no multiple of 8
    */
   static fromBitsandbytes(
     state: BitsandbytesState,
     options?: { device?: Device },
   ): QuantizedWeight {
     const op = 'fromBitsandbytes';
-    const { device: asked } = readOptions(op, options);
+    const { device: asked } = readOptions(op, options, { device: true });
     if (state === null || typeof state !== 'object')
       throw wrongType(op, 'state', 'an object', state);
     if (isRowInt8(state)) {
@@ -365,12 +368,10 @@ export class QuantizedWeight implements Disposable {
       fail('ERR_FORMAT', op, 'weight', 'int4 without doubleQuant', actual);
     }
     blocksOf(op, 'weight', this.shape, this.blocksize);
-    const codes = new Uint8Array(this.#codeBytes);
-    const absmax = new Float32Array(this.#blocks);
-    const [zeroPoints = new Float32Array(this.#blocks)] = await Promise.all([
+    const [zeroPoints = new Float32Array(this.#blocks), codes, absmax] = await Promise.all([
       this.zeroPoints?.read(),
-      this.#readPart('codes', codes),
-      this.#readPart('absmax', absmax),
+      this.#readPart('codes'),
+      this.#readFloats('absmax'),
     ]);
     return formatGroupAffine({ codes, absmax, zeroPoints }, this.shape, this.blocksize);
   }
@@ -385,7 +386,10 @@ export class QuantizedWeight implements Disposable {
     options?: { device?: Device; sourceDType?: DType },
   ): QuantizedWeight {
     const op = 'fromGroupAffine';
-    const { device: asked, sourceDType: source } = readOptions(op, options);
+    const { device: asked, sourceDType: source } = readOptions(op, options, {
+      device: true,
+      sourceDType: true,
+    });
     if (state === null || typeof state !== 'object')
       throw wrongType(op, 'state', 'an object', state);
     const format = checkFormat(op, 'int4');
@@ -428,7 +432,7 @@ export class QuantizedWeight implements Disposable {
   /** A copy on another device. @throws ERR_DISPOSED, ERR_DEVICE, ERR_OOM */
   to(target: { device: Device }): QuantizedWeight {
     const handle = QuantizedWeight.handleOf(this, 'to', 'weight');
-    const device = resolveDevice('to', readOptions('to', target).device);
+    const device = resolveDevice('to', readOptions('to', target, { device: true }).device);
     const moved = native('to', (raw) => raw.toDevice(handle, device));
     return new QuantizedWeight(moved, this.#metaWith(device));
   }

@@ -8,13 +8,16 @@ export interface RowInt8 {
   readonly absmax: Float32Array;
 }
 
+/** Kernels read the codes of a row in eights. */
+export const LEAST_ROW_BLOCK = 8;
+
 /** QuantizedWeight keeps codes + 128. */
 const ZERO = 128;
 
 /**
  * Elements that share a stored scale: as many of a row as a block may have. A row has K / blocksize blocks, all of
  * its scale.
- * @throws ERR_SHAPE where no block ends with a row
+ * @throws ERR_SHAPE where K is no multiple of `least`
  */
 export function rowBlocksize(op: string, K: number, least: number, most: number): number {
   let blocksize = most;

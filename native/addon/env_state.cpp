@@ -1,7 +1,9 @@
 #include "native/addon/env_state.h"
 
+#include <string>
 #include <utility>
 
+#include "native/addon/handles.h"
 #include "native/core/registry.h"
 
 namespace lowrank::addon {
@@ -35,6 +37,7 @@ EnvState::EnvState(Napi::Env env)
       graveyard_(std::make_shared<Graveyard>()) {
   channel_ = decltype(channel_)::New(env, "lowrank", 0, 1, this);
   channel_.Unref(env);
+  array_buffer_ = Napi::Persistent(env.Global().Get("ArrayBuffer").As<Napi::Function>());
   // Added after the channel, so it runs before the channel's own teardown.
   env.AddCleanupHook(&EnvState::OnTeardown, this);
 }
@@ -54,6 +57,22 @@ void EnvState::OnTeardown(EnvState* state) {
   state->pending_.clear();
   state->channel_.Abort();
   state->graveyard_->DeleteBuried(state->env_);
+}
+
+Napi::ArrayBuffer EnvState::NewBuffer(Napi::Env env, size_t bytes) {
+  Napi::Value buffer;
+  try {
+    buffer = array_buffer_.New({Napi::Number::New(env, static_cast<double>(bytes))});
+  } catch (const Napi::Error&) {
+    // Node-API aborts the process where there is no memory; the constructor throws a RangeError.
+  }
+  const bool made = !buffer.IsEmpty() && buffer.IsArrayBuffer() &&
+                    buffer.As<Napi::ArrayBuffer>().ByteLength() == bytes;
+  if (!made) {
+    Throw(env, Code::kOom,
+          "read: no memory for an ArrayBuffer of " + std::to_string(bytes) + " bytes");
+  }
+  return buffer.As<Napi::ArrayBuffer>();
 }
 
 EnvState::Pending* EnvState::Expect(Napi::Env env, const Napi::Value& callback,
@@ -93,18 +112,22 @@ void EnvState::Deliver(Napi::Env env, Napi::Function, EnvState* state, Pending* 
   const Status outcome = pending->outcome;
   napi_value callback = nullptr;
   napi_value self = nullptr;
-  napi_value arguments[2] = {};
+  napi_value arguments[3] = {};
   const std::string& message = outcome.message();
   bool ready =
       napi_get_reference_value(env, pending->callback, &callback) == napi_ok &&
       napi_get_undefined(env, &self) == napi_ok &&
+      napi_get_undefined(env, &arguments[2]) == napi_ok &&
       napi_create_string_utf8(env, message.data(), message.size(), &arguments[1]) == napi_ok;
   ready =
       ready && (outcome.ok() ? napi_get_null(env, &arguments[0])
                              : napi_create_string_utf8(env, CodeName(outcome.code()),
                                                        NAPI_AUTO_LENGTH, &arguments[0])) == napi_ok;
+  if (outcome.ok() && !pending->target.IsEmpty()) {
+    ready = ready && napi_get_reference_value(env, pending->target, &arguments[2]) == napi_ok;
+  }
   state->Forget(env, pending);
-  if (ready) napi_call_function(env, self, callback, 2, arguments, nullptr);
+  if (ready) napi_call_function(env, self, callback, 3, arguments, nullptr);
 }
 
 }  // namespace lowrank::addon

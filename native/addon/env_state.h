@@ -43,7 +43,7 @@ class EnvState {
   /// One `read()` or `synchronize()` that waits for its queue.
   struct Pending {
     Napi::FunctionReference callback;  // (code: string | null, message: string) => void
-    Napi::ObjectReference target;      // the array that the bytes go into, kept alive
+    Napi::ObjectReference target;      // the buffer that the bytes go into; passed to the callback
     Status outcome;                    // written by Settle
     std::list<Pending>::iterator self;
   };
@@ -57,6 +57,10 @@ class EnvState {
 
   const CancelPtr& cancel() const { return cancel_; }
   const std::shared_ptr<Graveyard>& graveyard() const { return graveyard_; }
+
+  /// An ArrayBuffer that nobody else knows: it cannot be detached or shrunk while a queue writes to
+  /// it. Throws ERR_OOM.
+  Napi::ArrayBuffer NewBuffer(Napi::Env env, size_t bytes);
 
   /// Keeps both until Settle or Forget, and the event loop alive meanwhile. `target` may be empty.
   Pending* Expect(Napi::Env env, const Napi::Value& callback, const Napi::Value& target);
@@ -76,7 +80,8 @@ class EnvState {
   CancelPtr cancel_;
   std::shared_ptr<Graveyard> graveyard_;
   Napi::TypedThreadSafeFunction<EnvState, Pending, &EnvState::Deliver> channel_;
-  std::list<Pending> pending_;  // JS thread only
+  std::list<Pending> pending_;            // JS thread only
+  Napi::FunctionReference array_buffer_;  // the constructor, which unlike Node-API's can fail
 };
 
 }  // namespace lowrank::addon

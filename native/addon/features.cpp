@@ -13,28 +13,6 @@ namespace {
 
 constexpr int64_t kMostFeatures = std::numeric_limits<int32_t>::max();
 
-int64_t CountArg(const Napi::Value& value, const char* op, const char* operand) {
-  const double count = NumberArg(value, op, operand);
-  if (!(count >= 0 && count <= static_cast<double>(kMostFeatures)) ||
-      count != static_cast<double>(static_cast<int64_t>(count))) {
-    ThrowIfError(value.Env(), Refuse(Code::kShape, op, operand, "an integer from 0 to 2^31 - 1",
-                                     std::to_string(count)));
-  }
-  return static_cast<int64_t>(count);
-}
-
-/// A copy: what is checked is what is kept, though the array may be shared with other threads.
-std::vector<int32_t> IntegersArg(const Napi::Value& value, const char* op, const char* operand) {
-  const HostArray array = HostArrayOf(value, op, operand);
-  if (array.type != napi_int32_array) {
-    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "an Int32Array",
-                                     "a typed array of another type"));
-  }
-  std::vector<int32_t> values(array.length);
-  if (!values.empty()) std::memcpy(values.data(), array.data, values.size() * sizeof(int32_t));
-  return values;
-}
-
 Status CheckIndex(const char* op, size_t at, int32_t value, int32_t least, int64_t inputs) {
   if (value >= least && value < inputs) return Status();
   return Refuse(Code::kValue, op, ("index[" + std::to_string(at) + "]").c_str(),
@@ -91,8 +69,8 @@ Napi::Value MakeFeatureMap(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Backend* backend = BackendArg(info[0]);
   FeatureMapHandle map;
-  map.inputs = CountArg(info[1], kOp, "inFeatures");
-  map.outputs = CountArg(info[2], kOp, "outFeatures");
+  map.inputs = IntegerArg(info[1], kOp, "inFeatures", Code::kShape, kMostFeatures);
+  map.outputs = IntegerArg(info[2], kOp, "outFeatures", Code::kShape, kMostFeatures);
   const bool lists = IsPresent(info[3]);
   std::vector<int32_t> begin;
   if (lists) begin = IntegersArg(info[3], kOp, "begin");

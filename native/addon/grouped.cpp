@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "native/addon/bindings.h"
+#include "native/addon/host_array.h"
 #include "native/addon/operands.h"
 
 namespace lowrank::addon {
@@ -38,15 +39,11 @@ void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t s
       Code::kValue, op, "rows",
       "an Int32Array of " + std::to_string(slot_count) + " from -1 to " + std::to_string(count - 1),
       "another value");
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array) {
-    ThrowIfError(env, refusal);
-  }
-  const Napi::Int32Array list = value.As<Napi::Int32Array>();
-  if (static_cast<int64_t>(list.ElementLength()) != slot_count) ThrowIfError(env, refusal);
-  const int32_t* adapter_of = list.Data();
-  for (int64_t i = 0; i < slot_count; ++i) {
-    if (adapter_of[i] < -1 || adapter_of[i] >= count) ThrowIfError(env, refusal);
-    if (adapter_of[i] >= 0) ++storage->adapters[static_cast<size_t>(adapter_of[i])].count;
+  const std::vector<int32_t> adapter_of = IntegersArg(value, op, "rows");
+  if (static_cast<int64_t>(adapter_of.size()) != slot_count) ThrowIfError(env, refusal);
+  for (const int32_t adapter : adapter_of) {
+    if (adapter < -1 || adapter >= count) ThrowIfError(env, refusal);
+    if (adapter >= 0) ++storage->adapters[static_cast<size_t>(adapter)].count;
   }
   int64_t first = 0;
   int64_t h_begin = 0;
@@ -61,7 +58,7 @@ void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t s
   }
   std::vector<int32_t>& sorted = storage->slots == 1 ? storage->rows : storage->gates;
   sorted.resize(static_cast<size_t>(first));
-  for (int64_t i = 0; i < slot_count; ++i) {
+  for (size_t i = 0; i < adapter_of.size(); ++i) {
     if (adapter_of[i] < 0) continue;
     sorted[static_cast<size_t>(next[static_cast<size_t>(adapter_of[i])]++)] =
         static_cast<int32_t>(i);
@@ -87,19 +84,21 @@ TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
   const uint32_t count = length / kFields;
   const Napi::Array list = adapters.As<Napi::Array>();
   const Napi::Value last = list.Get(length - 1);
-  if (!last.IsTypedArray() || last.As<Napi::TypedArray>().TypedArrayType() != napi_float64_array ||
-      last.As<Napi::Float64Array>().ElementLength() != 2 * count) {
+  if (!last.IsTypedArray()) ThrowIfError(env, refusal);
+  const HostArray pairs = HostArrayOf(last, op, "adapters");
+  if (pairs.type != napi_float64_array || pairs.length != size_t{2} * count) {
     ThrowIfError(env, refusal);
   }
-  const Napi::Float64Array numbers = last.As<Napi::Float64Array>();
+  // Before the getters that the list may have run.
+  const std::vector<double> numbers = CopiedElements<double>(pairs);
   storage->adapters.resize(count);
   for (uint32_t e = 0; e < count; ++e) {
     AdapterRows& adapter = storage->adapters[e];
     adapter.lora_a = operands->In(list.Get(e * kFields), "loraA");
     adapter.lora_b = operands->In(list.Get(e * kFields + 1), "loraB");
     adapter.lora_bias = operands->OptionalRow(list.Get(e * kFields + 2), "loraBias");
-    adapter.scaling = static_cast<float>(numbers[2 * e]);
-    adapter.dropout = numbers[2 * e + 1];
+    adapter.scaling = static_cast<float>(numbers[size_t{2} * e]);
+    adapter.dropout = numbers[size_t{2} * e + 1];
   }
   const double given = NumberArg(slots, op, "slots");
   const double most = static_cast<double>(INT32_MAX / (m_count < 1 ? 1 : m_count));
@@ -239,7 +238,7 @@ Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
   op.x = operands.OptionalIn(info[1], "x");
   if (IsPresent(info[2])) op.w = operands.Weight(info[2], "w");
   op.h = operands.OptionalIn(info[3], "h");
-  op.in_features = static_cast<int64_t>(NumberArg(info[4], kOp, "inFeatures"));
+  op.in_features = IntegerArg(info[4], kOp, "inFeatures", Code::kShape, kMaxElements);
   TableStorage* const storage = ReadAdapters(info[5], info[6], info[7], op.dy.rows, &operands);
   op.row_scale = AsRow(operands.OptionalIn(info[8], "rowScale"));
   op.seed = SeedArg(info[9], info[10], kOp);

@@ -15,8 +15,8 @@ constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03U
 constexpr napi_type_tag kFeatureMapTag = {0x2e9d4c81f5a07b36ULL, 0xc41873ea96d2504fULL};
 
 constexpr double kMaxSafeInteger = 9007199254740991.0;
-/// Elements of a tensor: far beyond any memory, far below what wraps 64 bits.
-constexpr int64_t kMaxElements = int64_t{1} << 56;
+/// More dimensions are a mistake.
+constexpr uint32_t kMaxRank = 32;
 
 const char* KindOf(const Napi::Value& value) {
   if (value.IsUndefined()) return "undefined";
@@ -216,6 +216,17 @@ double NumberArg(const Napi::Value& value, const char* op, const char* operand) 
   return value.As<Napi::Number>().DoubleValue();
 }
 
+int64_t IntegerArg(const Napi::Value& value, const char* op, const char* operand, Code code,
+                   int64_t most) {
+  const double number = NumberArg(value, op, operand);
+  if (!(number >= 0 && number <= static_cast<double>(most) && number == std::floor(number))) {
+    ThrowIfError(value.Env(),
+                 Refuse(code, op, operand, "an integer from 0 to " + std::to_string(most),
+                        std::to_string(number)));
+  }
+  return static_cast<int64_t>(number);
+}
+
 bool BoolArg(const Napi::Value& value) {
   return value.IsBoolean() && value.As<Napi::Boolean>().Value();
 }
@@ -245,7 +256,13 @@ std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op) {
   std::vector<int64_t> shape;
   int64_t count = 1;
   bool overflow = false;
-  for (uint32_t i = 0; i < array.Length(); ++i) {
+  const uint32_t rank = array.Length();
+  if (rank > kMaxRank) {
+    ThrowIfError(env, Refuse(Code::kShape, op, "shape",
+                             "of at most " + std::to_string(kMaxRank) + " dimensions",
+                             std::to_string(rank)));
+  }
+  for (uint32_t i = 0; i < rank; ++i) {
     const double dim = NumberArg(array.Get(i), op, "shape");
     if (!(dim >= 0 && dim <= kMaxSafeInteger && dim == std::floor(dim))) {
       ThrowIfError(

@@ -83,9 +83,17 @@ bool IsWeight(const Napi::Value& value);
 /// Frees the memory now (as soon as no queued op holds it); twice is a no-op.
 void Dispose(const Napi::CallbackInfo& info);
 
-/// Argument parsing with typed errors.
+/// Elements of a tensor: far beyond any memory, far below what wraps 64 bits.
+constexpr int64_t kMaxElements = int64_t{1} << 56;
+
+/// Argument parsing with typed errors. Reading an element of an array may run a getter of the
+/// caller's: afterwards the array can have another length, an operand can be disposed, and no
+/// pointer into JavaScript's memory holds (HostArray). So lengths are read once, and memory last.
 std::string StringArg(const Napi::Value& value, const char* op, const char* operand);
 double NumberArg(const Napi::Value& value, const char* op, const char* operand);
+/// An integer from 0 to `most`; anything else throws `code`.
+int64_t IntegerArg(const Napi::Value& value, const char* op, const char* operand, Code code,
+                   int64_t most);
 bool BoolArg(const Napi::Value& value);
 DType DTypeArg(const Napi::Value& value, const char* op);
 Backend* BackendArg(const Napi::Value& value);

@@ -51,7 +51,18 @@ HostArray HostArrayOf(const Napi::Value& value, const char* op, const char* oper
                                &byte_offset) != napi_ok) {
     ThrowIfError(env, Refuse(Code::kType, op, operand, "a readable typed array", "another one"));
   }
+  bool unshared = true;
+  if (napi_is_arraybuffer(env, buffer, &unshared) == napi_ok) array.shared = !unshared;
   return array;
+}
+
+std::vector<int32_t> IntegersArg(const Napi::Value& value, const char* op, const char* operand) {
+  const HostArray array = HostArrayOf(value, op, operand);
+  if (array.type != napi_int32_array) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "an Int32Array",
+                                     "a typed array of another type"));
+  }
+  return CopiedElements<int32_t>(array);
 }
 
 Status ConvertIn(const HostArray& source, DType dtype, size_t count, const char* op, void* target) {

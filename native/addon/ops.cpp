@@ -111,10 +111,16 @@ Napi::Value LoraForwardMany(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kType, kOp, "projections", "an array", "another value"));
   }
   const Napi::Array list = info[1].As<Napi::Array>();
-  auto parts = std::make_shared<std::vector<LoraForwardOp>>(list.Length());
+  const uint32_t count = list.Length();
+  if (count > LoraForwardManyOp::kMost) {
+    ThrowIfError(env,
+                 Refuse(Code::kValue, kOp, "projections",
+                        "1 to " + std::to_string(LoraForwardManyOp::kMost), std::to_string(count)));
+  }
+  auto parts = std::make_shared<std::vector<LoraForwardOp>>(count);
   std::vector<TensorHandle> outputs(size_t{2} * parts->size());
   const TensorView x_view = operands.In(info[0], "x");
-  for (uint32_t i = 0; i < list.Length(); ++i) {
+  for (uint32_t i = 0; i < count; ++i) {
     LoraForwardOp& op = (*parts)[i];
     op = PartOf(list.Get(i), x, x_view, &operands, &outputs[2 * i + 1]);
     op.y = operands.Out(&outputs[2 * i], x.dtype, WithLast(x.shape, op.w.rows()));

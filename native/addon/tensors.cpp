@@ -7,6 +7,7 @@
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
+#include "native/core/op_checks.h"
 
 namespace lowrank::addon {
 namespace {
@@ -79,6 +80,10 @@ Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
       ThrowIfError(env, Refuse(Code::kShape, kOp, "data", std::to_string(bytes) + " bytes long",
                                std::to_string(array.length * array.element_bytes())));
     }
+    if (!array.shared) {
+      ThrowIfError(env, Refuse(Code::kType, kOp, "data.buffer", "a SharedArrayBuffer",
+                               "an ArrayBuffer, which can be detached while a kernel reads it"));
+    }
     data = array.data;
     release = KeepAlive(env, info[3]);
   }
@@ -141,6 +146,16 @@ Napi::Value Reshape(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(copy));
 }
 
+// overlap(a, b): do two tensors lie over the same memory, if only in part?
+Napi::Value Overlap(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = "overlap";
+  const TensorHandle& a = TensorOf(info[0], kOp, "a");
+  const TensorHandle& b = TensorOf(info[1], kOp, "b");
+  const bool apart = a.storage->backend() != b.storage->backend() ||
+                     Ranges().Out("a", a.View()).In("b", b.View()).CheckApart(kOp).ok();
+  return Napi::Boolean::New(info.Env(), !apart);
+}
+
 Napi::Value DisposeHandle(const Napi::CallbackInfo& info) {
   Dispose(info);
   return info.Env().Undefined();
@@ -155,6 +170,7 @@ void RegisterTensors(Napi::Env env, Napi::Object exports) {
   Export<CastTensor>(env, exports, "castTensor");
   Export<Share>(env, exports, "share");
   Export<Reshape>(env, exports, "reshape");
+  Export<Overlap>(env, exports, "overlap");
   Export<DisposeHandle>(env, exports, "dispose");
 }
 

@@ -42,25 +42,18 @@ Source SourceOf(const Napi::Value& handle, const Napi::Value& part) {
   return source;
 }
 
-/// The sink that converts into `target`, after checking that it fits.
-std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Source& source) {
-  const Napi::Env env = value.Env();
-  const HostArray target = HostArrayOf(value, "read", "target");
-  const size_t count = source.raw ? target.length * target.element_bytes() : target.length;
-  if (count != source.count) {
-    ThrowIfError(env, Refuse(Code::kShape, "read", "target",
-                             "of length " + std::to_string(source.count), std::to_string(count)));
-  }
-  const bool fits = source.raw || target.type == napi_float32_array ||
-                    (target.type == napi_uint16_array && source.dtype != DType::kF32);
+/// The sink that converts into `data`, the memory of `source.count` elements of that type.
+std::function<Status(const void*)> SinkInto(Napi::Env env, const Source& source, void* data,
+                                            napi_typedarray_type type) {
+  const bool fits = source.raw || type == napi_float32_array ||
+                    (type == napi_uint16_array && source.dtype != DType::kF32);
   if (!fits) {
     ThrowIfError(env, Refuse(Code::kDtype, "read", "target",
                              source.dtype == DType::kF32 ? "a Float32Array"
                                                          : "a Float32Array or a Uint16Array",
                              "an array of another type"));
   }
-  return [data = target.data, type = target.type,
-          source_info = std::make_tuple(source.dtype, source.count, source.raw)](
+  return [data, type, source_info = std::make_tuple(source.dtype, source.count, source.raw)](
              const void* bytes) -> Status {
     const auto& [dtype, elements, raw] = source_info;
     if (!raw) return ConvertOut(bytes, dtype, elements, type, data);
@@ -69,12 +62,28 @@ std::function<Status(const void*)> SinkInto(const Napi::Value& value, const Sour
   };
 }
 
-// read(handle, part | null, target, callback(code | null, message))
+/// What the elements of a result are: f32 values, or the bits of a 16-bit dtype.
+napi_typedarray_type ElementsArg(const Napi::Value& value) {
+  const std::string name = StringArg(value, "read", "elements");
+  if (name == "f32") return napi_float32_array;
+  if (name == "bits") return napi_uint16_array;
+  ThrowIfError(value.Env(),
+               Refuse(Code::kValue, "read", "elements", "'f32' or 'bits'", "'" + name + "'"));
+  return napi_float32_array;
+}
+
+// read(handle, part | null, 'f32' | 'bits', callback(code | null, message, ArrayBuffer)): of a
+// weight's part its bytes as they are. The buffer is made here: JavaScript runs on while the queue
+// writes, and could detach or shrink one of its own.
 Napi::Value Read(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Source source = SourceOf(info[0], info[1]);
-  auto sink = SinkInto(info[2], source);
-  QueueWithCallback(env, info[3], info[2], [&](DoneFn done) {
+  const napi_typedarray_type type = ElementsArg(info[2]);
+  size_t element_bytes = 1;
+  if (!source.raw) element_bytes = type == napi_float32_array ? sizeof(float) : sizeof(uint16_t);
+  Napi::ArrayBuffer target = EnvState::Of(env).NewBuffer(env, source.count * element_bytes);
+  auto sink = SinkInto(env, source, target.Data(), type);
+  QueueWithCallback(env, info[3], target, [&](DoneFn done) {
     return source.storage->backend()->Read(source.storage, std::move(sink), std::move(done),
                                            EnvState::Of(env).cancel());
   });
@@ -82,12 +91,18 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
 }
 
 // readSync(handle, part | null, target): false where the environment went away meanwhile; no error
-// can be thrown into one on its way out.
+// can be thrown into one on its way out. The array is the caller's, who waits.
 Napi::Value ReadSync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   EnvState& state = EnvState::Of(env);
   const Source source = SourceOf(info[0], info[1]);
-  auto sink = SinkInto(info[2], source);
+  const HostArray target = HostArrayOf(info[2], "read", "target");
+  const size_t count = source.raw ? target.length * target.element_bytes() : target.length;
+  if (count != source.count) {
+    ThrowIfError(env, Refuse(Code::kShape, "read", "target",
+                             "of length " + std::to_string(source.count), std::to_string(count)));
+  }
+  auto sink = SinkInto(env, source, target.data, target.type);
   const auto arrival = std::make_shared<Parcel>(0);
   ThrowIfError(env,
                source.storage->backend()->Read(

@@ -46,6 +46,9 @@ class Parcel {
 template <typename QueueFn>
 void QueueWithCallback(Napi::Env env, const Napi::Value& callback, const Napi::Value& target,
                        const QueueFn& queue) {
+  if (!callback.IsFunction()) {
+    ThrowIfError(env, Refuse(Code::kType, "addon", "callback", "a function", "another value"));
+  }
   EnvState& state = EnvState::Of(env);
   EnvState::Pending* pending = state.Expect(env, callback, target);
   Status status;

@@ -6,6 +6,7 @@
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
 #include "native/addon/operands.h"
+#include "native/core/op_checks.h"
 
 namespace lowrank::addon {
 namespace {
@@ -22,6 +23,15 @@ const FormatRow* FormatArg(const Napi::Value& value, const char* op) {
                  Refuse(Code::kFormat, op, "format", "one of " + known, "'" + name + "'"));
   }
   return format;
+}
+
+/// Which of them a format has, its own check says.
+int64_t BlocksizeArg(const Napi::Value& value, const char* op, const char* operand) {
+  const int64_t blocksize = IntegerArg(value, op, operand, Code::kFormat, INT32_MAX);
+  if (blocksize == 0) {
+    ThrowIfError(value.Env(), Refuse(Code::kFormat, op, operand, "a positive power of two", "0"));
+  }
+  return blocksize;
 }
 
 StoragePtr NewPart(Napi::Env env, Backend* backend, int64_t count, size_t element_bytes) {
@@ -99,11 +109,7 @@ Napi::Value Quantize(const Napi::CallbackInfo& info) {
   weight.format = FormatArg(info[1], kOp);
   weight.rows = w.View().rows;
   weight.cols = w.View().cols;
-  weight.blocksize = static_cast<int64_t>(NumberArg(info[2], kOp, "blocksize"));
-  if (weight.blocksize <= 0) {
-    ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "a positive power of two",
-                             std::to_string(weight.blocksize)));
-  }
+  weight.blocksize = BlocksizeArg(info[2], kOp, "blocksize");
   weight.rowwise = BoolArg(info[4]);
   MakeParts(env, backend, BoolArg(info[3]), &weight);
   QuantizeOp op;
@@ -126,13 +132,8 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   const std::vector<int64_t> dims = ShapeArg(shape, kOp);
   weight.rows = dims[0];
   weight.cols = dims[1];
-  weight.blocksize = static_cast<int64_t>(NumberArg(info[4], kOp, "blocksize"));
-  weight.nested_blocksize = static_cast<int64_t>(NumberArg(info[5], kOp, "nestedBlocksize"));
-  if (weight.blocksize <= 0 || weight.nested_blocksize <= 0) {
-    ThrowIfError(env, Refuse(Code::kFormat, kOp, "blocksize", "positive",
-                             std::to_string(weight.blocksize) + " and nested " +
-                                 std::to_string(weight.nested_blocksize)));
-  }
+  weight.blocksize = BlocksizeArg(info[4], kOp, "blocksize");
+  weight.nested_blocksize = BlocksizeArg(info[5], kOp, "nestedBlocksize");
   weight.rowwise = BoolArg(info[7]);
   const QuantView sizes = weight.View();
   const size_t expected_bytes[WeightHandle::kPartCount] = {
@@ -143,6 +144,9 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
       256 * sizeof(float),
       static_cast<size_t>(sizes.nested_blocks()) * sizeof(float),
       sizeof(float)};
+  if (!info[6].IsObject()) {
+    ThrowIfError(env, Refuse(Code::kType, kOp, "parts", "an object", "another value"));
+  }
   const Napi::Object parts = info[6].As<Napi::Object>();
   for (int p = 0; p < WeightHandle::kPartCount; ++p) {
     const char* name = WeightHandle::PartName(p);
@@ -163,13 +167,8 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   if (!weight.parts[WeightHandle::kCodes]) {
     ThrowIfError(env, Refuse(Code::kFormat, kOp, "codes", "given", "none"));
   }
-  // The descriptor's own gate sees the rest: which parts belong together, and the blocksize.
-  TensorView nothing;
-  nothing.present = true;
-  nothing.rows = weight.rows;
-  nothing.cols = weight.cols;
-  nothing.data = weight.parts[WeightHandle::kCodes]->data();
-  ThrowIfError(env, DequantizeOp{weight.View(), nothing}.Check());
+  // Which parts belong together, and the blocksize.
+  ThrowIfError(env, CheckQuant(kOp, "w", weight.View()));
   return WrapWeight(env, std::move(weight));
 }
 
@@ -333,7 +332,7 @@ Napi::Value TakeRows(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "denseRows";
   const Napi::Env env = info.Env();
   const DType dtype = DTypeArg(info[1], kOp);
-  const auto count = static_cast<int64_t>(NumberArg(info[3], kOp, "rows"));
+  const int64_t count = IntegerArg(info[3], kOp, "rows", Code::kShape, kMaxElements);
   if (IsWeight(info[0])) {
     const WeightHandle& weight = WeightOf(info[0], kOp, "w");
     const QuantView part = RowsArg(info, 2, weight.View(), count, kOp);
@@ -358,18 +357,16 @@ Napi::Value PutRows(const Napi::CallbackInfo& info) {
   const TensorHandle& tensor = TensorOf(info[0], kOp, "y");
   const TensorHandle& source = TensorOf(info[1], kOp, "source");
   Backend* backend = tensor.storage->backend();
-  if (source.storage == tensor.storage) {
-    ThrowIfError(env, Refuse(Code::kAlias, kOp, "source", "memory of its own", "that of y"));
-  }
   if (source.storage->backend() != backend) {
     ThrowIfError(env, Refuse(Code::kDevice, kOp, "source", "on the device of y", "another"));
   }
   const TensorView rows = source.View();
+  // All of y, whatever the rows: a call is not to be right by its `begin` alone.
+  ThrowIfError(env, Ranges().Out("y", tensor.View()).In("source", rows).CheckApart(kOp));
   const TensorView part =
       RowsOf(env, tensor.View(), NumberArg(info[2], kOp, "first"), rows.rows, kOp);
   // Its Check() compares the columns.
   const CastOp op{rows, part};
-  ThrowIfError(env, op.Check());
   ThrowIfError(env, backend->Enqueue(op, RefsOf(env, {source.storage}, {tensor.storage})));
   return env.Undefined();
 }

@@ -23,9 +23,7 @@ Status MultiplyAddOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "b", b, a));
   LOWRANK_RETURN_IF_ERROR(CheckBroadcast(kName, "c", c, a));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, a.rows, a.cols));
-  const NamedView outputs[] = {{"y", &y}};
-  const NamedView inputs[] = {{"a", &a}, {"b", &b}, {"c", &c}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges().Out("y", y).In("a", a).In("b", b).In("c", c).CheckApart(kName));
   LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "alpha", alpha));
   return CheckFactor(kName, "beta", beta);
 }
@@ -37,9 +35,7 @@ std::string MultiplyAddOp::Describe() const {
 Status MapOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "a", a, a.rows, a.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, a.rows, a.cols));
-  const NamedView outputs[] = {{"y", &y}};
-  const NamedView inputs[] = {{"a", &a}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("y", y).In("a", a).CheckApart(kName);
 }
 std::string MapOp::Describe() const {
   constexpr const char* kNames[] = {
@@ -54,9 +50,7 @@ Status SwigluOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "gate", gate, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up", up, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, gate.rows, gate.cols));
-  const NamedView outputs[] = {{"y", &y}};
-  const NamedView inputs[] = {{"gate", &gate}, {"up", &up}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("y", y).In("gate", gate).In("up", up).CheckApart(kName);
 }
 std::string SwigluOp::Describe() const { return std::string(kName) + " gate " + gate.Describe(); }
 
@@ -66,9 +60,13 @@ Status SwigluBackwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dGate", d_gate, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dUp", d_up, gate.rows, gate.cols));
-  const NamedView outputs[] = {{"dGate", &d_gate}, {"dUp", &d_up}};
-  const NamedView inputs[] = {{"dy", &dy}, {"gate", &gate}, {"up", &up}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges()
+      .Out("dGate", d_gate)
+      .Out("dUp", d_up)
+      .In("dy", dy)
+      .In("gate", gate)
+      .In("up", up)
+      .CheckApart(kName);
 }
 std::string SwigluBackwardOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " gate " + gate.Describe();
@@ -82,9 +80,7 @@ Status SumProductOp::Check() const {
   }
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "out", out, 1, axis == 0 ? a.cols : a.rows));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "out", out, DType::kF32));
-  const NamedView outputs[] = {{"out", &out}};
-  const NamedView inputs[] = {{"a", &a}, {"b", &b}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("out", out).In("a", a).In("b", b).CheckApart(kName);
 }
 std::string SumProductOp::Describe() const {
   return std::string(kName) + " axis " + std::to_string(axis) + " a " + a.Describe() + " b " +

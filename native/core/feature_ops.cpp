@@ -30,9 +30,8 @@ Status MapFeaturesOp::Check() const {
   if (map.index == nullptr && map.entries != 0) {
     return Refuse(Code::kDisposed, kName, "map", "allocated", "no memory");
   }
-  const NamedView outputs[] = {{"y", &y}};
-  const NamedView inputs[] = {{"x", &x}, {"c", &c}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(
+      Ranges().Out("y", y).In("x", x).In("map", map).In("c", c).CheckApart(kName));
   LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "alpha", alpha));
   return CheckFactor(kName, "beta", beta);
 }
@@ -49,9 +48,7 @@ Status BlockMatmulOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "w", w, blocks * y.cols, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "w", w.dtype, "x", x.dtype));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
-  const NamedView outputs[] = {{"y", &y}};
-  const NamedView inputs[] = {{"x", &x}, {"w", &w}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("y", y).In("x", x).In("w", w).CheckApart(kName);
 }
 std::string BlockMatmulOp::Describe() const {
   return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " blocks " +
@@ -66,9 +63,7 @@ Status BlockMatmulInputGradOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckCompatible(kName, "w", w.dtype, "dy", dy.dtype));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, dy.rows, w.cols));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
-  const NamedView outputs[] = {{"dx", &dx}};
-  const NamedView inputs[] = {{"dy", &dy}, {"w", &w}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("dx", dx).In("dy", dy).In("w", w).CheckApart(kName);
 }
 std::string BlockMatmulInputGradOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " w " + w.Describe() + " blocks " +
@@ -82,9 +77,7 @@ Status BlockWeightGradOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, dy.rows, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dw", dw, blocks * dy.cols, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dw", dw, DType::kF32));
-  const NamedView outputs[] = {{"dw", &dw}};
-  const NamedView inputs[] = {{"dy", &dy}, {"x", &x}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("dw", dw).In("dy", dy).In("x", x).CheckApart(kName);
 }
 std::string BlockWeightGradOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " x " + x.Describe() + " blocks " +
@@ -95,8 +88,7 @@ Status WeightNormsOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckWeight(kName, w, DType::kF32, "the sums"));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "norms", norms, 1, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "norms", norms, DType::kF32));
-  if (!w.dense.present) return Status();
-  return CheckDistinct(kName, "norms", norms, "w", w.dense);
+  return Ranges().Out("norms", norms).In("w", w).CheckApart(kName);
 }
 std::string WeightNormsOp::Describe() const { return std::string(kName) + " w " + w.Describe(); }
 
@@ -110,11 +102,13 @@ Status FactoredNormOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "norms", norms, 1, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "norms", norms, DType::kF32));
   LOWRANK_RETURN_IF_ERROR(CheckFactor(kName, "scaling", scaling));
-  const NamedView outputs[] = {{"norms", &norms}};
-  const NamedView inputs[] = {{"loraA", &lora_a}, {"loraB", &lora_b}, {"weightNorms", &squares}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
-  if (!w.dense.present) return Status();
-  return CheckDistinct(kName, "norms", norms, "w", w.dense);
+  return Ranges()
+      .Out("norms", norms)
+      .In("loraA", lora_a)
+      .In("loraB", lora_b)
+      .In("weightNorms", squares)
+      .In("w", w)
+      .CheckApart(kName);
 }
 std::string FactoredNormOp::Describe() const {
   return std::string(kName) + " loraA " + lora_a.Describe() + " w " + w.Describe() + " product " +
@@ -127,7 +121,8 @@ Status QuantizeScalesOp::Check() const {
     return Refuse(Code::kFormat, kName, "out", "with double quantisation", "without");
   }
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "absmax", absmax, 1, out.blocks()));
-  return CheckDType(kName, "absmax", absmax, DType::kF32);
+  LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "absmax", absmax, DType::kF32));
+  return Ranges().Out("out", out).In("absmax", absmax).CheckApart(kName);
 }
 std::string QuantizeScalesOp::Describe() const {
   return std::string(kName) + " absmax " + absmax.Describe() + " -> " + out.Describe();

@@ -1,5 +1,4 @@
 /// Ops over a batch whose rows have different adapters.
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -7,48 +6,6 @@
 
 namespace lowrank {
 namespace {
-
-/// Memory that one call reads or writes.
-struct Range {
-  const char* name;
-  uintptr_t begin;
-  uintptr_t end;
-  bool output;
-};
-
-class Ranges {
- public:
-  void Add(const char* name, const TensorView& view, bool output) {
-    if (!view.present || view.bytes() == 0) return;
-    const uintptr_t begin = reinterpret_cast<uintptr_t>(view.data);
-    ranges_.push_back({name, begin, begin + view.bytes(), output});
-  }
-
-  /// No output lies over anything else. By order of address, since there may be many adapters.
-  Status CheckApart(const char* op) {
-    std::sort(ranges_.begin(), ranges_.end(),
-              [](const Range& a, const Range& b) { return a.begin < b.begin; });
-    const Range* reaches = nullptr;         // the range before that reaches furthest
-    const Range* output_reaches = nullptr;  // and the output
-    for (const Range& range : ranges_) {
-      const Range* before = range.output ? reaches : output_reaches;
-      if (before != nullptr && range.begin < before->end) {
-        const Range& out = range.output ? range : *before;
-        const Range& other = range.output ? *before : range;
-        return Refuse(Code::kAlias, op, out.name, std::string("apart from ") + other.name,
-                      "overlapping memory");
-      }
-      if (reaches == nullptr || range.end > reaches->end) reaches = &range;
-      if (range.output && (output_reaches == nullptr || range.end > output_reaches->end)) {
-        output_reaches = &range;
-      }
-    }
-    return Status();
-  }
-
- private:
-  std::vector<Range> ranges_;
-};
 
 Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
   if (table.slots < 1 || table.slots > INT32_MAX || m_count > INT32_MAX / table.slots) {
@@ -113,12 +70,12 @@ void AddShared(const AdapterTable& table, const TensorView& row_scale, const Ten
                Ranges* ranges) {
   for (int64_t e = 0; e < table.count; ++e) {
     const AdapterRows& adapter = table.adapters[e];
-    ranges->Add("loraA", adapter.lora_a, false);
-    ranges->Add("loraB", adapter.lora_b, false);
-    ranges->Add("loraBias", adapter.lora_bias, false);
+    ranges->In("loraA", adapter.lora_a);
+    ranges->In("loraB", adapter.lora_b);
+    ranges->In("loraBias", adapter.lora_bias);
   }
-  ranges->Add("rowScale", row_scale, false);
-  ranges->Add("dropoutMask", mask, false);
+  ranges->In("rowScale", row_scale);
+  ranges->In("dropoutMask", mask);
 }
 
 std::string DescribeTable(const AdapterTable& table) {
@@ -147,11 +104,11 @@ Status GroupedForwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
   Ranges ranges;
   AddShared(table, row_scale, mask, &ranges);
-  ranges.Add("x", x, false);
-  ranges.Add("w", w.dense, false);
-  ranges.Add("bias", bias, false);
-  ranges.Add("h", h, true);
-  ranges.Add("y", y, true);
+  ranges.In("x", x);
+  ranges.In("w", w);
+  ranges.In("bias", bias);
+  ranges.Out("h", h);
+  ranges.Out("y", y);
   return ranges.CheckApart(kName);
 }
 std::string GroupedForwardOp::Describe() const {
@@ -188,9 +145,9 @@ Status GroupedBackwardOp::Check() const {
     }
     needs_x = needs_x || adapter.d_lora_a.present;
     needs_h = needs_h || adapter.d_lora_b.present;
-    ranges.Add("dLoraA", adapter.d_lora_a, true);
-    ranges.Add("dLoraB", adapter.d_lora_b, true);
-    ranges.Add("dLoraBias", adapter.d_lora_bias, true);
+    ranges.Out("dLoraA", adapter.d_lora_a);
+    ranges.Out("dLoraB", adapter.d_lora_b);
+    ranges.Out("dLoraBias", adapter.d_lora_bias);
   }
   if (needs_x) {
     LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, m, k));
@@ -207,13 +164,13 @@ Status GroupedBackwardOp::Check() const {
     LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, m, k));
     LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
   }
-  ranges.Add("dy", dy, false);
-  ranges.Add("x", x, false);
-  ranges.Add("w", w.dense, false);
-  ranges.Add("h", h, false);
-  ranges.Add("dx", dx, true);
-  ranges.Add("dBias", d_bias, true);
-  ranges.Add("dRowScale", d_row_scale, true);
+  ranges.In("dy", dy);
+  ranges.In("x", x);
+  ranges.In("w", w);
+  ranges.In("h", h);
+  ranges.Out("dx", dx);
+  ranges.Out("dBias", d_bias);
+  ranges.Out("dRowScale", d_row_scale);
   return ranges.CheckApart(kName);
 }
 std::string GroupedBackwardOp::Describe() const {

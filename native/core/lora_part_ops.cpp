@@ -13,9 +13,12 @@ Status LoraShrinkOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "h", h, m, r));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
   LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, k));
-  const NamedView outputs[] = {{"h", &h}};
-  const NamedView inputs[] = {{"x", &x}, {"loraA", &lora_a}, {"dropoutMask", &dropout.mask}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges()
+                              .Out("h", h)
+                              .In("x", x)
+                              .In("loraA", lora_a)
+                              .In("dropoutMask", dropout.mask)
+                              .CheckApart(kName));
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraShrinkOp::Describe() const {
@@ -48,11 +51,17 @@ Status LoraExpandOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "h", h, DType::kF32));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, m, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
-  const NamedView outputs[] = {{"y", &y}, {"norms", &norms}};
-  const NamedView inputs[] = {
-      {"x", &x},          {"w", &w.dense},    {"bias", &bias},          {"h", &h},
-      {"loraB", &lora_b}, {"loraA", &lora_a}, {"weightNorms", &squares}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges()
+                              .Out("y", y)
+                              .Out("norms", norms)
+                              .In("x", x)
+                              .In("w", w)
+                              .In("bias", bias)
+                              .In("h", h)
+                              .In("loraB", lora_b)
+                              .In("loraA", lora_a)
+                              .In("weightNorms", squares)
+                              .CheckApart(kName));
   if (norms.present) LOWRANK_RETURN_IF_ERROR(Norm().Check());
   return CheckFactor(kName, "scaling", scaling);
 }
@@ -77,9 +86,14 @@ Status LoraExpandBackwardOp::Check() const {
     LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dLoraB", d_lora_b, n, r));
   }
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
-  const NamedView outputs[] = {{"dh", &dh}, {"dLoraB", &d_lora_b}, {"dBias", &d_bias}};
-  const NamedView inputs[] = {{"dy", &dy}, {"h", &h}, {"loraB", &lora_b}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges()
+                              .Out("dh", dh)
+                              .Out("dLoraB", d_lora_b)
+                              .Out("dBias", d_bias)
+                              .In("dy", dy)
+                              .In("h", h)
+                              .In("loraB", lora_b)
+                              .CheckApart(kName));
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraExpandBackwardOp::Describe() const {
@@ -113,10 +127,16 @@ Status LoraShrinkBackwardOp::Check() const {
     LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dLoraA", d_lora_a, r, k));
   }
   LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, k));
-  const NamedView outputs[] = {{"dx", &dx}, {"dLoraA", &d_lora_a}};
-  const NamedView inputs[] = {{"dy", &dy}, {"w", &w.dense},    {"dh", &dh},
-                              {"x", &x},   {"loraA", &lora_a}, {"dropoutMask", &dropout.mask}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges()
+                              .Out("dx", dx)
+                              .Out("dLoraA", d_lora_a)
+                              .In("dy", dy)
+                              .In("w", w)
+                              .In("dh", dh)
+                              .In("x", x)
+                              .In("loraA", lora_a)
+                              .In("dropoutMask", dropout.mask)
+                              .CheckApart(kName));
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraShrinkBackwardOp::Describe() const {
@@ -131,9 +151,7 @@ Status WeightGradOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, dy.rows, dy.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "x", x, dy.rows, x.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dW", dw, dy.cols, x.cols));
-  const NamedView outputs[] = {{"dW", &dw}};
-  const NamedView inputs[] = {{"dy", &dy}, {"x", &x}};
-  return CheckApart(kName, outputs, inputs);
+  return Ranges().Out("dW", dw).In("dy", dy).In("x", x).CheckApart(kName);
 }
 std::string WeightGradOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " x " + x.Describe() + " -> " +

@@ -1,17 +1,13 @@
 #include "native/core/op_checks.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace lowrank {
+
 namespace {
-
-bool Overlaps(const TensorView& a, const TensorView& b) {
-  if (!a.present || !b.present || a.bytes() == 0 || b.bytes() == 0) return false;
-  const char* a0 = static_cast<const char*>(a.data);
-  const char* b0 = static_cast<const char*>(b.data);
-  return a0 < b0 + b.bytes() && b0 < a0 + a.bytes();
-}
-
+/// Kernels of codes take a row of a rowwise weight in groups of so many.
+constexpr int64_t kInt8RowUnit = 32;
 }  // namespace
 
 std::string Shape(int64_t rows, int64_t cols) {
@@ -58,9 +54,11 @@ Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
     return Refuse(Code::kFormat, op, operand, "a known format", "an unknown one");
   }
   const int64_t b = w.blocksize;
-  if (b < w.format->min_blocksize || b > w.format->max_blocksize || (b & (b - 1)) != 0) {
+  // A block of a rowwise weight only has to end with its row, which kernels read in eights.
+  const int64_t least = w.rowwise ? 8 : w.format->min_blocksize;
+  if (b < least || b > w.format->max_blocksize || (b & (b - 1)) != 0) {
     return Refuse(Code::kFormat, op, "blocksize",
-                  "a power of two from " + std::to_string(w.format->min_blocksize) + " to " +
+                  "a power of two from " + std::to_string(least) + " to " +
                       std::to_string(w.format->max_blocksize),
                   std::to_string(b));
   }
@@ -95,6 +93,11 @@ Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
   }
   if (w.quantised() && w.quant.format->bits == 4) return Status();
   if (w.quantised() && w.quant.rowwise) {
+    if (w.quant.cols % kInt8RowUnit != 0) {
+      return Refuse(Code::kUnsupported, op, "w",
+                    "of K a multiple of " + std::to_string(kInt8RowUnit) + " (compute is 'int8')",
+                    "K = " + std::to_string(w.quant.cols));
+    }
     if (w.quant.cols <= kMostInt8RowDepth) return Status();
     return Refuse(Code::kUnsupported, op, "w",
                   "of K <= " + std::to_string(kMostInt8RowDepth) + " (compute is 'int8')",
@@ -129,11 +132,57 @@ Status CheckFactor(const char* op, const char* operand, float value) {
   return Refuse(Code::kValue, op, operand, "finite", std::to_string(value));
 }
 
-Status CheckDistinct(const char* op, const char* out_name, const TensorView& out,
-                     const char* in_name, const TensorView& in) {
-  if (!Overlaps(out, in)) return Status();
-  return Refuse(Code::kAlias, op, out_name, std::string("apart from ") + in_name,
-                "overlapping memory");
+void Ranges::AddBytes(const char* name, const void* data, size_t bytes, bool output) {
+  if (data == nullptr || bytes == 0) return;
+  const auto begin = reinterpret_cast<uintptr_t>(data);
+  ranges_.push_back({name, begin, begin + bytes, output});
+}
+
+Ranges& Ranges::Add(const char* name, const TensorView& view, bool output) {
+  if (view.present) AddBytes(name, view.data, view.bytes(), output);
+  return *this;
+}
+
+Ranges& Ranges::Add(const char* name, const QuantView& w, bool output) {
+  if (w.format == nullptr) return *this;
+  const auto blocks = static_cast<size_t>(w.blocks());
+  const auto nested = static_cast<size_t>(w.nested_blocks());
+  AddBytes(name, w.codes, w.code_bytes(), output);
+  AddBytes(name, w.codebook, static_cast<size_t>(w.format->levels) * sizeof(float), false);
+  AddBytes(name, w.absmax, blocks * sizeof(float), output);
+  AddBytes(name, w.absmax_8bit, blocks, output);
+  AddBytes(name, w.absmax_codebook, 256 * sizeof(float), false);
+  AddBytes(name, w.nested_absmax, nested * sizeof(float), output);
+  AddBytes(name, w.absmax_offset, sizeof(float), output);
+  return *this;
+}
+
+Ranges& Ranges::In(const char* name, const FeatureMapView& map) {
+  const auto outputs = static_cast<size_t>(map.outputs);
+  AddBytes(name, map.begin, (outputs + 1) * sizeof(int32_t), false);
+  AddBytes(name, map.index, static_cast<size_t>(map.entries) * sizeof(int32_t), false);
+  return *this;
+}
+
+Status Ranges::CheckApart(const char* op) {
+  std::sort(ranges_.begin(), ranges_.end(),
+            [](const Range& a, const Range& b) { return a.begin < b.begin; });
+  const Range* reaches = nullptr;         // the range before that reaches furthest
+  const Range* output_reaches = nullptr;  // and the output
+  for (const Range& range : ranges_) {
+    const Range* before = range.output ? reaches : output_reaches;
+    if (before != nullptr && range.begin < before->end) {
+      const Range& out = range.output ? range : *before;
+      const Range& other = range.output ? *before : range;
+      return Refuse(Code::kAlias, op, out.name, std::string("apart from ") + other.name,
+                    "overlapping memory");
+    }
+    if (reaches == nullptr || range.end > reaches->end) reaches = &range;
+    if (range.output && (output_reaches == nullptr || range.end > output_reaches->end)) {
+      output_reaches = &range;
+    }
+  }
+  return Status();
 }
 
 }  // namespace lowrank

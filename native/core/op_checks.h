@@ -2,7 +2,9 @@
 /// what came.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <vector>
 
 #include "native/core/ops.h"
 
@@ -36,27 +38,39 @@ Status CheckDropout(const char* op, const DropoutSpec& dropout, int64_t rows, in
 /// A factor that is finite in f32.
 Status CheckFactor(const char* op, const char* operand, float value);
 
-struct NamedView {
-  const char* name;
-  const TensorView* view;
-};
+/// What one call reads and writes. Addresses are compared and not storages: two may lie over the
+/// same memory (Tensor.wrap).
+class Ranges {
+ public:
+  Ranges() { ranges_.reserve(24); }
 
-Status CheckDistinct(const char* op, const char* out_name, const TensorView& out,
-                     const char* in_name, const TensorView& in);
-
-/// An output may lie over no operand and over no other output: they are all written in one pass.
-template <size_t kOutputs, size_t kInputs>
-Status CheckApart(const char* op, const NamedView (&outputs)[kOutputs],
-                  const NamedView (&inputs)[kInputs]) {
-  for (const NamedView& out : outputs) {
-    for (const NamedView& in : inputs) {
-      LOWRANK_RETURN_IF_ERROR(CheckDistinct(op, out.name, *out.view, in.name, *in.view));
-    }
-    for (const NamedView* other = outputs; other->view != out.view; ++other) {
-      LOWRANK_RETURN_IF_ERROR(CheckDistinct(op, out.name, *out.view, other->name, *other->view));
-    }
+  Ranges& In(const char* name, const TensorView& view) { return Add(name, view, false); }
+  Ranges& In(const char* name, const QuantView& w) { return Add(name, w, false); }
+  Ranges& In(const char* name, const WeightView& w) {
+    return w.quantised() ? In(name, w.quant) : In(name, w.dense);
   }
-  return Status();
-}
+  Ranges& In(const char* name, const FeatureMapView& map);
+  Ranges& Out(const char* name, const TensorView& view) { return Add(name, view, true); }
+  /// Its codes and scales; the tables are read.
+  Ranges& Out(const char* name, const QuantView& w) { return Add(name, w, true); }
+
+  /// No output lies over anything else: all are written in one pass. By order of address, since a
+  /// batch may have many adapters.
+  Status CheckApart(const char* op);
+
+ private:
+  struct Range {
+    const char* name;
+    uintptr_t begin;
+    uintptr_t end;
+    bool output;
+  };
+
+  Ranges& Add(const char* name, const TensorView& view, bool output);
+  Ranges& Add(const char* name, const QuantView& w, bool output);
+  void AddBytes(const char* name, const void* data, size_t bytes, bool output);
+
+  std::vector<Range> ranges_;
+};
 
 }  // namespace lowrank

@@ -12,7 +12,7 @@ Status QuantizeOp::Check() const {
   if (out.rows != w.rows || out.cols != w.cols) {
     return Refuse(Code::kShape, kName, "out", Shape(w.rows, w.cols), Shape(out.rows, out.cols));
   }
-  return Status();
+  return Ranges().Out("out", out).In("w", w).CheckApart(kName);
 }
 std::string QuantizeOp::Describe() const {
   return std::string(kName) + " w " + w.Describe() + " -> " + out.Describe();
@@ -20,7 +20,8 @@ std::string QuantizeOp::Describe() const {
 
 Status DequantizeOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckQuant(kName, "w", w));
-  return CheckMatrix(kName, "y", y, w.rows, w.cols);
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, w.rows, w.cols));
+  return Ranges().Out("y", y).In("w", w).CheckApart(kName);
 }
 std::string DequantizeOp::Describe() const {
   return std::string(kName) + " w " + w.Describe() + " -> " + y.Describe();
@@ -34,7 +35,7 @@ Status MatmulOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "bias", bias, 1, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, x.rows, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
-  return CheckDistinct(kName, "y", y, "x", x);
+  return Ranges().Out("y", y).In("x", x).In("w", w).In("bias", bias).CheckApart(kName);
 }
 std::string MatmulOp::Describe() const {
   return std::string(kName) + " x " + x.Describe() + " w " + w.Describe() + " bias " +
@@ -47,11 +48,22 @@ Status MatmulInputGradOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckInner(kName, "dy", "N", w.rows(), dy.cols, Shape(dy.rows, dy.cols)));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dx", dx, dy.rows, w.cols()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "dx", dx, dy.dtype));
-  return CheckDistinct(kName, "dx", dx, "dy", dy);
+  return Ranges().Out("dx", dx).In("dy", dy).In("w", w).CheckApart(kName);
 }
 std::string MatmulInputGradOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " w " + w.Describe();
 }
+
+namespace {
+
+/// Of a part without an adapter what is not there is skipped.
+void AddRanges(const LoraForwardOp& part, const char* y, Ranges* ranges) {
+  ranges->Out(y, part.y).Out("h", part.h).In("x", part.x).In("w", part.w).In("bias", part.bias);
+  ranges->In("loraA", part.lora_a).In("loraB", part.lora_b).In("loraBias", part.lora_bias);
+  ranges->In("dropoutMask", part.dropout.mask);
+}
+
+}  // namespace
 
 Status LoraForwardOp::Check() const {
   const int64_t m = x.rows;
@@ -71,7 +83,9 @@ Status LoraForwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, m, w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, x.dtype));
   LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, x.cols));
-  LOWRANK_RETURN_IF_ERROR(CheckDistinct(kName, "y", y, "x", x));
+  Ranges ranges;
+  AddRanges(*this, "y", &ranges);
+  LOWRANK_RETURN_IF_ERROR(ranges.CheckApart(kName));
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraForwardOp::Describe() const {
@@ -106,10 +120,12 @@ Status LoraForwardManyOp::Check() const {
     return Refuse(Code::kValue, kName, "projections", "1 to " + std::to_string(kMost),
                   std::to_string(count));
   }
+  Ranges ranges;
   for (int64_t i = 0; i < count; ++i) {
     LOWRANK_RETURN_IF_ERROR(CheckPart(parts[i]));
+    AddRanges(parts[i], "y", &ranges);
   }
-  return Status();
+  return ranges.CheckApart(kName);
 }
 std::string LoraForwardManyOp::Describe() const {
   std::string text = kName;
@@ -136,9 +152,10 @@ Status LoraForwardSwigluOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "up.x", up.x, gate.x.dtype));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, gate.x.rows, gate.w.rows()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "y", y, gate.x.dtype));
-  const NamedView outputs[] = {{"y", &y}, {"gate.y", &gate.y}, {"up.y", &up.y}};
-  const NamedView inputs[] = {{"x", &gate.x}};
-  return CheckApart(kName, outputs, inputs);
+  Ranges ranges;
+  AddRanges(gate, "gate.y", &ranges);
+  AddRanges(up, "up.y", &ranges);
+  return ranges.Out("y", y).CheckApart(kName);
 }
 std::string LoraForwardSwigluOp::Describe() const {
   return std::string(kName) + " | " + DescribePart(gate) + " | " + DescribePart(up);
@@ -174,19 +191,20 @@ Status LoraBackwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraBias", d_lora_bias, 1, n));
   LOWRANK_RETURN_IF_ERROR(CheckDropout(kName, dropout, m, k));
-  const NamedView outputs[] = {{"dx", &dx},
-                               {"dLoraA", &d_lora_a},
-                               {"dLoraB", &d_lora_b},
-                               {"dBias", &d_bias},
-                               {"dLoraBias", &d_lora_bias}};
-  const NamedView inputs[] = {{"dy", &dy},
-                              {"x", &x},
-                              {"w", &w.dense},
-                              {"loraA", &lora_a},
-                              {"loraB", &lora_b},
-                              {"h", &h},
-                              {"dropoutMask", &dropout.mask}};
-  LOWRANK_RETURN_IF_ERROR(CheckApart(kName, outputs, inputs));
+  LOWRANK_RETURN_IF_ERROR(Ranges()
+                              .Out("dx", dx)
+                              .Out("dLoraA", d_lora_a)
+                              .Out("dLoraB", d_lora_b)
+                              .Out("dBias", d_bias)
+                              .Out("dLoraBias", d_lora_bias)
+                              .In("dy", dy)
+                              .In("x", x)
+                              .In("w", w)
+                              .In("loraA", lora_a)
+                              .In("loraB", lora_b)
+                              .In("h", h)
+                              .In("dropoutMask", dropout.mask)
+                              .CheckApart(kName));
   return CheckFactor(kName, "scaling", scaling);
 }
 std::string LoraBackwardOp::Describe() const {
@@ -201,7 +219,8 @@ std::string LoraBackwardOp::Describe() const {
 
 Status CastOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "src", src, src.rows, src.cols));
-  return CheckMatrix(kName, "dst", dst, src.rows, src.cols);
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dst", dst, src.rows, src.cols));
+  return Ranges().Out("dst", dst).In("src", src).CheckApart(kName);
 }
 std::string CastOp::Describe() const {
   return std::string(kName) + " " + src.Describe() + " -> " + DTypeName(dst.dtype);

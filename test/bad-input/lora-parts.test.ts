@@ -61,7 +61,7 @@ const needsCases = (call: (options: object) => unknown): BadCase[] => [
   bad(3, 'needs: a string', 'ERR_TYPE', () => call({ needs: 'dx' })),
   bad(2, 'needs: null', 'ERR_TYPE', () => call({ needs: null })),
   bad(3, 'needs: a name unknown', 'ERR_VALUE', () => call({ needs: ['dW'] })),
-  bad(3, 'needs: a number', 'ERR_VALUE', () => call({ needs: [0] })),
+  bad(3, 'needs: a number', 'ERR_TYPE', () => call({ needs: [0] })),
   bad(3, 'accumulateInto: a number', 'ERR_TYPE', () => call({ accumulateInto: 3 })),
   bad(2, 'accumulateInto: null', 'ERR_TYPE', () => call({ accumulateInto: null })),
   bad(3, 'accumulateInto: a name unknown', 'ERR_VALUE', () =>

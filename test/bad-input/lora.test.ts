@@ -342,7 +342,7 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         option(3, 'needs: a string', 'ERR_TYPE', { needs: 'dx' }),
         option(2, 'needs: null', 'ERR_TYPE', { needs: null }),
         option(3, 'needs: a name unknown', 'ERR_VALUE', { needs: ['dW'] }),
-        option(3, 'needs: a number', 'ERR_VALUE', { needs: [0] }),
+        option(3, 'needs: a number', 'ERR_TYPE', { needs: [0] }),
         option(3, 'options: a number', 'ERR_TYPE', 3),
         option(33, 'options: a getter that throws', 'HOSTILE', hostile('needs')),
         ...impostors(target)

@@ -160,4 +160,59 @@ void CheckLayers(const KernelTable& table, const RunContext& context) {
   }
 }
 
+/// Check() refuses an output over another output, or over an operand, of any op that has them: no
+/// backend sees one.
+void CheckAliases() {
+  const Shape s = {4, 8, 16, 4};
+  Dense w(s.N, s.K, DType::kF32), bias(1, s.N, DType::kF32), other(s.M, s.N, DType::kF32);
+  WeightView weight;
+  weight.dense = w.view;
+  const auto refused = [](const Status& status, const char* what) {
+    Report(status.code() == Code::kAlias, std::string("overlapping: ") + what);
+  };
+  const auto over = [](TensorView view, const TensorView& target) {
+    view.data = target.data;
+    return view;
+  };
+  LoraLayer layer(s, DType::kF32, weight), second(s, DType::kF32, weight);
+  Report(layer.forward.Check().ok(), "apart: " + layer.forward.Check().message());
+  LoraForwardOp forward = layer.forward;
+  forward.y = over(forward.y, forward.h);
+  refused(forward.Check(), "y over h");
+  for (const TensorView* operand :
+       {&layer.forward.x, &layer.forward.lora_a, &layer.forward.lora_b, &weight.dense}) {
+    forward = layer.forward;
+    forward.h = over(forward.h, *operand);
+    refused(forward.Check(), "h over an operand");
+  }
+  MatmulOp product = BaseOf(layer.forward);
+  product.bias = bias.view;
+  product.y = over(product.y, bias.view);
+  refused(product.Check(), "y over the bias");
+  product.y = over(product.y, w.view);
+  refused(product.Check(), "y over w");
+  LoraForwardOp parts[] = {layer.forward, second.forward};
+  LoraForwardManyOp many;
+  many.parts = parts;
+  many.count = 2;
+  parts[1].x = parts[0].x;
+  Report(many.Check().ok(), "parts apart: " + many.Check().message());
+  parts[1].y = parts[0].y;
+  refused(many.Check(), "y of two parts");
+  parts[1].y = over(parts[1].y, parts[0].h);
+  refused(many.Check(), "y of a part over h of another");
+  LoraForwardSwigluOp gated;
+  gated.gate = layer.forward;
+  gated.up = second.forward;
+  gated.up.x = gated.gate.x;
+  gated.y = other.view;
+  Report(gated.Check().ok(), "gate and up apart: " + gated.Check().message());
+  gated.up.h = over(gated.up.h, gated.gate.y);
+  refused(gated.Check(), "h of up over gate");
+  CastOp cast;
+  cast.src = other.view;
+  cast.dst = other.view;
+  refused(cast.Check(), "a cast onto itself");
+}
+
 }  // namespace lowrank::cpu

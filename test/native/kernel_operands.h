@@ -287,6 +287,7 @@ void CheckFeatures(const KernelTable& table, const RunContext& context);
 void CheckGrouped(const KernelTable& table, const RunContext& context);
 void CheckInvariance(const KernelTable& table, const CancelToken* cancel);
 void CheckPool();
+void CheckAliases();
 void CheckHostMemory();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
 void CheckBase(const KernelTable& table, const RunContext& context);

@@ -35,6 +35,7 @@ int Main(int argc, char** argv) {
          "an unknown instruction set is refused: " + reason);
   CheckPool();
   CheckHostMemory();
+  CheckAliases();
   for (const char* name : names) {
     if (only != nullptr && std::strcmp(only, name) != 0) continue;
     const bool is_emulated = std::strcmp(name, kEmulated) == 0;

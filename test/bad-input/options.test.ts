@@ -1,0 +1,210 @@
+// Options: a name that is not known is refused with the one that is near, and nothing is read off a prototype.
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import * as lowrank from '../../lib/index.js';
+import {
+  type Device,
+  FeatureMap,
+  GroupedLora,
+  LoraAdapter,
+  LoraLinear,
+  NormAdapter,
+  SparsePattern,
+  scope,
+  Tape,
+  Tensor,
+  TokenRows,
+} from '../../lib/index.js';
+import { callWith } from './harness.js';
+
+const device: Device = 'cpu';
+const [M, N, K, r] = [3, 4, 64, 2];
+const draw = (shape: number[], seed = 1) => Tensor.randn(shape, { seed, device });
+
+/** Operands of the calls below, all right. */
+function operands() {
+  const [x, w, dy] = [draw([M, K]), draw([N, K], 2), draw([M, N], 3)];
+  const [loraA, loraB, h] = [draw([r, K], 4), draw([N, r], 5), draw([M, r], 6)];
+  const adapter = new LoraAdapter({ loraA, loraB, loraAlpha: 2 });
+  const group = new GroupedLora({ inFeatures: K, outFeatures: N, device });
+  group.add('a', adapter);
+  const map = FeatureMap.slice(K, 0, 8, { device });
+  return { x, w, dy, loraA, loraB, h, adapter, group, map };
+}
+type Operands = ReturnType<typeof operands>;
+
+/** A call with these options; of each a name that it knows, misspelt. */
+type Row = readonly [name: string, known: string, call: (o: Operands, options: object) => unknown];
+const of =
+  (name: keyof typeof lowrank) =>
+  (...args: unknown[]): unknown =>
+    callWith(lowrank[name], ...args);
+
+const TABLE: readonly Row[] = [
+  ['Tensor.from', 'dtype', (_, o) => callWith(Tensor.from, [1], [1], o)],
+  ['Tensor.zeros', 'device', (_, o) => callWith(Tensor.zeros, [1], o)],
+  ['Tensor.wrap', 'dtype', (_, o) => callWith(Tensor.wrap, new Float32Array(1), [1], o)],
+  ['Tensor.randn', 'seed', (_, o) => callWith(Tensor.randn, [1], o)],
+  ['Tensor.uniform', 'low', (_, o) => callWith(Tensor.uniform, [1], o)],
+  ['to', 'dtype', ({ x }, o) => x.to(o)],
+  ['matmul', 'bias', ({ x, w }, o) => of('matmul')(x, w, o)],
+  ['loraForward', 'training', ({ x, w, adapter }, o) => of('loraForward')(x, w, adapter, o)],
+  [
+    'loraBackward',
+    'needs',
+    ({ x, w, dy, adapter }, o) =>
+      of('loraBackward')(dy, lowrank.loraForward(x, w, adapter).saved, o),
+  ],
+  ['loraForwardMany', 'training', ({ x, w }, o) => of('loraForwardMany')(x, [{ w }], o)],
+  [
+    'loraForwardMany, projections[0]',
+    'adapter',
+    ({ x, w }, o) => of('loraForwardMany')(x, [{ w, ...o }]),
+  ],
+  ['loraForwardSwiglu', 'training', ({ x, w }, o) => of('loraForwardSwiglu')(x, { w }, { w }, o)],
+  ['loraShrink', 'scaling', ({ x, loraA }, o) => of('loraShrink')(x, loraA, o)],
+  ['loraExpand', 'bias', ({ x, w, h, loraB }, o) => of('loraExpand')(x, w, h, loraB, o)],
+  [
+    'loraExpandWithNorms',
+    'weightNorms',
+    ({ x, w, h, loraA, loraB }, o) => of('loraExpandWithNorms')(x, w, h, { loraA, loraB }, o),
+  ],
+  [
+    'loraExpandBackward',
+    'needs',
+    ({ dy, h, loraB }, o) => of('loraExpandBackward')(dy, h, loraB, o),
+  ],
+  [
+    'loraShrinkBackward',
+    'needs',
+    ({ dy, w, h, loraA }, o) => of('loraShrinkBackward')(dy, w, h, loraA, o),
+  ],
+  ['weightGrad', 'dtype', ({ dy, x }, o) => of('weightGrad')(dy, x, o)],
+  ['multiplyAdd', 'alpha', ({ x }, o) => of('multiplyAdd')({ a: x, ...o })],
+  ['mapTensor', 'dtype', ({ x }, o) => of('mapTensor')(x, 'exp', o)],
+  ['sumProduct', 'axis', ({ x }, o) => of('sumProduct')(x, undefined, o)],
+  ['mapFeatures', 'alpha', ({ x, map }, o) => of('mapFeatures')(x, map, o)],
+  ['denseRows', 'dtype', ({ w }, o) => of('denseRows')(w, 0, 1, o)],
+  ['oneHot', 'device', (_, o) => of('oneHot')([1], 2, o)],
+  ['factoredNorm', 'scaling', ({ w }, o) => of('factoredNorm')({ w, ...o })],
+  ['quantize', 'blocksize', ({ w }, o) => of('quantize')(w, { format: 'nf4', ...o })],
+  [
+    'dequantize',
+    'dtype',
+    ({ w }, o) => of('dequantize')(lowrank.quantize(w, { format: 'nf4' }), o),
+  ],
+  ['FeatureMap', 'lists', (_, o) => Reflect.construct(FeatureMap, [o])],
+  ['FeatureMap.slice', 'device', (_, o) => callWith(FeatureMap.slice, 4, 0, 2, o)],
+  ['GroupedLora', 'inFeatures', (_, o) => Reflect.construct(GroupedLora, [o])],
+  [
+    'GroupedLora.forward',
+    'rowScale',
+    ({ group, x, w }, o) => group.forward(x, w, ['a', 'a', 'a'], o),
+  ],
+  ['LoraAdapter', 'loraAlpha', (_, o) => Reflect.construct(LoraAdapter, [o])],
+  ['LoraAdapter.init', 'loraAlpha', (_, o) => callWith(LoraAdapter.init, o)],
+  ['LoraLinear', 'adapters', (_, o) => Reflect.construct(LoraLinear, [o])],
+  ['NormAdapter', 'weight', (_, o) => Reflect.construct(NormAdapter, [o])],
+  ['SparsePattern', 'columns', (_, o) => Reflect.construct(SparsePattern, [o])],
+  ['TokenRows', 'tokens', (_, o) => Reflect.construct(TokenRows, [o])],
+  ['Tape', 'recording', (_, o) => Reflect.construct(Tape, [o])],
+  [
+    'lora.create',
+    'loraAlpha',
+    (_, o) =>
+      callWith((options: object) => lowrank.adapters.lora.create(options as never), {
+        inFeatures: K,
+        outFeatures: N,
+        ...o,
+      }),
+  ],
+];
+
+describe('options', () => {
+  it.each(TABLE)('%s refuses a name it does not know', (op, known, call) => {
+    scope(() => {
+      const misspelt = `${known}x`;
+      const given = operands();
+      expect(() => call(given, { [misspelt]: 1 })).toThrow(
+        expect.objectContaining({
+          code: 'ERR_VALUE',
+          message: expect.stringMatching(
+            new RegExp(
+              `^${op.replace(/[[\]]/g, '\\$&')}: .*got "${misspelt}" \\(did you mean ${known}\\?\\)$`,
+            ),
+          ),
+        }),
+      );
+    });
+  });
+
+  it('a polluted prototype changes nothing', () => {
+    scope(() => {
+      const { x, w, dy, adapter, h, loraB } = operands();
+      const results = () => {
+        const { y, saved } = lowrank.loraForward(x, w, adapter);
+        return [
+          lowrank.matmul(x, w),
+          y,
+          lowrank.loraForwardMany(x, [{ w, adapter }, { w }]).ys[1] as Tensor,
+          lowrank.loraExpand(x, w, h, loraB),
+          lowrank.mapTensor(x, 'exp'),
+          lowrank.multiplyAdd({ a: x }),
+          lowrank.weightGrad(dy, x),
+          Tensor.zeros([2], {}),
+          ...Object.values(lowrank.loraBackward(dy, saved)),
+        ].map((tensor) => [tensor.dtype, Buffer.from(tensor.readSync().buffer).toString('base64')]);
+      };
+      const before = results();
+      const bad: Record<string, unknown> = {
+        bias: draw([N], 9),
+        training: false,
+        dropoutMask: draw([M, K], 9),
+        scaling: 7,
+        alpha: 7,
+        beta: 7,
+        c: draw([M, K], 9),
+        b: draw([M, K], 9),
+        dtype: 'bf16',
+        compute: 'int8',
+        keep: true,
+        needs: [],
+        dx: draw([M, K], 9),
+        dLoraA: draw([r, K], 9),
+        accumulateInto: draw([N, K], 9),
+      };
+      const polluted = Object.prototype as unknown as Record<string, unknown>;
+      try {
+        Object.assign(polluted, bad);
+        expect(results()).toEqual(before);
+      } finally {
+        for (const name of Object.keys(bad)) delete polluted[name];
+      }
+    });
+  });
+
+  it('are read by readOptions or ownFields and not off the argument itself', () => {
+    const lib = join(import.meta.dirname, '..', '..', 'lib');
+    const found: string[] = [];
+    for (const folder of ['core', 'ops', 'quant', 'autograd', 'adapters']) {
+      for (const file of readdirSync(join(lib, folder))) {
+        const text = readFileSync(join(lib, folder, file), 'utf8');
+        for (const line of text.split('\n')) {
+          if (/^\s*(\*|\/\/)/.test(line)) continue;
+          if (/\boptions\??\.[a-z]|\} = options;/.test(line)) found.push(`${file}: ${line.trim()}`);
+        }
+      }
+    }
+    expect(found).toEqual(ALLOWED);
+  });
+});
+
+/** Options of functions that are not public, or a field that is read beside the checked ones. */
+const ALLOWED: readonly string[] = [
+  'errors.ts: super(message, options?.cause === undefined ? undefined : { cause: options.cause });',
+  'errors.ts: if (options?.op !== undefined) this.op = options.op;',
+  'lora-many.ts: const { seed: _, dropoutMask: __, ...base } = options;',
+  'zero-points.ts: const { dtype, first = 0, sign = 1 } = options;',
+  'method.ts: ...(options.device === undefined && first !== undefined ? { device: first.device } : {}),',
+];
