@@ -11,8 +11,8 @@
 ///     and in any case before it ends, since the next launch knows of them through this one alone
 ///   - ld.global.nc and __ldg are for what neither this launch nor one that it overlaps writes: L1
 ///     may have that memory as it was
-///   - accumulators and fragments of wgmma are left alone from the fence before their products to the
-///     wait after them: fragments of two groups in flight are two arrays
+///   - accumulators and fragments of wgmma are left alone from the fence before their products to
+///     the wait after them: fragments of two groups in flight are two arrays
 ///   - a ring's writer says SlotFilled(slot, turn) and its reader SlotRead(slot, turn), unless the
 ///     phases of mbarriers say as much
 ///   - shared memory is one struct, taken with DynamicShared<Storage>(); its size is sizeof
