@@ -2,7 +2,7 @@ import { checkObject } from '../checkpoint/arguments.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
-import { readOptions } from '../core/validate.js';
+import { ownFields } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters, checkMethodAdapter } from './adapter-map.js';
 import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
@@ -131,15 +131,7 @@ export async function expertsToPeft(
     for (const [level, own] of parameters.entries()) {
       const entry = `${module}[${level}]`;
       checkObject(kOp, entry, own, 'an object of parameter and experts');
-      const {
-        parameter,
-        experts,
-        transposed = false,
-      } = readOptions(kOp, own, {
-        parameter: true,
-        experts: true,
-        transposed: true,
-      }) as ExpertsParameter;
+      const { parameter, experts, transposed = false } = ownFields(kOp, own) as ExpertsParameter;
       if (typeof parameter !== 'string') {
         throw wrongType(kOp, `${entry}.parameter`, 'a string', parameter);
       }

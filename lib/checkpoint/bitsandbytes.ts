@@ -341,7 +341,7 @@ function packedCodes(
 
 function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32Array): void {
   if (format !== 'fp4') {
-    requireAscending(op, 'weight.quant_map', codebook);
+    requireAscending(op, 'weight.quant_map', codebook, format === 'int8');
     return;
   }
   for (let code = 0; code < 8; code++) {
@@ -353,10 +353,11 @@ function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32
   }
 }
 
-/** Equal ones are in order: tables of fp8 have two zeros. */
-function requireAscending(op: string, key: string, values: Float32Array): void {
+/** Some may be equal in a table of 256: those of fp8 have two zeros. */
+function requireAscending(op: string, key: string, values: Float32Array, mayRepeat = false): void {
   for (let i = 1; i < values.length; i++) {
-    if (!((values[i] as number) >= (values[i - 1] as number))) {
+    const [before, value] = [values[i - 1] as number, values[i] as number];
+    if (!(value > before || (mayRepeat && value === before))) {
       fail('ERR_FORMAT', op, key, 'in ascending order', `${values[i]} at ${i}`);
     }
   }
