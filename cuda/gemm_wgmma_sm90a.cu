@@ -52,13 +52,13 @@
 /// Why panels in pairs of launches, not tile types in one persistent kernel: kernel boundaries
 /// replace flags, spinning and a proxy fence between blocks, and cost one launch latency (about
 /// 1 us, overlapped by programmatic launch) a panel. Exposed is the first panel only: 4.7 MB of
-/// codes read, 16.8 MB written to L2, about 4 us; the others hide. 4096 x 4096, NF4, r = 0, floors
-/// of 798 TFLOP/s, in us (goal):
-///   M = 1,024  43.1 + 7.5 (one panel) = 51 (48)    M = 2,048  86.1 + 4 + 1 = 91 (92)
-///   M = 4,096  172.2 + 4 + 1 = 177 (180)           M = 8,192  344.5 + 4 + 1 = 350 (357)
-/// M = 1,024 misses its goal: one wave of tiles leaves nothing to hide the only panel behind; it
-/// belongs to a kernel that decodes in registers. Waves at M = 2,048, 2,048 rows a panel: 128 tiles
-/// on 132 SMs = 97 %.
+/// codes read, 16.8 MB written to L2, about 4 us; the others hide. 4096 x 4096, NF4, r = 0, in us
+/// (goal), by whole waves of tiles of 44.4 us at 798 TFLOP/s and 1.4 for their ends, a launch a
+/// panel (docs/gpu-design.md has the terms):
+///   M = 2,048  2 · 45.8 + 4 + 2 = 98 (92)          M = 4,096  4 · 45.8 + 4 + 2 = 189 (180)
+///   M = 8,192  8 · 45.8 + 4 + 2 = 373 (357)        512 pairs of tiles on 66 pairs of SMs: 97 %
+/// M = 1,024 belongs to a kernel that decodes in registers: one wave of tiles leaves nothing to
+/// hide the only panel behind.
 ///
 /// r = 16 adds to K = 4,096 three steps of 16 (3 · 16) with a bf16 lora_b, six (6 · 16) with f32:
 /// 1.2 % and 2.3 %, 4.0 and 8.1 us at M = 8,192. Its h takes mma.sync from the tensor cores, 0.8 k

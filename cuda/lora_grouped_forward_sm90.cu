@@ -24,7 +24,7 @@
 ///              the last line's latency, 32 shuffles and the sums                         0.9 k
 ///              the cluster's barrier, h of the peers                                     0.6 k
 ///              two columns a thread, sums of the product from L2                         0.9 k
-///            8.6 k clk = 4.9 us, with the launch 5.9 us (goal G13: 6.5). Behind a base product
+///            8.6 k clk = 4.9 us, with the launch 6.1 us (goal G13: 6.5). Behind a base product
 ///            the launch is hidden. r = 64: 33.5 MB, 11.4 us, and 3.2 us of the same (15)
 #include "cuda/lora_grouped_shrink.cuh"
 #include "cuda/ptx_sm90.cuh"

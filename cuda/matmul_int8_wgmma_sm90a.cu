@@ -46,9 +46,9 @@
 /// The LoRA term is by mma.sync, as the other kernel's bits are: 3 (bf16 factor) to 6 (f32) steps
 /// of 32 mma a warp at r = 16, 1.25 to 2.5 k clk a tile. wgmma would take 0.8 to 1.5 k.
 ///
-/// 8192³ in us: 694 by wgmma at 80 % of peak, 21 the ends of tiles, 67 the codes of x, 2 launches:
-/// 784, where bf16 has a floor of 1,378: 1.76 (goal G15: 1.75), without margin. 4096³: 112 of 172.
-/// The last wave is half full in both.
+/// 8192³ in us: 15.5 waves of tiles, so 16: 710 by wgmma at 80 % of peak, 36 the ends of tiles, 67
+/// the codes of x, 3 launches and tail: 817, where cuBLAS takes 1,378 in bf16: 1.69 (goal G15:
+/// 1.75), missed (docs/gpu-design.md).
 #include "cuda/gemm_int8.cuh"
 #include "cuda/wgmma_tile.cuh"
 

@@ -31,7 +31,7 @@
 ///
 ///   M                              1        16       32
 ///   cluster                        none     2        4
-///   bytes of w, or instructions    3.9      4.0      4.1      with the launch
+///   bytes of w, or instructions    3.9      4.0      4.1      at full rates; docs/gpu-design.md
 ///   planes and their launch                 1.2      1.7
 ///   peers' sums and barriers                0.3      0.8
 ///   before, now                    3.9      5.2, 4.3 5.8, 4.9

@@ -56,13 +56,13 @@
 ///          about twice what the memory gives.
 ///   int8   1 byte a weight: 12.5 weights a clock; one lookup of 4 bytes each, from 32 copies.
 ///
-/// A warp has about 550 instructions outside its loop of 4 steps. So a call takes the memory's time
-/// and 1 us for the launch and the first bytes, or 0.5 for the launch and the time of all
-/// instructions, which fill the wait for the first bytes. 4096 x 4096, M = 1, 128 blocks: 2.9 + 1 =
-/// 3.9 us, or 0.5 + 2.9 (goal 5.0; G1). 14336 x 4096, M = 1, at most 4 blocks a multiprocessor:
-/// 10.1 + 1, or 0.5 + 11.5 = 12.0 (12.0; G2). 4096 x 4096, M = 16: 3.0 + 1, or 0.5 + 3.4, and 1.2
-/// for the planes of two splits: 5.2. On sm_90 matmul_small_m_cluster_sm90.cu has no planes there
-/// (4.3; G3), and matmul_small_m_wgmma_sm90a.cu takes 4-bit codes and M > 32.
+/// A warp has about 550 instructions outside its loop of 4 steps, of which those before it fill the
+/// wait for the first bytes. These are full rates: two warps a scheduler use 0.7 of the slots, and
+/// issue limits then. What calls take of an H100, with launch, waves and tail, docs/gpu-design.md
+/// has: 4096 x 4096, M = 1, 5.2 us (goal 5.0; G1); 14336 x 4096 in four blocks a multiprocessor,
+/// two at a time, 14.4 (12.0; G2). M = 16 has planes of two splits; on sm_90
+/// matmul_small_m_cluster_sm90.cu has none there (G3), and matmul_small_m_wgmma_sm90a.cu takes
+/// 4-bit codes and M > 32.
 #include "cuda/small_m_mma.cuh"
 
 namespace lowrank::gpu {

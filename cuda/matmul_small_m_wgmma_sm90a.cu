@@ -32,8 +32,8 @@
 ///   integer, compiled     17.5                 26.9          468 and 305 instructions a step
 ///   issue, compiled       18.4                 27.4          889 and 597 for 128 weights
 ///
-/// So a step of a block takes 1,220 clocks. Row g of every fragment by lookups would be 1,440 of
-/// shared memory, none 1,520 of integer instructions.
+/// So a step of a block takes 1,220 clocks at full rates, and 1,711 where two warps a scheduler use
+/// 0.7 of the issue slots. Row g of every fragment by lookups would be 1,440 of shared memory.
 ///
 /// 128 outputs, with one fragment a warp whose row g is by lookups: x comes, and is stored, once
 /// for half as many weights. A step is 853 clocks of L2 (16 KiB of x and 9 of w at 30 bytes a
@@ -43,16 +43,16 @@
 /// clock and multiprocessor in clusters of two (3.3 TB/s of an H100, as published) and 11 in larger
 /// ones (2.65 for four). Of 256 outputs that is fragment 1 of each warp; fragment 0 goes by L2,
 /// stored while the last products of fragment 1 run (610 clocks; 1,090 at 30 bytes a clock, and the
-/// cluster's barrier waits for it: up to 0.4 us) and read beside the peers' in 1,090. With 1 us for
-/// the launch:
-///   14336 x 4096, M = 64    clusters of 2, 16 steps   11.1 + 1 + 0.7 + 0.4 = 13.2 us (14.5; G4)
-///   4096 x 4096, M = 64     clusters of 8, memory     3.6 + 1 + 1.4 + 0.4 = 6.4 (6.5); with 128
-///                           outputs, clusters of 4 and 8 steps of 870: 4.0 + 1 + 1.2 + 0.2
-///                M = 128    clusters of 4, 8 steps    5.6 + 1 + 1.2 + 0.7 = 8.5 (8.5; G5)
-///                M = 256    clusters of 2, 16 steps   11.1 + 1 + 0.7 + 0.7 = 13.5 (14)
-///                M = 512    no clusters, 32 steps     22.2 + 1 + 0.9 = 24.1 (25.5)
-/// The last terms write the sums and finish the outputs. docs/performance-log.md has the other
-/// ways.
+/// cluster's barrier waits for it: up to 0.4 us) and read beside the peers' in 1,090. With these
+/// clocks (docs/gpu-design.md), in us of an H100:
+///   14336 x 4096, M = 64    256 outputs, clusters of 2, 16 steps of 1,711: 19.5 (goal 14.5; G4)
+///   4096 x 4096, M = 64     128 outputs, clusters of 4, 8 steps of 942: 7.6 (6.5); with 256, in
+///                           clusters of 8, 8.1
+///                M = 128    256 outputs, clusters of 4, 8 steps: 11.8
+///                M = 256    256 outputs, clusters of 2, 16 steps: 19.5
+///                M = 512    256 outputs, no clusters, 32 steps: 35
+/// From 65 tokens on the kernel of 128 takes less (11.0, 16.2 and 26.1), but where its tiles are
+/// half empty. docs/performance-log.md has the other ways.
 #include "cuda/small_m_wgmma.cuh"
 
 namespace lowrank::gpu {

@@ -34,12 +34,12 @@
 /// more, 94 % of the shared memory, for 330 clocks of integer instructions less. One fragment after
 /// the other, so that one table of two rows is in registers and not two.
 ///
-/// 4096 x 4096, M = 1,024: 128 blocks of 32 steps, 44.4 us; 1 for the launch; at the end 1.5, of
-/// which a thousand clocks each write and read the sums: 46.9 (goal 48; G6). Where K is cut in two,
-/// four or eight, a block reads 32, 48 or 56 KiB of sums from its peers' shared memory at 14 bytes
-/// a clock and multiprocessor in clusters of two and 11 in larger ones, 1.3, 2.5 and 2.9 us, and as
-/// much by L2 meanwhile (small_m_wgmma.cuh), which is why the kernel of 64 tokens takes fewer
-/// tokens where its blocks go in one wave.
+/// 4096 x 4096, M = 1,024: 128 blocks of 32 steps, 44.4 us; at the end 1.2, of which a thousand
+/// clocks each write and read the sums; with launch and tail 47 (goal 48; G6). Where K is cut in
+/// two, four or eight, a block reads 32, 48 or 56 KiB of sums from its peers' shared memory at 14
+/// bytes a clock and multiprocessor in clusters of two and 11 in larger ones, 1.3, 2.5 and 2.9 us,
+/// and as much by L2 meanwhile (small_m_wgmma.cuh). Three warps a scheduler use 0.8 of the issue
+/// slots, where the kernel of 64 tokens has two, and 0.7: so this takes fewer tokens as well.
 #include "cuda/small_m_wgmma.cuh"
 #include "cuda/wgmma_tile.cuh"
 

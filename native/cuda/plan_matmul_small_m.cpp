@@ -141,7 +141,7 @@ struct WgmmaRow {
   uint32_t threads;
   int64_t shared_bytes;    // without the scales
   int64_t scale_slots;     // of a row's scales at a time; 0: all of a slice
-  int64_t step_clocks;     // a step of 128 k, by the budget in the kernel's file
+  int64_t step_clocks;     // a step of 128 k: stepClocks of bench/gpu/budget-model.mjs
   bool half_by_l2;         // half of the sums go to the peers through L2
   const char* kernels[2];  // bf16, f16
 };
@@ -162,10 +162,10 @@ template <typename Tile>
 using WgmmaShared = gpu::SmallMWgmmaShared<Tile, gpu::kSmallMWgmmaStages, 0>;
 constexpr WgmmaRow kWgmmaRows[] = {
     MakeWgmma<gpu::SmallMTileWgmma, WgmmaShared<gpu::SmallMTileWgmma>>(
-        gpu::kSmallMThreads, 1220, "matmul_small_m_wgmma_4bit_bf16_kernel",
+        gpu::kSmallMThreads, 1711, "matmul_small_m_wgmma_4bit_bf16_kernel",
         "matmul_small_m_wgmma_4bit_f16_kernel"),
     MakeWgmma<gpu::SmallMTileWgmma128, WgmmaShared<gpu::SmallMTileWgmma128>>(
-        gpu::kSmallMThreads, 870, "matmul_small_m_wgmma128_4bit_bf16_kernel",
+        gpu::kSmallMThreads, 942, "matmul_small_m_wgmma128_4bit_bf16_kernel",
         "matmul_small_m_wgmma128_4bit_f16_kernel"),
     MakeWgmma<gpu::SmallMTileWide, gpu::SmallMWideShared>(gpu::kSmallMWideThreads, 2435,
                                                           "matmul_wide_m_wgmma_4bit_bf16_kernel",
@@ -213,6 +213,21 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
 /// compute beside the products.
 constexpr int64_t kTokensOfPanels = 385;
 
+/// What follows a block's last step: endClocks of bench/gpu/budget-model.mjs. The sums of its peers
+/// in a cluster, of which half go by L2 where a warp has two fragments, beside the instructions
+/// that make outputs of them.
+int64_t EndClocks(const WgmmaRow& row, int64_t cluster) {
+  constexpr int64_t kOutputClocks = 2000;
+  const int64_t sum_bytes = row.rows * row.tokens * int64_t{sizeof(float)};
+  if (cluster == 1) return std::max(kOutputClocks, sum_bytes / 2 / kL2Bytes);
+  const int64_t half_bytes = row.half_by_l2 ? sum_bytes / 2 : 0;
+  const int64_t peer_bytes = (sum_bytes - half_bytes) * (cluster - 1) / cluster;
+  const int64_t peers = peer_bytes * 10 / PeerBytesTimesTen(cluster);
+  // Half of the stores are late: the last products hide the others.
+  return kClusterClocks + std::max({peers, half_bytes / kL2Bytes, kOutputClocks}) +
+         half_bytes / kL2Bytes / 2;
+}
+
 struct WgmmaChoice {
   const WgmmaRow* row = nullptr;
   Slices slices;
@@ -253,10 +268,8 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
                             ? 4 * blocks * count >= 3 * device.sm_count
                             : 8 * blocks * count >= 5 * waves * device.sm_count;
       if (!full) continue;
-      const int64_t sum_bytes = row.rows * row.tokens * int64_t{sizeof(float)};
-      const int64_t from_peers = (row.half_by_l2 ? sum_bytes / 2 : sum_bytes) * (count - 1) / count;
-      const int64_t peers = from_peers * 10 / PeerBytesTimesTen(count);
-      const int64_t clocks = waves * (CeilDiv(slices.k, kStepK) * row.step_clocks + peers);
+      const int64_t clocks =
+          waves * (CeilDiv(slices.k, kStepK) * row.step_clocks + EndClocks(row, count));
       if (best.row == nullptr || clocks < best.clocks) best = {&row, slices, clocks};
     }
   }

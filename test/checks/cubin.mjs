@@ -18,6 +18,9 @@ const kOpcodes = new Map([
   [0x82e, 'waits'], // griddepcontrol.wait
 ]);
 const kNop = 0x918;
+const kBranch = 0x947;
+/** mma.sync of 16-bit floats and of bytes; wgmma with one operand in registers, and with none. */
+const kMatrix = new Set([0x23c, 0x237, 0xdf0, 0x9f0]);
 // Attributes in .nv.info: a function and a value.
 const kFrameSize = 0x11;
 const kRegisterCount = 0x2f;
@@ -113,4 +116,43 @@ export function readCubin(elf) {
     });
   }
   return kernels;
+}
+
+/**
+ * Where a branch leads, by instruction. Its distance from the next one, in fourths of an instruction, has its
+ * lowest eight bits at bit 16 and the others from bit 34 on.
+ */
+function targetOf(elf, offset, index) {
+  const at = offset + 16 * index;
+  const high = BigInt.asIntN(
+    48,
+    (elf.readBigUInt64LE(at + 8) << 30n) | (elf.readBigUInt64LE(at) >> 34n),
+  );
+  return index + 1 + (Number(high) * 256 + elf[at + 2]) / 4;
+}
+
+/**
+ * The main loop of each kernel that has one: of its loops the one with most matrix instructions among its own.
+ * @returns {Map<string, {before: number, instructions: number}>} before: instructions that precede it
+ */
+export function mainLoops(elf) {
+  const loops = new Map();
+  for (const { name, offset, bytes } of sectionsOf(elf)) {
+    if (!name.startsWith('.text.')) continue;
+    const opcodes = Array.from(
+      { length: bytes / 16 },
+      (_, i) => elf.readUInt16LE(offset + 16 * i) & 0xfff,
+    );
+    let best = { share: 0 };
+    opcodes.forEach((opcode, end) => {
+      if (opcode !== kBranch) return;
+      const before = targetOf(elf, offset, end);
+      const loop = opcodes.slice(before, end + 1);
+      const share = loop.filter((one) => kMatrix.has(one)).length / loop.length;
+      if (share > best.share) best = { share, before, instructions: loop.length };
+    });
+    const { share, ...loop } = best;
+    if (share > 0) loops.set(name.slice('.text.'.length), loop);
+  }
+  return loops;
 }

@@ -94,6 +94,8 @@ function largeShapes(): Large[] {
         { format: 'nf4', dtype: 'f16', shape: [193, 500, 4256], r: 0, infinity: true },
         // Rows that begin inside a block of scales, and end in the ring's second turn.
         { format: 'nf4', dtype: 'bf16', shape: [193, 500, 4320], r: 0, blocksize: 128 },
+        // Three tiles of 64 tokens are one wave of a card.
+        { format: 'nf4', dtype: 'bf16', shape: [130, 11264, 256], r: 8 },
       ] as const
     ).map((one) => ({ ...one, sm: '90' })),
     // Slices in a cluster: of few blocks on few multiprocessors, and of 12 on a card.

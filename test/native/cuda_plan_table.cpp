@@ -1,14 +1,18 @@
 /// The most dynamic shared memory that a plan gives each kernel, over sizes of real models, on one
 /// card for each architecture of a package: a line of JSON for each of both, for
-/// `check:cuda --trace`. A kernel without a line is not launched there. Arithmetic only, no device.
+/// `check:cuda --trace`. A kernel without a line is not launched there. With cases of
+/// bench/gpu/budget.mjs as arguments: the launches of each on an H100, a line a case. Arithmetic
+/// only, no device.
 #include <algorithm>
 #include <cstdio>
+#include <cstring>
 #include <map>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "cuda/emulator/driver/device_model.h"
+#include "cuda/params/gemm_wgmma.h"
 #include "native/cuda/plan.h"
 
 namespace {
@@ -339,10 +343,106 @@ void AddElementwise(DType dtype, int64_t M, int64_t N, Card* card) {
   card->Add(random);
 }
 
+/// What a launch of the large products on Hopper does beside them.
+void PrintWgmma(const cuda::LaunchStep& step) {
+  gpu::GemmWgmmaParams params;
+  if (step.param_bytes != sizeof(params)) return;
+  std::memcpy(&params, step.params.data(), sizeof(params));
+  std::printf(", \"tiles\": [%u, %u], \"slab_steps\": %u, \"h\": %s, \"grads\": [", params.tiles_m,
+              params.tiles_n, params.slab_steps, params.shrink.x != nullptr ? "true" : "false");
+  const char* comma = "";
+  for (const gpu::RowGrad& grad : params.grads) {
+    if (grad.x == nullptr) continue;
+    const auto of_split = static_cast<unsigned long long>(grad.rows_per_split);
+    std::printf("%s[%u, %u, %llu]", comma, grad.blocks, grad.splits, of_split);
+    comma = ", ";
+  }
+  std::printf("]");
+}
+
+template <typename Op>
+bool PrintLaunches(const char* text, const Op& op) {
+  cuda::Workspace workspace(Some(size_t{1} << 34));
+  Plan plan;
+  Status status = op.Check();
+  if (status.ok()) status = MakePlan(op, LimitsOf(90), &workspace, &plan);
+  if (!status.ok()) {
+    std::fprintf(stderr, "%s: %s\n", text, status.message().c_str());
+    return false;
+  }
+  std::printf("{\"case\": \"%s\", \"launches\": [", text);
+  const char* comma = "";
+  for (const cuda::LaunchStep& step : plan.steps) {
+    std::printf("%s{\"kernel\": \"%s\", \"blocks\": [%u, %u], \"cluster\": %u", comma, step.kernel,
+                step.grid.x, step.grid.y, step.cluster);
+    if (std::strncmp(step.kernel, "gemm_wgmma_128", 14) == 0) PrintWgmma(step);
+    std::printf("}");
+    comma = ", ";
+  }
+  std::printf("]}\n");
+  return true;
+}
+
+/// op,M,N,K,r,dropout,format,double quantisation,dtype of the factors
+bool PrintCase(const char* text) {
+  char name[32], format[16], factors[16];
+  long long M, N, K, r;
+  double dropout;
+  int double_quant;
+  if (std::sscanf(text, "%31[^,],%lld,%lld,%lld,%lld,%lf,%15[^,],%d,%15s", name, &M, &N, &K, &r,
+                  &dropout, format, &double_quant, factors) != 9) {
+    std::fprintf(stderr, "not a case: %s\n", text);
+    return false;
+  }
+  const DType factor = std::strcmp(factors, "bf16") == 0 ? DType::kBF16 : DType::kF32;
+  const std::string op = name;
+  WeightView w = Weight(format, DType::kBF16, double_quant != 0, N, K);
+  LoraForwardOp forward;
+  forward.x = Matrix(DType::kBF16, M, K);
+  forward.w = w;
+  forward.y = Matrix(DType::kBF16, M, N);
+  forward.scaling = 2;
+  forward.dropout.p = static_cast<float>(dropout);
+  if (op == "matmul") return PrintLaunches(text, BaseOf(forward));
+  if (op == "matmulInt8") {
+    forward.compute = Compute::kInt8;
+    forward.w.quant.rowwise = true;
+    return PrintLaunches(text, BaseOf(forward));
+  }
+  if (op == "quantize") return PrintLaunches(text, QuantizeOp{Matrix(DType::kBF16, N, K), w.quant});
+  if (op == "dequantize") {
+    return PrintLaunches(text, DequantizeOp{w.quant, Matrix(DType::kBF16, N, K)});
+  }
+  forward.lora_a = Matrix(factor, r, K);
+  forward.lora_b = Matrix(factor, N, r);
+  forward.h = Matrix(DType::kF32, M, r);
+  if (op == "loraForward") return PrintLaunches(text, forward);
+  if (op == "factoredNorm") {
+    return PrintLaunches(
+        text, FactoredNormOp{w, forward.lora_a, forward.lora_b, Matrix(DType::kF32, 1, N),
+                             Matrix(DType::kF32, 1, N), DType::kBF16, 2});
+  }
+  LoraBackwardOp backward;
+  backward.dy = forward.y;
+  backward.x = forward.x;
+  backward.w = w;
+  backward.lora_a = forward.lora_a;
+  backward.lora_b = forward.lora_b;
+  backward.h = forward.h;
+  backward.dx = Matrix(DType::kBF16, M, K);
+  backward.d_lora_a = Matrix(factor, r, K);
+  backward.d_lora_b = Matrix(factor, N, r);
+  backward.dropout = forward.dropout;
+  backward.scaling = 2;
+  return PrintLaunches(text, backward);
+}
+
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   bool complete = true;
+  for (int i = 1; i < argc; ++i) complete = PrintCase(argv[i]) && complete;
+  if (argc > 1) return complete ? 0 : 1;
   for (const Architecture& architecture : kArchitectures) {
     Card card(architecture);
     for (const DType dtype : kDTypes) {

@@ -66,7 +66,7 @@ const Case kCases[] = {
     {"wgmma, clusters of 2", 64, 290, 288, 0, kH, "fp4/32", false, kF32, false, 5, 90},
     {"wgmma, long blocks", 41, 257, 544, 0, kB, "nf4/4096", true, kF32, false, 8, 90},
     {"wgmma, two tiles", 100, 290, 544, 5, kB, "nf4/64d", true, kF32, true, 4, 90, kSmall, 1},
-    {"wgmma, tiles of clusters", 65, 257, 2080, 8, kH, "nf4/64", true, kH, true, 8, 90, kSmall, 2},
+    {"wgmma, tiles of clusters", 130, 250, 2016, 8, kH, "nf4/64", true, kH, true, 6, 90, kSmall, 2},
     {"128 rows", 64, 512, 384, 16, kB, "nf4/64", true, kB, true, 4, 90, kSmall128, 1},
     {"128 rows, clusters of 2", 33, 250, 1120, 8, kH, "nf4/64d", true, kF32, true, 4, 90, kSmall128,
      2},
@@ -288,7 +288,7 @@ void CheckCodebook() {
       {"codebook", 3, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1},
       {"codebook", 3, 35, 96, 0, kB, "int8/64", false, kF32, false, 1},
       {"codebook", 70, 200, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kWide, 1},
-      {"codebook", 70, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kSmall128, 1},
+      {"codebook", 64, 35, 96, 0, kB, "nf4/64", false, kF32, false, 1, 90, kSmall128, 1},
   };
   for (const Case& spec : cases) {
     const char* weight = spec.weight;
@@ -389,18 +389,20 @@ const Choice kChoices[] = {
     // 33 clusters of four do not fit groups of 16 multiprocessors, and three take longer than
     // planes.
     {32, 4224, 4096, false, kPlain, 1, 2},
-    {64, 4096, 4096, true, kSmall, 8},
+    {64, 4096, 4096, true, kSmall128, 4},
     {64, 2048, 4096, true, kSmall128, 8},
     {64, 14336, 4096, true, kSmall, 2},
-    {65, 4096, 4096, true, kSmall, 4},
-    {128, 4096, 4096, false, kSmall, 4},
-    {256, 4096, 4096, true, kSmall, 2},
-    {384, 4096, 4096, true, kSmall, 1},
-    {512, 4096, 4096, false, kSmall, 1},
+    {65, 4096, 4096, true, kWide, 8},
+    {128, 4096, 4096, false, kWide, 8},
+    {256, 4096, 4096, true, kWide, 4},
+    {384, 4096, 4096, true, kWide, 2},
+    {512, 4096, 4096, false, kWide, 2},
     {1024, 4096, 4096, false, kWide, 1},
-    {128, 14336, 4096, false, kSmall, 1},
+    {128, 14336, 4096, false, kWide, 2},
+    // Three tiles of 64 tokens, the last nearly empty, where tiles of 128 would be two.
+    {130, 11264, 256, false, kSmall, 1},
     {512, 4096, 14336, false, kWide, 2},
-    {1024, 1024, 4096, false, kSmall, 2},
+    {1024, 1024, 4096, false, kWide, 4},
     {1024, 4096, 14336, false, kWide, 1},
     // h is computed beside the products of gemm_wgmma; too many tokens; several waves; idle.
     {512, 4096, 4096, true, nullptr, 0},
