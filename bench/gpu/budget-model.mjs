@@ -278,7 +278,7 @@ export function streaming(bytes) {
   return { us: of('launch') + of('first') + bytes / of('memory') + of('tail'), limit: 'memory' };
 }
 
-/** Few rows of many adapters in one launch: the bytes, and 3.6 thousand clocks of dependent steps around them (lora_grouped_forward_sm90a.cu). */
+/** Few rows of many adapters in one launch: the bytes, and 3.6 thousand clocks of dependent steps around them (lora_grouped_forward_sm90.cu). */
 export function adapters(bytes) {
   return { us: of('launch') + us(3600) + bytes / of('memory') + of('tail'), limit: 'memory' };
 }

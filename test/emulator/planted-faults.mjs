@@ -82,8 +82,8 @@ export const FAULTS = [
   },
   {
     name: 'a cluster that arrives without a release',
-    file: 'lora_shrink_cluster_sm90a.cu',
-    kernel: 'lora_shrink_cluster_sm90a.cu',
+    file: 'lora_shrink_cluster_sm90.cu',
+    kernel: 'lora_shrink_cluster_sm90.cu',
     from: 'ClusterSync();',
     to: 'emu::ClusterArrive(emu::Site::Line(__FILE__, __LINE__), true); emu::ClusterWait(emu::Site::Line(__FILE__, __LINE__));',
     device: HOPPER,
