@@ -249,8 +249,11 @@ LOWRANK_DEVICE void StoreSums(const GemmWgmmaParams& p, uint16_t* s_out,
     float low = 0;
     float high = 0;
     if (p.addend != nullptr && n < p.panel_n) {
-      low = p.addend[p.first_n + n];  // of the launch before
-      if (n + 1 < p.panel_n) high = p.addend[p.first_n + n + 1];
+      // Of the launch before, so by plain loads. Kept, or its address takes a register of the
+      // products.
+      const float* g_addend = Keep(p.addend) + p.first_n + n;
+      low = g_addend[0];
+      if (n + 1 < p.panel_n) high = g_addend[1];
     }
     uint32_t packed[2];
 #pragma unroll
