@@ -216,12 +216,6 @@ export function shrinking(): KernelCase[] {
       [undefined, 'f16', 'f32', 401, 2600, 264, 8, { bias: true }],
       [undefined, 'bf16', 'f32', 520, 1288, 408, 5, { infinity: true }],
       ['int8', 'bf16', 'bf16', 393, 1288, 832, 11, { infinity: true, dropout: 0.5 }],
-      // Beyond 16 ranks: one unit of them, ragged and whole, and two.
-      ['nf4', 'bf16', 'bf16', 390, 1288, 840, 17, { dropout: 0.25 }],
-      ['fp4', 'f16', 'f32', 401, 1288, 840, 32, {}],
-      ['nf4', 'bf16', 'f32', 390, 1288, 840, 29, { infinity: true }],
-      ['nf4', 'bf16', 'bf16', 401, 2184, 488, 48, {}],
-      ['int8', 'bf16', 'bf16', 390, 2184, 488, 64, { infinity: true }],
     ] as ReadonlyArray<
       readonly [
         QuantFormat | undefined,
@@ -273,9 +267,6 @@ export function turning(): KernelCase[] {
       ['int8', 'bf16', 'bf16', 401, 520, 2216, 11, { dropout: 0.5, maskGiven: true, added: true }],
       [undefined, 'f16', 'f32', 401, 264, 2184, 8, { added: true }],
       ['nf4', 'f16', 'f16', 400, 1000, 2191, 3, { dropout: 0.5, infinity: true, added: true }],
-      // dh of more than 16 ranks beside the products.
-      ['nf4', 'bf16', 'bf16', 390, 1000, 2184, 64, { dropout: 0.25 }],
-      ['nf4', 'f16', 'f32', 390, 1000, 2184, 24, {}],
       // A mask read one element at a time.
       ['int8', 'bf16', 'f32', 512, 520, 2191, 5, { dropout: 0.5, maskGiven: true }],
     ] as ReadonlyArray<
