@@ -42,12 +42,14 @@ DeviceLimits LimitsOf(int sm) {
   return limits;
 }
 
+/// Of all types: what they point to is apart from one another.
+uintptr_t g_next = uintptr_t{1} << 40;
+
 /// Addresses that are aligned, apart from one another and never read.
 template <typename T = void>
 T* Some(size_t bytes = 1 << 20) {
-  static uintptr_t next = uintptr_t{1} << 40;
-  const uintptr_t at = next;
-  next += (bytes + 4095) / 4096 * 4096;
+  const uintptr_t at = g_next;
+  g_next += (bytes + 4095) / 4096 * 4096;
   return reinterpret_cast<T*>(at);
 }
 
