@@ -61,10 +61,11 @@ void EnvState::OnTeardown(EnvState* state) {
 
 Napi::ArrayBuffer EnvState::NewBuffer(Napi::Env env, size_t bytes) {
   Napi::Value buffer;
+  // Node-API aborts the process where there is no memory; the constructor throws a RangeError.
   try {
     buffer = array_buffer_.New({Napi::Number::New(env, static_cast<double>(bytes))});
   } catch (const Napi::Error&) {
-    // Node-API aborts the process where there is no memory; the constructor throws a RangeError.
+    buffer = Napi::Value();
   }
   const bool made = !buffer.IsEmpty() && buffer.IsArrayBuffer() &&
                     buffer.As<Napi::ArrayBuffer>().ByteLength() == bytes;

@@ -16,7 +16,11 @@ it.runIf(emulated)(
     const runs = await runOnCards(FILTER, CARDS);
     const cases = runs[0]?.lines.length ?? 0;
     expect(cases).toBe(24);
-    for (const { lines } of runs.slice(1)) expect(lines).toEqual(runs[0]?.lines);
+    expect(runs[2]?.lines).toEqual(runs[1]?.lines);
+    // An adapter's term is summed by tensor cores that cut off otherwise before compute capability 9.0.
+    const codes = (run = runs[0]) => run?.lines.filter(([, name]) => name?.includes('matmul'));
+    expect(codes().length).toBeGreaterThan(10);
+    expect(codes(runs[1])).toEqual(codes());
     // With and without a bias; 128 rows are not enough, and an adapter's term is one launch.
     const products = 2 * cases;
     const byWgmma = runs.map(({ launches }) => launches('matmul_int8_wgmma_kernel'));

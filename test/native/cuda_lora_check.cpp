@@ -69,7 +69,8 @@ void CheckShrink(const Case& c, bool contraction_major, Tamper tamper = nullptr)
         sum.Add(static_cast<double>(scaling) * Gated(x, dropout, m, k) *
                 At(factor, contraction_major ? k * c.r + j : j * c.K + k));
       }
-      Compare(name, out, m * c.r + j, sum, c.integers);
+      // What is promised of sums of K products on tensor cores (docs/gpu-design.md).
+      Compare(name, out, m * c.r + j, sum, c.integers, 16 + 1.25 * static_cast<double>(c.K));
     }
   }
 }

@@ -155,10 +155,10 @@ struct Sum {
   }
 };
 
-/// `actual` against `sum`: exactly where everything is an integer, else within the bound; the same
-/// NaN or infinity where the double has one.
+/// `actual` against `sum`: exactly where everything is an integer, else within the bound of so many
+/// units; the same NaN or infinity where the double has one.
 inline void Compare(const std::string& what, const TensorView& out, int64_t i, const Sum& sum,
-                    bool integers) {
+                    bool integers, double units = 16) {
   const double actual = At(out, i);
   if (std::fabs(sum.value) > 0x1.fffffefffp127) {  // rounds to infinity in f32
     return Report(actual == std::copysign(HUGE_VAL, sum.value), what + " overflows");
@@ -169,7 +169,7 @@ inline void Compare(const std::string& what, const TensorView& out, int64_t i, c
     return Report(false, what + "[" + std::to_string(i) + "] got " + std::to_string(actual) +
                              ", exact " + std::to_string(sum.value));
   }
-  Expect(what + "[" + std::to_string(i) + "]", actual, sum.value, sum.size, out.dtype);
+  Expect(what + "[" + std::to_string(i) + "]", actual, sum.value, sum.size, out.dtype, units);
 }
 
 inline DropoutSpec MakeDropout(const Case& c, Device* device) {

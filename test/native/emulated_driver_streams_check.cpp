@@ -324,6 +324,7 @@ void CapturesAreSpoilt() {
   }
   // So it is with asking after work, and waiting for it, unless the thread says that it knows.
   EXPECT_OK(d.cuEventRecord(event, side));
+  EXPECT_OK(d.cuStreamSynchronize(side));
   for (const auto& [mode, expected] :
        {std::pair{CU_STREAM_CAPTURE_MODE_GLOBAL, CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED},
         std::pair{CU_STREAM_CAPTURE_MODE_THREAD_LOCAL, CUDA_SUCCESS},

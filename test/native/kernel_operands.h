@@ -217,9 +217,10 @@ inline double OutputUnit(DType dtype) {
   return dtype == DType::kF32 ? 0x1p-24 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-11;
 }
 
-/// |y - y64| <= 16 · 2^-24 · sum|ab| + one rounding of the output.
-inline void Expect(const std::string& what, double actual, double exact, double sum, DType dtype) {
-  const double limit = 16 * 0x1p-24 * sum + OutputUnit(dtype) * std::fabs(exact) * 1.01 +
+/// |y - y64| <= units · 2^-24 · sum|ab| + one rounding of the output.
+inline void Expect(const std::string& what, double actual, double exact, double sum, DType dtype,
+                   double units = 16) {
+  const double limit = units * 0x1p-24 * sum + OutputUnit(dtype) * std::fabs(exact) * 1.01 +
                        (dtype == DType::kF16 ? 0x1p-25 : 0x1p-149);
   if (!(std::fabs(actual - exact) <= limit)) {
     char text[200];
