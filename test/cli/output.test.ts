@@ -9,6 +9,7 @@ import { requireBuilt, run } from '../finetune/command.js';
 
 beforeAll(requireBuilt);
 
+if (!fs.existsSync('/dev/full')) console.warn('skipped: there is no /dev/full');
 describe.skipIf(!fs.existsSync('/dev/full'))('output that cannot be written', () => {
   it.each(['info', '--help', 'info --json'])('%s: a sentence and exit code 6', async (line) => {
     const { code, stderr } = await run(line.split(' '), { wrap: 'exec "$@" > /dev/full' });
