@@ -95,7 +95,8 @@ describe('DoRA of a convolution', () => {
       const norm = norms(sizes, w, a, b);
       const shareOf = (m: Values) => norm.map((v, n) => (m[n] as number) / v);
       const expected = layer(sizes, [x, w, a, b], shareOf(magnitude), bias);
-      const patches = new Im2col({ channels: C, ...image, device });
+      const { B: _, ...spec } = image;
+      const patches = new Im2col({ channels: C, ...spec, device });
       const base = groupedWeight(Tensor.from(w, [N, K / groups], { device }), groups);
       const rows = patches.rows(Tensor.from(x, [B, C, height, width], { device }));
       const own = Tensor.from(bias, [N], { device });

@@ -17,7 +17,8 @@ describe('IA3 of a convolution', () => {
     stride: [2, 1],
     padding: [1, 0],
   } as const;
-  const { C, B, height, width } = spec;
+  const { C, B, ...image } = spec;
+  const { height, width } = image;
   const [N, taps] = [4, 6];
   const K = C * taps;
   const x = wave(B * C * height * width, 2);
@@ -47,7 +48,7 @@ describe('IA3 of a convolution', () => {
         const moved = y64.map((v, i) => v + (shift[Math.floor(i / (OH * OW)) % N] as number));
         return feedforward ? moved : scaled(moved, at);
       };
-      const patches = new Im2col({ channels: C, ...spec, device });
+      const patches = new Im2col({ channels: C, ...image, device });
       const base = Tensor.from(w, [N, K], { device });
       const bias = Tensor.from(shift, [N], { device });
       const rows = patches.rows(Tensor.from(x, [B, C, height, width], { device }));

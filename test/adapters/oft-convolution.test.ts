@@ -28,7 +28,8 @@ const available = devices()
 const [B, C, height, width, N] = [2, 4, 5, 4, 3];
 const kernel = [3, 2] as const;
 const K = C * 6;
-const spec = { B, C, height, width, kernel, stride: [2, 1], padding: [1, 0] } as const;
+const image = { height, width, kernel, stride: [2, 1], padding: [1, 0] } as const;
+const spec = { B, C, ...image } as const;
 const sizes = { C, height, width, kernel } as const;
 const [x, w] = [wave(B * C * height * width, 2), wave(N * K, 7)];
 const [OH, OW] = outSizeOf(spec);
@@ -71,7 +72,7 @@ describe.each(available)('OFT of a convolution on %s', (device) => {
         const entries = adapter.parameters.weight?.readSync() as Float32Array;
         const layer = (values: ArrayLike<number>, input: ArrayLike<number> = x) =>
           convolve(spec, input, turnedWeight(w, K, rotationsOf(values, own, size, terms)), N);
-        const patches = new Im2col({ channels: C, ...spec, device });
+        const patches = new Im2col({ channels: C, ...image, device });
         const base = at(w, [N, K]);
         const rows = patches.rows(at(x, [B, C, height, width]));
         const { y, saved } = adapter.forward(rows, base);
@@ -112,7 +113,7 @@ describe.each(available)('OFT of a convolution on %s', (device) => {
         const layer = (values: ArrayLike<number>, images: ArrayLike<number>) =>
           convolve(spec, turnedImages(sizes, images, rotationsOf(values, own, size, terms)), w, N);
         const images = new OftImages(adapter, { channels: C, height, width, kernel });
-        const patches = new Im2col({ channels: C, ...spec, device });
+        const patches = new Im2col({ channels: C, ...image, device });
         const base = at(w, [N, K]);
         const { y, saved } = images.forward(at(x, [B, C, height, width]));
         expect(y.shape).toEqual([B, C, height, width]);
@@ -149,7 +150,7 @@ describe.each(available)('OFT of a convolution on %s', (device) => {
     scope(() => {
       const adapter = load({ oft_block_size: 8, r: 0 }, 3, 8);
       const packed = quantize(at(w, [N, K]), { format: 'nf4' });
-      const patches = new Im2col({ channels: C, ...spec, device });
+      const patches = new Im2col({ channels: C, ...image, device });
       const rows = patches.rows(at(x, [B, C, height, width]));
       const { y } = adapter.forward(rows, packed);
       near(y.readSync(), adapter.forward(rows, dequantize(packed)).y.readSync(), 1e-4);

@@ -68,7 +68,7 @@ describe('SparsePattern', () => {
       });
     expect(make([0, 4], [0, 0])).toThrow(/rows\[1\]/);
     expect(make([0, -1], [0, 0])).toThrow(/rows\[1\]/);
-    expect(make([0, 1], [0, 5])).toThrow(/index\[1\]/);
+    expect(make([0, 1], [0, 5])).toThrow(/columns\[1\].*from 0 to 4, got 5/);
     expect(make([0], [0, 0])).toThrow(/columns/);
   });
 });

@@ -242,7 +242,7 @@ describe('trained rows beside LoRA (trainable_token_indices)', () => {
   });
 
   it.each([
-    ['no tokens', null, emb, 'ERR_UNSUPPORTED', /trainable_token_indices given, got LORA/],
+    ['no tokens', null, emb, 'ERR_UNSUPPORTED', /trainable_token_indices given, got "LORA"/],
     ['others’ tokens', { wte: [5, 1] }, emb, 'ERR_FILE', /name model.embed_tokens, got wte/],
     [
       'no rows',
@@ -336,7 +336,7 @@ describe('trained rows beside LoRA (trainable_token_indices)', () => {
       await expect(TokenRows.toPeft(new Map([[emb, own]]), beside)).rejects.toThrow(
         expect.objectContaining({
           code: 'ERR_UNSUPPORTED',
-          message: expect.stringMatching(/LORA or ADALORA.*got IA3/),
+          message: expect.stringMatching(/LORA or ADALORA.*got "IA3"/),
         }),
       );
     });

@@ -56,7 +56,8 @@ function writeTwoShards(model: string): void {
 }
 
 // The mark of a process that is told apart by its start needs Linux.
-if (process.platform !== 'linux') console.warn('skipped: the start of a process is read from /proc');
+if (process.platform !== 'linux')
+  console.warn('skipped: the start of a process is read from /proc');
 describe.skipIf(process.platform !== 'linux')('killed at each call', () => {
   const output = [process.stdout, process.stderr].map((stream) => vi.spyOn(stream, 'write'));
   beforeAll(() => {

@@ -132,11 +132,14 @@ describe.each(DEVICES)('cancellation on %s', (device) => {
     return Math.max(...norms.map((v, n) => Math.abs(v / Math.sqrt(value.data[n] as number) - 1)));
   };
 
+  // Tensor cores truncate, so their errors do not cancel.
+  const most = device.startsWith('cuda') ? 4 : 1;
+
   it('a row of which a share is left keeps the digits that the share squared leaves', async () => {
     await scope(async () => {
       expect(await errors(1)).toBeLessThan(1e-5);
-      expect(await errors(0.1)).toBeLessThan(1e-4);
-      expect(await errors(0.01)).toBeLessThan(1e-2);
+      expect(await errors(0.1)).toBeLessThan(most * 1e-4);
+      expect(await errors(0.01)).toBeLessThan(most * 1e-2);
     });
   });
 

@@ -39,10 +39,12 @@ function layerOf(golden: GoldenCase, name: string, device: Device, training: boo
   };
   const loraA = part('lora_A.weight') as Tensor;
   const loraBias = part('lora_B.bias');
+  const { r, ...alpha } = readAlpha(config, name);
+  expect(loraA.shape[0]).toBe(r);
   const adapter = new LoraAdapter({
     loraA,
     loraB: part('lora_B.weight') as Tensor,
-    ...readAlpha(config, name),
+    ...alpha,
     ...(training ? {} : { dropout: 0 }),
     ...(loraBias === undefined ? {} : { loraBias }),
   });
