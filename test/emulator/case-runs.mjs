@@ -153,11 +153,12 @@ export class CaseRunner {
 
   /**
    * The cases of each device, {device -> [name]}: those that launch something there which they do not on
-   * a device before it; their outcomes in the fast library, whose values must be right; the kernels that are
-   * launched; and how many cases each device has. `choose(lines)` gives the names that are taken of lines
-   * [outcome, name, ms, launches, places, kernels] of a device in a smoke run.
+   * a device before it; their outcomes, whose values must be right where `oracle` matches the name; the
+   * kernels that are launched; and how many cases each device has.
+   * In a smoke run `choose(lines, device)` gives the names that are taken of lines
+   * [outcome, name, ms, launches, places, kernels] of a device.
    */
-  async survey(devices, filter, jobs, choose) {
+  async survey(devices, filter, jobs, { choose, oracle = '', library = PLAIN.library } = {}) {
     const launched = new Map();
     await inParallel(devices, jobs, async (device) => {
       // What an op launches follows from shapes: kernels need not run to know it.
@@ -177,7 +178,13 @@ export class CaseRunner {
     const candidates = newLaunches(devices, launched, (outcome) => outcome.startsWith('error'));
     for (const device of choose === undefined ? [] : devices) {
       const own = new Set(candidates.get(device));
-      candidates.set(device, choose(launched.get(device).filter(([, name]) => own.has(name))));
+      candidates.set(
+        device,
+        choose(
+          launched.get(device).filter(([, name]) => own.has(name)),
+          device,
+        ),
+      );
     }
     const outcomes = new Map();
     const kernels = new Set();
@@ -188,7 +195,8 @@ export class CaseRunner {
         ...PLAIN,
         device,
         names: candidates.get(device),
-        more: ['--measure', '--oracle'],
+        library,
+        more: ['--measure', '--oracle', oracle],
         env: { LOWRANK_EMULATOR_TRACE: trace },
       });
       const errors = lines.filter(([outcome]) => outcome.startsWith('error'));
@@ -203,7 +211,8 @@ export class CaseRunner {
       }
       rmSync(trace);
     });
-    const names = newLaunches(devices, ran, () => false);
+    // Launches in PTX mode overlap none before them: by those alone Hopper would have fewer cases.
+    const names = library === PLAIN.library ? newLaunches(devices, ran, () => false) : candidates;
     const counts = new Map(devices.map((device) => [device, launched.get(device).length - 1]));
     return { names, outcomes, kernels, counts };
   }

@@ -56,6 +56,7 @@ function fewRows(): KernelCase[] {
   return DTYPES.flatMap((dtype) =>
     WEIGHTS.filter(({ name }) => name === `dense ${dtype}` || name === 'nf4').map((spec) => ({
       name: `grouped few rows ${dtype} ${spec.name}`,
+      smoke: dtype !== 'f16',
       async run(device: Device) {
         const results: Tensor[] = [];
         for (const [index, shape] of few(dtype).entries()) {
@@ -104,6 +105,7 @@ function segments(): KernelCase[] {
   return (['bf16', 'f16'] as const).flatMap((dtype) =>
     SEGMENTS.map((shape, index) => ({
       name: `grouped segments ${dtype} nf4 [${shape.M}, ${shape.N}, ${shape.K}]`,
+      smoke: dtype !== 'f16',
       async run(device: Device) {
         const spec = WEIGHTS.find(({ name }) => name === 'nf4') as (typeof WEIGHTS)[number];
         const c = groupedCase(shape, spec, dtype, device, index + 2);
@@ -125,6 +127,7 @@ export function grouped(): KernelCase[] {
       .filter((spec) => mixes(spec, dtype))
       .map((spec) => ({
         name: `grouped ${dtype} ${spec.name}`,
+        smoke: dtype !== 'f16' || spec.name === 'nf4',
         async run(device) {
           const results: Tensor[] = [];
           for (const [index, shape] of SHAPES.entries()) {

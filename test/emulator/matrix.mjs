@@ -8,10 +8,10 @@
  *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]
  *
  * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
- * the first only. --smoke takes one schedule a device, and of the larger cases those of few kinds and those that
- * launch a kernel which none before does. Without nvcc
- * there is no PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes
- * hours as a whole, and can be had in pieces.
+ * the first only. --smoke begins with PTX mode where there is one and takes one schedule a device, and of the
+ * larger cases those of few kinds and those that launch a kernel which none before does. Without nvcc there is no
+ * PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes hours as a whole,
+ * and can be had in pieces.
  */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { cpus, tmpdir } from 'node:os';
@@ -57,6 +57,11 @@ if (modes.some(missingLibrary)) {
   process.exit(2);
 }
 
+/** Where a smoke run begins: the tests of the kernels run those of source mode. */
+const first = args.smoke && modes.includes('ptx') ? 'ptx' : 'source';
+/** Conformance tests compare the others with sums in double. */
+const COMPARED_IN_SMOKE = '^(?!grouped|int8|large)';
+
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-matrix-'));
 const runner = new CaseRunner(folder, binding);
 
@@ -71,15 +76,28 @@ function oneOfEachKind() {
   };
 }
 
-/** Cases of a smoke run: those of large weights that are checked, and that launch what none before does. */
-function smokeCases(lines) {
+/** Sweeps over many adapters, which take longest: in a smoke run each is of one device, in turns. */
+const sweeps = [];
+function isOfDevice(name, device) {
+  if (!sweeps.includes(name)) sweeps.push(name);
+  return sweeps.indexOf(name) % devices.length === devices.indexOf(device);
+}
+
+/**
+ * Cases of a smoke run: of the large weights those that are checked, of the sweeps those of the device, and
+ * those that launch what none before does.
+ */
+function smokeCases(lines, device) {
   const kernels = new Set();
   const taken = oneOfEachKind();
   return lines
     .filter(([outcome, name, , , , launched = '']) => {
       const fresh = launched.split(' ').filter((kernel) => !kernels.has(kernel));
-      const own = taken(name);
-      if (!name.startsWith('large') || own || fresh.length > 0 || outcome.startsWith('error')) {
+      const kind = taken(name);
+      const own = name.startsWith('grouped')
+        ? isOfDevice(name, device)
+        : kind || !name.startsWith('large');
+      if (own || fresh.length > 0 || outcome.startsWith('error')) {
         for (const kernel of fresh) kernels.add(kernel);
         return true;
       }
@@ -88,18 +106,12 @@ function smokeCases(lines) {
     .map(([, name]) => name);
 }
 
-/**
- * Those under the checks: and of the sweeps over many adapters, which take longest, each on one device only,
- * in turn. `first` are the first device's.
- */
-function smoke(names, device, first) {
-  const sweeps = first.filter((name) => name.startsWith('grouped'));
+/** Those under the checks: of each kind one, and the device's sweeps. */
+function smoke(names, device) {
   const taken = oneOfEachKind();
-  return names.filter((name) => {
-    const sweep = sweeps.indexOf(name);
-    if (sweep >= 0) return sweep % devices.length === devices.indexOf(device);
-    return taken(name);
-  });
+  return names.filter((name) =>
+    name.startsWith('grouped') ? isOfDevice(name, device) : taken(name),
+  );
 }
 
 /** {mode, device, schedule, check} of every run after the first in source mode. */
@@ -109,12 +121,13 @@ function plan() {
     // A schedule a device: between them forward, reverse and random, late and early.
     const few = [all[(i + 1) % 5]];
     const checked = args.smoke ? few : all;
-    const translated = args.smoke ? [] : all.slice(0, 5);
+    const translated = all.slice(0, 5);
     const run = (mode, check) => (schedule) => ({ mode, device, schedule, check });
     return [
       ...(modes.includes('check') ? checked.map(run('check', true)) : []),
-      ...(modes.includes('ptx') ? [run('ptx', false)(all[0])] : []),
-      ...(modes.includes('ptx') ? translated.map(run('ptx', true)) : []),
+      ...(modes.includes('ptx') && !args.smoke
+        ? [run('ptx', false)(all[0]), ...translated.map(run('ptx', true))]
+        : []),
     ];
   });
 }
@@ -127,13 +140,13 @@ try {
     devices,
     args.filter,
     jobs,
-    args.smoke ? smokeCases : undefined,
+    args.smoke ? { choose: smokeCases, oracle: COMPARED_IN_SMOKE, library: first } : {},
   );
   const surveyed = Math.round((performance.now() - start) / 1000);
   const memory = ([, name]) => name === '(memory)';
   for (const device of devices) {
     console.log(
-      `${device.name} source: ${counts.get(device)} cases, of which ${names.get(device).length} launch what no device before does`,
+      `${device.name} ${first}: ${counts.get(device)} cases, of which ${names.get(device).length} launch what no device before does`,
     );
   }
 
@@ -150,13 +163,13 @@ try {
   }
 
   const all = plan().filter(({ device }) => names.get(device).length > 0);
-  const [first, last] = args.runs.split('-').map(Number);
-  const runs = all.slice(first - 1, last || all.length);
+  const [from, to] = args.runs.split('-').map(Number);
+  const runs = all.slice(from - 1, to || all.length);
   let done = 0;
   await inParallel(runs, jobs, async ({ mode, device, schedule, check }) => {
     const began = performance.now();
     const own = names.get(device);
-    const chosen = args.smoke && check ? smoke(own, device, names.get(devices[0])) : own;
+    const chosen = args.smoke && check ? smoke(own, device) : own;
     const { status, lines, err } = await runner.run({
       library: mode,
       device,
@@ -180,7 +193,7 @@ try {
     const what = `${device.name} ${mode}${check ? ' checked' : ''}, ${scheduleName(schedule)}`;
     const seconds = Math.round((performance.now() - began) / 1000);
     console.log(
-      `${first - 1 + done}/${all.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${what}: ${count} cases in ${seconds} s`,
+      `${from - 1 + done}/${all.length} ${problems.length === 0 ? 'ok  ' : 'FAIL'} ${what}: ${count} cases in ${seconds} s`,
     );
     for (const problem of problems.slice(0, 20)) console.log(`    ${problem}`);
     if (problems.length > 20) console.log(`    and ${problems.length - 20} more`);

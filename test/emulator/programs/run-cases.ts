@@ -6,8 +6,9 @@
  * earlier run, it stops with status 1 at the first case that gives another hash. With --measure a
  * line goes on with the case's milliseconds, a hash of its launches (of the trace that
  * LOWRANK_EMULATOR_TRACE asks for), the places that it came past (bytes that the code under test
- * sets in the file LOWRANK_MUTANTS_REACHED) and the kernels that it launched. With --oracle a case's tensors
- * are compared with those of the device `reference`, and what is beyond the allowed error is `error: ...` too.
+ * sets in the file LOWRANK_MUTANTS_REACHED) and the kernels that it launched. With --oracle REGEX the tensors
+ * of these cases are compared with those of the device `reference`, and what is beyond the allowed error is
+ * `error: ...` too.
  * --smoke leaves out what is not for a smoke run.
  */
 import { createHash } from 'node:crypto';
@@ -26,7 +27,7 @@ const { values } = parseArgs({
     list: { type: 'boolean', default: false },
     expect: { type: 'string' },
     measure: { type: 'boolean', default: false },
-    oracle: { type: 'boolean', default: false },
+    oracle: { type: 'string' },
     smoke: { type: 'boolean', default: false },
   },
 });
@@ -93,6 +94,7 @@ function missed({ launches: wanted = [], without }: KernelCase): string | undefi
   return `error: it launches ${launched.join(', ') || 'nothing'}; wanted ${missing.join(', ') || `none of ${without}`}`;
 }
 
+const withOracle = values.oracle === undefined ? undefined : new RegExp(values.oracle);
 for (const one of chosen()) {
   const { name, run } = one;
   if (values.list) {
@@ -100,7 +102,7 @@ for (const one of chosen()) {
     continue;
   }
   const start = performance.now();
-  const outcome = await scope(() => (values.oracle ? checked(run) : run(device))).catch(
+  const outcome = await scope(() => (withOracle?.test(name) ? checked(run) : run(device))).catch(
     (error: Error) => `error: ${error.message.replaceAll('\n', ' | ')}`,
   );
   const ms = Math.round(performance.now() - start);
