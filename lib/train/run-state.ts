@@ -98,13 +98,15 @@ export function restoreRunState(
     );
   }
   const count = (key: string) => {
-    const value = Number(text(key));
-    if (!Number.isSafeInteger(value) || value < 0) refuse(`has no valid ${key}`);
+    const value = /^\d{1,15}$/.test(text(key)) ? Number(text(key)) : Number.NaN;
+    if (Number.isNaN(value)) refuse(`must have a count as ${key}, got ${printable(text(key))}`);
     return value;
   };
   const { optimizer, adapters, options } = trainer;
   const step = count('step');
   if (step > options.steps) refuse(`must be at most at step ${options.steps}, got step ${step}`);
+  const updates = count('updates');
+  if (updates > step) refuse(`must have at most ${step} updates at step ${step}, got ${updates}`);
   const vector = (name: string, dtype: 'F32' | 'F64', length?: number) => {
     const tensor = state.info(name) === undefined ? undefined : state.read(name);
     if (tensor === undefined || tensor.dtype !== dtype || tensor.shape.length !== 1) {
@@ -120,12 +122,17 @@ export function restoreRunState(
   const train = vector('train_loss', 'F64', step);
   const heldOutStep = vector('held_out_step', 'F64');
   const heldOutLoss = vector('held_out_loss', 'F64', heldOutStep.length);
-  if (parts.some((part) => !part.every(Number.isFinite)))
+  if (![...parts, train, heldOutLoss].every((part) => part.every(Number.isFinite))) {
     refuse('holds values that are not finite');
+  }
+  const negative = parts[2]?.find((value) => value < 0);
+  if (negative !== undefined) refuse(`must have no v below 0, got ${negative}`);
+  const late = heldOutStep.find((at) => !(Number.isInteger(at) && at >= 0 && at <= step));
+  if (late !== undefined) refuse(`must have held-out steps from 0 to ${step}, got ${late}`);
   adapters.values.set(parts[0] as Float32Array);
   optimizer.m.set(parts[1] as Float32Array);
   optimizer.v.set(parts[2] as Float32Array);
-  optimizer.updates = count('updates');
+  optimizer.updates = updates;
   trainer.step = step;
   return {
     train: Array.from(train),

@@ -3,6 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { type RawTensor, readSafetensors, writeSafetensors } from '../../lib/index.js';
 import { FusedKernels } from '../../lib/train/kernels.js';
 import { restoreRunState, saveRunState } from '../../lib/train/run-state.js';
 import { temporaryFolder, tinyTrainer, useBackend } from './setup.js';
@@ -75,6 +76,35 @@ describe('resuming', () => {
     poisoned.fill(0xff, whole.length - 8);
     fs.writeFileSync(path.join(folder, 'poisoned'), poisoned);
     expect(code(path.join(folder, 'poisoned'))).toMatch(/^ERR_CHECKPOINT .*finite/);
+    // Readable, of this run, and impossible.
+    const { tensors, metadata } = readSafetensors(file);
+    const F64 = (...values: number[]): RawTensor => ({
+      dtype: 'F64',
+      shape: [values.length],
+      data: Float64Array.from(values),
+    });
+    const below = Float32Array.from({ length: trainer.adapters.values.length }, () => -1);
+    const heldOut = (step: number, loss: number): Record<string, RawTensor> => ({
+      held_out_step: F64(step),
+      held_out_loss: F64(loss),
+    });
+    for (const [parts, texts, message] of [
+      [{}, { step: '1e0' }, /count as step, got "1e0"/],
+      [{}, { updates: '' }, /count as updates, got ""/],
+      [{}, { updates: '1' }, /at most 0 updates at step 0, got 1/],
+      [{ v: { dtype: 'F32', shape: [below.length], data: below } }, {}, /no v below 0, got -1/],
+      [{ train_loss: F64(Number.NaN) }, { step: '1' }, /not finite/],
+      [heldOut(0, Number.POSITIVE_INFINITY), {}, /not finite/],
+      [heldOut(1, 2), {}, /held-out steps from 0 to 0, got 1/],
+    ] as [Record<string, RawTensor>, Record<string, string>, RegExp][]) {
+      const at = path.join(folder, 'impossible');
+      writeSafetensors(
+        at,
+        { ...Object.fromEntries(tensors), ...parts },
+        { ...Object.fromEntries(metadata), ...texts },
+      );
+      expect(code(at)).toMatch(new RegExp(`^ERR_CHECKPOINT .*${message.source}`));
+    }
     const other = path.join(folder, 'other.safetensors');
     fs.writeFileSync(
       other,
