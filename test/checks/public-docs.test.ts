@@ -1,4 +1,4 @@
-// The README promises that every public function and class has an example in its TSDoc, and that what is linked is there.
+// docs/api.md promises that every public function and class has an example in its TSDoc, and that what is linked is there.
 import path from 'node:path';
 import ts from 'typescript';
 import { describe, expect, it } from 'vitest';
