@@ -1,7 +1,7 @@
 /**
- * What is written about the mutants of the kernels is about those that there are: each has its row in
- * docs/mutation-proof.md, and what is said to be equivalent is still in the kernels. Whether they are
- * caught takes hours (npm run test:mutants); a list that has gone stale shows here, at once.
+ * The list of mutants matches the kernels: each mutant has its row in test/emulator/mutation-proof.md, and
+ * each entry of mutants-equivalent.json names a mutant. Judging the mutants takes hours (npm run
+ * test:mutants); a stale list shows here at once.
  */
 
 import fs from 'node:fs';
@@ -28,7 +28,7 @@ const isOf = (entry: Equivalent, { file, what, nth }: Mutant) =>
 /** Of each row of the page what is taken out, and what came of it. */
 function rowsOfPage(): { mutant: string; outcome: string }[] {
   let file = '';
-  return read('docs/mutation-proof.md')
+  return read('test/emulator/mutation-proof.md')
     .split('\n')
     .flatMap((line) => {
       file = /^## (cuda\/\S+)/.exec(line)?.[1] ?? file;
@@ -42,7 +42,7 @@ function rowsOfPage(): { mutant: string; outcome: string }[] {
 describe('the mutants of the kernels', () => {
   const rows = rowsOfPage();
 
-  it('have a row each in docs/mutation-proof.md, in order', () => {
+  it('have a row each in test/emulator/mutation-proof.md, in order', () => {
     expect(mutants.length).toBeGreaterThan(500);
     expect(rows.map(({ mutant }) => mutant)).toEqual(
       mutants.map(({ file, kind, what }) => `${file} ${kind} ${what}`),
