@@ -1,6 +1,6 @@
 /**
  * The list of mutants matches the kernels: each mutant has its row in test/emulator/mutation-proof.md, and
- * each entry of mutants-equivalent.json names a mutant. Judging the mutants takes hours (npm run
+ * each entry of mutants-equivalent.json names a mutant, and docs/mutation-proof.md counts them. Judging the mutants takes hours (npm run
  * test:mutants); a stale list shows here at once.
  */
 
@@ -9,6 +9,7 @@ import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { temporaryFolder } from '../finetune/setup.js';
 import { type Mutant, writeMutants } from './mutants.mjs';
+import { rowsOf, withSummary } from './mutants-markdown.mjs';
 
 const root = path.join(import.meta.dirname, '..', '..');
 const read = (file: string) => fs.readFileSync(path.join(root, file), 'utf8');
@@ -25,26 +26,13 @@ const equivalents: Equivalent[] = JSON.parse(read('test/emulator/mutants-equival
 const isOf = (entry: Equivalent, { file, what, nth }: Mutant) =>
   entry.file === file && entry.what === what && (entry.nth ?? nth) === nth;
 
-/** Of each row of the page what is taken out, and what came of it. */
-function rowsOfPage(): { mutant: string; outcome: string }[] {
-  let file = '';
-  return read('test/emulator/mutation-proof.md')
-    .split('\n')
-    .flatMap((line) => {
-      file = /^## (cuda\/\S+)/.exec(line)?.[1] ?? file;
-      const row = /^\| \d+ \| ([\w-]+) \| `(.*?)` \| (.*) \|$/.exec(line);
-      if (row === null) return [];
-      const what = row[2]?.replaceAll('\\|', '|');
-      return [{ mutant: `${file} ${row[1]} ${what}`, outcome: row[3] ?? '' }];
-    });
-}
-
 describe('the mutants of the kernels', () => {
-  const rows = rowsOfPage();
+  const list = read('test/emulator/mutation-proof.md');
+  const rows = rowsOf(list);
 
   it('have a row each in test/emulator/mutation-proof.md, in order', () => {
     expect(mutants.length).toBeGreaterThan(500);
-    expect(rows.map(({ mutant }) => mutant)).toEqual(
+    expect(rows.map(({ file, kind, what }) => `${file} ${kind} ${what}`)).toEqual(
       mutants.map(({ file, kind, what }) => `${file} ${kind} ${what}`),
     );
   });
@@ -57,6 +45,12 @@ describe('the mutants of the kernels', () => {
         : outcome !== `equivalent: ${entry.reason.replaceAll('|', '\\|')}`;
     });
     expect(odd).toEqual([]);
+  });
+
+  it('are counted by file in docs/mutation-proof.md', () => {
+    const page = read('docs/mutation-proof.md');
+    expect(withSummary(page, list)).toBe(page);
+    expect(withSummary(page, list.replace('| caught: ', '| MISSED: '))).not.toBe(page);
   });
 
   it('are there for each reason in mutants-equivalent.json', () => {
