@@ -52,7 +52,7 @@
 ///                M = 256    256 outputs, clusters of 2, 16 steps: 19.5
 ///                M = 512    256 outputs, no clusters, 32 steps: 35
 /// From 65 tokens on the kernel of 128 takes less (11.0, 16.2 and 26.1), but where its tiles are
-/// half empty. docs/performance-log.md has the other ways.
+/// half empty. docs/performance/cuda-few-tokens.md has the other ways.
 #include "cuda/small_m_wgmma.cuh"
 
 namespace lowrank::gpu {

@@ -79,7 +79,7 @@ if (update) {
 }
 if (failures > 0) {
   console.error(
-    'Instructions moved by more than 2 %: find out why; where it is meant, -- --update and a line in docs/performance-log.md',
+    'Instruction counts moved by more than 2 %. Find out why; if it is intended, run with -- --update and note it in docs/performance/',
   );
 }
 process.exit(failures > 0 ? 1 : 0);

@@ -9,7 +9,7 @@
 ///             tiles of gemm.h have over panels
 /// Budget      two vectors of columns are loaded, of bf16 by one load, a shift and a mask, for
 ///             2 · ranks multiply-adds; dh by broadcasts. Panels of x, which were copied before,
-///             took longer than the sums at r = 16 (docs/performance-log.md)
+///             took longer than the sums at r = 16 (docs/performance/adapters.md)
 #pragma once
 
 #include "native/cpu/kernels/base_set.h"

@@ -10,7 +10,7 @@
 /// Budget     4096 x 4096 NF4 on one core: 0.15 ms of products at M = 1 and 2.6 at M = 256 if they
 ///            alone bound it. Measured: 0.8 ms of decoding, codes from L3, and 0.3 of products at
 ///            M = 1, of which 0.2 run beside each other; from M = 256 on 40 % of the unit's peak or
-///            less, as panels of x come from L2 or L3 (docs/performance-log.md)
+///            less, as panels of x come from L2 or L3 (docs/performance/amx.md)
 #pragma once
 
 #include "native/cpu/kernels/gemm.h"

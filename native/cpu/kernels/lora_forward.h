@@ -424,7 +424,7 @@ LOWRANK_OP Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext
 }
 
 /// What is not kept meets block by block, gate in y. Blocks that are stored in any case are no
-/// faster so (docs/performance-log.md).
+/// faster so (docs/performance/dora-and-layers.md).
 LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
   LoraForwardOp parts[] = {op.gate, op.up};
   const bool kept = op.gate.y.present;

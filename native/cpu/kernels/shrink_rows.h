@@ -11,7 +11,7 @@
 ///             broadcast, a shift and a mask, which run beside the multiply-adds
 ///
 /// Nothing is packed for it: turning kMR rows to an A panel took as long as the sums at r = 16
-/// (docs/performance-log.md).
+/// (docs/performance/adapters.md).
 #pragma once
 
 #include "native/cpu/kernels/base_set.h"
