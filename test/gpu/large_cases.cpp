@@ -10,7 +10,7 @@ namespace lowrank::cuda {
 namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);
-/// The promise of docs/architecture.md, in units of 2^-24 · Σ|a·b|.
+/// In units of 2^-24 · Σ|a·b|; tighter than what is promised of CUDA (docs/gpu-testing.md).
 constexpr double kPromise = 16;
 
 using Row = std::vector<double>;
