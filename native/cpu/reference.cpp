@@ -75,7 +75,7 @@ Status QuantizeAbsmax(std::vector<float> absmax, const QuantView& out, const Run
   return Status();
 }
 
-/// LLM.int8's rule (native/cpu/kernels/quantize.h).
+/// LLM.int8's rule (native/cpu/kernels/decode/quantize.h).
 Status QuantizeRowwise(const QuantizeOp& op, const RunContext& context) {
   const QuantView& out = op.out;
   std::vector<float> row(static_cast<size_t>(out.cols));

@@ -1,4 +1,4 @@
-// What a set shares with its base (native/cpu/kernels/base_set.h), and what it must not.
+// What a set shares with its base (native/cpu/kernels/isa/base_set.h), and what it must not.
 #include <memory>
 
 #include "native/cpu/kernel_table.h"

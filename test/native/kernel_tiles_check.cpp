@@ -1,6 +1,6 @@
 // The matrix unit's kernels with its products in vectors: all that is checked of an instruction set, and
 // the same bits as the unit itself where there is one.
-#include "native/cpu/kernels/isa_table.h"
+#include "native/cpu/kernels/isa/isa_table.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {

@@ -1,0 +1,401 @@
+/// dx = dy · w for few rows of dy, w dense or of 4-bit codes: vectors are columns of dx.
+///
+///   dx[m, k] = Σ_n dy[m, n] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
+///
+/// Operands   dy    one A panel of at most kDirectRows rows (pack.h)
+///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule after granule; of
+///                  a dense w 64 columns
+///            sums  [m][column] in L1, of codes in the order of lanes; a block's beside those of
+///                  all before
+///
+/// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
+/// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
+/// so that rows of w are read in long pieces. What the products of one row of dy take from it stays
+/// in registers. Threads share the columns of w, or its rows where a task would have all columns:
+/// one that reads half of every row makes the processor fetch the other half too, while that is on
+/// its way to the other thread.
+///
+/// Numerics   those of register_tile.h, bit for bit: products in the order of n, sums over kKC in
+/// order
+///
+/// Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 3.3 and one for 32 in
+///            bf16, and 2 / kDirectUnits of load and store
+#pragma once
+
+#include "native/cpu/kernels/decode/granule.h"
+#include "native/cpu/kernels/tile/gemm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Rows of dy, one panel, beside the decoded rows' tables and codes. Panels of w, decoded once for
+// all rows of dy, win from 9 rows on.
+constexpr int kDirectRows = kMR < 8 ? kMR : 8;
+// Of codes: where a look-up is one load an element, panels win from two rows on (4 rows of dy in
+// portable code: 2.9 ms for 4.1).
+constexpr int kDirectCodeRows = kHasLookUps ? kDirectRows : 1;
+// Of f16: where an element is widened by a dozen operations, panels are as fast from two rows on.
+#if defined(__F16C__) || defined(__aarch64__)
+constexpr int kDirectHalfRows = kDirectRows;
+#else
+constexpr int kDirectHalfRows = 1;
+#endif
+// Rows of w (or pairs) whose tables and codes are in registers at once.
+template <bool kPairs>
+constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
+// Vectors of columns whose sums are held: a sum takes kUnits products one after another, so that
+// with those of one vector a core of 2 x 512 bits waits for itself. From seven rows on there are
+// enough sums (and some tables would be in memory: 1.07 to 1.13 of the time on Zen 4, where the
+// others stay as they are). AVX2 gains nothing, pairs of bf16 lose (Zen 4: up to 1.1).
+template <bool kPairs, int kRows>
+constexpr int kDirectVectors = kVL == 16 && !kPairs && kRows > 1 && kRows < 7 ? 2 : 1;
+// Sums of a block of columns: with the codes, L1.
+constexpr int64_t kDirectBytes = 32 << 10;
+// Columns of a block at least, 1 KiB of codes a row: out of memory pieces of half of that took
+// twice the time (four rows of dy, core of 2 x 512-bit multiply-adds). Sums of more rows then lie
+// in L2.
+constexpr int64_t kDirectCols = 2048;
+// Rows of w asked for ahead, in pieces of a task's width: two groups, or four.
+constexpr int64_t kDirectAhead = 16;
+
+/// Asks for parts of rows, line after line, a few beside each granule of the rows before: a burst
+/// of whole rows fills the buffers that loads wait in (dx of one row took 1.6 times as long).
+struct RowLines {
+  const char* line;
+  const char* row_end;
+  int64_t length;  // of a row's part, in bytes
+  int64_t pitch;
+
+  LOWRANK_MEMBER_INLINE RowLines(const void* begin, int64_t row_length, int64_t row_pitch)
+      : line(static_cast<const char*>(begin)),
+        row_end(line + row_length),
+        length(row_length),
+        pitch(row_pitch) {}
+  template <int kLines>
+  LOWRANK_MEMBER_INLINE void Ask() {
+#pragma GCC unroll 8
+    for (int i = 0; i < kLines; ++i) __builtin_prefetch(line + i * 64, 0, 2);
+    line += kLines * 64;
+    if (__builtin_expect(line >= row_end, 0)) {
+      row_end += pitch;
+      line = row_end - length;
+    }
+  }
+};
+
+/// As RowAddresses, computed at each use.
+struct RowsOfPitch {
+  const char* first;
+  int64_t pitch;
+
+  RowsOfPitch(const void* begin, int64_t row_pitch)
+      : first(static_cast<const char*>(begin)), pitch(row_pitch) {}
+  LOWRANK_MEMBER_INLINE const char* At(int row) const { return first + row * pitch; }
+  LOWRANK_MEMBER_INLINE void Step(int64_t bytes) { first += bytes; }
+};
+
+/// What is read of w: codes, granule by granule.
+template <bool kPairs, typename RoundingOfTables>
+struct DirectCodes {
+  using Rounding = RoundingOfTables;
+  static constexpr bool kScaled = true;
+  template <bool>
+  using Rows = GranuleRows<kPairs>;
+
+  static constexpr int64_t Bytes(int64_t columns) { return columns / 2; }
+  static const char* Data(const RowSource& w) {
+    return reinterpret_cast<const char*>(w.quant->codes);
+  }
+};
+
+/// Or values, kGranule of them at a time.
+template <bool kPairs, DType kStored>
+struct DirectValues {
+  static constexpr bool kScaled = false;
+  /// One row, or two that are pairs; where kBoth is not said the second may be the first: none.
+  template <bool kBoth>
+  struct Rows {
+    const char* row;
+    const char* other;
+
+    LOWRANK_MEMBER_INLINE void SetCodes(const char* first, const char* second) {
+      row = first;
+      other = second;
+    }
+    LOWRANK_MEMBER_INLINE VecF At(int p) const {
+      if constexpr (!kPairs) return LoadWide(row, kStored, p * kVL);
+      const VecU even = ZeroExtend(*reinterpret_cast<const LooseH*>(row + p * kVL * 2));
+      if (!kBoth && other == row) return AsFloat(even);
+      return AsFloat(even | ZeroExtend(*reinterpret_cast<const LooseH*>(other + p * kVL * 2))
+                                << 16);
+    }
+  };
+
+  static constexpr int64_t Bytes(int64_t columns) {
+    return columns * (kStored == DType::kF32 ? 4 : 2);
+  }
+  static const char* Data(const RowSource& w) { return static_cast<const char*>(w.dense->data); }
+};
+
+/// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
+template <typename Policy, typename Source, int kRows, int kUnits>
+static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
+                      float* scratch, const Unit* a, float* sums, int64_t pitch, bool first) {
+  constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  const Table16 table = w.tables.nibbles;
+  const int64_t row_bytes = Source::Bytes(w.cols);
+  const char* codes = Source::Data(w) + Source::Bytes(k * w.cols + n0);
+  // A group is whole: only a single unit may lack its second row.
+  const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
+  ScaleRows scales = {};
+  if constexpr (Source::kScaled) scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
+  // With two rows of w a unit addresses are kept, and dy's pairs if they are of one row. With one
+  // row of w a unit both are as fast computed, and there are no registers left.
+  using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
+  Rows code_rows(codes, row_bytes);
+  RowLines ahead(codes + kDirectAhead * row_bytes, Source::Bytes(cols), row_bytes);
+  constexpr bool kHolds = Policy::kPairs && kRows == 1;
+  constexpr int kHeld = kDirectVectors<Policy::kPairs, kRows>;
+  VecF held[kUnits];
+  // dy's values again, for products of the second vector: out of memory, as an operand. A register
+  // that both take would be filled by an instruction on a pipe that products need (1.25 of the time
+  // on Zen 4), which the compiler prefers where it can see that both are the same.
+  const Unit* a_again = a;
+  if constexpr (kHeld > 1) __asm__("" : "+r"(a_again));
+#pragma GCC unroll 8
+  for (int u = 0; u < kUnits; ++u) {
+    held[u] = Splat(a[u * kRows]);
+    if constexpr (kHolds) Pin(held[u]);
+  }
+  constexpr int kLines = static_cast<int>((kUnits * kStep * Source::Bytes(kGranule) + 63) / 64);
+  const auto other_row = [&](int row) {
+    return kUnits > 1 || row + 1 < rows ? row + static_cast<int>(kStep) - 1 : row;
+  };
+  typename Source::template Rows<(kUnits > 1)> granule[kUnits];
+  const auto scales_at = [&](int64_t n) {
+    return Rows(scales.data + scales.Index(n / kGranule),
+                scales.pitch * static_cast<int64_t>(sizeof(float)));
+  };
+  const auto set_scales = [&](int u, const Rows& at) {
+    const int row = static_cast<int>(u * kStep);
+    const int other = other_row(row);
+    if constexpr (Source::kScaled) {
+      granule[u].SetScales(table, Source::Rounding::Of(w.round_to),
+                           *reinterpret_cast<const float*>(at.At(row)),
+                           *reinterpret_cast<const float*>(at.At(other)), other != row);
+    }
+  };
+#pragma GCC unroll 8
+  for (int u = 0; u < kUnits; ++u) set_scales(u, scales_at(0));
+  for (int64_t n = 0; n < cols; n += kGranule) {
+    ahead.Ask<kLines>();
+    Rows next_scales = scales_at(Min(n + kGranule, cols - kGranule));
+    next_scales.Step(0);
+#pragma GCC unroll 8
+    for (int u = 0; u < kUnits; ++u) {
+      const int row = static_cast<int>(u * kStep);
+      granule[u].SetCodes(code_rows.At(row), code_rows.At(other_row(row)));
+    }
+    code_rows.Step(Source::Bytes(kGranule));
+#pragma GCC unroll 16
+    for (int p = 0; p < kPlaces; p += kHeld) {
+      float* at = sums + n + p * kVL;
+      VecF acc[kHeld][kRows];
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) {
+          acc[i][m] = first ? VecF{} : Load(at + m * pitch + i * kVL);
+        }
+      }
+#pragma GCC unroll 8
+      for (int u = 0; u < kUnits; ++u) {
+        VecF columns[kHeld];
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) columns[i] = granule[u].At(p + i);
+        if (p + kHeld == kPlaces) set_scales(u, next_scales);  // beside these products
+#pragma GCC unroll 8
+        for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+          for (int i = 0; i < kHeld; ++i) {
+            const Unit* const from = i == 0 ? a : a_again;
+            acc[i][m] = kHolds ? Policy::StepLanes(acc[i][m], held[u], columns[i])
+                               : Policy::Step(acc[i][m], from[u * kRows + m], columns[i]);
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m) {
+#pragma GCC unroll 2
+        for (int i = 0; i < kHeld; ++i) Store(at + m * pitch + i * kVL, acc[i][m]);
+      }
+    }
+  }
+}
+
+/// What is left of the rows of w, for one row of dy: the code of all would be a quarter more.
+template <typename Policy, typename Source>
+__attribute__((noinline)) static void LastUnit(const RowSource& w, int64_t k, int64_t k1,
+                                               int64_t n0, int64_t cols, float* scratch,
+                                               const Unit* a, float* sums, bool first) {
+  DirectDot<Policy, Source, 1, 1>(w, k, k1, n0, cols, scratch, a, sums, cols, first);
+}
+
+/// sums [kRows, cols] = a · w over rows [k0, k0 + kc) of w.
+template <typename Policy, typename Source, int kRows>
+static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
+                           const Unit* a, float* sums, int64_t pitch) {
+  constexpr int kUnits = kDirectUnits<Policy::kPairs>;
+  constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  // The widest task is that of one row of dy (DirectDotColumns).
+  static_assert(kDirectBytes / 4 >= kDirectCols);
+  constexpr int64_t kMostGranules = kDirectBytes / 4 / kGranule + 1;
+  alignas(64) float scratch[kUnits * kStep * kMostGranules];
+  int64_t k = k0;
+  for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
+    for (int64_t i = 0; Source::kScaled && i < kUnits * kStep; ++i) {
+      if (k + kDirectAhead + i >= w.rows) break;
+      PrefetchScales(*w.quant, (k + kDirectAhead + i) * w.cols + n0, cols);
+    }
+    DirectDot<Policy, Source, kRows, kUnits>(w, k, k0 + kc, n0, cols, scratch, a, sums, pitch,
+                                             k == k0);
+  }
+  for (; k < k0 + kc; k += kStep, a += kRows) {
+    for (int m = 0; m < kRows; ++m) {
+      LastUnit<Policy, Source>(w, k, k0 + kc, n0, cols, scratch, a + m, sums + m * pitch, k == k0);
+    }
+  }
+}
+
+using DirectDotFn = void (*)(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
+                             const Unit* a, float* sums, int64_t pitch);
+
+template <typename Policy, typename Source,
+          int kRows = Source::kScaled ? kDirectCodeRows : kDirectRows>
+LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickDirectDot<Policy, Source, kRows - 1>(rows);
+  }
+  return DirectDotBlock<Policy, Source, kRows>;
+}
+
+template <typename Policy>
+LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
+  constexpr bool kPairs = Policy::kPairs;
+  if constexpr (Policy::kTiles) return nullptr;  // TakesDirectDots() takes none
+  if (w.dense == nullptr) {
+    return WithRounding<kPairs>(w.round_to, [&](auto round) {
+      return PickDirectDot<Policy, DirectCodes<kPairs, RoundingOf<round()>>>(rows);
+    });
+  }
+  if constexpr (!kPairs) {
+    if (w.dense->dtype == DType::kF32) {
+      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF32>>(rows);
+    }
+    if (w.dense->dtype == DType::kF16) {
+      return PickDirectDot<Policy, DirectValues<kPairs, DType::kF16>, kDirectHalfRows>(rows);
+    }
+  }
+  return PickDirectDot<Policy, DirectValues<kPairs, DType::kBF16>>(rows);
+}
+
+/// Does AccumulateDirectDots take this product?
+template <typename Policy>
+LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
+  if (Policy::kTiles || w.rows == 0) return false;
+  if (w.dense == nullptr) return rows <= kDirectCodeRows && WholeGranules(w);
+  return rows <= (w.dense->dtype == DType::kF16 ? kDirectHalfRows : kDirectRows) && w.cols > 0 &&
+         w.cols % kGranule == 0;
+}
+
+/// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
+/// the same reason a thread has one task (two threads, one row of dy: pieces of 1 KiB in place of
+/// 256 bytes took 0.65 of the time).
+LOWRANK_INLINE int64_t DirectDotColumns(int64_t rows) {
+  return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kDirectCols);
+}
+
+/// From row to row of sums: they share 4 KiB evenly, since a load waits for a store before it whose
+/// address has the same place in 4 KiB (two rows of dy took a tenth longer a line apart).
+LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
+  constexpr int64_t kPage = 4096 / 4;
+  int64_t shares = 1;
+  while (shares < rows) shares *= 2;
+  return rows == 1 ? cols : CeilDiv(cols, kPage) * kPage + kPage / shares;
+}
+
+/// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, where TakesDirectDots() holds and
+/// the chunk is all of the block's rows; columns in the order of lanes.
+template <typename Policy>
+LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
+                                         const Block& block, float* c) {
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);
+  const int64_t cols = block.n1 - block.n0;
+  const int64_t pitch = SumsPitch(chunk.rows, cols);
+  float* sums = run.Get<float>(kBSlot, chunk.rows * pitch);
+  if (sums == nullptr) return;
+  for (int64_t k0 = 0; k0 < w.rows && !run.Stopped(); k0 += kKC) {
+    const int64_t kc = Min(kKC, w.rows - k0);
+    kernel(w, k0, kc, block.n0, cols, chunk.At<Policy>(k0, 0, chunk.rows), sums, pitch);
+    for (int64_t m = 0; m < chunk.rows; ++m) {
+      float* to = c + m * block.ldc();
+      const float* from = sums + m * pitch;
+      for (int64_t i = 0; i < cols; i += kVL) {
+        Store(to + i, k0 == 0 ? Load(from + i) : Load(to + i) + Load(from + i));
+      }
+    }
+  }
+}
+
+/// Do threads share rows of w, a block of the summation index a task, in place of columns?
+LOWRANK_INLINE bool SharesRows(int64_t rows, const RowSource& w, int threads) {
+  return threads > 1 && w.cols <= DirectDotColumns(rows) &&
+         CeilDiv(w.rows, kKC) >= threads * kTasksPerThread;
+}
+
+/// The sums of every block of the summation index, [block][m][column] in the order of lanes: they
+/// are added in the order of blocks, whichever thread has made them.
+struct BlockSums {
+  float* data = nullptr;
+  int64_t blocks = 0;
+  int64_t rows = 0;
+  int64_t pitch = 0;
+
+  float* At(int64_t block) const { return data + block * rows * pitch; }
+  /// c [m1 - m0, n1 - n0] of a block of columns.
+  void AddTo(const Block& block, float* c) const {
+    for (int64_t m = 0; m < rows; ++m) {
+      const float* from = data + m * pitch + block.n0;
+      for (int64_t n = 0; n < block.n1 - block.n0; n += kVL) {
+        VecF sum = Load(from + n);
+        for (int64_t i = 1; i < blocks; ++i) sum = sum + Load(from + i * rows * pitch + n);
+        Store(c + m * block.ldc() + n, sum);
+      }
+    }
+  }
+};
+
+/// Those of a chunk, where SharesRows() holds; without data where there is no memory for them.
+template <typename Policy>
+LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const RowSource& w) {
+  const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);
+  BlockSums sums;
+  sums.blocks = CeilDiv(w.rows, kKC);
+  sums.rows = chunk.rows;
+  sums.pitch = SumsPitch(sums.rows, w.cols);
+  sums.data = run.Get<float>(kShrinkSlot, sums.blocks * sums.rows * sums.pitch);
+  if (sums.data == nullptr) return sums;
+  // A thread goes on where it was: what it has asked for ahead is its own.
+  const int64_t threads = run.context.pool->threads();
+  const int64_t most = CeilDiv(sums.blocks, threads);
+  run.ForEach(most * threads, chunk.rows * w.cols * w.rows, [&](int64_t task) {
+    const int64_t share = task % threads;
+    const int64_t block = share * sums.blocks / threads + task / threads;
+    if (block >= (share + 1) * sums.blocks / threads || run.Stopped()) return;
+    const int64_t k0 = block * kKC;
+    kernel(w, k0, Min(kKC, w.rows - k0), 0, w.cols, chunk.At<Policy>(k0, 0, chunk.rows),
+           sums.At(block), sums.pitch);
+  });
+  return sums;
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

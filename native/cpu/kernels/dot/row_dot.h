@@ -1,0 +1,268 @@
+/// y = x · dequant(w)ᵀ of few rows of x, 4-bit codes: vectors along k, in the order of lanes.
+///
+///   y[m, n] = Σ_lanes Σ_places x[m, k] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
+///
+/// Operands   x       [granule][place][m][lane] units (lane_pack.h): read once for all rows of w
+///                    that share it, so it may come from L2
+///            codes   rows of w as bitsandbytes lays them out: 32 bytes a granule, read as they are
+///            sums    [n][m] vectors of kVL lanes, added up once a span
+///
+/// A granule of a row has one scale, so 16 products of the codebook are a table for all of it, and
+/// rounding to T happens there as well. What is left of the decode of a vector of weights is one
+/// shift and one look-up, whatever M: the scale and the rounding cost kVL weights what they would
+/// cost one.
+///
+///   bf16   a vector is 32 weights: shift, vpermw, and a dot product for each row of x
+///   f32    16 weights: shift, vpermps, and a multiply-add for each row of x
+///
+/// Numerics   sum_order.h; the same bits as panels in that order
+/// Budget     one core of 2 x 256-bit multiply-adds, 4096 x 4096 weights out of cache: 0.40 ms at
+///            M = 1 for bf16 (6.1 cycles a granule: 2.5 for the table, 3.6 for two steps) and 0.60
+///            for f32 (9.1); from M = 4 on the products are 0.70 to 0.85 of it. Rows of w are asked
+///            for one group ahead, their scales two (but for Zen 4), into L2; four at a time, since
+///            more share L1's sets
+#pragma once
+
+#include "native/cpu/kernels/decode/granule.h"
+#include "native/cpu/kernels/pack/lane_pack.h"
+#include "native/cpu/kernels/tile/gemm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Rows of x that share a decoded vector. More leave too few registers for other rows of w.
+constexpr int kDotRows = kRegisters == 32 ? 7 : 4;
+// Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
+constexpr int64_t kDotStrip = 48;
+
+/// Rows of w beside kRows of x: for each its sums, table, codes and decoded vector in registers.
+template <int kRows>
+constexpr int DotWeights() {
+  // Look-ups by loads take all of the time of one row of x.
+  if (!kHasLookUps && kRows == 1) return 1;
+  for (int weights : {4, 3, 2}) {
+    if ((kRows + 3) * weights + 2 <= kRegisters) return weights;
+  }
+  return 1;
+}
+
+/// Operands of sums of some rows of w with some of x over `granules`, which begin (`first`) or go
+/// on.
+struct DotBlock {
+  DType round_to;  // weights
+  const uint8_t* codes;
+  int64_t code_pitch;
+  ScaleRows scales;
+  int64_t granules;
+  const Unit* x;
+  VecF* sums;
+  bool first = true;
+  Unit* stored = nullptr;  // out, for kStore: the decoded rows [granule][place][row of w][lane]
+};
+
+/// A vector of each of some rows of w, from row `first` of acc on, by that of each row of x;
+/// returns where x goes on.
+template <typename Policy, int kCount, int kRows, int kWeights>
+LOWRANK_INLINE const Unit* AddProducts(const VecF (&columns)[kCount], const Unit* x,
+                                       VecF (&acc)[kWeights][kRows], int first = 0) {
+#pragma GCC unroll 8
+  for (int m = 0; m < kRows; ++m) {
+    VecF row = Load(x + m * kVL);
+    if constexpr (kCount > 1) Pin(row);
+#pragma GCC unroll 8
+    for (int r = 0; r < kCount; ++r) {
+      acc[first + r][m] = Policy::StepLanes(acc[first + r][m], row, columns[r]);
+    }
+  }
+  return x + kRows * kVL;
+}
+
+/// The sums of a tile: [row of w][row of x].
+template <int kRows, int kWeights>
+LOWRANK_INLINE void ReadSums(bool first, const VecF* sums, VecF (&acc)[kWeights][kRows]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kWeights; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) acc[r][m] = first ? VecF{} : sums[r * kRows + m];
+  }
+}
+template <int kRows, int kWeights>
+LOWRANK_INLINE void StoreSums(const VecF (&acc)[kWeights][kRows], VecF* sums) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kWeights; ++r) {
+#pragma GCC unroll 8
+    for (int m = 0; m < kRows; ++m) sums[r * kRows + m] = acc[r][m];
+  }
+}
+
+template <typename Policy, typename Rounding, int kRows, int kWeights, bool kStore = false>
+static void RowDot(const Table16& codebook, const DotBlock& block) {
+  using Decoder = GranuleDecoder<Policy::kPairs>;
+  const uint8_t* codes = block.codes;
+  const ScaleRows scales = block.scales;
+  const Unit* x = block.x;
+  Unit* stored = block.stored;
+  // Pairs, several rows of x: products wait for tables, which take a multiply, a conversion and a
+  // permutation one after the other, while the processor looks 60 operations ahead. So the tables
+  // are a granule ahead where there are registers for it, and some rows of w are decoded beside the
+  // products of those before.
+  constexpr bool kEarly = Policy::kPairs && kRows > 1 && kRows * kWeights <= kRegisters / 2;
+  constexpr int kTogether = kEarly && kRows > 2 && kWeights % 2 == 0 ? 2 : kWeights;
+  constexpr int kUnitsAtOnce = kEarly ? Decoder::kUnits : 1;
+  VecF acc[kWeights][kRows];
+  ReadSums(block.first, block.sums, acc);
+  Decoder decoder[kWeights];
+  const auto set_scales = [&](int first, int count, int64_t g) {
+#pragma GCC unroll 8
+    for (int r = first; r < first + count; ++r) {
+      decoder[r].SetScale(codebook, scales.At(r, g), Rounding::Of(block.round_to));
+    }
+  };
+  // One row of x in f32: the same row four granules on, from L2. Left to the processor, Zen 4 takes
+  // 1.09 times as long at some orders of these loads, which is the compiler's choice.
+  constexpr bool kFromL2 = kVL == 16 && !Policy::kPairs && kRows == 1;
+  constexpr int64_t kAheadInL2 = 4 * kGranule / 2;
+  if constexpr (kEarly) set_scales(0, kWeights, 0);
+  for (int64_t g = 0; g < block.granules; ++g) {
+    // The same place of the rows after these, into L2: x has L1.
+    if ((g & 1) == 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r < kWeights; ++r) {
+        __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
+        if constexpr (kFromL2) __builtin_prefetch(codes + r * block.code_pitch + kAheadInL2);
+      }
+    }
+    if constexpr (!kEarly) set_scales(0, kWeights, g);
+#pragma GCC unroll 8
+    for (int first = 0; first < kWeights; first += kTogether) {
+      const Unit* at = x;
+#pragma GCC unroll 16
+      for (int u = 0; u < Decoder::kUnits; u += kUnitsAtOnce) {
+        VecF columns[kUnitsAtOnce][kTogether];
+#pragma GCC unroll 8
+        for (int i = 0; i < kUnitsAtOnce; ++i) {
+#pragma GCC unroll 8
+          for (int r = 0; r < kTogether; ++r) {
+            const int row = first + r;
+            columns[i][r] = decoder[row].At(codes + row * block.code_pitch, u + i);
+            if constexpr (kStore) Store(stored + ((u + i) * kWeights + row) * kVL, columns[i][r]);
+          }
+        }
+        if constexpr (kEarly) set_scales(first, kTogether, Min(g + 1, block.granules - 1));
+#pragma GCC unroll 8
+        for (int i = 0; i < kUnitsAtOnce; ++i) {
+          at = AddProducts<Policy>(columns[i], at, acc, first);
+        }
+      }
+    }
+    codes += kGranule / 2;
+    x += Decoder::kUnits * kRows * kVL;
+    if constexpr (kStore) stored += Decoder::kUnits * kWeights * kVL;
+  }
+  StoreSums(acc, block.sums);
+}
+
+using RowDotFn = void (*)(const Table16& codebook, const DotBlock& block);
+
+/// The kernel for a number of rows of x, and how many rows of w it takes.
+struct RowDotChoice {
+  RowDotFn several;
+  RowDotFn one;
+  int weights;
+};
+
+template <typename Policy, int kRows = kDotRows>
+LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickRowDot<Policy, kRows - 1>(rows, round_to);
+  }
+  return WithRounding<Policy::kPairs>(round_to, [](auto round) -> RowDotChoice {
+    constexpr int kWeights = DotWeights<kRows>();
+    return {RowDot<Policy, RoundingOf<round()>, kRows, kWeights>,
+            RowDot<Policy, ToldRounding, kRows, 1>, kWeights};
+  });
+}
+
+/// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
+LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, bool first,
+                             float* c, int64_t ldc) {
+  for (int64_t n = 0; n < rows_of_w; n += kVL) {
+    for (int64_t m = 0; m < rows; ++m) {
+      VecF r[kVL];
+      // Columns past the last are spare: copies of it.
+#pragma GCC unroll 16
+      for (int i = 0; i < kVL; ++i) r[i] = sums[Min(n + i, rows_of_w - 1) * rows + m];
+      Transpose(r);
+      float* out = c + m * ldc + n;
+      VecF total = first ? r[0] : Load(out) + r[0];
+#pragma GCC unroll 16
+      for (int l = 1; l < kVL; ++l) total = total + r[l];
+      Store(out, total);
+    }
+  }
+}
+
+/// Asks for the scales of rows of w to come: `near` rows on, or where they are decoded a strip at a
+/// time those of the next. Unasked, each row waited for them (one row of x took 1.35 times as long,
+/// core of 2 x 512-bit multiply-adds).
+LOWRANK_INLINE void AskScales(const QuantView& w, int64_t row, int64_t rows, int64_t near,
+                              int64_t strip, int64_t k0, int64_t span) {
+  row += w.absmax != nullptr ? near : strip;
+  for (const int64_t end = Min(row + rows, w.rows); row < end; ++row) {
+    PrefetchScales(w, row * w.cols + k0, span);
+  }
+}
+
+/// Zen 4 takes two cycles for a product of 512 bits, in which L2 gives a vector, and finds scales
+/// by itself. No other processor of the family has AVX-512.
+LOWRANK_INLINE bool IsZen4() {
+#if defined(__AVX512F__)
+  return __builtin_cpu_is("amdfam19h") != 0;
+#else
+  return false;
+#endif
+}
+
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index. The chunk, packed for dots, is
+/// all of the block's rows.
+template <typename Policy>
+LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const RowSource& source,
+                                      const Block& block, float* c) {
+  const QuantView& w = *source.quant;
+  constexpr int64_t kUnits = Policy::Units(kPlaces);
+  alignas(64) VecF sums[kDotStrip * kDotRows];
+  alignas(64) float scales[kDotStrip * (kSpan / kGranule)];
+  // Asked for, they cost Zen 4 4 % of 4 rows of pairs, 1 to 3 % of others.
+  const bool asks = w.absmax == nullptr || !IsZen4();
+  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kDotStrip) {
+    const int64_t strip = Min(kDotStrip, block.n1 - n);
+    for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
+      const int64_t span = Min(kSpan, w.cols - k0);
+      DotBlock dots;
+      dots.round_to = source.round_to;
+      dots.scales = ScalesOf(w, n, strip, k0, span, scales);
+      const float* strip_scales = dots.scales.data;
+      dots.code_pitch = w.cols / 2;
+      for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
+        const int64_t m = chunk.panels.Start(pass);
+        const int64_t rows = chunk.panels.Start(pass + 1) - m;
+        const RowDotChoice choice = PickRowDot<Policy>(rows, source.round_to);
+        dots.granules = span / kGranule;
+        dots.x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * (kUnits * rows * kVL);
+        for (int64_t i = 0; i < strip;) {
+          const bool several = i + choice.weights <= strip;
+          dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
+          dots.scales.data = strip_scales + i * dots.scales.pitch;
+          dots.sums = sums + i * rows;
+          if (pass == 0 && asks) {
+            AskScales(w, n + i, choice.weights, 2 * choice.weights, kDotStrip, k0, span);
+          }
+          (several ? choice.several : choice.one)(source.tables.nibbles, dots);
+          i += several ? choice.weights : 1;
+        }
+        AddLanes(sums, strip, rows, k0 == 0, c + m * block.ldc() + n - block.n0, block.ldc());
+      }
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,106 @@
+/// `compute: 'int8'` over 4-bit weights, few rows of x: kVL rows of w at a time, their codes turned
+/// in registers, looked up and multiplied there.
+///
+///   w        rows of codes as they lie, from their begin to their end
+///   x        one A panel of pack_int8.h
+///
+/// Numerics   those of tile_int8.h, bit for bit: a block's products are exact, their sum is scaled
+///            and added block by block
+/// Budget     VNNI, kVL rows by a block of 64: 32 loads of 16 bytes, 24 of them inserts, 16
+///            shuffles, 8 shifts, 16 look-ups (without VBMI 16 masks more), and of each row of x 16
+///            products with their loads, 4 operations to scale and add. On a core of 2 x 512 bits
+///            one row takes 60 cycles, what memory takes, and a row of x more 9 to 13
+#pragma once
+
+#include "native/cpu/kernels/dot/row_dot.h"
+#include "native/cpu/kernels/int8/int8_panels.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+// Rows of x beside the rows of w that are turned. Products of two instructions want more registers,
+// and there panels win from three rows on.
+constexpr int kInt8DotRows = kCodesPerUnit == 4 ? kMR : 2;
+// Bytes of a row of codes asked for ahead; past its end, of the row that follows in this place.
+constexpr int64_t kCodesAhead = 1024;
+
+/// Does AccumulateInt8Dots take this product? A block of a row has one scale.
+LOWRANK_INLINE bool TakesInt8Dots(int64_t rows, const RowSource& w) {
+  return rows <= kInt8DotRows && WholeGranules(w) && w.quant->rows >= kVL;
+}
+
+/// c[m][lane] (+)= a number of blocks of kVL rows of w, which are row_bytes apart, with those of x.
+/// `scales` are those of w, [block][lane]; from block `near` on what is ahead is in other rows.
+template <int kRows>
+static void Int8Dot(VecU table, const uint8_t* codes, int64_t row_bytes, int64_t blocks,
+                    int64_t near, const float* scales, const float* x, float* c, int64_t ldc,
+                    bool first) {
+  RowCursor rows(codes, row_bytes);
+  VecF sums[kRows];
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) sums[m] = first ? VecF{} : Load(c + m * ldc);
+  for (int64_t b = 0; b < blocks; ++b, scales += kVL) {
+    if (b % 2 == 0) AskRows(rows, kCodesAhead + (b < near ? 0 : (kVL - 1) * row_bytes));
+    VecI acc[kRows];
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) acc[m] = SplatCodes(x + kCodeUnits * kRows + m);
+    TurnBlock(rows, table, [&](VecU unit) __attribute__((always_inline)) {
+#pragma GCC unroll 16
+      for (int m = 0; m < kRows; ++m) {
+        acc[m] = DotCodes(acc[m], reinterpret_cast<VecI>(unit), SplatCodes(x + m));
+      }
+      x += kRows;
+    });
+    const VecF w_scale = Load(scales);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const VecF scale = Splat(x[kRows + m]) * w_scale;
+      sums[m] = sums[m] + __builtin_convertvector(acc[m], VecF) * scale;
+    }
+    x += 2 * kRows;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m) Store(c + m * ldc, sums[m]);
+}
+
+using Int8DotFn = void (*)(VecU table, const uint8_t* codes, int64_t row_bytes, int64_t blocks,
+                           int64_t near, const float* scales, const float* x, float* c, int64_t ldc,
+                           bool first);
+
+template <int kRows = kInt8DotRows>
+LOWRANK_INLINE Int8DotFn PickInt8Dot(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickInt8Dot<kRows - 1>(rows);
+  }
+  return Int8Dot<kRows>;
+}
+
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesInt8Dots() holds and
+/// the chunk, one panel, is all of the block's rows.
+LOWRANK_INLINE void AccumulateInt8Dots(Run& run, const PackedChunk& chunk, const Int8Weight& weight,
+                                       const Block& block, float* c) {
+  const QuantView& w = *weight.w;
+  const Int8DotFn dot = PickInt8Dot(chunk.rows);
+  alignas(64) float scales[kSpan / kInt8Block * kVL];
+  alignas(64) float last[kInt8DotRows * kVL];
+  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kVL) {
+    // Where fewer columns are left those that end with them.
+    const int64_t left = Min(kVL, block.n1 - n);
+    const int64_t row = n + left - kVL;
+    float* to = left < kVL ? last : c + n - block.n0;
+    const int64_t ldc = left < kVL ? kVL : block.ldc();
+    for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
+      const int64_t span = Min(kSpan, w.cols - k0);
+      TurnScales(weight, row, k0, span, scales, kVL);
+      AskScales(w, row, kVL, kVL, kVL, k0, span);
+      dot(weight.table, w.codes + (row * w.cols + k0) / 2, w.cols / 2, span / kInt8Block,
+          (w.cols - k0 - 2 * kCodesAhead) / kInt8Block, scales, chunk.At<Int8Policy>(k0, 0, 0), to,
+          ldc, k0 == 0);
+    }
+    for (int64_t m = 0; m < chunk.rows && left < kVL; ++m) {
+      std::memcpy(c + m * block.ldc() + n - block.n0, last + (m + 1) * kVL - left,
+                  static_cast<size_t>(left) * sizeof(float));
+    }
+  }
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,146 @@
+// Flags: -O3 -ffp-contract=off
+//
+// Which table of kernels this processor runs.
+#include <cerrno>
+#include <string>
+#include <system_error>
+#include <vector>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include "native/cpu/kernels/isa/isa_table.h"
+
+namespace lowrank::cpu {
+namespace {
+
+/// What is missing here for a set of kernels, in words; empty where they run.
+using MissingFn = std::string (*)();
+
+struct Choice {
+  const char* name;
+  MissingFn missing;
+  const KernelTable* (*table)(const char* name);
+};
+
+std::string Nothing() { return {}; }
+
+#if defined(__x86_64__) || defined(_M_X64)
+/// The features of the processor that are not there.
+class Lacks {
+ public:
+  Lacks& Need(bool there, const char* feature) {
+    if (there) return *this;
+    words_ += words_.empty() ? "the processor has no " : ", ";
+    words_ += feature;
+    return *this;
+  }
+  std::string words() const { return words_; }
+
+ private:
+  std::string words_;
+};
+
+Lacks& NeedAvx2(Lacks& lacks) {
+  return lacks.Need(__builtin_cpu_supports("avx2"), "avx2")
+      .Need(__builtin_cpu_supports("fma"), "fma")
+      .Need(__builtin_cpu_supports("f16c"), "f16c");
+}
+Lacks& NeedAvx512(Lacks& lacks) {
+  return NeedAvx2(lacks)
+      .Need(__builtin_cpu_supports("avx512f"), "avx512f")
+      .Need(__builtin_cpu_supports("avx512bw"), "avx512bw")
+      .Need(__builtin_cpu_supports("avx512vl"), "avx512vl")
+      .Need(__builtin_cpu_supports("avx512dq"), "avx512dq");
+}
+Lacks& NeedAvx512Vnni(Lacks& lacks) {
+  return NeedAvx512(lacks).Need(__builtin_cpu_supports("avx512vnni"), "avx512vnni");
+}
+Lacks& NeedAvx512Bf16(Lacks& lacks) {
+  return NeedAvx512Vnni(lacks)
+      .Need(__builtin_cpu_supports("avx512vbmi"), "avx512vbmi")
+      .Need(__builtin_cpu_supports("avx512bf16"), "avx512bf16");
+}
+
+template <Lacks& (*kNeed)(Lacks&)>
+std::string Missing() {
+  Lacks lacks;
+  return kNeed(lacks).words();
+}
+
+/// The kernel saves a thread's tiles only for a process that has asked for them.
+std::string WhyNoTiles() {
+#if defined(__linux__)
+  constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr int kTileData = 18;               // the state component
+  static const int error = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? 0 : errno;
+  if (error == 0) return {};
+  return "the kernel grants no tiles to this process (arch_prctl: " +
+         std::generic_category().message(error) +
+         "); Linux 5.16 or later does, unless a sandbox "
+         "filters the call";
+#else
+  return "tiles are asked for on Linux alone";
+#endif
+}
+std::string MissingForAmx() {
+  Lacks lacks;
+  NeedAvx512Bf16(lacks)
+      .Need(__builtin_cpu_supports("amx-tile"), "amx-tile")
+      .Need(__builtin_cpu_supports("amx-bf16"), "amx-bf16")
+      .Need(__builtin_cpu_supports("amx-int8"), "amx-int8");
+  return lacks.words().empty() ? WhyNoTiles() : lacks.words();
+}
+#endif
+
+// Best first.
+const Choice kChoices[] = {
+#if defined(__x86_64__) || defined(_M_X64)
+    {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels>},
+    {"avx512-bf16", Missing<NeedAvx512Bf16>, Table<avx512_bf16::kKernels>},
+    {"avx512-vnni", Missing<NeedAvx512Vnni>, Table<avx512_vnni::kKernels>},
+    {"avx512", Missing<NeedAvx512>, Table<avx512::kKernels>},
+    {"avx2", Missing<NeedAvx2>, Table<avx2::kKernels>},
+#elif defined(__aarch64__)
+    {"neon", Nothing, Table<neon::kKernels>},
+#endif
+    {"portable", Nothing, Table<portable::kKernels>},
+};
+
+}  // namespace
+
+const KernelTable* SelectKernels(const char* forced_isa, std::string* reason) {
+  const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
+  for (const Choice& choice : kChoices) {
+    // Of a set that is not wanted nothing is asked: to run tiles takes a permission.
+    if (forced && std::string(forced_isa) != choice.name) continue;
+    if (choice.missing().empty()) return choice.table(choice.name);
+  }
+  if (reason != nullptr) {
+    std::string here;
+    std::string why;
+    for (const Choice& choice : kChoices) {
+      const std::string missing = choice.missing();
+      if (missing.empty()) here += here.empty() ? choice.name : std::string(", ") + choice.name;
+      if (!missing.empty() && std::string(forced_isa) == choice.name) why = ": " + missing;
+    }
+    *reason = "LOWRANK_ISA must be one of those that run on this processor (" + here + "), got \"" +
+              forced_isa + "\"" + why;
+  }
+  return nullptr;
+}
+
+std::vector<std::string> BetterKernels(const char* isa, const char* forced_isa) {
+  std::vector<std::string> better;
+  const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
+  for (const Choice& choice : kChoices) {
+    if (std::string(isa) == choice.name) break;
+    const std::string why = forced ? "LOWRANK_ISA asks for " + std::string(isa) : choice.missing();
+    better.push_back(std::string(choice.name) + ": " + why);
+  }
+  return better;
+}
+
+}  // namespace lowrank::cpu

@@ -1,5 +1,0 @@
-// Flags: native/sources.json, and -ffp-contract=off
-#define LOWRANK_ISA avx512_bf16
-#define LOWRANK_ISA_BASE avx512_vnni
-#define LOWRANK_ISA_NAME "avx512-bf16"
-#include "native/cpu/kernels/body.h"

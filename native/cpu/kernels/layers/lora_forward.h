@@ -1,0 +1,437 @@
+/// matmul, loraForward, loraForwardMany, loraForwardSwiglu.
+///
+///   y  = x · dequant(w)ᵀ + bias + scaling · ((gate ⊙ x) · lora_aᵀ · lora_bᵀ + lora_bias)
+///
+/// Operands   x, y [M, ·] T row-major · w [N, K] packed or dense · lora_a [r, K] · lora_b [N, r] ·
+///            h [M, r] f32
+/// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
+///            adapter in f32; one rounding to T at the store
+///
+/// A chunk of rows is packed once; the adapter's shrink reads the same rows while they are in
+/// cache, and its expand is r more steps of the sum in the same C tile, so y is not read again.
+#pragma once
+
+#include "native/cpu/kernels/amx/gemm_amx.h"
+#include "native/cpu/kernels/dot/dense_dot.h"
+#include "native/cpu/kernels/int8/product_int8.h"
+#include "native/cpu/kernels/int8/row_code_products.h"
+#include "native/cpu/kernels/layers/elementwise.h"
+#include "native/cpu/kernels/layers/lora_shared.h"
+#include "native/cpu/kernels/tile/dense_strips.h"
+#include "native/cpu/kernels/tile/lane_strips.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+/// The bias of a block of columns: bias + scaling · lora_bias.
+LOWRANK_INLINE bool BiasRow(const TensorView& bias, const TensorView& lora_bias, float scaling,
+                            int64_t n0, int64_t n1, float* out) {
+  if (!bias.present && !lora_bias.present) return false;
+  for (int64_t n = n0; n < n1; ++n) {
+    float sum = bias.present ? ScalarWiden(bias.data, bias.dtype, n) : 0.0f;
+    if (lora_bias.present) sum += scaling * ScalarWiden(lora_bias.data, lora_bias.dtype, n);
+    out[n - n0] = sum;
+  }
+  return true;
+}
+
+/// Rows that follow those of x in a product, of x's dtype, with an h that is given and a result of
+/// their own; what is added to each row of y is not added to theirs.
+struct MoreRows {
+  const TensorView& x;
+  const TensorView& h;
+  const TensorView& y;
+};
+
+/// A forward product; without an adapter `h` is not present.
+struct ForwardParts {
+  const TensorView& x;
+  const WeightView& w;
+  const TensorView& bias;
+  const TensorView* lora_a;
+  const TensorView* lora_b;
+  const TensorView& lora_bias;
+  const TensorView* h;
+  const TensorView& y;
+  float scaling;
+  const Gate* gate;
+  bool h_given = false;            // else it is filled here
+  const MoreRows* more = nullptr;  // of a product by itself, with h given
+};
+
+/// c = x · wᵀ of one block and the last steps, x packed in the chunk. Called once a task: compiled
+/// once for all that products are part of.
+template <typename Policy>
+static void AccumulateBase(Run& run, const Grid& grid, const Block& block, const PackedChunk& chunk,
+                           const RowSource& w, const Int8Weight& int8, const LastSteps& last,
+                           float* c) {
+  const int64_t depth = chunk.order.depth;
+  if constexpr (Policy::kTiles) {
+    AccumulateByTiles<TileSession>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
+  } else if constexpr (kIsInt8<Policy>) {
+    AccumulateInt8(run, grid, block, chunk, w, int8, last, c);
+  } else if constexpr (kIsRowCodes<Policy>) {
+    AccumulateRowCodes(run, grid, block, chunk, w, last, c);
+  } else if (chunk.dots) {
+    AccumulateDots<Policy>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
+  } else if (chunk.order.by_lanes) {
+    AccumulateStrips<Policy>(run, grid, block, depth, LaneStrips<Policy>{chunk, w}, last, c);
+  } else if (chunk.dense_dots) {
+    AccumulateDenseDots<Policy>(run, chunk, w, block, c);
+    AddLastSteps(grid, block, last, c);
+  } else {
+    if constexpr (kTurnsBeside) {
+      if (TakesDenseStrips<Policy>(chunk, w, block)) {
+        AccumulateStrips<Policy>(run, grid, block, depth, DenseStrips<Policy>{chunk, w}, last, c);
+        return;
+      }
+    }
+    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
+                       TransposedB<Policy>{w}, c, true, last);
+  }
+}
+
+// Rows that follow those of x are added to its last chunk up to so many: a chunk of their own, or
+// one more for all, would decode the weight again.
+constexpr int64_t kMoreRows = 64;
+
+/// One of the products that share x, whose weights have one order of sums.
+struct ForwardTarget {
+  const WeightView* w;
+  const TensorView* y;
+  const MoreRows* more = nullptr;
+};
+struct TargetTasks {
+  RowSource w;
+  Int8Weight int8;
+  Grid grid;
+  int64_t first_task;
+};
+
+/// Rows of a block to y, and those that follow its last to the result of the rows beyond.
+LOWRANK_INLINE void StoreRows(const Block& block, float* c, const ForwardTarget& target,
+                              int64_t m0) {
+  Block own = block;
+  own.m1 = Max(Min(block.m1, target.y->rows - m0), block.m0);
+  StoreTile(own, c, *target.y, m0, false);
+  if (own.m1 == block.m1) return;
+  Block more = block;
+  more.m0 = own.m1;
+  StoreTile(more, c + (more.m0 - block.m0) * block.ldc(), target.more->y, m0 - target.y->rows,
+            false);
+}
+
+/// A function of the caller's, for as long as the call takes: what is long and takes one is
+/// compiled once for all of them.
+template <typename Signature>
+struct Reference;
+template <typename Result, typename... Args>
+struct Reference<Result(Args...)> {
+  const void* function;
+  Result (*call)(const void*, Args...);
+
+  template <typename Function>
+  explicit LOWRANK_MEMBER_INLINE Reference(const Function& of)
+      : function(&of), call([](const void* self, Args... args) -> Result {
+          return (*static_cast<const Function*>(self))(args...);
+        }) {}
+  LOWRANK_MEMBER_INLINE Result operator()(Args... args) const { return call(function, args...); }
+};
+using PackChunk = Reference<void(const RowSource& x, int64_t m0, const PackedChunk& chunk)>;
+using LastOfBlock =
+    Reference<bool(int target, const Grid& grid, const Block& block, int64_t m0, LastSteps* last)>;
+using AddToBlock =
+    Reference<void(int target, const Grid& grid, const Block& block, int64_t m0, float* c)>;
+
+/// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
+/// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
+/// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
+/// them. `r` counts for the work alone. With `swiglu` the last target is its up, whose y holds gate
+/// or is to hold it by the target before; then a task takes a block of each in turn. `more` rows of
+/// the first target's go on where x ends. Blocks have up to most_cols columns, more than kNC where
+/// there are no last steps.
+template <typename Policy>
+static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardTarget* targets,
+                              int count, int64_t r, const PackChunk& pack,
+                              const LastOfBlock& last_of, const AddToBlock& add,
+                              bool swiglu = false, int64_t most_cols = kNC) {
+  const int64_t depth = x_view.cols;
+  RowSource x = DenseRows(x_view);
+  if (targets[0].more != nullptr) Append(targets[0].more->x, &x);
+  const bool added = x.rows - x_view.rows <= kMoreRows;
+  TargetTasks all[LoraForwardManyOp::kMost];
+  int64_t cols = 0;
+  bool columns = Policy::kTiles || kIsInt8<Policy>;
+  for (int i = 0; i < count; ++i) {
+    all[i].w = WeightRows(*targets[i].w, x_view.dtype);
+    if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
+    if (kIsInt8<Policy>) columns = columns && TakesCodeTiles(x.rows, all[i].w);
+    cols += targets[i].y->cols;
+  }
+  const SumOrder order =
+      Policy::kCodes ? NaturalOrder(depth) : ForwardOrder(all[0].w, Policy::kTiles);
+  const int64_t step = ChunkRows<Policy>(added ? x_view.rows : x.rows, depth);
+  for (int64_t m0 = 0, m1 = 0; m0 < x.rows; m0 = m1) {
+    PackedChunk chunk;
+    m1 = added && m0 + step >= x_view.rows ? x.rows : Min(m0 + step, x.rows);
+    chunk.rows = m1 - m0;
+    chunk.order = order;
+    chunk.columns = columns;
+    if constexpr (kIsRowCodes<Policy>) {
+      chunk.dots = TakesCodeDots(all[0].w, chunk.rows);
+      chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
+    } else if constexpr (kIsInt8<Policy>) {
+      PlanInt8Chunk(all, count, &chunk);
+    } else {
+      chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
+      chunk.dense_dots = TakesDenseDots<Policy>(chunk.rows, all[0].w);
+      for (int i = 1; i < count; ++i) {
+        chunk.dense_dots = chunk.dense_dots && TakesDenseDots<Policy>(chunk.rows, all[i].w);
+      }
+      chunk.panels = chunk.columns      ? TilePanels(chunk.rows)
+                     : chunk.dots       ? DotPasses(chunk.rows)
+                     : chunk.dense_dots ? DenseDotPasses(chunk.rows)
+                                        : SplitRows(chunk.rows);
+    }
+    chunk.data =
+        run.Get<Unit>(kPackedSlot, kIsRowCodes<Policy> ? CodeChunkUnits(chunk.rows, depth)
+                                   : Policy::kTiles    ? chunk.panels.rows * TileRowUnits(depth)
+                                   : columns           ? chunk.panels.rows * Policy::Units(depth)
+                                                       : chunk.rows * Policy::Units(depth));
+    if (chunk.data == nullptr) return;
+    pack(x, m0, chunk);
+    if (run.Stopped()) return;
+    int64_t tasks = 0;
+    for (int i = 0; i < count; ++i) {
+      all[i].grid =
+          PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads(), kNR, most_cols);
+      if (chunk.dots || chunk.dense_dots)
+        all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
+      all[i].first_task = swiglu ? 0 : tasks;
+      tasks = all[i].first_task + all[i].grid.tasks();
+    }
+    run.ForEach(tasks, chunk.rows * cols * (depth + r), [&](int64_t task) {
+      int end = count;
+      while (task < all[end - 1].first_task) --end;
+      for (int i = swiglu ? 0 : end - 1; i < end; ++i) {
+        const Grid& grid = all[i].grid;
+        const Block block = BlockOf(grid, task - all[i].first_task);
+        if (block.m0 == block.m1 || run.Stopped()) return;
+        float* c = run.Get<float>(kCSlot, block.c_elems());
+        if (c == nullptr) return;
+        LastSteps last;
+        if (!last_of(i, grid, block, m0, &last)) return;
+        EachPart(block, c, [&](const Block& part, float* part_c) {
+          AccumulateBase<Policy>(run, grid, part, chunk, all[i].w, all[i].int8, last, part_c);
+        });
+        add(i, grid, block, m0, c);
+        if (run.Stopped()) return;
+        if (swiglu && i == count - 1) {
+          StoreSwiglu(block, c, *targets[i].y, m0);
+        } else {
+          StoreRows(block, c, targets[i], m0);
+        }
+      }
+    });
+    if (run.Stopped()) return;
+  }
+}
+
+/// The same of one weight, without last steps.
+template <typename Policy, typename PackFn, typename AddFn>
+LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
+                                  const TensorView& y, int64_t r, int64_t most_cols,
+                                  const PackFn& pack, const AddFn& add) {
+  const ForwardTarget target = {&w, &y};
+  const auto no_last = [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; };
+  const auto add_to = [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
+    add(grid, block, m0, c);
+  };
+  ForwardManyChunks<Policy>(run, x, &target, 1, r, PackChunk(pack), LastOfBlock(no_last),
+                            AddToBlock(add_to), false, most_cols);
+}
+
+/// A row of values, one a column, added to rows [m0, m1) of a block's sums.
+LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const float* values,
+                           float* c) {
+  for (int64_t m = m0; m < m1; ++m) {
+    float* row = c + (m - block.m0) * block.ldc();
+    for (int64_t n = 0; n < block.n1 - block.n0; ++n) row[n] += values[n];
+  }
+}
+
+/// scaling · h, and that of the rows which follow.
+LOWRANK_INLINE RowSource ScaledHidden(const ForwardParts& op) {
+  RowSource rows = ScaledRows(*op.h, op.scaling);
+  if (op.more != nullptr) Append(op.more->h, &rows);
+  return rows;
+}
+
+/// Operands of a part; its gate is the caller's.
+LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
+  const bool adapter = op.lora_a.present;
+  return {op.x,
+          op.w,
+          op.bias,
+          adapter ? &op.lora_a : nullptr,
+          adapter ? &op.lora_b : nullptr,
+          op.lora_bias,
+          adapter ? &op.h : nullptr,
+          op.y,
+          op.scaling,
+          gate.active ? &gate : nullptr};
+}
+
+/// Products that share x and the order of their sums: one, or those of several ops.
+struct Products {
+  int count;
+  const ForwardParts* one;  // null: ops
+  const LoraForwardOp* ops = nullptr;
+  const Gate* gates = nullptr;
+
+  ForwardParts At(int i) const { return one != nullptr ? *one : PartsOf(ops[i], gates[i]); }
+};
+
+/// With `swiglu` the last of them is its up.
+template <typename Policy>
+static Outcome ForwardMany(const Products& products, const RunContext& context, bool swiglu) {
+  const int count = products.count;
+  Run run(context);
+  ForwardTarget targets[LoraForwardManyOp::kMost];
+  int64_t most_r = 0;
+  for (int i = 0; i < count; ++i) {
+    const ForwardParts op = products.At(i);
+    targets[i] = {&op.w, &op.y, op.more};
+    if (op.h != nullptr) most_r = Max(most_r, op.h->cols);
+  }
+  const auto pack = [&](const RowSource& x, int64_t m0, const PackedChunk& chunk) {
+    for (int i = 0; i < count; ++i) {
+      const ForwardParts op = products.At(i);
+      const int64_t r = op.h == nullptr || op.h_given ? 0 : op.h->cols;
+      if (i != 0 && r == 0) continue;
+      PackAndShrink<Policy, true>(
+          run, x, op.gate, m0, chunk, i == 0, r, 1.0f,
+          TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)}, op.lora_a,
+          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+      if (run.Stopped()) return;
+    }
+  };
+  const auto last_of = [&](int i, const Grid& grid, const Block& block, int64_t m0,
+                           LastSteps* last) {
+    const ForwardParts op = products.At(i);
+    if (op.h == nullptr || op.h->cols == 0 || FewRows(grid)) return true;
+    const RowSource scaled_h = ScaledHidden(op);
+    return PackLastSteps(run, grid, block, scaled_h, m0,
+                         TransposedB<F32Policy>{DenseRows(*op.lora_b)}, last);
+  };
+  const auto add = [&](int i, const Grid& grid, const Block& block, int64_t m0, float* c) {
+    const ForwardParts op = products.At(i);
+    if (op.h != nullptr && op.h->cols != 0 && FewRows(grid)) {
+      const RowSource scaled_h = ScaledHidden(op);
+      AccumulateThin<true>(
+          run, scaled_h, m0 + block.m0, block.m1 - block.m0, *op.lora_b, block.n0, block.n1,
+          [&](int64_t m) { return c + m * block.ldc(); }, false);
+    }
+    float bias[kNC];
+    if (run.Stopped()) return;
+    if (BiasRow(op.bias, op.lora_bias, op.scaling, block.n0, block.n1, bias)) {
+      AddRow(block, block.m0, Min(block.m1, op.x.rows - m0), bias, c);
+    }
+  };
+  ForwardManyChunks<Policy>(run, products.At(0).x, targets, count, most_r, PackChunk(pack),
+                            LastOfBlock(last_of), AddToBlock(add), swiglu);
+  return run.Result();
+}
+
+/// WithPolicy, or that of the codes of this weight.
+template <typename Body>
+LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const WeightView& w,
+                                      const Body& body) {
+  if (compute == Compute::kExact) {
+    WithPolicy(activations, w, body);
+    return;
+  }
+  if constexpr (!kOwnsCodes) {
+    __builtin_trap();  // the op is the base's
+  } else if (w.quant.rowwise) {
+    body(RowCodePolicy{});
+  } else {
+    body(Int8Policy{});
+  }
+}
+
+/// The products in the precision that was asked for, by the policy of the first.
+static Outcome ForwardAs(Compute compute, const Products& products, const RunContext& context,
+                         bool swiglu = false) {
+  Outcome outcome;
+  const ForwardParts first = products.At(0);
+  WithComputePolicy(compute, first.x.dtype, first.w, [&](auto policy) {
+    outcome = ForwardMany<decltype(policy)>(products, context, swiglu);
+  });
+  return outcome;
+}
+LOWRANK_INLINE Outcome ForwardAs(Compute compute, const ForwardParts& op,
+                                 const RunContext& context) {
+  return ForwardAs(compute, Products{1, &op}, context);
+}
+
+LOWRANK_OP Outcome Matmul(const MatmulOp& op, const RunContext& context) {
+  const TensorView none;
+  const ForwardParts parts = {op.x, op.w,    op.bias, nullptr, nullptr,
+                              none, nullptr, op.y,    0,       nullptr};
+  return ForwardAs(op.compute, parts, context);
+}
+
+LOWRANK_OP Outcome LoraForward(const LoraForwardOp& op, const RunContext& context) {
+  const Gate gate = MakeGate(op.dropout, op.x.cols);
+  return ForwardAs(op.compute, PartsOf(op, gate), context);
+}
+
+/// Do both take the same packed rows of x?
+LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp& b) {
+  const auto order = [](const LoraForwardOp& op) {
+    return ForwardOrder(WeightRows(op.w, op.x.dtype), kHasTiles && op.x.dtype == DType::kBF16);
+  };
+  return a.compute == b.compute && a.w.dense.present == b.w.dense.present &&
+         (a.compute == Compute::kExact || a.w.quant.rowwise == b.w.quant.rowwise) &&
+         (!a.w.dense.present || a.w.dense.dtype == b.w.dense.dtype) &&
+         order(a).by_lanes == order(b).by_lanes;
+}
+
+/// Runs of parts that share the packed rows of x at once. With `swiglu` the last part is its up.
+static Outcome ForwardRuns(const LoraForwardOp* parts, int64_t count, bool swiglu,
+                           const RunContext& context) {
+  Gate gates[LoraForwardManyOp::kMost];
+  for (int64_t i = 0; i < count; ++i) gates[i] = MakeGate(parts[i].dropout, parts[i].x.cols);
+  Outcome outcome;
+  for (int64_t first = 0, end = 0; first < count && outcome.code == Code::kOk; first = end) {
+    while (end < count && SharePackedRows(parts[first], parts[end])) ++end;
+    const bool meets = swiglu && end == count;
+    if (!OwnsForward(parts[first])) {
+      outcome = Base().forward_parts(parts + first, end - first, meets, context);
+      continue;
+    }
+    const int length = static_cast<int>(end - first);
+    outcome = ForwardAs(parts[first].compute, {length, nullptr, parts + first, gates + first},
+                        context, meets);
+  }
+  return outcome;
+}
+
+LOWRANK_OP Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext& context) {
+  return ForwardRuns(op.parts, op.count, false, context);
+}
+
+/// What is not kept meets block by block, gate in y. Blocks that are stored in any case are no
+/// faster so (docs/performance/dora-and-layers.md).
+LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
+  LoraForwardOp parts[] = {op.gate, op.up};
+  const bool kept = op.gate.y.present;
+  if (!kept) parts[0].y = parts[1].y = op.y;
+  const Outcome outcome = ForwardRuns(parts, 2, !kept, context);
+  if (!kept || outcome.code != Code::kOk) return outcome;
+  return kKernels.swiglu({op.gate.y, op.up.y, op.y}, context);
+}
+
+}  // namespace lowrank::cpu::LOWRANK_ISA

@@ -1,0 +1,127 @@
+/// B panels of a 4-bit weight for dx = dy · w, in one go or in pieces small enough to go beside a
+/// register tile: a piece is a granule of the rows of one unit.
+///
+///   codes    rows of w as bitsandbytes lays them out: 32 bytes a granule
+///   out      panels of kNR columns in the order of lanes, PanelStride apart: [unit][column]
+///
+/// Look-ups and shifts run on pipes that the products of a tile leave free. All pipes are fed by
+/// one queue, which products fill, so that decoding in longer runs between tiles does not hide.
+///
+/// Budget     core of 2 x 256-bit multiply-adds, pairs, a piece of 128 weights: 16 cycles in one go
+///            with w in L3 (10 of operations: 2 products, 16 look-ups, shifts and logic), 35 with w
+///            out of cache beside tiles that use L2, and 16 beside the steps of a tile
+#pragma once
+
+#include "native/cpu/kernels/decode/granule.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+/// A granule of w from `element` on, and where pairs are multiplied the one `apart` elements
+/// further (0: there is none), to panels `stride` apart.
+template <bool kPairs>
+LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const GranuleScale& scale_of,
+                                int64_t element, int64_t apart, float* out, int64_t stride) {
+  GranuleRows<kPairs> granule;
+  const uint8_t* codes = scale_of.w.codes + element / 2;
+  granule.SetScales(table, round_to, scale_of(element), scale_of(element + apart), apart != 0);
+  granule.SetCodes(codes, codes + apart / 2);
+#pragma GCC unroll 16
+  for (int p = 0; p < kPlaces; ++p) {
+    Store(out + p % kNV * kVL, granule.At(p));
+    if (p % kNV == kNV - 1) out += stride;
+  }
+}
+
+/// Asks for the rows of the unit that comes kPrefetchRows after `row`.
+template <bool kPairs>
+LOWRANK_INLINE void PrefetchUnit(const RowSource& w, int64_t row, int64_t n0, int64_t cols) {
+  PrefetchRow(w, row + kPrefetchRows, n0, cols);
+  if (kPairs) PrefetchRow(w, row + 1 + kPrefetchRows, n0, cols);
+}
+
+/// Columns [n0, n0 + cols), whole granules; units are rows [k0, k0 + kc) of w.
+template <bool kPairs>
+static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
+                           int64_t cols, float* out) {
+  const GranuleScale scale_of(*source.quant);
+  constexpr int64_t kRows = kPairs ? 2 : 1;
+  const int64_t stride = PanelStride(CeilDiv(kc, kRows));
+  for (int64_t row = k0; row < k0 + kc; row += kRows, out += kNR) {
+    const int64_t element = row * source.cols + n0;
+    const int64_t apart = kPairs && row + 1 < k0 + kc ? source.cols : 0;
+    PrefetchUnit<kPairs>(source, row, n0, cols);
+    float* panel = out;
+    for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
+      DecodePiece<kPairs>(source.tables.nibbles, source.round_to, scale_of, element + n, apart,
+                          panel, stride);
+    }
+  }
+}
+
+/// What works beside a tile, in memory alone: what a compiler kept of it in registers the tile
+/// would have to spill.
+template <typename Worker>
+LOWRANK_INLINE Worker* OutOfRegisters(Worker* worker) {
+  asm("" : "+r"(worker));
+  return worker;
+}
+
+/// The same piece by piece.
+template <bool kPairs>
+class GranulePanels {
+ public:
+  GranulePanels() = default;
+  GranulePanels(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols, float* out)
+      : table_(w.tables.nibbles),
+        w_(w.quant),
+        element_(k0 * w.cols + n0),
+        rows_(kc),
+        row_pieces_(cols / kGranule),
+        pieces_(row_pieces_),
+        out_(out),
+        stride_(PanelStride(CeilDiv(kc, kRows))) {}
+  int64_t pieces() const { return CeilDiv(rows_, kRows) * row_pieces_; }
+
+  /// Decodes a piece, if one is left.
+  LOWRANK_MEMBER_INLINE void Step() {
+    if (rows_ > 0) OutOfRegisters(this)->Decode();
+  }
+  void Finish() {
+    while (rows_ > 0) Step();
+  }
+
+ private:
+  static constexpr int64_t kRows = kPairs ? 2 : 1;
+
+  LOWRANK_MEMBER_INLINE void Decode() {
+    const QuantView& w = *w_;
+    const int64_t ahead = kPrefetchRows * w.cols / 2;
+    const uint8_t* codes = w.codes + element_ / 2;
+    __builtin_prefetch(codes + ahead, 0, 2);
+    if (kPairs) __builtin_prefetch(codes + ahead + w.cols / 2, 0, 2);
+    DecodePiece<kPairs>(table_, DType::kF32, GranuleScale(w), element_,
+                        kPairs && rows_ > 1 ? w.cols : 0, out_, stride_);
+    element_ += kGranule;
+    out_ += kGranule / kNR * stride_;
+    if (--pieces_ == 0) NextRows();
+  }
+  LOWRANK_MEMBER_INLINE void NextRows() {
+    pieces_ = row_pieces_;
+    rows_ -= kRows;
+    element_ += kRows * w_->cols - row_pieces_ * kGranule;
+    out_ += kNR - row_pieces_ * (kGranule / kNR) * stride_;
+    PrefetchScales(*w_, element_ + kPrefetchRows * w_->cols, 1);
+    if (kPairs) PrefetchScales(*w_, element_ + (kPrefetchRows + 1) * w_->cols, 1);
+  }
+
+  Table16 table_;
+  const QuantView* w_ = nullptr;
+  int64_t element_ = 0;     // of the next piece
+  int64_t rows_ = 0;        // left
+  int64_t row_pieces_ = 0;  // of kRows rows
+  int64_t pieces_ = 0;      // left of these
+  float* out_ = nullptr;
+  int64_t stride_ = 0;  // from panel to panel
+};
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
