@@ -178,14 +178,6 @@ class RowAsker {
   const char* line_ = nullptr;
 };
 
-/// Does AccumulateDenseDots take this product?
-template <typename Policy>
-LOWRANK_INLINE bool TakesDenseDots(int64_t rows, const RowSource& w) {
-  constexpr int64_t kWhole = kVL * (Policy::kPairs ? 2 : 1);
-  return !Policy::kTiles && !Policy::kCodes && w.dense != nullptr && rows <= kDenseDotRows &&
-         w.cols > 0 && w.cols % kWhole == 0 && w.dense->rows >= kNR;
-}
-
 /// Rows of x in as few passes as hold them; of several the first is beside the turning.
 LOWRANK_INLINE RowPanels DenseDotPasses(int64_t rows) {
   if (rows <= kDensePass) return {rows, 1};
@@ -244,7 +236,7 @@ class DenseStrip {
   alignas(64) Unit stored_[kKC * kNR];
 };
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesDenseDots() holds and
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kDenseDots, where
 /// the chunk, in passes, is all of the block's rows.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDenseDots(Run& run, const PackedChunk& chunk, const RowSource& w,

@@ -281,7 +281,7 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
 template <typename Policy>
 LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
   constexpr bool kPairs = Policy::kPairs;
-  if constexpr (Policy::kTiles) return nullptr;  // TakesDirectDots() takes none
+  if constexpr (Policy::kTiles) return nullptr;  // no route
   if (w.dense == nullptr) {
     return WithRounding<kPairs>(w.round_to, [&](auto round) {
       return PickDirectDot<Policy, DirectCodes<kPairs, RoundingOf<round()>>>(rows);
@@ -296,15 +296,6 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
     }
   }
   return PickDirectDot<Policy, DirectValues<kPairs, DType::kBF16>>(rows);
-}
-
-/// Does AccumulateDirectDots take this product?
-template <typename Policy>
-LOWRANK_INLINE bool TakesDirectDots(int64_t rows, const RowSource& w) {
-  if (Policy::kTiles || w.rows == 0) return false;
-  if (w.dense == nullptr) return rows <= kDirectCodeRows && WholeGranules(w);
-  return rows <= (w.dense->dtype == DType::kF16 ? kDirectHalfRows : kDirectRows) && w.cols > 0 &&
-         w.cols % kGranule == 0;
 }
 
 /// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
@@ -323,7 +314,7 @@ LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
   return rows == 1 ? cols : CeilDiv(cols, kPage) * kPage + kPage / shares;
 }
 
-/// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, where TakesDirectDots() holds and
+/// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, of Route::kDirectDots, where
 /// the chunk is all of the block's rows; columns in the order of lanes.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
@@ -344,12 +335,6 @@ LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, con
       }
     }
   }
-}
-
-/// Do threads share rows of w, a block of the summation index a task, in place of columns?
-LOWRANK_INLINE bool SharesRows(int64_t rows, const RowSource& w, int threads) {
-  return threads > 1 && w.cols <= DirectDotColumns(rows) &&
-         CeilDiv(w.rows, kKC) >= threads * kTasksPerThread;
 }
 
 /// The sums of every block of the summation index, [block][m][column] in the order of lanes: they
@@ -374,7 +359,7 @@ struct BlockSums {
   }
 };
 
-/// Those of a chunk, where SharesRows() holds; without data where there is no memory for them.
+/// Those of a chunk, of Route::kDirectRowSums; without data where there is no memory for them.
 template <typename Policy>
 LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const RowSource& w) {
   const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);

@@ -87,15 +87,6 @@ LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows, DType round_to) {
   });
 }
 
-/// Does AccumulateDots take this product?
-template <typename Policy>
-LOWRANK_INLINE bool TakesDots(int64_t rows, const SumOrder& order) {
-  if (!order.by_lanes) return false;
-  if (rows < kLeastStoredRows) return true;
-  return rows <= Min(kMostDotRows, order.depth / kDotDepthPerRow) &&
-         rows * Policy::Units(order.depth) <= kMostDotUnits;
-}
-
 /// Rows of x in as few passes as hold them.
 LOWRANK_INLINE RowPanels DotPasses(int64_t rows) {
   if (rows < kLeastStoredRows) return {rows, 1};
@@ -171,7 +162,7 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
   }
 }
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesDots() holds and the
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kLaneDots, where the
 /// chunk, packed for dots, is all of the block's rows.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const RowSource& w,

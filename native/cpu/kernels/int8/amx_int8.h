@@ -33,11 +33,6 @@ constexpr int64_t kCodeStrip = 256;
 // 2 x 512 bits, Zen 5).
 constexpr int64_t kLeastCodeColumns = kInt8DotRows + 1;
 
-/// Do the tiles take such a product? Every granule of theirs has one scale.
-LOWRANK_INLINE bool TakesCodeTiles(int64_t rows_of_x, const RowSource& w) {
-  return kHasTiles && rows_of_x >= kLeastCodeColumns && WholeGranules(w);
-}
-
 /// The 32 bytes of a granule as units: every group of eight codes twice, for its high nibbles and
 /// its low ones.
 LOWRANK_INLINE VecU GroupsTwice(const uint8_t* bytes) {
@@ -161,6 +156,30 @@ LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
     }
   }
   session.End();
+}
+
+/// y = x · wᵀ with `compute: 'int8'` over 4-bit weights: c of one block and the last steps, x
+/// packed in the chunk. All routes give the same bits.
+LOWRANK_INLINE void AccumulateInt8(Run& run, const Grid& grid, const Block& block,
+                                   const PackedChunk& chunk, Route route, const RowSource& w,
+                                   const Int8Weight& weight, const LastSteps& last, float* c) {
+  const int64_t depth = chunk.order.depth;
+  switch (route) {
+    case Route::kCodeTiles:
+      if constexpr (kHasTiles) AccumulateCodesByTiles<TileSession>(run, chunk, weight, block, c);
+      AddLastSteps(grid, block, last, c);
+      return;
+    case Route::kCodeDots:
+      AccumulateInt8Dots(run, chunk, weight, block, c);
+      AddLastSteps(grid, block, last, c);
+      return;
+    case Route::kCodeStrips:
+      AccumulateStrips<Int8Policy>(run, grid, block, depth, Int8Strips{chunk, w, weight}, last, c);
+      return;
+    default:
+      Accumulate<Int8Policy>(run, grid, block, depth, ChunkOf<Int8Policy>{chunk, block},
+                             Int8Columns{w, weight}, c, true, last);
+  }
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

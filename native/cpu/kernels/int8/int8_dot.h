@@ -23,11 +23,6 @@ constexpr int kInt8DotRows = kCodesPerUnit == 4 ? kMR : 2;
 // Bytes of a row of codes asked for ahead; past its end, of the row that follows in this place.
 constexpr int64_t kCodesAhead = 1024;
 
-/// Does AccumulateInt8Dots take this product? A block of a row has one scale.
-LOWRANK_INLINE bool TakesInt8Dots(int64_t rows, const RowSource& w) {
-  return rows <= kInt8DotRows && WholeGranules(w) && w.quant->rows >= kVL;
-}
-
 /// c[m][lane] (+)= a number of blocks of kVL rows of w, which are row_bytes apart, with those of x.
 /// `scales` are those of w, [block][lane]; from block `near` on what is ahead is in other rows.
 template <int kRows>
@@ -74,7 +69,7 @@ LOWRANK_INLINE Int8DotFn PickInt8Dot(int64_t rows) {
   return Int8Dot<kRows>;
 }
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, where TakesInt8Dots() holds and
+/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kCodeDots, where
 /// the chunk, one panel, is all of the block's rows.
 LOWRANK_INLINE void AccumulateInt8Dots(Run& run, const PackedChunk& chunk, const Int8Weight& weight,
                                        const Block& block, float* c) {

@@ -35,7 +35,7 @@ LOWRANK_INLINE void PackInt8Panels(const RowSource& x, int64_t m0, int64_t panel
   chunk.panels.Each(panel0, panel1, [&](int64_t, int64_t m, int mr) {
     for (int64_t k0 = 0; k0 < depth; k0 += kDepth<Int8Policy>) {
       const int64_t kc = Min(kDepth<Int8Policy>, depth - k0);
-      if (chunk.columns) {
+      if (ByColumns(chunk.route)) {
         const int rows = static_cast<int>(Min(mr, chunk.rows - m));
         PackInt8Rows(x, m0 + m, rows, mr, k0, kc, CodeColumns(chunk, k0, m / kTileRows));
       } else {

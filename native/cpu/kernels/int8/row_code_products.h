@@ -97,35 +97,15 @@ LOWRANK_INLINE void AccumulateCodeDots(Run& run, const PackedChunk& chunk, const
 constexpr int64_t kMostCodeDotRows = 18;
 constexpr int64_t kMostCodeDotRowsPacked = 48;
 
-LOWRANK_INLINE bool TakesCodeDots(const RowSource& w, int64_t rows_of_x) {
-  const bool turns = TurnsRows<RowCodePolicy>(w, w.cols);
-  return rows_of_x <= (turns ? kMostCodeDotRows : kMostCodeDotRowsPacked);
-}
-
-/// c [m1 - m0, n1 - n0], sums of codes of more rows of x.
-LOWRANK_INLINE void AccumulateCodeTiles(Run& run, const Grid& grid, const Block& block,
-                                        const PackedChunk& chunk, const RowSource& w, float* c) {
-  using Policy = RowCodePolicy;
-  const int64_t depth = chunk.order.depth;
-  if constexpr (kTurnsBeside) {
-    if (TakesDenseStrips<Policy>(chunk, w, block)) {
-      AccumulateStrips<Policy>(run, grid, block, depth, DenseStrips<Policy>{chunk, w}, LastSteps{},
-                               c);
-      return;
-    }
-  }
-  Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, RowCodeColumns{w}, c,
-                     true);
-}
-
 /// c = x · wᵀ over all of the summation index, and the last steps.
 LOWRANK_INLINE void AccumulateRowCodes(Run& run, const Grid& grid, const Block& block,
-                                       const PackedChunk& chunk, const RowSource& w,
+                                       const PackedChunk& chunk, Route route, const RowSource& w,
                                        const LastSteps& last, float* c) {
-  if (chunk.dots) {
+  if (route == Route::kRowCodeDots) {
     AccumulateCodeDots(run, chunk, w, block, c);
   } else {
-    AccumulateCodeTiles(run, grid, block, chunk, w, c);
+    AccumulateDenseRows<RowCodePolicy>(run, grid, block, chunk, w, RowCodeColumns{w},
+                                       route == Route::kRowCodeStrips, LastSteps{}, c);
   }
   if (run.Stopped()) return;
   ScaleSums(chunk, w, block, c);

@@ -112,21 +112,22 @@ LOWRANK_INLINE void PackRowCodes(Run& run, const RowSource& x, int64_t m0, int64
                                  int64_t panel1, const PackedChunk& chunk) {
   const int64_t pitch = CodePitch(x.cols);
   UnitCode* stage = nullptr;
-  if (!chunk.dots) {
+  const bool dots = chunk.route == Route::kRowCodeDots;
+  if (!dots) {
     stage = run.Get<UnitCode>(kStageSlot, kMR * pitch);
     if (stage == nullptr) return;
   }
   float* scales = ChunkScales(chunk);
   float* corrections = scales + chunk.rows;
   chunk.panels.Each(panel0, panel1, [&](int64_t, int64_t m, int mr) {
-    UnitCode* codes = chunk.dots ? reinterpret_cast<UnitCode*>(chunk.data) + m * pitch : stage;
+    UnitCode* codes = dots ? reinterpret_cast<UnitCode*>(chunk.data) + m * pitch : stage;
     for (int i = 0; i < mr; ++i) {
       int32_t sum;
       scales[m + i] = QuantizeRow(x, m0 + m + i, codes + i * pitch, &sum);
       const int32_t correction = -kWeightOffset * sum;
       std::memcpy(corrections + m + i, &correction, 4);
     }
-    if (chunk.dots) return;
+    if (dots) return;
     for (int64_t k0 = 0; k0 < x.cols; k0 += kDepth<RowCodePolicy>) {
       const int64_t units = RowCodePolicy::Units(Min(kDepth<RowCodePolicy>, x.cols - k0));
       float* out = chunk.At<RowCodePolicy>(k0, m, mr);

@@ -13,11 +13,10 @@
 /// tile, or for few rows added where the sums are complete.
 #pragma once
 
-#include "native/cpu/kernels/dot/direct_dot.h"
 #include "native/cpu/kernels/layers/factor_panels.h"
 #include "native/cpu/kernels/layers/factor_rows.h"
 #include "native/cpu/kernels/layers/lora_shared.h"
-#include "native/cpu/kernels/pack/dense_panels.h"
+#include "native/cpu/kernels/layers/plan_route.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -44,7 +43,7 @@ static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
                                 float* c) {
   const int64_t depth = chunk.order.depth;
   const ChunkOf<Policy> pack_a = {chunk, block};
-  if (TakesCopiedPanels<Policy>(w, depth)) {
+  if (chunk.route == Route::kCopiedPanels) {
     Accumulate<Policy>(run, grid, block, depth, pack_a, CopiedB<Policy>{{w}}, c, true, last);
   } else {
     Accumulate<Policy>(run, grid, block, depth, pack_a, DirectB<Policy>{w}, c, true, last);
@@ -69,7 +68,8 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     PackedChunk chunk;
     chunk.rows = Min(step, dy_view.rows - m0);
     chunk.order = NaturalOrder(depth);
-    const bool dots = with_dx && TakesDirectDots<Policy>(chunk.rows, w);
+    const int threads = run.context.pool->threads();
+    chunk.route = PlanInputGrad<Policy>(chunk.rows, with_dx ? &w : nullptr, threads);
     chunk.panels = SplitRows(chunk.rows);
     if (with_dx) {
       chunk.data = run.Get<Unit>(kPackedSlot, chunk.rows * Policy::Units(depth));
@@ -78,14 +78,13 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     pack(dy, m0, chunk);
     if (run.Stopped()) return;
     if (!with_dx) continue;
-    const int threads = run.context.pool->threads();
-    const bool by_rows = dots && SharesRows(chunk.rows, w, threads);
+    const bool by_rows = chunk.route == Route::kDirectRowSums;
     BlockSums sums;
     if (by_rows) sums = SumBlocks<Policy>(run, chunk, w);
     if (by_rows && (sums.data == nullptr || run.Stopped())) return;
-    const bool wide = dots && !by_rows;
+    const bool wide = chunk.route == Route::kDirectDots;
     const Grid grid =
-        PlanGrid(chunk.rows, cols, threads, with_granules || dots ? kGranule : kNR,
+        PlanGrid(chunk.rows, cols, threads, with_granules || by_rows || wide ? kGranule : kNR,
                  wide ? DirectDotColumns(chunk.rows) : most_cols, wide ? 1 : kTasksPerThread);
     const int64_t terms = (by_rows ? sums.blocks : depth) + r;
     run.ForEach(grid.tasks(), chunk.rows * cols * terms, [&](int64_t task) {
@@ -98,7 +97,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
       if (by_rows) {
         sums.AddTo(block, c);
         AddLastSteps(grid, block, last, c);
-      } else if (dots) {
+      } else if (wide) {
         AccumulateDirectDots<Policy>(run, chunk, w, block, c);
         AddLastSteps(grid, block, last, c);
       } else {

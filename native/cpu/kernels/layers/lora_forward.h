@@ -11,14 +11,9 @@
 /// cache, and its expand is r more steps of the sum in the same C tile, so y is not read again.
 #pragma once
 
-#include "native/cpu/kernels/amx/gemm_amx.h"
-#include "native/cpu/kernels/dot/dense_dot.h"
-#include "native/cpu/kernels/int8/product_int8.h"
-#include "native/cpu/kernels/int8/row_code_products.h"
 #include "native/cpu/kernels/layers/elementwise.h"
 #include "native/cpu/kernels/layers/lora_shared.h"
-#include "native/cpu/kernels/tile/dense_strips.h"
-#include "native/cpu/kernels/tile/lane_strips.h"
+#include "native/cpu/kernels/layers/plan_route.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -62,33 +57,33 @@ struct ForwardParts {
 /// once for all that products are part of.
 template <typename Policy>
 static void AccumulateBase(Run& run, const Grid& grid, const Block& block, const PackedChunk& chunk,
-                           const RowSource& w, const Int8Weight& int8, const LastSteps& last,
-                           float* c) {
-  const int64_t depth = chunk.order.depth;
+                           Route route, const RowSource& w, const Int8Weight& int8,
+                           const LastSteps& last, float* c) {
   if constexpr (Policy::kTiles) {
     AccumulateByTiles<TileSession>(run, chunk, w, block, c);
     AddLastSteps(grid, block, last, c);
   } else if constexpr (kIsInt8<Policy>) {
-    AccumulateInt8(run, grid, block, chunk, w, int8, last, c);
+    AccumulateInt8(run, grid, block, chunk, route, w, int8, last, c);
   } else if constexpr (kIsRowCodes<Policy>) {
-    AccumulateRowCodes(run, grid, block, chunk, w, last, c);
-  } else if (chunk.dots) {
-    AccumulateDots<Policy>(run, chunk, w, block, c);
-    AddLastSteps(grid, block, last, c);
-  } else if (chunk.order.by_lanes) {
-    AccumulateStrips<Policy>(run, grid, block, depth, LaneStrips<Policy>{chunk, w}, last, c);
-  } else if (chunk.dense_dots) {
-    AccumulateDenseDots<Policy>(run, chunk, w, block, c);
-    AddLastSteps(grid, block, last, c);
+    AccumulateRowCodes(run, grid, block, chunk, route, w, last, c);
   } else {
-    if constexpr (kTurnsBeside) {
-      if (TakesDenseStrips<Policy>(chunk, w, block)) {
-        AccumulateStrips<Policy>(run, grid, block, depth, DenseStrips<Policy>{chunk, w}, last, c);
+    switch (route) {
+      case Route::kLaneDots:
+        AccumulateDots<Policy>(run, chunk, w, block, c);
+        AddLastSteps(grid, block, last, c);
         return;
-      }
+      case Route::kLaneStrips:
+        AccumulateStrips<Policy>(run, grid, block, chunk.order.depth, LaneStrips<Policy>{chunk, w},
+                                 last, c);
+        return;
+      case Route::kDenseDots:
+        AccumulateDenseDots<Policy>(run, chunk, w, block, c);
+        AddLastSteps(grid, block, last, c);
+        return;
+      default:
+        AccumulateDenseRows<Policy>(run, grid, block, chunk, w, TransposedB<Policy>{w},
+                                    route == Route::kDenseStrips, last, c);
     }
-    Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block},
-                       TransposedB<Policy>{w}, c, true, last);
   }
 }
 
@@ -104,6 +99,7 @@ struct ForwardTarget {
 };
 struct TargetTasks {
   RowSource w;
+  Route route;
   Int8Weight int8;
   Grid grid;
   int64_t first_task;
@@ -162,11 +158,9 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
   const bool added = x.rows - x_view.rows <= kMoreRows;
   TargetTasks all[LoraForwardManyOp::kMost];
   int64_t cols = 0;
-  bool columns = Policy::kTiles || kIsInt8<Policy>;
   for (int i = 0; i < count; ++i) {
     all[i].w = WeightRows(*targets[i].w, x_view.dtype);
     if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
-    if (kIsInt8<Policy>) columns = columns && TakesCodeTiles(x.rows, all[i].w);
     cols += targets[i].y->cols;
   }
   const SumOrder order =
@@ -177,23 +171,10 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
     m1 = added && m0 + step >= x_view.rows ? x.rows : Min(m0 + step, x.rows);
     chunk.rows = m1 - m0;
     chunk.order = order;
-    chunk.columns = columns;
-    if constexpr (kIsRowCodes<Policy>) {
-      chunk.dots = TakesCodeDots(all[0].w, chunk.rows);
-      chunk.panels = chunk.dots ? CodeDotPasses(chunk.rows) : SplitRows(chunk.rows);
-    } else if constexpr (kIsInt8<Policy>) {
-      PlanInt8Chunk(all, count, &chunk);
-    } else {
-      chunk.dots = !chunk.columns && TakesDots<Policy>(chunk.rows, order);
-      chunk.dense_dots = TakesDenseDots<Policy>(chunk.rows, all[0].w);
-      for (int i = 1; i < count; ++i) {
-        chunk.dense_dots = chunk.dense_dots && TakesDenseDots<Policy>(chunk.rows, all[i].w);
-      }
-      chunk.panels = chunk.columns      ? TilePanels(chunk.rows)
-                     : chunk.dots       ? DotPasses(chunk.rows)
-                     : chunk.dense_dots ? DenseDotPasses(chunk.rows)
-                                        : SplitRows(chunk.rows);
-    }
+    PlanRoutes<Policy>(x.rows, chunk.rows, order, all, count);
+    chunk.route = all[0].route;
+    chunk.panels = PanelsOf(chunk.route, chunk.rows);
+    const bool columns = ByColumns(chunk.route);
     chunk.data =
         run.Get<Unit>(kPackedSlot, kIsRowCodes<Policy> ? CodeChunkUnits(chunk.rows, depth)
                                    : Policy::kTiles    ? chunk.panels.rows * TileRowUnits(depth)
@@ -206,8 +187,7 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
     for (int i = 0; i < count; ++i) {
       all[i].grid =
           PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads(), kNR, most_cols);
-      if (chunk.dots || chunk.dense_dots)
-        all[i].grid.row_blocks = 1;  // passes share the rows of w that they read
+      if (ForDots(chunk.route)) all[i].grid.row_blocks = 1;  // passes share the rows of w
       all[i].first_task = swiglu ? 0 : tasks;
       tasks = all[i].first_task + all[i].grid.tasks();
     }
@@ -223,7 +203,8 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
         LastSteps last;
         if (!last_of(i, grid, block, m0, &last)) return;
         EachPart(block, c, [&](const Block& part, float* part_c) {
-          AccumulateBase<Policy>(run, grid, part, chunk, all[i].w, all[i].int8, last, part_c);
+          AccumulateBase<Policy>(run, grid, part, chunk, all[i].route, all[i].w, all[i].int8, last,
+                                 part_c);
         });
         add(i, grid, block, m0, c);
         if (run.Stopped()) return;

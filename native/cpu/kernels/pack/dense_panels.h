@@ -103,11 +103,4 @@ struct CopiedB : DirectB<Policy> {
   }
 };
 
-/// Are blocks of w values as they lie?
-template <typename Policy>
-LOWRANK_INLINE bool TakesCopiedPanels(const RowSource& w, int64_t depth) {
-  return !Policy::kTiles && w.dense != nullptr && w.AsStored() &&
-         depth % (Policy::kPairs ? 2 : 1) == 0;
-}
-
 }  // namespace lowrank::cpu::LOWRANK_ISA

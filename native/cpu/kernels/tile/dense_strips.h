@@ -147,12 +147,22 @@ LOWRANK_INLINE bool TurnsRows(const RowSource& w, int64_t depth) {
   return kTurnsBeside && units && depth > 0 && depth % kDepth<Policy> == 0;
 }
 
-/// Does it take this block?
-template <typename Policy>
-LOWRANK_INLINE bool TakesDenseStrips(const PackedChunk& chunk, const RowSource& w,
-                                     const Block& block) {
-  return TurnsRows<Policy>(w, chunk.order.depth) &&
-         block.panel1 - block.panel0 >= kLeastTurnPanels<Policy>;
+/// c = x · wᵀ of one block where TurnsRows() holds and the chunk is not packed for dots. Blocks of
+/// few panels of x go the way of `columns`, which packs w.
+template <typename Policy, typename Columns>
+LOWRANK_INLINE void AccumulateDenseRows(Run& run, const Grid& grid, const Block& block,
+                                        const PackedChunk& chunk, const RowSource& w,
+                                        const Columns& columns, bool strips, const LastSteps& last,
+                                        float* c) {
+  const int64_t depth = chunk.order.depth;
+  if constexpr (kTurnsBeside) {
+    if (strips && block.panel1 - block.panel0 >= kLeastTurnPanels<Policy>) {
+      AccumulateStrips<Policy>(run, grid, block, depth, DenseStrips<Policy>{chunk, w}, last, c);
+      return;
+    }
+  }
+  Accumulate<Policy>(run, grid, block, depth, ChunkOf<Policy>{chunk, block}, columns, c, true,
+                     last);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

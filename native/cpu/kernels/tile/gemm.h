@@ -12,6 +12,7 @@
 #include "native/cpu/kernels/isa/base_set.h"
 #include "native/cpu/kernels/pack/lane_pack.h"
 #include "native/cpu/kernels/tile/last_steps.h"
+#include "native/cpu/route.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -293,19 +294,21 @@ LOWRANK_INLINE const Unit* PackHere(Run& run, const Grid& grid, const Block& blo
   return a;
 }
 
+/// Are rows of x the columns of the matrix unit?
+LOWRANK_INLINE bool ByColumns(Route route) {
+  return route == Route::kTiles || route == Route::kCodeTiles;
+}
+
 /// The packed rows of one chunk, for all of the summation index.
 ///
 ///   natural order   blocks of it one after another, each holding its row panels one after another
 ///   by lanes        row panels one after another, each holding its blocks (lanes) one after
-///   another for row_dot.h   passes one after another
-///   columns         for a matrix unit: amx_rows.h
+///   another for row_dot.h   passes one after another columns         for a matrix unit: amx_rows.h
 struct PackedChunk {
   Unit* data = nullptr;
   int64_t rows = 0;
   SumOrder order;
-  bool dots = false;
-  bool dense_dots = false;  // passes of dense_dot.h
-  bool columns = false;
+  Route route = Route::kPanels;  // of the products that it is packed for
   RowPanels panels = {0, 1};
 
   /// Where rows from m on of the block at k0 are, m the first of a panel of mr rows.
@@ -331,19 +334,20 @@ LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, in
   const int64_t depth = chunk.order.depth;
   const bool lanes = chunk.order.by_lanes;
   char* stage = nullptr;
-  if (lanes && !chunk.dots) {
+  const bool dots = chunk.route == Route::kLaneDots;
+  if (lanes && !dots) {
     stage = run.Get<char>(kStageSlot, kMR * kSpan * static_cast<int64_t>(sizeof(Unit)));
     if (stage == nullptr) return;
   }
   chunk.panels.Each(panel0, panel1, [&](int64_t, int64_t m, int mr) {
     if constexpr (Policy::kTiles) {
-      if (chunk.columns) {
+      if (ByColumns(chunk.route)) {
         PackTileColumns(a, m0 + m, Min(mr, chunk.rows - m), chunk.order.by_lanes,
                         TileWidth(chunk.rows), chunk.data + m * TileRowUnits(depth));
         return;
       }
     }
-    if (chunk.dots) {
+    if (dots) {
       PackDots<Policy>(a, m0 + m, mr, chunk.data + m * Policy::Units(depth));
       return;
     }
