@@ -1,12 +1,13 @@
 /** Public names. No logic here. */
 
+export type { AdapterDefinition } from './adapters/adapter.js';
+export { Adapter } from './adapters/adapter.js';
 export {
-  Adapter,
   type AdapterBackwardOptions,
   type AdapterForwardOptions,
   type AdapterGradients,
   AdapterSaved,
-} from './adapters/adapter.js';
+} from './adapters/adapter-saved.js';
 /** Every published method that comes with the library, by name: docs/adapters.md. */
 export * as adapters from './adapters/all.js';
 export {
@@ -20,7 +21,6 @@ export { type ArrowFolders, arrowFromPeft } from './adapters/arrow-from-peft.js'
 export { type CheckAdapterOptions, checkAdapter } from './adapters/check.js';
 export type {
   AdapterCall,
-  AdapterDefinition,
   AdapterMaker,
   AdapterSize,
   LayerPenalty,
@@ -34,8 +34,13 @@ export { type ExpertsParameter, expertsToPeft } from './adapters/experts-to-peft
 export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
 export { activeTokens, invocationOffsets } from './adapters/invocation.js';
 export type { MergedLayer } from './adapters/merge.js';
-export { AdapterMethod, type AdapterPlace, defineAdapter } from './adapters/method.js';
-export { type AnyMethod, adapterMethods } from './adapters/methods.js';
+export {
+  AdapterMethod,
+  type AdapterPlace,
+  type AnyMethod,
+  defineAdapter,
+} from './adapters/method.js';
+export { adapterMethods } from './adapters/methods.js';
 export { type MontecloraLoss, montecloraLoss } from './adapters/monteclora.js';
 export {
   NormAdapter,
@@ -45,7 +50,8 @@ export {
   type NormKind,
 } from './adapters/norm-adapter.js';
 export { OftImages, type OftImagesGradients, type OftImagesSpec } from './adapters/oft-images.js';
-export { adapterFromPeft, adaptersToPeft, methodOfPeft, type PeftFolder } from './adapters/peft.js';
+export { adapterFromPeft, adaptersToPeft, methodOfPeft } from './adapters/peft.js';
+export type { PeftFolder } from './adapters/peft-tensors.js';
 export type { SharedBy } from './adapters/sharing.js';
 export { TokenRows, type TokenRowsParts } from './adapters/token-rows.js';
 export { baseProduct } from './autograd/base-product.js';
@@ -177,7 +183,6 @@ export {
   type LoraForwardOptions,
   type LoraGradient,
   type LoraGradients,
-  LoraSaved,
   loraBackward,
   loraForward,
 } from './ops/lora-linear.js';
@@ -203,6 +208,7 @@ export {
   loraShrink,
   loraShrinkBackward,
 } from './ops/lora-parts.js';
+export { LoraSaved } from './ops/lora-saved.js';
 export { LoraSwigluSaved, loraBackwardSwiglu, loraForwardSwiglu } from './ops/lora-swiglu.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
 export {
@@ -213,9 +219,9 @@ export {
   unmergeLora,
 } from './ops/merge.js';
 export { oneHot } from './ops/one-hot.js';
+export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export type { GroupAffineState } from './quant/group-affine.js';
-export { dequantize, type QuantizeOptions, quantize } from './quant/quantize.js';
 export { QuantizedWeight } from './quant/quantized-weight.js';

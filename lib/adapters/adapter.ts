@@ -1,143 +1,135 @@
-import { Value } from '../autograd/gradient-tape.js';
+import type { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
+import { checkShape, checkTensor, checkVector } from '../core/check-tensor.js';
 import type { Device } from '../core/device.js';
-import {
-  fail,
-  LowrankError,
-  markClass,
-  notConstructed,
-  refusal,
-  wrongType,
-} from '../core/errors.js';
+import { fail, LowrankError, notConstructed, refusal, wrongType } from '../core/errors.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkSameDevice,
-  checkShape,
-  checkTensor,
-  checkVector,
   orDefault,
   ownFields,
   readNames,
   readOptions,
   showShape,
 } from '../core/validate.js';
-import { type BaseWeight, checkActivations, checkWeight, withLast } from '../ops/base-weight.js';
-import type { ComputePrecision } from '../ops/compute.js';
+import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import { mergeLora, unmergeLora } from '../ops/merge.js';
+import { type MergeParts, mergeLora, unmergeLora } from '../ops/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import { type AdapterDefinition, AdapterMaker, type PeftForm } from './definition.js';
+import {
+  type AdapterBackwardOptions,
+  type AdapterForwardOptions,
+  type AdapterGradients,
+  AdapterSaved,
+  checkResult,
+  checkSavedOf,
+  ownResult,
+} from './adapter-saved.js';
+import {
+  type AdapterCall,
+  AdapterMaker,
+  type AdapterSize,
+  type LayerPenalty,
+  type PeftForm,
+  type Regenerated,
+} from './definition.js';
 import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
+import type { SharedBy } from './sharing.js';
 
-/** What {@link Adapter.forward} takes beside its operands. */
-export interface AdapterForwardOptions {
-  /** [N] */
-  bias?: Tensor;
-  /** Of dropout and of samplers; needed where the method drops or samples in training. */
-  seed?: number;
-  /** 1 = kept, the shape of what the method drops: replaces the generator. */
-  dropoutMask?: Tensor;
-  /** Default true. `false` turns dropout off and saves nothing. */
-  training?: boolean;
-  /** Of the product with the base weight. */
-  compute?: ComputePrecision;
-  /** Further operands that the method names: gates, a second input. */
-  inputs?: Readonly<Record<string, Tensor>>;
-}
-
-/** The gradients of a layer: of x, of the bias, of the trained tensors and of further inputs. */
-export interface AdapterGradients {
-  dx?: Tensor;
-  dBias?: Tensor;
-  parameters: { [name: string]: Tensor };
-  inputs: { [name: string]: Tensor };
-}
-
-/** What {@link Adapter.backward} takes beside its operands. */
-export interface AdapterBackwardOptions {
-  /** Names of parameters and inputs, `dx`, `dBias`; default all there are. Others cost nothing. */
-  needs?: readonly string[];
-  /** Keep the saved state for another backward pass; default false: it is freed. */
-  keep?: boolean;
-}
-
-/** What the backward pass needs; freed by it, or by {@link AdapterSaved.dispose}. */
-export class AdapterSaved implements Disposable {
-  readonly tape: Tape;
-  /** @internal */
-  readonly y: Value;
-  /** @internal Everything a gradient may be wanted of. */
-  readonly leaves: ReadonlyMap<string, Value>;
-  /** @internal Its own hold on x and on the inputs. */
-  readonly held: readonly Tensor[];
-  readonly #real = true;
-
-  /** @internal */
-  constructor(tape: Tape, y: Value, leaves: ReadonlyMap<string, Value>, held: readonly Tensor[]) {
-    if (!(tape instanceof Tape)) throw notConstructed('AdapterSaved', "an adapter's forward");
-    this.tape = tape;
-    this.y = y;
-    this.leaves = leaves;
-    this.held = held;
-    track(this);
-  }
-
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
-  static is(value: unknown): value is AdapterSaved {
-    return typeof value === 'object' && value !== null && #real in value && value.#real;
-  }
-
-  get disposed(): boolean {
-    return this.tape.disposed;
-  }
-
-  /** Frees what was saved. Twice is a no-op. */
-  dispose(): void {
-    this.tape.dispose();
-    for (const tensor of this.held) tensor.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-}
-markClass(AdapterSaved, 'AdapterSaved');
-
-/** What a method's formula returned: y [..., N], a step of the tape, in the dtype of x. */
-function checkResult(op: string, value: unknown, x: Tensor, N: number): void {
-  const what = "what the method's forward returns";
-  if (!(value instanceof Value))
-    throw wrongType(op, what, 'a Value of the tape (t.own makes one of a tensor)', value);
-  const { shape, dtype } = value.tensor;
-  const expected = withLast(x, N);
-  if (shape.length !== expected.length || shape.some((dim, i) => dim !== expected[i])) {
-    fail('ERR_SHAPE', op, what, `of shape ${showShape(expected)}`, showShape(shape));
-  }
-  if (dtype !== x.dtype) fail('ERR_DTYPE', op, what, `${x.dtype}, as x`, dtype);
-}
-
-/** Was it saved by an adapter with such parameters? That of another method has others, and of another layer other shapes. */
-function checkSavedOf(
-  op: string,
-  { leaves }: AdapterSaved,
-  parameters: Readonly<Record<string, Tensor>>,
-): void {
-  for (const [name, { shape }] of Object.entries(parameters)) {
-    const expected = `of a forward pass with ${name} ${showShape(shape)}`;
-    const leaf = leaves.get(name);
-    const actual = leaf === undefined ? [...leaves.keys()].join(', ') : showShape(leaf.shape);
-    if (actual !== showShape(shape)) fail('ERR_VALUE', op, 'saved', expected, `one with ${actual}`);
-  }
-}
-
-/** y for the caller: a tensor of its own, where the formula returned x or another operand as it came. */
-function ownResult({ tape, y: { tensor }, leaves }: AdapterSaved): Tensor {
-  for (const leaf of leaves.values()) {
-    if (Tensor.sharesMemory(leaf.tensor, tensor)) return tensor.to({});
-  }
-  // Where the backward pass reads y too, the caller has a handle of its own.
-  return tape.kept.includes(tensor) ? tensor.reshape(tensor.shape) : tensor;
+/**
+ * A published method, in one object: its tensors, its formula and its PEFT names. Backward passes,
+ * merging, checks, checkpoints and the command line follow from it.
+ */
+export interface AdapterDefinition<
+  C extends object = object,
+  P extends string = string,
+  B extends string = string,
+  S = unknown,
+> {
+  /** Letters, digits, - and _, by custom in lower case: it names folders, and itself on the command line. */
+  readonly method: string;
+  /** Authors, title, year, arXiv number. */
+  readonly reference: string;
+  /** Every setting with the paper's default. */
+  readonly defaults: Readonly<C>;
+  /** Names of the trained tensors; no two tensors or inputs have one name, and none is `dx` or `dBias`. */
+  readonly trained: readonly P[];
+  /** Names of the frozen ones; default none. */
+  readonly frozen?: readonly B[];
+  /** The shape of every tensor; one without a shape is not there with these settings. */
+  readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
+  /**
+   * Fresh tensors; with most methods such that training starts at the base model. `shared` has those that another layer
+   * has made already, in {@link AdapterMethod.createAll}: they take the place of what is returned under their names.
+   */
+  readonly init: (
+    make: AdapterMaker<C, P | B>,
+    shared?: Readonly<Partial<Record<P | B, Tensor>>>,
+  ) => Readonly<Partial<Record<P | B, Tensor>>>;
+  /**
+   * Tensors that layers of a model share, and which layers: {@link AdapterMethod.createAll} draws each once, and a trainer
+   * gives a trained one the sum of its layers' gradients. What PEFT has once for all layers (`peft.shared`) is shared
+   * by the model without being named here.
+   */
+  readonly shared?: Readonly<Partial<Record<P | B, SharedBy>>>;
+  /** Fresh integer tables: which entries are trained, which vectors are mixed. */
+  readonly drawIndexes?: (
+    make: AdapterMaker<C, P | B>,
+    tensors: Readonly<Record<P | B, Tensor>>,
+  ) => Readonly<Record<string, Int32Array>>;
+  /**
+   * What is drawn for all layers of a model together, in their order, in place of what a layer alone would have: frozen
+   * tensors and integer tables.
+   */
+  readonly drawTogether?: (
+    makes: readonly AdapterMaker<C, P | B>[],
+  ) => readonly Regenerated<P | B>[];
+  /** The integer tables follow from the values of the trained tensors: a trainer draws them anew at every step. */
+  readonly indexesFollowValues?: boolean;
+  /** What does not change from call to call and is no tensor of the method: maps, tables. */
+  readonly prepare?: (
+    make: AdapterMaker<C, P | B>,
+    indexes: Readonly<Record<string, Int32Array>>,
+    tensors: Readonly<Record<P | B, Tensor>>,
+  ) => S;
+  /** Inputs beside x that every call must bring. */
+  readonly inputs?: readonly string[];
+  /** y [..., N] in the dtype of x. */
+  readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;
+  /** Settings that cannot be, in words: `['r', 'a divisor of K', '5']`; default none. */
+  readonly check?: (
+    size: AdapterSize<C>,
+  ) => readonly [name: string, expected: string, actual: string] | undefined;
+  /** Learning rate over LoRA's in the paper's tables, where it trains with a far higher one. */
+  readonly rate?: number;
+  /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
+  readonly mergeable?: boolean;
+  /**
+   * Where the method adds `scaling · loraB · core · loraA` to the weight: what {@link mergeLora} takes, so
+   * that merging is one pass over the weight; and `scaling · loraBias` to the bias, [N], where it has one. Without it,
+   * the layer's values are what is merged.
+   */
+  readonly update?: (
+    p: Readonly<Record<P | B, Tensor>>,
+    config: Readonly<C>,
+    size: AdapterSize<C>,
+  ) => MergeParts & { readonly loraBias?: Tensor };
+  /**
+   * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, where its update of
+   * the weight is one value for a row of a block: merging then changes nothing else. Undefined where it is not.
+   */
+  readonly zeroPointUpdate?: (
+    p: Readonly<Record<P | B, Tensor>>,
+    size: AdapterSize<C>,
+    blocksize: number,
+  ) => Tensor | undefined;
+  /**
+   * What the method adds to the loss of a step for one layer, and the gradients of that by parameter: a trainer takes the mean
+   * over layers. `seed` is that of the layer's forward pass.
+   */
+  readonly penalty?: (adapter: Adapter, options: { seed: number }) => LayerPenalty;
+  readonly peft?: PeftForm<C, P | B>;
 }
 
 /** Functions as methods, which take the place of such as want narrower arguments. */

@@ -6,7 +6,8 @@ import { LoraAdapter } from '../ops/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 import { arrow, arrowExperts } from './arrow.js';
 import type { AdapterPlace } from './method.js';
-import { adapterFromPeft, type PeftFolder } from './peft.js';
+import { adapterFromPeft } from './peft.js';
+import type { PeftFolder } from './peft-tensors.js';
 import type { AlphaConfig } from './scaling.js';
 
 const kOp = 'arrowFromPeft';

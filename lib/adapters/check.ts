@@ -3,8 +3,7 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkInteger, orDefault, readOptions } from '../core/validate.js';
 import { checkGradients, type GradientReport } from '../ops/check-gradients.js';
-import type { AdapterPlace } from './method.js';
-import type { AnyMethod } from './methods.js';
+import type { AdapterPlace, AnyMethod } from './method.js';
 
 /** What {@link checkAdapter} takes beside the method's own settings. */
 export interface CheckAdapterOptions {

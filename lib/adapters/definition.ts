@@ -1,14 +1,10 @@
 import type { Value } from '../autograd/gradient-tape.js';
-import type { Tape } from '../autograd/tape.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
-import type { MergeParts } from '../ops/merge.js';
-import type { Adapter } from './adapter.js';
-import type { SharedBy } from './sharing.js';
 
 /** What an adapter's forward formula is computed from. */
 export interface AdapterCall<C, Name extends string, S> {
@@ -262,99 +258,4 @@ export interface PeftForm<C, Name extends string> {
     configs: readonly Readonly<C>[],
     size: LayerSize,
   ) => Readonly<Record<string, unknown>>;
-}
-
-/**
- * A published method, in one object: its tensors, its formula and its PEFT names. Backward passes,
- * merging, checks, checkpoints and the command line follow from it.
- */
-export interface AdapterDefinition<
-  C extends object = object,
-  P extends string = string,
-  B extends string = string,
-  S = unknown,
-> {
-  /** Letters, digits, - and _, by custom in lower case: it names folders, and itself on the command line. */
-  readonly method: string;
-  /** Authors, title, year, arXiv number. */
-  readonly reference: string;
-  /** Every setting with the paper's default. */
-  readonly defaults: Readonly<C>;
-  /** Names of the trained tensors; no two tensors or inputs have one name, and none is `dx` or `dBias`. */
-  readonly trained: readonly P[];
-  /** Names of the frozen ones; default none. */
-  readonly frozen?: readonly B[];
-  /** The shape of every tensor; one without a shape is not there with these settings. */
-  readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
-  /**
-   * Fresh tensors; with most methods such that training starts at the base model. `shared` has those that another layer
-   * has made already, in {@link AdapterMethod.createAll}: they take the place of what is returned under their names.
-   */
-  readonly init: (
-    make: AdapterMaker<C, P | B>,
-    shared?: Readonly<Partial<Record<P | B, Tensor>>>,
-  ) => Readonly<Partial<Record<P | B, Tensor>>>;
-  /**
-   * Tensors that layers of a model share, and which layers: {@link AdapterMethod.createAll} draws each once, and a trainer
-   * gives a trained one the sum of its layers' gradients. What PEFT has once for all layers (`peft.shared`) is shared
-   * by the model without being named here.
-   */
-  readonly shared?: Readonly<Partial<Record<P | B, SharedBy>>>;
-  /** Fresh integer tables: which entries are trained, which vectors are mixed. */
-  readonly drawIndexes?: (
-    make: AdapterMaker<C, P | B>,
-    tensors: Readonly<Record<P | B, Tensor>>,
-  ) => Readonly<Record<string, Int32Array>>;
-  /**
-   * What is drawn for all layers of a model together, in their order, in place of what a layer alone would have: frozen
-   * tensors and integer tables.
-   */
-  readonly drawTogether?: (
-    makes: readonly AdapterMaker<C, P | B>[],
-  ) => readonly Regenerated<P | B>[];
-  /** The integer tables follow from the values of the trained tensors: a trainer draws them anew at every step. */
-  readonly indexesFollowValues?: boolean;
-  /** What does not change from call to call and is no tensor of the method: maps, tables. */
-  readonly prepare?: (
-    make: AdapterMaker<C, P | B>,
-    indexes: Readonly<Record<string, Int32Array>>,
-    tensors: Readonly<Record<P | B, Tensor>>,
-  ) => S;
-  /** Inputs beside x that every call must bring. */
-  readonly inputs?: readonly string[];
-  /** y [..., N] in the dtype of x. */
-  readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;
-  /** Settings that cannot be, in words: `['r', 'a divisor of K', '5']`; default none. */
-  readonly check?: (
-    size: AdapterSize<C>,
-  ) => readonly [name: string, expected: string, actual: string] | undefined;
-  /** Learning rate over LoRA's in the paper's tables, where it trains with a far higher one. */
-  readonly rate?: number;
-  /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
-  readonly mergeable?: boolean;
-  /**
-   * Where the method adds `scaling · loraB · core · loraA` to the weight: what {@link mergeLora} takes, so
-   * that merging is one pass over the weight; and `scaling · loraBias` to the bias, [N], where it has one. Without it,
-   * the layer's values are what is merged.
-   */
-  readonly update?: (
-    p: Readonly<Record<P | B, Tensor>>,
-    config: Readonly<C>,
-    size: AdapterSize<C>,
-  ) => MergeParts & { readonly loraBias?: Tensor };
-  /**
-   * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, where its update of
-   * the weight is one value for a row of a block: merging then changes nothing else. Undefined where it is not.
-   */
-  readonly zeroPointUpdate?: (
-    p: Readonly<Record<P | B, Tensor>>,
-    size: AdapterSize<C>,
-    blocksize: number,
-  ) => Tensor | undefined;
-  /**
-   * What the method adds to the loss of a step for one layer, and the gradients of that by parameter: a trainer takes the mean
-   * over layers. `seed` is that of the layer's forward pass.
-   */
-  readonly penalty?: (adapter: Adapter, options: { seed: number }) => LayerPenalty;
-  readonly peft?: PeftForm<C, P | B>;
 }

@@ -2,7 +2,7 @@ import type { Value } from '../autograd/gradient-tape.js';
 import type { Tape } from '../autograd/tape.js';
 import { scope } from '../core/scope.js';
 import { mapTensor, sumProduct } from '../ops/elementwise.js';
-import { dequantize } from '../quant/quantize.js';
+import { dequantize } from '../ops/quantize.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { defineAdapter } from './method.js';
 import { patternOf } from './scaling.js';

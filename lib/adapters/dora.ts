@@ -6,7 +6,7 @@ import type { BaseWeight } from '../ops/base-weight.js';
 import { mapTensor } from '../ops/elementwise.js';
 import { factoredNorm, weightNorms } from '../ops/factored-norm.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
-import { dequantize } from '../quant/quantize.js';
+import { dequantize } from '../ops/quantize.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { AdapterSize } from './definition.js';
 import {

@@ -5,8 +5,8 @@ import type { Tensor } from '../core/tensor.js';
 import { ownFields } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters, checkMethodAdapter } from './adapter-map.js';
-import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
-import { kPrefix } from './peft-tensors.js';
+import { adaptersToPeft, rawOf } from './peft.js';
+import { kPrefix, type PeftFolder } from './peft-tensors.js';
 import { type AlphaConfig, alphaFields, kAlphaPatterns, patternFields } from './scaling.js';
 
 const kOp = 'expertsToPeft';

@@ -8,8 +8,8 @@ import { checkInteger, readOptions, showShape } from '../core/validate.js';
 import type { Adapter } from './adapter.js';
 import { lora } from './lora.js';
 import type { AdapterPlace } from './method.js';
-import { methodOfPeft, type PeftFolder } from './peft.js';
-import { missing, PeftTensors } from './peft-tensors.js';
+import { methodOfPeft } from './peft.js';
+import { missing, type PeftFolder, PeftTensors } from './peft-tensors.js';
 import { readAlpha } from './scaling.js';
 
 const kOp = 'expertsFromPeft';

@@ -1,8 +1,8 @@
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail } from '../core/errors.js';
 import { showShape } from '../core/validate.js';
-import { formOf, methodOfPeft, type PeftFolder } from './peft.js';
-import { kPrefix, PeftTensors } from './peft-tensors.js';
+import { formOf, methodOfPeft } from './peft.js';
+import { kPrefix, type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 type Config = Readonly<Record<string, unknown>>;
 

@@ -10,8 +10,8 @@ import { encodeSafetensors } from '../checkpoint/safetensors-write.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters } from './adapter-map.js';
 import { checkFields } from './folder-fields.js';
-import { adaptersToPeft, type PeftFolder } from './peft.js';
-import { PeftTensors } from './peft-tensors.js';
+import { adaptersToPeft } from './peft.js';
+import { type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 /**
  * Reads an adapter folder of any method; {@link adapterFromPeft} makes the adapters of its modules.

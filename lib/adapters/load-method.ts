@@ -3,9 +3,9 @@ import { readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { requireRegular } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
-import type { AnyMethod } from './methods.js';
+import { printable } from '../core/printable.js';
+import type { AnyMethod } from './method.js';
 
 /** Is this what `defineAdapter` returns, of this copy of the library or another? */
 export function isMethod(value: unknown): value is AnyMethod {

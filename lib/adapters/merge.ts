@@ -3,8 +3,8 @@ import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { LossSums, type MergeLoss } from '../ops/merge.js';
+import { dequantize, quantizeLike } from '../ops/quantize.js';
 import { weightGrad } from '../ops/weight-grad.js';
-import { dequantize, quantizeLike } from '../quant/quantize.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 
 /** A layer without its adapter: `y = x · weightᵀ + bias`. */

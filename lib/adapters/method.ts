@@ -1,22 +1,22 @@
-import { printableText } from '../checkpoint/printable.js';
+import { checkShape } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
+import { printableText } from '../core/printable.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkDropout,
   checkFinite,
   checkInteger,
-  checkShape,
   ownFields,
   refuseField,
   showShape,
 } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from '../ops/base-weight.js';
-import { Adapter } from './adapter.js';
+import { Adapter, type AdapterDefinition, type AnyDefinition } from './adapter.js';
 import { checkDefinition, kPlace } from './check-definition.js';
-import { type AdapterDefinition, AdapterMaker } from './definition.js';
+import { AdapterMaker } from './definition.js';
 import { SharedTensors, sharedOf } from './sharing.js';
 
 /** What {@link AdapterMethod.create} takes beside the method's own settings. */
@@ -280,4 +280,10 @@ export function defineAdapter<
 >(definition: AdapterDefinition<C, P, B, S>): AdapterMethod<C, P, B, S> {
   checkDefinition(definition);
   return new AdapterMethod(definition);
+}
+
+/** A method whatever its settings and tensors: every {@link AdapterMethod} is one. */
+export interface AnyMethod
+  extends Omit<AdapterMethod<object, string, string, unknown>, 'definition'> {
+  readonly definition: AnyDefinition;
 }

@@ -1,28 +1,26 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import { layerNorm, rmsNorm } from '../autograd/norm.js';
 import { Tape } from '../autograd/tape.js';
-import { printableValue } from '../checkpoint/printable.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { checkTensor, checkVector, lastDim } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, shown, wrongType } from '../core/errors.js';
+import { printableValue } from '../core/printable.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkFinite,
   checkSameDevice,
-  checkTensor,
-  checkVector,
-  lastDim,
   orDefault,
   readNames,
   readOptions,
   showShape,
 } from '../core/validate.js';
 import { checkTraining } from '../ops/dropout.js';
-import { AdapterSaved } from './adapter.js';
-import { type PeftFolder, rawOf } from './peft.js';
-import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
+import { AdapterSaved } from './adapter-saved.js';
+import { rawOf } from './peft.js';
+import { kPrefix, missing, type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 /** Which norm: {@link layerNorm} or {@link rmsNorm}. */
 export type NormKind = 'layer' | 'rms';

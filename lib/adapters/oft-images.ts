@@ -1,11 +1,13 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import { Tape } from '../autograd/tape.js';
+import { checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkTensor, readOptions } from '../core/validate.js';
+import { checkSameDevice, readOptions } from '../core/validate.js';
 import { Im2col } from '../ops/im2col.js';
-import { Adapter, AdapterSaved } from './adapter.js';
+import { Adapter } from './adapter.js';
+import { AdapterSaved } from './adapter-saved.js';
 import { type oft, turnedInput } from './oft.js';
 import type { SkewMaps } from './rotation.js';
 

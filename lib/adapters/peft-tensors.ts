@@ -1,8 +1,31 @@
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { showShape } from '../core/validate.js';
+import type { LayerSize } from './definition.js';
 import { leadingPart } from './leading-part.js';
-import type { PeftFolder } from './peft.js';
+
+/** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
+export interface PeftFolder {
+  readonly config: Readonly<Record<string, unknown>>;
+  readonly tensors: ReadonlyMap<string, RawTensor>;
+  /**
+   * Of the layers that the adapters are on, the largest sizes: what projections were drawn for that the
+   * folder leaves out. Default those of `layers`, else of the layer.
+   */
+  readonly largest?: LayerSize;
+  /**
+   * The layers that the adapters are on, by module, in the order of the model (which a file has not). What is drawn for all
+   * of them together, and what groups of them share, follows from it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
+   */
+  readonly layers?: ReadonlyMap<string, LayerSize>;
+  /** What PEFT computes otherwise from the folder, in words. Of {@link adaptersToPeft}; most methods have none. */
+  readonly warnings?: readonly string[];
+  /**
+   * What the adapter is called in a state dict, whose keys have it behind the tensor's name
+   * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
+   */
+  readonly adapterName?: string;
+}
 
 /** Of PEFT's tensor names, before the module's. */
 export const kPrefix = 'base_model.model.';

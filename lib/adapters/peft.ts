@@ -1,42 +1,27 @@
 import { checkName, checkObject } from '../checkpoint/arguments.js';
-import { printableText, printableValue } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { printableText, printableValue } from '../core/printable.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters } from './adapter-map.js';
-import type { LayerSize, PeftForm, Regenerated } from './definition.js';
+import type { PeftForm, Regenerated } from './definition.js';
 import { largestOf, layersOf } from './folder-layers.js';
 import { isMethod } from './load-method.js';
-import type { AdapterPlace } from './method.js';
-import { type AnyMethod, adapterMethods } from './methods.js';
-import { kPrefix, missing, PeftTensors, partOf, stackOf, unstacked } from './peft-tensors.js';
+import type { AdapterPlace, AnyMethod } from './method.js';
+import { adapterMethods } from './methods.js';
+import {
+  kPrefix,
+  missing,
+  type PeftFolder,
+  PeftTensors,
+  partOf,
+  stackOf,
+  unstacked,
+} from './peft-tensors.js';
 import { patternFields } from './scaling.js';
 import { SharedParts } from './shared-parts.js';
-
-/** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
-export interface PeftFolder {
-  readonly config: Readonly<Record<string, unknown>>;
-  readonly tensors: ReadonlyMap<string, RawTensor>;
-  /**
-   * Of the layers that the adapters are on, the largest sizes: what projections were drawn for that the
-   * folder leaves out. Default those of `layers`, else of the layer.
-   */
-  readonly largest?: LayerSize;
-  /**
-   * The layers that the adapters are on, by module, in the order of the model (which a file has not). What is drawn for all
-   * of them together, and what groups of them share, follows from it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
-   */
-  readonly layers?: ReadonlyMap<string, LayerSize>;
-  /** What PEFT computes otherwise from the folder, in words. Of {@link adaptersToPeft}; most methods have none. */
-  readonly warnings?: readonly string[];
-  /**
-   * What the adapter is called in a state dict, whose keys have it behind the tensor's name
-   * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
-   */
-  readonly adapterName?: string;
-}
 
 /** `peft_type` of folders of methods that PEFT does not have. */
 const kOwnType = 'LOWRANK';

@@ -3,14 +3,15 @@
  * `trainable_token_indices` and whose tensors are `<module>.token_adapter.trainable_tokens_delta`. Both hold the rows
  * themselves, no differences to the table's.
  */
-import { printableValue } from '../checkpoint/printable.js';
+
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { printableValue } from '../core/printable.js';
 import { Tensor } from '../core/tensor.js';
 import type { Adapter } from './adapter.js';
 import { checkAdapters } from './adapter-map.js';
-import { adaptersToPeft, type PeftFolder, rawOf } from './peft.js';
-import { kPrefix, missing, PeftTensors } from './peft-tensors.js';
+import { adaptersToPeft, rawOf } from './peft.js';
+import { kPrefix, missing, type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 const kType = 'TRAINABLE_TOKENS';
 const kDelta = 'trainable_tokens_delta';

@@ -1,4 +1,5 @@
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
@@ -7,8 +8,6 @@ import { Tensor } from '../core/tensor.js';
 import {
   checkInteger,
   checkSameDevice,
-  checkShape,
-  checkTensor,
   readNumbers,
   readOptions,
   showShape,
@@ -18,7 +17,7 @@ import { gatherRows } from '../ops/gather-rows.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { Adapter } from './adapter.js';
-import type { PeftFolder } from './peft.js';
+import type { PeftFolder } from './peft-tensors.js';
 import { addTokenRows, readTokenRows, writeTokenRows } from './token-rows-peft.js';
 
 /** What {@link TokenRows} is made of. */

@@ -1,5 +1,5 @@
+import { lastDim } from '../core/check-tensor.js';
 import type { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 
 /** Columns begin to end of a [..., N], f32. */

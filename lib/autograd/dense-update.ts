@@ -1,14 +1,8 @@
+import { checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkInteger,
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  lastDim,
-  readOptions,
-} from '../core/validate.js';
+import { checkInteger, checkSameDevice, readOptions } from '../core/validate.js';
 import { withLast } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
 import { multiplyAdd } from '../ops/elementwise.js';

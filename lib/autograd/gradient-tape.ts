@@ -1,7 +1,8 @@
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
+import { checkSameDevice } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import type { GroupedSaved } from '../ops/grouped-saved.js';

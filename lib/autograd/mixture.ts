@@ -1,7 +1,9 @@
 /** A sparse mixture of low-rank experts: the batch of many adapters, as a step of the tape. */
+
+import { lastDim } from '../core/check-tensor.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim, showShape } from '../core/validate.js';
+import { showShape } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { GroupedGradient } from '../ops/grouped-backward.js';
 import { type GroupedForwardOptions, GroupedLora } from '../ops/grouped-lora.js';

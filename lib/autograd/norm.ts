@@ -1,6 +1,6 @@
+import { lastDim } from '../core/check-tensor.js';
 import { fail, shown, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';

@@ -1,8 +1,9 @@
+import { checkShape, lastDim } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkInteger, checkShape, lastDim, newArray, readOptions } from '../core/validate.js';
+import { checkInteger, newArray, readOptions } from '../core/validate.js';
 import { withLast } from '../ops/base-weight.js';
 import { denseRows, putRows } from '../ops/dense-rows.js';
 import { multiplyAdd, sumProduct } from '../ops/elementwise.js';

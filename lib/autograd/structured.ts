@@ -1,7 +1,8 @@
+import { lastDim } from '../core/check-tensor.js';
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim, readOptions } from '../core/validate.js';
+import { readOptions } from '../core/validate.js';
 import { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from '../ops/block-matmul.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';

@@ -1,7 +1,8 @@
+import { lastDim } from '../core/check-tensor.js';
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkDropout, lastDim, readOptions } from '../core/validate.js';
+import { checkDropout, readOptions } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';

@@ -3,7 +3,7 @@
  * cut by scripts, and one that lacks a field is refused by that field's name.
  */
 
-import { printable } from '../checkpoint/printable.js';
+import { printable } from '../core/printable.js';
 
 /** A type's name, `{ each }` for a list, `{ values }` for an object of any names, or an object's fields. */
 type Shape = 'text' | 'number' | { readonly each: Shape } | { readonly values: Shape } | Fields;

@@ -1,6 +1,5 @@
 /** Checks of what a caller gives, by its JavaScript type alone. */
-import { fail, wrongType } from '../core/errors.js';
-import type { HeaderLimits } from './safetensors-header.js';
+import { wrongType } from '../core/errors.js';
 
 /** A path as text. @throws ERR_TYPE */
 export function checkPath(op: string, operand: string, value: unknown): asserts value is string {
@@ -27,17 +26,6 @@ export function checkMap(
   expected = 'a Map',
 ): asserts value is ReadonlyMap<unknown, unknown> {
   if (!(value instanceof Map)) throw wrongType(op, operand, expected, value);
-}
-
-/** Options with a header cap. @throws ERR_TYPE, ERR_VALUE */
-export function checkLimits(op: string, options: unknown): asserts options is HeaderLimits {
-  checkObject(op, 'options', options);
-  const { maxHeaderBytes: cap } = options as { readonly maxHeaderBytes?: unknown };
-  if (cap === undefined) return;
-  if (typeof cap !== 'number') throw wrongType(op, 'maxHeaderBytes', 'a number', cap);
-  if (!(cap >= 0 && (Number.isInteger(cap) || cap === Number.POSITIVE_INFINITY))) {
-    fail('ERR_VALUE', op, 'maxHeaderBytes', 'a number of bytes', String(cap));
-  }
 }
 
 /** @throws ERR_TYPE */

@@ -12,9 +12,9 @@ import { randomBytes } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { fileError } from './file-access.js';
 import { kMarkPattern, mayRun, processMark } from './output/process-mark.js';
-import { printable } from './printable.js';
 
 /**
  * Writes a file atomically, replacing an older one.

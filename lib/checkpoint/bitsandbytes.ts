@@ -16,8 +16,8 @@
  */
 
 import { fail } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { checkMap, checkName, checkObject } from './arguments.js';
-import { printable } from './printable.js';
 import {
   type BitsandbytesDType,
   type BitsandbytesFormat,

@@ -9,7 +9,7 @@
 // The default import is one mutable object, so that tests can inject faults into single calls.
 import fs from 'node:fs';
 import { LowrankError } from '../core/errors.js';
-import { printable } from './printable.js';
+import { printable } from '../core/printable.js';
 
 /** What must not change between opening a file and the last read from it. */
 export interface FileIdentity {

@@ -9,17 +9,18 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError, notConstructed } from '../core/errors.js';
-import { checkLimits, checkName, checkPath } from './arguments.js';
+import { printable, printableValue } from '../core/printable.js';
+import { checkName, checkPath } from './arguments.js';
 import { fileError } from './file-access.js';
 import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
 import { jsonBounds } from './json-bounds.js';
 import { Fields, readJsonObject } from './json-file.js';
 import { requireDistinctNames, requirePlainName, resolveInside } from './paths.js';
 import { hasPickleName, pickleRefused } from './pickle-refusal.js';
-import { printable, printableValue } from './printable.js';
 import { type RawTensor, rawToFloat32 } from './raw-tensor.js';
 import { openSafetensors, type RawTensorInfo, type SafetensorsFile } from './safetensors.js';
 import type { HeaderLimits } from './safetensors-header.js';
+import { checkLimits } from './safetensors-header.js';
 
 export type { LlamaConfig, RopeScaling } from './hf-config.js';
 export { llamaTensorShapes } from './hf-config.js';

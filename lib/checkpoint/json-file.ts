@@ -3,9 +3,9 @@
  */
 
 import { LowrankError } from '../core/errors.js';
+import { printable, printableValue } from '../core/printable.js';
 import { type OpenOptions, readSmallFile } from './file-access.js';
 import { type JsonBounds, requireBoundedFile } from './json-bounds.js';
-import { printable, printableValue } from './printable.js';
 
 /** An object out of JSON.parse: own keys only are looked at. */
 export type JsonObject = { readonly [key: string]: unknown };

@@ -13,7 +13,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
-import { printable } from './printable.js';
+import { printable } from '../core/printable.js';
 import { type CharTest, type Node, parsePattern } from './regex-syntax.js';
 
 /** States that a compiled pattern may have; `{m,n}` is expanded and counts in full. */

@@ -19,8 +19,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { fileError } from './file-access.js';
-import { printable } from './printable.js';
 
 const kMaxNameLength = 512;
 const kDeviceName = /^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)/i;

@@ -3,9 +3,9 @@
  */
 
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { jsonBounds } from './json-bounds.js';
 import { Fields, type JsonObject, readJsonObject } from './json-file.js';
-import { printable } from './printable.js';
 
 /** Files of an adapter folder, and what PEFT puts before every tensor name. */
 export const kConfigFile = 'adapter_config.json';

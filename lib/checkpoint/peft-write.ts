@@ -3,6 +3,7 @@
  */
 
 import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { checkMap, checkName, checkObject, checkPath } from './arguments.js';
 import { replaceFolder } from './atomic-write.js';
 import { jsonBounds } from './json-bounds.js';
@@ -15,7 +16,6 @@ import {
   parsePeftConfig,
 } from './peft-config.js';
 import { PeftTargets } from './peft-targets.js';
-import { printable } from './printable.js';
 import { PythonFloat, type PythonJson, pythonJson } from './python-json.js';
 import { checkRawTensor, kFloatDTypes, type RawTensor } from './raw-tensor.js';
 import { encodeSafetensors } from './safetensors.js';

@@ -11,7 +11,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError, wrongType } from '../core/errors.js';
-import { checkLimits, checkPath } from './arguments.js';
+import { printable } from '../core/printable.js';
+import { checkPath } from './arguments.js';
 import {
   kConfigFile,
   kKeyPrefix,
@@ -21,10 +22,10 @@ import {
 } from './peft-config.js';
 import { PeftTargets } from './peft-targets.js';
 import { pickleRefused } from './pickle-refusal.js';
-import { printable } from './printable.js';
 import { kFloatDTypes, type RawTensor } from './raw-tensor.js';
 import { readSafetensors } from './safetensors.js';
 import type { HeaderLimits } from './safetensors-header.js';
+import { checkLimits } from './safetensors-header.js';
 
 export type { PeftBias, PeftLoraConfig } from './peft-config.js';
 export { type PeftAdapterParts, writePeftAdapter } from './peft-write.js';

@@ -3,7 +3,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
-import { printable } from './printable.js';
+import { printable } from '../core/printable.js';
 
 const kPickleNames = /\.(bin|pt|pth|ckpt|pkl|pickle)$/i;
 

@@ -8,9 +8,9 @@
  * of Python's `json.dumps`, so that a state is written back byte for byte.
  */
 
+import { printableValue } from '../core/printable.js';
 import { jsonBounds } from './json-bounds.js';
 import { Fields, parseJsonObject } from './json-file.js';
-import { printableValue } from './printable.js';
 import { PythonFloat, type PythonJson, pythonJson } from './python-json.js';
 
 /**

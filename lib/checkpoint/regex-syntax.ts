@@ -4,7 +4,7 @@
  */
 
 import { LowrankError } from '../core/errors.js';
-import { printable } from './printable.js';
+import { printable } from '../core/printable.js';
 
 /** Whether one character (a code point) is matched. */
 export type CharTest = (char: string) => boolean;

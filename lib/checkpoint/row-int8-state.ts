@@ -6,8 +6,15 @@
  *   weight_format  U8 [], 0: rows as they are; may be left out
  */
 import { fail } from '../core/errors.js';
-import type { RowInt8 } from '../quant/row-int8.js';
 import { bytesOf, checkRawTensor, type RawDType, type RawTensor } from './raw-tensor.js';
+
+/** A weight [N, K] as bitsandbytes' LLM.int8 stores it. */
+export interface RowInt8 {
+  /** [N, K], each within ±127 */
+  readonly codes: Int8Array;
+  /** [N]: the largest magnitude of each row, bitsandbytes' `SCB`. */
+  readonly absmax: Float32Array;
+}
 
 type State = Readonly<Record<string, RawTensor>>;
 

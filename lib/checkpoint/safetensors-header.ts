@@ -10,15 +10,27 @@
  * recursion and nothing in a file can exhaust the stack.
  */
 
-import { LowrankError } from '../core/errors.js';
+import { fail, LowrankError, wrongType } from '../core/errors.js';
+import { printable } from '../core/printable.js';
+import { checkObject } from './arguments.js';
 import { type JsonBounds, requireBounded } from './json-bounds.js';
-import { printable } from './printable.js';
 import { isRawDType, type RawDType, rawByteLength } from './raw-tensor.js';
 
 /** Limits that a header is held to; larger ones are opt-in. */
 export interface HeaderLimits {
   /** Longest header in bytes; default 25 MB (the format itself allows 100 MB). */
   readonly maxHeaderBytes?: number;
+}
+
+/** Options with a header cap. @throws ERR_TYPE, ERR_VALUE */
+export function checkLimits(op: string, options: unknown): asserts options is HeaderLimits {
+  checkObject(op, 'options', options);
+  const { maxHeaderBytes: cap } = options as { readonly maxHeaderBytes?: unknown };
+  if (cap === undefined) return;
+  if (typeof cap !== 'number') throw wrongType(op, 'maxHeaderBytes', 'a number', cap);
+  if (!(cap >= 0 && (Number.isInteger(cap) || cap === Number.POSITIVE_INFINITY))) {
+    fail('ERR_VALUE', op, 'maxHeaderBytes', 'a number of bytes', String(cap));
+  }
 }
 
 /** Where a tensor lies; offsets are bytes from the start of the data section. */

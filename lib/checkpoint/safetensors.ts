@@ -6,12 +6,13 @@
  */
 
 import { LowrankError, notConstructed, wrongType } from '../core/errors.js';
-import { checkLimits, checkName, checkPath } from './arguments.js';
+import { printable } from '../core/printable.js';
+import { checkName, checkPath } from './arguments.js';
 import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
 import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
-import { printable } from './printable.js';
 import { type RawDType, type RawTensor, rawView } from './raw-tensor.js';
 import {
+  checkLimits,
   type HeaderEntry,
   type HeaderLimits,
   headerByteLength,

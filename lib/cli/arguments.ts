@@ -4,8 +4,8 @@
  */
 
 import { type ParseArgsConfig, parseArgs } from 'node:util';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { suggestion } from '../core/suggestion.js';
 
 type OptionConfigs = NonNullable<ParseArgsConfig['options']>;

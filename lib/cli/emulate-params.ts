@@ -6,8 +6,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileError, readSmallFile } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { suggestion } from '../core/suggestion.js';
 import { requireOutputFile } from './output-file.js';
 

@@ -2,7 +2,7 @@
 
 import { escapeHtml } from '../bench/html.js';
 import { kPlotStyle, type Plot, plotSvg } from '../bench/plot.js';
-import { printable } from '../checkpoint/printable.js';
+import { printable } from '../core/printable.js';
 import type { FinetuneResult } from '../train/finetune.js';
 import { grouped, table } from './terminal.js';
 

@@ -2,18 +2,15 @@
  * The HTML report of a fine-tune: one file, no scripts, nothing to load.
  */
 
+import { escapeHtml } from '../bench/html.js';
 import type { FinetuneResult } from '../train/finetune.js';
 import type { LossHistory } from '../train/run-state.js';
-import type { Fact } from './finetune.js';
-import { visible } from './terminal.js';
 
-/** Text for HTML, with what could steer a terminal or reorder a line taken out as well. */
-function escapeHtml(text: string): string {
-  return visible(text)
-    .replaceAll('&', '&amp;')
-    .replaceAll('<', '&lt;')
-    .replaceAll('>', '&gt;')
-    .replaceAll('"', '&quot;');
+/** One row of the final table. */
+export interface Fact {
+  readonly name: string;
+  readonly value: string;
+  readonly note?: string;
 }
 
 const kStyle = `

@@ -5,7 +5,7 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { writeFileAtomic } from '../checkpoint/atomic-write.js';
-import { printable } from '../checkpoint/printable.js';
+import { printable } from '../core/printable.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
 import { parseTargets } from '../train/adapter-set.js';
 import {
@@ -21,7 +21,7 @@ import { readDevice } from './device-option.js';
 import { exitCodes } from './exit-codes.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
-import { reportHtml } from './finetune-report.js';
+import { type Fact, reportHtml } from './finetune-report.js';
 import { Interrupts } from './interrupt.js';
 import { bundledModel, bundledText } from './package-folder.js';
 import { grouped, jsonText, mebibytes, Progress, table, visible } from './terminal.js';
@@ -281,13 +281,6 @@ function observe(progress: Progress, options: FinetuneOptions): FinetuneObserver
     },
     written: (folder) => progress.line(`adapter written to ${printable(folder)}`),
   };
-}
-
-/** One row of the final table. */
-export interface Fact {
-  readonly name: string;
-  readonly value: string;
-  readonly note?: string;
 }
 
 function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {

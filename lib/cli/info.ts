@@ -3,7 +3,7 @@
  */
 
 import os from 'node:os';
-import { escapeUnsafe } from '../checkpoint/printable.js';
+import { escapeUnsafe } from '../core/printable.js';
 import {
   type DeviceInfo,
   defaultDevice,

@@ -4,7 +4,7 @@
  */
 
 import { fileError } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
+import { printable } from '../core/printable.js';
 import { suggestion } from '../core/suggestion.js';
 import { UsageError } from './arguments.js';
 import { exitCodeFor, exitCodeHelp, exitCodes } from './exit-codes.js';

@@ -3,8 +3,8 @@
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileError } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 
 /**
  * Before minutes are spent.

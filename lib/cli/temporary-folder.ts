@@ -4,8 +4,8 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { fileError } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 
 /**
  * A fresh folder; whoever asks removes it.

@@ -2,7 +2,7 @@
  * What the command prints: progress on stderr, results on stdout.
  */
 
-import { escapeUnsafe } from '../checkpoint/printable.js';
+import { escapeUnsafe } from '../core/printable.js';
 
 /** Text of files, made safe for a terminal: line breaks stay, everything else that could steer it goes. */
 export function visible(text: string): string {

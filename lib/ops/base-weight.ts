@@ -1,7 +1,8 @@
 import type { NativeHandle } from '../core/binding.js';
+import { checkMixes, checkTensor, lastDim } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkMixes, checkSameDevice, checkTensor, lastDim, showShape } from '../core/validate.js';
+import { checkSameDevice, showShape } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 
 /** A frozen base weight [N, K]: dense, or quantised. */

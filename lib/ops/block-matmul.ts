@@ -1,14 +1,8 @@
 import { native } from '../core/binding.js';
+import { checkMixes, checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkMixes,
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  lastDim,
-  showShape,
-} from '../core/validate.js';
+import { checkSameDevice, showShape } from '../core/validate.js';
 import { withLast } from './base-weight.js';
 
 /** Activations and a weight [G, N, K] whose `dim` they end in, after G. */

@@ -1,7 +1,8 @@
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, shown, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkInteger, checkShape, checkTensor, orDefault, readOptions } from '../core/validate.js';
+import { checkInteger, orDefault, readOptions } from '../core/validate.js';
 
 /** What {@link checkGradients} compares. */
 export interface CheckGradientsOptions {

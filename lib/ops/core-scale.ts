@@ -1,16 +1,9 @@
 import { native } from '../core/binding.js';
+import { checkShape, checkTensor, checkVector, lastDim } from '../core/check-tensor.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  checkVector,
-  lastDim,
-  readOptions,
-  showShape,
-} from '../core/validate.js';
+import { checkSameDevice, readOptions, showShape } from '../core/validate.js';
 import { multiplyAdd, sumProduct } from './elementwise.js';
 import { matmul, matmulInputGrad } from './matmul.js';
 import { weightGrad } from './weight-grad.js';

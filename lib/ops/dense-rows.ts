@@ -1,15 +1,9 @@
 import { native } from '../core/binding.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkInteger,
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  readOptions,
-  showShape,
-} from '../core/validate.js';
+import { checkInteger, checkSameDevice, readOptions, showShape } from '../core/validate.js';
 import { type BaseWeight, checkWeight } from './base-weight.js';
 import { shiftRows, zeroTermOf } from './zero-points.js';
 

@@ -1,6 +1,7 @@
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkShape, checkTensor, seedWords } from '../core/validate.js';
+import { checkSameDevice, seedWords } from '../core/validate.js';
 
 /** What a call may say about dropout. */
 export interface DropoutCall {

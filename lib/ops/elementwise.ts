@@ -1,12 +1,11 @@
 import { type NativeHandle, native } from '../core/binding.js';
+import { checkTensor, lastDim } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, shown, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkFinite,
   checkSameDevice,
-  checkTensor,
-  lastDim,
   orDefault,
   readOptions,
   showShape,

@@ -1,4 +1,5 @@
 import { native } from '../core/binding.js';
+import { checkTensor, checkVector } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
@@ -6,8 +7,6 @@ import { Tensor } from '../core/tensor.js';
 import {
   checkFinite,
   checkSameDevice,
-  checkTensor,
-  checkVector,
   orDefault,
   ownFields,
   readOptions,

@@ -1,4 +1,5 @@
 import { type NativeHandle, native } from '../core/binding.js';
+import { checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
@@ -8,9 +9,6 @@ import {
   checkFinite,
   checkInteger,
   checkSameDevice,
-  checkShape,
-  checkTensor,
-  lastDim,
   newArray,
   orDefault,
   readOptions,

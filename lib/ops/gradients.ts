@@ -1,15 +1,9 @@
 import type { NativeHandle } from '../core/binding.js';
+import { checkShape, checkTensor, checkVector } from '../core/check-tensor.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  checkVector,
-  ownFields,
-  readNames,
-} from '../core/validate.js';
+import { checkSameDevice, ownFields, readNames } from '../core/validate.js';
 
 /** A gradient that an op can compute. */
 export interface GradientSpec {

@@ -1,18 +1,10 @@
 /** The backward pass of `GroupedLora`. */
 import { type NativeHandle, native, type RawAdapters } from '../core/binding.js';
+import { checkShape, checkTensor, checkVector } from '../core/check-tensor.js';
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  checkVector,
-  ownFields,
-  readNames,
-  readOptions,
-  seedWords,
-} from '../core/validate.js';
+import { checkSameDevice, ownFields, readNames, readOptions, seedWords } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { withLast } from './base-weight.js';
 import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';

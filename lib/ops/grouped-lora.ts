@@ -1,14 +1,9 @@
 import { native } from '../core/binding.js';
+import { checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkInteger,
-  checkSameDevice,
-  checkTensor,
-  readOptions,
-  showShape,
-} from '../core/validate.js';
+import { checkInteger, checkSameDevice, readOptions, showShape } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';

@@ -1,7 +1,9 @@
 /** Which row of a batch has which adapters of a group. */
+
+import { checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkTensor, showShape } from '../core/validate.js';
+import { checkSameDevice, showShape } from '../core/validate.js';
 import type { LoraAdapter } from './lora-adapter.js';
 
 /** What a row has: an adapter's name, none, or a list of them, which has the same length for every row. */

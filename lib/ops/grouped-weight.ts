@@ -1,7 +1,8 @@
+import { checkTensor } from '../core/check-tensor.js';
 import type { Device } from '../core/device.js';
 import { fail } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
-import { checkInteger, checkTensor, showShape } from '../core/validate.js';
+import { checkInteger, showShape } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
 /**

@@ -1,8 +1,9 @@
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { fail, wrongType } from '../core/errors.js';
 import { outsideScopes, track } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
-import { checkInteger, checkShape, checkTensor, readOptions } from '../core/validate.js';
+import { checkInteger, readOptions } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
 /** Sizes by dimension of the image: [H, W], or [D, H, W] where it has a depth. */

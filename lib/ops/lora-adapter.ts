@@ -1,3 +1,4 @@
+import { checkTensor, checkVector } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, LowrankTypeError, markClass, refusal, wrongType } from '../core/errors.js';
@@ -8,8 +9,6 @@ import {
   checkFinite,
   checkInteger,
   checkSameDevice,
-  checkTensor,
-  checkVector,
   readOptions,
   seedWords,
   showShape,

@@ -1,7 +1,8 @@
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkShape, checkTensor, readOptions } from '../core/validate.js';
+import { readOptions } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkWeight } from './base-weight.js';
 import type { ComputePrecision } from './compute.js';
@@ -13,11 +14,11 @@ import {
   type LoraBackwardOptions,
   type LoraForwardOptions,
   type LoraGradients,
-  LoraSaved,
   loraBackward,
   loraForward,
 } from './lora-linear.js';
 import { loraExpandBackward, loraShrinkBackward } from './lora-parts.js';
+import { LoraSaved } from './lora-saved.js';
 import { matmul, matmulInputGrad } from './matmul.js';
 
 /**

@@ -1,13 +1,9 @@
-import { type NativeHandle, native } from '../core/binding.js';
-import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
-import { track } from '../core/scope.js';
+import { native } from '../core/binding.js';
+import { checkMixes, checkShape, checkTensor, checkVector } from '../core/check-tensor.js';
+import { fail, wrongType } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import {
-  checkMixes,
   checkSameDevice,
-  checkShape,
-  checkTensor,
-  checkVector,
   ownFields,
   readNames,
   readOptions,
@@ -19,6 +15,7 @@ import { type BaseWeight, checkActivations, checkWeight, withLast } from './base
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining, resolveDropout } from './dropout.js';
 import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
+import { type LoraForwardCall, LoraSaved } from './lora-saved.js';
 import { forwardWithZeros } from './lora-zero-points.js';
 import { biasOf } from './matmul.js';
 import { addZeroGrad, zeroTermOf } from './zero-points.js';
@@ -57,73 +54,6 @@ export const LORA_GRADIENTS: readonly LoraGradient[] = [
 ];
 
 /**
- * What the backward pass needs of the forward one: `x` (only where loraA is trained) and
- * `h = x · loraAᵀ` (only where loraB is). It holds them until {@link loraBackward}, or
- * {@link LoraSaved.dispose}, even if the caller disposes `x` at once. No dropout mask is stored.
- */
-export class LoraSaved implements Disposable {
-  readonly w: BaseWeight;
-  readonly adapter: LoraAdapter;
-  /** `x` of the forward pass, where kept. */
-  readonly x: Tensor | undefined;
-  /** [..., r] f32, where kept. */
-  readonly h: Tensor | undefined;
-  /** Shape of `y`. */
-  readonly yShape: readonly number[];
-  readonly hasBias: boolean;
-  readonly dropout: number;
-  readonly seed: number;
-  readonly dropoutMask: Tensor | undefined;
-  #disposed = false;
-
-  /** @internal */
-  constructor(fields: {
-    w: BaseWeight;
-    adapter: LoraAdapter;
-    x: Tensor | undefined;
-    h: Tensor | undefined;
-    yShape: readonly number[];
-    hasBias: boolean;
-    dropout: number;
-    seed: number;
-    dropoutMask: Tensor | undefined;
-  }) {
-    if (!Array.isArray(fields?.yShape)) throw notConstructed('LoraSaved', 'loraForward');
-    this.w = fields.w;
-    this.adapter = fields.adapter;
-    this.x = fields.x;
-    this.h = fields.h;
-    this.yShape = fields.yShape;
-    this.hasBias = fields.hasBias;
-    this.dropout = fields.dropout;
-    this.seed = fields.seed;
-    this.dropoutMask = fields.dropoutMask;
-    track(this);
-  }
-
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
-  static is(value: unknown): value is LoraSaved {
-    return typeof value === 'object' && value !== null && #disposed in value;
-  }
-
-  get disposed(): boolean {
-    return this.#disposed;
-  }
-
-  /** Frees what was saved. Twice is a no-op. */
-  dispose(): void {
-    this.#disposed = true;
-    this.x?.dispose();
-    this.h?.dispose();
-  }
-
-  [Symbol.dispose](): void {
-    this.dispose();
-  }
-}
-markClass(LoraSaved, 'LoraSaved');
-
-/**
  * A live adapter of an [N, K] weight where `near` lies; next to activations also of dtypes that mix.
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
  */
@@ -154,30 +84,6 @@ export function checkAdapter(
   if (loraBias !== undefined) checkTensor(op, `${owner}loraBias`, loraBias);
   return given;
 }
-
-/** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */
-export interface LoraForwardCall {
-  readonly args: readonly LoraForwardArgument[];
-  /** Some of them by name. */
-  readonly parts: {
-    readonly handle: NativeHandle;
-    readonly loraA: NativeHandle;
-    readonly dropout: number;
-    readonly words: readonly [number, number];
-    readonly mask: NativeHandle | null;
-    readonly compute: string;
-  };
-  /** Will {@link LoraForwardCall.finish} hold x? */
-  readonly keepX: boolean;
-  finish(
-    y: NativeHandle,
-    h: NativeHandle,
-    held: NativeHandle | null,
-  ): { y: Tensor; saved: LoraSaved };
-  /** As finish, of tensors. */
-  complete(y: Tensor, h: Tensor, held: NativeHandle | null): { y: Tensor; saved: LoraSaved };
-}
-export type LoraForwardArgument = NativeHandle | number | string | null;
 
 /** Checks everything before anything is queued. @throws as {@link loraForward} */
 export function loraForwardCall(

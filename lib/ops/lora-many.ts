@@ -1,15 +1,9 @@
 import { type NativeHandle, native } from '../core/binding.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkShape,
-  checkTensor,
-  orDefault,
-  ownFields,
-  readNames,
-  readOptions,
-} from '../core/validate.js';
+import { orDefault, ownFields, readNames, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { checkTraining } from './dropout.js';
@@ -17,15 +11,13 @@ import { multiplyAdd } from './elementwise.js';
 import type { LoraAdapter } from './lora-adapter.js';
 import {
   LORA_GRADIENTS,
-  type LoraForwardArgument,
-  type LoraForwardCall,
   type LoraGradient,
   type LoraGradients,
-  LoraSaved,
   loraBackwardCall,
   loraForward,
   loraForwardCall,
 } from './lora-linear.js';
+import { type LoraForwardArgument, type LoraForwardCall, LoraSaved } from './lora-saved.js';
 import { biasOf, matmul, matmulInputGrad } from './matmul.js';
 import { zeroTermOf } from './zero-points.js';
 

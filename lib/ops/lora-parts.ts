@@ -1,14 +1,11 @@
 import { native } from '../core/binding.js';
+import { checkMixes, checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import {
   checkDropout,
   checkFinite,
-  checkMixes,
   checkSameDevice,
-  checkShape,
-  checkTensor,
-  lastDim,
   orDefault,
   readOptions,
   showShape,

@@ -1,14 +1,9 @@
 import { type NativeHandle, native } from '../core/binding.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, notConstructed, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  readOptions,
-  showShape,
-} from '../core/validate.js';
+import { checkSameDevice, readOptions, showShape } from '../core/validate.js';
 import { withLast } from './base-weight.js';
 import { checkTraining } from './dropout.js';
 import type { LoraGradients } from './lora-linear.js';

@@ -4,7 +4,7 @@ import { Tensor } from '../core/tensor.js';
 import { withLast } from './base-weight.js';
 import { multiplyAdd } from './elementwise.js';
 import type { LoraAdapter } from './lora-adapter.js';
-import type { LoraForwardCall, LoraSaved } from './lora-linear.js';
+import type { LoraForwardCall, LoraSaved } from './lora-saved.js';
 import { productWithZeros, type ZeroTerm } from './zero-points.js';
 
 /** Over a weight with zero-points: the two halves, whose second adds both low-rank terms. */

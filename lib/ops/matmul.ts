@@ -1,6 +1,7 @@
 import { native } from '../core/binding.js';
+import { checkTensor, checkVector } from '../core/check-tensor.js';
 import { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkTensor, checkVector, readOptions } from '../core/validate.js';
+import { checkSameDevice, readOptions } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight, withLast } from './base-weight.js';
 import { type ComputePrecision, checkCompute } from './compute.js';
 import { addZeroGrad, productWithZeros, zeroTermOf } from './zero-points.js';

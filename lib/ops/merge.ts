@@ -1,14 +1,9 @@
 import { native } from '../core/binding.js';
+import { checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkFinite,
-  checkSameDevice,
-  checkTensor,
-  orDefault,
-  showShape,
-} from '../core/validate.js';
+import { checkFinite, checkSameDevice, orDefault, showShape } from '../core/validate.js';
 import { hostCodes } from '../quant/host-codes.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, checkFactor, checkWeight } from './base-weight.js';

@@ -1,7 +1,8 @@
 import { native } from '../core/binding.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkShape, checkTensor } from '../core/validate.js';
+import { checkSameDevice } from '../core/validate.js';
 
 function checkGates(op: string, gate: unknown, up: unknown): [Tensor, Tensor] {
   const first = checkTensor(op, 'gate', gate);

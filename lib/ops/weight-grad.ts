@@ -1,16 +1,9 @@
 import { native } from '../core/binding.js';
+import { checkShape, checkTensor, lastDim } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
-import {
-  checkSameDevice,
-  checkShape,
-  checkTensor,
-  lastDim,
-  orDefault,
-  readOptions,
-  showShape,
-} from '../core/validate.js';
+import { checkSameDevice, orDefault, readOptions, showShape } from '../core/validate.js';
 import { withLast } from './base-weight.js';
 import { WantedGradients } from './gradients.js';
 

@@ -6,10 +6,10 @@
  *   dy · w = dy · ŵ + (dy · z) · S     each element of (dy · z) added to a block of dx
  */
 import { type NativeHandle, native } from '../core/binding.js';
+import { lastDim } from '../core/check-tensor.js';
 import type { DType } from '../core/dtype.js';
 import { outsideScopes, scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { lastDim } from '../core/validate.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import { type BaseWeight, withLast } from './base-weight.js';
 import { multiplyAdd } from './elementwise.js';

@@ -4,14 +4,20 @@ import {
   type ParsedBitsandbytes,
   parseBitsandbytes,
 } from '../checkpoint/bitsandbytes.js';
-import { formatRowInt8, isRowInt8, parseRowInt8 } from '../checkpoint/row-int8-state.js';
+import {
+  formatRowInt8,
+  isRowInt8,
+  parseRowInt8,
+  type RowInt8,
+} from '../checkpoint/row-int8-state.js';
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
+import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkSameDevice, checkShape, checkTensor, readOptions } from '../core/validate.js';
+import { checkSameDevice, readOptions } from '../core/validate.js';
 import { formatCodebook, ownTable } from './codebook.js';
 import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import {
@@ -20,7 +26,7 @@ import {
   type GroupAffineState,
   parseGroupAffine,
 } from './group-affine.js';
-import { LEAST_ROW_BLOCK, loadRows, type RowInt8, rowBlocksize, storeRows } from './row-int8.js';
+import { LEAST_ROW_BLOCK, loadRows, rowBlocksize, storeRows } from './row-int8.js';
 
 /** Blocks of absmax that share one nested absmax under double quantisation. */
 export const NESTED_BLOCKSIZE = 256;

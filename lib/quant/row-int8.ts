@@ -1,12 +1,5 @@
+import type { RowInt8 } from '../checkpoint/row-int8-state.js';
 import { fail } from '../core/errors.js';
-
-/** A weight [N, K] as bitsandbytes' LLM.int8 stores it. */
-export interface RowInt8 {
-  /** [N, K], each within ±127 */
-  readonly codes: Int8Array;
-  /** [N]: the largest magnitude of each row, bitsandbytes' `SCB`. */
-  readonly absmax: Float32Array;
-}
 
 /** Kernels read the codes of a row in eights. */
 export const LEAST_ROW_BLOCK = 8;

@@ -6,10 +6,10 @@
 import fs from 'node:fs';
 import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { type JsonObject, parseJsonObject } from '../checkpoint/json-file.js';
-import { printable } from '../checkpoint/printable.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import type { Trainer } from './trainer.js';
 
 const kFormat = 'lowrank-finetune-state';

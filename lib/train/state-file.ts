@@ -4,8 +4,8 @@
 import fs from 'node:fs';
 import { removeLeftovers, siblingName } from '../checkpoint/atomic-write.js';
 import { fileError } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import { type LossHistory, type RunIdentity, saveRunState } from './run-state.js';
 import type { Trainer } from './trainer.js';
 

@@ -10,8 +10,8 @@ import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { fileError, readSmallFile } from '../checkpoint/file-access.js';
-import { printable } from '../checkpoint/printable.js';
 import { LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 import type { TextTokenizer } from './tokenizer.js';
 
 const kMaxTextBytes = 256 << 20;

@@ -9,8 +9,8 @@ import { Tokenizer } from '@huggingface/tokenizers';
 import { readSmallFile } from '../checkpoint/file-access.js';
 import { jsonBounds } from '../checkpoint/json-bounds.js';
 import { parseJsonObject } from '../checkpoint/json-file.js';
-import { printable } from '../checkpoint/printable.js';
 import { type ErrorCode, LowrankError } from '../core/errors.js';
+import { printable } from '../core/printable.js';
 
 /** What the thread is told when it starts. */
 export interface TokenizerFiles {

@@ -3,12 +3,12 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { requireDistinctNames, resolveInside } from '../../lib/checkpoint/paths.js';
-import { printable } from '../../lib/checkpoint/printable.js';
 import {
   encodeSafetensors,
   openSafetensors,
   readSafetensors,
 } from '../../lib/checkpoint/safetensors.js';
+import { printable } from '../../lib/core/printable.js';
 import { codeOf, tempFolder } from './raw-file.js';
 
 const kFile = encodeSafetensors({

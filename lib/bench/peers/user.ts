@@ -2,8 +2,8 @@
 
 import path from 'node:path';
 import { importDefault, isMethod } from '../../adapters/load-method.js';
-import { printable } from '../../checkpoint/printable.js';
 import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
 import { adapterMethods } from '../../index.js';
 import type { ComputeType, Peer } from '../peer.js';
 import { adapterPeer } from './adapter.js';

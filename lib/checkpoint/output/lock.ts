@@ -8,9 +8,9 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
 import { removeLeftovers, siblingName } from '../atomic-write.js';
 import { fileError } from '../file-access.js';
-import { printable } from '../printable.js';
 import { mayRun, processMark } from './process-mark.js';
 
 /** A lock that this process holds. */

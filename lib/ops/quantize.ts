@@ -1,17 +1,23 @@
 import { native } from '../core/binding.js';
+import { checkTensor } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, shown, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkTensor, readOptions } from '../core/validate.js';
-import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
-import { shiftRows, zeroTermOf } from '../ops/zero-points.js';
-import { checkCodebook, encodeCodebook } from './codebook.js';
-import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
-import { blocksOf, middles } from './group-affine.js';
-import { hostCodes } from './host-codes.js';
-import { NESTED_BLOCKSIZE, QuantizedWeight } from './quantized-weight.js';
-import { rowBlocksize } from './row-int8.js';
+import { readOptions } from '../core/validate.js';
+import { checkCodebook, encodeCodebook } from '../quant/codebook.js';
+import {
+  checkBlocksize,
+  checkFormat,
+  type FormatInfo,
+  type QuantFormat,
+} from '../quant/formats.js';
+import { blocksOf, middles } from '../quant/group-affine.js';
+import { hostCodes } from '../quant/host-codes.js';
+import { NESTED_BLOCKSIZE, QuantizedWeight } from '../quant/quantized-weight.js';
+import { rowBlocksize } from '../quant/row-int8.js';
+import { FeatureMap, mapFeatures } from './feature-map.js';
+import { shiftRows, zeroTermOf } from './zero-points.js';
 
 /** How {@link quantize} stores a weight. */
 export interface QuantizeOptions {
