@@ -20,7 +20,7 @@ export default defineConfig([
     entry: {
       ...library,
       'cli/main': 'lib/cli/main.ts',
-      'cli/bench-worker': 'lib/bench/worker.ts',
+      'cli/bench-worker': 'lib/bench/peers/worker.ts',
       'cli/tokenize-worker': 'lib/train/tokenize-worker.ts',
     },
     format: ['esm'],

@@ -3,8 +3,8 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
 import path from 'node:path';
-import { packageFolder } from '../cli/package-folder.js';
-import { makeTemporaryFolder } from '../cli/temporary-folder.js';
+import { packageFolder } from '../environment/package-folder.js';
+import { makeTemporaryFolder } from '../environment/temporary-folder.js';
 
 export function benchFile(name: string): string {
   return path.join(packageFolder(), 'bench', name);

@@ -5,7 +5,7 @@
 import { spawnSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
 import os from 'node:os';
-import { packageFolder } from '../cli/package-folder.js';
+import { packageFolder } from '../environment/package-folder.js';
 import { type Device, deviceInfo } from '../index.js';
 
 /** Everything that a number depends on, as far as it can be seen. */

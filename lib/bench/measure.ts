@@ -5,7 +5,7 @@
  */
 
 import path from 'node:path';
-import { packageFolder } from '../cli/package-folder.js';
+import { packageFolder } from '../environment/package-folder.js';
 import { expectedProbe, kProbeLimit, probeError } from './data.js';
 import { bytesOf, flopsOf, type Job, jobName, weightBytesOf } from './job.js';
 import type { ComputeType, Peer, Program } from './peer.js';

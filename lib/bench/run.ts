@@ -1,7 +1,7 @@
 /** A whole run: quiet-machine check, roofline, peers, jobs. */
 
-import type { Progress } from '../cli/terminal.js';
-import { version } from '../cli/version.js';
+import { version } from '../environment/version.js';
+import type { Progress } from '../report/terminal.js';
 import { type Job, jobName } from './job.js';
 import { busyCores, describeMachine, sourceCommit } from './machine.js';
 import { type FoundPeer, measureCase, type Plan } from './measure.js';

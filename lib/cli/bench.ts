@@ -5,26 +5,26 @@
 
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { compareResults, comparisonText } from '../bench/compare.js';
-import { benchFigure } from '../bench/figure.js';
 import { benchDtypes, benchOps, type WeightFormat, weightFormats } from '../bench/job.js';
 import { describeMachine } from '../bench/machine.js';
 import type { Plan } from '../bench/measure.js';
 import { kPeers } from '../bench/peers/index.js';
 import { loadCase } from '../bench/peers/user.js';
-import { benchHtml } from '../bench/report-html.js';
+import { compareResults, comparisonText } from '../bench/report/compare.js';
+import { benchFigure } from '../bench/report/figure.js';
+import { benchHtml } from '../bench/report/report-html.js';
+import { resultText } from '../bench/report/table.js';
 import { type BenchResult, readResult } from '../bench/result.js';
 import { type AskedPeer, runBench } from '../bench/run.js';
 import { kModels, layersOf } from '../bench/shapes.js';
 import { defaultGroups, expand, type Group, type SweepShape } from '../bench/sweep.js';
-import { resultText } from '../bench/table.js';
 import { defaultDevice, getThreads } from '../index.js';
-import { Arguments } from './arguments.js';
-import { readDevices } from './device-option.js';
-import { exitCodes } from './exit-codes.js';
-import { Interrupts } from './interrupt.js';
-import { requireOutputFile, writeOutputFile } from './output-file.js';
-import { Progress } from './terminal.js';
+import { Progress } from '../report/terminal.js';
+import { Arguments } from './command/arguments.js';
+import { readDevices } from './command/device-option.js';
+import { exitCodes } from './command/exit-codes.js';
+import { Interrupts } from './command/interrupt.js';
+import { requireOutputFile, writeOutputFile } from './command/output-file.js';
 
 const kPeerNames = kPeers.slice(1).map(({ name }) => name);
 const kPeerText = `${kPeerNames.slice(0, 5).join(', ')},

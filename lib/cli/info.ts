@@ -4,6 +4,7 @@
 
 import os from 'node:os';
 import { escapeUnsafe } from '../core/printable.js';
+import { version } from '../environment/version.js';
 import {
   type DeviceInfo,
   defaultDevice,
@@ -13,10 +14,9 @@ import {
   LowrankError,
   Tensor,
 } from '../index.js';
-import { Arguments } from './arguments.js';
-import { exitCodes } from './exit-codes.js';
-import { jsonText, mebibytes, table, visible } from './terminal.js';
-import { version } from './version.js';
+import { jsonText, mebibytes, table, visible } from '../report/terminal.js';
+import { Arguments } from './command/arguments.js';
+import { exitCodes } from './command/exit-codes.js';
 
 const kHelp = `Devices, features, and why each is or is not there.
 

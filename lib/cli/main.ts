@@ -6,9 +6,9 @@
 import { fileError } from '../checkpoint/file-access.js';
 import { printable } from '../core/printable.js';
 import { suggestion } from '../core/suggestion.js';
-import { UsageError } from './arguments.js';
-import { exitCodeFor, exitCodeHelp, exitCodes } from './exit-codes.js';
-import { visible } from './terminal.js';
+import { visible } from '../report/terminal.js';
+import { UsageError } from './command/arguments.js';
+import { exitCodeFor, exitCodeHelp, exitCodes } from './command/exit-codes.js';
 
 /** One subcommand; gets what follows its name, gives the exit code. */
 type Subcommand = (args: readonly string[]) => Promise<number>;
@@ -17,11 +17,11 @@ type Subcommand = (args: readonly string[]) => Promise<number>;
 const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise<Subcommand> }>> = {
   finetune: {
     about: 'QLoRA fine-tune of a Llama model on a text; without arguments, of the bundled one',
-    load: async () => (await import('./finetune.js')).finetuneCommand,
+    load: async () => (await import('./finetune/finetune.js')).finetuneCommand,
   },
   quantize: {
     about: 'quantise the linear layers of a checkpoint, in the layout of bitsandbytes',
-    load: async () => (await import('./quantize.js')).quantizeCommand,
+    load: async () => (await import('./quantize/quantize.js')).quantizeCommand,
   },
   info: {
     about: 'devices, features, and why each is or is not there',
@@ -33,11 +33,11 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
   },
   emulate: {
     about: 'a CUDA kernel without a GPU: what its checks find, and what its accesses cost',
-    load: async () => (await import('./emulate.js')).emulateCommand,
+    load: async () => (await import('./emulate/emulate.js')).emulateCommand,
   },
   build: {
     about: 'build the native addon here, with CMake or node-gyp',
-    load: async () => (await import('./build.js')).buildCommand,
+    load: async () => (await import('./build/build.js')).buildCommand,
   },
 };
 
@@ -73,7 +73,7 @@ async function run(argv: readonly string[]): Promise<number> {
     return name === undefined ? exitCodes.usage : exitCodes.ok;
   }
   if (name === '--version' || name === '-v') {
-    const { version } = await import('./version.js');
+    const { version } = await import('../environment/version.js');
     process.stdout.write(`${version()}\n`);
     return exitCodes.ok;
   }

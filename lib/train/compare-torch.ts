@@ -11,7 +11,7 @@ import { findPython, torchSettings } from '../bench/peers/torch.js';
 import { type Started, startFastest } from '../bench/start-subject.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { writeSafetensors } from '../checkpoint/safetensors-write.js';
-import { makeTemporaryFolder } from '../cli/temporary-folder.js';
+import { makeTemporaryFolder } from '../environment/temporary-folder.js';
 import { dequantize, getThreads, Tensor } from '../index.js';
 import { type BaseModel, linearNames } from './base-model.js';
 import { rotaryTable } from './heads.js';

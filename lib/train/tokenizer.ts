@@ -6,9 +6,9 @@
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import type { HfModel } from '../checkpoint/hf-model.js';
-import { packageFolder } from '../cli/package-folder.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { packageFolder } from '../environment/package-folder.js';
 import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
 
 /** How long a text may take: a hundred times as long as one takes that is only long. */

@@ -1,7 +1,7 @@
 /** Comparisons of runs that differ by known factors. */
 
 import { describe, expect, it } from 'vitest';
-import { compareResults, comparisonText, noiseOf } from '../../lib/bench/compare.js';
+import { compareResults, comparisonText, noiseOf } from '../../lib/bench/report/compare.js';
 import type { Row } from '../../lib/bench/result.js';
 import { sampleResult } from './sample-result.js';
 

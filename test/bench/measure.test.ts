@@ -5,7 +5,7 @@ import { expectedProbe } from '../../lib/bench/data.js';
 import type { Job } from '../../lib/bench/job.js';
 import { type FoundPeer, measureCase, type Plan } from '../../lib/bench/measure.js';
 import type { Program } from '../../lib/bench/peer.js';
-import { bar, duration, ratioText } from '../../lib/bench/table.js';
+import { bar, duration, ratioText } from '../../lib/bench/report/table.js';
 
 const job: Job = {
   op: 'matmul',

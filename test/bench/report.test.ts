@@ -1,12 +1,17 @@
 /** The HTML report and the figure: complete, self-contained, and without labels on one another. */
 
 import { describe, expect, it } from 'vitest';
-import { benchFigure } from '../../lib/bench/figure.js';
-import { overheadPlots, rooflinePlot, speedupPlots, threadPlots } from '../../lib/bench/figures.js';
-import { linearTicks, logTicks, plotSvg } from '../../lib/bench/plot.js';
-import { benchHtml } from '../../lib/bench/report-html.js';
+import { benchFigure } from '../../lib/bench/report/figure.js';
+import {
+  overheadPlots,
+  rooflinePlot,
+  speedupPlots,
+  threadPlots,
+} from '../../lib/bench/report/figures.js';
+import { benchHtml } from '../../lib/bench/report/report-html.js';
+import { rate, resultText } from '../../lib/bench/report/table.js';
 import type { Row } from '../../lib/bench/result.js';
-import { rate, resultText } from '../../lib/bench/table.js';
+import { linearTicks, logTicks, plotSvg } from '../../lib/report/plot.js';
 import { sampleResult } from './sample-result.js';
 
 const result = sampleResult();

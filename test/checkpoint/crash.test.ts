@@ -7,7 +7,7 @@ import { lockOutput } from '../../lib/checkpoint/output/lock.js';
 import { kMarkPattern, mayRun, processMark } from '../../lib/checkpoint/output/process-mark.js';
 import { writePeftAdapter } from '../../lib/checkpoint/peft.js';
 import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/safetensors.js';
-import { quantizeCommand } from '../../lib/cli/quantize.js';
+import { quantizeCommand } from '../../lib/cli/quantize/quantize.js';
 import { LowrankError } from '../../lib/core/errors.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { killedAt } from './killed-process.js';

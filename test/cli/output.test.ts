@@ -3,8 +3,8 @@
 import fs from 'node:fs';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { describeDevice } from '../../lib/cli/info.js';
-import { jsonText } from '../../lib/cli/terminal.js';
 import type { DeviceInfo } from '../../lib/index.js';
+import { jsonText } from '../../lib/report/terminal.js';
 import { requireBuilt, run } from '../finetune/command.js';
 
 beforeAll(requireBuilt);

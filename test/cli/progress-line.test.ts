@@ -1,7 +1,7 @@
 /** One line of progress on terminals of every width. */
 
 import { describe, expect, it } from 'vitest';
-import { progressLine } from '../../lib/cli/terminal.js';
+import { progressLine } from '../../lib/report/terminal.js';
 
 const training = {
   label: 'training',

@@ -3,8 +3,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { prepareKernelRun } from '../../lib/cli/emulate-kernel.js';
-import { parseParams } from '../../lib/cli/emulate-params.js';
+import { prepareKernelRun } from '../../lib/cli/emulate/emulate-kernel.js';
+import { parseParams } from '../../lib/cli/emulate/emulate-params.js';
 import { temporaryFolder } from '../finetune/setup.js';
 
 const folder = temporaryFolder();

@@ -5,7 +5,7 @@ import path from 'node:path';
 import { Tokenizer } from '@huggingface/tokenizers';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { openHfModel } from '../../lib/checkpoint/hf-model.js';
-import { bundledModel, bundledText } from '../../lib/cli/package-folder.js';
+import { bundledModel, bundledText } from '../../lib/environment/package-folder.js';
 import { readText } from '../../lib/train/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../../lib/train/tokenizer.js';
 import { requireBuilt, start } from './command.js';

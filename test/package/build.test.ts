@@ -4,7 +4,7 @@ import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { delimiter, join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { buildEnvironment } from '../../lib/cli/build-environment.js';
+import { buildEnvironment } from '../../lib/cli/build/build-environment.js';
 
 const processors = String(availableParallelism());
 const root = resolve(import.meta.dirname, '..', '..');

@@ -1,6 +1,6 @@
 /** An adapter method of the library, or of a user's, beside plain LoRA. */
 
-import { version } from '../../cli/version.js';
+import { version } from '../../environment/version.js';
 import type { Adapter, AdapterSaved, adapterMethods, Tensor } from '../../index.js';
 import type { Job } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';

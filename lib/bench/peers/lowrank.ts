@@ -2,7 +2,7 @@
  * This library: fused, its own ops without fusion, and the base product without an adapter.
  */
 
-import { version } from '../../cli/version.js';
+import { version } from '../../environment/version.js';
 import type { ComputePrecision, LoraSaved, Tensor } from '../../index.js';
 import type { Job } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';

@@ -1,6 +1,9 @@
 /** The report of a run: one HTML file, no scripts, nothing to load. */
 
-import { mebibytes } from '../cli/terminal.js';
+import { escapeHtml } from '../../report/html.js';
+import { kPlotStyle, type Plot, plotSvg } from '../../report/plot.js';
+import { mebibytes } from '../../report/terminal.js';
+import type { BenchResult, CaseResult, Row } from '../result.js';
 import {
   overheadPlots,
   rooflinePlot,
@@ -8,9 +11,6 @@ import {
   subjectStyles,
   threadPlots,
 } from './figures.js';
-import { escapeHtml } from './html.js';
-import { kPlotStyle, type Plot, plotSvg } from './plot.js';
-import type { BenchResult, CaseResult, Row } from './result.js';
 import { cleanliness, duration, intervalNote, rate, ratioText, rowName } from './table.js';
 
 const kStyle = `

@@ -1,10 +1,10 @@
 /** The method of `lowrank finetune --adapter` and its settings. */
 
-import { loadMethod } from '../adapters/load-method.js';
-import { adapterMethods } from '../adapters/methods.js';
-import type { LowrankError } from '../core/errors.js';
-import { methodNamed, type TrainedMethod } from '../train/adapter-set.js';
-import type { Arguments } from './arguments.js';
+import { loadMethod } from '../../adapters/load-method.js';
+import { adapterMethods } from '../../adapters/methods.js';
+import type { LowrankError } from '../../core/errors.js';
+import { methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
+import type { Arguments } from '../command/arguments.js';
 
 const kOp = 'finetune';
 

@@ -3,6 +3,7 @@
  */
 
 import path from 'node:path';
+import { grouped, mebibytes, table, visible } from '../../report/terminal.js';
 import type { OutputFacts } from './emulate-op.js';
 import {
   type Finding,
@@ -14,7 +15,6 @@ import {
   totalsByKind,
   unitOf,
 } from './emulate-trace.js';
-import { grouped, mebibytes, table, visible } from './terminal.js';
 
 /** One run: a schedule and what came of it. */
 export interface EmulatedRun {

@@ -20,7 +20,7 @@ import {
   quantize,
   synchronize,
   Tensor,
-} from '../index.js';
+} from '../../index.js';
 
 export const emulatedOps = [
   'matmul',

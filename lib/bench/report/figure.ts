@@ -1,8 +1,8 @@
 /** One figure for a README: speed-up and roofline of a run, as an SVG that stands alone. */
 
+import { figureSvg } from '../../report/plot.js';
+import type { BenchResult } from '../result.js';
 import { rooflinePlot, speedupPlots, threadPlots } from './figures.js';
-import { figureSvg } from './plot.js';
-import type { BenchResult } from './result.js';
 import { cleanliness } from './table.js';
 
 /** @returns `undefined` where the run varies nothing that could be drawn */

@@ -7,13 +7,13 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { fileError, requireRegular } from '../checkpoint/file-access.js';
-import { bindingPath } from '../core/binding.js';
-import { LowrankError } from '../core/errors.js';
-import { printable } from '../core/printable.js';
-import { buildEnvironment } from './build-environment.js';
-import { withBuildLock } from './build-lock.js';
-import type { Progress } from './terminal.js';
+import { fileError, requireRegular } from '../../checkpoint/file-access.js';
+import { bindingPath } from '../../core/binding.js';
+import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
+import type { Progress } from '../../report/terminal.js';
+import { buildEnvironment } from '../build/build-environment.js';
+import { withBuildLock } from '../build/build-lock.js';
 
 /** Kinds of library: how the kernels in it were made. */
 export const libraryKinds = ['check', 'source', 'ptx'] as const;

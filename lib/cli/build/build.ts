@@ -7,11 +7,11 @@ import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { LowrankError } from '../core/errors.js';
-import { Arguments } from './arguments.js';
+import { LowrankError } from '../../core/errors.js';
+import { packageFolder } from '../../environment/package-folder.js';
+import { Arguments } from '../command/arguments.js';
+import { exitCodes } from '../command/exit-codes.js';
 import { buildEnvironment } from './build-environment.js';
-import { exitCodes } from './exit-codes.js';
-import { packageFolder } from './package-folder.js';
 
 const kHelp = `Builds the native addon here; needs a C++17 compiler, and CMake 3.21 or Python 3.
 

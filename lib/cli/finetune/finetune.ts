@@ -4,10 +4,12 @@
 
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { writeFileAtomic } from '../checkpoint/atomic-write.js';
-import { printable } from '../core/printable.js';
-import { tensorflow } from '../tfjs/tensorflow.js';
-import { parseTargets } from '../train/adapter-set.js';
+import { writeFileAtomic } from '../../checkpoint/atomic-write.js';
+import { printable } from '../../core/printable.js';
+import { bundledModel, bundledText } from '../../environment/package-folder.js';
+import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';
+import { tensorflow } from '../../tfjs/tensorflow.js';
+import { parseTargets } from '../../train/adapter-set.js';
 import {
   type FinetuneObserver,
   type FinetuneOptions,
@@ -15,16 +17,14 @@ import {
   finetune,
   Interrupted,
   requireRuns,
-} from '../train/finetune.js';
-import { Arguments } from './arguments.js';
-import { readDevice } from './device-option.js';
-import { exitCodes } from './exit-codes.js';
+} from '../../train/finetune.js';
+import { Arguments } from '../command/arguments.js';
+import { readDevice } from '../command/device-option.js';
+import { exitCodes } from '../command/exit-codes.js';
+import { Interrupts } from '../command/interrupt.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
 import { type Fact, reportHtml } from './finetune-report.js';
-import { Interrupts } from './interrupt.js';
-import { bundledModel, bundledText } from './package-folder.js';
-import { grouped, jsonText, mebibytes, Progress, table, visible } from './terminal.js';
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
 

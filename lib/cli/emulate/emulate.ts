@@ -6,9 +6,14 @@
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { LowrankError } from '../core/errors.js';
-import type { DType, QuantFormat } from '../index.js';
-import { Arguments, UsageError } from './arguments.js';
+import { LowrankError } from '../../core/errors.js';
+import { makeTemporaryFolder, requireTemporaryFolder } from '../../environment/temporary-folder.js';
+import type { DType, QuantFormat } from '../../index.js';
+import { Progress } from '../../report/terminal.js';
+import { Arguments, UsageError } from '../command/arguments.js';
+import { exitCodeFor, exitCodes } from '../command/exit-codes.js';
+import { Interrupts } from '../command/interrupt.js';
+import { requireOutputFile, writeOutputFile } from '../command/output-file.js';
 import { emulateHtml } from './emulate-html.js';
 import { prepareKernelRun } from './emulate-kernel.js';
 import {
@@ -34,11 +39,6 @@ import {
   reportText,
 } from './emulate-report.js';
 import { countersKey, readTrace, sumCounts, sumLines } from './emulate-trace.js';
-import { exitCodeFor, exitCodes } from './exit-codes.js';
-import { Interrupts } from './interrupt.js';
-import { requireOutputFile, writeOutputFile } from './output-file.js';
-import { makeTemporaryFolder, requireTemporaryFolder } from './temporary-folder.js';
-import { Progress } from './terminal.js';
 
 const kHelp = `Runs CUDA kernels without a GPU: checks them and counts what their accesses cost.
 

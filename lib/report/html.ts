@@ -1,4 +1,4 @@
-import { visible } from '../cli/terminal.js';
+import { visible } from './terminal.js';
 
 /** Text for HTML and SVG, with what could steer a terminal or reorder a line taken out as well. */
 export function escapeHtml(text: string): string {

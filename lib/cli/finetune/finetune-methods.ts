@@ -1,10 +1,10 @@
 /** Several adapter methods on the same run: table and report. */
 
-import { escapeHtml } from '../bench/html.js';
-import { kPlotStyle, type Plot, plotSvg } from '../bench/plot.js';
-import { printable } from '../core/printable.js';
-import type { FinetuneResult } from '../train/finetune.js';
-import { grouped, table } from './terminal.js';
+import { printable } from '../../core/printable.js';
+import { escapeHtml } from '../../report/html.js';
+import { kPlotStyle, type Plot, plotSvg } from '../../report/plot.js';
+import { grouped, table } from '../../report/terminal.js';
+import type { FinetuneResult } from '../../train/finetune.js';
 
 /** One method's run. */
 export interface MethodRun {

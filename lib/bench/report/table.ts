@@ -1,8 +1,8 @@
 /** A run as text: one block a job, one line a subject, bars of speed. */
 
-import { table, visible } from '../cli/terminal.js';
-import { type BenchResult, type CaseResult, measuredRatio, type Row } from './result.js';
-import { kFewestClean } from './statistics.js';
+import { table, visible } from '../../report/terminal.js';
+import { type BenchResult, type CaseResult, measuredRatio, type Row } from '../result.js';
+import { kFewestClean } from '../statistics.js';
 
 const kBar = 16;
 

@@ -3,14 +3,14 @@
  * stdin and answers with their time, until stdin ends. See subject-process.ts.
  */
 
-import * as lowrank from '../index.js';
-import { elements, probeIndices } from './data.js';
-import { copiesFor, type Job, kScaling } from './job.js';
-import type { Peer, Subject } from './peer.js';
-import { findPeer } from './peers/index.js';
-import { loadCase } from './peers/user.js';
-import { makeRunner, type Runner } from './runner.js';
-import { isClean, threadTimes } from './thread-times.js';
+import * as lowrank from '../../index.js';
+import { elements, probeIndices } from '../data.js';
+import { copiesFor, type Job, kScaling } from '../job.js';
+import type { Peer, Subject } from '../peer.js';
+import { makeRunner, type Runner } from '../runner.js';
+import { isClean, threadTimes } from '../thread-times.js';
+import { findPeer } from './index.js';
+import { loadCase } from './user.js';
 
 /** What the worker is told on its command line. */
 export interface WorkerTask {

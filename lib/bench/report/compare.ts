@@ -1,8 +1,8 @@
 /** `lowrank bench --compare`: what differs between two runs beyond their noise. */
 
-import { table, visible } from '../cli/terminal.js';
-import type { BenchResult, CaseResult, Row } from './result.js';
-import { kFewestClean } from './statistics.js';
+import { table, visible } from '../../report/terminal.js';
+import type { BenchResult, CaseResult, Row } from '../result.js';
+import { kFewestClean } from '../statistics.js';
 import { cleanliness, duration, rowName } from './table.js';
 
 /** One subject on one job, in both runs. */

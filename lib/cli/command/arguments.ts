@@ -4,9 +4,9 @@
  */
 
 import { type ParseArgsConfig, parseArgs } from 'node:util';
-import { LowrankError } from '../core/errors.js';
-import { printable } from '../core/printable.js';
-import { suggestion } from '../core/suggestion.js';
+import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
+import { suggestion } from '../../core/suggestion.js';
 
 type OptionConfigs = NonNullable<ParseArgsConfig['options']>;
 

@@ -1,6 +1,6 @@
 /** `--device`: a name that no machine has is a wrong value; one that this machine lacks is not supported here. */
 
-import { type Device, deviceInfo, devices, LowrankError } from '../index.js';
+import { type Device, deviceInfo, devices, LowrankError } from '../../index.js';
 import type { Arguments } from './arguments.js';
 
 /**

@@ -5,8 +5,8 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { LowrankError } from '../core/errors.js';
-import { packageFolder } from './package-folder.js';
+import { LowrankError } from '../../core/errors.js';
+import { packageFolder } from '../../environment/package-folder.js';
 
 /** Something that check mode found. */
 export interface Finding {

@@ -1,4 +1,4 @@
-import type { ErrorCode } from '../core/errors.js';
+import type { ErrorCode } from '../../core/errors.js';
 
 /** Exit codes of the command, by class of failure. */
 export const exitCodes = {

@@ -6,7 +6,8 @@
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { Tensor } from '../index.js';
+import { Tensor } from '../../index.js';
+import { writeOutputFile } from '../command/output-file.js';
 import { largestDifference, type OutputFacts } from './emulate-op.js';
 import {
   type BufferParam,
@@ -15,7 +16,6 @@ import {
   type Param,
   type ScalarType,
 } from './emulate-params.js';
-import { writeOutputFile } from './output-file.js';
 
 export interface LaunchShape {
   readonly grid: readonly [number, number, number];

@@ -5,11 +5,11 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { fileError, readSmallFile } from '../checkpoint/file-access.js';
-import { LowrankError } from '../core/errors.js';
-import { printable } from '../core/printable.js';
-import { suggestion } from '../core/suggestion.js';
-import { requireOutputFile } from './output-file.js';
+import { fileError, readSmallFile } from '../../checkpoint/file-access.js';
+import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
+import { suggestion } from '../../core/suggestion.js';
+import { requireOutputFile } from '../command/output-file.js';
 
 export const kTypes = {
   i8: { bytes: 1, array: Int8Array },

@@ -4,6 +4,7 @@
  */
 
 import fs from 'node:fs';
+import { grouped, visible } from '../../report/terminal.js';
 import {
   bitsText,
   bytesText,
@@ -23,7 +24,6 @@ import {
   totalsByKind,
   unitOf,
 } from './emulate-trace.js';
-import { grouped, visible } from './terminal.js';
 
 function escapeHtml(text: string): string {
   return visible(text)

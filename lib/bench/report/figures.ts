@@ -1,8 +1,8 @@
 /** The plots that a run gives: each where the jobs vary in what it shows. */
 
-import { flopsOf, type Job } from './job.js';
-import type { Plot, PlotPoint, Series } from './plot.js';
-import { type BenchResult, type CaseResult, measuredRatio, type Row } from './result.js';
+import type { Plot, PlotPoint, Series } from '../../report/plot.js';
+import { flopsOf, type Job } from '../job.js';
+import { type BenchResult, type CaseResult, measuredRatio, type Row } from '../result.js';
 import { duration, rate, rowName } from './table.js';
 
 /** Colours of subjects: in the order in which they come up, the same in every plot of a run. */

@@ -2,9 +2,9 @@
  * The HTML report of a fine-tune: one file, no scripts, nothing to load.
  */
 
-import { escapeHtml } from '../bench/html.js';
-import type { FinetuneResult } from '../train/finetune.js';
-import type { LossHistory } from '../train/run-state.js';
+import { escapeHtml } from '../../report/html.js';
+import type { FinetuneResult } from '../../train/finetune.js';
+import type { LossHistory } from '../../train/run-state.js';
 
 /** One row of the final table. */
 export interface Fact {

@@ -4,20 +4,20 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { commitFolder, removeLeftovers, writeFileAtomic } from '../checkpoint/atomic-write.js';
-import { fileError } from '../checkpoint/file-access.js';
-import { jsonBounds } from '../checkpoint/json-bounds.js';
-import { readJsonObject } from '../checkpoint/json-file.js';
-import { lockOutput } from '../checkpoint/output/lock.js';
-import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
-import { LowrankError } from '../core/errors.js';
-import { printable } from '../core/printable.js';
-import { Arguments } from './arguments.js';
-import { readDevice } from './device-option.js';
-import { exitCodes } from './exit-codes.js';
-import { Interrupts } from './interrupt.js';
+import { commitFolder, removeLeftovers, writeFileAtomic } from '../../checkpoint/atomic-write.js';
+import { fileError } from '../../checkpoint/file-access.js';
+import { jsonBounds } from '../../checkpoint/json-bounds.js';
+import { readJsonObject } from '../../checkpoint/json-file.js';
+import { lockOutput } from '../../checkpoint/output/lock.js';
+import { openSafetensors, writeSafetensors } from '../../checkpoint/safetensors.js';
+import { LowrankError } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
+import { jsonText, mebibytes, Progress, table } from '../../report/terminal.js';
+import { Arguments } from '../command/arguments.js';
+import { readDevice } from '../command/device-option.js';
+import { exitCodes } from '../command/exit-codes.js';
+import { Interrupts } from '../command/interrupt.js';
 import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
-import { jsonText, mebibytes, Progress, table } from './terminal.js';
 
 const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bitsandbytes.
 
