@@ -76,18 +76,19 @@ export {
   joinBitsandbytes,
   type SplitBitsandbytes,
   splitBitsandbytes,
-} from './checkpoint/bitsandbytes.js';
+} from './checkpoint/bitsandbytes/bitsandbytes.js';
 export type { LlamaConfig } from './checkpoint/hf-config.js';
 export { HfModel, openHfModel } from './checkpoint/hf-model.js';
-export { NumpyRandom } from './checkpoint/numpy-random.js';
 export {
   type PeftAdapter,
   type PeftModule,
   type ReadPeftOptions,
   readPeftAdapter,
-} from './checkpoint/peft.js';
-export type { PeftLoraConfig } from './checkpoint/peft-config.js';
-export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft-write.js';
+} from './checkpoint/peft/peft.js';
+export type { PeftLoraConfig } from './checkpoint/peft/peft-config.js';
+export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft/peft-write.js';
+export { NumpyRandom } from './checkpoint/random/numpy-random.js';
+export { TorchRandom } from './checkpoint/random/torch-random.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
 export {
   openSafetensors,
@@ -101,7 +102,6 @@ export {
   type RawTensors,
   writeSafetensors,
 } from './checkpoint/safetensors-write.js';
-export { TorchRandom } from './checkpoint/torch-random.js';
 export {
   type Device,
   type DeviceInfo,
@@ -150,13 +150,6 @@ export {
   sumProduct,
 } from './ops/elementwise.js';
 export {
-  type ExpandWithNormsOptions,
-  type FactoredNormParts,
-  factoredNorm,
-  loraExpandWithNorms,
-  weightNorms,
-} from './ops/factored-norm.js';
-export {
   FeatureMap,
   type FeatureMapOptions,
   type FeatureMapSpec,
@@ -170,14 +163,21 @@ export type {
   GroupedGradient,
   GroupedGradients,
   GroupedTargets,
-} from './ops/grouped-backward.js';
-export { type GroupedForwardOptions, GroupedLora } from './ops/grouped-lora.js';
-export type { GroupedRow } from './ops/grouped-rows.js';
-export { type GroupedEntry, GroupedSaved } from './ops/grouped-saved.js';
+} from './ops/grouped/grouped-backward.js';
+export { type GroupedForwardOptions, GroupedLora } from './ops/grouped/grouped-lora.js';
+export type { GroupedRow } from './ops/grouped/grouped-rows.js';
+export { type GroupedEntry, GroupedSaved } from './ops/grouped/grouped-saved.js';
 export { groupedWeight } from './ops/grouped-weight.js';
 export { type ConvolutionSpec, Im2col, type ImageSizes } from './ops/im2col.js';
-export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora-adapter.js';
-export { LoraLinear } from './ops/lora-layer.js';
+export {
+  type ExpandWithNormsOptions,
+  type FactoredNormParts,
+  factoredNorm,
+  loraExpandWithNorms,
+  weightNorms,
+} from './ops/lora/factored-norm.js';
+export { LoraAdapter, type LoraInit, type LoraParts } from './ops/lora/lora-adapter.js';
+export { LoraLinear } from './ops/lora/lora-layer.js';
 export {
   type LoraBackwardOptions,
   type LoraForwardOptions,
@@ -185,14 +185,14 @@ export {
   type LoraGradients,
   loraBackward,
   loraForward,
-} from './ops/lora-linear.js';
+} from './ops/lora/lora-linear.js';
 export {
   type LoraBackwardManyOptions,
   LoraManySaved,
   type LoraProjection,
   loraBackwardMany,
   loraForwardMany,
-} from './ops/lora-many.js';
+} from './ops/lora/lora-many.js';
 export {
   type LoraDropoutOptions,
   type LoraExpandBackwardOptions,
@@ -207,17 +207,17 @@ export {
   loraExpandBackward,
   loraShrink,
   loraShrinkBackward,
-} from './ops/lora-parts.js';
-export { LoraSaved } from './ops/lora-saved.js';
-export { LoraSwigluSaved, loraBackwardSwiglu, loraForwardSwiglu } from './ops/lora-swiglu.js';
-export { matmul, matmulInputGrad } from './ops/matmul.js';
+} from './ops/lora/lora-parts.js';
+export { LoraSaved } from './ops/lora/lora-saved.js';
+export { LoraSwigluSaved, loraBackwardSwiglu, loraForwardSwiglu } from './ops/lora/lora-swiglu.js';
 export {
   type MergeLoss,
   type MergeParts,
   type MergeResult,
   mergeLora,
   unmergeLora,
-} from './ops/merge.js';
+} from './ops/lora/merge.js';
+export { matmul, matmulInputGrad } from './ops/matmul.js';
 export { oneHot } from './ops/one-hot.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';

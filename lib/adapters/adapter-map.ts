@@ -1,6 +1,6 @@
 import { checkMap, checkObject } from '../checkpoint/arguments.js';
 import { fail, LowrankTypeError, refusal, wrongType } from '../core/errors.js';
-import { LoraAdapter } from '../ops/lora-adapter.js';
+import { LoraAdapter } from '../ops/lora/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 
 /**

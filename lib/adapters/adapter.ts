@@ -15,7 +15,7 @@ import {
 } from '../core/validate.js';
 import { type BaseWeight, checkActivations, checkWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import { type MergeParts, mergeLora, unmergeLora } from '../ops/merge.js';
+import { type MergeParts, mergeLora, unmergeLora } from '../ops/lora/merge.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import {
   type AdapterBackwardOptions,

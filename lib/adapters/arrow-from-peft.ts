@@ -2,7 +2,7 @@ import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import { ownFields, readOptions } from '../core/validate.js';
-import { LoraAdapter } from '../ops/lora-adapter.js';
+import { LoraAdapter } from '../ops/lora/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 import { arrow, arrowExperts } from './arrow.js';
 import type { AdapterPlace } from './method.js';

@@ -1,5 +1,5 @@
 import { RouterMaps, softmax, topKMask } from '../autograd/routing.js';
-import { TorchRandom } from '../checkpoint/torch-random.js';
+import { TorchRandom } from '../checkpoint/random/torch-random.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
 import { scope } from '../core/scope.js';
@@ -7,7 +7,7 @@ import { Tensor } from '../core/tensor.js';
 import { checkInteger, checkSameDevice, readNumbers, readOptions } from '../core/validate.js';
 import { symmetricEigen } from '../linalg/symmetric-eigen.js';
 import { FeatureMap } from '../ops/feature-map.js';
-import { checkLoraAdapter, type LoraAdapter } from '../ops/lora-adapter.js';
+import { checkLoraAdapter, type LoraAdapter } from '../ops/lora/lora-adapter.js';
 import { defineAdapter } from './method.js';
 
 /** `m · mᵀ` of a [r, n] in float64. */

@@ -1,9 +1,9 @@
 import path from 'node:path';
 import { checkObject, checkPath } from '../checkpoint/arguments.js';
-import { replaceFolder } from '../checkpoint/atomic-write.js';
-import { jsonBounds } from '../checkpoint/json-bounds.js';
-import { readJsonObject } from '../checkpoint/json-file.js';
-import { kConfigFile, kWeightsFile } from '../checkpoint/peft-config.js';
+import { replaceFolder } from '../checkpoint/files/atomic-write.js';
+import { jsonBounds } from '../checkpoint/files/json-bounds.js';
+import { readJsonObject } from '../checkpoint/files/json-file.js';
+import { kConfigFile, kWeightsFile } from '../checkpoint/peft/peft-config.js';
 import { type PythonJson, pythonJson } from '../checkpoint/python-json.js';
 import { readSafetensors } from '../checkpoint/safetensors.js';
 import { encodeSafetensors } from '../checkpoint/safetensors-write.js';

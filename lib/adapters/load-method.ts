@@ -2,7 +2,7 @@ import { statSync } from 'node:fs';
 import { readFile, rm, writeFile } from 'node:fs/promises';
 import path from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { requireRegular } from '../checkpoint/file-access.js';
+import { requireRegular } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import type { AnyMethod } from './method.js';

@@ -2,7 +2,7 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import { LossSums, type MergeLoss } from '../ops/merge.js';
+import { LossSums, type MergeLoss } from '../ops/lora/merge.js';
 import { dequantize, quantizeLike } from '../ops/quantize.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';

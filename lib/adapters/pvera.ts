@@ -1,4 +1,4 @@
-import { TorchRandom } from '../checkpoint/torch-random.js';
+import { TorchRandom } from '../checkpoint/random/torch-random.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { leadingPart } from './leading-part.js';
 import { defineAdapter } from './method.js';

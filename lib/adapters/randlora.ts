@@ -1,4 +1,4 @@
-import { roundToBf16, TorchRandom } from '../checkpoint/torch-random.js';
+import { roundToBf16, TorchRandom } from '../checkpoint/random/torch-random.js';
 import { Tensor } from '../core/tensor.js';
 import { leadingPart } from './leading-part.js';
 import { defineAdapter } from './method.js';

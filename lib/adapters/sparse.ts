@@ -1,5 +1,5 @@
 import { SparsePattern } from '../autograd/sparse-update.js';
-import { TorchRandom } from '../checkpoint/torch-random.js';
+import { TorchRandom } from '../checkpoint/random/torch-random.js';
 import type { AdapterMaker } from './definition.js';
 
 /** The pattern of entries that are given by their places in the flattened weight, row by row. */

@@ -1,4 +1,4 @@
-import { TorchRandom } from '../checkpoint/torch-random.js';
+import { TorchRandom } from '../checkpoint/random/torch-random.js';
 import { inOrder, needsLayers } from './folder-layers.js';
 import { singularFactors } from './leading-triplets.js';
 import { defineAdapter } from './method.js';

@@ -1,4 +1,4 @@
-import { NumpyRandom } from '../checkpoint/numpy-random.js';
+import { NumpyRandom } from '../checkpoint/random/numpy-random.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { belowOne } from './counts.js';
 import type { LayerSize } from './definition.js';

@@ -5,7 +5,7 @@ import { Tensor } from '../core/tensor.js';
 import { checkSameDevice } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
-import type { GroupedSaved } from '../ops/grouped-saved.js';
+import type { GroupedSaved } from '../ops/grouped/grouped-saved.js';
 import { matmulInputGrad } from '../ops/matmul.js';
 
 /** A tensor on a {@link GradientTape}: one that a gradient may be wanted of, or a constant. */

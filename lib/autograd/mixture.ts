@@ -5,9 +5,9 @@ import { fail } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { showShape } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
-import type { GroupedGradient } from '../ops/grouped-backward.js';
-import { type GroupedForwardOptions, GroupedLora } from '../ops/grouped-lora.js';
-import { LoraAdapter } from '../ops/lora-adapter.js';
+import type { GroupedGradient } from '../ops/grouped/grouped-backward.js';
+import { type GroupedForwardOptions, GroupedLora } from '../ops/grouped/grouped-lora.js';
+import { LoraAdapter } from '../ops/lora/lora-adapter.js';
 import type { GradientTape, Value } from './gradient-tape.js';
 
 /** One expert of a mixture. */

@@ -6,14 +6,14 @@ import { checkDropout, readOptions } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import type { ComputePrecision } from '../ops/compute.js';
 import { type MapKind, mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
-import { loraExpandWithNorms } from '../ops/factored-norm.js';
+import { loraExpandWithNorms } from '../ops/lora/factored-norm.js';
 import {
   type LoraShrinkOptions,
   loraExpand,
   loraExpandBackward,
   loraShrink,
   loraShrinkBackward,
-} from '../ops/lora-parts.js';
+} from '../ops/lora/lora-parts.js';
 import { matmul, matmulInputGrad } from '../ops/matmul.js';
 import { weightGrad } from '../ops/weight-grad.js';
 import { checkStep, type Value } from './gradient-tape.js';

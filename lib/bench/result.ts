@@ -1,6 +1,6 @@
 /** A run as it is saved: what `--json` prints, and what reports and comparisons read. */
 
-import { readSmallFile } from '../checkpoint/file-access.js';
+import { readSmallFile } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import type { Job } from './job.js';
 import type { Machine } from './machine.js';

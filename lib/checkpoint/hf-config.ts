@@ -4,8 +4,8 @@
 
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import { jsonBounds } from './json-bounds.js';
-import { Fields, type JsonObject, readJsonObject } from './json-file.js';
+import { jsonBounds } from './files/json-bounds.js';
+import { Fields, type JsonObject, readJsonObject } from './files/json-file.js';
 
 /** How rotary position embeddings are stretched; `default` is not at all. */
 export type RopeScaling =

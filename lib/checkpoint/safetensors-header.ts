@@ -13,7 +13,7 @@
 import { fail, LowrankError, wrongType } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { checkObject } from './arguments.js';
-import { type JsonBounds, requireBounded } from './json-bounds.js';
+import { type JsonBounds, requireBounded } from './files/json-bounds.js';
 import { isRawDType, type RawDType, rawByteLength } from './raw-tensor.js';
 
 /** Limits that a header is held to; larger ones are opt-in. */

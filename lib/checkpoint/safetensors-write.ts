@@ -7,7 +7,7 @@
 import { fail } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { checkObject, checkPath } from './arguments.js';
-import { writeFileAtomic } from './atomic-write.js';
+import { writeFileAtomic } from './files/atomic-write.js';
 import { bytesOf, checkRawTensor, layoutRank, type RawTensor } from './raw-tensor.js';
 
 /** Tensors by name, in any order; a Map where a name may be `__proto__`. */

@@ -8,7 +8,12 @@
 import { LowrankError, notConstructed, wrongType } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { checkName, checkPath } from './arguments.js';
-import { type FileIdentity, type OpenFile, type OpenOptions, withFile } from './file-access.js';
+import {
+  type FileIdentity,
+  type OpenFile,
+  type OpenOptions,
+  withFile,
+} from './files/file-access.js';
 import { hasPickleContent, pickleRefused, refusePickleName } from './pickle-refusal.js';
 import { type RawDType, type RawTensor, rawView } from './raw-tensor.js';
 import {

@@ -3,7 +3,7 @@
  * The `lowrank` command: picks the subcommand, turns errors into one sentence and an exit code.
  */
 
-import { fileError } from '../checkpoint/file-access.js';
+import { fileError } from '../checkpoint/files/file-access.js';
 import { printable } from '../core/printable.js';
 import { suggestion } from '../core/suggestion.js';
 import { visible } from '../report/terminal.js';

@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { fileError } from '../checkpoint/file-access.js';
+import { fileError } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 

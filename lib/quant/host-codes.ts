@@ -1,4 +1,4 @@
-import type { NestedAbsmax } from '../checkpoint/bitsandbytes.js';
+import type { NestedAbsmax } from '../checkpoint/bitsandbytes/bitsandbytes.js';
 import type { Tensor } from '../core/tensor.js';
 import { encodeCodebook } from './codebook.js';
 import { QuantizedWeight } from './quantized-weight.js';

@@ -3,13 +3,13 @@ import {
   formatBitsandbytes,
   type ParsedBitsandbytes,
   parseBitsandbytes,
-} from '../checkpoint/bitsandbytes.js';
+} from '../checkpoint/bitsandbytes/bitsandbytes.js';
 import {
   formatRowInt8,
   isRowInt8,
   parseRowInt8,
   type RowInt8,
-} from '../checkpoint/row-int8-state.js';
+} from '../checkpoint/bitsandbytes/row-int8-state.js';
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';

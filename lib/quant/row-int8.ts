@@ -1,4 +1,4 @@
-import type { RowInt8 } from '../checkpoint/row-int8-state.js';
+import type { RowInt8 } from '../checkpoint/bitsandbytes/row-int8-state.js';
 import { fail } from '../core/errors.js';
 
 /** Kernels read the codes of a row in eights. */

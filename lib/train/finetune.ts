@@ -4,11 +4,11 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { removeLeftovers } from '../checkpoint/atomic-write.js';
-import { fileError } from '../checkpoint/file-access.js';
+import { removeLeftovers } from '../checkpoint/files/atomic-write.js';
+import { fileError } from '../checkpoint/files/file-access.js';
+import { lockOutput, type OutputLock } from '../checkpoint/files/lock.js';
 import type { LlamaConfig } from '../checkpoint/hf-config.js';
 import { openHfModel } from '../checkpoint/hf-model.js';
-import { lockOutput, type OutputLock } from '../checkpoint/output/lock.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { defaultDevice } from '../index.js';

@@ -4,8 +4,8 @@
  */
 
 import fs from 'node:fs';
-import { jsonBounds } from '../checkpoint/json-bounds.js';
-import { type JsonObject, parseJsonObject } from '../checkpoint/json-file.js';
+import { jsonBounds } from '../checkpoint/files/json-bounds.js';
+import { type JsonObject, parseJsonObject } from '../checkpoint/files/json-file.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';

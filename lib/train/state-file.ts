@@ -2,8 +2,8 @@
 
 // The default import is one mutable object, so that tests can inject faults into single calls.
 import fs from 'node:fs';
-import { removeLeftovers, siblingName } from '../checkpoint/atomic-write.js';
-import { fileError } from '../checkpoint/file-access.js';
+import { removeLeftovers, siblingName } from '../checkpoint/files/atomic-write.js';
+import { fileError } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { type LossHistory, type RunIdentity, saveRunState } from './run-state.js';

@@ -6,9 +6,9 @@
 import { createHash } from 'node:crypto';
 import { parentPort, workerData } from 'node:worker_threads';
 import { Tokenizer } from '@huggingface/tokenizers';
-import { readSmallFile } from '../checkpoint/file-access.js';
-import { jsonBounds } from '../checkpoint/json-bounds.js';
-import { parseJsonObject } from '../checkpoint/json-file.js';
+import { readSmallFile } from '../checkpoint/files/file-access.js';
+import { jsonBounds } from '../checkpoint/files/json-bounds.js';
+import { parseJsonObject } from '../checkpoint/files/json-file.js';
 import { type ErrorCode, LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 

@@ -1,6 +1,6 @@
 // Options: a name that is not known is refused with the one that is near, and nothing is read off a prototype.
 import { readdirSync, readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import * as lowrank from '../../lib/index.js';
 import {
@@ -224,8 +224,10 @@ describe('options', () => {
     const lib = join(import.meta.dirname, '..', '..', 'lib');
     const found: string[] = [];
     for (const folder of ['core', 'ops', 'quant', 'autograd', 'adapters']) {
-      for (const file of readdirSync(join(lib, folder))) {
-        const text = readFileSync(join(lib, folder, file), 'utf8');
+      const files = readdirSync(join(lib, folder), { recursive: true, encoding: 'utf8' });
+      for (const path of files.filter((name) => name.endsWith('.ts')).sort()) {
+        const file = basename(path);
+        const text = readFileSync(join(lib, folder, path), 'utf8');
         for (const line of text.split('\n')) {
           if (/^\s*(\*|\/\/)/.test(line)) continue;
           if (/\boptions\??\.[a-z]|\} = options;/.test(line)) found.push(`${file}: ${line.trim()}`);

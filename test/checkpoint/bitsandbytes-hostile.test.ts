@@ -4,7 +4,7 @@ import {
   formatBitsandbytes,
   type ParsedBitsandbytes,
   parseBitsandbytes,
-} from '../../lib/checkpoint/bitsandbytes.js';
+} from '../../lib/checkpoint/bitsandbytes/bitsandbytes.js';
 import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { codeOf } from './raw-file.js';
 

@@ -10,10 +10,10 @@ import {
   type ParsedBitsandbytes,
   parseBitsandbytes,
   splitBitsandbytes,
-} from '../../lib/checkpoint/bitsandbytes.js';
+} from '../../lib/checkpoint/bitsandbytes/bitsandbytes.js';
+import { formatRowInt8, parseRowInt8 } from '../../lib/checkpoint/bitsandbytes/row-int8-state.js';
 import { pythonFloatRepr, pythonJson } from '../../lib/checkpoint/python-json.js';
 import { bytesOf, type RawTensor, rawToFloat32 } from '../../lib/checkpoint/raw-tensor.js';
-import { formatRowInt8, parseRowInt8 } from '../../lib/checkpoint/row-int8-state.js';
 import { encodeSafetensors, readSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { codeOf } from './raw-file.js';
 

@@ -3,9 +3,9 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { lockOutput } from '../../lib/checkpoint/output/lock.js';
-import { kMarkPattern, mayRun, processMark } from '../../lib/checkpoint/output/process-mark.js';
-import { writePeftAdapter } from '../../lib/checkpoint/peft.js';
+import { lockOutput } from '../../lib/checkpoint/files/lock.js';
+import { kMarkPattern, mayRun, processMark } from '../../lib/checkpoint/files/process-mark.js';
+import { writePeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { quantizeCommand } from '../../lib/cli/quantize/quantize.js';
 import { LowrankError } from '../../lib/core/errors.js';

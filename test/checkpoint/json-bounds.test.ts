@@ -4,11 +4,15 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it, vi } from 'vitest';
 import { readAdapterFolder } from '../../lib/adapters/folder.js';
+import { parseQuantState } from '../../lib/checkpoint/bitsandbytes/quant-state.js';
+import {
+  type JsonBounds,
+  jsonBounds,
+  requireBounded,
+} from '../../lib/checkpoint/files/json-bounds.js';
+import { parseJsonObject } from '../../lib/checkpoint/files/json-file.js';
 import { openHfModel } from '../../lib/checkpoint/hf-model.js';
-import { type JsonBounds, jsonBounds, requireBounded } from '../../lib/checkpoint/json-bounds.js';
-import { parseJsonObject } from '../../lib/checkpoint/json-file.js';
-import { readPeftAdapter } from '../../lib/checkpoint/peft.js';
-import { parseQuantState } from '../../lib/checkpoint/quant-state.js';
+import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import { openTokenizer } from '../../lib/train/tokenizer.js';
 import { noise, writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
 import { tempFolder } from './raw-file.js';

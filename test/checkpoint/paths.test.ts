@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { requireDistinctNames, resolveInside } from '../../lib/checkpoint/paths.js';
+import { requireDistinctNames, resolveInside } from '../../lib/checkpoint/files/paths.js';
 import {
   encodeSafetensors,
   openSafetensors,

@@ -1,7 +1,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { readPeftAdapter } from '../../lib/checkpoint/peft.js';
+import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { writeSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { codeOf, tempFolder } from './raw-file.js';

@@ -6,9 +6,9 @@ import {
   type PeftAdapterParts,
   readPeftAdapter,
   writePeftAdapter,
-} from '../../lib/checkpoint/peft.js';
-import { parsePeftConfig } from '../../lib/checkpoint/peft-config.js';
-import { PeftTargets } from '../../lib/checkpoint/peft-targets.js';
+} from '../../lib/checkpoint/peft/peft.js';
+import { parsePeftConfig } from '../../lib/checkpoint/peft/peft-config.js';
+import { PeftTargets } from '../../lib/checkpoint/peft/peft-targets.js';
 import { type RawTensor, rawToFloat32 } from '../../lib/checkpoint/raw-tensor.js';
 import { readSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { isOtherLayer } from '../golden/case-file.js';

@@ -26,22 +26,10 @@ export interface Running {
 export function requireBuilt(): void {
   if (!fs.existsSync(commandFile)) throw new Error('dist/ is missing: npm run build');
   const built = fs.statSync(commandFile).mtimeMs;
-  for (const folder of [
-    'cli',
-    'train',
-    'tfjs',
-    'checkpoint',
-    'checkpoint/output',
-    'core',
-    'ops',
-    'quant',
-    'bench',
-    'bench/peers',
-  ]) {
-    for (const name of fs.readdirSync(path.join(root, 'lib', folder))) {
-      const { mtimeMs } = fs.statSync(path.join(root, 'lib', folder, name));
-      if (mtimeMs > built)
-        throw new Error(`lib/${folder}/${name} is newer than dist/: npm run build`);
+  const lib = path.join(root, 'lib');
+  for (const name of fs.readdirSync(lib, { recursive: true, encoding: 'utf8' })) {
+    if (name.endsWith('.ts') && fs.statSync(path.join(lib, name)).mtimeMs > built) {
+      throw new Error(`lib/${name} is newer than dist/: npm run build`);
     }
   }
 }

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { findPython } from '../../lib/bench/peers/torch.js';
-import { readPeftAdapter } from '../../lib/checkpoint/peft.js';
+import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import { type Finished, requireBuilt, run, start } from './command.js';
 import { temporaryFolder } from './setup.js';
 import { type TinyCheckpointOptions, writeTinyCheckpoint } from './tiny-checkpoint.js';

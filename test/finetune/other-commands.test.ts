@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { splitBitsandbytes } from '../../lib/checkpoint/bitsandbytes.js';
+import { splitBitsandbytes } from '../../lib/checkpoint/bitsandbytes/bitsandbytes.js';
 import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { readSafetensors, writeSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { dequantize, QuantizedWeight } from '../../lib/index.js';

@@ -1,6 +1,6 @@
 // The random stream of PyTorch's CPU generator, against values that it gave.
 import { describe, it } from 'vitest';
-import { TorchRandom } from '../../lib/checkpoint/torch-random.js';
+import { TorchRandom } from '../../lib/checkpoint/random/torch-random.js';
 import { loadCase } from './case-file.js';
 import { RuleBook } from './rules.js';
 

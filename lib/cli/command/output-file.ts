@@ -2,7 +2,7 @@
 
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { fileError } from '../../checkpoint/file-access.js';
+import { fileError } from '../../checkpoint/files/file-access.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 

@@ -7,7 +7,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, readFileSync, statSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import path from 'node:path';
-import { fileError, requireRegular } from '../../checkpoint/file-access.js';
+import { fileError, requireRegular } from '../../checkpoint/files/file-access.js';
 import { bindingPath } from '../../core/binding.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';

@@ -5,7 +5,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { fileError, readSmallFile } from '../../checkpoint/file-access.js';
+import { fileError, readSmallFile } from '../../checkpoint/files/file-access.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { suggestion } from '../../core/suggestion.js';

@@ -4,7 +4,7 @@
 
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { writeFileAtomic } from '../../checkpoint/atomic-write.js';
+import { writeFileAtomic } from '../../checkpoint/files/atomic-write.js';
 import { printable } from '../../core/printable.js';
 import { bundledModel, bundledText } from '../../environment/package-folder.js';
 import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';

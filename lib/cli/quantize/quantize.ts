@@ -4,11 +4,15 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { commitFolder, removeLeftovers, writeFileAtomic } from '../../checkpoint/atomic-write.js';
-import { fileError } from '../../checkpoint/file-access.js';
-import { jsonBounds } from '../../checkpoint/json-bounds.js';
-import { readJsonObject } from '../../checkpoint/json-file.js';
-import { lockOutput } from '../../checkpoint/output/lock.js';
+import {
+  commitFolder,
+  removeLeftovers,
+  writeFileAtomic,
+} from '../../checkpoint/files/atomic-write.js';
+import { fileError } from '../../checkpoint/files/file-access.js';
+import { jsonBounds } from '../../checkpoint/files/json-bounds.js';
+import { readJsonObject } from '../../checkpoint/files/json-file.js';
+import { lockOutput } from '../../checkpoint/files/lock.js';
 import { openSafetensors, writeSafetensors } from '../../checkpoint/safetensors.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';

@@ -1,5 +1,5 @@
 /** Methods of which layers share tensors, or whose tensors are drawn from seeds. */
-import { TorchRandom } from '../../../lib/checkpoint/torch-random.js';
+import { TorchRandom } from '../../../lib/checkpoint/random/torch-random.js';
 import { Matrix } from '../adapter-layer.js';
 import { solveRight } from './linear-algebra.js';
 import { type Loading, linear, type PeftMethod, refuse, slice, withDelta } from './loader.js';

@@ -4,7 +4,7 @@
  * before the first tensor, and what it may be made of.
  */
 import { readFileSync } from 'node:fs';
-import type { BitsandbytesState } from '../../../lib/checkpoint/bitsandbytes.js';
+import type { BitsandbytesState } from '../../../lib/checkpoint/bitsandbytes/bitsandbytes.js';
 import type { RawTensor } from '../../../lib/checkpoint/raw-tensor.js';
 import {
   LoraAdapter,

@@ -1,0 +1,274 @@
+/**
+ * PEFT adapter folders: `adapter_config.json` with `adapter_model.safetensors`.
+ *
+ * Tensor names in the file, behind the prefix `base_model.model.`:
+ *
+ *   <module>.lora_A.weight [r, K] · <module>.lora_B.weight [N, r] · <module>.lora_B.bias [N]
+ *   <module>.lora_magnitude_vector [N] (DoRA) · <module>.base_layer.bias or <module>.bias (bias: all,
+ *   lora_only) · <parameter> of a module saved in full
+ */
+
+import fs from 'node:fs';
+import path from 'node:path';
+import { LowrankError, wrongType } from '../../core/errors.js';
+import { printable } from '../../core/printable.js';
+import { checkPath } from '../arguments.js';
+import { pickleRefused } from '../pickle-refusal.js';
+import { kFloatDTypes, type RawTensor } from '../raw-tensor.js';
+import { readSafetensors } from '../safetensors.js';
+import type { HeaderLimits } from '../safetensors-header.js';
+import { checkLimits } from '../safetensors-header.js';
+import {
+  kConfigFile,
+  kKeyPrefix,
+  kWeightsFile,
+  type PeftLoraConfig,
+  readPeftConfig,
+} from './peft-config.js';
+import { PeftTargets } from './peft-targets.js';
+
+export type { PeftBias, PeftLoraConfig } from './peft-config.js';
+export { type PeftAdapterParts, writePeftAdapter } from './peft-write.js';
+
+/** The adapter of one linear module. */
+export interface PeftModule {
+  /** Name in the base model, e.g. `model.layers.0.self_attn.q_proj`. */
+  readonly module: string;
+  readonly r: number;
+  readonly loraAlpha: number;
+  /** lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA. */
+  readonly scaling: number;
+  readonly rslora: boolean;
+  readonly loraA: RawTensor; // [r, K]
+  readonly loraB: RawTensor; // [N, r]
+  readonly magnitude?: RawTensor; // [N]
+  readonly loraBias?: RawTensor; // [N]
+}
+
+/** An adapter folder in memory. */
+export interface PeftAdapter {
+  readonly config: PeftLoraConfig;
+  /** Sorted by name. */
+  readonly modules: readonly PeftModule[];
+  /** Trained biases of the base model (bias: `all`, `lora_only`), by module name. */
+  readonly biases: ReadonlyMap<string, RawTensor>;
+  /** Parameters of modules saved in full (`modules_to_save`, embeddings), by parameter name. */
+  readonly savedParameters: ReadonlyMap<string, RawTensor>;
+  /** What was ignored, in words. */
+  readonly warnings: readonly string[];
+}
+
+/** Options of {@link readPeftAdapter}. */
+export interface ReadPeftOptions extends HeaderLimits {
+  /** Shape [N, K] of a module's base weight, or `undefined` if the base has no such module. */
+  readonly baseShape?: (module: string) => readonly number[] | undefined;
+}
+
+const kOp = 'readPeftAdapter';
+const kMaxSegments = 64;
+
+/**
+ * Reads a LoRA adapter folder as PEFT writes it.
+ *
+ * Rank, alpha and scaling per module follow PEFT: `rank_pattern` and `alpha_pattern` are regular
+ * expressions that must cover the end of the module's name from a dot on; the first match counts.
+ *
+ * @param folder the adapter folder
+ * @param options the base model's shapes, to check the adapter against
+ * @returns config, modules, biases, fully saved parameters
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE` malformed or inconsistent · `ERR_FILE_NOT_FOUND` ·
+ *   `ERR_UNSUPPORTED` another adapter type or feature · `ERR_SHAPE` does not fit the base ·
+ *   `ERR_PICKLE_REFUSED` only `adapter_model.bin` is there · `ERR_FILE_CHANGED` · `ERR_PATH`
+ * @example
+ * for (const { module, scaling } of readPeftAdapter('./adapter').modules) console.log(module, scaling);
+ */
+export function readPeftAdapter(folder: string, options: ReadPeftOptions = {}): PeftAdapter {
+  checkPath(kOp, 'folder', folder);
+  checkLimits(kOp, options);
+  const { baseShape } = options as ReadPeftOptions;
+  if (baseShape !== undefined && typeof baseShape !== 'function') {
+    throw wrongType(kOp, 'baseShape', 'a function', baseShape);
+  }
+  requireFiles(folder);
+  const warnings: string[] = [];
+  const config = readPeftConfig(kOp, path.join(folder, kConfigFile), warnings);
+  const { tensors } = readSafetensors(path.join(folder, kWeightsFile), options);
+  const targets = new PeftTargets(kOp, config);
+  const sorted = sortTensors(folder, tensors, config, targets, warnings);
+  const modules: PeftModule[] = [];
+  for (const [module, parts] of [...sorted.modules].sort(([a], [b]) => (a < b ? -1 : 1))) {
+    if (!targets.adapts(module)) {
+      // PEFT builds the layers from the config and drops tensors that fit none of them.
+      warnings.push(`tensors of ${printable(module)} were ignored: the config does not target it`);
+      continue;
+    }
+    const expected = targets.scalingOf(module);
+    modules.push(checkedModule(folder, module, parts, expected, config, options));
+  }
+  if (modules.length === 0) {
+    malformed(folder, 'must hold the LoRA tensors of at least one targeted module, got none');
+  }
+  const { biases, savedParameters } = sorted;
+  return { config, modules, biases, savedParameters, warnings };
+}
+
+function requireFiles(folder: string): void {
+  const missing = (text: string): never => {
+    throw new LowrankError('ERR_FILE_NOT_FOUND', `${kOp}: ${printable(folder)} ${text}`, {
+      op: kOp,
+    });
+  };
+  if (!fs.existsSync(folder)) missing('must be an adapter folder, got nothing there');
+  if (!fs.existsSync(path.join(folder, kConfigFile))) {
+    missing(
+      `must hold ${kConfigFile}, got none. Give the folder that PEFT's save_pretrained wrote.`,
+    );
+  }
+  if (!fs.existsSync(path.join(folder, kWeightsFile))) {
+    const pickle = path.join(folder, 'adapter_model.bin');
+    if (fs.existsSync(pickle)) throw pickleRefused(kOp, pickle, 'the only weights in the folder');
+    missing(`must hold ${kWeightsFile}, got none`);
+  }
+}
+
+/** The tensors of one module, by their role. */
+interface ModuleParts {
+  loraA?: RawTensor;
+  loraB?: RawTensor;
+  magnitude?: RawTensor;
+  loraBias?: RawTensor;
+}
+
+/** Ending of a tensor name -> its role; `.default` is the adapter name that some tools leave in. */
+const kRoles: readonly [RegExp, keyof ModuleParts][] = [
+  [/\.lora_A(?:\.default)?\.weight$/, 'loraA'],
+  [/\.lora_B(?:\.default)?\.weight$/, 'loraB'],
+  [/\.lora_B(?:\.default)?\.bias$/, 'loraBias'],
+  [/\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$/, 'magnitude'],
+];
+
+interface SortedTensors {
+  readonly modules: Map<string, ModuleParts>;
+  readonly biases: Map<string, RawTensor>;
+  readonly savedParameters: Map<string, RawTensor>;
+}
+
+/** Splits names into module and role, and refuses two names that mean the same. */
+function sortTensors(
+  folder: string,
+  tensors: ReadonlyMap<string, RawTensor>,
+  config: PeftLoraConfig,
+  targets: PeftTargets,
+  warnings: string[],
+): SortedTensors {
+  const modules = new Map<string, ModuleParts>();
+  const biases = new Map<string, RawTensor>();
+  const savedParameters = new Map<string, RawTensor>();
+  const put = (map: Map<string, RawTensor>, name: string, tensor: RawTensor) => {
+    if (map.has(name)) malformed(folder, `${printable(name)} must stand once, got two spellings`);
+    map.set(name, tensor);
+  };
+  for (const [key, tensor] of tensors) {
+    if (!key.startsWith(kKeyPrefix)) {
+      malformed(folder, `tensor names must begin with "${kKeyPrefix}", got ${printable(key)}`);
+    }
+    const name = key.slice(kKeyPrefix.length);
+    if (name.split('.').length > kMaxSegments) {
+      malformed(folder, `tensor ${printable(key)} must have at most ${kMaxSegments} name segments`);
+    }
+    const saved = targets.savesInFull(name);
+    const role = kRoles.find(([ending]) => ending.test(name));
+    if (role !== undefined) {
+      const module = name.replace(role[0], '');
+      const parts = modules.get(module) ?? {};
+      modules.set(module, parts);
+      if (parts[role[1]] !== undefined) {
+        malformed(folder, `${role[1]} of ${printable(module)} must stand once, got two spellings`);
+      }
+      parts[role[1]] = tensor;
+    } else if (/\.lora_embedding_[AB]/.test(name)) {
+      const text = `${kOp}: ${printable(folder)}: ${printable(name)} adapts an embedding`;
+      const supported = `${text}, supported are adapters of linear layers`;
+      throw new LowrankError('ERR_UNSUPPORTED', supported, { op: kOp });
+    } else if (/\.lora_/.test(name)) {
+      malformed(folder, `tensor ${printable(key)} must be a known LoRA part`);
+    } else if (name.endsWith('.bias') && config.bias !== 'none' && !saved) {
+      put(biases, name.replace(/(\.base_layer)?\.bias$/, ''), tensor);
+    } else if (saved || /(embed|lm_head|wte|shared)/.test(name)) {
+      // PEFT adds embeddings by itself when the vocabulary was resized.
+      put(savedParameters, name.replace('.modules_to_save.default.', '.'), tensor);
+    } else {
+      warnings.push(`tensor ${printable(key)} was ignored: it is no part of a LoRA adapter`);
+    }
+  }
+  return { modules, biases, savedParameters };
+}
+
+/** Requires that a module's tensors fit each other, the config and the base. */
+function checkedModule(
+  folder: string,
+  module: string,
+  parts: ModuleParts,
+  expected: { readonly r: number; readonly loraAlpha: number; readonly scaling: number },
+  config: PeftLoraConfig,
+  options: ReadPeftOptions,
+): PeftModule {
+  const refuse = (what: string) => malformed(folder, `${printable(module)}: ${what}`);
+  const { loraA, loraB, magnitude, loraBias } = parts;
+  if (loraA === undefined) return refuse('lora_A must be there, got lora_B or another part alone');
+  if (loraB === undefined) return refuse('lora_B must be there, got lora_A or another part alone');
+  if (config.useDora !== (magnitude !== undefined)) {
+    const got = magnitude === undefined ? 'none' : 'one';
+    refuse(`lora_magnitude_vector must be there exactly if use_dora is true, got ${got}`);
+  }
+  if (config.loraBias !== (loraBias !== undefined)) {
+    const got = loraBias === undefined ? 'none' : 'one';
+    refuse(`lora_B.bias must be there exactly if lora_bias is true, got ${got}`);
+  }
+  if (loraA.shape.length !== 2 || loraB.shape.length !== 2) {
+    const text = `${kOp}: ${printable(folder)}: ${printable(module)} must be a linear layer`;
+    const got = `lora_A [${loraA.shape.join(', ')}], lora_B [${loraB.shape.join(', ')}]`;
+    throw new LowrankError('ERR_UNSUPPORTED', `${text}, got ${got}`, { op: kOp });
+  }
+  const [r = 0, K = 0] = loraA.shape;
+  const [N = 0, rOfB = 0] = loraB.shape;
+  if (r !== expected.r || rOfB !== expected.r) {
+    refuse(`rank must be ${expected.r} as the config says, got lora_A ${r}, lora_B ${rOfB}`);
+  }
+  for (const tensor of [loraA, loraB, magnitude, loraBias]) {
+    if (tensor === undefined) continue;
+    if (!kFloatDTypes.includes(tensor.dtype)) refuse(`dtype must be floating, got ${tensor.dtype}`);
+    if (tensor.dtype !== loraA.dtype) {
+      refuse(`dtypes must be equal, got ${loraA.dtype} and ${tensor.dtype}`);
+    }
+  }
+  for (const [name, tensor] of [
+    ['lora_magnitude_vector', magnitude],
+    ['lora_B.bias', loraBias],
+  ] as const) {
+    if (tensor !== undefined && (tensor.shape.length !== 1 || tensor.shape[0] !== N)) {
+      refuse(`${name} must be [${N}], got [${tensor.shape.join(', ')}]`);
+    }
+  }
+  if (options.baseShape !== undefined) {
+    const base = options.baseShape(module);
+    if (base === undefined || base.length !== 2 || base[0] !== N || base[1] !== K) {
+      const has = base === undefined ? 'no such module' : `[${base.join(', ')}]`;
+      const text = `${kOp}: ${printable(module)} must be a base weight of [${N}, ${K}], got ${has}`;
+      throw new LowrankError('ERR_SHAPE', text, { op: kOp });
+    }
+  }
+  return {
+    module,
+    ...expected,
+    rslora: config.useRslora,
+    loraA,
+    loraB,
+    ...(magnitude === undefined ? {} : { magnitude }),
+    ...(loraBias === undefined ? {} : { loraBias }),
+  };
+}
+
+function malformed(folder: string, what: string): never {
+  throw new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
+}

@@ -1,0 +1,270 @@
+import { native } from '../../core/binding.js';
+import { checkTensor } from '../../core/check-tensor.js';
+import { fail, wrongType } from '../../core/errors.js';
+import { scope } from '../../core/scope.js';
+import { Tensor } from '../../core/tensor.js';
+import { checkFinite, checkSameDevice, orDefault, showShape } from '../../core/validate.js';
+import { hostCodes } from '../../quant/host-codes.js';
+import { QuantizedWeight } from '../../quant/quantized-weight.js';
+import { type BaseWeight, checkFactor, checkWeight } from '../base-weight.js';
+import { denseRows, putRows, rowTiles } from '../dense-rows.js';
+import { multiplyAdd } from '../elementwise.js';
+import { matmulInputGrad } from '../matmul.js';
+import { shiftRows, zeroTermOf } from '../zero-points.js';
+import { refuseMethods } from './lora-adapter.js';
+
+/** What is added to a weight: `scaling · loraB · core · loraA`. A {@link LoraAdapter} is one. */
+export interface MergeParts {
+  /** [r, K], any dtype */
+  readonly loraA: Tensor;
+  /** [N, r], or [N, p] with a core [p, r]; any dtype */
+  readonly loraB: Tensor;
+  /** [r], a diagonal; or a matrix [p, r]; any dtype. */
+  readonly core?: Tensor;
+  /** Default 1. */
+  readonly scaling?: number;
+  /** Of the weight itself; default 1. */
+  readonly beta?: number;
+}
+
+/**
+ * What storing the sum has lost. With W the weight before and Q the weight after, both as products
+ * decode them, `V = beta · W + scaling · B · C · A` in f32, and over all elements:
+ */
+export interface MergeLoss {
+  /** Root mean square of Q − V, the rounding: of each element to its code, or to the dtype. */
+  readonly rms: number;
+  /** Largest |Q − V|. */
+  readonly max: number;
+  /** Root mean square of V − W, the update. `rms` far above it means that the codes stayed. */
+  readonly deltaRms: number;
+  /**
+   * The share of the update that survived: `⟨Q − W, V − W⟩ / ⟨V − W, V − W⟩`, the projection of what
+   * has changed on what should have. 1 where nothing is lost, 0 where the update has vanished in the
+   * rounding; it may exceed 1 where rounding carries the elements further. 1 without an update.
+   */
+  readonly kept: number;
+}
+
+/** What {@link mergeLora} gives back. */
+export interface MergeResult<Weight extends BaseWeight = BaseWeight> {
+  /** A dense weight itself, changed; or a new quantised one. */
+  readonly weight: Weight;
+  readonly lost: MergeLoss;
+}
+
+/** Checked parts: B · C in f32 [N, r] and A in f32 [r, K], fresh. */
+interface Update {
+  readonly left: Tensor;
+  readonly right: Tensor;
+  readonly scaling: number;
+  readonly beta: number;
+}
+
+function readParts(op: string, parts: unknown): MergeParts {
+  if (parts === null || (typeof parts !== 'object' && typeof parts !== 'function')) {
+    throw wrongType(op, 'parts', 'an object of loraA, loraB and more', parts);
+  }
+  const own = op === 'mergeLora' ? 'merge' : 'unmerge';
+  const expected = `a LoraAdapter or { loraA, loraB, scaling } (what adapters.lora.create makes has ${own}: adapter.${own}(w))`;
+  refuseMethods(op, 'parts', expected, parts);
+  // Read once, and not copied: an adapter's are accessors of its class.
+  const { loraA, loraB, core, scaling, beta } = parts as MergeParts;
+  return {
+    loraA,
+    loraB,
+    ...(core === undefined ? {} : { core }),
+    ...(scaling === undefined ? {} : { scaling }),
+    ...(beta === undefined ? {} : { beta }),
+  };
+}
+
+/** A number that is finite in f32, 1 where it is not given. */
+function factorOf(op: string, name: string, value: unknown): number {
+  const factor = checkFinite(op, name, orDefault(value, 1));
+  if (!Number.isFinite(Math.fround(factor))) {
+    fail('ERR_VALUE', op, name, 'finite in f32', String(factor));
+  }
+  return factor;
+}
+
+/** B · C, where C has been checked against both sides. */
+function withCore(op: string, loraB: Tensor, core: Tensor | undefined, r: number): Tensor {
+  const left = loraB.to({ dtype: 'f32' });
+  const p = loraB.shape[1] ?? 0;
+  if (core === undefined || core.shape.length === 1) {
+    const expected = core === undefined ? `[N, r = ${r}]` : `[N, r = ${r}] (core is a diagonal)`;
+    if (p !== r) fail('ERR_SHAPE', op, 'loraB', `of shape ${expected}`, showShape(loraB.shape));
+    return core === undefined ? left : multiplyAdd({ a: left, b: core });
+  }
+  return matmulInputGrad(left, core.to({ dtype: 'f32' }));
+}
+
+function updateOf(op: string, weight: BaseWeight, N: number, K: number, given: MergeParts): Update {
+  const loraA = checkFactor(op, 'loraA', given.loraA, `[r, K = ${K}]`, 1, K, weight);
+  const loraB = checkFactor(op, 'loraB', given.loraB, `[N = ${N}, r]`, 0, N, weight);
+  const r = loraA.shape[0] ?? 0;
+  const p = loraB.shape[1] ?? 0;
+  const { core } = given;
+  if (core !== undefined) {
+    checkTensor(op, 'core', core);
+    const { shape } = core;
+    const matrix = shape.length === 2 && shape[0] === p && shape[1] === r;
+    if (!matrix && !(shape.length === 1 && shape[0] === r)) {
+      const expected = `of shape [r = ${r}] or [${p}, ${r}]`;
+      fail('ERR_SHAPE', op, 'core', expected, showShape(shape));
+    }
+    checkSameDevice(op, 'core', core, weight);
+  }
+  const scaling = factorOf(op, 'scaling', given.scaling);
+  const beta = factorOf(op, 'beta', given.beta);
+  return { left: withCore(op, loraB, core, r), right: loraA.to({ dtype: 'f32' }), scaling, beta };
+}
+
+/** @internal Sums over what has been stored so far. */
+export class LossSums {
+  #count = 0;
+  #error = 0;
+  #max = 0;
+  #update = 0;
+  #moved = 0;
+
+  add(before: Float32Array, wanted: ArrayLike<number>, stored: Float32Array): void {
+    this.#count += wanted.length;
+    for (let i = 0; i < wanted.length; i++) {
+      const [w, v, q] = [before[i] as number, wanted[i] as number, stored[i] as number];
+      const error = q - v;
+      const update = v - w;
+      this.#error += error * error;
+      this.#update += update * update;
+      this.#moved += (q - w) * update;
+      this.#max = Math.max(this.#max, Math.abs(error));
+    }
+  }
+
+  get loss(): MergeLoss {
+    const count = Math.max(this.#count, 1);
+    return {
+      rms: Math.sqrt(this.#error / count),
+      max: this.#max,
+      deltaRms: Math.sqrt(this.#update / count),
+      kept: this.#update === 0 ? 1 : this.#moved / this.#update,
+    };
+  }
+}
+
+function merge<Weight extends BaseWeight>(
+  op: string,
+  w: Weight,
+  parts: MergeParts,
+): MergeResult<Weight> {
+  const { weight, N, K } = checkWeight(op, w);
+  return scope(() => {
+    const { left, right, scaling, beta } = updateOf(op, weight, N, K, parts);
+    const packed = weight instanceof QuantizedWeight ? weight : undefined;
+    const host = packed === undefined ? undefined : hostCodes(op, packed);
+    let result =
+      packed === undefined || host !== undefined ? weight : QuantizedWeight.emptyLike(packed, op);
+    const nested = packed?.doubleQuant === true && host === undefined;
+    const zeros = zeroTermOf(weight);
+    const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
+    // As products of the weight's own dtype decode it.
+    const dtype = packed?.sourceDType ?? (weight as Tensor).dtype;
+    const read = (of: BaseWeight, first: number, end: number): Tensor =>
+      denseRows(of, first, end, { dtype });
+    const write = (tile: Tensor, first: number): void => {
+      if (host !== undefined) {
+        host.put(tile, first * K);
+        return;
+      }
+      if (!(result instanceof QuantizedWeight)) {
+        putRows(result, tile, first);
+        return;
+      }
+      const to = QuantizedWeight.handleOf(result, op, 'w');
+      const centred =
+        zeros === undefined ? tile : shiftRows(tile, zeros, { dtype: 'f32', first, sign: -1 });
+      const from = Tensor.handleOf(centred, op, 'tile');
+      const scales = absmax === undefined ? null : Tensor.handleOf(absmax, op, 'absmax');
+      native(op, (raw) => raw.quantizeRows(from, to, first, scales));
+    };
+    const tiles = rowTiles(weight);
+    const sums = new LossSums();
+    const each = (body: (first: number, end: number, old: Tensor, wanted: Tensor) => void) => {
+      for (const [first, end] of tiles) {
+        scope(() => {
+          const old = read(weight, first, end);
+          const delta = matmulInputGrad(denseRows(left, first, end), right);
+          body(first, end, old, multiplyAdd({ a: delta, c: old, alpha: scaling, beta }));
+        });
+      }
+    };
+    const account = (first: number, end: number, old: Float32Array, wanted: Tensor) =>
+      sums.add(old, wanted.readSync(), read(result, first, end).readSync());
+    each((first, end, old, wanted) => {
+      // Read before it is written over.
+      const values = old.readSync();
+      write(wanted, first);
+      if (!nested && host === undefined) account(first, end, values, wanted);
+    });
+    if (host !== undefined) {
+      result = host.finish();
+      each((first, end, old, wanted) => account(first, end, old.readSync(), wanted));
+    }
+    if (absmax !== undefined) {
+      const scales = Tensor.handleOf(absmax, op, 'absmax');
+      const to = QuantizedWeight.handleOf(result as QuantizedWeight, op, 'w');
+      native(op, (raw) => raw.quantizeScales(scales, to));
+      each((first, end, old, wanted) => account(first, end, old.readSync(), wanted));
+    }
+    return { weight: result as Weight, lost: sums.loss };
+  });
+}
+
+/**
+ * Adds an adapter to its weight for good: `W ← beta · W + scaling · loraB · core · loraA`, the sum in
+ * f32, stored once. A dense weight is changed in place, rounded to its dtype. A quantised one is
+ * decoded (to the dtype that it was quantised from, as products decode it), added to and encoded again
+ * tile by tile, into a new weight of the same format, tables of levels and of scales, blocksize and double quantisation; the old one
+ * stays. (With tables of one's own that is done on the host.)
+ * Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
+ * more only where rows are so odd that no block begins with one for a long way.
+ *
+ * It blocks the thread, about 0.3 s for 4,096 x 4,096, and no op of the weight may be running on
+ * another thread. Rounding hides updates that are small beside a code's step: `lost` says by how much.
+ * @param w [N, K] dense or quantised
+ * @param parts the factors, or a {@link LoraAdapter} (whose `loraBias` is not the weight's business)
+ * @returns the weight that holds the sum, and what storing it has lost
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; ERR_NON_FINITE where a
+ *   sum for a quantised weight is not finite
+ * @example
+ * const { weight, lost } = mergeLora(w4, adapter);
+ * if (lost.kept < 0.9) console.warn(`a tenth of the update is lost in ${w4.format}`);
+ */
+export function mergeLora<Weight extends BaseWeight>(
+  w: Weight,
+  parts: MergeParts,
+): MergeResult<Weight> {
+  const op = 'mergeLora';
+  return merge(op, w, readParts(op, parts));
+}
+
+/**
+ * Takes an adapter out of a weight again: `W ← (W − scaling · loraB · core · loraA) / beta`, otherwise
+ * as {@link mergeLora}. A weight that was rounded in between comes back within that rounding.
+ * @throws as {@link mergeLora}; ERR_VALUE where beta is 0
+ * @example
+ * const { weight } = mergeLora(w, adapter);
+ * const { weight: before } = unmergeLora(weight, adapter);
+ */
+export function unmergeLora<Weight extends BaseWeight>(
+  w: Weight,
+  parts: MergeParts,
+): MergeResult<Weight> {
+  const op = 'unmergeLora';
+  const given = readParts(op, parts);
+  const beta = factorOf(op, 'beta', given.beta);
+  if (beta === 0) fail('ERR_VALUE', op, 'beta', 'not 0', '0');
+  const scaling = factorOf(op, 'scaling', given.scaling);
+  return merge(op, w, { ...given, scaling: -scaling / beta, beta: 1 / beta });
+}
