@@ -1,24 +1,14 @@
 /** Public names. No logic here. */
 
-export type { AdapterDefinition } from './adapters/adapter.js';
-export { Adapter } from './adapters/adapter.js';
+export type { AdapterDefinition } from './adapters/definition/adapter.js';
+export { Adapter } from './adapters/definition/adapter.js';
 export {
   type AdapterBackwardOptions,
   type AdapterForwardOptions,
   type AdapterGradients,
   AdapterSaved,
-} from './adapters/adapter-saved.js';
-/** Every published method that comes with the library, by name: docs/adapters.md. */
-export * as adapters from './adapters/all.js';
-export {
-  type ArrowExperts,
-  type ArrowIteration,
-  type ArrowOptions,
-  arrowExperts,
-  arrowPrototypes,
-} from './adapters/arrow.js';
-export { type ArrowFolders, arrowFromPeft } from './adapters/arrow-from-peft.js';
-export { type CheckAdapterOptions, checkAdapter } from './adapters/check.js';
+} from './adapters/definition/adapter-saved.js';
+export { type CheckAdapterOptions, checkAdapter } from './adapters/definition/check.js';
 export type {
   AdapterCall,
   AdapterMaker,
@@ -28,32 +18,46 @@ export type {
   ModulePlace,
   PeftForm,
   StoredLayer,
-} from './adapters/definition.js';
-export { type ExpertsPlace, expertsFromPeft } from './adapters/experts.js';
-export { type ExpertsParameter, expertsToPeft } from './adapters/experts-to-peft.js';
-export { readAdapterFolder, writeAdapterFolder } from './adapters/folder.js';
-export { activeTokens, invocationOffsets } from './adapters/invocation.js';
-export type { MergedLayer } from './adapters/merge.js';
+} from './adapters/definition/definition.js';
+export type { MergedLayer } from './adapters/definition/merge.js';
 export {
   AdapterMethod,
   type AdapterPlace,
   type AnyMethod,
   defineAdapter,
-} from './adapters/method.js';
-export { adapterMethods } from './adapters/methods.js';
-export { type MontecloraLoss, montecloraLoss } from './adapters/monteclora.js';
+} from './adapters/definition/method.js';
+export type { SharedBy } from './adapters/definition/sharing.js';
 export {
   NormAdapter,
   type NormAdapterParts,
   type NormGradient,
   type NormGradients,
   type NormKind,
-} from './adapters/norm-adapter.js';
-export { OftImages, type OftImagesGradients, type OftImagesSpec } from './adapters/oft-images.js';
-export { adapterFromPeft, adaptersToPeft, methodOfPeft } from './adapters/peft.js';
-export type { PeftFolder } from './adapters/peft-tensors.js';
-export type { SharedBy } from './adapters/sharing.js';
-export { TokenRows, type TokenRowsParts } from './adapters/token-rows.js';
+} from './adapters/layers/norm-adapter.js';
+export {
+  OftImages,
+  type OftImagesGradients,
+  type OftImagesSpec,
+} from './adapters/layers/oft-images.js';
+export { TokenRows, type TokenRowsParts } from './adapters/layers/token-rows.js';
+export { adapterMethods } from './adapters/methods/adapter-methods.js';
+/** Every published method that comes with the library, by name: docs/adapters.md. */
+export * as adapters from './adapters/methods/all.js';
+export { activeTokens, invocationOffsets } from './adapters/methods/low-rank/invocation.js';
+export { type MontecloraLoss, montecloraLoss } from './adapters/methods/low-rank/monteclora.js';
+export {
+  type ArrowExperts,
+  type ArrowIteration,
+  type ArrowOptions,
+  arrowExperts,
+  arrowPrototypes,
+} from './adapters/methods/mixture/arrow.js';
+export { type ArrowFolders, arrowFromPeft } from './adapters/peft/arrow-from-peft.js';
+export { type ExpertsPlace, expertsFromPeft } from './adapters/peft/experts.js';
+export { type ExpertsParameter, expertsToPeft } from './adapters/peft/experts-to-peft.js';
+export { readAdapterFolder, writeAdapterFolder } from './adapters/peft/folder.js';
+export { adapterFromPeft, adaptersToPeft, methodOfPeft } from './adapters/peft/peft.js';
+export type { PeftFolder } from './adapters/peft/peft-tensors.js';
 export { baseProduct } from './autograd/base-product.js';
 export {
   type DenseUpdateOptions,

@@ -3,7 +3,7 @@
  * one loop over one piece of memory.
  */
 
-import { type SharingLayer, sharedOf, shareKey } from '../adapters/sharing.js';
+import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
 import { type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-config.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, adapterMethods, type Device } from '../index.js';

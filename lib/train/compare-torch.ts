@@ -5,7 +5,7 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { type AlphaConfig, scalingOf } from '../adapters/scaling.js';
+import { type AlphaConfig, scalingOf } from '../adapters/parts/scaling.js';
 import { benchFile } from '../bench/foreign.js';
 import { findPython, torchSettings } from '../bench/peers/torch.js';
 import { type Started, startFastest } from '../bench/start-subject.js';

@@ -5,9 +5,9 @@
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
-import { writeAdapterFolder } from '../adapters/folder.js';
-import { adaptersToPeft } from '../adapters/peft.js';
-import type { AlphaConfig } from '../adapters/scaling.js';
+import type { AlphaConfig } from '../adapters/parts/scaling.js';
+import { writeAdapterFolder } from '../adapters/peft/folder.js';
+import { adaptersToPeft } from '../adapters/peft/peft.js';
 import { fileError, readSmallFile } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
 import type { LlamaConfig } from '../checkpoint/hf-config.js';

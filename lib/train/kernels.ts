@@ -5,7 +5,7 @@
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
-import { type AlphaConfig, scalingOf } from '../adapters/scaling.js';
+import { type AlphaConfig, scalingOf } from '../adapters/parts/scaling.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, dequantize, type QuantizedWeight, Tensor } from '../index.js';
 import { adapterLinear } from '../tfjs/adapter-linear.js';

@@ -1,6 +1,6 @@
 // Activations on the tape: values and derivatives against float64, on every device.
 import { describe, expect, it } from 'vitest';
-import { activations } from '../../lib/adapters/activations.js';
+import { activations } from '../../lib/adapters/methods/low-rank/activations.js';
 import { devices, scope, Tape, Tensor } from '../../lib/index.js';
 import { activationOracle, erf } from '../oracle/activations.js';
 

@@ -1,6 +1,6 @@
 // What DoRA keeps between forward passes: the norms of the frozen weight, one tensor a weight.
 import { describe, expect, it } from 'vitest';
-import { dora } from '../../lib/adapters/dora.js';
+import { dora } from '../../lib/adapters/methods/low-rank/dora.js';
 import {
   type BaseWeight,
   devices,

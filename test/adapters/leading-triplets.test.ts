@@ -1,6 +1,6 @@
 // Many singular triplets at once: of matrices that are made of known ones, by what defines them.
 import { describe, expect, it } from 'vitest';
-import { leadingTriplets } from '../../lib/adapters/leading-triplets.js';
+import { leadingTriplets } from '../../lib/adapters/parts/leading-triplets.js';
 import { adapters, dequantize, devices, quantize, scope, Tensor } from '../../lib/index.js';
 
 const available = devices()

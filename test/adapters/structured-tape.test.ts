@@ -1,6 +1,6 @@
 // The steps over blocks and features: gradients against differences, values against their definition.
 import { describe, expect, it } from 'vitest';
-import { leadingTriplets } from '../../lib/adapters/leading-triplets.js';
+import { leadingTriplets } from '../../lib/adapters/parts/leading-triplets.js';
 import type { Value } from '../../lib/autograd/gradient-tape.js';
 import { Tape } from '../../lib/autograd/tape.js';
 import {

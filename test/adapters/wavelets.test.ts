@@ -1,6 +1,6 @@
 // The filters of wavelets by what defines them, and folders of PEFT's that name one.
 import { describe, expect, it } from 'vitest';
-import { waveletFilter } from '../../lib/adapters/wavelets.js';
+import { waveletFilter } from '../../lib/adapters/methods/spectral/wavelets.js';
 import {
   type Adapter,
   adapterFromPeft,

@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it, vi } from 'vitest';
-import { readAdapterFolder } from '../../lib/adapters/folder.js';
+import { readAdapterFolder } from '../../lib/adapters/peft/folder.js';
 import { parseQuantState } from '../../lib/checkpoint/bitsandbytes/quant-state.js';
 import {
   type JsonBounds,

@@ -18,7 +18,7 @@ const exportsOf = (file: string) => {
   }));
 };
 const exported = exportsOf(entry);
-const methods = exportsOf(path.join(root, 'lib', 'adapters', 'all.ts'));
+const methods = exportsOf(path.join(root, 'lib', 'adapters', 'methods', 'all.ts'));
 
 /** What only the library makes: states that are handed back, opened files. */
 const madeInside = (target: ts.Symbol): boolean =>

@@ -1,7 +1,7 @@
 /** The trainer's model against the float64 oracle: logits, loss and gradients. */
 
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
-import { type AlphaConfig, scalingOf } from '../../lib/adapters/scaling.js';
+import { type AlphaConfig, scalingOf } from '../../lib/adapters/parts/scaling.js';
 import { dequantize, memoryUsage, Tensor } from '../../lib/index.js';
 import { valuesOf } from '../../lib/tfjs/backend-memory.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';

@@ -1,6 +1,6 @@
 // AdaMSS against PEFT, whose folders do not hold the clusters of outputs: they are beside the case.
 import { describe, it } from 'vitest';
-import { adamss } from '../../lib/adapters/adamss.js';
+import { adamss } from '../../lib/adapters/methods/structured/adamss.js';
 import { matmul, scope, Tensor } from '../../lib/index.js';
 import { baseTensor } from './adapter-case.js';
 import { caseIds, configOf, type GoldenTensor, loadCase, numbersOf } from './case-file.js';

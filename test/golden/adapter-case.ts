@@ -1,5 +1,5 @@
 /** Golden cases of adapters on linear layers, run through the library's methods. */
-import { type AlphaConfig, scalingOf } from '../../lib/adapters/scaling.js';
+import { type AlphaConfig, scalingOf } from '../../lib/adapters/parts/scaling.js';
 import {
   type Adapter,
   type AdapterSaved,

@@ -1,6 +1,6 @@
 // LoRA and QLoRA linear layers against PEFT: forward, every gradient, merged weights.
 import { describe, expect, it } from 'vitest';
-import { readAlpha } from '../../lib/adapters/scaling.js';
+import { readAlpha } from '../../lib/adapters/parts/scaling.js';
 import {
   type BaseWeight,
   dequantize,

@@ -17,7 +17,7 @@ function isElsewhere(id: string): boolean {
     other ||
     fan_in_fan_out === true ||
     Array.isArray(target_parameters) ||
-    // Not written for PEFT: see lib/adapters/adamss.ts.
+    // Not written for PEFT: see lib/adapters/methods/structured/adamss.ts.
     peft_type === 'ADAMSS'
   );
 }

@@ -1,7 +1,7 @@
 /** A user's own kernel or adapter, from a file (docs/benchmarks.md). */
 
 import path from 'node:path';
-import { importDefault, isMethod } from '../../adapters/load-method.js';
+import { importDefault, isMethod } from '../../adapters/definition/load-method.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { adapterMethods } from '../../index.js';

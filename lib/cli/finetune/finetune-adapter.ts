@@ -1,7 +1,7 @@
 /** The method of `lowrank finetune --adapter` and its settings. */
 
-import { loadMethod } from '../../adapters/load-method.js';
-import { adapterMethods } from '../../adapters/methods.js';
+import { loadMethod } from '../../adapters/definition/load-method.js';
+import { adapterMethods } from '../../adapters/methods/adapter-methods.js';
 import type { LowrankError } from '../../core/errors.js';
 import { methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';

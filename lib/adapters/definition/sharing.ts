@@ -1,0 +1,115 @@
+import { fail } from '../../core/errors.js';
+import { Tensor } from '../../core/tensor.js';
+import { showShape } from '../../core/validate.js';
+import type { AdapterMaker, LayerSize } from './definition.js';
+import { leadingPart } from './leading-part.js';
+
+/**
+ * Between which layers of a model a tensor is one and the same: all of them, those of one size (N and K), or those of one
+ * size and kind. The kind is the last part of a module's name (`q_proj`); layers without a name are of one kind.
+ */
+export type SharedBy = 'model' | 'size' | 'kind';
+
+/** What tells which layers share. */
+export interface SharingLayer extends LayerSize {
+  readonly module?: string | undefined;
+}
+
+/** @internal The tensors that layers share: those that `shared` names, and those that PEFT has once for all layers. */
+export function sharedOf<Name extends string>({
+  trained,
+  frozen = [],
+  shared,
+  peft,
+}: {
+  readonly trained: readonly Name[];
+  readonly frozen?: readonly Name[];
+  readonly shared?: Readonly<Partial<Record<Name, SharedBy>>>;
+  readonly peft?: {
+    readonly shared?: Readonly<Partial<Record<Name, string>>>;
+    readonly sharedName?: unknown;
+  };
+}): ReadonlyMap<Name, SharedBy> {
+  const found = new Map<Name, SharedBy>();
+  for (const name of [...trained, ...frozen]) {
+    const once = peft?.sharedName === undefined && peft?.shared?.[name] !== undefined;
+    const by = shared?.[name] ?? (once ? 'model' : undefined);
+    if (by !== undefined) found.set(name, by);
+  }
+  return found;
+}
+
+/** @internal Layers with one key share the tensor of that name. */
+export function shareKey(
+  name: string,
+  by: SharedBy,
+  { inFeatures, outFeatures, module = '' }: SharingLayer,
+): string {
+  if (by === 'model') return name;
+  const size = `${name} ${outFeatures}x${inFeatures}`;
+  return by === 'size' ? size : `${size} ${module.split('.').at(-1)}`;
+}
+
+interface Stored {
+  readonly values: Float32Array;
+  readonly shape: readonly number[];
+}
+
+/** @internal The tensors that the layers of one model share, while their adapters are made. */
+export class SharedTensors<Name extends string> {
+  readonly #op: string;
+  readonly #by: ReadonlyMap<Name, SharedBy>;
+  readonly #known = new Map<string, Stored>();
+
+  constructor(op: string, by: ReadonlyMap<Name, SharedBy>) {
+    this.#op = op;
+    this.#by = by;
+  }
+
+  /** Is there one that all layers share, and that they have different parts of? */
+  needsWhole(makes: readonly AdapterMaker<object, Name>[]): boolean {
+    return [...this.#by].some(([name, by]) => {
+      const shapes = new Set(makes.map((make) => String(make.shapes[name])));
+      return by === 'model' && shapes.size > 1;
+    });
+  }
+
+  /** Those that all layers share, as they are for the largest one. */
+  putWhole(tensors: Readonly<Partial<Record<Name, Tensor>>>): void {
+    for (const [name, by] of this.#by) {
+      const tensor = tensors[name];
+      if (by !== 'model' || tensor === undefined) continue;
+      this.#known.set(name, { values: tensor.readSync(), shape: tensor.shape });
+    }
+  }
+
+  /** What other layers have already: of those that all share, the leading part that this layer uses. */
+  of(
+    layer: SharingLayer,
+    { shapes, dtype, device }: AdapterMaker<object, Name>,
+  ): Partial<Record<Name, Tensor>> {
+    const found: Partial<Record<Name, Tensor>> = {};
+    for (const [name, by] of this.#by) {
+      const known = this.#known.get(shareKey(name, by, layer));
+      if (known === undefined) continue;
+      const shape = shapes[name];
+      if (by !== 'model' && showShape(shape) !== showShape(known.shape)) {
+        const expected = `of one shape in all layers that share it, ${showShape(known.shape)}`;
+        fail('ERR_VALUE', this.#op, name, expected, showShape(shape));
+      }
+      const values = leadingPart(known.values, known.shape, shape);
+      found[name] = Tensor.from(values, shape, { dtype, device });
+    }
+    return found;
+  }
+
+  /** Keeps what this layer is the first to have. */
+  put(layer: SharingLayer, tensors: Readonly<Partial<Record<Name, Tensor>>>): void {
+    for (const [name, by] of this.#by) {
+      const key = shareKey(name, by, layer);
+      const tensor = tensors[name];
+      if (tensor === undefined || this.#known.has(key)) continue;
+      this.#known.set(key, { values: tensor.readSync(), shape: tensor.shape });
+    }
+  }
+}

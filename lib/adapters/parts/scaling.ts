@@ -1,0 +1,99 @@
+import { LinearRegex, matchBudget } from '../../checkpoint/linear-regex.js';
+import { parsePattern } from '../../checkpoint/regex-syntax.js';
+import { fail } from '../../core/errors.js';
+
+/** Settings that most low-rank methods share, and PEFT's names for them. */
+export interface AlphaConfig {
+  readonly r: number;
+  readonly loraAlpha: number;
+  readonly rslora: boolean;
+  readonly dropout: number;
+}
+
+/** `loraAlpha / r`, or `loraAlpha / sqrt(r)` (Kalajdzievski, 2023). */
+export function scalingOf({ r, loraAlpha, rslora }: AlphaConfig): number {
+  return loraAlpha / (rslora ? Math.sqrt(r) : r);
+}
+
+/**
+ * The first pattern that covers the end of a module's name decides, as in PEFT.
+ * @throws ERR_FILE not a pattern · ERR_UNSUPPORTED one that may take long to match
+ */
+export function patternOf(patterns: unknown, module: string): number | undefined {
+  const budget = matchBudget();
+  for (const [pattern, value] of Object.entries((patterns ?? {}) as Record<string, number>)) {
+    // By itself first: what it is put into could make a whole of what is none.
+    parsePattern(kOp, pattern);
+    if (new LinearRegex(kOp, `(.*\\.)?(${pattern})`, budget).fullMatch(module)) return value;
+  }
+  return undefined;
+}
+const kOp = 'adapterFromPeft';
+
+/** Whether a pattern is all of a module's name (Python's `re.fullmatch`). The same errors. */
+export function coversModule(pattern: string, module: string): boolean {
+  return new LinearRegex(kOp, pattern).fullMatch(module);
+}
+
+/** From `adapter_config.json`; what it leaves out has the default of PEFT. */
+export function readAlpha(
+  config: Readonly<Record<string, unknown>>,
+  module: string,
+): { r: number; loraAlpha: number; rslora: boolean; dropout: number } {
+  return {
+    r: patternOf(config.rank_pattern, module) ?? Number(config.r ?? 8),
+    loraAlpha: patternOf(config.alpha_pattern, module) ?? Number(config.lora_alpha ?? 8),
+    rslora: config.use_rslora === true,
+    dropout: Number(config.lora_dropout ?? 0),
+  };
+}
+
+/** Of LoRA and its relatives, for {@link patternFields}. */
+export const kAlphaPatterns = { r: 'rank_pattern', lora_alpha: 'alpha_pattern' } as const;
+
+/** A pattern that covers the module of that name and no other, not even one whose name ends in it. */
+const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')}`;
+
+/**
+ * Fields of one config for modules that each have their own. What most modules have is the field's value, and what others
+ * have is in its field of patterns; of dropouts the largest is written, as an embedding's layer has none.
+ * @param patterns which fields may differ, and the fields of their patterns
+ * @param fields those of each module
+ * @throws ERR_VALUE modules differ in a field that PEFT has once
+ */
+export function patternFields(
+  op: string,
+  patterns: Readonly<Record<string, string>>,
+  modules: readonly string[],
+  fields: readonly Readonly<Record<string, unknown>>[],
+): Readonly<Record<string, unknown>> {
+  const one: Record<string, unknown> = { ...fields[0] };
+  for (const [field, value] of Object.entries(one)) {
+    if (field in patterns || field === 'lora_dropout') continue;
+    const text = JSON.stringify(value);
+    const other = fields.find((own) => JSON.stringify(own[field]) !== text);
+    if (other === undefined) continue;
+    const expected = `the same in all layers (PEFT has one ${field})`;
+    const actual = `${text} and ${JSON.stringify(other[field])}`;
+    fail('ERR_VALUE', op, field, expected, actual);
+  }
+  if (typeof one.lora_dropout === 'number') {
+    one.lora_dropout = Math.max(...fields.map(({ lora_dropout }) => Number(lora_dropout)));
+  }
+  for (const [field, pattern] of Object.entries(patterns)) {
+    const values = fields.map((own) => own[field]);
+    const count = (value: unknown) => values.filter((other) => other === value).length;
+    const usual = values.reduce((best, value) => (count(value) > count(best) ? value : best));
+    one[field] = usual;
+    const others = modules.flatMap((module, i) => {
+      return values[i] === usual ? [] : [[exactly(module), values[i]]];
+    });
+    if (others.length > 0) one[pattern] = Object.fromEntries(others);
+  }
+  return one;
+}
+
+/** To `adapter_config.json`. */
+export function alphaFields({ r, loraAlpha, rslora, dropout }: AlphaConfig) {
+  return { r, lora_alpha: loraAlpha, use_rslora: rslora, lora_dropout: dropout };
+}
