@@ -15,10 +15,7 @@ export type {
   AdapterSize,
   LayerPenalty,
   LayerSize,
-  ModulePlace,
-  PeftForm,
-  StoredLayer,
-} from './adapters/definition/definition.js';
+} from './adapters/definition/maker.js';
 export type { MergedLayer } from './adapters/definition/merge.js';
 export {
   AdapterMethod,
@@ -26,6 +23,7 @@ export {
   type AnyMethod,
   defineAdapter,
 } from './adapters/definition/method.js';
+export type { ModulePlace, PeftForm, StoredLayer } from './adapters/definition/peft-form.js';
 export type { SharedBy } from './adapters/definition/sharing.js';
 export {
   NormAdapter,

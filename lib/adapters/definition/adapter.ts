@@ -26,15 +26,9 @@ import {
   checkSavedOf,
   ownResult,
 } from './adapter-saved.js';
-import {
-  type AdapterCall,
-  AdapterMaker,
-  type AdapterSize,
-  type LayerPenalty,
-  type PeftForm,
-  type Regenerated,
-} from './definition.js';
+import { type AdapterCall, AdapterMaker, type AdapterSize, type LayerPenalty } from './maker.js';
 import { type MergedLayer, mergeByProbe, mergeZeroPoints } from './merge.js';
+import type { PeftForm, Regenerated } from './peft-form.js';
 import type { SharedBy } from './sharing.js';
 
 /**

@@ -16,7 +16,7 @@ import {
 import { type BaseWeight, checkWeight } from '../../ops/base-weight.js';
 import { Adapter, type AdapterDefinition, type AnyDefinition } from './adapter.js';
 import { checkDefinition, kPlace } from './check-definition.js';
-import { AdapterMaker } from './definition.js';
+import { AdapterMaker } from './maker.js';
 import { SharedTensors, sharedOf } from './sharing.js';
 
 /** What {@link AdapterMethod.create} takes beside the method's own settings. */

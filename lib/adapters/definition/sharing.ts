@@ -1,8 +1,8 @@
 import { fail } from '../../core/errors.js';
 import { Tensor } from '../../core/tensor.js';
 import { showShape } from '../../core/validate.js';
-import type { AdapterMaker, LayerSize } from './definition.js';
 import { leadingPart } from './leading-part.js';
+import type { AdapterMaker, LayerSize } from './maker.js';
 
 /**
  * Between which layers of a model a tensor is one and the same: all of them, those of one size (N and K), or those of one

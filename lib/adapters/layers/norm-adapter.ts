@@ -19,7 +19,7 @@ import {
 } from '../../core/validate.js';
 import { checkTraining } from '../../ops/dropout.js';
 import { AdapterSaved } from '../definition/adapter-saved.js';
-import { kPrefix } from '../definition/definition.js';
+import { kPrefix } from '../definition/peft-form.js';
 import { rawOf } from '../peft/peft.js';
 import { missing, type PeftFolder, PeftTensors } from '../peft/peft-tensors.js';
 

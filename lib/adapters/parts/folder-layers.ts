@@ -1,5 +1,5 @@
 import { fail, wrongType } from '../../core/errors.js';
-import type { LayerSize } from '../definition/definition.js';
+import type { LayerSize } from '../definition/maker.js';
 
 const show = ({ inFeatures, outFeatures }: LayerSize): string => `${inFeatures} to ${outFeatures}`;
 

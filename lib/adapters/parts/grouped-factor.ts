@@ -10,7 +10,7 @@ import { scope } from '../../core/scope.js';
 import type { Tensor } from '../../core/tensor.js';
 import { type FeatureMap, mapFeatures } from '../../ops/feature-map.js';
 import { blockDiagonalMap } from '../../ops/grouped-weight.js';
-import type { AdapterSize } from '../definition/definition.js';
+import type { AdapterSize } from '../definition/maker.js';
 import { type KernelConfig, tapsOf } from './layer-kind.js';
 
 /** Settings of a method that is on convolutions of groups too. */

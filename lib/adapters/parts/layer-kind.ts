@@ -3,7 +3,7 @@
  * an embedding by one-hot rows ({@link oneHot}). The formulas are the same; PEFT's files differ.
  */
 
-import type { StoredLayer } from '../definition/definition.js';
+import type { StoredLayer } from '../definition/peft-form.js';
 
 /** Sizes of a convolution's kernel, one a dimension of the image; none is a linear layer. */
 export interface KernelConfig {

@@ -1,6 +1,6 @@
 import { SparsePattern } from '../../autograd/sparse-update.js';
 import { TorchRandom } from '../../checkpoint/random/torch-random.js';
-import type { AdapterMaker } from '../definition/definition.js';
+import type { AdapterMaker } from '../definition/maker.js';
 
 /** The pattern of entries that are given by their places in the flattened weight, row by row. */
 export function patternOfEntries(

@@ -5,7 +5,7 @@ import type { Tensor } from '../../core/tensor.js';
 import { ownFields } from '../../core/validate.js';
 import type { Adapter } from '../definition/adapter.js';
 import { checkAdapters, checkMethodAdapter } from '../definition/adapter-map.js';
-import { kPrefix } from '../definition/definition.js';
+import { kPrefix } from '../definition/peft-form.js';
 import { type AlphaConfig, alphaFields, kAlphaPatterns, patternFields } from '../parts/scaling.js';
 import { adaptersToPeft, rawOf } from './peft.js';
 import type { PeftFolder } from './peft-tensors.js';

@@ -1,7 +1,7 @@
 import type { RawTensor } from '../../checkpoint/raw-tensor.js';
 import { fail } from '../../core/errors.js';
 import { showShape } from '../../core/validate.js';
-import { kPrefix } from '../definition/definition.js';
+import { kPrefix } from '../definition/peft-form.js';
 import { formOf, methodOfPeft } from './peft.js';
 import { type PeftFolder, PeftTensors } from './peft-tensors.js';
 

@@ -1,8 +1,9 @@
 import { type RawTensor, rawToFloat32 } from '../../checkpoint/raw-tensor.js';
 import { fail, LowrankError, wrongType } from '../../core/errors.js';
 import { showShape } from '../../core/validate.js';
-import { kPrefix, type LayerSize } from '../definition/definition.js';
 import { leadingPart } from '../definition/leading-part.js';
+import type { LayerSize } from '../definition/maker.js';
+import { kPrefix } from '../definition/peft-form.js';
 
 /** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
 export interface PeftFolder {

@@ -10,7 +10,7 @@ import { printableValue } from '../../core/printable.js';
 import { Tensor } from '../../core/tensor.js';
 import type { Adapter } from '../definition/adapter.js';
 import { checkAdapters } from '../definition/adapter-map.js';
-import { kPrefix } from '../definition/definition.js';
+import { kPrefix } from '../definition/peft-form.js';
 import { adaptersToPeft, rawOf } from './peft.js';
 import { missing, type PeftFolder, PeftTensors } from './peft-tensors.js';
 

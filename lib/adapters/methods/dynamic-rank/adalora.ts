@@ -1,6 +1,6 @@
 import { fail } from '../../../core/errors.js';
-import { kPrefix } from '../../definition/definition.js';
 import { defineAdapter } from '../../definition/method.js';
+import { kPrefix } from '../../definition/peft-form.js';
 
 /**
  * A singular-value-like triple whose ranks are pruned while training:

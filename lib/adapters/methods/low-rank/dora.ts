@@ -8,7 +8,7 @@ import { FeatureMap, mapFeatures } from '../../../ops/feature-map.js';
 import { factoredNorm, weightNorms } from '../../../ops/lora/factored-norm.js';
 import { dequantize } from '../../../ops/quantize.js';
 import { QuantizedWeight } from '../../../quant/quantized-weight.js';
-import type { AdapterSize } from '../../definition/definition.js';
+import type { AdapterSize } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import {
   checkGroups,

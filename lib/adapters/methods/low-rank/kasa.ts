@@ -4,7 +4,7 @@ import { rowDots, transposed } from '../../../linalg/rows.js';
 import { symmetricEigen } from '../../../linalg/symmetric-eigen.js';
 import type { BaseWeight } from '../../../ops/base-weight.js';
 import { denseRows } from '../../../ops/dense-rows.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/scaling.js';
 

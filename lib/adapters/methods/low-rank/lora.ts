@@ -1,6 +1,7 @@
 import { fail } from '../../../core/errors.js';
-import type { AdapterSize, StoredLayer } from '../../definition/definition.js';
+import type { AdapterSize } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
+import type { StoredLayer } from '../../definition/peft-form.js';
 import {
   checkGroups,
   type GroupsConfig,

@@ -9,7 +9,7 @@ import { checkInteger, readOptions } from '../../../core/validate.js';
 import { logGamma } from '../../../linalg/gamma.js';
 import { multiplyAdd, sumProduct } from '../../../ops/elementwise.js';
 import { Adapter } from '../../definition/adapter.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/scaling.js';
 

@@ -7,8 +7,9 @@ import { scope } from '../../../core/scope.js';
 import type { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd } from '../../../ops/elementwise.js';
 import { matmulInputGrad } from '../../../ops/matmul.js';
-import type { AdapterCall, AdapterMaker, StoredLayer } from '../../definition/definition.js';
+import type { AdapterCall, AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
+import type { StoredLayer } from '../../definition/peft-form.js';
 import { columnMasks, orthonormalColumns } from './orthonormal.js';
 
 type DeftTensor = 'p' | 'inject';

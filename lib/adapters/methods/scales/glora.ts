@@ -3,7 +3,7 @@ import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
 import { Tensor } from '../../../core/tensor.js';
 import { denseRows, rowStep } from '../../../ops/dense-rows.js';
-import type { AdapterCall } from '../../definition/definition.js';
+import type { AdapterCall } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 
 const PATHS = {

@@ -4,7 +4,7 @@ import { orthonormalise } from '../../../linalg/rows.js';
 import { solveRows } from '../../../linalg/solve.js';
 import { denseRows } from '../../../ops/dense-rows.js';
 import { matmulInputGrad } from '../../../ops/matmul.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { randomEntries } from '../../parts/sparse.js';
 

@@ -1,6 +1,6 @@
 import { NumpyRandom } from '../../../checkpoint/random/numpy-random.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
-import type { LayerSize } from '../../definition/definition.js';
+import type { LayerSize } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { belowOne } from '../../parts/counts.js';
 import { needsLayers } from '../../parts/folder-layers.js';

@@ -1,7 +1,7 @@
 import { sparseUpdate } from '../../../autograd/sparse-update.js';
 import { scope } from '../../../core/scope.js';
 import { denseRows } from '../../../ops/dense-rows.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { patternOfEntries } from '../../parts/sparse.js';
 

@@ -2,7 +2,7 @@ import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
 import { Tensor } from '../../../core/tensor.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 
 /** A function of the place in a vector. */
 type Wave = (at: number) => number;

@@ -1,6 +1,6 @@
 import { Tensor } from '../../../core/tensor.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
-import type { AdapterMaker } from '../../definition/definition.js';
+import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { leadingTriplets } from '../../parts/leading-triplets.js';
 
