@@ -22,7 +22,6 @@ const kCrowded: Readonly<Record<string, number>> = {
   'cuda/emulator': 37,
   'cuda/emulator/driver': 27,
   'native/core': 33,
-  'native/cpu/kernels': 67,
   'native/cuda': 57,
 };
 
