@@ -130,12 +130,18 @@ std::string RunPlan(const Make& make, int64_t* first_non_finite = nullptr) {
 }
 
 /// Every schedule that a check is repeated under: forward, reverse, early copies, `seeds` random.
+/// With fewer than none: forward with late copies, and reverse with early ones.
 inline std::vector<emu::Options> Schedules(int seeds) {
   std::vector<emu::Options> schedules;
   emu::Options options = emu::CurrentOptions();
   options.order = emu::Order::kForward;
   schedules.push_back(options);
   options.order = emu::Order::kReverse;
+  if (seeds < 0) {
+    options.copies = emu::Copies::kEarly;
+    schedules.push_back(options);
+    return schedules;
+  }
   schedules.push_back(options);
   options.order = emu::Order::kForward;
   options.copies = emu::Copies::kEarly;
