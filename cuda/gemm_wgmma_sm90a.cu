@@ -376,9 +376,10 @@ LOWRANK_DEVICE void Prepare(const GemmWgmmaPrepareParams& p) {
   const int64_t count = static_cast<int64_t>(gridDim.x) * kWgmmaPrepareThreads;
   FillPanel<T>(p.panel, s_codebook, unit, units);
   FillCopy<T>(p.x, unit, units);
-  FillTurn(p.factor, index, count);
 #pragma unroll 1
-  for (int i = 0; i < 2; ++i) FillSplit(i == 0 ? p.h : p.lora_b, index, count);
+  for (int i = 0; i < 3; ++i) {
+    FillSplit(i == 0 ? p.factor : i == 1 ? p.h : p.lora_b, index, count);
+  }
   FillAddend(p.addend, index, count);
   FillKept(p.kept, 0, p.kept.rows, unit, units);
   for (int64_t i = index; i < p.counter_count; i += count) p.counters[i] = 0;

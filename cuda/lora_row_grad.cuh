@@ -93,15 +93,15 @@ LOWRANK_DEVICE void TurnRowGradChunk(const RowGrad& p, RowGradPlace& at, RowGrad
 template <typename Tag>
 LOWRANK_DEVICE void MultiplyRowGradChunk(const RowGrad& p, RowGradPlace& at,
                                          const RowGradFragments& turned,
-                                         float (&acc)[kRowGradFragments][kShrinkTilesJ][4]) {
+                                         float (&acc)[kRowGradFragments][kRowGradTilesJ][4]) {
   constexpr int kParts = Tag::kParts;
   constexpr int kHeld = kParts > 1 ? 1 : 2;  // fragments at once: more do not stay in registers
-  float factor[kShrinkTilesJ][4];
+  float factor[kRowGradTilesJ][4];
   uint32_t factor_non_finite = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
 #pragma unroll
-    for (uint32_t ji = 0; ji < kShrinkTilesJ; ++ji) {
+    for (uint32_t ji = 0; ji < kRowGradTilesJ; ++ji) {
       const bool inside = i < at.rows && 8 * ji + threadIdx.x % 32 / 4 < p.r;
       factor[ji][i] = inside ? at.g_factor[8 * ji] : 0.0f;
       factor_non_finite |= NonFinite(factor[ji][i]);
@@ -126,7 +126,7 @@ LOWRANK_DEVICE void MultiplyRowGradChunk(const RowGrad& p, RowGradPlace& at,
     }
     const bool all_finite = __any_sync(0xffffffffu, non_finite != 0 ? 1 : 0) == 0;
 #pragma unroll
-    for (uint32_t ji = 0; ji < kShrinkTilesJ; ++ji) {
+    for (uint32_t ji = 0; ji < kRowGradTilesJ; ++ji) {
       if (8 * ji >= p.r) continue;
       const auto acc_of = [&](int held) -> float(&)[4] { return acc[first + held][ji]; };
       if (all_finite) {
@@ -140,11 +140,11 @@ LOWRANK_DEVICE void MultiplyRowGradChunk(const RowGrad& p, RowGradPlace& at,
 
 /// A lane's sums: columns col .. col + 7 of ranks 2 t, 2 t + 1, 2 t + 8 and 2 t + 9.
 LOWRANK_DEVICE void StoreRowGrad(const RowGrad& p, uint32_t split, int64_t col,
-                                 const float (&acc)[kRowGradFragments][kShrinkTilesJ][4]) {
+                                 const float (&acc)[kRowGradFragments][kRowGradTilesJ][4]) {
   if (col >= p.cols) return;
   float* g_plane = p.planes + split * p.plane_elems + col * p.c_elems;
 #pragma unroll
-  for (uint32_t ji = 0; ji < kShrinkTilesJ; ++ji) {
+  for (uint32_t ji = 0; ji < kRowGradTilesJ; ++ji) {
     const uint32_t j = 8 * ji + threadIdx.x % 4 * 2;
     if (j >= p.r) continue;
     if (p.c_elems == 1) {  // [r, C]: eight neighbours, a sector
@@ -196,11 +196,11 @@ LOWRANK_DEVICE uint32_t SumRowGrads(const RowGrad& p, uint32_t unit, uint32_t un
     place.g_factor = p.factor + row0 * p.r + threadIdx.x % 32 / 4;
     place.g_kept = reinterpret_cast<const uint8_t*>(p.kept) + row0 * p.kept_words * 4 + col / 8;
     place.inside = col < p.cols;
-    float acc[kRowGradFragments][kShrinkTilesJ][4];
+    float acc[kRowGradFragments][kRowGradTilesJ][4];
 #pragma unroll
     for (int fragment = 0; fragment < kRowGradFragments; ++fragment) {
 #pragma unroll
-      for (uint32_t ji = 0; ji < kShrinkTilesJ; ++ji) {
+      for (uint32_t ji = 0; ji < kRowGradTilesJ; ++ji) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) acc[fragment][ji][i] = 0;
       }

@@ -263,20 +263,6 @@ LOWRANK_DEVICE void FillAddend(const AddendFill& fill, int64_t index, int64_t co
   }
 }
 
-/// The share of thread `index` of `count`: stores side by side, loads of rows that are a sector.
-LOWRANK_DEVICE void FillTurn(const TurnFill& fill, int64_t index, int64_t count) {
-  if (fill.source == nullptr) return;
-  for (int64_t i = index; i < fill.rows * fill.cols; i += count) {
-    const int64_t col = i / fill.rows;
-    const int64_t from = (i - col * fill.rows) * fill.cols + col;
-    if (fill.element == kLoraF32) {
-      static_cast<uint32_t*>(fill.target)[i] = static_cast<const uint32_t*>(fill.source)[from];
-    } else {
-      static_cast<uint16_t*>(fill.target)[i] = static_cast<const uint16_t*>(fill.source)[from];
-    }
-  }
-}
-
 /// The share of warp `unit` of `units` in rows [first_row, row_end): a row of up to 32 words an
 /// item, a word a lane.
 LOWRANK_DEVICE void FillKept(const KeptFill& fill, int64_t first_row, int64_t row_end,

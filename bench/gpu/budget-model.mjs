@@ -202,7 +202,7 @@ function contract({ rows, cols, r, parts, contractions }) {
 const kPartsOf = { bf16: 1, f32: 3 };
 
 /** The product of many tokens with what its spare warps do beside it, in each of its launches. */
-function wgmmaLaunch({ rows, depth, r, factors, gated, launch }) {
+function wgmmaLaunch({ rows, depth, r, dropout, factors, gated, launch }) {
   const sms = of('multiprocessors');
   const blocks = ceil(depth, 64);
   const waves = ceil(launch.tiles[0] * launch.tiles[1], sms / 2);
@@ -214,10 +214,16 @@ function wgmmaLaunch({ rows, depth, r, factors, gated, launch }) {
   let spare = 0;
   if (launch.h) {
     const parts = kPartsOf[factors];
-    const units = ceil(rows / 16, sms);
+    // Units of 32 rows, the first ones behind a gate of x of 16, and of up to 32 ranks.
+    const behindGate = dropout > 0 && !gated;
+    const small = behindGate ? 8 * Math.min(ceil(sms, 8), Math.floor(rows / 128)) : 0;
+    const groups = r <= 16 ? 1 : ceil(r, 32);
+    const units = (small / sms + ceil(ceil(rows - 16 * small, 32), sms)) * groups;
     tensor += (rows / 16 / sms) * (depth / 16) * ceil(r, 8) * parts * (of('mma') / 4);
-    l2 += units * (16 * depth * 2 + r * depth * (parts === 1 ? 2 : 4));
-    spare += units * ceil(depth, 3 * 64) * (gated || parts > 1 ? 2000 : of('latency'));
+    l2 += ((rows / sms) * groups + units * ceil(r, groups) * parts) * depth * 2;
+    spare += units * ceil(depth, 3 * 32) * (behindGate ? 2000 : of('latency'));
+    // The bits of the gate, 92 thousand clocks of each warp (gemm_wgmma_sm90a.cu).
+    if (gated) spare += 92e3;
   }
   for (const [columns, splits, splitRows] of launch.grads) {
     const steps = columns * splits * (splitRows / 16);
@@ -242,7 +248,7 @@ export function many({ op, M, N, K, r, dropout, factors, launches }) {
   for (const launch of launches) {
     total += of('dependent');
     if (launch.tiles !== undefined) {
-      const one = wgmmaLaunch({ rows: M, depth, r, factors, gated, launch });
+      const one = wgmmaLaunch({ rows: M, depth, r, dropout, factors, gated, launch });
       total += one.us;
       limits.add(one.limit);
     } else if (launch.kernel.includes('prepare')) {

@@ -16,20 +16,26 @@ constexpr uint32_t kWgmmaThreads = 384;
 constexpr uint32_t kWgmmaPrepareThreads = 256;
 constexpr uint32_t kPanelCodebookBytes = 256 * 4;
 
-/// Of h beside the products: rows of a unit, warps that share it and their barrier, elements of K a
-/// step, columns of h by eight, units of a row tile, shared memory.
-constexpr uint32_t kShrinkRows = 16;
+/// Of h beside the products: most rows of a unit in fragments of 16, warps that share it and their
+/// barrier, elements of K a chunk, ranks of a unit up to r = 16 and beyond, columns of eight ranks
+/// whose sums meet in shared memory at a time.
+constexpr uint32_t kShrinkFragments = 2;
+constexpr uint32_t kShrinkRows = 16 * kShrinkFragments;
 constexpr uint32_t kShrinkWarps = 3;
 constexpr uint32_t kShrinkBarrier = 1;
-constexpr uint32_t kShrinkChunkK = 64;
-constexpr uint32_t kShrinkTilesJ = 2;
-constexpr uint32_t kShrinkMaxRank = 8 * kShrinkTilesJ;
-constexpr uint32_t kShrinkUnitsPerTile = kWgmmaTileM / kShrinkRows;
-constexpr uint32_t kShrinkSharedBytes = kShrinkWarps * kShrinkTilesJ * 32 * 16 + 16;
+constexpr uint32_t kShrinkChunkK = 32;
+constexpr uint32_t kShrinkNarrowRanks = 16;
+constexpr uint32_t kShrinkWideRanks = 32;
+constexpr uint32_t kShrinkSumTiles = 2;
+constexpr uint32_t kShrinkSharedBytes = kShrinkWarps * kShrinkSumTiles * 32 * 16 + 16;
+/// Parts of an element of lora_a: one of bf16, else three.
+constexpr uint32_t kShrinkFactorParts = 3;
 
-/// Of the gradients beside the products: columns of a unit, rows a step.
+/// Of the gradients beside the products: columns of a unit, rows a step, columns of eight ranks.
 constexpr uint32_t kRowGradCols = 64;
 constexpr uint32_t kRowGradRows = 16;
+constexpr uint32_t kRowGradTilesJ = 2;
+constexpr uint32_t kRowGradRanks = 8 * kRowGradTilesJ;
 
 /// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements a consumer
 /// warp, the codebook, the sums of h, two barriers a stage; to the 1,024 bytes of the swizzle.
@@ -99,15 +105,6 @@ struct AddendFill {
   float scaling = 0;
 };
 
-/// A small matrix turned: target [cols, rows] from source [rows, cols], the same elements.
-struct TurnFill {
-  void* target = nullptr;
-  const void* source = nullptr;  // null: nothing to turn
-  int64_t rows = 0;
-  int64_t cols = 0;
-  int32_t element = kLoraF32;
-};
-
 /// Which elements of columns [32 · first_word, 32 · (first_word + words)) the gate keeps: bit b of
 /// word i of a row is that of column 32 i + b. Undefined where there is no such column.
 struct KeptFill {
@@ -124,7 +121,7 @@ struct KeptFill {
 /// multiply. For the input gradient that is dh = scaling · dy · lora_b: x is dy, lora_a lora_bᵀ.
 struct RowShrink {
   const void* x = nullptr;       // T [rows, cols], rows 16-byte aligned; null: h stands already
-  const void* lora_a = nullptr;  // [r, cols], rows 16-byte aligned
+  const void* lora_a = nullptr;  // bf16 [r, parts, cols], rows 16-byte aligned: a factor in parts
   float* h = nullptr;            // [rows, r]
   SplitFill split;               // of h, which is its source
   // Counters that the launch before has zeroed: of units handed out, of units done of each row
@@ -133,7 +130,9 @@ struct RowShrink {
   uint32_t* done_units = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
-  int32_t lora_a_element = kLoraF32;
+  uint32_t parts = 1;         // or kShrinkFactorParts
+  uint32_t groups = 1;        // units of the same rows: of up to 16 ranks, else of 32 ranks each
+  uint32_t small_blocks = 0;  // the first of a unit's rows, 16 of them each; a multiple of 8
   float scale = 1;
   LoraGate gate;
   KeptFill kept;  // of the products' gate, a unit's rows with its h
@@ -166,7 +165,7 @@ constexpr uint32_t kRowGrads = 2;
 struct GemmWgmmaPrepareParams {
   PanelFill panel;   // of w
   PanelFill x;       // where x itself cannot be read by TMA
-  TurnFill factor;   // lora_b, where dh is computed beside the products
+  SplitFill factor;  // lora_a, or lora_b turned, in parts, where h is computed beside the products
   SplitFill h;       // [M]
   SplitFill lora_b;  // [N]
   AddendFill addend;

@@ -16,6 +16,8 @@ namespace lowrank::gpu {
 ///   factor   0  0  0  1  1  2
 constexpr uint32_t kPartsOfH = 0u | 1u << 2 | 2u << 4 | 0u << 6 | 1u << 8 | 0u << 10;
 constexpr uint32_t kPartsOfFactor = 0u | 0u << 2 | 0u << 4 | 1u << 6 | 1u << 8 | 2u << 10;
+/// Each part once, where an operand of all parts is multiplied by another whole.
+constexpr uint32_t kEachPart = 0u | 1u << 2 | 2u << 4;
 
 /// Pairs that f32 accuracy takes: a bf16 factor is its own part 0, an f16 one has two parts.
 constexpr int32_t LoraPairs(ElementCode factor) {

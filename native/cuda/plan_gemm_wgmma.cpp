@@ -36,12 +36,15 @@ constexpr WgmmaTileRow kWgmmaTiles[] = {
 /// have a tile; below, smaller tiles of another kernel win.
 constexpr int64_t kMinM = 385;
 constexpr int64_t kMinK = 64;
-/// Columns of the first panel from which h is computed beside the products: 1,024 are four tiles of
-/// 128 x 256, each of 65 k clk at K = 4,096, for eight times sixteen rows of 25 k clk (bf16 by
-/// bf16) to 46 k clk: two a tile, which is hidden, or late by about what a launch of its own takes.
-/// Where the same warps then decode another panel, a block must also have a second tile to hide
-/// that behind. Untuned.
+/// Columns of the first panel from which h is computed beside the products, for each 32 ranks:
+/// 1,024 are four tiles of 128 x 256, each of 65 k clk at K = 4,096, for four times 32 rows of 52 k
+/// clk. Where the same warps then decode another panel, a block must also have a second tile to
+/// hide that behind. Untuned.
 constexpr int64_t kMinShrinkColumns = 1024;
+/// Ranks up to which that takes less than a launch of its own, by bf16 factors and by those that
+/// have three parts, of which L2 has three times the bytes (docs/gpu-design.md, G8r). Untuned.
+constexpr int64_t kShrinkRanks1 = 64;
+constexpr int64_t kShrinkRanks3 = 32;
 /// What a gradient beside the products takes of their time, times K · N over the columns of its x:
 /// 1,200 clk for 16 rows and 64 columns by one of three warps is 0.39 clk an element, the products
 /// do 2,065 multiply-adds a clk (65 k clk a tile of 128 x 256 at K = 4,096).
@@ -86,12 +89,6 @@ Split ChooseSplit(int64_t M, int64_t N, int64_t K, int64_t stride_elems, bool pa
     }
   }
   return best;
-}
-
-PanelSource SourceOf(DType dtype) {
-  return dtype == DType::kF32    ? PanelSource::kF32
-         : dtype == DType::kBF16 ? PanelSource::kBF16
-                                 : PanelSource::kF16;
 }
 
 uint32_t Log2(int64_t power_of_two) {
@@ -157,11 +154,17 @@ bool Supports(const GemmMmaOperands& operands) {
 
 bool ReadableByTma(const void* data, int64_t cols) { return IsAligned(data, 16) && cols % 8 == 0; }
 
+int64_t ShrinkRanks(const GemmMmaOperands& operands) {
+  const TensorView& factor = operands.shrink_factor;
+  return operands.w_transposed ? factor.cols : factor.rows;
+}
+
 /// lora_b is turned before it is read (plan_wgmma_beside.h), so that only lora_a must be aligned.
 bool CanShrink(const GemmMmaOperands& operands) {
   const TensorView& factor = operands.shrink_factor;
-  const int64_t r = operands.w_transposed ? factor.cols : factor.rows;
-  return factor.present && r > 0 && r <= gpu::kShrinkMaxRank &&
+  const int64_t r = ShrinkRanks(operands);
+  return factor.present && r > 0 &&
+         r <= (factor.dtype == DType::kBF16 ? kShrinkRanks1 : kShrinkRanks3) &&
          (operands.w_transposed || IsAligned(factor.data, 16)) &&
          ReadableByTma(operands.x.data, operands.x.cols);
 }
@@ -208,7 +211,14 @@ bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
   const int64_t pairs =
       CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
   const bool decodes = panels && columns < N;
-  return std::min(N, columns) >= kMinShrinkColumns &&
+  const int64_t groups = ShrinkGroups(ShrinkRanks(operands));
+  // Philox for each 32 ranks anew, or beside all that L2 gives, takes longer than another launch.
+  const bool gated = operands.dropout.active() && !operands.w_transposed;
+  const bool parts = operands.shrink_factor.dtype != DType::kBF16;
+  if (gated && (groups > 1 || (parts && ShrinkRanks(operands) > gpu::kShrinkNarrowRanks))) {
+    return false;
+  }
+  return std::min(N, columns) >= kMinShrinkColumns * groups &&
          (!decodes || pairs > device.sm_count / gpu::kWgmmaCluster);
 }
 
@@ -222,7 +232,7 @@ bool WgmmaHidesGrads(const GemmMmaOperands& operands, const std::vector<WgmmaGra
   double share = 0;
   for (const WgmmaGrad& grad : grads) {
     const LoraGradOperands& of = grad.operands;
-    const bool can = of.r > 0 && of.r <= gpu::kShrinkMaxRank && !of.sums &&
+    const bool can = of.r > 0 && of.r <= gpu::kRowGradRanks && !of.sums &&
                      of.factor_dtype == DType::kF32 && of.x.dtype == operands.x.dtype &&
                      ReadableByTma(of.x.data, of.x.cols) &&
                      (!of.dropout.active() || operands.w_transposed);
@@ -249,9 +259,10 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
   }
   const bool shrinks = operands.shrink_factor.present;
   if (shrinks && !CanShrink(operands)) {
-    return Status(Code::kUnsupported,
-                  "loraForward: the wgmma kernel computes h for r up to 16, with rows of x and "
-                  "lora_a that are 16-byte aligned");
+    return Status(
+        Code::kUnsupported,
+        "loraForward: the wgmma kernel computes h for r up to 64 with bf16 factors and up to "
+        "32 with others, with rows of x and lora_a that are 16-byte aligned");
   }
   if (M == 0 || N == 0) return Status();
   constexpr int64_t kMostRows = int64_t{1} << 30;
@@ -318,7 +329,7 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     prepare.lora_b.scale = 1;
     if (transposed && operands.dropout.active()) kept = KeptPanels(operands, panel_rows, workspace);
     if (shrinks) {
-      shrink = ShrinkOf(operands, prepare.h, workspace, &prepare);
+      shrink = ShrinkOf(operands, prepare.h, device.sm_count, workspace, &prepare);
       shrink.kept = kept.Fill(0);
       prepare.h = gpu::SplitFill();
     } else {
@@ -353,7 +364,7 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
     const int64_t items = std::max({prepare.panel.rows * CeilDiv(K, 1024), prepare.x.rows,
                                     CeilDiv(prepare.h.rows * prepare.h.r_padded, 32),
                                     CeilDiv(prepare.lora_b.rows * prepare.lora_b.r_padded, 32),
-                                    CeilDiv(prepare.factor.rows * prepare.factor.cols, 32),
+                                    CeilDiv(prepare.factor.rows * prepare.factor.r_padded, 32),
                                     CeilDiv(prepare.addend.N, 32),
                                     prepare.kept.rows * CeilDiv(prepare.kept.words, 32)});
     LaunchStep step;

@@ -12,8 +12,9 @@ namespace lowrank::cuda {
 /// 128 x 128 for half of the multiprocessors. Everything it refuses is some other plan's.
 bool WgmmaTakes(const GemmMmaOperands& operands, const DeviceLimits& device);
 
-/// True where the plan can, and had better, compute h, or dh, itself: r <= 16, rows of x and lora_a
-/// that are 16-byte aligned, and a first panel of enough tiles to hide it behind.
+/// True where the plan can, and had better, compute h, or dh, itself: r <= 64 of bf16 factors and
+/// r <= 32 of others, rows of x and lora_a that are 16-byte aligned, and a first panel of enough
+/// tiles to hide it behind; behind a gate of x r <= 32 and r <= 16.
 bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device);
 
 /// A factor's gradient that a product's spare warps compute.

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "cuda/params/lora_pairs.h"
+
 namespace lowrank::cuda {
 namespace {
 
@@ -41,29 +43,46 @@ gpu::KeptFill KeptPanels::Fill(int64_t panel) const {
 }
 
 gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
-                        Workspace* workspace, gpu::GemmWgmmaPrepareParams* prepare) {
+                        int64_t sm_count, Workspace* workspace,
+                        gpu::GemmWgmmaPrepareParams* prepare) {
   const TensorView& x = operands.x;
   const TensorView& factor = operands.shrink_factor;
-  const int64_t row_tiles = CeilDiv(x.rows, gpu::kWgmmaTileM);
+  const int64_t pair_rows = gpu::kWgmmaCluster * gpu::kWgmmaTileM;
+  // Of whole pairs: one that nobody waits for is left at zero.
+  const int64_t row_tiles = gpu::kWgmmaCluster * CeilDiv(x.rows, pair_rows);
   const DropoutSpec dropout = operands.w_transposed ? DropoutSpec() : operands.dropout;
   gpu::RowShrink shrink;
   shrink.x = x.data;
-  shrink.lora_a = factor.data;
   shrink.h = operands.h;
   shrink.split = split;
   shrink.rows = x.rows;
   shrink.cols = x.cols;
-  shrink.lora_a_element = LoraElementOf(factor.dtype);
   shrink.scale = operands.shrink_scaling * LoraKeptScale(dropout);
   shrink.gate = LoraGateOf(x, dropout);
-  if (operands.w_transposed) {
-    void* const turned = workspace->Take<unsigned char>(static_cast<int64_t>(factor.bytes()));
-    prepare->factor.target = turned;
-    prepare->factor.source = factor.data;
-    prepare->factor.rows = factor.rows;
-    prepare->factor.cols = factor.cols;
-    prepare->factor.element = shrink.lora_a_element;
-    shrink.lora_a = turned;
+  shrink.lora_a = factor.data;
+  shrink.parts = factor.dtype == DType::kBF16 ? 1 : gpu::kShrinkFactorParts;
+  const int64_t r = split.r;
+  shrink.groups = static_cast<uint32_t>(ShrinkGroups(r));
+  // Philox takes a unit of 32 rows longer than a tile its products, for which the first wave of
+  // tiles would wait: a small unit for each multiprocessor.
+  constexpr int64_t kSmallPerTile = gpu::kWgmmaTileM / 16;
+  if (dropout.active()) {
+    shrink.small_blocks = static_cast<uint32_t>(
+        std::min(CeilDiv(sm_count, kSmallPerTile), x.rows / gpu::kWgmmaTileM) * kSmallPerTile);
+  }
+  if (operands.w_transposed || shrink.parts > 1) {
+    gpu::SplitFill& parts = prepare->factor;
+    parts.target = workspace->Take<uint16_t>(r * shrink.parts * x.cols);
+    parts.source = factor.data;
+    parts.kind = SourceOf(factor.dtype);
+    parts.rows = r;
+    parts.row_step = operands.w_transposed ? 1 : x.cols;
+    parts.rank_step = operands.w_transposed ? r : 1;
+    parts.r = static_cast<uint32_t>(x.cols);
+    parts.r_padded = parts.r;
+    parts.pairs = shrink.parts;
+    parts.parts = gpu::kEachPart;
+    shrink.lora_a = parts.target;
   }
   uint32_t* counters = workspace->Take<uint32_t>(1 + row_tiles);
   shrink.next_unit = counters;

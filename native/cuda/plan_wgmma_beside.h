@@ -7,6 +7,17 @@
 
 namespace lowrank::cuda {
 
+/// Units of 32 rows that h of r ranks takes.
+constexpr int64_t ShrinkGroups(int64_t r) {
+  return r <= gpu::kShrinkNarrowRanks ? 1 : CeilDiv(r, int64_t{gpu::kShrinkWideRanks});
+}
+
+constexpr gpu::PanelSource SourceOf(DType dtype) {
+  return dtype == DType::kF32    ? gpu::PanelSource::kF32
+         : dtype == DType::kBF16 ? gpu::PanelSource::kBF16
+                                 : gpu::PanelSource::kF16;
+}
+
 /// The gate of the input gradient's adapter term as bits, written a panel of columns at a time,
 /// kept for all of them: a gradient of the first panel's columns may come later than its products.
 class KeptPanels {
@@ -29,7 +40,8 @@ class KeptPanels {
 /// h beside the products of the first panel; what `prepare` must do for it: counters zeroed, lora_b
 /// turned.
 gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
-                        Workspace* workspace, gpu::GemmWgmmaPrepareParams* prepare);
+                        int64_t sm_count, Workspace* workspace,
+                        gpu::GemmWgmmaPrepareParams* prepare);
 
 /// The launches of a product, and how many warps they have to spare.
 struct GradSchedule {

@@ -11,9 +11,10 @@ export interface KernelCase {
   readonly sm?: string;
   /** The same of how many multiprocessors (of DEVICES in case-runs.mjs). */
   readonly multiprocessors?: string;
-  /** Each has to be launched, and none of the other: a case that is not what its name says is an error. */
+  /** Each has to be launched, none of the second and one of the third: a case that is not what its name says is an error. */
   readonly launches?: readonly RegExp[];
   readonly without?: RegExp;
+  readonly once?: RegExp;
   /** Bits of everything that the call computes, hashed. */
   run(device: Device): Promise<string>;
   /** Is it one of a smoke run's? Default yes. */

@@ -221,6 +221,10 @@ function wgmma(device: Device) {
       const product = { M: 512, N: 2048, K: 1024, dtype, format: 'nf4' } as const;
       lora(product, 16, device, dropout, ['dx'], factors);
     }
+    // Of more ranks than one unit's sixteen: three parts of 32, and two units of 32.
+    const dense = { M: 512, N: 2048, K: 512, dtype, format: undefined } as const;
+    lora(dense, 32, device, 0, false);
+    if (dtype === 'bf16') lora(dense, 64, device, 0, false, dtype);
     // The factors' gradients beside dx: of what is not gated, over dy; of what is, over x.
     const wide = { M: 512, N: 2048, K: 2560, dtype, format: 'nf4' } as const;
     lora(wide, 16, device, 0, ['dx', 'dLoraB'], dtype);

@@ -43,7 +43,11 @@ interface Family {
   /** Launched by each of the ops, and the same of gradients. */
   readonly kernels: RegExp;
   readonly back?: RegExp;
+  /** Launched by none of them. */
+  readonly without?: RegExp;
   readonly dtype?: DType;
+  /** Of the adapters' factors: f32 if it is not given. */
+  readonly factors?: DType;
   readonly format?: QuantFormat;
   /** Elements of a block of scales, which are quantised too. */
   readonly doubly?: number;
@@ -201,7 +205,7 @@ const FAMILIES: readonly Family[] = [
     sm: '90',
     kernels: /^gemm_wgmma_128/,
     shape: [385, 1032, 520],
-    r: 24,
+    r: 40,
     ops: [...FORWARD, 'segments back', 'apart back'],
   },
   {
@@ -213,6 +217,18 @@ const FAMILIES: readonly Family[] = [
     shape: [385, 2184, 1056],
     r: 16,
     ops: ['segments', 'many', 'swiglu', 'segments back'],
+  },
+  {
+    name: 'panels with h of 48 ranks beside them',
+    sm: '90',
+    kernels: /^gemm_wgmma_128/,
+    without: /^lora_shrink/,
+    format: 'int8',
+    factors: 'bf16',
+    doubly: 128,
+    shape: [385, 2056, 528],
+    r: 48,
+    ops: ['segments', 'many', 'swiglu'],
   },
   // Tiles: a weight below a megabyte, and above.
   {
@@ -302,7 +318,7 @@ interface Layer {
 }
 
 function layerOf(family: Family, seed: number, device: Device): Layer {
-  const { dtype = 'bf16', format, doubly, blocksize = doubly, r } = family;
+  const { dtype = 'bf16', factors = 'f32', format, doubly, blocksize = doubly, r } = family;
   const [, N, K] = family.shape;
   // Sums are of the size of x.
   const std = K ** -0.5;
@@ -317,8 +333,8 @@ function layerOf(family: Family, seed: number, device: Device): Layer {
       ? dense
       : quantize(dense, { format, ...how });
   const adapter = new LoraAdapter({
-    loraA: random(seed + 1, [r, K], 'f32', std).to({ device }),
-    loraB: random(seed + 2, [N, r], 'f32', r ** -0.5).to({ device }),
+    loraA: random(seed + 1, [r, K], factors, std).to({ device }),
+    loraB: random(seed + 2, [N, r], factors, r ** -0.5).to({ device }),
     loraAlpha: r,
   });
   return { w: w.to({ device }), adapter };
@@ -336,7 +352,7 @@ function caseOf(family: Family, op: Op): KernelCase {
     sm,
     multiprocessors: family.whole ? '' : few,
     launches: [back ? (family.back ?? kernels) : kernels, ...LAUNCHED[op]],
-    ...(op === 'weighted rows' ? {} : { without: /^grouped_/ }),
+    ...(op === 'weighted rows' ? {} : { without: family.without ?? /^grouped_/ }),
     name: `family ${name}, ${op}: ${dtype} ${weight} ${blocks} [${M}, ${N}, ${K}] r ${r}`.replace(
       / {2,}/,
       ' ',

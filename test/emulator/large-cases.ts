@@ -202,6 +202,14 @@ export function several(): KernelCase[] {
   );
 }
 
+/** h by the products' launch, on a card of few multiprocessors; and dh, where only the forward has a shrink. */
+const BESIDE = {
+  multiprocessors: '4',
+  launches: [/^gemm_wgmma_128/],
+  without: /^lora_(shrink|grad)/,
+} as const;
+const TURNED = { ...BESIDE, without: /^lora_grad/, once: /^lora_shrink/ } as const;
+
 /**
  * Enough tokens, columns and megabytes for h to be computed beside the products, in the launch that they are
  * multiplied in: all dtypes of an adapter, ragged edges, infinities, and both kinds of gate. y
@@ -215,7 +223,22 @@ export function shrinking(): KernelCase[] {
       ['int8', 'f16', 'f16', 401, 2184, 520, 16, { dropout: 0.5, maskGiven: true }],
       [undefined, 'f16', 'f32', 401, 2600, 264, 8, { bias: true }],
       [undefined, 'bf16', 'f32', 520, 1288, 408, 5, { infinity: true }],
+      // Less of K than a chunk for each of the three warps.
+      [undefined, 'bf16', 'bf16', 385, 7288, 72, 8, {}],
       ['int8', 'bf16', 'bf16', 393, 1288, 832, 11, { infinity: true, dropout: 0.5 }],
+      // Beyond 16 ranks: one unit of them, ragged and whole, and two. K ends in each part of a chunk of 32, and
+      // in a block of scales.
+      ['nf4', 'bf16', 'bf16', 390, 1032, 2040, 17, { dropout: 0.25 }],
+      ['fp4', 'f16', 'f32', 401, 1032, 2040, 32, {}],
+      ['int8', 'bf16', 'f32', 390, 1064, 1000, 29, { infinity: true, doubly: true }],
+      [undefined, 'f16', 'f16', 388, 1032, 520, 24, { bias: true }],
+      [undefined, 'bf16', 'f32', 385, 1288, 416, 17, {}],
+      [undefined, 'bf16', 'bf16', 393, 1032, 520, 32, { dropout: 0.5, maskGiven: true }],
+      [undefined, 'bf16', 'bf16', 385, 2056, 264, 33, {}],
+      ['int8', 'bf16', 'bf16', 401, 2056, 520, 48, { doubly: true }],
+      [undefined, 'bf16', 'bf16', 386, 2056, 272, 63, { bias: true }],
+      ['int8', 'bf16', 'bf16', 390, 2184, 488, 64, { infinity: true }],
+      ['nf4', 'bf16', 'bf16', 385, 2184, 968, 64, { doubly: true, loraBias: true }],
     ] as ReadonlyArray<
       readonly [
         QuantFormat | undefined,
@@ -225,18 +248,21 @@ export function shrinking(): KernelCase[] {
         number,
         number,
         number,
-        LoraVariant & { infinity?: boolean },
+        LoraVariant & { infinity?: boolean; doubly?: boolean },
       ]
     >
   ).map(([format, dtype, adapter, M, N, K, r, variant]) => ({
     sm: '90',
+    ...BESIDE,
     name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] ${adapter} adapter of r ${r} beside the products ${Object.keys(variant).join(' ')}`.trimEnd(),
     async run(device) {
-      const { infinity } = variant;
+      const { infinity, doubly: doubleQuant = false } = variant;
       const drawn = random(41, [M, K], dtype);
       const x = infinity ? await infinite(drawn, device) : drawn.to({ device });
       const dense = random(42, [N, K], dtype);
-      const w = (format === undefined ? dense : quantize(dense, { format })).to({ device });
+      const w = (format === undefined ? dense : quantize(dense, { format, doubleQuant })).to({
+        device,
+      });
       const { bias, loraBias, dropout = 0, maskGiven } = variant;
       const lora = new LoraAdapter({
         loraA: random(43, [r, K], adapter).to({ device }),
@@ -267,6 +293,12 @@ export function turning(): KernelCase[] {
       ['int8', 'bf16', 'bf16', 401, 520, 2216, 11, { dropout: 0.5, maskGiven: true, added: true }],
       [undefined, 'f16', 'f32', 401, 264, 2184, 8, { added: true }],
       ['nf4', 'f16', 'f16', 400, 1000, 2191, 3, { dropout: 0.5, infinity: true, added: true }],
+      // dh of more than 16 ranks.
+      ['nf4', 'bf16', 'bf16', 390, 1000, 2184, 64, { dropout: 0.25 }],
+      [undefined, 'bf16', 'bf16', 385, 264, 2056, 63, { added: true }],
+      ['int8', 'bf16', 'bf16', 390, 1000, 1064, 32, { dropout: 0.25 }],
+      ['int8', 'f16', 'f32', 390, 1000, 1064, 24, {}],
+      [undefined, 'bf16', 'f32', 385, 504, 1048, 31, { infinity: true }],
       // A mask read one element at a time.
       ['int8', 'bf16', 'f32', 512, 520, 2191, 5, { dropout: 0.5, maskGiven: true }],
     ] as ReadonlyArray<
@@ -283,6 +315,8 @@ export function turning(): KernelCase[] {
     >
   ).map(([format, dtype, adapter, M, N, K, r, variant]) => ({
     sm: '90',
+    // Rows of dy that are not 16-byte aligned have dh from a launch of its own.
+    ...(N % 8 === 0 ? TURNED : {}),
     name: `large ${dtype} ${format ?? 'dense'} [${M}, ${N}, ${K}] dx and ${adapter} adapter of r ${r} ${Object.keys(variant).join(' ')}`.trimEnd(),
     async run(device) {
       const { infinity, added, dropout = 0, maskGiven } = variant;

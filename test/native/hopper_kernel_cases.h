@@ -88,6 +88,22 @@ const Case kShrinkCases[] = {
      Shrink::kMask, kF},
 };
 
+/// Of more than 16 ranks.
+const Case kWideCases[] = {
+    {"shrink wide", 300, 264, 200, 17, kB, "nf4", kB, true, 64, kB, true, false, 50 << 20, 132, 0,
+     Shrink::kPlain, kB},
+    {"shrink wide f32", 264, 600, 136, 32, kB, "nf4", kB, false, 64, kF, false, true, 300 * 1024, 4,
+     0, Shrink::kPlain, kF},
+    {"shrink wide groups", 161, 264, 72, 48, kB, "fp4", kB, false, 64, kB, false, false, 50 << 20,
+     132, 0, Shrink::kPhilox, kB},
+    {"shrink wide all", 140, 264, 328, 64, kH, "int8", kB, false, 64, kB, false, false, 50 << 20, 2,
+     0, Shrink::kPlain, kB},
+    {"shrink wide f32 dropout", 145, 264, 104, 27, kH, "nf4", kB, false, 64, kF, false, false,
+     50 << 20, 132, 0, Shrink::kPhilox, kF},
+    {"special shrink wide f32", 140, 136, 72, 18, kB, nullptr, kB, false, 64, kB, true, false,
+     50 << 20, 132, 0, Shrink::kPlain, kF},
+};
+
 constexpr Direction kGrad = Direction::kInputGrad;
 constexpr Direction kAdded = Direction::kAddedInputGrad;
 const Case kGradCases[] = {
@@ -114,6 +130,10 @@ const Case kGradCases[] = {
 };
 
 const Case kBesideCases[] = {
+    {"dx dh wide", 200, 264, 136, 64, kB, "nf4", kB, false, 64, kB, false, false, 50 << 20, 132, 0,
+     Shrink::kPhilox, kB, kGrad, Beside::kDh},
+    {"dx dh wide f32", 161, 136, 200, 23, kB, "nf4", kB, true, 64, kF, false, false, 50 << 20, 132,
+     0, Shrink::kGiven, kF, kAdded, Beside::kDh},
     {"dx dh", 264, 264, 192, 16, kB, "nf4", kB, true, 64, kF, false, false, 50 << 20, 132, 0,
      Shrink::kGiven, kF, kGrad, Beside::kDh},
     {"dx dh dropout", 300, 600, 200, 5, kH, "int8", kB, false, 64, kH, false, false, 300 * 1024, 4,

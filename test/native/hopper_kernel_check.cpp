@@ -442,6 +442,10 @@ int main(int argc, char** argv) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);
   }
+  for (const test::Case& spec : test::kWideCases) {
+    if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
+    test::RunCase(spec, seeds);
+  }
   for (const test::Case& spec : test::kGradCases) {
     if (argc > 2 && std::strstr(spec.name, argv[2]) == nullptr) continue;
     test::RunCase(spec, seeds);

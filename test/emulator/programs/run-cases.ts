@@ -86,12 +86,16 @@ async function checked(run: KernelCase['run']): Promise<string> {
 }
 
 /** What a case that does not launch what it is for has in place of its hash. */
-function missed({ launches: wanted = [], without }: KernelCase): string | undefined {
+function missed({ launches: wanted = [], without, once }: KernelCase): string | undefined {
   if (tracePath === undefined) return undefined;
-  const missing = wanted.filter((kernels) => !launched.some((kernel) => kernels.test(kernel)));
-  const odd = launched.filter((kernel) => without?.test(kernel));
-  if (missing.length + odd.length === 0) return undefined;
-  return `error: it launches ${launched.join(', ') || 'nothing'}; wanted ${missing.join(', ') || `none of ${without}`}`;
+  const count = (kernels: RegExp) => launched.filter((kernel) => kernels.test(kernel)).length;
+  const wrong = [
+    ...wanted.filter((kernels) => count(kernels) === 0),
+    ...(without !== undefined && count(without) > 0 ? [`none of ${without}`] : []),
+    ...(once !== undefined && count(once) !== 1 ? [`one of ${once}`] : []),
+  ];
+  if (wrong.length === 0) return undefined;
+  return `error: it launches ${launched.join(', ') || 'nothing'}; wanted ${wrong.join(', ')}`;
 }
 
 const withOracle = values.oracle === undefined ? undefined : new RegExp(values.oracle);
