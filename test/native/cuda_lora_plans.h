@@ -55,7 +55,19 @@ inline void CheckForwardPlans() {
   op = forward(8192, 4096, 16);
   op.x.data = reinterpret_cast<void*>(4098);
   expect(op, h100, true, "x off 16 bytes");
-  expect(forward(8192, 4096, 17), h100, true, "r 17");
+  // Up to 64 ranks of bf16 factors and 32 of others, behind a gate 32 and 16.
+  for (const bool gated : {false, true}) {
+    for (const DType dtype : {DType::kBF16, DType::kF32}) {
+      const int64_t most = (dtype == DType::kBF16 ? 64 : 32) / (gated ? 2 : 1);
+      for (const int64_t r : {most, most + 1}) {
+        op = forward(8192, 4096, r);
+        op.lora_a.dtype = op.lora_b.dtype = dtype;
+        op.dropout.p = gated ? 0.1 : 0;
+        expect(op, h100, r > most,
+               "r " + std::to_string(r) + " " + DTypeName(dtype) + (gated ? ", gated" : ""));
+      }
+    }
+  }
   expect(forward(8192, 512, 16), h100, true, "few columns");
   const FormatRow* nf4 = FindFormat("nf4");
   for (const int64_t M : {2048, 4096}) {
