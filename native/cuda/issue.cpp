@@ -22,7 +22,7 @@ void InheritVerdicts(const OpRefs& refs) {
   }
 }
 
-/// Every op is waited for, so that a fault is told with the op that made it.
+/// Waits for every op, so that a fault names the op that caused it.
 bool SynchronousOps() {
   static const bool asked = [] {
     const char* value = std::getenv("LOWRANK_CUDA_SYNC");

@@ -11,7 +11,10 @@ export interface KernelCase {
   readonly sm?: string;
   /** The same of how many multiprocessors (of DEVICES in case-runs.mjs). */
   readonly multiprocessors?: string;
-  /** Each has to be launched, none of the second and one of the third: a case that is not what its name says is an error. */
+  /**
+   * Kernels that must be launched, must not be, and must be launched exactly once. A case that breaks one of these
+   * is an error: it is not what its name says.
+   */
   readonly launches?: readonly RegExp[];
   readonly without?: RegExp;
   readonly once?: RegExp;

@@ -93,7 +93,7 @@ ${rooflineHtml(result)}
     result.calls === 'queued'
       ? 'Calls of this library are queued one behind the other, and the sample ends when the last is done.'
       : 'Each call is waited for.'
-  } A sample is clean if no thread that computes had to wait for a core for more than 2 % of it and than its calls took to hand out. Interval: between two samples, by the binomial distribution. Up to 64 tokens, calls go round copies of the weight that exceed the last cache twice. Results are compared with sums in float64. docs/benchmarks.md has the rest.</p>
+  } A sample is clean if no computing thread waited for a core longer than 2 % of the sample plus the time spent handing out its own calls. Interval: between two samples, by the binomial distribution. Up to 64 tokens, calls go round copies of the weight that exceed the last cache twice. Results are compared with sums in float64. docs/benchmarks.md has the rest.</p>
 </html>
 `;
 }

@@ -4,7 +4,8 @@
  */
 
 import fs from 'node:fs';
-import { grouped, visible } from '../../report/terminal.js';
+import { escapeHtml } from '../../report/html.js';
+import { grouped } from '../../report/terminal.js';
 import {
   bitsText,
   bytesText,
@@ -24,14 +25,6 @@ import {
   totalsByKind,
   unitOf,
 } from './emulate-trace.js';
-
-function escapeHtml(text: string): string {
-  return visible(text)
-    .replaceAll('&', '&amp;')
-    .replaceAll('<', '&lt;')
-    .replaceAll('>', '&gt;')
-    .replaceAll('"', '&quot;');
-}
 
 const kStyle = `
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5d6878; --line: #d9dee6; --back: #ffffff;

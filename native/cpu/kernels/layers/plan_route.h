@@ -1,8 +1,8 @@
 /// Which kernel multiplies a chunk of rows by a weight: the one place where it is decided.
 ///
 /// Each condition names what its kernel needs of the operands, and the number of rows up to which
-/// it is faster than the next; where that number stands, its measurement does too. All routes of a
-/// product give the same bits (sum_order.h), except that `compute: 'int8'` has its own.
+/// it is faster than the next; the constant of that number has its measurement. The routes that
+/// rows of one product can take give the same bits (sum_order.h).
 #pragma once
 
 #include "native/cpu/kernels/amx/gemm_amx.h"
@@ -55,14 +55,14 @@ LOWRANK_INLINE Route PlanForward(int64_t all_rows, int64_t rows, const RowSource
   }
 }
 
-/// Is x packed for passes over few rows, or for the columns of the matrix unit?
+/// Is x packed for passes over few rows?
 LOWRANK_INLINE bool ForDots(Route route) {
   return route == Route::kLaneDots || route == Route::kDenseDots || route == Route::kCodeDots ||
          route == Route::kRowCodeDots;
 }
 
-/// The routes of products that share the packed rows of x. Where one of them cannot take a way to
-/// pack these, none does.
+/// The routes of products that share the packed rows of x. If one of them cannot take a packing,
+/// none does.
 template <typename Policy, typename Weights>
 LOWRANK_INLINE void PlanRoutes(int64_t all_rows, int64_t rows, const SumOrder& order,
                                Weights* weights, int count) {
