@@ -173,8 +173,8 @@ class Backend {
   /// Grows it at once, in the queue's order, so that no later op of that size has to.
   virtual Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) = 0;
 
-#define LOWRANK_DECLARE_ENQUEUE(Type, member) \
-  virtual Status Enqueue(const Type& op, OpRefs refs) = 0;
+#define LOWRANK_DECLARE_ENQUEUE(Name, member) \
+  virtual Status Enqueue(const Name##Op& op, OpRefs refs) = 0;
   LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_ENQUEUE)
 #undef LOWRANK_DECLARE_ENQUEUE
 };

@@ -393,36 +393,41 @@ struct QuantizeScalesOp {
   std::string Describe() const;
 };
 
-/// Every op, for tables that need one entry each: X(Type, member)
-#define LOWRANK_FOR_EACH_OP(X)                  \
-  X(QuantizeOp, quantize)                       \
-  X(DequantizeOp, dequantize)                   \
-  X(MatmulOp, matmul)                           \
-  X(MatmulInputGradOp, matmul_input_grad)       \
-  X(LoraForwardOp, lora_forward)                \
-  X(LoraForwardManyOp, lora_forward_many)       \
-  X(LoraForwardSwigluOp, lora_forward_swiglu)   \
-  X(LoraBackwardOp, lora_backward)              \
-  X(LoraShrinkOp, lora_shrink)                  \
-  X(LoraExpandOp, lora_expand)                  \
-  X(LoraExpandBackwardOp, lora_expand_backward) \
-  X(LoraShrinkBackwardOp, lora_shrink_backward) \
-  X(WeightGradOp, weight_grad)                  \
-  X(GroupedForwardOp, grouped_forward)          \
-  X(GroupedBackwardOp, grouped_backward)        \
-  X(MultiplyAddOp, multiply_add)                \
-  X(MapOp, map)                                 \
-  X(SwigluOp, swiglu)                           \
-  X(SwigluBackwardOp, swiglu_backward)          \
-  X(SumProductOp, sum_product)                  \
-  X(MapFeaturesOp, map_features)                \
-  X(BlockMatmulOp, block_matmul)                \
-  X(BlockMatmulInputGradOp, block_input_grad)   \
-  X(BlockWeightGradOp, block_weight_grad)       \
-  X(WeightNormsOp, weight_norms)                \
-  X(FactoredNormOp, factored_norm)              \
-  X(QuantizeScalesOp, quantize_scales)          \
-  X(CastOp, cast)                               \
-  X(RandomOp, random)
+/// Every op that each instruction set compiles, for tables that need one entry each:
+/// X(Name, member), where NameOp is the descriptor and Name the function that runs it.
+#define LOWRANK_FOR_EACH_ISA_OP(X)            \
+  X(Quantize, quantize)                       \
+  X(Dequantize, dequantize)                   \
+  X(Matmul, matmul)                           \
+  X(MatmulInputGrad, matmul_input_grad)       \
+  X(LoraForward, lora_forward)                \
+  X(LoraForwardMany, lora_forward_many)       \
+  X(LoraForwardSwiglu, lora_forward_swiglu)   \
+  X(LoraBackward, lora_backward)              \
+  X(LoraShrink, lora_shrink)                  \
+  X(LoraExpand, lora_expand)                  \
+  X(LoraExpandBackward, lora_expand_backward) \
+  X(LoraShrinkBackward, lora_shrink_backward) \
+  X(WeightGrad, weight_grad)                  \
+  X(GroupedForward, grouped_forward)          \
+  X(GroupedBackward, grouped_backward)        \
+  X(MultiplyAdd, multiply_add)                \
+  X(Map, map)                                 \
+  X(Swiglu, swiglu)                           \
+  X(SwigluBackward, swiglu_backward)          \
+  X(SumProduct, sum_product)                  \
+  X(MapFeatures, map_features)                \
+  X(BlockMatmul, block_matmul)                \
+  X(BlockMatmulInputGrad, block_input_grad)   \
+  X(BlockWeightGrad, block_weight_grad)       \
+  X(WeightNorms, weight_norms)                \
+  X(FactoredNorm, factored_norm)              \
+  X(QuantizeScales, quantize_scales)          \
+  X(Cast, cast)
+
+/// Every op.
+#define LOWRANK_FOR_EACH_OP(X) \
+  LOWRANK_FOR_EACH_ISA_OP(X)   \
+  X(Random, random)
 
 }  // namespace lowrank

@@ -37,9 +37,9 @@ class HostBackend final : public Backend {
   int64_t WorkspaceBytes() const override { return 0; }
   Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
-#define LOWRANK_OVERRIDE_ENQUEUE(Type, member)           \
-  Status Enqueue(const Type& op, OpRefs refs) override { \
-    return Submit(op, std::move(refs), kernels_.member); \
+#define LOWRANK_OVERRIDE_ENQUEUE(Name, member)               \
+  Status Enqueue(const Name##Op& op, OpRefs refs) override { \
+    return Submit(op, std::move(refs), kernels_.member);     \
   }
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
 #undef LOWRANK_OVERRIDE_ENQUEUE

@@ -18,8 +18,8 @@ struct RunContext {
 
 struct KernelTable {
   const char* isa;  // as LOWRANK_ISA names it: kernel_select.cpp has them all
-#define LOWRANK_KERNEL_MEMBER(Type, member) \
-  Status (*member)(const Type& op, const RunContext& context);
+#define LOWRANK_KERNEL_MEMBER(Name, member) \
+  Status (*member)(const Name##Op& op, const RunContext& context);
   LOWRANK_FOR_EACH_OP(LOWRANK_KERNEL_MEMBER)
 #undef LOWRANK_KERNEL_MEMBER
 };

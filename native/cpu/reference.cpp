@@ -198,37 +198,10 @@ Status LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& contex
 }  // namespace
 }  // namespace reference
 
-const KernelTable kReferenceKernels = {
-    "reference",
-    reference::Run<QuantizeOp, reference::Quantize>,
-    reference::Run<DequantizeOp, reference::Dequantize>,
-    reference::Run<MatmulOp, reference::Matmul>,
-    reference::Run<MatmulInputGradOp, reference::MatmulInputGrad>,
-    reference::Run<LoraForwardOp, reference::LoraForward>,
-    reference::Run<LoraForwardManyOp, reference::LoraForwardMany>,
-    reference::Run<LoraForwardSwigluOp, reference::LoraForwardSwiglu>,
-    reference::Run<LoraBackwardOp, reference::LoraBackward>,
-    reference::Run<LoraShrinkOp, reference::LoraShrink>,
-    reference::Run<LoraExpandOp, reference::LoraExpand>,
-    reference::Run<LoraExpandBackwardOp, reference::LoraExpandBackward>,
-    reference::Run<LoraShrinkBackwardOp, reference::LoraShrinkBackward>,
-    reference::Run<WeightGradOp, reference::WeightGrad>,
-    reference::Run<GroupedForwardOp, reference::GroupedForward>,
-    reference::Run<GroupedBackwardOp, reference::GroupedBackward>,
-    reference::Run<MultiplyAddOp, reference::MultiplyAdd>,
-    reference::Run<MapOp, reference::Map>,
-    reference::Run<SwigluOp, reference::Swiglu>,
-    reference::Run<SwigluBackwardOp, reference::SwigluBackward>,
-    reference::Run<SumProductOp, reference::SumProduct>,
-    reference::Run<MapFeaturesOp, reference::MapFeatures>,
-    reference::Run<BlockMatmulOp, reference::BlockMatmul>,
-    reference::Run<BlockMatmulInputGradOp, reference::BlockMatmulInputGrad>,
-    reference::Run<BlockWeightGradOp, reference::BlockWeightGrad>,
-    reference::Run<WeightNormsOp, reference::WeightNorms>,
-    reference::Run<FactoredNormOp, reference::FactoredNorm>,
-    reference::Run<QuantizeScalesOp, reference::QuantizeScales>,
-    reference::Run<CastOp, reference::Cast>,
-    reference::Run<RandomOp, reference::Random>,
+const KernelTable kReferenceKernels = {"reference",
+#define LOWRANK_REFERENCE(Name, member) reference::Run<Name##Op, reference::Name>,
+                                       LOWRANK_FOR_EACH_OP(LOWRANK_REFERENCE)
+#undef LOWRANK_REFERENCE
 };
 
 }  // namespace lowrank::cpu

@@ -58,7 +58,8 @@ class CudaBackend final : public Backend {
   int64_t WorkspaceBytes() const override;
   Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
-#define LOWRANK_OVERRIDE_ENQUEUE(Type, member) Status Enqueue(const Type& op, OpRefs refs) override;
+#define LOWRANK_OVERRIDE_ENQUEUE(Name, member) \
+  Status Enqueue(const Name##Op& op, OpRefs refs) override;
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
 #undef LOWRANK_OVERRIDE_ENQUEUE
 

@@ -68,8 +68,10 @@ Status CheckInt8(const Op&, const std::string&) {
 
 }  // namespace
 
-#define LOWRANK_DEFINE_ENQUEUE(Type, member) \
-  Status CudaBackend::Enqueue(const Type& op, OpRefs refs) { return Submit(op, std::move(refs)); }
+#define LOWRANK_DEFINE_ENQUEUE(Name, member)                     \
+  Status CudaBackend::Enqueue(const Name##Op& op, OpRefs refs) { \
+    return Submit(op, std::move(refs));                          \
+  }
 LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_ENQUEUE)
 #undef LOWRANK_DEFINE_ENQUEUE
 

@@ -158,8 +158,8 @@ struct Plan {
 };
 
 /// `op` has passed Check(). Fails with kUnsupported where no kernel takes it, saying what is.
-#define LOWRANK_DECLARE_PLAN(Type, member) \
-  Status MakePlan(const Type& op, const DeviceLimits& device, Workspace* workspace, Plan* plan);
+#define LOWRANK_DECLARE_PLAN(Name, member) \
+  Status MakePlan(const Name##Op& op, const DeviceLimits& device, Workspace* workspace, Plan* plan);
 LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_PLAN)
 #undef LOWRANK_DECLARE_PLAN
 

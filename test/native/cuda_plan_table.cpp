@@ -122,7 +122,7 @@ class Card {
     }
     bool complete = failed_.empty();
     for (const char* op : {
-#define LOWRANK_NAME(Type, member) Type::kName,
+#define LOWRANK_NAME(Name, member) Name##Op::kName,
              LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
 #undef LOWRANK_NAME
          }) {

@@ -10,55 +10,50 @@
 #include "native/cpu/kernels/layers/lora_parts.h"
 #include "native/cpu/kernels/layers/weight_norms.h"
 
-/// An op that is the base's, where there is one, but for what owns(op) says of it in a set that can
-/// have such products of its own.
-#define LOWRANK_UNLESS(can, owns, member, function)                         \
-  [](const auto& op, const RunContext& context) {                           \
-    if constexpr (!kHasBase) {                                              \
-      return function(op, context);                                         \
-    } else if constexpr (can) {                                             \
-      return owns(op) ? function(op, context) : Base().member(op, context); \
-    } else {                                                                \
-      return Base().member(op, context);                                    \
-    }                                                                       \
-  }
-#define LOWRANK_OF_BASE(member, function) LOWRANK_UNLESS(false, Never, member, function)
-#define LOWRANK_FORWARD(member, function) LOWRANK_UNLESS(true, OwnsForward, member, function)
-#define LOWRANK_OF_PAIRS(owns, member, function) LOWRANK_UNLESS(kHasBF16Dot, owns, member, function)
-
 namespace lowrank::cpu::LOWRANK_ISA {
+
+/// Which calls of an op a set with a base (base_set.h) computes itself. By default none: the base
+/// computes them.
+template <typename Op>
+struct Own {
+  static constexpr bool kSome = false;
+  static bool Owns(const Op& /*op*/) { return false; }
+};
+#define LOWRANK_OWN(Type, some, owns)                 \
+  template <>                                         \
+  struct Own<Type> {                                  \
+    static constexpr bool kSome = some;               \
+    static bool Owns(const Type& op) { return owns; } \
+  };
+LOWRANK_OWN(MatmulOp, true, OwnsForward(op))
+LOWRANK_OWN(MatmulInputGradOp, kHasBF16Dot, OwnsBackward(op))
+LOWRANK_OWN(LoraForwardOp, true, OwnsForward(op))
+LOWRANK_OWN(LoraForwardManyOp, true, (static_cast<void>(op), true))  // decides a part at a time
+LOWRANK_OWN(LoraForwardSwigluOp, true, (static_cast<void>(op), true))
+LOWRANK_OWN(LoraBackwardOp, kHasBF16Dot, OwnsBackward(op))
+LOWRANK_OWN(LoraExpandOp, true, OwnsExpand(op))
+LOWRANK_OWN(LoraShrinkBackwardOp, kHasBF16Dot, OwnsBackward(op))
+LOWRANK_OWN(GroupedForwardOp, true, OwnsForward(op))
+LOWRANK_OWN(GroupedBackwardOp, kHasBF16Dot, OwnsBackward(op))
+LOWRANK_OWN(BlockMatmulOp, kHasBF16Dot, OwnsBlocks(op))
+LOWRANK_OWN(BlockMatmulInputGradOp, kHasBF16Dot, OwnsBlocksBackward(op))
+LOWRANK_OWN(FactoredNormOp, kHasBF16Dot, OwnsNorm(op))
+#undef LOWRANK_OWN
 
 extern const IsaKernels kKernels = {
     LOWRANK_ISA_NAME,
-    LOWRANK_OF_BASE(quantize, Quantize),
-    LOWRANK_OF_BASE(dequantize, Dequantize),
-    LOWRANK_FORWARD(matmul, Matmul),
-    LOWRANK_OF_PAIRS(OwnsBackward, matmul_input_grad, MatmulInputGrad),
-    LOWRANK_FORWARD(lora_forward, LoraForward),
-    LoraForwardMany,
-    LoraForwardSwiglu,
-    LOWRANK_OF_PAIRS(OwnsBackward, lora_backward, LoraBackward),
-    LOWRANK_OF_BASE(lora_shrink, LoraShrink),
-    LOWRANK_UNLESS(true, OwnsExpand, lora_expand, LoraExpand),
-    LOWRANK_OF_BASE(lora_expand_backward, LoraExpandBackward),
-    LOWRANK_OF_PAIRS(OwnsBackward, lora_shrink_backward, LoraShrinkBackward),
-    LOWRANK_OF_BASE(weight_grad, WeightGrad),
-    LOWRANK_FORWARD(grouped_forward, GroupedForward),
-    LOWRANK_OF_PAIRS(OwnsBackward, grouped_backward, GroupedBackward),
-    LOWRANK_OF_BASE(multiply_add, MultiplyAdd),
-    LOWRANK_OF_BASE(map, Map),
-    LOWRANK_OF_BASE(swiglu, Swiglu),
-    LOWRANK_OF_BASE(swiglu_backward, SwigluBackward),
-    LOWRANK_OF_BASE(sum_product, SumProduct),
-    LOWRANK_OF_BASE(map_features, MapFeatures),
-    LOWRANK_OF_PAIRS(OwnsBlocks, block_matmul, BlockMatmul),
-    LOWRANK_OF_PAIRS(OwnsBlocksBackward, block_input_grad, BlockMatmulInputGrad),
-    LOWRANK_OF_BASE(block_weight_grad, BlockWeightGrad),
-    LOWRANK_OF_BASE(weight_norms, WeightNorms),
-    LOWRANK_OF_PAIRS(OwnsNorm, factored_norm, FactoredNorm),
-    LOWRANK_OF_BASE(quantize_scales, QuantizeScales),
-    LOWRANK_OF_BASE(cast, Cast),
-    ForwardRuns,
+#define LOWRANK_KERNEL_OF(Name, member)                      \
+  [](const Name##Op& op, const RunContext& context) {        \
+    if constexpr (!kHasBase) {                               \
+      return Name(op, context);                              \
+    } else if constexpr (Own<Name##Op>::kSome) {             \
+      if (Own<Name##Op>::Owns(op)) return Name(op, context); \
+    }                                                        \
+    return Base().member(op, context);                       \
+  },
+    LOWRANK_FOR_EACH_ISA_OP(LOWRANK_KERNEL_OF)
+#undef LOWRANK_KERNEL_OF
+        ForwardRuns,
     {PickTile<F32Policy>, FindShrinkTile, FindFactorRows, FindThinDot},
 };
 

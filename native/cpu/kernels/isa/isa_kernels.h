@@ -21,34 +21,10 @@ struct Outcome {
 
 struct IsaKernels {
   const char* isa;
-  Outcome (*quantize)(const QuantizeOp& op, const RunContext& context);
-  Outcome (*dequantize)(const DequantizeOp& op, const RunContext& context);
-  Outcome (*matmul)(const MatmulOp& op, const RunContext& context);
-  Outcome (*matmul_input_grad)(const MatmulInputGradOp& op, const RunContext& context);
-  Outcome (*lora_forward)(const LoraForwardOp& op, const RunContext& context);
-  Outcome (*lora_forward_many)(const LoraForwardManyOp& op, const RunContext& context);
-  Outcome (*lora_forward_swiglu)(const LoraForwardSwigluOp& op, const RunContext& context);
-  Outcome (*lora_backward)(const LoraBackwardOp& op, const RunContext& context);
-  Outcome (*lora_shrink)(const LoraShrinkOp& op, const RunContext& context);
-  Outcome (*lora_expand)(const LoraExpandOp& op, const RunContext& context);
-  Outcome (*lora_expand_backward)(const LoraExpandBackwardOp& op, const RunContext& context);
-  Outcome (*lora_shrink_backward)(const LoraShrinkBackwardOp& op, const RunContext& context);
-  Outcome (*weight_grad)(const WeightGradOp& op, const RunContext& context);
-  Outcome (*grouped_forward)(const GroupedForwardOp& op, const RunContext& context);
-  Outcome (*grouped_backward)(const GroupedBackwardOp& op, const RunContext& context);
-  Outcome (*multiply_add)(const MultiplyAddOp& op, const RunContext& context);
-  Outcome (*map)(const MapOp& op, const RunContext& context);
-  Outcome (*swiglu)(const SwigluOp& op, const RunContext& context);
-  Outcome (*swiglu_backward)(const SwigluBackwardOp& op, const RunContext& context);
-  Outcome (*sum_product)(const SumProductOp& op, const RunContext& context);
-  Outcome (*map_features)(const MapFeaturesOp& op, const RunContext& context);
-  Outcome (*block_matmul)(const BlockMatmulOp& op, const RunContext& context);
-  Outcome (*block_input_grad)(const BlockMatmulInputGradOp& op, const RunContext& context);
-  Outcome (*block_weight_grad)(const BlockWeightGradOp& op, const RunContext& context);
-  Outcome (*weight_norms)(const WeightNormsOp& op, const RunContext& context);
-  Outcome (*factored_norm)(const FactoredNormOp& op, const RunContext& context);
-  Outcome (*quantize_scales)(const QuantizeScalesOp& op, const RunContext& context);
-  Outcome (*cast)(const CastOp& op, const RunContext& context);
+#define LOWRANK_ISA_MEMBER(Name, member) \
+  Outcome (*member)(const Name##Op& op, const RunContext& context);
+  LOWRANK_FOR_EACH_ISA_OP(LOWRANK_ISA_MEMBER)
+#undef LOWRANK_ISA_MEMBER
   /// loraForwardMany of some parts; with `swiglu` the last is the up of loraForwardSwiglu.
   Outcome (*forward_parts)(const LoraForwardOp* parts, int64_t count, bool swiglu,
                            const RunContext& context);
