@@ -20,8 +20,8 @@
 ///            at 3.0 TB/s; the products are 2.1 G fma, of 256 · 132 · 1.755 G a second 36 us, with
 ///            2 loads of shared memory a fma pair (2 x 2) 72 us. A factor of two to four above the
 ///            memory's time, beside a base product of 2 · 8,192 · 4,096² (350 us at 780 TFLOP/s).
-#include "cuda/params/block_gemm.h"
 #include "cuda/small_operand.cuh"
+#include "native/host_device/params/block_gemm.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -12,7 +12,7 @@
 ///            instructions) and store are 27 of 128 issue slots. Bytes in flight: kUnroll · 16 ·
 ///            2,048 threads = 128 KiB a multiprocessor, where 16 KiB cover the latency.
 #include "cuda/element.cuh"
-#include "cuda/params/cast.h"
+#include "native/host_device/params/cast.h"
 
 namespace lowrank::gpu {
 namespace {

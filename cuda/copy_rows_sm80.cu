@@ -14,7 +14,7 @@
 ///            block waits twice, for the row's number and for the row: some 1,200 clocks in which
 ///            eight blocks have 64 KiB on their way, 53 bytes a clock where 13 are wanted.
 #include "cuda/gpu.cuh"
-#include "cuda/params/copy_rows.h"
+#include "native/host_device/params/copy_rows.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -2,8 +2,8 @@
 /// and the exact split of f32 into bf16 parts.
 #pragma once
 
-#include "cuda/params/gemm_mma.h"
 #include "cuda/ptx.cuh"
+#include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::gpu {
 

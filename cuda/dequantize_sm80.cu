@@ -24,7 +24,7 @@
 ///            serve; 32 copies would be free of it and cost 32 KiB and their filling a block of
 ///            threads.
 #include "cuda/element.cuh"
-#include "cuda/params/dequantize.h"
+#include "native/host_device/params/dequantize.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -13,8 +13,8 @@
 ///            splits of the rows), each warp every eighth row; splits are added by sum_planes in
 ///            ascending order
 /// Numerics   multiply_add in f32, in the order of the formula, one rounding; map
-///            native/core/map_function.h; sums in double, where a product of f32 is exact: lanes,
-///            then warps and splits in ascending order
+///            native/host_device/map_function.h; sums in double, where a product of f32 is exact:
+///            lanes, then warps and splits in ascending order
 /// Needs      nothing: rows or pointers that are not whole words go one by one
 ///
 /// Budget     multiply_add on three bf16 tensors: 6 bytes an element. At 3.0 TB/s and 1.755 GHz,
@@ -25,8 +25,8 @@
 ///            double operations (exp, tanh), 1.5 times what its memory takes; its tensors are r
 ///            wide.
 #include "cuda/small_operand.cuh"
-#include "native/core/map_function.h"
-#include "native/core/swiglu.h"
+#include "native/host_device/map_function.h"
+#include "native/host_device/swiglu.h"
 
 namespace lowrank::gpu {
 namespace {

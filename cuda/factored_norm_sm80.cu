@@ -19,9 +19,9 @@
 ///            the barriers, 0.7 us after the launch before, beside the 2.9 that reading w takes; 16
 ///            planes of G are 2 MB in all blocks, 0.3 us of what L2 gives. Σᵢ is r² multiplications
 ///            an n, 16.8 million at r = 64: 0.6 us.
-#include "cuda/params/factored_norm.h"
 #include "cuda/planes.cuh"
 #include "cuda/small_operand.cuh"
+#include "native/host_device/params/factored_norm.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -19,8 +19,8 @@
 ///            gives: random permutations of whole rows run at a third of the memory's rate, slices,
 ///            repeats and transpositions at its full rate. Layers permute M · K elements beside
 ///            products of M · N · K.
-#include "cuda/params/feature_map.h"
 #include "cuda/small_operand.cuh"
+#include "native/host_device/params/feature_map.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -39,8 +39,8 @@
 /// slabs ask for, from L1, where 128 rows take 4 KB: 8 KB of L1 traffic a slab, 4 bytes / clk. The
 /// 256 entries of the 8-bit codebook meet by chance in one of 32 banks (1.5).
 #include "cuda/decode.cuh"
-#include "cuda/params/gemm_f32.h"
-#include "native/core/philox.h"
+#include "native/host_device/params/gemm_f32.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -3,8 +3,8 @@
 
 #include "cuda/element.cuh"
 #include "cuda/gemm_mma.cuh"
-#include "cuda/params/gemm_int8.h"
 #include "cuda/row_chunks.cuh"
+#include "native/host_device/params/gemm_int8.h"
 
 namespace lowrank::gpu {
 

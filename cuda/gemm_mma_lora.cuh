@@ -3,7 +3,7 @@
 
 #include "cuda/lora_pairs.cuh"
 #include "cuda/weight_source.cuh"
-#include "native/core/philox.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::gpu {
 

@@ -50,8 +50,8 @@
 #include "cuda/gpu.cuh"
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_parts.cuh"
-#include "cuda/params/lora_shrink.h"
 #include "cuda/ptx.cuh"
+#include "native/host_device/params/lora_shrink.h"
 
 #define LOWRANK_MEMBER __device__ __forceinline__
 

@@ -3,8 +3,8 @@
 
 #include "cuda/gpu.cuh"
 #include "cuda/lora_parts.cuh"
-#include "cuda/params/lora_shrink.h"
-#include "native/core/philox.h"
+#include "native/host_device/params/lora_shrink.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::gpu {
 

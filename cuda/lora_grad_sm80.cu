@@ -31,7 +31,7 @@
 /// read twice) and 49 us of 345 (H100: 14 %). Goal G10's 8 % on H100 asks for the overlap with dx's
 /// product on top, which leaves four fifths of the memory's time idle.
 #include "cuda/lora_contract.cuh"
-#include "cuda/params/lora_grad.h"
+#include "native/host_device/params/lora_grad.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -3,9 +3,9 @@
 #pragma once
 
 #include "cuda/lora_gate.cuh"
-#include "cuda/params/lora_grouped.h"
 #include "cuda/planes.cuh"
 #include "cuda/small_operand.cuh"
+#include "native/host_device/params/lora_grouped.h"
 
 namespace lowrank::gpu {
 

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/gpu.cuh"
-#include "cuda/params/lora_pairs.h"
+#include "native/host_device/params/lora_pairs.h"
 
 namespace lowrank::gpu {
 

@@ -14,8 +14,8 @@
 #pragma once
 
 #include "cuda/gpu.cuh"
-#include "cuda/params/lora_shrink.h"
 #include "cuda/ptx.cuh"
+#include "native/host_device/params/lora_shrink.h"
 
 namespace lowrank::gpu {
 

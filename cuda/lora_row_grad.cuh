@@ -31,7 +31,7 @@
 #include "cuda/gpu.cuh"
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_parts.cuh"
-#include "cuda/params/gemm_wgmma.h"
+#include "native/host_device/params/gemm_wgmma.h"
 
 namespace lowrank::gpu {
 

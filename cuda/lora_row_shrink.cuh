@@ -46,8 +46,8 @@
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_parts.cuh"
 #include "cuda/panel_fill.cuh"
-#include "cuda/params/gemm_wgmma.h"
 #include "cuda/ptx.cuh"
+#include "native/host_device/params/gemm_wgmma.h"
 
 namespace lowrank::gpu {
 

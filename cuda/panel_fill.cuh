@@ -6,8 +6,8 @@
 #include "cuda/gpu.cuh"
 #include "cuda/lora_gate.cuh"
 #include "cuda/lora_pairs.cuh"
-#include "cuda/params/gemm_wgmma.h"
 #include "cuda/ptx_sm90.cuh"
+#include "native/host_device/params/gemm_wgmma.h"
 
 namespace lowrank::gpu {
 

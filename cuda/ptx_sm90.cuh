@@ -2,8 +2,8 @@
 /// cuda/emulator/hopper/ptx_sm90_emulated.h. Files named *_sm90a.cu are compiled for sm_90a only.
 #pragma once
 
-#include "cuda/params/tensor_map.h"
 #include "cuda/ptx.cuh"
+#include "native/host_device/params/tensor_map.h"
 
 #if !defined(__CUDACC__)
 

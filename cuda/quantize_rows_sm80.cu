@@ -27,8 +27,8 @@
 ///            instructions on the way forth (to widen, the sign, the maximum), 6 back (to widen, to
 ///            f16 and from it, product, sum, 3/4 to place the byte) and one of addresses: 43 of 128
 ///            issue slots, 4.3 of 64 conversions. 14336 x 4096 is 59 us.
-#include "cuda/params/quantize.h"
 #include "cuda/row_chunks.cuh"
+#include "native/host_device/params/quantize.h"
 
 namespace lowrank::gpu {
 namespace {

@@ -36,7 +36,7 @@
 #include <type_traits>
 
 #include "cuda/element.cuh"
-#include "cuda/params/quantize.h"
+#include "native/host_device/params/quantize.h"
 
 namespace lowrank::gpu {
 namespace {

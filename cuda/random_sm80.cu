@@ -1,4 +1,4 @@
-/// Normal and uniform numbers, the same bits as on every other device (native/core/random.h).
+/// Normal and uniform numbers, the same bits as on every device (native/host_device/random.h).
 ///
 ///   y[i] = mean + scale · draw(seed, i)
 ///
@@ -11,8 +11,8 @@
 ///            64 of them a clock and multiprocessor (sm_80, sm_90) a 4096 x 4096 tensor takes 0.2
 ///            ms where the memory would take 0.01: it runs once, at the start of a training.
 #include "cuda/element.cuh"
-#include "cuda/params/random.h"
-#include "native/core/random.h"
+#include "native/host_device/params/random.h"
+#include "native/host_device/random.h"
 
 namespace lowrank::gpu {
 namespace {

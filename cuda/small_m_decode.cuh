@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/decode.cuh"
-#include "cuda/params/matmul_small_m.h"
+#include "native/host_device/params/matmul_small_m.h"
 
 namespace lowrank::gpu {
 

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/element.cuh"
-#include "cuda/params/elementwise.h"
+#include "native/host_device/params/elementwise.h"
 
 namespace lowrank::gpu {
 

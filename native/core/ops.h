@@ -6,9 +6,9 @@
 #include <string>
 
 #include "native/core/grouped_ops.h"
-#include "native/core/map_function.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
+#include "native/host_device/map_function.h"
 
 namespace lowrank {
 
@@ -268,7 +268,7 @@ struct MultiplyAddOp {
   std::string Describe() const;
 };
 
-/// y = f(a) element by element (native/core/map_function.h)
+/// y = f(a) element by element (native/host_device/map_function.h)
 struct MapOp {
   static constexpr const char* kName = "mapTensor";
   MapFunction function = MapFunction::kReciprocal;
@@ -278,7 +278,7 @@ struct MapOp {
   std::string Describe() const;
 };
 
-/// y = silu(gate) ⊙ up (native/core/swiglu.h)
+/// y = silu(gate) ⊙ up (native/host_device/swiglu.h)
 struct SwigluOp {
   static constexpr const char* kName = "swiglu";
   TensorView gate;  // [M, N]  any dtype

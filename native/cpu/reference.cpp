@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "native/core/random.h"
 #include "native/cpu/reference_ops.h"
+#include "native/host_device/random.h"
 
 namespace lowrank::cpu {
 namespace reference {

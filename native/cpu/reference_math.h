@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <vector>
 
-#include "native/core/philox.h"
 #include "native/cpu/reference_int8.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cpu::reference {
 

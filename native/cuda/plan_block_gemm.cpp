@@ -1,10 +1,10 @@
 /// Plans of cuda/block_gemm_sm80.cu.
 #include <algorithm>
 
-#include "cuda/params/block_gemm.h"
-#include "cuda/params/elementwise.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/block_gemm.h"
+#include "native/host_device/params/elementwise.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -1,6 +1,6 @@
-#include "cuda/params/cast.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/cast.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -1,9 +1,9 @@
 /// Plans of cuda/elementwise_sm80.cu.
 #include <algorithm>
 
-#include "cuda/params/elementwise.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/elementwise.h"
 
 namespace lowrank::cuda {
 namespace {

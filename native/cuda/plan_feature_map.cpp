@@ -1,9 +1,9 @@
 /// Plan of cuda/feature_map_sm80.cu.
 #include <algorithm>
 
-#include "cuda/params/feature_map.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/feature_map.h"
 
 namespace lowrank::cuda {
 namespace {

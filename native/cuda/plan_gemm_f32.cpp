@@ -1,9 +1,9 @@
 /// Plans of cuda/gemm_f32_sm80.cu.
 #include "native/cuda/plan_gemm_f32.h"
 
-#include "cuda/params/gemm_f32.h"
-#include "native/core/philox.h"
 #include "native/cuda/weight_params.h"
+#include "native/host_device/params/gemm_f32.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {

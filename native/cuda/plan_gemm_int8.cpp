@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "cuda/params/gemm_int8.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/gemm_int8.h"
 
 namespace lowrank::cuda {
 namespace {

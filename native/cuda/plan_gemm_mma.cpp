@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <iterator>
 
-#include "cuda/params/gemm_mma.h"
-#include "cuda/params/lora_pairs.h"
-#include "native/core/philox.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/weight_params.h"
+#include "native/host_device/params/gemm_mma.h"
+#include "native/host_device/params/lora_pairs.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -2,8 +2,8 @@
 /// weight, with the LoRA term in the same accumulators.
 #pragma once
 
-#include "cuda/params/gemm_mma.h"
 #include "native/cuda/plan.h"
+#include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::cuda {
 

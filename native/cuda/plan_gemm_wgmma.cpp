@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstddef>
 
-#include "cuda/params/gemm_wgmma.h"
-#include "cuda/params/lora_pairs.h"
 #include "native/cuda/plan_wgmma_beside.h"
+#include "native/host_device/params/gemm_wgmma.h"
+#include "native/host_device/params/lora_pairs.h"
 
 namespace lowrank::cuda {
 namespace {

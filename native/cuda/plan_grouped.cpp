@@ -15,13 +15,13 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cuda/params/lora_grouped.h"
-#include "native/core/philox.h"
 #include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_grouped.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/lora_grouped.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -13,11 +13,11 @@
 /// dropout, whose bits go by a row's place in the batch. A row has the same bits wherever it lies.
 #include <algorithm>
 
-#include "cuda/params/copy_rows.h"
 #include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_grouped.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/copy_rows.h"
 
 namespace lowrank::cuda {
 

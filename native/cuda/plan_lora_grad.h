@@ -2,8 +2,8 @@
 /// (cuda/lora_contract.cuh).
 #pragma once
 
-#include "cuda/params/lora_grad.h"
 #include "native/cuda/plan.h"
+#include "native/host_device/params/lora_grad.h"
 
 namespace lowrank::cuda {
 

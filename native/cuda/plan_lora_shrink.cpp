@@ -4,9 +4,9 @@
 
 #include <algorithm>
 
-#include "native/core/philox.h"
 #include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_lora_grad.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -2,11 +2,11 @@
 
 #include <algorithm>
 
-#include "cuda/params/matmul_small_m.h"
 #include "native/cuda/plan_cluster.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_streaming.h"
 #include "native/cuda/weight_params.h"
+#include "native/host_device/params/matmul_small_m.h"
 
 namespace lowrank::cuda {
 namespace {

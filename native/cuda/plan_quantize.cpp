@@ -1,9 +1,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "cuda/params/quantize.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/quantize.h"
 
 namespace lowrank::cuda {
 namespace {

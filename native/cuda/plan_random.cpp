@@ -1,6 +1,6 @@
-#include "cuda/params/random.h"
 #include "native/cuda/plan.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/random.h"
 
 namespace lowrank::cuda {
 namespace {

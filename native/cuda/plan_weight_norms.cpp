@@ -4,11 +4,11 @@
 /// cuda/factored_norm_sm80.cu.
 #include <algorithm>
 
-#include "cuda/params/factored_norm.h"
 #include "native/cuda/plan_gemm_mma.h"
 #include "native/cuda/plan_lora_grad.h"
 #include "native/cuda/plan_lora_shrink.h"
 #include "native/cuda/plan_streaming.h"
+#include "native/host_device/params/factored_norm.h"
 
 namespace lowrank::cuda {
 namespace {

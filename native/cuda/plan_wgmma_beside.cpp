@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "cuda/params/lora_pairs.h"
+#include "native/host_device/params/lora_pairs.h"
 
 namespace lowrank::cuda {
 namespace {

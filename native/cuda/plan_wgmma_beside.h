@@ -2,8 +2,8 @@
 /// the bits of its gate, the factors' gradients (cuda/lora_row_shrink.cuh, cuda/lora_row_grad.cuh).
 #pragma once
 
-#include "cuda/params/gemm_wgmma.h"
 #include "native/cuda/plan_gemm_wgmma.h"
+#include "native/host_device/params/gemm_wgmma.h"
 
 namespace lowrank::cuda {
 

@@ -1,8 +1,8 @@
 /// A base weight as the kernels see it.
 #pragma once
 
-#include "cuda/params/gemm_mma.h"
 #include "native/core/tensor_view.h"
+#include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::cuda {
 

@@ -3,7 +3,7 @@
 #include <random>
 #include <set>
 
-#include "native/core/philox.h"
+#include "native/host_device/philox.h"
 #include "test/gpu/ops_check.h"
 
 namespace lowrank::cuda {

@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "cuda/emulator/driver/device_model.h"
-#include "cuda/params/gemm_wgmma.h"
 #include "native/cuda/plan.h"
+#include "native/host_device/params/gemm_wgmma.h"
 
 namespace {
 

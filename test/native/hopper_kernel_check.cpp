@@ -12,9 +12,9 @@
 #include <limits>
 #include <memory>
 
-#include "native/core/philox.h"
 #include "native/core/tensor_view.h"
 #include "native/cuda/plan_gemm_wgmma.h"
+#include "native/host_device/philox.h"
 #include "test/native/hopper_grads.h"
 #include "test/native/hopper_kernel_cases.h"
 #include "test/native/hopper_matrix.h"

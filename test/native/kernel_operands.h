@@ -16,8 +16,8 @@
 #endif
 
 #include "native/core/ops.h"
-#include "native/core/philox.h"
 #include "native/cpu/kernel_table.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cpu {
 

@@ -2,8 +2,8 @@
 // loops.
 #include <memory>
 
-#include "native/core/map_function.h"
-#include "native/core/swiglu.h"
+#include "native/host_device/map_function.h"
+#include "native/host_device/swiglu.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {

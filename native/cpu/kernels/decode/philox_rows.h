@@ -1,5 +1,5 @@
-/// Philox4x32-10 over a run of groups: the same draws as native/core/philox.h (the tests compare
-/// both), one group to a 64-bit lane.
+/// Philox4x32-10 over a run of groups: the same draws as native/host_device/philox.h (the tests
+/// compare both), one group to a 64-bit lane.
 ///
 /// A word of the state is the lower half of its lane, which is all that a product reads, so a round
 /// is two products, two shifts and two exclusive ors of three: nothing is masked until the end.
@@ -7,8 +7,8 @@
 /// that was left to the compiler, 4.2.
 #pragma once
 
-#include "native/core/philox.h"
 #include "native/cpu/kernels/isa/simd.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

@@ -1,5 +1,5 @@
 // Flags: -O3 -ffp-contract=off
-#include "native/core/random.h"
+#include "native/host_device/random.h"
 
 #include "native/cpu/kernels/isa/isa_kernels.h"
 

@@ -3,15 +3,16 @@
 ///   y[m, n] = alpha · a · b + beta · c      y = f(a)      out[n] = Σₘ a · b, out[m] = Σₙ a · b
 ///
 /// Operands   any dtype each; b and c [M | 1, N | 1]
-/// Numerics   multiplyAdd in f32 and in that order, mapTensor as native/core/map_function.h, one
-///            rounding at the store; sumProduct in double, where a product of f32 is exact, in an
-///            order that depends on M and N alone. None depends on the instruction set.
+/// Numerics   multiplyAdd in f32 and in that order, mapTensor as
+///            native/host_device/map_function.h, one rounding at the store; sumProduct in double,
+///            where a product of f32 is exact, in an order that depends on M and N alone. None
+///            depends on the instruction set.
 /// Tasks      pieces of rows and columns whose bounds depend on M and N alone
 #pragma once
 
-#include "native/core/map_function.h"
-#include "native/core/swiglu.h"
 #include "native/cpu/kernels/tile/gemm.h"
+#include "native/host_device/map_function.h"
+#include "native/host_device/swiglu.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

@@ -5,7 +5,7 @@
 ///   y = g · σ(g) · u      ∂y/∂u = g · σ(g)      ∂y/∂g = u · σ(g) · (1 + g · (1 - σ(g)))
 #pragma once
 
-#include "native/core/map_function.h"
+#include "native/host_device/map_function.h"
 
 namespace lowrank {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "cuda/params/lora_shrink.h"
-#include "cuda/params/tensor_map.h"
+#include "native/host_device/params/lora_shrink.h"
+#include "native/host_device/params/tensor_map.h"
 
 namespace lowrank::gpu {
 

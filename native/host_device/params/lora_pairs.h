@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/params/gemm_mma.h"
+#include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::gpu {
 

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cuda/params/lora_shrink.h"
+#include "native/host_device/params/lora_shrink.h"
 
 namespace lowrank::gpu {
 

@@ -12,7 +12,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "native/core/philox.h"
+#include "native/host_device/philox.h"
 
 #if !defined(__CUDA_ARCH__)
 #include <cmath>

@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "cuda/params/gemm_mma.h"
+#include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::gpu {
 

@@ -2,8 +2,8 @@
 /// cuda/matmul_int8_wgmma_sm90a.cu).
 #pragma once
 
-#include "cuda/params/gemm_mma.h"
-#include "cuda/params/tensor_map.h"
+#include "native/host_device/params/gemm_mma.h"
+#include "native/host_device/params/tensor_map.h"
 
 namespace lowrank::gpu {
 
