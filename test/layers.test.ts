@@ -141,7 +141,7 @@ describe('layers', () => {
     expect(device.refuses('native/cuda/plan.h', 'cuda/decode.cuh')).toBe(true);
     expect(device.refuses('native/host_device/philox.h', 'cuda/decode.cuh')).toBe(false);
     expect(device.refuses('native/cuda/driver.h', 'cuda/emulator/driver/memory.cpp')).toBe(false);
-    expect(device.refuses('native/core/ops.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('native/core/ops/ops.h', 'cuda/decode.cuh')).toBe(true);
     const both = rule('native/host_device');
     expect(both.refuses('cuda/gpu.cuh', '')).toBe(true);
     expect(both.refuses('native/core/status.h', '')).toBe(true);

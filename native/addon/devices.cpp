@@ -1,7 +1,7 @@
 /// devices(), one device, memoryUsage(), threads.
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 
 namespace lowrank::addon {
 namespace {

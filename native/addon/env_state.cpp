@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "native/addon/handles.h"
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 
 namespace lowrank::addon {
 

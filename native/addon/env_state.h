@@ -8,7 +8,7 @@
 #include <memory>
 #include <mutex>
 
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 
 namespace lowrank::addon {
 

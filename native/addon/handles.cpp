@@ -3,7 +3,7 @@
 #include <cmath>
 #include <memory>
 
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 
 namespace lowrank::addon {
 namespace {

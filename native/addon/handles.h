@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "native/addon/env_state.h"
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 
 namespace lowrank::addon {
 

@@ -6,7 +6,7 @@
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
 #include "native/addon/operands.h"
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank::addon {
 namespace {

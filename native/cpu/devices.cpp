@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <string>
 
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 #include "native/cpu/host_backend.h"
 #include "native/cpu/usable_cores.h"
 

@@ -2,7 +2,7 @@
 
 #include <new>
 
-#include "native/core/trace.h"
+#include "native/core/runtime/trace.h"
 
 namespace lowrank::cpu {
 

@@ -5,7 +5,7 @@
 #include <memory>
 #include <mutex>
 
-#include "native/core/queue.h"
+#include "native/core/runtime/queue.h"
 #include "native/cpu/host_memory.h"
 #include "native/cpu/kernel_table.h"
 

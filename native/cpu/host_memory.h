@@ -8,7 +8,7 @@
 #include <map>
 #include <mutex>
 
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 
 namespace lowrank::cpu {
 

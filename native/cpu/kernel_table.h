@@ -2,8 +2,8 @@
 /// set. A table is filled by compiling the same bodies with that set's flags.
 #pragma once
 
-#include "native/core/backend.h"
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
+#include "native/core/runtime/backend.h"
 #include "native/cpu/thread_pool.h"
 
 namespace lowrank::cpu {

@@ -9,8 +9,8 @@
 #include <cstdlib>
 #include <exception>
 
-#include "native/core/float_mode.h"
-#include "native/core/spin.h"
+#include "native/core/runtime/float_mode.h"
+#include "native/core/runtime/spin.h"
 #include "native/cpu/host_memory.h"
 
 namespace lowrank::cpu {

@@ -11,8 +11,8 @@
 #include <mutex>
 #include <string>
 
-#include "native/core/backend.h"
-#include "native/core/queue.h"
+#include "native/core/runtime/backend.h"
+#include "native/core/runtime/queue.h"
 #include "native/cuda/completion.h"
 #include "native/cuda/context.h"
 #include "native/cuda/staging.h"

@@ -5,9 +5,9 @@
 #include <new>
 #include <utility>
 
-#include "native/core/float_mode.h"
-#include "native/core/spin.h"
-#include "native/core/trace.h"
+#include "native/core/runtime/float_mode.h"
+#include "native/core/runtime/spin.h"
+#include "native/core/runtime/trace.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 #include "native/cuda/context.h"
 #include "native/cuda/staging.h"
 

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 #include "native/cuda/backend.h"
 
 namespace lowrank {

@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "native/core/trace.h"
+#include "native/core/runtime/trace.h"
 #include "native/cuda/backend.h"
 
 namespace lowrank::cuda {

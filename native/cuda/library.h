@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "native/core/fork.h"
+#include "native/core/runtime/fork.h"
 #include "native/core/status.h"
 #include "native/cuda/driver.h"
 

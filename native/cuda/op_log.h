@@ -10,7 +10,7 @@
 #include <string>
 #include <type_traits>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 
 namespace lowrank::cuda {
 

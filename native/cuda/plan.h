@@ -11,7 +11,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 
 namespace lowrank::cuda {
 

@@ -12,7 +12,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 #include "native/cuda/context.h"
 
 namespace lowrank::cuda {

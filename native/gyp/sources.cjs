@@ -19,6 +19,6 @@ if (mode === 'plain') {
   const values = what === 'flags' ? rows.flatMap((row) => row.flags) : rows.map((r) => here(r.source));
   // A static library needs a source: on other processors the portable list's first file stands in
   // for a set that is not built there.
-  const empty = what === 'sources' && values.length === 0 ? [here('native/core/trace.cpp')] : [];
+  const empty = what === 'sources' && values.length === 0 ? [here('native/core/runtime/trace.cpp')] : [];
   console.log([...values, ...empty].join('\n'));
 }

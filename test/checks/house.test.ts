@@ -21,7 +21,6 @@ const kCrowded: Readonly<Record<string, number>> = {
   cuda: 52,
   'cuda/emulator': 37,
   'cuda/emulator/driver': 27,
-  'native/core': 33,
   'native/cuda': 57,
 };
 

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 #include "test/gpu/machine.h"
 
 namespace lowrank::cuda {

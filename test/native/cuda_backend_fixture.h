@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 #include "native/cuda/library.h"
 
 namespace lowrank {

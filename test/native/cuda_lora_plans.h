@@ -4,7 +4,7 @@
 
 #include <string>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 #include "native/cuda/plan.h"
 #include "test/native/cuda_lora_operands.h"
 

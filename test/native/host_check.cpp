@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 #include "native/cpu/usable_cores.h"
 
 namespace lowrank {

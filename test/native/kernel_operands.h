@@ -15,7 +15,7 @@
 #include <unistd.h>
 #endif
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 #include "native/cpu/kernel_table.h"
 #include "native/host_device/philox.h"
 

@@ -1,7 +1,7 @@
 /// Rows of any operand as f32: dense tensors of any dtype, packed weights, dropout gates.
 #pragma once
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 #include "native/cpu/kernels/decode/levels.h"
 #include "native/cpu/kernels/decode/philox_rows.h"
 

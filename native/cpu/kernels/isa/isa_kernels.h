@@ -8,7 +8,7 @@
 
 #include <cstdint>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 #include "native/cpu/kernel_table.h"
 #include "native/cpu/kernels/tile/base_tiles.h"
 

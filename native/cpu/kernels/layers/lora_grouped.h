@@ -8,7 +8,7 @@
 ///
 /// over the adapters e of row m, in the order of the table.
 ///
-/// Operands   AdapterTable (native/core/grouped_ops.h); h and dh packed, [count, r] an adapter
+/// Operands   AdapterTable (native/core/ops/grouped_ops.h); h and dh packed, [count, r] an adapter
 /// Tasks      shrink: an adapter's rows, kPieceRows at a time. expand: inside the tasks of the base
 ///            product, whose sums of the rows of an adapter are brought together (they are in L2),
 ///            so that a column block of each lora_b is read once. gradients: tiles of all adapters

@@ -2,7 +2,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 namespace {

@@ -4,7 +4,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 
 namespace lowrank {
 

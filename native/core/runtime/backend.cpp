@@ -1,4 +1,4 @@
-#include "native/core/backend.h"
+#include "native/core/runtime/backend.h"
 
 namespace lowrank {
 

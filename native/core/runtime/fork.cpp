@@ -1,4 +1,4 @@
-#include "native/core/fork.h"
+#include "native/core/runtime/fork.h"
 
 #include <pthread.h>
 

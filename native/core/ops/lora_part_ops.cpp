@@ -1,5 +1,5 @@
 /// The parts of a LoRA layer on either side of h, and the gradient of a small dense weight.
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 

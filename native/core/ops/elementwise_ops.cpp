@@ -1,5 +1,5 @@
 /// Ops over the elements of small tensors.
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 namespace {

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "native/core/fork.h"
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
+#include "native/core/runtime/fork.h"
 #include "native/core/status.h"
 
 namespace lowrank {

@@ -1,5 +1,5 @@
 /// Maps of features, products of blocks, norms and scales of weights.
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 namespace {

@@ -1,8 +1,8 @@
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 
 #include <cmath>
 
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 

@@ -1,4 +1,4 @@
-#include "native/core/registry.h"
+#include "native/core/runtime/registry.h"
 
 #include <atomic>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "native/core/op_checks.h"
+#include "native/core/ops/op_checks.h"
 
 #include <algorithm>
 #include <cmath>

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "native/core/grouped_ops.h"
+#include "native/core/ops/grouped_ops.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
 #include "native/host_device/map_function.h"

@@ -9,8 +9,8 @@
 #include <string>
 #include <thread>
 
-#include "native/core/backend.h"
-#include "native/core/fork.h"
+#include "native/core/runtime/backend.h"
+#include "native/core/runtime/fork.h"
 
 namespace lowrank {
 

@@ -1,4 +1,4 @@
-#include "native/core/trace.h"
+#include "native/core/runtime/trace.h"
 
 #include <unistd.h>
 

@@ -1,4 +1,4 @@
-#include "native/core/queue.h"
+#include "native/core/runtime/queue.h"
 
 #include <chrono>
 #include <exception>
@@ -6,9 +6,9 @@
 #include <system_error>
 #include <utility>
 
-#include "native/core/float_mode.h"
-#include "native/core/spin.h"
-#include "native/core/trace.h"
+#include "native/core/runtime/float_mode.h"
+#include "native/core/runtime/spin.h"
+#include "native/core/runtime/trace.h"
 
 namespace lowrank {
 namespace {

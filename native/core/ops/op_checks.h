@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "native/core/ops.h"
+#include "native/core/ops/ops.h"
 
 namespace lowrank {
 
