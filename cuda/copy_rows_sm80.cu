@@ -1,5 +1,5 @@
 /// The rows of a matrix of 16-bit elements in another order: those of each adapter of a batch one
-/// after another, and back (native/cuda/plan_grouped_segments.cpp).
+/// after another, and back (native/cuda/plans/ops/plan_grouped_segments.cpp).
 ///
 ///   gather    dst[i] = src[rows[i]]
 ///   scatter   dst[rows[i]] = src[i]

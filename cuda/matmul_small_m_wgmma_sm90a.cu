@@ -1,5 +1,5 @@
 /// Products of 33 tokens and more with 4-bit weights on Hopper: wgmma with the weight in registers,
-/// 64 tokens a block. native/cuda/plan_matmul_small_m.cpp says where blocks of 128 take less.
+/// 64 tokens a block. plan_matmul_small_m.cpp says where blocks of 128 take less.
 ///
 ///   y = x · dequant(w)ᵀ + bias + scaling · (h · lora_bᵀ + lora_bias)
 ///

@@ -138,9 +138,11 @@ describe('layers', () => {
     const device = rule('cuda');
     expect(device.refuses('cuda_fp16.h', 'cuda/decode.cuh')).toBe(true);
     expect(device.refuses('cuda_fp16.h', 'cuda/gpu.cuh')).toBe(false);
-    expect(device.refuses('native/cuda/plan.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('native/cuda/plans/plan.h', 'cuda/decode.cuh')).toBe(true);
     expect(device.refuses('native/host_device/philox.h', 'cuda/decode.cuh')).toBe(false);
-    expect(device.refuses('native/cuda/driver.h', 'cuda/emulator/driver/memory.cpp')).toBe(false);
+    expect(device.refuses('native/cuda/driver/driver.h', 'cuda/emulator/driver/memory.cpp')).toBe(
+      false,
+    );
     expect(device.refuses('native/core/ops/ops.h', 'cuda/decode.cuh')).toBe(true);
     const both = rule('native/host_device');
     expect(both.refuses('cuda/gpu.cuh', '')).toBe(true);

@@ -67,7 +67,7 @@ const ceil = (a, b) => Math.ceil(a / b);
 /** Clocks to issue so many instructions of each of `warps` warps that a multiprocessor holds at a time. */
 const issueClocks = (instructions, warps) => (instructions * warps) / 4 / issueRate(warps / 4);
 
-/** As native/cuda/plan_cluster.h has them. */
+/** As native/cuda/plans/plan_cluster.h has them. */
 const peerBytes = (cluster) => (cluster <= 2 ? 14.2 : 11.4);
 const kClusterClocks = 350;
 
@@ -132,7 +132,7 @@ export const kWgmmaTiles = {
   },
 };
 
-/** Clocks of a step of 128 k of a block: what native/cuda/plan_matmul_small_m.cpp has as step_clocks. */
+/** Clocks of a step of 128 k of a block: what native/cuda/plans/products/plan_matmul_small_m.cpp has as step_clocks. */
 export function stepClocks(tile, instructions) {
   const tensor = ((tile.rows * tile.tokens * 128) / 2048) * (of('clock') / of('tensorClock'));
   const warps = tile.copiers ? 3 : 2;

@@ -25,7 +25,7 @@
 #include <vector>
 
 #include "cuda/emulator/runtime.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 
 namespace lowrank::emu {
 

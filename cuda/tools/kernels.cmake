@@ -1,5 +1,5 @@
 # Compiles cuda/*.cu with nvcc, one fat binary a file, and packs them into `lowrank.fatbin` beside
-# the addon (format: native/cuda/kernel_image.h). Without nvcc the addon is built alone.
+# the addon (format: native/cuda/driver/kernel_image.h). Without nvcc the addon is built alone.
 #
 #   LOWRANK_CUDA        AUTO: if nvcc is found · ON: nvcc must be there · OFF
 #   LOWRANK_CUDA_ARCHS  "auto": of the GPUs found here, or 80;90a where there is none, and PTX ·

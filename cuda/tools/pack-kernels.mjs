@@ -1,4 +1,4 @@
-// Packs fat binaries into one file; its format is told in native/cuda/kernel_image.h.
+// Packs fat binaries into one file; its format is told in native/cuda/driver/kernel_image.h.
 //   node pack-kernels.mjs OUT NVCC NAME=FATBIN=TARGET,TARGET=PTX ...
 // The names of a module's kernels, and the version of PTX, come from the PTX that its fat binary was made of.
 import { execFileSync } from 'node:child_process';

@@ -13,10 +13,10 @@
 
 #include "native/core/runtime/backend.h"
 #include "native/core/runtime/queue.h"
-#include "native/cuda/completion.h"
-#include "native/cuda/context.h"
-#include "native/cuda/staging.h"
-#include "native/cuda/streams.h"
+#include "native/cuda/driver/context.h"
+#include "native/cuda/streams/completion.h"
+#include "native/cuda/streams/staging.h"
+#include "native/cuda/streams/streams.h"
 
 namespace lowrank::cuda {
 

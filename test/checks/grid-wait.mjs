@@ -1,6 +1,6 @@
 /**
  * Does a kernel store to global memory before it waits for the launches that it overlaps? Every path
- * through its PTX is followed from the entry to the first `griddepcontrol.wait`; native/cuda/plan.h
+ * through its PTX is followed from the entry to the first `griddepcontrol.wait`; native/cuda/plans/plan.h
  * says why none may come past a store (LaunchStep).
  *
  * A condition counts as either way: of one that is asked twice, before the wait and before the store,

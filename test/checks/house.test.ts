@@ -21,7 +21,6 @@ const kCrowded: Readonly<Record<string, number>> = {
   cuda: 52,
   'cuda/emulator': 37,
   'cuda/emulator/driver': 27,
-  'native/cuda': 57,
 };
 
 /** What commands write, and git does not keep. */

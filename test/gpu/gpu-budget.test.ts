@@ -90,7 +90,7 @@ describe('the paper of the GPU kernels', () => {
   });
 
   it('has the clocks by which the plans choose', () => {
-    const cluster = source('native/cuda/plan_cluster.h');
+    const cluster = source('native/cuda/plans/plan_cluster.h');
     const constant = (name: string) => Number(new RegExp(`${name} = (\\d+);`).exec(cluster)?.[1]);
     expect(constant('kL2Bytes')).toBe(model.kTerms.l2?.value);
     const { dependent, clock } = model.kTerms;
@@ -98,7 +98,7 @@ describe('the paper of the GPU kernels', () => {
       (dependent?.value as number) * (clock?.value as number),
       -2,
     );
-    const plan = source('native/cuda/plan_matmul_small_m.cpp');
+    const plan = source('native/cuda/plans/products/plan_matmul_small_m.cpp');
     const rows = [
       ...plan.matchAll(/Threads,\s*(\d+),\s*"(matmul_\w+_wgmma\w*?)_4bit_bf16_kernel"/g),
     ];

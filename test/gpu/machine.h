@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "native/cuda/context.h"
+#include "native/cuda/driver/context.h"
 
 namespace lowrank::cuda {
 

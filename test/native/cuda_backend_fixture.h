@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "native/core/runtime/registry.h"
-#include "native/cuda/library.h"
+#include "native/cuda/driver/library.h"
 
 namespace lowrank {
 

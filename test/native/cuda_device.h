@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "cuda/emulator/runtime.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cuda {

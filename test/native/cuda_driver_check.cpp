@@ -1,10 +1,10 @@
-/// Compares native/cuda/driver.h with the toolkit's cuda.h, at compile time: the binary interface
-/// of each call (number of parameters; pointer, integer or struct, and its size), each constant,
-/// the layout of each struct. Running it only says that it was compiled.
+/// Compares native/cuda/driver/driver.h with the toolkit's cuda.h, at compile time: the binary
+/// interface of each call (number of parameters; pointer, integer or struct, and its size), each
+/// constant, the layout of each struct. Running it only says that it was compiled.
 #include <cstdio>
 #include <type_traits>
 
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 // Macros there, so they are taken before.
 constexpr unsigned kOurPortable = lowrank::cuda::CU_MEMHOSTALLOC_PORTABLE;
@@ -193,6 +193,6 @@ CHECK_FIELD(CUmemPoolProps, usage)
 }  // namespace
 
 int main() {
-  std::puts("native/cuda/driver.h agrees with cuda.h");
+  std::puts("native/cuda/driver/driver.h agrees with cuda.h");
   return 0;
 }

@@ -10,8 +10,8 @@
 #include <memory>
 
 #include "cuda/emulator/runtime.h"
-#include "native/cuda/plan_gemm_f32.h"
-#include "native/cuda/plan_gemm_mma.h"
+#include "native/cuda/plans/products/plan_gemm_f32.h"
+#include "native/cuda/plans/products/plan_gemm_mma.h"
 #include "test/native/exact_matrix.h"
 
 namespace lowrank::cpu {}

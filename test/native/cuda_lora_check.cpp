@@ -8,7 +8,7 @@
 /// the accesses of the main loops that cost more than 1.10 of the ideal.
 #include <set>
 
-#include "native/cuda/plan_lora_shrink.h"
+#include "native/cuda/plans/factors/plan_lora_shrink.h"
 #include "test/native/cuda_lora_operands.h"
 #include "test/native/cuda_lora_plans.h"
 

@@ -4,7 +4,7 @@
 #include <memory>
 
 #include "cuda/emulator/run_plan.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::loracheck {

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "native/core/ops/ops.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 #include "test/native/cuda_lora_operands.h"
 
 namespace lowrank::loracheck {

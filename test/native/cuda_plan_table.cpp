@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "cuda/emulator/driver/device_model.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 #include "native/host_device/params/gemm_wgmma.h"
 
 namespace {

@@ -6,7 +6,7 @@
 ///   cuda_small_m_check [random seeds, default 2] [name of the only case]
 #include <cinttypes>
 
-#include "native/cuda/plan_matmul_small_m.h"
+#include "native/cuda/plans/products/plan_matmul_small_m.h"
 #include "test/native/cuda_device.h"
 #include "test/native/exact_matrix.h"
 

@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 #include "test/native/emulated_driver_params.h"
 
 namespace lowrank::test {

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "native/cuda/plan_gemm_wgmma.h"
+#include "native/cuda/plans/products/plan_gemm_wgmma.h"
 #include "test/native/hopper_matrix.h"
 
 namespace lowrank::test {

@@ -13,7 +13,7 @@
 #include <memory>
 
 #include "native/core/tensor_view.h"
-#include "native/cuda/plan_gemm_wgmma.h"
+#include "native/cuda/plans/products/plan_gemm_wgmma.h"
 #include "native/host_device/philox.h"
 #include "test/native/hopper_grads.h"
 #include "test/native/hopper_kernel_cases.h"

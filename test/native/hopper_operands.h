@@ -10,7 +10,7 @@
 
 #include "cuda/emulator/hopper/hopper.h"
 #include "native/core/dtype.h"
-#include "native/cuda/plan.h"
+#include "native/cuda/plans/plan.h"
 
 namespace lowrank::test {
 

@@ -47,7 +47,7 @@ describe.skipIf(!existsSync(program))('the backend below JavaScript', () => {
   });
 });
 
-describe.skipIf(!existsSync(declarations))('native/cuda/driver.h', () => {
+describe.skipIf(!existsSync(declarations))('native/cuda/driver/driver.h', () => {
   it('was compiled against cuda.h', () => {
     expect(run(declarations, [])).toMatchObject({ status: 0 });
   });

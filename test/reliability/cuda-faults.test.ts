@@ -22,7 +22,7 @@ if (row?.available !== true) console.warn(`no faults are injected: ${row?.reason
 /** The driver's calls, as the table that the backend fills lists them. */
 const CALLS = [
   ...readFileSync(
-    resolve(import.meta.dirname, '..', '..', 'native', 'cuda', 'driver.h'),
+    resolve(import.meta.dirname, '..', '..', 'native', 'cuda', 'driver', 'driver.h'),
     'utf8',
   ).matchAll(/^ {2}X\((cu\w+),/gm),
 ].map((match) => match[1] as string);

@@ -3,7 +3,7 @@
 /// driver commonly make, and the emulator's own.
 #pragma once
 
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 #define LOWRANK_EXPORT extern "C" __attribute__((visibility("default")))
 

@@ -11,7 +11,7 @@
 
 #include "cuda/emulator/driver/json.h"
 #include "cuda/emulator/driver/options.h"
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 namespace lowrank::emu::driver {
 namespace {

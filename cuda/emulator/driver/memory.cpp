@@ -8,7 +8,7 @@
 
 #include "cuda/emulator/driver/options.h"
 #include "cuda/emulator/runtime.h"
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 namespace lowrank::emu::driver {
 namespace {

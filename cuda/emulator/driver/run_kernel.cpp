@@ -25,7 +25,7 @@
 #include <string>
 #include <vector>
 
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 namespace lowrank::cuda {
 namespace {

@@ -14,7 +14,7 @@
 #include "cuda/emulator/driver/memory.h"
 #include "cuda/emulator/driver/stream.h"
 #include "cuda/emulator/runtime.h"
-#include "native/cuda/driver.h"
+#include "native/cuda/driver/driver.h"
 
 namespace lowrank::emu::driver {
 

@@ -1,0 +1,27 @@
+/// A driver that fails on purpose: the same table of calls, wrapped so that any of them returns a
+/// chosen error in place of doing its work. For tests of what follows from that.
+///
+///   LOWRANK_CUDA_FAULT="cuMemAllocFromPoolAsync:n=2:code=2,cuEventRecord:code=700:sticky"
+///
+/// n      which call of that name fails, from 1 (the default)
+/// code   the CUresult (default 999)
+/// sticky every later call of that name fails too
+/// fatal  every later call of any name fails too, as after a fault of the device
+///
+/// LOWRANK_CUDA_FAULT_LOG=path appends the name of a call that was failed, a line each time: a test
+/// of a fault that never struck would prove nothing.
+#pragma once
+
+#include "native/core/status.h"
+#include "native/cuda/driver/driver.h"
+
+namespace lowrank::cuda {
+
+/// How many drivers a process may wrap at once.
+constexpr int kFaultPlaces = 2;
+
+/// Wraps `driver` where the environment variable is set; one driver a place, all count together.
+/// Fails with kDevice where it is not understood, rather than testing nothing.
+Status InjectFaults(Driver* driver, int place);
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,469 @@
+/// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu, and of few rows
+/// cuda/lora_grouped_forward_sm90.cu): one product with the base weight for all rows, and a launch
+/// for each part of all adapters. Where each adapter has many rows, each has a product of its own
+/// instead (plan_grouped_segments.cpp).
+///
+///   forward    shrink, base product, expand; on Hopper, with few rows of each adapter, the base
+///              product and shrink and expand in one
+///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
+///              d_lora_b: what is wanted
+///
+/// Where rows have several adapters, expand and dx are launched for one of each row at a time.
+///
+/// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
+/// ones the workspace holds its f32 sums (PlanProductPlanes), so that an element is rounded once.
+#include <algorithm>
+#include <cstring>
+
+#include "native/cuda/plans/factors/plan_lora_grad.h"
+#include "native/cuda/plans/ops/plan_grouped.h"
+#include "native/cuda/plans/plan_cluster.h"
+#include "native/cuda/plans/plan_streaming.h"
+#include "native/cuda/plans/products/plan_gemm_mma.h"
+#include "native/host_device/params/lora_grouped.h"
+#include "native/host_device/philox.h"
+
+namespace lowrank::cuda {
+namespace {
+
+/// The adapter as the kernels have it.
+gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
+  gpu::GroupedAdapter e{};
+  const auto set = [](const TensorView& view, auto* data, int32_t* element) {
+    *data = view.present ? view.data : nullptr;
+    *element = LoraElementOf(view.dtype);
+  };
+  set(adapter.lora_a, &e.lora_a, &e.a_element);
+  set(adapter.lora_b, &e.lora_b, &e.b_element);
+  set(adapter.lora_bias, &e.lora_bias, &e.bias_element);
+  set(adapter.d_lora_a, &e.d_lora_a, &e.d_a_element);
+  set(adapter.d_lora_b, &e.d_lora_b, &e.d_b_element);
+  set(adapter.d_lora_bias, &e.d_lora_bias, &e.d_bias_element);
+  e.r = adapter.r();
+  e.first = adapter.first;
+  e.count = adapter.count;
+  e.h_begin = adapter.h_begin;
+  e.scaling = adapter.scaling;
+  e.threshold = DropoutThreshold(adapter.dropout);
+  e.kept_scale = static_cast<float>(1.0 / (1.0 - adapter.dropout));
+  e.gate_kind = masked                ? gpu::kLoraGateMask
+                : adapter.dropout > 0 ? gpu::kLoraGatePhilox
+                                      : gpu::kLoraGateNone;
+  e.accumulate_a = adapter.accumulate_d_lora_a ? 1 : 0;
+  e.accumulate_b = adapter.accumulate_d_lora_b ? 1 : 0;
+  e.accumulate_bias = adapter.accumulate_d_lora_bias ? 1 : 0;
+  return e;
+}
+
+/// The tables in the order in which they are uploaded.
+class Tables {
+ public:
+  Tables(const AdapterTable& table, int64_t m_count, bool masked) {
+    rows_ = WithOthers(table.rows, table.row_count, m_count);
+    const int64_t slots = m_count * table.slots;
+    if (table.slots > 1) gates_ = WithOthers(table.gates, table.row_count, slots);
+    for (int64_t e = 0; e < table.count; ++e) {
+      const AdapterRows& adapter = table.adapters[e];
+      adapters_.push_back(GpuAdapter(adapter, masked));
+      AddTiles(static_cast<int32_t>(e), adapter.first, adapter.count);
+      largest_r_ = std::max(largest_r_, adapter.r());
+      largest_tile_ = std::max(largest_tile_, std::min<int64_t>(adapter.count, gpu::kGroupedTile));
+    }
+    with_adapter_ = static_cast<int64_t>(tiles_.size());
+    AddTiles(-1, table.row_count, slots - table.row_count);
+    of_slots_ = static_cast<int64_t>(tiles_.size());
+    if (table.slots > 1) {
+      AddLayers(table, m_count);
+    } else {
+      layers_.push_back({0, of_slots_});
+    }
+    // A tile of no adapter reads the first one's fields all the same.
+    if (adapters_.empty()) adapters_.push_back(gpu::GroupedAdapter{});
+  }
+
+  void Upload(gpu::GroupedParams* params, Workspace* workspace, Plan* plan) const {
+    const size_t adapters = Round(adapters_.size() * sizeof(gpu::GroupedAdapter));
+    const size_t tiles = Round(tiles_.size() * sizeof(gpu::GroupedRowTile));
+    const size_t rows = Round(rows_.size() * sizeof(int32_t));
+    const size_t gates = Round(gates_.size() * sizeof(int32_t));
+    const size_t bytes = adapters + tiles + rows + gates + places_.size() * sizeof(int32_t);
+    unsigned char* at = workspace->Take<unsigned char>(static_cast<int64_t>(bytes));
+    plan->upload.resize(bytes);
+    plan->upload_to = at;
+    unsigned char* from = plan->upload.data();
+    Copy(adapters_, from);
+    Copy(tiles_, from + adapters);
+    Copy(rows_, from + adapters + tiles);
+    Copy(gates_, from + adapters + tiles + rows);
+    Copy(places_, from + adapters + tiles + rows + gates);
+    if (at == nullptr) return;  // the workspace is only measured
+    params->adapters = reinterpret_cast<const gpu::GroupedAdapter*>(at);
+    params->tiles = reinterpret_cast<const gpu::GroupedRowTile*>(at + adapters);
+    params->rows = reinterpret_cast<const int32_t*>(at + adapters + tiles);
+    params->gates = params->rows;
+    if (gates_.empty()) return;
+    params->gates = reinterpret_cast<const int32_t*>(at + adapters + tiles + rows);
+    params->places = reinterpret_cast<const int32_t*>(at + adapters + tiles + rows + gates);
+  }
+
+  /// Tiles of a launch that adds to rows.
+  struct Layer {
+    int64_t first;
+    int64_t count;
+  };
+  const std::vector<Layer>& layers() const { return layers_; }
+  int64_t tiles_with_adapter() const { return with_adapter_; }
+  /// And those of empty slots.
+  int64_t tiles_of_slots() const { return of_slots_; }
+  int64_t largest_r() const { return largest_r_; }
+  /// Rows of the fullest tile with an adapter.
+  int64_t largest_tile() const { return largest_tile_; }
+
+ private:
+  /// One entry of each row a layer, in the order of the adapters. All rows end with the last layer,
+  /// which those without an adapter have alone, since it is that which finishes a row.
+  void AddLayers(const AdapterTable& table, int64_t m_count) {
+    std::vector<int64_t> left(static_cast<size_t>(m_count), 0);
+    for (int64_t i = 0; i < table.row_count; ++i) ++left[static_cast<size_t>(table.rows[i])];
+    int64_t most = 1;
+    for (const int64_t count : left) most = std::max(most, count);
+    std::vector<std::vector<gpu::GroupedRowTile>> tiles(static_cast<size_t>(most));
+    std::vector<std::vector<int32_t>> places(static_cast<size_t>(most));
+    const auto add = [&](int64_t layer, int32_t adapter, int64_t place) {
+      std::vector<gpu::GroupedRowTile>& own = tiles[static_cast<size_t>(layer)];
+      std::vector<int32_t>& list = places[static_cast<size_t>(layer)];
+      if (own.empty() || own.back().adapter != adapter || own.back().count == gpu::kGroupedTile) {
+        own.push_back({adapter, 0, static_cast<int64_t>(list.size())});
+      }
+      ++own.back().count;
+      list.push_back(static_cast<int32_t>(place));
+    };
+    for (int64_t e = 0; e < table.count; ++e) {
+      const AdapterRows& adapter = table.adapters[e];
+      for (int64_t i = adapter.first; i < adapter.first + adapter.count; ++i) {
+        add(most - left[static_cast<size_t>(table.rows[i])]--, static_cast<int32_t>(e), i);
+      }
+    }
+    for (int64_t i = table.row_count; i < static_cast<int64_t>(rows_.size()); ++i) {
+      add(most - 1, -1, i);
+    }
+    for (int64_t layer = 0; layer < most; ++layer) {
+      const auto begin = static_cast<int64_t>(places_.size());
+      layers_.push_back({static_cast<int64_t>(tiles_.size()),
+                         static_cast<int64_t>(tiles[static_cast<size_t>(layer)].size())});
+      for (gpu::GroupedRowTile tile : tiles[static_cast<size_t>(layer)]) {
+        tile.first += begin;
+        tiles_.push_back(tile);
+      }
+      const std::vector<int32_t>& list = places[static_cast<size_t>(layer)];
+      places_.insert(places_.end(), list.begin(), list.end());
+    }
+  }
+
+  static size_t Round(size_t bytes) { return (bytes + 15) / 16 * 16; }
+  template <typename T>
+  static void Copy(const std::vector<T>& from, unsigned char* to) {
+    if (!from.empty()) std::memcpy(to, from.data(), from.size() * sizeof(T));
+  }
+  void AddTiles(int32_t adapter, int64_t first, int64_t count) {
+    for (int64_t i = 0; i < count; i += gpu::kGroupedTile) {
+      const int64_t rows = std::min<int64_t>(gpu::kGroupedTile, count - i);
+      tiles_.push_back({adapter, static_cast<int32_t>(rows), first + i});
+    }
+  }
+
+  std::vector<gpu::GroupedAdapter> adapters_;
+  std::vector<gpu::GroupedRowTile> tiles_;
+  std::vector<int32_t> rows_;
+  std::vector<int32_t> gates_;   // with one slot a row: as rows_
+  std::vector<int32_t> places_;  // of the layers' tiles; with one slot a row: none
+  std::vector<Layer> layers_;
+  int64_t with_adapter_ = 0;
+  int64_t of_slots_ = 0;
+  int64_t largest_r_ = 0;
+  int64_t largest_tile_ = 0;
+};
+
+/// A launch over `blocks` times the tiles of `cols` columns.
+Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows, int64_t cols,
+               gpu::GroupedParams params, Plan* plan) {
+  params.i_tiles = static_cast<uint32_t>(CeilDiv(rows, gpu::kGroupedTile));
+  params.j_tiles = static_cast<uint32_t>(CeilDiv(cols, gpu::kGroupedTile));
+  const int64_t all = blocks * params.i_tiles * params.j_tiles;
+  if (all == 0) return Status();
+  LaunchStep step;
+  step.kernel = kernel;
+  step.threads = gpu::kGroupedThreads;
+  step.shared_bytes = gpu::kGroupedSharedBytes;
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, all, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+/// h of all rows. A block has some ranks of eight rows; as many ranks as leave two blocks to each
+/// multiprocessor, since it reads its rows once for all of them. No sum depends on that.
+Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& device,
+                     gpu::GroupedParams params, Plan* plan) {
+  const int64_t row_groups = CeilDiv(tables.largest_tile(), gpu::kGroupedShrinkRows);
+  const int64_t rank_groups = CeilDiv(tables.largest_r(), gpu::kGroupedShrinkRanks);
+  const int64_t tiles = tables.tiles_with_adapter();
+  const int64_t all = tiles * row_groups * rank_groups;
+  if (all == 0) return Status();
+  const int64_t groups = std::clamp<int64_t>(all / (2 * device.sm_count), 1, rank_groups);
+  params.block_ranks = groups * gpu::kGroupedShrinkRanks;
+  params.j_tiles = static_cast<uint32_t>(CeilDiv(rank_groups, groups));
+  LaunchStep step;
+  step.kernel = "grouped_shrink_kernel";
+  step.threads = gpu::kGroupedShrinkThreads;
+  step.shared_bytes = sizeof(gpu::GroupedShrinkShared);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
+  step.grid.y = static_cast<uint32_t>(row_groups);
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+/// A launch whose reduction over `depth` is cut into slices, by its length alone, and that which
+/// adds them.
+Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const Tables& tables,
+                      int64_t depth, int64_t h_elems, gpu::GroupedParams params,
+                      Workspace* workspace, Plan* plan) {
+  const int64_t spans = CeilDiv(depth, gpu::kGroupedSpan);
+  params.slice = std::max<int64_t>(CeilDiv(spans, gpu::kGroupedMostSlices), 1) * gpu::kGroupedSpan;
+  params.plane_elems = h_elems;
+  const int64_t slices = std::max<int64_t>(CeilDiv(depth, params.slice), 1);
+  if (slices > 1) params.planes = workspace->Take<float>(slices * h_elems);
+  const size_t steps = plan->steps.size();
+  LOWRANK_RETURN_IF_ERROR(
+      AddStep(op, kernel, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
+  if (slices == 1 || plan->steps.size() == steps) return Status();
+  plan->steps.back().grid.y = static_cast<uint32_t>(slices);
+  LOWRANK_RETURN_IF_ERROR(
+      AddStep(op, sum, tables.tiles_with_adapter(), 1, tables.largest_r(), params, plan));
+  plan->steps.back().shared_bytes = 0;  // its sums stay in registers
+  return Status();
+}
+
+/// The launches of what adds to rows, add(parameters, tiles): the first to the base product, the
+/// others to the sums of the one before.
+template <typename AddFn>
+Status AddRowSteps(const Tables& tables, const gpu::GroupedParams& params, const AddFn& add) {
+  const std::vector<Tables::Layer>& layers = tables.layers();
+  for (size_t i = 0; i < layers.size(); ++i) {
+    gpu::GroupedParams one = params;
+    if (one.tiles != nullptr) one.tiles += layers[i].first;
+    one.partial = i + 1 < layers.size() ? 1 : 0;
+    if (i > 0) {
+      one.sums = one.base;
+      one.sum_planes = 1;
+    }
+    LOWRANK_RETURN_IF_ERROR(add(one, layers[i].count));
+  }
+  return Status();
+}
+
+/// How grouped_forward_kernel goes over a batch; no cluster where it is not for it.
+struct ForwardCut {
+  uint32_t cluster = 0;
+  int64_t parts = 0;  // clusters of a tile
+  int64_t block_cols = 0;
+  int64_t chunk_cols = 0;
+  int64_t shared_bytes = 0;
+};
+
+ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N,
+                      const DeviceLimits& device) {
+  // A thread has a column: with fewer than these the block's h costs more than they.
+  constexpr int64_t kLeastCols = 128;
+  constexpr int64_t kStep = gpu::kGroupedForwardColumnStep;
+  const int64_t r = tables.largest_r();
+  ForwardCut cut;
+  if (!device.has_clusters() || tables.tiles_with_adapter() == 0) return cut;
+  if (tables.largest_tile() > gpu::kGroupedShrinkRows || r > gpu::kGroupedForwardRanks) return cut;
+  cut.cluster = r <= 4 * gpu::kGroupedForwardBlockRanks ? 4 : 8;
+  // As many clusters as a device runs at once: those of a tile sum its h each, and find lora_a in
+  // L2.
+  int64_t most_tiles = 0;
+  for (const Tables::Layer& layer : tables.layers()) most_tiles = std::max(most_tiles, layer.count);
+  const int64_t at_once = ClustersAtOnce(cut.cluster, 1, device.sm_count);
+  const int64_t wanted = std::max<int64_t>(at_once / most_tiles, 1);
+  cut.block_cols =
+      CeilDiv(std::max(CeilDiv(N, wanted * cut.cluster), std::min(kLeastCols, N)), kStep) * kStep;
+  cut.parts = CeilDiv(N, cut.block_cols * cut.cluster);
+  int64_t pitch = 0;
+  for (int64_t e = 0; e < table.count; ++e) {
+    const TensorView& b = table.adapters[e].lora_b;
+    pitch = std::max(pitch, gpu::GroupedFactorPitch(table.adapters[e].r(),
+                                                    static_cast<int64_t>(DTypeBytes(b.dtype))));
+  }
+  // A block has a multiprocessor to itself, by its registers. What of lora_b does not fit comes in
+  // turns, which wait for memory.
+  constexpr auto kOwnBytes = static_cast<int64_t>(sizeof(gpu::GroupedForwardShared));
+  const int64_t most = (device.shared_bytes_per_block - kOwnBytes) / pitch / kStep * kStep;
+  cut.chunk_cols = std::min(cut.block_cols, most);
+  cut.shared_bytes = kOwnBytes + cut.chunk_cols * pitch;
+  return cut;
+}
+
+Status AddForwardStep(const char* op, const ForwardCut& cut, int64_t tiles,
+                      gpu::GroupedParams params, Plan* plan) {
+  params.cluster = cut.cluster;
+  params.j_tiles = static_cast<uint32_t>(cut.parts) * cut.cluster;
+  params.block_cols = cut.block_cols;
+  params.chunk_cols = cut.chunk_cols;
+  if (tiles == 0) return Status();
+  LaunchStep step;
+  step.kernel = "grouped_forward_kernel";
+  step.threads = gpu::kGroupedShrinkThreads;
+  step.cluster = cut.cluster;
+  step.shared_bytes = static_cast<uint32_t>(cut.shared_bytes);
+  LOWRANK_RETURN_IF_ERROR(SetGrid(op, tiles * params.j_tiles, 1, &step));
+  step.SetParams(params);
+  plan->steps.push_back(std::move(step));
+  return Status();
+}
+
+void SetShared(const TensorView& row_scale, const TensorView& mask, uint64_t seed,
+               gpu::GroupedParams* params) {
+  if (row_scale.present) params->row_scale = row_scale.data;
+  params->row_scale_element = LoraElementOf(row_scale.dtype);
+  params->gate.seed = seed;
+  if (mask.present) params->gate.mask = mask.data;
+  params->gate.mask_element = LoraElementOf(mask.dtype);
+}
+
+/// Planes of the base product that are added where it is read: each is loads of one latency in
+/// place of a launch, but four of them are asked for at a time.
+constexpr int64_t kBasePlanes = 16;
+
+/// The product with the base weight, into `out` where that is f32; its sums elsewhere, in planes if
+/// these are few.
+Status PlanBase(const GemmMmaOperands& operands, const TensorView& out, const DeviceLimits& device,
+                Workspace* workspace, gpu::GroupedParams* params, Plan* plan) {
+  float* sums = static_cast<float*>(out.data);
+  if (out.dtype != DType::kF32) sums = workspace->Take<float>(out.elems());
+  params->base = sums;
+  params->sums = sums;
+  params->sum_planes = 1;
+  if (out.dtype == DType::kF32) {
+    GemmMmaOperands product = operands;
+    product.y = out;
+    return PlanProduct(product, device, workspace, plan);
+  }
+  ProductPlanes planes;
+  LOWRANK_RETURN_IF_ERROR(PlanProductPlanes(operands, sums, device, workspace, plan, &planes));
+  if (planes.count > kBasePlanes) {
+    AppendPlaneSum(planes.planes, planes.count, out.elems(), sums, plan);
+  } else if (planes.count > 1) {
+    params->sums = planes.planes;
+    params->sum_planes = static_cast<int32_t>(planes.count);
+    params->sum_plane_elems = out.elems();
+  }
+  return Status();
+}
+
+}  // namespace
+
+Status MakePlan(const GroupedForwardOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  if (op.y.elems() == 0) return Status();
+  if (TakesSegments(op, device)) return PlanSegments(op, device, workspace, plan);
+  const Tables tables(op.table, op.x.rows, op.mask.present);
+  gpu::GroupedParams params{};
+  SetShared(op.row_scale, op.mask, op.seed, &params);
+  tables.Upload(&params, workspace, plan);
+  params.x = op.x.data;
+  params.x_element = LoraElementOf(op.x.dtype);
+  params.h = static_cast<float*>(op.h.data);
+  params.out = op.y.data;
+  if (op.bias.present) params.bias = op.bias.data;
+  params.bias_element = LoraElementOf(op.bias.dtype);
+  params.N = op.y.cols;
+  params.K = op.x.cols;
+  const ForwardCut cut = CutForward(op.table, tables, params.N, device);
+  if (cut.cluster == 0) {
+    LOWRANK_RETURN_IF_ERROR(AddShrinkStep(op.kName, tables, device, params, plan));
+  }
+  GemmMmaOperands base;
+  base.x = op.x;
+  base.w = op.w;
+  base.compute = op.compute;
+  LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.y, device, workspace, &params, plan));
+  return AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
+    if (cut.cluster != 0) return AddForwardStep(op.kName, cut, tiles, one, plan);
+    return AddStep(op.kName, "grouped_expand_kernel", tiles, 1, one.N, one, plan);
+  });
+}
+
+Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
+                Plan* plan) {
+  if (op.d_bias.present) {
+    LoraExpandBackwardOp sums;
+    sums.dy = op.dy;
+    sums.d_bias = op.d_bias;
+    sums.accumulate_d_bias = op.accumulate_d_bias;
+    LOWRANK_RETURN_IF_ERROR(MakePlan(sums, device, workspace, plan));
+  }
+  bool needs_a = false;
+  bool needs_b = false;
+  for (int64_t e = 0; e < op.table.count; ++e) {
+    const AdapterRows& adapter = op.table.adapters[e];
+    needs_a = needs_a || adapter.d_lora_a.elems() > 0;
+    needs_b = needs_b || adapter.d_lora_b.elems() > 0;
+  }
+  const bool needs_dx = op.dx.elems() > 0;
+  const bool needs_gates = op.d_row_scale.elems() > 0;
+  if (!needs_a && !needs_b && !needs_dx && !needs_gates) return Status();
+  if (TakesSegments(op, device)) return PlanSegments(op, device, workspace, plan);
+  const Tables tables(op.table, op.dy.rows, op.mask.present);
+  gpu::GroupedParams params{};
+  SetShared(op.row_scale, op.mask, op.seed, &params);
+  tables.Upload(&params, workspace, plan);
+  params.x = op.x.data;
+  params.dy = op.dy.data;
+  params.x_element = LoraElementOf(op.dy.dtype);
+  params.h = static_cast<float*>(op.h.data);
+  params.out = op.dx.data;
+  params.N = op.dy.cols;
+  params.K = op.in_features;
+  if (needs_a || needs_dx || needs_gates) {
+    params.dh = workspace->Take<float>(op.table.h_elems);
+    if (needs_gates) params.u = workspace->Take<float>(op.table.h_elems);
+    LOWRANK_RETURN_IF_ERROR(AddSlicedSteps(op.kName, "grouped_dh_kernel", "grouped_dh_sum_kernel",
+                                           tables, params.N, op.table.h_elems, params, workspace,
+                                           plan));
+  }
+  if (needs_gates) {
+    gpu::GroupedParams gates = params;
+    gates.d_row_scale = op.d_row_scale.data;
+    gates.d_row_scale_element = LoraElementOf(op.d_row_scale.dtype);
+    gates.accumulate = op.accumulate_d_row_scale ? 1 : 0;
+    // A tile is a block: one tile of one column.
+    LOWRANK_RETURN_IF_ERROR(
+        AddStep(op.kName, "grouped_gates_kernel", tables.tiles_of_slots(), 1, 1, gates, plan));
+    plan->steps.back().shared_bytes = 0;  // its sums stay in registers
+  }
+  if (needs_dx) {
+    GemmMmaOperands base;
+    base.x = op.dy;
+    base.w = op.w;
+    base.w_transposed = true;
+    base.accumulate = op.accumulate_dx;  // into f32 dx at once; else below
+    LOWRANK_RETURN_IF_ERROR(PlanBase(base, op.dx, device, workspace, &params, plan));
+    params.accumulate = op.accumulate_dx && op.dx.dtype != DType::kF32 ? 1 : 0;
+    LOWRANK_RETURN_IF_ERROR(
+        AddRowSteps(tables, params, [&](const gpu::GroupedParams& one, int64_t tiles) {
+          return AddStep(op.kName, "grouped_dx_kernel", tiles, 1, one.K, one, plan);
+        }));
+  }
+  if (needs_a) {
+    LOWRANK_RETURN_IF_ERROR(AddStep(op.kName, "grouped_da_kernel", op.table.count,
+                                    tables.largest_r(), params.K, params, plan));
+  }
+  if (!needs_b) return Status();
+  return AddStep(op.kName, "grouped_db_kernel", op.table.count, params.N, tables.largest_r() + 1,
+                 params, plan);
+}
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,14 @@
+/// Products of int8 codes on tensor cores (cuda/matmul_int8_sm80.cu): Compute::kInt8 of rowwise
+/// weights.
+#pragma once
+
+#include "native/cuda/plans/products/plan_gemm_mma.h"
+
+namespace lowrank::cuda {
+
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias) by codes: one launch that quantises x,
+/// one product. Forward, K > 0, of a rowwise weight; x and y of any dtype.
+Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
+                    Workspace* workspace, Plan* plan);
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,84 @@
+/// Products of bf16 and f16 activations on tensor cores (m16n8k16), in both directions of the base
+/// weight, with the LoRA term in the same accumulators.
+#pragma once
+
+#include "native/cuda/plans/plan.h"
+#include "native/host_device/params/gemm_mma.h"
+
+namespace lowrank::cuda {
+
+/// The operands of one product; what is not present takes no part.
+struct GemmMmaOperands {
+  TensorView x;               // [M, K] bf16 | f16; dy [M, N] where w_transposed
+  WeightView w;               // [N, K] dense of any dtype, or quantised
+  bool w_transposed = false;  // false: y = x · wᵀ, true: dx = dy · w
+  TensorView bias;            // [1, N] of any dtype, forward only
+  float* h = nullptr;         // [M, r] f32: h, or dh (which carries its scaling already)
+  TensorView shrink_factor;   // lora_a [r, K], or lora_b [N, r] where w_transposed: present where
+                              // h, or dh, is still to be computed
+  float shrink_scaling = 1;   // of that h
+  TensorView lora_factor;     // lora_b [N, r] forward, lora_a [r, K] otherwise; of any dtype
+  TensorView lora_bias;       // [1, N] of any dtype, forward only
+  float scaling = 1;          // of the LoRA term and lora_bias
+  DropoutSpec dropout;        // gate of the LoRA term where w_transposed, else of x in the shrink
+  bool accumulate = false;    // add to what y holds
+  bool x_made = false;        // an earlier step writes x; for sums alone (PlanProductPlanes)
+  TensorView y;               // [M, N] in x's dtype, or dx [M, K]
+  Compute compute = Compute::kExact;  // kInt8 forward and of a rowwise weight (plan_gemm_int8.h)
+};
+
+/// Sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
+/// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once. In
+/// planes where the product is cut: one behind the other in the workspace; where it is not cut, one
+/// in `sums`.
+struct ProductPlanes {
+  const float* planes = nullptr;
+  int64_t count = 1;
+};
+Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes);
+
+/// One row of the tile table: what a block computes, and where it is chosen.
+struct GemmMmaTile {
+  const char* name;         // in the kernel's name
+  int64_t tile_m;           // rows of x a block
+  int64_t tile_p;           // columns of y (or dx) a block
+  uint32_t threads;         // a block
+  int64_t min_blocks_x100;  // blocks a multiprocessor, in hundredths, from which it is taken
+  const char* note;         // evidence
+};
+
+/// A tile, and into how many parts the reduction is cut, each of a block of its own.
+struct GemmMmaChoice {
+  const GemmMmaTile* tile = nullptr;
+  int32_t splits = 1;
+  int32_t slabs_per_split = 0;  // of 64 elements of the reduction
+};
+
+/// The tile changes no bits (every tile sums an element in the same order), parts do: there are
+/// none where a row must have the same bits in any batch, or the weight is small.
+GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device);
+
+/// The operands as a tiled kernel's parameters, the cut of the reduction and its tiles apart.
+gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands);
+
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
+/// dx = dy · w + gate ⊙ (scaling · h · lora_a)
+Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan);
+
+/// The same by a choice of one's own.
+Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
+                   Workspace* workspace, Plan* plan);
+
+/// PlanProductPlanes by these kernels.
+Status PlanGemmMmaPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
+                         Workspace* workspace, Plan* plan, ProductPlanes* planes);
+
+/// The product for any dtype of x, by the kernel family that suits the shape and the device: f32,
+/// few tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is
+/// computed first, by a launch of its own or in that of the products.
+Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
+                   Workspace* workspace, Plan* plan);
+
+}  // namespace lowrank::cuda

@@ -1,0 +1,71 @@
+/// What the spare warps of a wgmma product do beside decoding panels of w: h of its first launch,
+/// the bits of its gate, the factors' gradients (cuda/lora_row_shrink.cuh, cuda/lora_row_grad.cuh).
+#pragma once
+
+#include "native/cuda/plans/products/plan_gemm_wgmma.h"
+#include "native/host_device/params/gemm_wgmma.h"
+
+namespace lowrank::cuda {
+
+/// Units of 32 rows that h of r ranks takes.
+constexpr int64_t ShrinkGroups(int64_t r) {
+  return r <= gpu::kShrinkNarrowRanks ? 1 : CeilDiv(r, int64_t{gpu::kShrinkWideRanks});
+}
+
+constexpr gpu::PanelSource SourceOf(DType dtype) {
+  return dtype == DType::kF32    ? gpu::PanelSource::kF32
+         : dtype == DType::kBF16 ? gpu::PanelSource::kBF16
+                                 : gpu::PanelSource::kF16;
+}
+
+/// The gate of the input gradient's adapter term as bits, written a panel of columns at a time,
+/// kept for all of them: a gradient of the first panel's columns may come later than its products.
+class KeptPanels {
+ public:
+  KeptPanels() = default;
+  KeptPanels(const GemmMmaOperands& operands, int64_t panel_cols, Workspace* workspace);
+
+  /// Null without a gate.
+  const uint32_t* Bits(int64_t panel) const {
+    return fill_.target == nullptr ? nullptr : fill_.target + panel * panel_words_;
+  }
+  uint32_t row_words() const { return fill_.row_words; }
+  gpu::KeptFill Fill(int64_t panel) const;
+
+ private:
+  gpu::KeptFill fill_;
+  int64_t panel_words_ = 0;
+};
+
+/// h beside the products of the first panel; what `prepare` must do for it: counters zeroed, lora_b
+/// turned.
+gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
+                        int64_t sm_count, Workspace* workspace,
+                        gpu::GemmWgmmaPrepareParams* prepare);
+
+/// The launches of a product, and how many warps they have to spare.
+struct GradSchedule {
+  int64_t first = 0;  // launch in which gradients may be computed
+  int64_t panels = 0;
+  int64_t panel_cols = 0;
+  int64_t blocks = 0;  // of a launch
+};
+
+/// A gradient's share of each launch.
+class GradPanels {
+ public:
+  /// Takes the planes' memory, and sets grad->planes.
+  GradPanels(WgmmaGrad* grad, const GradSchedule& schedule, const KeptPanels& kept,
+             Workspace* workspace);
+  gpu::RowGrad Of(int64_t panel) const;
+
+ private:
+  /// Blocks of columns that are done when the launch of `panel` is.
+  int64_t BlocksUntil(int64_t panel) const;
+
+  GradSchedule schedule_;
+  gpu::RowGrad grad_;
+  int64_t blocks_ = 0;  // of kRowGradCols columns
+};
+
+}  // namespace lowrank::cuda
