@@ -136,14 +136,14 @@ describe('layers', () => {
     expect(host.refuses('native/host_device/params/quantize.h', '')).toBe(false);
     expect(core.refuses('native/host_device/philox.h', '')).toBe(false);
     const device = rule('cuda');
-    expect(device.refuses('cuda_fp16.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('cuda_fp16.h', 'cuda/common/decode.cuh')).toBe(true);
     expect(device.refuses('cuda_fp16.h', 'cuda/gpu.cuh')).toBe(false);
-    expect(device.refuses('native/cuda/plans/plan.h', 'cuda/decode.cuh')).toBe(true);
-    expect(device.refuses('native/host_device/philox.h', 'cuda/decode.cuh')).toBe(false);
+    expect(device.refuses('native/cuda/plans/plan.h', 'cuda/common/decode.cuh')).toBe(true);
+    expect(device.refuses('native/host_device/philox.h', 'cuda/common/decode.cuh')).toBe(false);
     expect(device.refuses('native/cuda/driver/driver.h', 'cuda/emulator/driver/memory.cpp')).toBe(
       false,
     );
-    expect(device.refuses('native/core/ops/ops.h', 'cuda/decode.cuh')).toBe(true);
+    expect(device.refuses('native/core/ops/ops.h', 'cuda/common/decode.cuh')).toBe(true);
     const both = rule('native/host_device');
     expect(both.refuses('cuda/gpu.cuh', '')).toBe(true);
     expect(both.refuses('native/core/status.h', '')).toBe(true);

@@ -126,7 +126,7 @@ elseif(LOWRANK_EMULATOR AND emulator_sources)
   set(LOWRANK_MUTANTS "" CACHE PATH "a folder of kernels made into lowrank-emulator-mutants.so")
   option(LOWRANK_MUTANTS_WHOLE "the check library's kernels beside them" OFF)
   if(LOWRANK_MUTANTS AND EXISTS ${LOWRANK_MUTANTS}/mutant.cpp)
-    file(GLOB mutant_kernels CONFIGURE_DEPENDS ${LOWRANK_MUTANTS}/cuda/*.cu)
+    file(GLOB_RECURSE mutant_kernels CONFIGURE_DEPENDS ${LOWRANK_MUTANTS}/cuda/*.cu)
     set_source_files_properties(${mutant_kernels} PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-xc++")
     set_source_files_properties(${LOWRANK_MUTANTS}/mutant.cpp PROPERTIES
                                 COMPILE_OPTIONS "-fno-sanitize=thread")

@@ -8,11 +8,12 @@
 ///   # the runtime, once
 ///   for f in cuda/emulator/*.cpp cuda/emulator/hopper/*.cpp; do
 ///     g++ $F -O2 -c $f -o out/emulator_$(basename $f .cpp).o; done
-///   for k in cast dequantize quantize quantize_rows random; do
+///   for k in elementwise/{cast,random} quantize/{dequantize,quantize,quantize_rows}; do
+///     o=out/$(basename $k).o
 ///     # fast
-///     g++ $F -O2 -x c++ -c cuda/${k}_sm80.cu -o out/$k.o
+///     g++ $F -O2 -x c++ -c cuda/${k}_sm80.cu -o $o
 ///     # or with every access checked (compile only: no -fsanitize when linking)
-///     g++ $F $HOOKS -x c++ -c cuda/${k}_sm80.cu -o out/$k.o; done
+///     g++ $F $HOOKS -x c++ -c cuda/${k}_sm80.cu -o $o; done
 ///   g++ $F -O2 test/native/cuda_streaming_check.cpp out/*.o build/liblowrank_core.a -o out/check
 ///     -pthread -ldl && out/check
 ///

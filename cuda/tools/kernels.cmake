@@ -1,4 +1,4 @@
-# Compiles cuda/*.cu with nvcc, one fat binary a file, and packs them into `lowrank.fatbin` beside
+# Compiles cuda/*/*.cu with nvcc, one fat binary a file, and packs them into `lowrank.fatbin` beside
 # the addon (format: native/cuda/driver/kernel_image.h). Without nvcc the addon is built alone.
 #
 #   LOWRANK_CUDA        AUTO: if nvcc is found · ON: nvcc must be there · OFF

@@ -8,7 +8,7 @@
  * it is, and an ordering statement that cannot be taken out is an error.
  */
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 
 /** Statements whose only effect is to order others. */
 const ORDERING_NAMES =
@@ -285,9 +285,9 @@ function update(path, text) {
 function withFaults(file, lines, planted) {
   const out = [...lines];
   for (const [id, fault] of planted.entries()) {
-    if (fault.file !== file) continue;
+    if (fault.file !== basename(file)) continue;
     const at = lines.findIndex((line) => line.includes(fault.from));
-    if (at < 0) throw new Error(`cuda/${file} has no ${fault.from}`);
+    if (at < 0) throw new Error(`${file} has no ${fault.from}`);
     out[at] = out[at].replace(fault.from, () =>
       fault.expression
         ? `(LowrankMutant(${id}) ? (${fault.to}) : (${fault.from}))`
@@ -297,35 +297,45 @@ function withFaults(file, lines, planted) {
   return out;
 }
 
+/** Files of kernels below `folder`/cuda, in the order of their names: a file may change its room and keep its place. */
+function kernelFiles(folder) {
+  return readdirSync(join(folder, 'cuda'), { recursive: true })
+    .filter((file) => /\.cuh?$/.test(file))
+    .map((file) => join('cuda', file))
+    .sort((a, b) => (basename(a) < basename(b) ? -1 : 1));
+}
+
 /**
- * Writes copies of the kernels of `root` below `target`/cuda, those that `only` matches with their
+ * Writes copies of the kernels of `root` below `target`/cuda, those whose name `only` matches with their
  * mutants, and gives the mutants: {id, file, line, statement, kind, what, nth}. `nth` counts equal
- * texts of a file from 1. Of the .cu files, which are the ones to be compiled, those that `kernels`
+ * texts of a file from 1. Of the .cu files, which are the ones to be compiled, those whose name `kernels`
  * matches are written. Fault i of `planted` is switched on by its number.
  */
 export function writeMutants(root, target, { only = /./, kernels = /./, planted = [] } = {}) {
   const mutants = [];
   mkdirSync(join(target, 'cuda'), { recursive: true });
-  for (const file of readdirSync(join(root, 'cuda')).sort()) {
-    if (!/\.cuh?$/.test(file) || /^(ptx|gpu)/.test(file)) continue;
-    if (file.endsWith('.cu') && !kernels.test(file)) {
-      rmSync(join(target, 'cuda', file), { force: true });
-      continue;
-    }
+  const files = kernelFiles(root).filter((file) => {
+    const name = basename(file);
+    return !/^(ptx|gpu)/.test(name) && (name.endsWith('.cuh') || kernels.test(name));
+  });
+  // What is there of another choice, or from where a file was before, would be compiled too.
+  const old = kernelFiles(target).filter((file) => !files.includes(file));
+  for (const file of old) rmSync(join(target, file));
+  for (const file of files) {
     const times = new Map();
-    const lines = readFileSync(join(root, 'cuda', file), 'utf8').split('\n');
+    const lines = readFileSync(join(root, file), 'utf8').split('\n');
     const out = withFaults(file, lines, planted).map((line, i) => {
-      if (isComment(line) || /^\s*#/.test(line) || !only.test(file)) return line;
+      if (isComment(line) || /^\s*#/.test(line) || !only.test(basename(file))) return line;
       const text = line;
       let from = 0;
       let mutated = '';
-      for (const edit of editsOf(line, `cuda/${file}:${i + 1}`)) {
+      for (const edit of editsOf(line, `${file}:${i + 1}`)) {
         const id = mutants.length;
         const nth = (times.get(edit.what) ?? 0) + 1;
         times.set(edit.what, nth);
         mutants.push({
           id,
-          file: `cuda/${file}`,
+          file,
           line: i + 1,
           statement: line.trim(),
           kind: edit.kind,
@@ -337,7 +347,8 @@ export function writeMutants(root, target, { only = /./, kernels = /./, planted 
       }
       return mutated + text.slice(from);
     });
-    update(join(target, 'cuda', file), out.join('\n'));
+    mkdirSync(dirname(join(target, file)), { recursive: true });
+    update(join(target, file), out.join('\n'));
   }
   update(join(target, 'mutant.h'), SWITCH_H);
   update(join(target, 'mutant.cpp'), SWITCH_CPP);

@@ -359,7 +359,7 @@ void CheckSpecialValues(const std::string& filter) {
 }
 
 /// Plans alone, at sizes that no emulator runs: launches, workspace and blocks as the budgets of
-/// cuda/lora_grad_sm80.cu say.
+/// cuda/lora/lora_grad_sm80.cu say.
 void CheckPlans() {
   for (const int64_t r : {int64_t{8}, int64_t{16}, int64_t{64}}) {
     for (const int64_t M : {int64_t{64}, int64_t{2048}, int64_t{8192}, int64_t{65536}}) {

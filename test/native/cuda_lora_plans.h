@@ -10,7 +10,7 @@
 
 namespace lowrank::loracheck {
 
-/// Where h is computed beside the products, as the budget of cuda/gemm_wgmma_sm90a.cu says,
+/// Where h is computed beside the products, as the budget of cuda/wgmma/gemm_wgmma_sm90a.cu says,
 /// and where by a launch of its own.
 inline void CheckForwardPlans() {
   cuda::DeviceLimits h100;

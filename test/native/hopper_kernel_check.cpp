@@ -1,4 +1,4 @@
-/// cuda/gemm_wgmma_sm90a.cu on the emulator against the formula in float64: formats, ragged
+/// cuda/wgmma/gemm_wgmma_sm90a.cu on the emulator against the formula in float64: formats, ragged
 /// shapes, LoRA in every dtype, alignments, panels, both directions; under every schedule, and with
 /// findings taken as failures.
 ///

@@ -83,7 +83,7 @@ export function bitsText({ runs, sameBits }: EmulateResult): string {
   return `DIFFERENT BITS than in ${first.schedule}: ${differing.join('; ')}.`;
 }
 
-/** `cuda/cast_sm80.cu:12`, relative to the working folder where that is shorter. */
+/** `cuda/elementwise/cast_sm80.cu:12`, relative to the working folder where that is shorter. */
 export function placeOf({ file, line }: { file: string; line: number }): string {
   if (file === '') return '(unknown)';
   const relative = path.relative(process.cwd(), file);

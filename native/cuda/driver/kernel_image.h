@@ -1,5 +1,5 @@
 /// The file of compiled kernels that lies beside the addon (`lowrank.fatbin`), as
-/// cuda/tools/pack-kernels.mjs writes it: a text index, then one fat binary per cuda/*.cu.
+/// cuda/tools/pack-kernels.mjs writes it: a text index, then one fat binary per cuda/*/*.cu.
 ///
 ///   lowrank-kernels 2 000000000312                  the format, and the bytes of this index
 ///   compiler nvcc 13.0.88                           which made the machine code
@@ -24,7 +24,7 @@
 
 namespace lowrank::cuda {
 
-/// What one cuda/*.cu became.
+/// What one cuda/*/*.cu became.
 struct KernelModule {
   std::string name;                  // of the source file, without ending
   std::vector<std::string> targets;  // "sm_80", "sm_90a": machine code; "compute_80": PTX

@@ -1,4 +1,4 @@
-/// The argument of the f32 products (cuda/gemm_f32_sm80.cu).
+/// The argument of the f32 products (cuda/simt/gemm_f32_sm80.cu).
 #pragma once
 
 #include <cstdint>

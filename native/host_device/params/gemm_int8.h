@@ -1,5 +1,5 @@
-/// The arguments of the products of int8 codes (cuda/matmul_int8_sm80.cu,
-/// cuda/matmul_int8_wgmma_sm90a.cu).
+/// The arguments of the products of int8 codes (cuda/int8/matmul_int8_sm80.cu,
+/// cuda/int8/matmul_int8_wgmma_sm90a.cu).
 #pragma once
 
 #include "native/host_device/params/gemm_mma.h"

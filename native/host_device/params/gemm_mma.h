@@ -1,4 +1,4 @@
-/// The argument of the tiled tensor-core products (cuda/matmul_mma_sm80.cu).
+/// The argument of the tiled tensor-core products (cuda/mma/matmul_mma_sm80.cu).
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-/// Parameters of cuda/gemm_wgmma_sm90a.cu, shared by the kernels and their plan.
+/// Parameters of cuda/wgmma/gemm_wgmma_sm90a.cu, shared by the kernels and their plan.
 #pragma once
 
 #include <cstdint>

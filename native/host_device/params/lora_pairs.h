@@ -1,5 +1,5 @@
 /// Which bf16 parts of h and of a factor are multiplied where h · factor is a few more steps of a
-/// tensor-core product (cuda/lora_pairs.cuh), shared by the kernels and their plans.
+/// tensor-core product (cuda/lora/lora_pairs.cuh), shared by the kernels and their plans.
 #pragma once
 
 #include <cstdint>

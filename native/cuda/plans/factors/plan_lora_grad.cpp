@@ -1,4 +1,4 @@
-/// Plans of cuda/lora_grad_sm80.cu.
+/// Plans of cuda/lora/lora_grad_sm80.cu.
 #include "native/cuda/plans/factors/plan_lora_grad.h"
 
 #include <algorithm>

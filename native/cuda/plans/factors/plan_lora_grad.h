@@ -1,5 +1,5 @@
 /// Plans of the adapter's gradients, and what they share with the shrink's
-/// (cuda/lora_contract.cuh).
+/// (cuda/lora/lora_contract.cuh).
 #pragma once
 
 #include "native/cuda/plans/plan.h"

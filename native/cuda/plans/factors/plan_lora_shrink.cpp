@@ -1,5 +1,5 @@
-/// Plans of cuda/lora_shrink_sm80.cu and its clusters on Hopper, and the parts that the gradients'
-/// plans share.
+/// Plans of cuda/lora/lora_shrink_sm80.cu and its clusters on Hopper, and the parts that the
+/// gradients' plans share.
 #include "native/cuda/plans/factors/plan_lora_shrink.h"
 
 #include <algorithm>

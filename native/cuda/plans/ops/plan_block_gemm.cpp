@@ -1,4 +1,4 @@
-/// Plans of cuda/block_gemm_sm80.cu.
+/// Plans of cuda/simt/block_gemm_sm80.cu.
 #include <algorithm>
 
 #include "native/cuda/plans/plan.h"

@@ -1,4 +1,4 @@
-/// Plans of cuda/elementwise_sm80.cu.
+/// Plans of cuda/elementwise/elementwise_sm80.cu.
 #include <algorithm>
 
 #include "native/cuda/plans/plan.h"

@@ -1,4 +1,4 @@
-/// Plan of cuda/feature_map_sm80.cu.
+/// Plan of cuda/elementwise/feature_map_sm80.cu.
 #include <algorithm>
 
 #include "native/cuda/plans/plan.h"

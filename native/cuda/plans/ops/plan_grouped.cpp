@@ -1,7 +1,7 @@
-/// Plans of a batch whose rows have different adapters (cuda/lora_grouped_sm80.cu, and of few rows
-/// cuda/lora_grouped_forward_sm90.cu): one product with the base weight for all rows, and a launch
-/// for each part of all adapters. Where each adapter has many rows, each has a product of its own
-/// instead (plan_grouped_segments.cpp).
+/// Plans of a batch whose rows have different adapters (cuda/grouped/lora_grouped_sm80.cu, and of
+/// few rows cuda/grouped/lora_grouped_forward_sm90.cu): one product with the base weight for all
+/// rows, and a launch for each part of all adapters. Where each adapter has many rows, each has a
+/// product of its own instead (plan_grouped_segments.cpp).
 ///
 ///   forward    shrink, base product, expand; on Hopper, with few rows of each adapter, the base
 ///              product and shrink and expand in one

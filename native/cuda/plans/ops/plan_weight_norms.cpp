@@ -1,7 +1,7 @@
 /// Norms of a weight: sum_rows over its rows, which are dequantised tile by tile where it is
 /// packed. Norms of an adapted one: the shrink of lora_a by itself, the product of lora_a with w,
 /// which on sm_90 runs beside it where it need not wait for lora_a to be rounded, and
-/// cuda/factored_norm_sm80.cu.
+/// cuda/simt/factored_norm_sm80.cu.
 #include <algorithm>
 
 #include "native/cuda/plans/factors/plan_lora_grad.h"

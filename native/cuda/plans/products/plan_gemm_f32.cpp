@@ -1,4 +1,4 @@
-/// Plans of cuda/gemm_f32_sm80.cu.
+/// Plans of cuda/simt/gemm_f32_sm80.cu.
 #include "native/cuda/plans/products/plan_gemm_f32.h"
 
 #include "native/cuda/plans/weight_params.h"

@@ -1,5 +1,5 @@
-/// Products of int8 codes on tensor cores (cuda/matmul_int8_sm80.cu): Compute::kInt8 of rowwise
-/// weights.
+/// Products of int8 codes on tensor cores (cuda/int8/matmul_int8_sm80.cu): Compute::kInt8 of
+/// rowwise weights.
 #pragma once
 
 #include "native/cuda/plans/products/plan_gemm_mma.h"

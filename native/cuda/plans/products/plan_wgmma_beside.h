@@ -1,5 +1,6 @@
 /// What the spare warps of a wgmma product do beside decoding panels of w: h of its first launch,
-/// the bits of its gate, the factors' gradients (cuda/lora_row_shrink.cuh, cuda/lora_row_grad.cuh).
+/// the bits of its gate, the factors' gradients (cuda/wgmma/lora_row_shrink.cuh,
+/// cuda/wgmma/lora_row_grad.cuh).
 #pragma once
 
 #include "native/cuda/plans/products/plan_gemm_wgmma.h"

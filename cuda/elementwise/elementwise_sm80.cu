@@ -1,0 +1,359 @@
+/// Small tensors between the products of a layer:
+///
+///   multiply_add   y = alpha · a ⊙ b + beta · c, b and c [rows | 1, cols | 1]
+///   map            y = f(a)
+///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ b
+///
+/// Operands   [rows, cols], each of its own type (one branch for a warp); out f32
+/// Run        kRun neighbouring elements of a row, the lane's share: 8 where all whole operands
+///            have 16 bits, else 4, so that a warp-wide access is one run of bytes, 16 a lane for
+///            the narrower of two types
+/// Grid       multiply_add, map: ceil(runs / (kThreads · kUnroll)). sum_rows: 8 rows a block, one a
+///            warp, or one where they are long (row_warps). sum_cols: (ceil(cols / (32 kRun)),
+///            splits of the rows), each warp every eighth row; splits are added by sum_planes in
+///            ascending order
+/// Numerics   multiply_add in f32, in the order of the formula, one rounding; map
+///            native/host_device/map_function.h; sums in double, where a product of f32 is exact:
+///            lanes, then warps and splits in ascending order
+/// Needs      nothing: rows or pointers that are not whole words go one by one
+///
+/// Budget     multiply_add on three bf16 tensors: 6 bytes an element. At 3.0 TB/s and 1.755 GHz,
+///            each of 132 multiprocessors sees 2.2 elements a clock; 8 of them a lane cost three
+///            loads, a division by the row length (40), conversions (3 each) and a store: 120
+///            instructions a run, 33 of 128 issue slots. sum_cols, sum_rows: 2 double operations an
+///            element and conversions, 2.2 · 3 of the 64 a clock of sm_80 and sm_90. map: 30 to 50
+///            double operations (exp, tanh), 1.5 times what its memory takes; its tensors are r
+///            wide.
+#include "cuda/common/small_operand.cuh"
+#include "native/host_device/map_function.h"
+#include "native/host_device/swiglu.h"
+
+namespace lowrank::gpu {
+namespace {
+
+constexpr int kThreads = kElementwiseThreads;
+constexpr int kUnroll = kElementwiseUnroll;
+constexpr int kWarps = kSumWarps;
+constexpr uint32_t kAllLanes = 0xffffffffu;
+
+LOWRANK_DEVICE float LoadAny(const SmallOperand& o, int64_t index) {
+  return LoadSmall(o.element, o.data, index);
+}
+
+LOWRANK_DEVICE void StoreAny(const SmallOperand& o, int64_t index, float value) {
+  StoreSmall(o.element, const_cast<void*>(o.data), index, value);
+}
+
+/// kRun elements of 16 bits as they lie in memory.
+template <int kRun>
+LOWRANK_DEVICE uint4 LoadHalves(const void* g_data, int64_t index) {
+  const uint16_t* g_first = static_cast<const uint16_t*>(g_data) + index;
+  if constexpr (kRun == 8) {
+    return LoadStream16(g_first);
+  } else {
+    const uint2 half = *reinterpret_cast<const uint2*>(g_first);
+    return make_uint4(half.x, half.y, 0, 0);
+  }
+}
+
+template <int kRun, typename T>
+LOWRANK_DEVICE void UnpackRun(T type, const uint4& raw, float (&value)[kRun]) {
+  float all[8];
+  Unpack(type, raw, all);
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) value[i] = all[i];
+}
+
+template <int kRun, typename T>
+LOWRANK_DEVICE void StoreHalves(T type, void* g_data, int64_t index, const float (&value)[kRun]) {
+  uint16_t* g_first = static_cast<uint16_t*>(g_data) + index;
+  float all[8] = {};
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) all[i] = value[i];
+  const uint4 packed = Pack(type, all);
+  if constexpr (kRun == 8) {
+    *reinterpret_cast<uint4*>(g_first) = packed;
+  } else {
+    *reinterpret_cast<uint2*>(g_first) = make_uint2(packed.x, packed.y);
+  }
+}
+
+/// Where a run lies in its row.
+template <int kRun>
+struct Span {
+  int64_t col;
+  bool whole;
+  int count;
+
+  __device__ __forceinline__ Span(int64_t first, int64_t cols)
+      : col(first),
+        whole(first + kRun <= cols),
+        count(whole ? kRun : static_cast<int>(cols - first)) {}
+};
+
+/// A run of an operand that is there; past the end of the row are zeros.
+template <int kRun>
+LOWRANK_DEVICE void LoadRun(const SmallOperand& o, int64_t row, const Span<kRun>& span,
+                            float (&value)[kRun]) {
+  const int64_t index = row * o.row_elems + (o.one_col != 0 ? 0 : span.col);
+  if (o.one_col != 0) {
+    const float one = LoadAny(o, index);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) value[i] = one;
+    return;
+  }
+  if (o.vector == 0 || !span.whole) {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) value[i] = i < span.count ? LoadAny(o, index + i) : 0.0f;
+    return;
+  }
+  if (o.element == kSmallF32) {
+#pragma unroll
+    for (int part = 0; part < kRun / 4; ++part) {
+      float four[4];
+      Unpack(ElementF32(), LoadStream16(static_cast<const float*>(o.data) + index + 4 * part),
+             four);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) value[4 * part + i] = four[i];
+    }
+    return;
+  }
+  const uint4 raw = LoadHalves<kRun>(o.data, index);
+  if (o.element == kSmallBF16) {
+    UnpackRun(ElementBF16(), raw, value);
+  } else {
+    UnpackRun(ElementF16(), raw, value);
+  }
+}
+
+template <int kRun>
+LOWRANK_DEVICE void StoreRun(const SmallOperand& y, int64_t row_begin, const Span<kRun>& span,
+                             const float (&value)[kRun]) {
+  const int64_t index = row_begin + span.col;
+  if (y.vector == 0 || !span.whole) {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) {
+      if (i < span.count) StoreAny(y, index + i, value[i]);
+    }
+    return;
+  }
+  void* g_data = const_cast<void*>(y.data);
+  if (y.element == kSmallF32) {
+#pragma unroll
+    for (int part = 0; part < kRun / 4; ++part) {
+      const float four[4] = {value[4 * part], value[4 * part + 1], value[4 * part + 2],
+                             value[4 * part + 3]};
+      *reinterpret_cast<uint4*>(static_cast<float*>(g_data) + index + 4 * part) =
+          Pack(ElementF32(), four);
+    }
+  } else if (y.element == kSmallBF16) {
+    StoreHalves(ElementBF16(), g_data, index, value);
+  } else {
+    StoreHalves(ElementF16(), g_data, index, value);
+  }
+}
+
+template <int kRun>
+LOWRANK_DEVICE void MultiplyAddBody(const MultiplyAddParams& p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+#pragma unroll
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t run = first + u * kThreads;
+    const int64_t row = run / p.row_runs;
+    if (row >= p.rows) return;
+    const Span<kRun> span(run % p.row_runs * kRun, p.cols);
+    float value[kRun];
+    float other[kRun];
+    LoadRun(p.a, row, span, value);
+    if (p.b.data != nullptr) {
+      LoadRun(p.b, row, span, other);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) value[i] *= other[i];
+    }
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) value[i] *= p.alpha;
+    if (p.c.data != nullptr) {
+      LoadRun(p.c, row, span, other);
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) value[i] += p.beta * other[i];
+    }
+    StoreRun(p.y, row * p.cols, span, value);
+  }
+}
+
+/// Unrolled, so that the run stays in registers.
+template <MapFunction kFunction, int kRun>
+LOWRANK_DEVICE void MapRun(float (&value)[kRun]) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) value[i] = static_cast<float>(MapValue<kFunction>(value[i]));
+}
+
+template <int kRun>
+LOWRANK_DEVICE void MapBody(const MapParams& p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t begin = (first + u * kThreads) * kRun;
+    if (begin >= p.elems) return;
+    const Span<kRun> span(begin, p.elems);
+    float value[kRun];
+    LoadRun(p.a, 0, span, value);
+    switch (static_cast<MapFunction>(p.function)) {
+#define LOWRANK_MAP_CASE(id, name)  \
+  case MapFunction::id:             \
+    MapRun<MapFunction::id>(value); \
+    break;
+      LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_MAP_CASE)
+#undef LOWRANK_MAP_CASE
+    }
+    StoreRun(p.y, 0, span, value);
+  }
+}
+
+template <int kRun>
+LOWRANK_DEVICE void SwigluBody(const SwigluParams& p) {
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
+  for (int u = 0; u < kUnroll; ++u) {
+    const int64_t begin = (first + u * kThreads) * kRun;
+    if (begin >= p.elems) return;
+    const Span<kRun> span(begin, p.elems);
+    float gate[kRun];
+    float up[kRun];
+    LoadRun(p.gate, 0, span, gate);
+    LoadRun(p.up, 0, span, up);
+    if (p.d_gate.data == nullptr) {
+#pragma unroll
+      for (int i = 0; i < kRun; ++i) gate[i] = Swiglu(gate[i], up[i]);
+      StoreRun(p.y, 0, span, gate);
+      continue;
+    }
+    float dy[kRun];
+    LoadRun(p.dy, 0, span, dy);
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]);
+    StoreRun(p.d_gate, 0, span, gate);
+    StoreRun(p.d_up, 0, span, up);
+  }
+}
+
+/// sum[i] += a · b of a run.
+template <int kRun>
+LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t col,
+                                double (&sum)[kRun]) {
+  const Span<kRun> span(col, p.cols);
+  float value[kRun];
+  float other[kRun];
+  LoadRun(p.a, row, span, value);
+  if (p.b.data != nullptr) {
+    LoadRun(p.b, row, span, other);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) other[i] = 1.0f;
+  }
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    // Past the row's end a is 0, and b may be anything.
+    if (i < span.count) sum[i] += static_cast<double>(value[i]) * static_cast<double>(other[i]);
+  }
+}
+
+struct SumRowsShared {
+  double warps[kWarps];
+};
+
+template <int kRun>
+LOWRANK_DEVICE void SumRowsBody(const SumProductParams& p) {
+  SumRowsShared& s = DynamicShared<SumRowsShared>();
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int row_warps = p.row_warps;
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kWarps / row_warps) + warp / row_warps;
+  double sum[kRun] = {};
+  if (row < p.rows) {
+    const int lanes = 32 * row_warps;
+    for (int64_t run = warp % row_warps * 32 + lane; run < p.row_runs; run += lanes) {
+      AddProducts(p, row, run * kRun, sum);
+    }
+  }
+  double total = 0;
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) total += sum[i];
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    total += __shfl_xor_sync(kAllLanes, total, distance);
+  }
+  if (lane == 0) s.warps[warp] = total;
+  __syncthreads();
+  if (row >= p.rows || lane != 0 || warp % row_warps != 0) return;
+  double all = 0;
+  for (int i = 0; i < row_warps; ++i) all += s.warps[warp + i];
+  p.out[row] = static_cast<float>(all);
+}
+
+/// Place i of lane l of a warp at i · stride + l: lanes write neighbouring banks, and those that
+/// read columns in order, kRun of them a lane, all banks.
+template <int kRun>
+struct SumColsShared {
+  static constexpr int kStride = SumColsStride(kRun);
+  double warps[kWarps][kRun * kStride];
+};
+
+template <int kRun>
+LOWRANK_DEVICE void SumColsBody(const SumProductParams& p) {
+  using Shared = SumColsShared<kRun>;
+  Shared& s = DynamicShared<Shared>();
+  const int warp = static_cast<int>(threadIdx.x) / 32;
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int64_t first_col = static_cast<int64_t>(blockIdx.x) * (32 * kRun);
+  const int64_t col = first_col + lane * kRun;
+  const int64_t begin = static_cast<int64_t>(blockIdx.y) * p.rows_per_split;
+  const int64_t end = begin + p.rows_per_split < p.rows ? begin + p.rows_per_split : p.rows;
+  double sum[kRun] = {};
+  if (col < p.cols) {
+    for (int64_t row = begin + warp; row < end; row += kWarps) AddProducts(p, row, col, sum);
+  }
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) s.warps[warp][i * Shared::kStride + lane] = sum[i];
+  __syncthreads();
+  const int thread = static_cast<int>(threadIdx.x);
+  const int64_t out_col = first_col + thread;
+  if (thread >= 32 * kRun || out_col >= p.cols) return;
+  const int place = thread % kRun * Shared::kStride + thread / kRun;
+  double all = 0;
+#pragma unroll
+  for (int i = 0; i < kWarps; ++i) all += s.warps[i][place];
+  if (p.planes == nullptr) {
+    p.out[out_col] = static_cast<float>(all);
+  } else {
+    p.planes[static_cast<int64_t>(blockIdx.y) * p.cols + out_col] = all;
+  }
+}
+
+LOWRANK_DEVICE void SumPlanesBody(const SumPlanesParams& p) {
+  const int64_t col = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (col >= p.cols) return;
+  double all = 0;
+  for (int split = 0; split < p.splits; ++split) all += p.planes[split * p.cols + col];
+  p.out[col] = static_cast<float>(all);
+}
+
+}  // namespace
+
+#define LOWRANK_ELEMENTWISE_KERNELS(kRun)                                                       \
+  LOWRANK_KERNEL(multiply_add_run##kRun##_kernel, MultiplyAddParams, kThreads, 2) {             \
+    MultiplyAddBody<kRun>(p);                                                                   \
+  }                                                                                             \
+  LOWRANK_KERNEL(map_run##kRun##_kernel, MapParams, kThreads, 4) { MapBody<kRun>(p); }          \
+  LOWRANK_KERNEL(swiglu_run##kRun##_kernel, SwigluParams, kThreads, 2) { SwigluBody<kRun>(p); } \
+  LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
+    SumRowsBody<kRun>(p);                                                                       \
+  }                                                                                             \
+  LOWRANK_KERNEL(sum_cols_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
+    SumColsBody<kRun>(p);                                                                       \
+  }
+LOWRANK_ELEMENTWISE_KERNELS(4)
+LOWRANK_ELEMENTWISE_KERNELS(8)
+#undef LOWRANK_ELEMENTWISE_KERNELS
+
+LOWRANK_KERNEL(sum_planes_kernel, SumPlanesParams, kThreads, 4) { SumPlanesBody(p); }
+
+}  // namespace lowrank::gpu
