@@ -57,10 +57,6 @@ __device__ __forceinline__ Storage& DynamicShared() {
 
 }  // namespace lowrank::gpu
 
-#include "cuda/ptx.cuh"  // what the macros call
-
-#else
-
-#include "cuda/emulator/device.h"
-
 #endif
+
+#include "cuda/ptx.cuh"  // what the macros call; for a host compiler the emulator's language

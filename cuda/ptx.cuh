@@ -1,11 +1,16 @@
-/// Every PTX instruction of the sm_80 kernels, one wrapper each, with its emulated twin beside it.
+/// Every PTX instruction of the sm_80 kernels, one wrapper each; the emulated twins stand in
+/// cuda/emulator/device/ptx_emulated.h. A part of gpu.cuh, which kernels include.
 #pragma once
 
-#include "cuda/gpu.cuh"
+#if !defined(__CUDACC__)
+
+#include "cuda/emulator/device/ptx_emulated.h"
+
+#else
+
+#include <cstdint>
 
 namespace lowrank::gpu {
-
-#if defined(__CUDACC__)
 
 #define LOWRANK_PTX static __device__ __forceinline__
 
@@ -178,7 +183,7 @@ LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
 /// Until the launches before this one have ended and their writes can be seen (programmatic
 /// dependent launch, from sm_90 on; before that none starts until the last has ended). The comment
 /// becomes the instruction in the PTX that machine code from sm_90 on is made of
-/// (cuda/tools/ptx-for-sm90.mjs).
+/// (cuda/tools/machine-ptx.mjs).
 LOWRANK_PTX void GridDependencyWait() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -197,6 +202,6 @@ LOWRANK_PTX void GridDependencyLaunch() {
 
 // clang-format on
 
-#endif  // the emulated twins: cuda/emulator/device.h includes cuda/emulator/ptx_emulated.h
-
 }  // namespace lowrank::gpu
+
+#endif

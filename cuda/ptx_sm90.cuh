@@ -2,7 +2,7 @@
 /// cuda/emulator/hopper/ptx_sm90_emulated.h. Files named *_sm90a.cu are compiled for sm_90a only.
 #pragma once
 
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "native/host_device/params/tensor_map.h"
 
 #if !defined(__CUDACC__)

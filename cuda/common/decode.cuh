@@ -2,7 +2,7 @@
 /// and the exact split of f32 into bf16 parts.
 #pragma once
 
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "native/host_device/params/gemm_mma.h"
 
 namespace lowrank::gpu {

@@ -6,7 +6,7 @@
 ///     --param tsan-distinguish-volatile=1 -fno-tree-sra -fno-ipa-sra -fno-tree-fre -fno-tree-pre
 ///     -fno-tree-vectorize -fno-tree-slp-vectorize -fno-crossjumping -fno-tree-tail-merge"
 ///   # the runtime, once
-///   for f in cuda/emulator/*.cpp cuda/emulator/hopper/*.cpp; do
+///   for f in $(find cuda/emulator -name '*.cpp' -not -path '*/driver/*'); do
 ///     g++ $F -O2 -c $f -o out/emulator_$(basename $f .cpp).o; done
 ///   for k in elementwise/{cast,random} quantize/{dequantize,quantize,quantize_rows}; do
 ///     o=out/$(basename $k).o

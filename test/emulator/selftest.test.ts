@@ -66,12 +66,13 @@ if (!linux) console.warn('not run: the emulator is for Linux');
 
 describe.runIf(linux)('the emulator', () => {
   beforeAll(async () => {
-    const runtime = readdirSync(join(root, 'cuda/emulator')).filter((f) => f.endsWith('.cpp'));
+    const files = readdirSync(join(root, 'cuda/emulator'), { recursive: true }) as string[];
+    const runtime = files.filter((f) => f.endsWith('.cpp') && !/^(driver|hopper)\//.test(f));
     const compile = (flags: string[], source: string, out: string) => () =>
       run(compiler, [...FLAGS, ...flags, '-c', join(root, source), '-o', out]);
     await inPairs([
       ...runtime.map((file) =>
-        compile(['-O2'], `cuda/emulator/${file}`, join(folder, `runtime-${file}.o`)),
+        compile(['-O2'], `cuda/emulator/${file}`, join(folder, `runtime-${basename(file)}.o`)),
       ),
       ...[
         'test/native/emulator_selftest.cpp',

@@ -3,7 +3,7 @@
 /// one warp; speed is no aim.
 ///
 /// LOWRANK_PLANT builds three of them wrong, to prove that the comparison sees it.
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "test/gpu/instruction_params.h"
 
 namespace lowrank::gpu {

@@ -22,8 +22,8 @@ namespace {
 
 constexpr double kUnit = 1.0 / (1 << 24);
 /// Of products of random values, in those units. The emulator cuts sums off as tensor cores are
-/// known to (cuda/emulator/tensor_sums.h), so 0 is expected; a card that differs from that model
-/// loses at most 10 units a step. A word in the wrong place is off by a hundred thousand.
+/// known to (cuda/emulator/instructions/tensor_sums.h), so 0 is expected; a card that differs from
+/// that model loses at most 10 units a step. A word in the wrong place is off by a hundred thousand.
 constexpr double kProductTolerance = 32;
 
 struct Outcome {

@@ -1,7 +1,7 @@
 /// Kernels with one planted bug each, and correct ones beside them: what the emulator's checks must
 /// find, and must not. 128 threads a block. They compile under nvcc too, so that the same cases run
 /// from translated PTX.
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "test/native/emulator_cases.h"
 
 namespace lowrank::gpu {

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "test/native/emulator_check.h"
 #include "test/native/tensor_sum.h"
 

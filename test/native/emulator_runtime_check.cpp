@@ -12,7 +12,7 @@
 #include <thread>
 #include <vector>
 
-#include "cuda/ptx.cuh"
+#include "cuda/gpu.cuh"
 #include "test/native/emulator_check.h"
 
 namespace {

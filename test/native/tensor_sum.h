@@ -1,4 +1,5 @@
-/// A step of a tensor core by its definition, in integers: what cuda/emulator/tensor_sums.h says.
+/// A step of a tensor core by its definition, in integers: what
+/// cuda/emulator/instructions/tensor_sums.h says.
 #pragma once
 
 #include <algorithm>

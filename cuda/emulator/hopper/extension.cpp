@@ -2,7 +2,7 @@
 #include <cstring>
 
 #include "cuda/emulator/hopper/hopper_state.h"
-#include "cuda/emulator/scheduler.h"
+#include "cuda/emulator/state/scheduler.h"
 
 namespace lowrank::emu {
 namespace {

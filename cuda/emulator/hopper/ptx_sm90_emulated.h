@@ -1,7 +1,7 @@
 /// The twins of cuda/ptx_sm90.cuh for a host compiler.
 #pragma once
 
-#include "cuda/emulator/device.h"
+#include "cuda/emulator/device/ptx_emulated.h"
 #include "cuda/emulator/hopper/hopper.h"
 
 namespace lowrank::gpu {

@@ -7,10 +7,10 @@
 #include <algorithm>
 #include <cstring>
 
-#include "cuda/emulator/elements.h"
 #include "cuda/emulator/hopper/hopper_state.h"
-#include "cuda/emulator/scheduler.h"
-#include "cuda/emulator/tensor_sums.h"
+#include "cuda/emulator/instructions/elements.h"
+#include "cuda/emulator/instructions/tensor_sums.h"
+#include "cuda/emulator/state/scheduler.h"
 
 namespace lowrank::emu {
 namespace {
