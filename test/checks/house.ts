@@ -1,20 +1,15 @@
-/** What test/checks/house.test.ts asks of the tree: how full folders are, what imports in circles, what docs name. */
+/** What test/checks/house.test.ts asks of the tree: how full folders are, what imports or includes in circles, what docs name. */
 
 import { dirname, join, normalize, relative } from 'node:path';
 import ts from 'typescript';
 
-/** Folders that hold more files than `most`, or than `allowed` has for them. */
-export function crowded(
-  files: readonly string[],
-  most: number,
-  allowed: Readonly<Record<string, number>> = {},
-): string[] {
+/** Folders that hold more files than `most`. */
+export function crowded(files: readonly string[], most: number): string[] {
   const counts = new Map<string, number>();
   for (const file of files) counts.set(dirname(file), (counts.get(dirname(file)) ?? 0) + 1);
   return [...counts]
-    .map(([folder, count]) => ({ folder, count, limit: allowed[folder] ?? most }))
-    .filter(({ count, limit }) => count > limit)
-    .map(({ folder, count, limit }) => `${folder}: ${count} files (limit ${limit})`);
+    .filter(([, count]) => count > most)
+    .map(([folder, count]) => `${folder}: ${count} files (limit ${most})`);
 }
 
 /** The files that a source imports, types alone too: `./x.js` stands for `x.ts`. */
@@ -24,6 +19,13 @@ export function importsOf(file: string, text: string): string[] {
     .importedFiles.map(({ fileName }) => fileName)
     .filter((name) => name.startsWith('.'))
     .map((name) => normalize(join(dirname(file), name)).replace(/\.js$/, '.ts'));
+}
+
+/** The files of this repository that C++ or CUDA source includes. */
+export function includesOf(text: string): string[] {
+  return [...text.matchAll(/^\s*#\s*include\s+"((?:native|cuda)\/[^"]+)"/gm)].map(
+    ([, target = '']) => target,
+  );
 }
 
 type Graph = ReadonlyMap<string, ReadonlySet<string>>;
@@ -64,27 +66,32 @@ function joined(graph: Graph, nameOf: (file: string) => string | undefined): Gra
 
 /**
  * Circles of imports: between files, between folders by the files that lie directly in them, and between the folders
- * side by side in one folder, each with all that is below it.
+ * side by side in one folder, each with all that is below it. What is below a folder of `whole` is one folder.
  */
-export function circles(imports: Readonly<Record<string, readonly string[]>>): string[] {
+export function circles(
+  imports: Readonly<Record<string, readonly string[]>>,
+  whole: readonly string[] = [],
+): string[] {
   const graph: Graph = new Map(
     Object.entries(imports).map(([file, targets]) => [file, new Set(targets)]),
   );
-  const folders = new Set<string>();
+  const folderOf = (file: string) =>
+    whole.find((folder) => file.startsWith(`${folder}/`)) ?? dirname(file);
+  const folders = new Set(['.']);
   for (const file of graph.keys()) {
-    for (let at = dirname(file); at !== '.'; at = dirname(at)) folders.add(at);
+    for (let at = folderOf(file); at !== '.'; at = dirname(at)) folders.add(at);
   }
   const below = [...folders].flatMap((folder) =>
     circlesOf(
       joined(graph, (file) => {
-        const [child, ...rest] = relative(folder, file).split('/');
+        const [child, ...rest] = relative(folder, join(folderOf(file), 'file')).split('/');
         return child === undefined || child === '..' || rest.length === 0
           ? undefined
           : join(folder, child);
       }),
     ),
   );
-  return [...new Set([...circlesOf(graph), ...circlesOf(joined(graph, dirname)), ...below])];
+  return [...new Set([...circlesOf(graph), ...circlesOf(joined(graph, folderOf)), ...below])];
 }
 
 /** Paths of this repository that a text names: in backquotes, or with a file's ending anywhere. */
