@@ -70,6 +70,8 @@ export {
   Value,
 } from './autograd/gradient-tape.js';
 export type { Expert } from './autograd/mixture.js';
+export { ModelTape } from './autograd/model/model-tape.js';
+export type { RmsNormStep } from './autograd/model/rms-norm.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
 export { SparsePattern, sparseUpdate } from './autograd/sparse-update.js';
 export { Tape, type TapeDropout, type TapeOptions } from './autograd/tape.js';
@@ -220,6 +222,14 @@ export {
   unmergeLora,
 } from './ops/lora/merge.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
+export { Indices, type IndicesOptions } from './ops/model/indices.js';
+export {
+  type RmsNormBackwardOptions,
+  type RmsNormOptions,
+  type RmsNormResult,
+  rmsNormBackward,
+  rmsNormForward,
+} from './ops/model/rms-norm.js';
 export { oneHot } from './ops/one-hot.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';

@@ -12,4 +12,5 @@ export * from './oracle/int8.js';
 export * from './oracle/linear.js';
 export * from './oracle/lora.js';
 export * from './oracle/lora-parts.js';
+export * from './oracle/norm.js';
 export * from './oracle/quantise.js';

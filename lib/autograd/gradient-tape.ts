@@ -41,6 +41,11 @@ export interface BackwardPass {
    * gradient takes it along in the same pass ({@link BackwardPass.takeBase}).
    */
   giveBase(input: Value, dy: Tensor, w: BaseWeight): void;
+  /**
+   * The gradient of an input that has come together so far, or `undefined`. The caller takes it over:
+   * it adds it in a pass of its own, and gives the sum.
+   */
+  take(input: Value): Tensor | undefined;
   /** A product announced for this input that the caller now computes itself. */
   takeBase(input: Value): { dy: Tensor; w: BaseWeight } | undefined;
 }
@@ -244,6 +249,12 @@ class Pass implements BackwardPass {
     const waiting = this.#bases.get(input);
     if (waiting === undefined) this.#bases.set(input, [{ dy, w }]);
     else waiting.push({ dy, w });
+  }
+
+  take(input: Value): Tensor | undefined {
+    const sum = this.#sums.get(input);
+    this.#sums.delete(input);
+    return sum;
   }
 
   takeBase(input: Value): { dy: Tensor; w: BaseWeight } | undefined {

@@ -135,6 +135,26 @@ export interface Binding {
     defaultBlocksize: number;
     codebook: Float32Array;
   }>;
+  indices(device: string, values: Int32Array, limit: number, holes: boolean): NativeHandle;
+  writeIndices(indices: NativeHandle, values: Int32Array): void;
+  rmsNormForward(
+    x: NativeHandle,
+    residual: NativeHandle | null,
+    g: NativeHandle,
+    eps: number,
+    plusOne: boolean,
+    keep: boolean,
+  ): [y: NativeHandle, sum: NativeHandle | null, invRms: NativeHandle | null];
+  rmsNormBackward(
+    dy: NativeHandle,
+    x: NativeHandle,
+    g: NativeHandle,
+    invRms: NativeHandle,
+    dSum: NativeHandle | null,
+    plusOne: boolean,
+    wantsDx: boolean,
+    wantsDg: boolean,
+  ): [dx: NativeHandle | null, dg: NativeHandle | null];
   matmul(
     x: NativeHandle,
     w: NativeHandle,

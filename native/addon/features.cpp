@@ -52,17 +52,6 @@ Status CheckLists(const char* op, const std::vector<int32_t>& begin,
   return Status();
 }
 
-StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values) {
-  const size_t bytes = values.size() * sizeof(int32_t);
-  StoragePtr part;
-  ThrowIfError(env, backend->Allocate(bytes, &part));
-  ThrowIfError(env, FillFresh(env, part, [&](void* target) {
-                 if (bytes != 0) std::memcpy(target, values.data(), bytes);
-                 return Status();
-               }));
-  return part;
-}
-
 // featureMap(device, inputs, outputs, begin | null, index)
 Napi::Value MakeFeatureMap(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "FeatureMap";

@@ -13,6 +13,7 @@ constexpr napi_type_tag kTensorTag = {0x8f21b6d4c0e74a11ULL, 0x9d3c5a7be1f04262U
 constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03ULL};
 
 constexpr napi_type_tag kFeatureMapTag = {0x2e9d4c81f5a07b36ULL, 0xc41873ea96d2504fULL};
+constexpr napi_type_tag kIndicesTag = {0x71c0b8d3e64f29a5ULL, 0x9a37f10c5be8d264ULL};
 
 constexpr double kMaxSafeInteger = 9007199254740991.0;
 /// More dimensions are a mistake.
@@ -143,6 +144,43 @@ Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle) {
   return Wrap(env, std::move(handle), kFeatureMapTag, static_cast<int64_t>(bytes));
 }
 
+StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values) {
+  const size_t bytes = values.size() * sizeof(int32_t);
+  StoragePtr part;
+  ThrowIfError(env, backend->Allocate(bytes, &part));
+  ThrowIfError(env, FillFresh(env, part, [&](void* target) {
+                 if (bytes != 0) std::memcpy(target, values.data(), bytes);
+                 return Status();
+               }));
+  return part;
+}
+
+IndexView IndexHandle::View() const {
+  IndexView view;
+  view.data = static_cast<const int32_t*>(data->data());
+  view.count = count;
+  view.limit = limit;
+  view.present = true;
+  return view;
+}
+
+Napi::Value WrapIndices(Napi::Env env, IndexHandle handle) {
+  const auto bytes = static_cast<int64_t>(handle.data->bytes());
+  return Wrap(env, std::move(handle), kIndicesTag, bytes);
+}
+
+IndexHandle& IndicesOf(const Napi::Value& value, const char* op, const char* operand) {
+  IndexHandle* handle = Unwrap<IndexHandle>(value, kIndicesTag);
+  if (handle == nullptr) {
+    ThrowIfError(value.Env(), Refuse(Code::kType, op, operand, "indices", KindOf(value)));
+  }
+  if (!handle->data) {
+    ThrowIfError(value.Env(),
+                 Refuse(Code::kDisposed, op, operand, "live indices", "disposed ones"));
+  }
+  return *handle;
+}
+
 FeatureMapHandle& FeatureMapOf(const Napi::Value& value, const char* op, const char* operand) {
   FeatureMapHandle* handle = Unwrap<FeatureMapHandle>(value, kFeatureMapTag);
   if (handle == nullptr) {
@@ -195,9 +233,13 @@ void Dispose(const Napi::CallbackInfo& info) {
     map->begin.reset();
     map->index.reset();
     ReleaseAccounting(env, map);
+  } else if (IndexHandle* indices = Unwrap<IndexHandle>(info[0], kIndicesTag)) {
+    indices->data.reset();
+    ReleaseAccounting(env, indices);
   } else {
-    ThrowIfError(env, Refuse(Code::kType, "dispose", "handle",
-                             "a tensor, a quantised weight or a feature map", KindOf(info[0])));
+    ThrowIfError(env,
+                 Refuse(Code::kType, "dispose", "handle",
+                        "a tensor, a quantised weight, a feature map or indices", KindOf(info[0])));
   }
   EnvState::Of(env).graveyard()->DeleteBuried(env);
 }

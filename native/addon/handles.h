@@ -69,15 +69,28 @@ struct FeatureMapHandle {
   FeatureMapView View() const;
 };
 
+/// Indices on a device: each is in [0, limit), or -1.
+struct IndexHandle {
+  StoragePtr data;  // null once disposed
+  int64_t count = 0;
+  int64_t limit = 0;
+  bool holes = false;  // may be -1
+  int64_t accounted_bytes = 0;
+
+  IndexView View() const;
+};
+
 Napi::Value WrapTensor(Napi::Env env, TensorHandle handle);
 Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
 Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle);
+Napi::Value WrapIndices(Napi::Env env, IndexHandle handle);
 
 /// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead
 /// one.
 TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand);
 WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand);
 FeatureMapHandle& FeatureMapOf(const Napi::Value& value, const char* op, const char* operand);
+IndexHandle& IndicesOf(const Napi::Value& value, const char* op, const char* operand);
 bool IsWeight(const Napi::Value& value);
 
 /// Frees the memory now (as soon as no queued op holds it); twice is a no-op.
@@ -121,6 +134,9 @@ Status FillFresh(Napi::Env env, const StoragePtr& storage, const Fill& fill) {
       },
       EnvState::Of(env).cancel());
 }
+
+/// Integers in memory of their own on `backend`.
+StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values);
 
 /// A fresh tensor on `backend`.
 TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector<int64_t> shape);

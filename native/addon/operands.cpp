@@ -47,6 +47,16 @@ FeatureMapView Operands::FeatureMap(const Napi::Value& value, const char* operan
   return map.View();
 }
 
+IndexView Operands::Indices(const Napi::Value& value, const char* operand) {
+  const IndexHandle& indices = IndicesOf(value, op_, operand);
+  Hold(indices.data, operand);
+  return indices.View();
+}
+
+IndexView Operands::OptionalIndices(const Napi::Value& value, const char* operand) {
+  return IsPresent(value) ? Indices(value, operand) : IndexView();
+}
+
 TensorView Operands::Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape) {
   *handle = NewTensor(env_, backend_, dtype, std::move(shape));
   refs_.outputs.push_back(handle->storage);

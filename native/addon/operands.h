@@ -21,6 +21,8 @@ class Operands {
   WeightView Weight(const Napi::Value& value, const char* operand);
 
   FeatureMapView FeatureMap(const Napi::Value& value, const char* operand);
+  IndexView Indices(const Napi::Value& value, const char* operand);
+  IndexView OptionalIndices(const Napi::Value& value, const char* operand);
 
   /// A fresh output.
   TensorView Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape);

@@ -39,4 +39,9 @@ std::string WeightView::Describe() const {
   return dense.present ? dense.Describe() : quant.Describe();
 }
 
+std::string IndexView::Describe() const {
+  if (!present) return "none";
+  return "[" + std::to_string(count) + "] of " + std::to_string(limit);
+}
+
 }  // namespace lowrank

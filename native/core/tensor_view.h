@@ -103,6 +103,17 @@ struct FeatureMapView {
   std::string Describe() const;
 };
 
+/// 32-bit indices on a device: ids of tokens, rows. Whoever writes them has checked that each is in
+/// [0, limit), or -1 for none: kernels read where they point.
+struct IndexView {
+  const int32_t* data = nullptr;
+  int64_t count = 0;
+  int64_t limit = 0;
+  bool present = false;
+
+  std::string Describe() const;
+};
+
 /// A frozen base weight [N, K]: dense, or quantised.
 struct WeightView {
   TensorView dense;  // present when the weight is dense

@@ -16,7 +16,7 @@ int64_t HostMemoryBytes() {
   return pages > 0 && page_bytes > 0 ? pages * page_bytes : 0;
 }
 
-/// One thread waits for what another one tells it.
+/// One thread waits for an answer from another.
 class Answer {
  public:
   void Give(const Status& status) {

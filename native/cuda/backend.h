@@ -3,8 +3,8 @@
 /// Threads. The JavaScript thread only checks and pushes. The queue's thread issues: it takes
 /// entries in order, plans, launches, starts copies, and drops its references to operands as soon
 /// as the work is in the stream, because memory is freed in stream order too. The completion thread
-/// waits for events, and tells readers. No JavaScript thread ever makes a call that waits for the
-/// device, except for an allocation that would else fail.
+/// waits for events and notifies readers. No JavaScript thread ever makes a call that waits for the
+/// device, except for an allocation that would otherwise fail.
 #pragma once
 
 #include <memory>
@@ -20,11 +20,11 @@
 
 namespace lowrank::cuda {
 
-/// How a device is found; asked again where the answer was not final.
+/// How a device is found; asked again if the answer was not final.
 struct Source {
-  /// The driver, opened; fails with the reason, with kOom where another attempt may succeed.
+  /// Opens the driver; fails with the reason, with kOom if another attempt may succeed.
   Status (*open)(const Library** library) = nullptr;
-  /// Whether it can be opened, without doing so. Null: open it to know.
+  /// Whether it can be opened, without opening it. Null: open it to find out.
   Status (*look)() = nullptr;
   int ordinal = 0;
   bool own_kernels = false;  // the driver brings the kernels: no image is needed
@@ -32,7 +32,7 @@ struct Source {
 
 class CudaBackend final : public Backend {
  public:
-  /// Looks for nothing yet.
+  /// Does not look for anything yet.
   CudaBackend(std::string device, const Source& source);
 
   const std::string& name() const override { return device_; }
@@ -64,7 +64,7 @@ class CudaBackend final : public Backend {
 #undef LOWRANK_OVERRIDE_ENQUEUE
 
  private:
-  /// All that exists once the device is started. Never destroyed.
+  /// Everything that exists once the device is started. Never destroyed.
   struct Engine {
     Engine(const std::string& device, const Library& library);
     Context context;
@@ -88,19 +88,19 @@ class CudaBackend final : public Backend {
   Status Issue(const Op& op, const OpRefs& refs);
   template <typename Op>
   Status MakeWholePlan(const Op& op);
-  /// Runs what is in plan_; the op is described where it is traced.
+  /// Issues plan_; the op is described if it is traced.
   Status IssuePlan(const OpRefs& refs, std::string description);
   Status RunPlan(Completion* after);
   Status IssueWrite(const OpRefs& refs, const std::function<Status(void*)>& source);
   Status IssueRead(const OpRefs& refs, Completion* after);
-  /// Queues what ends in a completion: `issue` starts the work, `after` tells `done` when it is
-  /// over.
+  /// Queues work that ends in a completion: `issue` starts the work, `after` calls `done` when it
+  /// is over.
   Status PushAwaited(OpRefs refs, std::function<Status(const OpRefs&, Completion*)> issue,
                      std::function<Status(const void*)> sink, DoneFn done);
-  /// Work that has a completion whether or not anyone waits: memory of the caller's is in it, or
-  /// the op says how it went, or its time is asked for.
+  /// Whether work has a completion even if no one waits: it uses the caller's memory, or the op
+  /// reports how it went, or it is timed.
   bool NeedsCompletion(const OpRefs& refs) const;
-  /// `what` in "nothing can be <what> while ...".
+  /// Refuses during a capture; `what` completes "nothing can be <what> while ...".
   Status RefuseCapture(const char* what);
   /// Records the event that `after` waits for; not while the stream is being captured.
   Status Record(Completion* after);
@@ -108,7 +108,7 @@ class CudaBackend final : public Backend {
   const std::string device_;
   const Source source_;
 
-  // Found by Probe.
+  // Set by Probe.
   mutable std::mutex probe_mutex_;
   mutable bool probed_ = false;
   mutable Status probe_status_;
@@ -118,13 +118,13 @@ class CudaBackend final : public Backend {
 
   mutable std::mutex start_mutex_;
   std::unique_ptr<Engine> engine_made_;
-  Status start_status_;                   // of the last attempt that is final
+  Status start_status_;                   // of the last final attempt
   std::atomic<Engine*> engine_{nullptr};  // null until started
 
   mutable std::mutex usage_mutex_;
   MemoryUsage usage_;
 
-  Plan plan_;  // issuing thread: kept for its capacity
+  Plan plan_;  // of the issuing thread, kept for its capacity
 };
 
 }  // namespace lowrank::cuda

@@ -11,7 +11,7 @@
 namespace lowrank {
 namespace {
 
-/// A driver that is opened once; an end of memory is tried again.
+/// A driver that is opened once; after kOom it is tried again.
 class OneLibrary {
  public:
   explicit OneLibrary(Status (*open)(cuda::Library*)) : open_(open) {}
@@ -53,7 +53,7 @@ Status Emulator(const cuda::Library** library) {
   return one->Get(library);
 }
 
-/// How many the driver finds; at least one, which then says why there is none.
+/// How many GPUs the driver finds, at least one: with none, that one says why.
 int GpuCount() {
   const cuda::Library* library = nullptr;
   int count = 0;

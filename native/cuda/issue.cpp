@@ -22,7 +22,7 @@ void InheritVerdicts(const OpRefs& refs) {
   }
 }
 
-/// Waits for every op, so that a fault names the op that caused it.
+/// Waits for every op, so that a fault is reported for the op that caused it.
 bool SynchronousOps() {
   static const bool asked = [] {
     const char* value = std::getenv("LOWRANK_CUDA_SYNC");
@@ -31,7 +31,7 @@ bool SynchronousOps() {
   return asked;
 }
 
-/// Compute::kInt8 is there for rowwise weights.
+/// Compute::kInt8 exists for rowwise weights only.
 Status CheckInt8(const char* op, const std::string& device, Compute compute, const WeightView& w) {
   if (compute == Compute::kExact || w.quant.rowwise) return Status();
   return Refuse(Code::kUnsupported, op, "compute",
@@ -89,7 +89,7 @@ Status CudaBackend::Submit(const Op& op, OpRefs refs) {
 template <typename Op>
 Status CudaBackend::MakeWholePlan(const Op& op) {
   Engine& engine = *engine_.load(std::memory_order_acquire);
-  // Over what there is; once more where that is too small.
+  // In the existing workspace; once more if that is too small.
   void* base = nullptr;
   const size_t have_bytes = engine.streams.WorkspaceHere(&base);
   Workspace workspace(base);
@@ -116,7 +116,7 @@ Status CudaBackend::IssuePlan(const OpRefs& refs, std::string description) {
   Engine& engine = *engine_.load(std::memory_order_acquire);
   bool capturing = false;
   LOWRANK_RETURN_IF_ERROR(engine.streams.IsCapturing(&capturing));
-  // What a capture writes down runs later and more than once: no event of it can be waited for.
+  // Captured work runs later and more than once: none of its events can be waited for.
   std::unique_ptr<Completion> after;
   if (!capturing && NeedsCompletion(refs)) {
     after = std::make_unique<Completion>();
@@ -147,7 +147,7 @@ Status CudaBackend::IssuePlan(const OpRefs& refs, std::string description) {
   }
   if (after == nullptr) return Status();
   if (refs.cancel && !after->keep.empty()) {
-    // Memory of the caller's goes with its environment, which therefore waits.
+    // The caller's memory is freed with its environment, which therefore waits.
     refs.cancel->Begin();
     after->cancel = refs.cancel;
   }
@@ -272,7 +272,8 @@ Status CudaBackend::PushAwaited(OpRefs refs,
                                 std::function<Status(const void*)> sink, DoneFn done) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
   Engine* const engine = engine_.load(std::memory_order_acquire);
-  // Made here, so that an end of memory is told to the caller; std::function wants it copyable.
+  // Made here, so that running out of memory is reported to the caller; std::function must be
+  // copyable.
   const auto after = std::make_shared<std::unique_ptr<Completion>>(std::make_unique<Completion>());
   (*after)->sink = std::move(sink);
   (*after)->done = std::move(done);
@@ -285,8 +286,8 @@ Status CudaBackend::PushAwaited(OpRefs refs,
     LOWRANK_RETURN_IF_ERROR(issue(held, after->get()));
     return Record(after->get());
   };
-  // Runs once the queue has dropped its references: by the time the reader is told, the counters
-  // are exact.
+  // Runs once the queue has dropped its references, so the counters are exact when the reader is
+  // notified.
   task.done = [engine, after, cancel](const Status& status) {
     if (!status.ok()) {
       const DoneFn tell = std::exchange((*after)->done, nullptr);
@@ -296,7 +297,7 @@ Status CudaBackend::PushAwaited(OpRefs refs,
       return;
     }
     if (cancel && cancel->cancelled() && (*after)->keep.empty()) {
-      // DropQueued may have passed already.
+      // DropQueued may have run already.
       const DoneFn tell = std::exchange((*after)->done, nullptr);
       (*after)->sink = nullptr;
       if (tell) {

@@ -123,7 +123,7 @@ class Card {
     bool complete = failed_.empty();
     for (const char* op : {
 #define LOWRANK_NAME(Name, member) Name##Op::kName,
-             LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
+             LOWRANK_FOR_EACH_ISA_OP(LOWRANK_NAME) LOWRANK_NAME(Random, random)
 #undef LOWRANK_NAME
          }) {
       if (planned_.count(op) != 0) continue;

@@ -1,4 +1,4 @@
-/// The streaming CUDA kernels on the emulator against native/cpu/reference.cpp: quantise,
+/// The streaming CUDA kernels on the emulator against native/cpu/reference/reference.cpp: quantise,
 /// dequantise, cast and random give its very bytes for every format, type, blocksize and alignment,
 /// under every schedule. Findings of the check mode are failures.
 ///

@@ -1,5 +1,5 @@
-// The matrix unit's kernels with its products in vectors: all that is checked of an instruction set, and
-// the same bits as the unit itself where there is one.
+// The matrix unit's kernels with its products in vectors: all that is checked of an instruction
+// set, and the same bits as the unit itself where there is one.
 #include "native/cpu/kernels/isa/isa_table.h"
 #include "test/native/kernel_operands.h"
 
@@ -13,7 +13,7 @@ extern const IsaKernels kKernels;
 const KernelTable* EmulatedTiles() {
   std::string reason;
   if (SelectKernels("avx512-bf16", &reason) == nullptr) return nullptr;
-  return Table<avx512_tiles_emulated::kKernels>("avx512-amx, emulated");
+  return Table<avx512_tiles_emulated::kKernels, avx512_bf16::kModelKernels>("avx512-amx, emulated");
 }
 #else
 const KernelTable* EmulatedTiles() { return nullptr; }
@@ -72,11 +72,13 @@ void CheckTiles(const KernelTable& unit, const KernelTable& emulated, const RunC
           Report(table.matmul_input_grad(backward, context).ok(), "tiles backward");
         }
         const std::string what = std::string(kind) + " M" + std::to_string(M) + " N" +
-                                 std::to_string(N) + " K" + std::to_string(K) + (scale < 1e-30   ? " denormal x"
-                                  : scale < 1 ? " denormal sums"
-                                              : "");
+                                 std::to_string(N) + " K" + std::to_string(K) +
+                                 (scale < 1e-30 ? " denormal x"
+                                  : scale < 1   ? " denormal sums"
+                                                : "");
         Report(y[0].buffer.Same(y[1].buffer), "the unit's bits are the emulated ones: y " + what);
-        Report(dx[0].buffer.Same(dx[1].buffer), "the unit's bits are the emulated ones: dx " + what);
+        Report(dx[0].buffer.Same(dx[1].buffer),
+               "the unit's bits are the emulated ones: dx " + what);
       }
     }
   }

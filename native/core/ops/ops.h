@@ -6,6 +6,7 @@
 #include <string>
 
 #include "native/core/ops/grouped_ops.h"
+#include "native/core/ops/norm_ops.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
 #include "native/host_device/map_function.h"
@@ -425,9 +426,16 @@ struct QuantizeScalesOp {
   X(QuantizeScales, quantize_scales)          \
   X(Cast, cast)
 
+/// The ops of a model around its linear layers, which have a table of their own
+/// (native/cpu/kernels/isa/model_body.h).
+#define LOWRANK_FOR_EACH_MODEL_OP(X) \
+  X(RmsNorm, rms_norm)               \
+  X(RmsNormBackward, rms_norm_backward)
+
 /// Every op.
 #define LOWRANK_FOR_EACH_OP(X) \
   LOWRANK_FOR_EACH_ISA_OP(X)   \
+  LOWRANK_FOR_EACH_MODEL_OP(X) \
   X(Random, random)
 
 }  // namespace lowrank

@@ -7,15 +7,15 @@
 namespace lowrank::cuda {
 namespace {
 
-/// From here on a kernel can wait for the launches before it (cuda/ptx.cuh), and a graph can have
-/// what is captured of that.
+/// From this capability on a kernel can wait for the launches before it (cuda/ptx.cuh), and a graph
+/// can capture such launches.
 constexpr int kSmOfGridWait = 90;
 constexpr int kVersionOfGridWait = 12030;
 
 /// The context that Attach() made current on this thread.
 thread_local const Context* t_attached = nullptr;
 
-/// Asked of the environment when a device starts; an empty variable asks for nothing.
+/// Read from the environment when a device starts; an empty variable counts as unset.
 bool Asked(const char* variable, bool otherwise) {
   const char* value = std::getenv(variable);
   if (value == nullptr || value[0] == '\0') return otherwise;
@@ -196,7 +196,7 @@ Status Context::StartParts(const Gpu& gpu, const KernelImage* image) {
   props.allocType = CU_MEM_ALLOCATION_TYPE_PINNED;
   props.location = {CU_MEM_LOCATION_TYPE_DEVICE, gpu_};
   LOWRANK_RETURN_IF_ERROR(Check(driver().cuMemPoolCreate(&pool_, &props), "cuMemPoolCreate"));
-  // Keeps what was freed: getting it back from the system costs more than most ops.
+  // Keeps freed memory: getting it back from the system costs more than most ops.
   uint64_t keep_bytes = UINT64_MAX;
   LOWRANK_RETURN_IF_ERROR(
       Check(driver().cuMemPoolSetAttribute(pool_, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, &keep_bytes),
@@ -233,8 +233,8 @@ Status Context::LoadModule(const void* bytes, const std::string& name, CUmodule*
   return Check(result, "cuModuleLoadData");
 }
 
-// Also after a fault, when these calls fail too: then the driver gives all back at the process's
-// end.
+// Also after a fault, when these calls fail too: the driver then frees everything when the process
+// ends.
 void Context::Stop() {
   kernels_.clear();
   module_of_.clear();

@@ -1,4 +1,4 @@
-/// One GPU: what is known of it before it is started, and the started context with its kernels.
+/// One GPU: what is known of it before it is started, and its started context with the kernels.
 #pragma once
 
 #include <atomic>
@@ -15,7 +15,7 @@
 
 namespace lowrank::cuda {
 
-/// The oldest compute capability that the kernels are written for: cp.async, ldmatrix, bf16 mma.
+/// The oldest compute capability that has what the kernels use: cp.async, ldmatrix, bf16 mma.
 constexpr int kNeededSm = 80;
 
 struct Gpu {
@@ -28,7 +28,7 @@ struct Gpu {
 /// Asks without starting anything. Fails with kDevice where the device cannot run the kernels.
 Status ProbeGpu(const Library& library, int ordinal, Gpu* gpu);
 
-/// Fails with kDevice where none of the kernels was built for it, or its driver does not read them.
+/// Fails with kDevice if no kernel was built for the GPU, or its driver cannot read them.
 Status CheckImage(const KernelImage& image, const Gpu& gpu, const Library& library);
 
 class Context {
@@ -40,12 +40,12 @@ class Context {
   Context& operator=(const Context&) = delete;
 
   /// Makes the context current on the calling thread, which will issue the work, and loads the
-  /// kernels; `image` is null for a driver that brings its own. What a failed start got is given
-  /// back, and it may be tried again.
+  /// kernels; `image` is null for a driver that brings its own. A failed start releases what it
+  /// took, and may be retried.
   Status Start(const Gpu& gpu, const KernelImage* image);
-  /// Undoes a start that the caller could not use.
+  /// Undoes a start that the caller cannot use.
   void Stop();
-  /// Makes it current on one more thread of ours, whose calls from then on spoil nobody's capture.
+  /// Makes it current on another of our threads; calls on that thread then break no one's capture.
   Status Attach();
 
   const std::string& device() const { return device_; }
@@ -55,14 +55,14 @@ class Context {
   CUmemoryPool pool() const { return pool_; }
   CUcontext handle() const { return context_; }
 
-  /// The outcome of a call in words: kOom, or kCompute. After a fault of the device it is lost, and
-  /// the status says which ops were running.
+  /// The result of a call as a status: kOom or kCompute. After a device fault the context is lost,
+  /// and the status names the ops that were running.
   Status Check(CUresult result, const char* call);
-  /// Why the device cannot be used any more; OK while it can.
+  /// Why the device can no longer be used; OK while it can.
   Status lost() const;
 
   /// The steps of one op; issuing thread only, like Start. All but the first may start before the
-  /// one before has ended (programmatic dependent launch), where their kernels wait by themselves.
+  /// previous one has ended (programmatic dependent launch); their kernels then wait themselves.
   Status Launch(const std::vector<LaunchStep>& steps, CUstream stream);
 
   OpLog& ops() { return ops_; }
@@ -70,8 +70,8 @@ class Context {
  private:
   struct Kernel {
     CUfunction function = nullptr;
-    uint32_t shared_bytes = 48 << 10;  // of dynamic shared memory that it may be launched with
-    bool waits = false;                // for the launches before it, where it is told to overlap
+    uint32_t shared_bytes = 48 << 10;  // dynamic shared memory it may be launched with
+    bool waits = false;                // for the launches before it, when launched to overlap
   };
 
   Status StartParts(const Gpu& gpu, const KernelImage* image);
@@ -91,7 +91,7 @@ class Context {
   CUstream home_ = nullptr;
   CUmemoryPool pool_ = nullptr;
   std::vector<CUmodule> modules_;
-  std::unordered_map<std::string, CUmodule> module_of_;  // by kernel; empty for an emulator
+  std::unordered_map<std::string, CUmodule> module_of_;  // by kernel; empty for the emulator
   std::unordered_map<std::string_view, Kernel> kernels_;
   OpLog ops_;
 
@@ -100,9 +100,9 @@ class Context {
   Status lost_;
 };
 
-/// Makes a context current for a while, on whatever thread, and leaves that one's own as it was.
-/// Free on a thread of ours, where it is current for good. What is called meanwhile is no part of a
-/// stream capture of somebody else, and does not spoil it (cuThreadExchangeStreamCaptureMode).
+/// Makes a context current temporarily, on any thread, then restores that thread's own. Free on our
+/// threads, where it is always current. Calls made meanwhile are not part of anyone's stream
+/// capture and do not invalidate it (cuThreadExchangeStreamCaptureMode).
 class Visit {
  public:
   explicit Visit(Context* context);

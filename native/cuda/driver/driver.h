@@ -2,10 +2,10 @@
 /// declared here so that the host side needs neither the CUDA toolkit nor a driver to be built.
 ///
 /// The table is filled from `libcuda.so.1`, from the emulator (a library that exports the same
-/// functions), or from either with faults injected. A member is named by the exact symbol that is
-/// looked up: a `_v2` is part of the binary interface, and the unversioned symbol beside it is
+/// functions), or from either with faults injected. A member has the exact name of the symbol that
+/// is looked up: a `_v2` is part of the binary interface, and the unversioned symbol beside it is
 /// another, older function. test/native/cuda_driver_check.cpp compares every declaration with
-/// cuda.h where the toolkit is present.
+/// cuda.h if the toolkit is present.
 #pragma once
 
 #include <cstddef>
@@ -25,7 +25,7 @@ using CUgraph = struct CUgraph_st*;
 using CUgraphExec = struct CUgraphExec_st*;
 using CUmemoryPool = struct CUmemPoolHandle_st*;
 
-// Enumerations are int in the interface; those of which we know few values are plain constants.
+// Enumerations are int in the interface; those of which we use few values are plain constants.
 using CUdevice_attribute = int;
 using CUfunction_attribute = int;
 using CUpointer_attribute = int;
@@ -45,7 +45,8 @@ constexpr CUresult CUDA_ERROR_OUT_OF_MEMORY = 2;
 constexpr CUresult CUDA_ERROR_NOT_INITIALIZED = 3;
 constexpr CUresult CUDA_ERROR_DEINITIALIZED = 4;
 constexpr CUresult CUDA_ERROR_STUB_LIBRARY = 34;
-constexpr CUresult CUDA_ERROR_INSUFFICIENT_DRIVER = 35;  // the runtime's code; drivers pass it on
+constexpr CUresult CUDA_ERROR_INSUFFICIENT_DRIVER =
+    35;  // the runtime's code, which drivers pass on
 constexpr CUresult CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER = 36;
 constexpr CUresult CUDA_ERROR_DEVICE_UNAVAILABLE = 46;
 constexpr CUresult CUDA_ERROR_NO_DEVICE = 100;
@@ -257,7 +258,7 @@ constexpr int CU_MEM_LOCATION_TYPE_DEVICE = 1;
      CUtensorMapSwizzle swizzle, CUtensorMapL2promotion l2_promotion,                              \
      CUtensorMapFloatOOBfill out_of_bounds))
 
-/// One driver. Plain pointers: a copy with some of them exchanged is a driver too.
+/// One driver. Plain pointers: a copy with some of them replaced is a driver too.
 struct Driver {
 #define LOWRANK_DECLARE_CALL(symbol, parameters) CUresult(*symbol) parameters = nullptr;
   LOWRANK_FOR_EACH_CUDA_CALL(LOWRANK_DECLARE_CALL)

@@ -33,11 +33,11 @@ struct Fault {
   bool fatal = false;
 };
 
-/// What is to fail, and how often each call was made. Never destroyed: threads outlive main().
+/// Which calls are to fail, and how often each was made. Never destroyed: threads outlive main().
 struct State {
   std::vector<Fault> faults;
   std::array<std::atomic<int64_t>, kCallCount> calls{};
-  std::atomic<CUresult> fallen{CUDA_SUCCESS};  // after a fatal one
+  std::atomic<CUresult> fallen{CUDA_SUCCESS};  // after a fatal fault
 };
 
 State& TheState() {
@@ -56,10 +56,10 @@ void Log(Call call) {
   close(file);
 }
 
-/// What this call returns in place of running; CUDA_SUCCESS lets it run.
+/// What this call returns instead of running; CUDA_SUCCESS lets it run.
 CUresult Next(Call call) {
   State& state = TheState();
-  // The texts of errors stay readable whatever happened.
+  // Error texts stay readable whatever happened.
   const bool text = call == k_cuGetErrorName || call == k_cuGetErrorString;
   const int64_t number = state.calls[call].fetch_add(1) + 1;
   const CUresult fallen = state.fallen.load();
@@ -74,7 +74,7 @@ CUresult Next(Call call) {
   return CUDA_SUCCESS;
 }
 
-/// The functions of the table carry no context, so each wrapper has a place for what it wraps.
+/// The functions in the table have no context argument, so each wrapper stores what it wraps.
 template <int kPlace, Call kCall, typename Function>
 struct Wrapped;
 template <int kPlace, Call kCall, typename... Args>

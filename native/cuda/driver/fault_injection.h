@@ -1,5 +1,5 @@
 /// A driver that fails on purpose: the same table of calls, wrapped so that any of them returns a
-/// chosen error in place of doing its work. For tests of what follows from that.
+/// chosen error instead of doing its work. For tests of error handling.
 ///
 ///   LOWRANK_CUDA_FAULT="cuMemAllocFromPoolAsync:n=2:code=2,cuEventRecord:code=700:sticky"
 ///
@@ -8,8 +8,8 @@
 /// sticky every later call of that name fails too
 /// fatal  every later call of any name fails too, as after a fault of the device
 ///
-/// LOWRANK_CUDA_FAULT_LOG=path appends the name of a call that was failed, a line each time: a test
-/// of a fault that never struck would prove nothing.
+/// LOWRANK_CUDA_FAULT_LOG=path appends the name of each failed call, one per line: a test whose
+/// fault never struck would prove nothing.
 #pragma once
 
 #include "native/core/status.h"
@@ -20,8 +20,8 @@ namespace lowrank::cuda {
 /// How many drivers a process may wrap at once.
 constexpr int kFaultPlaces = 2;
 
-/// Wraps `driver` where the environment variable is set; one driver a place, all count together.
-/// Fails with kDevice where it is not understood, rather than testing nothing.
+/// Wraps `driver` if the environment variable is set; one driver per place, all count together.
+/// Fails with kDevice if the variable cannot be parsed, rather than testing nothing.
 Status InjectFaults(Driver* driver, int place);
 
 }  // namespace lowrank::cuda

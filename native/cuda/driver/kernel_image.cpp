@@ -18,7 +18,7 @@ Status Broken(const std::string& path, const std::string& what) {
   return Status(Code::kDevice, "kernels: " + path + " " + what);
 }
 
-/// The words of a line between single spaces; a line with other white space gives an empty word.
+/// The words of a line, separated by single spaces; other white space gives an empty word.
 std::vector<std::string> Fields(const std::string& line, char separator) {
   std::vector<std::string> words;
   std::istringstream in(line);
@@ -26,7 +26,7 @@ std::vector<std::string> Fields(const std::string& line, char separator) {
   return words;
 }
 
-/// False for anything but 1 to 15 digits: no sign, and no overflow.
+/// False unless it is 1 to 15 digits: no sign, and no overflow.
 bool ParseNumber(const std::string& text, size_t* value) {
   if (text.empty() || text.size() > 15) return false;
   size_t total = 0;
@@ -59,7 +59,7 @@ Target ParseTarget(const std::string& text) {
   return target;
 }
 
-/// "13.0.88" as a driver's version, 13000; 0 where it is none.
+/// "13.0.88" as a driver version, 13000; 0 if it is not a version.
 int ParseVersion(const std::string& text) {
   const auto parts = Fields(text, '.');
   size_t major = 0;
@@ -70,8 +70,8 @@ int ParseVersion(const std::string& text) {
   return static_cast<int>(major * 1000 + minor * 10);
 }
 
-/// The driver that first compiles a version of PTX, which came with a toolkit (PTX ISA, release
-/// history); for a version that is newer than this table, the toolkit that made it.
+/// The first driver that compiles a PTX version (PTX ISA, release history: the toolkit it came
+/// with); for a version newer than this table, the version of the toolkit that made it.
 int DriverOfPtx(int ptx_version, int compiler_version) {
   const int major = ptx_version / 1000;
   const int minor = ptx_version % 1000 / 10;
@@ -80,7 +80,7 @@ int DriverOfPtx(int ptx_version, int compiler_version) {
   return compiler_version;
 }
 
-/// The name of the first driver branch of a version, in parentheses, where it is known.
+/// The name of the first driver branch of a version, in parentheses, if known.
 std::string DriverBranch(int version) {
   constexpr struct {
     int version;
@@ -98,7 +98,7 @@ std::string DriverBranch(int version) {
 
 }  // namespace
 
-// PTX is compiled by the driver for any later device, machine code runs within its generation.
+// The driver compiles PTX for any later device; machine code runs only within its generation.
 bool KernelModule::HasPtxFor(int sm) const {
   return std::any_of(targets.begin(), targets.end(), [sm](const std::string& text) {
     const Target target = ParseTarget(text);
@@ -115,7 +115,7 @@ bool KernelModule::HasCodeFor(int sm) const {
 }
 
 Status KernelImage::CheckDriver(int driver_version, int sm) const {
-  // The first module of a name that runs there is the one that is loaded.
+  // Of the modules of one name, the first that the device can run is loaded.
   std::string name;
   int needed = 0;
   bool by_ptx = false;

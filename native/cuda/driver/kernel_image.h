@@ -9,10 +9,10 @@
 ///   module matmul_mma_sm80 000000082560 000000081920 sm_80,compute_80
 ///
 /// A module's fields are name, offset, bytes, targets. Offsets count from the start of the file and
-/// are multiples of 64, so that a part can be handed to cuModuleLoadData where it lies. A module is
-/// what nvcc made of a source file, for some architectures; the first of a name that a device can
-/// load is its own, the one after it for devices before. A file for one architecture alone
-/// (*_sm90a.cu) then needs no counterpart elsewhere.
+/// are multiples of 64, so that a part can be passed to cuModuleLoadData in place. A module is the
+/// output of nvcc for one source file and some architectures. Of the modules of one name, a device
+/// uses the first that it can load; the next one is for older devices. A source file for a single
+/// architecture (*_sm90a.cu) then needs no counterpart for the others.
 #pragma once
 
 #include <cstddef>
@@ -24,9 +24,9 @@
 
 namespace lowrank::cuda {
 
-/// What one cuda/*/*.cu became.
+/// One compiled cuda/*/*.cu.
 struct KernelModule {
-  std::string name;                  // of the source file, without ending
+  std::string name;                  // of the source file, without its extension
   std::vector<std::string> targets;  // "sm_80", "sm_90a": machine code; "compute_80": PTX
   std::vector<std::string> kernels;
   const void* image = nullptr;  // for cuModuleLoadData; lives as long as the KernelImage
@@ -34,7 +34,7 @@ struct KernelModule {
 
   /// Whether a device of this compute capability (major · 10 + minor) can load it.
   bool RunsOn(int sm) const { return HasCodeFor(sm) || HasPtxFor(sm); }
-  /// As machine code, which a driver takes before PTX.
+  /// As machine code, which a driver prefers to PTX.
   bool HasCodeFor(int sm) const;
   bool HasPtxFor(int sm) const;
 };
@@ -45,26 +45,26 @@ class KernelImage {
   KernelImage(KernelImage&&) = default;  // modules point into the bytes: moved, never copied
   KernelImage& operator=(KernelImage&&) = default;
 
-  /// Reads and checks the file. Fails with kDevice, saying what is wrong with it.
+  /// Reads and checks the file. Fails with kDevice and says what is wrong with it.
   static Status Open(const std::string& path, KernelImage* image);
   /// The same, over bytes in memory.
   static Status Parse(std::vector<char> bytes, const std::string& path, KernelImage* image);
 
   const std::vector<KernelModule>& modules() const { return modules_; }
   const std::string& compiler() const { return compiler_; }
-  /// Fails with kDevice where a driver of this version (major · 1000 + minor · 10) does not read
-  /// what a device of capability `sm` would be given. It reads machine code of every compiler of
-  /// its own major version and older ones, and PTX up to the version that it came with.
+  /// Fails with kDevice if a driver of this version (major · 1000 + minor · 10) cannot read what a
+  /// device of capability `sm` would load. A driver reads machine code from compilers of its own or
+  /// an older major version, and PTX up to the version it came with.
   Status CheckDriver(int driver_version, int sm) const;
-  /// Every target that some module holds, in order of appearance: for messages.
+  /// Every target of any module, in order of appearance: for messages.
   std::vector<std::string> Targets() const;
 
  private:
   std::vector<char> bytes_;
   std::vector<KernelModule> modules_;
   std::string compiler_;
-  int compiler_version_ = 0;    // as a driver's
-  int ptx_driver_version_ = 0;  // of the first driver that compiles the PTX
+  int compiler_version_ = 0;    // as a driver version
+  int ptx_driver_version_ = 0;  // the first driver that compiles the PTX
   std::string ptx_;
 };
 

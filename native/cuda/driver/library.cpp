@@ -16,10 +16,10 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Some drivers take half a minute where many GPUs wake up.
+/// Some drivers take half a minute to wake up many GPUs.
 constexpr std::chrono::seconds kOpenTimeout{60};
 
-/// The value of an environment variable; empty where it is not set.
+/// The value of an environment variable; empty if it is not set.
 std::string Environment(const char* name) {
   const char* value = std::getenv(name);
   return value == nullptr ? "" : value;
@@ -53,8 +53,8 @@ std::string InitFailure(const Driver& driver, CUresult error) {
   }
 }
 
-/// Fills the table and initialises. A call may be missing because the driver is old: its version is
-/// told first.
+/// Fills the table and initialises. A call may be missing because the driver is old, so its version
+/// is reported first.
 Status Fill(void* handle, int fault_place, Library* library) {
   Driver& driver = library->driver;
   std::string missing;
@@ -86,7 +86,7 @@ Status Fill(void* handle, int fault_place, Library* library) {
                 VersionText(kNeededVersion) + " has");
 }
 
-/// dlerror without the name of the file that it begins with.
+/// dlerror() without the file name that it begins with.
 std::string LoaderText() {
   const char* text = dlerror();
   return text == nullptr ? "unknown reason" : text;
@@ -142,7 +142,7 @@ namespace {
 
 Status OpenAndFill(Library* library) {
   const std::string given = Environment("LOWRANK_CUDA_LIBRARY");
-  // WSL keeps the driver where the loader does not look by itself.
+  // WSL keeps the driver where the loader does not look.
   const char* const usual[] = {"libcuda.so.1", "/usr/lib/wsl/lib/libcuda.so.1"};
   void* handle = nullptr;
   std::string reason;
@@ -166,7 +166,7 @@ Status OpenAndFill(Library* library) {
   return Fill(handle, 0, library);
 }
 
-/// What a thread that opens the driver, and may never come back, shares with the one that waits.
+/// Shared between the thread that opens the driver, and may never return, and the one that waits.
 struct Opening {
   std::mutex mutex;
   std::condition_variable ready;
@@ -189,8 +189,8 @@ Status ReadTimeout(std::chrono::seconds* timeout) {
 
 }  // namespace
 
-// On a thread of its own: a driver that hangs, because its kernel module does, must not take the
-// program with it.
+// On its own thread: if the driver hangs because its kernel module does, the program must not hang
+// too.
 Status OpenSystemDriver(Library* library) {
   std::chrono::seconds timeout;
   LOWRANK_RETURN_IF_ERROR(ReadTimeout(&timeout));

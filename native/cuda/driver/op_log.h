@@ -1,6 +1,6 @@
-/// The last ops that were issued. A GPU reports a fault late and without saying whose it was; what
-/// ran since the last point known to be good is the best that can be told. An op is copied, not
-/// described: its text is made only when somebody needs it.
+/// The last ops that were issued. A GPU reports a fault late and without naming its op; the best
+/// that can be reported is what ran since the last point known to be good. An op is copied, not
+/// formatted: its text is made only when it is needed.
 #pragma once
 
 #include <array>
@@ -29,17 +29,17 @@ class OpLog {
       return copy.Describe();
     };
   }
-  /// How many were issued until now.
+  /// How many have been issued so far.
   uint64_t issued() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     return issued_;
   }
-  /// All up to this number have run.
+  /// All ops up to this number have run.
   void Passed(uint64_t number) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (number > passed_) passed_ = number;
   }
-  /// "while it ran matmul ...", or a list, or that nothing ran.
+  /// "while it ran matmul ...", or a list, or a text that says that nothing ran.
   std::string InFlight() const;
 
  private:

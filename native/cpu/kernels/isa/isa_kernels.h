@@ -31,29 +31,42 @@ struct IsaKernels {
   F32Tiles tiles;
 };
 
+/// The ops of a model (LOWRANK_FOR_EACH_MODEL_OP) of one instruction set.
+struct ModelKernels {
+#define LOWRANK_MODEL_MEMBER(Name, member) \
+  Outcome (*member)(const Name##Op& op, const RunContext& context);
+  LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_MODEL_MEMBER)
+#undef LOWRANK_MODEL_MEMBER
+};
+
 namespace portable {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace portable
 #if defined(__x86_64__) || defined(_M_X64)
 namespace avx2 {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace avx2
 namespace avx512 {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace avx512
 namespace avx512_vnni {
 extern const IsaKernels kKernels;
 }
 namespace avx512_bf16 {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace avx512_bf16
 namespace avx512_amx {
 extern const IsaKernels kKernels;
 }
 #elif defined(__aarch64__)
 namespace neon {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace neon
 #endif
 
 /// The same for every instruction set: plain double arithmetic, element by element.

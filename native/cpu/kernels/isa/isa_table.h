@@ -43,7 +43,8 @@ inline Status RunRandom(const RandomOp& op, const RunContext& context) {
   return ToStatus(RandomOp::kName, RandomKernel(op, context));
 }
 
-template <const IsaKernels& kIsa>
+/// @tparam kModel of the same set, or of the one before it that has the ops of a model
+template <const IsaKernels& kIsa, const ModelKernels& kModel>
 const KernelTable* Table(const char* name) {
   static const KernelTable table = {name,
 #define LOWRANK_RUN(Name, member)                     \
@@ -52,7 +53,13 @@ const KernelTable* Table(const char* name) {
   },
                                     LOWRANK_FOR_EACH_ISA_OP(LOWRANK_RUN)
 #undef LOWRANK_RUN
-                                        RunRandom};
+#define LOWRANK_RUN(Name, member)                     \
+  [](const Name##Op& op, const RunContext& context) { \
+    return ToStatus(op, kModel.member(op, context));  \
+  },
+                                        LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_RUN)
+#undef LOWRANK_RUN
+                                            RunRandom};
   return &table;
 }
 

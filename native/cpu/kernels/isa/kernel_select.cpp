@@ -98,15 +98,16 @@ std::string MissingForAmx() {
 // Best first.
 const Choice kChoices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
-    {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels>},
-    {"avx512-bf16", Missing<NeedAvx512Bf16>, Table<avx512_bf16::kKernels>},
-    {"avx512-vnni", Missing<NeedAvx512Vnni>, Table<avx512_vnni::kKernels>},
-    {"avx512", Missing<NeedAvx512>, Table<avx512::kKernels>},
-    {"avx2", Missing<NeedAvx2>, Table<avx2::kKernels>},
+    {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels, avx512_bf16::kModelKernels>},
+    {"avx512-bf16", Missing<NeedAvx512Bf16>,
+     Table<avx512_bf16::kKernels, avx512_bf16::kModelKernels>},
+    {"avx512-vnni", Missing<NeedAvx512Vnni>, Table<avx512_vnni::kKernels, avx512::kModelKernels>},
+    {"avx512", Missing<NeedAvx512>, Table<avx512::kKernels, avx512::kModelKernels>},
+    {"avx2", Missing<NeedAvx2>, Table<avx2::kKernels, avx2::kModelKernels>},
 #elif defined(__aarch64__)
-    {"neon", Nothing, Table<neon::kKernels>},
+    {"neon", Nothing, Table<neon::kKernels, neon::kModelKernels>},
 #endif
-    {"portable", Nothing, Table<portable::kKernels>},
+    {"portable", Nothing, Table<portable::kKernels, portable::kModelKernels>},
 };
 
 }  // namespace

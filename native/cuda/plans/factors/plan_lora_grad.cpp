@@ -21,7 +21,7 @@ gpu::LoraContractParams GradParams(const LoraGradOperands& operands, const LoraT
   return params;
 }
 
-/// Workspace for the planes of `splits`.
+/// Workspace for `splits` planes.
 LoraGradPlanes TakePlanes(const LoraGradOperands& operands, int64_t splits, Workspace* workspace,
                           gpu::LoraContractParams* params) {
   params->out = workspace->Take<float>(params->out_plane_elems * splits);
@@ -29,7 +29,7 @@ LoraGradPlanes TakePlanes(const LoraGradOperands& operands, int64_t splits, Work
   return {params->out, params->out_plane_elems, params->sums, params->sums_plane_elems, splits};
 }
 
-/// Shrink blocks with about as much of dy as the gradient's.
+/// The split of a shrink whose blocks read about as much of dy as the gradient's.
 LoraSplit ShrinkSplitBeside(int64_t cols, const LoraSplit& gradient) {
   const int64_t tiles = CeilDiv(cols, gpu::kLoraTileQ);
   const int64_t wanted_tiles = std::clamp<int64_t>(gradient.q_per_split / gpu::kLoraTileQ,
@@ -63,13 +63,13 @@ LoraGradPlanes PlanLoraDy(const LoraGradOperands& operands, const TensorView& lo
                           Workspace* workspace, Plan* plan, LoraReduction* reduction) {
   const TensorView& dy = operands.x;
   const int64_t r = lora_b.cols;
-  // One tile for both halves: that of the wider one, r.
+  // One tile for both halves: the tile of r, the wider one.
   const LoraTile& tile = SelectLoraTile(r, device);
   gpu::LoraGradParams params;
   params.grad = GradParams(operands, tile);
   params.grad_cols = static_cast<uint32_t>(CeilDiv(dy.cols, gpu::kLoraTileO));
 
-  // A group's rows are what its gradient blocks walk over; several groups must fit in L2.
+  // The gradient's blocks iterate over the rows of a group; several groups must fit in L2.
   const int64_t grad_blocks = params.grad_cols * static_cast<int64_t>(params.grad.rank_tiles);
   LoraSplit split = SelectLoraSplit(grad_blocks, dy.rows, LoraSlots(tile, dy.dtype, device),
                                     static_cast<int64_t>(dy.bytes()), dy.cols * operands.r);

@@ -1,4 +1,4 @@
-/// Plans of cuda/lora/lora_shrink_sm80.cu and its clusters on Hopper, and the parts that the
+/// Plans of cuda/lora/lora_shrink_sm80.cu and its cluster kernels on Hopper, and the parts that the
 /// gradients' plans share.
 #include "native/cuda/plans/factors/plan_lora_shrink.h"
 
@@ -32,7 +32,7 @@ constexpr LoraTile kLoraTiles[] = {
      "untuned: further ranks find x in L2 and are bound by the tensor cores"},
 };
 
-/// How K is cut in the shrink of x by r ranks.
+/// How K is split in the shrink of x by r ranks.
 LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
                       const DeviceLimits& device) {
   if (device.batch_invariant) return BatchInvariantShrinkSplit(x.cols, r, x.dtype);
@@ -41,9 +41,9 @@ LoraSplit ShrinkSplit(const TensorView& x, int64_t r, const LoraTile& tile,
                          static_cast<int64_t>(x.bytes()), x.rows * r);
 }
 
-/// `split` as the blocks of a cluster; none where that is not for it. More than
-/// eight are eight where the longer walks and the cluster's sums take fewer clocks than planes and
-/// their launch: up to K = 5,120 for few rows, whose planes are splits of two tiles.
+/// `split` as the blocks of a cluster, or none if it does not suit one. A split of more than eight
+/// becomes eight if the longer loops and the cluster's sums take fewer clocks than planes and their
+/// launch: up to K = 5,120 for few rows, whose planes are splits of two tiles.
 LoraSplit ClusterSplit(const LoraSplit& split, const TensorView& x, int64_t r, const LoraTile& tile,
                        const DeviceLimits& device) {
   if (!device.has_clusters() || split.splits < 2) return {};
@@ -53,7 +53,8 @@ LoraSplit ClusterSplit(const LoraSplit& split, const TensorView& x, int64_t r, c
   const int64_t tiles_per_split = CeilDiv(tiles, int64_t{gpu::kLoraClusterMax});
   const LoraSplit cluster = {CeilDiv(tiles, tiles_per_split), tiles_per_split * gpu::kLoraTileQ};
   const int64_t o_blocks = CeilDiv(x.rows, gpu::kLoraTileO) * CeilDiv(r, tile.rank_tile);
-  // A further tile of a walk, by its instructions (lora_contract.cuh); f32 has twice the products.
+  // Clocks of one more tile in a loop, by its instructions (lora_contract.cuh); f32 has twice the
+  // products.
   const int64_t tile_clocks = x.dtype == DType::kF32 ? 800 : 400;
   auto clocks = [&](const LoraSplit& cut) {
     const int64_t waves = CeilDiv(o_blocks * cut.splits, LoraSlots(tile, x.dtype, device));
@@ -66,7 +67,7 @@ LoraSplit ClusterSplit(const LoraSplit& split, const TensorView& x, int64_t r, c
   return better ? cluster : LoraSplit();
 }
 
-/// The launch of a shrink over x; `params` lack nothing but the cut.
+/// The launch of a shrink over x; `params` lack only the split.
 void AddShrink(const TensorView& x, const LoraSplit& split, bool cluster, const LoraTile& tile,
                gpu::LoraContractParams params, Plan* plan) {
   params.q_per_split = split.q_per_split;
@@ -82,7 +83,7 @@ void AddShrink(const TensorView& x, const LoraSplit& split, bool cluster, const 
       LoraStep(tile.shrink[LoraElementOf(x.dtype)], o_blocks, split.splits, x.dtype, params));
 }
 
-/// The same into planes of the workspace, not scaled.
+/// The same into workspace planes, unscaled.
 LoraShrinkPlanes AddShrinkPlanes(const TensorView& x, const LoraSplit& split, const LoraTile& tile,
                                  gpu::LoraContractParams params, Workspace* workspace, Plan* plan) {
   params.scale = 1;
@@ -135,7 +136,7 @@ LoraSplit SelectLoraSplit(int64_t o_blocks, int64_t q_count, int64_t slots, int6
 LoraSplit BatchInvariantShrinkSplit(int64_t q_count, int64_t r, DType x) {
   const int64_t tiles = CeilDiv(q_count, gpu::kLoraTileQ);
   if (tiles == 0 || r == 0) return {};
-  // Of a row: its bytes in x, and the 8 bytes of each plane's element.
+  // Bytes per row: in x, and 8 for the element of each plane.
   const int64_t row_bytes = q_count * static_cast<int64_t>(DTypeBytes(x));
   const int64_t splits =
       std::clamp<int64_t>(row_bytes / 8 / (8 * r), 1, std::max<int64_t>(1, tiles / 2));

@@ -9,7 +9,7 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Rows of a plane of the weight gradient: by the number of rows alone.
+/// Rows per plane of the weight gradient: the split depends only on the number of rows.
 constexpr int64_t kRowsPerSplit = 1024;
 
 /// An operand as (row, depth) of block g.
@@ -52,7 +52,7 @@ Status Launch(const char* op, int64_t splits, gpu::BlockGemmParams params, Plan*
   return Status();
 }
 
-/// The products of activations with w: one row of c a row of `in`.
+/// The products of activations with w: one row of c per row of `in`.
 Status PlanProducts(const char* op, const TensorView& in, const TensorView& w,
                     const Strides& w_strides, const TensorView& out, int64_t blocks, Plan* plan) {
   if (out.elems() == 0) return Status();
@@ -82,7 +82,7 @@ Status MakePlan(const BlockMatmulInputGradOp& op, const DeviceLimits&, Workspace
   return PlanProducts(op.kName, op.dy, op.w, w, op.dx, op.blocks, plan);
 }
 
-/// One launch, or a second one for the planes where there are rows enough for several.
+/// One launch, and a second one for the planes if there are enough rows for several.
 Status MakePlan(const BlockWeightGradOp& op, const DeviceLimits&, Workspace* workspace,
                 Plan* plan) {
   if (op.dw.elems() == 0) return Status();

@@ -6,7 +6,7 @@ namespace lowrank::cuda {
 namespace {
 
 /// By source and destination, in DType's order.
-constexpr const char* kKernels[3][3] = {
+constexpr const char* kCastKernels[3][3] = {
     {"cast_copy_kernel", "cast_f32_bf16_kernel", "cast_f32_f16_kernel"},
     {"cast_bf16_f32_kernel", "cast_copy_kernel", "cast_bf16_f16_kernel"},
     {"cast_f16_f32_kernel", "cast_f16_bf16_kernel", "cast_copy_kernel"},
@@ -26,7 +26,7 @@ Status MakePlan(const CastOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   params.vector = IsAligned(op.src.data, 16) && IsAligned(op.dst.data, 16);
 
   LaunchStep step;
-  step.kernel = kKernels[static_cast<int>(op.src.dtype)][static_cast<int>(op.dst.dtype)];
+  step.kernel = kCastKernels[static_cast<int>(op.src.dtype)][static_cast<int>(op.dst.dtype)];
   step.threads = gpu::kCastThreads;
   const int64_t runs = CeilDiv(bytes > src_bytes ? bytes : src_bytes, 16);
   LOWRANK_RETURN_IF_ERROR(

@@ -12,15 +12,15 @@ static_assert(static_cast<int>(DType::kF32) == gpu::kSmallF32 &&
               static_cast<int>(DType::kBF16) == gpu::kSmallBF16 &&
               static_cast<int>(DType::kF16) == gpu::kSmallF16);
 
-/// Rows so long get the warps of a block; fewer elements are a few turns of one warp. By the
-/// length alone, so that a row has the same bits in any batch.
+/// Rows of this length get a whole block; shorter ones are a few iterations of one warp. Chosen by
+/// the length alone, so that a row has the same bits in any batch.
 constexpr int64_t kLongRow = 8192;
-/// Rows of a split that are worth a block, and the planes' sum.
+/// The least rows per split that pay for a block and the sum of the planes.
 constexpr int64_t kMinRowsPerSplit = 64;
 
 bool HalfWide(const TensorView& view) { return view.dtype != DType::kF32; }
 
-/// The elements of a run: 8 where all that is as large as a has 16 bits.
+/// Elements per run: 8 if every operand as large as a has 16 bits.
 int64_t RunOf(const TensorView& a, std::initializer_list<const TensorView*> others) {
   if (!HalfWide(a)) return 4;
   for (const TensorView* view : others) {
@@ -29,7 +29,7 @@ int64_t RunOf(const TensorView& a, std::initializer_list<const TensorView*> othe
   return 8;
 }
 
-/// An operand beside rows of `cols` elements.
+/// An operand that is applied to rows of `cols` elements.
 gpu::SmallOperand Operand(const TensorView& view, int64_t cols) {
   gpu::SmallOperand operand;
   if (!view.present) return operand;
@@ -41,8 +41,8 @@ gpu::SmallOperand Operand(const TensorView& view, int64_t cols) {
   return operand;
 }
 
-/// Is `view` of the shape of a, one value for all, or not there? Then rows end to end are as good
-/// as one row.
+/// Does `view` have the shape of a, or hold one value for all, or is it absent? Then all rows can
+/// be treated as one row.
 bool IsFlat(const TensorView& view, const TensorView& a) {
   return !view.present || (view.rows == a.rows && view.cols == a.cols) || view.elems() == 1;
 }
@@ -142,7 +142,7 @@ Status MakePlan(const SwigluBackwardOp& op, const DeviceLimits&, Workspace*, Pla
                     RunOf(op.gate, {&op.up, &op.dy, &op.d_gate, &op.d_up}), plan);
 }
 
-/// One launch, or where rows are summed and cut over blocks a second one for the planes.
+/// One launch, and a second one for the planes if rows are summed and split over blocks.
 Status MakePlan(const SumProductOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   if (op.out.elems() == 0) return Status();

@@ -8,7 +8,7 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Blocks that fill the device twice over; beyond, a block takes further rows and keeps its lists.
+/// Blocks that fill the device twice; with more rows, a block takes several and keeps its lists.
 constexpr int64_t kBlocksPerSm = 16;
 constexpr int32_t kThreadsLog2 = 8;
 

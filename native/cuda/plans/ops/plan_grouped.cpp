@@ -1,17 +1,18 @@
-/// Plans of a batch whose rows have different adapters (cuda/grouped/lora_grouped_sm80.cu, and of
+/// Plans of a batch whose rows have different adapters (cuda/grouped/lora_grouped_sm80.cu, and for
 /// few rows cuda/grouped/lora_grouped_forward_sm90.cu): one product with the base weight for all
-/// rows, and a launch for each part of all adapters. Where each adapter has many rows, each has a
+/// rows, and one launch per part for all adapters. If each adapter has many rows, each gets a
 /// product of its own instead (plan_grouped_segments.cpp).
 ///
-///   forward    shrink, base product, expand; on Hopper, with few rows of each adapter, the base
-///              product and shrink and expand in one
-///   backward   d_bias, dh and the sum of its slices, d_row_scale, base product, dx, d_lora_a,
-///              d_lora_b: what is wanted
+///   forward    shrink, base product, expand; on Hopper, with few rows per adapter, all three in
+///              one launch
+///   backward   those wanted of d_bias, dh and the sum of its slices, d_row_scale, base product,
+///              dx, d_lora_a, d_lora_b
 ///
-/// Where rows have several adapters, expand and dx are launched for one of each row at a time.
+/// If rows have several adapters, expand and dx are launched once per adapter of a row.
 ///
-/// f32 activations have the base product in the output, to which the last launch adds; of 16-bit
-/// ones the workspace holds its f32 sums (PlanProductPlanes), so that an element is rounded once.
+/// With f32 activations the base product is in the output, and the last launch adds to it; with
+/// 16-bit ones the workspace holds its f32 sums (PlanProductPlanes), so that an element is rounded
+/// once.
 #include <algorithm>
 #include <cstring>
 
@@ -26,7 +27,7 @@
 namespace lowrank::cuda {
 namespace {
 
-/// The adapter as the kernels have it.
+/// The adapter in the form the kernels read.
 gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
   gpu::GroupedAdapter e{};
   const auto set = [](const TensorView& view, auto* data, int32_t* element) {
@@ -55,7 +56,7 @@ gpu::GroupedAdapter GpuAdapter(const AdapterRows& adapter, bool masked) {
   return e;
 }
 
-/// The tables in the order in which they are uploaded.
+/// The tables, in the order in which they are uploaded.
 class Tables {
  public:
   Tables(const AdapterTable& table, int64_t m_count, bool masked) {
@@ -77,7 +78,7 @@ class Tables {
     } else {
       layers_.push_back({0, of_slots_});
     }
-    // A tile of no adapter reads the first one's fields all the same.
+    // A tile without an adapter still reads the fields of the first one.
     if (adapters_.empty()) adapters_.push_back(gpu::GroupedAdapter{});
   }
 
@@ -96,7 +97,7 @@ class Tables {
     Copy(rows_, from + adapters + tiles);
     Copy(gates_, from + adapters + tiles + rows);
     Copy(places_, from + adapters + tiles + rows + gates);
-    if (at == nullptr) return;  // the workspace is only measured
+    if (at == nullptr) return;  // only measuring the workspace
     params->adapters = reinterpret_cast<const gpu::GroupedAdapter*>(at);
     params->tiles = reinterpret_cast<const gpu::GroupedRowTile*>(at + adapters);
     params->rows = reinterpret_cast<const int32_t*>(at + adapters + tiles);
@@ -113,15 +114,15 @@ class Tables {
   };
   const std::vector<Layer>& layers() const { return layers_; }
   int64_t tiles_with_adapter() const { return with_adapter_; }
-  /// And those of empty slots.
+  /// Including those of empty slots.
   int64_t tiles_of_slots() const { return of_slots_; }
   int64_t largest_r() const { return largest_r_; }
-  /// Rows of the fullest tile with an adapter.
+  /// Rows of the fullest tile that has an adapter.
   int64_t largest_tile() const { return largest_tile_; }
 
  private:
-  /// One entry of each row a layer, in the order of the adapters. All rows end with the last layer,
-  /// which those without an adapter have alone, since it is that which finishes a row.
+  /// One entry of each row per layer, in the order of the adapters. Every row has an entry in the
+  /// last layer, because that layer finishes a row; rows without an adapter are only there.
   void AddLayers(const AdapterTable& table, int64_t m_count) {
     std::vector<int64_t> left(static_cast<size_t>(m_count), 0);
     for (int64_t i = 0; i < table.row_count; ++i) ++left[static_cast<size_t>(table.rows[i])];
@@ -175,8 +176,8 @@ class Tables {
   std::vector<gpu::GroupedAdapter> adapters_;
   std::vector<gpu::GroupedRowTile> tiles_;
   std::vector<int32_t> rows_;
-  std::vector<int32_t> gates_;   // with one slot a row: as rows_
-  std::vector<int32_t> places_;  // of the layers' tiles; with one slot a row: none
+  std::vector<int32_t> gates_;   // like rows_, if there is one slot per row
+  std::vector<int32_t> places_;  // of the layers' tiles; none if there is one slot per row
   std::vector<Layer> layers_;
   int64_t with_adapter_ = 0;
   int64_t of_slots_ = 0;
@@ -184,7 +185,7 @@ class Tables {
   int64_t largest_tile_ = 0;
 };
 
-/// A launch over `blocks` times the tiles of `cols` columns.
+/// A launch of `blocks` blocks for each tile of `cols` columns.
 Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows, int64_t cols,
                gpu::GroupedParams params, Plan* plan) {
   params.i_tiles = static_cast<uint32_t>(CeilDiv(rows, gpu::kGroupedTile));
@@ -201,8 +202,8 @@ Status AddStep(const char* op, const char* kernel, int64_t blocks, int64_t rows,
   return Status();
 }
 
-/// h of all rows. A block has some ranks of eight rows; as many ranks as leave two blocks to each
-/// multiprocessor, since it reads its rows once for all of them. No sum depends on that.
+/// h of all rows. A block computes some ranks of eight rows: as many ranks as leave two blocks per
+/// multiprocessor, since it reads its rows once for all of them. No sum depends on that number.
 Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& device,
                      gpu::GroupedParams params, Plan* plan) {
   const int64_t row_groups = CeilDiv(tables.largest_tile(), gpu::kGroupedShrinkRows);
@@ -224,8 +225,8 @@ Status AddShrinkStep(const char* op, const Tables& tables, const DeviceLimits& d
   return Status();
 }
 
-/// A launch whose reduction over `depth` is cut into slices, by its length alone, and that which
-/// adds them.
+/// A launch whose reduction over `depth` is split into slices, by its length alone, and the launch
+/// that adds them.
 Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const Tables& tables,
                       int64_t depth, int64_t h_elems, gpu::GroupedParams params,
                       Workspace* workspace, Plan* plan) {
@@ -245,7 +246,7 @@ Status AddSlicedSteps(const char* op, const char* kernel, const char* sum, const
   return Status();
 }
 
-/// The launches of what adds to rows, add(parameters, tiles): the first to the base product, the
+/// The launches that add to rows, add(parameters, tiles): the first adds to the base product, the
 /// others to the sums of the one before.
 template <typename AddFn>
 Status AddRowSteps(const Tables& tables, const gpu::GroupedParams& params, const AddFn& add) {
@@ -263,10 +264,10 @@ Status AddRowSteps(const Tables& tables, const gpu::GroupedParams& params, const
   return Status();
 }
 
-/// How grouped_forward_kernel goes over a batch; no cluster where it is not for it.
+/// How grouped_forward_kernel splits a batch; no cluster if it does not take the batch.
 struct ForwardCut {
   uint32_t cluster = 0;
-  int64_t parts = 0;  // clusters of a tile
+  int64_t parts = 0;  // clusters per tile
   int64_t block_cols = 0;
   int64_t chunk_cols = 0;
   int64_t shared_bytes = 0;
@@ -274,7 +275,7 @@ struct ForwardCut {
 
 ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N,
                       const DeviceLimits& device) {
-  // A thread has a column: with fewer than these the block's h costs more than they.
+  // A thread computes a column: with fewer columns the block's h costs more than they do.
   constexpr int64_t kLeastCols = 128;
   constexpr int64_t kStep = gpu::kGroupedForwardColumnStep;
   const int64_t r = tables.largest_r();
@@ -282,8 +283,8 @@ ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N
   if (!device.has_clusters() || tables.tiles_with_adapter() == 0) return cut;
   if (tables.largest_tile() > gpu::kGroupedShrinkRows || r > gpu::kGroupedForwardRanks) return cut;
   cut.cluster = r <= 4 * gpu::kGroupedForwardBlockRanks ? 4 : 8;
-  // As many clusters as a device runs at once: those of a tile sum its h each, and find lora_a in
-  // L2.
+  // As many clusters as a device runs at once: each cluster of a tile computes h itself, and finds
+  // lora_a in L2.
   int64_t most_tiles = 0;
   for (const Tables::Layer& layer : tables.layers()) most_tiles = std::max(most_tiles, layer.count);
   const int64_t at_once = ClustersAtOnce(cut.cluster, 1, device.sm_count);
@@ -297,8 +298,8 @@ ForwardCut CutForward(const AdapterTable& table, const Tables& tables, int64_t N
     pitch = std::max(pitch, gpu::GroupedFactorPitch(table.adapters[e].r(),
                                                     static_cast<int64_t>(DTypeBytes(b.dtype))));
   }
-  // A block has a multiprocessor to itself, by its registers. What of lora_b does not fit comes in
-  // turns, which wait for memory.
+  // A block has a multiprocessor to itself, because of its registers. The part of lora_b that does
+  // not fit is loaded in turns, which wait for memory.
   constexpr auto kOwnBytes = static_cast<int64_t>(sizeof(gpu::GroupedForwardShared));
   const int64_t most = (device.shared_bytes_per_block - kOwnBytes) / pitch / kStep * kStep;
   cut.chunk_cols = std::min(cut.block_cols, most);
@@ -333,11 +334,11 @@ void SetShared(const TensorView& row_scale, const TensorView& mask, uint64_t see
   params->gate.mask_element = LoraElementOf(mask.dtype);
 }
 
-/// Planes of the base product that are added where it is read: each is loads of one latency in
-/// place of a launch, but four of them are asked for at a time.
+/// Planes of the base product that are added where they are read: a plane costs loads of one
+/// latency instead of a launch, but only four of them are in flight at a time.
 constexpr int64_t kBasePlanes = 16;
 
-/// The product with the base weight, into `out` where that is f32; its sums elsewhere, in planes if
+/// The product with the base weight, into `out` if that is f32; otherwise its sums, in planes if
 /// these are few.
 Status PlanBase(const GemmMmaOperands& operands, const TensorView& out, const DeviceLimits& device,
                 Workspace* workspace, gpu::GroupedParams* params, Plan* plan) {
@@ -439,7 +440,7 @@ Status MakePlan(const GroupedBackwardOp& op, const DeviceLimits& device, Workspa
     gates.d_row_scale = op.d_row_scale.data;
     gates.d_row_scale_element = LoraElementOf(op.d_row_scale.dtype);
     gates.accumulate = op.accumulate_d_row_scale ? 1 : 0;
-    // A tile is a block: one tile of one column.
+    // One tile per block: one tile of one column.
     LOWRANK_RETURN_IF_ERROR(
         AddStep(op.kName, "grouped_gates_kernel", tables.tiles_of_slots(), 1, 1, gates, plan));
     plan->steps.back().shared_bytes = 0;  // its sums stay in registers

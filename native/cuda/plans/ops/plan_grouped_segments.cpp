@@ -1,16 +1,16 @@
-/// Plans of a batch in which each adapter has many rows (training, long prompts): a product of
-/// their own with the adapter in its accumulators for the rows of each, by the kernels of
-/// loraForward and loraBackward, and one for those of no adapter. Where its rows lie apart they
-/// are put one after another before, and what comes out is put back.
+/// Plans of a batch in which each adapter has many rows (training, long prompts): the rows of each
+/// adapter get their own product with the adapter in its accumulators, by the kernels of
+/// loraForward and loraBackward, and the rows without an adapter get one more. Scattered rows are
+/// gathered before, and the results are scattered back.
 ///
 ///   forward    gather x, loraForward of each segment, scatter y
 ///   backward   d_bias, gather dy and x, loraBackward of each segment, scatter dx
 ///
-/// Against the way of plan_grouped.cpp, a product for all rows whose f32 sums other launches add
-/// the adapters to, this one has the sums in registers, tensor cores for the adapters too, and on
-/// Hopper the products by wgmma. It loses where segments leave multiprocessors idle: the cheaper
-/// way by Costs is taken. It is for 16-bit activations, one adapter a row without weights, and no
-/// dropout, whose bits go by a row's place in the batch. A row has the same bits wherever it lies.
+/// In plan_grouped.cpp one product serves all rows, and other launches add the adapters to its f32
+/// sums. Here the sums stay in registers, the adapters use tensor cores too, and on Hopper the
+/// products use wgmma. Segments lose where they leave multiprocessors idle, so Costs chooses the
+/// cheaper plan. This one takes 16-bit activations, one adapter per row without weights, and no
+/// dropout, whose bits depend on a row's place in the batch. A row has the same bits at any place.
 #include <algorithm>
 
 #include "native/cuda/plans/ops/plan_grouped.h"
@@ -33,13 +33,13 @@ std::vector<int32_t> WithOthers(const int32_t* list, int64_t count, int64_t all)
 
 namespace {
 
-/// What both ways cost, in clocks of a whole device: docs/gpu-design.md, "What the budgets count
+/// What both plans cost, in clocks of a whole device: docs/gpu-design.md, "What the budgets count
 /// with". Untuned.
 struct Costs {
   const DeviceLimits& device;
   int64_t rows, cols, depth;  // of the product: y [rows, cols], contracted over depth
   int64_t largest_r;
-  bool packed;  // the weight has 4 bits, and few tokens go by wgmma
+  bool packed;  // the weight has 4 bits, and few tokens use wgmma
 
   bool hopper() const { return device.has_wgmma(); }
   int64_t bytes_a_clock() const { return (hopper() ? 13 : 10) * device.sm_count; }
@@ -49,8 +49,8 @@ struct Costs {
     const int64_t tiles = CeilDiv(of_rows, 128) * CeilDiv(cols, 128);
     return CeilDiv(tiles, device.sm_count) * (128 * 128 * depth / multiply_adds_a_clock);
   }
-  /// One product for all rows, by mma.sync, whose f32 sums are written and read; and `passes` of
-  /// the adapters over x, or y, by FFMA at half its rate.
+  /// One product for all rows by mma.sync, whose f32 sums are written and read; and `passes` of the
+  /// adapters over x, or y, by FFMA at half its rate.
   int64_t Together(int64_t passes, int64_t launches, bool product) const {
     int64_t clocks = launches * kSecondLaunchClocks +
                      passes * rows * (cols + depth) / 2 * largest_r / (64 * device.sm_count);
@@ -59,9 +59,9 @@ struct Costs {
     }
     return clocks;
   }
-  /// A segment: its product, and `launches`.
+  /// A segment: its product and `launches` further launches.
   int64_t Segment(int64_t of_rows, int64_t launches, bool product) const {
-    // wgmma has 80 % of its peak.
+    // wgmma reaches 80 % of its peak.
     const bool wgmma = hopper() && of_rows >= (packed ? 33 : 385);
     const int64_t rate = wgmma ? 1640 : hopper() ? 1270 : 1024;
     return (product ? ProductClocks(of_rows, rate) : 0) + launches * kSecondLaunchClocks;
@@ -74,7 +74,7 @@ struct Shape {
   int64_t together_passes;
   int64_t segment_launches;
   bool product;
-  int64_t moved_elems;  // by segments, beside the products' operands
+  int64_t moved_elems;  // copied by segments, besides the products' operands
 };
 
 template <typename Op>
@@ -91,7 +91,7 @@ bool SegmentsPay(const Op& op, const Costs& costs, const Shape& shape) {
   return clocks < costs.Together(shape.together_passes, shape.together_launches, shape.product);
 }
 
-/// Has the batch what segments can express?
+/// Can segments express this batch?
 bool Expressible(const AdapterTable& table, const TensorView& row_scale, const TensorView& mask,
                  DType dtype, const DeviceLimits& device) {
   if (device.batch_invariant || dtype == DType::kF32 || table.slots != 1) return false;
@@ -123,7 +123,7 @@ class InOrder {
 
   bool moves() const { return moves_; }
 
-  /// A matrix of the batch in that order, or room for it.
+  /// A matrix of the batch in that order, or space for it.
   Status Gather(const char* op, TensorView* view) {
     if (!moves_ || !view->present) return Status();
     const TensorView from = *view;
@@ -134,7 +134,7 @@ class InOrder {
     if (!moves_ || !view->present) return;
     view->data = workspace_->Take<unsigned char>(static_cast<int64_t>(view->bytes()));
   }
-  /// Back to where its rows belong.
+  /// Back to the original rows.
   Status Scatter(const char* op, const TensorView& from, const TensorView& to) {
     if (!moves_ || !from.present) return Status();
     return Copy(op, from, to, true);
@@ -167,9 +167,10 @@ class InOrder {
   int32_t* rows_ = nullptr;
 };
 
-/// add(adapter, first, count) of each segment, the last with no adapter. Launches run one after
-/// another, so all segments have the same workspace. The first of them begins when what was
-/// `gathered` is there: kernels that begin early read the operands of an op before they wait.
+/// Calls add(adapter, first, count) for each segment, the last without an adapter. Launches run one
+/// after another, so all segments share the same workspace. With `gathered`, the first of them
+/// starts only when the gathered rows are there, because kernels that start early read the op's
+/// operands before they wait.
 template <typename AddFn>
 Status AddSegments(const AdapterTable& table, int64_t rows, bool gathered, Workspace* workspace,
                    Plan* plan, const AddFn& add) {
@@ -195,7 +196,7 @@ bool TakesSegments(const GroupedForwardOp& op, const DeviceLimits& device) {
                     op.x.cols,
                     LargestRank(op.table),
                     op.w.quantised() && op.w.quant.format->bits == 4};
-  // h by a pass over x; x in order, and y out of it.
+  // h by a pass over x; x is gathered, and y is scattered.
   const int64_t moved = op.x.elems() + 2 * (op.x.elems() + op.y.elems());
   return SegmentsPay(op, costs, {3, 2, 2, true, moved});
 }

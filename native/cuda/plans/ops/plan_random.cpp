@@ -6,7 +6,7 @@ namespace lowrank::cuda {
 namespace {
 
 /// In DType's order.
-constexpr const char* kKernels[3] = {"random_f32_kernel", "random_bf16_kernel",
+constexpr const char* kRandomKernels[3] = {"random_f32_kernel", "random_bf16_kernel",
                                      "random_f16_kernel"};
 
 }  // namespace
@@ -23,7 +23,7 @@ Status MakePlan(const RandomOp& op, const DeviceLimits&, Workspace*, Plan* plan)
   params.vector = IsAligned(op.y.data, 4 * DTypeBytes(op.y.dtype));
 
   LaunchStep step;
-  step.kernel = kKernels[static_cast<int>(op.y.dtype)];
+  step.kernel = kRandomKernels[static_cast<int>(op.y.dtype)];
   step.threads = gpu::kRandomThreads;
   LOWRANK_RETURN_IF_ERROR(SetGrid(RandomOp::kName, op.y.elems(), 4 * gpu::kRandomThreads, &step));
   step.SetParams(params);

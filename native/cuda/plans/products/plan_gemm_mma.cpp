@@ -42,7 +42,7 @@ constexpr DType kDTypeOf_f16 = DType::kF16;
             tile_p,                                                                         \
             gpu::GemmMmaSharedBytes(bits, transposed, tile_m, tile_p, stages,               \
                                     Format::kFormat == Format::kDense)},
-constexpr KernelRow kKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)};
+constexpr KernelRow kMmaKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)};
 #undef LOWRANK_GEMM_MMA_ROW
 
 /// In order of preference; the last takes what is left.
@@ -194,7 +194,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
   params.slabs_per_split = choice.slabs_per_split;
   if (choice.splits > 1) params.planes = workspace->Take<float>(choice.splits * M * P);
 
-  for (const KernelRow& kernel : kKernels) {
+  for (const KernelRow& kernel : kMmaKernels) {
     if (kernel.format != format || kernel.dtype != operands.x.dtype ||
         kernel.transposed != operands.w_transposed || kernel.tile_m != tile.tile_m ||
         kernel.tile_p != tile.tile_p) {

@@ -1,7 +1,7 @@
 /// The device "reference": the ops over small tensors.
 #include <cmath>
 
-#include "native/cpu/reference_ops.h"
+#include "native/cpu/reference/reference_ops.h"
 
 namespace lowrank::cpu::reference {
 namespace {

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "native/cpu/reference_int8.h"
+#include "native/cpu/reference/reference_int8.h"
 #include "native/host_device/philox.h"
 
 namespace lowrank::cpu::reference {

@@ -1,7 +1,7 @@
 /// The formulas that stand in files of their own, for the table in reference.cpp.
 #pragma once
 
-#include "native/cpu/reference_math.h"
+#include "native/cpu/reference/reference_math.h"
 
 namespace lowrank::cpu::reference {
 
@@ -24,6 +24,10 @@ Status Map(const MapOp& op, const RunContext& context);
 Status Swiglu(const SwigluOp& op, const RunContext& context);
 Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context);
 Status SumProduct(const SumProductOp& op, const RunContext& context);
+
+// reference_norm.cpp
+Status RmsNorm(const RmsNormOp& op, const RunContext& context);
+Status RmsNormBackward(const RmsNormBackwardOp& op, const RunContext& context);
 
 // reference_features.cpp
 Status MapFeatures(const MapFeaturesOp& op, const RunContext& context);

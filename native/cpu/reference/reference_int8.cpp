@@ -1,4 +1,4 @@
-#include "native/cpu/reference_int8.h"
+#include "native/cpu/reference/reference_int8.h"
 
 #include <cmath>
 #include <limits>

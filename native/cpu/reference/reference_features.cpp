@@ -1,7 +1,7 @@
 /// The device "reference": maps of features, products of blocks, norms of weights.
 #include <cmath>
 
-#include "native/cpu/reference_ops.h"
+#include "native/cpu/reference/reference_ops.h"
 
 namespace lowrank::cpu::reference {
 namespace {

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "native/cpu/reference_ops.h"
+#include "native/cpu/reference/reference_ops.h"
 #include "native/host_device/random.h"
 
 namespace lowrank::cpu {

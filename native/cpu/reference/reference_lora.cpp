@@ -1,5 +1,5 @@
 /// The device "reference": a LoRA layer and its halves on either side of h, which is f32.
-#include "native/cpu/reference_ops.h"
+#include "native/cpu/reference/reference_ops.h"
 
 namespace lowrank::cpu::reference {
 namespace {

@@ -1,5 +1,5 @@
 /// The device "reference": a batch whose rows have different adapters, entry by entry.
-#include "native/cpu/reference_ops.h"
+#include "native/cpu/reference/reference_ops.h"
 
 namespace lowrank::cpu::reference {
 namespace {

@@ -1,0 +1,22 @@
+import type { Value } from '../gradient-tape.js';
+import { Tape } from '../tape.js';
+import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
+
+/**
+ * A {@link Tape} with the steps of a decoder around its linear layers. Adapters record their
+ * forward formulas on it as on any tape.
+ * @example
+ * const t = new ModelTape();
+ * const { y, sum } = t.rmsNorm(x, g, { residual: attentionOutput, eps: 1e-5 });
+ */
+export class ModelTape extends Tape {
+  /**
+   * `y = rmsNorm(x + residual, g)` and the sum, which is x itself without a residual. The gradient
+   * that later steps give the sum is added in the norm's own pass.
+   * @param x [..., D]
+   * @param g [D]
+   */
+  rmsNorm(x: Value, g: Value, options: RmsNormStep = {}): { y: Value; sum: Value } {
+    return recordRmsNorm(this, x, g, options);
+  }
+}

@@ -1,0 +1,45 @@
+/// The ops of a model around its linear layers, of one instruction set: included once by each
+/// model_<isa>.cpp, which names the namespace (LOWRANK_ISA) and the set that computes what this one
+/// does not (LOWRANK_MODEL_BASE), if there is one. A unit of its own beside body.h, so that either
+/// compiles without the other.
+#pragma once
+
+// A unit uses only some of what the shared headers define.
+#pragma GCC diagnostic ignored "-Wunused-function"
+
+#include "native/cpu/kernels/model/norm.h"
+
+namespace lowrank::cpu::LOWRANK_ISA {
+
+extern const ModelKernels kModelKernels;
+
+#if defined(LOWRANK_MODEL_BASE) && !defined(LOWRANK_WHOLE_SETS)
+constexpr bool kHasModelBase = true;
+LOWRANK_INLINE const ModelKernels& ModelBase() { return LOWRANK_MODEL_BASE::kModelKernels; }
+#else
+constexpr bool kHasModelBase = false;
+LOWRANK_INLINE const ModelKernels& ModelBase() { return kModelKernels; }
+#endif
+
+/// Which calls of an op a set with a base computes itself. By default none.
+template <typename Op>
+struct OwnModel {
+  static constexpr bool kSome = false;
+  static bool Owns(const Op& /*op*/) { return false; }
+};
+
+extern const ModelKernels kModelKernels = {
+#define LOWRANK_KERNEL_OF(Name, member)                           \
+  [](const Name##Op& op, const RunContext& context) {             \
+    if constexpr (!kHasModelBase) {                               \
+      return Name(op, context);                                   \
+    } else if constexpr (OwnModel<Name##Op>::kSome) {             \
+      if (OwnModel<Name##Op>::Owns(op)) return Name(op, context); \
+    }                                                             \
+    return ModelBase().member(op, context);                       \
+  },
+    LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_KERNEL_OF)
+#undef LOWRANK_KERNEL_OF
+};
+
+}  // namespace lowrank::cpu::LOWRANK_ISA
