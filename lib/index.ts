@@ -127,6 +127,7 @@ export {
 } from './core/device.js';
 export type { DType } from './core/dtype.js';
 export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';
+export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseWeight } from './ops/base-weight.js';
@@ -234,6 +235,5 @@ export { oneHot } from './ops/one-hot.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
-export { FORMATS, type FormatInfo, type QuantFormat } from './quant/formats.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight } from './quant/quantized-weight.js';

@@ -2,14 +2,14 @@
  * What is measured: an operation at one size, and what the maths of it needs.
  */
 
+import { formatOf, type StoredFormat, storedNames, wholeInt4Blocks } from '../core/formats.js';
 import type { Device, DType } from '../index.js';
-import { FORMATS, type StoredFormat, wholeInt4Blocks } from '../quant/formats.js';
 
 export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
 export type BenchOp = (typeof benchOps)[number];
 
 export type WeightFormat = StoredFormat | 'none';
-export const weightFormats = ['nf4', 'fp4', 'int8', 'int8-rowwise', 'int4', 'none'] as const;
+export const weightFormats: readonly WeightFormat[] = [...storedNames, 'none'];
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 
 /** One measurement, whoever computes it. */
@@ -60,10 +60,7 @@ export function bytesOfType(dtype: DType): number {
 export function weightBytesOf({ K, N, format, dtype }: Job): number {
   if (format === 'none') return K * N * bytesOfType(dtype);
   if (format === 'int8-rowwise') return K * N + 4 * N;
-  const { bits, defaultBlocksize } = FORMATS.find(({ name }) => name === format) as {
-    bits: number;
-    defaultBlocksize: number;
-  };
+  const { bits, defaultBlocksize } = formatOf(format);
   const perBlock = format === 'int4' && wholeInt4Blocks(K) ? 8 : 4;
   return (K * N * bits) / 8 + perBlock * Math.ceil((K * N) / defaultBlocksize);
 }

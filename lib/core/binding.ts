@@ -130,6 +130,7 @@ export interface Binding {
     name: string;
     bits: number;
     levels: number;
+    signMagnitude: boolean;
     minBlocksize: number;
     maxBlocksize: number;
     defaultBlocksize: number;

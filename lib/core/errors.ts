@@ -132,6 +132,12 @@ function describeForeign(value: object): string | undefined {
   return `a ${name} of another copy of lowrank (${how})`;
 }
 
+/** What may be given, in words: `nf4, fp4 or int8`. */
+export function anyOf(names: readonly string[]): string {
+  const [last = '', ...before] = [...names].reverse();
+  return before.length === 0 ? last : `${before.reverse().join(', ')} or ${last}`;
+}
+
 /** A value in the `got` part of a message: numbers, strings and the like as they are, of anything else its type. */
 export function shown(value: unknown): string {
   return value === null || (typeof value !== 'object' && typeof value !== 'function')

@@ -1,7 +1,7 @@
 import type { Device } from '../core/device.js';
-import { fail, wrongType } from '../core/errors.js';
+import { anyOf, fail, wrongType } from '../core/errors.js';
+import { formatOf, namesOfBits } from '../core/formats.js';
 import { Tensor } from '../core/tensor.js';
-import { FORMATS } from '../quant/formats.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
 import type { BaseWeight } from './base-weight.js';
 
@@ -81,9 +81,8 @@ export function checkCompute(
     if (K > MOST_ROW_DEPTH) {
       fail('ERR_UNSUPPORTED', op, 'w', `of K <= ${MOST_ROW_DEPTH} (compute is 'int8')`, `K = ${K}`);
     }
-  } else if (!FORMATS.some(({ bits, name }) => bits === 4 && name === format)) {
-    const formats = FORMATS.filter(({ bits }) => bits === 4).map(({ name }) => name);
-    const list = `${formats.join(', ')} or rowwise int8`;
+  } else if (weight instanceof Tensor || formatOf(weight.format).bits !== 4) {
+    const list = anyOf([...namesOfBits(4), 'rowwise int8']);
     fail('ERR_UNSUPPORTED', op, 'w', `${list} (compute is 'int8')`, format);
   }
   if (!hasInt8(x.device, rowwise)) {

@@ -2,16 +2,11 @@ import { native } from '../core/binding.js';
 import { checkTensor } from '../core/check-tensor.js';
 import { checkDType, type DType } from '../core/dtype.js';
 import { fail, shown, wrongType } from '../core/errors.js';
+import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from '../core/formats.js';
 import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { readOptions } from '../core/validate.js';
 import { checkCodebook, encodeCodebook } from '../quant/codebook.js';
-import {
-  checkBlocksize,
-  checkFormat,
-  type FormatInfo,
-  type QuantFormat,
-} from '../quant/formats.js';
 import { blocksOf, middles } from '../quant/group-affine.js';
 import { hostCodes } from '../quant/host-codes.js';
 import { NESTED_BLOCKSIZE, QuantizedWeight } from '../quant/quantized-weight.js';

@@ -1,6 +1,6 @@
 import { native } from '../core/binding.js';
 import { fail, wrongType } from '../core/errors.js';
-import type { QuantFormat } from './formats.js';
+import { formatOf, type QuantFormat } from '../core/formats.js';
 
 /** Codes as a weight stores them, and the scale of each block. */
 export interface CodebookCodes {
@@ -64,9 +64,10 @@ function nearestIn(levels: ArrayLike<number>): (v: number) => number {
 
 /** The code of a scaled value, and that of blocks of zeros. */
 function coderOf(format: QuantFormat, codebook: Float32Array) {
-  if (format !== 'fp4') {
+  const { bits, signMagnitude } = formatOf(format);
+  if (!signMagnitude) {
     const codeOf = nearestIn(codebook);
-    return { codeOf, zero: format === 'int8' ? 0 : codeOf(0) };
+    return { codeOf, zero: bits === 8 ? 0 : codeOf(0) };
   }
   // Eight magnitudes in any order, then their negatives.
   const codes = [...codebook.subarray(0, 8).keys()];
@@ -117,5 +118,5 @@ export function encodeCodebook(
       codes[i] = Number.isFinite(inverse) ? codeOf(scaled) : zero;
     }
   });
-  return { codes: format === 'int8' ? codes : packed(codes, zero), absmax };
+  return { codes: formatOf(format).bits === 8 ? codes : packed(codes, zero), absmax };
 }

@@ -1,4 +1,5 @@
 import type { NestedAbsmax } from '../checkpoint/bitsandbytes/bitsandbytes.js';
+import { formatOf } from '../core/formats.js';
 import type { Tensor } from '../core/tensor.js';
 import { encodeCodebook } from './codebook.js';
 import { QuantizedWeight } from './quantized-weight.js';
@@ -39,7 +40,7 @@ export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefi
   const { shape, blocksize, format, ownTables } = like;
   if (ownTables === undefined) return undefined;
   const { codebook, scaleCodebook, nestedBlocksize } = ownTables;
-  const codesPerByte = format === 'int8' ? 1 : 2;
+  const codesPerByte = 8 / formatOf(format).bits;
   const size = shape.reduce((product, dim) => product * dim, 1);
   const codes = new Uint8Array(Math.ceil(size / codesPerByte));
   const absmax = new Float32Array(like.blocks);

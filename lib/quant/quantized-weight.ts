@@ -14,12 +14,19 @@ import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
 import { checkDType, type DType } from '../core/dtype.js';
-import { fail, markClass, notConstructed, wrongType } from '../core/errors.js';
+import { anyOf, fail, markClass, notConstructed, wrongType } from '../core/errors.js';
+import {
+  bitsandbytesNames,
+  checkBlocksize,
+  checkFormat,
+  type FormatInfo,
+  isBitsandbytes,
+  type QuantFormat,
+} from '../core/formats.js';
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, readOptions } from '../core/validate.js';
 import { formatCodebook, ownTable } from './codebook.js';
-import { checkBlocksize, checkFormat, type FormatInfo, type QuantFormat } from './formats.js';
 import {
   blocksOf,
   formatGroupAffine,
@@ -267,14 +274,14 @@ export class QuantizedWeight implements Disposable {
    * `weight.nested_absmax` and `weight.nested_quant_map`, and
    * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). Of a rowwise weight: `weight`, `SCB` and
    * `weight_format`.
-   * @throws ERR_DISPOSED; ERR_FORMAT for int4, which bitsandbytes has not; ERR_NON_FINITE where the
+   * @throws ERR_DISPOSED; ERR_FORMAT for a format that bitsandbytes does not have (int4); ERR_NON_FINITE where the
    *   quantised tensor held NaN or infinity
    */
   async toBitsandbytes(): Promise<BitsandbytesState> {
     const { format, nestedBlocksize } = this.#meta;
     const { name } = format;
-    if (name === 'int4') {
-      const expected = 'nf4, fp4 or int8 (toGroupAffine is for int4)';
+    if (!isBitsandbytes(name)) {
+      const expected = `${anyOf(bitsandbytesNames)} (toGroupAffine is for int4)`;
       fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
     }
     if (this.rowwise) {

@@ -6,6 +6,7 @@
 import { createHash } from 'node:crypto';
 import { type HfModel, type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-model.js';
 import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import { wholeInt4Blocks } from '../core/formats.js';
 import {
   type Device,
   defaultDevice,
@@ -14,7 +15,6 @@ import {
   quantize,
   Tensor,
 } from '../index.js';
-import { wholeInt4Blocks } from '../quant/formats.js';
 import type { BaseLinear } from './kernels.js';
 
 /** The linear layers of a block, by their names in the checkpoint. */

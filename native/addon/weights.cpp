@@ -16,8 +16,8 @@ const FormatRow* FormatArg(const Napi::Value& value, const char* op) {
   const FormatRow* format = FindFormat(name);
   if (format == nullptr) {
     std::string known;
-    for (int i = 0; i < FormatCount(); ++i) {
-      known += (i == 0 ? "'" : ", '") + std::string(FormatAt(i).name) + "'";
+    for (const std::string& each : FormatNames()) {
+      known += (known.empty() ? "'" : ", '") + each + "'";
     }
     ThrowIfError(value.Env(),
                  Refuse(Code::kFormat, op, "format", "one of " + known, "'" + name + "'"));
@@ -372,7 +372,7 @@ Napi::Value PutRows(const Napi::CallbackInfo& info) {
 }
 
 // formats(): the native table. Each format's levels, and what the test holds to
-// lib/quant/formats.ts
+// lib/core/formats.ts
 Napi::Value Formats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Napi::Array rows = Napi::Array::New(env);
@@ -382,6 +382,7 @@ Napi::Value Formats(const Napi::CallbackInfo& info) {
     row.Set("name", format.name);
     row.Set("bits", format.bits);
     row.Set("levels", format.levels);
+    row.Set("signMagnitude", format.sign_magnitude);
     row.Set("minBlocksize", static_cast<double>(format.min_blocksize));
     row.Set("maxBlocksize", static_cast<double>(format.max_blocksize));
     row.Set("defaultBlocksize", static_cast<double>(format.default_blocksize));

@@ -96,20 +96,24 @@ const DynamicMap& TheDynamicMap() {
   return map;
 }
 
-struct Table {
-  FormatRow rows[4];
-  Table()
-      : rows{{"nf4", 4, 16, kNf4Codebook, kNf4Thresholds, 15, kAscending, false, 7, 32, 4096, 64},
-             {"fp4", 4, 16, kFp4Codebook, kFp4Thresholds, 7, kFp4RankToCode, true, 0, 32, 4096, 64},
-             {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
-              TheDynamicMap().identity, false, 0, 32, 4096, 256},
-             {"int4", 4, 16, kInt4Codebook, kInt4Thresholds, 15, kAscending, false, 8, 32, 4096,
-              64}} {}
+struct Rows {
+  const FormatRow* first;
+  int count;
+  const FormatRow* begin() const { return first; }
+  const FormatRow* end() const { return first + count; }
 };
 
-const Table& TheTable() {
-  static const Table table;
-  return table;
+/// One row a format; what lists formats reads it. Not a container: an op that runs while the
+/// process ends still reads its row.
+Rows TheRows() {
+  static const FormatRow rows[] = {
+      {"nf4", 4, 16, kNf4Codebook, kNf4Thresholds, 15, kAscending, false, 7, 32, 4096, 64},
+      {"fp4", 4, 16, kFp4Codebook, kFp4Thresholds, 7, kFp4RankToCode, true, 0, 32, 4096, 64},
+      {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
+       TheDynamicMap().identity, false, 0, 32, 4096, 256},
+      {"int4", 4, 16, kInt4Codebook, kInt4Thresholds, 15, kAscending, false, 8, 32, 4096, 64},
+  };
+  return {rows, static_cast<int>(std::size(rows))};
 }
 
 }  // namespace
@@ -122,14 +126,23 @@ uint8_t FormatRow::Encode(float normalised) const {
 }
 
 const FormatRow* FindFormat(const std::string& name) {
-  for (const FormatRow& row : TheTable().rows) {
+  for (const FormatRow& row : TheRows()) {
     if (name == row.name) return &row;
   }
   return nullptr;
 }
 
-int FormatCount() { return static_cast<int>(std::size(TheTable().rows)); }
-const FormatRow& FormatAt(int index) { return TheTable().rows[index]; }
+int FormatCount() { return TheRows().count; }
+const FormatRow& FormatAt(int index) { return TheRows().first[index]; }
+
+std::vector<std::string> FormatNames(int bits) {
+  std::vector<std::string> names;
+  for (const FormatRow& row : TheRows()) {
+    if (bits == 0 || row.bits == bits) names.push_back(row.name);
+  }
+  return names;
+}
+
 const float* RowwiseLevels() {
   static const struct Levels {
     float of[256];

@@ -1,9 +1,11 @@
 /// Quantisation formats: one row and one codec each. The values of a codebook stand here and
-/// nowhere else in C++ (test/oracle.ts has its own copy, from the definition).
+/// nowhere else in C++ (test/oracle/quantise.ts has its own copy, from the definition). Every
+/// device runs every format of the table.
 #pragma once
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace lowrank {
 
@@ -11,7 +13,7 @@ namespace lowrank {
 /// quantiser does), the code is rank_to_code[number of thresholds t with v > t]. A sign-magnitude
 /// format ranks |v| and sets the top bit of the code for v < 0.
 struct FormatRow {
-  const char* name;         // as in lib/quant/formats.ts
+  const char* name;         // as in lib/core/formats.ts
   int bits;                 // 4 or 8
   int levels;               // entries of the codebook
   const float* codebook;    // [levels], value of each code for absmax = 1
@@ -33,6 +35,8 @@ struct FormatRow {
 const FormatRow* FindFormat(const std::string& name);
 int FormatCount();
 const FormatRow& FormatAt(int index);
+/// The names of those with so many bits; 0: of all.
+std::vector<std::string> FormatNames(int bits = 0);
 
 /// The signed dynamic 8-bit map (bitsandbytes `create_dynamic_map(signed=True)`), ascending, [256].
 /// The codebook of int8, and of double-quantised absmax.

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <string>
+#include <vector>
 
+#include "native/core/quant_format.h"
 #include "native/core/runtime/registry.h"
 #include "native/cpu/host_backend.h"
 #include "native/cpu/usable_cores.h"
@@ -34,6 +36,13 @@ int64_t MemoryBytes() {
   return pages > 0 && page_bytes > 0 ? pages * page_bytes : 0;
 }
 
+std::vector<std::string> HostFeatures() {
+  std::vector<std::string> features = FormatNames();
+  features.insert(features.end(),
+                  {"doubleQuant", "f32", "bf16", "f16", "int8Compute", "rowInt8Compute"});
+  return features;
+}
+
 cpu::HostBackend* TheCpu() {
   static cpu::HostBackend* backend = [] {
     DeviceInfo info;
@@ -49,8 +58,7 @@ cpu::HostBackend* TheCpu() {
     if (kernels == nullptr) kernels = cpu::SelectKernels(nullptr, &reason);
     info.isa = kernels->isa;
     info.better_isas = cpu::BetterKernels(kernels->isa, info.available ? forced : nullptr);
-    info.features = {"nf4", "fp4",  "int8", "int4",        "doubleQuant",
-                     "f32", "bf16", "f16",  "int8Compute", "rowInt8Compute"};
+    info.features = HostFeatures();
     return new cpu::HostBackend(info, *kernels, ThreadsFromEnvironment());
   }();
   return backend;
@@ -68,8 +76,7 @@ Backend* ReferenceBackend() {
     info.memory_bytes = MemoryBytes();
     info.name = "plain loops, double accumulation";
     info.isa = cpu::kReferenceKernels.isa;
-    info.features = {"nf4", "fp4",  "int8", "int4",        "doubleQuant",
-                     "f32", "bf16", "f16",  "int8Compute", "rowInt8Compute"};
+    info.features = HostFeatures();
     return new cpu::HostBackend(info, cpu::kReferenceKernels, 1);
   }();
   return backend;

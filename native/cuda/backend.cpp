@@ -5,6 +5,8 @@
 #include <new>
 #include <utility>
 
+#include "native/core/quant_format.h"
+
 namespace lowrank::cuda {
 namespace {
 
@@ -95,8 +97,9 @@ DeviceInfo CudaBackend::Info() const {
   if (library_ != nullptr && library_->version > 0) {
     info.driver = "CUDA " + VersionText(library_->version);
   }
-  info.features = {"nf4", "fp4",  "int8", "int4",          "doubleQuant",
-                   "f32", "bf16", "f16",  "rowInt8Compute"};
+  info.features = FormatNames();
+  info.features.insert(info.features.end(),
+                       {"doubleQuant", "f32", "bf16", "f16", "rowInt8Compute"});
   return info;
 }
 

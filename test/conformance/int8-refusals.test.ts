@@ -1,6 +1,7 @@
 // compute: 'int8' where it is not: refused by TypeScript and by the addon in the same words, saying where it is.
 import { describe, expect, it } from 'vitest';
 import { binding } from '../../lib/core/binding.js';
+import { namesOfBits } from '../../lib/core/formats.js';
 import {
   LoraAdapter,
   loraForward,
@@ -81,7 +82,7 @@ describe.each(DEVICES)('refusals on %s', (device) => {
         expect(() => matmul(x.tensor, w, { compute: 'int8' })).toThrow(
           expect.objectContaining({
             code: 'ERR_UNSUPPORTED',
-            message: expect.stringContaining('nf4, fp4, int4 or rowwise int8'),
+            message: expect.stringContaining(`${namesOfBits(4).join(', ')} or rowwise int8`),
           }),
         );
       }

@@ -1,6 +1,7 @@
 // compute: 'int8' on every device: against the rounded operands within the promise of every product,
 // against the exact product within the documented bound. Where it is not there: int8-refusals.test.ts.
 import { describe, expect, it } from 'vitest';
+import { namesOfBits } from '../../lib/core/formats.js';
 import {
   type BaseWeight,
   type Device,
@@ -14,6 +15,7 @@ import {
   loraForwardMany,
   loraForwardSwiglu,
   matmul,
+  type QuantFormat,
   quantize,
   scope,
   Tensor,
@@ -84,7 +86,7 @@ interface Case {
 }
 
 function weightCase(
-  format: 'nf4' | 'fp4' | 'int4' | 'rowwise',
+  format: QuantFormat | 'rowwise',
   doubleQuant: boolean,
   blocksize: number,
   [N, K]: readonly [number, number],
@@ -115,9 +117,9 @@ it('the devices that have it say so among their features', () => {
   expect(HERE).toEqual(INT8_DEVICES);
 });
 
-const FORMATS = ['nf4', 'fp4', 'int4', 'rowwise'] as const;
+const KINDS = [...namesOfBits(4), 'rowwise'] as const;
 const CASES = DTYPES.flatMap((dtype) =>
-  FORMATS.flatMap((format) =>
+  KINDS.flatMap((format) =>
     (format === 'rowwise' ? ROWS_HERE : HERE).flatMap((device) =>
       (format === 'rowwise' ? [false] : [false, true]).map((doubleQuant) => ({
         device,

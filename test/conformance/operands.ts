@@ -4,6 +4,7 @@ import {
   type Device,
   type DType,
   devices,
+  FORMATS,
   type QuantFormat,
   quantize,
   Tensor,
@@ -75,11 +76,13 @@ export interface WeightSpec {
 }
 
 const quantised: readonly WeightSpec[] = [
-  ...(['nf4', 'fp4', 'int8'] as const).flatMap((format) => [
+  // Double quantisation is of the scales, whatever the format: those that checkpoints have with it.
+  ...FORMATS.flatMap(({ name: format, bitsandbytes }) => [
     { name: format, format },
-    { name: `${format} with double quantisation`, format, doubleQuant: true },
+    ...(bitsandbytes
+      ? [{ name: `${format} with double quantisation`, format, doubleQuant: true }]
+      : []),
   ]),
-  { name: 'int4', format: 'int4' },
 ];
 export const WEIGHTS: readonly WeightSpec[] = [
   ...DTYPES.map((dense) => ({ name: `dense ${dense}`, dense })),

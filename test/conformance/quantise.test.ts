@@ -1,6 +1,15 @@
 // Codes, scales and nested state bit for bit as the oracle has them; dequantisation exact.
 import { describe, expect, it } from 'vitest';
-import { dequantize, type QuantizedWeight, quantize, scope, Tensor } from '../../lib/index.js';
+import { nativeAsync } from '../../lib/core/binding.js';
+import {
+  dequantize,
+  FORMATS,
+  type QuantFormat,
+  QuantizedWeight,
+  quantize,
+  scope,
+  Tensor,
+} from '../../lib/index.js';
 import { normalMatrix } from '../oracle/inputs.js';
 import {
   codebookOf,
@@ -17,34 +26,51 @@ import {
   roundAll,
   roundTo,
   unnestAbsmax,
-  ZERO_CODE,
+  zeroCodeOf,
 } from '../oracle.js';
 import { DEVICES, DTYPES, tensorOf } from './operands.js';
 
-const FORMATS = ['nf4', 'fp4', 'int8'] as const;
-
 /** What a matrix of weights looks like; each edge is a reason. */
-const CONTENTS: Record<string, (values: Matrix, blocksize: number) => Matrix> = {
-  'normal values': (values) => values,
-  'a block of zeros': (values, blocksize) =>
-    map(values, (v, i) => (Math.floor(i / blocksize) === 1 ? 0 : v)),
-  'one outlier': (values) => map(values, (v, i) => (i === 70 ? 1000 : v)),
-  'a negative outlier': (values) => map(values, (v, i) => (i === 3 ? -1000 : v)),
-  'denormal values': (values) => map(values, (v, i) => (i < 96 ? v * 1e-40 : v)),
-  'one value throughout': (values) => map(values, () => -0.375),
-  'negative zeros': (values) => map(values, (v, i) => (i % 3 === 0 ? -0 : v)),
-  'midpoints and levels': (values) =>
-    map(values, (_, i) => {
-      const book = codebookOf('nf4');
-      const level = book[i % 16] as number;
-      if (i % 32 === 15) return 1;
-      return i % 2 === 0 ? level : (level + (book[(i + 1) % 16] as number)) / 2;
-    }),
-};
+const CONTENTS: Record<string, (values: Matrix, blocksize: number, format: QuantFormat) => Matrix> =
+  {
+    'normal values': (values) => values,
+    'a block of zeros': (values, blocksize) =>
+      map(values, (v, i) => (Math.floor(i / blocksize) === 1 ? 0 : v)),
+    'one outlier': (values) => map(values, (v, i) => (i === 70 ? 1000 : v)),
+    'a negative outlier': (values) => map(values, (v, i) => (i === 3 ? -1000 : v)),
+    'denormal values': (values) => map(values, (v, i) => (i < 96 ? v * 1e-40 : v)),
+    'one value throughout': (values) => map(values, () => -0.375),
+    'negative zeros': (values) => map(values, (v, i) => (i % 3 === 0 ? -0 : v)),
+    'midpoints and levels': (values, _, format) => {
+      const book = codebookOf(format);
+      const at = (i: number): number => book[i % book.length] as number;
+      return map(values, (_, i) => {
+        if (i % 32 === 15) return 1;
+        return i % 2 === 0 ? at(i) : (at(i) + at(i + 1)) / 2;
+      });
+    },
+  };
 
+/** What a device holds, by the keys of bitsandbytes' states. */
 async function parts(weight: QuantizedWeight): Promise<Map<string, ArrayLike<number>>> {
-  const state = await weight.toBitsandbytes();
-  return new Map(Object.entries(state).map(([key, { data }]) => [key, data as Float32Array]));
+  if (FORMATS.find(({ name }) => name === weight.format)?.bitsandbytes) {
+    const state = await weight.toBitsandbytes();
+    return new Map(Object.entries(state).map(([key, { data }]) => [key, data as Float32Array]));
+  }
+  const handle = QuantizedWeight.handleOf(weight, 'test', 'weight');
+  const read = (part: string) =>
+    nativeAsync<ArrayBuffer>('test', (raw, done) => raw.read(handle, part, 'f32', done));
+  const bytes = async (part: string) => new Uint8Array(await read(part));
+  const floats = async (part: string) => new Float32Array(await read(part));
+  const map = new Map<string, ArrayLike<number>>([
+    ['weight', await bytes('codes')],
+    ['weight.quant_map', await floats('codebook')],
+  ]);
+  if (!weight.doubleQuant) return map.set('weight.absmax', await floats('absmax'));
+  return map
+    .set('weight.absmax', await bytes('absmax8bit'))
+    .set('weight.nested_absmax', await floats('nestedAbsmax'))
+    .set('weight.nested_quant_map', await floats('absmaxCodebook'));
 }
 
 const SHAPES: readonly (readonly [N: number, K: number])[] = [
@@ -56,9 +82,12 @@ const SHAPES: readonly (readonly [N: number, K: number])[] = [
   [13, 172],
 ];
 
-const CASES = DEVICES.flatMap((device) => FORMATS.map((format) => ({ device, format })));
+const CASES = DEVICES.flatMap((device) =>
+  FORMATS.map((row) => ({ ...row, device, format: row.name })),
+);
 
-describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
+describe.each(CASES)('quantize to $format on $device', (row) => {
+  const { device, format, bits } = row;
   async function check(
     values: Matrix,
     blocksize: number,
@@ -73,8 +102,7 @@ describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
       const expected = quantiseBlocks(exactValues.data, format, blocksize);
       const actual = await parts(weight);
       const get = (key: string): ArrayLike<number> => actual.get(key) as ArrayLike<number>;
-      const packed =
-        format === 'int8' ? expected.codes : packNibbles(expected.codes, ZERO_CODE[format]);
+      const packed = bits === 8 ? expected.codes : packNibbles(expected.codes, zeroCodeOf(format));
       exact(`${name} codes`, get('weight'), packed);
       exact(`${name} codebook`, get('weight.quant_map'), codebookOf(format));
       let { absmax } = expected;
@@ -120,7 +148,7 @@ describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
 
   it.each(Object.entries(CONTENTS))('%s', async (name, content) => {
     for (const dtype of DTYPES) {
-      const values = content(normalMatrix(11, 37, 9), 64);
+      const values = content(normalMatrix(11, 37, 9), 64, format);
       // f16 holds no 1e-40: those are zeros there, which is an edge as well.
       for (const doubleQuant of [false, true]) {
         await check(values, 64, doubleQuant, dtype, `${name} ${dtype} ${doubleQuant}`);
@@ -136,11 +164,11 @@ describe.each(CASES)('quantize to $format on $device', ({ device, format }) => {
     await scope(async () => {
       const w = tensorOf(normalMatrix(8, 64, 1), { dtype: 'bf16', device });
       const weight = quantize(w, { format });
-      expect(weight.blocksize).toBe(format === 'int8' ? 256 : 64);
+      expect(weight.blocksize).toBe(row.defaultBlocksize);
       expect(weight.doubleQuant).toBe(false);
       expect(dequantize(weight).dtype).toBe('bf16');
-      const bytes = format === 'int8' ? 512 + 2 * 4 + 1024 : 256 + 8 * 4 + 64;
-      expect(weight.byteLength).toBe(bytes);
+      const blocks = 512 / row.defaultBlocksize;
+      expect(weight.byteLength).toBe((512 * bits) / 8 + blocks * 4 + row.levels * 4);
       const none = quantize(Tensor.zeros([0, 5], { device }), { format });
       expect(await dequantize(none).read()).toEqual(new Float32Array());
     });

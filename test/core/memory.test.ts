@@ -3,6 +3,7 @@ import { describe, expect, it } from 'vitest';
 import {
   type Device,
   dequantize,
+  FORMATS,
   LoraAdapter,
   loraBackward,
   loraForward,
@@ -36,7 +37,7 @@ describe.each(DEVICES)('memory of %s', (device) => {
     a.dispose();
     expect(await grown()).toBe(6);
     const w = Tensor.randn([64, 64], { seed: 1, device });
-    for (const format of ['nf4', 'fp4', 'int8'] as const) {
+    for (const { name: format } of FORMATS) {
       for (const doubleQuant of [false, true]) {
         const before = await grown();
         const q = quantize(w, { format, doubleQuant });

@@ -19,6 +19,7 @@ import {
   devices,
   type ErrorCode,
   FeatureMap,
+  type FormatInfo,
   factoredNorm,
   type GroupedAdapterGradients,
   GroupedLora,
@@ -94,7 +95,7 @@ export function tensors(x: Tensor, bits: Uint16Array): void {
 }
 
 export function weights(w: Tensor): void {
-  same<QuantFormat, 'nf4' | 'fp4' | 'int8' | 'int4'>(true);
+  same<FormatInfo['name'], QuantFormat>(true);
   const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
   same<typeof w4, QuantizedWeight>(true);
   same<typeof w4.byteLength, number>(true);

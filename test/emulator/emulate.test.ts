@@ -4,6 +4,8 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { anyOf } from '../../lib/core/errors.js';
+import { formatNames } from '../../lib/core/formats.js';
 import { requireBuilt, run, start } from '../finetune/command.js';
 import { temporaryFolder } from '../finetune/setup.js';
 import { buildTargets, emulatorRuns, root } from './build-folder.js';
@@ -29,7 +31,7 @@ describe.runIf(emulatorRuns)('lowrank emulate', () => {
       [['conv'], /got 'conv'/],
       [['matmul', '--schedule', 'sideways'], /--schedule must be all, or a list/],
       [['matmul', '--dropout', '1'], /--dropout must be 0 to below 1/],
-      [['quantize', '--format', 'none'], /--format must be nf4, fp4 or int8/],
+      [['quantize', '--format', 'none'], new RegExp(`--format must be ${anyOf(formatNames)}`)],
       [['--kernel', 'x.cu'], /--kernel needs --name/],
       ...['70', '87', '100', '999'].map(
         (sm) =>

@@ -26,7 +26,7 @@ import {
   type WeightSpec,
 } from '../conformance/operands.js';
 import { source } from '../oracle/inputs.js';
-import { matrix } from '../oracle.js';
+import { codebookOf, matrix } from '../oracle.js';
 
 export interface IntegerCase {
   readonly name: string;
@@ -37,14 +37,26 @@ export interface IntegerCase {
 }
 export type Keep = (name: string, result: Tensor) => Promise<void>;
 
+/** Of 12: 2, 3, 4, 6, 8 and 12. */
+const FP4_LEVELS = [
+  1 / 6,
+  1 / 4,
+  1 / 3,
+  1 / 2,
+  2 / 3,
+  1,
+  -1 / 6,
+  -1 / 4,
+  -1 / 3,
+  -1 / 2,
+  -2 / 3,
+  -1,
+];
+
 /** Multiples of a block's scale that the codebook holds exactly. */
-const LEVELS: Readonly<Record<QuantFormat, readonly number[]>> = {
-  nf4: [-1, 0, 1],
-  int8: [0, 1],
-  int4: [-1, 1],
-  // Of 12: 2, 3, 4, 6, 8 and 12.
-  fp4: [1 / 6, 1 / 4, 1 / 3, 1 / 2, 2 / 3, 1, -1 / 6, -1 / 4, -1 / 3, -1 / 2, -2 / 3, -1],
-};
+const levelsOf = (format: QuantFormat): readonly number[] =>
+  format === 'fp4' ? FP4_LEVELS : [-1, 0, 1].filter((v) => codebookOf(format).includes(v));
+
 const BLOCKSIZE = 64;
 
 /** A weight of integers [N, K] that its format holds as they are. */
@@ -59,7 +71,7 @@ function integerWeight(
     return operand(N, K, { seed, dtype: dense, device, integers: 5 }).tensor;
   }
   const from = source(seed);
-  const levels = LEVELS[format];
+  const levels = levelsOf(format);
   const unit = format === 'fp4' ? 12 : 1;
   let scale = unit;
   const values = Float64Array.from({ length: N * K }, (_, i) => {

@@ -75,7 +75,7 @@ const NamedContent kContents[] = {
      [](int64_t i, double v) { return std::ldexp(v, static_cast<int>(i / 32 * 7 % 90) - 75); }},
 };
 
-void CheckQuantize(const char* format, DType dtype, int64_t N, int64_t K, int64_t blocksize,
+void CheckQuantize(const std::string& format, DType dtype, int64_t N, int64_t K, int64_t blocksize,
                    bool nested, size_t misalign, const NamedContent& content) {
   const std::string name = std::string(content.name) + " " + format + " " + DTypeName(dtype) +
                            " [" + std::to_string(N) + ", " + std::to_string(K) + "] / " +
@@ -133,7 +133,7 @@ void CheckQuantize(const char* format, DType dtype, int64_t N, int64_t K, int64_
 
 void CheckQuantization() {
   constexpr int64_t kShapes[][2] = {{1, 1}, {5, 27}, {7, 33}, {4, 32}, {64, 65}, {13, 172}};
-  for (const char* format : {"nf4", "fp4", "int8"}) {
+  for (const std::string& format : FormatNames()) {
     for (const DType dtype : kDTypes) {
       for (const auto& shape : kShapes) {
         for (const bool nested : {false, true}) {

@@ -5,7 +5,7 @@ namespace lowrank::cpu {
 namespace {
 
 void CheckQuantizer(const KernelTable& table, const RunContext& context) {
-  for (const char* name : {"nf4", "fp4", "int8"}) {
+  for (const std::string& name : FormatNames()) {
     for (int64_t blocksize : {32, 64, 256, 4096}) {
       for (int64_t elems : {1, 31, 64, 65, 1000, 4097, 20001}) {
         for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
@@ -16,7 +16,8 @@ void CheckQuantizer(const KernelTable& table, const RunContext& context) {
           w.Fill(3);
           for (int64_t i = 0; i < elems && i < 40; ++i) StoreElement(w.view.data, dtype, i, 0);
           if (elems > 500) {  // a block of denormals where the blocks are short enough
-            for (int64_t i = 256; i < 320; ++i) StoreElement(w.view.data, dtype, i, Uniform() * 1e-40);
+            for (int64_t i = 256; i < 320; ++i)
+              StoreElement(w.view.data, dtype, i, Uniform() * 1e-40);
           }
           Packed q(name, 1, elems, blocksize, false);
           QuantizeOp op;
@@ -59,9 +60,10 @@ void CheckQuantizer(const KernelTable& table, const RunContext& context) {
           StoreElement(w.view.data, dtype, elems - 1, INFINITY);
           const Status refused = table.quantize(op, context);
           const int64_t first = bad == elems - 1 ? elems - 1 : bad;
-          Report(refused.code() == Code::kNonFinite &&
-                     refused.message().find("element " + std::to_string(first)) != std::string::npos,
-                 what + " non-finite " + refused.message());
+          Report(
+              refused.code() == Code::kNonFinite &&
+                  refused.message().find("element " + std::to_string(first)) != std::string::npos,
+              what + " non-finite " + refused.message());
         }
       }
     }
@@ -72,7 +74,7 @@ void CheckQuantizer(const KernelTable& table, const RunContext& context) {
 /// alone in a block of ones (a search may take a run with a doubtful value another way), and
 /// values of every size, in blocks whose greatest value is 1.
 void CheckThresholds(const KernelTable& table, const RunContext& context) {
-  for (const char* name : {"nf4", "fp4", "int8"}) {
+  for (const std::string& name : FormatNames()) {
     const FormatRow& format = *FindFormat(name);
     std::vector<float> near;
     const auto around = [&](float value) {
@@ -145,7 +147,8 @@ void CheckCast(const KernelTable& table, const RunContext& context) {
         uint32_t expected = BitsOf(value), actual = 0;
         if (to == DType::kBF16) expected = FromFloat<BF16>(value).bits;
         if (to == DType::kF16) expected = FromFloat<F16>(value).bits;
-        std::memcpy(&actual, static_cast<char*>(dst.view.data) + static_cast<size_t>(i) * DTypeBytes(to),
+        std::memcpy(&actual,
+                    static_cast<char*>(dst.view.data) + static_cast<size_t>(i) * DTypeBytes(to),
                     DTypeBytes(to));
         const uint32_t quiet = to == DType::kF32 ? 0x400000u : to == DType::kBF16 ? 0x40u : 0x200u;
         if (std::isnan(value)) expected |= quiet, actual |= quiet;

@@ -118,7 +118,7 @@ struct Dense {
 struct Packed {
   QuantView view;
   std::vector<Buffer> parts;
-  Packed(const char* format, int64_t rows, int64_t cols, int64_t blocksize, bool nested) {
+  Packed(const std::string& format, int64_t rows, int64_t cols, int64_t blocksize, bool nested) {
     view.format = FindFormat(format);
     view.rows = rows;
     view.cols = cols;

@@ -4,10 +4,10 @@
  *
  * v = x · (1 / absmax), both rounded to f32; the code is that of the nearest level, where a value
  * exactly on a threshold takes the lower level. A block whose 1 / absmax overflows (zeros, or an
- * absmax below 2^-128) holds one code throughout, the one that the peer's data show: 7 for NF4, 0
- * otherwise. For int8 that is the lowest level; times an absmax of 0 it is still zero.
+ * absmax below 2^-128) holds one code throughout. For the formats of the peer it is the one that the
+ * peer's data show: 7 for NF4, 0 for FP4 and int8. For int8 that is the lowest level; times an absmax
+ * of 0 it is still zero.
  */
-export type OracleFormat = 'nf4' | 'fp4' | 'int8' | 'int4';
 
 /** NF4 levels, ascending: QLoRA (2023), appendix E. */
 export const NF4_LEVELS: readonly number[] = [
@@ -57,15 +57,6 @@ export function dynamicMap(): Float32Array {
 
 const DYNAMIC_MAP = dynamicMap();
 
-/** Value of each code for absmax = 1, in f32. */
-export function codebookOf(format: OracleFormat): Float32Array {
-  if (format === 'nf4') return Float32Array.from(NF4_LEVELS);
-  if (format === 'int8') return DYNAMIC_MAP.slice();
-  // 16 levels with equal steps from -1 to 1.
-  if (format === 'int4') return Float32Array.from({ length: 16 }, (_, i) => (2 * i - 15) / 15);
-  return Float32Array.from([...FP4_MAGNITUDES, ...FP4_MAGNITUDES.map((value) => 0 - value)]);
-}
-
 /** Code of the nearest of ascending `levels`; on a midpoint (rounded to f32) the lower one. */
 function nearestAscending(levels: ArrayLike<number>, value: number): number {
   let low = 0;
@@ -79,26 +70,62 @@ function nearestAscending(levels: ArrayLike<number>, value: number): number {
   return low;
 }
 
-const NF4_F32 = Float32Array.from(NF4_LEVELS);
-
-/** Code of a normalised value. */
-export function encodeNormalised(format: OracleFormat, value: number): number {
-  if (format === 'nf4') return nearestAscending(NF4_F32, value);
-  if (format === 'int8') return nearestAscending(DYNAMIC_MAP, value);
-  if (format === 'int4') {
-    // Levels above each midpoint, the midpoint's own value (in f32) not.
-    let code = 0;
-    for (let i = 1; i < 16; i++) if (value > Math.fround((2 * i - 16) / 15)) code = i;
-    return code;
-  }
-  let code = 0;
-  for (const [above, next] of FP4_STEPS) {
-    if (Math.abs(value) > Math.fround(above)) code = next;
-  }
-  return value < 0 ? code + 8 : code;
+/** A format by its definition. */
+interface Codec {
+  /** Value of each code for absmax = 1, in f32. */
+  readonly levels: Float32Array;
+  /** Code of a normalised value. */
+  readonly encode: (value: number) => number;
+  /** Code of a block of zeros. */
+  readonly zeroCode: number;
 }
 
-export const ZERO_CODE: Record<OracleFormat, number> = { nf4: 7, fp4: 0, int8: 0, int4: 8 };
+function ascending(values: ArrayLike<number>, zeroCode: number): Codec {
+  const levels = Float32Array.from(values);
+  return { levels, encode: (value) => nearestAscending(levels, value), zeroCode };
+}
+
+/** One row a format: the compiler asks for it where a test passes a format that is not here. */
+const CODECS = {
+  nf4: ascending(NF4_LEVELS, 7),
+  fp4: {
+    levels: Float32Array.from([...FP4_MAGNITUDES, ...FP4_MAGNITUDES.map((value) => 0 - value)]),
+    encode(value) {
+      let code = 0;
+      for (const [above, next] of FP4_STEPS) {
+        if (Math.abs(value) > Math.fround(above)) code = next;
+      }
+      return value < 0 ? code + 8 : code;
+    },
+    zeroCode: 0,
+  },
+  int8: ascending(DYNAMIC_MAP, 0),
+  int4: {
+    // 16 levels with equal steps from -1 to 1.
+    levels: Float32Array.from({ length: 16 }, (_, i) => (2 * i - 15) / 15),
+    encode(value) {
+      // Levels above each midpoint, the midpoint's own value (in f32) not.
+      let code = 0;
+      for (let i = 1; i < 16; i++) if (value > Math.fround((2 * i - 16) / 15)) code = i;
+      return code;
+    },
+    zeroCode: 8,
+  },
+} satisfies Readonly<Record<string, Codec>>;
+
+export type OracleFormat = keyof typeof CODECS;
+
+/** Those that there are. */
+export const ORACLE_FORMATS = Object.keys(CODECS) as readonly OracleFormat[];
+
+/** Value of each code for absmax = 1, in f32. */
+export const codebookOf = (format: OracleFormat): Float32Array => CODECS[format].levels.slice();
+
+/** Code of a normalised value. */
+export const encodeNormalised = (format: OracleFormat, value: number): number =>
+  CODECS[format].encode(value);
+
+export const zeroCodeOf = (format: OracleFormat): number => CODECS[format].zeroCode;
 
 export interface Quantised {
   readonly format: OracleFormat;
@@ -126,7 +153,7 @@ export function quantiseBlocks(
     for (let i = start; i < end; i++) {
       codes[i] = Number.isFinite(inverse)
         ? encodeNormalised(format, Math.fround((values[i] as number) * inverse))
-        : ZERO_CODE[format];
+        : zeroCodeOf(format);
     }
   }
   return { format, blocksize, codes, absmax };

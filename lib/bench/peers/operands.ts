@@ -1,5 +1,5 @@
+import { storedAs, wholeInt4Blocks } from '../../core/formats.js';
 import type { QuantizedWeight, Tensor } from '../../index.js';
-import { storedAs, wholeInt4Blocks } from '../../quant/formats.js';
 import { type Job, weightBytesOf } from '../job.js';
 import type { Context } from '../peer.js';
 

@@ -15,20 +15,21 @@
  * with one code a byte, in `weight.quant_map`, F32 [256], and in the name of its state, __int8.
  */
 
-import { fail } from '../../core/errors.js';
+import { anyOf, fail } from '../../core/errors.js';
+import { type BitsandbytesFormat, bitsandbytesNames, formatOf } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { checkMap, checkName, checkObject } from '../arguments.js';
 import { bytesOf, checkRawTensor, type RawDType, type RawTensor } from '../raw-tensor.js';
 import {
   type BitsandbytesDType,
-  type BitsandbytesFormat,
   formatQuantState,
   isBlocksize,
   parseQuantState,
 } from './quant-state.js';
 import { kRowInt8Keys } from './row-int8-state.js';
 
-export type { BitsandbytesDType, BitsandbytesFormat } from './quant-state.js';
+export type { BitsandbytesFormat } from '../../core/formats.js';
+export type { BitsandbytesDType } from './quant-state.js';
 
 /** One layer's tensors; the keys are bitsandbytes', relative to the layer. */
 export interface BitsandbytesState {
@@ -67,11 +68,10 @@ export interface ParsedBitsandbytes {
 
 const kStoragePerByte: Readonly<Record<QuantStorage, number>> = { U8: 1, BF16: 2, F16: 2, F32: 4 };
 const kStatePrefix = 'weight.quant_state.bitsandbytes__';
-const kFormats: readonly BitsandbytesFormat[] = ['nf4', 'fp4', 'int8'];
 
 /** Bytes of the codes of so many elements. */
 function codeBytes(format: BitsandbytesFormat, elements: number): number {
-  return format === 'int8' ? elements : Math.ceil(elements / 2);
+  return Math.ceil((elements * formatOf(format).bits) / 8);
 }
 
 const kTensorKeys = [
@@ -308,11 +308,13 @@ function findQuantState(
 ): { format: BitsandbytesFormat; tensor: RawTensor } {
   const keys = Object.keys(state).filter((key) => key.startsWith(kStatePrefix));
   const [key] = keys;
-  const expected = `exactly one ${kStatePrefix}nf4, __fp4 or __int8`;
+  const [first = '', ...others] = bitsandbytesNames;
+  const endings = [`${kStatePrefix}${first}`, ...others.map((name) => `__${name}`)];
+  const expected = `exactly one ${anyOf(endings)}`;
   if (key === undefined || keys.length > 1) {
     return fail('ERR_FORMAT', op, 'state', expected, key === undefined ? 'none' : keys.join(', '));
   }
-  const format = kFormats.find((name) => key === kStatePrefix + name);
+  const format = bitsandbytesNames.find((name) => key === kStatePrefix + name);
   const tensor = state[key];
   if (format === undefined || tensor === undefined) {
     return fail('ERR_FORMAT', op, 'state', expected, printable(key));
@@ -340,8 +342,9 @@ function packedCodes(
 }
 
 function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32Array): void {
-  if (format !== 'fp4') {
-    requireAscending(op, 'weight.quant_map', codebook, format === 'int8');
+  const { bits, signMagnitude } = formatOf(format);
+  if (!signMagnitude) {
+    requireAscending(op, 'weight.quant_map', codebook, bits === 8);
     return;
   }
   for (let code = 0; code < 8; code++) {

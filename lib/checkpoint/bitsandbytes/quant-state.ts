@@ -8,16 +8,13 @@
  * of Python's `json.dumps`, so that a state is written back byte for byte.
  */
 
+import { anyOf } from '../../core/errors.js';
+import { type BitsandbytesFormat, bitsandbytesNames } from '../../core/formats.js';
 import { printableValue } from '../../core/printable.js';
 import { jsonBounds } from '../files/json-bounds.js';
 import { Fields, parseJsonObject } from '../files/json-file.js';
 import { PythonFloat, type PythonJson, pythonJson } from '../python-json.js';
 
-/**
- * The blockwise formats of bitsandbytes. `int8` is its blockwise 8-bit quantisation with the dynamic
- * map, for which it has no checkpoint key of its own: the state is named like the 4-bit ones.
- */
-export type BitsandbytesFormat = 'nf4' | 'fp4' | 'int8';
 /** Dtype that a weight had before it was quantised. */
 export type BitsandbytesDType = 'f32' | 'bf16' | 'f16';
 
@@ -63,9 +60,10 @@ export function parseQuantState(op: string, bytes: Uint8Array): QuantState {
   for (const key of Object.keys(object)) {
     if (!known.has(key)) fields.refuse(key, 'no field of a quant_state');
   }
-  const format = fields.string('quant_type');
-  if (format !== 'nf4' && format !== 'fp4' && format !== 'int8') {
-    return fields.refuse('quant_type', '"nf4", "fp4" or "int8"');
+  const quantType = fields.string('quant_type');
+  const format = bitsandbytesNames.find((name) => name === quantType);
+  if (format === undefined) {
+    return fields.refuse('quant_type', anyOf(bitsandbytesNames.map((name) => `"${name}"`)));
   }
   const dtypeName = fields.string('dtype');
   const dtype = kDTypes.find(([name]) => name === dtypeName)?.[1];

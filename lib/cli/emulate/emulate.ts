@@ -6,7 +6,8 @@
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
-import { LowrankError } from '../../core/errors.js';
+import { anyOf, LowrankError } from '../../core/errors.js';
+import { formatNames } from '../../core/formats.js';
 import { makeTemporaryFolder, requireTemporaryFolder } from '../../environment/temporary-folder.js';
 import type { DType, QuantFormat } from '../../index.js';
 import { Progress } from '../../report/terminal.js';
@@ -49,7 +50,7 @@ OP is ${emulatedOps.join(', ')}.
 
   --m, --n, --k N     tokens, output and input features                   [64, 128, 256]
   --r N               rank of the adapter                                 [16]
-  --format F          nf4, fp4, int8 or none (dense)                      [nf4]
+  --format F          ${`${anyOf([...formatNames, 'none'])} (dense)`.padEnd(51)} [nf4]
   --blocksize N       elements that share a scale, 32, 64, ... 4096       [of the format]
   --double-quant      the scales quantised as well
   --dtype T           of the activations: bf16, f16 or f32                [bf16]
@@ -256,14 +257,9 @@ function parseOp(parsed: Arguments): OpSpec {
   const size = (name: string, fallback: number, least = 0) =>
     parsed.integer(name, fallback, least, 1 << 20);
   const dtype = parsed.choice<DType>('dtype', 'bf16', kDTypes);
-  const format = parsed.choice<QuantFormat | 'none'>('format', 'nf4', [
-    'nf4',
-    'fp4',
-    'int8',
-    'none',
-  ]);
+  const format = parsed.choice<QuantFormat | 'none'>('format', 'nf4', [...formatNames, 'none']);
   if (format === 'none' && (op === 'quantize' || op === 'dequantize')) {
-    throw parsed.refuse('format', 'nf4, fp4 or int8', format);
+    throw parsed.refuse('format', anyOf(formatNames), format);
   }
   return {
     op: op as EmulatedOp,

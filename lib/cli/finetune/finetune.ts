@@ -5,6 +5,8 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { writeFileAtomic } from '../../checkpoint/files/atomic-write.js';
+import { anyOf } from '../../core/errors.js';
+import { formatNames } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { bundledModel, bundledText } from '../../environment/package-folder.js';
 import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';
@@ -48,8 +50,8 @@ Adapter
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
-  --format F          nf4, fp4, int8, int4 (with zero-points where a row
-                      is whole blocks) or none (dense f32)                [nf4]
+  --format F          ${`${anyOf([...formatNames, 'none'])} (dense f32);`.padEnd(51)} [nf4]
+                      int4 with zero-points where a row is whole blocks
   --blocksize N       elements that share a scale, 32, 64, ... 4096       [the format's own]
   --double-quant      quantise the scales too
 
@@ -219,7 +221,7 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
   const positive = (value: number) => value > 0;
   const notNegative = (value: number) => value >= 0;
   const steps = parsed.integer('steps', 120, 1, most);
-  const format = parsed.choice('format', 'nf4', ['nf4', 'fp4', 'int8', 'int4', 'none'] as const);
+  const format = parsed.choice('format', 'nf4', [...formatNames, 'none']);
   const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
   const device = readDevice(parsed);
   const targets = parsed.text('targets') ?? 'all-linear';

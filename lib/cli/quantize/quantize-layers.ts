@@ -5,9 +5,9 @@
 import type { RawTensor } from '../../checkpoint/raw-tensor.js';
 import type { SafetensorsFile } from '../../checkpoint/safetensors.js';
 import { LowrankError } from '../../core/errors.js';
+import { type StoredFormat, storedAs } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { type Device, type DType, quantize, Tensor } from '../../index.js';
-import { type StoredFormat, storedAs } from '../../quant/formats.js';
 
 /** How a checkpoint is quantised. */
 export interface QuantizeSettings {

@@ -14,7 +14,8 @@ import { jsonBounds } from '../../checkpoint/files/json-bounds.js';
 import { readJsonObject } from '../../checkpoint/files/json-file.js';
 import { lockOutput } from '../../checkpoint/files/lock.js';
 import { openSafetensors, writeSafetensors } from '../../checkpoint/safetensors.js';
-import { LowrankError } from '../../core/errors.js';
+import { anyOf, LowrankError } from '../../core/errors.js';
+import { bitsandbytesStored } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { jsonText, mebibytes, Progress, table } from '../../report/terminal.js';
 import { Arguments } from '../command/arguments.js';
@@ -30,7 +31,7 @@ Usage: lowrank quantize IN OUT [options]
 IN is a .safetensors file or a Hugging Face folder (single file or shards); OUT the same kind, new:
 a file that exists is refused, and so is a folder with files in it.
 
-  --format F         nf4, fp4, int8 (blockwise) or int8-rowwise (LLM.int8) [nf4]
+  --format F         ${`${anyOf(bitsandbytesStored)} (LLM.int8)`.padEnd(51)} [nf4]
   --blocksize N      elements that share a scale, 32, 64, ... 4096        [the format's own]
   --double-quant     quantise the scales too
   --skip LIST        parts of names to leave as they are                  [lm_head,embed,norm]
@@ -104,8 +105,7 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
 }
 
 function readSettings(parsed: Arguments): QuantizeSettings {
-  const formats = ['nf4', 'fp4', 'int8', 'int8-rowwise'] as const;
-  const format = parsed.choice('format', 'nf4', formats);
+  const format = parsed.choice('format', 'nf4', bitsandbytesStored);
   const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
   const device = readDevice(parsed);
   const skip = (parsed.text('skip') ?? 'lm_head,embed,norm').split(',').map((part) => part.trim());

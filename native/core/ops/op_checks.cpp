@@ -103,8 +103,10 @@ Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
                   "of K <= " + std::to_string(kMostInt8RowDepth) + " (compute is 'int8')",
                   "K = " + std::to_string(w.quant.cols));
   }
+  std::string known;
+  for (const std::string& name : FormatNames(4)) known += (known.empty() ? "" : ", ") + name;
   return Refuse(
-      Code::kUnsupported, op, "w", "nf4, fp4, int4 or rowwise int8 (compute is 'int8')",
+      Code::kUnsupported, op, "w", known + " or rowwise int8 (compute is 'int8')",
       w.quantised() ? w.quant.format->name : std::string("dense ") + DTypeName(w.dense.dtype));
 }
 

@@ -2,6 +2,7 @@
 import {
   type Device,
   dequantize,
+  FORMATS,
   LoraAdapter,
   LoraLinear,
   loraBackward,
@@ -67,7 +68,7 @@ export async function everyOp(device: Device): Promise<Operations> {
   add('to another device', () => x.to({ device: other }).read());
   add('weight to another device', () => void nf4.to({ device: other }));
   add('synchronize', () => synchronize(device));
-  for (const format of ['nf4', 'fp4', 'int8'] as const) {
+  for (const { name: format } of FORMATS) {
     add(`quantize ${format}`, () => void quantize(w, { format }));
     add(`quantize ${format} doubly`, () => void quantize(w, { format, doubleQuant: true }));
   }
