@@ -14,8 +14,8 @@ import {
   scope,
   Tensor,
 } from '../../lib/index.js';
-import { adapterOracle, Matrix, type OracleMerged } from '../oracle/adapters.js';
-import { METHOD_CASES, settingsOf } from './settings.js';
+import { Matrix, type OracleMerged } from '../oracle/adapter-layer.js';
+import { FORMULAS, METHOD_CASES, settingsOf } from './settings.js';
 
 const M = 5;
 const available = devices()
@@ -83,7 +83,7 @@ const denseOf = (w: BaseWeight): Tensor =>
   w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' });
 
 function oracleOf({ adapter, w, bias, N, K }: Layer): OracleMerged {
-  const formula = adapterOracle[adapter.method];
+  const formula = FORMULAS[adapter.method];
   if (formula === undefined) throw new Error(`${adapter.method} has no formula in the oracle`);
   const dense = denseOf(w);
   const all = { ...adapter.parameters, ...adapter.buffers };

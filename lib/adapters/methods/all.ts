@@ -1,4 +1,4 @@
-/** Every method that comes with the library, by name: one line a file. */
+/** Every method that comes with the library, by name: `npm run methods` writes one line a file. */
 
 export { adalora } from './dynamic-rank/adalora.js';
 export { dylora } from './dynamic-rank/dylora.js';

@@ -1,0 +1,3 @@
+/** Test settings of several methods. */
+
+export const alpha = { settings: { r: 4, loraAlpha: 6 } };
