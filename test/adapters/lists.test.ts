@@ -4,7 +4,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { AdapterMethod, type AnyMethod } from '../../lib/adapters/definition/method.js';
-import { CASES, FORMULAS, METHOD_CASES, TEST_FILES } from './settings.js';
+import { CASES, FORMULAS, TEST_FILES } from './settings.js';
 
 const root = join(import.meta.dirname, '..', '..');
 const folder = join(root, 'lib', 'adapters', 'methods');
@@ -116,6 +116,7 @@ describe('what lists the methods', () => {
     const names = methods.map(({ method }) => method).sort();
     expect(new Set(names).size).toBe(names.length);
     expect(Object.keys(FORMULAS).sort()).toEqual(names);
-    expect(Object.keys(CASES).sort()).toEqual([...METHOD_CASES].sort());
+    const tested = new Set(Object.keys(CASES).map((name) => name.split('/')[0]));
+    expect([...tested].sort()).toEqual(names);
   });
 });
