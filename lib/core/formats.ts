@@ -33,7 +33,6 @@ const kRows = [
   { name: 'fp4', ...k4Bits, signMagnitude: true, bitsandbytes: true },
   { name: 'int8', ...k8Bits, bitsandbytes: true },
   { name: 'int4', ...k4Bits, bitsandbytes: false },
-  { name: 'quad4', ...k4Bits, bitsandbytes: false },
 ] as const satisfies readonly (FormatProperties & { readonly name: string })[];
 
 type Row = (typeof kRows)[number];

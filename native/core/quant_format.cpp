@@ -57,21 +57,6 @@ constexpr float kInt4Thresholds[15] = {
     2.0f / 15,   4.0f / 15,   6.0f / 15,   8.0f / 15,  10.0f / 15, 12.0f / 15, 14.0f / 15,
 };
 
-// QUAD4: squares of even steps, -1 to 1 with zero; thresholds are the midpoints.
-constexpr float kQuad4Codebook[16] = {-64.0f / 64, -49.0f / 64, -36.0f / 64, -25.0f / 64,
-                                      -16.0f / 64, -9.0f / 64,  -4.0f / 64,  -1.0f / 64,
-                                      0.0f,        1.0f / 49,   4.0f / 49,   9.0f / 49,
-                                      16.0f / 49,  25.0f / 49,  36.0f / 49,  49.0f / 49};
-constexpr float kQuad4Thresholds[15] = {
-    (-64.0f / 64 + -49.0f / 64) / 2, (-49.0f / 64 + -36.0f / 64) / 2,
-    (-36.0f / 64 + -25.0f / 64) / 2, (-25.0f / 64 + -16.0f / 64) / 2,
-    (-16.0f / 64 + -9.0f / 64) / 2,  (-9.0f / 64 + -4.0f / 64) / 2,
-    (-4.0f / 64 + -1.0f / 64) / 2,   (-1.0f / 64 + 0.0f) / 2,
-    (0.0f + 1.0f / 49) / 2,          (1.0f / 49 + 4.0f / 49) / 2,
-    (4.0f / 49 + 9.0f / 49) / 2,     (9.0f / 49 + 16.0f / 49) / 2,
-    (16.0f / 49 + 25.0f / 49) / 2,   (25.0f / 49 + 36.0f / 49) / 2,
-    (36.0f / 49 + 49.0f / 49) / 2};
-
 struct DynamicMap {
   float levels[256];
   float midpoints[255];
@@ -127,7 +112,6 @@ Rows TheRows() {
       {"int8", 8, 256, TheDynamicMap().levels, TheDynamicMap().midpoints, 255,
        TheDynamicMap().identity, false, 0, 32, 4096, 256},
       {"int4", 4, 16, kInt4Codebook, kInt4Thresholds, 15, kAscending, false, 8, 32, 4096, 64},
-      {"quad4", 4, 16, kQuad4Codebook, kQuad4Thresholds, 15, kAscending, false, 8, 32, 4096, 64},
   };
   return {rows, static_cast<int>(std::size(rows))};
 }

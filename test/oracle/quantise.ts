@@ -111,11 +111,6 @@ const CODECS = {
     },
     zeroCode: 8,
   },
-  // Squares of 16 steps: eighths below 0, sevenths above.
-  quad4: ascending(
-    Array.from({ length: 16 }, (_, i) => (i < 8 ? -(((8 - i) / 8) ** 2) : (i - 8) ** 2 / 49)),
-    8,
-  ),
 } satisfies Readonly<Record<string, Codec>>;
 
 export type OracleFormat = keyof typeof CODECS;
