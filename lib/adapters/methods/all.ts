@@ -19,7 +19,6 @@ export { multilora } from './low-rank/multilora.js';
 export { peanut } from './low-rank/peanut.js';
 export { privateLora } from './low-rank/private-lora.js';
 export { qalora } from './low-rank/qalora.js';
-export { scaledLora } from './low-rank/scaled-lora.js';
 export { alora, resloraInput, resloraMiddle, sibo } from './low-rank/token-input.js';
 export { velora } from './low-rank/velora.js';
 export { arrow } from './mixture/arrow.js';
