@@ -72,17 +72,35 @@ LOWRANK_MAP_INLINE double SqrtOf(double value) {
 #endif
 }
 
-/// e^x = 2^n · (1 + tail), |x| up to 700.
-struct MapExp {
-  double power;
-  double tail;
+/// What the formulas below need of a type beyond + - * /: of double here, of a vector of doubles
+/// where the processor's kernels use one (native/cpu/kernels/layers/map_lanes.h).
+template <typename D>
+struct MapLanes;
+
+template <>
+struct MapLanes<double> {
+  LOWRANK_MAP_INLINE double Splat(double value) { return value; }
+  LOWRANK_MAP_INLINE uint64_t Bits(double value) { return BitsOfDouble(value); }
+  LOWRANK_MAP_INLINE double FromBits(uint64_t bits) { return DoubleOfBits(bits); }
+  LOWRANK_MAP_INLINE double Select(bool condition, double yes, double no) {
+    return condition ? yes : no;
+  }
 };
 
-LOWRANK_MAP_INLINE MapExp ExpParts(double x) {
+/// e^x = 2^n · (1 + tail), |x| up to 700.
+template <typename D>
+struct MapExp {
+  D power;
+  D tail;
+};
+
+template <typename D>
+LOWRANK_MAP_INLINE MapExp<D> ExpParts(D x) {
+  using L = MapLanes<D>;
   const double magic = 6755399441055744.0;  // 1.5 · 2^52: the low bits of the sum are the integer
-  const double shifted = x * 1.4426950408889634 + magic;
-  const double r = x - (shifted - magic) * 0.6931471805599453;
-  double p = 1.0 / 39916800.0;
+  const D shifted = x * 1.4426950408889634 + magic;
+  const D r = x - (shifted - magic) * 0.6931471805599453;
+  D p = L::Splat(1.0 / 39916800.0);
   p = p * r + 1.0 / 3628800.0;
   p = p * r + 1.0 / 362880.0;
   p = p * r + 1.0 / 40320.0;
@@ -92,14 +110,21 @@ LOWRANK_MAP_INLINE MapExp ExpParts(double x) {
   p = p * r + 1.0 / 24.0;
   p = p * r + 1.0 / 6.0;
   p = p * r + 1.0 / 2.0;
-  return {DoubleOfBits((BitsOfDouble(shifted) + 1023) << 52), r + r * r * p};
+  return {L::FromBits((L::Bits(shifted) + uint64_t{1023}) << 52), r + r * r * p};
 }
 
 /// Beyond 110 on either side f32 has overflowed, or has nothing left.
-LOWRANK_MAP_INLINE double ExpOf(double x) {
-  const double low = x < -110.0 ? -110.0 : x;
-  const MapExp parts = ExpParts(low > 110.0 ? 110.0 : low);
+template <typename D>
+LOWRANK_MAP_INLINE D ExpOf(D x) {
+  using L = MapLanes<D>;
+  const D low = L::Select(x < -110.0, L::Splat(-110.0), x);
+  const MapExp<D> parts = ExpParts(L::Select(low > 110.0, L::Splat(110.0), low));
   return parts.power + parts.power * parts.tail;
+}
+
+template <typename D>
+LOWRANK_MAP_INLINE D SigmoidOf(D x) {
+  return 1.0 / (1.0 + ExpOf(-x));
 }
 
 LOWRANK_MAP_INLINE double LogOf(double x) {
@@ -125,13 +150,15 @@ LOWRANK_MAP_INLINE double LogOf(double x) {
   return x < 0.0 || x != x ? DoubleOfBits(0x7ff8000000000000ull) : positive;
 }
 
-LOWRANK_MAP_INLINE double TanhOf(double x) {
-  const uint64_t sign = BitsOfDouble(x) & 0x8000000000000000ull;
-  const double size = DoubleOfBits(BitsOfDouble(x) ^ sign);
+template <typename D>
+LOWRANK_MAP_INLINE D TanhOf(D x) {
+  using L = MapLanes<D>;
+  const auto sign = L::Bits(x) & uint64_t{0x8000000000000000};
+  const D size = L::FromBits(L::Bits(x) ^ sign);
   // From 20 on it is 1 in f32.
-  const MapExp parts = ExpParts(size > 20.0 ? 40.0 : 2.0 * size);
-  const double e = parts.power * parts.tail + (parts.power - 1.0);
-  return DoubleOfBits(BitsOfDouble(e / (e + 2.0)) | sign);
+  const MapExp<D> parts = ExpParts(L::Select(size > 20.0, L::Splat(40.0), 2.0 * size));
+  const D e = parts.power * parts.tail + (parts.power - 1.0);
+  return L::FromBits(L::Bits(e / (e + 2.0)) | sign);
 }
 
 /// The part of an angle beyond the nearest quarter turn, in radians, and that turn's number mod 4.
@@ -219,7 +246,7 @@ LOWRANK_MAP_INLINE double MapValue(float value) {
     case MapFunction::kTanh:
       return TanhOf(x);
     case MapFunction::kSigmoid:
-      return 1.0 / (1.0 + ExpOf(-x));
+      return SigmoidOf(x);
     case MapFunction::kRelu:
       return x <= 0.0 ? 0.0 : x;
     case MapFunction::kAbs:

@@ -9,18 +9,34 @@
 
 namespace lowrank {
 
+/// y of gates and ups in double, one or a vector of them.
+template <typename D>
+LOWRANK_MAP_INLINE D SwigluOf(D gate, D up) {
+  return gate * SigmoidOf(gate) * up;
+}
+
+template <typename D>
+struct SwigluGrads {
+  D gate;
+  D up;
+};
+
+template <typename D>
+LOWRANK_MAP_INLINE SwigluGrads<D> SwigluGradsOf(D dy, D gate, D up) {
+  const D sigma = SigmoidOf(gate);
+  return {dy * (up * sigma * (1.0 + gate * (1.0 - sigma))), dy * (gate * sigma)};
+}
+
 LOWRANK_MAP_INLINE float Swiglu(float gate, float up) {
-  const double sigma = MapValue<MapFunction::kSigmoid>(gate);
-  return static_cast<float>(static_cast<double>(gate) * sigma * static_cast<double>(up));
+  return static_cast<float>(SwigluOf(static_cast<double>(gate), static_cast<double>(up)));
 }
 
 LOWRANK_MAP_INLINE void SwigluGradients(float dy, float gate, float up, float* d_gate,
                                         float* d_up) {
-  const double d = static_cast<double>(dy);
-  const double g = static_cast<double>(gate);
-  const double sigma = MapValue<MapFunction::kSigmoid>(gate);
-  *d_up = static_cast<float>(d * (g * sigma));
-  *d_gate = static_cast<float>(d * (static_cast<double>(up) * sigma * (1.0 + g * (1.0 - sigma))));
+  const SwigluGrads<double> grads =
+      SwigluGradsOf(static_cast<double>(dy), static_cast<double>(gate), static_cast<double>(up));
+  *d_gate = static_cast<float>(grads.gate);
+  *d_up = static_cast<float>(grads.up);
 }
 
 }  // namespace lowrank

@@ -10,9 +10,9 @@
 /// Tasks      pieces of rows and columns whose bounds depend on M and N alone
 #pragma once
 
+#include "native/cpu/kernels/layers/map_lanes.h"
 #include "native/cpu/kernels/tile/gemm.h"
 #include "native/host_device/map_function.h"
-#include "native/host_device/swiglu.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -125,8 +125,21 @@ LOWRANK_OP Outcome MultiplyAdd(const MultiplyAddOp& op, const RunContext& contex
 
 template <MapFunction kFunction>
 LOWRANK_INLINE void MapRun(int64_t count, float* values) {
-  for (int64_t i = 0; i < count; ++i) {
+  const auto one = [&](int64_t i) {
     values[i] = static_cast<float>(MapValue<kFunction>(values[i]));
+  };
+  if constexpr (kFunction == MapFunction::kExp) {
+    EachDouble(
+        count, [&](int64_t i) { StoreFloats(values + i, ExpOf(LoadDoubles(values + i))); }, one);
+  } else if constexpr (kFunction == MapFunction::kSigmoid) {
+    EachDouble(
+        count, [&](int64_t i) { StoreFloats(values + i, SigmoidOf(LoadDoubles(values + i))); },
+        one);
+  } else if constexpr (kFunction == MapFunction::kTanh) {
+    EachDouble(
+        count, [&](int64_t i) { StoreFloats(values + i, TanhOf(LoadDoubles(values + i))); }, one);
+  } else {
+    for (int64_t i = 0; i < count; ++i) one(i);
   }
 }
 
@@ -153,7 +166,12 @@ LOWRANK_INLINE void SwigluStrip(const TensorView& gate_view, const float* up, co
                                 int64_t begin, int64_t count) {
   alignas(64) float gate[kStripElems];
   WidenRun(gate_view.data, gate_view.dtype, begin, count, gate);
-  for (int64_t i = 0; i < count; ++i) gate[i] = lowrank::Swiglu(gate[i], up[i]);
+  EachDouble(
+      count,
+      [&](int64_t i) {
+        StoreFloats(gate + i, SwigluOf(LoadDoubles(gate + i), LoadDoubles(up + i)));
+      },
+      [&](int64_t i) { gate[i] = lowrank::Swiglu(gate[i], up[i]); });
   NarrowRun(y.data, y.dtype, begin, count, gate);
 }
 
@@ -192,9 +210,15 @@ LOWRANK_OP Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& 
     WidenRun(op.dy.data, op.dy.dtype, begin, count, dy);
     WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
     WidenRun(op.up.data, op.up.dtype, begin, count, up);
-    for (int64_t i = 0; i < count; ++i) {
-      SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]);
-    }
+    EachDouble(
+        count,
+        [&](int64_t i) {
+          const auto grads =
+              SwigluGradsOf(LoadDoubles(dy + i), LoadDoubles(gate + i), LoadDoubles(up + i));
+          StoreFloats(gate + i, grads.gate);
+          StoreFloats(up + i, grads.up);
+        },
+        [&](int64_t i) { SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]); });
     NarrowRun(op.d_gate.data, op.d_gate.dtype, begin, count, gate);
     NarrowRun(op.d_up.data, op.d_up.dtype, begin, count, up);
   });
