@@ -70,6 +70,7 @@ export {
   Value,
 } from './autograd/gradient-tape.js';
 export type { Expert } from './autograd/mixture.js';
+export type { LossStep } from './autograd/model/loss.js';
 export { ModelTape } from './autograd/model/model-tape.js';
 export type { RmsNormStep } from './autograd/model/rms-norm.js';
 export { layerNorm, type NormParts, rmsNorm } from './autograd/norm.js';
@@ -223,7 +224,12 @@ export {
   unmergeLora,
 } from './ops/lora/merge.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
+export { type EmbeddingOptions, embedding } from './ops/model/embedding.js';
 export { Indices, type IndicesOptions } from './ops/model/indices.js';
+export {
+  type LinearCrossEntropyOptions,
+  linearCrossEntropy,
+} from './ops/model/linear-cross-entropy.js';
 export {
   type RmsNormBackwardOptions,
   type RmsNormOptions,

@@ -3,6 +3,7 @@
  * formats, never from the C++. Every check of a kernel is against this file.
  */
 export * from './oracle/compare.js';
+export * from './oracle/cross-entropy.js';
 export * from './oracle/dropout.js';
 export * from './oracle/dtypes.js';
 export * from './oracle/elementwise.js';

@@ -138,6 +138,16 @@ export interface Binding {
   }>;
   indices(device: string, values: Int32Array, limit: number, holes: boolean): NativeHandle;
   writeIndices(indices: NativeHandle, values: Int32Array): void;
+  embedding(ids: NativeHandle, table: NativeHandle, scale: number, dtype: string): NativeHandle;
+  linearCrossEntropy(
+    x: NativeHandle,
+    head: NativeHandle,
+    targets: NativeHandle,
+    weights: NativeHandle | null,
+    scale: number,
+    softcap: number,
+    wantsDx: boolean,
+  ): [losses: NativeHandle, dx: NativeHandle | null];
   rmsNormForward(
     x: NativeHandle,
     residual: NativeHandle | null,

@@ -12,13 +12,16 @@ export type BaseWeight = Tensor | QuantizedWeight;
 export function checkWeight(
   op: string,
   w: unknown,
+  operand = 'w',
 ): { weight: BaseWeight; handle: NativeHandle; N: number; K: number } {
   if (!Tensor.is(w) && !QuantizedWeight.is(w)) {
-    throw wrongType(op, 'w', 'a Tensor or a QuantizedWeight', w);
+    throw wrongType(op, operand, 'a Tensor or a QuantizedWeight', w);
   }
   const handle =
-    w instanceof Tensor ? Tensor.handleOf(w, op, 'w') : QuantizedWeight.handleOf(w, op, 'w');
-  if (w.shape.length !== 2) fail('ERR_SHAPE', op, 'w', 'of shape [N, K]', showShape(w.shape));
+    w instanceof Tensor
+      ? Tensor.handleOf(w, op, operand)
+      : QuantizedWeight.handleOf(w, op, operand);
+  if (w.shape.length !== 2) fail('ERR_SHAPE', op, operand, 'of shape [N, K]', showShape(w.shape));
   return { weight: w, handle, N: w.shape[0] ?? 0, K: w.shape[1] ?? 0 };
 }
 

@@ -120,11 +120,54 @@ Napi::Value RmsNormBackward(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// embedding(ids, table, scale, dtype) -> y [ids, D]
+Napi::Value Embedding(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = EmbeddingOp::kName;
+  const Napi::Env env = info.Env();
+  const IndexHandle& ids = IndicesOf(info[0], kOp, "ids");
+  Operands operands(env, kOp, ids.data->backend());
+  EmbeddingOp op;
+  op.ids = operands.Indices(info[0], "ids");
+  op.table = operands.Weight(info[1], "table");
+  op.scale = static_cast<float>(NumberArg(info[2], kOp, "scale"));
+  TensorHandle y;
+  op.y = operands.Out(&y, DTypeArg(info[3], kOp), {op.ids.count, op.table.cols()});
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  return WrapTensor(env, std::move(y));
+}
+
+// linearCrossEntropy(x, head, targets, weights | null, scale, softcap, wantsDx) -> [losses, dx |
+// null]
+Napi::Value LinearCrossEntropy(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = LinearCrossEntropyOp::kName;
+  const Napi::Env env = info.Env();
+  const TensorHandle& x = TensorOf(info[0], kOp, "x");
+  Operands operands(env, kOp, x.storage->backend());
+  LinearCrossEntropyOp op;
+  op.x = operands.In(info[0], "x");
+  op.head = operands.Weight(info[1], "head");
+  op.targets = operands.Indices(info[2], "targets");
+  op.weights = operands.OptionalRow(info[3], "weights");
+  op.scale = static_cast<float>(NumberArg(info[4], kOp, "scale"));
+  op.softcap = static_cast<float>(NumberArg(info[5], kOp, "softcap"));
+  TensorHandle losses;
+  TensorHandle dx;
+  op.losses = operands.Out(&losses, DType::kF32, {op.x.rows});
+  if (BoolArg(info[6])) op.dx = operands.Out(&dx, x.dtype, x.shape);
+  ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
+  Napi::Array result = Napi::Array::New(env, 2);
+  result.Set(0u, WrapTensor(env, std::move(losses)));
+  result.Set(1u, dx.storage ? WrapTensor(env, std::move(dx)) : env.Null());
+  return result;
+}
+
 }  // namespace
 
 void RegisterModelOps(Napi::Env env, Napi::Object exports) {
   Export<MakeIndices>(env, exports, "indices");
   Export<WriteIndices>(env, exports, "writeIndices");
+  Export<Embedding>(env, exports, "embedding");
+  Export<LinearCrossEntropy>(env, exports, "linearCrossEntropy");
   Export<RmsNorm>(env, exports, "rmsNormForward");
   Export<RmsNormBackward>(env, exports, "rmsNormBackward");
 }

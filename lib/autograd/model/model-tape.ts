@@ -1,5 +1,10 @@
+import type { BaseWeight } from '../../ops/base-weight.js';
+import { type EmbeddingOptions, embedding } from '../../ops/model/embedding.js';
+import type { Indices } from '../../ops/model/indices.js';
+import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-entropy.js';
 import type { Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
+import { type LossStep, recordLoss } from './loss.js';
 import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
 
 /**
@@ -18,5 +23,23 @@ export class ModelTape extends Tape {
    */
   rmsNorm(x: Value, g: Value, options: RmsNormStep = {}): { y: Value; sum: Value } {
     return recordRmsNorm(this, x, g, options);
+  }
+
+  /** Rows of a frozen table, {@link embedding}: no gradient goes further. */
+  embedding(ids: Indices, table: BaseWeight, options?: EmbeddingOptions): Value {
+    return this.own(embedding(ids, table, options));
+  }
+
+  /**
+   * `scale · Σ weights ⊙ losses` behind a frozen head, {@link linearCrossEntropy}.
+   * @param x features [..., K]
+   */
+  linearCrossEntropy(
+    x: Value,
+    head: BaseWeight,
+    targets: Indices,
+    options: Omit<LinearCrossEntropyOptions, 'gradient'> = {},
+  ): LossStep {
+    return recordLoss(this, x, head, targets, options);
   }
 }

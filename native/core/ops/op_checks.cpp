@@ -166,6 +166,11 @@ Ranges& Ranges::In(const char* name, const FeatureMapView& map) {
   return *this;
 }
 
+Ranges& Ranges::In(const char* name, const IndexView& indices) {
+  AddBytes(name, indices.data, static_cast<size_t>(indices.count) * sizeof(int32_t), false);
+  return *this;
+}
+
 Status Ranges::CheckApart(const char* op) {
   std::sort(ranges_.begin(), ranges_.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });

@@ -50,6 +50,7 @@ class Ranges {
     return w.quantised() ? In(name, w.quant) : In(name, w.dense);
   }
   Ranges& In(const char* name, const FeatureMapView& map);
+  Ranges& In(const char* name, const IndexView& indices);
   Ranges& Out(const char* name, const TensorView& view) { return Add(name, view, true); }
   /// Its codes and scales; the tables are read.
   Ranges& Out(const char* name, const QuantView& w) { return Add(name, w, true); }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "native/core/ops/grouped_ops.h"
+#include "native/core/ops/loss_ops.h"
 #include "native/core/ops/norm_ops.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
@@ -428,8 +429,10 @@ struct QuantizeScalesOp {
 
 /// The ops of a model around its linear layers, which have a table of their own
 /// (native/cpu/kernels/isa/model_body.h).
-#define LOWRANK_FOR_EACH_MODEL_OP(X) \
-  X(RmsNorm, rms_norm)               \
+#define LOWRANK_FOR_EACH_MODEL_OP(X)          \
+  X(Embedding, embedding)                     \
+  X(LinearCrossEntropy, linear_cross_entropy) \
+  X(RmsNorm, rms_norm)                        \
   X(RmsNormBackward, rms_norm_backward)
 
 /// Every op.

@@ -25,6 +25,10 @@ Status Swiglu(const SwigluOp& op, const RunContext& context);
 Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context);
 Status SumProduct(const SumProductOp& op, const RunContext& context);
 
+// reference_loss.cpp
+Status Embedding(const EmbeddingOp& op, const RunContext& context);
+Status LinearCrossEntropy(const LinearCrossEntropyOp& op, const RunContext& context);
+
 // reference_norm.cpp
 Status RmsNorm(const RmsNormOp& op, const RunContext& context);
 Status RmsNormBackward(const RmsNormBackwardOp& op, const RunContext& context);

@@ -31,10 +31,11 @@ struct IsaKernels {
   F32Tiles tiles;
 };
 
-/// The ops of a model (LOWRANK_FOR_EACH_MODEL_OP) of one instruction set.
+/// The ops of a model (LOWRANK_FOR_EACH_MODEL_OP) of one instruction set. `products` are those of
+/// the set that the device runs, which may be a later one.
 struct ModelKernels {
 #define LOWRANK_MODEL_MEMBER(Name, member) \
-  Outcome (*member)(const Name##Op& op, const RunContext& context);
+  Outcome (*member)(const Name##Op& op, const RunContext& context, const IsaKernels& products);
   LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_MODEL_MEMBER)
 #undef LOWRANK_MODEL_MEMBER
 };

@@ -53,9 +53,9 @@ const KernelTable* Table(const char* name) {
   },
                                     LOWRANK_FOR_EACH_ISA_OP(LOWRANK_RUN)
 #undef LOWRANK_RUN
-#define LOWRANK_RUN(Name, member)                     \
-  [](const Name##Op& op, const RunContext& context) { \
-    return ToStatus(op, kModel.member(op, context));  \
+#define LOWRANK_RUN(Name, member)                          \
+  [](const Name##Op& op, const RunContext& context) {      \
+    return ToStatus(op, kModel.member(op, context, kIsa)); \
   },
                                         LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_RUN)
 #undef LOWRANK_RUN

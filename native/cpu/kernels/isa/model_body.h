@@ -7,6 +7,10 @@
 // A unit uses only some of what the shared headers define.
 #pragma GCC diagnostic ignored "-Wunused-function"
 
+#include <type_traits>
+
+#include "native/cpu/kernels/model/cross_entropy.h"
+#include "native/cpu/kernels/model/embedding.h"
 #include "native/cpu/kernels/model/norm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -28,15 +32,27 @@ struct OwnModel {
   static bool Owns(const Op& /*op*/) { return false; }
 };
 
+/// function(op, context), or with `products` where it takes them.
+template <typename Function, typename Op>
+LOWRANK_INLINE Outcome CallModel(Function* function, const Op& op, const RunContext& context,
+                                 const IsaKernels& products) {
+  if constexpr (std::is_invocable_v<Function*, const Op&, const RunContext&, const IsaKernels&>) {
+    return function(op, context, products);
+  } else {
+    static_cast<void>(products);
+    return function(op, context);
+  }
+}
+
 extern const ModelKernels kModelKernels = {
-#define LOWRANK_KERNEL_OF(Name, member)                           \
-  [](const Name##Op& op, const RunContext& context) {             \
-    if constexpr (!kHasModelBase) {                               \
-      return Name(op, context);                                   \
-    } else if constexpr (OwnModel<Name##Op>::kSome) {             \
-      if (OwnModel<Name##Op>::Owns(op)) return Name(op, context); \
-    }                                                             \
-    return ModelBase().member(op, context);                       \
+#define LOWRANK_KERNEL_OF(Name, member)                                                \
+  [](const Name##Op& op, const RunContext& context, const IsaKernels& products) {      \
+    if constexpr (!kHasModelBase) {                                                    \
+      return CallModel(Name, op, context, products);                                   \
+    } else if constexpr (OwnModel<Name##Op>::kSome) {                                  \
+      if (OwnModel<Name##Op>::Owns(op)) return CallModel(Name, op, context, products); \
+    }                                                                                  \
+    return ModelBase().member(op, context, products);                                  \
   },
     LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_KERNEL_OF)
 #undef LOWRANK_KERNEL_OF
