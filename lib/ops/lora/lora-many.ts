@@ -1,4 +1,4 @@
-import { type NativeHandle, native } from '../../core/binding.js';
+import { type NativeHandle, native, type RawProjection } from '../../core/binding.js';
 import { checkShape, checkTensor } from '../../core/check-tensor.js';
 import { fail, notConstructed, wrongType } from '../../core/errors.js';
 import { scope, track } from '../../core/scope.js';
@@ -19,7 +19,7 @@ import {
   loraForward,
   loraForwardCall,
 } from './lora-linear.js';
-import { type LoraForwardArgument, type LoraForwardCall, LoraSaved } from './lora-saved.js';
+import { type LoraForwardCall, LoraSaved } from './lora-saved.js';
 
 /** One of the linear layers that read the same x: query, key or value; gate or up. */
 export interface LoraProjection {
@@ -80,7 +80,7 @@ export class LoraManySaved implements Disposable {
 /** A projection as the addon takes it. */
 export interface Part {
   readonly w: BaseWeight;
-  readonly args: readonly LoraForwardArgument[];
+  readonly args: RawProjection;
   readonly N: number;
   readonly adapted?: { readonly call: LoraForwardCall; readonly r: number };
 }
@@ -112,7 +112,7 @@ export function partOf(op: string, x: Tensor, given: LoraProjection, training: b
     if (value !== undefined)
       fail('ERR_VALUE', op, name, 'given with an adapter only', 'no adapter');
   }
-  const base = [handle, biasOf(op, bias, x, N), null, null, null, 0, 0, 0, 0, null];
+  const base = [handle, biasOf(op, bias, x, N), null, null, null, 0, 0, 0, 0, null] as const;
   return { w: weight, args: [...base, checkCompute(op, compute, x, weight)], N };
 }
 

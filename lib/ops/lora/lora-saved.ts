@@ -1,5 +1,5 @@
 /** What a forward pass with an adapter leaves behind: its saved state, and the call that makes it. */
-import type { NativeHandle } from '../../core/binding.js';
+import type { NativeHandle, RawLoraPart } from '../../core/binding.js';
 import { markClass, notConstructed } from '../../core/errors.js';
 import { track } from '../../core/scope.js';
 import type { Tensor } from '../../core/tensor.js';
@@ -75,7 +75,7 @@ markClass(LoraSaved, 'LoraSaved');
 
 /** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */
 export interface LoraForwardCall {
-  readonly args: readonly LoraForwardArgument[];
+  readonly args: RawLoraPart;
   /** Some of them by name. */
   readonly parts: {
     readonly handle: NativeHandle;
@@ -95,4 +95,3 @@ export interface LoraForwardCall {
   /** As finish, of tensors. */
   complete(y: Tensor, h: Tensor, held: NativeHandle | null): { y: Tensor; saved: LoraSaved };
 }
-export type LoraForwardArgument = NativeHandle | number | string | null;
