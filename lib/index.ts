@@ -1,4 +1,4 @@
-/** Public names. No logic here. */
+/** The public names. This file has no logic. */
 
 export type { AdapterDefinition } from './adapters/definition/adapter.js';
 export { Adapter } from './adapters/definition/adapter.js';

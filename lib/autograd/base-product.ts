@@ -4,8 +4,8 @@ import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
 /**
- * `a · w` with the frozen base, a step on the tape: a [r, N], w [N, K] dense or quantised, to [r, K].
- * What methods need whose factors are functions of the weight itself.
+ * `a · w` with the frozen base, as a step on the tape: a [r, N] and w [N, K], dense or quantised,
+ * give [r, K]. For methods whose factors are functions of the weight itself.
  * @throws ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM
  * @example
  * const h = t.map(baseProduct(t, p.a, w), 'relu'); // PEANuT's hidden layer, transposed

@@ -12,10 +12,10 @@ import { addColumns, takeColumns } from './columns.js';
 import { type BackwardPass, checkStep, type Value } from './gradient-tape.js';
 import { Tape } from './tape.js';
 
-/** Values of a tile of an update by default. */
+/** Default number of values in a tile of an update. */
 const TILE_VALUES = 2 ** 21;
 
-/** Rows of a tile: at least `step` of them, and a multiple. */
+/** Rows of a tile: a multiple of `step`, at least `step`. */
 function rowsOfTile(K: number, step: number): number {
   return step * Math.max(1, Math.floor(TILE_VALUES / (step * Math.max(K, 1))));
 }
@@ -28,25 +28,25 @@ function* tiles(N: number, rows: number): Generator<readonly [begin: number, end
 export interface DenseUpdateOptions<R extends string, I extends string> {
   /** Rows of the update. */
   N: number;
-  /** Rows that are made at a time; default what makes a tile of 8 MiB. */
+  /** Rows that are made at a time. By default a tile takes 8 MiB. */
   tileRows?: number;
-  /** What the number of rows of a tile is a multiple of, by default; e.g. of {@link rowStep}. */
+  /** The default number of rows of a tile is a multiple of this, e.g. of {@link rowStep}. */
   step?: number;
-  /** Tensors [N, ...] by name, of which a tile needs its own rows only. */
+  /** Tensors [N, ...] by name. A tile reads only its own rows of them. */
   rows?: Readonly<Record<R, Value>>;
-  /** Tensors by name of which every tile needs all. */
+  /** Tensors by name. Every tile reads all of them. */
   inputs?: Readonly<Record<I, Value>>;
   /**
-   * Rows begin to end of ΔW as [end − begin, K] in steps of the given tape, from the same rows of
-   * `rows` and from `inputs`. Called once for a tile going forward and once more going backward: it
-   * must give the same both times.
+   * Rows begin to end of ΔW as [end − begin, K], in steps of the given tape, from the same rows of
+   * `rows` and from `inputs`. Each tile calls it once in the forward pass and once in the backward
+   * pass. Both calls must return the same.
    */
   tile: (t: Tape, at: Readonly<Record<R | I, Value>>, begin: number, end: number) => Value;
 }
 
 type AnyUpdate = DenseUpdateOptions<string, string>;
 
-/** A tile on a tape of its own, from the outer tape's values as variables or constants of it. */
+/** A tile on a tape of its own, with values of the outer tape as its variables or constants. */
 function runTile(
   sub: Tape,
   { rows = {}, inputs = {}, tile }: AnyUpdate,
@@ -71,16 +71,16 @@ function runTile(
 }
 
 /**
- * `x · ΔWᵀ` for an update ΔW [N, K] that is made tile by tile and never stored whole: any function of
- * small tensors, such as a product of two low-rank products or a rescaling of the base weight. A step
- * on the tape: going backward each tile is made again and the chain rule goes on through it
- * (`dTile = dyᵀ · x` of its columns of dy), so memory holds one tile at a time. Sums run in the order
- * of the tiles, the same bits every time.
+ * `x · ΔWᵀ` for an update ΔW [N, K] that is made tile by tile and never stored whole. ΔW is any
+ * function of small tensors, such as a product of two low-rank products or a rescaling of the base
+ * weight. A step on the tape: the backward pass makes each tile again and applies the chain rule to
+ * it (`dTile = dyᵀ · x`, with the tile's columns of dy), so memory holds one tile at a time. Sums
+ * follow the order of the tiles and have the same bits every time.
  * @param t the tape
  * @param x [..., K]
- * @param options the update: its rows N, what it is made of, and how
+ * @param options the update: its number of rows N, its inputs and the function that makes a tile
  * @returns [..., N] f32
- * @throws ERR_SHAPE where a tile is not [end − begin, K]; ERR_VALUE, ERR_TYPE
+ * @throws ERR_SHAPE if a tile is not [end − begin, K]; ERR_VALUE, ERR_TYPE
  * @example
  * // LoHa: ΔW = (a1 · b1) ⊙ (a2 · b2)
  * const y = denseUpdate(t, x, {
@@ -125,7 +125,7 @@ export function denseUpdate<R extends string = never, I extends string = never>(
   return t.record(y, all, kept, (dy, pass) => backward(op, x, dy, pass, update, size));
 }
 
-/** The sum takes the place of the one before; a first part may be shared, so it gets a handle. */
+/** Replaces the previous sum. The first part may be shared, so it gets a handle. */
 function plus(sum: Tensor | undefined, part: Tensor | undefined): Tensor | undefined {
   if (part === undefined) return sum;
   if (sum === undefined) return part.reshape(part.shape);
@@ -179,25 +179,26 @@ function backward(
   });
 }
 
-/** What {@link weightGradTiles} takes beside its operands. */
+/** Options of {@link weightGradTiles}. */
 export interface WeightGradTilesOptions<T> {
-  /** Rows that are computed at a time; default what makes a tile of 8 MiB. */
+  /** Rows that are computed at a time. By default a tile takes 8 MiB. */
   tileRows?: number;
   /**
-   * Takes rows begin to end of dW as [end − begin, K], f32. The tile is freed afterwards, unless it
-   * is returned, by itself or within what is.
+   * Takes rows begin to end of dW as [end − begin, K] in f32. The tile is freed afterwards, unless
+   * the function returns it, alone or inside another value.
    */
   consume: (tile: Tensor, begin: number, end: number) => T;
 }
 
 /**
- * The gradient `dW = dyᵀ · x` of a dense weight, tile by tile, for a consumer that needs a function of
- * it and not the whole: a projection to a low rank, some of its entries, a norm. No more than one
- * tile of dW exists at a time.
+ * The gradient `dW = dyᵀ · x` of a dense weight, tile by tile, for a consumer that needs only a
+ * function of it: a projection to a low rank, some of its entries, a norm. At most one tile of dW
+ * exists at a time.
  * @param dy [..., N] any dtype
- * @param x [..., K] any dtype, the same leading dimensions
+ * @param x [..., K] any dtype, with the same leading dimensions as dy
  * @returns what `consume` returned, in the order of the tiles
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; what `consume` throws
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; whatever `consume`
+ * throws
  * @example
  * // GaLore: the gradient in the space of p [K, r], N x r in place of N x K.
  * const parts = weightGradTiles(dy, x, { consume: (tile) => matmul(tile, pT) });

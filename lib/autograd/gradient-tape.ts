@@ -8,16 +8,16 @@ import { multiplyAdd } from '../ops/elementwise.js';
 import type { GroupedSaved } from '../ops/grouped/grouped-saved.js';
 import { matmulInputGrad } from '../ops/matmul.js';
 
-/** A tensor on a {@link GradientTape}: one that a gradient may be wanted of, or a constant. */
+/** A tensor on a {@link GradientTape}: either a gradient of it may be wanted, or it is a constant. */
 export class Value {
   readonly tensor: Tensor;
-  /** Does a gradient reach a variable through this? */
+  /** Can a gradient reach a variable through this value? */
   readonly differentiable: boolean;
 
   /** @internal */
   constructor(tensor: Tensor, differentiable: boolean) {
     if (!Tensor.is(tensor)) {
-      const expected = 'a Tensor (variable, constant and own of a Tape make values of one)';
+      const expected = 'a Tensor (a Value comes from Tape.variable, constant or own)';
       throw wrongType('Value', 'tensor', expected, tensor);
     }
     this.tensor = tensor;
@@ -30,27 +30,27 @@ export class Value {
 }
 markClass(Value, 'Value');
 
-/** What a step's backward function works with. */
+/** What the backward function of a step works with. */
 export interface BackwardPass {
   /** Is a gradient of this input wanted? */
   wants(input: Value): boolean;
   /** Adds to the gradient of an input; the tensor has the input's shape. */
   give(input: Value, gradient: Tensor): void;
   /**
-   * Adds `dy · w` to the gradient of an input, later: a step that computes another part of that
-   * gradient takes it along in the same pass ({@link BackwardPass.takeBase}).
+   * Adds `dy · w` to the gradient of an input, but later: a step that computes another part of that
+   * gradient can add it in the same pass ({@link BackwardPass.takeBase}).
    */
   giveBase(input: Value, dy: Tensor, w: BaseWeight): void;
   /**
-   * The gradient of an input that has come together so far, or `undefined`. The caller takes it over:
-   * it adds it in a pass of its own, and gives the sum.
+   * The gradient of an input that has been summed so far, or `undefined`. The caller takes it over: it
+   * adds it in a pass of its own, and gives the sum.
    */
   take(input: Value): Tensor | undefined;
-  /** A product announced for this input that the caller now computes itself. */
+  /** Takes over a product that was announced for this input: the caller now computes it. */
   takeBase(input: Value): { dy: Tensor; w: BaseWeight } | undefined;
 }
 
-/** Gradient of a step's output to gradients of its inputs. */
+/** Turns the gradient of a step's output into gradients of its inputs. */
 export type BackwardFunction = (dy: Tensor, pass: BackwardPass) => void;
 
 interface Step {
@@ -59,27 +59,30 @@ interface Step {
   readonly backward: BackwardFunction;
 }
 
-/** @internal What a step outside of the tape's class is given. @throws ERR_TYPE · ERR_DISPOSED a tape that records no more */
+/**
+ * @internal Checks the operands of a step outside the tape's class. @throws ERR_TYPE · ERR_DISPOSED
+ * if the tape records no more
+ */
 export function checkStep(op: string, tape: unknown, values: Readonly<Record<string, unknown>>) {
   if (!(tape instanceof GradientTape)) throw wrongType(op, 't', 'a Tape', tape);
   checkLive(op, tape);
   for (const [name, value] of Object.entries(values)) checkValue(op, name, value);
 }
 
-/** What a disposed tape recorded nobody could use, or free. @throws ERR_DISPOSED */
+/** Nobody could use or free what a disposed tape would record. @throws ERR_DISPOSED */
 function checkLive(op: string, { recording, disposed }: GradientTape): void {
   if (recording && disposed) fail('ERR_DISPOSED', op, 't', 'a live tape', 'a disposed one');
 }
 
 function checkValue(op: string, name: string, value: unknown): void {
   if (value instanceof Value) return;
-  throw wrongType(op, name, 'a Value of the tape (t.own makes one of a tensor)', value);
+  throw wrongType(op, name, 'a Value of the tape (t.own makes one from a tensor)', value);
 }
 
 /**
- * Records what a forward pass computes, so that its gradients follow by the chain rule: the
- * forward formula of an adapter is all that anyone writes. It holds the tensors that the backward
- * functions named, until it is disposed.
+ * Records what a forward pass computes, and derives the gradients by the chain rule: an adapter
+ * only defines its forward formula. The tape holds the tensors that the backward functions read
+ * until it is disposed.
  * @example
  * const tape = new Tape(); // with the ops of this library
  * const a = tape.variable(tensor);
@@ -87,17 +90,17 @@ function checkValue(op: string, name: string, value: unknown): void {
  * const [da] = tape.gradients('square', y, dy, [a]); // the first is named in errors
  */
 export class GradientTape implements Disposable {
-  /** What the backward pass reads: found here by {@link scope}, which frees the rest. */
+  /** Tensors that the backward pass reads. {@link scope} finds them here and frees the rest. */
   readonly kept: (Tensor | GroupedSaved)[] = [];
-  /** Are steps recorded at all? */
+  /** Are steps recorded? */
   readonly recording: boolean;
   readonly #steps: Step[] = [];
-  /** Tensors that are not the tape's to free. */
+  /** Tensors that the tape must not free. */
   readonly #borrowed = new Set<Tensor | GroupedSaved>();
   #disposed = false;
 
   /**
-   * @param recording `false` for a forward pass alone: nothing is kept
+   * @param recording `false` for a forward pass alone: the tape keeps nothing
    * @throws ERR_TYPE
    */
   constructor(recording = true) {
@@ -112,27 +115,27 @@ export class GradientTape implements Disposable {
     return this.#disposed;
   }
 
-  /** A tensor of the caller's that a gradient may be wanted of. */
+  /** A tensor of the caller, of which a gradient may be wanted. */
   variable(tensor: Tensor): Value {
     this.#borrowed.add(tensor);
     return new Value(tensor, this.recording);
   }
 
-  /** A tensor of the caller's without a gradient; it must live as long as the tape. */
+  /** A tensor of the caller without a gradient. It must live as long as the tape. */
   constant(tensor: Tensor): Value {
     this.#borrowed.add(tensor);
     return new Value(tensor, false);
   }
 
-  /** A tensor without a gradient that was made for this pass: it is freed with the tape. */
+  /** A tensor without a gradient that was made for this pass. It is freed with the tape. */
   own(tensor: Tensor): Value {
     return new Value(tensor, false);
   }
 
   /**
-   * A step of one's own: `output` computed from `inputs`, with the function that turns its gradient
-   * into theirs.
-   * @param keeps the tensors that `backward` reads, so that they live until then
+   * A step that the library does not have: `output`, computed from `inputs`, and the function that
+   * turns its gradient into theirs.
+   * @param keeps the tensors that `backward` reads; they live until then
    * @throws ERR_TYPE · ERR_DISPOSED
    * @example
    * const y = t.record(multiplyAdd({ a: x.tensor, alpha: 2 }), [x], [], (dy, pass) =>
@@ -160,12 +163,12 @@ export class GradientTape implements Disposable {
   }
 
   /**
-   * The gradients of `Σ y ⊙ dy` for the wanted values, in their order; `undefined` where y does not
-   * depend on one. Only the steps on the way from a wanted value to y run. Each has memory of its own, which
-   * neither dy nor another gradient shares.
-   * @param op the call that errors name
-   * @param dy the shape of y
-   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED; what the steps throw
+   * The gradients of `Σ y ⊙ dy` for the wanted values, in their order; `undefined` if y does not depend on a
+   * value. Only the steps between a wanted value and y run. Each gradient has its own memory, which it does
+   * not share with dy or another gradient.
+   * @param op the call that errors should name
+   * @param dy a tensor of y's shape
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED; whatever the steps throw
    */
   gradients(
     op: string,
@@ -197,7 +200,8 @@ export class GradientTape implements Disposable {
       return wanted.map((value) => {
         const gradient = pass.of(value);
         if (gradient === undefined) return undefined;
-        // What a step passed on as it came is dy, or another gradient: written to, it would change that too.
+        // A step may pass its gradient on unchanged. It is then dy or another gradient, and writing to one
+        // would change both.
         const shared = others.some((each) => Tensor.sharesMemory(each, gradient));
         const own = shared ? gradient.to({}) : gradient;
         others.push(own);
@@ -206,7 +210,7 @@ export class GradientTape implements Disposable {
     });
   }
 
-  /** Frees what is kept. Twice is a no-op. */
+  /** Frees what the tape keeps. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     for (const each of this.kept) each.dispose();
@@ -218,7 +222,7 @@ export class GradientTape implements Disposable {
 }
 markClass(GradientTape, 'Tape');
 
-/** Gradients that have come together so far. */
+/** The gradients that have been summed so far. */
 class Pass implements BackwardPass {
   readonly #active: ReadonlySet<Value>;
   readonly #sums = new Map<Value, Tensor>();

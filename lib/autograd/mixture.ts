@@ -1,4 +1,4 @@
-/** A sparse mixture of low-rank experts: the batch of many adapters, as a step of the tape. */
+/** A sparse mixture of low-rank experts: a batch of many adapters, as a step of the tape. */
 
 import { lastDim } from '../core/check-tensor.js';
 import { fail } from '../core/errors.js';
@@ -30,7 +30,7 @@ export interface MixtureOperands {
   readonly dropout: number;
 }
 
-/** The experts of each row by name: a slot each, empty where the mask leaves it out. */
+/** The names of each row's experts: one slot for each, empty if the mask leaves the expert out. */
 function rowsOf(kept: Tensor, experts: number): (string | null)[][] {
   const mask = kept.readSync();
   return Array.from({ length: mask.length / experts }, (_, m) =>
@@ -38,7 +38,7 @@ function rowsOf(kept: Tensor, experts: number): (string | null)[][] {
   );
 }
 
-/** `Tape.mixture`, which documents it. */
+/** Implements `Tape.mixture`, which documents it. */
 export function mixture(
   t: GradientTape,
   { x, w, bias, experts, gates, kept, dropout }: MixtureOperands,
@@ -87,7 +87,7 @@ export function mixture(
     if (dRowScale !== undefined) pass.give(gates, dRowScale);
     if (dBias !== undefined && bias !== undefined) pass.give(bias, dBias.reshape(bias.shape));
     experts.forEach(({ a, b }, e) => {
-      // An expert without rows has a gradient of zeros, as in the dense mixture.
+      // An expert without rows has a zero gradient, as in the dense mixture.
       const own = adapters.get(String(e));
       for (const [factor, gradient] of [
         [a, own?.dLoraA],

@@ -5,17 +5,17 @@ import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
-/** What {@link layerNorm} and {@link rmsNorm} take beside x. */
+/** Options of {@link layerNorm} and {@link rmsNorm}. */
 export interface NormParts {
   /** [K]; default 1 */
   readonly weight?: Value | undefined;
   /** [K]; default 0 */
   readonly bias?: Value | undefined;
-  /** Added under the root; above 0. Default 1e-5 for `layerNorm`, 1e-6 for `rmsNorm`. */
+  /** Added under the root; must be positive. Default 1e-5 for `layerNorm`, 1e-6 for `rmsNorm`. */
   readonly eps?: number;
 }
 
-/** `(x - mean) / √(mean of (x - mean)² + eps)` of each row in f32; without `centred` the mean is left out. */
+/** `(x - mean) / √(mean of (x - mean)² + eps)` of each row in f32. Without `centred` the mean is not subtracted. */
 function normalised(t: Tape, x: Value, eps: number, centred: boolean): Value {
   const a = x.tensor;
   const K = lastDim(a);
@@ -51,8 +51,8 @@ function norm(op: string, t: Tape, x: Value, parts: NormParts, standard: number)
 
 /**
  * `(x - mean) / √(variance + eps) ⊙ weight + bias` over the last dimension: LayerNorm (Ba et al., 2016,
- * arXiv:1607.06450), the variance without Bessel's correction. A step on the tape, in f32 and rounded once to
- * the dtype of x; row sums are double.
+ * arXiv:1607.06450), with the variance without Bessel's correction. A step on the tape, computed in f32 and
+ * rounded once to the dtype of x. Row sums are in double precision.
  * @param x [..., K]
  * @throws ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_OOM
  * @example
@@ -64,7 +64,7 @@ export function layerNorm(t: Tape, x: Value, parts: NormParts = {}): Value {
 
 /**
  * `x / √(mean(x²) + eps) ⊙ weight + bias` over the last dimension: RMSNorm (Zhang and Sennrich, 2019,
- * arXiv:1910.07467); otherwise as {@link layerNorm}.
+ * arXiv:1910.07467); otherwise like {@link layerNorm}.
  * @example
  * const y = rmsNorm(t, x, { weight: t.variable(weight), eps: 1e-5 });
  */

@@ -4,13 +4,13 @@ import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import type { Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
-/** Maps and constants of a router over E experts; made once, in an adapter's `prepare`. */
+/** Maps and constants of a router over E experts. An adapter makes them once, in its `prepare`. */
 export class RouterMaps implements Disposable {
   readonly experts: number;
   readonly inner: FeatureMap;
   readonly outer: FeatureMap;
   readonly sums: FeatureMap;
-  /** [E·E]: 1 where the other expert comes first, so that equal gates have an order. */
+  /** [E·E]: 1 where the other expert comes first. This orders equal gates. */
   readonly earlier: Tensor;
 
   constructor(experts: number, device: Tensor['device']) {
@@ -30,8 +30,9 @@ export class RouterMaps implements Disposable {
 }
 
 /**
- * 1 for each row's k largest gates, 0 for the others; of equal gates the earlier is larger. Each gate
- * is compared with every other, on the device: nothing is read back. E² comparisons a row.
+ * 1 for the k largest gates of each row, 0 for the others; the earlier of two equal gates counts as
+ * larger. Each gate is compared with every other on the device, so nothing is read back: E²
+ * comparisons per row.
  * @param gates [..., E] f32
  */
 export function topKMask(gates: Tensor, k: number, maps: RouterMaps): Tensor {
@@ -44,26 +45,26 @@ export function topKMask(gates: Tensor, k: number, maps: RouterMaps): Tensor {
     c: Tensor.from([1], [1], { device: gates.device }),
   });
   const before = multiplyAdd({ a: equal, b: maps.earlier, c: mapTensor(sign, 'relu') });
-  // How many are larger; kept are those with fewer than k.
+  // How many gates are larger. A gate with fewer than k larger ones is kept.
   const rank = mapFeatures(before, maps.sums);
   const bound = Tensor.from([k - 0.5], [1], { device: gates.device });
   return mapTensor(mapTensor(multiplyAdd({ a: rank, alpha: -1, c: bound }), 'sign'), 'relu');
 }
 
-/** [..., 1] the sum of each row, under the row's shape. */
+/** [..., 1] the sum of each row, with the row's leading dimensions. */
 const rowSums = (a: Tensor, b?: Tensor): Tensor =>
   sumProduct(a, b, { axis: 1 }).reshape([...a.shape.slice(0, -1), 1]);
 
 /**
  * `softmax` over the last dimension, of the entries that the mask keeps; the others are 0. The
- * largest kept entry is taken off first, so that nothing overflows.
+ * largest kept entry is subtracted first, so that nothing overflows.
  * @param logits [..., E] f32
- * @param mask [..., E] of 0 and 1; default all 1. At least one is kept in each row.
+ * @param mask [..., E] of 0 and 1; default all 1. Each row must keep at least one entry.
  */
 export function softmax(t: Tape, logits: Value, maps: RouterMaps, mask?: Tensor): Value {
   const a = logits.tensor;
   const { device } = a;
-  // Entries that are left out sink far below the others, but stay finite.
+  // Entries that the mask leaves out are far below the others, but finite.
   const low = Tensor.from([-1e30], [1], { device });
   const kept =
     mask === undefined

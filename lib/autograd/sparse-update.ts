@@ -11,23 +11,23 @@ import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
 import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
 
-/** Entries that are worked on at a time: M times as many values are in memory. */
+/** Entries that are processed at a time. Memory holds M times as many values. */
 const PART = 4096;
 
-/** Rows and columns of a pattern: far more than a layer has, and no more than its maps have memory for. */
+/** Maximum rows and columns of a pattern: far more than a layer has, and as many as there is memory for maps. */
 const MAX_FEATURES = 2 ** 24;
 
-/** Some entries: which inputs they read and which outputs they add to. */
+/** Some of the entries: which inputs they read and which outputs they are added to. */
 interface Part {
   readonly begin: number;
   readonly end: number;
-  /** From K inputs to the entries, in their order. */
+  /** Maps K inputs to the entries, in their order. */
   readonly read: FeatureMap;
-  /** From the entries to N outputs, in sums. */
+  /** Maps the entries to N outputs, as sums. */
   readonly add: FeatureMap;
 }
 
-/** Own copy: where the entries are, checked. @throws ERR_TYPE, ERR_VALUE */
+/** A checked copy of the positions of the entries. @throws ERR_TYPE, ERR_VALUE */
 function placesOf(op: string, operand: string, value: unknown, count: number): Int32Array {
   if (!(ArrayBuffer.isView(value) && value instanceof Int32Array)) {
     throw wrongType(op, operand, 'an Int32Array', value);
@@ -40,7 +40,7 @@ function placesOf(op: string, operand: string, value: unknown, count: number): I
   return places;
 }
 
-/** Entries by row, in their order: those of row n are index[begin[n]] to index[begin[n + 1] - 1]. */
+/** Entries sorted by row: those of row n are index[begin[n]] to index[begin[n + 1] - 1]. */
 function sumsOf(op: string, rows: Int32Array, N: number) {
   const begin = newArray(op, Int32Array, N + 1);
   for (const row of rows) begin[row + 1] = (begin[row + 1] as number) + 1;
@@ -56,22 +56,22 @@ function sumsOf(op: string, rows: Int32Array, N: number) {
 }
 
 /**
- * Where the entries of a sparse matrix [N, K] are: made once, for {@link sparseUpdate}. It owns native
- * memory until it is disposed.
+ * The positions of the entries of a sparse matrix [N, K], made once for {@link sparseUpdate}. Owns
+ * native memory until it is disposed.
  * @example
  * using pattern = new SparsePattern({ rows, columns, N, K });
  */
 export class SparsePattern implements Disposable {
   readonly N: number;
   readonly K: number;
-  /** Entries. */
+  /** Number of entries. */
   readonly size: number;
   /** @internal */
   readonly parts: readonly Part[];
 
   /**
-   * @param spec rows and columns of the entries, in any order; equal ones add up. N and K are at most 2^24. The maps
-   *   take 4 · N bytes for every 4,096 entries
+   * @param spec rows and columns of the entries, in any order; entries at the same position add up. N and K are at
+   * most 2^24. The maps take 4 · N bytes per 4,096 entries
    * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   constructor(spec: {
@@ -117,7 +117,7 @@ export class SparsePattern implements Disposable {
     track(this);
   }
 
-  /** Frees the maps. Twice is a no-op. */
+  /** Frees the maps. A second call does nothing. */
   dispose(): void {
     for (const { read, add } of this.parts) {
       read.dispose();
@@ -130,16 +130,16 @@ export class SparsePattern implements Disposable {
   }
 }
 
-/** The values of a part as a row. */
+/** The values of a part, as a row. */
 function valuesOf(values: Tensor, { begin, end }: Part): Tensor {
   return denseRows(values.reshape([values.size, 1]), begin, end).reshape([end - begin]);
 }
 
 /**
- * `x · Sᵀ` for a sparse matrix S [N, K], a step on the tape: the entries are read from x, scaled and
- * summed, some thousands at a time, and S is never stored as a matrix. Saves x alone.
+ * `x · Sᵀ` for a sparse matrix S [N, K], as a step on the tape. The step reads the entries from x,
+ * scales and sums them, a few thousand at a time, and never stores S as a matrix. It saves only x.
  * @param x [..., K]
- * @param values one an entry of the pattern
+ * @param values one per entry of the pattern
  * @returns [..., N] f32
  * @throws ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example

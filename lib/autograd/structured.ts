@@ -17,7 +17,7 @@ export function identity(n: number, device: Tensor['device']): Tensor {
   return Tensor.from(values, [n, n], { device });
 }
 
-/** The transpose of a [R, C]: a product with the smaller identity, in which every sum has one term. */
+/** The transpose of a [R, C]: a product with the smaller identity. Every sum in it has one term. */
 function transposed(a: Tensor): Tensor {
   const cols = lastDim(a);
   const rows = a.size / cols;
@@ -26,27 +26,27 @@ function transposed(a: Tensor): Tensor {
     : weightGrad(a, identity(rows, a.device), { dtype: a.dtype });
 }
 
-/** What {@link Tape.features} takes beside its operands. */
+/** Options of {@link Tape.features}. */
 export interface FeatureStepOptions {
-  /** Of the sums; default 1. */
+  /** Factor of the sums; default 1. */
   alpha?: number;
-  /** A summand of the result's shape. */
+  /** A summand with the shape of the result. */
   plus?: Value;
-  /** Of the summand; default 1. */
+  /** Factor of the summand; default 1. */
   beta?: number;
-  /** Of the result; default that of `a`. */
+  /** Dtype of the result; default that of `a`. */
   dtype?: DType;
 }
 
 /**
- * Steps of adapters that are built of blocks, reflections and rotations. Blocks come in two layouts:
- * beside each other in every row, [..., G, n], as activations have them; and as G matrices [G, n, k].
+ * Steps for adapters that consist of blocks, reflections and rotations. Blocks have two layouts: side
+ * by side in every row, [..., G, n], as in activations; and as G matrices [G, n, k].
  */
 export class StructuredTape extends GradientTape {
-  /** Maps that were made for this pass. */
+  /** Maps that this pass made. */
   readonly maps: FeatureMap[] = [];
 
-  /** A map without the method's having made it beforehand: it is freed with the tape. */
+  /** A map that the method did not prepare. It is freed with the tape. */
   #ownMap(map: FeatureMap): FeatureMap {
     this.maps.push(map);
     return map;
@@ -57,7 +57,7 @@ export class StructuredTape extends GradientTape {
     for (const map of this.maps) map.dispose();
   }
 
-  /** `aᵀ` of a matrix [R, C], one of whose dimensions is small. */
+  /** `aᵀ` of a matrix [R, C] of which one dimension is small. */
   transpose(a: Value): Value {
     checkStep('Tape.transpose', this, { a });
     return this.record(transposed(a.tensor), [a], [], (dy, pass) => pass.give(a, transposed(dy)));
@@ -67,7 +67,7 @@ export class StructuredTape extends GradientTape {
 
   /**
    * `alpha · map(a) + beta · plus`: a [..., K] to [..., J].
-   * @param map made once by the method, in its `prepare`; it must live as long as the tape
+   * @param map the method makes it once, in its `prepare`; it must live as long as the tape
    */
   features(a: Value, map: FeatureMap, options: FeatureStepOptions = {}): Value {
     const {
@@ -92,7 +92,7 @@ export class StructuredTape extends GradientTape {
     });
   }
 
-  /** Features from `start` up to `end`. Where it is the same at every call, prepare a map instead. */
+  /** Features from `start` up to `end`. If they are the same in every call, prepare a map instead. */
   slice(a: Value, start: number, end: number): Value {
     checkStep('Tape.slice', this, { a });
     const { device } = a.tensor;
@@ -102,7 +102,7 @@ export class StructuredTape extends GradientTape {
     );
   }
 
-  /** Features beside each other; as {@link Tape.slice}. */
+  /** The features of all values side by side; see {@link Tape.slice}. */
   concat(values: readonly [Value, ...Value[]]): Value {
     const op = 'Tape.concat';
     if (!Array.isArray(values)) throw wrongType(op, 'values', 'an array of values', values);
@@ -122,7 +122,7 @@ export class StructuredTape extends GradientTape {
     }, undefined) as Value;
   }
 
-  /** Every feature `times` times, as {@link FeatureMap.repeat}; and as {@link Tape.slice}. */
+  /** Repeats every feature `times` times, as {@link FeatureMap.repeat} does; see {@link Tape.slice}. */
   repeat(a: Value, times: number, kind: 'inner' | 'outer'): Value {
     checkStep('Tape.repeat', this, { a });
     const { device } = a.tensor;
@@ -132,7 +132,7 @@ export class StructuredTape extends GradientTape {
     );
   }
 
-  /** Sums of `groups` runs of neighbours; as {@link Tape.slice}. */
+  /** Sums of `groups` runs of neighbouring features; see {@link Tape.slice}. */
   groupSum(a: Value, groups: number): Value {
     checkStep('Tape.groupSum', this, { a });
     const { device } = a.tensor;
@@ -175,10 +175,10 @@ export class StructuredTape extends GradientTape {
   }
 
   /**
-   * The inverse of every block, by Newton's iteration `X ← 2X - X·(A·X)` from `start`: each step
-   * doubles the digits that are right and mends the roundings before it, so that the last digits are
-   * those of f32. The number of steps is fixed: nothing is read back in the middle of a pass. With
-   * `start = Aᵀ / c`, c at least the square of the largest singular value, n steps reach f32 where
+   * The inverse of every block, by Newton's iteration `X ← 2X - X·(A·X)` from `start`. Each step
+   * doubles the number of correct digits and corrects earlier rounding, so the last digits are those
+   * of f32. The number of steps is fixed: nothing is read back during a pass. With `start = Aᵀ / c`,
+   * where c is at least the square of the largest singular value, n steps reach f32 precision if
    * `c ≤ 2^(n - 4)` times the square of the smallest.
    * @param transposed the transposes Aᵀ, row by row: [n, G, n]
    * @param start [n, G, n]
@@ -194,13 +194,13 @@ export class StructuredTape extends GradientTape {
     }
     const inverse = x;
     return this.record(inverse, [transposed], [inverse], (dy, pass) => {
-      // dA = -Xᵀ·dX·Xᵀ, of which the transpose is asked for.
+      // dA = -Xᵀ·dX·Xᵀ; the caller needs its transpose.
       const left = blockWeightGrad(inverse, dy);
       pass.give(transposed, multiplyAdd({ a: blockMatmul(inverse, left), alpha: -1 }));
     });
   }
 
-  /** `value`, whose gradient goes to `of` as it is: for a projection that gradients do not follow. */
+  /** Returns `value`. Its gradient goes to `of` unchanged: for a projection that gradients skip. */
   straightThrough(of: Value, value: Tensor): Value {
     checkStep('Tape.straightThrough', this, { of });
     return this.record(value, [of], [], (dy, pass) => pass.give(of, dy));

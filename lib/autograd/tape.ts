@@ -20,28 +20,28 @@ import { checkStep, type Value } from './gradient-tape.js';
 import { type Expert, mixture } from './mixture.js';
 import { StructuredTape } from './structured.js';
 
-/** How a {@link Tape} drops elements. */
+/** Dropout settings of a {@link Tape}. */
 export interface TapeDropout {
-  /** Needed where a dropout probability is above 0 and no mask is given. */
+  /** Required if a dropout probability is above 0 and no mask is given. */
   seed?: number;
-  /** 1 = kept: in place of the generator, for the first dropout of the pass. */
+  /** 1 = kept. Replaces the generator for the first dropout of the pass. */
   mask?: Tensor;
 }
 
-/** What a {@link Tape} is made with. */
+/** Options of a {@link Tape}. */
 export interface TapeOptions {
-  /** Default true. `false` for a forward pass alone: nothing is kept, nothing is dropped. */
+  /** Default true. `false` for a forward pass alone: the tape keeps nothing and drops nothing. */
   recording?: boolean;
-  /** Default none: a step that drops is refused then. */
+  /** Default none: the tape then rejects a step with dropout. */
   dropout?: TapeDropout;
-  /** Of the products with the base weight; default `exact`. */
+  /** Precision of the products with the base weight; default `exact`. */
   compute?: ComputePrecision;
 }
 
-/** Spreads the seeds of several dropouts of one pass; the first has the seed as it is. */
+/** Separates the seeds of several dropouts of one pass. The first uses the seed unchanged. */
 const SEED_STRIDE = 0x9e3779b1;
 
-/** The gradient of something that `of` was broadcast from, folded back to its shape. */
+/** The gradient of a tensor that was broadcast, summed back to the shape of `like`. */
 function foldTo(like: Tensor, full: Tensor, product: Tensor, factor?: Tensor, alpha = 1): Tensor {
   const scaled = (sum: Tensor): Tensor =>
     (alpha === 1 ? sum : multiplyAdd({ a: sum, alpha })).reshape(like.shape);
@@ -61,7 +61,7 @@ function foldTo(like: Tensor, full: Tensor, product: Tensor, factor?: Tensor, al
   return scaled(sumProduct(rows.reshape([1, rows.size]), undefined, { axis: 1 }));
 }
 
-/** Of y = f(x): the derivative, from x and y. */
+/** The derivative of y = f(x), from x and y. */
 const DERIVATIVES: Record<MapKind, (x: Tensor, y: Tensor) => Tensor> = {
   reciprocal: (_, y) => multiplyAdd({ a: y, b: y, alpha: -1 }),
   sqrt: (_, y) => multiplyAdd({ a: mapTensor(y, 'reciprocal'), alpha: 0.5 }),
@@ -84,8 +84,8 @@ function plusOne(a: Tensor, alpha: number): Tensor {
 }
 
 /**
- * The ops of this library as differentiable steps: what an adapter's forward formula is written in.
- * Factors and sums are f32 unless said otherwise; M stands for all leading dimensions.
+ * The ops of this library as differentiable steps, from which an adapter's forward formula is
+ * built. Factors and sums are f32 unless stated otherwise; M stands for all leading dimensions.
  * @example
  * // In a method of one's own; the library makes the tape.
  * forward: (t, { x, w, bias, p }) => t.expand(x, w, t.shrink(x, p.loraA), p.loraB, { bias }),
@@ -112,7 +112,7 @@ export class Tape extends StructuredTape {
     this.#compute = compute;
   }
 
-  /** Seed or mask of the next dropout of this pass. */
+  /** Seed or mask for the next dropout of this pass. */
   #nextDropout(p: number): LoraShrinkOptions {
     if (p === 0 || !this.recording) return {};
     const { seed, mask } = this.#dropout;
@@ -140,8 +140,8 @@ export class Tape extends StructuredTape {
   }
 
   /**
-   * `scaling · dropout(x) · aᵀ`, f32: x [..., K], a [r, K]. Its gradient of x takes the product with
-   * the base along in one pass.
+   * `scaling · dropout(x) · aᵀ` in f32: x [..., K], a [r, K]. Its gradient of x includes the product
+   * with the base in the same pass.
    */
   shrink(x: Value, a: Value, options: { scaling?: number; dropout?: number } = {}): Value {
     checkStep('Tape.shrink', this, { x, a });
@@ -191,8 +191,8 @@ export class Tape extends StructuredTape {
   }
 
   /**
-   * {@link Tape.expand}, and the norms of the rows of `w + scaling · b · a`, constants in the backward pass, from
-   * the same pass over w ({@link loraExpandWithNorms}): DoRA's.
+   * {@link Tape.expand}, and the norms of the rows of `w + scaling · b · a`, from the same pass over w
+   * ({@link loraExpandWithNorms}): for DoRA. The norms are constants in the backward pass.
    * @param kept [N] f32, {@link weightNorms} of w
    */
   expandWithNorms(
@@ -239,10 +239,10 @@ export class Tape extends StructuredTape {
 
   /**
    * `x · wᵀ + bias + Σ over the kept e of gates[m, e] · scalingₑ · (dropout(x) · aₑᵀ) · bₑᵀ`: experts of any
-   * ranks, of which a row costs only those that `kept` keeps, in one batch ({@link GroupedLora}). `kept` is
-   * read back, a wait on the device; so the step cannot be captured into a graph.
+   * ranks in one batch ({@link GroupedLora}). A row only costs the experts that `kept` keeps. The step reads
+   * `kept` back and so waits for the device; therefore it cannot be captured into a graph.
    * @param gates [..., E] f32
-   * @param kept [..., E], 0 where an expert is left out; its gate has the gradient 0
+   * @param kept [..., E], 0 if an expert is left out; the gradient of its gate is 0
    */
   mixture(
     x: Value,
@@ -274,7 +274,7 @@ export class Tape extends StructuredTape {
 
   // Products of small matrices.
 
-  /** `x · wᵀ`: x [..., K], w [N, K], a gradient of either. */
+  /** `x · wᵀ`: x [..., K], w [N, K], with gradients for both. */
   matmul(x: Value, w: Value): Value {
     checkStep('Tape.matmul', this, { x, w });
     const y = matmul(x.tensor, w.tensor);
@@ -306,7 +306,7 @@ export class Tape extends StructuredTape {
 
   // Element by element.
 
-  /** `alpha · a ⊙ b`; b of the shape of a, a row [N], a column [..., 1] or one value [1]. */
+  /** `alpha · a ⊙ b`. b has the shape of a, or is a row [N], a column [..., 1] or one value [1]. */
   multiply(a: Value, b: Value, alpha = 1): Value {
     checkStep('Tape.multiply', this, { a, b });
     const y = multiplyAdd({ a: a.tensor, b: b.tensor, alpha });
@@ -318,7 +318,7 @@ export class Tape extends StructuredTape {
     });
   }
 
-  /** `alpha · a + beta · b`, the shape and dtype of a; b as in {@link Tape.multiply}. */
+  /** `alpha · a + beta · b` with the shape and dtype of a; b as in {@link Tape.multiply}. */
   add(a: Value, b: Value, alpha = 1, beta = 1): Value {
     checkStep('Tape.add', this, { a, b });
     const y = multiplyAdd({ a: a.tensor, c: b.tensor, alpha, beta });
@@ -352,7 +352,7 @@ export class Tape extends StructuredTape {
     );
   }
 
-  /** Sums over rows (axis 0, to [N]) or over the last dimension (axis 1, to [M, 1]); f32. */
+  /** Sums over rows (axis 0, gives [N]) or over the last dimension (axis 1, gives [M, 1]), in f32. */
   sum(a: Value, axis: 0 | 1): Value {
     checkStep('Tape.sum', this, { a });
     const flat = sumProduct(a.tensor, undefined, { axis });
@@ -363,7 +363,7 @@ export class Tape extends StructuredTape {
     );
   }
 
-  /** Drops elements with probability p and scales what is kept by `1 / (1 - p)`; only while recording. */
+  /** Drops elements with probability p and scales the others by `1 / (1 - p)`; only while recording. */
   dropout(a: Value, p: number): Value {
     checkStep('Tape.dropout', this, { a });
     checkDropout('dropout', p);
@@ -391,8 +391,8 @@ export class Tape extends StructuredTape {
   }
 
   /**
-   * Values of a normal distribution of mean 0 and deviation 1, from the seed of this pass; undefined
-   * where it has none.
+   * Values of a normal distribution with mean 0 and standard deviation 1, from the seed of this
+   * pass; undefined if it has no seed.
    */
   noise(shape: readonly number[], device: Tensor['device']): Value | undefined {
     const { seed } = this.#dropout;
@@ -422,7 +422,7 @@ export class Tape extends StructuredTape {
   }
 }
 
-/** A base without outputs: the gradient of x is then the adapter's alone. */
+/** A base without outputs: the gradient of x is then that of the adapter alone. */
 function nothing(x: Tensor): { dy: Tensor; w: Tensor } {
   const { dtype, device } = x;
   const dy = Tensor.zeros([...x.shape.slice(0, -1), 0], { dtype, device });

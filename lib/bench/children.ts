@@ -1,7 +1,7 @@
 /**
- * Children that end with this process, however it ends (but by SIGKILL). Those that are stopped would stay
- * otherwise: nothing but SIGKILL and SIGCONT reaches them, and the system sends these only to a process group
- * that nobody is left to look after, which that of a script is not.
+ * Child processes that end with this process, however it ends (except by SIGKILL). Without this, stopped
+ * children would stay: only SIGKILL and SIGCONT reach them, and the system sends these only to an orphaned
+ * process group, which that of a script is not.
  */
 
 import type { ChildProcess } from 'node:child_process';
@@ -12,7 +12,7 @@ function endAll(): void {
   for (const child of living) child.kill('SIGKILL');
 }
 
-/** Ends the child when this process exits, if it is there then. */
+/** Ends the child when this process exits, if it still runs then. */
 export function endWithUs(child: ChildProcess): void {
   if (living.size === 0) process.once('exit', endAll);
   living.add(child);

@@ -1,11 +1,11 @@
 /**
- * The operands of every subject, whatever language it is in: a hash of the index, so that each can
- * make them itself, and results can be compared with sums in float64 over the same formula.
+ * The operands of every subject, in whatever language: a hash of the index, so that each subject
+ * can make them itself, and results can be compared with float64 sums over the same formula.
  */
 
 import { type Job, kScaling } from './job.js';
 
-/** Operands, as seeds of the hash, and the largest absolute value of each. */
+/** Operands by their hash seeds, and the largest absolute value of each. */
 const kOperands = {
   x: { seed: 1, scale: 1 },
   dy: { seed: 2, scale: 1 },
@@ -31,17 +31,17 @@ export function elements(operand: Operand, length: number): Float32Array {
   return values;
 }
 
-/** How many elements of a result are compared. */
+/** Number of elements of a result that are compared. */
 const kProbes = 16;
 
-/** What is compared: elements of the last row of y, or of dx where a backward pass is the result. */
+/** The compared elements: of the last row of y, or of dx if a backward pass is the result. */
 export function probeIndices({ op, M, K, N }: Job): number[] {
   const width = op === 'matmul' || op === 'loraForward' ? N : K;
   const count = Math.min(kProbes, width);
   return Array.from({ length: count }, (_, i) => (M - 1) * width + Math.floor((i * width) / count));
 }
 
-/** The elements at {@link probeIndices}, in float64 over the unquantised weight. */
+/** The elements at {@link probeIndices}, computed in float64 over the unquantised weight. */
 export function expectedProbe(job: Job): number[] {
   const { op, M, K, N, r } = job;
   const backward = op === 'loraBackward' || op === 'lora';
@@ -66,7 +66,7 @@ export function expectedProbe(job: Job): number[] {
   });
 }
 
-/** Relative error of a probe, as norms: 0.1 is usual for four bits, above 0.3 it is another result. */
+/** Relative error of a probe, by norms: 0.1 is usual for four bits; above 0.3 the result is wrong. */
 export function probeError(found: readonly number[], expected: readonly number[]): number {
   let [difference, norm] = [0, 0];
   expected.forEach((value, i) => {

@@ -1,4 +1,7 @@
-/** Packages of peers: not dependencies of this one, so looked for where the user works, then here. */
+/**
+ * Packages of peers. They are not dependencies of this package, so they are looked up where the
+ * user works, then here.
+ */
 
 import { existsSync, readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -6,13 +9,13 @@ import path from 'node:path';
 
 export interface InstalledPackage {
   readonly version: string;
-  /** The folder that it is in. */
+  /** The folder of the package. */
   readonly folder: string;
-  /** Its CommonJS build: what `import` would give, and synchronous. */
+  /** Loads its CommonJS build: the same as `import`, but synchronous. */
   load(): unknown;
 }
 
-/** @returns `undefined` where it is not installed */
+/** @returns `undefined` if it is not installed */
 export function resolvePackage(name: string): InstalledPackage | undefined {
   const here = [path.join(process.cwd(), 'package.json'), import.meta.url];
   for (const origin of here) {

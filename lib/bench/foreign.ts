@@ -1,4 +1,4 @@
-/** Programs of the harness in other languages, shipped as source in `bench/`. */
+/** Programs of the harness in other languages, which the package has as source in `bench/`. */
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
@@ -16,7 +16,7 @@ const made = new Map<string, Compiled>();
 let folder: string | undefined;
 
 /**
- * A program of `bench/`, compiled for this machine; once a run, and gone after it.
+ * Compiles a program of `bench/` for this machine, once per run. It is removed after the run.
  * @param flags after the source: libraries to link
  */
 export function compileProgram(source: string, flags: readonly string[] = []): Compiled {
@@ -28,7 +28,7 @@ export function compileProgram(source: string, flags: readonly string[] = []): C
   return result;
 }
 
-/** What was compiled is gone: at the end of the process, or before where a signal may end it. */
+/** Removes the compiled programs: at the end of the process, or earlier if a signal may end it. */
 export function removePrograms(): void {
   if (folder !== undefined) rmSync(folder, { recursive: true, force: true });
   folder = undefined;

@@ -1,5 +1,5 @@
 /**
- * What is measured: an operation at one size, and what the maths of it needs.
+ * The measured operation, at one size, and the operations and bytes that its maths needs.
  */
 
 import { formatOf, type StoredFormat, storedNames, wholeInt4Blocks } from '../core/formats.js';
@@ -12,31 +12,31 @@ export type WeightFormat = StoredFormat | 'none';
 export const weightFormats: readonly WeightFormat[] = [...storedNames, 'none'];
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 
-/** One measurement, whoever computes it. */
+/** One measurement, for any subject. */
 export interface Job {
   readonly op: BenchOp;
-  /** `Llama-3.2-1B q`, where the size is a layer's; for people. */
+  /** `Llama-3.2-1B q`, if the size is that of a layer; for people. */
   readonly layer?: string;
   readonly M: number;
   readonly K: number;
   readonly N: number;
   readonly r: number;
   readonly format: WeightFormat;
-  /** Of the activations. */
+  /** Dtype of the activations. */
   readonly dtype: DType;
   readonly threads: number;
   readonly device: Device;
   /**
-   * Weights are rotated so that those of one round are at least this many bytes; 0: one weight, which
-   * stays in the cache if it fits.
+   * Weights are rotated so that one round reads at least this many bytes; 0: one weight, which stays
+   * in the cache if it fits.
    */
   readonly coldBytes: number;
 }
 
-/** `alpha / r` of every adapter here. */
+/** `alpha / r` of every adapter in the benchmark. */
 export const kScaling = 2;
 
-/** Floating point operations of a job: what the maths needs, not what an implementation does. */
+/** Floating-point operations of a job: what the maths needs, not what an implementation does. */
 export function flopsOf({ op, M, K, N, r }: Job): number {
   const base = 2 * M * N * K;
   const low = 2 * M * r * (K + N);
@@ -56,7 +56,7 @@ export function bytesOfType(dtype: DType): number {
   return dtype === 'f32' ? 4 : 2;
 }
 
-/** Bytes of a weight in this library's formats, f32 scales (and zero-points of int4) included. */
+/** Bytes of a weight in this library's formats, including f32 scales (and zero-points of int4). */
 export function weightBytesOf({ K, N, format, dtype }: Job): number {
   if (format === 'none') return K * N * bytesOfType(dtype);
   if (format === 'int8-rowwise') return K * N + 4 * N;
@@ -65,7 +65,7 @@ export function weightBytesOf({ K, N, format, dtype }: Job): number {
   return (K * N * bits) / 8 + perBlock * Math.ceil((K * N) / defaultBlocksize);
 }
 
-/** Bytes that must cross the memory's pins: weight and activations once a pass, factors in f32. */
+/** Bytes that must cross the memory bus: weight and activations once per pass, factors in f32. */
 export function bytesOf(job: Job, weightBytes: number): number {
   const { op, M, K, N, r } = job;
   const activations = bytesOfType(job.dtype) * M * (K + N);
@@ -82,18 +82,18 @@ export function bytesOf(job: Job, weightBytes: number): number {
   }
 }
 
-/** More than this many copies of a weight are not made: a model of such weights fits the cache. */
+/** Maximum number of copies of a weight: a model of weights this small fits the cache. */
 const kMostCopies = 256;
-/** With more tokens a product is bound by arithmetic, and one weight will do. */
+/** With more tokens a product is bound by arithmetic, so one weight is enough. */
 const kFewTokens = 64;
 
-/** Where a job's weights are to be cold, the bytes to rotate over: twice the last cache. */
+/** The bytes to rotate over if a job's weights should be cold: twice the last-level cache. */
 export function coldBytesFor(M: number, weightBytes: number, lastCacheBytes: number): number {
   const bytes = 2 * lastCacheBytes;
   return M <= kFewTokens && bytes / weightBytes <= kMostCopies ? bytes : 0;
 }
 
-/** How many copies of a weight of this size a job rotates over. */
+/** The number of copies of a weight of this size that a job rotates over. */
 export function copiesFor(job: Job, weightBytes: number): number {
   return Math.min(kMostCopies, Math.max(1, Math.ceil(job.coldBytes / weightBytes)));
 }

@@ -1,5 +1,5 @@
 /**
- * The machine that is measured: what it is, and whether it is quiet.
+ * Describes the measured machine, and checks whether it is quiet.
  */
 
 import { spawnSync } from 'node:child_process';
@@ -8,14 +8,14 @@ import os from 'node:os';
 import { packageFolder } from '../environment/package-folder.js';
 import { type Device, deviceInfo } from '../index.js';
 
-/** Everything that a number depends on, as far as it can be seen. */
+/** Everything visible that a result depends on. */
 export interface Machine {
   readonly cpu: string;
   readonly cores: number;
   readonly isa: string;
-  /** `L1d 32K`, one an entry. */
+  /** `L1d 32K`, one per entry. */
   readonly caches: readonly string[];
-  /** Bytes of the last cache. */
+  /** Bytes of the last-level cache. */
   readonly lastCache: number;
   readonly memory: number;
   readonly virtual: boolean;
@@ -25,7 +25,7 @@ export interface Machine {
   readonly gpu?: string;
 }
 
-/** @param measured devices that are measured: a GPU is looked for only where one is among them */
+/** @param measured the measured devices; it only looks for a GPU if they include one */
 export function describeMachine(measured: Iterable<Device> = []): Machine {
   const caches = readCaches();
   const gpu = [...measured].find((device) => /^cuda(:\d+)?$/.test(device));
@@ -45,7 +45,7 @@ export function describeMachine(measured: Iterable<Device> = []): Machine {
   };
 }
 
-/** Bytes of a last cache that cannot be asked for. */
+/** Bytes to assume if the size of the last-level cache is unknown. */
 const kUsualCache = 8 * 2 ** 20;
 
 function readCaches(): { name: string; text: string; bytes: number }[] {
@@ -67,7 +67,7 @@ function readCaches(): { name: string; text: string; bytes: number }[] {
   }
 }
 
-/** The commit of a checkout, with `+` where files differ from it; `undefined` in an installed package. */
+/** The commit of a checkout, with `+` if files differ from it; `undefined` in an installed package. */
 export function sourceCommit(): string | undefined {
   const git = (...args: string[]) =>
     spawnSync('git', ['-C', packageFolder(), ...args], { encoding: 'utf8' });
@@ -77,7 +77,7 @@ export function sourceCommit(): string | undefined {
   return `${git('rev-parse', '--short=12', 'HEAD').stdout.trim()}${dirty ? '+' : ''}`;
 }
 
-/** Cores that others keep busy, over a while in which this process sleeps; `undefined` off Linux. */
+/** Number of cores that others keep busy, over a short time in which this process sleeps; `undefined` off Linux. */
 export async function busyCores(wait_ms = 400): Promise<number | undefined> {
   const before = busyTicks();
   await new Promise((resolve) => setTimeout(resolve, wait_ms));
@@ -87,7 +87,7 @@ export async function busyCores(wait_ms = 400): Promise<number | undefined> {
   return share * os.cpus().length;
 }
 
-/** Milliseconds of cores at work since the machine started, of all processes; `undefined` off Linux. */
+/** Milliseconds of work on all cores since the machine started, by all processes; `undefined` off Linux. */
 export function busyMilliseconds(): number | undefined {
   const ticks = busyTicks();
   // A tick of /proc/stat is 10 ms on every Linux that Node runs on.

@@ -1,7 +1,7 @@
 /**
- * Measures one job: every subject in a process of its own, alive at the same time, sampled in turns
- * whose order rotates. What drifts (clocks, neighbours) so falls on all of them, and ratios are
- * taken from samples that lie side by side.
+ * Measures one job. Every subject runs in its own process, all at the same time, and they are
+ * sampled in turns whose order rotates. Drift (clocks, neighbours) thus affects all of them, and
+ * ratios come from adjacent samples.
  */
 
 import path from 'node:path';
@@ -15,48 +15,48 @@ import { startFastest } from './start-subject.js';
 import { kFewestClean, median, medianInterval, summarize } from './statistics.js';
 import type { Ready, Sample, SubjectProcess, ThreadTimesOf } from './subject-process.js';
 
-/** How much is measured. */
+/** How much to measure. */
 export interface Plan {
-  /** Processes of each subject. */
+  /** Number of processes of each subject. */
   readonly trials: number;
-  /** Clean samples of each subject, over all trials. */
+  /** Number of clean samples of each subject, over all trials. */
   readonly repeats: number;
-  /** A subject that has taken so long is left with the samples it has, at least three. */
+  /** A subject that has taken this long keeps the samples it has, at least three. */
   readonly seconds: number;
-  /** Samples that are not clean are not taken again: the whole run has a limit, and other jobs wait. */
+  /** Samples that are not clean are not repeated, because the whole run has a limit and other jobs wait. */
   readonly once?: boolean;
-  /** Length of a sample: short calls are put together. */
+  /** Length of a sample. Several short calls make one sample. */
   readonly sample_ms: number;
-  /** Whether each call is waited for, also where calls could be queued. */
+  /** Is each call awaited, even if calls could be queued? */
   readonly latency?: boolean;
-  /** Whether the ceilings are measured. */
+  /** Are the ceilings measured? */
   readonly roofline: boolean;
-  /** In tests: what the threads of a process did, in place of what the kernel says. */
+  /** For tests: replaces what the kernel reports about the threads of a process. */
   readonly timesOf?: ThreadTimesOf;
 }
 
-/** A peer that is there. */
+/** A peer that is installed. */
 export interface FoundPeer {
   readonly peer: Peer;
   readonly version: string;
-  /** The file that it comes from, if it is a user's. */
+  /** The file it comes from, if it is a user's. */
   readonly file?: string;
 }
 
-/** What is known of one subject after some trials. */
+/** The state of one subject after some trials. */
 interface Record {
   readonly found: FoundPeer;
-  /** How its process is run: of several ways, the fastest once they were tried. */
+  /** How to run its process: of several ways, the fastest once they have been tried. */
   programs: readonly Program[];
   ready: Ready;
   error?: number;
   readonly trials: { readonly at: number; readonly sample: Sample }[][];
 }
 
-/** So many rounds in place of one, where samples are not clean. */
+/** Up to this many rounds instead of one, if samples are not clean. */
 const kMoreRounds = 2;
 
-/** The process of a peer for a job, in every way in which it is to be tried. */
+/** The process of a peer for a job, in every way that should be tried. */
 function programsOf({ peer, file }: FoundPeer, job: Job, latency = false): readonly Program[] {
   if (peer.program !== undefined) {
     const programs = peer.program(job);
@@ -73,8 +73,8 @@ function programsOf({ peer, file }: FoundPeer, job: Job, latency = false): reado
 }
 
 /**
- * @param peers the first is what the others are compared with
- * @param onProgress told what is being done
+ * @param peers the others are compared with the first
+ * @param onProgress is told what is being done
  */
 export async function measureCase(
   job: Job,
@@ -108,7 +108,7 @@ export async function measureCase(
   };
 }
 
-/** A user's function that fails leaves its case out, not the run. */
+/** If a user's function fails, its case is left out, but the run goes on. */
 function refusalOf(peer: Peer, job: Job): string | undefined {
   try {
     return peer.refuses?.(job);
@@ -163,12 +163,12 @@ async function runTrial(
       const due = running.filter(({ record, spent_ms, clean }) => {
         const taken = record.trials[trial]?.length ?? 0;
         if (taken < fewest) return true;
-        // On a machine that is never quiet, more rounds would be no better.
+        // On a machine that is never quiet, more rounds would not help.
         if (round >= wanted && clean < taken / 3) return false;
         return clean < wanted && spent_ms < limit_ms;
       });
       if (due.length === 0) break;
-      // The one that is compared with goes on as long as any: a pair needs both.
+      // The reference subject goes on as long as any other, because a pair needs both.
       const turns = due.includes(running[0] as (typeof due)[0])
         ? due
         : [running[0] as (typeof due)[0], ...due];
@@ -208,13 +208,13 @@ function placed(record: Record): Placed[] {
   );
 }
 
-/** What is clean, or all where too little is. */
+/** The clean values, or all values if too few are clean. */
 function cleanOrAll(values: readonly Placed[]): readonly Placed[] {
   const clean = values.filter((value) => value.clean);
   return clean.length >= kFewestClean ? clean : values;
 }
 
-/** Time over time of clean samples that lie side by side. */
+/** Ratios of the times of adjacent clean samples. */
 function ratiosOf(record: Record, first: Record): number[] {
   const others = new Map(placed(first).map((sample) => [`${sample.trial} ${sample.at}`, sample]));
   return placed(record).flatMap(({ trial, at, ms, clean }) => {

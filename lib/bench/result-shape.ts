@@ -1,13 +1,13 @@
 /**
- * What a saved run must hold for reports and comparisons to read it: files are written by hand, merged and
- * cut by scripts, and one that lacks a field is refused by that field's name.
+ * The shape that a saved run must have to be read by reports and comparisons. Files are written by hand,
+ * and merged and cut by scripts. The error for a missing field names it.
  */
 
 import { printable } from '../core/printable.js';
 
-/** A type's name, `{ each }` for a list, `{ values }` for an object of any names, or an object's fields. */
+/** The name of a type, `{ each }` for a list, `{ values }` for an object with any names, or an object's fields. */
 type Shape = 'text' | 'number' | { readonly each: Shape } | { readonly values: Shape } | Fields;
-/** A name that ends in `?` may be absent. */
+/** A field whose name ends in `?` is optional. */
 type Fields = { readonly [name: string]: Shape };
 
 /** Fields of the same type. */
@@ -36,7 +36,7 @@ const kCase: Fields = {
 
 const kCeilings: Fields = all('number', 'f32 read copy bf16? int8?');
 
-/** Of a BenchResult whose roofline was measured; where it was not, its reason stands there. */
+/** The shape of a BenchResult whose roofline was measured; otherwise that field has the reason. */
 export const kResultShape: Fields = {
   ...all('text', 'version date command runner commit? calls?'),
   ...all('number', 'seconds repeats trials busy_cores?'),
@@ -51,7 +51,7 @@ export const kResultShape: Fields = {
   cases: { each: kCase },
 };
 
-/** Where a value has another shape, and what is there: `cases[0].rows must be a list, got nothing`. */
+/** Where a value has another shape, and what is there instead: `cases[0].rows must be a list, got nothing`. */
 export function mismatch(value: unknown, shape: Shape, at = ''): string | undefined {
   const wrong = (expected: string) => `${at} must be ${expected}, got ${nameOf(value)}`;
   if (shape === 'text') return typeof value === 'string' ? undefined : wrong('text');

@@ -1,4 +1,4 @@
-/** A run as it is saved: what `--json` prints, and what reports and comparisons read. */
+/** The saved form of a run: what `--json` prints, and what reports and comparisons read. */
 
 import { readSmallFile } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
@@ -24,44 +24,44 @@ export interface Row {
   readonly median_ms: number;
   readonly p10_ms: number;
   readonly p90_ms: number;
-  /** Holds the median with this confidence; see statistics.ts. */
+  /** An interval that contains the median with this confidence; see statistics.ts. */
   readonly interval_ms: readonly [number, number];
   readonly confidence: number;
-  /** Clean samples. With fewer than three, times are of all samples, and there is no ratio. */
+  /** Number of clean samples. With fewer than three, times are those of all samples, and there is no ratio. */
   readonly clean: number;
   readonly samples: number;
   readonly outliers: number;
-  /** Of each process that has samples that count. */
+  /** Medians of each process that has samples that count. */
   readonly trial_medians_ms: readonly number[];
   /** Every sample of each process; those that are not clean are negative. */
   readonly samples_ms: readonly (readonly number[])[];
   readonly gflops: number;
-  /** Bytes that must move, over the time. */
+  /** Bytes that must move, divided by the time. */
   readonly gbytes_s: number;
-  /** Floating point operations a byte. */
+  /** Floating-point operations per byte. */
   readonly intensity: number;
   readonly weight_bytes: number;
-  /** Copies of the weight that calls go round. */
+  /** Copies of the weight that calls rotate over. */
   readonly copies: number;
   readonly roof_gflops?: number;
   readonly bound?: 'compute' | 'memory';
-  /** Of the roof, 0 to 1. */
+  /** Fraction of the roof, 0 to 1. */
   readonly share?: number;
   /**
-   * Time over that of the first subject, from clean samples taken in turns; with its interval. Absent
-   * where fewer than three pairs were clean: then it was not measured.
+   * Time relative to that of the first subject, from clean samples taken in turns, with its interval.
+   * Absent if fewer than three pairs were clean: then it was not measured.
    */
   readonly ratio?: number;
   readonly ratio_interval?: readonly [number, number];
-  /** Pairs of clean samples. */
+  /** Number of pairs of clean samples. */
   readonly pairs: number;
-  /** Of the result against float64, as norms. */
+  /** Error of the result relative to float64, by norms. */
   readonly error?: number;
 }
 
 /**
- * Time over that of the first subject with its interval, where enough samples were clean; a file of an
- * earlier version has a ratio of whatever samples there were.
+ * Time relative to that of the first subject with its interval, if enough samples were clean. A file
+ * of an earlier version has a ratio of whatever samples there were.
  */
 export function measuredRatio({
   ratio,
@@ -72,7 +72,7 @@ export function measuredRatio({
   return { ratio, low: interval[0], high: interval[1] };
 }
 
-/** One job, everybody who did it, and who did not. */
+/** One job, the subjects that ran it, and those that did not. */
 export interface CaseResult {
   readonly name: string;
   readonly job: Job;
@@ -88,10 +88,10 @@ export interface BenchResult {
   readonly seconds: number;
   readonly command: string;
   readonly machine: Machine;
-  /** Cores that others kept busy before the run, where that is known. */
+  /** Number of cores that others kept busy before the run, if known. */
   readonly busy_cores?: number;
   readonly runner: string;
-  /** Whether each call was waited for, or a sample's calls at its end; not there: each. */
+  /** Was each call awaited, or only a sample's calls at its end? Missing: each. */
   readonly calls?: 'awaited' | 'queued';
   readonly repeats: number;
   readonly trials: number;
@@ -101,12 +101,12 @@ export interface BenchResult {
     readonly version?: string;
     readonly missing?: string;
   }[];
-  /** Jobs that had not begun when the time was over. */
+  /** Jobs that had not started when the time was up. */
   readonly left_out?: { readonly limit_s: number; readonly jobs: readonly string[] };
   readonly cases: readonly CaseResult[];
 }
 
-/** A run of hours, with all its samples, is a few megabytes. */
+/** A run of hours has a few megabytes, with all its samples. */
 const kMostResultBytes = 64 << 20;
 
 /** @throws ERR_FILE, ERR_FILE_NOT_FOUND, ERR_PATH */
@@ -116,7 +116,7 @@ export function readResult(file: string): BenchResult {
   try {
     value = JSON.parse(text) as Partial<BenchResult> | null;
   } catch {
-    // refused below
+    // rejected below
   }
   const expected = `bench: ${file} must be what lowrank bench --save or --json writes`;
   if (value?.format !== kResultFormat) {

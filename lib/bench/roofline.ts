@@ -1,4 +1,4 @@
-/** The ceilings of this machine, compiled and measured in the same run as what is judged by them. */
+/** The ceilings of this machine, compiled and measured in the same run as the results that they limit. */
 
 import { spawn } from 'node:child_process';
 import { endWithUs } from './children.js';
@@ -6,13 +6,13 @@ import { compileProgram } from './foreign.js';
 import { bytesOf, flopsOf, type Job } from './job.js';
 import type { ComputeType } from './peer.js';
 
-/** Ceilings of some number of threads. */
+/** The ceilings for a number of threads. */
 export interface Ceilings {
-  /** GFLOP/s (GOP/s for int8), where the processor has the instruction. */
+  /** GFLOP/s (GOP/s for int8), if the processor has the instruction. */
   readonly f32: number;
   readonly bf16?: number;
   readonly int8?: number;
-  /** GB/s from memory; `copy` counts what is read and what is written. */
+  /** GB/s from memory; `copy` counts both reads and writes. */
   readonly read: number;
   readonly copy: number;
 }
@@ -22,7 +22,7 @@ export type Roofline = Readonly<Record<string, Ceilings>>;
 
 const kTimeout_ms = 120_000;
 
-/** @returns why there is none, as text, where no compiler is found */
+/** @returns the reason as text if no compiler is found */
 export async function measureRoofline(
   threads: readonly number[],
   lastCacheBytes: number,
@@ -54,7 +54,7 @@ function output(program: string, args: readonly string[]): Promise<string> {
   });
 }
 
-/** The best that a job could do here. */
+/** The best possible rate of a job on this machine. */
 export interface Roof {
   /** GFLOP/s. */
   readonly gflops: number;
@@ -62,8 +62,8 @@ export interface Roof {
 }
 
 /**
- * The lower of what the multipliers do and what memory feeds them. Memory counts only where weights
- * are cold: what stays in the cache is not read from memory.
+ * The lower of the multiply-add peak and what the memory can feed. Memory counts only for cold
+ * weights: weights in the cache are not read from memory.
  */
 export function roofOf(
   job: Job,
@@ -76,7 +76,7 @@ export function roofOf(
   return fed < peak ? { gflops: fed, bound: 'memory' } : { gflops: peak, bound: 'compute' };
 }
 
-/** Floating point operations a byte of memory. */
+/** Floating-point operations per byte of memory. */
 export function intensity(job: Job, weightBytes: number): number {
   return flopsOf(job) / bytesOf(job, weightBytes);
 }

@@ -1,4 +1,4 @@
-/** A whole run: quiet-machine check, roofline, peers, jobs. */
+/** A whole run: check for a quiet machine, roofline, peers, jobs. */
 
 import { version } from '../environment/version.js';
 import type { Progress } from '../report/terminal.js';
@@ -10,13 +10,13 @@ import { type BenchResult, type CaseResult, kResultFormat } from './result.js';
 import { measureRoofline } from './roofline.js';
 import type { Group } from './sweep.js';
 
-/** Peers to look for; a user's come with their file. */
+/** Peers to look for; a user's peer comes with its file. */
 export interface AskedPeer {
   readonly peer: Peer;
   readonly file?: string;
 }
 
-/** @param limit_s what has not begun after so many seconds is left out */
+/** @param limit_s jobs that have not started after so many seconds are left out */
 export async function runBench(
   groups: readonly Group[],
   asked: readonly AskedPeer[],
@@ -102,7 +102,7 @@ export async function runBench(
   };
 }
 
-/** Whether a peer is there; a user's find that fails leaves its case out, not the run. */
+/** Is a peer installed? If a user's `find` fails, its case is left out, but the run goes on. */
 async function findOut(peer: Peer): Promise<Found> {
   try {
     const found = await peer.find();
@@ -113,13 +113,13 @@ async function findOut(peer: Peer): Promise<Found> {
   }
 }
 
-/** Some know their version only once they run. */
+/** Some peers know their version only once they run. */
 function versionSeen(cases: readonly CaseResult[], name: string): { version?: string } {
   const row = cases.flatMap(({ rows }) => rows).find(({ subject }) => subject === name);
   return row === undefined ? {} : { version: row.version };
 }
 
-/** What differs in M and r alone side by side, in whatever order it was measured. */
+/** Puts cases that differ only in M and r next to each other, whatever the order of measurement. */
 export function inOrder(cases: readonly CaseResult[]): CaseResult[] {
   const groups = new Map<string, CaseResult[]>();
   for (const one of cases) {

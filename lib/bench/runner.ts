@@ -1,9 +1,9 @@
 /**
- * Times a number of calls. The `benchmark` package does it where it is installed; its mean and its
- * margin are not used, only the time of the one sample that was asked for.
+ * Times a number of calls, with the `benchmark` package if it is installed. Only the time of its
+ * single sample is used, not its mean or margin.
  */
 
-/** What is used of the `benchmark` package. */
+/** The part of the `benchmark` package that is used. */
 interface BenchmarkRun {
   readonly stats: { readonly sample: readonly number[] };
   readonly error?: unknown;
@@ -18,10 +18,10 @@ interface BenchmarkClass {
   readonly version: string;
 }
 
-/** What a number of calls took together. */
+/** The total time of a number of calls. */
 export interface Timing {
   readonly ms: number;
-  /** Of it, what it took to queue them, before the wait for what they queued began. */
+  /** The part of it that queuing took, before the wait started. */
   readonly queued_ms: number;
 }
 
@@ -31,8 +31,8 @@ export interface Runner {
 }
 
 /**
- * @param asynchronous whether calls, or the wait for them, return promises
- * @param finish waits for what calls have queued: timed, once a sample
+ * @param asynchronous do the calls, or the wait for them, return promises?
+ * @param finish waits for queued calls: timed, once per sample
  */
 export async function makeRunner(
   run: () => void | Promise<void>,
@@ -40,7 +40,8 @@ export async function makeRunner(
   finish?: () => void | Promise<void>,
 ): Promise<Runner> {
   const Benchmark = await installed();
-  // An asynchronous call is awaited here: the package would time its own turns of the event loop.
+  // An asynchronous call is awaited here, because the package would include its own turns of the
+  // event loop.
   if (Benchmark === undefined || asynchronous) return plainRunner(run, finish);
   let armed = false;
   let left = 0;
@@ -48,7 +49,7 @@ export async function makeRunner(
   let queued_ms = 0;
   let failure: { error: unknown } | undefined;
   const body = () => {
-    // Each sample begins with one call that is not timed, to see that the body works.
+    // Each sample starts with one untimed call, which checks that the function works.
     if (!armed) armed = true;
     else if (failure === undefined) {
       try {
@@ -68,7 +69,7 @@ export async function makeRunner(
       armed = false;
       left = calls;
       started = 0;
-      // One of its own each time: once made, it does not take another count.
+      // A new object each time: once made, it does not accept another count.
       const once = { minSamples: 1, maxTime: 0, minTime: 1e-9, initCount: calls };
       const bench = new Benchmark('', body, once);
       bench.run({ async: false });

@@ -9,7 +9,7 @@ export interface Layer {
   readonly N: number;
 }
 
-/** Hidden, intermediate and key/value width of a Llama-shaped block. */
+/** Hidden, intermediate and key/value width of a Llama-style block. */
 function block(hidden: number, intermediate: number, keyValue: number): readonly Layer[] {
   return [
     { name: 'q', K: hidden, N: hidden },
@@ -19,7 +19,7 @@ function block(hidden: number, intermediate: number, keyValue: number): readonly
   ];
 }
 
-/** Layers with the same size are there once: o is q, v is k, up is gate. */
+/** Layers of the same size are listed once: o is q, v is k, up is gate. */
 export const kModels: Readonly<Record<string, readonly Layer[]>> = {
   'Llama-3.2-1B': block(2048, 8192, 512),
   'Llama-3-8B': block(4096, 14336, 1024),
@@ -28,8 +28,8 @@ export const kModels: Readonly<Record<string, readonly Layer[]>> = {
 };
 
 /**
- * Layers by `MODEL` or `MODEL:LAYER`, in any case.
- * @returns `undefined` where there is no such name
+ * Layers by `MODEL` or `MODEL:LAYER`; case does not matter.
+ * @returns `undefined` if there is no such name
  */
 export function layersOf(text: string): { model: string; layers: readonly Layer[] } | undefined {
   const [name = '', layer] = text.toLowerCase().split(':');

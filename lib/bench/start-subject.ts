@@ -1,12 +1,12 @@
-/** Starting a subject that can be run in several ways: the fastest stays. */
+/** Starts a subject that can be run in several ways, and keeps the fastest. */
 
 import type { Program } from './peer.js';
 import { type Ready, SubjectProcess, type ThreadTimesOf } from './subject-process.js';
 
-/** Samples of each way of running a subject, before one is chosen. */
+/** Number of samples of each way before one is chosen. */
 const kTries = 3;
 
-/** A subject that is ready to be sampled, and the way that was chosen. */
+/** A subject that is ready to be sampled, and the chosen way. */
 export interface Started {
   readonly process: SubjectProcess;
   readonly ready: Ready;
@@ -14,10 +14,10 @@ export interface Started {
 }
 
 /**
- * Starts a subject and finds how many calls make a sample. Each of several ways of running it takes
- * samples in turns, and that with the least time stays.
+ * Starts a subject and finds how many calls make a sample. Several ways of running it take samples
+ * in turns, and the fastest stays.
  *
- * @throws Error in words where one of them does not come up; none is left running
+ * @throws Error, in words, if one of them does not start; none is left running
  */
 export async function startFastest(
   programs: readonly Program[],

@@ -1,5 +1,5 @@
 /**
- * Statistics of times: order statistics only, since times are skewed and their mean says little.
+ * Statistics of times. Only order statistics, because times are skewed and their mean says little.
  */
 
 /** A quantile by linear interpolation between the two nearest order statistics (Hyndman-Fan type 7). */
@@ -16,19 +16,19 @@ export function median(values: readonly number[]): number {
   return quantile(values, 0.5);
 }
 
-/** An interval that holds the median with at least this confidence. */
+/** An interval that contains the median with at least this confidence. */
 export interface Interval {
   readonly low: number;
   readonly high: number;
-  /** What it really holds it with, 0 to 1: order statistics come in steps. */
+  /** Its actual confidence, 0 to 1: order statistics come in steps. */
   readonly confidence: number;
 }
 
 /**
- * The narrowest symmetric interval between two order statistics that holds the median of the
- * distribution with the wanted confidence, whatever the distribution is: the count of samples below
- * the median is binomial. With fewer samples than that takes, least to most, and the confidence that
- * they have.
+ * The narrowest symmetric interval between two order statistics that contains the median of the
+ * distribution with the wanted confidence, for any distribution: the number of samples below the
+ * median is binomial. With too few samples for that, it is minimum to maximum, with their
+ * confidence.
  */
 export function medianInterval(values: readonly number[], wanted = 0.95): Interval {
   const sorted = ascending(values);
@@ -54,14 +54,14 @@ export function medianInterval(values: readonly number[], wanted = 0.95): Interv
   };
 }
 
-/** How many samples lie outside Tukey's fences: 1.5 times the interquartile range off the quartiles. */
+/** Number of samples outside Tukey's fences: 1.5 times the interquartile range from the quartiles. */
 export function outliers(values: readonly number[]): number {
   const [q1, q3] = [quantile(values, 0.25), quantile(values, 0.75)];
   const reach = 1.5 * (q3 - q1);
   return values.filter((value) => value < q1 - reach || value > q3 + reach).length;
 }
 
-/** Fewer clean samples say nothing of a median. */
+/** Fewer clean samples say nothing about a median. */
 export const kFewestClean = 3;
 
 /** All of the above. */

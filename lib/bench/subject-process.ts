@@ -1,13 +1,13 @@
 /**
- * One subject in a process of its own. The protocol, in JSON lines, is the same for a worker of Node
- * and for a program in another language:
+ * One subject in its own process. The protocol, in JSON lines, is the same for a Node worker and for
+ * a program in another language:
  *
  *   child  {"ready": {"version"?, "note"?, "weightBytes"?, "copies"?, "probe"?, "runner"?}}
  *   parent 12                    (so many calls)
  *   child  {"ms": 34.5, "clean"?} (what they took together; whether no thread of it waited for a core)
  *   ...until the parent closes stdin. {"error": "..."} in place of any answer ends it.
  *
- * Lines that are not JSON are what a library prints of its own, and are skipped.
+ * Lines that are not JSON are a library's own output, and are skipped.
  */
 
 import { type ChildProcess, spawn } from 'node:child_process';
@@ -16,7 +16,7 @@ import { endWithUs } from './children.js';
 import type { Program } from './peer.js';
 import { isClean, type ThreadTimes, threadTimes } from './thread-times.js';
 
-/** What a subject says of itself once it can be timed. */
+/** What a subject reports once it can be timed. */
 export interface Ready {
   readonly version?: string;
   readonly note?: string;
@@ -28,9 +28,9 @@ export interface Ready {
 
 /** One timed sample. */
 export interface Sample {
-  /** Of one call. */
+  /** Milliseconds per call. */
   readonly ms: number;
-  /** No thread that computes had to wait for a core; not known (and taken as so) off Linux. */
+  /** No computing thread had to wait for a core. Unknown off Linux, where it is taken as true. */
   readonly clean: boolean;
 }
 
@@ -44,15 +44,15 @@ interface Answer {
 export type ThreadTimesOf = (pid: number | undefined) => ThreadTimes | undefined;
 
 const kCanPause = process.platform !== 'win32';
-// A process of Node has a dozen threads to put somewhere when it goes on.
+// The system must place the dozen threads of a Node process when it continues.
 const kSettle_ms = 2;
 const kStart_ms = 180_000;
 const kAnswer_ms = 300_000;
 
 /**
- * A child that answers; end it with {@link close}. Between its turns it is stopped, so that threads of a
- * pool that spin for more work (those of OpenMP for milliseconds) take no core from the next one. It ends
- * with this process.
+ * A child that answers; end it with {@link close}. It is stopped between its turns, so that pool threads
+ * that spin for more work (OpenMP's for milliseconds) take no core from the next child. It ends with this
+ * process.
  */
 export class SubjectProcess {
   private readonly child: ChildProcess;
@@ -76,7 +76,7 @@ export class SubjectProcess {
     this.child.stderr?.setEncoding('utf8').on('data', (chunk: string) => {
       this.errors = (this.errors + chunk).slice(-2000);
     });
-    this.child.stdin?.on('error', () => {}); // it went away: its exit is what is reported
+    this.child.stdin?.on('error', () => {}); // it ended: its exit is reported
     this.child.on('error', ({ message }) => this.take({ error: message }));
     this.child.on('close', (code, signal) => {
       const last = this.errors.trim().split('\n').pop() ?? '';
@@ -84,7 +84,7 @@ export class SubjectProcess {
     });
   }
 
-  /** @throws Error in words where it does not come up */
+  /** @throws Error, in words, if it does not start */
   static async start(program: Program): Promise<{ process: SubjectProcess; ready: Ready }> {
     const subject = new SubjectProcess(program);
     try {
@@ -100,7 +100,7 @@ export class SubjectProcess {
 
   /** Warms up, and finds how many calls make a sample of this length. */
   async calibrate(sample_ms: number): Promise<void> {
-    // What takes long is warm after its first call.
+    // A slow call is warm after one run.
     if ((await this.time(1)) > 10 * sample_ms) return;
     let calls = 1;
     for (let round = 0; round < 4; round++) {
@@ -111,9 +111,9 @@ export class SubjectProcess {
     this.calls = calls;
   }
 
-  /** @param timesOf what the threads of a process did so far */
+  /** @param timesOf what the threads of a process have done so far */
   async sample(timesOf: ThreadTimesOf = threadTimes): Promise<Sample> {
-    // All its threads wake at once, and the system spreads them over the cores only then.
+    // All its threads wake at once, and only then does the system spread them over the cores.
     this.resume();
     await sleep(kSettle_ms);
     if (this.calls > 1) await this.call(Math.ceil(this.calls / 2));
@@ -124,7 +124,7 @@ export class SubjectProcess {
     return { ms: ms / this.calls, clean: clean ?? isClean(before, after, ms) };
   }
 
-  /** Ends the child, at once if it does not end by itself. */
+  /** Ends the child, by force if it does not end by itself. */
   close(): Promise<void> {
     return new Promise((resolve) => {
       if (this.child.exitCode !== null || this.child.signalCode !== null || !this.child.pid) {

@@ -3,7 +3,7 @@
 import type { Device, DType } from '../index.js';
 import { type BenchOp, coldBytesFor, type Job, type WeightFormat, weightBytesOf } from './job.js';
 
-/** A size, without M where lists of M apply. */
+/** A size, without M if lists of M apply. */
 export interface SweepShape {
   readonly layer?: string;
   readonly M?: number;
@@ -11,11 +11,11 @@ export interface SweepShape {
   readonly N: number;
 }
 
-/** Lists that are multiplied. */
+/** Lists whose product gives the jobs. */
 export interface Sweep {
   readonly ops: readonly BenchOp[];
   readonly shapes: readonly SweepShape[];
-  /** For shapes without an M of their own. */
+  /** For shapes without their own M. */
   readonly M: readonly number[];
   readonly r: readonly number[];
   readonly formats: readonly WeightFormat[];
@@ -24,7 +24,7 @@ export interface Sweep {
   readonly devices: readonly Device[];
 }
 
-/** A group of jobs, and who takes part: all who are asked for, unless they are named here. */
+/** A group of jobs and its subjects: by default all that were requested. */
 export interface Group {
   readonly jobs: readonly Job[];
   readonly only?: readonly string[];
@@ -59,7 +59,7 @@ export function expand(sweep: Sweep, lastCacheBytes: number): Job[] {
 
 /**
  * What `lowrank bench` measures without options: a layer of Llama-3.2-1B against M, the cost of the
- * adapter against r, and threads. Under two minutes on two cores.
+ * adapter against r, and threads. It takes under two minutes on two cores.
  */
 export function defaultGroups(device: Device, cores: number, lastCacheBytes: number): Group[] {
   const layer = { layer: 'Llama-3.2-1B q', K: 2048, N: 2048 };
@@ -75,7 +75,7 @@ export function defaultGroups(device: Device, cores: number, lastCacheBytes: num
   };
   const jobs = (changes: Partial<Sweep>) => expand({ ...one, ...changes }, lastCacheBytes);
   const fewer = threadSteps(cores).slice(0, -1);
-  // What a report must have comes first: the time may be over.
+  // The essential jobs come first, because time may run out.
   return [
     { jobs: jobs({ M: [1, 256] }) },
     {

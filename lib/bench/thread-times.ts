@@ -4,7 +4,7 @@
 
 import { readdirSync, readFileSync } from 'node:fs';
 
-/** Of one thread, in all. */
+/** Total times of one thread. */
 export interface ThreadTime {
   /** On a core. */
   readonly ran_ms: number;
@@ -14,7 +14,7 @@ export interface ThreadTime {
 
 export type ThreadTimes = ReadonlyMap<string, ThreadTime>;
 
-/** Times of the threads of a process, by their number; `undefined` where the kernel does not say. */
+/** Times of the threads of a process, by their number; `undefined` if the kernel does not report them. */
 export function threadTimes(pid: number | undefined): ThreadTimes | undefined {
   if (pid === undefined) return undefined;
   try {
@@ -30,7 +30,7 @@ export function threadTimes(pid: number | undefined): ThreadTimes | undefined {
   }
 }
 
-/** A thread may end between the listing and this: it then did nothing. */
+/** A thread may end between the listing and this read: it then did nothing. */
 function readThread(file: string): string {
   try {
     return readFileSync(file, 'utf8');
@@ -39,19 +39,21 @@ function readThread(file: string): string {
   }
 }
 
-/** A sample is clean if no thread that computes waited for a core for more than this part of it. */
+/** A sample is clean if no computing thread waited for a core for more than this fraction of it. */
 const kCleanDelay = 0.02;
 /**
- * A thread computes if it ran for this part of a sample. Others (one that hands work out and sleeps until
- * it is done, those of a runtime) may well wait while every core computes, and nothing waits for them.
+ * A thread computes if it ran for this fraction of a sample. Others (one that hands out work and sleeps
+ * until it is done, those of a runtime) may wait while every core computes, because nothing waits for
+ * them.
  */
 const kComputes = 0.1;
 
 /**
- * Whether no thread that computed in a sample of `ms` waited for a core; not known, and so, off Linux.
+ * Did no thread that computed in a sample of `ms` wait for a core? Unknown off Linux, where it is
+ * taken as true.
  *
- * @param queued_ms for which a thread of the process handed calls out: it may take the core of one that
- *   computes, where every core computes, which is no fault of the machine
+ * @param queued_ms time for which a thread of the process queued calls: it may take a core from a
+ * computing thread if every core computes, which is not the machine's fault
  */
 export function isClean(
   before: ThreadTimes | undefined,

@@ -1,12 +1,12 @@
-/** Checks of what a caller gives, by its JavaScript type alone. */
+/** Checks the JavaScript types of a caller's arguments, and nothing else. */
 import { wrongType } from '../core/errors.js';
 
-/** A path as text. @throws ERR_TYPE */
+/** Checks for a path as text. @throws ERR_TYPE */
 export function checkPath(op: string, operand: string, value: unknown): asserts value is string {
   if (typeof value !== 'string') throw wrongType(op, operand, 'a path', value);
 }
 
-/** An object that is no array. @throws ERR_TYPE */
+/** Checks for an object that is not an array. @throws ERR_TYPE */
 export function checkObject(
   op: string,
   operand: string,

@@ -7,7 +7,7 @@ import { printable } from '../core/printable.js';
 import { jsonBounds } from './files/json-bounds.js';
 import { Fields, type JsonObject, readJsonObject } from './files/json-file.js';
 
-/** How rotary position embeddings are stretched; `default` is not at all. */
+/** How rotary position embeddings are stretched; `default` means not at all. */
 export type RopeScaling =
   | { readonly type: 'default' }
   | { readonly type: 'linear'; readonly factor: number }
@@ -51,12 +51,12 @@ const kMaxLayers = 10_000;
  *
  * Supported: RMSNorm, rotary embeddings (default, `linear` and `llama3` scaling, in `rope_scaling` or
  * the newer `rope_parameters`), grouped-query attention, SwiGLU with SiLU, tied or untied head.
- * Refused: attention and MLP biases, other activations and rope types, weights that are already
+ * Rejected: attention and MLP biases, other activations and rope types, weights that are already
  * quantised.
  *
  * @param path path of the config.json
- * @throws LowrankError `ERR_UNSUPPORTED` another architecture or feature · `ERR_FILE` malformed ·
- *   `ERR_FILE_NOT_FOUND`
+ * @throws LowrankError `ERR_UNSUPPORTED` for another architecture or feature · `ERR_FILE` if
+ * malformed · `ERR_FILE_NOT_FOUND`
  */
 export function readLlamaConfig(op: string, path: string): LlamaConfig {
   const object = readJsonObject(op, path, jsonBounds.config);
@@ -156,7 +156,7 @@ function requireSupportedFeatures(op: string, what: string, fields: Fields): voi
     const name = typeof method === 'string' ? printable(method) : 'an unnamed method';
     unsupported(
       `weights must be in f32, bf16 or f16, got a model already quantised by ${name}; ` +
-        'take the original model, it is quantised while loading',
+        'use the original model, which is quantised while loading',
     );
   }
 }

@@ -2,8 +2,8 @@
  * A Hugging Face model folder of the Llama architecture: `config.json` with `model.safetensors`, or
  * with shards listed in `model.safetensors.index.json`.
  *
- * Opening reads and checks every header; tensors are read one by one, so that a model larger than
- * memory can be quantised layer by layer.
+ * Opening reads and checks every header. Tensors are read one by one, so that a model larger than
+ * the memory can be quantised layer by layer.
  */
 
 import fs from 'node:fs';
@@ -31,7 +31,7 @@ const kIndexFile = 'model.safetensors.index.json';
 const kMaxShards = 10_000;
 
 /**
- * An opened model folder; nothing to close.
+ * An opened model folder. It does not have to be closed.
  * @example
  * const model = openHfModel('./llama');
  * const norm = rawToFloat32(model.read('model.norm.weight'));
@@ -42,13 +42,13 @@ export class HfModel {
     readonly folder: string,
     readonly config: LlamaConfig,
     private readonly holders: ReadonlyMap<string, SafetensorsFile>,
-    /** What was odd but harmless, in words. */
+    /** Harmless oddities, in words. */
     readonly warnings: readonly string[],
   ) {
     if (!(holders instanceof Map)) throw notConstructed('HfModel', kOp);
   }
 
-  /** Path of `tokenizer.json`, or `undefined` where the folder has none. */
+  /** Path of `tokenizer.json`, or `undefined` if the folder has none. */
   get tokenizerPath(): string | undefined {
     const file = path.join(this.folder, 'tokenizer.json');
     return fs.existsSync(file) ? file : undefined;
@@ -59,7 +59,7 @@ export class HfModel {
     return [...new Set(this.holders.values())].reduce((sum, file) => sum + file.byteLength, 0);
   }
 
-  /** Names of all tensors in the files, also of those that the architecture does not use. */
+  /** Names of all tensors in the files, including those that the architecture does not use. */
   names(): string[] {
     return [...this.holders.keys()];
   }
@@ -74,8 +74,8 @@ export class HfModel {
   }
 
   /**
-   * Reads one tensor as it stands in the file.
-   * @throws LowrankError `ERR_FILE` no such tensor · `ERR_FILE_CHANGED` · `ERR_OOM`
+   * Reads one tensor as stored in the file.
+   * @throws LowrankError `ERR_FILE` if there is no such tensor · `ERR_FILE_CHANGED` · `ERR_OOM`
    */
   read(name: string): RawTensor {
     checkName(kOp, 'name', name);
@@ -89,7 +89,7 @@ export class HfModel {
 
   /**
    * Reads one tensor as f32 values.
-   * @returns row-major values, in memory of their own
+   * @returns row-major values, in memory of its own
    */
   readFloat32(name: string): Float32Array<ArrayBuffer> {
     return rawToFloat32(this.read(name));
@@ -101,9 +101,9 @@ export class HfModel {
  *
  * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
  * @returns the checked config, and access to the tensors one by one
- * @throws `ERR_TYPE` · LowrankError `ERR_FILE_NOT_FOUND` folder or file missing · `ERR_UNSUPPORTED` another
- *   architecture · `ERR_FILE` malformed, tensors missing or of the wrong shape · `ERR_PATH` ·
- *   `ERR_PICKLE_REFUSED` only pickled weights are there
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE_NOT_FOUND` if the folder or a file is missing ·
+ * `ERR_UNSUPPORTED` for another architecture · `ERR_FILE` if malformed, or if tensors are missing or of the
+ * wrong shape · `ERR_PATH` · `ERR_PICKLE_REFUSED` if there are only pickled weights
  * @example
  * const model = openHfModel('./my-llama');
  * const w = model.readFloat32('model.layers.0.self_attn.q_proj.weight'); // [N, K]
@@ -148,7 +148,7 @@ function openTensors(
   warnings: string[],
 ): Map<string, SafetensorsFile> {
   const exists = (name: string) => fs.existsSync(path.join(folder, name));
-  // As transformers does: a single file wins over an index beside it.
+  // Like transformers: a single file takes precedence over an index.
   if (exists(kSingleFile)) {
     const file = openSafetensors(path.join(folder, kSingleFile), limits);
     return new Map(file.names().map((name) => [name, file]));
@@ -193,7 +193,7 @@ function openShards(
   if (shards.size > kMaxShards) {
     malformed(`weight_map must name at most ${kMaxShards} files, got ${shards.size}`);
   }
-  // All names are judged before any of them reaches the file system.
+  // All names are checked before any of them reaches the file system.
   for (const shard of shards) {
     requirePlainName(kOp, shard);
     if (hasPickleName(shard)) throw pickleRefused(kOp, shard, 'by its file name, in the index');
@@ -228,7 +228,7 @@ function openShards(
   return holders;
 }
 
-/** Published indexes often have a wrong total_size; it is used for nothing, so it only warns. */
+/** Published indexes often have a wrong total_size. Nothing uses it, so it only gives a warning. */
 function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]): void {
   const metadata = index.optionalObject('metadata');
   if (metadata === undefined) return;
@@ -240,7 +240,7 @@ function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]):
   }
 }
 
-/** Requires every tensor of the architecture, with its shape, in a floating point dtype. */
+/** Requires every tensor of the architecture with its shape, in a floating-point dtype. */
 function requireTensors(
   folder: string,
   config: LlamaConfig,

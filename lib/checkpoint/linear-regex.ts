@@ -1,31 +1,32 @@
 /**
- * Regular expressions that come out of a file, matched in time linear in the text.
+ * Matches regular expressions from a file in time linear in the text.
  *
- * PEFT configs carry regular expressions (`target_modules`, `rank_pattern`, `alpha_pattern`); given to
- * JavaScript's RegExp, 30 characters of them can block the process for hours. Here a pattern becomes
- * a Thompson automaton and all its states advance together, so matching takes at most
- * (pattern size) · (text length) steps, and a budget bounds even that.
+ * PEFT configs contain regular expressions (`target_modules`, `rank_pattern`, `alpha_pattern`). In
+ * JavaScript's RegExp, 30 characters of them can block the process for hours. Here a pattern becomes a
+ * Thompson automaton whose states all advance together, so matching takes at most (pattern size) ·
+ * (text length) steps, and a budget limits even that.
  *
- * The language is Python's `re` without what cannot be matched so: literals, `.`, classes, `\d \w \s`
- * and their complements, groups (plain, `(?:...)`, named), `|`, `* + ? {m,n}` greedy or lazy, `^ $ \A
- * \Z \b \B`. Refused: backreferences, lookaround, inline flags, atomic groups, possessive
- * quantifiers. Whether a text matches does not depend on greed, so lazy means the same as greedy.
+ * The language is Python's `re` without what cannot be matched this way: literals, `.`, classes,
+ * `\d \w \s` and their complements, groups (plain, `(?:...)`, named), `
+ * `, `* + ? {m,n}` greedy or lazy, `^ $ \A \Z \b \B`. Rejected: backreferences, lookaround, inline
+ * flags, atomic groups, possessive quantifiers. Whether a text matches does not depend on greediness,
+ * so lazy means the same as greedy.
  */
 
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { type CharTest, type Node, parsePattern } from './regex-syntax.js';
 
-/** States that a compiled pattern may have; `{m,n}` is expanded and counts in full. */
+/** Maximum number of states in a compiled pattern; `{m,n}` is expanded and counts in full. */
 const kMaxStates = 20_000;
-/** Nodes visited while compiling: `(((){1000}){1000}){1000}` has no states, but 10^9 of these. */
+/** Maximum number of nodes visited while compiling: `(((){1000}){1000}){1000}` has no states, but 10^9 nodes. */
 const kMaxCompileSteps = 200_000;
 
-/** What all patterns that share it may use together. */
+/** The common budget of all patterns that share it. */
 export interface MatchBudget {
-  /** States looked at while matching. */
+  /** States visited while matching. */
   steps: number;
-  /** States of all compiled patterns, since ten thousand small patterns can each expand to many. */
+  /** States of all compiled patterns, because ten thousand small patterns can each expand to many. */
   states: number;
 }
 
@@ -55,9 +56,9 @@ export class LinearRegex {
   /**
    * @param op the call that reads the file, for messages
    * @param pattern a pattern in Python's syntax
-   * @param budget shared by several patterns; default: one of its own
-   * @throws LowrankError `ERR_FILE` not a valid pattern · `ERR_UNSUPPORTED` a construct that cannot be
-   *   matched in linear time, or a pattern that is too large
+   * @param budget shared by several patterns; by default the pattern has its own
+   * @throws LowrankError `ERR_FILE` for an invalid pattern · `ERR_UNSUPPORTED` for a construct that
+   * cannot be matched in linear time, or a pattern that is too large
    */
   constructor(
     private readonly op: string,
@@ -69,9 +70,9 @@ export class LinearRegex {
   }
 
   /**
-   * Whether the pattern matches the whole text (Python's `re.fullmatch`).
+   * Does the pattern match the whole text (Python's `re.fullmatch`)?
    *
-   * @throws LowrankError `ERR_UNSUPPORTED` when the budget is spent
+   * @throws LowrankError `ERR_UNSUPPORTED` if the budget is exhausted
    */
   fullMatch(text: string): boolean {
     const { budget } = this;
@@ -96,8 +97,8 @@ export class LinearRegex {
   }
 
   /**
-   * Adds a state and all that it leads to without a character; iterative, each state once.
-   * @returns how many states it looked at
+   * Adds a state and everything reachable from it without a character. Iterative, each state once.
+   * @returns the number of visited states
    */
   private follow(
     from: number,
@@ -133,7 +134,7 @@ export class LinearRegex {
     return this.states.length - 1;
   }
 
-  /** Compiles back to front: `next` is where a match of `node` goes on. Depth is bounded by the parser. */
+  /** Compiles back to front: a match of `node` continues at `next`. The parser limits the depth. */
   private compile(node: Node, next: number): number {
     if (++this.compileSteps > kMaxCompileSteps) throw this.tooLarge('less deeply repeated');
     switch (node.kind) {

@@ -1,5 +1,5 @@
 /**
- * Python pickles are refused, by name and by content: reading one means running the code in it.
+ * Python pickles are rejected, by name and by content: reading one runs the code in it.
  */
 
 import { LowrankError } from '../core/errors.js';
@@ -7,18 +7,18 @@ import { printable } from '../core/printable.js';
 
 const kPickleNames = /\.(bin|pt|pth|ckpt|pkl|pickle)$/i;
 
-/** Whether a file name is one that PyTorch gives to pickled checkpoints. */
+/** Is it a file name that PyTorch gives to pickled checkpoints? */
 export function hasPickleName(path: string): boolean {
   return kPickleNames.test(path);
 }
 
 /**
- * Whether a file begins like a pickle (protocol 0 to 5) or like a zip archive, which is what
- * `torch.save` writes today.
+ * Does a file start like a pickle (protocol 0 to 5) or like a zip archive, which is what
+ * `torch.save` writes today?
  *
- * Only the first bytes decide, so that a `.safetensors` name in front of a pickle does not hide it.
- * A safetensors file is never mistaken for one: its bytes 2 to 7 are the upper bytes of a header
- * length below 2^24 or so, and the caller looks for `{` at byte 8 first.
+ * Only the first bytes decide, so a `.safetensors` name does not hide a pickle. A safetensors file
+ * is never mistaken for one: its bytes 2 to 7 are the upper bytes of a header length below about
+ * 2^24, and the caller first looks for `{` at byte 8.
  *
  * @param head the first 64 bytes of the file, or fewer
  */
@@ -31,7 +31,7 @@ export function hasPickleContent(head: Uint8Array): boolean {
   return /^(\((dp|lp|d|l|c)|c[\w.]+\n[\w.]+\n|[\]})]q)/.test(text);
 }
 
-/** Builds the refusal for a file; `why` says what gave it away. */
+/** Builds the error for a file; `why` says how it was recognised. */
 export function pickleRefused(op: string, path: string, why: string): LowrankError {
   return new LowrankError(
     'ERR_PICKLE_REFUSED',

@@ -2,12 +2,12 @@
  * JSON text exactly as Python's `json.dumps` writes it, for files that are compared byte for byte.
  */
 
-/** A number that Python holds as a float: written with a point or an exponent even when integral. */
+/** A number that Python holds as a float: written with a point or an exponent even if it is integral. */
 export class PythonFloat {
   constructor(readonly value: number) {}
 }
 
-/** What {@link pythonJson} can write. */
+/** The values that {@link pythonJson} can write. */
 export type PythonJson =
   | null
   | boolean
@@ -18,8 +18,8 @@ export type PythonJson =
   | ReadonlyMap<string, PythonJson>;
 
 /**
- * `repr` of a Python float: JavaScript's shortest digits, with an exponent below 1e-4 and from 1e16,
- * of at least two digits, and a `.0` behind integers.
+ * `repr` of a Python float: JavaScript's shortest digits, with an exponent of at least two digits
+ * below 1e-4 and from 1e16 on, and `.0` after integers.
  *
  * @param value a finite number
  * @example
@@ -62,7 +62,7 @@ function write(value: PythonJson, indent: number, level: number): string {
   return `${open}\n${pad}${items.join(`,\n${pad}`)}\n${' '.repeat(indent * level)}${close}`;
 }
 
-/** With `ensure_ascii`, Python's default: everything above ASCII is escaped. */
+/** Python's default `ensure_ascii`: everything above ASCII is escaped. */
 function pythonString(text: string): string {
   return JSON.stringify(text).replace(/[\u007f-\uffff]/g, (c) =>
     c === '\u007f' ? c : `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`,

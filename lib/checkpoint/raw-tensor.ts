@@ -1,8 +1,8 @@
 /**
- * A tensor as it stands in a checkpoint file: bytes with a dtype and a shape, nothing computed.
+ * A tensor as stored in a checkpoint file: bytes with a dtype and a shape, nothing computed.
  *
- * Everything is little-endian, as in the files; the machines that Node.js 20 runs these kernels on
- * are too, so views are taken without swapping.
+ * Everything is little-endian, as in the files. So are the machines on which Node.js 20 runs these
+ * kernels, and views need no byte swap.
  */
 
 import { fail, LowrankTypeError, refusal } from '../core/errors.js';
@@ -34,7 +34,7 @@ interface ViewConstructor {
   readonly name: string;
 }
 
-/** Order matters: it is the order in which the writer lays tensors out (largest alignment first). */
+/** The order matters: the writer lays tensors out in this order (largest alignment first). */
 const kRawDTypes = {
   C64: { bits: 64, view: Uint8Array },
   U64: { bits: 64, view: BigUint64Array },
@@ -61,7 +61,7 @@ const kRawDTypes = {
 /** The dtype names of the safetensors format, spelled as in the files. */
 export type RawDType = keyof typeof kRawDTypes;
 
-/** All dtype names, in the order in which a writer lays tensors out. */
+/** All dtype names, in the order in which the writer lays tensors out. */
 export const rawDTypes: readonly RawDType[] = Object.keys(kRawDTypes) as RawDType[];
 
 const kLayoutRank = new Map<string, number>(rawDTypes.map((dtype, index) => [dtype, index]));
@@ -81,7 +81,7 @@ export interface RawTensor {
   readonly data: RawData;
 }
 
-/** Whether a string is a dtype name of the safetensors format (case matters). */
+/** Is a string a dtype name of the safetensors format (case matters)? */
 export function isRawDType(name: string): name is RawDType {
   return kLayoutRank.has(name);
 }
@@ -92,10 +92,10 @@ export function layoutRank(dtype: RawDType): number {
 }
 
 /**
- * Bytes of a tensor, or `undefined` where the size is not a whole number of bytes or passes 2^53 - 1.
+ * Bytes of a tensor, or `undefined` if the size is not a whole number of bytes or exceeds 2^53 - 1.
  *
- * Dimensions of 0 are left out of the overflow check's favour: `[0, 2^52, 2^52]` is refused too,
- * since a caller that allocates by the other dimensions would overflow.
+ * Dimensions of 0 do not hide an overflow: `[0, 2^52, 2^52]` is rejected too, because a caller that
+ * allocates by the other dimensions would overflow.
  *
  * @param shape non-negative safe integers
  */
@@ -117,7 +117,7 @@ export function rawByteLength(dtype: RawDType, shape: readonly number[]): number
   return total_bits % 8 === 0 ? total_bits / 8 : undefined;
 }
 
-/** A view of the dtype's natural array type over freshly allocated, hence aligned, bytes. */
+/** A view of the dtype's natural array type over newly allocated, hence aligned, bytes. */
 export function rawView(dtype: RawDType, bytes: Uint8Array<ArrayBuffer>): RawData {
   const { view } = kRawDTypes[dtype];
   const View: ViewConstructor = view;
@@ -130,8 +130,8 @@ export function bytesOf(data: RawData): Uint8Array {
 }
 
 /**
- * Checks that a tensor given to a writer is what it says it is: known dtype, sane shape, a typed
- * array of exactly the right length and element size.
+ * Checks that a tensor for a writer is consistent: known dtype, sane shape, and a typed array of
+ * exactly the right length and element size.
  *
  * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE`, `ERR_SHAPE`
  */
@@ -167,7 +167,7 @@ export function checkRawTensor(op: string, operand: string, tensor: RawTensor): 
   }
 }
 
-/** Those that factors may have. */
+/** The dtypes that factors may have. */
 export const kFloatDTypes: readonly RawDType[] = ['F32', 'BF16', 'F16', 'F64'];
 
 /**
@@ -177,7 +177,7 @@ export const kFloatDTypes: readonly RawDType[] = ['F32', 'BF16', 'F16', 'F64'];
  * included), `F64` is rounded once to nearest even.
  *
  * @param tensor dtype F32, BF16, F16 or F64
- * @returns a fresh Float32Array, row-major
+ * @returns a new Float32Array, row-major
  * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE` for any other dtype, `ERR_SHAPE`
  * @example
  * rawToFloat32({ dtype: 'BF16', shape: [1], data: new Uint16Array([0x3f80]) }); // [1]

@@ -1,12 +1,12 @@
 /**
  * Parser for the subset of Python's `re` syntax that linear-regex.ts matches. The nesting of groups is
- * bounded, so that its recursion is.
+ * limited, which limits the recursion.
  */
 
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 
-/** Whether one character (a code point) is matched. */
+/** Does it match one character (a code point)? */
 export type CharTest = (char: string) => boolean;
 
 export type Node =
@@ -44,7 +44,7 @@ const kEscapes: Readonly<Record<string, string>> = {
 };
 
 /**
- * @throws LowrankError `ERR_FILE` invalid · `ERR_UNSUPPORTED` a construct outside the subset
+ * @throws LowrankError `ERR_FILE` if invalid · `ERR_UNSUPPORTED` for a construct outside the subset
  */
 export function parsePattern(op: string, pattern: string): Node {
   return new PatternParser(op, pattern).parse();
@@ -101,7 +101,7 @@ class PatternParser {
     return { kind: 'repeat', item, min: bounds[0], max: bounds[1] };
   }
 
-  /** Reads `*`, `+`, `?` or `{m,n}`; a brace that is not a quantifier is left as a literal. */
+  /** Reads `*`, `+`, `?` or `{m,n}`. A brace that is not a quantifier stays a literal. */
   private quantifier(): [number, number] | undefined {
     const char = this.chars[this.at];
     if (char === '*' || char === '+' || char === '?') {
@@ -177,7 +177,7 @@ class PatternParser {
     return { kind: 'char', test: typeof item === 'string' ? (c) => c === item : item };
   }
 
-  /** What stands behind a backslash: a class, or the character that it spells. */
+  /** What follows a backslash: a class, or the character that it denotes. */
   private escapedItem(): string | CharTest {
     const char = this.chars[this.at++];
     if (char === undefined) return this.invalid('a character after "\\"');

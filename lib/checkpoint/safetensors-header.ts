@@ -5,9 +5,9 @@
  *   header = { "name": { "dtype": D, "shape": [d, ...], "data_offsets": [begin, end] }, ...,
  *              "__metadata__": { "key": "text", ... } }
  *
- * `JSON.parse` is not used for the structure: it cannot see a name that stands twice, nor `1.0`
- * written for `1`. The grammar has a fixed depth of three, so the scanner is one loop with no
- * recursion and nothing in a file can exhaust the stack.
+ * `JSON.parse` is not used for the structure: it cannot see a name that occurs twice, nor `1.0`
+ * written for `1`. The grammar has a fixed depth of three, so the scanner is one loop without
+ * recursion, and nothing in a file can exhaust the stack.
  */
 
 import { fail, LowrankError, wrongType } from '../core/errors.js';
@@ -16,13 +16,13 @@ import { checkObject } from './arguments.js';
 import { type JsonBounds, requireBounded } from './files/json-bounds.js';
 import { isRawDType, type RawDType, rawByteLength } from './raw-tensor.js';
 
-/** Limits that a header is held to; larger ones are opt-in. */
+/** Limits for a header. A larger one must be requested. */
 export interface HeaderLimits {
   /** Longest header in bytes; default 25 MB (the format itself allows 100 MB). */
   readonly maxHeaderBytes?: number;
 }
 
-/** Options with a header cap. @throws ERR_TYPE, ERR_VALUE */
+/** Checks options with a header limit. @throws ERR_TYPE, ERR_VALUE */
 export function checkLimits(op: string, options: unknown): asserts options is HeaderLimits {
   checkObject(op, 'options', options);
   const { maxHeaderBytes: cap } = options as { readonly maxHeaderBytes?: unknown };
@@ -33,7 +33,7 @@ export function checkLimits(op: string, options: unknown): asserts options is He
   }
 }
 
-/** Where a tensor lies; offsets are bytes from the start of the data section. */
+/** The position of a tensor; offsets are bytes from the start of the data section. */
 export interface HeaderEntry {
   readonly name: string;
   readonly dtype: RawDType;
@@ -42,7 +42,7 @@ export interface HeaderEntry {
   readonly end_bytes: number;
 }
 
-/** A checked header: entries sorted by offset, covering the data section without hole or overlap. */
+/** A checked header: entries sorted by offset, which cover the data section without gap or overlap. */
 export interface SafetensorsHeader {
   readonly entries: readonly HeaderEntry[];
   readonly metadata: ReadonlyMap<string, string>;
@@ -52,7 +52,7 @@ export interface SafetensorsHeader {
 
 const kDefaultMaxHeaderBytes = 25_000_000;
 const kFormatMaxHeaderBytes = 100_000_000;
-/** The adapters of all experts of the largest published models are some 140,000 tensors. */
+/** The adapters of all experts of the largest published models have about 140,000 tensors. */
 const kMaxTensors = 200_000;
 const kMaxRank = 16;
 const kMaxNameLength = 4096;
@@ -64,7 +64,7 @@ const kBounds: JsonBounds = {
   maxValues: 16 * kMaxTensors,
 };
 
-/** Throws the one error that a malformed file gives. */
+/** Throws the error for a malformed file. */
 export type Malformed = (what: string) => never;
 
 export function malformedFile(op: string, path: string): Malformed {
@@ -74,7 +74,7 @@ export function malformedFile(op: string, path: string): Malformed {
 }
 
 /**
- * Length of the header, from the first 8 bytes, checked against the file and the cap.
+ * Length of the header, from the first 8 bytes, checked against the file and the limit.
  *
  * @param prefix the first 8 bytes (fewer if the file is shorter)
  * @param fileBytes size of the whole file
@@ -103,7 +103,8 @@ export function headerByteLength(
  * Parses and checks a header.
  *
  * @param bytes exactly the header, without the 8 length bytes
- * @param fileBytes size of the whole file; the data section must be used up to its last byte
+ * @param fileBytes size of the whole file; the tensors must cover the data section up to its last
+ * byte
  * @throws LowrankError through `malformed`
  */
 export function parseHeader(
@@ -125,7 +126,7 @@ export function parseHeader(
   return { entries, metadata, data_start_bytes };
 }
 
-/** Sorts by offset and requires that the tensors tile the data section exactly. */
+/** Sorts by offset and requires that the tensors cover the data section exactly. */
 function checkLayout(entries: HeaderEntry[], data_bytes: number, malformed: Malformed): void {
   entries.sort((a, b) => a.begin_bytes - b.begin_bytes || a.end_bytes - b.end_bytes);
   let reached_bytes = 0;
@@ -133,7 +134,7 @@ function checkLayout(entries: HeaderEntry[], data_bytes: number, malformed: Malf
     const size_bytes = rawByteLength(dtype, shape);
     const what = `tensor ${printable(name)} (${dtype}[${shape.join(', ')}])`;
     if (size_bytes === undefined) {
-      malformed(`${what} must be a whole number of bytes below 2^53 / 64 elements`);
+      malformed(`${what} must have fewer than 2^53 / 64 elements and whole bytes`);
     }
     if (end_bytes < begin_bytes) {
       malformed(`${what} must have ordered data_offsets, got [${begin_bytes}, ${end_bytes}]`);
@@ -160,7 +161,7 @@ const kBackslash = 0x5c;
 const kComma = 0x2c;
 const kClose = 0x7d;
 
-/** One pass over the header text; every method leaves `at` behind what it read. */
+/** One pass over the header text. Every method leaves `at` after what it has read. */
 class HeaderScanner {
   private at = 0;
 
@@ -175,7 +176,7 @@ class HeaderScanner {
     let metadata = new Map<string, string>();
     this.object(() => {
       const name = this.string(kMaxNameLength, 'a tensor name');
-      if (names.has(name)) this.malformed(`name ${printable(name)} must stand once, got it twice`);
+      if (names.has(name)) this.malformed(`name ${printable(name)} must occur once, got it twice`);
       names.add(name);
       this.expect(0x3a, '":"');
       if (name === '__metadata__') {
@@ -194,7 +195,7 @@ class HeaderScanner {
     const metadata = new Map<string, string>();
     this.object(() => {
       const key = this.string(Number.POSITIVE_INFINITY, 'a metadata key');
-      if (metadata.has(key)) this.malformed(`metadata key ${printable(key)} must stand once`);
+      if (metadata.has(key)) this.malformed(`metadata key ${printable(key)} must occur once`);
       this.expect(0x3a, '":"');
       metadata.set(key, this.string(Number.POSITIVE_INFINITY, 'a metadata text'));
     });
@@ -272,7 +273,7 @@ class HeaderScanner {
     }
   }
 
-  /** `0` or digits without a leading zero; `-1`, `1.0`, `1e3` and 2^53 are refused. */
+  /** `0` or digits without a leading zero; rejects `-1`, `1.0`, `1e3` and 2^53. */
   private integer(): number {
     this.skipSpace();
     const start = this.at;
@@ -281,7 +282,7 @@ class HeaderScanner {
       const digit = this.text.charCodeAt(this.at) - 0x30;
       if (!(digit >= 0 && digit <= 9)) break;
       value = value * 10 + digit;
-      // Checked per digit, so that a number of a million digits costs sixteen steps.
+      // Checked per digit, so that a number with a million digits costs sixteen steps.
       if (value > Number.MAX_SAFE_INTEGER) this.unexpected('an integer below 2^53', start);
       this.at++;
     }

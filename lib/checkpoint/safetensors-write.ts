@@ -1,7 +1,7 @@
 /**
- * Writing safetensors files: the same tensors give the same bytes, and those bytes are the ones that
- * the reference implementation writes (largest alignment first, then by name; header padded with
- * spaces to 8 bytes).
+ * Writes safetensors files. The same tensors give the same bytes, and these are the bytes that the
+ * reference implementation writes (largest alignment first, then by name; header padded with spaces
+ * to a multiple of 8 bytes).
  */
 
 import { fail } from '../core/errors.js';
@@ -10,7 +10,7 @@ import { checkObject, checkPath } from './arguments.js';
 import { writeFileAtomic } from './files/atomic-write.js';
 import { bytesOf, checkRawTensor, layoutRank, type RawTensor } from './raw-tensor.js';
 
-/** Tensors by name, in any order; a Map where a name may be `__proto__`. */
+/** Tensors by name, in any order; use a Map if a name may be `__proto__`. */
 export type RawTensors = ReadonlyMap<string, RawTensor> | Readonly<Record<string, RawTensor>>;
 /** `__metadata__` texts by key. */
 export type RawMetadata = ReadonlyMap<string, string> | Readonly<Record<string, string>>;
@@ -19,7 +19,7 @@ export type RawMetadata = ReadonlyMap<string, string> | Readonly<Record<string, 
  * The bytes of a safetensors file.
  *
  * @param tensors names -> tensors
- * @param metadata texts for `__metadata__`; PyTorch's loaders want `{ format: 'pt' }`. Default: none
+ * @param metadata texts for `__metadata__`; PyTorch's loaders need `{ format: 'pt' }`. Default: none
  * @returns the whole file in memory
  * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE`, `ERR_SHAPE`, `ERR_VALUE` (a name or text that cannot be written)
  * @example
@@ -93,7 +93,7 @@ function layOut(op: string, tensors: RawTensors, metadata: RawMetadata | undefin
     );
   }
   const json = new TextEncoder().encode(`{${members.join(',')}}`);
-  // Data then starts at a multiple of 8 bytes, which is what zero-copy readers need.
+  // Data then starts at a multiple of 8 bytes, which zero-copy readers need.
   const head = new Uint8Array(8 + Math.ceil(json.length / 8) * 8).fill(0x20);
   new DataView(head.buffer).setBigUint64(0, BigInt(head.length - 8), true);
   head.set(json, 8);
@@ -113,12 +113,12 @@ function checkText(op: string, operand: string, text: unknown): void {
   }
 }
 
-/** Order by UTF-8 bytes, which is order by code points and not JavaScript's by UTF-16 units. */
+/** Order by UTF-8 bytes, which is the order by code points, not JavaScript's order by UTF-16 units. */
 function compareUtf8(a: string, b: string): number {
   if (a === b) return 0;
   let at = 0;
   while (at < a.length && a.charCodeAt(at) === b.charCodeAt(at)) at++;
-  // Step back to the start of a surrogate pair whose first halves are equal.
+  // Step back to the start of a surrogate pair if the first halves are equal.
   const low = a.charCodeAt(at) & 0xfc00;
   if (at > 0 && (low === 0xdc00 || (b.charCodeAt(at) & 0xfc00) === 0xdc00)) at--;
   return (a.codePointAt(at) ?? -1) - (b.codePointAt(at) ?? -1);

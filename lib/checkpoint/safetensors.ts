@@ -1,8 +1,8 @@
 /**
- * Reading safetensors files, whole or tensor by tensor. Files are treated as hostile: malformed ones
- * give one typed error, and neither time nor memory exceeds a small multiple of the file's size.
+ * Reads safetensors files, whole or tensor by tensor. Files are treated as hostile: a malformed one
+ * gives one typed error, and time and memory stay below a small multiple of the file's size.
  *
- * All functions are synchronous; a tensor's bytes are copied once, into memory of their own.
+ * All functions are synchronous. A tensor's bytes are copied once, into separate memory.
  */
 
 import { LowrankError, notConstructed, wrongType } from '../core/errors.js';
@@ -28,7 +28,7 @@ import {
 
 export { encodeSafetensors, writeSafetensors } from './safetensors-write.js';
 
-/** What a tensor is, without its data. */
+/** The properties of a tensor, without its data. */
 export interface RawTensorInfo {
   readonly dtype: RawDType;
   readonly shape: readonly number[];
@@ -37,13 +37,13 @@ export interface RawTensorInfo {
 
 /** Options of {@link readSafetensors}. */
 export interface ReadSafetensorsOptions extends HeaderLimits {
-  /** Read only these tensors; each must be in the file. Default: all. */
+  /** Read only these tensors; each must exist in the file. Default: all. */
   readonly names?: Iterable<string>;
 }
 
 /** The content of a safetensors file. */
 export interface SafetensorsContent {
-  /** In file order. A Map, so that a tensor named `__proto__` is a tensor like any other. */
+  /** In file order. A Map, so that a tensor named `__proto__` is an ordinary tensor. */
   readonly tensors: Map<string, RawTensor>;
   readonly metadata: Map<string, string>;
 }
@@ -53,13 +53,13 @@ const kOpenOp = 'openSafetensors';
 const kHeadBytes = 64;
 
 /**
- * Reads a safetensors file, or one that is in memory.
+ * Reads a safetensors file, or one that is in memory already.
  *
  * @param source a path, or the bytes of the whole file
- * @param options which tensors, and the header cap (25 MB by default)
- * @returns tensors in memory of their own, and the `__metadata__` texts
- * @throws `ERR_TYPE` · LowrankError `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` written to
- *   while it was read · `ERR_PATH` not a regular file · `ERR_PICKLE_REFUSED` · `ERR_OOM`
+ * @param options which tensors, and the header limit (25 MB by default)
+ * @returns tensors in separate memory, and the `__metadata__` texts
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE` if malformed · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` if it
+ * was written to during the read · `ERR_PATH` if it is not a regular file · `ERR_PICKLE_REFUSED` · `ERR_OOM`
  * @example
  * const { tensors } = readSafetensors('model.safetensors', { names: ['lm_head.weight'] });
  */
@@ -86,10 +86,10 @@ export function readSafetensors(
 }
 
 /**
- * Opens a safetensors file for reading tensor by tensor; only the header is read now.
+ * Opens a safetensors file to read it tensor by tensor; only the header is read now.
  *
- * No file descriptor is kept: each read opens the file, requires that it is still the same one, and
- * closes it, so there is nothing to dispose of and a model of 10,000 shards needs one descriptor.
+ * No file descriptor stays open: each read opens the file, requires that it is still the same one,
+ * and closes it. So there is nothing to dispose, and a model of 10,000 shards needs one descriptor.
  *
  * @param path a path
  * @throws LowrankError as {@link readSafetensors}
@@ -111,7 +111,7 @@ export function openSafetensors(
 }
 
 /**
- * A safetensors file whose header was checked; tensors are read one by one.
+ * A safetensors file with a checked header. Tensors are read one by one.
  * @example
  * const file = openSafetensors('model.safetensors');
  * for (const name of file.names()) console.log(name, file.info(name)?.shape);
@@ -148,7 +148,7 @@ export class SafetensorsFile {
     return this.entries.has(name);
   }
 
-  /** What a tensor is, or `undefined` if the file has none of that name. */
+  /** The properties of a tensor, or `undefined` if the file has none of that name. */
   info(name: string): RawTensorInfo | undefined {
     const entry = this.entries.get(name);
     if (entry === undefined) return undefined;
@@ -159,9 +159,9 @@ export class SafetensorsFile {
   /**
    * Reads one tensor.
    *
-   * @returns the tensor in memory of its own
-   * @throws LowrankError `ERR_FILE` no such tensor · `ERR_FILE_CHANGED` the file is no longer the one
-   *   that was opened · `ERR_OOM`
+   * @returns the tensor in separate memory
+   * @throws LowrankError `ERR_FILE` if there is no such tensor · `ERR_FILE_CHANGED` if the file is
+   * not the one that was opened · `ERR_OOM`
    */
   read(name: string): RawTensor {
     checkName(kOpenOp, 'name', name);
@@ -243,7 +243,7 @@ function toTensor(entry: HeaderEntry, bytes: Uint8Array<ArrayBuffer>): RawTensor
   return { dtype: entry.dtype, shape: entry.shape, data: rawView(entry.dtype, bytes) };
 }
 
-/** A header that starts with "{" is parsed, whatever its length bytes look like as a pickle. */
+/** A header that starts with "{" is parsed, even if its length bytes look like a pickle. */
 function refusePickleContent(op: string, path: string, head: Uint8Array): void {
   if (head[8] !== 0x7b && hasPickleContent(head)) {
     throw pickleRefused(op, path, 'by its first bytes');

@@ -1,6 +1,6 @@
 /**
- * `lowrank bench`: the kernels beside the roofline of this machine and other libraries. The harness
- * is in lib/bench; docs/benchmarks.md says how it measures.
+ * `lowrank bench`: the kernels compared with the roofline of this machine and with other libraries.
+ * The harness is in lib/bench; docs/benchmarks.md describes how it measures.
  */
 
 import { existsSync } from 'node:fs';
@@ -100,10 +100,10 @@ const kOptions = {
   compare: { type: 'boolean' },
 } as const;
 
-/** Length of one sample; shorter calls are put together. */
+/** Length of one sample. Several short calls make one sample. */
 const kSample_ms = 10;
 const kMostJobs = 1000;
-/** The default selection ends in two minutes also where others use the machine. */
+/** The default selection ends within two minutes even if others use the machine. */
 const kDefaultLimit_s = 100;
 
 /** Runs the subcommand. */
@@ -129,7 +129,7 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
   const json = parsed.flag('json');
   const result = from === undefined ? await measure(parsed, args) : readResult(from);
   const text = `${JSON.stringify(result, null, 1)}\n`;
-  // First: a file that cannot be written costs no measurement.
+  // Printed first, so that a file that cannot be written loses no measurement.
   process.stdout.write(json ? text : resultText(result));
   write(parsed, 'save', text);
   write(parsed, 'report', benchHtml(result));
@@ -137,18 +137,18 @@ export async function benchCommand(args: readonly string[]): Promise<number> {
   return exitCodes.ok;
 }
 
-/** What a run that is not measured reads. */
+/** Options that apply to saved runs. */
 const kWithCompare = ['compare', 'json'];
 const kWithFrom = ['from', 'json', 'save', 'report', 'figure'];
 
-/** An option that changes nothing is refused where it would seem to. */
+/** Rejects options that would have no effect. */
 function refuseUnread(parsed: Arguments): void {
   const names = Object.keys(kOptions);
   const refuse = (option: string, read: readonly string[]) => {
     const stray = parsed.firstGiven(names.filter((name) => !read.includes(name)));
     if (stray === undefined) return;
     const others = read.filter((name) => name !== option).map((name) => `--${name}`);
-    throw parsed.wrong(`--${option} goes with ${others.join(', ')} alone, got --${stray}`);
+    throw parsed.wrong(`--${option} goes only with ${others.join(', ')}, got --${stray}`);
   };
   if (parsed.flag('compare')) refuse('compare', kWithCompare);
   else if (parsed.text('from') !== undefined) refuse('from', kWithFrom);
@@ -157,7 +157,7 @@ function refuseUnread(parsed: Arguments): void {
     parsed.firstGiven(['shape']) &&
     !parsed.firstGiven(['model'])
   ) {
-    throw parsed.wrong('--m is for a --model, got --shape, which has its tokens: MxKxN');
+    throw parsed.wrong('--m goes with --model, got --shape, which sets M itself: MxKxN');
   }
 }
 
@@ -176,7 +176,7 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
     roofline: !parsed.flag('no-roofline'),
   };
   const progress = new Progress(parsed.flag('json'));
-  // Nothing is lost by ending at once; what is to go with this process goes when it exits.
+  // Ending at once loses nothing; what must end with this process ends when it exits.
   const interrupts: Interrupts = new Interrupts(() => {
     progress.close();
     process.exit(interrupts.exitCode);
@@ -189,17 +189,17 @@ async function measure(parsed: Arguments, args: readonly string[]): Promise<Benc
   }
 }
 
-/** Writes a result where its option asks for it. @throws as {@link writeOutputFile} */
+/** Writes a result if its option requests it. @throws as {@link writeOutputFile} */
 function write(parsed: Arguments, option: string, text: string | undefined): void {
   const file = parsed.text(option);
   if (file === undefined) return;
   if (text === undefined) {
-    throw parsed.refuse(option, 'of a run over several M, or with a roofline', file);
+    throw parsed.refuse(option, 'for a run with several M or a roofline', file);
   }
   writeOutputFile('bench', file, text);
 }
 
-/** Options that choose jobs: without any, the default selection. */
+/** Options that select jobs. Without them, the default selection runs. */
 const kSweepOptions = ['op', 'model', 'shape', 'm', 'rank', 'format', 'dtype', 'threads'] as const;
 
 function choosesJobs(parsed: Arguments): boolean {
@@ -261,7 +261,7 @@ function readShapes(parsed: Arguments): SweepShape[] {
 async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
   const text = parsed.text('peers') ?? 'all';
   const names = text.split(',').map((item) => item.trim());
-  // A family by its first name: onnxruntime is both of its rows.
+  // A family by its first name: onnxruntime selects both of its rows.
   const matches = (peer: string, name: string) => peer === name || peer.startsWith(`${name}-`);
   const wrong = names.filter((name) => !kPeerNames.some((peer) => matches(peer, name)));
   if (text !== 'all' && text !== 'none' && wrong.length > 0) {
@@ -276,7 +276,7 @@ async function readPeers(parsed: Arguments): Promise<AskedPeer[]> {
     const peer = await loadCase(file);
     const taken = [...kPeers, ...own.map((one) => one.peer)].some(({ name }) => name === peer.name);
     if (taken) throw parsed.refuse('case', 'a file whose name is not taken', peer.name);
-    // The name of a method is no path.
+    // The name of a method is not a path.
     own.push({ peer, file: existsSync(file) ? path.resolve(file) : file });
   }
   return [...chosen.map((peer) => ({ peer })), ...own];

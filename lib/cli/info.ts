@@ -1,5 +1,5 @@
 /**
- * `lowrank info`: devices, features, and why each is or is not there.
+ * `lowrank info`: devices, features, and the reason for everything that is not available.
  */
 
 import os from 'node:os';
@@ -31,8 +31,8 @@ the list of devices is empty, the JSON has bindingProblem, and the exit code is 
 `;
 
 /**
- * Whether a GPU has memory left, and whether its driver takes the kernels, shows only where it is
- * started; a list alone starts nothing.
+ * Whether a GPU has free memory, and whether its driver accepts the kernels, shows only when it
+ * starts; listing devices starts nothing.
  */
 function startDevices(): DeviceInfo[] {
   const failures = new Map<string, string>();
@@ -51,7 +51,7 @@ function startDevices(): DeviceInfo[] {
   });
 }
 
-/** What an environment variable sets, or why that cannot be, with what to do. */
+/** The value of an environment variable, or why it is invalid, with advice. */
 function readSetting<T>(
   read: () => T,
   code: ErrorCode,
@@ -90,7 +90,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
     ];
     process.stdout.write(table(rows, []));
   }
-  // Throws where the addon is missing; what is known without it is said all the same.
+  // Throws if the addon is missing; everything known without it is still shown.
   let found: DeviceInfo[];
   try {
     found = startDevices();
@@ -134,7 +134,7 @@ export async function infoCommand(args: readonly string[]): Promise<number> {
   return exitCodes.ok;
 }
 
-/** What a driver says of itself and of a device is text like a file's: it must not steer the terminal. */
+/** What a driver reports about itself and a device is untrusted text: it must not steer the terminal. */
 export function describeDevice(device: DeviceInfo): string {
   const lines = [`${device.device}: ${device.available ? 'available' : 'not available'}`];
   if (device.reason !== undefined) lines.push(`  ${device.reason}`);

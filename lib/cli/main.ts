@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 /**
- * The `lowrank` command: picks the subcommand, turns errors into one sentence and an exit code.
+ * The `lowrank` command: selects the subcommand, and turns errors into one sentence and an exit
+ * code.
  */
 
 import { fileError } from '../checkpoint/files/file-access.js';
@@ -10,10 +11,10 @@ import { visible } from '../report/terminal.js';
 import { UsageError } from './command/arguments.js';
 import { exitCodeFor, exitCodeHelp, exitCodes } from './command/exit-codes.js';
 
-/** One subcommand; gets what follows its name, gives the exit code. */
+/** One subcommand: gets the arguments after its name, returns the exit code. */
 type Subcommand = (args: readonly string[]) => Promise<number>;
 
-/** Loaded on use, so that `lowrank build` works where the addon is missing. */
+/** Loaded on use, so that `lowrank build` works without the addon. */
 const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise<Subcommand> }>> = {
   finetune: {
     about: 'QLoRA fine-tune of a Llama model on a text; without arguments, of the bundled one',
@@ -65,7 +66,7 @@ Environment:
 async function run(argv: readonly string[]): Promise<number> {
   const [name, ...rest] = argv;
   const [topic] = rest;
-  // `help bench` is `bench --help`; of what is no command it says so.
+  // `help bench` means `bench --help`; an unknown command gives an error.
   if (name === 'help' && topic !== undefined && !topic.startsWith('-'))
     return run([topic, '--help']);
   if (name === undefined || name === 'help' || name === '--help' || name === '-h') {
@@ -88,7 +89,7 @@ async function run(argv: readonly string[]): Promise<number> {
   return subcommand(rest);
 }
 
-/** One clear sentence for what is known, a stack for what is not. */
+/** One clear sentence for a known error, a stack trace for an unknown one. */
 function report(error: unknown): number {
   const code = (error as { code?: unknown } | null)?.code;
   const known = typeof code === 'string' ? exitCodeFor(code) : exitCodes.internal;
@@ -102,11 +103,13 @@ function report(error: unknown): number {
 }
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  // `lowrank info | head` closes the pipe early: nobody is left to read, which is no error.
+  // `lowrank info
+  // head` closes the pipe early: nobody reads on, which is not an error.
   if (error.code === 'EPIPE') process.exit(exitCodes.ok);
   process.exit(report(fileError('output', 'stdout', error)));
 });
-// Messages that nobody reads (`2>&1 | head`), or that cannot be written, end nothing: results may go to a file.
+// Messages that nobody reads (`2>&1
+// head`), or that cannot be written, end nothing: results may go to a file.
 process.stderr.on('error', () => {});
 
 run(process.argv.slice(2)).then(

@@ -1,6 +1,6 @@
 /**
- * The only file that knows the native addon: finds it, types its raw functions, and turns its
- * errors into ours.
+ * The only file that knows the native addon. It finds the addon, types its raw functions and
+ * converts its errors into those of the library.
  */
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -8,18 +8,18 @@ import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
 
-/** Native memory behind a tensor or a weight: a type-tagged external, opaque here. */
+/** Native memory behind a tensor or a weight: an opaque external with a type tag. */
 export type NativeHandle = { readonly __nativeHandle: unique symbol };
 type Callback<T = void> = (code: string | null, message: string, result: T) => void;
 type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 
 /**
- * Adapters of a batch: loraA, loraB, and loraBias or null, of each; at the end scaling and dropout of each,
- * a Float64Array, which takes the addon one call of Node's in place of some for each adapter.
+ * Adapters of a batch: loraA, loraB, and loraBias or null of each. The last element is a Float64Array with
+ * the scaling and dropout of each: one call from the addon to Node instead of several per adapter.
  */
 export type RawAdapters = ReadonlyArray<NativeHandle | Float64Array | null>;
 
-/** What a device says of itself. */
+/** What a device reports about itself. */
 interface RawDevice {
   device: string;
   available: boolean;
@@ -68,7 +68,7 @@ export type RawProjection =
       compute: string,
     ];
 
-/** The raw functions of the addon; `native/addon/*.cpp` says what each takes. */
+/** The raw functions of the addon; `native/addon/*.cpp` documents their arguments. */
 export interface Binding {
   devices(): RawDevice[];
   device(name: string): RawDevice | null;
@@ -104,10 +104,10 @@ export interface Binding {
   /** Another handle of the same memory. */
   share(tensor: NativeHandle): NativeHandle;
   reshape(tensor: NativeHandle, shape: readonly number[]): NativeHandle;
-  /** Do two tensors lie over the same memory, if only in part? */
+  /** Do two tensors overlap in memory, even in part? */
   overlap(a: NativeHandle, b: NativeHandle): boolean;
   dispose(handle: NativeHandle): void;
-  /** f32 values or the bits of a 16-bit dtype; of a weight's part its bytes. */
+  /** f32 values or the bits of a 16-bit dtype; for a part of a weight, its bytes. */
   read(
     handle: NativeHandle,
     part: string | null,
@@ -211,7 +211,7 @@ export interface Binding {
   loraForward(x: NativeHandle, ...part: RawLoraPart): [y: NativeHandle, h: NativeHandle];
   /** @returns y and h (or null) of each */
   loraForwardMany(x: NativeHandle, parts: readonly RawProjection[]): (NativeHandle | null)[];
-  /** Projections as in loraForwardMany; `keep` asks for gate and up. */
+  /** Projections as in loraForwardMany; `keep` returns gate and up too. */
   loraForwardSwiglu(
     x: NativeHandle,
     gate: RawProjection,
@@ -356,13 +356,13 @@ export interface Binding {
   blockWeightGrad(dy: NativeHandle, x: NativeHandle): NativeHandle;
 }
 
-/** One place where the addon was looked for, and what was found there. */
+/** One place where the library looked for the addon, and the outcome. */
 export interface BindingAttempt {
   path: string;
   outcome: string;
 }
 
-/** `linux-x64-gnu`: what a platform package is called by. */
+/** `linux-x64-gnu`: the name in a platform package. */
 function platformName(): string {
   const { platform, arch } = process;
   if (platform !== 'linux') return `${platform}-${arch}`;
@@ -370,7 +370,7 @@ function platformName(): string {
   return `${platform}-${arch}-${report?.header?.glibcVersionRuntime ? 'gnu' : 'musl'}`;
 }
 
-/** The folder of package.json: sources and `dist/` lie at different depths below it. */
+/** The folder of package.json. Sources and `dist/` lie at different depths below it. */
 function packageRoot(): string {
   let folder = dirname(fileURLToPath(import.meta.url));
   while (!existsSync(join(folder, 'package.json')) && dirname(folder) !== folder) {
@@ -390,7 +390,7 @@ function candidates(): Array<{ path: string; isPackage: boolean }> {
   ];
 }
 
-/** @internal Why an addon could not be loaded, in words. */
+/** @internal The reason why an addon could not be loaded, in words. */
 export function failureOf(
   error: unknown,
   packageName: string | undefined,
@@ -402,15 +402,16 @@ export function failureOf(
   if (code === 'MODULE_NOT_FOUND' && line.includes(`'${packageName}'`)) {
     const other = otherLibc(packageName);
     return other !== undefined && isInstalled(other, require)
-      ? `not installed (${other} is, which is for another C library)`
+      ? `not installed (${other} is installed, but for another C library)`
       : 'not installed';
   }
-  // The dynamic loader's words: of glibc for a symbol's version, of either for the other's loader.
+  // Messages of the dynamic loader: glibc complains about a symbol's version, both about a missing
+  // loader.
   const needs = /GLIBC|ld-linux|ld-musl|libc\.musl|libc\.so/.test(line);
   return `installed, but ${needs ? 'made for another C library' : 'broken'}: ${line}`;
 }
 
-/** The package of the same processor with the other C library. */
+/** The package for the same processor and the other C library. */
 function otherLibc(packageName: string): string | undefined {
   if (packageName.endsWith('-gnu')) return packageName.replace(/gnu$/, 'musl');
   return packageName.endsWith('-musl') ? packageName.replace(/musl$/, 'gnu') : undefined;
@@ -428,15 +429,16 @@ function isInstalled(packageName: string, require: NodeJS.Require): boolean {
 let loaded: Binding | undefined;
 let loadedFrom = '';
 
-/** The file that the addon was loaded from; loads it if need be. */
+/** The file that the addon was loaded from. Loads it if necessary. */
 export function bindingPath(): string {
   binding();
   return loadedFrom;
 }
 
 /**
- * The addon, loaded on first use: `LOWRANK_BINDING`, else the local build, else the platform package.
- * @throws LowrankError `ERR_NO_BINDING`, listing every attempt and what to do.
+ * The addon, loaded on first use: from `LOWRANK_BINDING`, else the local build, else the platform
+ * package.
+ * @throws LowrankError `ERR_NO_BINDING`, which lists every attempt and the remedy.
  */
 export function binding(): Binding {
   if (loaded !== undefined) return loaded;
@@ -448,7 +450,7 @@ export function binding(): Binding {
       continue;
     }
     if (!isPackage && extname(path) !== '.node') {
-      attempts.push({ path, outcome: 'not the name of an addon, which ends in .node' });
+      attempts.push({ path, outcome: 'not an addon: its name must end in .node' });
       continue;
     }
     try {
@@ -474,7 +476,7 @@ export function binding(): Binding {
   );
 }
 
-/** An error of the addon as one of ours. */
+/** Converts an error of the addon into one of the library. */
 function translate(error: unknown, op: string): unknown {
   if (!(error instanceof Error)) return error;
   const { code } = error as Error & { code?: unknown };
@@ -483,7 +485,7 @@ function translate(error: unknown, op: string): unknown {
   return new LowrankError(code as ErrorCode, error.message, { op });
 }
 
-/** Runs one raw call for `op`; what it throws is a {@link LowrankError}. */
+/** Runs one raw call for `op`. Whatever it throws becomes a {@link LowrankError}. */
 export function native<T>(op: string, call: (raw: Binding) => T): T {
   const raw = binding();
   try {
@@ -493,7 +495,7 @@ export function native<T>(op: string, call: (raw: Binding) => T): T {
   }
 }
 
-/** The same for a raw call that reports through a callback. */
+/** Like {@link native}, for a raw call that reports through a callback. */
 export function nativeAsync<T = void>(
   op: string,
   call: (raw: Binding, done: Callback<T>) => void,

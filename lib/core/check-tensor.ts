@@ -1,16 +1,16 @@
-/** Refusals of tensors by what they are: live, of a shape, of a dtype. Those of plain values are in validate.ts. */
+/** Checks what a tensor is: live, of a shape, of a dtype. The checks of plain values are in validate.ts. */
 import { fail, wrongType } from './errors.js';
 import { Tensor } from './tensor.js';
 import { showShape } from './validate.js';
 
-/** A live {@link Tensor}. @throws ERR_TYPE, ERR_DISPOSED */
+/** Checks for a live {@link Tensor}. @throws ERR_TYPE, ERR_DISPOSED */
 export function checkTensor(op: string, operand: string, value: unknown): Tensor {
   if (!Tensor.is(value)) throw wrongType(op, operand, 'a Tensor', value);
   if (value.disposed) fail('ERR_DISPOSED', op, operand, 'a live tensor', 'a disposed one');
   return value;
 }
 
-/** Last dimension of a tensor; a scalar has 1. */
+/** Last dimension of a tensor; 1 for a scalar. */
 export function lastDim(tensor: Tensor): number {
   return tensor.shape.at(-1) ?? 1;
 }
@@ -28,7 +28,7 @@ export function checkShape(
   }
 }
 
-/** A vector of `length` values, as [length] or [1, length]. @throws ERR_SHAPE */
+/** Checks for a vector of `length` values, as [length] or [1, length]. @throws ERR_SHAPE */
 export function checkVector(op: string, operand: string, tensor: Tensor, length: number): void {
   const { shape } = tensor;
   const flat = shape.length === 2 && shape[0] === 1 ? shape.slice(1) : shape;
@@ -37,7 +37,7 @@ export function checkVector(op: string, operand: string, tensor: Tensor, length:
   }
 }
 
-/** f32 mixes with either 16-bit type; the two do not mix. @throws ERR_DTYPE */
+/** f32 mixes with either 16-bit type; the two 16-bit types do not mix. @throws ERR_DTYPE */
 export function checkMixes(op: string, operand: string, tensor: Tensor, with_: Tensor): void {
   const { dtype } = tensor;
   if (dtype === with_.dtype || dtype === 'f32' || with_.dtype === 'f32') return;

@@ -3,8 +3,8 @@ import { fail, LowrankError, wrongType } from './errors.js';
 
 /**
  * Where a tensor lives and its ops run. `cpu`: SIMD kernels; `reference`: plain loops with double
- * accumulation, to check the others by; `cuda`: the first NVIDIA GPU, `cuda:1` and up the others;
- * `cuda-emulated`: the CUDA kernels run on the CPU, to check them by.
+ * accumulation, to check the others against; `cuda`: the first NVIDIA GPU, `cuda:1` and up the
+ * others; `cuda-emulated`: the CUDA kernels run on the CPU, to check them.
  */
 export type Device = 'cpu' | 'reference' | 'cuda-emulated' | 'cuda' | `cuda:${number}`;
 
@@ -12,20 +12,20 @@ export type Device = 'cpu' | 'reference' | 'cuda-emulated' | 'cuda' | `cuda:${nu
 export interface DeviceInfo {
   device: Device;
   available: boolean;
-  /** Why it is not available, in words. */
+  /** Why it is not available. */
   reason?: string;
   name: string;
-  /** Formats and dtypes it computes with. */
+  /** Formats and dtypes that it supports. */
   features: string[];
   /** Bytes of memory it can use. */
   memory: number;
-  /** Instruction set of its kernels, on a host device. */
+  /** Instruction set of its kernels, for a host device. */
   isa?: string;
   /** Faster instruction sets than `isa` and why each is not used: `avx512: LOWRANK_ISA asks for avx2`. */
   betterIsas?: string[];
-  /** Compute capability of a CUDA device, major · 10 + minor; known once it was looked at. */
+  /** Compute capability of a CUDA device, major · 10 + minor. Known once the device has been opened. */
   sm?: number;
-  /** What a CUDA device's driver supports: `CUDA 13.0`. */
+  /** CUDA version that the driver of a CUDA device supports: `CUDA 13.0`. */
   driver?: string;
 }
 
@@ -36,19 +36,19 @@ export interface MemoryUsage {
   liveTensors: number;
 }
 
-/** Why a GPU that is there did not become the default device, by its name. */
+/** Why a GPU that exists did not become the default device, by its name. */
 const passedOver = new Map<string, string>();
 
-/** With the reason for which a GPU is not the default device, where it has none of its own. */
+/** Adds the reason why a GPU is not the default device, unless the row has a reason already. */
 function rowOf(row: DeviceInfo): DeviceInfo {
   const reason = row.reason ?? passedOver.get(row.device);
   return reason === undefined ? row : { ...row, reason };
 }
 
 /**
- * Every device that this build knows, available or not, and why not. Looks for GPUs: opens the CUDA
- * driver, and waits for it at most 60 seconds (`LOWRANK_CUDA_TIMEOUT`). {@link deviceInfo} asks for
- * one device alone.
+ * Every device that this build knows, whether it is available, and if not, why. Looks for GPUs: it
+ * opens the CUDA driver and waits at most 60 seconds for it (`LOWRANK_CUDA_TIMEOUT`).
+ * {@link deviceInfo} asks for one device only.
  * @example
  * for (const { device, available, reason } of devices()) console.log(device, available, reason);
  */
@@ -57,9 +57,9 @@ export function devices(): DeviceInfo[] {
 }
 
 /**
- * The row of {@link devices} for one device. Of `cpu`, `reference` and `cuda-emulated` it is made without looking
- * for a GPU.
- * @throws ERR_TYPE, ERR_DEVICE where there is no such device
+ * The row of {@link devices} for one device. For `cpu`, `reference` and `cuda-emulated` it does not look for a
+ * GPU.
+ * @throws ERR_TYPE, ERR_DEVICE if there is no such device
  * @example
  * console.log(deviceInfo('cpu').isa);
  */
@@ -67,29 +67,27 @@ export function deviceInfo(device: Device): DeviceInfo {
   return findRow('deviceInfo', device);
 }
 
-/** @throws ERR_TYPE, ERR_DEVICE with the known devices. */
+/** @throws ERR_TYPE; ERR_DEVICE, which lists the known devices. */
 function findRow(op: string, device: unknown): DeviceInfo {
   if (typeof device !== 'string') throw wrongType(op, 'device', 'a device name', device);
   const row = binding().device(device) as DeviceInfo | null;
   if (row !== null) return rowOf(row);
-  const names = binding()
-    .deviceNames()
-    .map((known) => `'${known}'`);
-  fail('ERR_DEVICE', op, 'device', `one of ${names.join(', ')}`, `'${device}'`);
+  const names = binding().deviceNames();
+  fail('ERR_DEVICE', op, 'device', `one of ${names.join(', ')}`, `"${device}"`);
 }
 
-/** @throws ERR_TYPE, ERR_DEVICE with the known devices. */
+/** @throws ERR_TYPE; ERR_DEVICE, which lists the known devices. */
 function checkDevice(op: string, device: unknown): Device {
   const row = findRow(op, device);
   if (!row.available) {
-    fail('ERR_DEVICE', op, 'device', 'available', `'${device}' (${row.reason ?? 'absent'})`);
+    fail('ERR_DEVICE', op, 'device', 'available', `"${device}" (${row.reason ?? 'absent'})`);
   }
   return row.device;
 }
 
 let chosen: Device | undefined;
 
-/** The first GPU that starts. One that does not is told by {@link devices} with the reason. */
+/** The first GPU that starts. {@link devices} gives the reason for one that does not. */
 function firstGpu(): Device | undefined {
   for (const { device, available } of devices()) {
     if (!available || !/^cuda(:\d+)?$/.test(device)) continue;
@@ -106,9 +104,9 @@ function firstGpu(): Device | undefined {
 
 /**
  * The device of tensors made without one: `LOWRANK_DEVICE`, else the first CUDA device that starts, else `cpu`.
- * Where a GPU was passed over, its row of {@link devices} says why. A program that names its devices, or
- * sets `LOWRANK_DEVICE=cpu`, never opens the CUDA driver.
- * @throws ERR_DEVICE where `LOWRANK_DEVICE` names none.
+ * The row of a skipped GPU in {@link devices} says why. A program that names its devices, or sets
+ * `LOWRANK_DEVICE=cpu`, never opens the CUDA driver.
+ * @throws ERR_DEVICE if `LOWRANK_DEVICE` does not name a device.
  * @example
  * const w = Tensor.randn([64, 64], { seed: 1, device: defaultDevice() });
  */
@@ -122,7 +120,7 @@ export function defaultDevice(): Device {
 
 const checked = new Set<unknown>();
 
-/** A device option, or the default. @throws ERR_VALUE for `cpu`, where `LOWRANK_NUM_THREADS` is no number of threads. */
+/** A device option, or the default. @throws ERR_VALUE for `cpu` if `LOWRANK_NUM_THREADS` is not a number of threads. */
 export function resolveDevice(op: string, device: unknown): Device {
   const asked = device === undefined ? defaultDevice() : device;
   if (!checked.has(asked)) {
@@ -135,23 +133,22 @@ export function resolveDevice(op: string, device: unknown): Device {
 
 let threadsChecked = false;
 
-/** The addon goes on to the next source where it cannot read this one. @throws ERR_VALUE */
+/** The addon itself skips a variable that it cannot read, so it is checked here. @throws ERR_VALUE */
 function checkThreadsVariable(): void {
   if (threadsChecked) return;
   const asked = process.env.LOWRANK_NUM_THREADS;
   if (asked && !/^\s*0*[1-9]\d*\s*$/.test(asked)) {
     const op = 'LOWRANK_NUM_THREADS';
-    fail('ERR_VALUE', op, 'the number of threads', 'an integer of at least 1', `'${asked}'`);
+    fail('ERR_VALUE', op, 'the number of threads', 'a positive integer', `"${asked}"`);
   }
   threadsChecked = true;
 }
 
 /**
- * Threads of the CPU device, 1 to 256, for the ops that follow. Results never depend on it. Before
- * the first call: `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores that this process may
- * use: those of its affinity, and no more than the quota of its control group, rounded down. A
- * `LOWRANK_NUM_THREADS` that is no integer of at least 1 is refused where the CPU device is first used, unless this
- * was called before.
+ * Sets the threads of the CPU device, 1 to 256, for later ops. Results never depend on it. Before the first call
+ * the number comes from `LOWRANK_NUM_THREADS`, then `OMP_NUM_THREADS`, then the number of cores that this process
+ * may use: those of its affinity, but at most the quota of its control group, rounded down. The first use of the
+ * CPU device throws if `LOWRANK_NUM_THREADS` is not a positive integer, unless this was called before.
  * @throws ERR_TYPE, ERR_VALUE
  * @example
  * setThreads(4);
@@ -167,8 +164,8 @@ export function setThreads(n: number): void {
 }
 
 /**
- * Threads that the CPU device uses now.
- * @throws ERR_VALUE where `LOWRANK_NUM_THREADS` is no number of threads
+ * The number of threads that the CPU device uses now.
+ * @throws ERR_VALUE if `LOWRANK_NUM_THREADS` is not a number of threads
  * @example
  * setThreads(Math.max(1, getThreads() - 1));
  */
@@ -178,8 +175,8 @@ export function getThreads(): number {
 }
 
 /**
- * Live and peak bytes, and live allocations, of a device. Exact: a test may compare them for equality
- * once {@link synchronize} has resolved.
+ * Live and peak bytes, and live allocations, of a device. The counts are exact: a test may compare
+ * them for equality once {@link synchronize} has resolved.
  * @example
  * const { liveBytes, peakBytes, liveTensors } = memoryUsage('cpu');
  */
@@ -189,7 +186,7 @@ export function memoryUsage(device?: Device): MemoryUsage {
 }
 
 /**
- * Starts a new peak at the bytes that are live now.
+ * Resets the peak to the bytes that are live now.
  * @example
  * resetPeakMemory('cpu');
  * step();
@@ -202,7 +199,7 @@ export function resetPeakMemory(device?: Device): void {
 
 /**
  * Resolves once every op that was queued on the device before this call has run.
- * @throws ERR_COMPUTE where the device failed
+ * @throws ERR_COMPUTE if the device failed
  * @example
  * await synchronize('cpu'); // every op called before has run
  */
@@ -212,16 +209,16 @@ export async function synchronize(device?: Device): Promise<void> {
 }
 
 /**
- * Issues every later op of a CUDA device, of all threads, to a stream of yours, ordered after what
- * was called before; `null` goes back to the device's own stream. Together with
- * {@link Tensor.wrap} over a device pointer a trainer with its own memory and stream calls these ops
- * without a copy. Ops are issued shortly after their call, by another thread: {@link flush} before
- * you put work of your own behind them.
+ * Issues every later op of a CUDA device, from all threads, to a stream of yours, ordered after all
+ * earlier calls; `null` goes back to the device's own stream. With {@link Tensor.wrap} over a device
+ * pointer, a trainer with its own memory and stream calls these ops without a copy. Another thread
+ * issues the ops shortly after the call: call {@link flush} before you submit work that depends on
+ * them.
  *
- * A stream that is being captured into a graph takes ops whose workspace was reserved before
- * ({@link reserveWorkspace}); begin the capture in relaxed mode, keep every tensor that the graph
- * uses, and call {@link synchronize} before its first launch. Nothing can be read or written
- * meanwhile. A capture of another stream, in whatever mode and thread, goes on undisturbed beside these ops.
+ * A stream that is being captured into a graph accepts ops whose workspace was reserved before
+ * ({@link reserveWorkspace}). Begin the capture in relaxed mode, keep every tensor that the graph uses, and
+ * call {@link synchronize} before its first launch. Nothing can be read or written during the capture. These
+ * ops do not disturb a capture of another stream, in any mode and thread.
  * @param device a CUDA device
  * @param stream a CUstream (or cudaStream_t) of that device, valid until you have switched away and
  *   {@link synchronize} has resolved
@@ -239,8 +236,9 @@ export function useStream(device: Device, stream: bigint | null): void {
 }
 
 /**
- * Runs `body` with a stream of yours ({@link useStream}) and goes back to the device's own, also
- * where it throws. Not for a body that awaits: the stream is the device's, not the call's.
+ * Runs `body` with a stream of yours ({@link useStream}) and then goes back to the device's own
+ * stream, even if `body` throws. Not for an async body: the stream belongs to the device, not to
+ * the call.
  * @example
  * const y = withStream('cuda', stream, () => matmul(x, w4));
  */
@@ -254,10 +252,10 @@ export function withStream<T>(device: Device, stream: bigint, body: () => T): T 
 }
 
 /**
- * Resolves once everything called before was handed to the device, which may still be at it: from
- * then on work that you put on the same stream comes after it. On a host device the same as
+ * Resolves once every earlier call was submitted to the device, which may still be running it. Work
+ * that you submit to the same stream afterwards runs after it. On a host device the same as
  * {@link synchronize}.
- * @throws ERR_COMPUTE where the device failed
+ * @throws ERR_COMPUTE if the device failed
  * @example
  * await flush('cuda'); // all that was called so far is on the stream
  */
@@ -267,7 +265,7 @@ export async function flush(device?: Device): Promise<void> {
 }
 
 /**
- * {@link flush} that blocks the thread: for trainers with a synchronous contract.
+ * {@link flush} that blocks the thread: for trainers with a synchronous interface.
  * @example
  * flushSync('cuda'); // and now work of one's own on the same stream
  */
@@ -280,9 +278,9 @@ export function flushSync(device?: Device): void {
 }
 
 /**
- * Bytes that the device keeps for intermediate results of an op. An op that needs more grows it,
- * before its first kernel and in the order of the stream. Not part of {@link memoryUsage}; 0 on a
- * host device.
+ * Bytes that the device keeps for intermediate results of ops. An op that needs more grows the
+ * workspace before its first kernel, in stream order. Not part of {@link memoryUsage}; 0 on a host
+ * device.
  * @example
  * console.log(workspaceBytes('cuda'));
  */
@@ -292,7 +290,7 @@ export function workspaceBytes(device?: Device): number {
 }
 
 /**
- * Grows the workspace at once, so that ops which need no more never allocate.
+ * Grows the workspace at once, so that ops that need no more never allocate.
  * @throws ERR_TYPE, ERR_VALUE, ERR_OOM
  * @example
  * await reserveWorkspace('cuda', workspaceBytes('cuda')); // before a graph is captured

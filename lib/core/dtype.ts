@@ -12,9 +12,9 @@ export function dtypeBytes(dtype: DType): number {
 
 /** @throws ERR_TYPE, ERR_DTYPE */
 export function checkDType(op: string, operand: string, dtype: unknown): DType {
-  if (typeof dtype !== 'string') throw wrongType(op, operand, "'f32', 'bf16' or 'f16'", dtype);
+  if (typeof dtype !== 'string') throw wrongType(op, operand, 'f32, bf16 or f16', dtype);
   if (!DTYPES.includes(dtype as DType)) {
-    fail('ERR_DTYPE', op, operand, "'f32', 'bf16' or 'f16'", `'${dtype}'`);
+    fail('ERR_DTYPE', op, operand, 'f32, bf16 or f16', `"${dtype}"`);
   }
   return dtype as DType;
 }

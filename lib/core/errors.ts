@@ -1,3 +1,5 @@
+import { printable } from './printable.js';
+
 /**
  * Every way in which a call can fail. The codes are stable: code may switch on them, messages may change.
  */
@@ -25,7 +27,7 @@ export type ErrorCode =
   | 'ERR_CHECKPOINT'; // a checkpoint of another run
 
 /**
- * The error type of the library; `code` is stable, `op` names the call that refused.
+ * The error type of the library. `code` is stable; `op` names the call that failed.
  * @example
  * try {
  *   matmul(x, w);
@@ -65,13 +67,13 @@ export class LowrankTypeError extends TypeError {
   }
 }
 
-/** The one sentence every refusal is made of: `<op>: <operand> must be <expected>, got <actual>`. */
+/** The one sentence of every error: `<op>: <operand> must be <expected>, got <actual>`. */
 export function refusal(op: string, operand: string, expected: string, actual: string): string {
   return `${op}: ${operand} must be ${expected}, got ${actual}`;
 }
 
 /**
- * Throws a {@link LowrankError} in the house form.
+ * Throws a {@link LowrankError} in this form.
  * @throws LowrankError with `code`, always.
  */
 export function fail(
@@ -85,8 +87,8 @@ export function fail(
 }
 
 /**
- * Builds the TypeError for a value of the wrong JavaScript type; `actual` is the value itself, of
- * which only the type is shown.
+ * Builds the TypeError for a value of the wrong JavaScript type. `actual` is the value itself; the
+ * message only shows its type.
  */
 export function wrongType(
   op: string,
@@ -98,26 +100,29 @@ export function wrongType(
 }
 
 /**
- * Builds the TypeError for a constructor that is called from outside.
- * @param makers what makes such objects, in words
+ * Builds the TypeError for a constructor that a caller must not use.
+ * @param makers the functions that make such objects, in words
  */
 export function notConstructed(name: string, makers: string): LowrankTypeError {
-  return new LowrankTypeError(name, refusal(name, 'it', `made by ${makers}`, `new ${name}`));
+  return new LowrankTypeError(
+    name,
+    refusal(name, 'an instance', `made by ${makers}`, `new ${name}`),
+  );
 }
 
-/** Known to every copy of the library in a process: what a class of it is called. */
+/** Every copy of the library in a process stores the name of a class under this symbol. */
 const kClassName = Symbol.for('lowrank.className');
 
-/** Of the classes of this copy that {@link markClass} knows. */
+/** The classes of this copy that were passed to {@link markClass}. */
 const ownPrototypes: object[] = [];
 
-/** @internal Lets errors of another copy of the library say what its objects are. */
+/** @internal Lets errors of another copy of the library name the objects of this one. */
 export function markClass({ prototype }: { readonly prototype: object }, name: string): void {
   Object.defineProperty(prototype, kClassName, { value: name });
   ownPrototypes.push(prototype);
 }
 
-/** What an object of another copy of the library is, in words; `undefined` for anything else. */
+/** Names an object of another copy of the library, in words; `undefined` for anything else. */
 function describeForeign(value: object): string | undefined {
   let name: unknown;
   try {
@@ -128,24 +133,25 @@ function describeForeign(value: object): string | undefined {
     return undefined;
   }
   if (typeof name !== 'string') return undefined;
-  const how = 'load it in one way, by import or by require, and from one install';
+  const how = 'load lowrank either by import or by require, and from one install';
   return `a ${name} of another copy of lowrank (${how})`;
 }
 
-/** What may be given, in words: `nf4, fp4 or int8`. */
+/** The choices, in words: `nf4, fp4 or int8`. */
 export function anyOf(names: readonly string[]): string {
   const [last = '', ...before] = [...names].reverse();
   return before.length === 0 ? last : `${before.reverse().join(', ')} or ${last}`;
 }
 
-/** A value in the `got` part of a message: numbers, strings and the like as they are, of anything else its type. */
+/** A value in the `got` part of a message: a string in quotes, another primitive as it is, otherwise its type. */
 export function shown(value: unknown): string {
+  if (typeof value === 'string') return printable(value);
   return value === null || (typeof value !== 'object' && typeof value !== 'function')
     ? String(value)
     : describeType(value);
 }
 
-/** A short name of a value's type, safe for hostile values (what they throw goes nowhere). */
+/** A short name of a value's type, safe for hostile values: exceptions that they throw are ignored. */
 function describeType(value: unknown): string {
   if (value === null) return 'null';
   if (Array.isArray(value)) return 'an array';

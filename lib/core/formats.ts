@@ -1,14 +1,14 @@
 import { fail, wrongType } from './errors.js';
 
-/** What a format is made of, but for its name. */
+/** Properties of a format, except its name. */
 interface FormatProperties {
   /** Bits of one code. */
   readonly bits: 4 | 8;
   /** Entries of the codebook. */
   readonly levels: 16 | 256;
-  /** Whether the codebook lists magnitudes and then their negatives, the top bit of a code being the sign; else it ascends. */
+  /** Whether the codebook lists magnitudes, then their negatives (the top bit of a code is the sign). Otherwise it ascends. */
   readonly signMagnitude: boolean;
-  /** Elements that share a scale: powers of two from here... */
+  /** Elements that share a scale: a power of two from here... */
   readonly minBlocksize: number;
   /** ...to here. */
   readonly maxBlocksize: number;
@@ -27,7 +27,7 @@ const k8Bits = {
   defaultBlocksize: 256,
 } as const;
 
-/** One row a format. The types, messages, commands and tests that list formats read it. */
+/** One row per format. The types, messages, commands and tests that list formats read it. */
 const kRows = [
   { name: 'nf4', ...k4Bits, bitsandbytes: true },
   { name: 'fp4', ...k4Bits, signMagnitude: true, bitsandbytes: true },
@@ -42,22 +42,22 @@ export type QuantFormat = Row['name'];
 
 /**
  * The blockwise formats of bitsandbytes. `int8` is its blockwise 8-bit quantisation with the dynamic
- * map, for which it has no checkpoint key of its own: the state is named like the 4-bit ones.
+ * map. It has no checkpoint key for it, so the state is named like the 4-bit ones.
  */
 export type BitsandbytesFormat = Extract<Row, { readonly bitsandbytes: true }>['name'];
 
-/** A row of the table of formats; the native table in native/core/quant_format.cpp is compared with it. */
+/** A row of the table of formats. A test compares the native table in native/core/quant_format.cpp with it. */
 export interface FormatInfo extends FormatProperties {
   readonly name: QuantFormat;
 }
 
-/** One row a format. */
+/** One row per format. */
 export const FORMATS: readonly FormatInfo[] = Object.freeze([...kRows]);
 
 /** Their names. */
 export const formatNames: readonly QuantFormat[] = FORMATS.map(({ name }) => name);
 
-/** Those of the formats that bitsandbytes has. */
+/** The formats that bitsandbytes has. */
 export const bitsandbytesNames: readonly BitsandbytesFormat[] = kRows.flatMap((row) =>
   row.bitsandbytes ? [row.name] : [],
 );
@@ -66,41 +66,41 @@ export function isBitsandbytes(name: QuantFormat): name is BitsandbytesFormat {
   return formatOf(name).bitsandbytes;
 }
 
-/** Those of one width. */
+/** The formats of one width. */
 export function namesOfBits(bits: 4 | 8): readonly QuantFormat[] {
   return FORMATS.filter((format) => format.bits === bits).map(({ name }) => name);
 }
 
-/** The row of a name that is one. */
+/** The row of a known name. */
 export function formatOf(name: QuantFormat): FormatInfo {
   return FORMATS.find((format) => format.name === name) as FormatInfo;
 }
 
-/** How commands name what a weight is stored as: a format, or int8 by rows, as LLM.int8 has it. */
+/** How commands name the storage of a weight: a format, or rowwise int8 as in LLM.int8. */
 export type StoredFormat = QuantFormat | typeof kRowwise;
 const kRowwise = 'int8-rowwise';
 
 /** Every such name. */
 export const storedNames: readonly StoredFormat[] = [...formatNames, kRowwise];
 
-/** Those that checkpoints of bitsandbytes can hold. */
+/** The names that checkpoints of bitsandbytes can hold. */
 export const bitsandbytesStored: readonly (BitsandbytesFormat | typeof kRowwise)[] = [
   ...bitsandbytesNames,
   kRowwise,
 ];
 
-/** The options of `quantize` that the name stands for. */
+/** The options of `quantize` for the name. */
 export function storedAs(name: StoredFormat): { format: QuantFormat; rowwise: boolean } {
   return name === kRowwise ? { format: 'int8', rowwise: true } : { format: name, rowwise: false };
 }
 
-/** @throws ERR_TYPE, ERR_FORMAT with the known formats. */
+/** @throws ERR_TYPE; ERR_FORMAT, which lists the known formats. */
 export function checkFormat(op: string, format: unknown): FormatInfo {
   if (typeof format !== 'string') throw wrongType(op, 'format', 'a format name', format);
   const info = FORMATS.find(({ name }) => name === format);
   if (info === undefined) {
-    const names = FORMATS.map(({ name }) => `'${name}'`).join(', ');
-    fail('ERR_FORMAT', op, 'format', `one of ${names}`, `'${format}'`);
+    const names = formatNames.join(', ');
+    fail('ERR_FORMAT', op, 'format', `one of ${names}`, `"${format}"`);
   }
   return info;
 }
@@ -121,7 +121,7 @@ export function checkBlocksize(op: string, format: FormatInfo, blocksize: unknow
   return blocksize;
 }
 
-/** Can an int4 weight with rows of K have zero-points: are they whole blocks? */
+/** Can an int4 weight with rows of K have zero-points, that is, are its rows whole blocks? */
 export function wholeInt4Blocks(K: number, blocksize?: number): boolean {
   return K > 0 && K % (blocksize ?? formatOf('int4').defaultBlocksize) === 0;
 }

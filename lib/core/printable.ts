@@ -1,6 +1,6 @@
 /**
- * Text from a file, made safe to show: names in checkpoints can carry terminal escapes, bidirectional
- * overrides and megabytes of padding, and all of them reach error messages and progress lines.
+ * Makes text from a file safe to show. Names in checkpoints can contain terminal escapes,
+ * bidirectional overrides and megabytes of padding, and they reach error messages and progress lines.
  */
 
 const kMaxShown = 96;
@@ -11,8 +11,8 @@ const kUnsafe =
   /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]/g;
 
 /**
- * The text in double quotes, with everything that could move a cursor escaped and the middle of long
- * texts cut.
+ * The text in double quotes. Everything that could move a cursor is escaped, and the middle of a
+ * long text is cut.
  *
  * @param text anything
  * @returns at most about 100 visible characters
@@ -23,12 +23,15 @@ export function printable(text: string): string {
   return `"${escapeUnsafe(shortened(text).replace(/[\\"]/g, (c) => `\\${c}`))}"`;
 }
 
-/** Text that is part of a message already, with quotes of its own: the same without quotes around it. */
+/** For text that is already part of a message and has its own quotes: like {@link printable}, without the quotes. */
 export function printableText(text: string): string {
   return escapeUnsafe(shortened(text));
 }
 
-/** The whole text without quotes, for a line of its own: what could move a cursor, a line break too, is escaped. */
+/**
+ * The whole text without quotes, for a line of its own. Everything that could move a cursor is
+ * escaped, including line breaks.
+ */
 export function escapeUnsafe(text: string): string {
   return text.replace(kUnsafe, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, '0')}`);
 }
@@ -38,7 +41,7 @@ function shortened(text: string): string {
   return `${text.slice(0, kMaxShown / 2)}…${text.slice(-kMaxShown / 4)} (${text.length} characters)`;
 }
 
-/** A JSON value in a few words, for the "got ..." part of a message. */
+/** A short description of a JSON value, for the "got ..." part of a message. */
 export function printableValue(value: unknown): string {
   if (value === undefined) return 'nothing';
   if (typeof value === 'string') return printable(value);

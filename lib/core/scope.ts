@@ -1,12 +1,12 @@
 import { AsyncLocalStorage } from 'node:async_hooks';
 import { wrongType } from './errors.js';
 
-/** What a scope can free. */
+/** An object that a scope can free. */
 export interface Freeable {
   dispose(): void;
 }
 
-/** An array, not a set: adding to a set of objects costs as much as the rest of a small call. */
+/** An array rather than a set: adding to a set of objects costs as much as the rest of a small call. */
 type Frame = Freeable[];
 
 const frames = new AsyncLocalStorage<Frame>();
@@ -16,7 +16,7 @@ export function track(value: Freeable): void {
   frames.getStore()?.push(value);
 }
 
-/** Every tracked value inside `value`: itself, or in arrays and plain objects. */
+/** Collects every tracked value inside `value`: itself, or in arrays and plain objects. */
 function collect(value: unknown, found: Set<unknown>, depth = 0): void {
   if (value === null || typeof value !== 'object' || found.has(value) || depth > 8) return;
   found.add(value);
@@ -31,7 +31,7 @@ function collect(value: unknown, found: Set<unknown>, depth = 0): void {
   for (const item of Object.values(value)) collect(item, found, depth + 1);
 }
 
-/** @internal Runs `body` as if no scope were open: what it makes belongs to an object that lives on. */
+/** @internal Runs `body` as if no scope were open: what it makes belongs to an object that outlives the scope. */
 export function outsideScopes<T>(body: () => T): T {
   return frames.run(undefined as unknown as Frame, body);
 }
@@ -46,9 +46,9 @@ function close(frame: Frame, outer: Frame | undefined, result: unknown): void {
 }
 
 /**
- * Runs `body` and frees every tensor, weight, adapter and saved state made inside that it does not
- * return (by itself, or inside arrays, maps and objects). What is returned belongs to the enclosing
- * scope. The body may be async; a failing body frees everything.
+ * Runs `body` and frees every tensor, weight, adapter and saved state that it makes and does not
+ * return (directly, or inside arrays, maps and objects). What it returns belongs to the enclosing
+ * scope. The body may be async. If it fails, everything is freed.
  * @throws ERR_TYPE
  * @example
  * const y = scope(() => loraForward(x, w, adapter).y);

@@ -1,4 +1,4 @@
-/** ` (did you mean --rank?)`, or nothing where no name is near. */
+/** ` (did you mean --rank?)`, or an empty string if no name is close. */
 export function suggestion(typed: string, names: readonly string[], prefix = ''): string {
   const bound = Math.ceil(typed.length / 3);
   const near = names

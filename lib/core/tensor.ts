@@ -5,7 +5,7 @@ import { fail, LowrankError, markClass, notConstructed, wrongType } from './erro
 import { track } from './scope.js';
 import { checkDims, checkFinite, newArray, readOptions, seedWords } from './validate.js';
 
-/** Where and as what a new tensor is stored. */
+/** Device and dtype of a new tensor. */
 export interface TensorOptions {
   /** Default `f32`. */
   dtype?: DType;
@@ -21,7 +21,7 @@ export type TensorData =
   | readonly number[]
   | Float16ArrayLike;
 
-/** `Float16Array`, where the runtime has it. */
+/** `Float16Array`, if the runtime has it. */
 export interface Float16ArrayLike extends ArrayBufferView {
   readonly length: number;
   readonly BYTES_PER_ELEMENT: number;
@@ -34,14 +34,15 @@ function isFloat16Array(data: unknown): data is Float16ArrayLike {
   );
 }
 
-/** A typed array of that class; not a proxy of one, whose memory the addon cannot see. */
+/** Is it a typed array of that class? A proxy of one is not: the addon cannot see its memory. */
 function isTyped<T>(type: new (length: number) => T, data: unknown): data is T {
   return ArrayBuffer.isView(data) && data instanceof type;
 }
 
 /**
- * What the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits. The length
- * is compared with the shape before an array of numbers is copied: it may claim any.
+ * The form that the addon takes: typed arrays as they are, numbers as doubles, f16 values as bits.
+ * The length is compared with the shape before an array of numbers is copied, because it may claim
+ * any length.
  */
 function hostArray(
   op: string,
@@ -68,7 +69,7 @@ function hostArray(
   return values;
 }
 
-/** What the tensors over one buffer have in common; which parts of it they wrap does not matter. */
+/** State shared by all tensors over one buffer, whichever parts of it they wrap. */
 const wrapped = new WeakMap<ArrayBufferLike, { writes: number }>();
 
 function memoryOf(buffer: ArrayBufferLike): { writes: number } {
@@ -95,9 +96,9 @@ function checkLength(op: string, length: number, shape: readonly number[]): void
 }
 
 /**
- * A dense array on a device, row-major. It owns its memory until {@link Tensor.dispose}, or shares it
- * with others ({@link Tensor.reshape}); queued ops hold what they need, so disposing right after a
- * call is safe. Ops on tensors return at once; only reading waits.
+ * A dense row-major array on a device. It owns its memory until {@link Tensor.dispose}, or shares it
+ * with others ({@link Tensor.reshape}). Queued ops hold the memory they need, so you may dispose a
+ * tensor right after a call. Ops return at once; only reading waits.
  * @example
  * using x = Tensor.from(new Float32Array(6), [2, 3], { dtype: 'bf16' });
  */
@@ -106,7 +107,7 @@ export class Tensor implements Disposable {
   readonly dtype: DType;
   readonly device: Device;
   #handle: NativeHandle | undefined;
-  /** What it has in common with the tensors over the same memory; undefined before one is made, or written to. */
+  /** State shared by all tensors over the same memory; undefined until a second one is made or one is written to. */
   #memory: { writes: number } | undefined;
 
   private constructor(
@@ -125,7 +126,7 @@ export class Tensor implements Disposable {
     track(this);
   }
 
-  /** @internal A tensor around a fresh native handle. */
+  /** @internal Makes a tensor from a fresh native handle. */
   static adopt(
     handle: NativeHandle,
     shape: readonly number[],
@@ -136,12 +137,12 @@ export class Tensor implements Disposable {
     return new Tensor(handle, own, dtype, device);
   }
 
-  /** Is this a tensor of ours? False for a proxy or a forgery of one, which have no memory. */
+  /** Is this a tensor of this library? False for a proxy or an imitation, which have no memory. */
   static is(value: unknown): value is Tensor {
     return typeof value === 'object' && value !== null && #handle in value;
   }
 
-  /** @internal Do both lie over the same memory, if only in part? */
+  /** @internal Do both overlap in memory, even in part? */
   static sharesMemory(a: Tensor, b: Tensor): boolean {
     if (a === b) return true;
     const [one, other] = [a.#handle, b.#handle];
@@ -149,12 +150,12 @@ export class Tensor implements Disposable {
     return native('overlap', (raw) => raw.overlap(one, other));
   }
 
-  /** @internal How often it has been written to: what was computed of it before another count is of other values. */
+  /** @internal How often it has been written to. What was computed from it at another count is out of date. */
   static writesOf(tensor: Tensor): number {
     return tensor.#memory?.writes ?? 0;
   }
 
-  /** @internal Said by an op that writes to an operand. */
+  /** @internal An op that writes to an operand calls this. */
   static written(tensor: Tensor): void {
     tensor.#memory ??= { writes: 0 };
     tensor.#memory.writes++;
@@ -184,15 +185,10 @@ export class Tensor implements Disposable {
     const source = hostArray(op, data, dims);
     const half = isFloat16Array(data);
     const dtype = checkDType(op, 'dtype', askedDType ?? (half ? 'f16' : 'f32'));
-    if (half && dtype !== 'f16') fail('ERR_DTYPE', op, 'dtype', "'f16' for a Float16Array", dtype);
+    if (half && dtype !== 'f16')
+      fail('ERR_DTYPE', op, 'dtype', 'f16 for a Float16Array', `"${dtype}"`);
     if (source instanceof Uint16Array && dtype === 'f32') {
-      fail(
-        'ERR_DTYPE',
-        op,
-        'dtype',
-        "'bf16' or 'f16' (a Uint16Array holds 16-bit values)",
-        "'f32'",
-      );
+      fail('ERR_DTYPE', op, 'dtype', 'bf16 or f16 (a Uint16Array holds 16-bit values)', '"f32"');
     }
     const device = resolveDevice(op, askedDevice);
     return Tensor.adopt(
@@ -204,15 +200,15 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * A tensor over memory that stays the caller's: no copy, in or out.
+   * A tensor over memory that belongs to the caller: data is not copied.
    *
    * A typed array must lie over a `SharedArrayBuffer` (an `ArrayBuffer` can be detached while a
-   * kernel reads it); it is kept alive until the last op that uses it has run. A pointer (bigint) is
+   * kernel reads it). It stays alive until the last op that uses it has run. A pointer (bigint) is
    * trusted: the memory must stay valid until `dispose()` and {@link synchronize}. Writing to the
-   * memory while ops that read it are queued is a race; `synchronize()` first.
+   * memory while queued ops read it is a race; call `synchronize()` first.
    *
-   * On a CUDA device a pointer is one of that device's memory, and a typed array is page-locked and
-   * read by the kernels over the bus: right for sharing, slow for what is used often.
+   * On a CUDA device a pointer must point to memory of that device. A typed array is page-locked,
+   * and the kernels read it over the bus: good for sharing, slow for data that is used often.
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE
    */
   static wrap(
@@ -236,7 +232,7 @@ export class Tensor implements Disposable {
         throw wrongType(op, 'data.buffer', 'a SharedArrayBuffer', data.buffer);
       }
       if (bits !== (dtype !== 'f32')) {
-        fail('ERR_DTYPE', op, 'dtype', bits ? "'bf16' or 'f16'" : "'f32'", `'${dtype}'`);
+        fail('ERR_DTYPE', op, 'dtype', bits ? 'bf16 or f16' : 'f32', `"${dtype}"`);
       }
       checkLength(op, data.length, dims);
     }
@@ -292,7 +288,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Uniformly distributed values in [low, high); otherwise as {@link Tensor.randn}.
+   * Uniformly distributed values in [low, high); otherwise like {@link Tensor.randn}.
    * @param options.low default 0
    * @param options.high default 1
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_OOM
@@ -352,8 +348,8 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The values as f32, once every op queued before has run.
-   * @throws ERR_DISPOSED; what an op that made this tensor failed with (ERR_NON_FINITE, ...)
+   * The values as f32, once every earlier queued op has run.
+   * @throws ERR_DISPOSED; the error of an op that made this tensor (ERR_NON_FINITE, ...)
    */
   async read(): Promise<Float32Array> {
     const handle = Tensor.handleOf(this, 'read', 'tensor');
@@ -362,7 +358,7 @@ export class Tensor implements Disposable {
     );
   }
 
-  /** The raw bits of a bf16 or f16 tensor. @throws ERR_DISPOSED, ERR_DTYPE for f32 */
+  /** The raw bits of a bf16 or f16 tensor. @throws ERR_DISPOSED; ERR_DTYPE for f32 */
   async readBits(): Promise<Uint16Array> {
     const handle = Tensor.handleOf(this, 'readBits', 'tensor');
     if (this.dtype === 'f32') fail('ERR_DTYPE', 'readBits', 'tensor', 'bf16 or f16', 'f32');
@@ -383,7 +379,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * Like {@link Tensor.readSync}, into an array of the caller's.
+   * Like {@link Tensor.readSync}, into an array of the caller.
    * @param target Float32Array of {@link Tensor.size} elements
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
    */
@@ -399,14 +395,14 @@ export class Tensor implements Disposable {
 
   static #fill(op: string, handle: NativeHandle, target: Float32Array): void {
     if (!native(op, (raw) => raw.readSync(handle, null, target))) {
-      // Thrown here: worker.terminate() stops a thread only some instructions later, and the target
-      // holds nothing.
+      // Thrown here because worker.terminate() stops a thread only some instructions later, and the
+      // target holds nothing.
       throw new LowrankError('ERR_CANCELLED', `${op}: the environment is closing`);
     }
   }
 
   /**
-   * Replaces the values, after the ops that were queued before.
+   * Replaces the values, after all earlier queued ops.
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DISPOSED
    */
   write(data: TensorData): void {
@@ -424,7 +420,7 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * A copy with another dtype (one rounding), on another device, or both.
+   * A copy with another dtype (rounded once), on another device, or both.
    * @throws ERR_TYPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   to(target: TensorOptions): Tensor {
@@ -452,9 +448,9 @@ export class Tensor implements Disposable {
   }
 
   /**
-   * The same values under another shape, row-major, without a copy: a second tensor over the same
-   * memory. What is written to one, by {@link Tensor.write} or by an op that adds to it, is seen by
-   * the other. Each is disposed by itself; the memory goes with the last.
+   * The same values with another row-major shape, without a copy: a second tensor over the same
+   * memory. A write to one, by {@link Tensor.write} or by an op that adds to it, changes the other.
+   * Each tensor is disposed separately; the memory is freed with the last.
    * @param shape dimensions whose product is {@link Tensor.size}
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
    * @example
@@ -479,7 +475,7 @@ export class Tensor implements Disposable {
     return view;
   }
 
-  /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
+  /** Frees the memory as soon as no queued op needs it. A second call does nothing. */
   dispose(): void {
     const handle = this.#handle;
     if (handle === undefined) return;

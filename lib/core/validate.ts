@@ -1,6 +1,6 @@
 /**
- * The good messages: shapes, dtypes and numbers are refused here, with what was expected and what
- * came. The descriptors' own `Check()` in native/core is the last gate behind it.
+ * Checks shapes, dtypes and numbers, and says what was expected and what came. The descriptors' own
+ * `Check()` in native/core is the last line of defence.
  */
 
 import { fail, LowrankError, wrongType } from './errors.js';
@@ -20,7 +20,7 @@ export function checkSameDevice(
   reference: { device: string },
 ): void {
   if (value.device !== reference.device) {
-    fail('ERR_DEVICE', op, operand, `on device '${reference.device}'`, `'${value.device}'`);
+    fail('ERR_DEVICE', op, operand, `on device ${reference.device}`, value.device);
   }
 }
 
@@ -48,10 +48,10 @@ export function checkDims(op: string, shape: unknown): readonly number[] {
   return Object.freeze(dims);
 }
 
-/** More dimensions are a mistake; a proxy of an array may claim any length. */
+/** A larger rank is a mistake; a proxy of an array may claim any length. */
 const MAX_RANK = 32;
 
-/** Beyond this a Float32Array of the values cannot be made in Node 20. */
+/** Node 20 cannot make a larger Float32Array of the values. */
 const MAX_ELEMENTS = 2n ** 33n;
 
 /** A finite number. @throws ERR_TYPE, ERR_VALUE */
@@ -76,13 +76,13 @@ export function checkInteger(
   return value;
 }
 
-/** Elements of a list: a longer one is a mistake, and an array-like object may claim any length. */
+/** Maximum length of a list: a longer one is a mistake, and an array-like object may claim any length. */
 const MAX_LIST = 2 ** 31 - 1;
 
 /**
- * Own copy of an array of numbers, typed or not. Element by element from the first, so that one that claims to be long
- * is refused at its first hole.
- * @param check refuses an element, and gives it back
+ * A copy of an array of numbers, typed or not. It is read element by element, so that an object that claims to be long
+ * fails at its first hole.
+ * @param check validates an element and returns it
  * @throws ERR_TYPE, ERR_VALUE
  */
 export function readNumbers(
@@ -103,7 +103,7 @@ export function readNumbers(
 }
 
 /**
- * The distinct names in a list, each of which must be known.
+ * The distinct names in a list. Each must be known.
  * @throws ERR_TYPE, ERR_VALUE
  */
 export function readNames<Name extends string>(
@@ -123,19 +123,19 @@ export function readNames<Name extends string>(
     if (typeof name !== 'string') throw wrongType(op, `${operand}[${i}]`, 'a string', name);
     if (!known.includes(name as Name)) {
       const hint = suggestion(name, known);
-      fail('ERR_VALUE', op, operand, `of ${known.join(', ')}`, `${printable(name)}${hint}`);
+      fail('ERR_VALUE', op, operand, `a list of ${known.join(', ')}`, `${printable(name)}${hint}`);
     }
     if (!names.includes(name as Name)) names.push(name as Name);
   }
   return names;
 }
 
-/** Memory of the host for that many values. @throws ERR_OOM */
+/** Allocates host memory for that many values. @throws ERR_OOM */
 export function newArray<T>(op: string, type: new (length: number) => T, length: number): T {
   try {
     return new type(length);
   } catch (cause) {
-    const text = `${op}: there must be memory for an array of ${length} values, got ${String(cause)}`;
+    const text = `${op}: the host must have memory for an array of ${length} values, got ${String(cause)}`;
     throw new LowrankError('ERR_OOM', text, { op, cause });
   }
 }
@@ -156,12 +156,12 @@ export function seedWords(op: string, seed: unknown): [low: number, high: number
   return [seed % 2 ** 32, Math.floor(seed / 2 ** 32)];
 }
 
-/** The names of the fields of `T`: of each a line, so that one that is added to the type is added here. */
+/** The names of the fields of `T`, one line each: a field added to the type must be added here. */
 type KnownKeys<T> = Readonly<Record<T extends T ? keyof T & string : never, true>>;
 
 /**
- * Own copy of the fields of an options object, so that a hostile getter runs once, and that nothing
- * is found on a prototype: not what somebody added to `Object.prototype`.
+ * A copy of the own fields of an options object, so that a hostile getter runs once and nothing is
+ * read from a prototype, such as what somebody added to `Object.prototype`.
  * @throws ERR_TYPE
  */
 export function ownFields<T extends object>(op: string, options: T | undefined): Partial<T> {
@@ -174,8 +174,8 @@ export function ownFields<T extends object>(op: string, options: T | undefined):
 }
 
 /**
- * As {@link ownFields}, of a call that knows no other fields than these.
- * @throws ERR_TYPE; ERR_VALUE for a field that is not known
+ * Like {@link ownFields}, but rejects fields that the call does not know.
+ * @throws ERR_TYPE; ERR_VALUE for an unknown field
  */
 export function readOptions<T extends object>(
   op: string,
@@ -189,16 +189,16 @@ export function readOptions<T extends object>(
   return own;
 }
 
-/** @throws ERR_VALUE always, with the name that is near */
+/** @throws ERR_VALUE always; suggests a similar name */
 export function refuseField(
   op: string,
   name: string,
   known: readonly string[],
-  expected = `made of ${known.join(', ')}`,
+  expected = `an object of ${known.join(', ')}`,
 ): never {
   fail('ERR_VALUE', op, 'options', expected, `${printable(name)}${suggestion(name, known)}`);
 }
 
-/** `value`, or `standard` where none was given; null is a value, of the wrong type. */
+/** `value`, or `standard` if it is undefined. null counts as a value, of the wrong type. */
 export const orDefault = <T>(value: T | undefined, standard: T): T =>
   value === undefined ? standard : value;

@@ -8,8 +8,8 @@ import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 
 /**
- * A fresh folder; whoever asks removes it.
- * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_DISK_FULL: nothing can be made where `TMPDIR` says
+ * Makes a new folder. The caller removes it.
+ * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_DISK_FULL if `TMPDIR` is not writable
  */
 export function makeTemporaryFolder(op: string, prefix: string): string {
   const place = os.tmpdir();
@@ -18,13 +18,13 @@ export function makeTemporaryFolder(op: string, prefix: string): string {
   } catch (error) {
     const { code } = fileError(op, place, error);
     const reason = (error as NodeJS.ErrnoException).code ?? 'unknown error';
-    const expected = 'a folder in which files can be made';
+    const expected = 'a writable folder';
     const text = `${op}: TMPDIR must be ${expected}, got ${printable(place)} (${reason})`;
     throw new LowrankError(code, text, { op, cause: error });
   }
 }
 
-/** Before minutes are spent. @throws as {@link makeTemporaryFolder} */
+/** Checks this before minutes are spent. @throws as {@link makeTemporaryFolder} */
 export function requireTemporaryFolder(op: string): void {
   fs.rmdirSync(makeTemporaryFolder(op, `lowrank-${op}-`));
 }

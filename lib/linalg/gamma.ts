@@ -1,8 +1,8 @@
-/** Above this the asymptotic series below are exact to float64. */
+/** Above this value the asymptotic series below are exact in float64. */
 const FAR = 12;
 
 /**
- * `ln Γ(x)` and its first two derivatives, the digamma and trigamma functions, for x > 0, in float64: by
+ * `ln Γ(x)` and its first two derivatives, the digamma and trigamma functions, for x > 0 in float64:
  * recurrence up to x ≥ 12, then Stirling's series (Abramowitz and Stegun, 6.1.40, 6.3.18, 6.4.12).
  */
 export function logGamma(x: number): { value: number; digamma: number; trigamma: number } {

@@ -1,6 +1,6 @@
 /**
- * Products and bases of matrices of float64 that lie row by row, on the host. Loops run along rows, with several sums at
- * once, since a sum that waits for itself takes most of the time; the order of the terms is fixed.
+ * Products and bases of row-major float64 matrices, on the host. Loops run along rows with several sums at once, because
+ * a chain of dependent additions would take most of the time. The order of the terms is fixed.
  */
 
 /** `a · bᵀ` [p, q] of rows a [p, n] and b [q, n]. */
@@ -41,7 +41,7 @@ export function rowDots(
   return out;
 }
 
-/** `a -= c · b` of rows a [p, n], b [q, n] and c [p, q]; a may lie in b's memory, but for the rows that are read. */
+/** `a -= c · b` for rows a [p, n], b [q, n] and c [p, q]. a may share b's memory, except for the rows that are read. */
 export function subtractProduct(
   a: Float64Array,
   p: number,
@@ -56,7 +56,7 @@ export function subtractProduct(
     const a1 = pair ? a0 + n : a0;
     for (let j = 0; j < q; j += 2) {
       const b0 = j * n;
-      // Of an odd number the last once more, times zero.
+      // If the count is odd, the last row is used twice, the second time multiplied by zero.
       const b1 = Math.min(j + 1, q - 1) * n;
       const has = j + 1 < q;
       const at = i * q + j;
@@ -81,7 +81,7 @@ export function subtractProduct(
   }
 }
 
-/** Rows and columns exchanged: [p, n] to [n, p]. */
+/** Transposes rows [p, n] to [n, p]. */
 export function transposed(a: Float64Array, p: number, n: number): Float64Array {
   const out = new Float64Array(a.length);
   for (let i = 0; i < p; i++) {
@@ -90,14 +90,14 @@ export function transposed(a: Float64Array, p: number, n: number): Float64Array 
   return out;
 }
 
-/** Rows that are freed of those before them together. */
+/** Rows that are orthogonalised together against those before them. */
 const BLOCK = 16;
 
 /**
- * Rows [p, n] made orthonormal in place, one after another, by classical Gram-Schmidt in blocks, twice, so that nothing is left of
- * cancellation (Giraud et al., The loss of orthogonality in the Gram-Schmidt orthogonalization process, 2005). A row that those
- * before it span already becomes zero.
- * @param from rows before are orthonormal as they are
+ * Makes rows [p, n] orthonormal in place, by classical Gram-Schmidt in blocks, run twice to remove the error of cancellation
+ * (Giraud et al., The loss of orthogonality in the Gram-Schmidt orthogonalization process, 2005). A row that is in the span of
+ * earlier rows becomes zero.
+ * @param from the rows before this one are orthonormal already
  */
 export function orthonormalise(rows: Float64Array, p: number, n: number, from = 0): void {
   for (let first = from; first < p; first += BLOCK) {

@@ -2,13 +2,13 @@ import { subtractProduct, transposed } from './rows.js';
 
 /**
  * The rows X [m, n] with `v · xᵀ = wᵀ` for each row, by elimination with row pivots (Golub and Van Loan, Matrix Computations,
- * section 3.4); what a singular v gives is not finite.
+ * section 3.4). For a singular v the result is not finite.
  * @param v [n, n] row by row; it is overwritten
  * @param w [m, n]
  */
 export function solveRows(v: Float64Array, n: number, w: Float64Array, m: number): Float64Array {
   const order = factorise(v, n);
-  // One row an unknown, so that all right sides go along in each step.
+  // One row per unknown, so that each step treats all right-hand sides.
   const from = transposed(w, m, n);
   const x = new Float64Array(n * m);
   order.forEach((row, i) => {
@@ -23,7 +23,7 @@ export function solveRows(v: Float64Array, n: number, w: Float64Array, m: number
   return transposed(x, n, m);
 }
 
-/** Row i of x less the rows from `begin` to `end`, each by its factor at `at`. */
+/** Subtracts the rows from `begin` to `end` from row i of x, each times its factor at `at`. */
 function reduce(
   x: Float64Array,
   m: number,
@@ -37,7 +37,10 @@ function reduce(
   subtractProduct(row, 1, v.subarray(at + begin, at + end), x.subarray(begin * m), end - begin, m);
 }
 
-/** Lower factors below the diagonal, with ones on it, and upper ones; which row came to each place. */
+/**
+ * Factorises into L (below the diagonal, with an implied unit diagonal) and U. Returns which row
+ * came to each place.
+ */
 function factorise(v: Float64Array, n: number): number[] {
   const order = Array.from({ length: n }, (_, i) => i);
   for (let k = 0; k < n; k++) {

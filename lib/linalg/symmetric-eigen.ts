@@ -1,7 +1,7 @@
 import { fail } from '../core/errors.js';
 import { diagonalise, tridiagonalise } from './tridiagonal.js';
 
-/** What {@link symmetricEigen} gives. */
+/** Result of {@link symmetricEigen}. */
 export interface SymmetricEigen {
   /** [n], descending. */
   readonly values: Float64Array;
@@ -9,19 +9,19 @@ export interface SymmetricEigen {
   readonly vectors: Float64Array;
 }
 
-/** Up to here Jacobi's rotations, whose work grows faster. */
+/** Up to this size Jacobi's rotations are used; their work grows faster. */
 const MAX_JACOBI = 64;
 
-/** Sweeps over all pairs; convergence is quadratic, and eight are enough for n of a thousand. */
+/** Maximum sweeps over all pairs. Convergence is quadratic: eight are enough for n of a thousand. */
 const MAX_SWEEPS = 60;
 
 /**
  * Eigenvalues and eigenvectors of a symmetric matrix, on the host in float64: `a = Σᵢ values[i] · vectors[i]ᵀ · vectors[i]`. Up to
- * 64 rows, as factors of rank r have, by Jacobi's cyclic rotations, which also give small values as exactly as float64
- * allows (Golub and Van Loan, Matrix Computations, section 8.5); larger ones by tridiagonalisation and implicit QR steps (section
- * 8.3), exact beside the largest value: some seconds for a thousand rows.
- * @param a [n, n] row by row; the upper triangle is what counts
- * @throws ERR_SHAPE not n · n values · ERR_VALUE a value that is not finite
+ * 64 rows, the size of factors of rank r, it uses Jacobi's cyclic rotations, which also give small values as exactly as float64
+ * allows (Golub and Van Loan, Matrix Computations, section 8.5). Larger matrices use tridiagonalisation and implicit QR steps
+ * (section 8.3), which are exact relative to the largest value: some seconds for a thousand rows.
+ * @param a [n, n] row by row; only the upper triangle is read
+ * @throws ERR_SHAPE if there are not n · n values · ERR_VALUE if a value is not finite
  * @example
  * const { values, vectors } = symmetricEigen(Float64Array.of(2, 1, 1, 2), 2); // 3 and 1
  */
@@ -32,7 +32,7 @@ export function symmetricEigen(a: Float64Array, n: number): SymmetricEigen {
   for (let i = 0; i < n; i++) {
     for (let j = 0; j < i; j++) m[i * n + j] = m[j * n + i] as number;
   }
-  if (!m.every(Number.isFinite)) fail('ERR_VALUE', op, 'a', 'of finite values', 'another');
+  if (!m.every(Number.isFinite)) fail('ERR_VALUE', op, 'a', 'of finite values', 'NaN or infinity');
   const [d, v] = n > MAX_JACOBI ? byReduction(m, n) : byRotations(m, n);
   const order = Array.from({ length: n }, (_, i) => i).sort(
     (i, j) => (d[j] as number) - (d[i] as number) || i - j,
@@ -66,7 +66,7 @@ function byRotations(m: Float64Array, n: number): Pairs {
   return [Float64Array.from({ length: n }, (_, i) => m[i * n + i] as number), v];
 }
 
-/** One sweep; false where no pair is left that float64 can tell from zero. */
+/** One sweep. Returns false if no entry is left that float64 can tell from zero. */
 function rotateAll(m: Float64Array, v: Float64Array, n: number): boolean {
   let rotated = false;
   for (let p = 0; p < n; p++) {
@@ -76,7 +76,7 @@ function rotateAll(m: Float64Array, v: Float64Array, n: number): boolean {
       const aqq = m[q * n + q] as number;
       if (Math.abs(off) <= 2 ** -53 * Math.max(Math.sqrt(Math.abs(app * aqq)), 2 ** -500)) continue;
       rotated = true;
-      // The smaller of the two angles that make the entry (p, q) zero.
+      // The smaller of the two angles that zero the entry (p, q).
       const theta = (aqq - app) / (2 * off);
       const t = (theta < 0 ? -1 : 1) / (Math.abs(theta) + Math.hypot(theta, 1));
       const c = 1 / Math.hypot(t, 1);

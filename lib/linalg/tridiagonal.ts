@@ -1,4 +1,4 @@
-/** A symmetric matrix as `qᵀ · t · q`, t with values on its diagonal and beside it. */
+/** A symmetric matrix as `qᵀ · t · q`, where t has values on its diagonal and next to it. */
 export interface Tridiagonal {
   /** [n] */
   readonly diagonal: Float64Array;
@@ -9,9 +9,9 @@ export interface Tridiagonal {
 }
 
 /**
- * Householder's reduction, with the rows of q made backwards, so that every loop runs along rows (Golub and Van Loan, Matrix
+ * Householder's reduction. It builds the rows of q backwards, so that every loop runs along rows (Golub and Van Loan, Matrix
  * Computations, section 8.3.1).
- * @param a [n, n], of which the upper triangle counts; it is overwritten
+ * @param a [n, n]; only the upper triangle is read; it is overwritten
  */
 export function tridiagonalise(a: Float64Array, n: number): Tridiagonal {
   const diagonal = new Float64Array(n);
@@ -50,7 +50,7 @@ export function tridiagonalise(a: Float64Array, n: number): Tridiagonal {
   return { diagonal, beside, q: rowsOf(a, betas, n) };
 }
 
-/** `p = a · v` from index `first` on, of the upper triangle. */
+/** `p = a · v` from index `first` on, read from the upper triangle of a. */
 function multiply(a: Float64Array, v: Float64Array, p: Float64Array, first: number, n: number) {
   p.fill(0, first);
   for (let i = first; i < n; i++) {
@@ -65,7 +65,7 @@ function multiply(a: Float64Array, v: Float64Array, p: Float64Array, first: numb
   }
 }
 
-/** The product of the reflections whose vectors lie in the rows of a, last to first. */
+/** The product of the reflections whose vectors are in the rows of a, last to first. */
 function rowsOf(a: Float64Array, betas: Float64Array, n: number): Float64Array {
   const q = new Float64Array(n * n);
   for (let i = 0; i < n; i++) q[i * n + i] = 1;
@@ -89,7 +89,7 @@ function rowsOf(a: Float64Array, betas: Float64Array, n: number): Float64Array {
   return q;
 }
 
-/** Steps for each value; two are usual. */
+/** Maximum steps per value; two are usual. */
 const MAX_STEPS = 60;
 
 /**

@@ -8,7 +8,7 @@ import { QuantizedWeight } from '../quant/quantized-weight.js';
 /** A frozen base weight [N, K]: dense, or quantised. */
 export type BaseWeight = Tensor | QuantizedWeight;
 
-/** A live base weight with its dimensions. @throws ERR_TYPE, ERR_DISPOSED, ERR_SHAPE */
+/** Checks for a live base weight and returns its dimensions. @throws ERR_TYPE, ERR_DISPOSED, ERR_SHAPE */
 export function checkWeight(
   op: string,
   w: unknown,
@@ -26,8 +26,8 @@ export function checkWeight(
 }
 
 /**
- * Activations against the weight: last dimension `size` (which is the weight's `dim`), same device,
- * dtypes that mix.
+ * Checks activations against the weight: the last dimension is `size` (the weight's `dim`), the
+ * device is the same, the dtypes mix.
  * @throws ERR_SHAPE, ERR_DEVICE, ERR_DTYPE
  */
 export function checkActivations(
@@ -51,7 +51,7 @@ export function withLast(value: Tensor, last: number): readonly number[] {
 }
 
 /**
- * An adapter factor, a matrix; `dim` is the dimension whose size another operand fixes.
+ * Checks an adapter factor, a matrix. `dim` is the dimension whose size another operand fixes.
  * @throws ERR_TYPE, ERR_DISPOSED, ERR_SHAPE, ERR_DEVICE
  */
 export function checkFactor(

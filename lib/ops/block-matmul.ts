@@ -5,7 +5,7 @@ import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, showShape } from '../core/validate.js';
 import { withLast } from './base-weight.js';
 
-/** Activations and a weight [G, N, K] whose `dim` they end in, after G. */
+/** Checks activations [..., G, `dim`] and a weight [G, N, K]. */
 function checkBlocks(
   op: string,
   operand: string,
@@ -28,12 +28,12 @@ function checkBlocks(
 }
 
 /**
- * A block-diagonal product: `y[m, g, :] = x[m, g, :] · w[g]ᵀ` for each of G blocks. Numerics are those
- * of {@link matmul}: products in the dtype of `x`, sums in f32, one rounding. With
- * {@link Tensor.reshape} and {@link mapFeatures} it makes butterfly, Monarch, block-orthogonal and
+ * A block-diagonal product: `y[m, g, :] = x[m, g, :] · w[g]ᵀ` for each of G blocks. It rounds as
+ * {@link matmul} does: products in the dtype of `x`, sums in f32, one rounding. Together with
+ * {@link Tensor.reshape} and {@link mapFeatures} it builds butterfly, Monarch, block-orthogonal and
  * multi-head adapters.
  * @param x [..., G, K] f32, bf16 or f16
- * @param w [G, N, K], the dtype of `x` or f32, any where `x` is f32
+ * @param w [G, N, K], the dtype of `x` or f32, any dtype if `x` is f32
  * @returns y [..., G, N], dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example
@@ -76,9 +76,9 @@ export function blockMatmulInputGrad(dy: Tensor, w: Tensor): Tensor {
 
 /**
  * The gradient of {@link blockMatmul} with respect to its weight: `dw[g] = Σₘ dy[m, g, :]ᵀ · x[m, g, :]`.
- * Sums in f32, in an order that M alone decides.
+ * Sums in f32, in an order that depends on M only.
  * @param dy [..., G, N] any dtype
- * @param x [..., G, K] any dtype, the same leading dimensions
+ * @param x [..., G, K] any dtype, with the same leading dimensions as dy
  * @returns dw [G, N, K], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example

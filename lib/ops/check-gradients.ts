@@ -4,39 +4,39 @@ import { scope } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkInteger, orDefault, readOptions } from '../core/validate.js';
 
-/** What {@link checkGradients} compares. */
+/** Options of {@link checkGradients}. */
 export interface CheckGradientsOptions {
   /** Named tensors, f32, on device `reference`. */
   inputs: Record<string, Tensor>;
-  /** The layer: a tensor of these inputs, the same each time (a dropout seed is fixed, say). */
+  /** The layer: a function of these inputs that returns the same tensor each time (e.g. with a fixed dropout seed). */
   forward: (inputs: Record<string, Tensor>) => Tensor;
-  /** Gradients of `Σ y ⊙ dy` by the names of inputs; one that is left out is not checked. */
+  /** Gradients of `Σ y ⊙ dy` by the names of inputs. An input that is left out is not checked. */
   backward: (dy: Tensor, inputs: Record<string, Tensor>) => Record<string, Tensor>;
-  /** Step, in root mean squares of the input; default 1/32. */
+  /** Step, as a multiple of the input's root mean square; default 1/32. */
   step?: number;
-  /** Of the directions and of dy; default 1. */
+  /** Seed of the directions and of dy; default 1. */
   seed?: number;
-  /** Directions for each input; default 8. */
+  /** Number of directions for each input; default 8. */
   samples?: number;
 }
 
 /** One gradient of {@link checkGradients}. */
 export interface GradientReport {
   name: string;
-  /** The largest error of a directional derivative, in root mean squares of them all. */
+  /** The largest error of a directional derivative, relative to the root mean square of all of them. */
   worst: number;
   /** Is `worst` at most 1e-3? */
   passed: boolean;
 }
 
 /**
- * Rounding of y to f32 leaves some 1e-5 of a directional derivative at the default step, and the
- * step itself, to the fourth power, 1e-6; a wrong formula is off by a tenth and more.
+ * At the default step, rounding y to f32 contributes about 1e-5 to a directional derivative, and
+ * the step itself (to the fourth power) 1e-6. A wrong formula is off by a tenth or more.
  */
 const TOLERANCE = 1e-3;
 const U32 = 2 ** -24;
 
-/** Numbers that depend on the seed and the place only (an avalanche of both). */
+/** Pseudo-random words that depend only on the seed and the position. */
 function word(seed: number, stream: number, index: number): number {
   let bits = (Math.imul(seed ^ 0x9e3779b9, 0x85ebca6b) ^ Math.imul(stream + 1, 0xc2b2ae35)) >>> 0;
   bits = Math.imul(bits ^ (index + 0x165667b1), 0x27d4eb2f) >>> 0;
@@ -58,7 +58,7 @@ function checkInputs(op: string, inputs: unknown): [string, Tensor][] {
   return Object.entries(inputs).map(([name, value]) => {
     const tensor = checkTensor(op, `inputs.${name}`, value);
     if (tensor.device !== 'reference') {
-      fail('ERR_DEVICE', op, `inputs.${name}`, "on device 'reference'", `'${tensor.device}'`);
+      fail('ERR_DEVICE', op, `inputs.${name}`, 'on device reference', tensor.device);
     }
     if (tensor.dtype !== 'f32') fail('ERR_DTYPE', op, `inputs.${name}`, 'f32', tensor.dtype);
     return [name, tensor];
@@ -68,14 +68,14 @@ function checkInputs(op: string, inputs: unknown): [string, Tensor][] {
 /**
  * Compares gradients with differences of the forward pass: for each input, derivatives of
  * `Σ y ⊙ dy` along random directions of ±1, by central differences at two steps (Richardson
- * extrapolation: what is left goes with the fourth power of the step). Run it on small layers on
+ * extrapolation: the error goes with the fourth power of the step). Run it on small layers on
  * device `reference`, whose outputs are double sums rounded once to f32.
  *
- * An input whose true gradient is lost in the rounding of y (loraA while loraB is zero) passes only
- * if the gradient given for it is as small.
- * @returns a report for each gradient that `backward` gave, in the order of `inputs`
- * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED; what `forward` and
- *   `backward` throw
+ * If rounding of y hides an input's true gradient (loraA while loraB is zero), the input passes
+ * only if its given gradient is just as small.
+ * @returns a report for each gradient that `backward` returned, in the order of `inputs`
+ * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED; whatever `forward`
+ * and `backward` throw
  * @example
  * const reports = checkGradients({
  *   inputs: { h, core },
@@ -117,7 +117,7 @@ export function checkGradients(options: CheckGradientsOptions): GradientReport[]
     });
     const dy = Tensor.from(dyValues, y.shape, { dtype: y.dtype, device: 'reference' });
     const gradients = backward(dy, { ...named });
-    // Of a promise no gradient would be checked, as it has no names.
+    // A promise has no names, so none of its gradients would be checked.
     if (gradients === null || typeof gradients !== 'object' || gradients instanceof Promise) {
       throw wrongType(op, 'the result of backward', 'an object of tensors', gradients);
     }
@@ -127,7 +127,7 @@ export function checkGradients(options: CheckGradientsOptions): GradientReport[]
         fail('ERR_VALUE', op, 'the result of backward', expected, name);
       }
     }
-    // What a rounding of every y leaves in a sum.
+    // What rounding every y contributes to a sum.
     const noise =
       U32 * Math.sqrt(yValues.reduce((s, v, i) => s + (v * (dyValues[i] ?? 0)) ** 2, 0));
 
@@ -152,7 +152,7 @@ export function checkGradients(options: CheckGradientsOptions): GradientReport[]
           const sign = (i: number): number =>
             word(seed, 1 + which * samples + sample, i) >>> 31 === 0 ? size : -size;
           // Differences over twice the step h, and over h: (8 e(h / 2) - e(h)) / 6 is h times the
-          // derivative but for the fifth power of h. The steps are those that f32 can take.
+          // derivative, up to the fifth power of h. The steps are those that f32 can represent.
           const difference = (scale: number): [number, number] => {
             const up = at.map((value, i) => value + scale * sign(i));
             const down = at.map((value, i) => value - scale * sign(i));

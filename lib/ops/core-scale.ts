@@ -8,13 +8,13 @@ import { multiplyAdd, sumProduct } from './elementwise.js';
 import { matmul, matmulInputGrad } from './matmul.js';
 import { weightGrad } from './weight-grad.js';
 
-/** What stands between shrink and expand: at least one of the three, f32 each. */
+/** The stage between shrink and expand: at least one of the three, each in f32. */
 export interface CoreParts {
-  /** [r]: scales what comes in. */
+  /** [r]: scales the input. */
   dIn?: Tensor;
-  /** [r], a diagonal; or a matrix [p, r], which is applied as `v = u · coreᵀ`. */
+  /** [r], a diagonal; or a matrix [p, r], applied as `v = u · coreᵀ`. */
   core?: Tensor;
-  /** [r], or [p] after a matrix: scales what goes out. */
+  /** [r], or [p] after a matrix: scales the output. */
   dOut?: Tensor;
 }
 
@@ -27,17 +27,17 @@ export interface CoreGradients {
 }
 
 /**
- * What the backward pass of {@link coreScale} needs. It holds its tensors until
- * {@link coreScaleBackward} or {@link CoreSaved.dispose}, even if the caller disposes `h` at once;
- * the parts stay the caller's.
+ * State for the backward pass of {@link coreScale}. It holds its tensors until
+ * {@link coreScaleBackward} or {@link CoreSaved.dispose}, even if the caller disposes `h` at once.
+ * The parts belong to the caller.
  */
 export class CoreSaved implements Disposable {
   readonly parts: Readonly<CoreParts>;
   /** The input. */
   readonly h: Tensor;
-  /** After `dIn`, where given. */
+  /** The input after `dIn`, if given. */
   readonly u: Tensor | undefined;
-  /** Before `dOut`, where there is one after a core. */
+  /** The output before `dOut`, if there is a `dOut` after a core. */
   readonly v: Tensor | undefined;
   readonly shape: readonly number[];
   #disposed = false;
@@ -59,7 +59,7 @@ export class CoreSaved implements Disposable {
     track(this);
   }
 
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  /** Is this a saved state of this library? False for a proxy or an imitation. */
   static is(value: unknown): value is CoreSaved {
     return typeof value === 'object' && value !== null && #disposed in value;
   }
@@ -68,7 +68,7 @@ export class CoreSaved implements Disposable {
     return this.#disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     this.h.dispose();
@@ -90,7 +90,7 @@ function checkF32(op: string, operand: string, value: unknown, near?: Tensor): T
 
 const isMatrix = (core: Tensor | undefined): core is Tensor => core?.shape.length === 2;
 
-/** The parts, checked against r = last dimension of h. */
+/** Checks the parts against r, the last dimension of h. */
 function checkParts(op: string, given: CoreParts, h: Tensor): Readonly<CoreParts> {
   const { dIn, core, dOut } = given;
   if (dIn === undefined && core === undefined && dOut === undefined) {
@@ -116,10 +116,10 @@ function checkParts(op: string, given: CoreParts, h: Tensor): Readonly<CoreParts
 }
 
 /**
- * A core between shrink and expand: `h2 = C(h ⊙ dIn) ⊙ dOut`, where C multiplies by a diagonal,
- * `u ⊙ core`, or by a matrix, `u · coreᵀ`: row i of a matrix makes element i of h2. With a row h as
- * the column vector hᵀ that is core · hᵀ, so that `loraB · core · loraA` is the update of w.
- * @param h [..., r] f32, as {@link loraShrink} gives it
+ * A core between shrink and expand: `h2 = C(h ⊙ dIn) ⊙ dOut`. C multiplies by a diagonal,
+ * `u ⊙ core`, or by a matrix, `u · coreᵀ`: row i of the matrix gives element i of h2. For the
+ * column vector hᵀ this is core · hᵀ, so `loraB · core · loraA` is the update of w.
+ * @param h [..., r] f32, as {@link loraShrink} returns it
  * @param parts `dIn` [r], `core` [r] or [p, r], `dOut` [r] (or [p]); f32, at least one
  * @returns `h2` [..., r] (or [..., p]) f32, and what {@link coreScaleBackward} needs
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
@@ -164,7 +164,7 @@ export function coreScale(h: Tensor, parts: CoreParts): { h2: Tensor; saved: Cor
  * - `dDOut = Σₘ dh2 ⊙ v` · `dCore = Σₘ dv ⊙ u`, or `dvᵀ · u` of a matrix
  * - `du = dv ⊙ core`, or `dv · core` · `dDIn = Σₘ du ⊙ h` · `dh = du ⊙ dIn`
  * @param dh2 the shape of `h2`, f32
- * @param saved of the forward pass; freed afterwards unless `keep`
+ * @param saved from the forward pass; freed afterwards unless `keep`
  * @returns `dh` [..., r], and one gradient for each part that was given, in its shape ([r] for a
  *   vector); f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM

@@ -8,8 +8,8 @@ import { type BaseWeight, checkWeight } from './base-weight.js';
 import { shiftRows, zeroTermOf } from './zero-points.js';
 
 /**
- * Every how many rows {@link denseRows} can begin: 1 for a dense weight; for a quantised one, where a
- * row begins a block of scales (with double quantisation, of scales of scales).
+ * {@link denseRows} can begin at multiples of this: 1 for a dense weight; for a quantised one, the
+ * distance between rows that begin a block of scales (with double quantisation, of scales of scales).
  * @param w [N, K]
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DISPOSED
  * @example
@@ -22,8 +22,8 @@ export function rowStep(w: BaseWeight): number {
 }
 
 /**
- * Some rows of a base weight as a dense tensor of their own: a piece of a weight that is too large
- * to be decoded whole.
+ * Some rows of a base weight as a new dense tensor: a piece of a weight that is too large to decode
+ * whole.
  * @param w [N, K] dense or quantised
  * @param begin a multiple of {@link rowStep}
  * @param end up to N
@@ -64,8 +64,8 @@ export function denseRows(
 
 /**
  * Copies rows into a tensor, from row `begin` on: the counterpart of {@link denseRows}.
- * @param y [N, K] it is written to
- * @param source [T, K] any dtype, rounded to that of y; not the same memory
+ * @param y [N, K] the tensor to write to
+ * @param source [T, K] any dtype, rounded to that of y; it must not share y's memory
  * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_ALIAS, ERR_DISPOSED
  * @example
  * putRows(gradient, tile, n0); // rows n0 to n0 + T
@@ -88,7 +88,7 @@ export function putRows(y: Tensor, source: Tensor, begin: number): void {
 /** Elements of a tile: 1 MB of f32. */
 const TILE_ELEMENTS = 2 ** 18;
 
-/** @internal Where tiles of rows of a weight begin and end that are decoded one after another. */
+/** @internal The row tiles of a weight that is decoded tile by tile. */
 export function rowTiles(w: BaseWeight): Array<[first: number, end: number]> {
   const [N = 0, K = 0] = w.shape;
   const step = rowStep(w);

@@ -3,13 +3,13 @@ import { fail, wrongType } from '../core/errors.js';
 import type { Tensor } from '../core/tensor.js';
 import { checkSameDevice, seedWords } from '../core/validate.js';
 
-/** What a call may say about dropout. */
+/** Dropout options of a call. */
 export interface DropoutCall {
   seed?: number | undefined;
   dropoutMask?: Tensor | undefined;
 }
 
-/** Dropout of one call, as the addon takes it. */
+/** Dropout of one call in the addon's form. */
 export interface Dropout {
   dropout: number;
   seed: number;
@@ -17,14 +17,14 @@ export interface Dropout {
   mask: Tensor | undefined;
 }
 
-/** The option `training`, true unless said otherwise. @throws ERR_TYPE */
+/** The option `training`; true by default. @throws ERR_TYPE */
 export function checkTraining(op: string, training: unknown = true): boolean {
   if (typeof training !== 'boolean') throw wrongType(op, 'training', 'a boolean', training);
   return training;
 }
 
 /**
- * Dropout with probability `dropout` over an x of `shape`, which lies where `near` does.
+ * Dropout with probability `dropout` over an x of `shape`, on the device of `near`.
  * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
  */
 export function resolveDropout(

@@ -38,17 +38,17 @@ export interface MultiplyAddParts {
   b?: Tensor;
   /** A summand of the same shapes; default 0. */
   c?: Tensor;
-  /** Of the product; default 1. */
+  /** Factor of the product; default 1. */
   alpha?: number;
-  /** Of the summand; default 1. */
+  /** Factor of the summand; default 1. */
   beta?: number;
-  /** Of the result; default that of `a`. */
+  /** Dtype of the result; default that of `a`. */
   dtype?: DType;
 }
 
 /**
- * The handle of an operand that goes with `a` [M, N] element by element: [M, N], [M, 1], [1, N] or
- * [1, 1] once leading dimensions are folded.
+ * The handle of an operand that is broadcast to `a` [M, N]: [M, N], [M, 1], [1, N] or [1, 1] once
+ * leading dimensions are folded.
  */
 function broadcastOf(op: string, operand: string, value: unknown, a: Tensor): NativeHandle | null {
   if (value === undefined) return null;
@@ -72,9 +72,9 @@ function broadcastOf(op: string, operand: string, value: unknown, a: Tensor): Na
 
 /**
  * `y = alpha · a ⊙ b + beta · c`, element by element, in f32 and in that order, rounded once to the
- * dtype of the result. Gates, weighted sums, scales of rows and of columns.
+ * dtype of the result. For gates, weighted sums, and scales of rows and columns.
  * @param parts `a` [..., N]; `b` and `c` of the same shape, or a row [N] for all rows, a column
- *   [..., 1] for all columns, or one value [1]. Dtypes are free.
+ * [..., 1] for all columns, or one value [1]. Any dtypes.
  * @returns y, the shape of `a`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
@@ -108,8 +108,8 @@ export function multiplyAdd(parts: MultiplyAddParts): Tensor {
 }
 
 /**
- * `y = f(a)`, element by element, with the same bits on every device but `reference`: within 0.501
- * units in the last place of f32, then rounded to the dtype of the result.
+ * `y = f(a)`, element by element: within 0.501 units in the last place of f32, then rounded to the
+ * dtype of the result. The bits are the same on every device except `reference`.
  * @param a any shape and dtype
  * @param kind one of {@link MAP_KINDS}; `relu` of NaN is NaN, `sign` keeps zeros and NaN
  * @param options.dtype of the result; default that of `a`
@@ -123,7 +123,7 @@ export function mapTensor(a: Tensor, kind: MapKind, options?: { dtype?: DType })
   checkTensor(op, 'a', a);
   if (typeof kind !== 'string') throw wrongType(op, 'kind', 'a string', kind);
   if (!MAP_KINDS.includes(kind)) {
-    fail('ERR_VALUE', op, 'kind', `one of ${MAP_KINDS.join(', ')}`, `'${String(kind)}'`);
+    fail('ERR_VALUE', op, 'kind', `one of ${MAP_KINDS.join(', ')}`, `"${String(kind)}"`);
   }
   const given = readOptions(op, options, { dtype: true });
   const dtype = checkDType(op, 'dtype', orDefault(given.dtype, a.dtype));
@@ -138,8 +138,8 @@ export function mapTensor(a: Tensor, kind: MapKind, options?: { dtype?: DType })
 
 /**
  * Sums of products: `out[n] = Σₘ a ⊙ b` over rows (axis 0), or `out[m] = Σₙ a ⊙ b` over columns
- * (axis 1); without `b` the sums of `a`. In an order that the shape alone decides, accumulated in
- * double. Gradients of gates and scales, norms of rows and of columns.
+ * (axis 1); without `b`, sums of `a`. Accumulated in double, in an order that depends on the shape
+ * only. For gradients of gates and scales, and norms of rows and columns.
  * @param a [..., N] any dtype; leading dimensions are folded to M
  * @param b the shape of `a`, or as in {@link multiplyAdd}; any dtype
  * @returns out [N] or [M], f32

@@ -16,32 +16,32 @@ import {
 } from '../core/validate.js';
 import { withLast } from './base-weight.js';
 
-/** What a {@link FeatureMap} is made of: the lists, or where each has one entry, the index. */
+/** Definition of a {@link FeatureMap}: the lists, or the index if each list has one entry. */
 export interface FeatureMapSpec {
-  /** K, of the vectors that it takes. */
+  /** K, the number of input features. */
   inFeatures: number;
-  /** J, of those that it gives. */
+  /** J, the number of output features. */
   outFeatures: number;
-  /** J lists of inputs, which are summed; each input at most once in a list. */
+  /** J lists of inputs to sum. An input occurs at most once in a list. */
   lists?: readonly ArrayLike<number>[];
-  /** J entries: the input that is copied there, or −1 for a zero. */
+  /** J entries: the input to copy, or −1 for a zero. */
   index?: Int32Array;
   /** Default {@link defaultDevice}. */
   device?: Device;
 }
 
-/** Where a map of {@link FeatureMap}'s makers is stored. */
+/** Device option of the functions that make a {@link FeatureMap}. */
 export interface FeatureMapOptions {
   device?: Device;
 }
 
 const MAX_FEATURES = 2 ** 31 - 1;
 
-/** Lists one after another, or one index an output. */
+/** Lists one after another, or one index per output. */
 interface Lists {
   readonly inFeatures: number;
   readonly outFeatures: number;
-  /** [J + 1] where the list of each output begins; null where `index` has one entry an output. */
+  /** [J + 1] where the list of each output begins; null if `index` has one entry per output. */
   readonly begin: Int32Array | null;
   readonly index: Int32Array;
   readonly device: Device;
@@ -50,7 +50,7 @@ interface Lists {
 /** Lists that need no checks. */
 class OwnLists {
   readonly lists: Lists;
-  /** Their map belongs to another one: no scope frees it. */
+  /** The map belongs to another one: no scope frees it. */
   readonly owned: boolean;
   constructor(lists: Lists, owned: boolean) {
     this.lists = lists;
@@ -78,7 +78,7 @@ function indexOf(op: string, value: unknown, K: number, J: number): Int32Array {
   return index;
 }
 
-/** One list, in ascending order. */
+/** One list, sorted. */
 function listOf(op: string, j: number, value: unknown, K: number): Int32Array {
   const operand = `lists[${j}]`;
   const typed = ArrayBuffer.isView(value) && value instanceof Int32Array;
@@ -96,13 +96,13 @@ function listOf(op: string, j: number, value: unknown, K: number): Int32Array {
   list.sort();
   for (let i = 1; i < length; i++) {
     if (list[i] === list[i - 1]) {
-      fail('ERR_VALUE', op, operand, 'of inputs that are listed once', `${list[i]} twice`);
+      fail('ERR_VALUE', op, operand, 'of distinct inputs', `${list[i]} twice`);
     }
   }
   return list;
 }
 
-/** Lists of any length as begin and index; where none has more than one entry, as one index each. */
+/** Lists of any length as begin and index; if none has more than one entry, as one index each. */
 function joined(lists: readonly Int32Array[]): { begin: Int32Array | null; index: Int32Array } {
   if (lists.every(({ length }) => length <= 1)) {
     return { begin: null, index: Int32Array.from(lists, (list) => list[0] ?? -1) };
@@ -147,7 +147,7 @@ function readSpec(op: string, spec: unknown): Lists {
   const outFeatures = checkInteger(op, 'outFeatures', given.outFeatures, 0, MAX_FEATURES);
   if ((given.lists === undefined) === (given.index === undefined)) {
     const what = given.lists === undefined ? 'neither' : 'both';
-    fail('ERR_VALUE', op, 'spec', 'given lists or an index', what);
+    fail('ERR_VALUE', op, 'spec', 'an object of either lists or index', what);
   }
   const parts =
     given.lists === undefined
@@ -156,7 +156,7 @@ function readSpec(op: string, spec: unknown): Lists {
   return { inFeatures, outFeatures, ...parts, device: resolveDevice(op, given.device) };
 }
 
-/** The transposed map: output j of the lists is in list t wherever t is in list j. */
+/** The transposed map: its list t contains j for every list j that contains t. */
 function transposed({ inFeatures, outFeatures, begin, index, device }: Lists): Lists {
   const counts = new Int32Array(inFeatures + 1);
   for (const t of index) if (t >= 0) counts[t + 1] = (counts[t + 1] as number) + 1;
@@ -184,10 +184,11 @@ function transposed({ inFeatures, outFeatures, begin, index, device }: Lists): L
 
 /**
  * A fixed sparse 0/1 map of the last dimension, for {@link mapFeatures}: output j is the sum of the
- * inputs in its list. Gathers, slices, permutations, repetitions, sums of groups, and compositions of
- * them: whatever a structured adapter does to its input and output besides products.
+ * inputs in its list. It covers gathers, slices, permutations, repetitions, sums of groups and
+ * compositions of them: everything that a structured adapter does to its input and output besides
+ * products.
  *
- * It owns native memory until {@link FeatureMap.dispose}, and keeps the lists on the host for the
+ * It owns native memory until {@link FeatureMap.dispose}, and keeps the lists on the host for its
  * {@link FeatureMap.adjoint}.
  * @example
  * using pairs = new FeatureMap({ inFeatures: 4, outFeatures: 2, lists: [[0, 1], [2, 3]] });
@@ -200,7 +201,7 @@ export class FeatureMap implements Disposable {
   readonly outFeatures: number;
   readonly device: Device;
   readonly #lists: Lists;
-  /** It is the adjoint of another map, which frees it. */
+  /** Is it the adjoint of another map, which frees it? */
   readonly #owned: boolean;
   #handle: NativeHandle | undefined;
   #adjoint: FeatureMap | undefined;
@@ -225,7 +226,7 @@ export class FeatureMap implements Disposable {
     if (!this.#owned) track(this);
   }
 
-  /** Is this a map of ours? False for a proxy or a forgery of one, which have no memory. */
+  /** Is this a map of this library? False for a proxy or an imitation, which have no memory. */
   static is(value: unknown): value is FeatureMap {
     return typeof value === 'object' && value !== null && #handle in value;
   }
@@ -237,7 +238,7 @@ export class FeatureMap implements Disposable {
     return handle;
   }
 
-  /** @internal Of lists that need no checks, one after another. */
+  /** @internal A map from lists that need no checks, one after another. */
   static ofSums(lists: { readonly begin: Int32Array } & Lists): FeatureMap {
     const own: unknown = new OwnLists(lists, false);
     return new FeatureMap(own as FeatureMapSpec);
@@ -254,7 +255,7 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * `y[j] = x[index[j]]`, zero where the index is −1.
+   * `y[j] = x[index[j]]`, or zero if the index is −1.
    * @param inFeatures K
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
@@ -284,7 +285,7 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * `y[j] = x[index[j]]` with every input once.
+   * `y[j] = x[index[j]]`, with each input used once.
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   static permute(index: Int32Array, options?: FeatureMapOptions): FeatureMap {
@@ -298,7 +299,7 @@ export class FeatureMap implements Disposable {
     for (let j = 0; j < own.length; j++) {
       const t = own[j] as number;
       if (t < 0 || seen[t] === 1) {
-        fail('ERR_VALUE', op, `index[${j}]`, 'an input that is not taken yet', String(t));
+        fail('ERR_VALUE', op, `index[${j}]`, 'an input that no earlier output takes', String(t));
       }
       seen[t] = 1;
     }
@@ -306,8 +307,8 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * Every feature `times` times: one after another (`inner`, `y[j] = x[floor(j / times)]`), or the
-   * whole vector again and again (`outer`, `y[j] = x[j mod K]`).
+   * Repeats every feature `times` times: each in a row (`inner`, `y[j] = x[floor(j / times)]`), or
+   * the whole vector again and again (`outer`, `y[j] = x[j mod K]`).
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   static repeat(
@@ -322,7 +323,7 @@ export class FeatureMap implements Disposable {
     const count = checkInteger(op, 'times', times, 1, most);
     if (typeof kind !== 'string') throw wrongType(op, 'kind', 'a string', kind);
     if (kind !== 'inner' && kind !== 'outer') {
-      fail('ERR_VALUE', op, 'kind', "'inner' or 'outer'", `'${String(kind)}'`);
+      fail('ERR_VALUE', op, 'kind', 'inner or outer', `"${String(kind)}"`);
     }
     const index = indices(
       K * count,
@@ -332,8 +333,8 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * The sums of `groups` runs of K / groups neighbours: the adjoint of `repeat(groups, K / groups,
-   * 'inner')`.
+   * The sums of `groups` runs of K / groups neighbouring features: the adjoint of
+   * `repeat(groups, K / groups, 'inner')`.
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   static groupSum(inFeatures: number, groups: number, options?: FeatureMapOptions): FeatureMap {
@@ -353,7 +354,7 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * The transpose of a matrix that is flattened by rows: `y[c · rows + r] = x[r · cols + c]`.
+   * The transpose of a matrix that is stored row by row: `y[c · rows + r] = x[r · cols + c]`.
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   static transpose(rows: number, cols: number, options?: FeatureMapOptions): FeatureMap {
@@ -365,8 +366,8 @@ export class FeatureMap implements Disposable {
   }
 
   /**
-   * The transposed map, from J features to K: what {@link mapFeatures}' gradient goes through. Made
-   * at its first use and kept; it is freed with this one. Its own adjoint is this map.
+   * The transposed map, from J features to K, which the gradient of {@link mapFeatures} uses. It is
+   * made at its first use, kept, and freed with this map. Its own adjoint is this map.
    * @throws ERR_DISPOSED, ERR_OOM
    */
   get adjoint(): FeatureMap {
@@ -381,7 +382,7 @@ export class FeatureMap implements Disposable {
     return adjoint;
   }
 
-  /** Entries of all lists. */
+  /** Number of entries in all lists. */
   get entries(): number {
     return this.#lists.index.length;
   }
@@ -396,7 +397,7 @@ export class FeatureMap implements Disposable {
     return this.#handle === undefined;
   }
 
-  /** Frees the memory as soon as no queued op needs it, and that of the adjoint. Twice is a no-op. */
+  /** Frees the memory of this map and of its adjoint as soon as no queued op needs it. A second call does nothing. */
   dispose(): void {
     const handle = this.#handle;
     if (handle === undefined) return;
@@ -410,23 +411,24 @@ export class FeatureMap implements Disposable {
   }
 }
 
-/** What {@link mapFeatures} takes beside its operands. */
+/** Options of {@link mapFeatures}. */
 export interface MapFeaturesOptions {
   /** [..., J] a summand, any dtype; default 0. */
   c?: Tensor;
-  /** Of the sums; default 1. */
+  /** Factor of the sums; default 1. */
   alpha?: number;
-  /** Of the summand; default 1. */
+  /** Factor of the summand; default 1. */
   beta?: number;
-  /** Of the result; default that of `x`. */
+  /** Dtype of the result; default that of `x`. */
   dtype?: DType;
 }
 
 /**
- * A fixed 0/1 map of the last dimension: `y[m, j] = alpha · Σ x[m, t] + beta · c[m, j]`, t over the
- * map's list j. A list is summed in double in ascending order and rounded to f32; alpha, beta and `c`
- * follow in f32, rounded once to the dtype of the result: the same bits on every device but
- * `reference`. The gradient with respect to `x` is `mapFeatures(dy, map.adjoint, { alpha })`.
+ * A fixed 0/1 map of the last dimension: `y[m, j] = alpha · Σ x[m, t] + beta · c[m, j]`, with t over
+ * the map's list j. Each list is summed in double in ascending order and rounded to f32. alpha, beta
+ * and `c` follow in f32, rounded once to the dtype of the result. The bits are the same on every
+ * device except `reference`. The gradient with respect to `x` is
+ * `mapFeatures(dy, map.adjoint, { alpha })`.
  * @param x [..., K] any dtype
  * @param map from K features to J, on the device of `x`
  * @returns y [..., J]

@@ -6,7 +6,7 @@ import { zeroTermOf } from './zero-points.js';
 
 const kOp = 'gatherRows';
 
-/** Row `row` of `from` is to be row `at` of the result. */
+/** Row `row` of `from` becomes row `at` of the result. */
 export interface PlacedRow {
   readonly from: BaseWeight;
   readonly row: number;
@@ -20,7 +20,7 @@ interface Run extends PlacedRow {
 /** Elements that are copied at a time: 1 MB of f32. */
 const RUN_ELEMENTS = 2 ** 18;
 
-/** Neighbours that stay neighbours, as one. */
+/** Joins neighbours that stay neighbours into one run. */
 function runsOf(places: readonly PlacedRow[], most: number): Run[] {
   const runs: Run[] = [];
   for (let i = 0; i < places.length; ) {
@@ -37,9 +37,9 @@ function runsOf(places: readonly PlacedRow[], most: number): Run[] {
 }
 
 /**
- * Copies rows of weights into places of a tensor. Runs of neighbours are one copy, rows that are there several times are decoded
- * once, and what has been copied is let go.
- * @param y [T, K] it is written to, in its dtype
+ * Copies rows of weights into rows of a tensor. A run of neighbours is one copy, a row that occurs several times is decoded
+ * once, and each tile is freed after it was copied.
+ * @param y [T, K] the tensor to write to, in its dtype
  * @param places rows of weights [N, K], dense or quantised
  * @internal
  */
@@ -61,7 +61,10 @@ function copyRuns(y: Tensor, from: BaseWeight, runs: Run[]): void {
   else copyBlocks(y, from, runs, step);
 }
 
-/** Where any row can be decoded alone: two calls a run, and nothing else, as there may be thousands. */
+/**
+ * For weights whose rows can each be decoded alone. Two calls per run and nothing else, because
+ * there may be thousands of runs.
+ */
 function copyRows(y: Tensor, from: BaseWeight, runs: readonly Run[]): void {
   const { handle } = checkWeight(kOp, from);
   const to = Tensor.handleOf(y, kOp, 'y');
@@ -80,7 +83,7 @@ function copyRows(y: Tensor, from: BaseWeight, runs: readonly Run[]): void {
   });
 }
 
-/** Where rows are decoded with those beside them, to where blocks of scales begin. */
+/** For weights whose rows must be decoded together with their neighbours, from one block of scales to the next. */
 function copyBlocks(y: Tensor, from: BaseWeight, runs: readonly Run[], step: number): void {
   const { dtype } = y;
   const [N = 0] = from.shape;

@@ -9,18 +9,19 @@ import { checkSameDevice, ownFields, readNames } from '../core/validate.js';
 export interface GradientSpec {
   readonly shape: readonly number[];
   readonly dtype: DType;
-  /** A tensor to add to may then have any dtype; else only this one. */
+  /** Allows a tensor to add to of any dtype, rather than of this one only. */
   readonly anyDType?: boolean;
 }
 
-/** What a call of a backward op says about its results. */
+/** The part of a backward call that describes its results. */
 export interface GradientCall<Name extends string> {
   needs?: readonly Name[] | undefined;
   accumulateInto?: { [name in Name]?: Tensor } | undefined;
 }
 
 /**
- * Which gradients a call wants, fresh or added to; every tensor to add to is checked, wanted or not.
+ * Which gradients a call wants, fresh or added to. Every tensor to add to is checked, even if its
+ * gradient is not wanted.
  * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
  */
 export class WantedGradients<Name extends string> {
@@ -30,7 +31,7 @@ export class WantedGradients<Name extends string> {
   readonly #targets: { [name in Name]?: Tensor };
   readonly #device: Tensor['device'];
 
-  /** @param defaults wanted where the call has no `needs`; what it adds to comes on top */
+  /** @param defaults the gradients wanted if the call has no `needs`; the tensors to add to come on top */
   constructor(
     op: string,
     specs: Record<Name, GradientSpec>,
@@ -65,7 +66,7 @@ export class WantedGradients<Name extends string> {
     return this.#wanted.has(name);
   }
 
-  /** For the addon: of each gradient null, the dtype of a fresh one, or the one to add to. */
+  /** The addon's form of each gradient: null, the dtype of a fresh one, or the tensor to add to. */
   raw(op: string): Array<NativeHandle | DType | null> {
     return this.#names.map((name) => {
       if (!this.#wanted.has(name)) return null;
@@ -76,7 +77,7 @@ export class WantedGradients<Name extends string> {
     });
   }
 
-  /** The results of the addon as tensors. */
+  /** Makes tensors from the addon's results. */
   adopt(handles: ReadonlyArray<NativeHandle | null>): { [name in Name]?: Tensor } {
     const gradients: { [name in Name]?: Tensor } = {};
     this.#names.forEach((name, i) => {

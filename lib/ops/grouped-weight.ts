@@ -6,8 +6,8 @@ import { checkInteger, showShape } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
 /**
- * Blocks below each other, [N, C / groups] flat, to the block-diagonal matrix [N, C] flat; what is
- * between the blocks is zero, whatever their values.
+ * Maps blocks stacked vertically, [N, C / groups] flat, to the block-diagonal matrix [N, C] flat.
+ * The elements between the blocks are zero, whatever the blocks contain.
  */
 export function blockDiagonalMap(N: number, C: number, groups: number, device: Device): FeatureMap {
   const width = C / groups;
@@ -20,12 +20,12 @@ export function blockDiagonalMap(N: number, C: number, groups: number, device: D
 }
 
 /**
- * The weight of a convolution of groups as that of one of all channels, zero where an output does not
- * see a channel: with the patches of {@link Im2col} the layer is then a product as any other. It costs
- * `groups` times the products of the groups by themselves.
+ * The weight of a grouped convolution as one over all channels, zero where an output does not see a
+ * channel. With the patches of {@link Im2col} the layer is then an ordinary product. It costs `groups`
+ * times as much as the products of the separate groups.
  * @param w [N, C / groups, ...kernel] or [N, C / groups · taps], dense; any dtype
  * @param groups a divisor of N
- * @returns [N, C · taps], the dtype of w, the same values
+ * @returns [N, C · taps] with the dtype and values of w
  * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
  * const w = groupedWeight(stored, 4); // [32, 2, 3, 3] to [32, 72]
@@ -42,7 +42,7 @@ export function groupedWeight(w: Tensor, groups: number): Tensor {
   if (N % G !== 0) fail('ERR_VALUE', op, 'groups', `a divisor of N (${N})`, String(G));
   const width = w.size / N;
   if (N * width * G > 2 ** 31 - 1) {
-    fail('ERR_VALUE', op, 'groups', `such that the result has less than 2^31 values`, String(G));
+    fail('ERR_VALUE', op, 'groups', 'such that the result has fewer than 2^31 values', String(G));
   }
   using map = blockDiagonalMap(N, width * G, G, device);
   using flat = w.reshape([1, w.size]);

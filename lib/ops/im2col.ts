@@ -6,18 +6,18 @@ import type { Tensor } from '../core/tensor.js';
 import { checkInteger, readOptions } from '../core/validate.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
-/** Sizes by dimension of the image: [H, W], or [D, H, W] where it has a depth. */
+/** Sizes by dimension of the image: [H, W], or [D, H, W] if it has a depth. */
 export type ImageSizes = readonly [number, number] | readonly [number, number, number];
 
-/** A convolution over images, or over volumes, as frameworks describe it. */
+/** A convolution over images or volumes, as frameworks describe it. */
 export interface ConvolutionSpec {
   /** C */
   channels: number;
-  /** D, of a convolution of three dimensions: then kernel, stride, padding and dilation have three numbers. */
+  /** D, for a three-dimensional convolution: kernel, stride, padding and dilation then have three numbers. */
   depth?: number;
   /** H */
   height: number;
-  /** W; of a convolution of one dimension its length, with a height and a kernel of 1. */
+  /** W. A one-dimensional convolution has its length here, and a height and kernel height of 1. */
   width: number;
   /** [KH, KW] or [KD, KH, KW] */
   kernel: ImageSizes;
@@ -61,11 +61,11 @@ function perAxis(
   return value.map((part, i) => checkInteger(op, `${name}[${i}]`, part, min, 2 ** 20));
 }
 
-/** Positions of the kernel along a dimension. */
+/** Number of kernel positions along a dimension. */
 const outOf = ({ size, kernel, stride, padding, dilation }: Axis): number =>
   Math.floor((size + 2 * padding - dilation * (kernel - 1) - 1) / stride) + 1;
 
-/** Where in the image each tap lies at each position, -1 outside: [out · kernel]. */
+/** The image position of each tap at each kernel position, -1 outside: [out · kernel]. */
 function placesOf(axis: Axis): Int32Array {
   const { size, kernel, stride, padding, dilation } = axis;
   return Int32Array.from({ length: outOf(axis) * kernel }, (_, i) => {
@@ -75,10 +75,9 @@ function placesOf(axis: Axis): Int32Array {
 }
 
 /**
- * A convolution as a product: images to the patches that its kernel sees, one row a pixel of the
- * output. A convolution weight [N, C, KH, KW] is then the matrix [N, C · KH · KW], and every layer,
- * adapter and quantised format of this library applies to it. With a `depth` images are volumes [B, C, D, H, W], and weights
- * [N, C, KD, KH, KW].
+ * A convolution as a product: images become the patches that the kernel sees, one row per pixel of the output. A convolution
+ * weight [N, C, KH, KW] is then the matrix [N, C · KH · KW], and every layer, adapter and quantised format of this library
+ * applies to it. With a `depth`, images are volumes [B, C, D, H, W] and weights are [N, C, KD, KH, KW].
  * @example
  * const patches = new Im2col({ channels: 3, height: 32, width: 32, kernel: [3, 3], padding: [1, 1] });
  * const { y, saved } = loraForward(patches.rows(images), w4, adapter);
@@ -86,7 +85,7 @@ function placesOf(axis: Axis): Int32Array {
  */
 export class Im2col implements Disposable {
   readonly channels: number;
-  /** 1 of an image without. */
+  /** 1 if the image has none. */
   readonly depth: number;
   readonly height: number;
   readonly width: number;
@@ -98,7 +97,7 @@ export class Im2col implements Disposable {
   readonly device: Device;
   /** [D,] H, W of the image. */
   readonly #sizes: readonly number[];
-  /** The same of the output. */
+  /** The same for the output. */
   readonly #outSizes: readonly number[];
   readonly #patches: FeatureMap;
   readonly #turns = new Map<number, FeatureMap>();
@@ -152,7 +151,7 @@ export class Im2col implements Disposable {
     track(this);
   }
 
-  /** Of each value of the patches its place in the image, -1 in the padding. */
+  /** The position in the image of each value of the patches, -1 in the padding. */
   #index(axes: readonly [Axis, Axis, Axis]): Int32Array {
     const [planes, rows, cols] = axes.map(placesOf) as [Int32Array, Int32Array, Int32Array];
     const [kd, kh, kw] = axes.map(({ kernel }) => kernel) as [number, number, number];
@@ -199,7 +198,7 @@ export class Im2col implements Disposable {
   }
 
   /**
-   * The gradient of {@link Im2col.rows}: what pixels share is summed.
+   * The gradient of {@link Im2col.rows}. Contributions to the same pixel are summed.
    * @param dRows [B, OD · OH · OW, C · KD · KH · KW]
    * @returns [B, C, H, W], or [B, C, D, H, W]
    */
@@ -215,7 +214,7 @@ export class Im2col implements Disposable {
   #turn(N: number): FeatureMap {
     let turn = this.#turns.get(N);
     if (turn === undefined) {
-      // Kept as long as this lives, whatever scope the call is in.
+      // Kept as long as this object lives, whatever scope the call is in.
       const pixels = product(this.#outSizes);
       turn = outsideScopes(() => FeatureMap.transpose(pixels, N, { device: this.device }));
       this.#turns.set(N, turn);
@@ -224,7 +223,7 @@ export class Im2col implements Disposable {
   }
 
   /**
-   * @param y [B, OD · OH · OW, N]: what a layer makes of the rows
+   * @param y [B, OD · OH · OW, N]: the layer's output for the rows
    * @returns [B, N, OH, OW], or [B, N, OD, OH, OW]
    */
   image(y: Tensor): Tensor {

@@ -7,13 +7,13 @@ import { type ComputePrecision, checkCompute } from './compute.js';
 import { addZeroGrad, productWithZeros, zeroTermOf } from './zero-points.js';
 
 /**
- * Product with a base weight: `y = x · wᵀ + bias`. A quantised weight is decoded inside the kernel,
- * tile by tile, to the dtype of `x`; it is never materialised.
+ * Product with a base weight: `y = x · wᵀ + bias`. The kernel decodes a quantised weight tile by
+ * tile to the dtype of `x` and never stores it dense.
  * @param x [..., K] f32, bf16 or f16
- * @param w [N, K] dense (f32 goes with every dtype of `x`, the two 16-bit ones not with each other) or quantised
+ * @param w [N, K] dense (f32 mixes with every dtype of `x`, the two 16-bit types do not mix) or quantised
  * @param options.bias [N], any dtype
- * @param options.compute `int8` rounds both operands to int8 codes: {@link ComputePrecision} has the
- *   definition and the error bound. Default `exact`
+ * @param options.compute `int8` rounds both operands to int8 codes; see {@link ComputePrecision} for
+ * the definition and the error bound. Default `exact`
  * @returns y [..., N], dtype of `x`, accumulated in f32 and rounded once
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM
@@ -55,8 +55,8 @@ export function biasOf(op: string, bias: Tensor | undefined, x: Tensor, N: numbe
 }
 
 /**
- * Gradient of {@link matmul} with respect to its input: `dx = dy · w`. The packed weight is read in
- * place; no transposed or dense copy is made.
+ * Gradient of {@link matmul} with respect to its input: `dx = dy · w`. It reads the packed weight
+ * in place and makes no transposed or dense copy.
  * @param dy [..., N]
  * @param w [N, K] dense or quantised
  * @returns dx [..., K], dtype of `dy`

@@ -4,10 +4,10 @@ import { Tensor } from '../core/tensor.js';
 import { checkInteger, newArray, readOptions } from '../core/validate.js';
 
 /**
- * Rows of zeros with a 1 at each id: what makes an embedding a layer. With the table's transpose
- * [D, V] as the weight and `oneHot(ids, V)` as x, a LoRA of an embedding (PEFT's `lora_embedding_A`
- * [r, V] and `lora_embedding_B` [D, r]) is a LoRA of a linear layer. It costs V values a token: meant
- * for tables of a few thousand rows, and for checks.
+ * Rows of zeros with a 1 at each id: this makes an embedding a linear layer. With the table's
+ * transpose [D, V] as the weight and `oneHot(ids, V)` as x, a LoRA of an embedding (PEFT's
+ * `lora_embedding_A` [r, V] and `lora_embedding_B` [D, r]) is a LoRA of a linear layer. It costs V
+ * values per token, so it is meant for tables of a few thousand rows, and for checks.
  * @param ids token ids, each from 0 to V − 1
  * @returns [ids, V] f32
  * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_OOM

@@ -22,36 +22,37 @@ export interface QuantizeOptions {
   /** Quantise the scales themselves to 8 bits; default false. */
   doubleQuant?: boolean;
   /**
-   * Of `int8`: linear codes with one scale a row, bitsandbytes' LLM.int8, in place of its dynamic map blockwise, of
-   * w rounded to f16, as there. Rows are a multiple of 32 (zeros that fill them up change nothing; fromBitsandbytes
-   * takes multiples of 8, whose products are exact alone). What is not finite in f16 is refused as other values are that
-   * are not finite. Default false.
+   * For `int8`: linear codes with one scale per row, bitsandbytes' LLM.int8, instead of its blockwise dynamic map. As
+   * there, w is rounded to f16 first. The row length is a multiple of 32 (pad with zeros if necessary; fromBitsandbytes
+   * takes multiples of 8, which only the exact product supports). Values that are not finite in f16 throw like other
+   * non-finite values. Default false.
    */
   rowwise?: boolean;
   /**
-   * Of `int8`: 256 ascending levels within ±1 in place of the dynamic map (a linear one, an unsigned one). Done on
-   * the host, in merging too.
+   * For `int8`: 256 ascending levels within ±1 instead of the dynamic map (a linear or an unsigned table, say).
+   * Quantising and merging then run on the host.
    */
   codebook?: Float32Array;
   /**
-   * Of `int4`: a zero-point for each block, its middle `(min + max) / 2`, so that the 16 levels span the block's own
-   * range (min-max rounding, as group-affine weights are made). w is [N, K] with K a multiple of the blocksize; it is
-   * read on the host, and what is not finite is refused at once. Default false.
+   * For `int4`: a zero-point for each block, its middle `(min + max) / 2`, so that the 16 levels span the block's own
+   * range (min-max rounding, as for group-affine weights). w is [N, K] with K a multiple of the blocksize. It is read
+   * on the host, and non-finite values throw at once. Default false.
    */
   zeroPoints?: boolean;
 }
 
 /**
- * Blockwise quantisation of a weight. `absmax` is the largest magnitude of a block; each element takes
+ * Blockwise quantisation of a weight. `absmax` is the largest magnitude of a block. Each element gets
  * the code whose level is nearest to `w / absmax`.
  *
- * The bytes are bitsandbytes'. Where its CPU and CUDA code differ the rule is: the value
- * `w · (1 / absmax)` in f32 against the thresholds of its CUDA source; a block whose `1 / absmax`
- * overflows (zeros, or an absmax under 2^-128) holds the code that the peer gives a block of zeros.
+ * The bytes are those of bitsandbytes. Where its CPU and CUDA code differ, the rule is: the value
+ * `w · (1 / absmax)` in f32 is compared with the thresholds of its CUDA source. A block whose
+ * `1 / absmax` overflows (zeros, or an absmax under 2^-128) gets the code that bitsandbytes gives a
+ * block of zeros.
  * @param w [N, K] f32, bf16 or f16 (any rank; blocks run over the flattened elements)
- * @throws ERR_TYPE, ERR_FORMAT, ERR_VALUE (options that do not go together, a codebook), ERR_SHAPE (`rowwise` or
- *   `zeroPoints` of rows that are no whole blocks), ERR_DISPOSED, ERR_OOM; NaN or infinity in `w` shows as ERR_NON_FINITE
- *   at the first read of anything that depends on the weight
+ * @throws ERR_TYPE, ERR_FORMAT, ERR_VALUE (conflicting options, an invalid codebook), ERR_SHAPE (`rowwise` or
+ * `zeroPoints` with rows that are not whole blocks), ERR_DISPOSED, ERR_OOM. NaN or infinity in `w` shows as
+ * ERR_NON_FINITE at the first read of anything that depends on the weight
  * @example
  * const w4 = quantize(w, { format: 'nf4', blocksize: 64, doubleQuant: true });
  */
@@ -81,7 +82,7 @@ export function quantize(w: Tensor, options: QuantizeOptions): QuantizedWeight {
   return encode(op, w, format, blocksize, doubleQuant, w.dtype);
 }
 
-/** Codes and scales by the device's own kernel. */
+/** Encodes codes and scales with the device's own kernel. */
 function encode(
   op: string,
   w: Tensor,
@@ -163,9 +164,9 @@ function quantizeRowwise(
 }
 
 /**
- * A tensor as the weight is that it takes the place of: its format, blocksizes, tables and source dtype; zero-points are made
+ * Quantises a tensor like the weight that it replaces: same format, blocksizes, tables and source dtype; zero-points are made
  * anew.
- * @param w of the weight's shape
+ * @param w a tensor of the weight's shape
  * @internal
  */
 export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
@@ -193,9 +194,9 @@ export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight 
 }
 
 /**
- * The dense weight: `codebook[code] · absmax`, plus the block's zero-point where it has one, in f32, one
- * rounding to `dtype`.
- * @param options.dtype default: that of the tensor which was quantised
+ * The dense weight: `codebook[code] · absmax`, plus the block's zero-point if it has one, in f32,
+ * rounded once to `dtype`.
+ * @param options.dtype default: that of the tensor that was quantised
  * @returns [N, K]
  * @throws ERR_TYPE, ERR_DTYPE, ERR_DISPOSED, ERR_OOM
  * @example

@@ -17,8 +17,8 @@ function checkGates(op: string, gate: unknown, up: unknown): [Tensor, Tensor] {
 
 /**
  * The gate of a SwiGLU feed-forward layer (Shazeer, GLU variants improve Transformer, 2020,
- * arXiv:2002.05202), in one pass: `y = silu(gate) ⊙ up`, `silu(g) = g · σ(g)`. In double, rounded to
- * f32 and then to the dtype: the same bits on every device but `reference`.
+ * arXiv:2002.05202), in one pass: `y = silu(gate) ⊙ up`, `silu(g) = g · σ(g)`. Computed in double,
+ * rounded to f32 and then to the dtype: the bits are the same on every device except `reference`.
  * @param gate any shape and dtype
  * @param up shape and dtype of `gate`
  * @returns y, shape and dtype of `gate`

@@ -7,19 +7,19 @@ import { checkSameDevice, orDefault, readOptions, showShape } from '../core/vali
 import { withLast } from './base-weight.js';
 import { WantedGradients } from './gradients.js';
 
-/** What {@link weightGrad} takes beside its operands. */
+/** Options of {@link weightGrad}. */
 export interface WeightGradOptions {
-  /** Of the result; default f32. */
+  /** Dtype of the result; default f32. */
   dtype?: DType;
-  /** [N, K] of any dtype: adds to this tensor in place of making a new one; it is returned. */
+  /** [N, K] of any dtype: adds to this tensor instead of making a new one, and returns it. */
   accumulateInto?: Tensor;
 }
 
 /**
- * The gradient of a dense weight: `dW = dyᵀ · x`, of a small layer, a projection or an r × r core.
- * Sums in f32, in an order that M alone decides.
+ * The gradient of a dense weight, `dW = dyᵀ · x`: for a small layer, a projection or an r × r core.
+ * Sums in f32, in an order that depends on M only.
  * @param dy [..., N] any dtype
- * @param x [..., K] any dtype, the same leading dimensions
+ * @param x [..., K] any dtype, with the same leading dimensions as dy
  * @returns dW [N, K]
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_ALIAS, ERR_DISPOSED, ERR_OOM
  * @example

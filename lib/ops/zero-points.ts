@@ -1,6 +1,6 @@
 /**
- * Products with a weight that has zero-points. The kernels read codes and scales alone; with z [N, G] the zero-points
- * and S the sums of blocks, `w = ŵ + z · S`, so that what z adds is a low-rank term of G = K / blocksize columns:
+ * Products with a weight that has zero-points. The kernels read only codes and scales. With z [N, G] the zero-points
+ * and S the sums of blocks, `w = ŵ + z · S`, so z adds a low-rank term of G = K / blocksize columns:
  *
  *   x · wᵀ = x · ŵᵀ + (x · Sᵀ) · zᵀ    in the accumulators of the product, as an adapter's term is
  *   dy · w = dy · ŵ + (dy · z) · S     each element of (dy · z) added to a block of dx
@@ -15,7 +15,7 @@ import { type BaseWeight, withLast } from './base-weight.js';
 import { multiplyAdd } from './elementwise.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 
-/** What zero-points add to a weight's products. */
+/** What zero-points add to the products of a weight. */
 export interface ZeroTerm {
   readonly weight: QuantizedWeight;
   /** z [N, G], f32 */
@@ -37,7 +37,10 @@ function companion(weight: QuantizedWeight, key: string, make: () => FeatureMap)
   return QuantizedWeight.companion(weight, key, () => outsideScopes(make));
 }
 
-/** [a | b] in f32, a times alpha. */
+/**
+ * [a
+ * b] in f32, with a times alpha.
+ */
 function beside(weight: QuantizedWeight, a: Tensor, b: Tensor, alpha = 1): Tensor {
   const [r, G] = [lastDim(a), lastDim(b)];
   const place = (side: string, width: number, first: number) =>
@@ -51,14 +54,14 @@ function beside(weight: QuantizedWeight, a: Tensor, b: Tensor, alpha = 1): Tenso
   return mapFeatures(b, place('right', G, r), { c: left, dtype: 'f32' });
 }
 
-/** The operands of a product with zero-points, checked. */
+/** The checked operands of a product with zero-points. */
 export interface ZeroProduct {
   readonly x: Tensor;
   readonly handle: NativeHandle;
   readonly bias: NativeHandle | null;
   readonly compute: string;
   readonly N: number;
-  /** h [..., r] f32 and loraB [N, r], whose product is added too. */
+  /** h [..., r] f32 and loraB [N, r]; their product is added too. */
   readonly adapter?: { readonly h: Tensor; readonly loraB: Tensor; readonly scaling: number };
 }
 
@@ -84,7 +87,7 @@ export function productWithZeros(op: string, term: ZeroTerm, given: ZeroProduct)
   });
 }
 
-/** y with `(x · Sᵀ) · zᵀ` added in f32 and rounded once more, as a new tensor for which y is freed. */
+/** y with `(x · Sᵀ) · zᵀ` added in f32 and rounded once more, as a new tensor; y is freed. */
 export function addZeroProduct(op: string, term: ZeroTerm, x: Tensor, y: Tensor): Tensor {
   return scope(() => {
     const sums = mapFeatures(x, term.sums, { dtype: 'f32' });
@@ -105,8 +108,8 @@ export function addZeroProduct(op: string, term: ZeroTerm, x: Tensor, y: Tensor)
 }
 
 /**
- * dx with `(dy · z) · S` added in f32 and rounded once more: in place where dx is the caller's own tensor, else as a
- * new tensor for which dx is freed.
+ * dx with `(dy · z) · S` added in f32 and rounded once more: in place if dx is the caller's own tensor, else as a
+ * new tensor; dx is then freed.
  */
 export function addZeroGrad(
   op: string,
@@ -142,8 +145,8 @@ export function addZeroGrad(
 }
 
 /**
- * Some rows [T, K] with the zero-points of the weight's rows from `first` on added in f32, or taken away (sign −1): from
- * decoded codes to the weight's values, and back.
+ * Adds the zero-points of the weight's rows from `first` on to some rows [T, K] in f32, or subtracts them (sign −1):
+ * from decoded codes to the weight's values, and back.
  */
 export function shiftRows(
   rows: Tensor,

@@ -8,7 +8,10 @@ export interface CodebookCodes {
   readonly absmax: Float32Array;
 }
 
-/** 256 ascending levels within ±1; some may be equal, as the two zeros of fp8 are. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
+/**
+ * Checks for 256 ascending levels within ±1. Some may be equal, like the two zeros of fp8. @throws
+ * ERR_TYPE, ERR_SHAPE, ERR_VALUE
+ */
 export function checkCodebook(op: string, codebook: unknown): Float32Array {
   if (!(codebook instanceof Float32Array)) {
     throw wrongType(op, 'codebook', 'a Float32Array', codebook);
@@ -19,7 +22,7 @@ export function checkCodebook(op: string, codebook: unknown): Float32Array {
   codebook.forEach((level, i) => {
     const above = i === 0 || level >= (codebook[i - 1] as number);
     if (!(above && Math.abs(level) <= 1)) {
-      fail('ERR_VALUE', op, 'codebook', 'ascending, within ±1', `${level} at ${i}`);
+      fail('ERR_VALUE', op, 'codebook', 'ascending and within ±1', `${level} at ${i}`);
     }
   });
   return codebook;
@@ -27,7 +30,7 @@ export function checkCodebook(op: string, codebook: unknown): Float32Array {
 
 const formatTables = new Map<QuantFormat, Float32Array>();
 
-/** The levels that a format encodes by itself; those of int8 (Dettmers' dynamic map) are double quantisation's too. */
+/** The levels that a format implies. Those of int8 (Dettmers' dynamic map) are also used by double quantisation. */
 export function formatCodebook(op: string, format: QuantFormat): Float32Array {
   if (formatTables.size === 0) {
     const rows = native(op, (raw) => raw.formats());
@@ -36,7 +39,7 @@ export function formatCodebook(op: string, format: QuantFormat): Float32Array {
   return formatTables.get(format) as Float32Array;
 }
 
-/** What a weight remembers of a table: nothing where it is the format's. */
+/** The table that a weight keeps: none if it is the format's. */
 export function ownTable(
   op: string,
   format: QuantFormat,
@@ -46,7 +49,10 @@ export function ownTable(
   return table.every((level, i) => level === standard[i]) ? undefined : table.slice();
 }
 
-/** The place of the ascending level that is nearest to v, a tie the lower one; the bounds between are rounded to f32. */
+/**
+ * The index of the ascending level nearest to v; a tie takes the lower one. The bounds between
+ * levels are rounded to f32.
+ */
 function nearestIn(levels: ArrayLike<number>): (v: number) => number {
   const bounds = Float32Array.from({ length: levels.length - 1 }, (_, i) => {
     return Math.fround((levels[i] as number) + (levels[i + 1] as number)) / 2;
@@ -62,7 +68,7 @@ function nearestIn(levels: ArrayLike<number>): (v: number) => number {
   };
 }
 
-/** The code of a scaled value, and that of blocks of zeros. */
+/** The code of a scaled value, and the code for blocks of zeros. */
 function coderOf(format: QuantFormat, codebook: Float32Array) {
   const { bits, signMagnitude } = formatOf(format);
   if (!signMagnitude) {
@@ -77,7 +83,7 @@ function coderOf(format: QuantFormat, codebook: Float32Array) {
   return { codeOf, zero: codeOf(0) };
 }
 
-/** Two codes a byte, the first in its high half; what an odd number leaves is `fill`. */
+/** Two codes per byte, the first in the high half. `fill` completes an odd count. */
 function packed(codes: Uint8Array, fill: number): Uint8Array {
   return Uint8Array.from({ length: Math.ceil(codes.length / 2) }, (_, i) => {
     return ((codes[2 * i] as number) << 4) | (codes[2 * i + 1] ?? fill);
@@ -85,10 +91,11 @@ function packed(codes: Uint8Array, fill: number): Uint8Array {
 }
 
 /**
- * Blockwise codes of the level that is nearest to `v · (1 / absmax)`, a tie the lower one (of fp4 the one nearer to 0); each
- * operation rounded to f32, the bounds between levels too: what bitsandbytes' CUDA source does with a table of the user's.
- * A block of zeros, or whose `1 / absmax` overflows, has codes of 0, as there; of 4 bits those of the level nearest to 0.
- * @returns codes as the format stores them: of 4 bits two a byte
+ * Blockwise codes of the level nearest to `v · (1 / absmax)`; a tie takes the lower level (for fp4 the one nearer to 0).
+ * Each operation is rounded to f32, and so are the bounds between levels: this is what bitsandbytes' CUDA source does with a
+ * table of the user. A block of zeros, or whose `1 / absmax` overflows, gets codes of 0, as there; 4-bit formats get the
+ * level nearest to 0.
+ * @returns codes as the format stores them: 4-bit codes two per byte
  * @throws ERR_NON_FINITE
  */
 export function encodeCodebook(

@@ -2,38 +2,38 @@ import { fail, wrongType } from '../core/errors.js';
 import { checkInteger, showShape } from '../core/validate.js';
 
 /**
- * A group-affine 4-bit weight as other programs have it (GPTQ, HQQ and the like, unpacked): in row n and block
- * `g = floor(k / blocksize)`,
+ * A group-affine 4-bit weight as other programs store it (GPTQ, HQQ and the like, unpacked). In row n and
+ * block `g = floor(k / blocksize)`,
  *
  * `w[n, k] = scales[n, g] · (codes[n, k] − zeros[n, g])`
  *
- * Ours holds the same numbers as `absmax = 7.5 · scale` and a zero-point in units of w,
- * `scale · (7.5 − zero)`, so that the codes' own levels, ±1/15 to ±1, lie around 0.
+ * This library stores the same numbers as `absmax = 7.5 · scale` and a zero-point in units of w,
+ * `scale · (7.5 − zero)`, so that the levels of the codes, ±1/15 to ±1, are centred on 0.
  */
 export interface GroupAffineState {
   /** [N, K] */
   readonly shape: readonly number[];
   /** A power of two from 32 to 4096 that divides K. */
   readonly blocksize: number;
-  /** [N · K], 0 to 15, a byte each. */
+  /** [N · K], 0 to 15, one per byte. */
   readonly codes: Uint8Array;
   /** [N · K / blocksize], not negative. */
   readonly scales: Float32Array;
-  /** [N · K / blocksize], in steps of a code; fractions too. */
+  /** [N · K / blocksize], in steps of a code; fractions are allowed. */
   readonly zeros: Float32Array;
 }
 
-/** Half the distance from the least to the largest code: levels are `(code − HALF) / HALF`. */
+/** Half the distance from the smallest to the largest code: levels are `(code − HALF) / HALF`. */
 const HALF = 7.5;
 
-/** What is stored: bytes of two codes, the first in the high nibble. */
+/** The stored form: bytes of two codes, the first in the high nibble. */
 export interface GroupAffineParts {
   readonly codes: Uint8Array;
   readonly absmax: Float32Array;
   readonly zeroPoints: Float32Array;
 }
 
-/** Blocks of a row. @throws ERR_SHAPE where it is no matrix whose rows are whole blocks */
+/** Number of blocks in a row. @throws ERR_SHAPE if it is not a matrix whose rows are whole blocks */
 export function blocksOf(
   op: string,
   operand: string,
@@ -42,7 +42,7 @@ export function blocksOf(
 ): number {
   const [, K = 0] = shape;
   if (shape.length !== 2 || K === 0 || K % blocksize !== 0) {
-    const expected = `of shape [N, K], K a multiple of the blocksize ${blocksize}`;
+    const expected = `of shape [N, K] with K a multiple of the blocksize ${blocksize}`;
     fail('ERR_SHAPE', op, operand, expected, showShape(shape));
   }
   return K / blocksize;
@@ -78,7 +78,7 @@ function checkArray<T extends Uint8Array | Float32Array>(
   return value;
 }
 
-/** The stored parts of a state. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
+/** Converts a state to the stored parts. @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE */
 export function parseGroupAffine(op: string, state: GroupAffineState): GroupAffineParts {
   const { shape, blocksize } = state;
   if (!Array.isArray(shape)) throw wrongType(op, 'shape', 'an array', shape);
@@ -101,15 +101,17 @@ export function parseGroupAffine(op: string, state: GroupAffineState): GroupAffi
     const finite = Number.isFinite(absmax[block]) && Number.isFinite(zeroPoints[block]);
     if (!finite || scale < 0) {
       const actual = `scale ${scale} and zero ${zeros[block]} of block ${block}`;
-      fail('ERR_VALUE', op, 'scales', 'not negative, of finite products', actual);
+      fail('ERR_VALUE', op, 'scales', 'not negative and such that all products are finite', actual);
     }
   });
   return { codes: packed, absmax, zeroPoints };
 }
 
 /**
- * The state of stored parts. A block of equal values z ≠ 0 has a scale of 0 and says z by its zero-point alone, which
- * `scale · (code − zero)` cannot: it is written as the scale |z| and zeros one step from the code.
+ * Converts stored parts to a state. A block of equal values z ≠ 0 has a scale of 0 and holds z only in its
+ * zero-point. `scale · (code − zero)` cannot express that, so it becomes the scale
+ * z
+ * and zeros one step from the code.
  */
 export function formatGroupAffine(
   parts: GroupAffineParts,

@@ -4,14 +4,14 @@ import type { Tensor } from '../core/tensor.js';
 import { encodeCodebook } from './codebook.js';
 import { QuantizedWeight } from './quantized-weight.js';
 
-/** Codes made on the host, tile by tile: the weight is there once all of them are. */
+/** Codes made on the host, tile by tile. The weight is complete once all of them are. */
 export interface HostCodes {
-  /** @param begin the first element: where a block begins */
+  /** @param begin the first element, at a block boundary */
   put(tile: Tensor, begin: number): void;
   finish(): QuantizedWeight;
 }
 
-/** Scales to 8 bits as the device quantises them: less their mean, blockwise by a table. */
+/** Quantises scales to 8 bits as the device does: subtracts their mean, then blockwise by a table. */
 function nestedScales(
   op: string,
   absmax: Float32Array,
@@ -32,8 +32,8 @@ function nestedScales(
 }
 
 /**
- * Of a weight with a table of its own (of levels, or of scales): a weight of its format and tables, encoded on the
- * host. Undefined where the device encodes.
+ * For a weight with its own table (of levels, or of scales): a weight of its format and tables, encoded on the
+ * host. Undefined if the device encodes.
  * @internal
  */
 export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefined {

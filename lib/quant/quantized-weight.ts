@@ -35,7 +35,7 @@ import {
 } from './group-affine.js';
 import { LEAST_ROW_BLOCK, loadRows, rowBlocksize, storeRows } from './row-int8.js';
 
-/** Blocks of absmax that share one nested absmax under double quantisation. */
+/** Blocks whose absmax values share one nested absmax under double quantisation. */
 export const NESTED_BLOCKSIZE = 256;
 
 interface WeightMeta {
@@ -47,41 +47,42 @@ interface WeightMeta {
   sourceDType: DType;
   device: Device;
   rowwise?: boolean;
-  /** The weight's own. */
+  /** Zero-points, owned by the weight. */
   zeroPoints?: Tensor;
   /** Levels other than the format's. */
   codebook?: Float32Array | undefined;
-  /** Of double quantisation: levels of the scales other than the dynamic map. */
+  /** With double quantisation: levels of the scales other than the dynamic map. */
   scaleCodebook?: Float32Array | undefined;
 }
 
 /**
- * A blockwise quantised base weight [N, K], in bitsandbytes' layout: blocks of `blocksize` elements
- * run over the flattened weight, across row ends.
+ * A blockwise quantised base weight [N, K] in bitsandbytes' layout: blocks of `blocksize` elements
+ * run over the flattened weight, across the ends of rows.
  *
- * `w[i] = codebook[code[i]] · absmax[i / blocksize]`, where double quantisation stores absmax itself
- * as `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`. A rowwise one (bitsandbytes' LLM.int8) has
- * the codebook `-128/127, ..., 127/127` and in all blocks of a row the row's absmax.
+ * `w[i] = codebook[code[i]] · absmax[i / blocksize]`. Double quantisation stores absmax itself as
+ * `absmax_codebook[absmax_8bit] · nested_absmax + absmax_offset`. A rowwise weight (bitsandbytes' LLM.int8) has
+ * the codebook `-128/127, ..., 127/127`, and all blocks of a row have the row's absmax.
  *
  * An `int4` weight may have a zero-point for each block of a row: `w[n, k] = codebook[code] · absmax + zeroPoints[n,
- * floor(k / blocksize)]`. Products decode the codes to the dtype of x, and add what the zero-points give in f32.
+ * floor(k / blocksize)]`. Products decode the codes to the dtype of x, and add the contribution of the zero-points
+ * in f32.
  * @example
  * using w4 = quantize(w, { format: 'nf4', doubleQuant: true });
  */
 export class QuantizedWeight implements Disposable {
-  /** [N, K]; a vector that was quantised keeps its one dimension. */
+  /** [N, K]; a vector keeps its one dimension. */
   readonly shape: readonly number[];
   readonly format: QuantFormat;
   readonly blocksize: number;
   readonly doubleQuant: boolean;
-  /** Linear int8 codes with one scale a row, as in bitsandbytes' `Linear8bitLt`. */
+  /** Linear int8 codes with one scale per row, as in bitsandbytes' `Linear8bitLt`. */
   readonly rowwise: boolean;
   readonly device: Device;
-  /** dtype of the tensor that was quantised; {@link dequantize}'s default. */
+  /** dtype of the tensor that was quantised; the default of {@link dequantize}. */
   readonly sourceDType: DType;
   /**
-   * [N, K / blocksize], f32, in units of the weight; it belongs to the weight. Written to, it changes the weight:
-   * {@link QuantizedWeight.withZeroPoints} makes another.
+   * [N, K / blocksize], f32, in units of the weight; it belongs to the weight. Writing to it changes the weight.
+   * {@link QuantizedWeight.withZeroPoints} makes a new one.
    */
   readonly zeroPoints: Tensor | undefined;
   readonly #meta: WeightMeta;
@@ -110,7 +111,7 @@ export class QuantizedWeight implements Disposable {
     return new QuantizedWeight(handle, meta);
   }
 
-  /** Is this a weight of ours? False for a proxy or a forgery of one, which have no memory. */
+  /** Is this a weight of this library? False for a proxy or an imitation, which have no memory. */
   static is(value: unknown): value is QuantizedWeight {
     return typeof value === 'object' && value !== null && #handle in value;
   }
@@ -122,7 +123,7 @@ export class QuantizedWeight implements Disposable {
     return handle;
   }
 
-  /** @internal One of the same shape and format whose contents are yet to be written. */
+  /** @internal A weight of the same shape and format whose contents are still to be written. */
   static emptyLike(weight: QuantizedWeight, op: string): QuantizedWeight {
     const handle = QuantizedWeight.handleOf(weight, op, 'w');
     return new QuantizedWeight(
@@ -131,7 +132,7 @@ export class QuantizedWeight implements Disposable {
     );
   }
 
-  /** @internal What ops make for a weight once; it is freed with it. */
+  /** @internal An object that ops make once for a weight. It is freed with the weight. */
   static companion<T extends Freeable>(weight: QuantizedWeight, key: string, make: () => T): T {
     const kept = weight.#companions.get(key) as T | undefined;
     if (kept !== undefined) return kept;
@@ -140,7 +141,7 @@ export class QuantizedWeight implements Disposable {
     return made;
   }
 
-  /** For another weight, with a hold of its own on zero-points there. */
+  /** For another weight, which gets its own handle to zero-points there. */
   #metaWith(device: Device, zeroPoints = this.zeroPoints): WeightMeta {
     if (zeroPoints === undefined) return { ...this.#meta, device };
     const own =
@@ -150,7 +151,7 @@ export class QuantizedWeight implements Disposable {
     return { ...this.#meta, device, zeroPoints: own };
   }
 
-  /** @internal A rowwise weight of its codes. @throws ERR_SHAPE, ERR_OOM */
+  /** @internal A rowwise weight from its codes. @throws ERR_SHAPE, ERR_OOM */
   static fromRows(
     op: string,
     rows: RowInt8,
@@ -178,7 +179,7 @@ export class QuantizedWeight implements Disposable {
     return new QuantizedWeight(handle, { ...meta, shape, sourceDType, device });
   }
 
-  /** @internal A weight of its codes by tables that may be any. @throws ERR_OOM */
+  /** @internal A weight from its codes and any tables. @throws ERR_OOM */
   static fromTables(
     op: string,
     { codes, codebook, absmax }: Pick<ParsedBitsandbytes, 'codes' | 'codebook' | 'absmax'>,
@@ -216,7 +217,7 @@ export class QuantizedWeight implements Disposable {
     });
   }
 
-  /** @internal The tables of levels, and of scales with double quantisation, where one is not the format's. */
+  /** @internal The tables of levels, and with double quantisation of scales, if one is not the format's. */
   get ownTables() {
     const { codebook, scaleCodebook, format, nestedBlocksize } = this.#meta;
     if (codebook === undefined && scaleCodebook === undefined) return undefined;
@@ -228,7 +229,7 @@ export class QuantizedWeight implements Disposable {
     };
   }
 
-  /** @internal Rows of a matrix may be cut at multiples of this, and decoded and encoded apart. */
+  /** @internal A matrix may be cut at rows that are multiples of this, and the parts decoded and encoded separately. */
   get rowStep(): number {
     const cols = this.shape.at(-1) ?? 1;
     const unit = this.blocksize * (this.doubleQuant ? this.#meta.nestedBlocksize : 1);
@@ -237,7 +238,7 @@ export class QuantizedWeight implements Disposable {
     return unit / divisor;
   }
 
-  /** @internal Elements that share a scale. */
+  /** @internal Number of groups of elements that share a scale. */
   get blocks(): number {
     return this.#blocks;
   }
@@ -269,13 +270,13 @@ export class QuantizedWeight implements Disposable {
   }
 
   /**
-   * The weight as bitsandbytes stores it in a checkpoint, byte for byte, with keys relative to the
+   * The weight as bitsandbytes stores it in a checkpoint, byte for byte. Keys are relative to the
    * layer: `weight`, `weight.absmax`, `weight.quant_map`, with double quantisation also
    * `weight.nested_absmax` and `weight.nested_quant_map`, and
-   * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). Of a rowwise weight: `weight`, `SCB` and
+   * `weight.quant_state.bitsandbytes__nf4` (or `__fp4`). A rowwise weight has `weight`, `SCB` and
    * `weight_format`.
-   * @throws ERR_DISPOSED; ERR_FORMAT for a format that bitsandbytes does not have (int4); ERR_NON_FINITE where the
-   *   quantised tensor held NaN or infinity
+   * @throws ERR_DISPOSED; ERR_FORMAT for a format that bitsandbytes lacks (int4); ERR_NON_FINITE if
+   * the quantised tensor held NaN or infinity
    */
   async toBitsandbytes(): Promise<BitsandbytesState> {
     const { format, nestedBlocksize } = this.#meta;
@@ -339,11 +340,11 @@ export class QuantizedWeight implements Disposable {
   }
 
   /**
-   * A weight from bitsandbytes' checkpoint tensors (see {@link QuantizedWeight.toBitsandbytes}); its
-   * own codebook is kept. Of the 4-bit layers and of `Linear8bitLt`, whose state does not say what dtype it
-   * was quantised from: f32.
-   * @throws ERR_FORMAT where the state is incomplete or contradicts itself, ERR_DEVICE, ERR_OOM; ERR_SHAPE
-   *   where the rows of `Linear8bitLt` are no multiple of 8
+   * A weight from bitsandbytes' checkpoint tensors (see {@link QuantizedWeight.toBitsandbytes}): of 4-bit
+   * layers and of `Linear8bitLt`. It keeps their codebook. The state of `Linear8bitLt` does not record the
+   * dtype it was quantised from: it becomes f32.
+   * @throws ERR_FORMAT if the state is incomplete or contradicts itself; ERR_DEVICE, ERR_OOM; ERR_SHAPE
+   * if the row length of `Linear8bitLt` is not a multiple of 8
    */
   static fromBitsandbytes(
     state: BitsandbytesState,
@@ -369,8 +370,9 @@ export class QuantizedWeight implements Disposable {
   }
 
   /**
-   * An `int4` weight in the form of other group-affine ones, scales and zeros for each block of a row.
-   * @throws ERR_DISPOSED, ERR_SHAPE; ERR_FORMAT for another format or with double quantisation
+   * An `int4` weight in the form of other group-affine weights: scales and zeros for each block of a
+   * row.
+   * @throws ERR_DISPOSED, ERR_SHAPE; ERR_FORMAT for another format or for double quantisation
    * @example
    * const { codes, scales, zeros } = await quantize(w, { format: 'int4', zeroPoints: true }).toGroupAffine();
    */
@@ -390,8 +392,8 @@ export class QuantizedWeight implements Disposable {
   }
 
   /**
-   * A group-affine weight of other programs, as one in `int4` with zero-points.
-   * @param options.sourceDType {@link dequantize}'s default; f32
+   * Converts a group-affine weight of another program to `int4` with zero-points.
+   * @param options.sourceDType the default dtype of {@link dequantize}; f32 if left out
    * @throws ERR_TYPE, ERR_SHAPE, ERR_FORMAT, ERR_VALUE, ERR_DEVICE, ERR_OOM
    */
   static fromGroupAffine(
@@ -422,10 +424,10 @@ export class QuantizedWeight implements Disposable {
   }
 
   /**
-   * The same codes and scales with other zero-points, which are copied: what an update that is constant within blocks
-   * makes of a weight, with nothing rounded away.
+   * The same codes and scales with other zero-points, which are copied. An update that is constant within blocks
+   * merges this way without rounding.
    * @param zeroPoints [N, K / blocksize], any dtype
-   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; ERR_FORMAT of a weight that is not int4
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; ERR_FORMAT if the weight is not int4
    * @example
    * const shifted = w4.withZeroPoints(multiplyAdd({ a: update, c: w4.zeroPoints }));
    */
@@ -450,7 +452,7 @@ export class QuantizedWeight implements Disposable {
     return new QuantizedWeight(moved, this.#metaWith(device));
   }
 
-  /** Frees the memory as soon as no queued op needs it. Twice is a no-op. */
+  /** Frees the memory as soon as no queued op needs it. A second call does nothing. */
   dispose(): void {
     const handle = this.#handle;
     if (handle === undefined) return;

@@ -1,34 +1,34 @@
 import type { RowInt8 } from '../checkpoint/bitsandbytes/row-int8-state.js';
 import { fail } from '../core/errors.js';
 
-/** Kernels read the codes of a row in eights. */
+/** Kernels read the codes of a row eight at a time. */
 export const LEAST_ROW_BLOCK = 8;
 
-/** QuantizedWeight keeps codes + 128. */
+/** QuantizedWeight stores codes + 128. */
 const ZERO = 128;
 
 /**
- * Elements that share a stored scale: as many of a row as a block may have. A row has K / blocksize blocks, all of
- * its scale.
- * @throws ERR_SHAPE where K is no multiple of `least`
+ * Number of elements that share a stored scale: as many elements of a row as a block may have. A row has K /
+ * blocksize blocks, all with its scale.
+ * @throws ERR_SHAPE if K is not a multiple of `least`
  */
 export function rowBlocksize(op: string, K: number, least: number, most: number): number {
   let blocksize = most;
   while (blocksize >= least && K % blocksize !== 0) blocksize /= 2;
   if (blocksize < least || K === 0) {
-    fail('ERR_SHAPE', op, 'w', `of rows that are a multiple of ${least}`, `rows of ${K}`);
+    fail('ERR_SHAPE', op, 'w', `of a K that is a multiple of ${least}`, `K = ${K}`);
   }
   return blocksize;
 }
 
-/** The stored parts of a weight: codes [N, K], scales [N · K / blocksize]. */
+/** Converts to the stored parts of a weight: codes [N, K], scales [N · K / blocksize]. */
 export function storeRows(
   { codes, absmax }: RowInt8,
   K: number,
   blocksize: number,
 ): { codes: Uint8Array; absmax: Float32Array } {
   const each = K / blocksize;
-  // Loops: a callback an element takes a second for a layer of 4,096 x 4,096.
+  // Loops, because a callback per element takes a second for a layer of 4,096 x 4,096.
   const stored = new Uint8Array(codes.length);
   for (let i = 0; i < codes.length; i++) stored[i] = (codes[i] as number) + ZERO;
   const scales = new Float32Array(absmax.length * each);

@@ -1,6 +1,6 @@
 import { visible } from './terminal.js';
 
-/** Text for HTML and SVG, with what could steer a terminal or reorder a line taken out as well. */
+/** Escapes text for HTML and SVG, and removes what could steer a terminal or reorder a line. */
 export function escapeHtml(text: string): string {
   return visible(text)
     .replaceAll('&', '&amp;')

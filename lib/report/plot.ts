@@ -1,20 +1,20 @@
-/** Plots as SVG, by hand: they stand alone, load nothing, and follow the reader's light or dark mode. */
+/** Plots as handwritten SVG: they are self-contained, load nothing, and follow the reader's light or dark mode. */
 
 import { escapeHtml } from './html.js';
 
 export interface PlotPoint {
   readonly x: number;
   readonly y: number;
-  /** Of the interval of y. */
+  /** Lower end of the interval of y. */
   readonly low?: number;
   readonly high?: number;
-  /** Shown where the pointer rests. */
+  /** Shown when the pointer is over it. */
   readonly title?: string;
 }
 
 export interface Series {
   readonly name: string;
-  /** Index of colour and mark; the same subject has the same in every plot. */
+  /** Index of colour and mark. A subject has the same one in every plot. */
   readonly style: number;
   readonly points: readonly PlotPoint[];
   /** A reference line without marks. */
@@ -26,10 +26,10 @@ export interface Series {
 export interface Axis {
   readonly label: string;
   readonly log: boolean;
-  /** In place of round numbers: the values that were measured. */
+  /** The measured values, instead of round numbers. */
   readonly values?: readonly number[];
   readonly format?: (value: number) => string;
-  /** Values that must be in sight. */
+  /** Values that the axis must include. */
   readonly include?: readonly number[];
 }
 
@@ -40,7 +40,7 @@ export interface Plot {
   readonly x: Axis;
   readonly y: Axis;
   readonly series: readonly Series[];
-  /** A horizontal line of reference. */
+  /** A horizontal reference line. */
   readonly level?: { readonly y: number; readonly label: string };
 }
 
@@ -72,7 +72,7 @@ const kDark = [
 const kVariables = (colors: readonly string[]) =>
   colors.map((color, i) => `--c${i}: ${color};`).join(' ');
 
-/** For an SVG that stands alone, or a page with several. */
+/** For a standalone SVG, or a page with several. */
 export const kPlotStyle = `
 .plot { --ink: #1c2430; --soft: #5d6878; --line: #dfe4ea; --back: #ffffff; ${kVariables(kLight)} }
 @media (prefers-color-scheme: dark) { .plot { --ink: #e6e9ee; --soft: #9aa5b5; --line: #303845;
@@ -84,7 +84,7 @@ export const kPlotStyle = `
 
 const styleOf = (style: number) => `var(--c${style % kLight.length})`;
 
-/** One axis' way from values to pixels. */
+/** Maps the values of one axis to pixels. */
 interface Scale {
   readonly at: (value: number) => number;
   readonly ticks: readonly number[];
@@ -104,7 +104,7 @@ function scaleOf(
   const ends = axis.values === undefined ? ticks : [min, max];
   let [low, high] = [inner(Math.min(min, ...ends)), inner(Math.max(max, ...ends))];
   if (axis.values !== undefined || high === low) {
-    // Room beside the first and the last value.
+    // Padding before the first and after the last value.
     const pad = high > low ? 0.05 * (high - low) : 0.5;
     [low, high] = [low - pad, high + pad];
   }
@@ -114,7 +114,7 @@ function scaleOf(
   };
 }
 
-/** 1, 2 and 5 times powers of ten around [min, max]; whole powers only where there are many. */
+/** 1, 2 and 5 times powers of ten around [min, max]; only whole powers if there would be many. */
 export function logTicks(min: number, max: number): number[] {
   const decades = Math.log10(max / min);
   const steps = decades > 3 ? [1] : decades > 1.5 ? [1, 3] : [1, 2, 5];
@@ -143,7 +143,7 @@ export function linearTicks(min: number, max: number, count: number): number[] {
 const plain = (value: number) => String(Number(value.toPrecision(4)));
 const px = (value: number) => value.toFixed(1);
 
-/** The inside of a plot: a group of kWidth by kHeight. */
+/** The content of a plot: a group of kWidth by kHeight. */
 function plotBody({ title, subtitle, x, y, series, level }: Plot): string {
   const points = series.flatMap((one) => one.points);
   const right = kWidth - kMargin.right;
@@ -223,7 +223,7 @@ function drawSeries(one: Series, xs: Scale, ys: Scale, labels: Label[]): string 
   return parts.join('\n');
 }
 
-/** A mark; the shape tells subjects apart where colours do not. */
+/** A mark. Its shape tells subjects apart where colours do not. */
 function mark(style: number, cx: number, cy: number, title?: string): string {
   const fill = `fill="${styleOf(style)}" stroke="var(--back)" stroke-width="1"`;
   const inside = title === undefined ? '' : `<title>${escapeHtml(title)}</title>`;
@@ -255,7 +255,7 @@ function mark(style: number, cx: number, cy: number, title?: string): string {
   }
 }
 
-/** Names beside the ends of their lines, moved apart where they would overlap. */
+/** Names next to the ends of their lines, moved apart if they would overlap. */
 function drawLabels(labels: readonly Label[], right: number, bottom: number): string {
   const sorted = [...labels].sort((a, b) => a.y - b.y);
   const places: number[] = [];
@@ -293,7 +293,7 @@ export function plotSvg(plot: Plot): string {
   );
 }
 
-/** Plots side by side in a file of their own, with a line below. */
+/** Plots side by side in a file of their own, with a caption below. */
 export function figureSvg(plots: readonly Plot[], caption: string): string {
   const width = kWidth * plots.length;
   const height = kHeight + 26;

@@ -1,10 +1,10 @@
 /**
- * What the command prints: progress on stderr, results on stdout.
+ * What the commands print: progress on stderr, results on stdout.
  */
 
 import { escapeUnsafe } from '../core/printable.js';
 
-/** Text of files, made safe for a terminal: line breaks stay, everything else that could steer it goes. */
+/** Makes text from files safe for a terminal: line breaks stay, everything else that could steer it is removed. */
 export function visible(text: string): string {
   return text.replace(
     // biome-ignore lint/suspicious/noControlCharactersInRegex: finding them is the point
@@ -13,7 +13,7 @@ export function visible(text: string): string {
   );
 }
 
-/** JSON for stdout, which may be a terminal: texts in it steer none, and parse to what they are. */
+/** JSON for stdout, which may be a terminal: its texts cannot steer one, and parse to the original. */
 export function jsonText(value: unknown): string {
   return `${JSON.stringify(value, null, 2).split('\n').map(escapeUnsafe).join('\n')}\n`;
 }
@@ -43,7 +43,7 @@ export function mebibytes(bytes: number): string {
 
 /**
  * Columns padded to the same width.
- * @param right columns whose numbers go to the right
+ * @param right columns to align right
  */
 export function table(
   rows: readonly (readonly string[])[],
@@ -69,14 +69,14 @@ export function table(
   return `${lines.join('\n')}\n`;
 }
 
-/** Seconds between lines where stderr is no terminal. */
+/** Seconds between lines if stderr is not a terminal. */
 const kLineInterval = 10;
 /** Milliseconds between two drawings of the bar. */
 const kDrawInterval = 80;
 
 /**
- * A progress bar on stderr. On a terminal it is redrawn in place; elsewhere a plain line comes now
- * and then, so that a log stays readable.
+ * A progress bar on stderr. A terminal redraws it in place; elsewhere a plain line appears now and
+ * then, so that a log stays readable.
  */
 export class Progress {
   private readonly tty = process.stderr.isTTY === true;
@@ -89,7 +89,7 @@ export class Progress {
 
   constructor(private readonly quiet = false) {}
 
-  /** Begins another piece of work. */
+  /** Begins another phase of the work. */
   phase(label: string): void {
     this.close();
     this.label = label;
@@ -101,7 +101,8 @@ export class Progress {
 
   /**
    * @param done of total
-   * @param details further texts, such as a loss; where the line is too long for the terminal the last go first
+   * @param details further texts, such as a loss; if the line is too long for the terminal, the last ones go
+   * first
    */
   update(done: number, total: number, ...details: readonly string[]): void {
     if (this.quiet) return;
@@ -128,7 +129,7 @@ export class Progress {
     if (!this.quiet) process.stderr.write(`${text}\n`);
   }
 
-  /** Leaves the bar as it stands and goes to the next line. */
+  /** Leaves the bar as it is and goes to the next line. */
   close(): void {
     if (this.open) process.stderr.write('\n');
     this.open = false;
@@ -143,7 +144,7 @@ export class Progress {
   }
 }
 
-/** What a progress line tells. */
+/** The contents of a progress line. */
 export interface ProgressState {
   readonly label: string;
   readonly done: number;
@@ -154,15 +155,15 @@ export interface ProgressState {
   readonly details: readonly string[];
 }
 
-/** Width where a terminal does not tell its own: it is undefined, or 0. */
+/** Width if the terminal does not report one (undefined or 0). */
 const kDefaultColumns = 80;
-/** Cells of a bar: fewer say nothing, more say no more. */
+/** Limits for the cells of a bar: fewer show nothing, more add nothing. */
 const kBarCells = { min: 8, max: 20 };
 
 /**
- * `training [###-----]  12/120  1:05 left  loss 3.123`, at most `columns` - 1 characters: one in the last column would
- * break the line. Where not all fits, the count stays first, then the time left, the details in their order, the label
- * and the bar; a part that does not fit goes, and so do those after it.
+ * `training [###-----]  12/120  1:05 left  loss 3.123`, at most `columns` - 1 characters, because one in the last
+ * column would break the line. If not everything fits, the count stays first, then the time left, the details in
+ * order, the label and the bar. A part that does not fit is dropped with all that follow.
  */
 export function progressLine(state: ProgressState, columns: number | undefined): string {
   const room = (columns || kDefaultColumns) - 1;

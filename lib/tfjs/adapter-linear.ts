@@ -1,6 +1,6 @@
 /**
- * A linear layer with an adapter of any method as one differentiable TensorFlow.js op. Forward and
- * backward run in the library's kernels, as the method's tape has them.
+ * A linear layer with an adapter of any method as one differentiable TensorFlow.js op. The
+ * library's kernels run the forward and backward pass, as the method's tape defines them.
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
@@ -21,11 +21,11 @@ const kOp = 'tfjs.adapterLinear';
 
 /** Options of {@link adapterLinear}. */
 export interface AdapterLinearOptions {
-  /** Names the pass's dropout masks and samples; to be different at every step and layer. */
+  /** Seed of the dropout masks and samples of this pass; must differ between steps and layers. */
   readonly seed?: number;
-  /** Whether the method drops and samples. Default: while a gradient is being recorded. */
+  /** Does the method drop and sample? Default: while a gradient is being recorded. */
   readonly training?: boolean;
-  /** `false` where nothing before x is trained: its gradient then costs nothing. Default true. */
+  /** `false` if nothing before x is trained: the gradient of x then costs nothing. Default true. */
   readonly inputGrad?: boolean;
 }
 
@@ -34,7 +34,7 @@ export interface AdapterLinearOptions {
  *
  * @param x [..., K] float32
  * @param w [N, K], frozen
- * @param adapter whose trained tensors get the values of `parameters` before each pass
+ * @param adapter its trained tensors get the values of `parameters` before each pass
  * @param parameters the trained tensors by name, float32; each gets a gradient
  * @returns y [..., N] float32, on the current backend
  * @throws LowrankError `ERR_SHAPE`, `ERR_VALUE` (a parameter is missing), `ERR_DISPOSED`,

@@ -1,6 +1,6 @@
 /**
- * Reading and writing the values of TensorFlow.js tensors where they lie, where the backend allows it: an op then
- * copies each operand once into native memory, and its result once back.
+ * Reads and writes the values of TensorFlow.js tensors in place, if the backend allows it. An op then copies each
+ * operand once into native memory, and its result once back.
  *
  * | backend | read | write |
  * | --- | --- | --- |
@@ -8,34 +8,34 @@
  * | wasm | a view of the WebAssembly heap | the output's place in the heap |
  * | others | `dataSync()` copies | `tf.tensor` copies |
  *
- * The wasm path uses internals of a backend whose last release is 4.22 (2024). It is taken only for
- * major version 4 and only after a probe has read back what was written; anything else copies. A view
- * lives until the next allocation: growth of the heap detaches it.
+ * The wasm path uses internals of a backend whose last release is 4.22 (2024). It is used only for
+ * major version 4, and only after a probe has read back what it wrote; otherwise values are copied. A
+ * view is valid until the next allocation: growth of the heap detaches it.
  *
- * The heap ends at 4 GiB. What the backend then gets for a tensor is the address 0, which it takes for memory: the tensor
- * lies over the start of the heap, and writing it destroys the allocator. So every allocation is checked, also those of
- * stock kernels, from the first use on.
+ * The heap ends at 4 GiB. Beyond that the allocator returns address 0, which the backend treats as memory: the tensor
+ * overlaps the start of the heap, and writing to it destroys the allocator. So every allocation is checked from the first
+ * use on, including those of the stock kernels.
  */
 
 import type { DataType, Tensor, TensorInfo } from '@tensorflow/tfjs';
 import { fail } from '../core/errors.js';
 import { tensorflow } from './tensorflow.js';
 
-/** The part of the wasm backend that the path through the heap relies on. */
+/** The internals of the wasm backend that the path through the heap uses. */
 interface WasmBackend {
   readonly wasm: { readonly HEAPU8: Uint8Array; _malloc?: (bytes: number) => number };
   readonly dataIdMap: { get(dataId: object): { readonly memoryOffset: number | null } };
   makeOutput(shape: number[], dtype: DataType): TensorInfo;
 }
 
-/** Backends whose probe has run: whether the heap may be used. */
+/** Backends that were probed, and whether their heap may be used. */
 const probed = new WeakMap<object, boolean>();
 
 /**
- * The f32 values of a tensor; valid until the next tensor is created, never to be written.
+ * The f32 values of a tensor. They are valid until the next tensor is created; never write to them.
  *
  * @param tensor float32, on any backend
- * @throws LowrankError `ERR_OOM` for a tensor that the backend had no memory for
+ * @throws LowrankError `ERR_OOM` for a tensor that the backend could not allocate
  */
 export function valuesOf(tensor: TensorInfo): Float32Array {
   const wasm = wasmBackend();
@@ -47,10 +47,10 @@ export function valuesOf(tensor: TensorInfo): Float32Array {
 }
 
 /**
- * A new float32 tensor on the current backend whose values `fill` writes.
+ * Makes a new float32 tensor on the current backend; `fill` writes its values.
  *
- * @param fill gets uninitialised memory of the tensor's size and must write all of it; inputs are to
- *   be looked at inside of it (with {@link valuesOf}), since allocating can move the heap
+ * @param fill gets uninitialised memory of the tensor's size and must write all of it; read inputs
+ * inside it (with {@link valuesOf}), because allocating can move the heap
  * @returns tracked by the surrounding `tf.tidy`
  * @throws LowrankError `ERR_OOM`
  */
@@ -59,7 +59,7 @@ export function tensorFrom(shape: readonly number[], fill: (target: Float32Array
   return engine.makeTensorFromTensorInfo(tensorInfoFrom(shape, fill));
 }
 
-/** As {@link tensorFrom}, for kernels: nothing tracks the result. */
+/** Like {@link tensorFrom}, for kernels: nothing tracks the result. */
 export function tensorInfoFrom(
   shape: readonly number[],
   fill: (target: Float32Array) => void,
@@ -103,10 +103,10 @@ function wasmBackend(): WasmBackend | undefined {
   return usable ? backend : undefined;
 }
 
-/** Addresses have 32 bits: the allocator would take the rest of a larger size for all of it. */
+/** Addresses have 32 bits: the allocator would truncate a larger size. */
 const kMostBytes = 2 ** 32 - 1;
 
-/** Makes the backend's allocator throw where it has given 0. */
+/** Makes the backend's allocator throw if it returns 0. */
 function checkAllocations({ wasm }: WasmBackend): void {
   const { _malloc: malloc } = wasm;
   if (typeof malloc !== 'function') return;

@@ -3,9 +3,9 @@
  *
  *   c[i] = op(a[i]) · op(b[i]),  op(t) = t or tᵀ
  *
- * The library knows two products with a matrix [N, K] on the right: matmul, x · wᵀ, and
- * matmulInputGrad, dy · w. They are what b transposed and b as it stands need; a transposed is
- * turned while it is copied in.
+ * The library has two products with a matrix [N, K] on the right: matmul, x · wᵀ, and
+ * matmulInputGrad, dy · w. They serve b transposed and b untransposed. A transposed a is transposed
+ * while it is copied in.
  */
 
 import type { TensorInfo, Tensor as TfTensor } from '@tensorflow/tfjs';
@@ -27,14 +27,14 @@ export interface BatchMatMulPlan {
   readonly K: number;
   readonly transposeA: boolean;
   readonly transposeB: boolean;
-  /** For every matrix of the result, which matrix of a and of b. */
+  /** For every matrix of the result, the matrices of a and of b. */
   readonly aIndex: readonly number[];
   readonly bIndex: readonly number[];
 }
 
 /**
- * Works out a batched product, with batch dimensions broadcast as in NumPy.
- * @returns `undefined` where the shapes do not fit
+ * Plans a batched product, with batch dimensions broadcast as in NumPy.
+ * @returns `undefined` if the shapes do not fit
  */
 export function planBatchMatMul(
   aShape: readonly number[],
@@ -69,7 +69,7 @@ export function runBatchMatMul(
   }
   const aValues = valuesOf(a);
   const bValues = valuesOf(b);
-  // One matrix on the right and a run of matrices on the left are one taller matrix.
+  // One matrix on the right and a run of matrices on the left form one taller matrix.
   const stacked = !transposeA && bIndex.every((i) => i === bIndex[0]) && isRun(aIndex);
   const count = stacked ? 1 : aIndex.length;
   const rows = stacked ? M * aIndex.length : M;
@@ -168,12 +168,12 @@ export function matMul(
   return op(a, b);
 }
 
-/** Whether the indices are 0, 1, 2, … */
+/** Are the indices 0, 1, 2, …? */
 function isRun(indices: readonly number[]): boolean {
   return indices.every((value, i) => value === i);
 }
 
-/** [rows, cols] to [cols, rows], in square tiles so that both sides stay in the cache. */
+/** Transposes [rows, cols] to [cols, rows], in square tiles, so that both sides stay in the cache. */
 function transpose(source: Float32Array, rows: number, cols: number, target: Float32Array): void {
   const tile = 32;
   for (let r0 = 0; r0 < rows; r0 += tile) {

@@ -1,4 +1,4 @@
-/** Tensors from one library to the other; both directions copy. */
+/** Converts tensors between the libraries. Both directions copy. */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
 import { type Device, type DType, Tensor } from '../index.js';
@@ -9,7 +9,7 @@ import { requireTfFloat } from './operands.js';
  * Copies a TensorFlow.js tensor into this library.
  *
  * @param tensor float32
- * @returns same shape; free it with `dispose()`
+ * @returns a tensor of the same shape; free it with `dispose()`
  * @throws LowrankError `ERR_DTYPE`, `ERR_DISPOSED` · TypeError `ERR_TYPE`
  * @example
  * const w = quantize(fromTfjs(kernel), { format: 'nf4' });
@@ -25,8 +25,8 @@ export function fromTfjs(
 /**
  * Copies a tensor of this library into a float32 tensor on TensorFlow.js' current backend.
  *
- * @returns same shape, tracked by the surrounding `tf.tidy`
- * @throws LowrankError `ERR_DISPOSED`, and what the ops that compute it threw
+ * @returns a tensor of the same shape, tracked by the surrounding `tf.tidy`
+ * @throws LowrankError `ERR_DISPOSED`, and the errors of the ops that compute it
  * @example
  * const y = toTfjs(dequantize(w));
  */

@@ -14,16 +14,16 @@ const kOp = 'tfjs.frozenLinear';
 
 /** Options of {@link frozenLinear}. */
 export interface FrozenLinearOptions {
-  /** [N], frozen as well. */
+  /** [N], also frozen. */
   readonly bias?: Tensor;
 }
 
 /**
- * A linear layer whose weight takes no part in training; only x has a gradient: dx = dy · dequant(w).
- * The backward pass needs nothing but w, so nothing is saved.
+ * A linear layer with a frozen weight. Only x has a gradient: dx = dy · dequant(w). The backward pass
+ * needs only w, so nothing is saved.
  *
  * @param x [..., K] float32
- * @param w [N, K]; it must live until the gradient was taken
+ * @param w [N, K]; it must live until the gradient has been computed
  * @returns y [..., N] float32, on the current backend
  * @throws LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`, `ERR_UNSUPPORTED` (second-order
  *   gradients) · TypeError `ERR_TYPE`

@@ -1,7 +1,7 @@
 /**
  * The drop-in for TensorFlow.js (`lowrank/tfjs`).
  *
- * `loraLinear` is a differentiable LoRA layer over a frozen, possibly quantised weight; `register`
+ * `loraLinear` is a differentiable LoRA layer over a frozen, possibly quantised weight. `register`
  * makes the matrix products of every TensorFlow.js program in this process run in these kernels.
  */
 

@@ -3,8 +3,8 @@
  *
  *   y = x · dequant(w)ᵀ + scaling · (x · lora_aᵀ) · lora_bᵀ + bias
  *
- * Forward and backward run in the library's kernels; w is never dequantised as a whole and has no
- * gradient. What the backward pass needs is kept in the library's memory, not in tensors of
+ * Forward and backward run in the library's kernels. w is never dequantised as a whole and has no
+ * gradient. The state for the backward pass is kept in the library's memory, not in tensors of
  * TensorFlow.js, and only while a gradient is being recorded.
  */
 
@@ -28,7 +28,7 @@ import { tensorflow } from './tensorflow.js';
 
 const kOp = 'tfjs.loraLinear';
 
-/** An operand of {@link loraLinear} that may be left out of the gradient. */
+/** An operand of {@link loraLinear} that may be excluded from the gradient. */
 export type LoraLinearInput = 'x' | 'loraA' | 'loraB' | 'bias';
 
 /** Options of {@link loraLinear}. */
@@ -39,17 +39,17 @@ export interface LoraLinearOptions {
   readonly scaling?: number;
   /** Rank-stabilised scaling. Default: false. */
   readonly rslora?: boolean;
-  /** [N], added to y; differentiable where it is a TensorFlow.js tensor. */
+  /** [N], added to y; differentiable if it is a TensorFlow.js tensor. */
   readonly bias?: TfTensor | Tensor;
   /** Probability of dropping an element of the adapter's input, in [0, 1). Default: 0. */
   readonly dropout?: number;
-  /** Names the dropout mask; needed with dropout > 0, and to be different at every step and layer. */
+  /** Seed of the dropout mask; required with dropout > 0, and must differ between steps and layers. */
   readonly seed?: number;
-  /** Whether dropout is applied. Default: while a gradient is being recorded. */
+  /** Is dropout applied? Default: while a gradient is being recorded. */
   readonly training?: boolean;
-  /** Operands that need no gradient: they cost none, and nothing is saved for them. */
+  /** Operands that need no gradient: nothing is computed or saved for them. */
   readonly freeze?: readonly LoraLinearInput[];
-  /** Where to compute, if w is a TensorFlow.js tensor. Default: the default device. */
+  /** The device to compute on, if w is a TensorFlow.js tensor. Default: the default device. */
   readonly device?: Device;
 }
 
@@ -125,7 +125,7 @@ interface Call {
   readonly options: LoraLinearOptions;
 }
 
-/** What a forward pass keeps: the saved state, and the operands that the backward pass reads again. */
+/** The state of a forward pass: its saved state, and the operands that the backward pass reads again. */
 class PassState {
   saved: LoraSaved | undefined;
   private readonly owned: { dispose(): void }[] = [];
@@ -222,7 +222,7 @@ function backward(
   }
 }
 
-/** Shapes of the four operands; see {@link loraLinear}. */
+/** Checks the shapes of the four operands; see {@link loraLinear}. */
 function requireLoraShapes(
   x: TfTensor,
   w: QuantizedWeight | Tensor | TfTensor,

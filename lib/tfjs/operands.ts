@@ -1,11 +1,11 @@
-/** Checks of operands, shared by the ops of this folder. */
+/** Checks of operands that the ops of this folder share. */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
 import { fail, wrongType } from '../core/errors.js';
 import type { QuantizedWeight, Tensor } from '../index.js';
 import { tensorflow } from './tensorflow.js';
 
-/** Whether a value is a tensor of TensorFlow.js, of any copy of it. */
+/** Is a value a tensor of TensorFlow.js, from any copy of it? */
 export function isTfTensor(value: unknown): value is TfTensor {
   return value instanceof tensorflow().Tensor;
 }
@@ -18,7 +18,7 @@ export function requireTfFloat(op: string, operand: string, value: unknown): voi
 }
 
 /**
- * Shapes of x [..., K] and w [N, K].
+ * Checks the shapes of x [..., K] and w [N, K].
  * @throws TypeError `ERR_TYPE` · LowrankError `ERR_SHAPE`, `ERR_DTYPE`, `ERR_DISPOSED`
  */
 export function requireLinearShapes(

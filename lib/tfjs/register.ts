@@ -1,7 +1,7 @@
 /**
- * Makes TensorFlow.js use this library's kernels: `BatchMatMul` and `_FusedMatMul` of a backend are
- * replaced in its registry, which is global, so that every program in the process is served, also
- * one with its own copy of TensorFlow.js. Gradients stay as they are: TensorFlow.js expresses them by
+ * Makes TensorFlow.js use this library's kernels: replaces `BatchMatMul` and `_FusedMatMul` of a
+ * backend in its registry. The registry is global, so this affects every program in the process, even
+ * one with its own copy of TensorFlow.js. Gradients need no change: TensorFlow.js expresses them by
  * further matrix products.
  */
 
@@ -15,10 +15,10 @@ import { tensorflow } from './tensorflow.js';
 const kOp = 'tfjs.register';
 
 /**
- * When a product is taken from a backend, in multiplications of its own kernel: what entering a kernel
- * here costs, and what copying an element costs. Both operands are copied in and the result out, so that
- * a product of few rows is left to the wasm backend however large its matrix is. docs/tensorflow-js.md
- * has the times that these come from.
+ * The break-even point with a backend, in multiplications of its own kernel: the cost of a kernel call
+ * here, and the cost of copying an element. Both operands are copied in and the result out, so the wasm
+ * backend keeps products of few rows, however large the matrix is. docs/tensorflow-js.md has the
+ * measurements behind these numbers.
  */
 const kBreakEven = {
   wasm: { call: 300_000, element: 8 },
@@ -26,7 +26,7 @@ const kBreakEven = {
 } as const;
 type ReplacedBackend = keyof typeof kBreakEven;
 
-/** Whether x [M, K] times w [K, N] takes less time here than in the backend's own kernel. */
+/** Is x [M, K] times w [K, N] faster here than in the backend's own kernel? */
 export function pays(backend: ReplacedBackend, M: number, N: number, K: number): boolean {
   const { call, element } = kBreakEven[backend];
   return M * N * K > call + element * (M * K + K * N + M * N);
@@ -34,26 +34,27 @@ export function pays(backend: ReplacedBackend, M: number, N: number, K: number):
 
 /** Options of {@link register}. */
 export interface RegisterOptions {
-  /** Whose kernels to replace: 'cpu' or 'wasm'. Default: the current backend. */
+  /** The backend whose kernels are replaced: 'cpu' or 'wasm'. Default: the current backend. */
   readonly backend?: string;
-  /** Where to compute. Default: the default device. */
+  /** The device to compute on. Default: the default device. */
   readonly device?: Device;
   /**
-   * Products M · N · K per matrix below which the backend's own kernel runs. Default: it runs where it
-   * takes less time, by its rate and the cost of a call and of the copies here.
+   * The backend's own kernel runs for fewer than this many multiplications M · N · K per matrix.
+   * Default: it runs if it is faster, judged by its rate and the cost of a call and of the copies
+   * here.
    */
   readonly minProducts?: number;
 }
 
-/** Per backend, the kernels that were there before. */
+/** The replaced kernels of each backend. */
 const replaced = new Map<string, KernelConfig[]>();
 
 /**
  * Makes TensorFlow.js run float32 matrix products (`tf.matMul`, `tf.fused.matMul`, dense layers, and
- * the gradients of all of them) in this library's kernels. Other dtypes and activations that need
- * further operands go to the backend's own kernels, as before.
+ * the gradients of all of them) in this library's kernels. Other dtypes, and activations that need
+ * further operands, still use the backend's own kernels.
  *
- * Registering twice replaces the options. Takes effect for tensors that exist already.
+ * Registering again replaces the options. It also applies to existing tensors.
  *
  * @throws LowrankError `ERR_UNSUPPORTED` for a backend without these kernels
  * @example
@@ -66,7 +67,7 @@ export function register(options: RegisterOptions = {}): void {
   const tf = tensorflow();
   const backendName = options.backend ?? tf.getBackend();
   if (backendName !== 'cpu' && backendName !== 'wasm') {
-    fail('ERR_UNSUPPORTED', kOp, 'backend', "'cpu' or 'wasm'", `'${backendName}'`);
+    fail('ERR_UNSUPPORTED', kOp, 'backend', 'cpu or wasm', `"${backendName}"`);
   }
   unregister(backendName);
   const device = options.device ?? defaultDevice();
@@ -79,7 +80,7 @@ export function register(options: RegisterOptions = {}): void {
     if (original === undefined) {
       for (const done of originals) restore(done);
       const text = 'a backend that was imported';
-      fail('ERR_UNSUPPORTED', kOp, 'backend', text, `'${backendName}' without ${kernelName}`);
+      fail('ERR_UNSUPPORTED', kOp, 'backend', text, `"${backendName}" without ${kernelName}`);
     }
     originals.push(original);
     tf.unregisterKernel(kernelName, backendName);
@@ -95,7 +96,7 @@ export function register(options: RegisterOptions = {}): void {
 }
 
 /**
- * Gives a backend its own kernels back; does nothing where none were replaced.
+ * Restores a backend's own kernels; does nothing if none were replaced.
  *
  * @param backend default: every backend that {@link register} changed
  */
@@ -129,7 +130,7 @@ const kActivations: Readonly<Record<string, (value: number, leakyreluAlpha: numb
   leakyrelu: (value, leakyreluAlpha) => (value < 0 ? leakyreluAlpha * value : value),
 };
 
-/** The product, or `undefined` where the backend's own kernel is to run. */
+/** The product, or `undefined` if the backend's own kernel should run. */
 function product(
   { a, b, bias, preluActivationWeights }: Inputs,
   attrs: NamedAttrMap,
@@ -144,7 +145,7 @@ function product(
     attrs.transposeB === true,
   );
   if (plan === undefined) return undefined;
-  // A sum over nothing is zero; the wasm backend leaves such a result uninitialised.
+  // An empty sum is zero; the wasm backend leaves such a result uninitialised.
   if (plan.K > 0 && !takes(plan.M, plan.N, plan.K)) return undefined;
   const name = typeof attrs.activation === 'string' ? attrs.activation : 'linear';
   const activation = kActivations[name];

@@ -1,10 +1,11 @@
 /**
- * The states that forward passes keep for their backward passes, on our side of the fence.
+ * The states that forward passes keep for their backward passes, on the library's side.
  *
- * TensorFlow.js says when a gradient is taken, but not when one never will be: a branch that the loss
- * does not depend on, an exception in the middle of a forward pass. Its gradient functions are
- * synchronous though, from the first op to the last gradient, so two moments are certain to come
- * after: the start of the next tape, and the next microtask. Whatever is still here then is freed.
+ * TensorFlow.js reports when a gradient is computed, but not when one never will be: for a branch
+ * that the loss does not depend on, or after an exception during a forward pass. But its gradient
+ * functions are synchronous, from the first op to the last gradient, so two moments are certain to
+ * come afterwards: the start of the next tape, and the next microtask. Everything still here then is
+ * freed.
  */
 
 import { tensorflow } from './tensorflow.js';
@@ -17,12 +18,12 @@ let pending = new Set<Disposable>();
 let pendingTape: unknown;
 let sweepQueued = false;
 
-/** Whether TensorFlow.js is recording for a gradient, so that a backward pass may follow. */
+/** Is TensorFlow.js recording for a gradient, so that a backward pass may follow? */
 export function isRecording(): boolean {
   return tensorflow().engine().isTapeOn();
 }
 
-/** Keeps `state` until {@link releaseState}, or until its tape is gone. */
+/** Keeps `state` until {@link releaseState}, or until its tape has ended. */
 export function keepState(state: Disposable): void {
   const tape = tensorflow().engine().state.activeTape;
   if (tape !== pendingTape) {
@@ -38,7 +39,7 @@ export function keepState(state: Disposable): void {
   });
 }
 
-/** Forgets a state whose backward pass has freed it. */
+/** Removes a state that its backward pass has freed. */
 export function releaseState(state: Disposable): void {
   pending.delete(state);
 }

@@ -1,8 +1,9 @@
 /**
- * Which TensorFlow.js is used: the one that was handed in, else the installed `@tensorflow/tfjs`.
+ * Selects the TensorFlow.js: the one that was passed in, otherwise the installed
+ * `@tensorflow/tfjs`.
  *
- * It is a peer dependency that is looked up at the first call, so that `lowrank` works without it.
- * The union package is needed, not `@tensorflow/tfjs-core`: the core's table of gradients does not
+ * It is a peer dependency that is resolved at the first call, so `lowrank` works without it. The
+ * union package is required, not `@tensorflow/tfjs-core`: the core's table of gradients does not
  * resolve as an ES module in Node.
  */
 
@@ -17,7 +18,7 @@ let instance: Tensorflow | undefined;
 
 /**
  * Makes this module use the given TensorFlow.js, for programs whose copy `require` cannot find
- * (bundles, several versions side by side).
+ * (bundles, several versions at once).
  *
  * @param tf the namespace object of `@tensorflow/tfjs`
  * @example
@@ -31,12 +32,13 @@ export function useTensorflow(tf: Tensorflow): void {
 
 /**
  * The TensorFlow.js in use.
- * @throws LowrankError `ERR_UNSUPPORTED` where none is installed
+ * @throws LowrankError `ERR_UNSUPPORTED` if none is installed
  */
 export function tensorflow(): Tensorflow {
   if (instance === undefined) {
     try {
-      // The CommonJS build: the same instance that `import` gives in Node, and synchronous to load.
+      // The CommonJS build: the same instance that `import` returns in Node, and it loads
+      // synchronously.
       instance = createRequire(import.meta.url)('@tensorflow/tfjs') as Tensorflow;
     } catch (error) {
       const text =

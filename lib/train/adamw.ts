@@ -13,7 +13,7 @@ export interface AdamWOptions {
   readonly beta2?: number;
   /** Default: 1e-8 */
   readonly eps?: number;
-  /** Decoupled: it acts on the parameter and not on the gradient. Default: 0 */
+  /** Decoupled: it acts on the parameter, not on the gradient. Default: 0 */
   readonly weightDecay?: number;
 }
 
@@ -22,7 +22,7 @@ export class AdamW {
   readonly m: Float32Array;
   /** Second moment. */
   readonly v: Float32Array;
-  /** Updates made. */
+  /** Number of updates so far. */
   updates = 0;
   private readonly options: Required<AdamWOptions>;
 
@@ -53,7 +53,7 @@ export class AdamW {
 
 /**
  * Scales a gradient so that its global norm is at most `maxNorm`.
- * @returns the norm before
+ * @returns the norm before scaling
  */
 export function clipByGlobalNorm(gradient: Float32Array, maxNorm: number): number {
   let sum = 0;

@@ -1,6 +1,6 @@
 /**
- * All adapters of a run in one flat array, so that clipping, the optimiser and checkpoints are each
- * one loop over one piece of memory.
+ * All adapters of a run in one flat array, so that clipping, the optimiser and checkpoints each
+ * need one loop over one block of memory.
  */
 
 import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
@@ -11,18 +11,18 @@ import { type BaseModel, type LinearName, linearNames } from './base-model.js';
 import type { BaseLinear } from './kernels.js';
 import { hash32 } from './random.js';
 
-/** A method that layers can be adapted by: one of the library's, or a user's. */
+/** A method for adapting layers: one of the library, or a user's. */
 export type TrainedMethod = (typeof adapterMethods)[number];
 
-/** What the adapters of a run look like. */
+/** The adapters of a run. */
 export interface AdapterConfig {
   readonly method: TrainedMethod;
-  /** Of the method, beside its defaults: `r`, `loraAlpha`, `dropout`, ... */
+  /** Settings of the method that differ from its defaults: `r`, `loraAlpha`, `dropout`, ... */
   readonly settings: Readonly<Record<string, unknown>>;
   readonly targets: readonly LinearName[];
 }
 
-/** A trained tensor of one adapter, and where it lies in the flat array. */
+/** A trained tensor of one adapter, and its position in the flat array. */
 export interface AdapterParameter {
   readonly name: string;
   readonly shape: readonly number[];
@@ -43,7 +43,7 @@ export class AdapterSet {
   readonly slots: readonly AdapterSlot[];
   private readonly byLayer: ReadonlyMap<string, number>;
 
-  /** Fresh adapters, as their method starts. */
+  /** New adapters with the initial values of their method. */
   constructor(
     base: BaseModel,
     readonly config: AdapterConfig,
@@ -84,19 +84,19 @@ export class AdapterSet {
     this.byLayer = new Map(this.slots.map(({ layer }, index) => [layer.name, index]));
   }
 
-  /** Index of the slot of a layer, or `undefined` where it is not adapted. */
+  /** Index of the slot of a layer, or `undefined` if it is not adapted. */
   indexOf(layerName: string): number | undefined {
     return this.byLayer.get(layerName);
   }
 
-  /** Gives the adapters' own tensors the values that training has reached. */
+  /** Copies the values that training has reached to the adapters' own tensors. */
   write(): void {
     for (const { adapter, parameters } of this.slots) {
       for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
     }
   }
 
-  /** Draws tables that follow from the values, as whoever reads the folder will: see {@link Adapter.refresh}. */
+  /** Draws tables that follow from the values, as every reader of the folder will: see {@link Adapter.refresh}. */
   refresh(): void {
     if (this.config.method.definition.indexesFollowValues !== true) return;
     this.write();
@@ -116,8 +116,8 @@ interface LayerParameters {
 }
 
 /**
- * Where each layer's parameters lie in the flat array. What layers share lies there once: its gradients add up, and
- * the optimiser sees it once.
+ * The positions of each layer's parameters in the flat array. Parameters that layers share occur once: their
+ * gradients add up, and the optimiser sees them once.
  * @throws LowrankError `ERR_UNSUPPORTED`
  */
 function placesOf(
@@ -135,7 +135,7 @@ function placesOf(
       const first = key === undefined ? undefined : known.get(key);
       if (first !== undefined) {
         if (first.shape === shape) return [name, first.at];
-        const expected = `of one shape in all layers, as ${method} trains it for all of them (choose --targets of one size)`;
+        const expected = `of the same shape in all layers, because ${method} trains one for all of them (choose --targets of one size)`;
         fail('ERR_UNSUPPORTED', 'finetune', name, expected, `${first.shape} and ${shape}`);
       }
       const at = count;
@@ -149,7 +149,7 @@ function placesOf(
 }
 
 /**
- * Refuses a method and settings that do not fit the layers of a model, before its weights are read.
+ * Rejects a method and settings that do not fit the layers of a model, before its weights are read.
  * @throws LowrankError as {@link AdapterSet}
  */
 export function requireFitting(

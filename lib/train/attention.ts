@@ -4,7 +4,7 @@
  *   p = softmax(scale · q · kᵀ, columns up to the row's position),  y = p · v,  scale = 1 / sqrt(d)
  *
  * The query heads of a group are stacked as more rows over their one key head, so that keys and
- * values are never repeated and their gradients sum over the group by themselves.
+ * values are never repeated and their gradients sum over the group automatically.
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
@@ -48,7 +48,7 @@ export function attention(
 }
 
 /**
- * Row t (of every T rows) is a softmax over columns 0 to t; the columns after it are 0.
+ * Row t (of every T rows) is a softmax over columns 0 to t; later columns are 0.
  *
  * @param scores [batch, group·T, T]
  */

@@ -1,11 +1,11 @@
 /**
- * Which backend of TensorFlow.js a training runs on.
+ * Selects the TensorFlow.js backend for training.
  */
 
 import { tensorflow } from '../tfjs/tensorflow.js';
 
 /**
- * Makes the wasm backend the current one where it can be had; the cpu backend computes the same, ten
+ * Makes the wasm backend the current one if it is available. The cpu backend computes the same, ten
  * times slower.
  * @returns the name of the backend
  */
@@ -16,7 +16,7 @@ export async function readyTensorflow(): Promise<'wasm' | 'cpu'> {
     await import('@tensorflow/tfjs-backend-wasm');
     if (await tf.setBackend('wasm')) return 'wasm';
   } catch {
-    // Not installed, or no WebAssembly here.
+    // Not installed, or this Node has no WebAssembly.
   } finally {
     undo();
   }
@@ -25,8 +25,8 @@ export async function readyTensorflow(): Promise<'wasm' | 'cpu'> {
 }
 
 /**
- * The wasm module installs handlers for errors that nobody caught, which print a line of its own
- * source in front of them. They are taken away again.
+ * The wasm module installs handlers for uncaught errors that print a line of its own source first.
+ * This removes them again.
  */
 function rememberListeners(): () => void {
   const events = ['uncaughtException', 'unhandledRejection'] as const;

@@ -1,6 +1,6 @@
 /**
- * The frozen base model: every linear layer quantised, one by one, straight from the file, so that
- * at no moment more than one layer stands in f32.
+ * The frozen base model. Every linear layer is quantised straight from the file, one by one, so
+ * that at most one layer is in f32 at any time.
  */
 
 import { createHash } from 'node:crypto';
@@ -29,7 +29,7 @@ export const linearNames = [
 ] as const;
 export type LinearName = (typeof linearNames)[number];
 
-/** Which half of a block a layer belongs to. */
+/** The half of a block that a layer belongs to. */
 const kBlockPart: Readonly<Record<LinearName, 'self_attn' | 'mlp'>> = {
   q_proj: 'self_attn',
   k_proj: 'self_attn',
@@ -40,7 +40,7 @@ const kBlockPart: Readonly<Record<LinearName, 'self_attn' | 'mlp'>> = {
   down_proj: 'mlp',
 };
 
-/** How base weights are stored; `none` keeps them as dense f32. */
+/** The storage of base weights; `none` keeps them as dense f32. */
 export interface BaseFormat {
   readonly format: QuantFormat | 'none';
   readonly blocksize?: number;
@@ -75,9 +75,9 @@ export class BaseModel {
     readonly layers: readonly BaseLayer[],
     /** [hiddenSize] */
     readonly norm: Float32Array,
-    /** [vocabSize, hiddenSize], the embedding itself where the head is tied. */
+    /** [vocabSize, hiddenSize]; the embedding itself if the head is tied. */
     readonly head: BaseLinear,
-    /** Of every tensor that was read, with its name. */
+    /** Hash of every tensor that was read, with its name. */
     readonly sha256: string,
   ) {}
 
@@ -120,8 +120,8 @@ export class BaseModel {
 /**
  * Loads and quantises the base model of a Hugging Face folder.
  *
- * @param onLayer called after each linear layer, with how many of how many are done
- * @throws LowrankError what the readers of the folder and `quantize` throw; nothing stays allocated
+ * @param onLayer called after each linear layer, with the finished and the total number
+ * @throws LowrankError from the readers of the folder and `quantize`; nothing stays allocated
  */
 export async function loadBaseModel(
   model: HfModel,

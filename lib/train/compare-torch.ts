@@ -1,6 +1,6 @@
 /**
- * The same training step in eager PyTorch, where Python has it: on the weights as they were stored,
- * dequantised, with the same adapters and batches, so that the losses can be compared as well.
+ * The same training step in eager PyTorch, if Python has it: on the dequantised weights, with the
+ * same adapters and batches, so that the losses can be compared too.
  */
 
 import fs from 'node:fs';
@@ -25,16 +25,16 @@ export interface TorchStep extends Started {
   readonly version: string;
   /** How torch is run: dtype, BLAS, settings. */
   readonly note: string;
-  /** Of the step. */
+  /** Loss of the step. */
   readonly loss: number;
   close(): Promise<void>;
 }
 
 /**
- * Starts PyTorch on the step that comes next.
+ * Starts PyTorch on the next step.
  *
- * @returns `undefined` where no Python has torch
- * @throws Error in words where torch cannot do it · LowrankError where there is no room for the files
+ * @returns `undefined` if no Python has torch
+ * @throws Error, in words, if torch cannot do it · LowrankError if there is no room for the files
  */
 export async function startTorch(trainer: Trainer): Promise<TorchStep | undefined> {
   const python = findPython('torch', 'numpy');
@@ -77,7 +77,7 @@ export async function startTorch(trainer: Trainer): Promise<TorchStep | undefine
   }
 }
 
-/** What bench/torch_llama.py is told beside the tensors. */
+/** The job of bench/torch_llama.py, besides the tensors. */
 function jobOf({ base, adapters, data, options }: Trainer) {
   const { config } = base;
   const alpha = adapters.slots[0]?.adapter.config as AlphaConfig;

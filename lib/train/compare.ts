@@ -1,6 +1,6 @@
 /**
  * The same training step on the same batch with this library's kernels, on TensorFlow.js' own ops in the
- * same process, and in eager PyTorch where Python has it; each measured in turns with the others.
+ * same process, and in eager PyTorch if Python has it. They are measured in turns.
  */
 
 import { busyMilliseconds } from '../bench/machine.js';
@@ -11,26 +11,26 @@ import type { ModelKernels } from './kernels.js';
 import { UnfusedKernels } from './kernels.js';
 import type { Trainer } from './trainer.js';
 
-/** Dense copies of the base beyond this are not made for a comparison. */
+/** A larger dense copy of the base is not made for a comparison. */
 const kMaxDense_bytes = 1 << 30;
-/** Measured steps of each kind, while they are clean. */
+/** Number of measured steps of each kind, if they are clean. */
 const kRounds = 4;
-/** So many at most, where other programs use the cores... */
+/** Maximum number, if other programs use the cores... */
 const kMostRounds = 12;
-/** ...and none beyond {@link kRounds} after so long. */
+/** ...and no more than {@link kRounds} after this time. */
 const kPatience_ms = 30_000;
-/** A step is clean if other programs used less than this part of a core while it ran. */
+/** A step is clean if other programs used less than this fraction of a core while it ran. */
 const kForeign = 0.1;
 
-/** Another way of taking the step. */
+/** Another implementation of the step. */
 export interface OtherStep {
-  /** Who, with the version. */
+  /** Its name, with the version. */
   readonly name: string;
   /** How it was run. */
   readonly note?: string;
-  /** Median of the clean samples, or of all where fewer than three are. */
+  /** Median of the clean samples, or of all samples if fewer than three are clean. */
   readonly ms: number;
-  /** Its time over that with this library's kernels; absent where fewer than three pairs were clean. */
+  /** Its time relative to that with this library's kernels; absent if fewer than three pairs were clean. */
   readonly ratio?: number;
   readonly loss: number;
 }
@@ -39,16 +39,16 @@ export interface OtherStep {
 export interface KernelComparison {
   readonly fused_ms: number;
   readonly fusedLoss: number;
-  /** TensorFlow.js, then torch where it is installed. */
+  /** TensorFlow.js, then torch if it is installed. */
   readonly others: readonly OtherStep[];
 }
 
-/** One way of taking the step, and its samples by round. */
+/** One implementation of the step, and its samples by round. */
 interface Subject {
   readonly name: string;
   readonly note?: string;
   loss: number;
-  /** Takes the step once. */
+  /** Runs the step once. */
   take(): Promise<Timed>;
   readonly samples: Timed[];
 }
@@ -59,9 +59,9 @@ interface Timed {
 }
 
 /**
- * Measures. The trainer is not changed: steps are rehearsed.
+ * Runs the comparison. The trainer does not change: steps are rehearsed.
  *
- * @returns `undefined` where dense weights would not fit
+ * @returns `undefined` if dense weights would not fit
  */
 export async function compareKernels(
   trainer: Trainer,
@@ -115,7 +115,7 @@ async function sampleInTurns(
   const started = performance.now();
   const enough = () =>
     subjects.every(({ samples }) => samples.filter(({ clean }) => clean).length >= kFewestClean);
-  // The first round builds dense weights and lets the engine compile: it is not counted.
+  // The first round builds dense weights and lets the engine compile, so it is not counted.
   for (let round = 0; round <= kMostRounds; round++) {
     if (round > kRounds && (enough() || performance.now() - started > kPatience_ms)) break;
     for (const [i, subject] of subjects.entries()) {
@@ -151,7 +151,7 @@ function torchSubject({ process: torch, version, note, loss }: TorchStep): Subje
     loss,
     samples: [],
     take: async () => {
-      // Asked before the timed step, and after it.
+      // Queried before and after the timed step.
       const asked: (() => number)[] = [];
       let foreign_ms = 0;
       const { ms } = await torch.sample((pid) => {
@@ -164,7 +164,7 @@ function torchSubject({ process: torch, version, note, loss }: TorchStep): Subje
   };
 }
 
-/** What processes other than one used of the cores from now on, in milliseconds; 0 where nobody knows. */
+/** Core milliseconds that processes other than one use from now on; 0 if unknown. */
 function foreignTime(pid: number | undefined): () => number {
   const [busy, own] = [busyMilliseconds(), ranOf(threadTimes(pid))];
   return () => {
@@ -183,7 +183,7 @@ function medianOf(samples: readonly Timed[]): number {
   return median((clean.length >= kFewestClean ? clean : samples).map(({ ms }) => ms));
 }
 
-/** Median of time over time of the same round, where both are clean. */
+/** Median of the ratios of times in the same round, if both are clean. */
 export function ratioOf(
   other: { readonly samples: readonly Timed[] },
   ours: { readonly samples: readonly Timed[] },

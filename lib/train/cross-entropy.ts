@@ -9,7 +9,7 @@ import { exp } from './exp.js';
  *
  *   loss = mean over rows of (log Σ exp(logits) − logits[target]),  dlogits = (softmax − onehot) / M
  *
- * The gradient is worked out in the forward pass, which has every exponential at hand.
+ * The gradient is computed in the forward pass, which has every exponential available.
  *
  * @param logits [M, vocab]
  * @param targets M token ids, each below vocab
@@ -18,7 +18,7 @@ import { exp } from './exp.js';
 export function crossEntropy(logits: Tensor, targets: Int32Array): Scalar {
   const [M, vocab] = logits.shape as [number, number];
   let total = 0;
-  // Not recording, the exponentials go to one row that is used again and again.
+  // Without recording, the exponentials go to one row that is reused.
   const scratch = isRecording() ? undefined : new Float32Array(vocab);
   const exponentials = (z: Float32Array, row: number, out: Float32Array, at: number): number => {
     const start = row * vocab;

@@ -1,24 +1,25 @@
 /**
- * Element-wise parts of the model as TensorFlow.js ops of our own.
+ * Element-wise parts of the model as custom TensorFlow.js ops.
  *
- * Composed of stock ops, an RMSNorm or a masked softmax is five to ten passes over memory forward and
- * as many backward, and each pass of the wasm backend's generic kernels costs about 10 ns per
- * element (measured). One loop in JavaScript over the same memory costs 1 to 2 ns per element, plus
- * 5 ns for an exponential.
+ * Composed of stock ops, an RMSNorm or a masked softmax takes five to ten passes over memory forward
+ * and as many backward, and each pass of the wasm backend's generic kernels costs about 10 ns per
+ * element (measured). One loop in JavaScript over the same memory costs 1 to 2 ns per element, plus 5
+ * ns for an exponential.
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
 import { isRecording } from '../tfjs/saved-states.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
 
-/** What a forward pass gives: its result, and the tensors that the backward pass looks at. */
+/** The result of a forward pass, and the tensors that the backward pass reads. */
 export interface Forward {
   readonly value: Tensor;
   readonly saved: Tensor[];
 }
 
 /**
- * Runs `forward`; while a gradient is being recorded, keeps what it saved and hooks `backward` in.
+ * Runs `forward`. While a gradient is being recorded, it keeps the saved tensors and registers
+ * `backward`.
  *
  * @param inputs the differentiable operands
  * @param backward gets dy and the saved tensors; returns one gradient per input

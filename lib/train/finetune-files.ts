@@ -1,5 +1,5 @@
 /**
- * What a fine-tune is told, what it is called in a checkpoint, and the files that it writes.
+ * The options of a fine-tune, their names in a checkpoint, and the files that it writes.
  */
 
 import { createHash } from 'node:crypto';
@@ -23,7 +23,7 @@ import type { TrainOptions } from './trainer.js';
 
 const kOp = 'finetune';
 
-/** Everything that a fine-tune is made of. */
+/** All options of a fine-tune. */
 export interface FinetuneOptions {
   /** Hugging Face folder. */
   readonly model: string;
@@ -36,30 +36,30 @@ export interface FinetuneOptions {
   readonly seqLen: number;
   readonly format: BaseFormat;
   readonly adapter: AdapterConfig;
-  /** The file that the method comes from, where it is no part of the library. */
+  /** The file of the method, if it is not part of the library. */
   readonly adapterFile?: string;
   readonly train: TrainOptions;
-  /** Steps between evaluations on the held-out text; 0 for only before and after. */
+  /** Steps between evaluations on the held-out text; 0 evaluates only before and after. */
   readonly evalEvery: number;
-  /** Steps between checkpoints; 0 for only when interrupted. */
+  /** Steps between checkpoints; 0 saves only when interrupted. */
   readonly saveEvery: number;
-  /** Go on with the unfinished run beside `out`. */
+  /** Continue the unfinished run next to `out`. */
   readonly resume: boolean;
   /** Measure the same step without the fused kernels. */
   readonly compare: boolean;
-  /** Beginnings of samples; none takes two from the held-out documents. */
+  /** Starts of samples; if empty, two from the held-out documents are used. */
   readonly prompts: readonly string[];
   /** Length of a sample in tokens; 0 for no samples. */
   readonly sampleTokens: number;
   readonly device?: Device;
 }
 
-/** Where the state of an unfinished run is kept: beside the adapter folder, never inside. */
+/** The path of an unfinished run's state: next to the adapter folder, never inside. */
 export function checkpointPath(out: string): string {
   return `${path.resolve(out)}.checkpoint`;
 }
 
-/** Finds out before training what would only fail after it. */
+/** Detects before training what would otherwise fail after it. */
 export function requireUsableOut(out: string): void {
   const target = path.resolve(out);
   const refuse = (expected: string, got: string): never => {
@@ -92,17 +92,17 @@ export function requireLength(seqLen: number, maxPositionEmbeddings: number): vo
   throw new LowrankError('ERR_VALUE', text, { op: kOp });
 }
 
-/** What a run reads, as it read it: SHA-256 of bytes, and the settings of the model. */
+/** The inputs of a run as it read them: SHA-256 of bytes, and the settings of the model. */
 export interface RunInputs {
   readonly config: LlamaConfig;
-  /** Of every tensor that the model uses. */
+  /** Hash of every tensor that the model uses. */
   readonly weights: string;
-  /** Of tokenizer.json, and of tokenizer_config.json where there is one. */
+  /** Hashes of tokenizer.json, and of tokenizer_config.json if there is one. */
   readonly tokenizer: Readonly<Record<string, string>>;
   readonly text: string;
 }
 
-/** The file of an adapter method that is no part of the library; what it imports is not looked at. */
+/** The file of an adapter method that is not part of the library. Its imports are not checked. */
 function ownMethod(file: string | undefined): RunIdentity {
   if (file === undefined) return {};
   const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
@@ -112,7 +112,7 @@ function ownMethod(file: string | undefined): RunIdentity {
 const kMaxMethodBytes = 64 << 20;
 const shaOf = (name: string) => `${name} (SHA-256)`;
 
-/** `rope_theta` of `ropeTheta`; what is nested is named with a dot between. */
+/** `rope_theta` for `ropeTheta`; nested names are joined with a dot. */
 function configFields(config: object, prefix = 'config.json '): RunIdentity {
   const fields: Record<string, RunIdentity[string]> = {};
   for (const [key, value] of Object.entries(config)) {
@@ -125,7 +125,7 @@ function configFields(config: object, prefix = 'config.json '): RunIdentity {
   return fields;
 }
 
-/** By the names of the files and of the command's options, so that a refusal names what to change. */
+/** Uses the names of the files and of the command's options, so that an error names what to change. */
 export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
   const { format, adapter, train, seqLen, separator } = options;
   const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
@@ -152,7 +152,7 @@ export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIden
   };
 }
 
-/** Settings of the method by the names of the command's options. */
+/** Settings of the method under the names of the command's options. */
 function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
   const names: Readonly<Record<string, string>> = { r: 'rank', loraAlpha: 'lora-alpha' };
   const all = { ...method.definition.defaults, ...settings };
@@ -166,8 +166,8 @@ const byModule = ({ slots }: AdapterSet) =>
   new Map(slots.map(({ layer, adapter }) => [layer.name, adapter]));
 
 /**
- * Finds out before training whether the adapters can be written after it: whether they have a form in a folder.
- * @returns what PEFT will compute otherwise, in words
+ * Checks before training that the adapters can be written to a folder after it.
+ * @returns what PEFT will compute differently, in words
  * @throws LowrankError as {@link adaptersToPeft}
  */
 export async function requireWritable(adapters: AdapterSet): Promise<readonly string[]> {
@@ -175,7 +175,10 @@ export async function requireWritable(adapters: AdapterSet): Promise<readonly st
   const { warnings = [] } = await adaptersToPeft(byModule(adapters));
   const { method, definition } = adapters.config.method;
   if (definition.peft?.embeddings !== true) return warnings;
-  return [...warnings, `PEFT has ${method} of embeddings alone, and takes linear layers otherwise`];
+  return [
+    ...warnings,
+    `PEFT has ${method} for embeddings only, and computes something else for linear layers`,
+  ];
 }
 
 /**

@@ -1,5 +1,5 @@
 /**
- * One fine-tune from a model folder and a text to an adapter folder.
+ * One fine-tune, from a model folder and a text to an adapter folder.
  */
 
 import fs from 'node:fs';
@@ -38,18 +38,18 @@ export type { FinetuneOptions } from './finetune-files.js';
 
 const kOp = 'finetune';
 
-/** What happens, as it happens. */
+/** Callbacks for events of the run. */
 export interface FinetuneObserver {
   phase?(text: string): void;
   progress?(done: number, total: number): void;
   warning?(text: string): void;
   step?(result: StepResult, heldOut: number | undefined): void;
   heldOut?(step: number, loss: number): void;
-  /** The adapter stands under its final name. */
+  /** The adapter has its final name. */
   written?(folder: string): void;
 }
 
-/** A prompt and how the model went on. */
+/** A prompt and the model's continuation. */
 export interface Sample {
   readonly prompt: string;
   readonly before: string;
@@ -71,12 +71,12 @@ export interface FinetuneResult {
   readonly samples: readonly Sample[];
 }
 
-/** Thrown where the signal aborted, with what the run leaves behind. */
+/** Thrown if the signal aborted, with the files that the run leaves. */
 export class Interrupted extends LowrankError {
   constructor(
     /** The state to resume from. */
     readonly checkpoint: string | undefined,
-    /** The adapter, if it was finished before. */
+    /** The adapter, if it was finished earlier. */
     readonly adapter: string | undefined,
   ) {
     super('ERR_CANCELLED', 'finetune: interrupted', { op: kOp });
@@ -86,8 +86,8 @@ export class Interrupted extends LowrankError {
 /**
  * Runs a fine-tune to its end.
  *
- * @param signal stops after the step at hand, with a checkpoint
- * @throws LowrankError whatever the parts throw · {@link Interrupted}
+ * @param signal stops after the current step, with a checkpoint
+ * @throws LowrankError from the parts · {@link Interrupted}
  */
 export async function finetune(
   options: FinetuneOptions,
@@ -103,7 +103,7 @@ export async function finetune(
 }
 
 /**
- * Finds out before the first of several runs of a model what a later one would be refused for: the settings of its
+ * Checks, before the first of several runs of a model, what a later one would be rejected for: the settings of its
  * method, and its folder.
  * @throws LowrankError as {@link finetune}
  */
@@ -124,7 +124,7 @@ class FinetuneRun {
   private lock: OutputLock | undefined;
   private state: StateFile | undefined;
   private lastPause = 0;
-  /** Whether the adapter of this run stands under its final name. */
+  /** Has the adapter of this run its final name? */
   private written = false;
 
   constructor(
@@ -242,7 +242,7 @@ class FinetuneRun {
     return train.batch * train.accumulate * seqLen;
   }
 
-  /** The steps that are left; time and count are those of training alone. */
+  /** The remaining steps. Time and count are those of training only. */
   private async train(
     trainer: Trainer,
     state: StateFile,
@@ -323,11 +323,11 @@ class FinetuneRun {
 
   private async breathe(done: number, total: number): Promise<void> {
     this.observer.progress?.(done, total);
-    // Going round the event loop costs more than a short document.
+    // A turn of the event loop costs more than a short document.
     if (performance.now() - this.lastPause > 30) await this.pause();
   }
 
-  /** Lets signals in; stops where one came. */
+  /** Lets signals in, and stops if one came. */
   private async pause(save?: () => void): Promise<void> {
     await new Promise((resolve) => setImmediate(resolve));
     this.lastPause = performance.now();
@@ -337,7 +337,7 @@ class FinetuneRun {
     throw new Interrupted(kept, this.written ? this.options.out : undefined);
   }
 
-  /** A run that starts anew does not silently overwrite the state of an unfinished one. */
+  /** A new run does not silently overwrite the state of an unfinished one. */
   private setOldStateAside(): void {
     if (!fs.existsSync(this.checkpoint)) return;
     const aside = `${this.checkpoint}.old`;
@@ -347,7 +347,7 @@ class FinetuneRun {
       throw fileError(kOp, this.checkpoint, error);
     }
     this.observer.warning?.(
-      `an unfinished run was there; its state is now ${printable(aside)} (--resume goes on with one)`,
+      `an unfinished run was there; its state is now ${printable(aside)} (--resume continues such a run)`,
     );
   }
 }

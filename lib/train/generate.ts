@@ -5,24 +5,24 @@ import type { ModelKernels } from './kernels.js';
 import { type AdapterLookup, llamaFeatures, llamaLogits } from './llama.js';
 import { uniform } from './random.js';
 
-/** How {@link generate} draws. */
+/** How {@link generate} samples. */
 export interface GenerateOptions {
-  /** Tokens to add at most. */
+  /** Maximum number of tokens to add. */
   readonly tokens: number;
   /** Divides the logits; 0 takes the most likely token. */
   readonly temperature: number;
-  /** Draw among this many most likely tokens. */
+  /** Sample among this many most likely tokens. */
   readonly topK: number;
   readonly seed: number;
-  /** Stops the text; not part of the result. */
+  /** Ends the text; not part of the result. */
   readonly eosIds: readonly number[];
   /** Called before each token; may throw to stop. */
   readonly onToken?: () => void | Promise<void>;
 }
 
 /**
- * Continues a text. Every token runs the whole sequence again: for the short samples of a report,
- * that is quicker than a cache of keys and values would pay off.
+ * Continues a text. Every token runs the whole sequence again: for the short samples of a report, a
+ * cache of keys and values would not pay off.
  *
  * @param prompt at least one token id
  * @returns the new ids, without the prompt
@@ -54,7 +54,7 @@ export async function generate(
   return ids.slice(prompt.length);
 }
 
-/** An index drawn from softmax(logits / temperature) over the topK largest. */
+/** An index sampled from softmax(logits / temperature) over the topK largest. */
 function draw(logits: Float32Array, temperature: number, topK: number, random: number): number {
   const order = Array.from(logits.keys()).sort(
     (a, b) => (logits[b] as number) - (logits[a] as number) || a - b,

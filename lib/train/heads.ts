@@ -1,5 +1,5 @@
 /**
- * From features to attention heads and back, with rotary embeddings on the way.
+ * Converts features to attention heads and back, with rotary embeddings on the way.
  *
  *   x [B·T, H·d]  <->  heads [B, H, T, d]
  */
@@ -26,7 +26,7 @@ export interface HeadShape {
 
 /**
  * The rotary angles of positions 0 to T - 1: angle = position · f_i, f_i = theta^(-2i/d), stretched
- * as the model's rope scaling says.
+ * by the model's rope scaling.
  */
 export function rotaryTable(config: LlamaConfig, T: number): RotaryTable {
   const half = config.headDim / 2;
@@ -49,7 +49,7 @@ function scaledFrequency({ ropeScaling }: LlamaConfig, frequency: number): numbe
     case 'linear':
       return frequency / ropeScaling.factor;
     case 'llama3': {
-      // Long waves are stretched, short ones stay, those between are blended.
+      // Long waves are stretched, short ones stay, and those in between are blended.
       const { factor, lowFreqFactor, highFreqFactor, originalMaxPositionEmbeddings } = ropeScaling;
       const turns = (originalMaxPositionEmbeddings * frequency) / (2 * Math.PI);
       if (turns > highFreqFactor) return frequency;
@@ -61,7 +61,7 @@ function scaledFrequency({ ropeScaling }: LlamaConfig, frequency: number): numbe
 }
 
 /**
- * Splits features into heads, rotating each head by its position where a table is given:
+ * Splits features into heads, and rotates each head by its position if a table is given:
  * y = x · cos + rotate_half(x) · sin, rotate_half(a, b) = (-b, a).
  *
  * @param x [B·T, H·d]

@@ -1,7 +1,7 @@
 /**
- * The two ways of running the model's matrix products: in this library's fused kernels, and in stock
+ * The two implementations of the model's matrix products: this library's fused kernels, and stock
  * TensorFlow.js ops over dense weights. Everything else of a training step is the same code, so that
- * the difference in time is the kernels'.
+ * the difference in time is that of the kernels.
  */
 
 import type { Tensor as TfTensor } from '@tensorflow/tfjs';
@@ -29,18 +29,18 @@ export interface LayerAdapter {
   readonly adapter: Adapter;
   /** Its trained tensors by name. */
   readonly parameters: Readonly<Record<string, TfTensor>>;
-  /** Dropout is on. */
+  /** Is dropout on? */
   readonly training: boolean;
-  /** Names the dropout mask of this layer at this step. */
+  /** Seed of the dropout mask of this layer at this step. */
   readonly seed: number;
 }
 
-/** LoRA of two factors and nothing else: no bias of its own, which stock ops and loraLinear do not have. */
+/** Is it LoRA with two factors and nothing else? Stock ops and loraLinear do not support a loraBias. */
 function isPlainLora(method: string, parameters: Readonly<Record<string, unknown>>): boolean {
   return method === 'lora' && parameters.loraBias === undefined;
 }
 
-/** What plain LoRA is made of; `undefined` for another method. */
+/** The parts of plain LoRA; `undefined` for another method. */
 function loraOf({ adapter, parameters, training }: LayerAdapter) {
   if (!isPlainLora(adapter.method, parameters)) return undefined;
   const { loraA, loraB } = parameters as Record<'loraA' | 'loraB', TfTensor>;
@@ -53,14 +53,14 @@ function loraOf({ adapter, parameters, training }: LayerAdapter) {
 export interface ModelKernels {
   readonly name: 'fused' | 'unfused';
   /**
-   * y = x · wᵀ, with the adapter where there is one.
+   * y = x · wᵀ, with the adapter if there is one.
    *
    * @param x [M, K]
-   * @param inputGrad whether anything before x is trained
+   * @param inputGrad is anything before x trained?
    * @returns [M, N]
    */
   linear(x: TfTensor, layer: BaseLinear, adapter?: LayerAdapter, inputGrad?: boolean): TfTensor;
-  /** Batched product, as tf.matMul. */
+  /** Batched product, like tf.matMul. */
   matMul(a: TfTensor, b: TfTensor, transposeA: boolean, transposeB: boolean): TfTensor;
   dispose(): void;
 }
@@ -93,8 +93,8 @@ export class FusedKernels implements ModelKernels {
 }
 
 /**
- * Stock ops: the weight dequantised once and kept dense, base and low-rank branch as separate
- * products. Weights are kept as [K, N], the order in which the wasm backend multiplies fastest.
+ * Stock ops: the weight is dequantised once and kept dense; base and low-rank branch are separate
+ * products. Weights are stored as [K, N], the order in which the wasm backend multiplies fastest.
  */
 export class UnfusedKernels implements ModelKernels {
   readonly name = 'unfused';

@@ -26,12 +26,12 @@ export interface TokenBatch {
   readonly T: number;
 }
 
-/** The adapter of a layer during this pass, or `undefined` where it has none. */
+/** The adapter of a layer in this pass, or `undefined` if it has none. */
 export type AdapterLookup = (layerName: string) => LayerAdapter | undefined;
 
 const tables = new WeakMap<LlamaConfig, { T: number; table: RotaryTable }>();
 
-/** Rotary angles for at least T positions; a longer table has a shorter one as its beginning. */
+/** Rotary angles for at least T positions; a longer table starts with a shorter one. */
 function tableFor(config: LlamaConfig, T: number): RotaryTable {
   let known = tables.get(config);
   if (known === undefined || known.T < T) {
@@ -45,7 +45,7 @@ function tableFor(config: LlamaConfig, T: number): RotaryTable {
 /**
  * The features of every position before the head, normalised.
  *
- * @param adapters the adapters to apply; none gives the base model
+ * @param adapters the adapters to apply; without them, the base model
  * @returns [B·T, hiddenSize]
  */
 export function llamaFeatures(
@@ -58,7 +58,7 @@ export function llamaFeatures(
   const { config } = base;
   const table = tableFor(config, T);
   let x: Tensor = tensorFrom([B * T, config.hiddenSize], (out) => base.embed(ids, out));
-  // Nothing before the first adapter is trained, so nothing needs a gradient there.
+  // Nothing before the first adapter is trained, so nothing there needs a gradient.
   let trainedBefore = false;
   for (const layer of base.layers) {
     const linear = (input: Tensor, name: LinearName, inputGrad: boolean) =>

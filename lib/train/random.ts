@@ -1,9 +1,9 @@
 /**
- * Random numbers that are a function of a seed and of what they are for, never of what was drawn
- * before: a run that is resumed needs no generator state, only its step.
+ * Random numbers that depend on a seed and on their purpose, never on earlier draws: a resumed run
+ * needs no generator state, only its step.
  */
 
-/** A 32-bit hash of numbers and texts; every bit of the input reaches every bit of the result. */
+/** A 32-bit hash of numbers and texts. Every input bit affects every bit of the result. */
 export function hash32(...parts: readonly (number | string)[]): number {
   let h = 0x9e3779b9;
   const mix = (word: number) => {
@@ -25,7 +25,7 @@ export function hash32(...parts: readonly (number | string)[]): number {
 
 /**
  * A generator of numbers in [0, 1) with 32 bits each (sfc32).
- * @param parts what names the sequence
+ * @param parts identify the sequence
  */
 export function uniform(...parts: readonly (number | string)[]): () => number {
   let a = hash32(...parts, 'a');
@@ -44,7 +44,7 @@ export function uniform(...parts: readonly (number | string)[]): () => number {
   return next;
 }
 
-/** The numbers 0 to n - 1 in an order that the parts name (Fisher-Yates). */
+/** The numbers 0 to n - 1 in an order that the parts determine (Fisher-Yates). */
 export function permutation(n: number, ...parts: readonly (number | string)[]): Uint32Array {
   const order = Uint32Array.from({ length: n }, (_, i) => i);
   const random = uniform(...parts);

@@ -1,6 +1,7 @@
 /**
  * The state of an unfinished run in one safetensors file: adapters, both moments of the optimiser,
- * the loss history, and what the run is, so that it is never continued with something else.
+ * the loss history, and the identity of the run, so that it is never continued with different
+ * inputs.
  */
 
 import fs from 'node:fs';
@@ -16,7 +17,7 @@ const kFormat = 'lowrank-finetune-state';
 const kVersion = '2';
 
 type Setting = string | number | boolean;
-/** Everything that changes the numbers of a run, by names that a user knows. */
+/** Everything that affects the numbers of a run, under names that a user knows. */
 export type RunIdentity = Readonly<Record<string, Setting | readonly Setting[]>>;
 
 /** Losses so far. */
@@ -64,10 +65,11 @@ export function saveRunState(
 }
 
 /**
- * Puts a trainer into the state that a file holds.
+ * Restores a trainer's state from a file.
  *
- * @returns the losses up to there
- * @throws LowrankError `ERR_CHECKPOINT` no such state, or of another run · `ERR_FILE` malformed
+ * @returns the losses up to that step
+ * @throws LowrankError `ERR_CHECKPOINT` if there is no such state, or it is of another run ·
+ * `ERR_FILE` if malformed
  */
 export function restoreRunState(
   op: string,
@@ -146,7 +148,7 @@ function parseIdentity(op: string, file: string, json: string): JsonObject {
   return parseJsonObject(op, what, bytes, jsonBounds.config, 'ERR_CHECKPOINT');
 }
 
-/** `rank 4 instead of 8`; what only one of both has counts too. */
+/** `rank 4 instead of 8`; a field that only one of them has counts too. */
 function firstDifference(wanted: RunIdentity, found: JsonObject): string | undefined {
   const of = (settings: JsonObject, key: string): unknown =>
     Object.hasOwn(settings, key) ? settings[key] : undefined;
@@ -154,7 +156,7 @@ function firstDifference(wanted: RunIdentity, found: JsonObject): string | undef
     typeof value === 'string' ? printable(value) : (JSON.stringify(value) ?? 'left out');
   for (const key of new Set([...Object.keys(wanted), ...Object.keys(found)])) {
     const [before, now] = [of(found, key), of(wanted, key)];
-    // As it was written: a setting may be a list.
+    // Compared as JSON, because a setting may be a list.
     if (JSON.stringify(before) === JSON.stringify(now)) continue;
     const name = /^[\w ().-]{1,80}$/.test(key) ? key : printable(key);
     return `${name} ${show(before)} instead of ${show(now)}`;

@@ -1,6 +1,6 @@
-/** The checkpoint of a run, with room on the disk for one more: no step is lost to a disk that fills up meanwhile. */
+/** The checkpoint of a run, with disk space reserved for one more: no step is lost if the disk fills up. */
 
-// The default import is one mutable object, so that tests can inject faults into single calls.
+// The default import is one mutable object, so tests can inject faults into single calls.
 import fs from 'node:fs';
 import { removeLeftovers, siblingName } from '../checkpoint/files/atomic-write.js';
 import { fileError } from '../checkpoint/files/file-access.js';
@@ -9,19 +9,19 @@ import { printable } from '../core/printable.js';
 import { type LossHistory, type RunIdentity, saveRunState } from './run-state.js';
 import type { Trainer } from './trainer.js';
 
-/** Bytes that are written at a time. */
+/** Bytes per write. */
 const kChunk_bytes = 1 << 20;
-/** For the header: names, shapes, and what the run is. */
+/** Reserve for the header: names, shapes, and the identity of the run. */
 const kHeader_bytes = 256 << 10;
 
 /**
- * Saves the state of one run. Until it is closed, a hidden file beside the checkpoint keeps as many bytes as a state
- * has; where the disk is full it goes, and the state takes its place.
+ * Saves the state of one run. Until it is closed, a hidden file next to the checkpoint reserves the size of a state.
+ * If the disk is full, that file is removed and the state takes its space.
  */
 export class StateFile {
   private readonly reserve: string;
 
-  /** @throws LowrankError `ERR_DISK_FULL` there is no room for a state: before anything was trained */
+  /** @throws LowrankError `ERR_DISK_FULL` if there is no room for a state, before anything was trained */
   constructor(
     private readonly op: string,
     readonly path: string,
@@ -38,7 +38,7 @@ export class StateFile {
 
   /**
    * Writes the state atomically.
-   * @throws LowrankError `ERR_DISK_FULL`, and the message says whether the state was saved all the same · `ERR_PATH`
+   * @throws LowrankError `ERR_DISK_FULL`; the message says whether the state was saved nevertheless · `ERR_PATH`
    */
   save(): void {
     try {
@@ -49,7 +49,7 @@ export class StateFile {
   }
 
   /**
-   * What to throw where an output could not be written: the error, after the state was saved in the room kept for it.
+   * The error to throw if an output could not be written, after saving the state in the reserved space.
    */
   rescue(error: unknown): unknown {
     if (!(error instanceof LowrankError)) return error;
@@ -65,12 +65,12 @@ export class StateFile {
     return new LowrankError(error.code, text, { op: this.op, cause: error });
   }
 
-  /** Gives the room back. */
+  /** Releases the reserved space. */
   close(): void {
     fs.rmSync(this.reserve, { force: true });
   }
 
-  /** Bytes of noise: a file system may store zeros in no room at all. */
+  /** Random bytes, because a file system may store zeros without using space. */
   private keep(bytes: number): void {
     const chunk = new Uint8Array(Math.min(bytes, kChunk_bytes));
     let state = 1;

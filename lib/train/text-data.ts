@@ -1,9 +1,9 @@
 /**
- * From text to training sequences.
+ * Turns text into training sequences.
  *
- * Documents are tokenised one by one, each followed by the end-of-text token, and laid end to end;
- * the stream is cut into sequences of T inputs, each with the token after it as its target. The last
- * tenth is held out. No token is a target twice.
+ * Documents are tokenised one by one, each followed by the end-of-text token, and concatenated. The
+ * stream is cut into sequences of T inputs, each with the next token as its target. The last tenth
+ * is held out. No token is a target twice.
  */
 
 import { createHash } from 'node:crypto';
@@ -17,11 +17,11 @@ import type { TextTokenizer } from './tokenizer.js';
 const kMaxTextBytes = 256 << 20;
 const kHeldOutShare = 0.1;
 
-/** Text as read, with what names it in a checkpoint. */
+/** The text, and its identity in a checkpoint. */
 export interface TextSource {
   readonly documents: readonly string[];
   readonly bytes: number;
-  /** Of the files' bytes, one after another. */
+  /** Hash of the files' bytes, one after another. */
   readonly sha256: string;
 }
 
@@ -92,7 +92,7 @@ export class SequenceSet {
   }
 }
 
-/** What a run trains and is judged on. */
+/** The training and the held-out sequences of a run. */
 export interface TextData {
   readonly train: SequenceSet;
   readonly heldOut: SequenceSet;
@@ -100,12 +100,12 @@ export interface TextData {
 }
 
 /**
- * Tokenises and packs.
+ * Tokenises the text and packs it into sequences.
  *
  * @param T sequence length
- * @param onDocument called now and then, also while nothing seems to move; what it throws ends the work
- * @throws LowrankError `ERR_FILE` as {@link TextTokenizer.encodeAll} · `ERR_VALUE` where the text has too few tokens for one sequence to train on
- *   and one to hold out
+ * @param onDocument called now and then, even without visible progress; if it throws, the work ends
+ * @throws LowrankError `ERR_FILE` as {@link TextTokenizer.encodeAll} · `ERR_VALUE` if the text has too few tokens for one sequence to train on
+ * and one to hold out
  */
 export async function packText(
   op: string,

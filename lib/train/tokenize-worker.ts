@@ -1,6 +1,6 @@
 /**
- * The thread that tokenises. The patterns in a tokenizer.json are regular expressions of others, and one may backtrack
- * for years: here it can be ended, and the thread that began it goes on to take signals (tokenizer.ts).
+ * The thread that tokenises. The patterns in a tokenizer.json are untrusted regular expressions, and one may backtrack
+ * for years. In a thread it can be terminated, and the main thread still handles signals (tokenizer.ts).
  */
 
 import { createHash } from 'node:crypto';
@@ -12,14 +12,14 @@ import { parseJsonObject } from '../checkpoint/files/json-file.js';
 import { type ErrorCode, LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 
-/** What the thread is told when it starts. */
+/** The data that the thread gets when it starts. */
 export interface TokenizerFiles {
   readonly op: string;
   /** tokenizer.json */
   readonly file: string;
-  /** tokenizer_config.json; it may be missing. */
+  /** tokenizer_config.json; optional. */
   readonly configFile: string;
-  /** One number: which text of a request it is at. */
+  /** One number: the index of the current text of a request. */
   readonly at: Int32Array<SharedArrayBuffer>;
 }
 
@@ -28,14 +28,14 @@ export type TokenizerRequest =
   | { readonly decode: readonly number[] };
 
 export type TokenizerReply =
-  /** It has started; the files' SHA-256 by their names. */
+  /** It has started; the SHA-256 of the files by their names. */
   | { readonly hashes: Readonly<Record<string, string>> }
-  /** Ids of all texts, one after another, and how many each has. */
+  /** Ids of all texts, one after another, and the length of each. */
   | { readonly ids: Int32Array<ArrayBuffer>; readonly lengths: readonly number[] }
   | { readonly text: string }
   /** It cannot start. */
   | { readonly code: ErrorCode; readonly message: string }
-  /** The text at hand cannot be tokenised. */
+  /** The current text cannot be tokenised. */
   | { readonly problem: string };
 
 const { op, file, configFile, at } = workerData as TokenizerFiles;

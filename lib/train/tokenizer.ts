@@ -1,6 +1,6 @@
 /**
- * The tokenizer of a Hugging Face folder, which works in a thread of its own (tokenize-worker.ts): a text that it does
- * not come to an end with ends that thread, and nothing else.
+ * The tokenizer of a Hugging Face folder. It works in its own thread (tokenize-worker.ts): a text that it never
+ * finishes ends that thread, and nothing else.
  */
 
 import path from 'node:path';
@@ -11,24 +11,24 @@ import { printable } from '../core/printable.js';
 import { packageFolder } from '../environment/package-folder.js';
 import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
 
-/** How long a text may take: a hundred times as long as one takes that is only long. */
+/** Time limits for a text: a hundred times what a merely long text takes. */
 export interface TokenizeLimits {
   readonly base_ms: number;
   readonly perCharacter_ms: number;
 }
 
 const kLimits: TokenizeLimits = { base_ms: 10_000, perCharacter_ms: 0.1 };
-/** Starting: reading 64 MB of JSON. */
+/** Limit for starting, that is, reading 64 MB of JSON. */
 const kStartLimit_ms = 120_000;
-/** How often the thread is looked at. */
+/** How often the thread is polled. */
 const kTick_ms = 50;
-/** A message's texts: enough that the message costs nothing, and few enough for a progress line. */
+/** Texts per message: enough that the message costs nothing, and few enough for a progress line. */
 const kBatch = { texts: 256, characters: 1 << 18 };
 
-/** Called while the thread works; what it throws ends the work. */
+/** Called while the thread works; if it throws, the work ends. */
 export type OnTick = (done: number) => void | Promise<void>;
 
-/** Text to token ids and back; ids are checked against the model's vocabulary. */
+/** Converts text to token ids and back; ids are checked against the model's vocabulary. */
 export class TextTokenizer {
   private constructor(
     private readonly thread: Thread,
@@ -36,9 +36,9 @@ export class TextTokenizer {
     private readonly vocabSize: number,
     /** Ends a document. */
     readonly eosId: number | undefined,
-    /** Begins a text that is to be continued, where the model was trained with one. */
+    /** Starts a text that is to be continued, if the model was trained with one. */
     readonly bosId: number | undefined,
-    /** SHA-256 of the files that say how texts are tokenised, by their names. */
+    /** SHA-256 of the files that define the tokenisation, by their names. */
     readonly hashes: Readonly<Record<string, string>>,
   ) {}
 
@@ -52,7 +52,7 @@ export class TextTokenizer {
   ): Promise<TextTokenizer> {
     const thread = new Thread(op, file);
     try {
-      const late = () => `must be read within ${kStartLimit_ms / 1000} s, got no end`;
+      const late = () => `must be read within ${kStartLimit_ms / 1000} s, got no result`;
       const reply = await thread.reply(() => kStartLimit_ms, late, onTick);
       if ('code' in reply) throw new LowrankError(reply.code, reply.message, { op });
       const { config } = model;
@@ -76,10 +76,10 @@ export class TextTokenizer {
 
   /**
    * Ids of texts, without special tokens around them.
-   * @param kind what a text is called in an error
-   * @param onTexts receives the ids of some texts, one after another, and how many each has
-   * @param onTick also called while nothing seems to move
-   * @throws LowrankError `ERR_FILE` the tokenizer is not the model's, or does not come to an end with a text
+   * @param kind the name of a text in an error
+   * @param onTexts receives the ids of some texts, one after another, and the length of each
+   * @param onTick also called without visible progress
+   * @throws LowrankError `ERR_FILE` if the tokenizer is not the model's, or does not finish a text
    */
   async encodeAll(
     texts: readonly string[],
@@ -100,8 +100,8 @@ export class TextTokenizer {
         return base_ms + perCharacter_ms * (batch[i]?.length ?? 0);
       };
       const late = (i: number) =>
-        `must tokenise ${nameOf(i)} within ${Math.round(limitOf(i) / 1000)} s, got no end: ` +
-        'a regular expression in it goes on and on for this text';
+        `must tokenise ${nameOf(i)} within ${Math.round(limitOf(i) / 1000)} s, got no result: ` +
+        'a regular expression in it backtracks without end on this text';
       this.thread.ask({ encode: batch });
       const reply = await this.thread.reply(limitOf, late, (i) => onTick(begin + i));
       if ('problem' in reply) {
@@ -131,14 +131,14 @@ export class TextTokenizer {
     return found;
   }
 
-  /** @throws LowrankError `ERR_FILE` the tokenizer does not come to an end */
+  /** @throws LowrankError `ERR_FILE` if the tokenizer does not finish */
   async decode(ids: readonly number[], onTick: OnTick = () => {}): Promise<string> {
     if (ids.length === 0) return '';
     const { base_ms, perCharacter_ms } = this.limits;
     const limit_ms = base_ms + perCharacter_ms * ids.length;
     const what = `must turn ${ids.length} ids into text`;
     this.thread.ask({ decode: ids });
-    const late = () => `${what} within ${Math.round(limit_ms / 1000)} s, got no end`;
+    const late = () => `${what} within ${Math.round(limit_ms / 1000)} s, got no result`;
     const reply = await this.thread.reply(() => limit_ms, late, onTick);
     if ('problem' in reply) this.refuse(`${what}, got ${printable(reply.problem)}`);
     return (reply as Extract<TokenizerReply, { text: string }>).text;
@@ -157,7 +157,7 @@ function batchAt(texts: readonly string[], first: number): string[] {
   return texts.slice(first, end);
 }
 
-/** The worker, one request at a time. */
+/** The worker, with one request at a time. */
 class Thread {
   private readonly shared = new Int32Array(new SharedArrayBuffer(4));
   private readonly worker: Worker;
@@ -182,12 +182,12 @@ class Thread {
       this.waiting?.fail(this.failure);
     };
     this.worker.on('error', (error) =>
-      fail(`must be tokenised with, got ${printable(String(error))}`),
+      fail(`must be able to tokenise, got ${printable(String(error))}`),
     );
-    this.worker.on('exit', () => fail('must be tokenised with, but the thread ended'));
+    this.worker.on('exit', () => fail('must be able to tokenise, but its thread ended'));
   }
 
-  /** Which text of the request it is at. */
+  /** The index of the current text of the request. */
   get at(): number {
     return Atomics.load(this.shared, 0);
   }
@@ -198,9 +198,9 @@ class Thread {
   }
 
   /**
-   * The answer to what was asked last.
-   * @param limitOf how long it may stay at a text
-   * @param late what the file must do, for the error where it takes longer
+   * The answer to the last request.
+   * @param limitOf how long it may work on a text
+   * @param late the error text if it takes longer: what the file must do
    */
   async reply(
     limitOf: (at: number) => number,
@@ -215,7 +215,7 @@ class Thread {
         if (this.failure !== undefined) fail(this.failure);
         const tick = async (): Promise<void> => {
           const [now, was] = [performance.now(), at];
-          // No more than two ticks at a time: a process that was stopped has not waited.
+          // At most two ticks at a time: time in which the process was stopped does not count.
           waited_ms += Math.min(now - last, 2 * kTick_ms);
           last = now;
           at = this.at;
@@ -248,9 +248,10 @@ class Thread {
 }
 
 /**
- * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder; to be closed.
- * @param onTick called while it starts; what it throws ends it
- * @throws LowrankError `ERR_FILE_NOT_FOUND` · `ERR_FILE` malformed or of an unknown kind
+ * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder. It must be
+ * closed.
+ * @param onTick called while it starts; if it throws, the start ends
+ * @throws LowrankError `ERR_FILE_NOT_FOUND` · `ERR_FILE` if malformed or of an unknown kind
  */
 export async function openTokenizer(
   op: string,

@@ -1,8 +1,8 @@
 /**
  * QLoRA fine-tuning: a frozen quantised base, adapters on its linear layers, AdamW.
  *
- * Everything random is a function of the seed and the step, so a run that is resumed at a step gives
- * the same bits as one that never stopped.
+ * Everything random depends only on the seed and the step, so a run that resumes at a step gives the
+ * same bits as one that never stopped.
  */
 
 import type { Scalar, Tensor } from '@tensorflow/tfjs';
@@ -30,16 +30,16 @@ export interface TrainOptions {
   readonly lr: number;
   readonly warmup: number;
   readonly weightDecay: number;
-  /** Largest global norm of the gradient. */
+  /** Maximum global norm of the gradient. */
   readonly clip: number;
   readonly seed: number;
 }
 
-/** What one step did. */
+/** The result of one step. */
 export interface StepResult {
-  /** Steps done, this one included. */
+  /** Number of finished steps, including this one. */
   readonly step: number;
-  /** Mean training loss in nats per token, before the update; without what the method adds to it. */
+  /** Mean training loss in nats per token before the update, without the method's penalty. */
   readonly loss: number;
   readonly gradientNorm: number;
   readonly lr: number;
@@ -48,7 +48,7 @@ export interface StepResult {
 
 export class Trainer {
   readonly optimizer: AdamW;
-  /** Steps done. */
+  /** Number of finished steps. */
   step = 0;
   private readonly gradient: Float32Array;
   private epoch = -1;
@@ -66,7 +66,7 @@ export class Trainer {
 
   /**
    * One update: forward and backward passes over the step's batches, clipping, AdamW.
-   * @throws LowrankError `ERR_NON_FINITE` where the loss is no number; nothing was updated
+   * @throws LowrankError `ERR_NON_FINITE` if the loss is not finite; then nothing was updated
    */
   train(kernels: ModelKernels): StepResult {
     const { steps, accumulate, lr, warmup, clip } = this.options;
@@ -89,7 +89,7 @@ export class Trainer {
   }
 
   /**
-   * Runs the step that comes next without an update, for measuring.
+   * Runs the next step without an update, for measuring.
    * @returns its loss
    */
   rehearse(kernels: ModelKernels): number {
@@ -101,7 +101,7 @@ export class Trainer {
     return loss / this.options.accumulate;
   }
 
-  /** The gradient of the last step, after clipping; flat, as {@link AdapterSet.values}. */
+  /** The gradient of the last step after clipping, flat like {@link AdapterSet.values}. */
   get lastGradient(): Float32Array {
     return this.gradient;
   }
@@ -114,7 +114,7 @@ export class Trainer {
     ).flat();
   }
 
-  /** Ids and targets of the step that comes next, a batch a pass; each [batch · T]. */
+  /** Ids and targets of the next step, one batch per pass, [batch · T] each. */
   nextBatches(): { readonly ids: Int32Array; readonly targets: Int32Array }[] {
     return Array.from({ length: this.options.accumulate }, (_, pass) => this.batchOf(pass));
   }
@@ -123,7 +123,7 @@ export class Trainer {
     return this.data.train.batch(this.indices(this.step * this.options.accumulate + pass));
   }
 
-  /** Adds one pass's share to the gradient. */
+  /** Adds the contribution of one pass to the gradient. */
   private accumulate(kernels: ModelKernels, pass: number): number {
     const tf = tensorflow();
     const { batch } = this.options;
@@ -154,7 +154,7 @@ export class Trainer {
   }
 
   /**
-   * The gradient of what the method adds to the loss, the mean over layers.
+   * The gradient of the method's penalty, as the mean over layers.
    * @throws LowrankError `ERR_NON_FINITE`
    */
   private addPenalties(seed: number): void {
@@ -178,7 +178,7 @@ export class Trainer {
     }
   }
 
-  /** Adds values to the gradient, over the passes of a step and so many layers. */
+  /** Adds values to the gradient, divided by the passes of a step and the number of layers. */
   private add(values: ArrayLike<number>, at: number, layers = 1): void {
     const share = 1 / (this.options.accumulate * layers);
     for (let i = 0; i < values.length; i++) {
@@ -186,7 +186,7 @@ export class Trainer {
     }
   }
 
-  /** Sequences of a pass: epochs are permutations, each named by the seed and its number. */
+  /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
   private indices(pass: number): Uint32Array {
     const { batch, seed } = this.options;
     const { count } = this.data.train;
@@ -206,7 +206,7 @@ export class Trainer {
   /**
    * Mean loss over a set of sequences, in nats per token.
    *
-   * @param adapted false for the base model alone
+   * @param adapted false for the base model only
    * @param onBatch called before each batch; may throw to stop
    */
   async evaluate(
@@ -233,12 +233,12 @@ export class Trainer {
     return total / set.count;
   }
 
-  /** The adapters as they stand, without dropout; tensors belong to the surrounding `tf.tidy`. */
+  /** The current adapters without dropout; the tensors belong to the surrounding `tf.tidy`. */
   private inferenceLookup(): AdapterLookup {
     return this.lookup(this.parameterTensors(), false, 0);
   }
 
-  /** As they stand, for many passes: freed by `dispose`. */
+  /** The current adapters for many passes; freed by `dispose`. */
   keptLookup(): { readonly adapters: AdapterLookup; dispose(): void } {
     const tensors = this.parameterTensors();
     return {
@@ -252,7 +252,8 @@ export class Trainer {
   private parameterTensors(): Tensor[] {
     const tf = tensorflow();
     this.adapters.refresh();
-    // Copies: the cpu backend would go on to use the array itself, which the optimiser changes.
+    // Copies, because the cpu backend would keep using the array itself, which the optimiser
+    // changes.
     return this.adapters.slots.flatMap(({ parameters }) =>
       parameters.map(({ values, shape }) => tf.tensor(values.slice(), [...shape])),
     );

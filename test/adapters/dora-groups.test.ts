@@ -170,7 +170,7 @@ describe('DoRA of a convolution', () => {
   });
 
   it.each([
-    [{ groups: 2 }, /groups must be 1 of a layer without a kernel, got 2/],
+    [{ groups: 2 }, /groups must be 1 for a layer without a kernel, got 2/],
     [{ groups: 3, kernel: [2, 1] }, /groups must be a divisor of r \(4\)/],
   ])('is refused with %o', (settings, text) => {
     const weight = Tensor.zeros([6, 8], { device });

@@ -137,7 +137,12 @@ describe('experts of a parameter', () => {
   it.each([
     ['no map', () => ({}), 'ERR_TYPE', /modules must be a Map/],
     ['no modules', () => new Map(), 'ERR_VALUE', /modules must be at least one, got none/],
-    ['no parameters', () => new Map([[module, []]]), 'ERR_VALUE', /a parameter at least, got none/],
+    [
+      'no parameters',
+      () => new Map([[module, []]]),
+      'ERR_VALUE',
+      /at least one parameter, got none/,
+    ],
     ['no list', () => new Map([[module, lora()]]), 'ERR_TYPE', /experts must be an array/],
     ['no experts', () => one([]), 'ERR_VALUE', /w\.experts must be at least one, got none/],
     ['no array', () => one(lora()), 'ERR_TYPE', /w\.experts must be an array/],
@@ -146,7 +151,7 @@ describe('experts of a parameter', () => {
       'a parameter twice',
       () => new Map([[module, [0, 1].map(() => ({ parameter: 'w', experts: [lora()] }))]]),
       'ERR_VALUE',
-      /there once, got layers\.0\.mlp\.experts\.w twice/,
+      /named once, got layers\.0\.mlp\.experts\.w twice/,
     ],
     [
       'another rank',

@@ -215,7 +215,7 @@ describe('fields of one’s own', () => {
       const byModule = new Map([['layers.0.lin', one]]);
       const writing = writeAdapterFolder(folder, byModule, { target_modules: ['lin'] });
       await expect(writing).rejects.toThrow(
-        /fields\.target_modules must be \["layers\.0\.lin"\], or left out \(PEFT wants layers\.0\.lin by its whole name/,
+        /fields\.target_modules must be \["layers\.0\.lin"\], or left out \(PEFT needs the full name of layers\.0\.lin/,
       );
     });
   });

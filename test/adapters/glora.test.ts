@@ -124,9 +124,9 @@ describe('a GLoRA folder', () => {
   });
 
   it.each([
-    [{ pathAB: 'LoRA_4' }, /pathAB must be one of lora, vector, constant, none, got 'LoRA_4'/],
-    [{ pathC: 'constant' }, /pathC must be one of lora, vector, none, got 'constant'/],
-    [{ pathDE: 'lora' }, /pathDE must be one of vector, constant, none, got 'lora'/],
+    [{ pathAB: 'LoRA_4' }, /pathAB must be one of lora, vector, constant, none, got "LoRA_4"/],
+    [{ pathC: 'constant' }, /pathC must be one of lora, vector, none, got "constant"/],
+    [{ pathDE: 'lora' }, /pathDE must be one of vector, constant, none, got "lora"/],
   ])('is refused with %o', (settings, text) => {
     expect(() => adapters.glora.create({ ...place, ...settings })).toThrow(
       expect.objectContaining({ code: 'ERR_VALUE', message: expect.stringMatching(text) }),

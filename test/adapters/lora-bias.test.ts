@@ -145,7 +145,7 @@ describe('lora_bias', () => {
 
   it('of an embedding, of experts or of some layers only is refused', async () => {
     expect(() => adapters.lora.create({ ...place, embedding: true, loraBias: true })).toThrow(
-      /loraBias must be false of an embedding, got true/,
+      /loraBias must be false for an embedding, got true/,
     );
     const folder = { config, tensors: namesIn('lin', file) };
     expect(() => expertsFromPeft(folder, 'lin', place)).toThrow(

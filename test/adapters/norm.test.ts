@@ -180,7 +180,7 @@ describe('a norm adapter', () => {
       const weight = drawn([K], 1, 'cpu');
       const make = (parts: object) => () => new NormAdapter({ weight, ...parts });
       expect(make({ bias: drawn([K - 1], 1, 'cpu') })).toThrow(/bias.*\[40\].*\[39\]/);
-      expect(make({ kind: 'batch' })).toThrow(/kind.*'layer' or 'rms', got batch/);
+      expect(make({ kind: 'batch' })).toThrow(/kind.*layer or rms, got "batch"/);
       expect(make({ eps: 0 })).toThrow(/eps.*above 0.*0/);
       expect(make({ weight: 3 })).toThrow(/weight/);
       const adapter = new NormAdapter({ weight });

@@ -57,10 +57,10 @@ describe('a method of one’s own', () => {
   }, 120_000);
 
   it.each([
-    [['--adapter', 'examples/own-adapter/nowhere.ts'], 'does not exist'],
+    [['--adapter', 'examples/own-adapter/nowhere.ts'], 'must be a file, got nothing there'],
     [['--adapter', 'examples/own-case/merged.mjs'], 'what defineAdapter returns'],
     [['--adapter', './examples/own-adapter'], 'must be a file, got a folder'],
-    [['--adapter', `${example},./${example}`], 'methods of distinct names, got "gated-lora"'],
+    [['--adapter', `${example},./${example}`], 'methods with distinct names, got "gated-lora"'],
     [['--adapter', 'lorra'], 'must be one of'],
     [['--adapter', 'lora,lora'], 'distinct'],
     [

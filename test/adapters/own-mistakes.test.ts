@@ -68,12 +68,16 @@ describe('a method', () => {
     ['no name', { method: '' }, 'definition.method must be letters, digits'],
     ['a list for a name', { method: 'a,b' }, 'definition.method must be letters, digits'],
     ['a blank', { method: 'my lora' }, 'definition.method must be letters, digits'],
-    ['a name twice', { trained: ['a', 'a'] }, "got 'a', which is in trained"],
-    ['a frozen tensor that is trained', { frozen: ['a'] }, "got 'a', which is in trained"],
-    ['an input like a tensor', { inputs: ['a'] }, "got 'a', which is in trained"],
-    ['a tensor like a gradient', { trained: ['dx'] }, "got 'dx', the gradient of x"],
-    ['an input like a gradient', { inputs: ['dBias'] }, "got 'dBias', the gradient of the bias"],
-    ['a setting like a place', { defaults: { seed: 1 } }, "which create takes itself, got 'seed'"],
+    ['a name twice', { trained: ['a', 'a'] }, 'got "a", which is in trained'],
+    ['a frozen tensor that is trained', { frozen: ['a'] }, 'got "a", which is in trained'],
+    ['an input like a tensor', { inputs: ['a'] }, 'got "a", which is in trained'],
+    ['a tensor like a gradient', { trained: ['dx'] }, 'got "dx", the gradient of x'],
+    ['an input like a gradient', { inputs: ['dBias'] }, 'got "dBias", the gradient of the bias'],
+    [
+      'a setting like a place',
+      { defaults: { seed: 1 } },
+      '(create takes those itself), got "seed"',
+    ],
   ])('with %s is refused where it is defined', (_, wrong, rest) => {
     expect(message(fields(wrong))).toMatch(/^ERR_VALUE defineAdapter: /);
     expect(message(fields(wrong))).toContain(rest);
@@ -97,7 +101,7 @@ describe('a method', () => {
     [
       'init',
       (make: { zeros(name: string): Tensor }) => ({ a: make.zeros('b') }),
-      "init: name must be of a tensor that shapes gives (a), got 'b'",
+      'init: name must be one that shapes returns (a), got "b"',
     ],
   ])('whose %s returns something else is told so', (field, wrong, rest) => {
     const made = () => defineAdapter({ ...good, [field]: wrong } as never).create(place);
@@ -119,12 +123,12 @@ describe('a method', () => {
     [
       'a tensor',
       ((_, { x, w }) => matmul(x.tensor, w) as unknown as Value) as typeof good.forward,
-      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one of a tensor), got an object",
+      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one from a tensor), got an object",
     ],
     [
       'nothing',
       (() => {}) as unknown as typeof good.forward,
-      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one of a tensor), got undefined",
+      "ERR_TYPE mine.forward: what the method's forward returns must be a Value of the tape (t.own makes one from a tensor), got undefined",
     ],
   ])('whose formula returns %s is refused by forward', (_, forward, expected) => {
     scope(() => {
@@ -160,11 +164,11 @@ describe('settings', () => {
   });
 
   it.each([
-    ['poly', { nSkills: 1.5 }, 'loraA has whole numbers for its shape, got ['],
+    ['poly', { nSkills: 1.5 }, 'the shape of loraA is made of non-negative integers, got ['],
     [
       'loramoe',
       { experts: 1.5 },
-      'router has whole numbers for its shape, got [1.5, 8] of experts 1.5',
+      'the shape of router is made of non-negative integers, got [1.5, 8] of experts 1.5',
     ],
     ['multilora', { n: -1 }, 'of n -1'],
   ] as const)('of %s that make no shape are named: %j', (name, wrong, rest) => {
@@ -296,7 +300,7 @@ describe('a call of an adapter', () => {
       const adapter = adapters.lora.create({ ...place, r: 2 });
       const run = () => adapter.forward(x, w, { inputs: { loraA: x } });
       expect(message(run)).toBe(
-        "ERR_VALUE lora.forward: inputs.loraA must be given by a name that no other operand has, got 'loraA'",
+        'ERR_VALUE lora.forward: inputs.loraA must be given by a name that no other operand has, got "loraA"',
       );
     });
   });
@@ -367,7 +371,7 @@ describe('what is no step', () => {
     [
       'loraForward',
       () => loraForward(x.tensor, w, adapters.lora.create(place) as never),
-      'adapter must be a LoraAdapter, as',
+      'adapter must be a LoraAdapter from',
     ],
   ])('is refused by %s', (op, run, expected) => {
     scope(() => expect(message(run)).toContain(`ERR_TYPE ${op}: ${expected}`));
@@ -378,7 +382,7 @@ it('a weight on another device than x is named, with both devices', () => {
   scope(() => {
     const x = Tensor.zeros([M, K], { device: 'reference' });
     expect(message(() => matmul(x, w))).toBe(
-      "ERR_DEVICE matmul: w must be on device 'reference', got 'cpu'",
+      'ERR_DEVICE matmul: w must be on device reference, got cpu',
     );
   });
 });

@@ -68,7 +68,7 @@ describe('keys of a state dict', () => {
       expect(() => load({ ...saved, 'lora_A.default.weight': other })).toThrow(
         expect.objectContaining({
           code: 'ERR_FILE',
-          message: expect.stringMatching(/lora_A\.weight.*another as.*lora_A\.default\.weight/),
+          message: expect.stringMatching(/lora_A\.weight.*a different one as.*lora_A\.default\.weight/),
         }),
       );
   });
@@ -337,17 +337,17 @@ describe('a convolution', () => {
   });
 
   it.each([
-    [{ groups: 2 }, /groups must be 1 of a layer without a kernel, got 2/],
+    [{ groups: 2 }, /groups must be 1 for a layer without a kernel, got 2/],
     [
       { groups: 3, kernel: [2, 1] },
       /groups must be a divisor of r \(4\), of N \(6\) and of the channels \(4\), got 3/,
     ],
     [{ groups: 0, kernel: [2, 1] }, /groups must be a divisor of .*, got 0/],
-    [{ kernel: [3] }, /kernel must be up to three sizes, .*divisor of K \(8\), got \[3\]/],
+    [{ kernel: [3] }, /kernel must be up to three sizes whose product divides K \(8\), got \[3\]/],
     [{ kernel: [1, 1, 1, 1] }, /kernel must be up to three sizes/],
     [{ kernel: [2, -1] }, /kernel must be up to three sizes/],
     [{ kernel: null }, /kernel must be up to three sizes.* got \[null\]/],
-    [{ kernel: [2], embedding: true }, /kernel must be \[\] of an embedding, got \[2\]/],
+    [{ kernel: [2], embedding: true }, /kernel must be \[\] for an embedding, got \[2\]/],
   ])('is refused with %o', (settings, text) => {
     const place = { inFeatures: 8, outFeatures: 6, device, r: 4 };
     expect(() => adapters.lora.create({ ...place, ...settings } as never)).toThrow(text);

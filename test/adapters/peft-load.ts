@@ -71,7 +71,7 @@ export const PEFT: Readonly<Record<string, Expectation>> = {
   dora: {},
   fourierft: {},
   'fourierft/ortho': {
-    caveat: /'backward' in place of 'ortho'/,
+    caveat: /"backward" in place of "ortho"/,
     otherwise: true,
     unknown: ['ifft2_norm'],
   },

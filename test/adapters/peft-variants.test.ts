@@ -91,7 +91,7 @@ describe('PEANuT', () => {
     const wide = { ...stacks(''), 'peanut_encoders.1.weight': raw([r, 3]) };
     expect(() => load(config, wide)).toThrow(/peanut_encoders\.1\.weight.*\[2, 2\].*\[2, 3\]/);
     expect(() => load({ ...config, act_fn: 'swiglu' }, stacks(''))).toThrow(
-      /activation must be one of relu, .*, got 'swiglu'/,
+      /activation must be one of relu, .*, got "swiglu"/,
     );
     for (const depth of [-1, 1e9]) {
       expect(() => load({ ...config, depth }, stacks(''))).toThrow(
@@ -231,8 +231,8 @@ describe('activated LoRA', () => {
   });
 
   it.each([
-    ['none', [undefined], /invocationTokens of m0 must be .*at least one, got none/],
-    ['none of one layer', [[7], []], /invocationTokens of m1 must be .*at least one, got none/],
+    ['none', [undefined], /invocationTokens of m0 must be at least one id, .*got none/],
+    ['none of one layer', [[7], []], /invocationTokens of m1 must be at least one id, .*got none/],
     ['others of one layer', [[7, 1], [7]], /of m1 must be \[7,1\], as of m0, got \[7\]/],
   ])('is not written with %s', async (_, tokens, message) => {
     await scope(async () => {

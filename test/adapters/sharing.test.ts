@@ -208,9 +208,9 @@ describe('sharing that cannot be', () => {
     [{ shared: null }, /definition.shared must be an object, got null/],
     [
       { shared: { w: 'size' } },
-      /definition.shared must be of the tensors in trained and frozen \(u\), got 'w'/,
+      /definition.shared must be of the tensors in trained and frozen \(u\), got "w"/,
     ],
-    [{ shared: { u: 'all' } }, /definition.shared.u must be 'model', 'size', 'kind', got 'all'/],
+    [{ shared: { u: 'all' } }, /definition.shared.u must be one of model, size, kind, got "all"/],
   ])('is refused in a definition: %j', (fields, text) => {
     expect(() => defineAdapter({ ...base, ...fields } as never)).toThrow(text);
   });
@@ -224,7 +224,7 @@ describe('sharing that cannot be', () => {
         { ...place, r: 5 },
       ]),
     ).toThrow(
-      /^lotr.createAll: v must be of one shape in all layers that share it, \[4, 32\], got \[5, 32\]$/,
+      /^lotr.createAll: v must be of the same shape in all layers that share it, \[4, 32\], got \[5, 32\]$/,
     );
     expect(memoryUsage(device).liveTensors).toBe(before);
   });

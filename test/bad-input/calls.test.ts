@@ -103,7 +103,7 @@ describe('LOWRANK_NUM_THREADS', () => {
     "of '%s' is refused at the first use",
     async (value) => {
       const { Tensor, getThreads, devices, setThreads } = await startedWith(value);
-      const refused = `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${value}'`;
+      const refused = `LOWRANK_NUM_THREADS: the number of threads must be a positive integer, got "${value}"`;
       const zeros = () => Tensor.zeros([2], { device: 'cpu' }).dispose();
       expect(devices().length).toBeGreaterThan(1);
       for (const use of [zeros, zeros, getThreads]) {

@@ -63,7 +63,9 @@ describe.each(DEVICES)('bad input on %s', (device) => {
       });
       for (const [made, maker] of classes) {
         expect(() => Reflect.construct(made, [])).toThrow(
-          new RegExp(`^${made.name}: it must be made by ${maker}.*, got new ${made.name}$`),
+          new RegExp(
+            `^${made.name}: an instance must be made by ${maker}.*, got new ${made.name}$`,
+          ),
         );
       }
     });
@@ -105,7 +107,7 @@ describe.each(DEVICES)('bad input on %s', (device) => {
       });
       expect(() => tape(null)).toThrow(/^Tape: options must be an object, got null$/);
       expect(() => Reflect.construct(Value, [])).toThrow(
-        /^Value: tensor must be a Tensor \(variable, constant and own of a Tape .*, got undefined$/,
+        /^Value: tensor must be a Tensor \(a Value comes from Tape\.variable, .*, got undefined$/,
       );
     });
   });

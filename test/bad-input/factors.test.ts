@@ -76,23 +76,23 @@ describe.each(DEVICES)('bad input on %s', (device) => {
           ]),
       });
       expect(() => callWith(mergeLora, weight, own)).toThrow(
-        'mergeLora: parts must be a LoraAdapter or { loraA, loraB, scaling } (what adapters.lora.create makes has merge: ' +
+        'mergeLora: parts must be a LoraAdapter or { loraA, loraB, scaling } (for an adapter from adapters.lora.create call ' +
           'adapter.merge(w)), got an adapter of the method lora',
       );
       expect(() => callWith(group.add.bind(group), 'two', own)).toThrow(
-        'GroupedLora.add: adapter must be a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them ' +
-          '(of this one: new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), the numbers from ' +
+        'GroupedLora.add: adapter must be a LoraAdapter from new LoraAdapter or LoraAdapter.init ' +
+          '(make it with new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), with the numbers of ' +
           'adapter.config), got an adapter of the method lora',
       );
       expect(() => callWith(group.add.bind(group), 'two', { ...own.parameters })).toThrow(
-        'GroupedLora.add: adapter must be a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them, got an object',
+        'GroupedLora.add: adapter must be a LoraAdapter from new LoraAdapter or LoraAdapter.init, got an object',
       );
       expect(() => Reflect.construct(LoraAdapter, [own])).toThrow(
-        /^LoraAdapter: parts must be { loraA, loraB, loraAlpha } \(of this one: .*, got an adapter of the method lora$/,
+        /^LoraAdapter: parts must be { loraA, loraB, loraAlpha } \(make it with .*, got an adapter of the method lora$/,
       );
       const scaled = adapters.dora.create({ ...place, r: 2, weight });
       expect(() => callWith(group.add.bind(group), 'two', scaled)).toThrow(
-        /\(this one has adapter.forward and adapter.backward of its own\), got an adapter of the method dora$/,
+        /\(call adapter.forward and adapter.backward of this adapter instead\), got an adapter of the method dora$/,
       );
       // What the message says to do.
       const { loraAlpha, rslora, dropout } = own.config;

@@ -182,8 +182,8 @@ describe('bad input to adapter folders', () => {
       await expect(
         callWith(writeAdapterFolder, 'nowhere', new Map([['q', factors]])),
       ).rejects.toThrow(
-        'writeAdapterFolder: adapter of q must be an adapter of a method, as adapters.lora.create makes them ' +
-          '(adapters.lora.from makes one of loraA and loraB; writePeftAdapter writes such factors), got a LoraAdapter',
+        'writeAdapterFolder: adapter of q must be an adapter of a method, like those of adapters.lora.create ' +
+          '(adapters.lora.from makes one from loraA and loraB; writePeftAdapter writes bare factors), got a LoraAdapter',
       );
       const { loraA, loraB } = factors;
       const made = adapters.lora.from({ loraA, loraB }, { ...place, r: 2, loraAlpha: 4 });

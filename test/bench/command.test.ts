@@ -224,7 +224,7 @@ describe('lowrank bench', () => {
     const figure = ['--figure', inFolder('none.svg')];
     const { code, stdout, stderr } = await run(['bench', ...one, ...kQuick, ...figure]);
     expect(code).toBe(2);
-    expect(stderr).toContain('--figure must be of a run over several M');
+    expect(stderr).toContain('--figure must be for a run with several M');
     expect(stdout).toMatch(/^ {2}lowrank /m);
   });
 
@@ -248,7 +248,7 @@ describe('lowrank bench', () => {
     const lists = ['--model', 'bundled:q', '--m', '1,2', '--op', 'matmul', '--peers', 'none'];
     const { code, stdout } = await run(['bench', ...lists, '--limit', '0.001', '--no-roofline']);
     expect(code).toBe(0);
-    expect(stdout).toMatch(/2 jobs left out, 0.001 s were over/);
+    expect(stdout).toMatch(/2 jobs left out after 0.001 s/);
   });
 
   it('says what an option takes', async () => {
@@ -260,12 +260,12 @@ describe('lowrank bench', () => {
       [['--dtype', 'f8'], 'f32, bf16, f16'],
       [['--device', 'tpu'], 'reference'],
       [['--seconds', '0'], 'a number above 0'],
-      [['--shape', '4x4x4', '--m', '1,2'], '--m is for a --model, got --shape'],
+      [['--shape', '4x4x4', '--m', '1,2'], '--m goes with --model, got --shape'],
       [
         ['--from', 'a.json', '--repeats', '9'],
-        '--from goes with --json, --save, --report, --figure alone',
+        '--from goes only with --json, --save, --report, --figure',
       ],
-      [['--compare', 'a', 'b', '--report', 'c'], '--compare goes with --json alone, got --report'],
+      [['--compare', 'a', 'b', '--report', 'c'], '--compare goes only with --json, got --report'],
     ];
     const absent = await run(['bench', '--device', 'cpu,cuda:63']);
     expect(absent.stderr).toMatch(/--device must be one that is here, .*got "cuda:63"/);

@@ -42,7 +42,7 @@ describe('compiled programs', () => {
       const { code, stderr, stdout } = await run(command.split(' '));
       process.env.TMPDIR = folder;
       expect({ code, stdout }).toEqual({ code: 3, stdout: '' });
-      expect(stderr).toMatch(/: TMPDIR must be a folder in which files can be made, got ".*none"/);
+      expect(stderr).toMatch(/: TMPDIR must be a writable folder, got ".*none"/);
       expect(stderr).not.toContain('a bug');
     },
   );

@@ -131,7 +131,7 @@ describe('the report', () => {
   });
 
   it('says what the intervals of few samples hold', () => {
-    const note = 'with 3 it holds the median with 75 %';
+    const note = 'with 3 it contains the median at 75 % confidence';
     const few = (pairs: number) => ({
       ...result,
       cases: result.cases.map((one, at) => ({
@@ -141,7 +141,7 @@ describe('the report', () => {
     });
     for (const made of [resultText, benchHtml]) {
       expect(made(few(3))).toContain(note);
-      expect(made(few(6))).not.toContain('from the least to the most');
+      expect(made(few(6))).not.toContain('from the smallest to the largest');
     }
   });
 });

@@ -184,7 +184,7 @@ describe('what is left beside a name', () => {
     expect(codeOf(() => lockOutput('test', target))).toBe('ERR_PATH');
     expect(() => lockOutput('test', target)).toThrow(
       new RegExp(
-        `^test: ".*x\\.safetensors" must be written by one run at a time, got process ${pid} on ".*" since "20.*Z" at it\\. .*remove ".*x\\.safetensors\\.lock"$`,
+        `^test: ".*x\\.safetensors" must be written by one run at a time, got process ${pid} on ".*" since "20.*Z" writing to it\\. .*remove ".*x\\.safetensors\\.lock"$`,
       ),
     );
     lock.release();

@@ -47,7 +47,7 @@ it.each(DEVICES.flatMap((device) => [40, 56, 16, 8].map((K) => [K, device] as co
       expect(() => matmul(x, w, { compute: 'int8' })).toThrow(
         expect.objectContaining({
           code: 'ERR_UNSUPPORTED',
-          message: `matmul: w must be of K a multiple of 32 (compute is 'int8'), got K = ${K}`,
+          message: `matmul: w must be of a K that is a multiple of 32 (for compute int8), got K = ${K}`,
         }),
       );
     });

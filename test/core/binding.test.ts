@@ -19,8 +19,8 @@ function named(path: string): string {
 }
 
 it.each([
-  ['settings.json', '{"devices": 1}', 'not the name of an addon, which ends in .node'],
-  ['script.js', 'module.exports = {}', 'not the name of an addon, which ends in .node'],
+  ['settings.json', '{"devices": 1}', 'not an addon: its name must end in .node'],
+  ['script.js', 'module.exports = {}', 'not an addon: its name must end in .node'],
   ['broken.node', 'no machine code', 'file too short|invalid ELF header'],
 ])('LOWRANK_BINDING of %s', (name, text, outcome) => {
   const path = join(folder, name);
@@ -46,7 +46,7 @@ it('a platform package that is not there, is for another C library, or is broken
     Object.assign(new Error(message), { code: 'ERR_DLOPEN_FAILED' });
   expect(failureOf(missing, name, none)).toBe('not installed');
   expect(failureOf(missing, name, both)).toBe(
-    'not installed (@lowrank/linux-x64-musl is, which is for another C library)',
+    'not installed (@lowrank/linux-x64-musl is installed, but for another C library)',
   );
   const libc = "/lib/libc.so.6: version `GLIBC_2.38' not found";
   expect(failureOf(failed(libc), name, none)).toBe(

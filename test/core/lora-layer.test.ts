@@ -148,7 +148,7 @@ describe.each(DEVICES)('LoraLinear on %s', (device) => {
       const given = parts();
       const made = (wrong: object) => () => new LoraLinear({ ...given, ...wrong });
       expect(made({ active: 'third' })).toThrow(
-        "LoraLinear: active must be one of the adapters ('first', 'second'), got 'third'",
+        'LoraLinear: active must be one of the adapters ("first", "second"), got "third"',
       );
       const other = (loraA: number[], loraB: number[], at: Device = device) => {
         const spare = new LoraAdapter({
@@ -166,7 +166,7 @@ describe.each(DEVICES)('LoraLinear on %s', (device) => {
       );
       const elsewhere = device === 'cpu' ? 'reference' : 'cpu';
       expect(other([2, 20], [7, 2], elsewhere)).toThrow(
-        `LoraLinear: adapters.spare.loraA must be on device '${device}', got '${elsewhere}'`,
+        `LoraLinear: adapters.spare.loraA must be on device ${device}, got ${elsewhere}`,
       );
       const spare = LoraAdapter.init({ ...size, r: 2, loraAlpha: 1, seed: 1, device });
       spare.dispose();

@@ -28,7 +28,7 @@ describe.runIf(emulatorRuns)('lowrank emulate', () => {
     expect(help.stdout).toContain('lowrank emulate OP');
     for (const [args, message] of [
       [[], /OP must be one of matmul/],
-      [['conv'], /got 'conv'/],
+      [['conv'], /got "conv"/],
       [['matmul', '--schedule', 'sideways'], /--schedule must be all, or a list/],
       [['matmul', '--dropout', '1'], /--dropout must be 0 to below 1/],
       [['quantize', '--format', 'none'], new RegExp(`--format must be ${anyOf(formatNames)}`)],
@@ -39,11 +39,11 @@ describe.runIf(emulatorRuns)('lowrank emulate', () => {
       ),
       [['matmul', '--blocksize', '48'], /--blocksize must be a power of two from 32 to 4096/],
       [['loraForward', '--r', '0'], /--r must be an integer from 1/],
-      [['matmul', '--grid', '3'], /--grid is for a --kernel, got none/],
-      [['--name', 'x'], /--name is for a --kernel, got none/],
+      [['matmul', '--grid', '3'], /--grid goes with --kernel, got none/],
+      [['--name', 'x'], /--name goes with --kernel, got none/],
       [['matmul', '--kernel', 'x.cu'], /takes an OP or --kernel, got both/],
-      [['--kernel', 'x.cu', '--name', 'x', '--m', '5'], /--m is for an OP, got --kernel/],
-      [['--kernel', 'x.cu', '--name', 'x', '--library', 'ptx'], /--library is for an OP/],
+      [['--kernel', 'x.cu', '--name', 'x', '--m', '5'], /--m goes with an OP, got --kernel/],
+      [['--kernel', 'x.cu', '--name', 'x', '--library', 'ptx'], /--library goes with an OP/],
       ...['0', '1,70000', '1,1,1,1', '2147483648', '0x2'].map(
         (grid) =>
           [

@@ -92,17 +92,17 @@ describe('info', () => {
     fields: ['threads', 'threadsProblem'],
   };
   const noNumber = (value: string) =>
-    `LOWRANK_NUM_THREADS: the number of threads must be an integer of at least 1, got '${value}'. Set`;
+    `LOWRANK_NUM_THREADS: the number of threads must be a positive integer, got "${value}". Set`;
   it.each([
     {
       ...noDevice,
       value: 'foo',
-      problem: /LOWRANK_DEVICE: device must be one of 'cpu'.*got 'foo'\. Set LOWRANK_DEVICE to/,
+      problem: /LOWRANK_DEVICE: device must be one of cpu.*got "foo"\. Set LOWRANK_DEVICE to/,
     },
     {
       ...noDevice,
       value: 'cuda:63',
-      problem: /LOWRANK_DEVICE: device must be .*got 'cuda:63'.*or unset it/,
+      problem: /LOWRANK_DEVICE: device must be .*got "cuda:63".*or unset it/,
     },
     ...['abc', '-1', '0', '1.5', '4x', '1e2'].map((value) => ({
       ...noThreads,
@@ -269,7 +269,7 @@ describe('quantize', () => {
       'q_proj',
     ]);
     expect(all.code).not.toBe(0);
-    expect(all.stderr).toMatch(/lm_head.*multiple of 32.*rows of 80/);
+    expect(all.stderr).toMatch(/lm_head.*multiple of 32.*K = 80/);
   });
 
   it('says so and why where no layer is quantised, and leaves the config as it was', async () => {

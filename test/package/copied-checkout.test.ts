@@ -82,7 +82,7 @@ describe('lowrank emulate', () => {
     const env = { LOWRANK_BINDING: join(build, 'Release', 'lowrank.node') };
     const { status, stderr } = run(join(root, 'dist', 'cli', 'main.js'), emulate, env);
     expect(stderr).toMatch(
-      /build" must be configured where it is, got one of ".*elsewhere.build"\. .*lowrank build/,
+      /build" must be configured here, got a build folder of ".*elsewhere.build"\. .*lowrank build/,
     );
     expect(status).toBe(8);
   });

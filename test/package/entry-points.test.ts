@@ -65,7 +65,7 @@ describe('entry points', () => {
       }`;
     const run = node(['--input-type=module', '-e', code]);
     const how =
-      'of another copy of lowrank (load it in one way, by import or by require, and from one install)';
+      'of another copy of lowrank (load lowrank either by import or by require, and from one install)';
     expect(run.out.split('\n')).toEqual([
       `ERR_TYPE matmul: x must be a Tensor, got a Tensor ${how}`,
       `ERR_TYPE matmul: w must be a Tensor or a QuantizedWeight, got a QuantizedWeight ${how}`,

@@ -49,7 +49,7 @@ describe.each(['hang', 'abort', 'hang-load', 'abort-load'])('a driver that does:
   it('is not opened by a program that names the CPU', limit, async () => {
     const { ended, asked } = await beside(kind, ['named', 'cpu', 'reference']);
     expect(reportOf<Told>(ended).refused).toMatch(
-      /^ERR_DEVICE .*must be one of 'cpu', 'reference', 'cuda', 'cuda-emulated', got 'cpuu'/,
+      /^ERR_DEVICE .*must be one of cpu, reference, cuda, cuda-emulated, got "cpuu"/,
     );
     expect(asked).toBe('');
   });
@@ -84,6 +84,6 @@ describe('a driver that fails', () => {
   it.each(['0', 'abc', '1.5', '-1', '1234567'])('is not waited for %s seconds', async (seconds) => {
     const env = { LOWRANK_CUDA_TIMEOUT: seconds };
     const told = reportOf<Told>((await beside('fail', ['default', 'list'], env)).ended);
-    expect(told.cuda?.reason).toContain(`whole seconds, 1 to 999999, got '${seconds}'`);
+    expect(told.cuda?.reason).toContain(`whole seconds, 1 to 999999, got "${seconds}"`);
   });
 });

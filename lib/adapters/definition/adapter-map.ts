@@ -4,8 +4,8 @@ import { LoraAdapter } from '../../ops/lora/lora-adapter.js';
 import type { Adapter } from './adapter.js';
 
 /**
- * Adapters of methods by module, as a caller gives them.
- * @param expected what `adapters` may be, in words
+ * Checks a caller's adapters of methods, by module.
+ * @param expected what `adapters` must be, in words
  * @throws ERR_TYPE, ERR_DISPOSED
  */
 export function checkAdapters(
@@ -21,11 +21,14 @@ export function checkAdapters(
   return adapters as ReadonlyMap<string, Adapter>;
 }
 
-/** An adapter of a method; of a LoraAdapter the message says what makes one of it. @throws ERR_TYPE, ERR_DISPOSED */
+/**
+ * Checks for an adapter of a method; for a LoraAdapter the message says how to convert it. @throws
+ * ERR_TYPE, ERR_DISPOSED
+ */
 export function checkMethodAdapter(op: string, operand: string, adapter: unknown): void {
-  const made = 'an adapter of a method, as adapters.lora.create makes them';
+  const made = 'an adapter of a method, like those of adapters.lora.create';
   if (adapter instanceof LoraAdapter) {
-    const how = `${made} (adapters.lora.from makes one of loraA and loraB; writePeftAdapter writes such factors)`;
+    const how = `${made} (adapters.lora.from makes one from loraA and loraB; writePeftAdapter writes bare factors)`;
     throw new LowrankTypeError(op, refusal(op, operand, how, 'a LoraAdapter'));
   }
   checkObject(op, operand, adapter, made);

@@ -1,4 +1,4 @@
-/** What a pass of an adapter takes and gives, and what the backward one needs of the forward one. */
+/** Options, gradients and saved state of an adapter's passes. */
 import { Value } from '../../autograd/gradient-tape.js';
 import { Tape } from '../../autograd/tape.js';
 import { fail, markClass, notConstructed, wrongType } from '../../core/errors.js';
@@ -8,19 +8,19 @@ import { showShape } from '../../core/validate.js';
 import { withLast } from '../../ops/base-weight.js';
 import type { ComputePrecision } from '../../ops/compute.js';
 
-/** What {@link Adapter.forward} takes beside its operands. */
+/** Options of {@link Adapter.forward}. */
 export interface AdapterForwardOptions {
   /** [N] */
   bias?: Tensor;
-  /** Of dropout and of samplers; needed where the method drops or samples in training. */
+  /** Seed of dropout and of samplers; required if the method drops or samples in training. */
   seed?: number;
-  /** 1 = kept, the shape of what the method drops: replaces the generator. */
+  /** 1 = kept, in the shape of what the method drops. Replaces the generator. */
   dropoutMask?: Tensor;
   /** Default true. `false` turns dropout off and saves nothing. */
   training?: boolean;
-  /** Of the product with the base weight. */
+  /** Precision of the product with the base weight. */
   compute?: ComputePrecision;
-  /** Further operands that the method names: gates, a second input. */
+  /** Further operands that the method defines: gates, a second input. */
   inputs?: Readonly<Record<string, Tensor>>;
 }
 
@@ -32,22 +32,22 @@ export interface AdapterGradients {
   inputs: { [name: string]: Tensor };
 }
 
-/** What {@link Adapter.backward} takes beside its operands. */
+/** Options of {@link Adapter.backward}. */
 export interface AdapterBackwardOptions {
-  /** Names of parameters and inputs, `dx`, `dBias`; default all there are. Others cost nothing. */
+  /** Names of parameters and inputs, `dx`, `dBias`; default all. The others are not computed. */
   needs?: readonly string[];
-  /** Keep the saved state for another backward pass; default false: it is freed. */
+  /** Keep the saved state for another backward pass. Default false: it is freed. */
   keep?: boolean;
 }
 
-/** What the backward pass needs; freed by it, or by {@link AdapterSaved.dispose}. */
+/** State for the backward pass, which frees it, as does {@link AdapterSaved.dispose}. */
 export class AdapterSaved implements Disposable {
   readonly tape: Tape;
   /** @internal */
   readonly y: Value;
-  /** @internal Everything a gradient may be wanted of. */
+  /** @internal All values that a gradient may be wanted of. */
   readonly leaves: ReadonlyMap<string, Value>;
-  /** @internal Its own hold on x and on the inputs. */
+  /** @internal Its own handles to x and the inputs. */
   readonly held: readonly Tensor[];
   readonly #real = true;
 
@@ -61,7 +61,7 @@ export class AdapterSaved implements Disposable {
     track(this);
   }
 
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  /** Is this a saved state of this library? False for a proxy or an imitation. */
   static is(value: unknown): value is AdapterSaved {
     return typeof value === 'object' && value !== null && #real in value && value.#real;
   }
@@ -70,7 +70,7 @@ export class AdapterSaved implements Disposable {
     return this.tape.disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.tape.dispose();
     for (const tensor of this.held) tensor.dispose();
@@ -82,11 +82,11 @@ export class AdapterSaved implements Disposable {
 }
 markClass(AdapterSaved, 'AdapterSaved');
 
-/** What a method's formula returned: y [..., N], a step of the tape, in the dtype of x. */
+/** Checks the result of a method's formula: y [..., N], a step of the tape, in the dtype of x. */
 export function checkResult(op: string, value: unknown, x: Tensor, N: number): void {
   const what = "what the method's forward returns";
   if (!(value instanceof Value))
-    throw wrongType(op, what, 'a Value of the tape (t.own makes one of a tensor)', value);
+    throw wrongType(op, what, 'a Value of the tape (t.own makes one from a tensor)', value);
   const { shape, dtype } = value.tensor;
   const expected = withLast(x, N);
   if (shape.length !== expected.length || shape.some((dim, i) => dim !== expected[i])) {
@@ -95,7 +95,7 @@ export function checkResult(op: string, value: unknown, x: Tensor, N: number): v
   if (dtype !== x.dtype) fail('ERR_DTYPE', op, what, `${x.dtype}, as x`, dtype);
 }
 
-/** Was it saved by an adapter with such parameters? That of another method has others, and of another layer other shapes. */
+/** Was it saved by an adapter with these parameters? Another method has other names, another layer other shapes. */
 export function checkSavedOf(
   op: string,
   { leaves }: AdapterSaved,
@@ -109,11 +109,11 @@ export function checkSavedOf(
   }
 }
 
-/** y for the caller: a tensor of its own, where the formula returned x or another operand as it came. */
+/** y for the caller: a separate tensor if the formula returned x or another operand itself. */
 export function ownResult({ tape, y: { tensor }, leaves }: AdapterSaved): Tensor {
   for (const leaf of leaves.values()) {
     if (Tensor.sharesMemory(leaf.tensor, tensor)) return tensor.to({});
   }
-  // Where the backward pass reads y too, the caller has a handle of its own.
+  // If the backward pass reads y too, the caller gets its own handle.
   return tape.kept.includes(tensor) ? tensor.reshape(tensor.shape) : tensor;
 }

@@ -32,8 +32,8 @@ import type { PeftForm, Regenerated } from './peft-form.js';
 import type { SharedBy } from './sharing.js';
 
 /**
- * A published method, in one object: its tensors, its formula and its PEFT names. Backward passes,
- * merging, checks, checkpoints and the command line follow from it.
+ * A published method in one object: its tensors, its formula and its PEFT names. Backward passes,
+ * merging, checks, checkpoints and the command line are derived from it.
  */
 export interface AdapterDefinition<
   C extends object = object,
@@ -41,68 +41,71 @@ export interface AdapterDefinition<
   B extends string = string,
   S = unknown,
 > {
-  /** Letters, digits, - and _, by custom in lower case: it names folders, and itself on the command line. */
+  /**
+   * Letters, digits, - and _, by convention in lower case. It names folders and identifies the
+   * method on the command line.
+   */
   readonly method: string;
   /** Authors, title, year, arXiv number. */
   readonly reference: string;
   /** Every setting with the paper's default. */
   readonly defaults: Readonly<C>;
-  /** Names of the trained tensors; no two tensors or inputs have one name, and none is `dx` or `dBias`. */
+  /** Names of the trained tensors. All names of tensors and inputs are distinct, and none is `dx` or `dBias`. */
   readonly trained: readonly P[];
-  /** Names of the frozen ones; default none. */
+  /** Names of the frozen tensors; default none. */
   readonly frozen?: readonly B[];
-  /** The shape of every tensor; one without a shape is not there with these settings. */
+  /** The shape of every tensor. A tensor without a shape does not exist with these settings. */
   readonly shapes: (size: AdapterSize<C>) => Readonly<Partial<Record<P | B, readonly number[]>>>;
   /**
-   * Fresh tensors; with most methods such that training starts at the base model. `shared` has those that another layer
-   * has made already, in {@link AdapterMethod.createAll}: they take the place of what is returned under their names.
+   * New tensors; with most methods training then starts at the base model. `shared` has the tensors that another layer
+   * has already made, in {@link AdapterMethod.createAll}; they replace the returned ones of the same names.
    */
   readonly init: (
     make: AdapterMaker<C, P | B>,
     shared?: Readonly<Partial<Record<P | B, Tensor>>>,
   ) => Readonly<Partial<Record<P | B, Tensor>>>;
   /**
-   * Tensors that layers of a model share, and which layers: {@link AdapterMethod.createAll} draws each once, and a trainer
-   * gives a trained one the sum of its layers' gradients. What PEFT has once for all layers (`peft.shared`) is shared
-   * by the model without being named here.
+   * Tensors that layers of a model share, and between which layers. {@link AdapterMethod.createAll} draws each once, and a
+   * trainer gives a trained one the sum of its layers' gradients. What PEFT stores once for all layers (`peft.shared`) is
+   * shared by the model without being named here.
    */
   readonly shared?: Readonly<Partial<Record<P | B, SharedBy>>>;
-  /** Fresh integer tables: which entries are trained, which vectors are mixed. */
+  /** New integer tables: which entries are trained, which vectors are mixed. */
   readonly drawIndexes?: (
     make: AdapterMaker<C, P | B>,
     tensors: Readonly<Record<P | B, Tensor>>,
   ) => Readonly<Record<string, Int32Array>>;
   /**
-   * What is drawn for all layers of a model together, in their order, in place of what a layer alone would have: frozen
-   * tensors and integer tables.
+   * Frozen tensors and integer tables that are drawn for all layers of a model together, in their order, instead of for
+   * each layer alone.
    */
   readonly drawTogether?: (
     makes: readonly AdapterMaker<C, P | B>[],
   ) => readonly Regenerated<P | B>[];
-  /** The integer tables follow from the values of the trained tensors: a trainer draws them anew at every step. */
+  /** The integer tables depend on the values of the trained tensors: a trainer draws them anew at every step. */
   readonly indexesFollowValues?: boolean;
-  /** What does not change from call to call and is no tensor of the method: maps, tables. */
+  /** Constants of an adapter that are not tensors of the method: maps, tables. */
   readonly prepare?: (
     make: AdapterMaker<C, P | B>,
     indexes: Readonly<Record<string, Int32Array>>,
     tensors: Readonly<Record<P | B, Tensor>>,
   ) => S;
-  /** Inputs beside x that every call must bring. */
+  /** Inputs besides x that every call must give. */
   readonly inputs?: readonly string[];
   /** y [..., N] in the dtype of x. */
   readonly forward: (t: Tape, call: AdapterCall<C, P | B, S>) => Value;
-  /** Settings that cannot be, in words: `['r', 'a divisor of K', '5']`; default none. */
+  /** Rejects impossible settings: `['r', 'a divisor of K', '5']`; default none. */
   readonly check?: (
     size: AdapterSize<C>,
   ) => readonly [name: string, expected: string, actual: string] | undefined;
-  /** Learning rate over LoRA's in the paper's tables, where it trains with a far higher one. */
+  /** Learning rate relative to LoRA's in the paper's tables, for methods that train with a far higher one. */
   readonly rate?: number;
   /** Is y an affine function of x, so that a weight and a bias can replace it? Default true. */
   readonly mergeable?: boolean;
   /**
-   * Where the method adds `scaling · loraB · core · loraA` to the weight: what {@link mergeLora} takes, so
-   * that merging is one pass over the weight; and `scaling · loraBias` to the bias, [N], where it has one. Without it,
-   * the layer's values are what is merged.
+   * For methods that add `scaling · loraB · core · loraA` to the weight: the operands for {@link mergeLora}, so that
+   * merging is one pass over the weight; and `scaling · loraBias` for the bias, [N], if there is one. Without it,
+   * merging evaluates the layer.
    */
   readonly update?: (
     p: Readonly<Record<P | B, Tensor>>,
@@ -110,8 +113,8 @@ export interface AdapterDefinition<
     size: AdapterSize<C>,
   ) => MergeParts & { readonly loraBias?: Tensor };
   /**
-   * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, where its update of
-   * the weight is one value for a row of a block: merging then changes nothing else. Undefined where it is not.
+   * What the adapter adds to the zero-points of a weight that has them, [N, K / blocksize] f32, if its update is
+   * constant within each block of a row: merging then changes nothing else. Undefined if it is not.
    */
   readonly zeroPointUpdate?: (
     p: Readonly<Record<P | B, Tensor>>,
@@ -119,21 +122,21 @@ export interface AdapterDefinition<
     blocksize: number,
   ) => Tensor | undefined;
   /**
-   * What the method adds to the loss of a step for one layer, and the gradients of that by parameter: a trainer takes the mean
+   * A term that the method adds to the loss of a step for one layer, and its gradients by parameter. A trainer takes the mean
    * over layers. `seed` is that of the layer's forward pass.
    */
   readonly penalty?: (adapter: Adapter, options: { seed: number }) => LayerPenalty;
   readonly peft?: PeftForm<C, P | B>;
 }
 
-/** Functions as methods, which take the place of such as want narrower arguments. */
+/** Declares functions as methods, so that they may take narrower arguments. */
 type Methods<T> = {
   [K in keyof T]: NonNullable<T[K]> extends (...args: infer A) => infer R
     ? { method(...args: A): R }['method'] | Extract<T[K], undefined>
     : T[K];
 };
 
-/** A definition whatever its settings and tensors. */
+/** A definition with any settings and tensors. */
 export type AnyDefinition = Methods<
   Omit<AdapterDefinition<object, string, string, unknown>, 'peft'>
 > & {
@@ -152,15 +155,18 @@ export class Adapter<C extends object = object> implements Disposable {
   readonly config: Readonly<C>;
   /** The trained tensors. */
   readonly parameters: Readonly<Record<string, Tensor>>;
-  /** The frozen ones. */
+  /** The frozen tensors. */
   readonly buffers: Readonly<Record<string, Tensor>>;
   readonly inFeatures: number;
   readonly outFeatures: number;
   readonly device: Device;
   readonly definition: AnyDefinition;
-  /** Integer tables of the method; {@link Adapter.refresh} draws them anew. */
+  /** Integer tables of the method. {@link Adapter.refresh} draws them anew. */
   indexes: Readonly<Record<string, Int32Array>>;
-  /** @internal What the method prepared. A field that scopes see: its tensors live as long as this. */
+  /**
+   * @internal The result of the method's `prepare`. Scopes see this field, so its tensors live as
+   * long as the adapter.
+   */
   state: unknown;
   readonly #make: AdapterMaker<object>;
 
@@ -208,7 +214,8 @@ export class Adapter<C extends object = object> implements Disposable {
 
   /**
    * Draws the integer tables anew, for methods that choose by the values of their tensors (VB-LoRA's
-   * mixtures): reads them on the host. Use or free the saved states of forward passes before.
+   * mixtures). It reads the tensors on the host. Use or free the saved states of earlier forward
+   * passes first.
    * @throws ERR_DISPOSED, ERR_OOM
    * @example
    * if (step % 100 === 0) adapter.refresh();
@@ -231,7 +238,7 @@ export class Adapter<C extends object = object> implements Disposable {
   }
 
   /**
-   * `y` [..., N] in the dtype of x, and what {@link Adapter.backward} needs.
+   * `y` [..., N] in the dtype of x, and the state for {@link Adapter.backward}.
    * @param x [..., K]
    * @param w [N, K] dense or quantised, frozen
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
@@ -303,7 +310,7 @@ export class Adapter<C extends object = object> implements Disposable {
         inputs: map(inputs as Record<string, Tensor>, (name, tensor) => {
           if (leaves.has(name)) {
             const expected = 'given by a name that no other operand has';
-            fail('ERR_VALUE', op, `inputs.${name}`, expected, `'${name}'`);
+            fail('ERR_VALUE', op, `inputs.${name}`, expected, `"${name}"`);
           }
           return own(name, checkTensor(op, `inputs.${name}`, tensor));
         }),
@@ -320,7 +327,7 @@ export class Adapter<C extends object = object> implements Disposable {
     });
   }
 
-  /** What the method's formula returns. A step that an input is missing for does not know what it was: here it is named. */
+  /** Runs the method's formula. A step whose input is missing cannot say which one, so the error is made here. */
   #formula(op: string, given: object, ...call: Parameters<AnyDefinition['forward']>): Value {
     try {
       return this.definition.forward(...call);
@@ -335,7 +342,7 @@ export class Adapter<C extends object = object> implements Disposable {
   /**
    * Gradients of `Σ y ⊙ dy`, by the chain rule over the steps of the forward pass.
    * @param dy [..., N], the dtype of y
-   * @param saved of the forward pass; freed afterwards unless `keep`
+   * @param saved from the forward pass; freed afterwards unless `keep`
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
    */
   backward(dy: Tensor, saved: AdapterSaved, options?: AdapterBackwardOptions): AdapterGradients {
@@ -364,7 +371,7 @@ export class Adapter<C extends object = object> implements Disposable {
   }
 
   /**
-   * The layer with what is added to it (or, with sign -1, taken out), where that is a product of factors or zero-points.
+   * The layer with its update added (or with sign -1 subtracted), if that is a product of factors or zero-points.
    */
   #added(
     op: string,
@@ -405,12 +412,13 @@ export class Adapter<C extends object = object> implements Disposable {
   }
 
   /**
-   * The layer as a weight and a bias that need no adapter: `y = x · weightᵀ + bias`, for methods
-   * that are affine in x. Dense weights keep their dtype; a quantised one is encoded again in its
-   * format, which loses part of a small update ({@link MergedLayer}). QA-LoRA's goes into the zero-points
-   * of an int4 weight instead, where its groups are whole blocks, and nothing is lost.
+   * The layer as a weight and a bias without an adapter: `y = x · weightᵀ + bias`, for methods that are
+   * affine in x. A dense weight keeps its dtype. A quantised one is encoded again in its format, which
+   * loses part of a small update ({@link MergedLayer}). QA-LoRA's update goes into the zero-points of an
+   * int4 weight instead, if its groups are whole blocks, and nothing is lost.
    * @param w [N, K]
-   * @throws ERR_UNSUPPORTED where y is no affine function of x; else as {@link Adapter.forward}
+   * @throws ERR_UNSUPPORTED if y is not an affine function of x; otherwise as
+   * {@link Adapter.forward}
    */
   merge(w: BaseWeight, options?: { bias?: Tensor }): MergedLayer {
     const op = `${this.method}.merge`;
@@ -427,13 +435,13 @@ export class Adapter<C extends object = object> implements Disposable {
   }
 
   /**
-   * The weight that {@link Adapter.merge} was given, from the one that it gave, with the adapter as it was then: within
-   * a rounding to the weight's dtype or codes; from zero-points within one to f32.
+   * Restores the weight before {@link Adapter.merge} from the merged one, with the adapter as it was then: up to a
+   * rounding to the weight's dtype or codes, or with zero-points up to a rounding to f32.
    * @param w [N, K]
-   * @param options.bias [N], that of the merged layer: what the adapter has added to it is taken out too
-   * @returns a weight (and a bias, where one is given) of its own; what was given stays
-   * @throws ERR_UNSUPPORTED where the method adds no product of factors (keep the weight that was merged); else as
-   *   {@link Adapter.forward}
+   * @param options.bias [N] of the merged layer; the adapter's contribution is subtracted from it too
+   * @returns a new weight (and a new bias, if one is given); the operands stay unchanged
+   * @throws ERR_UNSUPPORTED if the method does not add a product of factors (keep the weight from before the
+   * merge); otherwise as {@link Adapter.forward}
    */
   unmerge(w: BaseWeight, options?: { bias?: Tensor }): MergedLayer {
     const op = `${this.method}.unmerge`;
@@ -446,7 +454,7 @@ export class Adapter<C extends object = object> implements Disposable {
     return taken;
   }
 
-  /** Frees the tensors. Twice is a no-op. */
+  /** Frees the tensors. A second call does nothing. */
   dispose(): void {
     for (const tensor of Object.values(this.parameters)) tensor.dispose();
     for (const tensor of Object.values(this.buffers)) tensor.dispose();
@@ -458,7 +466,7 @@ export class Adapter<C extends object = object> implements Disposable {
   }
 }
 
-/** Frees what is disposable in a prepared state: itself, or in arrays and plain objects. */
+/** Frees everything disposable in a prepared state: itself, or in arrays and plain objects. */
 function disposeAll(value: unknown): void {
   if (typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return;
   const dispose = (value as Partial<Disposable>)[Symbol.dispose];

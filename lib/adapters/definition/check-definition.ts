@@ -1,10 +1,10 @@
-/** What `defineAdapter` refuses: mistakes that would show later, elsewhere, or not at all. */
+/** Checks of `defineAdapter` for mistakes that would show later, elsewhere, or not at all. */
 import { fail, wrongType } from '../../core/errors.js';
 import type { SharedBy } from './sharing.js';
 
 const kOp = 'defineAdapter';
 
-/** Of a definition's fields those that must be there, with what each is. */
+/** The required fields of a definition, with their types. */
 const kNeeded = {
   method: 'a string',
   defaults: 'an object',
@@ -13,7 +13,7 @@ const kNeeded = {
   forward: 'a function',
 } as const;
 
-/** What `create` takes beside the settings: a setting of such a name would never arrive. */
+/** Options of `create` besides the settings. A setting with one of these names would never arrive. */
 export const kPlace: readonly string[] = [
   'inFeatures',
   'outFeatures',
@@ -24,10 +24,10 @@ export const kPlace: readonly string[] = [
   'module',
 ];
 
-/** Between which layers a tensor can be shared. */
+/** The layers between which a tensor can be shared. */
 const kShared: readonly unknown[] = ['model', 'size', 'kind'] satisfies SharedBy[];
 
-/** It names a folder, a row of a table, and itself among others on the command line. */
+/** The method's name is also the name of a folder and of a table row, and is used on the command line. */
 const kMethodName = /^[A-Za-z0-9][A-Za-z0-9_-]*$/;
 
 /** @throws ERR_TYPE, ERR_VALUE */
@@ -49,14 +49,14 @@ export function checkDefinition(definition: unknown): void {
   }
   for (const name of Object.keys(defaults as object)) {
     if (!kPlace.includes(name)) continue;
-    const expected = `settings with other names than ${kPlace.join(', ')}, which create takes itself`;
-    fail('ERR_VALUE', kOp, 'definition.defaults', expected, `'${name}'`);
+    const expected = `without settings named ${kPlace.join(', ')} (create takes those itself)`;
+    fail('ERR_VALUE', kOp, 'definition.defaults', expected, `"${name}"`);
   }
   checkNames({ trained, frozen, inputs });
   checkShared(given.shared, [...(trained as string[]), ...(frozen as string[])]);
 }
 
-/** Each names a tensor, and says between which layers it is shared. */
+/** Each key names a tensor, and its value says between which layers the tensor is shared. */
 function checkShared(shared: unknown, names: readonly string[]): void {
   if (shared === undefined) return;
   if (shared === null || typeof shared !== 'object') {
@@ -65,16 +65,16 @@ function checkShared(shared: unknown, names: readonly string[]): void {
   for (const [name, by] of Object.entries(shared)) {
     if (!names.includes(name)) {
       const expected = `of the tensors in trained and frozen (${names.join(', ') || 'none'})`;
-      fail('ERR_VALUE', kOp, 'definition.shared', expected, `'${name}'`);
+      fail('ERR_VALUE', kOp, 'definition.shared', expected, `"${name}"`);
     }
     if (!kShared.includes(by)) {
-      const expected = kShared.map((each) => `'${each}'`).join(', ');
-      fail('ERR_VALUE', kOp, `definition.shared.${name}`, expected, `'${String(by)}'`);
+      const expected = `one of ${kShared.join(', ')}`;
+      fail('ERR_VALUE', kOp, `definition.shared.${name}`, expected, `"${String(by)}"`);
     }
   }
 }
 
-/** Gradients come by these names, so each means one tensor. */
+/** Gradients are returned under these names, so each must be unique. */
 function checkNames(lists: Readonly<Record<string, unknown>>): void {
   const taken = new Map([
     ['dx', 'the gradient of x'],
@@ -87,8 +87,8 @@ function checkNames(lists: Readonly<Record<string, unknown>>): void {
       if (typeof name !== 'string') throw wrongType(kOp, `${field}[${i}]`, 'a string', name);
       const by = taken.get(name);
       if (by !== undefined) {
-        const expected = 'a name that nothing else has';
-        fail('ERR_VALUE', kOp, `${field}[${i}]`, expected, `'${name}', ${by}`);
+        const expected = 'a unique name';
+        fail('ERR_VALUE', kOp, `${field}[${i}]`, expected, `"${name}", ${by}`);
       }
       taken.set(name, `which is in ${list}`);
     }

@@ -5,7 +5,7 @@ import { checkInteger, orDefault, readOptions } from '../../core/validate.js';
 import { checkGradients, type GradientReport } from '../../ops/check-gradients.js';
 import type { AdapterPlace, AnyMethod } from './method.js';
 
-/** What {@link checkAdapter} takes beside the method's own settings. */
+/** Options of {@link checkAdapter} besides the method's own settings. */
 export interface CheckAdapterOptions {
   /** K; default 24. */
   inFeatures?: number;
@@ -13,9 +13,9 @@ export interface CheckAdapterOptions {
   outFeatures?: number;
   /** Rows of x, at least 1; default 5. */
   rows?: number;
-  /** Of the values; default 1. */
+  /** Seed of the values; default 1. */
   seed?: number;
-  /** Settings of the method, in place of its defaults. */
+  /** Settings of the method that replace its defaults. */
   settings?: Readonly<Record<string, unknown>>;
   /** Shapes of further inputs that a call needs. */
   inputs?: Readonly<Record<string, readonly number[]>>;
@@ -24,10 +24,10 @@ export interface CheckAdapterOptions {
 /**
  * Compares every gradient of a method (of x, the bias, each trained tensor, each further input) with
  * differences of its forward pass, on a small layer whose parameters have moved away from their
- * start. See {@link checkGradients}. What a method holds constant on purpose (DoRA's norm) shows up
- * as a failure.
- * @returns a report for each
- * @throws ERR_TYPE, ERR_VALUE; what the method throws
+ * start. See {@link checkGradients}. What a method deliberately holds constant (DoRA's norm) shows
+ * up as a failure.
+ * @returns a report for each gradient
+ * @throws ERR_TYPE, ERR_VALUE; whatever the method throws
  * @example
  * for (const { name, passed } of checkAdapter(mine, { settings: { r: 4 } })) console.log(name, passed);
  */

@@ -1,4 +1,4 @@
-/** Where the leading part of a row-major tensor lies in it: the first `shape[d]` entries of each dimension. */
+/** Indices of the leading part of a row-major tensor: the first `shape[d]` entries of each dimension. */
 export function leadingPlaces(whole: readonly number[], shape: readonly number[]): Float64Array {
   const places = new Float64Array(shape.reduce((product, dim) => product * dim, 1));
   for (let i = 0; i < places.length; i++) {
@@ -16,7 +16,7 @@ export function leadingPlaces(whole: readonly number[], shape: readonly number[]
   return places;
 }
 
-/** The leading part itself. */
+/** The leading part of a row-major tensor. */
 export function leadingPart(
   values: Float32Array,
   whole: readonly number[],

@@ -7,7 +7,7 @@ import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import type { AnyMethod } from './method.js';
 
-/** Is this what `defineAdapter` returns, of this copy of the library or another? */
+/** Is this a result of `defineAdapter`, from this copy of the library or another? */
 export function isMethod(value: unknown): value is AnyMethod {
   const method = value as Partial<AnyMethod> | null | undefined;
   return (
@@ -19,9 +19,9 @@ export function isMethod(value: unknown): value is AnyMethod {
 }
 
 /**
- * A method from a module whose default export is what `defineAdapter` returned.
- * @param op named in errors
- * @throws ERR_FILE_NOT_FOUND · ERR_FILE it does not load, or exports something else
+ * Loads a method from a module whose default export is a result of `defineAdapter`.
+ * @param op the operation that errors should name
+ * @throws ERR_FILE_NOT_FOUND · ERR_FILE if it does not load, or exports something else
  */
 export async function loadMethod(op: string, file: string): Promise<AnyMethod> {
   const exported = await importDefault(op, file);
@@ -31,19 +31,19 @@ export async function loadMethod(op: string, file: string): Promise<AnyMethod> {
 }
 
 /**
- * The default export of a module of the user's. TypeScript is loaded as it is where Node strips
- * types (22.18 on), else through esbuild.
- * @throws ERR_FILE_NOT_FOUND · ERR_FILE · ERR_PATH a FIFO, device or socket
+ * The default export of a user's module. Node loads TypeScript itself if it strips types (from
+ * 22.18 on), otherwise esbuild compiles it.
+ * @throws ERR_FILE_NOT_FOUND · ERR_FILE · ERR_PATH for a FIFO, device or socket
  */
 export async function importDefault(op: string, file: string): Promise<unknown> {
   const full = path.resolve(file);
   const found = statSync(full, { throwIfNoEntry: false });
   if (found === undefined) {
-    const text = `${op}: ${printable(file)} must be a file, but does not exist`;
+    const text = `${op}: ${printable(file)} must be a file, got nothing there`;
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
   }
   if (found.isDirectory()) {
-    const text = `${op}: ${printable(file)} must be a file, got a folder. Give the module in it`;
+    const text = `${op}: ${printable(file)} must be a file, got a folder. Name the module file in it`;
     throw new LowrankError('ERR_FILE', text, { op });
   }
   requireRegular(op, file, found);
@@ -62,7 +62,7 @@ async function importFile(full: string): Promise<unknown> {
   if (!typescript || strips) return import(pathToFileURL(full).href);
   const { transform } = await esbuild();
   const { code } = await transform(await readFile(full, 'utf8'), { loader: 'ts', format: 'esm' });
-  // Beside the original, so that its imports mean the same.
+  // Written next to the original, so that its imports resolve the same way.
   const compiled = path.join(path.dirname(full), `.${path.basename(full)}.${process.pid}.mjs`);
   try {
     await writeFile(compiled, code);
@@ -74,7 +74,7 @@ async function importFile(full: string): Promise<unknown> {
   }
 }
 
-/** An error that names a file of ours which is gone by then, with the user's in its place. */
+/** Replaces the name of the temporary file in an error, which is gone by then, with the user's file. */
 function ofOriginal(error: unknown, compiled: string, full: string): unknown {
   if (!(error instanceof Error) || !error.message.includes(path.basename(compiled))) return error;
   const text = error.message

@@ -5,30 +5,30 @@ import { fail } from '../../core/errors.js';
 import { Tensor } from '../../core/tensor.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 
-/** What an adapter's forward formula is computed from. */
+/** The operands of an adapter's forward formula. */
 export interface AdapterCall<C, Name extends string, S> {
   /** [..., K] */
   readonly x: Value;
   /** [N, K], frozen */
   readonly w: BaseWeight;
-  /** [N], where the layer has one */
+  /** [N], if the layer has one */
   readonly bias: Value | undefined;
   /** The adapter's tensors by name: trained ones with a gradient, frozen ones without. */
   readonly p: Readonly<Record<Name, Value>>;
   readonly config: Readonly<C>;
-  /** What {@link AdapterDefinition.prepare} made. */
+  /** The result of {@link AdapterDefinition.prepare}. */
   readonly state: S;
-  /** Tensors that a call brings beside x, by name: gates, a second input; with gradients. */
+  /** Tensors that a call gives besides x, by name: gates, a second input; with gradients. */
   readonly inputs: Readonly<Record<string, Value>>;
   readonly N: number;
   readonly K: number;
-  /** Dropout is on, and samplers sample. */
+  /** Training turns dropout and samplers on. */
   readonly training: boolean;
-  /** That of the call, where it has one: for what is sampled on the host. */
+  /** The seed of the call, if it has one: for values that are sampled on the host. */
   readonly seed: number | undefined;
 }
 
-/** What an adapter is made for. */
+/** The size and settings that an adapter is made for. */
 export interface AdapterSize<C> {
   readonly N: number;
   readonly K: number;
@@ -36,7 +36,7 @@ export interface AdapterSize<C> {
 }
 
 /**
- * Where a fresh adapter's tensors come from: shapes by name, one stream of seeds.
+ * Makes the tensors of a new adapter: shapes by name, one stream of seeds.
  * @example
  * init: (make) => ({ loraA: make.kaiming('loraA'), loraB: make.zeros('loraB') }),
  */
@@ -46,7 +46,7 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
   readonly config: Readonly<C>;
   readonly device: Device;
   readonly dtype: DType;
-  /** The base weight, where it was given: some methods start from it. */
+  /** The base weight, if it was given: some methods start from it. */
   readonly w: BaseWeight | undefined;
   readonly shapes: Readonly<Record<Name, readonly number[]>>;
   #seed: number;
@@ -71,7 +71,7 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     this.#seed = fields.seed;
   }
 
-  /** The next seed: tensor after tensor. */
+  /** The next seed. Each tensor takes one. */
   seed(): number {
     return this.#seed++;
   }
@@ -80,18 +80,18 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     return { dtype: this.dtype, device: this.device };
   }
 
-  /** The base weight, for a method that cannot start without. @throws ERR_VALUE */
+  /** The base weight, for a method that needs it to start. @throws ERR_VALUE */
   weight(op: string): BaseWeight {
     if (this.w === undefined) fail('ERR_VALUE', op, 'weight', 'given (the base weight)', 'none');
     return this.w;
   }
 
-  /** @throws ERR_VALUE where the method's `shapes` gives none */
+  /** @throws ERR_VALUE if the method's `shapes` has no such tensor */
   #shape(name: Name): readonly number[] {
     const shape = this.shapes[name];
     if (shape === undefined) {
       const known = Object.keys(this.shapes).join(', ') || 'none';
-      fail('ERR_VALUE', 'init', 'name', `of a tensor that shapes gives (${known})`, `'${name}'`);
+      fail('ERR_VALUE', 'init', 'name', `one that shapes returns (${known})`, `"${name}"`);
     }
     return shape;
   }
@@ -104,7 +104,7 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     return this.values(name, () => value);
   }
 
-  /** Element i of the row-major tensor by a function of i. */
+  /** Fills a row-major tensor with a function of the index i. */
   values(name: Name, value: (i: number) => number): Tensor {
     const shape = this.#shape(name);
     const size = shape.reduce((product, dim) => product * dim, 1);
@@ -115,7 +115,7 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     );
   }
 
-  /** Uniform in ±bound. */
+  /** Uniformly distributed in ±bound. */
   uniform(name: Name, bound: number): Tensor {
     const drawn = { ...this.#place(), seed: this.seed(), low: -bound, high: bound };
     return Tensor.uniform(this.#shape(name), drawn);
@@ -125,20 +125,20 @@ export class AdapterMaker<C, Name extends string = string> implements AdapterSiz
     return Tensor.randn(this.#shape(name), { ...this.#place(), seed: this.seed(), std });
   }
 
-  /** As PEFT draws lora_A: uniform in ±1/sqrt(fanIn); default the last dimension. */
+  /** Drawn as PEFT draws lora_A: uniform in ±1/sqrt(fanIn), by default of the last dimension. */
   kaiming(name: Name, fanIn = this.#shape(name).at(-1) ?? 1): Tensor {
     return this.uniform(name, 1 / Math.sqrt(fanIn));
   }
 }
 
-/** What {@link AdapterDefinition.penalty} gives. */
+/** Result of {@link AdapterDefinition.penalty}. */
 export interface LayerPenalty {
   /** [1] */
   readonly loss: Tensor;
   readonly gradients: Readonly<Record<string, Tensor>>;
 }
 
-/** Of a layer, or the largest among those of a folder, for which seeded projections are drawn. */
+/** The size of a layer, or the largest size in a folder, for which seeded projections are drawn. */
 export interface LayerSize {
   readonly inFeatures: number;
   readonly outFeatures: number;

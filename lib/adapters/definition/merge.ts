@@ -7,19 +7,19 @@ import { dequantize, quantizeLike } from '../../ops/quantize.js';
 import { weightGrad } from '../../ops/weight-grad.js';
 import { QuantizedWeight } from '../../quant/quantized-weight.js';
 
-/** A layer without its adapter: `y = x · weightᵀ + bias`. */
+/** A layer after merging its adapter: `y = x · weightᵀ + bias`. */
 export interface MergedLayer {
-  /** [N, K], dense or quantised as the base was. */
+  /** [N, K], dense or quantised like the base. */
   readonly weight: BaseWeight;
-  /** [N], where the base or the adapter has one. */
+  /** [N], if the base or the adapter has one. */
   readonly bias?: Tensor;
-  /** What storing the sum has lost, where the method adds a product of factors. */
+  /** The loss of storing the sum, if the method adds a product of factors. */
   readonly lost?: MergeLoss;
 }
 
 /**
- * A weight with an update added to its zero-points, or taken out of them: codes and scales stay as they are, so that only
- * the sum's rounding to f32 is lost.
+ * A weight with an update added to its zero-points, or subtracted from them. Codes and scales stay unchanged, so only the
+ * rounding of the sum to f32 is lost.
  * @param added [N, K / blocksize] f32
  */
 export function mergeZeroPoints(
@@ -41,13 +41,13 @@ export function mergeZeroPoints(
   });
 }
 
-/** Rows of the identity that are sent through the layer at a time. */
+/** Rows of the identity that pass through the layer at a time. */
 const PROBE_ROWS = 256;
 
 /**
- * Weight and bias of an affine layer from its values: row k of the identity gives column k of the
- * weight, after the value at zero. Each tile of probes is transposed by a product with itself, which
- * is exact (every sum has one term).
+ * Weight and bias of an affine layer from its values: the value at zero, and from row k of the
+ * identity column k of the weight. Each tile of probes is transposed by a product with the identity,
+ * which is exact (every sum has one term).
  * @param layer the layer over the dense weight [N, K], f32
  */
 export function mergeByProbe(
@@ -59,7 +59,7 @@ export function mergeByProbe(
   const { device } = w;
   const [N = 0] = w.shape;
   return scope(() => {
-    // Decoded as the products decode it: in the dtype that the weight was quantised from.
+    // Decoded as the products decode it: to the dtype that the weight was quantised from.
     const decoded = w instanceof QuantizedWeight ? dequantize(w, { dtype: w.sourceDType }) : w;
     const dense = decoded.to({ dtype: 'f32' });
     const atZero = layer(Tensor.zeros([1, K], { device }), dense).reshape([N]);

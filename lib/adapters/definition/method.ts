@@ -19,51 +19,51 @@ import { checkDefinition, kPlace } from './check-definition.js';
 import { AdapterMaker } from './maker.js';
 import { SharedTensors, sharedOf } from './sharing.js';
 
-/** What {@link AdapterMethod.create} takes beside the method's own settings. */
+/** Options of {@link AdapterMethod.create} besides the method's own settings. */
 export interface AdapterPlace {
   /** K */
   inFeatures: number;
   /** N */
   outFeatures: number;
-  /** Of what is drawn; default 0. */
+  /** Seed of the drawn values; default 0. */
   seed?: number;
   /** Default: that of `weight`, else {@link defaultDevice}. */
   device?: Device;
-  /** Of the parameters; default f32. */
+  /** Dtype of the parameters; default f32. */
   dtype?: DType;
   /** [N, K] the base weight, for methods that start from it. */
   weight?: BaseWeight;
-  /** Name in the model, `model.layers.0.mlp.up_proj`: its last part tells which layers share, with some methods. */
+  /** Name in the model, `model.layers.0.mlp.up_proj`. With some methods its last part decides which layers share. */
   module?: string;
 }
 
-/** A number among a method's settings: dropout a probability, `r` a rank, all of them finite. */
+/** Checks a number among a method's settings: dropout is a probability, `r` a rank, and all are finite. */
 function checkSetting(op: string, name: string, value: number, fresh: boolean): void {
   if (name === 'dropout') {
     checkDropout(op, value);
   } else if (name === 'r') {
-    // A trained adapter may have lost all of its ranks (AdaLoRA).
+    // A trained adapter may have lost all its ranks (AdaLoRA).
     checkInteger(op, name, value, fresh ? 1 : 0, 2 ** 31 - 1);
   } else {
     checkFinite(op, name, value);
   }
 }
 
-/** Settings that are no numbers of anything make shapes that are none: named here, where it is known what they are. */
+/** Impossible settings give impossible shapes. The error is made here, where the settings are known. */
 function checkSizes(op: string, sizes: Readonly<Record<string, unknown>>, config: object): void {
   for (const [name, shape] of Object.entries(sizes)) {
     if (shape === undefined) continue;
     if (!Array.isArray(shape)) throw wrongType(op, `the shape of ${name}`, 'an array', shape);
     if (shape.every((dim) => Number.isSafeInteger(dim) && dim >= 0)) continue;
     const given = Object.entries(config).map(([setting, value]) => `${setting} ${String(value)}`);
-    const expected = `such that ${name} has whole numbers for its shape`;
+    const expected = `such that the shape of ${name} is made of non-negative integers`;
     const actual = `${showShape(shape)} of ${given.join(', ') || 'none'}`;
     fail('ERR_VALUE', op, 'settings', expected, actual);
   }
 }
 
 /**
- * A method that adapters can be made of: what {@link defineAdapter} returns.
+ * A method for which adapters can be made: the result of {@link defineAdapter}.
  * @example
  * const adapter = adapters.dora.create({ inFeatures: 4096, outFeatures: 4096, r: 16, weight: w4 });
  */
@@ -103,7 +103,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       if (kPlace.includes(name) || value === undefined) continue;
       if (!Object.hasOwn(defaults, name)) {
         const known = Object.keys(defaults);
-        const expected = `of the settings of ${method} (${known.join(', ') || 'none'})`;
+        const expected = `limited to the settings of ${method} (${known.join(', ') || 'none'})`;
         refuseField(op, name, [...known, ...kPlace], expected);
       }
       const standard = (defaults as Record<string, unknown>)[name];
@@ -112,7 +112,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       }
       (config as Record<string, unknown>)[name] = value;
     }
-    // Before the method's own check, which may blame a rank that is none on what has to divide it.
+    // Before the method's own check, which might otherwise blame an invalid rank on what it must
+    // divide.
     for (const [name, value] of Object.entries(config)) {
       if (typeof value === 'number') checkSetting(op, name, value, fresh);
     }
@@ -121,7 +122,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
       const what = "what the method's check returns";
       const reason: unknown = refused;
       if (!Array.isArray(reason)) throw wrongType(op, what, 'an array of strings', reason);
-      // Settings come from files too.
+      // Settings may come from files, so their text must be made safe.
       const [name, expected, actual] = refused;
       fail('ERR_VALUE', op, name, expected, printableText(String(actual)));
     }
@@ -143,8 +144,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * A fresh adapter. Training starts at the base model, except with those methods that start from random values of
-   * their own, as they were published: their documentation says so.
+   * Makes a new adapter. Training starts at the base model, except with methods that are published with random
+   * initial values; their documentation says so.
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_OOM
    */
   create(options: AdapterPlace & Partial<C>): Adapter<C> {
@@ -165,12 +166,13 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * Fresh adapters for the layers of a model, in their order. What the method shares between layers is drawn once: each
-   * layer has a copy, and of a trained one a trainer gives all copies the sum of their gradients. Tensors that all layers
-   * share (VeRA's projections, VB-LoRA's bank) are drawn for the largest layer, and a layer has their leading part;
-   * others are shared by the layers of one size (LoTR's factors), or of one size and kind (Tied-LoRA's), which
-   * `module` tells: see {@link AdapterDefinition.shared}.
-   * @throws as {@link AdapterMethod.create} · ERR_VALUE settings that give layers that share other shapes
+   * Makes new adapters for the layers of a model, in their order. Tensors that the method shares between layers are drawn
+   * once: each layer has a copy, and a trainer gives all copies of a trained one the sum of their gradients. Tensors that
+   * all layers share (VeRA's projections, VB-LoRA's bank) are drawn for the largest layer, and each layer has the leading
+   * part. Others are shared by layers of the same size (LoTR's factors), or of the same size and kind (Tied-LoRA's),
+   * which `module` tells: see {@link AdapterDefinition.shared}.
+   * @throws as {@link AdapterMethod.create} · ERR_VALUE if the settings give layers that share a tensor
+   * different shapes
    */
   createAll(layers: readonly (AdapterPlace & Partial<C>)[]): Adapter<C>[] {
     const op = `${this.method}.createAll`;
@@ -213,16 +215,16 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
   }
 
   /**
-   * @internal What {@link AdapterMethod.createAll} would start from, with everything refused that sizes and settings
-   * can be refused for; nothing is drawn. @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
+   * @internal The makers of {@link AdapterMethod.createAll}, after all checks of sizes and settings; nothing is
+   * drawn yet. @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
    */
   makers(layers: readonly (AdapterPlace & Partial<C>)[]): AdapterMaker<C, P | B>[] {
     return layers.map((layer) => this.#maker(`${this.method}.create`, layer));
   }
 
   /**
-   * An adapter around tensors that are there already; they become the adapter's.
-   * @param indexes the method's integer tables, where it has any; default fresh ones
+   * Makes an adapter from existing tensors, which then belong to the adapter.
+   * @param indexes the method's integer tables, if it has any; default new ones
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
    */
   from(
@@ -251,7 +253,7 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
     );
   }
 
-  /** What {@link AdapterMethod.create} would start from: of tensors that a checkpoint leaves out. */
+  /** The maker of {@link AdapterMethod.create}: for tensors that a checkpoint leaves out. */
   maker(options: AdapterPlace & Partial<C>): AdapterMaker<C, P | B> {
     return this.#maker(this.method, options, false);
   }
@@ -259,8 +261,8 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
 
 /**
  * Declares a method. See docs/write-an-adapter.md.
- * @throws ERR_TYPE a field that is missing or of another type · ERR_VALUE a name that cannot be: of the method, or one
- *   that two of its tensors and inputs have
+ * @throws ERR_TYPE for a field that is missing or of the wrong type · ERR_VALUE for an invalid name of the method, or
+ * a name that two of its tensors and inputs share
  * @example
  * export const ia3 = defineAdapter({
  *   method: 'ia3',
@@ -282,7 +284,7 @@ export function defineAdapter<
   return new AdapterMethod(definition);
 }
 
-/** A method whatever its settings and tensors: every {@link AdapterMethod} is one. */
+/** A method with any settings and tensors: every {@link AdapterMethod} is one. */
 export interface AnyMethod
   extends Omit<AdapterMethod<object, string, string, unknown>, 'definition'> {
   readonly definition: AnyDefinition;

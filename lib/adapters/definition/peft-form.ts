@@ -1,72 +1,76 @@
-/** How a method's adapters stand in PEFT's folders. */
+/** The layout of a method's adapters in PEFT's folders. */
 
 import type { RawTensor } from '../../checkpoint/raw-tensor.js';
 import type { Tensor } from '../../core/tensor.js';
 import type { AdapterMaker, AdapterSize, LayerSize } from './maker.js';
 
-/** Where a layer is among those that a folder is for. */
+/** The position of a layer among those of a folder. */
 export interface ModulePlace {
   readonly module: string;
-  /** In the order of the model, where that is known. */
+  /** In the order of the model, if known. */
   readonly layers: ReadonlyMap<string, LayerSize> | undefined;
 }
 
-/** What {@link PeftForm.regenerate} gives. */
+/** Result of {@link PeftForm.regenerate}. */
 export interface Regenerated<Name extends string> {
   readonly tensors?: Readonly<Partial<Record<Name, Float32Array>>>;
   readonly indexes?: Readonly<Record<string, Int32Array>>;
 }
 
-/** What {@link PeftForm.read} may look at beside the config: a layer's sizes, and what the file has of it. */
+/** What {@link PeftForm.read} may use besides the config: a layer's sizes and its tensors in the file. */
 export interface StoredLayer {
-  /** A tensor behind the module's name. */
+  /** A tensor whose name follows the module's name. */
   readonly stored: (key: string) => RawTensor | undefined;
   readonly inFeatures: number;
   readonly outFeatures: number;
 }
 
-/** Of PEFT's tensor names, before the module's. */
+/** Prefix of PEFT's tensor names, before the module's. */
 export const kPrefix = 'base_model.model.';
 
 /** How PEFT names and describes an adapter. */
 export interface PeftForm<C, Name extends string> {
   /** `peft_type` */
   readonly type: string;
-  /** Flags of the config that make this method of a type that several methods share. */
+  /** Condition on the config that selects this method, if several methods share the type. */
   readonly when?: (config: Readonly<Record<string, unknown>>, module: string) => boolean;
-  /** Fields of the config that are refused where a method does not name them: `lora_bias`. */
+  /** Fields of the config that this method supports, but that are rejected for others: `lora_bias`. */
   readonly features?: readonly string[];
-  /** Numbers of the config that this method does not offer: other than 0 they are refused. */
+  /** Numbers of the config that this method does not support: values other than 0 are rejected. */
   readonly zeros?: readonly string[];
-  /** Tensor name behind the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
+  /** Tensor name after the module's name, e.g. `lora_A.weight`; in the layout of the parameter. */
   readonly tensors: Readonly<Partial<Record<Name, string>>>;
-  /** Names in place of those of `tensors` with some settings: a layer of another kind. */
+  /** Names that replace those of `tensors` with some settings: for a layer of another kind. */
   readonly otherNames?: (config: Readonly<C>) => Readonly<Partial<Record<Name, string>>>;
-  /** A tensor of which the file has each entry of the first dimension as one of its own: their names. */
+  /** A tensor that the file stores as one tensor per entry of the first dimension: the names of these. */
   readonly stacks?: Readonly<Partial<Record<Name, (i: number) => string>>>;
-  /** Shapes in the file, where they are not those of the parameters: a kernel's dimensions. */
+  /** Shapes in the file, if they differ from those of the parameters: with a kernel's dimensions. */
   readonly fileShapes?: (
     size: AdapterSize<C>,
   ) => Readonly<Partial<Record<Name, readonly number[]>>>;
-  /** A tensor that the file has in another form, from what it has behind the module's name. */
+  /** Converts a tensor that the file stores in another form, from the tensors under the module's name. */
   readonly unpack?: (
     name: Name,
     config: Readonly<Record<string, unknown>>,
     stored: (key: string) => RawTensor | undefined,
   ) => RawTensor | undefined;
-  /** Frozen tensors that cannot be drawn again: a folder without them is refused. */
+  /** Frozen tensors that cannot be drawn again: a folder without them is rejected. */
   readonly required?: readonly Name[];
-  /** Names of integer tables; what layers of one kind share is found under the kind's name too. */
+  /** Names of integer tables. Those that layers of one kind share may also be under the kind's name. */
   readonly indexes?: Readonly<Record<string, string>>;
-  /** What layers share under the name of their kind, beside `sharedName`: integer tables, and `constants`. */
+  /** Prefix of what layers of one kind share, besides `sharedName`: integer tables, and `constants`. */
   readonly kind?: (module: string) => string;
-  /** Integer tensors that follow from a layer's size and that PEFT wants in the file: by name, before that of the kind. */
+  /**
+   * Integer tensors that follow from a layer's size and that PEFT needs in the file: by name,
+   * without the kind's prefix.
+   */
   readonly constants?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
   /** Shapes of integer tables in the file; default one dimension. */
   readonly indexShapes?: (size: AdapterSize<C>) => Readonly<Record<string, readonly number[]>>;
   /**
-   * What a folder may leave out because a seed in its config, the base weight or the stored tensors
-   * give it: frozen tensors and integer tables by name, for this layer. See {@link TorchRandom}.
+   * Frozen tensors and integer tables that a folder may leave out, because a seed in its config,
+   * the base weight or the stored tensors determine them: by name, for this layer. See
+   * {@link TorchRandom}.
    */
   readonly regenerate?: (
     config: Readonly<Record<string, unknown>>,
@@ -75,11 +79,11 @@ export interface PeftForm<C, Name extends string> {
     stored: Readonly<Record<string, Tensor>>,
     place: ModulePlace,
   ) => Regenerated<Name>;
-  /** Tensors that all layers share, by their name behind `base_model.`: each layer takes their leading part. */
+  /** Tensors that all layers share, by their name after `base_model.`. Each layer uses the leading part. */
   readonly shared?: Readonly<Partial<Record<Name, string>>>;
   /**
-   * Where layers share in groups: the name for this module, from the tensor names in the file, and from the modules in
-   * the order of the model, where that is known.
+   * For tensors shared by groups of layers: the name for this module, from the tensor names in the file, and from the
+   * modules in the order of the model, if known.
    */
   readonly sharedName?: (
     name: Name,
@@ -88,8 +92,8 @@ export interface PeftForm<C, Name extends string> {
     modules?: readonly string[],
   ) => string | undefined;
   /**
-   * The adapter's settings from `adapter_config.json`, for the module of that name. Where the config
-   * leaves a form open, the shapes of the stored tensors tell it.
+   * The adapter's settings from `adapter_config.json`, for the module of that name. If the config
+   * leaves a form open, the shapes of the stored tensors decide.
    */
   readonly read: (
     config: Readonly<Record<string, unknown>>,
@@ -98,21 +102,24 @@ export interface PeftForm<C, Name extends string> {
     layer: StoredLayer,
   ) => Partial<C>;
   /**
-   * PEFT goes by the names in `target_modules` for more than finding modules: they have to be the modules' whole names.
+   * PEFT uses the names in `target_modules` for more than finding modules, so they must be full module names.
    */
   readonly wholeTargets?: true;
-  /** PEFT takes the folder for embeddings alone. */
+  /** PEFT reads the folder for embeddings only. */
   readonly embeddings?: true;
-  /** What PEFT computes otherwise from a folder of these settings, or needs for it, in words: a writer passes it on. */
+  /**
+   * What PEFT computes differently from a folder with these settings, or needs for it, in words.
+   * Writers pass it on.
+   */
   readonly caveat?: (config: Readonly<C>) => string | undefined;
   /**
-   * Fields of the config that modules may each have their own value of, and the fields with the patterns that say so: `r`
-   * and `rank_pattern`. Any other field has to be the same for all of them.
+   * Fields of the config that may differ between modules, and the fields with the patterns that say so: `r` and
+   * `rank_pattern`. Any other field must be the same for all modules.
    */
   readonly patterns?: Readonly<Record<string, string>>;
   /**
-   * Back to the fields of `adapter_config.json`: the settings of one module, the modules, the settings of each, and the
-   * size of the one.
+   * Converts settings to the fields of `adapter_config.json`: the settings of one module, the modules, the settings of
+   * each, and the size of the one.
    */
   readonly write: (
     config: Readonly<C>,

@@ -5,17 +5,17 @@ import { leadingPart } from './leading-part.js';
 import type { AdapterMaker, LayerSize } from './maker.js';
 
 /**
- * Between which layers of a model a tensor is one and the same: all of them, those of one size (N and K), or those of one
- * size and kind. The kind is the last part of a module's name (`q_proj`); layers without a name are of one kind.
+ * The layers of a model between which a tensor is shared: all, those of one size (N and K), or those of one size and
+ * kind. The kind is the last part of a module's name (`q_proj`). Layers without a name are of one kind.
  */
 export type SharedBy = 'model' | 'size' | 'kind';
 
-/** What tells which layers share. */
+/** What determines which layers share. */
 export interface SharingLayer extends LayerSize {
   readonly module?: string | undefined;
 }
 
-/** @internal The tensors that layers share: those that `shared` names, and those that PEFT has once for all layers. */
+/** @internal The tensors that layers share: those in `shared`, and those that PEFT stores once for all layers. */
 export function sharedOf<Name extends string>({
   trained,
   frozen = [],
@@ -39,7 +39,7 @@ export function sharedOf<Name extends string>({
   return found;
 }
 
-/** @internal Layers with one key share the tensor of that name. */
+/** @internal Layers with the same key share the tensor of that name. */
 export function shareKey(
   name: string,
   by: SharedBy,
@@ -55,7 +55,7 @@ interface Stored {
   readonly shape: readonly number[];
 }
 
-/** @internal The tensors that the layers of one model share, while their adapters are made. */
+/** @internal The tensors that the layers of one model share, while their adapters are being made. */
 export class SharedTensors<Name extends string> {
   readonly #op: string;
   readonly #by: ReadonlyMap<Name, SharedBy>;
@@ -66,7 +66,7 @@ export class SharedTensors<Name extends string> {
     this.#by = by;
   }
 
-  /** Is there one that all layers share, and that they have different parts of? */
+  /** Is there a tensor that all layers share, but of which they use different parts? */
   needsWhole(makes: readonly AdapterMaker<object, Name>[]): boolean {
     return [...this.#by].some(([name, by]) => {
       const shapes = new Set(makes.map((make) => String(make.shapes[name])));
@@ -74,7 +74,7 @@ export class SharedTensors<Name extends string> {
     });
   }
 
-  /** Those that all layers share, as they are for the largest one. */
+  /** Stores the tensors that all layers share, in the size of the largest layer. */
   putWhole(tensors: Readonly<Partial<Record<Name, Tensor>>>): void {
     for (const [name, by] of this.#by) {
       const tensor = tensors[name];
@@ -83,7 +83,7 @@ export class SharedTensors<Name extends string> {
     }
   }
 
-  /** What other layers have already: of those that all share, the leading part that this layer uses. */
+  /** The tensors that other layers have already: of those that all share, the leading part that this layer uses. */
   of(
     layer: SharingLayer,
     { shapes, dtype, device }: AdapterMaker<object, Name>,
@@ -94,7 +94,7 @@ export class SharedTensors<Name extends string> {
       if (known === undefined) continue;
       const shape = shapes[name];
       if (by !== 'model' && showShape(shape) !== showShape(known.shape)) {
-        const expected = `of one shape in all layers that share it, ${showShape(known.shape)}`;
+        const expected = `of the same shape in all layers that share it, ${showShape(known.shape)}`;
         fail('ERR_VALUE', this.#op, name, expected, showShape(shape));
       }
       const values = leadingPart(known.values, known.shape, shape);
@@ -103,7 +103,7 @@ export class SharedTensors<Name extends string> {
     return found;
   }
 
-  /** Keeps what this layer is the first to have. */
+  /** Stores the shared tensors that this layer is the first to have. */
   put(layer: SharingLayer, tensors: Readonly<Partial<Record<Name, Tensor>>>): void {
     for (const [name, by] of this.#by) {
       const key = shareKey(name, by, layer);

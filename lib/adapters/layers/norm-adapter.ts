@@ -26,7 +26,7 @@ import { missing, type PeftFolder, PeftTensors } from '../peft/peft-tensors.js';
 /** Which norm: {@link layerNorm} or {@link rmsNorm}. */
 export type NormKind = 'layer' | 'rms';
 
-/** What a {@link NormAdapter} is made of. */
+/** Parts of a {@link NormAdapter}. */
 export interface NormAdapterParts {
   /** [K] */
   weight: Tensor;
@@ -52,8 +52,8 @@ const GRADIENTS: readonly NormGradient[] = ['dx', 'dWeight', 'dBias'];
 const kLayer = 'ln_tuning_layers';
 
 /**
- * LN tuning (Zhao et al., Tuning LayerNorm in Attention, 2023, arXiv:2312.11420): the model is frozen but for the weights
- * and biases of its norms, copies of which this trains. To merge is to put them in the places of the norm's own.
+ * LN tuning (Zhao et al., Tuning LayerNorm in Attention, 2023, arXiv:2312.11420): the model is frozen except for the
+ * weights and biases of its norms. This adapter trains copies of them. To merge, replace the norm's own with the copies.
  * @example
  * const norm = new NormAdapter({ weight, bias });
  * const { y, saved } = norm.forward(x);
@@ -62,7 +62,7 @@ const kLayer = 'ln_tuning_layers';
 export class NormAdapter implements Disposable {
   /** [K] */
   readonly weight: Tensor;
-  /** [K], where given. */
+  /** [K], if given. */
   readonly bias?: Tensor;
   readonly kind: NormKind;
   readonly eps: number;
@@ -87,7 +87,7 @@ export class NormAdapter implements Disposable {
       checkSameDevice(op, 'bias', this.bias, this.weight);
     }
     if (kind !== 'layer' && kind !== 'rms') {
-      fail('ERR_VALUE', op, 'kind', "'layer' or 'rms'", shown(kind));
+      fail('ERR_VALUE', op, 'kind', 'layer or rms', shown(kind));
     }
     this.kind = kind;
     this.eps = checkFinite(op, 'eps', orDefault(eps, kind === 'layer' ? 1e-5 : 1e-6));
@@ -96,7 +96,7 @@ export class NormAdapter implements Disposable {
 
   /**
    * @param x [..., K]
-   * @returns y, shape and dtype of x, and what {@link NormAdapter.backward} needs
+   * @returns y, with the shape and dtype of x, and the state for {@link NormAdapter.backward}
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   forward(x: Tensor, options?: { training?: boolean }): { y: Tensor; saved: AdapterSaved } {
@@ -109,7 +109,7 @@ export class NormAdapter implements Disposable {
     const training = checkTraining(op, readOptions(op, options, { training: true }).training);
     return scope(() => {
       const tape = new Tape({ recording: training });
-      // Its own hold on x, which the caller may let go.
+      // A separate handle to x, which the caller may dispose.
       const held = x.reshape(x.shape);
       const leaves = new Map<string, Value>([
         ['dx', tape.variable(held)],
@@ -132,8 +132,8 @@ export class NormAdapter implements Disposable {
 
   /**
    * @param dy the shape of y
-   * @param options.needs default all there are
-   * @param options.keep the saved state, for another pass; default false: it is freed
+   * @param options.needs default all
+   * @param options.keep keep the saved state for another pass; default false: it is freed
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
    */
   backward(
@@ -161,9 +161,9 @@ export class NormAdapter implements Disposable {
   }
 
   /**
-   * The trained norm of one module of a PEFT folder of type LN_TUNING. Kind and eps are the model's: PEFT has
-   * them in no file.
-   * @throws ERR_UNSUPPORTED another type · ERR_FILE no such module · ERR_SHAPE
+   * The trained norm of one module of a PEFT folder of type LN_TUNING. Kind and eps are those of the model:
+   * PEFT stores them in no file.
+   * @throws ERR_UNSUPPORTED for another type · ERR_FILE if there is no such module · ERR_SHAPE
    * @example
    * const norm = NormAdapter.fromPeft(readAdapterFolder('./adapter'), 'model.norm', { kind: 'rms' });
    */
@@ -201,8 +201,8 @@ export class NormAdapter implements Disposable {
   }
 
   /**
-   * Norms by module as PEFT lays them out; {@link encodeSafetensors} makes the file.
-   * @throws ERR_TYPE · ERR_VALUE none · ERR_DISPOSED
+   * Converts norms by module to PEFT's layout; {@link encodeSafetensors} makes the file.
+   * @throws ERR_TYPE · ERR_VALUE if there are none · ERR_DISPOSED
    */
   static async toPeft(norms: ReadonlyMap<string, NormAdapter>): Promise<PeftFolder> {
     const op = 'NormAdapter.toPeft';
@@ -226,7 +226,7 @@ export class NormAdapter implements Disposable {
     return this.weight.disposed;
   }
 
-  /** Frees the tensors. Twice is a no-op. */
+  /** Frees the tensors. A second call does nothing. */
   dispose(): void {
     this.weight.dispose();
     this.bias?.dispose();

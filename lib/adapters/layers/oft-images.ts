@@ -13,7 +13,7 @@ import type { SkewMaps } from '../methods/orthogonal/rotation.js';
 
 type OftSettings = (typeof oft)['definition']['defaults'];
 
-/** What {@link OftImages} is for. */
+/** The images and kernel of {@link OftImages}. */
 export interface OftImagesSpec {
   /** C */
   channels: number;
@@ -29,15 +29,15 @@ export interface OftImagesSpec {
 export interface OftImagesGradients {
   /** [B, C, H, W] */
   dx: Tensor;
-  /** As the adapter's weight. */
+  /** The shape and dtype of the adapter's weight. */
   dWeight: Tensor;
 }
 
 /**
- * What PEFT's OFT of a convolution does to the layer's input while it is not merged: at every place inside the image
- * the patch that the kernel would see is rotated, and patches are summed to an image again. With a kernel of 1 x 1 that is
- * the merged layer (`oft` over patches); with a larger one it is another function, at a fresh adapter the image times the
- * number of patches that a pixel is in. A folder that was trained with PEFT has been trained so.
+ * What PEFT's OFT of a convolution does to the layer's input until it is merged: at every position inside the image it
+ * rotates the patch that the kernel would see, and sums the patches to an image again. With a kernel of 1 x 1 that equals
+ * the merged layer (`oft` over patches). With a larger one it is another function: a new adapter gives the image times the
+ * number of patches that contain each pixel. A folder that PEFT trained was trained this way.
  * @example
  * const images = new OftImages(adapter, { channels: 64, height: 32, width: 32, kernel: [3, 3] });
  * const { y, saved } = images.forward(x);
@@ -48,8 +48,8 @@ export class OftImages implements Disposable {
   readonly #patches: Im2col;
 
   /**
-   * @param adapter of method `oft` with inFeatures C · KH · KW; it stays the caller's
-   * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_OOM; ERR_UNSUPPORTED of another method
+   * @param adapter of method `oft` with inFeatures C · KH · KW; it belongs to the caller
+   * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_OOM; ERR_UNSUPPORTED for another method
    */
   constructor(adapter: Adapter | Adapter<OftSettings>, spec: OftImagesSpec) {
     const op = 'OftImages';
@@ -74,8 +74,8 @@ export class OftImages implements Disposable {
 
   /**
    * @param x [B, C, H, W]
-   * @param options.training is there a backward pass? Default true
-   * @returns y, shape and dtype of x, and what {@link OftImages.backward} needs
+   * @param options.training will there be a backward pass? Default true
+   * @returns y, with the shape and dtype of x, and the state for {@link OftImages.backward}
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   forward(x: Tensor, options?: { training?: boolean }): { y: Tensor; saved: AdapterSaved } {
@@ -110,7 +110,7 @@ export class OftImages implements Disposable {
 
   /**
    * @param dy [B, C, H, W]
-   * @param options.keep the saved state, for another pass; default false: it is freed
+   * @param options.keep keep the saved state for another pass; default false: it is freed
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
    */
   backward(dy: Tensor, saved: AdapterSaved, options?: { keep?: boolean }): OftImagesGradients {
@@ -125,7 +125,7 @@ export class OftImages implements Disposable {
     return { dx, dWeight };
   }
 
-  /** Frees the maps; the adapter stays. Twice is a no-op. */
+  /** Frees the maps, but not the adapter. A second call does nothing. */
   dispose(): void {
     this.#patches.dispose();
   }

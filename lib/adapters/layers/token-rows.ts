@@ -20,17 +20,17 @@ import type { Adapter } from '../definition/adapter.js';
 import type { PeftFolder } from '../peft/peft-tensors.js';
 import { addTokenRows, readTokenRows, writeTokenRows } from '../peft/token-rows-peft.js';
 
-/** What {@link TokenRows} is made of. */
+/** Parts of {@link TokenRows}. */
 export interface TokenRowsParts {
   /** [tokens, D] */
   rows: Tensor;
-  /** The ids whose rows these are, distinct. */
+  /** The distinct ids of these rows. */
   tokens: readonly number[];
 }
 
 /**
- * Some rows of an embedding are trained, the others stay (PEFT's trainable tokens): as the method `trainable-tokens`, but
- * by ids. A token costs its row of the table, not V values of a one-hot one, so that it is for tables of any size.
+ * Trains some rows of an embedding and keeps the others (PEFT's trainable tokens): like the method `trainable-tokens`,
+ * but by ids. A token costs its row of the table rather than V values of a one-hot row, so this suits tables of any size.
  * @example
  * const tokens = TokenRows.fromPeft(readAdapterFolder('./adapter'), 'model.embed_tokens');
  * const y = tokens.forward(ids, table); // [ids, D]
@@ -76,10 +76,11 @@ export class TokenRows implements Disposable {
   }
 
   /**
-   * The rows of ids: the trained ones, and the table's.
+   * The rows for ids: trained ones, and others from the table.
    * @param ids token ids
-   * @param table [V, D] dense or quantised; it is decoded where ids are, by runs of neighbours
-   * @returns y [ids, D], the dtype of the table; of a quantised one that which it was quantised from
+   * @param table [V, D] dense or quantised; only the rows of the ids are decoded, in runs of
+   * neighbours
+   * @returns y [ids, D], in the dtype of the table, or of the tensor from which it was quantised
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   forward(ids: ArrayLike<number>, table: BaseWeight): Tensor {
@@ -99,10 +100,11 @@ export class TokenRows implements Disposable {
   }
 
   /**
-   * The gradient of `Σ y ⊙ dy`: each trained row's is the sum over its places, in f32 until it is stored.
+   * The gradient of `Σ y ⊙ dy`: that of a trained row is the sum over its occurrences, in f32 until it is
+   * stored.
    * @param dy [ids, D]
-   * @param ids those of the forward pass
-   * @returns dRows [tokens, D], the dtype of the rows
+   * @param ids the ids of the forward pass
+   * @returns dRows [tokens, D], in the dtype of the rows
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   backward(dy: Tensor, ids: ArrayLike<number>): { dRows: Tensor } {
@@ -114,7 +116,7 @@ export class TokenRows implements Disposable {
     checkSameDevice(op, 'dy', dy, rows);
     const count = this.tokens.length;
     return scope(() => {
-      // Which of the few trained rows each id is.
+      // Marks which of the few trained rows each id is.
       const own = new Float32Array(all.length * count);
       all.forEach((id, i) => {
         const place = this.#places.get(id);
@@ -127,9 +129,9 @@ export class TokenRows implements Disposable {
   }
 
   /**
-   * The table with the trained rows in their places.
-   * @param table [V, D], dense; it stays
-   * @returns [V, D], its dtype
+   * The table with the trained rows inserted.
+   * @param table [V, D], dense; unchanged
+   * @returns [V, D], in the dtype of the table
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
   merge(table: Tensor): Tensor {
@@ -148,11 +150,11 @@ export class TokenRows implements Disposable {
 
   /**
    * The trained rows of one embedding of a PEFT folder: of type TRAINABLE_TOKENS, or of a LoRA folder whose config has
-   * `trainable_token_indices`: a list, of the input embedding, or lists by names, of which the last that the module's
-   * name ends in counts (PEFT's rule).
+   * `trainable_token_indices`. That is a list, for the input embedding, or lists by names, of which the last one that
+   * the module's name ends in applies (PEFT's rule).
    * @returns rows [tokens, D] in the order of the ids in the config
-   * @throws ERR_UNSUPPORTED another type without that field · ERR_FILE no such module, or none of its name in the config
-   *   · ERR_TYPE, ERR_SHAPE, ERR_VALUE
+   * @throws ERR_UNSUPPORTED for another type without that field · ERR_FILE if there is no such module, or the config
+   * does not name it · ERR_TYPE, ERR_SHAPE, ERR_VALUE
    * @example
    * const tokens = TokenRows.fromPeft(readAdapterFolder('./adapter'), 'model.embed_tokens');
    */
@@ -175,11 +177,11 @@ export class TokenRows implements Disposable {
   }
 
   /**
-   * Rows by module as PEFT lays them out; {@link writeAdapterFolder} writes the folder.
-   * @param beside LoRA of other modules of the same folder, or their folder: then the config has `trainable_token_indices`, by
-   *   module. Rows of a module that the folder has already are replaced, those of others stay.
-   * @throws ERR_VALUE none, or without `beside` of other tokens (that config has one list of them) · ERR_UNSUPPORTED
-   *   adapters of a type other than LORA and ADALORA · ERR_TYPE, ERR_FILE, ERR_DISPOSED
+   * Converts rows by module to PEFT's layout; {@link writeAdapterFolder} writes the folder.
+   * @param beside LoRA of other modules of the same folder, or their folder: the config then has `trainable_token_indices` by
+   * module. Rows of a module that the folder already has are replaced, those of others stay.
+   * @throws ERR_VALUE if there are none, or without `beside` if modules have different tokens (that config has one
+   * list) · ERR_UNSUPPORTED for adapters of a type other than LORA and ADALORA · ERR_TYPE, ERR_FILE, ERR_DISPOSED
    * @example
    * const folder = await TokenRows.toPeft(new Map([['model.embed_tokens', tokens]]), adaptersByModule);
    * await writeAdapterFolder('./adapter', folder);
@@ -198,7 +200,7 @@ export class TokenRows implements Disposable {
     return this.rows.disposed;
   }
 
-  /** Frees the rows. Twice is a no-op. */
+  /** Frees the rows. A second call does nothing. */
   dispose(): void {
     this.rows.dispose();
   }
@@ -208,7 +210,7 @@ export class TokenRows implements Disposable {
   }
 }
 
-/** Token ids below V. @throws ERR_TYPE, ERR_VALUE */
+/** Checks for token ids below V. @throws ERR_TYPE, ERR_VALUE */
 function readIds(op: string, ids: unknown, V: number): number[] {
   return readNumbers(op, 'ids', ids, (name, id) => checkInteger(op, name, id, 0, V - 1));
 }

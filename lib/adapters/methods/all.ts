@@ -1,4 +1,4 @@
-/** Every method that comes with the library, by name: `npm run methods` writes one line a file. */
+/** Every method that comes with the library, by name: one line per file, written by `npm run methods`. */
 
 export { adalora } from './dynamic-rank/adalora.js';
 export { dylora } from './dynamic-rank/dylora.js';

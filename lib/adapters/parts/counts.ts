@@ -1,8 +1,8 @@
-/** Settings that count something a layer has at least one of. */
+/** Settings that count something of which a layer has at least one. */
 
 /**
- * For {@link AdapterDefinition.check}: the first of these settings that is below 1. (That it is an integer follows from the
- * shapes, which are checked for all methods.)
+ * For {@link AdapterDefinition.check}: the first of these settings that is below 1. (The check of shapes, for all methods,
+ * makes sure that it is an integer.)
  */
 export function belowOne<Name extends string>(
   config: Readonly<Record<Name, number>>,

@@ -4,8 +4,8 @@ import type { LayerSize } from '../definition/maker.js';
 const show = ({ inFeatures, outFeatures }: LayerSize): string => `${inFeatures} to ${outFeatures}`;
 
 /**
- * The layers of a folder as a caller gives them, that of the module among them.
- * @throws ERR_TYPE · ERR_VALUE the module is not there, or of another size
+ * The layers of a folder that the caller gave, including the module's.
+ * @throws ERR_TYPE · ERR_VALUE if the module is missing or of another size
  */
 export function layersOf(
   op: string,
@@ -23,7 +23,7 @@ export function layersOf(
     }
   }
   const own = layers.get(module) as LayerSize | undefined;
-  if (own === undefined) fail('ERR_VALUE', op, 'folder.layers', `with ${module}`, 'none of it');
+  if (own === undefined) fail('ERR_VALUE', op, 'folder.layers', `with ${module}`, 'no such module');
   if (show(own) !== show(size)) {
     fail('ERR_VALUE', op, `folder.layers of ${module}`, `of ${show(size)} features`, show(own));
   }
@@ -39,15 +39,16 @@ export function largestOf(layers: ReadonlyMap<string, LayerSize>): LayerSize {
   };
 }
 
-/** That the layers have to be given. @throws ERR_VALUE */
+/** Reports that the layers must be given. @throws ERR_VALUE */
 export function needsLayers(what: string): never {
   const expected = `given (the modules in the order of the model, with their sizes: ${what})`;
   fail('ERR_VALUE', 'adapterFromPeft', 'folder.layers', expected, 'none');
 }
 
 /**
- * Modules in the order of the model, from names that differ in numbers only: `layers.2.mlp` is before `layers.10.mlp`.
- * @returns undefined where names differ in more, which tells no order
+ * Sorts modules into the order of the model, if their names differ only in numbers: `layers.2.mlp` before
+ * `layers.10.mlp`.
+ * @returns undefined if names differ in more than that, because the order is then unknown
  */
 export function inOrder(modules: readonly string[]): readonly string[] | undefined {
   const kinds = new Set(modules.map((name) => name.replace(/\d+/g, '#')));

@@ -1,6 +1,6 @@
 /**
- * loraB of a convolution of groups: PEFT makes it a convolution of groups itself, [N, r / groups], the blocks of a
- * block-diagonal matrix [N, r], while loraA sees all channels.
+ * loraB of a grouped convolution. PEFT makes loraB itself a grouped convolution, [N, r / groups]: the blocks of a
+ * block-diagonal matrix [N, r]. loraA sees all channels.
  */
 
 import type { Value } from '../../autograd/gradient-tape.js';
@@ -13,18 +13,18 @@ import { blockDiagonalMap } from '../../ops/grouped-weight.js';
 import type { AdapterSize } from '../definition/maker.js';
 import { type KernelConfig, tapsOf } from './layer-kind.js';
 
-/** Settings of a method that is on convolutions of groups too. */
+/** Settings of a method that also supports grouped convolutions. */
 export interface GroupsConfig extends KernelConfig {
   readonly r: number;
   readonly groups: number;
 }
 
-/** What is wrong with the groups of a layer, as a method's check tells it. */
+/** Checks the groups of a layer, in the form of a method's check. */
 export function checkGroups({ N, K, config }: AdapterSize<GroupsConfig>) {
   const { r, kernel, groups } = config;
   const channels = K / tapsOf(config);
   if (kernel.length === 0 && groups !== 1) {
-    return ['groups', '1 of a layer without a kernel', String(groups)] as const;
+    return ['groups', '1 for a layer without a kernel', String(groups)] as const;
   }
   const whole = Number.isInteger(groups) && groups > 0;
   if (whole && [r, N, channels].every((size) => size % groups === 0)) return undefined;
@@ -32,7 +32,7 @@ export function checkGroups({ N, K, config }: AdapterSize<GroupsConfig>) {
   return ['groups', expected, String(groups)] as const;
 }
 
-/** The groups of a stored layer: what a group has of the r values is loraB's width. */
+/** The number of groups of a stored layer: the width of loraB is the number of ranks per group. */
 export function readGroups(
   r: number,
   kernel: readonly number[] | undefined,
@@ -43,7 +43,7 @@ export function readGroups(
   return several && r % each === 0 ? r / each : 1;
 }
 
-/** Of loraB as it is trained, flat, to all of it, flat; none where it is all of it. */
+/** Maps the flat trained loraB to the flat full matrix; undefined if they are the same. */
 export function wholeMap(
   { N, config: { r, groups } }: AdapterSize<GroupsConfig>,
   device: Device,
@@ -51,14 +51,14 @@ export function wholeMap(
   return groups > 1 ? blockDiagonalMap(N, r, groups, device) : undefined;
 }
 
-/** loraB [N, r] as a step on the tape. */
+/** The full loraB [N, r] as a step on the tape. */
 export function wholeValue(t: Tape, loraB: Value, map: FeatureMap | undefined, r: number): Value {
   if (map === undefined) return loraB;
   const [N = 0] = loraB.shape;
   return t.reshape(t.features(t.reshape(loraB, [1, loraB.tensor.size]), map), [N, r]);
 }
 
-/** loraB [N, r] */
+/** The full loraB [N, r] */
 export function wholeOf(loraB: Tensor, size: AdapterSize<GroupsConfig>): Tensor {
   return scope(() => {
     const map = wholeMap(size, loraB.device);

@@ -6,13 +6,13 @@ import type { BaseWeight } from '../../ops/base-weight.js';
 import { denseRows } from '../../ops/dense-rows.js';
 import { matmul, matmulInputGrad } from '../../ops/matmul.js';
 
-/** Directions beyond those asked for, which make the last ones converge. */
+/** Directions beyond the requested ones, which make the last ones converge. */
 const OVERSAMPLING = 8;
 const ITERATIONS = 12;
 
-/** Directions that are few whatever the weight's size. */
+/** A number of directions that counts as few whatever the weight's size. */
 const FEW = 48;
-/** Of more directions than this share of the smaller side all triplets are found at once, which takes less. */
+/** Above this fraction of the smaller side, it is faster to compute all triplets at once. */
 const SHARE = 1 / 8;
 
 /** Vᵀ [r, K], orthonormal, and (U·S)ᵀ [r, N], row by row. */
@@ -22,8 +22,8 @@ interface Triplets {
 }
 
 /**
- * From the eigenvectors of the product of w with itself over its longer side, on the host in float64: as w is f32, what squaring
- * loses is below its last place. Right vectors of values that are next to nothing are made orthonormal to the others.
+ * From the eigenvectors of the product of w with itself over its longer side, on the host in float64: w is f32, so squaring
+ * loses less than its last place. Right vectors whose values are nearly zero are made orthonormal to the others.
  */
 function allTriplets(w: BaseWeight, r: number): Triplets {
   const [N = 0, K = 0] = w.shape;
@@ -51,10 +51,10 @@ function allTriplets(w: BaseWeight, r: number): Triplets {
 }
 
 /**
- * The r leading singular triplets of a base weight [N, K]. Few by subspace iteration: products with w on its device, the rest on
- * the host in double; many (above an eighth of the smaller side) by {@link symmetricEigen}. For starting an adapter, not for
- * its steps.
- * @param seed of the first directions
+ * The r leading singular triplets of a base weight [N, K]. A few are computed by subspace iteration, with the products with w on
+ * its device and the rest on the host in double; many (above an eighth of the smaller side) by {@link symmetricEigen}. For
+ * initialising an adapter, not for its steps.
+ * @param seed of the initial directions
  * @returns Vᵀ [r, K] and (U·S)ᵀ [r, N]
  */
 export function leadingTriplets(w: BaseWeight, r: number, seed: number): Triplets {
@@ -87,10 +87,10 @@ export function leadingTriplets(w: BaseWeight, r: number, seed: number): Triplet
 }
 
 /**
- * The r leading singular triplets of a base weight, one factor each: columns `u` [N, r] of length 1 (zeros where the value
- * is 0), values `s` [r], the largest first, rows `v` [r, K].
- * @param seed of {@link leadingTriplets}, whose triplets are near enough to start from; without one they are exact to f32,
- *   as those must be that stand for a peer's: their time grows with the cube of the smaller side
+ * The r leading singular triplets of a base weight as separate factors: columns `u` [N, r] of length 1 (zeros if the value
+ * is 0), values `s` [r] in descending order, rows `v` [r, K].
+ * @param seed for {@link leadingTriplets}, whose triplets are accurate enough to start from. Without a seed they are exact
+ * to f32, as they must be to match those of a peer; the time then grows with the cube of the smaller side
  */
 export function singularFactors(
   w: BaseWeight,

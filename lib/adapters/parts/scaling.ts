@@ -2,7 +2,7 @@ import { LinearRegex, matchBudget } from '../../checkpoint/linear-regex.js';
 import { parsePattern } from '../../checkpoint/regex-syntax.js';
 import { fail } from '../../core/errors.js';
 
-/** Settings that most low-rank methods share, and PEFT's names for them. */
+/** Settings that most low-rank methods share, with PEFT's names for them. */
 export interface AlphaConfig {
   readonly r: number;
   readonly loraAlpha: number;
@@ -16,13 +16,13 @@ export function scalingOf({ r, loraAlpha, rslora }: AlphaConfig): number {
 }
 
 /**
- * The first pattern that covers the end of a module's name decides, as in PEFT.
- * @throws ERR_FILE not a pattern · ERR_UNSUPPORTED one that may take long to match
+ * The first pattern that matches the end of a module's name applies, as in PEFT.
+ * @throws ERR_FILE if it is not a pattern · ERR_UNSUPPORTED if it may take long to match
  */
 export function patternOf(patterns: unknown, module: string): number | undefined {
   const budget = matchBudget();
   for (const [pattern, value] of Object.entries((patterns ?? {}) as Record<string, number>)) {
-    // By itself first: what it is put into could make a whole of what is none.
+    // Parsed alone first: the surrounding pattern could turn an invalid one into a valid one.
     parsePattern(kOp, pattern);
     if (new LinearRegex(kOp, `(.*\\.)?(${pattern})`, budget).fullMatch(module)) return value;
   }
@@ -30,12 +30,12 @@ export function patternOf(patterns: unknown, module: string): number | undefined
 }
 const kOp = 'adapterFromPeft';
 
-/** Whether a pattern is all of a module's name (Python's `re.fullmatch`). The same errors. */
+/** Does a pattern match the whole module name (Python's `re.fullmatch`)? Throws the same errors. */
 export function coversModule(pattern: string, module: string): boolean {
   return new LinearRegex(kOp, pattern).fullMatch(module);
 }
 
-/** From `adapter_config.json`; what it leaves out has the default of PEFT. */
+/** Reads `adapter_config.json`. Missing fields have PEFT's defaults. */
 export function readAlpha(
   config: Readonly<Record<string, unknown>>,
   module: string,
@@ -48,18 +48,18 @@ export function readAlpha(
   };
 }
 
-/** Of LoRA and its relatives, for {@link patternFields}. */
+/** The fields of LoRA and related methods, for {@link patternFields}. */
 export const kAlphaPatterns = { r: 'rank_pattern', lora_alpha: 'alpha_pattern' } as const;
 
-/** A pattern that covers the module of that name and no other, not even one whose name ends in it. */
+/** A pattern that matches the module of that name and no other, not even one whose name ends in it. */
 const exactly = (module: string): string => `^${module.replace(/[^\w]/g, '\\$&')}`;
 
 /**
- * Fields of one config for modules that each have their own. What most modules have is the field's value, and what others
- * have is in its field of patterns; of dropouts the largest is written, as an embedding's layer has none.
- * @param patterns which fields may differ, and the fields of their patterns
- * @param fields those of each module
- * @throws ERR_VALUE modules differ in a field that PEFT has once
+ * Fields of one config for modules with different values. The value of most modules goes into the field, those of the
+ * others into its field of patterns. For dropout the largest value is written, because an embedding's layer has none.
+ * @param patterns the fields that may differ, and the names of their pattern fields
+ * @param fields the fields of each module
+ * @throws ERR_VALUE if modules differ in a field that PEFT stores only once
  */
 export function patternFields(
   op: string,
@@ -93,7 +93,7 @@ export function patternFields(
   return one;
 }
 
-/** To `adapter_config.json`. */
+/** The fields of `adapter_config.json`. */
 export function alphaFields({ r, loraAlpha, rslora, dropout }: AlphaConfig) {
   return { r, lora_alpha: loraAlpha, use_rslora: rslora, lora_dropout: dropout };
 }

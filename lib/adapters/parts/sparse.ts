@@ -2,7 +2,7 @@ import { SparsePattern } from '../../autograd/sparse-update.js';
 import { TorchRandom } from '../../checkpoint/random/torch-random.js';
 import type { AdapterMaker } from '../definition/maker.js';
 
-/** The pattern of entries that are given by their places in the flattened weight, row by row. */
+/** The pattern of entries whose positions in the flattened weight are given, row by row. */
 export function patternOfEntries(
   { N, K, device }: AdapterMaker<object>,
   entries: Int32Array,
@@ -12,14 +12,14 @@ export function patternOfEntries(
   return new SparsePattern({ rows, columns, N, K, device });
 }
 
-/** Some of N · K places, each once, as PyTorch draws them: the beginning of a random permutation. */
+/** Draws distinct positions among N · K as PyTorch does: the beginning of a random permutation. */
 export function randomEntries(N: number, K: number, count: number, seed: number): Int32Array {
   return new TorchRandom(seed).permutation(N * K).slice(0, count);
 }
 
 /**
- * A random table of `count` numbers below `length`, each equally often (up to one more, for some that are
- * drawn).
+ * A random table of `count` numbers below `length`, each equally often (some randomly chosen ones once
+ * more).
  */
 export function balanced(count: number, length: number, seed: number): Int32Array {
   const random = new TorchRandom(seed);

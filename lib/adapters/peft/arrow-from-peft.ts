@@ -12,17 +12,17 @@ import type { PeftFolder } from './peft-tensors.js';
 
 const kOp = 'arrowFromPeft';
 
-/** The folders of an Arrow model of PEFT's: its router has none of the factors. */
+/** The folders of an Arrow model of PEFT. The router's folder has none of the factors. */
 export interface ArrowFolders {
-  /** What was saved of the router: a config with an `arrow_config`. */
+  /** What was saved for the router: a config with an `arrow_config`. */
   router: Pick<PeftFolder, 'config'>;
-  /** LoRA that was trained apart, a folder each. */
+  /** Separately trained LoRA, one folder each. */
   experts: readonly PeftFolder[];
-  /** LoRA of general knowledge, which is taken off the experts where the config says `use_gks`. */
+  /** LoRA of general knowledge, which is subtracted from the experts if the config sets `use_gks`. */
   general?: readonly PeftFolder[];
 }
 
-/** The settings of an `arrow_config`; what it leaves out has PEFT's defaults. @throws ERR_TYPE, ERR_VALUE */
+/** The settings of an `arrow_config`. Missing fields have PEFT's defaults. @throws ERR_TYPE, ERR_VALUE */
 function readConfig(router: Pick<PeftFolder, 'config'>) {
   const { config } = ownFields(kOp, router);
   const given = config?.arrow_config as Readonly<Record<string, unknown>> | null | undefined;
@@ -40,7 +40,7 @@ function readConfig(router: Pick<PeftFolder, 'config'>) {
   };
 }
 
-/** LoRA of one module from each folder. */
+/** The LoRA of one module from each folder. */
 function loraOf(
   name: string,
   folders: unknown,
@@ -69,13 +69,13 @@ function loraOf(
 }
 
 /**
- * One module of a PEFT Arrow model: its experts' factors from their own folders, routed as the router's `arrow_config` says,
- * with the prototypes that PEFT finds for its `rng_seed` (without one PEFT's begin at random, and the exact ones are
- * taken). For inference: PEFT drops some of the routed sum in training, `arrow` nothing.
+ * One module of a PEFT Arrow model: the factors of its experts from their own folders, routed as the router's `arrow_config`
+ * says, with the prototypes that PEFT finds for its `rng_seed` (without one PEFT starts at random, and the exact prototypes
+ * are used). For inference: in training, PEFT applies dropout to the routed sum, but `arrow` does not.
  * @param module e.g. `model.layers.0.self_attn.q_proj`
- * @throws ERR_VALUE not as many folders as the config names, `use_gks` without general ones or the reverse ·
- *   ERR_UNSUPPORTED an expert that is not plain LoRA of a linear layer, or has loraBias · else as {@link adapterFromPeft} and
- *   {@link arrowExperts}
+ * @throws ERR_VALUE if the number of folders differs from the config, for `use_gks` without general ones or the reverse ·
+ * ERR_UNSUPPORTED for an expert that is not plain LoRA of a linear layer, or has loraBias · otherwise as
+ * {@link adapterFromPeft} and {@link arrowExperts}
  * @example
  * const folders = { router: readAdapterFolder('./router'), experts: ['./maths', './code'].map(readAdapterFolder) };
  * const adapter = arrowFromPeft(folders, 'model.layers.0.mlp.up_proj', { inFeatures, outFeatures });

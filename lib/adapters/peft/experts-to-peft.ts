@@ -12,25 +12,25 @@ import type { PeftFolder } from './peft-tensors.js';
 
 const kOp = 'expertsToPeft';
 
-/** The experts of one parameter [E, ..., ...], as {@link expertsFromPeft} gives them. */
+/** The experts of one parameter [E, ..., ...], as {@link expertsFromPeft} returns them. */
 export interface ExpertsParameter {
   /** Its name in the module: `gate_up_proj`. */
   parameter: string;
-  /** LoRA of one size, rank, alpha and dtype, in the order of the experts. */
+  /** LoRA adapters with the same size, rank, alpha and dtype, in the order of the experts. */
   experts: readonly Adapter[];
-  /** Does lora_A see the outputs, and lora_B the inputs? Default false. See {@link ExpertsPlace.transposed}. */
+  /** Does lora_A read the outputs, and lora_B the inputs? Default false. See {@link ExpertsPlace.transposed}. */
   transposed?: boolean;
 }
 
 /** Typed arrays of the dtypes that adapters have. */
 type Values = Float32Array | Uint16Array;
 
-/** [rows, cols] to [cols, rows]. */
+/** Transposes [rows, cols] to [cols, rows]. */
 function turned(values: Values, rows: number, cols: number): Values {
   return values.map((_, i) => values[(i % rows) * cols + Math.floor(i / rows)] as number);
 }
 
-/** What an expert has to be like, of the first one: in words. */
+/** The properties that all experts must share with the first, in words. */
 function describe({ method, config, inFeatures: K, outFeatures: N, parameters }: Adapter): string {
   const { r, loraAlpha, rslora } = config as AlphaConfig;
   const scaled = rslora ? 'loraAlpha over sqrt(r)' : 'loraAlpha';
@@ -56,7 +56,8 @@ function checkExperts(name: string, experts: unknown): readonly [Adapter, ...Ada
       readonly dropout: number;
     };
     if (kernel.length > 0 || embedding || loraBias || dropout !== 0) {
-      const expected = 'of a linear layer, without dropout and loraBias (PEFT has none here)';
+      const expected =
+        'of a linear layer, without dropout and loraBias (PEFT supports neither here)';
       const got = `kernel [${kernel}], embedding ${embedding}, dropout ${dropout}, loraBias ${loraBias}`;
       fail('ERR_UNSUPPORTED', kOp, place, expected, got);
     }
@@ -66,7 +67,7 @@ function checkExperts(name: string, experts: unknown): readonly [Adapter, ...Ada
   return all;
 }
 
-/** lora_A [r · E, i], expert after expert, and lora_B [o, r · E], rank after rank: the experts' bits. */
+/** lora_A [r · E, i], expert by expert, and lora_B [o, r · E], rank by rank, with the experts' bits. */
 async function stacked(
   experts: readonly [Adapter, ...Adapter[]],
   transposed: boolean,
@@ -103,14 +104,14 @@ async function stacked(
 }
 
 /**
- * A PEFT folder with the adapters of experts whose weights are one parameter, which it targets by `target_parameters`: what
- * {@link expertsFromPeft} reads, the same bits in the same places. {@link writeAdapterFolder} writes it.
- * @param modules by the module's name, its adapted parameters, in the order of {@link ExpertsPlace.level}: PEFT wraps them in the
- *   order in which the module registers them, so that its last parameter is level 0, and first here
- * @param adapters LoRA of other modules that are in the same folder, by their names: attention beside experts
- * @throws ERR_VALUE none, experts that differ in size, rank, alpha or dtype, a parameter or a module twice, dropout of the
- *   other modules (PEFT's experts have none, and a folder has one) · ERR_UNSUPPORTED another method than plain LoRA of linear layers
- *   · ERR_TYPE, ERR_DISPOSED
+ * A PEFT folder for experts whose weights are one parameter, which PEFT targets by `target_parameters`: what
+ * {@link expertsFromPeft} reads, with the same bits in the same places. {@link writeAdapterFolder} writes it.
+ * @param modules by module name, the adapted parameters in the order of {@link ExpertsPlace.level}. PEFT wraps them in the order
+ * in which the module registers them, so the module's last parameter is level 0, and first here
+ * @param adapters LoRA of other modules in the same folder, by their names: attention next to experts
+ * @throws ERR_VALUE if there are none, for experts that differ in size, rank, alpha or dtype, a parameter or a module given twice,
+ * or dropout of the other modules (PEFT's experts have none, and a folder has one value) · ERR_UNSUPPORTED for a method other than
+ * plain LoRA of linear layers · ERR_TYPE, ERR_DISPOSED
  * @example
  * const folder = await expertsToPeft(new Map([['model.layers.0.mlp.experts', [{ parameter: 'down_proj', experts }]]]));
  * await writeAdapterFolder('./adapter', folder);
@@ -137,7 +138,7 @@ export async function expertsToPeft(
         throw wrongType(kOp, `${entry}.parameter`, 'a string', parameter);
       }
       const name = `${module}.${parameter}`;
-      if (names.includes(name)) fail('ERR_VALUE', kOp, 'parameter', 'there once', `${name} twice`);
+      if (names.includes(name)) fail('ERR_VALUE', kOp, 'parameter', 'named once', `${name} twice`);
       const all = checkExperts(name, experts);
       names.push(name);
       configs.push(all[0].config as AlphaConfig);
@@ -147,7 +148,7 @@ export async function expertsToPeft(
       tensors.set(`${key}.lora_B.weight`, loraB);
     }
   }
-  if (names.length === 0) fail('ERR_VALUE', kOp, 'modules', 'a parameter at least', 'none');
+  if (names.length === 0) fail('ERR_VALUE', kOp, 'modules', 'at least one parameter', 'none');
   const layers = [...adapters.keys()];
   for (const { config } of adapters.values()) configs.push(config as unknown as AlphaConfig);
   const fields = patternFields(
@@ -166,7 +167,7 @@ export async function expertsToPeft(
   return { config, tensors };
 }
 
-/** The other modules' part of the folder. */
+/** The part of the folder for the other modules. */
 async function others(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolder> {
   for (const [module, { method, config }] of adapters) {
     const { dropout, loraBias } = config as {
@@ -177,7 +178,7 @@ async function others(adapters: ReadonlyMap<string, Adapter>): Promise<PeftFolde
       fail('ERR_UNSUPPORTED', kOp, module, 'an adapter of lora', method);
     }
     if (dropout !== 0 || loraBias) {
-      const expected = 'without dropout and loraBias (PEFT’s experts have none)';
+      const expected = 'without dropout and loraBias (the experts of PEFT support neither)';
       fail('ERR_VALUE', kOp, module, expected, `dropout ${dropout}, loraBias ${loraBias}`);
     }
   }

@@ -20,14 +20,14 @@ export interface ExpertsPlace extends Pick<AdapterPlace, 'device' | 'dtype'> {
   inFeatures: number;
   /** N, of one expert. */
   outFeatures: number;
-  /** Name of the parameter (`gate_up_proj`), which patterns of ranks and alphas may end in. */
+  /** Name of the parameter (`gate_up_proj`). Patterns of ranks and alphas may end in it. */
   parameter?: string;
   /**
-   * Does lora_A see the outputs, and lora_B the inputs? PEFT's versions differ in what they take for the inputs of a
-   * parameter [E, a, b]. Default: what the shapes say, and false where both would fit.
+   * Does lora_A read the outputs, and lora_B the inputs? PEFT's versions differ in which dimension of a parameter
+   * [E, a, b] is the input. Default: what the shapes say, and false if both would fit.
    */
   transposed?: boolean;
-  /** Which of the module's parameters, 0 the outermost in the file; default the one whose shapes fit. */
+  /** Which of the module's parameters: 0 is the outermost in the file; default the one whose shapes fit. */
   level?: number;
 }
 
@@ -40,13 +40,14 @@ interface Pair {
 
 /**
  * The LoRA adapters of a module whose experts' weights are one parameter [E, ..., ...], from a PEFT folder that
- * targets it by `target_parameters`: one an expert, over its own weight w [N, K]. In the file lora_A is
- * [r · E, K], expert after expert, and lora_B [N, E · r], rank after rank. Of two parameters of one module the
+ * targets it by `target_parameters`: one adapter per expert, over its own weight w [N, K]. In the file lora_A
+ * is [r · E, K], expert by expert, and lora_B [N, E · r], rank by rank. If a module has two parameters, the
  * second is under `base_layer` in the file; the shapes tell them apart.
  * @param module e.g. `model.layers.0.mlp.experts`
  * @returns the adapters in the order of the experts
- * @throws ERR_FILE no such tensors · ERR_SHAPE they fit no parameter of these sizes · ERR_VALUE several fit, and no
- *   `level` is given · ERR_UNSUPPORTED another method than plain LoRA, which PEFT does not have here · ERR_TYPE, ERR_DEVICE, ERR_OOM
+ * @throws ERR_FILE if there are no such tensors · ERR_SHAPE if they fit no parameter of these sizes · ERR_VALUE if several fit and
+ * no `level` is given · ERR_UNSUPPORTED for a method other than plain LoRA, which PEFT does not support here · ERR_TYPE, ERR_DEVICE,
+ * ERR_OOM
  * @example
  * const experts = expertsFromPeft(folder, 'model.layers.0.mlp.experts', { inFeatures, outFeatures });
  * const { y } = (experts[3] as Adapter).forward(x, weights[3]);
@@ -84,7 +85,7 @@ export function expertsFromPeft(
   const dtype = checkDType(kOp, 'dtype', given.dtype ?? 'f32');
   return scope(() =>
     Array.from({ length: E }, (_, e) => {
-      // Of lora_A row k, of lora_B column k of this expert.
+      // Row k of lora_A and column k of lora_B of this expert.
       const rows = wide.slice(e * r * aCols, (e + 1) * r * aCols);
       const columns = new Float32Array(bRows * r);
       for (let n = 0; n < bRows; n++)
@@ -103,7 +104,7 @@ export function expertsFromPeft(
   );
 }
 
-/** [rows, cols] to [cols, rows]. */
+/** Transposes [rows, cols] to [cols, rows]. */
 function turned(values: Float32Array, rows: number, cols: number): Float32Array {
   return Float32Array.from(
     values,
@@ -111,7 +112,7 @@ function turned(values: Float32Array, rows: number, cols: number): Float32Array 
   );
 }
 
-/** The factors under the module's name, or under `base_layer` behind it, that fit a parameter of these sizes. */
+/** The factors under the module's name, or under a `base_layer` after it, that fit a parameter of these sizes. */
 function pairOf(
   tensors: PeftTensors,
   module: string,
@@ -144,7 +145,7 @@ function pairOf(
     fail('ERR_SHAPE', kOp, module, expected, seen);
   }
   if (second !== undefined) {
-    const expected = `given, where several parameters are of K = ${K} and N = ${N}`;
+    const expected = `given if several parameters have K = ${K} and N = ${N}`;
     fail('ERR_VALUE', kOp, 'level', expected, `none of ${first.level} and ${second.level}`);
   }
   return first;

@@ -7,13 +7,16 @@ import { type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 type Config = Readonly<Record<string, unknown>>;
 
-/** Sizes of a layer that no setting reaches: shapes differ where settings do, whatever the layer's own are. */
+/**
+ * Layer sizes that no setting reaches, so that shapes differ exactly where settings do, whatever
+ * the real sizes are.
+ */
 const kSize = { inFeatures: 7 * 2 ** 16, outFeatures: 5 * 2 ** 16 };
 
-/** Fields that say how adapters came about or are routed, and that other readers than ours may want. */
+/** Fields that say how adapters were made or are routed. Other readers may need them. */
 const kOthers = { arrow_config: undefined, layer_replication: undefined };
 
-/** What a config says that the adapter of a module is. @throws as {@link methodOfPeft} */
+/** The adapter that a config describes for the module. @throws as {@link methodOfPeft} */
 function readAs(config: Config, module: string, tensors: PeftTensors) {
   const method = methodOfPeft({ ...config, ...kOthers }, module);
   const form = formOf(method);
@@ -31,7 +34,7 @@ function readAs(config: Config, module: string, tensors: PeftTensors) {
   return { method: method.method, form, shapes };
 }
 
-/** The modules that a folder has tensors of. */
+/** The modules whose tensors a folder has. */
 function modulesOf({ config, tensors }: PeftFolder): string[] {
   const ends = Object.values(formOf(methodOfPeft({ ...config, ...kOthers }, '')).tensors);
   const names = [...tensors.keys()].flatMap((key) => {
@@ -41,7 +44,7 @@ function modulesOf({ config, tensors }: PeftFolder): string[] {
   return [...new Set(names)];
 }
 
-/** Of a folder that no method of the library's reads nothing can be told. */
+/** Nothing can be checked for a folder that no method of the library reads. */
 function orNothing<T>(read: () => T): T | undefined {
   try {
     return read();
@@ -50,7 +53,7 @@ function orNothing<T>(read: () => T): T | undefined {
   }
 }
 
-/** The first tensor that is not what a changed config says, in words. */
+/** The first tensor that contradicts a changed config, in words. */
 function contradiction(folder: PeftFolder, changed: Config): string | undefined {
   const tensors = PeftTensors.of('writeAdapterFolder', folder);
   for (const module of orNothing(() => modulesOf(folder)) ?? []) {
@@ -58,7 +61,7 @@ function contradiction(folder: PeftFolder, changed: Config): string | undefined 
     if (before === undefined) continue;
     const targets = changed.target_modules;
     if (before.form.wholeTargets && !(Array.isArray(targets) && targets.includes(module))) {
-      return `PEFT wants ${module} by its whole name in target_modules`;
+      return `PEFT needs the full name of ${module} in target_modules`;
     }
     const after = orNothing(() => readAs(changed, module, tensors));
     if (after?.method !== before.method) return `${module} is an adapter of ${before.method}`;
@@ -78,7 +81,7 @@ function contradiction(folder: PeftFolder, changed: Config): string | undefined 
   return undefined;
 }
 
-/** Is a shape what it was, or, where the config had been wrong, now that of the tensor? */
+/** Is a shape unchanged, or, if the config was wrong before, now that of the tensor? */
 function fits(
   after: readonly number[],
   before: readonly number[] | undefined,
@@ -90,7 +93,7 @@ function fits(
 }
 
 /**
- * That fields of one's own leave the tensors what the config says that they are: with another `r` nothing would read them.
+ * Checks that custom fields do not contradict the tensors: with another `r` nothing would read them.
  * @throws ERR_VALUE
  */
 export function checkFields(op: string, folder: PeftFolder, fields: Config): void {

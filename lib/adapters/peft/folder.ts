@@ -15,7 +15,7 @@ import { type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 /**
  * Reads an adapter folder of any method; {@link adapterFromPeft} makes the adapters of its modules.
- * @throws ERR_TYPE · ERR_FILE malformed · ERR_FILE_NOT_FOUND
+ * @throws ERR_TYPE · ERR_FILE for a malformed file · ERR_FILE_NOT_FOUND
  * @example
  * const folder = readAdapterFolder('./adapter');
  * const adapter = adapterFromPeft(folder, 'model.layers.0.mlp.up_proj', { inFeatures, outFeatures });
@@ -37,12 +37,14 @@ const pythonOf = (value: unknown): PythonJson => {
 };
 
 /**
- * Writes the adapters of one method, by module, as PEFT lays them out; atomically.
- * @param adapters or what {@link adaptersToPeft}, {@link expertsToPeft} or {@link NormAdapter.toPeft} made of them
- * @param fields further fields of `adapter_config.json`: `base_model_name_or_path`, `task_type`, ..., or in place of those
- *   that follow from the adapters, as `target_modules`
- * @returns what PEFT computes otherwise from the folder, or needs for it, in words: nothing with most methods
- * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft}, fields that the tensors contradict · ERR_DISK_FULL · ERR_PATH
+ * Writes the adapters of one method, by module, in PEFT's layout. The write is atomic.
+ * @param adapters the adapters, or what {@link adaptersToPeft}, {@link expertsToPeft} or
+ * {@link NormAdapter.toPeft} made from them
+ * @param fields further fields of `adapter_config.json`, such as `base_model_name_or_path` and `task_type`, or
+ * replacements for fields that follow from the adapters, such as `target_modules`
+ * @returns what PEFT computes differently from the folder, or needs for it, in words; empty for most methods
+ * @throws ERR_TYPE, ERR_VALUE as {@link adaptersToPeft}, and for fields that the tensors contradict · ERR_DISK_FULL ·
+ * ERR_PATH
  * @example
  * const adapters = new Map([['model.layers.0.self_attn.q_proj', adapter]]);
  * await writeAdapterFolder('./out', await adaptersToPeft(adapters));

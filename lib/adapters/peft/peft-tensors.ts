@@ -5,32 +5,32 @@ import { leadingPart } from '../definition/leading-part.js';
 import type { LayerSize } from '../definition/maker.js';
 import { kPrefix } from '../definition/peft-form.js';
 
-/** An adapter folder's contents: its config as JSON, its tensors by their names in the file. */
+/** The contents of an adapter folder: its config as JSON, its tensors by their names in the file. */
 export interface PeftFolder {
   readonly config: Readonly<Record<string, unknown>>;
   readonly tensors: ReadonlyMap<string, RawTensor>;
   /**
-   * Of the layers that the adapters are on, the largest sizes: what projections were drawn for that the
-   * folder leaves out. Default those of `layers`, else of the layer.
+   * The largest sizes among the adapted layers, for which omitted projections were drawn. Default those
+   * of `layers`, else of the layer.
    */
   readonly largest?: LayerSize;
   /**
-   * The layers that the adapters are on, by module, in the order of the model (which a file has not). What is drawn for all
-   * of them together, and what groups of them share, follows from it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
+   * The adapted layers by module, in the order of the model, which a file does not record. What is drawn for all of them
+   * together, or shared by groups of them, depends on it: TinyLoRA's vectors and projections, Uni-LoRA's tables.
    */
   readonly layers?: ReadonlyMap<string, LayerSize>;
-  /** What PEFT computes otherwise from the folder, in words. Of {@link adaptersToPeft}; most methods have none. */
+  /** What PEFT computes differently from the folder, in words. From {@link adaptersToPeft}; most methods have none. */
   readonly warnings?: readonly string[];
   /**
-   * What the adapter is called in a state dict, whose keys have it behind the tensor's name
-   * (`lora_A.default.weight`); a saved folder has them without. Default `default`.
+   * The adapter's name in the keys of a state dict, after the tensor's name
+   * (`lora_A.default.weight`). A saved folder leaves it out. Default `default`.
    */
   readonly adapterName?: string;
 }
 
 /**
- * The values of a tensor in the file; of one that all layers share, the leading part that this layer
- * uses.
+ * The values of a tensor in the file. For one that all layers share, the leading part that this
+ * layer uses.
  * @throws ERR_SHAPE
  */
 export function partOf(
@@ -42,7 +42,8 @@ export function partOf(
 ): Float32Array {
   const values = rawToFloat32(raw);
   const long = (dims: readonly number[]) => String(dims.filter((dim) => dim !== 1));
-  // A convolution's tensors have a kernel's dimensions behind, or are [1, N, 1, 1]: of the same order.
+  // A convolution's tensors have the kernel's dimensions at the end, or are [1, N, 1, 1]; the order is
+  // the same.
   if (!shared && values.length === shape.reduce((size, dim) => size * dim, 1)) {
     const flat = shape.length === 2 && raw.shape[0] === shape[0];
     if (flat || long(raw.shape) === long(shape)) return values;
@@ -56,15 +57,15 @@ export function partOf(
   return leadingPart(values, raw.shape, shape);
 }
 
-/** That a tensor has to be there, and is not. */
+/** Reports that a required tensor is missing. */
 export function missing(op: string, module: string, key: string): never {
   const text = `${op}: ${module} must have the tensor ${key}, got none of that name`;
   throw new LowrankError('ERR_FILE', text, { op });
 }
 
 /**
- * The tensors of a folder, or of a state dict: there a key has the adapter's name behind the tensor's
- * (`lora_A.default.weight`), and a trained vector may end in `.weight`.
+ * The tensors of a folder, or of a state dict: there the adapter's name follows the tensor's name in
+ * a key (`lora_A.default.weight`), and a trained vector may end in `.weight`.
  */
 export class PeftTensors {
   readonly #op: string;
@@ -77,7 +78,7 @@ export class PeftTensors {
     this.#adapter = adapter;
   }
 
-  /** Of a folder as a caller gives it. @throws ERR_TYPE */
+  /** From a folder that a caller gives. @throws ERR_TYPE */
   static of(op: string, folder: PeftFolder): PeftTensors {
     if (typeof folder !== 'object' || folder === null) {
       throw wrongType(op, 'folder', 'an object', folder);
@@ -93,17 +94,17 @@ export class PeftTensors {
     return new PeftTensors(op, tensors, adapterName);
   }
 
-  /** A module's own tensor. @throws ERR_FILE two names of it have two tensors */
+  /** A module's own tensor. @throws ERR_FILE if two of its names have different tensors */
   own(module: string, key: string): RawTensor | undefined {
     return this.#find(`${kPrefix}${module}.`, key);
   }
 
-  /** One that layers share. @throws ERR_FILE */
+  /** A tensor that layers share. @throws ERR_FILE */
   shared(key: string): RawTensor | undefined {
     return this.#find('base_model.', key);
   }
 
-  /** All keys, as a folder has them. */
+  /** All keys, in the form of a folder. */
   keys(): string[] {
     const name = this.#adapter.replace(/[^\w-]/g, '\\$&');
     const behind = new RegExp(`(_[^.]*)\\.${name}(?=\\.|$)`);
@@ -121,7 +122,13 @@ export class PeftTensors {
       const raw = this.#all.get(name);
       if (raw === undefined) continue;
       if (found !== undefined && !isSame(raw, found.raw)) {
-        fail('ERR_FILE', this.#op, found.name, 'the same under each name', `another as ${name}`);
+        fail(
+          'ERR_FILE',
+          this.#op,
+          found.name,
+          'the same under each name',
+          `a different one as ${name}`,
+        );
       }
       found ??= { name, raw };
     }
@@ -129,15 +136,15 @@ export class PeftTensors {
   }
 }
 
-/** The same tensor under two names. */
+/** Do two names have the same tensor? */
 function isSame(a: RawTensor, b: RawTensor): boolean {
   if (a.dtype !== b.dtype || String(a.shape) !== String(b.shape)) return false;
   return a.data.every((value: number | bigint, i: number) => Object.is(value, b.data[i]));
 }
 
 /**
- * One tensor of those that the file has for the entries of its first dimension.
- * @throws ERR_FILE some are there and one is not; ERR_SHAPE
+ * Joins the tensors that the file stores for the entries of the first dimension.
+ * @throws ERR_FILE if only some of them exist; ERR_SHAPE
  */
 export function stackOf(
   op: string,
@@ -158,7 +165,7 @@ export function stackOf(
   return { dtype: 'F32', shape, data };
 }
 
-/** Entries of the first dimension, each a tensor of its own: the same bits. */
+/** Splits the first dimension into separate tensors, with the same bits. */
 export function unstacked(raw: RawTensor): RawTensor[] {
   const [count = 0, ...shape] = raw.shape;
   const data = raw.data as Float32Array;

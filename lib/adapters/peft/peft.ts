@@ -23,16 +23,16 @@ import {
 } from './peft-tensors.js';
 import { SharedParts } from './shared-parts.js';
 
-/** `peft_type` of folders of methods that PEFT does not have. */
+/** `peft_type` for methods that PEFT does not have. */
 const kOwnType = 'LOWRANK';
 
-/** Features of PEFT's configs that change what most methods compute; those of a method are in its form. */
+/** Features of PEFT's configs that change what most methods compute. A method's form lists the ones it supports. */
 const kOtherFeatures = ['arrow_config', 'layer_replication', 'lora_bias'];
 
-/** Fields of PEFT's configs that are false where frozen tensors are left out of the file. */
+/** Fields of PEFT's configs that are false if the file leaves frozen tensors out. */
 const kStored = ['save_projection', 'save_indices'];
 
-/** @internal PEFT's form of a method; of one that PEFT does not have, the names that the method itself uses. */
+/** @internal PEFT's form of a method. For a method that PEFT does not have, it uses the method's own names. */
 export function formOf({ definition }: Pick<AnyMethod, 'definition'>): PeftForm<object, string> {
   if (definition.peft !== undefined) return definition.peft;
   const names = [...definition.trained, ...(definition.frozen ?? [])];
@@ -55,9 +55,10 @@ function checkMethods(op: string, methods: unknown): void {
 }
 
 /**
- * The method of a PEFT config: its `peft_type`, and the flags that tell apart what shares one.
+ * The method of a PEFT config, from its `peft_type` and the flags that tell methods of one type
+ * apart.
  * @param module some configs name the modules of a variant
- * @param methods where to look; give one of your own here
+ * @param methods the candidates; add your own methods here
  * @throws ERR_TYPE · ERR_UNSUPPORTED
  * @example
  * const folder = readAdapterFolder('./adapter');
@@ -76,7 +77,7 @@ export function methodOfPeft(
   const fits = forms.filter(
     ({ form }) => form.type === config.peft_type && (form.when?.(config, module) ?? true),
   );
-  // A form with a condition is the more special one.
+  // A form with a condition is the more specific one.
   const found = fits.find(({ form }) => form.when !== undefined) ?? fits[0];
   const other = kOtherFeatures.find(
     (name) =>
@@ -99,8 +100,14 @@ export function methodOfPeft(
   const same = forms.filter(({ form }) => form.type === config.peft_type);
   if (same.length > 0 && config.peft_type !== kOwnType) {
     const names = same.map(({ method }) => method.method).join(' or ');
-    const expected = `of a form that ${names} has`;
-    fail('ERR_UNSUPPORTED', 'adapterFromPeft', `a ${config.peft_type} config`, expected, 'another');
+    const expected = `of a form that ${names} supports`;
+    fail(
+      'ERR_UNSUPPORTED',
+      'adapterFromPeft',
+      `a ${config.peft_type} config`,
+      expected,
+      'another form',
+    );
   }
   const known = [...new Set(forms.map(({ form }) => form.type))].sort().join(', ');
   const given = [config.peft_type, config.lowrank_method].filter((v) => v !== undefined);
@@ -109,7 +116,7 @@ export function methodOfPeft(
   throw new LowrankError('ERR_UNSUPPORTED', text, { op: 'adapterFromPeft' });
 }
 
-/** The names of an adapter's tensors in the file, which depend on its settings where the layer is of another kind. */
+/** The names of an adapter's tensors in the file. They depend on its settings if the layer is of another kind. */
 function namesOf(
   peft: PeftForm<object, string>,
   config: object,
@@ -119,15 +126,15 @@ function namesOf(
 
 /**
  * The adapter of one module from a PEFT folder of any supported method. Frozen tensors that the
- * folder leaves out are drawn from PEFT's seed where the method knows how, else from `place.seed`, as
- * {@link AdapterMethod.create} draws them; where the config says that they were not saved the latter
- * is refused.
+ * folder leaves out are drawn from PEFT's seed if the method supports it, otherwise from
+ * `place.seed`, as {@link AdapterMethod.create} draws them. The latter throws if the config says that
+ * the tensors were not saved.
  * @param module name in the base model, e.g. `model.layers.0.self_attn.q_proj`
  * @param place sizes, device and dtype, and for some methods the base weight
- * @param methods where to look for the folder's method: give one of your own here; default those of the library
- * @throws ERR_TYPE · ERR_UNSUPPORTED another method, an option that would change what it computes, random tensors
- *   that were not saved · ERR_FILE a trained tensor is missing · ERR_SHAPE · ERR_VALUE `layers` that are not those of the
- *   module, or are needed and not given
+ * @param methods the candidates for the folder's method: add your own here; default those of the library
+ * @throws ERR_TYPE · ERR_UNSUPPORTED for another method, an option that would change what it computes, or random tensors
+ * that were not saved · ERR_FILE if a trained tensor is missing · ERR_SHAPE · ERR_VALUE if `layers` do not fit the
+ * module, or are required and missing
  * @example
  * const adapter = adapterFromPeft({ config, tensors }, 'lin', { inFeatures: 64, outFeatures: 32 });
  */
@@ -227,12 +234,15 @@ export function adapterFromPeft(
 }
 
 /**
- * The tensors of adapters of one method under their PEFT names, and the fields of their
+ * Converts the adapters of one method to tensors under their PEFT names, and the fields of their
  * `adapter_config.json`. Methods that PEFT does not have are written in the same way under a
- * `peft_type` of our own. What PEFT would compute otherwise is in the `warnings` of the result.
- * @param adapters by module, in the order of the model: PEFT numbers what groups of layers share by it
- * @throws ERR_TYPE · ERR_VALUE no adapters, of several methods, or what the method shares between layers
- *   differs: see {@link AdapterMethod.createAll}; a setting that PEFT has once, and adapters each their own
+ * `peft_type` of this library. The `warnings` of the result say what PEFT would compute
+ * differently.
+ * @param adapters by module, in the order of the model: PEFT uses it to number what groups of layers
+ * share
+ * @throws ERR_TYPE · ERR_VALUE if there are no adapters, or several methods, or if tensors that the method
+ * shares between layers differ (see {@link AdapterMethod.createAll}), or settings that PEFT stores only
+ * once
  * @example
  * const folder = await adaptersToPeft(new Map([['model.layers.0.self_attn.q_proj', adapter]]));
  */
@@ -250,7 +260,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   const fields = [...adapters.values()].map((own) => peft.write(own.config, modules, configs, own));
   const own = patternFields(op, peft.patterns ?? {}, modules, fields);
   const names = Object.values(peft.tensors) as string[];
-  // Groups of layers that share: each layer is its own.
+  // If groups of layers share, each layer is considered separately.
   const groups = Object.values(peft.shared ?? {}).flatMap((name) =>
     modules.map((_, i) => `base_model.${String(name).replace(/\.0$/, '')}.${i}`),
   );
@@ -277,7 +287,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
         tensors.set(`${kPrefix}${module}.${own}`, { ...raw, shape: shapes[name] ?? raw.shape });
       } else if (shared !== undefined) {
         const size = { N: largest.outFeatures, K: largest.inFeatures, config };
-        // Of a group of layers, or of one kind of them: theirs alone.
+        // Shared by a group of layers, or by one kind of them, only.
         const whole = peft.sharedName ? raw.shape : first.definition.shapes(size)[name];
         tensors.set(
           `base_model.${shared}`,
@@ -305,7 +315,7 @@ export async function adaptersToPeft(adapters: ReadonlyMap<string, Adapter>): Pr
   return { config: { peft_type: peft.type, target_modules: modules, ...own }, tensors, warnings };
 }
 
-/** A tensor as files hold it. */
+/** A tensor in the form that files hold. */
 export async function rawOf(tensor: Tensor): Promise<RawTensor> {
   const { dtype, shape } = tensor;
   if (dtype === 'f32') return { dtype: 'F32', shape, data: await tensor.read() };

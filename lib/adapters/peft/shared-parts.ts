@@ -5,13 +5,14 @@ import { leadingPlaces } from '../definition/leading-part.js';
 
 interface Whole {
   readonly raw: RawTensor;
-  /** 1 where a layer has put a value. */
+  /** 1 where a layer has stored a value. */
   readonly known: Uint8Array;
 }
 
 /**
- * Tensors that layers share, put together from the leading part that each layer has. PEFT allocates them for the largest
- * N and K among the layers, which need not be those of one layer: what no layer has stays 0, and no layer reads it.
+ * Tensors that layers share, assembled from the leading part that each layer has. PEFT allocates them for the largest N
+ * and the largest K among the layers, which may belong to different layers. Values that no layer has stay 0, and no
+ * layer reads them.
  */
 export class SharedParts {
   readonly #op: string;
@@ -22,11 +23,11 @@ export class SharedParts {
   }
 
   /**
-   * @param key name in the file
-   * @param name of the method's tensor, for the error
-   * @param shape of the whole
-   * @returns the whole with the part in its place
-   * @throws ERR_VALUE another layer has put something else there
+   * @param key its name in the file
+   * @param name its name in the method, for the error
+   * @param shape of the whole tensor
+   * @returns the whole tensor with this part stored
+   * @throws ERR_VALUE if another layer has stored something else there
    */
   put(
     key: string,
@@ -44,7 +45,7 @@ export class SharedParts {
     const differs = (at: number, i: number) => known[at] === 1 && raw.data[at] !== part.data[i];
     const places = leadingPlaces(shape, part.shape);
     if (raw.dtype !== part.dtype || places.some(differs)) {
-      fail('ERR_VALUE', this.#op, name, 'the same in all layers', `another in ${module}`);
+      fail('ERR_VALUE', this.#op, name, 'the same in all layers', `a different one in ${module}`);
     }
     places.forEach((at, i) => {
       raw.data[at] = part.data[i] as never;

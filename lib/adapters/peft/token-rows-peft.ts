@@ -1,7 +1,7 @@
 /**
- * Where PEFT's folders have the trained rows of embeddings: of type TRAINABLE_TOKENS, or beside LoRA, whose config has
- * `trainable_token_indices` and whose tensors are `<module>.token_adapter.trainable_tokens_delta`. Both hold the rows
- * themselves, no differences to the table's.
+ * The layout of trained embedding rows in PEFT's folders: of type TRAINABLE_TOKENS, or in a LoRA folder whose config
+ * has `trainable_token_indices` and whose tensors are `<module>.token_adapter.trainable_tokens_delta`. Both hold the
+ * rows themselves, not differences from the table.
  */
 
 import type { RawTensor } from '../../checkpoint/raw-tensor.js';
@@ -16,13 +16,13 @@ import { missing, type PeftFolder, PeftTensors } from './peft-tensors.js';
 
 const kType = 'TRAINABLE_TOKENS';
 const kDelta = 'trainable_tokens_delta';
-/** The field of LoRA's config, and what the rows' names have before them. */
+/** The field of LoRA's config, and the prefix of the names of the rows. */
 const kIndices = 'trainable_token_indices';
 const kBeside = 'token_adapter';
 /** Types whose configs have that field. */
 const kBesideTypes: readonly unknown[] = ['LORA', 'ADALORA'];
 
-/** Rows and their ids, which are not checked yet. */
+/** Rows and their ids, not checked yet. */
 interface StoredRows {
   readonly raw: RawTensor;
   readonly tokens: readonly number[];
@@ -33,11 +33,14 @@ interface Rows {
   readonly tokens: readonly number[];
 }
 
-/** PEFT's rule: names of a dict are ends of modules' names, and the last that fits counts; a list is for the one that has rows. */
+/**
+ * PEFT's rule: names in a dict are ends of module names, and the last one that fits applies; a list
+ * is for the module with rows.
+ */
 function tokensOf(op: string, indices: unknown, module: string): readonly number[] {
   if (Array.isArray(indices)) return indices;
   if (typeof indices !== 'object' || indices === null) {
-    throw wrongType(op, kIndices, 'an array of ids, or such arrays by names', indices);
+    throw wrongType(op, kIndices, 'an array of ids, or an object of such arrays by name', indices);
   }
   const names = Object.keys(indices);
   const name = names.filter((end) => module.endsWith(end)).at(-1);
@@ -70,7 +73,7 @@ export function readTokenRows(op: string, folder: PeftFolder, module: string): S
   return { raw: raw ?? missing(op, module, `${kBeside}.${kDelta}`), tokens: own };
 }
 
-/** A folder of trained rows alone. @throws ERR_VALUE */
+/** Writes a folder of trained rows only. @throws ERR_VALUE */
 export async function writeTokenRows(
   op: string,
   embeddings: ReadonlyMap<string, Rows>,
@@ -92,7 +95,7 @@ export async function writeTokenRows(
   return { config, tensors };
 }
 
-/** Those of another folder, with trained rows beside them. @throws ERR_VALUE, ERR_UNSUPPORTED, ERR_TYPE, ERR_FILE */
+/** Adds trained rows to another folder. @throws ERR_VALUE, ERR_UNSUPPORTED, ERR_TYPE, ERR_FILE */
 export async function addTokenRows(
   op: string,
   embeddings: ReadonlyMap<string, Rows>,

@@ -1,4 +1,4 @@
-/** An adapter method of the library, or of a user's, beside plain LoRA. */
+/** An adapter method of the library, or of a user, compared with plain LoRA. */
 
 import { version } from '../../environment/version.js';
 import type { Adapter, AdapterSaved, adapterMethods, Tensor } from '../../index.js';
@@ -9,8 +9,8 @@ import { Operands } from './operands.js';
 type Method = (typeof adapterMethods)[number];
 
 /**
- * The method at the job's rank, trained away from its start. Its results are not compared with
- * float64: they are another layer's than LoRA's.
+ * The method at the job's rank, with parameters moved away from their start. Its results are not
+ * compared with float64, because they differ from those of a LoRA layer.
  */
 export function adapterPeer(method: Method): Peer {
   return {

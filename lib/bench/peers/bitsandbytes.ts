@@ -1,4 +1,4 @@
-/** bitsandbytes under PyTorch: four-bit weight, and the adapter beside it, as QLoRA is trained. */
+/** bitsandbytes under PyTorch: a four-bit weight with a separate adapter, as QLoRA is trained. */
 
 import type { Peer } from '../peer.js';
 import { findPython, torchPrograms } from './torch.js';

@@ -1,4 +1,4 @@
-/** Libraries of C and C++, by small programs in `bench/` that are compiled when they are needed. */
+/** C and C++ libraries, by small programs in `bench/` that are compiled on demand. */
 
 import { compileProgram } from '../foreign.js';
 import type { BenchOp, Job } from '../job.js';
@@ -29,7 +29,7 @@ function compiledPeer(row: CompiledPeer): Peer {
     name: row.name,
     find: () => {
       const found = compiled();
-      // Its version is what the library says once it runs.
+      // The library reports its version once it runs.
       return 'program' in found
         ? { version: 'compiled' }
         : { missing: `${row.install} (${found.missing})` };
@@ -57,7 +57,7 @@ export const openblasPeer = compiledPeer({
   dtypes: ['f32'],
 });
 
-/** Dense weights, packed once: what inference would do. */
+/** Dense weights, packed once, as in inference. */
 export const onednnPeer = compiledPeer({
   name: 'onednn',
   source: 'onednn_peer.cpp',

@@ -9,7 +9,7 @@ import { onnxruntimeF32Peer, onnxruntimeInt8Peer } from './onnxruntime.js';
 import { tfjsPeer } from './tfjs.js';
 import { torchPeer } from './torch.js';
 
-/** The first is what the others are compared with. */
+/** The others are compared with the first. */
 export const kPeers: readonly Peer[] = [
   lowrankPeer,
   lowrankInt8Peer,

@@ -8,7 +8,7 @@ import type { Job } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';
 import { Operands } from './operands.js';
 
-/** A subject from a body that gives the result and what else is to be freed. */
+/** A subject from a function that returns the result and whatever else must be freed. */
 function subject(
   operands: Operands,
   body: () => { result: Tensor; others: readonly (Tensor | LoraSaved | undefined)[] },
@@ -103,7 +103,7 @@ export const lowrankPeer: Peer = {
   },
 };
 
-/** With `compute: 'int8'`, which forward passes of 4-bit weights and of rowwise int8 have. */
+/** With `compute: 'int8'`, for forward passes of 4-bit and rowwise int8 weights. */
 export const lowrankInt8Peer: Peer = {
   name: 'lowrank-int8',
   find: () => ({ version: version() }),
@@ -122,7 +122,7 @@ export const lowrankInt8Peer: Peer = {
   },
 };
 
-/** The weight is dequantised at every call, as a library does that has no quantised product. */
+/** Dequantises the weight at every call, like a library without a quantised product. */
 export const unfusedPeer: Peer = {
   name: 'unfused',
   find: () => ({ version: version() }),
@@ -169,7 +169,7 @@ export const unfusedPeer: Peer = {
   },
 };
 
-/** What the adapter is added to: its cost is the time of the fused op over this. */
+/** The product that the adapter is added to: the adapter's cost is the time of the fused op relative to this. */
 export const basePeer: Peer = {
   name: 'base',
   adapter: false,

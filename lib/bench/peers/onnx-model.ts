@@ -1,4 +1,4 @@
-/** An ONNX model with one MatMulNBits node, written by hand: protocol buffers take a page. */
+/** An ONNX model with one MatMulNBits node, encoded by hand: the protocol buffers take a page. */
 
 /** Wire types. */
 const kVarint = 0;
@@ -50,7 +50,7 @@ export interface MatMulNBits {
   readonly K: number;
   readonly N: number;
   readonly blocksize: number;
-  /** 0: as it likes, which is f32; 4: activations in int8. */
+  /** 0: its own choice, which is f32; 4: activations in int8. */
   readonly accuracyLevel: number;
   /** [N, K / blocksize, blocksize / 2] */
   readonly codes: Uint8Array;

@@ -4,7 +4,7 @@ import { resolvePackage } from '../find-package.js';
 import type { Peer } from '../peer.js';
 import { matMulNBitsModel, quantizeBlocks } from './onnx-model.js';
 
-/** What is used of the package. */
+/** The part of the package that is used. */
 interface OnnxRuntime {
   readonly InferenceSession: {
     create(model: Uint8Array, options: object): Promise<Session>;

@@ -42,7 +42,7 @@ export class Operands {
     return this.weights[this.turn++ % this.weights.length] as Weight;
   }
 
-  /** Waits for everything queued: reads are in order with ops, and this one copies four bytes. */
+  /** Waits for everything queued: reads are ordered with ops, and this one copies four bytes. */
   wait(): void {
     this.fence.readInto(this.fenceValue);
   }

@@ -27,7 +27,8 @@ export const tfjsPeer: Peer = {
     if (!(await tf.setBackend('wasm'))) throw new Error('its wasm backend does not start');
     const x = tf.tensor2d(elements('x'), [M, K]);
     const dy = tf.tensor2d(elements('dy'), [M, N]);
-    // Both with the inner dimension first: a transposed operand is off the backend's fast path.
+    // Both have the inner dimension first, because the backend's fast path does not take a
+    // transposed operand.
     const turned = (values: Float32Array, rows: number, columns: number) =>
       tf.tidy(() => tf.transpose(tf.tensor2d(values, [rows, columns])));
     const loraA = turned(elements('loraA'), r, K);
@@ -39,7 +40,7 @@ export const tfjsPeer: Peer = {
     const next = () => weights[turn++ % weights.length] as Tensor;
     const forward = (w: Tensor) => (a: Tensor, b: Tensor, c: Tensor) =>
       tf.add(tf.matMul(a, w), tf.mul(tf.matMul(tf.matMul(a, b), c), scaling));
-    // TensorFlow.js has no backward pass alone; the note says so.
+    // TensorFlow.js has no separate backward pass; the note says so.
     const backward = () => {
       const loss = forward(next()) as (...operands: Tensor[]) => Tensor;
       return tf.grads(loss)([x, loraA, loraB], dy)[0] as Tensor;

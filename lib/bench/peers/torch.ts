@@ -1,4 +1,4 @@
-/** PyTorch in eager mode, run as those who know it run it on a CPU. */
+/** PyTorch in eager mode, run as its experts run it on a CPU. */
 
 import { spawnSync } from 'node:child_process';
 import { benchFile } from '../foreign.js';
@@ -38,17 +38,17 @@ const find = (): Found => {
     : { version };
 };
 
-/** A way of running torch: variables of the environment, and what they do. */
+/** A way of running torch: environment variables, and what they do. */
 export interface TorchSettings {
   readonly env: Readonly<Record<string, string>>;
   readonly settings: string;
 }
 
 /**
- * What is worth trying. Threads of OpenMP that spin when they have nothing to do win where BLAS runs on
- * the same threads, and lose by a factor where BLAS has a pool of its own (Debian's OpenBLAS), since the
- * two then take one another's cores. Who has set the policy has chosen. glibc's malloc gives big blocks
- * back at every free and pays for their pages at every call, unless it is told to keep them.
+ * The settings worth trying. OpenMP threads that spin when idle win if BLAS runs on the same threads,
+ * and lose by a large factor if BLAS has its own pool (Debian's OpenBLAS), because the two pools then
+ * take each other's cores. A policy set by the user stays. glibc's malloc returns big blocks at every
+ * free and pays for their pages at every call, unless it is told to keep them.
  */
 export function torchSettings(
   threads: number,
@@ -81,7 +81,7 @@ export function torchSettings(
   ];
 }
 
-/** The driver for one job, in each way that is tried. */
+/** The driver for one job, in each way to try. */
 export function torchPrograms(job: Job, mode: 'dense' | 'bitsandbytes'): readonly Program[] {
   const modules = ['torch', 'numpy', ...(mode === 'bitsandbytes' ? [mode] : [])];
   const { command } = findPython(...modules) as { command: string };

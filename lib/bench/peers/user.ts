@@ -1,4 +1,4 @@
-/** A user's own kernel or adapter, from a file (docs/benchmarks.md). */
+/** A user's own kernel or adapter from a file (docs/benchmarks.md). */
 
 import path from 'node:path';
 import { importDefault, isMethod } from '../../adapters/definition/load-method.js';
@@ -13,7 +13,7 @@ const kMembers = 'name, and prepare (a function of Node) or program (another pro
 
 /**
  * Loads a case: the name of an adapter method, or a module whose default export is a method
- * (`defineAdapter`) or a {@link Peer}, `find` left out if it likes.
+ * (`defineAdapter`) or a {@link Peer}, whose `find` is optional.
  * @throws ERR_FILE, ERR_FILE_NOT_FOUND
  */
 export async function loadCase(file: string): Promise<Peer> {

@@ -1,5 +1,5 @@
 /**
- * The process of one subject: prepares a peer for a job, then takes a number of calls a line on
+ * The process of one subject: prepares a peer for a job, then reads a number of calls per line from
  * stdin and answers with their time, until stdin ends. See subject-process.ts.
  */
 
@@ -12,13 +12,13 @@ import { isClean, threadTimes } from '../thread-times.js';
 import { findPeer } from './index.js';
 import { loadCase } from './user.js';
 
-/** What the worker is told on its command line. */
+/** The task on the worker's command line. */
 export interface WorkerTask {
   readonly job: Job;
   readonly peer: string;
-  /** A user's file, in place of a peer of ours. */
+  /** A user's file instead of a built-in peer. */
   readonly file?: string;
-  /** Each call is waited for, also where calls could be queued. */
+  /** Each call is awaited, even if calls could be queued. */
   readonly latency?: boolean;
 }
 
@@ -68,8 +68,8 @@ async function main({ job, peer: name, file, latency }: WorkerTask): Promise<voi
 }
 
 /**
- * Judged here, as near to the calls as can be: when they are done, threads of the pool look out for more
- * work for a while, and one that this thread takes its core from then had nothing to do.
+ * Judged here, as close to the calls as possible: when they are done, threads of the pool spin for a
+ * while, and a pool thread that loses its core to this thread then had nothing to do.
  */
 async function timed(runner: Runner, calls: number): Promise<{ ms: number; clean: boolean }> {
   const before = threadTimes(process.pid);
@@ -77,13 +77,13 @@ async function timed(runner: Runner, calls: number): Promise<{ ms: number; clean
   return { ms, clean: isClean(before, threadTimes(process.pid), ms, queued_ms) };
 }
 
-/** A call and the wait for it; a promise only where one of them is. */
+/** A call and the wait for it; a promise only if one of them is. */
 function oneCall(subject: Subject): void | Promise<void> {
   const call = subject.run();
   return call === undefined ? subject.finish?.() : call.then(() => subject.finish?.());
 }
 
-/** y [M, N], or dx [M, K] where the op has a backward pass. */
+/** y [M, N], or dx [M, K] if the op has a backward pass. */
 function requireElements(output: ArrayLike<number>, { op, M, K, N }: Job): void {
   const backward = op === 'loraBackward' || op === 'lora';
   const [shape, count] = backward ? ['M * K', M * K] : ['M * N', M * N];

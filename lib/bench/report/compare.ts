@@ -1,4 +1,4 @@
-/** `lowrank bench --compare`: what differs between two runs beyond their noise. */
+/** `lowrank bench --compare`: the differences between two runs beyond their noise. */
 
 import { table, visible } from '../../report/terminal.js';
 import type { BenchResult, CaseResult, Row } from '../result.js';
@@ -11,27 +11,27 @@ export interface Change {
   readonly subject: string;
   readonly before_ms: number;
   readonly after_ms: number;
-  /** Time after over time before, less 1. */
+  /** Time after divided by time before, minus 1. */
   readonly change: number;
-  /** What the noise of both runs leaves possible. */
+  /** The range that the noise of both runs allows. */
   readonly change_interval: readonly [number, number];
   readonly verdict: 'faster' | 'slower' | 'within noise';
 }
 
 export interface Comparison {
   readonly changes: readonly Change[];
-  /** Jobs and subjects of one run only. */
+  /** Jobs and subjects that only one run has. */
   readonly only_before: readonly string[];
   readonly only_after: readonly string[];
-  /** Rows of both runs of which one has fewer than three clean samples: they say nothing. */
+  /** Rows of both runs of which one has fewer than three clean samples, so that they cannot be compared. */
   readonly not_measured: number;
   /** Why the runs may not be comparable. */
   readonly warnings: readonly string[];
 }
 
 /**
- * Where the median of a row may be: its interval, and the medians of its processes, since layouts
- * of memory differ from process to process by more than samples of one do.
+ * The range of the median of a row: its interval, and the medians of its processes, because memory
+ * layouts differ between processes by more than the samples of one process do.
  */
 export function noiseOf({ interval_ms, trial_medians_ms }: Row): readonly [number, number] {
   const all = [...interval_ms, ...trial_medians_ms];
@@ -52,7 +52,7 @@ function changeOf(name: string, before: Row, after: Row): Change {
   };
 }
 
-/** Rows by job and subject; a peer's version may change, its name may not. */
+/** Rows by job and subject. A peer's version may change, but not its name. */
 function rowsOf(cases: readonly CaseResult[]): Map<string, { name: string; row: Row }> {
   return new Map(
     cases.flatMap(({ name, rows }) =>
@@ -82,7 +82,7 @@ export function compareResults(before: BenchResult, after: BenchResult): Compari
   };
 }
 
-/** From so much on the ceilings of two runs are not those of one machine in one state. */
+/** From this drift on, the ceilings of two runs do not belong to one machine in one state. */
 const kDrift = 0.03;
 
 function warningsOf(before: BenchResult, after: BenchResult): string[] {
@@ -123,7 +123,7 @@ function percent(value: number): string {
   return `${value < 0 ? '-' : '+'}${(100 * Math.abs(value)).toFixed(1)} %`;
 }
 
-/** The comparison as text: what changed first, by how much. */
+/** The comparison as text, sorted by the size of the change. */
 export function comparisonText(comparison: Comparison): string {
   const { changes, warnings, only_before, only_after, not_measured } = comparison;
   const changed = changes

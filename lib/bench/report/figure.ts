@@ -1,11 +1,11 @@
-/** One figure for a README: speed-up and roofline of a run, as an SVG that stands alone. */
+/** One figure for a README: speed-up and roofline of a run, as a standalone SVG. */
 
 import { figureSvg } from '../../report/plot.js';
 import type { BenchResult } from '../result.js';
 import { rooflinePlot, speedupPlots, threadPlots } from './figures.js';
 import { cleanliness } from './table.js';
 
-/** @returns `undefined` where the run varies nothing that could be drawn */
+/** @returns `undefined` if the run varies nothing that could be drawn */
 export function benchFigure(result: BenchResult): string | undefined {
   const plots = [speedupPlots(result)[0], rooflinePlot(result) ?? threadPlots(result)[0]].filter(
     (plot) => plot !== undefined,

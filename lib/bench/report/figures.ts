@@ -1,11 +1,11 @@
-/** The plots that a run gives: each where the jobs vary in what it shows. */
+/** The plots of a run: one for each property that its jobs vary. */
 
 import type { Plot, PlotPoint, Series } from '../../report/plot.js';
 import { flopsOf, type Job } from '../job.js';
 import { type BenchResult, type CaseResult, measuredRatio, type Row } from '../result.js';
 import { duration, rate, rowName } from './table.js';
 
-/** Colours of subjects: in the order in which they come up, the same in every plot of a run. */
+/** Colours of subjects, in order of appearance, the same in every plot of a run. */
 export function subjectStyles(result: BenchResult): ReadonlyMap<string, number> {
   const names = [
     ...result.peers.map(({ name }) => name),
@@ -19,7 +19,7 @@ export function subjectStyles(result: BenchResult): ReadonlyMap<string, number> 
 
 type Varied = 'M' | 'r' | 'threads';
 
-/** Cases that differ in this alone, where there are two or more of them. */
+/** Cases that differ in this property only, if there are two or more of them. */
 function groupsBy(cases: readonly CaseResult[], varied: Varied): CaseResult[][] {
   const groups = new Map<string, CaseResult[]>();
   for (const one of cases) {
@@ -32,7 +32,7 @@ function groupsBy(cases: readonly CaseResult[], varied: Varied): CaseResult[][] 
     .map((group) => group.sort((a, b) => a.job[varied] - b.job[varied]));
 }
 
-/** What a group has in common, in words. */
+/** The common part of a group, in words. */
 function commonText(job: Job, varied: Varied): string {
   const { op, layer, M, K, N, r, format, dtype, threads } = job;
   const parts = [
@@ -51,7 +51,7 @@ const valuesOf = (group: readonly CaseResult[], varied: Varied) => [
   ...new Set(group.map(({ job }) => job[varied])),
 ];
 
-/** One line a subject, through whatever `point` makes of its rows; what it makes nothing of is left out. */
+/** One line per subject, through the point that `point` makes from each row; rows without a point are left out. */
 function lines(
   group: readonly CaseResult[],
   styles: ReadonlyMap<string, number>,
@@ -71,10 +71,10 @@ function lines(
   return [...series].map(([subject, one]) => ({ ...one, style: styles.get(subject) ?? 0 }));
 }
 
-/** So many letters fit beside a plot. */
+/** Number of letters that fit next to a plot. */
 const kNameLength = 18;
 
-/** With the version where there is room: tables have it in any case. */
+/** With the version if there is room; tables always have it. */
 function shortName(row: Row): string {
   const full = rowName(row).replace(/\+\S*/, '');
   const shorter = `${row.subject} ${row.version.split(' ')[0]}`;
@@ -118,7 +118,7 @@ export function speedupPlots(result: BenchResult): Plot[] {
   });
 }
 
-/** What the adapter adds to the time of the base product, against r. */
+/** The time that the adapter adds to the base product, against r. */
 export function overheadPlots(result: BenchResult): Plot[] {
   const byOp = new Map<string, CaseResult[]>();
   for (const group of groupsBy(result.cases, 'r')) {
@@ -164,7 +164,7 @@ export function overheadPlots(result: BenchResult): Plot[] {
   });
 }
 
-/** Rate against threads, and what proportional would be. */
+/** Rate against threads, and the proportional rate. */
 export function threadPlots(result: BenchResult): Plot[] {
   const styles = subjectStyles(result);
   return groupsBy(result.cases, 'threads').map((group) => {
@@ -194,7 +194,7 @@ export function threadPlots(result: BenchResult): Plot[] {
   });
 }
 
-/** Every row with most threads, under the ceilings. */
+/** Every row with the most threads, under the ceilings. */
 export function rooflinePlot(result: BenchResult): Plot | undefined {
   if (typeof result.roofline === 'string') return undefined;
   const threads = Math.max(...Object.keys(result.roofline).map(Number));

@@ -1,4 +1,4 @@
-/** The report of a run: one HTML file, no scripts, nothing to load. */
+/** The report of a run: one HTML file without scripts that loads nothing. */
 
 import { escapeHtml } from '../../report/html.js';
 import { kPlotStyle, type Plot, plotSvg } from '../../report/plot.js';

@@ -1,4 +1,4 @@
-/** A run as text: one block a job, one line a subject, bars of speed. */
+/** A run as text: one block per job, one line per subject, with bars of speed. */
 
 import { table, visible } from '../../report/terminal.js';
 import { type BenchResult, type CaseResult, measuredRatio, type Row } from '../result.js';
@@ -6,14 +6,14 @@ import { kFewestClean } from '../statistics.js';
 
 const kBar = 16;
 
-/** `12.3 ms`, three digits. */
+/** `12.3 ms`, with three digits. */
 export function duration(ms: number): string {
   if (!Number.isFinite(ms)) return '-';
   if (ms >= 1000) return `${(ms / 1000).toPrecision(3)} s`;
   return ms >= 1 ? `${ms.toPrecision(3)} ms` : `${(1000 * ms).toPrecision(3)} us`;
 }
 
-/** `12.3 GFLOP/s`, three digits. */
+/** `12.3 GFLOP/s`, with three digits. */
 export function rate(gflops: number): string {
   if (gflops >= 999.5) return `${(gflops / 1000).toPrecision(3)} TFLOP/s`;
   return `${gflops.toPrecision(3)} GFLOP/s`;
@@ -26,7 +26,7 @@ export function bar(share: number, width = kBar): string {
   return '\u2588'.repeat(Math.floor(eighths / 8)) + (part[eighths % 8] as string);
 }
 
-/** `1.23 [1.20, 1.26]`, or that it was not measured. */
+/** `1.23 [1.20, 1.26]`, or a note that it was not measured. */
 export function ratioText(row: Row): string {
   const measured = measuredRatio(row);
   if (measured === undefined) return 'not measured';
@@ -34,10 +34,10 @@ export function ratioText(row: Row): string {
   return `${text(measured.ratio)} [${text(measured.low)}, ${text(measured.high)}]`;
 }
 
-/** Subjects of this library, whose version is in the head. */
+/** Subjects of this library, whose version is in the heading. */
 const kOwn: readonly string[] = ['lowrank', 'lowrank-int8', 'unfused', 'base'];
 
-/** Who a row is, with the version. */
+/** The subject of a row, with its version. */
 export function rowName({ subject, version }: Row): string {
   if (kOwn.includes(subject)) return subject;
   return `${subject} ${version}`;
@@ -73,7 +73,7 @@ function caseText(result: CaseResult): string {
   return `${result.name}; ${weights}\n${body}${notes.map((line) => `${line}\n`).join('')}`;
 }
 
-/** What the numbers are of. */
+/** What was measured, and where. */
 export function headline(result: BenchResult): string[] {
   const { machine, roofline, busy_cores: busy } = result;
   const lines = [
@@ -106,7 +106,7 @@ export function headline(result: BenchResult): string[] {
   const { left_out: rest } = result;
   if (rest !== undefined) {
     lines.push(
-      `${rest.jobs.length} jobs left out, ${rest.limit_s} s were over: --limit takes more`,
+      `${rest.jobs.length} jobs left out after ${rest.limit_s} s: raise --limit to run them`,
     );
   }
   return [...lines, ...missing];
@@ -125,10 +125,10 @@ of the roof: of the lower of multiply-add peak and memory bandwidth, measured in
 not measured: fewer than ${kFewestClean} pairs of samples were clean; times are then of all samples
 `;
 
-/** The fewest samples whose least and most hold the median with 95 %. */
+/** The fewest samples whose minimum and maximum contain the median with 95 % confidence. */
 const kEnoughPairs = 6;
 
-/** What the intervals of few samples are, which hold the median with less than 95 %. */
+/** Explains the intervals of few samples, which contain the median with less than 95 % confidence. */
 export function intervalNote({ cases }: BenchResult): string | undefined {
   const measured = cases.flatMap(({ rows }) =>
     rows.filter((row) => measuredRatio(row) !== undefined),
@@ -136,10 +136,10 @@ export function intervalNote({ cases }: BenchResult): string | undefined {
   const fewest = Math.min(...measured.map(({ pairs }) => pairs), kEnoughPairs);
   if (fewest === kEnoughPairs) return undefined;
   const held = (100 * (1 - 2 ** (1 - fewest))).toFixed(0);
-  return `of fewer than ${kEnoughPairs} samples the interval is from the least to the most: with ${fewest} it holds the median with ${held} %`;
+  return `with fewer than ${kEnoughPairs} samples the interval runs from the smallest to the largest: with ${fewest} it contains the median at ${held} % confidence`;
 }
 
-/** How each of the other subjects was run: its note, once where all jobs have the same. */
+/** How each of the other subjects was run: its note, once if all jobs have the same. */
 function settingsOf({ cases }: BenchResult): string[] {
   const rows = cases.flatMap((one) => one.rows).filter(({ note }) => note !== undefined);
   const notes = new Map(rows.map((row) => [`${rowName(row)}: ${row.note}`, true]));

@@ -1,5 +1,5 @@
 /**
- * The state of bitsandbytes' blockwise quantised weights, as it stands in a checkpoint.
+ * The state of bitsandbytes' blockwise quantised weights in a checkpoint.
  *
  * 4-bit (Linear4bit), keys relative to the layer:
  *
@@ -36,14 +36,14 @@ export interface BitsandbytesState {
   readonly [key: string]: RawTensor;
 }
 
-/** Scales that were quantised themselves: absmax[j] = codebook[code] · nested absmax + offset. */
+/** Scales that are quantised themselves: absmax[j] = codebook[code] · nested absmax + offset. */
 export interface NestedAbsmax {
   readonly absmax8bit: Uint8Array; // [blocks]
   readonly absmaxCodebook: Float32Array; // [256], ascending
   readonly nestedAbsmax: Float32Array; // [ceil(blocks / nestedBlocksize)]
   /** Mean of the scales, an f32 value. */
   readonly offset: number;
-  /** Scales that share a nested scale; bitsandbytes uses 256. */
+  /** Number of scales that share a nested scale; bitsandbytes uses 256. */
   readonly nestedBlocksize: number;
 }
 
@@ -54,7 +54,7 @@ export type QuantStorage = 'U8' | 'BF16' | 'F16' | 'F32';
 export interface ParsedBitsandbytes {
   readonly format: BitsandbytesFormat;
   readonly blocksize: number;
-  /** Dtype before quantisation, and so of the dequantised weight. */
+  /** Dtype before quantisation, and therefore of the dequantised weight. */
   readonly dtype: BitsandbytesDType;
   /** [N, K]; blocks run over the flattened tensor. */
   readonly shape: readonly number[];
@@ -62,14 +62,14 @@ export interface ParsedBitsandbytes {
   readonly codes: Uint8Array; // [ceil(elements / 2)]; int8: one code a byte, [elements]
   readonly absmax: Float32Array | NestedAbsmax; // [ceil(elements / blocksize)]
   readonly codebook: Float32Array; // [16]; int8: [256]
-  /** Dtype under which the codes are stored; default U8. */
+  /** Dtype in which the codes are stored; default U8. */
   readonly quantStorage?: QuantStorage;
 }
 
 const kStoragePerByte: Readonly<Record<QuantStorage, number>> = { U8: 1, BF16: 2, F16: 2, F32: 4 };
 const kStatePrefix = 'weight.quant_state.bitsandbytes__';
 
-/** Bytes of the codes of so many elements. */
+/** Bytes that the codes of so many elements take. */
 function codeBytes(format: BitsandbytesFormat, elements: number): number {
   return Math.ceil((elements * formatOf(format).bits) / 8);
 }
@@ -82,19 +82,19 @@ const kTensorKeys = [
   'weight.nested_quant_map',
 ];
 
-/** Whether the scales of a parsed weight are quantised themselves. */
+/** Are the scales of a parsed weight quantised themselves? */
 export function isNestedAbsmax(absmax: Float32Array | NestedAbsmax): absmax is NestedAbsmax {
   return !(absmax instanceof Float32Array);
 }
 
 /**
- * Checks one layer's 4-bit state and takes it apart. The arrays are copies.
+ * Checks the 4-bit state of one layer and splits it into its parts. The arrays are copies.
  *
- * The codebook is held to its structure (nf4: 16 ascending values in [-1, 1]; fp4: 8 magnitudes and
- * their negatives); whether it is the standard table is for the caller to compare.
+ * The structure of the codebook is checked (nf4: 16 ascending values in [-1, 1]; fp4: 8 magnitudes
+ * and their negatives). The caller must compare it with the standard table.
  *
  * @param state keys as in the file, relative to the layer; other keys, such as `bias`, are ignored
- * @throws LowrankError `ERR_FORMAT`, with the key in the message
+ * @throws LowrankError `ERR_FORMAT`, which names the key
  * @example
  * const { layers } = splitBitsandbytes(readSafetensors('model.safetensors').tensors);
  * const parsed = parseBitsandbytes(layers.get('fc1')!);
@@ -165,7 +165,8 @@ export function parseBitsandbytes(state: BitsandbytesState): ParsedBitsandbytes 
 }
 
 /**
- * One layer's state as bitsandbytes writes it: keys, their order, shapes and bytes. The inverse of
+ * The state of one layer as bitsandbytes writes it: keys, their order, shapes and bytes. The
+ * inverse of
  * {@link parseBitsandbytes}.
  *
  * @param parsed a 4-bit weight; lengths must fit the shape
@@ -212,14 +213,14 @@ export function formatBitsandbytes(parsed: ParsedBitsandbytes): BitsandbytesStat
     ...(nested ? { nested: { blocksize: absmax.nestedBlocksize, offset: absmax.offset } } : {}),
   });
   state[kStatePrefix + format] = { dtype: 'U8', shape: [json.length], data: json };
-  // What is written must be what is read back: lengths, tables and numbers are checked there.
+  // Reads the result back: this checks lengths, tables and numbers.
   parseBitsandbytes(state);
   return state;
 }
 
 /** A checkpoint's tensors, split into quantised layers and the rest. */
 export interface SplitBitsandbytes {
-  /** Layer name (without `.weight`; empty for a bare weight) -> its 4-bit or Linear8bitLt state. */
+  /** Layer name (without `.weight`; empty for a bare weight) to its 4-bit or Linear8bitLt state. */
   readonly layers: Map<string, BitsandbytesState>;
   /** All other tensors under their full names: biases, norms, embeddings. */
   readonly rest: Map<string, RawTensor>;
@@ -227,7 +228,7 @@ export interface SplitBitsandbytes {
 
 const kScales = 'SCB';
 
-/** Where the key of a layer's state begins in a tensor's full name. */
+/** Where the key of a layer's state starts in a tensor's full name. */
 function keyAt(name: string): number {
   if (name === kScales || name.endsWith(`.${kScales}`)) return name.length - kScales.length;
   return Math.max(name.lastIndexOf('weight'), 0);
@@ -235,7 +236,7 @@ function keyAt(name: string): number {
 
 /**
  * Finds the quantised layers of a checkpoint: 4-bit ones by their `quant_state` tensors, those of Linear8bitLt
- * by `SCB` beside an I8 `weight`.
+ * by an `SCB` next to an I8 `weight`.
  *
  * @param tensors a whole checkpoint, e.g. from `readSafetensors`
  * @throws `ERR_TYPE`
@@ -271,7 +272,7 @@ export function splitBitsandbytes(tensors: ReadonlyMap<string, RawTensor>): Spli
 }
 
 /**
- * The inverse of {@link splitBitsandbytes}: full names again.
+ * The inverse of {@link splitBitsandbytes}: restores the full names.
  * @throws ERR_TYPE
  * @example
  * const split = splitBitsandbytes(readSafetensors('model.safetensors').tensors);
@@ -322,7 +323,7 @@ function findQuantState(
   return { format, tensor };
 }
 
-/** The packed bytes, whatever dtype they are stored under. */
+/** The packed bytes, in whatever dtype they are stored. */
 function packedCodes(
   op: string,
   state: BitsandbytesState,
@@ -356,7 +357,7 @@ function checkCodebook(op: string, format: BitsandbytesFormat, codebook: Float32
   }
 }
 
-/** Some may be equal in a table of 256: those of fp8 have two zeros. */
+/** A table of 256 values may have equal ones: fp8 has two zeros. */
 function requireAscending(op: string, key: string, values: Float32Array, mayRepeat = false): void {
   for (let i = 1; i < values.length; i++) {
     const [before, value] = [values[i - 1] as number, values[i] as number];

@@ -4,8 +4,8 @@
  *   {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16", "shape": [96, 64],
  *    "nested_blocksize": 256, "nested_dtype": "float32", "nested_offset": 0.2098490446805954}
  *
- * The nested fields are there exactly with double quantisation. Field order and number text are those
- * of Python's `json.dumps`, so that a state is written back byte for byte.
+ * The nested fields exist exactly with double quantisation. Field order and number text are those of
+ * Python's `json.dumps`, so that a state is written back byte for byte.
  */
 
 import { anyOf } from '../../core/errors.js';
@@ -26,7 +26,7 @@ export interface QuantState {
   readonly dtype: BitsandbytesDType;
   /** Shape of the weight before it was packed. */
   readonly shape: readonly number[];
-  /** Double quantisation: the blocksize of the scales, and what was subtracted from them. */
+  /** Double quantisation: the blocksize of the scales, and the offset that was subtracted from them. */
   readonly nested?: { readonly blocksize: number; readonly offset: number };
 }
 
@@ -88,7 +88,7 @@ export function parseQuantState(op: string, bytes: Uint8Array): QuantState {
 /**
  * The bytes of a quant_state tensor, as bitsandbytes writes them.
  *
- * @param state `nested.offset` should be an f32 value, as bitsandbytes holds it
+ * @param state `nested.offset` should be an f32 value, as in bitsandbytes
  */
 export function formatQuantState(state: QuantState): Uint8Array<ArrayBuffer> {
   const dtypeName = kDTypes.find(([, dtype]) => dtype === state.dtype)?.[0] ?? state.dtype;
@@ -106,7 +106,7 @@ export function formatQuantState(state: QuantState): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(pythonJson(fields));
 }
 
-/** Whether a number is a blocksize: a power of two from 32 to 4096. */
+/** Is a number a blocksize, that is, a power of two from 32 to 4096? */
 export function isBlocksize(value: unknown): value is number {
   return (
     typeof value === 'number' &&

@@ -18,7 +18,7 @@ export interface RowInt8 {
 
 type State = Readonly<Record<string, RawTensor>>;
 
-/** Of a layer, the keys of its state. */
+/** The keys of a layer's state. */
 export const kRowInt8Keys: readonly string[] = ['weight', 'SCB', 'weight_format'];
 
 /** Is this the state of a Linear8bitLt? */
@@ -27,8 +27,8 @@ export function isRowInt8(state: State): boolean {
 }
 
 /**
- * Checks a layer's state and takes it apart. The arrays are copies.
- * @throws LowrankError `ERR_FORMAT`, with the key in the message
+ * Checks the state of a layer and splits it into its parts. The arrays are copies.
+ * @throws LowrankError `ERR_FORMAT`, which names the key
  */
 export function parseRowInt8(state: State): { rows: RowInt8; shape: readonly number[] } {
   const op = 'parseRowInt8';
@@ -54,7 +54,7 @@ export function parseRowInt8(state: State): { rows: RowInt8; shape: readonly num
   }
   if (Object.hasOwn(state, 'weight_format')) {
     const layout = bytesOf(part('weight_format', 'U8').data);
-    // The others are layouts of old GPUs, tiled.
+    // The other formats are tiled layouts for old GPUs.
     if (layout.length !== 1 || layout[0] !== 0) {
       fail('ERR_FORMAT', op, 'weight_format', '0 (rows)', `[${layout}]`);
     }

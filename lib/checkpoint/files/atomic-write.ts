@@ -1,14 +1,14 @@
 /**
- * Files and folders that appear under their final name whole, or not at all.
+ * Writes files and folders that appear under their final name complete, or not at all.
  *
- * Everything is written to a hidden sibling, flushed to the disk, and renamed; the containing folder
- * is flushed as well, so that the rename survives a power cut. On any failure the sibling is removed
- * and what stood under the final name is untouched. What a process that was killed left beside a name is removed
- * when the name is written next: siblings are named after their process.
+ * Everything is written to a hidden sibling, flushed to the disk, and renamed. The containing folder is flushed
+ * as well, so that the rename survives a power cut. On any failure the sibling is removed and the previous
+ * content of the final name stays. If a process was killed, the next write to the same name removes its
+ * leftovers: siblings are named after their process.
  */
 
 import { randomBytes } from 'node:crypto';
-// The default import is one mutable object, so that tests can inject faults into single calls.
+// The default import is one mutable object, so tests can inject faults into single calls.
 import fs from 'node:fs';
 import path from 'node:path';
 import { LowrankError } from '../../core/errors.js';
@@ -20,8 +20,9 @@ import { kMarkPattern, mayRun, processMark } from './process-mark.js';
  * Writes a file atomically, replacing an older one.
  *
  * @param file final path; its folder must exist
- * @param chunks the content, in order; an iterable so that a large file need not be in memory at once
- * @throws LowrankError `ERR_DISK_FULL` · `ERR_PATH` · `ERR_FILE_NOT_FOUND` (no such folder)
+ * @param chunks the content, in order; an iterable, so that a large file need not fit in memory
+ * @throws LowrankError `ERR_DISK_FULL` · `ERR_PATH` · `ERR_FILE_NOT_FOUND` if the folder does not
+ * exist
  */
 export function writeFileAtomic(op: string, file: string, chunks: Iterable<Uint8Array>): void {
   const target = followLink(file);
@@ -37,24 +38,24 @@ export function writeFileAtomic(op: string, file: string, chunks: Iterable<Uint8
   }
 }
 
-/** How {@link replaceFolder} recognises a folder that it may replace. */
+/** Says which folders {@link replaceFolder} may replace. */
 export interface ReplaceFolderOptions {
-  /** File whose presence marks a folder as one of ours, e.g. `adapter_config.json`. */
+  /** A file whose presence marks a folder of this library, e.g. `adapter_config.json`. */
   readonly marker: string;
 }
 
 /**
- * Writes a folder of files atomically. An existing folder is replaced if it is empty or holds
- * `marker`; files in it that the new one does not have are carried over.
+ * Writes a folder of files atomically. An existing folder is replaced if it is empty or contains
+ * `marker`. Files in it that the new one does not have are carried over.
  *
- * The old folder is renamed aside before the new one takes its name (there is no exchange of two
- * names in Node.js), so between two renames nothing stands under the final name, but never a mixture.
- * If the process dies exactly there, the complete old folder is beside it as `.<name>.<process>.old`, and takes its
- * name again when the folder is written next.
+ * The old folder is renamed before the new one takes its name, because Node.js cannot exchange two names. Between
+ * the two renames nothing has the final name, but it never holds a mixture. If the process dies exactly there, the
+ * complete old folder is next to it as `.<name>.<process>.old`, and gets its name back when the folder is written
+ * next.
  *
- * @param folder final path; its parent is created if need be
+ * @param folder final path; its parent is created if necessary
  * @param files file name -> content
- * @throws LowrankError `ERR_PATH` the folder exists and is not ours · `ERR_DISK_FULL`
+ * @throws LowrankError `ERR_PATH` if the folder exists and is not of this library · `ERR_DISK_FULL`
  */
 export function replaceFolder(
   op: string,
@@ -92,7 +93,7 @@ export function replaceFolder(
   }
 }
 
-/** Whether `target` exists; throws if it must not be replaced. */
+/** Does `target` exist? Throws if it must not be replaced. */
 function requireReplaceable(op: string, target: string, marker: string): boolean {
   const stat = fs.statSync(target, { throwIfNoEntry: false });
   if (stat === undefined) return false;
@@ -111,7 +112,7 @@ function requireReplaceable(op: string, target: string, marker: string): boolean
   return true;
 }
 
-/** Moves what the new folder lacks, so that a README beside an adapter survives the next save. */
+/** Moves the files that the new folder lacks, so that a README next to an adapter survives the next save. */
 function carryOver(old: string, target: string): void {
   const present = new Set(fs.readdirSync(target));
   for (const name of fs.readdirSync(old)) {
@@ -134,7 +135,7 @@ function writeNewFile(file: string, chunks: Iterable<Uint8Array>): void {
   }
 }
 
-/** A final name that is a link keeps being one: what it leads to is replaced. */
+/** If the final name is a link, it stays one: its target is replaced. */
 function followLink(file: string): string {
   try {
     return fs.realpathSync(file);
@@ -144,13 +145,13 @@ function followLink(file: string): string {
 }
 
 /**
- * Gives a folder that was written file by file its final name: its content is flushed to the disk first.
- * @param target nothing, or an empty folder
+ * Gives a folder that was written file by file its final name, after flushing its content to the disk.
+ * @param target does not exist, or is an empty folder
  */
 export function commitFolder(op: string, folder: string, target: string): void {
   try {
     for (const entry of fs.readdirSync(folder, { withFileTypes: true })) {
-      // Windows flushes only what may be written.
+      // Windows flushes only files that are open for writing.
       const flags = process.platform === 'win32' ? 'r+' : 'r';
       if (entry.isFile()) sync(path.join(folder, entry.name), flags);
     }
@@ -163,7 +164,7 @@ export function commitFolder(op: string, folder: string, target: string): void {
   }
 }
 
-/** `.<name>.` before, and twelve random digits behind the mark of the process. */
+/** Starts with `.<name>.` and ends with twelve random digits after the mark of the process. */
 export function siblingName(target: string): string {
   const suffix = `${processMark()}-${randomBytes(6).toString('hex')}`;
   return path.join(path.dirname(target), `${siblingPrefix(target)}${suffix}`);
@@ -173,8 +174,8 @@ const siblingPrefix = (target: string) => `.${path.basename(target).slice(0, 200
 const kSiblingSuffix = new RegExp(`^(${kMarkPattern})-[0-9a-f]{12}(\\.old)?$`);
 
 /**
- * Removes what processes that have ended left beside a name, and nothing of one that may still run. What cannot be
- * removed stays: it hinders nobody.
+ * Removes what finished processes left next to a name, but nothing of a process that may still run. What cannot be
+ * removed stays, which does no harm.
  */
 export function removeLeftovers(target: string): void {
   const [folder, prefix] = [path.dirname(target), siblingPrefix(target)];
@@ -193,7 +194,10 @@ export function removeLeftovers(target: string): void {
   }
 }
 
-/** The folder that was to be replaced when the process ended: whole, or what the new one was to take over of it. */
+/**
+ * Restores the folder that was being replaced when the process ended: all of it, or what the new
+ * one was to take over.
+ */
 function putBack(old: string, target: string): void {
   if (fs.existsSync(target)) {
     carryOver(old, target);
@@ -204,7 +208,7 @@ function putBack(old: string, target: string): void {
 }
 
 function syncFolder(folder: string): void {
-  // Windows cannot open a folder; there the rename alone has to do.
+  // Windows cannot open a folder, so the rename alone must suffice.
   if (process.platform === 'win32') return;
   sync(folder, 'r');
 }

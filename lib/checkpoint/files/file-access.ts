@@ -1,17 +1,17 @@
 /**
- * Reading files that may be hostile or may change under the reader.
+ * Reads files that may be hostile or may change during the read.
  *
- * Bytes are read with `pread` into memory of our own, never mapped: a mapped file that is cut short
- * kills the process with SIGBUS, which JavaScript cannot catch. A file's identity (device, inode,
- * size, modification time) is taken when it is opened and compared after every read.
+ * Bytes are read with `pread` into separate memory, never mapped: a mapped file that is truncated
+ * kills the process with SIGBUS, which JavaScript cannot catch. The identity of a file (device,
+ * inode, size, modification time) is recorded when it is opened and compared after every read.
  */
 
-// The default import is one mutable object, so that tests can inject faults into single calls.
+// The default import is one mutable object, so tests can inject faults into single calls.
 import fs from 'node:fs';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 
-/** What must not change between opening a file and the last read from it. */
+/** Properties that must not change between opening a file and the last read from it. */
 export interface FileIdentity {
   readonly device: bigint;
   readonly inode: bigint;
@@ -21,14 +21,14 @@ export interface FileIdentity {
 
 /** How a path was given; see paths.ts. */
 export interface OpenOptions {
-  /** Refuse a symbolic link as the last component, for paths that were already resolved. */
+  /** Reject a symbolic link as the last component, for paths that are already resolved. */
   readonly noFollow?: boolean;
 }
 
 /** Largest single read: below the 2^31 - 1 limit of the system call. */
 const kMaxReadBytes = 1 << 30;
 
-/** Turns an error of node:fs into a typed one that says what to do. */
+/** Turns an error of node:fs into a LowrankError that says what to do. */
 export function fileError(op: string, path: string, error: unknown): LowrankError {
   if (error instanceof LowrankError) return error;
   const code = (error as NodeJS.ErrnoException | null)?.code ?? 'unknown error';
@@ -62,7 +62,7 @@ export function fileError(op: string, path: string, error: unknown): LowrankErro
   }
 }
 
-/** An open regular file, closed by its owner. */
+/** An open regular file. Its owner closes it. */
 export class OpenFile {
   private constructor(
     private readonly op: string,
@@ -72,7 +72,7 @@ export class OpenFile {
   ) {}
 
   /**
-   * Opens a regular file for reading. A FIFO, device, socket or folder is refused without blocking.
+   * Opens a regular file for reading. Rejects a FIFO, device, socket or folder without blocking.
    *
    * @throws LowrankError `ERR_FILE_NOT_FOUND`, `ERR_PATH`
    */
@@ -80,9 +80,9 @@ export class OpenFile {
     const { O_RDONLY, O_NONBLOCK, O_NOFOLLOW } = fs.constants;
     let fd: number | undefined;
     try {
-      // Looked at before opening too: merely opening a device can have effects.
+      // Checked before opening too: merely opening a device can have effects.
       requireRegular(op, path, fs.statSync(path));
-      // Without O_NONBLOCK, opening a FIFO that was put there since would wait for a writer.
+      // Without O_NONBLOCK, opening a FIFO that appeared in the meantime would wait for a writer.
       const noFollow = options.noFollow === true ? O_NOFOLLOW : 0;
       fd = fs.openSync(path, O_RDONLY | O_NONBLOCK | noFollow);
       const stat = fs.fstatSync(fd, { bigint: true });
@@ -95,7 +95,7 @@ export class OpenFile {
   }
 
   /**
-   * Reads `length_bytes` bytes at `position_bytes` into fresh memory.
+   * Reads `length_bytes` bytes at `position_bytes` into new memory.
    *
    * @throws LowrankError `ERR_FILE_CHANGED` if the file became shorter, `ERR_OOM`
    */
@@ -123,7 +123,7 @@ export class OpenFile {
   }
 
   /**
-   * Requires that the open file still is what it was, and still is what the path leads to.
+   * Requires that the open file is unchanged, and that the path still leads to it.
    * @throws LowrankError `ERR_FILE_CHANGED`
    */
   verifyUnchanged(): void {
@@ -147,8 +147,8 @@ export class OpenFile {
 }
 
 /**
- * Opens, hands to `body` and closes.
- * @param expected refuse with `ERR_FILE_CHANGED` if the file is no longer this one
+ * Opens a file, passes it to `body` and closes it.
+ * @param expected the file that must be there; otherwise throws `ERR_FILE_CHANGED`
  */
 export function withFile<T>(
   op: string,
@@ -176,9 +176,9 @@ export function withFile<T>(
 }
 
 /**
- * A whole small file, such as a JSON config.
+ * Reads a whole small file, such as a JSON config.
  *
- * @param max_bytes larger files are refused before any memory is taken
+ * @param max_bytes larger files are rejected before any memory is allocated
  * @throws LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_FILE_CHANGED`, `ERR_PATH`
  */
 export function readSmallFile(
@@ -224,8 +224,8 @@ function identityOf(stat: fs.BigIntStats): FileIdentity {
 }
 
 /**
- * For what is opened by others, such as a module to import: opening a FIFO waits for a writer.
- * @throws LowrankError `ERR_PATH` a FIFO, device, socket or folder
+ * For files that other code opens, such as a module to import: opening a FIFO waits for a writer.
+ * @throws LowrankError `ERR_PATH` for a FIFO, device, socket or folder
  */
 export function requireRegular(op: string, path: string, stat: fs.Stats | fs.BigIntStats): void {
   if (stat.isFile()) return;

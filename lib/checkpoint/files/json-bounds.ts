@@ -1,35 +1,35 @@
 /**
- * How much a JSON file may hold. `JSON.parse` makes of one byte up to a hundred bytes of memory (an array in an array),
- * and of a key an entry of a hash table: what a file would cost is counted first, in one pass over its bytes that
- * takes no memory.
+ * Limits for the content of a JSON file. `JSON.parse` turns one byte into up to a hundred bytes of memory (an array in
+ * an array), and a key into an entry of a hash table. So what a file would cost is counted first, in one pass over its
+ * bytes that takes no memory.
  */
 
 import { LowrankError } from '../../core/errors.js';
 
-/** What one kind of file is held to. */
+/** The limits for one kind of file. */
 export interface JsonBounds {
-  /** Larger files are refused unread. */
+  /** Larger files are rejected unread. */
   readonly maxBytes: number;
-  /** Objects and arrays in each other. */
+  /** Maximum nesting of objects and arrays. */
   readonly maxDepth: number;
-  /** Keys of all objects. */
+  /** Maximum number of keys in all objects. */
   readonly maxKeys: number;
-  /** Members of objects and elements of arrays, of the whole file. */
+  /** Maximum number of object members and array elements in the whole file. */
   readonly maxValues: number;
 }
 
-/** Real files stay far below these bounds; the largest ones known are named. */
+/** Real files stay far below these limits. The comments name the largest known ones. */
 export const jsonBounds = {
   /**
-   * config.json and adapter_config.json: kilobytes. An adapter's with 10,000 modules by name and a rank for
-   * each has 1.5 MB and 20,000 values.
+   * config.json and adapter_config.json: kilobytes. An adapter config with 10,000 module names and a rank
+   * for each has 1.5 MB and 20,000 values.
    */
   config: { maxBytes: 4 << 20, maxDepth: 32, maxKeys: 50_000, maxValues: 500_000 },
-  /** The state of a weight that bitsandbytes quantised: a codebook of 256 numbers, and one of its scales. */
+  /** The state of a weight that bitsandbytes quantised: a codebook of 256 numbers, and one for its scales. */
   quantState: { maxBytes: 64 << 10, maxDepth: 8, maxKeys: 1000, maxValues: 10_000 },
-  /** model.safetensors.index.json: DeepSeek-V3 8.9 MB and 92,000 tensors, Kimi K2 about 140,000. */
+  /** model.safetensors.index.json: DeepSeek-V3 has 8.9 MB and 92,000 tensors, Kimi K2 about 140,000. */
   index: { maxBytes: 32 << 20, maxDepth: 8, maxKeys: 400_000, maxValues: 400_000 },
-  /** tokenizer.json and tokenizer_config.json: Gemma 3 33 MB, 262,000 tokens and 515,000 pairs to merge. */
+  /** tokenizer.json and tokenizer_config.json: Gemma 3 has 33 MB, 262,000 tokens and 515,000 merges. */
   tokenizer: { maxBytes: 64 << 20, maxDepth: 32, maxKeys: 1_000_000, maxValues: 4_000_000 },
 } as const satisfies Readonly<Record<string, JsonBounds>>;
 
@@ -37,9 +37,10 @@ const kQuote = 0x22;
 const kBackslash = 0x5c;
 
 /**
- * Requires that JSON of these bytes stays within the bounds; whether it is JSON at all is for the parser.
+ * Requires that JSON of these bytes stays within the limits. The parser decides whether it is JSON at
+ * all.
  *
- * @param refuse throws, with what must hold
+ * @param refuse throws, with the violated requirement
  */
 export function requireBounded(
   bytes: Uint8Array,
@@ -75,7 +76,7 @@ export function requireBounded(
   if (values > maxValues) refuse(`must hold at most ${maxValues} values, got ${values}`);
 }
 
-/** Where the string that begins at `at` ends. */
+/** The end of the string that starts at `at`. */
 function endOfString(bytes: Uint8Array, at: number): number {
   for (let end = at; ; ) {
     end = bytes.indexOf(kQuote, end + 1);
@@ -86,7 +87,7 @@ function endOfString(bytes: Uint8Array, at: number): number {
   }
 }
 
-/** The same with the error of a file. */
+/** The same, with the error for a file. */
 export function requireBoundedFile(
   op: string,
   what: string,

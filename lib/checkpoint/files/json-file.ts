@@ -7,15 +7,15 @@ import { printable, printableValue } from '../../core/printable.js';
 import { type OpenOptions, readSmallFile } from './file-access.js';
 import { type JsonBounds, requireBoundedFile } from './json-bounds.js';
 
-/** An object out of JSON.parse: own keys only are looked at. */
+/** An object from JSON.parse. Only own keys are read. */
 export type JsonObject = { readonly [key: string]: unknown };
 
 /**
- * Reads a JSON file whose top is an object.
+ * Reads a JSON file whose top level is an object.
  *
- * @param bounds larger files are refused unread, and ones that hold more unparsed
- * @throws LowrankError `ERR_FILE` not JSON (a BOM and NaN are not), not an object, beyond the bounds ·
- *   `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` · `ERR_PATH`
+ * @param bounds larger files are rejected unread, and files with more content unparsed
+ * @throws LowrankError `ERR_FILE` if it is not JSON (a BOM and NaN are not), not an object, or beyond
+ * the limits · `ERR_FILE_NOT_FOUND` · `ERR_FILE_CHANGED` · `ERR_PATH`
  */
 export function readJsonObject(
   op: string,
@@ -27,7 +27,7 @@ export function readJsonObject(
   return parseJsonObject(op, printable(path), bytes, bounds);
 }
 
-/** Parses UTF-8 JSON whose top is an object; `what` names it in messages. */
+/** Parses UTF-8 JSON whose top level is an object; `what` names it in messages. */
 export function parseJsonObject(
   op: string,
   what: string,
@@ -50,7 +50,7 @@ export function parseJsonObject(
   return value as JsonObject;
 }
 
-/** Reads fields of one JSON object; every refusal names the file and the field. */
+/** Reads the fields of one JSON object. Every error names the file and the field. */
 export class Fields {
   constructor(
     private readonly op: string,
@@ -59,18 +59,18 @@ export class Fields {
     private readonly code: LowrankError['code'] = 'ERR_FILE',
   ) {}
 
-  /** The raw value; `undefined` where the key is missing, `null` stays null. */
+  /** The raw value; `undefined` if the key is missing; null stays null. */
   raw(key: string): unknown {
     return Object.hasOwn(this.object, key) ? this.object[key] : undefined;
   }
 
-  /** Whether the key is missing or null. */
+  /** Is the key missing or null? */
   absent(key: string): boolean {
     const value = this.raw(key);
     return value === undefined || value === null;
   }
 
-  /** An integer in [min, max]; missing and null give `fallback` if there is one. */
+  /** An integer in [min, max]. If the key is missing or null, `fallback`, if there is one. */
   integer(key: string, min: number, max: number, fallback?: number): number {
     if (this.absent(key) && fallback !== undefined) return fallback;
     const value = this.raw(key);
@@ -112,7 +112,7 @@ export class Fields {
     return this.absent(key) ? undefined : this.string(key);
   }
 
-  /** A list of strings, none longer than 4,096 characters. */
+  /** A list of strings of at most 4,096 characters each. */
   strings(key: string, maxLength: number): string[] {
     const value = this.raw(key);
     if (!Array.isArray(value) || value.length > maxLength) {
@@ -126,7 +126,7 @@ export class Fields {
     return value as string[];
   }
 
-  /** The fields of a nested object, or `undefined` where it is missing or null. */
+  /** The fields of a nested object, or `undefined` if it is missing or null. */
   optionalObject(key: string): JsonObject | undefined {
     if (this.absent(key)) return undefined;
     const value = this.raw(key);
@@ -138,7 +138,7 @@ export class Fields {
     return new Fields(this.op, `${this.what}: ${key}`, object, this.code);
   }
 
-  /** @throws LowrankError always, with the field's value in the message */
+  /** @throws LowrankError always; the message has the field's value */
   refuse(key: string, expected: string, code: LowrankError['code'] = this.code): never {
     const got = printableValue(this.raw(key));
     const shown = /^\w{1,64}$/.test(key) ? key : printable(key);

@@ -1,9 +1,9 @@
 /**
- * One run at a time into an output: `OUT.lock` beside it names the process that has it. The lock of a process that has
- * ended, however it did, is taken over.
+ * Allows one run at a time to write an output: `OUT.lock` next to it names the process that holds it. The lock of a
+ * process that has ended, for whatever reason, is taken over.
  */
 
-// The default import is one mutable object, so that tests can inject faults into single calls.
+// The default import is one mutable object, so tests can inject faults into single calls.
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -25,19 +25,20 @@ interface Holder {
   readonly since: string;
 }
 
-/** What a killed process may leave half-done is done by others after this. */
+/** After this time, other processes finish what a killed process may have left half-done. */
 const kAbandoned_ms = 10_000;
 const kPause_ms = 20;
 const kAttempts = 1000;
-/** File systems without links answer a link with these. */
+/** The errors of file systems that do not support links. */
 const kNoLinks = new Set(['EPERM', 'ENOSYS', 'ENOTSUP', 'EOPNOTSUPP', 'EMLINK']);
 
 const lockFile = (target: string) => `${path.resolve(target)}.lock`;
 const pause = () => Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, kPause_ms);
 
 /**
- * Takes the lock of an output; its folder must exist.
- * @throws LowrankError `ERR_PATH` another run has it, which the message names · `ERR_DISK_FULL`
+ * Takes the lock of an output. Its folder must exist.
+ * @throws LowrankError `ERR_PATH` if another run has it; the message names that run ·
+ * `ERR_DISK_FULL`
  */
 export function lockOutput(op: string, target: string): OutputLock {
   const file = lockFile(target);
@@ -63,7 +64,7 @@ export function lockOutput(op: string, target: string): OutputLock {
   throw refusal(op, target, read(file) ?? '');
 }
 
-/** @throws LowrankError `ERR_PATH` a run that is going on has the lock of this output */
+/** @throws LowrankError `ERR_PATH` if a running process has the lock of this output */
 export function requireUnlocked(op: string, target: string): void {
   const text = read(lockFile(target));
   if (text !== undefined && !isStale(lockFile(target), text)) throw refusal(op, target, text);
@@ -78,7 +79,7 @@ function held(file: string, own: string): OutputLock {
   return { release };
 }
 
-/** Creates the file with its whole content; false where there is one. */
+/** Creates the file with its whole content; returns false if it exists. */
 function create(file: string, content: string): boolean {
   const whole = siblingName(file);
   try {
@@ -122,7 +123,8 @@ function holderOf(text: string): Holder | undefined {
 function isStale(file: string, text: string): boolean {
   const holder = holderOf(text);
   if (holder !== undefined) return !mayRun(holder.mark);
-  // Not written whole, where there are no links: by a process that still writes, or was killed at it.
+  // Without links the file may be incomplete: its process is still writing, or was killed while
+  // writing.
   return isAbandoned(file);
 }
 
@@ -131,7 +133,10 @@ function isAbandoned(file: string): boolean {
   return stat !== undefined && Date.now() - stat.mtimeMs > kAbandoned_ms;
 }
 
-/** Removes a stale lock, unless another process did so and holds it by now: one process removes at a time. */
+/**
+ * Removes a stale lock, unless another process has removed it and holds a new one. Only one process
+ * removes at a time.
+ */
 function remove(file: string, stale: string): void {
   const turn = `${file}.takeover`;
   try {
@@ -156,7 +161,7 @@ function refusal(op: string, target: string, text: string): LowrankError {
       ? 'another process'
       : `process ${holder.pid} on ${printable(String(holder.host))} since ${printable(String(holder.since))}`;
   const message =
-    `${op}: ${printable(target)} must be written by one run at a time, got ${who} at it. ` +
+    `${op}: ${printable(target)} must be written by one run at a time, got ${who} writing to it. ` +
     `Wait for it or choose another name; if it is gone, remove ${printable(lockFile(target))}`;
   return new LowrankError('ERR_PATH', message, { op });
 }

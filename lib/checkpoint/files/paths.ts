@@ -1,19 +1,20 @@
 /**
- * Paths that come out of a file's content, such as the shard names of `model.safetensors.index.json`.
+ * Paths that come from the content of a file, such as the shard names of
+ * `model.safetensors.index.json`.
  *
- * The rule, for a name that a file gives inside a model folder:
+ * The rule for a name that a file gives for something inside a model folder:
  *
  * 1. As text it must be a plain relative path: segments of letters, digits and the like, joined by
- *    `/`; no empty, `.` or `..` segment, no backslash, drive letter, control character or NUL, no
- *    Windows device name. A refused name never reaches the file system.
+ * `/`; no empty, `.` or `..` segment, no backslash, drive letter, control character or NUL, no
+ * Windows device name. A rejected name never reaches the file system.
  * 2. On disk, with every symbolic link resolved (the last one and those of parent folders), it must
- *    lie inside the real path of the model folder.
+ * be inside the real path of the model folder.
  * 3. One exception: a Hugging Face hub cache keeps `models--x/snapshots/<revision>/file` as a link to
- *    `models--x/blobs/<hash>`. Where the real model folder is such a snapshot, targets in that very
- *    `blobs` folder are allowed as well.
- * 4. It must be a regular file, and is opened without following a link that appears after the check.
+ * `models--x/blobs/<hash>`. If the real model folder is such a snapshot, targets in that very `blobs`
+ * folder are allowed as well.
+ * 4. It must be a regular file. It is opened without following a link that appears after the check.
  *
- * A path that the user gives follows links as usual: the rule is about what a file may name.
+ * A path that the user gives follows links as usual: the rule only covers names from files.
  */
 
 import fs from 'node:fs';
@@ -26,9 +27,9 @@ const kMaxNameLength = 512;
 const kDeviceName = /^(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)/i;
 
 /**
- * Requires that a name from a file is a plain relative path, by its text alone.
+ * Requires that a name from a file is a plain relative path. Looks only at the text.
  *
- * @param name the name as the file gives it
+ * @param name the name in the file
  * @throws LowrankError `ERR_PATH`
  */
 export function requirePlainName(op: string, name: string): void {
@@ -42,7 +43,7 @@ export function requirePlainName(op: string, name: string): void {
   if (/[\u0000-\u001f\u007f-\u009f]/.test(name)) refuse('a control character');
   if (name.includes('\\')) refuse('a backslash');
   if (name.startsWith('/')) refuse('an absolute path');
-  // Also refuses alternate data streams (`file:stream`) and URLs.
+  // This also rejects alternate data streams (`file:stream`) and URLs.
   if (name.includes(':')) refuse('a colon (a drive letter, stream or URL)');
   for (const segment of name.split('/')) {
     if (segment === '') refuse('an empty segment');
@@ -53,9 +54,9 @@ export function requirePlainName(op: string, name: string): void {
 }
 
 /**
- * Requires that names stay apart on a file system that ignores case or Unicode normal forms.
+ * Requires that names stay distinct on a file system that ignores case or Unicode normal forms.
  *
- * @throws LowrankError `ERR_PATH` for `A.safetensors` beside `a.safetensors`
+ * @throws LowrankError `ERR_PATH` for `A.safetensors` together with `a.safetensors`
  */
 export function requireDistinctNames(op: string, names: Iterable<string>): void {
   const seen = new Map<string, string>();
@@ -73,11 +74,11 @@ export function requireDistinctNames(op: string, names: Iterable<string>): void 
 }
 
 /**
- * The real path of a file that was named by another file's content, by the rule above. Open it with
+ * The real path of a file that the content of another file names, by the rule above. Open it with
  * `noFollow: true`.
  *
- * @param folder the model folder, as the user gave it
- * @param name the name as the file gives it
+ * @param folder the model folder that the user gave
+ * @param name the name in the file
  * @returns an absolute path without symbolic links
  * @throws LowrankError `ERR_PATH` · `ERR_FILE_NOT_FOUND`
  */

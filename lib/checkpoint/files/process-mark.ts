@@ -1,22 +1,22 @@
-/** Names of processes in files that they leave, by which another process knows whether the one named still runs. */
+/** Marks a process in the files that it leaves, so that another process can tell whether it still runs. */
 
 import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
 
-/** A mark: machine (and its namespace of process ids), process id, time of its start. */
+/** A mark: machine (and its namespace of process ids), process id, start time. */
 export const kMarkPattern = '[0-9a-f]{8}-[0-9]+-[0-9]+';
 
 let machine: string | undefined;
 
-/** Process ids are told apart by machine, and by container. */
+/** Process ids are distinguished by machine, and by container. */
 function machineTag(): string {
   if (machine === undefined) {
     let namespace = '';
     try {
       namespace = fs.readlinkSync('/proc/self/ns/pid');
     } catch {
-      // No Linux: the host's name has to do.
+      // Not on Linux: the host's name must suffice.
     }
     machine = createHash('sha256')
       .update(`${os.hostname()} ${namespace}`)
@@ -27,8 +27,8 @@ function machineTag(): string {
 }
 
 /**
- * When a process began, in ticks since the machine did; 0 where that cannot be known, `undefined` where it has ended.
- * A process that took over the number of another has another start.
+ * The start time of a process in clock ticks since boot; 0 if it cannot be known, `undefined` if the process has
+ * ended. A process that reuses the id of another has another start time.
  */
 function startOf(pid: number): number | undefined {
   if (process.platform !== 'linux') {
@@ -41,7 +41,7 @@ function startOf(pid: number): number | undefined {
   }
   try {
     const stat = fs.readFileSync(`/proc/${pid}/stat`, 'utf8');
-    // The name in parentheses may hold spaces: fields are counted after it.
+    // The name in parentheses may contain spaces, so fields are counted after it.
     const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
     const [state = ''] = fields;
     return 'ZX'.includes(state) ? undefined : Number(fields[19]);
@@ -55,7 +55,7 @@ export function processMark(): string {
   return `${machineTag()}-${process.pid}-${startOf(process.pid) ?? 0}`;
 }
 
-/** Whether the process of a mark may still run: of another machine's processes nothing is known. */
+/** May the process of a mark still run? Nothing is known about processes of other machines. */
 export function mayRun(mark: string): boolean {
   const [tag, pid, start] = mark.split('-');
   if (tag !== machineTag()) return true;

@@ -7,12 +7,12 @@ import { printable } from '../../core/printable.js';
 import { jsonBounds } from '../files/json-bounds.js';
 import { Fields, type JsonObject, readJsonObject } from '../files/json-file.js';
 
-/** Files of an adapter folder, and what PEFT puts before every tensor name. */
+/** Files of an adapter folder, and the prefix of every tensor name. */
 export const kConfigFile = 'adapter_config.json';
 export const kWeightsFile = 'adapter_model.safetensors';
 export const kKeyPrefix = 'base_model.model.';
 
-/** What of a LoRA adapter's base biases was trained and saved. */
+/** Which biases of the base model were trained and saved with the adapter. */
 export type PeftBias = 'none' | 'all' | 'lora_only';
 
 /** The fields of a PEFT `LoraConfig` that decide what an adapter computes. */
@@ -25,22 +25,22 @@ export interface PeftLoraConfig {
   /** scaling = lora_alpha / sqrt(r) instead of lora_alpha / r. */
   readonly useRslora: boolean;
   readonly useDora: boolean;
-  /** Regular expression -> rank; the first that matches the end of a module's name counts. */
+  /** Regular expression to rank; the first one that matches the end of a module's name applies. */
   readonly rankPattern: ReadonlyMap<string, number>;
   readonly alphaPattern: ReadonlyMap<string, number>;
-  /** Module names or name endings, one regular expression, or `all-linear`. */
+  /** Module names or ends of names, one regular expression, or `all-linear`. */
   readonly targetModules: readonly string[] | string | undefined;
   readonly excludeModules: readonly string[] | string | undefined;
   readonly layersToTransform: readonly number[] | undefined;
   readonly layersPattern: readonly string[] | undefined;
-  /** Modules that were trained in full and are saved beside the adapter. */
+  /** Modules that were fully trained and are saved with the adapter. */
   readonly modulesToSave: readonly string[];
   readonly bias: PeftBias;
   /** The base weight is stored as [K, N]. */
   readonly fanInFanOut: boolean;
-  /** lora_b carries a bias of its own. */
+  /** lora_b has its own bias. */
   readonly loraBias: boolean;
-  /** As the file says; never opened or downloaded. */
+  /** As in the file; never opened or downloaded. */
   readonly baseModelNameOrPath: string | undefined;
   readonly revision: string | undefined;
   readonly taskType: string | undefined;
@@ -50,10 +50,10 @@ const kMaxRank = 2 ** 20;
 const kMaxListed = 10_000;
 const kMaxLayerIndex = 100_000;
 
-/** Fields that name code to import; they are ignored, and said to be. */
+/** Fields that name code to import. They are ignored with a warning. */
 const kCodeFields = ['auto_mapping', 'megatron_config', 'tokenizer_kwargs', 'runtime_config'];
 
-/** Features that change what an adapter computes and that are not implemented. */
+/** Features that change what an adapter computes and are not implemented. */
 const kUnsupportedFeatures = [
   'alora_invocation_tokens',
   'arrow_config',
@@ -74,9 +74,9 @@ const kResidualInits = ['pissa', 'olora', 'corda', 'loftq', 'lora_ga', 'mica'];
  * Reads and checks an `adapter_config.json`.
  *
  * @param path path of the file
- * @param warnings receives what was ignored, in words
- * @throws LowrankError `ERR_UNSUPPORTED` another `peft_type`, or a feature that is not implemented ·
- *   `ERR_FILE` malformed · `ERR_FILE_NOT_FOUND`
+ * @param warnings receives a sentence for everything that is ignored
+ * @throws LowrankError `ERR_UNSUPPORTED` for another `peft_type`, or a feature that is not
+ * implemented · `ERR_FILE` if malformed · `ERR_FILE_NOT_FOUND`
  */
 export function readPeftConfig(op: string, path: string, warnings: string[]): PeftLoraConfig {
   const object = readJsonObject(op, path, jsonBounds.config);
@@ -154,7 +154,7 @@ function alpha(fields: Fields, key: string): number {
   return fields.number(key, 'a finite number other than 0', (value) => value !== 0);
 }
 
-/** Keys in the order in which they are tried: the file's, but bare integers first (JSON.parse). */
+/** Keys in the order in which they are tried: that of the file, but bare integers first (because of JSON.parse). */
 function patternMap(
   fields: Fields,
   key: string,
@@ -220,7 +220,7 @@ function bias(fields: Fields): PeftBias {
   return value;
 }
 
-/** Only a label here; control characters would still reach a terminal or a later path. */
+/** Only a label here, but control characters would still reach a terminal or a later path. */
 function baseModel(fields: Fields): string | undefined {
   const key = 'base_model_name_or_path';
   const name = fields.optionalString(key);

@@ -1,5 +1,5 @@
 /**
- * Which modules a PEFT config adapts, with which rank and alpha: PEFT's matching rules.
+ * Which modules a PEFT config adapts, and with which rank and alpha, by PEFT's matching rules.
  */
 
 import { LinearRegex, matchBudget } from '../linear-regex.js';
@@ -14,7 +14,7 @@ export interface ModuleScaling {
   readonly scaling: number;
 }
 
-/** Patterns compiled once per adapter; all matches share one budget of steps. */
+/** Patterns, compiled once per adapter. All matches share one budget of steps. */
 export class PeftTargets {
   private readonly budget = matchBudget();
   private readonly rank: readonly CompiledPattern[];
@@ -26,8 +26,8 @@ export class PeftTargets {
   private readonly layerPatterns: readonly LinearRegex[] | undefined;
 
   /**
-   * @throws LowrankError `ERR_FILE` an invalid pattern · `ERR_UNSUPPORTED` one that cannot be matched
-   *   in linear time
+   * @throws LowrankError `ERR_FILE` for an invalid pattern · `ERR_UNSUPPORTED` for one that cannot be
+   * matched in linear time
    */
   constructor(
     op: string,
@@ -50,20 +50,20 @@ export class PeftTargets {
     );
   }
 
-  /** Whether PEFT would put an adapter on a linear layer of this name. */
+  /** Would PEFT put an adapter on a linear layer of this name? */
   adapts(module: string): boolean {
     if (this.excluded(module)) return false;
     if (this.savesInFull(module)) return false;
     if (!this.target(module)) return false;
     const { targetModules, layersToTransform } = this.config;
-    // PEFT looks at layer indexes only behind a list of name endings, not behind full names.
+    // PEFT checks layer indexes only after a list of name endings, not after full names.
     if (!Array.isArray(targetModules) || layersToTransform === undefined) return true;
     if (this.named.has(module)) return true;
     const index = this.layerIndex(module);
     return index !== undefined && layersToTransform.includes(index);
   }
 
-  /** Rank, alpha and scaling that the config gives a module. */
+  /** Rank, alpha and scaling of a module by the config. */
   scalingOf(module: string): ModuleScaling {
     const r = this.lookUp(this.rank, this.config.rankPattern, module) ?? this.config.r;
     const loraAlpha =
@@ -71,7 +71,7 @@ export class PeftTargets {
     return { r, loraAlpha, scaling: loraAlpha / (this.config.useRslora ? Math.sqrt(r) : r) };
   }
 
-  /** Whether a run of whole segments of the name is in modules_to_save. */
+  /** Is a run of whole segments of the name in modules_to_save? */
   savesInFull(module: string): boolean {
     if (this.saved.size === 0) return false;
     const segments = module.split('.');
@@ -91,7 +91,7 @@ export class PeftTargets {
     module: string,
   ): number | undefined {
     const found = compiled.find(({ regex }) => regex.fullMatch(module));
-    // Where no pattern matches, PEFT still looks the very name up.
+    // If no pattern matches, PEFT looks up the exact name.
     return found === undefined ? exact.get(module) : found.value;
   }
 
@@ -107,7 +107,8 @@ export class PeftTargets {
     }
     const names = new Set(modules);
     return (module) => {
-      // Every ending from a dot on, rather than every listed name: linear in the module's name.
+      // Tries every ending that starts at a dot, rather than every listed name: linear in the
+      // module's name.
       let at = 0;
       do {
         if (names.has(module.slice(at))) return true;
@@ -117,12 +118,12 @@ export class PeftTargets {
     };
   }
 
-  /** The number behind the last segment that matches `layers_pattern` (any segment by default). */
+  /** The number after the last segment that matches `layers_pattern` (by default any segment). */
   private layerIndex(module: string): number | undefined {
     const segments = module.split('.');
     const before = (at: number) => segments.slice(0, at).join('.');
     const findLast = (isLayer: (at: number) => boolean): number | undefined => {
-      // Something must follow the number, since PEFT's pattern ends in a dot.
+      // Something must follow the number, because PEFT's pattern ends in a dot.
       for (let at = segments.length - 2; at >= 2; at--) {
         if (/^[0-9]{1,15}$/.test(segments[at] as string) && isLayer(at)) {
           return Number(segments[at]);
@@ -144,7 +145,10 @@ interface CompiledPattern {
   readonly regex: LinearRegex;
 }
 
-/** Parses a pattern alone first, so that `a)|(b` is refused before it is put between parentheses. */
+/**
+ * Parses a pattern alone first, so that `a)
+ * (b` is rejected before it is put between parentheses.
+ */
 function checked(op: string, pattern: string): string {
   parsePattern(op, pattern);
   return pattern;

@@ -1,5 +1,5 @@
 /**
- * Writing a PEFT adapter folder that PEFT's `PeftModel.from_pretrained` loads.
+ * Writes a PEFT adapter folder that PEFT's `PeftModel.from_pretrained` loads.
  */
 
 import { fail, LowrankError, wrongType } from '../../core/errors.js';
@@ -22,7 +22,7 @@ import { PeftTargets } from './peft-targets.js';
 
 /** An adapter to write; the parts of a `PeftAdapter` that the files hold. */
 export interface PeftAdapterParts {
-  /** `r`, `loraAlpha` and `targetModules` at least; the rest has PEFT's defaults. */
+  /** At least `r`, `loraAlpha` and `targetModules`; the others have PEFT's defaults. */
   readonly config: Partial<PeftLoraConfig> &
     Pick<PeftLoraConfig, 'r' | 'loraAlpha' | 'targetModules'>;
   readonly modules: readonly {
@@ -39,18 +39,19 @@ export interface PeftAdapterParts {
 }
 
 const kOp = 'writePeftAdapter';
-/** The PEFT release whose set of config fields is written. */
+/** The PEFT release whose config fields are written. */
 const kLayoutVersion = '0.20.0';
 
 /**
- * Writes an adapter folder atomically: it appears whole under its name, or what stood there stays.
+ * Writes an adapter folder atomically: it appears complete under its name, or the previous folder
+ * stays.
  *
- * An existing folder is replaced if it is empty or an adapter folder; other files in it are kept.
+ * An existing folder is replaced if it is empty or an adapter folder. Other files in it are kept.
  *
- * @param folder where to; parent folders are created
+ * @param folder the target; parent folders are created
  * @param adapter config and tensors; each module's rank must be the one that the config gives it
- * @throws `ERR_TYPE` · LowrankError `ERR_SHAPE` tensors that do not fit each other or the config · `ERR_DTYPE` ·
- *   `ERR_VALUE` · `ERR_PATH` the folder exists and is no adapter folder · `ERR_DISK_FULL`
+ * @throws `ERR_TYPE` · LowrankError `ERR_SHAPE` if tensors do not fit each other or the config · `ERR_DTYPE` ·
+ * `ERR_VALUE` · `ERR_PATH` if the folder exists and is not an adapter folder · `ERR_DISK_FULL`
  * @example
  * writePeftAdapter('./adapter', {
  *   config: { r: 8, loraAlpha: 16, targetModules: ['q_proj'], taskType: 'CAUSAL_LM' },
@@ -73,7 +74,10 @@ export function writePeftAdapter(folder: string, adapter: PeftAdapterParts): voi
   replaceFolder(kOp, folder, files, { marker: kConfigFile });
 }
 
-/** The JavaScript types of what is taken apart below; the rest is checked where it is used. @throws ERR_TYPE */
+/**
+ * Checks the JavaScript types of everything that is split up below. The rest is checked where it is
+ * used. @throws ERR_TYPE
+ */
 function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
   checkPath(kOp, 'folder', folder);
   checkObject(kOp, 'adapter', adapter, 'an object of config and modules');
@@ -143,7 +147,7 @@ function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
   }
 }
 
-/** What is written must be what our own reader accepts, so it is put through the reader's checks. */
+/** Runs the reader's own checks, so that everything written can be read back. */
 function checkedConfig(bytes: Uint8Array): PeftLoraConfig {
   try {
     return parsePeftConfig(
@@ -192,14 +196,14 @@ function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<
   }
   for (const [module, tensor] of adapter.biases ?? []) {
     if (config.bias === 'none') fail('ERR_VALUE', kOp, 'biases', 'empty with bias "none"', 'some');
-    // PEFT wraps a targeted layer, so its own bias moves one level down.
+    // PEFT wraps a targeted layer, so the layer's own bias moves one level down.
     put(targets.adapts(module) ? `${module}.base_layer.bias` : `${module}.bias`, tensor);
   }
   for (const [name, tensor] of adapter.savedParameters ?? []) put(name, tensor);
   return tensors;
 }
 
-/** As the reader has it: factors are floating, and those of a module of one dtype. */
+/** The reader's rule: factors are floating point, and those of a module have one dtype. */
 function requireFloats(operand: string, tensor: RawTensor | undefined, loraA: RawTensor): void {
   if (tensor === undefined) return;
   if (!kFloatDTypes.includes(tensor.dtype)) {
@@ -218,7 +222,7 @@ function requireVector(
 ): void {
   if (wanted !== (tensor !== undefined)) {
     const got = tensor === undefined ? 'none' : 'one';
-    fail('ERR_VALUE', kOp, operand, `there exactly if config.${flag} is true`, got);
+    fail('ERR_VALUE', kOp, operand, `present exactly if config.${flag} is true`, got);
   }
   if (tensor !== undefined && (tensor.shape.length !== 1 || tensor.shape[0] !== N)) {
     fail('ERR_SHAPE', kOp, operand, `[${N}]`, `[${tensor.shape.join(', ')}]`);

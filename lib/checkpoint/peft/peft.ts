@@ -1,7 +1,7 @@
 /**
  * PEFT adapter folders: `adapter_config.json` with `adapter_model.safetensors`.
  *
- * Tensor names in the file, behind the prefix `base_model.model.`:
+ * Tensor names in the file, after the prefix `base_model.model.`:
  *
  *   <module>.lora_A.weight [r, K] · <module>.lora_B.weight [N, r] · <module>.lora_B.bias [N]
  *   <module>.lora_magnitude_vector [N] (DoRA) · <module>.base_layer.bias or <module>.bias (bias: all,
@@ -54,13 +54,13 @@ export interface PeftAdapter {
   readonly biases: ReadonlyMap<string, RawTensor>;
   /** Parameters of modules saved in full (`modules_to_save`, embeddings), by parameter name. */
   readonly savedParameters: ReadonlyMap<string, RawTensor>;
-  /** What was ignored, in words. */
+  /** Sentences about everything that was ignored. */
   readonly warnings: readonly string[];
 }
 
 /** Options of {@link readPeftAdapter}. */
 export interface ReadPeftOptions extends HeaderLimits {
-  /** Shape [N, K] of a module's base weight, or `undefined` if the base has no such module. */
+  /** The shape [N, K] of a module's base weight, or `undefined` if the base has no such module. */
   readonly baseShape?: (module: string) => readonly number[] | undefined;
 }
 
@@ -70,15 +70,15 @@ const kMaxSegments = 64;
 /**
  * Reads a LoRA adapter folder as PEFT writes it.
  *
- * Rank, alpha and scaling per module follow PEFT: `rank_pattern` and `alpha_pattern` are regular
- * expressions that must cover the end of the module's name from a dot on; the first match counts.
+ * Rank, alpha and scaling of a module follow PEFT: `rank_pattern` and `alpha_pattern` are regular
+ * expressions that must match the end of the module's name from a dot on. The first match applies.
  *
  * @param folder the adapter folder
  * @param options the base model's shapes, to check the adapter against
  * @returns config, modules, biases, fully saved parameters
- * @throws `ERR_TYPE` · LowrankError `ERR_FILE` malformed or inconsistent · `ERR_FILE_NOT_FOUND` ·
- *   `ERR_UNSUPPORTED` another adapter type or feature · `ERR_SHAPE` does not fit the base ·
- *   `ERR_PICKLE_REFUSED` only `adapter_model.bin` is there · `ERR_FILE_CHANGED` · `ERR_PATH`
+ * @throws `ERR_TYPE` · LowrankError `ERR_FILE` if malformed or inconsistent · `ERR_FILE_NOT_FOUND`
+ * · `ERR_UNSUPPORTED` for another adapter type or feature · `ERR_SHAPE` if it does not fit the base
+ * · `ERR_PICKLE_REFUSED` if there is only `adapter_model.bin` · `ERR_FILE_CHANGED` · `ERR_PATH`
  * @example
  * for (const { module, scaling } of readPeftAdapter('./adapter').modules) console.log(module, scaling);
  */
@@ -139,7 +139,7 @@ interface ModuleParts {
   loraBias?: RawTensor;
 }
 
-/** Ending of a tensor name -> its role; `.default` is the adapter name that some tools leave in. */
+/** Ending of a tensor name, and its role; `.default` is the adapter name that some tools leave in. */
 const kRoles: readonly [RegExp, keyof ModuleParts][] = [
   [/\.lora_A(?:\.default)?\.weight$/, 'loraA'],
   [/\.lora_B(?:\.default)?\.weight$/, 'loraB'],
@@ -153,7 +153,7 @@ interface SortedTensors {
   readonly savedParameters: Map<string, RawTensor>;
 }
 
-/** Splits names into module and role, and refuses two names that mean the same. */
+/** Splits names into module and role, and rejects two names with the same meaning. */
 function sortTensors(
   folder: string,
   tensors: ReadonlyMap<string, RawTensor>,
@@ -165,7 +165,7 @@ function sortTensors(
   const biases = new Map<string, RawTensor>();
   const savedParameters = new Map<string, RawTensor>();
   const put = (map: Map<string, RawTensor>, name: string, tensor: RawTensor) => {
-    if (map.has(name)) malformed(folder, `${printable(name)} must stand once, got two spellings`);
+    if (map.has(name)) malformed(folder, `${printable(name)} must occur once, got two spellings`);
     map.set(name, tensor);
   };
   for (const [key, tensor] of tensors) {
@@ -183,7 +183,7 @@ function sortTensors(
       const parts = modules.get(module) ?? {};
       modules.set(module, parts);
       if (parts[role[1]] !== undefined) {
-        malformed(folder, `${role[1]} of ${printable(module)} must stand once, got two spellings`);
+        malformed(folder, `${role[1]} of ${printable(module)} must occur once, got two spellings`);
       }
       parts[role[1]] = tensor;
     } else if (/\.lora_embedding_[AB]/.test(name)) {
@@ -195,10 +195,10 @@ function sortTensors(
     } else if (name.endsWith('.bias') && config.bias !== 'none' && !saved) {
       put(biases, name.replace(/(\.base_layer)?\.bias$/, ''), tensor);
     } else if (saved || /(embed|lm_head|wte|shared)/.test(name)) {
-      // PEFT adds embeddings by itself when the vocabulary was resized.
+      // PEFT adds embeddings itself if the vocabulary was resized.
       put(savedParameters, name.replace('.modules_to_save.default.', '.'), tensor);
     } else {
-      warnings.push(`tensor ${printable(key)} was ignored: it is no part of a LoRA adapter`);
+      warnings.push(`tensor ${printable(key)} was ignored: it does not belong to a LoRA adapter`);
     }
   }
   return { modules, biases, savedParameters };
@@ -215,15 +215,15 @@ function checkedModule(
 ): PeftModule {
   const refuse = (what: string) => malformed(folder, `${printable(module)}: ${what}`);
   const { loraA, loraB, magnitude, loraBias } = parts;
-  if (loraA === undefined) return refuse('lora_A must be there, got lora_B or another part alone');
-  if (loraB === undefined) return refuse('lora_B must be there, got lora_A or another part alone');
+  if (loraA === undefined) return refuse('lora_A must be present, got only other parts');
+  if (loraB === undefined) return refuse('lora_B must be present, got only other parts');
   if (config.useDora !== (magnitude !== undefined)) {
     const got = magnitude === undefined ? 'none' : 'one';
-    refuse(`lora_magnitude_vector must be there exactly if use_dora is true, got ${got}`);
+    refuse(`lora_magnitude_vector must be present exactly if use_dora is true, got ${got}`);
   }
   if (config.loraBias !== (loraBias !== undefined)) {
     const got = loraBias === undefined ? 'none' : 'one';
-    refuse(`lora_B.bias must be there exactly if lora_bias is true, got ${got}`);
+    refuse(`lora_B.bias must be present exactly if lora_bias is true, got ${got}`);
   }
   if (loraA.shape.length !== 2 || loraB.shape.length !== 2) {
     const text = `${kOp}: ${printable(folder)}: ${printable(module)} must be a linear layer`;

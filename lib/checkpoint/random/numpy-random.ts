@@ -1,15 +1,15 @@
 /**
- * The random stream of NumPy's default generator: index tables that a checkpoint leaves out are drawn again from it.
+ * The random stream of NumPy's default generator, to draw index tables again that a checkpoint leaves out.
  *
  * PCG64 (O'Neill, PCG: A Family of Simple Fast Space-Efficient Statistically Good Algorithms for Random Number
  * Generation, 2014: a linear congruential generator of 128 bits, XSL-RR), seeded by SeedSequence, with bounded integers by
- * Lemire's method (arXiv:1805.10941), choices by Floyd's and permutations by Fisher and Yates', as NumPy has documented them
+ * Lemire's method (arXiv:1805.10941), choices by Floyd's and permutations by Fisher and Yates', as NumPy has documented
  * since 1.17.
  */
 import { fail, wrongType } from '../../core/errors.js';
 import { checkInteger } from '../../core/validate.js';
 
-/** 128 bits as eight words of 16, the lowest first: products of words are exact in a double. */
+/** 128 bits as eight 16-bit words, lowest first: products of words are exact in a double. */
 type Words = Float64Array;
 const kWords = 8;
 
@@ -18,7 +18,7 @@ const kMultiplier: readonly number[] = [
   0xf645, 0x9fcc, 0xdf64, 0x4385, 0x5da4, 0x1fc6, 0xed05, 0x2360,
 ];
 
-/** Words of the pool that SeedSequence mixes a seed into. */
+/** Number of words in the pool into which SeedSequence mixes a seed. */
 const kPool = 4;
 
 /** `n` words of 32 bits from a seed: SeedSequence(seed).generate_state(n). */
@@ -49,21 +49,21 @@ function seedWords(seed: number, n: number): Uint32Array {
   });
 }
 
-/** Four words of 32 bits, two numbers of 64 of which the first is the high one, each with its low word first. */
+/** Four 32-bit words: two 64-bit numbers, the high one first, each with its low word first. */
 function wordsOf(parts: Uint32Array): Words {
   const [high0 = 0, high1 = 0, low0 = 0, low1 = 0] = parts;
   return Float64Array.from([low0, low1, high0, high1].flatMap((w) => [w & 0xffff, w >>> 16]));
 }
 
 /**
- * A generator as `numpy.random.default_rng(seed)`.
+ * A generator like `numpy.random.default_rng(seed)`.
  * @example
  * const order = new NumpyRandom(42).shuffle(Int32Array.from([0, 1, 2, 3]));
  */
 export class NumpyRandom {
   readonly #state: Words = new Float64Array(kWords);
   readonly #increment: Words;
-  /** The high half of a draw of 64 bits whose low half has been given. */
+  /** The high half of a 64-bit draw whose low half has been returned. */
   #half: number | undefined;
   #high = 0;
   #low = 0;
@@ -98,7 +98,7 @@ export class NumpyRandom {
   #step(): void {
     const state = this.#state;
     let carry = 0;
-    // From the top, as a word of the product needs those of the state up to its own.
+    // From the top, because a word of the product needs the state's words up to its own.
     const sums = new Float64Array(kWords);
     for (let i = 0; i < kWords; i++) {
       let sum = this.#increment[i] as number;
@@ -112,7 +112,7 @@ export class NumpyRandom {
     }
   }
 
-  /** The next 64 bits, into high and low: the halves of the state, one over the other, turned by its top six bits. */
+  /** The next 64 bits, into high and low: the XOR of both halves of the state, rotated by its top six bits. */
   #draw(): void {
     this.#step();
     const [w0 = 0, w1 = 0, w2 = 0, w3 = 0, w4 = 0, w5 = 0, w6 = 0, w7 = 0] = this.#state;
@@ -130,7 +130,7 @@ export class NumpyRandom {
     this.#low = low;
   }
 
-  /** 32 bits: the halves of a draw, the low one first. */
+  /** 32 bits: the halves of a draw, low half first. */
   bits(): number {
     const half = this.#half;
     if (half !== undefined) {
@@ -142,7 +142,7 @@ export class NumpyRandom {
     return this.#low;
   }
 
-  /** From 0 to `last`, which is below 2^32 − 1, each equally likely. @throws ERR_TYPE, ERR_VALUE */
+  /** A uniform integer from 0 to `last`, which is below 2^32 − 1. @throws ERR_TYPE, ERR_VALUE */
   upTo(last: number): number {
     return this.#upTo(checkInteger('NumpyRandom.upTo', 'last', last, 0, 2 ** 32 - 2));
   }
@@ -150,7 +150,7 @@ export class NumpyRandom {
   #upTo(last: number): number {
     if (last === 0) return 0;
     const count = last + 1;
-    // bits · count in two parts: above 32 bits, and below.
+    // bits · count in two parts: the bits above 32, and those below.
     const product = (): readonly [number, number] => {
       const bits = this.bits();
       const low = (bits % 0x10000) * count;
@@ -165,7 +165,7 @@ export class NumpyRandom {
     return value;
   }
 
-  /** Of 0 to `last`: the first of the bits' values that is no larger. */
+  /** From 0 to `last`: the first masked value that is not larger. */
   #masked(last: number): number {
     const mask = 2 ** Math.ceil(Math.log2(last + 1)) - 1;
     for (;;) {
@@ -174,7 +174,7 @@ export class NumpyRandom {
     }
   }
 
-  /** Exchanges places from the last down to `first` with one at or before them. */
+  /** Swaps each element from the last down to `first` with one at or before it. */
   #exchange(values: Int32Array, first: number, draw: (last: number) => number): void {
     for (let i = values.length - 1; i >= first; i--) {
       const j = draw(i);
@@ -184,7 +184,7 @@ export class NumpyRandom {
     }
   }
 
-  /** `Generator.shuffle` of integers, in place; returned too. @throws ERR_TYPE */
+  /** `Generator.shuffle` of integers, in place; also returns them. @throws ERR_TYPE */
   shuffle(values: Int32Array): Int32Array {
     if (!(values instanceof Int32Array)) {
       throw wrongType('NumpyRandom.shuffle', 'values', 'an Int32Array', values);

@@ -1,23 +1,23 @@
 /**
- * The random stream of PyTorch's CPU generator: seeded projections and index sets that a checkpoint
- * leaves out are drawn again from it.
+ * The random stream of PyTorch's CPU generator, to draw seeded projections and index sets again
+ * that a checkpoint leaves out.
  *
- * mt19937 (Matsumoto and Nishimura, Mersenne Twister, 1998) and, on top of it, the draws as PyTorch
- * documents and tests them; the golden cases of test/golden/rng are its values.
+ * mt19937 (Matsumoto and Nishimura, Mersenne Twister, 1998) and, on top of it, the draws that
+ * PyTorch documents and tests. The golden cases of test/golden/rng are its values.
  */
 import { checkDims, checkFinite, checkInteger, newArray } from '../../core/validate.js';
 
 const N = 624;
 const M = 397;
-/** Draws of a normal distribution from this many values on are made sixteen at a time. */
+/** From this many values on, normal draws are made sixteen at a time. */
 const NORMAL_RUN = 16;
 
-/** Values in a shape. @throws ERR_TYPE, ERR_SHAPE */
+/** Number of values in a shape. @throws ERR_TYPE, ERR_SHAPE */
 function product(op: string, shape: unknown): number {
   return checkDims(`TorchRandom.${op}`, shape).reduce((size, dim) => size * dim, 1);
 }
 
-/** Values that are drawn one after another. @throws ERR_OOM */
+/** Values that are drawn one by one. @throws ERR_OOM */
 function filled<A extends Float32Array | Int32Array | Uint8Array>(
   op: string,
   type: new (length: number) => A,
@@ -32,7 +32,7 @@ function filled<A extends Float32Array | Int32Array | Uint8Array>(
 const kFloat = new Float32Array(1);
 const kBits = new Uint32Array(kFloat.buffer);
 
-/** The nearest bfloat16, to even where two are; of a finite value. */
+/** The bfloat16 nearest to a finite value; ties to even. */
 export function roundToBf16(value: number): number {
   kFloat[0] = value;
   const bits = kBits[0] as number;
@@ -42,7 +42,7 @@ export function roundToBf16(value: number): number {
 }
 
 /**
- * A generator seeded as `torch.Generator().manual_seed(seed)` on the CPU.
+ * A generator like `torch.Generator().manual_seed(seed)` on the CPU.
  * @example
  * const indexes = new TorchRandom(777).permutation(N * K).subarray(0, n); // torch.randperm
  */
@@ -107,7 +107,7 @@ export class TorchRandom {
     return filled('uniform', Float32Array, size, () => this.#unit() * range + from);
   }
 
-  /** `uniform_(low, high)` of bfloat16: of fewer random bits. */
+  /** `uniform_(low, high)` of bfloat16, which uses fewer random bits. */
   #uniformBf16(shape: readonly number[], low: number, high: number): Float32Array {
     const [from, to] = [roundToBf16(low), roundToBf16(high)];
     const range = roundToBf16(to - from);
@@ -118,8 +118,8 @@ export class TorchRandom {
   }
 
   /**
-   * `torch.nn.init.kaiming_uniform_(a)`, fan-in the product of all but the first size.
-   * @param dtype of the tensor that is drawn; default `f32`
+   * `torch.nn.init.kaiming_uniform_(a)`; the fan-in is the product of all sizes but the first.
+   * @param dtype of the drawn tensor; default `f32`
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM
    */
   kaimingUniform(shape: readonly number[], a: number, dtype: 'f32' | 'bf16' = 'f32'): Float32Array {
@@ -144,7 +144,7 @@ export class TorchRandom {
       toNormal(values.subarray(at, at + NORMAL_RUN), mean, std);
     }
     if (size % NORMAL_RUN !== 0) {
-      // A run that is not full is drawn again, together with what stands before it.
+      // An incomplete run is drawn again, together with the values before it.
       const last = values.subarray(size - NORMAL_RUN);
       last.set(this.uniform([NORMAL_RUN]));
       toNormal(last, mean, std);
@@ -162,7 +162,10 @@ export class TorchRandom {
     return radius * Math.cos(angle);
   }
 
-  /** `torch.randint(low, high)`; below 2^32 possible values. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
+  /**
+   * `torch.randint(low, high)` with fewer than 2^32 possible values. @throws ERR_TYPE, ERR_VALUE,
+   * ERR_SHAPE, ERR_OOM
+   */
   integers(shape: readonly number[], low: number, high: number): Int32Array {
     const op = 'TorchRandom.integers';
     const from = checkInteger(op, 'low', low, -(2 ** 31), 2 ** 31 - 1);
@@ -171,7 +174,7 @@ export class TorchRandom {
     return filled('integers', Int32Array, size, () => (this.bits() % range) + from);
   }
 
-  /** `torch.bernoulli` over a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
+  /** `torch.bernoulli` with a float32 probability: ones and zeros. @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_OOM */
   bernoulli(shape: readonly number[], p: number): Uint8Array {
     const below = Math.fround(checkFinite('TorchRandom.bernoulli', 'p', p));
     const size = product('bernoulli', shape);

@@ -1,8 +1,8 @@
 import os from 'node:os';
 
 /**
- * The environment of a build: a compiler at a time for each processor, unless the user's own environment says
- * otherwise. By themselves Make, under CMake and under node-gyp alike, takes one, and Ninja more than there are.
+ * The environment of a build: one compiler job per processor, unless the user's environment says otherwise. By
+ * default Make (under both CMake and node-gyp) runs one job, and Ninja more than there are processors.
  */
 export function buildEnvironment(): NodeJS.ProcessEnv {
   const processors = String(os.availableParallelism());

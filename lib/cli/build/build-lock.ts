@@ -1,15 +1,15 @@
-/** One build in a folder at a time. */
+/** Allows one build in a folder at a time. */
 
 import { spawn } from 'node:child_process';
 import path from 'node:path';
 
-/** How long the lock may take before the user is told. */
+/** The wait for the lock after which the user is told. */
 const kPatienceMs = 500;
 
 /**
- * `work` while no other process builds in `folder`: two builds in one folder write over each other. flock(1), of
- * util-linux, holds the lock, and lets go of it when this process ends, however it does. Where there is none, nothing
- * is locked.
+ * Runs `work` while no other process builds in `folder`: two builds in one folder would overwrite each other.
+ * flock(1) of util-linux holds the lock and releases it when this process ends, for whatever reason. Without flock,
+ * nothing is locked.
  * @param onWait called once if another process has it
  */
 export async function withBuildLock<T>(

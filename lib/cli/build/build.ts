@@ -1,6 +1,6 @@
 /**
- * `lowrank build`: the native addon, built here. CMake through cmake-js where CMake is installed,
- * else node-gyp; both compile the same list of sources.
+ * `lowrank build` builds the native addon on this machine: with CMake through cmake-js if CMake is
+ * installed, otherwise with node-gyp. Both compile the same list of sources.
  */
 
 import { type SpawnOptions, spawn, spawnSync } from 'node:child_process';
@@ -56,7 +56,7 @@ function hasCMake(): boolean {
 
 async function withCMake(root: string, verb: string, debug: boolean): Promise<string> {
   if (!hasCMake()) throw notBuilt('cmake is not on the PATH. Install CMake, or use --with gyp');
-  toolScript('cmake-js/package.json', 'bin/cmake-js'); // that it is there
+  toolScript('cmake-js/package.json', 'bin/cmake-js'); // checks that it is installed
   const script = path.join(root, 'native', 'build.mjs');
   await run(process.execPath, [script, verb, ...(debug ? ['--debug'] : [])], { cwd: root });
   return path.join(root, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
@@ -65,7 +65,7 @@ async function withCMake(root: string, verb: string, debug: boolean): Promise<st
 async function withGyp(root: string, verb: string, debug: boolean): Promise<string> {
   const folder = path.join(root, 'native', 'gyp');
   const script = toolScript('node-gyp/package.json', 'bin/node-gyp.js');
-  // Headers beside the running Node: without this, node-gyp downloads them and fails offline.
+  // Headers next to the running Node: without this, node-gyp downloads them and fails offline.
   const prefix = path.dirname(path.dirname(process.execPath));
   const local = existsSync(path.join(prefix, 'include', 'node', 'node.h'));
   const common = [...(local ? [`--nodedir=${prefix}`] : []), ...(debug ? ['--debug'] : [])];
@@ -76,7 +76,7 @@ async function withGyp(root: string, verb: string, debug: boolean): Promise<stri
   return path.join(folder, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
 }
 
-/** A script of an installed tool; its package may hide everything but package.json. */
+/** The script of an installed tool. Its package may export only package.json. */
 function toolScript(packageJson: string, script: string): string {
   try {
     const manifest = createRequire(import.meta.url).resolve(packageJson);

@@ -1,6 +1,6 @@
 /**
- * Options of a subcommand: node:util's parseArgs, with messages that name the option, what it takes
- * and what was given, and a suggestion for a mistyped name.
+ * Options of a subcommand: node:util's parseArgs, with messages that name the option, the expected
+ * and the given value, and a suggestion for a mistyped name.
  */
 
 import { type ParseArgsConfig, parseArgs } from 'node:util';
@@ -10,7 +10,7 @@ import { suggestion } from '../../core/suggestion.js';
 
 type OptionConfigs = NonNullable<ParseArgsConfig['options']>;
 
-/** A wrong command line; the message is complete. */
+/** An invalid command line. The message is complete. */
 export class UsageError extends LowrankError {
   constructor(message: string) {
     super('ERR_VALUE', message);
@@ -126,7 +126,7 @@ export class Arguments {
     return found;
   }
 
-  /** A command line that is wrong as a whole. */
+  /** An error about the command line as a whole. */
   wrong(text: string): UsageError {
     return usage(this.command, text);
   }
@@ -135,7 +135,7 @@ export class Arguments {
     return usage(this.command, refusalOf(name, expected, got));
   }
 
-  /** A value that is right, of a device that this machine does not have. */
+  /** An error for a valid device that this machine does not have. */
   refuseDevice(name: string, expected: string, got: string, reason: string): LowrankError {
     const text = `${this.command}: ${refusalOf(name, expected, got)} (${reason})`;
     return new LowrankError('ERR_DEVICE', text);

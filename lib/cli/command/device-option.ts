@@ -1,10 +1,10 @@
-/** `--device`: a name that no machine has is a wrong value; one that this machine lacks is not supported here. */
+/** `--device`: a name that does not exist is an invalid value; a device that this machine lacks is unsupported. */
 
 import { type Device, deviceInfo, devices, LowrankError } from '../../index.js';
 import type { Arguments } from './arguments.js';
 
 /**
- * The device of `--device`, where it is given.
+ * The device of `--device`, if given.
  * @throws UsageError · LowrankError `ERR_DEVICE`
  */
 export function readDevice(parsed: Arguments): Device | undefined {
@@ -18,7 +18,7 @@ export function readDevices(parsed: Arguments): Device[] | undefined {
   return names?.map((name) => find(parsed, name.trim(), 'a list of'));
 }
 
-/** Whether the device is here; of others nothing is asked. */
+/** Is the device available? Does not query other devices. */
 function isHere(name: string): name is Device {
   try {
     return deviceInfo(name as Device).available;
@@ -32,7 +32,7 @@ function find(parsed: Arguments, name: string, kind: 'one of' | 'a list of'): De
   if (isHere(name)) return name;
   const known = devices();
   const row = known.find(({ device }) => device === name);
-  // Of graphics cards those that are there are known, the first always.
+  // The existing graphics cards are known, and the first always has a row.
   if (row === undefined && !/^cuda:\d+$/.test(name)) {
     const names = known.map(({ device }) => device).join(', ');
     throw parsed.refuse('device', `${kind} ${names}`, name);

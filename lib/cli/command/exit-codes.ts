@@ -15,7 +15,7 @@ export const exitCodes = {
   terminated: 143,
 } as const;
 
-/** What `--help` says about them. */
+/** The section about them in `--help`. */
 export const exitCodeHelp = `Exit codes:
     0  done
     1  a bug in lowrank: please report it
@@ -53,7 +53,7 @@ const kByErrorCode: Readonly<Record<ErrorCode, number>> = {
   ERR_ALIAS: exitCodes.internal,
 };
 
-/** The exit code for an error of the library; anything unknown is a bug. */
+/** The exit code for an error of the library. Anything else is a bug. */
 export function exitCodeFor(code: string): number {
   return Object.hasOwn(kByErrorCode, code) ? kByErrorCode[code as ErrorCode] : exitCodes.internal;
 }

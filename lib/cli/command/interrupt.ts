@@ -1,6 +1,6 @@
 /**
  * Ctrl-C and SIGTERM: the first asks the work to stop at a point where nothing is lost, the second
- * ends the process at once (files appear by renaming, so nothing is left half-written either way).
+ * ends the process at once. (Files appear by renaming, so nothing is left half-written either way.)
  */
 
 import { exitCodes } from './exit-codes.js';
@@ -16,7 +16,7 @@ export class Interrupts {
     this.controller.abort();
   };
 
-  /** @param onFirst called when the first signal comes */
+  /** @param onFirst called at the first signal */
   constructor(private readonly onFirst?: () => void) {
     process.on('SIGINT', this.handler);
     process.on('SIGTERM', this.handler);
@@ -26,7 +26,7 @@ export class Interrupts {
     return this.controller.signal;
   }
 
-  /** The exit code that the signal asks for. */
+  /** The exit code for the signal. */
   get exitCode(): number {
     return this.received === undefined ? exitCodes.interrupted : codeOf(this.received);
   }

@@ -1,4 +1,4 @@
-/** Files that a command writes its results to: what cannot be written is refused before the work, not after it. */
+/** Files for the results of a command. A file that cannot be written is rejected before the work, not after it. */
 
 import { existsSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
@@ -7,9 +7,9 @@ import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 
 /**
- * Before minutes are spent.
- * @param file undefined: none was asked for
- * @throws ERR_FILE_NOT_FOUND there is no such folder · ERR_PATH it is a folder itself
+ * Checks this before minutes are spent.
+ * @param file undefined if none was requested
+ * @throws ERR_FILE_NOT_FOUND if the folder does not exist · ERR_PATH if it is a folder itself
  */
 export function requireOutputFile(op: string, file: string | undefined): void {
   if (file === undefined) return;

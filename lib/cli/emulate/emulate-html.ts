@@ -1,6 +1,6 @@
 /**
- * The HTML report of `lowrank emulate`: one file that loads nothing. Counters stand beside the source
- * lines they belong to; a few lines of script sort the table of lines.
+ * The HTML report of `lowrank emulate`: one file that loads nothing. Counters are shown next to their
+ * source lines, and a short script sorts the table of lines.
  */
 
 import fs from 'node:fs';
@@ -63,7 +63,7 @@ details > summary { cursor: pointer; font-weight: 600; margin-top: 1.6rem; }
 .bar { display: inline-block; height: .65em; background: var(--cost); border-radius: 2px; }
 `;
 
-/** Sorts a table by the column clicked; numbers stand in data-value. */
+/** Sorts a table by the clicked column; numbers are in data-value. */
 const kScript = `
 for (const table of document.querySelectorAll('table.sortable')) {
   const body = table.tBodies[0];
@@ -96,7 +96,7 @@ const text = (content: string) => `<td>${escapeHtml(content)}</td>`;
 const number = (shown: string, value: number) =>
   `<td class="number" data-value="${value}">${escapeHtml(shown)}</td>`;
 
-/** Colour by how far above the ideal it is: none at 1, full from 2 on. */
+/** Colour for the ratio to the ideal: none at 1, full from 2 on. */
 function heatStyle(line: { cost: number; ideal: number }): string {
   const heat = Math.min(1, Math.max(0, ratioOf(line) - 1));
   return heat > 0.02 ? `background: rgb(var(--heat) / ${(0.45 * heat).toFixed(2)})` : '';
@@ -252,7 +252,7 @@ ${rows.join('\n')}
 </tbody></table></div>`;
 }
 
-/** Lines of source shown around one with counters. */
+/** Number of source lines shown around a line with counters. */
 const kContext = 4;
 
 function sourcesHtml(lines: readonly LineCost[]): string {
@@ -310,7 +310,7 @@ function sourceRow(
   if (costs.length === 0) {
     return `<tr class="plain">${'<td></td>'.repeat(5)}${shownCode}</tr>`;
   }
-  // Wavefronts and sectors are never added: what a line costs in each stands one above the other.
+  // Wavefronts and sectors are never added up: a line shows its costs in both, one above the other.
   const cell = (shown: (cost: LineCost) => string) =>
     `<td class="number">${costs.map(shown).map(escapeHtml).join('<br>')}</td>`;
   const share = Math.max(...costs.map(({ cost }) => cost)) / largest;

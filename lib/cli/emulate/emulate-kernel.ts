@@ -1,6 +1,6 @@
 /**
- * A kernel of the user's own for `lowrank emulate`: its buffers as files, and the text that the runner
- * (cuda/emulator/driver/run_kernel.cpp) takes.
+ * A user's own kernel for `lowrank emulate`: its buffers as files, and the text that the runner
+ * (cuda/emulator/driver/run_kernel.cpp) reads.
  */
 
 import { createHash } from 'node:crypto';
@@ -24,7 +24,7 @@ export interface LaunchShape {
   readonly cluster: number;
 }
 
-/** The bytes that a buffer starts with. */
+/** The initial bytes of a buffer. */
 async function contents(param: BufferParam): Promise<Uint8Array> {
   const { elems, buffer, fill, seed } = param;
   if (typeof fill === 'object') return fs.readFileSync(fill.file);
@@ -42,7 +42,7 @@ async function contents(param: BufferParam): Promise<Uint8Array> {
     return bytesOf(await drawn.to({ dtype: buffer }).readBits());
   }
   const values = await drawn.read();
-  // Integers of a spread that shows: hundredths.
+  // Integers with a visible spread: hundredths.
   const scaled = buffer === 'f64' || fill === 'index' ? values : values.map((v) => 100 * v);
   return bytesOf(encode(buffer, Array.from(scaled)));
 }
@@ -69,8 +69,8 @@ function encode(type: ScalarType, values: readonly (number | bigint)[]): ArrayBu
 }
 
 /**
- * Files for one run of the runner, and how to read what it left. The runner takes their names without a
- * folder, which may have blanks in its name: it is to run in that folder.
+ * Makes files for one run of the runner, and a function that reads the results. The runner gets file
+ * names without a folder, because a folder may have spaces in its name. It must run in that folder.
  */
 export async function prepareKernelRun(
   folder: string,
@@ -130,7 +130,7 @@ function factsOf(param: BufferParam, file: string): OutputFacts {
   return { ...facts, maxError: largestDifference(found, expected), limit: param.tolerance };
 }
 
-/** What the bytes of a buffer say, as numbers. */
+/** The bytes of a buffer as numbers. */
 function valuesOf(type: BufferType, bytes: Uint8Array): ArrayLike<number> {
   const whole = new Uint8Array(bytes).buffer; // aligned
   switch (type) {

@@ -1,5 +1,5 @@
 /**
- * The emulator's library that `lowrank emulate` runs on, built where it is missing or older than the
+ * The library of the emulator for `lowrank emulate`. It is built if it is missing or older than the
  * kernels.
  */
 
@@ -15,7 +15,7 @@ import type { Progress } from '../../report/terminal.js';
 import { buildEnvironment } from '../build/build-environment.js';
 import { withBuildLock } from '../build/build-lock.js';
 
-/** Kinds of library: how the kernels in it were made. */
+/** Kinds of library, by how their kernels were made. */
 export const libraryKinds = ['check', 'source', 'ptx'] as const;
 export type LibraryKind = (typeof libraryKinds)[number];
 
@@ -29,15 +29,15 @@ function fileOf(kind: LibraryKind | 'own'): string {
   return kind === 'source' ? 'lowrank-emulator.so' : `lowrank-emulator-${kind}.so`;
 }
 
-/** The addon's file: a package is loaded by its name. */
+/** The addon's file. An addon from a package is loaded by the package name. */
 function bindingFile(): string {
   const loaded = bindingPath();
   return path.isAbsolute(loaded) ? loaded : createRequire(import.meta.url).resolve(loaded);
 }
 
 /**
- * The folder that CMake built the addon in, or undefined: the addon came with a package.
- * @throws ERR_NO_BINDING the folder was copied: CMake would build where it was made
+ * The folder in which CMake built the addon; undefined if the addon came with a package.
+ * @throws ERR_NO_BINDING if the folder was copied: CMake would build in the original place
  */
 function buildFolder(): string | undefined {
   let folder = path.dirname(bindingFile());
@@ -46,7 +46,7 @@ function buildFolder(): string | undefined {
     if (existsSync(cache)) {
       const made = /^CMAKE_CACHEFILE_DIR:INTERNAL=(.*)$/m.exec(readFileSync(cache, 'utf8'))?.[1];
       if (isSameFolder(made ?? folder, folder)) return folder;
-      const expected = `${printable(folder)} must be configured where it is, got one of ${printable(made ?? '')}`;
+      const expected = `${printable(folder)} must be configured here, got a build folder of ${printable(made ?? '')}`;
       const advice = 'Build the addon here with `npx lowrank build --with cmake`';
       throw new LowrankError('ERR_NO_BINDING', `emulate: ${expected}. ${advice}`);
     }
@@ -61,8 +61,8 @@ function isSameFolder(a: string, b: string): boolean {
 }
 
 /**
- * Runs CMake; its output is shown only where it fails.
- * @param code of that failure: a file of the user's that does not compile is no fault of the build
+ * Runs CMake. Its output is shown only if it fails.
+ * @param code for that failure: a user's file that does not compile is not an error of the build
  */
 function cmake(
   args: readonly string[],
@@ -85,19 +85,19 @@ function cmake(
 
 const kMostOutput = 4000;
 
-/** Of much output the part from the first error on, which the others follow from; else its end. */
+/** The part of a long output from the first error on, because later errors follow from it; otherwise its end. */
 function firstErrors(output: string): string {
   if (output.length <= kMostOutput) return output;
   const at = output.search(/^.*error: /m);
   return at < 0 ? output.slice(-kMostOutput) : output.slice(at, at + kMostOutput);
 }
 
-/** {@link withBuildLock}, and the user is told of a wait. */
+/** {@link withBuildLock} that tells the user about a wait. */
 function building<T>(folder: string, progress: Progress, work: () => T): Promise<T> {
   return withBuildLock(folder, () => progress.line(`waiting for another build in ${folder}`), work);
 }
 
-/** The library of this kind, up to date with its sources where those are at hand. */
+/** The library of this kind, rebuilt if its sources are available and newer. */
 export async function emulatorLibrary(kind: LibraryKind, progress: Progress): Promise<string> {
   const library = path.join(path.dirname(bindingFile()), fileOf(kind));
   const build = buildFolder();
@@ -129,9 +129,9 @@ function requireFile(source: string): void {
 }
 
 /**
- * A library with one kernel file of the user's, as bytes, since the next one is built over it; and the program that
- * runs a kernel in it.
- * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_FILE it does not compile · ERR_NO_BINDING
+ * A library with one kernel file of the user, as bytes, because the next one is built in its place; and the program
+ * that runs a kernel in it.
+ * @throws ERR_FILE_NOT_FOUND · ERR_PATH · ERR_FILE if it does not compile · ERR_NO_BINDING
  */
 export async function ownKernelLibrary(
   source: string,
@@ -149,7 +149,7 @@ export async function ownKernelLibrary(
   const folder = path.dirname(bindingFile());
   const library = await building(build, progress, () => {
     progress.line(`compiling ${source}`);
-    const tools = 'what kernels of your own are linked with could not be built';
+    const tools = 'the objects that your kernel is linked with could not be built';
     cmake([`-DLOWRANK_OWN_KERNEL=${path.resolve(source)}`, build], tools);
     cmake(['--build', build, '--target', 'lowrank_emulator_runtime', 'emulator_run'], tools);
     const failure = `${printable(source)} does not compile`;

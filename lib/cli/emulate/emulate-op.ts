@@ -1,6 +1,6 @@
 /**
- * One op on device `cuda-emulated`, with operands of one's choice: the part of `lowrank emulate` that
- * runs in a process of its own, because the emulator reads its options once.
+ * One op on device `cuda-emulated` with chosen operands: the part of `lowrank emulate` that runs in
+ * its own process, because the emulator reads its options only once.
  */
 
 import { createHash } from 'node:crypto';
@@ -34,7 +34,7 @@ export const emulatedOps = [
 ] as const;
 export type EmulatedOp = (typeof emulatedOps)[number];
 
-/** What to run. */
+/** The op to run. */
 export interface OpSpec {
   readonly op: EmulatedOp;
   readonly M: number;
@@ -46,36 +46,36 @@ export interface OpSpec {
   readonly format: QuantFormat | 'none';
   readonly blocksize: number | undefined;
   readonly doubleQuant: boolean;
-  /** dtype of the adapter's factors. */
+  /** Dtype of the adapter's factors. */
   readonly adapterDType: DType;
   readonly dropout: number;
   readonly bias: boolean;
   readonly seed: number;
 }
 
-/** What came out. */
+/** The outcome of a run. */
 export interface OpOutcome {
-  /** Of each output: a hash of its values, and how far it is from the reference device. */
+  /** For each output: a hash of its values, and its difference from the reference device. */
   readonly outputs: readonly OutputFacts[];
-  /** Bytes of the trace that were there before the op. */
+  /** Bytes of the trace before the op. */
   readonly traceFrom: number;
-  /** The failure, where the op failed. */
+  /** The failure, if the op failed. */
   readonly error?: string;
-  /** The code of the failure, where the op did not take its operands. */
+  /** The error code, if the op rejected its operands. */
   readonly refused?: ErrorCode;
 }
 export interface OutputFacts {
   readonly name: string;
   readonly shape: readonly number[];
   readonly hash: string;
-  /** The largest absolute difference to what is expected; undefined where nothing is. */
+  /** The largest absolute difference from the expected values; undefined if there are none. */
   readonly maxError?: number;
   readonly maxValue: number;
-  /** The largest error that is no failure, where there is such a limit. */
+  /** The largest error that still passes, if there is a limit. */
   readonly limit?: number;
 }
 
-/** Operands on the host's device; the same bits for every run. */
+/** Operands on the host device, with the same bits in every run. */
 class HostOperands {
   readonly x: Tensor;
   readonly dy: Tensor;
@@ -107,7 +107,7 @@ function quantizeOptions(spec: OpSpec) {
   };
 }
 
-/** Gets everything onto a device and gives back the op alone, as a call. */
+/** Copies everything to a device and returns the op as a call. */
 function prepare(spec: OpSpec, host: HostOperands, device: Device): () => Record<string, Tensor> {
   const x = host.x.to({ device });
   const dy = host.dy.to({ device });
@@ -139,7 +139,7 @@ function prepare(spec: OpSpec, host: HostOperands, device: Device): () => Record
     }
     case 'quantize': {
       const dense = host.dense.to({ device });
-      // Decoded on the host: the launches of the op are those of the quantisation alone.
+      // Decoded on the host, so that the launches are those of quantisation only.
       return () => {
         const packed = quantize(dense, quantizeOptions(spec));
         return { w: dequantize(packed.to({ device: 'cpu' }), { dtype: 'f32' }) };
@@ -160,7 +160,7 @@ function valuesOf(outputs: Record<string, Tensor>): Map<string, Float32Array> {
   return new Map(Object.entries(outputs).map(([name, tensor]) => [name, tensor.readSync()]));
 }
 
-/** Runs the op; failures of it are part of the outcome. */
+/** Runs the op. A failure is part of the outcome. */
 export async function runOp(spec: OpSpec, tracePath: string): Promise<OpOutcome> {
   const host = new HostOperands(spec);
   const run = prepare(spec, host, 'cuda-emulated');
@@ -187,7 +187,7 @@ export async function runOp(spec: OpSpec, tracePath: string): Promise<OpOutcome>
   }
 }
 
-/** Of two arrays, element by element; infinite where only one of them has a NaN. */
+/** The largest difference between two arrays, element by element; infinite if only one of them has a NaN. */
 export function largestDifference(found: ArrayLike<number>, expected: ArrayLike<number>): number {
   let most = 0;
   for (let i = 0; i < expected.length; i++) {

@@ -1,6 +1,6 @@
 /**
- * The parameter struct of a kernel of the user's own for `lowrank emulate`, from JSON. Everything that
- * can be wrong with it, the files that it names included, is refused before the kernel is compiled.
+ * Reads the parameter struct of a user's own kernel for `lowrank emulate` from JSON. All errors in it,
+ * including those of the files that it names, are reported before the kernel is compiled.
  */
 
 import fs from 'node:fs';
@@ -25,7 +25,7 @@ export const kTypes = {
   bf16: { bytes: 2, array: Uint16Array },
   f16: { bytes: 2, array: Uint16Array },
 } as const;
-/** Types of a buffer's elements; a member by value has all but the 16-bit floats. */
+/** Types of a buffer's elements. A member by value can have all but the 16-bit floats. */
 export type BufferType = keyof typeof kTypes;
 export type ScalarType = Exclude<BufferType, 'bf16' | 'f16'>;
 const kBufferTypes = Object.keys(kTypes) as BufferType[];
@@ -33,15 +33,15 @@ const kScalarTypes = kBufferTypes.filter(
   (type): type is ScalarType => !/16$/.test(type) || /^[iu]/.test(type),
 );
 
-/** One member of the parameter struct, in its order. */
+/** One member of the parameter struct, in struct order. */
 export type Param = ScalarParam | BufferParam;
 interface ScalarParam {
   readonly name: string;
   readonly scalar: ScalarType;
-  /** A bigint where the file has text: of 64 bits. */
+  /** A bigint if the file has text: for 64 bits. */
   readonly value: number | bigint;
 }
-/** A pointer to memory of the device. */
+/** A pointer to device memory. */
 export interface BufferParam {
   readonly name: string;
   readonly buffer: BufferType;
@@ -49,20 +49,20 @@ export interface BufferParam {
   /** `none` leaves it uninitialised. */
   readonly fill: (typeof kFills)[number] | { readonly file: string };
   readonly seed: number;
-  /** A file with the bytes to be found there afterwards. */
+  /** A file with the expected bytes afterwards. */
   readonly expect: string | undefined;
-  /** The largest difference to that which is no failure. */
+  /** The largest accepted difference from them. */
   readonly tolerance: number;
-  /** Where to write the bytes afterwards. */
+  /** The file to write the bytes to afterwards. */
   readonly save: string | undefined;
 }
 
 const kFills = ['zero', 'none', 'normal', 'index'] as const;
 const kBufferFields = ['name', 'buffer', 'elems', 'fill', 'seed', 'expect', 'tolerance', 'save'];
-/** Node reads and writes no file of 2 GiB at once. */
+/** Node does not read or write files of 2 GiB at once. */
 const kMostBytes = 2 ** 31 - 1;
 
-/** A thousand members with names are a hundred kilobytes. */
+/** A thousand named members take a hundred kilobytes. */
 const kMostParamBytes = 4 << 20;
 
 export function wrongParams(file: string, text: string): LowrankError {
@@ -70,7 +70,7 @@ export function wrongParams(file: string, text: string): LowrankError {
 }
 
 /**
- * Reads the parameters: a JSON array with one object a member, either
+ * Reads the parameters: a JSON array with one object per member, either
  * `{ "name": "n", "i32": 4096 }` or
  * `{ "name": "x", "buffer": "f32", "elems": 4096, "fill": "normal" }`.
  */
@@ -183,7 +183,7 @@ class Member {
     return { file };
   }
 
-  /** A path beside the parameters' own file. */
+  /** A path relative to the parameter file. */
   private path(field: string, expected = 'the name of a file'): string | undefined {
     const value = this.fields[field];
     if (value === undefined) return undefined;
@@ -203,7 +203,7 @@ class Member {
     if (size !== bytes) throw wrongParams(file, `${this.name} has ${bytes} bytes, not ${size}`);
   }
 
-  /** A name that nobody reads: most often a mistyped one, whose check would be left out in silence. */
+  /** Rejects unknown names, which are usually mistyped: their check would be skipped silently. */
   private refuseOthers(known: readonly string[]): void {
     const other = Object.keys(this.fields).find((field) => !known.includes(field));
     if (other === undefined) return;
@@ -222,7 +222,7 @@ class Member {
   }
 }
 
-/** The least and the most that an integer type holds. */
+/** The smallest and the largest value of an integer type. */
 function rangeOf(type: ScalarType): readonly [bigint, bigint] {
   const bits = BigInt(type.slice(1));
   const half = 2n ** (bits - 1n);

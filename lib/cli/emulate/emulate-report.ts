@@ -16,7 +16,7 @@ import {
   unitOf,
 } from './emulate-trace.js';
 
-/** One run: a schedule and what came of it. */
+/** One run: a schedule and its outcome. */
 export interface EmulatedRun {
   /** `forward`, `random 3`, ... */
   readonly schedule: string;
@@ -27,7 +27,7 @@ export interface EmulatedRun {
 
 /** Everything that a report shows. */
 export interface EmulateResult {
-  /** What was run, in words. */
+  /** What ran, in words. */
   readonly title: string;
   readonly device: string;
   readonly checked: boolean;
@@ -38,13 +38,13 @@ export interface EmulateResult {
   readonly sameCounters: boolean | undefined;
 }
 
-/** A finding and the runs that had it. */
+/** A finding, and the runs that had it. */
 export interface CollectedFinding extends Finding {
   readonly kernel: string;
   readonly schedules: readonly string[];
 }
 
-/** Findings of all runs, each once. */
+/** The findings of all runs, without repetition. */
 export function collectFindings(runs: readonly EmulatedRun[]): CollectedFinding[] {
   const found = new Map<string, CollectedFinding & { schedules: string[] }>();
   for (const { schedule, launches } of runs) {
@@ -60,12 +60,12 @@ export function collectFindings(runs: readonly EmulatedRun[]): CollectedFinding[
   return [...found.values()];
 }
 
-/** Runs that ended: what a failed one left says nothing of the kernel's results. */
+/** The runs that ended normally: a failed run says nothing about the kernel's results. */
 export function endedRuns(runs: readonly EmulatedRun[]): readonly EmulatedRun[] {
   return runs.filter(({ error }) => error === undefined);
 }
 
-/** Whether the outputs depend on the schedule, and where they differ; '' for fewer than two runs. */
+/** Do the outputs depend on the schedule, and where do they differ? Empty for fewer than two runs. */
 export function bitsText({ runs, sameBits }: EmulateResult): string {
   const [first, ...others] = endedRuns(runs);
   if (first === undefined || sameBits === undefined) return '';
@@ -83,7 +83,7 @@ export function bitsText({ runs, sameBits }: EmulateResult): string {
   return `DIFFERENT BITS than in ${first.schedule}: ${differing.join('; ')}.`;
 }
 
-/** `cuda/elementwise/cast_sm80.cu:12`, relative to the working folder where that is shorter. */
+/** `cuda/elementwise/cast_sm80.cu:12`, relative to the working folder if that is shorter. */
 export function placeOf({ file, line }: { file: string; line: number }): string {
   if (file === '') return '(unknown)';
   const relative = path.relative(process.cwd(), file);
@@ -109,7 +109,7 @@ export function ratioText(line: { cost: number; ideal: number }): string {
   return line.ideal > 0 ? ratioOf(line).toFixed(2) : '-';
 }
 
-/** The text report. `top` is the number of source lines, 0 for all. */
+/** The text report. `top` is the number of source lines; 0 for all. */
 export function reportText(result: EmulateResult, top: number): string {
   const [first] = result.runs;
   const launches = first?.launches ?? [];

@@ -1,6 +1,6 @@
 /**
- * What the emulated driver writes down for each launch (LOWRANK_EMULATOR_TRACE: one JSON object a
- * line), and sums of it.
+ * Reads and sums what the emulated driver records for each launch (LOWRANK_EMULATOR_TRACE: one JSON
+ * object per line).
  */
 
 import fs from 'node:fs';
@@ -8,7 +8,7 @@ import path from 'node:path';
 import { LowrankError } from '../../core/errors.js';
 import { packageFolder } from '../../environment/package-folder.js';
 
-/** Something that check mode found. */
+/** A finding of check mode. */
 export interface Finding {
   readonly kind: string;
   readonly text: string;
@@ -16,7 +16,7 @@ export interface Finding {
   readonly line: number;
 }
 
-/** What the warps' requests of one kind cost at one source line. */
+/** The cost of the warps' requests of one kind at one source line. */
 export interface LineCost {
   readonly kernel: string;
   readonly file: string;
@@ -26,7 +26,7 @@ export interface LineCost {
   readonly requests: number;
   /** Shared-memory wavefronts, or 32-byte sectors of global memory. */
   readonly cost: number;
-  /** The fewest that move these bytes. */
+  /** The minimum for these bytes. */
   readonly ideal: number;
   readonly bytes: number;
 }
@@ -50,7 +50,7 @@ export interface LaunchRecord {
 export function readTrace(file: string, from = 0): LaunchRecord[] {
   if (!fs.existsSync(file)) return [];
   const root = packageFolder();
-  // The compiler spells a file as it was given it; here each has one name.
+  // The compiler keeps the spelling of a file name; here each file has one name.
   const resolved = <T extends { readonly file: string }>(place: T): T => ({
     ...place,
     file: place.file === '' ? '' : path.resolve(root, place.file),
@@ -74,17 +74,17 @@ export function readTrace(file: string, from = 0): LaunchRecord[] {
     });
 }
 
-/** In what a line's cost is counted. */
+/** The unit of a line's cost. */
 export function unitOf(kind: string): 'wavefronts' | 'sectors' {
   return /global/.test(kind) ? 'sectors' : 'wavefronts';
 }
 
-/** How many times the ideal; 1 where nothing is to be had. */
+/** The ratio to the ideal; 1 if there is no ideal. */
 export function ratioOf({ cost, ideal }: { cost: number; ideal: number }): number {
   return ideal > 0 ? cost / ideal : 1;
 }
 
-/** The same line of several launches of a kernel as one, the dearest first. */
+/** Adds up the same line over several launches of a kernel, the most expensive first. */
 export function sumLines(launches: readonly LaunchRecord[]): LineCost[] {
   const sums = new Map<string, LineCost>();
   for (const line of launches.flatMap((launch) => launch.lines)) {
@@ -107,7 +107,7 @@ export function sumLines(launches: readonly LaunchRecord[]): LineCost[] {
   );
 }
 
-/** What all lines of a unit cost together. */
+/** The total cost of all lines of a unit. */
 export interface Total {
   readonly name: string;
   readonly requests: number;
@@ -132,7 +132,7 @@ export function totalsByKind(lines: readonly LineCost[]): Total[] {
   return [...sums.values()].sort((a, b) => a.name.localeCompare(b.name));
 }
 
-/** Dynamic counts (mma, barriers, ...) of several launches as one. */
+/** Adds up dynamic counts (mma, barriers, ...) over several launches. */
 export function sumCounts(launches: readonly LaunchRecord[]): Map<string, number> {
   const sums = new Map<string, number>();
   for (const { counts } of launches) {
@@ -143,7 +143,7 @@ export function sumCounts(launches: readonly LaunchRecord[]): Map<string, number
   return new Map([...sums].sort(([a], [b]) => a.localeCompare(b)));
 }
 
-/** Everything that must not depend on the schedule, as one text to compare. */
+/** Everything that must not depend on the schedule, as one comparable text. */
 export function countersKey(launches: readonly LaunchRecord[]): string {
   return JSON.stringify([sumLines(launches), [...sumCounts(launches)]]);
 }

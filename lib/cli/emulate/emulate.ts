@@ -1,6 +1,6 @@
 /**
- * `lowrank emulate`: an op, or a kernel of one's own, on the CUDA emulator; its launches, what the
- * checks find, and its counters by source line.
+ * `lowrank emulate`: runs an op, or a user's own kernel, on the CUDA emulator and shows its
+ * launches, the findings of the checks, and its counters by source line.
  */
 
 import { spawn } from 'node:child_process';
@@ -112,11 +112,11 @@ const kOptions = {
 const kCapabilities = ['80', '86', '89', '90', '120'] as const;
 const kDTypes = ['bf16', 'f16', 'f32'] as const;
 const kSchedules = ['forward', 'reverse', 'random'] as const;
-/** In the environment of the process that runs one op: its OpSpec, and where the outcome goes. */
+/** Environment variable for the process that runs one op: its OpSpec, and the file for the outcome. */
 const kSpecVariable = 'LOWRANK_EMULATE_SPEC';
 const kOutcomeVariable = 'LOWRANK_EMULATE_OUTCOME';
 
-/** What one run is told by its environment. */
+/** The environment settings of one run. */
 interface Schedule {
   readonly name: string;
   readonly env: Readonly<Record<string, string>>;
@@ -152,7 +152,7 @@ export async function emulateCommand(args: readonly string[]): Promise<number> {
   return isClean(result) ? exitCodes.ok : exitCodes.compute;
 }
 
-/** Options of an OP, and of a kernel of one's own: what the other does not read is refused. */
+/** Options of an OP, and of a user's own kernel. Those that do not apply are rejected. */
 const kOpOptions = [
   ...['m', 'n', 'k', 'r', 'format', 'blocksize', 'double-quant', 'dtype', 'adapter-dtype'],
   ...['dropout', 'bias', 'library'],
@@ -166,18 +166,18 @@ function refuseOptionsOfOther(parsed: Arguments): void {
   }
   const stray = parsed.firstGiven(own ? kOpOptions : kKernelOptions);
   if (stray === undefined) return;
-  throw parsed.wrong(`--${stray} is for ${own ? 'an OP, got --kernel' : 'a --kernel, got none'}`);
+  throw parsed.wrong(`--${stray} goes with ${own ? 'an OP, got --kernel' : '--kernel, got none'}`);
 }
 
-/** What is run under each schedule. */
+/** What runs under each schedule. */
 interface Subject {
   readonly title: string;
   readonly kind: LibraryKind;
-  /** @param folder empty, for files of this run */
+  /** @param folder an empty folder for files of this run */
   run(schedule: Schedule, folder: string, signal: AbortSignal): Promise<EmulatedRun>;
 }
 
-/** All runs; or the exit code where a signal ended them. */
+/** All runs, or the exit code if a signal ended them. */
 async function runSchedules(
   subject: Subject,
   schedules: readonly Schedule[],
@@ -241,7 +241,7 @@ function parseSchedules(parsed: Arguments): Schedule[] {
   );
 }
 
-/** Of the cards that the emulator knows, whose kernels are in the package. */
+/** One of the cards that the emulator knows and whose kernels are in the package. */
 function readCapability(parsed: Arguments): (typeof kCapabilities)[number] {
   return parsed.choice('sm', '80', kCapabilities);
 }
@@ -249,7 +249,7 @@ function readCapability(parsed: Arguments): (typeof kCapabilities)[number] {
 function parseOp(parsed: Arguments): OpSpec {
   const [op] = parsed.positionals;
   if (op === undefined || !(emulatedOps as readonly string[]).includes(op)) {
-    const got = op === undefined ? 'none' : `'${op}'`;
+    const got = op === undefined ? 'none' : `"${op}"`;
     throw new UsageError(
       `emulate: OP must be one of ${emulatedOps.join(', ')}, got ${got}. See: lowrank emulate --help`,
     );
@@ -324,13 +324,13 @@ async function opSubject(parsed: Arguments, progress: Progress): Promise<Subject
   };
 }
 
-/** The outcome that the run left, or what it said as it died. */
+/** The outcome that the run left, or its last output if it died. */
 function readOutcome(file: string, stderr: string): OpOutcome {
   if (fs.existsSync(file)) return JSON.parse(fs.readFileSync(file, 'utf8')) as OpOutcome;
-  return { outputs: [], traceFrom: 0, error: stderr.trim() || 'the run ended without a word' };
+  return { outputs: [], traceFrom: 0, error: stderr.trim() || 'the run ended without output' };
 }
 
-/** Operands that the op does not take are no finding; what else fails before it is one. */
+/** Operands that the op rejects are not a finding; other failures before the op are. */
 function refusal(error: unknown): OpOutcome {
   if (!(error instanceof LowrankError)) throw error;
   if (exitCodeFor(error.code) === exitCodes.compute) throw error;
@@ -345,7 +345,7 @@ async function runChild(): Promise<number> {
   return exitCodes.ok;
 }
 
-/** Most that a launch takes: blocks along x, along y and along z. */
+/** Maximum blocks of a launch along x, y and z. */
 const kMostBlocks = [2 ** 31 - 1, 65_535, 65_535] as const;
 
 function readGrid(parsed: Arguments): [number, number, number] {
@@ -392,13 +392,13 @@ async function kernelSubject(parsed: Arguments, progress: Progress): Promise<Sub
   };
 }
 
-/** The runner has a folder of its own, where a relative name would mean another file. */
+/** The runner works in its own folder, where a relative name would mean another file. */
 function reportVariable(): Record<string, string> {
   const file = process.env.LOWRANK_EMULATOR_REPORT;
   return file ? { LOWRANK_EMULATOR_REPORT: path.resolve(file) } : {};
 }
 
-/** ` (one, another)`: what a file calls its kernels, as far as its text says. */
+/** ` (one, another)`: the names of the kernels in a file, as far as its text shows. */
 function kernelsIn(source: string): string {
   const text = fs.readFileSync(source, 'utf8');
   const names = [...text.matchAll(/\bLOWRANK_(?:EARLY_)?KERNEL\(\s*(\w+)/g)].map(
@@ -447,7 +447,7 @@ function jsonOf(result: EmulateResult): string {
   )}\n`;
 }
 
-/** Runs a program to its end, or to a signal; gives back what it said on stderr. */
+/** Runs a program until it ends or a signal comes, and returns its stderr. */
 function runProcess(
   [command, ...args]: readonly string[],
   env: Readonly<Record<string, string>>,
@@ -470,7 +470,7 @@ function runProcess(
     child.on('error', reject);
     child.on('close', (code, ended) => {
       signal.removeEventListener('abort', end);
-      // What a run left says what happened; a signal is said in its place.
+      // A finished run has an outcome; otherwise the signal is reported.
       resolve(ended === null ? text : `${text}\nended by ${ended}${code ?? ''}`);
     });
   });

@@ -8,16 +8,16 @@ import type { Arguments } from '../command/arguments.js';
 
 const kOp = 'finetune';
 
-/** A method with what the command line says about it. */
+/** A method with its settings from the command line. */
 export interface ChosenMethod {
   readonly method: TrainedMethod;
   readonly settings: Readonly<Record<string, unknown>>;
-  /** Where it comes from, if from a file. */
+  /** The file it comes from, if any. */
   readonly file?: string;
 }
 
 /**
- * The methods of `--adapter`: one, or several with commas between them.
+ * The methods of `--adapter`: one, or several separated by commas.
  * @throws UsageError · LowrankError `ERR_FILE`, `ERR_FILE_NOT_FOUND`, `ERR_VALUE`
  */
 export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ...ChosenMethod[]]> {
@@ -34,11 +34,11 @@ export async function readAdapters(parsed: Arguments): Promise<[ChosenMethod, ..
   const named = chosen.map(({ method }) => method.method);
   const twice = chosen.find(({ method }, i) => named.indexOf(method.method) < i);
   if (twice !== undefined)
-    throw parsed.refuse('adapter', 'methods of distinct names', twice.method.method);
+    throw parsed.refuse('adapter', 'methods with distinct names', twice.method.method);
   return chosen as [ChosenMethod, ...ChosenMethod[]];
 }
 
-/** Folders and reports know a method by its name alone. */
+/** Folders and reports identify a method by its name only. */
 function requireOwnName(parsed: Arguments, own: TrainedMethod): void {
   const known = adapterMethods.find(({ method }) => method === own.method);
   if (known === undefined || known.definition === own.definition) return;
@@ -46,7 +46,7 @@ function requireOwnName(parsed: Arguments, own: TrainedMethod): void {
   throw parsed.refuse('adapter', expected, own.method);
 }
 
-/** A layer of a model is called with x alone: the other inputs come from a training loop that has them. */
+/** A layer of a model is called with x only; other inputs come from a user's own training loop. */
 function refuseInputs(parsed: Arguments, refused: TrainedMethod): LowrankError {
   const all = adapterMethods.includes(refused) ? adapterMethods : [refused, ...adapterMethods];
   const known = all.flatMap(({ method, definition: { inputs = [] } }) =>
@@ -59,8 +59,9 @@ function refuseInputs(parsed: Arguments, refused: TrainedMethod): LowrankError {
 }
 
 /**
- * What the command line says about a method.
- * @param alone options that it does not have are refused; among several methods they are the others'
+ * The settings of a method from the command line.
+ * @param alone options that the method lacks are rejected; with several methods they may belong to
+ * another
  */
 function settingsOf(
   parsed: Arguments,
@@ -101,7 +102,7 @@ function settingsOf(
   return settings;
 }
 
-/** Text as a value of the type of `standard`; `undefined` where it is none. */
+/** Text as a value of the type of `standard`; `undefined` if it is not one. */
 function valueLike(standard: unknown, text: string): unknown {
   if (typeof standard === 'string') return text;
   if (typeof standard === 'boolean') return { true: true, false: false }[text];

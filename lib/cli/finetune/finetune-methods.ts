@@ -1,4 +1,4 @@
-/** Several adapter methods on the same run: table and report. */
+/** Compares several adapter methods on the same run: table and report. */
 
 import { printable } from '../../core/printable.js';
 import { escapeHtml } from '../../report/html.js';
@@ -32,7 +32,7 @@ function rowsOf(runs: readonly MethodRun[]): string[][] {
 
 const kColumns = ['method', 'held-out loss', 'trained parameters', 'step', 'learning rate'];
 
-/** For the terminal. */
+/** The summary for the terminal. */
 export function methodsSummary(runs: readonly MethodRun[], report: string | undefined): string {
   const before = runs[0]?.result.lossBefore.toFixed(4) ?? '';
   const text = `\nheld-out loss of the base model ${before}, nats per token\n\n`;
@@ -94,7 +94,7 @@ td, th { padding: .3rem .6rem .3rem 0; border-bottom: 1px solid var(--line); tex
 svg { width: 100%; height: auto; margin: 1rem 0; }
 ${kPlotStyle}`;
 
-/** One HTML document: no scripts, nothing to load. */
+/** One HTML document without scripts that loads nothing. */
 export function methodsReport(runs: readonly MethodRun[]): string {
   const row = (cells: readonly string[], tag: 'td' | 'th') =>
     `<tr>${cells.map((cell) => `<${tag}>${escapeHtml(cell)}</${tag}>`).join('')}</tr>`;

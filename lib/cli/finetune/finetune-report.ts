@@ -1,5 +1,5 @@
 /**
- * The HTML report of a fine-tune: one file, no scripts, nothing to load.
+ * The HTML report of a fine-tune: one file without scripts that loads nothing.
  */
 
 import { escapeHtml } from '../../report/html.js';
@@ -128,7 +128,7 @@ ${dots.join('\n')}
 </svg>`;
 }
 
-/** At most a few thousand points: more than there are pixels only makes the file large. */
+/** At most a few thousand points: more than the pixels would only make the file large. */
 function thin(points: readonly Point[]): readonly Point[] {
   const every = Math.ceil(points.length / 2000);
   return every <= 1 ? points : points.filter((_, i) => i % every === 0 || i === points.length - 1);

@@ -129,7 +129,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   if (others.length > 0) return compareMethods(parsed, [first, ...others]);
   const options = readOptions(parsed, first);
   const report = reportPath(parsed, options.out);
-  // TensorFlow.js greets on stderr unless it is told that this is no development session.
+  // TensorFlow.js prints a greeting on stderr unless it is in production mode.
   tensorflow().enableProdMode();
   const json = parsed.flag('json');
   const progress = new Progress(json);
@@ -157,7 +157,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   }
 }
 
-/** Trains the same run with each method and shows loss against trained parameters and time. */
+/** Trains with each method on the same data and shows loss against trained parameters and time. */
 async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]): Promise<number> {
   const out = parsed.text('out') ?? 'lowrank-adapter';
   const report = parsed.flag('no-report')
@@ -204,7 +204,7 @@ function describeInterruption({ checkpoint, adapter }: Interrupted): string {
   return `stopped; the state is ${printable(checkpoint)}. Run the same command with --resume to go on`;
 }
 
-/** Where the report goes; a folder that is not there would otherwise be noticed after the training. */
+/** The path of the report. A missing folder would otherwise be noticed only after training. */
 function reportPath(parsed: Arguments, out: string): string | undefined {
   if (parsed.flag('no-report')) return undefined;
   const report = parsed.text('report');

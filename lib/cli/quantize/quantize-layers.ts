@@ -1,5 +1,5 @@
 /**
- * The work of `lowrank quantize`: which tensors of a file are quantised, and how.
+ * The work of `lowrank quantize`: selects and quantises tensors of a file.
  */
 
 import type { RawTensor } from '../../checkpoint/raw-tensor.js';
@@ -9,12 +9,12 @@ import { type StoredFormat, storedAs } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { type Device, type DType, quantize, Tensor } from '../../index.js';
 
-/** How a checkpoint is quantised. */
+/** Settings for quantising a checkpoint. */
 export interface QuantizeSettings {
   readonly format: StoredFormat;
   readonly blocksize?: number;
   readonly doubleQuant: boolean;
-  /** Tensors whose names hold one of these stay as they are. */
+  /** Tensors whose names contain one of these stay unchanged. */
   readonly skip: readonly string[];
   readonly device?: Device;
 }
@@ -28,14 +28,14 @@ export interface QuantizeTotals {
 
 export interface LayerQuantizer {
   readonly totals: QuantizeTotals;
-  /** Why there is no layer that was quantised, in words; `undefined` where there is one, also in a file that is done already. */
+  /** Why no layer was quantised, in words; `undefined` if one was, including in a file finished earlier. */
   reason(): string | undefined;
-  /** Sets how many tensors there are in all, for the progress. */
+  /** Sets the total number of tensors, for the progress. */
   expect(tensors: number): void;
-  /** Counts a file that is done already. */
+  /** Counts a file that was finished earlier. */
   skip(file: SafetensorsFile): void;
   /**
-   * The tensors of a file, linear layers quantised.
+   * The tensors of a file, with linear layers quantised.
    * @throws LowrankError `ERR_CANCELLED` after the signal
    */
   quantizeAll(file: SafetensorsFile): Promise<Map<string, RawTensor>>;
@@ -88,7 +88,7 @@ export function makeQuantizer(
   };
 }
 
-/** @param left how many layers are quantised already, and have names with a part of `skip` */
+/** @param left how many layers are quantised already, and how many `skip` excludes */
 function reasonOf(
   left: { readonly quantised: number; readonly skipped: number },
   skip: readonly string[],

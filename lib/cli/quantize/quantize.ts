@@ -1,5 +1,6 @@
 /**
- * `lowrank quantize`: the linear layers of a checkpoint in bitsandbytes' layout, tensor by tensor.
+ * `lowrank quantize`: converts the linear layers of a checkpoint to bitsandbytes' layout, tensor by
+ * tensor.
  */
 
 import fs from 'node:fs';
@@ -143,9 +144,9 @@ async function quantizeFile(
 }
 
 /**
- * The folder grows under `OUT.partial`, one finished file after another, and takes its name at the
- * end. The marker beside it, `OUT.partial.json`, says of what and how it is made, so that only the same command goes on
- * with it; it is written before the folder is made, and goes after the folder has its name.
+ * The folder grows as `OUT.partial`, one finished file after another, and gets its name at the end. The marker next to
+ * it, `OUT.partial.json`, records the source and the settings, so that only the same command continues it. It is
+ * written before the folder is made, and removed after the folder has its name.
  */
 async function quantizeFolder(
   source: string,
@@ -178,7 +179,7 @@ async function quantizeShards(
   const partial = `${target}.partial`;
   const markerFile = `${partial}.json`;
   const marker = JSON.stringify({ settings, shards: shards.map((name) => identity(source, name)) });
-  // The run was ended between giving the folder its name and removing the marker.
+  // The run ended between renaming the folder and removing the marker.
   const complete =
     isMarker(markerFile, marker) &&
     !fs.existsSync(partial) &&
@@ -240,7 +241,7 @@ function shardsOf(folder: string): string[] {
   return [...new Set(names as string[])].sort();
 }
 
-/** Nothing is overwritten, IN least of all. */
+/** Overwrites nothing, and IN least of all. */
 function requireNewFile(source: string, target: string): void {
   const stat = fs.lstatSync(target, { throwIfNoEntry: false });
   if (stat === undefined) return;
@@ -278,7 +279,7 @@ function preparePartial(partial: string, markerFile: string, marker: string): vo
   }
 }
 
-/** Whether a file is the marker of the same command. */
+/** Is a file the marker of the same command? */
 function isMarker(file: string, marker: string): boolean {
   return fs.existsSync(file) && fs.readFileSync(file, 'utf8') === marker;
 }
@@ -296,7 +297,7 @@ function statOf(file: string): fs.Stats {
   }
 }
 
-/** Tokenizer and other small files; weights in other formats are not copied. */
+/** Copies the tokenizer and other small files; weights in other formats are not copied. */
 function copyRest(source: string, target: string): void {
   for (const entry of fs.readdirSync(source, { withFileTypes: true })) {
     const copied = entry.isFile() && /\.(json|txt|model|jinja|md)$/.test(entry.name);
@@ -306,8 +307,8 @@ function copyRest(source: string, target: string): void {
 }
 
 /**
- * config.json with the section from which transformers knows how the weights are stored.
- * @param settings undefined: as they were
+ * Writes config.json with the section that tells transformers how the weights are stored.
+ * @param settings undefined keeps the original section
  */
 function writeConfig(source: string, target: string, settings: QuantizeSettings | undefined): void {
   const file = path.join(source, 'config.json');
@@ -318,7 +319,7 @@ function writeConfig(source: string, target: string, settings: QuantizeSettings 
   fs.writeFileSync(path.join(target, 'config.json'), `${JSON.stringify(config, null, 2)}\n`);
 }
 
-/** As transformers writes it; it knows no checkpoint of blockwise int8. */
+/** In the form that transformers writes, which does not support blockwise int8. */
 function quantizationConfig({ format, doubleQuant, skip }: QuantizeSettings): object | undefined {
   if (format === 'int8') return undefined;
   const fourBits = format !== 'int8-rowwise';

@@ -20,50 +20,50 @@ import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
 export type GroupedAdapterGradient = 'dLoraA' | 'dLoraB' | 'dLoraBias';
 export type GroupedAdapterGradients = { [name in GroupedAdapterGradient]?: Tensor };
 
-/** What `GroupedLora.backward` can compute. */
+/** The gradients that `GroupedLora.backward` can compute. */
 export type GroupedGradient = 'dx' | 'dBias' | 'dRowScale' | 'adapters';
 
 /** The gradients of a batch. */
 export interface GroupedGradients {
   dx?: Tensor;
   dBias?: Tensor;
-  /** Of the gates: the shape and dtype of `rowScale`, 0 where a slot has no adapter. */
+  /** Gradient of the gates: the shape and dtype of `rowScale`, 0 where a slot has no adapter. */
   dRowScale?: Tensor;
   /**
-   * By name, of the adapters that have rows in the batch and something that is trained, and of those that
-   * `accumulateInto` has, as they were where the batch has no rows of them.
+   * By name: the adapters that have rows in the batch and a trained factor, and those in
+   * `accumulateInto`, unchanged if the batch has no rows of them.
    */
   adapters: Map<string, GroupedAdapterGradients>;
 }
 
-/** What `GroupedLora.backward` adds to in place of making new tensors. */
+/** Tensors that `GroupedLora.backward` adds to instead of making new ones. */
 export interface GroupedTargets {
   dx?: Tensor;
   dBias?: Tensor;
   dRowScale?: Tensor;
-  /** By name; what is not there is made. */
+  /** By name. Missing ones are made. */
   adapters?: ReadonlyMap<string, GroupedAdapterGradients>;
 }
 
-/** What `GroupedLora.backward` takes beside its operands. */
+/** Options of `GroupedLora.backward`. */
 export interface GroupedBackwardOptions {
   /**
-   * What is wanted; `adapters` stands for every trained factor of every adapter with rows, and for
-   * the loraBias of those whose loraB is trained. Default: all that there is.
+   * The wanted gradients. `adapters` stands for every trained factor of every adapter with rows,
+   * and for the loraBias of those whose loraB is trained. Default: all.
    */
   needs?: readonly GroupedGradient[];
-  /** Adds to these tensors; they are returned. What is not among the `needs` stays as it is. */
+  /** Adds to these tensors and returns them. A tensor whose gradient is not among the `needs` stays unchanged. */
   accumulateInto?: GroupedTargets;
-  /** Keep the saved state for another backward pass; default false: it is freed. */
+  /** Keep the saved state for another backward pass. Default false: it is freed. */
   keep?: boolean;
 }
 
-/** Those that are not an adapter's, in the order of the addon. */
+/** The gradients that do not belong to an adapter, in the order that the addon uses. */
 const SHARED = ['dx', 'dBias', 'dRowScale'] as const;
 const NEEDS: readonly GroupedGradient[] = [...SHARED, 'adapters'];
 const PARTS: readonly GroupedAdapterGradient[] = ['dLoraA', 'dLoraB', 'dLoraBias'];
 
-/** One output, in the order of the addon. */
+/** One output, in the order that the addon uses. */
 interface Slot {
   readonly wanted: boolean;
   readonly operand: string;
@@ -86,17 +86,17 @@ function checkNeeds(op: string, needs: unknown, saved: GroupedSaved): ReadonlySe
   }
   const wanted = new Set(readNames(op, 'needs', needs, NEEDS));
   if (wanted.has('dRowScale') && !gated) {
-    const why = 'without dRowScale (no rowScale was given, or training off)';
+    const why = 'without dRowScale (no rowScale was given, or training was off)';
     fail('ERR_VALUE', op, 'needs', why, 'dRowScale');
   }
   if (wanted.has('adapters') && !trains && entries.length > 0) {
-    const why = 'without adapters (all with rows were frozen, or training off)';
+    const why = 'without adapters (all adapters with rows were frozen, or training was off)';
     fail('ERR_VALUE', op, 'needs', why, 'adapters');
   }
   return wanted;
 }
 
-/** The targets of one adapter, checked for names. */
+/** The targets of one adapter, with checked names. */
 function partsOf(op: string, operand: string, value: unknown): GroupedAdapterGradients {
   const given = ownFields(op, value as GroupedAdapterGradients | undefined);
   readNames(op, operand, Object.keys(given), PARTS);
@@ -124,7 +124,7 @@ function targetsOf(
   };
 }
 
-/** `backward` of `GroupedLora`, which documents it. */
+/** Implements `GroupedLora.backward`, which documents it. */
 export function groupedBackward(
   op: string,
   dy: Tensor,
@@ -256,7 +256,7 @@ export function groupedBackward(
     });
     if (Object.keys(parts).length > 0) gradients.adapters.set(name, parts);
   });
-  // Sums over several batches are what the caller passes on: also those that this one has no rows of.
+  // Sums over several batches are passed on, even for adapters without rows in this one.
   for (const [name, parts] of given.accumulateInto?.adapters ?? []) {
     gradients.adapters.set(name, { ...parts, ...gradients.adapters.get(name) });
   }
@@ -264,7 +264,7 @@ export function groupedBackward(
   return gradients;
 }
 
-/** The adapters as the addon takes them. @throws ERR_DISPOSED */
+/** The adapters in the addon's form. @throws ERR_DISPOSED */
 export function rawAdapters(op: string, entries: readonly GroupedEntry[]): RawAdapters {
   const raw: Array<NativeHandle | Float64Array | null> = [];
   const numbers = new Float64Array(2 * entries.length);

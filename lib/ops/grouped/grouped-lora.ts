@@ -20,13 +20,13 @@ import {
 import { assignRows, checkGates, type GroupedRow } from './grouped-rows.js';
 import { type GroupedEntry, GroupedSaved } from './grouped-saved.js';
 
-/** What {@link GroupedLora.forward} takes beside its operands. */
+/** Options of {@link GroupedLora.forward}. */
 export interface GroupedForwardOptions {
   /** [N] */
   bias?: Tensor;
   /** Is this a training step? Default true. `false` turns dropout off and saves nothing. */
   training?: boolean;
-  /** Seed of this call's dropout masks; needed where an adapter with rows drops and no mask is given. */
+  /** Seed of this call's dropout masks; required if an adapter with rows has dropout and no mask is given. */
   seed?: number;
   /**
    * [..., K], 1 = kept: replaces the generator for every adapter. Kept elements are scaled by
@@ -34,8 +34,8 @@ export interface GroupedForwardOptions {
    */
   dropoutMask?: Tensor;
   /**
-   * Gates, a weight of each adapter term: [M], or with k adapters a row [..., k]; f32, bf16 or f16. It
-   * must live until the backward pass, which gives a gradient of it.
+   * Gates, one weight per adapter term: [M], or with k adapters per row [..., k]; f32, bf16 or f16. It
+   * must live until the backward pass, which returns its gradient.
    */
   rowScale?: Tensor;
   /** Precision of the product with the base weight, as in `loraForward`; default `exact`. */
@@ -43,15 +43,15 @@ export interface GroupedForwardOptions {
 }
 
 /**
- * Many low-rank adapters over one frozen weight, each row of a batch with its own or none: decoding
- * with an adapter a sequence (Punica, Chen et al., 2023; S-LoRA, Sheng et al., 2023), long prompts,
- * and training of all of them in one pass (mLoRA, Ye et al., 2023). One product with the base weight
- * serves the whole batch.
+ * Many low-rank adapters over one frozen weight, each row of a batch with its own adapter or none:
+ * decoding with one adapter per sequence (Punica, Chen et al., 2023; S-LoRA, Sheng et al., 2023),
+ * long prompts, and training of all adapters in one pass (mLoRA, Ye et al., 2023). One product with
+ * the base weight serves the whole batch.
  *
- * A table of references: nothing is copied when adapters come and go, ranks, scaling, dropout,
- * biases and frozen factors are each adapter's own, and its tensors may be written between calls
- * (by an optimiser). The adapters stay the caller's: neither {@link GroupedLora.remove} nor
- * {@link GroupedLora.dispose} frees one, since the same adapter may stand in several groups.
+ * A table of references: adding and removing adapters copies nothing. Each adapter has its own
+ * rank, scaling, dropout, bias and frozen factors, and its tensors may be written between calls (by
+ * an optimiser). The adapters belong to the caller: neither {@link GroupedLora.remove} nor
+ * {@link GroupedLora.dispose} frees one, because the same adapter may be in several groups.
  * @example
  * const group = new GroupedLora({ inFeatures: K, outFeatures: N });
  * group.add('alice', alice);
@@ -70,7 +70,8 @@ export class GroupedLora implements Disposable {
   #disposed = false;
 
   /**
-   * @param options K and N of the base weight, and where the adapters are; default device otherwise
+   * @param options K and N of the base weight, and the device of the adapters, by default the
+   * default device
    * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE
    */
   constructor(options: { inFeatures: number; outFeatures: number; device?: Device }) {
@@ -89,13 +90,13 @@ export class GroupedLora implements Disposable {
     return Object.freeze([...this.#adapters.keys()]);
   }
 
-  /** The adapter of that name, if there is one. */
+  /** The adapter with that name, if there is one. */
   get(name: string): LoraAdapter | undefined {
     return this.#adapters.get(name);
   }
 
   /**
-   * A new adapter, by reference.
+   * Adds an adapter, by reference.
    * @param adapter loraA [r, K], loraB [N, r] with any r
    * @throws ERR_TYPE, ERR_VALUE (the name is taken), ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
    */
@@ -106,8 +107,8 @@ export class GroupedLora implements Disposable {
   }
 
   /**
-   * Another adapter in the place of the one of that name, perhaps of another rank. What was saved by
-   * earlier forward passes keeps the old one.
+   * Replaces the adapter with that name, possibly by one of another rank. States that earlier
+   * forward passes saved keep the old one.
    * @throws ERR_TYPE, ERR_VALUE (no such name), ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED
    */
   update(name: string, adapter: LoraAdapter): void {
@@ -117,7 +118,7 @@ export class GroupedLora implements Disposable {
   }
 
   /**
-   * Forgets an adapter, which stays the caller's.
+   * Removes an adapter from the group. It still belongs to the caller.
    * @throws ERR_TYPE, ERR_VALUE (no such name), ERR_DISPOSED
    */
   remove(name: string): void {
@@ -127,20 +128,20 @@ export class GroupedLora implements Disposable {
 
   /**
    * With e the adapter of row m: `y[m] = x[m] · wᵀ + bias + rowScale[m] · scaling_e · ((gate_e ⊙ x[m]) ·
-   * loraA_eᵀ · loraB_eᵀ + loraBias_e)`; rows of null have the first two terms. Where rows are lists of k
-   * names, a row has the sum of the last term over its adapters, each with its own `rowScale[m, slot]`
-   * (a sparse mixture of experts: Shazeer et al., 2017); the sum has the order in which the adapters
-   * came to the group.
+   * loraA_eᵀ · loraB_eᵀ + loraBias_e)`; rows of null have only the first two terms. If rows are lists of
+   * k names, a row has the sum of the last term over its adapters, each with its own `rowScale[m, slot]`
+   * (a sparse mixture of experts: Shazeer et al., 2017). The sum follows the order in which the adapters
+   * were added to the group.
    *
-   * A row has the bits that `loraForward` with its adapter gives it, whatever the order and the
-   * company; on a CUDA device those that the row has in any other batch with as many rows of each
-   * adapter, in any order, and with `LOWRANK_CUDA_BATCH_INVARIANT=1` in any batch of several adapters. A
-   * table of them goes to the device with each call, so such a batch cannot be captured into a graph.
-   * Dropout masks are a function of the seed and the element's index in x, so there the place counts.
+   * A row has the same bits as `loraForward` with its adapter, whatever the order and the other rows. On
+   * a CUDA device it has the same bits in every batch with as many rows of each adapter, in any order,
+   * and with `LOWRANK_CUDA_BATCH_INVARIANT=1` in every batch of several adapters. Each call sends a
+   * table of the adapters to the device, so such a batch cannot be captured into a graph. Dropout masks
+   * depend on the seed and the element's index in x, so with dropout the position of a row matters.
    * @param x [..., K] f32, bf16 or f16
    * @param w [N, K] dense or quantised, frozen
    * @param rows a name or null for each row of x folded to [M, K], or for each entry of its first
-   *   dimension (a sequence of x [B, S, K]); or for each a list of k of them, no name twice in one
+   * dimension (a sequence of x [B, S, K]); or for each a list of k names without repetition
    * @returns `y` [..., N] in the dtype of `x`, and what {@link GroupedLora.backward} needs
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
    *   ERR_OOM
@@ -182,7 +183,7 @@ export class GroupedLora implements Disposable {
     const { seed, words, mask } = resolveDropout(
       op,
       adapters[dropping]?.dropout ?? 0,
-      `adapter '${names[dropping]}'`,
+      `adapter "${names[dropping]}"`,
       x.shape,
       x,
       given,
@@ -242,21 +243,22 @@ export class GroupedLora implements Disposable {
   }
 
   /**
-   * Gradients of {@link GroupedLora.forward} with a frozen base, of every adapter in one pass. With
+   * Gradients of {@link GroupedLora.forward} with a frozen base, for every adapter in one pass.
+   * With
    * `u_e = dy · loraB_e` and `dh_e = rowScale ⊙ scaling_e · u_e` over the rows of adapter e:
    *
    * - `dx = dy · w + Σ_e gate_e ⊙ (dh_e · loraA_e)` [..., K], `dBias = Σ dy` [N] over all rows
-   * - `dRowScale = scaling_e · (u_e · h_e + dy · loraBias_e)` of each row and slot, frozen adapters' too;
-   *   0 where it has none
+   * - `dRowScale = scaling_e · (u_e · h_e + dy · loraBias_e)` of each row and slot, also for frozen
+   *   adapters; 0 for a slot without an adapter
    * - `dLoraA_e = dh_eᵀ · (gate_e ⊙ x)` [r, K], `dLoraB_e = scaling_e · (rowScale ⊙ dy)ᵀ · h_e` [N, r],
    *   `dLoraBias_e = scaling_e · Σ rowScale · dy` [N] over the rows of e
    *
-   * Sums run over an adapter's rows in their order, alone: on the CPU they have the bits that
-   * `loraBackward` gives for those rows as a batch of their own.
+   * Sums run over the rows of one adapter in their order: on the CPU they have the bits that
+   * `loraBackward` returns for those rows as a separate batch.
    * @param dy [..., N], the dtype of `x`
-   * @param saved of the forward pass; freed afterwards unless `keep`
-   * @returns only what was needed; an adapter without rows in the batch has no entry, a frozen factor
-   *   no gradient. Each has the dtype of what it is the gradient of (`dBias` that of `dy`).
+   * @param saved from the forward pass; freed afterwards unless `keep`
+   * @returns only the needed gradients. An adapter without rows in the batch has no entry, a frozen
+   * factor no gradient. Each gradient has the dtype of its tensor (`dBias` that of `dy`).
    * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_ALIAS, ERR_UNSUPPORTED,
    *   ERR_DISPOSED, ERR_OOM
    */
@@ -270,7 +272,7 @@ export class GroupedLora implements Disposable {
     return this.#disposed;
   }
 
-  /** Forgets all adapters, which stay the caller's. Twice is a no-op. */
+  /** Removes all adapters, which belong to the caller. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     this.#adapters.clear();
@@ -288,7 +290,7 @@ export class GroupedLora implements Disposable {
     this.#checkLive(op);
     if (typeof name !== 'string') throw wrongType(op, 'name', 'a string', name);
     if (this.#adapters.has(name) !== exists) {
-      fail('ERR_VALUE', op, 'name', exists ? "of the group's" : 'new', `'${name}'`);
+      fail('ERR_VALUE', op, 'name', exists ? 'an adapter of the group' : 'new', `"${name}"`);
     }
   }
 

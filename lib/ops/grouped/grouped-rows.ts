@@ -1,4 +1,4 @@
-/** Which row of a batch has which adapters of a group. */
+/** Assigns adapters of a group to the rows of a batch. */
 
 import { checkTensor } from '../../core/check-tensor.js';
 import { fail, wrongType } from '../../core/errors.js';
@@ -6,28 +6,28 @@ import type { Tensor } from '../../core/tensor.js';
 import { checkSameDevice, showShape } from '../../core/validate.js';
 import type { LoraAdapter } from '../lora/lora-adapter.js';
 
-/** What a row has: an adapter's name, none, or a list of them, which has the same length for every row. */
+/** The assignment of a row: an adapter's name, none, or a list of them, of the same length for every row. */
 export type GroupedRow = string | null | readonly (string | null)[];
 
 /** The adapters of a batch. */
 export interface Assigned {
-  /** Of the adapters that have rows. */
+  /** Names of the adapters that have rows. */
   readonly names: string[];
-  /** For each slot of each row the place of its adapter among the names, or -1. */
+  /** For each slot of each row, the index of its adapter among the names, or -1. */
   readonly adapterOf: Int32Array;
   readonly slots: number;
 }
 
-/** How many slots a row has; undefined where rows are names. */
+/** Number of slots in a row; undefined if rows are names. */
 function slotsOf(op: string, rows: readonly unknown[]): number | undefined {
   const first: unknown = rows[0];
   if (!Array.isArray(first)) return undefined;
   if (first.length === 0)
-    fail('ERR_SHAPE', op, 'rows[0]', 'a list of 1 name or more', 'an empty one');
+    fail('ERR_SHAPE', op, 'rows[0]', 'a list of at least 1 name', 'an empty one');
   return first.length;
 }
 
-/** The adapters of the rows: names in the order of appearance, in the group's where rows have several. */
+/** The adapters of the rows. Names are in order of appearance, or in the group's order if rows have several. */
 export function assignRows(
   op: string,
   rows: unknown,
@@ -39,7 +39,7 @@ export function assignRows(
   const samples = x.shape.length < 2 ? 1 : (x.shape[0] ?? 1);
   const given = rows.length;
   if (given !== M && given !== samples) {
-    const expected = M === samples ? `${M} names` : `${M} names (a row each) or ${samples}`;
+    const expected = M === samples ? `${M} names` : `${M} names (one for each row) or ${samples}`;
     fail('ERR_SHAPE', op, 'rows', `${expected} for x ${showShape(x.shape)}`, `${given}`);
   }
   const places = new Map<string, number>();
@@ -49,8 +49,8 @@ export function assignRows(
     const known = places.get(name);
     if (known !== undefined) return known;
     if (!adapters.has(name)) {
-      const names = [...adapters.keys()].map((key) => `'${key}'`).join(', ');
-      fail('ERR_VALUE', op, operand(), `null or of ${names || '(no adapters)'}`, `'${name}'`);
+      const names = [...adapters.keys()].map((key) => `"${key}"`).join(', ');
+      fail('ERR_VALUE', op, operand(), `null or of ${names || '(no adapters)'}`, `"${name}"`);
     }
     places.set(name, places.size);
     return places.size - 1;
@@ -70,19 +70,26 @@ export function assignRows(
   for (let i = 0; i < given; i++) {
     const list: unknown = rows[i];
     if (!Array.isArray(list)) {
-      throw wrongType(op, `rows[${i}]`, `a list of ${slots} names, as rows[0]`, list);
+      throw wrongType(op, `rows[${i}]`, `a list of ${slots} names, like rows[0]`, list);
     }
     if (list.length !== slots) {
-      fail('ERR_SHAPE', op, `rows[${i}]`, `${slots} names, as rows[0]`, `${list.length}`);
+      fail('ERR_SHAPE', op, `rows[${i}]`, `${slots} names, like rows[0]`, `${list.length}`);
     }
     const own = list.map((name, s) => placeOf(name, () => `rows[${i}][${s}]`));
     own.forEach((place, s) => {
       if (place < 0 || own.indexOf(place) === s) return;
-      fail('ERR_VALUE', op, `rows[${i}][${s}]`, 'an adapter once in a row', `'${list[s]}' again`);
+      fail(
+        'ERR_VALUE',
+        op,
+        `rows[${i}][${s}]`,
+        'an adapter that the row does not have yet',
+        `"${list[s]}" again`,
+      );
     });
     for (let m = i * each; m < (i + 1) * each; m++) adapterOf.set(own, m * slots);
   }
-  // Terms of a row are added in the table's order, which other rows of the batch must not decide.
+  // Terms of a row are added in the table's order, which must not depend on other rows of the
+  // batch.
   const names = [...adapters.keys()].filter((name) => places.has(name));
   const ordered = new Int32Array(names.length);
   names.forEach((name, place) => {
@@ -95,7 +102,7 @@ export function assignRows(
   return { names, adapterOf, slots };
 }
 
-/** One gate for each slot. @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE */
+/** Checks for one gate per slot. @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE */
 export function checkGates(
   op: string,
   rowScale: Tensor,
@@ -105,7 +112,7 @@ export function checkGates(
   checkTensor(op, 'rowScale', rowScale);
   checkSameDevice(op, 'rowScale', rowScale, x);
   const { shape } = rowScale;
-  // No rows do not say how many slots they have.
+  // Without rows, the number of slots is unknown.
   if (adapterOf.length === 0 && rowScale.size === 0) return;
   const M = adapterOf.length / slots;
   const flat = shape.length === 2 && shape[0] === 1 ? shape.slice(1) : shape;

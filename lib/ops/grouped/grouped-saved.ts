@@ -8,27 +8,26 @@ import type { LoraAdapter } from '../lora/lora-adapter.js';
 export interface GroupedEntry {
   readonly name: string;
   readonly adapter: LoraAdapter;
-  /** Its drop probability in this call: 0 where it is not a training step. */
+  /** Its drop probability in this call; 0 if it is not a training step. */
   readonly dropout: number;
 }
 
 /**
- * What `GroupedLora.backward` needs of the forward pass: `x` (only where a loraA is trained), the
- * packed `h` (only where a loraB is, or there are gates), and which row had which adapters. It holds them until then, or
- * until {@link GroupedSaved.dispose}; the adapters, the base weight, `rowScale` and `dropoutMask`
- * stay the caller's and must live as long.
+ * State for `GroupedLora.backward`: `x` (only if a loraA is trained), the packed `h` (only if a loraB is trained, or
+ * there are gates), and the adapters of each row. It holds them until the backward pass or {@link GroupedSaved.dispose}.
+ * The adapters, the base weight, `rowScale` and `dropoutMask` belong to the caller and must live as long.
  */
 export class GroupedSaved implements Disposable {
   readonly w: BaseWeight;
   /** The adapters that have rows, in the order of the packed `h`. */
   readonly entries: readonly GroupedEntry[];
-  /** For each slot of each row of x folded to [M, K] the place of its adapter in `entries`, or -1. */
+  /** For each slot of each row of x folded to [M, K], the index of its adapter in `entries`, or -1. */
   readonly adapterOf: Int32Array;
-  /** How many adapters a row may have. */
+  /** Number of adapters that a row may have. */
   readonly slots: number;
-  /** `x` of the forward pass, where kept. */
+  /** `x` of the forward pass, if kept. */
   readonly x: Tensor | undefined;
-  /** [Σ rows · r] f32: for each adapter its [rows, r], where kept. */
+  /** [Σ rows · r] f32: the [rows, r] of each adapter, if kept. */
   readonly h: Tensor | undefined;
   readonly rowScale: Tensor | undefined;
   /** Shape of `y`. */
@@ -71,7 +70,7 @@ export class GroupedSaved implements Disposable {
     track(this);
   }
 
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  /** Is this a saved state of this library? False for a proxy or an imitation. */
   static is(value: unknown): value is GroupedSaved {
     return typeof value === 'object' && value !== null && #disposed in value;
   }
@@ -80,7 +79,7 @@ export class GroupedSaved implements Disposable {
     return this.#disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     this.x?.dispose();

@@ -20,8 +20,8 @@ import { zeroTermOf } from '../zero-points.js';
 import { checkExpand, type LoraExpandOptions, loraExpand, loraShrink } from './lora-parts.js';
 
 /**
- * Squared norms of the rows of a weight, `norms[n] = Σₖ w[n, k]²`, from one pass over it: a quantised
- * one is decoded in f32 on the way. Sums in double. A frozen weight's are worth keeping: see
+ * Squared norms of the rows of a weight, `norms[n] = Σₖ w[n, k]²`, from one pass over it. A quantised
+ * weight is decoded in f32 on the way. Sums in double. Keep the result for a frozen weight: see
  * {@link factoredNorm}.
  * @param w [N, K] dense or quantised
  * @returns [N], f32
@@ -41,7 +41,7 @@ export function weightNorms(w: BaseWeight): Tensor {
   );
 }
 
-/** Of a weight with zero-points: by its rows, some at a time. */
+/** For a weight with zero-points: a few rows at a time. */
 function normsOfRows(weight: BaseWeight, N: number): Tensor {
   return scope(() => {
     const norms = Tensor.zeros([N, 1], { device: weight.device });
@@ -65,25 +65,26 @@ export interface FactoredNormParts {
   loraB: Tensor;
   /** Default 1. */
   scaling?: number;
-  /** [N] f32, {@link weightNorms} of `w` where they were kept; else they are computed. */
+  /** [N] f32, {@link weightNorms} of `w` if you kept them; otherwise they are computed. */
   weightNorms?: Tensor;
   /**
-   * Of the operands of the product of `w` with loraA, which is most of the work: f32, or the dtype of
-   * 16-bit activations, to which both are then rounded, and which takes half the time. Default f32.
+   * Dtype of the operands of the product of `w` with loraA, which is most of the work: f32, or the
+   * dtype of 16-bit activations. Both operands are then rounded to it, and the product takes half the
+   * time. Default f32.
    */
   dtype?: DType;
 }
 
-/** A scaling, whose square the norms have too. */
+/** Checks a scaling: its square, which the norms use, must be finite too. */
 function checkNormScaling(op: string, value: number | undefined): number {
   const scaling = checkFinite(op, 'scaling', orDefault(value, 1));
   if (!Number.isFinite(Math.fround(scaling * scaling))) {
-    fail('ERR_VALUE', op, 'scaling', 'of a square that is finite in f32', String(scaling));
+    fail('ERR_VALUE', op, 'scaling', 'such that its square is finite in f32', String(scaling));
   }
   return scaling;
 }
 
-/** {@link weightNorms} that were kept, if any. */
+/** Checks {@link weightNorms} that the caller kept, if any. */
 function checkKept(op: string, kept: Tensor | undefined, weight: BaseWeight, N: number) {
   if (kept === undefined) return undefined;
   checkTensor(op, 'weightNorms', kept);
@@ -95,18 +96,21 @@ function checkKept(op: string, kept: Tensor | undefined, weight: BaseWeight, N: 
 
 /**
  * Norms of the rows of an adapted weight, `‖W + scaling · loraB · loraA‖` for each of N rows, without
- * the product of the factors: with G = A · Aᵀ [r, r],
+ * the product of the factors. With G = A · Aᵀ [r, r],
  *
  * `norm² = ‖W‖² + 2 · scaling · Σⱼ B ⊙ T`, `Tᵀ = A · Wᵀ + scaling / 2 · G · Bᵀ` [r, N]
  *
- * where A · Wᵀ is a product of r rows, and all that depends on N · K; DoRA's
- * column norms of PEFT are these (S. Liu et al., DoRA, 2024, section 4.3 on treating them as constants).
+ * where A · Wᵀ is a product of r rows and the only part whose cost depends on N · K. These are the norms
+ * of PEFT's DoRA (S. Liu et al., DoRA, 2024; section 4.3 treats them as constants).
  *
- * In f32 with sums in double, a negative square from cancellation counted as 0: norm² is within
- * `32 · 2^-24 · (‖W‖² + Σ|2 · scaling · B ⊙ (W · Aᵀ)| + scaling² · Σ|B ⊙ (B · G)|)`, the sums over
- * magnitudes. A row that the adapter nearly cancels, to a share ε of its norm, is so known to
- * 2^-19 / ε² of itself.
- * @param parts the weight, the factors, and the weight's norms where they were kept
+ * Computed in f32 with sums in double. A square that cancellation makes negative counts as 0. norm²
+ * is within `32 · 2^-24 · (‖W‖² + Σ
+ * 2 · scaling · B ⊙ (W · Aᵀ)
+ * + scaling² · Σ
+ * B ⊙ (B · G)
+ * )`, with sums over magnitudes. If the adapter nearly cancels a row, to a fraction ε of its norm,
+ * the relative error is thus up to 2^-19 / ε².
+ * @param parts the weight, the factors, and the weight's norms if you kept them
  * @returns [N], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
@@ -158,21 +162,21 @@ export function factoredNorm(parts: FactoredNormParts): Tensor {
   });
 }
 
-/** What {@link loraExpandWithNorms} takes beside its operands. */
+/** Options of {@link loraExpandWithNorms}. */
 export interface ExpandWithNormsOptions extends LoraExpandOptions {
-  /** [N] f32, {@link weightNorms} of `w` where they were kept; else they are computed. */
+  /** [N] f32, {@link weightNorms} of `w` if you kept them; otherwise they are computed. */
   weightNorms?: Tensor;
 }
 
 /**
- * {@link loraExpand} and the {@link factoredNorm} of the same weight and factors, whose product is in
- * the dtype of `x`, with the bits of both: the rows of loraA go over `w` together with those of `x`, so
- * that on the CPU `w` is decoded once. The forward pass of DoRA.
+ * {@link loraExpand} and the {@link factoredNorm} of the same weight and factors, with the product for
+ * the norms in the dtype of `x`, and with the bits of both. The rows of loraA pass over `w` together
+ * with those of `x`, so that on the CPU `w` is decoded once. The forward pass of DoRA.
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
- * @param h [..., r] f32: that of {@link loraShrink}, or what became of it
- * @param factors loraA [r, K], any dtype; loraB [N, r], the dtype of `x` or f32, any where
- *   `x` is f32
+ * @param h [..., r] f32: the result of {@link loraShrink}, or what you computed from it
+ * @param factors loraA [r, K], any dtype; loraB [N, r], the dtype of `x` or f32, any dtype if `x`
+ * is f32
  * @returns y [..., N], dtype of `x`; norms [N], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM
@@ -189,7 +193,7 @@ export function loraExpandWithNorms(
 ): { y: Tensor; norms: Tensor } {
   const op = 'loraExpandWithNorms';
   if (factors === undefined) throw wrongType(op, 'factors', 'an object', factors);
-  // A LoraAdapter has the factors too.
+  // A LoraAdapter has these factors too.
   const { loraA, loraB } = ownFields(op, factors) as typeof factors;
   const { weightNorms: norms, ...expand } = readOptions(op, options, {
     weightNorms: true,
@@ -231,7 +235,7 @@ export function loraExpandWithNorms(
   });
 }
 
-/** Of a weight with zero-points: T by loraExpand, which adds their term, and the rest op by op. */
+/** For a weight with zero-points: T by loraExpand, which adds their term, and the rest op by op. */
 function factoredByParts(
   product: Tensor,
   weight: BaseWeight,
@@ -243,7 +247,7 @@ function factoredByParts(
   const a = loraA.dtype === 'f32' ? loraA : loraA.to({ dtype: 'f32' });
   const b = loraB.dtype === 'f32' ? loraB : loraB.to({ dtype: 'f32' });
   const half = loraExpand(product, weight, loraShrink(a, a), b, { scaling: scaling / 2 });
-  // loraBᵀ by a product with the identity, which moves each element once.
+  // loraBᵀ by a product with the identity, which copies each element once.
   const r = a.shape[0] as number;
   const ones = Float32Array.from({ length: r * r }, (_, i) => (i % (r + 1) === 0 ? 1 : 0));
   const turned = matmul(Tensor.from(ones, [r, r], { device: weight.device }), b);

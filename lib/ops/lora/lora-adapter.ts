@@ -14,18 +14,18 @@ import {
   showShape,
 } from '../../core/validate.js';
 
-/** What a {@link LoraAdapter} is made of. */
+/** Parts of a {@link LoraAdapter}. */
 export interface LoraParts {
   /** [r, K] */
   loraA: Tensor;
   /** [N, r] */
   loraB: Tensor;
   loraAlpha: number;
-  /** Rank-stabilised scaling `loraAlpha / sqrt(r)` in place of `loraAlpha / r`; default false. */
+  /** Rank-stabilised scaling `loraAlpha / sqrt(r)` instead of `loraAlpha / r`; default false. */
   rslora?: boolean;
   /** Probability that an element of the adapter's input is dropped in training; default 0. */
   dropout?: number;
-  /** Does loraA get a gradient? Default true; a frozen factor costs nothing and saves nothing. */
+  /** Does loraA get a gradient? Default true. A frozen factor costs nothing and saves nothing. */
   trainA?: boolean;
   /** Does loraB get a gradient? Default true. */
   trainB?: boolean;
@@ -33,7 +33,7 @@ export interface LoraParts {
   loraBias?: Tensor;
 }
 
-/** How {@link LoraAdapter.init} draws its factors. */
+/** How {@link LoraAdapter.init} initialises its factors. */
 export interface LoraInit {
   /** K */
   inFeatures: number;
@@ -72,7 +72,7 @@ export class LoraAdapter implements Disposable {
   readonly loraA: Tensor;
   /** [N, r] */
   readonly loraB: Tensor;
-  /** [N], where given. */
+  /** [N], if given. */
   readonly loraBias?: Tensor;
   readonly r: number;
   readonly loraAlpha: number;
@@ -124,7 +124,7 @@ export class LoraAdapter implements Disposable {
   }
 
   /**
-   * Fresh factors, loraB zero, so that training starts at the base model.
+   * New factors, with loraB zero, so that training starts at the base model.
    * @throws ERR_TYPE, ERR_VALUE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_OOM
    */
   static init(options: LoraInit): LoraAdapter {
@@ -153,7 +153,7 @@ export class LoraAdapter implements Disposable {
     const dropout = checkDropout(op, given.dropout ?? 0);
     const kind = given.init ?? 'kaiming';
     if (kind !== 'kaiming' && kind !== 'gaussian') {
-      fail('ERR_VALUE', op, 'init', "'kaiming' or 'gaussian'", `'${String(kind)}'`);
+      fail('ERR_VALUE', op, 'init', 'kaiming or gaussian', `"${String(kind)}"`);
     }
     checkDType(op, 'dtype', given.dtype ?? 'f32');
     resolveDevice(op, given.device);
@@ -193,7 +193,7 @@ export class LoraAdapter implements Disposable {
     return this.loraA.disposed || this.loraB.disposed;
   }
 
-  /** Frees the factors. Twice is a no-op. */
+  /** Frees the factors. A second call does nothing. */
   dispose(): void {
     this.loraA.dispose();
     this.loraB.dispose();
@@ -206,23 +206,26 @@ export class LoraAdapter implements Disposable {
 }
 markClass(LoraAdapter, 'LoraAdapter');
 
-/** The method of what `adapters.<method>.create` makes, which is told by its fields: layers above this one make it. */
+/**
+ * The method of an adapter from `adapters.<method>.create`, recognised by its fields, because a
+ * higher layer defines the class.
+ */
 function methodOf(value: unknown): string | undefined {
   if (typeof value !== 'object' || value === null) return undefined;
   if (!('method' in value && 'parameters' in value)) return undefined;
   return typeof value.method === 'string' ? value.method : undefined;
 }
 
-/** What takes the place of an adapter of a method where factors are wanted, in words. */
+/** Says, in words, what to pass instead of an adapter of a method where factors are expected. */
 function factorsOf(value: unknown): string {
   return methodOf(value) === 'lora'
-    ? '(of this one: new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), the numbers from adapter.config)'
-    : '(this one has adapter.forward and adapter.backward of its own)';
+    ? '(make it with new LoraAdapter({ ...adapter.parameters, loraAlpha, rslora, dropout }), with the numbers of adapter.config)'
+    : '(call adapter.forward and adapter.backward of this adapter instead)';
 }
 
 /**
- * Refuses an adapter of a method by that name, where factors are taken.
- * @param expected in words
+ * Rejects an adapter of a method where factors are expected.
+ * @param expected what is expected, in words
  * @throws ERR_TYPE
  */
 export function refuseMethods(op: string, operand: string, expected: string, value: unknown): void {
@@ -235,7 +238,7 @@ export function refuseMethods(op: string, operand: string, expected: string, val
 /** @throws ERR_TYPE */
 export function checkLoraAdapter(op: string, operand: string, value: unknown): LoraAdapter {
   if (value instanceof LoraAdapter) return value;
-  const made = 'a LoraAdapter, as new LoraAdapter and LoraAdapter.init make them';
+  const made = 'a LoraAdapter from new LoraAdapter or LoraAdapter.init';
   refuseMethods(op, operand, `${made} ${factorsOf(value)}`, value);
   throw wrongType(op, operand, made, value);
 }

@@ -22,8 +22,8 @@ import { loraExpandBackward, loraShrinkBackward } from './lora-parts.js';
 import { LoraSaved } from './lora-saved.js';
 
 /**
- * One linear layer for trainers written by hand: a frozen base weight, an optional bias, and one
- * adapter at a time out of several.
+ * One linear layer for hand-written trainers: a frozen base weight, an optional bias, and several
+ * adapters, of which one is active at a time.
  * @example
  * const layer = new LoraLinear({ weight: w4, adapters: { default: adapter } });
  * const y = layer.forward(x, { seed: step });
@@ -35,14 +35,14 @@ export class LoraLinear implements Disposable {
   /** [N] */
   readonly bias: Tensor | undefined;
   readonly adapters: Map<string, LoraAdapter>;
-  /** Precision of the base product where {@link LoraLinear.forward} is not told another. */
+  /** Precision of the base product if {@link LoraLinear.forward} is not given one. */
   readonly compute: ComputePrecision;
-  /** Name of the adapter in use, at first the first of them; undefined is the base layer alone. */
+  /** Name of the active adapter, initially the first; undefined for the base layer alone. */
   active: string | undefined;
-  /** Of the last training forward pass; without an adapter what its y was. */
+  /** State of the last training forward pass; without an adapter, the shape and dtype of its y. */
   #saved: LoraSaved | Pick<Tensor, 'shape' | 'dtype'> | undefined;
 
-  /** @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE an `active` that is no adapter's name, ERR_DISPOSED */
+  /** @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED; ERR_VALUE if `active` is not the name of an adapter */
   constructor(parts: {
     weight: BaseWeight;
     bias?: Tensor;
@@ -81,7 +81,7 @@ export class LoraLinear implements Disposable {
     for (const [name, adapter] of this.adapters) {
       const owner = `adapters.${String(name)}`;
       checkLoraAdapter(op, owner, adapter);
-      // Dtypes are a matter of x.
+      // Dtypes are checked against x, in the forward pass.
       checkAdapter(op, adapter, N, K, { device: weight.device }, `${owner}.`);
     }
     if (active !== undefined && typeof active !== 'string') {
@@ -95,8 +95,8 @@ export class LoraLinear implements Disposable {
     if (this.active === undefined) return undefined;
     const adapter = this.adapters.get(this.active);
     if (adapter === undefined) {
-      const known = [...this.adapters.keys()].map((name) => `'${name}'`).join(', ') || 'none';
-      fail('ERR_VALUE', op, 'active', `one of the adapters (${known})`, `'${this.active}'`);
+      const known = [...this.adapters.keys()].map((name) => `"${name}"`).join(', ') || 'none';
+      fail('ERR_VALUE', op, 'active', `one of the adapters (${known})`, `"${this.active}"`);
     }
     return adapter;
   }
@@ -137,9 +137,9 @@ export class LoraLinear implements Disposable {
   }
 
   /**
-   * Gradients of the last {@link LoraLinear.forward}, whatever is active since; see {@link loraBackward}. Of a pass
-   * without an adapter `dx`, and `dBias` where there is a bias; these need no forward pass before.
-   * @throws as {@link loraBackward}; ERR_VALUE where an adapter is active and no training forward pass came before
+   * Gradients of the last {@link LoraLinear.forward}, whichever adapter is active now; see {@link loraBackward}. A
+   * pass without an adapter gives `dx`, and `dBias` if there is a bias; these need no earlier forward pass.
+   * @throws as {@link loraBackward}; ERR_VALUE if an adapter is active and there was no training forward pass
    */
   backward(dy: Tensor, options?: LoraBackwardOptions): LoraGradients {
     const op = 'LoraLinear.backward';
@@ -147,7 +147,7 @@ export class LoraLinear implements Disposable {
     const base = () => (this.#adapter(op) === undefined ? checkTensor(op, 'dy', dy) : undefined);
     const saved = this.#saved ?? base();
     if (saved === undefined) {
-      fail('ERR_VALUE', op, 'state', 'that of a training forward pass', 'none');
+      fail('ERR_VALUE', op, 'state', 'the state of a training forward pass', 'none');
     }
     const gradients = LoraSaved.is(saved)
       ? loraBackward(dy, saved, given)
@@ -187,7 +187,7 @@ export class LoraLinear implements Disposable {
       { needs: needs as ('dx' | 'dBias')[] | undefined, accumulateInto: into },
       dy,
     );
-    // Sums are added to by the halves of a LoRA layer, here of one whose factors are zero.
+    // The parts of a LoRA layer can accumulate, so they are used here, with zero factors.
     const zeros = (...shape: number[]) => Tensor.zeros(shape, { device });
     return scope(() => ({
       ...(wanted.has('dx') && dx === undefined ? { dx: matmulInputGrad(dy, weight) } : {}),

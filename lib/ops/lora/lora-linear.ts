@@ -20,13 +20,13 @@ import { checkLoraAdapter, type LoraAdapter } from './lora-adapter.js';
 import { type LoraForwardCall, LoraSaved } from './lora-saved.js';
 import { forwardWithZeros } from './lora-zero-points.js';
 
-/** What {@link loraForward} takes beside its operands. */
+/** Options of {@link loraForward}. */
 export interface LoraForwardOptions {
   /** [N] */
   bias?: Tensor;
   /** Is this a training step? Default true. `false` turns dropout off and saves nothing. */
   training?: boolean;
-  /** Seed of this call's dropout mask; needed where the adapter drops and no mask is given. */
+  /** Seed of this call's dropout mask; required if the adapter has dropout and no mask is given. */
   seed?: number;
   /**
    * [..., K], 1 = kept: replaces the generator. Kept elements are scaled by `1 / (1 - dropout)`. It
@@ -34,7 +34,7 @@ export interface LoraForwardOptions {
    */
   dropoutMask?: Tensor;
   /**
-   * Precision of the product with the base weight; the adapter's is f32 either way, and so the
+   * Precision of the product with the base weight. The adapter's product is always f32, and the
    * gradients are those of the exact product. Default `exact`.
    */
   compute?: ComputePrecision;
@@ -54,7 +54,8 @@ export const LORA_GRADIENTS: readonly LoraGradient[] = [
 ];
 
 /**
- * A live adapter of an [N, K] weight where `near` lies; next to activations also of dtypes that mix.
+ * Checks for a live adapter of an [N, K] weight on the device of `near`; if `near` is an activation,
+ * the dtypes must mix.
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED
  */
 export function checkAdapter(
@@ -85,7 +86,7 @@ export function checkAdapter(
   return given;
 }
 
-/** Checks everything before anything is queued. @throws as {@link loraForward} */
+/** Checks everything before it queues anything. @throws as {@link loraForward} */
 export function loraForwardCall(
   op: string,
   x: Tensor,
@@ -168,13 +169,13 @@ export function loraForwardCall(
  *
  * `y = x · wᵀ + bias + scaling · ((gate ⊙ x) · loraAᵀ · loraBᵀ + loraBias)`
  *
- * where `gate` is 0 for a dropped element and `1 / (1 - dropout)` for a kept one. The mask is a
- * function of the seed and the element's index (Philox4x32-10), drawn again in the backward pass.
+ * where `gate` is 0 for a dropped element and `1 / (1 - dropout)` for a kept one. The mask depends
+ * on the seed and the element's index (Philox4x32-10) and is generated again in the backward pass.
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
- * @param adapter factors in the dtype of `x` or f32, of any dtype where `x` is f32
- * @returns `y` [..., N] in the dtype of `x`, and what {@link loraBackward} needs. The saved state
- *   keeps its own hold on `x`.
+ * @param adapter factors in the dtype of `x` or f32, of any dtype if `x` is f32
+ * @returns `y` [..., N] in the dtype of `x`, and the state for {@link loraBackward}. The saved
+ * state keeps its own handle to `x`.
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM
  * @example
@@ -202,20 +203,20 @@ export function loraForward(
   return call.finish(y, h, held);
 }
 
-/** What {@link loraBackward} takes beside its operands. */
+/** Options of {@link loraBackward}. */
 export interface LoraBackwardOptions {
   /**
-   * The gradients wanted. Default: dx, those of the trained factors, and dBias and dLoraBias where
-   * the forward pass had them; of a forward pass with `training: false`, which keeps nothing for the factors, dx
-   * alone. What is not named is not computed.
+   * The wanted gradients. Default: dx, those of the trained factors, and dBias and dLoraBias if the forward pass
+   * had them; after a forward pass with `training: false`, which keeps nothing for the factors, only dx.
+   * Gradients that are not named are not computed.
    */
   needs?: readonly LoraGradient[];
   /**
-   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
-   * (not among the `needs`, a frozen factor) stays as it is.
+   * Adds to these tensors instead of making new ones, and returns them. A tensor whose gradient is not
+   * computed (not among the `needs`, or of a frozen factor) stays unchanged.
    */
   accumulateInto?: LoraGradients;
-  /** Keep the saved state for another backward pass; default false: it is freed. */
+  /** Keep the saved state for another backward pass. Default false: it is freed. */
   keep?: boolean;
 }
 
@@ -234,10 +235,22 @@ function checkNeeds(op: string, needs: unknown, saved: LoraSaved): Set<LoraGradi
   const wanted = new Set(readNames(op, 'needs', needs, LORA_GRADIENTS));
   const { adapter } = saved;
   if (wanted.has('dLoraA') && saved.x === undefined) {
-    fail('ERR_VALUE', op, 'needs', 'without dLoraA (loraA was frozen, or training off)', 'dLoraA');
+    fail(
+      'ERR_VALUE',
+      op,
+      'needs',
+      'without dLoraA (loraA was frozen, or training was off)',
+      'dLoraA',
+    );
   }
   if (wanted.has('dLoraB') && saved.h === undefined) {
-    fail('ERR_VALUE', op, 'needs', 'without dLoraB (loraB was frozen, or training off)', 'dLoraB');
+    fail(
+      'ERR_VALUE',
+      op,
+      'needs',
+      'without dLoraB (loraB was frozen, or training was off)',
+      'dLoraB',
+    );
   }
   if (wanted.has('dLoraBias') && adapter.loraBias === undefined) {
     fail('ERR_VALUE', op, 'needs', 'without dLoraBias (the adapter has no loraBias)', 'dLoraBias');
@@ -246,8 +259,8 @@ function checkNeeds(op: string, needs: unknown, saved: LoraSaved): Set<LoraGradi
 }
 
 /**
- * Checks everything of a {@link loraBackward} and gives what computes it; a tensor given to that is where dx
- * is added. @throws as {@link loraBackward}
+ * Checks everything of a {@link loraBackward} and returns the function that computes it. A tensor passed to
+ * that function is where dx is added. @throws as {@link loraBackward}
  */
 export function loraBackwardCall(
   op: string,
@@ -358,11 +371,11 @@ export function loraBackwardCall(
  * - `dLoraA = dhᵀ · (gate ⊙ x)` [r, K] · `dLoraB = scaling · dyᵀ · h` [N, r]
  * - `dBias = Σₘ dy` [N] · `dLoraBias = scaling · Σₘ dy` [N]
  *
- * Sums run in a fixed order: the same bits on any number of threads.
+ * Sums run in a fixed order: the bits are the same for any number of threads.
  * @param dy [..., N], the dtype of `x`
- * @param saved of the forward pass; freed afterwards unless `keep`
- * @returns only the gradients that were needed; a frozen factor has none. Each has the dtype of what
- *   it is the gradient of (`dBias` that of `dy`).
+ * @param saved from the forward pass; freed afterwards unless `keep`
+ * @returns only the needed gradients; a frozen factor has none. Each has the dtype of its tensor
+ * (`dBias` that of `dy`).
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
  * const { y, saved } = loraForward(x, w4, adapter);

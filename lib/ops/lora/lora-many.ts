@@ -25,11 +25,11 @@ import { type LoraForwardCall, LoraSaved } from './lora-saved.js';
 export interface LoraProjection {
   /** [N, K] */
   w: BaseWeight;
-  /** Default none: the base product alone. */
+  /** Default none: only the base product. */
   adapter?: LoraAdapter;
   /** [N] */
   bias?: Tensor;
-  /** Of this projection's dropout mask; PEFT draws one for each layer. */
+  /** Seed of this projection's dropout mask; PEFT draws one mask per layer. */
   seed?: number;
   /** [..., K], 1 = kept: replaces the generator. */
   dropoutMask?: Tensor;
@@ -37,12 +37,12 @@ export interface LoraProjection {
   compute?: ComputePrecision;
 }
 
-/** The most projections of one call. */
+/** Maximum number of projections in one call. */
 const MOST = 8;
 
-/** What {@link loraBackwardMany} needs of the forward pass, projection by projection. */
+/** State for {@link loraBackwardMany}, projection by projection. */
 export class LoraManySaved implements Disposable {
-  /** Of a projection without an adapter its weight and the shape of its y. */
+  /** For a projection without an adapter, its weight and the shape of its y. */
   readonly projections: readonly (
     | LoraSaved
     | { readonly w: BaseWeight; readonly yShape: readonly number[] }
@@ -66,7 +66,7 @@ export class LoraManySaved implements Disposable {
     return this.#disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     for (const saved of this.projections) if (LoraSaved.is(saved)) saved.dispose();
@@ -77,7 +77,7 @@ export class LoraManySaved implements Disposable {
   }
 }
 
-/** A projection as the addon takes it. */
+/** A projection in the addon's form. */
 export interface Part {
   readonly w: BaseWeight;
   readonly args: RawProjection;
@@ -109,14 +109,13 @@ export function partOf(op: string, x: Tensor, given: LoraProjection, training: b
   }
   checkActivations(op, 'x', x, weight, 'K', K);
   for (const [name, value] of Object.entries({ seed, dropoutMask })) {
-    if (value !== undefined)
-      fail('ERR_VALUE', op, name, 'given with an adapter only', 'no adapter');
+    if (value !== undefined) fail('ERR_VALUE', op, name, 'left out without an adapter', 'a value');
   }
   const base = [handle, biasOf(op, bias, x, N), null, null, null, 0, 0, 0, 0, null] as const;
   return { w: weight, args: [...base, checkCompute(op, compute, x, weight)], N };
 }
 
-/** What is kept of a projection: of its handles h, null without an adapter, and x, where it is held. */
+/** The state of a projection: from its handles h, null without an adapter, and x if it is held. */
 export function savedOf(
   { w, adapted }: Part,
   x: Tensor,
@@ -132,15 +131,16 @@ export function savedOf(
 
 /**
  * Several linear layers over the same x in one call: query, key and value, or gate and up, each with
- * its own weight and, where it has one, adapter. `ys[i]` has the bits of {@link loraForward}, or
- * `matmul`, of projection i; on `cpu` x is packed once for weights of one kind and their tasks run
- * side by side, which small weights and few tokens gain from.
+ * its own weight and optional adapter. `ys[i]` has the bits of {@link loraForward}, or `matmul`, of
+ * projection i. On `cpu`, x is packed once for weights of one kind and their tasks run in parallel,
+ * which helps small weights and few tokens.
  * @param x [..., K] f32, bf16 or f16
  * @param projections 1 to 8
  * @param options.training default true. `false` turns dropout off and saves nothing
- * @returns `ys[i]` [..., N of projection i], dtype of `x`, and what {@link loraBackwardMany} needs
+ * @returns `ys[i]` [..., N of projection i], dtype of `x`, and the state for
+ * {@link loraBackwardMany}
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
- *   ERR_OOM; nothing is computed then
+ * ERR_OOM; then nothing is computed
  * @example
  * const { ys: [q, k, v], saved } = loraForwardMany(x, [
  *   { w: wq, adapter: loraQ }, { w: wk }, { w: wv, adapter: loraV },
@@ -183,7 +183,7 @@ export function loraForwardMany(
   return { ys, saved: new LoraManySaved(saved) };
 }
 
-/** Where a weight has zero-points. */
+/** The same one projection at a time, if a weight has zero-points. */
 export function oneByOne(
   x: Tensor,
   projections: readonly LoraProjection[],
@@ -205,21 +205,21 @@ export function oneByOne(
   });
 }
 
-/** What {@link loraBackwardMany} takes beside its operands. */
+/** Options of {@link loraBackwardMany}. */
 export interface LoraBackwardManyOptions {
-  /** The gradients wanted of each projection; default those of {@link loraBackward}. */
+  /** The wanted gradients of each projection; default those of {@link loraBackward}. */
   needs?: readonly LoraGradient[];
-  /** Projection by projection: adds to these tensors in place of making new ones. */
+  /** For each projection: adds to these tensors instead of making new ones. */
   accumulateInto?: readonly (Omit<LoraGradients, 'dx'> | undefined)[];
-  /** Keep the saved state for another backward pass; default false: it is freed. */
+  /** Keep the saved state for another backward pass. Default false: it is freed. */
   keep?: boolean;
 }
 
 /**
- * Gradients of {@link loraForwardMany}: `dx` is the sum over the projections, in their order, rounded
- * to the dtype of x after each, and `gradients[i]` has the others of projection i, as
+ * Gradients of {@link loraForwardMany}. `dx` is the sum over the projections, in their order, rounded
+ * to the dtype of x after each. `gradients[i]` has the other gradients of projection i, as
  * {@link loraBackward} defines them (empty without an adapter).
- * @param dys dy [..., N] of each projection, the dtype of `x`
+ * @param dys the dy [..., N] of each projection, in the dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
  * const { ys, saved } = loraForwardMany(x, [{ w: wq, adapter: q }, { w: wv, adapter: v }]);
@@ -237,7 +237,7 @@ export function loraBackwardMany(
   return backwardMany(op, dys, saved, options, (i) => `projections[${i}]`);
 }
 
-/** {@link loraBackwardMany} for `op`, which calls its projections by `nameOf`. */
+/** {@link loraBackwardMany} for `op`. `nameOf` names the projections in errors. */
 export function backwardMany(
   op: string,
   dys: readonly Tensor[],
@@ -265,7 +265,13 @@ export function backwardMany(
       fail('ERR_DTYPE', op, `dys[${i}]`, `${dys[0]?.dtype}, as dys[0]`, dy.dtype);
     }
     if (targets[i]?.dx !== undefined) {
-      fail('ERR_VALUE', op, `accumulateInto[${i}]`, 'without dx, which is of all', 'dx');
+      fail(
+        'ERR_VALUE',
+        op,
+        `accumulateInto[${i}]`,
+        'without dx, which all projections share',
+        'dx',
+      );
     }
   });
   const wanted = needs === undefined ? undefined : readNames(op, 'needs', needs, LORA_GRADIENTS);

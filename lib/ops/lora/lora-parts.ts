@@ -27,7 +27,7 @@ import { addZeroGrad, productWithZeros, zeroTermOf } from '../zero-points.js';
 export interface LoraDropoutOptions {
   /** Drop probability in [0, 1); default 0. */
   dropout?: number;
-  /** Seed of the mask; needed with dropout unless a mask is given. */
+  /** Seed of the mask; required with dropout unless a mask is given. */
   seed?: number;
   /** [..., K], 1 = kept: replaces the generator. Kept elements are scaled by `1 / (1 - dropout)`. */
   dropoutMask?: Tensor;
@@ -35,15 +35,15 @@ export interface LoraDropoutOptions {
   training?: boolean;
 }
 
-/** What {@link loraShrink} takes beside its operands. */
+/** Options of {@link loraShrink}. */
 export interface LoraShrinkOptions extends LoraDropoutOptions {
   /** Default 1. */
   scaling?: number;
 }
 
-/** What {@link loraExpand} takes beside its operands. */
+/** Options of {@link loraExpand}. */
 export interface LoraExpandOptions {
-  /** Of the adapter's term; default 1. */
+  /** Factor of the adapter's term; default 1. */
   scaling?: number;
   /** [N] */
   bias?: Tensor;
@@ -55,15 +55,15 @@ export interface LoraExpandOptions {
 export type LoraExpandGradient = 'dh' | 'dLoraB' | 'dBias';
 export type LoraExpandGradients = { [name in LoraExpandGradient]?: Tensor };
 
-/** What {@link loraExpandBackward} takes beside its operands. */
+/** Options of {@link loraExpandBackward}. */
 export interface LoraExpandBackwardOptions {
-  /** That of the forward pass; default 1. */
+  /** The scaling of the forward pass; default 1. */
   scaling?: number;
-  /** The gradients wanted; default all three. What is not named is not computed. */
+  /** The wanted gradients; default all three. Gradients that are not named are not computed. */
   needs?: readonly LoraExpandGradient[];
   /**
-   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
-   * (not among the `needs`, a frozen factor) stays as it is.
+   * Adds to these tensors instead of making new ones, and returns them. A tensor whose gradient is not
+   * computed (not among the `needs`, or of a frozen factor) stays unchanged.
    */
   accumulateInto?: LoraExpandGradients;
 }
@@ -72,22 +72,22 @@ export interface LoraExpandBackwardOptions {
 export type LoraShrinkGradient = 'dx' | 'dLoraA';
 export type LoraShrinkGradients = { [name in LoraShrinkGradient]?: Tensor };
 
-/** What {@link loraShrinkBackward} takes beside its operands. */
+/** Options of {@link loraShrinkBackward}. */
 export interface LoraShrinkBackwardOptions extends LoraDropoutOptions {
-  /** `x` of the forward pass; needed for `dLoraA`. */
+  /** `x` of the forward pass; required for `dLoraA`. */
   x?: Tensor;
-  /** That of the forward pass; default 1. */
+  /** The scaling of the forward pass; default 1. */
   scaling?: number;
-  /** The gradients wanted; default `dx`, and `dLoraA` where `x` is given. */
+  /** The wanted gradients; default `dx`, and `dLoraA` if `x` is given. */
   needs?: readonly LoraShrinkGradient[];
   /**
-   * Adds to these tensors in place of making new ones; they are returned. One whose gradient is not computed
-   * (not among the `needs`, a frozen factor) stays as it is.
+   * Adds to these tensors instead of making new ones, and returns them. A tensor whose gradient is not
+   * computed (not among the `needs`, or of a frozen factor) stays unchanged.
    */
   accumulateInto?: LoraShrinkGradients;
 }
 
-/** `h` or `dh` beside an activation: [..., r] in f32. */
+/** Checks an `h` or `dh` against an activation: [..., r] in f32. */
 function checkRankWide(op: string, operand: string, value: unknown, beside: Tensor, r: number) {
   const tensor = checkTensor(op, operand, value);
   checkShape(op, operand, tensor, withLast(beside, r));
@@ -104,11 +104,11 @@ function checkVectors(op: string, operand: string, tensor: Tensor): void {
 
 /**
  * The first half of a LoRA layer: `h = scaling · (gate ⊙ x) · loraAᵀ`, in f32 whatever the dtype of
- * `x`. With {@link loraExpand} it makes {@link loraForward}, bit for bit (on a CUDA device of compute
- * capability 9.0, products so large that they compute h themselves may differ in its last bits),
- * with room for anything between the two.
+ * `x`. With {@link loraExpand} it equals {@link loraForward}, bit for bit, and allows other ops in
+ * between. (On a CUDA device of compute capability 9.0, products so large that they compute h
+ * themselves may differ in the last bits of h.)
  * @param x [..., K] f32, bf16 or f16
- * @param loraA [r, K], the dtype of `x` or f32, any where `x` is f32
+ * @param loraA [r, K], the dtype of `x` or f32, any dtype if `x` is f32
  * @returns h [..., r] f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
@@ -146,7 +146,7 @@ export function loraShrink(x: Tensor, loraA: Tensor, options?: LoraShrinkOptions
   );
 }
 
-/** @internal The operands of a second half, checked, as the addon takes them. */
+/** @internal The checked operands of a second half, in the addon's form. */
 export function checkExpand(
   op: string,
   x: Tensor,
@@ -169,12 +169,12 @@ export function checkExpand(
 }
 
 /**
- * The second half of a LoRA layer: `y = x · wᵀ + bias + scaling · h · loraBᵀ`, one pass with the
- * adapter's term in the accumulators of the base product, as in {@link loraForward}.
+ * The second half of a LoRA layer: `y = x · wᵀ + bias + scaling · h · loraBᵀ`, in one pass, with
+ * the adapter's term in the accumulators of the base product, as in {@link loraForward}.
  * @param x [..., K] f32, bf16 or f16
  * @param w [N, K] dense or quantised, frozen
- * @param h [..., r] f32: that of {@link loraShrink}, or what became of it
- * @param loraB [N, r], the dtype of `x` or f32, any where `x` is f32
+ * @param h [..., r] f32: the result of {@link loraShrink}, or what you computed from it
+ * @param loraB [N, r], the dtype of `x` or f32, any dtype if `x` is f32
  * @returns y [..., N], dtype of `x`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
  *   ERR_OOM
@@ -208,17 +208,16 @@ export function loraExpand(
 }
 
 /**
- * Gradients of {@link loraExpand} with respect to what belongs to the adapter, from one pass over
- * `dy`:
+ * Gradients of {@link loraExpand} with respect to the adapter's operands, from one pass over `dy`:
  *
  * `dh = scaling · dy · loraB` [..., r] f32, `dLoraB = scaling · dyᵀ · h` [N, r], `dBias = Σₘ dy` [N]
  *
  * The gradient with respect to `x` through the base weight is part of {@link loraShrinkBackward}.
  * @param dy [..., N], the dtype of `y`
- * @param h [..., r] f32, that of the forward pass; needed for `dLoraB` only
+ * @param h [..., r] f32 of the forward pass; required for `dLoraB` only
  * @param loraB [N, r]
- * @returns the gradients that were needed: `dh` in f32, `dLoraB` in the dtype of `loraB`, `dBias` in
- *   that of `dy`
+ * @returns the needed gradients: `dh` in f32, `dLoraB` in the dtype of `loraB`, `dBias` in that of
+ * `dy`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_ALIAS, ERR_DISPOSED, ERR_OOM
  * @example
  * const { dh, dLoraB } = loraExpandBackward(dy, h, loraB, { scaling, needs: ['dh', 'dLoraB'] });
@@ -260,18 +259,19 @@ export function loraExpandBackward(
 }
 
 /**
- * Gradients of {@link loraShrink}, with the way through the base weight in the same pass:
+ * Gradients of {@link loraShrink}, including the path through the base weight, in one pass:
  *
  * `dx = dy · w + gate ⊙ (scaling · dh · loraA)` [..., K], `dLoraA = scaling · dhᵀ · (gate ⊙ x)` [r, K]
  *
- * After {@link loraExpandBackward} it makes {@link loraBackward}, bit for bit (on a CUDA device of
- * compute capability 9.0, products so large that they compute dh themselves may differ in its last
- * bits). Dropout is said as it was to {@link loraShrink}; the mask is drawn again.
+ * After {@link loraExpandBackward} it equals {@link loraBackward}, bit for bit. (On a CUDA device
+ * of compute capability 9.0, products so large that they compute dh themselves may differ in the
+ * last bits of dh.) Give the dropout options that {@link loraShrink} had; the mask is generated
+ * again.
  * @param dy [..., N], the gradient of y
  * @param w [N, K] dense or quantised, frozen
  * @param dh [..., r] f32, the gradient of h
  * @param loraA [r, K]
- * @returns the gradients that were needed: `dx` in the dtype of `dy`, `dLoraA` in that of `loraA`
+ * @returns the needed gradients: `dx` in the dtype of `dy`, `dLoraA` in that of `loraA`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_ALIAS, ERR_DISPOSED, ERR_OOM
  * @example
  * const { dx, dLoraA } = loraShrinkBackward(dy, w4, dh, loraA, { x, dropout: 0.05, seed: step });

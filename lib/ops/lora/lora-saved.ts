@@ -1,4 +1,4 @@
-/** What a forward pass with an adapter leaves behind: its saved state, and the call that makes it. */
+/** The saved state of a forward pass with an adapter, and the call that makes it. */
 import type { NativeHandle, RawLoraPart } from '../../core/binding.js';
 import { markClass, notConstructed } from '../../core/errors.js';
 import { track } from '../../core/scope.js';
@@ -7,16 +7,16 @@ import type { BaseWeight } from '../base-weight.js';
 import type { LoraAdapter } from './lora-adapter.js';
 
 /**
- * What the backward pass needs of the forward one: `x` (only where loraA is trained) and
- * `h = x · loraAᵀ` (only where loraB is). It holds them until {@link loraBackward}, or
- * {@link LoraSaved.dispose}, even if the caller disposes `x` at once. No dropout mask is stored.
+ * State for the backward pass: `x` (only if loraA is trained) and `h = x · loraAᵀ` (only if loraB
+ * is). It holds them until {@link loraBackward} or {@link LoraSaved.dispose}, even if the caller
+ * disposes `x` at once. No dropout mask is stored.
  */
 export class LoraSaved implements Disposable {
   readonly w: BaseWeight;
   readonly adapter: LoraAdapter;
-  /** `x` of the forward pass, where kept. */
+  /** `x` of the forward pass, if kept. */
   readonly x: Tensor | undefined;
-  /** [..., r] f32, where kept. */
+  /** [..., r] f32, if kept. */
   readonly h: Tensor | undefined;
   /** Shape of `y`. */
   readonly yShape: readonly number[];
@@ -51,7 +51,7 @@ export class LoraSaved implements Disposable {
     track(this);
   }
 
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  /** Is this a saved state of this library? False for a proxy or an imitation. */
   static is(value: unknown): value is LoraSaved {
     return typeof value === 'object' && value !== null && #disposed in value;
   }
@@ -60,7 +60,7 @@ export class LoraSaved implements Disposable {
     return this.#disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     this.x?.dispose();
@@ -73,10 +73,10 @@ export class LoraSaved implements Disposable {
 }
 markClass(LoraSaved, 'LoraSaved');
 
-/** A checked call of {@link loraForward}: the addon's arguments after x, and what becomes of its results. */
+/** A checked call of {@link loraForward}: the addon's arguments after x, and what to do with its results. */
 export interface LoraForwardCall {
   readonly args: RawLoraPart;
-  /** Some of them by name. */
+  /** Some of the arguments, by name. */
   readonly parts: {
     readonly handle: NativeHandle;
     readonly loraA: NativeHandle;
@@ -92,6 +92,6 @@ export interface LoraForwardCall {
     h: NativeHandle,
     held: NativeHandle | null,
   ): { y: Tensor; saved: LoraSaved };
-  /** As finish, of tensors. */
+  /** Like finish, for tensors. */
   complete(y: Tensor, h: Tensor, held: NativeHandle | null): { y: Tensor; saved: LoraSaved };
 }

@@ -20,13 +20,13 @@ import {
   savedOf,
 } from './lora-many.js';
 
-/** What {@link loraBackwardSwiglu} needs of the forward pass. */
+/** State for {@link loraBackwardSwiglu}. */
 export class LoraSwigluSaved implements Disposable {
-  /** [..., N], where it was a training step. */
+  /** [..., N], if it was a training step. */
   readonly gate: Tensor | undefined;
-  /** [..., N], where it was a training step. */
+  /** [..., N], if it was a training step. */
   readonly up: Tensor | undefined;
-  /** Of both projections, gate first. */
+  /** The states of both projections, gate first. */
   readonly projections: LoraManySaved;
   #disposed = false;
 
@@ -41,7 +41,7 @@ export class LoraSwigluSaved implements Disposable {
     track(this);
   }
 
-  /** Is this a saved state of ours? False for a proxy or a forgery of one. */
+  /** Is this a saved state of this library? False for a proxy or an imitation. */
   static is(value: unknown): value is LoraSwigluSaved {
     return typeof value === 'object' && value !== null && #disposed in value;
   }
@@ -50,7 +50,7 @@ export class LoraSwigluSaved implements Disposable {
     return this.#disposed;
   }
 
-  /** Frees what was saved. Twice is a no-op. */
+  /** Frees the saved state. A second call does nothing. */
   dispose(): void {
     this.#disposed = true;
     this.gate?.dispose();
@@ -65,22 +65,22 @@ export class LoraSwigluSaved implements Disposable {
 
 /**
  * The first half of a SwiGLU feed-forward layer in one call: gate and up, two linear layers over the
- * same x, each with its own weight and, where it has one, adapter, and
+ * same x, each with its own weight and optional adapter, and
  *
  * `y = silu(gate(x)) ⊙ up(x)`, `silu(g) = g · σ(g)`
  *
- * with the bits of {@link loraForwardMany} and {@link swiglu} in turn: gate and up are rounded to the
- * dtype of x before the product. With `training: false` neither is kept: on `cpu`, where no weight has
- * zero-points, y is made block by block and neither takes memory beside it; on `cuda` both lie in the
+ * with the bits of {@link loraForwardMany} followed by {@link swiglu}: gate and up are rounded to the
+ * dtype of x before the product. With `training: false` neither is kept: on `cpu`, if no weight has
+ * zero-points, y is computed block by block and neither takes extra memory; on `cuda` both are in the
  * workspace.
  * @param x [..., K] f32, bf16 or f16
  * @param gate the projection whose result goes through SiLU, [N, K]
  * @param up the projection that is multiplied by it, [N, K]
  * @param options.training default true. `false` turns dropout off and saves nothing
- * @returns `y` [..., N], dtype of `x`, and what {@link loraBackwardSwiglu} needs: gate, up, and what
- *   {@link loraForward} saves of each
+ * @returns `y` [..., N], dtype of `x`, and the state for {@link loraBackwardSwiglu}: gate, up, and
+ * what {@link loraForward} saves for each
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_UNSUPPORTED, ERR_DISPOSED,
- *   ERR_OOM; nothing is computed then
+ * ERR_OOM; then nothing is computed
  * @example
  * const { y, saved } = loraForwardSwiglu(x, { w: wGate, adapter: loraGate }, { w: wUp, adapter: loraUp });
  * const out = matmul(y, wDown);
@@ -113,7 +113,7 @@ export function loraForwardSwiglu(
   return { y, saved: new LoraSwigluSaved(new LoraManySaved(projections), kept[0], kept[1]) };
 }
 
-/** Where a weight has zero-points. */
+/** One op after another, if a weight has zero-points. */
 function inTurn(
   x: Tensor,
   projections: readonly [LoraProjection, LoraProjection],
@@ -133,10 +133,10 @@ function inTurn(
 }
 
 /**
- * Gradients of {@link loraForwardSwiglu}: those of gate and up by {@link swigluBackward}, and of them
- * `dx` and each projection's by {@link loraBackwardMany}, bit for bit.
+ * Gradients of {@link loraForwardSwiglu}: {@link swigluBackward} gives those of gate and up, and
+ * {@link loraBackwardMany} turns them into `dx` and the gradients of each projection, bit for bit.
  * @param dy [..., N], dtype of `x`
- * @param saved of a forward pass with `training`; freed afterwards unless `keep`
+ * @param saved from a forward pass with `training`; freed afterwards unless `keep`
  * @returns `dx` [..., K] and the gradients of gate and up, empty without an adapter
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example

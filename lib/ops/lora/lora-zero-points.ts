@@ -7,7 +7,7 @@ import { productWithZeros, type ZeroTerm } from '../zero-points.js';
 import type { LoraAdapter } from './lora-adapter.js';
 import type { LoraForwardCall, LoraSaved } from './lora-saved.js';
 
-/** Over a weight with zero-points: the two halves, whose second adds both low-rank terms. */
+/** For a weight with zero-points: the two halves. The second adds both low-rank terms. */
 export function forwardWithZeros(
   op: string,
   x: Tensor,

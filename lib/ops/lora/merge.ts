@@ -13,7 +13,7 @@ import { matmulInputGrad } from '../matmul.js';
 import { shiftRows, zeroTermOf } from '../zero-points.js';
 import { refuseMethods } from './lora-adapter.js';
 
-/** What is added to a weight: `scaling · loraB · core · loraA`. A {@link LoraAdapter} is one. */
+/** What is added to a weight: `scaling · loraB · core · loraA`. A {@link LoraAdapter} has this form. */
 export interface MergeParts {
   /** [r, K], any dtype */
   readonly loraA: Tensor;
@@ -23,37 +23,37 @@ export interface MergeParts {
   readonly core?: Tensor;
   /** Default 1. */
   readonly scaling?: number;
-  /** Of the weight itself; default 1. */
+  /** Factor of the weight itself; default 1. */
   readonly beta?: number;
 }
 
 /**
- * What storing the sum has lost. With W the weight before and Q the weight after, both as products
- * decode them, `V = beta · W + scaling · B · C · A` in f32, and over all elements:
+ * The loss of storing the sum. With W the weight before and Q the weight after, both as products
+ * decode them, and `V = beta · W + scaling · B · C · A` in f32, over all elements:
  */
 export interface MergeLoss {
-  /** Root mean square of Q − V, the rounding: of each element to its code, or to the dtype. */
+  /** Root mean square of Q − V, the rounding error of each element to its code, or to the dtype. */
   readonly rms: number;
   /** Largest |Q − V|. */
   readonly max: number;
-  /** Root mean square of V − W, the update. `rms` far above it means that the codes stayed. */
+  /** Root mean square of V − W, the update. If `rms` is far above it, the codes hardly changed. */
   readonly deltaRms: number;
   /**
-   * The share of the update that survived: `⟨Q − W, V − W⟩ / ⟨V − W, V − W⟩`, the projection of what
-   * has changed on what should have. 1 where nothing is lost, 0 where the update has vanished in the
-   * rounding; it may exceed 1 where rounding carries the elements further. 1 without an update.
+   * The fraction of the update that survived: `⟨Q − W, V − W⟩ / ⟨V − W, V − W⟩`, the projection of
+   * the actual change onto the intended one. 1 if nothing is lost, 0 if the update vanished in
+   * rounding. It may exceed 1 if rounding moves the elements further. 1 without an update.
    */
   readonly kept: number;
 }
 
-/** What {@link mergeLora} gives back. */
+/** Result of {@link mergeLora}. */
 export interface MergeResult<Weight extends BaseWeight = BaseWeight> {
-  /** A dense weight itself, changed; or a new quantised one. */
+  /** The dense weight itself, changed; or a new quantised one. */
   readonly weight: Weight;
   readonly lost: MergeLoss;
 }
 
-/** Checked parts: B · C in f32 [N, r] and A in f32 [r, K], fresh. */
+/** Checked parts: B · C in f32 [N, r] and A in f32 [r, K], newly made. */
 interface Update {
   readonly left: Tensor;
   readonly right: Tensor;
@@ -66,9 +66,9 @@ function readParts(op: string, parts: unknown): MergeParts {
     throw wrongType(op, 'parts', 'an object of loraA, loraB and more', parts);
   }
   const own = op === 'mergeLora' ? 'merge' : 'unmerge';
-  const expected = `a LoraAdapter or { loraA, loraB, scaling } (what adapters.lora.create makes has ${own}: adapter.${own}(w))`;
+  const expected = `a LoraAdapter or { loraA, loraB, scaling } (for an adapter from adapters.lora.create call adapter.${own}(w))`;
   refuseMethods(op, 'parts', expected, parts);
-  // Read once, and not copied: an adapter's are accessors of its class.
+  // Read once and not copied: an adapter's fields are accessors of its class.
   const { loraA, loraB, core, scaling, beta } = parts as MergeParts;
   return {
     loraA,
@@ -79,7 +79,7 @@ function readParts(op: string, parts: unknown): MergeParts {
   };
 }
 
-/** A number that is finite in f32, 1 where it is not given. */
+/** A number that is finite in f32; 1 if it is not given. */
 function factorOf(op: string, name: string, value: unknown): number {
   const factor = checkFinite(op, name, orDefault(value, 1));
   if (!Number.isFinite(Math.fround(factor))) {
@@ -88,7 +88,7 @@ function factorOf(op: string, name: string, value: unknown): number {
   return factor;
 }
 
-/** B · C, where C has been checked against both sides. */
+/** B · C, with C checked against both sides. */
 function withCore(op: string, loraB: Tensor, core: Tensor | undefined, r: number): Tensor {
   const left = loraB.to({ dtype: 'f32' });
   const p = loraB.shape[1] ?? 0;
@@ -168,7 +168,7 @@ function merge<Weight extends BaseWeight>(
     const nested = packed?.doubleQuant === true && host === undefined;
     const zeros = zeroTermOf(weight);
     const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
-    // As products of the weight's own dtype decode it.
+    // Decoded as products in the weight's own dtype decode it.
     const dtype = packed?.sourceDType ?? (weight as Tensor).dtype;
     const read = (of: BaseWeight, first: number, end: number): Tensor =>
       denseRows(of, first, end, { dtype });
@@ -202,7 +202,7 @@ function merge<Weight extends BaseWeight>(
     const account = (first: number, end: number, old: Float32Array, wanted: Tensor) =>
       sums.add(old, wanted.readSync(), read(result, first, end).readSync());
     each((first, end, old, wanted) => {
-      // Read before it is written over.
+      // Read before it is overwritten.
       const values = old.readSync();
       write(wanted, first);
       if (!nested && host === undefined) account(first, end, values, wanted);
@@ -222,21 +222,20 @@ function merge<Weight extends BaseWeight>(
 }
 
 /**
- * Adds an adapter to its weight for good: `W ← beta · W + scaling · loraB · core · loraA`, the sum in
- * f32, stored once. A dense weight is changed in place, rounded to its dtype. A quantised one is
- * decoded (to the dtype that it was quantised from, as products decode it), added to and encoded again
- * tile by tile, into a new weight of the same format, tables of levels and of scales, blocksize and double quantisation; the old one
- * stays. (With tables of one's own that is done on the host.)
- * Zero-points stay too: the codes take up the update. Beside it memory holds some tiles of 1 MB, one f32 a block where scales are quantised too, and
- * more only where rows are so odd that no block begins with one for a long way.
+ * Merges an adapter into its weight: `W ← beta · W + scaling · loraB · core · loraA`. The sum is in f32 and stored once. A dense weight is changed
+ * in place and rounded to its dtype. A quantised one is decoded (to the dtype that it was quantised from, as products decode it), added to and
+ * encoded again, tile by tile, into a new weight of the same format, tables of levels and scales, blocksize and double quantisation; the old one
+ * stays. (With custom tables this happens on the host.) Zero-points stay too: the codes take up the update. Extra memory is a few tiles of 1 MB, one
+ * f32 per block if scales are quantised too, and more only if the row length is so odd that blocks and rows rarely begin together.
  *
  * It blocks the thread, about 0.3 s for 4,096 x 4,096, and no op of the weight may be running on
- * another thread. Rounding hides updates that are small beside a code's step: `lost` says by how much.
+ * another thread. Rounding hides updates that are small compared with a code's step: `lost` says by
+ * how much.
  * @param w [N, K] dense or quantised
- * @param parts the factors, or a {@link LoraAdapter} (whose `loraBias` is not the weight's business)
- * @returns the weight that holds the sum, and what storing it has lost
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; ERR_NON_FINITE where a
- *   sum for a quantised weight is not finite
+ * @param parts the factors, or a {@link LoraAdapter} (its `loraBias` does not affect the weight)
+ * @returns the weight that holds the sum, and the loss of storing it
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; ERR_NON_FINITE if a
+ * sum for a quantised weight is not finite
  * @example
  * const { weight, lost } = mergeLora(w4, adapter);
  * if (lost.kept < 0.9) console.warn(`a tenth of the update is lost in ${w4.format}`);
@@ -250,9 +249,9 @@ export function mergeLora<Weight extends BaseWeight>(
 }
 
 /**
- * Takes an adapter out of a weight again: `W ← (W − scaling · loraB · core · loraA) / beta`, otherwise
- * as {@link mergeLora}. A weight that was rounded in between comes back within that rounding.
- * @throws as {@link mergeLora}; ERR_VALUE where beta is 0
+ * Removes an adapter from a weight: `W ← (W − scaling · loraB · core · loraA) / beta`, otherwise like
+ * {@link mergeLora}. A weight that was rounded in between is restored within that rounding.
+ * @throws as {@link mergeLora}; ERR_VALUE if beta is 0
  * @example
  * const { weight } = mergeLora(w, adapter);
  * const { weight: before } = unmergeLora(weight, adapter);

@@ -3,10 +3,9 @@ import { defineAdapter } from '../../definition/method.js';
 import { kPrefix } from '../../definition/peft-form.js';
 
 /**
- * A singular-value-like triple whose ranks are pruned while training:
- * `y = x·wᵀ + loraAlpha / (ranknum + 1e-5) · ((dropout(x) · loraAᵀ) ⊙ loraE) · loraBᵀ`, where ranknum
- * are the ranks that it began with (0: r). A pruned layer that PEFT has saved holds the r that are left,
- * which may be none, and is scaled as before.
+ * A triple like an SVD, whose ranks are pruned during training: `y = x·wᵀ + loraAlpha / (ranknum + 1e-5)
+ * · ((dropout(x) · loraAᵀ) ⊙ loraE) · loraBᵀ`, where ranknum is the initial number of ranks (0: r). A
+ * pruned layer that PEFT has saved holds the r remaining ranks, possibly none, and keeps its scale.
  */
 export const adalora = defineAdapter({
   method: 'adalora',
@@ -44,7 +43,7 @@ export const adalora = defineAdapter({
         dropout: Number(lora_dropout ?? 0),
       };
     },
-    // PEFT divides by init_r, whatever rank is left; a pattern has a flag for each rank, of what is left or not.
+    // PEFT divides by init_r, whatever ranks remain. A pattern has a flag per rank that says whether it remains.
     write: (config, modules, configs) => {
       const { ranknum, loraAlpha, dropout } = config;
       const first = ranknum > 0 ? ranknum : config.r;
@@ -60,7 +59,7 @@ export const adalora = defineAdapter({
       return {
         init_r: first,
         r: first,
-        // PEFT refuses a folder without a number of steps, even where none is to come.
+        // PEFT rejects a folder without a number of steps, even if no steps follow.
         total_step: 1,
         lora_alpha: loraAlpha,
         lora_dropout: dropout,
@@ -74,11 +73,11 @@ const kEpsilon = 1e-5;
 
 function scalingOf(config: { r: number; ranknum: number; loraAlpha: number }): number {
   const ranknum = config.ranknum > 0 ? config.ranknum : config.r;
-  // As in PEFT, which takes an alpha that is not above 0 for none.
+  // Like PEFT, which ignores an alpha that is not above 0.
   return (config.loraAlpha > 0 ? config.loraAlpha : ranknum) / (ranknum + kEpsilon);
 }
 
-/** Ranks that a pruned module kept: PEFT saves a flag for each. */
+/** The ranks that a pruned module kept: PEFT saves a flag for each. */
 function keptRanks(pattern: unknown, module: string): number | undefined {
   const name = `${module}.lora_E`;
   const flags = Object.entries((pattern ?? {}) as Record<string, boolean[]>).find(([key]) => {

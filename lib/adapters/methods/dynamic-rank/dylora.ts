@@ -1,13 +1,13 @@
 import { defineAdapter } from '../../definition/method.js';
 
-/** The rank of a pass: from 1 to r, by the seed (a multiplicative hash of it). */
+/** The rank of a pass: from 1 to r, a multiplicative hash of the seed. */
 const sampled = (seed: number, r: number): number =>
   1 + ((Math.imul(seed >>> 0, 0x9e3779b1) >>> 8) % r);
 
 /**
- * One adapter for all ranks up to r: each training pass samples a rank b and uses the first b rows of
- * loraA and columns of loraB: `y = x·wᵀ + loraAlpha / b · (x · loraA[:b]ᵀ) · loraB[:, :b]ᵀ`. Without training b
- * is `rank` (0: all). The rank is a function of the call's seed.
+ * One adapter for all ranks up to r. Each training pass samples a rank b from the call's seed and uses the
+ * first b rows of loraA and columns of loraB: `y = x·wᵀ + loraAlpha / b · (x · loraA[:b]ᵀ) · loraB[:, :b]ᵀ`.
+ * Outside training b is `rank` (0: all).
  */
 export const dylora = defineAdapter({
   method: 'dylora',

@@ -5,12 +5,12 @@ import { mapTensor, multiplyAdd } from '../../../ops/elementwise.js';
 import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
-/** Ends of the stretched interval that a hard-concrete gate is cut from (Louizos et al., 2017). */
+/** Ends of the stretched interval from which a hard-concrete gate is clipped (Louizos et al., 2017). */
 const LOW = -0.1;
 const HIGH = 1.1;
 const TEMPERATURE = 2 / 3;
 
-/** The gate in [0, 1]: sampled with a seed, else its middle. */
+/** The gate in [0, 1]: sampled with a seed, otherwise its midpoint. */
 function hardConcrete(t: Tape, logAlpha: Value, seed: number | undefined): Value {
   const { device } = logAlpha.tensor;
   let s: Value;
@@ -23,13 +23,14 @@ function hardConcrete(t: Tape, logAlpha: Value, seed: number | undefined): Value
     s = t.map(t.affine(t.add(logAlpha, t.own(noise)), 1 / TEMPERATURE), 'sigmoid');
   }
   const stretched = t.affine(s, HIGH - LOW, LOW);
-  // Cut at 0 and at 1.
+  // Clip at 0 and 1.
   return t.add(t.map(stretched, 'relu'), t.map(t.affine(stretched, 1, -1), 'relu'), 1, -1);
 }
 
 /**
- * A stochastic gate on every rank decides how many a layer needs (an L0 penalty on `logAlpha` is the
- * trainer's): `y = x·wᵀ + scaling · ((x · loraAᵀ) ⊙ gate) · loraBᵀ`, gate hard-concrete, sampled in training.
+ * A stochastic gate on every rank decides how many a layer needs:
+ * `y = x·wᵀ + scaling · ((x · loraAᵀ) ⊙ gate) · loraBᵀ`, with a hard-concrete gate that is sampled in
+ * training. The trainer adds the L0 penalty on `logAlpha`.
  */
 export const salora = defineAdapter({
   method: 'salora',

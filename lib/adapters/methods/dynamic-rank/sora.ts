@@ -2,7 +2,7 @@ import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**
- * A gate on every rank, made sparse by a proximal step of the optimiser (soft threshold):
+ * A gate on every rank, which a proximal step of the optimiser (soft threshold) makes sparse:
  * `y = x·wᵀ + scaling · ((x · loraAᵀ) ⊙ gate) · loraBᵀ`.
  */
 export const sora = defineAdapter({

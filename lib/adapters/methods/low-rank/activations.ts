@@ -31,7 +31,7 @@ function erf(x: Tensor): Tensor {
   return times(mapTensor(x, 'sign'), affine(times(times(sum, s), decay), -1, 1));
 }
 
-/** The share of a normal distribution below (x − mean) / deviation, and its density there. */
+/** The normal distribution function at (x − mean) / deviation, and the density there. */
 function normal(x: Tensor, mean: number, deviation: number): { below: Tensor; density: Tensor } {
   const at = affine(x, Math.SQRT1_2 / deviation, (-mean * Math.SQRT1_2) / deviation);
   const height = 1 / (deviation * Math.sqrt(2 * Math.PI));
@@ -52,7 +52,7 @@ function gelu(t: Tape, x: Value): Value {
   });
 }
 
-/** The distribution function of mean √½ and variance 1 / (4π). */
+/** The normal distribution function with mean √½ and variance 1 / (4π). */
 function laplace(t: Tape, x: Value): Value {
   const { below, density } = normal(x.tensor, Math.SQRT1_2, 1 / Math.sqrt(4 * Math.PI));
   return t.record(below, [x], [density], (dy, pass) => pass.give(x, times(dy, density)));
@@ -76,7 +76,7 @@ const leaky =
   (t, x) =>
     t.add(t.map(x, 'relu'), t.map(t.affine(x, -1), 'relu'), 1, -slope);
 
-/** No more than `top`. */
+/** x, limited to at most `top`. */
 const capped = (t: Tape, x: Value, top: number): Value =>
   t.add(x, t.map(t.affine(x, 1, -top), 'relu'), 1, -1);
 
@@ -84,19 +84,24 @@ const capped = (t: Tape, x: Value, top: number): Value =>
 const hardSwish: Step = (t, x) =>
   t.multiply(x, capped(t, t.map(t.affine(x, 1, 3), 'relu'), 6), 1 / 6);
 
-/** `x · tanh(log(1 + exp(x)))`, its logarithm as `relu(x) + log(1 + exp(−|x|))`. */
+/**
+ * `x · tanh(log(1 + exp(x)))`, with the logarithm as `relu(x) + log(1 + exp(−
+ * x
+ * ))`.
+ */
 function mish(t: Tape, x: Value): Value {
   const tail = t.map(t.affine(t.map(x, 'abs'), -1), 'exp');
   const softplus = t.add(t.map(x, 'relu'), t.map(t.affine(tail, 1, 1), 'log'));
   return t.multiply(x, t.map(softplus, 'tanh'));
 }
 
-/** Terms of log(1 + u) = 2s·(1 + s²/3 + s⁴/5 + …), s = u / (2 + u): for u up to 1 what is left out is below 1e-9 of it. */
+/** Terms of log(1 + u) = 2s·(1 + s²/3 + s⁴/5 + …), s = u / (2 + u): for u up to 1 the relative error is below 1e-9. */
 const kLogTerms = 9;
 
 /**
- * `√log(1 + exp(x))`, where the logarithm is `relu(x) + log(1 + u)` with `u = exp(−|x|)`: the latter by a series, so that
- * the root of what is left far below zero has its digits. The derivative is `sigmoid(x) / 2y`.
+ * `√log(1 + exp(x))`, with the logarithm as `relu(x) + log(1 + u)` and `u = exp(−
+ * x
+ * )`. A series computes log(1 + u), so that the root is accurate far below zero. The derivative is `sigmoid(x) / 2y`.
  */
 function sqrtSoftplus(t: Tape, x: Value): Value {
   const u = mapTensor(multiplyAdd({ a: mapTensor(x.tensor, 'abs'), alpha: -1 }), 'exp');
@@ -108,13 +113,13 @@ function sqrtSoftplus(t: Tape, x: Value): Value {
   const softplus = multiplyAdd({ a: s, b: series, alpha: 2, c: mapTensor(x.tensor, 'relu') });
   const y = mapTensor(softplus, 'sqrt');
   return t.record(y, [x], [x.tensor, y], (dy, pass) => {
-    // Where both are 0 in f32, so is what is given.
+    // If both are 0 in f32, so is the result.
     const over = mapTensor(affine(y, 2, 1e-30), 'reciprocal');
     pass.give(x, times(dy, times(mapTensor(x.tensor, 'sigmoid'), over)));
   });
 }
 
-/** alpha_p and alpha_n of transformers' xIELU as it begins, rounded to bf16 there; beta. */
+/** The initial alpha_p and alpha_n of transformers' xIELU, which it rounds to bf16; beta. */
 const kXielu = { alpha: 0.80078125, beta: 0.5 } as const;
 
 /**
@@ -131,9 +136,9 @@ function xielu(t: Tape, x: Value): Value {
 const same: Step = (_, x) => x;
 
 /**
- * y = f(x), the shape of x; f32. Exact GELU is within 2e-7 of its value, the others within a few roundings. The parameters
- * that transformers gives `prelu` and `xielu` are constants here, as they begin there: PEFT makes those modules anew in every
- * pass, and neither trains nor saves them.
+ * y = f(x), with the shape of x; f32. Exact GELU is within 2e-7 of its value, the others within a few roundings. The
+ * parameters that transformers gives `prelu` and `xielu` are constants here, with their initial values: PEFT makes those
+ * modules anew in every pass, and neither trains nor saves them.
  */
 export const activations: Readonly<Record<string, Step>> = {
   relu: (t, x) => t.map(x, 'relu'),

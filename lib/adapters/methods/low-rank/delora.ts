@@ -7,7 +7,7 @@ import { QuantizedWeight } from '../../../quant/quantized-weight.js';
 import { defineAdapter } from '../../definition/method.js';
 import { patternOf } from '../../parts/scaling.js';
 
-/** Squares of norms, those below 1e-8 as that, without a gradient. */
+/** Squares of norms. Those below 1e-8 become 1e-8, without a gradient. */
 function atLeast(t: Tape, squares: Value): Value {
   return t.affine(t.map(t.affine(squares, 1, -kLeastSquare), 'relu'), 1, kLeastSquare);
 }
@@ -15,9 +15,9 @@ const kLeastSquare = 1e-8;
 
 /**
  * Rank-one updates of bounded size: `y = x·wᵀ + Σᵢ lambda / (r · ‖aᵢ‖ · ‖bᵢ‖) · ((x ⊙ wNorm) · aᵢ) · bᵢ`
- * with aᵢ the rows of loraA, bᵢ the columns of loraB, whose norms count as 1e-4 where they are smaller,
- * and wNorm the norms of the columns of w as it was at the start. loraB starts at zero, as in PEFT; the authors start from
- * two random factors and take their update off the weight.
+ * with aᵢ the rows of loraA and bᵢ the columns of loraB, whose norms count as at least 1e-4, and wNorm the column norms of
+ * the initial w. loraB starts at zero, as in PEFT; the authors start from two random factors and subtract their update
+ * from the weight.
  */
 export const delora = defineAdapter({
   method: 'delora',

@@ -27,7 +27,7 @@ import {
 } from '../../parts/layer-kind.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/scaling.js';
 
-/** How often the values of a weight have changed: merged in place, or written to. */
+/** How often the values of a weight have changed: by a merge in place, or by a write. */
 const writesOf = (w: BaseWeight): number => {
   const values = Tensor.is(w) ? w : w.zeroPoints;
   return values === undefined ? 0 : Tensor.writesOf(values);
@@ -36,11 +36,11 @@ const writesOf = (w: BaseWeight): number => {
 interface KeptNorms {
   readonly weight: WeakRef<BaseWeight>;
   readonly norms: Tensor;
-  /** Those of the weight when they were computed. */
+  /** The weight's number of writes when the norms were computed. */
   readonly writes: number;
 }
 
-/** ‖w‖² of each row, kept for every base weight that a layer is used with while both live and the weight is as it was. */
+/** ‖w‖² of each row, kept for every base weight of a layer while both are alive and the weight is unchanged. */
 class NormCache implements Disposable {
   readonly #norms = new WeakMap<BaseWeight, KeptNorms>();
   #kept: KeptNorms[] = [];
@@ -53,7 +53,7 @@ class NormCache implements Disposable {
       if (!holds) each.norms.dispose();
       return holds;
     });
-    // A forward pass is a scope, which frees what it does not return.
+    // A forward pass is a scope and would free them.
     const norms = outsideScopes(() => weightNorms(w));
     const kept = { weight: new WeakRef(w), norms, writes: writesOf(w) };
     this.#norms.set(w, kept);
@@ -66,7 +66,7 @@ class NormCache implements Disposable {
   }
 }
 
-/** Maps of a convolution of groups: to loraB [N, r], and to the operands of PEFT's norm, {@link groupedNorm}. */
+/** Maps of a grouped convolution: to loraB [N, r], and to the operands of PEFT's norm, {@link groupedNorm}. */
 interface GroupMaps {
   readonly whole: FeatureMap;
   readonly weight: FeatureMap;
@@ -96,11 +96,11 @@ function groupMaps(size: AdapterSize<GroupsConfig>, device: Device): GroupMaps |
 }
 
 /**
- * The norm that PEFT divides by where a convolution has groups, which is what a magnitude has been trained with. It takes
- * loraB [N, r / groups] for [N / groups, r], and its product with loraA, [N / groups, K], for an update [N, K / groups] of
- * the channels that an output sees: row n is the n-th part of that many values. So the update in the norm is not that of
- * the layer, unless loraB is zero. As a product: loraA by the same parts, [r · groups, K / groups], and of loraB
- * those values of row ⌊n / groups⌋ that part n mod groups is made of.
+ * The norm by which PEFT divides for a grouped convolution; magnitudes were trained with it. It reads loraB [N, r /
+ * groups] as [N / groups, r], and takes its product with loraA, [N / groups, K], for an update [N, K / groups] of the
+ * channels that an output sees: row n is the n-th piece of that length. So the update in the norm is not that of the
+ * layer, unless loraB is zero. As a product: loraA in the same pieces, [r · groups, K / groups], and from loraB the values
+ * of row ⌊n / groups⌋ that belong to piece n mod groups.
  */
 function groupedNorm(
   w: BaseWeight,
@@ -125,12 +125,12 @@ function groupedNorm(
 }
 
 /**
- * Weight-decomposed LoRA: direction and magnitude apart,
- * `y = magnitude / ‖w'‖ ⊙ (x · w'ᵀ) + bias` with `w' = w + scaling · loraB · loraA` and the norm of each of its
- * rows, which is a constant in the backward pass, as in the paper (section 4.3) and in PEFT. With
- * dropout the whole adapter term sees the dropped input: `y = x·wᵀ + bias + (magnitude / ‖w'‖ − 1) ⊙ (x̃·wᵀ)
- * + magnitude / ‖w'‖ ⊙ scaling · (x̃ · loraAᵀ) · loraBᵀ`. `kernel`, `groups` and `embedding` as in {@link lora}; with groups
- * the norm is PEFT's, of another update than the layer's, see `groupedNorm` in its file.
+ * Weight-decomposed LoRA, with direction and magnitude separated: `y = magnitude / ‖w'‖ ⊙ (x · w'ᵀ) + bias` with
+ * `w' = w + scaling · loraB · loraA` and the norm of each of its rows. The norm is a constant in the backward pass, as in
+ * the paper (section 4.3) and in PEFT. With dropout the whole adapter term sees the dropped input: `y = x·wᵀ + bias +
+ * (magnitude / ‖w'‖ − 1) ⊙ (x̃·wᵀ) + magnitude / ‖w'‖ ⊙ scaling · (x̃ · loraAᵀ) · loraBᵀ`. `kernel`, `groups` and
+ * `embedding` are as in {@link lora}. With groups the norm is PEFT's, which belongs to another update than the layer's; see
+ * `groupedNorm` in this file.
  */
 export const dora = defineAdapter({
   method: 'dora',
@@ -183,7 +183,7 @@ export const dora = defineAdapter({
     }
     const share = shareOf(normOf());
     const dropped = t.dropout(x, dropout);
-    // Before the product of the same input, whose gradient it takes along.
+    // Recorded before the product of the same input, so that its gradient includes that product.
     const h = t.shrink(dropped, loraA, { scaling });
     const base = t.linear(dropped, w);
     const both = t.add(base, t.matmul(h, loraB));

@@ -12,11 +12,11 @@ function readTokens(op: string, operand: string, list: unknown): number[] {
 }
 
 /**
- * Where an activated LoRA begins to act: the last place where the invocation tokens stand, counted
- * from the end of the sequence to their start; −1 where they do not.
- * @param ids token ids, a sequence each
+ * Where an activated LoRA starts to act: the last occurrence of the invocation tokens, counted from
+ * the end of the sequence to their first token; −1 if they do not occur.
+ * @param ids token ids, one list per sequence
  * @param invocation `invocationTokens` of the adapter's config (PEFT's `alora_invocation_tokens`)
- * @throws ERR_TYPE, ERR_VALUE a list of more than 2^31 - 1 tokens
+ * @throws ERR_TYPE; ERR_VALUE for a list of more than 2^31 - 1 tokens
  * @example
  * invocationOffsets([[5, 1, 2, 9]], [1, 2]); // [3]
  */
@@ -44,11 +44,11 @@ function offsetOf(sequence: readonly number[], tokens: readonly number[]): numbe
 
 /**
  * The `active` input of method `alora`: 1 for the last `offset` tokens of each sequence, 0 before. An
- * offset of 0 or below is a sequence of the base model alone; a longer one than the sequence is all
+ * offset of 0 or below leaves the sequence to the base model; one longer than the sequence covers all
  * of it.
  * @param T tokens in a sequence
  * @returns [sequences, T, 1]
- * @throws ERR_TYPE, ERR_VALUE more than 2^31 tokens in all, ERR_DEVICE, ERR_OOM
+ * @throws ERR_TYPE; ERR_VALUE for more than 2^31 tokens in total; ERR_DEVICE, ERR_OOM
  * @example
  * const active = activeTokens([3, 0], 8); // [2, 8, 1]: the last 3 tokens of the first sequence
  * const { y } = adapter.forward(x, w, { inputs: { active } });

@@ -3,11 +3,11 @@ import { defineAdapter } from '../../definition/method.js';
 import { type AlphaConfig, scalingOf } from '../../parts/scaling.js';
 
 /**
- * Information elastic connection: a LoRA whose factors are each bridged by a connection without
- * parameters of its own, scaled by one trained number: `h = dropout(x)·loraAᵀ + scaleA · means(x)`, the
- * means of r runs of K / r neighbouring features, and
- * `y = x·wᵀ + scaling · (h·loraBᵀ + scaleB · spread(h))`, every value of h for N / r outputs. The other half
- * of the paper, quantising w by its entropy, is not part of the adapter.
+ * Information elastic connection: a LoRA with a shortcut around each factor. A shortcut has no parameters
+ * except one trained scale: `h = dropout(x)·loraAᵀ + scaleA · means(x)`, the means of r runs of K / r
+ * neighbouring features, and `y = x·wᵀ + scaling · (h·loraBᵀ + scaleB · spread(h))`, which repeats every
+ * value of h for N / r outputs. The other half of the paper, quantising w by its entropy, is not part of the
+ * adapter.
  */
 export const irQlora = defineAdapter({
   method: 'ir-qlora',

@@ -11,8 +11,8 @@ import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/s
 type Make = AdapterMaker<{ readonly r: number }, 'tailA' | 'tailB'>;
 
 /**
- * The r smallest singular triplets of a weight as factors of their sum, tailB · tailA: the vectors of the shorter side are
- * eigenvectors of the product of w with itself, and the rest of them is w's own. On the host, in float64.
+ * The r smallest singular triplets of a weight as factors of their sum, tailB · tailA. The vectors of the shorter side are
+ * eigenvectors of the product of w with itself, and w gives the other vectors. On the host, in float64.
  */
 function smallestTriplets(w: BaseWeight, r: number): { tailA: Float32Array; tailB: Float32Array } {
   const [N = 0, K = 0] = w.shape;
@@ -22,7 +22,7 @@ function smallestTriplets(w: BaseWeight, r: number): { tailA: Float32Array; tail
   const [wide, tall] = N < K ? [rows, columns] : [columns, rows];
   const { vectors } = symmetricEigen(rowDots(wide, small, wide, small, large), small);
   const own = vectors.slice((small - r) * small, small * small);
-  // [r, large]: of the longer side.
+  // [r, large]: the vectors of the longer side.
   const other = rowDots(own, r, tall, large, small);
   const [left, right] = N < K ? [own, other] : [other, own];
   return {
@@ -35,7 +35,7 @@ function tailOf(make: Make): { tailA: Float32Array; tailB: Float32Array } {
   return smallestTriplets(make.weight('kasa'), make.config.r);
 }
 
-/** [loraA; tailA] and [loraB, tailB], so that what is added and what is taken off are one product. */
+/** [loraA; tailA] and [loraB, tailB], so that the added and the subtracted part are one product. */
 function besideEachOther(top: Tensor, bottom: Tensor, left: Tensor, right: Tensor) {
   const { device } = top;
   const [r = 0, K = 0] = top.shape;
@@ -55,11 +55,10 @@ function besideEachOther(top: Tensor, bottom: Tensor, left: Tensor, right: Tenso
 }
 
 /**
- * Knowledge-aware singular values: a diagonal between the factors, over a base from which its r
- * smallest singular triplets are taken: `y = x·(w - tailB · tailA)ᵀ + scaling · ((dropout(x) · loraAᵀ) ⊙ diag) · loraBᵀ`,
- * tailA [r, K] and tailB [N, r] their factors, frozen. They follow from the base weight, of which they are found when the adapter
- * is made or read: by a decomposition on the host, which takes its time for large weights. A folder has none of them; PEFT
- * takes the same off when it loads.
+ * Knowledge-aware singular values: a diagonal between the factors, over a base without its r smallest singular triplets: `y =
+ * x·(w - tailB · tailA)ᵀ + scaling · ((dropout(x) · loraAᵀ) ⊙ diag) · loraBᵀ`, with the frozen factors tailA [r, K] and tailB [N,
+ * r] of those triplets. They are computed from the base weight when the adapter is made or read, by a decomposition on the host,
+ * which takes long for large weights. A folder does not store them; PEFT subtracts the same when it loads.
  */
 export const kasa = defineAdapter({
   method: 'kasa',

@@ -2,7 +2,8 @@ import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**
- * LoRA linearised around a frozen point (a0, b0), so that weights of tasks add up:
+ * LoRA linearised around a frozen point (a0, b0), so that the weights of several tasks can be
+ * added:
  * `y = x·wᵀ + scaling · ((x · a0ᵀ) · (b0 + deltaB)ᵀ + (x · deltaAᵀ) · b0ᵀ)`.
  */
 export const lLora = defineAdapter({

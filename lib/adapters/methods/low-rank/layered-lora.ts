@@ -1,9 +1,9 @@
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * A new adapter over the sum of frozen earlier ones, one of each task so far:
- * `y = x·wᵀ + (x · pastAᵀ) · pastBᵀ + scaling · (x · loraAᵀ) · loraBᵀ`. The ranks of the past lie side by side
- * (their scalings are in pastB); give them to `from`.
+ * A new adapter over the sum of frozen earlier ones, one per earlier task:
+ * `y = x·wᵀ + (x · pastAᵀ) · pastBᵀ + scaling · (x · loraAᵀ) · loraBᵀ`. The ranks of the past adapters are
+ * side by side, with their scalings in pastB; pass them to `from`.
  */
 export const layeredLora = defineAdapter({
   method: 'layered-lora',

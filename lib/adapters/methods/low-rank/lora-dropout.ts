@@ -3,8 +3,9 @@ import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**
- * Dropout of whole columns of loraA and rows of loraB, one draw for all tokens of a pass:
- * `y = x·wᵀ + scaling · maskN ⊙ (((x ⊙ maskK) · loraAᵀ) · loraBᵀ)`, masks of 0 and `1 / (1 − p)`.
+ * Dropout of whole columns of loraA and rows of loraB, drawn once for all tokens of a pass:
+ * `y = x·wᵀ + scaling · maskN ⊙ (((x ⊙ maskK) · loraAᵀ) · loraBᵀ)`, with masks of 0 and
+ * `1 / (1 − p)`.
  */
 export const loraDropout = defineAdapter({
   method: 'lora-dropout',

@@ -1,7 +1,7 @@
 import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
-/** LoRA with loraA frozen as it was drawn: the backward pass needs h, r wide, and not x. */
+/** LoRA with loraA frozen at its initial values: the backward pass needs h, of width r, and not x. */
 export const loraFa = defineAdapter({
   method: 'lora-fa',
   reference:

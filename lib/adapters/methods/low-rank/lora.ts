@@ -33,11 +33,12 @@ type LoraConfig = AlphaConfig & EmbeddingConfig & GroupsConfig & { readonly lora
  * Low-rank adaptation: `y = x·wᵀ + scaling · (dropout(x) · loraAᵀ) · loraBᵀ`, with
  * `scaling = loraAlpha / r`, or `/ sqrt(r)` with rsLoRA.
  *
- * Of a convolution (`kernel`, its sizes; x are patches, {@link Im2col}) with `groups`, each group of outputs
- * has its r / groups values of x·loraAᵀ, which are of all channels: loraB [N, r / groups] are the blocks of a
- * block-diagonal matrix, and w is that of {@link groupedWeight}. Merged, the layer sees all channels too.
- * `embedding` is one by {@link oneHot}; PEFT drops nothing of its input. `loraBias` (PEFT's `lora_bias`) trains a bias
- * [N] of the up-projection, which is scaled with it: `y += scaling · loraBias`. Merged it goes into the layer's bias.
+ * For a convolution (`kernel` has its sizes; x are patches, {@link Im2col}) with `groups`, each group of outputs has
+ * its own r / groups values of x·loraAᵀ, which see all channels: loraB [N, r / groups] holds the blocks of a
+ * block-diagonal matrix, and w is that of {@link groupedWeight}. The merged layer sees all channels too. `embedding`
+ * is an embedding over {@link oneHot}; PEFT applies no dropout to its input. `loraBias` (PEFT's `lora_bias`) trains a
+ * bias [N] of the up-projection, which is scaled with it: `y += scaling · loraBias`. Merging adds it to the layer's
+ * bias.
  */
 export const lora = defineAdapter({
   method: 'lora',
@@ -72,7 +73,7 @@ export const lora = defineAdapter({
     const loraB = wholeValue(t, p.loraB, state, config.r);
     const scaling = scalingOf(config);
     if (!config.loraBias) return t.expand(x, w, h, loraB, { scaling, bias });
-    // One row is added to the other, not a third time to all of y.
+    // Adds one row to the other, rather than a third summand to all of y.
     const own = t.cast(p.loraBias, 'f32');
     const shift = bias === undefined ? t.affine(own, scaling) : t.add(own, bias, scaling);
     return t.expand(x, w, h, loraB, { scaling, bias: shift });
@@ -117,14 +118,14 @@ export const lora = defineAdapter({
   },
 });
 
-/** PEFT's embeddings have none. */
+/** PEFT's embeddings have no lora_bias. */
 function checkBias({ config: { embedding, loraBias } }: AdapterSize<LoraConfig>) {
   return embedding && loraBias
-    ? (['loraBias', 'false of an embedding', 'true'] as const)
+    ? (['loraBias', 'false for an embedding', 'true'] as const)
     : undefined;
 }
 
-/** Does the config say that loraB has a bias? The file has it exactly then. */
+/** Does the config say that loraB has a bias? The file must have it in exactly this case. */
 function readBias(
   config: Readonly<Record<string, unknown>>,
   module: string,

@@ -18,22 +18,22 @@ interface MontecloraConfig {
   readonly loraAlpha: number;
   readonly rslora: boolean;
   readonly dropout: number;
-  /** Samples that are mixed in a draw. */
+  /** Number of samples that a draw mixes. */
   readonly samples: number;
   readonly sampleScaler: number;
-  /** Of {@link montecloraLoss}: the weight of its divergences, */
+  /** For {@link montecloraLoss}: the weight of its divergences, */
   readonly klLossWeight: number;
-  /** the concentration that the mixture's weights are held to, */
+  /** the concentration of the prior for the mixture's weights, */
   readonly dirichletPrior: number;
-  /** and whether the sum of their squares is added. */
+  /** and whether the sum of the squared weights is added. */
   readonly useEntropy: boolean;
 }
 
-/** Smallest variance, and smallest concentration. */
+/** Smallest variance and smallest concentration. */
 const MIN_VARIANCE = 1e-3;
 const MIN_ALPHA = 1e-6;
 
-/** Spreads the seeds of one pass, beside those of its dropouts. */
+/** Separates the seeds of one pass from each other and from those of its dropouts. */
 const SEED_STRIDE = 0x85ebca6b;
 
 const drawn = (shape: readonly number[], seed: number, turn: number, device: Tensor['device']) =>
@@ -43,18 +43,18 @@ const drawn = (shape: readonly number[], seed: number, turn: number, device: Ten
 const atLeast = (t: Tape, a: Value, least: number): Value =>
   t.affine(t.map(t.affine(a, 1, -least), 'relu'), 1, least);
 
-/** What a seed draws, as functions of the trained priors. */
+/** What a seed draws, as a function of the trained priors. */
 interface Sample {
-  /** [r], of the factors' rows */
+  /** [r], for the rows of the factors */
   readonly variance: Value;
   /** [1, samples], summing to 1 */
   readonly weights: Value;
 }
 
 /**
- * The diagonal of a Wishart variable of r degrees of freedom and scale `exp(2 · stdPrior)`, whose entries are
- * sums of r squared normals each; and a Dirichlet variable of concentration `exp(expertPrior)`, as the softmax
- * of a normal one (Laplace's approximation).
+ * The diagonal of a Wishart variable with r degrees of freedom and scale `exp(2 · stdPrior)`, whose entries
+ * are sums of r squared normals each; and a Dirichlet variable of concentration `exp(expertPrior)`, as the
+ * softmax of a normal one (Laplace's approximation).
  */
 function draw(
   t: Tape,
@@ -79,7 +79,7 @@ function draw(
   return { variance, weights: softmax(t, t.reshape(logits, [1, n]), maps) };
 }
 
-/** Uniform from 0 to 1, as PEFT draws the priors. */
+/** Uniform in 0 to 1, as PEFT draws the priors. */
 function unitUniform<Name extends string>(
   make: AdapterMaker<MontecloraConfig, Name>,
   name: Name,
@@ -88,7 +88,7 @@ function unitUniform<Name extends string>(
   return Tensor.uniform(shapes[name], { device, dtype, seed: make.seed() });
 }
 
-/** `a`, as a step that the priors have a gradient of zero from. */
+/** `a`, as a step that gives the priors a zero gradient. */
 function withoutSample(t: Tape, a: Value, priors: readonly Value[]): Value {
   return t.record(a.tensor.reshape(a.shape), [a, ...priors], [], (dy, pass) => {
     pass.give(a, dy);
@@ -100,11 +100,11 @@ function withoutSample(t: Tape, a: Value, priors: readonly Value[]): Value {
 }
 
 /**
- * LoRA whose loraA is drawn anew in every training step with a seed, around its trained mean: `loraA + sampleScaler ·
- * √v ⊙ Σₑ wₑ · zₑ` with normal zₑ, row variances v from a Wishart distribution and weights w of the samples from a
- * Dirichlet one, whose parameters `stdPrior` and `expertPrior` are trained through the draw. Without a seed,
- * when evaluating and when merged, it is plain LoRA. {@link montecloraLoss} is what the loss of a step has
- * added to it.
+ * LoRA whose loraA is drawn anew in every training step with a seed, around its trained mean:
+ * `loraA + sampleScaler · √v ⊙ Σₑ wₑ · zₑ` with normal zₑ, row variances v from a Wishart distribution and sample
+ * weights w from a Dirichlet one. The parameters `stdPrior` and `expertPrior` of these are trained through the draw.
+ * Without a seed, in evaluation and after merging, it is plain LoRA. {@link montecloraLoss} is added to the loss of a
+ * step.
  */
 export const monteclora = defineAdapter({
   method: 'monteclora',
@@ -122,7 +122,8 @@ export const monteclora = defineAdapter({
     useEntropy: false,
   } as MontecloraConfig,
   trained: ['loraA', 'loraB', 'stdPrior', 'expertPrior'],
-  // The covariance and the weights of the last draw: part of PEFT's folders, read by nothing.
+  // The covariance and the weights of the last draw. PEFT's folders have them, but nothing reads
+  // them.
   frozen: ['lastVariance', 'lastWeights'],
   check: ({ config: { samples } }) =>
     Number.isInteger(samples) && samples > 0
@@ -202,8 +203,10 @@ export const monteclora = defineAdapter({
 });
 
 /**
- * `KL(Dirichlet(exp(prior)) || Dirichlet(concentration, ...))`, of a prior [n]. Reads it: what it needs of the
- * gamma function is computed on the host, in float64.
+ * `KL(Dirichlet(exp(prior))
+ *
+ * Dirichlet(concentration, ...))` for a prior [n]. It reads the prior, because the host computes the gamma
+ * function in float64.
  */
 function dirichletKl(t: Tape, prior: Value, concentration: number): Value {
   const { device } = prior.tensor;
@@ -225,22 +228,26 @@ function dirichletKl(t: Tape, prior: Value, concentration: number): Value {
   );
 }
 
-/** What {@link montecloraLoss} gives. */
+/** Result of {@link montecloraLoss}. */
 export interface MontecloraLoss {
   /** [1] */
   readonly loss: Tensor;
-  /** Of the priors: added to those of the layer's backward pass. */
+  /** Gradients of the priors, to be added to those of the layer's backward pass. */
   readonly gradients: { readonly stdPrior: Tensor; readonly expertPrior: Tensor };
 }
 
 /**
- * What a step's loss has added for one layer (the trainer takes the mean over layers), and its gradients: `klLossWeight`
- * times the divergences of the draw's distributions from their priors, `KL(Dirichlet(exp(expertPrior)) ||
- * Dirichlet(dirichletPrior))`, `KL(Wishart(exp(2 · stdPrior), r) || Wishart(1, r))` and, for each sample,
- * `KL(N(0, v) || N(0, 1))` with the v that the seed draws; with `useEntropy` also `Σₑ wₑ²`. PEFT's code has one sign of
- * the Dirichlet's divergence the other way round; this is the divergence.
- * @param adapter of {@link monteclora}; its priors are read
- * @param options.seed that of the step's forward pass
+ * A term that is added to a step's loss for one layer (the trainer takes the mean over layers), and its gradients:
+ * `klLossWeight` times the divergences of the draw's distributions from their priors, `KL(Dirichlet(exp(expertPrior))
+ *
+ * Dirichlet(dirichletPrior))`, `KL(Wishart(exp(2 · stdPrior), r)
+ *
+ * Wishart(1, r))` and, for each sample, `KL(N(0, v)
+ *
+ * N(0, 1))` with the v that the seed draws; with `useEntropy` also `Σₑ wₑ²`. PEFT's code has one sign of the Dirichlet
+ * divergence reversed; this is the correct divergence.
+ * @param adapter an adapter of {@link monteclora}; its priors are read
+ * @param options.seed the seed of the step's forward pass
  * @throws ERR_TYPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM
  * @example
  * const { saved } = adapter.forward(x, w, { seed: step });

@@ -1,7 +1,7 @@
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * Several parallel adapters of small rank, each with a scale of its own for every output, so that no
+ * Several parallel adapters of small rank, each with its own scale for every output, so that no
  * direction dominates: `y = x·wᵀ + Σᵢ scaleᵢ ⊙ ((x · loraAᵢᵀ) · loraBᵢᵀ)`.
  */
 export const multilora = defineAdapter({

@@ -4,16 +4,18 @@ import { FeatureMap } from '../../../ops/feature-map.js';
 import { defineAdapter } from '../../definition/method.js';
 import { activations } from './activations.js';
 
-/** More would be a mistake, or a file that is to take the memory. */
+/** A larger depth would be a mistake, or a file made to exhaust the memory. */
 const kMostLayers = 256;
 
 /**
- * A small neural network over the base weight gives the update: `y = x·wᵀ + scaling · (x · hᵀ) · bᵀ` with
- * `h = f(a · w)` [r, K], a [r, N], b [N, r] and f the activation: of rank r, but not linear in the factors.
+ * A small neural network over the base weight computes the update: `y = x·wᵀ + scaling · (x · hᵀ) · bᵀ`
+ * with `h = f(a · w)` [r, K], a [r, N], b [N, r] and the activation f. It has rank r, but is not linear in
+ * the factors.
  *
- * With a `depth` h goes on through as many encoders and decoders, [depth, r, r] each, with residuals between them:
- * `h₀ = f(a · w)`, `hᵢ₊₁ = f(encoderᵢ · hᵢ)`, then from `g = h_depth` on, decoder after decoder,
- * `g ← f(decoderᵢ · g) + h_(depth − 1 − i)`. `activation` is any name of transformers' (`relu`, `gelu`, `silu`, ...).
+ * With a `depth`, h passes through as many encoders and decoders, [depth, r, r] each, with residuals between them:
+ * `h₀ = f(a · w)`, `hᵢ₊₁ = f(encoderᵢ · hᵢ)`, then from `g = h_depth` on, decoder by decoder,
+ * `g ← f(decoderᵢ · g) + h_(depth − 1 − i)`. `activation` is any name that transformers has (`relu`, `gelu`, `silu`,
+ * ...).
  */
 export const peanut = defineAdapter({
   method: 'peanut',
@@ -39,7 +41,7 @@ export const peanut = defineAdapter({
     }
     return Object.hasOwn(activations, activation)
       ? undefined
-      : ['activation', `one of ${Object.keys(activations).join(', ')}`, `'${activation}'`];
+      : ['activation', `one of ${Object.keys(activations).join(', ')}`, `"${activation}"`];
   },
   prepare: ({ config: { r, depth }, device }) => {
     const size = r * r;

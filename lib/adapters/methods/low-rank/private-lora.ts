@@ -2,8 +2,8 @@ import { defineAdapter } from '../../definition/method.js';
 import { belowOne } from '../../parts/counts.js';
 
 /**
- * The three products apart, so that they can run in different places: frozen `a` and `b` in the
- * cloud, the trained `m` on the user's device: `y = x·wᵀ + ((x · aᵀ) · mᵀ) · bᵀ`.
+ * Three separate products that can run in different places: the frozen `a` and `b` in the cloud,
+ * the trained `m` on the user's device: `y = x·wᵀ + ((x · aᵀ) · mᵀ) · bᵀ`.
  */
 export const privateLora = defineAdapter({
   method: 'private-lora',

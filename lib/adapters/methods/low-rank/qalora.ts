@@ -3,7 +3,7 @@ import { matmulInputGrad } from '../../../ops/matmul.js';
 import { defineAdapter } from '../../definition/method.js';
 import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/scaling.js';
 
-/** c of the formula below, for each kind of pool. */
+/** The factor c of the formula below, for each pool. */
 const kPools: Readonly<Record<string, (K: number, groupSize: number) => number>> = {
   groups: (K, groupSize) => K / groupSize ** 2,
   mean: (_, groupSize) => 1 / groupSize,
@@ -14,15 +14,16 @@ const factorOf = (K: number, { pool, groupSize }: { pool: string; groupSize: num
   kPools[pool]?.(K, groupSize) as number;
 
 /**
- * Quantisation-aware LoRA: the adapter sees the sums of groups of `groupSize` neighbouring features, so
- * that its update is the same within a group and is taken up by an int4 weight's zero-points, without loss, where
- * its blocks divide the groups:
+ * Quantisation-aware LoRA: the adapter sees the sums of groups of `groupSize` neighbouring features, so its
+ * update is constant within a group. If the blocks of an int4 weight divide the groups, the weight's zero-points
+ * can take up the update without loss:
  * `y = x·wᵀ + scaling · (c · groupsum(dropout(x))·loraAᵀ)·loraBᵀ`, loraA [r, K / groupSize].
  *
- * The sources differ in c, which `pool` chooses. `groups`, the default, is PEFT's: the mean of a group times the number of
+ * The sources differ in c, which `pool` selects. `groups`, the default, is PEFT's: the mean of a group times the number of
  * groups, c = K / groupSize². `mean` is that of the authors' program (github.com/yuhuixu1993/qa-lora): the mean, c = 1 /
  * groupSize. `size` is the paper's algorithm 1: the mean times the size of a group, c = 1. In a PEFT folder lora_alpha is
- * multiplied by what makes PEFT compute the same. Dropout is on x, as in PEFT; the program has it behind the pool.
+ * scaled so that PEFT computes the same. Dropout is applied to x, as in PEFT; the authors' program applies it after the
+ * pool.
  */
 export const qalora = defineAdapter({
   method: 'qalora',
@@ -32,7 +33,7 @@ export const qalora = defineAdapter({
   trained: ['loraA', 'loraB'],
   shapes: ({ N, K, config: { r, groupSize } }) => ({ loraA: [r, K / groupSize], loraB: [N, r] }),
   check: ({ K, config: { groupSize, pool } }) => {
-    if (!Object.hasOwn(kPools, pool)) return ['pool', "'groups', 'mean' or 'size'", `'${pool}'`];
+    if (!Object.hasOwn(kPools, pool)) return ['pool', 'groups, mean or size', `"${pool}"`];
     return groupSize > 0 && K % groupSize === 0
       ? undefined
       : ['groupSize', `a divisor of K (${K})`, String(groupSize)];
@@ -57,7 +58,7 @@ export const qalora = defineAdapter({
   peft: {
     type: 'LORA',
     caveat: () =>
-      'PEFT has QA-LoRA over GPTQ bases alone: over other layers it takes the folder for LoRA, and refuses its shapes',
+      'PEFT has QA-LoRA only for GPTQ base layers: for other layers it reads the folder as LoRA and rejects its shapes',
     patterns: kAlphaPatterns,
     when: ({ use_qalora }) => use_qalora === true,
     tensors: { loraA: 'lora_A.weight', loraB: 'lora_B.weight' },

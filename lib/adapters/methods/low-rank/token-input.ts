@@ -1,4 +1,4 @@
-/** Methods whose adapter sees another input than the base weight does, or only some tokens. */
+/** Methods whose adapter sees another input than the base weight, or only some tokens. */
 import type { Value } from '../../../autograd/gradient-tape.js';
 import { fail } from '../../../core/errors.js';
 import { defineAdapter } from '../../definition/method.js';
@@ -6,14 +6,14 @@ import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/s
 
 const defaults = { r: 8, loraAlpha: 16, rslora: false, dropout: 0 };
 
-/** An input that the call must bring. @throws ERR_VALUE */
+/** An input that the call must give. @throws ERR_VALUE */
 function needed(method: string, name: string, shape: string, value: Value | undefined): Value {
   if (value !== undefined) return value;
   return fail('ERR_VALUE', `${method}.forward`, `inputs.${name}`, `a tensor ${shape}`, 'none');
 }
 
 /**
- * The adapter's input is mixed with the token's first embedding x0 (`inputs.initial` [..., K]), against
+ * Mixes the adapter's input with the token's first embedding x0 (`inputs.initial` [..., K]), against
  * over-smoothing in deep layers: `y = x·wᵀ + scaling · (((1 − lambda) · x + lambda · x0) · loraAᵀ) · loraBᵀ`.
  */
 export const sibo = defineAdapter({
@@ -36,7 +36,7 @@ export const sibo = defineAdapter({
 });
 
 /**
- * ResLoRA's input shortcut: the adapter sees the input of this layer and of the one before
+ * ResLoRA's input shortcut: the adapter sees the input of this layer plus that of the previous one
  * (`inputs.previous` [..., K]): `y = x·wᵀ + scaling · ((x + previous) · loraAᵀ) · loraBᵀ`.
  */
 export const resloraInput = defineAdapter({
@@ -57,8 +57,8 @@ export const resloraInput = defineAdapter({
 });
 
 /**
- * ResLoRA's middle shortcut: the r-wide products of earlier layers (`inputs.middle` [..., r], their sum)
- * are added before loraB: `y = x·wᵀ + scaling · (x · loraAᵀ + middle) · loraBᵀ`.
+ * ResLoRA's middle shortcut: adds the r-wide products of earlier layers (`inputs.middle` [..., r], their
+ * sum) before loraB: `y = x·wᵀ + scaling · (x · loraAᵀ + middle) · loraBᵀ`.
  */
 export const resloraMiddle = defineAdapter({
   method: 'reslora-middle',
@@ -77,7 +77,7 @@ export const resloraMiddle = defineAdapter({
   },
 });
 
-/** PEFT has one list for all modules. @throws ERR_VALUE none, or several */
+/** PEFT has one list for all modules. @throws ERR_VALUE if there is none, or several */
 function sharedInvocation(
   modules: readonly string[],
   configs: readonly { readonly invocationTokens: readonly number[] }[],
@@ -87,7 +87,7 @@ function sharedInvocation(
     const name = `invocationTokens of ${modules[i]}`;
     const refuse = (expected: string, got: string) =>
       fail('ERR_VALUE', 'adaptersToPeft', name, expected, got);
-    if (own.length === 0) refuse('the ids from which on it is active, at least one', 'none');
+    if (own.length === 0) refuse('at least one id, from which the adapter is active', 'none');
     if (String(own) !== String(first)) refuse(`[${first}], as of ${modules[0]}`, `[${own}]`);
   });
   return first;
@@ -95,12 +95,12 @@ function sharedInvocation(
 
 /**
  * LoRA on some tokens only: those for which `inputs.active` [..., 1] is 1, so that the keys and values
- * of the tokens before stay those of the base model. Activated LoRA gives 1 from the invocation
- * tokens on; partial LoRA (InternLM-XComposer2) on image tokens.
+ * of earlier tokens stay those of the base model. Activated LoRA gives 1 from the invocation tokens
+ * on; partial LoRA (InternLM-XComposer2) on image tokens.
  * `y = x·wᵀ + scaling · (active ⊙ (x · loraAᵀ)) · loraBᵀ`
  *
- * `invocationTokens` are the ids that turn it on, for {@link invocationOffsets}: the formula does not need them, a PEFT folder
- * does, and is not written without.
+ * `invocationTokens` are the ids that activate it, for {@link invocationOffsets}. The formula does not need them, but a PEFT
+ * folder does, and cannot be written without them.
  */
 export const alora = defineAdapter({
   method: 'alora',

@@ -10,8 +10,9 @@ import { alphaFields, kAlphaPatterns, readAlpha, scalingOf } from '../../parts/s
 const widthOf = (K: number, groups: number): number => Math.ceil(K / groups);
 
 /**
- * `x · aᵀ` that saves one number a group of features in place of x: the coefficient along `embed`. The
- * gradient of a is that of the reconstruction, `dhᵀ · (scale · coefficients ⊗ embed)`; that of x is exact.
+ * `x · aᵀ` that saves one number per group of features instead of x: the coefficient along `embed`. The
+ * gradient of a uses the reconstruction, `dhᵀ · (scale · coefficients ⊗ embed)`; the gradient of x is
+ * exact.
  */
 function compressedShrink(t: Tape, x: Value, a: Value, groups: Tensor, scale: number): Value {
   const h = matmul(x.tensor, a.tensor, {});
@@ -26,10 +27,11 @@ function compressedShrink(t: Tape, x: Value, a: Value, groups: Tensor, scale: nu
 }
 
 /**
- * LoRA whose first factor has an approximate gradient: of x only one coefficient a group of features is
- * saved for the backward pass, along one direction that all groups share. Forward it is LoRA.
+ * LoRA whose first factor has an approximate gradient: of x it saves only one coefficient per group of
+ * features for the backward pass, along one direction that all groups share. The forward pass is that
+ * of LoRA.
  *
- * PEFT takes the direction from the first batch; a fresh adapter draws one here, a folder brings its own.
+ * PEFT takes the direction from the first batch. Here a new adapter draws one; a folder contains its own.
  */
 export const velora = defineAdapter({
   method: 'velora',

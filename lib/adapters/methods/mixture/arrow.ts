@@ -10,7 +10,7 @@ import { FeatureMap } from '../../../ops/feature-map.js';
 import { checkLoraAdapter, type LoraAdapter } from '../../../ops/lora/lora-adapter.js';
 import { defineAdapter } from '../../definition/method.js';
 
-/** `m · mᵀ` of a [r, n] in float64. */
+/** `m · mᵀ` for m [r, n] in float64. */
 function gram(m: Float64Array, r: number, n: number): Float64Array {
   const out = new Float64Array(r * r);
   for (let i = 0; i < r; i++) {
@@ -39,9 +39,9 @@ function product(left: Float64Array, m: Float64Array, r: number, n: number): Flo
 }
 
 /**
- * The first right singular vector of `b · a`, of b [N, r] by its columns [r, N] and a [r, K], in float64.
- * With the eigenvectors V and values g of bᵀb, `b · a` has the singular values and right vectors of
- * `s = √g · Vᵀ · a`, [r, K]; those are found from `s · sᵀ`. Where b is zero, that of a.
+ * The first right singular vector of `b · a`, for the columns [r, N] of b [N, r], and a [r, K], in
+ * float64. With the eigenvectors V and values g of bᵀb, `b · a` has the singular values and right vectors
+ * of `s = √g · Vᵀ · a`, [r, K], which come from `s · sᵀ`. If b is zero, the vector is that of a.
  */
 function firstRightVector(a: Float64Array, columns: Float64Array, r: number): Float64Array {
   const [K, N] = [a.length / r, columns.length / r];
@@ -58,18 +58,22 @@ function firstRightVector(a: Float64Array, columns: Float64Array, r: number): Fl
   first.forEach((q, i) => {
     for (let k = 0; k < K; k++) v[k] = (v[k] as number) + q * (s[i * K + k] as number);
   });
-  // The sign is free: the largest entry is positive.
+  // The sign is arbitrary: the largest entry is made positive.
   const largest = v.reduce((best, x) => (Math.abs(x) > Math.abs(best) ? x : best), 0);
   return unit(v, Math.sign(largest));
 }
 
-/** `sign · v / |v|`; zeros stay. */
+/**
+ * `sign · v /
+ * v
+ * `; zero vectors stay.
+ */
 function unit(v: Float64Array, sign = 1): Float64Array {
   const length = Math.sqrt(gram(v, 1, v.length)[0] as number);
   return length === 0 ? v : v.map((x) => (sign * x) / length);
 }
 
-/** Steps of the iteration `v ← aᵀ·bᵀ·b·a·v`, of length 1, from a start v [K]. */
+/** Steps of the iteration `v ← aᵀ·bᵀ·b·a·v`, normalised to length 1, from a start v [K]. */
 function iterated(
   a: Float64Array,
   columns: Float64Array,
@@ -93,22 +97,24 @@ function iterated(
 
 /** How PEFT approximates a prototype. */
 export interface ArrowIteration {
-  /** `rng_seed` of PEFT's `arrow_config`: where the iteration starts ({@link TorchRandom}). */
+  /** `rng_seed` of PEFT's `arrow_config`: the start of the iteration ({@link TorchRandom}). */
   seed: number;
-  /** Its steps; default 15, as in PEFT. */
+  /** Number of steps; default 15, as in PEFT. */
   iterations?: number;
 }
 
 /**
- * Arrow's prototypes: of every expert the first right singular vector of its update `loraBₑ · loraAₑ`, the
- * input direction that it changes most; of unit length, the largest entry positive. Needs no more
- * than products of rank r, in float64 on the host: the factors are read.
- * @param loraA [Σ ranks, K], the experts' factors one below the other
+ * Arrow's prototypes: for every expert, the first right singular vector of its update `loraBₑ · loraAₑ`,
+ * the input direction that it changes most; of unit length, with the largest entry positive. It needs only
+ * products of rank r, in float64 on the host, for which it reads the factors.
+ * @param loraA [Σ ranks, K], the experts' factors stacked
  * @param loraB [N, Σ ranks], side by side
- * @param iteration in place of the vectors themselves PEFT's approximations, for its routing as it is: where two
- *   singular values are near each other its iteration stops between their vectors
- * @returns [experts, K] f32; of an expert whose loraB is zero, the first right singular vector of loraA
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE a value that is not finite, ERR_DISPOSED, ERR_OOM
+ * @param iteration PEFT's approximations instead of the exact vectors, to reproduce its routing: if two singular
+ * values are close, its iteration stops between their vectors
+ * @returns [experts, K] f32; for an expert whose loraB is zero, the first right singular vector of
+ * loraA
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM; ERR_VALUE for a value that is not
+ * finite
  * @example
  * adapter.buffers.prototypes.write(arrowPrototypes(loraA, loraB, [8, 8]).readSync());
  */
@@ -153,18 +159,19 @@ export function arrowPrototypes(
   return Tensor.from(values, [own.length, K], { device: loraA.device });
 }
 
-/** What {@link arrowExperts} takes beside the experts. */
+/** Options of {@link arrowExperts} besides the experts. */
 export interface ArrowOptions {
   /**
-   * Adapters of general knowledge: the mean of their factors is taken off every expert's before the
-   * prototypes are made (GenKnowSub: Bagherifard et al., ACL 2025). Of the experts' rank.
+   * Adapters of general knowledge: the mean of their factors is subtracted from every expert's
+   * before the prototypes are computed (GenKnowSub: Bagherifard et al., ACL 2025). They have the
+   * experts' rank.
    */
   general?: readonly LoraAdapter[];
   /** Prototypes as PEFT approximates them, see {@link arrowPrototypes}; default the exact ones. */
   iteration?: ArrowIteration;
 }
 
-/** What {@link arrowExperts} makes: the operands of `adapters.arrow.from`. */
+/** Result of {@link arrowExperts}: the operands of `adapters.arrow.from`. */
 export interface ArrowExperts {
   readonly tensors: {
     readonly loraA: Tensor;
@@ -180,10 +187,11 @@ export interface ArrowExperts {
 }
 
 /**
- * LoRA adapters of one layer as the experts of Arrow: their factors side by side, and their
- * prototypes. Nothing is trained for the routing. The adapters stay as they are.
- * @throws ERR_TYPE, ERR_VALUE none · ERR_SHAPE of another layer, or a general adapter of another rank ·
- *   ERR_UNSUPPORTED an adapter with loraBias · ERR_DEVICE, ERR_DISPOSED, ERR_OOM
+ * Uses LoRA adapters of one layer as the experts of Arrow: their factors side by side, and their
+ * prototypes. The routing is not trained. The adapters stay unchanged.
+ * @throws ERR_TYPE · ERR_VALUE if there are none · ERR_SHAPE for adapters of another layer, or a
+ * general adapter of another rank · ERR_UNSUPPORTED for an adapter with loraBias · ERR_DEVICE,
+ * ERR_DISPOSED, ERR_OOM
  * @example
  * const { tensors, settings } = arrowExperts([maths, code, law], { general: [english] });
  * const adapter = adapters.arrow.from(tensors, { ...settings, topK: 2 });
@@ -256,11 +264,12 @@ export function arrowExperts(
 }
 
 /**
- * Experts that were trained apart, routed without training: a token goes to the topK experts whose
- * prototypes ({@link arrowPrototypes}) its input is most aligned with, of either sign (0: to all):
- * `y = x·wᵀ + Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`, `g = softmax` of the topK largest `|x · prototypesᵀ|`, over
- * `temperature`. The gradient of x goes through the gates, prototypes are constants: after experts
- * have been trained further, write new ones. {@link arrowExperts} makes the tensors.
+ * Separately trained experts with untrained routing: a token goes to the topK experts whose prototypes
+ * ({@link arrowPrototypes}) are most aligned with its input, with either sign (0: to all):
+ * `y = x·wᵀ + Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`, where `g = softmax` of the topK largest `
+ * x · prototypesᵀ
+ * `, over `temperature`. The gradient of x passes through the gates. Prototypes are constants: after training the
+ * experts further, compute new ones. {@link arrowExperts} makes the tensors.
  */
 export const arrow = defineAdapter({
   method: 'arrow',

@@ -8,7 +8,7 @@ import { defineAdapter } from '../../definition/method.js';
 import { belowOne } from '../../parts/counts.js';
 import { scalingOf } from '../../parts/scaling.js';
 
-/** Gates of the router's k best, summing to 1; k = 0 keeps all. */
+/** Gates of the router's k best experts, summing to 1; k = 0 keeps all. */
 function routed(t: Tape, logits: Value, topK: number, maps: RouterMaps): Value {
   if (topK === 0) return softmax(t, logits, maps);
   return softmax(t, logits, maps, topKMask(logits.tensor, topK, maps));
@@ -20,7 +20,7 @@ const checkTopK = ({ config }: { config: { experts: number; topK: number } }) =>
     ? (['topK', `an integer from 0 to experts (${config.experts})`, String(config.topK)] as const)
     : undefined);
 
-/** What takes each of E experts' ranks out of loraA [E·r, K] and loraB [N, E·r]. */
+/** The maps that select each of E experts' ranks from loraA [E·r, K] and loraB [N, E·r]. */
 function partsOf(experts: number, r: number, device: Tensor['device']) {
   const all = experts * r;
   return Array.from({ length: experts }, (_, e) => {
@@ -37,9 +37,9 @@ function partsOf(experts: number, r: number, device: Tensor['device']) {
 /**
  * A router over LoRA experts, dense or top-k per token:
  * `y = x·wᵀ + scaling · Σₑ gₑ · (x · loraAₑᵀ) · loraBₑᵀ`, `g = softmax` of the (k largest) `x · routerᵀ`. The
- * experts' ranks lie side by side, so that all of them are one shrink and one fused expand. With
- * `sparse` a token costs its k experts alone ({@link Tape.mixture}), for a copy of the factors and a
- * wait a call.
+ * experts' ranks are side by side, so all experts are one shrink and one fused expand. With `sparse` a token
+ * only costs its k experts ({@link Tape.mixture}), at the price of a copy of the factors and one wait per
+ * call.
  */
 export const loramoe = defineAdapter({
   method: 'loramoe',
@@ -88,7 +88,7 @@ export const loramoe = defineAdapter({
 });
 
 /**
- * One shared loraA and several routed loraB:
+ * One shared loraA and several routed loraB factors:
  * `y = x·wᵀ + scaling · Σₑ gₑ · (x · loraAᵀ) · loraBₑᵀ`, `g = softmax(x · routerᵀ)`.
  */
 export const hydralora = defineAdapter({
@@ -123,10 +123,10 @@ export const hydralora = defineAdapter({
 });
 
 /**
- * Given gates over experts of any ranks and scalings, per token, per sequence (the same rows) or for
- * the whole batch ([E]): `y = x·wᵀ + globalScaling · Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`. The gates come
- * from the trainer's own router, which gets their gradient (`inputs.gates`); with topK only each
- * row's k largest are used, with softmaxTopK (also where topK is 0) after a softmax over them.
+ * Given gates over experts of any ranks and scalings, per token, per sequence (the same rows) or for the whole
+ * batch ([E]): `y = x·wᵀ + globalScaling · Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`. The gates come from the
+ * trainer's own router, which gets their gradient (`inputs.gates`). With topK only the k largest of each row are
+ * used, with softmaxTopK (even if topK is 0) after a softmax over them.
  */
 export const xlora = defineAdapter({
   method: 'x-lora',
@@ -180,8 +180,9 @@ export const xlora = defineAdapter({
 });
 
 /**
- * A loraA of the layer's own and a router over loraBs that the layers of one kind and size share; the gates are averaged
- * over the whole batch: `y = x·wᵀ + scaling · (x · loraAᵀ) · Σₑ ḡₑ · loraBₑ`, `g = softmax((x · loraAᵀ) · routerᵀ)`.
+ * A loraA for each layer, and a router over loraB factors that the layers of one kind and size share. The gates are
+ * averaged over the whole batch: `y = x·wᵀ + scaling · (x · loraAᵀ) · Σₑ ḡₑ · loraBₑ`,
+ * `g = softmax((x · loraAᵀ) · routerᵀ)`.
  */
 export const lily = defineAdapter({
   method: 'lily',
@@ -218,7 +219,7 @@ export const lily = defineAdapter({
   },
   peft: {
     type: 'LILY',
-    // Layers that one name of target_modules finds share lily_B in PEFT, where their shapes are the same.
+    // In PEFT, layers matched by the same name of target_modules share lily_B if their shapes are equal.
     wholeTargets: true,
     tensors: { loraA: 'lily_A.weight', loraB: 'lily_B.weight', router: 'lily_router.weight' },
     read: ({ r, num_B, scaling, lily_dropout }) => ({
@@ -232,7 +233,7 @@ export const lily = defineAdapter({
       num_B: experts,
       stride_A: 1,
       scaling,
-      // PEFT has none, and leaves the field out.
+      // PEFT has no dropout here and leaves the field out.
       ...(dropout > 0 ? { lily_dropout: dropout } : {}),
     }),
   },

@@ -13,7 +13,7 @@ interface PolyConfig {
   readonly nSplits: number;
 }
 
-/** Of every task, the weights of the skills in each split, summing to 1: [nTasks, nSplits · nSkills]. */
+/** For every task, the weights of the skills in each split, summing to 1: [nTasks, nSplits · nSkills]. */
 function taskWeights(t: Tape, logits: Value, config: PolyConfig, noise: Tensor | undefined): Value {
   const { nTasks, nSkills, nSplits } = config;
   const moved = noise === undefined ? logits : t.add(logits, t.own(noise));
@@ -30,11 +30,10 @@ function logisticNoise(shape: readonly number[], seed: number, device: Tensor['d
 }
 
 /**
- * Every task mixes the factors of a few skills, split by split over the features; `inputs.tasks`
- * [..., nTasks] says which task a token belongs to (1 there, 0 elsewhere):
- * `y = x·wᵀ + x · A_task · B_task / r`, where split q of `A_task` is `Σₛ wₛ · loraA[q, s]`, and of `B_task`
- * `Σₛ wₛ · loraB[q, s]`, with weights from the task's logits. In training, with a seed, the weights are
- * sampled (relaxed Bernoulli).
+ * Every task mixes the factors of a few skills, split by split over the features. `inputs.tasks` [...,
+ * nTasks] says which task a token belongs to (1 there, 0 elsewhere): `y = x·wᵀ + x · A_task · B_task / r`,
+ * where split q of `A_task` is `Σₛ wₛ · loraA[q, s]`, and of `B_task` `Σₛ wₛ · loraB[q, s]`, with weights
+ * from the task's logits. In training with a seed, the weights are sampled (relaxed Bernoulli).
  */
 export const poly = defineAdapter({
   method: 'poly',
@@ -66,7 +65,7 @@ export const poly = defineAdapter({
         return split * width + (at % width);
       });
     return {
-      // Each split once for every skill.
+      // Each split, once for every skill.
       copies: FeatureMap.gather(skillsOf(d), K, { device }),
       weights: FeatureMap.repeat(blocks, r, 'inner', { device }),
       ranks: FeatureMap.repeat(r, blocks, 'outer', { device }),

@@ -3,8 +3,8 @@ import { defineAdapter } from '../../definition/method.js';
 import { cayley, matrixMaps, skew } from './rotation.js';
 
 /**
- * The order of factor i: blocks of 2^i block sizes, whose halves of blocks are taken in turns, first
- * those with even numbers, then the odd ones.
+ * The order of factor i: within blocks of 2^i block sizes, the two halves are interleaved, first the
+ * even numbers, then the odd ones.
  */
 function butterflyOrder(K: number, blockSize: number, i: number): Int32Array {
   const half = blockSize / 2;
@@ -20,10 +20,9 @@ function butterflyOrder(K: number, blockSize: number, i: number): Int32Array {
 }
 
 /**
- * Butterfly orthogonal fine-tuning: `y = boftS ⊙ ((x · F_n … F_1)·wᵀ) + bias`, factor i a rotation block
- * by block between two permutations that are inverse to each other, `P·B·Pᵀ`; each block of B is the
- * Cayley transform of the skew-symmetric part of its boftR [size, size]. PEFT's dropout of whole blocks is
- * not offered.
+ * Butterfly orthogonal fine-tuning: `y = boftS ⊙ ((x · F_n … F_1)·wᵀ) + bias`. Factor i is a blockwise
+ * rotation between two mutually inverse permutations, `P·B·Pᵀ`; each block of B is the Cayley transform of
+ * the skew-symmetric part of its boftR [size, size]. PEFT's dropout of whole blocks is not supported.
  */
 export const boft = defineAdapter({
   method: 'boft',
@@ -40,13 +39,13 @@ export const boft = defineAdapter({
       return ['factors', 'an integer from 1 to 30', String(factors)];
     }
     if (factors > 1 && blockSize % 2 !== 0) {
-      return ['blockSize', 'even, with more than one factor', String(blockSize)];
+      return ['blockSize', 'even if there is more than one factor', String(blockSize)];
     }
     const run = blockSize * 2 ** (factors - 1);
     if (!(blockSize > 0) || K % run !== 0) {
       return [
         'blockSize',
-        `such that ${K} is a multiple of ${2 ** (factors - 1)} of it`,
+        `such that ${2 ** (factors - 1)} x blockSize divides ${K}`,
         String(blockSize),
       ];
     }
@@ -56,7 +55,7 @@ export const boft = defineAdapter({
   prepare: ({ K, config: { blockSize, factors }, device }) => {
     const D = K / blockSize;
     const count = factors * D;
-    // Factor i of all the blocks row by row, as a stack.
+    // Factor i of all the blocks, row by row, as a stack.
     const stacks = Array.from({ length: factors }, (_, factor) =>
       FeatureMap.gather(
         Int32Array.from({ length: K * blockSize }, (_, at) => {
@@ -97,7 +96,7 @@ export const boft = defineAdapter({
     zeros: ['boft_dropout'],
     tensors: { boftR: 'boft_R', boftS: 'boft_s' },
     read: (config, _, shapeOf) => {
-      // PEFT falls back to one factor where it cannot build its CUDA extension.
+      // PEFT falls back to one factor if it cannot build its CUDA extension.
       const [factors, , size] = shapeOf('boftR') ?? [];
       return {
         blockSize: size ?? Number(config.boft_block_size ?? 4),
@@ -107,7 +106,7 @@ export const boft = defineAdapter({
     caveat: ({ factors }) =>
       factors === 1
         ? undefined
-        : 'PEFT has more than one factor only where it can build its CUDA extension: elsewhere it takes one, and refuses the folder',
+        : 'PEFT supports more than one factor only where it can build its CUDA extension: elsewhere it uses one factor and rejects the folder',
     write: ({ blockSize, factors }) => ({
       boft_block_size: blockSize,
       boft_block_num: 0,

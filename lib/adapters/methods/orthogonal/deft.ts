@@ -1,4 +1,4 @@
-/** DEFT in its two variants, over p as it is and over an orthonormal basis of it: one form of both. */
+/** DEFT in its two variants, over p itself and over an orthonormal basis of it, in one common form. */
 
 import type { Value } from '../../../autograd/gradient-tape.js';
 import { Tape } from '../../../autograd/tape.js';
@@ -28,21 +28,24 @@ const shapes = (size: { N: number; K: number; config: DeftConfig }) => {
   return { p: [size.N, r], ...(para ? {} : { inject: [r, size.K] }) };
 };
 
-/** More vectors than outputs PEFT does not take: its layers have as many as outputs then. */
+/** PEFT does not support more vectors than outputs: its layers then have as many as outputs. */
 const check = ({ N, config: { r } }: { N: number; config: DeftConfig }) =>
   r >= 1 && r <= N ? undefined : (['r', `from 1 to N (${N})`, String(r)] as const);
 
-/** What inject, where there is one, starts with of what is taken out: with the scaling 1 in all. @throws ERR_VALUE */
+/**
+ * The factor of the initial inject relative to the removed part: with it, the scaling is 1 in
+ * total. @throws ERR_VALUE
+ */
 function startOf(op: string, { scaling, para }: DeftConfig): number {
   if (scaling === 0 && !para) {
-    fail('ERR_VALUE', op, 'scaling', 'other than 0 (inject starts divided by it)', '0');
+    fail('ERR_VALUE', op, 'scaling', 'other than 0 (the initial inject is divided by it)', '0');
   }
   return 1 / scaling;
 }
 
 /**
- * `x·wᵀ + bias + (scaling · dropout(x)·injectᵀ - (x·wᵀ)·right) · leftᵀ`, right and left [N, r]: what is seen of
- * the outputs is taken out along left.
+ * `x·wᵀ + bias + (scaling · dropout(x)·injectᵀ - (x·wᵀ)·right) · leftᵀ`, right and left [N, r]: removes along
+ * left what right sees of the outputs.
  */
 function exchange<S>(
   t: Tape,
@@ -59,7 +62,7 @@ function exchange<S>(
   return bias === undefined ? y : t.add(y, bias);
 }
 
-/** Of more than N vectors PEFT takes N; PaRa has no injection that could be dropped or scaled. */
+/** For more than N vectors PEFT uses N. PaRa has no injection, and thus no dropout or scaling. */
 function readDeft(
   { r, alpha, deft_dropout, para }: Readonly<Record<string, unknown>>,
   { outFeatures }: StoredLayer,
@@ -70,7 +73,7 @@ function readDeft(
   return { r: rank, scaling, dropout: Number(deft_dropout ?? 0), para: false };
 }
 
-/** PEFT takes the number of a layer's outputs where r is above it, and divides alpha by what it has taken. */
+/** If r exceeds the number of a layer's outputs, PEFT uses that number, and divides alpha by it. */
 const writeDeft = (
   { r, scaling, dropout, para }: DeftConfig,
   _: readonly string[],
@@ -82,7 +85,7 @@ const writeDeft = (
   para,
 });
 
-/** p and, but with `para`, what is put in: at the start what `right`, [N, r], takes out. */
+/** p and, except with `para`, the injected part: initially what `right`, [N, r], removes. */
 function initOf(
   method: string,
   make: AdapterMaker<DeftConfig, DeftTensor>,
@@ -100,7 +103,7 @@ function initOf(
   return { p, inject };
 }
 
-/** What both variants have in common; PEFT tells them apart by `decomposition_method`. */
+/** The common part of both variants. PEFT tells them apart by `decomposition_method`. */
 const common = (decomposition: 'relu' | 'qr') =>
   ({
     reference:
@@ -129,14 +132,12 @@ const common = (decomposition: 'relu' | 'qr') =>
   }) as const;
 
 /**
- * A subspace of the outputs is taken out and something else put in:
- * `ΔW = p · (scaling · inject - relu(p)ᵀ · w)` with p [N, r] and inject [r, K], that is
- * `y = x·wᵀ + (scaling · x·injectᵀ - (x·wᵀ)·relu(p)) · pᵀ`. At the start inject is what is taken out.
- * With `para` nothing is put in (PaRa, Chen et al., 2024, arXiv:2406.05641): p alone is trained, and the start is
- * not the base model.
+ * Removes a subspace of the outputs and injects something else: `ΔW = p · (scaling · inject - relu(p)ᵀ · w)` with
+ * p [N, r] and inject [r, K], that is `y = x·wᵀ + (scaling · x·injectᵀ - (x·wᵀ)·relu(p)) · pᵀ`. Initially inject
+ * is what is removed. With `para` nothing is injected (PaRa, Chen et al., 2024, arXiv:2406.05641): only p is
+ * trained, and training does not start at the base model.
  *
- * This is the variant whose projector is `p · relu(p)ᵀ`; {@link deftQr} is the one over an orthonormal
- * basis of p.
+ * This variant has the projector `p · relu(p)ᵀ`; {@link deftQr} uses an orthonormal basis of p.
  */
 export const deft = defineAdapter({
   method: 'deft',
@@ -147,9 +148,9 @@ export const deft = defineAdapter({
 });
 
 /**
- * {@link deft} over an orthonormal basis q of the columns of p: `ΔW = q · (scaling · inject - qᵀ · w)`, which takes
- * exactly the subspace out. The basis is found in every step (Gram and Schmidt), and gradients go through
- * it; its signs are those of `torch.linalg.qr`, as `inject` depends on them. `para` as there.
+ * {@link deft} over an orthonormal basis q of the columns of p: `ΔW = q · (scaling · inject - qᵀ · w)`, which
+ * removes exactly the subspace. The basis is computed in every step (Gram-Schmidt) with gradients through it. Its
+ * signs are those of `torch.linalg.qr`, because `inject` depends on them. `para` is as in {@link deft}.
  */
 export const deftQr = defineAdapter({
   method: 'deft-qr',

@@ -5,8 +5,8 @@ import type { Device } from '../../../core/device.js';
 import { Tensor } from '../../../core/tensor.js';
 
 /**
- * Level l of {@link reflectionCore}: 1 where row and column are in the left and the right half of one
- * block of 2^(l + 1).
+ * Level l of {@link reflectionCore}: 1 where row and column are in the left and the right half of the
+ * same block of 2^(l + 1).
  */
 export function reflectionMasks(r: number, device: Device): readonly Tensor[] {
   const masks: Tensor[] = [];
@@ -25,10 +25,10 @@ export function reflectionMasks(r: number, device: Device): readonly Tensor[] {
 
 /**
  * The core T of a product of reflections, `(I - 2 u₁u₁ᵀ)(I - 2 u₂u₂ᵀ) … = I - u · T · uᵀ`, upper
- * triangular. Two neighbouring blocks with the cores P and Q make one with
- * `[P, -P·(uᵀu)·Q; 0, Q]`: log2 r levels, and no factor ever grows beyond what the product has.
+ * triangular. Two neighbouring blocks with the cores P and Q combine to one with the core
+ * `[P, -P·(uᵀu)·Q; 0, Q]`: log2 r levels, and no intermediate grows larger than the product.
  * @param u [K, r], columns of length 1
- * @param masks of {@link reflectionMasks}
+ * @param masks from {@link reflectionMasks}
  */
 export function reflectionCore(t: Tape, u: Value, masks: readonly Tensor[]): Value {
   const [, r = 0] = u.shape;

@@ -10,7 +10,7 @@ interface Sizes {
   readonly config: { readonly blocks: number; readonly blockSize: number; readonly share: boolean };
 }
 
-/** Features of a block, blocks of the input, and how many of them have entries of their own. */
+/** The features of a block, the blocks of the input, and the number of blocks with their own entries. */
 function layout({ K, config }: Sizes): { size: number; blocks: number; own: number } {
   const size = config.blocks > 0 ? K / config.blocks : config.blockSize;
   const blocks = K / size;
@@ -18,8 +18,8 @@ function layout({ K, config }: Sizes): { size: number; blocks: number; own: numb
 }
 
 /**
- * The blocks of a config; PEFT takes the nearest divisor of a layer's width where they do not divide it, so
- * that the entries which are stored, n · (n - 1) / 2 of a block, decide.
+ * The blocks of a config. PEFT takes the nearest divisor if they do not divide a layer's width, so the
+ * number of stored entries, n · (n - 1) / 2 per block, decides.
  */
 function sizeOf(
   config: Readonly<Record<string, unknown>>,
@@ -32,7 +32,7 @@ function sizeOf(
   if (entries === undefined) return { blocks, blockSize };
   const size = Math.round((1 + Math.sqrt(1 + 8 * entries)) / 2);
   if ((size * (size - 1)) / 2 !== entries) return { blocks, blockSize };
-  // As the config has it, where it fits: layers of other widths have blocks of other sizes, and as many.
+  // As in the config, if it fits. Layers of other widths have as many blocks, of another size.
   return { blocks: blocks > 0 && K === blocks * size ? blocks : 0, blockSize: size };
 }
 
@@ -43,7 +43,7 @@ function projected(t: Tape, entries: Value, limit: number): Value {
   const constant = (value: number): Tensor => Tensor.from([value], [1], { device });
   const squares = sumProduct(tensor, tensor, { axis: 1 });
   const norm = mapTensor(multiplyAdd({ a: squares, alpha: 2 }), 'sqrt');
-  // limit / max(norm, limit), without a division by nothing.
+  // limit / max(norm, limit), without a division by zero.
   const beyond = multiplyAdd({ a: norm, c: constant(-1), alpha: 1 / limit });
   const share = mapTensor(
     multiplyAdd({ a: mapTensor(beyond, 'relu'), c: constant(1) }),
@@ -82,15 +82,15 @@ export function turnedInput(
 }
 
 /**
- * Orthogonal fine-tuning: the input is rotated block by block, `y = (x · R)·wᵀ + bias`, R
- * block-diagonal, each block the Cayley transform of a skew-symmetric Q: `(I - Q)(I + Q)⁻¹`, or with
- * `terms` above 0 that many terms of the series of `(I + Q)(I - Q)⁻¹` (OFTv2). The base stays as it is
- * stored: over a quantised one this is QOFT. `weight` has the entries of Q above the diagonal, row by
- * row. With `coft` the norm of each Q is held to `eps / sqrt(number of Qs)` by a projection that
- * gradients pass straight through. PEFT's dropout of whole blocks is not offered.
+ * Orthogonal fine-tuning: rotates the input block by block, `y = (x · R)·wᵀ + bias`, with R
+ * block-diagonal. Each block is the Cayley transform of a skew-symmetric Q: `(I - Q)(I + Q)⁻¹`, or
+ * with `terms` above 0 that many terms of the series of `(I + Q)(I - Q)⁻¹` (OFTv2). The base stays as
+ * it is stored: over a quantised one this is QOFT. `weight` has the entries of Q above the diagonal,
+ * row by row. With `coft` the norm of each Q is limited to `eps / sqrt(number of Qs)` by a projection
+ * that gradients pass straight through. PEFT's dropout of whole blocks is not supported.
  *
- * Of a convolution x are its patches ({@link Im2col}), K = C · KH · KW, which is the layer that PEFT merges; what it computes
- * before is {@link OftImages}.
+ * For a convolution, x are its patches ({@link Im2col}), K = C · KH · KW. This is the layer that PEFT merges;
+ * {@link OftImages} is what PEFT computes before merging.
  */
 export const oft = defineAdapter({
   method: 'oft',

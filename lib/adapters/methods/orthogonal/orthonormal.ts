@@ -12,7 +12,7 @@ export interface ColumnMasks {
   readonly unit: readonly Tensor[];
   /** The entry (k, k) of an [r, r]. */
   readonly corner: readonly Tensor[];
-  /** 1 behind k, [r, 1] and [1, r]. */
+  /** 1 after index k, [r, 1] and [1, r]. */
   readonly below: readonly Tensor[];
   readonly right: readonly Tensor[];
 }
@@ -33,9 +33,9 @@ export function columnMasks(r: number, device: Device): ColumnMasks {
 }
 
 /**
- * The signs by which the columns of Householder's decomposition differ from Gram and Schmidt's, from the
- * first r rows of the latter: the elimination of (Q - signs), in which each sign keeps its pivot away from
- * zero (Ballard et al., Reconstructing Householder Vectors from Tall-Skinny QR, 2014).
+ * The signs by which the columns of Householder's decomposition differ from those of Gram-Schmidt, from
+ * the first r rows of the latter: the elimination of (Q - signs), in which each sign keeps its pivot away
+ * from zero (Ballard et al., Reconstructing Householder Vectors from Tall-Skinny QR, 2014).
  */
 function householderSigns(top: Tensor, { unit, corner, below, right }: ColumnMasks): Tensor {
   const { device } = top;
@@ -59,8 +59,8 @@ function householderSigns(top: Tensor, { unit, corner, below, right }: ColumnMas
 }
 
 /**
- * An orthonormal basis of the columns of p [N, r], r ≤ N, one after another, with the signs that LAPACK's
- * decomposition (`torch.linalg.qr`) gives them. Gram and Schmidt's method, twice for each column.
+ * An orthonormal basis of the columns of p [N, r], r ≤ N, one after another, with the signs of LAPACK's
+ * decomposition (`torch.linalg.qr`). By Gram-Schmidt, twice for each column.
  * @returns [N, r]
  */
 export function orthonormalColumns(t: Tape, p: Value, masks: ColumnMasks): Value {

@@ -10,7 +10,7 @@ import { patternOf } from '../../parts/scaling.js';
 
 const lowOf = (N: number, K: number, rank: number): number => Math.min(N, K) - rank;
 
-/** As it is; its gradient loses what lies in the span of the columns of `high` [N, k]. */
+/** Returns u. Its gradient loses the part in the span of the columns of `high` [N, k]. */
 function withinColumns(t: Tape, u: Value, high: Tensor): Value {
   return t.record(u.tensor, [u], [], (dy, pass) => {
     const inside = matmulInputGrad(high, weightGrad(high, dy));
@@ -27,14 +27,14 @@ function withinRows(t: Tape, v: Value, high: Tensor): Value {
 }
 
 /**
- * Orthogonal subspace fine-tuning: the weight in its singular triplets, of which the `rank` largest stay as
- * they are and all others are trained, `y = x·(uHigh·diag(sHigh)·vHigh + uLow·diag(sLow)·vLow)ᵀ + bias`. Gradients of uLow
- * and vLow are projected to be orthogonal to the fixed vectors. The base weight itself takes no part, and
- * as many values are trained as it has: for learning tasks one after another, not for saving memory.
+ * Orthogonal subspace fine-tuning: decomposes the weight into singular triplets, keeps the `rank` largest and trains all
+ * others, `y = x·(uHigh·diag(sHigh)·vHigh + uLow·diag(sLow)·vLow)ᵀ + bias`. Gradients of uLow and vLow are projected to be
+ * orthogonal to the fixed vectors. The base weight itself is not used, and as many values are trained as it has: for
+ * learning one task after another, not for saving memory.
  *
- * A folder of PEFT's has the trained triplets alone. The fixed ones are those of the base weight again, by an exact
- * decomposition on the host in float64: a second for a layer of 512 features, minutes for one of 4,096. PEFT takes them from
- * LAPACK in f32, so they differ by what that rounds.
+ * A PEFT folder has only the trained triplets. The fixed ones are computed from the base weight again, by an exact
+ * decomposition on the host in float64: a second for a layer of 512 features, minutes for one of 4,096. PEFT computes them
+ * with LAPACK in f32, so they differ by its rounding.
  */
 export const osf = defineAdapter({
   method: 'osf',
@@ -94,7 +94,8 @@ export const osf = defineAdapter({
       sHigh: '_osf_S_high',
       vHigh: '_osf_V_high',
     },
-    // A share of the ranks, or half of them, where the config has no number: what is stored tells it.
+    // A fraction of the ranks, or half of them if the config has no number: the stored tensors
+    // decide.
     read: ({ effective_rank, rank_pattern }, module, shapeOf, { inFeatures, outFeatures }) => {
       const low = shapeOf('sLow')?.[0];
       const rank = low === undefined ? undefined : Math.min(inFeatures, outFeatures) - low;

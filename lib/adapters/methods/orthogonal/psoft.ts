@@ -8,10 +8,10 @@ import { defineAdapter } from '../../definition/method.js';
 import { leadingTriplets } from '../../parts/leading-triplets.js';
 import { cayley, cayleySeries, skew, triangleMaps } from './rotation.js';
 
-/** The entries of Q, shrunk where its Frobenius norm is above eps; 0: as they are. */
+/** The entries of Q, shrunk if its Frobenius norm exceeds eps; 0: unchanged. */
 function bounded(t: Tape, entries: Value, eps: number): Value {
   if (eps <= 0) return entries;
-  // An offset far below f32's last place of eps²: the root has a derivative at zero.
+  // An offset far below f32's last place of eps², so that the root has a derivative at zero.
   const squares = t.affine(t.sum(t.map(entries, 'square'), 1), 2, 1e-24);
   const beyond = t.map(t.affine(t.map(squares, 'sqrt'), 1 / eps, -1), 'relu');
   return t.multiply(entries, t.reshape(t.map(t.affine(beyond, 1, 1), 'reciprocal'), [1]));
@@ -19,12 +19,12 @@ function bounded(t: Tape, entries: Value, eps: number): Value {
 
 /**
  * A rotation in the principal subspace of the base weight:
- * `y = x·wᵀ + loraAlpha / r · (x · loraAᵀ)·(R' - I)ᵀ·loraBᵀ`, loraB · loraA the r leading singular triplets
- * of w, frozen; `R' = vectorB ⊙ R ⊙ vectorA` (rows, columns), R [r, r] the Cayley transform
- * `(I + Q)(I - Q)⁻¹` of the skew-symmetric matrix with the entries `weight` above its diagonal, row by row,
- * or with `terms` above 0 that many terms of its series, for which the norm of Q is held to `eps` (0: free). Without `orthogonal`
- * R is `weight` itself, without `scaleA` or `scaleB` that vector is not there. A folder of PEFT's has no factors, whose signs the
- * rotation depends on: give them beside its tensors.
+ * `y = x·wᵀ + loraAlpha / r · (x · loraAᵀ)·(R' - I)ᵀ·loraBᵀ`, where loraB · loraA are the r leading singular triplets of w,
+ * frozen, and `R' = vectorB ⊙ R ⊙ vectorA` (rows, columns). R [r, r] is the Cayley transform `(I + Q)(I - Q)⁻¹` of the
+ * skew-symmetric matrix with the entries `weight` above its diagonal, row by row, or with `terms` above 0 that many terms of its
+ * series, for which the norm of Q is limited to `eps` (0: free). Without `orthogonal`, R is `weight` itself; without `scaleA` or
+ * `scaleB` that vector is absent. A PEFT folder has no factors, but the rotation depends on their signs: give them together with
+ * its tensors.
  */
 export const psoft = defineAdapter({
   method: 'psoft',
@@ -55,7 +55,7 @@ export const psoft = defineAdapter({
     const { N, K, config, device, dtype } = make;
     const { r, loraAlpha, orthogonal, scaleA, scaleB } = config;
     if (loraAlpha === 0) {
-      const expected = 'other than 0 (loraB starts divided by it)';
+      const expected = 'other than 0 (the initial loraB is divided by it)';
       fail('ERR_VALUE', 'psoft.create', 'loraAlpha', expected, '0');
     }
     const { right, scaledLeft } = leadingTriplets(make.weight('psoft.create'), r, make.seed());
@@ -96,9 +96,9 @@ export const psoft = defineAdapter({
       loraB: '_psoft_B_cache',
     },
     caveat: () =>
-      'PEFT makes loraA and loraB itself, by an SVD of the base weight whose signs are free, and the rotation goes with ' +
-      'them: where a sign is another one than here, PEFT computes something else',
-    // Their signs are free, and the rotation goes with them.
+      'PEFT computes loraA and loraB itself, by an SVD of the base weight whose signs are arbitrary. The rotation depends on ' +
+      'them: where a sign differs from the one here, PEFT computes something else',
+    // Their signs are arbitrary, and the rotation depends on them.
     required: ['loraA', 'loraB'],
     read: (config) => ({
       r: Number(config.r ?? 32),

@@ -6,11 +6,11 @@ import { defineAdapter } from '../../definition/method.js';
 const kWidths: Readonly<Record<number, number>> = { 1: 1, 2: 2, 4: 4 };
 
 /**
- * Rotations of pairs of outputs, `y = R·(x·wᵀ + bias)`: in groups of `groupSize` outputs, output i of
- * the first half goes with output i of the second. Row n of R has `alpha_n cos theta_n` on the diagonal and
- * `∓ alpha'_n sin theta'_n` at its partner, minus in the first half. Variant 1 has one theta and alpha for
- * both outputs of a pair, [N / 2]; variant 2 one for each output, [N]; variant 4 also other ones for the
- * sine, [2N]: of each group first those of the cosine, then those of the sine.
+ * Rotations of pairs of outputs, `y = R·(x·wᵀ + bias)`: in groups of `groupSize` outputs, output i of the
+ * first half is paired with output i of the second. Row n of R has `alpha_n cos theta_n` on the diagonal
+ * and `∓ alpha'_n sin theta'_n` at its partner, minus in the first half. Variant 1 has one theta and alpha
+ * for both outputs of a pair, [N / 2]; variant 2 one for each output, [N]; variant 4 also separate ones for
+ * the sine, [2N]: in each group first those of the cosine, then those of the sine.
  */
 export const road = defineAdapter({
   method: 'road',

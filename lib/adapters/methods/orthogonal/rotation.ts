@@ -5,14 +5,14 @@ import { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../../../ops/elementwise.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 
-/** Doublings of {@link cayley}: right to f32 for skew matrices with a norm of up to 60. */
+/** Newton steps of {@link cayley}: exact to f32 for skew matrices with a norm of up to 60. */
 const NEWTON_STEPS = 15;
 
-/** Where the entries of `blocks` skew-symmetric matrices [size, size] come from. */
+/** Maps that place the entries of `blocks` skew-symmetric matrices [size, size]. */
 export interface SkewMaps {
-  /** Entries above the diagonal, into [size, blocks, size]. */
+  /** Places entries above the diagonal, in [size, blocks, size]. */
   readonly upper: FeatureMap;
-  /** The same below, to be subtracted. */
+  /** The same below the diagonal, to be subtracted. */
   readonly lower: FeatureMap;
   /** [size, blocks, size] to [blocks, size, size] */
   readonly stack: FeatureMap;
@@ -22,7 +22,7 @@ export interface SkewMaps {
   readonly blocks: number;
 }
 
-/** An index by rows of the matrices side by side: f(block, row, column), −1 for none. */
+/** An index by the rows of matrices side by side: f(block, row, column), −1 for none. */
 function rowsIndex(
   blocks: number,
   size: number,
@@ -52,7 +52,7 @@ function stackMap(blocks: number, size: number, device: Device): FeatureMap {
   return FeatureMap.permute(index, { device });
 }
 
-/** Of the entries above the diagonal, row by row: [blocks, size · (size - 1) / 2]. */
+/** Maps for entries above the diagonal, row by row: [blocks, size · (size - 1) / 2]. */
 export function triangleMaps(blocks: number, size: number, device: Device): SkewMaps {
   const entries = (size * (size - 1)) / 2;
   const place = (g: number, i: number, j: number): number =>
@@ -70,7 +70,7 @@ export function triangleMaps(blocks: number, size: number, device: Device): Skew
   };
 }
 
-/** Of whole matrices [blocks, size, size], whose skew-symmetric part is meant. */
+/** Maps for whole matrices [blocks, size, size], of which the skew-symmetric part is used. */
 export function matrixMaps(blocks: number, size: number, device: Device): SkewMaps {
   const upper = rowsIndex(blocks, size, (g, i, j) => (g * size + i) * size + j);
   const lower = rowsIndex(blocks, size, (g, i, j) => (g * size + j) * size + i);
@@ -84,7 +84,7 @@ export function matrixMaps(blocks: number, size: number, device: Device): SkewMa
   };
 }
 
-/** `scale · (upper - lower)`: the skew-symmetric matrices Q, row by row [size, blocks, size]. */
+/** `scale · (upper - lower)`: the skew-symmetric matrices Q, row by row, [size, blocks, size]. */
 export function skew(t: Tape, entries: Value, maps: SkewMaps, scale = 1): Value {
   const { size, blocks } = maps;
   const flat = t.reshape(entries, [entries.tensor.size]);
@@ -100,9 +100,11 @@ export function stacked(t: Tape, rows: Value, { stack, size, blocks }: SkewMaps)
 
 /**
  * The Cayley transform `(I - Q)·(I + Q)⁻¹ = 2 (I + Q)⁻¹ - I` of skew-symmetric Q [size, blocks, size]: a
- * rotation of every block. I + Q has the singular values `sqrt(1 + θ²)`, θ those of Q, so that the
- * inverse always exists and its Newton iteration ({@link Tape.blockInverse}) starts from
- * `(I + Q)ᵀ / (1 + |Q|² / 2)`, the Frobenius norm counting each θ twice.
+ * rotation of every block. I + Q has the singular values `sqrt(1 + θ²)`, with θ those of Q, so the
+ * inverse always exists, and its Newton iteration ({@link Tape.blockInverse}) starts from `(I + Q)ᵀ / (1
+ * +
+ * Q
+ * ² / 2)`; the Frobenius norm counts each θ twice.
  */
 export function cayley(t: Tape, q: Value, maps: SkewMaps): Value {
   const { size, blocks } = maps;
@@ -128,7 +130,7 @@ export function cayley(t: Tape, q: Value, maps: SkewMaps): Value {
 }
 
 /**
- * The Neumann series of `(I + Q)·(I - Q)⁻¹`: `I + 2Q + 2Q² + … + Qᵈ`, as PEFT cuts it: d is
+ * The Neumann series of `(I + Q)·(I - Q)⁻¹`: `I + 2Q + 2Q² + … + Qᵈ`, truncated as PEFT does: d is
  * `terms - 1`, with three terms 3, with one 0.
  */
 export function cayleySeries(t: Tape, q: Value, maps: SkewMaps, terms: number): Value {
@@ -137,7 +139,7 @@ export function cayleySeries(t: Tape, q: Value, maps: SkewMaps, terms: number): 
   if (terms === 2) return t.add(eye, q, 1, 2);
   const degree = Math.max(3, terms - 1);
   const right = stacked(t, q, maps);
-  // Horner: from the highest power down; every power commutes with Q.
+  // Horner's scheme, from the highest power down; every power commutes with Q.
   let sum = t.add(q, eye, 1, 2);
   for (let power = degree - 2; power >= 1; power--) {
     sum = t.add(t.blockProduct(sum, right), eye, 1, 2);

@@ -50,7 +50,7 @@ function moved(t: Tape, { x, w, bias, p, config, state, N }: Call): Value {
   return bias === undefined ? sum : t.add(sum, bias);
 }
 
-/** `bias ⊙ d + e + w·C` [N], where the layer has a bias and any of them. */
+/** `bias ⊙ d + e + w·C` [N], if the layer has a bias and any of these paths. */
 function shiftOf(t: Tape, { w, bias, p, config, N, K }: Call): Value | undefined {
   if (bias === undefined) return undefined;
   let shift: Value | undefined;
@@ -65,16 +65,16 @@ function shiftOf(t: Tape, { w, bias, p, config, N, K }: Call): Value | undefined
 }
 
 /**
- * Generalised LoRA, the form that PEFT trains: weight and bias are both rescaled and moved,
- * `y = x·(w + w ⊙ A + B)ᵀ + bias ⊙ (1 + d) + e + w·C`. What the paths are, each a setting:
+ * Generalised LoRA in the form that PEFT trains: weight and bias are both rescaled and shifted,
+ * `y = x·(w + w ⊙ A + B)ᵀ + bias ⊙ (1 + d) + e + w·C`. A setting selects the form of each path:
  *
- * - `pathAB` of A and B: `lora`, A = aD·aU and B = bD·bU of rank r · `vector`, aX and bX [N, 1], a value a row
- *   · `constant`, one value [1] · `none`
+ * - `pathAB` of A and B: `lora`, A = aD·aU and B = bD·bU of rank r · `vector`, aX and bX [N, 1], one value per
+ *   row · `constant`, one value [1] · `none`
  * - `pathC` of C [K]: `lora`, cD·cU of rank r · `vector`, cX [K, 1] · `none`
  * - `pathDE` of d and e: `vector` [N] · `constant` [1] · `none`
  *
- * A layer without a bias gets none: C, d and e then do nothing, as in PEFT, which makes none of them for it and leaves those
- * of a folder out.
+ * A layer without a bias gets none: C, d and e then have no effect. PEFT makes none of them for such a layer and ignores
+ * those in a folder.
  */
 export const glora = defineAdapter({
   method: 'glora',
@@ -97,7 +97,7 @@ export const glora = defineAdapter({
     for (const name of ['pathAB', 'pathC', 'pathDE'] as const) {
       const known: readonly string[] = PATHS[name];
       if (!known.includes(config[name])) {
-        return [name, `one of ${known.join(', ')}`, `'${config[name]}'`];
+        return [name, `one of ${known.join(', ')}`, `"${config[name]}"`];
       }
     }
     return undefined;
@@ -143,7 +143,8 @@ export const glora = defineAdapter({
         pathDE: biased ? String(config_D_E ?? 'constant') : 'none',
       };
     },
-    // Layers without a bias may be among others; what a path starts from in PEFT adds nothing.
+    // Layers without a bias may be among the others; the initial value of a path in PEFT adds
+    // nothing.
     write: ({ r, pathAB }, _, configs) => {
       const used = (path: 'pathC' | 'pathDE') =>
         configs.map((each) => each[path]).find((form) => form !== 'none') ?? 'none';

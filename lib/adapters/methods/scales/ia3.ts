@@ -6,7 +6,7 @@ import { coversModule } from '../../parts/scaling.js';
 const reference =
   'Liu et al., Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context Learning, 2022, arXiv:2205.05638';
 
-/** Is this one of the config's feed-forward modules? PEFT takes one name for a pattern, several for ends of names. */
+/** Is this one of the config's feed-forward modules? PEFT treats one name as a pattern, several as ends of names. */
 function feedforward(config: Readonly<Record<string, unknown>>, module: string): boolean {
   const names = (config.feedforward_modules ?? []) as string[] | string;
   if (typeof names === 'string') return coversModule(names, module);
@@ -14,8 +14,8 @@ function feedforward(config: Readonly<Record<string, unknown>>, module: string):
 }
 
 /**
- * Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`, scale [N, 1]. Of a convolution (`kernel`, the
- * sizes of its kernel) these are its channels, and PEFT's file has them as [1, N, 1, 1].
+ * Scales the output of a layer: `y = (x·wᵀ + bias) ⊙ scale`, scale [N, 1]. For a convolution (`kernel`,
+ * the sizes of its kernel) these are its channels, and PEFT's file stores them as [1, N, 1, 1].
  */
 export const ia3 = defineAdapter({
   method: 'ia3',
@@ -39,9 +39,9 @@ export const ia3 = defineAdapter({
 });
 
 /**
- * The same on the input of a feed-forward layer: `y = (x ⊙ scale)·wᵀ + bias`, scale [1, K]. Of a convolution
+ * Scales the input of a feed-forward layer: `y = (x ⊙ scale)·wᵀ + bias`, scale [1, K]. For a convolution
  * (`kernel`; x are patches, {@link Im2col}) a channel has one value for all taps: scale [1, K / taps]. PEFT's
- * file tells how many taps there are, and not the kernel: it is read as `[taps, 1]`.
+ * file gives the number of taps but not the kernel, which is read as `[taps, 1]`.
  */
 export const ia3Input = defineAdapter({
   method: 'ia3-input',
@@ -63,7 +63,7 @@ export const ia3Input = defineAdapter({
   peft: {
     type: 'IA3',
     when: feedforward,
-    // PEFT wants feedforward_modules among them.
+    // PEFT needs feedforward_modules to be among them.
     wholeTargets: true,
     tensors: { scale: 'ia3_l' },
     fileShapes: ({ K, config }) => ({ scale: [1, K / tapsOf(config), ...onesOf(config)] }),

@@ -5,9 +5,9 @@ import { oneHot } from '../../../ops/one-hot.js';
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * Some rows of an embedding are trained, the others stay: `rows` [tokens, D] stand in the places of the
- * table's. Over {@link oneHot} ids, as every adapter of an embedding, with the table's transpose [D, V] as the base
- * weight: `y = (x ⊙ others)·wᵀ + x[tokens] · rows`, exactly the one or the other. Only the rows have a gradient.
+ * Trains some rows of an embedding and keeps the others: `rows` [tokens, D] replace those of the table. Works over
+ * {@link oneHot} ids, like every adapter of an embedding, with the table's transpose [D, V] as the base weight:
+ * `y = (x ⊙ others)·wᵀ + x[tokens] · rows`, exactly one or the other. Only the rows have a gradient.
  */
 export const trainableTokens = defineAdapter({
   method: 'trainable-tokens',

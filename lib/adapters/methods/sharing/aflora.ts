@@ -1,8 +1,9 @@
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * VeRA's scales around factors that are trained first and frozen one after the other by a score:
- * `y = x·wᵀ + b ⊙ (loraB · (d ⊙ (loraA · x)))`. Freeze by leaving a name out of `needs`.
+ * VeRA's scales around factors that are trained first, and then frozen one after another by a
+ * score: `y = x·wᵀ + b ⊙ (loraB · (d ⊙ (loraA · x)))`. To freeze a factor, leave its name out of
+ * `needs`.
  */
 export const aflora = defineAdapter({
   method: 'aflora',

@@ -8,10 +8,13 @@ import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { randomEntries } from '../../parts/sparse.js';
 
-/** In PEFT's order: a product that rounding puts beside an integer is put there alike. */
+/** Multiplied in PEFT's order, so that rounding near an integer gives the same result. */
 const countOf = (K: number, sparseRate: number): number => Math.trunc(K * K * sparseRate);
 
-/** Layers of one role share v and the places in PEFT: the last two parts of their names, or one behind a number. */
+/**
+ * In PEFT, layers of one role share v and the positions: the role is the last two parts of their
+ * names, or one after a number.
+ */
 function kindOf(module: string): string {
   const parts = module.split('.');
   const [before = '', last = module] = parts.length > 1 ? parts.slice(-2) : [];
@@ -20,7 +23,7 @@ function kindOf(module: string): string {
   return kind === 'output_dense' && parts.at(-3) === 'attention' ? 'attention_output' : kind;
 }
 
-/** Sorted places of the sparse entries: their rows, then their columns. */
+/** Sorted positions of the sparse entries: their rows, then their columns. */
 function drawPlaces(K: number, count: number, seed: number): Int32Array {
   const places = randomEntries(K, K, count, seed).sort();
   const table = new Int32Array(2 * places.length);
@@ -31,7 +34,7 @@ function drawPlaces(K: number, count: number, seed: number): Int32Array {
   return table;
 }
 
-/** The columns of `w · v^-T`: their lengths, and the columns divided by them (one of zeros stays). */
+/** The columns of `w · v^-T`: their lengths, and the columns divided by them (zero columns stay). */
 function columnsOf(x: Float64Array, N: number, K: number) {
   const u = new Float32Array(N * K);
   const lambda = new Float32Array(K);
@@ -47,7 +50,7 @@ function columnsOf(x: Float64Array, N: number, K: number) {
 
 type Make = AdapterMaker<{ sparseRate: number; dropout: number }, 'v' | 'u' | 'lambda' | 'values'>;
 
-/** Random and orthonormal, so that it is its own inverse transposed. */
+/** Random and orthonormal, so that it equals its own inverse transpose. */
 function drawnV(make: Make): Tensor {
   const { K } = make;
   const rows = Float64Array.from(make.normal('v', 1).readSync());
@@ -55,7 +58,7 @@ function drawnV(make: Make): Tensor {
   return make.values('v', (i) => rows[i] as number);
 }
 
-/** u and lambda of a layer with an orthonormal v. */
+/** u and lambda of a layer, for an orthonormal v. */
 function turned(make: Make, v: Tensor) {
   const { N, K } = make;
   const w = denseRows(make.weight('frod.create'), 0, N);
@@ -63,18 +66,18 @@ function turned(make: Make, v: Tensor) {
 }
 
 /**
- * The weight as a product of fixed full-rank factors around a trained core, a diagonal and some sparse
- * entries: `y = x·(u · (diag(lambda) + S) · vᵀ)ᵀ + bias` with v [K, K] shared by the layers of one kind, u [N, K]
- * of the layer and S [K, K]. The base weight itself takes no part; at the start S is zero and the product
- * is the base weight.
+ * The weight as a product of fixed full-rank factors around a trained core, a diagonal and some sparse entries:
+ * `y = x·(u · (diag(lambda) + S) · vᵀ)ᵀ + bias`, with v [K, K] shared by the layers of one kind, and u [N, K] and
+ * S [K, K] of the layer. The base weight itself is not used; initially S is zero and the product is the base
+ * weight.
  *
- * The paper finds v by a joint decomposition of the layers' weights, and PEFT stores it; u follows from it
- * and the base weight (a linear system of K unknowns, solved on the host). A fresh adapter has a random
- * orthonormal v, {@link AdapterMethod.createAll} one for all layers of a width: pass `v`, `u` and `lambda` to `from` for the
- * paper's. A folder has one v and one table of places for all layers of a kind (the last two parts of their names).
+ * The paper finds v by a joint decomposition of the layers' weights, and PEFT stores it; u follows from it and the base
+ * weight (a linear system of K unknowns, solved on the host). A new adapter has a random orthonormal v,
+ * {@link AdapterMethod.createAll} one for all layers of a width. For the paper's, pass `v`, `u` and `lambda` to `from`. A
+ * folder has one v and one table of positions for all layers of a kind (the last two parts of their names).
  *
- * PEFT makes v and u of the base weights when it loads, and then takes v from the folder: it computes the same only where v
- * has come from a folder of its own. Its later versions (main, after 0.20) add the product to the base weight.
+ * PEFT computes v and u from the base weights when it loads, and then takes v from the folder: it computes the same only if
+ * v comes from a folder of its own. Its later versions (main, after 0.20) add the product to the base weight.
  */
 export const frod = defineAdapter({
   method: 'frod',
@@ -103,7 +106,7 @@ export const frod = defineAdapter({
     const { K, config } = make;
     return { indices: drawPlaces(K, countOf(K, config.sparseRate), make.seed()) };
   },
-  // Layers of one kind have one width, so that those of one width may have all in common that a kind has.
+  // Layers of one kind have one width, so layers of one width may share everything that a kind shares.
   drawTogether: (makes) => {
     const known = new Map<number, { readonly v: Float32Array; readonly indices: Int32Array }>();
     return makes.map((make) => {
@@ -131,7 +134,7 @@ export const frod = defineAdapter({
   check: ({ K, config: { sparseRate } }) =>
     sparseRate >= 0 && sparseRate <= 1 && countOf(K, sparseRate) > 0
       ? undefined
-      : ['sparseRate', 'from 0 to 1, with an entry to train', String(sparseRate)],
+      : ['sparseRate', 'from 0 to 1 and such that an entry is trained', String(sparseRate)],
   forward: (t, { x, bias, p, state, config: { dropout } }) => {
     const z = t.product(t.cast(t.dropout(x, dropout), 'f32'), p.v);
     const h = t.add(t.multiply(z, p.lambda), sparseUpdate(t, z, p.values, state));
@@ -146,13 +149,13 @@ export const frod = defineAdapter({
       u: 'frod_U',
     },
     sharedName: (name, module) => (name === 'v' ? `frod_V.${kindOf(module)}` : undefined),
-    // What earlier versions of this library wrote had one a layer.
+    // Folders of earlier versions of this library have one v per layer.
     unpack: (name, _, stored) => (name === 'v' ? stored('frod_V') : undefined),
     kind: kindOf,
     constants: ({ K }) => ({ frod_s_size: [K, K] }),
     caveat: () =>
-      'PEFT makes frod_U of a frod_V that it decomposes the base weights into itself: it computes what this adapter ' +
-      'computes only where v comes from a folder that PEFT wrote for this model',
+      'PEFT derives frod_U from a frod_V of its own decomposition of the base weights: it computes what this adapter ' +
+      'computes only if v comes from a folder that PEFT wrote for this model',
     indexes: { indices: 'frod_s_indices' },
     indexShapes: ({ K, config: { sparseRate } }) => ({ indices: [2, countOf(K, sparseRate)] }),
     required: ['v'],

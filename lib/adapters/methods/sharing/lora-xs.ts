@@ -3,12 +3,12 @@ import { singularFactors } from '../../parts/leading-triplets.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**
- * Only an r × r core is trained, between frozen factors: `y = x·wᵀ + scaling · ((x · loraAᵀ) · coreᵀ) · loraBᵀ`, loraA [r, K]
- * and loraB [N, r] the r leading singular triplets of the base weight `w = U · S · Vᵀ`: `loraA = S · Vᵀ`, `loraB = U`.
+ * Trains only an r × r core between frozen factors: `y = x·wᵀ + scaling · ((x · loraAᵀ) · coreᵀ) · loraBᵀ`. loraA [r, K] and
+ * loraB [N, r] are the r leading singular triplets of the base weight `w = U · S · Vᵀ`: `loraA = S · Vᵀ`, `loraB = U`.
  *
- * The values are on the side of the input, and the core is drawn from a normal distribution of 1e-5, as in the authors'
- * program (github.com/MohammadrezaBanaei/LoRA-XS): a fresh adapter is near the base model, not at it. Without a `weight`
- * the factors are random, which the paper compares with; they train more slowly.
+ * The singular values are on the input side, and the core is drawn with a standard deviation of 1e-5, as in the authors'
+ * program (github.com/MohammadrezaBanaei/LoRA-XS): a new adapter is near the base model, not at it. Without a `weight`
+ * the factors are random. The paper compares with such factors; they train more slowly.
  */
 export const loraXs = defineAdapter({
   method: 'lora-xs',

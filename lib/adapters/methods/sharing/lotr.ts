@@ -1,11 +1,12 @@
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * A Tucker-2 tensor over the layers: `y = x·wᵀ + scale / r · ((x · vᵀ) · coreᵀ) · uᵀ`, v [r, K] and u [N, r] shared by
- * the layers of one size, and one core [r, r] a layer.
+ * A Tucker-2 tensor over the layers: `y = x·wᵀ + scale / r · ((x · vᵀ) · coreᵀ) · uᵀ`, with v [r, K] and u [N, r]
+ * shared by the layers of one size, and one core [r, r] per layer.
  *
- * Scale and start are those of the authors' program (github.com/daskol/lotr), which divides its scale by the rank, and
- * draws u and v from a normal distribution around a core of zeros. {@link AdapterMethod.createAll} makes layers that share.
+ * Scale and initial values are those of the authors' program (github.com/daskol/lotr), which divides its scale by the rank,
+ * and draws u and v from a normal distribution around a core of zeros. {@link AdapterMethod.createAll} makes layers that
+ * share.
  */
 export const lotr = defineAdapter({
   method: 'lotr',

@@ -4,9 +4,9 @@ import { leadingPart } from '../../definition/leading-part.js';
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * VeRA with a random middle: `y = x·wᵀ + lambdaB ⊙ (B · z)` with z drawn from a normal distribution whose mean
- * and log-variance are the halves of `lambdaD ⊙ (A · x)`. It is drawn in training where a seed is given;
- * without one, when evaluating and when merged, z is its mean.
+ * VeRA with a random middle: `y = x·wᵀ + lambdaB ⊙ (B · z)`, with z drawn from a normal distribution whose
+ * mean and log-variance are the halves of `lambdaD ⊙ (A · x)`. In training with a seed, z is drawn; without a
+ * seed, in evaluation and after merging, it is its mean.
  */
 export const pvera = defineAdapter({
   method: 'pvera',

@@ -5,13 +5,13 @@ import { defineAdapter } from '../../definition/method.js';
 
 const basesOf = (N: number, K: number, r: number): number => Math.ceil(Math.min(N, K) / r);
 
-/** Standard deviation, of a sample. */
+/** Standard deviation of a sample. */
 function deviationOf(values: Float32Array): number {
   const mean = values.reduce((sum, v) => sum + v, 0) / values.length;
   return Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / (values.length - 1));
 }
 
-/** -1, 0 and 1: the lowest and highest parts of [0, 1), each 1 / (2 · sparsity) of it, and what is between. */
+/** -1, 0 and 1: the lowest and the highest 1 / (2 · sparsity) of [0, 1), and the values in between. */
 function signs(values: Float32Array, sparsity: number): Float32Array {
   const [low, high] = [Math.fround(1 / (2 * sparsity)), Math.fround(1 - 1 / (2 * sparsity))];
   const found = values.map((v) => (v < low ? -1 : v > high ? 1 : 0));
@@ -20,8 +20,8 @@ function signs(values: Float32Array, sparsity: number): Float32Array {
 }
 
 /**
- * The random bases [r, 1, small] and [large, bases, r] of the largest layers, from PEFT's seed: sparse ones, or those of a
- * uniform distribution in bf16, over their standard deviation. (Older versions drew them in f16 where there was no GPU.)
+ * The random bases [r, 1, small] and [large, bases, r] of the largest layers, from PEFT's seed: sparse ones, or uniformly
+ * distributed ones in bf16, divided by their standard deviation. (Older versions drew them in f16 if there was no GPU.)
  */
 function projections(
   config: Readonly<Record<string, unknown>>,
@@ -55,12 +55,12 @@ function projections(
 }
 
 /**
- * A full-rank update as a sum over random bases, of which two diagonals are trained:
- * `ΔW = loraAlpha / r · Σ_b right_b · diag(lambda_b) · left · diag(gamma_b)` (transposed where N < K), with
- * left [r, min(N, K)] and right_b [max(N, K), r] frozen and shared by all layers.
+ * A full-rank update as a sum over random bases, with two trained diagonals: `ΔW = loraAlpha / r · Σ_b
+ * right_b · diag(lambda_b) · left · diag(gamma_b)` (transposed if N < K), with left [r, min(N, K)] and
+ * right_b [max(N, K), r] frozen and shared by all layers.
  *
- * PEFT numbers the r · bases columns of `right` base by base and those of `left` rank by rank and pairs
- * equal numbers; so do we, to agree with its checkpoints.
+ * PEFT numbers the r · bases columns of `right` base by base and those of `left` rank by rank, and
+ * pairs equal numbers. So does this library, to agree with its checkpoints.
  */
 export const randlora = defineAdapter({
   method: 'randlora',

@@ -1,11 +1,11 @@
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * Factors tied over the layers, and two scale vectors a layer: `y = x·wᵀ + v ⊙ (((x · aᵀ) ⊙ u) · bᵀ)`, a [r, K] and b [N, r]
- * shared by the layers of one kind and size, u [r] and v [N] of the layer.
+ * Factors tied over the layers, and two scale vectors per layer: `y = x·wᵀ + v ⊙ (((x · aᵀ) ⊙ u) · bᵀ)`, with a [r, K] and b
+ * [N, r] shared by the layers of one kind and size, and u [r] and v [N] of the layer.
  *
- * The paper ties the one projection that its models have for queries, keys and values; here each kind of projection has
- * factors of its own. {@link AdapterMethod.createAll} makes layers that share.
+ * The paper ties the single projection that its models have for queries, keys and values. Here each kind of projection
+ * has its own factors. {@link AdapterMethod.createAll} makes layers that share.
  */
 export const tiedLora = defineAdapter({
   method: 'tied-lora',

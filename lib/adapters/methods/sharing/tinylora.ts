@@ -4,9 +4,9 @@ import { inOrder, needsLayers } from '../../parts/folder-layers.js';
 import { singularFactors } from '../../parts/leading-triplets.js';
 
 /**
- * LoRA-XS whose core is a combination of fixed random matrices: `core = Σᵢ vᵢ · projectionᵢ`, so that u
- * values train a layer (or many: layers may share v). loraA and loraB are the r leading singular triplets of the base
- * weight, `Vᵀ` and `U·S` as in PEFT; without a `weight` they are random.
+ * LoRA-XS whose core is a combination of fixed random matrices: `core = Σᵢ vᵢ · projectionᵢ`, so that u values train
+ * a layer (or many: layers may share v). loraA and loraB are the r leading singular triplets of the base weight, `Vᵀ`
+ * and `U·S` as in PEFT. Without a `weight` they are random.
  */
 export const tinylora = defineAdapter({
   method: 'tinylora',
@@ -45,7 +45,7 @@ export const tinylora = defineAdapter({
     type: 'TINYLORA',
     tensors: { loraA: 'tinylora_A', loraB: 'tinylora_B', projection: 'tinylora_P' },
     shared: { v: 'tinylora_v.0' },
-    // Modules in their order in the model, a v for each group of equal size; the last takes what is over.
+    // Modules in the order of the model, one v per group of equal size; the last group takes the rest.
     sharedName: (name, module, keys, layers) => {
       if (name !== 'v') return undefined;
       const groups = new Set(keys.flatMap((key) => /tinylora_v\.(\d+)$/.exec(key)?.[1] ?? [])).size;
@@ -53,7 +53,8 @@ export const tinylora = defineAdapter({
       const stored = keys.flatMap(
         (key) => /^base_model\.model\.(.+)\.tinylora_A$/.exec(key)?.[1] ?? [],
       );
-      const modules = layers ?? inOrder(stored) ?? needsLayers('which of the vectors is whose');
+      const modules =
+        layers ?? inOrder(stored) ?? needsLayers('which vector belongs to which layer');
       const size = Math.max(1, Math.floor(modules.length / groups));
       const group = Math.floor(Math.max(0, modules.indexOf(module)) / size);
       return `tinylora_v.${Math.min(group, groups - 1)}`;
@@ -78,7 +79,7 @@ export const tinylora = defineAdapter({
       u,
       init_v_bound: initBound,
       tinylora_dropout: dropout,
-      // Each module's v is its own.
+      // Each module has its own v.
       weight_tying: 0,
     }),
   },

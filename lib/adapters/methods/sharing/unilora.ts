@@ -6,17 +6,17 @@ import { belowOne } from '../../parts/counts.js';
 import { needsLayers } from '../../parts/folder-layers.js';
 import { balanced } from '../../parts/sparse.js';
 
-/** Of each layer's place in the table of all, and how often each entry is used. */
+/** Positions of each layer's values in the common table, and how often each entry is used. */
 interface Tables {
   readonly key: string;
   readonly indexes: Int32Array;
   readonly scales: Float32Array;
 }
 
-/** The last table that was drawn for a folder's layers: it is that of every one of them. */
+/** The table last drawn for a folder's layers: it covers all of them. */
 const kTables = new WeakMap<ReadonlyMap<string, LayerSize>, Tables>();
 
-/** As PEFT draws it: every entry equally often up to one, in an order of NumPy's. */
+/** As PEFT draws it: each entry equally often, up to one, in an order from NumPy. */
 function drawn(count: number, length: number, seed: number): Omit<Tables, 'key'> {
   const random = new NumpyRandom(seed);
   const whole = Math.floor(count / length);
@@ -30,7 +30,7 @@ function drawn(count: number, length: number, seed: number): Omit<Tables, 'key'>
   return { indexes, scales: Float32Array.from(uses, (n) => (n > 0 ? 1 / Math.sqrt(n) : 0)) };
 }
 
-/** A layer's part of the table: layer after layer, loraA before loraB. */
+/** A layer's part of the table: layer by layer, loraA before loraB. */
 function tableOf(
   layers: ReadonlyMap<string, LayerSize>,
   r: number,
@@ -53,7 +53,7 @@ function tableOf(
   return partOfTable(tables as Tables, from, { r, K, N });
 }
 
-/** What a layer has of it, from one place on: loraA before loraB. */
+/** A layer's part, from one position on: loraA before loraB. */
 function partOfTable(
   { indexes, scales }: Omit<Tables, 'key'>,
   from: number,
@@ -70,11 +70,12 @@ function partOfTable(
 
 /**
  * All entries of the factors are entries of one short vector, shared by all layers:
- * `loraA = theta[indexesA] ⊙ scalesA`, `loraB = theta[indexesB] ⊙ scalesB`. The places are drawn once; the scales
- * are `1 / sqrt(count)` of how often a place is used, over all layers that share the vector.
+ * `loraA = theta[indexesA] ⊙ scalesA`, `loraB = theta[indexesB] ⊙ scalesB`. The positions are drawn once. The
+ * scales are `1 / sqrt(count)`, where count says how often a position is used by all layers that share the
+ * vector.
  *
- * A fresh adapter counts its own layer; {@link AdapterMethod.createAll} makes the tables and scales of several layers
- * together. Both factors are of random entries from the start: it is near the base model, not at it.
+ * A new adapter counts its own layer only; {@link AdapterMethod.createAll} makes the tables and scales of several
+ * layers together. Both factors have random entries from the start: training starts near the base model, not at it.
  */
 export const unilora = defineAdapter({
   method: 'unilora',
@@ -90,7 +91,7 @@ export const unilora = defineAdapter({
   }),
   init: (make) => {
     const { N, K, config } = make;
-    // Every place is used equally often, up to one.
+    // Every position is used equally often, up to one.
     const count = Math.max(1, (config.r * (N + K)) / config.length);
     return {
       theta: make.uniform('theta', config.bound),

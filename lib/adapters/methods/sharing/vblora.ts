@@ -6,7 +6,7 @@ import type { Tensor } from '../../../core/tensor.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 import { defineAdapter } from '../../definition/method.js';
 
-/** Of every row of logits [.., h], the places of the k largest, the largest first. */
+/** The positions of the k largest logits of every row [.., h], in descending order. */
 function largest(logits: Tensor, h: number, k: number): Int32Array {
   const values = logits.readSync();
   const rows = values.length / h;
@@ -21,8 +21,8 @@ function largest(logits: Tensor, h: number, k: number): Int32Array {
 }
 
 /**
- * Logits whose softmax over the largest k has the stored weights. PEFT leaves out each row's last one: they
- * sum to 1.
+ * Logits whose softmax over the largest k equals the stored weights. PEFT leaves out the last weight of
+ * each row, because they sum to 1.
  */
 function logitsOf(indices: RawTensor, weights: RawTensor, vectors: number): RawTensor {
   const k = indices.shape.at(-1) ?? 1;
@@ -43,29 +43,29 @@ function logitsOf(indices: RawTensor, weights: RawTensor, vectors: number): RawT
         const expected = `integers from 0 to ${vectors - 1}`;
         fail('ERR_FILE', 'adapterFromPeft', 'topk_indices', expected, String(vector));
       }
-      // A weight of nothing is still chosen before those that are not.
+      // A chosen vector with a zero weight must still rank before those that are not chosen.
       data[row * vectors + vector] = Math.max(Math.log(Math.max(share, 0)), kUnchosen / 2);
     }
   }
   return { dtype: 'F32', shape: [...indices.shape.slice(0, -1), vectors], data };
 }
-/** Its exponential is 0 in f32, beside any logit of a weight. */
+/** Its exponential is 0 in f32, relative to any logit of a weight. */
 const kUnchosen = -1e4;
 
 export interface Mix {
-  /** From all logits of all rows to those that are chosen. */
+  /** Maps all logits of all rows to the chosen ones. */
   readonly chosen: FeatureMap;
-  /** The first of each row, k times. */
+  /** Maps to the first of each row, k times. */
   readonly first: FeatureMap;
 }
 
-/** `softmax(chosen logits)` in place, zeros elsewhere, times the bank: [rows, b]. */
+/** `softmax(chosen logits)` in their positions, zeros elsewhere, times the bank: [rows, b]. */
 function mixed(t: Tape, logits: Value, bank: Value, { chosen, first }: Mix, k: number): Value {
   const [h = 0] = bank.shape;
   const size = logits.tensor.size;
   const rows = size / h;
   const top = t.features(t.reshape(t.cast(logits, 'f32'), [1, size]), chosen);
-  // Less the largest of the row: exp cannot overflow.
+  // Minus the largest of the row, so that exp cannot overflow.
   const shifted = t.add(top, t.features(top, first), 1, -1);
   const e = t.map(t.reshape(shifted, [rows, k]), 'exp');
   const weights = t.multiply(e, t.map(t.sum(e, 1), 'reciprocal'));
@@ -75,11 +75,11 @@ function mixed(t: Tape, logits: Value, bank: Value, { chosen, first }: Mix, k: n
 
 /**
  * Every sub-vector of the factors is a mixture of vectors from a bank that all layers share: the k
- * largest of its logits, through a softmax, weight k vectors of the bank. The paper chooses the k anew at
- * every step; here they are chosen when the adapter is made or loaded, and anew by
+ * largest of its logits, through a softmax, weight k vectors of the bank. The paper chooses the k vectors
+ * anew at every step. Here they are chosen when the adapter is made or loaded, and anew by
  * {@link Adapter.refresh}, because choosing reads the logits on the host.
  *
- * Both factors are mixtures from the start: a fresh adapter is near the base model, not at it.
+ * Both factors are mixtures from the start: training starts near the base model, not at it.
  */
 export const vblora = defineAdapter({
   method: 'vblora',
@@ -123,7 +123,7 @@ export const vblora = defineAdapter({
         { device },
       ),
     });
-    // From [N / b, r, b] to [N, r].
+    // Reorders [N / b, r, b] to [N, r].
     const order = Int32Array.from({ length: N * r }, (_, i) => {
       const n = Math.floor(i / r);
       return (Math.floor(n / b) * r + (i % r)) * b + (n % b);
@@ -154,7 +154,8 @@ export const vblora = defineAdapter({
     type: 'VBLORA',
     tensors: { logitsA: 'vblora_logits_A', logitsB: 'vblora_logits_B' },
     shared: { bank: 'vblora_vector_bank' },
-    // With save_only_topk_weights the chosen vectors and their weights take the logits' place.
+    // With save_only_topk_weights the file has the chosen vectors and their weights instead of the
+    // logits.
     unpack: (name, { num_vectors }, stored) => {
       const key = name === 'logitsA' ? 'vblora_logits_A' : 'vblora_logits_B';
       const indices = stored(`${key}_topk_indices`);

@@ -42,7 +42,7 @@ export const vera = defineAdapter({
     regenerate: ({ projection_prng_key }, { N, K, config: { r } }, largest) => {
       const random = new TorchRandom(Number(projection_prng_key ?? 0));
       const shapes = { a: [r, largest.inFeatures], b: [largest.outFeatures, r] };
-      // In this order from one stream.
+      // Drawn in this order from one stream.
       const [a, b] = [random.kaimingUniform(shapes.a, 0), random.kaimingUniform(shapes.b, 0)];
       const tensors = {
         veraA: leadingPart(a, shapes.a, [r, K]),

@@ -4,7 +4,7 @@ import { randomEntries } from '../../parts/sparse.js';
 
 const countOf = (N: number, K: number, r: number): number => r * (N + K);
 
-/** Rows of all entries, then their columns: as PEFT stores them. */
+/** The rows of all entries, then their columns, as PEFT stores them. */
 function drawn(N: number, K: number, r: number, seed: number): Int32Array {
   const entries = randomEntries(N, K, countOf(N, K, r), seed).sort();
   const table = new Int32Array(2 * entries.length);
@@ -16,9 +16,9 @@ function drawn(N: number, K: number, r: number, seed: number): Int32Array {
 }
 
 /**
- * Sparse high-rank adaptation: as many entries of the weight are trained as LoRA of rank r would have
- * values, `ΔW = scatter(weight)`, at random places. Places are drawn from `placesSeed` where it is not negative,
- * else from the adapter's; other masks come in as a table of rows and columns.
+ * Sparse high-rank adaptation: trains as many entries of the weight as LoRA of rank r has values,
+ * `ΔW = scatter(weight)`, at random positions. The positions are drawn from `placesSeed` if it is not negative,
+ * otherwise from the adapter's seed. Other masks are given as a table of rows and columns.
  */
 export const shira = defineAdapter({
   method: 'shira',

@@ -5,11 +5,11 @@ import type { AdapterMaker } from '../../definition/maker.js';
 import { defineAdapter } from '../../definition/method.js';
 import { patternOfEntries } from '../../parts/sparse.js';
 
-/** As Python rounds `int(size * (1 - sparsity))`. */
+/** Rounded like Python's `int(size * (1 - sparsity))`. */
 const countOf = (N: number, K: number, sparsity: number): number =>
   Math.trunc(N * K * (1 - sparsity));
 
-/** Places of the largest (or smallest) magnitudes of the base weight, in that order. */
+/** Positions of the largest (or smallest) magnitudes of the base weight, in that order. */
 function choose(make: AdapterMaker<{ sparsity: number; selectTop: boolean }>): Int32Array {
   const { N, K, config } = make;
   const w = make.weight('supertuning.create');
@@ -21,8 +21,8 @@ function choose(make: AdapterMaker<{ sparsity: number; selectTop: boolean }>): I
 }
 
 /**
- * The entries of the weight with the largest magnitudes are trained, `ΔW = scatter(values)`. Which they
- * are is read from the base weight once, when the adapter is made.
+ * Trains the entries of the weight with the largest magnitudes, `ΔW = scatter(values)`. They are
+ * selected once from the base weight, when the adapter is made.
  */
 export const supertuning = defineAdapter({
   method: 'supertuning',
@@ -37,7 +37,7 @@ export const supertuning = defineAdapter({
   check: ({ N, K, config: { sparsity } }) =>
     sparsity >= 0 && sparsity <= 1 && countOf(N, K, sparsity) > 0
       ? undefined
-      : ['sparsity', 'from 0 to 1, with an entry left to train', String(sparsity)],
+      : ['sparsity', 'from 0 to 1 and such that an entry is trained', String(sparsity)],
   forward: (t, { x, w, bias, p, state }) =>
     t.add(t.linear(x, w, bias), sparseUpdate(t, x, p.values, state)),
   peft: {

@@ -3,11 +3,10 @@ import { FeatureMap } from '../../../ops/feature-map.js';
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * Circular convolution: w in blocks of b × b, each with a circulant update,
- * `y = x·wᵀ + C·x / K`, `C_mn[s, t] = kernel[m, n, (t - s) mod b]`. In the frequency domain it is diagonal:
- * x and the kernels are transformed by products with a table of cosines and sines, blocks are multiplied
- * frequency by frequency, and the sum is transformed back, so that a token costs
- * `2·N·K / b + b·(N + K)` products in place of N·K.
+ * Circular convolution: w in blocks of b × b, each with a circulant update, `y = x·wᵀ + C·x / K`,
+ * `C_mn[s, t] = kernel[m, n, (t - s) mod b]`. In the frequency domain it is diagonal: products with a table
+ * of cosines and sines transform x and the kernels, blocks are multiplied frequency by frequency, and the
+ * sum is transformed back. A token then costs `2·N·K / b + b·(N + K)` products instead of N·K.
  */
 export const c3a = defineAdapter({
   method: 'c3a',
@@ -21,7 +20,7 @@ export const c3a = defineAdapter({
       return ['blockSize', `a divisor of K (${K}) and of N (${N})`, String(b)];
     }
     const inits = ['zeros', 'gaussian', 'xavier'];
-    return inits.includes(init) ? undefined : ['init', inits.join(', '), `'${init}'`];
+    return inits.includes(init) ? undefined : ['init', `one of ${inits.join(', ')}`, `"${init}"`];
   },
   init: (make) => {
     const { N, K, config } = make;
@@ -34,7 +33,7 @@ export const c3a = defineAdapter({
   },
   prepare: ({ N, K, config: { blockSize: b }, device }) => {
     const [m, n, h] = [N / b, K / b, Math.floor(b / 2) + 1];
-    // Σ v[t] cos(2π f t / b) beside Σ v[t] sin(2π f t / b).
+    // Σ v[t] cos(2π f t / b) next to Σ v[t] sin(2π f t / b).
     const wave = (f: number, t: number): number => {
       const angle = (2 * Math.PI * ((f * t) % b)) / b;
       return Math.cos(angle);
@@ -44,7 +43,8 @@ export const c3a = defineAdapter({
       const [f, t] = [Math.floor(at / b), at % b];
       return f < h ? wave(f, t) : wave90(f - h, t);
     });
-    // Back: every frequency but the first, and the middle one of an even b, stands for two.
+    // Inverse transform: every frequency counts twice, except the first, and the middle one of an
+    // even b.
     const back = Float32Array.from(table, (v, at) => {
       const f = Math.floor(at / b) % h;
       return (v * (f === 0 || 2 * f === b ? 1 : 2)) / b / K;
@@ -55,7 +55,7 @@ export const c3a = defineAdapter({
         const [f, part] = [Math.floor(at / (2 * blocks)), Math.floor((at % (2 * blocks)) / blocks)];
         return (at % blocks) * 2 * h + part * h + f;
       });
-    // The kernels' parts as [h, 2m, 2n]: [c, s; -s, c], the last sign by a map of its own.
+    // The kernels' parts as [h, 2m, 2n]: [c, s; -s, c], with the minus sign in a separate map.
     const place = (sign: number): Int32Array =>
       Int32Array.from({ length: h * 4 * m * n }, (_, at) => {
         const [f, row] = [Math.floor(at / (4 * m * n)), Math.floor(at / (2 * n)) % (2 * m)];

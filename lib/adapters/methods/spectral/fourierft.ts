@@ -6,10 +6,10 @@ import { addSpectral, spectralOf } from './spectral.js';
 /**
  * Coefficients of the update at some frequencies of its two-dimensional Fourier transform:
  * `ΔW = scaling · Re(IDFT2(scatter(spectrum)))`. With `cos(a + b) = cos a cos b - sin a sin b` that is a sum of two
- * products with fixed tables of the frequencies' cosines and sines, and no transform is run.
+ * products with fixed tables of the frequencies' cosines and sines, so no transform is run.
  *
- * The spectrum starts normal, as in the paper and in PEFT: a fresh adapter is not the base model, and
- * `scaling` says how far from it it is.
+ * The spectrum starts normally distributed, as in the paper and in PEFT: a new adapter is not the
+ * base model, and `scaling` sets its distance.
  */
 export const fourierft = defineAdapter({
   method: 'fourierft',
@@ -42,7 +42,7 @@ export const fourierft = defineAdapter({
       return ['frequencies', `from 1 to ${N * K}`, String(frequencies)];
     }
     if (!['backward', 'ortho', 'forward'].includes(norm)) {
-      return ['norm', 'one of backward, ortho, forward', `'${norm}'`];
+      return ['norm', 'backward, ortho or forward', `"${norm}"`];
     }
     return undefined;
   },
@@ -60,7 +60,7 @@ export const fourierft = defineAdapter({
       placesSeed: Number(random_loc_seed ?? 777),
       norm: String(ifft2_norm ?? 'backward'),
     }),
-    // PEFT 0.20 has the norm 'backward' alone, and leaves a field that it does not know out.
+    // PEFT 0.20 supports only the norm 'backward', and drops unknown fields.
     write: ({ frequencies, scaling, placesSeed, norm }) => ({
       n_frequency: frequencies,
       scaling,
@@ -70,6 +70,6 @@ export const fourierft = defineAdapter({
     caveat: ({ norm }) =>
       norm === 'backward'
         ? undefined
-        : `PEFT 0.20 has no ifft2_norm: it computes with 'backward' in place of '${norm}'`,
+        : `PEFT 0.20 has no ifft2_norm: it computes with "backward" in place of "${norm}"`,
   },
 });

@@ -4,15 +4,15 @@ import { Tensor } from '../../../core/tensor.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 import type { AdapterMaker } from '../../definition/maker.js';
 
-/** A function of the place in a vector. */
+/** A function of the position in a vector. */
 type Wave = (at: number) => number;
 
 /**
- * An update `Σ_f c_f · left_f ⊗ right_f` over fixed functions of which several f share some: what a
- * coefficient in Fourier or wavelet space does to the weight.
+ * An update `Σ_f c_f · left_f ⊗ right_f` over fixed functions, which several f may share: the
+ * effect of a coefficient in Fourier or wavelet space on the weight.
  */
 export interface Spectral {
-  /** Terms of each f: of exp(i(a + b)), its real part has two. */
+  /** Terms of each f: the real part of exp(i(a + b)) has two. */
   readonly terms: readonly {
     /** [N, U] */
     readonly left: Tensor;
@@ -20,13 +20,13 @@ export interface Spectral {
     readonly right: Tensor;
     readonly sign: number;
   }[];
-  /** From the V functions of the columns to the coefficients. */
+  /** Maps the V functions of the columns to the coefficients. */
   readonly pick: FeatureMap;
-  /** From the coefficients to the U functions of the rows. */
+  /** Maps the coefficients to the U functions of the rows. */
   readonly add: FeatureMap;
 }
 
-/** Each different value once, and which of them each entry is. */
+/** The distinct values, and the index of each entry among them. */
 function distinct(values: Int32Array): { unique: number[]; index: Int32Array } {
   const place = new Map<number, number>();
   const index = values.map((value) => {
@@ -40,7 +40,7 @@ function distinct(values: Int32Array): { unique: number[]; index: Int32Array } {
 /**
  * The tables of an update, made once on the host.
  * @param rows and `columns`: the function's number along each side, for every coefficient
- * @param terms functions by number, one pair a term
+ * @param terms functions by number, one pair per term
  */
 export function spectralOf(
   { N, K, device }: AdapterMaker<object>,

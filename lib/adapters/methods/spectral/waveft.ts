@@ -5,14 +5,14 @@ import { randomEntries } from '../../parts/sparse.js';
 import { addSpectral, spectralOf } from './spectral.js';
 import { kWavelets, waveletFilter } from './wavelets.js';
 
-/** How many rows and columns of coefficients reach over the edge: as PEFT pads, with an even side. */
+/** How many rows and columns of coefficients extend over the edge: as PEFT pads for an even side. */
 const reachOf = (filter: readonly number[]): number => filter.length - 2;
 const padded = (size: number, filter: readonly number[]): number =>
   size + (size % 2) + reachOf(filter);
 
 /**
- * The function of a coefficient's number along a side of that size: the first half of the numbers are shifts of the low-pass
- * filter by two, the second half of the high-pass filter.
+ * The function of a coefficient's number along a side of that size: the first half of the numbers are shifts by two of the
+ * low-pass filter, the second half of the high-pass filter.
  */
 function shifts(size: number, filter: readonly number[], detail: (number: number) => boolean) {
   const half = padded(size, filter) / 2;
@@ -28,7 +28,7 @@ function shifts(size: number, filter: readonly number[], detail: (number: number
   };
 }
 
-/** @throws ERR_UNSUPPORTED a wavelet whose filter is not here */
+/** @throws ERR_UNSUPPORTED for a wavelet whose filter the library lacks */
 function familyOf(family: unknown): string {
   if (typeof family === 'string' && waveletFilter(family) !== undefined) return family;
   const got = JSON.stringify(family) ?? 'none';
@@ -37,11 +37,11 @@ function familyOf(family: unknown): string {
 
 /**
  * Coefficients of the update in wavelet space: `ΔW = scaling · IDWT2(scatter(spectrum))`, one level of an orthogonal wavelet,
- * or with `transform: false` entries of ΔW itself. Each coefficient moves a block of as many rows and columns as the filter
+ * or with `transform: false` entries of ΔW itself. Each coefficient affects a block of as many rows and columns as the filter
  * has values, so the update is a sum of products with fixed sparse tables.
  *
- * `wavelet` is one of db1 (Haar's) to db10, sym2 to sym10 and coif1 to coif3, by PyWavelets' filters. PEFT names more; of those it
- * has no filters, or for coif4 and coif5 others than the wavelets', so a folder with one is refused.
+ * `wavelet` is one of db1 (Haar's) to db10, sym2 to sym10 and coif1 to coif3, with PyWavelets' filters. PEFT names more, but has
+ * no filters for them, or for coif4 and coif5 other filters than the wavelets', so a folder with one is rejected.
  */
 export const waveft = defineAdapter({
   method: 'waveft',
@@ -72,8 +72,8 @@ export const waveft = defineAdapter({
     const filter = waveletFilter(config.wavelet) as readonly number[];
     const [H, V] = [padded(N, filter) / 2, padded(K, filter) / 2];
     const edge = reachOf(filter) / 2;
-    // The peer names the bands of the quarters so that a coefficient in the right half is a difference
-    // of rows, and one in the lower half a difference of columns.
+    // PEFT names the bands of the quarters so that a coefficient in the right half is a difference of
+    // rows, and one in the lower half a difference of columns.
     const rows = new Int32Array(table.length);
     const columns = new Int32Array(table.length);
     table.forEach((place, f) => {
@@ -91,7 +91,8 @@ export const waveft = defineAdapter({
     ]);
   },
   check: ({ N, K, config: { frequencies, wavelet } }) => {
-    if (waveletFilter(wavelet) === undefined) return ['wavelet', `one of ${kWavelets}`, wavelet];
+    if (waveletFilter(wavelet) === undefined)
+      return ['wavelet', `one of ${kWavelets}`, `"${wavelet}"`];
     return frequencies > 0 && frequencies <= N * K
       ? undefined
       : ['frequencies', `from 1 to ${N * K}`, String(frequencies)];
@@ -104,7 +105,7 @@ export const waveft = defineAdapter({
     tensors: { spectrum: 'waveft_spectrum' },
     read: (config, module, shapeOf) => {
       const transform = config.use_idwt !== false;
-      // Where each layer has a share by its size, what is stored tells it.
+      // If each layer has a share by its size, the stored tensor gives it.
       const share = config.proportional_parameters === true ? shapeOf('spectrum')?.[0] : undefined;
       const own = patternOf(config.n_frequency_pattern, module);
       return {
@@ -112,7 +113,7 @@ export const waveft = defineAdapter({
         scaling: Number(config.scaling ?? 25),
         placesSeed: Number(config.random_loc_seed ?? 777),
         transform,
-        // Without a transform its family says nothing.
+        // Without a transform the family has no effect.
         wavelet: transform ? familyOf(config.wavelet_family ?? 'db1') : 'db1',
       };
     },

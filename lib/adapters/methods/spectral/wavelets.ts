@@ -1,8 +1,8 @@
 /**
- * Low-pass filters of orthogonal wavelets, in the order of reconstruction: Daubechies', of which every root lies inside the unit
- * circle, symlets, whose roots are chosen for symmetry, and coiflets (Daubechies, Ten Lectures on Wavelets, 1992, sections
- * 6.4 and 8.1 to 8.2). They were found by spectral factorisation and, of coiflets, from their moments, in 50 digits; a test
- * has what defines them.
+ * Low-pass filters of orthogonal wavelets, in the order of reconstruction: Daubechies', with all roots inside the unit circle;
+ * symlets, whose roots are chosen for symmetry; and coiflets (Daubechies, Ten Lectures on Wavelets, 1992, sections 6.4 and 8.1
+ * to 8.2). They were computed by spectral factorisation, and for coiflets from their moments, with 50 digits. A test checks the
+ * equations that define them.
  */
 const kFilters: Readonly<Record<string, readonly number[]>> = {
   db1: [Math.SQRT1_2, Math.SQRT1_2],
@@ -109,13 +109,13 @@ const kFilters: Readonly<Record<string, readonly number[]>> = {
   ],
 };
 
-/** As short as these, both families are one. */
+/** At these lengths both families are the same. */
 const kSame: Readonly<Record<string, string>> = { sym2: 'db2', sym3: 'db3' };
 
-/** In words, for who has to choose one. */
+/** In words, for users who have to choose one. */
 export const kWavelets = 'db1 to db10, sym2 to sym10, coif1 to coif3';
 
-/** The low-pass filter of a wavelet by the name that PyWavelets has for it, where it is one of {@link kWavelets}. */
+/** The low-pass filter of a wavelet by its name in PyWavelets, if it is one of {@link kWavelets}. */
 export function waveletFilter(name: string): readonly number[] | undefined {
   const own = kSame[name] ?? name;
   return Object.hasOwn(kFilters, own) ? kFilters[own] : undefined;

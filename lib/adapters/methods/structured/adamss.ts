@@ -15,7 +15,7 @@ interface Settings {
 const STEPS = 10;
 
 /**
- * Rows [N, r] in clusters by k-means, from centres as far from each other as rows are: the number of each
+ * Clusters rows [N, r] by k-means, starting from centres that are as far apart as possible: returns each
  * row's cluster. A cluster that loses its rows keeps its centre.
  */
 function clusters(rows: Float64Array, N: number, r: number, count: number): Int32Array {
@@ -60,12 +60,12 @@ function clusters(rows: Float64Array, N: number, r: number, count: number): Int3
   return member;
 }
 
-/** The singular vectors of the base weight, and its outputs in clusters by theirs. */
+/** The singular vectors of the base weight, and clusters of its outputs by their vectors. */
 function segment(make: AdapterMaker<Settings>) {
   const { N, config } = make;
   const { r, subspaces } = config;
   const { right, scaledLeft } = leadingTriplets(make.weight('adamss.create'), r, 0);
-  // Left singular vectors at length 1, as columns.
+  // Left singular vectors normalised to length 1, as columns.
   const left = new Float64Array(N * r);
   for (let k = 0; k < r; k++) {
     const vector = scaledLeft.subarray(k * N, (k + 1) * N);
@@ -77,7 +77,7 @@ function segment(make: AdapterMaker<Settings>) {
   return { right, left, member: clusters(left, N, r, subspaces) };
 }
 
-/** Rows that span what a cluster's left singular vectors span most of: [subspaceRank, r]. */
+/** Rows that span most of a cluster's left singular vectors: [subspaceRank, r]. */
 function span(
   make: AdapterMaker<Settings>,
   left: Float64Array,
@@ -98,14 +98,14 @@ function span(
 }
 
 /**
- * Several small subspaces in place of one: the outputs are clustered by their left singular vectors, and
- * each cluster has factors of its own within the leading right singular vectors of the base weight:
- * `ΔW` of the outputs of cluster i is `b_i · a_i · basis`, with basis [r, K] frozen, a_i [subspaceRank, r] and b_i
- * [outputs, subspaceRank]. `a` holds the clusters' rows one after another, `b` the outputs' in their own order;
- * the table `subspace` says which cluster an output is in.
+ * Several small subspaces instead of one: the outputs are clustered by their left singular vectors, and each
+ * cluster has its own factors within the leading right singular vectors of the base weight: `ΔW` of the outputs of
+ * cluster i is `b_i · a_i · basis`, with basis [r, K] frozen, a_i [subspaceRank, r] and b_i [outputs,
+ * subspaceRank]. `a` holds the clusters' rows one after another, `b` the rows of the outputs in their original
+ * order. The table `subspace` gives the cluster of each output.
  *
- * With `withBias` the basis has a column for the bias too (`basisBias`), as in PEFT, whose folders do not
- * hold the clusters: an adapter of one is made by `from` with the table of the run.
+ * With `withBias` the basis has a column for the bias too (`basisBias`), as in PEFT. PEFT's folders do
+ * not store the clusters: `from` makes an adapter from one with the table of the training run.
  */
 export const adamss = defineAdapter({
   method: 'adamss',

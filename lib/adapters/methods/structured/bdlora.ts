@@ -13,7 +13,8 @@ const named = (patterns: readonly string[] | null | undefined, module: string): 
   (patterns ?? []).some((pattern) => module.includes(pattern));
 
 /**
- * The side that a config names for a module; PEFT has no layer of both, and of neither only where the config allows it.
+ * The side that a config names for a module. PEFT has no layer with both sides, and one with neither only if the config
+ * allows it.
  * @throws ERR_FILE
  */
 function sideOf(config: BdConfig, module: string): 'a' | 'b' | 'none' {
@@ -28,10 +29,9 @@ function sideOf(config: BdConfig, module: string): 'a' | 'b' | 'none' {
 }
 
 /**
- * LoRA with one block-diagonal factor, so that layers cut across devices need no further exchange:
- * `y = x·wᵀ + scaling · (dropout(x)·loraAᵀ)·loraBᵀ`, where `side: 'a'` makes loraA block-diagonal (its
- * blocks below each other, [r, K / blocks]) and `'b'` loraB ([N, r / blocks]). `'none'` is plain LoRA, for layers
- * beside such.
+ * LoRA with one block-diagonal factor, so that layers split across devices need no further exchange:
+ * `y = x·wᵀ + scaling · (dropout(x)·loraAᵀ)·loraBᵀ`, where `side: 'a'` makes loraA block-diagonal (its blocks
+ * stacked, [r, K / blocks]) and `'b'` loraB ([N, r / blocks]). `'none'` is plain LoRA, for layers next to these.
  */
 export const bdlora = defineAdapter({
   method: 'bdlora',
@@ -45,7 +45,7 @@ export const bdlora = defineAdapter({
   }),
   check: ({ N, K, config: { r, blocks, side } }) => {
     if (side === 'none') return undefined;
-    if (side !== 'a' && side !== 'b') return ['side', "'a', 'b' or 'none'", `'${side}'`];
+    if (side !== 'a' && side !== 'b') return ['side', 'a, b or none', `"${side}"`];
     const [name, width] = side === 'a' ? ['K', K] : ['N', N];
     return blocks > 0 && r % blocks === 0 && width % blocks === 0
       ? undefined

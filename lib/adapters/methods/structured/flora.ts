@@ -3,9 +3,9 @@ import { defineAdapter } from '../../definition/method.js';
 
 /**
  * A multiplicative update of rank r: `y = Σᵢ aᵢ ⊙ ((bᵢ ⊙ x) · wᵀ) + bias`, that is `w ⊙ (aᵀ · b)` without
- * forming it, at r products with the base weight. The first row of each starts at 1, the others of a
- * at 0. The paper gives every example of a batch its own pair: one adapter for each, or a batch of
- * one.
+ * forming it, with r products with the base weight. The first row of each factor starts at 1, the other
+ * rows of a at 0. In the paper every example of a batch has its own pair: use one adapter for each, or a
+ * batch of one.
  */
 export const flora = defineAdapter({
   method: 'flora',

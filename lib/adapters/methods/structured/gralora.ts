@@ -4,8 +4,8 @@ import { defineAdapter } from '../../definition/method.js';
 /**
  * Granular LoRA: w in k × k blocks, each with an adapter of rank r / k. With x in k parts,
  * `h_i = x_i · graA_i` [r]; part j of every h_i, side by side, is the input of `graB_j` [r, N / k], which
- * writes outputs j: `y = x·wᵀ + loraAlpha / (r + hybridR) · (… + (x·generalAᵀ)·generalBᵀ)`, the last term an
- * ordinary LoRA of rank hybridR, where that is above 0.
+ * gives outputs j: `y = x·wᵀ + loraAlpha / (r + hybridR) · (… + (x·generalAᵀ)·generalBᵀ)`. The last term is
+ * an ordinary LoRA of rank hybridR, if that is above 0.
  */
 export const gralora = defineAdapter({
   method: 'gralora',
@@ -33,7 +33,7 @@ export const gralora = defineAdapter({
   }),
   prepare: ({ config: { r, k }, device }) => {
     const part = r / k;
-    // [k, k, part] with its first two dimensions exchanged.
+    // [k, k, part] with its first two dimensions swapped.
     const index = Int32Array.from({ length: k * r }, (_, at) => {
       const [j, i] = [Math.floor(at / r), Math.floor((at % r) / part)];
       return i * r + j * part + (at % part);

@@ -4,8 +4,8 @@ import { defineAdapter } from '../../definition/method.js';
 import { patternOf } from '../../parts/scaling.js';
 
 /**
- * A low-rank product that rescales the base weight entry by entry: `ΔW = w ⊙ (hiraB · hiraA)`, of high
- * rank. Made tile by tile from rows of the base, which are decoded as they are needed.
+ * A low-rank product that rescales the base weight entry by entry: `ΔW = w ⊙ (hiraB · hiraA)`, which
+ * has a high rank. It is made tile by tile from rows of the base, which are decoded on demand.
  */
 export const hira = defineAdapter({
   method: 'hira',

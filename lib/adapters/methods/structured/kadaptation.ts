@@ -2,15 +2,16 @@ import { FeatureMap } from '../../../ops/feature-map.js';
 import { defineAdapter } from '../../definition/method.js';
 
 /**
- * A sum of Kronecker products with rank-one right factors: `ΔW = scale · Σᵢ leftᵢ ⊗ (uᵢ · vᵢᵀ)`, leftᵢ [n, n] shared by the
- * layers of one kind and size, u [N/n, terms] and v [terms, K/n] of the layer. `y = x·wᵀ + x · ΔWᵀ`, without forming ΔW: x
- * in n parts is projected on each v, mixed over the parts by each leftᵢ, and spread along each u.
+ * A sum of Kronecker products with rank-one right factors: `ΔW = scale · Σᵢ leftᵢ ⊗ (uᵢ · vᵢᵀ)`, with leftᵢ [n, n] shared
+ * by the layers of one kind and size, and u [N/n, terms] and v [terms, K/n] of the layer. `y = x·wᵀ + x · ΔWᵀ`, without
+ * forming ΔW: x in n parts is projected on each v, mixed over the parts by each leftᵢ, and spread along each u.
  *
  * Sizes and scale are those of the authors' program (github.com/eric-ai-lab/PEViT): n = 32 with as many terms, leftᵢ of
- * rank one (`leftA` [terms, n, leftRank], `leftB` [terms, leftRank, n]), scale 128 / 4 · 5. With `leftRank: 0` leftᵢ is a
- * whole matrix (`left` [terms, n, n]), as in the paper. Where the program differs from the paper in more, the paper is
- * followed: it has no bias of its own and drops no entries of ΔW. The program starts u and v at zero, from where neither
- * moves; here v starts as Glorot has it, u at zero. {@link AdapterMethod.createAll} makes layers that share.
+ * rank one (`leftA` [terms, n, leftRank], `leftB` [terms, leftRank, n]), scale 128 / 4 · 5. With `leftRank: 0`, leftᵢ is
+ * a full matrix (`left` [terms, n, n]), as in the paper. Where the program and the paper differ further, the method
+ * follows the paper: it has no bias of its own and drops no entries of ΔW. The program starts u and v at zero, where both
+ * gradients vanish; here v has Glorot's initial values, and u is zero. {@link AdapterMethod.createAll} makes layers that
+ * share.
  */
 export const kadaptation = defineAdapter({
   method: 'kadaptation',
@@ -45,7 +46,7 @@ export const kadaptation = defineAdapter({
         ? { leftA: make.uniform('leftA', 0.01), leftB: make.uniform('leftB', 0.01) }
         : { left: make.uniform('left', 0.01) }),
       u: make.zeros('u'),
-      // Of a matrix [K/n, 1], with a gain of the root of 2.
+      // For a matrix [K/n, 1], with a gain of √2.
       v: make.uniform('v', Math.sqrt(12 / (1 + K / n))),
     };
   },

@@ -1,7 +1,7 @@
 import { defineAdapter } from '../../definition/method.js';
 import { factorsOf, type KroneckerSizes, kroneckerLinear, kroneckerMaps } from './kronecker.js';
 
-/** The factors' sizes from those of the left one. */
+/** The sizes of both factors, from those of the left one. */
 function sizesOf(N: number, K: number, config: { leftN: number; leftK: number }): KroneckerSizes {
   const a = config.leftN > 0 ? config.leftN : factorsOf(N, -1)[0];
   const c = config.leftK > 0 ? config.leftK : factorsOf(K, -1)[0];
@@ -9,8 +9,8 @@ function sizesOf(N: number, K: number, config: { leftN: number; leftK: number })
 }
 
 /**
- * Kronecker adapter: `y = x·wᵀ + scale · x·(kronA ⊗ kronB)ᵀ`, kronA [leftN, leftK], kronB
- * [N / leftN, K / leftK]; 0 takes the divisor below the root. The product is never formed.
+ * Kronecker adapter: `y = x·wᵀ + scale · x·(kronA ⊗ kronB)ᵀ`, kronA [leftN, leftK], kronB [N /
+ * leftN, K / leftK]; 0 selects the largest divisor up to the root. The product is never formed.
  */
 export const krona = defineAdapter({
   method: 'krona',

@@ -12,7 +12,7 @@ export interface KroneckerSizes {
   readonly d: number;
 }
 
-/** Matrices [c, b] and [b, a], flattened, to their transposes. */
+/** Transposes flattened matrices [c, b] and [b, a]. */
 export interface KroneckerMaps {
   readonly middle: FeatureMap;
   readonly last: FeatureMap;
@@ -26,8 +26,8 @@ export function kroneckerMaps({ a, b, c }: KroneckerSizes, device: Device): Kron
 }
 
 /**
- * `x·wᵀ + bias + scaling · x·(left ⊗ right)ᵀ` without the product: x as a matrix [c, d], of which
- * `left · X · rightᵀ` [a, b] is taken.
+ * `x·wᵀ + bias + scaling · x·(left ⊗ right)ᵀ` without forming the product: with x as a matrix X [c,
+ * d], it computes `left · X · rightᵀ` [a, b].
  */
 export function kroneckerLinear(
   t: Tape,
@@ -48,8 +48,8 @@ export function kroneckerLinear(
 }
 
 /**
- * Two factors of a width, the smaller one first: `factor` and the rest where it is a divisor, else the
- * largest pair of divisors near the root whose smaller one is at most `factor` (−1: any).
+ * Two factors of a width, the smaller one first: `factor` and the quotient if it is a divisor,
+ * otherwise the pair of divisors nearest the root whose smaller one is at most `factor` (−1: any).
  */
 export function factorsOf(width: number, factor: number): readonly [number, number] {
   if (factor > 0 && width % factor === 0) return [factor, width / factor];

@@ -6,8 +6,8 @@ import { patternOf } from '../../parts/scaling.js';
 import { rightFactor, tuckerMaps } from './tucker.js';
 
 /**
- * ABBA (Singhal et al., 2025, arXiv:2505.14238) in PEFT's config: the same formula, in which each of the two
- * products is scaled by `alpha / √r`.
+ * ABBA (Singhal et al., 2025, arXiv:2505.14238) in PEFT's config: the same formula, with each of the two
+ * products scaled by `alpha / √r`.
  */
 function isAbba({ use_khatri_rao, init_weights }: Readonly<Record<string, unknown>>): boolean {
   if (typeof use_khatri_rao === 'boolean') return use_khatri_rao;
@@ -16,9 +16,9 @@ function isAbba({ use_khatri_rao, init_weights }: Readonly<Record<string, unknow
 
 /**
  * A Hadamard product of two low-rank products: `ΔW = loraAlpha / r · (w1A · w1B) ⊙ (w2A · w2B)`, of rank up to
- * r². The update is made and differentiated tile by tile ({@link denseUpdate}). Of a convolution
- * ({@link Im2col}) with a kernel of more than one tap the factors are Tucker's, with a core each:
- * `ΔW[n, c, τ] = loraAlpha / r · Π over s = 1, 2 of Σᵢⱼ tₛ[i, j, τ] · wₛA[i, n] · wₛB[j, c]`.
+ * r². The update is made and differentiated tile by tile ({@link denseUpdate}). For a convolution
+ * ({@link Im2col}) with a kernel of more than one tap the factors are Tucker's, with a core each: `ΔW[n, c, τ]
+ * = loraAlpha / r · Π over s = 1, 2 of Σᵢⱼ tₛ[i, j, τ] · wₛA[i, n] · wₛB[j, c]`.
  */
 export const loha = defineAdapter({
   method: 'loha',

@@ -18,12 +18,12 @@ interface LokrSize {
   };
 }
 
-/** What the factors of a layer are. */
+/** The form of a layer's factors. */
 interface LokrForm extends KroneckerSizes {
-  /** Which of them are products of rank r themselves. */
+  /** Which of them are themselves products of rank r. */
   readonly left: boolean;
   readonly right: boolean;
-  /** Input channels of w2, of which each has so many taps. */
+  /** Input channels of w2, and the taps of each. */
   readonly channels: number;
   readonly taps: number;
   /** w2 is a Tucker product. */
@@ -42,8 +42,8 @@ function formOf({ N, K, config }: LokrSize): LokrForm {
 }
 
 /**
- * The kernel of a stored layer: that of w2 or of its core, or, where w2 is cut into two matrices, the fewest
- * taps with which w1 has as many columns as it has.
+ * The kernel of a stored layer: that of w2 or of its core, or, if w2 is split into two matrices, the fewest
+ * taps that fit the number of columns of w1.
  */
 function kernelOf(
   factor: number,
@@ -59,17 +59,17 @@ function kernelOf(
   return [1, 1];
 }
 
-/** A factor as it is, or from its two parts. */
+/** A factor itself, or the product of its two parts. */
 const whole = (t: Tape, cut: boolean, full: Value, a: Value, b: Value): Value =>
   cut ? t.product(a, b) : full;
 
 /**
- * Low-rank Kronecker product: `y = x·wᵀ + loraAlpha / r · x·(w1 ⊗ w2)ᵀ`, w1 [a, c] and w2 [b, d] with
- * a·b = N, c·d = K. Widths are cut by `factor`, or near their roots (−1). w2 is `w2A·w2B` of rank r where
- * that is smaller (`r < max(b, d) / 2`), and so is w1 with `decomposeBoth`. The product is never formed.
+ * Low-rank Kronecker product: `y = x·wᵀ + loraAlpha / r · x·(w1 ⊗ w2)ᵀ`, w1 [a, c] and w2 [b, d] with a·b
+ * = N, c·d = K. Widths are split by `factor`, or near their roots (−1). w2 is `w2A·w2B` of rank r if that
+ * is smaller (`r < max(b, d) / 2`), and so is w1 with `decomposeBoth`. The product is never formed.
  *
- * Of a convolution ({@link Im2col}) with a `kernel` of more than one tap c·d are its channels, and w2 has the
- * taps: [b, d, ...kernel], w2B [r, d · taps], or with `tucker` a core, `w2[n, c, τ] = Σᵢⱼ t2[i, j, τ] · w2A[i, n] · w2B[j, c]`.
+ * For a convolution ({@link Im2col}) with a `kernel` of more than one tap, c·d are its channels, and w2 has the taps: [b, d,
+ * ...kernel], w2B [r, d · taps], or with `tucker` a core, `w2[n, c, τ] = Σᵢⱼ t2[i, j, τ] · w2A[i, n] · w2B[j, c]`.
  */
 export const lokr = defineAdapter({
   method: 'lokr',

@@ -2,9 +2,9 @@ import { defineAdapter } from '../../definition/method.js';
 import { scalingOf } from '../../parts/scaling.js';
 
 /**
- * An ensemble of small adapters: each of `minis` pairs sees its part of the features and writes its
- * part of the outputs, `y = x·wᵀ + loraAlpha / r · blockdiag(loraB_i · loraA_i) · dropout(x)`, which has the
- * rank `minis · r`.
+ * An ensemble of small adapters: each of `minis` pairs sees its part of the features and gives its part of
+ * the outputs, `y = x·wᵀ + loraAlpha / r · blockdiag(loraB_i · loraA_i) · dropout(x)`, which has the rank
+ * `minis · r`.
  */
 export const melora = defineAdapter({
   method: 'melora',

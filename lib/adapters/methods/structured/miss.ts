@@ -10,7 +10,7 @@ import { defineAdapter } from '../../definition/method.js';
 
 const kForms: readonly string[] = ['plain', 'bat', 'mini'];
 
-/** The smallest common multiple. */
+/** The least common multiple. */
 function commonMultiple(a: number, b: number): number {
   let [x, y] = [a, b];
   while (y !== 0) [x, y] = [y, x % y];
@@ -19,7 +19,7 @@ function commonMultiple(a: number, b: number): number {
 
 /**
  * `x · (w · D)ᵀ` of the Bat form: row block q of w times D_q, within every column block. The product is
- * as large as w; it is made tile by tile from rows of w ({@link denseUpdate}).
+ * as large as w. It is made tile by tile from rows of w ({@link denseUpdate}).
  * @param blocks D, [N / r, r, r]
  */
 function throughBlocks(t: Tape, x: Value, w: BaseWeight, blocks: Value): Value {
@@ -32,7 +32,7 @@ function throughBlocks(t: Tape, x: Value, w: BaseWeight, blocks: Value): Value {
     rows: { d: t.reshape(blocks, [N, r]) },
     tile: (tape, { d }, begin, end) => {
       const count = (end - begin) / r;
-      // Products with identities bring the row blocks side by side: [r, count, ...].
+      // Products with identities put the row blocks side by side: [r, count, ...].
       const eyes = Float32Array.from({ length: r * count * r }, (_, at) =>
         Math.floor(at / (count * r)) === at % r ? 1 : 0,
       );
@@ -47,10 +47,10 @@ function throughBlocks(t: Tape, x: Value, w: BaseWeight, blocks: Value): Value {
 
 /**
  * Matrix shard sharing: one block missD [r, N] for every r input features,
- * `y = x·wᵀ + (Σ_i x_i)·missD`, x_i the runs of r features of x, the last filled up with zeros.
+ * `y = x·wᵀ + (Σ_i x_i)·missD`, where x_i are the runs of r features of x, the last padded with zeros.
  * Forms: `plain`; `mini`, in which missD [r, miniR] is repeated over the outputs; and `bat`, in which each
- * r × r block of w also goes through the block of its rows, `w_qp + w_qp·D_q + D_q` with missD
- * [N / r, r, r]. Bat makes an update of the size of w in every pass, in tiles, and has no dropout.
+ * r × r block of w is also multiplied by the block of its rows, `w_qp + w_qp·D_q + D_q` with missD [N / r,
+ * r, r]. Bat makes an update of the size of w in every pass, in tiles, and has no dropout.
  */
 export const miss = defineAdapter({
   method: 'miss',
@@ -62,7 +62,7 @@ export const miss = defineAdapter({
     missD: form === 'bat' ? [N / r, r, r] : [r, form === 'mini' ? miniR : N],
   }),
   check: ({ N, K, config: { r, form, miniR } }) => {
-    if (!kForms.includes(form)) return ['form', `one of ${kForms.join(', ')}`, `'${form}'`];
+    if (!kForms.includes(form)) return ['form', `one of ${kForms.join(', ')}`, `"${form}"`];
     if (!(r > 0)) return ['r', 'above 0', String(r)];
     if (form === 'mini' && !(miniR > 0 && N % miniR === 0)) {
       return ['miniR', `a divisor of N (${N})`, String(miniR)];

@@ -2,16 +2,16 @@ import { Tensor } from '../../../core/tensor.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 import { defineAdapter } from '../../definition/method.js';
 
-/** What MoRA folds features with. */
+/** How MoRA folds features. */
 type Kind = 'rotation' | 'sharing';
 
-/** Side of the square matrix: as many values as a LoRA of rank r, to the nearest, and even where it is rotated. */
+/** Side of the square matrix: as many values as a LoRA of rank r, rounded to the nearest, and even for rotation. */
 function sideOf(N: number, K: number, r: number, kind: string): number {
   const side = Math.max(1, Math.floor(Math.sqrt((N + K) * r) + 0.5));
   return kind === 'rotation' ? Math.max(2, side - (side % 2)) : side;
 }
 
-/** Cosines and sines of the angles `block · 10000^(-2i / side)`, as rotary embeddings have them. */
+/** Cosines and sines of the angles `block · 10000^(-2i / side)`, as in rotary embeddings. */
 function angles(blocks: number, side: number, f: (angle: number) => number): Float32Array {
   return Float32Array.from({ length: blocks * side }, (_, at) => {
     const pair = (at % side) % (side / 2);
@@ -20,14 +20,14 @@ function angles(blocks: number, side: number, f: (angle: number) => number): Flo
 }
 
 /**
- * High-rank updating: a square matrix [side, side] in place of two thin ones, with as many values:
- * `y = x·wᵀ + decompress(compress(x)·matrixᵀ)`, without parameters in either; side is the root of (N + K) · r, to the nearest.
- * In both kinds x is cut into blocks of side features, the last filled up from the beginning of x. Of kind `sharing` (the
- * paper's equation 6) the blocks are added, and output n is n mod side. Of kind `rotation` (equation 9; an even side)
- * each block is rotated by its number as rotary embeddings rotate a position, and goes through the matrix for itself;
- * output n is n modulo all blocks' outputs.
+ * High-rank updating: a square matrix [side, side] instead of two thin ones, with as many values:
+ * `y = x·wᵀ + decompress(compress(x)·matrixᵀ)`. Neither compress nor decompress has parameters, and side is the nearest
+ * integer to the root of (N + K) · r. In both kinds x is cut into blocks of side features, the last padded from the beginning
+ * of x. For the kind `sharing` (the paper's equation 6) the blocks are added, and output n is element n mod side. For
+ * `rotation` (equation 9; side is even) each block is rotated by its number, as rotary embeddings rotate by a position, and
+ * multiplied by the matrix separately; output n is element n modulo the number of all blocks' outputs.
  *
- * The rounding of side, and what the last block is filled up with, are those of the authors' program
+ * The rounding of side and the padding of the last block are those of the authors' program
  * (github.com/kongds/MoRA, its types 1 and 6); the paper rounds side down.
  */
 export const mora = defineAdapter({
@@ -43,7 +43,7 @@ export const mora = defineAdapter({
   check: ({ config: { r, kind } }) => {
     if (!(r > 0)) return ['r', 'above 0', String(r)];
     const kinds: readonly string[] = ['rotation', 'sharing'] satisfies Kind[];
-    return kinds.includes(kind) ? undefined : ['kind', kinds.join(' or '), `'${kind}'`];
+    return kinds.includes(kind) ? undefined : ['kind', kinds.join(' or '), `"${kind}"`];
   },
   init: (make) => ({ matrix: make.zeros('matrix') }),
   prepare: ({ N, K, config: { r, kind }, device }) => {
@@ -65,7 +65,7 @@ export const mora = defineAdapter({
       const within = k % side;
       return (k - within + ((within + side / 2) % side)) % K;
     });
-    // The half that comes first is subtracted.
+    // The first half is subtracted.
     const signed = (angle: number): number => Math.sin(angle);
     const sines = angles(blocks, side, signed).map((v, k) => (k % side < side / 2 ? -v : v));
     const open = Int32Array.from({ length: N }, (_, n) => n % width);

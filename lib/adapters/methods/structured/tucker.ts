@@ -1,6 +1,6 @@
 /**
- * Factors of a convolution's update by its taps: the core of a Tucker product beside them (FedPara's
- * proposition 3, as LyCORIS and PEFT have it).
+ * Factors of a convolution's update with a core over its taps, as in a Tucker product (FedPara's
+ * proposition 3, as in LyCORIS and PEFT).
  */
 
 import type { Value } from '../../../autograd/gradient-tape.js';
@@ -8,7 +8,7 @@ import type { Tape } from '../../../autograd/tape.js';
 import type { Device } from '../../../core/device.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
 
-/** Features of a core and of its product, to their transposes. */
+/** Transposes the features of a core and of its product. */
 export interface TuckerMaps {
   readonly inner: FeatureMap;
   readonly outer: FeatureMap;
