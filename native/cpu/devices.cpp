@@ -1,6 +1,6 @@
-/// The two host devices of the registry: "cpu" with the best kernels that run here, and
+/// The two host devices of the registry: "cpu" with the best kernels that run on this machine, and
 /// "reference" with plain loops. Both are made on first use and never destroyed: their threads
-/// outlive every environment, and a process may end in the middle of a kernel.
+/// outlive every environment, and a process may end while a kernel runs.
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kMaxThreads = 256;
 
-/// Value of the first of these environment variables that holds a positive number, else the cores.
+/// The first of these environment variables that holds a positive number, otherwise the cores.
 int ThreadsFromEnvironment() {
   for (const char* name : {"LOWRANK_NUM_THREADS", "OMP_NUM_THREADS"}) {
     const char* value = std::getenv(name);

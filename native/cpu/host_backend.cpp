@@ -23,8 +23,7 @@ Status HostBackend::Ready() const {
   return Status(Code::kDevice, "device: '" + info_.device + "' is not available: " + info_.reason);
 }
 
-// In a forked child the lock of memory_ may be held by a thread that stayed in the parent, for
-// ever.
+// In a forked child the lock of memory_ may be held forever, by a thread that stayed in the parent.
 MemoryUsage HostBackend::Memory() const {
   return queue_.home().orphaned() ? MemoryUsage() : memory_.usage();
 }

@@ -1,5 +1,5 @@
 /// A device in host memory: a queue, a table of kernels, and memory. "cpu" and "reference" are two
-/// of these with different tables.
+/// instances with different tables.
 #pragma once
 
 #include <memory>

@@ -13,19 +13,19 @@ namespace lowrank::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// What may stay cached; beyond it the blocks that were freed first go back to the system.
+// The limit of the cache. Beyond it the oldest freed blocks go back to the system.
 constexpr size_t kCacheLimit = size_t{64} << 20;
 
-// Blocks this small are cut from malloc's own, which costs a fifth of aligned_alloc; the address of
-// the whole stands before the block. Freed, they stay in malloc's bins.
+// Blocks this small come from malloc itself, which costs a fifth of aligned_alloc. The address of
+// the allocation is stored before the block. When freed, they stay in malloc's bins.
 constexpr size_t kCutUpTo = 960;
-// Larger ones are kept here: freed, they may be the end of malloc's heap, which then goes back to
-// the system, so that the next is a page fault. With huge pages for malloc (GLIBC_TUNABLES) that
-// clears 2 MiB, up to 2 ms on a virtual machine, in the thread that calls.
+// Larger blocks are cached here. Freeing one may shrink malloc's heap, so that the next allocation
+// page-faults. With huge pages for malloc (GLIBC_TUNABLES) that clears 2 MiB, up to 2 ms on a
+// virtual machine, in the calling thread.
 constexpr size_t kCacheFrom = kCutUpTo + 1;
 
 #if defined(__SANITIZE_ADDRESS__)
-constexpr bool kExact = true;  // a byte too far must be seen: neither rounding nor reuse
+constexpr bool kExact = true;  // out-of-bounds bytes must be detected: neither rounding nor reuse
 #else
 constexpr bool kExact = false;
 #endif
@@ -61,7 +61,8 @@ void FreeBlock(void* data, size_t rounded) {
 
 }  // namespace
 
-/// The block of that size that was freed last: it is the likeliest to be in the processor's cache.
+/// The most recently freed block of that size, which is the most likely to be in the processor's
+/// cache.
 void* HostMemory::TakeCached(size_t rounded) {
   const auto after = by_size_.upper_bound(rounded);
   if (after == by_size_.begin()) return nullptr;
@@ -74,11 +75,11 @@ void* HostMemory::TakeCached(size_t rounded) {
   return data;
 }
 
-/// Makes room for a freed block and keeps it; false where it has to go back to the system.
+/// Makes room for a freed block and keeps it. Returns false if it must go back to the system.
 bool HostMemory::Keep(void* data, size_t rounded) {
   if (kExact || rounded < kCacheFrom || rounded > kCacheLimit) return false;
   while (cached_bytes_ + rounded > kCacheLimit) DropOldest();
-  // Called from destructors, so that memory for the entry may be refused but not thrown for.
+  // Called from destructors, so failing to allocate the entry must not throw.
   try {
     cached_.push_back({data, rounded});
     try {
@@ -96,7 +97,7 @@ bool HostMemory::Keep(void* data, size_t rounded) {
 
 void HostMemory::DropOldest() {
   const auto [data, rounded] = cached_.front();
-  // Those of one size are in the order of their age.
+  // Blocks of one size are ordered by age.
   by_size_.erase(by_size_.lower_bound(rounded));
   cached_.pop_front();
   cached_bytes_ -= rounded;

@@ -1,6 +1,6 @@
 /// Memory of a host device: 64-byte aligned blocks, exact counters, and a small cache of freed
-/// blocks, because the page faults of a fresh 16 MB result cost as much as a tenth of its matmul.
-/// Those that were freed last stay: a dense weight that was let go leaves room for activations.
+/// blocks, because the page faults of a new 16 MB result cost a tenth of its matmul. The most
+/// recently freed blocks stay: a freed dense weight makes room for activations.
 #pragma once
 
 #include <cstddef>
@@ -12,12 +12,12 @@
 
 namespace lowrank::cpu {
 
-/// Huge pages save TLB misses where a block covers several of them.
+/// Huge pages save TLB misses if a block covers several of them.
 constexpr size_t kHugePage = size_t{2} << 20;
 
 class HostMemory {
  public:
-  /// Null where the machine has no more, after the cache was given back.
+  /// Returns null if the machine has no more memory, even after the cache was emptied.
   void* Allocate(size_t bytes);
   void Free(void* data, size_t bytes);
   MemoryUsage usage() const;
@@ -36,8 +36,8 @@ class HostMemory {
 
   mutable std::mutex mutex_;
   MemoryUsage usage_;
-  std::list<Cached> cached_;            // the oldest first
-  std::multimap<size_t, Age> by_size_;  // by rounded size, those of one size the oldest first
+  std::list<Cached> cached_;            // oldest first
+  std::multimap<size_t, Age> by_size_;  // by rounded size; blocks of one size oldest first
   size_t cached_bytes_ = 0;
 };
 

@@ -8,8 +8,8 @@
 
 namespace lowrank::cpu {
 
-/// What a running op may use. `cancel` may be null; a kernel polls it once a tile and then returns
-/// kCancelled.
+/// What a running op may use. `cancel` may be null. A kernel polls it once per tile and then
+/// returns kCancelled.
 struct RunContext {
   ThreadPool* pool;
   const CancelToken* cancel;
@@ -17,7 +17,7 @@ struct RunContext {
 };
 
 struct KernelTable {
-  const char* isa;  // as LOWRANK_ISA names it: kernel_select.cpp has them all
+  const char* isa;  // the name in LOWRANK_ISA; kernel_select.cpp lists all
 #define LOWRANK_KERNEL_MEMBER(Name, member) \
   Status (*member)(const Name##Op& op, const RunContext& context);
   LOWRANK_FOR_EACH_OP(LOWRANK_KERNEL_MEMBER)
@@ -27,12 +27,12 @@ struct KernelTable {
 /// Plain loops with double accumulation: the device "reference".
 extern const KernelTable kReferenceKernels;
 
-/// The best table that this processor runs, or the one that `forced_isa` (LOWRANK_ISA; may be null)
-/// names. Null with a `reason` in words when that one is unknown or cannot run here.
+/// The best table that this processor can run, or the one that `forced_isa` (LOWRANK_ISA; may be
+/// null) names. Null, with a `reason` in words, if that one is unknown or cannot run here.
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason);
 
-/// The sets before `isa`, best first, and why each is not used: "avx512-amx: the processor has no
-/// amx-tile". `forced_isa` as above.
+/// The sets better than `isa`, best first, and why each is not used: "avx512-amx: the processor has
+/// no amx-tile". `forced_isa` as above.
 std::vector<std::string> BetterKernels(const char* isa, const char* forced_isa);
 
 }  // namespace lowrank::cpu

@@ -21,8 +21,8 @@ constexpr size_t kPage = 4096;
 #if defined(__linux__)
 int CurrentCore() { return sched_getcpu(); }
 
-/// Moves the calling thread off `core` where it may run elsewhere: its mask without that core moves
-/// it at once, and is given back at once.
+/// Moves the calling thread off `core` if it may run elsewhere: a mask without that core moves it
+/// at once, and the mask is restored at once.
 void LeaveCore(int core) {
   cpu_set_t allowed;
   if (core < 0 || core >= CPU_SETSIZE || sched_getcpu() != core) return;
@@ -46,7 +46,7 @@ ThreadPool::ThreadPool(int threads) : asked_(threads) {
     try {
       workers_.emplace_back([this] { WorkerLoop(); });
     } catch (const std::exception&) {
-      // The system gives no more threads, or memory for one: work with those there are.
+      // The system gives no more threads, or no memory for one: work with the existing ones.
       more = false;
     }
   }
@@ -86,12 +86,12 @@ void ThreadPool::Run(int64_t tasks, TaskFn fn, const void* context) {
     job_.store(number << 16 | kOpen, std::memory_order_release);
   }
   wake_.notify_all();
-  // Lets a worker that was woken on this core leave it.
+  // Lets a woken worker leave this core.
   std::this_thread::yield();
   Drain();
   const uint64_t joined = job_.fetch_and(~kOpen, std::memory_order_acq_rel) & kJoined;
   const auto all_left = [&] { return left_.load(std::memory_order_acquire) == joined; };
-  // With more threads than cores the one waited for may need this core.
+  // With more threads than cores, the awaited one may need this core.
   while (!SpinUntil(all_left)) std::this_thread::yield();
 }
 
@@ -108,8 +108,8 @@ void ThreadPool::WorkerLoop() {
       wake_.wait(lock, called);
     }
     if (stop_.load(std::memory_order_acquire)) return;
-    // A woken worker often finds itself where the caller runs, and the system takes milliseconds to
-    // see that another core is idle. One that comes too late moves for the next job.
+    // A woken worker often lands on the caller's core, and the system takes milliseconds to notice
+    // an idle one. A worker that comes too late moves for the next job.
     LeaveCore(caller_core_.load(std::memory_order_relaxed));
     uint64_t job = job_.load(std::memory_order_acquire);
     while ((job & kOpen) != 0 &&
@@ -149,7 +149,7 @@ void* Scratch::Get(int slot, size_t bytes) {
   Buffer& buffer = buffers_[slot];
   if (buffer.bytes >= bytes) return buffer.data;
   if (buffer.chunk != nullptr) --buffer.chunk->slots;
-  // Grows by half at least, so that a slot which creeps up does not leave many pieces behind.
+  // Grows by at least half, so that a slowly growing slot does not leave many pieces behind.
   const size_t wanted = std::max(bytes, buffer.bytes + buffer.bytes / 2);
   const size_t rounded = (wanted + kPage - 1) / kPage * kPage;
   buffer = Buffer();

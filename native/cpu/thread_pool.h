@@ -1,4 +1,4 @@
-/// A pool of worker threads for fixed-block work. Which thread runs a task never affects a result:
+/// A pool of worker threads for fixed-block work. Results never depend on which thread runs a task:
 /// tasks are cut by shape, and each writes its own outputs.
 #pragma once
 
@@ -14,7 +14,7 @@ namespace lowrank::cpu {
 
 class ThreadPool {
  public:
-  /// `threads` counts the caller, which works too. There may be fewer where the system gives no
+  /// `threads` includes the caller, which works too. There may be fewer if the system gives no
   /// more.
   explicit ThreadPool(int threads);
   ~ThreadPool();
@@ -47,33 +47,35 @@ class ThreadPool {
   std::condition_variable wake_;
   std::atomic<bool> stop_{false};
 
-  // Number of the job << 16 | kOpen while there may be tasks left | workers that have joined it. A
-  // worker that comes when it is closed (it had no core before) is not waited for: on a machine
-  // that others use, or where two threads were put on one core, the rest go on without it.
+  // Number of the job << 16
+  // kOpen while tasks may be left
+  // number of workers that have joined. A worker that arrives after it is closed (it had no core
+  // before) is not waited for: on a shared machine, or with two threads on one core, the others go
+  // on without it.
   static constexpr uint64_t kOpen = 1 << 15;
   static constexpr uint64_t kJoined = kOpen - 1;
   std::atomic<uint64_t> job_{0};
-  // Of those that joined, how many are done with it.
+  // How many of those that joined have finished.
   std::atomic<uint64_t> left_{0};
 
-  // Where the thread that gave the job out runs, or -1: workers move off that core.
+  // The core of the thread that started the job, or -1: workers move off that core.
   std::atomic<int> caller_core_{-1};
 
-  // The job in progress; published by job_, for those who join it.
+  // The current job; published by job_, for the workers that join.
   TaskFn fn_ = nullptr;
   const void* context_ = nullptr;
   int64_t tasks_ = 0;
   std::atomic<int64_t> next_{0};
 };
 
-/// Memory that one thread reuses from op to op. Get() gives at least `bytes`, 64-byte aligned,
-/// uninitialised, valid until the next Get() of the same slot on this thread; nullptr when the
-/// machine has no more. `slot` tells apart buffers that are alive at the same time.
+/// Memory that one thread reuses from op to op. Get() returns at least `bytes`, 64-byte aligned,
+/// uninitialised, valid until the next Get() of the same slot on this thread; nullptr if the
+/// machine has no more. `slot` distinguishes buffers that are in use at the same time.
 ///
-/// Slots lie one after another in huge pages. In pages of 4 KiB, which the system scatters, a few
-/// hundred KiB that a kernel reads again and again fall on each other in the second-level cache:
-/// the same product was up to 15 % slower on worker threads than on the main one, whose heap the
-/// system happened to keep together.
+/// Slots are contiguous in huge pages. In 4 KiB pages, which the system scatters, a few hundred KiB
+/// that a kernel reads repeatedly collide in the second-level cache: the same product was up to 15
+/// % slower on worker threads than on the main one, whose heap the system happened to keep
+/// together.
 class Scratch {
  public:
   static constexpr int kSlots = 13;
@@ -89,8 +91,8 @@ class Scratch {
   struct Chunk {
     char* data = nullptr;
     size_t bytes = 0;
-    size_t used = 0;  // slots are cut from the front, and never given back to it
-    int slots = 0;    // that live in it
+    size_t used = 0;  // slots are cut from the front, and never returned
+    int slots = 0;    // slots in it
   };
   struct Buffer {
     void* data = nullptr;
@@ -100,8 +102,8 @@ class Scratch {
   Chunk* ChunkWithRoom(size_t bytes);
 
   Buffer buffers_[kSlots];
-  // A slot that grows moves on, and a chunk without slots is free to be filled again, so there are
-  // never more chunks than slots and the one that is being filled.
+  // A slot that grows moves, and a chunk without slots can be refilled, so there are never more
+  // chunks than slots plus the one being filled.
   Chunk chunks_[kSlots + 1];
 };
 

@@ -17,10 +17,10 @@ namespace {
 
 constexpr double kNoQuota = std::numeric_limits<double>::infinity();
 
-/// Cores of this thread's affinity mask.
+/// Number of cores in this thread's affinity mask.
 int AllowedCores() {
 #if defined(__linux__)
-  // The kernel refuses a mask that is shorter than its own.
+  // The kernel rejects a mask that is shorter than its own.
   for (int cores = CPU_SETSIZE; cores <= 1 << 16; cores *= 2) {
     cpu_set_t* const mask = CPU_ALLOC(static_cast<size_t>(cores));
     if (mask == nullptr) break;
@@ -34,7 +34,7 @@ int AllowedCores() {
   return static_cast<int>(std::thread::hardware_concurrency());
 }
 
-/// The first two words of a file; fewer where it has fewer.
+/// The first two words of a file, or fewer if it has fewer.
 std::vector<std::string> Words(const std::string& path) {
   std::vector<std::string> words;
   std::ifstream file(path);
@@ -42,7 +42,7 @@ std::vector<std::string> Words(const std::string& path) {
   return words;
 }
 
-/// Of a quota and a period in microseconds; "max" and -1 are no quota.
+/// Cores of a quota and a period in microseconds; "max" and -1 mean no quota.
 double Share(const std::string& quota, const std::string& period) {
   const double share_us = std::strtod(quota.c_str(), nullptr);
   const double period_us = std::strtod(period.c_str(), nullptr);
@@ -59,7 +59,7 @@ double QuotaOfGroup(const std::string& folder, bool unified) {
   return quota.empty() || period.empty() ? kNoQuota : Share(quota[0], period[0]);
 }
 
-/// The least of the group and of those above it. Where a container does not see its own path, the
+/// The smallest quota of the group and its ancestors. If a container does not see its own path, the
 /// mount's top is its group.
 double LeastQuota(const std::string& mount, std::string group, bool unified) {
   double least = QuotaOfGroup(mount, unified);
@@ -70,7 +70,7 @@ double LeastQuota(const std::string& mount, std::string group, bool unified) {
   return least;
 }
 
-/// Whether a list such as "cpu,cpuacct" names the controller `cpu`.
+/// Does a list such as "cpu,cpuacct" contain the controller `cpu`?
 bool NamesCpu(const std::string& controllers) {
   return ("," + controllers + ",").find(",cpu,") != std::string::npos;
 }
@@ -87,7 +87,7 @@ double QuotaOfProcess(const std::string& root) {
     const std::string group = line.substr(second + 1);
     const std::string mounts = root + "/sys/fs/cgroup";
     if (controllers.empty()) {
-      // Beside v1 the unified tree lies in a folder of its own, without this controller.
+      // With v1, the unified tree is in a separate folder, without this controller.
       least = std::min(least, LeastQuota(mounts, group, true));
     } else if (NamesCpu(controllers)) {
       least = std::min(least, LeastQuota(mounts + "/cpu", group, false));

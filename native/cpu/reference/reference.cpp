@@ -1,5 +1,5 @@
-/// The device "reference": every op as its formula, in plain loops with double accumulation and one
-/// rounding at the end.
+/// The device "reference": every op as its formula, in plain loops with double accumulation,
+/// rounded once at the end.
 #include <algorithm>
 #include <cmath>
 #include <utility>
@@ -29,8 +29,8 @@ Status MatmulInputGrad(const MatmulInputGradOp& op, const RunContext& context) {
   return Status();
 }
 
-/// Codes and absmax of `values` in blocks, under the rule of FormatRow; absmax is appended. `first`
-/// is the index of values[0] in the whole.
+/// Codes and absmax of `values` in blocks, by the rule of FormatRow; absmax is appended. `first` is
+/// the index of values[0] in the whole weight.
 Status QuantizeBlocks(const std::vector<float>& values, int64_t first, const FormatRow& format,
                       int64_t blocksize, const RunContext& context, std::vector<uint8_t>* codes,
                       std::vector<float>* absmax) {
@@ -58,7 +58,7 @@ Status QuantizeBlocks(const std::vector<float>& values, int64_t first, const For
   return Status();
 }
 
-/// absmax to 8 bits: the mean is taken off, the rest goes through the 8-bit map.
+/// absmax to 8 bits: the mean is subtracted, and the rest goes through the 8-bit map.
 Status QuantizeAbsmax(std::vector<float> absmax, const QuantView& out, const RunContext& context) {
   double sum = 0;
   for (const float value : absmax) sum += value;
@@ -148,7 +148,7 @@ Status Dequantize(const DequantizeOp& op, const RunContext& context) {
 
 Status Cast(const CastOp& op, const RunContext& context) {
   if (op.src.dtype == op.dst.dtype) {
-    // Not by way of double, which turns a signalling NaN into a quiet one.
+    // Not through double, which turns a signalling NaN into a quiet one.
     const int64_t bytes = static_cast<int64_t>(op.src.bytes());
     ForEach(context, bytes, [&](int64_t i) {
       static_cast<uint8_t*>(op.dst.data)[i] = static_cast<const uint8_t*>(op.src.data)[i];

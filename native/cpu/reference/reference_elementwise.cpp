@@ -6,7 +6,7 @@
 namespace lowrank::cpu::reference {
 namespace {
 
-/// view[m, n], a dimension of 1 going with every row or column; `none` where it is not present.
+/// view[m, n], with dimensions of size 1 broadcast; `none` if it is absent.
 double Spread(const TensorView& view, int64_t m, int64_t n, double none) {
   if (!view.present) return none;
   const int64_t row = view.rows == 1 ? 0 : m;

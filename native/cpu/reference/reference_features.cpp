@@ -6,7 +6,8 @@
 namespace lowrank::cpu::reference {
 namespace {
 
-/// Three matrices a block: c[i, j] = Σ_t a(i, t) · b(t, j), the elements of a and b by functions.
+/// A product of blocks: c[i, j] = Σ_t a(i, t) · b(t, j), with the elements of a and b given by
+/// functions.
 template <typename A, typename B>
 void StoreProducts(const TensorView& out, int64_t first, int64_t row_elems, int64_t rows,
                    int64_t cols, int64_t depth, const RunContext& context, const A& a, const B& b) {
@@ -33,7 +34,7 @@ Status MapFeatures(const MapFeaturesOp& op, const RunContext& context) {
     ForEach(context, map.outputs, [&](int64_t j) {
       const int64_t first = map.begin == nullptr ? j : map.begin[j];
       const int64_t last = map.begin == nullptr ? j + 1 : map.begin[j + 1];
-      // From -0, which alone changes no sum.
+      // Starts from -0, the only value that changes no sum.
       double sum = last == first ? 0.0 : -0.0;
       for (int64_t p = first; p < last; ++p) {
         const int64_t t = map.index[p];

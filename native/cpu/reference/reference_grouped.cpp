@@ -19,7 +19,7 @@ DropoutSpec DropoutOf(const AdapterRows& adapter, uint64_t seed, const TensorVie
   return dropout;
 }
 
-/// Rows of a matrix of the batch, an adapter's one after another.
+/// Rows of a matrix of the batch for one adapter, one after another.
 std::vector<double> Gather(const std::vector<double>& all, int64_t cols, const AdapterRows& adapter,
                            const AdapterTable& table) {
   std::vector<double> rows(static_cast<size_t>(adapter.count * cols));
@@ -79,7 +79,7 @@ void StoreGateGrads(const GroupedBackwardOp& op, const AdapterRows& adapter,
   });
 }
 
-/// One adapter's dh and gradients; adds its part to dx.
+/// One adapter's dh and gradients. Adds its part to dx.
 void AddBackward(const GroupedBackwardOp& op, const AdapterRows& adapter,
                  const std::vector<double>& dy_all, const RunContext& context,
                  std::vector<double>* dx) {
@@ -96,7 +96,7 @@ void AddBackward(const GroupedBackwardOp& op, const AdapterRows& adapter,
   if (op.dx.present || adapter.d_lora_a.present) {
     std::vector<double> dh =
         AdapterGrad(dy, adapter.count, adapter.lora_b, adapter.scaling, context);
-    for (double& value : dh) value = static_cast<float>(value);  // as everywhere, dh is f32
+    for (double& value : dh) value = static_cast<float>(value);  // dh is f32, as everywhere
     if (adapter.d_lora_a.present) {
       const std::vector<double> x =
           Gather(Gated(op.x, dropout, context), k_count, adapter, op.table);
@@ -154,7 +154,7 @@ Status GroupedBackward(const GroupedBackwardOp& op, const RunContext& context) {
   std::vector<double> dx;
   if (op.dx.present) dx = BaseInputGrad(op.dy, op.w, context);
   if (op.d_row_scale.present && !op.accumulate_d_row_scale) {
-    // Of the slots that are empty.
+    // For the empty slots.
     ForEach(context, op.d_row_scale.elems(),
             [&](int64_t i) { Store(op.d_row_scale, i, 0, false); });
   }

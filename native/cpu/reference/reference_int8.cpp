@@ -6,7 +6,7 @@
 namespace lowrank::cpu::reference {
 namespace {
 
-/// A row as codes, and the scale of each of its blocks.
+/// A row as codes, with the scale of each of its blocks.
 struct CodedRow {
   std::vector<int> codes;
   std::vector<float> scales;
@@ -22,7 +22,7 @@ CodedRow CodeRow(const TensorView& x, int64_t m, int64_t block) {
     float largest = 0;
     for (int64_t k = begin; k < end; ++k) {
       const float size = std::fabs(LoadElement(x.data, x.dtype, m * x.cols + k));
-      // A NaN stays: nothing is larger than it.
+      // A NaN stays, because nothing is larger.
       if (!(size <= largest)) largest = std::isnan(largest) ? largest : size;
     }
     const float scale =
@@ -37,7 +37,7 @@ CodedRow CodeRow(const TensorView& x, int64_t m, int64_t block) {
   return row;
 }
 
-/// A weight as codes of int8: those of its own codes, and the scale of a block of them.
+/// A weight as int8 codes: its own codes converted, and the scale of each block.
 struct CodedWeight {
   const QuantView& w;
   int table[256] = {};
@@ -77,7 +77,7 @@ std::vector<double> Int8Product(const TensorView& x, const QuantView& w,
       Poll(context);
       double sum = 0;
       for (int64_t k = 0; k < w.cols;) {
-        // As much of a block of x as has one scale of w.
+        // The part of a block of x that has one scale of w.
         const int64_t first = n * w.cols + k;
         const int64_t stop =
             std::min({(k / block + 1) * block, w.cols, k + w.blocksize - first % w.blocksize});

@@ -8,14 +8,14 @@
 
 namespace lowrank::cpu::reference {
 
-/// Leaves the loops of an op whose environment is closing; the op's caller catches it.
+/// Leaves the loops of an op whose environment is closing. The op's caller catches it.
 struct Stop {};
 
 inline void Poll(const RunContext& context) {
   if (context.cancelled()) throw Stop();
 }
 
-/// body(i) for i < count, with a poll every millisecond or so.
+/// Calls body(i) for i < count, and polls about every millisecond.
 template <typename Body>
 void ForEach(const RunContext& context, int64_t count, const Body& body) {
   constexpr int64_t kElems = 16384;
@@ -25,8 +25,8 @@ void ForEach(const RunContext& context, int64_t count, const Body& body) {
   }
 }
 
-/// x · wᵀ with both rounded to int8 codes (Compute::kInt8), [M · N]. The codes and their scales are
-/// those of the definition to the bit; sums are exact in a segment and in double across them.
+/// x · wᵀ with both rounded to int8 codes (Compute::kInt8), [M · N]. The codes and their scales
+/// have the bits of the definition; sums are exact within a segment and in double across segments.
 std::vector<double> Int8Product(const TensorView& x, const QuantView& w, const RunContext& context);
 
 }  // namespace lowrank::cpu::reference

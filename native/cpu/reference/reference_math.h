@@ -1,5 +1,5 @@
-/// What the formulas of the device "reference" share: operands as doubles, the gate, and products
-/// in plain loops. It shares no arithmetic with the SIMD kernels, only the decode of a code
+/// Helpers for the formulas of the device "reference": operands as doubles, the gate, and products
+/// in plain loops. It shares no arithmetic with the SIMD kernels except the decoding of a code
 /// (QuantView) and the generator, so that the two check each other.
 #pragma once
 
@@ -32,7 +32,7 @@ inline std::vector<double> Load(const TensorView& view, const RunContext& contex
 }
 
 /// Row n of the base weight. A quantised weight is decoded in f32 and rounded once to the dtype of
-/// the activations, as the peers do; a dense one is used as it is.
+/// the activations, as in PEFT and bitsandbytes; a dense one is used unchanged.
 inline void LoadWeightRow(const WeightView& w, DType activations, int64_t n,
                           std::vector<double>* row) {
   const int64_t k_count = w.cols();
@@ -43,7 +43,7 @@ inline void LoadWeightRow(const WeightView& w, DType activations, int64_t n,
   }
 }
 
-/// gate(m, k): what the adapter's view of x is multiplied by.
+/// gate(m, k): the factor of the adapter's view of x.
 class Gate {
  public:
   explicit Gate(const DropoutSpec& dropout)
@@ -65,7 +65,7 @@ class Gate {
   float kept_scale_;
 };
 
-/// gate ⊙ x; a dropped element is zero whatever it held.
+/// gate ⊙ x. A dropped element is zero whatever it held.
 inline std::vector<double> Gated(const TensorView& x, const DropoutSpec& dropout,
                                  const RunContext& context) {
   std::vector<double> values = Load(x, context);
@@ -78,7 +78,7 @@ inline std::vector<double> Gated(const TensorView& x, const DropoutSpec& dropout
   return values;
 }
 
-/// Stores `value`, added to what is there where `accumulate` asks for it.
+/// Stores `value`, plus the old value if `accumulate`.
 inline void Store(const TensorView& out, int64_t index, double value, bool accumulate) {
   if (accumulate) value += LoadElement(out.data, out.dtype, index);
   StoreElement(out.data, out.dtype, index, value);
@@ -167,7 +167,7 @@ inline std::vector<double> AdapterGrad(const std::vector<double>& dy, int64_t m_
   return dh;
 }
 
-/// The kernel, with a Stop on its way out as kCancelled.
+/// The kernel; a Stop becomes kCancelled.
 template <typename Op, Status (*kKernel)(const Op&, const RunContext&)>
 Status Run(const Op& op, const RunContext& context) {
   try {

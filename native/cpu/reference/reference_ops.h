@@ -1,4 +1,4 @@
-/// The formulas that stand in files of their own, for the table in reference.cpp.
+/// The formulas in separate files, for the table in reference.cpp.
 #pragma once
 
 #include "native/cpu/reference/reference_math.h"

@@ -1,11 +1,11 @@
-/// Operands of y = x · wᵀ for the matrix unit: rows of w are A tiles, as they lie along the
-/// summation index, and rows of x the columns of B tiles. A packed weight is decoded row by row
-/// with nothing to turn, and x is turned once for all of w.
+/// Operands of y = x · wᵀ for the matrix unit. Rows of w are A tiles, stored along the summation
+/// index, and rows of x are the columns of B tiles. A packed weight is decoded row by row without a
+/// transpose, and x is transposed once for all of w.
 ///
-///   w   [n / 16][k / 32][16 rows][16 units]      1 KiB a tile, one after another
-///   x   [m / 16][k / 32][16 units][16 columns], or as many columns as there are where fewer
+///   w   [n / 16][k / 32][16 rows][16 units]      1 KiB per tile, one after another
+///   x   [m / 16][k / 32][16 units][16 columns], or fewer columns if there are fewer
 ///
-/// Beyond the summation index both have zeros.
+/// Both are padded with zeros beyond the summation index.
 #pragma once
 
 #include "native/cpu/kernels/amx/amx_tile.h"
@@ -25,16 +25,15 @@ LOWRANK_INLINE RowPanels TilePanels(int64_t rows) {
 /// Columns of a panel of x.
 LOWRANK_INLINE int64_t TileWidth(int64_t rows_of_x) { return Min(rows_of_x, kTileRows); }
 
-/// Both halves of each lane of unit `kUnit` of a granule. Only sets of 16 lanes hold one in two
-/// vectors.
+/// Both halves of each lane of unit `kUnit` of a granule. Only sets with 16 lanes hold a granule in
+/// two vectors.
 template <int kUnit, int... kHalf>
 LOWRANK_INLINE VecP PairsOfUnit(VecP low, VecP high, std::integer_sequence<int, kHalf...>) {
   return __builtin_shufflevector(
       low, high, (ElementOf(kHalf / 2, (2 * kUnit + kHalf % 2) % kPlaces) % (4 * kVL))...);
 }
 
-/// A granule of bf16 to the order in which its codes are decoded: both vectors of pairs, lane by
-/// lane.
+/// Reorders a granule of bf16 as its codes are decoded: both vectors of pairs, lane by lane.
 LOWRANK_INLINE void SpreadPairs(const char* in, char* out) {
   typedef uint16_t Halves __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
   using Sequence = std::make_integer_sequence<int, 2 * kVL>;
@@ -44,8 +43,8 @@ LOWRANK_INLINE void SpreadPairs(const char* in, char* out) {
   *reinterpret_cast<Halves*>(out + sizeof(VecP)) = PairsOfUnit<1>(low, high, Sequence());
 }
 
-/// Rows [m0, m0 + rows) of x, at most `width`, to a panel of so many columns; `spread`: granules
-/// are in the order of DecodeTileRow.
+/// Packs rows [m0, m0 + rows) of x, at most `width`, into a panel of `width` columns. `spread`:
+/// granules are in the order of DecodeTileRow.
 static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool spread,
                             int64_t width, Unit* out) {
   const int count = static_cast<int>(rows);
@@ -84,8 +83,8 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
 }
 
 #if defined(__AVX512BF16__)
-/// Columns [k0, k0 + kc), whole granules, of one row of w, as one row of tiles from `out` on; what
-/// is `ahead` bytes after its codes is asked for.
+/// Decodes columns [k0, k0 + kc), whole granules, of one row of w into one row of tiles from `out`
+/// on. Prefetches the data `ahead` bytes after its codes.
 LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
                                   int64_t ahead, Unit* out) {
   const Table16 codebook = w.tables.nibbles;
@@ -107,7 +106,7 @@ LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, i
 }
 #endif
 
-/// The same of any row, rounded to bf16.
+/// The same for any row, rounded to bf16.
 static void CopyTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc, Unit* out) {
   const bool direct = w.dense != nullptr && w.dense->dtype == DType::kBF16 && w.AsStored();
   for (int64_t k = 0; k < kc; k += kKC) {
@@ -131,19 +130,19 @@ static void CopyTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
   }
 }
 
-/// Rows [n0, n0 + rows) of w, columns [k0, k0 + kc), as tiles of all of their groups. k0 is a
-/// multiple of kKC. after(i) runs when i of the rows are there.
+/// Rows [n0, n0 + rows) of w, columns [k0, k0 + kc), as tiles of all their groups. k0 is a multiple
+/// of kKC. after(i) runs when i of the rows are done.
 template <typename AfterFn>
 LOWRANK_INLINE void PackTileRows(const RowSource& w, int64_t n0, int64_t rows, int64_t k0,
                                  int64_t kc, Unit* out, const AfterFn& after) {
   const int64_t groups = TileGroups(kc);
   RowSource unrounded = w;
-  unrounded.round_to = DType::kF32;  // NarrowToBF16() rounds, and once is enough
+  unrounded.round_to = DType::kF32;  // NarrowToBF16() rounds, and must round only once
   for (int64_t i = 0; i < rows; after(++i)) {
     Unit* row = out + i / kTileRows * groups * kTile + i % kTileRows * kTileUnits;
 #if defined(__AVX512BF16__)
     if (w.quant != nullptr && WholeGranules(w)) {
-      // Some rows ahead, or the part of this row that comes after the others'.
+      // Some rows ahead, or the part of this row that follows the parts of the others.
       DecodeTileRow(w, n0 + i, k0, kc, kc == w.cols ? kPrefetchRows * w.cols / 2 : kc / 2, row);
       continue;
     }

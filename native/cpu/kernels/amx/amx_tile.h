@@ -2,17 +2,17 @@
 ///
 ///   C [32][32] (+)= A · B in f32, A and B pairs of bf16
 ///
-/// Tiles      2 x 2 of C (tmm0 to 3), two of A below each other (4, 5), two of B side by side
-///            (6, 7): 4 products for 4 loads
+/// Tiles      2 x 2 of C (tmm0 to 3), two of A stacked (4, 5), two of B side by side (6, 7):
+///            4 products for 4 loads
 ///            A tile   16 rows of 16 units, along the summation index
 ///            B tile   16 units of 16 columns
-/// Numerics   kTileUnits units at a time: the products of first elements are one chain of fused
-///            multiply-adds, those of second elements another, both from zero, and the sum of both
-///            is added to C. Denormals are zeros, before and after each operation. So Intel's
-///            manual defines TDPBF16PS (Instruction Set Extensions Programming Reference, chapter
-///            3); A and B may change places
-/// Budget     16 cycles a product of tiles (1024 operations a cycle), 8 a load: the products bound
-///            it while operands come from L1 or L2
+/// Numerics   kTileUnits units at a time: the products of the first elements are one chain of fused
+///            multiply-adds, those of the second elements another, both from zero. The sum of both
+///            is added to C. Denormals count as zeros, before and after each operation. This is
+///            how Intel's manual defines TDPBF16PS (Instruction Set Extensions Programming
+///            Reference, chapter 3); A and B may be swapped
+/// Budget     16 cycles per product of tiles (1024 operations a cycle), 8 per load: products are
+///            the bottleneck as long as operands come from L1 or L2
 #pragma once
 
 #include "native/cpu/kernels/pack/pack.h"
@@ -21,24 +21,24 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 constexpr int64_t kTileUnits = 16;
 constexpr int64_t kTileRows = 16;
-// Units of a tile.
+// Units in a tile.
 constexpr int64_t kTile = kTileRows * kTileUnits;
 // Elements of the summation index in a tile.
 constexpr int64_t kTileDepth = 2 * kTileUnits;
 // Rows and columns of C in a step.
 constexpr int64_t kStepRows = 2 * kTileRows;
 
-/// Where a pair of tiles lies, group after group of kTileUnits units; everything in units.
+/// The position of a pair of tiles, group after group of kTileUnits units; all in units.
 struct TileOperand {
   const Unit* data;
-  int64_t pitch;  // from a row of a tile to the next
+  int64_t pitch;  // from one row of a tile to the next
   int64_t other;  // from the first tile to the second
   int64_t step;   // from a group to the next
 };
 
 #if defined(__AMX_BF16__)
 
-/// This thread's tiles, until End(): a destructor would ask for C++'s tables of exceptions, which
+/// This thread's tiles, until End(). A destructor would need C++'s exception tables, which
 /// isa_kernels.h keeps out of these units.
 class TileSession {
  public:
@@ -47,8 +47,8 @@ class TileSession {
     rows_ = 0;
   }
 
-  /// C has 1 to kStepRows rows, and up to kTileUnits columns or two tiles of them. A new shape
-  /// clears it.
+  /// C has 1 to kStepRows rows, and up to kTileUnits columns or two tiles of them. Setting a new
+  /// shape clears it.
   LOWRANK_MEMBER_INLINE void Shape(int64_t rows, int64_t cols) {
     two_cols_ = cols > kTileUnits;
     const int64_t width = Min(cols, kTileUnits);
@@ -87,7 +87,7 @@ class TileSession {
     }
   }
 
-  /// c [kStepRows][kStepRows] = A · B of one group, units four codes with signs, sums in int32.
+  /// c [kStepRows][kStepRows] = A · B of one group. Units are four signed codes, sums are int32.
   LOWRANK_MEMBER_INLINE void Dots(const TileOperand& a, const TileOperand& b, int32_t* c) {
     if (two_cols_) {
       two_rows_ ? ProductsOfCodes<true, true>(a, b, c) : ProductsOfCodes<false, true>(a, b, c);
@@ -97,7 +97,7 @@ class TileSession {
   }
 
  private:
-  /// What was stored is in memory: GCC 12 does not know that the instructions below read it.
+  /// Makes stores visible: GCC 12 does not know that the instructions below read this memory.
   LOWRANK_INLINE void Written() { asm volatile("" : : : "memory"); }
 
   struct Config {
@@ -191,7 +191,7 @@ class TileSession {
 
 #elif defined(LOWRANK_EMULATE_TILES)
 
-/// What the results of the matrix unit are defined by, for processors without one.
+/// Defines the results of the matrix unit, for processors without one.
 class TileSession {
  public:
   void End() {}
@@ -253,7 +253,7 @@ class TileSession {
   static VecI SignedByte(VecU units, int byte) {
     return reinterpret_cast<VecI>(units << (24 - 8 * byte)) >> 24;
   }
-  // Nothing that reads or writes memory is moved across.
+  // No access to memory is moved across this.
   static void SetControl(uint32_t bits) { asm volatile("ldmxcsr %0" : : "m"(bits) : "memory"); }
   VecF LoadC(int64_t m, int64_t n) const {
     return lowrank::cpu::LOWRANK_ISA::Load(c_[m] + n * kVL);
@@ -269,7 +269,7 @@ class TileSession {
 
 #else
 
-/// No products of such a set come here.
+/// Such a set gets no products here.
 class TileSession {
  public:
   void End() {}
@@ -291,7 +291,7 @@ static void MultiplyPanels(Session& session, const Unit* a, int64_t rows, int64_
   const int64_t done = groups * kTileUnits;
   session.Add({a, ku, kTileRows * ku, kTileUnits}, {b, nr, kTileUnits, kTileUnits * nr}, groups);
   if (done < ku) {
-    // The last units beside zeros: tiles of another shape would lose C.
+    // The last units, padded with zeros: tiles of another shape would lose C.
     alignas(64) Unit last_a[kStepRows * kTileUnits] = {};
     alignas(64) Unit last_b[kTileUnits * kNR] = {};
     const size_t bytes = static_cast<size_t>(ku - done) * sizeof(Unit);

@@ -1,29 +1,30 @@
 /// y = x · dequant(w)ᵀ by the matrix unit, for any number of rows of x.
 ///
-/// A strip of rows of w is decoded to tiles and met by all rows of x, two panels at a time; a step,
-/// 32 rows of w by 32 of x, stays in the tiles over all of the summation index, and is turned when
-/// it is stored. Up to 32 rows of x are one step: then the strip is cut along the summation index
-/// as well, so that its tiles are read back from L1.
+/// A strip of rows of w is decoded to tiles and multiplied by all rows of x, two panels at a time.
+/// A step, 32 rows of w by 32 of x, stays in the tiles for the whole summation index, and is
+/// transposed when it is stored. Up to 32 rows of x are a single step: then the strip is cut along
+/// the summation index as well, so that its tiles are read back from L1.
 ///
-/// Scratch    tiles of a strip, kTileStripBytes; for up to 32 rows of x those of two parts of one
+/// Scratch    tiles of a strip, kTileStripBytes; for up to 32 rows of x, those of two parts of it
 /// Numerics   amx_tile.h, groups in ascending order; a row of y has the same bits in any batch
 /// Budget     4096 x 4096 NF4 on one core: 0.15 ms of products at M = 1 and 2.6 at M = 256 if they
-///            alone bound it. Measured: 0.8 ms of decoding, codes from L3, and 0.3 of products at
-///            M = 1, of which 0.2 run beside each other; from M = 256 on 40 % of the unit's peak or
-///            less, as panels of x come from L2 or L3 (docs/performance/amx.md)
+///            alone limited it. Measured: 0.8 ms of decoding, codes from L3, and 0.3 of products
+///            at M = 1, of which 0.2 overlap; from M = 256 on 40 % of the unit's peak or less,
+///            because panels of x come from L2 or L3 (docs/performance/amx.md)
 #pragma once
 
 #include "native/cpu/kernels/tile/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Half of a 2 MiB L2, which processors with the unit have; the rest is for a step's panels of x.
+// Half of a 2 MiB L2, the size on processors with the unit; the rest holds the panels of x for a
+// step.
 constexpr int64_t kTileStripBytes = 1 << 20;
-// Groups of a part: two buffers of 32 rows, 32 KiB, of a 48 KiB L1.
+// Groups in a part: two buffers of 32 rows, 32 KiB, of a 48 KiB L1.
 constexpr int64_t kPartGroups = 8;
 
-/// A step's C, rows of w by rows of x, to rows [m0, m1) of y's block, whose row 0 is m0. Row m of x
-/// is column m - first.
+/// Stores a step's C, rows of w by rows of x, to rows [m0, m1) of y's block, whose row 0 is m0. Row
+/// m of x is column m - first.
 LOWRANK_INLINE void StoreTurned(const float* tiles, int64_t rows_of_w, int64_t first, int64_t m0,
                                 int64_t m1, float* c, int64_t ldc) {
   for (int64_t n = 0; n < rows_of_w; n += kVL) {
@@ -47,7 +48,7 @@ LOWRANK_INLINE void StoreTurned(const float* tiles, int64_t rows_of_w, int64_t f
   }
 }
 
-/// Rows of w as tiles, and how far their products with x have come.
+/// Rows of w as tiles, and how far their products with x have progressed.
 struct TileStrip {
   const Unit* tiles = nullptr;
   int64_t n = 0;
@@ -57,8 +58,8 @@ struct TileStrip {
   int64_t done = 0;
 };
 
-/// Up to 32 rows of x: one step, so that C stays in the tiles while a strip is cut along the
-/// summation index. Products of a part run beside the decoding of the next.
+/// Up to 32 rows of x: one step. C stays in the tiles while a strip is cut along the summation
+/// index. The products of one part run in parallel with the decoding of the next.
 template <typename Session>
 LOWRANK_INLINE void AccumulateOneStep(Run& run, const PackedChunk& chunk, const RowSource& w,
                                       const Block& block, int64_t first, float* c) {
@@ -114,7 +115,7 @@ LOWRANK_INLINE void AccumulateByTiles(Run& run, const PackedChunk& chunk, const 
   const int64_t groups = TileGroups(depth);
   if (groups == 0) std::memset(c, 0, static_cast<size_t>(block.c_elems()) * sizeof(float));
   if (groups == 0) return;
-  // Where panels of x begin: a block of rows may begin inside one.
+  // Where panels of x start: a block of rows may start inside one.
   const int64_t first = block.m0 / kTileRows * kTileRows;
   if (block.m1 - first <= kStepRows) {
     AccumulateOneStep<Session>(run, chunk, w, block, first, c);

@@ -1,15 +1,15 @@
-/// Decoding of packed weights straight into B panels: the whole weight is never in memory, and the
+/// Decodes packed weights straight into B panels: the whole weight is never in memory, and the
 /// panel is written once.
 ///
-///   transposed (y = x · wᵀ)   lanes are kVL rows of w. Their codes are turned as words of 32 bits,
-///                             eight codes or four, so that a step along k is one table look-up
+///   transposed (y = x · wᵀ)   lanes are kVL rows of w. Their codes are transposed as 32-bit words,
+///                             eight or four codes each, so a step along k is one table look-up
 ///                             (levels.h: a quarter of one) and one product for kVL rows
 ///   direct (dx = dy · w)      lanes are kVL columns of one row
 ///
 /// Numerics   codebook[code] · scale rounded to f32, then once more to the activations' dtype
-/// Needs      rows that are whole bytes and, turned, of 8 bits whole words. Where a row of w does
-///            not begin with a block, each lane's scale changes at another column (UnevenScales;
-///            direct: in the middle of a vector, where K is no multiple of 16). Other K take the
+/// Needs      rows of whole bytes and, if transposed with 8 bits, whole words. If a row of w does
+///            not start with a block, each lane's scale changes at another column (UnevenScales;
+///            direct: in the middle of a vector, if K is not a multiple of 16). Other K take the
 ///            row-wise path of pack.h.
 #pragma once
 
@@ -17,10 +17,10 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows that packing asks for ahead of use: some 100 ns of decoding.
+// Number of rows by which packing prefetches: about 100 ns of decoding.
 constexpr int64_t kPrefetchRows = 24;
 
-/// By rows of w. A set without look-ups of bytes gains nothing by turning codes first.
+/// By rows of w. A set without byte look-ups gains nothing by transposing codes first.
 LOWRANK_INLINE bool DecodesTurned(const RowSource& source) {
   if (source.quant == nullptr) return false;
   if (source.quant->format->bits == 4) return source.cols % 2 == 0;
@@ -32,8 +32,9 @@ LOWRANK_INLINE bool DecodesDirect(const RowSource& source) {
   return source.quant != nullptr && (source.quant->format->bits == 8 || source.cols % 2 == 0);
 }
 
-/// Scales of rows [row, row + rows) for columns [k0, k0 + 8 groups) where every row begins with a
-/// block, as scales[group / per_scale][lane]. Returns per_scale, the groups that share one.
+/// Scales of rows [row, row + rows) for columns [k0, k0 + 8 groups) if every row starts with a
+/// block, as scales[group / per_scale][lane]. Returns per_scale, the number of groups that share
+/// one.
 LOWRANK_INLINE int64_t GatherScales(const QuantView& w, int64_t row, int rows, int64_t k0,
                                     int64_t groups, float* scales) {
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
@@ -47,11 +48,11 @@ LOWRANK_INLINE int64_t GatherScales(const QuantView& w, int64_t row, int rows, i
   return per_scale;
 }
 
-/// Scales of rows that do not begin with blocks. At a column each lane is in one of two blocks,
-/// counted from the one that its row begins in: which follows from how far into that it begins.
+/// Scales of rows that do not start with blocks. At a column each lane is in one of two blocks,
+/// counted from the block in which its row starts. The position of that start decides which.
 struct UnevenScales {
   int shift;   // a block has 2^shift pairs of columns
-  VecU start;  // pairs of the first block that lie before the first column
+  VecU start;  // pairs of the first block before the first column
   alignas(64) float scales[kKC / 32 + 2][kVL];
 
   UnevenScales(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc)
@@ -66,7 +67,7 @@ struct UnevenScales {
       }
     }
   }
-  /// Those of columns 2 pair and 2 pair + 1.
+  /// The scales of columns 2 pair and 2 pair + 1.
   LOWRANK_MEMBER_INLINE VecF At(int64_t pair) const {
     const float* here = scales[pair >> shift];
     const int64_t into = pair & ((int64_t{1} << shift) - 1);
@@ -75,9 +76,9 @@ struct UnevenScales {
   }
 };
 
-/// codes[word][lane], words of four bytes from column k0 on, little-endian, of kVL rows from `row`
-/// on, the last one standing for those past `rows`; rows are whole bytes, at most kMostDepth / 8
-/// words. What a word has past the end of a row is anything.
+/// codes[word][lane], little-endian words of four bytes from column k0 on, of kVL rows from `row`
+/// on; the last row stands for those past `rows`. Rows are whole bytes, at most kMostDepth / 8
+/// words. The content of a word past the end of a row is undefined.
 static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t row, int rows,
                                                      int64_t k0, int64_t groups, uint32_t* codes) {
   const int per_byte = w.format->bits == 4 ? 2 : 1;
@@ -86,7 +87,7 @@ static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t
   const int64_t left =
       static_cast<int64_t>(w.code_bytes()) - (row + rows - 1) * pitch - k0 / per_byte;
   uint8_t copied[kVL][kMostDepth / 2];
-  if (left < groups * 4) {  // the last word of the last row ends behind the weight
+  if (left < groups * 4) {  // the last word of the last row ends after the weight
     for (int i = 0; i < rows; ++i) {
       std::memcpy(copied[i], src + i * pitch, static_cast<size_t>(left));
       std::memset(copied[i] + left, 0, static_cast<size_t>(groups * 4 - left));
@@ -95,7 +96,7 @@ static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t
     pitch = kMostDepth / 2;
   }
   for (int64_t g = 0; g < groups && groups >= kVL; g += kVL) {
-    // The last ones once more beside others where they are not kVL.
+    // If the rest is shorter than kVL, the last ones are read again, overlapping others.
     const int64_t first = Min(g, groups - kVL);
     VecF r[kVL];
 #pragma GCC unroll 16
@@ -113,8 +114,8 @@ static __attribute__((noinline)) void TransposeCodes(const QuantView& w, int64_t
   }
 }
 
-/// Where a decoded vector of columns goes in a B panel whose units are `stride` apart: the element
-/// at place i of group g, in the natural order.
+/// The position of a decoded vector of columns in a B panel whose units are `stride` apart: element
+/// i of group g, in the natural order.
 template <bool kPairs>
 struct NaturalPlaces {
   static constexpr bool kNatural = true;
@@ -127,7 +128,7 @@ struct NaturalPlaces {
   }
 };
 
-/// The same by lanes: `out` is the panel of lane 0, that of lane l is l · block on.
+/// The same by lanes: `out` is the panel of lane 0; that of lane l is l · block further on.
 template <bool kPairs>
 struct LanePlaces {
   static constexpr bool kNatural = false;
@@ -143,7 +144,7 @@ struct LanePlaces {
   }
 };
 
-/// Columns i and i + 1 of group g to their places.
+/// Stores columns i and i + 1 of group g.
 template <bool kPairs, DType kRound, typename Places>
 LOWRANK_INLINE void StorePair(VecF even, VecF odd, int64_t g, int i, const Places& places) {
   if constexpr (kPairs) {
@@ -154,7 +155,7 @@ LOWRANK_INLINE void StorePair(VecF even, VecF odd, int64_t g, int i, const Place
   }
 }
 
-/// The same of the codes of group g of kVL rows, 4 bits each, and their scales.
+/// Decodes the codes of group g of kVL rows, 4 bits each, with their scales, and stores them.
 template <bool kPairs, DType kRound, typename Places>
 LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int64_t g, int i,
                                const Places& places) {
@@ -163,8 +164,8 @@ LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int
   StorePair<kPairs, kRound>(even, odd, g, i, places);
 }
 
-/// Groups of eight columns of kVL rows of w, of their codes in words. Places are held by value: by
-/// reference each store, which may change anything in memory, has them read and multiplied anew.
+/// Decodes groups of eight columns of kVL rows of w from their code words. Places are held by
+/// value: by reference, each store might change them, and they would be read and multiplied again.
 template <bool kPairs, DType kRound, int kBits, typename Places>
 struct GroupDecoder;
 
@@ -174,7 +175,7 @@ struct GroupDecoder<kPairs, kRound, 4, Places> {
   const Places places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : table(tables.nibbles), places(to) {}
-  /// Group g, its first `columns` alone; scale_of(i) is that of columns i and i + 1.
+  /// Group g, only its first `columns`; scale_of(i) is the scale of columns i and i + 1.
   template <typename Scales>
   LOWRANK_MEMBER_INLINE void Decode(const uint32_t* words, int64_t g, int64_t columns,
                                     const Scales& scale_of) const {
@@ -241,7 +242,7 @@ template <bool kPairs, typename Places>
 LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows, int64_t k0,
                                   int64_t kc, const Places& places) {
   WithRounding<kPairs>(source.round_to, [&](auto round) {
-    // By lanes, weights of 4 bits alone.
+    // By lanes, only for 4-bit weights.
     if constexpr (Places::kNatural && kMayLookUpBytes) {
       if (source.quant->format->bits == 8) {
         DecodeTransposed<kPairs, round(), 8>(source, row, rows, k0, kc, places);
@@ -252,11 +253,11 @@ LOWRANK_INLINE void DecodeColumns(const RowSource& source, int64_t row, int rows
   });
 }
 
-/// Distance between B panels of ku units, in units. The odd 128 bytes keep the same row of
-/// neighbouring panels out of one set of the L1 cache: a block is written row by row.
+/// Distance between B panels of ku units, in units. The extra 128 bytes keep the same row of
+/// neighbouring panels in different sets of the L1 cache, because a block is written row by row.
 constexpr int64_t PanelStride(int64_t ku) { return ku * kNR + 32; }
 
-/// Scales of the elements of a vector from e on, which may begin another block.
+/// Scales of the elements of a vector from e on, which may start another block.
 LOWRANK_INLINE VecF ScalesAt(const QuantView& w, int shift, int64_t e) {
   const int64_t block = e >> shift;
   const int64_t left = ((block + 1) << shift) - e;
@@ -266,20 +267,20 @@ LOWRANK_INLINE VecF ScalesAt(const QuantView& w, int shift, int64_t e) {
   return LaneIndex() < static_cast<int32_t>(left) ? scale : next;
 }
 
-/// Vectors of columns of a row in f32, with their scales looked up where a block begins.
+/// Vectors of columns of a row in f32. Scales are looked up where a block starts.
 struct RowDecoder {
   const QuantView& w;
   Table16 table;
   int shift;
   VecF scale;
-  bool one_scale = w.cols % 16 == 0;  // no block ends within a vector
+  bool one_scale = w.cols % 16 == 0;  // no block ends inside a vector
 
   LOWRANK_MEMBER_INLINE VecF At(int64_t e, bool first) {
     if (!one_scale) return AtUneven(e);
     if (first || (e & (w.blocksize - 1)) == 0) scale = Splat(BlockScale(w, e >> shift));
     return Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scale;
   }
-  /// Lanes past the row's end are of the next row, past the weight's end zeros' codes.
+  /// Lanes past the end of the row hold the next row; past the end of the weight, codes of zero.
   LOWRANK_MEMBER_INLINE VecF AtUneven(int64_t e) const {
     const VecF scales = ScalesAt(w, shift, e);
     const uint8_t* codes = w.codes + (e >> 1);
@@ -324,7 +325,7 @@ static void DecodeDirect(const RowSource& source, int64_t k0, int64_t kc, int64_
   }
 }
 
-/// The same of 8-bit codes: four vectors of columns, two panels, at a time.
+/// The same for 8-bit codes: four vectors of columns, two panels, at a time.
 template <bool kPairs, DType kRound, bool kBytes>
 static void DecodeDirectBytes(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                               int64_t cols, float* out) {
@@ -333,7 +334,7 @@ static void DecodeDirectBytes(const RowSource& source, int64_t k0, int64_t kc, i
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
   const int64_t elems = w.rows * w.cols;
   constexpr int64_t kRun = 4 * kVL;
-  // Elements from e on, `count` of them of this row. Beyond it are whatever comes next.
+  // Elements from e on, of which `count` belong to this row. The rest is whatever follows.
   const auto decode = [&](int64_t e, int64_t count,
                           VecF(&values)[4]) __attribute__((always_inline)) {
     if (e + kRun <= elems) {

@@ -2,15 +2,15 @@
 ///
 /// 4 bits     the 15 thresholds stay in registers: a binary search of four comparisons in all
 ///            lanes, then two lanes make a byte
-/// 8 bits     the 255 thresholds lie as floats do, dense near zero: the leading bits of v (sign,
-///            exponent, six of the mantissa) name a bucket that no more than one of them falls
-///            into, so that one comparison is left: its threshold and the codes on both sides are
-///            the bucket's entry, fetched lane by lane, which costs less than gathers. A codebook
-///            of the caller's may need more comparisons; the table knows how many. With AVX-512
-///            the ranks of the dynamic map are arithmetic (piecewise_rank.h), and those few that it
-///            leaves open are found by bucket
-/// Numerics   a block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as
-///            the peer's does
+/// 8 bits     the 255 thresholds are dense near zero, like floats: the leading bits of v (sign,
+///            exponent, six of the mantissa) select a bucket that contains at most one threshold,
+///            so one comparison is left. A bucket's entry has its threshold and the codes on both
+///            sides. It is fetched lane by lane, which costs less than gathers. A custom codebook
+///            may need more comparisons; the table knows how many. With AVX-512 the ranks of the
+///            dynamic map are computed (piecewise_rank.h), and the few undecided ones are found by
+///            bucket
+/// Numerics   a block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as in
+///            bitsandbytes
 #pragma once
 
 #include "native/cpu/kernels/decode/piecewise_rank.h"
@@ -21,27 +21,27 @@ namespace lowrank::cpu::LOWRANK_ISA {
 /// Ranks among up to 255 ascending thresholds, by bucket.
 struct BucketSearch {
   static constexpr int kShift = 23 - 6;
-  // From 2^-62 to 1; what is nearer to zero shares the first bucket, what is beyond 1 the last.
+  // From 2^-62 to 1. Values nearer to zero share the first bucket, those beyond 1 the last.
   static constexpr uint32_t kMostBuckets = 63u << 6;
   static constexpr uint32_t kTop = 0x3f800000u >> kShift;
 
-  /// What is left to decide in a bucket, where that is one comparison.
+  /// The decision in a bucket, if it takes one comparison.
   struct Entry {
     float threshold;
     uint32_t codes;  // the byte at or below the threshold, then the one above
   };
-  Entry entries[2 * kMostBuckets];  // [negative][bucket], as many buckets as there are
+  Entry entries[2 * kMostBuckets];  // [negative][bucket], for as many buckets as there are
 
-  float thresholds[256];           // those beyond the last are infinite
-  uint8_t first[2][kMostBuckets];  // [negative][bucket]: thresholds below all of the bucket
+  float thresholds[256];           // infinite after the last one
+  uint8_t first[2][kMostBuckets];  // [negative][bucket]: thresholds below the whole bucket
   uint32_t low;                    // leading bits of the smallest magnitude of bucket 1
   uint32_t buckets;
-  int steps;  // comparisons that the fullest bucket needs
+  int steps;  // comparisons for the fullest bucket
   PiecewiseRank lines;
 
-  /// Magnitudes of bucket b begin here.
+  /// Magnitudes of bucket b start here.
   float From(uint32_t b) const { return b == 0 ? 0.0f : FloatOf((low + b - 1) << kShift); }
-  /// And end before this.
+  /// They end before this.
   float To(uint32_t b) const {
     return b + 1 == buckets ? __builtin_inff() : FloatOf((low + b) << kShift);
   }
@@ -87,15 +87,15 @@ static inline void FillBuckets(const float* thresholds, int count, const uint8_t
 /// A format's thresholds and codes, arranged for its search.
 struct Encoder {
   const FormatRow* format;
-  // 4 bits: the threshold that parts the ranks of each step, by the rank so far. Beyond the last
-  // threshold they are infinite.
+  // 4 bits: the threshold that splits the ranks at each step, by the rank so far. Infinite after
+  // the last threshold.
   float middle;
   Table16 quarters, eighths, sixteenths;
   Table16 codes;               // bit patterns
   const BucketSearch* search;  // 8 bits
 };
 
-/// `search` is filled here and used as long as the encoder is.
+/// Fills `search`, which must live as long as the encoder.
 LOWRANK_INLINE Encoder MakeEncoder(const FormatRow& format, BucketSearch* search) {
   Encoder encoder;
   encoder.format = &format;
@@ -134,7 +134,7 @@ LOWRANK_INLINE VecU EncodeNibbles(const Encoder& encoder, VecF normalised) {
   return code;
 }
 
-/// Two codes a byte, the first in the high nibble; beside the last of an odd number, zero_code.
+/// Two codes per byte, the first in the high nibble. An odd number is completed by zero_code.
 LOWRANK_INLINE void EncodeNibbleBlock(const Encoder& encoder, const float* in, int64_t count,
                                       float inverse, uint8_t* packed) {
   int64_t i = 0;
@@ -163,11 +163,11 @@ LOWRANK_INLINE VecI BucketOf(const BucketSearch& search, VecF values) {
   return low < last ? low : VecI{} + last;
 }
 
-// 8-bit codes that are looked up together.
+// Number of 8-bit codes that are looked up together.
 constexpr int kByteRun = 64;
 
-/// Up to kByteRun values, where one comparison is left in a bucket. Three loops, each over all of
-/// them: a vector that is read while its lanes are still being written would wait for them.
+/// Up to kByteRun values, if a bucket needs one comparison. Three loops, each over all values:
+/// reading a vector while its lanes are still being written would stall.
 LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, float inverse,
                                   uint8_t* codes) {
   alignas(64) int32_t entry[kByteRun];
@@ -192,7 +192,7 @@ LOWRANK_INLINE void EncodeByteRun(const BucketSearch& search, const float* in, f
 }
 
 #if defined(__AVX512F__)
-/// The same where the thresholds are lines.
+/// The same if the thresholds are on lines.
 LOWRANK_INLINE void EncodeRunByLines(const BucketSearch& search, const float* in, float inverse,
                                      uint8_t* codes) {
   const LineTables lines(search.lines);
@@ -237,7 +237,7 @@ LOWRANK_INLINE void EncodeByteBlock(const Encoder& encoder, const float* in, int
   }
 }
 
-/// Codes of `count` f32 values of one block with this absmax, a byte each or two a byte.
+/// Codes of `count` f32 values of one block with this absmax, one or two per byte.
 LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t count,
                                 float absmax, uint8_t* codes) {
   const FormatRow& format = *encoder.format;
@@ -252,7 +252,9 @@ LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t
   }
 }
 
-/// max |v| as f32 bits, whose order is that of the magnitudes and puts Inf and NaN last.
+/// max
+/// v
+/// as f32 bits, which have the order of the magnitudes, with Inf and NaN last.
 LOWRANK_INLINE uint32_t MaxMagnitude(const float* in, int64_t count) {
   VecU max = {};
   int64_t i = 0;

@@ -1,6 +1,6 @@
-/// A granule of 4-bit codes decoded by tables: it has one scale, so 16 products of the codebook,
-/// rounded once, stand for all of it, and a vector of its weights is one shift and one look-up.
-/// Lanes have the order of sum_order.h.
+/// Decodes a granule of 4-bit codes by tables. A granule has one scale, so 16 products with the
+/// codebook, rounded once, serve all of it, and a vector of its weights is one shift and one
+/// look-up. Lanes have the order of sum_order.h.
 #pragma once
 
 #include "native/cpu/kernels/decode/decode.h"
@@ -13,8 +13,8 @@ constexpr int kRegisters = 32;
 constexpr int kRegisters = 16;
 #endif
 
-/// The dtype that decoded weights are rounded to: what a kernel is compiled for, or told at run
-/// time, a branch a table that always goes the same way.
+/// The dtype that decoded weights are rounded to: fixed when a kernel is compiled, or given at run
+/// time. The latter costs one branch per table, always in the same direction.
 template <DType kRound>
 struct KnownRounding {
   static constexpr DType Of(DType) { return kRound; }
@@ -23,12 +23,13 @@ struct ToldRounding {
   static DType Of(DType round_to) { return round_to; }
 };
 
-/// Look-ups by loads, one an element, hide the branch. Beside one instruction a vector it shows (dx
-/// of one row 1.2 of the time in bf16, of two 1.25, of four 1.04, AVX2 and AVX-512).
+/// Look-ups by loads, one per element, hide the branch. With one instruction per vector the branch
+/// is visible (dx of one row takes 1.2 times as long in bf16, of two 1.25, of four 1.04, AVX2 and
+/// AVX-512).
 template <DType kRound>
 using RoundingOf = std::conditional_t<kHasLookUps, KnownRounding<kRound>, ToldRounding>;
 
-/// round_T(codebook · scale), the values of all codes of a granule.
+/// round_T(codebook · scale): the values of all codes of a granule.
 LOWRANK_INLINE Table16 GranuleTable(const Table16& codebook, float scale, DType round_to) {
   const auto rounded = [&](DType to) __attribute__((always_inline)) {
     return ScaleTable(codebook, scale, [to](VecF v) { return RoundTo(to, v); });
@@ -37,8 +38,8 @@ LOWRANK_INLINE Table16 GranuleTable(const Table16& codebook, float scale, DType 
   return round_to == DType::kBF16 ? rounded(DType::kBF16) : rounded(DType::kF16);
 }
 
-/// The codes of a granule of one row, unit by unit of all lanes: a unit is one element, or a pair
-/// of bf16 that are neighbours along the summation index, rounded where it is made.
+/// The codes of a granule of one row, unit by unit for all lanes. A unit is one element, or a pair
+/// of bf16 neighbours along the summation index, rounded where it is made.
 template <bool kPairs>
 struct GranuleDecoder;
 
@@ -81,7 +82,7 @@ struct GranuleDecoder<true> {
     VecP shifts;
 #pragma GCC unroll 32
     for (int i = 0; i < 2 * kVL; ++i) {
-      // The second of a pair is the same nibble of the group's upper half.
+      // The second element of a pair is the same nibble of the group's upper half.
       shifts[i] = static_cast<uint16_t>(NibbleShift(ElementOf(i / 2, 2 * u) % kGroup));
     }
     return AsFloat(LookupBF16(table, group >> shifts));
@@ -89,7 +90,7 @@ struct GranuleDecoder<true> {
 };
 #endif
 
-/// Scales of granules, by the element that they begin with.
+/// Scales of granules, by their first element.
 struct GranuleScale {
   const QuantView& w;
   int shift;
@@ -99,12 +100,12 @@ struct GranuleScale {
   LOWRANK_MEMBER_INLINE float operator()(int64_t e) const { return BlockScale(w, e >> shift); }
 };
 
-/// Scales of granules of some rows of w, from a column on that begins one.
+/// Scales of the granules of some rows of w, from a column on that starts a granule.
 struct ScaleRows {
   const float* data;  // of row r, granule g: data[r · pitch + Index(g)]
   int64_t pitch;
-  int64_t first;  // granules of its block that lie before the column
-  int shift;      // granules to a block, as a power of two
+  int64_t first;  // granules of its block before the column
+  int shift;      // granules per block, as a power of two
 
   LOWRANK_MEMBER_INLINE int64_t Index(int64_t g) const { return (g + first) >> shift; }
   LOWRANK_MEMBER_INLINE float At(int64_t row, int64_t g) const {
@@ -112,8 +113,8 @@ struct ScaleRows {
   }
 };
 
-/// Those of rows [row, row + rows), columns [k0, k0 + span): in the weight, or decoded to `out`,
-/// which has room for a scale of each granule and one more a row.
+/// The scales of rows [row, row + rows), columns [k0, k0 + span): in the weight, or decoded to
+/// `out`, which has room for a scale per granule and one more per row.
 LOWRANK_INLINE ScaleRows ScalesOf(const QuantView& w, int64_t row, int64_t rows, int64_t k0,
                                   int64_t span, float* out) {
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
@@ -134,7 +135,7 @@ LOWRANK_INLINE ScaleRows ScalesOf(const QuantView& w, int64_t row, int64_t rows,
   return scales;
 }
 
-/// A place of every lane of a granule, as units whose summation index are rows of w: one element,
+/// One place of every lane of a granule, as units whose summation index are rows of w: one element,
 /// or a pair of bf16 of this row and another.
 template <bool kPairs>
 struct GranuleRows;
@@ -144,7 +145,7 @@ struct GranuleRows<false> {
   GranuleDecoder<false> row;
   const uint8_t* codes;
 
-  /// The granule whose codes are at `data`, and its scale. What is of another row is not used.
+  /// The granule whose codes are at `data`, and its scale. The other row's arguments are not used.
   LOWRANK_MEMBER_INLINE void SetCodes(const void* data, const void*) {
     codes = static_cast<const uint8_t*>(data);
   }
@@ -157,16 +158,16 @@ struct GranuleRows<false> {
 
 #if defined(__AVX512BF16__)
 /// Halves of the table and of every lane: this row low, the other row high. A half has two bytes of
-/// its row's group of eight codes, so that all four places of a lane come from two sets of nibbles,
-/// each with the bit that picks its row's half of the table: no shift for two places, one of eight
-/// bits for the others.
+/// its row's group of eight codes, so all four places of a lane come from two sets of nibbles, each
+/// with the bit that selects its row's half of the table: two places need no shift, the others one
+/// of eight bits.
 template <>
 struct GranuleRows<true> {
   VecU table;
-  VecU nibbles[2];  // high ones: places 0 and 1; low ones: 2 and 3
+  VecU nibbles[2];  // the high ones: places 0 and 1; the low ones: 2 and 3
 
-  /// The granules of two rows; where there is no other, zeros take its place, and its codes are any
-  /// that can be read. Tables stand while codes change.
+  /// The granules of two rows. If there is no other row, zeros replace it, and its codes may be any
+  /// readable ones. Tables stay while codes change.
   LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, DType, float scale,
                                        float other_scale, bool two) {
     const VecF low = codebook.entries * Splat(scale);
@@ -184,9 +185,9 @@ struct GranuleRows<true> {
   }
 
  private:
-  /// Of each row's eight groups bytes 0 and 2 in the lower lanes, 1 and 3 in the upper ones. One
-  /// permutation of two sources (VBMI) in place of two of one and a union of them: dx of one row
-  /// took a seventh longer by those.
+  /// From each row's eight groups, bytes 0 and 2 into the lower lanes, 1 and 3 into the upper ones.
+  /// One permutation of two sources (VBMI) instead of two permutations and a blend, with which dx
+  /// of one row took a seventh longer.
   static LOWRANK_MEMBER_INLINE VecU HalvesOfTwo(const void* low, const void* high) {
     typedef uint8_t Bytes __attribute__((vector_size(64)));
     Bytes from = {};
@@ -194,8 +195,8 @@ struct GranuleRows<true> {
     for (int i = 0; i < 64; ++i) {
       from[i] = static_cast<uint8_t>(i % 32 / 4 * 4 + i % 2 * 2 + i / 32 + (i % 4 < 2 ? 0 : 64));
     }
-    // Of a "cast" GCC puts the source in one of 16 registers: it drove a sum of 8 rows of dy to
-    // memory (1.5 times the time of 16 rows, core of 2 x 512-bit multiply-adds).
+    // GCC restricts the source of a "cast" to 16 registers, which spilled a sum of 8 rows of dy
+    // (1.5 times the time of 16 rows, core of 2 x 512-bit multiply-adds).
     const auto row = [](const void* p) {
       return _mm512_zextsi256_si512(_mm256_loadu_si256(static_cast<const __m256i*>(p)));
     };
@@ -205,7 +206,7 @@ struct GranuleRows<true> {
 };
 #endif
 
-/// Rows of columns in the order of lanes, [rows][ldc], to that of w's columns, in place.
+/// Reorders columns of rows [rows][ldc] from the order of lanes to that of w's columns, in place.
 static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {
   for (int64_t m = 0; m < rows; ++m) {
     for (int64_t n = 0; n < cols; n += kGranule) {
@@ -214,13 +215,13 @@ static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {
 #pragma GCC unroll 16
       for (int p = 0; p < kPlaces; ++p) place[p] = Load(granule + p * kVL);
 #if defined(__AVX512F__)
-      // Places 0 and 1, then 2 and 3, of the lanes that two groups have; then those two.
+      // Places 0 and 1, then 2 and 3, of the lanes that two groups have; then both of these.
 #pragma GCC unroll 4
       for (int v = 0; v < kPlaces; ++v) {
         VecI pick, join;
 #pragma GCC unroll 16
         for (int j = 0; j < kVL; ++j) {
-          // Place i of group g is lane g or g + 8, place i % 4.
+          // Place i of group g is in lane g or g + 8, at place i % 4.
           const int i = PlaceInGroup(j % kGroup);
           const int lane = LaneOf(2 * v + j / kGroup, i);
           pick[j] = (i & 1) * kVL + lane;
@@ -246,7 +247,8 @@ static void UnspreadColumns(int64_t rows, int64_t cols, float* c, int64_t ldc) {
   }
 }
 
-/// The way back, for columns that meet those: B panels [ku][kNR] of `cols` columns, whole granules.
+/// The inverse, for columns that are added to those: B panels [ku][kNR] of `cols` columns, whole
+/// granules.
 static void SpreadPanels(int64_t ku, int64_t cols, float* panels) {
   alignas(64) float granule[kGranule];
   for (int64_t u = 0; u < ku; ++u) {

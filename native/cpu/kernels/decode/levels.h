@@ -1,17 +1,17 @@
-/// Look-ups of 8-bit codes in a codebook of 256 floats.
+/// Looks up 8-bit codes in a codebook of 256 floats.
 ///
-/// With VBMI a look-up is one of bytes: 64 codes find byte b of their levels in two permutations of
-/// the 256 bytes b of all levels, and four such vectors are put together. That is 22 operations for
-/// 64 codes. Sets of AVX-512 ask for VBMI when they run, since not all processors have it that run
-/// them. Elsewhere codes are looked up one by one: a gather is no faster on processors that AMD
-/// made, and several times slower on those of Intel whose microcode keeps it from leaking.
+/// With VBMI this is a look-up of bytes: 64 codes find byte b of their levels by two permutations
+/// of the 256 bytes b of all levels, and four such vectors are combined. That takes 22 operations
+/// for 64 codes. AVX-512 sets test for VBMI at run time, because not all their processors have it.
+/// Elsewhere codes are looked up one by one: a gather is no faster on AMD processors, and several
+/// times slower on Intel processors whose microcode stops it from leaking data.
 #pragma once
 
 #include "native/cpu/kernels/isa/simd.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// The levels of codes, kBytes: by their bytes.
+/// The levels of codes; with kBytes by their bytes.
 template <bool kBytes>
 class Levels;
 
@@ -35,7 +35,7 @@ LOWRANK_INLINE void LoadTable(const float* levels, Table256* table) {
   }
 }
 
-/// The table in half of the registers.
+/// The table, held in half of the registers.
 template <>
 class Levels<true> {
  public:
@@ -61,12 +61,12 @@ class Levels<true> {
   }
 
  private:
-  /// table[index], of 128 bytes in two vectors: VPERMI2B, which the compiler may not know here.
+  /// table[index], for 128 bytes in two vectors: VPERMI2B, which the compiler may not know here.
   static LOWRANK_MEMBER_INLINE __m512i Find(__m512i low, __m512i index, __m512i high) {
     asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(low), "v"(high));
     return index;
   }
-  /// out[j], lane 4 q + i: the level of code 16 q + 4 j + i, where interleaving leaves it.
+  /// out[j], lane 4 q + i: the level of code 16 q + 4 j + i, the order that interleaving leaves.
   LOWRANK_MEMBER_INLINE void Place(__m512i codes, VecF (&out)[4]) const {
     const __mmask64 upper = _mm512_movepi8_mask(codes);
     __m512i found[4];
@@ -107,8 +107,8 @@ class Levels<false> {
  public:
   explicit LOWRANK_MEMBER_INLINE Levels(const Table256& table) : levels_(table.levels) {}
 
-  /// out[j], lane l: the level of code kVL j + l. By way of memory, all of them first: a vector
-  /// that is read right after its lanes were written would wait.
+  /// out[j], lane l: the level of code kVL j + l. Stored to memory first: reading a vector right
+  /// after its lanes were written would stall.
   LOWRANK_MEMBER_INLINE void Run(const uint8_t* codes, VecF (&out)[4]) const {
     alignas(64) float found[4 * kVL];
 #pragma GCC unroll 16
@@ -117,13 +117,13 @@ class Levels<false> {
     for (int j = 0; j < 4; ++j) out[j] = Load(found + j * kVL);
   }
 
-  void Columns(VecU codes, VecF (&out)[4]) const;  // with kBytes alone
+  void Columns(VecU codes, VecF (&out)[4]) const;  // only with kBytes
 
  private:
   const float* levels_;
 };
 
-/// Calls body with the kBytes that the processor has.
+/// Calls body with the kBytes that the processor supports.
 template <typename Body>
 LOWRANK_INLINE void WithLevels(const Table256& table, const Body& body) {
   if constexpr (kMayLookUpBytes) {

@@ -1,10 +1,10 @@
 /// Philox4x32-10 over a run of groups: the same draws as native/host_device/philox.h (the tests
-/// compare both), one group to a 64-bit lane.
+/// compare them), one group per 64-bit lane.
 ///
-/// A word of the state is the lower half of its lane, which is all that a product reads, so a round
-/// is two products, two shifts and two exclusive ors of three: nothing is masked until the end.
-/// With the gate that it decides 0.45 ns an element on 512-bit vectors; as a loop over 32-bit words
-/// that was left to the compiler, 4.2.
+/// A word of the state is the lower half of its lane, and a product reads only that half. So a
+/// round is two products, two shifts and two three-way XORs, and nothing is masked until the end.
+/// With the gate computed from it, it takes 0.45 ns per element on 512-bit vectors. As a loop over
+/// 32-bit words, left to the compiler, it took 4.2.
 #pragma once
 
 #include "native/cpu/kernels/isa/simd.h"
@@ -12,10 +12,10 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Draws of one call: 64 groups of four, 1 KiB on the stack.
+// Draws in one call: 64 groups of four, 1 KiB on the stack.
 constexpr int64_t kDrawRun = 256;
 
-/// draws[4 g + l] = PhiloxGroup(seed, group + g, kDropoutStream).lane[l] for g < groups <= 64; up
+/// draws[4 g + l] = PhiloxGroup(seed, group + g, kDropoutStream).lane[l] for g < groups <= 64. Up
 /// to kDrawRun draws are written.
 static inline void DropoutDraws(uint64_t seed, uint64_t group, int64_t groups, uint32_t* draws) {
   using Groups = std::make_integer_sequence<int, kVL / 2>;

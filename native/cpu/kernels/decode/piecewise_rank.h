@@ -1,22 +1,23 @@
-/// Ranks among thresholds that lie on a few straight lines, as the midpoints of the dynamic 8-bit
-/// map do (each decade of it is evenly spaced): the octave of |v| and one comparison name the line,
-/// and its arithmetic the rank. No table is as long as the thresholds, so all of them are
-/// registers.
+/// Ranks among thresholds on a few straight lines, as the midpoints of the dynamic 8-bit map are
+/// (each decade of it is evenly spaced). The octave of
+/// v
+/// and one comparison select the line, and arithmetic gives the rank. The tables are much shorter
+/// than the thresholds and fit in registers.
 ///
 ///   code = zero ± floor(min(scale[line] · |v| + offset[line], top[line])),   at least 0
 ///
-/// Exactness   Every threshold of rank i lies within kSlack / 2 of i on its line: FitLines checks
-///             each. The sum grows with |v|, so whatever comes out further than kSlack from an
-///             integer has the right rank; other values (about one in 8,000) are told to the
-///             caller, who ranks that run in another way. Same codes as by the thresholds.
-/// Budget      16 values: 5 look-ups, some 20 other instructions, 13 cycles of two pipes
+/// Exactness   Every threshold of rank i is within kSlack / 2 of i on its line: FitLines checks
+///             each. The sum grows with |v|, so a result further than kSlack from an integer has
+///             the right rank. Other values (about one in 8,000) are reported to the caller, who
+///             ranks that run in another way. The codes equal those by thresholds.
+/// Budget 16 values: 5 look-ups, about 20 other instructions, 13 cycles of two pipes
 #pragma once
 
 #include "native/cpu/kernels/isa/simd.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Those of core are inline functions, of which the linker would keep any one set's.
+// The functions of core are inline, and the linker would keep an arbitrary set's copy of them.
 LOWRANK_INLINE float FloatOf(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, 4);
@@ -29,7 +30,7 @@ LOWRANK_INLINE uint32_t BitsOf(float value) {
   return bits;
 }
 
-// Tables of 32 entries are two registers of AVX-512; elsewhere they cost what they save.
+// Tables of 32 entries fit two AVX-512 registers; elsewhere they cost what they save.
 #if defined(__AVX512F__)
 constexpr bool kRanksByLines = true;
 #else
@@ -37,25 +38,25 @@ constexpr bool kRanksByLines = false;
 #endif
 
 struct PiecewiseRank {
-  // Far above the rounding of a rank below 2^7 in f32, 2^-17 a step.
+  // Far above the rounding error of a rank below 2^7 in f32, 2^-17 per step.
   static constexpr float kSlack = 1.0f / 16384;
   static constexpr int kOctaves = 32;
   static constexpr int kMostLines = 16;
 
-  bool fits = false;          // else nothing below is filled
-  int32_t low;                // the exponent that octave 1 holds; what is smaller is in octave 0
+  bool fits = false;          // if false, nothing below is set
+  int32_t low;                // the exponent of octave 1; smaller values are in octave 0
   int32_t zero;               // the code of ranks below the first threshold
-  uint32_t entry[kOctaves];   // bits of the threshold in this octave that begins a line
+  uint32_t entry[kOctaves];   // bits of the threshold in this octave that starts a line
   uint32_t before[kOctaves];  // the line at or below it; the next one above
   float scale[kMostLines];
   float offset[kMostLines];
   float top[kMostLines];
 };
 
-/// What a line needs of thresholds above zero, ascending; rank i is above i of them.
+/// Fits a line to ascending positive thresholds; rank i is above i of them.
 static inline bool FitLine(const float* positive, int first, int last, float* scale,
                            float* offset) {
-  // positive[first - 1] begins the line, positive[first .. last - 1] are on it: ranks up to `last`.
+  // positive[first - 1] starts the line, positive[first .. last - 1] are on it: ranks up to `last`.
   const float from = positive[first];
   *scale = last - 1 == first ? 0.5f / (from - positive[first - 1])
                              : static_cast<float>(last - 1 - first) / (positive[last - 1] - from);
@@ -70,9 +71,8 @@ static inline bool FitLine(const float* positive, int first, int last, float* sc
   return true;
 }
 
-/// Fits lines to `count` ascending thresholds whose codes are their ranks, if they are of that
-/// kind: those below zero the negated first ones above it, and no octave with the beginnings of two
-/// lines.
+/// Fits lines to `count` ascending thresholds whose codes are their ranks, if possible: those below
+/// zero must be the negated first ones above it, and no octave may have the starts of two lines.
 static inline void FitLines(const float* thresholds, int count, const uint8_t* rank_to_code,
                             PiecewiseRank* out) {
   out->fits = false;
@@ -99,7 +99,7 @@ static inline void FitLines(const float* thresholds, int count, const uint8_t* r
   int line = 0;
   for (int begin = 0; begin < above;) {
     if (++line == PiecewiseRank::kMostLines) return;
-    // As many thresholds as fit: rank begin + 1 alone, or up to `end`.
+    // As many thresholds as fit: rank begin + 1 only, or up to `end`.
     int end = begin + 1;
     out->scale[line] = 0;
     out->offset[line] = static_cast<float>(end) + 0.5f;
@@ -144,14 +144,16 @@ struct LineTables {
         low(_mm512_set1_epi32(lines.low)),
         zero(_mm512_set1_epi32(lines.zero)) {}
 
-  /// Codes of 16 normalised values; sets lanes of `unsure` whose code is to be found otherwise.
+  /// Codes of 16 normalised values. Sets lanes of `unsure` whose code must be found in another way.
   LOWRANK_MEMBER_INLINE __m512i Codes(__m512 values, __mmask16* unsure) const {
     const __m512i bits = _mm512_castps_si512(values);
     const __m512i magnitude = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff));
     const __m512i octave = _mm512_max_epi32(_mm512_sub_epi32(_mm512_srli_epi32(magnitude, 23), low),
                                             _mm512_setzero_si512());
-    // A threshold equal to v does not count as below it: of v < 0 those thresholds have been passed
-    // whose magnitude is at most |v|, of v > 0 those whose magnitude is less.
+    // A threshold equal to v does not count as below it: v < 0 has passed the thresholds whose
+    // magnitude is at most
+    // v
+    // , v > 0 those whose magnitude is less.
     const __m512i compared = _mm512_add_epi32(magnitude, _mm512_srli_epi32(bits, 31));
     const __mmask16 over =
         _mm512_cmpgt_epi32_mask(compared, _mm512_permutex2var_epi32(entry[0], octave, entry[1]));
@@ -161,7 +163,7 @@ struct LineTables {
         _mm512_fmadd_ps(_mm512_permutexvar_ps(line, scale), _mm512_castsi512_ps(magnitude),
                         _mm512_permutexvar_ps(line, offset)),
         _mm512_permutexvar_ps(line, top));
-    // How far from an integer.
+    // The distance from an integer.
     const __m512 rest = _mm512_abs_ps(_mm512_reduce_ps(rank, 0));
     *unsure = static_cast<__mmask16>(
         *unsure | _mm512_cmp_ps_mask(rest, _mm512_set1_ps(PiecewiseRank::kSlack), _CMP_LT_OQ));

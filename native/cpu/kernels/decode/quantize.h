@@ -3,16 +3,16 @@
 ///   absmax[b] = max |w| over block b,   code = rank_to_code[#(thresholds < w · (1 / absmax))]
 ///   w'        = codebook[code] · absmax
 ///
-/// Rowwise (LLM.int8, Dettmers et al., 2022, arXiv:2208.07339), of values rounded to f16 as
-/// bitsandbytes does:
+/// Rowwise (LLM.int8, Dettmers et al., 2022, arXiv:2208.07339), for values rounded to f16 as in
+/// bitsandbytes:
 ///
 ///   absmax[n] = max |w[n, :]|, in all blocks of the row
-///   code      = round(w · (127 / absmax)), ties to even, + 128; of a row of zeros 128
+/// code = round(w · (127 / absmax)), ties to even, + 128; 128 for a row of zeros
 ///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
 /// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A
-///            block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as the
-///            peer's does; its absmax is kept.
+///            block whose 1 / absmax overflows (zeros, or absmax < 2^-128) holds zero_code, as in
+///            bitsandbytes, and keeps its absmax.
 /// Tasks      whole blocks, an even number of elements each, so no two tasks share a byte
 #pragma once
 
@@ -22,12 +22,12 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Elements between looks at cancellation: 16 KiB of f32, a multiple of every blocksize.
+// Elements between two cancellation checks: 16 KiB of f32, a multiple of every blocksize.
 constexpr int64_t kPieceElems = 4096;
 constexpr int64_t kNestedBlock = 256;
 
-/// Calls body(begin, count) for pieces of `elems` elements. Tasks are long runs of them: at each
-/// start of one the prefetchers have to find the stream again, which took 1.3 us, as long as 3,000
+/// Calls body(begin, count) for pieces of `elems` elements. Tasks are long runs of pieces: at the
+/// start of each the prefetchers must find the stream again, which took 1.3 us, as long as 3,000
 /// elements. Nothing is summed over elements, so results do not depend on the cut.
 template <typename Body>
 LOWRANK_INLINE void ForEachPiece(Run& run, int64_t elems, const Body& body) {
@@ -56,8 +56,8 @@ LOWRANK_INLINE int64_t FirstNonFinite(const float* in, int64_t count) {
   return i;
 }
 
-/// absmax -> absmax_8bit, nested_absmax, absmax_offset, as bitsandbytes' double quantisation: the
-/// mean is taken off, the rest goes through the 8-bit map in blocks of 256.
+/// absmax -> absmax_8bit, nested_absmax, absmax_offset, as in bitsandbytes' double quantisation:
+/// the mean is subtracted, and the rest goes through the 8-bit map in blocks of 256.
 static void QuantizeAbsmax(Run& run, const float* absmax, const QuantView& out) {
   FormatRow map = *out.format;  // the int8 row's search over the nested codebook
   float midpoints[255];
@@ -100,8 +100,8 @@ static void QuantizeAbsmax(Run& run, const float* absmax, const QuantView& out) 
   }
 }
 
-/// Row n of a rowwise weight, whole vectors, twice through pieces of it. Returns its first element
-/// that is not finite in f16, or K.
+/// Quantises row n of a rowwise weight by whole vectors, in two passes over pieces of it. Returns
+/// its first element that is not finite in f16, or K.
 LOWRANK_INLINE int64_t QuantizeRowwise(const QuantizeOp& op, int64_t n) {
   const QuantView& out = op.out;
   const int64_t K = out.cols;
@@ -186,8 +186,9 @@ LOWRANK_OP Outcome Quantize(const QuantizeOp& op, const RunContext& context) {
 }
 
 #if defined(__AVX512F__)
-/// Elements [begin, begin + count) of a 4-bit weight, whole granules, in 16 bits: the codebook is
-/// scaled and rounded once a granule, as two tables side by side, and a look-up gives 32 elements.
+/// Decodes elements [begin, begin + count) of a 4-bit weight, whole granules, to 16 bits. The
+/// codebook is scaled and rounded once per granule, as two adjacent tables, and a look-up gives 32
+/// elements.
 static void DecodeHalves(const QuantView& w, const Table16& table, DType dtype, int64_t begin,
                          int64_t count, uint16_t* out) {
   const GranuleScale scale_of(w);
@@ -198,8 +199,8 @@ static void DecodeHalves(const QuantView& w, const Table16& table, DType dtype, 
     const __m512i pair_table = _mm512_broadcast_i64x4(reinterpret_cast<__m256i>(Narrow(rounded)));
 #pragma GCC unroll 2
     for (int64_t i = 0; i < kGranule; i += 2 * kVL, out += 2 * kVL) {
-      // A byte to both halves of a lane: the high nibble, which comes first, to the lower one. What
-      // is left above an index is bit 4 at most, which only tells the tables apart.
+      // Spreads a byte to both halves of a lane: the high nibble, which comes first, to the lower
+      // one. At most bit 4 is left above an index, and it only selects between equal tables.
       const VecU bytes = WidenBytes(codes);
       codes += kVL;
       const __m512i index = reinterpret_cast<__m512i>(bytes >> 4 | bytes << 16);

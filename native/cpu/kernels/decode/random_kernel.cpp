@@ -6,7 +6,7 @@
 namespace lowrank::cpu {
 namespace {
 
-// Elements a task; about 1 ms.
+// Elements per task; about 1 ms.
 constexpr int64_t kTaskElems = 32768;
 constexpr int64_t kSerialElems = 1024;
 

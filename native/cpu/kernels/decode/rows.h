@@ -54,7 +54,7 @@ LOWRANK_INLINE void ScalarNarrow(void* data, DType dtype, int64_t i, float value
   std::memcpy(static_cast<char*>(data) + i * 2, &bits, 2);
 }
 
-/// f32 values, rounded once to the dtype of the target.
+/// Rounds f32 values once to the dtype of the target.
 LOWRANK_INLINE void NarrowRun(void* data, DType dtype, int64_t begin, int64_t count,
                               const float* in) {
   int64_t i = 0;
@@ -69,8 +69,8 @@ LOWRANK_INLINE VecF RoundTo(DType dtype, VecF v) {
   return RoundedToF16(v);
 }
 
-/// What body(std::integral_constant of the dtype that decoded weights are rounded to) returns.
-/// Pairs are rounded where they are made.
+/// Returns body(std::integral_constant of the dtype that decoded weights are rounded to). Pairs are
+/// rounded where they are made.
 template <bool kPairs, typename Body>
 LOWRANK_INLINE auto WithRounding(DType round_to, const Body& body) {
   if constexpr (!kPairs) {
@@ -89,7 +89,7 @@ LOWRANK_INLINE float BlockScale(const QuantView& w, int64_t block) {
   return product + *w.absmax_offset;
 }
 
-/// Scales of blocks [first, first + count), as BlockScale.
+/// Scales of blocks [first, first + count), like BlockScale.
 LOWRANK_INLINE void ScaleRun(const QuantView& w, int64_t first, int64_t count, float* out) {
   int64_t i = 0;
   if (w.absmax == nullptr && w.nested_blocksize % kVL == 0) {
@@ -106,8 +106,8 @@ LOWRANK_INLINE void ScaleRun(const QuantView& w, int64_t first, int64_t count, f
   for (; i < count; ++i) out[i] = BlockScale(w, first + i);
 }
 
-/// How far each lane shifts a little-endian group of eight 4-bit codes to bring its own code to
-/// the low bits: element 2i is the high nibble of byte i.
+/// The shift by which each lane brings its own code of a little-endian group of eight 4-bit codes
+/// to the low bits: element 2i is the high nibble of byte i.
 LOWRANK_INLINE VecU NibbleShifts(int first) {
   VecU shifts;
 #pragma GCC unroll 16
@@ -140,7 +140,7 @@ LOWRANK_INLINE VecU SpreadCodes(const uint8_t* bytes) {
   }
 }
 
-/// The levels of a packed weight's codes; the one of its bits is filled.
+/// The levels of a packed weight's codes. Only the table for its number of bits is filled.
 struct LevelTables {
   Table16 nibbles = {};
   Table256 bytes;
@@ -154,8 +154,8 @@ LOWRANK_INLINE void LoadTables(const QuantView& w, LevelTables* tables) {
   }
 }
 
-/// Elements [begin, begin + count) of a packed weight as f32: codebook[code] · scale, one rounding,
-/// then one more to `round_to`.
+/// Decodes elements [begin, begin + count) of a packed weight to f32: codebook[code] · scale,
+/// rounded once, then once more to `round_to`.
 static inline void DecodeRun(const QuantView& w, const LevelTables& tables, DType round_to,
                              int64_t begin, int64_t count, float* out) {
   const Table16& table = tables.nibbles;
@@ -181,8 +181,9 @@ static inline void DecodeRun(const QuantView& w, const LevelTables& tables, DTyp
         const VecF value = Lookup(table, SpreadCodes(w.codes + (e >> 1))) * scales;
         Store(out, RoundTo(round_to, value));
       }
-      // Less than a vector before the scale changes or the run ends, which is where blocks and rows
-      // do not begin together: its codes are read whole unless they are the weight's last.
+      // Less than a vector is left before the scale changes or the run ends, because blocks and
+      // rows do not start together. Its codes are read as a whole vector, unless they are the
+      // weight's last.
       const int64_t rest = stop - e;
       if (rest > 0) {
         const uint8_t* codes = w.codes + (e >> 1);
@@ -221,12 +222,12 @@ struct Gate {
   float kept = 1;  // 1 / (1 - p)
   TensorView mask;
   int64_t cols = 0;  // K
-  // Room for a bit an element, [M][K / 8] bytes: the first to apply the gate draws and notes them,
-  // who comes when all have been `drawn` takes them from there. Only for a K that CanNote().
+  // Room for one bit per element, [M][K / 8] bytes. The first user of the gate draws and stores the
+  // bits; once all are `drawn`, later users read them. Only for a K that satisfies CanNote().
   uint8_t* bits = nullptr;
   bool drawn = false;
 
-  /// A row then has whole vectors and groups of draws, so that no byte of bits is shared.
+  /// A row then has whole vectors and groups of draws, so rows share no byte of bits.
   bool CanNote() const { return kHasLaneBits && active && !mask.present && cols % 16 == 0; }
 };
 
@@ -241,7 +242,7 @@ LOWRANK_INLINE Gate MakeGate(const DropoutSpec& dropout, int64_t cols) {
   return gate;
 }
 
-/// values[i] *= gate(m, k0 + i); a dropped element is zero whatever it held (NaN too)
+/// values[i] *= gate(m, k0 + i). A dropped element becomes zero whatever it held (even NaN).
 static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t count,
                              float* values) {
   const int64_t begin = m * gate.cols + k0;
@@ -281,25 +282,26 @@ static inline void ApplyGate(const Gate& gate, int64_t m, int64_t k0, int64_t co
   }
 }
 
-/// A matrix operand whose rows can be had as f32: dense or packed, perhaps gated.
+/// A matrix operand whose rows are available as f32: dense or packed, possibly gated.
 struct RowSource {
   const TensorView* dense = nullptr;
-  const TensorView* more = nullptr;  // rows that follow those of `dense`, of its dtype and width
+  const TensorView* more = nullptr;  // rows that follow those of `dense`, with its dtype and width
   const QuantView* quant = nullptr;
   DType round_to = DType::kF32;        // packed weights are rounded to the activations' dtype
   const Gate* gate = nullptr;          // dropout over this matrix
   float factor = 1;                    // scaling, applied to dense rows
-  const int32_t* index = nullptr;      // where row i of a dense matrix is stored, if not at i
-  const float* row_factors = nullptr;  // one a row, times `factor`
+  const int32_t* index = nullptr;      // the stored row of row i of a dense matrix, if it is not i
+  const float* row_factors = nullptr;  // one per row, times `factor`
   int64_t rows = 0;
   int64_t cols = 0;
   LevelTables tables;
 
-  /// Are dense rows read as they lie there?
+  /// Are dense rows read as they are stored?
   bool AsStored() const {
     return gate == nullptr && factor == 1 && index == nullptr && row_factors == nullptr;
   }
-  /// Are rows [row, row + count) read so, one after another? Then they begin at StoredRow(row).
+  /// Are rows [row, row + count) read as stored, one after another? Then they start at
+  /// StoredRow(row).
   bool AsStored(int64_t row, int64_t count) const {
     return AsStored() && (more == nullptr || row >= dense->rows || row + count <= dense->rows);
   }
@@ -308,7 +310,7 @@ struct RowSource {
     return static_cast<const char*>(view.data) +
            row * cols * static_cast<int64_t>(DTypeBytes(view.dtype));
   }
-  /// The view that has dense row `*row`, which becomes its row there.
+  /// The view that contains dense row `*row`, which becomes its row in that view.
   const TensorView& ViewOf(int64_t* row) const {
     if (more == nullptr || *row < dense->rows) return *dense;
     *row -= dense->rows;
@@ -359,7 +361,7 @@ static inline void RowAsFloat(const RowSource& source, int64_t row, int64_t c0, 
   if (source.gate != nullptr) ApplyGate(*source.gate, stored, c0, count, out);
 }
 
-/// Asks for the scales of `count` elements from `begin` on.
+/// Prefetches the scales of `count` elements from `begin` on.
 LOWRANK_INLINE void PrefetchScales(const QuantView& w, int64_t begin, int64_t count) {
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
   const int64_t bytes = w.absmax != nullptr ? 4 : 1;
@@ -371,9 +373,9 @@ LOWRANK_INLINE void PrefetchScales(const QuantView& w, int64_t begin, int64_t co
   }
 }
 
-/// Asks for the lines that RowAsFloat(row, c0, count) will read. A block takes one or two lines of
-/// each of many rows, a pattern the hardware does not foresee; unasked, those misses took a tenth
-/// of a product over NF4.
+/// Prefetches the lines that RowAsFloat(row, c0, count) will read. A block takes one or two lines
+/// of each of many rows, a pattern that the hardware does not predict. Without prefetching, those
+/// misses took a tenth of a product over NF4.
 LOWRANK_INLINE void PrefetchRow(const RowSource& source, int64_t row, int64_t c0, int64_t count) {
   if (row >= source.rows || c0 >= source.cols) return;
   if (source.index != nullptr) row = source.index[row];

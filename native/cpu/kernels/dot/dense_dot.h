@@ -1,20 +1,19 @@
-/// y = x · wᵀ of few rows of x over a dense w: kVL rows of w at a time, turned in registers and
-/// multiplied there. Where all rows of x do not fit beside them, the first do, what is turned is
-/// stored too, a block of kKC in L1, and tiles take the other rows from there.
+/// y = x · wᵀ for few rows of x over a dense w: kVL rows of w at a time, transposed in registers
+/// and multiplied there. If not all rows of x fit in registers next to them, the first rows do; the
+/// transposed units are also stored, a block of kKC in L1, from which tiles serve the other rows.
 ///
-///   w        [N, K] row-major in f32, bf16 or f16: a row from its begin to its end
-///   x        A panels in the natural order (pack.h), one a pass
+///   w        [N, K] row-major in f32, bf16 or f16: each row from start to end
+///   x        A panels in the natural order (pack.h), one per pass
 ///   stored   [unit][kNR rows of w], units of one block
 ///
-/// Panels of all of a task's columns would be written once and read once, and a block of them has
-/// kKC columns of many rows: of memory that is read in pieces of 512 bytes half of the bandwidth is
-/// left.
+/// Panels of all columns of a task would be written once and read once, and a block of them has kKC
+/// columns of many rows: reading memory in pieces of 512 bytes halves the bandwidth.
 ///
 /// Numerics   those of register_tile.h, bit for bit: products in the order of k, sums over kKC in
-/// order Budget     kVL² units: kVL loads, 4 · kVL shuffles, and kVL products and loads of x a row
-/// of x.
-///            On cores of 2 x 512 bits f32 takes 70 cycles for one row, 90 for six (sums wait for
-///            each other, 4 cycles a product), then 8 a row, where memory takes 100
+///            order
+/// Budget     kVL² units: kVL loads, 4 · kVL shuffles, and per row of x kVL products and loads.
+///            On cores of 2 x 512 bits f32 takes 70 cycles for one row, 90 for six (dependent sums,
+///            4 cycles per product), then 8 per row, while memory takes 100
 #pragma once
 
 #include "native/cpu/kernels/decode/granule.h"
@@ -22,20 +21,20 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of x beside the rows of w that are turned. Those of w are driven out of registers where
-// there are many, which costs less than to store and load all of them.
+// Rows of x next to the rows of w that are transposed. Many rows of x spill those of w, which costs
+// less than storing and loading all of them.
 constexpr int kDensePass = kRegisters == 32 ? kMR : 3;
-// Where there are more: what fits beside the turning without taking longer.
+// For more rows: as many as fit next to the transpose without taking longer.
 constexpr int kStoringPass = kRegisters == 32 ? 6 : 3;
-// With yet more strips (dense_strips.h) or panels of many columns are as fast.
+// For yet more rows, strips (dense_strips.h) or panels of many columns are as fast.
 constexpr int64_t kDenseDotRows = 3 * kMR;
-// Rows of x from which a pass waits for loads; with fewer it waits for memory, and loading twice
-// has been faster.
+// Rows of x from which a pass is bound by loads. With fewer it is bound by memory, and loading
+// twice has been faster.
 constexpr int kLoadedOnce = 8;
-// Bytes of a row of w asked for ahead; past its end, of the row that follows in this place.
+// Prefetch distance in bytes within a row of w; past its end, in the row that takes its place next.
 constexpr int64_t kDenseAhead = 1024;
 
-/// Keeps the compiler from loading it twice, for both halves of a shuffle.
+/// Keeps the compiler from loading the value twice, once for each half of a shuffle.
 LOWRANK_INLINE void OneLoad(VecF& v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
@@ -44,23 +43,24 @@ LOWRANK_INLINE void OneLoad(VecF& v) {
 #endif
 }
 
-/// kVL units of a row of w.
+/// kVL units from a row of w.
 template <typename Policy, DType kStored>
 LOWRANK_INLINE VecF LoadUnits(const char* row) {
   if constexpr (Policy::kPairs) return Load(row);
   return LoadWide(row, kStored, 0);
 }
 
-/// c[m][lane] (+)= units [u0, u1), whole blocks, of kVL rows of w that begin at `rows` and are
-/// row_bytes long, with those of x; kStores: and the turned units of the one block that it is.
+/// c[m][lane] (+)= units [u0, u1), whole blocks, of kVL rows of w that start at `rows` and are
+/// row_bytes long, times those of x. With kStores it also stores the transposed units of its single
+/// block.
 template <typename Policy, DType kStored, int kRows, bool kStores>
 static void DenseDot(const char* rows, int64_t row_bytes, int64_t u0, int64_t u1, const Unit* x,
                      float* c, int64_t ldc, Unit* stored) {
   constexpr int64_t kUnitBytes = Policy::kPairs || kStored == DType::kF32 ? 4 : 2;
   constexpr bool kOneLoad = kRows >= kLoadedOnce && (Policy::kPairs || kStored == DType::kF32);
-  // From here on what is ahead is in the rows after these.
+  // From here on the prefetched data is in the rows after these.
   const int64_t near = u1 - kDenseAhead / kUnitBytes;
-  // Kept, in memory where need be: GCC computes them anew at each step otherwise.
+  // Kept, in memory if necessary: otherwise GCC computes the addresses anew at each step.
   const char* w[kVL];
 #pragma GCC unroll 16
   for (int i = 0; i < kVL; ++i) {
@@ -120,9 +120,9 @@ LOWRANK_INLINE DenseDotFn PickDenseDot(int64_t rows, DType stored) {
   }
 }
 
-/// Asks for rows of w, a line or two beside a unit of a tile: of the rows of a strip one piece
-/// after the other, then of the next strip's. It begins one piece ahead of what is turned, and
-/// stays so.
+/// Prefetches rows of w, one or two lines with each unit of a tile: one piece after another of the
+/// rows of a strip, then of the next strip's. It starts one piece ahead of the transpose, and stays
+/// there.
 class RowAsker {
  public:
   /// `rows` are left from the strip at `first` on.
@@ -136,7 +136,7 @@ class RowAsker {
         piece_(Min(block_bytes, row_bytes)) {
     NextPiece();
   }
-  /// Units a step.
+  /// Units per step.
   static int64_t Every(int64_t unit_bytes) { return Max(kLine / (kNR * unit_bytes), 1); }
 
   LOWRANK_MEMBER_INLINE void Step() {
@@ -169,22 +169,23 @@ class RowAsker {
   const char* strip_;
   int64_t row_bytes_;
   int64_t block_bytes_;
-  int64_t rows_;      // from the strip on
-  bool lines_;        // two a step
+  int64_t rows_;      // from this strip on
+  bool lines_;        // two per step
   int64_t piece_;     // bytes
-  int64_t at_ = 0;    // of a row, where the piece begins
-  int64_t left_ = 0;  // rows of the piece
+  int64_t at_ = 0;    // start of the piece within a row
+  int64_t left_ = 0;  // rows left in the piece
   const char* row_ = nullptr;
   const char* line_ = nullptr;
 };
 
-/// Rows of x in as few passes as hold them; of several the first is beside the turning.
+/// Splits rows of x into as few passes as can hold them. If there are several, the first runs with
+/// the transpose.
 LOWRANK_INLINE RowPanels DenseDotPasses(int64_t rows) {
   if (rows <= kDensePass) return {rows, 1};
   return {rows, 1 + CeilDiv(rows - kStoringPass, kMR), kStoringPass};
 }
 
-/// c [all rows, kVL or kNR] of a strip of w, by one pass or by several.
+/// c [all rows, kVL or kNR] of a strip of w, by one pass or several.
 template <typename Policy>
 class DenseStrip {
  public:
@@ -236,8 +237,8 @@ class DenseStrip {
   alignas(64) Unit stored_[kKC * kNR];
 };
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kDenseDots, where
-/// the chunk, in passes, is all of the block's rows.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index, for Route::kDenseDots, whose
+/// chunk, in passes, has all the block's rows.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDenseDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                         const Block& block, float* c) {
@@ -248,7 +249,7 @@ LOWRANK_INLINE void AccumulateDenseDots(Run& run, const PackedChunk& chunk, cons
     strip.Multiply(n, c + n - block.n0, block.ldc());
   }
   if (n >= block.n1 || run.Stopped()) return;
-  // Fewer columns are left: those that end with them.
+  // If fewer columns are left, the last kVL ones are computed again.
   alignas(64) float sums[kDenseDotRows * kNR];
   const int64_t left = block.n1 - n;
   strip.Multiply(block.n1 - columns, sums, columns);

@@ -1,25 +1,25 @@
-/// dx = dy · w for few rows of dy, w dense or of 4-bit codes: vectors are columns of dx.
+/// dx = dy · w for few rows of dy, with w dense or of 4-bit codes: vectors are columns of dx.
 ///
 ///   dx[m, k] = Σ_n dy[m, n] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
 ///
 /// Operands   dy    one A panel of at most kDirectRows rows (pack.h)
-///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule after granule; of
-///                  a dense w 64 columns
-///            sums  [m][column] in L1, of codes in the order of lanes; a block's beside those of
-///                  all before
+///            w     rows of w, kDirectUnits of them (or pairs) at a time, granule by granule; for a
+///                  dense w by 64 columns
+///            sums  [m][column] in L1, for codes in the order of lanes; those of one block
+///                  separate from those of all earlier blocks
 ///
-/// A granule of so many rows of w is decoded by their tables (granule.h) and added to its sums in
-/// one go: one load and one store of a sum for kDirectUnits products, whatever the width of a task,
-/// so that rows of w are read in long pieces. What the products of one row of dy take from it stays
-/// in registers. Threads share the columns of w, or its rows where a task would have all columns:
-/// one that reads half of every row makes the processor fetch the other half too, while that is on
-/// its way to the other thread.
+/// A granule of several rows of w is decoded by their tables (granule.h) and added to its sums at
+/// once: one load and one store of a sum for kDirectUnits products, whatever the width of a task.
+/// So rows of w are read in long pieces, and everything that the products of one row of dy need
+/// stays in registers. Threads split the columns of w, or its rows if a task would have all
+/// columns: a thread that reads half of every row makes the processor fetch the other half too,
+/// while that half is on its way to the other thread.
 ///
 /// Numerics   those of register_tile.h, bit for bit: products in the order of n, sums over kKC in
-/// order
+///            order
 ///
-/// Budget     M = 1: 2.5 operations and a product for 16 weights in f32, 3.3 and one for 32 in
-///            bf16, and 2 / kDirectUnits of load and store
+/// Budget     M = 1: 2.5 operations and a product per 16 weights in f32, 3.3 per 32 in bf16,
+///            and 2 / kDirectUnits of loads and stores
 #pragma once
 
 #include "native/cpu/kernels/decode/granule.h"
@@ -27,13 +27,13 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of dy, one panel, beside the decoded rows' tables and codes. Panels of w, decoded once for
-// all rows of dy, win from 9 rows on.
+// Rows of dy, one panel, next to the tables and codes of the decoded rows. From 9 rows on, panels
+// of w that are decoded once for all rows of dy are faster.
 constexpr int kDirectRows = kMR < 8 ? kMR : 8;
-// Of codes: where a look-up is one load an element, panels win from two rows on (4 rows of dy in
-// portable code: 2.9 ms for 4.1).
+// For codes: if a look-up is one load per element, panels are faster from two rows on (4 rows of dy
+// in portable code: 2.9 ms instead of 4.1).
 constexpr int kDirectCodeRows = kHasLookUps ? kDirectRows : 1;
-// Of f16: where an element is widened by a dozen operations, panels are as fast from two rows on.
+// For f16: if widening an element takes a dozen operations, panels are as fast from two rows on.
 #if defined(__F16C__) || defined(__aarch64__)
 constexpr int kDirectHalfRows = kDirectRows;
 #else
@@ -42,27 +42,27 @@ constexpr int kDirectHalfRows = 1;
 // Rows of w (or pairs) whose tables and codes are in registers at once.
 template <bool kPairs>
 constexpr int kDirectUnits = kRegisters == 32 ? (kPairs ? 4 : 8) : 4;
-// Vectors of columns whose sums are held: a sum takes kUnits products one after another, so that
-// with those of one vector a core of 2 x 512 bits waits for itself. From seven rows on there are
-// enough sums (and some tables would be in memory: 1.07 to 1.13 of the time on Zen 4, where the
-// others stay as they are). AVX2 gains nothing, pairs of bf16 lose (Zen 4: up to 1.1).
+// Vectors of columns whose sums are held. A sum takes kUnits dependent products, so with one vector
+// a core of 2 x 512 bits waits for itself. From seven rows on there are enough sums (and some
+// tables would spill: 1.07 to 1.13 of the time on Zen 4, other processors stay the same). AVX2
+// gains nothing, pairs of bf16 lose (Zen 4: up to 1.1).
 template <bool kPairs, int kRows>
 constexpr int kDirectVectors = kVL == 16 && !kPairs && kRows > 1 && kRows < 7 ? 2 : 1;
-// Sums of a block of columns: with the codes, L1.
+// Bytes for the sums of a block of columns: together with the codes, L1.
 constexpr int64_t kDirectBytes = 32 << 10;
-// Columns of a block at least, 1 KiB of codes a row: out of memory pieces of half of that took
-// twice the time (four rows of dy, core of 2 x 512-bit multiply-adds). Sums of more rows then lie
-// in L2.
+// Minimum columns of a block, 1 KiB of codes per row: reading half as much at a time from memory
+// took twice as long (four rows of dy, core of 2 x 512-bit multiply-adds). Sums of more rows are
+// then in L2.
 constexpr int64_t kDirectCols = 2048;
-// Rows of w asked for ahead, in pieces of a task's width: two groups, or four.
+// Prefetch distance in rows of w, in pieces of a task's width: two groups, or four.
 constexpr int64_t kDirectAhead = 16;
 
-/// Asks for parts of rows, line after line, a few beside each granule of the rows before: a burst
-/// of whole rows fills the buffers that loads wait in (dx of one row took 1.6 times as long).
+/// Prefetches parts of rows, line by line, a few with each granule of the rows before. A burst of
+/// whole rows fills the load buffers (dx of one row took 1.6 times as long).
 struct RowLines {
   const char* line;
   const char* row_end;
-  int64_t length;  // of a row's part, in bytes
+  int64_t length;  // of a part of a row, in bytes
   int64_t pitch;
 
   LOWRANK_MEMBER_INLINE RowLines(const void* begin, int64_t row_length, int64_t row_pitch)
@@ -82,7 +82,7 @@ struct RowLines {
   }
 };
 
-/// As RowAddresses, computed at each use.
+/// Like RowAddresses, but computed at each use.
 struct RowsOfPitch {
   const char* first;
   int64_t pitch;
@@ -93,7 +93,7 @@ struct RowsOfPitch {
   LOWRANK_MEMBER_INLINE void Step(int64_t bytes) { first += bytes; }
 };
 
-/// What is read of w: codes, granule by granule.
+/// The data read from w: codes, granule by granule.
 template <bool kPairs, typename RoundingOfTables>
 struct DirectCodes {
   using Rounding = RoundingOfTables;
@@ -111,7 +111,7 @@ struct DirectCodes {
 template <bool kPairs, DType kStored>
 struct DirectValues {
   static constexpr bool kScaled = false;
-  /// One row, or two that are pairs; where kBoth is not said the second may be the first: none.
+  /// One row, or two rows as pairs. Without kBoth the second may be the first: there is none.
   template <bool kBoth>
   struct Rows {
     const char* row;
@@ -136,7 +136,7 @@ struct DirectValues {
   static const char* Data(const RowSource& w) { return static_cast<const char*>(w.dense->data); }
 };
 
-/// kUnits units of w from row k on, over columns [n0, n0 + cols), added to sums[m][column].
+/// Adds kUnits units of w from row k on, over columns [n0, n0 + cols), to sums[m][column].
 template <typename Policy, typename Source, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
                       float* scratch, const Unit* a, float* sums, int64_t pitch, bool first) {
@@ -144,21 +144,21 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   const Table16 table = w.tables.nibbles;
   const int64_t row_bytes = Source::Bytes(w.cols);
   const char* codes = Source::Data(w) + Source::Bytes(k * w.cols + n0);
-  // A group is whole: only a single unit may lack its second row.
+  // A group is complete: only a single unit may lack its second row.
   const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
   ScaleRows scales = {};
   if constexpr (Source::kScaled) scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
-  // With two rows of w a unit addresses are kept, and dy's pairs if they are of one row. With one
-  // row of w a unit both are as fast computed, and there are no registers left.
+  // With two rows of w per unit, addresses are kept, and so are dy's pairs if they are of one row.
+  // With one row of w per unit, computing them is as fast, and there are no registers left.
   using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
   Rows code_rows(codes, row_bytes);
   RowLines ahead(codes + kDirectAhead * row_bytes, Source::Bytes(cols), row_bytes);
   constexpr bool kHolds = Policy::kPairs && kRows == 1;
   constexpr int kHeld = kDirectVectors<Policy::kPairs, kRows>;
   VecF held[kUnits];
-  // dy's values again, for products of the second vector: out of memory, as an operand. A register
-  // that both take would be filled by an instruction on a pipe that products need (1.25 of the time
-  // on Zen 4), which the compiler prefers where it can see that both are the same.
+  // dy's values again, for the products of the second vector: a memory operand. A shared register
+  // would be loaded by an instruction on a pipe that products need (1.25 of the time on Zen 4),
+  // which the compiler prefers if it sees that both are the same.
   const Unit* a_again = a;
   if constexpr (kHeld > 1) __asm__("" : "+r"(a_again));
 #pragma GCC unroll 8
@@ -212,7 +212,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
         VecF columns[kHeld];
 #pragma GCC unroll 2
         for (int i = 0; i < kHeld; ++i) columns[i] = granule[u].At(p + i);
-        if (p + kHeld == kPlaces) set_scales(u, next_scales);  // beside these products
+        if (p + kHeld == kPlaces) set_scales(u, next_scales);  // in parallel with these products
 #pragma GCC unroll 8
         for (int m = 0; m < kRows; ++m) {
 #pragma GCC unroll 2
@@ -232,7 +232,7 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   }
 }
 
-/// What is left of the rows of w, for one row of dy: the code of all would be a quarter more.
+/// The remaining rows of w, for one row of dy: handling all cases would add a quarter to the code.
 template <typename Policy, typename Source>
 __attribute__((noinline)) static void LastUnit(const RowSource& w, int64_t k, int64_t k1,
                                                int64_t n0, int64_t cols, float* scratch,
@@ -246,7 +246,7 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
                            const Unit* a, float* sums, int64_t pitch) {
   constexpr int kUnits = kDirectUnits<Policy::kPairs>;
   constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
-  // The widest task is that of one row of dy (DirectDotColumns).
+  // The task of one row of dy is the widest (DirectDotColumns).
   static_assert(kDirectBytes / 4 >= kDirectCols);
   constexpr int64_t kMostGranules = kDirectBytes / 4 / kGranule + 1;
   alignas(64) float scratch[kUnits * kStep * kMostGranules];
@@ -298,15 +298,16 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
   return PickDirectDot<Policy, DirectValues<kPairs, DType::kBF16>>(rows);
 }
 
-/// As wide a block of columns as keeps its sums in L1: rows of w are then read in long pieces. For
-/// the same reason a thread has one task (two threads, one row of dy: pieces of 1 KiB in place of
-/// 256 bytes took 0.65 of the time).
+/// The widest block of columns whose sums fit L1: rows of w are then read in long pieces. For the
+/// same reason a thread has one task (two threads, one row of dy: pieces of 1 KiB instead of 256
+/// bytes took 0.65 of the time).
 LOWRANK_INLINE int64_t DirectDotColumns(int64_t rows) {
   return Max(kDirectBytes / (rows * 4) / kGranule * kGranule, kDirectCols);
 }
 
-/// From row to row of sums: they share 4 KiB evenly, since a load waits for a store before it whose
-/// address has the same place in 4 KiB (two rows of dy took a tenth longer a line apart).
+/// Distance between rows of sums: they are spread evenly over 4 KiB, because a load waits for an
+/// earlier store with the same address modulo 4 KiB (two rows of dy took a tenth longer one line
+/// apart).
 LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
   constexpr int64_t kPage = 4096 / 4;
   int64_t shares = 1;
@@ -314,8 +315,8 @@ LOWRANK_INLINE int64_t SumsPitch(int64_t rows, int64_t cols) {
   return rows == 1 ? cols : CeilDiv(cols, kPage) * kPage + kPage / shares;
 }
 
-/// c [m1 - m0, n1 - n0] = dy · w over all of the summation index, of Route::kDirectDots, where
-/// the chunk is all of the block's rows; columns in the order of lanes.
+/// c [m1 - m0, n1 - n0] = dy · w over the whole summation index, for Route::kDirectDots, whose
+/// chunk has all the block's rows; columns in the order of lanes.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                          const Block& block, float* c) {
@@ -337,8 +338,8 @@ LOWRANK_INLINE void AccumulateDirectDots(Run& run, const PackedChunk& chunk, con
   }
 }
 
-/// The sums of every block of the summation index, [block][m][column] in the order of lanes: they
-/// are added in the order of blocks, whichever thread has made them.
+/// The sums of every block of the summation index, [block][m][column] in the order of lanes. They
+/// are added in the order of blocks, whichever thread computed them.
 struct BlockSums {
   float* data = nullptr;
   int64_t blocks = 0;
@@ -359,7 +360,7 @@ struct BlockSums {
   }
 };
 
-/// Those of a chunk, of Route::kDirectRowSums; without data where there is no memory for them.
+/// The sums of a chunk, for Route::kDirectRowSums; without data if there is no memory for them.
 template <typename Policy>
 LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const RowSource& w) {
   const DirectDotFn kernel = PickDirectDot<Policy>(chunk.rows, w);
@@ -369,7 +370,7 @@ LOWRANK_INLINE BlockSums SumBlocks(Run& run, const PackedChunk& chunk, const Row
   sums.pitch = SumsPitch(sums.rows, w.cols);
   sums.data = run.Get<float>(kShrinkSlot, sums.blocks * sums.rows * sums.pitch);
   if (sums.data == nullptr) return sums;
-  // A thread goes on where it was: what it has asked for ahead is its own.
+  // Each thread continues where it was, because its prefetched data is in its own cache.
   const int64_t threads = run.context.pool->threads();
   const int64_t most = CeilDiv(sums.blocks, threads);
   run.ForEach(most * threads, chunk.rows * w.cols * w.rows, [&](int64_t task) {

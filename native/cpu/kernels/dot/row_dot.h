@@ -1,16 +1,15 @@
-/// y = x · dequant(w)ᵀ of few rows of x, 4-bit codes: vectors along k, in the order of lanes.
+/// y = x · dequant(w)ᵀ for few rows of x and 4-bit codes: vectors along k, in the order of lanes.
 ///
 ///   y[m, n] = Σ_lanes Σ_places x[m, k] · T(codebook[code[n, k]] · absmax[n, k / blocksize])
 ///
 /// Operands   x       [granule][place][m][lane] units (lane_pack.h): read once for all rows of w
 ///                    that share it, so it may come from L2
-///            codes   rows of w as bitsandbytes lays them out: 32 bytes a granule, read as they are
-///            sums    [n][m] vectors of kVL lanes, added up once a span
+///            codes   rows of w in bitsandbytes' layout: 32 bytes per granule, read as they are
+///            sums    [n][m] vectors of kVL lanes, reduced once per span
 ///
-/// A granule of a row has one scale, so 16 products of the codebook are a table for all of it, and
-/// rounding to T happens there as well. What is left of the decode of a vector of weights is one
-/// shift and one look-up, whatever M: the scale and the rounding cost kVL weights what they would
-/// cost one.
+/// A granule of a row has one scale, so one table of 16 products with the codebook serves all of
+/// it, already rounded to T. Decoding a vector of weights is then one shift and one look-up,
+/// whatever M: the scale and the rounding cost as much for kVL weights as they would for one.
 ///
 ///   bf16   a vector is 32 weights: shift, vpermw, and a dot product for each row of x
 ///   f32    16 weights: shift, vpermps, and a multiply-add for each row of x
@@ -18,9 +17,9 @@
 /// Numerics   sum_order.h; the same bits as panels in that order
 /// Budget     one core of 2 x 256-bit multiply-adds, 4096 x 4096 weights out of cache: 0.40 ms at
 ///            M = 1 for bf16 (6.1 cycles a granule: 2.5 for the table, 3.6 for two steps) and 0.60
-///            for f32 (9.1); from M = 4 on the products are 0.70 to 0.85 of it. Rows of w are asked
-///            for one group ahead, their scales two (but for Zen 4), into L2; four at a time, since
-///            more share L1's sets
+///            for f32 (9.1); from M = 4 on the products take 0.70 to 0.85 of it. Rows of w are
+///            prefetched one group ahead into L2, their scales two groups ahead (except on Zen 4);
+///            four rows at a time, because more would share sets of L1
 #pragma once
 
 #include "native/cpu/kernels/decode/granule.h"
@@ -29,15 +28,15 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of x that share a decoded vector. More leave too few registers for other rows of w.
+// Rows of x that share a decoded vector. More would leave too few registers for other rows of w.
 constexpr int kDotRows = kRegisters == 32 ? 7 : 4;
-// Rows of w whose sums are held: a multiple of kVL, and of every choice of DotWeights().
+// Rows of w whose sums are held: a multiple of kVL, and of every result of DotWeights().
 constexpr int64_t kDotStrip = 48;
 
-/// Rows of w beside kRows of x: for each its sums, table, codes and decoded vector in registers.
+/// Rows of w for kRows of x: each needs its sums, table, codes and decoded vector in registers.
 template <int kRows>
 constexpr int DotWeights() {
-  // Look-ups by loads take all of the time of one row of x.
+  // Look-ups by loads take the whole time for one row of x.
   if (!kHasLookUps && kRows == 1) return 1;
   for (int weights : {4, 3, 2}) {
     if ((kRows + 3) * weights + 2 <= kRegisters) return weights;
@@ -45,8 +44,8 @@ constexpr int DotWeights() {
   return 1;
 }
 
-/// Operands of sums of some rows of w with some of x over `granules`, which begin (`first`) or go
-/// on.
+/// Operands for the sums of some rows of w with some of x over `granules`, which start (`first`) or
+/// continue.
 struct DotBlock {
   DType round_to;  // weights
   const uint8_t* codes;
@@ -59,8 +58,8 @@ struct DotBlock {
   Unit* stored = nullptr;  // out, for kStore: the decoded rows [granule][place][row of w][lane]
 };
 
-/// A vector of each of some rows of w, from row `first` of acc on, by that of each row of x;
-/// returns where x goes on.
+/// Multiplies a vector of each of some rows of w, from row `first` of acc on, by that of each row
+/// of x. Returns the position in x.
 template <typename Policy, int kCount, int kRows, int kWeights>
 LOWRANK_INLINE const Unit* AddProducts(const VecF (&columns)[kCount], const Unit* x,
                                        VecF (&acc)[kWeights][kRows], int first = 0) {
@@ -102,9 +101,9 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   const Unit* x = block.x;
   Unit* stored = block.stored;
   // Pairs, several rows of x: products wait for tables, which take a multiply, a conversion and a
-  // permutation one after the other, while the processor looks 60 operations ahead. So the tables
-  // are a granule ahead where there are registers for it, and some rows of w are decoded beside the
-  // products of those before.
+  // permutation in sequence, while the processor looks 60 operations ahead. So the tables are
+  // computed one granule ahead if there are registers for it, and some rows of w are decoded in
+  // parallel with the products of earlier ones.
   constexpr bool kEarly = Policy::kPairs && kRows > 1 && kRows * kWeights <= kRegisters / 2;
   constexpr int kTogether = kEarly && kRows > 2 && kWeights % 2 == 0 ? 2 : kWeights;
   constexpr int kUnitsAtOnce = kEarly ? Decoder::kUnits : 1;
@@ -117,13 +116,14 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
       decoder[r].SetScale(codebook, scales.At(r, g), Rounding::Of(block.round_to));
     }
   };
-  // One row of x in f32: the same row four granules on, from L2. Left to the processor, Zen 4 takes
-  // 1.09 times as long at some orders of these loads, which is the compiler's choice.
+  // One row of x in f32: prefetches the same row four granules ahead from L2. Left to the
+  // processor, Zen 4 takes 1.09 times as long with some orders of these loads, which the compiler
+  // chooses.
   constexpr bool kFromL2 = kVL == 16 && !Policy::kPairs && kRows == 1;
   constexpr int64_t kAheadInL2 = 4 * kGranule / 2;
   if constexpr (kEarly) set_scales(0, kWeights, 0);
   for (int64_t g = 0; g < block.granules; ++g) {
-    // The same place of the rows after these, into L2: x has L1.
+    // The same position in the rows after these, into L2: x has L1.
     if ((g & 1) == 0) {
 #pragma GCC unroll 8
       for (int r = 0; r < kWeights; ++r) {
@@ -163,7 +163,7 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
 
 using RowDotFn = void (*)(const Table16& codebook, const DotBlock& block);
 
-/// The kernel for a number of rows of x, and how many rows of w it takes.
+/// The kernel for a number of rows of x, and the number of rows of w that it takes.
 struct RowDotChoice {
   RowDotFn several;
   RowDotFn one;
@@ -182,7 +182,7 @@ LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
   });
 }
 
-/// sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
+/// Reduces sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
 LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, bool first,
                              float* c, int64_t ldc) {
   for (int64_t n = 0; n < rows_of_w; n += kVL) {
@@ -201,9 +201,9 @@ LOWRANK_INLINE void AddLanes(const VecF* sums, int64_t rows_of_w, int64_t rows, 
   }
 }
 
-/// Asks for the scales of rows of w to come: `near` rows on, or where they are decoded a strip at a
-/// time those of the next. Unasked, each row waited for them (one row of x took 1.35 times as long,
-/// core of 2 x 512-bit multiply-adds).
+/// Prefetches the scales of later rows of w: those `near` rows on, or, if scales are decoded a
+/// strip at a time, those of the next strip. Without it, each row waited for them (one row of x
+/// took 1.35 times as long, core of 2 x 512-bit multiply-adds).
 LOWRANK_INLINE void AskScales(const QuantView& w, int64_t row, int64_t rows, int64_t near,
                               int64_t strip, int64_t k0, int64_t span) {
   row += w.absmax != nullptr ? near : strip;
@@ -212,8 +212,8 @@ LOWRANK_INLINE void AskScales(const QuantView& w, int64_t row, int64_t rows, int
   }
 }
 
-/// Zen 4 takes two cycles for a product of 512 bits, in which L2 gives a vector, and finds scales
-/// by itself. No other processor of the family has AVX-512.
+/// Zen 4 takes two cycles for a product of 512 bits, in which L2 delivers a vector, and prefetches
+/// scales by itself. No other processor of the family has AVX-512.
 LOWRANK_INLINE bool IsZen4() {
 #if defined(__AVX512F__)
   return __builtin_cpu_is("amdfam19h") != 0;
@@ -222,8 +222,8 @@ LOWRANK_INLINE bool IsZen4() {
 #endif
 }
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index. The chunk, packed for dots, is
-/// all of the block's rows.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index. The chunk, packed for dots, has
+/// all the block's rows.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const RowSource& source,
                                       const Block& block, float* c) {
@@ -231,7 +231,7 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
   constexpr int64_t kUnits = Policy::Units(kPlaces);
   alignas(64) VecF sums[kDotStrip * kDotRows];
   alignas(64) float scales[kDotStrip * (kSpan / kGranule)];
-  // Asked for, they cost Zen 4 4 % of 4 rows of pairs, 1 to 3 % of others.
+  // Prefetching them costs Zen 4 4 % for 4 rows of pairs, 1 to 3 % for others.
   const bool asks = w.absmax == nullptr || !IsZen4();
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kDotStrip) {
     const int64_t strip = Min(kDotStrip, block.n1 - n);

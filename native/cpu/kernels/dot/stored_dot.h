@@ -1,45 +1,46 @@
 /// row_dot.h for more rows of x: the first pass over x stores the vectors of w that it decodes, and
-/// the others read them back.
+/// the other passes read them back.
 ///
 /// Scratch    a part of some rows of w as units [granule][place][row][lane]; sums of kVL rows of w
 ///            with all rows of x
 /// Numerics   sum_order.h; the same bits as row_dot.h
-/// Budget     bf16, a granule of one row of w on one core of 2 x 256-bit multiply-adds: 11.5 cycles
-///            for the first pass (4 rows of x, decoding beside the products), then 2.1 for each row
-///            of x, of which 2 are products; 0.054 a row and span of 64 granules to add up lanes
+/// Budget     bf16, a granule of a row of w on one core of 2 x 256-bit multiply-adds: 11.5 cycles
+///            for the first pass (4 rows of x, decoding beside the products), then 2.1 for
+///            each row of x, of which 2 are products; 0.054 per row and span of 64 granules to
+///            reduce lanes
 #pragma once
 
 #include "native/cpu/kernels/dot/row_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of x of the first pass: four rows of w beside them leave registers for their decoders.
+// Rows of x in the first pass: four rows of w leave registers for their decoders.
 constexpr int kFirstRows = 4;
 // Rows of w that are decoded together and share each vector of x.
 constexpr int kStoredWeights = DotWeights<kFirstRows>();
-// Rows of x of the other passes.
+// Rows of x in the other passes.
 constexpr int kStoredRows = 6;
 
-// Rows of x from here on are worth storing w, which is whenever one pass does not hold them.
+// From this many rows of x on, storing w pays, that is, whenever one pass cannot hold them.
 constexpr int64_t kLeastStoredRows = kDotRows + 1;
-// Panels win where x, which each group of rows of w reads, does not leave L2 room for them, and
-// where sums are short: adding up lanes costs as much as products over 400 columns in bf16.
+// Panels are faster if x, which each group of rows of w reads, leaves no room in L2 for them, and
+// if sums are short: reducing lanes costs as much as products over 400 columns in bf16.
 constexpr int64_t kMostDotUnits = 128 << 10;  // 512 KiB of x
 constexpr int64_t kMostDotRows = kRegisters == 32 ? 64 : 8;
 constexpr int64_t kDotDepthPerRow = 32;
-// A span is taken in parts whose decoded rows have so many bytes: up to kPartRows rows of x lie in
-// L1 with them. More come from L2, and what a part costs, its sums read and written, is shared by
-// more products: of pairs parts of twice the length win. Of yet more rows sums come from L2 too,
-// and f32 gains nothing above kPartRows (Zen 5; longer parts of 16 rows lost an eighth on Cascade
-// Lake).
+// A span is processed in parts whose decoded rows take this many bytes: up to kPartRows rows of x
+// are in L1 with them. More rows come from L2, and the cost of a part, its sums read and written,
+// is shared by more products, so for pairs parts of twice the length are faster. For yet more rows
+// sums come from L2 too, and f32 gains nothing above kPartRows (Zen 5; longer parts of 16 rows lost
+// an eighth on Cascade Lake).
 constexpr int64_t kPartBytes = 8 << 10;
 constexpr int64_t kPartRows = 16;
 template <typename Policy>
 constexpr int64_t kLongPartRows = Policy::kPairs ? 48 : kPartRows;
 
-/// Granules of such a part. On Zen 4, where L2 gives a vector in the time of a product, parts are
-/// nothing but their cost: in one part 8 to 48 rows of pairs take 0.90 to 0.96 of the time, 12 and
-/// 16 of f32 0.94 to 0.97.
+/// Granules in such a part. On Zen 4, where L2 delivers a vector in the time of a product, parts
+/// only cost: as a single part 8 to 48 rows of pairs take 0.90 to 0.96 of the time, 12 and 16 of
+/// f32 0.94 to 0.97.
 template <typename Policy>
 LOWRANK_INLINE int64_t PartGranules(int64_t rows) {
   constexpr int64_t kBytes = kStoredWeights * Policy::Units(kGranule) * 4;
@@ -87,15 +88,15 @@ LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows, DType round_to) {
   });
 }
 
-/// Rows of x in as few passes as hold them.
+/// Splits rows of x into as few passes as can hold them.
 LOWRANK_INLINE RowPanels DotPasses(int64_t rows) {
   if (rows < kLeastStoredRows) return {rows, 1};
   return {rows, 1 + CeilDiv(rows - kFirstRows, kStoredRows), kFirstRows};
 }
 
 /// Rows [i, i + kWeights) of a strip with all rows of x, over the granules of `dots` from granule
-/// g0 of w on. `sums` are the strip's; what `dots` has of x and sums is set here (one for all
-/// calls: a copy would wait for the stores that have just filled it).
+/// g0 of w on. `sums` are the strip's. The fields of `dots` for x and sums are set here (one object
+/// for all calls: a copy would wait for the stores that have just filled it).
 template <typename Policy, int kWeights>
 LOWRANK_INLINE void StoreAndDot(const PackedChunk& chunk, const RowSource& w, int64_t g0, int64_t i,
                                 VecF* sums, DotBlock& dots) {
@@ -162,8 +163,8 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
   }
 }
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kLaneDots, where the
-/// chunk, packed for dots, is all of the block's rows.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index, for Route::kLaneDots, whose chunk,
+/// packed for dots, has all the block's rows.
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                    const Block& block, float* c) {

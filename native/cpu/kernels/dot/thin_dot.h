@@ -1,16 +1,15 @@
-/// c [rows, cols] (+)= a · bᵀ or a · b for few rows of a, b a dense factor that is taken as it lies
-/// in memory, where a panel (pack.h) would be written and read again for kMR rows of a. kVL rows of
-/// bᵀ are turned in registers and used at once.
+/// c [rows, cols] (+)= a · bᵀ or a · b for few rows of a, with a dense factor b that is read from
+/// memory as it is. A panel (pack.h) would be written and read again for kMR rows of a. kVL rows of
+/// bᵀ are transposed in registers and used at once.
 ///
 ///   Operands   a    [k][rows] units, as PackA leaves them
 ///              b    bᵀ [cols, depth] or b [depth, cols], f32, bf16 or f16
 ///   Numerics   those of register_tile.h, bit for bit: products in the order of k, sums over kKC
-///   added in
-///              order
+///              added in order
 ///   Budget     kVL · kVL elements of bᵀ: kVL loads, kVL · log2(kVL) shuffles and kVL · rows
-///              multiply-adds, one after another for a row: 64 cycles of both at kVL = 16 (75 are
-///              measured). By quarters 32 shuffles, and two bf16 are turned as one unit. From
-///              memory a line takes 11 cycles of a Zen 4 at 22 GB/s, 176 of those elements in f32
+///              multiply-adds, dependent within a row: 64 cycles of both at kVL = 16 (75 measured).
+///              By quarters 32 shuffles, and two bf16 are transposed as one unit. From memory a
+///              line takes 11 cycles of a Zen 4 at 22 GB/s, 176 for those elements in f32
 #pragma once
 
 #include "native/cpu/kernels/isa/base_set.h"
@@ -18,13 +17,13 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// More rows of a are worth a panel.
+// For more rows of a, a panel pays.
 constexpr int kThinRows = kMR < 4 ? kMR : 4;
 
-/// Where column n0 of each row of c is; whole vectors are written.
+/// The address of column n0 of each row of c; whole vectors are written.
 using ThinRows = float* [kThinRows];
 
-/// The sums of kVL columns.
+/// The sums for kVL columns.
 template <int kRows>
 struct ThinSums {
   VecF acc[kRows] = {};
@@ -41,15 +40,15 @@ struct ThinSums {
   }
 };
 
-/// Are rows of kType turned by quarters? Those of bf16, where that turns two elements as one. In
-/// f32 a line is read four times then, and has left L1 in between where rows are 16 KiB apart:
-/// sixteen such lines share eight places on Zen 4 (1.6 of the time; Ice Lake takes the same time
-/// both ways). Sets with tiles are for processors that it was measured on.
+/// Are rows of kType transposed by quarters? bf16 rows are, if that transposes two elements as one.
+/// In f32 a line would be read four times, and would have left L1 in between if rows are 16 KiB
+/// apart: sixteen such lines share eight ways on Zen 4 (1.6 of the time; Ice Lake takes the same
+/// time both ways). Sets with tiles are for processors on which it was measured.
 template <DType kType>
 constexpr bool kTurnsQuarters =
     kVL == 16 && (kType == DType::kBF16 || (kHasTiles && kType == DType::kF32));
 
-/// The addresses of fewer rows than kVL; the last of them stands for those that are missing.
+/// The addresses of fewer rows than kVL. The last row stands for the missing ones.
 class SomeAddresses {
  public:
   SomeAddresses(const char* first, int64_t pitch, int64_t rows) {
@@ -63,8 +62,8 @@ class SomeAddresses {
   int64_t step_ = 0;
 };
 
-/// Rows of b, and what lies `ahead` bytes after them. They go on from one kVL rows to the next:
-/// found anew for each, the addresses cost a third of the products of r = 16.
+/// Rows of b, and the data `ahead` bytes after them. The addresses advance from one kVL rows to the
+/// next: computed anew for each, they cost a third of the products of r = 16.
 template <DType kType, typename Addresses>
 struct ThinCursor {
   static constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
@@ -77,7 +76,8 @@ struct ThinCursor {
     rows.Step(bytes);
     next.Step(bytes);
   }
-  /// As many steps of kStepBytes as there are in kc elements: how many elements those are.
+  /// Runs as many steps of kStepBytes as there are in kc elements. Returns how many elements those
+  /// are.
   template <int kRows>
   LOWRANK_MEMBER_INLINE int64_t Steps(const Unit* a, int64_t kc, ThinSums<kRows>& sums) {
     constexpr int64_t kElements = kStepBytes / kBytes;
@@ -104,7 +104,7 @@ struct ThinCursor {
   }
 
  private:
-  /// The steps of the next 16 bytes of each row.
+  /// The steps for the next 16 bytes of each row.
   template <int kRows>
   LOWRANK_MEMBER_INLINE void QuarterSteps(const Unit* a, ThinSums<kRows>& sums) const {
     VecF r[4];
@@ -121,7 +121,7 @@ struct ThinCursor {
   }
 };
 
-/// The sums of kVL or fewer columns, rows [n, n + rows) of b, of which the cursor is at the first.
+/// The sums for up to kVL columns, rows [n, n + rows) of b, with the cursor at the first.
 template <DType kType, int kRows, typename Cursor>
 LOWRANK_INLINE void ThinStrip(const ThinPart& part, Cursor& cursor, int64_t n, int64_t rows,
                               float* const* c) {
@@ -158,8 +158,8 @@ static void ThinDot(const ThinPart& part, float* const* c) {
   ThinStrip<kType, kRows>(part, last, n, rows, c);
 }
 
-/// Vectors of columns of c beside each other: a line of b, and in bf16 both as one, the even
-/// columns and the odd ones (half of the loads and requests, no widening).
+/// Adjacent vectors of columns of c: a line of b. In bf16 both are loaded as one, split into the
+/// even and the odd columns (half the loads and requests, no widening).
 template <DType kType>
 constexpr int kThinVectors = kType == DType::kF16 ? 1 : 2;
 
@@ -175,8 +175,8 @@ LOWRANK_INLINE void LoadColumns(const char* row, VecF (&columns)[kVectors]) {
   }
 }
 
-/// The sums of columns [n, n + cols), cols <= kVectors · kVL: as many where there are more than one
-/// vector.
+/// The sums of columns [n, n + cols), cols <= kVectors · kVL; exactly that many if there is more
+/// than one vector.
 template <DType kType, int kRows, int kVectors>
 LOWRANK_INLINE void ThinColumnSums(const ThinPart& part, int64_t n, int64_t cols, float* const* c) {
   constexpr int64_t kBytes = kType == DType::kF32 ? 4 : 2;
@@ -240,7 +240,7 @@ LOWRANK_INLINE ThinDotFn PickThinDot(int64_t rows, DType dtype) {
   return PickThinDot<kTransposed, DType::kF16, kThinRows>(rows);
 }
 
-/// Sets with tiles turn rows in another way than their base.
+/// Sets with tiles transpose rows in another way than their base.
 static ThinDotFn FindThinDot(bool transposed, int64_t rows, DType dtype) {
   if constexpr (kHasBase && !kHasTiles) {
     return Base().tiles.thin_dot(transposed, rows, dtype);
@@ -249,10 +249,10 @@ static ThinDotFn FindThinDot(bool transposed, int64_t rows, DType dtype) {
   }
 }
 
-/// `rows` <= kThinRows rows of a, from row m0 on, times columns [n0, n1) of bᵀ (kTransposed) or b,
-/// into columns n0 and up of c's rows, which have room for whole vectors. `next` is the factor
-/// after this one, of the same shape, or null: the end of this one is read beside asking for the
-/// beginning of that one.
+/// Multiplies `rows` <= kThinRows rows of a, from row m0 on, by columns [n0, n1) of bᵀ
+/// (kTransposed) or b, into columns n0 and up of c's rows, which have room for whole vectors.
+/// `next` is the factor after this one, of the same shape, or null: reading the end of this one
+/// prefetches the start of that one.
 template <bool kTransposed>
 static void AccumulateThinRows(Run& run, const RowSource& a, int64_t m0, int64_t rows,
                                const TensorView& b, int64_t n0, int64_t n1, const ThinRows& c,
@@ -277,7 +277,7 @@ static void AccumulateThinRows(Run& run, const RowSource& a, int64_t m0, int64_t
   }
 }
 
-/// The same: row(m) is where column n0 of row m is.
+/// The same: row(m) is the address of column n0 of row m.
 template <bool kTransposed, typename RowFn>
 LOWRANK_INLINE void AccumulateThin(Run& run, const RowSource& a, int64_t m0, int64_t rows,
                                    const TensorView& b, int64_t n0, int64_t n1, const RowFn& row,

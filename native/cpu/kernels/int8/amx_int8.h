@@ -1,20 +1,20 @@
-/// compute: 'int8' by the matrix unit: weights of 4 bits whose rows are whole granules, and more
-/// than a few rows of x. Sums of codes are exact, so the bits are those of tile_int8.h.
+/// compute: 'int8' by the matrix unit: 4-bit weights whose rows are whole granules, and more than a
+/// few rows of x. Sums of codes are exact, so the bits are those of tile_int8.h.
 ///
 ///   y[m, n] = sum over blocks of 64 of dot(codes of x, codes of w) · (scale of x · scale of w)
 ///
-/// A tile's depth is one block, and each has its own scale: so C is begun anew for each block and
-/// goes to memory in int32, where vectors scale it and add it to the sum.
+/// The depth of a tile is one block, and each block has its own scale. So C starts anew for each
+/// block and is stored to memory as int32, from where vectors scale it and add it to the sum.
 ///
 ///   w   [n / 16][block][16 rows][16 units]      as in amx_rows.h; its scales [block][row]
 ///   x   [k / 512][m / 16][block]( codes [16 units][16] · correction [16] · scale [16] ), the A
-///       panels of pack_int8.h, which have columns of tiles for rows
+///       panels of pack_int8.h, whose rows are the columns of tiles
 ///
 /// Scratch    tiles of a strip of w and their scales; the sums of its steps, 32 rows by 32 columns
-/// Budget     a step's block: 64 cycles of products, 64 of stores of C and 64 of its sums, 256
-///            vector operations in 128. Measured in L1: 150 of tiles with their stores and 155 of
-///            vectors, which hardly run beside each other (a block is some 560 micro-operations, as
-///            many as wait at a time): 430 operations a cycle, where VNNI has 256 and reaches two
+/// Budget     a block of a step: 64 cycles of products, 64 of stores of C and 64 of its sums, 256
+///            vector operations in 128. Measured in L1: 150 for tiles with their stores and 155
+///            for vectors, which hardly overlap (a block has about 560 micro-operations, as many as
+///            can wait at a time): 430 operations per cycle, where VNNI has 256 and reaches two
 ///            thirds of it
 #pragma once
 
@@ -24,17 +24,17 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of w whose codes are decoded together for more than one step of x: 128 KiB of tiles and a
-// block of 512 rows of x, 288 KiB, are in L2 beside the sums, 512 KiB.
+// Rows of w whose codes are decoded together for more than one step of x. 128 KiB of tiles and a
+// block of 512 rows of x, 288 KiB, fit L2 with the sums, 512 KiB.
 constexpr int64_t kCodeStrip = 256;
 
-// Fewer rows of x are int8_dot.h's: a row costs a sixteenth of a tile of columns here, 1.4 ms with
-// one row of 4096 x 4096 and 1.5 with 16, where that takes 0.24 and 14 rows 0.8 on another core (of
-// 2 x 512 bits, Zen 5).
+// Fewer rows of x use int8_dot.h. A row costs a sixteenth of a tile of columns here: 1.4 ms for one
+// row with 4096 x 4096 and 1.5 for 16. There one row takes 0.24, and 14 rows 0.8 on another core (2
+// x 512 bits, Zen 5).
 constexpr int64_t kLeastCodeColumns = kInt8DotRows + 1;
 
-/// The 32 bytes of a granule as units: every group of eight codes twice, for its high nibbles and
-/// its low ones.
+/// The 32 bytes of a granule as units: every group of eight codes twice, once for its high nibbles
+/// and once for its low ones.
 LOWRANK_INLINE VecU GroupsTwice(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   const __m512i groups =
@@ -48,8 +48,8 @@ LOWRANK_INLINE VecU GroupsTwice(const uint8_t* bytes) {
 #endif
 }
 
-/// Columns [k0, k0 + kc) of one row of w as one row of tiles, and the scale of each block to
-/// scales[block · pitch]; what is `ahead` bytes after its codes is asked for.
+/// Decodes columns [k0, k0 + kc) of one row of w as one row of tiles, and the scale of each block
+/// to scales[block · pitch]. Prefetches the data `ahead` bytes after its codes.
 LOWRANK_INLINE void DecodeCodeRow(const Int8Weight& weight, int64_t row, int64_t k0, int64_t kc,
                                   int64_t ahead, Unit* out, float* scales, int64_t pitch) {
   const QuantView& w = *weight.w;
@@ -66,7 +66,7 @@ LOWRANK_INLINE void DecodeCodeRow(const Int8Weight& weight, int64_t row, int64_t
   }
 }
 
-/// Sums of `rows` rows of a step: += dots · (scale of x · scale of w), each rounded.
+/// Sums of `rows` rows of a step: += dots · (scale of x · scale of w), each operation rounded.
 template <int kVectors>
 LOWRANK_INLINE void AddScaled(const int32_t* dots, int64_t rows, const float* const (&x_scales)[2],
                               const float* w_scales, float* sums) {
@@ -85,8 +85,8 @@ LOWRANK_INLINE void AddScaled(const int32_t* dots, int64_t rows, const float* co
   }
 }
 
-/// A step's sums [rows][cols] += w · x over `blocks` blocks: rows of w from `w` on, whose scales
-/// are `pitch` apart from block to block, and up to two panels of x.
+/// The sums of a step [rows][cols] += w · x over `blocks` blocks: rows of w from `w` on, whose
+/// scales are `pitch` apart between blocks, and up to two panels of x.
 template <typename Session>
 LOWRANK_INLINE void AddCodeStep(Session& session, const Unit* w, const float* w_scales,
                                 int64_t pitch, int64_t rows, const Unit* const (&x)[2],
@@ -115,7 +115,7 @@ template <typename Session>
 LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
                                            const Int8Weight& weight, const Block& block, float* c) {
   const int64_t depth = chunk.order.depth;
-  // Where panels of x begin: a block of rows may begin inside one.
+  // Where panels of x start: a block of rows may start inside one.
   const int64_t first = block.m0 / kTileRows * kTileRows;
   const int64_t m_steps = CeilDiv(block.m1 - first, kStepRows);
   const int64_t most = m_steps == 1 ? kStepRows : kCodeStrip;
@@ -134,7 +134,7 @@ LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
       const int64_t blocks = kc / kInt8Block;
       for (int64_t i = 0; i < rows; ++i) {
         Unit* row = tiles + i / kTileRows * blocks * kTile + i % kTileRows * kTileUnits;
-        // The part of this row that comes after the others'.
+        // The part of this row that follows the parts of the others.
         DecodeCodeRow(weight, n + i, k0, kc, kc / 2, row, scales + i, strip);
       }
       float* sum = sums;
@@ -158,7 +158,7 @@ LOWRANK_INLINE void AccumulateCodesByTiles(Run& run, const PackedChunk& chunk,
   session.End();
 }
 
-/// y = x · wᵀ with `compute: 'int8'` over 4-bit weights: c of one block and the last steps, x
+/// y = x · wᵀ with `compute: 'int8'` over 4-bit weights: c of one block and the last steps, with x
 /// packed in the chunk. All routes give the same bits.
 LOWRANK_INLINE void AccumulateInt8(Run& run, const Grid& grid, const Block& block,
                                    const PackedChunk& chunk, Route route, const RowSource& w,

@@ -1,9 +1,9 @@
-/// What a product of int8 codes needs of an instruction set: sums of products in int32, which are
-/// exact, and a table of 16 bytes.
+/// The operations that a product of int8 codes needs from an instruction set: sums of products in
+/// int32, which are exact, and a table of 16 bytes.
 ///
 ///   VNNI     a unit is four codes: weights plus 128 as unsigned bytes, x as signed ones. The sum
-///            then has 128 times the sum of x too much, which the accumulators begin without
-///   others   a unit is two codes as 16-bit numbers; 2 · 127² is far from the ends of 32 bits
+///            is then 128 times the sum of x too large, which the initial accumulators subtract
+///   others   a unit is two codes as 16-bit numbers; 2 · 127² is far below the limits of 32 bits
 #pragma once
 
 #include "native/cpu/kernels/isa/simd.h"
@@ -38,13 +38,13 @@ LOWRANK_INLINE VecI DotCodes(VecI acc, VecI w, VecI x) {
   return acc + reinterpret_cast<VecI>(
                    _mm_madd_epi16(reinterpret_cast<__m128i>(w), reinterpret_cast<__m128i>(x)));
 #else
-  // Each half with its sign; those of w are the same for all rows of a tile.
+  // Each half with its sign. Those of w are the same for all rows of a tile.
   acc += ((w << 16) >> 16) * ((x << 16) >> 16);
   return acc + (w >> 16) * (x >> 16);
 #endif
 }
 
-/// kVL codes, which are in range, to memory. GCC 12 converts vectors to bytes lane by lane.
+/// Stores kVL codes, which are in range. GCC 12 converts vectors to bytes lane by lane.
 LOWRANK_INLINE void StoreCodes(UnitCode* out, VecI codes) {
 #if defined(__AVX512VNNI__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
@@ -69,7 +69,7 @@ LOWRANK_INLINE int32_t SumLanes(VecI v) {
   return AddStep<1>(AddStep<2>(v))[0];
 }
 
-/// 16 bytes, in every 128 bits of a vector.
+/// 16 bytes, repeated in every 128 bits of a vector.
 LOWRANK_INLINE VecU ByteTable(const uint8_t (&bytes)[16]) {
   VecU table = {};
   for (int i = 0; i < kVL; i += 4) {
@@ -89,7 +89,7 @@ LOWRANK_INLINE VecU LookupBytes(VecU table, VecU index) {
 #elif defined(__aarch64__)
   return vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(table), vreinterpretq_u8_u32(index)));
 #else
-  // By way of memory: elements of vectors at variable places cost GCC 12 seven times as much.
+  // By way of memory: vector elements at variable positions cost GCC 12 seven times as much.
   uint8_t entries[kVL * 4], places[kVL * 4];
   std::memcpy(entries, &table, sizeof(entries));
   std::memcpy(places, &index, sizeof(places));
@@ -100,8 +100,8 @@ LOWRANK_INLINE VecU LookupBytes(VecU table, VecU index) {
 #endif
 }
 
-/// table[low four bits of the index] in every byte. VBMI's look-up knows six bits, of which two say
-/// which of four equal tables: no mask.
+/// table[low four bits of the index] in every byte. VBMI's look-up uses six bits, of which two
+/// select one of four equal tables, so no mask is needed.
 LOWRANK_INLINE VecU LookupNibbles(VecU table, VecU index) {
 #if defined(__AVX512VBMI__)
   return reinterpret_cast<VecU>(

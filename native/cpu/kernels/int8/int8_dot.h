@@ -1,15 +1,15 @@
-/// `compute: 'int8'` over 4-bit weights, few rows of x: kVL rows of w at a time, their codes turned
-/// in registers, looked up and multiplied there.
+/// `compute: 'int8'` over 4-bit weights for few rows of x: kVL rows of w at a time, whose codes are
+/// transposed in registers, looked up and multiplied there.
 ///
-///   w        rows of codes as they lie, from their begin to their end
+/// w rows of codes as stored, each from start to end
 ///   x        one A panel of pack_int8.h
 ///
-/// Numerics   those of tile_int8.h, bit for bit: a block's products are exact, their sum is scaled
-///            and added block by block
+/// Numerics   those of tile_int8.h, bit for bit: the products of a block are exact, their sum is
+///            scaled and added block by block
 /// Budget     VNNI, kVL rows by a block of 64: 32 loads of 16 bytes, 24 of them inserts, 16
-///            shuffles, 8 shifts, 16 look-ups (without VBMI 16 masks more), and of each row of x 16
+///            shuffles, 8 shifts, 16 look-ups (without VBMI also 16 masks), and per row of x 16
 ///            products with their loads, 4 operations to scale and add. On a core of 2 x 512 bits
-///            one row takes 60 cycles, what memory takes, and a row of x more 9 to 13
+///            one row takes 60 cycles, as memory does, and each further row of x 9 to 13
 #pragma once
 
 #include "native/cpu/kernels/dot/row_dot.h"
@@ -17,14 +17,15 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of x beside the rows of w that are turned. Products of two instructions want more registers,
-// and there panels win from three rows on.
+// Rows of x next to the rows of w that are transposed. Products of two instructions need more
+// registers, so there panels are faster from three rows on.
 constexpr int kInt8DotRows = kCodesPerUnit == 4 ? kMR : 2;
-// Bytes of a row of codes asked for ahead; past its end, of the row that follows in this place.
+// Prefetch distance in bytes of a row of codes; past its end, in the row that takes its place next.
 constexpr int64_t kCodesAhead = 1024;
 
-/// c[m][lane] (+)= a number of blocks of kVL rows of w, which are row_bytes apart, with those of x.
-/// `scales` are those of w, [block][lane]; from block `near` on what is ahead is in other rows.
+/// c[m][lane] (+)= a number of blocks of kVL rows of w, which are row_bytes apart, times those of
+/// x. `scales` are those of w, [block][lane]. From block `near` on the prefetched data is in other
+/// rows.
 template <int kRows>
 static void Int8Dot(VecU table, const uint8_t* codes, int64_t row_bytes, int64_t blocks,
                     int64_t near, const float* scales, const float* x, float* c, int64_t ldc,
@@ -69,8 +70,8 @@ LOWRANK_INLINE Int8DotFn PickInt8Dot(int64_t rows) {
   return Int8Dot<kRows>;
 }
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index, of Route::kCodeDots, where
-/// the chunk, one panel, is all of the block's rows.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index, for Route::kCodeDots, whose chunk,
+/// one panel, has all the block's rows.
 LOWRANK_INLINE void AccumulateInt8Dots(Run& run, const PackedChunk& chunk, const Int8Weight& weight,
                                        const Block& block, float* c) {
   const QuantView& w = *weight.w;
@@ -78,7 +79,7 @@ LOWRANK_INLINE void AccumulateInt8Dots(Run& run, const PackedChunk& chunk, const
   alignas(64) float scales[kSpan / kInt8Block * kVL];
   alignas(64) float last[kInt8DotRows * kVL];
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kVL) {
-    // Where fewer columns are left those that end with them.
+    // If fewer columns are left, the last kVL ones are computed again.
     const int64_t left = Min(kVL, block.n1 - n);
     const int64_t row = n + left - kVL;
     float* to = left < kVL ? last : c + n - block.n0;

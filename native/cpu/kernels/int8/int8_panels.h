@@ -1,18 +1,18 @@
-/// Operands of `compute: 'int8'` in the panels and tiles of gemm.h: rows of x, and B panels
-/// (pack_int8.h) of a 4-bit weight whose blocks have one scale each, for more rows of x than
-/// int8_dot.h takes: kVL rows of w are turned in registers, a few words of eight codes at a time,
-/// and looked up there.
+/// Operands of `compute: 'int8'` in the panels and tiles of gemm.h, for more rows of x than
+/// int8_dot.h takes: rows of x, and B panels (pack_int8.h) of a 4-bit weight whose blocks have one
+/// scale each. kVL rows of w are transposed in registers, a few words of eight codes at a time, and
+/// looked up there.
 ///
-///   w        rows of codes as they lie
+/// w rows of codes as stored
 ///   panels   [panel of kNR rows]( header, [block]( codes [kCodeUnits][kNR] · scale [kNR] ) )
 ///
-/// Codes turned by way of memory and scales one by one, as pack_int8.h does for any weight, take
-/// twice as long.
+/// Transposing codes through memory and reading scales one by one, as pack_int8.h does for any
+/// weight, takes twice as long.
 ///
 /// Budget     VNNI, kVL rows by a block of 64: 32 loads of 16 bytes, 24 of them inserts, 16
-///            shuffles, 8 shifts, 16 look-ups (without VBMI 16 masks more), 16 stores, and 8
+///            shuffles, 8 shifts, 16 look-ups (without VBMI also 16 masks), 16 stores, and 8
 ///            operations for its scales: 66 cycles measured on a core of 2 x 512 bits, where a row
-///            of x has 8 of products
+///            of x has 8 cycles of products
 #pragma once
 
 #include "native/cpu/kernels/dot/row_dot.h"
@@ -20,8 +20,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// Where a panel of columns for the matrix unit has the block of the summation index at k0
-/// (amx_int8.h).
+/// The block of the summation index at k0 in a panel of columns for the matrix unit (amx_int8.h).
 LOWRANK_INLINE Unit* CodeColumns(const PackedChunk& chunk, int64_t k0, int64_t panel) {
   const int64_t length = Min(kDepth<Int8Policy>, chunk.order.depth - k0);
   return chunk.data + kTileRows * (chunk.panels.count * Int8Policy::Units(k0) +
@@ -46,10 +45,11 @@ LOWRANK_INLINE void PackInt8Panels(const RowSource& x, int64_t m0, int64_t panel
 }
 
 constexpr int kBlockWords = static_cast<int>(kInt8Block) / kGroup;
-// Words of eight codes that are turned together: as few as can be, since sums want registers.
+// Words of eight codes that are transposed together: as few as possible, because sums need
+// registers.
 constexpr int kTurnedWords = kVL > 8 ? 4 : kBlockWords;
 
-/// The next kWords words of each row, turned: words[i][lane].
+/// The next kWords words of each row, transposed: words[i][lane].
 template <int kWords>
 LOWRANK_INLINE void TurnWords(RowCursor& rows, VecF (&words)[kWords]) {
   if constexpr (kWords == 4) {
@@ -68,7 +68,7 @@ LOWRANK_INLINE void TurnWords(RowCursor& rows, VecF (&words)[kWords]) {
   rows.Step(kWords * 4);
 }
 
-/// take(unit) for each unit of the next block of kVL rows, a row a lane.
+/// Calls take(unit) for each unit of the next block of kVL rows, one row per lane.
 template <typename Take>
 LOWRANK_INLINE void TurnBlock(RowCursor& rows, VecU table, const Take& take) {
 #pragma GCC unroll 2
@@ -93,7 +93,7 @@ LOWRANK_INLINE void TurnScales(const Int8Weight& weight, int64_t n, int64_t k0, 
   const ScaleRows scales = ScalesOf(*weight.w, n, kVL, k0, span, scratch);
   const VecF unit = Splat(weight.unit);
   const int64_t blocks = span / kInt8Block;
-  // Of scale i of each row.
+  // For scale i of each row.
   const auto store = [&](int64_t i, VecF scale) {
     const int64_t begin = Max((i << scales.shift) - scales.first, 0);
     const int64_t end = Min(((i + 1) << scales.shift) - scales.first, blocks);
@@ -102,7 +102,7 @@ LOWRANK_INLINE void TurnScales(const Int8Weight& weight, int64_t n, int64_t k0, 
   const int64_t count = scales.Index(blocks - 1) + 1;
   for (int64_t i = 0; i < count;) {
     if (kVL > 8 && count >= 4) {
-      i = Min(i, count - 4);  // the last ones once more beside others
+      i = Min(i, count - 4);  // the last ones again, overlapping others
       RowCursor rows(scales.data + i, scales.pitch * 4);
       VecF r[4];
       LoadTransposed(rows, r);
@@ -126,10 +126,10 @@ static void TurnInt8(const Int8Weight& weight, int64_t row, int64_t k0, int64_t 
   AskScales(w, row, kVL, kNR, kNR, k0, 1);
   const VecU table = weight.table;
   RowCursor rows(w.codes + (row * w.cols + k0) / 2, w.cols / 2);
-  // The same of the next panel.
+  // The same rows of the next panel.
   const int64_t ahead = kNR * w.cols / 2;
   for (int64_t block = 0; block < kc / kInt8Block; ++block) {
-    if (block % 2 == 0) AskRows(rows, ahead);  // a line has two
+    if (block % 2 == 0) AskRows(rows, ahead);  // a line has two blocks
     TurnBlock(rows, table, [&](VecU unit) __attribute__((always_inline)) {
       StoreU(out, unit);
       out += kNR;
@@ -138,8 +138,8 @@ static void TurnInt8(const Int8Weight& weight, int64_t row, int64_t k0, int64_t 
   }
 }
 
-/// Strips (strips.h) of one panel, a block of kDepth after another, which are in L1 with their
-/// sums. Decoded beside the tiles of the strip before they are no faster.
+/// Strips (strips.h) of one panel, block after block of kDepth, which are in L1 with their sums.
+/// Decoding them in parallel with the tiles of the previous strip is no faster.
 struct Int8Strips {
   static constexpr bool kDecodes = false;
   using Decoder = NoDecoder;

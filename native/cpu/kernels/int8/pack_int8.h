@@ -1,20 +1,20 @@
 /// Operands of `compute: 'int8'`: x quantised row by row, 4-bit weights decoded to int8 codes.
 ///
-///   x       blocks of kInt8Block along k: scale = max|x| / 127, code = x / scale to the nearest,
-///           ties to even, within ±127. A scale of 0 has codes of 0; where an x is not finite the
-///           scale is NaN, and so is every output of the row
-///   w       code = 127 · codebook[i] / c to the nearest, ties to even, with c the largest
-///           |codebook[i]|; scale = absmax · (c / 127). NaN where a codebook is not finite
+///   x       blocks of kInt8Block along k: scale = max|x| / 127, code = x / scale, nearest,
+///           ties to even, within ±127. A scale of 0 has codes of 0. If an element is not finite,
+///           the scale is NaN, and so is every output of the row
+///   w       code = 127 · codebook[i] / c rounded to nearest, ties to even, with c the largest
+///           |codebook[i]|; scale = absmax · (c / 127). NaN if a codebook is not finite
 ///
-/// A segment is as much of a block of x as has one scale of w. Where rows of w have whole blocks of
-/// 64 or more there is one a block of x, else up to three, and a panel then has as many copies of
-/// the block: each holds the codes of one segment, and zeros for the others.
+/// A segment is the part of a block of x that has one scale of w. If rows of w have whole blocks of
+/// 64 or more, a block of x has one segment, otherwise up to three. A panel then has one copy of
+/// the block per segment, with the codes of that segment and zeros for the others.
 ///
 ///   A panel   [block]( codes [kCodeUnits][mr] · correction [mr] · scale [mr] )
 ///   B panel   segments [kPanelHeader], then
 ///             [block][segment]( codes [kCodeUnits][nr] · scale [nr] )
 ///
-/// A unit is kCodesPerUnit neighbours in the order that decoding leaves them in (CodeAt).
+/// A unit is kCodesPerUnit neighbours in the order in which decoding leaves them (CodeAt).
 #pragma once
 
 #include "native/cpu/kernels/int8/code_sums.h"
@@ -28,13 +28,13 @@ constexpr int kCodeUnits = static_cast<int>(kInt8Block) / kCodesPerUnit;
 constexpr int kBlockUnits = kCodeUnits + 2;
 constexpr int kPanelHeader = 16;
 
-/// The element of a group of eight at place i: bytes of a 32-bit group are pairs of codes, the
+/// The element of a group of eight at place i. Bytes of a 32-bit group are pairs of codes, the
 /// first in the high nibbles; sign extension of bytes to pairs of 16 bits takes every other one.
 constexpr int CodeAt(int i) {
   return kCodesPerUnit == 4 ? i % 4 * 2 + i / 4 : i % 2 * 4 + i / 2 % 2 * 2 + i / 4;
 }
 
-/// int8 codes with sums in int32; what the policies of pack.h are to the exact products.
+/// int8 codes with sums in int32: what the policies of pack.h are for exact products.
 struct Int8Policy {
   static constexpr bool kCodes = true;
   static constexpr bool kPairs = false;
@@ -48,14 +48,14 @@ constexpr bool kIsInt8 = false;
 template <>
 constexpr bool kIsInt8<Int8Policy> = true;
 
-/// Summation index per block of packed operands: kKC, where it decides the order of sums. Codes
-/// have theirs from their scales, and a quarter of the bytes.
+/// Summation index per block of packed operands: kKC if it determines the order of sums. The scales
+/// determine that order for codes, which take a quarter of the bytes.
 template <typename Policy>
 constexpr int64_t kDepth = kKC;
 template <>
 constexpr int64_t kDepth<Int8Policy> = kMostDepth;
 
-/// Rows of units in a B panel, where an A panel has Units(kc) columns.
+/// Rows of units in a B panel that matches an A panel of Units(kc) columns.
 template <typename Policy>
 constexpr int64_t PanelUnits(int64_t kc) {
   if constexpr (kIsInt8<Policy>) {
@@ -65,13 +65,15 @@ constexpr int64_t PanelUnits(int64_t kc) {
   }
 }
 
-/// The nearest integer, ties to even, of |v| < 2^22: adding 1.5 · 2^23 leaves no place for more.
+/// The nearest integer, ties to even, for
+/// v
+/// < 2^22: adding 1.5 · 2^23 leaves no bits for a fraction.
 LOWRANK_INLINE VecI RoundToInt(VecF v) {
   const VecF magic = Splat(12582912.0f);
   return reinterpret_cast<VecI>(v + magic) - reinterpret_cast<VecI>(magic);
 }
 
-/// Codes to the order of units: those of each group of eight by CodeAt.
+/// Reorders codes to the order of units: those of each group of eight by CodeAt.
 template <int... kPlace>
 LOWRANK_INLINE void OrderCodes(const UnitCode* in, UnitCode* out,
                                std::integer_sequence<int, kPlace...>) {
@@ -85,8 +87,8 @@ LOWRANK_INLINE void OrderCodes(const UnitCode* in, UnitCode* out,
   }
 }
 
-/// The largest magnitude of `count` elements, whole vectors, as its bits: these order as magnitudes
-/// do, and Inf and NaN come last.
+/// The largest magnitude of `count` elements, whole vectors, as its bits. These have the order of
+/// the magnitudes, with Inf and NaN last.
 LOWRANK_INLINE uint32_t LargestBits(const float* x, int64_t count) {
   VecU largest = {};
 #pragma GCC unroll 16
@@ -97,7 +99,7 @@ LOWRANK_INLINE uint32_t LargestBits(const float* x, int64_t count) {
   return MaxLane(largest);
 }
 
-/// The scale of elements whose largest has these bits.
+/// The scale of elements whose largest magnitude has these bits.
 LOWRANK_INLINE float CodeScale(uint32_t bits) {
   if (bits >= 0x7f800000u) return __builtin_nanf("");
   float most;
@@ -105,14 +107,15 @@ LOWRANK_INLINE float CodeScale(uint32_t bits) {
   return most / 127.0f;
 }
 
-/// `count` elements, whole vectors, to codes of a scale that is a number. Returns their sums.
+/// Converts `count` elements, whole vectors, to codes of a scale that is a number. Returns their
+/// sums.
 LOWRANK_INLINE VecI ToCodes(const float* x, int64_t count, float scale, UnitCode* codes) {
   const VecF divisor = Splat(scale == 0 ? __builtin_inff() : scale);
   VecI total = {};
 #pragma GCC unroll 16
   for (int64_t i = 0; i < count; i += kVL) {
     VecF v = Load(x + i) / divisor;
-    // Past ±127 only where the scale is a denormal, rounded by much.
+    // Beyond ±127 only if the scale is a denormal with a large rounding error.
     v = v > 127.0f ? Splat(127.0f) : v;
     v = v < -127.0f ? Splat(-127.0f) : v;
     const VecI code = RoundToInt(v);
@@ -122,7 +125,7 @@ LOWRANK_INLINE VecI ToCodes(const float* x, int64_t count, float scale, UnitCode
   return total;
 }
 
-/// One block of x, zeros after its end, to codes in the order of units. Returns the scale.
+/// Converts one block of x, zero-padded, to codes in the order of units. Returns the scale.
 LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum) {
   const float scale = CodeScale(LargestBits(x, kInt8Block));
   if (scale != scale) {
@@ -137,10 +140,10 @@ LOWRANK_INLINE float QuantizeBlock(const float* x, UnitCode* codes, int32_t* sum
   return scale;
 }
 
-// Rows of an A panel, or columns of a matrix unit's.
+// Maximum rows of an A panel, or columns of a matrix unit's panel.
 constexpr int kMostCodeRows = kMR > 16 ? kMR : 16;
 
-/// The A panel of rows [m0, m0 + rows), columns [k0, k0 + kc) of x; it has room for mr.
+/// The A panel of rows [m0, m0 + rows), columns [k0, k0 + kc) of x. It has room for mr rows.
 static void PackInt8Rows(const RowSource& x, int64_t m0, int rows, int mr, int64_t k0, int64_t kc,
                          float* out) {
   constexpr int64_t kBlocks = kDepth<Int8Policy> / kInt8Block;
@@ -174,12 +177,12 @@ static void PackInt8Rows(const RowSource& x, int64_t m0, int rows, int mr, int64
   }
 }
 
-/// A 4-bit weight as int8 codes: what all tasks of a product share.
+/// A 4-bit weight as int8 codes: the data that all tasks of a product share.
 struct Int8Weight {
   const QuantView* w;
   VecU table;    // the codes, plus kWeightOffset
   float unit;    // the largest |codebook| / 127
-  int segments;  // of a block of x
+  int segments;  // per block of x
 };
 
 LOWRANK_INLINE Int8Weight MakeInt8Weight(const QuantView& w) {
@@ -207,7 +210,7 @@ LOWRANK_INLINE Int8Weight MakeInt8Weight(const QuantView& w) {
   return weight;
 }
 
-/// codes[group][lane] of rows [row, row + rows), columns [k0, k0 + kc), whatever K; zeros up to a
+/// codes[group][lane] of rows [row, row + rows), columns [k0, k0 + kc), for any K; zero-padded to a
 /// whole block.
 LOWRANK_INLINE void GatherCodes(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc,
                                 uint32_t* codes) {
@@ -247,7 +250,8 @@ LOWRANK_INLINE VecU SegmentMask(VecI begin, VecI end, int first) {
   return mask;
 }
 
-/// The codes of a group of eight of every lane: those of its high nibbles, and of its low ones.
+/// The codes of a group of eight in every lane: those of its high nibbles, and those of its low
+/// ones.
 LOWRANK_INLINE void LookUpGroup(VecU table, VecU group, VecU (&values)[2]) {
   values[0] = LookupNibbles(table, group >> 4);
   values[1] = LookupNibbles(table, group);
@@ -265,8 +269,8 @@ LOWRANK_INLINE void EachUnit(VecU codes, const Take& take) {
   }
 }
 
-/// The codes of one segment of one block of x, for a vector of columns: units are `stride` apart.
-/// Where kMasked those outside [begin, end) are zeros.
+/// The codes of one segment of one block of x, for a vector of columns; units are `stride` apart.
+/// With kMasked those outside [begin, end) are zero.
 template <bool kMasked>
 LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* codes, VecI begin,
                                   VecI end, float* out, int64_t stride) {
@@ -289,7 +293,7 @@ LOWRANK_INLINE void DecodeSegment(const Int8Weight& weight, const uint32_t* code
   }
 }
 
-/// scales[block][lane] of rows [row, row + rows), columns [k0, k0 + kc), where each block has one.
+/// scales[block][lane] of rows [row, row + rows), columns [k0, k0 + kc), if each block has one.
 LOWRANK_INLINE void GatherWholeScales(const QuantView& w, int64_t row, int rows, int64_t k0,
                                       int64_t kc, float* scales) {
   const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
@@ -318,7 +322,7 @@ struct Segment {
       const int64_t at = (e >> shift) + s;
       begin[i] = static_cast<int32_t>(Min(Max((at << shift) - e, 0), length));
       end[i] = static_cast<int32_t>(Min(((at + 1) << shift) - e, length));
-      // A lane without this segment: its sum is 0, and must stay 0 whatever comes next in w.
+      // A lane without this segment: its sum is 0, and must stay 0 whatever follows in w.
       scale[i] = begin[i] < end[i] ? BlockScale(w, at) : 0.0f;
     }
   }
@@ -355,7 +359,7 @@ static void DecodeInt8(const Int8Weight& weight, int64_t row, int rows, int64_t 
   }
 }
 
-/// 4-bit rows of w as B panels of the int8 policy, whatever K, in one go.
+/// 4-bit rows of w as B panels of the int8 policy, for any K, in one pass.
 struct Int8Columns {
   const RowSource& source;
   const Int8Weight& weight;
@@ -363,7 +367,7 @@ struct Int8Columns {
   using Decoder = NoDecoder;
   static constexpr bool kByPanels = false;  // no faster: these panels are a quarter as large
 
-  /// Nothing to ask for beside tiles (TransposedB).
+  /// Nothing to prefetch in parallel with tiles (TransposedB).
   void Ask(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, float* out) const {
     const int64_t stride = PanelStride(PanelUnits<Int8Policy>(kc));
@@ -373,7 +377,7 @@ struct Int8Columns {
       for (int64_t v = 0; v < nr; v += kVL) {
         const int rows = static_cast<int>(Max(Min(kVL, n1 - n - v), 1));
         const int64_t row = Min(n + v, n1 - 1);
-        // All of the next ones at once: some with each block of these took 4 % longer.
+        // All of the next rows at once: a few with each block of these took 4 % longer.
         for (int64_t i = row + kVL; i < row + 2 * kVL; ++i) PrefetchRow(source, i, k0, kc);
         DecodeInt8(weight, row, rows, k0, kc, out + kPanelHeader + v, nr);
       }

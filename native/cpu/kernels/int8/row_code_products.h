@@ -1,13 +1,12 @@
-/// Products of rowwise weights by their codes: what row_codes.h defines, by the kernel for so many
-/// rows of x. With few rows both operands are read as they lie, along k; with more, x meets panels
-/// of w.
+/// Products of rowwise weights by their codes, as row_codes.h defines them, with the kernel for the
+/// number of rows of x. With few rows both operands are read as they are stored, along k; with
+/// more, x is multiplied by panels of w.
 ///
-/// Layout     rows of w as they are stored; for few rows of x these one after another, CodePitch
-///            apart
-/// Scratch    few rows: none, sums of kDotWeights rows of w with up to kCodeDotRows of x are in
-///            registers; more rows: strips.h, gemm.h
+/// Layout     rows of w as stored; for few rows, rows of x one after another, CodePitch apart
+/// Scratch    few rows: none, since sums of kDotWeights rows of w with up to kCodeDotRows of x are
+///            in registers; more rows: strips.h, gemm.h
 /// Budget     VNNI, few rows: a step of 64 places of four rows of w and six of x is 24 products in
-///            24 cycles (Zen 4), with ten loads of which four come from memory and six from L1 or
+///            24 cycles (Zen 4), with ten loads, of which four come from memory and six from L1 or
 ///            L2
 #pragma once
 
@@ -24,7 +23,7 @@ LOWRANK_INLINE RowPanels CodeDotPasses(int64_t rows) {
   return {rows, Max(CeilDiv(rows, kCodeDotRows), 1)};
 }
 
-/// c[m][n] = the sums of kDotWeights rows of w, `rows` of them there, with kRows of x.
+/// c[m][n] = the sums of kDotWeights rows of w, of which `rows` exist, with kRows of x.
 template <int kRows>
 static void CodeDots(const uint8_t* w, int rows, int64_t depth, const UnitCode* x, float* c,
                      int64_t ldc) {
@@ -76,7 +75,7 @@ LOWRANK_INLINE auto PickCodeDots(int rows) {
   return CodeDots<kRows>;
 }
 
-/// c [m1 - m0, n1 - n0], sums of codes, of a chunk packed for dots that is all of the block's rows.
+/// c [m1 - m0, n1 - n0], sums of codes, for a chunk packed for dots that has all the block's rows.
 LOWRANK_INLINE void AccumulateCodeDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                        const Block& block, float* c) {
   const int64_t depth = chunk.order.depth;
@@ -91,13 +90,13 @@ LOWRANK_INLINE void AccumulateCodeDots(Run& run, const PackedChunk& chunk, const
   }
 }
 
-// Rows of x up to which w is multiplied as it lies: turned beside tiles, and in one go before them.
-// Zen 5, 4096 x 4096: 16 rows 0.9 ms in place of 1.2, 24 rows 1.5 and 1.3; in one go 32 rows 1.8
-// and 2.0, 48 rows 2.6 and 2.5.
+// Up to this many rows of x, w is multiplied as stored; for more it is transposed, in parallel with
+// tiles or in one pass before them. Zen 5, 4096 x 4096: 16 rows 0.9 ms instead of 1.2, 24 rows 1.5
+// and 1.3; in one pass 32 rows 1.8 and 2.0, 48 rows 2.6 and 2.5.
 constexpr int64_t kMostCodeDotRows = 18;
 constexpr int64_t kMostCodeDotRowsPacked = 48;
 
-/// c = x · wᵀ over all of the summation index, and the last steps.
+/// c = x · wᵀ over the whole summation index, and the last steps.
 LOWRANK_INLINE void AccumulateRowCodes(Run& run, const Grid& grid, const Block& block,
                                        const PackedChunk& chunk, Route route, const RowSource& w,
                                        const LastSteps& last, float* c) {

@@ -1,27 +1,26 @@
-/// Products with `compute: 'int8'` of rowwise weights, as LLM.int8() has them (Dettmers et al.,
-/// 2022, arXiv:2208.07339): one scale for a row of x, one for a row of w, and sums of codes in
-/// between that are exact.
+/// Products with `compute: 'int8'` of rowwise weights, as in LLM.int8() (Dettmers et al., 2022,
+/// arXiv:2208.07339): one scale per row of x, one per row of w, and exact sums of codes in between.
 ///
 ///   y[m, n] = float(Σₖ q[m, k] · c[n, k]) · (sx[m] · sw[n])
 ///
-///   x    sx = max|x| / 127 of the row, q = x / sx to the nearest, ties to even, within ±127. A row
-///        that is not finite has the scale NaN, and so has its every output
+///   x    sx = max|x| / 127 of the row, q = x / sx, nearest, ties to even, within ±127. A row
+///        that is not finite has the scale NaN, and so have all its outputs
 ///   w    bytes c + 128, as they are stored; sw = absmax / 127
 ///
-/// Sums are in int32, so their order is free: blocks of kDepth along k, whose sums meet in C, and C
-/// becomes f32 at the end (ScaleSums).
+/// Sums are in int32, so their order is arbitrary: blocks of kDepth along k, whose sums are added
+/// in C, and C becomes f32 at the end (ScaleSums).
 ///
-///   chunk     [block of k]( A panels [unit][mr] ) · scale [rows] · correction [rows]; or for
-///             row_code_products.h rows of codes one after another in place of the panels
-///   B panel   [unit][nr]; with VNNI units are four bytes of w as they are (code_sums.h)
+///   chunk     [block of k]( A panels [unit][mr] ) · scale [rows] · correction [rows]; or, for
+///             row_code_products.h, rows of codes one after another instead of the panels
+///   B panel   [unit][nr]; with VNNI units are four bytes of w as stored (code_sums.h)
 #pragma once
 
 #include "native/cpu/kernels/tile/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// Sums of codes in int32, whose bits tiles carry as they do those of f32. Rows are whole blocks of
-/// w, and so whole units.
+/// Sums of codes in int32, whose bits tiles handle like those of f32. Rows are whole blocks of w,
+/// and so whole units.
 struct RowCodePolicy {
   static constexpr bool kCodes = true;
   static constexpr bool kPairs = false;
@@ -45,10 +44,10 @@ constexpr bool kIsRowCodes<RowCodePolicy> = true;
 template <>
 constexpr int64_t kDepth<RowCodePolicy> = kKC * kCodesPerUnit;
 
-// Codes of a vector of units.
+// Number of codes in a vector of units.
 constexpr int64_t kStepCodes = kVL * kCodesPerUnit;
 
-/// A vector of units of w from its bytes, less the 128 where codes are signed.
+/// A vector of units of w from its bytes, minus 128 if codes are signed.
 LOWRANK_INLINE VecI LoadCodes(const uint8_t* bytes) {
 #if defined(__AVX512VNNI__)
   return reinterpret_cast<VecI>(LoadU(bytes));
@@ -72,10 +71,10 @@ LOWRANK_INLINE VecI LoadCodes(const uint8_t* bytes) {
 #endif
 }
 
-/// Codes of a row in a chunk for row_code_products.h: whole steps of it, zeros at the end.
+/// Codes of a row in a chunk for row_code_products.h: whole steps, zero-padded.
 LOWRANK_INLINE int64_t CodePitch(int64_t depth) { return CeilDiv(depth, kStepCodes) * kStepCodes; }
 
-/// Units of a chunk, scales and corrections with them.
+/// Units of a chunk, including scales and corrections.
 LOWRANK_INLINE int64_t CodeChunkUnits(int64_t rows, int64_t depth) {
   return rows * (CodePitch(depth) / kCodesPerUnit + 2);
 }
@@ -83,7 +82,7 @@ LOWRANK_INLINE float* ChunkScales(const PackedChunk& chunk) {
   return chunk.data + chunk.rows * (CodePitch(chunk.order.depth) / kCodesPerUnit);
 }
 
-/// Row m of x to codes [CodePitch]. Returns its scale.
+/// Quantises row m of x to codes [CodePitch]. Returns its scale.
 LOWRANK_INLINE float QuantizeRow(const RowSource& x, int64_t m, UnitCode* codes, int32_t* sum) {
   alignas(64) float part[kKC];
   uint32_t largest = 0;
@@ -145,7 +144,7 @@ struct RowCodeColumns {
   using Decoder = NoDecoder;
   static constexpr bool kByPanels = true;
 
-  /// Asked for while they are packed.
+  /// Prefetched while they are packed.
   void Ask(int64_t, int64_t, int64_t, int64_t, int64_t, int64_t) const {}
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, float* out) const {
     const int64_t units = RowCodePolicy::Units(kc);
@@ -176,7 +175,7 @@ struct RowCodeColumns {
   }
 };
 
-/// C of a block, all of its sums of codes, to f32.
+/// Converts C of a block, its complete sums of codes, to f32.
 LOWRANK_INLINE void ScaleSums(const PackedChunk& chunk, const RowSource& w, const Block& block,
                               float* c) {
   const QuantView& quant = *w.quant;

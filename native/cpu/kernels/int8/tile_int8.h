@@ -1,9 +1,10 @@
 /// The register tile of int8 codes: C [mr, nr] (+)= A panel · B panel (pack_int8.h).
 ///
-/// The codes of a block of 64 meet in int32 accumulators, which stay in registers; at its end they
-/// are converted, scaled and added to C, which is in L1: 4 instructions beside the 16 (VNNI) or 64
-/// of an accumulator's block. The product of scales, its product with the sum, and the sum with C
-/// are each rounded, never fused, so that every instruction set has the same bits.
+/// The products of the codes of a block of 64 are summed in int32 accumulators, which stay in
+/// registers. At its end they are converted, scaled and added to C, which is in L1: 4 instructions
+/// on top of the 16 (VNNI) or 64 for an accumulator's block. The product of scales, its product
+/// with the sum, and the sum with C are each rounded, never fused, so that every instruction set
+/// has the same bits.
 #pragma once
 
 #include "native/cpu/kernels/int8/pack_int8.h"

@@ -1,6 +1,6 @@
-/// Every kernel of one instruction set: included once by each kernels_<isa>.cpp, which names the
-/// namespace (LOWRANK_ISA), the table (LOWRANK_ISA_NAME), and the set that it leaves to others what
-/// it does not do in another way, if there is one (LOWRANK_ISA_BASE, base_set.h).
+/// Every kernel of one instruction set. Each kernels_<isa>.cpp includes it once and defines the
+/// namespace (LOWRANK_ISA), the table (LOWRANK_ISA_NAME) and, optionally, the base set that
+/// provides the kernels which this set does not change (LOWRANK_ISA_BASE, base_set.h).
 #pragma once
 
 #include "native/cpu/kernels/decode/quantize.h"

@@ -1,9 +1,9 @@
-/// What one instruction set's translation unit exports: plain functions over descriptors.
+/// The exports of one instruction set's translation unit: plain functions over descriptors.
 ///
-/// Those units are compiled with flags that not every processor runs. So that the linker cannot
-/// pick an AVX-512 copy of a shared inline function for the portable path, they build no
-/// std::string and instantiate nothing from the standard library: outcomes are plain data here, and
-/// isa_table.h, for units without such flags, turns them into a Status.
+/// Those units are compiled with flags for instructions that not every processor has. So that the
+/// linker cannot pick an AVX-512 copy of a shared inline function for the portable path, they build
+/// no std::string and instantiate nothing from the standard library. Outcomes are plain data here,
+/// and isa_table.h, for units without such flags, converts them to a Status.
 #pragma once
 
 #include <cstdint>
@@ -25,7 +25,7 @@ struct IsaKernels {
   Outcome (*member)(const Name##Op& op, const RunContext& context);
   LOWRANK_FOR_EACH_ISA_OP(LOWRANK_ISA_MEMBER)
 #undef LOWRANK_ISA_MEMBER
-  /// loraForwardMany of some parts; with `swiglu` the last is the up of loraForwardSwiglu.
+  /// loraForwardMany of some parts. With `swiglu` the last part is the up of loraForwardSwiglu.
   Outcome (*forward_parts)(const LoraForwardOp* parts, int64_t count, bool swiglu,
                            const RunContext& context);
   F32Tiles tiles;

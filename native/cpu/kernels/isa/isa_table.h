@@ -1,5 +1,5 @@
-/// The table of one instruction set's kernels, where an outcome becomes a Status. For units
-/// compiled for the base set only (isa_kernels.h says why).
+/// The table of one instruction set's kernels. It converts an outcome to a Status. Only for units
+/// compiled for the base set (isa_kernels.h says why).
 #pragma once
 
 #include <string>

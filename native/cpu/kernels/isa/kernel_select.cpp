@@ -1,6 +1,6 @@
 // Flags: -O3 -ffp-contract=off
 //
-// Which table of kernels this processor runs.
+// Selects the table of kernels for this processor.
 #include <cerrno>
 #include <string>
 #include <system_error>
@@ -16,7 +16,7 @@
 namespace lowrank::cpu {
 namespace {
 
-/// What is missing here for a set of kernels, in words; empty where they run.
+/// Why a set of kernels cannot run here, in words; empty if it can.
 using MissingFn = std::string (*)();
 
 struct Choice {
@@ -28,7 +28,7 @@ struct Choice {
 std::string Nothing() { return {}; }
 
 #if defined(__x86_64__) || defined(_M_X64)
-/// The features of the processor that are not there.
+/// The features that the processor lacks.
 class Lacks {
  public:
   Lacks& Need(bool there, const char* feature) {
@@ -70,7 +70,7 @@ std::string Missing() {
   return kNeed(lacks).words();
 }
 
-/// The kernel saves a thread's tiles only for a process that has asked for them.
+/// The kernel saves a thread's tiles only for a process that has requested them.
 std::string WhyNoTiles() {
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
@@ -115,7 +115,7 @@ const Choice kChoices[] = {
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason) {
   const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
   for (const Choice& choice : kChoices) {
-    // Of a set that is not wanted nothing is asked: to run tiles takes a permission.
+    // Sets that are not wanted are not tested: using tiles needs a permission.
     if (forced && std::string(forced_isa) != choice.name) continue;
     if (choice.missing().empty()) return choice.table(choice.name);
   }

@@ -1,8 +1,8 @@
-/// The seam to the instruction set: vectors of kVL floats, and the few operations that GCC's vector
-/// extensions cannot say. Everything else in this folder is written once against these names.
+/// The interface to the instruction set: vectors of kVL floats, and the few operations that GCC's
+/// vector extensions cannot express. Everything else in this folder is written once in these terms.
 ///
-/// Every unit is compiled with -ffp-contract=off, so that a product and a sum are fused only where
-/// the code says Fma. That keeps quantisation, scales and random numbers the same on every set.
+/// Every unit is compiled with -ffp-contract=off, so a product and a sum are fused only where the
+/// code says Fma. Quantisation, scales and random numbers are thus the same on every set.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,17 @@
 #include <arm_neon.h>
 #endif
 
-// Never emitted as a symbol of its own: see isa_kernels.h.
+// Never emitted as a symbol: see isa_kernels.h.
 #define LOWRANK_INLINE static inline __attribute__((always_inline))
-// An op of this set's table, or not (body.h).
+// An op that this set's table may or may not use (body.h).
 #define LOWRANK_OP [[maybe_unused]] static
 #define LOWRANK_MEMBER_INLINE inline __attribute__((always_inline))
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Register tile kMR x (kNV · kVL): as many accumulators as fit beside kNV columns of B and one
+// Register tile kMR x (kNV · kVL): as many accumulators as fit with kNV columns of B and one
 // broadcast of A. 28 of 32 registers with AVX-512, 12 of 16 with AVX2, 16 of 32 with NEON, 8 of 16
-// with SSE2. Each is at least twice what FMA latency x throughput asks for.
+// with SSE2. Each is at least twice FMA latency x throughput.
 #if defined(__AVX512F__)
 constexpr int kVL = 16;
 constexpr int kMR = 14;
@@ -61,7 +61,7 @@ typedef uint16_t VecH __attribute__((vector_size(kVL * 2)));
 typedef uint16_t VecP __attribute__((vector_size(kVL * 4)));
 typedef uint64_t VecQ __attribute__((vector_size(kVL * 4)));
 typedef uint8_t VecB __attribute__((vector_size(kVL)));
-// The same at any address, over memory of any type.
+// The same at any address, for memory of any type.
 typedef float LooseF __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
 typedef uint32_t LooseU __attribute__((vector_size(kVL * 4), aligned(1), may_alias));
 typedef uint16_t LooseH __attribute__((vector_size(kVL * 2), aligned(1), may_alias));
@@ -80,7 +80,7 @@ LOWRANK_INLINE void StoreFirst(float* out, VecF v, int64_t count) {
 #endif
 }
 
-/// kVL bytes as lanes. GCC 12 takes a conversion of the whole vector apart, byte by byte.
+/// kVL bytes as lanes. GCC 12 splits a conversion of the whole vector into bytes.
 LOWRANK_INLINE VecU WidenBytes(const uint8_t* bytes) {
 #if defined(__AVX512F__)
   return reinterpret_cast<VecU>(
@@ -92,7 +92,7 @@ LOWRANK_INLINE VecU WidenBytes(const uint8_t* bytes) {
   return __builtin_convertvector(*reinterpret_cast<const LooseB*>(bytes), VecU);
 #endif
 }
-/// The low bytes of lanes.
+/// Stores the low bytes of lanes.
 LOWRANK_INLINE void StoreBytes(uint8_t* bytes, VecU lanes) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(bytes),
@@ -102,14 +102,14 @@ LOWRANK_INLINE void StoreBytes(uint8_t* bytes, VecU lanes) {
 #endif
 }
 #if defined(__AVX512F__)
-/// 32 bytes to both halves.
+/// Loads 32 bytes to both halves.
 LOWRANK_INLINE VecU LoadTwice(const void* p) {
   return reinterpret_cast<VecU>(
       _mm512_broadcast_i64x4(_mm256_loadu_si256(static_cast<const __m256i*>(p))));
 }
 #endif
-// One broadcast: GCC 12 builds `v + VecU{}` lane by lane through the stack where v comes from
-// memory, which took a sixth of a backward product.
+// One broadcast. GCC 12 builds `v + VecU{}` lane by lane through the stack if v comes from memory,
+// which took a sixth of a backward product.
 LOWRANK_INLINE VecF Splat(float v) {
 #if defined(__AVX512F__)
   return _mm512_set1_ps(v);
@@ -134,7 +134,7 @@ LOWRANK_INLINE int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 LOWRANK_INLINE int64_t Max(int64_t a, int64_t b) { return a > b ? a : b; }
 LOWRANK_INLINE int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-/// a · b + c, rounded once where the set has a fused instruction.
+/// a · b + c, rounded once if the set has a fused instruction.
 LOWRANK_INLINE VecF Fma(VecF a, VecF b, VecF c) {
 #if defined(__AVX512F__)
   return _mm512_fmadd_ps(a, b, c);
@@ -147,7 +147,7 @@ LOWRANK_INLINE VecF Fma(VecF a, VecF b, VecF c) {
 #endif
 }
 
-/// A table of 16 floats held in registers where the set can permute them.
+/// A table of 16 floats, held in registers if the set can permute them.
 struct Table16 {
 #if defined(__AVX512F__)
   VecF entries;
@@ -175,7 +175,7 @@ LOWRANK_INLINE Table16 LoadTable(const float* entries) {
   return table;
 }
 
-// Is a look-up of a vector some instructions, or a load an element?
+// Does a look-up of a vector take a few instructions, or one load per element?
 #if defined(__AVX2__) || defined(__aarch64__)
 constexpr bool kHasLookUps = true;
 #else
@@ -224,7 +224,7 @@ LOWRANK_INLINE Table16 ScaleTable(const Table16& table, float scale, const Round
   return out;
 }
 
-/// Keeps a value in its register: without it GCC reads x from memory again for each product.
+/// Keeps a value in its register: otherwise GCC reads x from memory again for each product.
 LOWRANK_INLINE void Pin(VecF& v) {
 #if defined(__AVX512F__)
   asm("" : "+v"(v));
@@ -257,7 +257,7 @@ LOWRANK_INLINE VecF WidenBF16(VecH v) { return AsFloat(ZeroExtend(v) << 16); }
 /// f32 rounded to bf16, nearest even, as f32; NaN stays a quiet NaN.
 LOWRANK_INLINE VecF RoundedToBF16(VecF v) {
 #if defined(__AVX512F__)
-  // Six instructions, where what is below takes nine: masks for what depends on a lane.
+  // Six instructions, where the code below takes nine: masks for lane-dependent values.
   const __m512i bits = reinterpret_cast<__m512i>(v);
   const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
   const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
@@ -314,7 +314,7 @@ LOWRANK_INLINE VecU RoundF16(VecF v) {
 #endif
 }
 
-/// The same as f32. By way of lanes of 32 bits GCC makes five instructions of the two.
+/// The same as f32. With 32-bit lanes GCC makes five instructions of the two.
 LOWRANK_INLINE VecF RoundedToF16(VecF v) {
 #if defined(__AVX512F__)
   return _mm512_cvtph_ps(_mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
@@ -325,11 +325,11 @@ LOWRANK_INLINE VecF RoundedToF16(VecF v) {
 #endif
 }
 
-/// Two f32 vectors, rounded to bf16, as pairs (even in the low half of each lane): what one step of
-/// the bf16 dot product reads. The hardware conversion takes denormals as zeros.
+/// Two f32 vectors, rounded to bf16, as pairs (even in the low half of each lane): the input of one
+/// step of the bf16 dot product. The hardware conversion treats denormals as zeros.
 LOWRANK_INLINE VecU PairBF16(VecF even, VecF odd) {
 #if defined(__AVX512BF16__)
-  // even and odd halves side by side, then lane by lane.
+  // Even and odd halves side by side, then lane by lane.
   typedef uint16_t Halves __attribute__((vector_size(64)));
   Halves order;
 #pragma GCC unroll 32
@@ -354,7 +354,7 @@ LOWRANK_INLINE VecF DotBF16(VecF acc, VecU a, VecU b) {
 }
 #endif
 
-/// One lane after another: 0 .. kVL - 1, as constants.
+/// The lane numbers 0 .. kVL - 1, as constants.
 using Lanes = std::make_integer_sequence<int, kVL>;
 
 template <int... kLane>
@@ -417,7 +417,7 @@ LOWRANK_INLINE LaneMask AtLeast(VecU a, VecU b) {
 #endif
 }
 
-/// v, and zero in the other lanes.
+/// v, with zero in the other lanes.
 LOWRANK_INLINE VecF Where(LaneMask lanes, VecF v) {
 #if defined(__AVX512F__)
   return _mm512_maskz_mov_ps(lanes, v);
@@ -426,7 +426,7 @@ LOWRANK_INLINE VecF Where(LaneMask lanes, VecF v) {
 #endif
 }
 
-// Masks as bits, lane i of a vector the i-th: of whole bytes, so not for vectors of four.
+// Masks as bits; lane i of a vector is bit i. For whole bytes, so not for vectors of four.
 constexpr bool kHasLaneBits = kVL >= 8;
 
 LOWRANK_INLINE void StoreLaneBits([[maybe_unused]] uint8_t* bits, [[maybe_unused]] LaneMask lanes) {
@@ -450,7 +450,7 @@ LOWRANK_INLINE LaneMask LoadLaneBits([[maybe_unused]] const uint8_t* bits) {
 #endif
 }
 
-/// Lanes 2i and 2i + 1, below 16, as byte i: the first in the high nibble.
+/// Lanes 2i and 2i + 1, below 16, as byte i, the first in the high nibble.
 LOWRANK_INLINE void StorePairsAsBytes(uint8_t* bytes, VecU nibbles) {
   const VecQ pairs = reinterpret_cast<VecQ>(nibbles);  // little-endian: the first lane is low
   const VecQ joined = pairs << 4 | pairs >> 32;
@@ -482,7 +482,7 @@ LOWRANK_INLINE VecQ MultiplyHalves(VecQ a, VecQ b) {
 #endif
 }
 
-/// Even (kOdd = 0) or odd 64-bit lanes of a and b in turn: a0 b0 a2 b2 ..., a1 b1 a3 b3 ...
+/// Alternates even (kOdd = 0) or odd 64-bit lanes of a and b: a0 b0 a2 b2 ..., a1 b1 a3 b3 ...
 template <int kOdd, int... kLane>
 LOWRANK_INLINE VecQ InTurn(VecQ a, VecQ b, std::integer_sequence<int, kLane...>) {
   return __builtin_shufflevector(a, b, ((kLane & 1) * (kVL / 2 - 1) + kLane + kOdd)...);
@@ -521,12 +521,12 @@ LOWRANK_INLINE VecF Merge(VecF a, VecF b, int64_t half, std::integer_sequence<in
   return half == 0 ? __builtin_shufflevector(a, b, (kLane / 2 + (kLane % 2) * kVL)...)
                    : __builtin_shufflevector(a, b, (kVL / 2 + kLane / 2 + (kLane % 2) * kVL)...);
 }
-/// a[0], b[0], a[1], b[1], ... and those of the upper halves.
+/// a[0], b[0], a[1], b[1], ..., and the same for the upper halves.
 LOWRANK_INLINE VecF MergeLow(VecF a, VecF b) { return Merge(a, b, 0, Lanes()); }
 LOWRANK_INLINE VecF MergeHigh(VecF a, VecF b) { return Merge(a, b, 1, Lanes()); }
 
-/// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows: one of
-/// these exchanges.
+/// r[i][j] <-> r[j][i], by exchanging halves, quarters, ... of lanes between pairs of rows. This is
+/// one of these exchanges.
 template <int kStep>
 LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
 #pragma GCC unroll 16
@@ -540,7 +540,7 @@ LOWRANK_INLINE void TransposeStep(VecF (&r)[kVL]) {
 }
 
 #if defined(__AVX512F__)
-/// The same of 4 x 4 elements inside each quarter: r[i][4p + j] <-> r[j][4p + i].
+/// The same for 4 x 4 elements inside each quarter: r[i][4p + j] <-> r[j][4p + i].
 LOWRANK_INLINE void TransposeQuarters(VecF* r) {
   const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
   const __m512d b = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
@@ -553,8 +553,8 @@ LOWRANK_INLINE void TransposeQuarters(VecF* r) {
 }
 #endif
 
-/// The addresses of kRows rows, `pitch` bytes apart, as a loop goes along them: every fourth one is
-/// kept, and the others are a distance away from those. GCC computes all of them anew otherwise, or
+/// The addresses of kRows rows, `pitch` bytes apart, for a loop along them. Every fourth one is
+/// kept, and the others are at a distance from those. Otherwise GCC computes all of them anew, or
 /// keeps them in vector registers.
 template <int kRows>
 class RowAddresses {
@@ -583,9 +583,9 @@ class RowAddresses {
   int64_t pitch3_;
 };
 
-/// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Quarters are put together on
-/// their way from memory, so half of Transpose()'s shuffles are not needed: where one a cycle is
-/// all there is, as on Intel's processors, the others are cheaper.
+/// r[j][i] = element j of the next 16 bytes of row i, for 4 elements. Loads combine the quarters,
+/// so half of Transpose()'s shuffles are not needed. Where only one shuffle per cycle is possible,
+/// as on Intel's processors, loads are cheaper.
 template <typename Addresses>
 LOWRANK_INLINE void LoadTransposed(const Addresses& rows, VecF (&r)[4]) {
 #if defined(__AVX512F__)
@@ -611,7 +611,7 @@ LOWRANK_INLINE void LoadTransposed(const Addresses& rows, VecF (&r)[4]) {
 
 using RowCursor = RowAddresses<kVL>;
 
-/// Asks for the line `distance` bytes on of every row.
+/// Prefetches the line `distance` bytes ahead in every row.
 template <typename Addresses>
 LOWRANK_INLINE void AskRows(const Addresses& rows, int64_t distance) {
 #pragma GCC unroll 16

@@ -3,7 +3,7 @@
 ///   y[m, g, :] = x[m, g, :] · w[g]ᵀ     dx[m, g, :] = dy[m, g, :] · w[g]     dw[g] = Σₘ dyᵀ · x
 ///
 /// Operands   x, dx [M, G, K] · dy, y [M, G, N] · w, dw [G, N, K]. A block of the activations is a
-///            run of columns of [M, G · K], so the panels of gemm.h take it as it lies.
+///            run of columns of [M, G · K], so the panels of gemm.h can read it in place.
 /// Numerics   those of the dense products of one block
 /// Tasks      some blocks each, and some of the rows
 #pragma once
@@ -12,11 +12,11 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Multiply-adds of a task that make up for giving it out.
+// Multiply-adds of a task that justify its overhead.
 constexpr int64_t kBlockTaskWork = 1 << 17;
 constexpr int64_t kBlockTaskRows = 256;
 
-/// The products of every block are cut alike.
+/// The products of all blocks are cut in the same way.
 struct BlockTasks {
   Grid grid;
   int64_t blocks;
@@ -91,7 +91,7 @@ LOWRANK_INLINE void StoreBlock(const Block& block, int64_t g, int64_t cols, floa
   StoreTile(shifted, c, out, 0, false);
 }
 
-/// out[m, g, :] = in[m, g, :] · wᵀ, or · w where kTransposed is not.
+/// out[m, g, :] = in[m, g, :] · wᵀ, or · w if kTransposed is false.
 template <typename Policy, bool kTransposed>
 LOWRANK_INLINE void BlockProducts(Run& run, const TensorView& in_view, const TensorView& w,
                                   const TensorView& out_view, int64_t blocks) {

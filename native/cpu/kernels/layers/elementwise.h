@@ -4,10 +4,10 @@
 ///
 /// Operands   any dtype each; b and c [M | 1, N | 1]
 /// Numerics   multiplyAdd in f32 and in that order, mapTensor as
-///            native/host_device/map_function.h, one rounding at the store; sumProduct in double,
-///            where a product of f32 is exact, in an order that depends on M and N alone. None
+///            native/host_device/map_function.h, rounded once at the store; sumProduct in double,
+///            where a product of f32 is exact, in an order that depends only on M and N. None
 ///            depends on the instruction set.
-/// Tasks      pieces of rows and columns whose bounds depend on M and N alone
+/// Tasks      pieces of rows and columns whose bounds depend only on M and N
 #pragma once
 
 #include "native/cpu/kernels/layers/map_lanes.h"
@@ -16,14 +16,14 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Elements of one step: three buffers of them stay in L1.
+// Elements in one step: three buffers of this size stay in L1.
 constexpr int64_t kStripElems = 1024;
 constexpr int64_t kTaskSpanElems = 16384;
 
-/// An operand whose dimensions of 1 go with every row or column.
+/// An operand whose dimensions of size 1 are broadcast.
 struct Spread {
   const TensorView& view;
-  int64_t row_elems;  // from one row to the next; 0 where every row has the same
+  int64_t row_elems;  // from one row to the next; 0 if all rows are the same
   bool one_col;
 
   Spread(const TensorView& v, int64_t cols)
@@ -39,7 +39,7 @@ struct Spread {
   }
 };
 
-/// Values of an operand beside a strip that begins at row m, column n.
+/// The values of an operand for a strip that starts at row m, column n.
 struct SpreadStrip {
   const TensorView& view;
   int64_t begin;
@@ -60,7 +60,7 @@ struct SpreadStrip {
   }
 };
 
-/// Are rows of `view` without end to end those of an [M, N] matrix, or is it one value for all?
+/// Are the rows of `view` contiguous like those of an [M, N] matrix, or is it a single value?
 LOWRANK_INLINE bool IsFlat(const TensorView& view, const TensorView& a) {
   return !view.present || (view.rows == a.rows && view.cols == a.cols) ||
          (view.rows == 1 && view.cols == 1);
@@ -72,7 +72,7 @@ LOWRANK_INLINE TensorView Flattened(TensorView view) {
   return view;
 }
 
-/// strip(m, n, count) over [rows, cols], count <= kStripElems.
+/// Calls strip(m, n, count) over [rows, cols], count <= kStripElems.
 template <typename Strip>
 LOWRANK_INLINE void ForEachStrip(Run& run, int64_t rows, int64_t cols, const Strip& strip) {
   if (rows == 0 || cols == 0) return;
@@ -161,7 +161,8 @@ LOWRANK_OP Outcome Map(const MapOp& op, const RunContext& context) {
   return run.Result();
 }
 
-/// Elements [begin, begin + count) of y, count <= kStripElems, of gate's there and up's values.
+/// Elements [begin, begin + count) of y, count <= kStripElems, from gate's elements there and up's
+/// values.
 LOWRANK_INLINE void SwigluStrip(const TensorView& gate_view, const float* up, const TensorView& y,
                                 int64_t begin, int64_t count) {
   alignas(64) float gate[kStripElems];
@@ -185,13 +186,13 @@ LOWRANK_OP Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
   return run.Result();
 }
 
-/// silu(gate) ⊙ up in place of gate, which `y` holds, of a block of up's sums.
+/// Stores silu(gate) ⊙ up in `y`, which holds gate, for a block of up's sums.
 LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const TensorView& y, int64_t row0) {
   static_assert(kNC <= kStripElems);
   const int64_t cols = block.n1 - block.n0;
   const RowSource gate = DenseRows(y);
   for (int64_t m = block.m0; m < block.m1; ++m) {
-    // A stride that the hardware does not foresee; up's panels drove gate out of L2.
+    // A stride that the hardware does not predict; up's panels have evicted gate from L2.
     PrefetchRow(gate, row0 + m + 1, block.n0, cols);
     float* row = c + (m - block.m0) * block.ldc();
     alignas(64) float rounded[kNC];
@@ -225,12 +226,13 @@ LOWRANK_OP Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& 
   return run.Result();
 }
 
-// Sums side by side, whatever the instruction set.
+// Number of parallel sums, the same for every instruction set.
 constexpr int64_t kSumLanes = 16;
-// Columns a task of sums over rows.
+// Columns per task of sums over rows.
 constexpr int64_t kSumCols = 128;
 
-/// out[m] = Σₙ: place n adds to lane n mod kSumLanes, then the lanes in ascending order.
+/// out[m] = Σₙ: column n is added to lane n mod kSumLanes, then the lanes are added in ascending
+/// order.
 LOWRANK_INLINE void SumColumns(Run& run, const SumProductOp& op, const Spread& b) {
   const int64_t cols = op.a.cols;
   const int64_t rows_per_task = Max(kTaskSpanElems / Max(cols, 1), 1);
@@ -243,7 +245,7 @@ LOWRANK_INLINE void SumColumns(Run& run, const SumProductOp& op, const Spread& b
       double lanes[kSumLanes] = {};
       for (int64_t n = 0; n < cols; n += kStripElems) {
         const int64_t count = Min(kStripElems, cols - n);
-        // Whole lanes: what is past the end adds zeros.
+        // Whole lanes: the elements past the end are zeros.
         const int64_t padded = CeilDiv(count, kSumLanes) * kSumLanes;
         WidenRun(op.a.data, op.a.dtype, m * cols + n, count, value);
         if (op.b.present) {

@@ -4,10 +4,10 @@
 ///
 /// Operands    dy: the A panels of a chunk (gemm.h) in the natural order; h [M, r] f32
 /// Tasks       kFactorTaskUnits units of dy's columns
-/// Numerics    f32, in the order of rows, sums over kKC rows of the batch added in order: the bits
-///             of gemm.h's tiles over rows of their own (SumTile). bf16 pairs are widened here
-/// Budget      an element of dy is a broadcast for one or kNV multiply-adds, a pair two shifts
-///             more. Packing dy once more, as B panels, took as long as the sums at r = 16
+/// Numerics    f32, in the order of rows; sums over kKC rows of the batch are added in order: the
+///             bits of gemm.h's tiles over separate rows (SumTile). bf16 pairs are widened here
+/// Budget      an element of dy is one broadcast for one or kNV multiply-adds, a pair takes two
+///             more shifts. Packing dy again, as B panels, took as long as the sums at r = 16
 #pragma once
 
 #include "native/cpu/kernels/dot/thin_dot.h"
@@ -15,28 +15,28 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Units of columns whose sums are in registers: 16 sums hide a multiply-add; half of that where
-// there are 16 registers.
+// Units of columns whose sums are in registers: 16 sums hide the latency of a multiply-add. Half of
+// that with 16 registers.
 template <typename Policy>
 constexpr int kFactorUnits = kVL == 16 && !Policy::kPairs ? 16 : 8;
-// Row panels of one visit: their part of a task's columns stays in L1 while tiles go over it.
+// Row panels per visit: their part of a task's columns stays in L1 while tiles pass over it.
 constexpr int64_t kFactorPanels = 4;
 constexpr int64_t kFactorTaskUnits = 32;
 
-/// What the chunks of one pass over dy add up.
+/// What the chunks of one pass over dy add up to.
 struct FactorPanels {
   const TensorView& h;    // [M, r] f32
   const TensorView& out;  // d_lora_b
   float scaling;
   bool accumulate;
-  float* sums = nullptr;  // [N][panels() · kVL]; null: not computed here
+  float* sums = nullptr;  // [N][panels() · kVL]; null if not computed here
 
   int64_t panels() const { return CeilDiv(h.cols, kVL); }
   int64_t pitch() const { return panels() * kVL; }
 };
 
-/// Room for the sums where they can be taken from chunks of dy, which then have `step` rows. Few
-/// rows are not worth it, and sums over kKC rows are not cut by a chunk.
+/// Allocates the sums if they can be computed from chunks of dy, which then have `step` rows. Few
+/// rows do not pay, and a chunk must not cut sums over kKC rows.
 LOWRANK_INLINE bool MakeFactorPanels(Run& run, const TensorView& dy, FactorPanels& grad,
                                      int64_t* step) {
   int64_t rows = *step;
@@ -50,12 +50,12 @@ LOWRANK_INLINE bool MakeFactorPanels(Run& run, const TensorView& dy, FactorPanel
   return grad.sums != nullptr;
 }
 
-/// Rows of dy's panels beside the same rows of h.
+/// Rows of dy's panels and the same rows of h.
 struct FactorRows {
   const PackedChunk& chunk;
   int64_t k0;      // the block of dy's columns
-  int64_t m0, m1;  // of the chunk
-  const float* h;  // of row 0 of the chunk
+  int64_t m0, m1;  // rows of the chunk
+  const float* h;  // row 0 of the chunk
   int64_t h_pitch;
 };
 
@@ -114,9 +114,9 @@ LOWRANK_INLINE void FactorBlock(const FactorRows& rows, int64_t u0, int64_t u1, 
   }
 }
 
-/// Columns of units [u0, u1) of the block at k0 beside kVectors vectors of h's columns from vector
-/// v on, over all rows of a chunk that starts at row m0 of the batch, a multiple of kKC; of the
-/// last chunk the gradient is stored.
+/// Columns of units [u0, u1) of the block at k0 times kVectors vectors of h's columns from vector v
+/// on, over all rows of a chunk that starts at row m0 of the batch, a multiple of kKC. The last
+/// chunk stores the gradient.
 template <typename Policy, int kVectors>
 LOWRANK_INLINE void FactorColumns(const FactorPanels& grad, FactorRows rows, int64_t m0, bool last,
                                   int64_t u0, int64_t u1, int64_t v0) {
@@ -146,7 +146,7 @@ LOWRANK_INLINE void FactorColumns(const FactorPanels& grad, FactorRows rows, int
   }
 }
 
-/// The same beside all columns of h.
+/// The same for all columns of h.
 template <typename Policy>
 LOWRANK_INLINE void FactorTask(const FactorPanels& grad, const FactorRows& rows, int64_t m0,
                                bool last, int64_t u0, int64_t u1) {
@@ -167,7 +167,7 @@ LOWRANK_INLINE void AddFactorPanels(Run& run, const PackedChunk& chunk, int64_t 
   const int64_t pitch = grad.pitch();
   const float* h = static_cast<const float*>(grad.h.data) + m0 * r;
   if (r != pitch) {
-    // Whole vectors are loaded: rows of their own.
+    // Whole vectors are loaded, so the rows are copied.
     float* padded = run.Get<float>(kShrinkSlot, chunk.rows * pitch);
     if (padded == nullptr) return;
     for (int64_t m = 0; m < chunk.rows; ++m) {

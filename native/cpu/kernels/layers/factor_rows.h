@@ -1,14 +1,14 @@
-/// d_lora_a from rows of x as they lie in memory:
+/// d_lora_a from rows of x as stored in memory:
 ///
 ///   d_lora_a [r, K] (+)= factor · dhᵀ · (gate ⊙ x),   dh [M, r] f32
 ///
-/// Operands    x: rows in f32 or bf16 as they are, or widened to f32 by some rows and columns where
-///             they are gated, in f16 or end inside a tile
-/// Tasks       blocks of columns, whose sums stay in L2 or closer while rows go by
-/// Numerics    f32, in the order of rows, sums over kKC of them added in order: the bits that the
-///             tiles of gemm.h have over panels
-/// Budget      two vectors of columns are loaded, of bf16 by one load, a shift and a mask, for
-///             2 · ranks multiply-adds; dh by broadcasts. Panels of x, which were copied before,
+/// Operands    x: rows in f32 or bf16 as stored; or widened to f32 by some rows and columns if they
+///             are gated, in f16 or end inside a tile
+/// Tasks       blocks of columns, whose sums stay in L2 or closer during the pass over rows
+/// Numerics    f32, in the order of rows; sums over kKC of them are added in order: the bits of
+///             gemm.h's tiles over panels
+/// Budget      two vectors of columns are loaded, for bf16 by one load, a shift and a mask, for
+///             2 · ranks multiply-adds; dh by broadcasts. The panels of x that were copied before
 ///             took longer than the sums at r = 16 (docs/performance/adapters.md)
 #pragma once
 
@@ -17,17 +17,17 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of a visit: their lines of a tile stay in L1 until all ranks have met them.
+// Rows per visit: their lines of a tile stay in L1 until all ranks have used them.
 constexpr int64_t kVisitRows = 32;
 static_assert(kKC % kVisitRows == 0);
-// Sums of a task: 32 KiB, so that they come from L1 or near it. Columns of a task, where ranks are
-// few: pieces of rows long enough to be read ahead.
+// Sums of a task: 32 KiB, so that they come from L1 or close to it. If there are few ranks, the
+// columns of a task are pieces of rows long enough to be prefetched.
 constexpr int64_t kFactorSums = 8192;
 constexpr int64_t kMostFactorCols = 512;
-// Bytes ahead in a row at which lines are asked for: two or four tiles. Without it twice the time.
+// Prefetch distance in bytes of a row: two or four tiles. Without it, it takes twice as long.
 constexpr int64_t kColumnsAhead = 256;
 
-/// kNR columns of a row: of bf16 the even ones, then the odd ones.
+/// kNR columns of a row: for bf16 the even ones, then the odd ones.
 template <typename Policy>
 LOWRANK_INLINE void LoadColumns(const char* x, VecF (&columns)[2]) {
   if constexpr (Policy::kPairs) {
@@ -87,7 +87,7 @@ LOWRANK_INLINE FactorRowsFn PickFactorRows(int ranks) {
   return FactorRowsTile<Policy, kRanks>;
 }
 
-/// That of rows in f32 or in bf16 (`pairs`).
+/// The function for rows in f32 or in bf16 (`pairs`).
 static FactorRowsFn FindFactorRows(bool pairs, int ranks) {
   if constexpr (kHasBase) {
     return Base().tiles.factor_rows(pairs, ranks);
@@ -102,7 +102,7 @@ LOWRANK_INLINE VecF PlaceHalf(VecF even, VecF odd, std::integer_sequence<int, kL
   return __builtin_shufflevector(even, odd, (kFirst + kLane / 2 + kLane % 2 * kVL)...);
 }
 
-/// Even and odd columns of each tile to their places.
+/// Puts the even and odd columns of each tile in their places.
 LOWRANK_INLINE void PlaceColumns(float* row, int64_t cols) {
   using Sequence = std::make_integer_sequence<int, kVL>;
   for (int64_t n = 0; n < cols; n += 2 * kVL) {

@@ -1,17 +1,17 @@
 /// mapFeatures: y[m, j] = alpha · Σ x[m, t] over t of list j + beta · c[m, j].
 ///
 /// Operands   x [M, K], c and y [M, J], any dtype each · the map's lists as FeatureMapView says
-/// Numerics   a list's sum in double, in ascending order, rounded once to f32; then alpha, beta
-///            and c in f32 and in that order, one rounding at the store. The same on every
+/// Numerics   the sum of a list in double, in ascending order, rounded once to f32; then alpha,
+///            beta and c in f32 and in that order, rounded once at the store. The same on every
 ///            instruction set.
-/// Tasks      pieces of rows and lists whose bounds depend on M and the map alone
+/// Tasks      pieces of rows and lists whose bounds depend only on M and the map
 #pragma once
 
 #include "native/cpu/kernels/layers/elementwise.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// f32 as bits, whatever wrote them.
+// f32 as bits, whatever type wrote them.
 typedef uint32_t Word __attribute__((may_alias));
 
 /// out[i] = x[m][index[i]], 0 where index[i] is -1; count <= kStripElems.
@@ -23,7 +23,8 @@ LOWRANK_INLINE void Gather(const TensorView& x, int64_t m, const int32_t* index,
     return;
   }
   if (x.dtype == DType::kF32) {
-    // Without a branch, so that it may become a gather: for -1 the first is read and dropped.
+    // Without a branch, so that it may become a gather: for -1 the first element is read and
+    // dropped.
     const Word* row = static_cast<const Word*>(x.data) + first;
     Word* words = reinterpret_cast<Word*>(out);
     for (int64_t i = 0; i < count; ++i) {
@@ -48,7 +49,7 @@ LOWRANK_INLINE void SumLists(const MapFeaturesOp& op, int64_t m, int64_t j, int6
   int64_t strip1 = p;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t end = begin[i + 1];
-    // From -0, which alone changes no sum.
+    // Starts from -0, the only value that changes no sum.
     double sum = p == end ? 0.0 : -0.0;
     while (p < end) {
       if (p == strip1) {

@@ -5,12 +5,12 @@
 ///
 /// Operands   dy, dx, x [M, ·] T row-major · w [N, K] packed or dense · lora_a [r, K] ·
 ///            lora_b [N, r] · h [M, r] f32
-/// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
-///            adapter in f32; one rounding to T at the store
+/// Numerics   base products in T (or f32 if an operand is f32), sums in f32; everything of the
+///            adapter in f32; rounded once to T at the store
 ///
-/// A chunk of dy is packed once; dh is taken from the same rows, and where it can be d_lora_b from
+/// A chunk of dy is packed once. dh is computed from the same rows, and, if possible, d_lora_b from
 /// their panels, while they are in cache. dh · lora_a is r more steps of the sum in the same C
-/// tile, or for few rows added where the sums are complete.
+/// tile, or, for few rows, is added when the sums are complete.
 #pragma once
 
 #include "native/cpu/kernels/layers/factor_panels.h"
@@ -33,10 +33,10 @@ struct InputGradParts {
   const Gate* gate;
   bool accumulate_dh = false;
   float dh_factor = 1;
-  FactorPanels* d_lora_b = nullptr;  // taken from dy's panels where that can be: then it has sums
+  FactorPanels* d_lora_b = nullptr;  // computed from dy's panels if possible: then it has sums
 };
 
-/// c = dy · w of one block and the last steps by tiles, dy packed in the chunk.
+/// c = dy · w of one block and the last steps by tiles, with dy packed in the chunk.
 template <typename Policy>
 static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
                                 const PackedChunk& chunk, const RowSource& w, const LastSteps& last,
@@ -50,9 +50,10 @@ static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
   }
 }
 
-/// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. Where
-/// `spread`, last's columns are to be in the order of lanes (SpreadPanels); for add they are in
-/// place again. Blocks have up to most_cols columns, more than kNC where there are no last steps.
+/// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. With
+/// `spread`, last's columns must be in the order of lanes (SpreadPanels); for add they are in their
+/// original order again. Blocks have up to most_cols columns, more than kNC if there are no last
+/// steps.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
 LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
                                     const TensorView* dx, bool accumulate, int64_t r, int64_t step,
@@ -116,17 +117,17 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
   }
 }
 
-// Rows of dx up to which lora_a is worth no panel: packing it, in the order of w's columns, is paid
-// for a block of columns, whatever the rows.
+// Up to this many rows of dx, a panel of lora_a does not pay: packing it, in the order of w's
+// columns, costs the same for a block of columns, whatever the number of rows.
 constexpr int64_t kExpandRows = 64;
 
-/// Is dh · lora_a of this block taken from lora_a's rows as they lie?
+/// Is dh · lora_a of this block computed from lora_a's rows as stored?
 LOWRANK_INLINE bool ExpandsRows(const Grid& grid, const Block& block, const TensorView& lora_a) {
   return grid.rows.rows <= kExpandRows && lora_a.dtype == DType::kF32 &&
          (block.n1 - block.n0) % kNR == 0;
 }
 
-/// sum (+)= dh · lora_a of a block, the bits of its last steps.
+/// sum (+)= dh · lora_a of a block, with the bits of its last steps.
 LOWRANK_INLINE void ExpandRows(Run& run, const Grid& grid, const Block& block, const RowSource& dh,
                                int64_t m0, const TensorView& lora_a, float* sum, bool add) {
   const RowsOf<F32Policy> rows = {run, grid, block, dh, m0};
@@ -218,7 +219,7 @@ LOWRANK_OP Outcome MatmulInputGrad(const MatmulInputGradOp& op, const RunContext
   return run.Result();
 }
 
-/// c = one block of left [M, i] · right [M, n], summed over M; row left.cols is that of ones.
+/// c = one block of left [M, i] · right [M, n], summed over M. Row left.cols is a row of ones.
 static void SumTile(Run& run, const Grid& grid, const Block& block, const TensorView& left,
                     const RowSource& right, float* c) {
   Accumulate<F32Policy>(
@@ -232,7 +233,7 @@ static void SumTile(Run& run, const Grid& grid, const Block& block, const Tensor
 }
 
 /// left [M, i] · right [M, n], summed over M: sums[i][n], with a row of ones below left's columns
-/// where `ones`. finish(block, c) takes each tile.
+/// if `ones`. Calls finish(block, c) for each tile.
 template <typename Finish>
 LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones, const RowSource& right,
                                 const Finish& finish) {
@@ -250,8 +251,8 @@ LOWRANK_INLINE void SumOverRows(Run& run, const TensorView& left, bool ones, con
   });
 }
 
-/// out[n][i] = factor · c[i][n] for rows i < rows of the block, after adding what `out` holds where
-/// asked: kVL columns by kVL rows are turned at a time.
+/// out[n][i] = factor · c[i][n] for rows i < rows of the block, plus what `out` holds if requested.
+/// kVL columns by kVL rows are transposed at a time.
 LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t rows, float factor,
                                     const TensorView& out, bool accumulate) {
   const int64_t i1 = Min(block.m1, rows);
@@ -262,7 +263,7 @@ LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t 
       VecF turned[kVL];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kVL; ++j) {
-        // A row of c has whole vectors; rows past the last are not used.
+        // A row of c has whole vectors. Rows past the last are not used.
         turned[j] = Load(c + (i + Min(j, height - 1) - block.m0) * block.ldc() + n - block.n0);
       }
       Transpose(turned);
@@ -273,7 +274,7 @@ LOWRANK_INLINE void StoreTransposed(const Block& block, const float* c, int64_t 
   }
 }
 
-/// What is summed over the rows of dy beside h: those outputs that are present.
+/// The outputs that are summed over the rows of dy with h, if present.
 struct FactorBParts {
   const TensorView& dy;
   const TensorView& h;
@@ -286,7 +287,7 @@ struct FactorBParts {
   float scaling;
 };
 
-/// A tile of the sums over dy's rows, beside the columns of h and a row of ones.
+/// A tile of the sums over dy's rows, for the columns of h and a row of ones.
 LOWRANK_INLINE void StoreFactorB(const FactorBParts& op, int64_t h_cols, const Block& block,
                                  const float* c) {
   if (op.d_lora_b.present) {
@@ -312,7 +313,7 @@ LOWRANK_INLINE void FactorBGrad(Run& run, const FactorBParts& op) {
               [&](const Block& block, float* c) { StoreFactorB(op, h.cols, block, c); });
 }
 
-// Bytes of a gate's bits at most: 8 M elements a MiB.
+// Maximum bytes of a gate's bits: 8 M elements per MiB.
 constexpr int64_t kMostGateBytes = 8 << 20;
 
 LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& context) {
@@ -320,7 +321,7 @@ LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& cont
   const int64_t r = op.lora_a.rows;
   Gate gate_value = MakeGate(op.dropout, op.lora_a.cols);
   const Gate* gate = gate_value.active ? &gate_value : nullptr;
-  // dx and d_lora_a both need the gate, of which drawing is the most of the work.
+  // dx and d_lora_b both need the gate, and drawing it is most of the work.
   const int64_t gate_bytes = op.x.rows * op.lora_a.cols / 8;
   if (op.dx.present && op.d_lora_a.present && r != 0 && gate_value.CanNote() &&
       gate_bytes <= kMostGateBytes) {
@@ -349,7 +350,7 @@ LOWRANK_OP Outcome LoraBackward(const LoraBackwardOp& op, const RunContext& cont
   if (op.dx.present) {
     WithPolicy(op.dy.dtype, op.w, [&](auto policy) { InputGrad<decltype(policy)>(run, parts); });
   } else if (dh.present) {
-    if constexpr (!kHasBase) InputGrad<F32Policy>(run, parts);  // else the op is the base's
+    if constexpr (!kHasBase) InputGrad<F32Policy>(run, parts);  // otherwise the op is the base's
   }
   if (run.Stopped()) return run.Result();
 

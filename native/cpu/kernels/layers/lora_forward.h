@@ -4,10 +4,10 @@
 ///
 /// Operands   x, y [M, ·] T row-major · w [N, K] packed or dense · lora_a [r, K] · lora_b [N, r] ·
 ///            h [M, r] f32
-/// Numerics   base products in T (or f32 where an operand is f32), sums in f32; everything of the
-///            adapter in f32; one rounding to T at the store
+/// Numerics   base products in T (or f32 if an operand is f32), sums in f32; everything of the
+///            adapter in f32; rounded once to T at the store
 ///
-/// A chunk of rows is packed once; the adapter's shrink reads the same rows while they are in
+/// A chunk of rows is packed once. The adapter's shrink reads the same rows while they are in
 /// cache, and its expand is r more steps of the sum in the same C tile, so y is not read again.
 #pragma once
 
@@ -29,15 +29,15 @@ LOWRANK_INLINE bool BiasRow(const TensorView& bias, const TensorView& lora_bias,
   return true;
 }
 
-/// Rows that follow those of x in a product, of x's dtype, with an h that is given and a result of
-/// their own; what is added to each row of y is not added to theirs.
+/// Rows that follow those of x in a product, in x's dtype, with a given h and their own result.
+/// What is added to each row of y is not added to theirs.
 struct MoreRows {
   const TensorView& x;
   const TensorView& h;
   const TensorView& y;
 };
 
-/// A forward product; without an adapter `h` is not present.
+/// A forward product. Without an adapter `h` is absent.
 struct ForwardParts {
   const TensorView& x;
   const WeightView& w;
@@ -49,12 +49,12 @@ struct ForwardParts {
   const TensorView& y;
   float scaling;
   const Gate* gate;
-  bool h_given = false;            // else it is filled here
-  const MoreRows* more = nullptr;  // of a product by itself, with h given
+  bool h_given = false;            // otherwise it is filled here
+  const MoreRows* more = nullptr;  // only for a product by itself, with a given h
 };
 
-/// c = x · wᵀ of one block and the last steps, x packed in the chunk. Called once a task: compiled
-/// once for all that products are part of.
+/// c = x · wᵀ of one block and the last steps, with x packed in the chunk. Called once per task, so
+/// one compiled copy serves all ops with such products.
 template <typename Policy>
 static void AccumulateBase(Run& run, const Grid& grid, const Block& block, const PackedChunk& chunk,
                            Route route, const RowSource& w, const Int8Weight& int8,
@@ -87,11 +87,11 @@ static void AccumulateBase(Run& run, const Grid& grid, const Block& block, const
   }
 }
 
-// Rows that follow those of x are added to its last chunk up to so many: a chunk of their own, or
+// Up to this many rows that follow those of x are added to its last chunk: a chunk of their own, or
 // one more for all, would decode the weight again.
 constexpr int64_t kMoreRows = 64;
 
-/// One of the products that share x, whose weights have one order of sums.
+/// One of the products that share x, whose weights have the same order of sums.
 struct ForwardTarget {
   const WeightView* w;
   const TensorView* y;
@@ -105,7 +105,7 @@ struct TargetTasks {
   int64_t first_task;
 };
 
-/// Rows of a block to y, and those that follow its last to the result of the rows beyond.
+/// Stores rows of a block to y, and those after y's last row to the result of the extra rows.
 LOWRANK_INLINE void StoreRows(const Block& block, float* c, const ForwardTarget& target,
                               int64_t m0) {
   Block own = block;
@@ -118,8 +118,8 @@ LOWRANK_INLINE void StoreRows(const Block& block, float* c, const ForwardTarget&
             false);
 }
 
-/// A function of the caller's, for as long as the call takes: what is long and takes one is
-/// compiled once for all of them.
+/// A function of the caller, valid during the call. Long code that takes one is compiled once for
+/// all of them.
 template <typename Signature>
 struct Reference;
 template <typename Result, typename... Args>
@@ -140,12 +140,12 @@ using LastOfBlock =
 using AddToBlock =
     Reference<void(int target, const Grid& grid, const Block& block, int64_t m0, float* c)>;
 
-/// y = x · wᵀ for each target, chunk by chunk of rows, the tasks of all of them side by side.
-/// pack(x, m0, chunk) packs a chunk and may go over its rows on the way; last(target, grid, block,
-/// m0, steps) says which steps end the sums of a block, and add(target, grid, block, m0, c) adds to
-/// them. `r` counts for the work alone. With `swiglu` the last target is its up, whose y holds gate
-/// or is to hold it by the target before; then a task takes a block of each in turn. `more` rows of
-/// the first target's go on where x ends. Blocks have up to most_cols columns, more than kNC where
+/// y = x · wᵀ for each target, chunk by chunk of rows, with the tasks of all targets in parallel.
+/// pack(x, m0, chunk) packs a chunk and may also read its rows; last(target, grid, block, m0,
+/// steps) sets the steps that end the sums of a block, and add(target, grid, block, m0, c) adds to
+/// them. `r` only counts for the work. With `swiglu` the last target is its up, whose y holds gate
+/// or will hold it from the target before; then a task takes a block of each in turn. `more` rows
+/// of the first target follow where x ends. Blocks have up to most_cols columns, more than kNC if
 /// there are no last steps.
 template <typename Policy>
 static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardTarget* targets,
@@ -219,7 +219,7 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
   }
 }
 
-/// The same of one weight, without last steps.
+/// The same for one weight, without last steps.
 template <typename Policy, typename PackFn, typename AddFn>
 LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
                                   const TensorView& y, int64_t r, int64_t most_cols,
@@ -233,7 +233,7 @@ LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightVie
                             AddToBlock(add_to), false, most_cols);
 }
 
-/// A row of values, one a column, added to rows [m0, m1) of a block's sums.
+/// Adds a row of values, one per column, to rows [m0, m1) of a block's sums.
 LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const float* values,
                            float* c) {
   for (int64_t m = m0; m < m1; ++m) {
@@ -242,14 +242,14 @@ LOWRANK_INLINE void AddRow(const Block& block, int64_t m0, int64_t m1, const flo
   }
 }
 
-/// scaling · h, and that of the rows which follow.
+/// scaling · h, and that of the rows that follow.
 LOWRANK_INLINE RowSource ScaledHidden(const ForwardParts& op) {
   RowSource rows = ScaledRows(*op.h, op.scaling);
   if (op.more != nullptr) Append(op.more->h, &rows);
   return rows;
 }
 
-/// Operands of a part; its gate is the caller's.
+/// Operands of a part. Its gate belongs to the caller.
 LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
   const bool adapter = op.lora_a.present;
   return {op.x,
@@ -264,7 +264,7 @@ LOWRANK_INLINE ForwardParts PartsOf(const LoraForwardOp& op, const Gate& gate) {
           gate.active ? &gate : nullptr};
 }
 
-/// Products that share x and the order of their sums: one, or those of several ops.
+/// Products that share x and the order of their sums: one product, or those of several ops.
 struct Products {
   int count;
   const ForwardParts* one;  // null: ops
@@ -325,7 +325,7 @@ static Outcome ForwardMany(const Products& products, const RunContext& context, 
   return run.Result();
 }
 
-/// WithPolicy, or that of the codes of this weight.
+/// WithPolicy, or the policy of this weight's codes.
 template <typename Body>
 LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const WeightView& w,
                                       const Body& body) {
@@ -342,7 +342,7 @@ LOWRANK_INLINE void WithComputePolicy(Compute compute, DType activations, const 
   }
 }
 
-/// The products in the precision that was asked for, by the policy of the first.
+/// The products in the requested precision, by the policy of the first.
 static Outcome ForwardAs(Compute compute, const Products& products, const RunContext& context,
                          bool swiglu = false) {
   Outcome outcome;
@@ -369,7 +369,7 @@ LOWRANK_OP Outcome LoraForward(const LoraForwardOp& op, const RunContext& contex
   return ForwardAs(op.compute, PartsOf(op, gate), context);
 }
 
-/// Do both take the same packed rows of x?
+/// Do both use the same packed rows of x?
 LOWRANK_INLINE bool SharePackedRows(const LoraForwardOp& a, const LoraForwardOp& b) {
   const auto order = [](const LoraForwardOp& op) {
     return ForwardOrder(WeightRows(op.w, op.x.dtype), kHasTiles && op.x.dtype == DType::kBF16);
@@ -404,8 +404,8 @@ LOWRANK_OP Outcome LoraForwardMany(const LoraForwardManyOp& op, const RunContext
   return ForwardRuns(op.parts, op.count, false, context);
 }
 
-/// What is not kept meets block by block, gate in y. Blocks that are stored in any case are no
-/// faster so (docs/performance/dora-and-layers.md).
+/// If gate and up are not kept, they are combined block by block, with gate in y. Blocks that are
+/// stored anyway are no faster this way (docs/performance/dora-and-layers.md).
 LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& context) {
   LoraForwardOp parts[] = {op.gate, op.up};
   const bool kept = op.gate.y.present;

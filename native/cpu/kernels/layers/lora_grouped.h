@@ -1,5 +1,5 @@
-/// A batch whose rows have different adapters: the bodies of lora_forward.h and lora_backward.h,
-/// with the adapter's part cut by adapter. The base product does not know of them.
+/// A batch whose rows have different adapters: the code of lora_forward.h and lora_backward.h, with
+/// the adapter's part split by adapter. The base product does not depend on the adapters.
 ///
 ///   y[m]  = x[m] · dequant(w)ᵀ + bias + Σ_e g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
 ///   dx[m] = dy[m] · dequant(w) + Σ_e gate_e ⊙ (dh_e · lora_a_e)
@@ -8,12 +8,12 @@
 ///
 /// over the adapters e of row m, in the order of the table.
 ///
-/// Operands   AdapterTable (native/core/ops/grouped_ops.h); h and dh packed, [count, r] an adapter
+/// Operands   AdapterTable (native/core/ops/grouped_ops.h); h and dh packed, [count, r] per adapter
 /// Tasks      shrink: an adapter's rows, kPieceRows at a time. expand: inside the tasks of the base
-///            product, whose sums of the rows of an adapter are brought together (they are in L2),
-///            so that a column block of each lora_b is read once. gradients: tiles of all adapters
-/// Numerics   those of one adapter, sum by sum: a row has the bits that loraForward gives it, and
-///            an adapter's gradients are those of loraBackward over its rows alone
+///            product, whose sums of the rows of an adapter are gathered (they are in L2), so that
+///            a column block of each lora_b is read once. gradients: tiles of all adapters
+/// Numerics   those of one adapter, sum by sum: a row has the bits of loraForward, and an adapter's
+///            gradients are those of loraBackward over its rows alone
 #pragma once
 
 #include "native/cpu/kernels/layers/lora_backward.h"
@@ -21,9 +21,10 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Columns of a block to which adapters of few rows are added, where the sums of so many rows leave
-// L2 room: what a row of lora_a has of them is 4 KiB then, a page, where with kNC the processor has
-// just begun to ask for more when it ends (lora_a from memory 0.6 to 0.7 of the time, lora_b 0.95).
+// Columns of a block to which adapters of few rows are added, if L2 has room for the sums of so
+// many rows. A row of lora_a then has 4 KiB in a block, one page. With kNC the row would end just
+// after the processor has started to prefetch it (lora_a from memory 0.6 to 0.7 of the time, lora_b
+// 0.95).
 constexpr int64_t kGroupColumns = 1024;
 constexpr int64_t kGroupRows = 64;
 
@@ -33,10 +34,11 @@ LOWRANK_INLINE int64_t GroupColumns(const AdapterTable& table, int64_t rows) {
   return few ? kGroupColumns : kNC;
 }
 
-// Rows that share the packing of a factor. Below, the packing would cost as much as the products.
+// Rows that share the packing of a factor. For fewer rows, packing would cost as much as the
+// products.
 constexpr int64_t kPieceRows = 64;
 
-/// The gate of an adapter; inactive where it drops nothing.
+/// The gate of an adapter; inactive if it drops nothing.
 LOWRANK_INLINE Gate AdapterGate(const AdapterRows& adapter, uint64_t seed, const TensorView& mask,
                                 int64_t cols) {
   DropoutSpec dropout;
@@ -46,17 +48,17 @@ LOWRANK_INLINE Gate AdapterGate(const AdapterRows& adapter, uint64_t seed, const
   return MakeGate(dropout, cols);
 }
 
-/// What the tasks of one op know of its adapters.
+/// What the tasks of one op know about its adapters.
 struct Grouped {
   const AdapterTable& table;
   uint64_t seed;
   const TensorView& mask;
   int64_t in_features;
-  const float* factors = nullptr;  // g by entry of the table; null: 1
+  const float* factors = nullptr;  // g by entry of the table; null means 1
 
   const AdapterRows& At(int64_t e) const { return table.adapters[e]; }
-  /// A factor of the adapter that comes after e, shaped as e's, so that it can be asked for beside
-  /// that one; null where there is none.
+  /// The same factor of the adapter after e if it has the shape of e's, so that it can be
+  /// prefetched while e's is used; null if there is none.
   const TensorView* Next(int64_t e, int64_t after, TensorView AdapterRows::* factor) const {
     if (after >= table.count) return nullptr;
     const TensorView& mine = At(e).*factor;
@@ -76,7 +78,7 @@ struct Grouped {
   }
 };
 
-/// How many tasks come before each adapter's, and whose a task is.
+/// The number of tasks before each adapter's, and the adapter of each task.
 struct TaskTable {
   int64_t* begins = nullptr;  // [count + 1]
   int64_t count = 0;
@@ -93,7 +95,7 @@ struct TaskTable {
   }
 };
 
-/// tasks_of(owner) tasks each. Null begins where memory ran out.
+/// tasks_of(owner) tasks for each owner. begins is null if memory ran out.
 template <typename TasksFn>
 LOWRANK_INLINE TaskTable CountTasks(Run& run, int64_t owners, const TasksFn& tasks_of) {
   TaskTable tasks;
@@ -148,7 +150,8 @@ LOWRANK_INLINE void StoreGateGrads(const GroupedBackwardOp& op, const AdapterRow
 ///
 ///   forward: a = x, b = lora_aᵀ, factor 1        backward: a = dy, b = lora_b, factor scaling
 ///
-/// The gradients of g are taken on the way where the backward op `gates` asks for them; else null.
+/// The gradients of g are computed on the way if the backward op `gates` wants them; otherwise
+/// null.
 template <bool kBackward>
 LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorView& a, float* out,
                                   const GroupedBackwardOp* gates = nullptr) {
@@ -170,7 +173,7 @@ LOWRANK_INLINE void GroupedShrink(Run& run, const Grouped& group, const TensorVi
     const Gate gate = AdapterGate(adapter, group.seed, group.mask, group.in_features);
     if (!kBackward && gate.active) source.gate = &gate;
     const RowSource factor_rows = DenseRows(adapter.*kFactor);
-    // Of the task that this thread is likely to have next.
+    // For the task that this thread is likely to get next.
     const int64_t later = Min(task + run.context.pool->threads(), tasks.total() - 1);
     const TensorView* next = group.Next(e, tasks.OwnerOf(later), kFactor);
     const Grid grid = {SplitRows(rows), r, CeilDiv(r, kNR), 1, 1};
@@ -230,12 +233,12 @@ LOWRANK_INLINE void CopyRow(const float* src, int64_t cols, float* dst) {
   for (int64_t n = 0; n < cols; n += kVL) Store(dst + n, Load(src + n));
 }
 
-/// An adapter's rows among those of a block: places [begin, end) of its list.
+/// An adapter's rows among those of a block: positions [begin, end) of its list.
 struct Part {
   int64_t begin;
   int64_t end;
-  const int32_t* index;  // of the adapter's rows
-  int64_t first_row;     // of the batch, that is row 0 of c
+  const int32_t* index;  // the rows of the adapter
+  int64_t first_row;     // the row of the batch that is row 0 of c
 
   int64_t rows() const { return end - begin; }
   float* RowOf(const Block& block, int64_t i, float* c) const {
@@ -250,9 +253,9 @@ LOWRANK_INLINE Part PartOf(const Grouped& group, const AdapterRows& adapter, con
           FirstFrom(index, adapter.count, m0 + block.m1), index, m0 + block.m0};
 }
 
-/// c[row] += (gate ⊙) left[row] · b for an adapter's rows in the block, b the factor (kTransposed:
-/// its transpose); left is packed by adapter. Few rows are added where they stand; `next` is the
-/// factor after this one, or null.
+/// c[row] += (gate ⊙) left[row] · b for an adapter's rows in the block, with b the factor
+/// (kTransposed: its transpose). left is packed by adapter. Few rows are added in place; `next` is
+/// the factor after this one, or null.
 template <bool kTransposed>
 LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int64_t r,
                             const RowSource& left, const TensorView& factor, const TensorView* next,
@@ -301,13 +304,13 @@ LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int6
   }
 }
 
-/// bias to every row of a block of up to kNC columns, and with it g · scaling · lora_bias where a
+/// Adds the bias to every row of a block of up to kNC columns, and g · scaling · lora_bias if a
 /// row's adapter has one: one addition for a row of one adapter, as in lora_forward.h.
 LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, const Block& block,
                               int64_t m0, float* c) {
-  static_assert(4 * kMR <= kChunkRows);  // so that a chunk has no more rows
+  static_assert(4 * kMR <= kChunkRows);  // so a chunk has at most this many rows
   const TensorView none;
-  bool own[kChunkRows] = {};  // has the row a bias of its adapter?
+  bool own[kChunkRows] = {};  // does the row have a bias from its adapter?
   float bias[kNC];
   for (int64_t e = 0; e < op.table.count; ++e) {
     const AdapterRows& adapter = group.At(e);
@@ -329,7 +332,7 @@ LOWRANK_INLINE void AddBiases(const GroupedForwardOp& op, const Grouped& group, 
   }
 }
 
-/// g in f32 by entry of the table; null where not given, or memory ran out.
+/// g in f32 by entry of the table; null if it is not given, or memory ran out.
 LOWRANK_INLINE const float* RowFactors(Run& run, const AdapterTable& table,
                                        const TensorView& row_scale, float* room) {
   if (!row_scale.present || room == nullptr) return nullptr;
@@ -487,14 +490,14 @@ LOWRANK_OP Outcome GroupedBackward(const GroupedBackwardOp& op, const RunContext
   for (int64_t e = 0; e < op.table.count; ++e) {
     needs_dh = needs_dh || op.table.adapters[e].d_lora_a.present;
   }
-  // dh, and g behind it.
+  // dh, followed by g.
   const int64_t dh_elems = needs_dh ? op.table.h_elems : 0;
   float* dh = run.Get<float>(kDhSlot, dh_elems + op.table.row_count);
   if (dh == nullptr) return run.Result();
   group.factors = RowFactors(run, op.table, op.row_scale, dh + dh_elems);
   if (run.Stopped()) return run.Result();
   if (needs_gates && !op.accumulate_d_row_scale) {
-    // Of the slots that are empty.
+    // For the empty slots.
     for (int64_t i = 0; i < op.d_row_scale.elems(); ++i) {
       StoreGrad(op.d_row_scale, i, 0, false);
     }

@@ -1,6 +1,6 @@
-/// The halves of a LoRA layer on either side of h, and the gradient of a dense weight: the bodies
-/// of lora_forward.h and lora_backward.h with h or dh as an operand, so that both halves in turn
-/// give the bits of the whole.
+/// The halves of a LoRA layer on either side of h, and the gradient of a dense weight: the code of
+/// lora_forward.h and lora_backward.h with h or dh as an operand, so that both halves together give
+/// the bits of the whole.
 ///
 ///   loraShrink           h  = scaling · (gate ⊙ x) · lora_aᵀ
 ///   loraExpand           y  = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ
@@ -8,7 +8,7 @@
 ///   loraShrinkBackward   dx = dy · dequant(w) + gate ⊙ (scaling · dh · lora_a), and d_lora_a
 ///   weightGrad           dw = dyᵀ · x
 ///
-/// Numerics   of the adapter, and of weightGrad: in f32, sums over m in blocks of kKC
+/// Numerics the adapter and weightGrad: in f32, sums over m in blocks of kKC
 #pragma once
 
 #include "native/cpu/kernels/layers/lora_backward.h"
@@ -41,7 +41,7 @@ LOWRANK_OP Outcome LoraExpand(const LoraExpandOp& op, const RunContext& context)
   const TensorView none;
   const ForwardParts parts = {op.x,  op.w, op.bias,    nullptr, &op.lora_b, none,
                               &op.h, op.y, op.scaling, nullptr, true};
-  // A row or two of f32 are bound by memory, which rows of lora_a would only wait for.
+  // One or two rows of f32 are bound by memory, and would only wait for rows of lora_a.
   const bool together =
       op.compute == Compute::kExact && (op.x.rows > kThinRows || op.x.dtype == DType::kBF16);
   if (op.norms.present && together) return ForwardWithNorms(parts, op.Norm(), context);

@@ -1,6 +1,6 @@
-/// What both passes of a LoRA layer (lora_forward.h, lora_backward.h) have of the adapter beside
-/// the base product: the sums of its shrink, from rows just packed for that, and its expand as the
-/// last steps of a block.
+/// The parts of the adapter that both passes of a LoRA layer (lora_forward.h, lora_backward.h) run
+/// together with the base product: the sums of its shrink, from rows just packed for it, and its
+/// expand as the last steps of a block.
 ///
 /// Numerics   everything of the adapter in f32
 #pragma once
@@ -12,9 +12,9 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`, and
-/// packs the chunk for the base product on the way, or else has it packed already. `factor_rows` is
-/// b (kTransposed: its transpose) as it lies in memory: few rows take it so. Null where r is 0.
+/// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`. It
+/// also packs the chunk for the base product, unless that is packed already. `factor_rows` is b
+/// (kTransposed: its transpose) as stored in memory, which few rows use directly. Null if r is 0.
 template <typename Policy, bool kTransposed, typename PackBFn>
 LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
                                   const PackedChunk& chunk, bool pack, int64_t r, float factor,
@@ -81,7 +81,7 @@ LOWRANK_INLINE TensorView FloatView(float* data, int64_t rows, int64_t cols) {
   return view;
 }
 
-/// Do they take the factors as they lie in memory?
+/// Do they use the factors as stored in memory?
 LOWRANK_INLINE bool FewRows(const Grid& grid) { return grid.rows.rows <= kThinRows; }
 
 LOWRANK_INLINE RowSource ScaledRows(const TensorView& view, float factor) {
@@ -90,7 +90,7 @@ LOWRANK_INLINE RowSource ScaledRows(const TensorView& view, float factor) {
   return rows;
 }
 
-/// The last steps of a block: rows from m0 on of `a` and columns by pack_b. False where there is no
+/// The last steps of a block: rows from m0 on of `a` and columns by pack_b. False if there is no
 /// memory for them.
 template <typename PackBFn>
 LOWRANK_INLINE bool PackLastSteps(Run& run, const Grid& grid, const Block& block,

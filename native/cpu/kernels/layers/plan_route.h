@@ -1,8 +1,9 @@
-/// Which kernel multiplies a chunk of rows by a weight: the one place where it is decided.
+/// Selects the kernel that multiplies a chunk of rows by a weight. This is the only place that
+/// decides.
 ///
-/// Each condition names what its kernel needs of the operands, and the number of rows up to which
-/// it is faster than the next; the constant of that number has its measurement. The routes that
-/// rows of one product can take give the same bits (sum_order.h).
+/// Each condition states what its kernel needs from the operands, and the number of rows up to
+/// which it is faster than the next; the constant for that number has its measurement. All routes
+/// that rows of one product can take give the same bits (sum_order.h).
 #pragma once
 
 #include "native/cpu/kernels/amx/gemm_amx.h"
@@ -24,7 +25,7 @@ struct Packings {
   bool dots = true;     // for few rows
 };
 
-/// Of y = x · wᵀ, `rows` of the `all_rows` of x.
+/// The route for y = x · wᵀ, for `rows` of the `all_rows` of x.
 template <typename Policy>
 LOWRANK_INLINE Route PlanForward(int64_t all_rows, int64_t rows, const RowSource& w,
                                  const SumOrder& order, const Packings& may) {
@@ -61,7 +62,7 @@ LOWRANK_INLINE bool ForDots(Route route) {
          route == Route::kRowCodeDots;
 }
 
-/// The routes of products that share the packed rows of x. If one of them cannot take a packing,
+/// The routes of products that share the packed rows of x. If one of them cannot use a packing,
 /// none does.
 template <typename Policy, typename Weights>
 LOWRANK_INLINE void PlanRoutes(int64_t all_rows, int64_t rows, const SumOrder& order,
@@ -85,7 +86,7 @@ LOWRANK_INLINE void PlanRoutes(int64_t all_rows, int64_t rows, const SumOrder& o
   plan();
 }
 
-/// Of dx = dy · w, `rows` of dy; w is null where only dh is taken.
+/// The route for dx = dy · w, for `rows` of dy; w is null if only dh is wanted.
 template <typename Policy>
 LOWRANK_INLINE Route PlanInputGrad(int64_t rows, const RowSource* w, int threads) {
   if constexpr (Policy::kTiles) {
@@ -107,7 +108,7 @@ LOWRANK_INLINE Route PlanInputGrad(int64_t rows, const RowSource* w, int threads
   }
 }
 
-/// The panels of a chunk's rows, as the kernel of its route takes them.
+/// The panels of a chunk's rows, as the kernel of its route needs them.
 LOWRANK_INLINE RowPanels PanelsOf(Route route, int64_t rows) {
   switch (route) {
     case Route::kTiles:

@@ -2,16 +2,15 @@
 ///
 ///   out [rows, r] = factor · a · b,   b = lora_aᵀ [K, r] (forward) or lora_b [N, r] (backward)
 ///
-/// Operands    a: rows as they lie in memory, or widened to f32 by kKC of their elements where they
-///             are gated, have a factor, are in f16, or in bf16 with r > kVL; b: kVL columns wide
-///             panels of f32, for all of the summation index, packed once for all rows
-/// Numerics    f32, in the natural order, sums over kKC added in order: the bits of
-/// register_tile.h's over
-///             panels of the same rows
-/// Budget      an element of a is a broadcast for one or kNV multiply-adds; two of bf16 are one
-///             broadcast, a shift and a mask, which run beside the multiply-adds
+/// Operands    a: rows as stored in memory, or widened to f32 by kKC of their elements if they are
+///             gated, have a factor, are in f16, or in bf16 with r > kVL; b: kVL columns wide
+///             panels of f32, for the whole summation index, packed once for all rows
+/// Numerics    f32, in the natural order; sums over kKC are added in order: the bits of
+///             register_tile.h over panels of the same rows
+/// Budget      an element of a is one broadcast for one or kNV multiply-adds; two of bf16 are one
+///             broadcast, a shift and a mask, which run in parallel with the multiply-adds
 ///
-/// Nothing is packed for it: turning kMR rows to an A panel took as long as the sums at r = 16
+/// Nothing is packed for it: transposing kMR rows to an A panel took as long as the sums at r = 16
 /// (docs/performance/adapters.md).
 #pragma once
 
@@ -20,7 +19,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// b as panels of kVL columns: those of a block of kKC of the summation index one after another.
+/// b as panels of kVL columns: those of one block of kKC of the summation index after another.
 struct ShrinkColumns {
   float* data = nullptr;
   int64_t depth = 0;
@@ -32,7 +31,7 @@ struct ShrinkColumns {
   }
 };
 
-/// Packs b by pack_b(k0, kc, n0, n1, out) of gemm.h; data is null where there is no memory.
+/// Packs b by pack_b(k0, kc, n0, n1, out) of gemm.h. data is null if there is no memory.
 template <typename PackBFn>
 LOWRANK_INLINE ShrinkColumns PackShrinkColumns(Run& run, int64_t depth, int64_t cols,
                                                const PackBFn& pack_b) {
@@ -48,7 +47,7 @@ LOWRANK_INLINE ShrinkColumns PackShrinkColumns(Run& run, int64_t depth, int64_t 
   return b;
 }
 
-/// One element of a unit, wherever it lies, in all lanes: of a pair the first along the summation
+/// One element of a unit at any address, in all lanes: of a pair the first along the summation
 /// index, or the second.
 template <typename Policy, int kHalf>
 LOWRANK_INLINE VecF SplatElement(const void* unit) {
@@ -59,7 +58,7 @@ LOWRANK_INLINE VecF SplatElement(const void* unit) {
   return reinterpret_cast<VecF>(kHalf == 0 ? both << 16 : both & 0xffff0000u);
 }
 
-// Elements of a row between two moves of its pointers.
+// Elements of a row between two updates of its pointers.
 constexpr int kShrinkStep = kVL == 16 ? 8 : 4;
 
 /// The element at `at` in all lanes.
@@ -71,7 +70,7 @@ LOWRANK_INLINE VecF SplatOne(const char* at) {
   return reinterpret_cast<VecF>(SplatU(bits));
 }
 
-/// acc += one element of each row, beside the columns of it; panels of b are b_stride apart.
+/// acc += one element of each row, times its columns; panels of b are b_stride apart.
 template <int kRows, int kVectors, typename ElementOf>
 LOWRANK_INLINE void ShrinkStep(const ElementOf& element, const float* b, int64_t b_stride,
                                VecF (&acc)[kRows][kVectors]) {
@@ -91,7 +90,7 @@ template <typename Policy, int kRows, int kVectors>
 static void ShrinkTile(const char* rows, int64_t pitch, int64_t kc, const float* b, float* c,
                        int64_t ldc, bool first) {
   constexpr int kBytes = Policy::kPairs ? 2 : 4;
-  // Three rows to a pointer: each of them is an address that an instruction can have.
+  // Three rows per pointer: each is an address that an instruction can encode.
   constexpr int kPointers = (kRows + 2) / 3;
   const char* third[kPointers];
 #pragma GCC unroll 16
@@ -134,7 +133,8 @@ LOWRANK_INLINE ShrinkTileFn PickShrinkTile(int rows) {
   return ShrinkTile<Policy, kRows, kVectors>;
 }
 
-/// That of kNV vectors (`wide`), or of one, over rows of f32 or of bf16 (`pairs`): of one alone.
+/// The tile of kNV vectors (`wide`), or of one, over rows of f32 or of bf16 (`pairs`, one vector
+/// only).
 static ShrinkTileFn FindShrinkTile(bool pairs, bool wide, int rows) {
   if constexpr (kHasBase) {
     return Base().tiles.shrink(pairs, wide, rows);
@@ -149,7 +149,7 @@ static ShrinkTileFn FindShrinkTile(bool pairs, bool wide, int rows) {
 LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc,
                                 const ShrinkColumns& b, float* c, int64_t ldc) {
   const DType dtype = a.dense->dtype;
-  // Of more columns than a vector bf16 is widened once for all of them.
+  // With more columns than a vector, bf16 is widened once for all of them.
   const bool pairs = dtype == DType::kBF16 && b.panels() == 1;
   const bool stored = (pairs || dtype == DType::kF32) && a.AsStored(m0, mr);
   const int64_t bytes = stored && pairs ? 2 : 4;
@@ -167,7 +167,7 @@ LOWRANK_INLINE void ShrinkPanel(const RowSource& a, int64_t m0, int mr, int64_t 
 }
 
 /// c [block's rows, r] = rows of a, of which m0 is row 0 of the panels, times b; ldc is that of
-/// whole vectors. Columns of b, which all panels meet, are those of one kKC at a time.
+/// whole vectors. All panels use the columns of b of one kKC at a time.
 LOWRANK_INLINE void ShrinkRows(const RowSource& a, int64_t m0, const RowPanels& panels,
                                const Block& block, const ShrinkColumns& b, float* c, int64_t ldc) {
   for (int64_t k0 = 0; k0 < b.depth; k0 += kKC) {

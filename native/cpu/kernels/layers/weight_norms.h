@@ -1,15 +1,15 @@
 /// norms[n] = Σₖ w[n, k]², the norms of an adapted weight (FactoredNormOp has the formula), and the
-/// scales of a weight to 8 bits.
+/// quantisation of a weight's scales to 8 bits.
 ///
 /// Operands   w [N, K] packed or dense · norms, squares [N] f32 · lora_a [r, K] · lora_b [N, r] ·
 ///            absmax [blocks] f32
-/// Numerics   weightNorms: a packed weight decoded in f32; sums in double, where a product of f32
-///            is exact, in the lanes of sumProduct: the same on every instruction set
+/// Numerics   weightNorms: a packed weight is decoded in f32; sums in double, where a product of
+///            f32 is exact, in the lanes of sumProduct: the same on every instruction set
 ///            factoredNorm: P + scaling / 2 · G · lora_bᵀ is the product of a LoRA layer over the
-///            rows of lora_a, G its shrink, in f32 and not rounded to a narrower dtype; the sums
-///            with lora_b in double, j ascending; rounded to f32 before the root. Rows of x, where
-///            a layer is computed with its norms, go before them: bits of a row do not depend on
-///            its company
+///            rows of lora_a, with G its shrink, in f32 and not rounded to a narrower dtype; the
+///            sums with lora_b in double, j ascending; rounded to f32 before the root. If a layer
+///            is computed together with its norms, the rows of x come first: the bits of a row do
+///            not depend on the other rows
 /// Tasks      rows of w
 #pragma once
 
@@ -76,7 +76,7 @@ LOWRANK_INLINE void FinishNorms(const FactoredNormOp& op, const float* t, int64_
   }
 }
 
-/// The product of `parts`, whose h is given, and the norms, from one pass over w.
+/// The product of `parts`, with a given h, and the norms, from one pass over w.
 LOWRANK_INLINE Outcome ForwardWithNorms(ForwardParts parts, const FactoredNormOp& op,
                                         const RunContext& context) {
   Run run(context);

@@ -1,28 +1,28 @@
-/// B panels of dx = dy · w over a dense w, copied beside the tiles of the block before.
+/// B panels of dx = dy · w over a dense w, copied in parallel with the tiles of the previous block.
 ///
-///   w        [N, K] row-major in f32, bf16 or f16: 64 to 128 bytes of a row a piece, of pairs in
-///            bf16 of two rows
+///   w        [N, K] row-major in f32, bf16 or f16: 64 to 128 bytes of a row per piece, for pairs
+///            in bf16 from two rows
 ///   panels   [panel][unit][column] of a block of kKC rows of w
 ///
-/// Copied in one go, a block waits for memory, at 13 GB/s of 43: 256 x 256 values of f32 take 20
-/// us, where 64 rows of dy take 30. Asked for beside the tiles before, lines came in bursts of a
-/// hundred. A piece every few steps leaves memory its time.
+/// Copied in one pass, a block waits for memory, at 13 GB/s of 43: 256 x 256 values of f32 take 20
+/// us, while 64 rows of dy take 30. Prefetched during the tiles before, lines arrived in bursts of
+/// a hundred. A piece every few steps spreads the load on memory.
 ///
-/// Numerics   none: values as they lie, widened where products are in f32
-/// Budget     a piece: 2 loads and 2 stores of vectors (bf16: 4, 8 to put pairs together, 2), 12
-///            instructions around them. With 14 rows of dy or fewer there is one each step, of 28
-///            products; with 64 every fifth
+/// Numerics   none: values as stored, widened if products are in f32
+/// Budget     a piece: 2 loads and 2 stores of vectors (bf16: 4, 8 to form pairs, 2), and 12 other
+///            instructions. With 14 rows of dy or fewer there is one per step of 28 products; with
+///            64 one per five steps
 #pragma once
 
 #include "native/cpu/kernels/tile/gemm.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Rows of dy up to which it is worth the room in L2 of a second block.
+// Rows of dy up to which it is worth the space of a second block in L2.
 template <typename Policy>
 constexpr int64_t kCopyRows = Policy::kPairs ? kChunkRows : kBesideRows;
 
-/// A block, piece by piece: of each row, or pair, one panel after another.
+/// A block, piece by piece: for each row, or pair, one panel after another.
 template <typename Policy>
 class CopiedPanels {
  public:
@@ -86,7 +86,7 @@ class CopiedPanels {
   int64_t pieces_ = 0;  // left of this row
   int64_t left_ = 0;    // of all
   Unit* out_ = nullptr;
-  int64_t stride_ = 0;  // from panel to panel
+  int64_t stride_ = 0;  // from one panel to the next
 };
 
 /// PackB of it.

@@ -1,23 +1,24 @@
-/// B panels of a 4-bit weight for dx = dy · w, in one go or in pieces small enough to go beside a
-/// register tile: a piece is a granule of the rows of one unit.
+/// B panels of a 4-bit weight for dx = dy · w, in one pass or in pieces small enough to interleave
+/// with a register tile. A piece is one granule of the rows of one unit.
 ///
-///   codes    rows of w as bitsandbytes lays them out: 32 bytes a granule
+/// codes rows of w in bitsandbytes' layout: 32 bytes per granule
 ///   out      panels of kNR columns in the order of lanes, PanelStride apart: [unit][column]
 ///
-/// Look-ups and shifts run on pipes that the products of a tile leave free. All pipes are fed by
-/// one queue, which products fill, so that decoding in longer runs between tiles does not hide.
+/// Look-ups and shifts run on pipes that the products of a tile leave free. But all pipes are fed
+/// from one queue, which products fill, so decoding in longer runs between tiles is not hidden.
 ///
-/// Budget     core of 2 x 256-bit multiply-adds, pairs, a piece of 128 weights: 16 cycles in one go
-///            with w in L3 (10 of operations: 2 products, 16 look-ups, shifts and logic), 35 with w
-///            out of cache beside tiles that use L2, and 16 beside the steps of a tile
+/// Budget     core of 2 x 256-bit multiply-adds, pairs, a piece of 128 weights: 16 cycles in one
+///            pass with w in L3 (10 of operations: 2 products, 16 look-ups, shifts and logic), 35
+///            with w out of cache in parallel with tiles that use L2, and 16 beside the steps of a
+///            tile
 #pragma once
 
 #include "native/cpu/kernels/decode/granule.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// A granule of w from `element` on, and where pairs are multiplied the one `apart` elements
-/// further (0: there is none), to panels `stride` apart.
+/// Decodes a granule of w from `element` on, and, if pairs are multiplied, the one `apart` elements
+/// further on (0: there is none), to panels `stride` apart.
 template <bool kPairs>
 LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const GranuleScale& scale_of,
                                 int64_t element, int64_t apart, float* out, int64_t stride) {
@@ -32,7 +33,7 @@ LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const Gran
   }
 }
 
-/// Asks for the rows of the unit that comes kPrefetchRows after `row`.
+/// Prefetches the rows of the unit that comes kPrefetchRows after `row`.
 template <bool kPairs>
 LOWRANK_INLINE void PrefetchUnit(const RowSource& w, int64_t row, int64_t n0, int64_t cols) {
   PrefetchRow(w, row + kPrefetchRows, n0, cols);
@@ -58,15 +59,15 @@ static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int6
   }
 }
 
-/// What works beside a tile, in memory alone: what a compiler kept of it in registers the tile
-/// would have to spill.
+/// Work that is interleaved with a tile keeps its state in memory only: state in registers would
+/// make the tile spill.
 template <typename Worker>
 LOWRANK_INLINE Worker* OutOfRegisters(Worker* worker) {
   asm("" : "+r"(worker));
   return worker;
 }
 
-/// The same piece by piece.
+/// The same, piece by piece.
 template <bool kPairs>
 class GranulePanels {
  public:
@@ -119,7 +120,7 @@ class GranulePanels {
   int64_t element_ = 0;     // of the next piece
   int64_t rows_ = 0;        // left
   int64_t row_pieces_ = 0;  // of kRows rows
-  int64_t pieces_ = 0;      // left of these
+  int64_t pieces_ = 0;      // left of these rows
   float* out_ = nullptr;
   int64_t stride_ = 0;  // from panel to panel
 };

@@ -1,4 +1,4 @@
-/// Packing in the order of lanes (sum_order.h): rows of x as A panels or for row_dot.h, and a 4-bit
+/// Packs in the order of lanes (sum_order.h): rows of x as A panels or for row_dot.h, and a 4-bit
 /// weight as B panels, a span of columns at a time.
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// A granule of a row to its lanes: out[lane · pitch + place].
+/// Distributes a granule of a row over its lanes: out[lane · pitch + place].
 template <typename Element>
 LOWRANK_INLINE void SpreadGranule(const Element* in, Element* out, int64_t pitch) {
   typedef Element Half __attribute__((vector_size(4 * sizeof(Element)), aligned(1), may_alias));
@@ -23,8 +23,8 @@ LOWRANK_INLINE void SpreadGranule(const Element* in, Element* out, int64_t pitch
   }
 }
 
-/// Columns [k0, k0 + span) of rows [m0, m0 + mr) to rows of lanes, `span` elements each, then to
-/// the panels of each lane: at(lane).
+/// Packs columns [k0, k0 + span) of rows [m0, m0 + mr) to rows of lanes, `span` elements each, then
+/// to the panels of each lane: at(lane).
 template <typename Policy, typename PanelFn>
 LOWRANK_INLINE void PackSpanA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t span,
                               char* stage, const PanelFn& at) {
@@ -63,7 +63,7 @@ LOWRANK_INLINE void PackSpanA(const RowSource& a, int64_t m0, int mr, int64_t k0
   }
 }
 
-/// Rows [m0, m0 + rows) of x as row_dot.h reads them: units [granule][place][row][lane].
+/// Rows [m0, m0 + rows) of x in row_dot.h's layout: units [granule][place][row][lane].
 template <typename Policy>
 static void PackDots(const RowSource& a, int64_t m0, int64_t rows, Unit* out) {
   constexpr int kUnits = static_cast<int>(Policy::Units(kPlaces));
@@ -85,7 +85,7 @@ static void PackDots(const RowSource& a, int64_t m0, int64_t rows, Unit* out) {
           }
           const VecF even = Gather(buffer + e, first);
           if constexpr (Policy::kPairs) {
-            // bf16 widened to f32: the high halves are all of it.
+            // bf16 widened to f32: only the high halves are set.
             const VecF odd = Gather(buffer + e, second);
             StoreU(granule + u * rows * kVL, Bits(even) >> 16 | (Bits(odd) & 0xffff0000u));
           } else {

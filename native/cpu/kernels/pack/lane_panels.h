@@ -1,20 +1,20 @@
-/// A B panel of a 4-bit weight for y = x · wᵀ by lanes, in pieces small enough to go beside a
-/// register tile (granule_panels.h says why): a piece is a group of eight codes of each of kVL rows
+/// A B panel of a 4-bit weight for y = x · wᵀ by lanes, in pieces small enough to interleave with a
+/// register tile (granule_panels.h says why). A piece is a group of eight codes of each of kVL rows
 /// of w.
 ///
-///   codes    rows of w as bitsandbytes lays them out: 4 bytes a group
+/// codes rows of w in bitsandbytes' layout: 4 bytes per group
 ///   out      LanePanel(out, 0, lane, ku) of lane_pack.h
 ///
-/// What a piece decodes, the piece before it has gathered, by loads and stores of single words:
-/// they use none of the pipes of vectors, which products fill. Turned in registers, as decode.h
-/// does, codes would take five permutations a group there.
+/// Each piece gathers the codes for the next one by loads and stores of single words: these use
+/// none of the vector pipes, which products fill. Transposed in registers, as in decode.h, codes
+/// would take five permutations per group there.
 ///
 /// Numerics   those of decode.h
 /// Budget     pairs, a piece, core of 2 x 256-bit multiply-adds: 8 products and 28 look-ups,
 ///            shifts, conversions and stores, 32 words moved, 30 other instructions: all places are
-///            steps from the last one, since divisions and products of indices had been twice the
-///            rest. Of 256 rows of x it takes 1.5 % of the time, where decoding w before the tiles
-///            takes 3
+///            steps from the last one, because divisions and products of indices took twice as long
+///            as the rest. For 256 rows of x it takes 1.5 % of the time, where decoding w before
+///            the tiles takes 3
 #pragma once
 
 #include "native/cpu/kernels/pack/lane_pack.h"
@@ -53,12 +53,12 @@ class LanePanels {
   }
 
  private:
-  // Lines of codes are asked for so far ahead: two of them, 32 pieces.
+  // Prefetch distance for codes: two lines, 32 pieces.
   static constexpr int64_t kAhead = 128;
   static constexpr int64_t kUnits = kPlaces / (kPairs ? 2 : 1);
 
   LOWRANK_MEMBER_INLINE void Decode() {
-    // Places of group g are those of group 0, g lanes further on.
+    // The places of group g are those of group 0, g lanes further on.
     const LanePlaces<kPairs> places = {out_, kNR, lane_};
     const VecU group = LoadU(words_);
     const VecF scale = Load(scales_);
@@ -72,7 +72,7 @@ class LanePanels {
     GatherCodes();
   }
 
-  /// The places and scales of the granule that follows.
+  /// The places and scales of the next granule.
   LOWRANK_MEMBER_INLINE void NextGranule() {
     groups_ = kGranuleGroups;
     out_ += kUnits * kNR - kGranuleGroups * lane_;
@@ -87,7 +87,7 @@ class LanePanels {
     if (ends || (element_ & (w_->blocksize - 1)) == 0) GatherScales();
   }
 
-  /// The codes of the next piece, four rows an address.
+  /// The codes of the next piece, four rows per address.
   LOWRANK_MEMBER_INLINE void GatherCodes() {
     const int64_t pitch = pitch_;
     const int64_t pitch3 = 3 * pitch;
@@ -101,12 +101,12 @@ class LanePanels {
       std::memcpy(&words[3], from + pitch3, sizeof(uint32_t));
 #pragma GCC unroll 4
       for (int j = 0; j < 4; ++j) {
-        asm("" : "+r"(words[j]));  // not by way of a vector
+        asm("" : "+r"(words[j]));  // not through a vector register
         words_[i + j] = words[j];
       }
     }
-    // One row a piece, since 16 pieces read the same lines. Near the rows' ends what lies ahead is
-    // the row below: kVL - 1 further down is what comes.
+    // One row per piece, because 16 pieces read the same lines. Near the ends of rows, the row
+    // below is ahead: the next data is kVL - 1 rows further down.
     const bool ends = granules_ * (kGranule / 2) <= kAhead;
     __builtin_prefetch(codes_ + (ends ? kVL - 1 : left_ % kVL) * pitch + kAhead);
     codes_ += kGroup / 2;
@@ -115,18 +115,18 @@ class LanePanels {
     const int shift = __builtin_ctzll(static_cast<uint64_t>(w_->blocksize));
     const int64_t block = element_ >> shift;
     const int64_t pitch = w_->cols >> shift;
-    // A line has those of 16 blocks; again one row at a time.
+    // A line has the scales of 16 blocks; again one row at a time.
     PrefetchScales(*w_, (block + block % kVL * pitch + 16) << shift, 1);
     for (int i = 0; i < kVL; ++i) scales_[i] = BlockScale(*w_, block + i * pitch);
   }
 
-  alignas(64) uint32_t words_[kVL];  // of the next piece, with its scales
+  alignas(64) uint32_t words_[kVL];  // for the next piece, with its scales
   alignas(64) float scales_[kVL];
   Table16 table_;
   const QuantView* w_ = nullptr;
-  const uint8_t* codes_ = nullptr;  // of the first row at the group that is gathered next
-  int64_t element_ = 0;             // of that row, where the granule begins
-  int64_t pitch_ = 0;               // bytes of codes from row to row
+  const uint8_t* codes_ = nullptr;  // the first row, at the group to gather next
+  int64_t element_ = 0;             // start of the granule in that row
+  int64_t pitch_ = 0;               // bytes of codes between rows
   int64_t row_granules_ = 0;
   int64_t granules_ = 0;             // left of these rows
   int64_t groups_ = kGranuleGroups;  // left of this granule

@@ -1,6 +1,6 @@
 /// Packing of GEMM operands into panels.
 ///
-/// A "unit" is the 32 bits that one step of a microkernel consumes of an operand: one f32, or with
+/// A "unit" is the 32 bits of an operand that one step of a microkernel consumes: one f32, or with
 /// the bf16 policy two bf16 neighbours along the summation index (low half first). ku units cover a
 /// block of kc <= kKC of that index.
 ///
@@ -13,7 +13,7 @@
 ///   a1 |  0  1  2  3
 ///   a2 |  0  1  2  3
 ///
-/// Columns beyond the matrix hold copies of its last column: their sums are computed and dropped.
+/// Columns beyond the matrix hold copies of its last column. Their sums are computed and dropped.
 #pragma once
 
 #include "native/cpu/kernels/pack/granule_panels.h"
@@ -21,13 +21,13 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2 beside the C tile.
+// Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2, next to the C tile.
 constexpr int64_t kNC = 256;
 
-/// What packs panels in one go, so that nothing is left to do beside tiles.
+/// For panels that are packed in one pass, so that nothing is left to interleave with tiles.
 struct NoDecoder {};
 
-/// Sums of f32, which tiles add to those in memory.
+/// Sums of f32, which tiles add to the sums in memory.
 struct FloatSums {
   static constexpr bool kCodes = false;  // products of int8 codes?
   LOWRANK_INLINE VecF Add(VecF sum, VecF more) { return sum + more; }
@@ -53,8 +53,8 @@ struct BF16Policy : FloatSums {
   LOWRANK_INLINE VecF StepLanes(VecF acc, VecF a, VecF b) { return DotBF16(acc, Bits(a), Bits(b)); }
 };
 
-/// Rows of a chunk are cut into count panels of nearly equal height, so that no panel is left with
-/// one row while others have kMR. The first panel may be apart, with `first` rows.
+/// Rows of a chunk are split into count panels of nearly equal height, so that no panel has one row
+/// while others have kMR. The first panel may be separate, with `first` rows.
 struct RowPanels {
   int64_t rows;
   int64_t count;
@@ -64,7 +64,7 @@ struct RowPanels {
     return first + (panel - 1) * (rows - first) / (count - 1);
   }
 
-  /// body(panel, m, mr) for those of [begin, end) that have rows: mr of them from m on.
+  /// Calls body(panel, m, mr) for those of [begin, end) that have rows: mr of them from m on.
   template <typename Body>
   LOWRANK_MEMBER_INLINE void Each(int64_t begin, int64_t end, const Body& body) const {
     for (int64_t panel = begin; panel < end; ++panel) {
@@ -77,9 +77,9 @@ struct RowPanels {
 
 LOWRANK_INLINE RowPanels SplitRows(int64_t rows) { return {rows, Max(CeilDiv(rows, kMR), 1)}; }
 
-/// out[u · stride + i] = unit u of row i, for i < rows <= kVL. src rows are `pitch` bytes apart.
-/// A whole vector is stored where it ends before `limit` (its lanes beyond `rows` are then written
-/// over by the next unit, or are a B panel's spare columns), else `rows` lanes.
+/// out[u · stride + i] = unit u of row i, for i < rows <= kVL. src rows are `pitch` bytes apart. A
+/// whole vector is stored if it ends before `limit` (the next unit then overwrites its lanes beyond
+/// `rows`, or they are spare columns of a B panel), otherwise `rows` lanes.
 static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pitch, int rows,
                                                      int64_t ku, Unit* out, int64_t stride,
                                                      const Unit* limit) {
@@ -96,7 +96,7 @@ static __attribute__((noinline)) void TransposeUnits(const char* src, int64_t pi
 #pragma GCC unroll 16
       for (int j = 0; j < kVL; ++j) Store(out + (u + j) * stride, r[j]);
     } else {
-      // A copy: r would live in memory for the sake of this branch.
+      // A copy: for this branch, r itself would be kept in memory.
       float turned[kVL][kVL];
 #pragma GCC unroll 16
       for (int j = 0; j < kVL; ++j) Store(turned[j], r[j]);
@@ -122,18 +122,18 @@ LOWRANK_INLINE void LastHalfUnit(const char* src, int64_t pitch, int rows, int64
   }
 }
 
-/// Rows to units [ku][stride], whatever the policy, in groups of kVL rows.
+/// Transposes rows to units [ku][stride], for any policy, in groups of kVL rows.
 template <typename Policy>
 LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out,
                                   int64_t stride, const Unit* limit) {
   const int64_t whole = Policy::kPairs ? kc / 2 : kc;
-  if (!Policy::kPairs && rows == 1 && stride == 1) {  // nothing to turn
+  if (!Policy::kPairs && rows == 1 && stride == 1) {  // nothing to transpose
     std::memcpy(out, src, static_cast<size_t>(kc) * 4);
     return;
   }
   for (int i = 0; i < rows; i += kVL) {
     const int group = static_cast<int>(Min(kVL, rows - i));
-    // A partial group of several would overwrite the next unit's first group.
+    // An incomplete group, if there are several, would overwrite the next unit's first group.
     const Unit* bound = (group == kVL || rows <= kVL) ? limit : out;
     TransposeUnits(src + i * pitch, pitch, group, whole, out + i, stride, bound);
     if (Policy::kPairs && (kc & 1) != 0) {
@@ -142,7 +142,7 @@ LOWRANK_INLINE void TransposeRows(const char* src, int64_t pitch, int rows, int6
   }
 }
 
-/// `rows` rows of kc elements to an A panel.
+/// Packs `rows` rows of kc elements into an A panel.
 template <typename Policy>
 LOWRANK_INLINE void PlaceRows(const char* src, int64_t pitch, int rows, int64_t kc, Unit* out) {
   const int64_t ku = Policy::Units(kc);
@@ -181,7 +181,7 @@ static void PackA(const RowSource& a, int64_t m0, int mr, int64_t k0, int64_t kc
 }
 
 /// A panel of the transpose: rows [i0, i0 + mr) are columns of a [depth, cols] f32 matrix, and row
-/// index `cols` is a row of ones (which sums B's columns).
+/// `cols` is a row of ones (which sums B's columns).
 static void PackTransposedA(const TensorView& a, int64_t i0, int mr, int64_t k0, int64_t kc,
                             Unit* out) {
   const float* data = static_cast<const float*>(a.data);
@@ -201,14 +201,14 @@ LOWRANK_INLINE int64_t PanelWidth(int64_t n, int64_t n1) {
   return n1 - n > (kNV - 1) * kVL ? kNR : CeilDiv(n1 - n, kVL) * kVL;
 }
 
-/// Are rows of b in memory what its panels are made of?
+/// Do rows of b in memory become its panels directly?
 template <typename Policy>
 LOWRANK_INLINE bool AreUnits(const RowSource& b) {
   constexpr DType kDirect = Policy::kPairs ? DType::kBF16 : DType::kF32;
   return b.dense != nullptr && b.dense->dtype == kDirect && b.gate == nullptr;
 }
 
-/// A vector of columns of a B panel, of which `rows` are there: copies of the first for the others.
+/// A vector of columns of a B panel with `rows` real ones: the others are copies of the first.
 LOWRANK_INLINE void FillColumns(int rows, int64_t ku, int64_t nr, Unit* out) {
   if (rows == kVL) return;
   for (int64_t u = 0; u < ku; ++u) {
@@ -260,8 +260,8 @@ static void PackBTransposed(const RowSource& b, int64_t k0, int64_t kc, int64_t 
   }
 }
 
-/// `panels` B panels of `nr` columns each from column n of a dense matrix on; units are its rows
-/// [k0, k0 + kc). A row's part of all panels is read in one go, since rows are pages apart.
+/// `panels` B panels of `nr` columns each, from column n of a dense matrix on; units are its rows
+/// [k0, k0 + kc). A row's part of all panels is read at once, because rows are pages apart.
 template <typename Policy>
 static void CopyPanels(const RowSource& source, int64_t k0, int64_t kc, int64_t n, int64_t nr,
                        int64_t panels, Unit* out) {
@@ -287,7 +287,7 @@ static void CopyPanels(const RowSource& source, int64_t k0, int64_t kc, int64_t 
   }
 }
 
-/// Any B panels, by way of rows in f32.
+/// Any B panels, through rows in f32.
 template <typename Policy>
 static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                            Unit* out) {
@@ -324,7 +324,7 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
   }
 }
 
-/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows. Where
+/// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows. If
 /// WholeGranules(b), columns are whole granules in the order of lanes (UnspreadColumns).
 template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
@@ -350,7 +350,7 @@ static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, 
   out += full * PanelStride(Policy::Units(kc));
   if (n1 - n == kVL) {
     CopyPanels<Policy>(b, k0, kc, n, kVL, 1, out);
-  } else {  // a last vector that is not full
+  } else {  // a last vector that is incomplete
     PackRowsDirect<Policy>(b, k0, kc, n, n1, out);
   }
 }

@@ -1,25 +1,25 @@
-/// What a register tile asks for while it multiplies, so that its loads find it in L1.
+/// Prefetches of a register tile while it multiplies, so that its loads hit L1.
 ///
 /// Budget     a step of the 14 x 32 tile takes 14 cycles of two 512-bit pipes (28 of one) and loads
-///            128 bytes of B, which L2 has, and 56 of A, which L3 may have. Some five steps fit
-///            into the window of instructions that wait: enough for L2 alone, not for L2 that A and
-///            C keep busy. Asked for with each step, lines never fill the dozen buffers that loads
-///            wait in, as those of a whole panel at once do. Three requests beside 48 instructions:
-///            13 of the 14 cycles are issued in.
+///            128 bytes of B, which L2 has, and 56 of A, which L3 may have. About five steps fit
+///            the window of waiting instructions: enough for an idle L2, not for one that A and C
+///            keep busy. Prefetched with each step, lines never fill the dozen load buffers, as
+///            those of a whole panel at once do. Three prefetches with 48 instructions: 13 of the
+///            14 cycles issue instructions.
 #pragma once
 
 #include "native/cpu/kernels/pack/pack.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Steps, of 6 (AVX2) or 14 cycles.
-constexpr int kBAhead = 8;   // L2, beside its other users
-constexpr int kAAhead = 64;  // L3; 24 and 256 were slower. Past a panel's end the next one begins
+// Prefetch distance in steps of 6 (AVX2) or 14 cycles.
+constexpr int kBAhead = 8;   // from L2, which has other users too
+constexpr int kAAhead = 64;  // from L3; 24 and 256 were slower. Past a panel's end is the next one
 
 /// Not on NEON, where it was not measured.
 constexpr bool kAsksInTile = kVL >= 8;
 
-/// Beside a step at `a` and `b`.
+/// Runs with a step at `a` and `b`.
 template <int kRows, int kWidth>
 LOWRANK_INLINE void AskAhead(const Unit* a, const Unit* b) {
   if constexpr (kAsksInTile) {

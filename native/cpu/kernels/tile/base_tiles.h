@@ -1,15 +1,15 @@
-/// Register tiles of f32 sums, by plain types: a set that has another as its base (base_set.h)
-/// takes them from it, so that they are compiled once for all sets of AVX-512.
+/// Register tiles of f32 sums with plain types: a set with a base (base_set.h) takes them from it,
+/// so that they are compiled once for all AVX-512 sets.
 #pragma once
 
 #include "native/core/tensor_view.h"
 
 namespace lowrank::cpu {
 
-using Unit = float;  // 32 bits that are moved, never computed with, under the bf16 policy
+using Unit = float;  // under the bf16 policy only moved, never computed with
 
-/// Blocks of the summation index that a tile takes one after another, ku units each: how far apart
-/// their panels are.
+/// Blocks of the summation index that a tile processes in sequence, ku units each, and the distance
+/// between their panels.
 struct TileBlocks {
   int64_t ku;
   int64_t count = 1;
@@ -23,7 +23,7 @@ using TileFn = void (*)(const TileBlocks& blocks, const Unit* a, const Unit* b, 
 using ShrinkTileFn = void (*)(const char* rows, int64_t pitch, int64_t kc, const float* b, float* c,
                               int64_t ldc, bool first);
 
-/// factor_rows.h: `rows` rows of x that are `pitch` bytes apart, beside those of dh.
+/// factor_rows.h: `rows` rows of x that are `pitch` bytes apart, with those of dh.
 struct VisitedRows {
   const char* x;
   int64_t pitch;
@@ -31,12 +31,12 @@ struct VisitedRows {
   int64_t dh_pitch;
   int64_t rows;
 };
-/// What a tile does with the sums in memory: nothing, go on with them, or add its own to them.
+/// What a tile does with the sums in memory: ignore them, continue them, or add its own to them.
 enum class Sums { kStart, kGoOn, kAdd };
 using FactorRowsFn = void (*)(const VisitedRows& visit, float* c, int64_t ldc, Sums sums);
 
-/// thin_dot.h: columns [n0, n1) of c, over kc of the summation index from k0 on. What is read next
-/// lies `ahead` bytes after what is read here; 0: nothing is.
+/// thin_dot.h: columns [n0, n1) of c, over kc of the summation index from k0 on. The next data to
+/// read is `ahead` bytes after the data read here; 0: there is none.
 struct ThinPart {
   const TensorView& b;
   int64_t n0, n1;
@@ -45,10 +45,10 @@ struct ThinPart {
   bool first;
   int64_t ahead;
 };
-/// c: where column n0 of each row is; whole vectors are written.
+/// c: the address of column n0 of each row; whole vectors are written.
 using ThinDotFn = void (*)(const ThinPart& part, float* const* c);
 
-/// Where a set's are found.
+/// Finds the tiles of a set.
 struct F32Tiles {
   TileFn (*tile)(int rows, int64_t columns);
   ShrinkTileFn (*shrink)(bool pairs, bool wide, int rows);

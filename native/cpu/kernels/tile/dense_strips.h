@@ -1,18 +1,18 @@
-/// y = x · wᵀ over a w whose rows are units as they lie, dense or codes of int8 (row_codes.h), many
-/// rows of x: strips (strips.h) of one panel of columns, of which the next is turned beside
-/// the tiles of this one.
+/// y = x · wᵀ over a w whose rows are units as stored, dense or int8 codes (row_codes.h), for many
+/// rows of x: strips (strips.h) of one panel of columns. The next panel is transposed in parallel
+/// with the tiles of this one.
 ///
 ///   w        [N, K] row-major: 64 bytes of kRows rows a piece
 ///   panels   [block][unit][column], blocks of kDepth
 ///
-/// Turned in one go, 16 x 256 values take 85 cycles and wait for memory; a panel of them has 256
-/// products of vectors for 18 rows of x. Beside tiles there are no registers for a turn of 16 x 16,
-/// but for one of 4 x 4 there are: 14 instructions for 16 words.
+/// In one pass, transposing 16 x 256 values takes 85 cycles and waits for memory. A panel of them
+/// has 256 products of vectors for 18 rows of x. Tiles leave no registers for a transpose of 16 x
+/// 16, but enough for one of 4 x 4: 14 instructions for 16 words.
 ///
 /// Numerics   the natural order (sum_order.h)
 /// Budget     a piece of 64 words, core of 2 x 256-bit multiply-adds: 64 instructions, of which 32
-///            use the two pipes of permutations. Of 256 rows of x pieces take 2 % of the time, and
-///            what they replace took 5
+///            use the two permutation pipes. For 256 rows of x pieces take 2 % of the time; what
+///            they replace took 5
 #pragma once
 
 #include "native/cpu/kernels/int8/row_codes.h"
@@ -20,10 +20,10 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Where it was measured; its tiles of 28 sums are what leaves time for pieces.
+// Where it was measured. Tiles of 28 sums leave time for pieces.
 constexpr bool kTurnsBeside = kVL == 16;
-// Fewer panels of rows of x are done before the next panel of w is turned, which for codes is a
-// quarter as many bytes.
+// With fewer row panels of x, the products are finished before the next panel of w is transposed.
+// Codes have a quarter of the bytes to transpose.
 template <typename Policy>
 constexpr int64_t kLeastTurnPanels = Policy::kCodes ? 2 : 4;
 
@@ -41,7 +41,7 @@ class TurnedPanel {
         out_(out) {}
   int64_t pieces() const { return left_; }
 
-  /// Turns a piece, if one is left.
+  /// Transposes a piece, if one is left.
   LOWRANK_MEMBER_INLINE void Step() {
     if (left_ != 0) OutOfRegisters(this)->Turn();
   }
@@ -54,7 +54,7 @@ class TurnedPanel {
   static constexpr int kRows = 4;
   static constexpr int64_t kUnits = 16;  // a line
   static constexpr int64_t kLine = 64;
-  // Lines of a row, each 8 pieces of a panel.
+  // Lines of a row; each is 8 pieces of a panel.
   static constexpr int64_t kAhead = 4 * kLine;
 
   LOWRANK_MEMBER_INLINE void Turn() {
@@ -99,7 +99,7 @@ class TurnedPanel {
   Unit* out_ = nullptr;
 };
 
-/// Of a chunk of x in the natural order.
+/// For a chunk of x in the natural order.
 template <typename Policy>
 struct DenseStrips {
   static constexpr bool kDecodes = true;
@@ -140,15 +140,15 @@ struct DenseStrips {
   int64_t Span(int64_t k0) const { return Min(kStripSpan, chunk.order.depth - k0); }
 };
 
-/// Are rows of w, as they lie, blocks of units?
+/// Are rows of w, as stored, blocks of units?
 template <typename Policy>
 LOWRANK_INLINE bool TurnsRows(const RowSource& w, int64_t depth) {
   const bool units = Policy::kCodes ? kWeightOffset != 0 : AreUnits<Policy>(w);
   return kTurnsBeside && units && depth > 0 && depth % kDepth<Policy> == 0;
 }
 
-/// c = x · wᵀ of one block where TurnsRows() holds and the chunk is not packed for dots. Blocks of
-/// few panels of x go the way of `columns`, which packs w.
+/// c = x · wᵀ of one block if TurnsRows() holds and the chunk is not packed for dots. Blocks with
+/// few panels of x use `columns`, which packs w.
 template <typename Policy, typename Columns>
 LOWRANK_INLINE void AccumulateDenseRows(Run& run, const Grid& grid, const Block& block,
                                         const PackedChunk& chunk, const RowSource& w,

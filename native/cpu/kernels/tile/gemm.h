@@ -1,11 +1,11 @@
-/// Blocked products in the BLIS manner: tasks over blocks of columns (and, where those are few, of
-/// row panels); inside a task, for each kKC of the summation index, the block of B is packed (and a
-/// packed weight decoded) once into this thread's scratch and all row panels run over it.
+/// Blocked products in the BLIS manner: tasks over blocks of columns (and, if there are few, of row
+/// panels). Inside a task, for each kKC of the summation index, the block of B is packed (and a
+/// packed weight decoded) once into this thread's scratch, and all row panels pass over it.
 ///
-/// Scratch     B block kNC · kKC · 4 = 256 KiB, two where the next is decoded beside tiles, C tile
-///             rows · kNC · 4, all this thread's
-/// Numerics    f32 accumulators over kKC, added in order to the f32 C tile; an element's bits
-///             depend on the depth of the sum only, not on M, N, its place, or the threads
+/// Scratch     B block kNC · kKC · 4 = 256 KiB, two if the next is decoded in parallel with tiles,
+///             C tile rows · kNC · 4, all per thread
+/// Numerics    f32 accumulators over kKC, added in order to the f32 C tile; the bits of an element
+///             depend only on the depth of the sum, not on M, N, its position, or the threads
 #pragma once
 
 #include "native/cpu/kernels/amx/amx_rows.h"
@@ -35,28 +35,29 @@ enum Slot {
 };
 static_assert(kGateSlot < Scratch::kSlots);
 
-// Packed A of one chunk of rows: small enough to leave room in a 32 MiB L3.
+// Packed A of one chunk of rows: small enough to leave space in a 32 MiB L3.
 constexpr int64_t kChunkBytes = 9 << 20;
-// Rows per chunk: a weight is decoded once a chunk, so its cost falls below 2 % of the products;
-// the C tile of a task then is 512 · kNC · 4 = 512 KiB.
+// Rows per chunk. A weight is decoded once per chunk, so its cost falls below 2 % of the products;
+// the C tile of a task is then 512 · kNC · 4 = 512 KiB.
 constexpr int64_t kChunkRows = 512;
-// Fewer multiply-adds than this are done on the calling thread: waking the pool costs about 5 us.
+// With fewer multiply-adds than this the calling thread works alone: waking the pool costs about 5
+// us.
 constexpr int64_t kSerialWork = 100000;
-// Rows of A up to which the next block of B is decoded beside tiles. With more, decoding is under
-// 3 % of the products and a second block takes the room of the sums in L2. Not for f32, whose
-// blocks are twice as large: no difference at 64 rows, 10 % slower at 16.
+// Rows of A up to which the next block of B is decoded in parallel with tiles. With more, decoding
+// is under 3 % of the products, and a second block takes the space of the sums in L2. Not for f32,
+// whose blocks are twice as large: no difference at 64 rows, 10 % slower at 16.
 constexpr int64_t kBesideRows = 256;
-// Tasks per thread that make up for uneven ones.
+// Tasks per thread, to balance uneven ones.
 constexpr int64_t kTasksPerThread = 4;
-// The last block of columns of each thread is cut into so many tasks: a thread whose core is slower
-// by a few percent (a neighbour on its other half, a late start) else keeps the others waiting for
-// up to a whole block, which is a sixteenth of 4,096 columns. Cut everywhere, A is read more often.
+// Each thread's last block of columns is cut into this many tasks. Otherwise a thread whose core is
+// slower by a few percent (a hyper-threading sibling, a late start) makes the others wait for up to
+// a whole block, a sixteenth of 4,096 columns. Cutting all blocks would read A more often.
 constexpr int64_t kTailParts = 4;
-// Rows from which granules, of which a part may be but one wide, are cut so: with fewer, w comes
-// from memory, and 32 bytes a row of it are read there.
+// Rows from which granules are cut this way, since a part may be one granule wide: with fewer rows,
+// w comes from memory, and only 32 bytes of a row are read there at a time.
 constexpr int64_t kTailRows = 64;
 
-/// What the tasks of one op share.
+/// Data that the tasks of one op share.
 struct Run {
   const RunContext& context;
   int failure = 0;  // a Code; 0 is kOk
@@ -74,7 +75,7 @@ struct Run {
     if (data == nullptr) Fail(Code::kOom);
     return static_cast<T*>(data);
   }
-  /// body(task) for each task; `work` counts multiply-adds or elements of about that cost.
+  /// Calls body(task) for each task; `work` counts multiply-adds or elements of about that cost.
   template <typename Body>
   void ForEach(int64_t tasks, int64_t work, const Body& body) {
     if (work < kSerialWork) {
@@ -85,7 +86,7 @@ struct Run {
   }
 };
 
-/// Which panels of rows and columns a task owns.
+/// The panels of rows and columns that a task owns.
 struct Grid {
   RowPanels rows;
   int64_t cols;
@@ -93,12 +94,12 @@ struct Grid {
   int64_t row_blocks;
   int64_t col_blocks;
   int64_t panel_cols = kNR;
-  /// Of the blocks of columns, the last so many are cut into parts of their own.
+  /// The number of last blocks of columns that are cut into parts.
   int64_t tail_blocks = 0;
   int64_t tail_parts = 1;
 
   int64_t tasks() const { return row_blocks * (col_blocks + tail_blocks * (tail_parts - 1)); }
-  /// The first panel of a block of columns, counting those of the tail by their parts.
+  /// The first panel of a block of columns, counting the tail blocks by their parts.
   int64_t ColumnPanel(int64_t block) const {
     const int64_t whole = col_blocks - tail_blocks;
     if (block <= whole) return block * col_panels / col_blocks;
@@ -111,13 +112,14 @@ struct Block {
   int64_t panel0, panel1;  // row panels
   int64_t m0, m1;          // rows
   int64_t n0, n1;          // columns
-  int64_t pitch = 0;       // of the sums of a block that this is a part of
-  /// A line more than a multiple of vectors: rows a power of two apart share a few sets of L1.
+  int64_t pitch = 0;       // of the sums of a block, if this is a part of one
+  /// A line more than a multiple of vectors: rows a power of two apart would share a few sets of
+  /// L1.
   int64_t ldc() const { return pitch != 0 ? pitch : CeilDiv(n1 - n0, kVL) * kVL + 16; }
   int64_t c_elems() const { return (m1 - m0) * ldc(); }
 };
 
-/// Blocks of columns begin with multiples of panel_cols and have at most `most_cols`.
+/// Blocks of columns start at multiples of panel_cols and have at most `most_cols`.
 LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads, int64_t panel_cols = kNR,
                              int64_t most_cols = kNC, int64_t tasks_per_thread = kTasksPerThread) {
   Grid grid = {SplitRows(rows), cols, CeilDiv(cols, panel_cols), 1, 1, panel_cols};
@@ -125,7 +127,7 @@ LOWRANK_INLINE Grid PlanGrid(int64_t rows, int64_t cols, int threads, int64_t pa
   grid.col_blocks =
       Max(CeilDiv(grid.col_panels, most_cols / panel_cols), Min(wanted, grid.col_panels));
   if (grid.col_blocks < wanted && grid.col_blocks > 0) {
-    // Each block of rows packs B again: worth it from four panels up.
+    // Each block of rows packs B again, which pays from four panels on.
     grid.row_blocks = Max(Min(CeilDiv(wanted, grid.col_blocks), grid.rows.count / 4), 1);
   }
   const bool narrow = panel_cols == kNR || rows >= kTailRows;
@@ -149,7 +151,7 @@ LOWRANK_INLINE Block BlockOf(const Grid& grid, int64_t task) {
   return block;
 }
 
-/// body(part, its sums) for kNC columns of a block at a time, which a product takes at once.
+/// Calls body(part, its sums) for kNC columns of a block at a time, which a product takes at once.
 template <typename Body>
 LOWRANK_INLINE void EachPart(const Block& block, float* c, const Body& body) {
   for (int64_t n0 = block.n0; n0 < block.n1; n0 += kNC) {
@@ -161,7 +163,7 @@ LOWRANK_INLINE void EachPart(const Block& block, float* c, const Body& body) {
   }
 }
 
-/// Adds them to all of a block.
+/// Adds them to the whole block.
 LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const LastSteps& last,
                                  float* c) {
   if (last.depth == 0) return;
@@ -177,8 +179,9 @@ LOWRANK_INLINE void AddLastSteps(const Grid& grid, const Block& block, const Las
 ///
 ///   pack_a(k0, kc)            the packed row panels of this block of the summation index,
 ///                             from row block.m0 on
-///   pack_b(k0, kc, n0, n1, b) panels of columns; or, where it has a Decoder and takes this weight,
-///                             decoded a piece at a time beside the tiles of the block before
+///   pack_b(k0, kc, n0, n1, b) panels of columns; or, if it has a Decoder for this weight,
+///                             decoded a piece at a time in parallel with the tiles of the previous
+///                             block
 template <typename Policy, typename PackAFn, typename PackBFn>
 static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t depth,
                        const PackAFn& pack_a, const PackBFn& pack_b, float* c, bool first,
@@ -200,7 +203,7 @@ static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t d
   }
   Unit* b = run.Get<Unit>(kBSlot, beside ? 2 * b_units : b_units);
   if (b == nullptr) return;
-  Unit* other = b + b_units;  // what the next block is decoded to, where it is
+  Unit* other = b + b_units;  // target for decoding the next block, if that happens
   for (int64_t k0 = 0; k0 < depth; k0 += kDepth<Policy>) {
     if (run.Stopped()) return;
     const int64_t kc = Min(kDepth<Policy>, depth - k0);
@@ -227,7 +230,7 @@ static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t d
       continue;
     }
     const int64_t tiles = (block.panel1 - block.panel0) * col_panels;
-    // A panel of columns that one panel of rows takes stays in L1 until then.
+    // A panel of columns that is used by one panel of rows stays in L1 until then.
     const bool by_panels = PackBFn::kByPanels && block.panel1 - block.panel0 == 1;
     const int64_t strip = by_panels ? kNR : block.n1 - block.n0;
     Decoder decoder;
@@ -246,7 +249,7 @@ static void Accumulate(Run& run, const Grid& grid, const Block& block, int64_t d
         const Unit* a_panel = a + (m - block.m0) * ku;
         float* c_row = c + (m - block.m0) * ldc;
         const Unit* b_panel = b;
-        // Lines of the next panel to ask for beside each tile: they come from L3 or beyond.
+        // Lines of the next panel to prefetch with each tile: they come from L3 or beyond.
         const bool asks = !kAsksInTile && panel + 1 < block.panel1;
         const int64_t next_lines = asks ? CeilDiv(mr * ku * 4, 64 * col_panels) : 0;
         const Unit* next = a_panel + mr * ku;
@@ -299,19 +302,20 @@ LOWRANK_INLINE bool ByColumns(Route route) {
   return route == Route::kTiles || route == Route::kCodeTiles;
 }
 
-/// The packed rows of one chunk, for all of the summation index.
+/// The packed rows of one chunk, for the whole summation index.
 ///
-///   natural order   blocks of it one after another, each holding its row panels one after another
-///   by lanes        row panels one after another, each holding its blocks (lanes) one after
-///   another for row_dot.h   passes one after another columns         for a matrix unit: amx_rows.h
+///   natural order   one block of it after another, each with its row panels one after another
+///   by lanes        one row panel after another, each with its blocks (lanes) one after another
+///   for row_dot.h   one pass after another
+///   columns         for a matrix unit: amx_rows.h
 struct PackedChunk {
   Unit* data = nullptr;
   int64_t rows = 0;
   SumOrder order;
-  Route route = Route::kPanels;  // of the products that it is packed for
+  Route route = Route::kPanels;  // the route of the products for which it is packed
   RowPanels panels = {0, 1};
 
-  /// Where rows from m on of the block at k0 are, m the first of a panel of mr rows.
+  /// The position of rows from m on in the block at k0, where m is the first of a panel of mr rows.
   template <typename Policy>
   Unit* At(int64_t k0, int64_t m, int64_t mr) const {
     if (order.by_lanes) return data + m * Policy::Units(order.depth) + mr * Policy::Units(k0);
@@ -363,7 +367,7 @@ LOWRANK_INLINE void PackChunkPanels(Run& run, const RowSource& a, int64_t m0, in
   });
 }
 
-/// The rows of `a`, dense and perhaps gated, as the A operand of a task.
+/// The rows of `a`, dense and possibly gated, as the A operand of a task.
 template <typename Policy>
 struct RowsOf {
   Run& run;
@@ -389,13 +393,13 @@ struct ChunkOf {
 template <typename Policy>
 struct TransposedB {
   using Decoder = NoDecoder;
-  static constexpr bool kByPanels = true;  // whole pieces of rows: as well panel by panel
+  static constexpr bool kByPanels = true;  // whole pieces of rows, so panel by panel is as fast
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBTransposed<Policy>(b, k0, kc, n0, n1, out);
   }
-  /// Asks for a part of what a block will read, beside the tiles of the one before it. Packed
-  /// weights, a sixth of the bytes or less, are asked for while they are decoded.
+  /// Prefetches part of what a block will read, with the tiles of the previous block. Packed
+  /// weights, a sixth of the bytes or less, are prefetched while they are decoded.
   LOWRANK_MEMBER_INLINE void Ask(int64_t k0, int64_t kc, int64_t n0, int64_t n1, int64_t part,
                                  int64_t parts) const {
     if (b.dense == nullptr) return;
@@ -413,7 +417,7 @@ struct DirectB {
   Decoder Decoding(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     return Decoder(b, k0, kc, n0, n1 - n0, out);
   }
-  static constexpr bool kByPanels = false;  // a panel would take 16 bytes of each row
+  static constexpr bool kByPanels = false;  // a panel would use 16 bytes of each row
   const RowSource& b;
   void operator()(int64_t k0, int64_t kc, int64_t n0, int64_t n1, Unit* out) const {
     PackBDirect<Policy>(b, k0, kc, n0, n1, out);
@@ -426,7 +430,7 @@ struct DirectB {
   }
 };
 
-/// out[row0 + m][n] = c, rounded once, after adding what `out` holds where asked.
+/// out[row0 + m][n] = c, plus what `out` holds if requested, rounded once.
 LOWRANK_INLINE void StoreTile(const Block& block, float* c, const TensorView& out, int64_t row0,
                               bool accumulate) {
   const int64_t cols = block.n1 - block.n0;

@@ -1,9 +1,9 @@
 /// Products in the order of lanes (sum_order.h), for more rows of x than stored_dot.h takes: strips
-/// (strips.h) of all lanes of a span, with a lane's share of it as the block.
+/// (strips.h) of all lanes of a span, with one lane's part of it as the block.
 ///
 /// Scratch     B strip: all lanes of a span for kStripBytes of columns, or two panels, of which one
-///             is decoded beside the other's tiles (lane_panels.h); C tile as in gemm.h
-/// Numerics    as gemm.h, with lanes for blocks; the same bits as row_dot.h
+///             is decoded in parallel with the other's tiles (lane_panels.h); C tile as in gemm.h
+/// Numerics    as gemm.h, with lanes as blocks; the same bits as row_dot.h
 #pragma once
 
 #include "native/cpu/kernels/dot/stored_dot.h"
@@ -12,17 +12,17 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Half of a 1 MiB L2: the strip is read once for every row panel.
+// Half of a 1 MiB L2: the strip is read once per row panel.
 constexpr int64_t kStripBytes = 512 << 10;
 
-/// Of a weight whose chunk of x is packed by lanes.
+/// For a weight whose chunk of x is packed by lanes.
 template <typename Policy>
 struct LaneStrips {
   static constexpr bool kDecodes = Policy::kPairs && !Policy::kTiles;
   using Decoder = std::conditional_t<kDecodes, LanePanels<true>, NoDecoder>;
   static constexpr int64_t kStripSpan = kSpan;
   static constexpr int64_t kStrip = kStripBytes / (Policy::Units(kSpan) * 4) / kNR * kNR;
-  // Two strips of one panel take the place of one of as many.
+  // Two strips of one panel replace one strip of the same total size.
   static_assert(!kDecodes || kStrip >= 2 * kNR);
 
   const PackedChunk& chunk;

@@ -1,10 +1,10 @@
 /// The last steps of a sum, in f32: c += rows · columns after the base product, a tile at a time
-/// while its part of c is in L1. A pass of its own over c costs as much again as the adapter's
+/// while its part of c is in L1. A separate pass over c costs as much again as the adapter's
 /// products at r = 16.
 ///
 ///   rows      A panels [depth][mr] of a block's row panels, one after another
 ///   columns   B panels [depth][nr] of its columns
-///   both      in blocks of kKC of `depth` one after another
+///   both      in blocks of kKC of `depth`, one after another
 ///
 /// Numerics    sums over kKC in registers, added to c one by one, as in gemm.h
 #pragma once
@@ -31,7 +31,7 @@ struct LastSteps {
            n / kNR * PanelStride(Min(kKC, depth - k0));
   }
 
-  /// To the tile of mr rows from m and nr columns from n on, counted from the block's first.
+  /// Adds to the tile of mr rows from m and nr columns from n on, counted from the block's first.
   LOWRANK_MEMBER_INLINE void Add(int64_t m, int mr, int64_t n, int64_t nr, float* c,
                                  int64_t ldc) const {
     for (int64_t k0 = 0; k0 < depth; k0 += kKC) {
@@ -41,7 +41,7 @@ struct LastSteps {
   }
 };
 
-/// Where a product is asked for its last steps and has none.
+/// For a product without last steps.
 struct NoLastSteps {
   template <typename... Args>
   bool operator()(const Args&...) const {

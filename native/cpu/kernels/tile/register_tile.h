@@ -1,8 +1,8 @@
 /// The register tile: C [mr, nr] (+)= A panel · B panel, for mr = 1 .. kMR rows and one or kNV
 /// vectors of columns.
 ///
-/// Every variant adds the products of an element in the order of the summation index, so an element
-/// has the same bits whichever rows and columns share its tile.
+/// Every variant adds the products of an element in the order of the summation index, so the bits
+/// of an element do not depend on the rows and columns that share its tile.
 #pragma once
 
 #include "native/cpu/kernels/int8/tile_int8.h"
@@ -11,12 +11,13 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// What a tile does beside its products: Next(u, ku) at step u, and again at the step it returns.
+/// Work that a tile interleaves with its products: Next(u, ku) at step u, and again at the step it
+/// returns.
 struct NothingBeside {
   LOWRANK_MEMBER_INLINE int64_t Next(int64_t, int64_t ku) const { return ku; }
 };
 
-/// A piece of decoding every so many steps.
+/// Decodes a piece every few steps.
 template <typename Decoder>
 struct DecodingBeside {
   Decoder* decoder;
@@ -27,7 +28,7 @@ struct DecodingBeside {
   }
 };
 
-/// first: C is written by the first block, else added to.
+/// first: the first block writes C, later ones add to it.
 template <typename Policy, int kRows, int kVectors, typename Beside>
 LOWRANK_INLINE void TileBeside(const Beside& beside, const TileBlocks& blocks, const Unit* a,
                                const Unit* b, float* c, int64_t ldc, bool first) {
@@ -52,7 +53,8 @@ LOWRANK_INLINE void TileBeside(const Beside& beside, const TileBlocks& blocks, c
     float* row = c;
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i, row += ldc) {
-      // Row after row: GCC finds the addresses of all rows first, 70 operations and ten spills.
+      // Row by row: GCC would compute the addresses of all rows first, with 70 operations and ten
+      // spills.
       asm("" : "+r"(row));
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) {
@@ -84,7 +86,7 @@ static void DecodingTile(Decoder* decoder, int64_t every, const TileBlocks& bloc
                                       first);
 }
 
-/// That of kNR columns, or of kVectors vectors of them.
+/// The tile for kNR columns, or for kVectors vectors of them.
 template <typename Policy, int kRows, typename Decoder, int kVectors = kNV>
 LOWRANK_INLINE DecodingTileFn<Decoder> PickDecodingTile(int rows) {
   if constexpr (kRows > 1) {
@@ -105,7 +107,7 @@ LOWRANK_INLINE TileFn PickOwnTile(int rows, int64_t nr) {
   }
 }
 
-/// That of f32 is the base's, where there is one.
+/// The f32 tile is the base's, if there is one.
 template <typename Policy>
 LOWRANK_INLINE TileFn PickTile(int rows, int64_t nr) {
   if constexpr (kHasBase && std::is_same_v<Policy, F32Policy>) {

@@ -1,22 +1,22 @@
-/// y = x · wᵀ strip by strip: all rows of x meet the panels of a few columns over a span of the
-/// summation index, one block of it after another, so that a tile of C stays in L1 while its blocks
-/// are added up. By blocks of the summation index first, as in gemm.h, C comes from L2 and goes
-/// back for each: 3 % of a product of 256 rows.
+/// y = x · wᵀ strip by strip: all rows of x are multiplied by the panels of a few columns over a
+/// span of the summation index, one block of it after another, so that a tile of C stays in L1
+/// while its blocks are added up. By blocks of the summation index first, as in gemm.h, C comes
+/// from L2 and goes back for each: 3 % of a product of 256 rows.
 ///
-/// What a source of strips says:
+/// A source of strips defines:
 ///
-///   kDecodes, Decoder      may the next strip be made beside the tiles of this one, and by what
-///   kStripSpan             columns of w that a strip has at most
-///   Columns(), Units()     columns of a strip, and units of memory that strips take
-///   Blocks(k0, mr)         of the span at k0, mr rows of x
+///   kDecodes, Decoder      may the next strip be made during the tiles of this one, and by what
+///   kStripSpan             maximum columns of w in a strip
+///   Columns(), Units()     columns of a strip, and units of memory for strips
+///   Blocks(k0, mr)         of the span at k0, for mr rows of x
 ///   Rows(k0, m, mr)        the panel of x at the first of them
-///   Panel(b, n, blocks)    that of column n of the strip
-///   Pack(strip, b)         makes a strip in one go
+///   Panel(b, n, blocks)    the panel of column n of the strip
+///   Pack(strip, b)         makes a strip in one pass
 ///
-/// and where kDecodes
+/// and with kDecodes
 ///
-///   Beside(rows)           is the next strip, of kNR columns, made beside this one
-///   Decoding(strip, b)     by what, piece by piece
+///   Beside(rows)           is the next strip, of kNR columns, made during this one
+///   Decoding(strip, b)     the object that makes it, piece by piece
 #pragma once
 
 #include "native/cpu/kernels/tile/gemm.h"
@@ -27,8 +27,8 @@ namespace lowrank::cpu::LOWRANK_ISA {
 struct Strip {
   int64_t n0, n1, k0;
 
-  /// The one that follows it in a block, empty after the last; strips have at most `cols` columns
-  /// and `span` of the summation index.
+  /// The strip after it in a block, empty after the last. Strips have at most `cols` columns and
+  /// `span` of the summation index.
   Strip Next(const Block& block, int64_t depth, int64_t cols, int64_t span) const {
     if (k0 + span < depth) return {n0, n1, k0 + span};
     return {n1, Min(n1 + cols, block.n1), 0};
@@ -36,7 +36,7 @@ struct Strip {
   int64_t cols() const { return n1 - n0; }
 };
 
-/// c [m1 - m0, n1 - n0] = x · wᵀ over all of the summation index and the last steps.
+/// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index and the last steps.
 template <typename Policy, typename Source>
 static void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int64_t depth,
                              const Source& source, const LastSteps& last, float* c) {
@@ -48,7 +48,7 @@ static void AccumulateStrips(Run& run, const Grid& grid, const Block& block, int
   const int64_t units = source.Units();
   Unit* b = run.Get<Unit>(kBSlot, units);
   if (b == nullptr) return;
-  Unit* other = b + units / 2;  // what the next strip is made in
+  Unit* other = b + units / 2;  // where the next strip is made
   bool made = false;
   Strip strip = {block.n0, Min(block.n0 + most_cols, block.n1), 0};
   while (strip.cols() > 0 && !run.Stopped()) {
