@@ -1,4 +1,4 @@
-/// Entry point of the addon: one EnvState an environment, and the groups of raw functions.
+/// Entry point of the addon: one EnvState per environment, and the groups of raw functions.
 #include <napi.h>
 
 #include "native/addon/bindings.h"
@@ -7,7 +7,8 @@
 namespace lowrank::addon {
 namespace {
 
-// Handles are finalised before the instance data, so what they bury last is deleted here.
+// Handles are finalised before the instance data, so the references that they bury last are deleted
+// here.
 void DeleteState(Napi::Env env, EnvState* state) {
   state->graveyard()->DeleteBuried(env);
   delete state;

@@ -1,4 +1,4 @@
-/// The raw functions that `lib/core/binding.ts` calls, one group a file.
+/// The raw functions that `lib/core/binding.ts` calls, one group per file.
 #pragma once
 
 #include <napi.h>
@@ -20,9 +20,9 @@ void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp
 void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp
 
-/// Calls `kFunction`; everything that it may throw becomes a JavaScript error with a stable code.
-/// The library's own wrapper would make its list of arguments outside of any handler that knows
-/// ours.
+/// Calls `kFunction` and turns everything that it throws into a JavaScript error with a stable
+/// code. The wrapper of node-addon-api would build its argument list outside any handler that knows
+/// our exceptions.
 template <Napi::Value (*kFunction)(const Napi::CallbackInfo&)>
 napi_value Entry(napi_env env, napi_callback_info raw) {
   try {

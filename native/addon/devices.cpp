@@ -37,7 +37,7 @@ Napi::Value Devices(const Napi::CallbackInfo& info) {
   return list;
 }
 
-/// Of one device; null where there is none of that name.
+/// The row of one device; null if there is none of that name.
 Napi::Value Device(const Napi::CallbackInfo& info) {
   Backend* backend = nullptr;
   if (!FindKnownBackend(StringArg(info[0], "device", "device"), &backend).ok()) {
@@ -57,7 +57,7 @@ Napi::Value StartDevice(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-/// A device that may be lost: what it can tell is told all the same.
+/// A device that may be lost: everything that it can still report is reported.
 Backend* KnownBackendArg(const Napi::Value& value) {
   Backend* backend = nullptr;
   ThrowIfError(value.Env(), FindKnownBackend(StringArg(value, "device", "device"), &backend));

@@ -1,4 +1,4 @@
-/// Ops over the elements of small tensors.
+/// Element-wise ops over small tensors.
 #include "native/addon/bindings.h"
 #include "native/addon/operands.h"
 

@@ -9,7 +9,7 @@
 namespace lowrank::addon {
 
 Graveyard::~Graveyard() {
-  // Whoever is left went down with its environment; only the places are ours to free.
+  // The remaining references ended with their environment. Only their places must be freed here.
   for (Grave* grave = TakeAll(); grave != nullptr;) delete std::exchange(grave, grave->next);
 }
 
@@ -49,7 +49,7 @@ void EnvState::Abandon() {
   DropQueued(cancel_.get());
 }
 
-// worker.terminate(), or the end of the process: after this no thread of ours touches the
+// worker.terminate(), or the end of the process: after this no thread of the addon touches the
 // environment again.
 void EnvState::OnTeardown(EnvState* state) {
   state->Abandon();
@@ -61,7 +61,7 @@ void EnvState::OnTeardown(EnvState* state) {
 
 Napi::ArrayBuffer EnvState::NewBuffer(Napi::Env env, size_t bytes) {
   Napi::Value buffer;
-  // Node-API aborts the process where there is no memory; the constructor throws a RangeError.
+  // Node-API aborts the process if there is no memory; the constructor throws a RangeError.
   try {
     buffer = array_buffer_.New({Napi::Number::New(env, static_cast<double>(bytes))});
   } catch (const Napi::Error&) {
@@ -94,7 +94,7 @@ EnvState::Pending* EnvState::Expect(Napi::Env env, const Napi::Value& callback,
 
 void EnvState::Settle(Pending* pending, const Status& outcome) noexcept {
   pending->outcome = outcome;
-  // Refused only after Abort, when nobody waits any more.
+  // Fails only after Abort, when nobody waits any more.
   channel_.NonBlockingCall(pending);
 }
 
@@ -103,7 +103,7 @@ void EnvState::Forget(Napi::Env env, Pending* pending) {
   if (pending_.empty()) channel_.Unref(env);
 }
 
-// In plain Node-API, with failures ignored: an environment on its way out refuses any of these
+// In plain Node-API with failures ignored: an environment that is closing rejects any of these
 // calls, and an exception here would end the process. What the callback itself throws stays
 // pending, and Node reports it as uncaught.
 void EnvState::Deliver(Napi::Env env, Napi::Function, EnvState* state, Pending* pending) {

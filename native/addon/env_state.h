@@ -1,5 +1,5 @@
-/// What one JavaScript environment (the main thread, or a worker) owns: its work in flight, and the
-/// way back to its thread.
+/// The state that one JavaScript environment (the main thread, or a worker) owns: its work in
+/// flight, and the way back to its thread.
 #pragma once
 
 #include <napi.h>
@@ -13,8 +13,8 @@
 namespace lowrank::addon {
 
 /// References to JavaScript objects that native memory no longer needs. Any thread may bury one;
-/// they are deleted on the JS thread. Shared with every memory that will bury, so that it does not
-/// matter who of them and the environment goes first.
+/// they are deleted on the JS thread. All memory that will bury references shares this object, so
+/// the order in which memory and environment go does not matter.
 class Graveyard {
  public:
   /// One reference and its place here, so that burying, which destructors do, needs no memory.
@@ -58,13 +58,13 @@ class EnvState {
   const CancelPtr& cancel() const { return cancel_; }
   const std::shared_ptr<Graveyard>& graveyard() const { return graveyard_; }
 
-  /// An ArrayBuffer that nobody else knows: it cannot be detached or shrunk while a queue writes to
-  /// it. Throws ERR_OOM.
+  /// An ArrayBuffer that nobody else knows, so it cannot be detached or shrunk while a queue writes
+  /// to it. Throws ERR_OOM.
   Napi::ArrayBuffer NewBuffer(Napi::Env env, size_t bytes);
 
-  /// Keeps both until Settle or Forget, and the event loop alive meanwhile. `target` may be empty.
+  /// Keeps both, and the event loop alive, until Settle or Forget. `target` may be empty.
   Pending* Expect(Napi::Env env, const Napi::Value& callback, const Napi::Value& target);
-  /// From any thread, once, never throws: calls the callback on the JS thread.
+  /// Calls the callback on the JS thread. May be called from any thread, once; never throws.
   void Settle(Pending* pending, const Status& outcome) noexcept;
   /// Drops one that was never queued.
   void Forget(Napi::Env env, Pending* pending);

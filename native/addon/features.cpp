@@ -20,7 +20,7 @@ Status CheckIndex(const char* op, size_t at, int32_t value, int32_t least, int64
                 std::to_string(value));
 }
 
-/// A gather: one input each, or none. Each index is one that a kernel may read at.
+/// A gather: one input each, or none. Checks each index, because a kernel will read there.
 Status CheckGather(const char* op, const std::vector<int32_t>& index, int64_t inputs) {
   for (size_t i = 0; i < index.size(); ++i) {
     LOWRANK_RETURN_IF_ERROR(CheckIndex(op, i, index[i], -1, inputs));
@@ -28,7 +28,7 @@ Status CheckGather(const char* op, const std::vector<int32_t>& index, int64_t in
   return Status();
 }
 
-/// Lists that cover the index one after another, ascending each.
+/// Checks that lists cover the index one after another, each in ascending order.
 Status CheckLists(const char* op, const std::vector<int32_t>& begin,
                   const std::vector<int32_t>& index, int64_t inputs) {
   const auto entries = static_cast<int64_t>(index.size());
@@ -100,7 +100,7 @@ Napi::Value MapFeatures(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(y));
 }
 
-/// G of w [G, ·, ·]; 0 for any other rank, which Check() refuses wherever there is a row.
+/// G of w [G, ·, ·]; 0 for any other rank, which Check() rejects whenever there is a row.
 int64_t BlocksOf(const TensorHandle& w) { return w.shape.size() == 3 ? w.shape[0] : 0; }
 int64_t RowsOfBlock(const TensorHandle& w) { return w.shape.size() == 3 ? w.shape[1] : 0; }
 

@@ -1,5 +1,5 @@
-/// A batch whose rows have different adapters. A batch of one adapter goes the way of loraForward
-/// and loraBackward, one of none that of matmul.
+/// A batch whose rows have different adapters. A batch with one adapter runs as loraForward and
+/// loraBackward, one without adapters as matmul.
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -11,15 +11,15 @@
 namespace lowrank::addon {
 namespace {
 
-/// What the table's views point into.
+/// The memory that the table's views point into.
 struct TableStorage {
   std::vector<AdapterRows> adapters;
   std::vector<int32_t> rows;
-  std::vector<int32_t> gates;  // empty with one slot a row
+  std::vector<int32_t> gates;  // empty with one slot per row
   int64_t slots = 1;
 };
 
-/// One value for each slot of each row, whatever the shape, as the row [1, M · slots].
+/// One value per slot of each row, in whatever shape, as the row [1, M · slots].
 TensorView AsRow(TensorView view) {
   if (!view.present) return view;
   view.cols = view.elems();
@@ -27,11 +27,12 @@ TensorView AsRow(TensorView view) {
   return view;
 }
 
-/// The entries of an adapter in the array of them: loraA, loraB, loraBias | null. Behind all stands
-/// a Float64Array, scaling and dropout of each: a call of Node's for an entry, and not four.
+/// The entries of an adapter in the array of adapters: loraA, loraB, loraBias
+/// null. The last element is a Float64Array with the scaling and dropout of each: one call of
+/// Node's for an entry, not four.
 constexpr uint32_t kFields = 3;
 
-/// Element i is the place of the adapter in slot i, or -1: sorted by adapter, in each ascending.
+/// Element i is the index of the adapter in slot i, or -1. Sorts by adapter, ascending within each.
 void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t slot_count,
               TableStorage* storage) {
   const auto count = static_cast<int64_t>(storage->adapters.size());
@@ -70,7 +71,7 @@ void SortRows(Napi::Env env, const char* op, const Napi::Value& value, int64_t s
   }
 }
 
-/// Kept by what `operands` holds.
+/// `operands` keeps it alive.
 TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
                            const Napi::Value& slots, int64_t m_count, Operands* operands) {
   const Napi::Env env = operands->env();
@@ -89,7 +90,7 @@ TableStorage* ReadAdapters(const Napi::Value& adapters, const Napi::Value& rows,
   if (pairs.type != napi_float64_array || pairs.length != size_t{2} * count) {
     ThrowIfError(env, refusal);
   }
-  // Before the getters that the list may have run.
+  // Copied before list getters can run.
   const std::vector<double> numbers = CopiedElements<double>(pairs);
   storage->adapters.resize(count);
   for (uint32_t e = 0; e < count; ++e) {
@@ -125,7 +126,7 @@ AdapterTable TableOf(const TableStorage* storage) {
   return table;
 }
 
-/// The adapter that all rows have, or null.
+/// The adapter that all rows share, or null.
 const AdapterRows* OnlyAdapter(const AdapterTable& table, int64_t m_count,
                                const TensorView& row_scale) {
   const bool only = table.count == 1 && table.adapters[0].count == m_count && !row_scale.present;
@@ -198,7 +199,7 @@ Status EnqueueBackward(const GroupedBackwardOp& op, Operands* operands) {
 
 // groupedForward(x, w, bias | null, adapters, rows, slots, rowScale | null, seedLow, seedHigh,
 //                dropoutMask | null, compute) -> [y, h]
-// adapters: as kFields says, all with rows. rows: the adapters' places, `slots` of a row
+// adapters: as kFields says, all with rows. rows: indices of adapters, `slots` per row
 Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = GroupedForwardOp::kName;
   const Napi::Env env = info.Env();
@@ -227,7 +228,7 @@ Napi::Value GroupedForward(const Napi::CallbackInfo& info) {
 // groupedBackward(dy, x | null, w | null, h | null, inFeatures, adapters, rows, slots,
 //                 rowScale | null, seedLow, seedHigh, dropoutMask | null, wanted)
 //   -> [dx, dBias, dRowScale, then dLoraA, dLoraB, dLoraBias of each adapter]
-// wanted: as loraBackward has it, in the order of the result
+// wanted: as in loraBackward, in the order of the result
 Napi::Value GroupedBackward(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = GroupedBackwardOp::kName;
   const Napi::Env env = info.Env();

@@ -8,7 +8,7 @@
 namespace lowrank::addon {
 namespace {
 
-// Random constants; what counts is that nobody else uses them.
+// Random constants; it only matters that nobody else uses them.
 constexpr napi_type_tag kTensorTag = {0x8f21b6d4c0e74a11ULL, 0x9d3c5a7be1f04262ULL};
 constexpr napi_type_tag kWeightTag = {0x51c7e09a3b684df2ULL, 0xb7a6f1d28c954e03ULL};
 
@@ -35,7 +35,8 @@ void ReleaseAccounting(Napi::BasicEnv env, Handle* handle) {
   handle->accounted_bytes = 0;
 }
 
-/// Garbage collection is only a net: it drops the reference that dispose() would have dropped.
+/// Garbage collection is only a safety net: it drops the reference that dispose() would have
+/// dropped.
 template <typename Handle>
 Napi::Value Wrap(Napi::Env env, Handle handle, const napi_type_tag& tag, int64_t bytes) {
   auto owned = std::make_unique<Handle>(std::move(handle));
@@ -279,7 +280,7 @@ DType DTypeArg(const Napi::Value& value, const char* op) {
     if (name == DTypeName(dtype)) return dtype;
   }
   ThrowIfError(value.Env(),
-               Refuse(Code::kDtype, op, "dtype", "'f32', 'bf16' or 'f16'", "'" + name + "'"));
+               Refuse(Code::kDtype, op, "dtype", "f32, bf16 or f16", "\"" + name + "\""));
   return DType::kF32;
 }
 
@@ -313,7 +314,7 @@ std::vector<int64_t> ShapeArg(const Napi::Value& value, const char* op) {
     shape.push_back(static_cast<int64_t>(dim));
     overflow = __builtin_mul_overflow(count, shape.back(), &count) || overflow;
   }
-  // Even a product with a zero must not overflow on the way: kernels fold dimensions.
+  // Even a product with a zero must not overflow on the way, because kernels fold dimensions.
   if (overflow || count > kMaxElements) {
     ThrowIfError(env, Refuse(Code::kShape, op, "shape", "of at most 2^56 elements", "more"));
   }
@@ -338,8 +339,9 @@ TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector
   TensorHandle handle;
   handle.dtype = dtype;
   handle.shape = std::move(shape);
-  // A result's shape is made of its operands' dimensions: each fits, their product may not. Wrapped
-  // to something small it would pass for an allocation, and a kernel would write past it.
+  // The shape of a result consists of its operands' dimensions: each fits, but their product may
+  // not. Wrapped to a small number it would pass as an allocation, and a kernel would write past
+  // it.
   int64_t count = 1;
   for (const int64_t dim : handle.shape) {
     if (__builtin_mul_overflow(count, dim, &count) || count > kMaxElements) {

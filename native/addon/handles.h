@@ -1,5 +1,5 @@
 /// JavaScript handles of native memory: type-tagged externals, so that a foreign object or a handle
-/// of the wrong kind is refused and never cast.
+/// of the wrong kind is rejected and never cast.
 #pragma once
 
 #include <napi.h>
@@ -30,7 +30,7 @@ struct TensorHandle {
   TensorView View() const;
 };
 
-/// A quantised weight: its parts, and how they are read.
+/// A quantised weight: its parts, and how to read them.
 struct WeightHandle {
   enum Part {
     kCodes,
@@ -44,7 +44,7 @@ struct WeightHandle {
   };
   static const char* PartName(int part);
 
-  StoragePtr parts[kPartCount];  // null where the weight has no such part, or is disposed
+  StoragePtr parts[kPartCount];  // null if the weight has no such part, or is disposed
   const FormatRow* format = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
@@ -57,9 +57,9 @@ struct WeightHandle {
   QuantView View() const;
 };
 
-/// A map of features: what its lists point at has been checked, and nobody can write to them.
+/// A map of features. Its indices have been checked, and nobody can write to them.
 struct FeatureMapHandle {
-  StoragePtr begin;  // null where each output has one input
+  StoragePtr begin;  // null if each output has one input
   StoragePtr index;  // null once disposed
   int64_t inputs = 0;
   int64_t outputs = 0;
@@ -85,7 +85,7 @@ Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
 Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle);
 Napi::Value WrapIndices(Napi::Env env, IndexHandle handle);
 
-/// The live handle behind a value; throws ERR_TYPE for anything else and ERR_DISPOSED for a dead
+/// The live handle behind a value. Throws ERR_TYPE for anything else and ERR_DISPOSED for a dead
 /// one.
 TensorHandle& TensorOf(const Napi::Value& value, const char* op, const char* operand);
 WeightHandle& WeightOf(const Napi::Value& value, const char* op, const char* operand);
@@ -93,15 +93,15 @@ FeatureMapHandle& FeatureMapOf(const Napi::Value& value, const char* op, const c
 IndexHandle& IndicesOf(const Napi::Value& value, const char* op, const char* operand);
 bool IsWeight(const Napi::Value& value);
 
-/// Frees the memory now (as soon as no queued op holds it); twice is a no-op.
+/// Frees the memory as soon as no queued op holds it. A second call does nothing.
 void Dispose(const Napi::CallbackInfo& info);
 
-/// Elements of a tensor: far beyond any memory, far below what wraps 64 bits.
+/// Maximum elements of a tensor: far beyond any memory, far below an overflow of 64 bits.
 constexpr int64_t kMaxElements = int64_t{1} << 56;
 
-/// Argument parsing with typed errors. Reading an element of an array may run a getter of the
-/// caller's: afterwards the array can have another length, an operand can be disposed, and no
-/// pointer into JavaScript's memory holds (HostArray). So lengths are read once, and memory last.
+/// Parses arguments, with typed errors. Reading an array element may run a getter of the caller:
+/// afterwards the array can have another length, an operand can be disposed, and no pointer into
+/// JavaScript's memory is valid (HostArray). So lengths are read once, and memory last.
 std::string StringArg(const Napi::Value& value, const char* op, const char* operand);
 double NumberArg(const Napi::Value& value, const char* op, const char* operand);
 /// An integer from 0 to `most`; anything else throws `code`.
@@ -116,8 +116,8 @@ bool IsPresent(const Napi::Value& value);
 /// A 64-bit seed, which JavaScript passes as two 32-bit words.
 uint64_t SeedArg(const Napi::Value& low, const Napi::Value& high, const char* op);
 
-/// Gives memory that nobody else knows yet its first contents: fill(void* bytes) -> Status, called
-/// once and at once. In place where the host can, else into a copy that is queued.
+/// Fills memory that nobody else knows yet: fill(void* bytes) -> Status, called once and at once.
+/// In place if the host can address the memory, otherwise into a copy that is queued.
 template <typename Fill>
 Status FillFresh(Napi::Env env, const StoragePtr& storage, const Fill& fill) {
   Backend* backend = storage->backend();
@@ -135,10 +135,10 @@ Status FillFresh(Napi::Env env, const StoragePtr& storage, const Fill& fill) {
       EnvState::Of(env).cancel());
 }
 
-/// Integers in memory of their own on `backend`.
+/// Integers in new memory on `backend`.
 StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values);
 
-/// A fresh tensor on `backend`.
+/// A new tensor on `backend`.
 TensorHandle NewTensor(Napi::Env env, Backend* backend, DType dtype, std::vector<int64_t> shape);
 
 }  // namespace lowrank::addon

@@ -73,8 +73,8 @@ Status ConvertIn(const HostArray& source, DType dtype, size_t count, const char*
   if (count == 0) return Status();
   if (source.type == napi_uint16_array) {
     if (dtype == DType::kF32) {
-      return Refuse(Code::kDtype, op, "dtype",
-                    "'bf16' or 'f16' (a Uint16Array holds 16-bit values)", "'f32'");
+      return Refuse(Code::kDtype, op, "dtype", "bf16 or f16 (a Uint16Array holds 16-bit values)",
+                    "\"f32\"");
     }
     std::memcpy(target, source.data, count * sizeof(uint16_t));
     return Status();

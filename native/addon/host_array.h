@@ -1,5 +1,5 @@
-/// JavaScript arrays as host memory: what a typed array holds, checked, and the conversions between
-/// its elements and a tensor's.
+/// JavaScript arrays as host memory: the checked content of a typed array, and the conversions
+/// between its elements and a tensor's.
 #pragma once
 
 #include <napi.h>
@@ -13,9 +13,9 @@
 namespace lowrank::addon {
 
 /// The bytes behind a typed array at this moment. Lengths come from N-API, never from the caller,
-/// so a detached or shrunk buffer shows as too short. Good until JavaScript may run again (a getter
-/// is enough): it can detach or shrink the buffer. Other threads write to shared memory at any
-/// time, so what is checked is a copy.
+/// so a detached or shrunk buffer shows as too short. Valid until JavaScript may run again (a
+/// getter is enough), because it can detach or shrink the buffer. Other threads can write to shared
+/// memory at any time, so a copy is what is checked.
 struct HostArray {
   void* data = nullptr;
   size_t length = 0;  // elements
@@ -35,10 +35,10 @@ std::vector<T> CopiedElements(const HostArray& array) {
   if (!values.empty()) std::memcpy(values.data(), array.data, values.size() * sizeof(T));
   return values;
 }
-/// The same of an Int32Array; throws ERR_TYPE for anything else.
+/// The same for an Int32Array; throws ERR_TYPE for anything else.
 std::vector<int32_t> IntegersArg(const Napi::Value& value, const char* op, const char* operand);
 
-/// target[i] = source[i] in `dtype`, one rounding: Float32Array and Float64Array are values, a
+/// target[i] = source[i] in `dtype`, rounded once: Float32Array and Float64Array are values, a
 /// Uint16Array holds the bits of a 16-bit dtype.
 Status ConvertIn(const HostArray& source, DType dtype, size_t count, const char* op, void* target);
 

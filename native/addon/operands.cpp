@@ -76,9 +76,8 @@ OpRefs Operands::Take() {
 
 void Operands::Hold(const StoragePtr& storage, const char* operand) {
   if (storage->backend() != backend_) {
-    ThrowIfError(env_,
-                 Refuse(Code::kDevice, op_, operand, "on device '" + backend_->Info().device + "'",
-                        "'" + storage->backend()->Info().device + "'"));
+    ThrowIfError(env_, Refuse(Code::kDevice, op_, operand, "on device " + backend_->Info().device,
+                              storage->backend()->Info().device));
   }
   refs_.inputs.push_back(storage);
 }
@@ -106,7 +105,7 @@ Compute ComputeArg(const Napi::Value& value, const char* op) {
   if (name == "exact") return Compute::kExact;
   if (name == "int8") return Compute::kInt8;
   ThrowIfError(value.Env(),
-               Refuse(Code::kValue, op, "compute", "'exact' or 'int8'", "'" + name + "'"));
+               Refuse(Code::kValue, op, "compute", "exact or int8", "\"" + name + "\""));
   return Compute::kExact;
 }
 

@@ -1,11 +1,11 @@
-/// What the functions of the ops share: operands in, outputs fresh or added to.
+/// Helpers that the op functions share: operands in, outputs fresh or added to.
 #pragma once
 
 #include "native/addon/handles.h"
 
 namespace lowrank::addon {
 
-/// Collects what an op reads and writes, and refuses operands of another device.
+/// Collects what an op reads and writes, and rejects operands of another device.
 class Operands {
  public:
   Operands(Napi::Env env, const char* op, Backend* backend);
@@ -26,7 +26,7 @@ class Operands {
 
   /// A fresh output.
   TensorView Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape);
-  /// An output that exists and is added to.
+  /// An existing output, to which the op adds.
   TensorView InOut(const Napi::Value& value, const char* operand);
 
   /// Host memory that the descriptor points into.
@@ -62,8 +62,8 @@ struct WantedOutput {
   bool row = false;  // a vector, which is the row [1, N]
 };
 
-/// The outputs of an op of which each is asked for by its place in an array: null (not wanted), a
-/// dtype (fresh), or a tensor (added to). Wrap() gives the fresh ones, null for the others.
+/// The outputs of an op, each requested by its position in an array: null (not wanted), a dtype
+/// (fresh), or a tensor (added to). Wrap() returns the fresh ones, and null for the others.
 class WantedOutputs {
  public:
   WantedOutputs(const Napi::Value& wanted, std::vector<WantedOutput> outputs, Operands* operands);

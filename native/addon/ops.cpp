@@ -1,4 +1,4 @@
-/// One function an op: handles in, descriptor out to the device, fresh handles back. Leading
+/// One function per op: handles in, descriptor to the device, fresh handles back. Leading
 /// dimensions of x and dy pass through to the results.
 #include "native/addon/bindings.h"
 #include "native/addon/operands.h"
@@ -67,7 +67,7 @@ Napi::Value LoraForward(const Napi::CallbackInfo& info) {
 }
 
 // A projection: the array of loraForward's arguments after x, with null for loraA, loraB and
-// loraBias where it has no adapter. Without its y; h is where `h` is.
+// loraBias if it has no adapter. Without its y; `h` is where its h is stored.
 LoraForwardOp PartOf(const Napi::Value& value, const TensorHandle& x, const TensorView& x_view,
                      Operands* operands, TensorHandle* h) {
   const char* op_name = operands->op();
@@ -91,7 +91,7 @@ LoraForwardOp PartOf(const Napi::Value& value, const TensorHandle& x, const Tens
   return op;
 }
 
-// An array of those that are there, null for the others.
+// An array of the present outputs, with null for the others.
 Napi::Value WrapPresent(Napi::Env env, std::vector<TensorHandle>* outputs) {
   Napi::Array result = Napi::Array::New(env, outputs->size());
   for (uint32_t i = 0; i < outputs->size(); ++i) {

@@ -1,4 +1,4 @@
-/// Streams and workspaces of the caller's, on devices that have them.
+/// Streams and workspaces of the caller, on devices that support them.
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/addon/waiting.h"
@@ -38,7 +38,7 @@ Napi::Value Flush(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
-// flushSync(device): false where the environment went away meanwhile
+// flushSync(device): false if the environment went away in the meantime
 Napi::Value FlushSync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const auto arrival = std::make_shared<Parcel>(0);

@@ -1,4 +1,4 @@
-/// Making tensors: from data, zero-copy over memory of the caller, random, cast.
+/// Makes tensors: from data, zero-copy over memory of the caller, random, cast.
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -34,9 +34,9 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(handle));
 }
 
-/// A function that gives `value` up, from any thread; it need not be called.
+/// A function that releases `value`, from any thread; it need not be called.
 std::function<void()> KeepAlive(Napi::Env env, const Napi::Value& value) {
-  /// Buries the reference when the last copy of the function goes.
+  /// Buries the reference when the last copy of the function is destroyed.
   struct Hold {
     std::shared_ptr<Graveyard> graveyard;
     std::unique_ptr<Graveyard::Grave> grave;
@@ -54,8 +54,9 @@ std::function<void()> KeepAlive(Napi::Env env, const Napi::Value& value) {
   return release;
 }
 
-// wrapTensor(device, dtype, shape, typedArray | bigint): no copy. A typed array is kept alive until
-// the last op that uses it is done; a pointer is the caller's to keep.
+// wrapTensor(device, dtype, shape, typedArray
+// bigint): no copy. A typed array is kept alive until the last op that uses it is done; the caller
+// must keep a pointer valid.
 Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "Tensor.wrap";
   const Napi::Env env = info.Env();
@@ -122,14 +123,14 @@ Napi::Value CastTensor(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(target));
 }
 
-// share(tensor): another handle of the same memory, which lives on when the first is disposed
+// share(tensor): another handle of the same memory, which stays alive when the first is disposed
 Napi::Value Share(const Napi::CallbackInfo& info) {
   TensorHandle copy = TensorOf(info[0], "share", "tensor");
   copy.accounted_bytes = 0;
   return WrapTensor(info.Env(), std::move(copy));
 }
 
-// reshape(tensor, shape): the same with another shape of as many elements
+// reshape(tensor, shape): the same with another shape of equally many elements
 Napi::Value Reshape(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "reshape";
   const Napi::Env env = info.Env();
@@ -146,7 +147,7 @@ Napi::Value Reshape(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(copy));
 }
 
-// overlap(a, b): do two tensors lie over the same memory, if only in part?
+// overlap(a, b): do two tensors overlap in memory, even in part?
 Napi::Value Overlap(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "overlap";
   const TensorHandle& a = TensorOf(info[0], kOp, "a");

@@ -1,4 +1,4 @@
-/// Bytes between JavaScript, tensors and devices, each in the order of the device's queue.
+/// Moves bytes between JavaScript, tensors and devices, each in the order of the device's queue.
 #include <cstring>
 #include <memory>
 
@@ -10,7 +10,7 @@
 namespace lowrank::addon {
 namespace {
 
-/// What read() takes its bytes from: a tensor, or one part of a weight.
+/// The source of read(): a tensor, or one part of a weight.
 struct Source {
   StoragePtr storage;
   DType dtype = DType::kF32;
@@ -35,7 +35,7 @@ Source SourceOf(const Napi::Value& handle, const Napi::Value& part) {
   }
   if (!source.storage) {
     ThrowIfError(handle.Env(),
-                 Refuse(Code::kValue, kOp, "part", "one that the weight has", "'" + name + "'"));
+                 Refuse(Code::kValue, kOp, "part", "one that the weight has", "\"" + name + "\""));
   }
   source.raw = true;
   source.count = source.storage->bytes();
@@ -62,19 +62,21 @@ std::function<Status(const void*)> SinkInto(Napi::Env env, const Source& source,
   };
 }
 
-/// What the elements of a result are: f32 values, or the bits of a 16-bit dtype.
+/// The elements of a result: f32 values, or the bits of a 16-bit dtype.
 napi_typedarray_type ElementsArg(const Napi::Value& value) {
   const std::string name = StringArg(value, "read", "elements");
   if (name == "f32") return napi_float32_array;
   if (name == "bits") return napi_uint16_array;
   ThrowIfError(value.Env(),
-               Refuse(Code::kValue, "read", "elements", "'f32' or 'bits'", "'" + name + "'"));
+               Refuse(Code::kValue, "read", "elements", "f32 or bits", "\"" + name + "\""));
   return napi_float32_array;
 }
 
-// read(handle, part | null, 'f32' | 'bits', callback(code | null, message, ArrayBuffer)): of a
-// weight's part its bytes as they are. The buffer is made here: JavaScript runs on while the queue
-// writes, and could detach or shrink one of its own.
+// read(handle, part
+// null, 'f32'
+// 'bits', callback(code
+// null, message, ArrayBuffer)): a part of a weight is read as raw bytes. The buffer is made here,
+// because JavaScript goes on while the queue writes, and could detach or shrink its own buffer.
 Napi::Value Read(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Source source = SourceOf(info[0], info[1]);
@@ -90,8 +92,9 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
-// readSync(handle, part | null, target): false where the environment went away meanwhile; no error
-// can be thrown into one on its way out. The array is the caller's, who waits.
+// readSync(handle, part
+// null, target): false if the environment went away in the meantime, because no error can be thrown
+// into one that is closing. The array belongs to the caller, who waits.
 Napi::Value ReadSync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   EnvState& state = EnvState::Of(env);

@@ -1,4 +1,4 @@
-/// Waiting for a device's queue: by a callback, or by blocking the thread.
+/// Waits for a device's queue: by a callback, or by blocking the thread.
 #pragma once
 
 #include <napi.h>
@@ -12,7 +12,7 @@
 
 namespace lowrank::addon {
 
-/// Bytes on their way from one queue to another: filled once, then taken.
+/// Bytes in transit from one queue to another: filled once, then taken.
 class Parcel {
  public:
   explicit Parcel(size_t bytes) : bytes_(new uint8_t[bytes == 0 ? 1 : bytes]) {}
@@ -42,7 +42,7 @@ class Parcel {
   Status status_;
 };
 
-/// Queues something that reports to `callback`: queue(done) -> Status.
+/// Queues work that reports to `callback`: queue(done) -> Status.
 template <typename QueueFn>
 void QueueWithCallback(Napi::Env env, const Napi::Value& callback, const Napi::Value& target,
                        const QueueFn& queue) {
@@ -64,15 +64,17 @@ void QueueWithCallback(Napi::Env env, const Napi::Value& callback, const Napi::V
   ThrowIfError(env, status);
 }
 
-/// False once the environment is being terminated: any call that may run JavaScript is refused.
+/// False once the environment is being terminated: it then rejects any call that may run
+/// JavaScript.
 inline bool MayRunScript(Napi::Env env) {
   napi_value truth = nullptr;
   return napi_coerce_to_bool(env, env.Null(), &truth) == napi_ok;
 }
 
-/// Blocks until the parcel is sealed. False where the environment went away meanwhile.
+/// Blocks until the parcel is sealed. False if the environment went away in the meantime.
 inline Napi::Value AwaitParcel(Napi::Env env, Parcel* arrival) {
-  // worker.terminate() cannot interrupt this wait, so it looks now and then whether it is over.
+  // worker.terminate() cannot interrupt this wait, so it checks regularly whether the environment
+  // is closing.
   while (!arrival->AwaitFor(std::chrono::milliseconds(10))) {
     if (!MayRunScript(env)) {
       EnvState::Of(env).Abandon();

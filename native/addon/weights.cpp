@@ -17,15 +17,15 @@ const FormatRow* FormatArg(const Napi::Value& value, const char* op) {
   if (format == nullptr) {
     std::string known;
     for (const std::string& each : FormatNames()) {
-      known += (known.empty() ? "'" : ", '") + each + "'";
+      known += (known.empty() ? "" : ", ") + each;
     }
     ThrowIfError(value.Env(),
-                 Refuse(Code::kFormat, op, "format", "one of " + known, "'" + name + "'"));
+                 Refuse(Code::kFormat, op, "format", "one of " + known, "\"" + name + "\""));
   }
   return format;
 }
 
-/// Which of them a format has, its own check says.
+/// The format's own check decides which of them it supports.
 int64_t BlocksizeArg(const Napi::Value& value, const char* op, const char* operand) {
   const int64_t blocksize = IntegerArg(value, op, operand, Code::kFormat, INT32_MAX);
   if (blocksize == 0) {
@@ -51,7 +51,7 @@ StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t 
   return part;
 }
 
-/// The codebook given, or the weight's own.
+/// The given codebook, or the weight's own.
 StoragePtr CodebookPart(Napi::Env env, Backend* backend, const WeightHandle& weight,
                         const Napi::Value& value, const char* op) {
   const FormatRow& format = *weight.format;
@@ -80,7 +80,8 @@ std::vector<StoragePtr> PartsOf(const WeightHandle& weight) {
   return parts;
 }
 
-/// The parts of a weight whose format, blocksize and shape are set; only its tables are filled.
+/// Makes the parts of a weight whose format, blocksize and shape are set. Only its tables are
+/// filled.
 void MakeParts(Napi::Env env, Backend* backend, bool double_quant, WeightHandle* weight) {
   auto& parts = weight->parts;
   const QuantView sizes = weight->View();
@@ -167,7 +168,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   if (!weight.parts[WeightHandle::kCodes]) {
     ThrowIfError(env, Refuse(Code::kFormat, kOp, "codes", "given", "none"));
   }
-  // Which parts belong together, and the blocksize.
+  // Checks which parts belong together, and the blocksize.
   ThrowIfError(env, CheckQuant(kOp, "w", weight.View()));
   return WrapWeight(env, std::move(weight));
 }
@@ -196,7 +197,7 @@ TensorView RowsOf(Napi::Env env, const TensorView& whole, double first, int64_t 
   return whole.Rows(row, count);
 }
 
-/// Rows [first, first + count) of a weight, which begin with a block of their own.
+/// Rows [first, first + count) of a weight, which start at a block boundary.
 QuantView RowsArg(const Napi::CallbackInfo& info, size_t first_arg, const QuantView& whole,
                   int64_t count, const char* op) {
   const double first = NumberArg(info[first_arg], op, "first");
@@ -228,8 +229,9 @@ Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   return WrapWeight(env, std::move(weight));
 }
 
-// quantizeRows(tile, weight, first, absmax | null): of a weight with double quantisation the scales
-// go to `absmax` [blocks], until quantizeScales()
+// quantizeRows(tile, weight, first, absmax
+// null): for a weight with double quantisation the scales go to `absmax` [blocks], until
+// quantizeScales()
 Napi::Value QuantizeRows(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();
@@ -242,7 +244,7 @@ Napi::Value QuantizeRows(const Napi::CallbackInfo& info) {
   QuantizeOp op;
   op.w = tile.View();
   QuantView whole = weight.View();
-  // Parts that a failure before has spoilt stay so: they are operands too.
+  // Parts that an earlier failure poisoned stay so: they are operands too.
   std::vector<StoragePtr> inputs = {tile.storage, weight.parts[WeightHandle::kCodes]};
   std::vector<StoragePtr> outputs = {weight.parts[WeightHandle::kCodes]};
   if (whole.double_quant()) {
@@ -361,7 +363,7 @@ Napi::Value PutRows(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kDevice, kOp, "source", "on the device of y", "another"));
   }
   const TensorView rows = source.View();
-  // All of y, whatever the rows: a call is not to be right by its `begin` alone.
+  // Checks all of y, whatever the rows: a call must not be valid only because of its `begin`.
   ThrowIfError(env, Ranges().Out("y", tensor.View()).In("source", rows).CheckApart(kOp));
   const TensorView part =
       RowsOf(env, tensor.View(), NumberArg(info[2], kOp, "first"), rows.rows, kOp);
@@ -371,7 +373,7 @@ Napi::Value PutRows(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
-// formats(): the native table. Each format's levels, and what the test holds to
+// formats(): the native table. Each format's levels, and the values that the test compares with
 // lib/core/formats.ts
 Napi::Value Formats(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();

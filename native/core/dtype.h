@@ -1,4 +1,4 @@
-/// Element types, and the correctly rounded conversions between them.
+/// Element types, and correctly rounded conversions between them.
 ///
 /// Every conversion rounds to nearest, ties to even, keeps denormals and the sign of zero, gives
 /// infinity on overflow, and maps NaN to a quiet NaN of the same sign (never to infinity).
@@ -15,7 +15,8 @@ enum class DType : uint8_t { kF32, kBF16, kF16 };
 constexpr size_t DTypeBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 const char* DTypeName(DType dtype);
 
-/// Storage types of the two 16-bit formats; the values are bits, so no arithmetic by accident.
+/// Storage types of the two 16-bit formats. The values are bits, which prevents accidental
+/// arithmetic.
 struct BF16 {
   uint16_t bits;
 };
@@ -74,8 +75,8 @@ inline F16 FromFloat<F16>(float value) {
   }
   if (magnitude >= 0x477ff000u) return F16{static_cast<uint16_t>(sign | 0x7c00u)};  // >= 65520
   if (magnitude < 0x38800000u) {
-    // Below 2^-14 the result is a multiple of 2^-24. Adding 0.5 places that unit at the last bit
-    // of the sum's significand, so the addition itself rounds to nearest even.
+    // Below 2^-14 the result is a multiple of 2^-24. Adding 0.5 puts that unit at the last bit of
+    // the sum's significand, so the addition itself rounds to nearest even.
     const uint32_t shifted = BitsOf(FloatOf(magnitude) + 0.5f);
     return F16{static_cast<uint16_t>(sign | (shifted - 0x3f000000u))};
   }
@@ -96,7 +97,7 @@ T FromDouble(double value) {
     if (finite && static_cast<double>(nearest) != value && (bits & 1u) == 0) {
       const double magnitude = value < 0 ? -value : value;
       const double rounded = nearest < 0 ? -static_cast<double>(nearest) : nearest;
-      // Odd neighbour on the side of the exact value.
+      // The odd neighbour on the side of the exact value.
       const uint32_t sign = value < 0 ? 0x80000000u : 0u;
       const uint32_t size = bits & 0x7fffffffu;
       nearest = FloatOf(sign | (magnitude > rounded ? size + 1 : size - 1));

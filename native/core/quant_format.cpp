@@ -8,7 +8,7 @@ namespace lowrank {
 namespace {
 
 // NF4 (Dettmers et al., "QLoRA", 2023, appendix E): quantiles of N(0, 1), asymmetric so that zero
-// is exact. Thresholds are the midpoints as the peer's CUDA source writes them.
+// is exact. Thresholds are the midpoints as written in bitsandbytes' CUDA source.
 constexpr float kNf4Codebook[16] = {
     -1.0f,
     -0.6961928009986877f,
@@ -35,8 +35,8 @@ constexpr float kNf4Thresholds[15] = {
 };
 constexpr uint8_t kAscending[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// FP4: sign, two exponent bits, one mantissa bit; magnitudes 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1,
-// which the codes list in another order.
+// FP4: sign, two exponent bits, one mantissa bit; magnitudes 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3, 1.
+// The codes list them in another order.
 constexpr float kFp4Codebook[16] = {
     0.0f, 0.0625f / 12,  8.0f / 12,  1.0f,  4.0f / 12,  0.5f,  2.0f / 12,  0.25f,
     0.0f, -0.0625f / 12, -8.0f / 12, -1.0f, -4.0f / 12, -0.5f, -2.0f / 12, -0.25f,
@@ -45,8 +45,8 @@ constexpr float kFp4Thresholds[7] = {0.00260417f, 0.0859375f, 0.20833333f, 0.291
                                      0.4166667f,  0.583333f,  0.8333333f};
 constexpr uint8_t kFp4RankToCode[8] = {0, 1, 6, 7, 4, 5, 2, 3};
 
-// INT4: 16 even steps from -1 to 1, whichever zero-points are added to the product (lib/quant/
-// group-affine.ts); thresholds are the midpoints. Code 8 is the least level above 0.
+// INT4: 16 even steps from -1 to 1, independent of any zero-points, which are added to the product
+// (lib/quant/group-affine.ts). Thresholds are the midpoints. Code 8 is the smallest level above 0.
 constexpr float kInt4Codebook[16] = {
     -15.0f / 15, -13.0f / 15, -11.0f / 15, -9.0f / 15, -7.0f / 15, -5.0f / 15,
     -3.0f / 15,  -1.0f / 15,  1.0f / 15,   3.0f / 15,  5.0f / 15,  7.0f / 15,
@@ -62,8 +62,8 @@ struct DynamicMap {
   float midpoints[255];
   uint8_t identity[256];
 
-  // 7 decades; decade i has 2^i means of a linear split of [0.1, 1], both signs, and 0 and 1. Every
-  // step is rounded to f32, since the peer builds the table with f32 tensors.
+  // 7 decades; decade i has 2^i means of a linear split of [0.1, 1], with both signs, and 0 and 1.
+  // Every step is rounded to f32, because bitsandbytes builds the table with f32 tensors.
   DynamicMap() {
     int count = 0;
     for (int decade = 0; decade < 7; ++decade) {
@@ -71,8 +71,8 @@ struct DynamicMap {
       const float step = 0.9f / static_cast<float>(boundaries - 1);
       const float exponent = static_cast<float>(std::pow(10.0, decade - 6));
       auto boundary = [&](int i) {
-        // From both ends towards the middle with fused products, as the peer's linspace does: the
-        // double holds the product exactly.
+        // From both ends towards the middle with fused products, like torch.linspace: the double
+        // holds the product exactly.
         const double wide = step;
         return static_cast<float>(i < boundaries / 2 ? 0.1f + wide * i
                                                      : 1.0f - wide * (boundaries - 1 - i));

@@ -1,6 +1,6 @@
-/// Quantisation formats: one row and one codec each. The values of a codebook stand here and
-/// nowhere else in C++ (test/oracle/quantise.ts has its own copy, from the definition). Every
-/// device runs every format of the table.
+/// Quantisation formats, with one row and one codec each. The values of the codebooks are only here
+/// in C++ (test/oracle/quantise.ts has its own copy, from the definition). Every device runs every
+/// format of the table.
 #pragma once
 
 #include <cstdint>
@@ -9,13 +9,13 @@
 
 namespace lowrank {
 
-/// One row a format. Encoding is a rank: with v = value · (1 / absmax) (in f32, as the peer's CUDA
-/// quantiser does), the code is rank_to_code[number of thresholds t with v > t]. A sign-magnitude
-/// format ranks |v| and sets the top bit of the code for v < 0.
+/// One row per format. Encoding is a rank: with v = value · (1 / absmax) (in f32, as in
+/// bitsandbytes' CUDA quantiser), the code is rank_to_code[number of thresholds t with v > t]. A
+/// sign-magnitude format ranks |v| and sets the top bit of the code for v < 0.
 struct FormatRow {
   const char* name;         // as in lib/core/formats.ts
   int bits;                 // 4 or 8
-  int levels;               // entries of the codebook
+  int levels;               // entries in the codebook
   const float* codebook;    // [levels], value of each code for absmax = 1
   const float* thresholds;  // [threshold_count], ascending
   int threshold_count;
@@ -31,18 +31,18 @@ struct FormatRow {
   uint8_t Encode(float normalised) const;
 };
 
-/// Null where the name is unknown.
+/// Null if the name is unknown.
 const FormatRow* FindFormat(const std::string& name);
 int FormatCount();
 const FormatRow& FormatAt(int index);
-/// The names of those with so many bits; 0: of all.
+/// The names of the formats with this many bits; 0: of all.
 std::vector<std::string> FormatNames(int bits = 0);
 
 /// The signed dynamic 8-bit map (bitsandbytes `create_dynamic_map(signed=True)`), ascending, [256].
-/// The codebook of int8, and of double-quantised absmax.
+/// The codebook of int8 and of double-quantised absmax.
 const float* DynamicMap8bit();
 
-/// What rowwise codes stand for: (code - 128) / 127, [256].
+/// The levels of rowwise codes: (code - 128) / 127, [256].
 const float* RowwiseLevels();
 
 }  // namespace lowrank

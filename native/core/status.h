@@ -27,14 +27,14 @@ enum class Code {
 
 const char* CodeName(Code code);
 
-/// Copies share the message: handing a failure on allocates nothing, so it works without memory
-/// too.
+/// Copies share the message: passing a failure on allocates nothing, so it works even without
+/// memory.
 class Status {
  public:
   Status() = default;
   Status(Code code, std::string message)
       : code_(code), message_(std::make_shared<const std::string>(std::move(message))) {}
-  /// "<where>: <what>", or the code alone where there is no memory for the words.
+  /// "<where>: <what>", or only the code if there is no memory for the text.
   static Status Bare(Code code, const char* where, const char* what) noexcept;
 
   bool ok() const { return code_ == Code::kOk; }
@@ -46,7 +46,7 @@ class Status {
   std::shared_ptr<const std::string> message_;
 };
 
-/// `<op>: <operand> must be <expected>, got <actual>`: the one form of a refusal.
+/// `<op>: <operand> must be <expected>, got <actual>`: the form of every validation error.
 Status Refuse(Code code, const std::string& op, const std::string& operand,
               const std::string& expected, const std::string& actual);
 

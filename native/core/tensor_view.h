@@ -1,4 +1,4 @@
-/// What a kernel sees of its operands: a pointer, an element type and a shape. Owns nothing.
+/// A kernel's view of its operands: a pointer, an element type and a shape. Owns nothing.
 #pragma once
 
 #include <cstdint>
@@ -20,7 +20,7 @@ struct TensorView {
 
   int64_t elems() const { return rows * cols; }
   size_t bytes() const { return static_cast<size_t>(elems()) * DTypeBytes(dtype); }
-  /// Rows [first, first + count); of nothing, nothing.
+  /// Rows [first, first + count); an absent operand stays absent.
   TensorView Rows(int64_t first, int64_t count) const {
     TensorView part = *this;
     part.rows = count;
@@ -36,14 +36,14 @@ struct TensorView {
 /// flattened row-major elements, across row ends; the last block may be short.
 ///
 ///   4-bit codes   element 2i in the high nibble of byte i, element 2i + 1 in the low nibble
-///   8-bit codes   one byte an element
+/// 8-bit codes one byte per element
 ///   w[i] = codebook[code[i]] · scale(i / blocksize)
 ///   scale(b)      = absmax[b], or with double quantisation
 ///                   absmax_codebook[absmax_8bit[b]] · nested_absmax[b / nested_blocksize]
 ///                   + absmax_offset
 ///
 /// Rowwise (LLM.int8): 8-bit codes of c + 128 for levels c / 127, and the same scale in all blocks
-/// of a row, which are whole.
+/// of a row. Blocks do not cross rows.
 struct QuantView {
   const FormatRow* format = nullptr;
   int64_t rows = 0;  // N
@@ -68,8 +68,8 @@ struct QuantView {
   }
   std::string Describe() const;
 
-  /// Rows that begin with a block of their own (and one of nested scales) are multiples of this;
-  /// not for a weight without columns.
+  /// Rows that start at a block boundary (and one of nested scales) are multiples of this; not for
+  /// a weight without columns.
   int64_t RowStep() const;
   /// Rows [first, first + count) as a weight; `first` is a multiple of RowStep().
   QuantView Rows(int64_t first, int64_t count) const;
@@ -89,10 +89,10 @@ struct QuantView {
   float Value(int64_t index) const { return codebook[Code(index)] * Scale(index / blocksize); }
 };
 
-/// A fixed 0/1 map of features, rows of K to rows of J. Element j of the result is the sum of the
-/// elements index[begin[j]] to index[begin[j + 1] - 1]; without `begin` it is the one element
-/// index[j], or 0 where that is -1. Whoever makes one has checked that each index is in [0, K), in
-/// ascending order within a list, and that the lists cover `index`: kernels read where it points.
+/// A fixed 0/1 map of features, from rows of K to rows of J. Element j of the result is the sum of
+/// the elements index[begin[j]] to index[begin[j + 1] - 1]; without `begin` it is the single
+/// element index[j], or 0 if that is -1. The maker must check that each index is in [0, K),
+/// ascending within a list, and that the lists cover `index`, because kernels read at every index.
 struct FeatureMapView {
   const int32_t* begin = nullptr;  // [J + 1], or null
   const int32_t* index = nullptr;  // [entries]

@@ -20,7 +20,8 @@ DeviceInfo HostBackend::Info() const {
 Status HostBackend::Ready() const {
   LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
   if (info_.available) return Status();
-  return Status(Code::kDevice, "device: '" + info_.device + "' is not available: " + info_.reason);
+  return Status(Code::kDevice,
+                "device: \"" + info_.device + "\" is not available: " + info_.reason);
 }
 
 // In a forked child the lock of memory_ may be held forever, by a thread that stayed in the parent.
@@ -110,7 +111,7 @@ Status HostBackend::Synchronize(DoneFn done, CancelPtr cancel) {
 
 Status HostBackend::UseStream(void*, CancelPtr) {
   return Refuse(Code::kUnsupported, "useStream", "device", "a CUDA device",
-                "'" + info_.device + "', which has no streams");
+                info_.device + ", which has no streams");
 }
 
 Status HostBackend::Flush(DoneFn done, CancelPtr cancel) {

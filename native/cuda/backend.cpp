@@ -65,7 +65,8 @@ Status CudaBackend::Probe() const {
       return Status(Code::kDevice, gpu_.card +
                                        " is there, but this addon was built without nvcc: "
                                        "no kernels at " +
-                                       path + " (npm run build where the CUDA toolkit is)");
+                                       path +
+                                       " (run npm run build on a machine with the CUDA toolkit)");
     }
     LOWRANK_RETURN_IF_ERROR(KernelImage::Open(path, &image_));
     return CheckImage(image_, gpu_, *library_);
@@ -115,7 +116,7 @@ Status CudaBackend::Ready() const {
   if (engine_.load(std::memory_order_acquire) != nullptr) return Status();
   const Status status = source_.look == nullptr ? Probe() : source_.look();
   if (status.ok()) return status;
-  return Status(status.code(), "device: '" + device_ + "' is not available: " + status.message());
+  return Status(status.code(), "device: \"" + device_ + "\" is not available: " + status.message());
 }
 
 Status CudaBackend::EnsureStarted() {
@@ -128,8 +129,8 @@ Status CudaBackend::EnsureStarted() {
   // A device without memory may have some later; what else a start fails with stays.
   const bool again = status.code() == Code::kOom;
   const Status told(again ? Code::kOom : Code::kDevice,
-                    "device: '" + device_ + "' does not start" +
-                        (again ? ", its memory is in use: " : ": ") + status.message());
+                    "device: \"" + device_ + "\" does not start" +
+                        (again ? " because its memory is in use: " : ": ") + status.message());
   if (!again) start_status_ = told;
   return told;
 }
@@ -228,7 +229,7 @@ Status CudaBackend::Wrap(void* data, size_t bytes, bool host_memory, std::functi
       LOWRANK_RETURN_IF_ERROR(context.Check(result, "cuPointerGetAttribute"));
     }
     if (result != CUDA_SUCCESS || type != CU_MEMORYTYPE_DEVICE || ordinal != source_.ordinal) {
-      return Refuse(Code::kValue, "Tensor.wrap", "pointer", "memory of '" + device_ + "'",
+      return Refuse(Code::kValue, "Tensor.wrap", "pointer", "memory of device " + device_,
                     result == CUDA_SUCCESS ? "memory of another device or of the host"
                                            : "an address that the driver does not know");
     }

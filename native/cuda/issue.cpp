@@ -35,8 +35,8 @@ bool SynchronousOps() {
 Status CheckInt8(const char* op, const std::string& device, Compute compute, const WeightView& w) {
   if (compute == Compute::kExact || w.quant.rowwise) return Status();
   return Refuse(Code::kUnsupported, op, "compute",
-                std::string("'exact' of ") + w.quant.format->name + " on device '" + device + "'",
-                "'int8', which is there for rowwise int8; 'cpu' and 'reference' have it for both");
+                std::string("exact for ") + w.quant.format->name + " on device " + device,
+                "int8, which this device has for rowwise int8 only (cpu and reference have both)");
 }
 
 Status CheckInt8(const MatmulOp& op, const std::string& device) {

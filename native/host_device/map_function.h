@@ -1,18 +1,20 @@
 /// The functions of mapTensor, with the same bits on every device: f32 in, arithmetic in double
-/// (only + - * /, sqrt and the bits themselves), one rounding to f32. Compile with contraction off
+/// (only + - * /, sqrt and the bits themselves), rounded once to f32. Compile with contraction off
 /// (-ffp-contract=off, nvcc --fmad=false).
 ///
-/// Error   at most 0.501 units in the last place of f32, denormal results included: what is
+/// Error   at most 0.501 units in the last place of f32, including denormal results: the value
 ///         computed in double is within 2^-40 of the function, relatively. abs, relu, sign are
 ///         exact.
-/// NaN     in gives NaN out; infinities and zeros go as the function does, signs of zero too, but
-///         relu of -0 is 0
+/// NaN     in gives NaN out; infinities and zeros behave as in the function, including signs of
+///         zero, except that relu of -0 is 0
 ///
 ///   exp      x = n ln 2 + r, |r| <= ln 2 / 2: 2^n · (1 + (e^r - 1)), e^r - 1 by its Taylor
 ///            polynomial of degree 11; the first term left out is below 2^-45 of it
 ///   log      x = 2^k · m, sqrt(1/2) <= m < sqrt(2): k ln 2 + 2 atanh f, f = (m - 1) / (m + 1),
 ///            |f| < 0.1716, series to f^15; what is left out is below 2^-43 of it
-///   tanh     E / (E + 2), E = e^(2 |x|) - 1, which near 0 is the polynomial alone: no cancellation
+/// tanh E / (E + 2), E = e^(2
+/// x
+/// ) - 1, which near 0 is only the polynomial: no cancellation
 ///   sigmoid  1 / (1 + e^-x)
 ///   sin, cos |x| in quarter turns n + f, |f| <= 1/2, from as many bits of 2 / pi as x needs: exact
 ///   to
@@ -26,7 +28,7 @@
 #if defined(__CUDACC__)
 #define LOWRANK_MAP_INLINE static __host__ __device__ __forceinline__
 #else
-// Internal, so that no unit of an instruction set gives the linker a copy for all of them.
+// Internal linkage, so that no instruction set's unit gives the linker a copy for all of them.
 #define LOWRANK_MAP_INLINE static inline __attribute__((always_inline))
 #endif
 
@@ -113,7 +115,7 @@ LOWRANK_MAP_INLINE MapExp<D> ExpParts(D x) {
   return {L::FromBits((L::Bits(shifted) + uint64_t{1023}) << 52), r + r * r * p};
 }
 
-/// Beyond 110 on either side f32 has overflowed, or has nothing left.
+/// Beyond 110 on either side f32 overflows or underflows.
 template <typename D>
 LOWRANK_MAP_INLINE D ExpOf(D x) {
   using L = MapLanes<D>;
@@ -130,7 +132,7 @@ LOWRANK_MAP_INLINE D SigmoidOf(D x) {
 LOWRANK_MAP_INLINE double LogOf(double x) {
   const double magic = 6755399441055744.0;
   const uint64_t bits = BitsOfDouble(x);
-  // Counted from sqrt(1/2), so that the exponent steps at sqrt(2) and not at 2.
+  // Counted from sqrt(1/2), so that the exponent changes at sqrt(2), not at 2.
   const int64_t k = static_cast<int64_t>(bits - 0x3fe6a09e667f3bcdull) >> 52;
   const double m = DoubleOfBits(bits - (static_cast<uint64_t>(k) << 52));
   const double exponent = DoubleOfBits(BitsOfDouble(magic) + static_cast<uint64_t>(k)) - magic;
@@ -161,20 +163,22 @@ LOWRANK_MAP_INLINE D TanhOf(D x) {
   return L::FromBits(L::Bits(e / (e + 2.0)) | sign);
 }
 
-/// The part of an angle beyond the nearest quarter turn, in radians, and that turn's number mod 4.
+/// An angle beyond the nearest quarter turn, in radians, and the number of that turn mod 4.
 struct MapAngle {
   double rest;
   uint32_t quarter;
 };
 
-/// Of a finite |x| that is a float. x = M · 2^(k - 24), M of 24 bits; of x · 2 / pi mod 4 only the
-/// bits of 2 / pi count whose weight is below 2^(26 - k), and of those 128.
+/// For a finite float
+/// x
+/// . x = M · 2^(k - 24), with M of 24 bits. For x · 2 / pi mod 4 only the bits of 2 / pi with a
+/// weight below 2^(26 - k) matter, and of those 128.
 LOWRANK_MAP_INLINE MapAngle AngleOf(double size) {
   if (size < 0.7853981633974483) return {size, 0};
   const uint64_t bits = BitsOfDouble(size);
   const uint64_t mantissa = (bits >> 29 & 0x7fffff) | 0x800000;
   const uint32_t k = static_cast<uint32_t>(bits >> 52) - 1022;
-  // A word of zeros, then 2 / pi; bit k + 6 of it is the first that counts.
+  // A word of zeros, then 2 / pi; bit k + 6 of it is the first that matters.
   const uint32_t skip = (k + 6) >> 5;
   const uint32_t shift = (k + 6) & 31;
   uint64_t w0 = 0, w1 = 0xa2f9836e, w2 = 0x4e441529, w3 = 0xfc2757d1, w4 = 0xf534ddc0;
@@ -190,7 +194,7 @@ LOWRANK_MAP_INLINE MapAngle AngleOf(double size) {
   advance(skip > 2, 0xfe5163ab);
   advance(skip > 3, 0xdebbc561);
   const uint64_t low = 0xffffffff;
-  // The window's words times M, mod 2^128, of which the point stands after two bits.
+  // The window's words times M, mod 2^128, with the binary point after two bits.
   const uint64_t p3 = mantissa * ((w3 << 32 | w4) << shift >> 32);
   const uint64_t p2 = mantissa * ((w2 << 32 | w3) << shift >> 32) + (p3 >> 32);
   const uint64_t p1 = mantissa * ((w1 << 32 | w2) << shift >> 32) + (p2 >> 32);

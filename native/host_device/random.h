@@ -1,5 +1,5 @@
 /// Normal and uniform numbers that are a pure function of (seed, index), with the same bits on
-/// every device: only + - * / and sqrt in double, which IEEE 754 rounds one way, and no library
+/// every device: only + - * / and sqrt in double, whose rounding IEEE 754 defines, and no library
 /// function. Compile with contraction off (-ffp-contract=off, nvcc --fmad=false).
 ///
 ///   draws   four 32-bit words u of Philox group index / 4, stream kNormalStream or kUniformStream
@@ -20,7 +20,7 @@
 
 namespace lowrank {
 
-/// ln(n · 2^-32) for n in [1, 2^32]: exponent and mantissa apart, then the series of 2 atanh.
+/// ln(n · 2^-32) for n in [1, 2^32]: exponent and mantissa separately, then the series of 2 atanh.
 /// Within 2 units in the last place.
 LOWRANK_HOST_DEVICE inline double LogOfFraction(uint64_t n) {
   int exponent = -32;
@@ -43,14 +43,14 @@ LOWRANK_HOST_DEVICE inline double LogOfFraction(uint64_t n) {
   const double z = s * s;
   double tail = 1.0 / 23.0;
   for (int k = 21; k >= 3; k -= 2) tail = tail * z + 1.0 / k;
-  // ln 2 in two parts, the high one short enough that its multiple is exact.
+  // ln 2 in two parts; the high one is short enough for its multiple to be exact.
   const double high = 0.693147180369123816490e+00;
   const double low = 1.90821492927058770002e-10;
   const double fraction = 2.0 * s + 2.0 * s * (z * tail);
   return exponent * high + (fraction + exponent * low);
 }
 
-/// cos and sin of 2 pi b / 2^32. The angle is folded to [0, pi/4] on the integer, which is exact.
+/// cos and sin of 2 pi b / 2^32. The angle is folded to [0, pi/4] as an integer, which is exact.
 LOWRANK_HOST_DEVICE inline void CosSinOfTurn(uint32_t b, double* cosine, double* sine) {
   const uint32_t octant = b >> 29;
   uint32_t rest = b & 0x1fffffffu;
@@ -59,7 +59,7 @@ LOWRANK_HOST_DEVICE inline void CosSinOfTurn(uint32_t b, double* cosine, double*
       (mirrored ? static_cast<double>(0x20000000u - rest) : static_cast<double>(rest)) *
       (6.28318530717958647692 / 4294967296.0);
   const double z = angle * angle;
-  // Taylor to the term below 2^-60 at pi / 4.
+  // Taylor series up to the term below 2^-60 at pi / 4.
   double c = 1.0;
   double s = 1.0;
   for (int k = 18; k >= 2; k -= 2) {
@@ -67,7 +67,7 @@ LOWRANK_HOST_DEVICE inline void CosSinOfTurn(uint32_t b, double* cosine, double*
     s = 1.0 - s * z / static_cast<double>(k * (k + 1));
   }
   s *= angle;
-  // Octants: an odd one is the mirror image at pi/4 of what follows.
+  // Octants: an odd one mirrors the next at pi/4.
   const double a = mirrored ? s : c;
   const double d = mirrored ? c : s;
   switch (octant >> 1) {

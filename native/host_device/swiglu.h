@@ -1,6 +1,6 @@
 /// The gate of a SwiGLU feed-forward layer (Shazeer, GLU variants improve Transformer, 2020,
 /// arXiv:2002.05202) and its derivatives, with the same bits on every device: f32 in, arithmetic in
-/// double as in map_function.h, one rounding to f32.
+/// double as in map_function.h, rounded once to f32.
 ///
 ///   y = g · σ(g) · u      ∂y/∂u = g · σ(g)      ∂y/∂g = u · σ(g) · (1 + g · (1 - σ(g)))
 #pragma once

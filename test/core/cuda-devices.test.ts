@@ -86,7 +86,7 @@ describe('no driver', () => {
 
   it('a library that is no driver is said', () => {
     const found = info({ LOWRANK_CUDA_LIBRARY: addon });
-    expect(found.get('cuda')?.reason).toMatch(/is no CUDA driver: it lacks cuInit/);
+    expect(found.get('cuda')?.reason).toMatch(/is not a CUDA driver: it lacks cuInit/);
   });
 });
 
@@ -110,7 +110,7 @@ describe.skipIf(!emulated)('a driver', () => {
     [
       'without memory for a context',
       { LOWRANK_CUDA_FAULT: 'cuDevicePrimaryCtxRetain:code=2:sticky' },
-      /does not start, its memory is in use: .*out of memory/i,
+      /does not start because its memory is in use: .*out of memory/i,
     ],
     [
       'that refuses the kernels',
@@ -127,7 +127,7 @@ describe.skipIf(!emulated)('a driver', () => {
   it.each([
     ['cuDevicePrimaryCtxRetain:code=999', /does not start: .*999/],
     ['cuDevicePrimaryCtxRetain:code=46', /does not start: .*46/],
-    ['cuDevicePrimaryCtxRetain:code=2:sticky', /does not start, its memory is in use/],
+    ['cuDevicePrimaryCtxRetain:code=2:sticky', /does not start because its memory is in use/],
     ['cuModuleLoadData:code=222', /built by a newer toolkit/],
   ])('that makes no context is not the default (%s)', (fault, reason) => {
     writeKernels('sm_80,compute_80');
@@ -177,7 +177,7 @@ describe.skipIf(!emulated)('a driver', () => {
     writeKernels('sm_61');
     expect(info(overEmulator).get('cuda')?.reason).toMatch(/built for sm_61, .* is sm_80/);
     writeFileSync(kernels, 'something else');
-    expect(info(overEmulator).get('cuda')?.reason).toMatch(/is no file of kernels/);
+    expect(info(overEmulator).get('cuda')?.reason).toMatch(/is not a kernel file/);
   });
 
   it.each<[number, string, string, string, string, RegExp | null]>([
@@ -225,7 +225,7 @@ describe.skipIf(!emulated)('a driver', () => {
       ['thirteen', '9.0'],
     ] as const) {
       writeKernelsOf(compiler, ptx, ['sm_80']);
-      expect(info(overEmulator).get('cuda')?.reason).toMatch(/does not say which compiler/);
+      expect(info(overEmulator).get('cuda')?.reason).toMatch(/does not name its compiler/);
     }
   });
 

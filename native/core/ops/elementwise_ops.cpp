@@ -1,10 +1,10 @@
-/// Ops over the elements of small tensors.
+/// Element-wise ops over small tensors.
 #include "native/core/ops/op_checks.h"
 
 namespace lowrank {
 namespace {
 
-/// [M, N], with 1 in place of either.
+/// Checks for [M, N], where either dimension may be 1.
 Status CheckBroadcast(const char* op, const char* operand, const TensorView& view,
                       const TensorView& a) {
   if (!view.present) return Status();

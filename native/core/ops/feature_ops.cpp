@@ -9,7 +9,7 @@ Status CheckBlocks(const char* op, int64_t blocks) {
   return Refuse(Code::kShape, op, "blocks", "not negative", std::to_string(blocks));
 }
 
-/// A row of a block for each row of each of the others.
+/// Checks that every block has the same number of rows.
 Status CheckEven(const char* op, const char* operand, const TensorView& view, int64_t blocks) {
   if (blocks == 0 ? view.rows == 0 : view.rows % blocks == 0) return Status();
   return Refuse(Code::kShape, op, operand, "of rows in " + std::to_string(blocks) + " blocks",
@@ -118,7 +118,8 @@ std::string FactoredNormOp::Describe() const {
 Status QuantizeScalesOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckQuant(kName, "out", out));
   if (!out.double_quant()) {
-    return Refuse(Code::kFormat, kName, "out", "with double quantisation", "without");
+    return Refuse(Code::kFormat, kName, "out", "double-quantised",
+                  "a weight without double quantisation");
   }
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "absmax", absmax, 1, out.blocks()));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "absmax", absmax, DType::kF32));

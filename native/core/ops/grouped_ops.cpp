@@ -19,7 +19,7 @@ Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
     const AdapterRows& adapter = table.adapters[e];
     if (adapter.first != first || adapter.h_begin != h_begin || adapter.count < 0 ||
         first + adapter.count > table.row_count) {
-      return Refuse(Code::kValue, op, "rows", "adapter after adapter", "another order");
+      return Refuse(Code::kValue, op, "rows", "grouped by adapter", "another order");
     }
     for (int64_t i = 0; i < adapter.count; ++i) {
       const int64_t row = table.rows[first + i];
@@ -33,8 +33,9 @@ Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
                       "slot " + std::to_string(gate));
       }
       if (taken[static_cast<size_t>(gate)] || (i > 0 && table.rows[first + i - 1] >= row)) {
-        return Refuse(Code::kValue, op, "rows", "ascending in an adapter, each slot in one",
-                      "row " + std::to_string(row) + " once more");
+        return Refuse(Code::kValue, op, "rows",
+                      "ascending within an adapter, with each slot in one adapter",
+                      "row " + std::to_string(row) + " again");
       }
       taken[static_cast<size_t>(gate)] = true;
     }
@@ -42,7 +43,7 @@ Status CheckRows(const char* op, const AdapterTable& table, int64_t m_count) {
     h_begin += adapter.count * adapter.r();
   }
   if (first != table.row_count || h_begin != table.h_elems) {
-    return Refuse(Code::kValue, op, "rows", "all of an adapter", "rows left over");
+    return Refuse(Code::kValue, op, "rows", "each assigned to an adapter", "rows without one");
   }
   return Status();
 }
@@ -65,7 +66,7 @@ Status CheckAdapters(const char* op, const AdapterTable& table, int64_t n, int64
   return Status();
 }
 
-/// The operands that both directions have.
+/// The operands that both directions share.
 void AddShared(const AdapterTable& table, const TensorView& row_scale, const TensorView& mask,
                Ranges* ranges) {
   for (int64_t e = 0; e < table.count; ++e) {
@@ -128,7 +129,7 @@ Status GroupedBackwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dBias", d_bias, 1, n));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dRowScale", d_row_scale, 1, m * table.slots));
   if (d_row_scale.present && !row_scale.present) {
-    return Refuse(Code::kValue, kName, "dRowScale", "beside rowScale", "alone");
+    return Refuse(Code::kValue, kName, "dRowScale", "given only with rowScale", "dRowScale alone");
   }
   Ranges ranges;
   AddShared(table, row_scale, mask, &ranges);
@@ -141,7 +142,7 @@ Status GroupedBackwardOp::Check() const {
     LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraB", adapter.d_lora_b, n, r));
     LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "dLoraBias", adapter.d_lora_bias, 1, n));
     if (adapter.d_lora_bias.present && !adapter.d_lora_b.present) {
-      return Refuse(Code::kValue, kName, "dLoraBias", "beside dLoraB", "alone");
+      return Refuse(Code::kValue, kName, "dLoraBias", "given only with dLoraB", "dLoraBias alone");
     }
     needs_x = needs_x || adapter.d_lora_a.present;
     needs_h = needs_h || adapter.d_lora_b.present;

@@ -6,7 +6,7 @@
 namespace lowrank {
 
 namespace {
-/// Kernels of codes take a row of a rowwise weight in groups of so many.
+/// The int8 kernels take a row of a rowwise weight in groups of this many elements.
 constexpr int64_t kInt8RowUnit = 32;
 }  // namespace
 
@@ -54,7 +54,7 @@ Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
     return Refuse(Code::kFormat, op, operand, "a known format", "an unknown one");
   }
   const int64_t b = w.blocksize;
-  // A block of a rowwise weight only has to end with its row, which kernels read in eights.
+  // A block of a rowwise weight must only end with its row, which kernels read eight at a time.
   const int64_t least = w.rowwise ? 8 : w.format->min_blocksize;
   if (b < least || b > w.format->max_blocksize || (b & (b - 1)) != 0) {
     return Refuse(Code::kFormat, op, "blocksize",
@@ -73,7 +73,7 @@ Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
     return Refuse(Code::kFormat, op, operand, "complete", "a weight with parts missing");
   }
   if (w.rowwise && (w.format->bits != 8 || nested || w.cols % b != 0 || w.cols == 0)) {
-    return Refuse(Code::kFormat, op, operand, "of 8-bit codes and whole blocks, being rowwise",
+    return Refuse(Code::kFormat, op, operand, "of 8-bit codes and whole blocks (it is rowwise)",
                   w.Describe());
   }
   return Status();
@@ -89,24 +89,25 @@ Status CheckWeight(const char* op, const WeightView& w, DType activations,
 Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
   if (compute == Compute::kExact) return Status();
   if (compute != Compute::kInt8) {
-    return Refuse(Code::kValue, op, "compute", "'exact' or 'int8'", "an unknown precision");
+    return Refuse(Code::kValue, op, "compute", "exact or int8", "an unknown precision");
   }
   if (w.quantised() && w.quant.format->bits == 4) return Status();
   if (w.quantised() && w.quant.rowwise) {
     if (w.quant.cols % kInt8RowUnit != 0) {
-      return Refuse(Code::kUnsupported, op, "w",
-                    "of K a multiple of " + std::to_string(kInt8RowUnit) + " (compute is 'int8')",
-                    "K = " + std::to_string(w.quant.cols));
+      return Refuse(
+          Code::kUnsupported, op, "w",
+          "of a K that is a multiple of " + std::to_string(kInt8RowUnit) + " (for compute int8)",
+          "K = " + std::to_string(w.quant.cols));
     }
     if (w.quant.cols <= kMostInt8RowDepth) return Status();
     return Refuse(Code::kUnsupported, op, "w",
-                  "of K <= " + std::to_string(kMostInt8RowDepth) + " (compute is 'int8')",
+                  "of K <= " + std::to_string(kMostInt8RowDepth) + " (for compute int8)",
                   "K = " + std::to_string(w.quant.cols));
   }
   std::string known;
   for (const std::string& name : FormatNames(4)) known += (known.empty() ? "" : ", ") + name;
   return Refuse(
-      Code::kUnsupported, op, "w", known + " or rowwise int8 (compute is 'int8')",
+      Code::kUnsupported, op, "w", known + " or rowwise int8 (for compute int8)",
       w.quantised() ? w.quant.format->name : std::string("dense ") + DTypeName(w.dense.dtype));
 }
 
@@ -174,8 +175,8 @@ Ranges& Ranges::In(const char* name, const IndexView& indices) {
 Status Ranges::CheckApart(const char* op) {
   std::sort(ranges_.begin(), ranges_.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });
-  const Range* reaches = nullptr;         // the range before that reaches furthest
-  const Range* output_reaches = nullptr;  // and the output
+  const Range* reaches = nullptr;         // the earlier range that extends furthest
+  const Range* output_reaches = nullptr;  // the earlier output that extends furthest
   for (const Range& range : ranges_) {
     const Range* before = range.output ? reaches : output_reaches;
     if (before != nullptr && range.begin < before->end) {

@@ -56,7 +56,7 @@ std::string MatmulInputGradOp::Describe() const {
 
 namespace {
 
-/// Of a part without an adapter what is not there is skipped.
+/// Operands that a part without an adapter lacks are skipped.
 void AddRanges(const LoraForwardOp& part, const char* y, Ranges* ranges) {
   ranges->Out(y, part.y).Out("h", part.h).In("x", part.x).In("w", part.w).In("bias", part.bias);
   ranges->In("loraA", part.lora_a).In("loraB", part.lora_b).In("loraBias", part.lora_bias);
@@ -141,7 +141,7 @@ Status LoraForwardSwigluOp::Check() const {
                   Shape(up.w.rows(), up.w.cols()));
   }
   if (gate.y.present != up.y.present) {
-    return Refuse(Code::kValue, kName, "up.y", "kept where gate.y is", "one of them");
+    return Refuse(Code::kValue, kName, "up.y", "given exactly if gate.y is", "only one of them");
   }
   for (const LoraForwardOp* part : {&gate, &up}) {
     LoraForwardOp whole = *part;

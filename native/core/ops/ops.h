@@ -1,5 +1,6 @@
-/// Op descriptors: the waist of the library. Above them nothing knows a backend, below them nothing
-/// knows JavaScript. Shapes stand beside each operand; Check() is the last gate before a kernel.
+/// Op descriptors, the narrow waist of the library: nothing above them knows a backend, nothing
+/// below them knows JavaScript. Each operand has its shape next to it. Check() is the last check
+/// before a kernel.
 #pragma once
 
 #include <cstdint>
@@ -14,8 +15,8 @@
 
 namespace lowrank {
 
-/// Blockwise quantisation, w -> out. out's buffers are written; its format, blocksize and
-/// codebooks are read.
+/// Blockwise quantisation, w -> out. out's buffers are written; its format, blocksize and codebooks
+/// are read.
 struct QuantizeOp {
   static constexpr const char* kName = "quantize";
   TensorView w;   // [N, K]  f32 | bf16 | f16
@@ -24,7 +25,7 @@ struct QuantizeOp {
   std::string Describe() const;
 };
 
-/// y = dequant(w), one rounding to y's dtype
+/// y = dequant(w), rounded once to y's dtype
 struct DequantizeOp {
   static constexpr const char* kName = "dequantize";
   QuantView w;   // [N, K]
@@ -33,15 +34,16 @@ struct DequantizeOp {
   std::string Describe() const;
 };
 
-/// How a forward product with the base weight is computed.
+/// The precision of a forward product with the base weight.
 ///
 ///   kExact  in the dtype of x, sums in f32
-///   kInt8   of 4-bit formats: x and the codebook rounded to int8 with a scale a block, sums of a
-///           block in int32. Of rowwise int8: x rounded with a scale a row, all of a row's sum in
-///           int32. The definitions are in docs/architecture.md
+///   kInt8   for 4-bit formats: x and the codebook rounded to int8 with a scale per block, sums
+///           of a block in int32. For rowwise int8: x rounded with a scale per row, the whole sum
+///           of a row in int32. docs/architecture.md has the definitions
 enum class Compute : uint8_t { kExact, kInt8 };
 
-// Terms of a rowwise sum of codes that are sure to fit 32 bits: 2^17 · 127² < 2^31.
+// Number of terms for which a rowwise sum of codes is guaranteed to fit 32 bits: 2^17 · 127² <
+// 2^31.
 constexpr int64_t kMostInt8RowDepth = int64_t{1} << 17;
 
 /// y = x · dequant(w)ᵀ + bias
@@ -66,9 +68,9 @@ struct MatmulInputGradOp {
   std::string Describe() const;
 };
 
-/// Which elements of x the adapter sees, and by how much they are scaled up: gate(m, k) is 0 for a
-/// dropped element and 1 / (1 - p) for a kept one. From the counter-based generator, or from `mask`
-/// where given (non-zero = kept). p = 0 without a mask is the identity.
+/// The elements of x that the adapter sees, and their scale: gate(m, k) is 0 for a dropped element
+/// and 1 / (1 - p) for a kept one. It comes from the counter-based generator, or from `mask` if
+/// given (non-zero = kept). p = 0 without a mask is the identity.
 struct DropoutSpec {
   double p = 0;
   uint64_t seed = 0;
@@ -90,17 +92,17 @@ struct LoraForwardOp {
   TensorView y;          // [M, N]  out, dtype of x
   float scaling = 0;     // lora_alpha / r, or / sqrt(r)
   DropoutSpec dropout;
-  Compute compute = Compute::kExact;  // of the base product; the adapter's stays in f32
+  Compute compute = Compute::kExact;  // precision of the base product; the adapter's is always f32
   Status Check() const;
   std::string Describe() const;
 };
 
-/// Several projections of one x (query, key and value, or gate and up), each as LoraForwardOp;
-/// where lora_a is not present, as MatmulOp.
+/// Several projections of one x (query, key and value, or gate and up), each as LoraForwardOp, or
+/// as MatmulOp if lora_a is absent.
 struct LoraForwardManyOp {
   static constexpr const char* kName = "loraForwardMany";
   static constexpr int64_t kMost = 8;
-  const LoraForwardOp* parts = nullptr;  // all have the same x; OpRefs::tables keeps them
+  const LoraForwardOp* parts = nullptr;  // all with the same x; OpRefs::tables keeps them
   int64_t count = 0;                     // 1 to kMost
   Status Check() const;
   std::string Describe() const;
@@ -108,12 +110,12 @@ struct LoraForwardManyOp {
 /// The product of a part without an adapter.
 MatmulOp BaseOf(const LoraForwardOp& part);
 
-/// y = silu(gate) ⊙ up of two projections of one x, which are rounded to its dtype before: the bits
-/// of LoraForwardManyOp and SwigluOp in turn.
+/// y = silu(gate) ⊙ up for two projections of one x, both rounded to its dtype first: the bits of
+/// LoraForwardManyOp followed by SwigluOp.
 struct LoraForwardSwigluOp {
   static constexpr const char* kName = "loraForwardSwiglu";
   LoraForwardOp gate;  // as a part of LoraForwardManyOp; its y is optional
-  LoraForwardOp up;    // the same of the same x; its y is present where gate's is
+  LoraForwardOp up;    // the same, for the same x; its y is present exactly if gate's is
   TensorView y;        // [M, N]  out, dtype of x
   Status Check() const;
   std::string Describe() const;
@@ -125,8 +127,8 @@ struct LoraForwardSwigluOp {
 ///   d_lora_b    = scaling · dyᵀ · h                        [N, r]
 ///   d_bias      = Σₘ dy                                    [1, N]
 ///   d_lora_bias = scaling · Σₘ dy                          [1, N]
-/// An output that is not present is not computed. With accumulate_<output> the gradient is added
-/// to what the output holds.
+/// An absent output is not computed. With accumulate_<output> the gradient is added to the output's
+/// old value.
 struct LoraBackwardOp {
   static constexpr const char* kName = "loraBackward";
   TensorView dy;           // [M, N]
@@ -187,8 +189,8 @@ struct LoraShrinkOp {
 
 struct FactoredNormOp;
 
-/// y = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ; and where they are wanted the norms of the
-/// adapted weight (FactoredNormOp), whose rows of lora_a go over w together with those of x.
+/// y = x · dequant(w)ᵀ + bias + scaling · h · lora_bᵀ, and if wanted the norms of the adapted
+/// weight (FactoredNormOp), for which the rows of lora_a pass over w together with those of x.
 struct LoraExpandOp {
   static constexpr const char* kName = "loraExpand";
   TensorView x;       // [M, K]  f16 | bf16 | f32
@@ -198,18 +200,18 @@ struct LoraExpandOp {
   TensorView lora_b;  // [N, r]
   TensorView y;       // [M, N]  out, dtype of x
   float scaling = 1;
-  Compute compute = Compute::kExact;  // of the base product; the norms' is exact
-  TensorView lora_a;                  // [r, K]  any dtype; where norms are wanted
-  TensorView squares;                 // [1, N]  f32; where norms are wanted
+  Compute compute = Compute::kExact;  // precision of the base product; the norms are exact
+  TensorView lora_a;                  // [r, K]  any dtype; if norms are wanted
+  TensorView squares;                 // [1, N]  f32; if norms are wanted
   TensorView norms;                   // [1, N]  f32, out; optional
-  /// The norms by themselves, their product in the dtype of x.
+  /// The norms by themselves, with their product in the dtype of x.
   FactoredNormOp Norm() const;
   Status Check() const;
   std::string Describe() const;
 };
 
 /// dh = scaling · dy · lora_b [M, r], d_lora_b = scaling · dyᵀ · h [N, r], d_bias = Σₘ dy [1, N].
-/// An output that is not present is not computed; accumulate_<output> as in LoraBackwardOp.
+/// An absent output is not computed; accumulate_<output> as in LoraBackwardOp.
 struct LoraExpandBackwardOp {
   static constexpr const char* kName = "loraExpandBackward";
   TensorView dy;        // [M, N]
@@ -256,8 +258,8 @@ struct WeightGradOp {
   std::string Describe() const;
 };
 
-/// y = alpha · a ⊙ b + beta · c in f32, element by element. A factor without b is 1, a summand
-/// without c is 0. Of b and c a dimension of 1 goes with every row or column.
+/// y = alpha · a ⊙ b + beta · c in f32, element by element. An absent b counts as 1, an absent c as
+/// 0. Dimensions of size 1 in b and c are broadcast.
 struct MultiplyAddOp {
   static constexpr const char* kName = "multiplyAdd";
   TensorView a;  // [M, N]  any dtype
@@ -302,8 +304,8 @@ struct SwigluBackwardOp {
   std::string Describe() const;
 };
 
-/// axis 0: out[n] = Σₘ a ⊙ b, axis 1: out[m] = Σₙ a ⊙ b; without b the sum of a. b as in
-/// MultiplyAddOp.
+/// axis 0: out[n] = Σₘ a ⊙ b, axis 1: out[m] = Σₙ a ⊙ b; without b the sum of a. b is broadcast as
+/// in MultiplyAddOp.
 struct SumProductOp {
   static constexpr const char* kName = "sumProduct";
   TensorView a;    // [M, N]  any dtype
@@ -360,7 +362,7 @@ struct BlockWeightGradOp {
   std::string Describe() const;
 };
 
-/// norms[n] = Σₖ w[n, k]², of a quantised weight as it is decoded in f32
+/// norms[n] = Σₖ w[n, k]²; a quantised weight is decoded in f32
 struct WeightNormsOp {
   static constexpr const char* kName = "weightNorms";
   WeightView w;      // [N, K]
@@ -371,11 +373,11 @@ struct WeightNormsOp {
 
 /// norms[n] = sqrt(squares[n] + 2 · scaling · Σⱼ lora_b[n, j] · (P[j, n] + scaling / 2 · Σᵢ G[j, i]
 /// · lora_b[n, i])), P = x · wᵀ and G = lora_a · lora_aᵀ: the norms of the rows of w + scaling ·
-/// lora_b · lora_a, of squares below 0 that of 0
+/// lora_b · lora_a. A square below 0 counts as 0
 struct FactoredNormOp {
   static constexpr const char* kName = "factoredNorm";
   WeightView w;        // [N, K]
-  TensorView lora_a;   // [r, K]  any dtype; in the product with w rounded to `product`
+  TensorView lora_a;   // [r, K]  any dtype; rounded to `product` in the product with w
   TensorView lora_b;   // [N, r]  any dtype
   TensorView squares;  // [1, N]  f32: WeightNormsOp's
   TensorView norms;    // [1, N]  f32, out
@@ -385,8 +387,8 @@ struct FactoredNormOp {
   std::string Describe() const;
 };
 
-/// The scales of a quantised weight to 8 bits, as QuantizeOp with double quantisation does it:
-/// of `out` the parts of the scales are written, the codes are not looked at.
+/// Quantises the scales of a quantised weight to 8 bits, as QuantizeOp does with double
+/// quantisation. Writes the scale parts of `out` and does not read the codes.
 struct QuantizeScalesOp {
   static constexpr const char* kName = "quantizeScales";
   TensorView absmax;  // [1, blocks]  f32
@@ -395,8 +397,8 @@ struct QuantizeScalesOp {
   std::string Describe() const;
 };
 
-/// Every op that each instruction set compiles, for tables that need one entry each:
-/// X(Name, member), where NameOp is the descriptor and Name the function that runs it.
+/// Every op that each instruction set compiles, for tables with one entry per op: X(Name, member),
+/// where NameOp is the descriptor and Name the function that runs it.
 #define LOWRANK_FOR_EACH_ISA_OP(X)            \
   X(Quantize, quantize)                       \
   X(Dequantize, dequantize)                   \

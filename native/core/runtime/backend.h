@@ -1,4 +1,4 @@
-/// What a device must do: own memory, run descriptors in order, and say when it is done.
+/// The interface of a device: own memory, run descriptors in order, and report completion.
 #pragma once
 
 #include <atomic>
@@ -18,8 +18,8 @@ namespace lowrank {
 
 class Backend;
 
-/// What becomes of an op that can only be judged once it has run, on a device that runs later than
-/// it is told to. Open until Settle(); an open one counts as good.
+/// The outcome of an op that can only be judged after it has run, on a device that runs
+/// asynchronously. Open until Settle(); an open one counts as good.
 class Verdict {
  public:
   void Settle(const Status& status);
@@ -33,14 +33,14 @@ class Verdict {
 };
 using VerdictPtr = std::shared_ptr<const Verdict>;
 
-/// One allocation on one device, shared by JavaScript handles and queued ops; freed with its last
-/// reference. A failed op leaves its Status here, and every op that reads it fails the same way, so
-/// that a mistake surfaces at the first read and not as numbers.
+/// One allocation on one device, shared by JavaScript handles and queued ops, and freed with its
+/// last reference. A failed op stores its Status here, and every op that reads it fails with the
+/// same Status, so a mistake shows at the first read instead of as wrong numbers.
 class Storage {
  public:
   Storage(Backend* backend, void* data, size_t bytes)
       : backend_(backend), data_(data), bytes_(bytes) {}
-  /// Memory of somebody else: not counted, and `release` is called (from any thread) in place of
+  /// Foreign memory: it is not counted, and `release` is called (from any thread) instead of
   /// freeing it.
   static std::shared_ptr<Storage> Foreign(Backend* backend, void* data, size_t bytes,
                                           std::function<void()> release);
@@ -55,10 +55,10 @@ class Storage {
   void Poison(const Status& status);
   void ClearPoison();
   Status poison() const;
-  /// Poison that may come: the contents depend on these.
+  /// A possible future poison: the contents depend on these verdicts.
   void DependOn(const std::vector<VerdictPtr>& verdicts);
-  /// Those that are not settled as good. One that was settled as bad is among them: it may have
-  /// been open when the reader asked for poison().
+  /// The verdicts that are not settled as good. They include those settled as bad, which may have
+  /// been open when the reader called poison().
   std::vector<VerdictPtr> OpenVerdicts() const;
 
  private:
@@ -66,23 +66,23 @@ class Storage {
   void* data_;
   size_t bytes_;
   std::function<void()> release_;
-  std::atomic<bool> suspect_{false};  // whether what mutex_ guards holds anything
+  std::atomic<bool> suspect_{false};  // does what mutex_ guards hold anything?
   mutable std::mutex mutex_;
   Status status_;
   std::vector<VerdictPtr> verdicts_;
 };
 using StoragePtr = std::shared_ptr<Storage>;
 
-/// Set when the environment that asked for work goes away; kernels poll it once a tile.
+/// Set when the environment that requested the work goes away. Kernels poll it once per tile.
 class CancelToken {
  public:
   void Cancel() { cancelled_.store(true, std::memory_order_relaxed); }
   bool cancelled() const { return cancelled_.load(std::memory_order_relaxed); }
 
-  /// Work of this token that is queued or running.
+  /// Counts work of this token that is queued or running.
   void Begin();
   void End();
-  /// Blocks until none is left. What was in flight when the process was forked is the parent's.
+  /// Blocks until none is left. Work that was in flight at a fork belongs to the parent.
   void WaitIdle();
 
  private:
@@ -94,7 +94,7 @@ class CancelToken {
 };
 using CancelPtr = std::shared_ptr<CancelToken>;
 
-/// What a queued op holds on to until it has run.
+/// The references that a queued op holds until it has run.
 struct OpRefs {
   std::vector<StoragePtr> inputs;
   std::vector<StoragePtr> outputs;
@@ -111,10 +111,10 @@ struct MemoryUsage {
 struct DeviceInfo {
   std::string device;  // the public name: "cpu"
   bool available = false;
-  std::string reason;  // why not, in words
+  std::string reason;  // why it is not available, in words
   std::string name;
   std::string isa;                       // of a host device
-  std::vector<std::string> better_isas;  // that are not used, and why
+  std::vector<std::string> better_isas;  // not used, with the reasons
   int sm = 0;                            // of a CUDA device: compute capability, major · 10 + minor
   std::string driver;                    // of a CUDA device: "CUDA 13.0"
   std::vector<std::string> features;
@@ -130,12 +130,11 @@ class Backend {
 
   /// The public name: "cpu".
   virtual const std::string& name() const = 0;
-  /// Cheap: looks whether the device is there, and starts nothing.
+  /// Cheap: checks whether the device exists, and starts nothing.
   virtual DeviceInfo Info() const = 0;
-  /// Why nothing can run here now. A device may be there and yet be lost to an earlier fault.
+  /// Why nothing can run here now. A device may exist and yet be lost to an earlier fault.
   virtual Status Ready() const = 0;
-  /// Makes it ready to compute, which the first use would do else. Fails with why it cannot be
-  /// used.
+  /// Makes it ready to compute, as its first use would. If it fails, the Status says why.
   virtual Status Start() { return Ready(); }
   virtual MemoryUsage Memory() const = 0;
   virtual void ResetPeak() = 0;
@@ -143,34 +142,35 @@ class Backend {
   /// Uninitialised memory, 64-byte aligned. Fails with kOom.
   virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
-  /// Whether Storage::data() may be touched by the host while no op uses it.
+  /// May the host touch Storage::data() while no op uses it?
   virtual bool HostAddressable() const = 0;
-  /// Memory of the caller as a storage: host memory, or a pointer that the device understands.
-  /// `release` is called from any thread once nothing uses it any more; dropped where this fails.
+  /// The caller's memory as a storage: host memory, or a pointer that the device understands.
+  /// `release` is called from any thread once nothing uses it; it is dropped if this fails.
   virtual Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
                       StoragePtr* storage) = 0;
 
   /// Ordered with the ops; `source` runs on the queue and fills the bytes.
   virtual Status Write(StoragePtr target, std::function<Status(void* data)> source,
                        CancelPtr cancel) = 0;
-  /// Ordered with the ops; `sink` runs on the queue and takes the bytes; `done` follows, also on
+  /// Ordered with the ops. `sink` runs on the queue and takes the bytes; `done` follows, also on
   /// failure and cancellation.
   virtual Status Read(StoragePtr source, std::function<Status(const void* data)> sink, DoneFn done,
                       CancelPtr cancel) = 0;
-  /// `done` once everything queued before has run.
+  /// Calls `done` once everything queued earlier has run.
   virtual Status Synchronize(DoneFn done, CancelPtr cancel) = 0;
-  /// Takes what is queued under this token, not what is running, out of the queue: each `done` is
-  /// told kCancelled before this returns. Never throws.
+  /// Removes queued work of this token from the queue, but not what is running. Each `done` gets
+  /// kCancelled before this returns. Never throws.
   virtual void DropQueued(const CancelToken* cancel) = 0;
 
-  /// Issues what follows to a stream of the caller's (null: the device's own again), ordered after
-  /// what was queued before. kUnsupported where the device has no streams.
+  /// Issues later ops to a stream of the caller (null: back to the device's own), ordered after
+  /// earlier queued work. kUnsupported if the device has no streams.
   virtual Status UseStream(void* stream, CancelPtr cancel) = 0;
-  /// `done` once everything queued before was handed to the device, which may still be at it.
+  /// Calls `done` once everything queued earlier was submitted to the device, which may still run
+  /// it.
   virtual Status Flush(DoneFn done, CancelPtr cancel) = 0;
-  /// Bytes that ops have for intermediate results, on each stream; grows with the ops.
+  /// Bytes for intermediate results of ops, per stream; grows with the ops.
   virtual int64_t WorkspaceBytes() const = 0;
-  /// Grows it at once, in the queue's order, so that no later op of that size has to.
+  /// Grows it at once, in queue order, so that no later op of that size has to.
   virtual Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) = 0;
 
 #define LOWRANK_DECLARE_ENQUEUE(Name, member) \

@@ -9,8 +9,8 @@
 
 namespace lowrank {
 
-/// Round to nearest, denormals kept. A new thread inherits the mode of its creator, and some
-/// library linked with -ffast-math may have changed that one's.
+/// Round to nearest, denormals kept. A new thread inherits the mode of its creator, which a library
+/// linked with -ffast-math may have changed.
 inline void SetDefaultFloatMode() {
 #if defined(__x86_64__) || defined(_M_X64)
   _mm_setcsr(0x1f80);

@@ -1,6 +1,6 @@
-/// fork() copies memory and no thread but the caller's: what a child inherits of a device has
-/// nobody who works for it. Whoever waits for such a thread, or takes a lock that one may have
-/// held, asks here first.
+/// fork() copies memory but only the calling thread: nothing works for the devices that a child
+/// inherits. Code that waits for such a thread, or takes a lock that one may have held, checks here
+/// first.
 #pragma once
 
 #include <cstdint>
@@ -9,15 +9,15 @@
 
 namespace lowrank {
 
-/// How many forks lie between the first call of this, in any ancestor, and this process.
+/// The number of forks between the first call of this, in any ancestor, and this process.
 uint32_t ForkGeneration();
 
 /// Remembers in which process it was made.
 class ForkMark {
  public:
-  /// Whether this is a child of that process.
+  /// Is this process a child of that process?
   bool orphaned() const { return ForkGeneration() != made_in_; }
-  /// kDevice where it is; `device` is the public name.
+  /// kDevice if it is; `device` is the public name.
   Status Check(const char* device) const;
 
  private:

@@ -60,8 +60,8 @@ void Queue::Loop() {
 
 void Queue::DropQueued(const CancelToken* cancel) {
   if (home_.orphaned()) return;
-  // Entries stay where they are, emptied: taking them out could need memory. What runs under the
-  // lock frees operands and tells waiters; none of it takes this queue's lock.
+  // Entries stay in place, emptied, because removing them could need memory. The code that runs
+  // under the lock frees operands and notifies waiters; none of it takes this queue's lock.
   const std::lock_guard<std::mutex> lock(mutex_);
   const Status status = Status::Bare(Code::kCancelled, device_, "the environment is closing");
   for (Task& queued : tasks_) {
@@ -78,7 +78,7 @@ Status Queue::RunOne(Task& task) {
   LOWRANK_RETURN_IF_ERROR(InputPoison(task.refs));
   const auto start = std::chrono::steady_clock::now();
   Status status;
-  // The last line of defence: nothing may unwind out of this thread.
+  // The last line of defence: no exception may leave this thread.
   try {
     status = task.run(task.refs);
     if (!task.description.empty()) {
@@ -101,7 +101,7 @@ void Queue::Finish(Task& task, const Status& status) {
   if (!status.ok()) {
     for (const StoragePtr& output : task.refs.outputs) output->Poison(status);
   }
-  // Operands go before `done` tells anyone, so that the memory counters are exact by then.
+  // Operands are freed before `done` is called, so that the memory counters are exact by then.
   task.run = nullptr;
   task.refs.inputs.clear();
   task.refs.outputs.clear();

@@ -1,5 +1,5 @@
-/// The order of a device: one thread that takes entries as they were enqueued. On a host device an
-/// entry computes, on a CUDA device it issues work to a stream.
+/// The order of a device: one thread that takes entries in the order in which they were queued. On
+/// a host device an entry computes, on a CUDA device it issues work to a stream.
 #pragma once
 
 #include <condition_variable>
@@ -14,11 +14,12 @@
 
 namespace lowrank {
 
-/// One entry of the queue. `run` is called with a cancelled token too, and then must only clean up.
+/// One entry of the queue. `run` is called even with a cancelled token, and then must only clean
+/// up.
 struct Task {
   std::function<Status(const OpRefs& refs)> run;
   OpRefs refs;
-  std::string description;  // filled only where LOWRANK_TRACE asks for it
+  std::string description;  // only filled if LOWRANK_TRACE is set
   DoneFn done;              // optional; always called, last, with the outcome
 };
 
@@ -28,12 +29,12 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
 
-  /// Never blocks on work. Fails with kOom where the entry cannot be stored, with kDevice in a
-  /// child of the process that the thread is in.
+  /// Never blocks on work. Fails with kOom if the entry cannot be stored, with kDevice in a child
+  /// of the process that has the thread.
   Status Push(Task task);
 
-  /// Finishes the entries of this token that have not begun, as cancelled, whatever runs now: the
-  /// end of one environment does not wait for the kernels of another.
+  /// Finishes the entries of this token that have not started, as cancelled, whatever is running:
+  /// the end of one environment does not wait for the kernels of another.
   void DropQueued(const CancelToken* cancel);
 
   const ForkMark& home() const { return home_; }

@@ -8,7 +8,7 @@
 namespace lowrank {
 namespace {
 
-/// A family of devices; the first name stands for it where none was started.
+/// A family of devices. The first name represents it until one is started.
 struct Row {
   const char* device;  // of the first; others are "<device>:<number>"
   std::vector<Backend*> (*create)();
@@ -23,7 +23,7 @@ constexpr Row kRows[] = {
 
 using Backends = std::vector<Backend*>;
 
-// What teardown may look at without starting a device. Filled once each, never destroyed.
+// Teardown may read this without starting a device. Each is filled once and never destroyed.
 std::atomic<const Backends*> g_started[std::size(kRows)];
 
 const Backends& Start(size_t row) {
@@ -39,7 +39,7 @@ const Backends& Start(size_t row) {
   return *backends;
 }
 
-/// Whether `device` is the first of the row or one of its numbered ones.
+/// Is `device` the first of the row or one of its numbered ones?
 bool Names(const Row& row, const std::string& device) {
   const size_t length = std::strlen(row.device);
   return device.compare(0, length, row.device) == 0 &&
@@ -50,7 +50,7 @@ bool Names(const Row& row, const std::string& device) {
 
 Status FindKnownBackend(const std::string& device, Backend** backend) {
   for (size_t row = 0; row < std::size(kRows); ++row) {
-    // Only the row that is meant is started: looking for GPUs takes long.
+    // Only the requested row is started: looking for GPUs takes long.
     if (!Names(kRows[row], device)) continue;
     for (Backend* candidate : Start(row)) {
       if (candidate->name() != device) continue;
@@ -60,9 +60,9 @@ Status FindKnownBackend(const std::string& device, Backend** backend) {
   }
   std::string known;
   for (const std::string& name : KnownDeviceNames()) {
-    known += (known.empty() ? "'" : ", '") + name + "'";
+    known += (known.empty() ? "" : ", ") + name;
   }
-  return Refuse(Code::kDevice, "device", "device", "one of " + known, "'" + device + "'");
+  return Refuse(Code::kDevice, "device", "device", "one of " + known, "\"" + device + "\"");
 }
 
 Status FindBackend(const std::string& device, Backend** backend) {

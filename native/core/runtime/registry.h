@@ -9,21 +9,21 @@
 namespace lowrank {
 
 /// The backend of a public device name, started on first use and never destroyed (its threads
-/// outlive every environment). kDevice names the known devices; an absent one says why. No other
-/// device is looked at: for one of the host's no driver is opened.
+/// outlive every environment). kDevice lists the known devices, or says why one is absent. It does
+/// not look at other devices: for a host device, no driver is opened.
 Status FindBackend(const std::string& device, Backend** backend);
 
-/// The same, present or not: for what a device can tell even after it was lost.
+/// The same, present or not: for what a device can report even after it was lost.
 Status FindKnownBackend(const std::string& device, Backend** backend);
 
 /// Every device this build knows, present or not. Looks for GPUs.
 std::vector<DeviceInfo> ListDevices();
 
-/// The names of those, as far as they are known without looking: of GPUs the first, until somebody
-/// has asked for one.
+/// The names of those that are known without looking. Only the first GPU is known until one has
+/// been requested.
 std::vector<std::string> KnownDeviceNames();
 
-/// Backend::DropQueued on every device that was started.
+/// Backend::DropQueued on every started device.
 void DropQueued(const CancelToken* cancel);
 
 /// Threads of the CPU device, at least 1. Results never depend on it.

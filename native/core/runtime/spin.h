@@ -1,15 +1,15 @@
-/// Looking again for a short while before sleeping.
+/// Polls for a short while before sleeping.
 #pragma once
 
 #include <thread>
 
 namespace lowrank {
 
-/// How often a thread looks before it sleeps, about 50 us: the ops of one training step follow each
-/// other closer than the wake of a sleeping thread costs.
+/// Number of polls before a thread sleeps, about 50 us: the ops of one training step follow each
+/// other faster than a sleeping thread wakes.
 constexpr int kSpins = 4000;
 
-/// Tells the processor that this is a spin.
+/// Tells the processor that this is a spin loop.
 inline void Pause() {
 #if defined(__x86_64__) || defined(_M_X64)
   __builtin_ia32_pause();
@@ -18,11 +18,11 @@ inline void Pause() {
 #endif
 }
 
-// Pauses between two offers of the core, about 3 us: whom this thread waits for may have been put
-// on the same one, and the system takes milliseconds to see that another is idle.
+// Pauses between two yields of the core, about 3 us: the awaited thread may be on the same core,
+// and the system takes milliseconds to notice that another is idle.
 constexpr int kPausesPerYield = 256;
 
-/// Waits for done() that long; says whether it came.
+/// Waits that long for done(), and returns whether it came.
 template <typename Done>
 bool SpinUntil(const Done& done) {
   for (int spin = 1; spin <= kSpins; ++spin) {

@@ -18,7 +18,7 @@ bool TraceEnabled() {
 void TraceOp(const char* device, const std::string& description, double microseconds) {
   const std::string line = std::string("lowrank ") + device + " " + description + " " +
                            std::to_string(microseconds) + " us\n";
-  // One write, so that lines of several threads do not mix; a lost trace line is no error.
+  // A single write, so that lines of several threads do not mix. A lost trace line is not an error.
   const ssize_t written = write(STDERR_FILENO, line.data(), line.size());
   static_cast<void>(written);
 }

@@ -1,4 +1,4 @@
-/// LOWRANK_TRACE=1: one line an op on standard error, with its time.
+/// LOWRANK_TRACE=1: one line per op on standard error, with its time.
 #pragma once
 
 #include <string>

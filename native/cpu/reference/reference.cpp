@@ -88,7 +88,8 @@ Status QuantizeRowwise(const QuantizeOp& op, const RunContext& context) {
       StoreElement(&half, DType::kF16, 0, LoadElement(op.w.data, op.w.dtype, n * out.cols + k));
       value = LoadElement(&half, DType::kF16, 0);
       if (!std::isfinite(value)) {
-        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+        return Refuse(Code::kNonFinite, QuantizeOp::kName, "w",
+                      "finite in f16 (the weight is rowwise)",
                       "Inf or NaN at element " + std::to_string(n * out.cols + k));
       }
       largest = std::max(largest, std::fabs(value));

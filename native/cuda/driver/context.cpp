@@ -118,7 +118,7 @@ Status CheckImage(const KernelImage& image, const Gpu& gpu, const Library& libra
   }
   return Status(Code::kDevice, "the kernels were built for " + Join(image.Targets()) + ", " +
                                    gpu.card + " is sm_" + std::to_string(gpu.limits.sm) +
-                                   ": build them for it");
+                                   ": build them for this GPU");
 }
 
 Visit::Visit(Context* context) : context_(*context) {

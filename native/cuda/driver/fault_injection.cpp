@@ -111,7 +111,7 @@ std::vector<std::string> Split(const std::string& text, char separator) {
 }
 
 Status Misunderstood(const std::string& part) {
-  return Refuse(Code::kDevice, "LOWRANK_CUDA_FAULT", "'" + part + "'",
+  return Refuse(Code::kDevice, "LOWRANK_CUDA_FAULT", "\"" + part + "\"",
                 "<call>[:n=<number>][:code=<number>][:sticky][:fatal]", "something else");
 }
 

@@ -153,7 +153,7 @@ Status KernelImage::Parse(std::vector<char> bytes, const std::string& path, Kern
   const auto first_end = std::find(data.begin(), data.end(), '\n');
   const auto first = Fields(std::string(data.begin(), first_end), ' ');
   size_t index_bytes = 0;
-  if (first.size() != 3 || first[0] != kMagic) return Broken(path, "is no file of kernels");
+  if (first.size() != 3 || first[0] != kMagic) return Broken(path, "is not a kernel file");
   if (first[1] != kVersion) {
     return Broken(path, "has format " + first[1] + ", this addon reads " + kVersion +
                             ": build both again with npm run build");
@@ -192,7 +192,7 @@ Status KernelImage::Parse(std::vector<char> bytes, const std::string& path, Kern
   }
   const int ptx_version = ParseVersion(result.ptx_);
   if (result.compiler_version_ == 0 || ptx_version == 0) {
-    return Broken(path, "does not say which compiler and which PTX it is of");
+    return Broken(path, "does not name its compiler and PTX version");
   }
   result.ptx_driver_version_ = DriverOfPtx(ptx_version, result.compiler_version_);
   // A moved vector keeps its memory, so the modules' pointers stay true.

@@ -37,14 +37,14 @@ std::string InitFailure(const Driver& driver, CUresult error) {
   const std::string text = "the driver did not start: " + ErrorText(driver, error);
   switch (error) {
     case CUDA_ERROR_NO_DEVICE:
-      return "no CUDA device: the driver is installed and finds no GPU (or CUDA_VISIBLE_DEVICES "
+      return "no CUDA device: the driver is installed but finds no GPU (or CUDA_VISIBLE_DEVICES "
              "hides it)";
     case CUDA_ERROR_STUB_LIBRARY:
-      return text + ": this libcuda is the toolkit's stub, the driver itself is not installed";
+      return text + ": this libcuda is the toolkit's stub; the driver itself is not installed";
     case CUDA_ERROR_INSUFFICIENT_DRIVER:
     case CUDA_ERROR_SYSTEM_DRIVER_MISMATCH:
       return text +
-             ": libcuda and the kernel module are of different versions, the older one must be "
+             ": libcuda and the kernel module have different versions; the older one must be "
              "replaced (after an update of the driver, restart the machine)";
     case CUDA_ERROR_OUT_OF_MEMORY:
       return text + ": out of memory at start";
@@ -67,7 +67,7 @@ Status Fill(void* handle, int fault_place, Library* library) {
       reinterpret_cast<const char* (*)()>(dlsym(handle, "lowrankEmulatorLastReport"));
   if (driver.cuInit == nullptr || driver.cuDriverGetVersion == nullptr ||
       driver.cuGetErrorName == nullptr || driver.cuGetErrorString == nullptr) {
-    return Absent(library->path + " is no CUDA driver: it lacks " + missing);
+    return Absent(library->path + " is not a CUDA driver: it lacks " + missing);
   }
   LOWRANK_RETURN_IF_ERROR(InjectFaults(&driver, fault_place));
   const CUresult error = driver.cuInit(0);
@@ -78,7 +78,7 @@ Status Fill(void* handle, int fault_place, Library* library) {
   const CUresult asked = driver.cuDriverGetVersion(&library->version);
   if (asked != CUDA_SUCCESS) {
     const Code code = asked == CUDA_ERROR_OUT_OF_MEMORY ? Code::kOom : Code::kDevice;
-    return Status(code, "the driver does not tell its version: " + ErrorText(driver, asked));
+    return Status(code, "the driver does not report its version: " + ErrorText(driver, asked));
   }
   if (library->version < kNeededVersion) return Absent(TooOld(library->version));
   if (missing.empty()) return Status();
@@ -181,7 +181,7 @@ Status ReadTimeout(std::chrono::seconds* timeout) {
   if (given.empty()) return Status();
   if (given.size() > 6 || given.find_first_not_of("0123456789") != given.npos || given[0] == '0') {
     return Refuse(Code::kDevice, "LOWRANK_CUDA_TIMEOUT", "the time to wait for the driver",
-                  "whole seconds, 1 to 999999", "'" + given + "'");
+                  "whole seconds, 1 to 999999", "\"" + given + "\"");
   }
   *timeout = std::chrono::seconds(std::atoi(given.c_str()));
   return Status();
@@ -206,12 +206,12 @@ Status OpenSystemDriver(Library* library) {
       opening->ready.notify_all();
     }).detach();
   } catch (const std::system_error&) {
-    return Status(Code::kOom, "the system gives no thread to start the CUDA driver on");
+    return Status(Code::kOom, "the system cannot create a thread to start the CUDA driver on");
   }
   std::unique_lock<std::mutex> lock(opening->mutex);
   if (!opening->ready.wait_for(lock, timeout, [&] { return opening->done; })) {
     return Absent("the CUDA driver did not start within " + std::to_string(timeout.count()) +
-                  " s (LOWRANK_CUDA_TIMEOUT sets another time): cuInit hangs, look at dmesg and "
+                  " s (LOWRANK_CUDA_TIMEOUT changes this limit): cuInit hangs; look at dmesg and "
                   "nvidia-smi");
   }
   *library = opening->library;
@@ -227,7 +227,7 @@ Status EmulatorPath(std::string* path) {
   } else if (variant == "check" || variant == "ptx") {
     *path = BesideThis("lowrank-emulator-" + variant + ".so");
   } else {
-    return Absent("LOWRANK_EMULATOR must be source, check, ptx or a path, got '" + variant + "'");
+    return Absent("LOWRANK_EMULATOR must be source, check, ptx or a path, got \"" + variant + "\"");
   }
   if (access(path->c_str(), R_OK) != 0) {
     return Absent("the emulator was not built (npm run build:emulator): no file " + *path);

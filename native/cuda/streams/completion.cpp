@@ -138,7 +138,7 @@ Status Completions::Judge(const Completion& completion, const Status& passed) {
   std::memcpy(&index, completion.staging.data, sizeof(index));
   if (index >= Plan::kNoneFound) return Status();
   if (completion.finite_in_f16) {
-    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16 (the weight is rowwise)",
                   "Inf or NaN at element " + std::to_string(index));
   }
   return Refuse(Code::kNonFinite, QuantizeOp::kName, "w[" + std::to_string(index) + "]", "finite",

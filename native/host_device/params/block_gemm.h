@@ -16,7 +16,8 @@ constexpr int kWideCols = 32;
 constexpr int kNarrowRows = 128;
 constexpr int kNarrowCols = 8;
 
-/// Two more a row, so that the 16 steps of two rows, which a warp stores, lie in different banks.
+/// Padded by two per row, so that the 16 steps of two rows, which a warp stores, are in different
+/// banks.
 template <int kRows, int kCols>
 struct BlockGemmShared {
   float a[kBlockGemmDepth][kRows + 2];

@@ -1,4 +1,4 @@
-/// Parameters of the kernel that puts the rows of a matrix in another order.
+/// Parameters of the kernel that permutes the rows of a matrix.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,7 @@ namespace lowrank::gpu {
 
 constexpr uint32_t kCopyRowsThreads = 256;
 constexpr uint32_t kCopyRowsUnroll = 2;  // runs of 16 bytes a thread
-/// Of a row, what a block copies: a whole row of 4,096 16-bit elements.
+/// The part of a row that a block copies: a whole row of 4,096 16-bit elements.
 constexpr int64_t kCopyRowsPieceBytes = int64_t{kCopyRowsThreads} * kCopyRowsUnroll * 16;
 
 struct CopyRowsParams {
@@ -17,7 +17,7 @@ struct CopyRowsParams {
   int64_t row_bytes = 0;          // of 16-bit elements
   uint32_t pieces = 0;            // of a row
   int32_t scatter = 0;            // dst[rows[i]] = src[i], else dst[i] = src[rows[i]]
-  int32_t vector = 0;             // rows begin at 16 bytes and are whole pieces of them
+  int32_t vector = 0;             // rows are whole 16-byte pieces, 16-byte aligned
 };
 
 }  // namespace lowrank::gpu

@@ -7,10 +7,10 @@ namespace lowrank::gpu {
 
 constexpr uint32_t kElementwiseThreads = 256;
 constexpr uint32_t kElementwiseUnroll = 2;  // runs of 16 bytes (of the narrower type) a thread
-// Rows that a block of the column sums takes at a time: one a warp.
+// Rows per step of a block of the column sums: one per warp.
 constexpr uint32_t kSumWarps = 8;
 
-// Doubles between the places of a run in the column sums' shared memory.
+// Distance in doubles between the places of a run in the column sums' shared memory.
 constexpr int SumColsStride(int run) { return 32 + 16 / run; }
 
 /// In DType's order.
@@ -18,10 +18,10 @@ enum SmallElement : int32_t { kSmallF32 = 0, kSmallBF16 = 1, kSmallF16 = 2 };
 
 /// An operand beside [rows, cols] elements.
 struct SmallOperand {
-  const void* data = nullptr;  // null: not there
-  int64_t row_elems = 0;       // from one row to the next; 0 where every row has the same
+  const void* data = nullptr;  // null: absent
+  int64_t row_elems = 0;       // from one row to the next; 0 if all rows are the same
   int32_t element = kSmallF32;
-  int32_t one_col = 0;  // one element a row
+  int32_t one_col = 0;  // one element per row
   int32_t vector = 0;   // runs start at whole words
 };
 
@@ -55,7 +55,8 @@ struct SwigluParams {
   int64_t elems = 0;
 };
 
-/// One sum a row, of `row_warps` warps; or of columns, in planes of `rows_per_split` rows each.
+/// One sum per row, by `row_warps` warps; or sums of columns, in planes of `rows_per_split` rows
+/// each.
 struct SumProductParams {
   SmallOperand a;
   SmallOperand b;

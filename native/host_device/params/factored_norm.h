@@ -1,4 +1,4 @@
-/// Parameters of the kernel that ends the norms of an adapted weight.
+/// Parameters of the kernel that finishes the norms of an adapted weight.
 #pragma once
 
 #include <cstdint>

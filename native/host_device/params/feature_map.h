@@ -1,4 +1,4 @@
-/// Parameters of the kernel of feature maps.
+/// Parameters of the kernel for feature maps.
 #pragma once
 
 #include <cstdint>

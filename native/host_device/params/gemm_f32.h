@@ -7,7 +7,7 @@
 
 namespace lowrank::gpu {
 
-/// One contraction: sums over c < C of x[m, c] · w[p, c], or of x[m, c] · w[c, p] where transposed.
+/// One contraction: sums over c < C of x[m, c] · w[p, c], or of x[m, c] · w[c, p] if transposed.
 struct GemmF32Pass {
   const float* x;   // [M, C]
   GemmMmaWeight w;  // [P, C], transposed [C, P]

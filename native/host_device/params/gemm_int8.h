@@ -7,7 +7,7 @@
 
 namespace lowrank::gpu {
 
-/// x by rows: codes, and of each row a scale and the sum of its codes.
+/// x by rows: codes, and for each row a scale and the sum of its codes.
 struct RowCodesParams {
   const void* x;   // [M, K] f32, bf16 or f16 by the kernel
   int8_t* codes;   // [M, K], 16-byte aligned
@@ -39,11 +39,11 @@ struct GemmInt8Params {
   uint8_t y_dtype;         // ElementCode
 };
 
-/// Rows of tiles that share a panel of w: blocks in flight then read about as much of x as of w.
+/// Row tiles that share a panel of w: blocks in flight then read about as much of x as of w.
 constexpr int64_t kGemmInt8GroupM = 8;
 
-/// Bytes of shared memory: stages of 128 codes of each row and column of the tile, over which the
-/// output is staged at the end, and the scales.
+/// Bytes of shared memory: stages of 128 codes for each row and column of the tile, reused to stage
+/// the output at the end, and the scales.
 constexpr uint32_t GemmInt8SharedBytes(uint32_t tile_m, uint32_t tile_p, uint32_t stages) {
   const uint32_t loop = stages * (tile_m + tile_p) * 128;
   const uint32_t out = tile_m * (tile_p + 8) * 4;
@@ -57,7 +57,7 @@ constexpr uint32_t GemmInt8SharedBytes(uint32_t tile_m, uint32_t tile_p, uint32_
   X(64, 64, 32, 32, 3, 3)            \
   X(16, 32, 16, 16, 6, 4)
 
-/// On Hopper: rows and columns of a block's tile, bytes of a row a stage, stages, blocks of a
+/// On Hopper: rows and columns of a block's tile, bytes of a row per stage, stages, blocks of a
 /// cluster (which share a column tile), threads, columns of y that a warp stages at a time.
 constexpr uint32_t kInt8WgmmaTileM = 128;
 constexpr uint32_t kInt8WgmmaTileP = 256;
@@ -68,9 +68,9 @@ constexpr uint32_t kInt8WgmmaThreads = 384;
 constexpr uint32_t kInt8WgmmaOutCols = 64;
 constexpr uint32_t kInt8WgmmaWarps = 8;  // that multiply
 
-/// Bytes of shared memory: stages of x and w, 16 rows of 72 elements of y for each warp that
-/// multiplies, two tables of scales, sums and biases, their and the stages' barriers; to the 1,024
-/// bytes of the swizzle.
+/// Bytes of shared memory: stages of x and w; 16 rows of 72 elements of y for each warp that
+/// multiplies; two tables of scales, sums and biases; barriers for these and the stages; padded to
+/// the 1,024 bytes of the swizzle.
 constexpr uint32_t kInt8WgmmaSharedBytes =
     (kInt8WgmmaStages * (kInt8WgmmaTileM + kInt8WgmmaTileP) * kInt8WgmmaSlab +
      kInt8WgmmaWarps * 16 * (kInt8WgmmaOutCols + 8) * 2 +

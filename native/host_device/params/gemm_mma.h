@@ -8,7 +8,7 @@ namespace lowrank::gpu {
 /// Element types by number, in the order of lowrank::DType.
 enum ElementCode : uint8_t { kElementF32 = 0, kElementBF16 = 1, kElementF16 = 2 };
 
-/// A base weight w [N, K], row-major: dense, or codes with a scale a block (QuantView's layout).
+/// A base weight w [N, K], row-major: dense, or codes with a scale per block (QuantView's layout).
 /// Every pointer is a device pointer.
 struct GemmMmaWeight {
   const void* data;              // codes [N · K / 2] or [N · K] u8, or dense [N, K]
@@ -60,8 +60,8 @@ struct GemmMmaParams {
 };
 
 /// Bytes of shared memory of a kernel: stages of x and tiles of w, and before them the codes'
-/// stages, the staged scales and the codebook; the output is staged over all of them at the end.
-/// `bits` is 0 where the weight needs no codes.
+/// stages, the staged scales and the codebook. At the end the output is staged over all of them.
+/// `bits` is 0 if the weight needs no codes.
 constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t tile_m,
                                       uint32_t tile_p, uint32_t stages, bool direct) {
   const uint32_t codes = stages * tile_p * 8 * bits;
@@ -98,8 +98,8 @@ constexpr uint32_t GemmMmaSharedBytes(uint32_t bits, bool transposed, uint32_t t
 
 // clang-format on
 
-/// X(dtype, Element): gemm_mma_reduce_<dtype>_kernel, which sums the planes. A thread makes eight
-/// neighbours of a row.
+/// X(dtype, Element): gemm_mma_reduce_<dtype>_kernel, which sums the planes. A thread computes
+/// eight neighbours of a row.
 #define LOWRANK_GEMM_MMA_REDUCE_KERNELS(X) \
   X(bf16, ElementBF16T)                    \
   X(f16, ElementF16T)

@@ -8,7 +8,8 @@
 
 namespace lowrank::gpu {
 
-/// Rows of a tile, elements of K a stage, blocks of a cluster (which share a column tile), threads.
+/// Rows of a tile, elements of K per stage, blocks of a cluster (which share a column tile),
+/// threads.
 constexpr uint32_t kWgmmaTileM = 128;
 constexpr uint32_t kWgmmaTileK = 64;  // 128 bytes, the widest swizzle
 constexpr uint32_t kWgmmaCluster = 2;
@@ -16,9 +17,9 @@ constexpr uint32_t kWgmmaThreads = 384;
 constexpr uint32_t kWgmmaPrepareThreads = 256;
 constexpr uint32_t kPanelCodebookBytes = 256 * 4;
 
-/// Of h beside the products: most rows of a unit in fragments of 16, warps that share it and their
-/// barrier, elements of K a chunk, ranks of a unit up to r = 16 and beyond, columns of eight ranks
-/// whose sums meet in shared memory at a time.
+/// For h computed by the products: maximum rows of a unit in fragments of 16, warps that share it
+/// and their barrier, elements of K per chunk, ranks of a unit up to r = 16 and beyond, columns of
+/// eight ranks whose sums are combined in shared memory at a time.
 constexpr uint32_t kShrinkFragments = 2;
 constexpr uint32_t kShrinkRows = 16 * kShrinkFragments;
 constexpr uint32_t kShrinkWarps = 3;
@@ -28,29 +29,31 @@ constexpr uint32_t kShrinkNarrowRanks = 16;
 constexpr uint32_t kShrinkWideRanks = 32;
 constexpr uint32_t kShrinkSumTiles = 2;
 constexpr uint32_t kShrinkSharedBytes = kShrinkWarps * kShrinkSumTiles * 32 * 16 + 16;
-/// Parts of an element of lora_a: one of bf16, else three.
+/// Parts of an element of lora_a: one for bf16, otherwise three.
 constexpr uint32_t kShrinkFactorParts = 3;
 
-/// Of the gradients beside the products: columns of a unit, rows a step, columns of eight ranks.
+/// For gradients computed by the products: columns of a unit, rows per step, columns of eight
+/// ranks.
 constexpr uint32_t kRowGradCols = 64;
 constexpr uint32_t kRowGradRows = 16;
 constexpr uint32_t kRowGradTilesJ = 2;
 constexpr uint32_t kRowGradRanks = 8 * kRowGradTilesJ;
 
-/// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements a consumer
-/// warp, the codebook, the sums of h, two barriers a stage; to the 1,024 bytes of the swizzle.
+/// Dynamic shared memory of the products: stages of x and w, 16 rows of 72 elements per consumer
+/// warp, the codebook, the sums of h, two barriers per stage; padded to the 1,024 bytes of the
+/// swizzle.
 constexpr uint32_t WgmmaSharedBytes(uint32_t tile_n, uint32_t stages) {
   return (stages * (kWgmmaTileM + tile_n) * kWgmmaTileK * 2 + 8 * 16 * 72 * 2 +
           kPanelCodebookBytes + kShrinkSharedBytes + stages * 16 + 1023) /
          1024 * 1024;
 }
 
-/// Where the elements of a 16-bit panel come from.
+/// The source of the elements of a 16-bit panel.
 enum class PanelSource : uint32_t { kNone, kF32, kBF16, kF16, kCodes4, kCodes8 };
 
 /// How the elements of a panel are read: one at a time, or eight neighbours of the source at a
-/// time, which are neighbours of the panel's rows or, turned, of its columns. Eight need a source
-/// that is 16-byte aligned and has rows and blocks of multiples of eight.
+/// time, which are neighbours in the panel's rows or, transposed, in its columns. Eight need a
+/// source that is 16-byte aligned and has rows and blocks of multiples of eight.
 enum class PanelPath : uint32_t { kElements, kRows, kTurned };
 
 /// A part of a matrix, to be written as T with rows `stride_elems` apart: element (row, col) is
@@ -78,8 +81,8 @@ struct PanelFill {
 };
 
 /// A matrix as bf16 parts side by side: target[row, pair · r_padded + ri], zero for ri >= r, is the
-/// part of that pair (params/lora_pairs.h) of scale · source, whose element (row, ri) is at
-/// row · row_step + ri · rank_step.
+/// part for that pair (params/lora_pairs.h) of scale · source, whose element (row, ri) is at row ·
+/// row_step + ri · rank_step.
 struct SplitFill {
   void* target = nullptr;  // bf16 [rows, pairs · r_padded]
   const void* source = nullptr;
@@ -105,8 +108,8 @@ struct AddendFill {
   float scaling = 0;
 };
 
-/// Which elements of columns [32 · first_word, 32 · (first_word + words)) the gate keeps: bit b of
-/// word i of a row is that of column 32 i + b. Undefined where there is no such column.
+/// The elements of columns [32 · first_word, 32 · (first_word + words)) that the gate keeps: bit b
+/// of word i of a row is for column 32 i + b. Undefined if there is no such column.
 struct KeptFill {
   uint32_t* target = nullptr;  // [rows, row_words]; null: no gate
   int64_t rows = 0;
@@ -117,15 +120,16 @@ struct KeptFill {
   LoraGate gate;
 };
 
-/// h = scale · (gate ⊙ x) · lora_aᵀ, computed beside the products: f32, and as the parts that they
-/// multiply. For the input gradient that is dh = scaling · dy · lora_b: x is dy, lora_a lora_bᵀ.
+/// h = scale · (gate ⊙ x) · lora_aᵀ, computed by the product kernels: in f32, and as the parts that
+/// they multiply. For the input gradient this is dh = scaling · dy · lora_b: x is dy, lora_a is
+/// lora_bᵀ.
 struct RowShrink {
   const void* x = nullptr;       // T [rows, cols], rows 16-byte aligned; null: h stands already
   const void* lora_a = nullptr;  // bf16 [r, parts, cols], rows 16-byte aligned: a factor in parts
   float* h = nullptr;            // [rows, r]
   SplitFill split;               // of h, which is its source
-  // Counters that the launch before has zeroed: of units handed out, of units done of each row
-  // tile.
+  // Counters that the previous launch has zeroed: of units started, and of units finished in each
+  // row tile.
   uint32_t* next_unit = nullptr;
   uint32_t* done_units = nullptr;
   int64_t rows = 0;
@@ -138,8 +142,8 @@ struct RowShrink {
   KeptFill kept;  // of the products' gate, a unit's rows with its h
 };
 
-/// The gradient of a factor, by planes that are sums over the rows of a split each, computed beside
-/// the products for a range of the columns of x:
+/// The gradient of a factor, as planes that are sums over the rows of one split each, computed by
+/// the product kernels for a range of the columns of x:
 ///
 ///   planes[s](c, j) = Σ_m (kept ⊙ x)(m, c) · factor(m, j),   m in split s
 struct RowGrad {
@@ -161,7 +165,7 @@ struct RowGrad {
 };
 constexpr uint32_t kRowGrads = 2;
 
-/// What must stand before the first product.
+/// Work that must be complete before the first product.
 struct GemmWgmmaPrepareParams {
   PanelFill panel;   // of w
   PanelFill x;       // where x itself cannot be read by TMA
@@ -174,8 +178,8 @@ struct GemmWgmmaPrepareParams {
   uint32_t counter_count = 0;
 };
 
-/// y[:, first_n .. first_n + panel_n) of one panel of w. For the input gradient y is dx, x dy, w is
-/// wᵀ [K, N], h dh and lora_b lora_aᵀ, so that N and K here are K and N of the layer.
+/// y[:, first_n .. first_n + panel_n) for one panel of w. For the input gradient y is dx, x is dy,
+/// w is wᵀ [K, N], h is dh and lora_b is lora_aᵀ, so N and K here are K and N of the layer.
 struct GemmWgmmaParams {
   TensorMap x_map;                 // T [M, K], box [kTileM, 64]
   TensorMap w_map;                 // T [panel_n, K], box [kTileN / 2, 64]

@@ -7,10 +7,9 @@
 
 namespace lowrank::gpu {
 
-/// A gradient and, where it is one of dy, dh, from one pass over dy. Blocks come in groups, a group
-/// being one split of `grad` (a range of rows of dy): first its shrink blocks, then its gradient
-/// blocks, so that the second reader of those rows finds them in L2. A gradient alone has no shrink
-/// blocks.
+/// A gradient and, if it is one of dy, dh, from one pass over dy. Blocks come in groups. A group is
+/// one split of `grad` (a range of rows of dy): first its shrink blocks, then its gradient blocks,
+/// so that the second reader finds those rows in L2. A gradient alone has no shrink blocks.
 struct LoraGradParams {
   LoraContractParams shrink;
   LoraContractParams grad;

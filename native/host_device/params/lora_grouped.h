@@ -11,7 +11,7 @@ namespace lowrank::gpu {
 constexpr int kGroupedThreads = 256;
 constexpr int kGroupedTile = 32;        // rows and columns of a block's tile
 constexpr int kGroupedDepth = 16;       // of the reduction at a time
-constexpr int kGroupedSpan = 256;       // terms that are summed before they join the sum of all
+constexpr int kGroupedSpan = 256;       // terms that are summed before they are added to the total
 constexpr int kGroupedMostSlices = 16;  // of the reduction over N
 constexpr int kGroupedPitch = kGroupedTile + 2;
 constexpr uint32_t kGroupedSharedBytes = 2 * kGroupedDepth * kGroupedPitch * 4;
@@ -39,8 +39,8 @@ struct alignas(16) GroupedForwardShared {
   /// h of all ranks in the same order.
   float h[kGroupedForwardRanks / kGroupedShrinkRanks][kGroupedShrinkRows * kGroupedShrinkRanks];
 };
-/// From one row of lora_b to the next, an odd number of 16 bytes: eight lanes with a row each meet
-/// all banks.
+/// Distance between rows of lora_b, an odd multiple of 16 bytes: eight lanes with one row each then
+/// use all banks.
 LOWRANK_HOST_DEVICE constexpr int64_t GroupedFactorPitch(int64_t r, int64_t element_bytes) {
   return ((r * element_bytes + 15) / 16 | 1) * 16;
 }
@@ -73,7 +73,7 @@ struct GroupedAdapter {
   int32_t unused;
 };
 
-/// Up to kGroupedTile entries of one adapter, or as many without one.
+/// Up to kGroupedTile entries of one adapter, or as many without an adapter.
 struct GroupedRowTile {
   int32_t adapter;  // -1: none
   int32_t count;

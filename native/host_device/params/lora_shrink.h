@@ -20,7 +20,7 @@ constexpr int LoraSharedBytes(int element_bytes) {
 /// Element types as the kernels number them.
 enum LoraElement : int32_t { kLoraF32 = 0, kLoraBF16 = 1, kLoraF16 = 2 };
 
-/// Which elements of the large operand count.
+/// The gate of the large operand.
 enum LoraGateKind : int32_t { kLoraGateNone = 0, kLoraGatePhilox = 1, kLoraGateMask = 2 };
 
 struct LoraGate {
@@ -34,8 +34,8 @@ struct LoraGate {
 
 /// out(o, j) = scale · Σ_q x(o, q) · factor(q, j), j < r, over q of one split.
 ///
-///   shrink     o = m, q = k: x lies [o, q] in memory
-///   gradients  o = k, q = m: x lies [q, o], and column sums Σ_q x(o, q) come out of the same pass
+///   shrink     o = m, q = k: x is stored as [o, q]
+///   gradients  o = k, q = m: x is stored as [q, o], and the same pass gives sums Σ_q x(o, q)
 struct LoraContractParams {
   const void* x = nullptr;       // [rows, cols] row-major
   const void* factor = nullptr;  // element (q, j) at q · factor_q_elems + j · factor_j_elems

@@ -14,18 +14,18 @@ constexpr uint32_t kSmallMFinishTokens = 8;     // tokens m of each
 
 enum class SmallMFormat { kCode4, kCode8, kDense };
 
-/// Elements of w in 16 bytes: what a lane loads of one row at once.
+/// Elements of w in 16 bytes: what a lane loads from one row at once.
 constexpr int LaneElems(SmallMFormat format) {
   return format == SmallMFormat::kCode4 ? 32 : format == SmallMFormat::kCode8 ? 16 : 8;
 }
 
-/// How 4-bit codes are decoded: rows g of the fragments by lookups in shared memory and rows g + 8
-/// by byte permutes; in every second fragment both by lookups, or both by permutes; or all by
+/// How 4-bit codes are decoded: rows g of the fragments by look-ups in shared memory and rows g + 8
+/// by byte permutes; in every second fragment both by look-ups, or both by permutes; or all by
 /// permutes, with the codebook in registers or in shared memory.
 enum class SmallMDecode { kHalfLookups, kMostLookups, kFewLookups, kPermutes, kSharedPermutes };
 
-/// What a block of threads computes: kRows outputs n for kTokens tokens m, over a slice of K. A
-/// warp has kTilesN fragments of 16 rows; kWarpsK warps share their rows and take turns along K.
+/// The work of a block of threads: kRows outputs n for kTokens tokens m, over a slice of K. A warp
+/// has kTilesN fragments of 16 rows. kWarpsK warps share their rows and alternate along K.
 template <int kTilesN_, int kTilesM_, int kWarpsN_,
           SmallMDecode kDecode_ = SmallMDecode::kHalfLookups>
 struct SmallMTile {
@@ -43,13 +43,13 @@ using SmallMTile8 = SmallMTile<2, 1, 1, SmallMDecode::kMostLookups>;
 using SmallMTile16 = SmallMTile<2, 2, 2>;
 using SmallMTile32 = SmallMTile<2, 4, 4>;
 using SmallMTile64 = SmallMTile<2, 8, 4, SmallMDecode::kPermutes>;
-/// With wgmma; a warp's two fragments are rows of two products of its warpgroup.
+/// With wgmma. A warp's two fragments are rows of two products of its warpgroup.
 using SmallMTileWgmma = SmallMTile<2, 8, 8, SmallMDecode::kFewLookups>;
-/// The same of half the rows: half the sums between the blocks of a cluster, twice the x.
+/// The same with half the rows: half the sums between the blocks of a cluster, twice the x.
 using SmallMTileWgmma128 = SmallMTile<1, 8, 8>;
 using SmallMTileWide = SmallMTile<2, 16, 8, SmallMDecode::kSharedPermutes>;
 
-/// k that all warps of a block take in one step.
+/// The k that all warps of a block process in one step.
 template <SmallMFormat kFormat, typename Tile>
 constexpr int kSmallMStepK = 4 * LaneElems(kFormat) * Tile::kWarpsK;
 
@@ -61,8 +61,8 @@ constexpr int SmallMTableBytes(SmallMFormat format, SmallMDecode decode) {
   return lookups ? 32768 : 128;
 }
 
-/// Shared memory; the decoded scales, [block of the slice][row], follow it, kScaleSlots of them in
-/// turn or, where that is 0, all.
+/// Shared memory. The decoded scales, [block of the slice][row], follow it: kScaleSlots of them in
+/// rotation, or all if that is 0.
 template <SmallMFormat kFormat, typename Tile>
 struct SmallMShared {
   static constexpr int kScaleSlots = 0;
@@ -76,12 +76,12 @@ struct SmallMShared {
   };
 };
 
-/// Of the kernels with wgmma: 4-bit codes, and x in a ring of stages.
+/// For the kernels with wgmma: 4-bit codes, and x in a ring of stages.
 template <typename Tile, int kStages_, int kScaleSlots_>
 struct SmallMWgmmaShared {
   static constexpr int kScaleSlots = kScaleSlots_;
   static constexpr int kStages = kStages_;
-  /// Of two fragments a warp, the sums of one go to the peers of a cluster by L2.
+  /// With two fragments per warp, the sums of one go to the cluster's peers through L2.
   static constexpr bool kHalfByL2 = Tile::kTilesN == 2;
   static constexpr int kStageBytes = Tile::kTokens * kSmallMStepK<SmallMFormat::kCode4, Tile> * 2;
   struct Main {
@@ -96,11 +96,11 @@ struct SmallMWgmmaShared {
 constexpr int kSmallMWgmmaStages = 3;      // of x, where it goes through registers
 constexpr uint32_t kSmallMClusterMax = 8;  // slices of K, the blocks of a cluster
 
-/// Of the kernel of 128 tokens, where a third warpgroup brings x and the scales. That is at most
-/// four steps ahead of who reads them: five steps of four blocks of 32, and one begun before.
+/// For the kernel of 128 tokens, whose third warpgroup loads x and the scales. It is at most four
+/// steps ahead of the readers: five steps of four blocks of 32, and one started earlier.
 constexpr uint32_t kSmallMWideThreads = kSmallMThreads + 128;
 struct SmallMWideShared : SmallMWgmmaShared<SmallMTileWide, 4, 32> {
-  uint64_t full[kStages];   // a stage of x is there
+  uint64_t full[kStages];   // a stage of x is complete
   uint64_t empty[kStages];  // nobody reads it any more
 };
 

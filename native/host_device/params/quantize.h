@@ -13,8 +13,8 @@ struct Thresholds {
   float value[16];
 };
 
-/// Shared memory of the 8-bit kernels: 255 ascending thresholds as a breadth-first tree, node n
-/// (from 1) having the children 2n and 2n + 1.
+/// Shared memory of the 8-bit kernels: 255 ascending thresholds as a breadth-first tree. Node n
+/// (from 1) has the children 2n and 2n + 1.
 struct ThresholdTree {
   float node[256];
   float levels[256];  // the codebook, while the tree is made
@@ -35,7 +35,7 @@ struct QuantizeParams {
   uint32_t vector;  // w is 16-byte aligned, codes 8-byte
 };
 
-/// Rowwise int8: one scale a row, in all its blocks.
+/// Rowwise int8: one scale per row, in all its blocks.
 struct QuantizeRowsParams {
   const void* w;              // [N, K] f32, bf16 or f16 by the kernel
   uint8_t* codes;             // [N, K], 8-byte aligned
@@ -54,10 +54,10 @@ struct QuantizeRowsShared {
   uint32_t largest[kQuantizeRowsThreads / 32];
 };
 
-/// What one block of threads has learnt of its share of absmax.
+/// What one block of threads has computed from its part of absmax.
 struct AbsmaxSum {
   double sum;
-  uint32_t smallest;  // bits of the smallest that is not zero; 0x7f800000 where all are
+  uint32_t smallest;  // bits of the smallest non-zero value; 0x7f800000 if all are zero
   uint32_t unused;
 };
 

@@ -5,8 +5,8 @@
 
 namespace lowrank::gpu {
 
-/// Opaque: the driver encodes it (TensorMapRequest), the copy engine reads it. 64-byte aligned as
-/// the hardware asks.
+/// Opaque: the driver encodes it (TensorMapRequest), and the copy engine reads it. 64-byte aligned,
+/// as the hardware requires.
 struct alignas(64) TensorMap {
   uint64_t opaque[16];
 };

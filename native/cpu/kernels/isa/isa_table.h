@@ -33,7 +33,7 @@ Status ToStatus(const Op& /*op*/, const Outcome& outcome) {
 inline Status ToStatus(const QuantizeOp& op, const Outcome& outcome) {
   // A finite value may be too large for f16.
   if (outcome.code == Code::kNonFinite && op.out.rowwise) {
-    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16, being rowwise",
+    return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16 (the weight is rowwise)",
                   "Inf or NaN at element " + std::to_string(outcome.index));
   }
   return ToStatus(QuantizeOp::kName, outcome);

@@ -82,7 +82,7 @@ std::string WhyNoTiles() {
          "); Linux 5.16 or later does, unless a sandbox "
          "filters the call";
 #else
-  return "tiles are asked for on Linux alone";
+  return "tiles are only supported on Linux";
 #endif
 }
 std::string MissingForAmx() {

@@ -49,8 +49,8 @@ Status PlanRows(const QuantizeOp& op, Workspace* workspace, Plan* plan) {
   const QuantView& out = op.out;
   // As allocations are, and rows of a multiple of 32.
   if (!IsAligned(out.codes, 8)) {
-    return Refuse(Code::kUnsupported, QuantizeOp::kName, "out", "8-byte aligned, being rowwise",
-                  "codes at another address");
+    return Refuse(Code::kUnsupported, QuantizeOp::kName, "out",
+                  "8-byte aligned (the weight is rowwise)", "codes at another address");
   }
   const int64_t elems = 16 / static_cast<int64_t>(DTypeBytes(op.w.dtype));
   const int64_t warps =

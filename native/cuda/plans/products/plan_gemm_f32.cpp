@@ -106,7 +106,7 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
   const int64_t blocks = Blocks(tile, M, P);
   if (blocks > INT32_MAX) {
     return Status(Code::kUnsupported, "cuda: a product of " + std::to_string(blocks) +
-                                          " tiles, the largest grid has 2147483647");
+                                          " tiles exceeds the largest grid, 2147483647");
   }
   params.tiles_p = (P + tile.tile_p - 1) / tile.tile_p;
   LaunchStep step;

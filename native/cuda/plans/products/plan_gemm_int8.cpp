@@ -167,7 +167,7 @@ Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
   const QuantView& w = operands.w.quant;
   // As allocations are, and rows of a multiple of 32.
   if (!IsAligned(w.codes, 16)) {
-    return Refuse(Code::kUnsupported, "matmul", "w", "16-byte aligned (compute is 'int8')",
+    return Refuse(Code::kUnsupported, "matmul", "w", "16-byte aligned (for compute int8)",
                   "codes at another address");
   }
   gpu::GemmInt8Params params{};
