@@ -81,7 +81,7 @@ DeviceInfo CudaBackend::Info() const {
   info.device = device_;
   Status status = source_.look == nullptr ? Probe() : source_.look();
   if (status.ok()) {
-    // What was learnt since: a start that failed, a fault.
+    // What is known since then: a failed start, or a fault.
     const std::lock_guard<std::mutex> lock(start_mutex_);
     status = start_status_;
   }
@@ -126,7 +126,7 @@ Status CudaBackend::EnsureStarted() {
   LOWRANK_RETURN_IF_ERROR(start_status_);
   const Status status = StartEngine();
   if (status.ok()) return status;
-  // A device without memory may have some later; what else a start fails with stays.
+  // Memory may be free later, so kOom is retried; every other failed start is final.
   const bool again = status.code() == Code::kOom;
   const Status told(again ? Code::kOom : Code::kDevice,
                     "device: \"" + device_ + "\" does not start" +
@@ -137,11 +137,11 @@ Status CudaBackend::EnsureStarted() {
 
 Status CudaBackend::StartEngine() {
   LOWRANK_RETURN_IF_ERROR(Probe());
-  // A driver does not survive it either.
+  // A driver does not survive fork() either.
   LOWRANK_RETURN_IF_ERROR(library_->opened_in.Check(device_.c_str()));
   if (engine_made_ == nullptr) engine_made_ = std::make_unique<Engine>(device_, *library_);
   Engine* const engine = engine_made_.get();
-  // On the thread that will issue: its context stays current there.
+  // On the issuing thread: the context stays current there.
   const auto answer = std::make_shared<Answer>();
   Task task;
   task.run = [this, engine](const OpRefs&) -> Status {
@@ -239,8 +239,8 @@ Status CudaBackend::Wrap(void* data, size_t bytes, bool host_memory, std::functi
   CUdeviceptr mapped = 0;
   LOWRANK_RETURN_IF_ERROR(engine->pages.Map(data, bytes, &mapped));
   const auto unmap = [engine, data, bytes, release = std::move(release)] {
-    // Called where the last reference goes: work that touches the memory holds one until it is
-    // over.
+    // Called when the last reference is dropped; work that touches the memory holds a reference
+    // until it is over.
     if (!engine->queue.home().orphaned()) {
       const Visit leaving(&engine->context);
       if (leaving.status().ok()) engine->pages.Unmap(data, bytes);

@@ -45,8 +45,7 @@ constexpr CUresult CUDA_ERROR_OUT_OF_MEMORY = 2;
 constexpr CUresult CUDA_ERROR_NOT_INITIALIZED = 3;
 constexpr CUresult CUDA_ERROR_DEINITIALIZED = 4;
 constexpr CUresult CUDA_ERROR_STUB_LIBRARY = 34;
-constexpr CUresult CUDA_ERROR_INSUFFICIENT_DRIVER =
-    35;  // the runtime's code, which drivers pass on
+constexpr CUresult CUDA_ERROR_INSUFFICIENT_DRIVER = 35;  // runtime code, passed on by drivers
 constexpr CUresult CUDA_ERROR_CALL_REQUIRES_NEWER_DRIVER = 36;
 constexpr CUresult CUDA_ERROR_DEVICE_UNAVAILABLE = 46;
 constexpr CUresult CUDA_ERROR_NO_DEVICE = 100;
