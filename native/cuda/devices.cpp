@@ -53,7 +53,7 @@ Status Emulator(const cuda::Library** library) {
   return one->Get(library);
 }
 
-/// How many GPUs the driver finds, at least one: with none, that one says why.
+/// How many GPUs the driver finds; 1 if none, so that "cuda" exists and can report why.
 int GpuCount() {
   const cuda::Library* library = nullptr;
   int count = 0;

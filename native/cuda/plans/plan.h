@@ -1,6 +1,6 @@
-/// What an op becomes on a GPU: a workspace and a few launches. A plan is made from the descriptor
-/// and the device's limits alone, by arithmetic: no driver call, no allocation that lasts, so tile
-/// selection and workspace sizes are testable (and queryable) without a GPU.
+/// What an op becomes on a GPU: a workspace and a few launches. A plan is computed from the
+/// descriptor and the device's limits alone, without a driver call or a lasting allocation, so tile
+/// selection and workspace sizes can be tested (and queried) without a GPU.
 #pragma once
 
 #include <algorithm>
@@ -21,21 +21,21 @@ inline bool IsAligned(const void* pointer, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0;
 }
 
-/// What tile selection may know of a device.
+/// What tile selection knows of a device.
 struct DeviceLimits {
   int sm = 80;                              // compute capability, major · 10 + minor
   int sm_count = 108;                       // multiprocessors
   int64_t shared_bytes_per_block = 166912;  // with opt-in
   int64_t shared_bytes_per_sm = 167936;
   int64_t l2_bytes = 40 << 20;
-  /// Choose kernels and splits without looking at M, so that a row has the same bits alone and in
+  /// Chooses kernels and splits without looking at M, so that a row has the same bits alone and in
   /// any batch.
   bool batch_invariant = false;
 
-  /// wgmma is of this architecture alone: neither earlier nor later ones have it.
+  /// Only this architecture has wgmma: neither earlier nor later ones do.
   bool has_wgmma() const { return sm == 90; }
-  /// Clusters of blocks that read each other's shared memory. Those of 12.x do so too, without what
-  /// makes it cheap (no multicast, groups of multiprocessors that nobody has published): they keep
+  /// Clusters of blocks that read each other's shared memory. Capability 12.x has them too, but
+  /// without what makes them cheap (no multicast; group sizes that are not published), so it uses
   /// planes.
   bool has_clusters() const { return sm >= 90 && sm / 10 != 12; }
 };
@@ -46,16 +46,16 @@ struct Dim3 {
   uint32_t z = 1;
 };
 
-/// A TMA descriptor to be encoded by the driver into the parameters before the launch. Dimension 0
-/// is contiguous.
+/// A TMA descriptor that the driver encodes into the parameters before the launch. Dimension 0 is
+/// contiguous.
 struct TensorMapRequest {
   uint32_t param_offset_bytes = 0;  // where in the parameters the 128-byte descriptor lies
   const void* base = nullptr;       // 16-byte aligned
   DType dtype = DType::kBF16;
-  bool bytes = false;  // elements are single bytes, whatever dtype says
+  bool bytes = false;  // elements are single bytes, regardless of dtype
   uint32_t rank = 2;
   std::array<uint64_t, 5> size_elems{};
-  std::array<uint64_t, 5> stride_bytes{};  // of dimensions 1 and up; [0] unused
+  std::array<uint64_t, 5> stride_bytes{};  // of dimensions from 1; [0] is unused
   std::array<uint32_t, 5> box_elems{};
   uint32_t swizzle_bytes = 0;  // 0, 32, 64 or 128
   bool evict_first = false;    // L2 promotion is 256 bytes otherwise
@@ -63,20 +63,21 @@ struct TensorMapRequest {
 
 /// One kernel launch. `kernel` is the extern "C" name in cuda/.
 ///
-/// What runs beside it. A step that overlaps starts as soon as every block of the step before it
-/// has started. That one may have started as early, so any number of steps may run at once: all
-/// since the last one that does not overlap, that one included. Nothing of an op before runs,
-/// since the first step of a plan never overlaps. A kernel that waits
-/// (griddepcontrol.wait) waits for all of them, as the step before ends only after its own wait.
+/// What may run at the same time. A step that overlaps starts as soon as every block of the step
+/// before it has started. That step may have started just as early, so any number of steps may run
+/// at once: all since the last one that does not overlap, including that one. Nothing of an earlier
+/// op runs, since the first step of a plan never overlaps. A kernel that waits
+/// (griddepcontrol.wait) waits for all of them, because the step before ends only after its own
+/// wait.
 ///
 /// So before its wait a kernel
-///   - stores nothing to global memory, be it an output or workspace: a step that still runs may
-///     read or write the same bytes. Every kernel keeps to this without exception, which is why a
-///     plan may give workspace to several steps (Workspace::Rewind)
+///   - stores nothing to global memory, neither outputs nor workspace: a step that still runs may
+///     read or write the same bytes. Every kernel obeys this without exception, so a plan may
+///     give the same workspace to several steps (Workspace::Rewind)
 ///   - loads nothing that a step which may still run writes. Kernels that load early
-///     (LOWRANK_EARLY_KERNEL in cuda/gpu.cuh) load operands of the op. Where a step before writes
-///     such an operand, the plan says so: x_made has the kernel wait first, overlaps = false the
-///     launch
+///     (LOWRANK_EARLY_KERNEL in cuda/gpu.cuh) load operands of the op. If an earlier step writes
+///     such an operand, the plan says so: x_made makes the kernel wait first, overlaps = false
+///     makes the launch wait
 ///
 /// `npm run check:cuda` follows every path of every kernel to its first store (grid-wait.mjs), and
 /// the emulator reports both kinds of access (`grid-dependency`).
@@ -88,8 +89,8 @@ struct LaunchStep {
   uint32_t threads = 0;
   uint32_t cluster = 1;  // blocks along x that share a cluster
   uint32_t shared_bytes = 0;
-  /// From sm_90 on: may it start before the steps of its plan before it have ended? Not asked of
-  /// the first.
+  /// From sm_90 on: may it start before the earlier steps of its plan have ended? Ignored for the
+  /// first step.
   bool overlaps = true;
   uint32_t param_bytes = 0;
   alignas(128) std::array<unsigned char, kMaxParamBytes> params;
@@ -103,8 +104,8 @@ struct LaunchStep {
   }
 };
 
-/// Hands out parts of one allocation. Made over null it only measures: plan once to learn bytes(),
-/// and again over the real memory. Every part is 256-byte aligned; nothing in it survives an op.
+/// Hands out parts of one allocation. Over null it only measures: plan once to get bytes(), and
+/// again over the real memory. Every part is 256-byte aligned; its contents do not survive the op.
 class Workspace {
  public:
   explicit Workspace(void* base = nullptr) : base_(static_cast<unsigned char*>(base)) {}
@@ -118,8 +119,8 @@ class Workspace {
   }
   size_t bytes() const { return bytes_; }
 
-  /// Gives back what has been taken since Mark(), to steps that come after those that use it. They
-  /// may overlap: no kernel stores before its wait (LaunchStep).
+  /// Releases what was taken since Mark(), for steps after those that use it. The steps may
+  /// overlap: no kernel stores before its wait (LaunchStep).
   size_t Mark() const { return next_; }
   void Rewind(size_t mark) { next_ = mark; }
 
@@ -129,22 +130,22 @@ class Workspace {
   size_t bytes_ = 0;
 };
 
-/// Launches in stream order; empty where there is nothing to compute.
+/// Launches in stream order; empty if there is nothing to compute.
 struct Plan {
   /// What `first_non_finite` holds before the first step: larger than any index.
   static constexpr int64_t kNoneFound = 0x7f7f7f7f7f7f7f7f;
 
   std::vector<LaunchStep> steps;
-  /// An input that only the kernel can refuse: one word of the workspace, set to kNoneFound by the
-  /// backend before the first step, lowered (atomicMin) by a kernel to the index of each element of
-  /// the input that is not finite, and looked at after the last step. Below kNoneFound the op, and
-  /// whatever read its outputs, fails with kNonFinite.
+  /// For an input that only the kernel can reject: one word of the workspace. The backend sets it
+  /// to kNoneFound before the first step; a kernel lowers it (atomicMin) to the index of each
+  /// element of the input that is not finite; it is read after the last step. If it is below
+  /// kNoneFound, the op and everything that read its outputs fail with kNonFinite.
   int64_t* first_non_finite = nullptr;
-  /// That is asked of the input rounded to f16.
+  /// Whether the input is tested after rounding to f16.
   bool finite_in_f16 = false;
-  /// What the kernels read beside the op's operands (a table of pointers), copied by the backend to
-  /// `upload_to` in the workspace before the first step. Not while a stream is being captured,
-  /// since the bytes are this op's alone.
+  /// Data that the kernels read besides the op's operands (a table of pointers). The backend copies
+  /// it to `upload_to` in the workspace before the first step. Not allowed while a stream is being
+  /// captured, since the bytes belong to this op only.
   std::vector<unsigned char> upload;
   void* upload_to = nullptr;
 
@@ -157,7 +158,8 @@ struct Plan {
   }
 };
 
-/// `op` has passed Check(). Fails with kUnsupported where no kernel takes it, saying what is.
+/// `op` has passed Check(). Fails with kUnsupported if no kernel takes it, and says what is
+/// supported.
 #define LOWRANK_DECLARE_PLAN(Name, member) \
   Status MakePlan(const Name##Op& op, const DeviceLimits& device, Workspace* workspace, Plan* plan);
 LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_PLAN)

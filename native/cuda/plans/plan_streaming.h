@@ -1,4 +1,4 @@
-/// What the plans of the streaming kernels share.
+/// Shared by the plans of the streaming kernels.
 #pragma once
 
 #include <cstdint>
@@ -14,11 +14,11 @@ constexpr uint32_t Log2(int64_t power_of_two) {
   return log2;
 }
 
-/// Most blocks of a grid along y or z.
+/// The most blocks that a grid may have along y or z.
 constexpr int64_t kMostGridRows = 65535;
 
-/// A grid of `items` at `items_per_block`, along x. A grid has fewer than 2^31 blocks: 2^40
-/// elements and more.
+/// A grid for `items` along x, `items_per_block` each. Fails at 2^31 blocks, which takes 2^40
+/// elements or more.
 inline Status SetGrid(const char* op, int64_t items, int64_t items_per_block, LaunchStep* step) {
   const int64_t blocks = CeilDiv(items, items_per_block);
   if (blocks > 0x7fffffff) {

@@ -12,7 +12,7 @@
 namespace lowrank::cuda {
 namespace {
 
-/// How often the event is asked before the thread sleeps on it: a small read is over by then.
+/// How often the event is queried before the thread sleeps: a small read is over by then.
 constexpr int kQueries = 50;
 
 }  // namespace
@@ -74,7 +74,7 @@ void Completions::Abandon(std::unique_ptr<Completion> completion) {
 }
 
 void Completions::DropQueued(const CancelToken* cancel) {
-  // Entries stay where they are: their copies are under way. Under the lock, like the queue's.
+  // Entries stay in place because their copies are under way. Under the lock, like the queue's.
   const std::lock_guard<std::mutex> lock(mutex_);
   const Status status =
       Status::Bare(Code::kCancelled, context_.device().c_str(), "the environment is closing");
@@ -107,7 +107,7 @@ void Completions::Loop() {
     const Status passed = Await(event);
     std::unique_ptr<Completion> entry;
     {
-      // Only now out of reach of DropQueued.
+      // Only from here on DropQueued cannot reach it.
       const std::lock_guard<std::mutex> lock(mutex_);
       entry = std::move(first_);
       first_ = std::move(entry->next);
@@ -148,7 +148,7 @@ Status Completions::Judge(const Completion& completion, const Status& passed) {
 void Completions::Finish(std::unique_ptr<Completion> completion, const Status& passed) {
   Status status = passed;
   if (passed.ok()) context_.ops().Passed(completion->op_number);
-  // Nothing may unwind out of this thread.
+  // No exception may leave this thread.
   try {
     status = Judge(*completion, passed);
     if (status.ok() && !completion->description.empty()) {
@@ -166,7 +166,7 @@ void Completions::Finish(std::unique_ptr<Completion> completion, const Status& p
     status = Status::Bare(Code::kCompute, context_.device().c_str(), error.what());
   }
   if (completion->verdict != nullptr) completion->verdict->Settle(status);
-  // What it used goes back before anyone is told, so that counters are exact by then.
+  // What it used is released before anyone is notified, so that counters are exact by then.
   GiveBack(completion.get(), passed.ok());
   completion->keep.clear();
   if (completion->done) completion->done(status);
@@ -180,7 +180,7 @@ void Completions::GiveBack(Completion* completion, bool reusable) {
     staging_.Release(block);
     ReturnEvent(false, std::exchange(completion->event, nullptr));
   } else {
-    // The copy may still be under way: its memory is given back by a call that waits for it.
+    // The copy may still be under way: its memory is released by a call that waits for it.
     staging_.Retire(block, completion->stream);
     if (completion->event != nullptr) context_.driver().cuEventDestroy_v2(completion->event);
     completion->event = nullptr;

@@ -1,5 +1,5 @@
-/// What follows work on the device: one thread waits for events in the order of their recording,
-/// hands bytes to their readers, judges ops, and takes back what they used.
+/// What follows work on the device: one thread waits for events in the order they were recorded,
+/// passes bytes to their readers, judges ops, and releases what they used.
 #pragma once
 
 #include <condition_variable>
@@ -15,14 +15,14 @@
 
 namespace lowrank::cuda {
 
-/// One event, and what comes after it. Made before the work is issued, so that nothing can fail
+/// One event, and what happens after it. Made before the work is issued, so that nothing can fail
 /// between the two.
 struct Completion {
   CUevent event = nullptr;       // recorded after the work
-  CUstream stream = nullptr;     // where that is; null until something was issued
+  CUstream stream = nullptr;     // the stream of the event; null until something is issued
   uint64_t op_number = 0;        // the last op issued before it
-  StagingBlock staging;          // where the work copied to or from; read by `sink`
-  std::vector<StoragePtr> keep;  // memory of the caller's that the work touches
+  StagingBlock staging;          // source or target of the work's copy; read by `sink`
+  std::vector<StoragePtr> keep;  // the caller's memory that the work touches
 
   // A read, or a wait.
   std::function<Status(const void*)> sink;
@@ -30,7 +30,7 @@ struct Completion {
   DoneFn done;
   CancelPtr cancel;  // Begin() was called on it
 
-  // An op that says how it went: `staging` holds the word of Plan::first_non_finite.
+  // An op that reports how it went: `staging` holds the word of Plan::first_non_finite.
   std::shared_ptr<Verdict> verdict;
   bool finite_in_f16 = false;  // Plan::finite_in_f16
 
@@ -48,18 +48,18 @@ class Completions {
   Completions(const Completions&) = delete;
   Completions& operator=(const Completions&) = delete;
 
-  /// Makes the context current on the thread of this, which it starts the first time.
+  /// Makes the context current on its thread, which it starts the first time.
   Status Start();
 
-  /// Issuing thread: an event that is not in use.
+  /// Issuing thread: an unused event.
   Status TakeEvent(bool timing, CUevent* event);
-  /// From any thread, in the order of the records. Needs no memory.
+  /// From any thread, in the order of recording. Allocates nothing.
   void Push(std::unique_ptr<Completion> completion);
-  /// Issuing thread: gives back what one that is not pushed has taken, also null. Its copy may be
-  /// under way.
+  /// Issuing thread: releases what a completion that was not pushed has taken; may be null. Its
+  /// copy may be under way.
   void Abandon(std::unique_ptr<Completion> completion);
-  /// Tells the readers of this token that they are cancelled. Their copies still end; where those
-  /// touch memory of the caller's, the wait for them stays.
+  /// Tells the readers of this token that they are cancelled. Their copies still finish; if those
+  /// touch the caller's memory, the wait for them remains.
   void DropQueued(const CancelToken* cancel);
 
  private:

@@ -10,7 +10,7 @@ namespace {
 constexpr size_t kSmallestBlock = 4096;
 constexpr uintptr_t kPage = 4096;
 
-/// Powers of two: few sizes, so that kept blocks fit what comes.
+/// Powers of two: few sizes, so that kept blocks fit later requests.
 size_t BlockBytes(size_t bytes) {
   size_t rounded = kSmallestBlock;
   while (rounded < bytes) rounded *= 2;
@@ -113,7 +113,7 @@ Status HostPages::Map(void* data, size_t bytes, CUdeviceptr* device) {
   const std::lock_guard<std::mutex> lock(mutex_);
   uintptr_t at = first;
   while (at < last) {
-    // The run that holds `at`, or the gap up to the next one.
+    // The run that contains `at`, or the gap up to the next one.
     auto next = runs_.upper_bound(at);
     if (next != runs_.begin() && at < std::prev(next)->second.end) {
       Run& run = std::prev(next)->second;

@@ -1,5 +1,5 @@
-/// Page-locked host memory that copies to and from the device go through, kept for reuse, and host
-/// memory of the caller's that the device was given access to.
+/// Page-locked host memory for copies to and from the device, kept for reuse, and the caller's host
+/// memory that is mapped for the device.
 #pragma once
 
 #include <atomic>
@@ -12,19 +12,19 @@
 
 namespace lowrank::cuda {
 
-/// A block on loan. Plain: who holds it gives it back with Staging::Release.
+/// A block on loan. A plain struct: its holder returns it with Staging::Release.
 struct StagingBlock {
   void* data = nullptr;
   size_t bytes = 0;     // of the whole block
-  bool pinned = false;  // else ordinary memory: larger than kPinnedLimit
+  bool pinned = false;  // else ordinary memory, if larger than kPinnedLimit
 };
 
 class Staging {
  public:
-  /// Locking pages costs more than a copy; above this ordinary memory is used, which the driver
-  /// copies through its own buffer.
+  /// Locking pages costs more than a copy. Above this size ordinary memory is used, which the
+  /// driver copies through its own buffer.
   static constexpr size_t kPinnedLimit = size_t{64} << 20;
-  /// While this much is on loan, whoever asks for more waits for a copy to end.
+  /// While this much is on loan, further requests wait for a copy to end.
   static constexpr size_t kLoanLimit = size_t{256} << 20;
 
   explicit Staging(Context* context) : context_(*context) {}
@@ -35,12 +35,12 @@ class Staging {
   Status Acquire(size_t bytes, StagingBlock* block);
   /// Any thread, once no copy uses it.
   void Release(StagingBlock block);
-  /// The same where it is not known whether a copy still uses it, on a thread where the context is
-  /// current: waits for the stream, and keeps the block for good where even that is refused.
+  /// The same if a copy may still use it, on a thread where the context is current: waits for the
+  /// stream, and never releases the block if even the wait fails.
   void Retire(StagingBlock block, CUstream stream);
 
  private:
-  /// Kept blocks beyond this go back to the system.
+  /// Kept blocks beyond this are returned to the system.
   static constexpr size_t kKeepLimit = size_t{128} << 20;
 
   Context& context_;
@@ -51,18 +51,18 @@ class Staging {
   size_t on_loan_bytes_ = 0;
 };
 
-/// Host memory that is mapped for the device, by pages: two arrays of the caller's may share one,
-/// and a page can be registered once only.
+/// Host memory that is mapped for the device, by pages: two of the caller's arrays may share a
+/// page, and a page can be registered only once.
 class HostPages {
  public:
   explicit HostPages(Context* context) : context_(*context) {}
   HostPages(const HostPages&) = delete;
   HostPages& operator=(const HostPages&) = delete;
 
-  /// On a thread where the context is current, like Unmap. `device` is where the device sees it.
+  /// On a thread where the context is current, like Unmap. `device` receives the device's address.
   Status Map(void* data, size_t bytes, CUdeviceptr* device);
   void Unmap(void* data, size_t bytes);
-  /// Whether it lies in mapped memory. Cheap while none is mapped.
+  /// Whether it is in mapped memory. Cheap while none is mapped.
   bool Holds(const void* data) const;
 
  private:

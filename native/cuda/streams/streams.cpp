@@ -53,7 +53,7 @@ Status Streams::IsCapturing(bool* capturing) {
 }
 
 Status Streams::Use(CUstream stream) {
-  // Ops must not go to a stream that was not asked for: until a switch succeeds, none goes at all.
+  // Ops must not go to a wrong stream: until a switch succeeds, none are issued.
   switch_status_ = Switch(stream);
   return switch_status_;
 }
@@ -101,7 +101,7 @@ Status Streams::Allocate(size_t bytes, CUdeviceptr* pointer) {
   };
   CUresult result = attempt();
   if (result == CUDA_ERROR_OUT_OF_MEMORY) {
-    // Frees on their way may be enough, and what the pool keeps may be in pieces of other sizes.
+    // Pending frees may be enough, and what the pool keeps may be in pieces of other sizes.
     LOWRANK_RETURN_IF_ERROR(
         context_.Check(driver.cuStreamSynchronize(context_.home()), "cuStreamSynchronize"));
     LOWRANK_RETURN_IF_ERROR(
@@ -115,16 +115,16 @@ void Streams::FreeLocked(CUdeviceptr pointer) {
   const CUresult result = context_.driver().cuMemFreeAsync(pointer, context_.home());
   if (result == CUDA_SUCCESS) return;
   try {
-    // Nobody is told; but a fault that shows here first is the end of the device all the same.
+    // Nobody is notified; but if a fault shows here first, the device is lost all the same.
     static_cast<void>(context_.Check(result, "cuMemFreeAsync"));
     unfreed_.push_back(pointer);
   } catch (const std::bad_alloc&) {  // NOLINT(bugprone-empty-catch)
-    // Called from destructors: it stays with the pool until the process ends.
+    // Called from destructors: the memory stays with the pool until the process ends.
   }
 }
 
 void Streams::Free(CUdeviceptr pointer) {
-  // Nothing of a lost device can be given back.
+  // On a lost device nothing can be freed.
   if (!context_.lost().ok()) return;
   const Visit visit(&context_);
   const std::lock_guard<std::mutex> lock(mutex_);
@@ -167,7 +167,7 @@ Status Streams::Grow(Arena* arena, size_t bytes) {
                       "captured: reserve it before (reserveWorkspace)");
   }
   const size_t wanted = ArenaBytes(std::max(bytes, reserved_bytes_));
-  // The old bytes go first: what runs on them is ordered before their free, and the two need not
+  // The old bytes go first: work that uses them is ordered before their free, and the two need not
   // fit at once.
   if (arena->base != 0) Free(std::exchange(arena->base, 0));
   arena->bytes = 0;
@@ -188,7 +188,7 @@ Status Streams::Reserve(size_t bytes) {
   const size_t before = std::exchange(reserved_bytes_, std::max(reserved_bytes_, bytes));
   void* base = nullptr;
   const Status status = Workspace(reserved_bytes_, &base);
-  // What cannot be had is not asked for again with the next op.
+  // A reservation that failed is not requested again with the next op.
   if (!status.ok()) reserved_bytes_ = before;
   return status;
 }

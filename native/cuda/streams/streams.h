@@ -3,8 +3,8 @@
 /// Memory is allocated and freed on the device's own stream, `home`. While ops go to a stream of
 /// the caller's, two events keep the order: that stream waits for home before an op (its operands
 /// may be fresh), and home waits for that stream before a free. A stream that is being captured
-/// into a graph can wait for nothing outside and nothing outside for it: there the order is the
-/// caller's, who keeps the operands until the graph has run.
+/// into a graph cannot wait for anything outside it, nor can anything outside wait for it: there
+/// the caller is responsible for the order, and keeps the operands until the graph has run.
 #pragma once
 
 #include <atomic>
@@ -26,26 +26,26 @@ class Streams {
   // --- Issuing thread.
   Status Start();
   void Stop();
-  /// Null is home. What follows on it comes after everything issued before.
+  /// Null is home. Later work on it comes after everything issued before.
   Status Use(CUstream stream);
   CUstream current() const { return current_.load(std::memory_order_relaxed); }
-  /// The current stream sees every allocation until now.
+  /// Makes the current stream see every allocation so far.
   Status PrepareOp();
   /// Whether the current stream is being captured into a graph.
   Status IsCapturing(bool* capturing);
-  /// Memory for the intermediate results of one op on the current stream; the next op's are the
-  /// same bytes.
+  /// Memory for the intermediate results of one op on the current stream; the next op gets the same
+  /// bytes.
   Status Workspace(size_t bytes, void** base);
-  /// What the current stream has of it; `base` is null where it has none.
+  /// How much of it the current stream has; `base` is null if it has none.
   size_t WorkspaceHere(void** base) const;
-  /// At least this much for every stream from here on.
+  /// At least this much for every stream from now on.
   Status Reserve(size_t bytes);
   int64_t workspace_bytes() const { return workspace_bytes_.load(std::memory_order_relaxed); }
 
   // --- Any thread.
-  /// Fails with kOom after waiting for frees on their way and giving back what the pool keeps.
+  /// Fails with kOom after waiting for pending frees and releasing what the pool keeps.
   Status Allocate(size_t bytes, CUdeviceptr* pointer);
-  /// After everything issued until now. Where the driver refuses, later calls try again.
+  /// After everything issued so far. If the driver refuses, later calls try again.
   void Free(CUdeviceptr pointer);
 
  private:

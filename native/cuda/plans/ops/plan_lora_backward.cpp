@@ -1,15 +1,15 @@
-/// The plan of loraBackward: any subset of the outputs, and no pass for one that is not wanted.
+/// The plan of loraBackward: any subset of the outputs, without the passes that only others need.
 ///
 ///   1. dy      dh (for dx and d_lora_a) and the planes of d_lora_b, d_bias, d_lora_bias: one
-///              launch for both, or the one that is wanted
-///   2. reduce  dh where it has planes, d_lora_b, d_bias, d_lora_bias: one launch
-///   3. dx      one product, dh · lora_a in its accumulators; the planes of d_lora_a beside it, or
-///              by a pass over x before it
+///              launch for both, or for the one that is wanted
+///   2. reduce  dh if it has planes, d_lora_b, d_bias, d_lora_bias: one launch
+///   3. dx      one product, with dh · lora_a in its accumulators; the planes of d_lora_a in the
+///              same launches, or by a pass over x before it
 ///   4. reduce  d_lora_a
 ///
-/// or, where dx's product can have everything beside it (a large product on Hopper, r <= 16): the
-/// product, which computes dh in its first launch and the planes of both factors in the others, and
-/// one reduce. Column sums then have a pass of their own.
+/// or, if dx's product can compute all of it on its spare warps (a large product on Hopper, r <=
+/// 16): the product, which computes dh in its first launch and the planes of both factors in the
+/// others, and one reduce. Column sums then have a pass of their own.
 #include "native/cuda/plans/ops/plan_lora_parts.h"
 #include "native/cuda/plans/products/plan_gemm_wgmma.h"
 
@@ -45,7 +45,7 @@ LoraShrinkBackwardOp OverX(const LoraBackwardOp& op, const TensorView& dh) {
   return over_x;
 }
 
-/// dx's product, which computes dh, and the factors' gradients that are wanted of it.
+/// dx's product, which computes dh, and the wanted gradients of the factors.
 struct BesideProduct {
   GemmMmaOperands product;
   std::vector<WgmmaGrad> grads;

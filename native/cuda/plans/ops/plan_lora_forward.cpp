@@ -1,7 +1,7 @@
-/// The fused LoRA forward: the base product with h · lora_bᵀ in its accumulators, and h = (gate ⊙
-/// x) · lora_aᵀ computed beside it where the product's kernel can (plan_gemm_wgmma.h), else
-/// by a launch before it, which reads x once more (2 · M · K bytes against the product's 2 · M · N
-/// · K operations) and leaves it in L2 where it fits.
+/// The fused LoRA forward: the base product with h · lora_bᵀ in its accumulators. h = (gate ⊙ x) ·
+/// lora_aᵀ is computed in the same launch if the product's kernel can (plan_gemm_wgmma.h), else by
+/// a launch before it, which reads x once more (2 · M · K bytes against the product's 2 · M · N · K
+/// operations) and leaves it in L2 if it fits.
 #include "native/cuda/plans/products/plan_gemm_mma.h"
 
 namespace lowrank::cuda {
@@ -42,8 +42,8 @@ Status MakePlan(const LoraForwardManyOp& op, const DeviceLimits& device, Workspa
   return Status();
 }
 
-/// Both products and the gate's launch. What is not kept lies in the workspace and not in y, since
-/// that launch loads by ld.global.nc, which is not for memory that it also writes.
+/// Both products and the gate's launch. Values that are not kept go to the workspace and not to y,
+/// because that launch loads by ld.global.nc, which must not read memory that it also writes.
 Status MakePlan(const LoraForwardSwigluOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   LoraForwardOp parts[] = {op.gate, op.up};

@@ -36,8 +36,8 @@ LoraGradOperands LoraBGradOperands(const LoraExpandBackwardOp& op) {
   return over_dy;
 }
 
-/// One launch over dy for what is wanted of dh and of the sums over m, and one that adds the planes
-/// of either.
+/// One launch over dy for the wanted parts of dh and of the sums over m, and one that adds the
+/// planes of either.
 Status PlanExpandBackward(const LoraExpandBackwardOp& op, const TensorView& d_lora_bias,
                           bool accumulate_d_lora_bias, const DeviceLimits& device,
                           Workspace* workspace, Plan* plan) {
@@ -112,7 +112,7 @@ void AddLoraAGrad(const LoraShrinkBackwardOp& op, const LoraGradPlanes& planes,
                  op.scaling * LoraKeptScale(op.dropout), op.accumulate_d_lora_a);
 }
 
-/// One product for dx; the planes of d_lora_a beside it, or by one pass over x, and their reduce.
+/// One product for dx; the planes of d_lora_a in it, or by one pass over x, and their reduce.
 Status MakePlan(const LoraShrinkBackwardOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   const bool with_dh = op.dh.elems() > 0;
@@ -136,7 +136,7 @@ Status MakePlan(const LoraShrinkBackwardOp& op, const DeviceLimits& device, Work
   return op.dx.present ? PlanProduct(product, device, workspace, plan) : Status();
 }
 
-/// d_lora_a's pass, with dy in the place of dh: its columns are the ranks, in tiles side by side.
+/// d_lora_a's pass, with dy in place of dh: its columns are the ranks, in tiles side by side.
 Status MakePlan(const WeightGradOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
   if (op.dw.elems() == 0) return Status();

@@ -13,13 +13,13 @@ Status PlanExpandBackward(const LoraExpandBackwardOp& op, const TensorView& d_lo
                           bool accumulate_d_lora_bias, const DeviceLimits& device,
                           Workspace* workspace, Plan* plan);
 
-/// d_lora_b, where it is wanted, as sums over the rows of dy.
+/// d_lora_b, if it is wanted, as sums over the rows of dy.
 LoraGradOperands LoraBGradOperands(const LoraExpandBackwardOp& op);
 
-/// dx as a product, dh given.
+/// dx as a product, with dh given.
 GemmMmaOperands InputGradProduct(const LoraShrinkBackwardOp& op);
 
-/// d_lora_a as sums over the rows of x, and what of them is d_lora_a.
+/// d_lora_a as sums over the rows of x, and which of the sums are d_lora_a.
 LoraGradOperands LoraAGradOperands(const LoraShrinkBackwardOp& op);
 void AddLoraAGrad(const LoraShrinkBackwardOp& op, const LoraGradPlanes& planes,
                   LoraReduction* reduction);

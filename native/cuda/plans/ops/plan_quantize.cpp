@@ -44,10 +44,10 @@ gpu::QuantizeParams ParamsOf(const QuantizeOp& op, float* absmax, int64_t* first
   return params;
 }
 
-/// One scale a row: a block of threads each, small where rows are short.
+/// One scale per row: one block of threads per row, a small one if rows are short.
 Status PlanRows(const QuantizeOp& op, Workspace* workspace, Plan* plan) {
   const QuantView& out = op.out;
-  // As allocations are, and rows of a multiple of 32.
+  // Allocations are aligned so, as are rows of a multiple of 32.
   if (!IsAligned(out.codes, 8)) {
     return Refuse(Code::kUnsupported, QuantizeOp::kName, "out",
                   "8-byte aligned (the weight is rowwise)", "codes at another address");
@@ -101,7 +101,7 @@ Status PlanAbsmaxCodes(const QuantView& out, const float* absmax, const gpu::Abs
   return Status();
 }
 
-/// The scales of a double-quantised weight, `absmax` [blocks], to 8 bits.
+/// Quantises the scales of a double-quantised weight, `absmax` [blocks], to 8 bits.
 Status PlanAbsmax(const QuantView& out, const float* absmax, const DeviceLimits& device,
                   Workspace* workspace, Plan* plan) {
   const int64_t blocks = out.blocks();
@@ -111,7 +111,7 @@ Status PlanAbsmax(const QuantView& out, const float* absmax, const DeviceLimits&
   gpu::AbsmaxSumParams sum{};
   sum.absmax = absmax;
   sum.blocks = blocks;
-  // Whole rounds of a block of threads, so that each reads a run.
+  // Whole rounds of a block of threads, so that each thread reads a contiguous run.
   sum.share = CeilDiv(CeilDiv(blocks, sums_max), gpu::kQuantizeThreads) * gpu::kQuantizeThreads;
   const int64_t sum_count = CeilDiv(blocks, sum.share);
   sum.sums = workspace->Take<gpu::AbsmaxSum>(sum_count);
@@ -132,7 +132,7 @@ Status MakePlan(const QuantizeOp& op, const DeviceLimits& device, Workspace* wor
                 Plan* plan) {
   const QuantView& out = op.out;
   const int64_t blocks = out.blocks();
-  // Without elements the mean of the scales is still written.
+  // The mean of the scales is written even if there are no elements.
   if (blocks == 0) {
     if (!out.double_quant() || out.absmax_offset == nullptr) return Status();
     return PlanAbsmaxCodes(out, nullptr, nullptr, 0, plan);

@@ -1,6 +1,6 @@
-/// Norms of a weight: sum_rows over its rows, which are dequantised tile by tile where it is
-/// packed. Norms of an adapted one: the shrink of lora_a by itself, the product of lora_a with w,
-/// which on sm_90 runs beside it where it need not wait for lora_a to be rounded, and
+/// Norms of a weight: sum_rows over its rows, which are dequantised tile by tile if it is packed.
+/// Norms of an adapted weight: the shrink of lora_a by itself; the product of lora_a with w, which
+/// on sm_90 overlaps it if it need not wait for lora_a to be rounded; and
 /// cuda/simt/factored_norm_sm80.cu.
 #include <algorithm>
 
@@ -16,11 +16,12 @@ namespace {
 /// Elements of a tile: 1 MB of f32, which stays in the second-level cache.
 constexpr int64_t kTileElems = int64_t{1} << 18;
 
-/// Planes of the product that factored_norm adds as it reads them, loads of one latency in place of
-/// a launch of 1.2 us. Each element is one thread's, so that many are better added before.
+/// Planes of the product that factored_norm adds as it reads them, which costs loads of one latency
+/// instead of a launch of 1.2 us. Each element belongs to one thread, so more planes are better
+/// added before.
 constexpr int64_t kProductPlanes = 4;
-/// Planes of lora_a by itself that it adds: every block reads all of them, of r² elements, from L2;
-/// 16 of r = 16 are 2 MB in 128 blocks, but of r = 64 they would be 33.
+/// Planes of lora_a by itself that it adds: every block reads all of them, of r² elements, from L2.
+/// 16 planes of r = 16 are 2 MB in 128 blocks, but of r = 64 they would be 33.
 constexpr int64_t kGramElems = 16 * 16 * 16;
 
 /// norms[first, first + rows.rows) of `rows`.
@@ -45,7 +46,7 @@ Status PlanFactoredSums(const FactoredNormOp& op, const DeviceLimits& device, Wo
   operands.x.dtype = op.product;
   operands.x_made = op.product != op.lora_a.dtype;
   operands.w = op.w;
-  // An f32 lora_a is rounded by the shrink, which reads it anyway, the others by a launch.
+  // An f32 lora_a is rounded by the shrink, which reads it anyway; other dtypes by a launch.
   TensorView rounded;
   if (operands.x_made) {
     operands.x.data = workspace->Take<unsigned char>(static_cast<int64_t>(operands.x.bytes()));

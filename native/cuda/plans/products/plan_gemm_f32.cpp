@@ -53,7 +53,7 @@ gpu::GemmF32Pass MakePass(const void* x, const gpu::GemmMmaWeight& w, int64_t C,
   pass.C = C;
   pass.scale = scale;
   pass.vector_x = C % 4 == 0 && IsAligned(x, 16);
-  // With rows and blocks of whole octets an octet is aligned and has one scale.
+  // If rows and blocks are multiples of eight, eight elements are aligned and have one scale.
   pass.vector_w = cols % 8 == 0 && IsAligned(w.data, 16) && (w.bits == 0 || w.blocksize_log2 >= 3);
   return pass;
 }

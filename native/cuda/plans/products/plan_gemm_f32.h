@@ -5,9 +5,9 @@
 
 namespace lowrank::cuda {
 
-/// PlanGemmMma's sums from f32 x and w, of any shape and alignment. 16-bit x is widened in the
-/// workspace first: the path of f32 weights under 16-bit activations, whose products no 16-bit
-/// operand holds.
+/// The sums of PlanGemmMma from f32 x and w, of any shape and alignment. 16-bit x is first widened
+/// in the workspace: this is the path of f32 weights with 16-bit activations, since no 16-bit
+/// operand can hold those weights.
 Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 

@@ -9,7 +9,7 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Which kernel takes which product: the first row that has rows and blocks enough.
+/// Which kernel takes which product: the first row whose minimum of rows and blocks is met.
 struct Int8TileRow {
   const char* kernel;
   int64_t tile_m;
@@ -50,10 +50,10 @@ const Int8TileRow& SelectTile(const GemmMmaOperands& operands, const DeviceLimit
 constexpr const char* kRowCodes[] = {"row_codes_f32_kernel", "row_codes_bf16_kernel",
                                      "row_codes_f16_kernel"};
 
-/// On Hopper a pair of blocks of the wgmma kernel makes 256 x 256 of y in 1,280 clocks for each 128
-/// of K, two of 128x128 on a multiprocessor take 2,184 and one alone 1,092: it wins as soon as the
-/// others would have two on some multiprocessors, and the second row tile of a pair is not empty.
-/// Untuned.
+/// On Hopper a pair of blocks of the wgmma kernel computes 256 x 256 of y in 1,280 clocks per 128
+/// of K; two 128x128 blocks on a multiprocessor take 2,184, and one alone 1,092. So wgmma wins as
+/// soon as the others would put two blocks on some multiprocessors, and the second row tile of a
+/// pair is not empty. Untuned.
 constexpr int64_t kWgmmaLeastRows = 129;
 constexpr int64_t kWgmmaLeastPairsX100 = 26;  // in hundredths of the multiprocessors
 constexpr int64_t kPairM = int64_t{gpu::kInt8WgmmaTileM} * gpu::kInt8WgmmaCluster;
@@ -71,7 +71,7 @@ bool TakesWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
          device.shared_bytes_per_block >= gpu::kInt8WgmmaSharedBytes;
 }
 
-/// Rows of bytes, or of bf16 parts, in boxes of 128 bytes of 128 rows.
+/// Rows of bytes, or of bf16 parts, in boxes of 128 rows by 128 bytes.
 TensorMapRequest MapOf(size_t param_offset, const void* base, bool bytes, int64_t rows,
                        int64_t cols) {
   const uint32_t elem_bytes = bytes ? 1 : 2;
@@ -165,7 +165,7 @@ Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
                     Workspace* workspace, Plan* plan) {
   if (operands.y.elems() == 0) return Status();
   const QuantView& w = operands.w.quant;
-  // As allocations are, and rows of a multiple of 32.
+  // Allocations are aligned so, as are rows of a multiple of 32.
   if (!IsAligned(w.codes, 16)) {
     return Refuse(Code::kUnsupported, "matmul", "w", "16-byte aligned (for compute int8)",
                   "codes at another address");

@@ -1,4 +1,4 @@
-/// Products of int8 codes on tensor cores (cuda/int8/matmul_int8_sm80.cu): Compute::kInt8 of
+/// Products of int8 codes on tensor cores (cuda/int8/matmul_int8_sm80.cu): Compute::kInt8 with
 /// rowwise weights.
 #pragma once
 
@@ -6,8 +6,8 @@
 
 namespace lowrank::cuda {
 
-/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias) by codes: one launch that quantises x,
-/// one product. Forward, K > 0, of a rowwise weight; x and y of any dtype.
+/// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias) on codes: one launch quantises x, one
+/// computes the product. Forward only, K > 0, with a rowwise weight; x and y of any dtype.
 Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
                     Workspace* workspace, Plan* plan);
 

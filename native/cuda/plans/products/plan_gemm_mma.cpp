@@ -45,20 +45,21 @@ constexpr DType kDTypeOf_f16 = DType::kF16;
 constexpr KernelRow kMmaKernels[] = {LOWRANK_GEMM_MMA_KERNELS(LOWRANK_GEMM_MMA_ROW)};
 #undef LOWRANK_GEMM_MMA_ROW
 
-/// In order of preference; the last takes what is left.
+/// In order of preference; the last takes the rest.
 constexpr GemmMmaTile kMmaTiles[] = {
     {"128x128", 128, 128, 128, 60,
      "untuned; a slab is 1,024 cycles of mma on sm_80 against 4 x 430 of shared memory as 64x64"},
     {"64x64", 64, 64, 128, 0, "untuned; more blocks where 128x128 leaves multiprocessors idle"},
 };
 
-/// A part of the reduction that is worth a block: 16 slabs of 128x128 are 9 us on sm_80, and the
-/// second launch that sums the planes about 4.
+/// The least part of the reduction that pays for a block: 16 slabs of 128x128 are 9 us on sm_80,
+/// and the second launch that sums the planes takes about 4.
 constexpr int64_t kMinSlabsPerSplit = 16;
-/// Elements; smaller weights are not worth it either, and keep a row's bits in any batch.
+/// In elements. Splitting does not pay for smaller weights either, and so they keep a row's bits in
+/// any batch.
 constexpr int64_t kMinWeightToSplit = int64_t{1} << 21;
 
-/// The kernels other than the general one copy whole 16-byte pieces of x and of w.
+/// All kernels but the general one copy whole 16-byte pieces of x and of w.
 Format FormatOf(const GemmMmaOperands& operands) {
   const WeightView& w = operands.w;
   if (!IsAligned(operands.x.data, 16) || operands.x.cols % 8 != 0) return Format::kGeneral;
@@ -67,14 +68,14 @@ Format FormatOf(const GemmMmaOperands& operands) {
     return whole && w.dense.dtype == operands.x.dtype ? Format::kDense : Format::kGeneral;
   }
   const QuantView& q = w.quant;
-  // 32 codes are one decode task: of one row, and of one block.
+  // A decode task is 32 codes of one row and one block.
   const bool whole = q.cols % 32 == 0 && q.blocksize % 32 == 0 && IsAligned(q.codes, 16) &&
                      (!q.double_quant() || Log2Exact(q.nested_blocksize) >= 0);
   if (!whole) return Format::kGeneral;
   return q.format->bits == 4 ? Format::kCode4 : Format::kCode8;
 }
 
-/// One scale a row of a slab where its 64 codes lie in one block, else one for each 32.
+/// One scale per row of a slab if its 64 codes are in one block, else one per 32.
 int32_t ScaleSpanLog2(const WeightView& w) {
   return w.quantised() && w.quant.blocksize >= 64 && w.quant.cols % 64 == 0 ? 6 : 5;
 }
@@ -88,7 +89,7 @@ void SetLora(const GemmMmaOperands& operands, gpu::GemmMmaParams* params) {
   params->factor = factor.data;
   params->factor_dtype = static_cast<uint8_t>(factor.dtype);
   params->split_pairs = gpu::LoraPairs(static_cast<gpu::ElementCode>(factor.dtype));
-  // Eight elements from a multiple of eight: rows of a multiple of eight are 16-byte aligned.
+  // Loads eight elements at a multiple of eight: rows of a multiple of eight are 16-byte aligned.
   params->vector_factors = params->r % 8 == 0 && factor.cols % 8 == 0 &&
                            IsAligned(operands.h, 16) && IsAligned(factor.data, 16);
 }
@@ -154,7 +155,7 @@ GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits&
     const int64_t blocks = CeilDiv(M, tile.tile_m) * CeilDiv(P, tile.tile_p);
     const int64_t wanted =
         std::clamp<int64_t>(device.sm_count / std::max<int64_t>(blocks, 1), 1, splits_max);
-    // Panels of scales begin at multiples of eight slabs.
+    // Panels of scales start at multiples of eight slabs.
     const int64_t per_split = CeilDiv(CeilDiv(slabs, wanted), 8) * 8;
     const int64_t splits = std::max<int64_t>(CeilDiv(slabs, std::max<int64_t>(per_split, 1)), 1);
     if (!last && blocks * splits * 100 < tile.min_blocks_x100 * device.sm_count) continue;
@@ -217,7 +218,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
 Status PlanGemmMmaPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
                          Workspace* workspace, Plan* plan, ProductPlanes* planes) {
   GemmMmaChoice choice = SelectGemmMma(operands, device);
-  // For AppendPlaneSum.
+  // AppendPlaneSum requires it.
   if (operands.y.cols % 4 != 0 && choice.splits > 1) {
     choice.slabs_per_split *= choice.splits;
     choice.splits = 1;

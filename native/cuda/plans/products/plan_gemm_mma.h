@@ -1,5 +1,5 @@
-/// Products of bf16 and f16 activations on tensor cores (m16n8k16), in both directions of the base
-/// weight, with the LoRA term in the same accumulators.
+/// Products of bf16 and f16 activations on tensor cores (m16n8k16), with the base weight or its
+/// transpose, with the LoRA term in the same accumulators.
 #pragma once
 
 #include "native/cuda/plans/plan.h"
@@ -7,13 +7,13 @@
 
 namespace lowrank::cuda {
 
-/// The operands of one product; what is not present takes no part.
+/// The operands of one product; absent ones take no part.
 struct GemmMmaOperands {
   TensorView x;               // [M, K] bf16 | f16; dy [M, N] where w_transposed
   WeightView w;               // [N, K] dense of any dtype, or quantised
   bool w_transposed = false;  // false: y = x · wᵀ, true: dx = dy · w
   TensorView bias;            // [1, N] of any dtype, forward only
-  float* h = nullptr;         // [M, r] f32: h, or dh (which carries its scaling already)
+  float* h = nullptr;         // [M, r] f32: h, or dh (already scaled)
   TensorView shrink_factor;   // lora_a [r, K], or lora_b [N, r] where w_transposed: present where
                               // h, or dh, is still to be computed
   float shrink_scaling = 1;   // of that h
@@ -22,15 +22,15 @@ struct GemmMmaOperands {
   float scaling = 1;          // of the LoRA term and lora_bias
   DropoutSpec dropout;        // gate of the LoRA term where w_transposed, else of x in the shrink
   bool accumulate = false;    // add to what y holds
-  bool x_made = false;        // an earlier step writes x; for sums alone (PlanProductPlanes)
+  bool x_made = false;        // an earlier step writes x; only for sums (PlanProductPlanes)
   TensorView y;               // [M, N] in x's dtype, or dx [M, K]
-  Compute compute = Compute::kExact;  // kInt8 forward and of a rowwise weight (plan_gemm_int8.h)
+  Compute compute = Compute::kExact;  // kInt8: forward, rowwise weight (plan_gemm_int8.h)
 };
 
-/// Sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding; x, x_made, w and
-/// w_transposed of the operands. For 16-bit x, where another kernel adds to it and rounds once. In
-/// planes where the product is cut: one behind the other in the workspace; where it is not cut, one
-/// in `sums`.
+/// Sums [M, N] = x · wᵀ, or dx's [M, K] = x · w, in f32 and before any rounding, from x, x_made, w
+/// and w_transposed of the operands. For 16-bit x, if another kernel adds to them and rounds once.
+/// A split product has planes, one after another in the workspace; otherwise there is one, in
+/// `sums`.
 struct ProductPlanes {
   const float* planes = nullptr;
   int64_t count = 1;
@@ -38,28 +38,28 @@ struct ProductPlanes {
 Status PlanProductPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
                          Workspace* workspace, Plan* plan, ProductPlanes* planes);
 
-/// One row of the tile table: what a block computes, and where it is chosen.
+/// One row of the tile table: what a block computes, and when it is chosen.
 struct GemmMmaTile {
   const char* name;         // in the kernel's name
-  int64_t tile_m;           // rows of x a block
-  int64_t tile_p;           // columns of y (or dx) a block
+  int64_t tile_m;           // rows of x per block
+  int64_t tile_p;           // columns of y (or dx) per block
   uint32_t threads;         // a block
-  int64_t min_blocks_x100;  // blocks a multiprocessor, in hundredths, from which it is taken
+  int64_t min_blocks_x100;  // least blocks per multiprocessor, in hundredths
   const char* note;         // evidence
 };
 
-/// A tile, and into how many parts the reduction is cut, each of a block of its own.
+/// A tile, and the number of parts of the reduction, each with blocks of its own.
 struct GemmMmaChoice {
   const GemmMmaTile* tile = nullptr;
   int32_t splits = 1;
   int32_t slabs_per_split = 0;  // of 64 elements of the reduction
 };
 
-/// The tile changes no bits (every tile sums an element in the same order), parts do: there are
-/// none where a row must have the same bits in any batch, or the weight is small.
+/// The tile changes no bits (every tile sums an element in the same order), but splitting does:
+/// there is none if a row must have the same bits in any batch, or if the weight is small.
 GemmMmaChoice SelectGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device);
 
-/// The operands as a tiled kernel's parameters, the cut of the reduction and its tiles apart.
+/// The operands as a tiled kernel's parameters, except the split of the reduction and its tiles.
 gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands);
 
 /// y = x · wᵀ + bias + scaling · (h · lora_bᵀ + lora_bias), or
@@ -67,17 +67,17 @@ gpu::GemmMmaParams GemmMmaParamsOf(const GemmMmaOperands& operands);
 Status PlanGemmMma(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 
-/// The same by a choice of one's own.
+/// The same with the given choice.
 Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
                    Workspace* workspace, Plan* plan);
 
-/// PlanProductPlanes by these kernels.
+/// PlanProductPlanes with these kernels.
 Status PlanGemmMmaPlanes(const GemmMmaOperands& operands, float* sums, const DeviceLimits& device,
                          Workspace* workspace, Plan* plan, ProductPlanes* planes);
 
 /// The product for any dtype of x, by the kernel family that suits the shape and the device: f32,
-/// few tokens, wgmma, or the tiled one of this header. Where shrink_factor is present, h is
-/// computed first, by a launch of its own or in that of the products.
+/// few tokens, wgmma, or the tiled one of this header. If shrink_factor is present, h is computed
+/// too: by a launch before, or in the product's launches.
 Status PlanProduct(const GemmMmaOperands& operands, const DeviceLimits& device,
                    Workspace* workspace, Plan* plan);
 

@@ -16,7 +16,7 @@ struct WgmmaTileRow {
   int64_t tile_n;
   uint32_t stages;
   const char* kernel[2];  // bf16, f16
-  double column_cost;     // time a column of the tile
+  double column_cost;     // time per column of the tile
   const char* note;
 };
 constexpr WgmmaTileRow kWgmmaTiles[] = {
@@ -31,35 +31,39 @@ constexpr WgmmaTileRow kWgmmaTiles[] = {
      1.5,
      "untuned; 48 B/clk/SM from L2, bound by it; where 128 x 256 leaves multiprocessors idle"},
 };
-/// Where it is chosen, all untuned: from here the last pair of row tiles is at most half padding
-/// and decoding a panel costs less than the faster products save, if half of the multiprocessors
+/// When it is chosen, all untuned. From this M on the last pair of row tiles is at most half
+/// padding, and decoding a panel costs less than the faster products save, if half of the
+/// multiprocessors have a tile; below, smaller tiles of another kernel win.
 /// have a tile; below, smaller tiles of another kernel win.
 constexpr int64_t kMinM = 385;
 constexpr int64_t kMinK = 64;
-/// Columns of the first panel from which h is computed beside the products, for each 32 ranks:
-/// 1,024 are four tiles of 128 x 256, each of 65 k clk at K = 4,096, for four times 32 rows of 52 k
-/// clk. Where the same warps then decode another panel, a block must also have a second tile to
-/// hide that behind. Untuned.
+/// Columns of the first panel from which h is computed in the same launch as the products, per 32
+/// ranks: 1,024 are four tiles of 128 x 256, of 65 k clk each at K = 4,096, against four units of
+/// 32 rows of 52 k clk. If the same warps then decode another panel, a block must also have a
+/// second tile to hide that. Untuned.
 constexpr int64_t kMinShrinkColumns = 1024;
-/// Ranks up to which that takes less than a launch of its own, by bf16 factors and by those that
-/// have three parts, of which L2 has three times the bytes (docs/gpu-design.md, G8r). Untuned.
+/// Ranks up to which this takes less than a launch of its own: for bf16 factors, and for those
+/// split in three parts, which read three times the bytes from L2 (docs/gpu-design.md, G8r).
+/// Untuned.
 constexpr int64_t kShrinkRanks1 = 64;
 constexpr int64_t kShrinkRanks3 = 32;
-/// What a gradient beside the products takes of their time, times K · N over the columns of its x:
-/// 1,200 clk for 16 rows and 64 columns by one of three warps is 0.39 clk an element, the products
-/// do 2,065 multiply-adds a clk (65 k clk a tile of 128 x 256 at K = 4,096).
+/// The share of the products' time that a gradient in the same launch takes, times K · N over the
+/// columns of its x. 16 rows and 64 columns by one of three warps take 1,200 clk, which is 0.39 clk
+/// per element; the products do 2,065 multiply-adds per clk (65 k clk per tile of 128 x 256 at K =
+/// 4,096).
 constexpr double kGradShare = 0.39 * 2065;
 
-/// One launch multiplies the columns of `panel_tiles` tiles.
+/// One launch computes the columns of `panel_tiles` tiles.
 struct Split {
   const WgmmaTileRow* tile = nullptr;
   int64_t panel_tiles = 0;
   double cost = 0;  // in columns of a tile
 };
 
-/// Waves of tiles, plus the decode of the first panel, which nothing hides, plus a launch a panel.
-/// A column of a tile of 128 x 256 takes about 4.2e-5 us for each of K; decoding one about 1.2e-4 /
-/// 256 · 128 of that share a multiprocessor-wave: 1 % of a wave for each tile of the panel.
+/// Waves of tiles, plus the decode of the first panel, which nothing hides, plus one launch per
+/// panel. A column of a tile of 128 x 256 takes about 4.2e-5 us per element of K. Decoding one
+/// takes about 1.2e-4 / 256 · 128 of that share per multiprocessor and wave: 1 % of a wave per tile
+/// of the panel.
 Split ChooseSplit(int64_t M, int64_t N, int64_t K, int64_t stride_elems, bool panels,
                   const DeviceLimits& device) {
   constexpr double kDecodeShare = 0.011;
@@ -169,7 +173,7 @@ bool CanShrink(const GemmMmaOperands& operands) {
          ReadableByTma(operands.x.data, operands.x.cols);
 }
 
-/// Is w multiplied where it lies?
+/// Is w multiplied without a copy?
 bool IsDirect(const GemmMmaOperands& operands) {
   const WeightView& w = operands.w;
   return !operands.w_transposed && !w.quantised() && ReadableByTma(w.dense.data, w.cols());
@@ -186,7 +190,7 @@ Split SplitOf(const GemmMmaOperands& operands, const DeviceLimits& device) {
                      !IsDirect(operands), device);
 }
 
-/// The first launch has h to compute, and what is a sum over h waits for it.
+/// With h to compute, the first launch does that, and sums over h wait for it.
 int64_t FirstGradPanel(const GemmMmaOperands& operands) {
   return operands.shrink_factor.present ? 1 : 0;
 }
@@ -212,7 +216,8 @@ bool WgmmaShrinks(const GemmMmaOperands& operands, const DeviceLimits& device) {
       CeilDiv(operands.x.rows, gpu::kWgmmaTileM * gpu::kWgmmaCluster) * split.panel_tiles;
   const bool decodes = panels && columns < N;
   const int64_t groups = ShrinkGroups(ShrinkRanks(operands));
-  // Philox for each 32 ranks anew, or beside all that L2 gives, takes longer than another launch.
+  // Running Philox again for each 32 ranks, or while L2 is saturated, takes longer than another
+  // launch.
   const bool gated = operands.dropout.active() && !operands.w_transposed;
   const bool parts = operands.shrink_factor.dtype != DType::kBF16;
   if (gated && (groups > 1 || (parts && ShrinkRanks(operands) > gpu::kShrinkNarrowRanks))) {

@@ -11,9 +11,9 @@
 namespace lowrank::cuda {
 namespace {
 
-/// From this many bytes of weight on the family may change with M. Below it one wave of blocks
-/// reads the weight in less time than a launch takes, so nothing is won, and a row keeps the bits
-/// that it has in any batch.
+/// From this many bytes of weight on, the family may depend on M. Smaller weights are read by one
+/// wave of blocks in less time than a launch takes, so nothing would be gained, and a row keeps the
+/// same bits in any batch.
 constexpr int64_t kFamilyChoiceBytes = int64_t{1} << 20;
 
 bool MayChooseByM(const GemmMmaOperands& operands, const DeviceLimits& device) {
@@ -27,12 +27,12 @@ bool ByWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
          WgmmaTakes(operands, device);
 }
 
-/// Sums without terms are those of the exact product, whose weight has no scale to read.
+/// With K = 0 the sums are those of the exact product: the weight has no scale to read.
 bool ByInt8(const GemmMmaOperands& operands) {
   return operands.compute == Compute::kInt8 && operands.w.cols() > 0;
 }
 
-/// The product alone, h given.
+/// The product alone, with h given.
 Status PlanProductOfH(const GemmMmaOperands& operands, const DeviceLimits& device,
                       Workspace* workspace, Plan* plan) {
   if (ByInt8(operands)) return PlanGemmInt8(operands, device, workspace, plan);

@@ -13,21 +13,21 @@ namespace {
 
 using gpu::SmallMFormat;
 
-/// One format under one tile.
+/// One format of one tile.
 struct SmallMFormatRow {
   const char* kernels[2];          // bf16, f16
-  const char* cluster_kernels[2];  // the same of sm_90a, whose slices are the blocks of a cluster
+  const char* cluster_kernels[2];  // for sm_90a, where the slices are the blocks of a cluster
   int64_t step_k;                  // slices of K are multiples of it
   int64_t shared_bytes;            // without the scales
 };
 
 struct SmallMTileRow {
   int min_sm;
-  int64_t m_max;               // tokens: the first row that holds them is taken
-  int64_t rows;                // outputs a block
-  int64_t tokens;              // it has sums of
-  int64_t scale_bytes;         // of one block index, all rows
-  int64_t blocks_per_sm;       // that its registers allow
+  int64_t m_max;               // tokens: the first row with enough is taken
+  int64_t rows;                // outputs per block
+  int64_t tokens;              // tokens it has sums for
+  int64_t scale_bytes;         // per block index, for all rows
+  int64_t blocks_per_sm;       // as its registers allow
   SmallMFormatRow formats[3];  // in SmallMFormat's order
   const char* note;
 };
@@ -59,8 +59,8 @@ constexpr SmallMFormatRow MakeFormat(const char* bf16, const char* f16, const ch
     LOWRANK_SMALL_M_FORMAT(kDense, Tile, "dense", m_max)},    \
    note}
 
-/// Why the rows grow with M: x is read from L2 once a block, 2 · M / rows bytes a weight. The notes
-/// give bytes of x and of w a 4-bit weight. Untuned: no GPU has run them.
+/// Rows grow with M because every block reads x from L2: 2 · M / rows bytes per weight. The notes
+/// give the bytes of x and of w per 4-bit weight. Untuned: no GPU has run them.
 constexpr SmallMTileRow kSmallMTiles[] = {
     LOWRANK_SMALL_M_ROW(8, SmallMTile8, 2, "0.5 of x beside 0.56 of w at M = 8"),
     LOWRANK_SMALL_M_ROW(16, SmallMTile16, 1, "0.5 beside 0.56 at M = 16"),
@@ -70,9 +70,9 @@ constexpr SmallMTileRow kSmallMTiles[] = {
 #undef LOWRANK_SMALL_M_ROW
 #undef LOWRANK_SMALL_M_FORMAT
 
-constexpr int64_t kTokensOfMma = 32;  // up to these memory is the limit of mma.sync too
+constexpr int64_t kTokensOfMma = 32;  // up to these memory bounds mma.sync too
 constexpr int64_t kTokensOfWgmma = 1024;
-/// A block's tokens have up to 2^32 elements of x.
+/// The x of a block's tokens has at most 2^32 elements.
 constexpr int64_t kWgmmaColsMax = (int64_t{1} << 32) / gpu::SmallMTileWide::kTokens;
 constexpr int64_t kSplitsMax = 64;
 constexpr int64_t kColsMax = int64_t{1} << 26;  // a block's rows have fewer than 2^31 pieces
@@ -89,15 +89,15 @@ SmallMFormat FormatOf(const WeightView& w) {
   return w.quant.format->bits == 4 ? SmallMFormat::kCode4 : SmallMFormat::kCode8;
 }
 
-/// How K is cut.
+/// How K is split.
 struct Slices {
-  int64_t k = 0;  // of a block; 0: shared memory holds no slice's scales
+  int64_t k = 0;  // per block; 0: no slice's scales fit in shared memory
   int64_t count = 0;
   int64_t shared_bytes = 0;
 };
 
-/// K in `wanted` slices, or a few less where those have a step more each; none where shared memory
-/// does not hold their scales.
+/// K in `wanted` slices, or a few less if those have one step more each; none if their scales do
+/// not fit in shared memory.
 Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const SmallMTileRow& tile,
                 const DeviceLimits& device) {
   const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
@@ -107,7 +107,7 @@ Slices CutKInto(int64_t wanted, const GemmMmaOperands& operands, const SmallMTil
   slices.count = CeilDiv(K, slices.k);
   slices.shared_bytes = format.shared_bytes;
   if (operands.w.quantised()) {
-    // A slice that starts inside a block meets one more than it has room for.
+    // A slice that starts inside a block touches one block more than its length holds.
     const int64_t blocks = (slices.k - 1) / operands.w.quant.blocksize + 2;
     slices.shared_bytes += blocks * tile.scale_bytes;
   }
@@ -118,8 +118,8 @@ Slices CutK(const GemmMmaOperands& operands, const SmallMTileRow& tile,
             const DeviceLimits& device) {
   const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
   const int64_t steps = CeilDiv(operands.x.cols, format.step_k);
-  // Blocks for three quarters of the multiprocessors are left whole: the planes and the second
-  // launch cost more than the idle ones.
+  // K is not split if there are blocks for three quarters of the multiprocessors: the planes and
+  // the second launch cost more than the idle ones.
   const int64_t blocks = CeilDiv(operands.w.rows(), tile.rows);
   int64_t wanted = 1;
   if (4 * blocks < 3 * device.sm_count) {
@@ -133,16 +133,16 @@ Slices CutK(const GemmMmaOperands& operands, const SmallMTileRow& tile,
   return Slices();
 }
 
-/// A kernel with wgmma: `rows` outputs by `tokens`, K cut over the blocks of a cluster.
+/// A wgmma kernel: `rows` outputs by `tokens`, K split over the blocks of a cluster.
 struct WgmmaRow {
   int64_t rows;
   int64_t tokens;
-  int64_t scale_bytes;  // of one block index, all rows
+  int64_t scale_bytes;  // per block index, for all rows
   uint32_t threads;
   int64_t shared_bytes;    // without the scales
-  int64_t scale_slots;     // of a row's scales at a time; 0: all of a slice
-  int64_t step_clocks;     // a step of 128 k: stepClocks of bench/gpu/budget-model.mjs
-  bool half_by_l2;         // half of the sums go to the peers through L2
+  int64_t scale_slots;     // scales of a row held at a time; 0: those of a slice
+  int64_t step_clocks;     // per 128 k: stepClocks of bench/gpu/budget-model.mjs
+  bool half_by_l2;         // half of the sums reach the peers through L2
   const char* kernels[2];  // bf16, f16
 };
 template <typename Tile, typename Shared>
@@ -172,22 +172,24 @@ constexpr WgmmaRow kWgmmaRows[] = {
                                                           "matmul_wide_m_wgmma_4bit_f16_kernel"),
 };
 
-/// Of the memory's rate a multiprocessor's share, which is what the kernels of mma.sync take of any
-/// format, in bytes a clock.
+/// A multiprocessor's share of the memory rate, in bytes per clock, as the mma.sync kernels reach
+/// it for any format.
 constexpr int64_t kMemoryBytes = 13;
 
-/// `planes`, the slices that fill a device, as blocks of a cluster: as many, so with the same bits,
-/// where a cluster can have them. Where it cannot, the most that it can, or none where planes and
-/// their launch take fewer clocks. 1,024 x 4,096 at 32 tokens wants 16 slices: in eight a block
-/// takes 2,520 clocks of memory and 1,610 for its peers' sums, in sixteen 1,260, 1,850 for the
-/// second launch and 1,060 for the planes, so it is a cluster of eight. At K = 14,336 it is planes.
+/// `planes`, the slices that fill a device, as the blocks of a cluster: the same number, so with
+/// the same bits, if a cluster can have them. Otherwise the most that it can, or none if planes and
+/// their launch take fewer clocks. Example: 1,024 x 4,096 at 32 tokens wants 16 slices. In eight, a
+/// block takes 2,520 clocks of memory and 1,610 for its peers' sums; in sixteen 1,260, plus 1,850
+/// for the second launch and 1,060 for the planes. So it is a cluster of eight. At K = 14,336 it is
+/// planes.
 Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
                      const SmallMTileRow& tile, const DeviceLimits& device) {
   if (!device.has_clusters() || planes.count < 2) return Slices();
   const int64_t M = operands.x.rows;
   const int64_t N = operands.w.rows();
   const int64_t blocks = CeilDiv(N, tile.rows);
-  // Else shared memory, too small for fewer slices' scales, has the blocks follow one another.
+  // Otherwise the blocks run one after another, because shared memory is too small for the scales
+  // of fewer slices.
   const bool one_wave = blocks * planes.count <= device.sm_count * tile.blocks_per_sm;
   auto clocks = [&](const Slices& slices) {
     const int64_t a_multiprocessor = CeilDiv(blocks * slices.count, device.sm_count);
@@ -197,7 +199,7 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
   for (int64_t wanted = std::min<int64_t>(planes.count, gpu::kSmallMClusterMax); wanted > 1;
        --wanted) {
     const Slices slices = CutKInto(wanted, operands, tile, device);
-    if (slices.count != wanted) continue;  // each block needs a slice, and its scales room
+    if (slices.count != wanted) continue;  // each block needs a slice and room for its scales
     if (one_wave && blocks > ClustersAtOnce(wanted, tile.blocks_per_sm, device.sm_count)) continue;
     if (slices.count == planes.count) return slices;
     const int64_t sum_bytes = tile.rows * tile.tokens * int64_t{sizeof(float)};
@@ -208,14 +210,14 @@ Slices ClusterSlices(const Slices& planes, const GemmMmaOperands& operands,
   return Slices();
 }
 
-/// From these tokens on the panels of gemm_wgmma are better where a device needs several waves of
+/// From this many tokens on the panels of gemm_wgmma are better: if a device needs several waves of
 /// blocks, since the decode of all but the first is hidden, and with a LoRA term, whose h they
-/// compute beside the products.
+/// compute in the same launch.
 constexpr int64_t kTokensOfPanels = 385;
 
 /// What follows a block's last step: endClocks of bench/gpu/budget-model.mjs. The sums of its peers
-/// in a cluster, of which half go by L2 where a warp has two fragments, beside the instructions
-/// that make outputs of them.
+/// in a cluster, half of which go through L2 if a warp has two fragments, and meanwhile the
+/// instructions that turn them into outputs.
 int64_t EndClocks(const WgmmaRow& row, int64_t cluster) {
   constexpr int64_t kOutputClocks = 2000;
   const int64_t sum_bytes = row.rows * row.tokens * int64_t{sizeof(float)};
@@ -223,7 +225,7 @@ int64_t EndClocks(const WgmmaRow& row, int64_t cluster) {
   const int64_t half_bytes = row.half_by_l2 ? sum_bytes / 2 : 0;
   const int64_t peer_bytes = (sum_bytes - half_bytes) * (cluster - 1) / cluster;
   const int64_t peers = peer_bytes * 10 / PeerBytesTimesTen(cluster);
-  // Half of the stores are late: the last products hide the others.
+  // Half of the stores come late; the last products hide the others.
   return kClusterClocks + std::max({peers, half_bytes / kL2Bytes, kOutputClocks}) +
          half_bytes / kL2Bytes / 2;
 }
@@ -234,8 +236,8 @@ struct WgmmaChoice {
   int64_t clocks = 0;
 };
 
-/// The kernel with wgmma and the slices that take the fewest clocks; none where they are not for
-/// these operands, or would leave too much of the device idle.
+/// The wgmma kernel and the slices that take the fewest clocks; none if the kernels do not take
+/// these operands or would leave too much of the device idle.
 WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& device) {
   constexpr int64_t kStepK = gpu::kSmallMStepK<SmallMFormat::kCode4, gpu::SmallMTileWgmma>;
   const int64_t K = operands.x.cols;
@@ -261,9 +263,8 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
       if (slices.shared_bytes > device.shared_bytes_per_block) continue;
       const int64_t waves = CeilDiv(blocks * count, device.sm_count);
       if (M >= kTokensOfPanels && waves > 1) continue;
-      // Up to 64 tokens the alternative is the kernel of mma.sync for few tokens, which cuts K as
-      // it likes; from there on the tiled one, with 62 % of the products a clock and no better
-      // waves.
+      // Up to 64 tokens the alternative is the mma.sync kernel for few tokens, which can split K
+      // freely; above it is the tiled one, with 62 % of the products per clock and no better waves.
       const bool full = M <= gpu::SmallMTileWgmma::kTokens
                             ? 4 * blocks * count >= 3 * device.sm_count
                             : 8 * blocks * count >= 5 * waves * device.sm_count;
@@ -276,7 +277,7 @@ WgmmaChoice ChooseWgmma(const GemmMmaOperands& operands, const DeviceLimits& dev
   return best;
 }
 
-/// Has the family, by whichever instruction, kernels for these operands?
+/// Does the family have a kernel for these operands, by either instruction?
 bool Takes(const GemmMmaOperands& operands) {
   const TensorView& x = operands.x;
   const WeightView& w = operands.w;
@@ -324,7 +325,7 @@ gpu::SmallMParams ParamsOf(const GemmMmaOperands& operands, const Slices& slices
   return params;
 }
 
-/// The launch of mma.sync, `slices` along y, or along x the blocks of a cluster.
+/// The mma.sync launch: `slices` along y, or as the blocks of a cluster along x.
 Status AddMmaStep(const SmallMTileRow& tile, const GemmMmaOperands& operands, const Slices& slices,
                   bool cluster, const gpu::SmallMParams& params, Plan* plan) {
   const SmallMFormatRow& format = tile.formats[static_cast<int>(FormatOf(operands.w))];
@@ -335,7 +336,7 @@ Status AddMmaStep(const SmallMTileRow& tile, const GemmMmaOperands& operands, co
   step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
   LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, params.N, tile.rows, &step));
   if (cluster) {
-    // Few blocks: all are on the device at once.
+    // With few blocks, all are on the device at once.
     step.cluster = static_cast<uint32_t>(slices.count);
     step.grid.x *= step.cluster;
   } else {
@@ -354,7 +355,7 @@ bool SmallMApplies(const GemmMmaOperands& operands, const DeviceLimits& device) 
 }
 
 bool SmallMPlanesApply(const GemmMmaOperands& operands, const DeviceLimits& device) {
-  // For AppendPlaneSum.
+  // AppendPlaneSum requires it.
   return operands.y.cols % 4 == 0 && Takes(operands) && MmaTakes(operands, device);
 }
 
@@ -364,7 +365,7 @@ Status PlanMatmulSmallMPlanes(const GemmMmaOperands& operands, float* sums,
   const SmallMTileRow& tile = *TileFor(operands.x.rows, device);
   const Slices slices = CutK(operands, tile, device);
   gpu::SmallMParams params = ParamsOf(operands, slices);
-  // Blocks of several splits write planes; of one, the grid has the first of two.
+  // Blocks write planes if there are several splits; with one, the grid has only the first of two.
   params.splits = std::max<uint32_t>(params.splits, 2);
   params.partial =
       slices.count > 1 ? workspace->Take<float>(slices.count * operands.y.elems()) : sums;

@@ -7,8 +7,8 @@
 namespace lowrank::cuda {
 namespace {
 
-/// Splits of the rows, for `blocks` units each: what leaves the fewest rows to the warp that has
-/// most, in steps of 16 and at least 64, and costs planes of a quarter of x at most.
+/// Splits of the rows, for `blocks` units each: those that give the fewest rows to the busiest
+/// warp, in steps of 16 and at least 64, with planes of at most a quarter of x.
 int64_t RowSplits(int64_t rows, int64_t r, int64_t blocks, int64_t warps) {
   const int64_t most = std::max<int64_t>(1, std::min(rows / 64, rows / (16 * r)));
   int64_t best = 1;
@@ -27,7 +27,7 @@ int64_t RowSplits(int64_t rows, int64_t r, int64_t blocks, int64_t warps) {
 }  // namespace
 
 KeptPanels::KeptPanels(const GemmMmaOperands& operands, int64_t panel_cols, Workspace* workspace)
-    : panel_words_(panel_cols / 32) {  // a tile has four at least
+    : panel_words_(panel_cols / 32) {  // a tile has at least four
   fill_.rows = operands.y.rows;
   fill_.cols = operands.y.cols;
   fill_.gate = LoraGateOf(operands.y, operands.dropout);
@@ -48,7 +48,7 @@ gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& s
   const TensorView& x = operands.x;
   const TensorView& factor = operands.shrink_factor;
   const int64_t pair_rows = gpu::kWgmmaCluster * gpu::kWgmmaTileM;
-  // Of whole pairs: one that nobody waits for is left at zero.
+  // In whole pairs: a tile that nobody waits for stays zero.
   const int64_t row_tiles = gpu::kWgmmaCluster * CeilDiv(x.rows, pair_rows);
   const DropoutSpec dropout = operands.w_transposed ? DropoutSpec() : operands.dropout;
   gpu::RowShrink shrink;
@@ -63,8 +63,8 @@ gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& s
   shrink.parts = factor.dtype == DType::kBF16 ? 1 : gpu::kShrinkFactorParts;
   const int64_t r = split.r;
   shrink.groups = static_cast<uint32_t>(ShrinkGroups(r));
-  // Philox takes a unit of 32 rows longer than a tile its products, for which the first wave of
-  // tiles would wait: a small unit for each multiprocessor.
+  // With Philox, a unit of 32 rows takes longer than a tile's products, and the first wave of tiles
+  // would wait for it: each multiprocessor gets a small unit.
   constexpr int64_t kSmallPerTile = gpu::kWgmmaTileM / 16;
   if (dropout.active()) {
     shrink.small_blocks = static_cast<uint32_t>(
@@ -123,7 +123,7 @@ GradPanels::GradPanels(WgmmaGrad* grad, const GradSchedule& schedule, const Kept
 
 int64_t GradPanels::BlocksUntil(int64_t panel) const {
   if (panel < schedule_.first) return 0;
-  if (grad_.kept_words != 0) {  // the bits of later panels do not stand yet
+  if (grad_.kept_words != 0) {  // the bits of later panels are not written yet
     return std::min(blocks_, (panel + 1) * schedule_.panel_cols / gpu::kRowGradCols);
   }
   return blocks_ * (panel - schedule_.first + 1) / (schedule_.panels - schedule_.first);

@@ -1,4 +1,4 @@
-/// What the spare warps of a wgmma product do beside decoding panels of w: h of its first launch,
+/// What the spare warps of a wgmma product do besides decoding panels of w: h in its first launch,
 /// the bits of its gate, the factors' gradients (cuda/wgmma/lora_row_shrink.cuh,
 /// cuda/wgmma/lora_row_grad.cuh).
 #pragma once
@@ -8,7 +8,7 @@
 
 namespace lowrank::cuda {
 
-/// Units of 32 rows that h of r ranks takes.
+/// Units of 32 rows for h of r ranks.
 constexpr int64_t ShrinkGroups(int64_t r) {
   return r <= gpu::kShrinkNarrowRanks ? 1 : CeilDiv(r, int64_t{gpu::kShrinkWideRanks});
 }
@@ -19,14 +19,14 @@ constexpr gpu::PanelSource SourceOf(DType dtype) {
                                  : gpu::PanelSource::kF16;
 }
 
-/// The gate of the input gradient's adapter term as bits, written a panel of columns at a time,
-/// kept for all of them: a gradient of the first panel's columns may come later than its products.
+/// The gate of the input gradient's adapter term as bits. Written one panel of columns at a time
+/// but kept for all: a gradient of the first panel's columns may run later than its products.
 class KeptPanels {
  public:
   KeptPanels() = default;
   KeptPanels(const GemmMmaOperands& operands, int64_t panel_cols, Workspace* workspace);
 
-  /// Null without a gate.
+  /// Null if there is no gate.
   const uint32_t* Bits(int64_t panel) const {
     return fill_.target == nullptr ? nullptr : fill_.target + panel * panel_words_;
   }
@@ -38,30 +38,30 @@ class KeptPanels {
   int64_t panel_words_ = 0;
 };
 
-/// h beside the products of the first panel; what `prepare` must do for it: counters zeroed, lora_b
-/// turned.
+/// Computes h in the launch of the first panel, and what `prepare` must do for it: zero the
+/// counters, transpose lora_b.
 gpu::RowShrink ShrinkOf(const GemmMmaOperands& operands, const gpu::SplitFill& split,
                         int64_t sm_count, Workspace* workspace,
                         gpu::GemmWgmmaPrepareParams* prepare);
 
-/// The launches of a product, and how many warps they have to spare.
+/// The launches of a product, and their number of spare warps.
 struct GradSchedule {
-  int64_t first = 0;  // launch in which gradients may be computed
+  int64_t first = 0;  // first launch in which gradients may be computed
   int64_t panels = 0;
   int64_t panel_cols = 0;
-  int64_t blocks = 0;  // of a launch
+  int64_t blocks = 0;  // per launch
 };
 
 /// A gradient's share of each launch.
 class GradPanels {
  public:
-  /// Takes the planes' memory, and sets grad->planes.
+  /// Allocates the planes, and sets grad->planes.
   GradPanels(WgmmaGrad* grad, const GradSchedule& schedule, const KeptPanels& kept,
              Workspace* workspace);
   gpu::RowGrad Of(int64_t panel) const;
 
  private:
-  /// Blocks of columns that are done when the launch of `panel` is.
+  /// Blocks of columns that are done when the launch of `panel` has ended.
   int64_t BlocksUntil(int64_t panel) const;
 
   GradSchedule schedule_;
