@@ -1,5 +1,5 @@
-/// Every PTX instruction of the sm_80 kernels, one wrapper each; the emulated twins stand in
-/// cuda/emulator/device/ptx_emulated.h. A part of gpu.cuh, which kernels include.
+/// Every PTX instruction of the sm_80 kernels, one wrapper each; the emulated twins are in
+/// cuda/emulator/device/ptx_emulated.h. Part of gpu.cuh, which kernels include.
 #pragma once
 
 #if !defined(__CUDACC__)
@@ -21,8 +21,8 @@ LOWRANK_PTX uint32_t SharedAddress(const void* s_ptr) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(s_ptr));
 }
 
-/// 16 bytes from global to shared memory, asynchronously; of them `source_bytes` are read, the rest
-/// is zero.
+/// Copies 16 bytes from global to shared memory, asynchronously; `source_bytes` of them are read,
+/// the rest is zero.
 LOWRANK_PTX void CpAsync16(void* s_dst, const void* g_src, uint32_t source_bytes) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;"
                :: "r"(SharedAddress(s_dst)), "l"(g_src), "r"(source_bytes) : "memory");
@@ -36,12 +36,12 @@ LOWRANK_PTX void CpAsync4(void* s_dst, const void* g_src, uint32_t source_bytes)
                :: "r"(SharedAddress(s_dst)), "l"(g_src), "r"(source_bytes) : "memory");
 }
 LOWRANK_PTX void CpAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-/// Until at most kPending of this thread's groups are in flight. Other threads' copies are visible
-/// after a barrier that follows.
+/// Waits until at most kPending of this thread's groups are in flight. Copies of other threads are
+/// visible after a barrier that follows.
 template <int kPending>
 LOWRANK_PTX void CpAsyncWait() { asm volatile("cp.async.wait_group %0;" :: "n"(kPending) : "memory"); }
 
-/// Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes); lane l receives of each 8 x 8
+/// Lane l gives the address of row l % 8 of matrix l / 8 (16 bytes), and receives from each 8 x 8
 /// matrix row l / 4, columns 2 (l % 4) and + 1. Transposed: column l / 4, rows 2 (l % 4) and + 1.
 LOWRANK_PTX void LdMatrixX4(uint32_t (&r)[4], const void* s_row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -92,7 +92,7 @@ LOWRANK_PTX void MmaS8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uin
                : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
-/// The same with unsigned bytes of b. Sums wrap at 32 bits, here as there.
+/// The same with unsigned bytes of b. Sums wrap at 32 bits, in the emulator too.
 LOWRANK_PTX void MmaS8U8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.u8.s32 "
                "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -106,8 +106,8 @@ LOWRANK_PTX uint32_t ToTF32(float value) {
   return bits;
 }
 
-/// The byte permute and (a & b) | c as they are: the compiler would narrow the selectors of the
-/// first, at one operation each, and cut the second in two where b and c are constants.
+/// The byte permute and (a & b) | c as written: the compiler would narrow the first's selectors,
+/// at one operation each, and cut the second in two if b and c are constants.
 LOWRANK_PTX uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t bytes;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
@@ -119,12 +119,12 @@ LOWRANK_PTX uint32_t AndOr(uint32_t a, uint32_t b, uint32_t c) {
   return bits;
 }
 
-/// Nothing here; the emulator's checks hold every read of a slot of a ring against what it was filled
-/// with last: `generation` is the same in SlotRead as in SlotFilled, and another one in each turn.
+/// Does nothing here. The emulator's checks compare every read of a ring slot with its last
+/// filling: `generation` is the same in SlotRead as in SlotFilled, and different in each turn.
 LOWRANK_PTX void SlotFilled(const void*, uint32_t) {}
 LOWRANK_PTX void SlotRead(const void*, uint32_t) {}
 
-/// `value`, computed here and kept: not again in each round of a loop that uses it.
+/// `value`, computed here and kept: it is not recomputed in each iteration of a loop that uses it.
 LOWRANK_PTX uint32_t Keep(uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
@@ -135,12 +135,12 @@ LOWRANK_PTX const T* Keep(const T* value) {
   return value;
 }
 
-/// Barrier `id` of the block (1 to 15) for `threads` of it, whole warps.
+/// Barrier `id` of the block (1 to 15) for `threads` of its threads, in whole warps.
 LOWRANK_PTX void NamedBarrier(uint32_t id, uint32_t threads) {
   asm volatile("bar.sync %0, %1;" :: "r"(id), "r"(threads) : "memory");
 }
 
-/// 16 bytes that this launch does not write and that are used once: past L1, first to leave L2.
+/// Loads 16 bytes that this launch does not write and uses once: bypasses L1, first to leave L2.
 LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   uint4 v;
   asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
@@ -148,7 +148,7 @@ LOWRANK_PTX uint4 LoadStream16(const void* g_src) {
   return v;
 }
 
-/// The same where `wanted`; elsewhere nothing is read, and what is returned means nothing.
+/// The same if `wanted`; otherwise nothing is read, and the result is undefined.
 LOWRANK_PTX uint4 LoadStream16If(bool wanted, const void* g_src) {
   uint4 v;
   asm volatile("{ .reg .pred p; setp.ne.u32 p, %5, 0;\n\t"
@@ -158,7 +158,7 @@ LOWRANK_PTX uint4 LoadStream16If(bool wanted, const void* g_src) {
   return v;
 }
 
-/// 16 bytes to global memory as one store, which the compiler might cut in four.
+/// Stores 16 bytes to global memory at once; the compiler might split an ordinary store in four.
 LOWRANK_PTX void Store16(void* g_dst, uint4 value) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};"
                :: "l"(g_dst), "r"(value.x), "r"(value.y), "r"(value.z), "r"(value.w) : "memory");
@@ -180,9 +180,9 @@ LOWRANK_PTX void StoreRelease(uint32_t* g_flag, uint32_t value) {
   asm volatile("st.release.gpu.global.u32 [%0], %1;" :: "l"(g_flag), "r"(value) : "memory");
 }
 
-/// Until the launches before this one have ended and their writes can be seen (programmatic
-/// dependent launch, from sm_90 on; before that none starts until the last has ended). The comment
-/// becomes the instruction in the PTX that machine code from sm_90 on is made of
+/// Waits until the launches before this one have ended and their writes are visible (programmatic
+/// dependent launch, from sm_90 on; before, no launch starts until the last has ended). The comment
+/// becomes the instruction in the PTX from which machine code for sm_90 and later is made
 /// (cuda/tools/machine-ptx.mjs).
 LOWRANK_PTX void GridDependencyWait() {
 #if __CUDA_ARCH__ >= 900
@@ -191,7 +191,7 @@ LOWRANK_PTX void GridDependencyWait() {
   asm volatile("// sm_90: griddepcontrol.wait;" ::: "memory");
 #endif
 }
-/// From here on the next launch may take multiprocessors that this one leaves free.
+/// From here on the next launch may use multiprocessors that this one leaves free.
 LOWRANK_PTX void GridDependencyLaunch() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");

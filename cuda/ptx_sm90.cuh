@@ -1,5 +1,5 @@
-/// The sm_90a instructions of the Hopper kernels, one wrapper each; the emulated twins stand in
-/// cuda/emulator/hopper/ptx_sm90_emulated.h. Files named *_sm90a.cu are compiled for sm_90a only.
+/// The sm_90a instructions of the Hopper kernels, one wrapper each; the emulated twins are in
+/// cuda/emulator/hopper/ptx_sm90_emulated.h. Files named *_sm90a.cu are compiled only for sm_90a.
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -16,7 +16,7 @@ namespace lowrank::gpu {
 // clang-format off
 
 /// A transaction barrier in shared memory: its phase completes when `count` arrivals and all
-/// expected bytes have come.
+/// expected bytes have arrived.
 LOWRANK_PTX void BarrierInit(uint64_t* s_barrier, uint32_t count) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
                :: "r"(SharedAddress(s_barrier)), "r"(count) : "memory");
@@ -36,7 +36,7 @@ LOWRANK_PTX void BarrierArrive(uint64_t* s_barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
                :: "r"(SharedAddress(s_barrier)) : "memory");
 }
-/// One arrival on the barrier at the same place in the block of this rank of the cluster.
+/// One arrival on the barrier at the same place in the block with this rank in the cluster.
 LOWRANK_PTX void BarrierArriveAt(uint64_t* s_barrier, uint32_t rank) {
   uint32_t address;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
@@ -44,7 +44,7 @@ LOWRANK_PTX void BarrierArriveAt(uint64_t* s_barrier, uint32_t rank) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];"
                :: "r"(address) : "memory");
 }
-/// Until the phase of this parity has completed. A fresh barrier has completed parity 1.
+/// Waits until the phase of this parity has completed. On a fresh barrier, parity 1 has completed.
 LOWRANK_PTX void BarrierWait(uint64_t* s_barrier, uint32_t parity) {
   uint32_t done;
   do {
@@ -54,8 +54,8 @@ LOWRANK_PTX void BarrierWait(uint64_t* s_barrier, uint32_t parity) {
   } while (done == 0);
 }
 
-/// What this thread has seen of ordinary writes to global memory, also those of other threads that
-/// it has acquired, its later copies see too.
+/// Makes ordinary writes to global memory that this thread has seen, including acquired ones of
+/// other threads, visible to its later copies.
 LOWRANK_PTX void FenceProxyAsyncGlobal() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 
 /// One box of a tensor, coordinates in elements (x is contiguous), to shared memory. Elements
@@ -67,7 +67,7 @@ LOWRANK_PTX void TensorLoad2D(void* s_dst, const TensorMap* map, int32_t x, int3
                :: "r"(SharedAddress(s_dst)), "l"(map), "r"(SharedAddress(s_barrier)), "r"(x), "r"(y)
                : "memory");
 }
-/// The same to the same place in every block of the mask, and bytes to each one's barrier.
+/// The same, to the same place in every block of the mask; each block's barrier counts its bytes.
 LOWRANK_PTX void TensorLoad2DMulticast(void* s_dst, const TensorMap* map, int32_t x, int32_t y,
                                        uint64_t* s_barrier, uint16_t ranks) {
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
@@ -85,7 +85,7 @@ LOWRANK_PTX void FenceProxyAsyncShared() { asm volatile("fence.proxy.async.share
 /// Before the first product that touches registers written by ordinary instructions.
 LOWRANK_PTX void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 LOWRANK_PTX void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-/// Until at most kPending groups of products are in flight.
+/// Waits until at most kPending groups of products are in flight.
 template <int kPending>
 LOWRANK_PTX void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(kPending) : "memory");
@@ -161,7 +161,7 @@ LOWRANK_PTX void WgmmaF16(float (&d)[128], uint64_t a, uint64_t b, uint32_t accu
                : "l"(a), "l"(b), "r"(accumulate));
 }
 
-/// The same of bytes, 32 of K, a signed and b unsigned: sums of 32 bits, which wrap.
+/// The same for bytes, 32 of K, a signed and b unsigned: sums of 32 bits, which wrap.
 LOWRANK_PTX void WgmmaS8U8(int32_t (&d)[128], uint64_t a, uint64_t b, uint32_t accumulate) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %130, 0;"
                "wgmma.mma_async.sync.aligned.m64n256k32.s32.s8.u8 {"
@@ -246,7 +246,7 @@ LOWRANK_PTX uint32_t ClusterRank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-/// The four floats at the same place in the block of this rank.
+/// The four floats at the same place in the block with this rank.
 LOWRANK_PTX float4 LoadFromPeer(const float4* s_value, uint32_t rank) {
   uint32_t address;
   float4 value;
@@ -257,7 +257,7 @@ LOWRANK_PTX float4 LoadFromPeer(const float4* s_value, uint32_t rank) {
                : "r"(address) : "memory");
   return value;
 }
-/// Every thread of every block of the cluster.
+/// Waits for every thread of every block of the cluster.
 LOWRANK_PTX void ClusterSync() {
   asm volatile("barrier.cluster.arrive.release;\n\tbarrier.cluster.wait.acquire;" ::: "memory");
 }

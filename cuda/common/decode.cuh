@@ -11,7 +11,7 @@ namespace lowrank::gpu {
 struct ElementBF16T {
   static constexpr uint8_t kCode = kElementBF16;
 
-  /// Both rounded to nearest even; `low` in the low half.
+  /// Both rounded to nearest, ties to even; `low` in the low half.
   LOWRANK_DEVICE uint32_t Pack(float low, float high) {
     const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
     return *reinterpret_cast<const uint32_t*>(&pair);
@@ -49,8 +49,8 @@ LOWRANK_DEVICE float LoadAny(const void* g_data, uint8_t dtype, int64_t index) {
   return dtype == kElementBF16 ? ElementBF16T::Low(bits) : ElementF16T::Low(bits);
 }
 
-/// kCount consecutive elements from `index`, one by one; those from `count` on, which is 1 at
-/// least, are zero. The last is loaded again in their place, so that no load waits for a branch.
+/// kCount consecutive elements from `index`, one by one; those from `count` (at least 1) on are
+/// zero. For these the last one is loaded again, so that no load waits for a branch.
 template <int kCount>
 LOWRANK_DEVICE void LoadEach(float (&r_value)[kCount], const void* g_data, uint8_t dtype,
                              int64_t index, int64_t count) {
@@ -72,8 +72,8 @@ LOWRANK_DEVICE void LoadEach(float (&r_value)[kCount], const void* g_data, uint8
   for (int q = 1; q < kCount; ++q) r_value[q] = q <= last ? r_value[q] : 0.0f;
 }
 
-/// Eight consecutive elements from `index`; those from `count` on are zero. `vector`: the whole
-/// eight may be read by 16-byte accesses where count >= 8.
+/// Eight consecutive elements from `index`; those from `count` on are zero. `vector`: if count >=
+/// 8, all eight may be read by 16-byte accesses.
 LOWRANK_DEVICE void LoadEight(float (&r_value)[8], const void* g_data, uint8_t dtype, int64_t index,
                               int64_t count, bool vector) {
   if (vector && count >= 8) {
@@ -104,13 +104,13 @@ LOWRANK_DEVICE void LoadEight(float (&r_value)[8], const void* g_data, uint8_t d
   for (int q = 0; q < 8; ++q) r_value[q] = 0.0f;
 }
 
-/// The 16 values that a 4-bit code may stand for in one block, rounded to T, as byte planes: entry
-/// e's low byte is byte e % 4 of low[e / 4], its high byte likewise.
+/// The 16 values that a 4-bit code can stand for in one block, rounded to T, as byte planes: the
+/// low byte of entry e is byte e % 4 of low[e / 4], its high byte likewise.
 ///
 /// Decoding by byte permutes costs 21 integer operations for 8 codes and no shared memory access; a
-/// table in shared memory costs a wavefront for 32 codes, which at 128 x 128 x 64 is a quarter of
-/// the pipe that ldmatrix needs. Building the table costs one operation a code for 32 of them, and
-/// gives exactly round_T(codebook[code] · scale).
+/// table in shared memory costs one wavefront per 32 codes, at 128 x 128 x 64 a quarter of the pipe
+/// that ldmatrix needs. Building the table costs one operation per code for 32 codes, and gives
+/// exactly round_T(codebook[code] · scale).
 struct NibbleTable {
   uint32_t low[4];
   uint32_t high[4];
@@ -130,10 +130,10 @@ LOWRANK_DEVICE NibbleTable MakeNibbleTable(const float* s_codebook, float scale)
   return table;
 }
 
-/// The upper 16 bits, by the pipe of integer products.
+/// The upper 16 bits, computed on the pipe of integer products.
 LOWRANK_DEVICE uint32_t UpperHalf(uint32_t word) { return __dp2a_lo(word, 0x0100u, 0u); }
 
-/// Eight codes, element 2i in the high nibble of byte i, to eight values in order.
+/// Decodes eight codes, element 2i in the high nibble of byte i, to eight values in order.
 LOWRANK_DEVICE uint4 DecodeNibbles(const NibbleTable& table, uint32_t codes) {
   // A permute looks at three bits of a selector nibble: bytes from entries 0..7 and from 8..15,
   // then the fourth bit picks between them (selector nibble j is j, or j + 4).

@@ -1,6 +1,6 @@
 /// Elements as bits: the conversions of native/core/dtype.h on the device, bit for bit (NaN keeps
-/// its sign and becomes quiet, denormals stay), for kernels that move tensors and do no arithmetic
-/// to speak of. One instruction an element, and three that give a NaN what the instruction drops.
+/// its sign and becomes quiet, denormals stay), for kernels that move tensors and compute little.
+/// One instruction per element, and three to keep the NaN bits that the instruction drops.
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -37,7 +37,7 @@ LOWRANK_DEVICE uint32_t BitsFrom(ElementF16, float value) {
   return value == value ? __half_as_ushort(__float2half_rn(value)) : nan;
 }
 
-/// From double in one rounding: by way of f32 rounded to odd, so that the second rounding sees no
+/// From double in one rounding: through f32 rounded to odd, so that the second rounding sees no
 /// false tie.
 template <typename T>
 LOWRANK_DEVICE uint32_t BitsFromDouble(T type, double value) {
@@ -67,8 +67,8 @@ LOWRANK_DEVICE void StoreElement(T type, void* g_data, int64_t index, float valu
       static_cast<typename T::Bits>(BitsFrom(type, value));
 }
 
-/// What 16 bytes hold, and what a lane of the streaming kernels owns: neighbouring lanes own
-/// neighbouring groups, so that every warp-wide access is one run of bytes.
+/// The contents of 16 bytes, one lane's share in the streaming kernels: neighbouring lanes own
+/// neighbouring groups, so that every access of a warp is one contiguous run of bytes.
 template <typename T>
 struct Group {
   static constexpr int kElems = 16 / static_cast<int>(sizeof(typename T::Bits));

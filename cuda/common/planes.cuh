@@ -1,12 +1,12 @@
-/// A matrix whose product was cut: its planes lie one behind the other.
+/// A matrix whose product was split: its planes are stored one after another.
 #pragma once
 
 #include "cuda/gpu.cuh"
 
 namespace lowrank::gpu {
 
-/// An element, its planes added in ascending order as lora_reduce adds them; kAtOnce are asked for
-/// at once.
+/// An element: its planes added in ascending order, as lora_reduce adds them; kAtOnce loads are in
+/// flight at a time.
 template <int kAtOnce>
 LOWRANK_DEVICE float SumPlanes(const float* g_element, int64_t plane_elems, int planes) {
   float sum = 0;

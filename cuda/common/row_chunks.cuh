@@ -1,13 +1,13 @@
-/// Rows that a block of threads reads twice: forth for the largest magnitude, and back for the
-/// bytes that are made of the values with it. The way back begins with what the first has left in
-/// registers, and finds the rest in L1 or L2, where the row's end came last.
+/// Rows that a block of threads reads twice: forwards for the largest magnitude, then backwards for
+/// the bytes computed from it. The backward pass starts with what the first has left in registers,
+/// and finds the rest in L1 or L2, which hold the row's end.
 #pragma once
 
 #include "cuda/common/element.cuh"
 
 namespace lowrank::gpu {
 
-/// A group of x as it lies.
+/// A group of x as stored.
 template <typename T>
 LOWRANK_DEVICE uint4 LoadGroup(const void* g_x, int64_t index, bool whole) {
   const typename T::Bits* g_from = static_cast<const typename T::Bits*>(g_x) + index;
@@ -21,7 +21,7 @@ LOWRANK_DEVICE uint4 LoadGroup(const void* g_x, int64_t index, bool whole) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-/// A byte each of a group's elements, where they belong.
+/// One byte per element of a group, at its place.
 template <int kElems>
 LOWRANK_DEVICE void StoreGroupBytes(void* g_bytes, const uint32_t (&words)[2]) {
   if constexpr (kElems == 8) {
@@ -31,7 +31,7 @@ LOWRANK_DEVICE void StoreGroupBytes(void* g_bytes, const uint32_t (&words)[2]) {
   }
 }
 
-/// The largest of what the threads of a block have, given to all; s_largest has a word a warp.
+/// The largest value of all threads of a block, returned to all; s_largest has a word per warp.
 LOWRANK_DEVICE uint32_t LargestOfBlock(uint32_t largest, uint32_t* s_largest, int threads) {
   constexpr uint32_t kLanes = 0xffffffffu;
   const int tid = static_cast<int>(threadIdx.x);
@@ -42,7 +42,7 @@ LOWRANK_DEVICE uint32_t LargestOfBlock(uint32_t largest, uint32_t* s_largest, in
   return __reduce_max_sync(kLanes, lane < threads / 32 ? s_largest[lane] : 0u);
 }
 
-/// A chunk is kUnroll groups of each thread, neighbours of neighbours; T: the row's type.
+/// A chunk is kUnroll groups per thread, adjacent across threads; T: the row's type.
 template <typename T, int kUnroll>
 struct RowChunks {
   static constexpr int kElems = Group<T>::kElems;
@@ -70,7 +70,7 @@ struct RowChunks {
     }
   }
 
-  /// Of what this thread reads, as bits, whose order is that of the magnitudes with infinities and
+  /// The largest of what this thread reads, as bits, which order by magnitude, with infinities and
   /// NaN last.
   __device__ __forceinline__ uint32_t Largest() {
     uint32_t largest = 0;
@@ -90,7 +90,7 @@ struct RowChunks {
     return largest;
   }
 
-  /// make(k, value) for each group of the row from Largest()'s last chunk to the first.
+  /// Calls make(k, value) for each group of the row, from the last chunk of Largest() to the first.
   template <typename Make>
   __device__ __forceinline__ void Back(const Make& make) {
 #pragma unroll 1

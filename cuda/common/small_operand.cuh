@@ -1,4 +1,4 @@
-/// Elements of tensors whose type is known at run time: one branch, the same for a warp.
+/// Elements of tensors whose type is known at run time: one branch, uniform in a warp.
 #pragma once
 
 #include "cuda/common/element.cuh"
@@ -18,13 +18,13 @@ LOWRANK_DEVICE void StoreSmall(int32_t element, void* g_data, int64_t index, flo
   StoreElement(ElementF16(), g_data, index, value);
 }
 
-/// Eight neighbours as they lie: 16-bit ones in the first words.
+/// Eight neighbours as stored: 16-bit ones in the first words.
 struct SmallEight {
   uint4 words[2];
 };
 
-/// Elements [index, index + 8), zeros from `inside` on. `aligned`: index 0 and every eighth are at
-/// multiples of 16 bytes.
+/// Elements [index, index + 8), with zeros from `inside` on. `aligned`: indexes 0, 8, 16, ... are
+/// at multiples of 16 bytes.
 LOWRANK_DEVICE SmallEight LoadSmallEight(int32_t element, const void* g_data, int64_t index,
                                          int inside, bool aligned) {
   SmallEight eight = {{{0, 0, 0, 0}, {0, 0, 0, 0}}};

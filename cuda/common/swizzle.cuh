@@ -1,4 +1,4 @@
-/// Where the 16-byte pieces of a tile lie in shared memory.
+/// Where the 16-byte pieces of a tile are in shared memory.
 #pragma once
 
 #include "cuda/gpu.cuh"

@@ -20,7 +20,7 @@ namespace {
 constexpr int kThreads = kCastThreads;
 constexpr int kUnroll = kCastUnroll;
 
-/// Elements that a lane moves at once: 16 bytes of the wider type.
+/// Elements that a lane moves at a time: 16 bytes of the wider type.
 template <typename Src, typename Dst>
 struct Step {
   static constexpr int kElems =

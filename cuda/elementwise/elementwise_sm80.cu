@@ -44,7 +44,7 @@ LOWRANK_DEVICE void StoreAny(const SmallOperand& o, int64_t index, float value) 
   StoreSmall(o.element, const_cast<void*>(o.data), index, value);
 }
 
-/// kRun elements of 16 bits as they lie in memory.
+/// kRun elements of 16 bits as stored.
 template <int kRun>
 LOWRANK_DEVICE uint4 LoadHalves(const void* g_data, int64_t index) {
   const uint16_t* g_first = static_cast<const uint16_t*>(g_data) + index;
@@ -78,7 +78,7 @@ LOWRANK_DEVICE void StoreHalves(T type, void* g_data, int64_t index, const float
   }
 }
 
-/// Where a run lies in its row.
+/// Where a run is in its row.
 template <int kRun>
 struct Span {
   int64_t col;
@@ -91,7 +91,7 @@ struct Span {
         count(whole ? kRun : static_cast<int>(cols - first)) {}
 };
 
-/// A run of an operand that is there; past the end of the row are zeros.
+/// A run of a present operand; zeros past the end of the row.
 template <int kRun>
 LOWRANK_DEVICE void LoadRun(const SmallOperand& o, int64_t row, const Span<kRun>& span,
                             float (&value)[kRun]) {
@@ -235,7 +235,7 @@ LOWRANK_DEVICE void SwigluBody(const SwigluParams& p) {
   }
 }
 
-/// sum[i] += a · b of a run.
+/// Adds a · b of a run to sum[i].
 template <int kRun>
 LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t col,
                                 double (&sum)[kRun]) {
@@ -251,7 +251,7 @@ LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t 
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
-    // Past the row's end a is 0, and b may be anything.
+    // Past the end of the row a is 0, and b may be anything.
     if (i < span.count) sum[i] += static_cast<double>(value[i]) * static_cast<double>(other[i]);
   }
 }
@@ -289,8 +289,8 @@ LOWRANK_DEVICE void SumRowsBody(const SumProductParams& p) {
   p.out[row] = static_cast<float>(all);
 }
 
-/// Place i of lane l of a warp at i · stride + l: lanes write neighbouring banks, and those that
-/// read columns in order, kRun of them a lane, all banks.
+/// Place i of lane l of a warp is at i · stride + l: lanes write to neighbouring banks, and lanes
+/// that read columns in order, kRun each, use all banks.
 template <int kRun>
 struct SumColsShared {
   static constexpr int kStride = SumColsStride(kRun);

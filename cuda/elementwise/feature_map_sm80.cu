@@ -52,7 +52,7 @@ LOWRANK_DEVICE void MapFeaturesBody(const MapFeaturesParams& p) {
   const int32_t begin = p.begin[list];
   const int32_t end = p.begin[list + 1];
   for (int64_t row = first; row < p.rows; row += step) {
-    // From -0, which alone changes no sum.
+    // Starts at -0, the only value that changes no sum.
     double sum = begin == end ? 0.0 : -0.0;
     for (int32_t i = begin; i < end; ++i) {
       sum += static_cast<double>(LoadSmall(p.x_element, p.x, row * p.inputs + p.index[i]));

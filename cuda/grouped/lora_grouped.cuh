@@ -1,5 +1,5 @@
-/// Rows of a batch with many adapters: which rows a block has, what gates them, and where they go.
-/// lora_grouped_sm80.cu has the formulas.
+/// Rows of a batch with many adapters: which rows a block has, what gates them, and where results
+/// go. lora_grouped_sm80.cu has the formulas.
 #pragma once
 
 #include "cuda/common/planes.cuh"
@@ -9,7 +9,7 @@
 
 namespace lowrank::gpu {
 
-/// g (or 1) of an entry.
+/// g of an entry, or 1.
 LOWRANK_DEVICE float RowScaleOf(const GroupedParams& p, int64_t entry) {
   if (p.row_scale == nullptr) return 1.0f;
   return LoadSmall(p.row_scale_element, p.row_scale, p.gates[entry]);
@@ -22,7 +22,7 @@ LOWRANK_DEVICE float BaseSum(const GroupedParams& p, int64_t index) {
   return SumPlanes<kAtOnce>(p.sums + index, p.sum_plane_elems, p.sum_planes);
 }
 
-/// What is the same for the kernels whose tiles are of rows.
+/// Shared by the kernels whose tiles consist of rows.
 struct RowsOfTile {
   GroupedRowTile tile;
   GroupedAdapter e;
@@ -44,7 +44,7 @@ struct RowsOfTile {
   }
 };
 
-/// The same of those that add to rows: a launch takes one entry of a row.
+/// The same for kernels that add to rows: a launch takes one entry of a row.
 struct OneEntryOfRows : RowsOfTile {
   static constexpr bool kSliced = false;
   __device__ __forceinline__ explicit OneEntryOfRows(const GroupedParams& p) : RowsOfTile(p) {}
@@ -59,7 +59,7 @@ struct OneEntryOfRows : RowsOfTile {
   }
 };
 
-/// Those whose sums h · lora_bᵀ join the base product.
+/// Rows whose sums h · lora_bᵀ are added to the base product.
 struct ExpandedRows : OneEntryOfRows {
   __device__ __forceinline__ explicit ExpandedRows(const GroupedParams& p) : OneEntryOfRows(p) {}
   __device__ __forceinline__ void Store(const GroupedParams& p, int64_t i, int64_t j,

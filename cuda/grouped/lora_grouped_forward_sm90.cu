@@ -1,4 +1,4 @@
-/// The adapters' part of a batch of few rows an adapter (generation), in one launch by clusters:
+/// The adapters' part of a batch with few rows per adapter (generation), in one cluster launch:
 ///
 ///   h_e  = (gate_e ⊙ x[m]) · lora_a_eᵀ
 ///   y[m] = base[m] + bias + g · scaling_e · (h_e · lora_b_eᵀ + lora_bias_e)
@@ -53,7 +53,7 @@ class ForwardBlock {
         pitch_(static_cast<int>(GroupedFactorPitch(op_.e.r, element_bytes_))) {}
 
   __device__ __forceinline__ void Run() {
-    // The tile is the cluster's, so all of its blocks go the same way.
+    // The tile belongs to the cluster, so all of its blocks take the same branch.
     if (op_.tile.adapter < 0) {
       GridDependencyWait();
       for (int64_t n = first_ + threadIdx.x; n < end_; n += kThreads) {
@@ -63,7 +63,7 @@ class ForwardBlock {
     }
     CopyFactor(first_);
     const int first_rank = rank_ * of_block_ * kRanks;
-    // None or fewer: the blocks before have them all.
+    // 0 or less if the blocks before have them all.
     const int ranks = min(of_block_ * kRanks, static_cast<int>(op_.e.r) - first_rank);
     ShrinkRanks(p_, op_, first_rank, first_rank + ranks, s_.shrink,
                 [&](int64_t j, int lane, float h) { s_.own[(j - first_rank) / kRanks][lane] = h; });
@@ -84,7 +84,7 @@ class ForwardBlock {
   }
 
  private:
-  /// Rows of lora_b from n0 on, as many as there is room for.
+  /// Rows of lora_b from n0 on, as many as fit.
   __device__ __forceinline__ void CopyFactor(int64_t n0) {
     const int64_t rows = RowsFrom(n0);
     const int64_t row_bytes = op_.e.r * element_bytes_;
@@ -108,7 +108,7 @@ class ForwardBlock {
     CpAsyncCommit();
   }
 
-  /// Four ranks of a row a thread, from the block that summed them.
+  /// Each thread takes four ranks of a row, from the block that summed them.
   __device__ __forceinline__ void GatherH() {
     for (int i = static_cast<int>(threadIdx.x); i < groups_ * kRows; i += kThreads) {
       const int group = i / kRows;
@@ -127,7 +127,7 @@ class ForwardBlock {
     }
   }
 
-  /// A column a thread, its sums for all rows.
+  /// One column per thread, with its sums for all rows.
   __device__ __forceinline__ void Expand(int64_t n0) const {
     const int64_t rows = RowsFrom(n0);
     for (int64_t column = threadIdx.x; column < rows; column += kThreads) {
@@ -158,11 +158,11 @@ class ForwardBlock {
     }
   }
 
-  /// None or fewer: a block behind the last column.
+  /// 0 or less for a block past the last column.
   __device__ __forceinline__ int64_t RowsFrom(int64_t n0) const {
     return p_.chunk_cols < end_ - n0 ? p_.chunk_cols : end_ - n0;
   }
-  /// Do rows of lora_b consist of 16 bytes?
+  /// Do rows of lora_b consist of whole 16-byte pieces?
   __device__ __forceinline__ bool Whole() const {
     return reinterpret_cast<uintptr_t>(op_.e.lora_b) % 16 == 0 && op_.e.r % 8 == 0;
   }

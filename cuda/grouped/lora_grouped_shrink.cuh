@@ -1,11 +1,11 @@
 /// h_e = (gate_e ⊙ x[m]) · lora_a_eᵀ of eight rows and some ranks of an adapter, by a block of 512
 /// threads.
 ///
-/// Its 16 warps take chunks of 256 of K in turn, a lane eight elements of each by loads of 16 bytes
-/// (by element where K or an address forbids it), 32 sums of eight rows and four ranks in
-/// registers. The lanes' are added by shuffles, the warps' in shared memory, in their order: in one
-/// order for every element of h, whatever the rows, the ranks and the loads. The gate's scale comes
-/// once, at the end.
+/// Its 16 warps take chunks of 256 of K in turn; a lane loads eight elements of each by 16 bytes
+/// (one by one if K or an address forbids it) and keeps 32 sums, of eight rows and four ranks, in
+/// registers. Lanes are added by shuffles, then warps in shared memory, in a fixed order that is
+/// the same for every element of h, whatever the rows, the ranks and the loads. The gate's scale is
+/// applied once, at the end.
 #pragma once
 
 #include "cuda/grouped/lora_grouped.cuh"
@@ -17,7 +17,7 @@ constexpr int kShrinkSums = kGroupedShrinkRows * kGroupedShrinkRanks;
 constexpr int kShrinkChunk = 32 * 8;  // of K, for a warp
 static_assert(kShrinkSums == 32);     // one a lane, once they have been added up
 
-/// What a block reads for h: up to kGroupedShrinkRows of a tile of Rows.
+/// What a block reads for h: up to kGroupedShrinkRows rows of a tile of Rows.
 template <typename Rows>
 struct ShrinkBlock : Rows {
   using Rows::tile, Rows::e;
@@ -40,7 +40,7 @@ struct ShrinkBlock : Rows {
     return p.K - k < 8 ? static_cast<int>(p.K - k) : 8;
   }
 
-  /// Eight of lora_a, of kGroupedShrinkRanks ranks.
+  /// Eight elements of lora_a for each of kGroupedShrinkRanks ranks.
   __device__ __forceinline__ void LoadFactors(const GroupedParams& p, int64_t j0, int64_t k,
                                               float (&factors)[kGroupedShrinkRanks][8]) const {
     SmallEight eights[kGroupedShrinkRanks];
@@ -55,8 +55,8 @@ struct ShrinkBlock : Rows {
     }
   }
 
-  /// Which of eight elements from k on the gate keeps, a byte for each of the block's rows. A loop
-  /// that stays rolled: a generator is two hundred instructions.
+  /// Which of eight elements from k on the gate keeps: one byte per row of the block. The loop is
+  /// not unrolled, because a generator takes two hundred instructions.
   __device__ __forceinline__ uint64_t KeptOfRows(const GroupedParams& p, int64_t k) const {
     if (e.gate_kind == kLoraGateNone) return 0;
     LoraGate gate = p.gate;
@@ -73,7 +73,7 @@ struct ShrinkBlock : Rows {
     return kept;
   }
 
-  /// Eight of gate ⊙ x without the gate's scale, whatever the dropped ones held.
+  /// Eight elements of gate ⊙ x, not yet scaled; dropped ones are 0 whatever they held.
   __device__ __forceinline__ void LoadX(const GroupedParams& p, int64_t m, int64_t k, uint32_t kept,
                                         float (&x)[8]) const {
     const int64_t index = m * p.K + k;
@@ -84,7 +84,7 @@ struct ShrinkBlock : Rows {
     for (int i = 0; i < 8; ++i) x[i] = (kept >> i & 1u) != 0 ? x[i] : 0.0f;
   }
 
-  /// This warp's chunks of K, this lane's eight elements of each.
+  /// The chunks of K of this warp, and the eight elements of this lane in each.
   __device__ __forceinline__ void Sum(const GroupedParams& p, int64_t j0,
                                       float (&sums)[kShrinkSums]) const {
     for (int64_t k = threadIdx.x * 8; k < p.K; k += kShrinkWarps * kShrinkChunk) {
@@ -108,8 +108,8 @@ struct ShrinkBlock : Rows {
 };
 
 /// Adds up each of 2 · kDistance values over the lanes that differ in the bits of 2 · kDistance -
-/// 1; of 32, lane l has the sum of value l then. A lane keeps half of what it has and gives the
-/// other half away. The order in which lanes are added is that of a butterfly, the same for every
+/// 1; with 32 values, lane l ends with the sum of value l. A lane keeps half of its values and
+/// gives the other half away. Lanes are added in the order of a butterfly, the same for every
 /// value.
 template <int kDistance>
 LOWRANK_DEVICE float SumOverLanes(const float (&values)[2 * kDistance]) {
@@ -128,9 +128,9 @@ LOWRANK_DEVICE float SumOverLanes(const float (&values)[2 * kDistance]) {
   }
 }
 
-/// Ranks [begin, end) of the block's rows, four at a time: store(first rank, lane, h) by the lanes
-/// of warp 0 for row lane / 4 and rank first + lane % 4, which is zero for rows and ranks that are
-/// not there.
+/// Ranks [begin, end) of the block's rows, four at a time: the lanes of warp 0 call store(first
+/// rank, lane, h) for row lane / 4 and rank first + lane % 4; h is zero for rows and ranks that do
+/// not exist.
 template <typename Rows, typename StoreFn>
 LOWRANK_DEVICE void ShrinkRanks(const GroupedParams& p, const ShrinkBlock<Rows>& op, int64_t begin,
                                 int64_t end, GroupedShrinkShared& s, const StoreFn& store) {

@@ -10,9 +10,9 @@
 ///   grouped_db       d_lora_b_e = scaling_e · (g ⊙ dy)ᵀ · h_e,
 ///                    d_lora_bias_e = scaling_e · Σ g · dy
 ///
-/// and grouped_dh_sum, which adds the slices of dh's reduction. All but this, shrink and the gates
-/// are c(i, j) = Σ_t a(i, t) · b(j, t). A row of several adapters is added to by as many launches
-/// of expand, or of dx, in the order of the adapters; all but the last leave the sum in base.
+/// and grouped_dh_sum, which adds the slices of dh's reduction. All but this one, shrink and gates
+/// are c(i, j) = Σ_t a(i, t) · b(j, t). A row with several adapters is added to by as many launches
+/// of expand or dx, in the order of the adapters; all but the last leave the sum in base.
 ///
 /// Operands   a table of adapters, tiles of their rows, and the rows' indices, in device memory;
 ///            x and dy of one type, each factor of its own; h and dh packed f32
@@ -144,7 +144,7 @@ struct InputGrad : OneEntryOfRows {
   }
 };
 
-/// What is the same for the gradients of an adapter's factors.
+/// Shared by the gradients of an adapter's factors.
 struct OneAdapter {
   static constexpr bool kSliced = false;
   GroupedAdapter e;
@@ -184,7 +184,7 @@ struct GradA : OneAdapter {
   }
 };
 
-/// Column r is that of d_lora_bias: beside it stand ones.
+/// Column r is that of d_lora_bias: its factor is ones.
 struct GradB : OneAdapter {
   static constexpr bool kAAlongDepth = false;
   static constexpr bool kBAlongDepth = false;
@@ -217,7 +217,7 @@ struct GradB : OneAdapter {
   }
 };
 
-/// load(i, t) for kTile rows from `first` on and kDepth terms from t on, zeros beyond either.
+/// Calls load(i, t) for kTile rows from `first` and kDepth terms from t, with zeros beyond either.
 template <bool kAlongDepth, typename LoadFn>
 LOWRANK_DEVICE void FillSlab(int64_t first, int64_t rows, int64_t t, int64_t end,
                              const LoadFn& load, float (&s_slab)[kDepth][kPitch]) {
@@ -290,7 +290,7 @@ LOWRANK_DEVICE void GroupedBody(const GroupedParams& p) {
   }
 }
 
-/// The slices of a tile's sums in ascending order; neighbouring threads along the ranks.
+/// Adds the slices of a tile's sums in ascending order; neighbouring threads take ranks.
 template <typename Op>
 LOWRANK_DEVICE void SumSlices(const GroupedParams& p) {
   const Op op(p);
@@ -323,7 +323,7 @@ LOWRANK_DEVICE void ShrinkBody(const GroupedParams& p) {
 
 // -------------------------------------------------------------------------------------- gates
 
-/// term(t) summed over t < count by a warp: lanes take every 32nd, kGroupedSpan terms at a time.
+/// term(t) summed over t < count by a warp: a lane takes every 32nd, kGroupedSpan terms at a time.
 template <typename TermFn>
 LOWRANK_DEVICE float WarpSum(int64_t count, const TermFn& term) {
   constexpr int64_t kLanes = 32;

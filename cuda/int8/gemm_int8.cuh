@@ -1,4 +1,4 @@
-/// The bodies of the products of int8 codes. matmul_int8_sm80.cu has the docblock: formula, budget.
+/// The bodies of the products of int8 codes. matmul_int8_sm80.cu has the formula and the budget.
 #pragma once
 
 #include "cuda/common/element.cuh"
@@ -8,7 +8,7 @@
 
 namespace lowrank::gpu {
 
-/// What one block computes, by warps of kWarpM x kWarpP; a slab is 128 codes of K.
+/// What one block computes with warps of kWarpM x kWarpP; a slab is 128 codes of K.
 template <int kM, int kP, int kOfWarpM, int kOfWarpP, int kStageCount>
 struct Int8Tile {
   static constexpr int kTileM = kM;
@@ -46,7 +46,7 @@ struct CodeBytes {
   }
 };
 
-/// Eight neighbours of a row of y, whatever its type.
+/// Stores eight neighbours of a row of y, of any type.
 LOWRANK_DEVICE void StoreEightOf(const GemmInt8Params& p, float (&r_value)[8], int64_t m,
                                  int64_t col) {
   const int64_t N = p.gemm.N;
@@ -77,7 +77,7 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
   const int64_t M = p.gemm.M;
   const int64_t N = p.gemm.N;
   const int64_t K = p.gemm.K;
-  // Tiles go down a group of rows of tiles, then to the right.
+  // Tiles are numbered down a group of rows of tiles, then to the right.
   const int64_t group = blockIdx.x / (kGemmInt8GroupM * p.gemm.tiles_p);
   const int64_t in_group = blockIdx.x % (kGemmInt8GroupM * p.gemm.tiles_p);
   const int64_t left = p.tiles_m - group * kGemmInt8GroupM;
@@ -103,7 +103,7 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
     SlotFilled(s.x[slab % kStages], static_cast<uint32_t>(slab));
   };
 
-  // Scales are read where nobody waits for them, and seen after the first barrier.
+  // Scales are read where no thread waits for them, and are visible after the first barrier.
   auto load_w_scales = [&] {
     for (int at = static_cast<int>(threadIdx.x); at < Tile::kTileP; at += Tile::kThreads) {
       const int64_t n = p0 + at;
@@ -118,7 +118,7 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
     }
   };
 
-  // A byte of w is its code and 128.
+  // A byte of w is its code + 128.
   auto scale_sums = [&](Product* product) {
 #pragma unroll
     for (int mi = 0; mi < Sums::kMi; ++mi) {
@@ -143,7 +143,7 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
     }
   };
 
-  // w is an operand of the op, x's codes are made by the launch before.
+  // w is an operand of the op; x's codes are written by the launch before.
 #pragma unroll
   for (int stage = 0; stage < kStages - 1; ++stage) {
     if (stage < slabs) load_w(stage);
@@ -158,7 +158,7 @@ LOWRANK_DEVICE void GemmInt8Body(const GemmInt8Params& p) {
   load_x_scales();
 #pragma unroll 1
   for (int slab = 0; slab < slabs; ++slab) {
-    // The oldest stage has landed for every thread, and every thread is done with the slab before.
+    // The oldest stage is complete for every thread, and every thread is done with the slab before.
     CpAsyncWait<kStages - 2>();
     __syncthreads();
     const int next = slab + kStages - 1;
@@ -212,7 +212,7 @@ LOWRANK_DEVICE void RowCodesBody(const RowCodesParams& p) {
     for (int i = 0; i < kElems; ++i) {
       int32_t code = 0;
       if (scale > 0.0f) {
-        // Past ±127 only where the scale is a denormal, rounded by much.
+        // Exceeds ±127 only if the scale is a denormal, with few bits.
         code = __float2int_rn(fmaxf(-127.0f, fminf(127.0f, value[i] / scale)));
       }
       sum += code;

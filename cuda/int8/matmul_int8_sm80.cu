@@ -21,11 +21,11 @@
 ///              row of x that is not finite has the scale NaN and codes of 0.
 /// Needs        K % 32 == 0, at most 2^17; w 16-byte aligned
 ///
-/// A slab is 128 codes of K: as many bytes, ldmatrix and mma as the 64 elements of a slab of bf16
+/// A slab is 128 codes of K: the bytes, ldmatrix and mma of a bf16 slab of 64 elements
 /// (matmul_mma_sm80.cu), with twice the products, and nothing to decode.
 ///
-/// Budget of a slab of 128x128 (2,097,152 multiplications), per multiprocessor; sm_80 has 2,048 a
-/// cycle and four schedulers, so a slab is 1,024 cycles of mma (bf16: 1,024 for half of that):
+/// Budget of a slab of 128x128 (2,097,152 multiplications) per multiprocessor. sm_80 does 2,048 a
+/// cycle on four schedulers, so a slab is 1,024 cycles of mma (as bf16 takes for half of that):
 ///
 ///   shared wavefronts, 1 a cycle
 ///     ldmatrix of x 256, of w 256 · copies of x 128, of w 128           768 of 1,024 cycles
@@ -35,9 +35,9 @@
 ///                                                                      a cycle
 ///
 /// On H100 mma.sync of bytes does about 2,540 a cycle and multiprocessor, so a slab is 826 cycles
-/// and takes 40 bytes a cycle where L2 gives about 30: 1,092 cycles, 1,920 multiplications each.
-/// 8192³ is 1.24 ms there, 0.72 by wgmma of bytes (matmul_int8_wgmma_sm90a.cu has many rows on
-/// Hopper), and 1.38 by wgmma in bf16. On A100 it is 1.76 ms and bound by mma, against 3.5 in bf16.
+/// and needs 40 bytes a cycle, but L2 gives about 30: 1,092 cycles, 1,920 multiplications each.
+/// 8192³ takes 1.24 ms there, 0.72 by wgmma of bytes (matmul_int8_wgmma_sm90a.cu, for many rows on
+/// Hopper), and 1.38 by wgmma in bf16. On A100 it takes 1.76 ms, bound by mma; bf16 takes 3.5.
 ///
 /// The LoRA term is 3 (bf16 factor) to 6 (f32) steps of 16 beside K / 32 steps: 2.3 to 4.7 % at
 /// r = 16, K = 4,096. row_codes: 2 bytes an element in (a row of up to 8,192 stays in registers, a
@@ -45,9 +45,9 @@
 /// (8) an element. At 3.0 TB/s a multiprocessor sees 4.3 elements a clock: 78 of 128 issue slots.
 /// 8192² is 67 us, 5 % of its product.
 ///
-/// 16x32: M = 1, N = K = 4,096 is 128 blocks of w, 128 KB each, by five slabs of 4 KB in flight:
-/// 20 KB a multiprocessor where 16 KB cover the latency. 16.8 MB are 5.6 us at 3.0 TB/s, the row's
-/// codes 2 us before, beside which the first slabs of w come already.
+/// 16x32: M = 1, N = K = 4,096 is 128 blocks of w, 128 KB each, with five slabs of 4 KB in flight:
+/// 20 KB a multiprocessor, and 16 KB cover the latency. 16.8 MB take 5.6 us at 3.0 TB/s, after 2 us
+/// for the row's codes, during which the first slabs of w are already loaded.
 #include "cuda/int8/gemm_int8.cuh"
 
 namespace lowrank::gpu {

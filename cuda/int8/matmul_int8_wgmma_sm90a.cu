@@ -1,5 +1,5 @@
-/// Products of int8 codes with a rowwise int8 weight (LLM.int8, W8A8) on Hopper: TMA, mbarrier,
-/// wgmma of bytes, for many rows; matmul_int8_sm80.cu has those of few.
+/// Products of int8 codes with a rowwise int8 weight (LLM.int8, W8A8) on Hopper with TMA, mbarrier
+/// and wgmma of bytes, for many rows; matmul_int8_sm80.cu is for few.
 ///
 ///   y = float(Σ q · c) · (sx · sw) + bias + scaling · (h · lora_bᵀ + lora_bias)
 ///
@@ -23,8 +23,8 @@
 ///            the rounding are its operations in its order
 /// Needs      sm_90a, K % 32 == 0 and at most 2^17, M and N up to 2^30, w 16-byte aligned
 ///
-/// A slab is 128 codes of K: the bytes, descriptors and clocks of the 64 elements of a bf16 stage
-/// (gemm_wgmma_sm90a.cu) with twice the products. Zeros that TMA writes beyond M, N and K count for
+/// A slab is 128 codes of K: the bytes, descriptors and clocks of a bf16 stage of 64 elements
+/// (gemm_wgmma_sm90a.cu) with twice the products. The zeros that TMA writes beyond M, N and K add
 /// nothing.
 ///
 /// Budget of a slab of 128 x 256 (H100: 4,096 multiply-adds of bytes/clk/SM)
@@ -43,8 +43,8 @@
 ///              leaves the registers as whole sectors
 /// 2.5 k clk of 66 k at K = 8,192, of 33 k at 4,096.
 ///
-/// The LoRA term is by mma.sync, as the other kernel's bits are: 3 (bf16 factor) to 6 (f32) steps
-/// of 32 mma a warp at r = 16, 1.25 to 2.5 k clk a tile. wgmma would take 0.8 to 1.5 k.
+/// The LoRA term uses mma.sync, to have the bits of the other kernel: 3 (bf16 factor) to 6 (f32)
+/// steps of 32 mma a warp at r = 16, 1.25 to 2.5 k clk a tile. wgmma would take 0.8 to 1.5 k.
 ///
 /// 8192³ in us: 15.5 waves of tiles, so 16: 710 by wgmma at 80 % of peak, 36 the ends of tiles, 67
 /// the codes of x, 3 launches and tail: 817, where cuBLAS takes 1,378 in bf16: 1.69 (goal G15:
@@ -64,7 +64,7 @@ static_assert(kInt8WgmmaWarps == kConsumerWarps && kInt8WgmmaOutCols == kOutCols
 constexpr uint32_t kTableThreads = 96;
 constexpr uint32_t kOctets = kTileP / 8;
 
-/// What the end of a tile reads beside the sums.
+/// What the end of a tile reads besides the sums.
 struct TileTable {
   float w_scale[kTileP];
   float bias[kTileP];
@@ -83,7 +83,7 @@ struct Storage {
 };
 static_assert(sizeof(Storage) == kInt8WgmmaSharedBytes && sizeof(Storage) <= 232448);
 
-/// Calls work(first row of the block's tile, its first column) for each tile of the cluster.
+/// Calls work(first row, first column) of the block's part for each tile of the cluster.
 template <typename Work>
 LOWRANK_DEVICE void ForEachTile(const GemmInt8WgmmaParams& p, uint32_t rank, Work work) {
   const uint32_t tiles_m = static_cast<uint32_t>(p.int8.tiles_m);
@@ -99,7 +99,7 @@ LOWRANK_DEVICE void ForEachTile(const GemmInt8WgmmaParams& p, uint32_t rank, Wor
   }
 }
 
-/// The one thread that copies.
+/// The one thread that issues copies.
 LOWRANK_DEVICE void ProduceStages(const GemmInt8WgmmaParams& p, Storage& s, uint32_t rank) {
   RingPosition<kStages> at;
   ForEachTile(p, rank, [&](int32_t m0, int32_t p0) {
@@ -112,7 +112,7 @@ LOWRANK_DEVICE void ProduceStages(const GemmInt8WgmmaParams& p, Storage& s, uint
   });
 }
 
-/// The warps beside it: the table of each tile, while the one before is multiplied.
+/// The warps beside it: they fill a tile's table while the tile before is multiplied.
 LOWRANK_DEVICE void FillTables(const GemmInt8WgmmaParams& p, Storage& s, uint32_t rank) {
   const GemmMmaParams& gemm = p.int8.gemm;
   RingPosition<2> at;
@@ -140,7 +140,7 @@ LOWRANK_DEVICE void FillTables(const GemmInt8WgmmaParams& p, Storage& s, uint32_
   });
 }
 
-/// Up to four steps of the LoRA term. The sums of mma and wgmma lie alike in a warp's registers.
+/// Up to four steps of the LoRA term. Sums of mma and of wgmma have the same register layout.
 LOWRANK_DEVICE void AddLoraStage(float (&values)[kOctets][4], const Storage& s, uint32_t stage,
                                  uint32_t row0, uint32_t steps) {
 #pragma unroll 1
@@ -157,12 +157,12 @@ LOWRANK_DEVICE void AddLoraStage(float (&values)[kOctets][4], const Storage& s, 
   }
 }
 
-/// Two neighbours of a row, of 16 bits each.
+/// Two neighbours of a row, 16 bits each.
 LOWRANK_DEVICE uint32_t PackAs(uint8_t dtype, float low, float high) {
   return dtype == kElementBF16 ? ElementBF16T::Pack(low, high) : ElementF16T::Pack(low, high);
 }
 
-/// f32: straight from the registers, four lanes a sector.
+/// f32: straight from the registers; four lanes write a sector.
 LOWRANK_DEVICE void StoreFloats(const GemmMmaParams& p, const float (&values)[kOctets][4],
                                 int64_t m0, int64_t p0) {
   const uint32_t lane = threadIdx.x % 32;
@@ -185,7 +185,7 @@ LOWRANK_DEVICE void StoreFloats(const GemmMmaParams& p, const float (&values)[kO
   }
 }
 
-/// 16 bits: by way of shared memory.
+/// 16 bits: through shared memory.
 LOWRANK_DEVICE void StoreHalves(const GemmMmaParams& p, uint8_t dtype, uint16_t* s_out,
                                 const float (&values)[kOctets][4], int64_t m0, int64_t p0) {
   const OutColumns out = {static_cast<uint16_t*>(p.y), p.N, p.M, p.N, p.vector_store};
@@ -195,7 +195,7 @@ LOWRANK_DEVICE void StoreHalves(const GemmMmaParams& p, uint8_t dtype, uint16_t*
   });
 }
 
-/// A warpgroup that multiplies: rows 64 · group .. of each tile of the block.
+/// A warpgroup that multiplies: rows from 64 · group of each tile of the block.
 LOWRANK_DEVICE void ConsumeStages(const GemmInt8WgmmaParams& p, Storage& s, uint32_t rank,
                                   uint32_t group) {
   const uint32_t lane = threadIdx.x % 32;
@@ -204,7 +204,7 @@ LOWRANK_DEVICE void ConsumeStages(const GemmInt8WgmmaParams& p, Storage& s, uint
   RingPosition<kStages> at;
   RingPosition<2> table_at;
   ForEachTile(p, rank, [&](int32_t m0, int32_t p0) {
-    // Zeros, and not a first product that does not add: ptxas spills what begins undefined.
+    // Zeros, rather than a first product that does not add: ptxas spills undefined registers.
     int32_t sums[kTileP / 2];
 #pragma unroll
     for (int32_t& sum : sums) sum = 0;
@@ -282,11 +282,11 @@ LOWRANK_DEVICE void Multiply(const GemmInt8WgmmaParams& p) {
     RegistersUpTo<224>();
     ConsumeStages(p, s, rank, warp / 4 - 1);
   }
-  // A block that left would take its barriers from under the peer's arrivals.
+  // If a block exited, its barriers would be gone while the peer still arrives at them.
   ClusterSync();
 }
 
-/// A thread makes eight neighbours of a row of h or of lora_b.
+/// A thread computes eight neighbours of a row of h or of lora_b.
 LOWRANK_DEVICE void FillParts(const Int8PartsParams& p) {
   const GemmMmaParams& gemm = p.gemm;
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kInt8PartsThreads + threadIdx.x;

@@ -1,5 +1,5 @@
-/// The contraction behind the adapter's shrink and its gradients: a large operand that is read
-/// once, against a thin one.
+/// The contraction behind the adapter's shrink and its gradients: a large operand, read once, times
+/// a thin one.
 ///
 ///   out(o, j) = scale · Σ_q (gate ⊙ x)(o, q) · factor(q, j),   j < r
 ///
@@ -58,7 +58,7 @@
 namespace lowrank::gpu {
 
 /// The widest rank tile: 64 accumulators a thread stay in registers beside everything else (128 do
-/// not), and the sums of 8 warps, 64 · 32 floats each, fit where four 16-bit tiles were.
+/// not), and the sums of 8 warps, 64 · 32 floats each, fit in the space of four 16-bit tiles.
 constexpr int kLoraMaxRankTile = 32;
 
 template <typename T>
@@ -70,7 +70,7 @@ struct LoraContractShared {
   float sums[kLoraWarps][kLoraTileO];
 };
 
-/// Where the 16-byte chunks of a tile lie. Shared by everything that touches one.
+/// Where the 16-byte chunks of a tile are. Used by all code that accesses a tile.
 template <typename T, bool kTransposed>
 struct LoraTile {
   static constexpr int kRows = kTransposed ? kLoraTileQ : kLoraTileO;
@@ -89,7 +89,7 @@ struct LoraTile {
   }
 };
 
-/// One block of the contraction. kRounds: p.rounded may be asked for.
+/// One block of the contraction. kRounds: p.rounded may be present.
 template <typename T, int kRankTile, bool kTransposed, bool kRounds = false>
 class LoraContract {
  public:
@@ -100,7 +100,7 @@ class LoraContract {
   static_assert(Tile::kRows % Tile::kRowsPerStep == 0, "whole rows a step");
   static_assert(sizeof(Shared) == LoraSharedBytes(T::kBytes), "what the plan asks for");
 
-  /// `o_tile` counts the rank tiles of each o block.
+  /// `o_tile` numbers the rank tiles of each o block.
   static LOWRANK_MEMBER void Run(const LoraContractParams& p, uint32_t o_tile, uint32_t split) {
     LoraContract block(p, o_tile, split);
     if (kRounds && p.rounded != nullptr) GridDependencyWait();  // the walk stores
@@ -114,7 +114,7 @@ class LoraContract {
   static constexpr int kTilesO = kLoraTileO / 16;
   static constexpr int kTilesJ = kRankTile / 8;
   static constexpr int kParts = T::kParts;
-  /// Fragments of x held at once: as many as keep the accumulators out of local memory.
+  /// Fragments of x held at a time: as many as leave the accumulators out of local memory.
   static constexpr int kHeldO = kParts > 1 ? 1 : kTransposed ? 2 : 4;
 
   LOWRANK_MEMBER LoraContract(const LoraContractParams& p, uint32_t o_tile, uint32_t split)
@@ -179,8 +179,8 @@ class LoraContract {
   LOWRANK_MEMBER int64_t RowEnd() const { return kTransposed ? q_end_ : p_.rows; }
   LOWRANK_MEMBER int64_t ColEnd() const { return kTransposed ? p_.cols : q_end_; }
 
-  /// This thread's chunks of a tile: body(offset in the stage, element index in x, elements that
-  /// are inside x, at most those of a chunk). Long bodies are not unrolled.
+  /// Calls body(offset in the stage, element index in x, elements inside x, at most a chunk's) for
+  /// this thread's chunks of a tile. Long bodies are not unrolled.
   template <int kUnroll, typename Body>
   LOWRANK_MEMBER void ForEachChunk(int tile, const Body& body) const {
     const int chunk = thread_ % Tile::kRowChunks;
@@ -214,7 +214,7 @@ class LoraContract {
     });
   }
 
-  /// 16 bytes, element by element; zero from element `inside` on.
+  /// Loads 16 bytes element by element; zero from element `inside` on.
   static LOWRANK_MEMBER uint4 LoadChunk(const unsigned char* g_src, int inside) {
     uint32_t words[4];
 #pragma unroll
@@ -231,7 +231,7 @@ class LoraContract {
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
-  /// Zeroes what is dropped, whatever it held, in the chunks that this thread copied.
+  /// Zeroes the dropped elements, whatever they held, in the chunks that this thread copied.
   LOWRANK_MEMBER void GateTile(int tile) {
     unsigned char* s_tile = StageOf(tile);
     ForEachChunk<1>(tile, [&](int offset_bytes, int64_t index, int inside) {
@@ -272,8 +272,8 @@ class LoraContract {
   }
 
   /// The factor that this thread's fragments need for a tile, as f32: rows q = 2 t, 2 t + 1, 2 t +
-  /// 8 and 2 t + 9 of the warp's sixteen, columns j = 8 ji + g. Loaded before the wait for x, used
-  /// after it.
+  /// 8 and 2 t + 9 of the warp's sixteen, columns j = 8 ji + g. Loaded before the wait for x and
+  /// used after it.
   LOWRANK_MEMBER void LoadFactor(int tile) {
     const int64_t q = q_begin_ + static_cast<int64_t>(tile) * kLoraTileQ + warp_ * 16 + 2 * t_;
     if (p_.factor_element != kLoraF32) {
@@ -414,8 +414,8 @@ class LoraContract {
     }
   }
 
-  /// Adds the warps' sums, in their order. take(fragment, sum) has a lane's four of each fragment,
-  /// whose first of all warps lay at SumOf(fragment).
+  /// Adds the warps' sums, in their order. Calls take(fragment, sum) with a lane's four sums of
+  /// each fragment; SumOf(fragment) is where the first warp's are.
   template <typename Take>
   LOWRANK_MEMBER void Meet(const Take& take) {
     static_assert(

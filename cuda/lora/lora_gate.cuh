@@ -1,4 +1,4 @@
-/// Which elements of x the adapter sees, sixteen bytes at a time.
+/// Which elements of x the adapter reads, sixteen bytes at a time.
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -24,7 +24,7 @@ LOWRANK_DEVICE uint32_t KeptByPhilox(const LoraGate& gate, int64_t index) {
   uint32_t kept = 0;
 #pragma unroll
   for (int i = 0; i < kElems / 4; ++i) kept |= KeptOfGroup(gate, group + i) << (4 * i);
-  // Where K is no multiple of 4 a chunk may start inside a group and end in one more.
+  // If K is not a multiple of 4, a chunk may start inside a group and end in one more.
   if (phase == 0) return kept;
   return (kept | KeptOfGroup(gate, group + kElems / 4) << kElems) >> phase;
 }
@@ -67,8 +67,8 @@ LOWRANK_DEVICE uint32_t KeptByMask(const LoraGate& gate, int64_t index, int insi
   }
 }
 
-/// Bit e: is element `index` + e of x kept? kElems of them, of which the first `inside` are looked
-/// at.
+/// Bit e: is element `index` + e of x kept? Of kElems elements, the first `inside` are
+/// tested.
 template <int kElems>
 LOWRANK_DEVICE uint32_t KeptBits(const LoraGate& gate, int64_t index, int inside) {
   return gate.kind == kLoraGatePhilox ? KeptByPhilox<kElems>(gate, index)
@@ -80,7 +80,7 @@ LOWRANK_DEVICE uint32_t PairMask(uint32_t kept) {
   return ((kept & 1u) != 0 ? 0xffffu : 0u) | ((kept & 2u) != 0 ? 0xffff0000u : 0u);
 }
 
-/// A chunk with its dropped elements zero, whatever they held.
+/// A chunk with its dropped elements set to zero, whatever they held.
 template <typename T>
 LOWRANK_DEVICE uint4 KeepOnly(uint4 words, uint32_t kept) {
   if constexpr (T::kBytes == 2) {

@@ -3,14 +3,14 @@
 ///
 /// bf16 has the exponents of f32 and 8 significant bits. Cutting a number off after 8 bits, and the
 /// rest after 8 more, writes bf16 as one part, f16 (11 bits) as two and f32 (24 bits) as three,
-/// exactly; below 2^-110 the last parts leave the range of bf16, an error of 2^-134 at most. The
-/// product of two bf16 is exact in f32, so a product of parts loses nothing but what is left out on
-/// purpose: third times third part, below 2^-30 of the whole.
+/// exactly; below 2^-110 the last parts leave the range of bf16, with an error of at most 2^-134.
+/// The product of two bf16 is exact in f32, so a product of parts loses only what is left out on
+/// purpose: third part times third part, below 2^-30 of the whole.
 ///
-/// A part of a number that is not finite would be NaN (∞ - ∞), and ∞ times the zero part of a
-/// finite number is NaN where the whole product is ∞. Therefore a non-finite number is its first
-/// part alone, and only first parts meet first parts with their infinities and NaNs; everywhere
-/// else they count as zero (Finite).
+/// The parts of a non-finite number would include NaN (∞ - ∞), and ∞ times a zero part of a finite
+/// number is NaN where the whole product is ∞. Therefore only the first part of a non-finite number
+/// is kept, and infinities and NaNs only enter products of two first parts; in all other products
+/// they count as zero (Finite).
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -42,8 +42,8 @@ LOWRANK_DEVICE float BitsToFloat(uint32_t bits, int32_t element) {
                               : __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
 }
 
-/// Is either half of the word, two bf16 (or f16 with its own mask), infinite or NaN? Then bit 15 or
-/// 31 of the result is set: the exponent's carry.
+/// Is either half of the word (two bf16, or f16 with its own mask) infinite or NaN? Then the
+/// exponent's carry sets bit 15 or 31 of the result.
 LOWRANK_DEVICE uint32_t NonFinitePair(uint32_t pair) {
   return ((pair & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
 }
@@ -51,7 +51,7 @@ LOWRANK_DEVICE uint32_t NonFinite(float value) {
   return ((__float_as_uint(value) & 0x7fffffffu) + 0x00800000u) & 0x80000000u;
 }
 
-/// Two bf16 with the non-finite ones replaced by zero.
+/// Two bf16 with non-finite ones replaced by zero.
 LOWRANK_DEVICE uint32_t FinitePair(uint32_t pair) {
   const uint32_t bad = NonFinitePair(pair) >> 15;
   return pair & ~(bad * 0xffffu);
@@ -64,7 +64,7 @@ LOWRANK_DEVICE uint32_t UpperHalves(float first, float second) {
 LOWRANK_DEVICE float UpperHalf(float value) {
   return __uint_as_float(__float_as_uint(value) & 0xffff0000u);
 }
-/// A NaN whose upper half alone would be an infinity stays a NaN.
+/// A NaN stays a NaN even if its upper half alone would be an infinity.
 LOWRANK_DEVICE float QuietNaN(float value) {
   return value != value ? __uint_as_float(__float_as_uint(value) | 0x00400000u) : value;
 }
@@ -81,8 +81,8 @@ LOWRANK_DEVICE void SplitFinitePair(float first, float second, uint32_t (&parts)
   }
 }
 
-/// The parts of any two numbers: of one that is not finite the first part only. Of finite ones the
-/// same as above; without a branch, since it is written out wherever a product has this case.
+/// The parts of any two numbers: only the first part of a non-finite one, the same as above for
+/// finite ones. Without a branch, since it is written out wherever a product has this case.
 template <int kParts>
 LOWRANK_DEVICE void SplitAnyPair(float first, float second, uint32_t (&parts)[kParts]) {
   const float finite_first = NonFinite(first) == 0 ? first : 0.0f;
@@ -91,7 +91,7 @@ LOWRANK_DEVICE void SplitAnyPair(float first, float second, uint32_t (&parts)[kP
   parts[0] = UpperHalves(QuietNaN(first), QuietNaN(second));
 }
 
-/// Likewise, and fast where both are finite.
+/// The same, but fast if both are finite.
 template <int kParts>
 LOWRANK_DEVICE void SplitPair(float first, float second, uint32_t (&parts)[kParts]) {
   if ((NonFinite(first) | NonFinite(second)) == 0) {
@@ -112,8 +112,8 @@ LOWRANK_DEVICE void SplitWord(uint32_t word, uint32_t (&parts)[kParts]) {
 }
 
 /// acc_of(i) += a[i] · factor for the fragments i: `a` is 16 x 16 as parts, `factor` the four
-/// elements of a lane's column in mma's B layout, of a dtype of `factor_parts`. The products of
-/// first parts come first, so that both variants give the same bits where everything is finite.
+/// elements of a lane's column in mma's B layout, of a dtype with `factor_parts`. Products of first
+/// parts come first, so that both variants give the same bits if everything is finite.
 template <bool kAllFinite, int kHeld, int kParts, typename AccOf>
 LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const float (&factor)[4],
                                   int factor_parts, const AccOf& acc_of) {
@@ -128,7 +128,7 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
   }
 #pragma unroll
   for (int held = 0; held < kHeld; ++held) MmaBF16(acc_of(held), a[held][0], low[0], high[0]);
-  // Past that product no infinity and no NaN: only a first part is one.
+  // After that product there is no infinity or NaN left: only first parts can be one.
   uint32_t finite[kHeld][4];
   if constexpr (!kAllFinite) {
     low[0] = FinitePair(low[0]);
@@ -160,12 +160,12 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
   }
 }
 
-/// Word i of 16 bytes, i known when this is compiled.
+/// Word i of 16 bytes, with i known at compile time.
 LOWRANK_DEVICE uint32_t WordOf(const uint4& words, int i) {
   return i == 0 ? words.x : i == 1 ? words.y : i == 2 ? words.z : words.w;
 }
 
-/// A kernel for every type and rank tile: X(name, T, ranks, blocks a multiprocessor).
+/// A kernel for every type and rank tile: X(name, T, ranks, blocks per multiprocessor).
 #define LOWRANK_LORA_TILES(X) \
   X(f32, LoraF32Tag, 16, 1)   \
   X(f32, LoraF32Tag, 32, 1)   \

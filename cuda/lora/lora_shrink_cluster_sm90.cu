@@ -1,5 +1,5 @@
-/// The adapter's shrink in one launch where there are clusters: the splits of lora_shrink_sm80.cu
-/// are the blocks of a cluster, which adds them.
+/// The adapter's shrink in one launch on devices with clusters: the splits of lora_shrink_sm80.cu
+/// are the blocks of a cluster, which adds their sums.
 ///
 ///   h = scale · (gate ⊙ x) · lora_aᵀ, and dh = scaling · dy · lora_b, in f32
 ///
@@ -36,7 +36,7 @@ class ClusterShrink : LoraContract<T, kRankTile, false> {
 
   LOWRANK_MEMBER void Run() {
     this->Walk();
-    // A thread adds and stores the same places.
+    // Each thread adds and stores at the same places.
     this->Meet([this](int fragment, const float4& sum) { *this->SumOf(fragment) = sum; });
     ClusterSync();  // every block's sums are there
     GridDependencyWait();
@@ -45,7 +45,7 @@ class ClusterShrink : LoraContract<T, kRankTile, false> {
   }
 
  private:
-  /// The splits' sums in order: each block has some of the fragments, a warp one at a time.
+  /// Adds the splits' sums in order: each block has some of the fragments, a warp one at a time.
   LOWRANK_MEMBER void Finish() const {
     const auto cluster = static_cast<int>(p_.cluster);
     const auto rank = static_cast<int>(blockIdx.x % p_.cluster);

@@ -1,4 +1,4 @@
-/// The body of the tiled tensor-core products. matmul_mma_sm80.cu has the docblock: formula,
+/// The body of the tiled tensor-core products. matmul_mma_sm80.cu has the formula and the
 /// budget.
 #pragma once
 
@@ -7,7 +7,7 @@
 namespace lowrank::gpu {
 
 /// What one block computes: kTileM x kTileP of the output, kTileR of the reduction at a time. P is
-/// N forward and K transposed, R the other one.
+/// N forward and K transposed, R is the other one.
 template <int kM, int kP, int kStageCount, bool kTransposedWeight>
 struct GemmTile {
   static constexpr int kTileM = kM;
@@ -22,8 +22,8 @@ struct GemmTile {
   static_assert(kM % kWarpM == 0 && kP % kWarpP == 0);
 };
 
-/// A row of staged output is 32 bytes longer than its floats: four rows' 32-byte fragments (a
-/// half-warp's store) then lie in 32 different banks.
+/// A row of staged output is 32 bytes longer than its floats: the 32-byte fragments of four rows (a
+/// half-warp's store) are then in 32 different banks.
 template <typename Tile>
 constexpr int kStagedRow = Tile::kTileP + 8;
 
@@ -82,8 +82,8 @@ struct WarpProduct {
     }
   }
 
-  /// 16 elements of the reduction (32 of bytes), `step` of the slab's four. MmaElement is that of x
-  /// and w, or bf16 for the LoRA parts.
+  /// 16 elements of the reduction (32 for bytes), step `step` of the slab's four. MmaElement is
+  /// that of x and w, or bf16 for the LoRA parts.
   template <typename MmaElement>
   __device__ __forceinline__ void Step(const unsigned char* s_x, const unsigned char* s_w,
                                        int step) {
@@ -109,7 +109,7 @@ struct WarpProduct {
   }
 };
 
-/// Adds the LoRA term by way of a tile of x and one of w, which are free when it is called.
+/// Adds the LoRA term through a tile of x and one of w, which must be free.
 template <typename Tile>
 LOWRANK_DEVICE void AddLora(const GemmMmaParams& p, int64_t m0, int64_t p0, unsigned char* s_h,
                             unsigned char* s_factor, WarpProduct<float, Tile>* product) {
@@ -126,7 +126,7 @@ LOWRANK_DEVICE void AddLora(const GemmMmaParams& p, int64_t m0, int64_t p0, unsi
   }
 }
 
-/// Eight neighbours of an output row: bias and what was there added, rounded once to T, stored.
+/// Eight neighbours of an output row: adds bias and the old value, rounds once to T, and stores.
 template <typename Element>
 LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int64_t m, int64_t col,
                                int64_t cols) {
@@ -151,7 +151,7 @@ LOWRANK_DEVICE void StoreEight(const GemmMmaParams& p, float (&r_value)[8], int6
   }
 }
 
-/// bias + scaling · lora_bias of eight columns, zeros where neither is given.
+/// bias + scaling · lora_bias of eight columns; zeros if neither is given.
 LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t col) {
 #pragma unroll
   for (int q = 0; q < 8; ++q) r_bias[q] = 0.0f;
@@ -169,8 +169,8 @@ LOWRANK_DEVICE void LoadBias(const GemmMmaParams& p, float (&r_bias)[8], int64_t
   }
 }
 
-/// A block's sums, through shared memory, as eight neighbours of a row at a time: with the bias, if
-/// it is to be added, to store(value, m, col).
+/// Reads a block's sums through shared memory, eight neighbours of a row at a time, adds the bias
+/// if required, and calls store(value, m, col).
 template <typename Tile, typename Store>
 LOWRANK_DEVICE void StoreProduct(const GemmMmaParams& p, const WarpProduct<float, Tile>& product,
                                  float* s_out, int64_t m0, int64_t p0, bool with_bias,
@@ -199,7 +199,7 @@ LOWRANK_DEVICE void StoreProduct(const GemmMmaParams& p, const WarpProduct<float
   for (int row = static_cast<int>(threadIdx.x) / kPieces; row < Tile::kTileM;
        row += Tile::kThreads / kPieces) {
     if (m0 + row >= p.M) break;
-    // Half of the lanes begin with the second four, so that eight lanes' reads meet all banks.
+    // Half of the lanes start with the second four, so that the reads of eight lanes use all banks.
     const float* s_row = s_out + row * kRow + piece * 8;
     const int swap = (kPieces == 4 ? row : piece / 4) % 2;
     const float4 one = reinterpret_cast<const float4*>(s_row)[swap];
@@ -229,7 +229,7 @@ LOWRANK_DEVICE void StorePlane(const GemmMmaParams& p, const float (&r_value)[8]
   }
 }
 
-/// Sums the planes in the order of the reduction, so that the bits depend on nothing but the plan.
+/// Sums the planes in the order of the reduction, so that the bits depend only on the plan.
 template <typename Element>
 LOWRANK_DEVICE void GemmMmaReduceBody(const GemmMmaParams& p) {
   const int64_t P = p.w_transposed ? p.K : p.N;
@@ -258,7 +258,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
   constexpr int kStages = Tile::kStages;
   static_assert(kStages >= 2 && (!Source::kGeneral || kStages == 2));
   static_assert(Source::kSteps == Tile::kTileR / 16);
-  // Any weight and shape waits for its look-ups; the code of four steps would not make it faster.
+  // The general kernel waits for its look-ups; the code of four steps would not make it faster.
   [[maybe_unused]] constexpr int kUnroll = Source::kGeneral ? 1 : Source::kSteps;
 
   Shared& shared = DynamicShared<Shared>();
@@ -301,7 +301,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     }
   };
 
-  // A stage of x, and of the weight kLead slabs ahead, which Decode needs one iteration earlier.
+  // A stage of x, and of the weight kLead slabs ahead: Decode needs it one iteration earlier.
   auto load_stage = [&](int slab) {
     if (slab < end) {
       load_x(slab);
@@ -313,14 +313,14 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     CpAsyncCommit();
   };
 
-  // The oldest stage has landed for every thread, and every thread is done with the slab before.
+  // The oldest stage is complete for every thread, and every thread is done with the slab before.
   auto wait_stage = [&] {
     CpAsyncWait<kStages - 2>();
     __syncthreads();
   };
 
-  // A dropped element is zero whatever it held. The draws of a row of fragments are a loop, as
-  // unrolled they would be half of the kernel.
+  // A dropped element is zero whatever it held. The draws for a row of fragments are a loop,
+  // because unrolled they would be half of the kernel.
   auto apply_gate = [&] {
     const DropoutGate<!Source::kGeneral> gate(p);
 #pragma unroll
@@ -341,7 +341,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     }
   };
 
-  // First, so that its gate meets the LoRA term alone.
+  // First, so that its gate applies to the LoRA term only.
   auto add_lora = [&] {
     // The last stage and tile, which the prologue leaves free.
     unsigned char* s_h = s.x[(first + kStages - 1) % kStages];
@@ -390,7 +390,7 @@ LOWRANK_DEVICE void GemmMmaBody(const GemmMmaParams& p) {
     mma_and_decode(slab);
     source.StoreScales(slab + 2);
   }
-  // Every copy that was issued has been waited for.
+  // All issued copies have been waited for.
   const bool with_bias = !Tile::kTransposed && p.splits == 1;
   StoreProduct(p, product, shared.out, m0, p0, with_bias,
                [&](float(&value)[8], int64_t m, int64_t col) {

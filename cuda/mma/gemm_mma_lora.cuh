@@ -7,7 +7,7 @@
 
 namespace lowrank::gpu {
 
-/// The parts of `pair` of eight neighbours, as 16 bytes.
+/// Part `pair` of eight neighbours, as 16 bytes.
 LOWRANK_DEVICE void StoreParts(const float (&value)[8], uint32_t parts, int pair,
                                unsigned char* to) {
   const int part = static_cast<int>(parts >> (2 * pair) & 3u);
@@ -31,9 +31,9 @@ class LoraSlabs {
 
   __device__ __forceinline__ int blocks() const { return blocks_per_pair_ * p_.split_pairs; }
 
-  /// Parts of scaling · h, rows [m0, m0 + kTileM), into a tile of x, and of the factor into a tile
-  /// of w: forward lora_b's rows, transposed lora_a's columns. A thread's pieces of both, one after
-  /// the other: the parts of eight numbers are much code, written out once.
+  /// Writes parts of scaling · h, rows [m0, m0 + kTileM), to a tile of x, and of the factor to a
+  /// tile of w: forward lora_b's rows, transposed lora_a's columns. A thread's pieces of both are
+  /// one loop: the parts of eight numbers take much code, which is written out once.
   __device__ __forceinline__ void Fill(int slab, int64_t m0, int64_t p0, unsigned char* s_h,
                                        unsigned char* s_factor) const {
     constexpr int kPiecesOfH = Tile::kTileM * 8;
@@ -94,7 +94,7 @@ class LoraSlabs {
 };
 
 /// Which of four neighbours the gate keeps: (m, k), (m, k + 1), (m + 8, k), (m + 8, k + 1), as the
-/// bits of a number. A warp's function: all its lanes call it, for one fragment.
+/// bits of a number. All lanes of a warp must call it, for the same fragment.
 template <bool kAligned>
 class DropoutGate {
  public:

@@ -1,5 +1,5 @@
-/// Where a slab of the base weight comes from: one class a kind of weight, all with the same five
-/// functions, so that the main loop of gemm_mma.cuh does not know which it has.
+/// Where a slab of the base weight comes from: one class per kind of weight, all with the same five
+/// functions, so that the main loop of gemm_mma.cuh need not know the kind.
 ///
 ///   Init(slab)           before the first barrier, with the first slab of the block's reduction (a
 ///                        multiple of 8)
@@ -46,8 +46,8 @@ struct WeightSlab {
 };
 
 /// Copies kRows rows of kRowBytes to a swizzled tile, asynchronously; beyond `rows_left` rows and
-/// `bytes_left` bytes of a row it is zeros. One pointer a thread and one step between its copies:
-/// registers are what the kernel is short of.
+/// `bytes_left` bytes of a row it writes zeros. Each thread has one pointer and one step between
+/// its copies, because the kernel is short of registers.
 template <int kRows, int kRowBytes, int kThreads>
 LOWRANK_DEVICE void CopyTile(const void* g_first, int64_t row_bytes, int64_t rows_left,
                              int64_t bytes_left, unsigned char* s_tile) {
@@ -55,7 +55,7 @@ LOWRANK_DEVICE void CopyTile(const void* g_first, int64_t row_bytes, int64_t row
   constexpr int kCopies = kRows * kPieces / kThreads;
   constexpr int kRowStep = kThreads / kPieces;
   static_assert(kCopies >= 1 && kRows * kPieces % kThreads == 0 && kThreads % kPieces == 0);
-  // Then the rows of a thread's copies have the same swizzle.
+  // The rows of a thread's copies then have the same swizzle.
   static_assert(kCopies == 1 || kRowStep * kRowBytes % 1024 == 0);
   const int row = static_cast<int>(threadIdx.x) / kPieces;
   const int piece = static_cast<int>(threadIdx.x) % kPieces;
@@ -71,7 +71,7 @@ LOWRANK_DEVICE void CopyTile(const void* g_first, int64_t row_bytes, int64_t row
   }
 }
 
-/// Slab `slab` of a row-major w [N, K] of kBits an element.
+/// Slab `slab` of a row-major w [N, K] with kBits per element.
 template <typename Tile, int kBits>
 LOWRANK_DEVICE void CopySlab(const void* g_w, int slab, int64_t first_p, int64_t N, int64_t K,
                              unsigned char* s_tile) {
@@ -96,10 +96,10 @@ template <typename Tile>
 struct ScaleStage {
   using Slab = WeightSlab<Tile>;
   static constexpr int kSlots = Tile::kTransposed ? Slab::kChunks : 8;  // a row
-  /// The padding puts the lanes of a store (8 slots of 4 rows, 4 of 8 or 2 of 16) into different
+  /// The padding puts the lanes of a store (8 slots of 4 rows, 4 of 8 or 2 of 16) in different
   /// banks.
   static constexpr int kStride = Slab::kRows + (!Tile::kTransposed ? 4 : kSlots == 4 ? 8 : 16);
-  /// Entries a thread fills in an iteration, at most.
+  /// The most entries that a thread fills in an iteration.
   static constexpr int kPerThread =
       Tile::kTransposed ? Slab::kTasks : Slab::kRows * 2 / Tile::kThreads;
   static_assert(kPerThread >= 1);
@@ -107,7 +107,7 @@ struct ScaleStage {
   float scale[2][kSlots * kStride];
 };
 
-/// 4-bit and 8-bit codes with a scale a block.
+/// 4-bit and 8-bit codes with one scale per block.
 template <WeightFormat kFormat, typename Element, typename Tile>
 class WeightSource {
   using Slab = WeightSlab<Tile>;
@@ -141,7 +141,7 @@ class WeightSource {
     if constexpr (Tile::kTransposed) {
       FillScales(slab);
     } else {
-      // The whole panel, in its steps.
+      // The whole panel, step by step.
       const int steps = 1 << (w_.scale_span_log2 - 3);
       for (int step = 0; step < steps; ++step) FillScales(slab + step - steps + 1);
     }
@@ -175,7 +175,7 @@ class WeightSource {
       const Entry entry = EntryOf(slab, i);
       if (!entry.present) continue;
       float scale = loaded_[i];
-      // Product and sum rounded separately, as QuantView::Scale has it.
+      // Product and sum are rounded separately, as in QuantView::Scale.
       if (w_.absmax_8bit != nullptr) {
         scale = w_.absmax_codebook[loaded_code_[i]] * scale + offset_;
       }
@@ -194,7 +194,7 @@ class WeightSource {
     const int chunk = at / Slab::kRows;
     const bool inside = Slab::FirstRow(slab, first_p_) + row < N_ &&
                         Slab::FirstCol(slab, first_p_) + chunk * 32 < K_;
-    // Parts [first, last) of the task's four, of eight codes each.
+    // Parts [first, last) of the task's four; each has eight codes.
     const int first = step % kStepsPerTask * 4 / kStepsPerTask;
     const int last = first + 4 / kStepsPerTask;
     const unsigned char* s_codes = s_.codes[slab % Tile::kStages];
@@ -227,7 +227,7 @@ class WeightSource {
   }
 
  private:
-  /// One scale to fetch: element `index` of w has it, and it goes to slot `slot` of row `row`.
+  /// One scale to fetch, that of element `index` of w, into slot `slot` of row `row`.
   struct Entry {
     int64_t index;
     int buffer;
@@ -290,9 +290,9 @@ class WeightSource {
         s_codes + SwizzledOffset<kCodeRowBytes>(row, chunk * (kCodeBits / 4) + half));
   }
 
-  /// Eight 8-bit codes by table: random among 256 entries, so a warp's lookup takes about 3.5
-  /// wavefronts. A copy of the table a bank would take 1, and 32 KB: a block of four less a
-  /// multiprocessor, which costs more.
+  /// Decodes eight 8-bit codes by table: random among 256 entries, so a warp's lookup takes about
+  /// 3.5 wavefronts. One copy of the table per bank would take 1, but also 32 KB: then one block of
+  /// four less fits on a multiprocessor, which costs more.
   __device__ __forceinline__ uint4 DecodeBytes(uint32_t low, uint32_t high, float scale) const {
     uint32_t pairs[4];
 #pragma unroll
@@ -320,7 +320,7 @@ class WeightSource {
   uint4 codes_;
 };
 
-/// A dense weight of T: its bytes are the tile.
+/// A dense weight of T: its bytes are already the tile.
 template <typename Element, typename Tile>
 class WeightSource<WeightFormat::kDense, Element, Tile> {
   using Slab = WeightSlab<Tile>;
@@ -394,8 +394,8 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
   }
 
  private:
-  /// Elements [index, index + 8) of w, zero from `count` on, where the last is read again: all
-  /// codes are asked for at once.
+  /// Elements [index, index + 8) of w, zero from `count` on, where the last is read again, so that
+  /// all loads are in flight at once.
   __device__ __forceinline__ void LoadValues(float (&r_value)[8], int64_t index,
                                              int64_t count) const {
     if (w_.bits == 0) {
@@ -417,7 +417,7 @@ class WeightSource<WeightFormat::kGeneral, Element, Tile> {
         code[q] = ((index + q) & 1) == 0 ? code[q] >> 4 : code[q] & 15u;
       }
     }
-    // A block has 32 elements at least, so that eight neighbours lie in two.
+    // A block has at least 32 elements, so eight neighbours are in at most two.
     const int64_t first_block = index >> w_.blocksize_log2;
     const float first_scale = ScaleOf(first_block);
     const float last_scale = ScaleOf((index + last) >> w_.blocksize_log2);

@@ -83,7 +83,7 @@ LOWRANK_DEVICE void DequantizeBody(const DequantizeParams& p) {
     const int64_t group = first + u * kThreads;
     if (!is_whole(group)) continue;
     codes[u] = LoadCodes<kCodeBytes>(p.codes, group);
-    // A group starts at a multiple of its size, so it lies in one block.
+    // A group starts at a multiple of its size, so it is in one block.
     scale[u] = BlockScale(p, s.absmax_codebook, (group * kElems) >> p.blocksize_log2);
   }
 #pragma unroll
@@ -99,7 +99,7 @@ LOWRANK_DEVICE void DequantizeBody(const DequantizeParams& p) {
     float value[kElems];
 #pragma unroll
     for (int i = 0; i < kElems; ++i) {
-      // The first of a byte's two codes is the high nibble.
+      // The first of a byte's two codes is in the high nibble.
       const int shift = kBits == 8 ? 8 * i : 4 * (i ^ 1);
       value[i] = s.codebook[static_cast<uint32_t>(codes[u] >> shift) & (kLevels - 1)] * scale[u];
     }

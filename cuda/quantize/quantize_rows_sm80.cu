@@ -1,5 +1,5 @@
-/// Rowwise int8 quantisation (LLM.int8, Dettmers et al., 2022, arXiv:2208.07339), of values rounded
-/// to f16 as bitsandbytes does:
+/// Rowwise int8 quantisation (LLM.int8, Dettmers et al., 2022, arXiv:2208.07339) of values rounded
+/// to f16, as bitsandbytes does:
 ///
 ///   v            = f16(w)
 ///   absmax[n, :] = max |v[n, :]|, in all blocks of the row
@@ -41,7 +41,7 @@ LOWRANK_DEVICE float RoundedToHalf(T, float value) {
   return __half2float(__float2half_rn(value));
 }
 
-/// Tells of what is not finite, and makes zeros of the group.
+/// Reports elements that are not finite, and zeroes the group.
 template <int kElems>
 LOWRANK_DEVICE void ReportNonFinite(const QuantizeRowsParams& p, int64_t begin,
                                     float (&value)[kElems]) {

@@ -72,7 +72,7 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
  public:
   __device__ __forceinline__ WgmmaBlock(const SmallMParams& params, const SmallMPlace& place)
       : Base(params, place), half_(static_cast<int>(threadIdx.x / 32 % 2)) {
-    // The last token stands in for those past M: what they give is not stored.
+    // The last token is used for those past M: its results are not stored.
     const auto last = static_cast<int>(p_.M - place.first_m) - 1;
     x_ = Keep(static_cast<const uint16_t*>(p_.x) + place.first_m * p_.K + first_k_);
     const int token = static_cast<int>(threadIdx.x / 64) * 4 + lane_ / 8;
@@ -103,14 +103,14 @@ class WgmmaBlock : WgmmaRows<Element, Tile, Shared> {
       next = after;
       this->LoadCodes(step + 2, &after);
       this->template Multiply<false>(s_.main.x[step % Shared::kStages], step, now, [] {}, [] {});
-      // Whoever passed the last barrier is done with the stage before the one just multiplied.
+      // Every thread that passed the last barrier is done with the stage before the current one.
       StoreX(step + 1);
       LoadX<false>(step + 2);
       FenceProxyAsyncShared();
       __syncthreads();
     }
     if (slice_ % kStepK != 0) {
-      // The pieces past the end, which stand there as copies of the last one, become zero.
+      // The pieces past the end, so far copies of the last one, become zero.
       LoadX<true>(last);
       StoreX(last);
       FenceProxyAsyncShared();

@@ -54,10 +54,10 @@ constexpr int kProducerWarps = 4;
 constexpr int kHalfBytes = Tile::kTokens * 128;  // x of four products
 static_assert((kStages + 1) * kStepK / 32 < Shared::kScaleSlots);
 
-/// Of the phase of a stage's barriers that `step` belongs to.
+/// The phase of a stage's barriers for `step`.
 LOWRANK_DEVICE uint32_t Parity(int step) { return static_cast<uint32_t>(step / kStages % 2); }
 
-/// The scales of two rows a thread, decoded into a ring of block indexes, a step at a time.
+/// The scales of two rows per thread, decoded into a ring of block indexes, one step at a time.
 class ScaleRing {
  public:
   __device__ __forceinline__ ScaleRing(const SmallMParams& params, const SmallMPlace& place,
@@ -66,7 +66,7 @@ class ScaleRing {
 #pragma unroll
     for (int i = 0; i < kOwn; ++i) {
       const int64_t row = int64_t{place.row_block} * Tile::kRows + Thread() + i * kRowsApart;
-      // Rows past N read the last one; what they give is not stored.
+      // Rows past N read the last one; their results are not stored.
       const int64_t element = min(row, params.N - 1) * params.K + place.split * params.slice_k;
       begin_[i] = static_cast<uint32_t>(element >> w_.blocksize_log2);
       in_block_[i] = static_cast<int>(element & ((int64_t{1} << w_.blocksize_log2) - 1));
@@ -145,7 +145,7 @@ class Producer {
         slice_(static_cast<int>(min(params.slice_k, params.K - place.split * params.slice_k))),
         scales_(params, place, &s_),
         row_bytes_(static_cast<uint32_t>(params.K) * 2),
-        // The last token stands in for those past M: what they give is not stored.
+        // The last token is used for those past M: its results are not stored.
         last_(static_cast<int>(params.M - place.first_m) - 1),
         warp_(static_cast<int>(threadIdx.x / 32) % kProducerWarps) {
     const int run = static_cast<int>(threadIdx.x % 32 / 8);
@@ -175,8 +175,8 @@ class Producer {
   }
 
  private:
-  /// Steps of x on their way beside the one just asked for. One more, and a consumer would wait for
-  /// a step that is published only when it has released a stage.
+  /// Steps of x in flight beside the one just issued. With one more, a consumer would wait for a
+  /// step that is published only after it has released a stage.
   static constexpr int kAhead = kStages - 2;
   static constexpr int kRowsAtOnce = 64;
 
@@ -186,7 +186,7 @@ class Producer {
     const int k = step * kStepK;
     const auto* g_x = reinterpret_cast<const unsigned char*>(x_ + k);
     const uint32_t bytes = k + lane_k_ < slice_ ? 4 : 0;
-    // Rows of a warp are 0 or 4 of a pattern of eight in turn.
+    // In turn, rows of a warp are 0 or 4 in a pattern of eight.
     unsigned char* s_x = s_.main.x[step % kStages];
     SlotFilled(s_x, static_cast<uint32_t>(step));
     unsigned char* s_rows[2] = {s_x + place_, s_x + (place_ ^ 64)};

@@ -1,5 +1,5 @@
-/// What the products of few tokens share, whatever multiplies: the way of a block through the
-/// weight, its scales, and the epilogue. matmul_small_m_sm80.cu has the layout and the budget.
+/// Shared by the products of few tokens, whatever multiplies: a block's loop over the weight, its
+/// scales, and the epilogue. matmul_small_m_sm80.cu has the layout and the budget.
 #pragma once
 
 #include "cuda/small_m/small_m_decode.cuh"
@@ -12,7 +12,7 @@ LOWRANK_DEVICE float SmallMScale(const GemmMmaWeight& w, uint32_t code, float ne
   return product + *w.absmax_offset;
 }
 
-/// The biases of kRows outputs from n on, zero where there are none.
+/// The biases of kRows outputs from n on; zero if there are none.
 template <int kRows>
 struct OutputBias {
   float bias[kRows] = {};
@@ -29,9 +29,9 @@ struct OutputBias {
 };
 
 /// Ranks [j, j + kRanks) of h · lora_bᵀ, for kRows outputs from n on and the tokens first, first +
-/// step, ...; kVector: r is a multiple of 8, and rows are read by 16-byte accesses. Tokens are
-/// branched over by four, which also bounds the registers of what is asked for at once; others past
-/// M read the last one.
+/// step, ...; kVector: r is a multiple of 8, and rows are read by 16-byte accesses. There is one
+/// branch per four tokens, which also bounds the registers for loads in flight; other tokens past M
+/// read the last one.
 template <int kRanks, bool kVector, int kCount, int kRows>
 LOWRANK_DEVICE void AddRanks(const SmallMParams& p, int64_t n, int64_t first, int64_t step,
                              int64_t j, float (&adapter)[kCount][kRows]) {
@@ -80,7 +80,7 @@ LOWRANK_DEVICE void FinishOutputs(const SmallMParams& p, const OutputBias<kRows>
       for (int64_t j = 0; j < p.r; j += 4) AddRanks<4, false>(p, n, first, step, j, adapter);
     }
   }
-  // A row of y then is a multiple of 8 bytes, and n one of four outputs.
+  // A row of y is then a multiple of 8 bytes, and n is the first of four outputs.
   const bool whole = kRows == 4 && p.N % 4 == 0 && (reinterpret_cast<uintptr_t>(p.y) & 7u) == 0;
   const bool with_bias = p.bias != nullptr;
   const bool with_lora = p.h != nullptr || p.lora_bias != nullptr;
@@ -147,7 +147,7 @@ class SmallMBlock {
   __device__ __forceinline__ int LocalRow(int tile, int half) const {
     return (warp_n_ * Tile::kTilesN + tile) * 16 + half * 8 + lane_ / 4;
   }
-  /// The lane's first k of a step, in the slice.
+  /// The lane's first k of a step, relative to the slice.
   __device__ __forceinline__ int LaneK(int step) const {
     return step * kStepK + (warp_k_ * 4 + lane_ % 4) * kLaneElems;
   }

@@ -1,5 +1,5 @@
-/// The decode of weights straight from memory to the A operands of m16n8k16, for products of few
-/// tokens (matmul_small_m_sm80.cu has the layout and the budget).
+/// Decodes weights straight from memory to the A operands of m16n8k16, for products of few tokens
+/// (matmul_small_m_sm80.cu has the layout and the budget).
 #pragma once
 
 #include "cuda/common/decode.cuh"
@@ -7,12 +7,12 @@
 
 namespace lowrank::gpu {
 
-/// Word i of 16 bytes, i known when this is compiled.
+/// Word i of 16 bytes, with i known at compile time.
 LOWRANK_DEVICE uint32_t Word(const uint4& raw, int i) {
   return i == 0 ? raw.x : i == 1 ? raw.y : i == 2 ? raw.z : raw.w;
 }
 
-/// The A operands of row g (half 0) or g + 8 of two products from their eight values.
+/// The A operands of row g (half 0) or g + 8 for two products, from their eight values.
 LOWRANK_DEVICE void SetRow(int half, const uint4& pairs, uint32_t (&a)[2][4]) {
   a[0][half] = pairs.x;
   a[0][half + 2] = pairs.y;
@@ -20,7 +20,7 @@ LOWRANK_DEVICE void SetRow(int half, const uint4& pairs, uint32_t (&a)[2][4]) {
   a[1][half + 2] = pairs.w;
 }
 
-/// Eight times the first code of a finite value.
+/// Eight times the first code that has a finite value.
 LOWRANK_DEVICE uint32_t FiniteCode(const float* codebook) {
   uint32_t code = 15;
 #pragma unroll
@@ -36,8 +36,8 @@ LOWRANK_DEVICE uint32_t FiniteCode(const float* codebook) {
 template <SmallMFormat kFormat, typename Element, SmallMDecode kDecode>
 class LaneDecoder;
 
-/// Rows g by the table and rows g + 8 by byte permutes, or in every second fragment both alike:
-/// what the permutes decode spares the shared memory pipe. Both give round_T(codebook[code] ·
+/// Rows g by the table and rows g + 8 by byte permutes, or in every second fragment both the
+/// same way: permutes relieve the shared memory pipe. Both give round_T(codebook[code] ·
 /// scale).
 template <typename Element, SmallMDecode kDecode>
 class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
@@ -61,7 +61,7 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
     for (int i = 0; i < 16; ++i) s_entry[i * kSmallMThreads] = make_float2(codebook_[i], low);
   }
 
-  /// 0 · x must be 0, so the code is one of a finite value.
+  /// 0 · x must be 0, so the code must have a finite value.
   __device__ __forceinline__ uint32_t Padding() const { return FiniteCode(codebook_); }
 
   __device__ __forceinline__ Prepared Prepare(int fragment, const float (&scale)[2]) const {
@@ -111,8 +111,8 @@ class LaneDecoder<SmallMFormat::kCode4, Element, kDecode> {
   alignas(16) float codebook_[16];
 };
 
-/// Both rows by byte permutes: where x takes the shared memory's time. The codebook is in
-/// registers, or in shared memory where accumulators have those.
+/// Both rows by byte permutes, for when x takes the time of shared memory. The codebook is in
+/// registers, or in shared memory if accumulators need those.
 template <typename Element, bool kShared>
 class PermuteDecoder {
  public:

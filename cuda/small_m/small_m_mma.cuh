@@ -36,7 +36,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
 
   __device__ __forceinline__ MmaRows(const SmallMParams& params, uint32_t row_block, uint32_t split)
       : Base(params, row_block, split) {
-    // The last token stands in for those past M: its columns of the product are not stored.
+    // The last token is used for those past M: its columns of the product are not stored.
 #pragma unroll
     for (int j = 0; j < Tile::kTilesM; ++j) {
       const int token = min(j * 8 + lane_ / 4, static_cast<int>(p_.M) - 1);
@@ -45,7 +45,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
     }
   }
 
-  /// The warps' sums of the slice, in their planes when this returns.
+  /// When this returns, the warps' sums of the slice are in their planes.
   __device__ __forceinline__ void MultiplySlice() {
     Codes next, after;
     this->LoadCodes(0, &next);
@@ -86,7 +86,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
   }
 
  private:
-  /// kTail: the step that the slice ends in, if that is not a whole one.
+  /// kTail: the step that contains the slice's end, if that is not a whole one.
   template <bool kTail>
   __device__ __forceinline__ void Step(int step, Codes* next, Codes* after) {
     CpAsyncWait<0>();
@@ -100,8 +100,8 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
     Multiply<kTail>(step, now);
   }
 
-  /// A step of x, all warps' chunks, zero past the slice. Tokens past M are not there. A thread
-  /// has one piece of every kApart-th token: all it needs of a copy but its row is the same.
+  /// A step of x, all warps' chunks, with zeros past the slice. Tokens past M are not read. A
+  /// thread has one piece of every kApart-th token: all of its copies differ only in the row.
   __device__ __forceinline__ void IssueX(int step) {
     constexpr int kRowPieces = kStepK / 8;
     constexpr int kApart = kThreads / kRowPieces;
@@ -120,7 +120,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
     unsigned char* s_x = s_.main.x[step % 2] + (chunk * Tile::kTokens * kPieces + place) * 16;
 #pragma unroll
     for (int i = 0; i < Tile::kTokens / kApart; ++i) {
-      // One or two tokens: the rest of the copies is branched over.
+      // One or two tokens: a branch skips the rest of the copies.
       if (Tile::kTilesM == 1 && i * kApart >= static_cast<int>(p_.M)) break;
       if (first + i * kApart < static_cast<int>(p_.M)) {
         CpAsync16(s_x + i * kApart * kPieces * 16,
@@ -144,7 +144,7 @@ class MmaRows : protected SmallMBlock<kFormat, Element, Tile, SmallMShared<kForm
       uint4 x[Tile::kTilesM];
 #pragma unroll
       for (int j = 0; j < Tile::kTilesM; ++j) {
-        // Pieces beside each other differ in bits that no other part of a place touches.
+        // Neighbouring pieces differ in bits that no other part of a place uses.
         x[j] = *reinterpret_cast<const uint4*>(s_x + (x_place_[j] ^ (u * 16)));
       }
 #pragma unroll

@@ -1,6 +1,6 @@
-/// What the products with wgmma of the small-M family share: the products of a step, and the sums
-/// of a cluster. matmul_small_m_wgmma_sm90a.cu has the layout, matmul_wide_m_wgmma_sm90a.cu the
-/// same for 128 tokens.
+/// Shared by the products with wgmma of the small-M family: the products of a step, and the sums of
+/// a cluster. matmul_small_m_wgmma_sm90a.cu has the layout, matmul_wide_m_wgmma_sm90a.cu the same
+/// for 128 tokens.
 #pragma once
 
 #include "cuda/ptx_sm90.cuh"
@@ -21,7 +21,7 @@ struct WgmmaElementF16 : ElementF16T {
   }
 };
 
-/// Which slice of which outputs and tokens this block has. Blocks beside each other are a cluster.
+/// Which slice of which outputs and tokens this block has. Neighbouring blocks form a cluster.
 struct SmallMPlace {
   uint32_t row_block;
   uint32_t split;
@@ -47,8 +47,8 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   __device__ __forceinline__ WgmmaRows(const SmallMParams& params, const SmallMPlace& place)
       : Base(params, place.row_block, place.split), place_(place) {}
 
-  /// The products of a step but the last two are done when this returns. `after_first` runs where
-  /// those of the step before are, `after_half` where those of fragment 0 are, if it is not alone.
+  /// Returns when all products of a step but the last two are done. Calls `after_first` when the
+  /// step before is done, and `after_half` when fragment 0 is, if there are two.
   template <bool kTail, typename AfterFirst, typename AfterHalf>
   __device__ __forceinline__ void Multiply(const unsigned char* s_x, int step, Codes codes,
                                            AfterFirst after_first, AfterHalf after_half) {
@@ -92,7 +92,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
     }
   }
 
-  /// What StoreHalf() has not stored, to shared memory.
+  /// Stores what StoreHalf() has not stored, to shared memory.
   __device__ __forceinline__ void StoreSums() {
     auto sum = [this](int i, int j, int e) { return sum_[i][j * 4 + e]; };
     if (Halves()) {
@@ -107,10 +107,10 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
   __device__ __forceinline__ void Finish() {
     GridDependencyWait();
     constexpr int kCount = 4;  // tokens a thread at a time
-    // Of two halves, the second takes half of the threads and what went by L2.
+    // With two halves, half of the threads take the second one and what went through L2.
     const bool halves = Halves();
     const int threads = halves ? kThreads / 2 : kThreads;
-    // Anew: what follows from it would be computed before the products, and spill.
+    // Computed again: its results would otherwise be computed before the products, and spill.
     const auto index = static_cast<int>(Keep(threadIdx.x));
     const int thread = index % threads;
     const bool by_l2 = index >= threads;
@@ -160,7 +160,7 @@ class WgmmaRows : protected SmallMBlock<SmallMFormat::kCode4, Element, Tile, Sha
     return static_cast<int>(min(p_.M - place_.first_m, int64_t{Tile::kTokens}));
   }
 
-  /// Do the sums take two ways?
+  /// Are the sums exchanged in two ways?
   __device__ __forceinline__ bool Halves() const { return Shared::kHalfByL2 && p_.splits > 1; }
 
   /// The half of fragment 0 is [split][M][row block][kRows / 2] in global memory, that of fragment

@@ -1,6 +1,6 @@
-/// The factors' gradients by the warps that a large product has to spare: d_lora_a = dhᵀ · (gate ⊙
-/// x) and d_lora_b = dyᵀ · h are sums over the rows, so a warp of its own takes 64 columns and a
-/// range of rows, and nobody waits for it before the launch that adds the planes.
+/// The factors' gradients on the spare warps of a large product: d_lora_a = dhᵀ · (gate ⊙ x) and
+/// d_lora_b = dyᵀ · h are sums over the rows, so each warp takes 64 columns and a range of rows,
+/// and nothing waits for it before the launch that adds the planes.
 ///
 ///   planes[s] [C, r] or [r, C] f32 · x [rows, C] T · factor [rows, r <= 16] f32
 ///
@@ -40,8 +40,8 @@ constexpr int kRowGradFragments = kRowGradCols / 16;
 /// Rows 4 t + i of a step: eight columns of x.
 using RowGradChunk = uint4[4];
 
-/// Where a lane stands. The pointers walk row by row, so that no multiples of a row's length stay
-/// in registers.
+/// Where a lane is. The pointers advance row by row, so that no multiples of a row's length stay in
+/// registers.
 struct RowGradPlace {
   const uint16_t* g_x;    // its eight columns of the row to load next
   const float* g_factor;  // rank g of its first row of the step
@@ -66,7 +66,7 @@ LOWRANK_DEVICE void LoadRowGradChunk(const RowGrad& p, int32_t first, RowGradPla
 /// 3 k = 2 t + 8, 2 t + 9.
 using RowGradFragments = uint32_t[kRowGradFragments][4];
 
-/// Turns a chunk, its dropped elements zero, whatever they held.
+/// Transposes a chunk; its dropped elements become zero, whatever they held.
 template <typename Tag>
 LOWRANK_DEVICE void TurnRowGradChunk(const RowGrad& p, RowGradPlace& at, RowGradChunk& x,
                                      RowGradFragments& turned) {
@@ -89,7 +89,7 @@ LOWRANK_DEVICE void TurnRowGradChunk(const RowGrad& p, RowGradPlace& at, RowGrad
   }
 }
 
-/// acc += xᵀ · factor over the 16 rows of a chunk.
+/// Adds xᵀ · factor over the 16 rows of a chunk to acc.
 template <typename Tag>
 LOWRANK_DEVICE void MultiplyRowGradChunk(const RowGrad& p, RowGradPlace& at,
                                          const RowGradFragments& turned,
@@ -176,8 +176,8 @@ LOWRANK_DEVICE void StoreRowGrad(const RowGrad& p, uint32_t split, int64_t col,
   }
 }
 
-/// The share of warp `unit` of `units`. Returns the warp's place for work that follows, so that who
-/// had less of this has more of that.
+/// The share of warp `unit` of `units`. Returns the warp's place for the work that follows, so that
+/// warps with less of this get more of that.
 template <typename Tag>
 LOWRANK_DEVICE uint32_t SumRowGrads(const RowGrad& p, uint32_t unit, uint32_t units) {
   if (p.x == nullptr) return unit;

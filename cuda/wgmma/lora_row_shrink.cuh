@@ -1,5 +1,5 @@
-/// h = scale · (gate ⊙ x) · lora_aᵀ by the warps that a large product has to spare: what the
-/// products' copies of h wait for is computed in the same launch, some rows at a time.
+/// h = scale · (gate ⊙ x) · lora_aᵀ on the spare warps of a large product: the h that the products'
+/// copies wait for is computed in the same launch, some rows at a time.
 ///
 ///   h [rows, r] f32 · its parts [rows, pairs · r_padded] bf16 · x [rows, cols] T ·
 ///   lora_a [r <= 64, parts, cols] bf16, rows of both 16-byte aligned: one of bf16 as it lies, any
@@ -60,8 +60,8 @@ static_assert(sizeof(RowShrinkStorage) == kShrinkSharedBytes);
 /// The 32 of K of one chunk: a lane's eight elements of rows g and g + 8 of each fragment.
 using ShrinkChunk = uint4[kShrinkFragments][2];
 
-/// Where a lane stands. The pointers walk row by row, so that no multiples of a row's length stay
-/// in registers.
+/// Where a lane is. The pointers advance row by row, so that no multiples of a row's length stay in
+/// registers.
 struct ShrinkPlace {
   const uint16_t* g_x;       // its eight columns of the row to load next
   const uint16_t* g_factor;  // likewise
@@ -69,7 +69,7 @@ struct ShrinkPlace {
   int32_t ranks;             // from its first rank of the unit to r
 };
 
-/// The chunk of x that the place is at, which moves to this warp's next one.
+/// The chunk of x at this place, which moves to this warp's next one.
 LOWRANK_DEVICE void LoadShrinkChunk(const RowShrink& p, bool inside, ShrinkPlace& at,
                                     ShrinkChunk& chunk) {
 #pragma unroll
@@ -89,7 +89,7 @@ LOWRANK_DEVICE void LoadShrinkFactor(const RowShrink& p, bool inside, bool last,
                                      uint4 (&factor)[kTilesJ]) {
 #pragma unroll
   for (int ji = 0; ji < static_cast<int>(kTilesJ); ++ji) {
-    // Not by __ldg: the launch before may have written it, and this one overlaps that.
+    // Not by __ldg: the launch before may have written it, and this launch overlaps that one.
     factor[ji] = inside && 8 * ji < at.ranks ? *reinterpret_cast<const uint4*>(at.g_factor)
                                              : uint4{0, 0, 0, 0};
     at.g_factor += 8 * kParts * p.cols;
@@ -117,7 +117,7 @@ LOWRANK_DEVICE void GateShrinkChunk(const RowShrink& p, int64_t row0, int64_t co
   }
 }
 
-/// acc += x · factorᵀ. Of fragments `present` are there, and `ranks` ranks.
+/// Adds x · factorᵀ to acc, for `present` fragments and `ranks` ranks.
 template <typename Tag, uint32_t kTilesJ, uint32_t kParts>
 LOWRANK_DEVICE void MultiplyShrinkChunk(const ShrinkChunk& x,
                                         const uint4 (&factor)[kParts][kTilesJ], uint32_t present,
@@ -140,7 +140,7 @@ LOWRANK_DEVICE void MultiplyShrinkChunk(const ShrinkChunk& x,
 #pragma unroll
     for (uint32_t part = 0; part < kParts; ++part) {
       if (part == 1) {
-        // Past the product of first parts no infinity and no NaN: only a first part is one.
+        // After the product of first parts no infinity or NaN is left: only first parts can be one.
 #pragma unroll
         for (int word = 0; word < 4; ++word) a[0][word] = FinitePair(a[0][word]);
       }
@@ -167,7 +167,7 @@ LOWRANK_DEVICE void SumShrinkRows(const RowShrink& p, int64_t row0, uint32_t fir
     acc[i / (4 * kTilesJ)][i / 4 % kTilesJ][i % 4] = 0;
   }
   constexpr int64_t kStep = kShrinkWarps * kShrinkChunkK;
-  // Three parts of a factor leave no registers for the next x, which then comes with them, and none
+  // Three parts of a factor leave no registers for the next x, which is then loaded with them, nor
   // for two of them while a gate is computed.
   constexpr bool kAhead = kParts == 1;
   const uint32_t lane = threadIdx.x % 32;
@@ -209,7 +209,7 @@ LOWRANK_DEVICE void StoreShrinkPair(const RowShrink& p, int64_t row, uint32_t j,
                                     float second) {
   const SplitFill& split = p.split;
   if (row >= p.rows || j >= split.r_padded) return;
-  // What pads r may be infinity times zero.
+  // The padding of r may be infinity times zero.
   first = j < split.r ? first * p.scale : 0.0f;
   second = j + 1 < split.r ? second * p.scale : 0.0f;
   float* g_h = p.h + row * split.r + j;
@@ -301,13 +301,13 @@ LOWRANK_DEVICE void ShrinkRows(const RowShrink& p, RowShrinkStorage& s, uint32_t
     const int64_t row_end = unit_end < p.rows ? unit_end : p.rows;
     if (group == 0) FillKept(p.kept, row0, row_end, warp, kShrinkWarps);
     NamedBarrier(kShrinkBarrier, kShrinkWarps * 32);  // h and the bits of the unit are written
-    // Counted in fragments that are there.
+    // Counted in existing fragments.
     const uint32_t done = static_cast<uint32_t>(row_end - row0 + 15) / 16;
     if (leader) AtomicAddAcqRel(p.done_units + row0 / kWgmmaTileM, done);
   }
 }
 
-/// Until h of the row tile that starts at `row` can be copied by this thread.
+/// Waits until this thread can copy h of the row tile that starts at `row`.
 LOWRANK_DEVICE void WaitForShrunkTile(const RowShrink& p, int64_t row) {
   if (row >= p.rows) return;
   const int64_t rows = p.rows - row < kWgmmaTileM ? p.rows - row : kWgmmaTileM;

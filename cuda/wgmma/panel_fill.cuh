@@ -1,6 +1,6 @@
-/// Matrices brought into the form that the copy engine and the tensor cores read: a quantised
-/// weight, or its transpose, as rows of T, rows that cannot be read in 16 bytes copied to such, an
-/// f32 factor as bf16 pieces, the elements that a gate keeps as bits.
+/// Brings matrices into the form that the copy engine and the tensor cores read: a quantised
+/// weight, or its transpose, as rows of T; rows that cannot be read by 16 bytes, copied to aligned
+/// ones; an f32 factor as bf16 pieces; the elements that a gate keeps as bits.
 #pragma once
 
 #include "cuda/gpu.cuh"
@@ -39,7 +39,7 @@ LOWRANK_DEVICE float LoadAs(const void* source, PanelSource kind, int64_t i) {
   return __half2float(__ushort_as_half(bits));
 }
 
-/// absmax of a block; with double quantisation the product and the sum are rounded separately.
+/// absmax of a block; with double quantisation product and sum are rounded separately.
 LOWRANK_DEVICE float PanelScale(const PanelFill& fill, int64_t block) {
   if (fill.absmax != nullptr) return __ldg(fill.absmax + block);
   const float product = __ldg(fill.absmax_codebook + __ldg(fill.absmax_8bit + block)) *
@@ -47,7 +47,7 @@ LOWRANK_DEVICE float PanelScale(const PanelFill& fill, int64_t block) {
   return product + __ldg(fill.absmax_offset);
 }
 
-/// Brings the codebook into s_codebook [256]; a barrier must follow.
+/// Loads the codebook into s_codebook [256]; a barrier must follow.
 LOWRANK_DEVICE void LoadCodebook(const PanelFill& fill, float* s_codebook) {
   const uint32_t levels = fill.kind == PanelSource::kCodes4   ? 16
                           : fill.kind == PanelSource::kCodes8 ? 256
@@ -55,7 +55,7 @@ LOWRANK_DEVICE void LoadCodebook(const PanelFill& fill, float* s_codebook) {
   for (uint32_t i = threadIdx.x; i < levels; i += blockDim.x) s_codebook[i] = fill.codebook[i];
 }
 
-/// Eight neighbouring elements of the source, as one load brings them.
+/// Eight neighbouring elements of the source, as loaded at once.
 struct OctetOfCodes4 {
   static constexpr bool kScaled = true;
   uint32_t word = 0;
@@ -63,7 +63,7 @@ struct OctetOfCodes4 {
     const uint8_t* codes = static_cast<const uint8_t*>(fill.source);
     word = __ldg(reinterpret_cast<const uint32_t*>(codes + elem / 2));
   }
-  /// The high nibble comes first.
+  /// The high nibble is the first.
   __device__ __forceinline__ float Value(const float* s_codebook, int i) const {
     return s_codebook[word >> (i ^ 1) * 4 & 15];
   }
@@ -183,7 +183,7 @@ LOWRANK_DEVICE void FillPanelTurned(const PanelFill& fill, const float* s_codebo
   }
 }
 
-/// Any alignment, any blocksize: one element a lane and step.
+/// Any alignment, any blocksize: one element per lane and step.
 template <typename T>
 LOWRANK_DEVICE void FillPanelElements(const PanelFill& fill, const float* s_codebook, uint32_t unit,
                                       uint32_t units) {
@@ -228,7 +228,7 @@ LOWRANK_DEVICE void FillPanel(const PanelFill& fill, const float* s_codebook, ui
   }
 }
 
-/// The share of warp `unit` of `units` in a copy of a dense matrix, as it lies.
+/// The share of warp `unit` of `units` in a copy of a dense matrix, unchanged.
 template <typename T>
 LOWRANK_DEVICE void FillCopy(const PanelFill& fill, uint32_t unit, uint32_t units) {
   if (fill.kind != PanelSource::kNone) FillPanelElements<T>(fill, nullptr, unit, units);
@@ -263,8 +263,8 @@ LOWRANK_DEVICE void FillAddend(const AddendFill& fill, int64_t index, int64_t co
   }
 }
 
-/// The share of warp `unit` of `units` in rows [first_row, row_end): a row of up to 32 words an
-/// item, a word a lane.
+/// The share of warp `unit` of `units` in rows [first_row, row_end): an item is a row of up to 32
+/// words, with one word per lane.
 LOWRANK_DEVICE void FillKept(const KeptFill& fill, int64_t first_row, int64_t row_end,
                              uint32_t unit, uint32_t units) {
   if (fill.target == nullptr) return;

@@ -1,6 +1,6 @@
-/// What the products with wgmma of whole tiles share (gemm_wgmma_sm90a.cu,
+/// Shared by the products with wgmma of whole tiles (gemm_wgmma_sm90a.cu,
 /// matmul_int8_wgmma_sm90a.cu): the ring of stages between the thread that copies and the
-/// warpgroups that multiply, fragments of its tiles, and the way of 16-bit results to y.
+/// warpgroups that multiply, fragments of its tiles, and the path of 16-bit results to y.
 ///
 /// Cluster  two blocks that share a column tile: each fetches its own rows of x and one half of the
 ///          rows of w, which it multicasts
@@ -27,8 +27,8 @@ constexpr uint32_t kStageSteps = kStageRow / 32;
 constexpr uint32_t kOutCols = 64;
 constexpr uint32_t kOutStride = kOutCols + 8;
 
-/// Where a thread is in a ring. A fresh barrier has completed parity 1: who fills waits for the
-/// other parity than who reads.
+/// Where a thread is in a ring. On a fresh barrier parity 1 has completed: the filling thread waits
+/// for the other parity than the reading ones.
 template <uint32_t kCount>
 struct RingPosition {
   uint32_t stage = 0;
@@ -63,7 +63,7 @@ LOWRANK_DEVICE void InitRing(StageRing<kStages>& ring) {
 }
 
 /// The thread that copies: fills the next stage as soon as both blocks of the cluster have read it,
-/// with columns from k on of the rows of x from m and of w from n on.
+/// with columns from k of the rows of x from m and of w from n.
 template <typename Storage, uint32_t kStages>
 LOWRANK_DEVICE void FillStage(Storage& s, RingPosition<kStages>& at, uint32_t rank,
                               const TensorMap& x_map, const TensorMap& w_map, int32_t k, int32_t m,
@@ -92,7 +92,7 @@ LOWRANK_DEVICE void MultiplyStage(const Storage& s, uint32_t stage, uint32_t gro
   WgmmaCommit();
 }
 
-/// Both blocks copy into a stage: tell both that this warp has read it.
+/// Both blocks copy into a stage, so both are told that this warp has read it.
 template <uint32_t kStages>
 LOWRANK_DEVICE void ReleaseStage(StageRing<kStages>& ring, uint32_t stage) {
   const uint32_t lane = threadIdx.x % 32;
