@@ -103,13 +103,12 @@ function report(error: unknown): number {
 }
 
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  // `lowrank info
-  // head` closes the pipe early: nobody reads on, which is not an error.
+  // `lowrank info | head` closes the pipe early: nobody reads on, which is not an error.
   if (error.code === 'EPIPE') process.exit(exitCodes.ok);
   process.exit(report(fileError('output', 'stdout', error)));
 });
-// Messages that nobody reads (`2>&1
-// head`), or that cannot be written, end nothing: results may go to a file.
+// Messages that nobody reads (`2>&1 | head`), or that cannot be written, end nothing: results may
+// go to a file.
 process.stderr.on('error', () => {});
 
 run(process.argv.slice(2)).then(

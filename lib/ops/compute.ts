@@ -18,11 +18,9 @@ import type { BaseWeight } from './base-weight.js';
  * bf16, and 3 times in f32; for one or two tokens in bf16 it takes as long. For a rowwise weight it is faster
  * than `exact` for any number of tokens.
  *
- * - A block of 64 elements of a row of `x` (with a rowwise weight the whole row) has the scale `sx
- *   = max
- * x
- * / 127`, and an element has the code `round(x / sx)`, ties to even. If an element is NaN or
- * infinite, all outputs of its row are NaN.
+ * - A block of 64 elements of a row of `x` (with a rowwise weight the whole row) has the scale
+ *   `sx = max|x| / 127`, and an element has the code `round(x / sx)`, ties to even. If an element is
+ *   NaN or infinite, all outputs of its row are NaN.
  * - Zero-points of a weight are added exactly, in f32.
  * - A block of `w` has the scale `sw = absmax · (c / 127)`, and an element has the code `round(127 · codebook[i] / c)`, where `c` is
  *   the largest magnitude of the codebook. A row of a rowwise weight has the scale `sw = absmax / 127` and its own codes, so only `x`

@@ -37,10 +37,7 @@ function companion(weight: QuantizedWeight, key: string, make: () => FeatureMap)
   return QuantizedWeight.companion(weight, key, () => outsideScopes(make));
 }
 
-/**
- * [a
- * b] in f32, with a times alpha.
- */
+/** [a | b] in f32, with a times alpha. */
 function beside(weight: QuantizedWeight, a: Tensor, b: Tensor, alpha = 1): Tensor {
   const [r, G] = [lastDim(a), lastDim(b)];
   const place = (side: string, width: number, first: number) =>

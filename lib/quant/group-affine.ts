@@ -108,10 +108,9 @@ export function parseGroupAffine(op: string, state: GroupAffineState): GroupAffi
 }
 
 /**
- * Converts stored parts to a state. A block of equal values z ≠ 0 has a scale of 0 and holds z only in its
- * zero-point. `scale · (code − zero)` cannot express that, so it becomes the scale
- * z
- * and zeros one step from the code.
+ * Converts stored parts to a state. A block of equal values z ≠ 0 has a scale of 0 and holds z only
+ * in its zero-point. `scale · (code − zero)` cannot express that, so it becomes the scale |z| and
+ * zeros one step from the code.
  */
 export function formatGroupAffine(
   parts: GroupAffineParts,

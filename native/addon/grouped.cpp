@@ -27,9 +27,9 @@ TensorView AsRow(TensorView view) {
   return view;
 }
 
-/// The entries of an adapter in the array of adapters: loraA, loraB, loraBias
-/// null. The last element is a Float64Array with the scaling and dropout of each: one call of
-/// Node's for an entry, not four.
+/// The entries of an adapter in the array of adapters: loraA, loraB, loraBias | null. The last
+/// element is a Float64Array with the scaling and dropout of each: one call of Node's for an entry,
+/// not four.
 constexpr uint32_t kFields = 3;
 
 /// Element i is the index of the adapter in slot i, or -1. Sorts by adapter, ascending within each.

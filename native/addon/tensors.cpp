@@ -54,9 +54,8 @@ std::function<void()> KeepAlive(Napi::Env env, const Napi::Value& value) {
   return release;
 }
 
-// wrapTensor(device, dtype, shape, typedArray
-// bigint): no copy. A typed array is kept alive until the last op that uses it is done; the caller
-// must keep a pointer valid.
+// wrapTensor(device, dtype, shape, typedArray | bigint): no copy. A typed array is kept alive until
+// the last op that uses it is done; the caller must keep a pointer valid.
 Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = "Tensor.wrap";
   const Napi::Env env = info.Env();

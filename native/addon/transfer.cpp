@@ -72,11 +72,9 @@ napi_typedarray_type ElementsArg(const Napi::Value& value) {
   return napi_float32_array;
 }
 
-// read(handle, part
-// null, 'f32'
-// 'bits', callback(code
-// null, message, ArrayBuffer)): a part of a weight is read as raw bytes. The buffer is made here,
-// because JavaScript goes on while the queue writes, and could detach or shrink its own buffer.
+// read(handle, part | null, 'f32' | 'bits', callback(code | null, message, ArrayBuffer)): a part of
+// a weight is read as raw bytes. The buffer is made here, because JavaScript goes on while the
+// queue writes, and could detach or shrink its own buffer.
 Napi::Value Read(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Source source = SourceOf(info[0], info[1]);
@@ -92,9 +90,9 @@ Napi::Value Read(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
-// readSync(handle, part
-// null, target): false if the environment went away in the meantime, because no error can be thrown
-// into one that is closing. The array belongs to the caller, who waits.
+// readSync(handle, part | null, target): false if the environment went away in the meantime,
+// because no error can be thrown into one that is closing. The array belongs to the caller, who
+// waits.
 Napi::Value ReadSync(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   EnvState& state = EnvState::Of(env);

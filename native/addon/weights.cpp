@@ -229,9 +229,8 @@ Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   return WrapWeight(env, std::move(weight));
 }
 
-// quantizeRows(tile, weight, first, absmax
-// null): for a weight with double quantisation the scales go to `absmax` [blocks], until
-// quantizeScales()
+// quantizeRows(tile, weight, first, absmax | null): for a weight with double quantisation the
+// scales go to `absmax` [blocks], until quantizeScales()
 Napi::Value QuantizeRows(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();

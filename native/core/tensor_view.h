@@ -36,7 +36,7 @@ struct TensorView {
 /// flattened row-major elements, across row ends; the last block may be short.
 ///
 ///   4-bit codes   element 2i in the high nibble of byte i, element 2i + 1 in the low nibble
-/// 8-bit codes one byte per element
+///   8-bit codes   one byte per element
 ///   w[i] = codebook[code[i]] · scale(i / blocksize)
 ///   scale(b)      = absmax[b], or with double quantisation
 ///                   absmax_codebook[absmax_8bit[b]] · nested_absmax[b / nested_blocksize]

@@ -47,11 +47,9 @@ class ThreadPool {
   std::condition_variable wake_;
   std::atomic<bool> stop_{false};
 
-  // Number of the job << 16
-  // kOpen while tasks may be left
-  // number of workers that have joined. A worker that arrives after it is closed (it had no core
-  // before) is not waited for: on a shared machine, or with two threads on one core, the others go
-  // on without it.
+  // Number of the job << 16 | kOpen while tasks may be left | number of workers that have joined. A
+  // worker that arrives after it is closed (it had no core before) is not waited for: on a shared
+  // machine, or with two threads on one core, the others go on without it.
   static constexpr uint64_t kOpen = 1 << 15;
   static constexpr uint64_t kJoined = kOpen - 1;
   std::atomic<uint64_t> job_{0};

@@ -12,14 +12,12 @@
 ///            polynomial of degree 11; the first term left out is below 2^-45 of it
 ///   log      x = 2^k · m, sqrt(1/2) <= m < sqrt(2): k ln 2 + 2 atanh f, f = (m - 1) / (m + 1),
 ///            |f| < 0.1716, series to f^15; what is left out is below 2^-43 of it
-/// tanh E / (E + 2), E = e^(2
-/// x
-/// ) - 1, which near 0 is only the polynomial: no cancellation
+///   tanh     E / (E + 2), E = e^(2 |x|) - 1, near 0 only the polynomial: no cancellation
 ///   sigmoid  1 / (1 + e^-x)
 ///   sin, cos |x| in quarter turns n + f, |f| <= 1/2, from as many bits of 2 / pi as x needs: exact
-///   to
-///            2^-102, where f of a float is never below 2^-31; then the Taylor series of f · pi /
-///            2, to x^15 and x^14: what is left out is below 2^-49 of it. Of infinities NaN
+///            to 2^-102, where f of a float is never below 2^-31; then the Taylor series of
+///            f · pi / 2, to x^15 and x^14: what is left out is below 2^-49 of it. NaN for
+///            infinities
 #pragma once
 
 #include <cstdint>
@@ -169,10 +167,8 @@ struct MapAngle {
   uint32_t quarter;
 };
 
-/// For a finite float
-/// x
-/// . x = M · 2^(k - 24), with M of 24 bits. For x · 2 / pi mod 4 only the bits of 2 / pi with a
-/// weight below 2^(26 - k) matter, and of those 128.
+/// For a finite float |x|. x = M · 2^(k - 24), with M of 24 bits. For x · 2 / pi mod 4 only the
+/// bits of 2 / pi with a weight below 2^(26 - k) matter, and of those 128.
 LOWRANK_MAP_INLINE MapAngle AngleOf(double size) {
   if (size < 0.7853981633974483) return {size, 0};
   const uint64_t bits = BitsOfDouble(size);

@@ -68,7 +68,9 @@ describe('keys of a state dict', () => {
       expect(() => load({ ...saved, 'lora_A.default.weight': other })).toThrow(
         expect.objectContaining({
           code: 'ERR_FILE',
-          message: expect.stringMatching(/lora_A\.weight.*a different one as.*lora_A\.default\.weight/),
+          message: expect.stringMatching(
+            /lora_A\.weight.*a different one as.*lora_A\.default\.weight/,
+          ),
         }),
       );
   });

@@ -104,12 +104,9 @@ function checkKept(op: string, kept: Tensor | undefined, weight: BaseWeight, N: 
  * of PEFT's DoRA (S. Liu et al., DoRA, 2024; section 4.3 treats them as constants).
  *
  * Computed in f32 with sums in double. A square that cancellation makes negative counts as 0. norm²
- * is within `32 · 2^-24 · (‖W‖² + Σ
- * 2 · scaling · B ⊙ (W · Aᵀ)
- * + scaling² · Σ
- * B ⊙ (B · G)
- * )`, with sums over magnitudes. If the adapter nearly cancels a row, to a fraction ε of its norm,
- * the relative error is thus up to 2^-19 / ε².
+ * is within `32 · 2^-24 · (‖W‖² + Σ|2 · scaling · B ⊙ (W · Aᵀ)| + scaling² · Σ|B ⊙ (B · G)|)`, with
+ * sums over magnitudes. If the adapter nearly cancels a row, to a fraction ε of its norm, the
+ * relative error is thus up to 2^-19 / ε².
  * @param parts the weight, the factors, and the weight's norms if you kept them
  * @returns [N], f32
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM

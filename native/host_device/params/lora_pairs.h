@@ -9,9 +9,7 @@
 namespace lowrank::gpu {
 
 /// The parts of pair q, 2 bits each, pair 0 lowest. Parts are at most 2^-8 and 2^-17 of the whole,
-/// so the omitted pairs (1, 2), (2, 1) and (2, 2) add at most 2^-24 of
-/// h · factor
-/// :
+/// so the omitted pairs (1, 2), (2, 1) and (2, 2) add at most 2^-24 of |h · factor|:
 ///
 ///   pair     0  1  2  3  4  5
 ///   h        0  1  2  0  1  0

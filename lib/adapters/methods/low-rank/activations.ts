@@ -84,11 +84,7 @@ const capped = (t: Tape, x: Value, top: number): Value =>
 const hardSwish: Step = (t, x) =>
   t.multiply(x, capped(t, t.map(t.affine(x, 1, 3), 'relu'), 6), 1 / 6);
 
-/**
- * `x · tanh(log(1 + exp(x)))`, with the logarithm as `relu(x) + log(1 + exp(−
- * x
- * ))`.
- */
+/** `x · tanh(log(1 + exp(x)))`, with the logarithm as `relu(x) + log(1 + exp(−|x|))`. */
 function mish(t: Tape, x: Value): Value {
   const tail = t.map(t.affine(t.map(x, 'abs'), -1), 'exp');
   const softplus = t.add(t.map(x, 'relu'), t.map(t.affine(tail, 1, 1), 'log'));
@@ -99,9 +95,9 @@ function mish(t: Tape, x: Value): Value {
 const kLogTerms = 9;
 
 /**
- * `√log(1 + exp(x))`, with the logarithm as `relu(x) + log(1 + u)` and `u = exp(−
- * x
- * )`. A series computes log(1 + u), so that the root is accurate far below zero. The derivative is `sigmoid(x) / 2y`.
+ * `√log(1 + exp(x))`, with the logarithm as `relu(x) + log(1 + u)` and `u = exp(−|x|)`. A series
+ * computes log(1 + u), so that the root is accurate far below zero. The derivative is
+ * `sigmoid(x) / 2y`.
  */
 function sqrtSoftplus(t: Tape, x: Value): Value {
   const u = mapTensor(multiplyAdd({ a: mapTensor(x.tensor, 'abs'), alpha: -1 }), 'exp');

@@ -203,10 +203,8 @@ export const monteclora = defineAdapter({
 });
 
 /**
- * `KL(Dirichlet(exp(prior))
- *
- * Dirichlet(concentration, ...))` for a prior [n]. It reads the prior, because the host computes the gamma
- * function in float64.
+ * `KL(Dirichlet(exp(prior)) || Dirichlet(concentration, ...))` for a prior [n]. It reads the prior,
+ * because the host computes the gamma function in float64.
  */
 function dirichletKl(t: Tape, prior: Value, concentration: number): Value {
   const { device } = prior.tensor;
@@ -237,15 +235,12 @@ export interface MontecloraLoss {
 }
 
 /**
- * A term that is added to a step's loss for one layer (the trainer takes the mean over layers), and its gradients:
- * `klLossWeight` times the divergences of the draw's distributions from their priors, `KL(Dirichlet(exp(expertPrior))
- *
- * Dirichlet(dirichletPrior))`, `KL(Wishart(exp(2 · stdPrior), r)
- *
- * Wishart(1, r))` and, for each sample, `KL(N(0, v)
- *
- * N(0, 1))` with the v that the seed draws; with `useEntropy` also `Σₑ wₑ²`. PEFT's code has one sign of the Dirichlet
- * divergence reversed; this is the correct divergence.
+ * A term that is added to a step's loss for one layer (the trainer takes the mean over layers), and
+ * its gradients: `klLossWeight` times the divergences of the draw's distributions from their
+ * priors, `KL(Dirichlet(exp(expertPrior)) || Dirichlet(dirichletPrior))`,
+ * `KL(Wishart(exp(2 · stdPrior), r) || Wishart(1, r))` and, for each sample,
+ * `KL(N(0, v) || N(0, 1))` with the v that the seed draws; with `useEntropy` also `Σₑ wₑ²`. PEFT's
+ * code has one sign of the Dirichlet divergence reversed; this is the correct divergence.
  * @param adapter an adapter of {@link monteclora}; its priors are read
  * @param options.seed the seed of the step's forward pass
  * @throws ERR_TYPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM

@@ -63,11 +63,7 @@ function firstRightVector(a: Float64Array, columns: Float64Array, r: number): Fl
   return unit(v, Math.sign(largest));
 }
 
-/**
- * `sign · v /
- * v
- * `; zero vectors stay.
- */
+/** `sign · v / |v|`; zero vectors stay. */
 function unit(v: Float64Array, sign = 1): Float64Array {
   const length = Math.sqrt(gram(v, 1, v.length)[0] as number);
   return length === 0 ? v : v.map((x) => (sign * x) / length);
@@ -264,12 +260,12 @@ export function arrowExperts(
 }
 
 /**
- * Separately trained experts with untrained routing: a token goes to the topK experts whose prototypes
- * ({@link arrowPrototypes}) are most aligned with its input, with either sign (0: to all):
- * `y = x·wᵀ + Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`, where `g = softmax` of the topK largest `
- * x · prototypesᵀ
- * `, over `temperature`. The gradient of x passes through the gates. Prototypes are constants: after training the
- * experts further, compute new ones. {@link arrowExperts} makes the tensors.
+ * Separately trained experts with untrained routing: a token goes to the topK experts whose
+ * prototypes ({@link arrowPrototypes}) are most aligned with its input, with either sign (0: to
+ * all): `y = x·wᵀ + Σₑ gₑ · scalingₑ · (x · loraAₑᵀ) · loraBₑᵀ`, where `g = softmax` of the topK
+ * largest `|x · prototypesᵀ|`, over `temperature`. The gradient of x passes through the gates.
+ * Prototypes are constants: after training the experts further, compute new ones.
+ * {@link arrowExperts} makes the tensors.
  */
 export const arrow = defineAdapter({
   method: 'arrow',

@@ -7,11 +7,10 @@ import { reflectionCore, reflectionMasks } from './householder.js';
 const NEWTON_STEPS = 24;
 
 /**
- * Householder reflections of the input: `y = (x · H_r … H_1)·wᵀ`, `H_i = I - 2 u_i u_iᵀ /
- * u_i
- * ²`, from the columns of hraU [K, r]. The chain is one update of rank r (the WY form): `y = x·wᵀ -
- * ((x·u)·Tᵀ)·(w·u)ᵀ`. Columns come in equal pairs whose reflections cancel initially. With an odd r one
- * is left over, so training starts at one reflection of the base model.
+ * Householder reflections of the input: `y = (x · H_r … H_1)·wᵀ`, `H_i = I - 2 u_i u_iᵀ / |u_i|²`,
+ * from the columns of hraU [K, r]. The chain is one update of rank r (the WY form):
+ * `y = x·wᵀ - ((x·u)·Tᵀ)·(w·u)ᵀ`. Columns come in equal pairs whose reflections cancel initially.
+ * With an odd r one is left over, so training starts at one reflection of the base model.
  *
  * With `gramSchmidt` the columns are first orthogonalised by Gram-Schmidt. The chain is then
  * `I - 2 u (uᵀu)⁻¹ uᵀ`, for any basis of the columns' span. It is never the identity: such an adapter

@@ -99,12 +99,10 @@ export function stacked(t: Tape, rows: Value, { stack, size, blocks }: SkewMaps)
 }
 
 /**
- * The Cayley transform `(I - Q)·(I + Q)⁻¹ = 2 (I + Q)⁻¹ - I` of skew-symmetric Q [size, blocks, size]: a
- * rotation of every block. I + Q has the singular values `sqrt(1 + θ²)`, with θ those of Q, so the
- * inverse always exists, and its Newton iteration ({@link Tape.blockInverse}) starts from `(I + Q)ᵀ / (1
- * +
- * Q
- * ² / 2)`; the Frobenius norm counts each θ twice.
+ * The Cayley transform `(I - Q)·(I + Q)⁻¹ = 2 (I + Q)⁻¹ - I` of skew-symmetric Q [size, blocks,
+ * size]: a rotation of every block. I + Q has the singular values `sqrt(1 + θ²)`, with θ those of
+ * Q, so the inverse always exists, and its Newton iteration ({@link Tape.blockInverse}) starts from
+ * `(I + Q)ᵀ / (1 + |Q|² / 2)`; the Frobenius norm counts each θ twice.
  */
 export function cayley(t: Tape, q: Value, maps: SkewMaps): Value {
   const { size, blocks } = maps;

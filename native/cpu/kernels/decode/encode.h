@@ -252,9 +252,7 @@ LOWRANK_INLINE void EncodeBlock(const Encoder& encoder, const float* in, int64_t
   }
 }
 
-/// max
-/// v
-/// as f32 bits, which have the order of the magnitudes, with Inf and NaN last.
+/// max |v| as f32 bits, which have the order of the magnitudes, with Inf and NaN last.
 LOWRANK_INLINE uint32_t MaxMagnitude(const float* in, int64_t count) {
   VecU max = {};
   int64_t i = 0;

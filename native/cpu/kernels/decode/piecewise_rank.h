@@ -1,8 +1,6 @@
 /// Ranks among thresholds on a few straight lines, as the midpoints of the dynamic 8-bit map are
-/// (each decade of it is evenly spaced). The octave of
-/// v
-/// and one comparison select the line, and arithmetic gives the rank. The tables are much shorter
-/// than the thresholds and fit in registers.
+/// (each decade of it is evenly spaced). The octave of |v| and one comparison select the line, and
+/// arithmetic gives the rank. The tables are much shorter than the thresholds and fit in registers.
 ///
 ///   code = zero ± floor(min(scale[line] · |v| + offset[line], top[line])),   at least 0
 ///
@@ -151,9 +149,7 @@ struct LineTables {
     const __m512i octave = _mm512_max_epi32(_mm512_sub_epi32(_mm512_srli_epi32(magnitude, 23), low),
                                             _mm512_setzero_si512());
     // A threshold equal to v does not count as below it: v < 0 has passed the thresholds whose
-    // magnitude is at most
-    // v
-    // , v > 0 those whose magnitude is less.
+    // magnitude is at most |v|, v > 0 those whose magnitude is less.
     const __m512i compared = _mm512_add_epi32(magnitude, _mm512_srli_epi32(bits, 31));
     const __mmask16 over =
         _mm512_cmpgt_epi32_mask(compared, _mm512_permutex2var_epi32(entry[0], octave, entry[1]));

@@ -7,7 +7,7 @@
 /// bitsandbytes:
 ///
 ///   absmax[n] = max |w[n, :]|, in all blocks of the row
-/// code = round(w · (127 / absmax)), ties to even, + 128; 128 for a row of zeros
+///   code      = round(w · (127 / absmax)), ties to even, + 128; 128 for a row of zeros
 ///
 /// Operands   w [N, K] f32 | bf16 | f16 · codes packed as QuantView says · absmax [blocks] f32
 /// Numerics   products and comparisons in f32 only: the same bytes on every instruction set. A

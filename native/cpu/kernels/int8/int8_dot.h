@@ -1,7 +1,7 @@
 /// `compute: 'int8'` over 4-bit weights for few rows of x: kVL rows of w at a time, whose codes are
 /// transposed in registers, looked up and multiplied there.
 ///
-/// w rows of codes as stored, each from start to end
+///   w        rows of codes as stored, each from start to end
 ///   x        one A panel of pack_int8.h
 ///
 /// Numerics   those of tile_int8.h, bit for bit: the products of a block are exact, their sum is

@@ -3,7 +3,7 @@
 /// scale each. kVL rows of w are transposed in registers, a few words of eight codes at a time, and
 /// looked up there.
 ///
-/// w rows of codes as stored
+///   w        rows of codes as stored
 ///   panels   [panel of kNR rows]( header, [block]( codes [kCodeUnits][kNR] · scale [kNR] ) )
 ///
 /// Transposing codes through memory and reading scales one by one, as pack_int8.h does for any

@@ -65,9 +65,8 @@ constexpr int64_t PanelUnits(int64_t kc) {
   }
 }
 
-/// The nearest integer, ties to even, for
-/// v
-/// < 2^22: adding 1.5 · 2^23 leaves no bits for a fraction.
+/// The nearest integer, ties to even, for |v| < 2^22: adding 1.5 · 2^23 leaves no bits for a
+/// fraction.
 LOWRANK_INLINE VecI RoundToInt(VecF v) {
   const VecF magic = Splat(12582912.0f);
   return reinterpret_cast<VecI>(v + magic) - reinterpret_cast<VecI>(magic);

@@ -1,7 +1,7 @@
 /// B panels of a 4-bit weight for dx = dy · w, in one pass or in pieces small enough to interleave
 /// with a register tile. A piece is one granule of the rows of one unit.
 ///
-/// codes rows of w in bitsandbytes' layout: 32 bytes per granule
+///   codes    rows of w in bitsandbytes' layout: 32 bytes per granule
 ///   out      panels of kNR columns in the order of lanes, PanelStride apart: [unit][column]
 ///
 /// Look-ups and shifts run on pipes that the products of a tile leave free. But all pipes are fed

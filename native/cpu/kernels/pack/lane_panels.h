@@ -2,7 +2,7 @@
 /// register tile (granule_panels.h says why). A piece is a group of eight codes of each of kVL rows
 /// of w.
 ///
-/// codes rows of w in bitsandbytes' layout: 4 bytes per group
+///   codes    rows of w in bitsandbytes' layout: 4 bytes per group
 ///   out      LanePanel(out, 0, lane, ku) of lane_pack.h
 ///
 /// Each piece gathers the codes for the next one by loads and stores of single words: these use
