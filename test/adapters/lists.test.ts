@@ -56,7 +56,7 @@ function exportLine({ family, name, methods: exported }: MethodFile): string {
   return `export {\n${names.map((each) => `  ${each},\n`).join('')}} from './${family}/${name}.js';`;
 }
 
-const listOfExports = `/** Every method that comes with the library, by name: \`npm run methods\` writes one line a file. */
+const listOfExports = `/** Every method that comes with the library, by name: one line per file, written by \`npm run methods\`. */
 
 ${files.map(exportLine).join('\n')}
 `;

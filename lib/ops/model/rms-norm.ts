@@ -1,6 +1,6 @@
 import { native } from '../../core/binding.js';
 import { checkShape, checkTensor, lastDim } from '../../core/check-tensor.js';
-import { fail, wrongType } from '../../core/errors.js';
+import { fail, shown, wrongType } from '../../core/errors.js';
 import { Tensor } from '../../core/tensor.js';
 import { checkFinite, checkSameDevice, orDefault, readOptions } from '../../core/validate.js';
 
@@ -128,10 +128,10 @@ export function rmsNormBackward(
     checkShape(op, 'dSum', dSum, x.shape);
     checkSameDevice(op, 'dSum', dSum, x);
   }
-  if (!Array.isArray(needs)) throw wrongType(op, 'needs', "an array of 'dx' and 'dg'", needs);
+  if (!Array.isArray(needs)) throw wrongType(op, 'needs', 'an array of dx and dg', needs);
   for (const [i, name] of needs.entries()) {
     if (name !== 'dx' && name !== 'dg') {
-      fail('ERR_VALUE', op, `needs[${i}]`, "'dx' or 'dg'", String(name));
+      fail('ERR_VALUE', op, `needs[${i}]`, 'dx or dg', shown(name));
     }
   }
   const handles = {
