@@ -22,7 +22,7 @@ async function live(): Promise<number[]> {
 
 describe.each(DEVICES)('exact counters on %s', (device) => {
   // The emulated GPU takes milliseconds for what the others do in microseconds.
-  const rounds = device === 'cuda-emulated' ? repetitions(20, 500) : repetitions(300, 10_000);
+  const rounds = device === 'cuda-emulated' ? repetitions(20, 500) : repetitions(100, 10_000, 20);
   let operations: Operations;
   let before: number[];
   beforeAll(async () => {

@@ -12,9 +12,13 @@ const sources = join(import.meta.dirname, 'programs');
 /** How much longer than on a plain build things may take; the sanitizer runs set it. */
 export const TIME_SCALE = Number(process.env.LOWRANK_TIME_SCALE ?? 1);
 
-/** A count for the quick suite, or the full one where LOWRANK_RELIABILITY=full. */
-export function repetitions(quick: number, full: number): number {
-  return process.env.LOWRANK_RELIABILITY === 'full' ? full : quick;
+/**
+ * A count for the quick suite, the full one where LOWRANK_RELIABILITY=full, or the one of a sanitizer's smoke
+ * run where it is `few`: a sanitizer reports a bug the first time.
+ */
+export function repetitions(quick: number, full: number, few = quick): number {
+  const wanted = process.env.LOWRANK_RELIABILITY;
+  return wanted === 'full' ? full : wanted === 'few' ? few : quick;
 }
 
 export interface Ended {

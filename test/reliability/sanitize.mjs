@@ -1,6 +1,7 @@
 // The test suite under a sanitizer, which must first report bugs planted for it. asan is that of addresses and
 // that of undefined behaviour in one build. --smoke runs a few files, and instruments of the instruction sets
 // only the one that this machine chooses, which those files run; the others' kernels are the plain build's.
+// What a file repeats it repeats less often: a sanitizer reports a bug the first time.
 //   node test/reliability/sanitize.mjs asan|tsan [--smoke] [vitest arguments]
 import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
@@ -104,6 +105,7 @@ function environment() {
     LOWRANK_BINDING: join(built, 'lowrank.node'),
     LOWRANK_PLANT: join(built, 'sanitizer_plant.node'),
     LOWRANK_TIME_SCALE: String(tool.timeScale),
+    ...(smoke && { LOWRANK_RELIABILITY: 'few' }),
   };
 }
 

@@ -22,7 +22,7 @@ interface Report {
 const LONG = 180_000 * TIME_SCALE;
 
 describe('worker.terminate() in the middle of a kernel', () => {
-  const terminations = repetitions(20, 200);
+  const terminations = repetitions(20, 200, 7);
   it.each([
     ['reference', 'lora', 'shared'],
     ['reference', 'lora', 'alone'],
@@ -57,7 +57,9 @@ describe('worker.terminate() in the middle of a kernel', () => {
     ['cpu', 'cast'],
   ])('%s, %s', { timeout: LONG }, async (device, work) => {
     const report = reportOf<Report>(
-      await runProgram('terminate', ['8', device, work, 'shared'], { timeout: LONG }),
+      await runProgram('terminate', [String(repetitions(8, 8, 3)), device, work, 'shared'], {
+        timeout: LONG,
+      }),
     );
     expect(report.finished).toEqual([]);
     expect(percentile(report.times, 0.5)).toBeLessThanOrEqual(50 * TIME_SCALE);
@@ -78,7 +80,7 @@ it('a worker ends without waiting for the kernels of others', { timeout: LONG },
 });
 
 describe('the end of the process in the middle of a kernel', () => {
-  const rounds = repetitions(3, 50);
+  const rounds = repetitions(3, 50, 1);
   const ends = [
     ['exit', 7, null],
     ['throw', 1, null],
