@@ -8,8 +8,8 @@
  *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]
  *
  * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
- * the first only. --smoke begins with PTX mode where there is one and takes one schedule a device, and of the
- * larger cases those of few kinds and those that launch a kernel which none before does. Without nvcc there is no
+ * the first only. --smoke begins with PTX mode where there is one and takes one schedule a device, and one case of
+ * each kind of shape and those that launch a kernel which none before does. Without nvcc there is no
  * PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes hours as a whole,
  * and can be had in pieces.
  */
@@ -84,8 +84,7 @@ function isOfDevice(name, device) {
 }
 
 /**
- * Cases of a smoke run: of the large weights those that are checked, of the sweeps those of the device, and
- * those that launch what none before does.
+ * Cases of a smoke run: those that are checked, and those that launch a kernel which none before does.
  */
 function smokeCases(lines, device) {
   const kernels = new Set();
@@ -93,10 +92,7 @@ function smokeCases(lines, device) {
   return lines
     .filter(([outcome, name, , , , launched = '']) => {
       const fresh = launched.split(' ').filter((kernel) => !kernels.has(kernel));
-      const kind = taken(name);
-      const own = name.startsWith('grouped')
-        ? isOfDevice(name, device)
-        : kind || !name.startsWith('large');
+      const own = name.startsWith('grouped') ? isOfDevice(name, device) : taken(name);
       if (own || fresh.length > 0 || outcome.startsWith('error')) {
         for (const kernel of fresh) kernels.add(kernel);
         return true;
