@@ -34,7 +34,8 @@ function rowsOf(m: number, of: number, cols: number, seed: number): Tensor {
 }
 
 function weight(N: number, K: number) {
-  return quantize(Tensor.randn([N, K], { seed: 2, device }), { format: 'nf4' });
+  const dense = Tensor.randn([N, K], { seed: 2, device: 'cpu' });
+  return quantize(dense, { format: 'nf4' }).to({ device });
 }
 
 function adapter(N: number, K: number, r: number): LoraAdapter {
