@@ -4,6 +4,7 @@
 
 #include "native/core/ops/ops.h"
 #include "native/core/runtime/backend.h"
+#include "native/cpu/route.h"
 #include "native/cpu/thread_pool.h"
 
 namespace lowrank::cpu {
@@ -16,12 +17,19 @@ struct RunContext {
   bool cancelled() const { return cancel != nullptr && cancel->cancelled(); }
 };
 
+/// The routes of an op, which has passed Check() and has rows; nothing runs (layers/routes.h).
+struct RouteTable {
+  ProductRoutes (*forward)(const MatmulOp& op);
+  ProductRoutes (*input_grad)(const MatmulInputGradOp& op, bool with_d_lora_b, int threads);
+};
+
 struct KernelTable {
   const char* isa;  // the name in LOWRANK_ISA; kernel_select.cpp lists all
 #define LOWRANK_KERNEL_MEMBER(Name, member) \
   Status (*member)(const Name##Op& op, const RunContext& context);
   LOWRANK_FOR_EACH_OP(LOWRANK_KERNEL_MEMBER)
 #undef LOWRANK_KERNEL_MEMBER
+  const RouteTable* routes = nullptr;  // null where there is one way only
 };
 
 /// Plain loops with double accumulation: the device "reference".
@@ -30,6 +38,10 @@ extern const KernelTable kReferenceKernels;
 /// The best table that this processor can run, or the one that `forced_isa` (LOWRANK_ISA; may be
 /// null) names. Null, with a `reason` in words, if that one is unknown or cannot run here.
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason);
+
+/// The table of the set with this name, which is `known` if there is such a set. Null if it cannot
+/// run here: `expected` then says which sets can, what was asked for, and what it lacks.
+const KernelTable* FindKernels(const std::string& isa, bool* known, std::string* expected);
 
 /// The sets better than `isa`, best first, and why each is not used: "avx512-amx: the processor has
 /// no amx-tile". `forced_isa` as above.

@@ -32,4 +32,13 @@ enum class Route : uint8_t {
   kDirectPanels,    // pack/pack.h: any weight, packed in panels
 };
 
+/// The routes of one product. Chunks of rows are multiplied one after another; the last may have
+/// fewer rows, and then another route.
+struct ProductRoutes {
+  const char* isa = nullptr;  // whose kernels: a set may leave a product to another (base_set.h)
+  int64_t chunk_rows = 0;
+  Route route = Route::kPanels;  // of chunks of chunk_rows rows
+  Route last = Route::kPanels;   // of the rows that are left, where there are any
+};
+
 }  // namespace lowrank::cpu

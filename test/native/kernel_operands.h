@@ -291,6 +291,11 @@ void CheckPool();
 void CheckAliases();
 void CheckHostMemory();
 void CheckNonFinite(const KernelTable& table, const RunContext& context);
+/// The tables of docs/cpu-design.md, and what they say of a set. PrintRoutes: the rows that they
+/// should have of it.
+void CheckRouteTable();
+void CheckRoutes(const KernelTable& table, const std::string& set);
+void PrintRoutes(const KernelTable& table, const std::string& set);
 void CheckBase(const KernelTable& table, const RunContext& context);
 void CheckPartsInTurns(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);

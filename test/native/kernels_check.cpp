@@ -2,6 +2,7 @@
 // set that runs here, dtypes, formats, ragged shapes, thread counts, a row alone and in a batch.
 //
 //   kernels_check [isa]                               all checks; status 1 if one fails
+//   kernels_check --routes                            the routes of each set that runs here
 //   kernels_check --bench [isa [threads [seconds [case or shape]]]]   GFLOP/s beside the measured
 //   peak
 #include "test/native/kernel_operands.h"
@@ -30,12 +31,17 @@ int Main(int argc, char** argv) {
     Bench(*table, threads, argc > 4 ? std::atof(argv[4]) : 1.0, argc > 5 ? argv[5] : nullptr);
     return 0;
   }
+  const bool routes = only != nullptr && std::strcmp(only, "--routes") == 0;
+  if (routes) only = nullptr;
   std::string reason;
+  if (!routes) CheckRouteTable();
   Report(SelectKernels("mmx", &reason) == nullptr && reason.find("portable") != std::string::npos,
          "an unknown instruction set is refused: " + reason);
-  CheckPool();
-  CheckHostMemory();
-  CheckAliases();
+  if (!routes) {
+    CheckPool();
+    CheckHostMemory();
+    CheckAliases();
+  }
   for (const char* name : names) {
     if (only != nullptr && std::strcmp(only, name) != 0) continue;
     const bool is_emulated = std::strcmp(name, kEmulated) == 0;
@@ -45,7 +51,13 @@ int Main(int argc, char** argv) {
       std::printf("%s: %s\n", name, reason.c_str());
       continue;
     }
+    const std::string set = is_emulated ? "avx512-amx" : name;
+    if (routes) {
+      PrintRoutes(*table, set);
+      continue;
+    }
     const int before = g_failures;
+    CheckRoutes(*table, set);
     CheckLayers(*table, context);
     CheckParts(*table, context);
     CheckFeatures(*table, context);

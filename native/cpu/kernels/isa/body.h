@@ -8,6 +8,7 @@
 #include "native/cpu/kernels/layers/feature_map.h"
 #include "native/cpu/kernels/layers/lora_grouped.h"
 #include "native/cpu/kernels/layers/lora_parts.h"
+#include "native/cpu/kernels/layers/routes.h"
 #include "native/cpu/kernels/layers/weight_norms.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -55,6 +56,7 @@ extern const IsaKernels kKernels = {
 #undef LOWRANK_KERNEL_OF
         ForwardRuns,
     {PickTile<F32Policy>, FindShrinkTile, FindFactorRows, FindThinDot},
+    {ForwardRoutes, InputGradRoutes},
 };
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -29,6 +29,7 @@ struct IsaKernels {
   Outcome (*forward_parts)(const LoraForwardOp* parts, int64_t count, bool swiglu,
                            const RunContext& context);
   F32Tiles tiles;
+  RouteTable routes;
 };
 
 /// The ops of a model (LOWRANK_FOR_EACH_MODEL_OP) of one instruction set. `products` are those of

@@ -59,7 +59,8 @@ const KernelTable* Table(const char* name) {
   },
                                         LOWRANK_FOR_EACH_MODEL_OP(LOWRANK_RUN)
 #undef LOWRANK_RUN
-                                            RunRandom};
+                                            RunRandom,
+                                    &kIsa.routes};
   return &table;
 }
 

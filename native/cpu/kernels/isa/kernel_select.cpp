@@ -113,23 +113,36 @@ const Choice kChoices[] = {
 }  // namespace
 
 const KernelTable* SelectKernels(const char* forced_isa, std::string* reason) {
-  const bool forced = forced_isa != nullptr && forced_isa[0] != '\0';
+  if (forced_isa != nullptr && forced_isa[0] != '\0') {
+    std::string expected;
+    bool known = false;
+    const KernelTable* kernels = FindKernels(forced_isa, &known, &expected);
+    if (kernels == nullptr && reason != nullptr) *reason = "LOWRANK_ISA must be " + expected;
+    return kernels;
+  }
   for (const Choice& choice : kChoices) {
-    // Sets that are not wanted are not tested: using tiles needs a permission.
-    if (forced && std::string(forced_isa) != choice.name) continue;
     if (choice.missing().empty()) return choice.table(choice.name);
   }
-  if (reason != nullptr) {
-    std::string here;
-    std::string why;
-    for (const Choice& choice : kChoices) {
-      const std::string missing = choice.missing();
-      if (missing.empty()) here += here.empty() ? choice.name : std::string(", ") + choice.name;
-      if (!missing.empty() && std::string(forced_isa) == choice.name) why = ": " + missing;
-    }
-    *reason = "LOWRANK_ISA must be one of those that run on this processor (" + here + "), got \"" +
-              forced_isa + "\"" + why;
+  return nullptr;  // never: the last set runs everywhere
+}
+
+const KernelTable* FindKernels(const std::string& isa, bool* known, std::string* expected) {
+  std::string why;
+  *known = false;
+  for (const Choice& choice : kChoices) {
+    // Sets that are not wanted are not tested: using tiles needs a permission.
+    if (isa != choice.name) continue;
+    *known = true;
+    why = choice.missing();
+    if (why.empty()) return choice.table(choice.name);
+    why.insert(0, ": ");
   }
+  std::string here;
+  for (const Choice& choice : kChoices) {
+    if (!choice.missing().empty()) continue;
+    here += here.empty() ? choice.name : std::string(", ") + choice.name;
+  }
+  *expected = "one of those that run on this processor (" + here + "), got \"" + isa + "\"" + why;
   return nullptr;
 }
 

@@ -35,16 +35,20 @@ struct FactorPanels {
   int64_t pitch() const { return panels() * kVL; }
 };
 
-/// Allocates the sums if they can be computed from chunks of dy, which then have `step` rows. Few
-/// rows do not pay, and a chunk must not cut sums over kKC rows.
+/// Rows of a chunk of dy from which the sums can be computed, if a chunk has `step` rows without
+/// them. 0 if there are so few rows that it does not pay; a chunk must not cut sums over kKC rows.
+LOWRANK_INLINE int64_t FactorStep(const TensorView& dy, int64_t step) {
+  if (dy.rows <= kThinRows || dy.cols == 0) return 0;
+  if (step >= dy.rows) return step;
+  const int64_t up = CeilDiv(step, kKC) * kKC;
+  return up <= kChunkRows ? up : step / kKC * kKC;
+}
+
+/// Allocates the sums if they can be computed from chunks of dy, which then have `step` rows.
 LOWRANK_INLINE bool MakeFactorPanels(Run& run, const TensorView& dy, FactorPanels& grad,
                                      int64_t* step) {
-  int64_t rows = *step;
-  if (rows < dy.rows) {
-    const int64_t up = CeilDiv(rows, kKC) * kKC;
-    rows = up <= kChunkRows ? up : rows / kKC * kKC;
-  }
-  if (dy.rows <= kThinRows || dy.cols == 0 || rows == 0) return false;
+  const int64_t rows = FactorStep(dy, *step);
+  if (rows == 0) return false;
   grad.sums = run.Get<float>(kFactorSlot, dy.cols * grad.pitch());
   *step = rows;
   return grad.sums != nullptr;

@@ -163,8 +163,7 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
     if (kIsInt8<Policy>) all[i].int8 = MakeInt8Weight(targets[i].w->quant);
     cols += targets[i].y->cols;
   }
-  const SumOrder order =
-      Policy::kCodes ? NaturalOrder(depth) : ForwardOrder(all[0].w, Policy::kTiles);
+  const SumOrder order = OrderOf<Policy>(all[0].w);
   const int64_t step = ChunkRows<Policy>(added ? x_view.rows : x.rows, depth);
   for (int64_t m0 = 0, m1 = 0; m0 < x.rows; m0 = m1) {
     PackedChunk chunk;

@@ -19,6 +19,12 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
+/// The order of the sums of x · wᵀ.
+template <typename Policy>
+LOWRANK_INLINE SumOrder OrderOf(const RowSource& w) {
+  return Policy::kCodes ? NaturalOrder(w.cols) : ForwardOrder(w, Policy::kTiles);
+}
+
 /// Ways to pack x that other products of the same rows can share.
 struct Packings {
   bool columns = true;  // for the matrix unit
