@@ -1,5 +1,6 @@
 /**
- * `lowrank info`: devices, features, and the reason for everything that is not available.
+ * `lowrank info`: devices, features, and the reason for everything that is not available; which kernels a call
+ * runs.
  */
 
 import os from 'node:os';
@@ -17,13 +18,15 @@ import {
 import { jsonText, mebibytes, table, visible } from '../report/terminal.js';
 import { Arguments } from './command/arguments.js';
 import { exitCodes } from './command/exit-codes.js';
+import { explain, explainHelp, explainOptions, refuseStrayOptions } from './explain.js';
 
 const kHelp = `Devices, features, and why each is or is not there.
 
 Usage: lowrank info [--json]
+       lowrank info --explain MxKxN [options]
 
-  --json   one JSON object on stdout
-
+  --json             one JSON object on stdout
+${explainHelp}
 A LOWRANK_DEVICE that names no device of this machine is shown as a problem (deviceProblem in the
 JSON, where defaultDevice is null), and so is a LOWRANK_NUM_THREADS that is no number of threads
 (threadsProblem, where threads is null); the exit code is 0 all the same. Without the native addon
@@ -66,12 +69,17 @@ function readSetting<T>(
 }
 
 export async function infoCommand(args: readonly string[]): Promise<number> {
-  const options = { json: { type: 'boolean' } } as const;
+  const options = { json: { type: 'boolean' }, ...explainOptions } as const;
   const parsed = Arguments.parse('info', args, options, { min: 0, max: 0, names: '' });
   if (parsed.flag('help')) {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
+  if (parsed.text('explain') !== undefined) {
+    explain(parsed);
+    return exitCodes.ok;
+  }
+  refuseStrayOptions(parsed);
   const host = {
     version: version(),
     node: process.version,

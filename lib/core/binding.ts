@@ -7,6 +7,7 @@ import { createRequire } from 'node:module';
 import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
+import type { CallShape, CpuExplanation, CudaExplanation } from './explanation.js';
 
 /** Native memory behind a tensor or a weight: an opaque external with a type tag. */
 export type NativeHandle = { readonly __nativeHandle: unique symbol };
@@ -74,6 +75,12 @@ export interface Binding {
   device(name: string): RawDevice | null;
   deviceNames(): string[];
   startDevice(device: string): void;
+  /** What a call would run on a device, an instruction set, or an architecture (`sm_90`); nothing runs. */
+  explain(
+    kind: 'device' | 'isa' | 'architecture',
+    name: string,
+    call: CallShape,
+  ): CpuExplanation | CudaExplanation;
   memoryUsage(device: string): { liveBytes: number; peakBytes: number; liveTensors: number };
   resetPeak(device: string): void;
   setThreads(threads: number): void;

@@ -17,6 +17,7 @@ void DeleteState(Napi::Env env, EnvState* state) {
 Napi::Object Init(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData<EnvState, DeleteState>(new EnvState(env));
   RegisterDevices(env, exports);
+  RegisterExplain(env, exports);
   RegisterTensors(env, exports);
   RegisterTransfer(env, exports);
   RegisterStreams(env, exports);

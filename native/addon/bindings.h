@@ -19,6 +19,7 @@ void RegisterModelOps(Napi::Env env, Napi::Object exports);     // model_ops.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp
 void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp
+void RegisterExplain(Napi::Env env, Napi::Object exports);      // explain.cpp
 
 /// Calls `kFunction` and turns everything that it throws into a JavaScript error with a stable
 /// code. The wrapper of node-addon-api would build its argument list outside any handler that knows

@@ -3,6 +3,7 @@
 #include <new>
 
 #include "native/core/runtime/trace.h"
+#include "native/cpu/explain.h"
 
 namespace lowrank::cpu {
 
@@ -120,6 +121,14 @@ Status HostBackend::Flush(DoneFn done, CancelPtr cancel) {
 
 Status HostBackend::ReserveWorkspace(int64_t, DoneFn done, CancelPtr cancel) {
   return Synchronize(std::move(done), std::move(cancel));
+}
+
+Status HostBackend::Explain(const CallShape& shape, Explanation* explanation) const {
+  if (kernels_.routes == nullptr) {
+    return Refuse(Code::kUnsupported, "explain", "device", "one with a choice of kernels",
+                  "'" + info_.device + "', which has plain loops");
+  }
+  return cpu::Explain(kernels_, GetThreads(), shape, explanation);
 }
 
 void HostBackend::SetThreads(int threads) { threads_.store(threads, std::memory_order_relaxed); }

@@ -37,6 +37,8 @@ class HostBackend final : public Backend {
   int64_t WorkspaceBytes() const override { return 0; }
   Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
+  Status Explain(const CallShape& shape, Explanation* explanation) const override;
+
 #define LOWRANK_OVERRIDE_ENQUEUE(Name, member)               \
   Status Enqueue(const Name##Op& op, OpRefs refs) override { \
     return Submit(op, std::move(refs), kernels_.member);     \

@@ -58,6 +58,8 @@ class CudaBackend final : public Backend {
   int64_t WorkspaceBytes() const override;
   Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
+  Status Explain(const CallShape& shape, Explanation* explanation) const override;
+
 #define LOWRANK_OVERRIDE_ENQUEUE(Name, member) \
   Status Enqueue(const Name##Op& op, OpRefs refs) override;
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)

@@ -31,16 +31,7 @@ struct Architecture {
 constexpr Architecture kArchitectures[] = {{80, "sm_80"},  {86, "sm_86"},   {89, "sm_89"},
                                            {90, "sm_90a"}, {100, "sm_100"}, {120, "sm_120"}};
 
-DeviceLimits LimitsOf(int sm) {
-  const emu::driver::DeviceModel card = emu::driver::ModelOf(sm);
-  DeviceLimits limits;
-  limits.sm = card.sm;
-  limits.sm_count = card.sm_count;
-  limits.shared_bytes_per_block = card.shared_bytes_per_block;
-  limits.shared_bytes_per_sm = card.shared_bytes_per_sm;
-  limits.l2_bytes = card.l2_bytes;
-  return limits;
-}
+DeviceLimits LimitsOf(int sm) { return cuda::LimitsOf(emu::driver::ModelOf(sm)); }
 
 /// Of all types: what they point to is apart from one another.
 uintptr_t g_next = uintptr_t{1} << 40;

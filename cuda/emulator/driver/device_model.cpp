@@ -1,28 +1,9 @@
 #include "cuda/emulator/driver/device_model.h"
 
 namespace lowrank::emu::driver {
-namespace {
-
-constexpr int KiB(int n) { return n << 10; }
-constexpr int MiB(int n) { return n << 20; }
-
-// clang-format off
-constexpr DeviceModel kModels[] = {
-  // sm  card                SMs  block     SM        L2       threads blocks  clock    memory    bus
-  { 80, "A100 SXM 80 GB",    108, KiB(163), KiB(164), MiB(40),  2048,  32,   1410000,  1593000, 5120},
-  { 86, "GeForce RTX 3090",   82, KiB(99),  KiB(100), MiB(6),   1536,  16,   1695000,  9751000,  384},
-  { 89, "GeForce RTX 4090",  128, KiB(99),  KiB(100), MiB(72),  1536,  24,   2520000, 10501000,  384},
-  { 90, "H100 SXM 80 GB",    132, KiB(227), KiB(228), MiB(50),  2048,  32,   1980000,  2619000, 5120},
-  {100, "B200",              148, KiB(227), KiB(228), MiB(126), 2048,  32,   1965000,  3996000, 8192},
-  {120, "GeForce RTX 5090",  170, KiB(99),  KiB(100), MiB(96),  1536,  24,   2407000, 14001000,  512},
-};
-// clang-format on
-
-}  // namespace
-
 DeviceModel ModelOf(int sm) {
-  DeviceModel found = kModels[0];
-  for (const DeviceModel& model : kModels) {
+  DeviceModel found = cuda::kCards[0];
+  for (const DeviceModel& model : cuda::kCards) {
     if (model.sm <= sm) found = model;
   }
   found.sm = sm;

@@ -1,24 +1,12 @@
-/// What the emulated device says of itself: the published numbers of one card for each compute
-/// capability, so that plans are made as they would be there.
+/// What the emulated device says of itself: the published numbers of a card, so that plans are made
+/// as they would be there.
 #pragma once
 
-#include <cstdint>
+#include "native/cuda/plans/cards.h"
 
 namespace lowrank::emu::driver {
 
-struct DeviceModel {
-  int sm;  // compute capability, major · 10 + minor
-  const char* card;
-  int sm_count;
-  int shared_bytes_per_block;  // with opt-in
-  int shared_bytes_per_sm;
-  int l2_bytes;
-  int threads_per_sm;
-  int blocks_per_sm;
-  int clock_khz;
-  int memory_clock_khz;
-  int memory_bus_bits;
-};
+using DeviceModel = cuda::Card;
 
 /// Every device: static shared memory of a block without opt-in, and threads of a block.
 constexpr int kDefaultSharedBytes = 48 << 10;

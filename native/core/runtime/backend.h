@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "native/core/ops/explain.h"
 #include "native/core/ops/ops.h"
 #include "native/core/runtime/fork.h"
 #include "native/core/status.h"
@@ -172,6 +173,9 @@ class Backend {
   virtual int64_t WorkspaceBytes() const = 0;
   /// Grows it at once, in queue order, so that no later op of that size has to.
   virtual Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) = 0;
+
+  /// Which kernels a call would run here.
+  virtual Status Explain(const CallShape& shape, Explanation* explanation) const = 0;
 
 #define LOWRANK_DECLARE_ENQUEUE(Name, member) \
   virtual Status Enqueue(const Name##Op& op, OpRefs refs) = 0;

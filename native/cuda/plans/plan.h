@@ -89,6 +89,9 @@ struct LaunchStep {
   uint32_t threads = 0;
   uint32_t cluster = 1;  // blocks along x that share a cluster
   uint32_t shared_bytes = 0;
+  /// Of a product: the tile of its result that a block computes at once.
+  uint32_t tile_rows = 0;
+  uint32_t tile_cols = 0;
   /// From sm_90 on: may it start before the earlier steps of its plan have ended? Ignored for the
   /// first step.
   bool overlaps = true;
@@ -96,6 +99,10 @@ struct LaunchStep {
   alignas(128) std::array<unsigned char, kMaxParamBytes> params;
   std::vector<TensorMapRequest> tensor_maps;
 
+  void SetTile(int64_t rows, int64_t cols) {
+    tile_rows = static_cast<uint32_t>(rows);
+    tile_cols = static_cast<uint32_t>(cols);
+  }
   template <typename Params>
   void SetParams(const Params& value) {
     static_assert(std::is_trivially_copyable_v<Params> && sizeof(Params) <= kMaxParamBytes);

@@ -111,6 +111,7 @@ Status PlanGemmF32(const GemmMmaOperands& operands, const DeviceLimits& device,
   params.tiles_p = (P + tile.tile_p - 1) / tile.tile_p;
   LaunchStep step;
   step.kernel = tile.kernel[transposed ? 1 : 0];
+  step.SetTile(tile.tile_m, tile.tile_p);
   step.grid.x = static_cast<uint32_t>(blocks);
   step.threads = tile.threads;
   step.shared_bytes = SharedBytes(tile);

@@ -118,6 +118,7 @@ Status PlanWgmma(const gpu::GemmInt8Params& int8, const GemmMmaOperands& operand
   params.lora_steps = static_cast<uint32_t>(parts.steps);
   LaunchStep step;
   step.kernel = "matmul_int8_wgmma_kernel";
+  step.SetTile(gpu::kInt8WgmmaTileM, gpu::kInt8WgmmaTileP);
   step.threads = gpu::kInt8WgmmaThreads;
   step.cluster = gpu::kInt8WgmmaCluster;
   step.shared_bytes = gpu::kInt8WgmmaSharedBytes;
@@ -182,6 +183,7 @@ Status PlanGemmInt8(const GemmMmaOperands& operands, const DeviceLimits& device,
   params.gemm.tiles_p = CeilDiv(operands.y.cols, tile.tile_p);
   LaunchStep step;
   step.kernel = tile.kernel;
+  step.SetTile(tile.tile_m, tile.tile_p);
   step.threads = tile.threads;
   step.shared_bytes = SharedBytesOf(tile.tile_m);
   LOWRANK_RETURN_IF_ERROR(SetGrid("matmul", params.tiles_m * params.gemm.tiles_p, 1, &step));

@@ -203,6 +203,7 @@ Status PlanGemmMma(const GemmMmaOperands& operands, const GemmMmaChoice& choice,
     }
     LaunchStep step;
     step.kernel = kernel.name;
+    step.SetTile(kernel.tile_m, kernel.tile_p);
     step.grid.x = static_cast<uint32_t>(tiles);
     step.grid.y = static_cast<uint32_t>(choice.splits);
     step.threads = tile.threads;

@@ -414,6 +414,7 @@ Status PlanGemmWgmma(const GemmMmaOperands& operands, const DeviceLimits& device
 
     LaunchStep step;
     step.kernel = split.tile->kernel[type];
+    step.SetTile(gpu::kWgmmaTileM, split.tile->tile_n);
     step.grid.x = static_cast<uint32_t>(
         gpu::kWgmmaCluster *
         std::min<int64_t>(pairs_m * p.tiles_n, std::max(device.sm_count / 2, 1)));

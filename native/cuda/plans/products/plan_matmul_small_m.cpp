@@ -332,6 +332,7 @@ Status AddMmaStep(const SmallMTileRow& tile, const GemmMmaOperands& operands, co
   LaunchStep step;
   step.kernel =
       (cluster ? format.cluster_kernels : format.kernels)[operands.x.dtype == DType::kF16 ? 1 : 0];
+  step.SetTile(tile.tokens, tile.rows);
   step.threads = gpu::kSmallMThreads;
   step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
   LOWRANK_RETURN_IF_ERROR(SetGrid(MatmulOp::kName, params.N, tile.rows, &step));
@@ -387,6 +388,7 @@ Status PlanMatmulSmallM(const GemmMmaOperands& operands, const DeviceLimits& dev
     LaunchStep step;
     step.shared_bytes = static_cast<uint32_t>(slices.shared_bytes);
     step.kernel = wgmma.row->kernels[f16];
+    step.SetTile(wgmma.row->tokens, wgmma.row->rows);
     step.threads = wgmma.row->threads;
     step.cluster = params.splits;
     const int64_t row_blocks = CeilDiv(N, wgmma.row->rows);
