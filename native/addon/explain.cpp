@@ -6,7 +6,7 @@
 namespace lowrank::addon {
 namespace {
 
-constexpr const char* kOp = "explain";
+constexpr const char* kExplain = "explain";
 /// Of each size: products of three are elements and bytes that fit 64 bits.
 constexpr int64_t kMostSize = int64_t{1} << 24;
 
@@ -60,13 +60,13 @@ void FillPlan(const PlannedOp& plan, Napi::Object* object) {
 CallShape ShapeOf(const Napi::Value& value) {
   const Napi::Env env = value.Env();
   if (!value.IsObject()) {
-    ThrowIfError(env, Refuse(Code::kType, kOp, "call", "an object", "something else"));
+    ThrowIfError(env, Refuse(Code::kType, kExplain, "call", "an object", "something else"));
   }
   const Napi::Object call = value.As<Napi::Object>();
   const auto size = [&](const char* name, int64_t least) {
-    const int64_t n = IntegerArg(call.Get(name), kOp, name, Code::kValue, kMostSize);
+    const int64_t n = IntegerArg(call.Get(name), kExplain, name, Code::kValue, kMostSize);
     if (n < least) {
-      ThrowIfError(env, Refuse(Code::kValue, kOp, name, "at least " + std::to_string(least),
+      ThrowIfError(env, Refuse(Code::kValue, kExplain, name, "at least " + std::to_string(least),
                                std::to_string(n)));
     }
     return n;
@@ -76,14 +76,14 @@ CallShape ShapeOf(const Napi::Value& value) {
   shape.N = size("N", 1);
   shape.K = size("K", 1);
   shape.r = size("r", 0);
-  shape.dtype = shape.dense = DTypeArg(call.Get("dtype"), kOp);
-  shape.compute = ComputeArg(call.Get("compute"), kOp);
+  shape.dtype = shape.dense = DTypeArg(call.Get("dtype"), kExplain);
+  shape.compute = ComputeArg(call.Get("compute"), kExplain);
   const Napi::Value format = call.Get("format");
   if (!IsPresent(format)) return shape;
-  const std::string name = StringArg(format, kOp, "format");
+  const std::string name = StringArg(format, kExplain, "format");
   shape.format = FindFormat(name);
   if (shape.format == nullptr) {
-    ThrowIfError(env, Refuse(Code::kFormat, kOp, "format", "a known format", "'" + name + "'"));
+    ThrowIfError(env, Refuse(Code::kFormat, kExplain, "format", "a known format", "'" + name + "'"));
   }
   shape.blocksize = size("blocksize", 1);
   shape.rowwise = BoolArg(call.Get("rowwise"));
@@ -93,8 +93,8 @@ CallShape ShapeOf(const Napi::Value& value) {
 // explain(kind: 'device' | 'isa' | 'architecture', name, call)
 Napi::Value Explain(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  const std::string kind = StringArg(info[0], kOp, "kind");
-  const std::string name = StringArg(info[1], kOp, "name");
+  const std::string kind = StringArg(info[0], kExplain, "kind");
+  const std::string name = StringArg(info[1], kExplain, "name");
   const CallShape shape = ShapeOf(info[2]);
   Explanation explanation;
   if (kind == "isa") {

@@ -210,8 +210,8 @@ describe('info --explain rejects', () => {
     ['--explain 1x64x64 --device gpu', 2, '--device must be one of cpu'],
     ['--explain 1x64x64 --device reference', 4, "got 'reference', which has plain loops"],
     ['--explain 1x64x64 --format dense --blocksize 64', 2, 'beside --blocksize, got "dense"'],
-    ['--explain 1x64x64 --format dense --compute int8', 4, "compute is 'int8'"],
-    ['--explain 1x63x64 --format int8-rowwise', 3, 'rows of 63'],
+    ['--explain 1x64x64 --format dense --compute int8', 4, '(for compute int8)'],
+    ['--explain 1x63x64 --format int8-rowwise', 3, 'K = 63'],
     [
       '--explain 1x64x64 --compute int8 --device sm_90',
       4,
