@@ -6,11 +6,12 @@ import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import type { ModelBinding, NativeHandle } from './binding-model.js';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
 import type { CallShape, CpuExplanation, CudaExplanation } from './explanation.js';
 
-/** Native memory behind a tensor or a weight: an opaque external with a type tag. */
-export type NativeHandle = { readonly __nativeHandle: unique symbol };
+export type { NativeHandle } from './binding-model.js';
+
 type Callback<T = void> = (code: string | null, message: string, result: T) => void;
 type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 
@@ -70,7 +71,7 @@ export type RawProjection =
     ];
 
 /** The raw functions of the addon; `native/addon/*.cpp` documents their arguments. */
-export interface Binding {
+export interface Binding extends ModelBinding {
   devices(): RawDevice[];
   device(name: string): RawDevice | null;
   deviceNames(): string[];
@@ -178,36 +179,6 @@ export interface Binding {
     defaultBlocksize: number;
     codebook: Float32Array;
   }>;
-  indices(device: string, values: Int32Array, limit: number, holes: boolean): NativeHandle;
-  writeIndices(indices: NativeHandle, values: Int32Array): void;
-  embedding(ids: NativeHandle, table: NativeHandle, scale: number, dtype: string): NativeHandle;
-  linearCrossEntropy(
-    x: NativeHandle,
-    head: NativeHandle,
-    targets: NativeHandle,
-    weights: NativeHandle | null,
-    scale: number,
-    softcap: number,
-    wantsDx: boolean,
-  ): [losses: NativeHandle, dx: NativeHandle | null];
-  rmsNormForward(
-    x: NativeHandle,
-    residual: NativeHandle | null,
-    g: NativeHandle,
-    eps: number,
-    plusOne: boolean,
-    keep: boolean,
-  ): [y: NativeHandle, sum: NativeHandle | null, invRms: NativeHandle | null];
-  rmsNormBackward(
-    dy: NativeHandle,
-    x: NativeHandle,
-    g: NativeHandle,
-    invRms: NativeHandle,
-    dSum: NativeHandle | null,
-    plusOne: boolean,
-    wantsDx: boolean,
-    wantsDg: boolean,
-  ): [dx: NativeHandle | null, dg: NativeHandle | null];
   matmul(
     x: NativeHandle,
     w: NativeHandle,
