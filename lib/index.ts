@@ -82,8 +82,6 @@ export {
   type SplitBitsandbytes,
   splitBitsandbytes,
 } from './checkpoint/bitsandbytes/bitsandbytes.js';
-export type { LlamaConfig } from './checkpoint/hf-config.js';
-export { HfModel, openHfModel } from './checkpoint/hf-model.js';
 export {
   type PeftAdapter,
   type PeftModule,
@@ -131,6 +129,24 @@ export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js
 export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export type {
+  AttentionConfig,
+  DecoderConfig,
+  DecoderLayerConfig,
+  GateKind,
+  MlpConfig,
+  NormConfig,
+  RotaryConfig,
+  RotaryScaling,
+} from './model/config/decoder-config.js';
+export type {
+  DecoderPlaces,
+  LayerPlaces,
+  LinearPlace,
+  TensorPlace,
+} from './model/decoder-tensors.js';
+export { HfModel, openHfModel } from './model/hf-model.js';
+export type { LlamaConfig } from './model/llama-config.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';
 export {

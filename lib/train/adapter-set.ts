@@ -4,9 +4,9 @@
  */
 
 import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
-import { type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-config.js';
 import { fail } from '../core/errors.js';
 import { type Adapter, adapterMethods, type Device } from '../index.js';
+import { type LlamaConfig, llamaTensorShapes } from '../model/llama-config.js';
 import { type BaseModel, type LinearName, linearNames } from './base-model.js';
 import type { BaseLinear } from './kernels.js';
 import { hash32 } from './random.js';

@@ -4,7 +4,6 @@
  */
 
 import { createHash } from 'node:crypto';
-import { type HfModel, type LlamaConfig, llamaTensorShapes } from '../checkpoint/hf-model.js';
 import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { wholeInt4Blocks } from '../core/formats.js';
 import {
@@ -15,6 +14,8 @@ import {
   quantize,
   Tensor,
 } from '../index.js';
+import type { HfModel } from '../model/hf-model.js';
+import { type LlamaConfig, llamaTensorShapes } from '../model/llama-config.js';
 import type { BaseLinear } from './kernels.js';
 
 /** The linear layers of a block, by their names in the checkpoint. */

@@ -5,7 +5,8 @@
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
-import type { LlamaConfig } from '../checkpoint/hf-model.js';
+import type { LlamaConfig } from '../model/llama-config.js';
+import { rotaryFrequencies } from '../model/rotary.js';
 import { tensorFrom, valuesOf } from '../tfjs/backend-memory.js';
 import { customOp } from './custom-op.js';
 
@@ -32,32 +33,16 @@ export function rotaryTable(config: LlamaConfig, T: number): RotaryTable {
   const half = config.headDim / 2;
   const cos = new Float32Array(T * half);
   const sin = new Float32Array(T * half);
+  const { ropeTheta: theta, headDim: dims, ropeScaling: scaling } = config;
+  const frequencies = rotaryFrequencies({ theta, dims, scaling }, T);
   for (let i = 0; i < half; i++) {
-    const frequency = scaledFrequency(config, config.ropeTheta ** ((-2 * i) / config.headDim));
+    const frequency = frequencies[i] as number;
     for (let t = 0; t < T; t++) {
       cos[t * half + i] = Math.cos(t * frequency);
       sin[t * half + i] = Math.sin(t * frequency);
     }
   }
   return { cos, sin };
-}
-
-function scaledFrequency({ ropeScaling }: LlamaConfig, frequency: number): number {
-  switch (ropeScaling.type) {
-    case 'default':
-      return frequency;
-    case 'linear':
-      return frequency / ropeScaling.factor;
-    case 'llama3': {
-      // Long waves are stretched, short ones stay, and those in between are blended.
-      const { factor, lowFreqFactor, highFreqFactor, originalMaxPositionEmbeddings } = ropeScaling;
-      const turns = (originalMaxPositionEmbeddings * frequency) / (2 * Math.PI);
-      if (turns > highFreqFactor) return frequency;
-      if (turns < lowFreqFactor) return frequency / factor;
-      const blend = (turns - lowFreqFactor) / (highFreqFactor - lowFreqFactor);
-      return (1 - blend) * (frequency / factor) + blend * frequency;
-    }
-  }
 }
 
 /**

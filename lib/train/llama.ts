@@ -9,7 +9,7 @@
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
-import type { LlamaConfig } from '../checkpoint/hf-model.js';
+import type { LlamaConfig } from '../model/llama-config.js';
 import { tensorFrom } from '../tfjs/backend-memory.js';
 import { tensorflow } from '../tfjs/tensorflow.js';
 import { attention } from './attention.js';

@@ -5,10 +5,10 @@
 
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
-import type { HfModel } from '../checkpoint/hf-model.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { packageFolder } from '../environment/package-folder.js';
+import type { HfModel } from '../model/hf-model.js';
 import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
 
 /** Time limits for a text: a hundred times what a merely long text takes. */

@@ -1,10 +1,10 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { parseLlamaConfig } from '../../lib/checkpoint/hf-config.js';
-import { llamaTensorShapes, openHfModel } from '../../lib/checkpoint/hf-model.js';
 import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { writeSafetensors } from '../../lib/checkpoint/safetensors.js';
+import { openHfModel } from '../../lib/model/hf-model.js';
+import { llamaTensorShapes, parseLlamaConfig } from '../../lib/model/llama-config.js';
 import { codeOf, tempFolder } from './raw-file.js';
 
 const kConfig = {

@@ -11,8 +11,8 @@ import {
   requireBounded,
 } from '../../lib/checkpoint/files/json-bounds.js';
 import { parseJsonObject } from '../../lib/checkpoint/files/json-file.js';
-import { openHfModel } from '../../lib/checkpoint/hf-model.js';
 import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
+import { openHfModel } from '../../lib/model/hf-model.js';
 import { openTokenizer } from '../../lib/train/tokenizer.js';
 import { noise, writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
 import { tempFolder } from './raw-file.js';

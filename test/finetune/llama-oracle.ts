@@ -3,7 +3,7 @@
  * the trainer. Slow on purpose.
  */
 
-import type { LlamaConfig } from '../../lib/checkpoint/hf-model.js';
+import type { LlamaConfig } from '../../lib/model/llama-config.js';
 
 /** A matrix of rows. */
 type Rows = number[][];

@@ -3,7 +3,7 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { openHfModel } from '../../lib/checkpoint/hf-model.js';
+import { openHfModel } from '../../lib/model/hf-model.js';
 import { AdamW, clipByGlobalNorm, learningRate } from '../../lib/train/adamw.js';
 import { exp } from '../../lib/train/exp.js';
 import { generate } from '../../lib/train/generate.js';

@@ -4,7 +4,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterAll } from 'vitest';
-import { type HfModel, openHfModel } from '../../lib/checkpoint/hf-model.js';
+import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
 import {

@@ -5,9 +5,9 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
-import { type LlamaConfig, llamaTensorShapes } from '../../lib/checkpoint/hf-model.js';
 import type { RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { writeSafetensors } from '../../lib/checkpoint/safetensors.js';
+import { type LlamaConfig, llamaTensorShapes } from '../../lib/model/llama-config.js';
 
 export interface TinyCheckpointOptions {
   readonly hiddenSize?: number;

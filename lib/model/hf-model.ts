@@ -1,5 +1,5 @@
 /**
- * A Hugging Face model folder of the Llama architecture: `config.json` with `model.safetensors`, or
+ * A Hugging Face model folder of a supported architecture: `config.json` with `model.safetensors`, or
  * with shards listed in `model.safetensors.index.json`.
  *
  * Opening reads and checks every header. Tensors are read one by one, so that a model larger than
@@ -8,22 +8,30 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import { checkName, checkPath } from '../checkpoint/arguments.js';
+import { fileError } from '../checkpoint/files/file-access.js';
+import { jsonBounds } from '../checkpoint/files/json-bounds.js';
+import { Fields, readJsonObject } from '../checkpoint/files/json-file.js';
+import {
+  requireDistinctNames,
+  requirePlainName,
+  resolveInside,
+} from '../checkpoint/files/paths.js';
+import { hasPickleName, pickleRefused } from '../checkpoint/pickle-refusal.js';
+import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
+import {
+  openSafetensors,
+  type RawTensorInfo,
+  type SafetensorsFile,
+} from '../checkpoint/safetensors.js';
+import type { HeaderLimits } from '../checkpoint/safetensors-header.js';
+import { checkLimits } from '../checkpoint/safetensors-header.js';
 import { LowrankError, notConstructed } from '../core/errors.js';
 import { printable, printableValue } from '../core/printable.js';
-import { checkName, checkPath } from './arguments.js';
-import { fileError } from './files/file-access.js';
-import { jsonBounds } from './files/json-bounds.js';
-import { Fields, readJsonObject } from './files/json-file.js';
-import { requireDistinctNames, requirePlainName, resolveInside } from './files/paths.js';
-import { type LlamaConfig, llamaTensorShapes, readLlamaConfig } from './hf-config.js';
-import { hasPickleName, pickleRefused } from './pickle-refusal.js';
-import { type RawTensor, rawToFloat32 } from './raw-tensor.js';
-import { openSafetensors, type RawTensorInfo, type SafetensorsFile } from './safetensors.js';
-import type { HeaderLimits } from './safetensors-header.js';
-import { checkLimits } from './safetensors-header.js';
-
-export type { LlamaConfig, RopeScaling } from './hf-config.js';
-export { llamaTensorShapes } from './hf-config.js';
+import type { DecoderConfig } from './config/decoder-config.js';
+import { type DecoderPlaces, decoderPlaces, tensorShapes } from './decoder-tensors.js';
+import { type LlamaConfig, llamaConfigOf } from './llama-config.js';
+import { readDecoderConfig } from './read-config.js';
 
 const kOp = 'openHfModel';
 const kSingleFile = 'model.safetensors';
@@ -40,12 +48,23 @@ export class HfModel {
   /** @internal use {@link openHfModel} */
   constructor(
     readonly folder: string,
-    readonly config: LlamaConfig,
+    /** What the model computes, layer by layer. */
+    readonly decoder: DecoderConfig,
+    /** Which tensor of the files goes where in the decoder. */
+    readonly places: DecoderPlaces,
     private readonly holders: ReadonlyMap<string, SafetensorsFile>,
     /** Harmless oddities, in words. */
     readonly warnings: readonly string[],
   ) {
     if (!(holders instanceof Map)) throw notConstructed('HfModel', kOp);
+  }
+
+  /**
+   * The configuration as the trainer on TensorFlow.js reads it.
+   * @throws LowrankError `ERR_UNSUPPORTED` another architecture than Llama, biases, another activation or rope type
+   */
+  get config(): LlamaConfig {
+    return llamaConfigOf(kOp, printable(path.join(this.folder, 'config.json')), this.decoder);
   }
 
   /** Path of `tokenizer.json`, or `undefined` if the folder has none. */
@@ -97,7 +116,7 @@ export class HfModel {
 }
 
 /**
- * Opens a Hugging Face model folder.
+ * Opens a Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 or Gemma 3 (text).
  *
  * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
  * @returns the checked config, and access to the tensors one by one
@@ -119,11 +138,12 @@ export function openHfModel(folder: string, limits: HeaderLimits = {}): HfModel 
       'Give the folder of a downloaded Hugging Face model.';
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
   }
-  const config = readLlamaConfig(kOp, configPath);
+  const decoder = readDecoderConfig(kOp, configPath);
+  const places = decoderPlaces(decoder);
   const warnings: string[] = [];
   const holders = openTensors(folder, limits, warnings);
-  requireTensors(folder, config, holders);
-  return new HfModel(folder, config, holders, warnings);
+  requireTensors(folder, places, holders);
+  return new HfModel(folder, decoder, places, holders, warnings);
 }
 
 function requireFolder(folder: string): void {
@@ -243,12 +263,12 @@ function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]):
 /** Requires every tensor of the architecture with its shape, in a floating-point dtype. */
 function requireTensors(
   folder: string,
-  config: LlamaConfig,
+  places: DecoderPlaces,
   holders: ReadonlyMap<string, SafetensorsFile>,
 ): void {
   const malformed = (what: string) =>
     new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
-  for (const [name, shape] of llamaTensorShapes(config)) {
+  for (const [name, shape] of tensorShapes(places)) {
     const info = holders.get(name)?.info(name);
     if (info === undefined) {
       throw malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);
