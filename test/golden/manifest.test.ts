@@ -6,6 +6,7 @@ import { dirname, join, sep } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { caseIds, loadCase } from './case-file.js';
+import { modelFiles, modelIds, modelsFolder } from './models/cases.js';
 
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 const GROUPS = {
@@ -62,4 +63,26 @@ describe('golden data', () => {
       }
     },
   );
+});
+
+describe('recorded models', () => {
+  it('have the digests that their manifest lists', () => {
+    for (const { path, sha256 } of modelFiles) {
+      const digest = createHash('sha256')
+        .update(readFileSync(join(modelsFolder, path)))
+        .digest('hex');
+      expect(digest, path).toBe(sha256);
+    }
+  });
+
+  it('are all there, and nothing beside them', () => {
+    expect(modelIds).toHaveLength(13);
+    const listed = new Set(modelFiles.map(({ path }) => path));
+    const names = readdirSync(modelsFolder, { recursive: true }) as string[];
+    const data = names
+      .map((name) => name.split(sep).join('/'))
+      .filter((name) => statSync(join(modelsFolder, name)).isFile())
+      .filter((name) => !name.endsWith('.ts') && name !== 'manifest.json');
+    expect(data.filter((name) => !listed.has(name))).toEqual([]);
+  });
 });
