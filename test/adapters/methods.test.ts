@@ -1,5 +1,6 @@
 // Every adapter method, on every device, over a dense base, NF4, and int4 with zero-points: y and the merged weight
-// against the method's formula in float64, gradients against differences of the forward pass.
+// against the method's formula in float64, gradients over a dense base against differences of the forward pass, and
+// those over a quantised one against those over its dequantised values.
 import { describe, expect, it } from 'vitest';
 import {
   type Adapter,
@@ -38,13 +39,14 @@ interface Layer {
   readonly K: number;
 }
 
-/** A layer whose adapter has moved away from its start. */
-function layerOf(method: string, base: Base, device: Device): Layer {
+/** A layer whose adapter has moved away from its start; over the values of its base where `dequantised`. */
+function layerOf(method: string, base: Base, device: Device, dequantised = false): Layer {
   const { create, N, K, settings, inputs = {} } = settingsOf(method);
   // On its device of origin the weight is quantised once; the bytes are the same on all.
   const dense = Tensor.from(wave(N * K, 0.3), [N, K], { device });
   const packed = { blocksize: 32, zeroPoints: base === 'int4' && K % 32 === 0 };
-  const w = base === 'dense' ? dense : quantize(dense, { format: base, ...packed });
+  const stored = base === 'dense' ? dense : quantize(dense, { format: base, ...packed });
+  const w = dequantised ? denseOf(stored) : stored;
   const adapter = create({
     inFeatures: K,
     outFeatures: N,
@@ -121,6 +123,23 @@ const gradientsOf = ({ adapter, w, bias, x, inputs, N }: Layer) => {
   return { dx, dBias, ...parameters, ...others } as Record<string, Tensor>;
 };
 
+/** Has a layer the gradients of another one, once it has its parameters? */
+async function compareGradients(own: Layer, theirs: Layer): Promise<void> {
+  // What starts from the weight's singular vectors found them by its own products.
+  const tensors = ({ parameters, buffers }: Adapter) => ({ ...parameters, ...buffers });
+  for (const [name, tensor] of Object.entries(tensors(own.adapter))) {
+    tensor.write((tensors(theirs.adapter)[name] as Tensor).readSync());
+  }
+  const [expected, mine] = [gradientsOf(theirs), gradientsOf(own)];
+  expect(Object.keys(mine).sort()).toEqual(Object.keys(expected).sort());
+  for (const [name, gradient] of Object.entries(mine)) {
+    const { dtype, shape } = expected[name] as Tensor;
+    expect([gradient.dtype, gradient.shape]).toEqual([dtype, shape]);
+    const error = worst(await gradient.read(), await (expected[name] as Tensor).read());
+    expect(error, name).toBeLessThan(TOLERANCE);
+  }
+}
+
 describe.each(METHOD_CASES)('%s', (method) => {
   describe.each(BASES)('over a %s base', (base) => {
     it.each(available)('has y and the merged layer of its formula, on %s', async (device) => {
@@ -164,63 +183,61 @@ describe.each(METHOD_CASES)('%s', (method) => {
       });
     });
 
-    it('has the gradients that differences give', () => {
-      scope(() => {
-        const { adapter, w, bias, x, inputs } = layerOf(method, base, 'reference');
-        const settings = settingsOf(method);
-        const leaves = { dx: x, dBias: bias, ...inputs, ...adapter.parameters };
-        const run = (at: Record<string, Tensor>) => {
-          const moved = settings.create({
-            inFeatures: adapter.inFeatures,
-            outFeatures: adapter.outFeatures,
-            seed: 7,
-            device: 'reference',
-            weight: w,
-            ...settings.settings,
+    if (base === 'dense') {
+      it('has the gradients that differences give', () => {
+        scope(() => {
+          const { adapter, w, bias, x, inputs } = layerOf(method, base, 'reference');
+          const settings = settingsOf(method);
+          const leaves = { dx: x, dBias: bias, ...inputs, ...adapter.parameters };
+          const run = (at: Record<string, Tensor>) => {
+            const moved = settings.create({
+              inFeatures: adapter.inFeatures,
+              outFeatures: adapter.outFeatures,
+              seed: 7,
+              device: 'reference',
+              weight: w,
+              ...settings.settings,
+            });
+            for (const name of Object.keys(adapter.parameters)) {
+              moved.parameters[name]?.write((at[name] as Tensor).readSync());
+            }
+            const given = Object.fromEntries(
+              Object.keys(inputs).map((name) => [name, at[name] as Tensor]),
+            );
+            return moved.forward(at.dx as Tensor, w, { bias: at.dBias as Tensor, inputs: given });
+          };
+          const reports = checkGradients({
+            inputs: leaves,
+            step: settings.step ?? 1 / 32,
+            forward: settings.held?.(adapter, w) ?? ((at) => run(at).y),
+            backward: (dy, at) => {
+              const { saved } = run(at);
+              const { dx, dBias, parameters, inputs: others } = adapter.backward(dy, saved);
+              return { dx, dBias, ...parameters, ...others } as Record<string, Tensor>;
+            },
           });
-          for (const name of Object.keys(adapter.parameters)) {
-            moved.parameters[name]?.write((at[name] as Tensor).readSync());
-          }
-          const given = Object.fromEntries(
-            Object.keys(inputs).map((name) => [name, at[name] as Tensor]),
-          );
-          return moved.forward(at.dx as Tensor, w, { bias: at.dBias as Tensor, inputs: given });
-        };
-        const reports = checkGradients({
-          inputs: leaves,
-          step: settings.step ?? 1 / 32,
-          forward: settings.held?.(adapter, w) ?? ((at) => run(at).y),
-          backward: (dy, at) => {
-            const { saved } = run(at);
-            const { dx, dBias, parameters, inputs: others } = adapter.backward(dy, saved);
-            return { dx, dBias, ...parameters, ...others } as Record<string, Tensor>;
-          },
+          const trained = Object.keys(leaves);
+          expect(reports.map(({ name }) => name).sort()).toEqual(trained.sort());
+          expect(reports.filter(({ passed }) => !passed)).toEqual([]);
         });
-        const trained = Object.keys(leaves);
-        expect(reports.map(({ name }) => name).sort()).toEqual(trained.sort());
-        expect(reports.filter(({ passed }) => !passed)).toEqual([]);
       });
-    });
+    } else {
+      it('has the gradients of its dequantised base', async () => {
+        await scope(() =>
+          compareGradients(
+            layerOf(method, base, 'reference'),
+            layerOf(method, base, 'reference', true),
+          ),
+        );
+      });
+    }
 
     it.each(available.filter((device) => device !== 'reference'))(
       'has the gradients of the reference device, on %s',
       async (device) => {
-        await scope(async () => {
-          const [theirs, own] = [layerOf(method, base, 'reference'), layerOf(method, base, device)];
-          // What starts from the weight's singular vectors found them by its own device's products.
-          const tensors = ({ parameters, buffers }: Adapter) => ({ ...parameters, ...buffers });
-          for (const [name, tensor] of Object.entries(tensors(own.adapter))) {
-            tensor.write((tensors(theirs.adapter)[name] as Tensor).readSync());
-          }
-          const [expected, mine] = [gradientsOf(theirs), gradientsOf(own)];
-          expect(Object.keys(mine).sort()).toEqual(Object.keys(expected).sort());
-          for (const [name, gradient] of Object.entries(mine)) {
-            const { dtype, shape } = expected[name] as Tensor;
-            expect([gradient.dtype, gradient.shape]).toEqual([dtype, shape]);
-            const error = worst(await gradient.read(), await (expected[name] as Tensor).read());
-            expect(error, name).toBeLessThan(TOLERANCE);
-          }
-        });
+        await scope(() =>
+          compareGradients(layerOf(method, base, device), layerOf(method, base, 'reference')),
+        );
       },
     );
   });
