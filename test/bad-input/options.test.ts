@@ -8,6 +8,7 @@ import {
   FeatureMap,
   GroupedLora,
   Im2col,
+  Indices,
   LoraAdapter,
   LoraLinear,
   NormAdapter,
@@ -43,6 +44,10 @@ const of =
   (...args: unknown[]): unknown =>
     callWith(functions[name] as never, ...args);
 
+const indices = (count: number, limit: number): Indices =>
+  Indices.from(new Int32Array(count), { limit, device });
+const rowOf = (near: Tensor, size: number): Tensor => Tensor.zeros([size], { device: near.device });
+
 const TABLE: readonly Row[] = [
   ['Tensor.from', 'dtype', (_, o) => callWith(Tensor.from, [1], [1], o)],
   ['Tensor.zeros', 'device', (_, o) => callWith(Tensor.zeros, [1], o)],
@@ -65,6 +70,15 @@ const TABLE: readonly Row[] = [
     ({ x, w }, o) => of('loraForwardMany')(x, [{ w, ...o }]),
   ],
   ['loraForwardSwiglu', 'training', ({ x, w }, o) => of('loraForwardSwiglu')(x, { w }, { w }, o)],
+  ['rmsNormForward', 'residual', ({ x, h }, o) => of('rmsNormForward')(x, rowOf(h, K), o)],
+  ['rmsNormBackward', 'invRms', ({ x, h }, o) => of('rmsNormBackward')(x, x, rowOf(h, K), o)],
+  ['embedding', 'scale', ({ w }, o) => of('embedding')(indices(M, N), w, o)],
+  [
+    'linearCrossEntropy',
+    'weights',
+    ({ x, w }, o) => of('linearCrossEntropy')(x, w, indices(M, N), o),
+  ],
+  ['Indices.from', 'limit', (_, o) => callWith(Indices.from, [0], o)],
   ['loraShrink', 'scaling', ({ x, loraA }, o) => of('loraShrink')(x, loraA, o)],
   ['loraExpand', 'bias', ({ x, w, h, loraB }, o) => of('loraExpand')(x, w, h, loraB, o)],
   [

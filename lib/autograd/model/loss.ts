@@ -1,4 +1,5 @@
 import type { Tensor } from '../../core/tensor.js';
+import { readOptions } from '../../core/validate.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
 import { multiplyAdd, sumProduct } from '../../ops/elementwise.js';
 import type { Indices } from '../../ops/model/indices.js';
@@ -25,9 +26,14 @@ export function recordLoss(
   options: Omit<LinearCrossEntropyOptions, 'gradient'>,
 ): LossStep {
   checkStep('linearCrossEntropy', t, { x });
+  const given = readOptions('ModelTape.linearCrossEntropy', options, {
+    weights: true,
+    scale: true,
+    softcap: true,
+  });
+  const { weights, scale = 1 } = given;
   const gradient = t.recording && x.differentiable;
-  const { losses, dx } = linearCrossEntropy(x.tensor, head, targets, { ...options, gradient });
-  const { weights, scale = 1 } = options;
+  const { losses, dx } = linearCrossEntropy(x.tensor, head, targets, { ...given, gradient });
   const M = losses.size;
   const sum = sumProduct(losses.reshape([1, M]), weights?.reshape([1, M]), { axis: 1 });
   const total = scale === 1 ? sum : multiplyAdd({ a: sum, alpha: scale });

@@ -1,3 +1,4 @@
+import { readOptions } from '../../core/validate.js';
 import { rmsNormBackward, rmsNormForward } from '../../ops/model/rms-norm.js';
 import { checkStep, type GradientTape, type Value } from '../gradient-tape.js';
 
@@ -16,7 +17,11 @@ export function recordRmsNorm(
   g: Value,
   options: RmsNormStep,
 ): { y: Value; sum: Value } {
-  const { residual, eps, plusOne = false } = options;
+  const {
+    residual,
+    eps,
+    plusOne = false,
+  } = readOptions('ModelTape.rmsNorm', options, { residual: true, eps: true, plusOne: true });
   checkStep('rmsNorm', t, { x, g, ...(residual === undefined ? {} : { residual }) });
   const keep = t.recording && [x, g, residual].some((input) => input?.differentiable === true);
   const made = rmsNormForward(x.tensor, g.tensor, {
