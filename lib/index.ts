@@ -70,6 +70,7 @@ export {
   Value,
 } from './autograd/gradient-tape.js';
 export type { Expert } from './autograd/mixture.js';
+export type { AttentionValues } from './autograd/model/attention.js';
 export type { LossStep } from './autograd/model/loss.js';
 export { ModelTape } from './autograd/model/model-tape.js';
 export type { RmsNormStep } from './autograd/model/rms-norm.js';
@@ -240,6 +241,17 @@ export {
   unmergeLora,
 } from './ops/lora/merge.js';
 export { matmul, matmulInputGrad } from './ops/matmul.js';
+export {
+  type AttentionBackwardOptions,
+  type AttentionCache,
+  type AttentionGradients,
+  type AttentionInput,
+  type AttentionOptions,
+  type AttentionResult,
+  type AttentionShape,
+  attention,
+  attentionBackward,
+} from './ops/model/attention.js';
 export { type EmbeddingOptions, embedding } from './ops/model/embedding.js';
 export { Indices, type IndicesOptions } from './ops/model/indices.js';
 export {

@@ -2,6 +2,7 @@
  * The oracle: float64 TypeScript written from the maths and from the published definitions of the
  * formats, never from the C++. Every check of a kernel is against this file.
  */
+export * from './oracle/attention.js';
 export * from './oracle/compare.js';
 export * from './oracle/cross-entropy.js';
 export * from './oracle/dropout.js';

@@ -3,6 +3,25 @@
 /** Native memory behind a tensor or a weight: an opaque external with a type tag. */
 export type NativeHandle = { readonly __nativeHandle: unique symbol };
 
+/** What both passes of attention take first. */
+export type AttentionArguments = [
+  q: NativeHandle,
+  k: NativeHandle,
+  v: NativeHandle,
+  qFirst: number,
+  kFirst: number,
+  vFirst: number,
+  sequences: number,
+  heads: number,
+  kvHeads: number,
+  headDim: number,
+  window: number,
+  scale: number,
+  softcap: number,
+  rope: NativeHandle | null,
+  documents: NativeHandle | null,
+];
+
 export interface ModelBinding {
   indices(device: string, values: Int32Array, limit: number, holes: boolean): NativeHandle;
   writeIndices(indices: NativeHandle, values: Int32Array): void;
@@ -34,4 +53,22 @@ export interface ModelBinding {
     wantsDx: boolean,
     wantsDg: boolean,
   ): [dx: NativeHandle | null, dg: NativeHandle | null];
+  attention(
+    ...args: [
+      ...shared: AttentionArguments,
+      kCache: NativeHandle | null,
+      vCache: NativeHandle | null,
+      past: number,
+      keep: boolean,
+    ]
+  ): [o: NativeHandle, lse: NativeHandle | null];
+  attentionBackward(
+    ...args: [
+      ...shared: AttentionArguments,
+      o: NativeHandle,
+      lse: NativeHandle,
+      dO: NativeHandle,
+      fused: boolean,
+    ]
+  ): NativeHandle[];
 }

@@ -21,6 +21,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterTensors(env, exports);
   RegisterTransfer(env, exports);
   RegisterStreams(env, exports);
+  RegisterAttention(env, exports);
   RegisterModelOps(env, exports);
   RegisterWeights(env, exports);
   RegisterOps(env, exports);

@@ -72,6 +72,8 @@ const TABLE: readonly Row[] = [
   ['loraForwardSwiglu', 'training', ({ x, w }, o) => of('loraForwardSwiglu')(x, { w }, { w }, o)],
   ['rmsNormForward', 'residual', ({ x, h }, o) => of('rmsNormForward')(x, rowOf(h, K), o)],
   ['rmsNormBackward', 'invRms', ({ x, h }, o) => of('rmsNormBackward')(x, x, rowOf(h, K), o)],
+  ['attention', 'heads', ({ x }, o) => of('attention')({ q: x, k: x, v: x }, o)],
+  ['attentionBackward', 'heads', ({ x }, o) => of('attentionBackward')(x, { q: x, k: x, v: x }, o)],
   ['embedding', 'scale', ({ w }, o) => of('embedding')(indices(M, N), w, o)],
   [
     'linearCrossEntropy',

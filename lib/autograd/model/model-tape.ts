@@ -1,9 +1,11 @@
 import type { BaseWeight } from '../../ops/base-weight.js';
+import type { AttentionShape } from '../../ops/model/attention.js';
 import { type EmbeddingOptions, embedding } from '../../ops/model/embedding.js';
 import type { Indices } from '../../ops/model/indices.js';
 import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-entropy.js';
 import type { Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
+import { type AttentionValues, recordAttention } from './attention.js';
 import { type LossStep, recordLoss } from './loss.js';
 import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
 
@@ -41,5 +43,14 @@ export class ModelTape extends Tape {
     options: Omit<LinearCrossEntropyOptions, 'gradient'> = {},
   ): LossStep {
     return recordLoss(this, x, head, targets, options);
+  }
+
+  /**
+   * Causal attention of grouped heads, as {@link attention} without a cache: o [B, T, heads · d].
+   * The rotation and the documents must live as long as the tape.
+   * @param values `{ q, k, v }`, or `{ qkv }`
+   */
+  attention(values: AttentionValues, options: AttentionShape): Value {
+    return recordAttention(this, values, options);
   }
 }

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <string>
 
+#include "native/core/ops/attention_ops.h"
 #include "native/core/ops/grouped_ops.h"
 #include "native/core/ops/loss_ops.h"
 #include "native/core/ops/norm_ops.h"
@@ -432,6 +433,8 @@ struct QuantizeScalesOp {
 /// The ops of a model around its linear layers, which have a table of their own
 /// (native/cpu/kernels/isa/model_body.h).
 #define LOWRANK_FOR_EACH_MODEL_OP(X)          \
+  X(Attention, attention)                     \
+  X(AttentionBackward, attention_backward)    \
   X(Embedding, embedding)                     \
   X(LinearCrossEntropy, linear_cross_entropy) \
   X(RmsNorm, rms_norm)                        \

@@ -25,6 +25,10 @@ Status Swiglu(const SwigluOp& op, const RunContext& context);
 Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context);
 Status SumProduct(const SumProductOp& op, const RunContext& context);
 
+// reference_attention.cpp
+Status Attention(const AttentionOp& op, const RunContext& context);
+Status AttentionBackward(const AttentionBackwardOp& op, const RunContext& context);
+
 // reference_loss.cpp
 Status Embedding(const EmbeddingOp& op, const RunContext& context);
 Status LinearCrossEntropy(const LinearCrossEntropyOp& op, const RunContext& context);

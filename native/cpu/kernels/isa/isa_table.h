@@ -39,6 +39,15 @@ inline Status ToStatus(const QuantizeOp& op, const Outcome& outcome) {
   return ToStatus(QuantizeOp::kName, outcome);
 }
 
+inline Status ToStatus(const AttentionOp& op, const Outcome& outcome) {
+  if (outcome.code == Code::kValue) return RefuseDocument(op.kName, op.shape, outcome.index);
+  return ToStatus(AttentionOp::kName, outcome);
+}
+inline Status ToStatus(const AttentionBackwardOp& op, const Outcome& outcome) {
+  if (outcome.code == Code::kValue) return RefuseDocument(op.kName, op.shape, outcome.index);
+  return ToStatus(AttentionBackwardOp::kName, outcome);
+}
+
 inline Status RunRandom(const RandomOp& op, const RunContext& context) {
   return ToStatus(RandomOp::kName, RandomKernel(op, context));
 }

@@ -9,6 +9,7 @@
 
 #include <type_traits>
 
+#include "native/cpu/kernels/model/attention_backward.h"
 #include "native/cpu/kernels/model/cross_entropy.h"
 #include "native/cpu/kernels/model/embedding.h"
 #include "native/cpu/kernels/model/norm.h"
@@ -31,6 +32,17 @@ struct OwnModel {
   static constexpr bool kSome = false;
   static bool Owns(const Op& /*op*/) { return false; }
 };
+
+/// A set with the dot product of pairs computes attention of bf16 itself.
+template <typename Op>
+struct OwnPairs {
+  static constexpr bool kSome = kHasBF16Dot;
+  static bool Owns(const Op& op) { return op.q.matrix.dtype == DType::kBF16; }
+};
+template <>
+struct OwnModel<AttentionOp> : OwnPairs<AttentionOp> {};
+template <>
+struct OwnModel<AttentionBackwardOp> : OwnPairs<AttentionBackwardOp> {};
 
 /// function(op, context), or with `products` where it takes them.
 template <typename Function, typename Op>
