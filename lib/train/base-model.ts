@@ -5,15 +5,8 @@
 
 import { createHash } from 'node:crypto';
 import { bytesOf, type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
-import { wholeInt4Blocks } from '../core/formats.js';
-import {
-  type Device,
-  defaultDevice,
-  type QuantFormat,
-  type QuantizedWeight,
-  quantize,
-  Tensor,
-} from '../index.js';
+import { type Device, defaultDevice, Tensor } from '../index.js';
+import { type BaseFormat, storeWeight } from '../model/base-format.js';
 import type { HfModel } from '../model/hf-model.js';
 import { type LlamaConfig, llamaTensorShapes } from '../model/llama-config.js';
 import type { BaseLinear } from './kernels.js';
@@ -40,13 +33,6 @@ const kBlockPart: Readonly<Record<LinearName, 'self_attn' | 'mlp'>> = {
   up_proj: 'mlp',
   down_proj: 'mlp',
 };
-
-/** The storage of base weights; `none` keeps them as dense f32. */
-export interface BaseFormat {
-  readonly format: QuantFormat | 'none';
-  readonly blocksize?: number;
-  readonly doubleQuant?: boolean;
-}
 
 /** One block of the model. */
 export interface BaseLayer {
@@ -173,27 +159,5 @@ export async function loadBaseModel(
   } catch (error) {
     for (const w of made) w.dispose();
     throw error;
-  }
-}
-
-function storeWeight(
-  values: Float32Array,
-  shape: readonly [number, number],
-  { format, blocksize, doubleQuant }: BaseFormat,
-  device: Device,
-): QuantizedWeight | Tensor {
-  const full = Tensor.from(values, shape, { device });
-  if (format === 'none') return full;
-  try {
-    return quantize(full, {
-      format,
-      ...(blocksize === undefined ? {} : { blocksize }),
-      ...(doubleQuant === undefined ? {} : { doubleQuant }),
-      ...(format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
-        ? { zeroPoints: true }
-        : {}),
-    });
-  } finally {
-    full.dispose();
   }
 }

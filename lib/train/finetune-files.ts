@@ -15,9 +15,9 @@ import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import type { Device } from '../index.js';
+import type { BaseFormat } from '../model/base-format.js';
 import type { LlamaConfig } from '../model/llama-config.js';
 import type { AdapterConfig, AdapterParameter, AdapterSet } from './adapter-set.js';
-import type { BaseFormat } from './base-model.js';
 import type { RunIdentity } from './run-state.js';
 import type { TrainOptions } from './trainer.js';
 

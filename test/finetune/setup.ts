@@ -4,15 +4,11 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterAll } from 'vitest';
+import type { BaseFormat } from '../../lib/model/base-format.js';
 import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
-import {
-  type BaseFormat,
-  type BaseModel,
-  linearNames,
-  loadBaseModel,
-} from '../../lib/train/base-model.js';
+import { type BaseModel, linearNames, loadBaseModel } from '../../lib/train/base-model.js';
 import { SequenceSet } from '../../lib/train/text-data.js';
 import { Trainer, type TrainOptions } from '../../lib/train/trainer.js';
 import { noise, type TinyCheckpointOptions, writeTinyCheckpoint } from './tiny-checkpoint.js';

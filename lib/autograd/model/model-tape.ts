@@ -6,6 +6,7 @@ import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-ent
 import type { Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
 import { type AttentionValues, recordAttention } from './attention.js';
+import { type GateFunction, recordGate } from './gated.js';
 import { type LossStep, recordLoss } from './loss.js';
 import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
 
@@ -25,6 +26,11 @@ export class ModelTape extends Tape {
    */
   rmsNorm(x: Value, g: Value, options: RmsNormStep = {}): { y: Value; sum: Value } {
     return recordRmsNorm(this, x, g, options);
+  }
+
+  /** `f(gate) ⊙ up` of a gated feed-forward layer, in the dtype of the gate. */
+  gatedActivation(gate: Value, up: Value, kind: GateFunction): Value {
+    return recordGate(this, gate, up, kind);
   }
 
   /** Rows of a frozen table, {@link embedding}: no gradient goes further. */

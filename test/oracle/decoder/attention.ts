@@ -35,6 +35,7 @@ function rotated(x: Matrix, rows: Rows, headDim: number, angles: Angles, sign: 1
  * o = softmax(mask(cap(scale · q · kᵀ))) · v for every head.
  * @param q [B·T, heads · headDim]
  * @param k [B·T, kvHeads · headDim], as v
+ * @param angles in place of those of the config, by position
  */
 export function attention(
   q: Matrix,
@@ -42,10 +43,10 @@ export function attention(
   v: Matrix,
   config: AttentionConfig,
   rows: Rows,
+  angles: Angles = anglesOf(config.rotary, Math.max(...Array.from(rows.positions))),
 ): Step<readonly [Matrix, Matrix, Matrix]> {
   const { heads, kvHeads, headDim: d, scale, softcap, window = Number.POSITIVE_INFINITY } = config;
   const { B, T, segments } = rows;
-  const angles = anglesOf(config.rotary, Math.max(...Array.from(rows.positions)));
   const [qr, kr] = [rotated(q, rows, d, angles, 1), rotated(k, rows, d, angles, 1)];
   const sees = (at: number, other: number) =>
     other <= at && other > at - window && segments[at] === segments[other];

@@ -1,0 +1,42 @@
+/** How the frozen linear layers of a model are stored. */
+
+import type { Device } from '../core/device.js';
+import { type QuantFormat, wholeInt4Blocks } from '../core/formats.js';
+import { Tensor } from '../core/tensor.js';
+import { quantize } from '../ops/quantize.js';
+import type { QuantizedWeight } from '../quant/quantized-weight.js';
+
+/** How base weights are stored; `none` keeps them as dense f32. */
+export interface BaseFormat {
+  readonly format: QuantFormat | 'none';
+  readonly blocksize?: number;
+  readonly doubleQuant?: boolean;
+}
+
+/**
+ * A linear weight on a device, quantised or dense in f32.
+ * @param values row-major
+ * @param shape [N, K]
+ * @throws LowrankError as `quantize`
+ */
+export function storeWeight(
+  values: Float32Array,
+  shape: readonly [number, number],
+  { format, blocksize, doubleQuant }: BaseFormat,
+  device: Device,
+): QuantizedWeight | Tensor {
+  const full = Tensor.from(values, shape, { device });
+  if (format === 'none') return full;
+  try {
+    return quantize(full, {
+      format,
+      ...(blocksize === undefined ? {} : { blocksize }),
+      ...(doubleQuant === undefined ? {} : { doubleQuant }),
+      ...(format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
+        ? { zeroPoints: true }
+        : {}),
+    });
+  } finally {
+    full.dispose();
+  }
+}

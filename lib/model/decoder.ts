@@ -1,0 +1,354 @@
+/**
+ * A decoder-only model on the tape: pre-norm blocks of causal attention and of a gated MLP over a residual stream. What an
+ * architecture adds is in its {@link DecoderConfig}; the adapters record their own formulas.
+ *
+ *   x = scale · embedding[ids]
+ *   x = x + norm?(o(attention(norm?(q(n)), norm?(k(n)), v(n)))),  n = norm(x)
+ *   x = x + norm?(down(gate(n) ⊙ up(n))),                         n = norm(x)
+ *   logits = cap?(head(norm(x)))
+ */
+
+import type { Adapter } from '../adapters/definition/adapter.js';
+import { recordAdapter } from '../adapters/definition/record.js';
+import type { Value } from '../autograd/gradient-tape.js';
+import type { LossStep } from '../autograd/model/loss.js';
+import type { DType } from '../core/dtype.js';
+import { fail } from '../core/errors.js';
+import { outsideScopes, scope, track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { FeatureMap } from '../ops/feature-map.js';
+import { Indices } from '../ops/model/indices.js';
+import type { DecoderConfig, DecoderLayerConfig } from './config/decoder-config.js';
+import type { DecoderTape } from './decoder-tape.js';
+import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
+import { rotaryTable } from './rotary.js';
+
+/** Tokens of a call: B rows of T, row-major. */
+export interface DecoderTokens {
+  readonly B: number;
+  readonly T: number;
+  /** [B · T] */
+  readonly ids: Int32Array;
+  /**
+   * [B · T]: which document of its row a token belongs to; default one document a row. Documents do not
+   * see each other, and positions count from 0 in each.
+   */
+  readonly segments?: Int32Array;
+}
+
+/** How {@link Decoder.forward} works. */
+export interface DecoderCall {
+  /** By module; a layer without one is the base model's. */
+  readonly adapters?: ReadonlyMap<string, Adapter>;
+  /** Of the residual stream; default f32. */
+  readonly dtype?: DType;
+  /** Is a gradient of the embedding's output wanted? Default false. */
+  readonly inputGradient?: boolean;
+}
+
+/** What a forward pass gives. */
+export interface DecoderPass {
+  /** [B, T, hiddenSize], the (scaled) rows of the embedding. */
+  readonly embedded: Value;
+  /** [B, T, hiddenSize], normalised: what the head takes. */
+  readonly features: Value;
+  /** The trained tensors on this tape, by module and name. */
+  readonly parameters: ReadonlyMap<string, Readonly<Record<string, Value>>>;
+}
+
+/** What the blocks of one call share. */
+interface Call {
+  readonly tape: DecoderTape;
+  readonly tokens: DecoderTokens;
+  readonly adapters: ReadonlyMap<string, Adapter>;
+  readonly documents: Indices | undefined;
+  /** By layer. */
+  readonly ropes: readonly Tensor[];
+  readonly parameters: Map<string, Readonly<Record<string, Value>>>;
+}
+
+/**
+ * A model that runs forward on a tape and is trained from its adapters.
+ * @example
+ * const { features } = decoder.forward(tape, { ids, B, T }, { adapters });
+ * const { loss } = decoder.loss(tape, features, targets, { scale: 1 / counted });
+ */
+export class Decoder implements Disposable {
+  /** Parts of fused layers, by begin, end and width. */
+  readonly #maps = new Map<string, FeatureMap>();
+
+  constructor(
+    readonly config: DecoderConfig,
+    readonly weights: DecoderWeights,
+  ) {
+    track(this);
+  }
+
+  /**
+   * Records the forward pass.
+   * @throws ERR_SHAPE ids or segments that do not cover the rows · ERR_VALUE ids outside of the vocabulary ·
+   *   what the ops throw
+   */
+  forward(tape: DecoderTape, tokens: DecoderTokens, call: DecoderCall = {}): DecoderPass {
+    const { adapters = new Map(), dtype = 'f32', inputGradient = false } = call;
+    const { hiddenSize, vocabSize, embeddingScale, layers, norm } = this.config;
+    const { device } = this.weights;
+    const { B, T } = tokens;
+    checkTokens(tokens);
+    const ids = Indices.from(tokens.ids, { limit: vocabSize, device });
+    const begins = tokens.segments === undefined ? undefined : documentBegins(tokens.segments, T);
+    const documents = begins === undefined ? undefined : Indices.from(begins, { limit: T, device });
+    // Peers round the scale to the dtype that they compute in.
+    const scale = roundTo(dtype, embeddingScale);
+    const rows = tape.embedding(ids, this.weights.embedding, { scale, dtype });
+    const x0 = rows.tensor.reshape([B, T, hiddenSize]);
+    const embedded = inputGradient ? tape.variable(x0) : tape.own(x0);
+    const parameters = new Map<string, Readonly<Record<string, Value>>>();
+    const shared: Call = {
+      tape,
+      tokens,
+      adapters,
+      documents,
+      ropes: this.#ropes(T, begins),
+      parameters,
+    };
+    let stream: Stream = { x: embedded };
+    layers.forEach((layer, index) => {
+      const weights = this.weights.layers[index] as LayerWeights;
+      // What the backward pass does not read is freed with the block; what it reads belongs to the tape.
+      stream = scope(() => ({
+        ...this.#mlp(this.#attention(stream, index, weights, shared), layer, weights, shared),
+        tape,
+        parameters,
+      }));
+    });
+    const { y: features } = this.#enter(tape, stream, this.weights.norm, norm);
+    return { embedded, features, parameters };
+  }
+
+  /**
+   * The logits of features: [..., vocabSize].
+   * @param pass of the same tape; its adapter of the head is applied
+   */
+  logits(tape: DecoderTape, features: Value, call: DecoderCall = {}): Value {
+    const logits = this.#headLogits(tape, features, call);
+    const { finalSoftcap: cap } = this.config;
+    if (cap === undefined) return logits;
+    return tape.affine(tape.map(tape.affine(logits, 1 / cap), 'tanh'), cap);
+  }
+
+  /**
+   * `scale` times the sum of the losses of all rows of features, and the loss of each, f32 [M].
+   * @param targets [M]: the next token, or negative for none
+   * @throws ERR_SHAPE another number of targets · ERR_UNSUPPORTED an adapter of the head on a tape that has no loss of
+   *   logits
+   */
+  loss(
+    tape: DecoderTape,
+    features: Value,
+    targets: Int32Array,
+    call: DecoderCall & {
+      readonly parameters?: DecoderPass['parameters'];
+      readonly scale?: number;
+    } = {},
+  ): LossStep {
+    const { vocabSize, hiddenSize, finalSoftcap } = this.config;
+    const { head, device } = this.weights;
+    const M = features.tensor.size / hiddenSize;
+    if (targets.length !== M) {
+      fail('ERR_SHAPE', 'decoder.loss', 'targets', `[${M}]`, `[${targets.length}]`);
+    }
+    const wanted = Indices.from(targets, { limit: vocabSize, holes: true, device });
+    const options = {
+      ...(finalSoftcap === undefined ? {} : { softcap: finalSoftcap }),
+      ...(call.scale === undefined ? {} : { scale: call.scale }),
+    };
+    const rows = tape.reshape(features, [M, hiddenSize]);
+    if (call.adapters?.has(head.place.module) !== true) {
+      return tape.linearCrossEntropy(rows, head.w, wanted, options);
+    }
+    if (tape.crossEntropy === undefined) {
+      const { module } = head.place;
+      fail('ERR_UNSUPPORTED', 'decoder.loss', 'adapters', 'none of the head', `"${module}"`);
+    }
+    return tape.crossEntropy(this.#headLogits(tape, rows, call), wanted, options);
+  }
+
+  #headLogits(
+    tape: DecoderTape,
+    features: Value,
+    call: DecoderCall & { readonly parameters?: DecoderPass['parameters'] },
+  ): Value {
+    const { adapters = new Map(), parameters = new Map() } = call;
+    return linear(features, this.weights.head, {
+      tape,
+      adapters,
+      parameters: parameters as Call['parameters'],
+    });
+  }
+
+  /** The table of each layer for the positions of a call; layers that rotate in one way share it. */
+  #ropes(T: number, begins: Int32Array | undefined): readonly Tensor[] {
+    const { device } = this.weights;
+    const length =
+      begins === undefined ? T : begins.reduce((most, b, m) => Math.max(most, (m % T) - b + 1), 0);
+    // A row a token, whatever the documents; what lies beyond the longest of them is not read.
+    const all = Int32Array.from({ length: T }, (_, i) => Math.min(i, length - 1));
+    const made = new Map<string, Tensor>();
+    return this.config.layers.map(({ attention: { rotary } }) => {
+      const key = JSON.stringify(rotary);
+      const shape = [T, rotary.dims];
+      const table = made.get(key) ?? Tensor.from(rotaryTable(rotary, all), shape, { device });
+      made.set(key, table);
+      return table;
+    });
+  }
+
+  /** The norm before a block, over the stream with what the block before it adds. */
+  #enter(
+    tape: DecoderTape,
+    { x, add }: Stream,
+    gain: Tensor,
+    { eps, plusOne }: DecoderConfig['norm'],
+  ): { readonly y: Value; readonly sum: Value } {
+    const residual = add === undefined ? {} : { residual: add };
+    return tape.rmsNorm(x, tape.constant(gain), { eps, plusOne, ...residual });
+  }
+
+  #normed(tape: DecoderTape, x: Value, gain: Tensor | undefined): Value {
+    if (gain === undefined) return x;
+    return this.#enter(tape, { x }, gain, this.config.norm).y;
+  }
+
+  #attention(stream: Stream, index: number, weights: LayerWeights, call: Call): Stream {
+    const { tape, tokens } = call;
+    const { attention } = this.config.layers[index] as DecoderLayerConfig;
+    const { heads, kvHeads, headDim, window, softcap } = attention;
+    const { y: n, sum } = this.#enter(tape, stream, weights.attentionNorm, this.config.norm);
+    const [wide, narrow] = [heads * headDim, kvHeads * headDim];
+    const ys = weights.qkv.map((layer) => linear(n, layer, call));
+    const whole = ys.length === 1 && weights.qNorm === undefined && weights.kNorm === undefined;
+    const parts = whole ? ys : this.#cut(ys, [wide, narrow, narrow], call);
+    const perHead = (value: Value, gain: Tensor | undefined): Value => {
+      if (gain === undefined) return value;
+      const flat = tape.reshape(value, [value.tensor.size / headDim, headDim]);
+      return tape.reshape(this.#normed(tape, flat, gain), value.shape);
+    };
+    const [q, k, v] = parts as [Value, Value, Value];
+    const values = whole
+      ? { qkv: q }
+      : { q: perHead(q, weights.qNorm), k: perHead(k, weights.kNorm), v };
+    const mixed = tape.attention(values, {
+      heads,
+      kvHeads,
+      scale: attention.scale,
+      rope: call.ropes[index] as Tensor,
+      ...(window === undefined || window >= tokens.T ? {} : { window }),
+      ...(softcap === undefined ? {} : { softcap }),
+      ...(call.documents === undefined ? {} : { documents: call.documents }),
+    });
+    const out = linear(mixed, weights.attentionOutput, call);
+    return { x: sum, add: this.#normed(tape, out, weights.attentionOutputNorm) };
+  }
+
+  #mlp(stream: Stream, layer: DecoderLayerConfig, weights: LayerWeights, call: Call): Stream {
+    const { tape } = call;
+    const { intermediateSize: inner, gate: kind } = layer.mlp;
+    const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
+    const ys = weights.gateUp.map((layer) => linear(n, layer, call));
+    const [gate, up] = this.#cut(ys, [inner, inner], call) as [Value, Value];
+    if (kind === 'gelu') {
+      fail('ERR_UNSUPPORTED', 'decoder.forward', 'gate', 'silu or gelu-tanh', kind);
+    }
+    const out = linear(tape.gatedActivation(gate, up, kind), weights.down, call);
+    return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
+  }
+
+  /** The results of several layers, or that of a fused one cut into parts of these widths. */
+  #cut(ys: readonly Value[], widths: readonly number[], call: Call): readonly Value[] {
+    const [fused] = ys as [Value];
+    if (ys.length > 1) return ys;
+    let begin = 0;
+    return widths.map((width) => {
+      const end = begin + width;
+      const map = this.#slice(
+        widths.reduce((sum, each) => sum + each, 0),
+        begin,
+        end,
+      );
+      begin = end;
+      return call.tape.features(fused, map, { dtype: fused.tensor.dtype });
+    });
+  }
+
+  #slice(width: number, begin: number, end: number): FeatureMap {
+    const key = `${width} ${begin} ${end}`;
+    const known = this.#maps.get(key);
+    if (known !== undefined) return known;
+    const { device } = this.weights;
+    // It lives as long as the decoder, whatever scope the first call is in.
+    const map = outsideScopes(() => FeatureMap.slice(width, begin, end, { device }));
+    this.#maps.set(key, map);
+    return map;
+  }
+
+  /** Frees the weights. Twice is a no-op. */
+  dispose(): void {
+    for (const map of this.#maps.values()) map.dispose();
+    this.#maps.clear();
+    this.weights.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+
+/** The residual stream between two blocks: what stands in it, and what the block before adds to it. */
+interface Stream {
+  readonly x: Value;
+  readonly add?: Value;
+}
+
+/** A linear layer with its adapter, where it has one. */
+function linear(
+  x: Value,
+  { place, w, bias }: LinearWeights,
+  { tape, adapters, parameters }: Pick<Call, 'tape' | 'adapters' | 'parameters'>,
+): Value {
+  const given = bias === undefined ? undefined : tape.constant(bias);
+  const adapter = adapters.get(place.module);
+  if (adapter === undefined) return tape.linear(x, w, given);
+  const made = recordAdapter(tape, adapter, { x, w, bias: given });
+  parameters.set(place.module, made.parameters);
+  return made.y;
+}
+
+/** The row of its sequence at which each row's document begins. */
+function documentBegins(segments: Int32Array, T: number): Int32Array {
+  const begins = new Int32Array(segments.length);
+  for (let m = 0; m < segments.length; m++) {
+    const same = m % T !== 0 && segments[m] === segments[m - 1];
+    begins[m] = same ? (begins[m - 1] as number) : m % T;
+  }
+  return begins;
+}
+
+function checkTokens({ B, T, ids, segments }: DecoderTokens): void {
+  const op = 'decoder.forward';
+  for (const [name, list] of Object.entries({ ids, segments })) {
+    if (list === undefined || list.length === B * T) continue;
+    fail('ERR_SHAPE', op, name, `[B · T = ${B * T}]`, `[${list.length}]`);
+  }
+}
+
+/** A number as a dtype holds it. */
+function roundTo(dtype: DType, value: number): number {
+  if (dtype === 'f32' || value === 1) return Math.fround(value);
+  const rounded = Tensor.from([value], [1], { dtype, device: 'cpu' });
+  try {
+    return rounded.readSync()[0] as number;
+  } finally {
+    rounded.dispose();
+  }
+}
