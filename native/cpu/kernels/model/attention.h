@@ -31,9 +31,8 @@ LOWRANK_INLINE KeySource KeysOf(const AttentionOp& op, int64_t b, const TensorVi
   return {op.k.matrix, op.v.matrix, op.k.first, op.v.first, b * op.rows(), rope};
 }
 
-/// Keys and values of rows [from, to) of key head g as units along rows; and values also as units
-/// of rows, for which the rows are filled up to a multiple of kProductRows by zeros.
-/// @param values_along null where only pairs are asked for
+/// Keys and values of rows [from, to) of key head g as units along rows, filled up with rows of
+/// zeros to a multiple of kProductRows.
 template <typename Policy>
 LOWRANK_INLINE void PackKeys(const KeySource& keys, const Sequence& sequence, int64_t g,
                              int64_t from, int64_t to, Unit* k_rows, Unit* v_rows) {
@@ -176,7 +175,7 @@ struct AttentionForward {
   }
 
   /// o of lanes, [padded][kQueries], and what it is to be divided by.
-  /// @param tile(k0, end) the packed keys [k0, end)
+  /// @param tile_of makes the packed keys [k0, end) of (k0, end)
   template <typename TileOf>
   void Sum(const Sight& sight, const Memory& memory, float* most, float* sums,
            const TileOf& tile_of) const {
