@@ -382,11 +382,11 @@ describe('what would be computed otherwise', () => {
   it.each([
     [
       { peft_type: 'DEFT', decomposition_method: 'svd' },
-      /a DEFT config must be of a form that deft or deft-qr has, got another/,
+      /a DEFT config must be of a form that deft or deft-qr supports, got another/,
     ],
     [
       { peft_type: 'SUPERTUNING', r: 4 },
-      /a SUPERTUNING config must be of a form that supertuning has/,
+      /a SUPERTUNING config must be of a form that supertuning supports/,
     ],
     [{ peft_type: 'HYPOTHETICAL' }, /peft_type must be one of ADALORA, .*, got "?HYPOTHETICAL"?$/],
   ])('a form that nothing reads is refused, not as an unknown type: %j', (config, text) => {

@@ -131,7 +131,7 @@ describe('a case of one’s own', () => {
 
   it('is refused where the file is not one', async () => {
     const broken: [string, number, string][] = [
-      [path.join(folder, 'absent.mjs'), 3, 'does not exist'],
+      [path.join(folder, 'absent.mjs'), 3, 'must be a file, got nothing there'],
       [file('syntax.mjs', 'export default {'), 3, 'does not load'],
       [file('empty.mjs', 'export const name = 1;'), 3, 'must have name, and prepare'],
       [file('nameless.mjs', 'export default { prepare() {} };'), 3, 'must have name'],

@@ -81,7 +81,7 @@ describe('no driver', () => {
     const found = info({});
     expect(found.get('cuda-emulated')).toMatchObject({ available: false });
     expect(found.get('cuda-emulated')?.reason).toMatch(/not built .*lowrank-emulator\.so/);
-    expect(info({ LOWRANK_EMULATOR: 'fast' }).get('cuda-emulated')?.reason).toContain("'fast'");
+    expect(info({ LOWRANK_EMULATOR: 'fast' }).get('cuda-emulated')?.reason).toContain('"fast"');
   });
 
   it('a library that is no driver is said', () => {

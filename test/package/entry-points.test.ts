@@ -103,7 +103,8 @@ describe('entry points', () => {
     const rows = binding()
       .formats()
       .map(({ codebook, ...row }) => row);
-    expect(rows).toEqual(FORMATS.map((row) => ({ ...row })));
+    // What only JavaScript needs to know of a format has no place in the native table.
+    expect(rows).toEqual(FORMATS.map(({ bitsandbytes: _, ...row }) => row));
   });
 
   it.each([
