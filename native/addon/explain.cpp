@@ -83,7 +83,8 @@ CallShape ShapeOf(const Napi::Value& value) {
   const std::string name = StringArg(format, kExplain, "format");
   shape.format = FindFormat(name);
   if (shape.format == nullptr) {
-    ThrowIfError(env, Refuse(Code::kFormat, kExplain, "format", "a known format", "'" + name + "'"));
+    ThrowIfError(env,
+                 Refuse(Code::kFormat, kExplain, "format", "a known format", "'" + name + "'"));
   }
   shape.blocksize = size("blocksize", 1);
   shape.rowwise = BoolArg(call.Get("rowwise"));

@@ -41,7 +41,7 @@ const files = commands
   .filter(
     (file) =>
       linted.some((path) => file.startsWith(path)) &&
-      !/kernels_(?!portable|check)\w+\.cpp$/.test(file),
+      !/(kernels|isa\/model)_(?!portable|check)\w+\.cpp$/.test(file),
   );
 const queue = [...files];
 let failed = false;

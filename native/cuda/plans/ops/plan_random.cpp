@@ -7,7 +7,7 @@ namespace {
 
 /// In DType's order.
 constexpr const char* kRandomKernels[3] = {"random_f32_kernel", "random_bf16_kernel",
-                                     "random_f16_kernel"};
+                                           "random_f16_kernel"};
 
 }  // namespace
 
