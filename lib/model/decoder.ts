@@ -11,6 +11,7 @@
 import type { Adapter } from '../adapters/definition/adapter.js';
 import { recordAdapter } from '../adapters/definition/record.js';
 import type { Value } from '../autograd/gradient-tape.js';
+import type { GateFunction } from '../autograd/model/gated.js';
 import type { LossStep } from '../autograd/model/loss.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
@@ -77,10 +78,16 @@ export class Decoder implements Disposable {
   /** Parts of fused layers, by begin, end and width. */
   readonly #maps = new Map<string, FeatureMap>();
 
+  /** @throws ERR_UNSUPPORTED a gate that no op computes */
   constructor(
     readonly config: DecoderConfig,
     readonly weights: DecoderWeights,
   ) {
+    for (const { mlp } of config.layers) {
+      if (mlp.gate === 'gelu') {
+        fail('ERR_UNSUPPORTED', 'Decoder', 'gate', 'silu or gelu-tanh', mlp.gate);
+      }
+    }
     track(this);
   }
 
@@ -257,10 +264,7 @@ export class Decoder implements Disposable {
     const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
     const ys = weights.gateUp.map((layer) => linear(n, layer, call));
     const [gate, up] = this.#cut(ys, [inner, inner], call) as [Value, Value];
-    if (kind === 'gelu') {
-      fail('ERR_UNSUPPORTED', 'decoder.forward', 'gate', 'silu or gelu-tanh', kind);
-    }
-    const out = linear(tape.gatedActivation(gate, up, kind), weights.down, call);
+    const out = linear(tape.gatedActivation(gate, up, kind as GateFunction), weights.down, call);
     return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
   }
 

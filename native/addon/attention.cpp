@@ -57,10 +57,7 @@ Napi::Value Attention(const Napi::CallbackInfo& info) {
     op.lse = operands.Out(&lse, DType::kF32, {heads, op.q.matrix.rows});
   }
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, 2);
-  result.Set(0u, WrapTensor(env, std::move(o)));
-  result.Set(1u, lse.storage ? WrapTensor(env, std::move(lse)) : env.Null());
-  return result;
+  return WrapTensors(env, {&o, &lse});
 }
 
 // attentionBackward(..., o, lse, dO, fused) -> [dqkv], or [dq, dk, dv]
@@ -90,10 +87,8 @@ Napi::Value AttentionBackward(const Napi::CallbackInfo& info) {
     op.dv.matrix = operands.Out(&made[2], q.dtype, WithLast(v.shape, kv_cols));
   }
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  const uint32_t count = fused ? 1 : 3;
-  Napi::Array result = Napi::Array::New(env, count);
-  for (uint32_t i = 0; i < count; ++i) result.Set(i, WrapTensor(env, std::move(made[i])));
-  return result;
+  if (fused) return WrapTensors(env, {&made[0]});
+  return WrapTensors(env, {&made[0], &made[1], &made[2]});
 }
 
 }  // namespace

@@ -86,10 +86,7 @@ Napi::Value SwigluBackward(const Napi::CallbackInfo& info) {
   op.d_gate = operands.Out(&d_gate, gate.dtype, gate.shape);
   op.d_up = operands.Out(&d_up, op.up.dtype, gate.shape);
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, 2);
-  result.Set(0u, WrapTensor(env, std::move(d_gate)));
-  result.Set(1u, WrapTensor(env, std::move(d_up)));
-  return result;
+  return WrapTensors(env, {&d_gate, &d_up});
 }
 
 // sumProduct(a, b | null, axis) -> out, a vector

@@ -121,6 +121,15 @@ Napi::Value WrapTensor(Napi::Env env, TensorHandle handle) {
   return Wrap(env, std::move(handle), kTensorTag, bytes);
 }
 
+Napi::Value WrapTensors(Napi::Env env, std::initializer_list<TensorHandle*> handles) {
+  Napi::Array result = Napi::Array::New(env, handles.size());
+  uint32_t i = 0;
+  for (TensorHandle* handle : handles) {
+    result.Set(i++, handle->storage ? WrapTensor(env, std::move(*handle)) : env.Null());
+  }
+  return result;
+}
+
 Napi::Value WrapWeight(Napi::Env env, WeightHandle handle) {
   int64_t bytes = 0;
   for (const StoragePtr& part : handle.parts) {

@@ -5,6 +5,7 @@
 #include <napi.h>
 
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <vector>
@@ -81,6 +82,8 @@ struct IndexHandle {
 };
 
 Napi::Value WrapTensor(Napi::Env env, TensorHandle handle);
+/// An array of tensors, with null for those that have no storage.
+Napi::Value WrapTensors(Napi::Env env, std::initializer_list<TensorHandle*> handles);
 Napi::Value WrapWeight(Napi::Env env, WeightHandle handle);
 Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle);
 Napi::Value WrapIndices(Napi::Env env, IndexHandle handle);

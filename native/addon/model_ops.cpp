@@ -88,11 +88,7 @@ Napi::Value RmsNorm(const Napi::CallbackInfo& info) {
   if (op.residual.present) op.sum = operands.Out(&sum, x.dtype, x.shape);
   if (BoolArg(info[5])) op.inv_rms = operands.Out(&inv_rms, DType::kF32, {op.x.rows});
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, 3);
-  result.Set(0u, WrapTensor(env, std::move(y)));
-  result.Set(1u, sum.storage ? WrapTensor(env, std::move(sum)) : env.Null());
-  result.Set(2u, inv_rms.storage ? WrapTensor(env, std::move(inv_rms)) : env.Null());
-  return result;
+  return WrapTensors(env, {&y, &sum, &inv_rms});
 }
 
 // rmsNormBackward(dy, x, g, invRms, dSum | null, plusOne, wantsDx, wantsDg) -> [dx | null, dg |
@@ -114,10 +110,7 @@ Napi::Value RmsNormBackward(const Napi::CallbackInfo& info) {
   if (BoolArg(info[6])) op.dx = operands.Out(&dx, x.dtype, x.shape);
   if (BoolArg(info[7])) op.dg = operands.Out(&dg, DType::kF32, {op.s.cols});
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, 2);
-  result.Set(0u, dx.storage ? WrapTensor(env, std::move(dx)) : env.Null());
-  result.Set(1u, dg.storage ? WrapTensor(env, std::move(dg)) : env.Null());
-  return result;
+  return WrapTensors(env, {&dx, &dg});
 }
 
 // embedding(ids, table, scale, dtype) -> y [ids, D]
@@ -155,10 +148,7 @@ Napi::Value LinearCrossEntropy(const Napi::CallbackInfo& info) {
   op.losses = operands.Out(&losses, DType::kF32, {op.x.rows});
   if (BoolArg(info[6])) op.dx = operands.Out(&dx, x.dtype, x.shape);
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
-  Napi::Array result = Napi::Array::New(env, 2);
-  result.Set(0u, WrapTensor(env, std::move(losses)));
-  result.Set(1u, dx.storage ? WrapTensor(env, std::move(dx)) : env.Null());
-  return result;
+  return WrapTensors(env, {&losses, &dx});
 }
 
 }  // namespace

@@ -73,6 +73,18 @@ describe('a decoder', () => {
     }
   });
 
+  it('refuses a gate that no op computes before it runs', () => {
+    const { config, weights } = load();
+    const layers = config.layers.map((layer) => ({
+      ...layer,
+      mlp: { ...layer.mlp, gate: 'gelu' as const },
+    }));
+    const make = () => new Decoder({ ...config, layers }, weights);
+    expect(codeOf(make)).toBe('ERR_UNSUPPORTED');
+    expect(make).toThrow('gate must be silu or gelu-tanh, got gelu');
+    weights.dispose();
+  });
+
   it('refuses targets of another number of rows', () => {
     const decoder = load();
     const call = () =>

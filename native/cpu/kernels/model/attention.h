@@ -339,15 +339,21 @@ LOWRANK_INLINE void WithAttentionPolicy(DType dtype, const Body& body) {
   body(F32Policy{});
 }
 
-LOWRANK_OP Outcome Attention(const AttentionOp& op, const RunContext& context) {
+/// One pass of attention, Pass<Policy>{run, op}.All(), if the documents may be read.
+template <template <typename> class Pass, typename Op>
+LOWRANK_INLINE Outcome RunAttention(const Op& op, const RunContext& context) {
   Run run(context);
   const int64_t bad = FirstBadDocument(op.shape.documents, op.shape.sequences, op.rows());
   if (bad >= 0) return {Code::kValue, bad};
   WithAttentionPolicy(op.q.matrix.dtype, [&](auto policy) {
-    const AttentionForward<decltype(policy)> forward = {run, op};
-    forward.All();
+    const Pass<decltype(policy)> pass = {run, op};
+    pass.All();
   });
   return run.Result();
+}
+
+LOWRANK_OP Outcome Attention(const AttentionOp& op, const RunContext& context) {
+  return RunAttention<AttentionForward>(op, context);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

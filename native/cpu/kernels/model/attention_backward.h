@@ -331,14 +331,7 @@ struct AttentionBackwardPass {
 };
 
 LOWRANK_OP Outcome AttentionBackward(const AttentionBackwardOp& op, const RunContext& context) {
-  Run run(context);
-  const int64_t bad = FirstBadDocument(op.shape.documents, op.shape.sequences, op.rows());
-  if (bad >= 0) return {Code::kValue, bad};
-  WithAttentionPolicy(op.q.matrix.dtype, [&](auto policy) {
-    const AttentionBackwardPass<decltype(policy)> backward = {run, op};
-    backward.All();
-  });
-  return run.Result();
+  return RunAttention<AttentionBackwardPass>(op, context);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
