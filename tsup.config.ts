@@ -21,7 +21,7 @@ export default defineConfig([
       ...library,
       'cli/main': 'lib/cli/main.ts',
       'cli/bench-worker': 'lib/bench/peers/worker.ts',
-      'cli/tokenize-worker': 'lib/train/tokenize-worker.ts',
+      'cli/tokenize-worker': 'lib/text/tokenize-worker.ts',
     },
     format: ['esm'],
     clean: true,

@@ -37,6 +37,9 @@ def build(job, tensors, torch):
     heads, kv_heads, d, eps = job["heads"], job["kvHeads"], job["headDim"], job["eps"]
     dropout, scaling = job["dropout"], job["scaling"]
     trained = [value.requires_grad_(True) for name, value in tensors.items() if ".lora_" in name]
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[job["dtype"]]
+    tensors = {name: value if ".lora_" in name or not value.is_floating_point() else value.to(dtype)
+               for name, value in tensors.items()}
     cos = torch.cat((tensors["cos"], tensors["cos"]), -1)
     sin = torch.cat((tensors["sin"], tensors["sin"]), -1)
 
@@ -45,11 +48,14 @@ def build(job, tensors, torch):
         lora_a = tensors.get(name + ".lora_A")
         if lora_a is None:
             return y
+        x = x.to(lora_a.dtype)
         dropped = F.dropout(x, dropout) if dropout > 0 else x
-        return y + F.linear(F.linear(dropped, lora_a), tensors[name + ".lora_B"]) * scaling
+        return (y + F.linear(F.linear(dropped, lora_a), tensors[name + ".lora_B"]) * scaling).to(y.dtype)
 
     def norm(x, name):
-        return tensors[name + ".weight"] * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+        return tensors[name + ".weight"] * wide.to(x.dtype)
 
     def rotated(x):
         low, high = x.chunk(2, -1)
@@ -76,8 +82,8 @@ def build(job, tensors, torch):
         x = F.embedding(ids, tensors["model.embed_tokens.weight"])
         for at in range(job["layers"]):
             x = block(x, at)
-        logits = F.linear(norm(x, "model.norm"), tensors[job["head"] + ".weight"])
-        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.reshape(-1))
+        logits = F.linear(norm(x, "model.norm"), tensors[job["head"]])
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]).float(), targets.reshape(-1))
 
     return loss, trained
 
@@ -104,7 +110,7 @@ def prepare(job):
         return total
 
     first = step()
-    answer(ready={"version": torch.__version__, "note": f"dense f32, eager; {blas_note(torch)}",
+    answer(ready={"version": torch.__version__, "note": f"dense {job['dtype']}, eager; {blas_note(torch)}",
                   "probe": [first], "runner": "a loop in Python"})
     return step
 

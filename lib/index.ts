@@ -130,6 +130,7 @@ export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js
 export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+export type { BaseFormat } from './model/base-format.js';
 export type {
   AttentionConfig,
   DecoderConfig,
@@ -140,14 +141,30 @@ export type {
   RotaryConfig,
   RotaryScaling,
 } from './model/config/decoder-config.js';
+export {
+  Decoder,
+  type DecoderCall,
+  type DecoderPass,
+  type DecoderTokens,
+} from './model/decoder.js';
 export type {
   DecoderPlaces,
   LayerPlaces,
   LinearPlace,
   TensorPlace,
 } from './model/decoder-tensors.js';
+export {
+  type BaseMemory,
+  DecoderWeights,
+  type LayerWeights,
+  type LinearWeights,
+  type LoadOptions,
+} from './model/decoder-weights.js';
+export { type GenerateOptions, generate } from './model/generate.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
+export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
 export type { LlamaConfig } from './model/llama-config.js';
+export type { SampleOptions } from './model/sample.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';
 export {
@@ -269,5 +286,32 @@ export { oneHot } from './ops/one-hot.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
+export { type AdamwSettings, adamw } from './optim/adamw.js';
+export {
+  type AnyOptimizer,
+  defineOptimizer,
+  type OptimizerDefinition,
+  type OptimizerStep,
+  type ParameterGroup,
+  type ParameterRole,
+  type ParameterUpdate,
+  type TrainedParameter,
+} from './optim/optimizer.js';
 export type { GroupAffineState } from './quant/group-affine.js';
 export { QuantizedWeight } from './quant/quantized-weight.js';
+export {
+  type AdaptedLayer,
+  type AdapterConfig,
+  AdapterSet,
+  type Targets,
+  type TrainedMethod,
+} from './train/adapter-set.js';
+export {
+  type PassPlace,
+  type PassResult,
+  Trainer,
+  type TrainerOptions,
+  type TrainPass,
+  type TrainStep,
+} from './train/trainer.js';
+export { TreeSum } from './train/tree-sum.js';

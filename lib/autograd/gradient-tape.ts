@@ -2,7 +2,7 @@ import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
 import { scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import { checkSameDevice } from '../core/validate.js';
+import { checkSameDevice, readOptions } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import type { GroupedSaved } from '../ops/grouped/grouped-saved.js';
@@ -57,6 +57,17 @@ interface Step {
   readonly inputs: readonly Value[];
   readonly output: Value;
   readonly backward: BackwardFunction;
+  /** What only the backward function of this step and of later ones reads. */
+  readonly keeps: readonly (Tensor | GroupedSaved)[];
+}
+
+/** How {@link GradientTape.gradients} works. */
+export interface GradientsOptions {
+  /**
+   * Free what each step kept as soon as its backward function has run, and dispose the tape at the end: the pass then
+   * needs little more memory than the forward pass left. Default false: the tape can be asked again.
+   */
+  readonly release?: boolean;
 }
 
 /**
@@ -97,6 +108,8 @@ export class GradientTape implements Disposable {
   readonly #steps: Step[] = [];
   /** Tensors that the tape must not free. */
   readonly #borrowed = new Set<Tensor | GroupedSaved>();
+  readonly #held = new Set<Tensor | GroupedSaved>();
+  readonly #variables = new Map<Tensor, Value[]>();
   #disposed = false;
 
   /**
@@ -118,7 +131,21 @@ export class GradientTape implements Disposable {
   /** A tensor of the caller, of which a gradient may be wanted. */
   variable(tensor: Tensor): Value {
     this.#borrowed.add(tensor);
-    return new Value(tensor, this.recording);
+    const value = new Value(tensor, this.recording);
+    const known = this.#variables.get(tensor);
+    if (known === undefined) this.#variables.set(tensor, [value]);
+    else known.push(value);
+    return value;
+  }
+
+  /** The values that {@link GradientTape.variable} made, by tensor: the gradient of a tensor is the sum of theirs. */
+  get variables(): ReadonlyMap<Tensor, readonly Value[]> {
+    return this.#variables;
+  }
+
+  /** Is it freed with the tape? */
+  holds(tensor: Tensor): boolean {
+    return this.#held.has(tensor);
   }
 
   /** A tensor of the caller without a gradient. It must live as long as the tape. */
@@ -156,8 +183,12 @@ export class GradientTape implements Disposable {
     const differentiable = this.recording && inputs.some((input) => input.differentiable);
     const value = new Value(output, differentiable);
     if (differentiable) {
-      this.kept.push(...keeps.filter((each) => !this.#borrowed.has(each)));
-      this.#steps.push({ inputs, output: value, backward });
+      const own = keeps.filter((each) => !this.#borrowed.has(each));
+      // A step frees what no step before it reads: the backward pass runs from the last to the first.
+      const first = own.filter((each) => !this.#held.has(each));
+      for (const each of first) this.#held.add(each);
+      this.kept.push(...first);
+      this.#steps.push({ inputs, output: value, backward, keeps: first });
     }
     return value;
   }
@@ -175,6 +206,7 @@ export class GradientTape implements Disposable {
     y: Value,
     dy: Tensor,
     wanted: readonly Value[],
+    options: GradientsOptions = {},
   ): readonly (Tensor | undefined)[] {
     if (typeof op !== 'string') throw wrongType('Tape.gradients', 'op', 'a string', op);
     if (this.#disposed) fail('ERR_DISPOSED', op, 'saved', 'live saved state', 'a disposed one');
@@ -188,15 +220,17 @@ export class GradientTape implements Disposable {
     for (const { inputs, output } of this.#steps) {
       if (inputs.some((input) => active.has(input))) active.add(output);
     }
-    return scope(() => {
-      const pass = new Pass(active);
+    const release = readOptions('Tape.gradients', options, { release: true }).release === true;
+    const found = scope(() => {
+      const pass = new Pass(active, [...wanted, y]);
       pass.give(y, dy);
-      for (const { output, backward } of [...this.#steps].reverse()) {
-        if (!active.has(output)) continue;
-        const gradient = pass.of(output);
-        if (gradient !== undefined) backward(gradient, pass);
+      for (const step of [...this.#steps].reverse()) {
+        this.#runBack(step, pass, dy);
+        if (release) for (const each of step.keeps) each.dispose();
       }
-      const others = [dy, ...this.#borrowed, ...this.kept].filter((each) => Tensor.is(each));
+      const others = [dy, ...this.#borrowed, ...this.kept].filter(
+        (each): each is Tensor => Tensor.is(each) && !each.disposed,
+      );
       return wanted.map((value) => {
         const gradient = pass.of(value);
         if (gradient === undefined) return undefined;
@@ -208,6 +242,25 @@ export class GradientTape implements Disposable {
         return own;
       });
     });
+    if (release) this.dispose();
+    return found;
+  }
+
+  /** Runs one step of the backward pass, and frees what it alone needed. */
+  #runBack({ output, backward }: Step, pass: Pass, dy: Tensor): void {
+    if (!pass.wants(output)) return;
+    const before = pass.held();
+    scope(() => {
+      const gradient = pass.of(output);
+      if (gradient !== undefined) backward(gradient, pass);
+      pass.finish(output);
+      return pass.held();
+    });
+    const after = new Set(pass.held());
+    for (const tensor of before) {
+      const others = tensor === dy || this.#borrowed.has(tensor) || this.#held.has(tensor);
+      if (!others && !after.has(tensor)) tensor.dispose();
+    }
   }
 
   /** Frees what the tape keeps. A second call does nothing. */
@@ -225,11 +278,14 @@ markClass(GradientTape, 'Tape');
 /** The gradients that have been summed so far. */
 class Pass implements BackwardPass {
   readonly #active: ReadonlySet<Value>;
+  /** Of these the gradients stay until the end. */
+  readonly #stay: ReadonlySet<Value>;
   readonly #sums = new Map<Value, Tensor>();
   readonly #bases = new Map<Value, { dy: Tensor; w: BaseWeight }[]>();
 
-  constructor(active: ReadonlySet<Value>) {
+  constructor(active: ReadonlySet<Value>, stay: readonly Value[]) {
     this.#active = active;
+    this.#stay = new Set(stay);
   }
 
   wants(input: Value): boolean {
@@ -271,5 +327,16 @@ class Pass implements BackwardPass {
       this.give(value, matmulInputGrad(base.dy, base.w));
     }
     return this.#sums.get(value);
+  }
+
+  /** No further step reads the gradient of this output, unless it is wanted. */
+  finish(output: Value): void {
+    if (!this.#stay.has(output)) this.#sums.delete(output);
+  }
+
+  /** What later steps read. */
+  held(): Tensor[] {
+    const waiting = [...this.#bases.values()].flat().map(({ dy }) => dy);
+    return [...this.#sums.values(), ...waiting];
   }
 }

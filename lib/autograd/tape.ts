@@ -93,6 +93,7 @@ function plusOne(a: Tensor, alpha: number): Tensor {
 export class Tape extends StructuredTape {
   readonly #dropout: TapeDropout;
   readonly #compute: ComputePrecision;
+  /** How many steps of this pass have drawn a seed. */
   #dropouts = 0;
 
   /** @throws ERR_TYPE */
@@ -110,6 +111,21 @@ export class Tape extends StructuredTape {
     super(recording);
     this.#dropout = dropout;
     this.#compute = compute;
+  }
+
+  /** @internal The options of a tape that goes on where this one stands, and the number of seeds drawn so far. */
+  protected fork(): { readonly options: TapeOptions; readonly dropouts: number } {
+    const options = {
+      recording: this.recording,
+      dropout: this.#dropout,
+      compute: this.#compute,
+    };
+    return { options, dropouts: this.#dropouts };
+  }
+
+  /** @internal Draws on from this number of seeds: those before it were drawn by a fork. */
+  protected resume(dropouts: number): void {
+    this.#dropouts = dropouts;
   }
 
   /** Seed or mask for the next dropout of this pass. */

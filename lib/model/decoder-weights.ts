@@ -11,7 +11,12 @@ import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import type { BaseWeight } from '../ops/base-weight.js';
 import { type BaseFormat, storeWeight } from './base-format.js';
-import type { LayerPlaces, LinearPlace, TensorPlace } from './decoder-tensors.js';
+import {
+  type LayerPlaces,
+  type LinearPlace,
+  layerLinears,
+  type TensorPlace,
+} from './decoder-tensors.js';
 import type { HfModel } from './hf-model.js';
 
 /** A frozen linear layer. */
@@ -37,14 +42,29 @@ export interface LayerWeights {
   readonly mlpOutputNorm?: Tensor;
 }
 
+/** The linear layers of a block, in the order of the forward pass. */
+export function linearsOf({ qkv, attentionOutput, gateUp, down }: LayerWeights) {
+  return [...qkv, attentionOutput, ...gateUp, down];
+}
+
 /** How {@link DecoderWeights.load} stores a model. */
 export interface LoadOptions {
   /** Of the linear layers of the blocks. Default `none`: dense, in the dtype of the file. */
   readonly format?: BaseFormat;
   /** Default {@link defaultDevice}. */
   readonly device?: Device;
-  /** Called after each block, with how many of how many are there. */
-  readonly onLayer?: (done: number, total: number) => void;
+  /** Called with each tensor that is read, as it stands in the file. */
+  readonly onTensor?: (name: string, raw: RawTensor) => void;
+}
+
+/** What a model takes on its device, in bytes. */
+export interface BaseMemory {
+  /** The linear layers of the blocks as stored. */
+  readonly linear_bytes: number;
+  /** The same layers in f32. */
+  readonly linearF32_bytes: number;
+  /** Embedding, head and norms, which are not quantised. */
+  readonly other_bytes: number;
 }
 
 const kDense: Partial<Record<RawTensor['dtype'], DType>> = { BF16: 'bf16', F16: 'f16' };
@@ -69,19 +89,60 @@ export class DecoderWeights implements Disposable {
     track(this);
   }
 
+  /** Sizes of the weights. A tied head counts once. */
+  get memory(): BaseMemory {
+    const linears = this.layers.flatMap(linearsOf);
+    const own = new Set(linears.map(({ w }) => w));
+    const bytes = (list: Iterable<unknown>) =>
+      [...list].reduce<number>((sum, each) => sum + (each as Tensor).byteLength, 0);
+    return {
+      linear_bytes: bytes(own),
+      linearF32_bytes: linears.reduce((sum, { place: { N, K } }) => sum + 4 * N * K, 0),
+      other_bytes: bytes(this.#made) - bytes(own),
+    };
+  }
+
+  /** Number of values of all tensors. */
+  get parameterCount(): number {
+    return this.#made.reduce((sum, each) => {
+      const { shape } = each as unknown as Tensor;
+      return sum + shape.reduce((a, b) => a * b, 1);
+    }, 0);
+  }
+
   /**
    * Reads and stores all weights of a model folder.
    * @throws what the reader of the folder and `quantize` throw; nothing stays allocated
    */
   static load(model: HfModel, options: LoadOptions = {}): DecoderWeights {
-    const { format = { format: 'none' }, device = defaultDevice(), onLayer } = options;
+    const steps = DecoderWeights.loading(model, options);
+    for (;;) {
+      const { done, value } = steps.next();
+      if (done === true) return value;
+    }
+  }
+
+  /**
+   * {@link DecoderWeights.load} layer by layer, so that a caller may show progress or stop: then what was read is freed.
+   * Yields how many of how many linear layers are there.
+   */
+  static *loading(
+    model: HfModel,
+    options: LoadOptions = {},
+  ): Generator<{ readonly done: number; readonly total: number }, DecoderWeights> {
+    const { format = { format: 'none' }, device = defaultDevice(), onTensor } = options;
     const made: Disposable[] = [];
     const keep = <T extends Disposable>(value: T): T => {
       made.push(value);
       return value;
     };
-    const dense = ({ name, shape }: TensorPlace): Tensor => {
+    const read = (name: string): RawTensor => {
       const raw = model.read(name);
+      onTensor?.(name, raw);
+      return raw;
+    };
+    const dense = ({ name, shape }: TensorPlace): Tensor => {
+      const raw = read(name);
       const dtype = kDense[raw.dtype];
       const place = { device, ...(dtype === undefined ? {} : { dtype }) };
       const data = dtype === undefined ? rawToFloat32(raw) : (raw.data as Uint16Array);
@@ -92,24 +153,31 @@ export class DecoderWeights implements Disposable {
       const w =
         format.format === 'none'
           ? dense(weight)
-          : keep(storeWeight(model.readFloat32(weight.name), [N, K], format, device));
+          : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
       return { place, w, ...(bias === undefined ? {} : { bias: dense(bias) }) };
     };
+    let whole = false;
     try {
       const { places } = model;
       const embedding = dense(places.embedding);
-      const layers = places.layers.map((layer, index) => {
-        const weights = layerWeights(layer, dense, linear);
-        onLayer?.(index + 1, places.layers.length);
-        return weights;
-      });
+      const total = places.layers.reduce((sum, layer) => sum + layerLinears(layer).length, 0);
+      const layers: LayerWeights[] = [];
+      let done = 0;
+      for (const layer of places.layers) {
+        const linears: LinearWeights[] = [];
+        for (const place of layerLinears(layer)) {
+          linears.push(linear(place));
+          yield { done: ++done, total };
+        }
+        layers.push(layerWeights(layer, dense, linears));
+      }
       const norm = dense(places.norm);
       const tied = places.head.weight === places.embedding;
       const head = { place: places.head, w: tied ? embedding : dense(places.head.weight) };
+      whole = true;
       return new DecoderWeights(embedding, layers, norm, head, device, made);
-    } catch (error) {
-      for (const each of made) each[Symbol.dispose]();
-      throw error;
+    } finally {
+      if (!whole) for (const each of made) each[Symbol.dispose]();
     }
   }
 
@@ -123,24 +191,26 @@ export class DecoderWeights implements Disposable {
   }
 }
 
+/** @param linears of {@link layerLinears} */
 function layerWeights(
   places: LayerPlaces,
   dense: (place: TensorPlace) => Tensor,
-  linear: (place: LinearPlace) => LinearWeights,
+  linears: readonly LinearWeights[],
 ): LayerWeights {
-  const { qNorm, kNorm, attentionOutputNorm, mlpOutputNorm } = places;
+  const { qkv, qNorm, kNorm, attentionOutputNorm, gateUp, mlpOutputNorm } = places;
+  const rest = linears.slice(qkv.length);
   return {
     attentionNorm: dense(places.attentionNorm),
-    qkv: places.qkv.map(linear),
+    qkv: linears.slice(0, qkv.length),
     ...(qNorm === undefined ? {} : { qNorm: dense(qNorm) }),
     ...(kNorm === undefined ? {} : { kNorm: dense(kNorm) }),
-    attentionOutput: linear(places.attentionOutput),
+    attentionOutput: rest[0] as LinearWeights,
     ...(attentionOutputNorm === undefined
       ? {}
       : { attentionOutputNorm: dense(attentionOutputNorm) }),
     mlpNorm: dense(places.mlpNorm),
-    gateUp: places.gateUp.map(linear),
-    down: linear(places.down),
+    gateUp: rest.slice(1, 1 + gateUp.length),
+    down: rest[1 + gateUp.length] as LinearWeights,
     ...(mlpOutputNorm === undefined ? {} : { mlpOutputNorm: dense(mlpOutputNorm) }),
   };
 }

@@ -15,6 +15,7 @@ import type { GateFunction } from '../autograd/model/gated.js';
 import type { LossStep } from '../autograd/model/loss.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
+import { hash32 } from '../core/random.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
@@ -22,7 +23,8 @@ import { Indices } from '../ops/model/indices.js';
 import type { DecoderConfig, DecoderLayerConfig } from './config/decoder-config.js';
 import type { DecoderTape } from './decoder-tape.js';
 import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
-import { rotaryTable } from './rotary.js';
+import type { KvCache } from './kv-cache.js';
+import { RotaryTables } from './rotary-tables.js';
 
 /** Tokens of a call: B rows of T, row-major. */
 export interface DecoderTokens {
@@ -45,6 +47,18 @@ export interface DecoderCall {
   readonly dtype?: DType;
   /** Is a gradient of the embedding's output wanted? Default false. */
   readonly inputGradient?: boolean;
+  /**
+   * Does each block keep its input only, and run again in the backward pass? Default false. The bits are the same, the
+   * time grows by about a third, and the memory of the blocks becomes that of one.
+   */
+  readonly recompute?: boolean;
+  /**
+   * The tokens follow those that it holds, and are added to it. For a tape that does not record, without segments, in
+   * the dtype of the cache.
+   */
+  readonly cache?: KvCache;
+  /** Of what methods sample on the host, other in each layer. Dropout takes the tape's. */
+  readonly seed?: number;
 }
 
 /** What a forward pass gives. */
@@ -53,8 +67,6 @@ export interface DecoderPass {
   readonly embedded: Value;
   /** [B, T, hiddenSize], normalised: what the head takes. */
   readonly features: Value;
-  /** The trained tensors on this tape, by module and name. */
-  readonly parameters: ReadonlyMap<string, Readonly<Record<string, Value>>>;
 }
 
 /** What the blocks of one call share. */
@@ -62,10 +74,11 @@ interface Call {
   readonly tape: DecoderTape;
   readonly tokens: DecoderTokens;
   readonly adapters: ReadonlyMap<string, Adapter>;
+  readonly seed: number | undefined;
   readonly documents: Indices | undefined;
+  readonly cache: KvCache | undefined;
   /** By layer. */
   readonly ropes: readonly Tensor[];
-  readonly parameters: Map<string, Readonly<Record<string, Value>>>;
 }
 
 /**
@@ -77,6 +90,7 @@ interface Call {
 export class Decoder implements Disposable {
   /** Parts of fused layers, by begin, end and width. */
   readonly #maps = new Map<string, FeatureMap>();
+  readonly #tables: RotaryTables;
 
   /** @throws ERR_UNSUPPORTED a gate that no op computes */
   constructor(
@@ -88,20 +102,22 @@ export class Decoder implements Disposable {
         fail('ERR_UNSUPPORTED', 'Decoder', 'gate', 'silu or gelu-tanh', mlp.gate);
       }
     }
+    this.#tables = new RotaryTables(weights.device);
     track(this);
   }
 
   /**
    * Records the forward pass.
-   * @throws ERR_SHAPE ids or segments that do not cover the rows · ERR_VALUE ids outside of the vocabulary ·
-   *   what the ops throw
+   * @throws ERR_SHAPE ids or segments that do not cover the rows · ERR_VALUE ids outside of the vocabulary, or a cache
+   *   that is full · what the ops throw
    */
   forward(tape: DecoderTape, tokens: DecoderTokens, call: DecoderCall = {}): DecoderPass {
-    const { adapters = new Map(), dtype = 'f32', inputGradient = false } = call;
+    const { adapters = new Map(), dtype = 'f32', inputGradient = false, recompute = false } = call;
     const { hiddenSize, vocabSize, embeddingScale, layers, norm } = this.config;
     const { device } = this.weights;
     const { B, T } = tokens;
     checkTokens(tokens);
+    if (call.cache !== undefined) checkCache(call.cache, tape, tokens, dtype);
     const ids = Indices.from(tokens.ids, { limit: vocabSize, device });
     const begins = tokens.segments === undefined ? undefined : documentBegins(tokens.segments, T);
     const documents = begins === undefined ? undefined : Indices.from(begins, { limit: T, device });
@@ -110,27 +126,29 @@ export class Decoder implements Disposable {
     const rows = tape.embedding(ids, this.weights.embedding, { scale, dtype });
     const x0 = rows.tensor.reshape([B, T, hiddenSize]);
     const embedded = inputGradient ? tape.variable(x0) : tape.own(x0);
-    const parameters = new Map<string, Readonly<Record<string, Value>>>();
     const shared: Call = {
       tape,
       tokens,
       adapters,
+      seed: call.seed,
       documents,
-      ropes: this.#ropes(T, begins),
-      parameters,
+      cache: call.cache,
+      ropes: this.#ropes(tokens, begins, call.cache),
     };
     let stream: Stream = { x: embedded };
     layers.forEach((layer, index) => {
       const weights = this.weights.layers[index] as LayerWeights;
+      const block = (on: Call, from: Stream): Stream =>
+        this.#mlp(this.#attention(from, index, weights, on), layer, weights, on);
       // What the backward pass does not read is freed with the block; what it reads belongs to the tape.
       stream = scope(() => ({
-        ...this.#mlp(this.#attention(stream, index, weights, shared), layer, weights, shared),
+        ...(recompute ? recomputed(shared, stream, block) : block(shared, stream)),
         tape,
-        parameters,
       }));
     });
     const { y: features } = this.#enter(tape, stream, this.weights.norm, norm);
-    return { embedded, features, parameters };
+    call.cache?.advance(T);
+    return { embedded, features };
   }
 
   /**
@@ -154,10 +172,7 @@ export class Decoder implements Disposable {
     tape: DecoderTape,
     features: Value,
     targets: Int32Array,
-    call: DecoderCall & {
-      readonly parameters?: DecoderPass['parameters'];
-      readonly scale?: number;
-    } = {},
+    call: DecoderCall & { readonly scale?: number } = {},
   ): LossStep {
     const { vocabSize, hiddenSize, finalSoftcap } = this.config;
     const { head, device } = this.weights;
@@ -181,33 +196,29 @@ export class Decoder implements Disposable {
     return tape.crossEntropy(this.#headLogits(tape, rows, call), wanted, options);
   }
 
-  #headLogits(
-    tape: DecoderTape,
-    features: Value,
-    call: DecoderCall & { readonly parameters?: DecoderPass['parameters'] },
-  ): Value {
-    const { adapters = new Map(), parameters = new Map() } = call;
-    return linear(features, this.weights.head, {
-      tape,
-      adapters,
-      parameters: parameters as Call['parameters'],
-    });
+  #headLogits(tape: DecoderTape, features: Value, call: DecoderCall): Value {
+    const { adapters = new Map() } = call;
+    return linear(features, this.weights.head, { tape, adapters, seed: call.seed });
   }
 
   /** The table of each layer for the positions of a call; layers that rotate in one way share it. */
-  #ropes(T: number, begins: Int32Array | undefined): readonly Tensor[] {
-    const { device } = this.weights;
+  #ropes(
+    { T }: DecoderTokens,
+    begins: Int32Array | undefined,
+    cache: KvCache | undefined,
+  ): readonly Tensor[] {
     const length =
-      begins === undefined ? T : begins.reduce((most, b, m) => Math.max(most, (m % T) - b + 1), 0);
-    // A row a token, whatever the documents; what lies beyond the longest of them is not read.
-    const all = Int32Array.from({ length: T }, (_, i) => Math.min(i, length - 1));
-    const made = new Map<string, Tensor>();
+      begins === undefined
+        ? (cache?.length ?? 0) + T
+        : begins.reduce((most, b, m) => Math.max(most, (m % T) - b + 1), 0);
+    this.#tables.trim();
+    const views = new Map<Tensor, Tensor>();
     return this.config.layers.map(({ attention: { rotary } }) => {
-      const key = JSON.stringify(rotary);
-      const shape = [T, rotary.dims];
-      const table = made.get(key) ?? Tensor.from(rotaryTable(rotary, all), shape, { device });
-      made.set(key, table);
-      return table;
+      const table = this.#tables.get(rotary, cache?.capacity ?? T, length);
+      // What the tape reads later outlives the table's place among the last.
+      const view = views.get(table) ?? table.reshape(table.shape);
+      views.set(table, view);
+      return view;
     });
   }
 
@@ -245,12 +256,15 @@ export class Decoder implements Disposable {
     const values = whole
       ? { qkv: q }
       : { q: perHead(q, weights.qNorm), k: perHead(k, weights.kNorm), v };
+    const { cache } = call;
+    const held = cache?.layers[index];
     const mixed = tape.attention(values, {
+      ...(held === undefined ? {} : { cache: { ...held, past: (cache as KvCache).length } }),
       heads,
       kvHeads,
       scale: attention.scale,
       rope: call.ropes[index] as Tensor,
-      ...(window === undefined || window >= tokens.T ? {} : { window }),
+      ...(window === undefined || window >= (cache?.capacity ?? tokens.T) ? {} : { window }),
       ...(softcap === undefined ? {} : { softcap }),
       ...(call.documents === undefined ? {} : { documents: call.documents }),
     });
@@ -300,6 +314,7 @@ export class Decoder implements Disposable {
   dispose(): void {
     for (const map of this.#maps.values()) map.dispose();
     this.#maps.clear();
+    this.#tables.trim(0);
     this.weights.dispose();
   }
 
@@ -314,18 +329,31 @@ interface Stream {
   readonly add?: Value;
 }
 
+/** A block that runs again in the backward pass. Its sum is computed at its end, not in the next norm: same bits. */
+function recomputed(
+  call: Call,
+  { x, add }: Stream,
+  block: (call: Call, from: Stream) => Stream,
+): Stream {
+  const whole = add === undefined ? x : call.tape.add(x, add);
+  const y = call.tape.recompute(whole, (tape, from) => {
+    const made = block({ ...call, tape }, { x: from });
+    return made.add === undefined ? made.x : tape.add(made.x, made.add);
+  });
+  return { x: y };
+}
+
 /** A linear layer with its adapter, where it has one. */
 function linear(
   x: Value,
   { place, w, bias }: LinearWeights,
-  { tape, adapters, parameters }: Pick<Call, 'tape' | 'adapters' | 'parameters'>,
+  { tape, adapters, seed }: Pick<Call, 'tape' | 'adapters' | 'seed'>,
 ): Value {
   const given = bias === undefined ? undefined : tape.constant(bias);
   const adapter = adapters.get(place.module);
   if (adapter === undefined) return tape.linear(x, w, given);
-  const made = recordAdapter(tape, adapter, { x, w, bias: given });
-  parameters.set(place.module, made.parameters);
-  return made.y;
+  const own = seed === undefined ? undefined : hash32(seed, place.module);
+  return recordAdapter(tape, adapter, { x, w, bias: given, seed: own }).y;
 }
 
 /** The row of its sequence at which each row's document begins. */
@@ -344,6 +372,21 @@ function checkTokens({ B, T, ids, segments }: DecoderTokens): void {
     if (list === undefined || list.length === B * T) continue;
     fail('ERR_SHAPE', op, name, `[B · T = ${B * T}]`, `[${list.length}]`);
   }
+}
+
+function checkCache(
+  cache: KvCache,
+  tape: DecoderTape,
+  { B, T, segments }: DecoderTokens,
+  dtype: DType,
+): void {
+  const op = 'decoder.forward';
+  if (tape.recording) {
+    fail('ERR_VALUE', op, 'cache', 'absent on a tape that records', 'present');
+  }
+  if (segments !== undefined) fail('ERR_VALUE', op, 'segments', 'absent with a cache', 'present');
+  if (cache.dtype !== dtype) fail('ERR_DTYPE', op, 'cache', dtype, cache.dtype);
+  cache.requireRoom(op, B, T);
 }
 
 /** A number as a dtype holds it. */

@@ -1,182 +1,183 @@
-/**
- * All adapters of a run in one flat array, so that clipping, the optimiser and checkpoints each
- * need one loop over one block of memory.
- */
+/** The adapters of a decoder's linear layers, and the tensors that they train. */
 
+import type { Adapter } from '../adapters/definition/adapter.js';
 import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
+import { adapterMethods } from '../adapters/methods/adapter-methods.js';
+import type { Device } from '../core/device.js';
 import { fail } from '../core/errors.js';
-import { type Adapter, adapterMethods, type Device } from '../index.js';
-import { type LlamaConfig, llamaTensorShapes } from '../model/llama-config.js';
-import { type BaseModel, type LinearName, linearNames } from './base-model.js';
-import type { BaseLinear } from './kernels.js';
-import { hash32 } from './random.js';
+import { hash32 } from '../core/random.js';
+import { track } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import type { Decoder } from '../model/decoder.js';
+import {
+  type DecoderPlaces,
+  type LinearPlace,
+  layerLinears,
+  linearTargets,
+} from '../model/decoder-tensors.js';
+import { type LinearWeights, linearsOf } from '../model/decoder-weights.js';
+import type { ParameterRole, TrainedParameter } from '../optim/optimizer.js';
 
 /** A method for adapting layers: one of the library, or a user's. */
 export type TrainedMethod = (typeof adapterMethods)[number];
+
+/** Which layers of the blocks are adapted: all, or those of these names, like `q_proj`. */
+export type Targets = 'all-linear' | readonly string[];
 
 /** The adapters of a run. */
 export interface AdapterConfig {
   readonly method: TrainedMethod;
   /** Settings of the method that differ from its defaults: `r`, `loraAlpha`, `dropout`, ... */
   readonly settings: Readonly<Record<string, unknown>>;
-  readonly targets: readonly LinearName[];
+  readonly targets: Targets;
 }
 
-/** A trained tensor of one adapter, and its position in the flat array. */
-export interface AdapterParameter {
-  readonly name: string;
-  readonly shape: readonly number[];
-  readonly values: Float32Array;
-  readonly at_elems: number;
-}
-
-/** The adapter of one layer. */
-export interface AdapterSlot {
-  readonly layer: BaseLinear;
+/** An adapted layer. */
+export interface AdaptedLayer {
+  readonly place: LinearPlace;
   readonly adapter: Adapter;
-  readonly parameters: readonly AdapterParameter[];
 }
 
-/** The trained parameters, each a view of {@link values}. */
-export class AdapterSet {
-  readonly values: Float32Array;
-  readonly slots: readonly AdapterSlot[];
-  private readonly byLayer: ReadonlyMap<string, number>;
+/** The factors of a low-rank update; another trained tensor is neither. */
+const kRoles: Readonly<Record<string, ParameterRole>> = { loraA: 'down', loraB: 'up' };
 
-  /** New adapters with the initial values of their method. */
+/**
+ * New adapters of a decoder's linear layers, with the initial values of their method.
+ * @example
+ * const set = new AdapterSet(decoder, { method: adapters.lora, settings: { r: 16 }, targets: 'all-linear' }, 1);
+ * using trainer = new Trainer(set.parameters);
+ */
+export class AdapterSet implements Disposable {
+  readonly layers: readonly AdaptedLayer[];
+  /** By module, as {@link Decoder.forward} takes them. */
+  readonly byModule: ReadonlyMap<string, Adapter>;
+  /** What a {@link Trainer} trains. A tensor that layers share is one parameter. */
+  readonly parameters: readonly TrainedParameter[];
+  /** The names of the adapted layers, in the order of the forward pass. */
+  readonly targets: readonly string[];
+
+  /** @throws LowrankError as `createAll` of the method · `ERR_VALUE` of targets that the model lacks */
   constructor(
-    base: BaseModel,
+    decoder: Decoder,
     readonly config: AdapterConfig,
     seed: number,
   ) {
-    const layers = base.layers.flatMap((layer) =>
-      linearNames.filter((name) => config.targets.includes(name)).map((name) => layer.linear[name]),
-    );
-    const sizes = layers.map(({ name, K, N }) => ({
-      inFeatures: K,
-      outFeatures: N,
-      module: name,
-    }));
+    const { weights } = decoder;
+    const all = weights.layers.flatMap(linearsOf);
+    this.targets = targetsOf('targets', [...new Set(all.map(({ place }) => place.target))], config);
+    const chosen = all.filter(({ place }) => this.targets.includes(place.target));
     const adapters = config.method.createAll(
-      layers.map((layer, index) => ({
-        ...(sizes[index] as (typeof sizes)[number]),
-        weight: layer.w,
-        device: layer.w.device as Device,
+      chosen.map(({ place, w }: LinearWeights, index) => ({
+        ...sizeOf(place),
+        weight: w,
+        device: weights.device,
         seed: hash32(seed, 'lora_a', index),
         ...config.settings,
       })),
     );
-    const { places, count } = placesOf(
-      config.method,
-      adapters.map(({ parameters }, i) => ({ size: sizes[i] as SharingLayer, parameters })),
-    );
-    this.values = new Float32Array(count);
-    this.slots = layers.map((layer, i) => {
-      const adapter = adapters[i] as Adapter;
-      const parameters = Object.entries(adapter.parameters).map(([name, tensor]) => {
-        const at_elems = places[i]?.[name] as number;
-        const values = this.values.subarray(at_elems, at_elems + tensor.size);
-        tensor.readInto(values);
-        return { name, shape: tensor.shape, values, at_elems };
-      });
-      return { layer, adapter, parameters };
-    });
-    this.byLayer = new Map(this.slots.map(({ layer }, index) => [layer.name, index]));
+    this.layers = chosen.map(({ place }, i) => ({ place, adapter: adapters[i] as Adapter }));
+    this.byModule = new Map(this.layers.map(({ place, adapter }) => [place.module, adapter]));
+    this.parameters = parametersOf(config.method, this.layers);
+    track(this);
   }
 
-  /** Index of the slot of a layer, or `undefined` if it is not adapted. */
-  indexOf(layerName: string): number | undefined {
-    return this.byLayer.get(layerName);
-  }
-
-  /** Copies the values that training has reached to the adapters' own tensors. */
-  write(): void {
-    for (const { adapter, parameters } of this.slots) {
-      for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
-    }
+  /** Number of trained values. */
+  get parameterCount(): number {
+    return this.parameters.reduce((sum, { tensor }) => sum + tensor.size, 0);
   }
 
   /** Draws tables that follow from the values, as every reader of the folder will: see {@link Adapter.refresh}. */
   refresh(): void {
     if (this.config.method.definition.indexesFollowValues !== true) return;
-    this.write();
-    for (const { adapter } of this.slots) adapter.refresh();
+    for (const { adapter } of this.layers) adapter.refresh();
   }
 
+  /** Frees the adapters. Twice is a no-op. */
   dispose(): void {
-    for (const { adapter } of this.slots) adapter.dispose();
+    for (const { adapter } of this.layers) adapter.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
   }
 }
 
-interface LayerParameters {
-  readonly size: SharingLayer;
-  readonly parameters: Readonly<
-    Record<string, { readonly shape: readonly number[]; readonly size: number }>
-  >;
-}
+const sizeOf = ({ K, N, module }: LinearPlace) => ({ inFeatures: K, outFeatures: N, module });
 
-/**
- * The positions of each layer's parameters in the flat array. Parameters that layers share occur once: their
- * gradients add up, and the optimiser sees them once.
- * @throws LowrankError `ERR_UNSUPPORTED`
- */
-function placesOf(
-  { method, definition }: TrainedMethod,
-  layers: readonly LayerParameters[],
-): { readonly places: readonly Readonly<Record<string, number>>[]; readonly count: number } {
-  const shared = sharedOf<string>(definition as Parameters<typeof sharedOf<string>>[0]);
-  const known = new Map<string, { readonly at: number; readonly shape: string }>();
-  let count = 0;
-  const places = layers.map(({ size, parameters }) => {
-    const own = Object.entries(parameters).map(([name, tensor]): [string, number] => {
-      const shape = `[${tensor.shape}]`;
-      const by = shared.get(name);
-      const key = by === undefined ? undefined : shareKey(name, by, size);
-      const first = key === undefined ? undefined : known.get(key);
-      if (first !== undefined) {
-        if (first.shape === shape) return [name, first.at];
-        const expected = `of the same shape in all layers, because ${method} trains one for all of them (choose --targets of one size)`;
-        fail('ERR_UNSUPPORTED', 'finetune', name, expected, `${first.shape} and ${shape}`);
+/** The parameters of layers. What layers share occurs once, with the views of the others. */
+function parametersOf(
+  method: TrainedMethod,
+  layers: readonly AdaptedLayer[],
+): readonly TrainedParameter[] {
+  const found = new Map<string, { parameter: TrainedParameter; views: Tensor[] }>();
+  const keyOf = sharing(method);
+  for (const { place, adapter } of layers) {
+    for (const [name, tensor] of Object.entries(adapter.parameters)) {
+      const own = `${place.module}.${name}`;
+      const key = keyOf(name, sizeOf(place)) ?? own;
+      const known = found.get(key);
+      if (known !== undefined) known.views.push(tensor);
+      else {
+        const views: Tensor[] = [];
+        const role = kRoles[name] ?? 'other';
+        found.set(key, { parameter: { name: own, role, tensor, views }, views });
       }
-      const at = count;
-      count += tensor.size;
-      if (key !== undefined) known.set(key, { at, shape });
-      return [name, at];
-    });
-    return Object.fromEntries(own);
-  });
-  return { places, count };
+    }
+  }
+  return [...found.values()].map(({ parameter }) => parameter);
+}
+
+/** The key of a tensor that layers share, or undefined. */
+function sharing({ definition }: TrainedMethod) {
+  const shared = sharedOf<string>(definition as Parameters<typeof sharedOf<string>>[0]);
+  return (name: string, layer: SharingLayer): string | undefined => {
+    const by = shared.get(name);
+    return by === undefined ? undefined : shareKey(name, by, layer);
+  };
 }
 
 /**
- * Rejects a method and settings that do not fit the layers of a model, before its weights are read.
- * @throws LowrankError as {@link AdapterSet}
+ * Rejects a method, settings and targets that do not fit the layers of a model, before its weights are read.
+ * @throws LowrankError `ERR_UNSUPPORTED`; as {@link AdapterSet}
  */
-export function requireFitting(
-  { method, settings, targets }: AdapterConfig,
-  model: LlamaConfig,
-  device: Device,
-): void {
-  // All blocks of a model have the same sizes.
-  const block = /^(model\.layers\.0\..*\.(\w+))\.weight$/;
-  const sizes = [...llamaTensorShapes(model)].flatMap(([name, [outFeatures, inFeatures]]) => {
-    const [, module, kind] = block.exec(name) ?? [];
-    const target = targets.some((each) => each === kind);
-    return target && inFeatures !== undefined && outFeatures !== undefined
-      ? [{ inFeatures, outFeatures, module: module as string }]
-      : [];
-  });
-  const makers = method.makers(sizes.map((size) => ({ ...size, device, ...settings })));
+export function requireFitting(config: AdapterConfig, places: DecoderPlaces, device: Device): void {
+  const { method, settings } = config;
+  const wanted = targetsOf('targets', linearTargets(places), config);
+  const layers = places.layers
+    .flatMap(layerLinears)
+    .filter(({ target }) => wanted.includes(target))
+    .map(sizeOf);
+  const makers = method.makers(layers.map((layer) => ({ ...layer, device, ...settings })));
   const { trained } = method.definition as { readonly trained: readonly string[] };
-  const layers = makers.map(({ shapes }, i) => ({
-    size: sizes[i] as SharingLayer,
-    parameters: Object.fromEntries(
-      Object.entries(shapes as Readonly<Record<string, readonly number[]>>)
-        .filter(([name]) => trained.includes(name))
-        .map(([name, shape]) => [name, { shape, size: shape.reduce((a, b) => a * b, 1) }]),
-    ),
-  }));
-  placesOf(method, layers);
+  const keyOf = sharing(method);
+  const known = new Map<string, string>();
+  for (const [i, { shapes }] of makers.entries()) {
+    for (const name of trained) {
+      const key = keyOf(name, layers[i] as SharingLayer);
+      const shape = (shapes as Readonly<Record<string, readonly number[]>>)[name];
+      if (key === undefined || shape === undefined) continue;
+      const first = known.get(key) ?? `[${shape}]`;
+      known.set(key, first);
+      if (first === `[${shape}]`) continue;
+      const expected = `of the same shape in all layers, because ${method.method} trains one for all of them (choose --targets of one size)`;
+      fail('ERR_UNSUPPORTED', 'finetune', name, expected, `${first} and [${shape}]`);
+    }
+  }
+}
+
+/** @throws LowrankError `ERR_VALUE` if the model has no layers of these names */
+function targetsOf(
+  name: string,
+  known: readonly string[],
+  { targets }: AdapterConfig,
+): readonly string[] {
+  if (targets === 'all-linear') return known;
+  const other = targets.find((target) => !known.includes(target));
+  if (other !== undefined || targets.length === 0) {
+    const expected = `all-linear or a list of ${known.join(', ')}`;
+    fail('ERR_VALUE', 'finetune', name, expected, JSON.stringify(targets.join(',')));
+  }
+  return known.filter((target) => targets.includes(target));
 }
 
 /**
@@ -190,17 +191,7 @@ export function methodNamed(op: string, name: string): TrainedMethod {
   return fail('ERR_VALUE', op, 'adapter', `one of ${known}, or a file`, JSON.stringify(name));
 }
 
-/**
- * Reads a list of target modules: `all-linear`, or names separated by commas.
- * @throws LowrankError `ERR_VALUE`
- */
-export function parseTargets(op: string, text: string): readonly LinearName[] {
-  if (text === 'all-linear') return linearNames;
-  const names = text.split(',').map((name) => name.trim());
-  const chosen = linearNames.filter((name) => names.includes(name));
-  if (names.length === 0 || chosen.length !== new Set(names).size) {
-    const expected = `all-linear or a list of ${linearNames.join(', ')}`;
-    fail('ERR_VALUE', op, 'targets', expected, JSON.stringify(text));
-  }
-  return chosen;
+/** Reads a list of target modules: `all-linear`, or names separated by commas. */
+export function parseTargets(text: string): Targets {
+  return text === 'all-linear' ? text : text.split(',').map((name) => name.trim());
 }

@@ -1,278 +1,322 @@
-/**
- * QLoRA fine-tuning: a frozen quantised base, adapters on its linear layers, AdamW.
- *
- * Everything random depends only on the seed and the step, so a run that resumes at a step gives the
- * same bits as one that never stopped.
- */
+/** A training step: passes over a tape, the sum of their gradients, clipping, an optimiser. */
 
-import type { Scalar, Tensor } from '@tensorflow/tfjs';
-import { fail, LowrankError } from '../core/errors.js';
-import { scope } from '../core/scope.js';
-import { valuesOf } from '../tfjs/backend-memory.js';
-import { tensorflow } from '../tfjs/tensorflow.js';
-import { AdamW, clipByGlobalNorm, learningRate } from './adamw.js';
-import type { AdapterSet } from './adapter-set.js';
-import type { BaseModel } from './base-model.js';
-import { crossEntropy } from './cross-entropy.js';
-import type { LayerAdapter, ModelKernels } from './kernels.js';
-import { type AdapterLookup, llamaFeatures, llamaLogits } from './llama.js';
-import { hash32, permutation } from './random.js';
-import type { SequenceSet, TextData } from './text-data.js';
+import type { Value } from '../autograd/gradient-tape.js';
+import { ModelTape } from '../autograd/model/model-tape.js';
+import { fail, markClass, wrongType } from '../core/errors.js';
+import { hash32 } from '../core/random.js';
+import { outsideScopes, scope, track } from '../core/scope.js';
+import { Tensor } from '../core/tensor.js';
+import { checkFinite, checkInteger, ownFields, readOptions } from '../core/validate.js';
+import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import { adamw } from '../optim/adamw.js';
+import type { AnyOptimizer, ParameterUpdate, TrainedParameter } from '../optim/optimizer.js';
+import { TreeSum } from './tree-sum.js';
 
-/** Settings of a training run. */
-export interface TrainOptions {
-  readonly steps: number;
-  /** Sequences in one forward and backward pass. */
-  readonly batch: number;
-  /** Passes whose gradients are averaged before an update. */
-  readonly accumulate: number;
-  /** Peak learning rate. */
-  readonly lr: number;
-  readonly warmup: number;
-  readonly weightDecay: number;
-  /** Maximum global norm of the gradient. */
-  readonly clip: number;
+/** How a {@link Trainer} works. */
+export interface TrainerOptions {
+  /** Default {@link adamw}. */
+  readonly optimizer?: AnyOptimizer;
+  /** Settings of the optimiser that differ from its defaults. */
+  readonly settings?: Readonly<Record<string, unknown>>;
+  /** Learning rate of a step that names none; default 1e-3. */
+  readonly lr?: number;
+  /** Decoupled; default 0. */
+  readonly weightDecay?: number;
+  /** Largest global norm of the gradients; default none. */
+  readonly clip?: number;
+  /** Names the random numbers of the run, those of dropout first; default 1. */
+  readonly seed?: number;
+}
+
+/** What a pass knows beside its tape. */
+export interface PassPlace {
+  /** Number of finished steps. */
+  readonly step: number;
+  /** Index of the pass in its step. */
+  readonly pass: number;
+  /** Another in each pass of each step; the tape's dropout draws from it. */
   readonly seed: number;
 }
 
-/** The result of one step. */
-export interface StepResult {
-  /** Number of finished steps, including this one. */
-  readonly step: number;
-  /** Mean training loss in nats per token before the update, without the method's penalty. */
-  readonly loss: number;
-  readonly gradientNorm: number;
-  readonly lr: number;
-  readonly tokens: number;
+/** What a pass gives: a loss [1], and gradients by tensor that do not follow from it, like those of a penalty. */
+export interface PassResult {
+  readonly loss: Value;
+  readonly added?: Iterable<readonly [Tensor, Tensor]>;
 }
 
-export class Trainer {
-  readonly optimizer: AdamW;
-  /** Number of finished steps. */
-  step = 0;
-  private readonly gradient: Float32Array;
-  private epoch = -1;
-  private order: Uint32Array = new Uint32Array();
+/** A forward pass on a tape. */
+export type TrainPass = (tape: ModelTape, place: PassPlace) => Value | PassResult;
 
-  constructor(
-    readonly base: BaseModel,
-    readonly adapters: AdapterSet,
-    readonly data: TextData,
-    readonly options: TrainOptions,
-  ) {
-    this.gradient = new Float32Array(adapters.values.length);
-    this.optimizer = new AdamW(adapters.values.length, { weightDecay: options.weightDecay });
-  }
+/** A step that was queued. */
+export interface TrainStep {
+  /** Number of steps, with this one. */
+  readonly step: number;
+  readonly lr: number;
+  /** [1] f32: the sum of the losses of its passes, before the update. */
+  readonly loss: Tensor;
+  /** [1] f32: the norm of all gradients before clipping; not finite if the loss or a gradient is not. */
+  readonly gradientNorm: Tensor;
+  /** Waits for both numbers and frees the tensors. */
+  read(): Promise<{ readonly loss: number; readonly gradientNorm: number }>;
+}
+
+/** A parameter with what the optimiser keeps of it. */
+interface Entry {
+  readonly parameter: TrainedParameter;
+  readonly views: readonly Tensor[];
+  readonly state: Readonly<Record<string, Tensor>>;
+  readonly rate: number;
+  readonly weightDecay: number;
+}
+
+/**
+ * Trains tensors on their device. A step queues its ops and returns; nothing is copied to the host until its loss is
+ * read. A step whose loss or gradient is not finite changes nothing but the count.
+ * @example
+ * using trainer = new Trainer(parametersOf(adapters), { lr: 1e-3, clip: 1 });
+ * const step = trainer.step((tape) => loss(decoder.forward(tape, batch, { adapters })));
+ * console.log((await step.read()).loss);
+ */
+export class Trainer implements Disposable {
+  readonly #entries: readonly Entry[];
+  readonly #optimizer: AnyOptimizer;
+  readonly #settings: object;
+  readonly #lr: number;
+  readonly #clip: number | undefined;
+  readonly #seed: number;
+  #steps = 0;
 
   /**
-   * One update: forward and backward passes over the step's batches, clipping, AdamW.
-   * @throws LowrankError `ERR_NON_FINITE` if the loss is not finite; then nothing was updated
+   * @param parameters at least one, on one device, with distinct names
+   * @throws ERR_TYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
    */
-  train(kernels: ModelKernels): StepResult {
-    const { steps, accumulate, lr, warmup, clip } = this.options;
-    this.gradient.fill(0);
-    let loss = 0;
-    for (let pass = 0; pass < accumulate; pass++) loss += this.accumulate(kernels, pass);
-    loss /= accumulate;
-    if (!Number.isFinite(loss)) {
-      const text =
-        `finetune: the loss must be finite, got ${loss} at step ${this.step + 1}. ` +
-        'Lower the learning rate (--lr)';
-      throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
-    }
-    const gradientNorm = clipByGlobalNorm(this.gradient, clip);
-    const rate = learningRate(this.step, lr, warmup, steps);
-    this.optimizer.update(this.adapters.values, this.gradient, rate);
-    this.step++;
-    const tokens = accumulate * this.options.batch * this.data.train.T;
-    return { step: this.step, loss, gradientNorm, lr: rate, tokens };
-  }
-
-  /**
-   * Runs the next step without an update, for measuring.
-   * @returns its loss
-   */
-  rehearse(kernels: ModelKernels): number {
-    this.gradient.fill(0);
-    let loss = 0;
-    for (let pass = 0; pass < this.options.accumulate; pass++) {
-      loss += this.accumulate(kernels, pass);
-    }
-    return loss / this.options.accumulate;
-  }
-
-  /** The gradient of the last step after clipping, flat like {@link AdapterSet.values}. */
-  get lastGradient(): Float32Array {
-    return this.gradient;
-  }
-
-  /** Indices of the sequences that a step trains on, over all its passes. */
-  sequencesOfStep(step: number): number[] {
-    const { accumulate } = this.options;
-    return Array.from({ length: accumulate }, (_, pass) =>
-      Array.from(this.indices(step * accumulate + pass)),
-    ).flat();
-  }
-
-  /** Ids and targets of the next step, one batch per pass, [batch · T] each. */
-  nextBatches(): { readonly ids: Int32Array; readonly targets: Int32Array }[] {
-    return Array.from({ length: this.options.accumulate }, (_, pass) => this.batchOf(pass));
-  }
-
-  private batchOf(pass: number): { readonly ids: Int32Array; readonly targets: Int32Array } {
-    return this.data.train.batch(this.indices(this.step * this.options.accumulate + pass));
-  }
-
-  /** Adds the contribution of one pass to the gradient. */
-  private accumulate(kernels: ModelKernels, pass: number): number {
-    const tf = tensorflow();
-    const { batch } = this.options;
-    const { ids, targets } = this.batchOf(pass);
-    const { slots } = this.adapters;
-    const dropoutSeed = hash32(this.options.seed, 'dropout', this.step, pass);
-    const loss = tf.tidy(() => {
-      const tensors = this.parameterTensors();
-      const lossOf = (...params: Tensor[]): Scalar => {
-        const lookup = this.lookup(params, true, dropoutSeed);
-        const features = llamaFeatures(
-          this.base,
-          { ids, B: batch, T: this.data.train.T },
-          kernels,
-          lookup,
+  constructor(parameters: readonly TrainedParameter[], options?: TrainerOptions) {
+    const op = 'Trainer';
+    const given = readOptions(op, options, {
+      optimizer: true,
+      settings: true,
+      lr: true,
+      weightDecay: true,
+      clip: true,
+      seed: true,
+    });
+    const { optimizer = adamw, weightDecay = 0, lr = 1e-3, clip, seed = 1 } = given;
+    checkParameters(op, parameters);
+    this.#optimizer = optimizer;
+    this.#settings = readSettings(op, optimizer, given.settings);
+    this.#lr = notNegative(op, 'lr', lr);
+    this.#clip = clip === undefined ? undefined : checkFinite(op, 'clip', clip);
+    if (clip !== undefined && clip <= 0) fail('ERR_VALUE', op, 'clip', 'above 0', String(clip));
+    this.#seed = checkInteger(op, 'seed', seed, 0, Number.MAX_SAFE_INTEGER);
+    const decay = notNegative(op, 'weightDecay', weightDecay);
+    this.#entries = outsideScopes(() =>
+      parameters.map((parameter): Entry => {
+        const group = optimizer.group?.(parameter, this.#settings) ?? {};
+        const shapes = optimizer.state(parameter, this.#settings);
+        const { device } = parameter.tensor;
+        const state = Object.entries(shapes as Record<string, readonly number[]>).map(
+          ([name, shape]) => [name, Tensor.zeros(shape, { device })] as const,
         );
-        return crossEntropy(llamaLogits(this.base, features, kernels), targets);
-      };
-      const { value, grads } = tf.valueAndGrads(lossOf)(tensors);
-      const parameters = slots.flatMap((slot) => slot.parameters);
-      parameters.forEach(({ at_elems }, i) => {
-        this.add(valuesOf(grads[i] as Tensor), at_elems);
-      });
-      return valuesOf(value)[0] as number;
-    });
-    this.addPenalties(dropoutSeed);
-    return loss;
-  }
-
-  /**
-   * The gradient of the method's penalty, as the mean over layers.
-   * @throws LowrankError `ERR_NON_FINITE`
-   */
-  private addPenalties(seed: number): void {
-    const { slots } = this.adapters;
-    for (const [index, { layer, adapter, parameters }] of slots.entries()) {
-      const { penalty } = adapter.definition;
-      if (penalty === undefined) return;
-      scope(() => {
-        for (const { name, values } of parameters) adapter.parameters[name]?.write(values);
-        const { loss, gradients } = penalty(adapter, { seed: hash32(seed, index) });
-        const [added = 0] = loss.readSync();
-        if (!Number.isFinite(added)) {
-          const expected = 'finite';
-          fail('ERR_NON_FINITE', 'finetune', `the penalty of ${layer.name}`, expected, `${added}`);
-        }
-        for (const { name, at_elems } of parameters) {
-          const gradient = gradients[name]?.readSync();
-          if (gradient !== undefined) this.add(gradient, at_elems, slots.length);
-        }
-      });
-    }
-  }
-
-  /** Adds values to the gradient, divided by the passes of a step and the number of layers. */
-  private add(values: ArrayLike<number>, at: number, layers = 1): void {
-    const share = 1 / (this.options.accumulate * layers);
-    for (let i = 0; i < values.length; i++) {
-      this.gradient[at + i] = (this.gradient[at + i] as number) + share * (values[i] as number);
-    }
-  }
-
-  /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
-  private indices(pass: number): Uint32Array {
-    const { batch, seed } = this.options;
-    const { count } = this.data.train;
-    const indices = new Uint32Array(batch);
-    for (let i = 0; i < batch; i++) {
-      const at = pass * batch + i;
-      const epoch = Math.floor(at / count);
-      if (epoch !== this.epoch) {
-        this.epoch = epoch;
-        this.order = permutation(count, seed, 'epoch', epoch);
-      }
-      indices[i] = this.order[at % count] as number;
-    }
-    return indices;
-  }
-
-  /**
-   * Mean loss over a set of sequences, in nats per token.
-   *
-   * @param adapted false for the base model only
-   * @param onBatch called before each batch; may throw to stop
-   */
-  async evaluate(
-    kernels: ModelKernels,
-    set: SequenceSet,
-    adapted = true,
-    onBatch: (done: number, total: number) => void | Promise<void> = () => {},
-  ): Promise<number> {
-    const tf = tensorflow();
-    const { batch } = this.options;
-    let total = 0;
-    for (let start = 0; start < set.count; start += batch) {
-      await onBatch(start, set.count);
-      const size = Math.min(batch, set.count - start);
-      const { ids, targets } = set.batch(Array.from({ length: size }, (_, i) => start + i));
-      const loss = tf.tidy(() => {
-        const lookup = adapted ? this.inferenceLookup() : undefined;
-        const features = llamaFeatures(this.base, { ids, B: size, T: set.T }, kernels, lookup);
-        const mean = crossEntropy(llamaLogits(this.base, features, kernels), targets);
-        return valuesOf(mean)[0] as number;
-      });
-      total += loss * size;
-    }
-    return total / set.count;
-  }
-
-  /** The current adapters without dropout; the tensors belong to the surrounding `tf.tidy`. */
-  private inferenceLookup(): AdapterLookup {
-    return this.lookup(this.parameterTensors(), false, 0);
-  }
-
-  /** The current adapters for many passes; freed by `dispose`. */
-  keptLookup(): { readonly adapters: AdapterLookup; dispose(): void } {
-    const tensors = this.parameterTensors();
-    return {
-      adapters: this.lookup(tensors, false, 0),
-      dispose: () => {
-        for (const tensor of tensors) tensor.dispose();
-      },
-    };
-  }
-
-  private parameterTensors(): Tensor[] {
-    const tf = tensorflow();
-    this.adapters.refresh();
-    // Copies, because the cpu backend would keep using the array itself, which the optimiser
-    // changes.
-    return this.adapters.slots.flatMap(({ parameters }) =>
-      parameters.map(({ values, shape }) => tf.tensor(values.slice(), [...shape])),
+        return {
+          parameter,
+          views: [parameter.tensor, ...(parameter.views ?? [])],
+          state: Object.fromEntries(state),
+          rate: group.rate ?? 1,
+          weightDecay: group.weightDecay ?? decay,
+        };
+      }),
     );
+    track(this);
   }
 
-  private lookup(tensors: readonly Tensor[], training: boolean, seed: number): AdapterLookup {
-    let at = 0;
-    const passes = this.adapters.slots.map(({ adapter, parameters }, index): LayerAdapter => {
-      const named = parameters.map(({ name }) => [name, tensors[at++] as Tensor] as const);
-      return {
-        adapter,
-        parameters: Object.fromEntries(named),
-        training,
-        seed: hash32(seed, index),
-      };
-    });
-    return (layerName): LayerAdapter | undefined => {
-      const index = this.adapters.indexOf(layerName);
-      return index === undefined ? undefined : passes[index];
-    };
+  /** Number of finished steps. */
+  get steps(): number {
+    return this.#steps;
   }
+
+  /** What is trained. */
+  get parameters(): readonly TrainedParameter[] {
+    return this.#entries.map(({ parameter }) => parameter);
+  }
+
+  /** The optimiser's tensors of each parameter, by its name, for checkpoints. */
+  get state(): ReadonlyMap<string, Readonly<Record<string, Tensor>>> {
+    return new Map(this.#entries.map(({ parameter, state }) => [parameter.name, state]));
+  }
+
+  /**
+   * Goes on after this number of steps; the caller has written the parameters and {@link Trainer.state}.
+   * @throws ERR_VALUE
+   */
+  resumeAt(steps: number): void {
+    this.#steps = checkInteger('Trainer.resumeAt', 'steps', steps, 0, Number.MAX_SAFE_INTEGER);
+  }
+
+  /**
+   * Queues one update. Several passes add up: give each the share of the loss that it stands for.
+   * @param passes one, or several for gradients of more rows than fit at once
+   * @throws ERR_TYPE, ERR_VALUE; what a pass throws, and then nothing was updated
+   */
+  step(passes: TrainPass | readonly TrainPass[], options?: { readonly lr?: number }): TrainStep {
+    const op = 'Trainer.step';
+    const lr = notNegative(op, 'lr', readOptions(op, options, { lr: true }).lr ?? this.#lr);
+    const { loss, gradientNorm } = scope(() => {
+      const { gradients, loss } = this.#backward(op, passes);
+      const updates = this.#entries.flatMap((entry, i): ParameterUpdate[] => {
+        const gradient = gradients[i];
+        return gradient === undefined ? [] : [{ ...entry, gradient }];
+      });
+      const gradientNorm = normOf(
+        updates.map(({ gradient }) => gradient),
+        loss,
+      );
+      if (updates.length > 0) {
+        this.#optimizer.step({
+          updates,
+          settings: this.#settings,
+          step: this.#steps + 1,
+          lr,
+          norm: gradientNorm,
+          maxNorm: this.#clip,
+        });
+      }
+      return { loss, gradientNorm };
+    });
+    this.#steps++;
+    return { step: this.#steps, lr, loss, gradientNorm, read: () => readBoth(loss, gradientNorm) };
+  }
+
+  /**
+   * The passes of the next step without an update, for measuring and for gradients of one's own.
+   * @returns the loss [1], and the gradient of each parameter, undefined where the loss does not depend on it
+   */
+  rehearse(passes: TrainPass | readonly TrainPass[]): {
+    readonly loss: Tensor;
+    readonly gradients: readonly (Tensor | undefined)[];
+  } {
+    return scope(() => this.#backward('Trainer.rehearse', passes));
+  }
+
+  #backward(op: string, passes: TrainPass | readonly TrainPass[]) {
+    const all = Array.isArray(passes) ? passes : [passes];
+    if (all.length === 0) fail('ERR_VALUE', op, 'passes', 'at least one', 'none');
+    // The tree depends on the number of passes only, so the bits do too.
+    const sum = new TreeSum<readonly (Tensor | undefined)[]>((a, b) =>
+      a.map((part, i) => addUp([part, b[i]])),
+    );
+    for (const [i, pass] of all.entries()) {
+      if (typeof pass !== 'function') throw wrongType(op, 'passes', 'functions', pass);
+      sum.add(scope(() => this.#pass(op, pass, i)));
+    }
+    const [loss, ...gradients] = sum.total() as readonly [Tensor, ...(Tensor | undefined)[]];
+    return { loss, gradients };
+  }
+
+  /** The loss, then the gradients. */
+  #pass(op: string, pass: TrainPass, index: number): readonly (Tensor | undefined)[] {
+    const seed = hash32(this.#seed, 'pass', this.#steps, index);
+    const tape = new ModelTape({ dropout: { seed } });
+    const made = pass(tape, { step: this.#steps, pass: index, seed });
+    const { loss, added = [] } = 'loss' in made ? made : { loss: made };
+    const { size, device } = loss.tensor;
+    if (size !== 1)
+      fail('ERR_SHAPE', op, 'the loss of a pass', '[1]', `[${loss.shape.join(', ')}]`);
+    const values = this.#entries.map(({ views }) =>
+      views.flatMap((view) => tape.variables.get(view) ?? []),
+    );
+    const one = Tensor.from([1], loss.shape, { device });
+    const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
+    const gradients = values.map((own) => addUp(found.splice(0, own.length)));
+    const at = new Map(this.#entries.flatMap(({ views }, i) => views.map((view) => [view, i])));
+    for (const [tensor, more] of added) {
+      const i = at.get(tensor);
+      if (i === undefined) fail('ERR_VALUE', op, 'added', 'by trained tensors', 'another tensor');
+      gradients[i] = addUp([gradients[i], more]);
+    }
+    return [loss.tensor.reshape([1]), ...gradients];
+  }
+
+  /** Frees the optimiser's state; the parameters are the caller's. Twice is a no-op. */
+  dispose(): void {
+    for (const { state } of this.#entries) {
+      for (const tensor of Object.values(state)) tensor.dispose();
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}
+markClass(Trainer, 'Trainer');
+
+/** The sum of the parts that exist, which are freed if there are several. */
+function addUp(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
+  return parts.reduce((a, b) => {
+    if (a === undefined || b === undefined) return a ?? b;
+    const sum = multiplyAdd({ a, c: b });
+    a.dispose();
+    b.dispose();
+    return sum;
+  }, undefined);
+}
+
+/** The norm of all gradients, which the loss makes infinite or NaN where it is so itself. */
+function normOf(gradients: readonly Tensor[], loss: Tensor): Tensor {
+  const squares = gradients.map((g) => {
+    const flat = g.reshape([1, g.size]);
+    return sumProduct(flat, flat, { axis: 1 }).reshape([1]);
+  });
+  const nothing = multiplyAdd({ a: loss, alpha: 0 });
+  const [total] = squares.reduce(([a], b) => [multiplyAdd({ a: a as Tensor, c: b })], [nothing]);
+  return Tensor.from([Math.sqrt((total as Tensor).readSync()[0] as number)], [1], {
+    device: loss.device,
+  });
+}
+
+async function readBoth(loss: Tensor, gradientNorm: Tensor) {
+  const [values, norms] = await Promise.all([loss.read(), gradientNorm.read()]);
+  loss.dispose();
+  gradientNorm.dispose();
+  return { loss: values[0] as number, gradientNorm: norms[0] as number };
+}
+
+function notNegative(op: string, name: string, value: unknown): number {
+  const number = checkFinite(op, name, value as number);
+  if (number < 0) fail('ERR_VALUE', op, name, 'at least 0', String(number));
+  return number;
+}
+
+function checkParameters(op: string, parameters: unknown): void {
+  if (!Array.isArray(parameters)) {
+    throw wrongType(op, 'parameters', 'an array of { name, role, tensor }', parameters);
+  }
+  const [first] = parameters as readonly TrainedParameter[];
+  if (first === undefined) fail('ERR_VALUE', op, 'parameters', 'at least one', 'none');
+  const names = new Set<string>();
+  for (const [i, parameter] of (parameters as readonly TrainedParameter[]).entries()) {
+    const { name, tensor } = ownFields<TrainedParameter>(op, parameter);
+    if (typeof name !== 'string') throw wrongType(op, `parameters[${i}].name`, 'a string', name);
+    if (names.has(name)) {
+      fail('ERR_VALUE', op, 'parameters', 'of distinct names', `"${name}" twice`);
+    }
+    names.add(name);
+    if (!Tensor.is(tensor)) throw wrongType(op, `parameters[${i}].tensor`, 'a Tensor', tensor);
+    if (tensor.device !== first.tensor.device) {
+      fail('ERR_DEVICE', op, name, first.tensor.device, tensor.device);
+    }
+  }
+}
+
+/** The optimiser's settings over its defaults: of the same names and types. */
+function readSettings(op: string, { optimizer, defaults }: AnyOptimizer, given: unknown): object {
+  const own = ownFields<object>(op, given ?? {}) as Record<string, unknown>;
+  for (const [name, value] of Object.entries(own)) {
+    const standard = (defaults as Record<string, unknown>)[name];
+    if (standard === undefined) {
+      const known = Object.keys(defaults as object).join(', ') || 'none';
+      fail('ERR_VALUE', op, 'settings', `those of ${optimizer} (${known})`, `"${name}"`);
+    }
+    if (typeof value !== typeof standard) throw wrongType(op, name, `a ${typeof standard}`, value);
+  }
+  return Object.freeze({ ...(defaults as object), ...own });
 }

@@ -13,7 +13,7 @@ import {
 import { parseJsonObject } from '../../lib/checkpoint/files/json-file.js';
 import { readPeftAdapter } from '../../lib/checkpoint/peft/peft.js';
 import { openHfModel } from '../../lib/model/hf-model.js';
-import { openTokenizer } from '../../lib/train/tokenizer.js';
+import { openTokenizer } from '../../lib/text/tokenizer.js';
 import { noise, writeTinyCheckpoint } from '../finetune/tiny-checkpoint.js';
 import { tempFolder } from './raw-file.js';
 

@@ -1,7 +1,7 @@
 /** The comparison of a training step with other trainers. */
 
 import { expect, it } from 'vitest';
-import { ratioOf } from '../../lib/train/compare.js';
+import { ratioOf } from '../../lib/compare/compare.js';
 
 const samples = (...times: readonly number[]) => ({
   // Negative: other programs used the cores.

@@ -1,16 +1,28 @@
 /** Every method that the fine-tune takes: a step, a folder; and what layers share is one tensor. */
 
 import path from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
-import { adapterFromPeft, adapterMethods, readAdapterFolder } from '../../lib/index.js';
-import type { FinetuneOptions } from '../../lib/train/finetune.js';
-import { requireWritable, writeAdapter } from '../../lib/train/finetune-files.js';
-import { FusedKernels } from '../../lib/train/kernels.js';
-import { restoreRunState, saveRunState } from '../../lib/train/run-state.js';
+import { describe, expect, it } from 'vitest';
+import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
+import { requireWritable, writeAdapter } from '../../lib/finetune/finetune-files.js';
+import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
+import {
+  adapterFromPeft,
+  adapterMethods,
+  type BaseWeight,
+  readAdapterFolder,
+  Tensor,
+} from '../../lib/index.js';
 import { settingsOf } from '../adapters/settings.js';
-import { temporaryFolder, tinyTrainer, useBackend } from './setup.js';
+import {
+  gradientOf,
+  offsetsOf,
+  setValues,
+  temporaryFolder,
+  tinyTrainer,
+  valuesOf,
+  weightsOf,
+} from './setup.js';
 
-const kernels = new FusedKernels();
 const square = { hiddenSize: 48, numKeyValueHeads: 4, headDim: 12 };
 const targets = ['q_proj', 'k_proj'] as const;
 
@@ -24,8 +36,6 @@ const make = (
 /** What the writer looks at. */
 const toFolder = (out: string) => ({ out, model: 'base', train: { steps: 60 } }) as FinetuneOptions;
 
-beforeAll(() => useBackend('cpu'));
-
 const trainable = adapterMethods.filter(({ definition }) => definition.inputs === undefined);
 
 it('each method names the inputs that its calls need beside x', () => {
@@ -35,26 +45,28 @@ it('each method names the inputs that its calls need beside x', () => {
 });
 
 it.each(trainable.map(({ method }) => method))('%s trains a step and is written', async (name) => {
-  const { base, trainer } = await make(name, settingsOf(name).settings);
+  const tiny = make(name, settingsOf(name).settings);
+  const { trainer } = tiny;
   const folder = path.join(temporaryFolder(), 'out');
   await requireWritable(trainer.adapters);
-  const before = trainer.adapters.values.slice();
-  expect(trainer.train(kernels).loss).toBeGreaterThan(0);
-  expect(trainer.adapters.values).not.toEqual(before);
+  const before = valuesOf(trainer);
+  expect((await trainer.train()).loss).toBeGreaterThan(0);
+  expect(valuesOf(trainer)).not.toEqual(before);
   await writeAdapter(toFolder(folder), trainer.adapters);
-  const sizes = trainer.adapters.slots.map(
-    ({ layer }) => [layer.name, { inFeatures: layer.K, outFeatures: layer.N }] as const,
+  const sizes = trainer.adapters.layers.map(
+    ({ place: { module, N, K } }) => [module, { inFeatures: K, outFeatures: N }] as const,
   );
+  const weights = weightsOf(tiny.decoder);
   const read = { ...readAdapterFolder(folder), layers: new Map(sizes) };
-  for (const { layer, parameters } of trainer.adapters.slots) {
-    const place = { inFeatures: layer.K, outFeatures: layer.N, weight: layer.w };
-    const adapter = adapterFromPeft(read, layer.name, place);
-    for (const { name, values } of parameters) {
-      expect(adapter.parameters[name]?.readSync(), name).toEqual(values.slice());
+  for (const { place, adapter: trained } of trainer.adapters.layers) {
+    const { module, N, K } = place;
+    const weight = weights.get(module) as BaseWeight;
+    const adapter = adapterFromPeft(read, module, { inFeatures: K, outFeatures: N, weight });
+    for (const [name, tensor] of Object.entries(trained.parameters)) {
+      expect(adapter.parameters[name]?.readSync(), name).toEqual(tensor.readSync());
     }
   }
-  trainer.adapters.dispose();
-  base.dispose();
+  tiny.dispose();
 });
 
 /** Method, what layers share, in how many groups, and settings. */
@@ -68,88 +80,88 @@ const sharing: [string, string[], number, object][] = [
 
 describe.each(sharing)('what layers of %s share', (method, shared, groups, settings) => {
   it('is one tensor, trained by the sum of the gradients of its layers', async () => {
-    const { base, trainer } = await make(method, settings, { accumulate: 2 });
-    const { slots, values } = trainer.adapters;
-    expect(slots.length).toBe(4);
+    const tiny = make(method, settings, { accumulate: 2 });
+    const { trainer } = tiny;
+    const { layers, parameterCount } = trainer.adapters;
+    expect(layers.length).toBe(4);
     const partsOf = (name: string) =>
-      slots.map(({ parameters }) => parameters.find((part) => part.name === name));
+      layers.map(({ adapter }) => adapter.parameters[name] as Tensor);
     for (const name of shared) {
       // Two blocks of query and key.
-      const [query, key, ...second] = partsOf(name).map((part) => part?.at_elems);
-      expect(second).toEqual([query, key]);
-      expect(query === key).toBe(groups === 1);
+      const [query, key, ...second] = partsOf(name) as [Tensor, Tensor, Tensor, Tensor];
+      expect(second.map((own, i) => Tensor.sharesMemory(own, [query, key][i] as Tensor))).toEqual([
+        true,
+        true,
+      ]);
+      expect(Tensor.sharesMemory(query, key)).toBe(groups === 1);
     }
-    const sizeOf = (name: string) => partsOf(name)[0]?.values.length ?? 0;
-    const each = slots[0]?.parameters.reduce((sum, part) => sum + part.values.length, 0) ?? 0;
+    const sizeOf = (name: string) => partsOf(name)[0]?.size ?? 0;
+    const each = layers[0]?.adapter.parameterCount ?? 0;
     const common = shared.reduce((sum, name) => sum + sizeOf(name), 0);
-    expect(values.length).toBe(4 * (each - common) + groups * common);
+    expect(parameterCount).toBe(4 * (each - common) + groups * common);
     // Away from starts where a gradient is zero.
-    for (let step = 0; step < 3; step++) trainer.train(kernels);
-    const parts = partsOf(shared[0] as string);
-    const size = parts[0]?.values.length ?? 0;
-
-    trainer.rehearse(kernels);
-    const at = parts[0]?.at_elems ?? 0;
-    const gradient = trainer.lastGradient.slice(at, at + size);
+    for (let step = 0; step < 3; step++) await trainer.train();
+    const size = sizeOf(shared[0] as string);
+    const at = offsetsOf(trainer).get(`${layers[0]?.place.module}.${shared[0]}`) as number;
+    const gradient = gradientOf(trainer).gradient.slice(at, at + size);
     const slope = gradient.reduce((sum, g) => sum + g * g, 0);
-    const start = values.slice();
+    const start = valuesOf(trainer);
     const move = 1e-2 / Math.sqrt(slope);
     const lossAt = (by: number) => {
+      const values = start.slice();
       gradient.forEach((g, i) => {
         values[at + i] = (start[at + i] as number) + by * g;
       });
-      return trainer.rehearse(kernels);
+      setValues(trainer, values);
+      return trainer.rehearse();
     };
     const difference = (lossAt(move) - lossAt(-move)) / (2 * move);
     expect(Math.abs(difference / slope - 1)).toBeLessThan(0.02);
-    trainer.adapters.dispose();
-    base.dispose();
+    tiny.dispose();
   });
 
   it('goes on from a checkpoint with the same bits', async () => {
     const [whole, first, second] = [
-      await make(method, settings, { lr: 0.3 }),
-      await make(method, settings, { lr: 0.3 }),
-      await make(method, settings, { lr: 0.3 }),
+      make(method, settings, { lr: 0.3 }),
+      make(method, settings, { lr: 0.3 }),
+      make(method, settings, { lr: 0.3 }),
     ];
-    for (let i = 0; i < 5; i++) whole.trainer.train(kernels);
+    for (let i = 0; i < 5; i++) await whole.trainer.train();
     const file = path.join(temporaryFolder(), 'state');
-    const losses = [first.trainer.train(kernels).loss, first.trainer.train(kernels).loss];
+    const losses = [(await first.trainer.train()).loss, (await first.trainer.train()).loss];
     saveRunState(file, first.trainer, { method }, { train: losses, heldOut: [] });
     restoreRunState('test', file, second.trainer, { method });
-    for (let i = 0; i < 3; i++) second.trainer.train(kernels);
-    expect(second.trainer.adapters.values).toEqual(whole.trainer.adapters.values);
-    for (const { base, trainer } of [whole, first, second]) {
-      trainer.adapters.dispose();
-      base.dispose();
-    }
+    for (let i = 0; i < 3; i++) await second.trainer.train();
+    expect(valuesOf(second.trainer)).toEqual(valuesOf(whole.trainer));
+    for (const tiny of [whole, first, second]) tiny.dispose();
   });
 });
 
 it('chooses the vectors of vblora by the logits as training moves them, as the folder will', async () => {
   const [, , , settings] = sharing[1] as (typeof sharing)[number];
-  const { base, trainer } = await make('vblora', { ...settings, logitsStd: 0.02 }, { lr: 0.3 });
+  const tiny = make('vblora', { ...settings, logitsStd: 0.02 }, { lr: 0.3 });
+  const { trainer } = tiny;
   const tables = () =>
-    trainer.adapters.slots.map(({ adapter }) => Array.from(adapter.indexes.topA ?? []));
+    trainer.adapters.layers.map(({ adapter }) => Array.from(adapter.indexes.topA ?? []));
   const before = tables();
-  for (let i = 0; i < 4; i++) trainer.train(kernels);
-  await trainer.evaluate(kernels, trainer.data.heldOut);
+  for (let i = 0; i < 4; i++) await trainer.train();
+  await trainer.evaluate(trainer.data.heldOut);
   expect(tables()).not.toEqual(before);
   const folder = path.join(temporaryFolder(), 'out');
   await writeAdapter(toFolder(folder), trainer.adapters);
   const read = readAdapterFolder(folder);
-  for (const { layer, adapter } of trainer.adapters.slots) {
-    const place = { inFeatures: layer.K, outFeatures: layer.N };
-    expect(adapterFromPeft(read, layer.name, place).indexes).toEqual(adapter.indexes);
+  for (const { place, adapter } of trainer.adapters.layers) {
+    const size = { inFeatures: place.K, outFeatures: place.N };
+    expect(adapterFromPeft(read, place.module, size).indexes).toEqual(adapter.indexes);
   }
-  trainer.adapters.dispose();
-  base.dispose();
+  tiny.dispose();
 });
 
 it('draws the places of unilora for all layers together, with the scales of all their uses', async () => {
   const length = 100;
-  const { base, trainer } = await make('unilora', { r: 2, length });
-  const adapters = trainer.adapters.slots.map(({ adapter }) => adapter);
+  const tiny = make('unilora', { r: 2, length });
+  const { trainer } = tiny;
+  const adapters = trainer.adapters.layers.map(({ adapter }) => adapter);
   const entries = adapters.flatMap(({ indexes, buffers }) =>
     ['A', 'B'].flatMap((factor) => {
       const scales = buffers[`scales${factor}`]?.readSync() ?? new Float32Array();
@@ -164,6 +176,5 @@ it('draws the places of unilora for all layers together, with the scales of all 
   for (const { place, scale } of entries) {
     expect(scale).toBe(Math.fround(1 / Math.sqrt(uses[place] as number)));
   }
-  trainer.adapters.dispose();
-  base.dispose();
+  tiny.dispose();
 });

@@ -3,10 +3,14 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
+import {
+  type FinetuneObserver,
+  type FinetuneOptions,
+  finetune,
+} from '../../lib/finetune/finetune.js';
 import { methodNamed } from '../../lib/train/adapter-set.js';
-import { type FinetuneObserver, type FinetuneOptions, finetune } from '../../lib/train/finetune.js';
 import { requireBuilt, run, start } from './command.js';
-import { temporaryFolder, useBackend } from './setup.js';
+import { temporaryFolder } from './setup.js';
 import { writeTinyCheckpoint } from './tiny-checkpoint.js';
 
 const folder = temporaryFolder();
@@ -15,9 +19,8 @@ const weights = (out: string) => fs.readFileSync(inFolder(`${out}/adapter_model.
 /** Files beside the inputs that belong to a run. */
 const left = (out: string) => fs.readdirSync(folder).filter((name) => name.includes(out));
 
-beforeAll(async () => {
+beforeAll(() => {
   requireBuilt();
-  await useBackend('wasm');
   writeTinyCheckpoint(inFolder('model'));
   const line = (i: number) => `Document ${i} says that ${i} times ${i} is ${i * i}.`;
   fs.writeFileSync(inFolder('text'), Array.from({ length: 40 }, (_, i) => line(i)).join('\n\n'));
@@ -35,6 +38,8 @@ describe('a disk that fills up', () => {
     train: {
       ...{ steps: 6, batch: 2, accumulate: 1, lr: 0.01, warmup: 1, weightDecay: 0, clip: 1 },
       seed: 1,
+      dtype: 'f32',
+      recompute: false,
     },
     evalEvery: 0,
     saveEvery: 0,

@@ -1,62 +1,21 @@
-/** The parts of the trainer that are arithmetic on arrays: optimiser, schedule, packing, drawing. */
+/** The parts of a fine-tune that are arithmetic on arrays: schedule, sums, packing, drawing. */
 
 import fs from 'node:fs';
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { exp } from '../../lib/compare/tensorflow/exp.js';
+import { hash32, permutation, uniform } from '../../lib/core/random.js';
+import { type GenerateOptions, generate } from '../../lib/model/generate.js';
 import { openHfModel } from '../../lib/model/hf-model.js';
-import { AdamW, clipByGlobalNorm, learningRate } from '../../lib/train/adamw.js';
-import { exp } from '../../lib/train/exp.js';
-import { generate } from '../../lib/train/generate.js';
-import { FusedKernels } from '../../lib/train/kernels.js';
-import { hash32, permutation, uniform } from '../../lib/train/random.js';
-import { packText, readText } from '../../lib/train/text-data.js';
-import { openTokenizer, type TextTokenizer } from '../../lib/train/tokenizer.js';
+import { packText, readText } from '../../lib/text/text-data.js';
+import { openTokenizer, type TextTokenizer } from '../../lib/text/tokenizer.js';
+import { learningRate } from '../../lib/train/schedule.js';
+import { TreeSum } from '../../lib/train/tree-sum.js';
 import { oracleLogits } from './llama-oracle.js';
-import { randomValues, temporaryFolder, tinyTrainer, useBackend } from './setup.js';
+import { temporaryFolder, tinyTrainer } from './setup.js';
 import { writeTinyCheckpoint } from './tiny-checkpoint.js';
 
-describe('AdamW', () => {
-  it('follows its formula in float64', () => {
-    const n = 7;
-    const [beta1, beta2, eps, weightDecay, lr] = [0.9, 0.999, 1e-8, 0.1, 0.01];
-    const values = randomValues(n, 1);
-    const oracle = { p: Array.from(values), m: Array(n).fill(0), v: Array(n).fill(0) };
-    const optimizer = new AdamW(n, { weightDecay });
-    for (let t = 1; t <= 6; t++) {
-      const gradient = randomValues(n, 10 + t);
-      optimizer.update(values, gradient, lr);
-      for (let i = 0; i < n; i++) {
-        const g = gradient[i] as number;
-        oracle.p[i] = (oracle.p[i] as number) * (1 - lr * weightDecay);
-        oracle.m[i] = beta1 * oracle.m[i] + (1 - beta1) * g;
-        oracle.v[i] = beta2 * oracle.v[i] + (1 - beta2) * g * g;
-        const mean = oracle.m[i] / (1 - beta1 ** t);
-        const root = Math.sqrt(oracle.v[i] / (1 - beta2 ** t));
-        oracle.p[i] = (oracle.p[i] as number) - (lr * mean) / (root + eps);
-      }
-    }
-    for (let i = 0; i < n; i++) {
-      expect(Math.abs((values[i] as number) - (oracle.p[i] as number))).toBeLessThan(1e-6);
-    }
-  });
-
-  it('its first step is the learning rate in the direction of the sign', () => {
-    const values = new Float32Array(3);
-    new AdamW(3).update(values, Float32Array.of(1e-3, -50, 0), 0.25);
-    expect(Array.from(values, (value) => Math.round(value * 1000) / 1000)).toEqual([
-      -0.25, 0.25, 0,
-    ]);
-  });
-
-  it('clipping scales the whole gradient, and only a long one', () => {
-    const gradient = Float32Array.of(3, 4);
-    expect(clipByGlobalNorm(gradient, 10)).toBe(5);
-    expect(Array.from(gradient)).toEqual([3, 4]);
-    expect(clipByGlobalNorm(gradient, 1)).toBe(5);
-    expect(Math.hypot(...gradient)).toBeCloseTo(1, 6);
-    expect((gradient[1] as number) / (gradient[0] as number)).toBeCloseTo(4 / 3, 6);
-  });
-
+describe('the schedule', () => {
   it('the learning rate warms up, peaks, and ends at a tenth', () => {
     const rates = Array.from({ length: 101 }, (_, step) => learningRate(step, 2, 10, 100));
     expect(rates[0]).toBeCloseTo(0.2, 12);
@@ -168,41 +127,57 @@ describe('text', () => {
 });
 
 describe('samples', () => {
-  beforeAll(() => useBackend('wasm'));
+  /** The whole text that the options give. */
+  async function drawn(
+    { decoder }: ReturnType<typeof tinyTrainer>,
+    prompt: readonly number[],
+    options: GenerateOptions,
+  ): Promise<number[]> {
+    const ids: number[] = [];
+    for await (const id of generate(decoder, prompt, { eosIds: [], ...options })) ids.push(id);
+    return ids;
+  }
 
   it('without temperature take the most likely token, as the float64 model sees it', async () => {
-    const { base, model } = await tinyTrainer({}, { format: 'none' });
-    const options = { tokens: 6, temperature: 0, topK: 1, seed: 1, eosIds: [] };
+    const tiny = tinyTrainer({}, { format: 'none' });
+    const options = { maxTokens: 6, temperature: 0 };
     const prompt = [72, 105];
-    const drawn = await generate(base, prompt, new FusedKernels(), undefined, options);
     const ids = [...prompt];
     for (let i = 0; i < 6; i++) {
-      const rows = oracleLogits(model.config, (name) => model.readFloat32(name), ids);
+      const rows = oracleLogits(tiny.model.config, (name) => tiny.model.readFloat32(name), ids);
       const last = rows[rows.length - 1] as number[];
       ids.push(last.indexOf(Math.max(...last)));
     }
-    expect(drawn).toEqual(ids.slice(2));
-    const stopped = await generate(base, prompt, new FusedKernels(), undefined, {
-      ...options,
-      eosIds: [ids[4] as number],
-    });
-    expect(stopped).toEqual(ids.slice(2, 4));
-    base.dispose();
+    expect(await drawn(tiny, prompt, options)).toEqual(ids.slice(2));
+    const eosIds = [ids[4] as number];
+    expect(await drawn(tiny, prompt, { ...options, eosIds })).toEqual(ids.slice(2, 4));
+    tiny.dispose();
   });
 
   it('with a seed are the same again, within the topK', async () => {
-    const { base } = await tinyTrainer({}, { format: 'none' });
+    const tiny = tinyTrainer({}, { format: 'none' });
     const draw = (seed: number, topK: number) =>
-      generate(base, [1], new FusedKernels(), undefined, {
-        tokens: 12,
-        temperature: 5,
-        topK,
-        seed,
-        eosIds: [],
-      });
+      drawn(tiny, [1], { maxTokens: 12, temperature: 5, topK, seed });
     expect(await draw(1, 50)).toEqual(await draw(1, 50));
     expect(await draw(1, 50)).not.toEqual(await draw(2, 50));
     expect(await draw(1, 1)).toEqual(await draw(2, 1));
-    base.dispose();
+    tiny.dispose();
   });
+});
+
+it('a sum of n passes is the left-full binary tree over them', () => {
+  const treeOf = (n: number) => {
+    const sum = new TreeSum<string>((a, b) => `(${a}${b})`);
+    for (let i = 0; i < n; i++) sum.add(String(i));
+    return sum.total();
+  };
+  expect([1, 2, 3, 4, 5, 6, 7].map(treeOf)).toEqual([
+    '0',
+    '(01)',
+    '((01)2)',
+    '((01)(23))',
+    '(((01)(23))4)',
+    '(((01)(23))(45))',
+    '(((01)(23))((45)6))',
+  ]);
 });

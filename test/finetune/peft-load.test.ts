@@ -1,11 +1,10 @@
 // What PEFT makes of the folders that the fine-tune writes, by this project's own account of PEFT's loader: see
 // test/adapters/peft-load.test.ts. The folders name the targeted layers by the ends of their names.
 import path from 'node:path';
-import { beforeAll, expect, it } from 'vitest';
-import { adapterMethods, dequantize, Tensor } from '../../lib/index.js';
-import type { FinetuneOptions } from '../../lib/train/finetune.js';
-import { requireWritable, writeAdapter } from '../../lib/train/finetune-files.js';
-import { FusedKernels } from '../../lib/train/kernels.js';
+import { expect, it } from 'vitest';
+import type { FinetuneOptions } from '../../lib/finetune/finetune.js';
+import { requireWritable, writeAdapter } from '../../lib/finetune/finetune-files.js';
+import { adapterMethods, type BaseWeight, dequantize, Tensor } from '../../lib/index.js';
 import {
   type Expectation,
   filesOf,
@@ -16,7 +15,7 @@ import {
 } from '../adapters/peft-load.js';
 import { settingsOf } from '../adapters/settings.js';
 import { loadAsPeft, type PeftModel } from '../oracle/peft/index.js';
-import { temporaryFolder, tinyTrainer, useBackend } from './setup.js';
+import { temporaryFolder, tinyTrainer, weightsOf } from './setup.js';
 
 /** Layers of [48, 48], [24, 48] and [48, 96]. */
 const sizes = { hiddenSize: 48, intermediateSize: 96, numKeyValueHeads: 2, headDim: 12 };
@@ -28,8 +27,6 @@ const settings: Readonly<Record<string, object>> = {
   vblora: { r: 2, vectors: 6, vectorLength: 8, topK: 2 },
 };
 
-beforeAll(() => useBackend('cpu'));
-
 const methods = adapterMethods
   .filter(({ method, definition }) => method in PEFT && definition.inputs === undefined)
   .map(({ method }) => method);
@@ -38,25 +35,26 @@ it.each(methods)(
   'PEFT computes what --adapter %s has trained, or a note says what else',
   async (name) => {
     const adapter = { method: name, targets, ...(settings[name] ?? settingsOf(name).settings) };
-    const { base, trainer } = await tinyTrainer(sizes, { format: 'nf4' }, { adapter, lr: 0.05 });
+    const tiny = tinyTrainer(sizes, { format: 'nf4' }, { adapter, lr: 0.05 });
+    const { trainer, decoder } = tiny;
     const row = PEFT[name] as Expectation;
     const notes = await requireWritable(trainer.adapters);
     expect(notes.length > 0).toBe(row.caveat !== undefined || row.embedding === true);
-    const kernels = new FusedKernels();
-    for (let step = 0; step < 3; step++) trainer.train(kernels);
+    for (let step = 0; step < 3; step++) await trainer.train();
     const out = path.join(temporaryFolder(), 'out');
     const options = { out, model: 'base', train: { steps: 3 } } as FinetuneOptions;
     await writeAdapter(options, trainer.adapters);
     // Tables that follow from the values.
     trainer.adapters.refresh();
     const files = filesOf(out);
-    const { slots } = trainer.adapters;
+    const { layers } = trainer.adapters;
+    const weights = weightsOf(decoder);
+    const weightOf = (module: string) => weights.get(module) as BaseWeight;
     const model: PeftModel = new Map(
-      slots.map(({ layer: { name: module, w } }) => {
-        return [
-          module,
-          { weight: matrixOf(w instanceof Tensor ? w : dequantize(w, { dtype: 'f32' })) },
-        ];
+      layers.map(({ place: { module } }) => {
+        const w = weightOf(module);
+        const dense = Tensor.is(w) ? w : dequantize(w, { dtype: 'f32' });
+        return [module, { weight: matrixOf(dense) }];
       }),
     );
     if (row.refuses !== undefined || row.embedding === true) {
@@ -65,14 +63,13 @@ it.each(methods)(
     }
     const loaded = loadAsPeft(files, model, { PSOFT: psoftOf(files) });
     expect(loaded.ignored.filter((key) => row.ignored?.test(key) !== true)).toEqual([]);
-    for (const { layer, adapter: one } of slots) {
-      const x = Tensor.randn([3, layer.K], { seed: 2, device: 'cpu' });
-      const { y } = one.forward(x, layer.w, { training: false });
-      expect(worst(y.readSync(), loaded.forward(layer.name, matrixOf(x))), layer.name).toBeLessThan(
-        1e-5,
-      );
+    for (const { place, adapter: one } of layers) {
+      const { module, K } = place;
+      const x = Tensor.randn([3, K], { seed: 2, device: 'cpu' });
+      const { y } = one.forward(x, weightOf(module), { training: false });
+      const expected = loaded.forward(module, matrixOf(x));
+      expect(worst(y.readSync(), expected), module).toBeLessThan(1e-5);
     }
-    trainer.adapters.dispose();
-    base.dispose();
+    tiny.dispose();
   },
 );

@@ -1,16 +1,18 @@
-/** What the tests of this folder share: backends, temporary folders, tiny trainers. */
+/** What the tests of this folder share: temporary folders, tiny trainers, their values and gradients. */
 
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 import { afterAll } from 'vitest';
+import { type Device, scope, type Tensor } from '../../lib/index.js';
 import type { BaseFormat } from '../../lib/model/base-format.js';
+import { Decoder } from '../../lib/model/decoder.js';
+import { DecoderWeights, linearsOf } from '../../lib/model/decoder-weights.js';
 import { type HfModel, openHfModel } from '../../lib/model/hf-model.js';
+import { SequenceSet } from '../../lib/text/text-data.js';
 import { tensorflow } from '../../lib/tfjs/tensorflow.js';
 import { type AdapterConfig, AdapterSet, methodNamed } from '../../lib/train/adapter-set.js';
-import { type BaseModel, linearNames, loadBaseModel } from '../../lib/train/base-model.js';
-import { SequenceSet } from '../../lib/train/text-data.js';
-import { Trainer, type TrainOptions } from '../../lib/train/trainer.js';
+import { ModelTrainer, type TrainOptions } from '../../lib/train/model-trainer.js';
 import { noise, type TinyCheckpointOptions, writeTinyCheckpoint } from './tiny-checkpoint.js';
 
 export const backends = ['cpu', 'wasm'] as const;
@@ -43,12 +45,74 @@ export function randomValues(count: number, seed: number): Float32Array {
 
 export interface TinyTrainer {
   readonly model: HfModel;
-  readonly base: BaseModel;
-  readonly trainer: Trainer;
+  readonly decoder: Decoder;
+  readonly trainer: ModelTrainer;
+  dispose(): void;
+}
+
+/** All trained values, one parameter after another. */
+export function valuesOf({ trainer }: ModelTrainer): Float32Array {
+  return joined(trainer.parameters.map(({ tensor }) => tensor.readSync()));
+}
+
+/** Replaces all trained values. */
+export function setValues({ trainer }: ModelTrainer, values: Float32Array): void {
+  let at = 0;
+  for (const { tensor } of trainer.parameters) {
+    tensor.write(values.slice(at, at + tensor.size));
+    at += tensor.size;
+  }
+}
+
+/** The loss of the next step, and its gradient in the order of {@link valuesOf}. */
+export function gradientOf(trainer: ModelTrainer): { loss: number; gradient: Float32Array } {
+  return scope(() => {
+    trainer.adapters.refresh();
+    const { loss, gradients } = trainer.trainer.rehearse(trainer.passes());
+    const parts = trainer.trainer.parameters.map(
+      ({ tensor }, i) => gradients[i]?.readSync() ?? new Float32Array(tensor.size),
+    );
+    return { loss: loss.readSync()[0] as number, gradient: joined(parts) };
+  });
+}
+
+/** Where each parameter begins in {@link valuesOf}, by name. */
+export function offsetsOf({ trainer }: ModelTrainer): ReadonlyMap<string, number> {
+  let at = 0;
+  return new Map(
+    trainer.parameters.map(({ name, tensor }) => {
+      const begin = at;
+      at += tensor.size;
+      return [name, begin] as const;
+    }),
+  );
+}
+
+/** The frozen weight of each adapted layer, by module. */
+export function weightsOf(decoder: Decoder) {
+  return new Map(
+    decoder.weights.layers.flatMap(linearsOf).map(({ place, w }) => [place.module, w] as const),
+  );
+}
+
+function joined(parts: readonly Float32Array[]): Float32Array {
+  const all = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const part of parts) {
+    all.set(part, at);
+    at += part.length;
+  }
+  return all;
+}
+
+/** The optimiser's tensor of this name for each parameter, one after another. */
+export function stateOf({ trainer }: ModelTrainer, name: string): Float32Array {
+  const states = [...trainer.state.values()];
+  return joined(states.map((state) => (state[name] as Tensor).readSync()));
 }
 
 /** A trainer over a random checkpoint and random tokens. */
-export async function tinyTrainer(
+export function tinyTrainer(
   checkpoint: TinyCheckpointOptions,
   format: BaseFormat,
   options: Partial<TrainOptions> & {
@@ -58,20 +122,22 @@ export async function tinyTrainer(
       readonly targets?: AdapterConfig['targets'];
     } & Readonly<Record<string, unknown>>;
     readonly T?: number;
+    readonly device?: Device;
   } = {},
-): Promise<TinyTrainer> {
+): TinyTrainer {
   const folder = temporaryFolder();
   writeTinyCheckpoint(folder, checkpoint);
   const model = openHfModel(folder);
-  const base = await loadBaseModel(model, format);
-  const { targets = linearNames, method = 'lora', ...settings } = options.adapter ?? {};
+  const { device = 'cpu' } = options;
+  const decoder = new Decoder(model.decoder, DecoderWeights.load(model, { format, device }));
+  const { targets = 'all-linear', method = 'lora', ...settings } = options.adapter ?? {};
   const adapter: AdapterConfig = {
     method: methodNamed('test', method),
     settings: { ...(method === 'lora' ? { r: 3, loraAlpha: 6 } : {}), ...settings },
     targets,
   };
   const T = options.T ?? 7;
-  const { vocabSize } = model.config;
+  const { vocabSize } = model.decoder;
   const tokens = (count: number, seed: number) =>
     Int32Array.from(randomValues(count * T + 1, seed), (v) =>
       Math.floor(((v + 1) / 2) * vocabSize),
@@ -90,11 +156,16 @@ export async function tinyTrainer(
     weightDecay: 0.01,
     clip: 1e9,
     seed: 3,
+    dtype: 'f32',
+    recompute: false,
     ...options,
   };
-  return {
-    model,
-    base,
-    trainer: new Trainer(base, new AdapterSet(base, adapter, train.seed), data, train),
+  const adapters = new AdapterSet(decoder, adapter, train.seed);
+  const trainer = new ModelTrainer(decoder, adapters, data, train);
+  const dispose = () => {
+    trainer.dispose();
+    adapters.dispose();
+    decoder.dispose();
   };
+  return { model, decoder, trainer, dispose };
 }

@@ -9,7 +9,12 @@ import { type Matrix, matrix } from '../oracle/decoder/matrix.js';
 
 /** @param targetsOf the values of the targets, which no call reads back */
 export function hostLossTape(recording: boolean, targetsOf: () => Int32Array): DecoderTape {
-  const tape: DecoderTape = new ModelTape({ recording });
+  return withHostLoss(new ModelTape({ recording }), targetsOf);
+}
+
+/** Adds the loss of logits to a tape. */
+export function withHostLoss(given: ModelTape, targetsOf: () => Int32Array): DecoderTape {
+  const tape: DecoderTape = given;
   tape.crossEntropy = (logits: Value, _: Indices, options: LogitLossOptions) => {
     const { scale = 1, softcap } = options;
     const V = logits.shape[logits.shape.length - 1] as number;

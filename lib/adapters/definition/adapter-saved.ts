@@ -115,5 +115,5 @@ export function ownResult({ tape, y: { tensor }, leaves }: AdapterSaved): Tensor
     if (Tensor.sharesMemory(leaf.tensor, tensor)) return tensor.to({});
   }
   // If the backward pass reads y too, the caller gets its own handle.
-  return tape.kept.includes(tensor) ? tensor.reshape(tensor.shape) : tensor;
+  return tape.holds(tensor) ? tensor.reshape(tensor.shape) : tensor;
 }

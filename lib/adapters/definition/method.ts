@@ -167,9 +167,9 @@ export class AdapterMethod<C extends object, P extends string, B extends string,
 
   /**
    * Makes new adapters for the layers of a model, in their order. Tensors that the method shares between layers are drawn
-   * once: each layer has a copy, and a trainer gives all copies of a trained one the sum of their gradients. Tensors that
-   * all layers share (VeRA's projections, VB-LoRA's bank) are drawn for the largest layer, and each layer has the leading
-   * part. Others are shared by layers of the same size (LoTR's factors), or of the same size and kind (Tied-LoRA's),
+   * once: the adapters have tensors over the same memory, whose gradients a trainer adds up ({@link Trainer} does). Tensors
+   * that all layers share (VeRA's projections, VB-LoRA's bank) are drawn for the largest layer, and a smaller layer has a
+   * copy of the leading part. Others are shared by layers of the same size (LoTR's factors), or of the same size and kind (Tied-LoRA's),
    * which `module` tells: see {@link AdapterDefinition.shared}.
    * @throws as {@link AdapterMethod.create} · ERR_VALUE if the settings give layers that share a tensor
    * different shapes

@@ -53,6 +53,8 @@ export function shareKey(
 interface Stored {
   readonly values: Float32Array;
   readonly shape: readonly number[];
+  /** Of the first layer in each shape. */
+  readonly tensors: Map<string, Tensor>;
 }
 
 /** @internal The tensors that the layers of one model share, while their adapters are being made. */
@@ -79,11 +81,14 @@ export class SharedTensors<Name extends string> {
     for (const [name, by] of this.#by) {
       const tensor = tensors[name];
       if (by !== 'model' || tensor === undefined) continue;
-      this.#known.set(name, { values: tensor.readSync(), shape: tensor.shape });
+      this.#known.set(name, { values: tensor.readSync(), shape: tensor.shape, tensors: new Map() });
     }
   }
 
-  /** The tensors that other layers have already: of those that all share, the leading part that this layer uses. */
+  /**
+   * The tensors that other layers have already: the same memory where the shapes agree, else a copy of the leading part
+   * that this layer uses.
+   */
   of(
     layer: SharingLayer,
     { shapes, dtype, device }: AdapterMaker<object, Name>,
@@ -97,6 +102,11 @@ export class SharedTensors<Name extends string> {
         const expected = `of the same shape in all layers that share it, ${showShape(known.shape)}`;
         fail('ERR_VALUE', this.#op, name, expected, showShape(shape));
       }
+      const tensor = known.tensors.get(showShape(shape));
+      if (tensor?.dtype === dtype && tensor.device === device) {
+        found[name] = tensor.reshape(shape);
+        continue;
+      }
       const values = leadingPart(known.values, known.shape, shape);
       found[name] = Tensor.from(values, shape, { dtype, device });
     }
@@ -108,8 +118,15 @@ export class SharedTensors<Name extends string> {
     for (const [name, by] of this.#by) {
       const key = shareKey(name, by, layer);
       const tensor = tensors[name];
-      if (tensor === undefined || this.#known.has(key)) continue;
-      this.#known.set(key, { values: tensor.readSync(), shape: tensor.shape });
+      if (tensor === undefined) continue;
+      const { shape } = tensor;
+      const known = this.#known.get(key) ?? {
+        values: tensor.readSync(),
+        shape,
+        tensors: new Map<string, Tensor>(),
+      };
+      this.#known.set(key, known);
+      if (!known.tensors.has(showShape(shape))) known.tensors.set(showShape(shape), tensor);
     }
   }
 }

@@ -123,7 +123,7 @@ export class NormAdapter implements Disposable {
         bias: leaves.get('dBias'),
         eps: this.eps,
       });
-      const y = tape.kept.includes(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;
+      const y = tape.holds(value.tensor) ? value.tensor.reshape(value.shape) : value.tensor;
       const saved = new AdapterSaved(tape, value, leaves, [held]);
       if (!training) saved.dispose();
       return { y, saved };

@@ -1,6 +1,7 @@
 import type { Tensor } from '../../core/tensor.js';
 import {
   type AttentionInput,
+  type AttentionOptions,
   type AttentionShape,
   attention,
   attentionBackward,
@@ -12,11 +13,11 @@ export type AttentionValues =
   | { readonly q: Value; readonly k: Value; readonly v: Value }
   | { readonly qkv: Value };
 
-/** `o = attention(input)`: o and the logarithms of its sums are kept. */
+/** `o = attention(input)`: o and the logarithms of its sums are kept. No gradient goes through a cache. */
 export function recordAttention(
   t: GradientTape,
   values: AttentionValues,
-  options: AttentionShape,
+  { cache, ...options }: AttentionShape & Pick<AttentionOptions, 'cache'>,
 ): Value {
   checkStep('attention', t, { ...values });
   const { inputs, input } =
@@ -27,7 +28,7 @@ export function recordAttention(
           input: { q: values.q.tensor, k: values.k.tensor, v: values.v.tensor },
         };
   const keep = t.recording && inputs.some((value) => value.differentiable);
-  const { o, lse } = attention(input, { ...options, keep });
+  const { o, lse } = attention(input, { ...options, ...(cache && { cache }), keep });
   const keeps = [...inputs.map(({ tensor }) => tensor), o, ...(lse === undefined ? [] : [lse])];
   return t.record(o, inputs, keeps, (dy, pass) => {
     if (lse === undefined) return;

@@ -1,9 +1,11 @@
+import { scope } from '../../core/scope.js';
+import type { Tensor } from '../../core/tensor.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
-import type { AttentionShape } from '../../ops/model/attention.js';
+import type { AttentionOptions, AttentionShape } from '../../ops/model/attention.js';
 import { type EmbeddingOptions, embedding } from '../../ops/model/embedding.js';
 import type { Indices } from '../../ops/model/indices.js';
 import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-entropy.js';
-import type { Value } from '../gradient-tape.js';
+import { checkStep, type Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
 import { type AttentionValues, recordAttention } from './attention.js';
 import { type GateFunction, recordGate } from './gated.js';
@@ -52,11 +54,62 @@ export class ModelTape extends Tape {
   }
 
   /**
-   * Causal attention of grouped heads, as {@link attention} without a cache: o [B, T, heads · d].
-   * The rotation and the documents must live as long as the tape.
+   * Steps that keep x only, and run again in the backward pass with the same random numbers (Chen et al., Training Deep
+   * Nets with Sublinear Memory Cost, 2016, arXiv:1604.06174): the same bits as `body(this, x)`.
+   * @param body a function of x and of the variables that it makes; it runs twice
+   * @example
+   * x = t.recompute(x, (t, x) => block(t, x));
+   */
+  recompute(x: Value, body: (tape: ModelTape, x: Value) => Value): Value {
+    checkStep('recompute', this, { x });
+    if (!this.recording) return body(this, x);
+    const { options, dropouts } = this.fork();
+    const run = (input: Tensor): { tape: ModelTape; from: Value; y: Value } => {
+      const tape = new ModelTape(options);
+      tape.resume(dropouts);
+      const from = x.differentiable ? tape.variable(input) : tape.constant(input);
+      // What the tape keeps outlives the scope with it.
+      return scope(() => ({ tape, from, y: body(tape, from) }));
+    };
+    const first = run(x.tensor);
+    this.resume(first.tape.fork().dropouts);
+    const tensors = [...first.tape.variables.keys()].filter((tensor) => tensor !== x.tensor);
+    const variables = tensors.map((tensor) => this.variable(tensor));
+    const { tensor } = first.y;
+    const y = first.tape.holds(tensor) ? tensor.reshape(tensor.shape) : tensor;
+    first.tape.dispose();
+    return this.record(y, [x, ...variables], [x.tensor], (dy, pass) => {
+      const again = run(x.tensor);
+      const wanted = [
+        ...(pass.wants(x) ? [{ input: x, values: [again.from] }] : []),
+        ...variables.flatMap((input) => {
+          const values = again.tape.variables.get(input.tensor) ?? [];
+          return pass.wants(input) ? [{ input, values }] : [];
+        }),
+      ];
+      const flat = wanted.flatMap(({ input, values }) => values.map((value) => ({ input, value })));
+      const found = again.tape.gradients(
+        'recompute',
+        again.y,
+        dy,
+        flat.map(({ value }) => value),
+        { release: true },
+      );
+      for (const [i, gradient] of found.entries()) {
+        if (gradient !== undefined) pass.give((flat[i] as { input: Value }).input, gradient);
+      }
+    });
+  }
+
+  /**
+   * Causal attention of grouped heads, as {@link attention}: o [B, T, heads · d]. The rotation and the documents must
+   * live as long as the tape. A cache is for a tape that does not record.
    * @param values `{ q, k, v }`, or `{ qkv }`
    */
-  attention(values: AttentionValues, options: AttentionShape): Value {
+  attention(
+    values: AttentionValues,
+    options: AttentionShape & Pick<AttentionOptions, 'cache'>,
+  ): Value {
     return recordAttention(this, values, options);
   }
 }

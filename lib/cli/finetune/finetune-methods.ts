@@ -1,10 +1,10 @@
 /** Compares several adapter methods on the same run: table and report. */
 
 import { printable } from '../../core/printable.js';
+import type { FinetuneResult } from '../../finetune/finetune.js';
 import { escapeHtml } from '../../report/html.js';
 import { kPlotStyle, type Plot, plotSvg } from '../../report/plot.js';
 import { grouped, table } from '../../report/terminal.js';
-import type { FinetuneResult } from '../../train/finetune.js';
 
 /** One method's run. */
 export interface MethodRun {

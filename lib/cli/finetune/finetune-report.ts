@@ -2,9 +2,9 @@
  * The HTML report of a fine-tune: one file without scripts that loads nothing.
  */
 
+import type { FinetuneResult } from '../../finetune/finetune.js';
+import type { LossHistory } from '../../finetune/run-state.js';
 import { escapeHtml } from '../../report/html.js';
-import type { FinetuneResult } from '../../train/finetune.js';
-import type { LossHistory } from '../../train/run-state.js';
 
 /** One row of the final table. */
 export interface Fact {

@@ -5,13 +5,11 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { writeFileAtomic } from '../../checkpoint/files/atomic-write.js';
+import { defaultDevice } from '../../core/device.js';
 import { anyOf } from '../../core/errors.js';
 import { formatNames } from '../../core/formats.js';
 import { printable } from '../../core/printable.js';
 import { bundledModel, bundledText } from '../../environment/package-folder.js';
-import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';
-import { tensorflow } from '../../tfjs/tensorflow.js';
-import { parseTargets } from '../../train/adapter-set.js';
 import {
   type FinetuneObserver,
   type FinetuneOptions,
@@ -19,7 +17,10 @@ import {
   finetune,
   Interrupted,
   requireRuns,
-} from '../../train/finetune.js';
+} from '../../finetune/finetune.js';
+import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';
+import { parseTargets } from '../../train/adapter-set.js';
+import { fastestDType } from '../../train/dtype.js';
 import { Arguments } from '../command/arguments.js';
 import { readDevice } from '../command/device-option.js';
 import { exitCodes } from '../command/exit-codes.js';
@@ -50,7 +51,7 @@ Adapter
   --targets LIST      all-linear, or names: q_proj,v_proj,...             [all-linear]
 
 Base
-  --format F          ${`${anyOf([...formatNames, 'none'])} (dense f32);`.padEnd(51)} [nf4]
+  --format F          ${`${anyOf([...formatNames, 'none'])} (as in the file);`.padEnd(51)} [nf4]
                       int4 with zero-points where a row is whole blocks
   --blocksize N       elements that share a scale, 32, 64, ... 4096       [the format's own]
   --double-quant      quantise the scales too
@@ -65,13 +66,15 @@ Training
   --weight-decay X    decoupled                                           [0]
   --clip X            largest global norm of the gradient                 [1]
   --seed N            names every random choice                           [1]
+  --dtype D           of the activations: f32, bf16 or f16    [bf16 where the device is faster in it]
+  --recompute         keep less of the forward pass, and run each block twice: the same bits
   --eval-every N      steps between held-out evaluations, 0 for none      [a fifth of the steps]
 
 Run
   --save-every N      steps between checkpoints, 0 for only on Ctrl-C     [100]
   --resume            go on with the unfinished run beside --out
   --device D          where to compute                                    [LOWRANK_DEVICE, or cpu]
-  --no-compare        do not measure the same step in TensorFlow.js and torch
+  --no-compare        do not measure the same step in torch and TensorFlow.js, where installed
   --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
   --sample-tokens N   length of a sample, 0 for none                      [60]
   --report FILE       HTML report                                         [OUT/report.html]
@@ -106,6 +109,8 @@ const kOptions = {
   'weight-decay': { type: 'string' },
   clip: { type: 'string' },
   seed: { type: 'string' },
+  dtype: { type: 'string' },
+  recompute: { type: 'boolean' },
   'eval-every': { type: 'string' },
   'save-every': { type: 'string' },
   resume: { type: 'boolean' },
@@ -129,8 +134,6 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   if (others.length > 0) return compareMethods(parsed, [first, ...others]);
   const options = readOptions(parsed, first);
   const report = reportPath(parsed, options.out);
-  // TensorFlow.js prints a greeting on stderr unless it is in production mode.
-  tensorflow().enableProdMode();
   const json = parsed.flag('json');
   const progress = new Progress(json);
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
@@ -163,7 +166,6 @@ async function compareMethods(parsed: Arguments, chosen: readonly ChosenMethod[]
   const report = parsed.flag('no-report')
     ? undefined
     : (parsed.text('report') ?? path.join(out, 'methods.html'));
-  tensorflow().enableProdMode();
   const json = parsed.flag('json');
   const progress = new Progress(json);
   const interrupts = new Interrupts(() => progress.line('stopping after this step ...'));
@@ -225,6 +227,7 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
   const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
   const device = readDevice(parsed);
   const targets = parsed.text('targets') ?? 'all-linear';
+  const dtype = parsed.choice('dtype', 'auto', ['auto', 'f32', 'bf16', 'f16']);
   const evalEvery = Math.max(1, Math.ceil(steps / 5));
   return {
     model: parsed.text('model') ?? bundledModel(),
@@ -240,7 +243,7 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
     adapter: {
       method,
       settings,
-      targets: parseTargets('finetune', targets),
+      targets: parseTargets(targets),
     },
     ...(file === undefined ? {} : { adapterFile: file }),
     train: {
@@ -252,6 +255,8 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
       weightDecay: parsed.number('weight-decay', 0, 'a number of at least 0', notNegative),
       clip: parsed.number('clip', 1, 'a positive number', positive),
       seed: parsed.integer('seed', 1, 0, Number.MAX_SAFE_INTEGER),
+      dtype: dtype === 'auto' ? fastestDType(device ?? defaultDevice()) : dtype,
+      recompute: parsed.flag('recompute'),
     },
     evalEvery: parsed.integer('eval-every', evalEvery, 0, most),
     saveEvery: parsed.integer('save-every', 100, 0, most),
@@ -315,8 +320,8 @@ function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: numb
   if (comparison !== undefined) {
     facts.push({
       name: 'a training step',
-      value: `${comparison.fused_ms.toFixed(0)} ms`,
-      note: `loss ${comparison.fusedLoss.toFixed(5)}; without the update`,
+      value: `${comparison.own_ms.toFixed(0)} ms`,
+      note: `loss ${comparison.ownLoss.toFixed(5)}; ${options.train.dtype}, without the update`,
     });
     for (const { name, ms, ratio, loss, note } of comparison.others) {
       const times =

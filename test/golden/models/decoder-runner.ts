@@ -8,12 +8,16 @@ import {
   readAdapterFolder,
   scope,
   Tensor,
+  type Value,
 } from '../../../lib/index.js';
-import { Decoder, type DecoderPass } from '../../../lib/model/decoder.js';
+import { Decoder } from '../../../lib/model/decoder.js';
 import { layerLinears } from '../../../lib/model/decoder-tensors.js';
 import { DecoderWeights } from '../../../lib/model/decoder-weights.js';
-import { AdamW } from '../../../lib/train/adamw.js';
-import { hostLossTape } from '../../model/host-tape.js';
+import { nextLogits } from '../../../lib/model/generate.js';
+import { KvCache } from '../../../lib/model/kv-cache.js';
+import type { TrainedParameter } from '../../../lib/optim/optimizer.js';
+import { Trainer } from '../../../lib/train/trainer.js';
+import { hostLossTape, withHostLoss } from '../../model/host-tape.js';
 import type { ModelBatch } from './cases.js';
 import type { ModelRunner, RunningModel } from './runner.js';
 
@@ -72,9 +76,8 @@ class RunningDecoder implements RunningModel {
   #losses(batch: ModelBatch, recording: boolean) {
     const { targets, count } = targetsOf(batch);
     const { tape, call, pass } = this.#pass(batch, recording);
-    const { features, parameters } = pass;
     const scale = 1 / count;
-    const made = this.decoder.loss(tape, features, targets, { ...call, parameters, scale });
+    const made = this.decoder.loss(tape, pass.features, targets, { ...call, scale });
     return { tape, pass, ...made };
   }
 
@@ -94,19 +97,32 @@ class RunningDecoder implements RunningModel {
     });
   }
 
+  /** The trained tensors, by their names in the adapter file. */
+  get #parameters(): readonly TrainedParameter[] {
+    return [...this.adapters].flatMap(([module, { parameters }]) =>
+      Object.entries(parameters).map(([name, tensor]) => ({
+        name: `base_model.model.${module}.${kNames[name]}`,
+        role: 'other' as const,
+        tensor,
+      })),
+    );
+  }
+
   #gradients(batch: ModelBatch) {
     const { tape, pass, loss: total } = this.#losses(batch, true);
-    const wanted = [pass.embedded, ...namedValues(pass).values()];
+    const parameters = this.#parameters;
+    const own = parameters.map(({ tensor }) => tape.variables.get(tensor)?.[0] as Value);
     const dy = Tensor.from([1], [1], { device: total.tensor.device });
-    const found = tape.gradients('loss', total, dy, wanted);
+    const found = tape.gradients('loss', total, dy, [pass.embedded, ...own]);
     const values = found.map((gradient, i) => {
       if (gradient === undefined) throw new Error(`no gradient of value ${i}`);
       return gradient.readSync();
     });
     const loss = total.tensor.readSync()[0] as number;
     const [embedding, ...others] = values as [Float32Array, ...Float32Array[]];
-    const names = [...namedValues(pass).keys()];
-    const adapters = new Map(names.map((name, i) => [name, others[i] as Float32Array]));
+    const adapters = new Map(
+      parameters.map(({ name }, i) => [name, others[i] as Float32Array] as const),
+    );
     return { loss, embedding, adapters };
   }
 
@@ -116,50 +132,51 @@ class RunningDecoder implements RunningModel {
 
   generate(prompts: Int32Array, B: number, steps: number) {
     const V = this.decoder.config.vocabSize;
-    const rows = Array.from({ length: B }, (_, b) => {
-      const P = prompts.length / B;
-      return [...prompts.subarray(b * P, (b + 1) * P)];
+    const { device } = this.decoder.weights;
+    const P = prompts.length / B;
+    const rows = Array.from({ length: B }, (_, b) => [...prompts.subarray(b * P, (b + 1) * P)]);
+    const capacity = P + steps;
+    using cache = new KvCache(this.decoder.config, {
+      capacity,
+      batch: B,
+      dtype: this.dtype,
+      device,
     });
     const logits: number[] = [];
+    let next = prompts;
     for (let step = 0; step < steps; step++) {
-      const T = (rows[0] as number[]).length;
-      const ids = Int32Array.from(rows.flat());
-      const positions = ids.map((_, m) => m % T);
-      const segments = new Int32Array(ids.length);
-      const all = this.logits({ B, T, ids, positions, segments, labels: ids }, true);
+      const call = { cache, dtype: this.dtype, adapters: this.adapters };
+      const all = scope(() => nextLogits(this.decoder, next, call).readSync());
+      next = new Int32Array(B);
       for (const [b, row] of rows.entries()) {
-        const last = all.subarray(((b + 1) * T - 1) * V, (b + 1) * T * V);
+        const last = all.subarray(b * V, (b + 1) * V);
         logits.push(...last);
-        row.push(last.indexOf(Math.max(...last)));
+        next[b] = last.indexOf(Math.max(...last));
+        row.push(next[b] as number);
       }
     }
     return { ids: rows.flat(), logits };
   }
 
   train(batch: ModelBatch, settings: Parameters<RunningModel['train']>[1]): number[] {
-    const { lr, steps, weight_decay } = settings;
-    const parameters = [...this.adapters.values()].flatMap((adapter) =>
-      Object.values(adapter.parameters),
+    const { lr, steps, weight_decay: weightDecay } = settings;
+    const { targets, count } = targetsOf(batch);
+    const parameters = this.#parameters;
+    const before = parameters.map(({ tensor }) => tensor.readSync());
+    using trainer = new Trainer(parameters, { lr, weightDecay });
+    const losses = Array.from({ length: steps + 1 }, () =>
+      scope(() => {
+        const step = trainer.step((tape) => {
+          const whole = withHostLoss(tape, () => targets);
+          const call = { dtype: this.dtype, adapters: this.adapters };
+          const { features } = this.decoder.forward(whole, batch, call);
+          const scale = 1 / count;
+          return this.decoder.loss(whole, features, targets, { ...call, scale }).loss;
+        });
+        return step.loss.readSync()[0] as number;
+      }),
     );
-    const before = parameters.map((tensor) => tensor.readSync().slice());
-    const values = Float32Array.from(before.flatMap((part) => [...part]));
-    const optimizer = new AdamW(values.length, { weightDecay: weight_decay });
-    const losses: number[] = [];
-    for (let step = 0; step <= steps; step++) {
-      const { loss, adapters } = this.gradients(batch);
-      losses.push(loss);
-      if (step === steps) break;
-      const gradient = [...this.adapters].flatMap(([module, { parameters: own }]) =>
-        Object.keys(own).flatMap((name) => [...(adapters.get(fileName(module, name)) ?? [])]),
-      );
-      optimizer.update(values, Float32Array.from(gradient), lr);
-      let at = 0;
-      for (const tensor of parameters) {
-        tensor.write(values.subarray(at, at + tensor.size));
-        at += tensor.size;
-      }
-    }
-    for (const [i, tensor] of parameters.entries()) tensor.write(before[i] as Float32Array);
+    for (const [i, { tensor }] of parameters.entries()) tensor.write(before[i] as Float32Array);
     return losses;
   }
 
@@ -167,16 +184,4 @@ class RunningDecoder implements RunningModel {
     this.decoder.dispose();
     for (const adapter of this.adapters.values()) adapter.dispose();
   }
-}
-
-const fileName = (module: string, name: string): string =>
-  `base_model.model.${module}.${kNames[name]}`;
-
-/** The trained values of a pass, by their names in the adapter file. */
-function namedValues({ parameters }: DecoderPass) {
-  return new Map(
-    [...parameters].flatMap(([module, own]) =>
-      Object.entries(own).map(([name, value]) => [fileName(module, name), value] as const),
-    ),
-  );
 }

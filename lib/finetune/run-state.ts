@@ -11,10 +11,12 @@ import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { openSafetensors, writeSafetensors } from '../checkpoint/safetensors.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import type { Trainer } from './trainer.js';
+import type { Tensor } from '../core/tensor.js';
+import { showShape } from '../core/validate.js';
+import type { ModelTrainer } from '../train/model-trainer.js';
 
 const kFormat = 'lowrank-finetune-state';
-const kVersion = '2';
+const kVersion = '3';
 
 type Setting = string | number | boolean;
 /** Everything that affects the numbers of a run, under names that a user knows. */
@@ -28,13 +30,31 @@ export interface LossHistory {
   readonly heldOut: { readonly step: number; readonly loss: number }[];
 }
 
+/** The tensors of a trainer by their names in the file: `values/NAME`, and `STATE/NAME` for the optimiser's. */
+function tensorsOf({ trainer }: ModelTrainer): Map<string, Tensor> {
+  const { parameters, state } = trainer;
+  return new Map(
+    parameters.flatMap(({ name, tensor }) => [
+      [`values/${name}`, tensor] as const,
+      ...Object.entries(state.get(name) ?? {}).map(
+        ([part, own]) => [`${part}/${name}`, own] as const,
+      ),
+    ]),
+  );
+}
+
+/** What the tensors of a state take in a file. */
+export function stateBytes(trainer: ModelTrainer): number {
+  return [...tensorsOf(trainer).values()].reduce((sum, { size }) => sum + 4 * size, 0);
+}
+
 /**
  * Writes the state atomically.
  * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
  */
 export function saveRunState(
   file: string,
-  trainer: Trainer,
+  trainer: ModelTrainer,
   identity: RunIdentity,
   history: LossHistory,
 ): void {
@@ -43,13 +63,14 @@ export function saveRunState(
     shape: [data.length],
     data,
   });
-  const { optimizer, adapters } = trainer;
+  const tensors = [...tensorsOf(trainer)].map(([name, tensor]): [string, RawTensor] => [
+    name,
+    { dtype: 'F32', shape: tensor.shape, data: tensor.readSync() },
+  ]);
   writeSafetensors(
     file,
     {
-      values: vector(adapters.values),
-      m: vector(optimizer.m),
-      v: vector(optimizer.v),
+      ...Object.fromEntries(tensors),
       train_loss: vector(Float64Array.from(history.train)),
       held_out_step: vector(Float64Array.from(history.heldOut, ({ step }) => step)),
       held_out_loss: vector(Float64Array.from(history.heldOut, ({ loss }) => loss)),
@@ -58,7 +79,6 @@ export function saveRunState(
       format: kFormat,
       version: kVersion,
       step: String(trainer.step),
-      updates: String(optimizer.updates),
       identity: JSON.stringify(identity),
     },
   );
@@ -68,13 +88,13 @@ export function saveRunState(
  * Restores a trainer's state from a file.
  *
  * @returns the losses up to that step
- * @throws LowrankError `ERR_CHECKPOINT` if there is no such state, or it is of another run ·
+ * @throws LowrankError `ERR_CHECKPOINT` if there is no such state, or it is of another run or version ·
  * `ERR_FILE` if malformed
  */
 export function restoreRunState(
   op: string,
   file: string,
-  trainer: Trainer,
+  trainer: ModelTrainer,
   identity: RunIdentity,
 ): LossHistory {
   const refuse = (text: string): never => {
@@ -104,38 +124,39 @@ export function restoreRunState(
     if (Number.isNaN(value)) refuse(`must have a count as ${key}, got ${printable(text(key))}`);
     return value;
   };
-  const { optimizer, adapters, options } = trainer;
   const step = count('step');
-  if (step > options.steps) refuse(`must be at most at step ${options.steps}, got step ${step}`);
-  const updates = count('updates');
-  if (updates > step) refuse(`must have at most ${step} updates at step ${step}, got ${updates}`);
-  const vector = (name: string, dtype: 'F32' | 'F64', length?: number) => {
+  const { steps } = trainer.options;
+  if (step > steps) refuse(`must be at most at step ${steps}, got step ${step}`);
+  const read = (name: string, dtype: 'F32' | 'F64', shape?: readonly number[]) => {
     const tensor = state.info(name) === undefined ? undefined : state.read(name);
-    if (tensor === undefined || tensor.dtype !== dtype || tensor.shape.length !== 1) {
-      return refuse(`must hold ${name} as a vector of ${dtype}, got something else`);
+    if (tensor === undefined || tensor.dtype !== dtype) {
+      return refuse(`must hold ${printable(name)} in ${dtype}, got something else`);
     }
-    if (length !== undefined && tensor.shape[0] !== length) {
-      refuse(`must hold ${length} ${name}, got ${tensor.shape[0]}`);
+    const own = showShape(tensor.shape);
+    if (shape === undefined ? tensor.shape.length !== 1 : own !== showShape(shape)) {
+      const expected = shape === undefined ? 'a vector' : showShape(shape);
+      refuse(`must hold ${printable(name)} as ${expected}, got ${own}`);
     }
-    return tensor.data as Float32Array | Float64Array;
+    const data = tensor.data as Float32Array | Float64Array;
+    if (!data.every(Number.isFinite)) refuse('holds values that are not finite');
+    return data;
   };
-  const size = adapters.values.length;
-  const parts = [vector('values', 'F32', size), vector('m', 'F32', size), vector('v', 'F32', size)];
-  const train = vector('train_loss', 'F64', step);
-  const heldOutStep = vector('held_out_step', 'F64');
-  const heldOutLoss = vector('held_out_loss', 'F64', heldOutStep.length);
-  if (![...parts, train, heldOutLoss].every((part) => part.every(Number.isFinite))) {
-    refuse('holds values that are not finite');
+  const found = [...tensorsOf(trainer)].map(
+    ([name, tensor]) => [name, tensor, read(name, 'F32', tensor.shape) as Float32Array] as const,
+  );
+  const train = read('train_loss', 'F64', [step]);
+  const heldOutStep = read('held_out_step', 'F64');
+  const heldOutLoss = read('held_out_loss', 'F64', [heldOutStep.length]);
+  const [, , negative] =
+    found.find(([name, , values]) => name.startsWith('v/') && values.some((value) => value < 0)) ??
+    [];
+  if (negative !== undefined) {
+    refuse(`must have no v below 0, got ${negative.find((value) => value < 0)}`);
   }
-  const negative = parts[2]?.find((value) => value < 0);
-  if (negative !== undefined) refuse(`must have no v below 0, got ${negative}`);
   const late = heldOutStep.find((at) => !(Number.isInteger(at) && at >= 0 && at <= step));
   if (late !== undefined) refuse(`must have held-out steps from 0 to ${step}, got ${late}`);
-  adapters.values.set(parts[0] as Float32Array);
-  optimizer.m.set(parts[1] as Float32Array);
-  optimizer.v.set(parts[2] as Float32Array);
-  optimizer.updates = updates;
-  trainer.step = step;
+  for (const [, tensor, values] of found) tensor.write(values);
+  trainer.trainer.resumeAt(step);
   return {
     train: Array.from(train),
     heldOut: Array.from(heldOutStep, (at, i) => ({ step: at, loss: heldOutLoss[i] as number })),

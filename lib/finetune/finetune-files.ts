@@ -1,25 +1,23 @@
 /**
- * The options of a fine-tune, their names in a checkpoint, and the files that it writes.
+ * The options of a fine-tune, and the files that it writes.
  */
 
-import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import type { AlphaConfig } from '../adapters/parts/scaling.js';
 import { writeAdapterFolder } from '../adapters/peft/folder.js';
 import { adaptersToPeft } from '../adapters/peft/peft.js';
-import { fileError, readSmallFile } from '../checkpoint/files/file-access.js';
+import { fileError } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
 import { writePeftAdapter } from '../checkpoint/peft/peft.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import type { Tensor } from '../core/tensor.js';
 import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
-import type { LlamaConfig } from '../model/llama-config.js';
-import type { AdapterConfig, AdapterParameter, AdapterSet } from './adapter-set.js';
-import type { RunIdentity } from './run-state.js';
-import type { TrainOptions } from './trainer.js';
+import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
+import type { TrainOptions } from '../train/model-trainer.js';
 
 const kOp = 'finetune';
 
@@ -92,79 +90,6 @@ export function requireLength(seqLen: number, maxPositionEmbeddings: number): vo
   throw new LowrankError('ERR_VALUE', text, { op: kOp });
 }
 
-/** The inputs of a run as it read them: SHA-256 of bytes, and the settings of the model. */
-export interface RunInputs {
-  readonly config: LlamaConfig;
-  /** Hash of every tensor that the model uses. */
-  readonly weights: string;
-  /** Hashes of tokenizer.json, and of tokenizer_config.json if there is one. */
-  readonly tokenizer: Readonly<Record<string, string>>;
-  readonly text: string;
-}
-
-/** The file of an adapter method that is not part of the library. Its imports are not checked. */
-function ownMethod(file: string | undefined): RunIdentity {
-  if (file === undefined) return {};
-  const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
-  return { [shaOf('--adapter file')]: createHash('sha256').update(bytes).digest('hex') };
-}
-
-const kMaxMethodBytes = 64 << 20;
-const shaOf = (name: string) => `${name} (SHA-256)`;
-
-/** `rope_theta` for `ropeTheta`; nested names are joined with a dot. */
-function configFields(config: object, prefix = 'config.json '): RunIdentity {
-  const fields: Record<string, RunIdentity[string]> = {};
-  for (const [key, value] of Object.entries(config)) {
-    const snake = key.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
-    const name = `${prefix}${snake.replace(/_ids$/, '_id')}`;
-    if (value === undefined) continue;
-    if (typeof value !== 'object' || Array.isArray(value)) fields[name] = value;
-    else Object.assign(fields, configFields(value, `${name}.`));
-  }
-  return fields;
-}
-
-/** Uses the names of the files and of the command's options, so that an error names what to change. */
-export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
-  const { format, adapter, train, seqLen, separator } = options;
-  const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
-  return {
-    ...configFields(inputs.config),
-    ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
-    separator,
-    ...ownMethod(options.adapterFile),
-    format: format.format,
-    blocksize: format.blocksize ?? 0,
-    'double-quant': format.doubleQuant ?? false,
-    adapter: adapter.method.method,
-    ...namedSettings(adapter),
-    targets: adapter.targets.join(','),
-    'seq-len': seqLen,
-    batch: train.batch,
-    accumulate: train.accumulate,
-    steps: train.steps,
-    lr: train.lr,
-    warmup: train.warmup,
-    'weight-decay': train.weightDecay,
-    clip: train.clip,
-    seed: train.seed,
-  };
-}
-
-/** Settings of the method under the names of the command's options. */
-function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
-  const names: Readonly<Record<string, string>> = { r: 'rank', loraAlpha: 'lora-alpha' };
-  const all = { ...method.definition.defaults, ...settings };
-  const known = Object.entries(all as Record<string, RunIdentity[string] | undefined>);
-  return Object.fromEntries(
-    known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
-  );
-}
-
-const byModule = ({ slots }: AdapterSet) =>
-  new Map(slots.map(({ layer, adapter }) => [layer.name, adapter]));
-
 /**
  * Checks before training that the adapters can be written to a folder after it.
  * @returns what PEFT will compute differently, in words
@@ -172,7 +97,7 @@ const byModule = ({ slots }: AdapterSet) =>
  */
 export async function requireWritable(adapters: AdapterSet): Promise<readonly string[]> {
   if (adapters.config.method.method === 'lora') return [];
-  const { warnings = [] } = await adaptersToPeft(byModule(adapters));
+  const { warnings = [] } = await adaptersToPeft(adapters.byModule);
   const { method, definition } = adapters.config.method;
   if (definition.peft?.embeddings !== true) return warnings;
   return [
@@ -186,13 +111,12 @@ export async function requireWritable(adapters: AdapterSet): Promise<readonly st
  * @throws LowrankError `ERR_DISK_FULL`, `ERR_PATH`
  */
 export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSet): Promise<void> {
-  const { config, slots } = adapters;
-  adapters.write();
+  const { config, layers, targets, byModule } = adapters;
   if (config.method.method !== 'lora') {
     const { method, definition } = config.method;
-    await writeAdapterFolder(options.out, byModule(adapters), {
+    await writeAdapterFolder(options.out, byModule, {
       base_model_name_or_path: options.model,
-      ...(definition.peft?.wholeTargets ? {} : { target_modules: [...config.targets].sort() }),
+      ...(definition.peft?.wholeTargets ? {} : { target_modules: [...targets].sort() }),
       ...(method === 'adalora' ? { total_step: options.train.steps } : {}),
       task_type: 'CAUSAL_LM',
     });
@@ -209,19 +133,17 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
       useRslora: rslora,
       loraDropout: dropout,
       loraBias,
-      targetModules: config.targets,
+      targetModules: targets,
       taskType: 'CAUSAL_LM',
       baseModelNameOrPath: options.model,
     },
-    modules: slots.map(({ layer, parameters }) => {
+    modules: layers.map(({ place, adapter }) => {
       const raw = (wanted: string): RawTensor => {
-        const { shape, values } = parameters.find(
-          ({ name }) => name === wanted,
-        ) as AdapterParameter;
-        return { dtype: 'F32', shape, data: values };
+        const tensor = adapter.parameters[wanted] as Tensor;
+        return { dtype: 'F32', shape: tensor.shape, data: tensor.readSync() };
       };
       const bias = loraBias ? { loraBias: raw('loraBias') } : {};
-      return { module: layer.name, loraA: raw('loraA'), loraB: raw('loraB'), ...bias };
+      return { module: place.module, loraA: raw('loraA'), loraB: raw('loraB'), ...bias };
     }),
   });
 }

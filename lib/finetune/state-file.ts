@@ -6,8 +6,8 @@ import { removeLeftovers, siblingName } from '../checkpoint/files/atomic-write.j
 import { fileError } from '../checkpoint/files/file-access.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import { type LossHistory, type RunIdentity, saveRunState } from './run-state.js';
-import type { Trainer } from './trainer.js';
+import type { ModelTrainer } from '../train/model-trainer.js';
+import { type LossHistory, type RunIdentity, saveRunState, stateBytes } from './run-state.js';
 
 /** Bytes per write. */
 const kChunk_bytes = 1 << 20;
@@ -25,14 +25,14 @@ export class StateFile {
   constructor(
     private readonly op: string,
     readonly path: string,
-    private readonly trainer: Trainer,
+    private readonly trainer: ModelTrainer,
     private readonly identity: RunIdentity,
     private readonly history: LossHistory,
   ) {
     removeLeftovers(path);
     this.reserve = siblingName(path);
     const losses = trainer.options.steps * 8 * 3;
-    const vectors = 3 * trainer.adapters.values.byteLength;
+    const vectors = stateBytes(trainer);
     this.keep(vectors + losses + kHeader_bytes + 2 * JSON.stringify(identity).length);
   }
 

@@ -8,11 +8,11 @@
  */
 
 import type { Tensor } from '@tensorflow/tfjs';
-import { tensorFrom, valuesOf } from '../tfjs/backend-memory.js';
+import { tensorFrom, valuesOf } from '../../tfjs/backend-memory.js';
+import { tensorflow } from '../../tfjs/tensorflow.js';
 import { customOp } from './custom-op.js';
 import { exp } from './exp.js';
 import { mergeHeads, type RotaryTable, splitHeads } from './heads.js';
-import type { ModelKernels } from './kernels.js';
 
 /** Sizes of an attention layer over a batch. */
 export interface AttentionShape {
@@ -35,16 +35,16 @@ export function attention(
   v: Tensor,
   shape: AttentionShape,
   table: RotaryTable,
-  kernels: ModelKernels,
 ): Tensor {
   const { B, T, numAttentionHeads: H, numKeyValueHeads: kvH, headDim: d } = shape;
+  const tf = tensorflow();
   const group = H / kvH;
   const qHeads = splitHeads(q, { B, T, H, d }, [B * kvH, group * T, d], table);
   const kHeads = splitHeads(k, { B, T, H: kvH, d }, [B * kvH, T, d], table);
   const vHeads = splitHeads(v, { B, T, H: kvH, d }, [B * kvH, T, d]);
-  const scores = kernels.matMul(qHeads, kHeads, false, true);
+  const scores = tf.matMul(qHeads, kHeads, false, true);
   const p = causalSoftmax(scores, 1 / Math.sqrt(d));
-  return mergeHeads(kernels.matMul(p, vHeads, false, false), { B, T, H, d });
+  return mergeHeads(tf.matMul(p, vHeads, false, false), { B, T, H, d });
 }
 
 /**

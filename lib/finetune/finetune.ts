@@ -2,37 +2,38 @@
  * One fine-tune, from a model folder and a text to an adapter folder.
  */
 
+import { createHash } from 'node:crypto';
 import fs from 'node:fs';
 import path from 'node:path';
 import { removeLeftovers } from '../checkpoint/files/atomic-write.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { lockOutput, type OutputLock } from '../checkpoint/files/lock.js';
+import { bytesOf } from '../checkpoint/raw-tensor.js';
+import { compareSteps, type StepComparison } from '../compare/compare.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
-import { defaultDevice } from '../index.js';
-import { openHfModel } from '../model/hf-model.js';
-import type { LlamaConfig } from '../model/llama-config.js';
-import { AdapterSet, requireFitting } from './adapter-set.js';
-import { readyTensorflow } from './backend.js';
-import { type BaseMemory, type BaseModel, loadBaseModel } from './base-model.js';
-import { compareKernels, type KernelComparison } from './compare.js';
+import { type Device, defaultDevice } from '../index.js';
+import { Decoder } from '../model/decoder.js';
+import type { DecoderPlaces } from '../model/decoder-tensors.js';
+import { type BaseMemory, DecoderWeights } from '../model/decoder-weights.js';
+import { generate } from '../model/generate.js';
+import { type HfModel, openHfModel } from '../model/hf-model.js';
+import { packText, readText } from '../text/text-data.js';
+import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
+import { AdapterSet, requireFitting } from '../train/adapter-set.js';
+import { ModelTrainer, type StepResult } from '../train/model-trainer.js';
 import {
   checkpointPath,
   type FinetuneOptions,
   heldOutBeginnings,
-  identityOf,
   requireLength,
   requireUsableOut,
   requireWritable,
   writeAdapter,
 } from './finetune-files.js';
-import { generate } from './generate.js';
-import { FusedKernels, type ModelKernels } from './kernels.js';
+import { identityOf } from './run-identity.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
 import { StateFile } from './state-file.js';
-import { packText, readText } from './text-data.js';
-import { openTokenizer, type TextTokenizer } from './tokenizer.js';
-import { type StepResult, Trainer } from './trainer.js';
 
 export type { FinetuneOptions } from './finetune-files.js';
 
@@ -67,7 +68,7 @@ export interface FinetuneResult {
   readonly adapterParameters: number;
   readonly baseParameters: number;
   readonly memory: BaseMemory;
-  readonly comparison: KernelComparison | undefined;
+  readonly comparison: StepComparison | undefined;
   readonly samples: readonly Sample[];
 }
 
@@ -108,18 +109,18 @@ export async function finetune(
  * @throws LowrankError as {@link finetune}
  */
 export function requireRuns(runs: readonly FinetuneOptions[]): void {
-  const configs = new Map(runs.map(({ model }) => [model, openHfModel(model).config]));
+  const places = new Map(runs.map(({ model }) => [model, openHfModel(model).places]));
   for (const { model, adapter, device } of runs) {
-    requireFitting(adapter, configs.get(model) as LlamaConfig, device ?? defaultDevice());
+    requireFitting(adapter, places.get(model) as DecoderPlaces, device ?? defaultDevice());
   }
   for (const { out } of runs) requireUsableOut(out);
 }
 
 class FinetuneRun {
-  private readonly kernels: ModelKernels = new FusedKernels();
   private readonly checkpoint: string;
-  private base: BaseModel | undefined;
+  private decoder: Decoder | undefined;
   private adapters: AdapterSet | undefined;
+  private trainer: ModelTrainer | undefined;
   private tokenizer: TextTokenizer | undefined;
   private lock: OutputLock | undefined;
   private state: StateFile | undefined;
@@ -136,9 +137,9 @@ class FinetuneRun {
   }
 
   async dispose(): Promise<void> {
-    this.kernels.dispose();
+    this.trainer?.dispose();
     this.adapters?.dispose();
-    this.base?.dispose();
+    this.decoder?.dispose();
     this.state?.close();
     this.lock?.release();
     await this.tokenizer?.close();
@@ -157,31 +158,25 @@ class FinetuneRun {
     }
     const model = openHfModel(options.model);
     for (const warning of model.warnings) observer.warning?.(warning);
-    requireLength(options.seqLen, model.config.maxPositionEmbeddings);
+    requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
     const device = options.device ?? defaultDevice();
-    requireFitting(options.adapter, model.config, device);
+    requireFitting(options.adapter, model.places, device);
     const tokenizer = await openTokenizer(kOp, model, () => this.pause());
     this.tokenizer = tokenizer;
-    if ((await readyTensorflow()) === 'cpu') {
-      const advice = 'npm install @tensorflow/tfjs-backend-wasm makes it about ten times faster';
-      observer.warning?.(`TensorFlow.js runs on its cpu backend; ${advice}`);
-    }
-
     observer.phase?.('tokenising');
     const report = (done: number, total: number) => this.breathe(done, total);
     const data = await packText(kOp, source, tokenizer, options.seqLen, report);
     observer.phase?.(options.format.format === 'none' ? 'loading' : 'quantising');
-    const base = await loadBaseModel(model, options.format, {
-      device,
-      onLayer: report,
-    });
-    this.base = base;
-    this.adapters = new AdapterSet(base, options.adapter, options.train.seed);
-    for (const text of await requireWritable(this.adapters)) observer.warning?.(text);
-    const trainer = new Trainer(base, this.adapters, data, options.train);
+    const { decoder, sha256 } = await this.load(model, device, report);
+    this.decoder = decoder;
+    const adapters = new AdapterSet(decoder, options.adapter, options.train.seed);
+    this.adapters = adapters;
+    for (const text of await requireWritable(adapters)) observer.warning?.(text);
+    const trainer = new ModelTrainer(decoder, adapters, data, options.train);
+    this.trainer = trainer;
     const identity = identityOf(options, {
-      config: model.config,
-      weights: base.sha256,
+      config: model.decoder,
+      weights: sha256,
       tokenizer: tokenizer.hashes,
       text: source.sha256,
     });
@@ -225,9 +220,9 @@ class FinetuneRun {
       history,
       tokensPerSecond: seconds > 0 ? (steps * this.tokensPerStep) / seconds : 0,
       trainSeconds: seconds,
-      adapterParameters: trainer.adapters.values.length,
-      baseParameters: baseParameters(base),
-      memory: base.memory,
+      adapterParameters: adapters.parameterCount,
+      baseParameters: decoder.weights.parameterCount,
+      memory: decoder.weights.memory,
       comparison,
       samples: before.map(({ prompt, text }, i) => ({
         prompt,
@@ -237,6 +232,34 @@ class FinetuneRun {
     };
   }
 
+  /** The base model, read layer by layer, and the hash of every tensor with its name. */
+  private async load(
+    model: HfModel,
+    device: Device,
+    report: (done: number, total: number) => Promise<void>,
+  ): Promise<{ readonly decoder: Decoder; readonly sha256: string }> {
+    const hash = createHash('sha256');
+    const loading = DecoderWeights.loading(model, {
+      format: this.options.format,
+      device,
+      onTensor: (name, { data }) => hash.update(name).update(bytesOf(data)),
+    });
+    try {
+      for (;;) {
+        const { done, value } = loading.next();
+        if (done !== true) {
+          await report(value.done, value.total);
+          continue;
+        }
+        return { decoder: new Decoder(model.decoder, value), sha256: hash.digest('hex') };
+      }
+    } catch (error) {
+      // Frees what was read.
+      loading.return(undefined as never);
+      throw error;
+    }
+  }
+
   private get tokensPerStep(): number {
     const { train, seqLen } = this.options;
     return train.batch * train.accumulate * seqLen;
@@ -244,7 +267,7 @@ class FinetuneRun {
 
   /** The remaining steps. Time and count are those of training only. */
   private async train(
-    trainer: Trainer,
+    trainer: ModelTrainer,
     state: StateFile,
     history: LossHistory,
   ): Promise<{ seconds: number; steps: number }> {
@@ -257,7 +280,7 @@ class FinetuneRun {
     while (trainer.step < total) {
       await this.pause(save);
       const started = performance.now();
-      const result = trainer.train(this.kernels);
+      const result = await trainer.train();
       milliseconds += performance.now() - started;
       steps++;
       history.train.push(result.loss);
@@ -273,16 +296,18 @@ class FinetuneRun {
     return { seconds: milliseconds / 1000, steps };
   }
 
-  private async evaluate(trainer: Trainer, history: LossHistory, save?: () => void): Promise<void> {
-    const loss = await trainer.evaluate(this.kernels, trainer.data.heldOut, true, () =>
-      this.pause(save),
-    );
+  private async evaluate(
+    trainer: ModelTrainer,
+    history: LossHistory,
+    save?: () => void,
+  ): Promise<void> {
+    const loss = await trainer.evaluate(trainer.data.heldOut, true, () => this.pause(save));
     history.heldOut.push({ step: trainer.step, loss });
     this.observer.heldOut?.(trainer.step, loss);
   }
 
   private async samples(
-    trainer: Trainer,
+    trainer: ModelTrainer,
     tokenizer: TextTokenizer,
     prompts: readonly string[],
     adapted: boolean,
@@ -295,27 +320,27 @@ class FinetuneRun {
       const start = tokenizer.bosId ?? tokenizer.eosId;
       const encoded = await tokenizer.encode(prompt, 'the prompt', pause);
       const ids = [...(start === undefined ? [] : [start]), ...encoded];
-      const lookup = adapted ? trainer.keptLookup() : undefined;
-      try {
-        const next = await generate(trainer.base, ids, this.kernels, lookup?.adapters, {
-          tokens: sampleTokens,
-          temperature: 0.7,
-          topK: 40,
-          seed: train.seed,
-          eosIds: trainer.base.config.eosTokenIds,
-          onToken: pause,
-        });
-        found.push({ prompt, text: await tokenizer.decode(next, pause) });
-      } finally {
-        lookup?.dispose();
+      const next: number[] = [];
+      const tokens = generate(trainer.decoder, ids, {
+        maxTokens: sampleTokens,
+        temperature: 0.7,
+        topK: 40,
+        seed: train.seed,
+        dtype: train.dtype,
+        ...(adapted ? { adapters: trainer.adapters.byModule } : {}),
+      });
+      for await (const id of tokens) {
+        next.push(id);
+        await pause();
       }
+      found.push({ prompt, text: await tokenizer.decode(next, pause) });
     }
     return found;
   }
 
-  private async compare(trainer: Trainer): Promise<KernelComparison | undefined> {
+  private async compare(trainer: ModelTrainer): Promise<StepComparison | undefined> {
     this.observer.phase?.('comparing');
-    return compareKernels(trainer, this.kernels, {
+    return compareSteps(trainer, {
       warn: (text) => this.observer.warning?.(text),
       pause: (done, total) => this.breathe(done, total),
     });
@@ -350,11 +375,4 @@ class FinetuneRun {
       `an unfinished run was there; its state is now ${printable(aside)} (--resume continues such a run)`,
     );
   }
-}
-
-function baseParameters(base: BaseModel): number {
-  const { config, memory } = base;
-  const heads = config.tieWordEmbeddings ? 1 : 2;
-  const norms = config.hiddenSize * (2 * config.numHiddenLayers + 1);
-  return memory.linearF32_bytes / 4 + heads * config.vocabSize * config.hiddenSize + norms;
 }

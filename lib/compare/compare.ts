@@ -1,15 +1,14 @@
 /**
- * The same training step on the same batch with this library's kernels, on TensorFlow.js' own ops in the
- * same process, and in eager PyTorch if Python has it. They are measured in turns.
+ * The same training step on the same batch with this library, in eager PyTorch if Python has it, and on TensorFlow.js'
+ * own ops in this process if it is installed. They are measured in turns.
  */
 
 import { busyMilliseconds } from '../bench/machine.js';
 import { kFewestClean, median } from '../bench/statistics.js';
 import { type ThreadTimes, threadTimes } from '../bench/thread-times.js';
-import { startTorch, type TorchStep } from './compare-torch.js';
-import type { ModelKernels } from './kernels.js';
-import { UnfusedKernels } from './kernels.js';
-import type { Trainer } from './trainer.js';
+import type { ModelTrainer } from '../train/model-trainer.js';
+import { type StepSnapshot, stepSnapshot } from '../train/snapshot.js';
+import { startTorch, type TorchStep } from './torch.js';
 
 /** A larger dense copy of the base is not made for a comparison. */
 const kMaxDense_bytes = 1 << 30;
@@ -30,16 +29,16 @@ export interface OtherStep {
   readonly note?: string;
   /** Median of the clean samples, or of all samples if fewer than three are clean. */
   readonly ms: number;
-  /** Its time relative to that with this library's kernels; absent if fewer than three pairs were clean. */
+  /** Its time relative to this library's; absent if fewer than three pairs were clean. */
   readonly ratio?: number;
   readonly loss: number;
 }
 
 /** Times of one step in milliseconds. */
-export interface KernelComparison {
-  readonly fused_ms: number;
-  readonly fusedLoss: number;
-  /** TensorFlow.js, then torch if it is installed. */
+export interface StepComparison {
+  readonly own_ms: number;
+  readonly ownLoss: number;
+  /** torch in each dtype, then TensorFlow.js, as far as they are installed. */
   readonly others: readonly OtherStep[];
 }
 
@@ -58,39 +57,56 @@ interface Timed {
   readonly clean: boolean;
 }
 
+/** How {@link compareSteps} reports. */
+export interface CompareOptions {
+  readonly warn?: (text: string) => void;
+  readonly pause?: (done: number, total: number) => Promise<void>;
+}
+
 /**
  * Runs the comparison. The trainer does not change: steps are rehearsed.
  *
- * @returns `undefined` if dense weights would not fit
+ * @returns `undefined` if there is nothing to compare with, or dense weights would not fit
  */
-export async function compareKernels(
-  trainer: Trainer,
-  fused: ModelKernels,
-  options: {
-    readonly warn?: (text: string) => void;
-    readonly pause?: (done: number, total: number) => Promise<void>;
-  } = {},
-): Promise<KernelComparison | undefined> {
-  if (trainer.base.memory.linearF32_bytes > kMaxDense_bytes) {
-    options.warn?.('not compared with other trainers: the base in f32 takes more than 1 GiB');
+export async function compareSteps(
+  trainer: ModelTrainer,
+  { warn = () => {}, pause }: CompareOptions = {},
+): Promise<StepComparison | undefined> {
+  const { architecture } = trainer.decoder.config;
+  if (architecture !== 'llama') {
+    warn(`not compared with other trainers: the comparison runs Llama models, not ${architecture}`);
     return undefined;
   }
-  const unfused = new UnfusedKernels();
-  let torch: TorchStep | undefined;
+  if (trainer.decoder.weights.memory.linearF32_bytes > kMaxDense_bytes) {
+    warn('not compared with other trainers: the base in f32 takes more than 1 GiB');
+    return undefined;
+  }
+  const opened: { close(): Promise<void> }[] = [];
   try {
-    torch = await startTorch(trainer).catch((error: Error) => {
-      options.warn?.(`not compared with torch: ${error.message}`);
-      return undefined;
-    });
-    const ours = rehearsal(trainer, fused, 'lowrank');
-    const others = [
-      rehearsal(trainer, unfused, 'TensorFlow.js'),
-      ...(torch === undefined ? [] : [torchSubject(torch)]),
-    ];
-    await sampleInTurns([ours, ...others], options.pause);
+    const step = stepSnapshot(trainer);
+    const others: Subject[] = [];
+    for (const dtype of trainer.options.dtype === 'bf16'
+      ? (['f32', 'bf16'] as const)
+      : ['f32' as const]) {
+      const torch = await startTorch(step, dtype).catch((error: Error) => {
+        warn(`not compared with torch in ${dtype}: ${error.message}`);
+        return undefined;
+      });
+      if (torch === undefined) continue;
+      opened.push(torch);
+      others.push(torchSubject(torch));
+    }
+    const tensorflow = await tensorflowSubject(step, warn);
+    if (tensorflow !== undefined) {
+      opened.push(tensorflow);
+      others.push(tensorflow.subject);
+    }
+    if (others.length === 0) return undefined;
+    const ours = subjectHere('lowrank', () => trainer.rehearse());
+    await sampleInTurns([ours, ...others], pause);
     return {
-      fused_ms: medianOf(ours.samples),
-      fusedLoss: ours.loss,
+      own_ms: medianOf(ours.samples),
+      ownLoss: ours.loss,
       others: others.map((subject) => {
         const ratio = ratioOf(subject, ours);
         return {
@@ -103,8 +119,22 @@ export async function compareKernels(
       }),
     };
   } finally {
-    unfused.dispose();
-    await torch?.close();
+    for (const each of opened) await each.close();
+  }
+}
+
+/** TensorFlow.js, if it is installed. It is loaded here only. */
+async function tensorflowSubject(step: StepSnapshot, warn: (text: string) => void) {
+  const { TensorflowStep } = await import('./tensorflow/llama.js');
+  try {
+    const peer = await TensorflowStep.start(step);
+    const name = `TensorFlow.js (${peer.backend})`;
+    const subject = subjectHere(name, () => peer.run().loss);
+    return { subject, close: async () => peer.dispose() };
+  } catch (error) {
+    if ((error as { code?: unknown }).code === 'ERR_UNSUPPORTED') return undefined;
+    warn(`not compared with TensorFlow.js: ${(error as Error).message}`);
+    return undefined;
   }
 }
 
@@ -127,8 +157,8 @@ async function sampleInTurns(
   }
 }
 
-/** The step in this process. */
-function rehearsal(trainer: Trainer, kernels: ModelKernels, name: string): Subject {
+/** A step in this process. */
+function subjectHere(name: string, run: () => number): Subject {
   const subject: Subject = {
     name,
     loss: Number.NaN,
@@ -136,7 +166,7 @@ function rehearsal(trainer: Trainer, kernels: ModelKernels, name: string): Subje
     take: async () => {
       const foreign = foreignTime(process.pid);
       const started = performance.now();
-      subject.loss = trainer.rehearse(kernels);
+      subject.loss = run();
       const ms = performance.now() - started;
       return { ms, clean: foreign() < kForeign * ms };
     },
@@ -144,9 +174,9 @@ function rehearsal(trainer: Trainer, kernels: ModelKernels, name: string): Subje
   return subject;
 }
 
-function torchSubject({ process: torch, version, note, loss }: TorchStep): Subject {
+function torchSubject({ process: torch, version, dtype, note, loss }: TorchStep): Subject {
   return {
-    name: `torch ${version}`,
+    name: `torch ${version}, ${dtype}`,
     note,
     loss,
     samples: [],

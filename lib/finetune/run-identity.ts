@@ -1,0 +1,116 @@
+/** What identifies a run: everything that affects its numbers, under names that a user knows. */
+
+import { createHash } from 'node:crypto';
+import { readSmallFile } from '../checkpoint/files/file-access.js';
+import type { DecoderConfig } from '../model/config/decoder-config.js';
+import type { AdapterConfig } from '../train/adapter-set.js';
+import type { FinetuneOptions } from './finetune-files.js';
+import type { RunIdentity } from './run-state.js';
+
+const kOp = 'finetune';
+
+/** The inputs of a run as it read them: SHA-256 of bytes, and the settings of the model. */
+export interface RunInputs {
+  readonly config: DecoderConfig;
+  /** Hash of every tensor that the model uses. */
+  readonly weights: string;
+  /** Hashes of tokenizer.json, and of tokenizer_config.json if there is one. */
+  readonly tokenizer: Readonly<Record<string, string>>;
+  readonly text: string;
+}
+
+/** The file of an adapter method that is not part of the library. Its imports are not checked. */
+function ownMethod(file: string | undefined): RunIdentity {
+  if (file === undefined) return {};
+  const bytes = readSmallFile(kOp, file, kMaxMethodBytes);
+  return { [shaOf('--adapter file')]: createHash('sha256').update(bytes).digest('hex') };
+}
+
+const kMaxMethodBytes = 64 << 20;
+const shaOf = (name: string) => `${name} (SHA-256)`;
+
+/** What `config.json` calls the fields whose names are not its own in other letters. */
+const kConfigNames: Readonly<Record<string, string>> = {
+  'norm.eps': 'rms_norm_eps',
+  'layers.attention.heads': 'num_attention_heads',
+  'layers.attention.kvHeads': 'num_key_value_heads',
+  'layers.attention.headDim': 'head_dim',
+  'layers.attention.window': 'sliding_window',
+  'layers.attention.softcap': 'attn_logit_softcapping',
+  'layers.attention.rotary.theta': 'rope_theta',
+  'layers.mlp.intermediateSize': 'intermediate_size',
+  'layers.mlp.gate': 'hidden_act',
+  finalSoftcap: 'final_logit_softcapping',
+  eosTokenIds: 'eos_token_id',
+};
+
+type Leaf = RunIdentity[string];
+
+/** The fields of an object by their paths; a field that differs between layers is a list. */
+function leaves(object: object, path = ''): Map<string, Leaf> {
+  const found = new Map<string, Leaf>();
+  for (const [key, value] of Object.entries(object)) {
+    const name = path === '' ? key : `${path}.${key}`;
+    if (value === undefined) continue;
+    if (Array.isArray(value) && typeof value[0] === 'object') {
+      const items = value.map((item) => leaves(item, name));
+      for (const each of new Set(items.flatMap((item) => [...item.keys()]))) {
+        const all = items.map((item) => item.get(each) ?? 'none');
+        const same = all.every((one) => String(one) === String(all[0]));
+        found.set(each, same ? (all[0] as Leaf) : all.map(String));
+      }
+    } else if (typeof value === 'object' && !Array.isArray(value)) {
+      for (const [inner, leaf] of leaves(value, name)) found.set(inner, leaf);
+    } else found.set(name, value);
+  }
+  return found;
+}
+
+/** What a model computes, under the names of its `config.json` where it has them. */
+function configFields(config: DecoderConfig): RunIdentity {
+  const snake = (name: string) => name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`);
+  const named = [...leaves(config)].map(([name, value]) => {
+    const own = name.replace('layers.attention.rotary.scaling', 'rope_scaling');
+    return [`config.json ${kConfigNames[name] ?? snake(own)}`, value] as const;
+  });
+  const depth = config.layers?.length ?? 0;
+  return { ...Object.fromEntries(named), 'config.json num_hidden_layers': depth };
+}
+
+/** Uses the names of the files and of the command's options, so that an error names what to change. */
+export function identityOf(options: FinetuneOptions, inputs: RunInputs): RunIdentity {
+  const { format, adapter, train, seqLen, separator } = options;
+  const hashes = { 'model weights': inputs.weights, ...inputs.tokenizer, text: inputs.text };
+  return {
+    ...configFields(inputs.config),
+    ...Object.fromEntries(Object.entries(hashes).map(([name, hash]) => [shaOf(name), hash])),
+    separator,
+    ...ownMethod(options.adapterFile),
+    format: format.format,
+    blocksize: format.blocksize ?? 0,
+    'double-quant': format.doubleQuant ?? false,
+    adapter: adapter.method.method,
+    ...namedSettings(adapter),
+    targets: String(adapter.targets),
+    'seq-len': seqLen,
+    batch: train.batch,
+    accumulate: train.accumulate,
+    steps: train.steps,
+    lr: train.lr,
+    warmup: train.warmup,
+    'weight-decay': train.weightDecay,
+    clip: train.clip,
+    seed: train.seed,
+    dtype: train.dtype,
+  };
+}
+
+/** Settings of the method under the names of the command's options. */
+function namedSettings({ method, settings }: AdapterConfig): RunIdentity {
+  const names: Readonly<Record<string, string>> = { r: 'rank', loraAlpha: 'lora-alpha' };
+  const all = { ...method.definition.defaults, ...settings };
+  const known = Object.entries(all as Record<string, RunIdentity[string] | undefined>);
+  return Object.fromEntries(
+    known.flatMap(([name, value]) => (value === undefined ? [] : [[names[name] ?? name, value]])),
+  );
+}

@@ -1,0 +1,225 @@
+/**
+ * Fine-tuning of a decoder on packed text: a frozen base, adapters on its linear layers.
+ *
+ * Everything random depends only on the seed and the step, so a run that resumes at a step gives the
+ * same bits as one that never stopped.
+ */
+
+import { ModelTape } from '../autograd/model/model-tape.js';
+import type { DType } from '../core/dtype.js';
+import { fail, LowrankError } from '../core/errors.js';
+import { hash32, permutation } from '../core/random.js';
+import { scope } from '../core/scope.js';
+import type { Tensor } from '../core/tensor.js';
+import type { Decoder } from '../model/decoder.js';
+import { multiplyAdd } from '../ops/elementwise.js';
+import type { SequenceSet, TextData } from '../text/text-data.js';
+import type { AdapterSet } from './adapter-set.js';
+import { learningRate } from './schedule.js';
+import { type PassPlace, Trainer, type TrainPass } from './trainer.js';
+
+/** Settings of a training run. */
+export interface TrainOptions {
+  readonly steps: number;
+  /** Sequences in one forward and backward pass. */
+  readonly batch: number;
+  /** Passes whose gradients are averaged before an update. */
+  readonly accumulate: number;
+  /** Peak learning rate. */
+  readonly lr: number;
+  readonly warmup: number;
+  readonly weightDecay: number;
+  /** Maximum global norm of the gradient. */
+  readonly clip: number;
+  readonly seed: number;
+  /** Of the activations. */
+  readonly dtype: DType;
+  /** Do blocks run again in the backward pass? */
+  readonly recompute: boolean;
+}
+
+/** The result of one step. */
+export interface StepResult {
+  /** Number of finished steps, including this one. */
+  readonly step: number;
+  /** Mean training loss in nats per token before the update, without the method's penalty. */
+  readonly loss: number;
+  readonly gradientNorm: number;
+  readonly lr: number;
+  readonly tokens: number;
+}
+
+/** Ids and targets of a pass, [batch · T] each. */
+export interface Batch {
+  readonly ids: Int32Array;
+  readonly targets: Int32Array;
+}
+
+export class ModelTrainer implements Disposable {
+  readonly trainer: Trainer;
+  #epoch = -1;
+  #order: Uint32Array = new Uint32Array();
+
+  constructor(
+    readonly decoder: Decoder,
+    readonly adapters: AdapterSet,
+    readonly data: TextData,
+    readonly options: TrainOptions,
+  ) {
+    const { weightDecay, clip, seed } = options;
+    this.trainer = new Trainer(adapters.parameters, { weightDecay, clip, seed });
+  }
+
+  /** Number of finished steps. */
+  get step(): number {
+    return this.trainer.steps;
+  }
+
+  /**
+   * One update: forward and backward passes over the step's batches, clipping, the optimiser.
+   * @throws LowrankError `ERR_NON_FINITE` if the loss or its gradient is not finite; then no value was updated
+   */
+  async train(): Promise<StepResult> {
+    const { steps, accumulate, batch, lr, warmup } = this.options;
+    this.adapters.refresh();
+    const rate = learningRate(this.step, lr, warmup, steps);
+    const queued = this.trainer.step(this.passes(), { lr: rate });
+    const { loss, gradientNorm } = await queued.read();
+    const number = Number.isFinite(loss) ? gradientNorm : loss;
+    if (!Number.isFinite(number)) {
+      const what = number === loss ? 'loss' : "gradient's norm";
+      const text =
+        `finetune: the ${what} must be finite, got ${number} at step ${this.step}. ` +
+        'Lower the learning rate (--lr)';
+      throw new LowrankError('ERR_NON_FINITE', text, { op: 'finetune' });
+    }
+    const tokens = accumulate * batch * this.data.train.T;
+    return { step: this.step, loss, gradientNorm, lr: rate, tokens };
+  }
+
+  /**
+   * Runs the next step without an update, for measuring.
+   * @returns its loss
+   */
+  rehearse(): number {
+    return scope(() => {
+      this.adapters.refresh();
+      return this.trainer.rehearse(this.passes()).loss.readSync()[0] as number;
+    });
+  }
+
+  /** The passes of the next step. */
+  passes(): readonly TrainPass[] {
+    const { accumulate } = this.options;
+    return Array.from({ length: accumulate }, (_, pass): TrainPass => {
+      const batch = this.#batchOf(pass);
+      return (tape, place) => this.#pass(tape, batch, place);
+    });
+  }
+
+  #pass(tape: ModelTape, { ids, targets }: Batch, { seed }: PassPlace) {
+    const { batch: B, accumulate, dtype, recompute } = this.options;
+    const call = { adapters: this.adapters.byModule, dtype, recompute, seed };
+    const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
+    const scale = 1 / (accumulate * targets.length);
+    const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });
+    return { loss, added: this.#penalties(seed) };
+  }
+
+  /**
+   * The gradient of the method's penalty, as the mean over layers and passes.
+   * @throws LowrankError `ERR_NON_FINITE`
+   */
+  #penalties(seed: number): (readonly [Tensor, Tensor])[] {
+    const { layers, config } = this.adapters;
+    const { penalty } = config.method.definition;
+    if (penalty === undefined) return [];
+    const alpha = 1 / (this.options.accumulate * layers.length);
+    return layers.flatMap(({ place, adapter }) => {
+      const { loss, gradients } = penalty(adapter, { seed: hash32(seed, place.module) });
+      const [added = 0] = loss.readSync();
+      if (!Number.isFinite(added)) {
+        fail('ERR_NON_FINITE', 'finetune', `the penalty of ${place.module}`, 'finite', `${added}`);
+      }
+      return Object.entries(gradients as Readonly<Record<string, Tensor>>).map(
+        ([name, gradient]) =>
+          [adapter.parameters[name] as Tensor, multiplyAdd({ a: gradient, alpha })] as const,
+      );
+    });
+  }
+
+  /** Indices of the sequences that a step trains on, over all its passes. */
+  sequencesOfStep(step: number): number[] {
+    const { accumulate } = this.options;
+    return Array.from({ length: accumulate }, (_, pass) =>
+      Array.from(this.#indices(step * accumulate + pass)),
+    ).flat();
+  }
+
+  /** Ids and targets of the next step, one batch per pass. */
+  nextBatches(): Batch[] {
+    return Array.from({ length: this.options.accumulate }, (_, pass) => this.#batchOf(pass));
+  }
+
+  #batchOf(pass: number): Batch {
+    return this.data.train.batch(this.#indices(this.step * this.options.accumulate + pass));
+  }
+
+  /** Sequences of a pass: each epoch is a permutation, determined by the seed and its number. */
+  #indices(pass: number): Uint32Array {
+    const { batch, seed } = this.options;
+    const { count } = this.data.train;
+    const indices = new Uint32Array(batch);
+    for (let i = 0; i < batch; i++) {
+      const at = pass * batch + i;
+      const epoch = Math.floor(at / count);
+      if (epoch !== this.#epoch) {
+        this.#epoch = epoch;
+        this.#order = permutation(count, seed, 'epoch', epoch);
+      }
+      indices[i] = this.#order[at % count] as number;
+    }
+    return indices;
+  }
+
+  /**
+   * Mean loss over a set of sequences, in nats per token.
+   *
+   * @param adapted false for the base model only
+   * @param onBatch called before each batch; may throw to stop
+   */
+  async evaluate(
+    set: SequenceSet,
+    adapted = true,
+    onBatch: (done: number, total: number) => void | Promise<void> = () => {},
+  ): Promise<number> {
+    const { batch, dtype } = this.options;
+    if (adapted) this.adapters.refresh();
+    const call = { dtype, ...(adapted ? { adapters: this.adapters.byModule } : {}) };
+    let total = 0;
+    for (let start = 0; start < set.count; start += batch) {
+      await onBatch(start, set.count);
+      const size = Math.min(batch, set.count - start);
+      const { ids, targets } = set.batch(Array.from({ length: size }, (_, i) => start + i));
+      const sum = scope(() => {
+        const tape = new ModelTape({ recording: false });
+        const { features } = this.decoder.forward(tape, { ids, B: size, T: set.T }, call);
+        return this.decoder.loss(tape, features, targets, { ...call, scale: 1 / set.T }).loss
+          .tensor;
+      });
+      const [loss = 0] = await sum.read();
+      sum.dispose();
+      total += loss;
+    }
+    return total / set.count;
+  }
+
+  /** Frees the optimiser's state. Twice is a no-op. */
+  dispose(): void {
+    this.trainer.dispose();
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+}

@@ -1,0 +1,10 @@
+/**
+ * Learning rate of a step: linear warm-up from lr / warmup to lr, then a cosine down to a tenth.
+ *
+ * @param step 0 for the first
+ */
+export function learningRate(step: number, lr: number, warmup: number, steps: number): number {
+  if (step < warmup) return (lr * (step + 1)) / warmup;
+  const progress = (step - warmup) / Math.max(1, steps - warmup);
+  return lr * (0.55 + 0.45 * Math.cos(Math.PI * Math.min(1, progress)));
+}
