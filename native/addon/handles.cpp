@@ -35,6 +35,34 @@ void ReleaseAccounting(Napi::BasicEnv env, Handle* handle) {
   handle->accounted_bytes = 0;
 }
 
+/// Calls `visit` with each reference of a handle to memory; some may be null.
+template <typename Visit>
+void EachStorage(TensorHandle& handle, const Visit& visit) {
+  visit(handle.storage);
+}
+template <typename Visit>
+void EachStorage(WeightHandle& handle, const Visit& visit) {
+  for (StoragePtr& part : handle.parts) visit(part);
+}
+template <typename Visit>
+void EachStorage(FeatureMapHandle& handle, const Visit& visit) {
+  visit(handle.begin);
+  visit(handle.index);
+}
+template <typename Visit>
+void EachStorage(IndexHandle& handle, const Visit& visit) {
+  visit(handle.data);
+}
+
+template <typename Handle>
+void ReleaseStorage(Handle* handle) {
+  EachStorage(*handle, [](StoragePtr& storage) {
+    if (!storage) return;
+    storage->DropHandle();
+    storage.reset();
+  });
+}
+
 /// Garbage collection is only a safety net: it drops the reference that dispose() would have
 /// dropped.
 template <typename Handle>
@@ -43,9 +71,13 @@ Napi::Value Wrap(Napi::Env env, Handle handle, const napi_type_tag& tag, int64_t
   Napi::External<Handle> external =
       Napi::External<Handle>::New(env, owned.get(), [](Napi::BasicEnv basic_env, Handle* data) {
         ReleaseAccounting(basic_env, data);
+        ReleaseStorage(data);
         delete data;
       });
   Handle* raw = owned.release();
+  EachStorage(*raw, [](StoragePtr& storage) {
+    if (storage) storage->AddHandle();
+  });
   external.TypeTag(&tag);
   raw->accounted_bytes = bytes;
   Napi::MemoryManagement::AdjustExternalMemory(env, bytes);
@@ -234,17 +266,16 @@ bool IsWeight(const Napi::Value& value) {
 void Dispose(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   if (TensorHandle* tensor = Unwrap<TensorHandle>(info[0], kTensorTag)) {
-    tensor->storage.reset();
+    ReleaseStorage(tensor);
     ReleaseAccounting(env, tensor);
   } else if (WeightHandle* weight = Unwrap<WeightHandle>(info[0], kWeightTag)) {
-    for (StoragePtr& part : weight->parts) part.reset();
+    ReleaseStorage(weight);
     ReleaseAccounting(env, weight);
   } else if (FeatureMapHandle* map = Unwrap<FeatureMapHandle>(info[0], kFeatureMapTag)) {
-    map->begin.reset();
-    map->index.reset();
+    ReleaseStorage(map);
     ReleaseAccounting(env, map);
   } else if (IndexHandle* indices = Unwrap<IndexHandle>(info[0], kIndicesTag)) {
-    indices->data.reset();
+    ReleaseStorage(indices);
     ReleaseAccounting(env, indices);
   } else {
     ThrowIfError(env,

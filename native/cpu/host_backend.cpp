@@ -1,5 +1,6 @@
 #include "native/cpu/host_backend.h"
 
+#include <chrono>
 #include <new>
 
 #include "native/core/runtime/trace.h"
@@ -38,8 +39,30 @@ void HostBackend::Free(void* data, size_t bytes) {
   if (!queue_.home().orphaned()) memory_.Free(data, bytes);
 }
 
+void HostBackend::CountWaiting(int64_t bytes) {
+  if (queue_.home().orphaned()) return;
+  waiting_bytes_.fetch_add(bytes);
+  if (bytes >= 0) return;
+  // A waiter checks the count with the lock, so it misses no change.
+  {
+    std::lock_guard<std::mutex> lock(waiting_mutex_);
+  }
+  fewer_waiting_.notify_all();
+}
+
+void HostBackend::LetQueueCatchUp() {
+  // A step of 110 M parameters needs 16 MB for the results of two layers.
+  constexpr int64_t kMost = int64_t{64} << 20;
+  // An op of seconds does not hold up its caller for as long.
+  constexpr auto kLongest = std::chrono::milliseconds(200);
+  if (waiting_bytes_.load() <= kMost) return;
+  std::unique_lock<std::mutex> lock(waiting_mutex_);
+  fewer_waiting_.wait_for(lock, kLongest, [this] { return waiting_bytes_.load() <= kMost / 2; });
+}
+
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
   LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
+  LetQueueCatchUp();
   void* data = memory_.Allocate(bytes);
   if (data == nullptr) {
     return Status(Code::kOom, info_.device + ": no memory for " + std::to_string(bytes) +

@@ -23,6 +23,7 @@ class HostBackend final : public Backend {
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
   void Free(void* data, size_t bytes) override;
+  void CountWaiting(int64_t bytes) override;
   bool HostAddressable() const override { return true; }
   Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
               StoragePtr* storage) override;
@@ -54,8 +55,15 @@ class HostBackend final : public Backend {
   template <typename Op>
   Status Submit(const Op& op, OpRefs refs, Status (*kernel)(const Op&, const RunContext&));
 
+  /// Lets the queue catch up where much memory only waits for it: a caller that runs ahead of the
+  /// kernels would otherwise hold the intermediate results of all of its calls at once.
+  void LetQueueCatchUp();
+
   const DeviceInfo info_;
   const KernelTable& kernels_;
+  std::atomic<int64_t> waiting_bytes_{0};
+  std::mutex waiting_mutex_;
+  std::condition_variable fewer_waiting_;
   HostMemory memory_;
   std::atomic<int> threads_;
   std::unique_ptr<ThreadPool> pool_;  // touched on the queue thread only

@@ -1,5 +1,6 @@
 #include "native/cpu/host_memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <iterator>
@@ -13,8 +14,16 @@ namespace lowrank::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-// The limit of the cache. Beyond it the oldest freed blocks go back to the system.
-constexpr size_t kCacheLimit = size_t{64} << 20;
+constexpr size_t kPage = 4096;
+// The cache may always hold this much. Beyond its limit the oldest freed blocks go back to the
+// system.
+constexpr size_t kCacheAlways = size_t{64} << 20;
+constexpr size_t kCachePerLive = 4;
+
+// Blocks from here on are mappings of their own. malloc cuts aligned ones out of larger pieces, and
+// the rests between blocks that live on never go back: a training step of 110 M parameters grew by
+// 90 MB a step.
+constexpr size_t kMapFrom = size_t{256} << 10;
 
 // Blocks this small come from malloc itself, which costs a fifth of aligned_alloc. The address of
 // the allocation is stored before the block. When freed, they stay in malloc's bins.
@@ -31,9 +40,35 @@ constexpr bool kExact = false;
 #endif
 
 size_t Rounded(size_t bytes) {
-  const size_t unit = bytes >= 2 * kHugePage ? kHugePage : kAlignment;
+  const size_t unit = bytes >= 2 * kHugePage ? kHugePage : bytes >= kMapFrom ? kPage : kAlignment;
   return (bytes + unit - 1) / unit * unit;
 }
+
+#if defined(__linux__)
+constexpr bool kMaps = !kExact;
+
+/// A mapping of whole pages, aligned to a huge page where it covers several.
+void* Map(size_t rounded) {
+  const size_t slack = rounded >= 2 * kHugePage ? kHugePage : 0;
+  void* whole =
+      mmap(nullptr, rounded + slack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (whole == MAP_FAILED) return nullptr;
+  if (slack == 0) return whole;
+  const auto from = reinterpret_cast<uintptr_t>(whole);
+  const uintptr_t begin = (from + slack - 1) & ~(kHugePage - 1);
+  if (begin > from) munmap(whole, begin - from);
+  const uintptr_t end = begin + rounded;
+  if (from + rounded + slack > end) {
+    munmap(reinterpret_cast<void*>(end), from + rounded + slack - end);
+  }
+  void* data = reinterpret_cast<void*>(begin);
+  madvise(data, rounded, MADV_HUGEPAGE);
+  return data;
+}
+#else
+constexpr bool kMaps = false;
+void* Map(size_t) { return nullptr; }
+#endif
 
 void* AllocateBlock(size_t bytes, size_t rounded) {
   void* data = nullptr;
@@ -47,15 +82,17 @@ void* AllocateBlock(size_t bytes, size_t rounded) {
     static_cast<void**>(data)[-1] = whole;
     return data;
   }
-  const size_t alignment = rounded >= 2 * kHugePage ? kHugePage : kAlignment;
-  data = std::aligned_alloc(alignment, rounded);
-#if defined(__linux__)
-  if (data != nullptr && alignment == kHugePage) madvise(data, rounded, MADV_HUGEPAGE);
-#endif
-  return data;
+  if (kMaps && rounded >= kMapFrom) return Map(rounded);
+  return std::aligned_alloc(kAlignment, rounded);
 }
 
 void FreeBlock(void* data, size_t rounded) {
+#if defined(__linux__)
+  if (kMaps && rounded >= kMapFrom) {
+    munmap(data, rounded);
+    return;
+  }
+#endif
   std::free(!kExact && rounded <= kCutUpTo ? static_cast<void**>(data)[-1] : data);
 }
 
@@ -75,10 +112,17 @@ void* HostMemory::TakeCached(size_t rounded) {
   return data;
 }
 
+/// The most that the cache may hold beside the blocks that are live now.
+size_t HostMemory::Limit() const {
+  const size_t spare = most_rounded_ - live_rounded_;
+  return std::max(kCacheAlways, std::min(spare, kCachePerLive * live_rounded_));
+}
+
 /// Makes room for a freed block and keeps it. Returns false if it must go back to the system.
 bool HostMemory::Keep(void* data, size_t rounded) {
-  if (kExact || rounded < kCacheFrom || rounded > kCacheLimit) return false;
-  while (cached_bytes_ + rounded > kCacheLimit) DropOldest();
+  const size_t limit = Limit();
+  while (cached_bytes_ > 0 && cached_bytes_ + rounded > limit) DropOldest();
+  if (kExact || rounded < kCacheFrom || rounded > limit) return false;
   // Called from destructors, so failing to allocate the entry must not throw.
   try {
     cached_.push_back({data, rounded});
@@ -119,6 +163,8 @@ void* HostMemory::Allocate(size_t bytes) {
   }
   usage_.live_bytes += static_cast<int64_t>(bytes);
   usage_.live_tensors += 1;
+  live_rounded_ += rounded;
+  most_rounded_ = std::max(most_rounded_, live_rounded_);
   if (usage_.live_bytes > usage_.peak_bytes) usage_.peak_bytes = usage_.live_bytes;
   return data;
 }
@@ -128,6 +174,7 @@ void HostMemory::Free(void* data, size_t bytes) {
   std::lock_guard<std::mutex> lock(mutex_);
   usage_.live_bytes -= static_cast<int64_t>(bytes);
   usage_.live_tensors -= 1;
+  live_rounded_ -= rounded;
   if (!Keep(data, rounded)) FreeBlock(data, rounded);
 }
 

@@ -1,6 +1,9 @@
-/// Memory of a host device: 64-byte aligned blocks, exact counters, and a small cache of freed
-/// blocks, because the page faults of a new 16 MB result cost a tenth of its matmul. The most
-/// recently freed blocks stay: a freed dense weight makes room for activations.
+/// Memory of a host device: 64-byte aligned blocks, exact counters, and a cache of freed blocks,
+/// because the page faults of a new 16 MB result cost a tenth of its matmul. The most recently
+/// freed blocks stay: a freed dense weight makes room for activations. Live and cached blocks
+/// together never take more than the live blocks took at once, or 64 MB more than they take now,
+/// and the cached ones at most four times the live ones: a training step finds its blocks of the
+/// step before, and what a disposed model leaves goes back to the system.
 #pragma once
 
 #include <cstddef>
@@ -32,6 +35,7 @@ class HostMemory {
 
   void* TakeCached(size_t rounded);
   bool Keep(void* data, size_t rounded);
+  size_t Limit() const;
   void DropOldest();
 
   mutable std::mutex mutex_;
@@ -39,6 +43,8 @@ class HostMemory {
   std::list<Cached> cached_;            // oldest first
   std::multimap<size_t, Age> by_size_;  // by rounded size; blocks of one size oldest first
   size_t cached_bytes_ = 0;
+  size_t live_rounded_ = 0;
+  size_t most_rounded_ = 0;  // of live_rounded_, ever
 };
 
 }  // namespace lowrank::cpu

@@ -156,6 +156,24 @@ void CheckHostMemory() {
                                           std::to_string(i) + " of the four that are kept");
     memory.Free(taken[i], kAll / 4);
   }
+  // Beside live memory, what was live at once may stay; once it is gone, 64 MB.
+  constexpr size_t kPart = size_t{48} << 20;
+  const auto still = [&](unsigned char* block) { return block[0] == 0x5a; };
+  unsigned char* const base = fill(2 * kPart);
+  unsigned char* parts[3];
+  for (const bool with_base : {true, false}) {
+    for (unsigned char*& part : parts) part = fill(kPart);
+    for (unsigned char* part : parts) memory.Free(part, kPart);
+    if (!with_base) memory.Free(base, 2 * kPart);
+    int64_t kept = 0;
+    for (unsigned char*& part : parts) {
+      part = static_cast<unsigned char*>(memory.Allocate(kPart));
+      if (still(part)) ++kept;
+    }
+    Report(kept == (with_base ? 3 : 1), "memory: blocks of a step that are kept, " +
+                                            std::string(with_base ? "beside a model" : "alone"));
+    for (unsigned char* part : parts) memory.Free(part, kPart);
+  }
   const MemoryUsage usage = memory.usage();
   Report(usage.live_bytes == 0 && usage.live_tensors == 0, "memory: what is kept is not in use");
 }

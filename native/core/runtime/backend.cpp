@@ -12,9 +12,16 @@ std::shared_ptr<Storage> Storage::Foreign(Backend* backend, void* data, size_t b
 Storage::~Storage() {
   if (release_) {
     release_();
-  } else {
-    backend_->Free(data_, bytes_);
+    return;
   }
+  backend_->Free(data_, bytes_);
+  if (waiting_) backend_->CountWaiting(-static_cast<int64_t>(bytes_));
+}
+
+void Storage::DropHandle() {
+  if (handles_.fetch_sub(1, std::memory_order_relaxed) > 1 || release_) return;
+  waiting_ = true;
+  backend_->CountWaiting(static_cast<int64_t>(bytes_));
 }
 
 void Verdict::Settle(const Status& status) {

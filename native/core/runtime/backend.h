@@ -53,6 +53,10 @@ class Storage {
   size_t bytes() const { return bytes_; }
   Backend* backend() const { return backend_; }
 
+  /// Counts the handles that the caller has. Without one, the memory only waits for queued ops.
+  void AddHandle() { handles_.fetch_add(1, std::memory_order_relaxed); }
+  void DropHandle();
+
   void Poison(const Status& status);
   void ClearPoison();
   Status poison() const;
@@ -67,6 +71,8 @@ class Storage {
   void* data_;
   size_t bytes_;
   std::function<void()> release_;
+  std::atomic<int> handles_{0};
+  bool waiting_ = false;              // for queued ops, without a handle
   std::atomic<bool> suspect_{false};  // does what mutex_ guards hold anything?
   mutable std::mutex mutex_;
   Status status_;
@@ -143,6 +149,8 @@ class Backend {
   /// Uninitialised memory, 64-byte aligned. Fails with kOom.
   virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
+  /// Memory without a handle begins to wait for queued ops (bytes > 0), or has been freed (< 0).
+  virtual void CountWaiting(int64_t bytes) { (void)bytes; }
   /// May the host touch Storage::data() while no op uses it?
   virtual bool HostAddressable() const = 0;
   /// The caller's memory as a storage: host memory, or a pointer that the device understands.
