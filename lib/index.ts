@@ -283,6 +283,7 @@ export {
   rmsNormForward,
 } from './ops/model/rms-norm.js';
 export { oneHot } from './ops/one-hot.js';
+export { type AdamWStepOptions, adamwStep, globalNorm } from './ops/optimizer-step.js';
 export { dequantize, type QuantizeOptions, quantize } from './ops/quantize.js';
 export { swiglu, swigluBackward } from './ops/swiglu.js';
 export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';

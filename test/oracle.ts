@@ -15,4 +15,5 @@ export * from './oracle/linear.js';
 export * from './oracle/lora.js';
 export * from './oracle/lora-parts.js';
 export * from './oracle/norm.js';
+export * from './oracle/optimizer.js';
 export * from './oracle/quantise.js';

@@ -35,6 +35,16 @@ export interface ModelBinding {
     softcap: number,
     wantsDx: boolean,
   ): [losses: NativeHandle, dx: NativeHandle | null];
+  globalNorm(tensors: readonly NativeHandle[]): NativeHandle;
+  /** `tensors`: p, g and the states of each parameter; `numbers`: beta1, beta2, eps, maxNorm, lr, step, and lrScale and weightDecay of each. */
+  optimizerStep(
+    kind: string,
+    tensors: readonly NativeHandle[],
+    numbers: Float64Array,
+    lr: NativeHandle | null,
+    stepsDone: NativeHandle | null,
+    norm: NativeHandle | null,
+  ): void;
   rmsNormForward(
     x: NativeHandle,
     residual: NativeHandle | null,

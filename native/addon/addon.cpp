@@ -23,6 +23,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterStreams(env, exports);
   RegisterAttention(env, exports);
   RegisterModelOps(env, exports);
+  RegisterOptimizer(env, exports);
   RegisterWeights(env, exports);
   RegisterOps(env, exports);
   RegisterLoraParts(env, exports);

@@ -70,6 +70,14 @@ const TABLE: readonly Row[] = [
     ({ x, w }, o) => of('loraForwardMany')(x, [{ w, ...o }]),
   ],
   ['loraForwardSwiglu', 'training', ({ x, w }, o) => of('loraForwardSwiglu')(x, { w }, { w }, o)],
+  [
+    'adamwStep',
+    'maxNorm',
+    ({ x, dy, h, loraA }, o) => {
+      const four = [x, loraA, dy, h].map((near) => [rowOf(near, 2)]);
+      return of('adamwStep')(...four, { lr: 1, step: 1, ...o });
+    },
+  ],
   ['rmsNormForward', 'residual', ({ x, h }, o) => of('rmsNormForward')(x, rowOf(h, K), o)],
   ['rmsNormBackward', 'invRms', ({ x, h }, o) => of('rmsNormBackward')(x, x, rowOf(h, K), o)],
   ['attention', 'heads', ({ x }, o) => of('attention')({ q: x, k: x, v: x }, o)],

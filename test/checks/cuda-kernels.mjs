@@ -127,7 +127,7 @@ const kMeant = [
  * planes of sums are thin beside what was summed, features are gathered, and blocks of a few
  * features multiplied, element by element, and a lane has one row of an adapter's norms. */
 const kNarrow =
-  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|map_features|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|norm_total|optimizer_advance|map_features|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
 /** LOWRANK_EARLY_KERNEL: those that begin with what no launch of their op before them wrote. */
 const kEarly =
   /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_|grouped_forward_)/;

@@ -36,6 +36,7 @@ import { grouped } from './grouped-cases.js';
 import { int8 } from './int8-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
 import { layersWithNorms, norms } from './norm-cases.js';
+import { optimizers } from './optimizer-cases.js';
 import { elementwise, halves, shrinks } from './small-cases.js';
 
 /** Of codes, scales and tables, and of the values. */
@@ -229,6 +230,7 @@ export function kernelCases(): KernelCase[] {
     ...products(),
     ...adapters(),
     ...elementwise(),
+    ...optimizers(),
     ...halves(),
     ...shrinks(),
     ...features(),

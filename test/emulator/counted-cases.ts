@@ -4,6 +4,7 @@
  * account, a device of few multiprocessors stands for a full one.
  */
 import {
+  adamwStep,
   blockMatmul,
   blockMatmulInputGrad,
   blockWeightGrad,
@@ -13,6 +14,7 @@ import {
   FeatureMap,
   factoredNorm,
   GroupedLora,
+  globalNorm,
   LoraAdapter,
   type LoraGradient,
   loraBackward,
@@ -132,6 +134,23 @@ function elementwise(device: Device) {
     sumProduct(a, a, { axis: 0 });
     sumProduct(a, a, { axis: 1 });
     sumProduct(random(device, 4, [8, 8192], dtype), undefined, { axis: 1 });
+  }
+}
+
+/** Whole runs of every type, over several blocks. */
+function optimizers(device: Device) {
+  for (const [p, g] of [
+    ['f32', 'f32'],
+    ['bf16', 'f16'],
+    ['f16', 'bf16'],
+  ] as const) {
+    const [ps, gs, ms] = [p, g, 'f32'].map((dtype, i) => [
+      random(device, 2 * i, [64, 256], dtype as DType),
+      random(device, 2 * i + 1, [4096], dtype as DType),
+    ]) as [Tensor[], Tensor[], Tensor[]];
+    const vs = ps.map(({ shape }) => Tensor.zeros(shape, { device }));
+    const step = Tensor.zeros([1], { device });
+    adamwStep(ps, gs, ms, vs, { lr: 0.1, step, norm: globalNorm(gs), maxNorm: 1 });
   }
 }
 
@@ -363,6 +382,7 @@ function groupedSegments(device: Device) {
 export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: streaming },
   { sm: 80, run: elementwise },
+  { sm: 80, run: optimizers },
   { sm: 80, run: features },
   { sm: 80, run: grouped },
   { sm: 90, run: groupedFewRows },

@@ -19,6 +19,7 @@ const GROUPS = {
   tuners: 59,
   routing: 6,
   rng: 1,
+  optim: 4,
 } as const;
 
 interface ListedFile {

@@ -403,6 +403,7 @@ int CheckBackend(int argc, char** argv) {
   CaptureElsewhere();
   WorkspaceInACapture();
   GroupedInACapture();
+  OptimizerInACapture();
   VerdictsReachReaders();
   VerdictsSettledMeanwhile();
   DroppedWork();

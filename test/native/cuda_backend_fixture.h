@@ -141,5 +141,6 @@ inline cuda::CUstream NewStream() {
 
 /// Checks in files of their own.
 void GroupedInACapture();
+void OptimizerInACapture();
 
 }  // namespace lowrank

@@ -336,6 +336,36 @@ void AddElementwise(DType dtype, int64_t M, int64_t N, Card* card) {
   card->Add(random);
 }
 
+/// A step over the factors of two layers.
+void AddOptimizers(DType dtype, Card* card) {
+  const int64_t shapes[][2] = {{16, 4096}, {4096, 16}, {16, 4096}, {14336, 16}};
+  std::vector<GradientPart> gradients;
+  std::vector<ParameterPart> parts;
+  GlobalNormOp norm;
+  OptimizerStepOp step;
+  for (const auto& [rows, cols] : shapes) {
+    ParameterPart part;
+    part.p = Matrix(dtype, rows, cols);
+    part.g = Matrix(dtype, rows, cols);
+    for (TensorView& state : part.states) state = Matrix(DType::kF32, rows, cols);
+    part.first_piece = norm.pieces;
+    parts.push_back(part);
+    gradients.push_back({part.g, norm.pieces});
+    norm.pieces += OptimizerPieces(rows * cols);
+  }
+  norm.parts = gradients.data();
+  norm.count = static_cast<int64_t>(gradients.size());
+  norm.norm = Matrix(DType::kF32, 1, 1);
+  card->Add(norm);
+  step.settings = {0.9, 0.999, 1e-8f, 1};
+  step.parts = parts.data();
+  step.count = norm.count;
+  step.pieces = norm.pieces;
+  step.norm = norm.norm;
+  step.steps_done = Matrix(DType::kF32, 1, 1);
+  card->Add(step);
+}
+
 /// What a launch of the large products on Hopper does beside them.
 void PrintWgmma(const cuda::LaunchStep& step) {
   gpu::GemmWgmmaParams params;
@@ -454,6 +484,7 @@ int main(int argc, char** argv) {
           }
         }
       }
+      AddOptimizers(dtype, &card);
       for (const int64_t M : {1, 64, 512, 4096}) AddInt8(dtype, M, 4096, 4096, &card);
       for (const int64_t M : {1, 64, 4096}) {
         for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);

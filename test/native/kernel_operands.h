@@ -283,6 +283,7 @@ struct LoraLayer {
 };
 
 void CheckLayers(const KernelTable& table, const RunContext& context);
+void CheckOptimizers(const KernelTable& table, const RunContext& context);
 void CheckParts(const KernelTable& table, const RunContext& context);
 void CheckFeatures(const KernelTable& table, const RunContext& context);
 void CheckGrouped(const KernelTable& table, const RunContext& context);

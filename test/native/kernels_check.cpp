@@ -60,6 +60,7 @@ int Main(int argc, char** argv) {
     CheckRoutes(*table, set);
     CheckLayers(*table, context);
     CheckParts(*table, context);
+    CheckOptimizers(*table, context);
     CheckFeatures(*table, context);
     CheckGrouped(*table, context);
     CheckInvariance(*table, &cancel);

@@ -10,6 +10,7 @@
 #include "native/core/ops/grouped_ops.h"
 #include "native/core/ops/loss_ops.h"
 #include "native/core/ops/norm_ops.h"
+#include "native/core/ops/optimizer_ops.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
 #include "native/host_device/map_function.h"
@@ -436,7 +437,9 @@ struct QuantizeScalesOp {
   X(Attention, attention)                     \
   X(AttentionBackward, attention_backward)    \
   X(Embedding, embedding)                     \
+  X(GlobalNorm, global_norm)                  \
   X(LinearCrossEntropy, linear_cross_entropy) \
+  X(OptimizerStep, optimizer_step)            \
   X(RmsNorm, rms_norm)                        \
   X(RmsNormBackward, rms_norm_backward)
 

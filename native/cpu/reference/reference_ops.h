@@ -37,6 +37,10 @@ Status LinearCrossEntropy(const LinearCrossEntropyOp& op, const RunContext& cont
 Status RmsNorm(const RmsNormOp& op, const RunContext& context);
 Status RmsNormBackward(const RmsNormBackwardOp& op, const RunContext& context);
 
+// reference_optimizer.cpp
+Status GlobalNorm(const GlobalNormOp& op, const RunContext& context);
+Status OptimizerStep(const OptimizerStepOp& op, const RunContext& context);
+
 // reference_features.cpp
 Status MapFeatures(const MapFeaturesOp& op, const RunContext& context);
 Status BlockMatmul(const BlockMatmulOp& op, const RunContext& context);

@@ -82,7 +82,7 @@ struct TensorMapRequest {
 /// `npm run check:cuda` follows every path of every kernel to its first store (grid-wait.mjs), and
 /// the emulator reports both kinds of access (`grid-dependency`).
 struct LaunchStep {
-  static constexpr size_t kMaxParamBytes = 1536;
+  static constexpr size_t kMaxParamBytes = 4096;
 
   const char* kernel = nullptr;
   Dim3 grid;

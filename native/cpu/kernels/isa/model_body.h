@@ -13,6 +13,7 @@
 #include "native/cpu/kernels/model/cross_entropy.h"
 #include "native/cpu/kernels/model/embedding.h"
 #include "native/cpu/kernels/model/norm.h"
+#include "native/cpu/kernels/model/optimizer.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

@@ -147,6 +147,21 @@ LOWRANK_INLINE VecF Fma(VecF a, VecF b, VecF c) {
 #endif
 }
 
+/// The root of each lane, correctly rounded.
+LOWRANK_INLINE VecF SqrtLanes(VecF v) {
+#if defined(__AVX512F__)
+  return _mm512_sqrt_ps(v);
+#elif defined(__AVX2__)
+  return _mm256_sqrt_ps(v);
+#elif defined(__aarch64__)
+  return vsqrtq_f32(v);
+#else
+  VecF out;
+  for (int i = 0; i < kVL; ++i) out[i] = __builtin_sqrtf(v[i]);
+  return out;
+#endif
+}
+
 /// A table of 16 floats, held in registers if the set can permute them.
 struct Table16 {
 #if defined(__AVX512F__)
