@@ -1,3 +1,5 @@
+import type { Tensor } from '../core/tensor.js';
+import { adamwStep } from '../ops/optimizer-step.js';
 import { defineOptimizer } from './optimizer.js';
 
 /** Constants of {@link adamw}. */
@@ -23,24 +25,22 @@ export const adamw = defineOptimizer<AdamwSettings>({
   state: ({ tensor }) => ({ m: tensor.shape, v: tensor.shape }),
   step: ({ updates, settings, step, lr, norm, maxNorm }) => {
     const { beta1, beta2, eps } = settings;
-    const [length = 0] = norm.readSync();
-    if (!Number.isFinite(length)) return;
-    const factor = maxNorm === undefined ? 1 : Math.min(1, maxNorm / (length + 1e-6));
-    for (const { parameter, gradient, state, rate, weightDecay } of updates) {
-      const [p, g, m, v] = [parameter.tensor, gradient, state.m, state.v].map((t) => t!.readSync());
-      for (let i = 0; i < p!.length; i++) {
-        const gi = g![i]! * factor;
-        m![i] = beta1 * m![i]! + (1 - beta1) * gi;
-        v![i] = beta2 * v![i]! + (1 - beta2) * gi * gi;
-        const r = lr * rate;
-        p![i] =
-          p![i]! -
-          r * weightDecay * p![i]! -
-          ((r / (1 - beta1 ** step)) * m![i]!) / (Math.sqrt(v![i]! / (1 - beta2 ** step)) + eps);
-      }
-      parameter.tensor.write(p!);
-      state.m!.write(m!);
-      state.v!.write(v!);
-    }
+    const of = (name: string) => updates.map(({ state }) => state[name] as Tensor);
+    adamwStep(
+      updates.map(({ parameter }) => parameter.tensor),
+      updates.map(({ gradient }) => gradient),
+      of('m'),
+      of('v'),
+      {
+        lr,
+        step,
+        betas: [beta1, beta2],
+        eps,
+        weightDecay: updates.map(({ weightDecay }) => weightDecay),
+        lrScale: updates.map(({ rate }) => rate),
+        norm,
+        ...(maxNorm === undefined ? {} : { maxNorm }),
+      },
+    );
   },
 });

@@ -7,7 +7,8 @@ import { hash32 } from '../core/random.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkFinite, checkInteger, ownFields, readOptions } from '../core/validate.js';
-import { multiplyAdd, sumProduct } from '../ops/elementwise.js';
+import { multiplyAdd } from '../ops/elementwise.js';
+import { globalNorm } from '../ops/optimizer-step.js';
 import { adamw } from '../optim/adamw.js';
 import type { AnyOptimizer, ParameterUpdate, TrainedParameter } from '../optim/optimizer.js';
 import { TreeSum } from './tree-sum.js';
@@ -260,17 +261,10 @@ function addUp(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
   }, undefined);
 }
 
-/** The norm of all gradients, which the loss makes infinite or NaN where it is so itself. */
+/** The norm of all gradients; not finite where the loss is not. */
 function normOf(gradients: readonly Tensor[], loss: Tensor): Tensor {
-  const squares = gradients.map((g) => {
-    const flat = g.reshape([1, g.size]);
-    return sumProduct(flat, flat, { axis: 1 }).reshape([1]);
-  });
   const nothing = multiplyAdd({ a: loss, alpha: 0 });
-  const [total] = squares.reduce(([a], b) => [multiplyAdd({ a: a as Tensor, c: b })], [nothing]);
-  return Tensor.from([Math.sqrt((total as Tensor).readSync()[0] as number)], [1], {
-    device: loss.device,
-  });
+  return gradients.length === 0 ? nothing : multiplyAdd({ a: nothing, c: globalNorm(gradients) });
 }
 
 async function readBoth(loss: Tensor, gradientNorm: Tensor) {

@@ -3,8 +3,8 @@ import { expect, it } from 'vitest';
 import { flushSync, matmul, memoryUsage, resetPeakMemory, scope, Tensor } from '../../lib/index.js';
 
 it('disposed tensors that wait for queued ops take no more than a share of the memory', () => {
-  const M = 512;
-  const K = 2048;
+  const M = 2048;
+  const K = 512;
   scope(() => {
     const x = Tensor.randn([M, K], { seed: 1, device: 'cpu' });
     const w = Tensor.randn([K, K], { seed: 2, device: 'cpu' });
