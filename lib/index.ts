@@ -164,6 +164,7 @@ export { type GenerateOptions, generate } from './model/generate.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
 export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
 export type { LlamaConfig } from './model/llama-config.js';
+export { loadAdapters } from './model/load-adapters.js';
 export type { SampleOptions } from './model/sample.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';
@@ -307,6 +308,7 @@ export {
   type Targets,
   type TrainedMethod,
 } from './train/adapter-set.js';
+export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
 export {
   type PassPlace,
   type PassResult,

@@ -31,6 +31,7 @@ import {
   requireWritable,
   writeAdapter,
 } from './finetune-files.js';
+import { requireMemory } from './plan.js';
 import { identityOf } from './run-identity.js';
 import { type LossHistory, restoreRunState } from './run-state.js';
 import { StateFile } from './state-file.js';
@@ -160,7 +161,8 @@ class FinetuneRun {
     for (const warning of model.warnings) observer.warning?.(warning);
     requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
     const device = options.device ?? defaultDevice();
-    requireFitting(options.adapter, model.places, device);
+    const parameters = requireFitting(options.adapter, model.places, device);
+    requireMemory(model, options, parameters);
     const tokenizer = await openTokenizer(kOp, model, () => this.pause());
     this.tokenizer = tokenizer;
     observer.phase?.('tokenising');

@@ -55,7 +55,7 @@ export class TextTokenizer {
       const late = () => `must be read within ${kStartLimit_ms / 1000} s, got no result`;
       const reply = await thread.reply(() => kStartLimit_ms, late, onTick);
       if ('code' in reply) throw new LowrankError(reply.code, reply.message, { op });
-      const { config } = model;
+      const config = model.decoder;
       const known = (id: number | undefined) =>
         id !== undefined && id < config.vocabSize ? id : undefined;
       const eos = known(config.eosTokenIds[0]);

@@ -138,9 +138,14 @@ function sharing({ definition }: TrainedMethod) {
 
 /**
  * Rejects a method, settings and targets that do not fit the layers of a model, before its weights are read.
+ * @returns the number of values that a run will train
  * @throws LowrankError `ERR_UNSUPPORTED`; as {@link AdapterSet}
  */
-export function requireFitting(config: AdapterConfig, places: DecoderPlaces, device: Device): void {
+export function requireFitting(
+  config: AdapterConfig,
+  places: DecoderPlaces,
+  device: Device,
+): number {
   const { method, settings } = config;
   const wanted = targetsOf('targets', linearTargets(places), config);
   const layers = places.layers
@@ -151,18 +156,21 @@ export function requireFitting(config: AdapterConfig, places: DecoderPlaces, dev
   const { trained } = method.definition as { readonly trained: readonly string[] };
   const keyOf = sharing(method);
   const known = new Map<string, string>();
+  let count = 0;
   for (const [i, { shapes }] of makers.entries()) {
     for (const name of trained) {
       const key = keyOf(name, layers[i] as SharingLayer);
       const shape = (shapes as Readonly<Record<string, readonly number[]>>)[name];
-      if (key === undefined || shape === undefined) continue;
-      const first = known.get(key) ?? `[${shape}]`;
-      known.set(key, first);
-      if (first === `[${shape}]`) continue;
+      if (shape === undefined) continue;
+      const first = key === undefined ? undefined : known.get(key);
+      if (first === undefined) count += shape.reduce((a, b) => a * b, 1);
+      if (key !== undefined) known.set(key, first ?? `[${shape}]`);
+      if (first === undefined || first === `[${shape}]`) continue;
       const expected = `of the same shape in all layers, because ${method.method} trains one for all of them (choose --targets of one size)`;
       fail('ERR_UNSUPPORTED', 'finetune', name, expected, `${first} and [${shape}]`);
     }
   }
+  return count;
 }
 
 /** @throws LowrankError `ERR_VALUE` if the model has no layers of these names */

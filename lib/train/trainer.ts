@@ -227,7 +227,10 @@ export class Trainer implements Disposable {
     );
     const one = Tensor.from([1], loss.shape, { device });
     const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
-    const gradients = values.map((own) => addUp(found.splice(0, own.length)));
+    const gradients = values.map((own, i) => {
+      const { shape } = (this.#entries[i] as Entry).parameter.tensor;
+      return addUp(found.splice(0, own.length).map((each) => each?.reshape(shape)));
+    });
     const at = new Map(this.#entries.flatMap(({ views }, i) => views.map((view) => [view, i])));
     for (const [tensor, more] of added) {
       const i = at.get(tensor);

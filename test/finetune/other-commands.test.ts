@@ -26,6 +26,7 @@ describe('the command', () => {
     expect(help.code).toBe(0);
     for (const word of [
       'finetune',
+      'generate',
       'quantize',
       'info',
       'bench',
@@ -50,7 +51,7 @@ describe('the command', () => {
       expect(code).toBe(2);
       expect(stderr).toContain(`"${typed}" is not an option (did you mean ${meant}?)`);
     }
-    for (const name of ['finetune', 'quantize', 'info', 'bench', 'emulate', 'build']) {
+    for (const name of ['finetune', 'generate', 'quantize', 'info', 'bench', 'emulate', 'build']) {
       const own = await run([name, '--help']);
       expect(own.code).toBe(0);
       expect(own.stdout).toContain(`lowrank ${name}`);

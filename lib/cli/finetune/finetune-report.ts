@@ -27,6 +27,7 @@ td:nth-child(2) { text-align: right; font-variant-numeric: tabular-nums; white-s
 td:nth-child(3) { color: var(--soft); }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .3rem 0 1rem; padding: .6rem .8rem;
   border-left: 3px solid var(--line); font: 14px/1.45 ui-monospace, monospace; }
+.run td:nth-child(2) { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .prompt { font-weight: 600; } .label { color: var(--soft); font-size: .9rem; }
 svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 `;
@@ -35,14 +36,20 @@ svg { width: 100%; height: auto; } svg text { fill: var(--soft); font: 12px syst
  * The report as one HTML document.
  *
  * @param facts the rows of the final table
+ * @param settings what the run can be repeated from
  */
-export function reportHtml(facts: readonly Fact[], result: FinetuneResult): string {
-  const rows = facts
-    .map(({ name, value, note }) =>
-      [name, value, note ?? ''].map((cell) => `<td>${escapeHtml(cell)}</td>`).join(''),
-    )
-    .map((cells) => `<tr>${cells}</tr>`)
-    .join('\n');
+export function reportHtml(
+  facts: readonly Fact[],
+  result: FinetuneResult,
+  settings: readonly Fact[],
+): string {
+  const rowsOf = (list: readonly Fact[]): string =>
+    list
+      .map(({ name, value, note }) =>
+        [name, value, note ?? ''].map((cell) => `<td>${escapeHtml(cell)}</td>`).join(''),
+      )
+      .map((cells) => `<tr>${cells}</tr>`)
+      .join('\n');
   const samples = result.samples
     .map(
       ({ prompt, before, after }) =>
@@ -61,9 +68,13 @@ export function reportHtml(facts: readonly Fact[], result: FinetuneResult): stri
 ${lossCurve(result.history)}
 <h2>Numbers</h2>
 <table>
-${rows}
+${rowsOf(facts)}
 </table>
 ${samples === '' ? '' : `<h2>Samples</h2>\n${samples}`}
+<h2>The run</h2>
+<table class="run">
+${rowsOf(settings)}
+</table>
 </html>
 `;
 }

@@ -13,21 +13,22 @@ import { bundledModel, bundledText } from '../../environment/package-folder.js';
 import {
   type FinetuneObserver,
   type FinetuneOptions,
-  type FinetuneResult,
   finetune,
   Interrupted,
   requireRuns,
 } from '../../finetune/finetune.js';
-import { grouped, jsonText, mebibytes, Progress, table, visible } from '../../report/terminal.js';
+import { planRun } from '../../finetune/plan.js';
+import { grouped, jsonText, Progress, table, visible } from '../../report/terminal.js';
 import { parseTargets } from '../../train/adapter-set.js';
 import { fastestDType } from '../../train/dtype.js';
 import { Arguments } from '../command/arguments.js';
 import { readDevice } from '../command/device-option.js';
-import { exitCodes } from '../command/exit-codes.js';
+import { exitCodeFor, exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
 import { type ChosenMethod, readAdapters } from './finetune-adapter.js';
+import { factsOf, machineReadable, planFacts, settingsOf, summary } from './finetune-facts.js';
 import { type MethodRun, methodsReport, methodsSummary } from './finetune-methods.js';
-import { type Fact, reportHtml } from './finetune-report.js';
+import { reportHtml } from './finetune-report.js';
 
 const kHelp = `QLoRA fine-tune: a frozen, quantised base model, LoRA adapters on its linear layers.
 
@@ -74,6 +75,7 @@ Run
   --save-every N      steps between checkpoints, 0 for only on Ctrl-C     [100]
   --resume            go on with the unfinished run beside --out
   --device D          where to compute                                    [LOWRANK_DEVICE, or cpu]
+  --dry-run           show what the run would take in memory, and stop
   --no-compare        do not measure the same step in torch and TensorFlow.js, where installed
   --prompt TEXT       begin a sample with this; may be repeated           [two held-out beginnings]
   --sample-tokens N   length of a sample, 0 for none                      [60]
@@ -115,6 +117,7 @@ const kOptions = {
   'save-every': { type: 'string' },
   resume: { type: 'boolean' },
   device: { type: 'string' },
+  'dry-run': { type: 'boolean' },
   'no-compare': { type: 'boolean' },
   prompt: { type: 'string', multiple: true },
   'sample-tokens': { type: 'string' },
@@ -133,6 +136,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   const [first, ...others] = await readAdapters(parsed);
   if (others.length > 0) return compareMethods(parsed, [first, ...others]);
   const options = readOptions(parsed, first);
+  if (parsed.flag('dry-run')) return dryRun(parsed, options);
   const report = reportPath(parsed, options.out);
   const json = parsed.flag('json');
   const progress = new Progress(json);
@@ -141,12 +145,15 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   try {
     const result = await finetune(options, observe(progress, options), interrupts.signal);
     progress.close();
+    const settings = settingsOf(options, args);
     const facts = factsOf(options, result, (performance.now() - started) / 1000);
     if (report !== undefined) {
-      const html = new TextEncoder().encode(reportHtml(facts, result));
+      const html = new TextEncoder().encode(reportHtml(facts, result, settings));
       writeFileAtomic('finetune', report, [html]);
     }
-    process.stdout.write(json ? jsonText(machineReadable(facts, result)) : summary(facts, result));
+    process.stdout.write(
+      json ? jsonText(machineReadable(facts, result, settings)) : summary(facts, result),
+    );
     if (!json && report !== undefined) process.stdout.write(`\nreport   ${printable(report)}\n`);
     return exitCodes.ok;
   } catch (error) {
@@ -158,6 +165,16 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   } finally {
     interrupts.dispose();
   }
+}
+
+/** Shows what the run would take. */
+function dryRun(parsed: Arguments, options: FinetuneOptions): number {
+  const plan = planRun(options);
+  const facts = planFacts(plan);
+  const rows = facts.map(({ name, value, note = '' }) => [name, value, note]);
+  const advice = plan.change === undefined ? '' : `\nTry ${plan.change}\n`;
+  process.stdout.write(parsed.flag('json') ? jsonText(plan) : `${table(rows)}${advice}`);
+  return plan.fits ? exitCodes.ok : exitCodeFor('ERR_OOM');
 }
 
 /** Trains with each method on the same data and shows loss against trained parameters and time. */
@@ -287,74 +304,5 @@ function observe(progress: Progress, options: FinetuneOptions): FinetuneObserver
       progress.update(step, options.train.steps, ...parts);
     },
     written: (folder) => progress.line(`adapter written to ${printable(folder)}`),
-  };
-}
-
-function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {
-  const { lossBefore, lossAfter, memory, comparison } = result;
-  const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
-  const format = options.format.format;
-  const facts: Fact[] = [
-    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
-    {
-      name: 'held-out loss after',
-      value: lossAfter.toFixed(4),
-      note: `${lossAfter <= lossBefore ? 'down' : 'UP'} ${percent(Math.abs(1 - lossAfter / lossBefore))}`,
-    },
-    {
-      name: 'training',
-      value: `${grouped(result.tokensPerSecond)} tokens/s`,
-      note: `${result.steps} steps`,
-    },
-    {
-      name: 'parameters trained',
-      value: grouped(result.adapterParameters),
-      note: `of ${grouped(result.baseParameters)}, ${percent(result.adapterParameters / result.baseParameters)}`,
-    },
-    {
-      name: `linear layers in ${format === 'none' ? 'f32' : format}`,
-      value: mebibytes(memory.linear_bytes),
-      note: `${mebibytes(memory.linearF32_bytes)} in f32, ${(memory.linearF32_bytes / memory.linear_bytes).toFixed(1)} x less`,
-    },
-  ];
-  if (comparison !== undefined) {
-    facts.push({
-      name: 'a training step',
-      value: `${comparison.own_ms.toFixed(0)} ms`,
-      note: `loss ${comparison.ownLoss.toFixed(5)}; ${options.train.dtype}, without the update`,
-    });
-    for (const { name, ms, ratio, loss, note } of comparison.others) {
-      const times =
-        ratio === undefined
-          ? 'ratio not measured, as other programs used the cores'
-          : `${ratio.toFixed(2)} x as long`;
-      facts.push({
-        name: `the same in ${name}`,
-        value: `${ms.toFixed(0)} ms`,
-        note: [times, `loss ${loss.toFixed(5)}`, ...(note === undefined ? [] : [note])].join('; '),
-      });
-    }
-  }
-  const peak_bytes = process.resourceUsage().maxRSS * 1024;
-  facts.push({ name: 'memory of the process', value: mebibytes(peak_bytes), note: 'at most' });
-  facts.push({ name: 'time', value: `${seconds.toFixed(1)} s`, note: 'everything included' });
-  return facts;
-}
-
-function summary(facts: readonly Fact[], result: FinetuneResult): string {
-  const rows = facts.map(({ name, value, note }) => [name, value, note ?? '']);
-  let text = `\n${table(rows)}`;
-  for (const { prompt, before, after } of result.samples) {
-    const indent = (sample: string) => visible(sample).replaceAll('\n', '\n    ');
-    text += `\n"${visible(prompt)}"\n  before: ${indent(before)}\n  after:  ${indent(after)}\n`;
-  }
-  return `${text}\nadapter  ${printable(result.out)}\n`;
-}
-
-function machineReadable(facts: readonly Fact[], result: FinetuneResult): object {
-  return {
-    ...result,
-    maxRss: process.resourceUsage().maxRSS * 1024,
-    table: Object.fromEntries(facts.map(({ name, value }) => [name, value])),
   };
 }

@@ -1,0 +1,137 @@
+/** What `lowrank finetune` tells of a run: its settings, its results, its memory. */
+
+import { cpus } from 'node:os';
+import { defaultDevice, deviceInfo } from '../../core/device.js';
+import { printable } from '../../core/printable.js';
+import { version } from '../../environment/version.js';
+import type { FinetuneOptions, FinetuneResult } from '../../finetune/finetune.js';
+import type { RunPlan } from '../../finetune/plan.js';
+import { grouped, mebibytes, table, visible } from '../../report/terminal.js';
+import type { Fact } from './finetune-report.js';
+
+/** What a run can be repeated from. */
+export function settingsOf(options: FinetuneOptions, args: readonly string[]): Fact[] {
+  const { adapter, train, format, device = defaultDevice() } = options;
+  const { method, definition } = adapter.method;
+  const settings = { ...(definition.defaults as object), ...adapter.settings };
+  const list = Object.entries(settings).map(([name, value]) => `${name} ${String(value)}`);
+  const { isa, name } = deviceInfo(device);
+  const processor = device === 'cpu' ? `${cpus()[0]?.model ?? name}, ${isa}` : name;
+  return [
+    { name: 'command', value: ['lowrank finetune', ...args.map(quoted)].join(' ') },
+    { name: 'model', value: printable(options.model) },
+    { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
+    { name: 'method', value: method, note: list.join(', ') },
+    { name: 'base', value: format.format, note: `activations in ${train.dtype}` },
+    {
+      name: 'updates',
+      value: `${train.steps} of ${train.batch * train.accumulate} sequences`,
+      note: `AdamW, rate ${train.lr}, warm-up ${train.warmup}, decay ${train.weightDecay}, clip ${train.clip}`,
+    },
+    { name: 'seed', value: String(train.seed) },
+    { name: 'machine', value: processor, note: `device ${device}, lowrank ${version()}` },
+    { name: 'date', value: new Date().toISOString() },
+  ];
+}
+
+const quoted = (text: string): string => (/^[\w./,:=-]+$/.test(text) ? text : JSON.stringify(text));
+
+/** The memory of a run that has not started. */
+export function planFacts({ architecture, parameters, memory, available, fits }: RunPlan): Fact[] {
+  const { base, adapters, optimizer, activations, work, total } = memory;
+  const row = (name: string, bytes: number, note = ''): Fact => ({
+    name,
+    value: mebibytes(bytes),
+    note,
+  });
+  return [
+    { name: 'architecture', value: architecture },
+    { name: 'parameters trained', value: grouped(parameters) },
+    row('base model', base),
+    row('adapters', adapters),
+    row('optimiser and gradients', optimizer),
+    row('activations', activations, 'what the forward pass keeps'),
+    row('work', work, 'one block, the loss, what waits for the queue'),
+    row('together', total, fits ? 'fits' : 'does NOT fit'),
+    ...(available === 0 ? [] : [row('the device has', available)]),
+  ];
+}
+
+/** The rows of the final table. */
+export function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {
+  const { lossBefore, lossAfter, memory, comparison } = result;
+  const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
+  const format = options.format.format;
+  const facts: Fact[] = [
+    { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
+    {
+      name: 'held-out loss after',
+      value: lossAfter.toFixed(4),
+      note: `${lossAfter <= lossBefore ? 'down' : 'UP'} ${percent(Math.abs(1 - lossAfter / lossBefore))}`,
+    },
+    {
+      name: 'training',
+      value: `${grouped(result.tokensPerSecond)} tokens/s`,
+      note: `${result.steps} steps`,
+    },
+    {
+      name: 'parameters trained',
+      value: grouped(result.adapterParameters),
+      note: `of ${grouped(result.baseParameters)}, ${percent(result.adapterParameters / result.baseParameters)}`,
+    },
+    {
+      name: `linear layers in ${format === 'none' ? 'f32' : format}`,
+      value: mebibytes(memory.linear_bytes),
+      note: `${mebibytes(memory.linearF32_bytes)} in f32, ${(memory.linearF32_bytes / memory.linear_bytes).toFixed(1)} x less`,
+    },
+  ];
+  if (comparison !== undefined) {
+    facts.push({
+      name: 'a training step',
+      value: `${comparison.own_ms.toFixed(0)} ms`,
+      note: `loss ${comparison.ownLoss.toFixed(5)}; ${options.train.dtype}, without the update`,
+    });
+    for (const { name, ms, ratio, loss, note } of comparison.others) {
+      const times =
+        ratio === undefined
+          ? 'ratio not measured, as other programs used the cores'
+          : `${ratio.toFixed(2)} x as long`;
+      facts.push({
+        name: `the same in ${name}`,
+        value: `${ms.toFixed(0)} ms`,
+        note: [times, `loss ${loss.toFixed(5)}`, ...(note === undefined ? [] : [note])].join('; '),
+      });
+    }
+  }
+  const peak_bytes = process.resourceUsage().maxRSS * 1024;
+  facts.push({ name: 'memory of the process', value: mebibytes(peak_bytes), note: 'at most' });
+  facts.push({ name: 'time', value: `${seconds.toFixed(1)} s`, note: 'everything included' });
+  return facts;
+}
+
+/** The final table and the samples for a terminal. */
+export function summary(facts: readonly Fact[], result: FinetuneResult): string {
+  const rows = facts.map(({ name, value, note }) => [name, value, note ?? '']);
+  let text = `\n${table(rows)}`;
+  for (const { prompt, before, after } of result.samples) {
+    const indent = (sample: string) => visible(sample).replaceAll('\n', '\n    ');
+    text += `\n"${visible(prompt)}"\n  before: ${indent(before)}\n  after:  ${indent(after)}\n`;
+  }
+  return `${text}\nadapter  ${printable(result.out)}\n`;
+}
+
+/** The result for `--json`. */
+export function machineReadable(
+  facts: readonly Fact[],
+  result: FinetuneResult,
+  settings: readonly Fact[],
+): object {
+  return {
+    ...result,
+    maxRss: process.resourceUsage().maxRSS * 1024,
+    run: Object.fromEntries(
+      settings.map(({ name, value, note }) => [name, note ? `${value}; ${note}` : value]),
+    ),
+    table: Object.fromEntries(facts.map(({ name, value }) => [name, value])),
+  };
+}
