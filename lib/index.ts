@@ -135,7 +135,6 @@ export type {
   AttentionConfig,
   DecoderConfig,
   DecoderLayerConfig,
-  GateKind,
   MlpConfig,
   NormConfig,
   RotaryConfig,
@@ -197,6 +196,12 @@ export {
   type MapFeaturesOptions,
   mapFeatures,
 } from './ops/feature-map.js';
+export {
+  type GatedActivationOptions,
+  type GateKind,
+  gatedActivation,
+  gatedActivationBackward,
+} from './ops/gated-activation.js';
 export type {
   GroupedAdapterGradient,
   GroupedAdapterGradients,

@@ -2,16 +2,18 @@
 ///
 ///   multiply_add   y = alpha · a ⊙ b + beta · c, b and c [rows | 1, cols | 1]
 ///   map            y = f(a)
+///   swiglu, gelu, gelu_tanh   y = f(gate) ⊙ up, or the gradients of both
+///                  (native/host_device/gated_activation.h)
 ///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ b
 ///
 /// Operands   [rows, cols], each of its own type (one branch for a warp); out f32
 /// Run        kRun neighbouring elements of a row, the lane's share: 8 where all whole operands
 ///            have 16 bits, else 4, so that a warp-wide access is one run of bytes, 16 a lane for
 ///            the narrower of two types
-/// Grid       multiply_add, map: ceil(runs / (kThreads · kUnroll)). sum_rows: 8 rows a block, one a
-///            warp, or one where they are long (row_warps). sum_cols: (ceil(cols / (32 kRun)),
-///            splits of the rows), each warp every eighth row; splits are added by sum_planes in
-///            ascending order
+/// Grid       multiply_add, map and gates: ceil(runs / (kThreads · kUnroll)). sum_rows: 8 rows a
+///            block, one a warp, or one where they are long (row_warps). sum_cols: (ceil(cols / (32
+///            kRun)), splits of the rows), each warp every eighth row; splits are added by
+///            sum_planes in ascending order
 /// Numerics   multiply_add in f32, in the order of the formula, one rounding; map
 ///            native/host_device/map_function.h; sums in double, where a product of f32 is exact:
 ///            lanes, then warps and splits in ascending order
@@ -23,10 +25,12 @@
 ///            instructions a run, 33 of 128 issue slots. sum_cols, sum_rows: 2 double operations an
 ///            element and conversions, 2.2 · 3 of the 64 a clock of sm_80 and sm_90. map: 30 to 50
 ///            double operations (exp, tanh), 1.5 times what its memory takes; its tensors are r
-///            wide.
+///            wide. Gates of bf16: 6 bytes an element forward, 10 backward, so 2.2 and 1.3
+///            elements a clock. Of the 64 double operations a clock silu and gelu_tanh want 106 and
+///            117 forward, 73 and 85 backward; gelu wants 200 and 130. Doubles limit them all, at
+///            up to 3.1 times the memory's time: the price of equal bits on every device.
 #include "cuda/common/small_operand.cuh"
-#include "native/host_device/map_function.h"
-#include "native/host_device/swiglu.h"
+#include "native/host_device/gated_activation.h"
 
 namespace lowrank::gpu {
 namespace {
@@ -209,8 +213,8 @@ LOWRANK_DEVICE void MapBody(const MapParams& p) {
   }
 }
 
-template <int kRun>
-LOWRANK_DEVICE void SwigluBody(const SwigluParams& p) {
+template <GateFunction kFunction, int kRun>
+LOWRANK_DEVICE void GateBody(const GateParams& p) {
   const int64_t first = static_cast<int64_t>(blockIdx.x) * (kThreads * kUnroll) + threadIdx.x;
   for (int u = 0; u < kUnroll; ++u) {
     const int64_t begin = (first + u * kThreads) * kRun;
@@ -222,14 +226,16 @@ LOWRANK_DEVICE void SwigluBody(const SwigluParams& p) {
     LoadRun(p.up, 0, span, up);
     if (p.d_gate.data == nullptr) {
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) gate[i] = Swiglu(gate[i], up[i]);
+      for (int i = 0; i < kRun; ++i) gate[i] = Gated<kFunction>(gate[i], up[i]);
       StoreRun(p.y, 0, span, gate);
       continue;
     }
     float dy[kRun];
     LoadRun(p.dy, 0, span, dy);
 #pragma unroll
-    for (int i = 0; i < kRun; ++i) SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]);
+    for (int i = 0; i < kRun; ++i) {
+      GateGradients<kFunction>(dy[i], gate[i], up[i], &gate[i], &up[i]);
+    }
     StoreRun(p.d_gate, 0, span, gate);
     StoreRun(p.d_up, 0, span, up);
   }
@@ -338,17 +344,25 @@ LOWRANK_DEVICE void SumPlanesBody(const SumPlanesParams& p) {
 
 }  // namespace
 
-#define LOWRANK_ELEMENTWISE_KERNELS(kRun)                                                       \
-  LOWRANK_KERNEL(multiply_add_run##kRun##_kernel, MultiplyAddParams, kThreads, 2) {             \
-    MultiplyAddBody<kRun>(p);                                                                   \
-  }                                                                                             \
-  LOWRANK_KERNEL(map_run##kRun##_kernel, MapParams, kThreads, 4) { MapBody<kRun>(p); }          \
-  LOWRANK_KERNEL(swiglu_run##kRun##_kernel, SwigluParams, kThreads, 2) { SwigluBody<kRun>(p); } \
-  LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
-    SumRowsBody<kRun>(p);                                                                       \
-  }                                                                                             \
-  LOWRANK_KERNEL(sum_cols_run##kRun##_kernel, SumProductParams, kThreads, 2) {                  \
-    SumColsBody<kRun>(p);                                                                       \
+#define LOWRANK_ELEMENTWISE_KERNELS(kRun)                                              \
+  LOWRANK_KERNEL(multiply_add_run##kRun##_kernel, MultiplyAddParams, kThreads, 2) {    \
+    MultiplyAddBody<kRun>(p);                                                          \
+  }                                                                                    \
+  LOWRANK_KERNEL(map_run##kRun##_kernel, MapParams, kThreads, 4) { MapBody<kRun>(p); } \
+  LOWRANK_KERNEL(swiglu_run##kRun##_kernel, GateParams, kThreads, 2) {                 \
+    GateBody<GateFunction::kSilu, kRun>(p);                                            \
+  }                                                                                    \
+  LOWRANK_KERNEL(gelu_run##kRun##_kernel, GateParams, kThreads, 2) {                   \
+    GateBody<GateFunction::kGelu, kRun>(p);                                            \
+  }                                                                                    \
+  LOWRANK_KERNEL(gelu_tanh_run##kRun##_kernel, GateParams, kThreads, 2) {              \
+    GateBody<GateFunction::kGeluTanh, kRun>(p);                                        \
+  }                                                                                    \
+  LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {         \
+    SumRowsBody<kRun>(p);                                                              \
+  }                                                                                    \
+  LOWRANK_KERNEL(sum_cols_run##kRun##_kernel, SumProductParams, kThreads, 2) {         \
+    SumColsBody<kRun>(p);                                                              \
   }
 LOWRANK_ELEMENTWISE_KERNELS(4)
 LOWRANK_ELEMENTWISE_KERNELS(8)

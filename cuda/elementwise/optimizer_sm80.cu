@@ -61,8 +61,8 @@ LOWRANK_DEVICE void LoadElements(int element, const void* g_data, int64_t index,
     return;
   }
   if (element == kSmallF32) {
-    Unpack(ElementF32(), *reinterpret_cast<const uint4*>(static_cast<const float*>(g_data) + index),
-           value);
+    const uint4 raw = *reinterpret_cast<const uint4*>(static_cast<const float*>(g_data) + index);
+    Unpack(ElementF32(), raw, value);
     return;
   }
   const uint2 half = *reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(g_data) + index);

@@ -307,11 +307,12 @@ export interface Binding extends ModelBinding {
     dtype: string,
   ): NativeHandle;
   mapTensor(a: NativeHandle, kind: string, dtype: string): NativeHandle;
-  swiglu(gate: NativeHandle, up: NativeHandle): NativeHandle;
-  swigluBackward(
+  gatedActivation(gate: NativeHandle, up: NativeHandle, kind: string): NativeHandle;
+  gatedActivationBackward(
     dy: NativeHandle,
     gate: NativeHandle,
     up: NativeHandle,
+    kind: string,
   ): [dGate: NativeHandle, dUp: NativeHandle];
   sumProduct(a: NativeHandle, b: NativeHandle | null, axis: number): NativeHandle;
   featureMap(

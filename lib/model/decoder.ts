@@ -11,7 +11,6 @@
 import type { Adapter } from '../adapters/definition/adapter.js';
 import { recordAdapter } from '../adapters/definition/record.js';
 import type { Value } from '../autograd/gradient-tape.js';
-import type { GateFunction } from '../autograd/model/gated.js';
 import type { LossStep } from '../autograd/model/loss.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
@@ -92,16 +91,10 @@ export class Decoder implements Disposable {
   readonly #maps = new Map<string, FeatureMap>();
   readonly #tables: RotaryTables;
 
-  /** @throws ERR_UNSUPPORTED a gate that no op computes */
   constructor(
     readonly config: DecoderConfig,
     readonly weights: DecoderWeights,
   ) {
-    for (const { mlp } of config.layers) {
-      if (mlp.gate === 'gelu') {
-        fail('ERR_UNSUPPORTED', 'Decoder', 'gate', 'silu or gelu-tanh', mlp.gate);
-      }
-    }
     this.#tables = new RotaryTables(weights.device);
     track(this);
   }
@@ -278,7 +271,7 @@ export class Decoder implements Disposable {
     const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
     const ys = weights.gateUp.map((layer) => linear(n, layer, call));
     const [gate, up] = this.#cut(ys, [inner, inner], call) as [Value, Value];
-    const out = linear(tape.gatedActivation(gate, up, kind as GateFunction), weights.down, call);
+    const out = linear(tape.gatedActivation(gate, up, kind), weights.down, call);
     return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
   }
 

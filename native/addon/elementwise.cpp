@@ -56,31 +56,52 @@ Napi::Value Map(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(y));
 }
 
-// swiglu(gate, up) -> y
-Napi::Value Swiglu(const Napi::CallbackInfo& info) {
-  constexpr const char* kOp = SwigluOp::kName;
+GateFunction GateArg(const Napi::Value& value, const char* op) {
+  struct Row {
+    const char* name;
+    GateFunction function;
+  };
+  constexpr Row kRows[] = {
+#define LOWRANK_GATE_ROW(id, name) {name, GateFunction::id},
+      LOWRANK_FOR_EACH_GATE_FUNCTION(LOWRANK_GATE_ROW)
+#undef LOWRANK_GATE_ROW
+  };
+  const std::string name = StringArg(value, op, "kind");
+  for (const Row& row : kRows) {
+    if (name == row.name) return row.function;
+  }
+  ThrowIfError(value.Env(),
+               Refuse(Code::kValue, op, "kind", "silu, gelu or gelu-tanh", "\"" + name + "\""));
+  return GateFunction::kSilu;
+}
+
+// gatedActivation(gate, up, kind) -> y
+Napi::Value GatedActivation(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = GatedActivationOp::kName;
   const Napi::Env env = info.Env();
   const TensorHandle& gate = TensorOf(info[0], kOp, "gate");
   Operands operands(env, kOp, gate.storage->backend());
-  SwigluOp op;
+  GatedActivationOp op;
   op.gate = operands.In(info[0], "gate");
   op.up = operands.In(info[1], "up");
+  op.function = GateArg(info[2], kOp);
   TensorHandle y;
   op.y = operands.Out(&y, gate.dtype, gate.shape);
   ThrowIfError(env, operands.backend()->Enqueue(op, operands.Take()));
   return WrapTensor(env, std::move(y));
 }
 
-// swigluBackward(dy, gate, up) -> [dGate, dUp]
-Napi::Value SwigluBackward(const Napi::CallbackInfo& info) {
-  constexpr const char* kOp = SwigluBackwardOp::kName;
+// gatedActivationBackward(dy, gate, up, kind) -> [dGate, dUp]
+Napi::Value GatedActivationBackward(const Napi::CallbackInfo& info) {
+  constexpr const char* kOp = GatedActivationBackwardOp::kName;
   const Napi::Env env = info.Env();
   const TensorHandle& gate = TensorOf(info[1], kOp, "gate");
   Operands operands(env, kOp, gate.storage->backend());
-  SwigluBackwardOp op;
+  GatedActivationBackwardOp op;
   op.dy = operands.In(info[0], "dy");
   op.gate = operands.In(info[1], "gate");
   op.up = operands.In(info[2], "up");
+  op.function = GateArg(info[3], kOp);
   TensorHandle d_gate;
   TensorHandle d_up;
   op.d_gate = operands.Out(&d_gate, gate.dtype, gate.shape);
@@ -110,8 +131,8 @@ Napi::Value SumProduct(const Napi::CallbackInfo& info) {
 void RegisterElementwise(Napi::Env env, Napi::Object exports) {
   Export<MultiplyAdd>(env, exports, "multiplyAdd");
   Export<Map>(env, exports, "mapTensor");
-  Export<Swiglu>(env, exports, "swiglu");
-  Export<SwigluBackward>(env, exports, "swigluBackward");
+  Export<GatedActivation>(env, exports, "gatedActivation");
+  Export<GatedActivationBackward>(env, exports, "gatedActivationBackward");
   Export<SumProduct>(env, exports, "sumProduct");
 }
 

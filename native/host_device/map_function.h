@@ -113,12 +113,13 @@ LOWRANK_MAP_INLINE MapExp<D> ExpParts(D x) {
   return {L::FromBits((L::Bits(shifted) + uint64_t{1023}) << 52), r + r * r * p};
 }
 
-/// Beyond 110 on either side f32 overflows or underflows.
+/// Beyond 110 on either side f32 overflows or underflows; beyond 700, so does its product with any
+/// f32.
 template <typename D>
 LOWRANK_MAP_INLINE D ExpOf(D x) {
   using L = MapLanes<D>;
-  const D low = L::Select(x < -110.0, L::Splat(-110.0), x);
-  const MapExp<D> parts = ExpParts(L::Select(low > 110.0, L::Splat(110.0), low));
+  const D low = L::Select(x < -700.0, L::Splat(-700.0), x);
+  const MapExp<D> parts = ExpParts(L::Select(low > 700.0, L::Splat(700.0), low));
   return parts.power + parts.power * parts.tail;
 }
 

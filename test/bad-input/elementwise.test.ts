@@ -6,6 +6,8 @@ import {
   coreScale,
   coreScaleBackward,
   type Device,
+  gatedActivation,
+  gatedActivationBackward,
   mapTensor,
   multiplyAdd,
   scope,
@@ -109,6 +111,63 @@ describe.each(DEVICES)('bad input on %s', (device) => {
         valid: () =>
           scope(async () => {
             const { dGate, dUp } = swigluBackward(dy, gate, up);
+            return [await dGate.read(), await dUp.read()];
+          }),
+      });
+    });
+  });
+
+  it('gatedActivation and gatedActivationBackward', async () => {
+    await scope(async () => {
+      const [gate, up, dy] = [1, 2, 3].map((seed) => Tensor.randn([2, 8], { seed, device })) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const kind = 'gelu';
+      const operands = [
+        { name: 'gate', shape: [2, 8], leads: true, wrong: [[12, [2, 9]]] as const },
+        { name: 'up', shape: [2, 8], wrong: wrongMatrix([2, 8]) },
+      ];
+      const third = { name: 'dy', shape: [2, 8], wrong: wrongMatrix([2, 8]) };
+      const forward = (wrong: object, options: unknown = { kind }): unknown => {
+        const given = { gate, up, ...wrong };
+        return callWith(gatedActivation, given.gate, given.up, options);
+      };
+      const backward = (wrong: object, options: unknown = { kind }): unknown => {
+        const given = { dy, gate, up, ...wrong };
+        return callWith(gatedActivationBackward, given.dy, given.gate, given.up, options);
+      };
+      const half = up.to({ dtype: 'bf16' });
+      const kinds = (run: (wrong: object, options: unknown) => unknown) => [
+        bad(2, 'options: null', 'ERR_TYPE', () => run({}, null)),
+        bad(2, 'kind: missing', 'ERR_VALUE', () => run({}, {})),
+        bad(3, 'kind: a number', 'ERR_VALUE', () => run({}, { kind: 1 })),
+        bad(35, 'kind: unknown', 'ERR_VALUE', () => run({}, { kind: 'relu' })),
+        bad(33, 'a getter that throws', 'HOSTILE', () => run({}, hostile('kind'))),
+      ];
+      await checkCases('gatedActivation', device, {
+        watched: [gate, up],
+        cases: [
+          bad(1, 'no arguments', 'ERR_TYPE', () => callWith(gatedActivation)),
+          bad(1, 'no options', 'ERR_VALUE', () => callWith(gatedActivation, gate, up)),
+          bad(24, 'another dtype', 'ERR_DTYPE', () => forward({ up: half })),
+          ...kinds(forward),
+          ...operandCases(device, operands, forward),
+        ],
+        valid: () => scope(async () => [await gatedActivation(gate, up, { kind }).read()]),
+      });
+      await checkCases('gatedActivationBackward', device, {
+        watched: [gate, up, dy],
+        cases: [
+          bad(1, 'no arguments', 'ERR_TYPE', () => callWith(gatedActivationBackward)),
+          bad(24, 'another dtype', 'ERR_DTYPE', () => backward({ up: half })),
+          ...kinds(backward),
+          ...operandCases(device, [...operands, third], backward),
+        ],
+        valid: () =>
+          scope(async () => {
+            const { dGate, dUp } = gatedActivationBackward(dy, gate, up, { kind });
             return [await dGate.read(), await dUp.read()];
           }),
       });

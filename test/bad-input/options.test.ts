@@ -78,6 +78,8 @@ const TABLE: readonly Row[] = [
       return of('adamwStep')(...four, { lr: 1, step: 1, ...o });
     },
   ],
+  ['gatedActivation', 'kind', ({ x }, o) => of('gatedActivation')(x, x, o)],
+  ['gatedActivationBackward', 'kind', ({ x }, o) => of('gatedActivationBackward')(x, x, x, o)],
   ['rmsNormForward', 'residual', ({ x, h }, o) => of('rmsNormForward')(x, rowOf(h, K), o)],
   ['rmsNormBackward', 'invRms', ({ x, h }, o) => of('rmsNormBackward')(x, x, rowOf(h, K), o)],
   ['attention', 'heads', ({ x }, o) => of('attention')({ q: x, k: x, v: x }, o)],

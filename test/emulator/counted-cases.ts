@@ -14,6 +14,8 @@ import {
   FeatureMap,
   factoredNorm,
   GroupedLora,
+  gatedActivation,
+  gatedActivationBackward,
   globalNorm,
   LoraAdapter,
   type LoraGradient,
@@ -32,8 +34,6 @@ import {
   type QuantizeOptions,
   quantize,
   sumProduct,
-  swiglu,
-  swigluBackward,
   Tensor,
 } from '../../lib/index.js';
 
@@ -129,8 +129,10 @@ function elementwise(device: Device) {
     multiplyAdd({ a, b: row, c: a });
     mapTensor(random(device, 3, [64, 64], dtype), 'tanh');
     const [gate, up, dy] = [5, 6, 7].map((seed) => random(device, seed, [64, 64], dtype));
-    swigluBackward(dy as Tensor, gate as Tensor, up as Tensor);
-    swiglu(gate as Tensor, up as Tensor);
+    for (const kind of ['silu', 'gelu', 'gelu-tanh'] as const) {
+      gatedActivationBackward(dy as Tensor, gate as Tensor, up as Tensor, { kind });
+      gatedActivation(gate as Tensor, up as Tensor, { kind });
+    }
     sumProduct(a, a, { axis: 0 });
     sumProduct(a, a, { axis: 1 });
     sumProduct(random(device, 4, [8, 8192], dtype), undefined, { axis: 1 });

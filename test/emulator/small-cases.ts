@@ -1,6 +1,8 @@
 /** The ops over small tensors, and the halves of a LoRA layer where they differ from the whole. */
 import {
   type DType,
+  gatedActivation,
+  gatedActivationBackward,
   loraExpand,
   loraExpandBackward,
   loraShrink,
@@ -105,6 +107,22 @@ export function elementwise(): KernelCase[] {
           ]);
         },
       });
+      for (const kind of ['gelu', 'gelu-tanh'] as const) {
+        cases.push({
+          name: `elementwise ${placed ? 'unaligned ' : ''}${kind} ${dtype}`,
+          async run(device) {
+            const make = (seed: number, as: DType = dtype) =>
+              operand(9, 131, { seed, dtype: as, device, std: 3 }).tensor;
+            const gate = placed ? await misplaced(make(82)) : make(82);
+            const up = make(83);
+            return hashOf([
+              gatedActivation(gate, up, { kind }),
+              ...Object.values(gatedActivationBackward(make(84), gate, up, { kind })),
+              ...Object.values(gatedActivationBackward(make(84, other), gate, up, { kind })),
+            ]);
+          },
+        });
+      }
     }
     return cases;
   });

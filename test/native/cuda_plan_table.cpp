@@ -318,8 +318,11 @@ void AddElementwise(DType dtype, int64_t M, int64_t N, Card* card) {
   map.a = a;
   map.y = y;
   card->Add(map);
-  card->Add(SwigluOp{a, b, y});
-  card->Add(SwigluBackwardOp{a, b, c, y, Matrix(dtype, M, N)});
+#define LOWRANK_ADD_GATE(id, name)                         \
+  card->Add(GatedActivationOp{a, b, y, GateFunction::id}); \
+  card->Add(GatedActivationBackwardOp{a, b, c, y, Matrix(dtype, M, N), GateFunction::id});
+  LOWRANK_FOR_EACH_GATE_FUNCTION(LOWRANK_ADD_GATE)
+#undef LOWRANK_ADD_GATE
   card->Add(SumProductOp{a, b, Matrix(DType::kF32, 1, N), 0});
   card->Add(SumProductOp{a, b, Matrix(DType::kF32, 1, M), 1});
   MapFeaturesOp features;

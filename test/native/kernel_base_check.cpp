@@ -99,8 +99,8 @@ void CheckPartsInTurns(const KernelTable& table, const RunContext& context) {
     }
     for (int i = 0; i + 1 < kParts; ++i) {
       Dense expected(s.M, s.N, dtype), y(s.M, s.N, dtype);
-      Report(table.swiglu({alone[i]->y.view, alone[i + 1]->y.view, expected.view}, context).ok(),
-             what + "status of swiglu");
+      const GatedActivationOp gated = {alone[i]->y.view, alone[i + 1]->y.view, expected.view};
+      Report(table.gated_activation(gated, context).ok(), what + "status of swiglu");
       for (const bool kept : {false, true}) {
         LoraForwardSwigluOp op;
         op.gate = together[i]->forward;

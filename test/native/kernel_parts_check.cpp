@@ -2,8 +2,8 @@
 // loops.
 #include <memory>
 
+#include "native/host_device/gated_activation.h"
 #include "native/host_device/map_function.h"
-#include "native/host_device/swiglu.h"
 #include "test/native/kernel_operands.h"
 
 namespace lowrank::cpu {
@@ -209,7 +209,7 @@ void CheckForwardSwiglu(const KernelTable& table, const RunContext& context, con
   parts[0].h = h_apart.view;
   parts[1].y = up_apart.view;
   Report(table.lora_forward_many({parts, 2}, context).ok() &&
-             table.swiglu({gate_apart.view, up_apart.view, y_apart.view}, context).ok(),
+             table.gated_activation({gate_apart.view, up_apart.view, y_apart.view}, context).ok(),
          what + " apart");
   Report(h.buffer.Same(h_apart.buffer), what + " h");
   Report(gate.buffer.Same(gate_apart.buffer), what + " gate");
@@ -359,34 +359,38 @@ void CheckMap(const KernelTable& table, const RunContext& context, const char* n
 }
 
 /// The bits of the definition.
-void CheckSwiglu(const KernelTable& table, const RunContext& context) {
+template <GateFunction kFunction>
+void CheckGate(const KernelTable& table, const RunContext& context, const char* name) {
   const int64_t count = 5003;
   Dense gate(1, count, DType::kF32), up(1, count, DType::kF32), dy(1, count, DType::kF32);
   Dense y(1, count, DType::kF32), d_gate(1, count, DType::kF32), d_up(1, count, DType::kF32);
-  gate.Fill(90);
+  gate.Fill(kFunction == GateFunction::kSilu ? 90 : 12);
   up.Fill();
   dy.Fill();
-  SwigluOp op;
+  GatedActivationOp op;
+  op.function = kFunction;
   op.gate = gate.view;
   op.up = up.view;
   op.y = y.view;
-  SwigluBackwardOp backward;
+  GatedActivationBackwardOp backward;
+  backward.function = kFunction;
   backward.dy = dy.view;
   backward.gate = gate.view;
   backward.up = up.view;
   backward.d_gate = d_gate.view;
   backward.d_up = d_up.view;
-  const std::string what = std::string(table.isa) + " swiglu";
-  Report(op.Check().ok() && table.swiglu(op, context).ok() && backward.Check().ok() &&
-             table.swiglu_backward(backward, context).ok(),
+  const std::string what = std::string(table.isa) + " gate " + name;
+  Report(op.Check().ok() && table.gated_activation(op, context).ok() && backward.Check().ok() &&
+             table.gated_activation_backward(backward, context).ok(),
          what);
   const auto values = [](const Dense& of) { return static_cast<const float*>(of.view.data); };
   for (int64_t i = 0; i < count; ++i) {
     float expected_gate = 0;
     float expected_up = 0;
-    SwigluGradients(values(dy)[i], values(gate)[i], values(up)[i], &expected_gate, &expected_up);
+    GateGradients<kFunction>(values(dy)[i], values(gate)[i], values(up)[i], &expected_gate,
+                             &expected_up);
     const bool same =
-        BitsOf(values(y)[i]) == BitsOf(lowrank::Swiglu(values(gate)[i], values(up)[i])) &&
+        BitsOf(values(y)[i]) == BitsOf(Gated<kFunction>(values(gate)[i], values(up)[i])) &&
         BitsOf(values(d_gate)[i]) == BitsOf(expected_gate) &&
         BitsOf(values(d_up)[i]) == BitsOf(expected_up);
     if (!same) return Report(false, what + "(" + std::to_string(values(gate)[i]) + ")");
@@ -425,7 +429,9 @@ void CheckParts(const KernelTable& table, const RunContext& context) {
 #define LOWRANK_CHECK_MAP(id, name) CheckMap<MapFunction::id>(table, context, name);
   LOWRANK_FOR_EACH_MAP_FUNCTION(LOWRANK_CHECK_MAP)
 #undef LOWRANK_CHECK_MAP
-  CheckSwiglu(table, context);
+#define LOWRANK_CHECK_GATE(id, name) CheckGate<GateFunction::id>(table, context, name);
+  LOWRANK_FOR_EACH_GATE_FUNCTION(LOWRANK_CHECK_GATE)
+#undef LOWRANK_CHECK_GATE
   CheckForwardSwigluRefusals();
 }
 

@@ -1,6 +1,7 @@
 import { scope } from '../../core/scope.js';
 import type { Tensor } from '../../core/tensor.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
+import type { GateKind } from '../../ops/gated-activation.js';
 import type { AttentionOptions, AttentionShape } from '../../ops/model/attention.js';
 import { type EmbeddingOptions, embedding } from '../../ops/model/embedding.js';
 import type { Indices } from '../../ops/model/indices.js';
@@ -8,7 +9,7 @@ import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-ent
 import { checkStep, type Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
 import { type AttentionValues, recordAttention } from './attention.js';
-import { type GateFunction, recordGate } from './gated.js';
+import { recordGate } from './gated.js';
 import { type LossStep, recordLoss } from './loss.js';
 import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
 
@@ -30,8 +31,8 @@ export class ModelTape extends Tape {
     return recordRmsNorm(this, x, g, options);
   }
 
-  /** `f(gate) ⊙ up` of a gated feed-forward layer, in the dtype of the gate. */
-  gatedActivation(gate: Value, up: Value, kind: GateFunction): Value {
+  /** `f(gate) ⊙ up` of a gated feed-forward layer, {@link gatedActivation}, in the dtype of the gate. */
+  gatedActivation(gate: Value, up: Value, kind: GateKind): Value {
     return recordGate(this, gate, up, kind);
   }
 

@@ -5,7 +5,8 @@
 
 import type { Fields } from '../../checkpoint/files/json-file.js';
 import { printable } from '../../core/printable.js';
-import type { DecoderConfig, GateKind, RotaryConfig } from './decoder-config.js';
+import type { GateKind } from '../../ops/gated-activation.js';
+import type { DecoderConfig, RotaryConfig } from './decoder-config.js';
 
 /** The fields that every architecture has, with its defaults filled in. */
 export interface CommonConfig {

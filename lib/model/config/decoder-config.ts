@@ -3,6 +3,8 @@
  * `config.json` to this structure. Whatever runs a model reads this structure and no name of an architecture.
  */
 
+import type { GateKind } from '../../ops/gated-activation.js';
+
 /** How rotary position embeddings are stretched beyond the length of the training. */
 export type RotaryScaling =
   | { readonly type: 'default' }
@@ -64,9 +66,6 @@ export interface AttentionConfig {
   /** RMS norms over every head of q and of k, before the rotation. */
   readonly headNorms: boolean;
 }
-
-/** The function of the gate: silu, gelu by the error function, or gelu by its approximation with tanh. */
-export type GateKind = 'silu' | 'gelu' | 'gelu-tanh';
 
 /** The gated MLP of one layer: down(gate(x) ⊙ up(x)). */
 export interface MlpConfig {

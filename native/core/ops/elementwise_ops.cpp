@@ -46,15 +46,17 @@ std::string MapOp::Describe() const {
   return std::string(kName) + " " + kNames[static_cast<int>(function)] + " " + a.Describe();
 }
 
-Status SwigluOp::Check() const {
+Status GatedActivationOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "gate", gate, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up", up, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "y", y, gate.rows, gate.cols));
   return Ranges().Out("y", y).In("gate", gate).In("up", up).CheckApart(kName);
 }
-std::string SwigluOp::Describe() const { return std::string(kName) + " gate " + gate.Describe(); }
+std::string GatedActivationOp::Describe() const {
+  return std::string(kName) + " gate " + gate.Describe();
+}
 
-Status SwigluBackwardOp::Check() const {
+Status GatedActivationBackwardOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "gate", gate, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "up", up, gate.rows, gate.cols));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "dy", dy, gate.rows, gate.cols));
@@ -68,7 +70,7 @@ Status SwigluBackwardOp::Check() const {
       .In("up", up)
       .CheckApart(kName);
 }
-std::string SwigluBackwardOp::Describe() const {
+std::string GatedActivationBackwardOp::Describe() const {
   return std::string(kName) + " dy " + dy.Describe() + " gate " + gate.Describe();
 }
 

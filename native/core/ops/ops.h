@@ -13,6 +13,7 @@
 #include "native/core/ops/optimizer_ops.h"
 #include "native/core/status.h"
 #include "native/core/tensor_view.h"
+#include "native/host_device/gated_activation.h"
 #include "native/host_device/map_function.h"
 
 namespace lowrank {
@@ -113,7 +114,7 @@ struct LoraForwardManyOp {
 MatmulOp BaseOf(const LoraForwardOp& part);
 
 /// y = silu(gate) ⊙ up for two projections of one x, both rounded to its dtype first: the bits of
-/// LoraForwardManyOp followed by SwigluOp.
+/// LoraForwardManyOp followed by GatedActivationOp.
 struct LoraForwardSwigluOp {
   static constexpr const char* kName = "loraForwardSwiglu";
   LoraForwardOp gate;  // as a part of LoraForwardManyOp; its y is optional
@@ -284,24 +285,26 @@ struct MapOp {
   std::string Describe() const;
 };
 
-/// y = silu(gate) ⊙ up (native/host_device/swiglu.h)
-struct SwigluOp {
-  static constexpr const char* kName = "swiglu";
+/// y = f(gate) ⊙ up (native/host_device/gated_activation.h)
+struct GatedActivationOp {
+  static constexpr const char* kName = "gatedActivation";
   TensorView gate;  // [M, N]  any dtype
   TensorView up;    // [M, N]  any dtype
   TensorView y;     // [M, N]  out, any dtype
+  GateFunction function = GateFunction::kSilu;
   Status Check() const;
   std::string Describe() const;
 };
 
-/// d_gate = dy ⊙ up ⊙ silu'(gate), d_up = dy ⊙ silu(gate)
-struct SwigluBackwardOp {
-  static constexpr const char* kName = "swigluBackward";
+/// d_gate = dy ⊙ up ⊙ f'(gate), d_up = dy ⊙ f(gate)
+struct GatedActivationBackwardOp {
+  static constexpr const char* kName = "gatedActivationBackward";
   TensorView dy;      // [M, N]  any dtype
   TensorView gate;    // [M, N]  any dtype
   TensorView up;      // [M, N]  any dtype
   TensorView d_gate;  // [M, N]  out, any dtype
   TensorView d_up;    // [M, N]  out, any dtype
+  GateFunction function = GateFunction::kSilu;
   Status Check() const;
   std::string Describe() const;
 };
@@ -401,34 +404,34 @@ struct QuantizeScalesOp {
 
 /// Every op that each instruction set compiles, for tables with one entry per op: X(Name, member),
 /// where NameOp is the descriptor and Name the function that runs it.
-#define LOWRANK_FOR_EACH_ISA_OP(X)            \
-  X(Quantize, quantize)                       \
-  X(Dequantize, dequantize)                   \
-  X(Matmul, matmul)                           \
-  X(MatmulInputGrad, matmul_input_grad)       \
-  X(LoraForward, lora_forward)                \
-  X(LoraForwardMany, lora_forward_many)       \
-  X(LoraForwardSwiglu, lora_forward_swiglu)   \
-  X(LoraBackward, lora_backward)              \
-  X(LoraShrink, lora_shrink)                  \
-  X(LoraExpand, lora_expand)                  \
-  X(LoraExpandBackward, lora_expand_backward) \
-  X(LoraShrinkBackward, lora_shrink_backward) \
-  X(WeightGrad, weight_grad)                  \
-  X(GroupedForward, grouped_forward)          \
-  X(GroupedBackward, grouped_backward)        \
-  X(MultiplyAdd, multiply_add)                \
-  X(Map, map)                                 \
-  X(Swiglu, swiglu)                           \
-  X(SwigluBackward, swiglu_backward)          \
-  X(SumProduct, sum_product)                  \
-  X(MapFeatures, map_features)                \
-  X(BlockMatmul, block_matmul)                \
-  X(BlockMatmulInputGrad, block_input_grad)   \
-  X(BlockWeightGrad, block_weight_grad)       \
-  X(WeightNorms, weight_norms)                \
-  X(FactoredNorm, factored_norm)              \
-  X(QuantizeScales, quantize_scales)          \
+#define LOWRANK_FOR_EACH_ISA_OP(X)                      \
+  X(Quantize, quantize)                                 \
+  X(Dequantize, dequantize)                             \
+  X(Matmul, matmul)                                     \
+  X(MatmulInputGrad, matmul_input_grad)                 \
+  X(LoraForward, lora_forward)                          \
+  X(LoraForwardMany, lora_forward_many)                 \
+  X(LoraForwardSwiglu, lora_forward_swiglu)             \
+  X(LoraBackward, lora_backward)                        \
+  X(LoraShrink, lora_shrink)                            \
+  X(LoraExpand, lora_expand)                            \
+  X(LoraExpandBackward, lora_expand_backward)           \
+  X(LoraShrinkBackward, lora_shrink_backward)           \
+  X(WeightGrad, weight_grad)                            \
+  X(GroupedForward, grouped_forward)                    \
+  X(GroupedBackward, grouped_backward)                  \
+  X(MultiplyAdd, multiply_add)                          \
+  X(Map, map)                                           \
+  X(GatedActivation, gated_activation)                  \
+  X(GatedActivationBackward, gated_activation_backward) \
+  X(SumProduct, sum_product)                            \
+  X(MapFeatures, map_features)                          \
+  X(BlockMatmul, block_matmul)                          \
+  X(BlockMatmulInputGrad, block_input_grad)             \
+  X(BlockWeightGrad, block_weight_grad)                 \
+  X(WeightNorms, weight_norms)                          \
+  X(FactoredNorm, factored_norm)                        \
+  X(QuantizeScales, quantize_scales)                    \
   X(Cast, cast)
 
 /// The ops of a model around its linear layers, which have a table of their own

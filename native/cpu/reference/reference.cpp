@@ -193,7 +193,7 @@ Status LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunContext& contex
     }
     LOWRANK_RETURN_IF_ERROR(ForwardPart(parts[i], context));
   }
-  return Swiglu({parts[0].y, parts[1].y, op.y}, context);
+  return GatedActivation({parts[0].y, parts[1].y, op.y}, context);
 }
 
 }  // namespace

@@ -68,23 +68,51 @@ Status Map(const MapOp& op, const RunContext& context) {
   return Status();
 }
 
-Status Swiglu(const SwigluOp& op, const RunContext& context) {
+namespace {
+
+/// f(g) / g, and f'(g).
+struct GateTerms {
+  double share;
+  double slope;
+};
+
+GateTerms GateAt(GateFunction function, double g) {
+  switch (function) {
+    case GateFunction::kGelu: {
+      const double share = std::erfc(-g / std::sqrt(2.0)) / 2;
+      return {share, share + g * (std::exp(-g * g / 2) / std::sqrt(2 * std::acos(-1.0)))};
+    }
+    case GateFunction::kGeluTanh: {
+      const double root = std::sqrt(2 / std::acos(-1.0));
+      const double sigma = 1 / (1 + std::exp(-2 * root * (g + 0.044715 * g * g * g)));
+      return {sigma, sigma * (1 + g * (1 - sigma) * 2 * root * (1 + 3 * 0.044715 * g * g))};
+    }
+    default: {
+      const double sigma = 1 / (1 + std::exp(-g));
+      return {sigma, sigma * (1 + g * (1 - sigma))};
+    }
+  }
+}
+
+}  // namespace
+
+Status GatedActivation(const GatedActivationOp& op, const RunContext& context) {
   ForEach(context, op.y.elems(), [&](int64_t i) {
     const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
     const double up = LoadElement(op.up.data, op.up.dtype, i);
-    Store(op.y, i, gate / (1 + std::exp(-gate)) * up, false);
+    Store(op.y, i, gate * GateAt(op.function, gate).share * up, false);
   });
   return Status();
 }
 
-Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
+Status GatedActivationBackward(const GatedActivationBackwardOp& op, const RunContext& context) {
   ForEach(context, op.dy.elems(), [&](int64_t i) {
     const double dy = LoadElement(op.dy.data, op.dy.dtype, i);
     const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
     const double up = LoadElement(op.up.data, op.up.dtype, i);
-    const double sigma = 1 / (1 + std::exp(-gate));
-    Store(op.d_gate, i, dy * up * sigma * (1 + gate * (1 - sigma)), false);
-    Store(op.d_up, i, dy * gate * sigma, false);
+    const GateTerms at = GateAt(op.function, gate);
+    Store(op.d_gate, i, dy * up * at.slope, false);
+    Store(op.d_up, i, dy * gate * at.share, false);
   });
   return Status();
 }

@@ -21,8 +21,8 @@ Status GroupedBackward(const GroupedBackwardOp& op, const RunContext& context);
 // reference_elementwise.cpp
 Status MultiplyAdd(const MultiplyAddOp& op, const RunContext& context);
 Status Map(const MapOp& op, const RunContext& context);
-Status Swiglu(const SwigluOp& op, const RunContext& context);
-Status SwigluBackward(const SwigluBackwardOp& op, const RunContext& context);
+Status GatedActivation(const GatedActivationOp& op, const RunContext& context);
+Status GatedActivationBackward(const GatedActivationBackwardOp& op, const RunContext& context);
 Status SumProduct(const SumProductOp& op, const RunContext& context);
 
 // reference_attention.cpp

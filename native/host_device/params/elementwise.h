@@ -44,8 +44,8 @@ struct MapParams {
   int32_t function = 0;  // MapFunction
 };
 
-/// Without d_gate y = silu(gate) ⊙ up; with it the gradients.
-struct SwigluParams {
+/// Without d_gate y = f(gate) ⊙ up; with it the gradients.
+struct GateParams {
   SmallOperand dy;
   SmallOperand gate;
   SmallOperand up;

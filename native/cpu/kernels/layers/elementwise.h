@@ -1,4 +1,5 @@
-/// multiplyAdd, mapTensor, swiglu, sumProduct: small tensors between the products of a layer.
+/// multiplyAdd, mapTensor, gatedActivation, sumProduct: small tensors between the products of a
+/// layer.
 ///
 ///   y[m, n] = alpha · a · b + beta · c      y = f(a)      out[n] = Σₘ a · b, out[m] = Σₙ a · b
 ///
@@ -12,7 +13,7 @@
 
 #include "native/cpu/kernels/layers/map_lanes.h"
 #include "native/cpu/kernels/tile/gemm.h"
-#include "native/host_device/map_function.h"
+#include "native/host_device/gated_activation.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -163,25 +164,28 @@ LOWRANK_OP Outcome Map(const MapOp& op, const RunContext& context) {
 
 /// Elements [begin, begin + count) of y, count <= kStripElems, from gate's elements there and up's
 /// values.
-LOWRANK_INLINE void SwigluStrip(const TensorView& gate_view, const float* up, const TensorView& y,
-                                int64_t begin, int64_t count) {
+template <GateFunction kFunction>
+LOWRANK_INLINE void GatedStrip(const TensorView& gate_view, const float* up, const TensorView& y,
+                               int64_t begin, int64_t count) {
   alignas(64) float gate[kStripElems];
   WidenRun(gate_view.data, gate_view.dtype, begin, count, gate);
   EachDouble(
       count,
       [&](int64_t i) {
-        StoreFloats(gate + i, SwigluOf(LoadDoubles(gate + i), LoadDoubles(up + i)));
+        StoreFloats(gate + i, GatedOf<kFunction>(LoadDoubles(gate + i), LoadDoubles(up + i)));
       },
-      [&](int64_t i) { gate[i] = lowrank::Swiglu(gate[i], up[i]); });
+      [&](int64_t i) { gate[i] = Gated<kFunction>(gate[i], up[i]); });
   NarrowRun(y.data, y.dtype, begin, count, gate);
 }
 
-LOWRANK_OP Outcome Swiglu(const SwigluOp& op, const RunContext& context) {
+LOWRANK_OP Outcome GatedActivation(const GatedActivationOp& op, const RunContext& context) {
   Run run(context);
-  ForEachStrip(run, 1, op.y.elems(), [&](int64_t, int64_t begin, int64_t count) {
-    alignas(64) float up[kStripElems];
-    WidenRun(op.up.data, op.up.dtype, begin, count, up);
-    SwigluStrip(op.gate, up, op.y, begin, count);
+  WithGateFunction(op.function, [&](auto function) {
+    ForEachStrip(run, 1, op.y.elems(), [&](int64_t, int64_t begin, int64_t count) {
+      alignas(64) float up[kStripElems];
+      WidenRun(op.up.data, op.up.dtype, begin, count, up);
+      GatedStrip<function()>(op.gate, up, op.y, begin, count);
+    });
   });
   return run.Result();
 }
@@ -198,30 +202,33 @@ LOWRANK_INLINE void StoreSwiglu(const Block& block, float* c, const TensorView& 
     alignas(64) float rounded[kNC];
     NarrowRun(rounded, y.dtype, 0, cols, row);
     WidenRun(rounded, y.dtype, 0, cols, row);
-    SwigluStrip(y, row, y, (row0 + m) * y.cols + block.n0, cols);
+    GatedStrip<GateFunction::kSilu>(y, row, y, (row0 + m) * y.cols + block.n0, cols);
   }
 }
 
-LOWRANK_OP Outcome SwigluBackward(const SwigluBackwardOp& op, const RunContext& context) {
+LOWRANK_OP Outcome GatedActivationBackward(const GatedActivationBackwardOp& op,
+                                           const RunContext& context) {
   Run run(context);
-  ForEachStrip(run, 1, op.dy.elems(), [&](int64_t, int64_t begin, int64_t count) {
-    alignas(64) float dy[kStripElems];
-    alignas(64) float gate[kStripElems];
-    alignas(64) float up[kStripElems];
-    WidenRun(op.dy.data, op.dy.dtype, begin, count, dy);
-    WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
-    WidenRun(op.up.data, op.up.dtype, begin, count, up);
-    EachDouble(
-        count,
-        [&](int64_t i) {
-          const auto grads =
-              SwigluGradsOf(LoadDoubles(dy + i), LoadDoubles(gate + i), LoadDoubles(up + i));
-          StoreFloats(gate + i, grads.gate);
-          StoreFloats(up + i, grads.up);
-        },
-        [&](int64_t i) { SwigluGradients(dy[i], gate[i], up[i], &gate[i], &up[i]); });
-    NarrowRun(op.d_gate.data, op.d_gate.dtype, begin, count, gate);
-    NarrowRun(op.d_up.data, op.d_up.dtype, begin, count, up);
+  WithGateFunction(op.function, [&](auto function) {
+    ForEachStrip(run, 1, op.dy.elems(), [&](int64_t, int64_t begin, int64_t count) {
+      alignas(64) float dy[kStripElems];
+      alignas(64) float gate[kStripElems];
+      alignas(64) float up[kStripElems];
+      WidenRun(op.dy.data, op.dy.dtype, begin, count, dy);
+      WidenRun(op.gate.data, op.gate.dtype, begin, count, gate);
+      WidenRun(op.up.data, op.up.dtype, begin, count, up);
+      EachDouble(
+          count,
+          [&](int64_t i) {
+            const auto grads = GateGradsOf<function()>(LoadDoubles(dy + i), LoadDoubles(gate + i),
+                                                       LoadDoubles(up + i));
+            StoreFloats(gate + i, grads.gate);
+            StoreFloats(up + i, grads.up);
+          },
+          [&](int64_t i) { GateGradients<function()>(dy[i], gate[i], up[i], &gate[i], &up[i]); });
+      NarrowRun(op.d_gate.data, op.d_gate.dtype, begin, count, gate);
+      NarrowRun(op.d_up.data, op.d_up.dtype, begin, count, up);
+    });
   });
   return run.Result();
 }

@@ -411,7 +411,7 @@ LOWRANK_OP Outcome LoraForwardSwiglu(const LoraForwardSwigluOp& op, const RunCon
   if (!kept) parts[0].y = parts[1].y = op.y;
   const Outcome outcome = ForwardRuns(parts, 2, !kept, context);
   if (!kept || outcome.code != Code::kOk) return outcome;
-  return kKernels.swiglu({op.gate.y, op.up.y, op.y}, context);
+  return kKernels.gated_activation({op.gate.y, op.up.y, op.y}, context);
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -6,7 +6,7 @@
 #pragma once
 
 #include "native/cpu/kernels/isa/simd.h"
-#include "native/host_device/swiglu.h"
+#include "native/host_device/map_function.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 

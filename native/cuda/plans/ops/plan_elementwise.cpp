@@ -107,15 +107,24 @@ Status MakePlan(const MapOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
 
 namespace {
 
+/// By GateFunction.
+constexpr const char* kGateKernels[][2] = {
+    {"swiglu_run4_kernel", "swiglu_run8_kernel"},
+    {"gelu_run4_kernel", "gelu_run8_kernel"},
+    {"gelu_tanh_run4_kernel", "gelu_tanh_run8_kernel"},
+};
+
 /// One launch over the elements of both.
-Status PlanSwiglu(const char* op, const TensorView& gate_view, const TensorView& up_view,
-                  const gpu::SwigluParams& outputs, int64_t run, Plan* plan) {
-  gpu::SwigluParams params = outputs;
+Status PlanGate(const char* op, GateFunction function, const TensorView& gate_view,
+                const TensorView& up_view, const gpu::GateParams& outputs, int64_t run,
+                Plan* plan) {
+  gpu::GateParams params = outputs;
   const TensorView gate = Flattened(gate_view);
   params.elems = gate.cols;
   params.gate = Operand(gate, gate.cols);
   params.up = Operand(Flattened(up_view), gate.cols);
-  LaunchStep step = Step("swiglu_run4_kernel", "swiglu_run8_kernel", run);
+  const auto& [run4, run8] = kGateKernels[static_cast<size_t>(function)];
+  LaunchStep step = Step(run4, run8, run);
   LOWRANK_RETURN_IF_ERROR(SetGrid(op, CeilDiv(params.elems, run),
                                   gpu::kElementwiseThreads * gpu::kElementwiseUnroll, &step));
   step.SetParams(params);
@@ -125,21 +134,22 @@ Status PlanSwiglu(const char* op, const TensorView& gate_view, const TensorView&
 
 }  // namespace
 
-Status MakePlan(const SwigluOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
+Status MakePlan(const GatedActivationOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   if (op.y.elems() == 0) return Status();
-  gpu::SwigluParams outputs;
+  gpu::GateParams outputs;
   outputs.y = Operand(Flattened(op.y), op.y.elems());
-  return PlanSwiglu(op.kName, op.gate, op.up, outputs, RunOf(op.gate, {&op.up, &op.y}), plan);
+  return PlanGate(op.kName, op.function, op.gate, op.up, outputs, RunOf(op.gate, {&op.up, &op.y}),
+                  plan);
 }
 
-Status MakePlan(const SwigluBackwardOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
+Status MakePlan(const GatedActivationBackwardOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   if (op.dy.elems() == 0) return Status();
-  gpu::SwigluParams outputs;
+  gpu::GateParams outputs;
   outputs.dy = Operand(Flattened(op.dy), op.dy.elems());
   outputs.d_gate = Operand(Flattened(op.d_gate), op.dy.elems());
   outputs.d_up = Operand(Flattened(op.d_up), op.dy.elems());
-  return PlanSwiglu(op.kName, op.gate, op.up, outputs,
-                    RunOf(op.gate, {&op.up, &op.dy, &op.d_gate, &op.d_up}), plan);
+  return PlanGate(op.kName, op.function, op.gate, op.up, outputs,
+                  RunOf(op.gate, {&op.up, &op.dy, &op.d_gate, &op.d_up}), plan);
 }
 
 /// One launch, and a second one for the planes if rows are summed and split over blocks.

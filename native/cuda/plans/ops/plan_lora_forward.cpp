@@ -54,7 +54,7 @@ Status MakePlan(const LoraForwardSwigluOp& op, const DeviceLimits& device, Works
     }
     LOWRANK_RETURN_IF_ERROR(PlanPart(part, device, workspace, plan));
   }
-  return MakePlan(SwigluOp{parts[0].y, parts[1].y, op.y}, device, workspace, plan);
+  return MakePlan(GatedActivationOp{parts[0].y, parts[1].y, op.y}, device, workspace, plan);
 }
 
 }  // namespace lowrank::cuda
