@@ -106,6 +106,13 @@ LOWRANK_PTX uint32_t ToTF32(float value) {
   return bits;
 }
 
+/// 2^x, off by 2^-22 of it at most; below 2^-126 it is 0.
+LOWRANK_PTX float Exp2(float x) {
+  float value;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+  return value;
+}
+
 /// The byte permute and (a & b) | c as written: the compiler would narrow the first's selectors,
 /// at one operation each, and cut the second in two if b and c are constants.
 LOWRANK_PTX uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {

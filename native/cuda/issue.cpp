@@ -129,6 +129,8 @@ Status CudaBackend::IssuePlan(const OpRefs& refs, std::string description) {
     if (plan_.first_non_finite != nullptr) {
       after->verdict = std::make_shared<Verdict>();
       after->finite_in_f16 = plan_.finite_in_f16;
+      after->documents_op = plan_.documents_op;
+      after->document_rows = plan_.document_rows;
       for (const StoragePtr& output : refs.outputs) output->DependOn({after->verdict});
     }
   }

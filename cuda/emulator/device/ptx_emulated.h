@@ -72,6 +72,12 @@ LOWRANK_EMU_INLINE uint32_t ToTF32(float value) {
   return (bits + 0x1000u) & 0xffffe000u;
 }
 
+/// libm's, within what the instruction may return.
+LOWRANK_EMU_INLINE float Exp2(float x) {
+  const float value = exp2f(x);
+  return value < 0x1p-126f ? 0.0f : value;
+}
+
 LOWRANK_EMU_INLINE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   return __byte_perm(a, b, selector);
 }

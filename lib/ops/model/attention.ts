@@ -288,11 +288,12 @@ function checkCache(op: string, cache: Partial<AttentionCache>, call: Call): voi
  *
  * over the rows i that t sees: itself and those before it, within the window and its document. Sums and
  * softmax are in f32; bf16 weights of values are rounded to bf16 where the processor multiplies pairs of
- * them. A sequence gives the same bits alone and in a batch, and in steps with a cache of any size.
+ * them. A CUDA device rounds weights to bf16 or f16 where q has that dtype. A sequence gives the same bits
+ * alone and in a batch, and in steps with a cache of any size.
  * @param input `{ q, k, v }`, or `{ qkv }`
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM, ERR_UNSUPPORTED
- * on a CUDA device. Reading o throws ERR_VALUE where `documents` do not ascend: each index is its own row,
- * or the index of the row before it
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM,
+ * ERR_UNSUPPORTED on a CUDA device beyond 2^30 rows of a sequence times heads of a group. Reading o throws
+ * ERR_VALUE where `documents` do not ascend: each index is its own row, or the index of the row before it
  * @example
  * const { o, lse } = attention({ qkv }, { heads: 32, kvHeads: 8, rope });
  * const step = attention({ q, k, v }, { heads: 32, kvHeads: 8, rope, cache: { k: keys, v: values, past } });

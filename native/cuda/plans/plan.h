@@ -150,6 +150,10 @@ struct Plan {
   int64_t* first_non_finite = nullptr;
   /// Whether the input is tested after rounding to f16.
   bool finite_in_f16 = false;
+  /// Set where the word tells of the documents of attention, of sequences of `document_rows` rows:
+  /// it is lowered to entry · 2^32 + what the entry holds, and the op fails with kValue.
+  const char* documents_op = nullptr;
+  int64_t document_rows = 0;
   /// Data that the kernels read besides the op's operands (a table of pointers). The backend copies
   /// it to `upload_to` in the workspace before the first step. Not allowed while a stream is being
   /// captured, since the bytes belong to this op only.
@@ -160,6 +164,8 @@ struct Plan {
     steps.clear();
     first_non_finite = nullptr;
     finite_in_f16 = false;
+    documents_op = nullptr;
+    document_rows = 0;
     upload.clear();
     upload_to = nullptr;
   }

@@ -137,6 +137,13 @@ Status Completions::Judge(const Completion& completion, const Status& passed) {
   int64_t index = 0;
   std::memcpy(&index, completion.staging.data, sizeof(index));
   if (index >= Plan::kNoneFound) return Status();
+  if (completion.documents_op != nullptr) {
+    const int64_t entry = index >> 32;
+    const int64_t row = entry % completion.document_rows;
+    return Refuse(Code::kValue, completion.documents_op, "documents[" + std::to_string(entry) + "]",
+                  std::to_string(row) + (row == 0 ? "" : " or the entry before it"),
+                  std::to_string(static_cast<int32_t>(index)));
+  }
   if (completion.finite_in_f16) {
     return Refuse(Code::kNonFinite, QuantizeOp::kName, "w", "finite in f16 (the weight is rowwise)",
                   "Inf or NaN at element " + std::to_string(index));

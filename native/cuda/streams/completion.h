@@ -32,7 +32,9 @@ struct Completion {
 
   // An op that reports how it went: `staging` holds the word of Plan::first_non_finite.
   std::shared_ptr<Verdict> verdict;
-  bool finite_in_f16 = false;  // Plan::finite_in_f16
+  bool finite_in_f16 = false;          // Plan::finite_in_f16
+  const char* documents_op = nullptr;  // Plan::documents_op
+  int64_t document_rows = 0;           // Plan::document_rows
 
   // LOWRANK_TRACE: timing events around an op.
   CUevent trace_begin = nullptr;
