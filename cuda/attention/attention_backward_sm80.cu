@@ -4,21 +4,38 @@
 namespace lowrank::gpu {
 namespace {
 
+/// What a soft cap does to ds.
+struct NoCap {
+  __device__ __forceinline__ float Slope(float ds, float) const { return ds; }
+};
+struct SoftCap {
+  float inverse;
+  __device__ __forceinline__ float Slope(float ds, float x) const {
+    const float u = x * inverse;
+    return ds * (1.0f - u * u);
+  }
+};
+/// Calls body with one of them: the choice is made once for many scores.
+template <typename Body>
+LOWRANK_DEVICE void WithCap(const AttentionParams& p, const Body& body) {
+  if (p.cap == 0.0f) {
+    body(NoCap());
+  } else {
+    body(SoftCap{p.cap_inverse});
+  }
+}
+
 /// p and ds of one score.
 struct Weights {
   float p;
   float ds;
 };
 /// @param x the exponent, and dp the product of d_o and v
-LOWRANK_DEVICE Weights WeightsOf(const AttentionParams& p, const AttentionRow& row, bool hidden,
-                                 float x, float dp) {
+template <typename Cap>
+LOWRANK_DEVICE Weights WeightsOf(const Cap& cap, const AttentionRow& row, bool hidden, float x,
+                                 float dp) {
   const float weight = hidden ? 0.0f : Exp2(x - row.lse);
-  float ds = weight * (dp - row.delta);
-  if (p.cap != 0.0f) {
-    const float u = x / p.cap;
-    ds *= 1.0f - u * u;
-  }
-  return {weight, ds};
+  return {weight, cap.Slope(weight * (dp - row.delta), x)};
 }
 
 /// Stores 16 rows of gradients, turned back by the positions of their rows: elem_of(row) is where
@@ -58,9 +75,10 @@ LOWRANK_DEVICE void CopyWalk(const AttentionRow* g_walk, int r0, int end, Attent
   }
 }
 
+/// Of the group whose first query head is `head`.
 LOWRANK_DEVICE const AttentionRow* WalkOf(const AttentionParams& p, int sequence, int head) {
-  const int64_t pair = static_cast<int64_t>(sequence) * p.kv_heads + head;
-  return p.walk + pair * p.rows * p.group;
+  const int64_t heads = static_cast<int64_t>(sequence) * p.kv_heads * p.group + head;
+  return p.walk + heads * p.rows;
 }
 
 /// dq of a tile of queries, over the keys that it sees.
@@ -93,7 +111,8 @@ LOWRANK_DEVICE void QueriesBody(const AttentionParams& p) {
   CopyRows<Heads, Tile::kThreads, Tile::kOwnRows, Tile::kWarpRows, true>(
       p.d_o, FirstRow<Heads>(p.d_o, sequence, head * p.group), r0, walk_end, p.group, p.pieces,
       s.own + kWarpBytes / 2, kWarpBytes);
-  CopyWalk<Tile::kThreads, Tile::kOwnRows>(WalkOf(p, sequence, head), r0, walk_end, s.rows);
+  CopyWalk<Tile::kThreads, Tile::kOwnRows>(WalkOf(p, sequence, head * p.group), r0, walk_end,
+                                           s.rows);
   CpAsyncCommit();
   CpAsyncWait<0>();
   __syncthreads();
@@ -131,23 +150,25 @@ LOWRANK_DEVICE void QueriesBody(const AttentionParams& p) {
     Heads::Scores(dp, s_d_o, s_k + kTileBytes);
     map.Apply(w);
     const bool hides = k0 < s.rows[last_row].first || k0 + kKeys > s.rows[w0].last + 1;
+    WithCap(p, [&](auto cap) {
 #pragma unroll
-    for (int mi = 0; mi < Tile::kMi; ++mi) {
+      for (int mi = 0; mi < Tile::kMi; ++mi) {
 #pragma unroll
-      for (int part = 0; part < 2; ++part) {
-        const AttentionRow row = s.rows[w0 + mi * 16 + g + 8 * part];
+        for (int part = 0; part < 2; ++part) {
+          const AttentionRow row = s.rows[w0 + mi * 16 + g + 8 * part];
 #pragma unroll
-        for (int ni = 0; ni < Tile::kNi; ++ni) {
+          for (int ni = 0; ni < Tile::kNi; ++ni) {
 #pragma unroll
-          for (int j = 0; j < 2; ++j) {
-            const int key = k0 + ni * 8 + 2 * t + j;
-            const bool hidden = hides && (key < row.first || key > row.last);
-            float& score = w[mi][ni][2 * part + j];
-            score = WeightsOf(p, row, hidden, score, dp[mi][ni][2 * part + j]).ds;
+            for (int j = 0; j < 2; ++j) {
+              const int key = k0 + ni * 8 + 2 * t + j;
+              const bool hidden = hides && (key < row.first || key > row.last);
+              float& score = w[mi][ni][2 * part + j];
+              score = WeightsOf(cap, row, hidden, score, dp[mi][ni][2 * part + j]).ds;
+            }
           }
         }
       }
-    }
+    });
     Heads::Accumulate(d_q, w, s_k);
   };
   if (first_tile < tiles) load(first_tile);
@@ -217,9 +238,6 @@ LOWRANK_DEVICE void KeysBody(const AttentionParams& p) {
   const int head = static_cast<int>(blockIdx.x % pairs) % p.kv_heads;
   const int k0 = panel * Tile::kOwnRows;
   const int walk_end = p.rows * p.group;
-  const unsigned char* g_q = FirstRow<Heads>(p.q, sequence, head * p.group);
-  const unsigned char* g_d_o = FirstRow<Heads>(p.d_o, sequence, head * p.group);
-  const AttentionRow* g_walk = WalkOf(p, sequence, head);
 
   // Of each warp its keys, then their values.
   CopyRows<Heads, Tile::kThreads, Tile::kOwnRows, Tile::kWarpRows, false>(
@@ -239,13 +257,18 @@ LOWRANK_DEVICE void KeysBody(const AttentionParams& p) {
 
   auto load = [&](int i) {
     if (i >= tiles) return;
+    // Computed again for each tile: their registers are needed between.
+    const int b = static_cast<int>(Keep(static_cast<uint32_t>(sequence)));
+    const int first_head = static_cast<int>(Keep(static_cast<uint32_t>(head))) * p.group;
+    const unsigned char* g_q = FirstRow<Heads>(p.q, b, first_head);
+    const unsigned char* g_d_o = FirstRow<Heads>(p.d_o, b, first_head);
     unsigned char* s_q = s.walked + i % Tile::kStages * 2 * kTileBytes;
     SlotFilled(s_q, static_cast<uint32_t>(i));
     CopyRows<Heads, Tile::kThreads, kRows, kRows, true>(p.q, g_q, i * kRows, walk_end, p.group,
                                                         p.pieces, s_q, 0);
     CopyRows<Heads, Tile::kThreads, kRows, kRows, true>(p.d_o, g_d_o, i * kRows, walk_end, p.group,
                                                         p.pieces, s_q + kTileBytes, 0);
-    CopyWalk<Tile::kThreads, kRows>(g_walk, i * kRows, walk_end,
+    CopyWalk<Tile::kThreads, kRows>(WalkOf(p, b, first_head), i * kRows, walk_end,
                                     s.rows + i % Tile::kStages * kRows);
     CpAsyncCommit();
   };
@@ -271,26 +294,28 @@ LOWRANK_DEVICE void KeysBody(const AttentionParams& p) {
     } else {
       Clear(dp);
     }
+    WithCap(p, [&](auto cap) {
 #pragma unroll
-    for (int ni = 0; ni < Tile::kNi; ++ni) {
+      for (int ni = 0; ni < Tile::kNi; ++ni) {
 #pragma unroll
-      for (int j = 0; j < 2; ++j) {
-        const AttentionRow row = s_rows[ni * 8 + 2 * t + j];
+        for (int j = 0; j < 2; ++j) {
+          const AttentionRow row = s_rows[ni * 8 + 2 * t + j];
 #pragma unroll
-        for (int mi = 0; mi < Tile::kMi; ++mi) {
+          for (int mi = 0; mi < Tile::kMi; ++mi) {
 #pragma unroll
-          for (int part = 0; part < 2; ++part) {
-            const int key = w0 + mi * 16 + g + 8 * part;
-            const bool hidden = hides && (key < row.first || key > row.last);
-            float& score = w[mi][ni][2 * part + j];
-            float& ds = dp[mi][ni][2 * part + j];
-            const Weights weights = WeightsOf(p, row, hidden, score, ds);
-            score = weights.p;
-            ds = weights.ds;
+            for (int part = 0; part < 2; ++part) {
+              const int key = w0 + mi * 16 + g + 8 * part;
+              const bool hidden = hides && (key < row.first || key > row.last);
+              float& score = w[mi][ni][2 * part + j];
+              float& ds = dp[mi][ni][2 * part + j];
+              const Weights weights = WeightsOf(cap, row, hidden, score, ds);
+              score = weights.p;
+              ds = weights.ds;
+            }
           }
         }
       }
-    }
+    });
     if constexpr (kDv) Heads::Accumulate(d_v, w, s_q + kTileBytes);
     if constexpr (kDk) Heads::Accumulate(d_k, dp, s_q);
   };

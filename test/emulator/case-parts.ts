@@ -20,6 +20,8 @@ export interface KernelCase {
   readonly once?: RegExp;
   /** Bits of everything that the call computes, hashed. */
   run(device: Device): Promise<string>;
+  /** How far its values may be from the reference's, in what the comparison allows: more where terms are rounded too. */
+  readonly allowed?: number;
   /** Is it one of a smoke run's? Default yes. */
   readonly smoke?: boolean;
 }

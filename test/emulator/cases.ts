@@ -28,6 +28,7 @@ import {
   weightOperand,
 } from '../conformance/operands.js';
 import { matrix } from '../oracle.js';
+import { attentionCases } from './attention-cases.js';
 import { hashOf, type KernelCase } from './case-parts.js';
 import { special, unaligned } from './edge-cases.js';
 import { families } from './family-cases.js';
@@ -246,5 +247,6 @@ export function kernelCases(): KernelCase[] {
     ...turning(),
     ...gradients(),
     ...families(),
+    ...attentionCases(),
   ];
 }

@@ -52,6 +52,7 @@ struct AttentionParams {
   int32_t panels = 0;  // tiles of a walk, or of the keys
   float factor = 1;    // scale · log2 e, or scale / softcap
   float cap = 0;       // softcap · log2 e; 0: none
+  float cap_inverse = 0;
   float scale = 1;
 };
 
@@ -149,10 +150,10 @@ constexpr int kAttentionWidestTogether = 128;
 /// 8.9.
 #define LOWRANK_ATTENTION_KERNELS(X)                                               \
   X(bf16, BF16Heads, 2, 64, (4, 2, 8, 2), (4, 2, 4, 2), (4, 1, 8, 2))              \
-  X(bf16, BF16Heads, 2, 128, (4, 2, 4, 2), (4, 1, 4, 2), (4, 1, 4, 2))             \
+  X(bf16, BF16Heads, 2, 128, (4, 2, 4, 2), (4, 2, 2, 2), (4, 1, 4, 2))             \
   X(bf16, BF16Heads, 2, 256, (4, 1, 4, 2), (4, 1, 2, 2), (4, 1, 2, 2))             \
   X(f16, F16Heads, 2, 64, (4, 2, 8, 2), (4, 2, 4, 2), (4, 1, 8, 2))                \
-  X(f16, F16Heads, 2, 128, (4, 2, 4, 2), (4, 1, 4, 2), (4, 1, 4, 2))               \
+  X(f16, F16Heads, 2, 128, (4, 2, 4, 2), (4, 2, 2, 2), (4, 1, 4, 2))               \
   X(f16, F16Heads, 2, 256, (4, 1, 4, 2), (4, 1, 2, 2), (4, 1, 2, 2))               \
   X(f32, F32Heads, 4, 64, (4, 1, 4, 2), (4, 1, 4, 2), (4, 1, 4, 2))                \
   X(f32, F32Heads, 4, 128, (4, 1, 4, 2), (2, 1, 4, 2), (2, 1, 4, 2))               \

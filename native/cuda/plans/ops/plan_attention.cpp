@@ -222,6 +222,7 @@ gpu::AttentionParams ParamsOf(const AttentionShape& shape, DType dtype, int64_t 
   const bool capped = shape.softcap != 0;
   params.factor = capped ? shape.scale / shape.softcap : shape.scale * kLog2E;
   params.cap = capped ? shape.softcap * kLog2E : 0;
+  params.cap_inverse = capped ? 1 / params.cap : 0;
   params.scale = shape.scale;
   return params;
 }
