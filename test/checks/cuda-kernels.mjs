@@ -110,6 +110,11 @@ const kMeant = [
     /^matmul_int8_wgmma_/,
     [/^tensor copy$/, /^wgmma\.mma_async\.m64n256k32/, /^stmatrix$/, /^st\.global 16$/],
   ],
+  [
+    /^attention_(dq_|dkv_)?b?f16_/,
+    [/^cp\.async 16$/, /^ldmatrix$/, /^mma\.m16n8k16/, /^st\.global 16$/],
+  ],
+  [/^attention_(dq_|dkv_)?f32_/, [/^cp\.async 16$/, /^st\.global 16$/]],
   [/_mma_general_/, [/^ldmatrix$/, /^mma\.m16n8k16/]],
   [
     /^matmul_small_m_(cluster_)?(4bit|8bit|dense)_/,
@@ -125,9 +130,10 @@ const kMeant = [
 ];
 /** Except these: scales are a 64th of the elements, four random numbers of 16 bits are 8 bytes,
  * planes of sums are thin beside what was summed, features are gathered, and blocks of a few
- * features multiplied, element by element, and a lane has one row of an adapter's norms. */
+ * features multiplied, element by element, a lane has one row of an adapter's norms, and of attention's
+ * rows a warp reads neighbours of any type, and a thread an index. */
 const kNarrow =
-  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|norm_total|optimizer_advance|map_features|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
+  /^(quantize_absmax_(sum|codes)|random_b?f16|sum_planes|norm_total|optimizer_advance|map_features|attention_(rows|documents)|factored_norm|block_gemm_(wide|narrow)|grouped_\w+)_kernel$/;
 /** LOWRANK_EARLY_KERNEL: those that begin with what no launch of their op before them wrote. */
 const kEarly =
   /^(matmul_(small_m|wide_m)_(?!finish)|gemm_wgmma_128|(matmul|input_grad)_mma_|matmul_int8_(?!parts)|lora_shrink_|grouped_forward_)/;

@@ -5,6 +5,8 @@
  */
 import {
   adamwStep,
+  attention,
+  attentionBackward,
   blockMatmul,
   blockMatmulInputGrad,
   blockWeightGrad,
@@ -17,6 +19,7 @@ import {
   gatedActivation,
   gatedActivationBackward,
   globalNorm,
+  Indices,
   LoraAdapter,
   type LoraGradient,
   loraBackward,
@@ -367,6 +370,27 @@ function groupedFewRows(device: Device) {
   }
 }
 
+/** Whole tiles of each width, with and without what is prepared, of rotated rows and two documents. */
+function attentionPasses(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const headDim of [64, 128, 256]) {
+      const [T, heads, kvHeads] = [128, 2, 1];
+      const [q, dO] = [1, 2].map((seed) => random(device, seed, [T, heads * headDim], dtype));
+      const [k, v] = [3, 4].map((seed) => random(device, seed, [T, kvHeads * headDim], dtype));
+      const input = { q, k, v } as { q: Tensor; k: Tensor; v: Tensor };
+      const documents = Indices.from(
+        Array.from({ length: T }, (_, t) => (t < 64 ? 0 : 64)),
+        { limit: T, device },
+      );
+      for (const more of [{}, { rope: random(device, 5, [T, headDim], 'f32'), documents }]) {
+        const shape = { heads, kvHeads, ...more };
+        const { o, lse } = attention(input, shape);
+        attentionBackward(dO as Tensor, input, { ...shape, o, lse: lse as Tensor });
+      }
+    }
+  }
+}
+
 /** Rows of two adapters in turn, which are put one after another: whole pieces of 8 KiB and parts of one. */
 function groupedSegments(device: Device) {
   const [M, K, N] = [256, 64, 4352];
@@ -389,6 +413,7 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: grouped },
   { sm: 90, run: groupedFewRows },
   { sm: 80, multiprocessors: 2, run: groupedSegments },
+  { sm: 80, run: attentionPasses },
   { sm: 80, run: smallTiles },
   { sm: 80, run: fewTokens },
   { sm: 80, multiprocessors: 2, run: largeTiles },

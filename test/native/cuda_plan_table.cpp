@@ -114,7 +114,8 @@ class Card {
     bool complete = failed_.empty();
     for (const char* op : {
 #define LOWRANK_NAME(Name, member) Name##Op::kName,
-             LOWRANK_FOR_EACH_ISA_OP(LOWRANK_NAME) LOWRANK_NAME(Random, random)
+             LOWRANK_FOR_EACH_ISA_OP(LOWRANK_NAME) LOWRANK_NAME(Random, random) LOWRANK_NAME(
+                 Attention, attention) LOWRANK_NAME(AttentionBackward, attention_backward)
 #undef LOWRANK_NAME
          }) {
       if (planned_.count(op) != 0) continue;
@@ -369,6 +370,45 @@ void AddOptimizers(DType dtype, Card* card) {
   card->Add(step);
 }
 
+/// Both passes, with and without what a launch of its own prepares; and steps behind a cache.
+void AddAttention(DType dtype, int64_t head_dim, Card* card) {
+  constexpr int64_t kRows = 2048;
+  AttentionOp op;
+  op.shape.heads = 8;
+  op.shape.kv_heads = 2;
+  op.shape.head_dim = head_dim;
+  const TensorView queries = Matrix(dtype, kRows, 8 * head_dim);
+  const TensorView keys = Matrix(dtype, kRows, 2 * head_dim);
+  op.q.matrix = queries;
+  op.k.matrix = keys;
+  op.v.matrix = Matrix(dtype, kRows, 2 * head_dim);
+  op.o = Matrix(dtype, kRows, 8 * head_dim);
+  op.lse = Matrix(DType::kF32, 8, kRows);
+  card->Add(op);
+  op.shape.rope = Matrix(DType::kF32, kRows, head_dim);
+  op.shape.documents = {Some<int32_t>(), kRows, kRows, true};
+  card->Add(op);
+  AttentionBackwardOp backward;
+  backward.shape = op.shape;
+  backward.q = op.q;
+  backward.k = op.k;
+  backward.v = op.v;
+  backward.o = op.o;
+  backward.lse = op.lse;
+  backward.d_o = Matrix(dtype, kRows, 8 * head_dim);
+  backward.dq.matrix = Matrix(dtype, kRows, 8 * head_dim);
+  backward.dk.matrix = Matrix(dtype, kRows, 2 * head_dim);
+  backward.dv.matrix = Matrix(dtype, kRows, 2 * head_dim);
+  card->Add(backward);
+  op.shape.documents = IndexView();
+  op.q.matrix.rows = op.k.matrix.rows = op.v.matrix.rows = op.o.rows = 1;
+  op.lse = TensorView();
+  op.k_cache = Matrix(dtype, kRows, 2 * head_dim);
+  op.v_cache = Matrix(dtype, kRows, 2 * head_dim);
+  op.past = kRows - 1;
+  card->Add(op);
+}
+
 /// What a launch of the large products on Hopper does beside them.
 void PrintWgmma(const cuda::LaunchStep& step) {
   gpu::GemmWgmmaParams params;
@@ -488,6 +528,7 @@ int main(int argc, char** argv) {
         }
       }
       AddOptimizers(dtype, &card);
+      for (const int64_t head_dim : {64, 128, 256}) AddAttention(dtype, head_dim, &card);
       for (const int64_t M : {1, 64, 512, 4096}) AddInt8(dtype, M, 4096, 4096, &card);
       for (const int64_t M : {1, 64, 4096}) {
         for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);
