@@ -1,4 +1,36 @@
-/// Attention forward: AttentionOp (native/core/ops/attention_ops.h) has the formula.
+/// Attention forward, in tiles with a running maximum (FlashAttention-2, arXiv:2307.08691).
+/// AttentionOp (native/core/ops/attention_ops.h) has the formula.
+///
+/// Operands   q as given, turned on its way to shared memory · k turned already, and v, both of
+///            whole 16-byte pieces (attention_place_sm80.cu) · o [M, heads · D] · lse [heads, M]
+///            f32
+/// Block      a tile of the walk of a key head (params/attention.h): the heads of a group share
+///            their keys, in a step behind a cache too. A warp has 16 or 32 of its rows, and their
+///            sums of o in registers. Tiles of keys begin at multiples of their size. Those that no
+///            row of the block sees (causal, window, documents) are not loaded, those that no row
+///            of a warp sees are not multiplied
+/// Grid       tiles of the walk from the last, which is the longest, x key heads of sequences
+/// Shared     AttentionForwardShared: q, two stages of k and v, what each row sees. o is staged
+///            over the stages at the end
+/// Numerics   scores, softmax and sums in f32; p is rounded to T before its product, not in the
+///            sum. o is made relative to the new maximum only where one has grown, which does not
+///            change a bit. A tile that is all hidden adds zeros: a row has the same bits in any
+///            tile, batch, and step of a cache. Documents begin inside of tiles, so their bits are
+///            not those of sequences of their own
+/// Needs      heads of 2 to 256 columns, filled up with zeros to 64, 128 or 256
+///
+/// Budget of a tile of bf16, D = 128: 128 rows by 32 keys, four warps
+///   tensor     S and o: 128 mma.m16n8k16 a warp, 6.5 clocks on one of four cores: 832 clocks
+///   shared     ldmatrix 128 + 64 wavefronts a warp, copies 128 a block: 896 clocks, at 0.9 of the
+///              rate 996
+///   issue      a warp: mma 128, ldmatrix 48, 32 scores of 5.5, shuffles 16, copies 48, loop 30:
+///              450 slots, at 0.7 643. 128 more where a maximum has grown, which is rare after a
+///              row's first tiles
+///   ex2        4,096, 16 a clock: 256
+///   L2         16 KB for 996 clocks: 16 of 30 bytes a clock
+/// At 8,192 tokens, 32 heads and 8 key heads on an H100: 2,048 blocks in 264 places, the longest
+/// first, and 263,168 tiles: 1.35 ms (1.12 ms of them are the tensor cores' own). Each block reads
+/// and turns q, and stages and stores o, in 3,000 clocks: 0.03 ms.
 #include "cuda/attention/attention_tiles.cuh"
 #include "native/host_device/map_function.h"
 

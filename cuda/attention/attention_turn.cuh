@@ -94,7 +94,8 @@ struct GlobalRow {
   __device__ __forceinline__ void Piece(int col, float (&value)[kElems]) const {
     if (heads.vector != 0 && col + kElems <= dim) {
       const auto* g_row = static_cast<const typename T::Bits*>(heads.data) + first;
-      Unpack(T(), *reinterpret_cast<const uint4*>(g_row + col), value);
+      const uint4 raw = *reinterpret_cast<const uint4*>(g_row + col);
+      Unpack(T(), raw, value);
       return;
     }
 #pragma unroll
