@@ -98,7 +98,9 @@ template <int kThreads, int kRows>
 LOWRANK_DEVICE void CopyWalk(const AttentionRow* g_walk, int r0, int end, AttentionRow* s_rows) {
   for (int row = static_cast<int>(threadIdx.x); row < kRows; row += kThreads) {
     const bool inside = r0 + row < end;
-    CpAsync16(s_rows + row, inside ? g_walk + r0 + row : g_walk, inside ? 16 : 0);
+    const AttentionRow* g_from = g_walk;
+    if (inside) g_from += r0 + row;
+    CpAsync16(s_rows + row, g_from, inside ? 16 : 0);
   }
 }
 
@@ -198,7 +200,7 @@ LOWRANK_DEVICE void QueriesBody(const AttentionParams& p) {
     });
     Heads::Accumulate(d_q, w, s_k);
   };
-  if (first_tile < tiles) load(first_tile);
+  load(first_tile);
 #pragma unroll 1
   for (int i = first_tile; i < tiles; ++i) {
     CpAsyncWait<0>();
@@ -346,17 +348,14 @@ LOWRANK_DEVICE void KeysBody(const AttentionParams& p) {
     if constexpr (kDv) Heads::Accumulate(d_v, w, s_q + kTileBytes);
     if constexpr (kDk) Heads::Accumulate(d_k, dp, s_q);
   };
+  static_assert(Tile::kStages == 2);
   load(first_tile);
 #pragma unroll 1
   for (int i = first_tile; i < tiles; ++i) {
     CpAsyncWait<0>();
-    __syncthreads();  // the tile is whole, and of two stages every warp has left the other
-    if constexpr (Tile::kStages == 2) load(i + 1);
+    __syncthreads();  // the tile is whole, and every warp has left the other
+    load(i + 1);
     multiply(i);
-    if constexpr (Tile::kStages == 1) {
-      __syncthreads();
-      load(i + 1);
-    }
   }
   if (last_key < w0) return;
 

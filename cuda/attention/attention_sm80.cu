@@ -80,9 +80,10 @@ struct OnlineSoftmax {
 #pragma unroll
         for (int ni = 0; ni < kNi; ++ni) {
 #pragma unroll
-          for (int q = 2 * part; q < 2 * part + 2; ++q) {
-            s[mi][ni][q] = Exp2(s[mi][ni][q] - now);
-            added += s[mi][ni][q];
+          for (int j = 0; j < 2; ++j) {
+            float& weight = s[mi][ni][2 * part + j];
+            weight = Exp2(weight - now);
+            added += weight;
           }
         }
         factor[mi][part] = Exp2(before - now);

@@ -43,8 +43,10 @@ LOWRANK_DEVICE void CopyRows(const AttentionHeads& heads, const unsigned char* g
       elems = r * heads.row_elems;
     }
     const bool inside = r < end && piece < pieces;
-    CpAsync16(s_tile + i * kRowStep / kPartRows * part_bytes + Heads::Offset(row, piece),
-              inside ? g_first + elems * Heads::kBytes + piece * 16 : g_first, inside ? 16 : 0);
+    const unsigned char* g_from = g_first;
+    if (inside) g_from += elems * Heads::kBytes + piece * 16;
+    CpAsync16(s_tile + i * kRowStep / kPartRows * part_bytes + Heads::Offset(row, piece), g_from,
+              inside ? 16 : 0);
   }
 }
 

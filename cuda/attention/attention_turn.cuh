@@ -19,29 +19,6 @@ LOWRANK_DEVICE RowTurn TurnOf(const AttentionRope& rope, int position) {
           rope.vector != 0};
 }
 
-/// Cosines and sines of four pairs of dimensions from `at` on, below rot / 2.
-LOWRANK_DEVICE void LoadAngles(const RowTurn& turn, int at, float (&cos)[4], float (&sin)[4]) {
-  const int pairs = turn.rot / 2;
-  if (turn.vector) {
-    const float4 c = *reinterpret_cast<const float4*>(turn.g_cos + at);
-    const float4 s = *reinterpret_cast<const float4*>(turn.g_cos + pairs + at);
-    const float cs[4] = {c.x, c.y, c.z, c.w};
-    const float ss[4] = {s.x, s.y, s.z, s.w};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      cos[i] = cs[i];
-      sin[i] = ss[i];
-    }
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const bool inside = at + i < pairs;
-    cos[i] = inside ? turn.g_cos[at + i] : 1.0f;
-    sin[i] = inside ? turn.g_cos[pairs + at + i] : 0.0f;
-  }
-}
-
 /// Elements [col, col + kElems) of a row, turned, or back with sign -1. Source: Piece(col, value)
 /// loads kElems neighbours, Element(i) one.
 template <int kElems, typename Source>
@@ -57,9 +34,11 @@ LOWRANK_DEVICE void LoadTurned(const Source& source, const RowTurn& turn, float 
     const float direction = upper ? sign : -sign;
 #pragma unroll
     for (int i = 0; i < kElems; i += 4) {
-      float cos[4];
-      float sin[4];
-      LoadAngles(turn, (upper ? col - pairs : col) + i, cos, sin);
+      const float* g_cos = turn.g_cos + (upper ? col - pairs : col) + i;
+      const float4 c = *reinterpret_cast<const float4*>(g_cos);
+      const float4 s = *reinterpret_cast<const float4*>(g_cos + pairs);
+      const float cos[4] = {c.x, c.y, c.z, c.w};
+      const float sin[4] = {s.x, s.y, s.z, s.w};
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         value[i + j] = value[i + j] * cos[j] + other[i + j] * (direction * sin[j]);
@@ -90,9 +69,9 @@ struct GlobalRow {
   __device__ __forceinline__ float Element(int i) const {
     return LoadSmall(heads.element, heads.data, first + i);
   }
-  /// Zeros past the head's end.
+  /// Of a piece that begins inside the head; zeros past its end.
   __device__ __forceinline__ void Piece(int col, float (&value)[kElems]) const {
-    if (heads.vector != 0 && col + kElems <= dim) {
+    if (heads.vector != 0) {
       const auto* g_row = static_cast<const typename T::Bits*>(heads.data) + first;
       const uint4 raw = *reinterpret_cast<const uint4*>(g_row + col);
       Unpack(T(), raw, value);
@@ -109,7 +88,7 @@ LOWRANK_DEVICE void StorePiece(const AttentionHeads& heads, int64_t first, int c
                                const float (&value)[Group<T>::kElems]) {
   constexpr int kElems = Group<T>::kElems;
   auto* g_row = static_cast<typename T::Bits*>(heads.data) + first;
-  if (heads.vector != 0 && col + kElems <= dim) {
+  if (heads.vector != 0) {
     *reinterpret_cast<uint4*>(g_row + col) = Pack(T(), value);
     return;
   }
