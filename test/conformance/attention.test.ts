@@ -60,7 +60,7 @@ const WIDE: readonly Form[] = [
 /** Tiles of keys that no row of a tile of queries sees, and the other way round. */
 const SPARSE: readonly Form[] = [
   { name: 'a window', heads: 2, kvHeads: 1, headDim: 16, rot: 16, window: 20 },
-  { name: 'documents', heads: 2, kvHeads: 2, headDim: 16, rot: 16, documents: [70, 3, 90] },
+  { name: 'documents', heads: 2, kvHeads: 2, headDim: 16, rot: 16, documents: [60, 65, 75] },
 ];
 
 /** |y - y64| <= (of the terms) · what scores and weights are off, and the rounding of y. */
@@ -157,7 +157,7 @@ describe.each(DEVICES)('%s', (device) => {
     for (const dtype of ['f32', 'bf16', 'f16'] as const) await check(form, 67, dtype, device);
   });
 
-  it.each(SPARSE)('$name that hides whole tiles', async (form) => {
+  it.each(SPARSE)('$name, with whole tiles hidden', async (form) => {
     for (const dtype of ['f32', 'bf16'] as const) await check(form, 200, dtype, device);
   });
 
