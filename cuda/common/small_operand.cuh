@@ -18,6 +18,13 @@ LOWRANK_DEVICE void StoreSmall(int32_t element, void* g_data, int64_t index, flo
   StoreElement(ElementF16(), g_data, index, value);
 }
 
+/// `value` as the element can hold it.
+LOWRANK_DEVICE float RoundSmall(int32_t element, float value) {
+  if (element == kSmallF32) return value;
+  if (element == kSmallBF16) return FloatFrom(ElementBF16(), BitsFrom(ElementBF16(), value));
+  return FloatFrom(ElementF16(), BitsFrom(ElementF16(), value));
+}
+
 /// Eight neighbours as stored: 16-bit ones in the first words.
 struct SmallEight {
   uint4 words[2];

@@ -4,7 +4,7 @@
 ///   map            y = f(a)
 ///   swiglu, gelu, gelu_tanh   y = f(gate) ⊙ up, or the gradients of both
 ///                  (native/host_device/gated_activation.h)
-///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ b
+///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ (b · row_scale[m])
 ///
 /// Operands   [rows, cols], each of its own type (one branch for a warp); out f32
 /// Run        kRun neighbouring elements of a row, the lane's share: 8 where all whole operands
@@ -29,8 +29,9 @@
 ///            elements a clock. Of the 64 double operations a clock silu and gelu_tanh want 106 and
 ///            117 forward, 73 and 85 backward; gelu wants 200 and 130. Doubles limit them all, at
 ///            up to 3.1 times the memory's time: the price of equal bits on every device.
-#include "cuda/common/small_operand.cuh"
+#include "cuda/common/runs.cuh"
 #include "native/host_device/gated_activation.h"
+#include "native/host_device/map_function.h"
 
 namespace lowrank::gpu {
 namespace {
@@ -39,123 +40,6 @@ constexpr int kThreads = kElementwiseThreads;
 constexpr int kUnroll = kElementwiseUnroll;
 constexpr int kWarps = kSumWarps;
 constexpr uint32_t kAllLanes = 0xffffffffu;
-
-LOWRANK_DEVICE float LoadAny(const SmallOperand& o, int64_t index) {
-  return LoadSmall(o.element, o.data, index);
-}
-
-LOWRANK_DEVICE void StoreAny(const SmallOperand& o, int64_t index, float value) {
-  StoreSmall(o.element, const_cast<void*>(o.data), index, value);
-}
-
-/// kRun elements of 16 bits as stored.
-template <int kRun>
-LOWRANK_DEVICE uint4 LoadHalves(const void* g_data, int64_t index) {
-  const uint16_t* g_first = static_cast<const uint16_t*>(g_data) + index;
-  if constexpr (kRun == 8) {
-    return LoadStream16(g_first);
-  } else {
-    const uint2 half = *reinterpret_cast<const uint2*>(g_first);
-    return make_uint4(half.x, half.y, 0, 0);
-  }
-}
-
-template <int kRun, typename T>
-LOWRANK_DEVICE void UnpackRun(T type, const uint4& raw, float (&value)[kRun]) {
-  float all[8];
-  Unpack(type, raw, all);
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) value[i] = all[i];
-}
-
-template <int kRun, typename T>
-LOWRANK_DEVICE void StoreHalves(T type, void* g_data, int64_t index, const float (&value)[kRun]) {
-  uint16_t* g_first = static_cast<uint16_t*>(g_data) + index;
-  float all[8] = {};
-#pragma unroll
-  for (int i = 0; i < kRun; ++i) all[i] = value[i];
-  const uint4 packed = Pack(type, all);
-  if constexpr (kRun == 8) {
-    *reinterpret_cast<uint4*>(g_first) = packed;
-  } else {
-    *reinterpret_cast<uint2*>(g_first) = make_uint2(packed.x, packed.y);
-  }
-}
-
-/// Where a run is in its row.
-template <int kRun>
-struct Span {
-  int64_t col;
-  bool whole;
-  int count;
-
-  __device__ __forceinline__ Span(int64_t first, int64_t cols)
-      : col(first),
-        whole(first + kRun <= cols),
-        count(whole ? kRun : static_cast<int>(cols - first)) {}
-};
-
-/// A run of a present operand; zeros past the end of the row.
-template <int kRun>
-LOWRANK_DEVICE void LoadRun(const SmallOperand& o, int64_t row, const Span<kRun>& span,
-                            float (&value)[kRun]) {
-  const int64_t index = row * o.row_elems + (o.one_col != 0 ? 0 : span.col);
-  if (o.one_col != 0) {
-    const float one = LoadAny(o, index);
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) value[i] = one;
-    return;
-  }
-  if (o.vector == 0 || !span.whole) {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) value[i] = i < span.count ? LoadAny(o, index + i) : 0.0f;
-    return;
-  }
-  if (o.element == kSmallF32) {
-#pragma unroll
-    for (int part = 0; part < kRun / 4; ++part) {
-      float four[4];
-      Unpack(ElementF32(), LoadStream16(static_cast<const float*>(o.data) + index + 4 * part),
-             four);
-#pragma unroll
-      for (int i = 0; i < 4; ++i) value[4 * part + i] = four[i];
-    }
-    return;
-  }
-  const uint4 raw = LoadHalves<kRun>(o.data, index);
-  if (o.element == kSmallBF16) {
-    UnpackRun(ElementBF16(), raw, value);
-  } else {
-    UnpackRun(ElementF16(), raw, value);
-  }
-}
-
-template <int kRun>
-LOWRANK_DEVICE void StoreRun(const SmallOperand& y, int64_t row_begin, const Span<kRun>& span,
-                             const float (&value)[kRun]) {
-  const int64_t index = row_begin + span.col;
-  if (y.vector == 0 || !span.whole) {
-#pragma unroll
-    for (int i = 0; i < kRun; ++i) {
-      if (i < span.count) StoreAny(y, index + i, value[i]);
-    }
-    return;
-  }
-  void* g_data = const_cast<void*>(y.data);
-  if (y.element == kSmallF32) {
-#pragma unroll
-    for (int part = 0; part < kRun / 4; ++part) {
-      const float four[4] = {value[4 * part], value[4 * part + 1], value[4 * part + 2],
-                             value[4 * part + 3]};
-      *reinterpret_cast<uint4*>(static_cast<float*>(g_data) + index + 4 * part) =
-          Pack(ElementF32(), four);
-    }
-  } else if (y.element == kSmallBF16) {
-    StoreHalves(ElementBF16(), g_data, index, value);
-  } else {
-    StoreHalves(ElementF16(), g_data, index, value);
-  }
-}
 
 template <int kRun>
 LOWRANK_DEVICE void MultiplyAddBody(const MultiplyAddParams& p) {
@@ -241,10 +125,10 @@ LOWRANK_DEVICE void GateBody(const GateParams& p) {
   }
 }
 
-/// Adds a · b of a run to sum[i].
+/// Adds a · b of a run to sum[i], b times row_scale[row] where that is not null.
 template <int kRun>
-LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t col,
-                                double (&sum)[kRun]) {
+LOWRANK_DEVICE void AddProducts(const SumProductParams& p, const float* row_scale, int64_t row,
+                                int64_t col, double (&sum)[kRun]) {
   const Span<kRun> span(col, p.cols);
   float value[kRun];
   float other[kRun];
@@ -254,6 +138,11 @@ LOWRANK_DEVICE void AddProducts(const SumProductParams& p, int64_t row, int64_t 
   } else {
 #pragma unroll
     for (int i = 0; i < kRun; ++i) other[i] = 1.0f;
+  }
+  if (row_scale != nullptr) {
+    const float scale = row_scale[row];
+#pragma unroll
+    for (int i = 0; i < kRun; ++i) other[i] *= scale;
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i) {
@@ -277,7 +166,7 @@ LOWRANK_DEVICE void SumRowsBody(const SumProductParams& p) {
   if (row < p.rows) {
     const int lanes = 32 * row_warps;
     for (int64_t run = warp % row_warps * 32 + lane; run < p.row_runs; run += lanes) {
-      AddProducts(p, row, run * kRun, sum);
+      AddProducts(p, nullptr, row, run * kRun, sum);
     }
   }
   double total = 0;
@@ -315,7 +204,9 @@ LOWRANK_DEVICE void SumColsBody(const SumProductParams& p) {
   const int64_t end = begin + p.rows_per_split < p.rows ? begin + p.rows_per_split : p.rows;
   double sum[kRun] = {};
   if (col < p.cols) {
-    for (int64_t row = begin + warp; row < end; row += kWarps) AddProducts(p, row, col, sum);
+    for (int64_t row = begin + warp; row < end; row += kWarps) {
+      AddProducts(p, p.row_scale, row, col, sum);
+    }
   }
 #pragma unroll
   for (int i = 0; i < kRun; ++i) s.warps[warp][i * Shared::kStride + lane] = sum[i];

@@ -36,6 +36,8 @@ import { features } from './feature-cases.js';
 import { grouped } from './grouped-cases.js';
 import { int8 } from './int8-cases.js';
 import { gradients, large, several, shrinking, turning } from './large-cases.js';
+import { embeddings, losses } from './loss-cases.js';
+import { rmsNorms } from './model-cases.js';
 import { layersWithNorms, norms } from './norm-cases.js';
 import { optimizers } from './optimizer-cases.js';
 import { elementwise, halves, shrinks } from './small-cases.js';
@@ -248,5 +250,8 @@ export function kernelCases(): KernelCase[] {
     ...gradients(),
     ...families(),
     ...attentionCases(),
+    ...rmsNorms(),
+    ...embeddings(),
+    ...losses(),
   ];
 }

@@ -13,6 +13,7 @@ import {
   type Device,
   type DType,
   dequantize,
+  embedding,
   FeatureMap,
   factoredNorm,
   GroupedLora,
@@ -22,6 +23,7 @@ import {
   Indices,
   LoraAdapter,
   type LoraGradient,
+  linearCrossEntropy,
   loraBackward,
   loraExpand,
   loraExpandBackward,
@@ -36,6 +38,8 @@ import {
   type QuantizedWeight,
   type QuantizeOptions,
   quantize,
+  rmsNormBackward,
+  rmsNormForward,
   sumProduct,
   Tensor,
 } from '../../lib/index.js';
@@ -156,6 +160,39 @@ function optimizers(device: Device) {
     const vs = ps.map(({ shape }) => Tensor.zeros(shape, { device }));
     const step = Tensor.zeros([1], { device });
     adamwStep(ps, gs, ms, vs, { lr: 0.1, step, norm: globalNorm(gs), maxNorm: 1 });
+  }
+}
+
+/** Rows of several warps, of a warp, and of a part of one; and one that is read twice. */
+function decoder(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const [M, D] of [
+      [16, 4096],
+      [32, 256],
+      [256, 64],
+      [2, 16384],
+    ] as const) {
+      const [x, residual, dy] = [1, 2, 3].map((seed) => random(device, seed, [M, D], dtype));
+      const g = random(device, 4, [D], dtype);
+      const kept = rmsNormForward(x as Tensor, g, { residual: residual as Tensor });
+      const { sum, invRms } = kept as { sum: Tensor; invRms: Tensor };
+      rmsNormBackward(dy as Tensor, sum, g, { invRms, dSum: residual as Tensor });
+    }
+  }
+}
+
+/** Rows of several warps of each table, and logits of whole runs. */
+function ends(device: Device) {
+  for (const dtype of DTYPES) {
+    for (const format of FORMATS) {
+      const product = { M: 64, N: 128, K: 4096, dtype, format } as const;
+      const { w: table } = operands({ ...product, doubleQuant: false }, device);
+      const ids = Array.from({ length: 64 }, (_, m) => (m * 37) % 128);
+      embedding(Indices.from(ids, { limit: 128, device }), table, { dtype });
+      const { x, w: head } = operands({ M: 64, N: 1024, K: 256, dtype, format }, device);
+      const targets = Indices.from(ids, { limit: 1024, device });
+      linearCrossEntropy(x, head, targets, { softcap: 30 });
+    }
   }
 }
 
@@ -410,6 +447,8 @@ export const COUNTED_PARTS: ReadonlyArray<CountedPart> = [
   { sm: 80, run: elementwise },
   { sm: 80, run: optimizers },
   { sm: 80, run: features },
+  { sm: 80, run: decoder },
+  { sm: 80, run: ends },
   { sm: 80, run: grouped },
   { sm: 90, run: groupedFewRows },
   { sm: 80, multiprocessors: 2, run: groupedSegments },

@@ -14,12 +14,17 @@
 #include "cuda/emulator/driver/device_model.h"
 #include "native/cuda/plans/plan.h"
 #include "native/host_device/params/gemm_wgmma.h"
+#include "test/native/cuda_plan_model.h"
 
 namespace {
 
 using namespace lowrank;
 using cuda::DeviceLimits;
 using cuda::Plan;
+
+using plan_table::Matrix;
+using plan_table::Some;
+using plan_table::Weight;
 
 constexpr DType kDTypes[] = {DType::kF32, DType::kBF16, DType::kF16};
 
@@ -32,52 +37,6 @@ constexpr Architecture kArchitectures[] = {{80, "sm_80"},  {86, "sm_86"},   {89,
                                            {90, "sm_90a"}, {100, "sm_100"}, {120, "sm_120"}};
 
 DeviceLimits LimitsOf(int sm) { return cuda::LimitsOf(emu::driver::ModelOf(sm)); }
-
-/// Of all types: what they point to is apart from one another.
-uintptr_t g_next = uintptr_t{1} << 40;
-
-/// Addresses that are aligned, apart from one another and never read.
-template <typename T = void>
-T* Some(size_t bytes = 1 << 20) {
-  const uintptr_t at = g_next;
-  g_next += (bytes + 4095) / 4096 * 4096;
-  return reinterpret_cast<T*>(at);
-}
-
-TensorView Matrix(DType dtype, int64_t rows, int64_t cols) {
-  TensorView view;
-  view.dtype = dtype;
-  view.rows = rows;
-  view.cols = cols;
-  view.present = true;
-  view.data = Some(view.bytes());
-  return view;
-}
-
-/// `format`: empty for a dense weight.
-WeightView Weight(const char* format, DType dtype, bool double_quant, int64_t N, int64_t K) {
-  WeightView w;
-  if (*format == 0) {
-    w.dense = Matrix(dtype, N, K);
-    return w;
-  }
-  w.quant.format = FindFormat(format);
-  w.quant.rows = N;
-  w.quant.cols = K;
-  w.quant.blocksize = 64;
-  w.quant.codes = Some<uint8_t>(w.quant.code_bytes());
-  w.quant.codebook = Some<float>();
-  const auto blocks = static_cast<size_t>(w.quant.blocks());
-  if (double_quant) {
-    w.quant.absmax_8bit = Some<uint8_t>(blocks);
-    w.quant.absmax_codebook = Some<float>();
-    w.quant.nested_absmax = Some<float>(blocks);
-    w.quant.absmax_offset = Some<float>();
-  } else {
-    w.quant.absmax = Some<float>(blocks * sizeof(float));
-  }
-  return w;
-}
 
 /// The plans of one card.
 class Card {
@@ -114,8 +73,7 @@ class Card {
     bool complete = failed_.empty();
     for (const char* op : {
 #define LOWRANK_NAME(Name, member) Name##Op::kName,
-             LOWRANK_FOR_EACH_ISA_OP(LOWRANK_NAME) LOWRANK_NAME(Random, random) LOWRANK_NAME(
-                 Attention, attention) LOWRANK_NAME(AttentionBackward, attention_backward)
+             LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
 #undef LOWRANK_NAME
          }) {
       if (planned_.count(op) != 0) continue;
@@ -533,6 +491,8 @@ int main(int argc, char** argv) {
       for (const int64_t M : {1, 64, 4096}) {
         for (const int64_t width : {4, 64}) AddBlocks(dtype, M, width, &card);
         for (const int64_t N : {4096, 14336}) AddElementwise(dtype, M, N, &card);
+        for (const int64_t D : {128, 4096}) plan_table::AddNorms(dtype, M, D, &card);
+        for (const char* format : {"", "nf4"}) plan_table::AddEnds(dtype, format, M, 4096, &card);
       }
     }
     complete = card.Print() && complete;

@@ -19,8 +19,7 @@ export interface EmbeddingOptions {
  * @param ids M ids, each below V
  * @param table [V, D], dense or quantised
  * @returns y [M, D]
- * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM,
- *   ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example
  * const x = embedding(Indices.from([3, 1, 4], { limit: 32_000 }), table);
  */

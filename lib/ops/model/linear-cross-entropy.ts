@@ -28,13 +28,13 @@ export interface LinearCrossEntropyOptions {
  *
  * A token whose target is negative has the loss 0 and the gradient 0. The softmax is rounded to the
  * dtype of x, as a gradient is before a product with a weight. Each token's result depends on neither
- * the batch nor the number of threads.
+ * the batch nor the number of threads; on a CUDA device with a head of 1 MiB and more that takes
+ * `LOWRANK_CUDA_BATCH_INVARIANT=1`, as with any product.
  * @param x features [..., K], f32, bf16 or f16; M rows
  * @param head [V, K], frozen, dense or quantised; the embedding table where they are tied
  * @param targets M indices below V; negative ones where `holes` allows them
  * @returns losses [M] f32; dx in the shape and dtype of x, unless `gradient` is false
- * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM,
- *   ERR_UNSUPPORTED on a CUDA device
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DTYPE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM
  * @example
  * const targets = Indices.from(next, { limit: V, holes: true }); // -100: not counted
  * const { losses, dx } = linearCrossEntropy(features, head, targets, { scale: 1 / counted });

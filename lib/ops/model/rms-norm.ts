@@ -45,7 +45,7 @@ function checkFlag(op: string, name: string, value: unknown): void {
  * Normalises each row by its root mean square (Zhang and Sennrich, Root Mean Square Layer
  * Normalization, 2019, arXiv:1910.07467). With `s = x + residual`, rounded to the dtype of x, or
  * `s = x`: `y = s · (mean s² + eps)^-½ · gain`, where the gain is `g` or `1 + g`. The mean is summed in
- * double, and every device but `reference` gives the same bits.
+ * double. A row has the same bits alone and in any batch, on `cpu` with every instruction set.
  * @param x [..., D], any dtype
  * @param g [D], any dtype
  * @throws ERR_TYPE, ERR_SHAPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM

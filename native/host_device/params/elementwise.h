@@ -60,6 +60,7 @@ struct GateParams {
 struct SumProductParams {
   SmallOperand a;
   SmallOperand b;
+  const float* row_scale = nullptr;  // [rows], of b's rows, rounded to f32; null: 1
   float* out = nullptr;
   double* planes = nullptr;  // [splits, cols]; null: one split, straight to out
   int64_t rows = 0;

@@ -1,16 +1,12 @@
 /// Plans of cuda/elementwise/elementwise_sm80.cu.
+#include "native/cuda/plans/ops/plan_elementwise.h"
+
 #include <algorithm>
 
-#include "native/cuda/plans/plan.h"
 #include "native/cuda/plans/plan_streaming.h"
-#include "native/host_device/params/elementwise.h"
 
 namespace lowrank::cuda {
 namespace {
-
-static_assert(static_cast<int>(DType::kF32) == gpu::kSmallF32 &&
-              static_cast<int>(DType::kBF16) == gpu::kSmallBF16 &&
-              static_cast<int>(DType::kF16) == gpu::kSmallF16);
 
 /// Rows of this length get a whole block; shorter ones are a few iterations of one warp. Chosen by
 /// the length alone, so that a row has the same bits in any batch.
@@ -27,18 +23,6 @@ int64_t RunOf(const TensorView& a, std::initializer_list<const TensorView*> othe
     if (view->present && view->elems() == a.elems() && !HalfWide(*view)) return 4;
   }
   return 8;
-}
-
-/// An operand that is applied to rows of `cols` elements.
-gpu::SmallOperand Operand(const TensorView& view, int64_t cols) {
-  gpu::SmallOperand operand;
-  if (!view.present) return operand;
-  operand.data = view.data;
-  operand.element = static_cast<int32_t>(view.dtype);
-  operand.row_elems = view.rows == 1 ? 0 : view.cols;
-  operand.one_col = view.cols == 1 && cols != 1;
-  operand.vector = IsAligned(view.data, 16) && (view.rows == 1 || view.cols % 8 == 0);
-  return operand;
 }
 
 /// Does `view` have the shape of a, or hold one value for all, or is it absent? Then all rows can
@@ -62,6 +46,17 @@ LaunchStep Step(const char* run4, const char* run8, int64_t run) {
 
 }  // namespace
 
+gpu::SmallOperand SmallOperandOf(const TensorView& view, int64_t cols) {
+  gpu::SmallOperand operand;
+  if (!view.present) return operand;
+  operand.data = view.data;
+  operand.element = static_cast<int32_t>(view.dtype);
+  operand.row_elems = view.rows == 1 ? 0 : view.cols;
+  operand.one_col = view.cols == 1 && cols != 1;
+  operand.vector = IsAligned(view.data, 16) && (view.rows == 1 || view.cols % 8 == 0);
+  return operand;
+}
+
 Status MakePlan(const MultiplyAddOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   if (op.y.elems() == 0) return Status();
   MultiplyAddOp flat = op;
@@ -72,10 +67,10 @@ Status MakePlan(const MultiplyAddOp& op, const DeviceLimits&, Workspace*, Plan* 
   gpu::MultiplyAddParams params;
   params.rows = flat.a.rows;
   params.cols = flat.a.cols;
-  params.a = Operand(flat.a, params.cols);
-  params.b = Operand(flat.b, params.cols);
-  params.c = Operand(flat.c, params.cols);
-  params.y = Operand(flat.y, params.cols);
+  params.a = SmallOperandOf(flat.a, params.cols);
+  params.b = SmallOperandOf(flat.b, params.cols);
+  params.c = SmallOperandOf(flat.c, params.cols);
+  params.y = SmallOperandOf(flat.y, params.cols);
   params.row_runs = CeilDiv(params.cols, run);
   params.alpha = op.alpha;
   params.beta = op.beta;
@@ -94,8 +89,8 @@ Status MakePlan(const MapOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   const int64_t run = RunOf(a, {&y});
   gpu::MapParams params;
   params.elems = a.cols;
-  params.a = Operand(a, a.cols);
-  params.y = Operand(y, a.cols);
+  params.a = SmallOperandOf(a, a.cols);
+  params.y = SmallOperandOf(y, a.cols);
   params.function = static_cast<int32_t>(op.function);
   LaunchStep step = Step("map_run4_kernel", "map_run8_kernel", run);
   LOWRANK_RETURN_IF_ERROR(SetGrid(op.kName, CeilDiv(params.elems, run),
@@ -121,8 +116,8 @@ Status PlanGate(const char* op, GateFunction function, const TensorView& gate_vi
   gpu::GateParams params = outputs;
   const TensorView gate = Flattened(gate_view);
   params.elems = gate.cols;
-  params.gate = Operand(gate, gate.cols);
-  params.up = Operand(Flattened(up_view), gate.cols);
+  params.gate = SmallOperandOf(gate, gate.cols);
+  params.up = SmallOperandOf(Flattened(up_view), gate.cols);
   const auto& [run4, run8] = kGateKernels[static_cast<size_t>(function)];
   LaunchStep step = Step(run4, run8, run);
   LOWRANK_RETURN_IF_ERROR(SetGrid(op, CeilDiv(params.elems, run),
@@ -137,7 +132,7 @@ Status PlanGate(const char* op, GateFunction function, const TensorView& gate_vi
 Status MakePlan(const GatedActivationOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   if (op.y.elems() == 0) return Status();
   gpu::GateParams outputs;
-  outputs.y = Operand(Flattened(op.y), op.y.elems());
+  outputs.y = SmallOperandOf(Flattened(op.y), op.y.elems());
   return PlanGate(op.kName, op.function, op.gate, op.up, outputs, RunOf(op.gate, {&op.up, &op.y}),
                   plan);
 }
@@ -145,9 +140,9 @@ Status MakePlan(const GatedActivationOp& op, const DeviceLimits&, Workspace*, Pl
 Status MakePlan(const GatedActivationBackwardOp& op, const DeviceLimits&, Workspace*, Plan* plan) {
   if (op.dy.elems() == 0) return Status();
   gpu::GateParams outputs;
-  outputs.dy = Operand(Flattened(op.dy), op.dy.elems());
-  outputs.d_gate = Operand(Flattened(op.d_gate), op.dy.elems());
-  outputs.d_up = Operand(Flattened(op.d_up), op.dy.elems());
+  outputs.dy = SmallOperandOf(Flattened(op.dy), op.dy.elems());
+  outputs.d_gate = SmallOperandOf(Flattened(op.d_gate), op.dy.elems());
+  outputs.d_up = SmallOperandOf(Flattened(op.d_up), op.dy.elems());
   return PlanGate(op.kName, op.function, op.gate, op.up, outputs,
                   RunOf(op.gate, {&op.up, &op.dy, &op.d_gate, &op.d_up}), plan);
 }
@@ -155,13 +150,19 @@ Status MakePlan(const GatedActivationBackwardOp& op, const DeviceLimits&, Worksp
 /// One launch, and a second one for the planes if rows are summed and split over blocks.
 Status MakePlan(const SumProductOp& op, const DeviceLimits& device, Workspace* workspace,
                 Plan* plan) {
+  return PlanSumProduct(op, nullptr, device, workspace, plan);
+}
+
+Status PlanSumProduct(const SumProductOp& op, const float* row_scale, const DeviceLimits& device,
+                      Workspace* workspace, Plan* plan) {
   if (op.out.elems() == 0) return Status();
   const int64_t run = RunOf(op.a, {&op.b});
   gpu::SumProductParams params;
   params.rows = op.a.rows;
   params.cols = op.a.cols;
-  params.a = Operand(op.a, params.cols);
-  params.b = Operand(op.b, params.cols);
+  params.a = SmallOperandOf(op.a, params.cols);
+  params.b = SmallOperandOf(op.b, params.cols);
+  params.row_scale = row_scale;
   params.row_runs = CeilDiv(params.cols, run);
   params.out = static_cast<float*>(op.out.data);
   if (op.axis == 1) {

@@ -1,0 +1,56 @@
+/// Operands of the plans that cuda_plan_table.cpp makes.
+#pragma once
+
+#include <cstdint>
+
+#include "native/core/ops/ops.h"
+
+namespace lowrank::plan_table {
+
+/// Of all types: what they point to is apart from one another.
+inline uintptr_t g_next = uintptr_t{1} << 40;
+
+/// Addresses that are aligned, apart from one another and never read.
+template <typename T = void>
+T* Some(size_t bytes = 1 << 20) {
+  const uintptr_t at = g_next;
+  g_next += (bytes + 4095) / 4096 * 4096;
+  return reinterpret_cast<T*>(at);
+}
+
+inline TensorView Matrix(DType dtype, int64_t rows, int64_t cols) {
+  TensorView view;
+  view.dtype = dtype;
+  view.rows = rows;
+  view.cols = cols;
+  view.present = true;
+  view.data = Some(view.bytes());
+  return view;
+}
+
+/// `format`: empty for a dense weight.
+inline WeightView Weight(const char* format, DType dtype, bool double_quant, int64_t N, int64_t K) {
+  WeightView w;
+  if (*format == 0) {
+    w.dense = Matrix(dtype, N, K);
+    return w;
+  }
+  w.quant.format = FindFormat(format);
+  w.quant.rows = N;
+  w.quant.cols = K;
+  w.quant.blocksize = 64;
+  w.quant.codes = Some<uint8_t>(w.quant.code_bytes());
+  w.quant.codebook = Some<float>();
+  const auto blocks = static_cast<size_t>(w.quant.blocks());
+  if (double_quant) {
+    w.quant.absmax_8bit = Some<uint8_t>(blocks);
+    w.quant.absmax_codebook = Some<float>();
+    w.quant.nested_absmax = Some<float>(blocks);
+    w.quant.absmax_offset = Some<float>();
+  } else {
+    w.quant.absmax = Some<float>(blocks * sizeof(float));
+  }
+  return w;
+}
+
+}  // namespace lowrank::plan_table
