@@ -4,7 +4,13 @@ import fs from 'node:fs';
 import path from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { restoreRunState, saveRunState } from '../../lib/finetune/run-state.js';
-import { type RawTensor, readSafetensors, writeSafetensors } from '../../lib/index.js';
+import {
+  getThreads,
+  type RawTensor,
+  readSafetensors,
+  setThreads,
+  writeSafetensors,
+} from '../../lib/index.js';
 import type { ModelTrainer } from '../../lib/train/model-trainer.js';
 import { stateOf, type TinyTrainer, temporaryFolder, tinyTrainer, valuesOf } from './setup.js';
 
@@ -62,6 +68,30 @@ describe('resuming', () => {
     kept.dispose();
     again.dispose();
   });
+
+  it.each(['f32', 'bf16'] as const)(
+    'gives the same bits on 1, 2, 3 and 8 threads: %s',
+    async (dtype) => {
+      const before = getThreads();
+      const results: Uint32Array[] = [];
+      try {
+        for (const threads of [1, 2, 3, 8]) {
+          setThreads(threads);
+          const tiny = tinyTrainer(
+            { hiddenSize: 96, intermediateSize: 224, numKeyValueHeads: 2, headDim: 24 },
+            { format: 'nf4' },
+            { dtype, T: 40, adapter: { dropout: 0.1 } },
+          );
+          await train(tiny.trainer, 2);
+          results.push(bits(valuesOf(tiny.trainer)));
+          tiny.dispose();
+        }
+      } finally {
+        setThreads(before);
+      }
+      for (const result of results) expect(result).toEqual(results[0]);
+    },
+  );
 
   it('another seed gives other numbers', async () => {
     const [a, b] = [make(), tinyTrainer({}, { format: 'nf4' }, { seed: 4 })];

@@ -20,6 +20,7 @@ const GROUPS = {
   routing: 6,
   rng: 1,
   optim: 4,
+  trajectory: 5,
 } as const;
 
 interface ListedFile {

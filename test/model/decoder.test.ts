@@ -21,19 +21,38 @@ const liveBytes = (): number => {
   flushSync('cpu');
   return memoryUsage().liveBytes;
 };
+/**
+ * Cases that are not within their rules yet. bf16: one gradient of 56 of Gemma 2 (layers.1 k_proj.lora_B) is at 1.27 times its
+ * limit. CUDA in f32: one gradient or a few, at 1.05 to 1.28 times the limit of f32 sums, since tensor cores truncate theirs.
+ */
+const kOpen: Readonly<Record<string, readonly string[]>> = {
+  'cpu bf16': ['gemma2/softcap_window'],
+  'cuda-emulated bf16': ['gemma2/softcap_window'],
+  'cuda-emulated f32': [
+    'mistral/window5',
+    'qwen3/qknorm_headdim_tied',
+    'qwen3/untied_f32',
+    'phi3/fused_window',
+    'gemma2/softcap_window',
+    'gemma3/default_rope_f32',
+  ],
+};
 const makeTape = (recording: boolean) => new ModelTape({ recording });
 
 describe.each([
   ['cpu', 'f32'],
   ['cpu', 'bf16'],
   ['reference', 'f32'],
+  ['cuda-emulated', 'f32'],
+  ['cuda-emulated', 'bf16'],
 ] as const)('the decoder on %s in %s', (device, dtype) => {
   const runner = decoderRunner(`${device}, ${dtype}`, device, dtype);
-  // One gradient of 56 of Gemma 2 in bf16 (layers.1 k_proj.lora_B) is at 1.27 times its limit.
-  const open = dtype === 'bf16' ? ['gemma2/softcap_window'] : [];
+  const open = kOpen[`${device} ${dtype}`] ?? [];
   if (open.length > 0) console.warn(`${runner.name}: not within its rules yet: ${open.join(', ')}`);
   describe.each(modelIds.filter((id) => !open.includes(id)))('%s', (id) => {
-    it.each(configGenerations)('config.json of transformers %s', async (generation) => {
+    // The generations differ in what is read, so that one run shows that both give the same model.
+    const generations = device === 'cpu' && dtype === 'f32' ? configGenerations : ['v5' as const];
+    it.each(generations)('config.json of transformers %s', async (generation) => {
       const golden = new ModelCase(id);
       await withFolder(golden, generation, async (folder) => {
         const model = await runner.open(golden, folder);
@@ -100,6 +119,26 @@ describe('a decoder', () => {
     });
     weights.dispose();
   });
+
+  it.each(['f32', 'bf16'] as const)(
+    'gives a row alone the bits that it has in a batch: %s',
+    (dtype) => {
+      const decoder = load({ format: { format: 'nf4' } });
+      const T = 37;
+      const ids = Int32Array.from({ length: 3 * T }, (_, i) => (11 * i + 5) % 90);
+      const featuresOf = (rows: Int32Array, B: number) =>
+        scope(() => {
+          const { features } = decoder.forward(makeTape(false), { B, T, ids: rows }, { dtype });
+          return features.tensor.readSync();
+        });
+      const all = featuresOf(ids, 3);
+      for (const b of [0, 1, 2]) {
+        const alone = featuresOf(ids.slice(b * T, (b + 1) * T), 1);
+        expect(alone).toEqual(all.slice(b * alone.length, (b + 1) * alone.length));
+      }
+      decoder.dispose();
+    },
+  );
 
   it('refuses targets of another number of rows', () => {
     const decoder = load();
