@@ -114,7 +114,7 @@ const byId = new Map(profile.nodes.map((node) => [node.id, node]));
   const node = byId.get(id);
   const part = partOf(node.callFrame, above);
   const here =
-    inside || (part === 'lib/train/trainer.ts' && node.callFrame.functionName === 'train');
+    inside || (part === 'lib/train/model-trainer.ts' && node.callFrame.functionName === 'train');
   parts.set(id, part);
   if (here) training.add(id);
   for (const child of node.children ?? []) walk(child, part, here);

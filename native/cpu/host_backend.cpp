@@ -43,6 +43,7 @@ void HostBackend::CountWaiting(int64_t bytes) {
   if (queue_.home().orphaned()) return;
   waiting_bytes_.fetch_add(bytes);
   if (bytes >= 0) return;
+  stalled_.store(false);
   // A waiter checks the count with the lock, so it misses no change.
   {
     std::lock_guard<std::mutex> lock(waiting_mutex_);
@@ -53,11 +54,15 @@ void HostBackend::CountWaiting(int64_t bytes) {
 void HostBackend::LetQueueCatchUp() {
   // A step of 110 M parameters needs 16 MB for the results of two layers.
   constexpr int64_t kMost = int64_t{64} << 20;
-  // An op of seconds does not hold up its caller for as long.
+  // While nothing is freed: an op of seconds, maybe another environment's, holds up its callers
+  // once, and not for as long.
   constexpr auto kLongest = std::chrono::milliseconds(200);
-  if (waiting_bytes_.load() <= kMost) return;
+  if (waiting_bytes_.load() <= kMost || stalled_.load()) return;
   std::unique_lock<std::mutex> lock(waiting_mutex_);
-  fewer_waiting_.wait_for(lock, kLongest, [this] { return waiting_bytes_.load() <= kMost / 2; });
+  const auto fewer = [this] { return waiting_bytes_.load() <= kMost / 2; };
+  do {
+    stalled_.store(true);
+  } while (!fewer_waiting_.wait_for(lock, kLongest, fewer) && !stalled_.load());
 }
 
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {

@@ -62,6 +62,7 @@ class HostBackend final : public Backend {
   const DeviceInfo info_;
   const KernelTable& kernels_;
   std::atomic<int64_t> waiting_bytes_{0};
+  std::atomic<bool> stalled_{false};  // a caller waits or waited, and nothing was freed since
   std::mutex waiting_mutex_;
   std::condition_variable fewer_waiting_;
   HostMemory memory_;

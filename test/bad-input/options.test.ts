@@ -268,11 +268,14 @@ describe('options', () => {
 /** With tests of their own: classes that the library makes, and adapters of one method. */
 const OTHERS: readonly string[] = [
   'Adapter',
+  'GradientTape',
   'OftImages',
   'QuantizedWeight',
+  'Trainer',
   'arrowFromPeft',
   'arrowPrototypes',
   'expertsFromPeft',
+  'generate',
   'montecloraLoss',
 ];
 

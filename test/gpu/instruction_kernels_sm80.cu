@@ -174,6 +174,12 @@ LOWRANK_KERNEL(language_kernel, InstructionParams, kWarp, 1) {
   Out(p, 224 + lane, __dp2a_lo(a, b, c));
 }
 
+/// 2^x of numbers from -1 to 1.
+LOWRANK_KERNEL(exp2_kernel, InstructionParams, kWarp, 1) {
+  const float x = static_cast<float>(In(p, threadIdx.x)) * 0x1p-31f - 1.0f;
+  Out(p, threadIdx.x, __float_as_uint(Exp2(x)));
+}
+
 /// Bits as the kernels ask for them, past the compiler.
 LOWRANK_KERNEL(bits_kernel, InstructionParams, kWarp, 1) {
   const uint32_t lane = threadIdx.x;

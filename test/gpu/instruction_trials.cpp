@@ -63,6 +63,10 @@ std::vector<Trial> Sm80Trials() {
   trials.push_back(Plain("mma_s8u8_kernel", 320, 128, 0));
   trials.push_back(Plain("to_tf32_kernel", 256, 256, 0));
   trials.back().compare = Compare::kFloats;
+  // Within 2^-22 of a power from 1/2 to 2.
+  trials.push_back(Plain("exp2_kernel", 32, 32, 0));
+  trials.back().compare = Compare::kProduct;
+  trials.back().magnitude = 1;
   trials.push_back(Plain("language_kernel", 96, 256, 0));
   trials.push_back(Plain("bits_kernel", 96, 96, 0));
   trials.push_back(Plain("load_stream_16_kernel", 128, 128, 0));

@@ -21,7 +21,6 @@ namespace {
 using namespace lowrank;
 using cuda::DeviceLimits;
 using cuda::Plan;
-
 using plan_table::Matrix;
 using plan_table::Some;
 using plan_table::Weight;

@@ -3,7 +3,8 @@ import { Worker } from 'node:worker_threads';
 import { matmul, Tensor } from '../../../lib/index.js';
 
 const device = 'reference';
-const [M, K, N] = [1024, 1024, 1024];
+// Some four seconds: the workers start meanwhile.
+const [M, K, N] = [2048, 1024, 1024];
 const x = Tensor.zeros([M, K], { device });
 const w = Tensor.zeros([N, K], { device });
 const start = performance.now();
