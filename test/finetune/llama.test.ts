@@ -144,21 +144,28 @@ describe('a step', () => {
     }
   });
 
-  it.each(['reference', 'cuda-emulated'] as const)('has the losses of the CPU on %s', async (device) => {
-    const losses = await Promise.all(
-      (['cpu', device] as const).map(async (where) => {
-        const { trainer } = make({}, { format: 'nf4' }, { device: where, adapter: { dropout: 0.2 } });
-        const found: number[] = [];
-        for (let i = 0; i < 4; i++) found.push((await trainer.train()).loss);
-        return found;
-      }),
-    );
-    const [here, there] = losses as [number[], number[]];
-    expect(new Set(here).size).toBe(4);
-    for (const [i, loss] of here.entries()) {
-      expect(Math.abs(loss - (there[i] as number)), `step ${i}`).toBeLessThan(2e-5 * loss);
-    }
-  });
+  it.each(['reference', 'cuda-emulated'] as const)(
+    'has the losses of the CPU on %s',
+    async (device) => {
+      const losses = await Promise.all(
+        (['cpu', device] as const).map(async (where) => {
+          const { trainer } = make(
+            {},
+            { format: 'nf4' },
+            { device: where, adapter: { dropout: 0.2 } },
+          );
+          const found: number[] = [];
+          for (let i = 0; i < 4; i++) found.push((await trainer.train()).loss);
+          return found;
+        }),
+      );
+      const [here, there] = losses as [number[], number[]];
+      expect(new Set(here).size).toBe(4);
+      for (const [i, loss] of here.entries()) {
+        expect(Math.abs(loss - (there[i] as number)), `step ${i}`).toBeLessThan(2e-5 * loss);
+      }
+    },
+  );
 
   it('leaves nothing behind', async () => {
     const { trainer } = make({}, { format: 'nf4' }, { adapter: { dropout: 0.2 } });
