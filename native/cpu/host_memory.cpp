@@ -121,8 +121,10 @@ size_t HostMemory::Limit() const {
 /// Makes room for a freed block and keeps it. Returns false if it must go back to the system.
 bool HostMemory::Keep(void* data, size_t rounded) {
   const size_t limit = Limit();
-  while (cached_bytes_ > 0 && cached_bytes_ + rounded > limit) DropOldest();
-  if (kExact || rounded < kCacheFrom || rounded > limit) return false;
+  const bool keep = !kExact && rounded >= kCacheFrom && rounded <= limit;
+  const size_t room = keep ? limit - rounded : limit;
+  while (cached_bytes_ > room) DropOldest();
+  if (!keep) return false;
   // Called from destructors, so failing to allocate the entry must not throw.
   try {
     cached_.push_back({data, rounded});
