@@ -39,7 +39,10 @@ export interface PassPlace {
   readonly seed: number;
 }
 
-/** What a pass gives: a loss [1], and gradients by tensor that do not follow from it, like those of a penalty. */
+/**
+ * What a pass gives: a loss [1], and gradients by tensor that do not follow from it, like those of a penalty. The step
+ * frees these gradients.
+ */
 export interface PassResult {
   readonly loss: Value;
   readonly added?: Iterable<readonly [Tensor, Tensor]>;

@@ -9,25 +9,13 @@ import {
   type Tensor,
 } from '../../lib/index.js';
 import { exact, type Matrix, matrix } from '../oracle.js';
-import { type Case, caseOf, type Form } from './attention-case.js';
+import { type Case, caseOf, EVERYTHING, type Form } from './attention-case.js';
 import { DEVICES, tensorOf } from './operands.js';
 
 const threadsBefore = getThreads();
 afterAll(() => setThreads(threadsBefore));
 
 const GROUPED: Form = { name: 'grouped', heads: 6, kvHeads: 2, headDim: 32, rot: 32, sequences: 2 };
-const EVERYTHING: Form = {
-  name: 'everything',
-  heads: 3,
-  kvHeads: 3,
-  headDim: 34,
-  sequences: 3,
-  rot: 10,
-  window: 33,
-  softcap: 3,
-  documents: [30, 64, 2],
-  fused: true,
-};
 
 describe.each(['f32', 'bf16'] as const)('the same bits, %s', (dtype) => {
   /** o, lse and gradients. */

@@ -122,3 +122,17 @@ export function caseOf(
     },
   };
 }
+
+/** All parts of the op at once, with heads of an uneven width. */
+export const EVERYTHING: Form = {
+  name: 'everything',
+  heads: 3,
+  kvHeads: 3,
+  headDim: 34,
+  sequences: 3,
+  rot: 10,
+  window: 33,
+  softcap: 3,
+  documents: [30, 64, 2],
+  fused: true,
+};

@@ -25,7 +25,7 @@ import {
   U32,
   ulp,
 } from '../oracle.js';
-import { type Case, caseOf, type Fill, type Form } from './attention-case.js';
+import { type Case, caseOf, EVERYTHING, type Fill, type Form } from './attention-case.js';
 import { DEVICES, tensorOf } from './operands.js';
 
 const FORMS: readonly Form[] = [
@@ -36,18 +36,7 @@ const FORMS: readonly Form[] = [
   { name: 'a window of one row', heads: 1, kvHeads: 1, headDim: 8, window: 1 },
   { name: 'soft cap', heads: 2, kvHeads: 2, headDim: 24, rot: 24, softcap: 1.5, scale: 0.4 },
   { name: 'documents', heads: 2, kvHeads: 1, headDim: 16, rot: 16, documents: [5, 1, 40, 19] },
-  {
-    name: 'everything',
-    heads: 3,
-    kvHeads: 3,
-    headDim: 34,
-    sequences: 3,
-    rot: 10,
-    window: 33,
-    softcap: 3,
-    documents: [30, 64, 2],
-    fused: true,
-  },
+  EVERYTHING,
   { name: 'two columns', heads: 5, kvHeads: 5, headDim: 2, rot: 2 },
 ];
 /** Heads that a tile holds as they are, and that it fills up with zeros. */
