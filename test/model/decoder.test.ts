@@ -12,7 +12,7 @@ import { Decoder, type DecoderTokens } from '../../lib/model/decoder.js';
 import { DecoderWeights, type LoadOptions } from '../../lib/model/decoder-weights.js';
 import { codeOf } from '../checkpoint/raw-file.js';
 import { configGenerations, ModelCase, modelIds } from '../golden/models/cases.js';
-import { checkModel } from '../golden/models/check-model.js';
+import { checkModel, type NoisyGradient } from '../golden/models/check-model.js';
 import { decoderRunner } from '../golden/models/decoder-runner.js';
 import { withFolder } from '../golden/models/runner.js';
 
@@ -22,12 +22,21 @@ const liveBytes = (): number => {
   return memoryUsage().liveBytes;
 };
 /**
- * Cases that are not within their rules yet. bf16: one gradient of 56 of Gemma 2 (layers.1 k_proj.lora_B) is at 1.27 times its
- * limit. CUDA in f32: one gradient or a few, at 1.05 to 1.28 times the limit of f32 sums, since tensor cores truncate theirs.
+ * The gradient of a key's B sums over keys that cancel, and in bf16 a single run measures one draw of the rounding noise. Over
+ * 16 scales of the stream, which change nothing but the roundings, its error is 0.66 to 1.15 times its limit, with a median of
+ * 0.87; the peer's own draw, from which the limit is made, was 0.67. So the rule holds for the error over several draws.
+ */
+const kNoisy: Readonly<Record<string, NoisyGradient>> = {
+  'gemma2/softcap_window': {
+    tensor: 'grad.base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight',
+    embeddingScales: [7.5, 8.5, 9.5],
+  },
+};
+/**
+ * Cases that are not within their rules yet. CUDA in f32: one gradient or a few, at 1.05 to 1.28 times the limit of f32 sums,
+ * since tensor cores truncate theirs.
  */
 const kOpen: Readonly<Record<string, readonly string[]>> = {
-  'cpu bf16': ['gemma2/softcap_window'],
-  'cuda-emulated bf16': ['gemma2/softcap_window'],
   'cuda-emulated f32': [
     'mistral/window5',
     'qwen3/qknorm_headdim_tied',
@@ -57,7 +66,8 @@ describe.each([
       await withFolder(golden, generation, async (folder) => {
         const model = await runner.open(golden, folder);
         try {
-          await checkModel(golden, model, runner.precision);
+          const noisy = dtype === 'bf16' ? kNoisy[id] : undefined;
+          await checkModel(golden, model, runner.precision, noisy);
         } finally {
           model.dispose();
         }

@@ -20,8 +20,12 @@ export class ModelRules {
     );
   }
 
-  /** Applies the rule of a tensor. @throws Error that names the element */
-  check(tensor: string, mine: Values): void {
+  /**
+   * Applies the rule of a tensor.
+   * @param others further runs, equal in mathematics and not in rounding: an rms rule then holds for the error of all runs
+   * @throws Error that names the element
+   */
+  check(tensor: string, mine: Values, others: readonly Values[] = []): void {
     const rule = this.#open.get(tensor);
     if (rule === undefined) throw new Error(`${this.#golden.id}: no open rule for ${tensor}`);
     this.#open.delete(tensor);
@@ -32,7 +36,7 @@ export class ModelRules {
     const name = rule.reference ?? `f64.${tensor.replace(/^out\./, '')}`;
     const reference = this.#golden.numbers(name);
     if (!this.#tight) {
-      if (rule.rule === 'rms') this.#rms(tensor, mine, reference, rule);
+      if (rule.rule === 'rms') this.#rms(tensor, [mine, ...others], reference, rule);
       else this.#compare(tensor, mine, reference, rule.atol as number, rule);
       return;
     }
@@ -66,13 +70,13 @@ export class ModelRules {
     });
   }
 
-  #rms(tensor: string, mine: Values, reference: Float64Array, rule: ModelRule): void {
-    this.#sameLength(tensor, mine, reference);
-    const sum = reference.reduce(
-      (total, expected, i) => total + ((mine[i] as number) - expected) ** 2,
-      0,
-    );
-    const error = Math.sqrt(sum / reference.length);
+  #rms(tensor: string, runs: readonly Values[], reference: Float64Array, rule: ModelRule): void {
+    let sum = 0;
+    for (const run of runs) {
+      this.#sameLength(tensor, run, reference);
+      sum = reference.reduce((total, value, i) => total + ((run[i] as number) - value) ** 2, sum);
+    }
+    const error = Math.sqrt(sum / (runs.length * reference.length));
     if (error <= (rule.atol as number)) return;
     throw this.#failure(`${tensor} has an rms error of ${error} > ${rule.atol}`, rule);
   }
@@ -88,11 +92,19 @@ export class ModelRules {
   }
 }
 
+/** A gradient whose rounding noise is checked over several runs. */
+export interface NoisyGradient {
+  readonly tensor: string;
+  /** Of {@link RunningModel.scaledStream}, one a further run. */
+  readonly embeddingScales: readonly number[];
+}
+
 /** Runs a whole case. @throws Error at the first rule that is broken, and for a rule that was never applied */
 export async function checkModel(
   golden: ModelCase,
   model: RunningModel,
   precision: ModelRunner['precision'],
+  noisy?: NoisyGradient,
 ): Promise<void> {
   const rules = new ModelRules(golden, precision);
   const { batch, packed } = golden;
@@ -102,7 +114,19 @@ export async function checkModel(
 
   const gradients = await model.gradients(batch);
   rules.check('grad.embedding', gradients.embedding);
-  for (const [name, values] of gradients.adapters) rules.check(`grad.${name}`, values);
+  const others: ReadonlyMap<string, Values>[] = [];
+  for (const scale of noisy?.embeddingScales ?? []) {
+    if (model.scaledStream === undefined) throw new Error('this runner cannot scale the stream');
+    others.push((await model.scaledStream(scale, () => model.gradients(batch))).adapters);
+  }
+  for (const [name, values] of gradients.adapters) {
+    const more = `grad.${name}` === noisy?.tensor ? others : [];
+    rules.check(
+      `grad.${name}`,
+      values,
+      more.map((run) => run.get(name) as Values),
+    );
+  }
   rules.check('grad.packed.embedding', (await model.gradients(packed)).embedding);
 
   const [B] = golden.tensor('in.generate.ids').shape as [number, number];

@@ -180,6 +180,45 @@ class RunningDecoder implements RunningModel {
     return losses;
   }
 
+  async scaledStream<T>(embeddingScale: number, run: () => T | Promise<T>): Promise<T> {
+    const { config, weights } = this.decoder;
+    const { layers } = weights;
+    const { dtype } = this;
+    const made: Tensor[] = [];
+    const keep = (values: Float32Array, shape: readonly number[], of: DType): Tensor => {
+      const tensor = Tensor.from(values, shape, { dtype: of, device: weights.device });
+      made.push(tensor);
+      return tensor;
+    };
+    // What the decoder multiplies by in this dtype.
+    const own = keep(Float32Array.of(config.embeddingScale), [1], dtype).readSync()[0] as number;
+    const one = config.norm.plusOne ? 1 : 0;
+    const scaled = (gain: Tensor | undefined): Tensor => {
+      if (gain === undefined)
+        throw new Error(`${config.architecture} has no norm after its blocks`);
+      const values = gain.readSync().map((w) => ((one + w) * embeddingScale) / own - one);
+      // A gain in bf16 would be rounded, and so belong to another model.
+      return keep(values, gain.shape, 'f32');
+    };
+    try {
+      Reflect.set(this.decoder, 'config', { ...config, embeddingScale });
+      Reflect.set(
+        weights,
+        'layers',
+        layers.map((layer) => ({
+          ...layer,
+          attentionOutputNorm: scaled(layer.attentionOutputNorm),
+          mlpOutputNorm: scaled(layer.mlpOutputNorm),
+        })),
+      );
+      return await run();
+    } finally {
+      Reflect.set(this.decoder, 'config', config);
+      Reflect.set(weights, 'layers', layers);
+      for (const tensor of made) tensor.dispose();
+    }
+  }
+
   dispose(): void {
     this.decoder.dispose();
     for (const adapter of this.adapters.values()) adapter.dispose();

@@ -32,6 +32,12 @@ export interface RunningModel {
   ): Awaitable<{ readonly ids: Values; readonly logits: Values }>;
   /** AdamW over all adapters on one batch: the loss before each step, and after the last. */
   train(batch: ModelBatch, settings: TrainSettings): Awaitable<readonly number[]>;
+  /**
+   * Runs with another scale of the embedding and, by the gains of the norms after each block, of the whole residual stream. The
+   * next norm takes the scale out again: the gradients of adapters are the same, and every rounding of the stream is another.
+   * @param embeddingScale a number of the dtype of the run
+   */
+  scaledStream?<T>(embeddingScale: number, run: () => Awaitable<T>): Promise<T>;
   dispose(): void;
 }
 
