@@ -39,14 +39,25 @@ void HostBackend::Free(void* data, size_t bytes) {
   if (!queue_.home().orphaned()) memory_.Free(data, bytes);
 }
 
-void HostBackend::CountWaiting(int64_t bytes) {
+// Never throws: handles are dropped in destructors. Where there is no memory to count with, what
+// waits is not counted.
+void HostBackend::CountWaiting(std::thread::id waiter, int64_t bytes) {
   if (queue_.home().orphaned()) return;
-  waiting_bytes_.fetch_add(bytes);
-  if (bytes >= 0) return;
-  stalled_.store(false);
-  // A waiter checks the count with the lock, so it misses no change.
+  if (bytes >= 0) {
+    std::lock_guard<std::mutex> lock(waiting_mutex_);
+    try {
+      waiting_[waiter].bytes += bytes;
+    } catch (const std::bad_alloc&) {
+    }
+    return;
+  }
   {
     std::lock_guard<std::mutex> lock(waiting_mutex_);
+    const auto entry = waiting_.find(waiter);
+    if (entry == waiting_.end()) return;
+    entry->second.bytes += bytes;
+    entry->second.stalled = false;
+    if (entry->second.bytes <= 0) waiting_.erase(entry);
   }
   fewer_waiting_.notify_all();
 }
@@ -54,15 +65,20 @@ void HostBackend::CountWaiting(int64_t bytes) {
 void HostBackend::LetQueueCatchUp() {
   // A step of 110 M parameters needs 16 MB for the results of two layers.
   constexpr int64_t kMost = int64_t{64} << 20;
-  // While nothing is freed: an op of seconds, maybe another environment's, holds up its callers
-  // once, and not for as long.
-  constexpr auto kLongest = std::chrono::milliseconds(200);
-  if (waiting_bytes_.load() <= kMost || stalled_.load()) return;
+  // The loss of a batch of an 8 B model is one op of several seconds. A caller waits for it, for
+  // until it has run each call would add to what waits; but a thread is not held up without an end.
+  constexpr auto kLongest = std::chrono::seconds(20);
+  const auto me = std::this_thread::get_id();
   std::unique_lock<std::mutex> lock(waiting_mutex_);
-  const auto fewer = [this] { return waiting_bytes_.load() <= kMost / 2; };
-  do {
-    stalled_.store(true);
-  } while (!fewer_waiting_.wait_for(lock, kLongest, fewer) && !stalled_.load());
+  const auto mine = waiting_.find(me);
+  if (mine == waiting_.end() || mine->second.bytes <= kMost || mine->second.stalled) return;
+  const auto fewer = [this, me] {
+    const auto now = waiting_.find(me);
+    return now == waiting_.end() || now->second.bytes <= kMost / 2;
+  };
+  if (fewer_waiting_.wait_for(lock, kLongest, fewer)) return;
+  const auto now = waiting_.find(me);
+  if (now != waiting_.end()) now->second.stalled = true;
 }
 
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {

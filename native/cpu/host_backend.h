@@ -4,6 +4,8 @@
 
 #include <memory>
 #include <mutex>
+#include <thread>
+#include <unordered_map>
 
 #include "native/core/runtime/queue.h"
 #include "native/cpu/host_memory.h"
@@ -23,7 +25,7 @@ class HostBackend final : public Backend {
 
   Status Allocate(size_t bytes, StoragePtr* storage) override;
   void Free(void* data, size_t bytes) override;
-  void CountWaiting(int64_t bytes) override;
+  void CountWaiting(std::thread::id waiter, int64_t bytes) override;
   bool HostAddressable() const override { return true; }
   Status Wrap(void* data, size_t bytes, bool host_memory, std::function<void()> release,
               StoragePtr* storage) override;
@@ -55,15 +57,21 @@ class HostBackend final : public Backend {
   template <typename Op>
   Status Submit(const Op& op, OpRefs refs, Status (*kernel)(const Op&, const RunContext&));
 
-  /// Lets the queue catch up where much memory only waits for it: a caller that runs ahead of the
-  /// kernels would otherwise hold the intermediate results of all of its calls at once.
+  /// What a thread has let go of and queued ops still hold.
+  struct Waiting {
+    int64_t bytes = 0;
+    bool stalled = false;  // it waited as long as it may, and nothing of it was freed since
+  };
+
+  /// Lets the queue catch up where much of this thread's memory only waits for it: a caller that
+  /// runs ahead of the kernels would otherwise hold the intermediate results of all of its calls at
+  /// once. A thread without such memory never waits for the kernels of another.
   void LetQueueCatchUp();
 
   const DeviceInfo info_;
   const KernelTable& kernels_;
-  std::atomic<int64_t> waiting_bytes_{0};
-  std::atomic<bool> stalled_{false};  // a caller waits or waited, and nothing was freed since
   std::mutex waiting_mutex_;
+  std::unordered_map<std::thread::id, Waiting> waiting_;
   std::condition_variable fewer_waiting_;
   HostMemory memory_;
   std::atomic<int> threads_;

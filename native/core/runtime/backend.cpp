@@ -15,13 +15,15 @@ Storage::~Storage() {
     return;
   }
   backend_->Free(data_, bytes_);
-  if (waiting_) backend_->CountWaiting(-static_cast<int64_t>(bytes_));
+  if (waiter_ != std::thread::id()) {
+    backend_->CountWaiting(waiter_, -static_cast<int64_t>(bytes_));
+  }
 }
 
 void Storage::DropHandle() {
   if (handles_.fetch_sub(1, std::memory_order_relaxed) > 1 || release_) return;
-  waiting_ = true;
-  backend_->CountWaiting(static_cast<int64_t>(bytes_));
+  waiter_ = std::this_thread::get_id();
+  backend_->CountWaiting(waiter_, static_cast<int64_t>(bytes_));
 }
 
 void Verdict::Settle(const Status& status) {

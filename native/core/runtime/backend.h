@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "native/core/ops/explain.h"
@@ -72,7 +73,7 @@ class Storage {
   size_t bytes_;
   std::function<void()> release_;
   std::atomic<int> handles_{0};
-  bool waiting_ = false;              // for queued ops, without a handle
+  std::thread::id waiter_;            // dropped the last handle while queued ops may hold it
   std::atomic<bool> suspect_{false};  // does what mutex_ guards hold anything?
   mutable std::mutex mutex_;
   Status status_;
@@ -149,8 +150,9 @@ class Backend {
   /// Uninitialised memory, 64-byte aligned. Fails with kOom.
   virtual Status Allocate(size_t bytes, StoragePtr* storage) = 0;
   virtual void Free(void* data, size_t bytes) = 0;
-  /// Memory without a handle begins to wait for queued ops (bytes > 0), or has been freed (< 0).
-  virtual void CountWaiting(int64_t bytes) { (void)bytes; }
+  /// Memory whose last handle `waiter` dropped begins to wait for queued ops (bytes > 0), or has
+  /// been freed (< 0).
+  virtual void CountWaiting(std::thread::id waiter, int64_t bytes) { (void)waiter, (void)bytes; }
   /// May the host touch Storage::data() while no op uses it?
   virtual bool HostAddressable() const = 0;
   /// The caller's memory as a storage: host memory, or a pointer that the device understands.
