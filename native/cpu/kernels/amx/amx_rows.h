@@ -84,14 +84,16 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
 
 #if defined(__AVX512BF16__)
 /// Decodes columns [k0, k0 + kc), whole granules, of one row of w into one row of tiles from `out`
-/// on. Prefetches the data `ahead` bytes after its codes.
+/// on. Prefetches as many codes, and their scales, from element `next` of w on.
 LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
-                                  int64_t ahead, Unit* out) {
+                                  int64_t next, Unit* out) {
   const Table16 codebook = w.tables.nibbles;
   GranuleDecoder<true> decoder;
   const uint8_t* codes = w.quant->codes + (row * w.cols + k0) / 2;
+  const int64_t ahead = (next - row * w.cols - k0) / 2;
   for (int64_t k = 0; k < kc; k += kSpan) {
     const int64_t span = Min(kSpan, kc - k);
+    PrefetchScales(*w.quant, next + k, span);
     float scratch[kSpan / kGranule + 1];
     const ScaleRows scales = ScalesOf(*w.quant, row, 1, k0 + k, span, scratch);
     for (int64_t g = 0; g < span / kGranule; ++g) {
@@ -142,8 +144,14 @@ LOWRANK_INLINE void PackTileRows(const RowSource& w, int64_t n0, int64_t rows, i
     Unit* row = out + i / kTileRows * groups * kTile + i % kTileRows * kTileUnits;
 #if defined(__AVX512BF16__)
     if (w.quant != nullptr && WholeGranules(w)) {
-      // Some rows ahead, or the part of this row that follows the parts of the others.
-      DecodeTileRow(w, n0 + i, k0, kc, kc == w.cols ? kPrefetchRows * w.cols / 2 : kc / 2, row);
+      // Some rows ahead, or what follows the parts of the other rows.
+      const int64_t n = n0 + i;
+      const bool whole = kc == w.cols;
+      const bool last = k0 + kc == w.cols;
+      const int64_t next = whole  ? (n + kPrefetchRows) * w.cols
+                           : last ? (n + kStepRows) * w.cols
+                                  : n * w.cols + k0 + kc;
+      DecodeTileRow(w, n, k0, kc, next, row);
       continue;
     }
 #endif
