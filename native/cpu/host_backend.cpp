@@ -7,6 +7,12 @@
 #include "native/cpu/explain.h"
 
 namespace lowrank::cpu {
+namespace {
+
+// A step of 110 M parameters needs 16 MB for the results of two layers.
+constexpr int64_t kMostWaiting = int64_t{64} << 20;
+
+}  // namespace
 
 HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
     : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(info_.device.c_str()) {}
@@ -57,24 +63,24 @@ void HostBackend::CountWaiting(std::thread::id waiter, int64_t bytes) {
     if (entry == waiting_.end()) return;
     entry->second.bytes += bytes;
     entry->second.stalled = false;
+    // Each waking of the caller takes a core from the kernels.
+    if (entry->second.bytes > kMostWaiting / 2) return;
     if (entry->second.bytes <= 0) waiting_.erase(entry);
   }
   fewer_waiting_.notify_all();
 }
 
 void HostBackend::LetQueueCatchUp() {
-  // A step of 110 M parameters needs 16 MB for the results of two layers.
-  constexpr int64_t kMost = int64_t{64} << 20;
   // The loss of a batch of an 8 B model is one op of several seconds. A caller waits for it, for
   // until it has run each call would add to what waits; but a thread is not held up without an end.
   constexpr auto kLongest = std::chrono::seconds(20);
   const auto me = std::this_thread::get_id();
   std::unique_lock<std::mutex> lock(waiting_mutex_);
   const auto mine = waiting_.find(me);
-  if (mine == waiting_.end() || mine->second.bytes <= kMost || mine->second.stalled) return;
+  if (mine == waiting_.end() || mine->second.bytes <= kMostWaiting || mine->second.stalled) return;
   const auto fewer = [this, me] {
     const auto now = waiting_.find(me);
-    return now == waiting_.end() || now->second.bytes <= kMost / 2;
+    return now == waiting_.end() || now->second.bytes <= kMostWaiting / 2;
   };
   if (fewer_waiting_.wait_for(lock, kLongest, fewer)) return;
   const auto now = waiting_.find(me);

@@ -302,8 +302,11 @@ void CheckPartsInTurns(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);
 /// The kernels of a matrix unit without one, or null where the processor has not what they need.
+void CheckAttention(const KernelTable& table, const RunContext& context);
 const KernelTable* EmulatedTiles();
 void CheckTiles(const KernelTable& unit, const KernelTable& emulated, const RunContext& context);
+void CheckAttentionTiles(const KernelTable& unit, const KernelTable& emulated,
+                         const RunContext& context);
 /// threads = 1 measures processor time, else wall time. `which`: one case of the list, counted from
 /// 0, or a shape of its own over NF4, "MxNxK" in f32 or "MxNxK,bf16"; null: all of the list.
 void Bench(const KernelTable& table, int threads, double budget, const char* which);

@@ -8,12 +8,14 @@ namespace lowrank::cpu {
 #if defined(__x86_64__)
 namespace avx512_tiles_emulated {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace avx512_tiles_emulated
 
 const KernelTable* EmulatedTiles() {
   std::string reason;
   if (SelectKernels("avx512-bf16", &reason) == nullptr) return nullptr;
-  return Table<avx512_tiles_emulated::kKernels, avx512_bf16::kModelKernels>("avx512-amx, emulated");
+  return Table<avx512_tiles_emulated::kKernels, avx512_tiles_emulated::kModelKernels>(
+      "avx512-amx, emulated");
 }
 #else
 const KernelTable* EmulatedTiles() { return nullptr; }

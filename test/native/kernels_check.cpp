@@ -61,6 +61,7 @@ int Main(int argc, char** argv) {
     CheckLayers(*table, context);
     CheckParts(*table, context);
     CheckOptimizers(*table, context);
+    CheckAttention(*table, context);
     CheckFeatures(*table, context);
     CheckGrouped(*table, context);
     CheckInvariance(*table, &cancel);
@@ -78,6 +79,7 @@ int Main(int argc, char** argv) {
     Report(table->cast(op, {&pool, &cancelled}).code() == Code::kCancelled, "cancelled");
     const KernelTable* unit = is_emulated ? SelectKernels("avx512-amx", &reason) : nullptr;
     if (unit != nullptr) CheckTiles(*unit, *table, context);
+    if (unit != nullptr) CheckAttentionTiles(*unit, *table, context);
     std::printf("%s: %d failures\n", name, g_failures - before);
   }
   std::printf("%d checks, %d failures\n", g_checks, g_failures);

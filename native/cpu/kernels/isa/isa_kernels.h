@@ -63,7 +63,8 @@ extern const ModelKernels kModelKernels;
 }  // namespace avx512_bf16
 namespace avx512_amx {
 extern const IsaKernels kKernels;
-}
+extern const ModelKernels kModelKernels;
+}  // namespace avx512_amx
 #elif defined(__aarch64__)
 namespace neon {
 extern const IsaKernels kKernels;

@@ -98,7 +98,7 @@ std::string MissingForAmx() {
 // Best first.
 const Choice kChoices[] = {
 #if defined(__x86_64__) || defined(_M_X64)
-    {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels, avx512_bf16::kModelKernels>},
+    {"avx512-amx", MissingForAmx, Table<avx512_amx::kKernels, avx512_amx::kModelKernels>},
     {"avx512-bf16", Missing<NeedAvx512Bf16>,
      Table<avx512_bf16::kKernels, avx512_bf16::kModelKernels>},
     {"avx512-vnni", Missing<NeedAvx512Vnni>, Table<avx512_vnni::kKernels, avx512::kModelKernels>},

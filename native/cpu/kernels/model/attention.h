@@ -51,7 +51,7 @@ LOWRANK_INLINE void PackKeys(const KeySource& keys, const Sequence& sequence, in
     PlaceRow<Policy>(row, padded, v_rows + (i - from) * units);
   }
   const int64_t count = to - from;
-  const int64_t filled = CeilDiv(count, kProductRows) * kProductRows;
+  const int64_t filled = CeilDiv(count, kProductRows<Policy>) * kProductRows<Policy>;
   const auto bytes = static_cast<size_t>((filled - count) * units) * sizeof(Unit);
   std::memset(k_rows + count * units, 0, bytes);
   std::memset(v_rows + count * units, 0, bytes);
@@ -68,11 +68,11 @@ struct AttentionForward {
   const int64_t D = op.shape.head_dim;
   const int64_t padded = PaddedDim<Policy>(D);
   const int64_t units = padded / kUnitElems<Policy>;
-  const int64_t dims =
-      CeilDiv(D, kProductRows) * kProductRows;  // of padded ones, those that have sums
+  const int64_t dims = CeilDiv(D, kRows) * kRows;  // of padded ones, those that have sums
   const int64_t group = shape.group();
   const int64_t panels = CeilDiv(T * group, kQueries);
   static constexpr int64_t kTile = kKeyTile<Policy>;
+  static constexpr int64_t kRows = kProductRows<Policy>;
 
   /// k and v of a tile, or of all keys of a head: [rows][units] each.
   struct Packed {
@@ -177,8 +177,8 @@ struct AttentionForward {
   /// o of lanes, [padded][kQueries], and what it is to be divided by.
   /// @param tile_of makes the packed keys [k0, end) of (k0, end)
   template <typename TileOf>
-  void Sum(const Sight& sight, const Memory& memory, float* most, float* sums,
-           const TileOf& tile_of) const {
+  void Sum(const Sight& sight, const Memory& memory, Products<Policy>& products, float* most,
+           float* sums, const TileOf& tile_of) const {
     alignas(64) float factors[kQueries];
     for (int64_t i = 0; i < kQueries; ++i) {
       most[i] = kNoScore;
@@ -188,24 +188,25 @@ struct AttentionForward {
     for (int64_t k0 = sight.begin / kTile * kTile; k0 < sight.end; k0 += kTile) {
       if (run.Stopped()) return;
       const int64_t end = Min(k0 + kTile, sight.end);
-      const int64_t s0 = Max(sight.begin - k0, 0) / kProductRows * kProductRows;
-      const int64_t n = CeilDiv(end - k0, kProductRows) * kProductRows;
+      const int64_t s0 = Max(sight.begin - k0, 0) / kRows * kRows;
+      const int64_t n = CeilDiv(end - k0, kRows) * kRows;
       const Packed tile = tile_of(k0, end);
-      for (int64_t r = s0; r < n; r += kProductRows) {
-        Product<Policy, kNV, false, Sums::kSet>(tile.k + r * units, units, memory.q, kQueries,
-                                                units, memory.scores + r * kQueries, kQueries);
+      for (int64_t r = s0; r < n; r += kRows) {
+        products.template Multiply<kNV, false, Sums::kSet>(tile.k + r * units, units, memory.q,
+                                                           kQueries, units,
+                                                           memory.scores + r * kQueries, kQueries);
       }
       if (map.cap == 0) {
         Softmax<false>(sight, k0, s0, n, memory, most, sums, factors);
       } else {
         Softmax<true>(sight, k0, s0, n, memory, most, sums, factors);
       }
-      const int64_t skipped = s0 / kUnitElems<Policy>;
-      const int64_t depth = n / kUnitElems<Policy> - skipped;
-      for (int64_t d = 0; d < dims; d += kProductRows) {
-        Product<Policy, kNV, true, Sums::kScale>(tile.v + skipped * padded + d, padded,
-                                                 memory.p + skipped * kQueries, kQueries, depth,
-                                                 memory.o + d * kQueries, kQueries, factors);
+      const int64_t depth = (n - s0) / kUnitElems<Policy>;
+      const Unit* p = memory.p + s0 / kUnitElems<Policy> * kQueries;
+      for (int64_t d = 0; d < dims; d += kRows) {
+        products.template Multiply<kNV, true, Sums::kScale>(
+            tile.v + PairedAt<Policy>(s0, d, padded), PairedPitch<Policy>(padded), p, kQueries,
+            depth, memory.o + d * kQueries, kQueries, factors);
       }
     }
   }
@@ -222,21 +223,23 @@ struct AttentionForward {
     sight.Set(sequence, count, [&](int64_t i) { return (r0 + i) / group; });
     alignas(64) float most[kQueries];
     alignas(64) float sums[kQueries];
+    Products<Policy> products;
     if (packed != nullptr) {
-      Sum(sight, memory, most, sums, [&](int64_t k0, int64_t) {
+      Sum(sight, memory, products, most, sums, [&](int64_t k0, int64_t) {
         return Packed{packed->k + k0 * units, packed->v + k0 * units};
       });
     } else {
       const KeySource keys = KeysOf(op, b, &shape.rope);
-      Sum(sight, memory, most, sums, [&](int64_t k0, int64_t end) {
+      Sum(sight, memory, products, most, sums, [&](int64_t k0, int64_t end) {
         PackKeys<Policy>(keys, sequence, g, k0, end, memory.k, memory.v_rows);
         if constexpr (Policy::kPairs) {
-          const int64_t filled = CeilDiv(end - k0, kProductRows) * kProductRows;
-          PairRows<Policy>(memory.v_rows, filled, padded, memory.v);
+          const int64_t filled = CeilDiv(end - k0, kRows) * kRows;
+          PairKeys<Policy>(memory.v_rows, filled, padded, memory.v);
         }
         return Packed{memory.k, memory.v};
       });
     }
+    products.End();
     if (run.Stopped()) return;
     WriteRows(sequence, g, r0, count, memory, most, sums);
   }
@@ -287,7 +290,7 @@ struct AttentionForward {
       PackKeys<Policy>(KeysOf(op, b, &shape.rope), sequence, head % shape.kv_heads, from, to,
                        k + at, v_rows);
       if constexpr (Policy::kPairs) {
-        PairRows<Policy>(v_rows, CeilDiv(to - from, kProductRows) * kProductRows, padded, v + at);
+        PairKeys<Policy>(v_rows, CeilDiv(to - from, kRows) * kRows, padded, v + at);
       }
     });
     run.ForEach(heads * panels, work, [&](int64_t task) {

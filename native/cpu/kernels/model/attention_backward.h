@@ -23,8 +23,9 @@ struct AttentionBackwardPass {
   const int64_t D = op.shape.head_dim;
   const int64_t padded = PaddedDim<Policy>(D);
   const int64_t units = padded / kUnitElems<Policy>;
-  const int64_t dims = CeilDiv(D, kProductRows) * kProductRows;
+  const int64_t dims = CeilDiv(D, kRows) * kRows;
   static constexpr int64_t kPer = kUnitElems<Policy>;
+  static constexpr int64_t kRows = kProductRows<Policy>;
   static constexpr int64_t kTile = kKeyTile<Policy>;   // keys
   static constexpr int64_t kBlock = kKeyTile<Policy>;  // queries
   static constexpr int64_t kPanels = kBlock / kQueries;
@@ -207,39 +208,41 @@ struct AttentionBackwardPass {
 
   /// Of one panel of a block: scores, p, ds and what they add to dq; keys [s0, n) of a tile.
   void PanelOfTile(const Sight& sight, int64_t panel, int64_t k0, int64_t s0, int64_t n,
-                   const Memory& memory) const {
+                   const Memory& memory, Products<Policy>& products) const {
     const int64_t p0 = panel * kQueries;
-    const int64_t begin = Min(Max(Max(sight.begin - k0, 0) / kProductRows * kProductRows, s0), n);
-    const int64_t end =
-        Max(Min(CeilDiv(Max(sight.end - k0, 0), kProductRows) * kProductRows, n), begin);
+    const int64_t begin = Min(Max(Max(sight.begin - k0, 0) / kRows * kRows, s0), n);
+    const int64_t end = Max(Min(CeilDiv(Max(sight.end - k0, 0), kRows) * kRows, n), begin);
     Hide(s0, begin, p0, memory);
     Hide(end, n, p0, memory);
     if (begin == end) return;
-    for (int64_t r = begin; r < end; r += kProductRows) {
+    for (int64_t r = begin; r < end; r += kRows) {
       const int64_t at = (k0 + r) * units;
-      Product<Policy, kNV, false, Sums::kSet>(memory.k + at, units, memory.q + p0 * units, kQueries,
-                                              units, memory.scores + r * kBlock + p0, kBlock);
-      Product<Policy, kNV, false, Sums::kSet>(memory.v + at, units, memory.d_o + p0 * units,
-                                              kQueries, units, memory.dp + r * kBlock + p0, kBlock);
+      products.template Multiply<kNV, false, Sums::kSet>(memory.k + at, units,
+                                                         memory.q + p0 * units, kQueries, units,
+                                                         memory.scores + r * kBlock + p0, kBlock);
+      products.template Multiply<kNV, false, Sums::kSet>(memory.v + at, units,
+                                                         memory.d_o + p0 * units, kQueries, units,
+                                                         memory.dp + r * kBlock + p0, kBlock);
     }
     if (map.cap == 0) {
       Weigh<false>(sight, k0, begin, end, p0, memory);
     } else {
       Weigh<true>(sight, k0, begin, end, p0, memory);
     }
-    for (int64_t d = 0; d < dims; d += kProductRows) {
-      Product<Policy, kNV, true, Sums::kAdd>(memory.k_pairs + (k0 + begin) / kPer * padded + d,
-                                             padded, memory.ds_pairs + begin / kPer * kBlock + p0,
-                                             kBlock, (end - begin) / kPer,
-                                             memory.dq + p0 * padded + d * kQueries, kQueries);
+    for (int64_t d = 0; d < dims; d += kRows) {
+      products.template Multiply<kNV, true, Sums::kAdd>(
+          memory.k_pairs + k0 / kPer * padded + PairedAt<Policy>(begin, d, padded),
+          PairedPitch<Policy>(padded), memory.ds_pairs + begin / kPer * kBlock + p0, kBlock,
+          (end - begin) / kPer, memory.dq + p0 * padded + d * kQueries, kQueries);
     }
   }
 
   /// dk and dv of keys [s0, n) of a tile, from all queries of a block.
-  void KeyGrads(const Block& block, int64_t k0, int64_t s0, int64_t n, const Memory& memory) const {
+  void KeyGrads(const Block& block, int64_t k0, int64_t s0, int64_t n, const Memory& memory,
+                Products<Policy>& products) const {
     const int64_t count = block.panels * kQueries;
-    for (int64_t r = s0; r < n; r += kProductRows) {
-      // Rows before the key do not see it.
+    for (int64_t r = s0; r < n; r += kRows) {
+      // Rows before the key do not see it. A group of tiles begins at a multiple of 32 as r does.
       const int64_t from = Max(k0 + r - block.b0, 0) / kVL * kVL;
       if (from >= count) break;
       const int64_t a = (r * kBlock + from) / kPer;
@@ -248,12 +251,12 @@ struct AttentionBackwardPass {
       const auto add = [&](auto vectors, int64_t d) {
         constexpr int kVectors = decltype(vectors)::value;
         const int64_t out = (k0 + r) * padded + d;
-        Product<Policy, kVectors, false, Sums::kAdd>(memory.p + a, kBlock / kPer,
-                                                     memory.d_o_pairs + b + d, padded, depth,
-                                                     memory.dv + out, padded);
-        Product<Policy, kVectors, false, Sums::kAdd>(memory.ds + a, kBlock / kPer,
-                                                     memory.q_pairs + b + d, padded, depth,
-                                                     memory.dk + out, padded);
+        products.template Multiply<kVectors, false, Sums::kAdd>(memory.p + a, kBlock / kPer,
+                                                                memory.d_o_pairs + b + d, padded,
+                                                                depth, memory.dv + out, padded);
+        products.template Multiply<kVectors, false, Sums::kAdd>(memory.ds + a, kBlock / kPer,
+                                                                memory.q_pairs + b + d, padded,
+                                                                depth, memory.dk + out, padded);
       };
       int64_t d = 0;
       for (; d + kNR <= padded; d += kNR) add(std::integral_constant<int, kNV>(), d);
@@ -281,18 +284,19 @@ struct AttentionBackwardPass {
     NarrowRun(matrix.data, matrix.dtype, row * matrix.cols + out.first + head * D, D, values);
   }
 
-  void Head(const Sequence& sequence, int64_t head, const Memory& memory) const {
+  void Head(const Sequence& sequence, int64_t head, const Memory& memory,
+            Products<Policy>& products) const {
     Block block;
     for (block.b0 = 0; block.b0 < T; block.b0 += kBlock) {
       ReadBlock(sequence, head, memory, &block);
       for (int64_t k0 = block.begin() / kTile * kTile; k0 < block.end(); k0 += kTile) {
         if (run.Stopped()) return;
-        const int64_t s0 = Max(block.begin() - k0, 0) / kProductRows * kProductRows;
-        const int64_t n = CeilDiv(Min(kTile, block.end() - k0), kProductRows) * kProductRows;
+        const int64_t s0 = Max(block.begin() - k0, 0) / kRows * kRows;
+        const int64_t n = CeilDiv(Min(kTile, block.end() - k0), kRows) * kRows;
         for (int64_t panel = 0; panel < block.panels; ++panel) {
-          PanelOfTile(block.sight[panel], panel, k0, s0, n, memory);
+          PanelOfTile(block.sight[panel], panel, k0, s0, n, memory, products);
         }
-        KeyGrads(block, k0, s0, n, memory);
+        KeyGrads(block, k0, s0, n, memory, products);
       }
       WriteQueries(sequence, head, block, memory);
     }
@@ -305,12 +309,19 @@ struct AttentionBackwardPass {
     const KeySource keys = {op.k.matrix, op.v.matrix, op.k.first, op.v.first, b * T, &shape.rope};
     PackKeys<Policy>(keys, sequence, g, 0, T, memory.k, memory.v);
     if constexpr (Policy::kPairs) {
-      PairRows<Policy>(memory.k, CeilDiv(T, kProductRows) * kProductRows, padded, memory.k_pairs);
+      for (int64_t k0 = 0; k0 < T; k0 += kTile) {
+        const int64_t count = CeilDiv(Min(kTile, T - k0), kRows) * kRows;
+        PairKeys<Policy>(memory.k + k0 * units, count, padded, memory.k_pairs + k0 * units);
+      }
     }
     const auto bytes = static_cast<size_t>(rows * padded) * sizeof(float);
     std::memset(memory.dk, 0, bytes);
     std::memset(memory.dv, 0, bytes);
-    for (int64_t h = 0; h < shape.group(); ++h) Head(sequence, g * shape.group() + h, memory);
+    Products<Policy> products;
+    for (int64_t h = 0; h < shape.group(); ++h) {
+      Head(sequence, g * shape.group() + h, memory, products);
+    }
+    products.End();
     if (run.Stopped()) return;
     for (int64_t t = 0; t < T; ++t) {
       float* dk = memory.dk + t * padded;

@@ -4,9 +4,15 @@
 /// Lanes are queries. Scores are kept as sᵀ [keys][queries], so that maxima, sums and masks of a
 /// query stay in its lane: nothing is summed across lanes, and the bits of a query do not depend on
 /// its neighbours. Operands are in units (pack.h): one f32, or two bf16 along the summed index.
+///
+/// A matrix unit (amx_tile.h) takes 32 rows and 32 queries at once. Its groups of the summed index
+/// begin at multiples of their size, whatever part of a tile of keys a panel sees. What is summed
+/// over keys is turned when it is packed, since rows of the unit's first operand run along the
+/// summed index.
 #pragma once
 
 #include "native/core/ops/attention_ops.h"
+#include "native/cpu/kernels/amx/amx_tile.h"
 #include "native/cpu/kernels/model/softmax.h"
 #include "native/cpu/kernels/tile/gemm.h"
 
@@ -14,8 +20,14 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 // Queries of a panel.
 constexpr int64_t kQueries = kNR;
-// Rows of a product: with kNV vectors of queries these fill the registers.
-constexpr int64_t kProductRows = kVL == 16 ? 8 : (kMR >= 8 ? 8 : 4);
+// Does the matrix unit multiply?
+template <typename Policy>
+constexpr bool kOnTiles = kHasTiles && Policy::kPairs;
+// Rows of a product: with kNV vectors of queries these fill the registers, or the unit's tiles.
+template <typename Policy>
+constexpr int64_t kProductRows = kOnTiles<Policy>        ? kStepRows
+                                 : kVL == 16 || kMR >= 8 ? 8
+                                                         : 4;
 // Columns of heads are filled up with zeros to a multiple of it, for transposes of vectors.
 template <typename Policy>
 constexpr int64_t kUnitElems = Policy::kPairs ? 2 : 1;
@@ -34,36 +46,78 @@ LOWRANK_INLINE int64_t PaddedDim(int64_t head_dim) {
 /// How the sums of a product meet what is there.
 enum class Sums { kSet, kAdd, kScale };
 
-/// d [kProductRows][kVectors · kVL] = Σₖ a[r, k] · b[k], set, added to d, or to d · factors; a[r,
-/// k] is a[r · lda + k], or a[k · lda + r] where kTurned.
-template <typename Policy, int kVectors, bool kTurned, Sums kSums>
-static __attribute__((noinline)) void Product(const Unit* a, int64_t lda, const Unit* b,
-                                              int64_t ldb, int64_t depth, float* d, int64_t ldd,
-                                              const float* factors = nullptr) {
-  VecF acc[kProductRows][kVectors] = {};
-  for (int64_t k = 0; k < depth; ++k) {
-    VecF cols[kVectors];
+/// The products of one task: d [kProductRows][kVectors · kVL] = Σₖ a[r, k] · b[k], set, added to d,
+/// or to d · factors; a[r, k] is a[r · lda + k], or a[k · lda + r] where kTurned.
+template <typename Policy, bool kTiles = kOnTiles<Policy>, typename Session = TileSession>
+class Products {
+ public:
+  template <int kVectors, bool kTurned, Sums kSums>
+  static __attribute__((noinline)) void Multiply(const Unit* a, int64_t lda, const Unit* b,
+                                                 int64_t ldb, int64_t depth, float* d, int64_t ldd,
+                                                 const float* factors = nullptr) {
+    constexpr int64_t kRows = kProductRows<Policy>;
+    VecF acc[kRows][kVectors] = {};
+    for (int64_t k = 0; k < depth; ++k) {
+      VecF cols[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) cols[v] = Load(b + k * ldb + v * kVL);
+      for (int v = 0; v < kVectors; ++v) cols[v] = Load(b + k * ldb + v * kVL);
 #pragma GCC unroll 16
-    for (int64_t r = 0; r < kProductRows; ++r) {
-      const Unit row = kTurned ? a[k * lda + r] : a[r * lda + k];
+      for (int64_t r = 0; r < kRows; ++r) {
+        const Unit row = kTurned ? a[k * lda + r] : a[r * lda + k];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) acc[r][v] = Policy::Step(acc[r][v], row, cols[v]);
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = Policy::Step(acc[r][v], row, cols[v]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        float* out = d + r * ldd + v * kVL;
+        VecF sum = acc[r][v];
+        if constexpr (kSums == Sums::kAdd) sum += Load(out);
+        if constexpr (kSums == Sums::kScale) sum = Fma(Load(out), Load(factors + v * kVL), sum);
+        Store(out, sum);
+      }
     }
   }
-#pragma GCC unroll 16
-  for (int64_t r = 0; r < kProductRows; ++r) {
+  void End() {}
+};
+
+/// On the matrix unit; a is never turned. What is added to stays in the tiles.
+template <typename Policy, typename Session>
+class Products<Policy, true, Session> {
+ public:
+  template <int kVectors, bool kTurned, Sums kSums>
+  LOWRANK_MEMBER_INLINE void Multiply(const Unit* a, int64_t lda, const Unit* b, int64_t ldb,
+                                      int64_t depth, float* d, int64_t ldd,
+                                      const float* factors = nullptr) {
+    session_.Shape(kStepRows, kVectors * kVL);
+    if constexpr (kSums == Sums::kAdd) {
+      session_.Load(d, ldd);
+    } else {
+      session_.Zero();
+    }
+    session_.Add({a, lda, kTileRows * lda, kTileUnits}, {b, ldb, kVL, kTileUnits * ldb},
+                 depth / kTileUnits);
+    if constexpr (kSums != Sums::kScale) {
+      session_.Store(d, ldd);
+      return;
+    }
+    session_.Store(sums_, kStepRows);
+    for (int64_t r = 0; r < kStepRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      float* out = d + r * ldd + v * kVL;
-      VecF sum = acc[r][v];
-      if constexpr (kSums == Sums::kAdd) sum += Load(out);
-      if constexpr (kSums == Sums::kScale) sum = Fma(Load(out), Load(factors + v * kVL), sum);
-      Store(out, sum);
+      for (int v = 0; v < kVectors; ++v) {
+        float* out = d + r * ldd + v * kVL;
+        Store(out, Fma(Load(out), Load(factors + v * kVL), Load(sums_ + r * kStepRows + v * kVL)));
+      }
     }
   }
-}
+  void End() { session_.End(); }
+
+ private:
+  Session session_;
+  alignas(64) float sums_[kStepRows * kStepRows] = {};
+};
 
 /// Turns dimensions i and i + rot / 2 of a row by the angle of a position, or back.
 LOWRANK_INLINE void Turn(const TensorView& rope, int64_t position, bool back, float* row) {
@@ -180,6 +234,44 @@ LOWRANK_INLINE void PairRows(const Unit* rows, int64_t count, int64_t padded, Un
   } else {
     std::memcpy(out, rows, static_cast<size_t>(count * padded) * sizeof(Unit));
   }
+}
+
+/// Keys or values of a tile, [count][units] and count a multiple of kProductRows, as the operand of
+/// products that are summed over keys: [kKeyTile / 2][padded] like PairRows, or turned for tiles,
+/// [padded][kKeyTile / 2].
+template <typename Policy>
+LOWRANK_INLINE void PairKeys(const Unit* rows, int64_t count, int64_t padded, Unit* out) {
+  if constexpr (!kOnTiles<Policy>) {
+    PairRows<Policy>(rows, count, padded, out);
+  } else {
+    const auto* halves = reinterpret_cast<const uint16_t*>(rows);
+    for (int64_t u = 0; u < count / 2; u += kVL) {
+      for (int64_t i = 0; i < padded; i += kVL) {
+        VecF r[kVL];
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < kVL; ++j) {
+          const uint16_t* even = halves + 2 * (u + j) * padded + i;
+          const VecU low = ZeroExtend(*reinterpret_cast<const LooseH*>(even));
+          const VecU high = ZeroExtend(*reinterpret_cast<const LooseH*>(even + padded));
+          r[j] = AsFloat(low | (high << 16));
+        }
+        Transpose(r);
+#pragma GCC unroll 16
+        for (int64_t j = 0; j < kVL; ++j) Store(out + (i + j) * kKeyTile<Policy> / 2 + u, r[j]);
+      }
+    }
+  }
+}
+
+/// Where dimension d of a key is in what PairKeys made of a tile, and how far the next one is.
+template <typename Policy>
+LOWRANK_INLINE int64_t PairedAt(int64_t key, int64_t d, int64_t padded) {
+  if constexpr (kOnTiles<Policy>) return d * kKeyTile<Policy> / 2 + key / 2;
+  return key / kUnitElems<Policy> * padded + d;
+}
+template <typename Policy>
+LOWRANK_INLINE int64_t PairedPitch(int64_t padded) {
+  return kOnTiles<Policy> ? kKeyTile<Policy> / 2 : padded;
 }
 
 /// Rows [kQueries][units] as the panel [units][kQueries].
