@@ -50,24 +50,33 @@ static void AccumulateInputGrad(Run& run, const Grid& grid, const Block& block,
   }
 }
 
-/// dx (+)= dy · w, chunk by chunk of `step` rows; pack, last and add as in ForwardManyChunks. With
-/// `spread`, last's columns must be in the order of lanes (SpreadPanels); for add they are in their
-/// original order again. Blocks have up to most_cols columns, more than kNC if there are no last
-/// steps.
+/// dx (+)= dy · w, chunk by chunk of rows.
+struct InputGradPass {
+  const TensorView& dy;
+  const WeightView* w;  // null: no dx
+  const TensorView* dx;
+  bool accumulate;
+  int64_t r;                // only counts for the work
+  int64_t step;             // rows of a chunk
+  int64_t most_cols = kNC;  // of a block: more if there are no last steps
+};
+
+/// pack, last and add as in ForwardManyChunks. With `spread`, last's columns must be in the order
+/// of lanes (SpreadPanels); for add they are in their original order again.
 template <typename Policy, typename PackFn, typename LastFn, typename AddFn>
-LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const WeightView* w_view,
-                                    const TensorView* dx, bool accumulate, int64_t r, int64_t step,
-                                    int64_t most_cols, const PackFn& pack, const LastFn& last_of,
-                                    const AddFn& add) {
-  const int64_t depth = dy_view.cols;
-  const bool with_dx = w_view != nullptr;
-  const RowSource dy = DenseRows(dy_view);
-  const RowSource w = with_dx ? WeightRows(*w_view, dy_view.dtype) : dy;
+LOWRANK_INLINE void InputGradChunks(Run& run, const InputGradPass& pass, const PackFn& pack,
+                                    const LastFn& last_of, const AddFn& add) {
+  const int64_t depth = pass.dy.cols;
+  const int64_t step = pass.step;
+  const int64_t r = pass.r;
+  const bool with_dx = pass.w != nullptr;
+  const RowSource dy = DenseRows(pass.dy);
+  const RowSource w = with_dx ? WeightRows(*pass.w, pass.dy.dtype) : dy;
   const bool with_granules = with_dx && WholeGranules(w);
-  const int64_t cols = with_dx ? dx->cols : 0;
-  for (int64_t m0 = 0; m0 < dy_view.rows; m0 += step) {
+  const int64_t cols = with_dx ? pass.dx->cols : 0;
+  for (int64_t m0 = 0; m0 < pass.dy.rows; m0 += step) {
     PackedChunk chunk;
-    chunk.rows = Min(step, dy_view.rows - m0);
+    chunk.rows = Min(step, pass.dy.rows - m0);
     chunk.order = NaturalOrder(depth);
     const int threads = run.context.pool->threads();
     chunk.route = PlanInputGrad<Policy>(chunk.rows, with_dx ? &w : nullptr, threads);
@@ -86,7 +95,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
     const bool wide = chunk.route == Route::kDirectDots;
     const Grid grid =
         PlanGrid(chunk.rows, cols, threads, with_granules || by_rows || wide ? kGranule : kNR,
-                 wide ? DirectDotColumns(chunk.rows) : most_cols, wide ? 1 : kTasksPerThread);
+                 wide ? DirectDotColumns(chunk.rows) : pass.most_cols, wide ? 1 : kTasksPerThread);
     const int64_t terms = (by_rows ? sums.blocks : depth) + r;
     run.ForEach(grid.tasks(), chunk.rows * cols * terms, [&](int64_t task) {
       const Block block = BlockOf(grid, task);
@@ -111,7 +120,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const TensorView& dy_view, const W
       }
       add(grid, block, m0, c);
       if (run.Stopped()) return;
-      StoreTile(block, c, *dx, m0, accumulate);
+      StoreTile(block, c, *pass.dx, m0, pass.accumulate);
     });
     if (run.Stopped()) return;
   }
@@ -154,7 +163,11 @@ static void InputGrad(Run& run, const InputGradParts& op) {
   const RowSource none = DenseRows(op.dy);
   const bool fills_dh = r != 0 && op.lora_b != nullptr;
   const RowSource lora_a = r == 0 || op.lora_a == nullptr ? none : DenseRows(*op.lora_a);
-  const RowSource lora_b = fills_dh ? DenseRows(*op.lora_b) : none;
+  Shrink shrink;
+  if (fills_dh) {
+    shrink = {op.lora_b, r,          static_cast<float*>(op.dh->data),
+              nullptr,   op.scaling, op.accumulate_dh};
+  }
   RowSource dh = r == 0 ? none : DenseRows(*op.dh);
   dh.factor = op.dh_factor;
   int64_t step = ChunkRows<Policy>(op.dy.rows, op.dy.cols);
@@ -164,17 +177,14 @@ static void InputGrad(Run& run, const InputGradParts& op) {
     if (run.Stopped()) return;
   }
   const auto pack = [&](const RowSource& dy, int64_t m0, const PackedChunk& chunk) {
-    PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, op.w != nullptr, fills_dh ? r : 0,
-                                 op.scaling, DirectB<F32Policy>{lora_b}, op.lora_b,
-                                 fills_dh ? static_cast<float*>(op.dh->data) : nullptr,
-                                 op.accumulate_dh);
+    PackAndShrink<Policy, false>(run, dy, m0, chunk, op.w != nullptr, shrink);
     if constexpr (!Policy::kTiles) {
       if (!factor || run.Stopped()) return;
       AddFactorPanels<Policy>(run, chunk, m0, m0 + chunk.rows == dy.rows, *op.d_lora_b);
     }
   };
   InputGradChunks<Policy>(
-      run, op.dy, op.w, op.dx, op.accumulate, r, step, kNC, pack,
+      run, {op.dy, op.w, op.dx, op.accumulate, r, step}, pack,
       [&](const Grid& grid, const Block& block, int64_t m0, bool spread, LastSteps* last) {
         if (r == 0 || op.gate != nullptr || FewRows(grid)) return true;
         if (ExpandsRows(grid, block, *op.lora_a)) return true;

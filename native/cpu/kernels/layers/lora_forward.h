@@ -141,17 +141,28 @@ using AddToBlock =
     Reference<void(int target, const Grid& grid, const Block& block, int64_t m0, float* c)>;
 
 /// y = x · wᵀ for each target, chunk by chunk of rows, with the tasks of all targets in parallel.
+/// `more` rows of the first target follow where x ends.
+struct ForwardPass {
+  const TensorView& x;
+  const ForwardTarget* targets;
+  int count;
+  int64_t r;  // only counts for the work
+  /// The last target is the up of a gate, whose y holds gate or will hold it from the target
+  /// before; then a task takes a block of each in turn.
+  bool swiglu = false;
+  int64_t most_cols = kNC;  // of a block: more if there are no last steps
+};
+
 /// pack(x, m0, chunk) packs a chunk and may also read its rows; last(target, grid, block, m0,
 /// steps) sets the steps that end the sums of a block, and add(target, grid, block, m0, c) adds to
-/// them. `r` only counts for the work. With `swiglu` the last target is its up, whose y holds gate
-/// or will hold it from the target before; then a task takes a block of each in turn. `more` rows
-/// of the first target follow where x ends. Blocks have up to most_cols columns, more than kNC if
-/// there are no last steps.
+/// them.
 template <typename Policy>
-static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardTarget* targets,
-                              int count, int64_t r, const PackChunk& pack,
-                              const LastOfBlock& last_of, const AddToBlock& add,
-                              bool swiglu = false, int64_t most_cols = kNC) {
+static void ForwardManyChunks(Run& run, const ForwardPass& pass, const PackChunk& pack,
+                              const LastOfBlock& last_of, const AddToBlock& add) {
+  const TensorView& x_view = pass.x;
+  const ForwardTarget* const targets = pass.targets;
+  const int count = pass.count;
+  const bool swiglu = pass.swiglu;
   const int64_t depth = x_view.cols;
   RowSource x = DenseRows(x_view);
   if (targets[0].more != nullptr) Append(targets[0].more->x, &x);
@@ -184,13 +195,13 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
     if (run.Stopped()) return;
     int64_t tasks = 0;
     for (int i = 0; i < count; ++i) {
-      all[i].grid =
-          PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads(), kNR, most_cols);
+      all[i].grid = PlanGrid(chunk.rows, targets[i].y->cols, run.context.pool->threads(), kNR,
+                             pass.most_cols);
       if (ForDots(chunk.route)) all[i].grid.row_blocks = 1;  // passes share the rows of w
       all[i].first_task = swiglu ? 0 : tasks;
       tasks = all[i].first_task + all[i].grid.tasks();
     }
-    run.ForEach(tasks, chunk.rows * cols * (depth + r), [&](int64_t task) {
+    run.ForEach(tasks, chunk.rows * cols * (depth + pass.r), [&](int64_t task) {
       int end = count;
       while (task < all[end - 1].first_task) --end;
       for (int i = swiglu ? 0 : end - 1; i < end; ++i) {
@@ -221,15 +232,15 @@ static void ForwardManyChunks(Run& run, const TensorView& x_view, const ForwardT
 /// The same for one weight, without last steps.
 template <typename Policy, typename PackFn, typename AddFn>
 LOWRANK_INLINE void ForwardChunks(Run& run, const TensorView& x, const WeightView& w,
-                                  const TensorView& y, int64_t r, int64_t most_cols,
-                                  const PackFn& pack, const AddFn& add) {
+                                  const TensorView& y, int64_t most_cols, const PackFn& pack,
+                                  const AddFn& add) {
   const ForwardTarget target = {&w, &y};
   const auto no_last = [](int, const Grid&, const Block&, int64_t, LastSteps*) { return true; };
   const auto add_to = [&](int, const Grid& grid, const Block& block, int64_t m0, float* c) {
     add(grid, block, m0, c);
   };
-  ForwardManyChunks<Policy>(run, x, &target, 1, r, PackChunk(pack), LastOfBlock(no_last),
-                            AddToBlock(add_to), false, most_cols);
+  ForwardManyChunks<Policy>(run, {x, &target, 1, 0, false, most_cols}, PackChunk(pack),
+                            LastOfBlock(no_last), AddToBlock(add_to));
 }
 
 /// Adds a row of values, one per column, to rows [m0, m1) of a block's sums.
@@ -290,10 +301,9 @@ static Outcome ForwardMany(const Products& products, const RunContext& context, 
       const ForwardParts op = products.At(i);
       const int64_t r = op.h == nullptr || op.h_given ? 0 : op.h->cols;
       if (i != 0 && r == 0) continue;
-      PackAndShrink<Policy, true>(
-          run, x, op.gate, m0, chunk, i == 0, r, 1.0f,
-          TransposedB<F32Policy>{op.lora_a == nullptr ? x : DenseRows(*op.lora_a)}, op.lora_a,
-          r == 0 ? nullptr : static_cast<float*>(op.h->data));
+      Shrink shrink;
+      if (r != 0) shrink = {op.lora_a, r, static_cast<float*>(op.h->data), op.gate};
+      PackAndShrink<Policy, true>(run, x, m0, chunk, i == 0, shrink);
       if (run.Stopped()) return;
     }
   };
@@ -319,8 +329,8 @@ static Outcome ForwardMany(const Products& products, const RunContext& context, 
       AddRow(block, block.m0, Min(block.m1, op.x.rows - m0), bias, c);
     }
   };
-  ForwardManyChunks<Policy>(run, products.At(0).x, targets, count, most_r, PackChunk(pack),
-                            LastOfBlock(last_of), AddToBlock(add), swiglu);
+  ForwardManyChunks<Policy>(run, {products.At(0).x, targets, count, most_r, swiglu},
+                            PackChunk(pack), LastOfBlock(last_of), AddToBlock(add));
   return run.Result();
 }
 

@@ -253,13 +253,21 @@ LOWRANK_INLINE Part PartOf(const Grouped& group, const AdapterRows& adapter, con
           FirstFrom(index, adapter.count, m0 + block.m1), index, m0 + block.m0};
 }
 
-/// c[row] += (gate ⊙) left[row] · b for an adapter's rows in the block, with b the factor
-/// (kTransposed: its transpose). left is packed by adapter. Few rows are added in place; `next` is
-/// the factor after this one, or null.
+/// (gate ⊙) left · b of an adapter.
+struct AdapterTerm {
+  const RowSource& left;     // packed by adapter
+  const TensorView& factor;  // b, or its transpose
+  const TensorView* next;    // the factor after this one, or null
+  const Gate* gate;
+};
+
+/// c[row] += the term for an adapter's rows in the block; its factor is the transpose of b where
+/// kTransposed. Few rows are added in place.
 template <bool kTransposed>
-LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, int64_t r,
-                            const RowSource& left, const TensorView& factor, const TensorView* next,
-                            const Gate* gate, float* c) {
+LOWRANK_INLINE void AddPart(Run& run, const Block& block, const Part& part, const AdapterTerm& term,
+                            float* c) {
+  const auto& [left, factor, next, gate] = term;
+  const int64_t r = left.cols;
   const int64_t rows = part.rows();
   const int64_t cols = block.n1 - block.n0;
   const bool few = rows <= kThinRows;
@@ -346,10 +354,9 @@ template <typename Policy>
 static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& group) {
   const RowSource x = DenseRows(op.x);
   ForwardChunks<Policy>(
-      run, op.x, op.w, op.y, 0, GroupColumns(op.table, op.x.rows),
+      run, op.x, op.w, op.y, GroupColumns(op.table, op.x.rows),
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
-        PackAndShrink<Policy, true>(run, x, nullptr, m0, chunk, true, 0, 1.0f,
-                                    TransposedB<F32Policy>{x}, nullptr, nullptr);
+        PackAndShrink<Policy, true>(run, x, m0, chunk, true, Shrink());
       },
       [&](const Grid&, const Block& block, int64_t m0, float* c) {
         for (int64_t e = 0; e < op.table.count; ++e) {
@@ -360,8 +367,9 @@ static void GroupedProduct(Run& run, const GroupedForwardOp& op, const Grouped& 
           RowSource h = DenseRows(h_view);
           h.factor = adapter.scaling;
           h.row_factors = group.FactorsOf(adapter);
-          AddPart<true>(run, block, part, adapter.r(), h, adapter.lora_b,
-                        group.Next(e, e + 1, &AdapterRows::lora_b), nullptr, c);
+          AddPart<true>(run, block, part,
+                        {h, adapter.lora_b, group.Next(e, e + 1, &AdapterRows::lora_b), nullptr},
+                        c);
           if (run.Stopped()) return;
         }
         EachPart(block, c,
@@ -388,11 +396,11 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
                              float* dh) {
   const RowSource dy = DenseRows(op.dy);
   InputGradChunks<Policy>(
-      run, op.dy, &op.w, &op.dx, op.accumulate_dx, 0, ChunkRows<Policy>(op.dy.rows, op.dy.cols),
-      GroupColumns(op.table, op.dy.rows),
+      run,
+      {op.dy, &op.w, &op.dx, op.accumulate_dx, 0, ChunkRows<Policy>(op.dy.rows, op.dy.cols),
+       GroupColumns(op.table, op.dy.rows)},
       [&](const RowSource&, int64_t m0, const PackedChunk& chunk) {
-        PackAndShrink<Policy, false>(run, dy, nullptr, m0, chunk, true, 0, 1.0f,
-                                     DirectB<F32Policy>{dy}, nullptr, nullptr);
+        PackAndShrink<Policy, false>(run, dy, m0, chunk, true, Shrink());
       },
       NoLastSteps(),
       [&](const Grid&, const Block& block, int64_t m0, float* c) {
@@ -403,8 +411,9 @@ static void GroupedInputGrad(Run& run, const GroupedBackwardOp& op, const Groupe
           const TensorView dh_view = FloatView(dh + adapter.h_begin, adapter.count, adapter.r());
           const RowSource left = DenseRows(dh_view);
           const Gate gate = AdapterGate(adapter, op.seed, op.mask, op.in_features);
-          AddPart<false>(run, block, part, adapter.r(), left, adapter.lora_a,
-                         group.Next(e, e + 1, &AdapterRows::lora_a), gate.active ? &gate : nullptr,
+          AddPart<false>(run, block, part,
+                         {left, adapter.lora_a, group.Next(e, e + 1, &AdapterRows::lora_a),
+                          gate.active ? &gate : nullptr},
                          c);
           if (run.Stopped()) return;
         }

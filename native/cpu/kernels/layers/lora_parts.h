@@ -20,15 +20,14 @@ LOWRANK_OP Outcome LoraShrink(const LoraShrinkOp& op, const RunContext& context)
   Run run(context);
   const Gate gate = MakeGate(op.dropout, op.x.cols);
   const RowSource x = DenseRows(op.x);
-  const RowSource lora_a = DenseRows(op.lora_a);
+  const Shrink shrink = {&op.lora_a, op.lora_a.rows, static_cast<float*>(op.h.data),
+                         gate.active ? &gate : nullptr, op.scaling};
   const int64_t step = ChunkRows<F32Policy>(op.x.rows, op.x.cols);
   for (int64_t m0 = 0; m0 < op.x.rows && !run.Stopped(); m0 += step) {
     PackedChunk chunk;
     chunk.rows = Min(step, op.x.rows - m0);
     chunk.order = NaturalOrder(op.x.cols);
-    PackAndShrink<F32Policy, true>(run, x, gate.active ? &gate : nullptr, m0, chunk, false,
-                                   op.lora_a.rows, op.scaling, TransposedB<F32Policy>{lora_a},
-                                   &op.lora_a, static_cast<float*>(op.h.data));
+    PackAndShrink<F32Policy, true>(run, x, m0, chunk, false, shrink);
   }
   return run.Result();
 }

@@ -12,14 +12,34 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// out [rows, r] (+)= factor · (gate ⊙ a) · b with f32 arithmetic, over a chunk of rows of `a`. It
-/// also packs the chunk for the base product, unless that is packed already. `factor_rows` is b
-/// (kTransposed: its transpose) as stored in memory, which few rows use directly. Null if r is 0.
-template <typename Policy, bool kTransposed, typename PackBFn>
-LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate, int64_t m0,
-                                  const PackedChunk& chunk, bool pack, int64_t r, float factor,
-                                  const PackBFn& pack_b, const TensorView* factor_rows, float* out,
-                                  bool accumulate = false) {
+/// out [M, r] (+)= scaling · (gate ⊙ a) · b, of which PackAndShrink() computes a chunk of rows.
+struct Shrink {
+  const TensorView* factor = nullptr;  // b [·, r], or its transpose [r, ·]; null if r is 0
+  int64_t r = 0;
+  float* out = nullptr;
+  const Gate* gate = nullptr;
+  float scaling = 1;
+  bool accumulate = false;
+};
+
+/// The panels of a shrink's factor, which is the transpose of b where kTransposed.
+template <bool kTransposed>
+LOWRANK_INLINE ShrinkColumns ColumnsOf(Run& run, const Shrink& shrink, int64_t depth) {
+  const RowSource factor = DenseRows(*shrink.factor);
+  if constexpr (kTransposed) {
+    return PackShrinkColumns(run, depth, shrink.r, TransposedB<F32Policy>{factor});
+  } else {
+    return PackShrinkColumns(run, depth, shrink.r, DirectB<F32Policy>{factor});
+  }
+}
+
+/// A shrink with f32 arithmetic, over a chunk of rows of `a` from m0 on. It also packs the chunk
+/// for the base product, unless that is packed already. Few rows use the factor as stored in
+/// memory.
+template <typename Policy, bool kTransposed>
+LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, int64_t m0,
+                                  const PackedChunk& chunk, bool pack, const Shrink& shrink) {
+  const int64_t r = shrink.r;
   const RowPanels panels = SplitRows(chunk.rows);
   const int64_t blocks = Min(pack ? Max(panels.count, chunk.panels.count) : panels.count,
                              run.context.pool->threads() * kTasksPerThread);
@@ -27,11 +47,11 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
   const bool thin = chunk.rows <= kThinRows;
   ShrinkColumns columns;
   if (r != 0 && !thin) {
-    columns = PackShrinkColumns(run, a.cols, r, pack_b);
+    columns = ColumnsOf<kTransposed>(run, shrink, a.cols);
     if (columns.data == nullptr) return;
   }
   RowSource gated = a;
-  gated.gate = gate;
+  gated.gate = shrink.gate;
   run.ForEach(blocks, chunk.rows * a.cols * (r + 4), [&](int64_t task) {
     if (run.Stopped()) return;
     const Block block = BlockOf(grid, task);
@@ -55,7 +75,7 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
       std::memset(c, 0, static_cast<size_t>(rows * ldc) * sizeof(float));
     } else if (thin) {
       AccumulateThin<kTransposed>(
-          run, gated, m0 + block.m0, rows, *factor_rows, 0, r,
+          run, gated, m0 + block.m0, rows, *shrink.factor, 0, r,
           [&](int64_t m) { return c + m * ldc; }, true);
       if (run.Stopped()) return;
     } else {
@@ -63,9 +83,10 @@ LOWRANK_INLINE void PackAndShrink(Run& run, const RowSource& a, const Gate* gate
     }
     for (int64_t m = 0; m < rows; ++m) {
       const float* row = c + m * ldc;
-      float* target = out + (m0 + block.m0 + m) * r;
+      float* target = shrink.out + (m0 + block.m0 + m) * r;
       for (int64_t n = 0; n < r; ++n) {
-        target[n] = accumulate ? target[n] + factor * row[n] : factor * row[n];
+        const float value = shrink.scaling * row[n];
+        target[n] = shrink.accumulate ? target[n] + value : value;
       }
     }
   });
