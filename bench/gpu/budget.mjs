@@ -23,6 +23,7 @@ import {
   streaming,
 } from './budget-model.mjs';
 import { bytesOf, flopsOf, kRows } from './cases.mjs';
+import { kStepRows, stepTable } from './step-budget.mjs';
 
 const root = path.join(import.meta.dirname, '..', '..');
 const dataFile = path.join(import.meta.dirname, 'budget-data.json');
@@ -113,7 +114,7 @@ export function goalsTable(data = readData()) {
   return [head, '| --- | --- | --- | --- | --- | --- | --- | --- |', ...rows].join('\n');
 }
 
-/** `page` with both tables between their marks. */
+/** `page` with its tables between their marks. */
 export function withTables(page, data = readData()) {
   const put = (text, name, table) => {
     const marks = [`<!-- ${name} -->\n`, `\n<!-- end of ${name} -->`];
@@ -122,12 +123,18 @@ export function withTables(page, data = readData()) {
     return text.slice(0, begin + marks[0].length) + table + text.slice(end);
   };
   const terms = put(page, 'terms of the paper', termsTable());
-  return put(terms, 'goals on paper', goalsTable(data));
+  const goals = put(terms, 'goals on paper', goalsTable(data));
+  return put(
+    goals,
+    'step on paper',
+    stepTable((row) => budgetOf(row, data).us),
+  );
 }
 
 /** The launches of every case, as `program` prints them. */
 export function plannedLaunches(program) {
-  const cases = [...new Set(kBudgets.map(planCase).filter((one) => one !== undefined))];
+  const rows = [...kBudgets, ...kStepRows];
+  const cases = [...new Set(rows.map(planCase).filter((one) => one !== undefined))];
   const lines = execFileSync(program, cases, { encoding: 'utf8' }).trim().split('\n');
   return Object.fromEntries(lines.map(JSON.parse).map((line) => [line.case, line.launches]));
 }
