@@ -16,8 +16,9 @@
 /// Shared       LoraContractShared<T>: kStages tiles of x (16-byte chunks, XOR-swizzled so that
 ///              cp.async, ldmatrix plain and transposed, and the f32 loads are free of conflicts)
 ///              and 2 KB for the column sums; the warps' sums reuse the tiles
-/// Numerics     bf16 parts (lora_parts.cuh): products exact, accumulation in f32, one rounding a
-///              tile of 16 products; scale and 1 / (1 - p) are applied once to the sum
+/// Numerics     bf16 parts (lora_parts.cuh): products exact, accumulation in f32. x of 16 bits: in
+///              the tensor cores' sums alone. x of f32: 16 products from zero, their sum rounded to
+///              nearest as it is added; scale and 1 / (1 - p) are applied once to the sum
 /// Gate         on the tile in shared memory, each thread on the chunks that it copied itself: no
 ///              barrier more, and one Philox call for four elements, the fewest there can be
 /// Rounded      where it is asked for, x of f32 is stored in 16 bits too, by the same threads as
@@ -36,6 +37,8 @@
 ///   L2         8 KB of factor beside 16 KB of x
 ///   counters   every access of the loop costs its ideal, but for factors of 16 bits: a request of
 ///              theirs uses half of each sector, and the next request, an L1 hit, the other half
+///   f32 x      32 KB a tile, 3,320 and 2,440 clocks of memory: 512 mma are 1,024 clocks; issue
+///              about 400 a warp, 32 of them the additions of sums from zero: 800 slots
 /// so memory decides, with two blocks (96 KB in flight) on a multiprocessor against the 16 KB that
 /// 700 ns of latency ask for. A second rank tile is a neighbour in the grid and reads the same x
 /// out of L2 (which has some 3 times the rate of memory), so x comes from memory once for any r;
@@ -395,9 +398,15 @@ class LoraContract {
         constexpr uint32_t kOnes = 0x3f803f80u;
 #pragma unroll
         for (int held = 0; held < kHeldO; ++held) {
+          float sums[4] = {};
+          float(&target)[4] = kSumsFromZero<kParts> ? sums : sums_[oi + held];
 #pragma unroll
-          for (int part = 0; part < kParts; ++part) {
-            MmaBF16(sums_[oi + held], a[held][part], kOnes, kOnes);
+          for (int part = kParts - 1; part >= 0; --part) {
+            MmaBF16(target, a[held][part], kOnes, kOnes);
+          }
+          if constexpr (kSumsFromZero<kParts>) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) sums_[oi + held][i] += sums[i];
           }
         }
       }

@@ -33,6 +33,11 @@ struct LoraF16Tag {
   static constexpr int kParts = 2;
 };
 
+/// Do the products of a step start from zero, so that an ordinary addition takes their sum to the
+/// sums so far? For x of f32, whose sums are promised as those of f32 arithmetic.
+template <int kParts>
+constexpr bool kSumsFromZero = kParts == LoraF32Tag::kParts;
+
 LOWRANK_DEVICE int PartsOf(int32_t element) {
   return element == kLoraF32 ? 3 : element == kLoraF16 ? 2 : 1;
 }
@@ -112,8 +117,12 @@ LOWRANK_DEVICE void SplitWord(uint32_t word, uint32_t (&parts)[kParts]) {
 }
 
 /// acc_of(i) += a[i] · factor for the fragments i: `a` is 16 x 16 as parts, `factor` the four
-/// elements of a lane's column in mma's B layout, of a dtype with `factor_parts`. Products of first
-/// parts come first, so that both variants give the same bits if everything is finite.
+/// elements of a lane's column in mma's B layout, of a dtype with `factor_parts`. The order is the
+/// same whether everything is finite or not, and so are the bits of what is finite.
+///
+/// A tensor core cuts its sum off toward zero at each product, and f32 by f32 has eight of them for
+/// each 16 of the sum. In sums that start from zero (kSumsFromZero) the small products come first:
+/// only the last product meets numbers of full size, and acc_of(i) is rounded to nearest.
 template <bool kAllFinite, int kHeld, int kParts, typename AccOf>
 LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const float (&factor)[4],
                                   int factor_parts, const AccOf& acc_of) {
@@ -126,36 +135,57 @@ LOWRANK_DEVICE void MultiplyParts(const uint32_t (&a)[kHeld][kParts][4], const f
     SplitAnyPair(factor[0], factor[1], low);
     SplitAnyPair(factor[2], factor[3], high);
   }
+  const auto multiply_first_parts = [&](const auto& sum_of) {
 #pragma unroll
-  for (int held = 0; held < kHeld; ++held) MmaBF16(acc_of(held), a[held][0], low[0], high[0]);
-  // After that product there is no infinity or NaN left: only first parts can be one.
-  uint32_t finite[kHeld][4];
-  if constexpr (!kAllFinite) {
-    low[0] = FinitePair(low[0]);
-    high[0] = FinitePair(high[0]);
+    for (int held = 0; held < kHeld; ++held) MmaBF16(sum_of(held), a[held][0], low[0], high[0]);
+  };
+  // Only first parts can be an infinity or NaN, which only their own product may meet.
+  const auto multiply_other_parts = [&](const auto& sum_of) {
+    uint32_t finite[kHeld][4];
+    uint32_t finite_low = low[0];
+    uint32_t finite_high = high[0];
+    if constexpr (!kAllFinite) {
+      finite_low = FinitePair(low[0]);
+      finite_high = FinitePair(high[0]);
+#pragma unroll
+      for (int held = 0; held < kHeld; ++held) {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) finite[held][i] = FinitePair(a[held][0][i]);
+      }
+    }
+#pragma unroll
+    for (int factor_part = 0; factor_part < 3; ++factor_part) {
+      if (factor_part >= factor_parts) continue;
+#pragma unroll
+      for (int part = 0; part < kParts; ++part) {
+        if (part + factor_part == 0 || part + factor_part > 3) continue;
+#pragma unroll
+        for (int held = 0; held < kHeld; ++held) {
+          const auto multiply = [&](const uint32_t(&x)[4]) {
+            MmaBF16(sum_of(held), x, factor_part == 0 ? finite_low : low[factor_part],
+                    factor_part == 0 ? finite_high : high[factor_part]);
+          };
+          if (kAllFinite || part > 0) {
+            multiply(a[held][part]);
+          } else {
+            multiply(finite[held]);
+          }
+        }
+      }
+    }
+  };
+  if constexpr (!kSumsFromZero<kParts>) {
+    multiply_first_parts(acc_of);
+    multiply_other_parts(acc_of);
+  } else {
+    float sums[kHeld][4] = {};
+    const auto sum_of = [&](int held) -> float(&)[4] { return sums[held]; };
+    multiply_other_parts(sum_of);
+    multiply_first_parts(sum_of);
 #pragma unroll
     for (int held = 0; held < kHeld; ++held) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) finite[held][i] = FinitePair(a[held][0][i]);
-    }
-  }
-#pragma unroll
-  for (int factor_part = 0; factor_part < 3; ++factor_part) {
-    if (factor_part >= factor_parts) continue;
-#pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      if (part + factor_part == 0 || part + factor_part > 3) continue;
-#pragma unroll
-      for (int held = 0; held < kHeld; ++held) {
-        const auto multiply = [&](const uint32_t(&x)[4]) {
-          MmaBF16(acc_of(held), x, low[factor_part], high[factor_part]);
-        };
-        if (kAllFinite || part > 0) {
-          multiply(a[held][part]);
-        } else {
-          multiply(finite[held]);
-        }
-      }
+      for (int i = 0; i < 4; ++i) acc_of(held)[i] += sums[held][i];
     }
   }
 }

@@ -1,9 +1,17 @@
 /** Long sums of data that show how a device adds: of one sign, and of a large range. */
 import { expect } from 'vitest';
-import { type Device, type DType, loraShrink, matmul, scope } from '../../lib/index.js';
+import {
+  type Device,
+  type DType,
+  loraExpandBackward,
+  loraShrink,
+  matmul,
+  scope,
+  type Tensor,
+} from '../../lib/index.js';
 import { bound, promised } from '../oracle/compare.js';
 import { positiveMatrix } from '../oracle/inputs.js';
-import { matmul64, matrix, roundAll } from '../oracle.js';
+import { expandBackward64, matmul64, matrix, roundAll } from '../oracle.js';
 import { tensorOf } from './operands.js';
 
 export const LENGTHS = [256, 4096, 14_336, 65_536] as const;
@@ -54,10 +62,40 @@ export async function shrinkError(
   });
 }
 
+/** The same of the gradients of lora_b and of a bias: sums over the rows. */
+export async function gradientError(
+  device: Device,
+  dtype: DType,
+  data: Data,
+  [M, N, r]: readonly [M: number, N: number, r: number],
+): Promise<{ worst: number; limit: number }> {
+  return scope(async () => {
+    const dy = values(M, N, 5, dtype, data);
+    const h = matrix(M, r, roundAll('f32', values(M, r, 6, 'f32', data).data));
+    const b = values(N, r, 7, 'f32', data);
+    const [dyOf, hOf, loraB] = [
+      tensorOf(dy, { dtype, device }),
+      tensorOf(h, { device }),
+      tensorOf(b, { device }),
+    ];
+    const found = loraExpandBackward(dyOf, hOf, loraB, { needs: ['dLoraB', 'dBias'] });
+    const exact = expandBackward64(dy, h, b, 1);
+    const limit = promised(device, { terms: M, dtype, of: 'factor gradient' });
+    const read = (tensor: Tensor | undefined) => (tensor as Tensor).read();
+    const ofB = bound(`dLoraB ${data} ${M}`, await read(found.dLoraB), exact.dLoraB, { c: limit });
+    const dBias = await read(found.dBias);
+    const ofBias = bound(`dBias ${data} ${M}`, dBias, exact.dBias, { dtype, c: limit });
+    return { worst: Math.max(ofB.worst, ofBias.worst), limit };
+  });
+}
+
 /** The promise is at least so many times what these data show; `cpu` comes up to two thirds of it. */
 const margin = (device: Device): number => (device.startsWith('cuda') ? 2 : 1);
 
-/** Products and an adapter's h over all lengths and data; few rows, and as many as a tile of the largest has. */
+/**
+ * Products, an adapter's h and its gradients over all lengths and data; few rows, and as many as a tile of the largest
+ * has.
+ */
 export async function checkSums(device: Device, dtype: DType): Promise<void> {
   for (const data of DATA) {
     for (const K of LENGTHS) {
@@ -69,6 +107,9 @@ export async function checkSums(device: Device, dtype: DType): Promise<void> {
         expect(y.worst * margin(device), `y of ${name}`).toBeLessThan(y.limit);
         expect(h.worst * margin(device), `h of ${name}`).toBeLessThan(h.limit);
       }
+      const gradients = await gradientError(device, dtype, data, [K, 12, 8]);
+      const name = `gradients over ${K} rows of ${data}`;
+      expect(gradients.worst * margin(device), name).toBeLessThan(gradients.limit);
     }
   }
 }

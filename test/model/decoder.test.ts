@@ -32,20 +32,6 @@ const kNoisy: Readonly<Record<string, NoisyGradient>> = {
     embeddingScales: [7.5, 8.5, 9.5],
   },
 };
-/**
- * Cases that are not within their rules yet. CUDA in f32: one gradient or a few, at 1.05 to 1.28 times the limit of f32 sums,
- * since tensor cores truncate theirs.
- */
-const kOpen: Readonly<Record<string, readonly string[]>> = {
-  'cuda-emulated f32': [
-    'mistral/window5',
-    'qwen3/qknorm_headdim_tied',
-    'qwen3/untied_f32',
-    'phi3/fused_window',
-    'gemma2/softcap_window',
-    'gemma3/default_rope_f32',
-  ],
-};
 const makeTape = (recording: boolean) => new ModelTape({ recording });
 
 describe.each([
@@ -56,9 +42,7 @@ describe.each([
   ['cuda-emulated', 'bf16'],
 ] as const)('the decoder on %s in %s', (device, dtype) => {
   const runner = decoderRunner(`${device}, ${dtype}`, device, dtype);
-  const open = kOpen[`${device} ${dtype}`] ?? [];
-  if (open.length > 0) console.warn(`${runner.name}: not within its rules yet: ${open.join(', ')}`);
-  describe.each(modelIds.filter((id) => !open.includes(id)))('%s', (id) => {
+  describe.each(modelIds)('%s', (id) => {
     // The generations differ in what is read, so that one run shows that both give the same model.
     const generations = device === 'cpu' && dtype === 'f32' ? configGenerations : ['v5' as const];
     it.each(generations)('config.json of transformers %s', async (generation) => {

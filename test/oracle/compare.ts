@@ -28,17 +28,17 @@ export interface Sum {
 
 /**
  * c of a device: `|y − y64| ≤ c · u · P`. A tensor core cuts off every product at the last bit that it keeps below
- * its largest term, and the sum at f32: at most 10 u · P for eight terms (docs/gpu-design.md, "Bits"). Products
- * of f32 activations are f32 arithmetic there too, 256 terms in a row and those sums in a row; adapters' sums are
- * of tensor cores whatever the activations are.
+ * its largest term, and the sum at f32: at most 10 u · P for eight terms (docs/gpu-design.md, "Bits"). Sums over f32
+ * activations are those of f32 arithmetic there too, some terms in a row and those sums in a row.
  */
 export function promised(device: string, sum: Sum): number {
   const { terms, dtype, of, rank = 0 } = sum;
   if (!device.startsWith('cuda')) return C_MAX;
+  // Where an adapter's term is added, the error of its h or dh comes on top.
+  const sums = rank === 0 ? 1 : 2;
+  if (dtype === 'f32') return 2 * C_MAX * sums;
   if (of === 'factor gradient') return C_MAX + 4 * terms;
-  if (of === 'product' && dtype === 'f32' && rank === 0) return 2 * C_MAX;
-  // The error of h or dh comes on top, of as many terms.
-  return C_MAX + 1.25 * terms * (rank === 0 ? 1 : 2) + 10 * rank;
+  return C_MAX + 1.25 * terms * sums + 10 * rank;
 }
 
 /** The same of a result of an adapted layer by its name (`y`, `h`, `dx`, `dLoraA`, ...). */
