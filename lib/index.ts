@@ -106,6 +106,7 @@ export {
   type RawTensors,
   writeSafetensors,
 } from './checkpoint/safetensors-write.js';
+export { CapturedStep, type CaptureOptions, captureStep } from './core/capture.js';
 export {
   type Device,
   type DeviceInfo,
@@ -115,6 +116,7 @@ export {
   flush,
   flushSync,
   getThreads,
+  launchCount,
   type MemoryUsage,
   memoryUsage,
   reserveWorkspace,
@@ -125,9 +127,11 @@ export {
   withStream,
   workspaceBytes,
 } from './core/device.js';
+export { DeviceSeed } from './core/device-seed.js';
 export type { DType } from './core/dtype.js';
 export { type ErrorCode, LowrankError, LowrankTypeError } from './core/errors.js';
 export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
+export { full } from './core/full.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
 export type { BaseFormat } from './model/base-format.js';
@@ -145,6 +149,7 @@ export {
   type DecoderCall,
   type DecoderPass,
   type DecoderTokens,
+  documentBegins,
 } from './model/decoder.js';
 export type {
   DecoderPlaces,
@@ -296,6 +301,7 @@ export { type WeightGradOptions, weightGrad } from './ops/weight-grad.js';
 export { type AdamwSettings, adamw } from './optim/adamw.js';
 export {
   type AnyOptimizer,
+  type CapturedRate,
   defineOptimizer,
   type OptimizerDefinition,
   type OptimizerStep,
@@ -313,13 +319,14 @@ export {
   type Targets,
   type TrainedMethod,
 } from './train/adapter-set.js';
+export { CapturedTraining, type CaptureStepOptions } from './train/captured-training.js';
 export { memoryOfRun, type RunMemory, type RunSize } from './train/memory.js';
+export type { TrainStep } from './train/train-step.js';
 export {
   type PassPlace,
   type PassResult,
   Trainer,
   type TrainerOptions,
   type TrainPass,
-  type TrainStep,
 } from './train/trainer.js';
 export { TreeSum } from './train/tree-sum.js';

@@ -1,6 +1,7 @@
 /// Normal and uniform numbers, the same bits as on every device (native/host_device/random.h).
 ///
-///   y[i] = mean + scale · draw(seed, i)
+///   y[i] = mean + scale · draw(seed, i), or 1 where dropout keeps element i and 0 where it does
+///   not
 ///
 /// Operands   y [elems] f32 | bf16 | f16
 /// Grid       ceil(elems / (4 · kThreads)); one Philox group of four elements a thread
@@ -9,7 +10,8 @@
 ///
 /// Budget     about 150 double instructions an element (the divisions of the series dominate). With
 ///            64 of them a clock and multiprocessor (sm_80, sm_90) a 4096 x 4096 tensor takes 0.2
-///            ms where the memory would take 0.01: it runs once, at the start of a training.
+///            ms where the memory would take 0.01: it runs once, at the start of a training. A mask
+///            of dropout takes 25 integer instructions an element, 0.04 ms.
 #include "cuda/common/element.cuh"
 #include "native/host_device/params/random.h"
 #include "native/host_device/random.h"
@@ -25,7 +27,12 @@ LOWRANK_DEVICE void RandomBody(const RandomParams& p) {
   const int64_t begin = group * 4;
   if (begin >= p.elems) return;
   double draw[4];
-  RandomGroup(p.normal != 0, p.seed, static_cast<uint64_t>(group), p.mean, p.scale, draw);
+  const uint64_t seed = p.seed + (p.seed_at == nullptr ? 0 : *p.seed_at);
+  if (p.draw == kRandomKeep) {
+    KeepGroup(seed, static_cast<uint64_t>(group), p.threshold, draw);
+  } else {
+    RandomGroup(p.draw == kRandomNormal, seed, static_cast<uint64_t>(group), p.mean, p.scale, draw);
+  }
   uint32_t bits[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i) bits[i] = BitsFromDouble(T(), draw[i]);

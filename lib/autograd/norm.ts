@@ -1,6 +1,7 @@
 import { lastDim } from '../core/check-tensor.js';
 import { fail, shown, wrongType } from '../core/errors.js';
-import { Tensor } from '../core/tensor.js';
+import { full } from '../core/full.js';
+import type { Tensor } from '../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { checkStep, type Value } from './gradient-tape.js';
 import type { Tape } from './tape.js';
@@ -23,7 +24,7 @@ function normalised(t: Tape, x: Value, eps: number, centred: boolean): Value {
     multiplyAdd({ a: sumProduct(of, by, { axis: 1 }).reshape([a.size / K, 1]), alpha: 1 / K });
   const wide = a.dtype === 'f32' ? a : a.to({ dtype: 'f32' });
   const moved = centred ? multiplyAdd({ a: wide, c: meanOf(wide), beta: -1 }) : wide;
-  const least = Tensor.from([eps], [1], { device: a.device });
+  const least = full([1], eps, { device: a.device });
   const scale = mapTensor(multiplyAdd({ a: meanOf(moved, moved), c: least }), 'rsqrt');
   const y = multiplyAdd({ a: moved, b: scale });
   // dx = scale · (dy - mean(dy) - y · mean(dy ⊙ y))

@@ -1,3 +1,4 @@
+import { full } from '../core/full.js';
 import { Tensor } from '../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../ops/elementwise.js';
 import { FeatureMap, mapFeatures } from '../ops/feature-map.js';
@@ -42,12 +43,12 @@ export function topKMask(gates: Tensor, k: number, maps: RouterMaps): Tensor {
   const equal = multiplyAdd({
     a: mapTensor(sign, 'abs'),
     alpha: -1,
-    c: Tensor.from([1], [1], { device: gates.device }),
+    c: full([1], 1, { device: gates.device }),
   });
   const before = multiplyAdd({ a: equal, b: maps.earlier, c: mapTensor(sign, 'relu') });
   // How many gates are larger. A gate with fewer than k larger ones is kept.
   const rank = mapFeatures(before, maps.sums);
-  const bound = Tensor.from([k - 0.5], [1], { device: gates.device });
+  const bound = full([1], k - 0.5, { device: gates.device });
   return mapTensor(mapTensor(multiplyAdd({ a: rank, alpha: -1, c: bound }), 'sign'), 'relu');
 }
 
@@ -65,7 +66,7 @@ export function softmax(t: Tape, logits: Value, maps: RouterMaps, mask?: Tensor)
   const a = logits.tensor;
   const { device } = a;
   // Entries that the mask leaves out are far below the others, but finite.
-  const low = Tensor.from([-1e30], [1], { device });
+  const low = full([1], -1e30, { device });
   const kept =
     mask === undefined
       ? a
@@ -82,4 +83,4 @@ export function softmax(t: Tape, logits: Value, maps: RouterMaps, mask?: Tensor)
   });
 }
 
-const ones = (device: Tensor['device']): Tensor => Tensor.from([1], [1], { device });
+const ones = (device: Tensor['device']): Tensor => full([1], 1, { device });

@@ -1,6 +1,8 @@
 import { lastDim } from '../core/check-tensor.js';
+import { DeviceSeed } from '../core/device-seed.js';
 import type { DType } from '../core/dtype.js';
 import { fail, wrongType } from '../core/errors.js';
+import { full } from '../core/full.js';
 import { Tensor } from '../core/tensor.js';
 import { checkDropout, readOptions } from '../core/validate.js';
 import type { BaseWeight } from '../ops/base-weight.js';
@@ -22,8 +24,11 @@ import { StructuredTape } from './structured.js';
 
 /** Dropout settings of a {@link Tape}. */
 export interface TapeDropout {
-  /** Required if a dropout probability is above 0 and no mask is given. */
-  seed?: number;
+  /**
+   * Required if a dropout probability is above 0 and no mask is given. The same bits from a {@link DeviceSeed}, which a
+   * captured step needs; a mask is then drawn for each dropout.
+   */
+  seed?: number | DeviceSeed;
   /** 1 = kept. Replaces the generator for the first dropout of the pass. */
   mask?: Tensor;
 }
@@ -40,6 +45,12 @@ export interface TapeOptions {
 
 /** Separates the seeds of several dropouts of one pass. The first uses the seed unchanged. */
 const SEED_STRIDE = 0x9e3779b1;
+
+/** The seed of the turn-th draw of a pass. */
+function seedOf(seed: number | DeviceSeed, turn: number): number | DeviceSeed {
+  const added = turn * SEED_STRIDE;
+  return typeof seed === 'number' ? (seed + added) % 2 ** 53 : seed.plus(added);
+}
 
 /** The gradient of a tensor that was broadcast, summed back to the shape of `like`. */
 function foldTo(like: Tensor, full: Tensor, product: Tensor, factor?: Tensor, alpha = 1): Tensor {
@@ -80,7 +91,7 @@ const DERIVATIVES: Record<MapKind, (x: Tensor, y: Tensor) => Tensor> = {
 
 /** `alpha · a + 1` */
 function plusOne(a: Tensor, alpha: number): Tensor {
-  return multiplyAdd({ a, c: Tensor.from([1], [1], { device: a.device }), alpha });
+  return multiplyAdd({ a, c: full([1], 1, { device: a.device }), alpha });
 }
 
 /**
@@ -128,14 +139,26 @@ export class Tape extends StructuredTape {
     this.#dropouts = dropouts;
   }
 
-  /** Seed or mask for the next dropout of this pass. */
-  #nextDropout(p: number): LoraShrinkOptions {
-    if (p === 0 || !this.recording) return {};
+  /** The mask or the seed of the next dropout of this pass. */
+  #nextDraw(): { readonly mask?: Tensor; readonly seed?: number | DeviceSeed } {
     const { seed, mask } = this.#dropout;
     const turn = this.#dropouts++;
-    if (mask !== undefined && turn === 0) return { dropout: p, dropoutMask: mask };
-    if (seed === undefined) return { dropout: p };
-    return { dropout: p, seed: (seed + turn * SEED_STRIDE) % 2 ** 53 };
+    if (mask !== undefined && turn === 0) return { mask };
+    return seed === undefined ? {} : { seed: seedOf(seed, turn) };
+  }
+
+  /** What the next dropout of this pass needs; each call draws the mask of a {@link DeviceSeed} again, which is not kept. */
+  #nextDropout(p: number): (shape: readonly number[], dtype?: DType) => LoraShrinkOptions {
+    if (p === 0 || !this.recording) return () => ({});
+    const { mask, seed } = this.#nextDraw();
+    return (shape, dtype = 'f32') => {
+      const dropoutMask = DeviceSeed.is(seed) ? seed.keepMask(shape, p, { dtype }) : mask;
+      return {
+        dropout: p,
+        ...(typeof seed === 'number' ? { seed } : {}),
+        ...(dropoutMask === undefined ? {} : { dropoutMask }),
+      };
+    };
   }
 
   // Products with the frozen base.
@@ -166,7 +189,8 @@ export class Tape extends StructuredTape {
       dropout: true,
     });
     const drops = this.#nextDropout(dropout);
-    const h = loraShrink(x.tensor, a.tensor, { ...drops, scaling });
+    const { shape, dtype } = x.tensor;
+    const h = loraShrink(x.tensor, a.tensor, { ...drops(shape, dtype), scaling });
     return this.record(h, [x, a], [x.tensor, a.tensor], (dh, pass) => {
       const wantsX = pass.wants(x);
       const needs = [wantsX ? 'dx' : '', pass.wants(a) ? 'dLoraA' : ''].filter(
@@ -175,7 +199,7 @@ export class Tape extends StructuredTape {
       const base = wantsX ? pass.takeBase(x) : undefined;
       const { dy, w } = base ?? nothing(x.tensor);
       const { dx, dLoraA } = loraShrinkBackward(dy, w, dh, a.tensor, {
-        ...drops,
+        ...drops(shape, dtype),
         x: x.tensor,
         scaling,
         needs,
@@ -276,7 +300,7 @@ export class Tape extends StructuredTape {
     for (const [e, { a, b }] of experts.entries()) {
       checkStep(op, this, { [`experts[${e}].a`]: a, [`experts[${e}].b`]: b });
     }
-    const { seed, dropoutMask } = this.#nextDropout(dropout);
+    const { seed, dropoutMask } = this.#nextDropout(dropout)(x.shape);
     return mixture(
       this,
       { x, w, bias, experts, gates, kept, dropout },
@@ -354,7 +378,7 @@ export class Tape extends StructuredTape {
     const y = multiplyAdd({
       a: a.tensor,
       alpha,
-      ...(beta === 0 ? {} : { c: Tensor.from([beta], [1], { device }) }),
+      ...(beta === 0 ? {} : { c: full([1], beta, { device }) }),
     });
     return this.record(y, [a], [], (dy, pass) => pass.give(a, multiplyAdd({ a: dy, alpha })));
   }
@@ -384,21 +408,17 @@ export class Tape extends StructuredTape {
     checkStep('Tape.dropout', this, { a });
     checkDropout('dropout', p);
     if (p === 0 || !this.recording) return a;
-    const { seed, dropoutMask } = this.#nextDropout(p);
-    if (seed === undefined && dropoutMask === undefined) {
+    const { mask: given, seed } = this.#nextDraw();
+    const { shape, device } = a.tensor;
+    if (seed === undefined && given === undefined) {
       fail('ERR_VALUE', 'forward', 'seed', 'given, with dropout', 'none');
     }
-    const { device } = a.tensor;
+    const draw = () =>
+      DeviceSeed.is(seed)
+        ? seed.uniform(shape)
+        : Tensor.uniform(shape, { seed: seed as number, device });
     const mask =
-      dropoutMask ??
-      mapTensor(
-        multiplyAdd({
-          a: Tensor.uniform(a.shape, { seed: seed as number, device }),
-          c: Tensor.from([-p], [1], { device }),
-          beta: 1,
-        }),
-        'sign',
-      );
+      given ?? mapTensor(multiplyAdd({ a: draw(), c: full([1], -p, { device }) }), 'sign');
     const gate = mapTensor(mask, 'relu');
     const alpha = 1 / (1 - p);
     return this.record(multiplyAdd({ a: a.tensor, b: gate, alpha }), [a], [gate], (dy, pass) =>
@@ -413,9 +433,10 @@ export class Tape extends StructuredTape {
   noise(shape: readonly number[], device: Tensor['device']): Value | undefined {
     const { seed } = this.#dropout;
     if (seed === undefined) return undefined;
-    const turn = this.#dropouts++;
-    const drawn = (seed + turn * SEED_STRIDE) % 2 ** 53;
-    return this.own(Tensor.randn(shape, { seed: drawn, device }));
+    const drawn = seedOf(seed, this.#dropouts++);
+    return this.own(
+      typeof drawn === 'number' ? Tensor.randn(shape, { seed: drawn, device }) : drawn.randn(shape),
+    );
   }
 
   // Shapes and types.

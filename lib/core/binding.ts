@@ -102,11 +102,12 @@ export interface Binding extends ModelBinding {
     device: string,
     dtype: string,
     shape: readonly number[],
-    kind: 'normal' | 'uniform',
+    kind: 'normal' | 'uniform' | 'keep',
     seedLow: number,
     seedHigh: number,
     mean: number,
     scale: number,
+    seedAt: NativeHandle | null,
   ): NativeHandle;
   castTensor(tensor: NativeHandle, dtype: string): NativeHandle;
   /** Another handle of the same memory. */
@@ -131,6 +132,13 @@ export interface Binding extends ModelBinding {
   flushSync(device: string): boolean;
   workspaceBytes(device: string): number;
   reserveWorkspace(device: string, bytes: number, done: Callback): void;
+  /** The ops of this thread are recorded from here to endRecording. */
+  beginRecording(device: string): NativeHandle;
+  /** @returns the launches of a run */
+  endRecording(recording: NativeHandle, discard: boolean): number;
+  replay(recording: NativeHandle): void;
+  disposeRecording(recording: NativeHandle): void;
+  launches(device: string): number;
   quantize(
     w: NativeHandle,
     format: string,

@@ -186,6 +186,17 @@ export function memoryUsage(device?: Device): MemoryUsage {
 }
 
 /**
+ * How many kernels and graphs the library has launched on a CUDA device so far; 0 on a host device. A replay of a
+ * captured step is one launch.
+ * @example
+ * const before = launchCount('cuda');
+ */
+export function launchCount(device?: Device): number {
+  const target = resolveDevice('launchCount', device);
+  return native('launchCount', (raw) => raw.launches(target));
+}
+
+/**
  * Resets the peak to the bytes that are live now.
  * @example
  * resetPeakMemory('cpu');

@@ -36,6 +36,17 @@ export function outsideScopes<T>(body: () => T): T {
   return frames.run(undefined as unknown as Frame, body);
 }
 
+/** @internal Frees every tensor, weight, adapter and saved state inside `value`, as {@link scope} finds them. */
+export function freeAll(value: unknown): void {
+  const found = new Set<unknown>();
+  collect(value, found);
+  for (const each of found) {
+    if (each !== null && typeof (each as Partial<Freeable>).dispose === 'function') {
+      (each as Freeable).dispose();
+    }
+  }
+}
+
 function close(frame: Frame, outer: Frame | undefined, result: unknown): void {
   const kept = new Set<unknown>();
   collect(result, kept);

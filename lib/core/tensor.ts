@@ -2,6 +2,7 @@ import { type NativeHandle, native, nativeAsync } from './binding.js';
 import { type Device, resolveDevice } from './device.js';
 import { checkDType, type DType, dtypeBytes } from './dtype.js';
 import { fail, LowrankError, markClass, notConstructed, wrongType } from './errors.js';
+import { noteWritten, refuseInStep } from './recording.js';
 import { track } from './scope.js';
 import { checkDims, checkFinite, newArray, readOptions, seedWords } from './validate.js';
 
@@ -159,6 +160,7 @@ export class Tensor implements Disposable {
   static written(tensor: Tensor): void {
     tensor.#memory ??= { writes: 0 };
     tensor.#memory.writes++;
+    noteWritten(tensor);
   }
 
   /** @internal The live handle. @throws ERR_DISPOSED */
@@ -191,6 +193,7 @@ export class Tensor implements Disposable {
       fail('ERR_DTYPE', op, 'dtype', 'bf16 or f16 (a Uint16Array holds 16-bit values)', '"f32"');
     }
     const device = resolveDevice(op, askedDevice);
+    refuseInStep(op, device, 'host');
     return Tensor.adopt(
       native(op, (raw) => raw.createTensor(device, dtype, dims, source)),
       dims,
@@ -325,8 +328,11 @@ export class Tensor implements Disposable {
     checkFinite(op, 'mean', mean);
     if (checkFinite(op, 'std', scale) < 0) fail('ERR_VALUE', op, 'std', 'not negative', `${scale}`);
     const device = resolveDevice(op, given.device);
+    refuseInStep(op, device, 'seed');
     return Tensor.adopt(
-      native(op, (raw) => raw.randomTensor(device, dtype, dims, kind, low, high, mean, scale)),
+      native(op, (raw) =>
+        raw.randomTensor(device, dtype, dims, kind, low, high, mean, scale, null),
+      ),
       dims,
       dtype,
       device,
@@ -353,6 +359,7 @@ export class Tensor implements Disposable {
    */
   async read(): Promise<Float32Array> {
     const handle = Tensor.handleOf(this, 'read', 'tensor');
+    refuseInStep('read', this.device, 'read');
     return new Float32Array(
       await nativeAsync<ArrayBuffer>('read', (raw, done) => raw.read(handle, null, 'f32', done)),
     );
@@ -361,6 +368,7 @@ export class Tensor implements Disposable {
   /** The raw bits of a bf16 or f16 tensor. @throws ERR_DISPOSED; ERR_DTYPE for f32 */
   async readBits(): Promise<Uint16Array> {
     const handle = Tensor.handleOf(this, 'readBits', 'tensor');
+    refuseInStep('readBits', this.device, 'read');
     if (this.dtype === 'f32') fail('ERR_DTYPE', 'readBits', 'tensor', 'bf16 or f16', 'f32');
     return new Uint16Array(
       await nativeAsync<ArrayBuffer>('readBits', (raw, done) =>
@@ -374,7 +382,7 @@ export class Tensor implements Disposable {
     const op = 'readSync';
     const handle = Tensor.handleOf(this, op, 'tensor');
     const values = newArray(op, Float32Array, this.size);
-    Tensor.#fill(op, handle, values);
+    this.#fill(op, handle, values);
     return values;
   }
 
@@ -390,13 +398,13 @@ export class Tensor implements Disposable {
     if (target.length !== this.size) {
       fail('ERR_SHAPE', op, 'target', `of length ${this.size}`, String(target.length));
     }
-    Tensor.#fill(op, handle, target);
+    this.#fill(op, handle, target);
   }
 
-  static #fill(op: string, handle: NativeHandle, target: Float32Array): void {
+  #fill(op: string, handle: NativeHandle, target: Float32Array): void {
+    refuseInStep(op, this.device, 'read');
     if (!native(op, (raw) => raw.readSync(handle, null, target))) {
-      // Thrown here because worker.terminate() stops a thread only some instructions later, and the
-      // target holds nothing.
+      // worker.terminate() stops a thread only some instructions later, and the target holds nothing.
       throw new LowrankError('ERR_CANCELLED', `${op}: the environment is closing`);
     }
   }
@@ -415,6 +423,7 @@ export class Tensor implements Disposable {
     if (source instanceof Uint16Array && this.dtype === 'f32') {
       fail('ERR_DTYPE', op, 'data', 'a Float32Array (the tensor is f32)', 'a Uint16Array');
     }
+    refuseInStep(op, this.device, 'host');
     native(op, (raw) => raw.writeTensor(handle, source));
     Tensor.written(this);
   }
@@ -433,6 +442,7 @@ export class Tensor implements Disposable {
       const cast = native(op, (raw) => raw.castTensor(handle, dtype));
       return Tensor.adopt(cast, this.shape, dtype, device);
     }
+    refuseInStep(op, this.device, 'read');
     const moved = Tensor.adopt(
       native(op, (raw) => raw.toDevice(handle, device)),
       this.shape,

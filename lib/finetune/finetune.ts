@@ -278,6 +278,7 @@ class FinetuneRun {
     observer.phase?.('training');
     let milliseconds = 0;
     let steps = 0;
+    let uncaptured = trainer.notCaptured;
     const save = () => state.save();
     while (trainer.step < total) {
       await this.pause(save);
@@ -285,6 +286,10 @@ class FinetuneRun {
       const result = await trainer.train();
       milliseconds += performance.now() - started;
       steps++;
+      if (trainer.notCaptured !== uncaptured) {
+        uncaptured = trainer.notCaptured;
+        observer.warning?.(`steps run without a graph: ${uncaptured}`);
+      }
       history.train.push(result.loss);
       observer.step?.(result, history.heldOut[history.heldOut.length - 1]?.loss);
       const due = (every: number) => every > 0 && trainer.step % every === 0;

@@ -1,6 +1,7 @@
 import type { Value } from '../autograd/gradient-tape.js';
 import type { LossStep } from '../autograd/model/loss.js';
 import type { ModelTape } from '../autograd/model/model-tape.js';
+import type { Tensor } from '../core/tensor.js';
 import type { Indices } from '../ops/model/indices.js';
 
 /** How the loss of logits that exist is computed. */
@@ -9,6 +10,8 @@ export interface LogitLossOptions {
   readonly softcap?: number;
   /** Times each token's loss; default 1. */
   readonly scale?: number;
+  /** [M] f32: another factor of each. */
+  readonly weights?: Tensor;
 }
 
 /** A tape that can also compute the loss of logits, which an adapter of the head needs. */

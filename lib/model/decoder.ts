@@ -15,10 +15,11 @@ import type { LossStep } from '../autograd/model/loss.js';
 import type { DType } from '../core/dtype.js';
 import { fail } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
+import { keepForStep } from '../core/recording.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
-import { Indices } from '../ops/model/indices.js';
+import { Indices, type IndicesOptions } from '../ops/model/indices.js';
 import type { DecoderConfig, DecoderLayerConfig } from './config/decoder-config.js';
 import type { DecoderTape } from './decoder-tape.js';
 import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
@@ -29,13 +30,18 @@ import { RotaryTables } from './rotary-tables.js';
 export interface DecoderTokens {
   readonly B: number;
   readonly T: number;
-  /** [B · T] */
-  readonly ids: Int32Array;
+  /** [B · T]. Indices stay the caller's: a captured step reads what they hold when it runs. */
+  readonly ids: Int32Array | Indices;
   /**
    * [B · T]: which document of its row a token belongs to; default one document a row. Documents do not
    * see each other, and positions count from 0 in each.
    */
   readonly segments?: Int32Array;
+  /**
+   * [B · T], instead of `segments`: the row of its sequence at which each row's document begins. The caller's, as `ids`
+   * can be; {@link documentBegins} computes them from segments.
+   */
+  readonly documents?: Indices;
 }
 
 /** How {@link Decoder.forward} works. */
@@ -111,9 +117,10 @@ export class Decoder implements Disposable {
     const { B, T } = tokens;
     checkTokens(tokens);
     if (call.cache !== undefined) checkCache(call.cache, tape, tokens, dtype);
-    const ids = Indices.from(tokens.ids, { limit: vocabSize, device });
+    const ids = indicesOf(tokens.ids, { limit: vocabSize, device });
     const begins = tokens.segments === undefined ? undefined : documentBegins(tokens.segments, T);
-    const documents = begins === undefined ? undefined : Indices.from(begins, { limit: T, device });
+    const documents =
+      begins === undefined ? tokens.documents : Indices.from(begins, { limit: T, device });
     // Peers round the scale to the dtype that they compute in.
     const scale = roundTo(dtype, embeddingScale);
     const rows = tape.embedding(ids, this.weights.embedding, { scale, dtype });
@@ -157,15 +164,16 @@ export class Decoder implements Disposable {
 
   /**
    * `scale` times the sum of the losses of all rows of features, and the loss of each, f32 [M].
-   * @param targets [M]: the next token, or negative for none
+   * @param targets [M]: the next token, or negative for none. Indices stay the caller's
+   * @param call.weights [M] f32: a factor of the loss of each row, on the device
    * @throws ERR_SHAPE another number of targets · ERR_UNSUPPORTED an adapter of the head on a tape that has no loss of
    *   logits
    */
   loss(
     tape: DecoderTape,
     features: Value,
-    targets: Int32Array,
-    call: DecoderCall & { readonly scale?: number } = {},
+    targets: Int32Array | Indices,
+    call: DecoderCall & { readonly scale?: number; readonly weights?: Tensor } = {},
   ): LossStep {
     const { vocabSize, hiddenSize, finalSoftcap } = this.config;
     const { head, device } = this.weights;
@@ -173,8 +181,9 @@ export class Decoder implements Disposable {
     if (targets.length !== M) {
       fail('ERR_SHAPE', 'decoder.loss', 'targets', `[${M}]`, `[${targets.length}]`);
     }
-    const wanted = Indices.from(targets, { limit: vocabSize, holes: true, device });
+    const wanted = indicesOf(targets, { limit: vocabSize, holes: true, device });
     const options = {
+      ...(call.weights === undefined ? {} : { weights: call.weights }),
       ...(finalSoftcap === undefined ? {} : { softcap: finalSoftcap }),
       ...(call.scale === undefined ? {} : { scale: call.scale }),
     };
@@ -209,7 +218,7 @@ export class Decoder implements Disposable {
     return this.config.layers.map(({ attention: { rotary } }) => {
       const table = this.#tables.get(rotary, cache?.capacity ?? T, length);
       // What the tape reads later outlives the table's place among the last.
-      const view = views.get(table) ?? table.reshape(table.shape);
+      const view = views.get(table) ?? keepForStep(() => table.reshape(table.shape));
       views.set(table, view);
       return view;
     });
@@ -349,8 +358,18 @@ function linear(
   return recordAdapter(tape, adapter, { x, w, bias: given, seed: own }).y;
 }
 
-/** The row of its sequence at which each row's document begins. */
-function documentBegins(segments: Int32Array, T: number): Int32Array {
+/** The caller's indices, or new ones of the call. */
+function indicesOf(given: Int32Array | Indices, options: IndicesOptions): Indices {
+  return Indices.is(given) ? given : Indices.from(given, options);
+}
+
+/**
+ * The row of its sequence at which each row's document begins, from rows of T segments: what `documents` of
+ * {@link DecoderTokens} and of {@link attention} holds.
+ * @example
+ * documents.write(documentBegins(segments, T)); // before a replay
+ */
+export function documentBegins(segments: Int32Array, T: number): Int32Array {
   const begins = new Int32Array(segments.length);
   for (let m = 0; m < segments.length; m++) {
     const same = m % T !== 0 && segments[m] === segments[m - 1];
@@ -359,9 +378,12 @@ function documentBegins(segments: Int32Array, T: number): Int32Array {
   return begins;
 }
 
-function checkTokens({ B, T, ids, segments }: DecoderTokens): void {
+function checkTokens({ B, T, ids, segments, documents }: DecoderTokens): void {
   const op = 'decoder.forward';
-  for (const [name, list] of Object.entries({ ids, segments })) {
+  if (segments !== undefined && documents !== undefined) {
+    fail('ERR_VALUE', op, 'documents', 'given without segments', 'both');
+  }
+  for (const [name, list] of Object.entries({ ids, segments, documents })) {
     if (list === undefined || list.length === B * T) continue;
     fail('ERR_SHAPE', op, name, `[B · T = ${B * T}]`, `[${list.length}]`);
   }
@@ -370,14 +392,16 @@ function checkTokens({ B, T, ids, segments }: DecoderTokens): void {
 function checkCache(
   cache: KvCache,
   tape: DecoderTape,
-  { B, T, segments }: DecoderTokens,
+  { B, T, segments, documents }: DecoderTokens,
   dtype: DType,
 ): void {
   const op = 'decoder.forward';
   if (tape.recording) {
     fail('ERR_VALUE', op, 'cache', 'absent on a tape that records', 'present');
   }
-  if (segments !== undefined) fail('ERR_VALUE', op, 'segments', 'absent with a cache', 'present');
+  for (const [name, given] of Object.entries({ segments, documents })) {
+    if (given !== undefined) fail('ERR_VALUE', op, name, 'absent with a cache', 'present');
+  }
   if (cache.dtype !== dtype) fail('ERR_DTYPE', op, 'cache', dtype, cache.dtype);
   cache.requireRoom(op, B, T);
 }

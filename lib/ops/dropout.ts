@@ -1,5 +1,6 @@
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { fail, wrongType } from '../core/errors.js';
+import { refuseInStep } from '../core/recording.js';
 import type { Tensor } from '../core/tensor.js';
 import { checkSameDevice, seedWords } from '../core/validate.js';
 
@@ -47,5 +48,6 @@ export function resolveDropout(
   if (dropout > 0 && dropoutMask === undefined && words === undefined) {
     fail('ERR_VALUE', op, 'seed', `given (${owner} has dropout)`, 'none');
   }
+  if (dropout > 0 && dropoutMask === undefined) refuseInStep(op, near.device, 'seed');
   return { dropout, seed: seed ?? 0, words: words ?? [0, 0], mask: dropoutMask };
 }

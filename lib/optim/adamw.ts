@@ -23,7 +23,8 @@ export const adamw = defineOptimizer<AdamwSettings>({
   reference: 'Loshchilov and Hutter, 2019, arXiv:1711.05101',
   defaults: { beta1: 0.9, beta2: 0.999, eps: 1e-8 },
   state: ({ tensor }) => ({ m: tensor.shape, v: tensor.shape }),
-  step: ({ updates, settings, step, lr, norm, maxNorm }) => {
+  capturable: true,
+  step: ({ updates, settings, step, lr, captured, norm, maxNorm }) => {
     const { beta1, beta2, eps } = settings;
     const of = (name: string) => updates.map(({ state }) => state[name] as Tensor);
     adamwStep(
@@ -32,8 +33,8 @@ export const adamw = defineOptimizer<AdamwSettings>({
       of('m'),
       of('v'),
       {
-        lr,
-        step,
+        lr: captured?.lr ?? lr,
+        step: captured?.stepsDone ?? step,
         betas: [beta1, beta2],
         eps,
         weightDecay: updates.map(({ weightDecay }) => weightDecay),

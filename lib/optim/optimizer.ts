@@ -36,6 +36,13 @@ export interface ParameterUpdate {
   readonly weightDecay: number;
 }
 
+/** The numbers of a step in tensors, [1] f32, which hold other values in each replay. */
+export interface CapturedRate {
+  readonly lr: Tensor;
+  /** The number of steps before this one; an op may add one to it. */
+  readonly stepsDone: Tensor;
+}
+
 /** What a step of an optimiser works with. */
 export interface OptimizerStep<S extends object> {
   readonly updates: readonly ParameterUpdate[];
@@ -43,6 +50,11 @@ export interface OptimizerStep<S extends object> {
   /** The number of this step, from 1 on. */
   readonly step: number;
   readonly lr: number;
+  /**
+   * Of a step that is being captured: what its replays read instead of `lr` and `step`. Only for an optimiser that is
+   * {@link OptimizerDefinition.capturable}.
+   */
+  readonly captured?: CapturedRate | undefined;
   /** [1] f32: the global norm of all gradients. A step with a norm that is not finite writes nothing. */
   readonly norm: Tensor;
   /** Gradients are scaled by `min(1, maxNorm / (norm + 1e-6))`; undefined for no clipping. */
@@ -56,6 +68,8 @@ export interface OptimizerDefinition<S extends object> {
   /** Where the method is published. */
   readonly reference: string;
   readonly defaults: Readonly<S>;
+  /** Does `step` read {@link OptimizerStep.captured} where it is given? Default false: its steps are not captured. */
+  readonly capturable?: boolean;
   /** The state of a parameter: f32 tensors of zeros, by name. */
   state(parameter: TrainedParameter, settings: S): Readonly<Record<string, readonly number[]>>;
   /** Groups of parameters; default one for all. */
@@ -92,6 +106,9 @@ export function defineOptimizer<S extends object>(
   }
   for (const name of ['state', 'step']) {
     if (typeof own[name] !== 'function') throw wrongType(op, name, 'a function', own[name]);
+  }
+  if (own.capturable !== undefined && typeof own.capturable !== 'boolean') {
+    throw wrongType(op, 'capturable', 'a boolean', own.capturable);
   }
   if (own.group !== undefined && typeof own.group !== 'function') {
     throw wrongType(op, 'group', 'a function', own.group);

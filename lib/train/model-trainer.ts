@@ -9,13 +9,16 @@ import { ModelTape } from '../autograd/model/model-tape.js';
 import type { DType } from '../core/dtype.js';
 import { fail, LowrankError } from '../core/errors.js';
 import { hash32, permutation } from '../core/random.js';
-import { scope } from '../core/scope.js';
+import { outsideScopes, scope } from '../core/scope.js';
 import type { Tensor } from '../core/tensor.js';
 import type { Decoder } from '../model/decoder.js';
 import { multiplyAdd } from '../ops/elementwise.js';
+import { Indices } from '../ops/model/indices.js';
 import type { SequenceSet, TextData } from '../text/text-data.js';
 import type { AdapterSet } from './adapter-set.js';
+import type { CapturedTraining } from './captured-training.js';
 import { learningRate } from './schedule.js';
+import type { TrainStep } from './train-step.js';
 import { type PassPlace, Trainer, type TrainPass } from './trainer.js';
 
 /** Settings of a training run. */
@@ -36,6 +39,11 @@ export interface TrainOptions {
   readonly dtype: DType;
   /** Do blocks run again in the backward pass? */
   readonly recompute: boolean;
+  /**
+   * Are steps on a CUDA device captured as a graph and replayed? Default true. The bits are the same; what cannot be
+   * captured runs without ({@link ModelTrainer.notCaptured}).
+   */
+  readonly capture?: boolean;
 }
 
 /** The result of one step. */
@@ -55,8 +63,16 @@ export interface Batch {
   readonly targets: Int32Array;
 }
 
+/** A step as a graph, and where it reads the batches of its passes. */
+interface CapturedSteps {
+  readonly batches: readonly { readonly ids: Indices; readonly targets: Indices }[];
+  readonly training: CapturedTraining;
+}
+
 export class ModelTrainer implements Disposable {
   readonly trainer: Trainer;
+  #captured: CapturedSteps | undefined;
+  #notCaptured: string | undefined;
   #epoch = -1;
   #order: Uint32Array = new Uint32Array();
 
@@ -68,6 +84,18 @@ export class ModelTrainer implements Disposable {
   ) {
     const { weightDecay, clip, seed } = options;
     this.trainer = new Trainer(adapters.parameters, { weightDecay, clip, seed });
+    const { method, definition } = adapters.config.method;
+    if (options.capture === false) this.#notCaptured = 'capture is false';
+    else if (!decoder.weights.device.startsWith('cuda')) {
+      this.#notCaptured = `${decoder.weights.device} is no CUDA device`;
+    } else if (definition.indexesFollowValues === true) {
+      this.#notCaptured = `the host draws tables of ${method} from its values in each step`;
+    }
+  }
+
+  /** Why the steps are not replays of a graph; undefined if they are, or will be after the first ones. */
+  get notCaptured(): string | undefined {
+    return this.#notCaptured;
   }
 
   /** Number of finished steps. */
@@ -83,7 +111,7 @@ export class ModelTrainer implements Disposable {
     const { steps, accumulate, batch, lr, warmup } = this.options;
     this.adapters.refresh();
     const rate = learningRate(this.step, lr, warmup, steps);
-    const queued = this.trainer.step(this.passes(), { lr: rate });
+    const queued = this.#queue(rate);
     const { loss, gradientNorm } = await queued.read();
     const number = Number.isFinite(loss) ? gradientNorm : loss;
     if (!Number.isFinite(number)) {
@@ -95,6 +123,51 @@ export class ModelTrainer implements Disposable {
     }
     const tokens = accumulate * batch * this.data.train.T;
     return { step: this.step, loss, gradientNorm, lr: rate, tokens };
+  }
+
+  #queue(lr: number): TrainStep {
+    if (this.#notCaptured !== undefined) return this.trainer.step(this.passes(), { lr });
+    const { batches, training } = this.#capturedSteps();
+    for (const [pass, { ids, targets }] of this.nextBatches().entries()) {
+      batches[pass]?.ids.write(ids);
+      batches[pass]?.targets.write(targets);
+    }
+    try {
+      return training.step({ lr });
+    } catch (error) {
+      if (!(error instanceof LowrankError) || error.code !== 'ERR_UNSUPPORTED') throw error;
+      this.#notCaptured = error.message;
+      this.#freeCaptured();
+      return this.trainer.step(this.passes(), { lr });
+    }
+  }
+
+  #capturedSteps(): CapturedSteps {
+    this.#captured ??= outsideScopes(() => {
+      const { device } = this.decoder.weights;
+      const limit = this.decoder.config.vocabSize;
+      const batches = this.nextBatches().map(({ ids, targets }) => ({
+        ids: Indices.from(ids, { limit, device }),
+        targets: Indices.from(targets, { limit, holes: true, device }),
+      }));
+      const passes = batches.map(
+        (batch): TrainPass =>
+          (tape, place) =>
+            this.#pass(tape, batch, place),
+      );
+      return { batches, training: this.trainer.capture(passes) };
+    });
+    return this.#captured;
+  }
+
+  #freeCaptured(): void {
+    const { batches = [], training } = this.#captured ?? {};
+    this.#captured = undefined;
+    training?.dispose();
+    for (const { ids, targets } of batches) {
+      ids.dispose();
+      targets.dispose();
+    }
   }
 
   /**
@@ -117,7 +190,11 @@ export class ModelTrainer implements Disposable {
     });
   }
 
-  #pass(tape: ModelTape, { ids, targets }: Batch, { seed }: PassPlace) {
+  #pass(
+    tape: ModelTape,
+    { ids, targets }: Batch | CapturedSteps['batches'][number],
+    { seed }: PassPlace,
+  ) {
     const { batch: B, accumulate, dtype, recompute } = this.options;
     const call = { adapters: this.adapters.byModule, dtype, recompute, seed };
     const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
@@ -214,8 +291,9 @@ export class ModelTrainer implements Disposable {
     return total / set.count;
   }
 
-  /** Frees the optimiser's state. Twice is a no-op. */
+  /** Frees the optimiser's state and the graph. Twice is a no-op. */
   dispose(): void {
+    this.#freeCaptured();
     this.trainer.dispose();
   }
 

@@ -2,7 +2,9 @@
 
 import type { Value } from '../autograd/gradient-tape.js';
 import { ModelTape } from '../autograd/model/model-tape.js';
+import type { DeviceSeed } from '../core/device-seed.js';
 import { fail, markClass, wrongType } from '../core/errors.js';
+import { full } from '../core/full.js';
 import { hash32 } from '../core/random.js';
 import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
@@ -11,6 +13,14 @@ import { multiplyAdd } from '../ops/elementwise.js';
 import { globalNorm } from '../ops/optimizer-step.js';
 import { adamw } from '../optim/adamw.js';
 import type { AnyOptimizer, ParameterUpdate, TrainedParameter } from '../optim/optimizer.js';
+import { CapturedTraining, type CaptureStepOptions } from './captured-training.js';
+import {
+  freeStep,
+  readBoth,
+  type StepInputs,
+  type StepNumbers,
+  type TrainStep,
+} from './train-step.js';
 import { TreeSum } from './tree-sum.js';
 
 /** How a {@link Trainer} works. */
@@ -29,7 +39,7 @@ export interface TrainerOptions {
   readonly seed?: number;
 }
 
-/** What a pass knows beside its tape. */
+/** What a pass knows beside its tape. In a captured step these are the numbers of the capture. */
 export interface PassPlace {
   /** Number of finished steps. */
   readonly step: number;
@@ -50,19 +60,6 @@ export interface PassResult {
 
 /** A forward pass on a tape. */
 export type TrainPass = (tape: ModelTape, place: PassPlace) => Value | PassResult;
-
-/** A step that was queued. */
-export interface TrainStep {
-  /** Number of steps, with this one. */
-  readonly step: number;
-  readonly lr: number;
-  /** [1] f32: the sum of the losses of its passes, before the update. */
-  readonly loss: Tensor;
-  /** [1] f32: the norm of all gradients before clipping; not finite if the loss or a gradient is not. */
-  readonly gradientNorm: Tensor;
-  /** Waits for both numbers and frees the tensors. */
-  read(): Promise<{ readonly loss: number; readonly gradientNorm: number }>;
-}
 
 /** A parameter with what the optimiser keeps of it. */
 interface Entry {
@@ -164,8 +161,70 @@ export class Trainer implements Disposable {
   step(passes: TrainPass | readonly TrainPass[], options?: { readonly lr?: number }): TrainStep {
     const op = 'Trainer.step';
     const lr = notNegative(op, 'lr', readOptions(op, options, { lr: true }).lr ?? this.#lr);
-    const { loss, gradientNorm } = scope(() => {
-      const { gradients, loss } = this.#backward(op, passes);
+    const made = this.#update(op, passes, lr, undefined);
+    this.#steps++;
+    const read = async () => {
+      const both = await readBoth(made);
+      freeStep(made);
+      return both;
+    };
+    return { step: this.#steps, lr, ...made, read };
+  }
+
+  /**
+   * A step that is captured as a graph on a CUDA device and replayed, with the bits of {@link Trainer.step}; elsewhere
+   * each step runs the passes. Both kinds of step may alternate.
+   *
+   * The passes run in the first steps, and once more for the capture, but not for a replay. What changes from step to
+   * step must lie in memory that they refer to: write to {@link Indices}, to tensors and to a {@link DeviceSeed} of your
+   * own before a step. Dropout draws other numbers in each step by itself. Shapes are those of the capture; for another
+   * shape, capture another step, or call {@link Trainer.step}.
+   * @throws ERR_TYPE, ERR_VALUE; ERR_UNSUPPORTED if the optimiser cannot be captured
+   * @example
+   * const captured = trainer.capture((tape) => loss(decoder.forward(tape, { ids, B, T }), targets));
+   * ids.write(next.ids);
+   * targets.write(next.targets);
+   * const { loss } = await captured.step({ lr }).read();
+   */
+  capture(
+    passes: TrainPass | readonly TrainPass[],
+    options?: CaptureStepOptions,
+  ): CapturedTraining {
+    const op = 'Trainer.capture';
+    const { optimizer, capturable } = this.#optimizer;
+    if (capturable !== true) {
+      fail('ERR_UNSUPPORTED', op, 'the optimiser', 'capturable', `"${optimizer}"`);
+    }
+    const count = Array.isArray(passes) ? passes.length : 1;
+    return new CapturedTraining(
+      {
+        device: (this.#entries[0] as Entry).parameter.tensor.device,
+        now: (lr) => ({
+          lr: lr === undefined ? this.#lr : notNegative('CapturedTraining.step', 'lr', lr),
+          steps: this.#steps,
+          seeds: Array.from({ length: count }, (_, pass) => this.#seedOf(pass)),
+        }),
+        run: (lr) => this.step(passes, { lr }),
+        record: (inputs) => this.#update(op, passes, 0, inputs),
+        advance: () => ++this.#steps,
+      },
+      options,
+    );
+  }
+
+  #seedOf(pass: number): number {
+    return hash32(this.#seed, 'pass', this.#steps, pass);
+  }
+
+  /** Queues the passes and the update; as a part of a captured step it reads its numbers from `inputs`. */
+  #update(
+    op: string,
+    passes: TrainPass | readonly TrainPass[],
+    lr: number,
+    inputs: StepInputs | undefined,
+  ): StepNumbers {
+    return scope(() => {
+      const { gradients, loss } = this.#backward(op, passes, inputs);
       const updates = this.#entries.flatMap((entry, i): ParameterUpdate[] => {
         const gradient = gradients[i];
         return gradient === undefined ? [] : [{ ...entry, gradient }];
@@ -180,14 +239,13 @@ export class Trainer implements Disposable {
           settings: this.#settings,
           step: this.#steps + 1,
           lr,
+          captured: inputs,
           norm: gradientNorm,
           maxNorm: this.#clip,
         });
       }
       return { loss, gradientNorm };
     });
-    this.#steps++;
-    return { step: this.#steps, lr, loss, gradientNorm, read: () => readBoth(loss, gradientNorm) };
   }
 
   /**
@@ -201,7 +259,7 @@ export class Trainer implements Disposable {
     return scope(() => this.#backward('Trainer.rehearse', passes));
   }
 
-  #backward(op: string, passes: TrainPass | readonly TrainPass[]) {
+  #backward(op: string, passes: TrainPass | readonly TrainPass[], inputs?: StepInputs) {
     const all = Array.isArray(passes) ? passes : [passes];
     if (all.length === 0) fail('ERR_VALUE', op, 'passes', 'at least one', 'none');
     // The tree depends on the number of passes only, so the bits do too.
@@ -210,16 +268,21 @@ export class Trainer implements Disposable {
     );
     for (const [i, pass] of all.entries()) {
       if (typeof pass !== 'function') throw wrongType(op, 'passes', 'functions', pass);
-      sum.add(scope(() => this.#pass(op, pass, i)));
+      sum.add(scope(() => this.#pass(op, pass, i, inputs?.seeds[i])));
     }
     const [loss, ...gradients] = sum.total() as readonly [Tensor, ...(Tensor | undefined)[]];
     return { loss, gradients };
   }
 
   /** The loss, then the gradients. */
-  #pass(op: string, pass: TrainPass, index: number): readonly (Tensor | undefined)[] {
-    const seed = hash32(this.#seed, 'pass', this.#steps, index);
-    const tape = new ModelTape({ dropout: { seed } });
+  #pass(
+    op: string,
+    pass: TrainPass,
+    index: number,
+    drawn: DeviceSeed | undefined,
+  ): readonly (Tensor | undefined)[] {
+    const seed = this.#seedOf(index);
+    const tape = new ModelTape({ dropout: { seed: drawn ?? seed } });
     const made = pass(tape, { step: this.#steps, pass: index, seed });
     const { loss, added = [] } = 'loss' in made ? made : { loss: made };
     const { size, device } = loss.tensor;
@@ -228,7 +291,7 @@ export class Trainer implements Disposable {
     const values = this.#entries.map(({ views }) =>
       views.flatMap((view) => tape.variables.get(view) ?? []),
     );
-    const one = Tensor.from([1], loss.shape, { device });
+    const one = full(loss.shape, 1, { device });
     const found = [...tape.gradients(op, loss, one, values.flat(), { release: true })];
     const gradients = values.map((own, i) => {
       const { shape } = (this.#entries[i] as Entry).parameter.tensor;
@@ -271,13 +334,6 @@ function addUp(parts: readonly (Tensor | undefined)[]): Tensor | undefined {
 function normOf(gradients: readonly Tensor[], loss: Tensor): Tensor {
   const nothing = multiplyAdd({ a: loss, alpha: 0 });
   return gradients.length === 0 ? nothing : multiplyAdd({ a: nothing, c: globalNorm(gradients) });
-}
-
-async function readBoth(loss: Tensor, gradientNorm: Tensor) {
-  const [values, norms] = await Promise.all([loss.read(), gradientNorm.read()]);
-  loss.dispose();
-  gradientNorm.dispose();
-  return { loss: values[0] as number, gradientNorm: norms[0] as number };
 }
 
 function notNegative(op: string, name: string, value: unknown): number {

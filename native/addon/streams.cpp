@@ -70,6 +70,57 @@ Napi::Value ReserveWorkspace(const Napi::CallbackInfo& info) {
   return env.Undefined();
 }
 
+constexpr napi_type_tag kRecordingTag = {0x3d5f90b27ae14c68ULL, 0xa20e7b61d4c935f8ULL};
+
+RecordingPtr& RecordingOf(const Napi::Value& value) {
+  if (value.IsExternal()) {
+    const auto external = value.As<Napi::External<RecordingPtr>>();
+    if (external.CheckTypeTag(&kRecordingTag)) return *external.Data();
+  }
+  ThrowIfError(value.Env(), Refuse(Code::kType, "captureStep", "the recording",
+                                   "a handle of beginRecording", "another value"));
+  return *value.As<Napi::External<RecordingPtr>>().Data();
+}
+
+// beginRecording(device): the ops of this thread are recorded from here to endRecording()
+Napi::Value BeginRecording(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  auto recording = std::make_unique<RecordingPtr>();
+  ThrowIfError(env, BackendArg(info[0])->BeginRecording(recording.get()));
+  const auto external = Napi::External<RecordingPtr>::New(
+      env, recording.release(), [](Napi::BasicEnv, RecordingPtr* held) { delete held; });
+  external.TypeTag(&kRecordingTag);
+  return external;
+}
+
+// endRecording(recording, discard): the launches of a run
+Napi::Value EndRecording(const Napi::CallbackInfo& info) {
+  const RecordingPtr& recording = RecordingOf(info[0]);
+  ThrowIfError(info.Env(), recording->End(BoolArg(info[1])));
+  return Napi::Number::New(info.Env(), static_cast<double>(recording->launches()));
+}
+
+// replay(recording): queues one run
+Napi::Value Replay(const Napi::CallbackInfo& info) {
+  const RecordingPtr& recording = RecordingOf(info[0]);
+  if (recording == nullptr) {
+    ThrowIfError(info.Env(), Refuse(Code::kDisposed, "replay", "the step", "live", "disposed"));
+  }
+  ThrowIfError(info.Env(), recording->Replay(EnvState::Of(info.Env()).cancel()));
+  return info.Env().Undefined();
+}
+
+// disposeRecording(recording): twice is a no-op
+Napi::Value DisposeRecording(const Napi::CallbackInfo& info) {
+  RecordingOf(info[0]).reset();
+  return info.Env().Undefined();
+}
+
+// launches(device): kernels and graphs so far
+Napi::Value Launches(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), static_cast<double>(BackendArg(info[0])->Launches()));
+}
+
 }  // namespace
 
 void RegisterStreams(Napi::Env env, Napi::Object exports) {
@@ -78,6 +129,11 @@ void RegisterStreams(Napi::Env env, Napi::Object exports) {
   Export<FlushSync>(env, exports, "flushSync");
   Export<WorkspaceBytes>(env, exports, "workspaceBytes");
   Export<ReserveWorkspace>(env, exports, "reserveWorkspace");
+  Export<BeginRecording>(env, exports, "beginRecording");
+  Export<EndRecording>(env, exports, "endRecording");
+  Export<Replay>(env, exports, "replay");
+  Export<DisposeRecording>(env, exports, "disposeRecording");
+  Export<Launches>(env, exports, "launches");
 }
 
 }  // namespace lowrank::addon

@@ -7,6 +7,7 @@
 #include "native/addon/bindings.h"
 #include "native/addon/handles.h"
 #include "native/addon/host_array.h"
+#include "native/addon/operands.h"
 #include "native/core/ops/op_checks.h"
 
 namespace lowrank::addon {
@@ -25,6 +26,14 @@ Napi::Value CreateTensor(const Napi::CallbackInfo& info) {
     ThrowIfError(env, FillFresh(env, handle.storage, [&](void* target) {
                    return ConvertIn(data, dtype, count, kOp, target);
                  }));
+  } else if (count != 0 && !backend->HostAddressable()) {
+    // Zeros that the device writes: no bytes cross the bus, and a step that is recorded has them.
+    RandomOp op;
+    op.kind = RandomOp::Kind::kUniform;
+    op.scale = 0;
+    op.y = handle.View();
+    ThrowIfError(env,
+                 backend->Enqueue(op, OpRefs{{}, {handle.storage}, EnvState::Of(env).cancel()}));
   } else if (count != 0) {
     ThrowIfError(env, FillFresh(env, handle.storage, [&](void* target) {
                    std::memset(target, 0, handle.storage->bytes());
@@ -92,20 +101,29 @@ Napi::Value WrapMemory(const Napi::CallbackInfo& info) {
   return WrapTensor(env, std::move(handle));
 }
 
-// randomTensor(device, dtype, shape, kind, seedLow, seedHigh, mean, scale)
+RandomOp::Kind KindArg(const Napi::Value& value) {
+  const std::string name = StringArg(value, RandomOp::kName, "kind");
+  if (name == "keep") return RandomOp::Kind::kKeep;
+  return name == "uniform" ? RandomOp::Kind::kUniform : RandomOp::Kind::kNormal;
+}
+
+// randomTensor(device, dtype, shape, kind, seedLow, seedHigh, mean, scale, seedAt | null)
 Napi::Value RandomTensor(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = RandomOp::kName;
   const Napi::Env env = info.Env();
   Backend* backend = BackendArg(info[0]);
   TensorHandle handle = NewTensor(env, backend, DTypeArg(info[1], kOp), ShapeArg(info[2], kOp));
   RandomOp op;
-  op.kind = StringArg(info[3], kOp, "kind") == "uniform" ? RandomOp::Kind::kUniform
-                                                         : RandomOp::Kind::kNormal;
+  op.kind = KindArg(info[3]);
   op.seed = SeedArg(info[4], info[5], kOp);
   op.mean = NumberArg(info[6], kOp, "mean");
   op.scale = NumberArg(info[7], kOp, "std");
+  Operands operands(env, kOp, backend);
+  op.seed_at = operands.OptionalRow(info[8], "seed");
   op.y = handle.View();
-  ThrowIfError(env, backend->Enqueue(op, OpRefs{{}, {handle.storage}, EnvState::Of(env).cancel()}));
+  OpRefs refs = operands.Take();
+  refs.outputs.push_back(handle.storage);
+  ThrowIfError(env, backend->Enqueue(op, std::move(refs)));
   return WrapTensor(env, std::move(handle));
 }
 

@@ -172,6 +172,12 @@ void CudaBackend::ResetPeak() {
 
 Status CudaBackend::Allocate(size_t bytes, StoragePtr* storage) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  const auto recording = RecordingHere();
+  return recording == nullptr ? AllocateFromPool(bytes, storage)
+                              : recording->Allocate(bytes, storage);
+}
+
+Status CudaBackend::AllocateFromPool(size_t bytes, StoragePtr* storage) {
   Streams& streams = engine_.load(std::memory_order_acquire)->streams;
   CUdeviceptr pointer = 0;
   const Status status = streams.Allocate(bytes, &pointer);

@@ -15,6 +15,7 @@
 #include "native/core/runtime/queue.h"
 #include "native/cuda/driver/context.h"
 #include "native/cuda/streams/completion.h"
+#include "native/cuda/streams/graph_recording.h"
 #include "native/cuda/streams/staging.h"
 #include "native/cuda/streams/streams.h"
 
@@ -58,6 +59,9 @@ class CudaBackend final : public Backend {
   int64_t WorkspaceBytes() const override;
   Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) override;
 
+  Status BeginRecording(RecordingPtr* recording) override;
+  int64_t Launches() const override;
+
   Status Explain(const CallShape& shape, Explanation* explanation) const override;
 
 #define LOWRANK_OVERRIDE_ENQUEUE(Name, member) \
@@ -88,8 +92,17 @@ class CudaBackend final : public Backend {
   Status Submit(const Op& op, OpRefs refs);
   template <typename Op>
   Status Issue(const Op& op, const OpRefs& refs);
+  /// Makes plan_ in `base`, and once more in what grow(bytes, &base) gives if that is too small.
+  template <typename Op, typename Grow>
+  Status MakePlanIn(const Op& op, void* base, size_t have_bytes, const Grow& grow);
   template <typename Op>
-  Status MakeWholePlan(const Op& op);
+  Status RecordOp(const Op& op, GraphRecording* recording);
+  /// The recording of the calling thread, or null.
+  std::shared_ptr<GraphRecording> RecordingHere() const;
+  /// Refuses a call that cannot be part of a recording; `what` completes "nothing can be <what>
+  /// while ...".
+  Status RefuseRecording(const char* what) const;
+  Status AllocateFromPool(size_t bytes, StoragePtr* storage);
   /// Issues plan_; the op is described if it is traced.
   Status IssuePlan(const OpRefs& refs, std::string description);
   Status RunPlan(Completion* after);
@@ -122,6 +135,9 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Engine> engine_made_;
   Status start_status_;                   // of the last final attempt
   std::atomic<Engine*> engine_{nullptr};  // null until started
+
+  mutable std::mutex recording_mutex_;
+  std::weak_ptr<GraphRecording> recording_;  // in progress
 
   mutable std::mutex usage_mutex_;
   MemoryUsage usage_;

@@ -80,32 +80,59 @@ Status CudaBackend::Submit(const Op& op, OpRefs refs) {
   LOWRANK_RETURN_IF_ERROR(op.Check());
   LOWRANK_RETURN_IF_ERROR(CheckInt8(op, device_));
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  if (const auto recording = RecordingHere(); recording != nullptr) {
+    // Host tables that the descriptor points into stay with the refs.
+    return recording->Push(Op::kName, std::move(refs),
+                           [this, op](GraphRecording* into) { return RecordOp(op, into); });
+  }
   Task task;
   task.refs = std::move(refs);
   task.run = [this, op](const OpRefs& held) { return Issue(op, held); };
   return engine_.load(std::memory_order_acquire)->queue.Push(std::move(task));
 }
 
-template <typename Op>
-Status CudaBackend::MakeWholePlan(const Op& op) {
-  Engine& engine = *engine_.load(std::memory_order_acquire);
-  // In the existing workspace; once more if that is too small.
-  void* base = nullptr;
-  const size_t have_bytes = engine.streams.WorkspaceHere(&base);
+template <typename Op, typename Grow>
+Status CudaBackend::MakePlanIn(const Op& op, void* base, size_t have_bytes, const Grow& grow) {
+  const DeviceLimits& limits = engine_.load(std::memory_order_acquire)->context.limits();
   Workspace workspace(base);
   plan_.Clear();
-  LOWRANK_RETURN_IF_ERROR(MakePlan(op, engine.context.limits(), &workspace, &plan_));
+  LOWRANK_RETURN_IF_ERROR(MakePlan(op, limits, &workspace, &plan_));
   if (workspace.bytes() <= have_bytes) return Status();
-  LOWRANK_RETURN_IF_ERROR(engine.streams.Workspace(workspace.bytes(), &base));
+  LOWRANK_RETURN_IF_ERROR(grow(workspace.bytes(), &base));
   Workspace grown(base);
   plan_.Clear();
-  return MakePlan(op, engine.context.limits(), &grown, &plan_);
+  return MakePlan(op, limits, &grown, &plan_);
+}
+
+template <typename Op>
+Status CudaBackend::RecordOp(const Op& op, GraphRecording* recording) {
+  LOWRANK_RETURN_IF_ERROR(CheckAlive());
+  LOWRANK_RETURN_IF_ERROR(
+      MakePlanIn(op, recording->scratch(), recording->scratch_bytes(),
+                 [&](size_t bytes, void** base) { return recording->GrowScratch(bytes, base); }));
+  if (plan_.steps.empty()) return Status();
+  Context& context = engine_.load(std::memory_order_acquire)->context;
+  if (!plan_.upload.empty()) {
+    return Status(Code::kUnsupported, "its table of adapters is copied from the host");
+  }
+  if (plan_.first_non_finite != nullptr) {
+    LOWRANK_RETURN_IF_ERROR(
+        context.Check(context.driver().cuMemsetD8Async(Pointer(plan_.first_non_finite), 0x7f,
+                                                       sizeof(int64_t), recording->stream()),
+                      "cuMemsetD8Async"));
+  }
+  return context.Launch(plan_.steps, recording->stream());
 }
 
 template <typename Op>
 Status CudaBackend::Issue(const Op& op, const OpRefs& refs) {
   LOWRANK_RETURN_IF_ERROR(CheckAlive());
-  LOWRANK_RETURN_IF_ERROR(MakeWholePlan(op));
+  Streams& streams = engine_.load(std::memory_order_acquire)->streams;
+  void* base = nullptr;
+  const size_t have_bytes = streams.WorkspaceHere(&base);
+  LOWRANK_RETURN_IF_ERROR(MakePlanIn(op, base, have_bytes, [&](size_t bytes, void** grown) {
+    return streams.Workspace(bytes, grown);
+  }));
   InheritVerdicts(refs);
   if (plan_.steps.empty()) return Status();
   engine_.load(std::memory_order_acquire)->context.ops().Add(op);
@@ -228,6 +255,7 @@ Status CudaBackend::Record(Completion* after) {
 Status CudaBackend::Write(StoragePtr target, std::function<Status(void*)> source,
                           CancelPtr cancel) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  LOWRANK_RETURN_IF_ERROR(RefuseRecording("written"));
   Task task;
   task.refs = OpRefs{{}, {std::move(target)}, std::move(cancel)};
   task.run = [this, source = std::move(source)](const OpRefs& refs) {
@@ -273,6 +301,7 @@ Status CudaBackend::PushAwaited(OpRefs refs,
                                 std::function<Status(const OpRefs&, Completion*)> issue,
                                 std::function<Status(const void*)> sink, DoneFn done) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  LOWRANK_RETURN_IF_ERROR(RefuseRecording("read or waited for"));
   Engine* const engine = engine_.load(std::memory_order_acquire);
   // Made here, so that running out of memory is reported to the caller; std::function must be
   // copyable.
@@ -363,6 +392,7 @@ Status CudaBackend::Flush(DoneFn done, CancelPtr cancel) {
 
 Status CudaBackend::UseStream(void* stream, CancelPtr cancel) {
   LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  LOWRANK_RETURN_IF_ERROR(RefuseRecording("moved to another stream"));
   Engine* const engine = engine_.load(std::memory_order_acquire);
   Task task;
   task.refs.cancel = std::move(cancel);
@@ -370,6 +400,48 @@ Status CudaBackend::UseStream(void* stream, CancelPtr cancel) {
     return engine->streams.Use(static_cast<CUstream>(stream));
   };
   return engine->queue.Push(std::move(task));
+}
+
+std::shared_ptr<GraphRecording> CudaBackend::RecordingHere() const {
+  const std::lock_guard<std::mutex> lock(recording_mutex_);
+  std::shared_ptr<GraphRecording> recording = recording_.lock();
+  return recording != nullptr && recording->RecordsThisThread() ? recording : nullptr;
+}
+
+Status CudaBackend::RefuseRecording(const char* what) const {
+  if (RecordingHere() == nullptr) return Status();
+  return Status(Code::kUnsupported,
+                device_ + ": nothing can be " + what + " while captureStep records a step");
+}
+
+Status CudaBackend::BeginRecording(RecordingPtr* recording) {
+  LOWRANK_RETURN_IF_ERROR(EnsureStarted());
+  Engine* const engine = engine_.load(std::memory_order_acquire);
+  GraphRecording::Host host;
+  host.backend = this;
+  host.context = &engine->context;
+  host.streams = &engine->streams;
+  host.queue = &engine->queue;
+  host.allocate = [this](size_t bytes, StoragePtr* to) { return AllocateFromPool(bytes, to); };
+  host.check_alive = [this] { return CheckAlive(); };
+  const auto fresh = std::make_shared<GraphRecording>(std::move(host));
+  {
+    const std::lock_guard<std::mutex> lock(recording_mutex_);
+    const std::shared_ptr<GraphRecording> other = recording_.lock();
+    if (other != nullptr && other->open()) {
+      return Refuse(Code::kUnsupported, "captureStep", "device " + device_, "free to record a step",
+                    "one that records another");
+    }
+    recording_ = fresh;
+  }
+  LOWRANK_RETURN_IF_ERROR(fresh->Begin(static_cast<size_t>(engine->streams.workspace_bytes())));
+  *recording = fresh;
+  return Status();
+}
+
+int64_t CudaBackend::Launches() const {
+  const Engine* engine = engine_.load(std::memory_order_acquire);
+  return engine == nullptr ? 0 : engine->context.launches();
 }
 
 Status CudaBackend::ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) {

@@ -89,6 +89,13 @@ LOWRANK_HOST_DEVICE inline void CosSinOfTurn(uint32_t b, double* cosine, double*
   }
 }
 
+/// The gate of dropout for elements 4 · group .. 4 · group + 3: 1 where one is kept.
+LOWRANK_HOST_DEVICE inline void KeepGroup(uint64_t seed, uint64_t group, uint32_t threshold,
+                                          double* out) {
+  const Philox4 draw = PhiloxGroup(seed, group, kDropoutStream);
+  for (int i = 0; i < 4; ++i) out[i] = draw.lane[i] >= threshold ? 1.0 : 0.0;
+}
+
 /// Elements 4 · group .. 4 · group + 3.
 LOWRANK_HOST_DEVICE inline void RandomGroup(bool normal, uint64_t seed, uint64_t group, double mean,
                                             double scale, double* out) {

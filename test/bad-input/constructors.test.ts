@@ -4,7 +4,10 @@ import {
   Adapter,
   AdapterMethod,
   AdapterSaved,
+  CapturedStep,
+  CapturedTraining,
   CoreSaved,
+  DeviceSeed,
   GradientTape,
   GroupedSaved,
   HfModel,
@@ -34,6 +37,9 @@ const classes = [
   [Adapter, 'create of a method, like adapters.lora.create'],
   [AdapterSaved, "an adapter's forward"],
   [AdapterMethod, 'defineAdapter'],
+  [CapturedStep, 'captureStep'],
+  [CapturedTraining, 'Trainer.capture'],
+  [DeviceSeed, 'DeviceSeed.from'],
 ] as const;
 
 describe.each(DEVICES)('bad input on %s', (device) => {

@@ -3,6 +3,7 @@
 /// under every schedule. Findings of the check mode are failures.
 ///
 ///   cuda_streaming_check [random seeds, default 1]
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -303,6 +304,13 @@ void CheckRandom(RandomOp::Kind kind, DType dtype, int64_t elems, size_t misalig
   Report(kReferenceKernels.random(op, kContext).ok(), "random reference");
   DeviceCopies device(misalign);
   RandomOp on_device = op;
+  // The same seed in two parts, one of them in memory.
+  const uint64_t added = 0x0fedcba987654321ull;
+  on_device.seed = op.seed - added;
+  Dense words(1, 2, DType::kF32);
+  std::memcpy(words.view.data, &added, sizeof(added));
+  DeviceCopies aligned;
+  on_device.seed_at = aligned.Put(words.view);
   on_device.y = device.Empty(y.view);
   const std::string name = std::string("random ") + DTypeName(dtype) + " of " +
                            std::to_string(elems) + " off " + std::to_string(misalign);
@@ -320,7 +328,8 @@ void CheckCastsAndRandom() {
       CheckCast(from, to, 4096, 8);
     }
   }
-  for (const RandomOp::Kind kind : {RandomOp::Kind::kNormal, RandomOp::Kind::kUniform}) {
+  for (const RandomOp::Kind kind :
+       {RandomOp::Kind::kNormal, RandomOp::Kind::kUniform, RandomOp::Kind::kKeep}) {
     for (const DType dtype : kDTypes) {
       for (const int64_t elems : {1, 2, 3, 4, 7, 512, 5001}) CheckRandom(kind, dtype, elems, 0);
       CheckRandom(kind, dtype, 1000, 4);

@@ -3,6 +3,7 @@ import type { Value } from '../../autograd/gradient-tape.js';
 import { checkStep } from '../../autograd/gradient-tape.js';
 import type { Tape } from '../../autograd/tape.js';
 import { fail } from '../../core/errors.js';
+import { refuseInStep } from '../../core/recording.js';
 import { checkSameDevice, showShape } from '../../core/validate.js';
 import { type BaseWeight, checkWeight } from '../../ops/base-weight.js';
 import type { Adapter } from './adapter.js';
@@ -60,7 +61,11 @@ export function recordAdapter(
     N,
     K,
     training: t.recording,
-    seed,
+    // Only a method that draws on the host reads it.
+    get seed() {
+      if (seed !== undefined) refuseInStep(`${adapter.method}.forward`, x.tensor.device, 'sampled');
+      return seed;
+    },
   });
   checkResult(op, y, x.tensor, N);
   return { y, parameters };

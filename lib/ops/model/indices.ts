@@ -1,6 +1,7 @@
 import { type NativeHandle, native } from '../../core/binding.js';
 import { type Device, resolveDevice } from '../../core/device.js';
 import { fail, markClass, wrongType } from '../../core/errors.js';
+import { refuseInStep } from '../../core/recording.js';
 import { track } from '../../core/scope.js';
 import { checkInteger, readOptions } from '../../core/validate.js';
 
@@ -44,6 +45,7 @@ export class Indices implements Disposable {
   #handle: NativeHandle | undefined;
 
   private constructor(values: Int32Array, limit: number, holes: boolean, device: Device) {
+    refuseInStep('Indices.from', device, 'host');
     this.#handle = native('Indices', (raw) => raw.indices(device, values, limit, holes));
     this.length = values.length;
     this.limit = limit;
@@ -94,6 +96,7 @@ export class Indices implements Disposable {
   write(values: Int32Array | readonly number[]): void {
     const op = 'Indices.write';
     const handle = Indices.handleOf(this, op, 'this');
+    refuseInStep(op, this.device, 'host');
     native(op, (raw) => raw.writeIndices(handle, int32(op, values)));
   }
 

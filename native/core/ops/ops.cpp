@@ -1,6 +1,7 @@
 #include "native/core/ops/ops.h"
 
 #include <cmath>
+#include <cstring>
 
 #include "native/core/ops/op_checks.h"
 
@@ -234,10 +235,27 @@ Status RandomOp::Check() const {
   if (!std::isfinite(scale) || scale < 0) {
     return Refuse(Code::kValue, kName, "std", "finite and not negative", std::to_string(scale));
   }
+  if (kind == Kind::kKeep && !(mean >= 0 && mean < 1)) {
+    return Refuse(Code::kValue, kName, "p", "in [0, 1)", std::to_string(mean));
+  }
+  if (!seed_at.present) return Status();
+  LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "seed", seed_at, 1, 2));
+  if (seed_at.dtype != DType::kF32) {
+    return Refuse(Code::kDtype, kName, "seed", "f32", DTypeName(seed_at.dtype));
+  }
+  if (reinterpret_cast<uintptr_t>(seed_at.data) % sizeof(uint64_t) != 0) {
+    return Refuse(Code::kValue, kName, "seed", "at an address that is a multiple of 8", "another");
+  }
   return Status();
 }
 std::string RandomOp::Describe() const {
-  return std::string(kName) + (kind == Kind::kNormal ? " normal " : " uniform ") + y.Describe();
+  constexpr const char* kKinds[] = {" normal ", " uniform ", " keep "};
+  return std::string(kName) + kKinds[static_cast<int>(kind)] + y.Describe();
+}
+uint64_t RandomOp::SeedNow() const {
+  uint64_t added = 0;
+  if (seed_at.present) std::memcpy(&added, seed_at.data, sizeof(added));
+  return seed + added;
 }
 
 }  // namespace lowrank

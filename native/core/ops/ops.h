@@ -165,15 +165,19 @@ struct CastOp {
   std::string Describe() const;
 };
 
-/// y[i] ~ N(mean, scale²) or U[mean - scale, mean + scale), element i a function of (seed, i) only
+/// y[i] ~ N(mean, scale²) or U[mean - scale, mean + scale), element i a function of (seed, i) only.
+/// kKeep is the gate of DropoutSpec as a mask: 0 with probability `mean`, else 1.
 struct RandomOp {
   static constexpr const char* kName = "random";
-  enum class Kind : uint8_t { kNormal, kUniform };
+  enum class Kind : uint8_t { kNormal, kUniform, kKeep };
   Kind kind = Kind::kNormal;
   uint64_t seed = 0;
+  TensorView seed_at;  // [1, 2] f32 optional: the bits of a word that is added when the op runs
   double mean = 0;
   double scale = 1;
   TensorView y;  // out
+  /// On a host device, when the op runs.
+  uint64_t SeedNow() const;
   Status Check() const;
   std::string Describe() const;
 };

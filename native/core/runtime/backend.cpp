@@ -26,6 +26,11 @@ void Storage::DropHandle() {
   backend_->CountWaiting(waiter_, static_cast<int64_t>(bytes_));
 }
 
+Status Backend::BeginRecording(RecordingPtr* recording) {
+  recording->reset();
+  return Refuse(Code::kUnsupported, "captureStep", "device", "a CUDA device", name());
+}
+
 void Verdict::Settle(const Status& status) {
   status_ = status;
   settled_.store(true, std::memory_order_release);

@@ -57,6 +57,7 @@ class Storage {
   /// Counts the handles that the caller has. Without one, the memory only waits for queued ops.
   void AddHandle() { handles_.fetch_add(1, std::memory_order_relaxed); }
   void DropHandle();
+  int handles() const { return handles_.load(std::memory_order_relaxed); }
 
   void Poison(const Status& status);
   void ClearPoison();
@@ -132,6 +133,22 @@ struct DeviceInfo {
 /// Bytes on the host between two devices, or on the way to JavaScript.
 using DoneFn = std::function<void(const Status&)>;
 
+/// The ops that one thread enqueued between Backend::BeginRecording and End(): not run, but written
+/// down as a graph, which a device runs again and again without the host.
+class Recording {
+ public:
+  virtual ~Recording() = default;
+  /// On the thread that began it. Fails with the first op that could not be recorded; nothing that
+  /// existed before was written or poisoned. `discard`: the caller does not want the graph.
+  virtual Status End(bool discard) = 0;
+  /// Queues one run. Fails with kDisposed if nobody has a handle any more of memory from outside
+  /// that the ops use.
+  virtual Status Replay(CancelPtr cancel) = 0;
+  /// Launches of kernels in a run.
+  virtual int64_t launches() const = 0;
+};
+using RecordingPtr = std::shared_ptr<Recording>;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -183,6 +200,12 @@ class Backend {
   virtual int64_t WorkspaceBytes() const = 0;
   /// Grows it at once, in queue order, so that no later op of that size has to.
   virtual Status ReserveWorkspace(int64_t bytes, DoneFn done, CancelPtr cancel) = 0;
+
+  /// From here to Recording::End() the ops of this thread are recorded. Their outputs, and what
+  /// else the thread allocates, has memory of the recording, which stays in place for all its runs.
+  virtual Status BeginRecording(RecordingPtr* recording);
+  /// Kernels and graphs that were launched so far.
+  virtual int64_t Launches() const { return 0; }
 
   /// Which kernels a call would run here.
   virtual Status Explain(const CallShape& shape, Explanation* explanation) const = 0;

@@ -163,9 +163,16 @@ Status Cast(const CastOp& op, const RunContext& context) {
 
 Status Random(const RandomOp& op, const RunContext& context) {
   const bool normal = op.kind == RandomOp::Kind::kNormal;
+  const bool keep = op.kind == RandomOp::Kind::kKeep;
+  const uint32_t threshold = keep ? DropoutThreshold(op.mean) : 0;
+  const uint64_t seed = op.SeedNow();
   ForEach(context, op.y.elems(), [&](int64_t i) {
+    if (keep) {
+      Store(op.y, i, DropoutKeeps(seed, static_cast<uint64_t>(i), threshold) ? 1 : 0, false);
+      return;
+    }
     double group[4];
-    RandomGroup(normal, op.seed, static_cast<uint64_t>(i >> 2), op.mean, op.scale, group);
+    RandomGroup(normal, seed, static_cast<uint64_t>(i >> 2), op.mean, op.scale, group);
     Store(op.y, i, group[i & 3], false);
   });
   return Status();

@@ -322,6 +322,11 @@ Status Context::Launch(const std::vector<LaunchStep>& steps, CUstream stream) {
   return Status();
 }
 
+Status Context::LaunchGraph(CUgraphExec graph, CUstream stream) {
+  launches_.fetch_add(1, std::memory_order_relaxed);
+  return Check(driver().cuGraphLaunch(graph, stream), "cuGraphLaunch");
+}
+
 Status Context::LaunchOne(const LaunchStep& step, bool overlap, CUstream stream) {
   Kernel* kernel = nullptr;
   LOWRANK_RETURN_IF_ERROR(FindKernel(step.kernel, &kernel));
@@ -355,6 +360,7 @@ Status Context::LaunchOne(const LaunchStep& step, bool overlap, CUstream stream)
     attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
     attribute.value.programmaticStreamSerializationAllowed = 1;
   }
+  launches_.fetch_add(1, std::memory_order_relaxed);
   void* arguments[] = {const_cast<unsigned char*>(params)};
   const CUresult result = driver().cuLaunchKernelEx(&config, kernel->function, arguments, nullptr);
   if (result == CUDA_SUCCESS) return Status();

@@ -65,6 +65,11 @@ class Context {
   /// previous one has ended (programmatic dependent launch); their kernels then wait themselves.
   Status Launch(const std::vector<LaunchStep>& steps, CUstream stream);
 
+  /// A whole graph, as one launch.
+  Status LaunchGraph(CUgraphExec graph, CUstream stream);
+  /// Kernels and graphs so far; any thread.
+  int64_t launches() const { return launches_.load(std::memory_order_relaxed); }
+
   OpLog& ops() { return ops_; }
 
  private:
@@ -94,6 +99,7 @@ class Context {
   std::unordered_map<std::string, CUmodule> module_of_;  // by kernel; empty for the emulator
   std::unordered_map<std::string_view, Kernel> kernels_;
   OpLog ops_;
+  std::atomic<int64_t> launches_{0};
 
   std::atomic<bool> is_lost_{false};
   mutable std::mutex mutex_;

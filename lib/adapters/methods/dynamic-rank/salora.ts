@@ -1,5 +1,6 @@
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
+import { full } from '../../../core/full.js';
 import { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd } from '../../../ops/elementwise.js';
 import { defineAdapter } from '../../definition/method.js';
@@ -18,7 +19,7 @@ function hardConcrete(t: Tape, logAlpha: Value, seed: number | undefined): Value
     s = t.map(logAlpha, 'sigmoid');
   } else {
     const u = Tensor.uniform(logAlpha.shape, { seed, device, low: 2 ** -24, high: 1 - 2 ** -24 });
-    const rest = multiplyAdd({ a: u, alpha: -1, c: Tensor.from([1], [1], { device }) });
+    const rest = multiplyAdd({ a: u, alpha: -1, c: full([1], 1, { device }) });
     const noise = multiplyAdd({ a: mapTensor(u, 'log'), c: mapTensor(rest, 'log'), beta: -1 });
     s = t.map(t.affine(t.add(logAlpha, t.own(noise)), 1 / TEMPERATURE), 'sigmoid');
   }

@@ -4,7 +4,8 @@
 
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
-import { Tensor } from '../../../core/tensor.js';
+import { full } from '../../../core/full.js';
+import type { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd } from '../../../ops/elementwise.js';
 
 type Step = (t: Tape, x: Value) => Value;
@@ -15,7 +16,7 @@ const kErfP = 0.3275911;
 
 /** alpha · a + beta */
 function affine(a: Tensor, alpha: number, beta: number): Tensor {
-  return multiplyAdd({ a, alpha, c: Tensor.from([beta], [1], { device: a.device }) });
+  return multiplyAdd({ a, alpha, c: full([1], beta, { device: a.device }) });
 }
 
 const times = (a: Tensor, b: Tensor, alpha = 1): Tensor => multiplyAdd({ a, b, alpha });

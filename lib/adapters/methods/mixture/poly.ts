@@ -1,6 +1,7 @@
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
 import { fail } from '../../../core/errors.js';
+import { full } from '../../../core/full.js';
 import { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd } from '../../../ops/elementwise.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
@@ -25,7 +26,7 @@ function taskWeights(t: Tape, logits: Value, config: PolyConfig, noise: Tensor |
 /** Logistic noise: the logits of a relaxed Bernoulli sample at temperature 1. */
 function logisticNoise(shape: readonly number[], seed: number, device: Tensor['device']): Tensor {
   const u = Tensor.uniform(shape, { seed, device, low: 2 ** -24, high: 1 - 2 ** -24 });
-  const rest = multiplyAdd({ a: u, alpha: -1, c: Tensor.from([1], [1], { device }) });
+  const rest = multiplyAdd({ a: u, alpha: -1, c: full([1], 1, { device }) });
   return multiplyAdd({ a: mapTensor(u, 'log'), c: mapTensor(rest, 'log'), beta: -1 });
 }
 

@@ -1,6 +1,7 @@
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
-import { Tensor } from '../../../core/tensor.js';
+import { full } from '../../../core/full.js';
+import type { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../../../ops/elementwise.js';
 import { defineAdapter } from '../../definition/method.js';
 import { cayley, cayleySeries, type SkewMaps, skew, stacked, triangleMaps } from './rotation.js';
@@ -40,7 +41,7 @@ function sizeOf(
 function projected(t: Tape, entries: Value, limit: number): Value {
   const { tensor } = entries;
   const { device } = tensor;
-  const constant = (value: number): Tensor => Tensor.from([value], [1], { device });
+  const constant = (value: number): Tensor => full([1], value, { device });
   const squares = sumProduct(tensor, tensor, { axis: 1 });
   const norm = mapTensor(multiplyAdd({ a: squares, alpha: 2 }), 'sqrt');
   // limit / max(norm, limit), without a division by zero.

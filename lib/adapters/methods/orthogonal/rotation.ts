@@ -1,6 +1,7 @@
 import type { Value } from '../../../autograd/gradient-tape.js';
 import type { Tape } from '../../../autograd/tape.js';
 import type { Device } from '../../../core/device.js';
+import { full } from '../../../core/full.js';
 import { Tensor } from '../../../core/tensor.js';
 import { mapTensor, multiplyAdd, sumProduct } from '../../../ops/elementwise.js';
 import { FeatureMap } from '../../../ops/feature-map.js';
@@ -110,7 +111,7 @@ export function cayley(t: Tape, q: Value, maps: SkewMaps): Value {
   const transposed = t.add(eye, q, 1, -1);
   const flat = q.tensor.reshape([size * blocks, size]);
   const sums = sumProduct(flat, flat, { axis: 1 }).reshape([size, blocks]);
-  const one = Tensor.from([1], [1], { device: q.tensor.device });
+  const one = full([1], 1, { device: q.tensor.device });
   const bound = multiplyAdd({
     a: sumProduct(sums, undefined, { axis: 0 }),
     c: one,

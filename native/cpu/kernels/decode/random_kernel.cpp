@@ -14,6 +14,9 @@ constexpr int64_t kSerialElems = 1024;
 
 Outcome RandomKernel(const RandomOp& op, const RunContext& context) {
   const int64_t elems = op.y.elems();
+  const bool keep = op.kind == RandomOp::Kind::kKeep;
+  const uint32_t threshold = keep ? DropoutThreshold(op.mean) : 0;
+  const uint64_t seed = op.SeedNow();
   std::atomic<bool> cancelled{false};
   auto body = [&](int64_t task) {
     if (context.cancelled()) {
@@ -23,8 +26,12 @@ Outcome RandomKernel(const RandomOp& op, const RunContext& context) {
     const int64_t end = std::min((task + 1) * kTaskElems, elems);
     for (int64_t group = task * kTaskElems / 4; group * 4 < end; ++group) {
       double values[4];
-      RandomGroup(op.kind == RandomOp::Kind::kNormal, op.seed, static_cast<uint64_t>(group),
-                  op.mean, op.scale, values);
+      if (keep) {
+        KeepGroup(seed, static_cast<uint64_t>(group), threshold, values);
+      } else {
+        RandomGroup(op.kind == RandomOp::Kind::kNormal, seed, static_cast<uint64_t>(group), op.mean,
+                    op.scale, values);
+      }
       for (int64_t i = group * 4; i < std::min(group * 4 + 4, end); ++i) {
         StoreElement(op.y.data, op.y.dtype, i, values[i & 3]);
       }

@@ -1,6 +1,7 @@
 #include "native/cuda/plans/plan.h"
 #include "native/cuda/plans/plan_streaming.h"
 #include "native/host_device/params/random.h"
+#include "native/host_device/philox.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -19,7 +20,9 @@ Status MakePlan(const RandomOp& op, const DeviceLimits&, Workspace*, Plan* plan)
   params.seed = op.seed;
   params.mean = op.mean;
   params.scale = op.scale;
-  params.normal = op.kind == RandomOp::Kind::kNormal;
+  params.seed_at = static_cast<const uint64_t*>(op.seed_at.data);
+  params.draw = static_cast<gpu::RandomDraw>(op.kind);
+  if (op.kind == RandomOp::Kind::kKeep) params.threshold = DropoutThreshold(op.mean);
   params.vector = IsAligned(op.y.data, 4 * DTypeBytes(op.y.dtype));
 
   LaunchStep step;
