@@ -2,7 +2,9 @@
 import { readFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { decodeAll } from '../oracle.js';
+import { type DiskTensor, numbersOf } from '../oracle/formats/tensors.js';
+
+export { numbersOf };
 
 const FOLDER = dirname(fileURLToPath(import.meta.url));
 
@@ -13,6 +15,7 @@ export interface Rule {
     | 'absolute'
     | 'relative'
     | 'bytes'
+    | 'bits'
     | 'values'
     | 'nibbles'
     | 'u8'
@@ -33,29 +36,44 @@ export interface Rule {
   readonly maxDiff?: number;
   readonly maxDiffFraction?: number;
   readonly from?: readonly string[];
+  /** Of `bytes`: where the expected code is a NaN, any NaN will do. */
+  readonly nan?: string;
+  /** Of `quantised`: rms error of the peer, and how many times as much is allowed. */
+  readonly peerRmsErr?: number;
+  readonly factor?: number;
 }
 
 /** A tensor of a case file: raw little-endian bytes. */
-export interface GoldenTensor {
-  readonly dtype: 'U8' | 'I8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I32' | 'I64';
-  readonly shape: readonly number[];
-  readonly bytes: Uint8Array;
-}
+export type GoldenTensor = DiskTensor;
 
 interface ManifestCase {
   readonly id: string;
   readonly params: Readonly<Record<string, unknown>>;
   readonly files: readonly {
     readonly path: string;
+    readonly sha256: string;
     readonly kind?: string;
     readonly tensors?: Readonly<Record<string, Pick<GoldenTensor, 'dtype' | 'shape'>>>;
   }[];
   readonly compare?: readonly Rule[];
+  readonly notes?: string;
 }
 
-const MANIFEST = JSON.parse(readFileSync(join(FOLDER, 'manifest.json'), 'utf8')) as {
-  readonly cases: readonly ManifestCase[];
-};
+/** The cases of a folder with a manifest of its own; ids and paths from this folder on. */
+function casesBelow(folder: string): ManifestCase[] {
+  const text = readFileSync(join(FOLDER, folder, 'manifest.json'), 'utf8');
+  const { cases } = JSON.parse(text) as { cases: ManifestCase[] };
+  return cases.map((row) => ({
+    ...row,
+    id: `${folder}${row.id}`,
+    files: row.files.map((file) => ({ ...file, path: `${folder}${file.path}` })),
+  }));
+}
+
+const CASES: readonly ManifestCase[] = [...casesBelow(''), ...casesBelow('formats/')];
+
+/** Every file of every case. */
+export const goldenFiles = CASES.flatMap(({ files }) => files);
 
 /** Tensors of a safetensors file. The files are our own, so nothing is checked. */
 export function readTensors(path: string): Map<string, GoldenTensor> {
@@ -76,33 +94,11 @@ export function readTensors(path: string): Map<string, GoldenTensor> {
   return tensors;
 }
 
-/** The values of a tensor as doubles. */
-export function numbersOf({ dtype, bytes }: GoldenTensor): Float64Array {
-  const { buffer } = bytes;
-  switch (dtype) {
-    case 'F64':
-      return new Float64Array(buffer);
-    case 'F32':
-      return Float64Array.from(new Float32Array(buffer));
-    case 'BF16':
-      return decodeAll('bf16', new Uint16Array(buffer));
-    case 'F16':
-      return decodeAll('f16', new Uint16Array(buffer));
-    case 'I8':
-      return Float64Array.from(new Int8Array(buffer));
-    case 'I32':
-      return Float64Array.from(new Int32Array(buffer));
-    case 'I64':
-      return Float64Array.from(new BigInt64Array(buffer), Number);
-    default:
-      return Float64Array.from(bytes);
-  }
-}
-
 export class GoldenCase {
   readonly id: string;
   readonly params: Readonly<Record<string, unknown>>;
   readonly rules: readonly Rule[];
+  readonly notes: string;
   readonly tensors: Map<string, GoldenTensor>;
   readonly #files: ManifestCase['files'];
 
@@ -110,6 +106,7 @@ export class GoldenCase {
     this.id = row.id;
     this.params = row.params;
     this.rules = row.compare ?? [];
+    this.notes = row.notes ?? '';
     this.#files = row.files;
     this.tensors = readTensors((row.files[0] as { path: string }).path);
   }
@@ -126,6 +123,17 @@ export class GoldenCase {
 
   numbers(name: string): Float64Array {
     return numbersOf(this.tensor(name));
+  }
+
+  /** Tensors and config of the checkpoint folder beside the case. */
+  checkpoint(): { config: Record<string, unknown>; tensors: Map<string, GoldenTensor> } {
+    const folder = `${this.id}/`;
+    const paths = this.#files.map(({ path }) => path).filter((path) => path.startsWith(folder));
+    const shards = paths.filter((path) => path.endsWith('.safetensors'));
+    return {
+      config: JSON.parse(readFileSync(join(FOLDER, folder, 'config.json'), 'utf8')),
+      tensors: new Map(shards.flatMap((path) => [...readTensors(path)])),
+    };
   }
 
   /** The adapter folder beside the case, where there is one. */
@@ -148,7 +156,7 @@ export class GoldenCase {
 
 /** Ids of the copied cases of a group. */
 export function caseIds(group: string): string[] {
-  return MANIFEST.cases.map(({ id }) => id).filter((id) => id.startsWith(`${group}/`));
+  return CASES.map(({ id }) => id).filter((id) => id.startsWith(`${group}/`));
 }
 
 export function loadCase(id: string): GoldenCase {
@@ -156,7 +164,7 @@ export function loadCase(id: string): GoldenCase {
 }
 
 const rowOf = (id: string): ManifestCase => {
-  const row = MANIFEST.cases.find((candidate) => candidate.id === id);
+  const row = CASES.find((candidate) => candidate.id === id);
   if (row === undefined) throw new Error(`no golden case ${id}`);
   return row;
 };

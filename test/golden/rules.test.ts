@@ -127,6 +127,61 @@ describe('golden rules', () => {
     expect(() => checkRule(data, exact, [1, -2, 3, 3])).toThrow('is code 3');
   });
 
+  it('bits: NaN where NaN is expected, and infinities', () => {
+    const data = golden({ y: f32([Number.NaN, Number.POSITIVE_INFINITY, 1]) });
+    const rule: Rule = { tensor: 'y', rule: 'bits', why };
+    const right = [Number.NaN, Number.POSITIVE_INFINITY, 1];
+    expect(() => checkRule(data, rule, right)).not.toThrow();
+    expect(() => checkRule(data, rule, [0, ...right.slice(1)])).toThrow('y[0] is 0');
+    expect(() => checkRule(data, rule, [Number.NaN, Number.NaN, 1])).toThrow('y[1] is NaN');
+    expect(() => checkRule(data, rule, [Number.NaN, 3e38, 1])).toThrow('y[1]');
+    expect(() => checkRule(data, { ...rule, rule: 'values' }, right)).toThrow('y[0] is NaN');
+  });
+
+  it('bytes: any NaN code for a NaN code, a row as its alternative as a whole', () => {
+    const data = golden({ q: u8([0, 3, 1, 1], [2, 2]), other: u8([2, 0, 2, 0], [2, 2]) });
+    const rule: Rule = { tensor: 'q', rule: 'bytes', why };
+    const levels = { codebook: [0, 1, Number.NaN, Number.NaN] };
+    const nan: Rule = { ...rule, nan: 'any NaN code' };
+    expect(() => checkRule(data, nan, [0, 2, 1, 1], levels)).not.toThrow();
+    expect(() => checkRule(data, nan, [2, 3, 1, 1], levels)).toThrow('q[0] is byte 2');
+    expect(() => checkRule(data, nan, [0, 1, 1, 1], levels)).toThrow('q[1] is byte 1');
+    expect(() => checkRule(data, nan, [0, 3, 1, 1])).toThrow('codebook');
+    expect(() => checkRule(data, rule, [0, 2, 1, 1], levels)).toThrow('q[1] is byte 2');
+    const either: Rule = { ...rule, alternative: 'other' };
+    expect(() => checkRule(data, either, [0, 3, 2, 0])).not.toThrow();
+    expect(() => checkRule(data, either, [2, 3, 1, 1])).toThrow('q[0] is byte 2');
+    expect(() => checkRule(data, rule, [0, 3, 2, 0])).toThrow('q[2] is byte 2');
+  });
+
+  it('quantised: the rms error of what was made, decoded', () => {
+    const data = golden({ q: u8([1, 2]), w: f32([1, 2, 3, 4]) });
+    const rule: Rule = {
+      tensor: 'q',
+      rule: 'quantised',
+      from: ['w'],
+      peerRmsErr: 0.5,
+      factor: 2,
+      why,
+    };
+    expect(() => checkRule(data, rule, [2, 3, 4, 5])).not.toThrow();
+    expect(() => checkRule(data, rule, [2, 3, 4, 5.01])).toThrow('rms error of 1.0');
+    expect(() => checkRule(data, rule, [1, 2, 3, Number.NaN])).toThrow('rms error of NaN');
+    expect(() => checkRule(data, rule, [1, 2])).toThrow('2 decoded values, expected 4');
+  });
+
+  it('two rules for one tensor are two rules', () => {
+    const rules: Rule[] = [
+      { tensor: 'y', rule: 'values', why },
+      { tensor: 'y', rule: 'quantised', from: ['y'], peerRmsErr: 0, factor: 1, why },
+    ];
+    const book = new RuleBook(golden({ y: f32([1]) }, rules));
+    book.check('y', [1]);
+    expect(() => book.finish()).toThrow('never applied: y');
+    book.apply(rules[1] as Rule, [1]);
+    expect(() => book.finish()).not.toThrow();
+  });
+
   it('a case cannot pass by leaving a rule out', () => {
     const rules: Rule[] = [
       { tensor: 'y', rule: 'values', why },

@@ -48,10 +48,32 @@ function checkTolerance(golden: GoldenCase, rule: Rule, mine: Mine): void {
   }
 }
 
-function checkBytes(golden: GoldenCase, rule: Rule, mine: Mine): void {
-  const { bytes } = golden.tensor(rule.tensor);
+/**
+ * Rows are right as a whole, by the tensor or by its alternative. NaN codes are those whose level in
+ * the codebook is NaN.
+ */
+function checkBytes(
+  golden: GoldenCase,
+  rule: Rule,
+  mine: Mine,
+  codebook?: ArrayLike<number>,
+): void {
+  const { bytes, shape } = golden.tensor(rule.tensor);
+  const other = rule.alternative === undefined ? undefined : golden.tensor(rule.alternative).bytes;
+  if (rule.nan !== undefined && codebook === undefined) {
+    throw new Error(`${golden.id}: ${rule.tensor} needs a codebook`);
+  }
+  const isNaNCode = (code: number | undefined): boolean =>
+    rule.nan !== undefined && Number.isNaN(codebook?.[code as number]);
+  const same = (a: number | undefined, b: number | undefined): boolean =>
+    a === b || (isNaNCode(a) && isNaNCode(b));
+  const elements = shape.reduce((product, n) => product * n, 1);
+  const pitch = (shape.at(-1) ?? 1) * (bytes.length / elements);
   for (let i = 0; i < bytes.length; i++) {
-    if (mine[i] !== bytes[i]) {
+    if (same(mine[i], bytes[i])) continue;
+    const start = i - (i % pitch);
+    const alternative = other?.subarray(start, start + pitch);
+    if (!alternative?.every((code, j) => same(mine[start + j], code))) {
       throw failure(golden, rule, i, `is byte ${mine[i]}, expected ${bytes[i]}`);
     }
   }
@@ -74,8 +96,28 @@ function checkInt8(golden: GoldenCase, rule: Rule, mine: Mine): void {
 function checkValues(golden: GoldenCase, rule: Rule, mine: Mine): void {
   golden.numbers(rule.tensor).forEach((expected, i) => {
     // As numbers: -0 equals 0.
-    if (mine[i] !== expected) throw failure(golden, rule, i, `is ${mine[i]}, expected ${expected}`);
+    const bothNaN = rule.rule === 'bits' && Number.isNaN(expected) && Number.isNaN(mine[i]);
+    if (mine[i] !== expected && !bothNaN) {
+      throw failure(golden, rule, i, `is ${mine[i]}, expected ${expected}`);
+    }
   });
+}
+
+/** Of a quantiser that searches: rms error of what it made of a tensor, decoded. */
+function checkQuantised(golden: GoldenCase, rule: Rule, mine: Mine): void {
+  const { from = [], peerRmsErr = 0, factor = 1 } = rule;
+  const weight = golden.numbers(from[0] as string);
+  if (mine.length !== weight.length) {
+    throw new Error(`${golden.id}: ${mine.length} decoded values, expected ${weight.length}`);
+  }
+  const squares = weight.reduce((sum, value, i) => sum + ((mine[i] as number) - value) ** 2, 0);
+  const error = Math.sqrt(squares / weight.length);
+  if (!(error <= factor * peerRmsErr)) {
+    throw new Error(
+      `${golden.id}: ${rule.tensor} has an rms error of ${error}, expected at most ` +
+        `${factor} x ${peerRmsErr} (${rule.why})`,
+    );
+  }
 }
 
 /** Codes of a packed tensor, one an element. */
@@ -130,8 +172,17 @@ function checkCodes(golden: GoldenCase, rule: Rule, mine: Mine, context: CodeCon
   }
 }
 
-/** Applies one rule. `context` is needed for the rules about codes. */
-export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: CodeContext): void {
+/** Applies one rule. `context` is needed for the rules about codes, its codebook for NaN codes. */
+export function checkRule(
+  golden: GoldenCase,
+  rule: Rule,
+  mine: Mine,
+  context?: CodeContext | Pick<CodeContext, 'codebook'>,
+): void {
+  if (rule.rule === 'quantised' && rule.peerRmsErr !== undefined) {
+    checkQuantised(golden, rule, mine);
+    return;
+  }
   const { shape, bytes } = golden.tensor(rule.tensor);
   const elements = shape.reduce((product, dim) => product * dim, 1);
   const raw = rule.rule === 'bytes' || rule.rule === 'nibbles' || rule.rule === 'u8';
@@ -145,8 +196,9 @@ export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: 
       checkTolerance(golden, rule, mine);
       break;
     case 'bytes':
-      checkBytes(golden, rule, mine);
+      checkBytes(golden, rule, mine, context?.codebook);
       break;
+    case 'bits':
     case 'values':
       checkValues(golden, rule, mine);
       break;
@@ -155,7 +207,9 @@ export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: 
       break;
     case 'nibbles':
     case 'u8':
-      if (context === undefined) throw new Error(`${golden.id}: ${rule.tensor} needs a codebook`);
+      if (context === undefined || !('count' in context)) {
+        throw new Error(`${golden.id}: ${rule.tensor} needs a codebook`);
+      }
       checkCodes(golden, rule, mine, context);
       break;
     default:
@@ -169,11 +223,11 @@ export function checkRule(golden: GoldenCase, rule: Rule, mine: Mine, context?: 
  */
 export class RuleBook {
   readonly #golden: GoldenCase;
-  readonly #open: Set<string>;
+  readonly #open: Set<Rule>;
 
   constructor(golden: GoldenCase) {
     this.#golden = golden;
-    this.#open = new Set(golden.rules.map(({ tensor }) => tensor));
+    this.#open = new Set(golden.rules);
   }
 
   has(tensor: string): boolean {
@@ -187,20 +241,25 @@ export class RuleBook {
   }
 
   check(tensor: string, mine: Mine, context?: CodeContext): void {
-    checkRule(this.#golden, this.rule(tensor), mine, context);
-    this.#open.delete(tensor);
+    this.apply(this.rule(tensor), mine, context);
+  }
+
+  /** One of several rules for a tensor. */
+  apply(rule: Rule, mine: Mine, context?: Parameters<typeof checkRule>[3]): void {
+    checkRule(this.#golden, rule, mine, context);
+    this.#open.delete(rule);
   }
 
   /** A rule that another one stands for, or that is about a format that is not here. */
   waive(tensor: string, reason: string): void {
     if (reason === '') throw new Error('a waived rule needs a reason');
-    this.rule(tensor);
-    this.#open.delete(tensor);
+    this.#open.delete(this.rule(tensor));
   }
 
   finish(): void {
-    if (this.#open.size > 0) {
-      throw new Error(`${this.#golden.id}: rules never applied: ${[...this.#open].join(', ')}`);
+    const open = [...this.#open].map(({ tensor }) => tensor);
+    if (open.length > 0) {
+      throw new Error(`${this.#golden.id}: rules never applied: ${open.join(', ')}`);
     }
   }
 }
