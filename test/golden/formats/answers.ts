@@ -9,7 +9,6 @@ import {
 } from '../../oracle/formats/awq.js';
 import { transposeBytes } from '../../oracle/formats/bits.js';
 import {
-  decodeIntegers,
   encodeIntegers,
   type IntegerConfig,
   type IntegerTensors,
@@ -192,11 +191,17 @@ function hqqAnswers(golden: GoldenCase): Answers {
 }
 
 function integerAnswers(golden: GoldenCase): Answers {
-  const tensors = partsOf<IntegerTensors>(golden, 'out.');
+  const layer = layerOf(golden.tensors, 'out.');
+  const tensors = layer as unknown as IntegerTensors;
   const config = golden.params as unknown as IntegerConfig & { K: number };
   const dtype = dtypeOf(golden.tensor('in.w'));
   return {
-    'out.dequant': () => decodeIntegers(tensors, config),
+    'out.dequant': () =>
+      decodeLayer(layer, {
+        quant_method: 'compressed-tensors',
+        format: golden.has('out.weight') ? 'int-quantized' : 'pack-quantized',
+        config_groups: { group_0: { weights: config } },
+      }),
     'out.codes': () => encodeIntegers(golden.numbers('in.w'), config.K, tensors, config, dtype),
   };
 }
@@ -225,8 +230,9 @@ function baseOf(golden: GoldenCase): ArrayLike<number> {
     case 'fp8':
       return decodeLayer(layer, { quant_method: layout, weight_block_size: [128, 128] });
     case 'mxfp4': {
-      const { codes, scale_e8m0 } = layer as Record<string, GoldenTensor>;
-      return mx.decodeMx(codes as GoldenTensor, scale_e8m0 as GoldenTensor, 'e2m1');
+      const packed = { weight_packed: layer.codes, weight_scale: layer.scale_e8m0 };
+      const config = { quant_method: 'compressed-tensors', format: 'mxfp4-pack-quantized' };
+      return decodeLayer(packed as typeof layer, config);
     }
     case 'nvfp4':
       return decodeLayer(layer, { quant_method: 'modelopt' });

@@ -1,7 +1,7 @@
 /** Integers of compressed-tensors: packed along K in words of 32 bits, or a byte each. */
 import { type OracleDType, roundHalfEven, roundTo } from '../dtypes.js';
 import { transposeBytes, unpackStream } from './bits.js';
-import { type Grid, rowGroups, scaled, tiles } from './scaled.js';
+import { type Grid, rowGroups, scaled } from './scaled.js';
 import { type DiskTensor, dim, numbersOf } from './tensors.js';
 
 export interface IntegerTensors {
@@ -50,14 +50,11 @@ function grids(tensors: IntegerTensors, config: IntegerConfig, K: number) {
   const { weight_scale, weight_zero_point, weight_g_idx } = tensors;
   const span = config.group_size ?? K;
   const order = weight_g_idx === undefined ? undefined : numbersOf(weight_g_idx);
-  const scale = rowGroups(weight_scale, span, order);
-  if (weight_zero_point === undefined) return { scale };
-  const zeros = integerZeros(weight_zero_point, weight_scale, config);
   const pitch = dim(weight_scale, 1);
-  const zero: Grid =
-    order === undefined
-      ? tiles(zeros, pitch, 1, span)
-      : (n, k) => zeros[n * pitch + (order[k] as number)] as number;
+  const grid = (values: ArrayLike<number>): Grid => rowGroups(values, pitch, span, order);
+  const scale = grid(numbersOf(weight_scale));
+  if (weight_zero_point === undefined) return { scale };
+  const zero = grid(integerZeros(weight_zero_point, weight_scale, config));
   return { scale, zero };
 }
 

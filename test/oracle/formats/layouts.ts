@@ -26,10 +26,13 @@ function part(layer: Layer, name: string): DiskTensor {
 
 const as = <T>(layer: Layer): T => layer as unknown as T;
 
+type Weights = IntegerConfig & { readonly block_structure?: readonly number[] | null };
+
 /** `weights` of the first config group of compressed-tensors. */
-function weightsOf(config: Config): IntegerConfig & { readonly block_structure?: number[] | null } {
-  const [group] = Object.values(config.config_groups as Record<string, { weights: never }>);
-  return (group as { weights: never }).weights;
+function weightsOf({ config_groups }: Config): Weights {
+  const [group] = Object.values(config_groups as Record<string, { weights: Weights }>);
+  if (group === undefined) throw new Error('oracle: no config group');
+  return group.weights;
 }
 
 type Decode = (layer: Layer, config: Config) => ArrayLike<number>;
@@ -53,15 +56,15 @@ const DECODERS: Readonly<Record<string, Decode>> = {
     ),
   // The layer's own tensors decide: a layer may differ from the config.
   hqq: (layer) => {
-    const values = (name: string): Float64Array => numbersOf(part(layer, name));
-    const [nbits, group_size, axis] = ['nbits', 'group_size', 'axis'].map((n) => values(n)[0]);
-    const shape = [...values('shape')];
-    return decodeHqq(as<HqqTensors>(layer), {
-      nbits,
-      group_size,
-      axis,
-      shape,
-    } as unknown as HqqConfig);
+    const value = (name: string): number => numbersOf(part(layer, name))[0] as number;
+    const [N, K] = numbersOf(part(layer, 'shape')) as unknown as [number, number];
+    const config: HqqConfig = {
+      nbits: value('nbits'),
+      group_size: value('group_size'),
+      axis: value('axis'),
+      shape: [N, K],
+    };
+    return decodeHqq(as<HqqTensors>(layer), config);
   },
   modelopt: (layer) =>
     decodeNvfp4(
@@ -88,8 +91,6 @@ const DECODERS: Readonly<Record<string, Decode>> = {
     ),
   'mxfp4-pack-quantized': (layer) =>
     decodeMx(part(layer, 'weight_packed'), part(layer, 'weight_scale'), 'e2m1'),
-  'mxfp8-quantized': (layer) =>
-    decodeMx(part(layer, 'weight'), part(layer, 'weight_scale'), 'e4m3fn'),
 };
 
 /** Decodes a layer as its `quantization_config` says. */

@@ -1,7 +1,4 @@
 /** What all layouts end in: a level less a zero-point, times a scale, each operation rounded to f32. */
-import type { DiskTensor } from './tensors.js';
-import { dim, numbersOf } from './tensors.js';
-
 const f32 = Math.fround;
 
 /** A scale or zero-point for element (n, k). */
@@ -17,10 +14,13 @@ export function tiles(
   return (n, k) => values[Math.floor(n / spanN) * pitch + Math.floor(k / spanK)] as number;
 }
 
-/** A tensor [rows, groups]: groups of `span` columns, or those that `groupOf` names. */
-export function rowGroups(tensor: DiskTensor, span: number, groupOf?: ArrayLike<number>): Grid {
-  const values = numbersOf(tensor);
-  const pitch = dim(tensor, 1);
+/** [rows, pitch] values: of groups of `span` columns, or of the group that `groupOf` names. */
+export function rowGroups(
+  values: ArrayLike<number>,
+  pitch: number,
+  span: number,
+  groupOf?: ArrayLike<number>,
+): Grid {
   if (groupOf === undefined) return tiles(values, pitch, 1, span);
   return (n, k) => values[n * pitch + (groupOf[k] as number)] as number;
 }

@@ -1,9 +1,20 @@
 /** Tensors as they lie in a checkpoint: raw little-endian bytes with a dtype and a shape. */
 import { decodeAll } from '../dtypes.js';
-import { levelsOf } from './minifloat.js';
+import { decodeMinifloats, e8m0 } from './minifloat.js';
 
 export interface DiskTensor {
-  readonly dtype: 'U8' | 'I8' | 'BF16' | 'F16' | 'F32' | 'F64' | 'I32' | 'I64' | 'F8_E4M3';
+  readonly dtype:
+    | 'U8'
+    | 'I8'
+    | 'BF16'
+    | 'F16'
+    | 'F32'
+    | 'F64'
+    | 'I32'
+    | 'I64'
+    | 'F8_E4M3'
+    | 'F8_E5M2'
+    | 'F8_E8M0';
   readonly shape: readonly number[];
   readonly bytes: Uint8Array;
 }
@@ -27,7 +38,11 @@ export function numbersOf({ dtype, bytes }: DiskTensor): Float64Array {
     case 'I64':
       return Float64Array.from(new BigInt64Array(buffer), Number);
     case 'F8_E4M3':
-      return Float64Array.from(bytes, (code) => levelsOf('e4m3fn')[code] as number);
+      return Float64Array.from(decodeMinifloats('e4m3fn', bytes));
+    case 'F8_E5M2':
+      return Float64Array.from(decodeMinifloats('e5m2', bytes));
+    case 'F8_E8M0':
+      return Float64Array.from(bytes, e8m0);
     case 'U8':
       return Float64Array.from(bytes);
   }
