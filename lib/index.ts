@@ -83,6 +83,30 @@ export {
   type SplitBitsandbytes,
   splitBitsandbytes,
 } from './checkpoint/bitsandbytes/bitsandbytes.js';
+export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
+export {
+  GgufFile,
+  type GgufTensor,
+  type GgufTensorInfo,
+  ggufToFloat32,
+  type OpenGgufOptions,
+  openGguf,
+} from './checkpoint/gguf/gguf.js';
+export {
+  ggufArchitectures,
+  ggufToHf,
+  type HeadCount,
+  hfToGguf,
+  type TensorPlace as GgufTensorPlace,
+} from './checkpoint/gguf/names.js';
+export { type PermuteRowsOptions, permuteGgufRows } from './checkpoint/gguf/rows.js';
+export type { GgufArray, GgufValue } from './checkpoint/gguf/values.js';
+export {
+  encodeGguf,
+  type GgufContent,
+  type GgufTensorSource,
+  writeGguf,
+} from './checkpoint/gguf/write.js';
 export {
   type PeftAdapter,
   type PeftModule,

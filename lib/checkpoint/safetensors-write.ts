@@ -100,13 +100,15 @@ function layOut(op: string, tensors: RawTensors, metadata: RawMetadata | undefin
   return [head, ...sorted.map(([, tensor]) => bytesOf(tensor.data))];
 }
 
-function entriesOf<T>(map: ReadonlyMap<string, T> | Readonly<Record<string, T>>): [string, T][] {
+export function entriesOf<T>(
+  map: ReadonlyMap<string, T> | Readonly<Record<string, T>>,
+): [string, T][] {
   return map instanceof Map
     ? [...(map as ReadonlyMap<string, T>)]
     : Object.entries(map as Readonly<Record<string, T>>);
 }
 
-function checkText(op: string, operand: string, text: unknown): void {
+export function checkText(op: string, operand: string, text: unknown): asserts text is string {
   if (typeof text !== 'string') fail('ERR_VALUE', op, operand, 'a string', typeof text);
   if (/[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/.test(text)) {
     fail('ERR_VALUE', op, operand, 'well-formed Unicode', printable(text));

@@ -11,22 +11,10 @@ import { describe, expect, it } from 'vitest';
 import { bytesOf, type RawTensor } from '../../lib/checkpoint/raw-tensor.js';
 import { encodeSafetensors, readSafetensors } from '../../lib/checkpoint/safetensors.js';
 import { LowrankError } from '../../lib/core/errors.js';
+import { generator, kFuzzInputs as kInputs, kFuzzSeed as kSeed } from './fuzz.js';
 import { entry, rawFile } from './raw-file.js';
 
-const kInputs = Number(process.env.LOWRANK_FUZZ_INPUTS ?? 20_000);
-const kSeed = Number(process.env.LOWRANK_FUZZ_SEED ?? 1);
 const kDump = process.env.LOWRANK_FUZZ_DUMP;
-
-/** mulberry32: small, seeded, good enough to choose mutations. */
-function generator(seed: number): (below: number) => number {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = Math.imul(state ^ (state >>> 15), state | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) % below;
-  };
-}
 
 const kBits: Record<string, bigint> = {
   F64: 64n,
