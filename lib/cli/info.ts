@@ -1,6 +1,6 @@
 /**
  * `lowrank info`: devices, features, and the reason for everything that is not available; which kernels a call
- * runs.
+ * runs; what a checkpoint holds.
  */
 
 import os from 'node:os';
@@ -19,11 +19,17 @@ import { jsonText, mebibytes, table, visible } from '../report/terminal.js';
 import { Arguments } from './command/arguments.js';
 import { exitCodes } from './command/exit-codes.js';
 import { explain, explainHelp, explainOptions, refuseStrayOptions } from './explain.js';
+import { checkpointFacts } from './inspect/checkpoint-facts.js';
+import { describeCheckpoint } from './inspect/describe-checkpoint.js';
 
-const kHelp = `Devices, features, and why each is or is not there.
+const kHelp = `Devices, features, and why each is or is not there; what a checkpoint holds.
 
 Usage: lowrank info [--json]
+       lowrank info PATH [--json]
        lowrank info --explain MxKxN [options]
+
+PATH is a .gguf file, a .safetensors file or a folder of such files: its tensors by type with their
+bits a weight and bytes, and architecture, context, vocabulary and quantisation where it names them.
 
   --json             one JSON object on stdout
 ${explainHelp}
@@ -70,16 +76,27 @@ function readSetting<T>(
 
 export async function infoCommand(args: readonly string[]): Promise<number> {
   const options = { json: { type: 'boolean' }, ...explainOptions } as const;
-  const parsed = Arguments.parse('info', args, options, { min: 0, max: 0, names: '' });
+  const parsed = Arguments.parse('info', args, options, {
+    min: 0,
+    max: 1,
+    names: 'at most one PATH',
+  });
   if (parsed.flag('help')) {
     process.stdout.write(kHelp);
     return exitCodes.ok;
   }
   if (parsed.text('explain') !== undefined) {
+    if (parsed.positionals.length > 0) throw parsed.wrong('takes either PATH or --explain');
     explain(parsed);
     return exitCodes.ok;
   }
   refuseStrayOptions(parsed);
+  const [checkpoint] = parsed.positionals;
+  if (checkpoint !== undefined) {
+    const facts = checkpointFacts(checkpoint);
+    process.stdout.write(parsed.flag('json') ? jsonText(facts) : describeCheckpoint(facts));
+    return exitCodes.ok;
+  }
   const host = {
     version: version(),
     node: process.version,
