@@ -49,6 +49,10 @@ const malformed: Record<string, [RawGguf | Uint8Array, string]> = {
     withKey(key('k', 8, text('abc', 4000))),
     'metadata "k": bytes of a text must fit the',
   ],
+  'a text that ends a byte behind the file': [
+    { keys: [key('k', 8, text('a'.repeat(19), 20))] },
+    'metadata "k": bytes of a text must fit the 19 bytes that are left of the file, got 20',
+  ],
   'a text of 2^64 - 1 bytes': [
     withKey(key('k', 8, text('abc', (1n << 64n) - 1n))),
     'length of a text must be below 2^53, got 18446744073709551615',
