@@ -341,6 +341,21 @@ describe('a GGUF file on the disk', () => {
     expect(file.read('a').data[31]).toBe(32);
   });
 
+  it('is read across the edge of a window, wherever a field has it', () => {
+    const window_bytes = 256 << 10;
+    const fill = Array<number>(window_bytes).fill(7);
+    for (let before = 0; before < 40; before++) {
+      const head = 4 + 4 + 8 + 8 + (8 + 1 + 4 + 4 + 8);
+      const long = key('a', 9, array(0, window_bytes - head - before, fill.slice(head + before)));
+      const keys = [long, key('b', 8, text('word')), key('c', 4, u32(77))];
+      const { metadata } = openGguf(rawGguf({ keys, tensors: [good], data_bytes: 32 }));
+      expect([metadata.get('b')?.value, metadata.get('c')?.value], String(before)).toEqual([
+        'word',
+        77,
+      ]);
+    }
+  });
+
   it('only the library opens one', () => {
     const Made = GgufFile as unknown as new () => unknown;
     expect(codeOf(() => new Made())).toBe('ERR_TYPE');
