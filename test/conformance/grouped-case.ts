@@ -124,13 +124,17 @@ export function groupedCase(
     });
     adapters.push(adapter);
     group.add(nameOf(e), adapter);
-    const mask = sharedMask ?? (p > 0 ? dropoutMask64(seed, p, M, K) : undefined);
+    let gate: Matrix | undefined;
     return {
       loraA: loraA.matrix,
       loraB: loraB.matrix,
       loraBias: extra?.matrix,
       scaling: loraAlpha / (rslora ? Math.sqrt(r) : r),
-      gate: mask === undefined ? undefined : gateOf(mask, p),
+      get gate() {
+        const mask = sharedMask ?? (p > 0 ? dropoutMask64(seed, p, M, K) : undefined);
+        gate ??= mask === undefined ? undefined : gateOf(mask, p);
+        return gate;
+      },
     };
   });
   const names = adapterOf.map((e) => (e < 0 ? null : nameOf(e)));
@@ -153,7 +157,9 @@ export function groupedCase(
     },
     inputs: {
       x: x.matrix,
-      w: w.matrix,
+      get w() {
+        return w.matrix;
+      },
       bias: bias?.matrix,
       adapters: adapters64,
       adapterOf,

@@ -5,9 +5,8 @@ import { describe, it } from 'vitest';
 import { scope } from '../../lib/index.js';
 import { type GroupedShape, groupedCase } from './grouped-case.js';
 import { checkBounds, checkOrders, checkSingleCalls } from './grouped-checks.js';
-import { DEVICES, DTYPES, mixes, WEIGHTS } from './operands.js';
+import { DEVICES, DTYPES, FULL_SWEEP as FULL, mixes, WEIGHTS } from './operands.js';
 
-const FULL = process.env.LOWRANK_SWEEP === 'full';
 const ROWS = FULL ? [1, 2, 3, 5, 16, 33, 64, 130, 257, 512] : [1, 2, 5, 33, 130, 512];
 const SWEEP: readonly GroupedShape[] = [1, 2, 8, 64].flatMap((count) =>
   ROWS.map((M) => ({

@@ -48,6 +48,7 @@ export interface LoraCase {
   readonly w: BaseWeight;
   readonly adapter: LoraAdapter;
   readonly options: LoraForwardOptions;
+  /** The oracle's, computed once they are asked for: the emulator's cases need none. */
   readonly inputs: LoraInputs;
   readonly dy64: Matrix;
 }
@@ -79,7 +80,8 @@ export function loraCase(
   const loraB = part(5, N, r, adapterType, 0.5);
   const bias = variant.bias ? part(6, 1, N, 'f32') : undefined;
   const loraBias = variant.loraBias ? part(7, 1, N, 'f32') : undefined;
-  const mask = dropout > 0 ? dropoutMask64(seed, dropout, M, K) : undefined;
+  const maskOf = () => (dropout > 0 ? dropoutMask64(seed, dropout, M, K) : undefined);
+  const mask = variant.maskGiven ? maskOf() : undefined;
   const adapter = new LoraAdapter({
     loraA: loraA.tensor,
     loraB: loraB.tensor,
@@ -93,11 +95,22 @@ export function loraCase(
   const shapeOf = (cols: number): number[] => [...leading, cols];
   const options: LoraForwardOptions = {
     ...(bias === undefined ? {} : { bias: bias.tensor }),
-    ...(mask === undefined
-      ? {}
-      : variant.maskGiven
-        ? { dropoutMask: tensorOf(mask, { device, shape: shapeOf(K) }) }
-        : { seed }),
+    ...(mask === undefined ? {} : { dropoutMask: tensorOf(mask, { device, shape: shapeOf(K) }) }),
+    ...(dropout > 0 && !variant.maskGiven ? { seed } : {}),
+  };
+  let inputs: LoraInputs | undefined;
+  const inputsOf = (): LoraInputs => {
+    const gate = mask ?? maskOf();
+    return {
+      x: x.matrix,
+      w: w.matrix,
+      bias: bias?.matrix,
+      loraA: loraA.matrix,
+      loraB: loraB.matrix,
+      loraBias: loraBias?.matrix,
+      scaling: loraAlpha / (variant.rslora ? Math.sqrt(r) : r),
+      gate: gate === undefined ? undefined : gateOf(gate, dropout),
+    };
   };
   return {
     name: `[${M}, ${N}, ${K}] r ${r} ${JSON.stringify(variant)}`,
@@ -107,15 +120,9 @@ export function loraCase(
     adapter,
     options,
     dy64: dy.matrix,
-    inputs: {
-      x: x.matrix,
-      w: w.matrix,
-      bias: bias?.matrix,
-      loraA: loraA.matrix,
-      loraB: loraB.matrix,
-      loraBias: loraBias?.matrix,
-      scaling: loraAlpha / (variant.rslora ? Math.sqrt(r) : r),
-      gate: mask === undefined ? undefined : gateOf(mask, dropout),
+    get inputs() {
+      inputs ??= inputsOf();
+      return inputs;
     },
   };
 }

@@ -94,6 +94,35 @@ export const QUANTISED: readonly WeightSpec[] = quantised;
 export const mixes = (spec: WeightSpec, dtype: DType): boolean =>
   spec.dense === undefined || spec.dense === dtype || spec.dense === 'f32' || dtype === 'f32';
 
+/** The full sweep of what the suite takes a sample of (`npm run test:sweep`). */
+export const FULL_SWEEP = process.env.LOWRANK_SWEEP === 'full';
+
+/**
+ * Does a sample have this weight with this dtype of x? The formats of as many bits take the dtypes in turns: every
+ * format meets one, and every dtype meets weights of 4 and of 8 bits.
+ */
+function isSampled({ format, name }: WeightSpec, dtype: DType): boolean {
+  if (format === undefined) return true;
+  const bitsOf = (of?: QuantFormat) => FORMATS.find((row) => row.name === of)?.bits;
+  const alike = quantised.filter((spec) => bitsOf(spec.format) === bitsOf(format));
+  const turns = Math.min(alike.length, DTYPES.length);
+  const at = alike.findIndex((spec) => spec.name === name);
+  return at % turns === DTYPES.indexOf(dtype) % turns;
+}
+
+/**
+ * Each device with the products that it is tested for: dtypes of x and the base weights that go with them. The CPU
+ * has them all, since each is a loop of its own there. The other devices decode to f32 and then round, so that a
+ * format and a dtype meet in no code: they take a sample without LOWRANK_SWEEP=full.
+ */
+export const PRODUCTS = DEVICES.flatMap((device) =>
+  DTYPES.flatMap((dtype) =>
+    WEIGHTS.filter(
+      (spec) => mixes(spec, dtype) && (FULL_SWEEP || device === 'cpu' || isSampled(spec, dtype)),
+    ).map((spec) => ({ device, dtype, spec })),
+  ),
+);
+
 /** Dequantised values of the oracle's own quantiser. */
 export function oracleWeight(
   values: ArrayLike<number>,
@@ -108,7 +137,10 @@ export function oracleWeight(
 
 export interface WeightOperand {
   readonly w: BaseWeight;
-  /** The values that a product uses: a quantised weight is decoded to the dtype of activations. */
+  /**
+   * The values that a product uses: a quantised weight is decoded to the dtype of activations, once they are
+   * asked for. The emulator's cases only need the weight.
+   */
   readonly matrix: Matrix;
 }
 
@@ -130,8 +162,15 @@ export function weightOperand(
   const { blocksize = 64 } = fill;
   const w = quantize(dense.tensor, { format, blocksize, doubleQuant });
   dense.tensor.dispose();
-  const decoded = oracleWeight(dense.matrix.data, format, blocksize, doubleQuant);
-  return { w, matrix: matrix(N, K, roundAll(activations, decoded)) };
+  let decoded: Matrix | undefined;
+  return {
+    w,
+    get matrix() {
+      const values = () => oracleWeight(dense.matrix.data, format, blocksize, doubleQuant);
+      decoded ??= matrix(N, K, roundAll(activations, values()));
+      return decoded;
+    },
+  };
 }
 
 /** `fill` of a case, told apart per operand by its seed. */
