@@ -1,9 +1,9 @@
 /** Child processes for tests that end, starve or crash the process they run in. */
 import { spawn } from 'node:child_process';
-import { mkdtempSync, readdirSync, rmSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { build } from 'tsup';
+import { build } from 'esbuild';
 import { afterAll, beforeAll } from 'vitest';
 import { bindingPath } from '../../lib/core/binding.js';
 
@@ -37,31 +37,43 @@ function leakChecks(): Record<string, string> {
 }
 
 let folder = '';
+const bundles = new Map<string, Promise<string>>();
 
-/** Bundles every program with the library into a temporary folder; call at the top of a test file. */
+/** Makes room for the programs in a temporary folder; call at the top of a test file. */
 export function usePrograms(): void {
-  beforeAll(async () => {
+  beforeAll(() => {
     folder = mkdtempSync(join(tmpdir(), 'lowrank-programs-'));
-    const entry = Object.fromEntries(
-      readdirSync(sources).map((file) => [file.replace(/\.ts$/, ''), join(sources, file)]),
-    );
-    await build({
-      entry,
-      outDir: folder,
-      format: ['esm'],
-      outExtension: () => ({ js: '.mjs' }),
-      target: 'node20',
-      splitting: false,
-      silent: true,
-      config: false,
-      dts: false,
-    });
   });
   afterAll(() => rmSync(folder, { recursive: true, force: true }));
 }
 
+/** The program with the library in one file, which is made when a test first asks for it. */
+function bundled(name: string): Promise<string> {
+  const made = bundles.get(name) ?? bundle(name);
+  bundles.set(name, made);
+  return made;
+}
+
+/** Three programs start a worker with this one, which lies beside them. */
+const WORKER = 'long-kernel';
+
+async function bundle(name: string): Promise<string> {
+  await build({
+    entryPoints: [...new Set([name, WORKER])].map((file) => join(sources, `${file}.ts`)),
+    outdir: folder,
+    outExtension: { '.js': '.mjs' },
+    bundle: true,
+    platform: 'node',
+    packages: 'external',
+    format: 'esm',
+    target: 'node20',
+    logLevel: 'warning',
+  });
+  return join(folder, `${name}.mjs`);
+}
+
 /** Runs a program to its end. `whenReady` is called once it has printed a line `ready`. */
-export function runProgram(
+export async function runProgram(
   name: string,
   args: readonly string[],
   options: {
@@ -73,19 +85,16 @@ export function runProgram(
     leakCheck?: boolean;
   } = {},
 ): Promise<Ended> {
+  const program = await bundled(name);
   return new Promise((resolve, reject) => {
-    const child = spawn(
-      process.execPath,
-      [...(options.nodeArgs ?? []), join(folder, `${name}.mjs`), ...args],
-      {
-        env: {
-          ...process.env,
-          LOWRANK_BINDING: bindingPath(),
-          ...(options.leakCheck === false ? {} : leakChecks()),
-          ...options.env,
-        },
+    const child = spawn(process.execPath, [...(options.nodeArgs ?? []), program, ...args], {
+      env: {
+        ...process.env,
+        LOWRANK_BINDING: bindingPath(),
+        ...(options.leakCheck === false ? {} : leakChecks()),
+        ...options.env,
       },
-    );
+    });
     const limit = setTimeout(() => child.kill('SIGKILL'), options.timeout ?? 50_000 * TIME_SCALE);
     let out = '';
     let err = '';
