@@ -8,8 +8,8 @@
  *     [--devices REGEX] [--runs FIRST-LAST] [--jobs N]
  *
  * The devices are those of case-runs.mjs; a case that launches the same on two of them is repeated on
- * the first only. --smoke begins with PTX mode where there is one and takes one schedule a device, and one case of
- * each kind of shape and those that launch a kernel which none before does. Without nvcc there is no
+ * the first only. --smoke begins with PTX mode where there is one and takes one schedule a device and a sample of
+ * the cases (smoke-sample.mjs). Without nvcc there is no
  * PTX mode, and the run says so. --runs takes some of the list alone, 1 is the first: it takes hours as a whole,
  * and can be had in pieces.
  */
@@ -18,6 +18,7 @@ import { cpus, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CaseRunner, DEVICES, inParallel, scheduleName, schedules } from './case-runs.mjs';
+import { SmokeSample } from './smoke-sample.mjs';
 
 const { values: args } = parseArgs({
   options: {
@@ -34,6 +35,8 @@ const root = join(import.meta.dirname, '..', '..');
 const binding = args.binding || join(root, 'build', 'Release', 'lowrank.node');
 const jobs = Number(args.jobs);
 const devices = DEVICES.filter(({ name }) => new RegExp(args.devices).test(name));
+// The sample of a smoke run begins where launches overlap, which is more for the checks to see.
+if (args.smoke) devices.sort((a, b) => Number(b.sm) - Number(a.sm));
 const LIBRARY = {
   source: 'lowrank-emulator.so',
   check: 'lowrank-emulator-check.so',
@@ -65,49 +68,17 @@ const COMPARED_IN_SMOKE = '^(?!grouped|int8|large)';
 const folder = mkdtempSync(join(tmpdir(), 'lowrank-matrix-'));
 const runner = new CaseRunner(folder, binding);
 
-/** Of what takes long one of each kind of shape. */
-function oneOfEachKind() {
-  const seen = new Set();
-  return (name) => {
-    const kind = name.startsWith('large')
-      ? name.replace(/\[.*/, '')
-      : name.replace(/\[\d+, \d+, \d+\]/, '').replace(/ (nf4|fp4|int8)\b/, ' quantised');
-    return (!seen.has(kind) || /\[(1|5|3), /.test(name)) && Boolean(seen.add(kind));
-  };
-}
+const sample = new SmokeSample(devices, { byKernels: true });
+const checkedSample = new SmokeSample(devices, { byKernels: false });
+/** {device -> [name]} of those cases of a smoke run that the checks see. */
+const checked = new Map();
 
-/** Sweeps over many adapters, which take longest: in a smoke run each is of one device, in turns. */
-const sweeps = [];
-function isOfDevice(name, device) {
-  if (!sweeps.includes(name)) sweeps.push(name);
-  return sweeps.indexOf(name) % devices.length === devices.indexOf(device);
-}
-
-/**
- * Cases of a smoke run: those that are checked, and those that launch a kernel which none before does.
- */
+/** Cases of a smoke run on a device. */
 function smokeCases(lines, device) {
-  const kernels = new Set();
-  const taken = oneOfEachKind();
-  return lines
-    .filter(([outcome, name, , , , launched = '']) => {
-      const fresh = launched.split(' ').filter((kernel) => !kernels.has(kernel));
-      const own = name.startsWith('grouped') ? isOfDevice(name, device) : taken(name);
-      if (own || fresh.length > 0 || outcome.startsWith('error')) {
-        for (const kernel of fresh) kernels.add(kernel);
-        return true;
-      }
-      return false;
-    })
-    .map(([, name]) => name);
-}
-
-/** Those under the checks: of each kind one, and the device's sweeps. */
-function smoke(names, device) {
-  const taken = oneOfEachKind();
-  return names.filter((name) =>
-    name.startsWith('grouped') ? isOfDevice(name, device) : taken(name),
-  );
+  const taken = lines.filter((line) => sample.takes(line, device));
+  const names = (some) => some.map(([, name]) => name);
+  checked.set(device, names(taken.filter((line) => checkedSample.takes(line, device))));
+  return names(taken);
 }
 
 /** {mode, device, schedule, check} of every run after the first in source mode. */
@@ -165,7 +136,7 @@ try {
   await inParallel(runs, jobs, async ({ mode, device, schedule, check }) => {
     const began = performance.now();
     const own = names.get(device);
-    const chosen = args.smoke && check ? smoke(own, device) : own;
+    const chosen = args.smoke && check ? checked.get(device) : own;
     const { status, lines, err } = await runner.run({
       library: mode,
       device,
