@@ -159,7 +159,7 @@ describe.skipIf(row?.available !== true)('a failing driver', () => {
         if (reached && code === 700 && call === 'cuLaunchKernelEx') {
           expect(report.available).toBe(false);
           expect(report.reason).toMatch(
-            /while it ran (cast|quantize) .*CUDA_ERROR_ILLEGAL_ADDRESS, 700/,
+            /while it ran (fill|cast|quantize) .*CUDA_ERROR_ILLEGAL_ADDRESS, 700/,
           );
         }
       };

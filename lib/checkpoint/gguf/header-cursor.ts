@@ -14,6 +14,8 @@ export interface ByteSource {
 }
 
 const kWindowBytes = 256 << 10;
+/** A text of a byte takes some 200 bytes of memory as an array; vocabularies have some hundred thousand tokens. */
+const kMaxByteTexts = 500_000;
 
 /** A position in a header. */
 export class HeaderCursor {
@@ -22,6 +24,7 @@ export class HeaderCursor {
   #window = new Uint8Array(0);
   #start_bytes = 0;
   #at_bytes = 0;
+  #byteTexts = 0;
 
   /** @param cap_bytes the longest header that is read */
   constructor(
@@ -97,7 +100,12 @@ export class HeaderCursor {
   /** A text, or a copy of its bytes where they are not UTF-8. */
   text(): string | Uint8Array {
     const bytes = this.textBytes();
-    return decode(bytes) ?? bytes.slice();
+    const text = decode(bytes);
+    if (text !== undefined) return text;
+    if (++this.#byteTexts > kMaxByteTexts) {
+      this.refuse(`texts that are not UTF-8 must be at most ${kMaxByteTexts}, got more`);
+    }
+    return bytes.slice();
   }
 
   /** The name of something: valid UTF-8 of 1 to `most_bytes` bytes, without NUL. */

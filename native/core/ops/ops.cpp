@@ -250,6 +250,8 @@ Status RandomOp::Check() const {
 }
 std::string RandomOp::Describe() const {
   constexpr const char* kKinds[] = {" normal ", " uniform ", " keep "};
+  // How full() and zeros() fill a tensor.
+  if (kind == Kind::kUniform && scale == 0) return "fill " + y.Describe();
   return std::string(kName) + kKinds[static_cast<int>(kind)] + y.Describe();
 }
 uint64_t RandomOp::SeedNow() const {

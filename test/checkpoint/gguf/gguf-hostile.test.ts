@@ -279,6 +279,21 @@ describe('a malformed GGUF file', () => {
     expect(performance.now() - start).toBeLessThan(1000);
   });
 
+  it('refuses more texts that are not UTF-8 than a vocabulary has', () => {
+    const one = Uint8Array.from(text([0xff]));
+    const withTexts = (count: number) => {
+      const head = rawGguf({ keys: [key('k', 9, array(8, count, []))], alignment: 1 });
+      const file = new Uint8Array(head.length + count * one.length);
+      file.set(head);
+      for (let at = head.length; at < file.length; at += one.length) file.set(one, at);
+      return file;
+    };
+    expect(openGguf(withTexts(1000)).metadata.get('k')?.value).toHaveLength(1000);
+    expect(() => openGguf(withTexts(500_001))).toThrow(
+      'metadata "k": texts that are not UTF-8 must be at most 500000, got more',
+    );
+  });
+
   it('reads a header up to the limit', () => {
     const file = rawGguf(withKey(key('k', 9, array(0, 1 << 20, Array(1 << 20).fill(1)))));
     expect(openGguf(file).metadata.get('k')?.value).toHaveLength(1 << 20);
