@@ -5,6 +5,7 @@ import { describe, expect, it } from 'vitest';
 import * as lowrank from '../../lib/index.js';
 import {
   type Device,
+  DeviceSeed,
   FeatureMap,
   GroupedLora,
   Im2col,
@@ -55,6 +56,17 @@ const TABLE: readonly Row[] = [
   ['Tensor.randn', 'seed', (_, o) => callWith(Tensor.randn, [1], o)],
   ['Tensor.uniform', 'low', (_, o) => callWith(Tensor.uniform, [1], o)],
   ['to', 'dtype', ({ x }, o) => x.to(o)],
+  ['full', 'dtype', (_, o) => of('full')([1], 2, o)],
+  ['captureStep', 'device', (_, o) => of('captureStep')(() => undefined, o)],
+  ['DeviceSeed.from', 'device', (_, o) => callWith(DeviceSeed.from, 1, o)],
+  [
+    'DeviceSeed.uniform',
+    'low',
+    (_, o) => {
+      using seed = DeviceSeed.from(1, { device });
+      return callWith(seed.uniform.bind(seed), [1], o);
+    },
+  ],
   ['matmul', 'bias', ({ x, w }, o) => of('matmul')(x, w, o)],
   ['loraForward', 'training', ({ x, w, adapter }, o) => of('loraForward')(x, w, adapter, o)],
   [
@@ -268,6 +280,7 @@ describe('options', () => {
 /** With tests of their own: classes that the library makes, and adapters of one method. */
 const OTHERS: readonly string[] = [
   'Adapter',
+  'CapturedTraining',
   'GradientTape',
   'OftImages',
   'QuantizedWeight',
