@@ -114,7 +114,7 @@ markClass(CapturedTraining, 'CapturedTraining');
 /** The step of a replay. Its numbers are copied to the host at once, before the next replay writes over them. */
 function replayed(step: number, lr: number, made: StepNumbers): TrainStep {
   const numbers = readBoth(made);
-  numbers.catch(() => {}); // `read` tells it
+  numbers.catch(() => {}); // `read` reports it
   const [loss, gradientNorm] = [made.loss.reshape([1]), made.gradientNorm.reshape([1])];
   return {
     step,

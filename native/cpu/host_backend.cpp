@@ -71,8 +71,9 @@ void HostBackend::CountWaiting(std::thread::id waiter, int64_t bytes) {
 }
 
 void HostBackend::LetQueueCatchUp() {
-  // The loss of a batch of an 8 B model is one op of several seconds. A caller waits for it, for
-  // until it has run each call would add to what waits; but a thread is not held up without an end.
+  // The loss of a batch of an 8 B model is one op of several seconds. The caller waits for it,
+  // because each further call would add to the memory that waits. The limit keeps a thread from
+  // being held up forever.
   constexpr auto kLongest = std::chrono::seconds(20);
   const auto me = std::this_thread::get_id();
   std::unique_lock<std::mutex> lock(waiting_mutex_);

@@ -192,6 +192,9 @@ describe('Trainer.capture', () => {
         'Trainer.capture: the optimiser must be capturable, got "sgd"',
       );
       const trainer = new Trainer(parameters);
+      const misspelt = (options: object) => trainer.capture(() => p as never, options);
+      expect(() => misspelt({ warmUp: 1 })).toThrow('(did you mean warmup?)');
+      expect(() => misspelt({ warmup: 1 }).step({ lR: 1 } as never)).toThrow('(did you mean lr?)');
       const goal = Tensor.zeros([2], { device });
       const pass = distance(p, goal, { seen: 0 });
       const bad = trainer.capture(
