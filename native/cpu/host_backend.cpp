@@ -45,16 +45,21 @@ void HostBackend::Free(void* data, size_t bytes) {
   if (!queue_.home().orphaned()) memory_.Free(data, bytes);
 }
 
-// Never throws: handles are dropped in destructors. Where there is no memory to count with, what
-// waits is not counted.
+HostBackend::Waiting* HostBackend::WaitingOf(std::thread::id waiter) {
+  try {
+    return &waiting_[waiter];
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
+}
+
+// Never throws: handles are dropped in destructors. What cannot be counted for want of memory is
+// not waited for.
 void HostBackend::CountWaiting(std::thread::id waiter, int64_t bytes) {
   if (queue_.home().orphaned()) return;
   if (bytes >= 0) {
     std::lock_guard<std::mutex> lock(waiting_mutex_);
-    try {
-      waiting_[waiter].bytes += bytes;
-    } catch (const std::bad_alloc&) {
-    }
+    if (Waiting* const own = WaitingOf(waiter)) own->bytes += bytes;
     return;
   }
   {

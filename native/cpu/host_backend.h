@@ -63,6 +63,8 @@ class HostBackend final : public Backend {
     bool stalled = false;  // it waited as long as it may, and nothing of it was freed since
   };
 
+  /// The count of a thread, made if need be; null without memory for it. With waiting_mutex_.
+  Waiting* WaitingOf(std::thread::id waiter);
   /// Lets the queue catch up where much of this thread's memory only waits for it: a caller that
   /// runs ahead of the kernels would otherwise hold the intermediate results of all of its calls at
   /// once. A thread without such memory never waits for the kernels of another.
