@@ -115,6 +115,13 @@ export {
 } from './checkpoint/peft/peft.js';
 export type { PeftLoraConfig } from './checkpoint/peft/peft-config.js';
 export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft/peft-write.js';
+export type {
+  Grid as PlanarGrid,
+  PlanarWeight,
+  PlaneValues,
+  ScalePlane,
+  ZeroPlane,
+} from './checkpoint/planar/planar-weight.js';
 export { NumpyRandom } from './checkpoint/random/numpy-random.js';
 export { TorchRandom } from './checkpoint/random/torch-random.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
@@ -335,7 +342,7 @@ export {
   type TrainedParameter,
 } from './optim/optimizer.js';
 export type { GroupAffineState } from './quant/group-affine.js';
-export { QuantizedWeight } from './quant/quantized-weight.js';
+export { QuantizedWeight, type WeightFormat } from './quant/quantized-weight.js';
 export {
   type AdaptedLayer,
   type AdapterConfig,

@@ -7,13 +7,13 @@ import { createRequire } from 'node:module';
 import { dirname, extname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import type { ModelBinding, NativeHandle } from './binding-model.js';
+import type { HostArray, WeightBinding } from './binding-weights.js';
 import { type ErrorCode, LowrankError, LowrankTypeError } from './errors.js';
 import type { CallShape, CpuExplanation, CudaExplanation } from './explanation.js';
 
 export type { NativeHandle } from './binding-model.js';
 
 type Callback<T = void> = (code: string | null, message: string, result: T) => void;
-type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 
 /**
  * Adapters of a batch: loraA, loraB, and loraBias or null of each. The last element is a Float64Array with
@@ -71,7 +71,7 @@ export type RawProjection =
     ];
 
 /** The raw functions of the addon; `native/addon/*.cpp` documents their arguments. */
-export interface Binding extends ModelBinding {
+export interface Binding extends ModelBinding, WeightBinding {
   devices(): RawDevice[];
   device(name: string): RawDevice | null;
   deviceNames(): string[];
@@ -139,54 +139,6 @@ export interface Binding extends ModelBinding {
   replay(recording: NativeHandle): void;
   disposeRecording(recording: NativeHandle): void;
   launches(device: string): number;
-  quantize(
-    w: NativeHandle,
-    format: string,
-    blocksize: number,
-    doubleQuant: boolean,
-    rowwise: boolean,
-  ): NativeHandle;
-  weightFromParts(
-    device: string,
-    format: string,
-    rows: number,
-    cols: number,
-    blocksize: number,
-    nestedBlocksize: number,
-    parts: Record<string, HostArray | undefined>,
-    rowwise?: boolean,
-  ): NativeHandle;
-  dequantize(w: NativeHandle, dtype: string): NativeHandle;
-  emptyLike(w: NativeHandle): NativeHandle;
-  quantizeRows(
-    tile: NativeHandle,
-    w: NativeHandle,
-    first: number,
-    absmax: NativeHandle | null,
-  ): void;
-  quantizeScales(absmax: NativeHandle, w: NativeHandle): void;
-  weightNorms(w: NativeHandle): NativeHandle;
-  /** `dtype` is that of the product with w. */
-  factoredNorm(
-    loraA: NativeHandle,
-    w: NativeHandle,
-    loraB: NativeHandle,
-    squares: NativeHandle,
-    dtype: string,
-    scaling: number,
-  ): NativeHandle;
-  putRows(y: NativeHandle, source: NativeHandle, begin: number): void;
-  takeRows(w: NativeHandle, dtype: string, begin: number, count: number): NativeHandle;
-  formats(): Array<{
-    name: string;
-    bits: number;
-    levels: number;
-    signMagnitude: boolean;
-    minBlocksize: number;
-    maxBlocksize: number;
-    defaultBlocksize: number;
-    codebook: Float32Array;
-  }>;
   matmul(
     x: NativeHandle,
     w: NativeHandle,

@@ -81,7 +81,11 @@ export function checkCompute(
     if (K > MOST_ROW_DEPTH) {
       fail('ERR_UNSUPPORTED', op, 'w', `of K <= ${MOST_ROW_DEPTH} (for compute int8)`, `K = ${K}`);
     }
-  } else if (weight instanceof Tensor || formatOf(weight.format).bits !== 4) {
+  } else if (
+    weight instanceof Tensor ||
+    weight.format === 'planar' ||
+    formatOf(weight.format).bits !== 4
+  ) {
     const list = anyOf([...namesOfBits(4), 'rowwise int8']);
     fail('ERR_UNSUPPORTED', op, 'w', `${list} (for compute int8)`, format);
   }

@@ -177,7 +177,7 @@ export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight 
     return host.finish();
   }
   const { format, blocksize, doubleQuant, sourceDType } = like;
-  if (like.zeroPoints !== undefined) {
+  if (like.zeroPoints !== undefined && format !== 'planar') {
     return quantizeAffine(op, w, blocksize, { format }, sourceDType);
   }
   const made = QuantizedWeight.emptyLike(like, op);

@@ -37,9 +37,11 @@ function nestedScales(
  * @internal
  */
 export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefined {
-  const { shape, blocksize, format, ownTables } = like;
+  const { shape, blocksize, ownTables } = like;
   if (ownTables === undefined) return undefined;
-  const { codebook, scaleCodebook, nestedBlocksize } = ownTables;
+  const { format, codebook, scaleCodebook, nestedBlocksize } = ownTables;
+  const { sourceDType, device } = like;
+  const place = { shape, format, blocksize, sourceDType, device };
   const codesPerByte = 8 / formatOf(format).bits;
   const size = shape.reduce((product, dim) => product * dim, 1);
   const codes = new Uint8Array(Math.ceil(size / codesPerByte));
@@ -55,7 +57,7 @@ export function hostCodes(op: string, like: QuantizedWeight): HostCodes | undefi
         scaleCodebook === undefined
           ? absmax
           : nestedScales(op, absmax, scaleCodebook, nestedBlocksize);
-      return QuantizedWeight.fromTables(op, { codes, codebook, absmax: scales }, like);
+      return QuantizedWeight.fromTables(op, { codes, codebook, absmax: scales }, place);
     },
   };
 }

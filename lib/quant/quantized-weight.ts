@@ -10,6 +10,7 @@ import {
   parseRowInt8,
   type RowInt8,
 } from '../checkpoint/bitsandbytes/row-int8-state.js';
+import type { PlanarWeight } from '../checkpoint/planar/planar-weight.js';
 import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import { checkShape, checkTensor } from '../core/check-tensor.js';
 import { type Device, resolveDevice } from '../core/device.js';
@@ -19,7 +20,6 @@ import {
   bitsandbytesNames,
   checkBlocksize,
   checkFormat,
-  type FormatInfo,
   isBitsandbytes,
   type QuantFormat,
 } from '../core/formats.js';
@@ -33,27 +33,11 @@ import {
   type GroupAffineState,
   parseGroupAffine,
 } from './group-affine.js';
+import { groupOf, planarBytes, planarHandle } from './planes.js';
 import { LEAST_ROW_BLOCK, loadRows, rowBlocksize, storeRows } from './row-int8.js';
+import { NESTED_BLOCKSIZE, type WeightFormat, type WeightMeta } from './weight-meta.js';
 
-/** Blocks whose absmax values share one nested absmax under double quantisation. */
-export const NESTED_BLOCKSIZE = 256;
-
-interface WeightMeta {
-  shape: readonly number[];
-  format: FormatInfo;
-  blocksize: number;
-  doubleQuant: boolean;
-  nestedBlocksize: number;
-  sourceDType: DType;
-  device: Device;
-  rowwise?: boolean;
-  /** Zero-points, owned by the weight. */
-  zeroPoints?: Tensor;
-  /** Levels other than the format's. */
-  codebook?: Float32Array | undefined;
-  /** With double quantisation: levels of the scales other than the dynamic map. */
-  scaleCodebook?: Float32Array | undefined;
-}
+export { NESTED_BLOCKSIZE, type WeightFormat };
 
 /**
  * A blockwise quantised base weight [N, K] in bitsandbytes' layout: blocks of `blocksize` elements
@@ -72,7 +56,8 @@ interface WeightMeta {
 export class QuantizedWeight implements Disposable {
   /** [N, K]; a vector keeps its one dimension. */
   readonly shape: readonly number[];
-  readonly format: QuantFormat;
+  readonly format: WeightFormat;
+  /** Elements that share a scale. With groups by a column order, the average. */
   readonly blocksize: number;
   readonly doubleQuant: boolean;
   /** Linear int8 codes with one scale per row, as in bitsandbytes' `Linear8bitLt`. */
@@ -90,13 +75,13 @@ export class QuantizedWeight implements Disposable {
   #handle: NativeHandle | undefined;
 
   private constructor(handle: NativeHandle, meta: WeightMeta) {
-    if (meta?.format?.name === undefined) {
+    if (meta?.format?.name === undefined && meta?.planes === undefined) {
       throw notConstructed('QuantizedWeight', 'quantize or QuantizedWeight.fromBitsandbytes');
     }
     this.#handle = handle;
     this.#meta = meta;
     this.shape = meta.shape;
-    this.format = meta.format.name;
+    this.format = meta.format?.name ?? 'planar';
     this.blocksize = meta.blocksize;
     this.doubleQuant = meta.doubleQuant;
     this.rowwise = meta.rowwise ?? false;
@@ -125,6 +110,11 @@ export class QuantizedWeight implements Disposable {
 
   /** @internal A weight of the same shape and format whose contents are still to be written. */
   static emptyLike(weight: QuantizedWeight, op: string): QuantizedWeight {
+    if (weight.format === 'planar') {
+      const expected =
+        'dense or of a blockwise format (take dequantize(w), and quantize the result)';
+      fail('ERR_UNSUPPORTED', op, 'w', expected, 'a planar weight');
+    }
     const handle = QuantizedWeight.handleOf(weight, op, 'w');
     return new QuantizedWeight(
       native(op, (raw) => raw.emptyLike(handle)),
@@ -183,7 +173,9 @@ export class QuantizedWeight implements Disposable {
   static fromTables(
     op: string,
     { codes, codebook, absmax }: Pick<ParsedBitsandbytes, 'codes' | 'codebook' | 'absmax'>,
-    place: Pick<QuantizedWeight, 'shape' | 'format' | 'sourceDType' | 'device' | 'blocksize'>,
+    place: Pick<QuantizedWeight, 'shape' | 'sourceDType' | 'device' | 'blocksize'> & {
+      readonly format: QuantFormat;
+    },
   ): QuantizedWeight {
     const { shape, blocksize, device, sourceDType } = place;
     const format = checkFormat(op, place.format);
@@ -220,9 +212,11 @@ export class QuantizedWeight implements Disposable {
   /** @internal The tables of levels, and with double quantisation of scales, if one is not the format's. */
   get ownTables() {
     const { codebook, scaleCodebook, format, nestedBlocksize } = this.#meta;
+    if (format === undefined) return undefined;
     if (codebook === undefined && scaleCodebook === undefined) return undefined;
     const standard = (name: QuantFormat) => formatCodebook('quantize', name);
     return {
+      format: format.name,
       codebook: codebook ?? standard(format.name),
       scaleCodebook: this.doubleQuant ? (scaleCodebook ?? standard('int8')) : undefined,
       nestedBlocksize,
@@ -231,6 +225,7 @@ export class QuantizedWeight implements Disposable {
 
   /** @internal A matrix may be cut at rows that are multiples of this, and the parts decoded and encoded separately. */
   get rowStep(): number {
+    if (this.format === 'planar') return 1;
     const cols = this.shape.at(-1) ?? 1;
     const unit = this.blocksize * (this.doubleQuant ? this.#meta.nestedBlocksize : 1);
     let [divisor, rest] = [unit, cols % unit];
@@ -252,7 +247,7 @@ export class QuantizedWeight implements Disposable {
   }
 
   get #codeBytes(): number {
-    return this.#meta.format.bits === 4 ? Math.ceil(this.#elements / 2) : this.#elements;
+    return this.#meta.format?.bits === 4 ? Math.ceil(this.#elements / 2) : this.#elements;
   }
 
   get disposed(): boolean {
@@ -261,7 +256,8 @@ export class QuantizedWeight implements Disposable {
 
   /** Bytes of codes, scales and tables. */
   get byteLength(): number {
-    const { format, nestedBlocksize } = this.#meta;
+    const { format, nestedBlocksize, planes } = this.#meta;
+    if (planes !== undefined || format === undefined) return planes?.byteLength ?? 0;
     const tables = format.levels * 4;
     const scales = this.doubleQuant
       ? this.#blocks + Math.ceil(this.#blocks / nestedBlocksize) * 4 + 256 * 4 + 4
@@ -279,9 +275,9 @@ export class QuantizedWeight implements Disposable {
    * the quantised tensor held NaN or infinity
    */
   async toBitsandbytes(): Promise<BitsandbytesState> {
-    const { format, nestedBlocksize } = this.#meta;
-    const { name } = format;
-    if (!isBitsandbytes(name)) {
+    const { nestedBlocksize } = this.#meta;
+    const name = this.format;
+    if (name === 'planar' || !isBitsandbytes(name)) {
       const expected = `${anyOf(bitsandbytesNames)} (toGroupAffine is for int4)`;
       fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
     }
@@ -337,6 +333,33 @@ export class QuantizedWeight implements Disposable {
 
   async #readFloats(part: string): Promise<Float32Array> {
     return new Float32Array((await this.#readPart(part)).buffer);
+  }
+
+  /**
+   * A weight of any codes, grid of scales, zero-points or minima: what checkpoints of other programs hold (see
+   * {@link PlanarWeight}). Products decode it as they do other formats: in f32, rounded once to the dtype of x.
+   * @param options.sourceDType the default dtype of {@link dequantize}; f32 if left out
+   * @throws ERR_TYPE, ERR_DTYPE; ERR_SHAPE unless each plane has one number for each entry of the grid; ERR_FORMAT for
+   * zero-points beside minima; ERR_VALUE for a code of too many bits or a group that does not exist; ERR_DEVICE, ERR_OOM
+   */
+  static fromPlanes(
+    planes: PlanarWeight,
+    options?: { device?: Device; sourceDType?: DType },
+  ): QuantizedWeight {
+    const op = 'fromPlanes';
+    const given = readOptions(op, options, { device: true, sourceDType: true });
+    const sourceDType = checkDType(op, 'sourceDType', given.sourceDType ?? 'f32');
+    const device = resolveDevice(op, given.device);
+    const handle = planarHandle(op, planes, device);
+    return new QuantizedWeight(handle, {
+      shape: Object.freeze([planes.rows, planes.columns]),
+      planes: { bits: planes.bits, byteLength: planarBytes(planes) },
+      blocksize: groupOf(planes),
+      doubleQuant: false,
+      nestedBlocksize: NESTED_BLOCKSIZE,
+      sourceDType,
+      device,
+    });
   }
 
   /**

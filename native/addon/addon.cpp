@@ -25,6 +25,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterModelOps(env, exports);
   RegisterOptimizer(env, exports);
   RegisterWeights(env, exports);
+  RegisterPlanes(env, exports);
   RegisterOps(env, exports);
   RegisterLoraParts(env, exports);
   RegisterGrouped(env, exports);

@@ -18,7 +18,8 @@ void RegisterFeatures(Napi::Env env, Napi::Object exports);     // features.cpp
 void RegisterAttention(Napi::Env env, Napi::Object exports);    // attention.cpp
 void RegisterModelOps(Napi::Env env, Napi::Object exports);     // model_ops.cpp
 void RegisterOptimizer(Napi::Env env, Napi::Object exports);    // optimizer.cpp
-void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights.cpp
+void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights/weights.cpp
+void RegisterPlanes(Napi::Env env, Napi::Object exports);       // weights/planes.cpp
 void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp
 void RegisterExplain(Napi::Env env, Napi::Object exports);      // explain.cpp

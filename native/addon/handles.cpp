@@ -123,9 +123,10 @@ TensorView TensorHandle::View() const {
 }
 
 const char* WeightHandle::PartName(int part) {
-  constexpr const char* kNames[kPartCount] = {"codes",       "codebook",       "absmax",
-                                              "absmax8bit",  "absmaxCodebook", "nestedAbsmax",
-                                              "absmaxOffset"};
+  constexpr const char* kNames[kPartCount] = {
+      "codes",        "codebook",     "absmax",   "absmax8bit", "absmaxCodebook",
+      "nestedAbsmax", "absmaxOffset", "scale",    "scaleTable", "scaleOuter",
+      "min",          "minTable",     "minOuter", "zero",       "group"};
   return kNames[part];
 }
 
@@ -145,6 +146,15 @@ QuantView WeightHandle::View() const {
   view.absmax_offset = static_cast<float*>(data(kAbsmaxOffset));
   view.nested_blocksize = nested_blocksize;
   view.rowwise = rowwise;
+  view.planes = planes;
+  view.planes.scale.data = data(kScale);
+  view.planes.scale.table = static_cast<const float*>(data(kScaleTable));
+  view.planes.scale.outer = data(kScaleOuter);
+  view.planes.min.data = data(kMin);
+  view.planes.min.table = static_cast<const float*>(data(kMinTable));
+  view.planes.min.outer = data(kMinOuter);
+  view.planes.zero = data(kZero);
+  view.planes.group = static_cast<const int32_t*>(data(kGroup));
   return view;
 }
 
@@ -186,15 +196,18 @@ Napi::Value WrapFeatureMap(Napi::Env env, FeatureMapHandle handle) {
   return Wrap(env, std::move(handle), kFeatureMapTag, static_cast<int64_t>(bytes));
 }
 
-StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values) {
-  const size_t bytes = values.size() * sizeof(int32_t);
+StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t bytes) {
   StoragePtr part;
   ThrowIfError(env, backend->Allocate(bytes, &part));
   ThrowIfError(env, FillFresh(env, part, [&](void* target) {
-                 if (bytes != 0) std::memcpy(target, values.data(), bytes);
+                 if (bytes != 0) std::memcpy(target, data, bytes);
                  return Status();
                }));
   return part;
+}
+
+StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values) {
+  return FilledPart(env, backend, values.data(), values.size() * sizeof(int32_t));
 }
 
 IndexView IndexHandle::View() const {

@@ -41,6 +41,16 @@ struct WeightHandle {
     kAbsmaxCodebook,
     kNestedAbsmax,
     kAbsmaxOffset,
+    kBlockwiseParts,
+    // Of planar weights, beside codes and codebook.
+    kScale = kBlockwiseParts,
+    kScaleTable,
+    kScaleOuter,
+    kMin,
+    kMinTable,
+    kMinOuter,
+    kZero,
+    kGroup,
     kPartCount
   };
   static const char* PartName(int part);
@@ -52,6 +62,7 @@ struct WeightHandle {
   int64_t blocksize = 0;
   int64_t nested_blocksize = 256;
   bool rowwise = false;
+  Planes planes{};  // of a planar weight, without its pointers
   int64_t accounted_bytes = 0;
 
   Backend* backend() const { return parts[kCodes]->backend(); }
@@ -138,6 +149,8 @@ Status FillFresh(Napi::Env env, const StoragePtr& storage, const Fill& fill) {
       EnvState::Of(env).cancel());
 }
 
+/// New memory on `backend` with those bytes.
+StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t bytes);
 /// Integers in new memory on `backend`.
 StoragePtr IntegersPart(Napi::Env env, Backend* backend, const std::vector<int32_t>& values);
 

@@ -143,6 +143,20 @@ std::vector<std::string> FormatNames(int bits) {
   return names;
 }
 
+const FormatRow* PlanarFormat(int bits) {
+  static const struct Planar {
+    FormatRow of[9];
+    Planar() : of() {
+      for (int b = 1; b <= 8; ++b) {
+        of[b].name = "planes";
+        of[b].bits = b;
+        of[b].levels = b <= 4 ? 16 : 256;
+      }
+    }
+  } planar;
+  return bits >= 1 && bits <= 8 ? &planar.of[bits] : nullptr;
+}
+
 const float* RowwiseLevels() {
   static const struct Levels {
     float of[256];

@@ -38,6 +38,10 @@ const FormatRow& FormatAt(int index);
 /// The names of the formats with this many bits; 0: of all.
 std::vector<std::string> FormatNames(int bits = 0);
 
+/// The row of planar weights with `bits` 1 to 8: 16 levels up to 4 bits, else 256, which each
+/// weight has of its own. It has no quantiser and is not in the table.
+const FormatRow* PlanarFormat(int bits);
+
 /// The signed dynamic 8-bit map (bitsandbytes `create_dynamic_map(signed=True)`), ascending, [256].
 /// The codebook of int8 and of double-quantised absmax.
 const float* DynamicMap8bit();

@@ -6,6 +6,7 @@
 
 #include "native/core/dtype.h"
 #include "native/core/quant_format.h"
+#include "native/host_device/planes.h"
 
 namespace lowrank {
 
@@ -44,6 +45,9 @@ struct TensorView {
 ///
 /// Rowwise (LLM.int8): 8-bit codes of c + 128 for levels c / 127, and the same scale in all blocks
 /// of a row. Blocks do not cross rows.
+///
+/// Planar: what `planes` says in place of all the above but codes and codebook, which has 16 or 256
+/// entries. Its format is that of PlanarFormat(bits), and its blocksize 0.
 struct QuantView {
   const FormatRow* format = nullptr;
   int64_t rows = 0;  // N
@@ -58,12 +62,15 @@ struct QuantView {
   float* absmax_offset = nullptr;          // [1]
   int64_t nested_blocksize = 256;
   bool rowwise = false;
+  Planes planes{};
 
+  bool planar() const { return planes.present(); }
   bool double_quant() const { return absmax_8bit != nullptr; }
   int64_t elems() const { return rows * cols; }
   int64_t blocks() const { return blocksize == 0 ? 0 : (elems() + blocksize - 1) / blocksize; }
   int64_t nested_blocks() const { return (blocks() + nested_blocksize - 1) / nested_blocksize; }
   size_t code_bytes() const {
+    if (planar()) return static_cast<size_t>(rows * planes.row_bytes);
     return static_cast<size_t>(format->bits == 4 ? (elems() + 1) / 2 : elems());
   }
   std::string Describe() const;
@@ -86,7 +93,14 @@ struct QuantView {
         absmax_codebook[absmax_8bit[block]] * nested_absmax[block / nested_blocksize];
     return product + *absmax_offset;
   }
-  float Value(int64_t index) const { return codebook[Code(index)] * Scale(index / blocksize); }
+  float Value(int64_t index) const {
+    if (planar()) return PlanarValue(index / cols, index % cols);
+    return codebook[Code(index)] * Scale(index / blocksize);
+  }
+  float PlanarValue(int64_t n, int64_t k) const {
+    const uint32_t code = PlaneCode(codes + n * planes.row_bytes, planes.bits, k);
+    return PlaneValue(planes, codebook[code], FactorsOf(planes, PlaneEntry(planes, cols, n, k)));
+  }
 };
 
 /// A fixed 0/1 map of features, from rows of K to rows of J. Element j of the result is the sum of

@@ -7,6 +7,7 @@
 
 #include "native/core/runtime/trace.h"
 #include "native/cuda/backend.h"
+#include "native/cuda/plans/plan_planes.h"
 
 namespace lowrank::cuda {
 namespace {
@@ -96,12 +97,12 @@ Status CudaBackend::MakePlanIn(const Op& op, void* base, size_t have_bytes, cons
   const DeviceLimits& limits = engine_.load(std::memory_order_acquire)->context.limits();
   Workspace workspace(base);
   plan_.Clear();
-  LOWRANK_RETURN_IF_ERROR(MakePlan(op, limits, &workspace, &plan_));
+  LOWRANK_RETURN_IF_ERROR(MakeWholePlan(op, limits, &workspace, &plan_));
   if (workspace.bytes() <= have_bytes) return Status();
   LOWRANK_RETURN_IF_ERROR(grow(workspace.bytes(), &base));
   Workspace grown(base);
   plan_.Clear();
-  return MakePlan(op, limits, &grown, &plan_);
+  return MakeWholePlan(op, limits, &grown, &plan_);
 }
 
 template <typename Op>

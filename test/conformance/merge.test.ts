@@ -10,6 +10,7 @@ import {
   memoryUsage,
   mergeLora,
   multiplyAdd,
+  type QuantFormat,
   type QuantizedWeight,
   quantize,
   resetPeakMemory,
@@ -129,7 +130,8 @@ describe.each(DEVICES)('%s', (device) => {
     expect(weight).not.toBe(packed);
     const before = dequantize(packed);
     const wanted = multiplyAdd({ a: matmulInputGrad(loraB, loraA), c: before, alpha: 0.5 });
-    const { format, doubleQuant } = packed;
+    const { doubleQuant } = packed;
+    const format = packed.format as QuantFormat;
     const whole = quantize(wanted, { format, blocksize, doubleQuant });
     const after = await dequantize(weight).read();
     const expected = await dequantize(whole).read();

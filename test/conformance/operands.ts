@@ -6,6 +6,7 @@ import {
   devices,
   FORMATS,
   type QuantFormat,
+  QuantizedWeight,
   quantize,
   Tensor,
 } from '../../lib/index.js';
@@ -20,6 +21,7 @@ import {
   roundAll,
   unnestAbsmax,
 } from '../oracle.js';
+import { PLANAR_SPECS, type PlanarSpec, planarCase } from './planar-cases.js';
 
 /** Every device of this build that can run here. */
 export const DEVICES: readonly Device[] = devices()
@@ -73,6 +75,7 @@ export interface WeightSpec {
   readonly dense?: DType;
   readonly format?: QuantFormat;
   readonly doubleQuant?: boolean;
+  readonly planar?: PlanarSpec;
 }
 
 const quantised: readonly WeightSpec[] = [
@@ -89,6 +92,10 @@ export const WEIGHTS: readonly WeightSpec[] = [
   ...quantised,
 ];
 export const QUANTISED: readonly WeightSpec[] = quantised;
+/** Planar weights of every kind of code and grid. To all but the decoding of a run, they are alike. */
+const planar: readonly WeightSpec[] = PLANAR_SPECS.filter(({ inProducts }) => inProducts).map(
+  (spec) => ({ name: `planes as ${spec.name}`, planar: spec }),
+);
 
 /** f32 goes with every dtype, the two 16-bit ones not with each other. */
 export const mixes = (spec: WeightSpec, dtype: DType): boolean =>
@@ -101,7 +108,11 @@ export const FULL_SWEEP = process.env.LOWRANK_SWEEP === 'full';
  * Does a sample have this weight with this dtype of x? The formats of as many bits take the dtypes in turns: every
  * format meets one, and every dtype meets weights of 4 and of 8 bits.
  */
-function isSampled({ format, name }: WeightSpec, dtype: DType): boolean {
+function isSampled({ format, planar: planes, name }: WeightSpec, dtype: DType): boolean {
+  if (planes !== undefined) {
+    const at = planar.findIndex((spec) => spec.name === name);
+    return at % DTYPES.length === DTYPES.indexOf(dtype);
+  }
   if (format === undefined) return true;
   const bitsOf = (of?: QuantFormat) => FORMATS.find((row) => row.name === of)?.bits;
   const alike = quantised.filter((spec) => bitsOf(spec.format) === bitsOf(format));
@@ -117,9 +128,11 @@ function isSampled({ format, name }: WeightSpec, dtype: DType): boolean {
  */
 export const PRODUCTS = DEVICES.flatMap((device) =>
   DTYPES.flatMap((dtype) =>
-    WEIGHTS.filter(
-      (spec) => mixes(spec, dtype) && (FULL_SWEEP || device === 'cpu' || isSampled(spec, dtype)),
-    ).map((spec) => ({ device, dtype, spec })),
+    [...WEIGHTS, ...planar]
+      .filter(
+        (spec) => mixes(spec, dtype) && (FULL_SWEEP || device === 'cpu' || isSampled(spec, dtype)),
+      )
+      .map((spec) => ({ device, dtype, spec })),
   ),
 );
 
@@ -156,6 +169,12 @@ export function weightOperand(
   activations: DType,
   fill: WeightFill,
 ): WeightOperand {
+  // No planar weight is empty.
+  if (spec.planar !== undefined && N * K > 0) {
+    const { planes, values } = planarCase(spec.planar, N, K, fill.seed, fill.integers);
+    const w = QuantizedWeight.fromPlanes(planes, { device: fill.device });
+    return { w, matrix: matrix(N, K, roundAll(activations, values)) };
+  }
   const dense = operand(N, K, { std: 0.5, ...fill, dtype: spec.dense ?? 'f32' });
   if (spec.format === undefined) return { w: dense.tensor, matrix: dense.matrix };
   const { format, doubleQuant = false } = spec;

@@ -40,6 +40,7 @@ import { embeddings, losses } from './loss-cases.js';
 import { rmsNorms } from './model-cases.js';
 import { layersWithNorms, norms } from './norm-cases.js';
 import { optimizers } from './optimizer-cases.js';
+import { planes } from './planes-cases.js';
 import { elementwise, halves, shrinks } from './small-cases.js';
 
 /** Of codes, scales and tables, and of the values. */
@@ -234,6 +235,7 @@ export function kernelCases(): KernelCase[] {
     ...adapters(),
     ...elementwise(),
     ...optimizers(),
+    ...planes(),
     ...halves(),
     ...shrinks(),
     ...features(),

@@ -35,7 +35,7 @@ import {
   matmulInputGrad,
   multiplyAdd,
   type QuantFormat,
-  type QuantizedWeight,
+  QuantizedWeight,
   type QuantizeOptions,
   quantize,
   rmsNormBackward,
@@ -43,6 +43,7 @@ import {
   sumProduct,
   Tensor,
 } from '../../lib/index.js';
+import { PLANAR_SPECS, planarCase } from '../conformance/planar-cases.js';
 
 /** The emulated device of a part: one process runs it. */
 export interface CountedPart {
@@ -126,6 +127,9 @@ function streaming(device: Device) {
     }
     quantize(values, { format: 'int8', rowwise: true });
   }
+  const spec = PLANAR_SPECS.find(({ name }) => name === 'q4_k') as (typeof PLANAR_SPECS)[0];
+  const w = QuantizedWeight.fromPlanes(planarCase(spec, 64, 4096, 3).planes, { device });
+  for (const to of DTYPES) dequantize(w, { dtype: to });
 }
 
 /** Whole runs of every type, and rows long enough for all warps of a block. */

@@ -13,6 +13,7 @@ import {
   matmulInputGrad,
   multiplyAdd,
   type PeftFolder,
+  type QuantFormat,
   QuantizedWeight,
   quantize,
   type RawTensor,
@@ -205,7 +206,8 @@ export async function checkGradients(
 function mergeAsPeer(adapter: Adapter, w: BaseWeight, bias: Tensor | undefined): MergedLayer {
   const given = bias === undefined ? {} : { bias };
   if (!(w instanceof QuantizedWeight) || adapter.method !== 'dora') return adapter.merge(w, given);
-  const { format, blocksize, doubleQuant, rowwise, sourceDType: dtype } = w;
+  const { blocksize, doubleQuant, rowwise, sourceDType: dtype } = w;
+  const format = w.format as QuantFormat;
   const { weight } = adapter.merge(dequantize(w, { dtype }), given);
   const options = rowwise ? { format, rowwise } : { format, blocksize, doubleQuant };
   return { ...given, weight: quantize(weight as Tensor, options) };

@@ -1,6 +1,13 @@
 // Blockwise quantisation against the peer's own bytes, on both CPU devices.
 import { describe, expect, it } from 'vitest';
-import { dequantize, matmul, QuantizedWeight, quantize, scope } from '../../lib/index.js';
+import {
+  dequantize,
+  matmul,
+  type QuantFormat,
+  QuantizedWeight,
+  quantize,
+  scope,
+} from '../../lib/index.js';
 import { codebookOf, exact, unpackNibbles } from '../oracle.js';
 import { caseIds, type GoldenCase, loadCase } from './case-file.js';
 import { bytesOf, dtypeNames, floats, tensorOf, weightOf } from './library.js';
@@ -302,7 +309,7 @@ describe.each(DEVICES)('checkpoint state on %s', (device: Device) => {
         // quantisation, where the peer's CPU code may take a neighbouring 8-bit level.
         const dense = tensorOf(golden.tensor(`in.${layer}.weight`), device);
         const fresh = quantize(dense, {
-          format: weight.format,
+          format: weight.format as QuantFormat,
           blocksize: weight.blocksize,
           doubleQuant: weight.doubleQuant,
         });

@@ -49,10 +49,26 @@ Status CheckCompatible(const char* op, const char* operand, DType dtype, const c
       DTypeName(dtype));
 }
 
+namespace {
+
+/// Whoever made the planes has checked their sizes (native/addon/weights/planes.cpp).
+Status CheckPlanes(const char* op, const char* operand, const QuantView& w) {
+  if (w.rows < 0 || w.cols < 0) {
+    return Refuse(Code::kShape, op, operand, "of non-negative size", Shape(w.rows, w.cols));
+  }
+  if (w.codes == nullptr || w.codebook == nullptr) {
+    return Refuse(Code::kFormat, op, operand, "complete", "a weight with parts missing");
+  }
+  return Status();
+}
+
+}  // namespace
+
 Status CheckQuant(const char* op, const char* operand, const QuantView& w) {
   if (w.format == nullptr) {
     return Refuse(Code::kFormat, op, operand, "a known format", "an unknown one");
   }
+  if (w.planar()) return CheckPlanes(op, operand, w);
   const int64_t b = w.blocksize;
   // A block of a rowwise weight must only end with its row, which kernels read eight at a time.
   const int64_t least = w.rowwise ? 8 : w.format->min_blocksize;
@@ -91,7 +107,7 @@ Status CheckCompute(const char* op, Compute compute, const WeightView& w) {
   if (compute != Compute::kInt8) {
     return Refuse(Code::kValue, op, "compute", "exact or int8", "an unknown precision");
   }
-  if (w.quantised() && w.quant.format->bits == 4) return Status();
+  if (w.quantised() && !w.quant.planar() && w.quant.format->bits == 4) return Status();
   if (w.quantised() && w.quant.rowwise) {
     if (w.quant.cols % kInt8RowUnit != 0) {
       return Refuse(
@@ -151,6 +167,7 @@ Ranges& Ranges::Add(const char* name, const QuantView& w, bool output) {
   const auto blocks = static_cast<size_t>(w.blocks());
   const auto nested = static_cast<size_t>(w.nested_blocks());
   AddBytes(name, w.codes, w.code_bytes(), output);
+  if (w.planar()) return *this;  // nothing writes its planes
   AddBytes(name, w.codebook, static_cast<size_t>(w.format->levels) * sizeof(float), false);
   AddBytes(name, w.absmax, blocks * sizeof(float), output);
   AddBytes(name, w.absmax_8bit, blocks, output);

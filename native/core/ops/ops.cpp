@@ -10,6 +10,9 @@ namespace lowrank {
 Status QuantizeOp::Check() const {
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "w", w, w.rows, w.cols));
   LOWRANK_RETURN_IF_ERROR(CheckQuant(kName, "out", out));
+  if (out.planar()) {
+    return Refuse(Code::kUnsupported, kName, "out", "a blockwise format", out.Describe());
+  }
   if (out.rows != w.rows || out.cols != w.cols) {
     return Refuse(Code::kShape, kName, "out", Shape(w.rows, w.cols), Shape(out.rows, out.cols));
   }

@@ -44,7 +44,7 @@ class OpLog {
 
  private:
   static constexpr size_t kSlots = 8;
-  static constexpr size_t kSlotBytes = 1152;
+  static constexpr size_t kSlotBytes = 1344;
   struct Slot {
     alignas(16) unsigned char op[kSlotBytes];
     std::string (*describe)(const unsigned char* op) = nullptr;

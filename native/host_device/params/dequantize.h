@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "native/host_device/planes.h"
+
 namespace lowrank::gpu {
 
 constexpr uint32_t kDequantizeThreads = 256;
@@ -27,6 +29,26 @@ struct DequantizeParams {
   void* y;  // [N, K]
   uint32_t blocksize_log2;
   uint32_t vector;  // y is 16-byte aligned, codes 8-byte
+};
+
+/// Of planar weights.
+constexpr uint32_t kPlanesThreads = 256;
+
+/// Shared memory.
+struct PlanesShared {
+  float levels[256];
+};
+
+struct PlanesParams {
+  Planes planes;
+  const uint8_t* codes;
+  const float* levels;  // [16] or [256]
+  void* y;              // [rows, cols]
+  int64_t rows;
+  int64_t cols;
+  uint32_t level_count;
+  uint32_t vector;  // rows of y are whole 16-byte pieces, 16-byte aligned
+  uint32_t words;   // K is a multiple of eight, and codes are 8-byte aligned
 };
 
 }  // namespace lowrank::gpu

@@ -22,14 +22,15 @@ constexpr int64_t kPrefetchRows = 24;
 
 /// By rows of w. A set without byte look-ups gains nothing by transposing codes first.
 LOWRANK_INLINE bool DecodesTurned(const RowSource& source) {
-  if (source.quant == nullptr) return false;
+  if (source.quant == nullptr || source.quant->planar()) return false;
   if (source.quant->format->bits == 4) return source.cols % 2 == 0;
   return source.tables.bytes.by_bytes && source.cols % 4 == 0;
 }
 
 /// By columns.
 LOWRANK_INLINE bool DecodesDirect(const RowSource& source) {
-  return source.quant != nullptr && (source.quant->format->bits == 8 || source.cols % 2 == 0);
+  return source.quant != nullptr && !source.quant->planar() &&
+         (source.quant->format->bits == 8 || source.cols % 2 == 0);
 }
 
 /// Scales of rows [row, row + rows) for columns [k0, k0 + 8 groups) if every row starts with a

@@ -217,7 +217,8 @@ LOWRANK_OP Outcome Dequantize(const DequantizeOp& op, const RunContext& context)
   LoadTables(op.w, &tables);
   ForEachPiece(run, elems, [&](int64_t begin, int64_t count) {
 #if defined(__AVX512F__)
-    if (op.y.dtype != DType::kF32 && op.w.format->bits == 4 && op.w.blocksize % kGranule == 0) {
+    if (op.y.dtype != DType::kF32 && !op.w.planar() && op.w.format->bits == 4 &&
+        op.w.blocksize % kGranule == 0) {
       const int64_t whole = count / kGranule * kGranule;
       DecodeHalves(op.w, tables.nibbles, op.y.dtype, begin, whole,
                    static_cast<uint16_t*>(op.y.data) + begin);

@@ -147,17 +147,25 @@ struct LevelTables {
 };
 
 LOWRANK_INLINE void LoadTables(const QuantView& w, LevelTables* tables) {
-  if (w.format->bits == 4) {
+  if (w.format->levels == 16) {
     tables->nibbles = LoadTable(w.codebook);
   } else {
     LoadTable(w.codebook, &tables->bytes);
   }
 }
 
+/// Decodes elements [begin, begin + count) of a planar weight (planes.h).
+static void DecodePlanes(const QuantView& w, const LevelTables& tables, DType round_to,
+                         int64_t begin, int64_t count, float* out);
+
 /// Decodes elements [begin, begin + count) of a packed weight to f32: codebook[code] · scale,
 /// rounded once, then once more to `round_to`.
 static inline void DecodeRun(const QuantView& w, const LevelTables& tables, DType round_to,
                              int64_t begin, int64_t count, float* out) {
+  if (w.planar()) {
+    DecodePlanes(w, tables, round_to, begin, count, out);
+    return;
+  }
   const Table16& table = tables.nibbles;
   const int block_shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
   int64_t e = begin;
@@ -383,7 +391,12 @@ LOWRANK_INLINE void PrefetchRow(const RowSource& source, int64_t row, int64_t c0
   const int64_t begin = row * source.cols + c0;
   const char* bytes;
   int64_t size;
-  if (source.quant != nullptr) {
+  if (source.quant != nullptr && source.quant->planar()) {
+    const Planes& planes = source.quant->planes;
+    bytes = reinterpret_cast<const char*>(source.quant->codes) + row * planes.row_bytes +
+            c0 * planes.bits / 8;
+    size = count * planes.bits / 8;
+  } else if (source.quant != nullptr) {
     const QuantView& w = *source.quant;
     const int half = w.format->bits == 4 ? 1 : 0;
     bytes = reinterpret_cast<const char*>(w.codes) + (begin >> half);

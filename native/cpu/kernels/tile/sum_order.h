@@ -22,7 +22,7 @@
 /// Sums of lanes and of blocks are added to y's sum in ascending order.
 #pragma once
 
-#include "native/cpu/kernels/decode/rows.h"
+#include "native/cpu/kernels/decode/planes.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -81,8 +81,8 @@ LOWRANK_INLINE SumOrder NaturalOrder(int64_t depth) { return {depth, false}; }
 
 /// Does every granule of w have one scale?
 LOWRANK_INLINE bool WholeGranules(const RowSource& w) {
-  return w.quant != nullptr && w.quant->format->bits == 4 && w.quant->blocksize % kGranule == 0 &&
-         w.cols % w.quant->blocksize == 0 && w.cols > 0;
+  return w.quant != nullptr && !w.quant->planar() && w.quant->format->bits == 4 &&
+         w.quant->blocksize % kGranule == 0 && w.cols % w.quant->blocksize == 0 && w.cols > 0;
 }
 
 /// The order of x · wᵀ. With a matrix unit (`tiles`), "by lanes" means granule after granule, each

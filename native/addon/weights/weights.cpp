@@ -40,17 +40,6 @@ StoragePtr NewPart(Napi::Env env, Backend* backend, int64_t count, size_t elemen
   return part;
 }
 
-/// A part whose bytes are known now.
-StoragePtr FilledPart(Napi::Env env, Backend* backend, const void* data, size_t bytes) {
-  StoragePtr part;
-  ThrowIfError(env, backend->Allocate(bytes, &part));
-  ThrowIfError(env, FillFresh(env, part, [&](void* target) {
-                 if (bytes != 0) std::memcpy(target, data, bytes);
-                 return Status();
-               }));
-  return part;
-}
-
 /// The given codebook, or the weight's own.
 StoragePtr CodebookPart(Napi::Env env, Backend* backend, const WeightHandle& weight,
                         const Napi::Value& value, const char* op) {
@@ -137,7 +126,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   weight.nested_blocksize = BlocksizeArg(info[5], kOp, "nestedBlocksize");
   weight.rowwise = BoolArg(info[7]);
   const QuantView sizes = weight.View();
-  const size_t expected_bytes[WeightHandle::kPartCount] = {
+  const size_t expected_bytes[WeightHandle::kBlockwiseParts] = {
       sizes.code_bytes(),
       static_cast<size_t>(weight.format->levels) * sizeof(float),
       static_cast<size_t>(sizes.blocks()) * sizeof(float),
@@ -149,7 +138,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
     ThrowIfError(env, Refuse(Code::kType, kOp, "parts", "an object", "another value"));
   }
   const Napi::Object parts = info[6].As<Napi::Object>();
-  for (int p = 0; p < WeightHandle::kPartCount; ++p) {
+  for (int p = 0; p < WeightHandle::kBlockwiseParts; ++p) {
     const char* name = WeightHandle::PartName(p);
     const Napi::Value value = parts.Get(name);
     if (!IsPresent(value)) continue;
@@ -217,6 +206,10 @@ Napi::Value EmptyLike(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = QuantizeOp::kName;
   const Napi::Env env = info.Env();
   const WeightHandle& model = WeightOf(info[0], kOp, "w");
+  if (model.View().planar()) {
+    ThrowIfError(
+        env, Refuse(Code::kUnsupported, kOp, "w", "a blockwise format", model.View().Describe()));
+  }
   WeightHandle weight;
   weight.format = model.format;
   weight.rows = model.rows;
