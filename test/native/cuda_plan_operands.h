@@ -53,4 +53,22 @@ inline WeightView Weight(const char* format, DType dtype, bool double_quant, int
   return w;
 }
 
+/// A planar weight with a scale for each group of 32.
+inline QuantView PlanarWeight(int bits, int64_t N, int64_t K) {
+  QuantView w;
+  w.format = PlanarFormat(bits);
+  w.rows = N;
+  w.cols = K;
+  w.planes.bits = static_cast<uint8_t>(bits);
+  w.planes.row_bytes = (K * bits + 7) / 8;
+  w.planes.grid_rows = 1;
+  w.planes.grid_span = 32;
+  w.planes.grid_pitch = (K + 31) / 32;
+  w.planes.scale.type = PlaneType::kF16;
+  w.planes.scale.data = Some(static_cast<size_t>(N * w.planes.grid_pitch) * 2);
+  w.codes = Some<uint8_t>(w.code_bytes());
+  w.codebook = Some<float>();
+  return w;
+}
+
 }  // namespace lowrank::plan_table

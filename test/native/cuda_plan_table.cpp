@@ -250,6 +250,7 @@ void AddWeight(DType dtype, const WeightView& w, Card* card) {
   const TensorView values = Matrix(dtype, w.rows(), w.cols());
   card->Add(QuantizeOp{values, w.quant});
   card->Add(DequantizeOp{w.quant, values});
+  card->Add(DequantizeOp{plan_table::PlanarWeight(4, w.rows(), w.cols()), values});
   if (!w.quant.double_quant()) return;
   card->Add(QuantizeScalesOp{Matrix(DType::kF32, 1, w.quant.blocks()), w.quant});
 }

@@ -301,6 +301,7 @@ void CheckBase(const KernelTable& table, const RunContext& context);
 void CheckPartsInTurns(const KernelTable& table, const RunContext& context);
 void CheckInt8(const KernelTable& table, const CancelToken* cancel);
 void CheckFormats(const KernelTable& table, const RunContext& context);
+void CheckPlanes(const KernelTable& table, const RunContext& context);
 /// The kernels of a matrix unit without one, or null where the processor has not what they need.
 void CheckAttention(const KernelTable& table, const RunContext& context);
 const KernelTable* EmulatedTiles();

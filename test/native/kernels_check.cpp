@@ -67,6 +67,7 @@ int Main(int argc, char** argv) {
     CheckInvariance(*table, &cancel);
     CheckNonFinite(*table, context);
     CheckFormats(*table, context);
+    CheckPlanes(*table, context);
     CheckInt8(*table, &cancel);
     CheckBase(*table, context);
     CheckPartsInTurns(*table, context);

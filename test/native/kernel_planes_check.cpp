@@ -1,0 +1,190 @@
+// Planar weights: values bit for bit, products against float64, and a row alone against its batch.
+// Each plane lies at the end of readable memory.
+#include "test/native/kernel_operands.h"
+
+namespace lowrank::cpu {
+namespace {
+
+struct PlanarKind {
+  int bits;
+  PlaneGrid grid;
+  int64_t grid_rows;
+  int64_t grid_span;  // groups of an ordered grid
+  PlaneType scale;
+  bool outer;
+  bool zero;
+  bool min;
+};
+
+constexpr PlanarKind kKinds[] = {
+    {1, PlaneGrid::kTiles, 1, 1000, PlaneType::kF32, false, true, false},
+    {2, PlaneGrid::kFlat, 1, 40, PlaneType::kF16, false, true, false},
+    {3, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false},
+    {4, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, false, false, false},
+    {4, PlaneGrid::kTiles, 1, 32, PlaneType::kByte, true, false, true},
+    {4, PlaneGrid::kTiles, 1, 128, PlaneType::kF16, false, true, false},
+    {4, PlaneGrid::kOrdered, 1, 3, PlaneType::kF16, false, true, false},
+    {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true},
+    {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false},
+    {7, PlaneGrid::kOrdered, 1, 5, PlaneType::kF32, false, false, true},
+    {8, PlaneGrid::kTiles, 3, 24, PlaneType::kBF16, false, false, false},
+    {8, PlaneGrid::kTiles, 1000, 1000, PlaneType::kF32, false, false, false},
+};
+
+/// A weight of random planes.
+struct Planar {
+  QuantView view;
+  std::vector<Buffer> parts;
+
+  Planar(const PlanarKind& kind, int64_t rows, int64_t cols) {
+    parts.reserve(16);
+    view.format = PlanarFormat(kind.bits);
+    view.rows = rows;
+    view.cols = cols;
+    Planes& planes = view.planes;
+    planes.bits = static_cast<uint8_t>(kind.bits);
+    planes.row_bytes = (cols * kind.bits + 7) / 8;
+    planes.grid = kind.grid;
+    planes.grid_rows = std::min(kind.grid_rows, rows);
+    planes.grid_span = std::min(kind.grid_span, cols);
+    const bool ordered = kind.grid == PlaneGrid::kOrdered;
+    planes.grid_pitch = ordered ? kind.grid_span : (cols + planes.grid_span - 1) / planes.grid_span;
+    int64_t entries = (rows + planes.grid_rows - 1) / planes.grid_rows * planes.grid_pitch;
+    if (kind.grid == PlaneGrid::kFlat) {
+      entries = (rows * cols + planes.grid_span - 1) / planes.grid_span;
+    }
+    view.codes = Bytes(rows * planes.row_bytes);
+    view.codebook = Floats(view.format->levels, 1 << (kind.bits - 1));
+    Scale(kind.scale, kind.outer, entries, &planes.scale);
+    if (kind.min) Scale(kind.scale, kind.outer, entries, &planes.min);
+    if (kind.zero) {
+      planes.zero = Bytes(entries);
+      planes.zero_type = PlaneType::kByte;
+    }
+    if (ordered) {
+      auto* group = static_cast<int32_t*>(Part(static_cast<size_t>(cols) * 4));
+      for (int64_t k = 0; k < cols; ++k) {
+        group[k] = static_cast<int32_t>((Uniform() + 1) / 2 * static_cast<double>(kind.grid_span));
+      }
+      planes.group = group;
+    }
+  }
+
+ private:
+  void* Part(size_t bytes) {
+    parts.emplace_back(bytes);
+    return parts.back().data();
+  }
+  uint8_t* Bytes(int64_t count) {
+    auto* bytes = static_cast<uint8_t*>(Part(static_cast<size_t>(count)));
+    for (int64_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>((Uniform() + 1) * 127);
+    return bytes;
+  }
+  float* Floats(int64_t count, double size) {
+    auto* floats = static_cast<float*>(Part(static_cast<size_t>(count) * 4));
+    for (int64_t i = 0; i < count; ++i) floats[i] = static_cast<float>(Uniform() * size);
+    return floats;
+  }
+  const void* Numbers(PlaneType type, int64_t count) {
+    if (type == PlaneType::kByte) return Bytes(count);
+    if (type == PlaneType::kF32) return Floats(count, 1);
+    const auto dtype = static_cast<DType>(type);
+    void* data = Part(static_cast<size_t>(count) * 2);
+    for (int64_t i = 0; i < count; ++i) StoreElement(data, dtype, i, Uniform());
+    return data;
+  }
+  void Scale(PlaneType type, bool outer, int64_t entries, ScalePlane* plane) {
+    plane->type = type;
+    plane->data = Numbers(type, entries);
+    if (type == PlaneType::kByte) plane->table = Floats(256, 1);
+    plane->outer_span = 8;
+    if (!outer) return;
+    plane->outer_type = PlaneType::kF16;
+    plane->outer = Numbers(PlaneType::kF16, (entries + 7) / 8);
+  }
+};
+
+void CheckValues(const KernelTable& table, const RunContext& context, const std::string& what,
+                 const QuantView& w, DType dtype) {
+  Dense y(w.rows, w.cols, dtype);
+  DequantizeOp op;
+  op.w = w;
+  op.y = y.view;
+  Report(op.Check().ok() && table.dequantize(op, context).ok(), what + " dequantize");
+  bool exact = true;
+  for (int64_t i = 0; i < w.elems(); ++i) {
+    exact = exact && y.At(i) == RoundTo(dtype, static_cast<double>(w.Value(i)));
+  }
+  Report(exact, what + " values");
+}
+
+void CheckProducts(const KernelTable& table, const RunContext& context, const std::string& what,
+                   const QuantView& w, DType dtype) {
+  constexpr int64_t kRows = 20;
+  const int64_t N = w.rows, K = w.cols;
+  Dense x(kRows, K, dtype), dy(kRows, N, dtype), y(kRows, N, dtype), dx(kRows, K, dtype);
+  x.Fill();
+  dy.Fill();
+  WeightView weight;
+  weight.quant = w;
+  MatmulOp forward{x.view, weight, {}, y.view};
+  MatmulInputGradOp backward{dy.view, weight, dx.view};
+  Report(forward.Check().ok() && table.matmul(forward, context).ok(), what + " matmul");
+  Report(backward.Check().ok() && table.matmul_input_grad(backward, context).ok(), what + " dx");
+  std::vector<double> values(static_cast<size_t>(N * K));
+  for (int64_t i = 0; i < N * K; ++i) {
+    values[static_cast<size_t>(i)] = RoundTo(dtype, static_cast<double>(w.Value(i)));
+  }
+  for (int64_t m = 0; m < kRows; ++m) {
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = 0, size = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const double term = x.At(m, k) * values[static_cast<size_t>(n * K + k)];
+        sum += term;
+        size += std::fabs(term);
+      }
+      Expect(what + " y", y.At(m, n), sum, size, dtype);
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      double sum = 0, size = 0;
+      for (int64_t n = 0; n < N; ++n) {
+        const double term = dy.At(m, n) * values[static_cast<size_t>(n * K + k)];
+        sum += term;
+        size += std::fabs(term);
+      }
+      Expect(what + " dx", dx.At(m, k), sum, size, dtype);
+    }
+  }
+  Dense alone(1, N, dtype), grad(1, K, dtype);
+  forward.x = x.view.Rows(7, 1);
+  forward.y = alone.view;
+  backward.dy = dy.view.Rows(7, 1);
+  backward.dx = grad.view;
+  Report(table.matmul(forward, context).ok() && table.matmul_input_grad(backward, context).ok(),
+         what + " one row");
+  const TensorView y7 = y.view.Rows(7, 1), dx7 = dx.view.Rows(7, 1);
+  Report(std::memcmp(y7.data, alone.view.data, y7.bytes()) == 0 &&
+             std::memcmp(dx7.data, grad.view.data, dx7.bytes()) == 0,
+         what + " bits of a row alone");
+}
+
+}  // namespace
+
+void CheckPlanes(const KernelTable& table, const RunContext& context) {
+  for (const PlanarKind& kind : kKinds) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{5, 96}, {7, 37}, {40, 333}}) {
+      Planar w(kind, rows, cols);
+      for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
+        const std::string what = std::string(table.isa) + " planes of " +
+                                 std::to_string(kind.bits) + " bits " + std::to_string(rows) + "x" +
+                                 std::to_string(cols) + " " + DTypeName(dtype);
+        CheckValues(table, context, what, w.view, dtype);
+        CheckProducts(table, context, what, w.view, dtype);
+        // Rows of it are a weight too.
+        CheckValues(table, context, what + " from row 2 on", w.view.Rows(2, rows - 2), dtype);
+      }
+    }
+  }
+}
+
+}  // namespace lowrank::cpu
