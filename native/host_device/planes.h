@@ -50,6 +50,8 @@ struct Planes {
   PlaneGrid grid;
   PlaneType zero_type;
   uint8_t bits;
+  bool linear;  // level(c) = first_level + c, exactly
+  float first_level;
 
 #if defined(__CUDACC__)
   __host__ __device__

@@ -50,10 +50,8 @@ class Card {
     Status status = op.Check();
     if (status.ok()) status = MakePlan(op, limits_, &workspace, &plan);
     if (!status.ok()) {
-      if (failed_.insert(Op::kName).second) {
-        std::fprintf(stderr, "%s: %s: %s\n", name_, op.Describe().c_str(),
-                     status.message().c_str());
-      }
+      if (!failed_.insert(Op::kName).second) return;
+      std::fprintf(stderr, "%s: %s: %s\n", name_, op.Describe().c_str(), status.message().c_str());
       return;
     }
     planned_.insert(Op::kName);
@@ -248,9 +246,9 @@ void AddWeight(DType dtype, const WeightView& w, Card* card) {
   }
   if (!w.quantised()) return;
   const TensorView values = Matrix(dtype, w.rows(), w.cols());
-  card->Add(QuantizeOp{values, w.quant});
   card->Add(DequantizeOp{w.quant, values});
   card->Add(DequantizeOp{plan_table::PlanarWeight(4, w.rows(), w.cols()), values});
+  card->Add(QuantizeOp{values, w.quant});
   if (!w.quant.double_quant()) return;
   card->Add(QuantizeScalesOp{Matrix(DType::kF32, 1, w.quant.blocks()), w.quant});
 }

@@ -14,6 +14,7 @@ struct PlanarKind {
   bool outer;
   bool zero;
   bool min;
+  bool linear;
 };
 
 constexpr PlanarKind kKinds[] = {
@@ -24,10 +25,14 @@ constexpr PlanarKind kKinds[] = {
     {4, PlaneGrid::kTiles, 1, 32, PlaneType::kByte, true, false, true},
     {4, PlaneGrid::kTiles, 1, 128, PlaneType::kF16, false, true, false},
     {4, PlaneGrid::kOrdered, 1, 3, PlaneType::kF16, false, true, false},
-    {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true},
-    {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false},
+    {4, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false},
+    {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true, true},
+    {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false, true},
+    {6, PlaneGrid::kFlat, 1, 48, PlaneType::kByte, true, false, false, false},
     {7, PlaneGrid::kOrdered, 1, 5, PlaneType::kF32, false, false, true},
     {8, PlaneGrid::kTiles, 3, 24, PlaneType::kBF16, false, false, false},
+    {8, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false, true},
+    {8, PlaneGrid::kOrdered, 1, 600, PlaneType::kF16, false, true, false, true},
     {8, PlaneGrid::kTiles, 1000, 1000, PlaneType::kF32, false, false, false},
 };
 
@@ -54,7 +59,13 @@ struct Planar {
       entries = (rows * cols + planes.grid_span - 1) / planes.grid_span;
     }
     view.codes = Bytes(rows * planes.row_bytes);
-    view.codebook = Floats(view.format->levels, 1 << (kind.bits - 1));
+    float* levels = Floats(view.format->levels, 1 << (kind.bits - 1));
+    view.codebook = levels;
+    if (kind.linear) {
+      planes.linear = true;
+      planes.first_level = -5;
+      for (int c = 0; c < view.format->levels; ++c) levels[c] = static_cast<float>(c - 5);
+    }
     Scale(kind.scale, kind.outer, entries, &planes.scale);
     if (kind.min) Scale(kind.scale, kind.outer, entries, &planes.min);
     if (kind.zero) {
@@ -172,7 +183,8 @@ void CheckProducts(const KernelTable& table, const RunContext& context, const st
 
 void CheckPlanes(const KernelTable& table, const RunContext& context) {
   for (const PlanarKind& kind : kKinds) {
-    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{5, 96}, {7, 37}, {40, 333}}) {
+    for (const auto& [rows, cols] :
+         {std::pair<int64_t, int64_t>{5, 96}, {7, 37}, {40, 333}, {19, 640}}) {
       Planar w(kind, rows, cols);
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
         const std::string what = std::string(table.isa) + " planes of " +

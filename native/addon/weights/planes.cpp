@@ -172,6 +172,12 @@ class Parts {
     const HostArray array = ArrayOf("levels", own * sizeof(float));
     std::vector<float> levels(static_cast<size_t>(weight_->format->levels));
     std::memcpy(levels.data(), array.data, own * sizeof(float));
+    Planes& planes = weight_->planes;
+    planes.first_level = levels[0];
+    planes.linear = true;
+    for (size_t c = 0; c < own; ++c) {
+      planes.linear = planes.linear && levels[c] == levels[0] + static_cast<float>(c);
+    }
     weight_->parts[WeightHandle::kCodebook] =
         FilledPart(env_, backend_, levels.data(), levels.size() * sizeof(float));
   }

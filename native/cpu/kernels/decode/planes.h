@@ -2,123 +2,268 @@
 ///
 /// Numerics   as PlaneValue, then one rounding to the activations' dtype: the same bits on every
 ///            instruction set and device
-/// Steps      for up to kPlaneRun elements of a row: codes to bytes, the factors of each element
-///            (one look-up for all elements of an entry), then level, difference and product by
-///            vectors
+/// Steps      runs of up to kPlaneRun elements of a row. First the factors of the entries that a
+/// run
+///            meets, then vectors of codes, their levels, difference and product
+/// Paths      DecodeWhole     a vector of columns has one entry: groups of whole vectors
+///            DecodeOrdered   a group for each column: factors are gathered
+///            DecodeEach      all else, element by element
 #pragma once
 
 #include "native/cpu/kernels/decode/rows.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Elements at once: their codes and three factors of each take 1.7 KiB of stack. A multiple of the
-// four vectors that Levels looks up.
-constexpr int64_t kPlaneRun = 128;
+// Elements of a run: what a panel takes of a row (kKC).
+constexpr int64_t kPlaneRun = 256;
+// Groups of an ordered row whose factors are held at once: 6 KiB of stack. Rows with more go
+// element by element.
+constexpr int64_t kMostOrdered = 512;
 
-/// codes[i] of elements [k, k + count) of a row, one a byte. `end` is where the weight's codes end.
-static inline void SpreadPlane(const uint8_t* row, const uint8_t* end, int bits, int64_t k,
-                               int64_t count, uint8_t* codes) {
-  int64_t i = 0;
-  if (bits == 8) {
-    std::memcpy(codes, row + k, static_cast<size_t>(count));
+/// Numbers [at, at + count) of a plane, in f32.
+static inline void PlaneNumbers(const void* data, PlaneType type, const float* table, int64_t at,
+                                int64_t count, float* out) {
+  if (type == PlaneType::kByte) {
+    for (int64_t i = 0; i < count; ++i) out[i] = PlaneNumber(data, type, table, at + i);
     return;
   }
-  // Eight codes take `bits` bytes.
-  const uint32_t mask = (1u << bits) - 1;
-  for (; i < count && (k + i) % 8 != 0; ++i) {
-    codes[i] = static_cast<uint8_t>(PlaneCode(row, bits, k + i));
+  const auto dtype = static_cast<DType>(type);
+  if (dtype == DType::kF32) {
+    std::memcpy(out, static_cast<const float*>(data) + at, static_cast<size_t>(count) * 4);
+    return;
   }
-  const uint8_t* from = row + (k + i) / 8 * bits;
-  for (; i + 8 <= count && from + 8 <= end; i += 8, from += bits) {
-    uint64_t word;
-    std::memcpy(&word, from, 8);
-    // The first of a byte's two nibbles is the high one.
-    if (bits == 4) word = (word & 0x0f0f0f0full) << 4 | (word >> 4 & 0x0f0f0f0full);
-#pragma GCC unroll 8
-    for (int j = 0; j < 8; ++j) codes[i + j] = static_cast<uint8_t>(word >> (j * bits) & mask);
+  for (int64_t i = 0; i < count; i += kVL) {
+    VecH lanes = {};
+    const int64_t some = Min(kVL, count - i);
+    const uint16_t* from = static_cast<const uint16_t*>(data) + at + i;
+    if (some == kVL) {
+      std::memcpy(&lanes, from, sizeof(lanes));
+    } else {
+      std::memcpy(&lanes, from, static_cast<size_t>(some) * 2);
+    }
+    alignas(64) float wide[kVL];
+    Store(wide, dtype == DType::kBF16 ? WidenBF16(lanes) : WidenF16(lanes));
+    std::memcpy(out + i, wide, static_cast<size_t>(some) * 4);
   }
-  for (; i < count; ++i) codes[i] = static_cast<uint8_t>(PlaneCode(row, bits, k + i));
 }
 
-/// Factors of elements from (n, k) on, each in an array of its own.
-struct PlaneRun {
-  alignas(64) float scale[kPlaneRun];
-  alignas(64) float zero[kPlaneRun];
-  alignas(64) float min[kPlaneRun];
-
-  void Fill(const QuantView& w, int64_t n, int64_t k, int64_t count) {
-    const Planes& planes = w.planes;
-    for (int64_t i = 0; i < count;) {
-      const int64_t entry = PlaneEntry(planes, w.cols, n, k + i);
-      const int64_t end = Min(count, i + Left(w, n, k + i));
-      const PlaneFactors factors = FactorsOf(planes, entry);
-      for (; i < end; ++i) {
-        scale[i] = factors.scale;
-        zero[i] = factors.zero;
-        min[i] = factors.min;
-      }
+/// Scales or minima of entries [at, at + count), as PlaneScale.
+static inline void PlaneScales(const ScalePlane& plane, int64_t at, int64_t count, float* out) {
+  PlaneNumbers(plane.data, plane.type, plane.table, at, count, out);
+  if (plane.outer != nullptr) {
+    int64_t outer = at / plane.outer_span;
+    int64_t left = plane.outer_span - at % plane.outer_span;
+    for (int64_t i = 0; i < count; ++outer, left = plane.outer_span) {
+      const float factor = PlaneNumber(plane.outer, plane.outer_type, nullptr, outer);
+      for (const int64_t end = Min(count, i + left); i < end; ++i) out[i] *= factor;
     }
   }
+  if (plane.has_offset) {
+    for (int64_t i = 0; i < count; ++i) out[i] += plane.offset;
+  }
+}
 
- private:
-  /// Elements of the row from (n, k) on that share an entry.
-  static int64_t Left(const QuantView& w, int64_t n, int64_t k) {
-    const Planes& planes = w.planes;
-    switch (planes.grid) {
-      case PlaneGrid::kTiles:
-        return planes.grid_span - k % planes.grid_span;
-      case PlaneGrid::kFlat:
-        return planes.grid_span - ((n + planes.first_row) * w.cols + k) % planes.grid_span;
-      default:
-        return 1;
-    }
+/// The factors of some entries, each kind in an array of its own.
+template <int64_t kEntries>
+struct PlaneArrays {
+  bool zeros;
+  bool mins;
+  alignas(64) float scale[kEntries];
+  alignas(64) float zero[kEntries];
+  alignas(64) float min[kEntries];
+
+  explicit PlaneArrays(const Planes& planes)
+      : zeros(planes.zero != nullptr), mins(planes.min.data != nullptr) {}
+  void Fill(const Planes& planes, int64_t at, int64_t count) {
+    PlaneScales(planes.scale, at, count, scale);
+    if (zeros) PlaneNumbers(planes.zero, planes.zero_type, nullptr, at, count, zero);
+    if (mins) PlaneScales(planes.min, at, count, min);
+  }
+  /// The weights of levels. `of(array)` gives each lane its factor.
+  template <typename Of>
+  LOWRANK_MEMBER_INLINE VecF Apply(VecF level, const Of& of) const {
+    if (zeros) level = level - of(zero);
+    level = level * of(scale);
+    return mins ? level - of(min) : level;
   }
 };
 
-/// Elements [k, k + count) of row n, at most kPlaneRun.
-static inline void DecodePlaneRun(const QuantView& w, const LevelTables& tables, DType round_to,
-                                  int64_t n, int64_t k, int64_t count, float* out) {
-  const Planes& planes = w.planes;
-  alignas(64) uint8_t codes[kPlaneRun] = {};
-  SpreadPlane(w.codes + n * planes.row_bytes, w.codes + w.code_bytes(), planes.bits, k, count,
-              codes);
-  alignas(64) float values[kPlaneRun];
-  if (w.format->levels == 16) {
-    for (int64_t i = 0; i < count; i += kVL) {
-      Store(values + i, Lookup(tables.nibbles, WidenBytes(codes + i)));
-    }
+/// Codes of the kVL columns from k on, a multiple of eight where kVL is; bits above a code of four
+/// are undefined. Reads at most eight bytes more than they take.
+template <int kBits>
+LOWRANK_INLINE VecU PlaneCodes(const uint8_t* row, int bits, int64_t k) {
+  if constexpr (kBits == 4) return SpreadCodes(row + k / 2);
+  if constexpr (kBits == 8) return WidenBytes(row + k);
+#if defined(__AVX512F__)
+  // Eight codes are `bits` bytes: a word in each lane, shifted by the lane's place.
+  uint64_t low, high;
+  const uint8_t* from = row + k / 8 * bits;
+  std::memcpy(&low, from, 8);
+  std::memcpy(&high, from + bits, 8);
+  const __m512i places =
+      _mm512_mullo_epi64(_mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0), _mm512_set1_epi64(bits));
+  const __m512i mask = _mm512_set1_epi64((1 << bits) - 1);
+  const auto spread = [&](uint64_t word) {
+    const __m512i words = _mm512_set1_epi64(static_cast<long long>(word));
+    return _mm512_cvtepi64_epi32(_mm512_and_si512(_mm512_srlv_epi64(words, places), mask));
+  };
+  return reinterpret_cast<VecU>(
+      _mm512_inserti64x4(_mm512_castsi256_si512(spread(low)), spread(high), 1));
+#else
+  VecU codes;
+  for (int j = 0; j < kVL; ++j) codes[j] = PlaneCode(row, bits, k + j);
+  return codes;
+#endif
+}
+
+/// How levels are found.
+enum class PlaneLevels { kTable16, kLinear, kTable256 };
+
+template <PlaneLevels kLevels>
+LOWRANK_INLINE VecF LevelsOf(const QuantView& w, const LevelTables& tables, VecU codes) {
+  if constexpr (kLevels == PlaneLevels::kTable16) return Lookup(tables.nibbles, codes);
+  if constexpr (kLevels == PlaneLevels::kLinear) {
+    return __builtin_convertvector(reinterpret_cast<VecI>(codes), VecF) +
+           Splat(w.planes.first_level);
+  }
+  return Gather(w.codebook, codes);
+}
+
+/// Calls body with the width of codes and the kind of levels that are compiled for them.
+template <typename Body>
+LOWRANK_INLINE void WithPlaneKind(const QuantView& w, const Body& body) {
+  using Any = std::integral_constant<int, 0>;
+  using Four = std::integral_constant<int, 4>;
+  using Eight = std::integral_constant<int, 8>;
+  constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable16> table16;
+  constexpr std::integral_constant<PlaneLevels, PlaneLevels::kLinear> linear;
+  constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable256> table256;
+  const int bits = w.planes.bits;
+  if (bits == 4) return body(Four(), table16);
+  if (bits < 4) return body(Any(), table16);
+  if (bits == 8) return w.planes.linear ? body(Eight(), linear) : body(Eight(), table256);
+  return w.planes.linear ? body(Any(), linear) : body(Any(), table256);
+}
+
+/// The codes of a run, where vectors may be read beyond its last.
+class PlaneBytes {
+ public:
+  /// Columns [k, k + count) of row n; k is a multiple of eight, or a run has whole bytes.
+  PlaneBytes(const QuantView& w, int64_t n, int64_t k, int64_t count)
+      : row_(w.codes + n * w.planes.row_bytes), first_(0) {
+    constexpr int64_t kSlack = kVL + 8;
+    const int bits = w.planes.bits;
+    const uint8_t* end = w.codes + w.code_bytes();
+    const uint8_t* begin = row_ + k * bits / 8;
+    if (begin + (count + kSlack) * bits / 8 + 8 <= end) return;
+    first_ = k;
+    std::memcpy(copy_, begin, static_cast<size_t>(Min(end - begin, int64_t{kPlaneRun + 8})));
+    row_ = copy_;
+  }
+  /// The row whose column At(k) is column k.
+  const uint8_t* row() const { return row_; }
+  int64_t At(int64_t k) const { return k - first_; }
+
+ private:
+  const uint8_t* row_;
+  int64_t first_;
+  alignas(64) uint8_t copy_[kPlaneRun + 64];
+};
+
+/// Stores the first `count` lanes.
+LOWRANK_INLINE void StorePlane(float* out, VecF value, DType round_to, int64_t count) {
+  const VecF rounded = RoundTo(round_to, value);
+  if (count >= kVL) {
+    Store(out, rounded);
   } else {
-    WithLevels(tables.bytes, [&](auto bytes) __attribute__((always_inline)) {
-      const Levels<bytes()> levels(tables.bytes);
-      for (int64_t i = 0; i < count; i += 4 * kVL) {
-        VecF four[4];
-        levels.Run(codes + i, four);
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) Store(values + i + j * kVL, four[j]);
+    StoreFirst(out, rounded, count);
+  }
+}
+
+/// The position of (n, k) from which the elements of an entry are counted, for a grid of spans.
+LOWRANK_INLINE int64_t SpanPosition(const QuantView& w, int64_t n, int64_t k) {
+  return w.planes.grid == PlaneGrid::kFlat ? (n + w.planes.first_row) * w.cols + k : k;
+}
+
+/// Has every vector of columns from (n, k) on one entry?
+LOWRANK_INLINE bool IsWhole(const QuantView& w, int64_t n, int64_t k) {
+  constexpr int64_t kUnit = kVL > 8 ? kVL : 8;
+  const Planes& planes = w.planes;
+  if (planes.grid == PlaneGrid::kOrdered || k % kUnit != 0) return false;
+  const bool one = planes.grid == PlaneGrid::kTiles && planes.grid_span >= w.cols;
+  return one || (planes.grid_span % kUnit == 0 && SpanPosition(w, n, k) % kUnit == 0);
+}
+
+static inline void DecodeWhole(const QuantView& w, const LevelTables& tables, DType round_to,
+                               int64_t n, int64_t k, int64_t count, float* out) {
+  const Planes& planes = w.planes;
+  PlaneArrays<kPlaneRun / 8 + 1> factors(planes);
+  const int64_t into = SpanPosition(w, n, k) % planes.grid_span;
+  factors.Fill(planes, PlaneEntry(planes, w.cols, n, k), (into + count - 1) / planes.grid_span + 1);
+  const PlaneBytes bytes(w, n, k, count);
+  WithPlaneKind(w, [&](auto bits, auto levels) __attribute__((always_inline)) {
+    int64_t left = planes.grid_span - into;
+    for (int64_t i = 0, entry = 0; i < count; ++entry, left = planes.grid_span) {
+      const auto of = [&](const float* array) { return Splat(array[entry]); };
+      for (const int64_t end = Min(count, i + left); i < end; i += kVL) {
+        const VecU codes = PlaneCodes<bits()>(bytes.row(), planes.bits, bytes.At(k + i));
+        const VecF level = LevelsOf<levels()>(w, tables, codes);
+        StorePlane(out + i, factors.Apply(level, of), round_to, count - i);
       }
-    });
+    }
+  });
+}
+
+/// Element by element.
+static inline void DecodeEach(const QuantView& w, DType round_to, int64_t n, int64_t k,
+                              int64_t count, float* out) {
+  const uint8_t* row = w.codes + n * w.planes.row_bytes;
+  int64_t last = -1;
+  PlaneFactors factors{};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t entry = PlaneEntry(w.planes, w.cols, n, k + i);
+    if (entry != last) factors = FactorsOf(w.planes, entry);
+    last = entry;
+    const float level = w.codebook[PlaneCode(row, w.planes.bits, k + i)];
+    out[i] = RoundTo(round_to, Splat(PlaneValue(w.planes, level, factors)))[0];
   }
-  PlaneRun run;
-  run.Fill(w, n, k, count);
-  const bool zeros = planes.zero != nullptr;
-  const bool mins = planes.min.data != nullptr;
-  for (int64_t i = 0; i < count; i += kVL) {
-    VecF value = Load(values + i);
-    if (zeros) value = value - Load(run.zero + i);
-    value = value * Load(run.scale + i);
-    if (mins) value = value - Load(run.min + i);
-    Store(values + i, RoundTo(round_to, value));
-  }
-  std::memcpy(out, values, static_cast<size_t>(count) * 4);
+}
+
+static inline void DecodeOrdered(const QuantView& w, const LevelTables& tables, DType round_to,
+                                 int64_t n, int64_t k, int64_t count, float* out) {
+  const Planes& planes = w.planes;
+  PlaneArrays<kMostOrdered> factors(planes);
+  factors.Fill(planes, (n + planes.first_row) * planes.grid_pitch, planes.grid_pitch);
+  const PlaneBytes bytes(w, n, k, count);
+  // Groups are not read beyond the last column.
+  const int64_t whole = count / kVL * kVL;
+  WithPlaneKind(w, [&](auto bits, auto levels) __attribute__((always_inline)) {
+    for (int64_t i = 0; i < whole; i += kVL) {
+      const VecU group = LoadU(planes.group + k + i);
+      const auto of = [&](const float* array) { return Gather(array, group); };
+      const VecU codes = PlaneCodes<bits()>(bytes.row(), planes.bits, bytes.At(k + i));
+      const VecF level = LevelsOf<levels()>(w, tables, codes);
+      StorePlane(out + i, factors.Apply(level, of), round_to, kVL);
+    }
+  });
+  DecodeEach(w, round_to, n, k + whole, count - whole, out + whole);
 }
 
 static void DecodePlanes(const QuantView& w, const LevelTables& tables, DType round_to,
                          int64_t begin, int64_t count, float* out) {
+  const Planes& planes = w.planes;
   int64_t n = begin / w.cols;
   int64_t k = begin % w.cols;
   while (count > 0) {
     const int64_t run = Min(count, Min(kPlaneRun, w.cols - k));
-    DecodePlaneRun(w, tables, round_to, n, k, run, out);
+    if (IsWhole(w, n, k)) {
+      DecodeWhole(w, tables, round_to, n, k, run, out);
+    } else if (planes.grid == PlaneGrid::kOrdered && k % 8 == 0 &&
+               planes.grid_pitch <= kMostOrdered) {
+      DecodeOrdered(w, tables, round_to, n, k, run, out);
+    } else {
+      DecodeEach(w, round_to, n, k, run, out);
+    }
     out += run;
     count -= run;
     k += run;
