@@ -39,11 +39,13 @@ export type ZeroPlane =
  *   a scale a row has `columns: K`, one for the tensor has `rows: N` too.
  * - `flat`: `floor((n · K + k) / span)`, across the ends of rows.
  * - `ordered`: `n · groups + group[k]` (GPTQ's act-order).
+ * - `cyclic`: `(n · K + k) mod period`, where the elements of a group lie in different rows (HQQ's axis 0).
  */
 export type Grid =
   | { readonly kind: 'tiles'; readonly rows: number; readonly columns: number }
   | { readonly kind: 'flat'; readonly span: number }
-  | { readonly kind: 'ordered'; readonly groups: number; readonly group: Int32Array };
+  | { readonly kind: 'ordered'; readonly groups: number; readonly group: Int32Array }
+  | { readonly kind: 'cyclic'; readonly period: number };
 
 /**
  * A quantised weight [N, K]:
@@ -83,5 +85,7 @@ export function entriesOf({
       return Math.ceil((rows * columns) / grid.span);
     case 'ordered':
       return rows * grid.groups;
+    case 'cyclic':
+      return grid.period;
   }
 }
