@@ -83,6 +83,34 @@ export {
   type SplitBitsandbytes,
   splitBitsandbytes,
 } from './checkpoint/bitsandbytes/bitsandbytes.js';
+export type { AwqLayout } from './checkpoint/codecs/awq.js';
+export type { BitsandbytesLayout, LlmInt8Layout } from './checkpoint/codecs/bitsandbytes.js';
+export type { PlanarLayer } from './checkpoint/codecs/codec.js';
+export type {
+  IntegersLayout,
+  PackedIntegersLayout,
+} from './checkpoint/codecs/compressed-integers.js';
+export type { Fp8Layout } from './checkpoint/codecs/fp8.js';
+export type { GptqLayout } from './checkpoint/codecs/gptq.js';
+export type { HqqLayout } from './checkpoint/codecs/hqq.js';
+export type {
+  LayerTensors,
+  QuantizationConfig,
+  TensorInfo,
+} from './checkpoint/codecs/layer-tensors.js';
+export type { GptOssLayout, PackedMxfp4Layout } from './checkpoint/codecs/mxfp4.js';
+export type { ModeloptNvfp4Layout, PackedNvfp4Layout } from './checkpoint/codecs/nvfp4.js';
+export {
+  quantizedLayers,
+  readQuantizedLayer,
+  writeQuantizedLayer,
+} from './checkpoint/codecs/quantized-layers.js';
+export type {
+  LayoutName,
+  QuantizedLayers,
+  QuantizedLayerTensors,
+  QuantizedLayout,
+} from './checkpoint/codecs/registry.js';
 export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
 export {
   GgufFile,
@@ -115,6 +143,7 @@ export {
 } from './checkpoint/peft/peft.js';
 export type { PeftLoraConfig } from './checkpoint/peft/peft-config.js';
 export { type PeftAdapterParts, writePeftAdapter } from './checkpoint/peft/peft-write.js';
+export { planarToFloat32 } from './checkpoint/planar/decode.js';
 export type {
   Grid as PlanarGrid,
   PlanarWeight,
