@@ -8,7 +8,7 @@ export type HostArray = Float32Array | Float64Array | Uint16Array | Uint8Array;
 /** How the planes of a weight lie in the arrays beside it. Types are `f32`, `bf16`, `f16` or `u8`. */
 export interface RawPlanes {
   readonly bits: number;
-  readonly grid: 'tiles' | 'flat' | 'ordered';
+  readonly grid: 'tiles' | 'flat' | 'ordered' | 'cyclic';
   readonly gridRows: number;
   readonly gridSpan: number;
   readonly gridPitch: number;

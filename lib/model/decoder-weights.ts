@@ -18,6 +18,7 @@ import {
   type TensorPlace,
 } from './decoder-tensors.js';
 import type { HfModel } from './hf-model.js';
+import { quantizedWeight } from './quantized-weight.js';
 
 /** A frozen linear layer. */
 export interface LinearWeights {
@@ -49,7 +50,10 @@ export function linearsOf({ qkv, attentionOutput, gateUp, down }: LayerWeights) 
 
 /** How {@link DecoderWeights.load} stores a model. */
 export interface LoadOptions {
-  /** Of the linear layers of the blocks. Default `none`: dense, in the dtype of the file. */
+  /**
+   * Of the linear layers of the blocks that the files hold dense. Default `none`: as they are, in the dtype of the file.
+   * Quantised layers stay as they are in any case.
+   */
   readonly format?: BaseFormat;
   /** Default {@link defaultDevice}. */
   readonly device?: Device;
@@ -148,18 +152,24 @@ export class DecoderWeights implements Disposable {
       const data = dtype === undefined ? rawToFloat32(raw) : (raw.data as Uint16Array);
       return keep(Tensor.from(data, shape, place));
     };
+    const decoded = (place: TensorPlace): Tensor =>
+      model.layoutOf(place.name.replace(/\.weight$/, '')) === undefined
+        ? dense(place)
+        : keep(Tensor.from(model.readFloat32(place.name), place.shape, { device }));
     const linear = (place: LinearPlace): LinearWeights => {
       const { weight, bias, N, K } = place;
       const w =
-        format.format === 'none'
-          ? dense(weight)
-          : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
+        model.layoutOf(place.module) !== undefined
+          ? keep(quantizedWeight(model, place.module, device))
+          : format.format === 'none'
+            ? dense(weight)
+            : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
       return { place, w, ...(bias === undefined ? {} : { bias: dense(bias) }) };
     };
     let whole = false;
     try {
       const { places } = model;
-      const embedding = dense(places.embedding);
+      const embedding = decoded(places.embedding);
       const total = places.layers.reduce((sum, layer) => sum + layerLinears(layer).length, 0);
       const layers: LayerWeights[] = [];
       let done = 0;
@@ -173,7 +183,12 @@ export class DecoderWeights implements Disposable {
       }
       const norm = dense(places.norm);
       const tied = places.head.weight === places.embedding;
-      const head = { place: places.head, w: tied ? embedding : dense(places.head.weight) };
+      const w = tied
+        ? embedding
+        : model.layoutOf(places.head.module) === undefined
+          ? dense(places.head.weight)
+          : keep(quantizedWeight(model, places.head.module, device));
+      const head = { place: places.head, w };
       whole = true;
       return new DecoderWeights(embedding, layers, norm, head, device, made);
     } finally {

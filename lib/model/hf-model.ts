@@ -9,6 +9,8 @@
 import fs from 'node:fs';
 import path from 'node:path';
 import { checkName, checkPath } from '../checkpoint/arguments.js';
+import type { PlanarLayer } from '../checkpoint/codecs/codec.js';
+import type { LayoutName, QuantizedLayout } from '../checkpoint/codecs/registry.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { jsonBounds } from '../checkpoint/files/json-bounds.js';
 import { Fields, readJsonObject } from '../checkpoint/files/json-file.js';
@@ -18,6 +20,7 @@ import {
   resolveInside,
 } from '../checkpoint/files/paths.js';
 import { hasPickleName, pickleRefused } from '../checkpoint/pickle-refusal.js';
+import { planarToFloat32 } from '../checkpoint/planar/decode.js';
 import { type RawTensor, rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import {
   openSafetensors,
@@ -31,7 +34,8 @@ import { printable, printableValue } from '../core/printable.js';
 import type { DecoderConfig } from './config/decoder-config.js';
 import { type DecoderPlaces, decoderPlaces, tensorShapes } from './decoder-tensors.js';
 import { type LlamaConfig, llamaConfigOf } from './llama-config.js';
-import { readDecoderConfig } from './read-config.js';
+import { QuantizedFolder } from './quantized-folder.js';
+import { parseDecoderConfig } from './read-config.js';
 
 const kOp = 'openHfModel';
 const kSingleFile = 'model.safetensors';
@@ -53,6 +57,7 @@ export class HfModel {
     /** Which tensor of the files goes where in the decoder. */
     readonly places: DecoderPlaces,
     private readonly holders: ReadonlyMap<string, SafetensorsFile>,
+    private readonly quantized: QuantizedFolder,
     /** Harmless oddities, in words. */
     readonly warnings: readonly string[],
   ) {
@@ -107,11 +112,60 @@ export class HfModel {
   }
 
   /**
-   * Reads one tensor as f32 values.
+   * Reads one tensor as f32 values. The weight of a quantised layer is decoded.
    * @returns row-major values, in memory of its own
    */
   readFloat32(name: string): Float32Array<ArrayBuffer> {
-    return rawToFloat32(this.read(name));
+    const module = moduleOf(name);
+    return this.quantized.layoutOf(module) === undefined
+      ? rawToFloat32(this.read(name))
+      : (planarToFloat32(this.readQuantized(module).weight) as Float32Array<ArrayBuffer>);
+  }
+
+  /** How the files hold a layer, such as `gptq`; undefined where its weight is dense. */
+  layoutOf(module: string): LayoutName | undefined {
+    return this.quantized.layoutOf(module);
+  }
+
+  /** The layouts of all quantised layers, each once; none in a model of f32, bf16 or f16. */
+  get layouts(): readonly LayoutName[] {
+    return this.quantized.layouts;
+  }
+
+  /** Bytes that the tensors of a quantised layer take in the files. */
+  quantizedBytes(module: string): number {
+    const names = this.quantized.namesOf(module);
+    return names.reduce((sum, name) => sum + (this.info(name)?.byteLength ?? 0), 0);
+  }
+
+  /**
+   * Reads a quantised layer.
+   * @param module the layer's name: `model.layers.0.mlp.up_proj`
+   * @throws LowrankError `ERR_FILE` if it is not quantised · `ERR_FORMAT`, `ERR_SHAPE` or `ERR_DTYPE` if its tensors do not fit
+   * each other or the config · `ERR_FILE_CHANGED` · `ERR_OOM`
+   */
+  readQuantized(module: string): PlanarLayer<QuantizedLayout> {
+    checkName(kOp, 'module', module);
+    if (this.quantized.layoutOf(module) === undefined) {
+      const text = `${kOp}: ${printable(this.folder)} must hold quantised layer ${printable(module)}`;
+      throw new LowrankError('ERR_FILE', `${text}, got a dense one or none`, { op: kOp });
+    }
+    const layer = this.quantized.planesOf(module, (name) => this.read(name));
+    this.#requireShape(module, [layer.weight.rows, layer.weight.columns]);
+    return layer;
+  }
+
+  /** The tensors of a quantised layer as stored, by what follows its name. */
+  readQuantizedTensors(module: string): Record<string, RawTensor> {
+    return this.quantized.tensorsOf(module, (name) => this.read(name));
+  }
+
+  #requireShape(module: string, shape: readonly number[]): void {
+    const expected = tensorShapes(this.places).get(`${module}.weight`);
+    if (expected === undefined || expected.every((dim, i) => dim === shape[i])) return;
+    const what = `layer ${module} must be [${expected.join(', ')}], as config.json says`;
+    const text = `${kOp}: ${printable(this.folder)}: ${what}, got [${shape.join(', ')}]`;
+    throw new LowrankError('ERR_FILE', text, { op: kOp });
   }
 }
 
@@ -138,12 +192,17 @@ export function openHfModel(folder: string, limits: HeaderLimits = {}): HfModel 
       'Give the folder of a downloaded Hugging Face model.';
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op: kOp });
   }
-  const decoder = readDecoderConfig(kOp, configPath);
+  const config = readJsonObject(kOp, configPath, jsonBounds.config);
+  const decoder = parseDecoderConfig(kOp, printable(configPath), config);
   const places = decoderPlaces(decoder);
   const warnings: string[] = [];
   const holders = openTensors(folder, limits, warnings);
-  requireTensors(folder, places, holders);
-  return new HfModel(folder, decoder, places, holders, warnings);
+  const infos = new Map(
+    [...holders].map(([name, file]) => [name, file.info(name) as RawTensorInfo]),
+  );
+  const quantized = new QuantizedFolder(kOp, folder, config, infos);
+  requireTensors(folder, places, holders, quantized.modules);
+  return new HfModel(folder, decoder, places, holders, quantized, warnings);
 }
 
 function requireFolder(folder: string): void {
@@ -260,15 +319,22 @@ function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]):
   }
 }
 
-/** Requires every tensor of the architecture with its shape, in a floating-point dtype. */
+const moduleOf = (name: string): string => name.replace(/\.weight$/, '');
+
+/**
+ * Requires every tensor of the architecture with its shape, in a floating-point dtype. The shape of a quantised layer is
+ * known once it is read.
+ */
 function requireTensors(
   folder: string,
   places: DecoderPlaces,
   holders: ReadonlyMap<string, SafetensorsFile>,
+  quantized: ReadonlySet<string>,
 ): void {
   const malformed = (what: string) =>
     new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
   for (const [name, shape] of tensorShapes(places)) {
+    if (name.endsWith('.weight') && quantized.has(moduleOf(name))) continue;
     const info = holders.get(name)?.info(name);
     if (info === undefined) {
       throw malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);

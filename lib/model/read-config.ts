@@ -2,8 +2,7 @@
  * `config.json` of a Hugging Face model folder, for every supported architecture.
  */
 
-import { jsonBounds } from '../checkpoint/files/json-bounds.js';
-import { Fields, type JsonObject, readJsonObject } from '../checkpoint/files/json-file.js';
+import { Fields, type JsonObject } from '../checkpoint/files/json-file.js';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { architectures } from './architectures/all.js';
@@ -25,16 +24,10 @@ const kSupported = architectures
  * @throws LowrankError `ERR_UNSUPPORTED` another architecture or feature · `ERR_FILE` malformed ·
  *   `ERR_FILE_NOT_FOUND`
  */
-export function readDecoderConfig(op: string, path: string): DecoderConfig {
-  const object = readJsonObject(op, path, jsonBounds.config);
-  return parseDecoderConfig(op, printable(path), object);
-}
-
-/** Checks a parsed `config.json`; see {@link readDecoderConfig}. */
+/** Checks a parsed `config.json`. */
 export function parseDecoderConfig(op: string, what: string, object: JsonObject): DecoderConfig {
   const fields = new Fields(op, what, object);
   const architecture = architectureOf(op, what, fields);
-  requireFloatWeights(op, what, fields);
   return architecture.read(fields);
 }
 
@@ -68,15 +61,4 @@ function architectureOf(op: string, what: string, fields: Fields): Architecture 
     `${op}: ${what} must name its architecture (architectures or model_type), got neither; ` +
     `supported are ${kSupported}`;
   throw new LowrankError('ERR_FILE', text, { op });
-}
-
-function requireFloatWeights(op: string, what: string, fields: Fields): void {
-  const quantised = fields.optionalObject('quantization_config');
-  if (quantised === undefined) return;
-  const method = quantised.quant_method;
-  const name = typeof method === 'string' ? printable(method) : 'an unnamed method';
-  const text =
-    `${op}: ${what}: weights must be in f32, bf16 or f16, got a model already quantised by ${name}; ` +
-    'take the original model, it is quantised while loading';
-  throw new LowrankError('ERR_UNSUPPORTED', text, { op });
 }

@@ -1,11 +1,13 @@
 /** Planar weights on a device: what native/addon/weights/planes.cpp makes of lib/checkpoint/planar. */
 
-import type { PlanarWeight, PlaneValues, ScalePlane } from '../checkpoint/planar/planar-weight.js';
+import { checkObject } from '../checkpoint/arguments.js';
+import { checkPlanarWeight } from '../checkpoint/planar/check.js';
+import type { PlanarWeight, ScalePlane } from '../checkpoint/planar/planar-weight.js';
 import { type NativeHandle, native } from '../core/binding.js';
 import type { HostArray, RawPlanes } from '../core/binding-weights.js';
 import type { Device } from '../core/device.js';
-import { fail, wrongType } from '../core/errors.js';
-import { checkInteger } from '../core/validate.js';
+import { fail } from '../core/errors.js';
+import { blockwiseOf } from './blockwise-planes.js';
 
 type Parts = Record<string, HostArray | Int32Array | undefined>;
 
@@ -32,27 +34,6 @@ function addScale(
   if (offset !== undefined) layout[`${name}Offset`] = offset;
 }
 
-/** @throws ERR_TYPE unless each plane has an array of its dtype */
-function checkValues(op: string, name: string, values: PlaneValues | undefined): void {
-  const kinds = { f32: Float32Array, bf16: Uint16Array, f16: Uint16Array, u8: Uint8Array };
-  const Kind = kinds[values?.dtype as keyof typeof kinds];
-  if (Kind === undefined) {
-    throw wrongType(op, `${name}.dtype`, 'f32, bf16, f16 or u8', values?.dtype);
-  }
-  if (!(values?.data instanceof Kind)) {
-    throw wrongType(op, `${name}.data`, `a ${Kind.name} (for ${values?.dtype})`, values?.data);
-  }
-}
-
-function checkPlane(op: string, name: string, plane: ScalePlane | undefined): void {
-  if (plane === null || typeof plane !== 'object') throw wrongType(op, name, 'a plane', plane);
-  checkValues(op, name, plane.values);
-  if (plane.values.dtype === 'u8' && !(plane.values.table instanceof Float32Array)) {
-    throw wrongType(op, `${name}.table`, 'a Float32Array', plane.values.table);
-  }
-  if (plane.outer !== undefined) checkValues(op, `${name}.outer`, plane.outer.values);
-}
-
 /** Elements along a row that share a scale; of an ordered grid on average. */
 export function groupOf({ columns, grid }: PlanarWeight): number {
   switch (grid.kind) {
@@ -62,11 +43,13 @@ export function groupOf({ columns, grid }: PlanarWeight): number {
       return grid.span;
     case 'ordered':
       return Math.ceil(columns / grid.groups);
+    case 'cyclic':
+      return 1;
   }
 }
 
 /** Bytes that the planes take on a device. */
-export function planarBytes(weight: PlanarWeight): number {
+function planarBytes(weight: PlanarWeight): number {
   const { rows, columns, bits, scale, min, zero, grid } = weight;
   const sizeOf = ({ values, outer }: ScalePlane) =>
     values.data.byteLength +
@@ -82,24 +65,35 @@ export function planarBytes(weight: PlanarWeight): number {
   );
 }
 
+/** A weight on a device. */
+export interface DevicePlanes {
+  readonly handle: NativeHandle;
+  /** Of codes, scales and tables. */
+  readonly byteLength: number;
+}
+
 /**
- * A planar weight's memory on a device. @throws ERR_TYPE, ERR_DTYPE, ERR_SHAPE, ERR_FORMAT, ERR_VALUE (a code or a group
- * beyond its bounds), ERR_OOM
+ * A planar weight's memory on a device, in the form that its kernels decode fastest. @throws ERR_TYPE, ERR_DTYPE, ERR_SHAPE,
+ * ERR_FORMAT, ERR_VALUE (parts that do not fit each other), ERR_OOM
  */
-export function planarHandle(op: string, weight: PlanarWeight, device: Device): NativeHandle {
-  if (weight === null || typeof weight !== 'object') {
-    throw wrongType(op, 'planes', 'a PlanarWeight', weight);
+export function planesOnDevice(op: string, weight: PlanarWeight, device: Device): DevicePlanes {
+  checkObject(op, 'planes', weight, 'a PlanarWeight');
+  checkPlanarWeight(op, weight);
+  const { rows, columns } = weight;
+  const blockwise = blockwiseOf(weight);
+  if (blockwise === undefined) {
+    return { handle: planarHandle(op, weight, device), byteLength: planarBytes(weight) };
   }
-  const { codes, levels, grid, scale, min, zero } = weight;
-  const rows = checkInteger(op, 'rows', weight.rows, 1, 2 ** 31);
-  const columns = checkInteger(op, 'columns', weight.columns, 1, 2 ** 31);
-  const bits = checkInteger(op, 'bits', weight.bits, 1, 8);
-  if (!(codes instanceof Uint8Array)) throw wrongType(op, 'codes', 'a Uint8Array', codes);
-  if (!(levels instanceof Float32Array)) throw wrongType(op, 'levels', 'a Float32Array', levels);
-  if (grid === null || typeof grid !== 'object') throw wrongType(op, 'grid', 'an object', grid);
-  checkPlane(op, 'scale', scale);
-  if (min !== undefined) checkPlane(op, 'min', min);
-  if (zero !== undefined && zero.dtype !== 'u8') checkValues(op, 'zero', zero);
+  const { format, blocksize, ...parts } = blockwise;
+  const handle = native(op, (addon) =>
+    addon.weightFromParts(device, format, rows, columns, blocksize, 1, parts),
+  );
+  const { codes, codebook, absmax } = parts;
+  return { handle, byteLength: codes.length + codebook.byteLength + absmax.byteLength };
+}
+
+function planarHandle(op: string, weight: PlanarWeight, device: Device): NativeHandle {
+  const { rows, columns, bits, codes, levels, grid, scale, min, zero } = weight;
   const layout: Record<string, unknown> = { bits, grid: grid.kind, gridRows: 1, gridSpan: 1 };
   layout.gridPitch = 0;
   const parts: Parts = { codes, levels };
@@ -113,6 +107,9 @@ export function planarHandle(op: string, weight: PlanarWeight, device: Device): 
     case 'ordered':
       layout.gridPitch = grid.groups;
       parts.group = grid.group;
+      break;
+    case 'cyclic':
+      layout.gridSpan = grid.period;
   }
   addScale(op, 'scale', scale, layout, parts);
   if (min !== undefined) addScale(op, 'min', min, layout, parts);

@@ -33,7 +33,7 @@ import {
   type GroupAffineState,
   parseGroupAffine,
 } from './group-affine.js';
-import { groupOf, planarBytes, planarHandle } from './planes.js';
+import { groupOf, planesOnDevice } from './planes.js';
 import { LEAST_ROW_BLOCK, loadRows, rowBlocksize, storeRows } from './row-int8.js';
 import { NESTED_BLOCKSIZE, type WeightFormat, type WeightMeta } from './weight-meta.js';
 
@@ -350,10 +350,10 @@ export class QuantizedWeight implements Disposable {
     const given = readOptions(op, options, { device: true, sourceDType: true });
     const sourceDType = checkDType(op, 'sourceDType', given.sourceDType ?? 'f32');
     const device = resolveDevice(op, given.device);
-    const handle = planarHandle(op, planes, device);
+    const { handle, byteLength } = planesOnDevice(op, planes, device);
     return new QuantizedWeight(handle, {
       shape: Object.freeze([planes.rows, planes.columns]),
-      planes: { bits: planes.bits, byteLength: planarBytes(planes) },
+      planes: { bits: planes.bits, byteLength },
       blocksize: groupOf(planes),
       doubleQuant: false,
       nestedBlocksize: NESTED_BLOCKSIZE,

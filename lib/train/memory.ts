@@ -95,7 +95,7 @@ function blockBytes(
   };
 }
 
-/** The weights: linear layers of the blocks in the format, all others as in the file. */
+/** The weights: linear layers that the file holds dense in the format, all others as in the file. */
 function baseBytes(model: HfModel, format: BaseFormat): number {
   const { places } = model;
   const quantised = new Map(
@@ -103,6 +103,11 @@ function baseBytes(model: HfModel, format: BaseFormat): number {
   );
   let total = 0;
   for (const [name, shape] of tensorShapes(places)) {
+    const module = name.replace(/\.weight$/, '');
+    if (model.layoutOf(module) !== undefined) {
+      total += model.quantizedBytes(module);
+      continue;
+    }
     const place = quantised.get(name);
     const elements = shape.reduce((a, b) => a * b, 1);
     const wide = model.info(name)?.dtype === 'BF16' || model.info(name)?.dtype === 'F16' ? 2 : 4;

@@ -23,6 +23,7 @@ enum class PlaneGrid : uint8_t {
   kTiles,    // n / grid_rows · grid_pitch + k / grid_span
   kFlat,     // (n · K + k) / grid_span, across the ends of rows
   kOrdered,  // n · grid_pitch + group[k]
+  kCyclic,   // (n · K + k) mod grid_span: the elements of a group lie in different rows
 };
 
 /// Scales or minima, one for each entry.
@@ -110,6 +111,8 @@ LOWRANK_MAP_INLINE int64_t PlaneEntry(const Planes& planes, int64_t cols, int64_
       return row / planes.grid_rows * planes.grid_pitch + k / planes.grid_span;
     case PlaneGrid::kFlat:
       return (row * cols + k) / planes.grid_span;
+    case PlaneGrid::kCyclic:
+      return (row * cols + k) % planes.grid_span;
     default:
       return row * planes.grid_pitch + planes.group[k];
   }

@@ -149,7 +149,6 @@ describe('config.json', () => {
   it.each<[string, Record<string, unknown>]>([
     ['another architecture', { architectures: ['GPT2LMHeadModel'], model_type: 'gpt2' }],
     ['another model type', { architectures: undefined, model_type: 'mistral' }],
-    ['a quantised model', { quantization_config: { quant_method: 'gptq' } }],
     ['attention bias', { attention_bias: true }],
     ['MLP bias', { mlp_bias: true }],
     ['another activation', { hidden_act: 'gelu' }],

@@ -18,7 +18,15 @@ export interface PlanarSpec {
   readonly bits: number;
   /** By default those of integers around 0. */
   readonly levels?: 'normal';
-  readonly grid: 'rows' | 'groups of 16' | 'groups of 32' | 'tiles' | 'flat' | 'ordered' | 'tensor';
+  readonly grid:
+    | 'rows'
+    | 'groups of 16'
+    | 'groups of 32'
+    | 'tiles'
+    | 'flat'
+    | 'ordered'
+    | 'tensor'
+    | 'cyclic';
   readonly scale: DType;
   /** Entries that share a factor. */
   readonly outer?: { readonly dtype: 'f32' | 'f16'; readonly span: number };
@@ -65,6 +73,7 @@ export const PLANAR_SPECS: readonly PlanarSpec[] = [
     outer: { dtype: 'f32', span: 7 },
     offset: 0.03,
   },
+  { name: 'hqq, axis 0', bits: 4, grid: 'cyclic', scale: 'f16', zero: 'f16' },
   { name: 'one bit', bits: 1, grid: 'rows', scale: 'f32', zero: 'bf16' },
   { name: 'seven bits', bits: 7, grid: 'ordered', scale: 'f32', min: 'f32' },
 ];
@@ -83,6 +92,8 @@ function gridOf(kind: PlanarSpec['grid'], N: number, K: number, from: Source): G
       return { kind: 'tiles', rows: 1, columns: 32 };
     case 'flat':
       return { kind: 'flat', span: 40 };
+    case 'cyclic':
+      return { kind: 'cyclic', period: K };
     case 'ordered': {
       const groups = Math.ceil(K / 32);
       const group = Int32Array.from({ length: K }, () => from.integer(0, groups - 1));
@@ -100,6 +111,8 @@ export function entryOf(grid: Grid, K: number): OracleEntry {
     }
     case 'flat':
       return (n, k) => Math.floor((n * K + k) / grid.span);
+    case 'cyclic':
+      return (n, k) => (n * K + k) % grid.period;
     case 'ordered':
       return (n, k) => n * grid.groups + (grid.group[k] as number);
   }

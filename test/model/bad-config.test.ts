@@ -162,13 +162,6 @@ describe('bad configurations', () => {
       'ERR_FILE',
       /model_type must be "llama" for LlamaForCausalLM, got "qwen2"/,
     ],
-    [
-      'a quantised model',
-      'Qwen2ForCausalLM',
-      { quantization_config: { quant_method: 'awq' } },
-      'ERR_UNSUPPORTED',
-      /quantised by "awq"/,
-    ],
   ])('%s', (_, className, changes, code, message) => {
     let error: unknown;
     try {

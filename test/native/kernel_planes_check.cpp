@@ -20,6 +20,7 @@ struct PlanarKind {
 constexpr PlanarKind kKinds[] = {
     {1, PlaneGrid::kTiles, 1, 1000, PlaneType::kF32, false, true, false},
     {2, PlaneGrid::kFlat, 1, 40, PlaneType::kF16, false, true, false},
+    {4, PlaneGrid::kCyclic, 1, 32, PlaneType::kF16, false, true, false},
     {3, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false},
     {4, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, false, false, false},
     {4, PlaneGrid::kTiles, 1, 32, PlaneType::kByte, true, false, true},
@@ -58,6 +59,7 @@ struct Planar {
     if (kind.grid == PlaneGrid::kFlat) {
       entries = (rows * cols + planes.grid_span - 1) / planes.grid_span;
     }
+    if (kind.grid == PlaneGrid::kCyclic) entries = planes.grid_span;
     view.codes = Bytes(rows * planes.row_bytes);
     float* levels = Floats(view.format->levels, 1 << (kind.bits - 1));
     view.codebook = levels;

@@ -76,7 +76,9 @@ class Layout {
     if (name == "tiles") return PlaneGrid::kTiles;
     if (name == "flat") return PlaneGrid::kFlat;
     if (name == "ordered") return PlaneGrid::kOrdered;
-    Reject(object_.Env(), Code::kFormat, "grid", "tiles, flat or ordered", "\"" + name + "\"");
+    if (name == "cyclic") return PlaneGrid::kCyclic;
+    Reject(object_.Env(), Code::kFormat, "grid", "tiles, flat, ordered or cyclic",
+           "\"" + name + "\"");
   }
 
  private:
@@ -101,6 +103,8 @@ int64_t EntriesOf(Napi::Env env, const WeightHandle& weight) {
       return CeilDiv(weight.rows, planes.grid_rows) * planes.grid_pitch;
     case PlaneGrid::kFlat:
       return CeilDiv(weight.rows * weight.cols, planes.grid_span);
+    case PlaneGrid::kCyclic:
+      return planes.grid_span;
     default:
       return weight.rows * planes.grid_pitch;
   }

@@ -189,7 +189,8 @@ LOWRANK_INLINE int64_t SpanPosition(const QuantView& w, int64_t n, int64_t k) {
 LOWRANK_INLINE bool IsWhole(const QuantView& w, int64_t n, int64_t k) {
   constexpr int64_t kUnit = kVL > 8 ? kVL : 8;
   const Planes& planes = w.planes;
-  if (planes.grid == PlaneGrid::kOrdered || k % kUnit != 0) return false;
+  const bool spans = planes.grid == PlaneGrid::kTiles || planes.grid == PlaneGrid::kFlat;
+  if (!spans || k % kUnit != 0) return false;
   const bool one = planes.grid == PlaneGrid::kTiles && planes.grid_span >= w.cols;
   return one || (planes.grid_span % kUnit == 0 && SpanPosition(w, n, k) % kUnit == 0);
 }
