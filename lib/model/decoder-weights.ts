@@ -160,7 +160,7 @@ export class DecoderWeights implements Disposable {
       const { weight, bias, N, K } = place;
       const w =
         model.layoutOf(place.module) !== undefined
-          ? keep(quantizedWeight(model, place.module, device))
+          ? keep(quantizedWeight(model, place.module, device, onTensor))
           : format.format === 'none'
             ? dense(weight)
             : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
@@ -187,7 +187,7 @@ export class DecoderWeights implements Disposable {
         ? embedding
         : model.layoutOf(places.head.module) === undefined
           ? dense(places.head.weight)
-          : keep(quantizedWeight(model, places.head.module, device));
+          : keep(quantizedWeight(model, places.head.module, device, onTensor));
       const head = { place: places.head, w };
       whole = true;
       return new DecoderWeights(embedding, layers, norm, head, device, made);

@@ -141,23 +141,36 @@ export class HfModel {
   /**
    * Reads a quantised layer.
    * @param module the layer's name: `model.layers.0.mlp.up_proj`
+   * @param onTensor called with each tensor that is read, as it stands in the file
    * @throws LowrankError `ERR_FILE` if it is not quantised · `ERR_FORMAT`, `ERR_SHAPE` or `ERR_DTYPE` if its tensors do not fit
    * each other or the config · `ERR_FILE_CHANGED` · `ERR_OOM`
    */
-  readQuantized(module: string): PlanarLayer<QuantizedLayout> {
+  readQuantized(
+    module: string,
+    onTensor?: (name: string, raw: RawTensor) => void,
+  ): PlanarLayer<QuantizedLayout> {
     checkName(kOp, 'module', module);
     if (this.quantized.layoutOf(module) === undefined) {
       const text = `${kOp}: ${printable(this.folder)} must hold quantised layer ${printable(module)}`;
       throw new LowrankError('ERR_FILE', `${text}, got a dense one or none`, { op: kOp });
     }
-    const layer = this.quantized.planesOf(module, (name) => this.read(name));
+    const layer = this.quantized.planesOf(module, (name) => this.#told(name, onTensor));
     this.#requireShape(module, [layer.weight.rows, layer.weight.columns]);
     return layer;
   }
 
   /** The tensors of a quantised layer as stored, by what follows its name. */
-  readQuantizedTensors(module: string): Record<string, RawTensor> {
-    return this.quantized.tensorsOf(module, (name) => this.read(name));
+  readQuantizedTensors(
+    module: string,
+    onTensor?: (name: string, raw: RawTensor) => void,
+  ): Record<string, RawTensor> {
+    return this.quantized.tensorsOf(module, (name) => this.#told(name, onTensor));
+  }
+
+  #told(name: string, onTensor?: (name: string, raw: RawTensor) => void): RawTensor {
+    const raw = this.read(name);
+    onTensor?.(name, raw);
+    return raw;
   }
 
   #requireShape(module: string, shape: readonly number[]): void {

@@ -95,9 +95,15 @@ describe('a quantised folder', () => {
     expect(() => model.readQuantized('lm_head')).toThrow(/must hold quantised layer "lm_head"/);
   });
 
-  it('keeps its layers whatever format is asked for', () => {
+  it('keeps its layers whatever format is asked for, and tells of every tensor of the folder', () => {
     const model = openHfModel(folder);
-    using weights = DecoderWeights.load(model, { format: { format: 'nf4' }, device: 'cpu' });
+    const read = new Set<string>();
+    using weights = DecoderWeights.load(model, {
+      format: { format: 'nf4' },
+      device: 'cpu',
+      onTensor: (name) => read.add(name),
+    });
+    expect([...read].sort()).toEqual(model.names().sort());
     const formats = weights.layers
       .flatMap(linearsOf)
       .map(({ w }) => (w as BaseWeight & { format: string }).format);
