@@ -53,7 +53,9 @@ function factorOf(layer: LayerReader, key: string): { value: number; shape: read
   if (shape.length > 1 || values.length !== 1) {
     layer.refuse('ERR_SHAPE', key, 'of shape [] or [1]', listed(shape));
   }
-  return { value: values[0] as number, shape: [...shape] };
+  const [value = Number.NaN] = values;
+  if (!Number.isFinite(value)) layer.refuse('ERR_FORMAT', key, 'a finite number', String(value));
+  return { value, shape: [...shape] };
 }
 
 function read<Name extends string>(

@@ -330,6 +330,12 @@ const rows: readonly Row[] = [
     '16 bytes',
     '[22, 31]',
   ]),
+  row(
+    kModelopt,
+    { weight_scale_2: { dtype: 'F32', shape: [], data: Float32Array.of(Number.NaN) } },
+    'ERR_FORMAT',
+    ['weight_scale_2', 'finite', 'NaN'],
+  ),
   row(kModelopt, { weight_scale_2: zeros('F32', 2) }, 'ERR_SHAPE', [
     'weight_scale_2',
     '[1]',
