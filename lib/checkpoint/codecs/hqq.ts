@@ -16,6 +16,7 @@ import { type LayerReader, listed } from './layer-reader.js';
 import { packCodes, readCodes } from './packing.js';
 import {
   floatScales,
+  integersOf,
   kFloats,
   planeValues,
   rawTensor,
@@ -138,6 +139,9 @@ function codesOf(
     const expected = `${words * bytes} bytes in ${parts} parts for ${elements} codes of ${bits} bits`;
     layer.refuse('ERR_SHAPE', 'W_q', expected, `${packed.dtype}${listed(packed.shape)}`);
   }
+  // Ten codes of 3 bits leave the two highest bits of a word.
+  const full = bits === 3 ? integersOf(packed).findIndex((word) => word >>> 30 !== 0) : -1;
+  if (full >= 0) layer.refuse('ERR_FORMAT', 'W_q', 'words below 2^30', `more at ${full}`);
   const codes = readCodes(packed, fieldsOf(bits, words));
   const bad = codes.subarray(elements).findIndex((code) => code !== 0);
   if (bad >= 0) {

@@ -195,9 +195,15 @@ const rows: readonly Row[] = [
   ]),
   row(
     kHqq3,
-    { W_q: { ...zeros('I32', 5, 64), data: new Int32Array(320).fill(-1) } },
+    { W_q: { ...zeros('I32', 5, 64), data: new Int32Array(320).fill(2 ** 30 - 1) } },
     'ERR_FORMAT',
     ['W_q', 'padding', 'got 7'],
+  ),
+  row(
+    kHqq3,
+    { W_q: { ...zeros('I32', 5, 64), data: new Int32Array(320).fill(2 ** 30) } },
+    'ERR_FORMAT',
+    ['W_q', 'below 2^30'],
   ),
   // compressed-tensors, integers
   row(kPacked, { weight_shape: int64(23, 96) }, 'ERR_SHAPE', [
