@@ -219,7 +219,7 @@ export function layerConfig(
   const skip = layer === '' ? undefined : folder.skipOf(layer);
   if (skip !== undefined) {
     const tensor = printable(tensorName(layer, suffixesOfLayer[0] ?? ''));
-    fail('ERR_FORMAT', op, `${skip} of the config`, `of a layer without ${tensor}`, 'both');
+    fail('ERR_FORMAT', op, `${skip} of the config`, 'a module without quantised tensors', tensor);
   }
   const config = folder.of(layer);
   refuseUnreadable(op, config);

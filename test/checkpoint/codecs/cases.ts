@@ -2,6 +2,7 @@
 import type { LayerTensors, QuantizationConfig } from '../../../lib/index.js';
 import { caseIds, type GoldenCase, type GoldenTensor, loadCase } from '../../golden/case-file.js';
 import { layerOf } from '../../oracle/formats/layouts.js';
+import { encodeMx } from '../../oracle/formats/mx.js';
 
 export interface LayerCase {
   readonly id: string;
@@ -219,6 +220,26 @@ function casesOf(
   });
 }
 
+/** Blocks with NaN or infinity, as the oracle encodes them: their scale is NaN. */
+function nonfinite(): LayerCase {
+  const golden = loadCase('formats/mx/nonfinite');
+  const scale = golden.tensor('out.mxfp4_scale_e8m0');
+  const codes = encodeMx(golden.numbers('in.w'), scale.bytes, 'e2m1');
+  const packed: Raw = { dtype: 'U8', shape: [4, 32], data: codes };
+  return {
+    ...of(
+      'mxfp4-pack-quantized',
+      { weight_packed: packed, weight_scale: raw(scale) },
+      {
+        quant_method: 'compressed-tensors',
+        format: 'mxfp4-pack-quantized',
+      },
+    ),
+    id: golden.id,
+    expected: golden.numbers('out.mxfp4_dequant'),
+  };
+}
+
 /** Layers of the cases whose peers were run on single tensors. */
 export function singleCases(): LayerCase[] {
   const zero = loadCase('formats/gptq/w4_v1_zero_of_0');
@@ -250,6 +271,7 @@ export function singleCases(): LayerCase[] {
       expected: ue8m0.numbers('out.dequant'),
     },
     ...casesOf('mx', mxfp4),
+    nonfinite(),
     {
       ...of('mxfp4', extreme, { quant_method: 'mxfp4' }),
       id: `${oss.id}, extreme`,
