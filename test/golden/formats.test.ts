@@ -101,8 +101,11 @@ describe('beside the rules', () => {
   it('codes of NaN in a scale are numbers in GGUF', () => {
     const mxfp4 = decodeGguf('MXFP4', Uint8Array.of(255, 0x21, ...new Uint8Array(15)));
     expect([mxfp4[0], mxfp4[16], mxfp4[1]]).toEqual([2 ** 127, Number.POSITIVE_INFINITY, 0]);
-    const nvfp4 = decodeGguf('NVFP4', Uint8Array.of(127, 126, 0, 0, ...new Uint8Array(32).fill(2)));
-    expect([nvfp4[0], nvfp4[16], nvfp4[32]]).toEqual([0, 448, 0]);
+    const nvfp4 = decodeGguf(
+      'NVFP4',
+      Uint8Array.of(127, 126, 0, 255, ...new Uint8Array(32).fill(2)),
+    );
+    expect([nvfp4[0], nvfp4[16], nvfp4[32], nvfp4[48]]).toEqual([0, 448, 0, 480]);
   });
 
   it('the float64 references of LoRA are those of the oracle', () => {

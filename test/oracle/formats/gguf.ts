@@ -74,9 +74,11 @@ const mxfp4 = (codes: Uint8Array, byte: number): Float32Array =>
     [2 ** (byte - 128)],
   );
 
-/** e4m3 without a sign; the code of NaN is 0 (ggml's CPU code; its CUDA code reads a sign). */
-const ue4m3 = (byte: number): number =>
-  byte % 128 === 127 ? 0 : (levelsOf('e4m3fn')[byte % 128] as number);
+/** e4m3 without a sign; 0x7f alone is 0, and 0xff goes on after 448 (ggml's CPU code; its CUDA code reads a sign). */
+const ue4m3 = (byte: number): number => {
+  if (byte % 128 === 127) return byte === 127 ? 0 : 480;
+  return levelsOf('e4m3fn')[byte % 128] as number;
+};
 
 export const GGUF_BLOCKS: Readonly<Record<string, GgufBlock>> = {
   Q4_0: {
