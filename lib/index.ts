@@ -112,6 +112,7 @@ export type {
   QuantizedLayout,
 } from './checkpoint/codecs/registry.js';
 export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
+export type { GgufBlockType } from './checkpoint/gguf/blocks/parts.js';
 export {
   GgufFile,
   type GgufTensor,
@@ -127,6 +128,10 @@ export {
   hfToGguf,
   type TensorPlace as GgufTensorPlace,
 } from './checkpoint/gguf/names.js';
+export {
+  type QuantizeToGgufOptions,
+  quantizeToGguf,
+} from './checkpoint/gguf/quantize/quantize.js';
 export { type PermuteRowsOptions, permuteGgufRows } from './checkpoint/gguf/rows.js';
 export type { GgufArray, GgufValue } from './checkpoint/gguf/values.js';
 export {

@@ -3,6 +3,8 @@
  * list; the decoders of blocks take their sizes from it.
  */
 
+import { fail } from '../../core/errors.js';
+
 /** How a type stores its elements: in blocks, each of consecutive elements of one row. */
 export interface GgufTypeInfo {
   /** The number that files hold. */
@@ -135,4 +137,17 @@ export function ggufByteLength(type: GgufType, shape: readonly number[]): number
     return `rows of a multiple of ${elements} elements in ${type}, got ${row}`;
   }
   return (total / elements) * bytes;
+}
+
+/** The bytes of a caller's tensor. @throws ERR_SHAPE */
+export function checkGgufShape(
+  op: string,
+  operand: string,
+  type: GgufType,
+  shape: readonly number[],
+): number {
+  const length_bytes = ggufByteLength(type, shape);
+  if (typeof length_bytes === 'number') return length_bytes;
+  const [expected = '', got = ''] = length_bytes.split(', got ');
+  return fail('ERR_SHAPE', op, operand, `one with ${expected}`, got);
 }

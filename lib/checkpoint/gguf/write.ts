@@ -10,9 +10,9 @@ import { writeFileAtomic } from '../files/atomic-write.js';
 import { bytesOf, type RawData } from '../raw-tensor.js';
 import { entriesOf } from '../safetensors-write.js';
 import {
+  checkGgufShape,
   GGUF_TYPES,
   type GgufType,
-  ggufByteLength,
   ggufTypeNames,
   isGgufType,
 } from './block-types.js';
@@ -152,11 +152,7 @@ function checkTensor(op: string, what: string, tensor: GgufTensorSource): number
     fail('ERR_DTYPE', op, `${what}.type`, `one of ${ggufTypeNames.join(', ')}`, shown(type));
   }
   if (!Array.isArray(shape)) throw wrongType(op, `${what}.shape`, 'an array of integers', shape);
-  const length_bytes = ggufByteLength(type, shape);
-  if (typeof length_bytes === 'string') {
-    const [expected = '', got = ''] = length_bytes.split(', got ');
-    return fail('ERR_SHAPE', op, `${what}.shape`, `one with ${expected}`, got);
-  }
+  const length_bytes = checkGgufShape(op, `${what}.shape`, type, shape);
   if (typeof data !== 'function') dataOf(op, what, tensor, length_bytes);
   return length_bytes;
 }

@@ -3,7 +3,7 @@
 import { fail } from '../../../core/errors.js';
 import type { PlanarWeight, PlaneValues, ScalePlane } from '../../planar/planar-weight.js';
 import { bytesOf, rawToFloat32 } from '../../raw-tensor.js';
-import { GGUF_TYPES, ggufByteLength } from '../block-types.js';
+import { checkGgufShape, GGUF_TYPES } from '../block-types.js';
 import type { GgufTensor } from '../gguf.js';
 import type { BlockPlane } from './layout.js';
 import {
@@ -44,7 +44,7 @@ export function ggufToPlanar(tensor: GgufTensor, scale?: GgufTensor): PlanarWeig
     return fail('ERR_DTYPE', op, 'tensor', `of ${ggufBlockTypes.join(', ')}`, String(type));
   }
   const columns = shape.at(-1) ?? 1;
-  const length_bytes = checkShape(op, 'tensor', type, shape);
+  const length_bytes = checkGgufShape(op, 'tensor', type, shape);
   if (data.length !== length_bytes) {
     const expected = `${length_bytes} bytes for ${type}[${shape.join(', ')}]`;
     fail('ERR_SHAPE', op, 'tensor', expected, `${data.length} bytes`);
@@ -65,19 +65,6 @@ export function ggufToPlanar(tensor: GgufTensor, scale?: GgufTensor): PlanarWeig
     scale: { ...planeOf(planes.scale, parts.scale, groups), ...(factors && { outer: factors }) },
     ...(planes.min && parts.min && { min: planeOf(planes.min, parts.min, groups) }),
   };
-}
-
-/** The bytes of a tensor. @throws ERR_SHAPE */
-function checkShape(
-  op: string,
-  operand: string,
-  type: GgufBlockType,
-  shape: readonly number[],
-): number {
-  const length_bytes = ggufByteLength(type, shape);
-  if (typeof length_bytes === 'number') return length_bytes;
-  const [expected = '', got = ''] = length_bytes.split(', got ');
-  return fail('ERR_SHAPE', op, operand, `one with ${expected}`, got);
 }
 
 /** A plane from what blocks hold; a plane has integers, an f16, or both. */
@@ -122,7 +109,7 @@ export function planarToGguf(weight: PlanarWeight, type: GgufBlockType): GgufWei
   if (!isBlockType(type)) {
     return fail('ERR_DTYPE', op, 'type', `one of ${ggufBlockTypes.join(', ')}`, String(type));
   }
-  checkShape(op, 'weight', type, [weight.rows, weight.columns]);
+  checkGgufShape(op, 'weight', type, [weight.rows, weight.columns]);
   const count = weight.rows * weight.columns;
   if (weight.codes.length !== count) {
     fail('ERR_SHAPE', op, 'codes', `${count} of them`, `${weight.codes.length}`);
