@@ -111,6 +111,14 @@ export type {
   QuantizedLayerTensors,
   QuantizedLayout,
 } from './checkpoint/codecs/registry.js';
+export type { GgufAdapterBase, GgufAdapterHeads } from './checkpoint/gguf/adapter/base.js';
+export { ggufToAdapter } from './checkpoint/gguf/adapter/from-gguf.js';
+export {
+  type AdapterToGgufOptions,
+  adapterToGguf,
+  type GgufAdapterContent,
+  type GgufAdapterType,
+} from './checkpoint/gguf/adapter/to-gguf.js';
 export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
 export type { GgufBlockType } from './checkpoint/gguf/blocks/parts.js';
 export {

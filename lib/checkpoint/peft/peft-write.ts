@@ -31,6 +31,8 @@ export interface PeftAdapterParts {
     readonly loraB: RawTensor; // [N, r]
     readonly magnitude?: RawTensor; // [N]
     readonly loraBias?: RawTensor; // [N]
+    /** The module is an embedding of V rows of D features: loraA is [r, V], loraB [D, r]. */
+    readonly embedding?: boolean;
   }[];
   readonly biases?: ReadonlyMap<string, RawTensor>;
   readonly savedParameters?: ReadonlyMap<string, RawTensor>;
@@ -136,9 +138,12 @@ function checkParts(folder: unknown, adapter: PeftAdapterParts): void {
   }
   for (const [i, each] of modules.entries()) {
     checkObject(kOp, `modules[${i}]`, each, 'an object of module, loraA and loraB');
-    const { module, loraA, loraB, magnitude, loraBias } =
+    const { module, loraA, loraB, magnitude, loraBias, embedding } =
       each as PeftAdapterParts['modules'][number];
     checkName(kOp, `modules[${i}].module`, module);
+    if (embedding !== undefined && typeof embedding !== 'boolean') {
+      throw wrongType(kOp, `modules[${i}].embedding`, 'a boolean', embedding);
+    }
     checkRawTensor(kOp, `loraA of ${printable(module)}`, loraA);
     checkRawTensor(kOp, `loraB of ${printable(module)}`, loraB);
     for (const [name, tensor] of Object.entries({ magnitude, loraBias })) {
@@ -172,7 +177,7 @@ function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<
     tensors.set(key, tensor);
   };
   if (adapter.modules.length === 0) fail('ERR_VALUE', kOp, 'modules', 'at least one', 'none');
-  for (const { module, loraA, loraB, magnitude, loraBias } of adapter.modules) {
+  for (const { module, loraA, loraB, magnitude, loraBias, embedding } of adapter.modules) {
     const name = printable(module);
     if (!targets.adapts(module)) {
       fail('ERR_VALUE', kOp, 'module', 'one that config.targetModules covers', name);
@@ -187,8 +192,8 @@ function adapterTensors(adapter: PeftAdapterParts, config: PeftLoraConfig): Map<
       const got = `[${loraA.shape.join(', ')}] and [${loraB.shape.join(', ')}]`;
       fail('ERR_SHAPE', kOp, `loraA and loraB of ${name}`, `[${r}, K] and [N, ${r}]`, got);
     }
-    put(`${module}.lora_A.weight`, loraA);
-    put(`${module}.lora_B.weight`, loraB);
+    put(`${module}.${embedding === true ? 'lora_embedding_A' : 'lora_A.weight'}`, loraA);
+    put(`${module}.${embedding === true ? 'lora_embedding_B' : 'lora_B.weight'}`, loraB);
     requireVector(config.useDora, `magnitude of ${name}`, 'useDora', magnitude, N);
     requireVector(config.loraBias, `loraBias of ${name}`, 'loraBias', loraBias, N);
     if (magnitude !== undefined) put(`${module}.lora_magnitude_vector`, magnitude);

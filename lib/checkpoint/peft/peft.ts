@@ -4,6 +4,7 @@
  * Tensor names in the file, after the prefix `base_model.model.`:
  *
  *   <module>.lora_A.weight [r, K] · <module>.lora_B.weight [N, r] · <module>.lora_B.bias [N]
+ *   <module>.lora_embedding_A [r, V] · <module>.lora_embedding_B [D, r] (an embedding of V rows of D features)
  *   <module>.lora_magnitude_vector [N] (DoRA) · <module>.base_layer.bias or <module>.bias (bias: all,
  *   lora_only) · <parameter> of a module saved in full
  */
@@ -43,6 +44,8 @@ export interface PeftModule {
   readonly loraB: RawTensor; // [N, r]
   readonly magnitude?: RawTensor; // [N]
   readonly loraBias?: RawTensor; // [N]
+  /** The module is an embedding of V rows of D features: loraA is [r, V], loraB [D, r]. */
+  readonly embedding?: true;
 }
 
 /** An adapter folder in memory. */
@@ -62,6 +65,8 @@ export interface PeftAdapter {
 export interface ReadPeftOptions extends HeaderLimits {
   /** The shape [N, K] of a module's base weight, or `undefined` if the base has no such module. */
   readonly baseShape?: (module: string) => readonly number[] | undefined;
+  /** Reads adapters of embeddings too. By default they are refused. */
+  readonly embeddings?: boolean;
 }
 
 const kOp = 'readPeftAdapter';
@@ -85,16 +90,20 @@ const kMaxSegments = 64;
 export function readPeftAdapter(folder: string, options: ReadPeftOptions = {}): PeftAdapter {
   checkPath(kOp, 'folder', folder);
   checkLimits(kOp, options);
-  const { baseShape } = options as ReadPeftOptions;
+  const { baseShape, embeddings } = options as ReadPeftOptions;
   if (baseShape !== undefined && typeof baseShape !== 'function') {
     throw wrongType(kOp, 'baseShape', 'a function', baseShape);
+  }
+  if (embeddings !== undefined && typeof embeddings !== 'boolean') {
+    throw wrongType(kOp, 'embeddings', 'a boolean', embeddings);
   }
   requireFiles(folder);
   const warnings: string[] = [];
   const config = readPeftConfig(kOp, path.join(folder, kConfigFile), warnings);
   const { tensors } = readSafetensors(path.join(folder, kWeightsFile), options);
   const targets = new PeftTargets(kOp, config);
-  const sorted = sortTensors(folder, tensors, config, targets, warnings);
+  const roles = embeddings === true ? [...kRoles, ...kEmbeddingRoles] : kRoles;
+  const sorted = sortTensors(folder, tensors, config, targets, roles, warnings);
   const modules: PeftModule[] = [];
   for (const [module, parts] of [...sorted.modules].sort(([a], [b]) => (a < b ? -1 : 1))) {
     if (!targets.adapts(module)) {
@@ -137,14 +146,22 @@ interface ModuleParts {
   loraB?: RawTensor;
   magnitude?: RawTensor;
   loraBias?: RawTensor;
+  embedding?: boolean;
 }
 
+type Roles = readonly (readonly [RegExp, 'loraA' | 'loraB' | 'magnitude' | 'loraBias'])[];
+
 /** Ending of a tensor name, and its role; `.default` is the adapter name that some tools leave in. */
-const kRoles: readonly [RegExp, keyof ModuleParts][] = [
+const kRoles: Roles = [
   [/\.lora_A(?:\.default)?\.weight$/, 'loraA'],
   [/\.lora_B(?:\.default)?\.weight$/, 'loraB'],
   [/\.lora_B(?:\.default)?\.bias$/, 'loraBias'],
   [/\.lora_magnitude_vector(?:\.default)?(?:\.weight)?$/, 'magnitude'],
+];
+
+const kEmbeddingRoles: Roles = [
+  [/\.lora_embedding_A(?:\.default)?$/, 'loraA'],
+  [/\.lora_embedding_B(?:\.default)?$/, 'loraB'],
 ];
 
 interface SortedTensors {
@@ -159,6 +176,7 @@ function sortTensors(
   tensors: ReadonlyMap<string, RawTensor>,
   config: PeftLoraConfig,
   targets: PeftTargets,
+  roles: Roles,
   warnings: string[],
 ): SortedTensors {
   const modules = new Map<string, ModuleParts>();
@@ -177,7 +195,7 @@ function sortTensors(
       malformed(folder, `tensor ${printable(key)} must have at most ${kMaxSegments} name segments`);
     }
     const saved = targets.savesInFull(name);
-    const role = kRoles.find(([ending]) => ending.test(name));
+    const role = roles.find(([ending]) => ending.test(name));
     if (role !== undefined) {
       const module = name.replace(role[0], '');
       const parts = modules.get(module) ?? {};
@@ -186,6 +204,12 @@ function sortTensors(
         malformed(folder, `${role[1]} of ${printable(module)} must occur once, got two spellings`);
       }
       parts[role[1]] = tensor;
+      if (role[1] !== 'loraA' && role[1] !== 'loraB') continue;
+      const embedding = kEmbeddingRoles.includes(role);
+      if (embedding !== (parts.embedding ?? embedding)) {
+        malformed(folder, `${printable(module)} must be a linear layer or an embedding, got both`);
+      }
+      parts.embedding = embedding;
     } else if (/\.lora_embedding_[AB]/.test(name)) {
       const text = `${kOp}: ${printable(folder)}: ${printable(name)} adapts an embedding`;
       const supported = `${text}, supported are adapters of linear layers`;
@@ -214,7 +238,7 @@ function checkedModule(
   options: ReadPeftOptions,
 ): PeftModule {
   const refuse = (what: string) => malformed(folder, `${printable(module)}: ${what}`);
-  const { loraA, loraB, magnitude, loraBias } = parts;
+  const { loraA, loraB, magnitude, loraBias, embedding } = parts;
   if (loraA === undefined) return refuse('lora_A must be present, got only other parts');
   if (loraB === undefined) return refuse('lora_B must be present, got only other parts');
   if (config.useDora !== (magnitude !== undefined)) {
@@ -252,9 +276,11 @@ function checkedModule(
   }
   if (options.baseShape !== undefined) {
     const base = options.baseShape(module);
-    if (base === undefined || base.length !== 2 || base[0] !== N || base[1] !== K) {
+    const wanted = embedding === true ? [K, N] : [N, K];
+    if (base === undefined || base.length !== 2 || base.some((dim, i) => dim !== wanted[i])) {
       const has = base === undefined ? 'no such module' : `[${base.join(', ')}]`;
-      const text = `${kOp}: ${printable(module)} must be a base weight of [${N}, ${K}], got ${has}`;
+      const shape = wanted.join(', ');
+      const text = `${kOp}: ${printable(module)} must be a base weight of [${shape}], got ${has}`;
       throw new LowrankError('ERR_SHAPE', text, { op: kOp });
     }
   }
@@ -266,6 +292,7 @@ function checkedModule(
     loraB,
     ...(magnitude === undefined ? {} : { magnitude }),
     ...(loraBias === undefined ? {} : { loraBias }),
+    ...(embedding === true ? { embedding } : {}),
   };
 }
 
