@@ -28,6 +28,10 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     about: 'quantise the linear layers of a checkpoint, in the layout of bitsandbytes',
     load: async () => (await import('./quantize/quantize.js')).quantizeCommand,
   },
+  convert: {
+    about: 'a LoRA adapter of PEFT to the GGUF of llama.cpp, and back',
+    load: async () => (await import('./convert/convert.js')).convertCommand,
+  },
   info: {
     about: 'devices, features, and why each is or is not there',
     load: async () => (await import('./info.js')).infoCommand,

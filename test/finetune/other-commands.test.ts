@@ -28,6 +28,7 @@ describe('the command', () => {
       'finetune',
       'generate',
       'quantize',
+      'convert',
       'info',
       'bench',
       'emulate',
@@ -51,7 +52,16 @@ describe('the command', () => {
       expect(code).toBe(2);
       expect(stderr).toContain(`"${typed}" is not an option (did you mean ${meant}?)`);
     }
-    for (const name of ['finetune', 'generate', 'quantize', 'info', 'bench', 'emulate', 'build']) {
+    for (const name of [
+      'finetune',
+      'generate',
+      'quantize',
+      'convert',
+      'info',
+      'bench',
+      'emulate',
+      'build',
+    ]) {
       const own = await run([name, '--help']);
       expect(own.code).toBe(0);
       expect(own.stdout).toContain(`lowrank ${name}`);

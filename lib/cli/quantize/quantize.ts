@@ -23,6 +23,7 @@ import { Arguments } from '../command/arguments.js';
 import { readDevice } from '../command/device-option.js';
 import { exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
+import { requireNewFile, requireNewFolder, statOf } from '../command/new-output.js';
 import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
 
 const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bitsandbytes.
@@ -73,7 +74,7 @@ export async function quantizeCommand(args: readonly string[]): Promise<number> 
   });
   try {
     progress.phase('quantising');
-    const isFolder = statOf(source).isDirectory();
+    const isFolder = statOf(kOp, source).isDirectory();
     if (isFolder) await quantizeFolder(source, target, settings, quantizer);
     else await quantizeFile(source, target, quantizer);
     progress.close();
@@ -130,7 +131,7 @@ async function quantizeFile(
   target: string,
   quantizer: LayerQuantizer,
 ): Promise<void> {
-  requireNewFile(source, target);
+  requireNewFile(kOp, source, target, ' (IN is a file)');
   const lock = lockOutput(kOp, target);
   try {
     removeLeftovers(path.resolve(target));
@@ -185,7 +186,7 @@ async function quantizeShards(
     !fs.existsSync(partial) &&
     shards.every((name) => fs.existsSync(path.join(target, name)));
   if (!complete) {
-    requireNewFolder(target);
+    requireNewFolder(kOp, target);
     preparePartial(partial, markerFile, marker);
   }
   const folder = complete ? target : partial;
@@ -241,27 +242,6 @@ function shardsOf(folder: string): string[] {
   return [...new Set(names as string[])].sort();
 }
 
-/** Overwrites nothing, and IN least of all. */
-function requireNewFile(source: string, target: string): void {
-  const stat = fs.lstatSync(target, { throwIfNoEntry: false });
-  if (stat === undefined) return;
-  const followed = fs.statSync(target, { throwIfNoEntry: false });
-  const { dev, ino } = statOf(source);
-  const isSource = followed?.dev === dev && followed.ino === ino;
-  const other = followed?.isDirectory() ? 'a folder' : 'a file that exists';
-  const text = `${kOp}: ${printable(target)} must be a new file (IN is a file), got ${isSource ? 'IN itself' : other}. Choose another name`;
-  throw new LowrankError('ERR_PATH', text, { op: kOp });
-}
-
-function requireNewFolder(target: string): void {
-  const stat = fs.statSync(target, { throwIfNoEntry: false });
-  if (stat === undefined) return;
-  if (stat.isDirectory() && fs.readdirSync(target).length === 0) return;
-  const got = stat.isDirectory() ? 'a folder with files in it' : 'a file';
-  const text = `${kOp}: ${printable(target)} must be a new or empty folder, got ${got}. Choose another name`;
-  throw new LowrankError('ERR_PATH', text, { op: kOp });
-}
-
 function preparePartial(partial: string, markerFile: string, marker: string): void {
   try {
     if (fs.existsSync(partial)) {
@@ -285,16 +265,8 @@ function isMarker(file: string, marker: string): boolean {
 }
 
 function identity(folder: string, name: string): object {
-  const { size, mtimeMs } = statOf(path.join(folder, name));
+  const { size, mtimeMs } = statOf(kOp, path.join(folder, name));
   return { name, size, mtimeMs };
-}
-
-function statOf(file: string): fs.Stats {
-  try {
-    return fs.statSync(file);
-  } catch (error) {
-    throw fileError(kOp, file, error);
-  }
 }
 
 /** Copies the tokenizer and other small files; weights in other formats are not copied. */
