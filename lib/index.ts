@@ -121,6 +121,7 @@ export {
 } from './checkpoint/gguf/adapter/to-gguf.js';
 export { GGUF_TYPES, type GgufType, type GgufTypeInfo } from './checkpoint/gguf/block-types.js';
 export type { GgufBlockType } from './checkpoint/gguf/blocks/parts.js';
+export { type GgufWeight, ggufToPlanar, planarToGguf } from './checkpoint/gguf/blocks/planar.js';
 export {
   GgufFile,
   type GgufTensor,

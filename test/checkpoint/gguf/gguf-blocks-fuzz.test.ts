@@ -128,7 +128,7 @@ describe('fuzzing of blocks', () => {
   });
 
   it(`planar weights, ${kInputs} of seed ${kFuzzSeed}`, { timeout: 600_000 }, () => {
-    fuzz(['ERR_SHAPE', 'ERR_FORMAT'], (random) => {
+    fuzz(['ERR_SHAPE', 'ERR_FORMAT', 'ERR_VALUE'], (random) => {
       const own = typeOf(random);
       const weight = mutated(ggufToPlanar(tensorOf(own, random)), random);
       const type = random(8) === 0 ? typeOf(random) : own;

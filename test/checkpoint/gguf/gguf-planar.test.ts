@@ -6,10 +6,16 @@ import {
   ggufBlockTypes,
   isBlockType,
 } from '../../../lib/checkpoint/gguf/blocks/parts.js';
-import { ggufToPlanar, planarToGguf } from '../../../lib/checkpoint/gguf/blocks/planar.js';
 import type { PlanarWeight } from '../../../lib/checkpoint/planar/planar-weight.js';
 import { LowrankError } from '../../../lib/core/errors.js';
-import { GGUF_TYPES, type GgufTensor, openGguf } from '../../../lib/index.js';
+import {
+  GGUF_TYPES,
+  type GgufTensor,
+  ggufToPlanar,
+  openGguf,
+  planarToFloat32,
+  planarToGguf,
+} from '../../../lib/index.js';
 import { caseIds, loadCase, numbersOf, readTensors } from '../../golden/case-file.js';
 import { decodeGguf, GGUF_BLOCKS } from '../../oracle/formats/gguf.js';
 import { generator } from '../fuzz.js';
@@ -62,6 +68,7 @@ function expectSame(mine: Uint8Array, wanted: Uint8Array, what: string): void {
 function checkTensor(tensor: GgufTensor, wanted: ArrayLike<number>, what: string): void {
   const weight = ggufToPlanar(tensor);
   expectBits(planarValues(weight), wanted, what);
+  expectBits(planarToFloat32(weight), wanted, what);
   const back = planarToGguf(weight, tensor.type as GgufBlockType);
   expectSame(back.tensor.data, tensor.data, what);
   expect(back.tensor.shape).toEqual([weight.rows, weight.columns]);
@@ -266,18 +273,23 @@ describe('what is refused', () => {
   });
 
   it.each<[string, Partial<PlanarWeight>, string, string]>([
-    ['other groups', { grid: { kind: 'tiles', rows: 1, columns: 64 } }, 'ERR_FORMAT', 'grid'],
+    ['other groups', { grid: { kind: 'tiles', rows: 1, columns: 64 } }, 'ERR_SHAPE', 'scale'],
     ['flat groups', { grid: { kind: 'flat', span: 32 } }, 'ERR_FORMAT', 'grid'],
     ['other levels', { levels: weight.levels.map((level) => -level) }, 'ERR_FORMAT', 'levels'],
-    ['other bits', { bits: 5 }, 'ERR_FORMAT', 'other levels of 5 bits'],
-    ['a code without a level', { codes: weight.codes.map(() => 16) }, 'ERR_FORMAT', 'codes must'],
-    ['fewer codes', { codes: weight.codes.subarray(1) }, 'ERR_SHAPE', 'got 511'],
-    ['a row that blocks do not divide', { rows: 2, columns: 128 }, 'ERR_SHAPE', 'got 128'],
-    ['no rows', { rows: 0, codes: new Uint8Array() }, 'ERR_SHAPE', 'got [0, 512]'],
-    ['half a row', { rows: 0.5 }, 'ERR_SHAPE', 'got [0.5, 512]'],
+    [
+      'other bits',
+      { bits: 5, levels: new Float32Array(32) },
+      'ERR_FORMAT',
+      'other levels of 5 bits',
+    ],
+    ['a code without a level', { codes: weight.codes.map(() => 16) }, 'ERR_VALUE', 'codes must'],
+    ['fewer codes', { codes: weight.codes.subarray(1) }, 'ERR_SHAPE', 'got Uint8Array of 511'],
+    ['a row that blocks do not divide', { rows: 4, columns: 128 }, 'ERR_SHAPE', 'got 128'],
+    ['no rows', { rows: 0, codes: new Uint8Array() }, 'ERR_SHAPE', 'rows must be'],
+    ['half a row', { rows: 0.5 }, 'ERR_SHAPE', 'got 0.5'],
     [
       'zero-points',
-      { zero: { dtype: 'u8', data: new Uint8Array(16) } },
+      { min: undefined as never, zero: { dtype: 'u8', data: new Uint8Array(16) } },
       'ERR_FORMAT',
       'zero must be absent for Q4_K',
     ],
@@ -285,8 +297,8 @@ describe('what is refused', () => {
     [
       'another span',
       { scale: { ...weight.scale, outer: { ...outer, span: 4 } } },
-      'ERR_FORMAT',
-      'scale must be',
+      'ERR_SHAPE',
+      'scale.outer',
     ],
     ['an offset', { scale: { ...weight.scale, offset: 1 } }, 'ERR_FORMAT', 'scale must be'],
     [

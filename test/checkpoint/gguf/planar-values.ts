@@ -23,8 +23,7 @@ function scaleOf({ values, outer, offset = 0 }: ScalePlane, i: number): number {
 }
 
 function entryOf({ grid, columns }: PlanarWeight, n: number, k: number): number {
-  if (grid.kind === 'flat') return Math.floor((n * columns + k) / grid.span);
-  if (grid.kind === 'ordered') return n * grid.groups + (grid.group[k] as number);
+  if (grid.kind !== 'tiles') throw new Error(`blocks of GGUF have no ${grid.kind} groups`);
   const pitch = Math.ceil(columns / grid.columns);
   return Math.floor(n / grid.rows) * pitch + Math.floor(k / grid.columns);
 }

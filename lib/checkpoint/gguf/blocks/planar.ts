@@ -1,11 +1,13 @@
 /** Quantised tensors of GGUF as planar weights, and back byte for byte. */
 
-import { fail } from '../../../core/errors.js';
+import { fail, wrongType } from '../../../core/errors.js';
+import { checkObject } from '../../arguments.js';
+import { checkPlanarWeight } from '../../planar/check.js';
 import type { PlanarWeight, PlaneValues, ScalePlane } from '../../planar/planar-weight.js';
 import { bytesOf, rawToFloat32 } from '../../raw-tensor.js';
 import { checkGgufShape, GGUF_TYPES } from '../block-types.js';
 import type { GgufTensor } from '../gguf.js';
-import type { BlockPlane } from './layout.js';
+import type { BlockIntegers, BlockPlane } from './layout.js';
 import {
   type GgufBlockType,
   ggufBlockTypes,
@@ -18,7 +20,9 @@ import {
 
 type OuterPlane = NonNullable<ScalePlane['outer']>;
 
-/** A quantised tensor, with the factor that NVFP4 keeps in a tensor of its own, `NAME.scale`. */
+/**
+ * A quantised tensor, with the factor that NVFP4 keeps in a tensor of its own, `NAME.scale`.
+ */
 export interface GgufWeight {
   readonly tensor: GgufTensor;
   /** F32, one number, or one for each expert: equal shares of the rows. */
@@ -26,7 +30,7 @@ export interface GgufWeight {
 }
 
 /**
- * A quantised tensor as a planar weight. All dimensions but the last are rows. The planes hold the integers and the f16 bits of
+ * A quantised tensor of GGUF as a planar weight; `planarToFloat32` gives its values, with the bits of ggml. All dimensions but the last are rows. The planes hold the integers and the f16 bits of
  * the file:
  *
  * - `w = levels[c] · d` (Q4_0, Q5_0, Q8_0, IQ4_NL, TQ2_0), less a minimum of flipped sign (Q4_1, Q5_1);
@@ -34,11 +38,17 @@ export interface GgufWeight {
  * - `w = levels[c] · table[byte]` (MXFP4), or `levels[c] · (table[byte] · scale)` (NVFP4).
  *
  * @param scale the tensor `NAME.scale` beside an NVFP4 tensor
- * @throws LowrankError `ERR_DTYPE` if the tensor's type has no blocks, or the scale is not F32 beside NVFP4 · `ERR_SHAPE` if
+ * @returns [N, K] where N is the product of all dimensions but the last
+ * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE` if the tensor's type has no blocks, or the scale is not F32 beside NVFP4 · `ERR_SHAPE` if
  *   bytes and shape do not fit each other, or the scales do not divide the rows
+ * @example
+ * const weight = ggufToPlanar(openGguf('model.gguf').read('blk.0.attn_q.weight'));
+ * const w = Tensor.from(planarToFloat32(weight), [weight.rows, weight.columns]);
  */
 export function ggufToPlanar(tensor: GgufTensor, scale?: GgufTensor): PlanarWeight {
   const op = 'ggufToPlanar';
+  checkTensor(op, 'tensor', tensor);
+  if (scale !== undefined) checkTensor(op, 'scale', scale);
   const { type, shape, data } = tensor;
   if (!isBlockType(type)) {
     return fail('ERR_DTYPE', op, 'tensor', `of ${ggufBlockTypes.join(', ')}`, String(type));
@@ -67,6 +77,16 @@ export function ggufToPlanar(tensor: GgufTensor, scale?: GgufTensor): PlanarWeig
   };
 }
 
+/** Checks the JavaScript types of a tensor. @throws ERR_TYPE */
+function checkTensor(op: string, operand: string, tensor: unknown): void {
+  checkObject(op, operand, tensor, 'a tensor of type, shape and data');
+  const { shape, data } = tensor as GgufTensor;
+  if (!Array.isArray(shape)) throw wrongType(op, `${operand}.shape`, 'an array of integers', shape);
+  if (!((data as unknown) instanceof Uint8Array)) {
+    throw wrongType(op, `${operand}.data`, 'a Uint8Array', data);
+  }
+}
+
 /** A plane from what blocks hold; a plane has integers, an f16, or both. */
 function planeOf(plane: BlockPlane, { integers, halves }: PlaneParts, span: number): ScalePlane {
   const f16 = halves && {
@@ -74,8 +94,20 @@ function planeOf(plane: BlockPlane, { integers, halves }: PlaneParts, span: numb
     data: plane.added === true ? negated(halves) : halves,
   };
   if (plane.integers === undefined || integers === undefined) return { values: f16 as PlaneValues };
-  const values = { dtype: 'u8' as const, data: integers, table: plane.integers.table };
+  const values = { dtype: 'u8' as const, data: integers, table: tableOf(plane.integers) };
   return f16 === undefined ? { values } : { values, outer: { values: f16, span } };
+}
+
+const kTables = new WeakMap<BlockIntegers, Float32Array>();
+
+/** The values of a type's integers as a table for every byte; those that the type does not have are 0. */
+function tableOf(integers: BlockIntegers): Float32Array {
+  const known = kTables.get(integers);
+  if (known !== undefined) return known;
+  const table = new Float32Array(256);
+  table.set(integers.table);
+  kTables.set(integers, table);
+  return table;
 }
 
 /** The same numbers with the other sign, NaN and zeros too. */
@@ -101,19 +133,19 @@ function factorsOf(
  * The blocks of a planar weight; the other way of {@link ggufToPlanar}, byte for byte.
  *
  * @returns a tensor [N, K]; with NVFP4 also its second scale, where the weight has one
- * @throws LowrankError `ERR_DTYPE` for a type without blocks · `ERR_FORMAT` if the type cannot hold the weight without a change
- *   of its values · `ERR_SHAPE`
+ * @throws `ERR_TYPE` · LowrankError `ERR_DTYPE` for a type without blocks · `ERR_FORMAT` if the type cannot hold the weight without
+ *   a change of its values · `ERR_SHAPE`, `ERR_VALUE` if its parts do not fit each other
+ * @example
+ * const { tensor } = planarToGguf(ggufToPlanar(file.read('blk.0.attn_q.weight')), 'Q4_K');
  */
 export function planarToGguf(weight: PlanarWeight, type: GgufBlockType): GgufWeight {
   const op = 'planarToGguf';
   if (!isBlockType(type)) {
     return fail('ERR_DTYPE', op, 'type', `one of ${ggufBlockTypes.join(', ')}`, String(type));
   }
+  checkPlanarWeight(op, weight);
   checkGgufShape(op, 'weight', type, [weight.rows, weight.columns]);
   const count = weight.rows * weight.columns;
-  if (weight.codes.length !== count) {
-    fail('ERR_SHAPE', op, 'codes', `${count} of them`, `${weight.codes.length}`);
-  }
   checkCodes(op, type, weight);
   const layout = layoutOf(type);
   const factors = type === 'NVFP4' ? weight.scale.outer : undefined;
@@ -138,8 +170,6 @@ function checkCodes(op: string, type: GgufBlockType, weight: PlanarWeight): void
   if (weight.bits !== bits || !same(weight.levels, codes.table)) {
     refuse('levels', `those of ${bits} bits`, `other levels of ${weight.bits} bits`);
   }
-  const above = weight.codes.find((code) => code >= 2 ** bits);
-  if (above !== undefined) refuse('codes', `below ${2 ** bits}`, `${above}`);
   if (weight.zero !== undefined) refuse('zero', 'absent', 'a plane of zero-points');
   if ((weight.min === undefined) === (min === undefined)) return;
   refuse('min', min ? 'a plane' : 'absent', weight.min ? 'a plane' : 'none');
@@ -161,7 +191,7 @@ function partsOf(
   const parts: { integers?: Uint8Array; halves?: Uint16Array } = {};
   if (integers !== undefined && values.dtype === 'u8' && values.data.length === groups) {
     const known = values.data.every((value) => value < integers.table.length);
-    if (known && same(values.table, integers.table)) parts.integers = values.data;
+    if (known && same(values.table, tableOf(integers))) parts.integers = values.data;
   }
   const f16 = integers === undefined ? values : outer?.values;
   if (half !== undefined && f16?.dtype === 'f16' && f16.data.length === blocks) {
