@@ -3,10 +3,10 @@
 import { LowrankError, wrongType } from '../../../core/errors.js';
 import { printable } from '../../../core/printable.js';
 import type { PeftAdapterParts } from '../../peft/peft-write.js';
+import { planarToFloat32 } from '../../planar/decode.js';
 import type { RawTensor } from '../../raw-tensor.js';
-import { blocksOf32 } from '../blocks/of-32.js';
-import { readParts } from '../blocks/parts.js';
-import { GgufFile, type GgufTensor, ggufToFloat32 } from '../gguf.js';
+import { ggufToPlanar } from '../blocks/planar.js';
+import { GgufFile, ggufToFloat32 } from '../gguf.js';
 import { ggufToHf } from '../names.js';
 import {
   adapterKeys,
@@ -167,7 +167,10 @@ function factorOf(file: GgufFile, name: string): Factor {
   if (shape.length !== 2) {
     malformed(file, `must have factors of 2 dimensions, got ${printable(name)} of ${shape.length}`);
   }
-  if (type === 'Q8_0') return { dtype: 'F32', shape, data: decodedQ8(tensor) };
+  if (type === 'Q8_0') {
+    const values = planarToFloat32(ggufToPlanar(tensor));
+    return { dtype: 'F32', shape, data: bytesOfFloats(values) };
+  }
   if (type === 'F32' || type === 'F16' || type === 'BF16') return { dtype: type, shape, data };
   const got = `${printable(name)} of ${type}`;
   return unsupported(file, `must have factors in F32, F16, BF16 or Q8_0, got ${got}`);
@@ -180,20 +183,3 @@ const widened = ({ dtype, shape, data }: Factor): Factor => {
   const values = ggufToFloat32({ type: dtype, shape, data });
   return { dtype: 'F32', shape, data: bytesOfFloats(values) };
 };
-
-function decodedQ8({ data }: GgufTensor): Uint8Array<ArrayBuffer> {
-  const { group, codes: levels } = blocksOf32.Q8_0;
-  const { codes, scale } = readParts('Q8_0', data);
-  const { buffer } = Uint16Array.from(scale.halves ?? []);
-  const scales = ggufToFloat32({
-    type: 'F16',
-    shape: [buffer.byteLength / 2],
-    data: new Uint8Array(buffer),
-  });
-  return bytesOfFloats(
-    Float32Array.from(codes, (code, i) => {
-      const d = scales[Math.floor(i / group)] as number;
-      return d * (levels.table[code] as number);
-    }),
-  );
-}
