@@ -18,7 +18,7 @@ import { cpus, tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { CaseRunner, DEVICES, inParallel, scheduleName, schedules } from './case-runs.mjs';
-import { SmokeSample } from './smoke-sample.mjs';
+import { SmokeSample, sizeOf } from './smoke-sample.mjs';
 
 const { values: args } = parseArgs({
   options: {
@@ -75,7 +75,8 @@ const checked = new Map();
 
 /** Cases of a smoke run on a device. */
 function smokeCases(lines, device) {
-  const taken = lines.filter((line) => sample.takes(line, device));
+  const smallFirst = lines.toSorted((a, b) => sizeOf(a) - sizeOf(b));
+  const taken = smallFirst.filter((line) => sample.takes(line, device));
   const names = (some) => some.map(([, name]) => name);
   checked.set(device, names(taken.filter((line) => checkedSample.takes(line, device))));
   return names(taken);

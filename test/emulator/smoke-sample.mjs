@@ -4,17 +4,27 @@
  * (npm run test:emulator) takes every case.
  */
 
+/** f16 runs the lines of bf16: where a kernel of each has a case, they are one. */
+const alike = (text) => text.replaceAll(/bf16|f16/g, 'half');
+
 /** A case's name without its shape; of the base weights' formats, without which. */
-function kindOf(name) {
+function kindOf(full) {
+  const name = alike(full);
   if (name.startsWith('large')) return name.replace(/\[.*/, '');
   return name.replace(/\[\d+, \d+, \d+\]/, '').replace(/ (nf4|fp4|int8)\b/, ' quantised');
 }
 
 /** Kernels that differ in how many bits a code has are one here. */
-const familyOf = (kernel) => kernel.replace(/4bit|8bit|code4|code8/, 'code');
+const familyOf = (kernel) => alike(kernel).replace(/4bit|8bit|code4|code8/, 'code');
 
 /** Shapes of so few rows are taken whatever else has their kind. */
 const isOfFewRows = (name) => /\[(1|5|3), /.test(name);
+
+/** The elements that a case's shape multiplies; small ones are asked for first. */
+export function sizeOf([, name]) {
+  const shape = /\[([\d, ]+)\]/.exec(name)?.[1] ?? '';
+  return shape.split(', ').reduce((product, size) => product * Math.max(1, Number(size)), 1);
+}
 
 export class SmokeSample {
   #devices;
@@ -25,7 +35,7 @@ export class SmokeSample {
 
   /**
    * `byKernels`: a kind counts once for each set of kernels. Else it counts once for each compute capability, and
-   * of the sweeps over many adapters, which were chosen before, all count.
+   * of the sweeps over many adapters and of large shapes only what launches a kernel for the first time.
    */
   constructor(devices, { byKernels }) {
     this.#devices = devices;
@@ -36,12 +46,16 @@ export class SmokeSample {
   takes([outcome, name, , , , launched = ''], device) {
     const kernels = launched.split(' ').filter(Boolean);
     const fresh = this.#addKernels(kernels, device);
-    if (name.startsWith('grouped')) {
-      return !this.#byKernels || this.#isOfDevice(name, device) || fresh;
-    }
-    const few = isOfFewRows(name) && this.#add(name);
+    // The checks see of what takes longest the smallest case of each kernel.
+    if (!this.#byKernels && /^(large|loss|grouped|family)/.test(name)) return fresh;
+    if (/^(grouped|family)/.test(name)) return this.#isOfDevice(name, device) || fresh;
+    const few = isOfFewRows(name) && this.#add(alike(name));
     // A case that stopped for want of results may launch more than is known.
-    const isKnown = this.#byKernels && !name.startsWith('large') && !outcome.startsWith('error');
+    const isKnown =
+      this.#byKernels &&
+      !name.startsWith('large') &&
+      !outcome.startsWith('error') &&
+      !this.#isOfFewMultiprocessors(device);
     const how = isKnown ? [...new Set(kernels.map(familyOf))].sort().join(' ') : device.sm;
     const own = this.#add(`${kindOf(name)}|${how}`);
     return own || few || fresh;
@@ -56,13 +70,21 @@ export class SmokeSample {
   /** Is one of the kernels new on this compute capability? */
   #addKernels(kernels, { sm }) {
     const before = this.#kernels.size;
-    for (const kernel of kernels) this.#kernels.add(`${sm} ${kernel}`);
+    for (const kernel of kernels) {
+      this.#kernels.add(`${sm} ${this.#byKernels ? kernel : alike(kernel)}`);
+    }
     return this.#kernels.size > before;
   }
 
-  /** Sweeps over many adapters, which take longest, are of one device each, in turns. */
+  /** A second device of its compute capability repeats kinds of shapes, on which its plans may be others. */
+  #isOfFewMultiprocessors(device) {
+    return this.#devices.find(({ sm }) => sm === device.sm) !== device;
+  }
+
+  /** Of the sweeps over many adapters and over families of plans, which take longest, every second is of one device, in turns. */
   #isOfDevice(name, device) {
     if (!this.#sweeps.includes(name)) this.#sweeps.push(name);
-    return this.#sweeps.indexOf(name) % this.#devices.length === this.#devices.indexOf(device);
+    const turn = this.#sweeps.indexOf(name) % (2 * this.#devices.length);
+    return turn === this.#devices.indexOf(device);
   }
 }
