@@ -5,6 +5,7 @@
  */
 import path from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
+import { FULL_SWEEP } from '../conformance/operands.js';
 import { buildTargets, emulatorRuns, hasNvcc, outputFolder, run } from './build-folder.js';
 
 const withNvcc = emulatorRuns && hasNvcc();
@@ -38,8 +39,13 @@ describe.runIf(emulatorRuns)('the Hopper models', () => {
   );
 
   it('the wgmma kernel has the same bits from source and from PTX, and no finding', async () => {
-    const [source, ...others] = await Promise.all(KERNELS.map((program) => output(program, '-2')));
+    // Copies that land late and early; in a sample those of the PTX land late.
+    const outputs = KERNELS.map((program, i) =>
+      output(program, i === 0 || FULL_SWEEP ? '-2' : '-3'),
+    );
+    const bits = (lines: readonly string[]) => lines.map((l) => l.replace(/ \d schedules,/, ''));
+    const [source, ...others] = await Promise.all(outputs);
     expect(source?.at(-1), source?.join('\n')).toBe('PASS');
-    for (const other of others) expect(other).toEqual(source);
+    for (const other of others) expect(bits(other)).toEqual(bits(source as string[]));
   }, 900_000);
 });
