@@ -23,9 +23,11 @@ export function readBaseModel(op: string, given: string): GgufAdapterBase {
 }
 
 function fromConfig(op: string, file: string): GgufAdapterBase {
-  // How the weights are stored does not matter to an adapter.
-  const { quantization_config: _, ...object } = readJsonObject(op, file, jsonBounds.config);
-  const config = parseDecoderConfig(op, printable(file), object);
+  const config = parseDecoderConfig(
+    op,
+    printable(file),
+    readJsonObject(op, file, jsonBounds.config),
+  );
   const [first] = config.layers;
   return {
     // llama.cpp's converter writes Mistral as llama.
