@@ -69,6 +69,8 @@ export interface FinetuneResult {
   readonly adapterParameters: number;
   readonly baseParameters: number;
   readonly memory: BaseMemory;
+  /** How the files hold the linear layers, where they are quantised: `gptq`; empty where the run quantised them. */
+  readonly layouts: readonly string[];
   readonly comparison: StepComparison | undefined;
   readonly samples: readonly Sample[];
 }
@@ -119,6 +121,7 @@ export function requireRuns(runs: readonly FinetuneOptions[]): void {
 
 class FinetuneRun {
   private readonly checkpoint: string;
+  private layouts: readonly string[] = [];
   private decoder: Decoder | undefined;
   private adapters: AdapterSet | undefined;
   private trainer: ModelTrainer | undefined;
@@ -159,6 +162,7 @@ class FinetuneRun {
     }
     const model = openHfModel(options.model);
     for (const warning of model.warnings) observer.warning?.(warning);
+    this.layouts = model.layouts;
     requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
     const device = options.device ?? defaultDevice();
     const parameters = requireFitting(options.adapter, model.places, device);
@@ -225,6 +229,7 @@ class FinetuneRun {
       adapterParameters: adapters.parameterCount,
       baseParameters: decoder.weights.parameterCount,
       memory: decoder.weights.memory,
+      layouts: this.layouts,
       comparison,
       samples: before.map(({ prompt, text }, i) => ({
         prompt,

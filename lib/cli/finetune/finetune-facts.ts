@@ -61,7 +61,8 @@ export function planFacts({ architecture, parameters, memory, available, fits }:
 export function factsOf(options: FinetuneOptions, result: FinetuneResult, seconds: number): Fact[] {
   const { lossBefore, lossAfter, memory, comparison } = result;
   const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
-  const format = options.format.format;
+  const { format } = options.format;
+  const stored = result.layouts.length > 0 ? result.layouts.join(' and ') : format;
   const facts: Fact[] = [
     { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
     {
@@ -80,7 +81,7 @@ export function factsOf(options: FinetuneOptions, result: FinetuneResult, second
       note: `of ${grouped(result.baseParameters)}, ${percent(result.adapterParameters / result.baseParameters)}`,
     },
     {
-      name: `linear layers in ${format === 'none' ? 'f32' : format}`,
+      name: `linear layers in ${stored === 'none' ? 'f32' : stored}`,
       value: mebibytes(memory.linear_bytes),
       note: `${mebibytes(memory.linearF32_bytes)} in f32, ${(memory.linearF32_bytes / memory.linear_bytes).toFixed(1)} x less`,
     },
