@@ -53,6 +53,9 @@ export interface DecoderPlaces {
   readonly head: LinearPlace;
 }
 
+/** The layer of a weight, by its tensor's name. */
+export const moduleOf = (name: string): string => name.replace(/\.weight$/, '');
+
 /** The places of all tensors of a model. */
 export function decoderPlaces(config: DecoderConfig): DecoderPlaces {
   const { hiddenSize, vocabSize } = config;

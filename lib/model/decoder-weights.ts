@@ -15,6 +15,7 @@ import {
   type LayerPlaces,
   type LinearPlace,
   layerLinears,
+  moduleOf,
   type TensorPlace,
 } from './decoder-tensors.js';
 import type { HfModel } from './hf-model.js';
@@ -153,7 +154,7 @@ export class DecoderWeights implements Disposable {
       return keep(Tensor.from(data, shape, place));
     };
     const decoded = (place: TensorPlace): Tensor =>
-      model.layoutOf(place.name.replace(/\.weight$/, '')) === undefined
+      model.layoutOf(moduleOf(place.name)) === undefined
         ? dense(place)
         : keep(Tensor.from(model.readFloat32(place.name), place.shape, { device }));
     const linear = (place: LinearPlace): LinearWeights => {

@@ -32,7 +32,7 @@ import { checkLimits } from '../checkpoint/safetensors-header.js';
 import { LowrankError, notConstructed } from '../core/errors.js';
 import { printable, printableValue } from '../core/printable.js';
 import type { DecoderConfig } from './config/decoder-config.js';
-import { type DecoderPlaces, decoderPlaces, tensorShapes } from './decoder-tensors.js';
+import { type DecoderPlaces, decoderPlaces, moduleOf, tensorShapes } from './decoder-tensors.js';
 import { type LlamaConfig, llamaConfigOf } from './llama-config.js';
 import { QuantizedFolder } from './quantized-folder.js';
 import { parseDecoderConfig } from './read-config.js';
@@ -331,8 +331,6 @@ function checkTotalSize(index: Fields, total_bytes: number, warnings: string[]):
     warnings.push(`index: total_size says ${total} bytes, the shards hold ${total_bytes}`);
   }
 }
-
-const moduleOf = (name: string): string => name.replace(/\.weight$/, '');
 
 /**
  * Requires every tensor of the architecture with its shape, in a floating-point dtype. The shape of a quantised layer is

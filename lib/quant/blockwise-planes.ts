@@ -3,7 +3,7 @@
  * zero-points. The kernels of blockwise formats decode them in fewer steps.
  */
 
-import { planeValues } from '../checkpoint/planar/decode.js';
+import { entryValues } from '../checkpoint/planar/decode.js';
 import type { Grid, PlanarWeight, ZeroPlane } from '../checkpoint/planar/planar-weight.js';
 import { formatOf, type QuantFormat } from '../core/formats.js';
 
@@ -43,7 +43,7 @@ export function blockwiseOf(weight: PlanarWeight): BlockwisePlanes | undefined {
   const blocksize = blockOf(grid, K, maxBlocksize, minBlocksize);
   if (min !== undefined || zero === undefined || blocksize === undefined) return undefined;
   if (grid.kind !== 'tiles' || levels.length > count) return undefined;
-  const scales = planeValues(scale);
+  const scales = entryValues(scale);
   const [blocks, pitch] = [K / blocksize, Math.ceil(K / grid.columns)];
   const absmax = new Float32Array(N * blocks);
   for (let n = 0; n < N; n++) {

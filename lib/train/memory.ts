@@ -8,6 +8,7 @@ import {
   type DecoderPlaces,
   type LinearPlace,
   layerLinears,
+  moduleOf,
   tensorShapes,
 } from '../model/decoder-tensors.js';
 import type { HfModel } from '../model/hf-model.js';
@@ -103,7 +104,7 @@ function baseBytes(model: HfModel, format: BaseFormat): number {
   );
   let total = 0;
   for (const [name, shape] of tensorShapes(places)) {
-    const module = name.replace(/\.weight$/, '');
+    const module = moduleOf(name);
     if (model.layoutOf(module) !== undefined) {
       total += model.quantizedBytes(module);
       continue;

@@ -130,6 +130,15 @@ const char* WeightHandle::PartName(int part) {
   return kNames[part];
 }
 
+void WeightHandle::SetShape(const Napi::Value& N, const Napi::Value& K, const char* op) {
+  Napi::Array shape = Napi::Array::New(N.Env(), 2);
+  shape.Set(0u, N);
+  shape.Set(1u, K);
+  const std::vector<int64_t> dims = ShapeArg(shape, op);
+  rows = dims[0];
+  cols = dims[1];
+}
+
 QuantView WeightHandle::View() const {
   auto data = [this](Part part) { return parts[part] ? parts[part]->data() : nullptr; };
   QuantView view;

@@ -66,6 +66,8 @@ struct WeightHandle {
   int64_t accounted_bytes = 0;
 
   Backend* backend() const { return parts[kCodes]->backend(); }
+  /// rows and cols from two arguments, checked as a tensor's shape is.
+  void SetShape(const Napi::Value& N, const Napi::Value& K, const char* op);
   QuantView View() const;
 };
 

@@ -23,7 +23,7 @@ function numbersOf(plane: PlaneValues | ZeroPlane): Float32Array {
 }
 
 /** The values of a plane's entries, each operation rounded to f32. */
-export function planeValues({ values, outer, offset }: ScalePlane): Float32Array {
+export function entryValues({ values, outer, offset }: ScalePlane): Float32Array {
   const own = numbersOf(values);
   if (outer !== undefined) {
     const factors = numbersOf(outer.values);
@@ -77,9 +77,9 @@ function visitEntries(
 export function decodePlanar(weight: PlanarWeight): Float32Array<ArrayBuffer> {
   const { codes, levels } = weight;
   const result = new Float32Array(weight.rows * weight.columns);
-  const scales = planeValues(weight.scale);
+  const scales = entryValues(weight.scale);
   const zeros = weight.zero === undefined ? undefined : numbersOf(weight.zero);
-  const mins = weight.min === undefined ? undefined : planeValues(weight.min);
+  const mins = weight.min === undefined ? undefined : entryValues(weight.min);
   // A product or difference of two f32 in double, rounded on its way into an f32, is rounded as if at once.
   visitEntries(weight, (from, to, entry) => {
     const scale = scales[entry] as number;

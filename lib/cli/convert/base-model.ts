@@ -9,7 +9,7 @@ import { ggufArchitectures } from '../../checkpoint/gguf/names.js';
 import { anyOf, LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { parseDecoderConfig } from '../../model/read-config.js';
-import { statOf } from '../command/new-output.js';
+import { statOf } from '../command/require-new-output.js';
 
 /**
  * Reads `config.json`, that of a folder, or the header of a GGUF model.

@@ -9,7 +9,7 @@ import { writeGguf } from '../../checkpoint/gguf/write.js';
 import { readPeftAdapter, writePeftAdapter } from '../../checkpoint/peft/peft.js';
 import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
-import { requireNewFile, requireNewFolder } from '../command/new-output.js';
+import { requireNewFile, requireNewFolder } from '../command/require-new-output.js';
 import { readBaseModel } from './base-model.js';
 import { type Conversion, type ConversionFacts, kOp } from './conversion.js';
 

@@ -9,7 +9,7 @@ import { printable } from '../../core/printable.js';
 import { jsonText, mebibytes, table } from '../../report/terminal.js';
 import { Arguments } from '../command/arguments.js';
 import { exitCodes } from '../command/exit-codes.js';
-import { statOf } from '../command/new-output.js';
+import { statOf } from '../command/require-new-output.js';
 import { type Conversion, type ConversionOptions, kOp } from './conversion.js';
 import { factorTypes, ggufToPeft, peftToGguf } from './convert-adapter.js';
 

@@ -23,7 +23,7 @@ import { Arguments } from '../command/arguments.js';
 import { readDevice } from '../command/device-option.js';
 import { exitCodes } from '../command/exit-codes.js';
 import { Interrupts } from '../command/interrupt.js';
-import { requireNewFile, requireNewFolder, statOf } from '../command/new-output.js';
+import { requireNewFile, requireNewFolder, statOf } from '../command/require-new-output.js';
 import { type LayerQuantizer, makeQuantizer, type QuantizeSettings } from './quantize-layers.js';
 
 const kHelp = `Quantises the linear layers of a checkpoint, in the layout of bitsandbytes.

@@ -229,12 +229,7 @@ Napi::Value WeightFromPlanes(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   Backend* backend = BackendArg(info[0]);
   WeightHandle weight;
-  Napi::Array shape = Napi::Array::New(env, 2);
-  shape.Set(0u, info[1]);
-  shape.Set(1u, info[2]);
-  const std::vector<int64_t> dims = ShapeArg(shape, kPlanesOp);
-  weight.rows = dims[0];
-  weight.cols = dims[1];
+  weight.SetShape(info[1], info[2], kPlanesOp);
   if (weight.rows == 0 || weight.cols == 0) {
     Reject(env, Code::kShape, "shape", "of one row and one column or more",
            "[" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]");

@@ -116,12 +116,7 @@ Napi::Value WeightFromParts(const Napi::CallbackInfo& info) {
   Backend* backend = BackendArg(info[0]);
   WeightHandle weight;
   weight.format = FormatArg(info[1], kOp);
-  Napi::Array shape = Napi::Array::New(env, 2);
-  shape.Set(0u, info[2]);
-  shape.Set(1u, info[3]);
-  const std::vector<int64_t> dims = ShapeArg(shape, kOp);
-  weight.rows = dims[0];
-  weight.cols = dims[1];
+  weight.SetShape(info[2], info[3], kOp);
   weight.blocksize = BlocksizeArg(info[4], kOp, "blocksize");
   weight.nested_blocksize = BlocksizeArg(info[5], kOp, "nestedBlocksize");
   weight.rowwise = BoolArg(info[7]);

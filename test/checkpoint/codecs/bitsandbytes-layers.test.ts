@@ -8,21 +8,9 @@ import {
   writeQuantizedLayer,
 } from '../../../lib/index.js';
 import { loadCase } from '../../golden/case-file.js';
-import { generator } from '../fuzz.js';
+import { bytes, floats, type Raw, raw } from './made-tensors.js';
 
 const f32 = Math.fround;
-const random = generator(11);
-const bytes = (count: number, below = 256): Uint8Array<ArrayBuffer> =>
-  Uint8Array.from({ length: count }, () => random(below));
-const floats = (count: number): Float32Array<ArrayBuffer> =>
-  Float32Array.from({ length: count }, () => (random(2001) - 1000) / 512);
-
-type Raw = LayerTensors[string];
-const raw = (dtype: Raw['dtype'], shape: number[], data: Raw['data']): Raw => ({
-  dtype,
-  shape,
-  data,
-});
 
 describe('bitsandbytes', () => {
   const state = (

@@ -6,22 +6,12 @@ import {
   quantizedLayers,
   readQuantizedLayer,
 } from '../../../lib/index.js';
-import { generator } from '../fuzz.js';
 import { layerCases, rawTensors } from './cases.js';
+import { floats, raw } from './made-tensors.js';
 
 const cases = layerCases(quantizedLayers);
 const caseOf = (id: string) =>
   cases.find((golden) => golden.id === `formats/${id}`) as (typeof cases)[number];
-const random = generator(11);
-const floats = (count: number): Float32Array<ArrayBuffer> =>
-  Float32Array.from({ length: count }, () => (random(2001) - 1000) / 512);
-
-type Raw = LayerTensors[string];
-const raw = (dtype: Raw['dtype'], shape: number[], data: Raw['data']): Raw => ({
-  dtype,
-  shape,
-  data,
-});
 
 describe('configs of folders', () => {
   const layer = rawTensors({});

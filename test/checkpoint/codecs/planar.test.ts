@@ -2,14 +2,9 @@
 import { describe, expect, it } from 'vitest';
 import { type PlanarWeight, planarToFloat32, writeQuantizedLayer } from '../../../lib/index.js';
 import { encodeBits } from '../../oracle/dtypes.js';
-import { generator } from '../fuzz.js';
+import { bytes, floats } from './made-tensors.js';
 
 const f32 = Math.fround;
-const random = generator(11);
-const bytes = (count: number, below = 256): Uint8Array<ArrayBuffer> =>
-  Uint8Array.from({ length: count }, () => random(below));
-const floats = (count: number): Float32Array<ArrayBuffer> =>
-  Float32Array.from({ length: count }, () => (random(2001) - 1000) / 512);
 
 describe('planar weights', () => {
   const [N, K] = [3, 10];
