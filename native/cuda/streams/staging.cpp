@@ -87,7 +87,9 @@ bool HostPages::Holds(const void* data) const {
   const auto address = reinterpret_cast<uintptr_t>(data);
   const std::lock_guard<std::mutex> lock(mutex_);
   auto after = runs_.upper_bound(address);
-  return after != runs_.begin() && address < std::prev(after)->second.end;
+  if (after == runs_.begin()) return false;
+  const Run& run = std::prev(after)->second;
+  return run.users > 0 && address < run.end;
 }
 
 Status HostPages::Register(uintptr_t begin, uintptr_t end) {
@@ -106,6 +108,17 @@ Status HostPages::Register(uintptr_t begin, uintptr_t end) {
   return Status();
 }
 
+Status HostPages::Unregister(std::map<uintptr_t, Run>::iterator run) {
+  const CUresult result =
+      context_.driver().cuMemHostUnregister(reinterpret_cast<void*>(run->first));
+  if (result != CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED) {
+    LOWRANK_RETURN_IF_ERROR(context_.Check(result, "cuMemHostUnregister"));
+  }
+  runs_.erase(run);
+  count_.store(runs_.size(), std::memory_order_release);
+  return Status();
+}
+
 Status HostPages::Map(void* data, size_t bytes, CUdeviceptr* device) {
   const auto address = reinterpret_cast<uintptr_t>(data);
   const uintptr_t first = address / kPage * kPage;
@@ -116,9 +129,17 @@ Status HostPages::Map(void* data, size_t bytes, CUdeviceptr* device) {
     // The run that contains `at`, or the gap up to the next one.
     auto next = runs_.upper_bound(at);
     if (next != runs_.begin() && at < std::prev(next)->second.end) {
-      Run& run = std::prev(next)->second;
-      ++run.users;
-      at = run.end;
+      const auto run = std::prev(next);
+      if (run->second.users == 0) {
+        const Status status = Unregister(run);
+        if (!status.ok()) {
+          Leave(first, at);
+          return status;
+        }
+        continue;
+      }
+      ++run->second.users;
+      at = run->second.end;
       continue;
     }
     const uintptr_t end = next == runs_.end() ? last : std::min(last, next->first);
@@ -148,10 +169,12 @@ void HostPages::Leave(uintptr_t begin, uintptr_t end) {
     const auto run = std::prev(next);
     at = run->second.end;
     if (--run->second.users > 0) continue;
+    // A run that stays registered is kept without users: Map tries again.
     if (context_.lost().ok()) {
-      context_.driver().cuMemHostUnregister(reinterpret_cast<void*>(run->first));
+      static_cast<void>(Unregister(run));
+    } else {
+      runs_.erase(run);
     }
-    runs_.erase(run);
   }
   count_.store(runs_.size(), std::memory_order_release);
 }

@@ -68,10 +68,11 @@ class HostPages {
  private:
   struct Run {
     uintptr_t end = 0;
-    int64_t users = 0;
+    int64_t users = 0;  // 0: nobody uses it, but the driver refused to unregister it
   };
 
   Status Register(uintptr_t begin, uintptr_t end);
+  Status Unregister(std::map<uintptr_t, Run>::iterator run);
   void Leave(uintptr_t begin, uintptr_t end);
 
   Context& context_;

@@ -338,13 +338,12 @@ CUresult cuMemHostRegister_v2(void* pointer, size_t bytes, unsigned flags) {
 }
 
 CUresult cuMemHostUnregister(void* pointer) {
-  constexpr CUresult kNotRegistered = 713;
   ContextPtr context;
   const int entered = EnterContext(&context);
   if (context == nullptr) return entered;
   if (const int result = RefuseDuringCapture(); result != 0) return result;
   context->streams->WaitAll();
-  return UnpinExisting(pointer) ? entered : kNotRegistered;
+  return UnpinExisting(pointer) ? entered : CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED;
 }
 
 CUresult cuMemHostGetDevicePointer_v2(CUdeviceptr* device, void* host, unsigned flags) {
