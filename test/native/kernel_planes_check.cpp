@@ -27,6 +27,12 @@ constexpr PlanarKind kKinds[] = {
     {4, PlaneGrid::kTiles, 1, 128, PlaneType::kF16, false, true, false},
     {4, PlaneGrid::kOrdered, 1, 3, PlaneType::kF16, false, true, false},
     {4, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false},
+    {4, PlaneGrid::kTiles, 1, 1 << 20, PlaneType::kBF16, false, false, false},
+    {4, PlaneGrid::kFlat, 1, 192, PlaneType::kF16, false, true, false},
+    {4, PlaneGrid::kFlat, 1, 64, PlaneType::kF32, false, false, true},
+    {4, PlaneGrid::kTiles, 1, 48, PlaneType::kF16, false, false, false},
+    {4, PlaneGrid::kTiles, 1, 16, PlaneType::kF16, false, true, false},
+    {2, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, true},
     {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true, true},
     {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false, true},
     {6, PlaneGrid::kFlat, 1, 48, PlaneType::kByte, true, false, false, false},
@@ -133,7 +139,8 @@ void CheckValues(const KernelTable& table, const RunContext& context, const std:
 
 void CheckProducts(const KernelTable& table, const RunContext& context, const std::string& what,
                    const QuantView& w, DType dtype) {
-  constexpr int64_t kRows = 20;
+  constexpr int64_t kRows = 72;     // enough for the kernels of many rows
+  constexpr int64_t kChecked = 20;  // of them, against float64
   const int64_t N = w.rows, K = w.cols;
   Dense x(kRows, K, dtype), dy(kRows, N, dtype), y(kRows, N, dtype), dx(kRows, K, dtype);
   x.Fill();
@@ -148,45 +155,55 @@ void CheckProducts(const KernelTable& table, const RunContext& context, const st
   for (int64_t i = 0; i < N * K; ++i) {
     values[static_cast<size_t>(i)] = RoundTo(dtype, static_cast<double>(w.Value(i)));
   }
-  for (int64_t m = 0; m < kRows; ++m) {
+  std::vector<double> sums(static_cast<size_t>(K)), sizes(static_cast<size_t>(K));
+  for (int64_t m = 0; m < kChecked; ++m) {
+    sums.assign(sums.size(), 0);
+    sizes.assign(sizes.size(), 0);
     for (int64_t n = 0; n < N; ++n) {
+      const double* row = values.data() + n * K;
+      const double dy_n = dy.At(m, n);
       double sum = 0, size = 0;
       for (int64_t k = 0; k < K; ++k) {
-        const double term = x.At(m, k) * values[static_cast<size_t>(n * K + k)];
+        const double term = x.At(m, k) * row[k];
         sum += term;
         size += std::fabs(term);
+        sums[static_cast<size_t>(k)] += dy_n * row[k];
+        sizes[static_cast<size_t>(k)] += std::fabs(dy_n * row[k]);
       }
       Expect(what + " y", y.At(m, n), sum, size, dtype);
     }
     for (int64_t k = 0; k < K; ++k) {
-      double sum = 0, size = 0;
-      for (int64_t n = 0; n < N; ++n) {
-        const double term = dy.At(m, n) * values[static_cast<size_t>(n * K + k)];
-        sum += term;
-        size += std::fabs(term);
-      }
-      Expect(what + " dx", dx.At(m, k), sum, size, dtype);
+      Expect(what + " dx", dx.At(m, k), sums[static_cast<size_t>(k)], sizes[static_cast<size_t>(k)],
+             dtype);
     }
   }
-  Dense alone(1, N, dtype), grad(1, K, dtype);
-  forward.x = x.view.Rows(7, 1);
-  forward.y = alone.view;
-  backward.dy = dy.view.Rows(7, 1);
-  backward.dx = grad.view;
-  Report(table.matmul(forward, context).ok() && table.matmul_input_grad(backward, context).ok(),
-         what + " one row");
-  const TensorView y7 = y.view.Rows(7, 1), dx7 = dx.view.Rows(7, 1);
-  Report(std::memcmp(y7.data, alone.view.data, y7.bytes()) == 0 &&
-             std::memcmp(dx7.data, grad.view.data, dx7.bytes()) == 0,
-         what + " bits of a row alone");
+  // Rows have the same bits in every batch, whichever kernel computes it.
+  for (const auto& [first, rows] :
+       {std::pair<int64_t, int64_t>{7, 1}, {70, 2}, {1, 3}, {0, 5}, {3, 7}, {60, 12}, {2, 40}}) {
+    Dense some_y(rows, N, dtype), some_dx(rows, K, dtype);
+    forward.x = x.view.Rows(first, rows);
+    forward.y = some_y.view;
+    backward.dy = dy.view.Rows(first, rows);
+    backward.dx = some_dx.view;
+    const std::string batch = what + " rows " + std::to_string(rows);
+    Report(table.matmul(forward, context).ok() && table.matmul_input_grad(backward, context).ok(),
+           batch);
+    const TensorView of_y = y.view.Rows(first, rows), of_dx = dx.view.Rows(first, rows);
+    Report(std::memcmp(of_y.data, some_y.view.data, of_y.bytes()) == 0, batch + " bits of y");
+    Report(std::memcmp(of_dx.data, some_dx.view.data, of_dx.bytes()) == 0, batch + " bits of dx");
+  }
 }
 
 }  // namespace
 
 void CheckPlanes(const KernelTable& table, const RunContext& context) {
   for (const PlanarKind& kind : kKinds) {
-    for (const auto& [rows, cols] :
-         {std::pair<int64_t, int64_t>{5, 96}, {7, 37}, {40, 333}, {19, 640}}) {
+    for (const auto& [rows, cols] : {std::pair<int64_t, int64_t>{5, 96},
+                                     {7, 37},
+                                     {40, 333},
+                                     {19, 640},
+                                     {37, 1216},
+                                     {5, 4416}}) {
       Planar w(kind, rows, cols);
       for (DType dtype : {DType::kF32, DType::kBF16, DType::kF16}) {
         const std::string what = std::string(table.isa) + " planes of " +

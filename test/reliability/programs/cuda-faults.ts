@@ -80,9 +80,7 @@ const steps: ReadonlyArray<[string, (on: Device) => Promise<Float32Array[]> | Fl
   ],
   [
     'wrap',
-    async (on) => [
-      await Tensor.wrap(shared, [4, 4], { device: on }).to({ dtype: 'f16' }).read(),
-    ],
+    async (on) => [await Tensor.wrap(shared, [4, 4], { device: on }).to({ dtype: 'f16' }).read()],
   ],
   [
     'pointer',

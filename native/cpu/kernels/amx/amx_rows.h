@@ -9,6 +9,7 @@
 #pragma once
 
 #include "native/cpu/kernels/amx/amx_tile.h"
+#include "native/cpu/kernels/decode/code_granules.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -85,25 +86,38 @@ static void PackTileColumns(const RowSource& x, int64_t m0, int64_t rows, bool s
 #if defined(__AVX512BF16__)
 /// Decodes columns [k0, k0 + kc), whole granules, of one row of w into one row of tiles from `out`
 /// on. Prefetches as many codes, and their scales, from element `next` of w on.
+template <Granules kKind>
 LOWRANK_INLINE void DecodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc,
                                   int64_t next, Unit* out) {
   const Table16 codebook = w.tables.nibbles;
-  GranuleDecoder<true> decoder;
+  GranuleDecoder<true, kKind> decoder;
   const uint8_t* codes = w.quant->codes + (row * w.cols + k0) / 2;
   const int64_t ahead = (next - row * w.cols - k0) / 2;
   for (int64_t k = 0; k < kc; k += kSpan) {
     const int64_t span = Min(kSpan, kc - k);
     PrefetchScales(*w.quant, next + k, span);
-    float scratch[kSpan / kGranule + 1];
-    const ScaleRows scales = ScalesOf(*w.quant, row, 1, k0 + k, span, scratch);
+    float scratch[FactorScratch(1, kSpan / kGranule + 1)];
+    const ScaleRows scales = ScalesOf(kKind, *w.quant, row, 1, k0 + k, span, scratch);
     for (int64_t g = 0; g < span / kGranule; ++g) {
       if ((g & 1) == 0) __builtin_prefetch(codes + ahead, 0, 2);
-      decoder.SetScale(codebook, scales.At(0, g), DType::kF32);
+      decoder.SetScale(codebook, scales.At(0, g), scales.layout, DType::kF32);
       Store(out, decoder.At(codes, 0));
       Store(out + kTile, decoder.At(codes, 1));
       codes += kGranule / 2;
       out += 2 * kTile;
     }
+  }
+}
+
+/// The same for codes that are not nibbles.
+static void CodeTileRow(const RowSource& w, int64_t row, int64_t k0, int64_t kc, Unit* out) {
+  float scratch[FactorScratch(1, kSpan / kGranule + 1)];
+  for (int64_t k = 0; k < kc; k += kSpan) {
+    const int64_t span = Min(kSpan, kc - k);
+    const ScaleRows scales = PartScales(*w.quant, row, 1, k0 + k, span, scratch);
+    DecodeCodeGranules<CodeOrder::kPairs>(*w.quant, w.tables, row, k0 + k, span / kGranule, scales,
+                                          0, kPrefetchRows, w.round_to,
+                                          {out + k / kTileDepth * kTile, kTile});
   }
 }
 #endif
@@ -140,10 +154,11 @@ LOWRANK_INLINE void PackTileRows(const RowSource& w, int64_t n0, int64_t rows, i
   const int64_t groups = TileGroups(kc);
   RowSource unrounded = w;
   unrounded.round_to = DType::kF32;  // NarrowToBF16() rounds, and must round only once
+  [[maybe_unused]] const Granules kind = GranulesOf(w);
   for (int64_t i = 0; i < rows; after(++i)) {
     Unit* row = out + i / kTileRows * groups * kTile + i % kTileRows * kTileUnits;
 #if defined(__AVX512BF16__)
-    if (w.quant != nullptr && WholeGranules(w)) {
+    if (kind != Granules::kNone) {
       // Some rows ahead, or what follows the parts of the other rows.
       const int64_t n = n0 + i;
       const bool whole = kc == w.cols;
@@ -151,7 +166,11 @@ LOWRANK_INLINE void PackTileRows(const RowSource& w, int64_t n0, int64_t rows, i
       const int64_t next = whole  ? (n + kPrefetchRows) * w.cols
                            : last ? (n + kStepRows) * w.cols
                                   : n * w.cols + k0 + kc;
-      DecodeTileRow(w, n, k0, kc, next, row);
+      if (kind == Granules::kCodes) {
+        CodeTileRow(w, n, k0, kc, row);
+      } else {
+        WithGranules(kind, [&](auto known) { DecodeTileRow<known()>(w, n, k0, kc, next, row); });
+      }
       continue;
     }
 #endif

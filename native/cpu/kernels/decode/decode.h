@@ -13,7 +13,7 @@
 ///            row-wise path of pack.h.
 #pragma once
 
-#include "native/cpu/kernels/tile/sum_order.h"
+#include "native/cpu/kernels/decode/granule_scales.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -156,12 +156,13 @@ LOWRANK_INLINE void StorePair(VecF even, VecF odd, int64_t g, int i, const Place
   }
 }
 
-/// Decodes the codes of group g of kVL rows, 4 bits each, with their scales, and stores them.
-template <bool kPairs, DType kRound, typename Places>
-LOWRANK_INLINE void DecodePair(const Table16& table, VecU group, VecF scale, int64_t g, int i,
+/// Decodes the codes of group g of kVL rows, 4 bits each, with their factors, and stores them.
+template <bool kPairs, DType kRound, bool kAffine, typename Places>
+LOWRANK_INLINE void DecodePair(const Table16& table, VecU group,
+                               const LaneFactors<kAffine>& factors, int64_t g, int i,
                                const Places& places) {
-  const VecF even = Lookup(table, group >> NibbleShift(Places::Element(i))) * scale;
-  const VecF odd = Lookup(table, group >> NibbleShift(Places::Element(i + 1))) * scale;
+  const VecF even = factors.Apply(Lookup(table, group >> NibbleShift(Places::Element(i))));
+  const VecF odd = factors.Apply(Lookup(table, group >> NibbleShift(Places::Element(i + 1))));
   StorePair<kPairs, kRound>(even, odd, g, i, places);
 }
 
@@ -176,14 +177,14 @@ struct GroupDecoder<kPairs, kRound, 4, Places> {
   const Places places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : table(tables.nibbles), places(to) {}
-  /// Group g, only its first `columns`; scale_of(i) is the scale of columns i and i + 1.
-  template <typename Scales>
+  /// Group g, only its first `columns`; factors_of(i) are the LaneFactors of columns i and i + 1.
+  template <typename Factors>
   LOWRANK_MEMBER_INLINE void Decode(const uint32_t* words, int64_t g, int64_t columns,
-                                    const Scales& scale_of) const {
+                                    const Factors& factors_of) const {
     const VecU group = LoadU(words + g * kVL);
 #pragma GCC unroll 4
     for (int i = 0; i < kGroup; i += 2) {
-      if (i < columns) DecodePair<kPairs, kRound>(table, group, scale_of(i), g, i, places);
+      if (i < columns) DecodePair<kPairs, kRound>(table, group, factors_of(i), g, i, places);
     }
   }
 };
@@ -194,9 +195,9 @@ struct GroupDecoder<kPairs, kRound, 8, Places> {
   const Places places;
 
   GroupDecoder(const LevelTables& tables, const Places& to) : levels(tables.bytes), places(to) {}
-  template <typename Scales>
+  template <typename Factors>
   LOWRANK_MEMBER_INLINE void Decode(const uint32_t* words, int64_t g, int64_t columns,
-                                    const Scales& scale_of) const {
+                                    const Factors& factors_of) const {
 #pragma GCC unroll 2
     for (int first = 0; first < kGroup; first += 4) {
       VecF values[4];
@@ -204,12 +205,43 @@ struct GroupDecoder<kPairs, kRound, 8, Places> {
 #pragma GCC unroll 2
       for (int i = 0; i < 4; i += 2) {
         if (first + i >= columns) continue;
-        const VecF scale = scale_of(first + i);
-        StorePair<kPairs, kRound>(values[i] * scale, values[i + 1] * scale, g, first + i, places);
+        const auto factors = factors_of(first + i);
+        StorePair<kPairs, kRound>(factors.Apply(values[i]), factors.Apply(values[i + 1]), g,
+                                  first + i, places);
       }
     }
   }
 };
+
+/// Decodes whole granules of several parts.
+template <bool kAffine, typename Decoder>
+LOWRANK_INLINE void DecodeParts(const QuantView& w, int64_t row, int rows, int64_t k0, int64_t kc,
+                                const uint32_t* codes, const Decoder& decoder) {
+  float scratch[FactorScratch(kVL, kKC / kGranule)];
+  const ScaleRows scales = PartScales(w, row, rows, k0, kc, scratch);
+  const int64_t parts = scales.layout.last + 1;
+  const int64_t part_groups = kGranuleGroups / parts;
+  for (int64_t g = 0; g < kc / kGroup;) {
+    alignas(64) float lanes[3][kVL];
+    for (int l = 0; l < kVL; ++l) {
+      const float* from =
+          scales.At(Min(l, rows - 1), g / kGranuleGroups) + g % kGranuleGroups / part_groups;
+      lanes[0][l] = *from;
+      if constexpr (!kAffine) continue;
+      lanes[1][l] = from[scales.layout.zeros];
+      lanes[2][l] = from[scales.layout.mins];
+    }
+    LaneFactors<kAffine> factors;
+    factors.scale = Load(lanes[0]);
+    if constexpr (kAffine) {
+      factors.zero = Load(lanes[1]);
+      factors.min = Load(lanes[2]);
+    }
+    for (const int64_t end = g + part_groups; g < end; ++g) {
+      decoder.Decode(codes, g, kGroup, [&](int) { return factors; });
+    }
+  }
+}
 
 /// One vector of columns of a B panel: rows [row, row + rows) of w, columns [k0, k0 + kc).
 template <bool kPairs, DType kRound, int kBits, typename Places>
@@ -221,11 +253,18 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
   alignas(64) uint32_t codes[kKC / kGroup * kWords * kVL];
   TransposeCodes(w, row, rows, k0, kBits == 4 ? groups : kc / 4, codes);
   const GroupDecoder<kPairs, kRound, kBits, Places> decoder(source.tables, places);
+  if constexpr (!Places::kNatural) {
+    const Granules kind = GranulesOf(source);
+    if (IsAffine(kind)) return DecodeParts<true>(w, row, rows, k0, kc, codes, decoder);
+    if (kind != Granules::kOne) {
+      return DecodeParts<false>(w, row, rows, k0, kc, codes, decoder);
+    }
+  }
   if ((w.cols & (w.blocksize - 1)) != 0) {
     const UnevenScales scales(w, row, rows, k0, kc);
     for (int64_t g = 0; g < groups; ++g) {
       decoder.Decode(codes, g, kc - g * kGroup,
-                     [&](int i) { return scales.At((g * kGroup + i) / 2); });
+                     [&](int i) { return LaneFactors<false>{scales.At((g * kGroup + i) / 2)}; });
     }
     return;
   }
@@ -233,9 +272,9 @@ static void DecodeTransposed(const RowSource& source, int64_t row, int rows, int
   const int64_t per_scale = GatherScales(w, row, rows, k0, groups, scales);
   int64_t g = 0;
   for (int64_t s = 0; g < groups; ++s) {
-    const VecF scale = Load(scales + s * kVL);
+    const LaneFactors<false> factors = {Load(scales + s * kVL)};
     const int64_t end = Min(g + per_scale, groups);
-    for (; g < end; ++g) decoder.Decode(codes, g, kGroup, [&](int) { return scale; });
+    for (; g < end; ++g) decoder.Decode(codes, g, kGroup, [&](int) { return factors; });
   }
 }
 

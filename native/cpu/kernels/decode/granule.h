@@ -1,6 +1,10 @@
-/// Decodes a granule of 4-bit codes by tables. A granule has one scale, so 16 products with the
-/// codebook, rounded once, serve all of it, and a vector of its weights is one shift and one
-/// look-up. Lanes have the order of sum_order.h.
+/// Decodes a granule of 4-bit codes. Lanes have the order of sum_order.h.
+///
+///   one scale       16 products with the codebook, rounded once, serve all of it: a vector of its
+///                   weights is one shift and one look-up
+///   several parts   pairs of bf16: as many tables, and the number of a lane's part as the upper
+///   bits
+///                   of its index. f32: levels are looked up, and each lane has its part's factors
 #pragma once
 
 #include "native/cpu/kernels/decode/decode.h"
@@ -29,6 +33,17 @@ struct ToldRounding {
 template <DType kRound>
 using RoundingOf = std::conditional_t<kHasLookUps, KnownRounding<kRound>, ToldRounding>;
 
+/// Calls body with the rounding of a kernel. Granules of several parts have one kernel for all
+/// dtypes: next to their factors a branch costs little.
+template <bool kPairs, Granules kKind, typename Body>
+LOWRANK_INLINE auto WithTableRounding(DType round_to, const Body& body) {
+  if constexpr (kKind != Granules::kOne) {
+    return body(ToldRounding());
+  } else {
+    return WithRounding<kPairs>(round_to, [&](auto round) { return body(RoundingOf<round()>()); });
+  }
+}
+
 /// round_T(codebook · scale): the values of all codes of a granule.
 LOWRANK_INLINE Table16 GranuleTable(const Table16& codebook, float scale, DType round_to) {
   const auto rounded = [&](DType to) __attribute__((always_inline)) {
@@ -38,44 +53,107 @@ LOWRANK_INLINE Table16 GranuleTable(const Table16& codebook, float scale, DType 
   return round_to == DType::kBF16 ? rounded(DType::kBF16) : rounded(DType::kF16);
 }
 
+/// The part, of `last` + 1, in which each lane's element at place p lies.
+LOWRANK_INLINE VecU PartOfLanes(int p, int last) {
+  VecU element;
+#pragma GCC unroll 16
+  for (int l = 0; l < kVL; ++l) element[l] = static_cast<uint32_t>(ElementOf(l, p));
+  return element * SplatU(static_cast<uint32_t>(last) + 1) / static_cast<uint32_t>(kGranule);
+}
+
 /// The codes of a granule of one row, unit by unit for all lanes. A unit is one element, or a pair
 /// of bf16 neighbours along the summation index, rounded where it is made.
-template <bool kPairs>
+template <bool kPairs, Granules kKind = Granules::kOne>
 struct GranuleDecoder;
 
-template <>
-struct GranuleDecoder<false> {
+template <Granules kKind>
+struct GranuleDecoder<false, kKind> {
+  // Narrow vectors take the first half of a granule, then the second.
+  static constexpr int kPasses = kVL == 4 ? 2 : 1;
   static constexpr int kUnits = kPlaces;
-  Table16 table;
+  Table16 levels;
+  LaneFactors<IsAffine(kKind)> factors[kPasses];
+  DType round_to;
   VecU group;
 
-  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale, DType round_to) {
-    table = GranuleTable(codebook, scale, round_to);
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, const float* scale,
+                                      const FactorLayout& layout, DType round) {
+    levels = codebook;
+    round_to = round;
+#pragma GCC unroll 2
+    for (int i = 0; i < kPasses; ++i) {
+      const VecU part = PartOfLanes(i * kGroup, layout.last);
+      factors[i].scale = PickOfFour(scale, part);
+      if constexpr (IsAffine(kKind)) {
+        factors[i].zero = PickOfFour(scale + layout.zeros, part);
+        factors[i].min = PickOfFour(scale + layout.mins, part);
+      }
+    }
   }
   LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
+    LoadGroup(codes, u, &group);
+    return RoundTo(round_to, factors[u / kGroup % kPasses].Apply(Lookup(levels, ToLow(group, u))));
+  }
+
+  static LOWRANK_MEMBER_INLINE void LoadGroup(const uint8_t* codes, int u, VecU* group) {
 #if defined(__AVX512F__)
-    if (u == 0) group = LoadTwice(codes);
+    if (u == 0) *group = LoadTwice(codes);
 #else
-    if (u % kGroup == 0) group = LoadU(codes + u / kGroup * kVL * 4);
+    if (u % kGroup == 0) *group = LoadU(codes + u / kGroup * kVL * 4);
 #endif
+  }
+  /// Each lane's code of unit u in its low bits.
+  static LOWRANK_MEMBER_INLINE VecU ToLow(VecU group, int u) {
     VecU shifts;
 #pragma GCC unroll 16
     for (int l = 0; l < kVL; ++l) {
       shifts[l] = static_cast<uint32_t>(NibbleShift(ElementOf(l, u) % kGroup));
     }
-    return Lookup(table, group >> shifts);
+    return group >> shifts;
+  }
+};
+
+template <>
+struct GranuleDecoder<false, Granules::kOne> {
+  using Codes = GranuleDecoder<false, Granules::kHalves>;
+  static constexpr int kUnits = kPlaces;
+  Table16 table;
+  VecU group;
+
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, const float* scale,
+                                      const FactorLayout&, DType round_to) {
+    table = GranuleTable(codebook, *scale, round_to);
+  }
+  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
+    Codes::LoadGroup(codes, u, &group);
+    return Lookup(table, Codes::ToLow(group, u));
   }
 };
 
 #if defined(__AVX512BF16__)
-template <>
-struct GranuleDecoder<true> {
+/// A table of 32 or 64 values, 16 for each half or quarter, whose number is in the bits above the
+/// code.
+template <Granules kKind>
+struct GranuleDecoder<true, kKind> {
   static constexpr int kUnits = kPlaces / 2;
-  VecU table;
+  static constexpr bool kFour = kKind == Granules::kQuarters;
+  VecU table[kFour ? 2 : 1];
   VecP group;
 
-  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, float scale, DType) {
-    table = PairTable(ScaleTable(codebook, scale, [](VecF v) { return v; }));
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, const float* scale,
+                                      const FactorLayout& layout, DType) {
+    const auto part = [&](int at) __attribute__((always_inline)) {
+      return ApplyFactors<kKind>(codebook.entries, scale + at, layout);
+    };
+    if constexpr (kKind == Granules::kOne) {
+      const VecF one = part(0);
+      table[0] = NeighboursBF16(one, one);
+    } else if constexpr (kFour) {
+      table[0] = NeighboursBF16(part(0), part(1));
+      table[1] = NeighboursBF16(part(2), part(3));
+    } else {
+      table[0] = NeighboursBF16(part(0), part(layout.last));
+    }
   }
   LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) {
     if (u == 0) group = reinterpret_cast<VecP>(LoadTwice(codes));
@@ -85,12 +163,18 @@ struct GranuleDecoder<true> {
       // The second element of a pair is the same nibble of the group's upper half.
       shifts[i] = static_cast<uint16_t>(NibbleShift(ElementOf(i / 2, 2 * u) % kGroup));
     }
-    return AsFloat(LookupBF16(table, group >> shifts));
+    VecP index = group >> shifts;
+    if constexpr (kKind == Granules::kOne) return AsFloat(LookupBF16(table[0], index));
+    const VecU part = PartOfLanes(0, kFour ? 3 : 1);
+    index = reinterpret_cast<VecP>(
+        MaskedOr(reinterpret_cast<VecU>(index), SplatU(0x000f000fu), part * 0x00100010u));
+    if constexpr (kFour) return AsFloat(LookupBF16(table[0], table[1], index));
+    return AsFloat(LookupBF16(table[0], index));
   }
 };
 #endif
 
-/// Scales of granules, by their first element.
+/// The scales of granules, by their first element, where every granule has one.
 struct GranuleScale {
   const QuantView& w;
   int shift;
@@ -100,58 +184,23 @@ struct GranuleScale {
   LOWRANK_MEMBER_INLINE float operator()(int64_t e) const { return BlockScale(w, e >> shift); }
 };
 
-/// Scales of the granules of some rows of w, from a column on that starts a granule.
-struct ScaleRows {
-  const float* data;  // of row r, granule g: data[r · pitch + Index(g)]
-  int64_t pitch;
-  int64_t first;  // granules of its block before the column
-  int shift;      // granules per block, as a power of two
-
-  LOWRANK_MEMBER_INLINE int64_t Index(int64_t g) const { return (g + first) >> shift; }
-  LOWRANK_MEMBER_INLINE float At(int64_t row, int64_t g) const {
-    return data[row * pitch + Index(g)];
-  }
-};
-
-/// The scales of rows [row, row + rows), columns [k0, k0 + span): in the weight, or decoded to
-/// `out`, which has room for a scale per granule and one more per row.
-LOWRANK_INLINE ScaleRows ScalesOf(const QuantView& w, int64_t row, int64_t rows, int64_t k0,
-                                  int64_t span, float* out) {
-  const int shift = __builtin_ctzll(static_cast<uint64_t>(w.blocksize));
-  const int64_t row_blocks = w.cols >> shift;
-  const int64_t first = row * row_blocks + (k0 >> shift);
-  ScaleRows scales;
-  scales.first = (k0 & (w.blocksize - 1)) / kGranule;
-  scales.shift = shift - __builtin_ctzll(static_cast<uint64_t>(kGranule));
-  if (w.absmax != nullptr) {
-    scales.data = w.absmax + first;
-    scales.pitch = row_blocks;
-    return scales;
-  }
-  const int64_t count = ((k0 + span - 1) >> shift) - (k0 >> shift) + 1;
-  scales.data = out;
-  scales.pitch = count;
-  for (int64_t i = 0; i < rows; ++i) ScaleRun(w, first + i * row_blocks, count, out + i * count);
-  return scales;
-}
-
 /// One place of every lane of a granule, as units whose summation index are rows of w: one element,
 /// or a pair of bf16 of this row and another.
-template <bool kPairs>
+template <bool kPairs, Granules kKind = Granules::kOne>
 struct GranuleRows;
 
-template <>
-struct GranuleRows<false> {
-  GranuleDecoder<false> row;
+template <Granules kKind>
+struct GranuleRows<false, kKind> {
+  GranuleDecoder<false, kKind> row;
   const uint8_t* codes;
 
   /// The granule whose codes are at `data`, and its scale. The other row's arguments are not used.
   LOWRANK_MEMBER_INLINE void SetCodes(const void* data, const void*) {
     codes = static_cast<const uint8_t*>(data);
   }
-  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, DType round_to, float scale, float,
-                                       bool) {
-    row.SetScale(codebook, scale, round_to);
+  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, DType round_to, const float* scale,
+                                       const float*, const FactorLayout& layout, bool) {
+    row.SetScale(codebook, scale, layout, round_to);
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) { return row.At(codes, p); }
 };
@@ -160,28 +209,46 @@ struct GranuleRows<false> {
 /// Halves of the table and of every lane: this row low, the other row high. A half has two bytes of
 /// its row's group of eight codes, so all four places of a lane come from two sets of nibbles, each
 /// with the bit that selects its row's half of the table: two places need no shift, the others one
-/// of eight bits.
-template <>
-struct GranuleRows<true> {
-  VecU table;
+/// of eight bits. Where a granule has several parts, so has the table: 32 values for each, and the
+/// bits above select the lane's.
+template <Granules kKind>
+struct GranuleRows<true, kKind> {
+  static constexpr int kParts = kKind == Granules::kOne ? 1 : kKind == Granules::kQuarters ? 4 : 2;
+  VecU table[kParts];
   VecU nibbles[2];  // the high ones: places 0 and 1; the low ones: 2 and 3
 
   /// The granules of two rows. If there is no other row, zeros replace it, and its codes may be any
   /// readable ones. Tables stay while codes change.
-  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, DType, float scale,
-                                       float other_scale, bool two) {
-    const VecF low = codebook.entries * Splat(scale);
-    const VecF high = two ? codebook.entries * Splat(other_scale) : VecF{};
-    table = NeighboursBF16(low, high);
+  LOWRANK_MEMBER_INLINE void SetScales(const Table16& codebook, DType, const float* scale,
+                                       const float* other_scale, const FactorLayout& layout,
+                                       bool two) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kParts; ++i) {
+      const int at = kParts == 2 ? i * layout.last : i;
+      const VecF low = ApplyFactors<kKind>(codebook.entries, scale + at, layout);
+      const VecF high =
+          two ? ApplyFactors<kKind>(codebook.entries, other_scale + at, layout) : VecF{};
+      table[i] = NeighboursBF16(low, high);
+    }
   }
   LOWRANK_MEMBER_INLINE void SetCodes(const void* codes, const void* other_codes) {
     const VecU both = HalvesOfTwo(codes, other_codes);
-    nibbles[0] = ((both >> 4) & 0x0f0f0f0fu) | 0x10100000u;
-    nibbles[1] = (both & 0x0f0f0f0fu) | 0x10100000u;
+    // The other row's bit, and the parity of the part.
+    VecU bits = SplatU(0x10100000u);
+    if constexpr (kParts > 1) bits |= (PartOfLanes(0, kParts - 1) & 1u) * 0x20202020u;
+    nibbles[0] = ((both >> 4) & 0x0f0f0f0fu) | bits;
+    nibbles[1] = (both & 0x0f0f0f0fu) | bits;
   }
   LOWRANK_MEMBER_INLINE VecF At(int p) const {
     const VecU code = nibbles[p / 2];
-    return AsFloat(LookupBF16(table, reinterpret_cast<VecP>(p % 2 == 0 ? code : code >> 8)));
+    const VecP index = reinterpret_cast<VecP>(p % 2 == 0 ? code : code >> 8);
+    if constexpr (kParts == 1) return AsFloat(LookupBF16(table[0], index));
+    if constexpr (kParts == 2) return AsFloat(LookupBF16(table[0], table[1], index));
+    if constexpr (kParts == 4) {
+      const VecU first = LookupBF16(table[0], table[1], index);
+      const VecU second = LookupBF16(table[2], table[3], index);
+      return AsFloat(PartOfLanes(0, 1) == 0u ? first : second);
+    }
   }
 
  private:

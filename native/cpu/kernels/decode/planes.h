@@ -5,7 +5,8 @@
 /// Steps      runs of up to kPlaneRun elements of a row. First the factors of the entries that a
 /// run
 ///            meets, then vectors of codes, their levels, difference and product
-/// Paths      DecodeWhole     a vector of columns has one entry: groups of whole vectors
+/// Paths      DecodeWholeGranules  whole granules of codes other than nibbles
+///            DecodeWhole     a vector of columns has one entry: groups of whole vectors
 ///            DecodeOrdered   a group for each column: factors are gathered
 ///            DecodeEach      all else, element by element
 #pragma once
@@ -14,17 +15,43 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-// Elements of a run: what a panel takes of a row (kKC).
-constexpr int64_t kPlaneRun = 256;
+// Elements of a run, at most.
+constexpr int64_t kPlaneRun = 1024;
 // Groups of an ordered row whose factors are held at once: 6 KiB of stack. Rows with more go
 // element by element.
 constexpr int64_t kMostOrdered = 512;
+
+/// The numbers of bytes: themselves, or those of a table.
+static inline void NumbersOfBytes(const uint8_t* bytes, const float* table, int64_t count,
+                                  float* out) {
+  int64_t i = 0;
+  if (table == nullptr) {
+    for (; i + kVL <= count; i += kVL) {
+      Store(out + i, __builtin_convertvector(reinterpret_cast<VecI>(WidenBytes(bytes + i)), VecF));
+    }
+    for (; i < count; ++i) out[i] = static_cast<float>(bytes[i]);
+    return;
+  }
+#if defined(__AVX512F__)
+  // Sub-scales of K-quants have at most six bits: four registers hold their table.
+  const VecF first[2] = {Load(table), Load(table + 16)};
+  const VecF second[2] = {Load(table + 32), Load(table + 48)};
+  for (; i + kVL <= count; i += kVL) {
+    const __m512i code = reinterpret_cast<__m512i>(WidenBytes(bytes + i));
+    if (_mm512_cmpgt_epu32_mask(code, _mm512_set1_epi32(63)) != 0) break;
+    Store(out + i, _mm512_mask_blend_ps(_mm512_test_epi32_mask(code, _mm512_set1_epi32(32)),
+                                        _mm512_permutex2var_ps(first[0], code, first[1]),
+                                        _mm512_permutex2var_ps(second[0], code, second[1])));
+  }
+#endif
+  for (; i < count; ++i) out[i] = table[bytes[i]];
+}
 
 /// Numbers [at, at + count) of a plane, in f32.
 static inline void PlaneNumbers(const void* data, PlaneType type, const float* table, int64_t at,
                                 int64_t count, float* out) {
   if (type == PlaneType::kByte) {
-    for (int64_t i = 0; i < count; ++i) out[i] = PlaneNumber(data, type, table, at + i);
+    NumbersOfBytes(static_cast<const uint8_t*>(data) + at, table, count, out);
     return;
   }
   const auto dtype = static_cast<DType>(type);
@@ -47,17 +74,36 @@ static inline void PlaneNumbers(const void* data, PlaneType type, const float* t
   }
 }
 
+/// out[i] *= the outer factor of entry at + i.
+static inline void MultiplyOuter(const ScalePlane& plane, int64_t at, int64_t count, float* out) {
+  constexpr int64_t kRun = 256;
+  alignas(64) float outers[kRun];
+  alignas(64) float spread[kRun + kVL];
+  for (int64_t i = 0; i < count; i += kRun) {
+    const int64_t run = Min(kRun, count - i);
+    const int64_t first = (at + i) / plane.outer_span;
+    const int64_t into = (at + i) - first * plane.outer_span;
+    const int64_t some = (into + run - 1) / plane.outer_span + 1;
+    PlaneNumbers(plane.outer, plane.outer_type, nullptr, first, some, outers);
+    // Whole vectors: the next factor overwrites what is too much.
+    int64_t to = 0;
+    int64_t end = plane.outer_span - into;
+    for (int64_t o = 0; o < some; ++o, end += plane.outer_span) {
+      const VecF factor = Splat(outers[o]);
+      for (int64_t j = to; j < Min(end, run); j += kVL) Store(spread + j, factor);
+      to = Min(end, run);
+    }
+    float* entries = out + i;
+    int64_t j = 0;
+    for (; j + kVL <= run; j += kVL) Store(entries + j, Load(entries + j) * Load(spread + j));
+    for (; j < run; ++j) entries[j] *= spread[j];
+  }
+}
+
 /// Scales or minima of entries [at, at + count), as PlaneScale.
 static inline void PlaneScales(const ScalePlane& plane, int64_t at, int64_t count, float* out) {
   PlaneNumbers(plane.data, plane.type, plane.table, at, count, out);
-  if (plane.outer != nullptr) {
-    int64_t outer = at / plane.outer_span;
-    int64_t left = plane.outer_span - at % plane.outer_span;
-    for (int64_t i = 0; i < count; ++outer, left = plane.outer_span) {
-      const float factor = PlaneNumber(plane.outer, plane.outer_type, nullptr, outer);
-      for (const int64_t end = Min(count, i + left); i < end; ++i) out[i] *= factor;
-    }
-  }
+  if (plane.outer != nullptr) MultiplyOuter(plane, at, count, out);
   if (plane.has_offset) {
     for (int64_t i = 0; i < count; ++i) out[i] += plane.offset;
   }
@@ -250,14 +296,22 @@ static inline void DecodeOrdered(const QuantView& w, const LevelTables& tables, 
   DecodeEach(w, round_to, n, k + whole, count - whole, out + whole);
 }
 
+/// Decodes the whole granules at the start of columns [k, k + count) of row n, where that is faster
+/// (code_granules.h). Returns how many elements those are.
+static int64_t DecodeWholeGranules(const QuantView& w, const LevelTables& tables, DType round_to,
+                                   int64_t n, int64_t k, int64_t count, float* out);
+
 static void DecodePlanes(const QuantView& w, const LevelTables& tables, DType round_to,
                          int64_t begin, int64_t count, float* out) {
   const Planes& planes = w.planes;
   int64_t n = begin / w.cols;
   int64_t k = begin % w.cols;
   while (count > 0) {
-    const int64_t run = Min(count, Min(kPlaneRun, w.cols - k));
-    if (IsWhole(w, n, k)) {
+    int64_t run = Min(count, Min(kPlaneRun, w.cols - k));
+    if (const int64_t whole = DecodeWholeGranules(w, tables, round_to, n, k, run, out);
+        whole != 0) {
+      run = whole;
+    } else if (IsWhole(w, n, k)) {
       DecodeWhole(w, tables, round_to, n, k, run, out);
     } else if (planes.grid == PlaneGrid::kOrdered && k % 8 == 0 &&
                planes.grid_pitch <= kMostOrdered) {

@@ -94,12 +94,13 @@ struct RowsOfPitch {
 };
 
 /// The data read from w: codes, granule by granule.
-template <bool kPairs, typename RoundingOfTables>
+template <bool kPairs, Granules kGranules, typename RoundingOfTables>
 struct DirectCodes {
   using Rounding = RoundingOfTables;
   static constexpr bool kScaled = true;
+  static constexpr Granules kKind = kGranules;
   template <bool>
-  using Rows = GranuleRows<kPairs>;
+  using Rows = GranuleRows<kPairs, kKind>;
 
   static constexpr int64_t Bytes(int64_t columns) { return columns / 2; }
   static const char* Data(const RowSource& w) {
@@ -111,6 +112,7 @@ struct DirectCodes {
 template <bool kPairs, DType kStored>
 struct DirectValues {
   static constexpr bool kScaled = false;
+  static constexpr Granules kKind = Granules::kNone;
   /// One row, or two rows as pairs. Without kBoth the second may be the first: there is none.
   template <bool kBoth>
   struct Rows {
@@ -136,6 +138,32 @@ struct DirectValues {
   static const char* Data(const RowSource& w) { return static_cast<const char*>(w.dense->data); }
 };
 
+/// Or decoded values, in f32 whatever they will be rounded to as pairs.
+template <bool kPairs>
+struct DirectDecoded {
+  static constexpr bool kScaled = false;
+  static constexpr Granules kKind = Granules::kNone;
+  template <bool kBoth>
+  struct Rows {
+    const char* row;
+    const char* other;
+
+    LOWRANK_MEMBER_INLINE void SetCodes(const char* first, const char* second) {
+      row = first;
+      other = second;
+    }
+    LOWRANK_MEMBER_INLINE VecF At(int p) const {
+      const VecF even = Load(row + p * kVL * 4);
+      if constexpr (!kPairs) return even;
+      const bool both = kBoth || other != row;
+      return AsFloat(PairBF16(even, both ? Load(other + p * kVL * 4) : VecF{}));
+    }
+  };
+
+  static constexpr int64_t Bytes(int64_t columns) { return columns * 4; }
+  static const char* Data(const RowSource& w) { return static_cast<const char*>(w.dense->data); }
+};
+
 /// Adds kUnits units of w from row k on, over columns [n0, n0 + cols), to sums[m][column].
 template <typename Policy, typename Source, int kRows, int kUnits>
 static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int64_t cols,
@@ -147,7 +175,9 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
   // A group is complete: only a single unit may lack its second row.
   const int64_t rows = kUnits > 1 ? kUnits * kStep : Min(kStep, k1 - k);
   ScaleRows scales = {};
-  if constexpr (Source::kScaled) scales = ScalesOf(*w.quant, k, rows, n0, cols, scratch);
+  if constexpr (Source::kScaled) {
+    scales = ScalesOf(Source::kKind, *w.quant, k, rows, n0, cols, scratch);
+  }
   // With two rows of w per unit, addresses are kept, and so are dy's pairs if they are of one row.
   // With one row of w per unit, computing them is as fast, and there are no registers left.
   using Rows = std::conditional_t<Policy::kPairs, RowAddresses<kUnits * kStep>, RowsOfPitch>;
@@ -179,9 +209,9 @@ static void DirectDot(const RowSource& w, int64_t k, int64_t k1, int64_t n0, int
     const int row = static_cast<int>(u * kStep);
     const int other = other_row(row);
     if constexpr (Source::kScaled) {
-      granule[u].SetScales(table, Source::Rounding::Of(w.round_to),
-                           *reinterpret_cast<const float*>(at.At(row)),
-                           *reinterpret_cast<const float*>(at.At(other)), other != row);
+      granule[u].SetScales(
+          table, Source::Rounding::Of(w.round_to), reinterpret_cast<const float*>(at.At(row)),
+          reinterpret_cast<const float*>(at.At(other)), scales.layout, other != row);
     }
   };
 #pragma GCC unroll 8
@@ -249,10 +279,12 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
   // The task of one row of dy is the widest (DirectDotColumns).
   static_assert(kDirectBytes / 4 >= kDirectCols);
   constexpr int64_t kMostGranules = kDirectBytes / 4 / kGranule + 1;
-  alignas(64) float scratch[kUnits * kStep * kMostGranules];
+  constexpr bool kOne = Source::kKind == Granules::kOne || !Source::kScaled;
+  alignas(64) float
+      scratch[kOne ? kUnits * kStep * kMostGranules : FactorScratch(kUnits * kStep, kMostGranules)];
   int64_t k = k0;
   for (; k + kUnits * kStep <= k0 + kc; k += kUnits * kStep, a += kUnits * kRows) {
-    for (int64_t i = 0; Source::kScaled && i < kUnits * kStep; ++i) {
+    for (int64_t i = 0; Source::kKind == Granules::kOne && i < kUnits * kStep; ++i) {
       if (k + kDirectAhead + i >= w.rows) break;
       PrefetchScales(*w.quant, (k + kDirectAhead + i) * w.cols + n0, cols);
     }
@@ -262,6 +294,54 @@ static void DirectDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n
   for (; k < k0 + kc; k += kStep, a += kRows) {
     for (int m = 0; m < kRows; ++m) {
       LastUnit<Policy, Source>(w, k, k0 + kc, n0, cols, scratch, a + m, sums + m * pitch, k == k0);
+    }
+  }
+}
+
+/// Are rows of w decoded to values before they are multiplied?
+LOWRANK_INLINE bool DecodesRows(const RowSource& w) {
+  return w.quant != nullptr && w.quant->planar() && !SpreadsColumns(w);
+}
+
+/// The same for weights whose columns are not spread: a few rows at a time are decoded to f32, a
+/// piece of their columns after another.
+template <typename Policy, int kRows>
+static void DecodedDotBlock(const RowSource& w, int64_t k0, int64_t kc, int64_t n0, int64_t cols,
+                            const Unit* a, float* sums, int64_t pitch) {
+  using Source = DirectDecoded<Policy::kPairs>;
+  constexpr int kUnits = kDirectUnits<Policy::kPairs>;
+  constexpr int64_t kStep = Policy::kPairs ? 2 : 1;
+  constexpr int64_t kTogether = kUnits * kStep;
+  constexpr int64_t kPiece = kPlaneRun;  // columns: with kTogether rows in L1
+  alignas(64) float decoded[kTogether][kPiece];
+  RowSource unrounded = w;
+  if (Policy::kPairs) unrounded.round_to = DType::kF32;
+  TensorView view;
+  view.data = decoded;
+  view.rows = kTogether;
+  view.cols = kPiece;
+  view.dtype = DType::kF32;
+  const RowSource values = DenseRows(view);
+  for (int64_t k = k0; k < k0 + kc; k += kTogether, a += kUnits * kRows) {
+    const int64_t rows = Min(kTogether, k0 + kc - k);
+    for (int64_t n = 0; n < cols; n += kPiece) {
+      const int64_t piece = Min(kPiece, cols - n);
+      for (int64_t i = 0; i < rows; ++i) {
+        PrefetchRow(w, k + kTogether + i, n0 + n, piece);
+        RowAsFloat(unrounded, k + i, n0 + n, piece, decoded[i]);
+      }
+      if (rows == kTogether) {
+        DirectDot<Policy, Source, kRows, kUnits>(values, 0, rows, 0, piece, nullptr, a, sums + n,
+                                                 pitch, k == k0);
+        continue;
+      }
+      const Unit* unit = a;
+      for (int64_t i = 0; i < rows; i += kStep, unit += kRows) {
+        for (int m = 0; m < kRows; ++m) {
+          LastUnit<Policy, Source>(values, i, rows, 0, piece, nullptr, unit + m,
+                                   sums + n + m * pitch, k == k0 && i == 0);
+        }
+      }
     }
   }
 }
@@ -278,13 +358,24 @@ LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows) {
   return DirectDotBlock<Policy, Source, kRows>;
 }
 
+template <typename Policy, int kRows = kDirectCodeRows>
+LOWRANK_INLINE DirectDotFn PickDecodedDot(int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickDecodedDot<Policy, kRows - 1>(rows);
+  }
+  return DecodedDotBlock<Policy, kRows>;
+}
+
 template <typename Policy>
 LOWRANK_INLINE DirectDotFn PickDirectDot(int64_t rows, const RowSource& w) {
   constexpr bool kPairs = Policy::kPairs;
   if constexpr (Policy::kTiles) return nullptr;  // no route
+  if (DecodesRows(w)) return PickDecodedDot<Policy>(rows);
   if (w.dense == nullptr) {
-    return WithRounding<kPairs>(w.round_to, [&](auto round) {
-      return PickDirectDot<Policy, DirectCodes<kPairs, RoundingOf<round()>>>(rows);
+    return WithGranules(GranulesOf(w), [&](auto kind) {
+      return WithTableRounding<Policy::kPairs, kind()>(w.round_to, [&](auto rounding) {
+        return PickDirectDot<Policy, DirectCodes<kPairs, kind(), decltype(rounding)>>(rows);
+      });
     });
   }
   if constexpr (!kPairs) {

@@ -93,9 +93,10 @@ LOWRANK_INLINE void StoreSums(const VecF (&acc)[kWeights][kRows], VecF* sums) {
   }
 }
 
-template <typename Policy, typename Rounding, int kRows, int kWeights, bool kStore = false>
+template <typename Policy, Granules kKind, typename Rounding, int kRows, int kWeights,
+          bool kStore = false>
 static void RowDot(const Table16& codebook, const DotBlock& block) {
-  using Decoder = GranuleDecoder<Policy::kPairs>;
+  using Decoder = GranuleDecoder<Policy::kPairs, kKind>;
   const uint8_t* codes = block.codes;
   const ScaleRows scales = block.scales;
   const Unit* x = block.x;
@@ -113,7 +114,7 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   const auto set_scales = [&](int first, int count, int64_t g) {
 #pragma GCC unroll 8
     for (int r = first; r < first + count; ++r) {
-      decoder[r].SetScale(codebook, scales.At(r, g), Rounding::Of(block.round_to));
+      decoder[r].SetScale(codebook, scales.At(r, g), scales.layout, Rounding::Of(block.round_to));
     }
   };
   // One row of x in f32: prefetches the same row four granules ahead from L2. Left to the
@@ -170,15 +171,15 @@ struct RowDotChoice {
   int weights;
 };
 
-template <typename Policy, int kRows = kDotRows>
+template <typename Policy, Granules kKind, int kRows = kDotRows>
 LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickRowDot<Policy, kRows - 1>(rows, round_to);
+    if (rows < kRows) return PickRowDot<Policy, kKind, kRows - 1>(rows, round_to);
   }
-  return WithRounding<Policy::kPairs>(round_to, [](auto round) -> RowDotChoice {
+  return WithTableRounding<Policy::kPairs, kKind>(round_to, [](auto rounding) -> RowDotChoice {
     constexpr int kWeights = DotWeights<kRows>();
-    return {RowDot<Policy, RoundingOf<round()>, kRows, kWeights>,
-            RowDot<Policy, ToldRounding, kRows, 1>, kWeights};
+    return {RowDot<Policy, kKind, decltype(rounding), kRows, kWeights>,
+            RowDot<Policy, kKind, ToldRounding, kRows, 1>, kWeights};
   });
 }
 
@@ -224,28 +225,32 @@ LOWRANK_INLINE bool IsZen4() {
 
 /// c [m1 - m0, n1 - n0] = x · wᵀ over the whole summation index. The chunk, packed for dots, has
 /// all the block's rows.
-template <typename Policy>
+template <typename Policy, Granules kKind>
 LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const RowSource& source,
                                       const Block& block, float* c) {
   const QuantView& w = *source.quant;
   constexpr int64_t kUnits = Policy::Units(kPlaces);
-  alignas(64) VecF sums[kDotStrip * kDotRows];
-  alignas(64) float scales[kDotStrip * (kSpan / kGranule)];
+  constexpr bool kOne = kKind == Granules::kOne;
+  // Those of granules of several parts are decoded for fewer rows at a time: L1.
+  constexpr int64_t kStrip = kOne ? kDotStrip : 16;
+  alignas(64) VecF sums[kStrip * kDotRows];
+  alignas(64) float
+      scales[kOne ? kStrip * (kSpan / kGranule) : FactorScratch(kStrip, kSpan / kGranule)];
   // Prefetching them costs Zen 4 4 % for 4 rows of pairs, 1 to 3 % for others.
-  const bool asks = w.absmax == nullptr || !IsZen4();
-  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kDotStrip) {
-    const int64_t strip = Min(kDotStrip, block.n1 - n);
+  const bool asks = kOne && (w.absmax == nullptr || !IsZen4());
+  for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kStrip) {
+    const int64_t strip = Min(kStrip, block.n1 - n);
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
       const int64_t span = Min(kSpan, w.cols - k0);
       DotBlock dots;
       dots.round_to = source.round_to;
-      dots.scales = ScalesOf(w, n, strip, k0, span, scales);
+      dots.scales = ScalesOf(kKind, w, n, strip, k0, span, scales);
       const float* strip_scales = dots.scales.data;
       dots.code_pitch = w.cols / 2;
       for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
         const int64_t m = chunk.panels.Start(pass);
         const int64_t rows = chunk.panels.Start(pass + 1) - m;
-        const RowDotChoice choice = PickRowDot<Policy>(rows, source.round_to);
+        const RowDotChoice choice = PickRowDot<Policy, kKind>(rows, source.round_to);
         dots.granules = span / kGranule;
         dots.x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * (kUnits * rows * kVL);
         for (int64_t i = 0; i < strip;) {
@@ -254,7 +259,7 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
           dots.scales.data = strip_scales + i * dots.scales.pitch;
           dots.sums = sums + i * rows;
           if (pass == 0 && asks) {
-            AskScales(w, n + i, choice.weights, 2 * choice.weights, kDotStrip, k0, span);
+            AskScales(w, n + i, choice.weights, 2 * choice.weights, kStrip, k0, span);
           }
           (several ? choice.several : choice.one)(source.tables.nibbles, dots);
           i += several ? choice.weights : 1;

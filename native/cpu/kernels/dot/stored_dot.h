@@ -10,6 +10,7 @@
 ///            reduce lanes
 #pragma once
 
+#include "native/cpu/kernels/decode/code_granules.h"
 #include "native/cpu/kernels/dot/row_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -20,6 +21,8 @@ constexpr int kFirstRows = 4;
 constexpr int kStoredWeights = DotWeights<kFirstRows>();
 // Rows of x in the other passes.
 constexpr int kStoredRows = 6;
+// Or in the only one: codes that are not nibbles are always stored.
+constexpr int kMostStoredRows = kDotRows > kStoredRows ? kDotRows : kStoredRows;
 
 // From this many rows of x on, storing w pays, that is, whenever one pass cannot hold them.
 constexpr int64_t kLeastStoredRows = kDotRows + 1;
@@ -64,7 +67,7 @@ static void StoredDot(const Unit* w, const Unit* x, int64_t units, VecF* sums, b
 
 using StoredDotFn = void (*)(const Unit* w, const Unit* x, int64_t units, VecF* sums, bool first);
 
-template <typename Policy, int kWeights, int kRows = kStoredRows>
+template <typename Policy, int kWeights, int kRows = kMostStoredRows>
 LOWRANK_INLINE StoredDotFn PickStoredDot(int64_t rows) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return PickStoredDot<Policy, kWeights, kRows - 1>(rows);
@@ -72,19 +75,19 @@ LOWRANK_INLINE StoredDotFn PickStoredDot(int64_t rows) {
   return StoredDot<Policy, kRows, kWeights>;
 }
 
-template <typename Policy, typename Rounding, int kWeights, int kRows = kFirstRows>
+template <typename Policy, Granules kKind, typename Rounding, int kWeights, int kRows = kFirstRows>
 LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows) {
   if constexpr (kRows > 1) {
-    if (rows < kRows) return PickFirstDot<Policy, Rounding, kWeights, kRows - 1>(rows);
+    if (rows < kRows) return PickFirstDot<Policy, kKind, Rounding, kWeights, kRows - 1>(rows);
   }
-  return RowDot<Policy, Rounding, kRows, kWeights, true>;
+  return RowDot<Policy, kKind, Rounding, kRows, kWeights, true>;
 }
 
-template <typename Policy, int kWeights>
+template <typename Policy, Granules kKind, int kWeights>
 LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows, DType round_to) {
-  if constexpr (kWeights == 1) return PickFirstDot<Policy, ToldRounding, 1>(rows);
-  return WithRounding<Policy::kPairs>(round_to, [&](auto round) {
-    return PickFirstDot<Policy, RoundingOf<round()>, kWeights>(rows);
+  if constexpr (kWeights == 1) return PickFirstDot<Policy, kKind, ToldRounding, 1>(rows);
+  return WithTableRounding<Policy::kPairs, kKind>(round_to, [&](auto rounding) {
+    return PickFirstDot<Policy, kKind, decltype(rounding), kWeights>(rows);
   });
 }
 
@@ -97,25 +100,32 @@ LOWRANK_INLINE RowPanels DotPasses(int64_t rows) {
 /// Rows [i, i + kWeights) of a strip with all rows of x, over the granules of `dots` from granule
 /// g0 of w on. `sums` are the strip's. The fields of `dots` for x and sums are set here (one object
 /// for all calls: a copy would wait for the stores that have just filled it).
-template <typename Policy, int kWeights>
-LOWRANK_INLINE void StoreAndDot(const PackedChunk& chunk, const RowSource& w, int64_t g0, int64_t i,
-                                VecF* sums, DotBlock& dots) {
+template <typename Policy, Granules kKind, int kWeights>
+LOWRANK_INLINE void StoreAndDot(const PackedChunk& chunk, const RowSource& w, int64_t n, int64_t g0,
+                                int64_t i, VecF* sums, DotBlock& dots) {
   constexpr int64_t kUnits = Policy::Units(kPlaces);
+  for (int64_t r = 0; kKind == Granules::kCodes && r < kWeights; ++r) {
+    DecodeCodeGranules<kUnitOrder<Policy::kPairs>>(
+        *w.quant, w.tables, n + i + r, g0 * kGranule, dots.granules, dots.scales, r, kWeights,
+        w.round_to, {dots.stored + r * kVL, kWeights * kVL});
+  }
   for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
     const int64_t m = chunk.panels.Start(pass);
     const int64_t rows = chunk.panels.Start(pass + 1) - m;
     dots.x = chunk.data + m * Policy::Units(w.cols) + g0 * (kUnits * rows * kVL);
     dots.sums = sums + m * kVL + i * rows;
-    if (pass == 0) {
-      PickFirstDot<Policy, kWeights>(rows, w.round_to)(w.tables.nibbles, dots);
-    } else {
-      PickStoredDot<Policy, kWeights>(rows)(dots.stored, dots.x, dots.granules * kUnits, dots.sums,
-                                            dots.first);
+    if constexpr (kKind != Granules::kCodes) {
+      if (pass == 0) {
+        PickFirstDot<Policy, kKind, kWeights>(rows, w.round_to)(w.tables.nibbles, dots);
+        continue;
+      }
     }
+    PickStoredDot<Policy, kWeights>(rows)(dots.stored, dots.x, dots.granules * kUnits, dots.sums,
+                                          dots.first);
   }
 }
 
-template <typename Policy>
+template <typename Policy, Granules kKind>
 LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
                                          const RowSource& source, const Block& block, float* c) {
   const QuantView& w = *source.quant;
@@ -124,12 +134,13 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
   Unit* stored = run.Get<Unit>(kBSlot, stored_units + kVL * chunk.rows * kVL);
   if (stored == nullptr) return;
   VecF* sums = reinterpret_cast<VecF*>(stored + stored_units);  // of each pass [n][m]
-  alignas(64) float scratch[kVL * (kSpan / kGranule)];
+  constexpr bool kOne = kKind == Granules::kOne;
+  alignas(64) float scratch[kOne ? kVL * (kSpan / kGranule) : FactorScratch(kVL, kSpan / kGranule)];
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kVL) {
     const int64_t strip = Min(kVL, block.n1 - n);
     for (int64_t k0 = 0; k0 < w.cols; k0 += kSpan) {
       const int64_t span = Min(kSpan, w.cols - k0);
-      const ScaleRows scales = ScalesOf(w, n, strip, k0, span, scratch);
+      const ScaleRows scales = ScalesOf(kKind, w, n, strip, k0, span, scratch);
       DotBlock dots;
       dots.round_to = source.round_to;
       dots.code_pitch = w.cols / 2;
@@ -143,13 +154,14 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
         for (int64_t i = 0; i < strip;) {
           const bool several = i + kStoredWeights <= strip;
           const int64_t rows = several ? kStoredWeights : 1;
-          if (dots.first) AskScales(w, n + i, rows, kVL, kVL, k0, span);
+          if (kOne && dots.first) AskScales(w, n + i, rows, kVL, kVL, k0, span);
           dots.codes = w.codes + ((n + i) * w.cols + k) / 2;
           dots.scales.data = scales.data + i * scales.pitch;
           if (several) {
-            StoreAndDot<Policy, kStoredWeights>(chunk, source, k / kGranule, i, sums, dots);
+            StoreAndDot<Policy, kKind, kStoredWeights>(chunk, source, n, k / kGranule, i, sums,
+                                                       dots);
           } else {
-            StoreAndDot<Policy, 1>(chunk, source, k / kGranule, i, sums, dots);
+            StoreAndDot<Policy, kKind, 1>(chunk, source, n, k / kGranule, i, sums, dots);
           }
           i += rows;
         }
@@ -168,11 +180,18 @@ LOWRANK_INLINE void AccumulateStoredDots(Run& run, const PackedChunk& chunk,
 template <typename Policy>
 LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const RowSource& w,
                                    const Block& block, float* c) {
-  if (chunk.rows >= kLeastStoredRows) {
-    AccumulateStoredDots<Policy>(run, chunk, w, block, c);
-  } else {
-    AccumulateRowDots<Policy>(run, chunk, w, block, c);
+  const Granules kind = GranulesOf(w);
+  if (kind == Granules::kCodes) {
+    AccumulateStoredDots<Policy, Granules::kCodes>(run, chunk, w, block, c);
+    return;
   }
+  WithGranules(kind, [&](auto known) {
+    if (chunk.rows >= kLeastStoredRows) {
+      AccumulateStoredDots<Policy, known()>(run, chunk, w, block, c);
+    } else {
+      AccumulateRowDots<Policy, known()>(run, chunk, w, block, c);
+    }
+  });
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA

@@ -57,12 +57,12 @@ LOWRANK_INLINE void DecodeCodeRow(const Int8Weight& weight, int64_t row, int64_t
   VecU shifts;
   for (int i = 0; i < kVL; ++i) shifts[i] = i % 2 == 0 ? 4 : 0;
   float scratch[kSpan / kGranule + 1];
-  const ScaleRows scale = ScalesOf(w, row, 1, k0, kc, scratch);
+  const ScaleRows scale = OneScales(w, row, 1, k0, kc, scratch);
   const uint8_t* codes = w.codes + (row * w.cols + k0) / 2;
   for (int64_t b = 0; b < kc / kGranule; ++b, codes += kGranule / 2, out += kTile) {
     if ((b & 1) == 0) __builtin_prefetch(codes + ahead, 0, 2);
     StoreU(out, LookupNibbles(table, GroupsTwice(codes) >> shifts));
-    scales[b * pitch] = scale.At(0, b) * weight.unit;
+    scales[b * pitch] = *scale.At(0, b) * weight.unit;
   }
 }
 

@@ -90,7 +90,7 @@ LOWRANK_INLINE void TurnBlock(RowCursor& rows, VecU table, const Take& take) {
 LOWRANK_INLINE void TurnScales(const Int8Weight& weight, int64_t n, int64_t k0, int64_t span,
                                float* out, int64_t stride) {
   alignas(64) float scratch[kVL * (kSpan / kGranule + 1)];
-  const ScaleRows scales = ScalesOf(*weight.w, n, kVL, k0, span, scratch);
+  const ScaleRows scales = OneScales(*weight.w, n, kVL, k0, span, scratch);
   const VecF unit = Splat(weight.unit);
   const int64_t blocks = span / kInt8Block;
   // For scale i of each row.

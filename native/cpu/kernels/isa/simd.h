@@ -263,6 +263,21 @@ LOWRANK_INLINE VecF Gather(const float* base, VecU index) {
 #endif
 }
 
+/// four[index] in every lane, with indices below 4. All four are read.
+LOWRANK_INLINE VecF PickOfFour(const float* four, VecU index) {
+#if defined(__AVX512F__)
+  return _mm512_permutexvar_ps(reinterpret_cast<__m512i>(index),
+                               _mm512_broadcast_f32x4(_mm_loadu_ps(four)));
+#elif defined(__AVX2__)
+  return _mm256_permutevar_ps(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(four)),
+                              reinterpret_cast<__m256i>(index));
+#else
+  VecF out;
+  for (int i = 0; i < kVL; ++i) out[i] = four[index[i]];
+  return out;
+#endif
+}
+
 LOWRANK_INLINE VecU ZeroExtend(VecH v) { return __builtin_convertvector(v, VecU); }
 LOWRANK_INLINE VecH Narrow(VecU v) { return __builtin_convertvector(v, VecH); }
 
@@ -399,10 +414,24 @@ LOWRANK_INLINE VecU PairTable(const Table16& table) {
   return NeighboursBF16(table.entries, table.entries);
 }
 
-/// table[index & 15] in both halves of every lane.
+/// table[index & 31] in both halves of every lane, of 32 values.
 LOWRANK_INLINE VecU LookupBF16(VecU pair_table, VecP index) {
   return reinterpret_cast<VecU>(_mm512_permutexvar_epi16(reinterpret_cast<__m512i>(index),
                                                          reinterpret_cast<__m512i>(pair_table)));
+}
+
+/// The same of 64 values in two tables: index & 63.
+LOWRANK_INLINE VecU LookupBF16(VecU low, VecU high, VecP index) {
+  return reinterpret_cast<VecU>(_mm512_permutex2var_epi16(reinterpret_cast<__m512i>(low),
+                                                          reinterpret_cast<__m512i>(index),
+                                                          reinterpret_cast<__m512i>(high)));
+}
+
+/// (v & mask) | bits.
+LOWRANK_INLINE VecU MaskedOr(VecU v, VecU mask, VecU bits) {
+  return reinterpret_cast<VecU>(_mm512_ternarylogic_epi32(reinterpret_cast<__m512i>(v),
+                                                          reinterpret_cast<__m512i>(mask),
+                                                          reinterpret_cast<__m512i>(bits), 0xea));
 }
 #endif
 

@@ -72,7 +72,7 @@ LOWRANK_INLINE void InputGradChunks(Run& run, const InputGradPass& pass, const P
   const bool with_dx = pass.w != nullptr;
   const RowSource dy = DenseRows(pass.dy);
   const RowSource w = with_dx ? WeightRows(*pass.w, pass.dy.dtype) : dy;
-  const bool with_granules = with_dx && WholeGranules(w);
+  const bool with_granules = with_dx && SpreadsColumns(w);
   const int64_t cols = with_dx ? pass.dx->cols : 0;
   for (int64_t m0 = 0; m0 < pass.dy.rows; m0 += step) {
     PackedChunk chunk;

@@ -103,7 +103,8 @@ LOWRANK_INLINE Route PlanInputGrad(int64_t rows, const RowSource* w, int threads
     const int64_t most = !dense                           ? kDirectCodeRows
                          : w->dense->dtype == DType::kF16 ? kDirectHalfRows
                                                           : kDirectRows;
-    const bool whole = dense ? w->cols > 0 && w->cols % kGranule == 0 : WholeGranules(*w);
+    const bool whole =
+        w->cols > 0 && w->cols % kGranule == 0 && (dense || SpreadsColumns(*w) || DecodesRows(*w));
     if (rows <= most && whole && w->rows != 0) {
       const bool shares = threads > 1 && w->cols <= DirectDotColumns(rows) &&
                           CeilDiv(w->rows, kKC) >= threads * kTasksPerThread;

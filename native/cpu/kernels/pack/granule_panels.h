@@ -17,15 +17,18 @@
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
-/// Decodes a granule of w from `element` on, and, if pairs are multiplied, the one `apart` elements
-/// further on (0: there is none), to panels `stride` apart.
-template <bool kPairs>
-LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const GranuleScale& scale_of,
-                                int64_t element, int64_t apart, float* out, int64_t stride) {
-  GranuleRows<kPairs> granule;
-  const uint8_t* codes = scale_of.w.codes + element / 2;
-  granule.SetScales(table, round_to, scale_of(element), scale_of(element + apart), apart != 0);
-  granule.SetCodes(codes, codes + apart / 2);
+// Columns that are packed at once.
+constexpr int64_t kPanelColumns = 256;
+
+/// Decodes a granule of a row of w, and, if pairs are multiplied, that of the next row, whose codes
+/// are `apart` bytes further on (0: there is none), to panels `stride` apart.
+template <bool kPairs, Granules kKind>
+LOWRANK_INLINE void DecodePiece(const Table16& table, DType round_to, const uint8_t* codes,
+                                int64_t apart, const float* scale, const float* other_scale,
+                                const FactorLayout& layout, float* out, int64_t stride) {
+  GranuleRows<kPairs, kKind> granule;
+  granule.SetScales(table, round_to, scale, other_scale, layout, apart != 0);
+  granule.SetCodes(codes, codes + apart);
 #pragma GCC unroll 16
   for (int p = 0; p < kPlaces; ++p) {
     Store(out + p % kNV * kVL, granule.At(p));
@@ -40,21 +43,25 @@ LOWRANK_INLINE void PrefetchUnit(const RowSource& w, int64_t row, int64_t n0, in
   if (kPairs) PrefetchRow(w, row + 1 + kPrefetchRows, n0, cols);
 }
 
-/// Columns [n0, n0 + cols), whole granules; units are rows [k0, k0 + kc) of w.
-template <bool kPairs>
+/// Columns [n0, n0 + cols), whole granules, at most kPanelColumns; units are rows [k0, k0 + kc) of
+/// w.
+template <bool kPairs, Granules kKind>
 static void DecodeGranules(const RowSource& source, int64_t k0, int64_t kc, int64_t n0,
                            int64_t cols, float* out) {
-  const GranuleScale scale_of(*source.quant);
+  const QuantView& w = *source.quant;
   constexpr int64_t kRows = kPairs ? 2 : 1;
   const int64_t stride = PanelStride(CeilDiv(kc, kRows));
+  float scratch[FactorScratch(kRows, kPanelColumns / kGranule + 1)];
   for (int64_t row = k0; row < k0 + kc; row += kRows, out += kNR) {
-    const int64_t element = row * source.cols + n0;
-    const int64_t apart = kPairs && row + 1 < k0 + kc ? source.cols : 0;
+    const uint8_t* codes = w.codes + (row * w.cols + n0) / 2;
+    const bool two = kPairs && row + 1 < k0 + kc;
+    const ScaleRows scales = ScalesOf(kKind, w, row, two ? 2 : 1, n0, cols, scratch);
     PrefetchUnit<kPairs>(source, row, n0, cols);
     float* panel = out;
-    for (int64_t n = 0; n < cols; n += kGranule, panel += kGranule / kNR * stride) {
-      DecodePiece<kPairs>(source.tables.nibbles, source.round_to, scale_of, element + n, apart,
-                          panel, stride);
+    for (int64_t g = 0; g < cols / kGranule; ++g, panel += kGranule / kNR * stride) {
+      DecodePiece<kPairs, kKind>(source.tables.nibbles, source.round_to, codes + g * kGranule / 2,
+                                 two ? w.cols / 2 : 0, scales.At(0, g), scales.At(two ? 1 : 0, g),
+                                 scales.layout, panel, stride);
     }
   }
 }
@@ -67,7 +74,7 @@ LOWRANK_INLINE Worker* OutOfRegisters(Worker* worker) {
   return worker;
 }
 
-/// The same, piece by piece.
+/// The same, piece by piece, where every granule has one scale.
 template <bool kPairs>
 class GranulePanels {
  public:
@@ -100,8 +107,12 @@ class GranulePanels {
     const uint8_t* codes = w.codes + element_ / 2;
     __builtin_prefetch(codes + ahead, 0, 2);
     if (kPairs) __builtin_prefetch(codes + ahead + w.cols / 2, 0, 2);
-    DecodePiece<kPairs>(table_, DType::kF32, GranuleScale(w), element_,
-                        kPairs && rows_ > 1 ? w.cols : 0, out_, stride_);
+    const bool two = kPairs && rows_ > 1;
+    const GranuleScale scale_of(w);
+    const float scale = scale_of(element_);
+    const float other = scale_of(element_ + (two ? w.cols : 0));
+    DecodePiece<kPairs, Granules::kOne>(table_, DType::kF32, codes, two ? w.cols / 2 : 0, &scale,
+                                        &other, FactorLayout(), out_, stride_);
     element_ += kGranule;
     out_ += kGranule / kNR * stride_;
     if (--pieces_ == 0) NextRows();

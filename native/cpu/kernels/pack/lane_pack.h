@@ -2,6 +2,7 @@
 /// weight as B panels, a span of columns at a time.
 #pragma once
 
+#include "native/cpu/kernels/decode/code_granules.h"
 #include "native/cpu/kernels/pack/pack.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -103,10 +104,37 @@ LOWRANK_INLINE Unit* LanePanel(Unit* b, int64_t n, int l, int64_t ku) {
   return b + (n / kNR * kVL + l) * PanelStride(ku);
 }
 
+/// kVL rows of codes that are not nibbles, columns [k0, k0 + kc), whole granules: decoded row by
+/// row and turned.
+template <typename Policy>
+static void TurnCodeGranules(const RowSource& w, int64_t row, int rows, int64_t k0, int64_t kc,
+                             Unit* out, int64_t nr, int64_t lane_stride) {
+  constexpr int kUnits = static_cast<int>(Policy::Units(kPlaces));
+  constexpr int64_t kMost = kKC / kGranule;
+  alignas(64) float scratch[FactorScratch(kVL, kMost + 1)];
+  alignas(64) float decoded[kMost * kUnits][kVL][kVL];
+  const int64_t granules = kc / kGranule;
+  const ScaleRows scales = PartScales(*w.quant, row, rows, k0, kc, scratch);
+  for (int i = 0; i < rows; ++i) {
+    DecodeCodeGranules<kUnitOrder<Policy::kPairs>>(*w.quant, w.tables, row + i, k0, granules,
+                                                   scales, i, kVL, w.round_to,
+                                                   {decoded[0][i], kVL * kVL});
+  }
+  for (int64_t u = 0; u < granules * kUnits; ++u) {
+    VecF r[kVL];
+#pragma GCC unroll 16
+    for (int i = 0; i < kVL; ++i) r[i] = Load(decoded[u][i < rows ? i : rows - 1]);
+    Transpose(r);
+#pragma GCC unroll 16
+    for (int l = 0; l < kVL; ++l) Store(out + l * lane_stride + u * nr, r[l]);
+  }
+}
+
 template <typename Policy>
 static void DecodeSpan(const RowSource& w, int64_t k0, int64_t span, int64_t n0, int64_t n1,
                        Unit* b) {
   const int64_t ku = Policy::Units(span / kVL);
+  const bool codes = GranulesOf(w) == Granules::kCodes;
   for (int64_t n = n0; n < n1; n += kNR) {
     const int64_t nr = PanelWidth(n, n1);
     for (int64_t v = 0; v < nr; v += kVL) {
@@ -118,7 +146,12 @@ static void DecodeSpan(const RowSource& w, int64_t k0, int64_t span, int64_t n0,
         for (int64_t i = row + kVL; i < Min(row + 2 * kVL, w.rows); ++i) {
           PrefetchRow(w, i, k0 + k, Min(kKC, span - k));
         }
-        DecodeColumns<Policy::kPairs>(w, row, rows, k0 + k, Min(kKC, span - k), places);
+        if (codes) {
+          TurnCodeGranules<Policy>(w, row, rows, k0 + k, Min(kKC, span - k), places.out, nr,
+                                   places.block);
+        } else {
+          DecodeColumns<Policy::kPairs>(w, row, rows, k0 + k, Min(kKC, span - k), places);
+        }
       }
     }
   }

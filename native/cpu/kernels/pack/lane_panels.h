@@ -61,10 +61,10 @@ class LanePanels {
     // The places of group g are those of group 0, g lanes further on.
     const LanePlaces<kPairs> places = {out_, kNR, lane_};
     const VecU group = LoadU(words_);
-    const VecF scale = Load(scales_);
+    const LaneFactors<false> factors = {Load(scales_)};
 #pragma GCC unroll 4
     for (int i = 0; i < kGroup; i += 2) {
-      DecodePair<kPairs, DType::kF32>(table_, group, scale, 0, i, places);
+      DecodePair<kPairs, DType::kF32>(table_, group, factors, 0, i, places);
     }
     if (--left_ == 0) return;
     out_ += lane_;

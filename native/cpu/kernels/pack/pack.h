@@ -22,7 +22,7 @@
 namespace lowrank::cpu::LOWRANK_ISA {
 
 // Columns of B per task: kNC · kKC floats = 256 KiB, a quarter of a 1 MiB L2, next to the C tile.
-constexpr int64_t kNC = 256;
+constexpr int64_t kNC = kPanelColumns;
 
 /// For panels that are packed in one pass, so that nothing is left to interleave with tiles.
 struct NoDecoder {};
@@ -299,6 +299,7 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
   std::memset(even + cols, 0, static_cast<size_t>(padded - cols) * 4);
   std::memset(odd + cols, 0, static_cast<size_t>(padded - cols) * 4);
   for (int64_t u = 0; u < ku; ++u) {
+    PrefetchUnit<Policy::kPairs>(b, k0 + (Policy::kPairs ? 2 : 1) * u, n0, cols);
     if constexpr (Policy::kPairs) {
       RowAsFloat(b, k0 + 2 * u, n0, cols, even);
       if (2 * u + 1 < kc) {
@@ -325,14 +326,16 @@ static void PackRowsDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n
 }
 
 /// B panels for y = A · b: columns are columns [n0, n1) of b, the summation index its rows. If
-/// WholeGranules(b), columns are whole granules in the order of lanes (UnspreadColumns).
+/// SpreadsColumns(b), columns are whole granules in the order of lanes (UnspreadColumns).
 template <typename Policy>
 static void PackBDirect(const RowSource& b, int64_t k0, int64_t kc, int64_t n0, int64_t n1,
                         Unit* out) {
   const bool fused = DecodesDirect(b);
   const bool plain = b.dense != nullptr && b.AsStored();
-  if (WholeGranules(b)) {
-    DecodeGranules<Policy::kPairs>(b, k0, kc, n0, n1 - n0, out);
+  if (SpreadsColumns(b)) {
+    WithGranules(GranulesOf(b), [&](auto known) {
+      DecodeGranules<Policy::kPairs, known()>(b, k0, kc, n0, n1 - n0, out);
+    });
     return;
   }
   if (fused) {

@@ -30,7 +30,7 @@ struct LaneStrips {
 
   int64_t Columns() const { return kStrip; }
   int64_t Units() const { return kStrip / kNR * kVL * PanelStride(Policy::Units(kKC)); }
-  bool Beside(int64_t rows) const { return rows <= kBesideRows; }
+  bool Beside(int64_t rows) const { return rows <= kBesideRows && WholeGranules(w); }
   TileBlocks Blocks(int64_t k0, int64_t mr) const {
     const int64_t ku = Policy::Units(chunk.order.Length(k0));
     return {ku, kVL, mr * ku, PanelStride(ku)};

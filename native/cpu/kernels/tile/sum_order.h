@@ -33,8 +33,8 @@ constexpr int64_t kKC = 256;
 constexpr int64_t kMostDepth = 2 * kKC;  // for a block of any policy (pack_int8.h)
 constexpr int kGroup = 8;                // codes in 32 bits
 
-// The smallest blocksize among the formats in which a whole vector, with all its nibbles, shares a
-// scale.
+// The smallest blocksize in which a whole vector, with all its nibbles, shares a scale. Formats
+// with smaller groups have the same granules with several scales (granule.h).
 constexpr int64_t kGranule = 64;
 constexpr int64_t kGranuleGroups = kGranule / kGroup;
 // Places of one lane in a granule, in f32.
@@ -79,16 +79,62 @@ struct SumOrder {
 
 LOWRANK_INLINE SumOrder NaturalOrder(int64_t depth) { return {depth, false}; }
 
-/// Does every granule of w have one scale?
-LOWRANK_INLINE bool WholeGranules(const RowSource& w) {
-  return w.quant != nullptr && !w.quant->planar() && w.quant->format->bits == 4 &&
-         w.quant->blocksize % kGranule == 0 && w.cols % w.quant->blocksize == 0 && w.cols > 0;
+/// How the codes of a granule become weights.
+enum class Granules : uint8_t {
+  kNone,          // not by granules
+  kOne,           // level · scale, one scale
+  kHalves,        // level · scale, a scale for each half or for all
+  kHalvesAffine,  // (level - zero) · scale - min, of each half or of all
+  kQuarters,      // level · scale, a scale for each quarter
+  kCodes,         // codes of another width than four bits (code_granules.h)
+};
+
+/// Factors of a granule that its weight stores: 1, 2 or 4. 0: not every granule has as many.
+LOWRANK_INLINE int64_t GranuleParts(const QuantView& w) {
+  if (!w.planar()) return w.blocksize % kGranule == 0 ? 1 : w.blocksize == kGranule / 2 ? 2 : 0;
+  const Planes& planes = w.planes;
+  if (planes.grid == PlaneGrid::kTiles && planes.grid_span >= w.cols) return 1;
+  if (planes.grid != PlaneGrid::kTiles && planes.grid != PlaneGrid::kFlat) return 0;
+  for (int64_t parts : {1, 2, 4}) {
+    if (planes.grid_span % (kGranule / parts) == 0) return parts;
+  }
+  return 0;
+}
+
+LOWRANK_INLINE Granules GranulesOf(const QuantView& w) {
+  if (w.cols == 0 || w.cols % kGranule != 0) return Granules::kNone;
+  const Planes& planes = w.planes;
+  const int64_t parts = GranuleParts(w);
+  const bool nibbles = w.planar() ? planes.bits == 4 : w.format->bits == 4;
+  if (!nibbles) return w.planar() && parts != 0 ? Granules::kCodes : Granules::kNone;
+  const bool affine = planes.zero != nullptr || planes.min.data != nullptr;
+  // No published format has zero-points or minima of quarters.
+  if (parts == 0 || (parts == 4 && affine)) return Granules::kNone;
+  if (parts == 4) return Granules::kQuarters;
+  if (w.planar()) return affine ? Granules::kHalvesAffine : Granules::kHalves;
+  if (parts == 2) return Granules::kHalves;
+  return w.cols % w.blocksize == 0 ? Granules::kOne : Granules::kNone;
+}
+
+LOWRANK_INLINE Granules GranulesOf(const RowSource& w) {
+  return w.quant == nullptr ? Granules::kNone : GranulesOf(*w.quant);
+}
+
+/// Does every granule of w have one scale that is stored as such?
+LOWRANK_INLINE bool WholeGranules(const RowSource& w) { return GranulesOf(w) == Granules::kOne; }
+
+LOWRANK_INLINE bool ByGranules(const RowSource& w) { return GranulesOf(w) != Granules::kNone; }
+
+/// Are columns of dx computed in the order of lanes?
+LOWRANK_INLINE bool SpreadsColumns(const RowSource& w) {
+  const Granules kind = GranulesOf(w);
+  return kind != Granules::kNone && kind != Granules::kCodes;
 }
 
 /// The order of x · wᵀ. With a matrix unit (`tiles`), "by lanes" means granule after granule, each
 /// in the order in which it is decoded (amx_rows.h).
 LOWRANK_INLINE SumOrder ForwardOrder(const RowSource& w, bool tiles) {
-  return {w.cols, WholeGranules(w) && (tiles || w.cols >= kLeastLaneDepth)};
+  return {w.cols, ByGranules(w) && (tiles || w.cols >= kLeastLaneDepth)};
 }
 
 }  // namespace lowrank::cpu::LOWRANK_ISA
