@@ -67,10 +67,12 @@ export {
   type BackwardFunction,
   type BackwardPass,
   GradientTape,
+  type Kept,
   Value,
 } from './autograd/gradient-tape.js';
 export type { Expert } from './autograd/mixture.js';
 export type { AttentionValues } from './autograd/model/attention.js';
+export type { ExpertsStep } from './autograd/model/experts.js';
 export type { LossStep } from './autograd/model/loss.js';
 export { ModelTape } from './autograd/model/model-tape.js';
 export type { RmsNormStep } from './autograd/model/rms-norm.js';
@@ -268,6 +270,30 @@ export {
   multiplyAdd,
   sumProduct,
 } from './ops/elementwise.js';
+export {
+  type CombineBackwardOptions,
+  type CombineOptions,
+  combineRows,
+  combineRowsBackward,
+} from './ops/experts/combine-rows.js';
+export { ExpertRoute, type RouteOptions, routeRows } from './ops/experts/expert-route.js';
+export {
+  type ExpertsBackwardOptions,
+  type ExpertsGradient,
+  type ExpertsLoraFactors,
+  type ExpertsOptions,
+  type ExpertsResult,
+  type ExpertsShape,
+  expertsMatmul,
+  expertsMatmulBackward,
+} from './ops/experts/experts-matmul.js';
+export {
+  type GateSoftmax,
+  type SelectExpertsOptions,
+  type SelectedExperts,
+  selectExperts,
+  selectExpertsBackward,
+} from './ops/experts/select-experts.js';
 export {
   FeatureMap,
   type FeatureMapOptions,

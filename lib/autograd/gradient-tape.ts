@@ -7,6 +7,10 @@ import type { BaseWeight } from '../ops/base-weight.js';
 import { multiplyAdd } from '../ops/elementwise.js';
 import type { GroupedSaved } from '../ops/grouped/grouped-saved.js';
 import { matmulInputGrad } from '../ops/matmul.js';
+import type { Indices } from '../ops/model/indices.js';
+
+/** What a step keeps for the backward pass. */
+export type Kept = Tensor | GroupedSaved | Indices;
 
 /** A tensor on a {@link GradientTape}: either a gradient of it may be wanted, or it is a constant. */
 export class Value {
@@ -58,7 +62,7 @@ interface Step {
   readonly output: Value;
   readonly backward: BackwardFunction;
   /** What only the backward function of this step and of later ones reads. */
-  readonly keeps: readonly (Tensor | GroupedSaved)[];
+  readonly keeps: readonly Kept[];
 }
 
 /** How {@link GradientTape.gradients} works. */
@@ -102,13 +106,13 @@ function checkValue(op: string, name: string, value: unknown): void {
  */
 export class GradientTape implements Disposable {
   /** Tensors that the backward pass reads. {@link scope} finds them here and frees the rest. */
-  readonly kept: (Tensor | GroupedSaved)[] = [];
+  readonly kept: Kept[] = [];
   /** Are steps recorded? */
   readonly recording: boolean;
   readonly #steps: Step[] = [];
   /** Tensors that the tape must not free. */
-  readonly #borrowed = new Set<Tensor | GroupedSaved>();
-  readonly #held = new Set<Tensor | GroupedSaved>();
+  readonly #borrowed = new Set<Kept>();
+  readonly #held = new Set<Kept>();
   readonly #variables = new Map<Tensor, Value[]>();
   #disposed = false;
 
@@ -171,7 +175,7 @@ export class GradientTape implements Disposable {
   record(
     output: Tensor,
     inputs: readonly Value[],
-    keeps: readonly (Tensor | GroupedSaved)[],
+    keeps: readonly Kept[],
     backward: BackwardFunction,
   ): Value {
     const op = 'Tape.record';

@@ -22,6 +22,22 @@ export type AttentionArguments = [
   documents: NativeHandle | null,
 ];
 
+/** What the ops of experts take of a route. */
+export type RouteHandles = [
+  order: NativeHandle,
+  inverse: NativeHandle,
+  offsets: NativeHandle,
+  k: number,
+];
+
+/** What both passes of the products of experts take. */
+export type ExpertsLora = [
+  gather: boolean,
+  loraA: NativeHandle | null,
+  loraB: NativeHandle | null,
+  scaling: number,
+];
+
 export interface ModelBinding {
   indices(device: string, values: Int32Array, limit: number, holes: boolean): NativeHandle;
   writeIndices(indices: NativeHandle, values: Int32Array): void;
@@ -35,6 +51,48 @@ export interface ModelBinding {
     softcap: number,
     wantsDx: boolean,
   ): [losses: NativeHandle, dx: NativeHandle | null];
+  routeRows(
+    experts: NativeHandle,
+    k: number,
+    count: number,
+  ): [order: NativeHandle, inverse: NativeHandle, offsets: NativeHandle];
+  selectExperts(
+    logits: NativeHandle,
+    k: number,
+    chosenOnly: boolean,
+  ): [experts: NativeHandle, gates: NativeHandle];
+  selectExpertsBackward(
+    dGates: NativeHandle,
+    logits: NativeHandle,
+    experts: NativeHandle,
+    gates: NativeHandle,
+    chosenOnly: boolean,
+  ): NativeHandle;
+  expertsMatmul(
+    x: NativeHandle,
+    w: NativeHandle,
+    bias: NativeHandle | null,
+    ...rest: [...route: RouteHandles, ...lora: ExpertsLora]
+  ): [y: NativeHandle, h: NativeHandle | null];
+  /** `wanted`: the dtype of dx, dLoraA and dLoraB, or null. */
+  expertsMatmulBackward(
+    dy: NativeHandle,
+    w: NativeHandle,
+    x: NativeHandle | null,
+    ...rest: [
+      ...route: RouteHandles,
+      ...lora: ExpertsLora,
+      h: NativeHandle | null,
+      wanted: readonly (string | null)[],
+    ]
+  ): [dx: NativeHandle | null, dLoraA: NativeHandle | null, dLoraB: NativeHandle | null];
+  combineRows(y: NativeHandle, gates: NativeHandle | null, ...route: RouteHandles): NativeHandle;
+  combineRowsBackward(
+    dOut: NativeHandle,
+    y: NativeHandle | null,
+    gates: NativeHandle | null,
+    ...rest: [...route: RouteHandles, dtype: string | null, wantsDGates: boolean]
+  ): [dy: NativeHandle | null, dGates: NativeHandle | null];
   globalNorm(tensors: readonly NativeHandle[]): NativeHandle;
   /** `tensors`: p, g and the states of each parameter; `numbers`: beta1, beta2, eps, maxNorm, lr, step, and lrScale and weightDecay of each. */
   optimizerStep(

@@ -31,6 +31,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterGrouped(env, exports);
   RegisterElementwise(env, exports);
   RegisterFeatures(env, exports);
+  RegisterExperts(env, exports);
   return exports;
 }
 

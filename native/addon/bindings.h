@@ -15,6 +15,7 @@ void RegisterLoraParts(Napi::Env env, Napi::Object exports);    // lora_parts.cp
 void RegisterGrouped(Napi::Env env, Napi::Object exports);      // grouped.cpp
 void RegisterElementwise(Napi::Env env, Napi::Object exports);  // elementwise.cpp
 void RegisterFeatures(Napi::Env env, Napi::Object exports);     // features.cpp
+void RegisterExperts(Napi::Env env, Napi::Object exports);      // experts.cpp
 void RegisterAttention(Napi::Env env, Napi::Object exports);    // attention.cpp
 void RegisterModelOps(Napi::Env env, Napi::Object exports);     // model_ops.cpp
 void RegisterOptimizer(Napi::Env env, Napi::Object exports);    // optimizer.cpp

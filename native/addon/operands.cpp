@@ -63,6 +63,13 @@ TensorView Operands::Out(TensorHandle* handle, DType dtype, std::vector<int64_t>
   return handle->View();
 }
 
+StoragePtr Operands::OutPart(size_t bytes) {
+  StoragePtr part;
+  ThrowIfError(env_, backend_->Allocate(bytes, &part));
+  refs_.outputs.push_back(part);
+  return part;
+}
+
 TensorView Operands::InOut(const Napi::Value& value, const char* operand) {
   const TensorView view = In(value, operand);
   refs_.outputs.push_back(refs_.inputs.back());

@@ -26,6 +26,8 @@ class Operands {
 
   /// A fresh output.
   TensorView Out(TensorHandle* handle, DType dtype, std::vector<int64_t> shape);
+  /// Fresh memory that the op writes.
+  StoragePtr OutPart(size_t bytes);
   /// An existing output, to which the op adds.
   TensorView InOut(const Napi::Value& value, const char* operand);
 

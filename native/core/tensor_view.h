@@ -136,6 +136,16 @@ struct WeightView {
   bool quantised() const { return !dense.present; }
   int64_t rows() const { return dense.present ? dense.rows : quant.rows; }
   int64_t cols() const { return dense.present ? dense.cols : quant.cols; }
+  /// Rows [first, first + count); `first` is a multiple of QuantView::RowStep() where quantised.
+  WeightView Rows(int64_t first, int64_t count) const {
+    WeightView part;
+    if (quantised()) {
+      part.quant = quant.Rows(first, count);
+    } else {
+      part.dense = dense.Rows(first, count);
+    }
+    return part;
+  }
   std::string Describe() const;
 };
 

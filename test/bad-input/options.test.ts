@@ -47,6 +47,7 @@ const of =
 
 const indices = (count: number, limit: number): Indices =>
   Indices.from(new Int32Array(count), { limit, device });
+const route = () => lowrank.routeRows(indices(M, 2), { k: 1, experts: 2 });
 const rowOf = (near: Tensor, size: number): Tensor => Tensor.zeros([size], { device: near.device });
 
 const TABLE: readonly Row[] = [
@@ -102,6 +103,22 @@ const TABLE: readonly Row[] = [
     'weights',
     ({ x, w }, o) => of('linearCrossEntropy')(x, w, indices(M, N), o),
   ],
+  ['routeRows', 'experts', (_, o) => of('routeRows')(indices(M, 2), { k: 1, ...o })],
+  ['selectExperts', 'softmax', ({ x }, o) => of('selectExperts')(x, { k: 1, ...o })],
+  [
+    'selectExpertsBackward',
+    'softmax',
+    ({ x }, o) =>
+      of('selectExpertsBackward')(draw([M, 1]), x, { ...lowrank.selectExperts(x, { k: 1 }), ...o }),
+  ],
+  ['expertsMatmul', 'gather', ({ x, w }, o) => of('expertsMatmul')(x, w, route(), o)],
+  [
+    'expertsMatmulBackward',
+    'needs',
+    ({ w }, o) => of('expertsMatmulBackward')(draw([M, N / 2]), w, route(), o),
+  ],
+  ['combineRows', 'gates', ({ x }, o) => of('combineRows')(x, route(), o)],
+  ['combineRowsBackward', 'gates', ({ x }, o) => of('combineRowsBackward')(x, route(), o)],
   ['Indices.from', 'limit', (_, o) => callWith(Indices.from, [0], o)],
   ['loraShrink', 'scaling', ({ x, loraA }, o) => of('loraShrink')(x, loraA, o)],
   ['loraExpand', 'bias', ({ x, w, h, loraB }, o) => of('loraExpand')(x, w, h, loraB, o)],

@@ -73,7 +73,7 @@ class Card {
              LOWRANK_FOR_EACH_OP(LOWRANK_NAME)
 #undef LOWRANK_NAME
          }) {
-      if (planned_.count(op) != 0) continue;
+      if (planned_.count(op) != 0 || plan_table::HostOnly(op)) continue;
       std::fprintf(stderr, "%s: no plan of %s\n", name_, op);
       complete = false;
     }

@@ -1,6 +1,8 @@
 import { scope } from '../../core/scope.js';
 import type { Tensor } from '../../core/tensor.js';
 import type { BaseWeight } from '../../ops/base-weight.js';
+import type { ExpertRoute } from '../../ops/experts/expert-route.js';
+import type { SelectExpertsOptions } from '../../ops/experts/select-experts.js';
 import type { GateKind } from '../../ops/gated-activation.js';
 import type { AttentionOptions, AttentionShape } from '../../ops/model/attention.js';
 import { type EmbeddingOptions, embedding } from '../../ops/model/embedding.js';
@@ -9,6 +11,7 @@ import type { LinearCrossEntropyOptions } from '../../ops/model/linear-cross-ent
 import { checkStep, type Value } from '../gradient-tape.js';
 import { Tape } from '../tape.js';
 import { type AttentionValues, recordAttention } from './attention.js';
+import { type ExpertsStep, recordCombine, recordExperts, recordSelection } from './experts.js';
 import { recordGate } from './gated.js';
 import { type LossStep, recordLoss } from './loss.js';
 import { type RmsNormStep, recordRmsNorm } from './rms-norm.js';
@@ -34,6 +37,31 @@ export class ModelTape extends Tape {
   /** `f(gate) ⊙ up` of a gated feed-forward layer, {@link gatedActivation}, in the dtype of the gate. */
   gatedActivation(gate: Value, up: Value, kind: GateKind): Value {
     return recordGate(this, gate, up, kind);
+  }
+
+  /**
+   * The experts of each row and their gates, {@link selectExperts}, with the slots that {@link routeRows} makes of them.
+   * The choice has no gradient, the gates have.
+   * @param logits [..., E]
+   */
+  selectExperts(
+    logits: Value,
+    options: SelectExpertsOptions,
+  ): { route: ExpertRoute; gates: Value } {
+    return recordSelection(this, logits, options);
+  }
+
+  /**
+   * The products of all experts over a frozen base weight, {@link expertsMatmul}, with gradients for x and the factors.
+   * @param w [E · N, K]
+   */
+  expertsMatmul(x: Value, w: BaseWeight, route: ExpertRoute, options: ExpertsStep = {}): Value {
+    return recordExperts(this, x, w, route, options);
+  }
+
+  /** `Σⱼ gates · y` of each row's slots, {@link combineRows}, with gradients for y and the gates. */
+  combineRows(y: Value, gates: Value, route: ExpertRoute): Value {
+    return recordCombine(this, y, gates, route);
   }
 
   /** Rows of a frozen table, {@link embedding}: no gradient goes further. */

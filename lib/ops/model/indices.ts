@@ -44,14 +44,21 @@ export class Indices implements Disposable {
   readonly device: Device;
   #handle: NativeHandle | undefined;
 
-  private constructor(values: Int32Array, limit: number, holes: boolean, device: Device) {
-    refuseInStep('Indices.from', device, 'host');
-    this.#handle = native('Indices', (raw) => raw.indices(device, values, limit, holes));
-    this.length = values.length;
+  private constructor(
+    handle: NativeHandle,
+    { length, limit, holes, device }: Pick<Indices, 'length' | 'limit' | 'holes' | 'device'>,
+  ) {
+    this.#handle = handle;
+    this.length = length;
     this.limit = limit;
     this.holes = holes;
     this.device = device;
     track(this);
+  }
+
+  /** @internal Indices in [0, limit) that an op has written. */
+  static adopt(handle: NativeHandle, place: Pick<Indices, 'length' | 'limit' | 'device'>): Indices {
+    return new Indices(handle, { ...place, holes: false });
   }
 
   /**
@@ -70,7 +77,13 @@ export class Indices implements Disposable {
     if (holes !== undefined && typeof holes !== 'boolean') {
       throw wrongType(op, 'holes', 'a boolean', holes);
     }
-    return new Indices(int32(op, values), most, holes ?? false, resolveDevice(op, device));
+    const own = int32(op, values);
+    const place = { limit: most, holes: holes ?? false, device: resolveDevice(op, device) };
+    refuseInStep(op, place.device, 'host');
+    const handle = native('Indices', (raw) =>
+      raw.indices(place.device, own, place.limit, place.holes),
+    );
+    return new Indices(handle, { ...place, length: own.length });
   }
 
   /** Is this one of ours? False for a proxy or a forgery, which have no memory. */

@@ -189,6 +189,11 @@ Ranges& Ranges::In(const char* name, const IndexView& indices) {
   return *this;
 }
 
+Ranges& Ranges::Out(const char* name, const IndexOut& indices) {
+  AddBytes(name, indices.data, static_cast<size_t>(indices.count) * sizeof(int32_t), true);
+  return *this;
+}
+
 Status Ranges::CheckApart(const char* op) {
   std::sort(ranges_.begin(), ranges_.end(),
             [](const Range& a, const Range& b) { return a.begin < b.begin; });

@@ -52,6 +52,7 @@ class Ranges {
   Ranges& In(const char* name, const FeatureMapView& map);
   Ranges& In(const char* name, const IndexView& indices);
   Ranges& Out(const char* name, const TensorView& view) { return Add(name, view, true); }
+  Ranges& Out(const char* name, const IndexOut& indices);
   /// Its codes and scales. The tables are only read.
   Ranges& Out(const char* name, const QuantView& w) { return Add(name, w, true); }
 

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "native/core/ops/attention_ops.h"
+#include "native/core/ops/expert_ops.h"
 #include "native/core/ops/grouped_ops.h"
 #include "native/core/ops/loss_ops.h"
 #include "native/core/ops/norm_ops.h"
@@ -440,15 +441,22 @@ struct QuantizeScalesOp {
 
 /// The ops of a model around its linear layers, which have a table of their own
 /// (native/cpu/kernels/isa/model_body.h).
-#define LOWRANK_FOR_EACH_MODEL_OP(X)          \
-  X(Attention, attention)                     \
-  X(AttentionBackward, attention_backward)    \
-  X(Embedding, embedding)                     \
-  X(GlobalNorm, global_norm)                  \
-  X(LinearCrossEntropy, linear_cross_entropy) \
-  X(OptimizerStep, optimizer_step)            \
-  X(RmsNorm, rms_norm)                        \
-  X(RmsNormBackward, rms_norm_backward)
+#define LOWRANK_FOR_EACH_MODEL_OP(X)            \
+  X(Attention, attention)                       \
+  X(AttentionBackward, attention_backward)      \
+  X(CombineRows, combine_rows)                  \
+  X(CombineRowsBackward, combine_rows_backward) \
+  X(Embedding, embedding)                       \
+  X(ExpertsForward, experts_forward)            \
+  X(ExpertsBackward, experts_backward)          \
+  X(GlobalNorm, global_norm)                    \
+  X(LinearCrossEntropy, linear_cross_entropy)   \
+  X(OptimizerStep, optimizer_step)              \
+  X(RmsNorm, rms_norm)                          \
+  X(RmsNormBackward, rms_norm_backward)         \
+  X(RouteRows, route_rows)                      \
+  X(SelectExperts, select_experts)              \
+  X(SelectExpertsBackward, select_experts_backward)
 
 /// Every op.
 #define LOWRANK_FOR_EACH_OP(X) \

@@ -29,6 +29,15 @@ Status SumProduct(const SumProductOp& op, const RunContext& context);
 Status Attention(const AttentionOp& op, const RunContext& context);
 Status AttentionBackward(const AttentionBackwardOp& op, const RunContext& context);
 
+// reference_experts.cpp
+Status RouteRows(const RouteRowsOp& op, const RunContext& context);
+Status SelectExperts(const SelectExpertsOp& op, const RunContext& context);
+Status SelectExpertsBackward(const SelectExpertsBackwardOp& op, const RunContext& context);
+Status ExpertsForward(const ExpertsForwardOp& op, const RunContext& context);
+Status ExpertsBackward(const ExpertsBackwardOp& op, const RunContext& context);
+Status CombineRows(const CombineRowsOp& op, const RunContext& context);
+Status CombineRowsBackward(const CombineRowsBackwardOp& op, const RunContext& context);
+
 // reference_loss.cpp
 Status Embedding(const EmbeddingOp& op, const RunContext& context);
 Status LinearCrossEntropy(const LinearCrossEntropyOp& op, const RunContext& context);

@@ -12,6 +12,7 @@
 #include "native/cpu/kernels/model/attention_backward.h"
 #include "native/cpu/kernels/model/cross_entropy.h"
 #include "native/cpu/kernels/model/embedding.h"
+#include "native/cpu/kernels/model/experts.h"
 #include "native/cpu/kernels/model/norm.h"
 #include "native/cpu/kernels/model/optimizer.h"
 

@@ -178,12 +178,7 @@ LOWRANK_OP Outcome LinearCrossEntropy(const LinearCrossEntropyOp& op, const RunC
     for (int64_t v0 = 0; v0 < V; v0 += block) {
       const int64_t count = Min(block, V - v0);
       const bool first = v0 == 0;
-      WeightView w;
-      if (op.head.quantised()) {
-        w.quant = op.head.quant.Rows(v0, count);
-      } else {
-        w.dense = op.head.dense.Rows(v0, count);
-      }
+      const WeightView w = op.head.Rows(v0, count);
       MatmulOp forward;
       forward.x = x;
       forward.w = w;

@@ -24,7 +24,7 @@ struct Kernel {
   size_t shared_bytes;
 };
 /// Those for heads of up to `dim` columns.
-struct KernelRow {
+struct AttentionKernel {
   DType dtype;
   int64_t dim;
   Kernel forward;
@@ -41,7 +41,7 @@ constexpr DType kDType_bf16 = DType::kBF16;
 constexpr DType kDType_f16 = DType::kF16;
 
 /// In ascending order of dim.
-constexpr KernelRow kKernels[] = {
+constexpr AttentionKernel kAttentionKernels[] = {
 #define LOWRANK_ATTENTION_ROW(dtype, Heads, bytes, dim, forward, queries, keys)             \
   {kDType_##dtype, dim,                                                                     \
    KernelOf<gpu::LOWRANK_ATTENTION_TILE forward,                                            \
@@ -58,7 +58,7 @@ constexpr KernelRow kKernels[] = {
 };
 
 constexpr bool AllFit(size_t bytes) {
-  for (const KernelRow& row : kKernels) {
+  for (const AttentionKernel& row : kAttentionKernels) {
     for (const Kernel& kernel : {row.forward, row.queries, row.keys}) {
       if (kernel.shared_bytes > bytes) return false;
     }
@@ -67,11 +67,11 @@ constexpr bool AllFit(size_t bytes) {
 }
 static_assert(AllFit(99 * 1024), "what a block has on 8.6 and 8.9");
 
-const KernelRow& RowFor(DType dtype, int64_t head_dim) {
-  for (const KernelRow& row : kKernels) {
+const AttentionKernel& RowFor(DType dtype, int64_t head_dim) {
+  for (const AttentionKernel& row : kAttentionKernels) {
     if (row.dtype == dtype && row.dim >= head_dim) return row;
   }
-  return kKernels[0];  // Check() bounds head_dim
+  return kAttentionKernels[0];  // Check() bounds head_dim
 }
 
 int32_t PieceElems(DType dtype) { return 16 / static_cast<int32_t>(DTypeBytes(dtype)); }
@@ -322,7 +322,7 @@ Status MakePlan(const AttentionBackwardOp& op, const DeviceLimits&, Workspace* w
   step.SetParams(rows_params);
   plan->steps.push_back(std::move(step));
 
-  const KernelRow& kernels = RowFor(dtype, D);
+  const AttentionKernel& kernels = RowFor(dtype, D);
   LOWRANK_RETURN_IF_ERROR(LaunchTiles(op.kName, shape, kernels.keys, rows, params, plan));
   if (kernels.dim > gpu::kAttentionWidestTogether) plan->steps.back().grid.y = 2;
   return LaunchTiles(op.kName, shape, kernels.queries, rows * shape.group(), params, plan);
