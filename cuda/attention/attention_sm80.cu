@@ -17,6 +17,7 @@
 ///            change a bit. A tile that is all hidden adds zeros: a row has the same bits in any
 ///            tile, batch, and step of a cache. Documents begin inside of tiles, so their bits are
 ///            not those of sequences of their own
+/// Sinks      one more term of a row's sum, added at its end in double
 /// Needs      heads of 2 to 256 columns, filled up with zeros to 64, 128 or 256
 ///
 /// Budget of a tile of bf16, D = 128: 128 rows by 32 keys, four warps
@@ -32,7 +33,7 @@
 /// first, and 263,168 tiles: 1.35 ms (1.12 ms of them are the tensor cores' own). Each block reads
 /// and turns q, and stages and stores o, in 3,000 clocks: 0.03 ms.
 #include "cuda/attention/attention_tiles.cuh"
-#include "native/host_device/map_function.h"
+#include "native/host_device/attention_sink.h"
 
 namespace lowrank::gpu {
 namespace {
@@ -248,12 +249,18 @@ LOWRANK_DEVICE void AttentionBody(const AttentionParams& p) {
       sum += __shfl_xor_sync(kLanes, sum, 2);
       inverse[part] = 1.0f / sum;
       const int r = tile.r0 + w0 + mi * 16 + g + 8 * part;
-      if (p.lse == nullptr || t != 0 || r >= tile.end) continue;
+      const bool stores = p.lse != nullptr && t == 0;
+      if ((p.sinks == nullptr && !stores) || r >= tile.end) continue;
       const int64_t m = static_cast<int64_t>(tile.sequence) * p.rows + r / p.group;
       const int64_t head = static_cast<int64_t>(tile.head) * p.group + r % p.group;
-      p.lse[head * p.M + m] =
-          static_cast<float>(static_cast<double>(softmax.most[mi][part]) * 0.6931471805599453 +
-                             LogOf(static_cast<double>(sum)));
+      double lse = static_cast<double>(softmax.most[mi][part]) * 0.6931471805599453 +
+                   LogOf(static_cast<double>(sum));
+      if (p.sinks != nullptr) {
+        const double alone = lse;
+        lse = SumWithSink(alone, static_cast<double>(p.sinks[head]));
+        inverse[part] = static_cast<float>(ExpOf(alone - lse) / static_cast<double>(sum));
+      }
+      if (stores) p.lse[head * p.M + m] = static_cast<float>(lse);
     }
     const int64_t first = FirstElement(p.o, tile.sequence, tile.head * p.group);
     StoreStaged<kDim, kElems>(o[mi], inverse[0], inverse[1], s.walked + warp * 16 * kDim * 4,

@@ -2,7 +2,7 @@
 ///
 ///   multiply_add   y = alpha · a ⊙ b + beta · c, b and c [rows | 1, cols | 1]
 ///   map            y = f(a)
-///   swiglu, gelu, gelu_tanh   y = f(gate) ⊙ up, or the gradients of both
+///   swiglu, gelu, gelu_tanh, silu_clamped   y = f(gate) ⊙ up, or the gradients of both
 ///                  (native/host_device/gated_activation.h)
 ///   sum_rows       out[m] = Σₙ a ⊙ b         sum_cols   out[n] = Σₘ a ⊙ (b · row_scale[m])
 ///
@@ -248,6 +248,9 @@ LOWRANK_DEVICE void SumPlanesBody(const SumPlanesParams& p) {
   }                                                                                    \
   LOWRANK_KERNEL(gelu_tanh_run##kRun##_kernel, GateParams, kThreads, 2) {              \
     GateBody<GateFunction::kGeluTanh, kRun>(p);                                        \
+  }                                                                                    \
+  LOWRANK_KERNEL(silu_clamped_run##kRun##_kernel, GateParams, kThreads, 2) {           \
+    GateBody<GateFunction::kSiluClamped, kRun>(p);                                     \
   }                                                                                    \
   LOWRANK_KERNEL(sum_rows_run##kRun##_kernel, SumProductParams, kThreads, 2) {         \
     SumRowsBody<kRun>(p);                                                              \

@@ -128,6 +128,7 @@ export interface ModelBinding {
       vCache: NativeHandle | null,
       past: number,
       keep: boolean,
+      sinks: NativeHandle | null,
     ]
   ): [o: NativeHandle, lse: NativeHandle | null];
   attentionBackward(

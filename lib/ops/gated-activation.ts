@@ -4,11 +4,14 @@ import { fail, shown } from '../core/errors.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, readOptions } from '../core/validate.js';
 
-/** The function of a gate: silu, gelu by the error function, or gelu by its approximation with tanh. */
-export type GateKind = 'silu' | 'gelu' | 'gelu-tanh';
+/**
+ * The function of a gate: silu, gelu by the error function, gelu by its approximation with tanh, or the clamped silu of
+ * gpt-oss.
+ */
+export type GateKind = 'silu' | 'gelu' | 'gelu-tanh' | 'silu-clamped';
 
 /** Every kind. */
-export const GATE_KINDS: readonly GateKind[] = ['silu', 'gelu', 'gelu-tanh'];
+export const GATE_KINDS: readonly GateKind[] = ['silu', 'gelu', 'gelu-tanh', 'silu-clamped'];
 
 /** How {@link gatedActivation} works. */
 export interface GatedActivationOptions {
@@ -77,6 +80,9 @@ export function gatedBackward(
  * | `gelu` | `g · Φ(g)`, Φ the distribution of the standard normal, by the error function |
  * | `gelu-tanh` | `g / 2 · (1 + tanh(√(2 / π) · (g + 0.044715 g³)))` (Hendrycks and Gimpel, 2016, arXiv:1606.08415) |
  *
+ * `silu-clamped` also takes another up: `y = f(min(gate, 7)) ⊙ (clamp(up, -7, 7) + 1)` with `f(g) = g · σ(1.702 g)`
+ * (OpenAI, gpt-oss model card, 2025, arXiv:2508.10925).
+ *
  * Computed in double, rounded to f32 and then to the dtype: the bits are the same on every device except `reference`,
  * and within 0.501 units in the last place of f32, also where f is small.
  * @param gate any shape and dtype
@@ -94,7 +100,8 @@ export function gatedActivation(gate: Tensor, up: Tensor, options: GatedActivati
 }
 
 /**
- * Gradients of {@link gatedActivation}, both in one pass: `dUp = dy ⊙ f(gate)` and `dGate = dy ⊙ up ⊙ f'(gate)`.
+ * Gradients of {@link gatedActivation}, both in one pass: `dUp = dy ⊙ f(gate)` and `dGate = dy ⊙ up ⊙ f'(gate)`. Those of
+ * `silu-clamped` are 0 where gate or up is clamped.
  * @param dy shape of `gate`, any dtype
  * @returns both in the dtype of `gate`
  * @throws ERR_TYPE, ERR_SHAPE, ERR_DTYPE, ERR_VALUE, ERR_DEVICE, ERR_DISPOSED, ERR_OOM

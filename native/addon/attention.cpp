@@ -38,7 +38,7 @@ void ReadShared(const Napi::CallbackInfo& info, Operands* operands, Op* op) {
   shape.documents = operands->OptionalIndices(info[14], "documents");
 }
 
-// attention(..., kCache | null, vCache | null, past, keep) -> [o, lse | null]
+// attention(..., kCache | null, vCache | null, past, keep, sinks | null) -> [o, lse | null]
 Napi::Value Attention(const Napi::CallbackInfo& info) {
   constexpr const char* kOp = AttentionOp::kName;
   const Napi::Env env = info.Env();
@@ -49,6 +49,7 @@ Napi::Value Attention(const Napi::CallbackInfo& info) {
   if (IsPresent(info[kShared])) op.k_cache = operands.InOut(info[kShared], "cache.k");
   if (IsPresent(info[kShared + 1])) op.v_cache = operands.InOut(info[kShared + 1], "cache.v");
   op.past = IntegerArg(info[kShared + 2], kOp, "past", Code::kValue, kMostRows);
+  op.sinks = operands.OptionalRow(info[kShared + 4], "sinks");
   TensorHandle o;
   TensorHandle lse;
   const int64_t heads = op.shape.heads;

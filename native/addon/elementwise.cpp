@@ -70,8 +70,8 @@ GateFunction GateArg(const Napi::Value& value, const char* op) {
   for (const Row& row : kRows) {
     if (name == row.name) return row.function;
   }
-  ThrowIfError(value.Env(),
-               Refuse(Code::kValue, op, "kind", "silu, gelu or gelu-tanh", "\"" + name + "\""));
+  ThrowIfError(value.Env(), Refuse(Code::kValue, op, "kind",
+                                   "silu, gelu, gelu-tanh or silu-clamped", "\"" + name + "\""));
   return GateFunction::kSilu;
 }
 

@@ -10,6 +10,10 @@
 ///   gelu-tanh   f = g · σ(2 a), which is g / 2 · (1 + tanh a), a = √(2 / π) · (g + 0.044715 g³)
 ///               (Hendrycks and Gimpel, 2016, arXiv:1606.08415)
 ///               f' = σ · (1 + g · (1 - σ) · 2 a')
+///   silu-clamped  of g' = min(g, 7) and u' = u in [-7, 7]: y = f(g') · (u' + 1), f = g · σ(1.702
+///   g)
+///               (gpt-oss); f' = σ · (1 + 1.702 g · (1 - σ)), and ∂y/∂g = 0 above 7, ∂y/∂u = 0
+///               outside of [-7, 7]
 ///
 /// Error   Relatively, σ is within 2^-45 of its value, Φ and φ within 2^-38, also where they are
 ///         small. So an f32 result is at most 0.501 units in the last place off; where f' crosses
@@ -31,11 +35,27 @@ namespace lowrank {
 #define LOWRANK_FOR_EACH_GATE_FUNCTION(X) \
   X(kSilu, "silu")                        \
   X(kGelu, "gelu")                        \
-  X(kGeluTanh, "gelu-tanh")
+  X(kGeluTanh, "gelu-tanh")               \
+  X(kSiluClamped, "silu-clamped")
 
 #define LOWRANK_GATE_ENUMERATOR(id, name) id,
 enum class GateFunction : uint8_t { LOWRANK_FOR_EACH_GATE_FUNCTION(LOWRANK_GATE_ENUMERATOR) };
 #undef LOWRANK_GATE_ENUMERATOR
+
+constexpr double kClampedMost = 7.0;
+constexpr double kClampedSlope = 1.702;
+
+/// Of silu-clamped: min(g, 7), and u in [-7, 7].
+template <typename D>
+LOWRANK_MAP_INLINE D ClampedGate(D gate) {
+  using L = MapLanes<D>;
+  return L::Select(gate > kClampedMost, L::Splat(kClampedMost), gate);
+}
+template <typename D>
+LOWRANK_MAP_INLINE D ClampedUp(D up) {
+  using L = MapLanes<D>;
+  return L::Select(up < -kClampedMost, L::Splat(-kClampedMost), ClampedGate(up));
+}
 
 /// f(g) / g, and f'(g).
 template <typename D>
@@ -81,6 +101,10 @@ LOWRANK_MAP_INLINE GateParts<D> GatePartsOf(D gate) {
     const D sigma = SigmoidOf(gate * (1.5957691216057308 + square * 0.07135481627260025));
     const D twice = 1.5957691216057308 + square * 0.21406444881780076;
     return {sigma, sigma * (1.0 + gate * (1.0 - sigma) * twice)};
+  } else if constexpr (kFunction == GateFunction::kSiluClamped) {
+    const D scaled = gate * kClampedSlope;
+    const D sigma = SigmoidOf(scaled);
+    return {sigma, sigma * (1.0 + scaled * (1.0 - sigma))};
   } else {
     const D sigma = SigmoidOf(gate);
     return {sigma, sigma * (1.0 + gate * (1.0 - sigma))};
@@ -90,6 +114,10 @@ LOWRANK_MAP_INLINE GateParts<D> GatePartsOf(D gate) {
 /// y of gates and ups in double, one or a vector of them.
 template <GateFunction kFunction, typename D>
 LOWRANK_MAP_INLINE D GatedOf(D gate, D up) {
+  if constexpr (kFunction == GateFunction::kSiluClamped) {
+    const D capped = ClampedGate(gate);
+    return capped * GatePartsOf<kFunction>(capped).share * (ClampedUp(up) + 1.0);
+  }
   return gate * GatePartsOf<kFunction>(gate).share * up;
 }
 
@@ -101,6 +129,16 @@ struct GateGrads {
 
 template <GateFunction kFunction, typename D>
 LOWRANK_MAP_INLINE GateGrads<D> GateGradsOf(D dy, D gate, D up) {
+  if constexpr (kFunction == GateFunction::kSiluClamped) {
+    using L = MapLanes<D>;
+    const D capped = ClampedGate(gate);
+    const D held = ClampedUp(up);
+    const GateParts<D> parts = GatePartsOf<kFunction>(capped);
+    const D slope = L::Select(gate > kClampedMost, L::Splat(0.0), parts.slope);
+    const D share = L::Select(held < up, L::Splat(0.0), parts.share);
+    return {dy * ((held + 1.0) * slope),
+            dy * (capped * L::Select(held > up, L::Splat(0.0), share))};
+  }
   const GateParts<D> parts = GatePartsOf<kFunction>(gate);
   return {dy * (up * parts.slope), dy * (gate * parts.share)};
 }

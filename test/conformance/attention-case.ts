@@ -5,7 +5,7 @@ import {
   type Device,
   type DType,
   Indices,
-  type Tensor,
+  Tensor,
 } from '../../lib/index.js';
 import { normalMatrix } from '../oracle/inputs.js';
 import { type AttentionSpec, type Matrix, matrix, ropeTable, roundAll } from '../oracle.js';
@@ -24,6 +24,8 @@ export interface Form {
   readonly documents?: readonly number[];
   readonly fused?: boolean;
   readonly scale?: number;
+  /** Of each head. */
+  readonly sinks?: readonly number[];
 }
 
 /** The begin of the document of each of T rows. */
@@ -48,6 +50,8 @@ export interface Case {
   readonly dO: Matrix;
   readonly input: AttentionInput;
   readonly shape: AttentionShape;
+  /** What the forward pass alone takes. */
+  readonly sinks: { readonly sinks?: Tensor };
   readonly dOTensor: Tensor;
 }
 
@@ -100,6 +104,7 @@ export function caseOf(
     ...(softcap === undefined ? {} : { softcap }),
     ...(rope === undefined ? {} : { rope }),
     ...(all === undefined ? {} : { documents: all }),
+    ...(form.sinks === undefined ? {} : { sinks: form.sinks.map(Math.fround) }),
   };
   const on = (m: Matrix): Tensor =>
     tensorOf(m, { dtype, device, shape: sequences === 1 ? [T, m.cols] : [sequences, T, m.cols] });
@@ -111,6 +116,8 @@ export function caseOf(
     dO,
     input: fused ? { qkv: on(beside([q, k, v])) } : { q: on(q), k: on(k), v: on(v) },
     dOTensor: on(dO),
+    sinks:
+      form.sinks === undefined ? {} : { sinks: Tensor.from([...form.sinks], [heads], { device }) },
     shape: {
       heads,
       ...(kvHeads === heads ? {} : { kvHeads }),

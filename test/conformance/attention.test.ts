@@ -37,6 +37,16 @@ const FORMS: readonly Form[] = [
   { name: 'soft cap', heads: 2, kvHeads: 2, headDim: 24, rot: 24, softcap: 1.5, scale: 0.4 },
   { name: 'documents', heads: 2, kvHeads: 1, headDim: 16, rot: 16, documents: [5, 1, 40, 19] },
   EVERYTHING,
+  {
+    name: 'sinks',
+    heads: 4,
+    kvHeads: 2,
+    headDim: 12,
+    rot: 12,
+    window: 30,
+    // Far above and below every score, and between them.
+    sinks: [0.3, 40, -Infinity, -2],
+  },
   { name: 'two columns', heads: 5, kvHeads: 5, headDim: 2, rot: 2 },
 ];
 /** Heads that a tile holds as they are, and that it fills up with zeros. */
@@ -99,7 +109,7 @@ async function check(form: Form, T: number, dtype: DType, device: Device, fill?:
   await scope(async () => {
     const c = caseOf(form, T, dtype, device, fill);
     const M = c.q.rows;
-    const { o, lse } = attention(c.input, c.shape);
+    const { o, lse } = attention(c.input, { ...c.shape, ...c.sinks });
     expect([o.dtype, o.shape.at(-1), lse?.shape]).toEqual([dtype, c.q.cols, [form.heads, M]]);
     const expected = attention64(c.spec, c.q, c.k, c.v);
     const reach = Math.max(...expected.reach.data);
@@ -190,10 +200,10 @@ describe.each(DEVICES)('%s', (device) => {
 
   it.each(['f32', 'bf16'] as const)('steps with a cache are the whole pass, %s', async (dtype) => {
     await scope(async () => {
-      const form = { ...(FORMS[1] as Form), window: 70 };
+      const form = { ...(FORMS[1] as Form), window: 70, sinks: [1, -1, 0, 2, 0.5, -3] };
       const T = 150;
       const c = caseOf(form, T, dtype, device);
-      const whole = await attention(c.input, c.shape).o.read();
+      const whole = await attention(c.input, { ...c.shape, ...c.sinks }).o.read();
       const { kvHeads, headDim, sequences = 1, heads } = form;
       // Rows that no step has written yet must not be read.
       const cached = (): Tensor => {
@@ -215,7 +225,12 @@ describe.each(DEVICES)('%s', (device) => {
       for (const rows of steps) {
         const to = past + rows;
         const input = { q: part(c.q, past, to), k: part(c.k, past, to), v: part(c.v, past, to) };
-        const { o } = attention(input, { ...c.shape, keep: false, cache: { ...cache, past } });
+        const { o } = attention(input, {
+          ...c.shape,
+          ...c.sinks,
+          keep: false,
+          cache: { ...cache, past },
+        });
         const got = await o.read();
         const width = heads * headDim;
         for (let b = 0; b < sequences; b++) {

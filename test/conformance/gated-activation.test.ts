@@ -5,7 +5,6 @@ import {
   checkGradients,
   type Device,
   type DType,
-  type GateKind,
   gatedActivation,
   gatedActivationBackward,
   ModelTape,
@@ -15,13 +14,14 @@ import {
   swigluBackward,
   type Tensor,
 } from '../../lib/index.js';
-import { GATES_64 } from '../oracle/gates.js';
+import { clampedSilu64, GATES_64 } from '../oracle/gates.js';
 import { source } from '../oracle/inputs.js';
 import { exact, matrix, roundTo, ulp } from '../oracle.js';
 import { DEVICES, DTYPES, tensorOf } from './operands.js';
 import { within } from './swiglu-bounds.js';
 
-const KINDS: readonly GateKind[] = ['silu', 'gelu', 'gelu-tanh'];
+/** The kinds whose y is linear in up. */
+const KINDS = ['silu', 'gelu', 'gelu-tanh'] as const;
 const GROUPS = DEVICES.flatMap((device) => KINDS.map((kind) => ({ device, kind })));
 
 /** Where the functions turn, where they vanish, the joints of the formulas, denormals, and values of every size. */
@@ -125,26 +125,86 @@ describe.each(GROUPS)('$kind on $device', ({ device, kind }) => {
   });
 });
 
-it.each(KINDS)('the step of %s on the tape has the gradients of differences', (kind) => {
-  scope(() => {
-    const make = (seed: number): Tensor => {
-      const data = values('f32', 60, seed).slice(36).map(Math.tanh);
-      return tensorOf(matrix(3, 8, Float64Array.from(data)), { device: 'reference' });
-    };
-    const run = ({ gate, up }: Record<string, Tensor>) => {
-      const t = new ModelTape();
-      const inputs = [t.variable(gate as Tensor), t.variable(up as Tensor)] as const;
-      return { t, inputs, y: t.gatedActivation(...inputs, kind) };
-    };
-    const reports = checkGradients({
-      inputs: { gate: make(1), up: make(2) },
-      forward: (inputs) => run(inputs).y.tensor,
-      backward: (dy, given) => {
-        const { t, inputs, y } = run(given);
-        const [gate, up] = t.gradients('step', y, dy, [...inputs]) as [Tensor, Tensor];
-        return { gate, up };
-      },
+describe.each(DEVICES)('silu-clamped on %s', (device) => {
+  const kind = 'silu-clamped';
+
+  it.each(DTYPES)('%s: values and gradients', async (dtype) => {
+    await scope(async () => {
+      const count = 5003;
+      // Both sides of every clamp, and what is on it.
+      const near = [7, 7.5, 6.5, -7, -7.5, -6.5, 0, 200, -200].map((v) => roundTo(dtype, v));
+      const draw = (seed: number): number[] =>
+        values(dtype, count, seed).map((v, i) => near[(i * seed) % 23] ?? v);
+      const [g, u, d] = [draw(1), draw(2), draw(3)] as [number[], number[], number[]];
+      const [gate, up, dy] = [g, u, d].map((list) => on(list, device, dtype)) as [
+        Tensor,
+        Tensor,
+        Tensor,
+      ];
+      const y = await gatedActivation(gate, up, { kind }).read();
+      const back = gatedActivationBackward(dy, gate, up, { kind });
+      const [dGate, dUp] = [await back.dGate.read(), await back.dUp.read()];
+      for (let i = 0; i < count; i++) {
+        const [gi, ui, di] = [g[i], u[i], d[i]] as [number, number, number];
+        const at = clampedSilu64(gi, ui);
+        const name = `(${gi}, ${ui})`;
+        within(`y${name}`, dtype, y[i] as number, at.y, 8 * Math.abs(at.y));
+        within(`dUp${name}`, dtype, dUp[i] as number, at.byUp * di, Math.abs(at.byUp * di));
+        const terms = 8 * (1 + Math.abs(gi)) * Math.abs(di) * (Math.abs(ui) + 1);
+        within(`dGate${name}`, dtype, dGate[i] as number, at.byGate * di, terms);
+      }
     });
-    expect(reports.map(({ passed }) => passed)).toEqual([true, true]);
+  });
+
+  it('has the bits of the CPU on every device but reference', async () => {
+    if (device === 'reference') return;
+    await scope(async () => {
+      const lists = [1, 2, 3].map((seed) => values('f32', 40_001, seed));
+      const run = async (where: Device) => {
+        const [gate, up, dy] = lists.map((list) => on(list, where)) as [Tensor, Tensor, Tensor];
+        const { dGate, dUp } = gatedActivationBackward(dy, gate, up, { kind });
+        const y = gatedActivation(gate, up, { kind });
+        return Promise.all([y, dGate, dUp].map((tensor) => tensor.read()));
+      };
+      const want = await run('cpu');
+      for (const [i, got] of (await run(device)).entries())
+        exact(`${i}`, got, want[i] as Float32Array);
+    });
+  });
+
+  it('keeps NaN', async () => {
+    await scope(async () => {
+      const odd = on([Number.NaN, 1, 1], device);
+      const other = on([1, Number.NaN, 1], device);
+      const y = await gatedActivation(odd, other, { kind }).read();
+      expect([...y].map(Number.isNaN)).toEqual([true, true, false]);
+    });
   });
 });
+
+it.each([...KINDS, 'silu-clamped'] as const)(
+  'the step of %s on the tape has the gradients of differences',
+  (kind) => {
+    scope(() => {
+      const make = (seed: number): Tensor => {
+        const data = values('f32', 60, seed).slice(36).map(Math.tanh);
+        return tensorOf(matrix(3, 8, Float64Array.from(data)), { device: 'reference' });
+      };
+      const run = ({ gate, up }: Record<string, Tensor>) => {
+        const t = new ModelTape();
+        const inputs = [t.variable(gate as Tensor), t.variable(up as Tensor)] as const;
+        return { t, inputs, y: t.gatedActivation(...inputs, kind) };
+      };
+      const reports = checkGradients({
+        inputs: { gate: make(1), up: make(2) },
+        forward: (inputs) => run(inputs).y.tensor,
+        backward: (dy, given) => {
+          const { t, inputs, y } = run(given);
+          const [gate, up] = t.gradients('step', y, dy, [...inputs]) as [Tensor, Tensor];
+          return { gate, up };
+        },
+      });
+      expect(reports.map(({ passed }) => passed)).toEqual([true, true]);
+    });
+  },
+);

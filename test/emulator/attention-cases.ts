@@ -17,6 +17,7 @@ interface Pass extends Form {
 const PASSES: readonly Pass[] = (['bf16', 'f16', 'f32'] as const).flatMap((dtype) => [
   { name: 'rope', heads: 3, kvHeads: 1, headDim: 64, rot: 64, T: 70, dtype },
   { name: 'window', heads: 2, kvHeads: 2, headDim: 20, rot: 12, window: 9, T: 150, dtype },
+  { name: 'sinks', heads: 4, kvHeads: 2, headDim: 24, T: 45, dtype, sinks: [1, -2, 30, 0.5] },
   { name: 'rope', heads: 2, kvHeads: 1, headDim: 128, rot: 128, sequences: 2, T: 67, dtype },
   { name: 'cap', heads: 1, kvHeads: 1, headDim: 256, softcap: 2, rot: 32, T: 67, dtype },
 ]);
@@ -95,7 +96,7 @@ function passes(): KernelCase[] {
       );
       const input = Object.fromEntries(fields) as typeof c.input;
       const shape = c.shape.rope ? { ...c.shape, rope: await at(c.shape.rope) } : c.shape;
-      const { o, lse } = attention(input, shape);
+      const { o, lse } = attention(input, { ...shape, ...c.sinks });
       const dO = await at(from === undefined ? c.dOTensor : c.dOTensor.to({ dtype: from }));
       const made = attentionBackward(dO, input, { ...shape, o, lse: lse as Tensor });
       return hashOf([o, lse, ...Object.values(made)]);
@@ -109,7 +110,8 @@ function steps(): KernelCase[] {
     [64, 18].map((headDim) => ({
       name: `attention cache ${dtype} [${headDim}]`,
       async run(device) {
-        const c = caseOf({ name: '', heads: 2, kvHeads: 1, headDim, rot: 16 }, 78, dtype, device);
+        const form = { name: '', heads: 2, kvHeads: 1, headDim, rot: 16, sinks: [0.5, -1] };
+        const c = caseOf(form, 78, dtype, device);
         const cached = () => Tensor.zeros([80, headDim], { dtype, device });
         const cache = { k: cached(), v: cached() };
         const results: Tensor[] = [];
@@ -122,7 +124,9 @@ function steps(): KernelCase[] {
             k: part(past + 1, headDim),
             v: part(past + 2, headDim),
           };
-          results.push(attention(input, { ...c.shape, keep: false, cache: { ...cache, past } }).o);
+          results.push(
+            attention(input, { ...c.shape, ...c.sinks, keep: false, cache: { ...cache, past } }).o,
+          );
           past += rows;
         }
         return hashOf([...results, cache.k, cache.v]);

@@ -140,7 +140,7 @@ function elementwise(device: Device) {
     multiplyAdd({ a, b: row, c: a });
     mapTensor(random(device, 3, [64, 64], dtype), 'tanh');
     const [gate, up, dy] = [5, 6, 7].map((seed) => random(device, seed, [64, 64], dtype));
-    for (const kind of ['silu', 'gelu', 'gelu-tanh'] as const) {
+    for (const kind of ['silu', 'gelu', 'gelu-tanh', 'silu-clamped'] as const) {
       gatedActivationBackward(dy as Tensor, gate as Tensor, up as Tensor, { kind });
       gatedActivation(gate as Tensor, up as Tensor, { kind });
     }

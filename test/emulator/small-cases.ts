@@ -107,7 +107,7 @@ export function elementwise(): KernelCase[] {
           ]);
         },
       });
-      for (const kind of ['gelu', 'gelu-tanh'] as const) {
+      for (const kind of ['gelu', 'gelu-tanh', 'silu-clamped'] as const) {
         cases.push({
           name: `elementwise ${placed ? 'unaligned ' : ''}${kind} ${dtype}`,
           async run(device) {

@@ -14,6 +14,8 @@ export interface AttentionSpec {
   readonly rope?: Matrix;
   /** Of each row, the row of its sequence at which its document begins. */
   readonly documents?: readonly number[];
+  /** Of each head: one more score, without a value. */
+  readonly sinks?: readonly number[];
   /** What turned queries and keys are rounded to. */
   readonly dtype?: OracleDType;
 }
@@ -95,7 +97,9 @@ function headPass(
       return softcap === undefined ? score : softcap * Math.tanh(score / softcap);
     }),
   );
-  const lse = scores.map((row) => {
+  const sink = spec.sinks?.[head];
+  const lse = scores.map((seen) => {
+    const row = sink === undefined ? seen : [...seen, sink];
     const most = Math.max(...row);
     return most + Math.log(row.reduce((sum, score) => sum + Math.exp(score - most), 0));
   });

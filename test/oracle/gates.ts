@@ -14,7 +14,9 @@ function normal(x: number): number {
 }
 
 /** f(g) and f'(g). */
-export const GATES_64: Readonly<Record<GateKind, (g: number) => readonly [number, number]>> = {
+export const GATES_64: Readonly<
+  Record<Exclude<GateKind, 'silu-clamped'>, (g: number) => readonly [number, number]>
+> = {
   silu: (g) => [g * sigmoid(g), sigmoid(g) * (1 + g * (1 - sigmoid(g)))],
   gelu: (g) => [g * normal(g), normal(g) + (g * Math.exp((-g * g) / 2)) / Math.sqrt(2 * Math.PI)],
   'gelu-tanh': (g) => {
@@ -23,3 +25,18 @@ export const GATES_64: Readonly<Record<GateKind, (g: number) => readonly [number
     return [g * s, s + g * s * (1 - s) * 2 * root * (1 + 3 * 0.044715 * g * g)];
   },
 };
+
+/** The clamped silu of gate and up, with its derivatives by both: 0 where they are clamped. */
+export function clampedSilu64(
+  gate: number,
+  up: number,
+): { readonly y: number; readonly byGate: number; readonly byUp: number } {
+  const g = Math.min(gate, 7);
+  const u = Math.max(-7, Math.min(up, 7));
+  const s = sigmoid(1.702 * g);
+  return {
+    y: g * s * (u + 1),
+    byGate: gate > 7 ? 0 : (u + 1) * (s + 1.702 * g * s * (1 - s)),
+    byUp: Math.abs(up) > 7 ? 0 : g * s,
+  };
+}

@@ -17,7 +17,7 @@ export type AttentionValues =
 export function recordAttention(
   t: GradientTape,
   values: AttentionValues,
-  { cache, ...options }: AttentionShape & Pick<AttentionOptions, 'cache'>,
+  { cache, sinks, ...options }: AttentionShape & Pick<AttentionOptions, 'cache' | 'sinks'>,
 ): Value {
   checkStep('attention', t, { ...values });
   const { inputs, input } =
@@ -28,7 +28,12 @@ export function recordAttention(
           input: { q: values.q.tensor, k: values.k.tensor, v: values.v.tensor },
         };
   const keep = t.recording && inputs.some((value) => value.differentiable);
-  const { o, lse } = attention(input, { ...options, ...(cache && { cache }), keep });
+  const { o, lse } = attention(input, {
+    ...options,
+    ...(cache && { cache }),
+    ...(sinks && { sinks }),
+    keep,
+  });
   const keeps = [...inputs.map(({ tensor }) => tensor), o, ...(lse === undefined ? [] : [lse])];
   return t.record(o, inputs, keeps, (dy, pass) => {
     if (lse === undefined) return;

@@ -137,7 +137,7 @@ export class ModelTape extends Tape {
    */
   attention(
     values: AttentionValues,
-    options: AttentionShape & Pick<AttentionOptions, 'cache'>,
+    options: AttentionShape & Pick<AttentionOptions, 'cache' | 'sinks'>,
   ): Value {
     return recordAttention(this, values, options);
   }

@@ -1,6 +1,6 @@
 import { native } from '../../core/binding.js';
 import type { AttentionArguments } from '../../core/binding-model.js';
-import { checkShape, checkTensor, lastDim } from '../../core/check-tensor.js';
+import { checkShape, checkTensor, checkVector, lastDim } from '../../core/check-tensor.js';
 import { fail, wrongType } from '../../core/errors.js';
 import { Tensor } from '../../core/tensor.js';
 import {
@@ -75,6 +75,11 @@ export interface AttentionCache {
 export interface AttentionOptions extends AttentionShape {
   /** The rows follow those in a cache, see them, and are appended. Not with `documents`. */
   cache?: AttentionCache;
+  /**
+   * [heads] f32: one more score of each row of a head, which has no value. The softmax of a row then sums to less than 1
+   * (Xiao et al., 2023, arXiv:2309.17453). They are frozen: no gradient is computed.
+   */
+  sinks?: Tensor;
   /** Keep the logarithms of the sums for the backward pass; default true. */
   keep?: boolean;
 }
@@ -286,7 +291,8 @@ function checkCache(op: string, cache: Partial<AttentionCache>, call: Call): voi
  *
  * `s[t, i] = scale · q[t] · k[i]`, capped, `lse[t] = log Σᵢ e^s[t, i]`, `o[t] = Σᵢ e^(s[t, i] - lse[t]) · v[i]`
  *
- * over the rows i that t sees: itself and those before it, within the window and its document. Sums and
+ * over the rows i that t sees: itself and those before it, within the window and its document. With sinks
+ * `lse[t] = log (Σᵢ e^s[t, i] + e^sink)`. Sums and
  * softmax are in f32; bf16 weights of values are rounded to bf16 where the processor multiplies pairs of
  * them. A CUDA device rounds weights to bf16 or f16 where q has that dtype. A sequence gives the same bits
  * alone and in a batch, and in steps with a cache of any size.
@@ -300,7 +306,12 @@ function checkCache(op: string, cache: Partial<AttentionCache>, call: Call): voi
  */
 export function attention(input: AttentionInput, options: AttentionOptions): AttentionResult {
   const op = 'attention';
-  const given = readOptions(op, options, { ...SHAPE_FIELDS, cache: true, keep: true });
+  const given = readOptions(op, options, {
+    ...SHAPE_FIELDS,
+    cache: true,
+    keep: true,
+    sinks: true,
+  });
   const { cache, keep = true } = given;
   if (typeof keep !== 'boolean') throw wrongType(op, 'keep', 'a boolean', keep);
   const kept = cache === undefined ? undefined : readCache(op, cache);
@@ -311,11 +322,19 @@ export function attention(input: AttentionInput, options: AttentionOptions): Att
       fail('ERR_VALUE', op, 'documents', 'absent with a cache', 'present');
     }
   }
+  const { sinks } = given;
+  if (sinks !== undefined) {
+    checkTensor(op, 'sinks', sinks);
+    checkVector(op, 'sinks', sinks, call.heads);
+    checkSameDevice(op, 'sinks', sinks, call.q);
+    if (sinks.dtype !== 'f32') fail('ERR_DTYPE', op, 'sinks', 'f32', sinks.dtype);
+  }
+  const sinksHandle = sinks === undefined ? null : Tensor.handleOf(sinks, op, 'sinks');
   const caches = [kept?.k, kept?.v].map((tensor, i) =>
     tensor === undefined ? null : Tensor.handleOf(tensor, op, i === 0 ? 'cache.k' : 'cache.v'),
   ) as [AttentionArguments[13], AttentionArguments[13]];
   const [o, lse] = native(op, (raw) =>
-    raw.attention(...call.args, ...caches, kept?.past ?? 0, keep),
+    raw.attention(...call.args, ...caches, kept?.past ?? 0, keep, sinksHandle),
   );
   const { q, heads, headDim, rows } = call;
   const { dtype, device } = q;

@@ -137,6 +137,8 @@ Status AttentionOp::Check() const {
   } else if (past != 0) {
     return Refuse(Code::kValue, kName, "past", "0 without a cache", std::to_string(past));
   }
+  LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "sinks", sinks, 1, shape.heads));
+  if (sinks.present) LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "sinks", sinks, DType::kF32));
   LOWRANK_RETURN_IF_ERROR(CheckMatrix(kName, "o", o, M, shape.heads * shape.head_dim));
   LOWRANK_RETURN_IF_ERROR(CheckDType(kName, "o", o, dtype));
   LOWRANK_RETURN_IF_ERROR(CheckOptional(kName, "lse", lse, shape.heads, M));
@@ -150,10 +152,12 @@ Status AttentionOp::Check() const {
       .In("k", k.matrix)
       .In("v", v.matrix)
       .In("rope", shape.rope)
+      .In("sinks", sinks)
       .CheckApart(kName);
 }
 std::string AttentionOp::Describe() const {
   std::string text = std::string(kName) + " q " + q.matrix.Describe() + DescribeShape(shape);
+  if (sinks.present) text += " sinks";
   if (k_cache.present) {
     text += " cache " + k_cache.Describe() + " past " + std::to_string(past);
   }

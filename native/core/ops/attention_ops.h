@@ -38,6 +38,7 @@ struct AttentionShape {
 ///   s[t, i] = cap(scale · q'[t] · k'[i])      lse[t] = log Σᵢ e^s[t, i]
 ///   o[t] = Σᵢ e^(s[t, i] - lse[t]) · v[i]     over the rows i that t sees
 ///
+/// With sinks lse[t] = log (Σᵢ e^s[t, i] + e^sink), so that the backward pass needs none.
 /// The position of a row is its distance from the begin of its document, or of its sequence. With a
 /// cache it is past + t: k' and v are appended to the `past` rows that each sequence has there, and
 /// all of them are seen.
@@ -50,6 +51,7 @@ struct AttentionOp {
   TensorView k_cache;  // [B · capacity, kv_heads · head_dim]  dtype of q, in and out, optional
   TensorView v_cache;  // the same; present where k_cache is
   int64_t past = 0;    // rows of each sequence in the cache
+  TensorView sinks;    // [1, heads]  f32, optional: e^sink of the head is one more term of a sum
   TensorView o;        // [M, heads · head_dim]  out, dtype of q
   TensorView lse;      // [heads, M]  f32, out, optional
 

@@ -124,6 +124,11 @@ void ForwardHead(const AttentionOp& op, const Rows& of, int64_t b, int64_t head)
       if (!(score <= most)) most = score;
     }
     double sum = 0;
+    if (op.sinks.present) {
+      const double sink = LoadElement(op.sinks.data, DType::kF32, head);
+      if (!(sink <= most)) most = sink;
+      sum = std::exp(sink - most);
+    }
     std::fill(o.begin(), o.end(), 0.0);
     for (int64_t i = first; i <= last; ++i) {
       const double p = std::exp(scores[static_cast<size_t>(i)] - most);

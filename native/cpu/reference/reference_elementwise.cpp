@@ -87,6 +87,10 @@ GateTerms GateAt(GateFunction function, double g) {
       const double sigma = 1 / (1 + std::exp(-2 * root * (g + 0.044715 * g * g * g)));
       return {sigma, sigma * (1 + g * (1 - sigma) * 2 * root * (1 + 3 * 0.044715 * g * g))};
     }
+    case GateFunction::kSiluClamped: {
+      const double sigma = 1 / (1 + std::exp(-1.702 * g));
+      return {sigma, sigma * (1 + 1.702 * g * (1 - sigma))};
+    }
     default: {
       const double sigma = 1 / (1 + std::exp(-g));
       return {sigma, sigma * (1 + g * (1 - sigma))};
@@ -94,13 +98,30 @@ GateTerms GateAt(GateFunction function, double g) {
   }
 }
 
+/// What the functions take of an element: gate and up as they are, or clamped, and 1 where they
+/// have a slope.
+struct GateInputs {
+  double gate;
+  double up;
+  double gate_slope = 1;
+  double up_slope = 1;
+};
+
+GateInputs InputsAt(GateFunction function, const TensorView& gate, const TensorView& up,
+                    int64_t i) {
+  const double g = LoadElement(gate.data, gate.dtype, i);
+  const double u = LoadElement(up.data, up.dtype, i);
+  if (function != GateFunction::kSiluClamped) return {g, u};
+  const double held = u > 7 ? 7 : (u < -7 ? -7 : u);
+  return {g > 7 ? 7 : g, held + 1, g > 7 ? 0.0 : 1.0, u > 7 || u < -7 ? 0.0 : 1.0};
+}
+
 }  // namespace
 
 Status GatedActivation(const GatedActivationOp& op, const RunContext& context) {
   ForEach(context, op.y.elems(), [&](int64_t i) {
-    const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
-    const double up = LoadElement(op.up.data, op.up.dtype, i);
-    Store(op.y, i, gate * GateAt(op.function, gate).share * up, false);
+    const GateInputs in = InputsAt(op.function, op.gate, op.up, i);
+    Store(op.y, i, in.gate * GateAt(op.function, in.gate).share * in.up, false);
   });
   return Status();
 }
@@ -108,11 +129,10 @@ Status GatedActivation(const GatedActivationOp& op, const RunContext& context) {
 Status GatedActivationBackward(const GatedActivationBackwardOp& op, const RunContext& context) {
   ForEach(context, op.dy.elems(), [&](int64_t i) {
     const double dy = LoadElement(op.dy.data, op.dy.dtype, i);
-    const double gate = LoadElement(op.gate.data, op.gate.dtype, i);
-    const double up = LoadElement(op.up.data, op.up.dtype, i);
-    const GateTerms at = GateAt(op.function, gate);
-    Store(op.d_gate, i, dy * up * at.slope, false);
-    Store(op.d_up, i, dy * gate * at.share, false);
+    const GateInputs in = InputsAt(op.function, op.gate, op.up, i);
+    const GateTerms at = GateAt(op.function, in.gate);
+    Store(op.d_gate, i, dy * in.up * at.slope * in.gate_slope, false);
+    Store(op.d_up, i, dy * in.gate * at.share * in.up_slope, false);
   });
   return Status();
 }

@@ -40,6 +40,7 @@ struct AttentionParams {
   AttentionRope rope;
   const int32_t* documents = nullptr;         // [B · T], or null
   float* lse = nullptr;                       // [heads, B · T], out of the forward pass, or null
+  const float* sinks = nullptr;               // [heads], or null
   const struct AttentionRow* walk = nullptr;  // [B, kv_heads, T · group], backward
   int64_t M = 0;                              // B · T
   int32_t rows = 0;                           // T

@@ -1,4 +1,5 @@
 /** The layers of a decoder but attention, each with its gradient written by hand. */
+import type { GateKind } from '../../../lib/index.js';
 import { add, type Matrix, matrix, product, type Step, scale, transpose } from './matrix.js';
 
 /** A low-rank adapter of one layer. */
@@ -89,8 +90,12 @@ export function rmsNorm(
   return { y, back };
 }
 
-/** The function of a gate and its derivative. */
-const GATES: Record<'silu' | 'gelu' | 'gelu-tanh', (x: number) => readonly [number, number]> = {
+/** The function of a gate and its derivative; that of silu-clamped is of a gate that is clamped already. */
+const GATES: Record<GateKind, (x: number) => readonly [number, number]> = {
+  'silu-clamped': (x) => {
+    const sigmoid = 1 / (1 + Math.exp(-1.702 * x));
+    return [x * sigmoid, sigmoid * (1 + 1.702 * x * (1 - sigmoid))];
+  },
   silu: (x) => {
     const sigmoid = 1 / (1 + Math.exp(-x));
     return [x * sigmoid, sigmoid * (1 + x * (1 - sigmoid))];
@@ -123,12 +128,40 @@ function erf(x: number): number {
   return Math.sign(x) * (1 - Math.exp(-z * z) / (Math.sqrt(Math.PI) * (z + tail)));
 }
 
+/** Of gpt-oss: min(gate, 7), clamp(up, -7, 7) + 1, and where they have a slope. */
+function clamped(a: Matrix, b: Matrix): Step<readonly [Matrix, Matrix]> {
+  const held = matrix(
+    a.rows,
+    a.cols,
+    a.values.map((v) => Math.min(v, 7)),
+  );
+  const up = matrix(
+    b.rows,
+    b.cols,
+    b.values.map((v) => Math.max(-7, Math.min(v, 7)) + 1),
+  );
+  const step = gatedBy(held, up, 'silu-clamped');
+  return {
+    y: step.y,
+    back: (dy) => {
+      const [da, db] = step.back(dy);
+      const where = (d: Matrix, of: Matrix, inside: (v: number) => boolean) =>
+        matrix(
+          d.rows,
+          d.cols,
+          d.values.map((v, i) => (inside(of.values[i] as number) ? v : 0)),
+        );
+      return [where(da, a, (v) => v <= 7), where(db, b, (v) => Math.abs(v) <= 7)];
+    },
+  };
+}
+
 /** gate(a) ⊙ b */
-export function gated(
-  a: Matrix,
-  b: Matrix,
-  kind: keyof typeof GATES,
-): Step<readonly [Matrix, Matrix]> {
+export function gated(a: Matrix, b: Matrix, kind: GateKind): Step<readonly [Matrix, Matrix]> {
+  return kind === 'silu-clamped' ? clamped(a, b) : gatedBy(a, b, kind);
+}
+
+function gatedBy(a: Matrix, b: Matrix, kind: GateKind): Step<readonly [Matrix, Matrix]> {
   const values = Array.from(a.values, GATES[kind]);
   const y = b.values.map((value, i) => (values[i] as readonly [number, number])[0] * value);
   return {

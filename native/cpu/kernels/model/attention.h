@@ -12,6 +12,7 @@
 #pragma once
 
 #include "native/cpu/kernels/model/attention_tiles.h"
+#include "native/host_device/attention_sink.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
 
@@ -247,17 +248,26 @@ struct AttentionForward {
   void WriteRows(const Sequence& sequence, int64_t g, int64_t r0, int64_t count,
                  const Memory& memory, const float* most, const float* sums) const {
     alignas(64) float inverse[kQueries];
+    double lse[kQueries];
     for (int64_t i = 0; i < kQueries; ++i) inverse[i] = i < count ? 1.0f / sums[i] : 0.0f;
+    for (int64_t i = 0; i < count && (op.lse.present || op.sinks.present); ++i) {
+      lse[i] =
+          static_cast<double>(most[i]) * 0.6931471805599453 + LogOf(static_cast<double>(sums[i]));
+      if (!op.sinks.present) continue;
+      const float sink = static_cast<const float*>(op.sinks.data)[g * group + (r0 + i) % group];
+      const double alone = lse[i];
+      lse[i] = SumWithSink(alone, static_cast<double>(sink));
+      inverse[i] = static_cast<float>(ExpOf(alone - lse[i]) / static_cast<double>(sums[i]));
+    }
     TurnBack(memory.o, inverse, padded, memory.rows);
     const int64_t M = op.q.matrix.rows;
     for (int64_t i = 0; i < count; ++i) {
       const int64_t m = sequence.index * T + (r0 + i) / group;
       const int64_t head = g * group + (r0 + i) % group;
       NarrowRun(op.o.data, op.o.dtype, m * op.o.cols + head * D, D, memory.rows + i * padded);
-      if (!op.lse.present) continue;
-      const double lse =
-          static_cast<double>(most[i]) * 0.6931471805599453 + LogOf(static_cast<double>(sums[i]));
-      static_cast<float*>(op.lse.data)[head * M + m] = static_cast<float>(lse);
+      if (op.lse.present) {
+        static_cast<float*>(op.lse.data)[head * M + m] = static_cast<float>(lse[i]);
+      }
     }
   }
 

@@ -273,6 +273,7 @@ Status MakePlan(const AttentionOp& op, const DeviceLimits&, Workspace* workspace
   params.v = places.Readable(v, shape.kv_heads, op.past + rows, false, workspace);
   params.o = Heads(op.o, 0, rows, D);
   params.lse = op.lse.present ? static_cast<float*>(op.lse.data) : nullptr;
+  params.sinks = op.sinks.present ? static_cast<const float*>(op.sinks.data) : nullptr;
   LOWRANK_RETURN_IF_ERROR(places.Launch(op.kName, plan));
   return LaunchTiles(op.kName, shape, RowFor(dtype, D).forward, rows * shape.group(), params, plan);
 }

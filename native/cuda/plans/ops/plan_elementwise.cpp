@@ -107,6 +107,7 @@ constexpr const char* kGateKernels[][2] = {
     {"swiglu_run4_kernel", "swiglu_run8_kernel"},
     {"gelu_run4_kernel", "gelu_run8_kernel"},
     {"gelu_tanh_run4_kernel", "gelu_tanh_run8_kernel"},
+    {"silu_clamped_run4_kernel", "silu_clamped_run8_kernel"},
 };
 
 /// One launch over the elements of both.
