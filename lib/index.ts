@@ -240,11 +240,12 @@ export {
   type LinearWeights,
   type LoadOptions,
 } from './model/decoder-weights.js';
+export { ExpertsLora } from './model/expert-adapters.js';
 export { type GenerateOptions, generate } from './model/generate.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
 export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
 export type { LlamaConfig } from './model/llama-config.js';
-export { loadAdapters } from './model/load-adapters.js';
+export { type DecoderAdapters, loadAdapters, loadDecoderAdapters } from './model/load-adapters.js';
 export type { SampleOptions } from './model/sample.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';

@@ -1,6 +1,5 @@
 /** `lowrank generate`: continues a text with a model folder, and with an adapter if one is given. */
 
-import type { Adapter } from '../adapters/definition/adapter.js';
 import { anyOf } from '../core/errors.js';
 import { formatNames } from '../core/formats.js';
 import { bundledModel } from '../environment/package-folder.js';
@@ -9,7 +8,7 @@ import { Decoder } from '../model/decoder.js';
 import { DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
 import { type HfModel, openHfModel } from '../model/hf-model.js';
-import { loadAdapters } from '../model/load-adapters.js';
+import { type DecoderAdapters, loadDecoderAdapters } from '../model/load-adapters.js';
 import { jsonText, Progress, visible } from '../report/terminal.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { fastestDType } from '../train/dtype.js';
@@ -72,7 +71,7 @@ export async function generateCommand(args: readonly string[]): Promise<number> 
   for (const warning of model.warnings) progress.line(`note: ${visible(warning)}`);
   const tokenizer = await openTokenizer(kOp, model, () => {});
   let decoder: Decoder | undefined;
-  let adapters: ReadonlyMap<string, Adapter> = new Map();
+  let adapters: DecoderAdapters = { adapters: new Map(), experts: new Map() };
   try {
     const start = tokenizer.bosId ?? tokenizer.eosId;
     const encoded = await tokenizer.encode(prompt, 'the prompt');
@@ -80,13 +79,13 @@ export async function generateCommand(args: readonly string[]): Promise<number> 
     decoder = await load(model, options, progress, interrupts.signal);
     if (decoder === undefined) return interrupts.exitCode;
     const folder = parsed.text('adapter');
-    if (folder !== undefined) adapters = loadAdapters(decoder, folder);
+    if (folder !== undefined) adapters = loadDecoderAdapters(decoder, folder);
     progress.close();
     const text = new TextStream(tokenizer, json ? () => {} : (part) => process.stdout.write(part));
     if (!json) process.stdout.write(visible(prompt));
     const { format: _, device: __, ...sampling } = options;
     const started = performance.now();
-    for await (const id of generate(decoder, ids, { ...sampling, adapters })) {
+    for await (const id of generate(decoder, ids, { ...sampling, ...adapters })) {
       await text.add(id);
       await new Promise((resolve) => setImmediate(resolve));
       if (interrupts.signal.aborted) break;
@@ -102,7 +101,8 @@ export async function generateCommand(args: readonly string[]): Promise<number> 
   } finally {
     progress.close();
     interrupts.dispose();
-    for (const adapter of adapters.values()) adapter.dispose();
+    for (const each of [...adapters.adapters.values(), ...adapters.experts.values()])
+      each.dispose();
     decoder?.dispose();
     await tokenizer.close();
   }

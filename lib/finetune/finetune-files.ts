@@ -4,9 +4,12 @@
 
 import fs from 'node:fs';
 import path from 'node:path';
+import type { Adapter } from '../adapters/definition/adapter.js';
 import type { AlphaConfig } from '../adapters/parts/scaling.js';
+import { type ExpertsParameter, expertsToPeft } from '../adapters/peft/experts-to-peft.js';
 import { writeAdapterFolder } from '../adapters/peft/folder.js';
 import { adaptersToPeft } from '../adapters/peft/peft.js';
+import type { PeftFolder } from '../adapters/peft/peft-tensors.js';
 import { fileError } from '../checkpoint/files/file-access.js';
 import { requireUnlocked } from '../checkpoint/files/lock.js';
 import { writePeftAdapter } from '../checkpoint/peft/peft.js';
@@ -16,6 +19,7 @@ import { printable } from '../core/printable.js';
 import type { Tensor } from '../core/tensor.js';
 import type { Device } from '../index.js';
 import type { BaseFormat } from '../model/base-format.js';
+import { readsOutputs } from '../model/expert-adapters.js';
 import type { AdapterConfig, AdapterSet } from '../train/adapter-set.js';
 import type { TrainOptions } from '../train/model-trainer.js';
 
@@ -122,6 +126,13 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
     });
     return;
   }
+  if (adapters.experts.size > 0) {
+    await writeAdapterFolder(options.out, await expertsFolder(adapters), {
+      base_model_name_or_path: options.model,
+      task_type: 'CAUSAL_LM',
+    });
+    return;
+  }
   const settings = { ...config.method.definition.defaults, ...config.settings };
   const { r, loraAlpha, rslora, dropout, loraBias } = settings as unknown as AlphaConfig & {
     readonly loraBias: boolean;
@@ -146,6 +157,26 @@ export async function writeAdapter(options: FinetuneOptions, adapters: AdapterSe
       return { module: place.module, loraA: raw('loraA'), loraB: raw('loraB'), ...bias };
     }),
   });
+}
+
+/** LoRA of experts, and of linear layers, as PEFT has both in one folder. */
+async function expertsFolder({ experts, byModule }: AdapterSet): Promise<PeftFolder> {
+  const modules = new Map<string, ExpertsParameter[]>();
+  const made: Adapter[] = [];
+  try {
+    // PEFT wraps the last parameter of a module first.
+    for (const lora of [...experts.values()].reverse()) {
+      const { module, parameter } = lora.place;
+      const parts = lora.split();
+      made.push(...parts);
+      const list = modules.get(module) ?? [];
+      list.push({ parameter, experts: parts, transposed: readsOutputs(lora.place) });
+      modules.set(module, list);
+    }
+    return await expertsToPeft(new Map([...modules].reverse()), byModule);
+  } finally {
+    for (const adapter of made) adapter.dispose();
+  }
 }
 
 /** The first words of two documents from the last tenth, which is held out. */

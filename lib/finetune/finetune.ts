@@ -339,7 +339,9 @@ class FinetuneRun {
         topK: 40,
         seed: train.seed,
         dtype: train.dtype,
-        ...(adapted ? { adapters: trainer.adapters.byModule } : {}),
+        ...(adapted
+          ? { adapters: trainer.adapters.byModule, experts: trainer.adapters.experts }
+          : {}),
       });
       for await (const id of tokens) {
         next.push(id);

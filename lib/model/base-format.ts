@@ -17,6 +17,7 @@ export interface BaseFormat {
  * A linear weight on a device, quantised or dense in f32.
  * @param values row-major
  * @param shape [N, K]
+ * @param zeroPoints may int4 have them? Not the weight of experts
  * @throws LowrankError as `quantize`
  */
 export function storeWeight(
@@ -24,6 +25,7 @@ export function storeWeight(
   shape: readonly [number, number],
   { format, blocksize, doubleQuant }: BaseFormat,
   device: Device,
+  zeroPoints = true,
 ): QuantizedWeight | Tensor {
   const full = Tensor.from(values, shape, { device });
   if (format === 'none') return full;
@@ -32,7 +34,7 @@ export function storeWeight(
       format,
       ...(blocksize === undefined ? {} : { blocksize }),
       ...(doubleQuant === undefined ? {} : { doubleQuant }),
-      ...(format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
+      ...(zeroPoints && format === 'int4' && !doubleQuant && wholeInt4Blocks(shape[1], blocksize)
         ? { zeroPoints: true }
         : {}),
     });

@@ -4,27 +4,16 @@
 
 import type { NormNames } from './config/architecture.js';
 import type { AttentionConfig, DecoderConfig, MlpConfig } from './config/decoder-config.js';
+import {
+  type ExpertLayerPlaces,
+  expertNamesOf,
+  expertPlaces,
+  expertTensors,
+} from './expert-tensors.js';
+import type { LinearPlace, TensorPlace } from './places.js';
 import { architectureNamed } from './read-config.js';
 
-/** A tensor of the file. */
-export interface TensorPlace {
-  readonly name: string;
-  readonly shape: readonly number[];
-}
-
-/** A linear layer: y = x · wᵀ + bias. */
-export interface LinearPlace {
-  /** As in the file, without `.weight`: `model.layers.0.self_attn.q_proj`. */
-  readonly module: string;
-  /** The last part of it, by which PEFT names targets: `q_proj`. */
-  readonly target: string;
-  readonly N: number;
-  readonly K: number;
-  /** [N, K] */
-  readonly weight: TensorPlace;
-  /** [N] */
-  readonly bias?: TensorPlace;
-}
+export type { LinearPlace, TensorPlace } from './places.js';
 
 /** The tensors of one block, in the order of the forward pass. */
 export interface LayerPlaces {
@@ -34,12 +23,16 @@ export interface LayerPlaces {
   /** [headDim] */
   readonly qNorm?: TensorPlace;
   readonly kNorm?: TensorPlace;
+  /** [heads] */
+  readonly sinks?: TensorPlace;
   readonly attentionOutput: LinearPlace;
   readonly attentionOutputNorm?: TensorPlace;
   readonly mlpNorm: TensorPlace;
   /** Gate and up, or one layer that gives both. */
   readonly gateUp: readonly LinearPlace[];
-  readonly down: LinearPlace;
+  readonly down?: LinearPlace;
+  /** In place of gate, up and down. */
+  readonly experts?: ExpertLayerPlaces;
   readonly mlpOutputNorm?: TensorPlace;
 }
 
@@ -56,10 +49,17 @@ export interface DecoderPlaces {
 /** The layer of a weight, by its tensor's name. */
 export const moduleOf = (name: string): string => name.replace(/\.weight$/, '');
 
-/** The places of all tensors of a model. */
-export function decoderPlaces(config: DecoderConfig): DecoderPlaces {
+/**
+ * The places of all tensors of a model.
+ * @param has says which tensors the files have, where an architecture has several forms
+ */
+export function decoderPlaces(
+  config: DecoderConfig,
+  has: (name: string) => boolean = () => false,
+): DecoderPlaces {
   const { hiddenSize, vocabSize } = config;
-  const { norms } = architectureNamed(config.architecture);
+  const { norms, experts } = architectureNamed(config.architecture);
+  const names = experts && expertNamesOf(experts, has);
   const embedding = { name: 'model.embed_tokens.weight', shape: [vocabSize, hiddenSize] };
   const head = linear('lm_head', vocabSize, hiddenSize, false);
   return {
@@ -68,7 +68,12 @@ export function decoderPlaces(config: DecoderConfig): DecoderPlaces {
       const prefix = `model.layers.${index}.`;
       return {
         ...attentionPlaces(`${prefix}self_attn.`, layer.attention, hiddenSize),
-        ...mlpPlaces(`${prefix}mlp.`, layer.mlp, hiddenSize),
+        ...(names === undefined
+          ? mlpPlaces(`${prefix}mlp.`, layer.mlp, hiddenSize)
+          : {
+              gateUp: [],
+              experts: expertPlaces(prefix, layer.mlp, hiddenSize, names, linear),
+            }),
         ...normPlaces(prefix, norms, hiddenSize),
       };
     }),
@@ -104,6 +109,7 @@ function attentionPlaces(prefix: string, attention: AttentionConfig, hiddenSize:
     ...(headNorms
       ? { qNorm: vector(`${prefix}q_norm`, headDim), kNorm: vector(`${prefix}k_norm`, headDim) }
       : {}),
+    ...(attention.sinks ? { sinks: { name: `${prefix}sinks`, shape: [heads] } } : {}),
     attentionOutput: linear(`${prefix}o_proj`, hiddenSize, q, outputBias),
   };
 }
@@ -130,9 +136,10 @@ function normPlaces(prefix: string, names: NormNames, hiddenSize: number) {
   };
 }
 
-/** The linear layers of a block, in the order of the forward pass. */
+/** The linear layers of a block but those of experts, in the order of the forward pass. */
 export function layerLinears(layer: LayerPlaces): readonly LinearPlace[] {
-  return [...layer.qkv, layer.attentionOutput, ...layer.gateUp, layer.down];
+  const { qkv, attentionOutput, gateUp, down } = layer;
+  return [...qkv, attentionOutput, ...gateUp, ...(down === undefined ? [] : [down])];
 }
 
 /** The names by which PEFT targets the linear layers of the blocks, in the order of the forward pass. */
@@ -154,11 +161,13 @@ export function tensorShapes(places: DecoderPlaces): Map<string, readonly number
       ...layer.qkv.flatMap(ofLinear),
       layer.qNorm,
       layer.kNorm,
+      layer.sinks,
       ...ofLinear(layer.attentionOutput),
       layer.attentionOutputNorm,
       layer.mlpNorm,
       ...layer.gateUp.flatMap(ofLinear),
-      ...ofLinear(layer.down),
+      ...(layer.down === undefined ? [] : ofLinear(layer.down)),
+      ...(layer.experts === undefined ? [] : expertTensors(layer.experts)),
       layer.mlpOutputNorm,
     ]),
     places.norm,

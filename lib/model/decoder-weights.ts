@@ -5,11 +5,9 @@
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, defaultDevice } from '../core/device.js';
-import type { DType } from '../core/dtype.js';
 import { notConstructed } from '../core/errors.js';
 import { track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
-import type { BaseWeight } from '../ops/base-weight.js';
 import { type BaseFormat, storeWeight } from './base-format.js';
 import {
   type LayerPlaces,
@@ -18,17 +16,17 @@ import {
   moduleOf,
   type TensorPlace,
 } from './decoder-tensors.js';
+import {
+  type ExpertLayerWeights,
+  type ExpertsWeights,
+  kDense,
+  loadExperts,
+} from './expert-weights.js';
 import type { HfModel } from './hf-model.js';
+import type { LinearWeights } from './linear-weights.js';
 import { quantizedWeight } from './quantized-weight.js';
 
-/** A frozen linear layer. */
-export interface LinearWeights {
-  readonly place: LinearPlace;
-  /** [N, K] */
-  readonly w: BaseWeight;
-  /** [N] */
-  readonly bias?: Tensor;
-}
+export type { LinearWeights } from './linear-weights.js';
 
 /** The frozen weights of one block; see {@link LayerPlaces}. */
 export interface LayerWeights {
@@ -36,17 +34,26 @@ export interface LayerWeights {
   readonly qkv: readonly LinearWeights[];
   readonly qNorm?: Tensor;
   readonly kNorm?: Tensor;
+  /** [heads] f32 */
+  readonly sinks?: Tensor;
   readonly attentionOutput: LinearWeights;
   readonly attentionOutputNorm?: Tensor;
   readonly mlpNorm: Tensor;
   readonly gateUp: readonly LinearWeights[];
-  readonly down: LinearWeights;
+  readonly down?: LinearWeights;
+  /** In place of gate, up and down. */
+  readonly experts?: ExpertLayerWeights;
   readonly mlpOutputNorm?: Tensor;
 }
 
-/** The linear layers of a block, in the order of the forward pass. */
+/** The linear layers of a block but those of experts, in the order of the forward pass. */
 export function linearsOf({ qkv, attentionOutput, gateUp, down }: LayerWeights) {
-  return [...qkv, attentionOutput, ...gateUp, down];
+  return [...qkv, attentionOutput, ...gateUp, ...(down === undefined ? [] : [down])];
+}
+
+/** The layers of all experts of a block. */
+export function expertsOf({ experts }: LayerWeights): readonly ExpertsWeights[] {
+  return experts === undefined ? [] : [experts.gateUp, experts.down];
 }
 
 /** How {@link DecoderWeights.load} stores a model. */
@@ -72,8 +79,6 @@ export interface BaseMemory {
   readonly other_bytes: number;
 }
 
-const kDense: Partial<Record<RawTensor['dtype'], DType>> = { BF16: 'bf16', F16: 'f16' };
-
 /** The frozen weights of a model. */
 export class DecoderWeights implements Disposable {
   readonly #made: readonly Disposable[];
@@ -97,12 +102,17 @@ export class DecoderWeights implements Disposable {
   /** Sizes of the weights. A tied head counts once. */
   get memory(): BaseMemory {
     const linears = this.layers.flatMap(linearsOf);
-    const own = new Set(linears.map(({ w }) => w));
+    const experts = this.layers.flatMap(expertsOf);
+    const own = new Set([...linears, ...experts].map(({ w }) => w));
+    const sizes = [
+      ...linears.map(({ place: { N, K } }) => N * K),
+      ...experts.map(({ place: { E, N, K } }) => E * N * K),
+    ];
     const bytes = (list: Iterable<unknown>) =>
       [...list].reduce<number>((sum, each) => sum + (each as Tensor).byteLength, 0);
     return {
       linear_bytes: bytes(own),
-      linearF32_bytes: linears.reduce((sum, { place: { N, K } }) => sum + 4 * N * K, 0),
+      linearF32_bytes: sizes.reduce((sum, size) => sum + 4 * size, 0),
       other_bytes: bytes(this.#made) - bytes(own),
     };
   }
@@ -153,16 +163,18 @@ export class DecoderWeights implements Disposable {
       const data = dtype === undefined ? rawToFloat32(raw) : (raw.data as Uint16Array);
       return keep(Tensor.from(data, shape, place));
     };
+    const floats = ({ name, shape }: TensorPlace): Tensor =>
+      Tensor.from(rawToFloat32(read(name)), shape, { device });
     const decoded = (place: TensorPlace): Tensor =>
       model.layoutOf(moduleOf(place.name)) === undefined
         ? dense(place)
         : keep(Tensor.from(model.readFloat32(place.name), place.shape, { device }));
-    const linear = (place: LinearPlace): LinearWeights => {
+    const linear = (place: LinearPlace, kept = format.format === 'none'): LinearWeights => {
       const { weight, bias, N, K } = place;
       const w =
         model.layoutOf(place.module) !== undefined
           ? keep(quantizedWeight(model, place.module, device, onTensor))
-          : format.format === 'none'
+          : kept
             ? dense(weight)
             : keep(storeWeight(rawToFloat32(read(weight.name)), [N, K], format, device));
       return { place, w, ...(bias === undefined ? {} : { bias: dense(bias) }) };
@@ -171,7 +183,11 @@ export class DecoderWeights implements Disposable {
     try {
       const { places } = model;
       const embedding = decoded(places.embedding);
-      const total = places.layers.reduce((sum, layer) => sum + layerLinears(layer).length, 0);
+      const total = places.layers.reduce(
+        (sum, layer) => sum + layerLinears(layer).length + (layer.experts === undefined ? 0 : 2),
+        0,
+      );
+      const source = { model, device, format, read, onTensor };
       const layers: LayerWeights[] = [];
       let done = 0;
       for (const layer of places.layers) {
@@ -180,7 +196,20 @@ export class DecoderWeights implements Disposable {
           linears.push(linear(place));
           yield { done: ++done, total };
         }
-        layers.push(layerWeights(layer, dense, linears));
+        const sinks = layer.sinks && keep(floats(layer.sinks));
+        let experts: ExpertLayerWeights | undefined;
+        if (layer.experts !== undefined) {
+          const alone = (place: LinearPlace) => linear(place, true);
+          const steps = loadExperts(layer.experts, source, keep, alone, dense);
+          let step = steps.next();
+          for (; step.done !== true; step = steps.next()) yield { done: ++done, total };
+          experts = step.value;
+        }
+        layers.push({
+          ...layerWeights(layer, dense, linears),
+          ...(sinks === undefined ? {} : { sinks }),
+          ...(experts === undefined ? {} : { experts }),
+        });
       }
       const norm = dense(places.norm);
       const tied = places.head.weight === places.embedding;
@@ -226,7 +255,7 @@ function layerWeights(
       : { attentionOutputNorm: dense(attentionOutputNorm) }),
     mlpNorm: dense(places.mlpNorm),
     gateUp: rest.slice(1, 1 + gateUp.length),
-    down: rest[1 + gateUp.length] as LinearWeights,
+    ...(places.down === undefined ? {} : { down: rest[1 + gateUp.length] as LinearWeights }),
     ...(mlpOutputNorm === undefined ? {} : { mlpOutputNorm: dense(mlpOutputNorm) }),
   };
 }

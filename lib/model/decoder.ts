@@ -20,9 +20,11 @@ import { outsideScopes, scope, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { FeatureMap } from '../ops/feature-map.js';
 import { Indices, type IndicesOptions } from '../ops/model/indices.js';
-import type { DecoderConfig, DecoderLayerConfig } from './config/decoder-config.js';
+import type { DecoderConfig, DecoderLayerConfig, ExpertsConfig } from './config/decoder-config.js';
 import type { DecoderTape } from './decoder-tape.js';
 import type { DecoderWeights, LayerWeights, LinearWeights } from './decoder-weights.js';
+import { type ExpertsLora, expertsName } from './expert-adapters.js';
+import type { ExpertLayerWeights, ExpertsWeights } from './expert-weights.js';
 import type { KvCache } from './kv-cache.js';
 import { RotaryTables } from './rotary-tables.js';
 
@@ -48,6 +50,8 @@ export interface DecoderTokens {
 export interface DecoderCall {
   /** By module; a layer without one is the base model's. */
   readonly adapters?: ReadonlyMap<string, Adapter>;
+  /** LoRA of layers of experts, by their names (`model.layers.0.mlp.experts.down_proj`); a layer without one is the base model's. */
+  readonly experts?: ReadonlyMap<string, ExpertsLora>;
   /** Of the residual stream; default f32. */
   readonly dtype?: DType;
   /** Is a gradient of the embedding's output wanted? Default false. */
@@ -79,6 +83,7 @@ interface Call {
   readonly tape: DecoderTape;
   readonly tokens: DecoderTokens;
   readonly adapters: ReadonlyMap<string, Adapter>;
+  readonly experts: ReadonlyMap<string, ExpertsLora>;
   readonly seed: number | undefined;
   readonly documents: Indices | undefined;
   readonly cache: KvCache | undefined;
@@ -130,6 +135,7 @@ export class Decoder implements Disposable {
       tape,
       tokens,
       adapters,
+      experts: call.experts ?? new Map(),
       seed: call.seed,
       documents,
       cache: call.cache,
@@ -266,6 +272,7 @@ export class Decoder implements Disposable {
       kvHeads,
       scale: attention.scale,
       rope: call.ropes[index] as Tensor,
+      ...(weights.sinks === undefined ? {} : { sinks: weights.sinks }),
       ...(window === undefined || window >= (cache?.capacity ?? tokens.T) ? {} : { window }),
       ...(softcap === undefined ? {} : { softcap }),
       ...(call.documents === undefined ? {} : { documents: call.documents }),
@@ -278,36 +285,63 @@ export class Decoder implements Disposable {
     const { tape } = call;
     const { intermediateSize: inner, gate: kind } = layer.mlp;
     const { y: n, sum } = this.#enter(tape, stream, weights.mlpNorm, this.config.norm);
-    const ys = weights.gateUp.map((layer) => linear(n, layer, call));
-    const [gate, up] = this.#cut(ys, [inner, inner], call) as [Value, Value];
-    const out = linear(tape.gatedActivation(gate, up, kind), weights.down, call);
+    const { down, experts } = weights;
+    const hidden = (ys: readonly Value[]): Value => {
+      const [gate, up] = this.#cut(ys, [inner, inner], call, layer.mlp.experts?.gateUp);
+      return tape.gatedActivation(gate as Value, up as Value, kind);
+    };
+    const out =
+      experts !== undefined
+        ? routedExperts(n, experts, layer.mlp.experts as ExpertsConfig, call, hidden)
+        : linear(
+            hidden(weights.gateUp.map((each) => linear(n, each, call))),
+            down as LinearWeights,
+            call,
+          );
     return { x: sum, add: this.#normed(tape, out, weights.mlpOutputNorm) };
   }
 
   /** The results of several layers, or that of a fused one cut into parts of these widths. */
-  #cut(ys: readonly Value[], widths: readonly number[], call: Call): readonly Value[] {
+  #cut(
+    ys: readonly Value[],
+    widths: readonly number[],
+    call: Call,
+    lie: ExpertsConfig['gateUp'] = 'halves',
+  ): readonly Value[] {
     const [fused] = ys as [Value];
     if (ys.length > 1) return ys;
+    const whole = widths.reduce((sum, each) => sum + each, 0);
     let begin = 0;
-    return widths.map((width) => {
+    return widths.map((width, i) => {
       const end = begin + width;
-      const map = this.#slice(
-        widths.reduce((sum, each) => sum + each, 0),
-        begin,
-        end,
-      );
+      const map =
+        lie === 'turns' ? this.#turns(whole, i, widths.length) : this.#slice(whole, begin, end);
       begin = end;
       return call.tape.features(fused, map, { dtype: fused.tensor.dtype });
     });
   }
 
   #slice(width: number, begin: number, end: number): FeatureMap {
-    const key = `${width} ${begin} ${end}`;
+    const { device } = this.weights;
+    return this.#map(`${width} ${begin} ${end}`, () =>
+      FeatureMap.slice(width, begin, end, { device }),
+    );
+  }
+
+  /** Every `step`-th column from `first` on. */
+  #turns(width: number, first: number, step: number): FeatureMap {
+    const { device } = this.weights;
+    const index = Int32Array.from({ length: width / step }, (_, i) => first + i * step);
+    return this.#map(`${width} ${first} of ${step}`, () =>
+      FeatureMap.gather(index, width, { device }),
+    );
+  }
+
+  #map(key: string, make: () => FeatureMap): FeatureMap {
     const known = this.#maps.get(key);
     if (known !== undefined) return known;
-    const { device } = this.weights;
     // It lives as long as the decoder, whatever scope the first call is in.
-    const map = outsideScopes(() => FeatureMap.slice(width, begin, end, { device }));
+    const map = outsideScopes(make);
     this.#maps.set(key, map);
     return map;
   }
@@ -343,6 +377,38 @@ function recomputed(
     return made.add === undefined ? made.x : tape.add(made.x, made.add);
   });
   return { x: y };
+}
+
+/** The experts of each row, weighted by the gates of the router: [..., hiddenSize]. */
+function routedExperts(
+  x: Value,
+  { router, gateUp, down }: ExpertLayerWeights,
+  { perToken, softmax }: ExpertsConfig,
+  call: Call,
+  hidden: (ys: readonly Value[]) => Value,
+): Value {
+  const { tape } = call;
+  const logits = linear(x, router, call);
+  const { route, gates } = tape.selectExperts(logits, { k: perToken, softmax });
+  const product = (input: Value, { place, w, bias }: ExpertsWeights, gather: boolean): Value => {
+    const lora = call.experts.get(expertsName(place));
+    return tape.expertsMatmul(input, w, route, {
+      gather,
+      ...(bias === undefined ? {} : { bias: tape.constant(bias) }),
+      ...(lora === undefined
+        ? {}
+        : {
+            lora: {
+              a: tape.variable(lora.loraA),
+              b: tape.variable(lora.loraB),
+              scaling: lora.scaling,
+            },
+          }),
+    });
+  };
+  const inner = hidden([product(x, gateUp, true)]);
+  const out = tape.combineRows(product(inner, down, false), gates, route);
+  return tape.reshape(out, x.shape);
 }
 
 /** A linear layer with its adapter, where it has one. */

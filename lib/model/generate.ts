@@ -10,6 +10,7 @@ import { Tensor } from '../core/tensor.js';
 import { checkInteger, readOptions } from '../core/validate.js';
 import { gatherRows } from '../ops/gather-rows.js';
 import type { Decoder } from './decoder.js';
+import type { ExpertsLora } from './expert-adapters.js';
 import { KvCache } from './kv-cache.js';
 import { checkSampling, type SampleOptions, sample } from './sample.js';
 
@@ -19,6 +20,8 @@ export interface GenerateOptions extends SampleOptions {
   readonly maxTokens?: number;
   /** By module; default none. */
   readonly adapters?: ReadonlyMap<string, Adapter>;
+  /** LoRA of layers of experts, by their names; default none. */
+  readonly experts?: ReadonlyMap<string, ExpertsLora>;
   /** Names the random numbers; default 1. */
   readonly seed?: number;
   /** Tokens that end the text; default those of the model. They are not yielded. */
@@ -46,6 +49,7 @@ export async function* generate(
   const given = readOptions(op, options, {
     maxTokens: true,
     adapters: true,
+    experts: true,
     seed: true,
     eosIds: true,
     dtype: true,
@@ -53,7 +57,7 @@ export async function* generate(
     topK: true,
     topP: true,
   });
-  const { adapters, dtype = 'f32', eosIds = config.eosTokenIds, seed = 1 } = given;
+  const { adapters, experts, dtype = 'f32', eosIds = config.eosTokenIds, seed = 1 } = given;
   const { temperature, topK, topP } = given;
   const sampling = checkSampling(op, {
     ...(temperature === undefined ? {} : { temperature }),
@@ -75,7 +79,12 @@ export async function* generate(
   const capacity = prompt.length + count;
   const cache = new KvCache(config, { capacity, dtype, device });
   try {
-    const call = { cache, dtype, ...(adapters === undefined ? {} : { adapters }) };
+    const call = {
+      cache,
+      dtype,
+      ...(adapters === undefined ? {} : { adapters }),
+      ...(experts === undefined ? {} : { experts }),
+    };
     let next = Int32Array.from(prompt);
     for (let i = 0; i < count; i++) {
       const logits = nextLogits(decoder, next, call);

@@ -33,6 +33,7 @@ import { LowrankError, notConstructed } from '../core/errors.js';
 import { printable, printableValue } from '../core/printable.js';
 import type { DecoderConfig } from './config/decoder-config.js';
 import { type DecoderPlaces, decoderPlaces, moduleOf, tensorShapes } from './decoder-tensors.js';
+import { expertsShape } from './expert-tensors.js';
 import { type LlamaConfig, llamaConfigOf } from './llama-config.js';
 import { QuantizedFolder } from './quantized-folder.js';
 import { parseDecoderConfig } from './read-config.js';
@@ -174,7 +175,8 @@ export class HfModel {
   }
 
   #requireShape(module: string, shape: readonly number[]): void {
-    const expected = tensorShapes(this.places).get(`${module}.weight`);
+    const expected =
+      tensorShapes(this.places).get(`${module}.weight`) ?? expertsShape(this.places.layers, module);
     if (expected === undefined || expected.every((dim, i) => dim === shape[i])) return;
     const what = `layer ${module} must be [${expected.join(', ')}], as config.json says`;
     const text = `${kOp}: ${printable(this.folder)}: ${what}, got [${shape.join(', ')}]`;
@@ -183,7 +185,7 @@ export class HfModel {
 }
 
 /**
- * Opens a Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 or Gemma 3 (text).
+ * Opens a Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 or Gemma 3 (text), Mixtral or gpt-oss.
  *
  * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
  * @returns the checked config, and access to the tensors one by one
@@ -207,9 +209,9 @@ export function openHfModel(folder: string, limits: HeaderLimits = {}): HfModel 
   }
   const config = readJsonObject(kOp, configPath, jsonBounds.config);
   const decoder = parseDecoderConfig(kOp, printable(configPath), config);
-  const places = decoderPlaces(decoder);
   const warnings: string[] = [];
   const holders = openTensors(folder, limits, warnings);
+  const places = decoderPlaces(decoder, (name) => holders.has(name));
   const infos = new Map(
     [...holders].map(([name, file]) => [name, file.info(name) as RawTensorInfo]),
   );
@@ -345,7 +347,7 @@ function requireTensors(
   const malformed = (what: string) =>
     new LowrankError('ERR_FILE', `${kOp}: ${printable(folder)}: ${what}`, { op: kOp });
   for (const [name, shape] of tensorShapes(places)) {
-    if (name.endsWith('.weight') && quantized.has(moduleOf(name))) continue;
+    if (quantized.has(moduleOf(name))) continue;
     const info = holders.get(name)?.info(name);
     if (info === undefined) {
       throw malformed(`must hold tensor ${name} [${shape.join(', ')}], got no such tensor`);

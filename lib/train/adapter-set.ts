@@ -3,6 +3,7 @@
 import type { Adapter } from '../adapters/definition/adapter.js';
 import { type SharingLayer, sharedOf, shareKey } from '../adapters/definition/sharing.js';
 import { adapterMethods } from '../adapters/methods/adapter-methods.js';
+import type { AlphaConfig } from '../adapters/parts/scaling.js';
 import type { Device } from '../core/device.js';
 import { fail } from '../core/errors.js';
 import { hash32 } from '../core/random.js';
@@ -15,13 +16,17 @@ import {
   layerLinears,
   linearTargets,
 } from '../model/decoder-tensors.js';
-import { type LinearWeights, linearsOf } from '../model/decoder-weights.js';
+import { expertsOf, type LinearWeights, linearsOf } from '../model/decoder-weights.js';
+import { ExpertsLora, expertsName, expertsTarget } from '../model/expert-adapters.js';
 import type { ParameterRole, TrainedParameter } from '../optim/optimizer.js';
 
 /** A method for adapting layers: one of the library, or a user's. */
 export type TrainedMethod = (typeof adapterMethods)[number];
 
-/** Which layers of the blocks are adapted: all, or those of these names, like `q_proj`. */
+/**
+ * Which layers of the blocks are adapted: all linear layers, or those of these names, like `q_proj`. Layers of experts are
+ * `experts.gate_up_proj` and `experts.down_proj`, for `lora` without dropout; as in PEFT, `all-linear` leaves them out.
+ */
 export type Targets = 'all-linear' | readonly string[];
 
 /** The adapters of a run. */
@@ -51,6 +56,8 @@ export class AdapterSet implements Disposable {
   readonly layers: readonly AdaptedLayer[];
   /** By module, as {@link Decoder.forward} takes them. */
   readonly byModule: ReadonlyMap<string, Adapter>;
+  /** LoRA of layers of experts, by their names, as {@link Decoder.forward} takes them. */
+  readonly experts: ReadonlyMap<string, ExpertsLora>;
   /** What a {@link Trainer} trains. A tensor that layers share is one parameter. */
   readonly parameters: readonly TrainedParameter[];
   /** The names of the adapted layers, in the order of the forward pass. */
@@ -64,7 +71,9 @@ export class AdapterSet implements Disposable {
   ) {
     const { weights } = decoder;
     const all = weights.layers.flatMap(linearsOf);
-    this.targets = targetsOf('targets', [...new Set(all.map(({ place }) => place.target))], config);
+    const experts = weights.layers.flatMap(expertsOf).map(({ place }) => place);
+    const names = [...new Set(all.map(({ place }) => place.target))];
+    this.targets = targetsOf('targets', names, config, [...new Set(experts.map(expertsTarget))]);
     const chosen = all.filter(({ place }) => this.targets.includes(place.target));
     const adapters = config.method.createAll(
       chosen.map(({ place, w }: LinearWeights, index) => ({
@@ -77,7 +86,24 @@ export class AdapterSet implements Disposable {
     );
     this.layers = chosen.map(({ place }, i) => ({ place, adapter: adapters[i] as Adapter }));
     this.byModule = new Map(this.layers.map(({ place, adapter }) => [place.module, adapter]));
-    this.parameters = parametersOf(config.method, this.layers);
+    const routed = experts.filter((place) => this.targets.includes(expertsTarget(place)));
+    const own = routed.length === 0 ? undefined : expertsConfig('finetune', config);
+    this.experts = new Map(
+      routed.map((place, index) => {
+        const made = { seed: hash32(seed, 'experts', index), device: weights.device };
+        return [expertsName(place), ExpertsLora.init(place, own as AlphaConfig, made)];
+      }),
+    );
+    this.parameters = [
+      ...parametersOf(config.method, this.layers),
+      ...[...this.experts].flatMap(([name, lora]) =>
+        Object.entries(lora.parameters).map(([part, tensor]) => ({
+          name: `${name}.${part}`,
+          role: kRoles[part] ?? ('other' as const),
+          tensor,
+        })),
+      ),
+    ];
     track(this);
   }
 
@@ -95,11 +121,30 @@ export class AdapterSet implements Disposable {
   /** Frees the adapters. Twice is a no-op. */
   dispose(): void {
     for (const { adapter } of this.layers) adapter.dispose();
+    for (const lora of this.experts.values()) lora.dispose();
   }
 
   [Symbol.dispose](): void {
     this.dispose();
   }
+}
+
+/**
+ * The settings of LoRA of experts.
+ * @throws LowrankError `ERR_UNSUPPORTED` for another method, or settings that PEFT has not for experts
+ */
+function expertsConfig(op: string, { method, settings }: AdapterConfig): AlphaConfig {
+  const given = { ...method.definition.defaults, ...settings } as unknown as AlphaConfig & {
+    readonly loraBias?: boolean;
+  };
+  if (method.method !== 'lora') {
+    fail('ERR_UNSUPPORTED', op, 'targets', 'without experts (they take lora alone)', method.method);
+  }
+  if (given.dropout !== 0 || given.loraBias === true) {
+    const got = `dropout ${given.dropout}, loraBias ${given.loraBias}`;
+    fail('ERR_UNSUPPORTED', op, 'settings', 'without dropout and loraBias, for experts', got);
+  }
+  return given;
 }
 
 const sizeOf = ({ K, N, module }: LinearPlace) => ({ inFeatures: K, outFeatures: N, module });
@@ -147,7 +192,11 @@ export function requireFitting(
   device: Device,
 ): number {
   const { method, settings } = config;
-  const wanted = targetsOf('targets', linearTargets(places), config);
+  const experts = places.layers.flatMap(({ experts: own }) =>
+    own === undefined ? [] : [own.gateUp, own.down],
+  );
+  const expertTargets = [...new Set(experts.map(expertsTarget))];
+  const wanted = targetsOf('targets', linearTargets(places), config, expertTargets);
   const layers = places.layers
     .flatMap(layerLinears)
     .filter(({ target }) => wanted.includes(target))
@@ -157,6 +206,11 @@ export function requireFitting(
   const keyOf = sharing(method);
   const known = new Map<string, string>();
   let count = 0;
+  for (const place of experts) {
+    if (!wanted.includes(expertsTarget(place))) continue;
+    const { r } = expertsConfig('finetune', config);
+    count += place.E * r * (place.N + place.K);
+  }
   for (const [i, { shapes }] of makers.entries()) {
     for (const name of trained) {
       const key = keyOf(name, layers[i] as SharingLayer);
@@ -173,13 +227,18 @@ export function requireFitting(
   return count;
 }
 
-/** @throws LowrankError `ERR_VALUE` if the model has no layers of these names */
+/**
+ * @param experts names of layers of experts, which `all-linear` does not include
+ * @throws LowrankError `ERR_VALUE` if the model has no layers of these names
+ */
 function targetsOf(
   name: string,
-  known: readonly string[],
+  linear: readonly string[],
   { targets }: AdapterConfig,
+  experts: readonly string[],
 ): readonly string[] {
-  if (targets === 'all-linear') return known;
+  if (targets === 'all-linear') return linear;
+  const known = [...linear, ...experts];
   const other = targets.find((target) => !known.includes(target));
   if (other !== undefined || targets.length === 0) {
     const expected = `all-linear or a list of ${known.join(', ')}`;

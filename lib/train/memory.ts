@@ -89,10 +89,13 @@ function blockBytes(
   // Normalised inputs and sums of both halves; q, k, v; the mixed heads; gate, up and their product.
   const headNorms = attention.headNorms ? projected - kvHeads * headDim : 0;
   const extra = (outputNorms ? 2 * hidden : 0) + headNorms;
-  const features = 4 * hidden + projected + wide + 3 * inner + extra;
+  // Of experts, each slot has them, and what it gives.
+  const gated = 3 * inner + (mlp.experts === undefined ? 0 : hidden);
+  const mlpWidth = gated * (mlp.experts?.perToken ?? 1);
+  const features = 4 * hidden + projected + wide + mlpWidth + extra;
   return {
     kept: element * features + 4 * heads,
-    backward: element * Math.max(3 * inner + hidden, 2 * projected + 2 * wide),
+    backward: element * Math.max(mlpWidth + hidden, 2 * projected + 2 * wide),
   };
 }
 
@@ -100,7 +103,12 @@ function blockBytes(
 function baseBytes(model: HfModel, format: BaseFormat): number {
   const { places } = model;
   const quantised = new Map(
-    format.format === 'none' ? [] : linearsOf(places).map((place) => [place.weight.name, place]),
+    format.format === 'none'
+      ? []
+      : [
+          ...linearsOf(places).map((place) => [place.weight.name, place] as const),
+          ...expertMatrices(places),
+        ],
   );
   let total = 0;
   for (const [name, shape] of tensorShapes(places)) {
@@ -120,7 +128,21 @@ function baseBytes(model: HfModel, format: BaseFormat): number {
 const linearsOf = (places: DecoderPlaces): readonly LinearPlace[] =>
   places.layers.flatMap(layerLinears);
 
-function quantisedBytes({ N, K }: LinearPlace, { format, blocksize, doubleQuant }: BaseFormat) {
+/** The weights of experts by their names, as matrices. */
+function expertMatrices(places: DecoderPlaces) {
+  return places.layers.flatMap(({ experts }) =>
+    (experts === undefined ? [] : [experts.gateUp, experts.down]).flatMap(({ stored, K }) =>
+      (stored.form === 'each' ? stored.parts.flat() : [stored.tensor]).map(
+        ({ name, shape }) => [name, { N: shape.reduce((a, b) => a * b, 1) / K, K }] as const,
+      ),
+    ),
+  );
+}
+
+function quantisedBytes(
+  { N, K }: Pick<LinearPlace, 'N' | 'K'>,
+  { format, blocksize, doubleQuant }: BaseFormat,
+) {
   if (format === 'none') return 4 * N * K;
   const { bits, levels, defaultBlocksize } = formatOf(format);
   const blocks = Math.ceil((N * K) / (blocksize ?? defaultBlocksize));

@@ -196,7 +196,8 @@ export class ModelTrainer implements Disposable {
     { seed }: PassPlace,
   ) {
     const { batch: B, accumulate, dtype, recompute } = this.options;
-    const call = { adapters: this.adapters.byModule, dtype, recompute, seed };
+    const { byModule, experts } = this.adapters;
+    const call = { adapters: byModule, experts, dtype, recompute, seed };
     const { features } = this.decoder.forward(tape, { ids, B, T: this.data.train.T }, call);
     const scale = 1 / (accumulate * targets.length);
     const { loss } = this.decoder.loss(tape, features, targets, { ...call, scale });
@@ -272,7 +273,8 @@ export class ModelTrainer implements Disposable {
   ): Promise<number> {
     const { batch, dtype } = this.options;
     if (adapted) this.adapters.refresh();
-    const call = { dtype, ...(adapted ? { adapters: this.adapters.byModule } : {}) };
+    const { byModule, experts } = this.adapters;
+    const call = { dtype, ...(adapted ? { adapters: byModule, experts } : {}) };
     let total = 0;
     for (let start = 0; start < set.count; start += batch) {
       await onBatch(start, set.count);

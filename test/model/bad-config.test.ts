@@ -182,6 +182,8 @@ describe('bad configurations', () => {
       'phi3',
       'gemma2',
       'gemma3',
+      'mixtral',
+      'gpt_oss',
     ]);
     const names = /LlamaForCausalLM.*Mistral.*Qwen2.*Qwen3.*Phi3.*Gemma2.*Gemma3ForCausalLM/;
     expect(() => parse('MambaForCausalLM')).toThrow(names);

@@ -125,6 +125,55 @@ describe('keys that a file leaves out', () => {
     expect(first(partial).attention.rotary.dims).toBe(2);
   });
 
+  it('Mixtral: eight experts, two of them for a token, no window', () => {
+    const config = parse('MixtralForCausalLM', { num_attention_heads: 16 });
+    expect(windows(config)).toEqual(Array(6));
+    expect(thetas(config)[0]).toBe(1_000_000);
+    expect(config.norm.eps).toBe(1e-5);
+    expect(first(config).mlp).toMatchObject({
+      gate: 'silu',
+      bias: false,
+      experts: { count: 8, perToken: 2, softmax: 'chosen', routerBias: false, gateUp: 'halves' },
+    });
+    const more = parse('MixtralForCausalLM', {
+      num_attention_heads: 16,
+      num_local_experts: 5,
+      num_experts_per_tok: 3,
+    });
+    expect(first(more).mlp.experts).toMatchObject({ count: 5, perToken: 3 });
+    const many = { num_attention_heads: 16, num_local_experts: 2, num_experts_per_tok: 3 };
+    expect(() => parse('MixtralForCausalLM', many)).toThrow(/num_experts_per_tok/);
+  });
+
+  it('gpt-oss: sinks, biases, experts with clamped gates, local layers first', () => {
+    const config = parse('GptOssForCausalLM', { num_attention_heads: undefined });
+    expect(windows(config)).toEqual([128, undefined, 128, undefined, 128, undefined]);
+    expect(thetas(config)[0]).toBe(150_000);
+    expect(first(config)).toMatchObject({
+      attention: {
+        heads: 64,
+        kvHeads: 8,
+        headDim: 64,
+        qkvBias: true,
+        outputBias: true,
+        sinks: true,
+      },
+      mlp: {
+        gate: 'silu-clamped',
+        bias: true,
+        experts: { count: 128, perToken: 4, softmax: 'chosen', routerBias: true, gateUp: 'turns' },
+      },
+    });
+    const unbiased = parse('GptOssForCausalLM', {
+      num_attention_heads: undefined,
+      attention_bias: false,
+    });
+    expect(first(unbiased).attention.outputBias).toBe(false);
+    expect(() =>
+      parse('GptOssForCausalLM', { num_attention_heads: undefined, swiglu_limit: 5 }),
+    ).toThrow(/swiglu_limit/);
+  });
+
   it('Gemma 2: tied, heads of 256, soft caps, local layers first', () => {
     const config = parse('Gemma2ForCausalLM', { num_attention_heads: undefined });
     expect(config).toMatchObject({

@@ -22,7 +22,7 @@ import { source } from '../oracle/inputs.js';
 import { exact } from '../oracle.js';
 
 const FOLDERS = join(import.meta.dirname, '../golden/formats/folder');
-// The experts of gpt-oss belong to no architecture of the library.
+// The experts of gpt-oss alone: expert-folders.test.ts puts them into a model.
 const NAMES = caseIds('formats/folder')
   .map((id) => id.split('/').at(-1) as string)
   .filter((name) => name !== 'gptoss_mxfp4');

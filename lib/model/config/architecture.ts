@@ -10,6 +10,25 @@ export interface NormNames {
   readonly mlpOutput?: string;
 }
 
+/** Where the experts of a block stand in the file, below `model.layers.N.`. */
+export interface ExpertNames {
+  /** The layer that chooses experts: `block_sparse_moe.gate`. */
+  readonly router: string;
+  /**
+   * `each`: a linear layer for each expert, `MODULE.E.gate.weight` and so on. `stacked`: tensors `MODULE.gate_up_proj` and
+   * `MODULE.down_proj` of all experts, [E, N, K], or transposed [E, K, N].
+   */
+  readonly stored:
+    | {
+        readonly form: 'each';
+        readonly module: string;
+        readonly gate: string;
+        readonly up: string;
+        readonly down: string;
+      }
+    | { readonly form: 'stacked'; readonly module: string; readonly transposed: boolean };
+}
+
 /** A family of models: how its `config.json` reads as a decoder, and what its tensors are called. */
 export interface Architecture {
   /** The name in {@link DecoderConfig.architecture}. */
@@ -18,6 +37,8 @@ export interface Architecture {
   readonly className: string;
   readonly modelType: string;
   readonly norms: NormNames;
+  /** Of an architecture with experts: the forms that files have, the first where none of them is found. */
+  readonly experts?: readonly [ExpertNames, ...ExpertNames[]];
   /** @throws LowrankError `ERR_FILE` · `ERR_UNSUPPORTED` */
   readonly read: (fields: Fields) => DecoderConfig;
 }

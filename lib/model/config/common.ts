@@ -5,8 +5,9 @@
 
 import type { Fields } from '../../checkpoint/files/json-file.js';
 import { printable } from '../../core/printable.js';
+import { MOST_EXPERTS } from '../../ops/experts/expert-route.js';
 import type { GateKind } from '../../ops/gated-activation.js';
-import type { DecoderConfig, RotaryConfig } from './decoder-config.js';
+import type { DecoderConfig, ExpertsConfig, RotaryConfig } from './decoder-config.js';
 
 /** The fields that every architecture has, with its defaults filled in. */
 export interface CommonConfig {
@@ -200,6 +201,20 @@ export interface DecoderTraits {
   readonly qkvBias?: boolean;
   readonly outputBias?: boolean;
   readonly mlpBias?: boolean;
+  readonly sinks?: boolean;
+  readonly experts?: ExpertsConfig;
+}
+
+/** How many experts a layer has, and a token. @throws LowrankError `ERR_FILE` */
+export function readExperts(
+  fields: Fields,
+  key: string,
+  defaults: { readonly count: number; readonly perToken: number },
+): Pick<ExpertsConfig, 'count' | 'perToken'> {
+  const count = fields.integer(key, 1, MOST_EXPERTS, defaults.count);
+  const perToken = fields.integer('num_experts_per_tok', 1, count, defaults.perToken);
+  if (perToken > count) fields.refuse('num_experts_per_tok', `at most ${key} (${count})`);
+  return { count, perToken };
 }
 
 /** The decoder of an architecture. */
@@ -228,12 +243,14 @@ export function buildDecoder(common: CommonConfig, traits: DecoderTraits): Decod
           qkvBias: traits.qkvBias ?? false,
           outputBias: traits.outputBias ?? false,
           headNorms: traits.headNorms ?? false,
+          ...(traits.sinks ? { sinks: true as const } : {}),
         },
         mlp: {
           intermediateSize: common.intermediateSize,
           gate: traits.gate ?? 'silu',
           fusedGateUp: fused,
           bias: traits.mlpBias ?? false,
+          ...(traits.experts === undefined ? {} : { experts: traits.experts }),
         },
         outputNorms: traits.outputNorms ?? false,
       };

@@ -3,6 +3,7 @@
  * `config.json` to this structure. Whatever runs a model reads this structure and no name of an architecture.
  */
 
+import type { GateSoftmax } from '../../ops/experts/select-experts.js';
 import type { GateKind } from '../../ops/gated-activation.js';
 
 /** How rotary position embeddings are stretched beyond the length of the training. */
@@ -65,6 +66,19 @@ export interface AttentionConfig {
   readonly outputBias: boolean;
   /** RMS norms over every head of q and of k, before the rotation. */
   readonly headNorms: boolean;
+  /** Each head has one more score, without a value. */
+  readonly sinks?: true;
+}
+
+/** Experts in place of one MLP: each row goes to some of them, whose results are added by their gates. */
+export interface ExpertsConfig {
+  readonly count: number;
+  readonly perToken: number;
+  /** Over which logits of the router the softmax of the gates goes. */
+  readonly softmax: GateSoftmax;
+  readonly routerBias: boolean;
+  /** How the rows of gate and up lie in the layer that gives both: first one and then the other, or in turns. */
+  readonly gateUp: 'halves' | 'turns';
 }
 
 /** The gated MLP of one layer: down(gate(x) ⊙ up(x)). */
@@ -74,6 +88,8 @@ export interface MlpConfig {
   /** One linear layer gives gate and up, in this order. */
   readonly fusedGateUp: boolean;
   readonly bias: boolean;
+  /** Each with the sizes above. */
+  readonly experts?: ExpertsConfig;
 }
 
 /** One block. */
@@ -93,7 +109,7 @@ export interface NormConfig {
 
 /** A checked model configuration. */
 export interface DecoderConfig {
-  /** `llama`, `mistral`, `qwen2`, `qwen3`, `phi3`, `gemma2` or `gemma3`. */
+  /** `llama`, `mistral`, `qwen2`, `qwen3`, `phi3`, `gemma2`, `gemma3`, `mixtral` or `gpt_oss`. */
   readonly architecture: string;
   readonly vocabSize: number;
   readonly hiddenSize: number;

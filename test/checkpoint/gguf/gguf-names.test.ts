@@ -12,13 +12,17 @@ import { codeOf } from '../raw-file.js';
 /** Mistral's converter writes llama. */
 const ggufOf = (name: string) => (name === 'mistral' ? 'llama' : name);
 
+/** Those without experts, whose tensors have no names here. */
+const dense = architectures.filter(({ experts }) => experts === undefined).map(({ name }) => name);
+const denseIds = modelIds.filter((id) => dense.includes(id.split('/')[0] as string));
+
 describe('names in GGUF files', () => {
-  it('are there for every architecture that is read', () => {
-    const names = new Set(architectures.map(({ name }) => ggufOf(name)));
+  it('are there for every architecture that is read and has no experts', () => {
+    const names = new Set(dense.map(ggufOf));
     expect([...names].sort()).toEqual([...ggufArchitectures].sort());
   });
 
-  it.each(modelIds)('%s: every tensor has one, and it leads back', (id) => {
+  it.each(denseIds)('%s: every tensor has one, and it leads back', (id) => {
     const { decoder, places } = openHfModel(path.join(modelsFolder, id, 'base'));
     const architecture = ggufOf(decoder.architecture);
     const seen = new Set<string>();

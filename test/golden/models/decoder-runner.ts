@@ -2,8 +2,10 @@
 import {
   type Adapter,
   adapterFromPeft,
+  type BaseWeight,
   type Device,
   type DType,
+  type ModelTape,
   openHfModel,
   readAdapterFolder,
   scope,
@@ -12,16 +14,20 @@ import {
 } from '../../../lib/index.js';
 import { Decoder } from '../../../lib/model/decoder.js';
 import { layerLinears } from '../../../lib/model/decoder-tensors.js';
-import { DecoderWeights } from '../../../lib/model/decoder-weights.js';
+import { DecoderWeights, type LayerWeights } from '../../../lib/model/decoder-weights.js';
 import { nextLogits } from '../../../lib/model/generate.js';
 import { KvCache } from '../../../lib/model/kv-cache.js';
 import type { TrainedParameter } from '../../../lib/optim/optimizer.js';
 import { Trainer } from '../../../lib/train/trainer.js';
 import { hostLossTape, withHostLoss } from '../../model/host-tape.js';
 import type { ModelBatch } from './cases.js';
+import { chosenInF32, pinExperts } from './pinned-experts.js';
 import type { ModelRunner, RunningModel } from './runner.js';
 
 const kNames: Readonly<Record<string, string>> = { loraA: 'lora_A.weight', loraB: 'lora_B.weight' };
+
+/** Of the layers whose results are added to the residual stream. */
+const kOutputFactor = /\.(o_proj|down_proj)\.lora_B\.weight$/;
 
 export function decoderRunner(
   name: string,
@@ -64,13 +70,25 @@ class RunningDecoder implements RunningModel {
   ) {}
 
   #pass(batch: ModelBatch, recording: boolean, adapted = true) {
-    const tape = hostLossTape(recording, () => targetsOf(batch).targets);
+    const tape = this.#pinned(
+      hostLossTape(recording, () => targetsOf(batch).targets),
+      batch,
+      adapted,
+    );
     const call = {
       dtype: this.dtype,
       inputGradient: recording,
       ...(adapted ? { adapters: this.adapters } : {}),
     };
     return { tape, call, pass: this.decoder.forward(tape, batch, call) };
+  }
+
+  /** In bf16 with the experts of f32. */
+  #pinned<T extends ModelTape>(tape: T, batch: ModelBatch, adapted = true): T {
+    const routed = this.decoder.config.layers.some(({ mlp }) => mlp.experts !== undefined);
+    if (this.dtype === 'f32' || !routed) return tape;
+    const call = adapted ? { adapters: this.adapters } : {};
+    return pinExperts(tape, chosenInF32(this.decoder, batch, call));
   }
 
   #losses(batch: ModelBatch, recording: boolean) {
@@ -120,10 +138,17 @@ class RunningDecoder implements RunningModel {
     });
     const loss = total.tensor.readSync()[0] as number;
     const [embedding, ...others] = values as [Float32Array, ...Float32Array[]];
+    const factor = this.#factor;
     const adapters = new Map(
-      parameters.map(({ name }, i) => [name, others[i] as Float32Array] as const),
+      parameters.map(({ name }, i) => {
+        const gradient = others[i] as Float32Array;
+        return [
+          name,
+          kOutputFactor.test(name) ? gradient.map((d) => d * factor) : gradient,
+        ] as const;
+      }),
     );
-    return { loss, embedding, adapters };
+    return { loss, embedding: embedding.map((d) => d * factor), adapters };
   }
 
   gradients(batch: ModelBatch) {
@@ -167,7 +192,10 @@ class RunningDecoder implements RunningModel {
     const losses = Array.from({ length: steps + 1 }, () =>
       scope(() => {
         const step = trainer.step((tape) => {
-          const whole = withHostLoss(tape, () => targets);
+          const whole = this.#pinned(
+            withHostLoss(tape, () => targets),
+            batch,
+          );
           const call = { dtype: this.dtype, adapters: this.adapters };
           const { features } = this.decoder.forward(whole, batch, call);
           const scale = 1 / count;
@@ -180,43 +208,90 @@ class RunningDecoder implements RunningModel {
     return losses;
   }
 
+  /** Times which the stream is, where {@link scaledStream} runs. */
+  #factor = 1;
+
   async scaledStream<T>(embeddingScale: number, run: () => T | Promise<T>): Promise<T> {
     const { config, weights } = this.decoder;
     const { layers } = weights;
     const { dtype } = this;
+    const { device } = weights;
     const made: Tensor[] = [];
     const keep = (values: Float32Array, shape: readonly number[], of: DType): Tensor => {
-      const tensor = Tensor.from(values, shape, { dtype: of, device: weights.device });
+      const tensor = Tensor.from(values, shape, { dtype: of, device });
       made.push(tensor);
       return tensor;
     };
     // What the decoder multiplies by in this dtype.
     const own = keep(Float32Array.of(config.embeddingScale), [1], dtype).readSync()[0] as number;
+    const factor = embeddingScale / own;
     const one = config.norm.plusOne ? 1 : 0;
-    const scaled = (gain: Tensor | undefined): Tensor => {
-      if (gain === undefined)
-        throw new Error(`${config.architecture} has no norm after its blocks`);
-      const values = gain.readSync().map((w) => ((one + w) * embeddingScale) / own - one);
-      // A gain in bf16 would be rounded, and so belong to another model.
-      return keep(values, gain.shape, 'f32');
+    // A gain in bf16 would be rounded, and so belong to another model; a weight too.
+    const gain = (tensor: Tensor): Tensor =>
+      keep(
+        tensor.readSync().map((w) => (one + w) * factor - one),
+        tensor.shape,
+        'f32',
+      );
+    const times = (tensor: Tensor): Tensor =>
+      keep(
+        tensor.readSync().map((w) => w * factor),
+        tensor.shape,
+        'f32',
+      );
+    const scaled = <W extends { readonly w: BaseWeight; readonly bias?: Tensor }>(layer: W): W => ({
+      ...layer,
+      w: times(layer.w as Tensor),
+      ...(layer.bias === undefined ? {} : { bias: times(layer.bias) }),
+    });
+    /** What a block adds to the stream: its norm's, or its last layer's. */
+    const outputs = (layer: LayerWeights): Partial<LayerWeights> => {
+      const { attentionOutputNorm, mlpOutputNorm, attentionOutput, down, experts } = layer;
+      if (attentionOutputNorm !== undefined && mlpOutputNorm !== undefined) {
+        return {
+          attentionOutputNorm: gain(attentionOutputNorm),
+          mlpOutputNorm: gain(mlpOutputNorm),
+        };
+      }
+      return {
+        attentionOutput: scaled(attentionOutput),
+        ...(down === undefined ? {} : { down: scaled(down) }),
+        ...(experts === undefined ? {} : { experts: { ...experts, down: scaled(experts.down) } }),
+      };
     };
+    const normed = layers.every(({ mlpOutputNorm }) => mlpOutputNorm !== undefined);
+    const factors = normed ? [] : this.#outputFactors;
+    const before = factors.map((tensor) => tensor.readSync());
     try {
-      Reflect.set(this.decoder, 'config', { ...config, embeddingScale });
+      const { norm } = config;
+      const eps = norm.eps * (normed ? 1 : factor ** 2);
+      Reflect.set(this.decoder, 'config', { ...config, embeddingScale, norm: { ...norm, eps } });
       Reflect.set(
         weights,
         'layers',
-        layers.map((layer) => ({
-          ...layer,
-          attentionOutputNorm: scaled(layer.attentionOutputNorm),
-          mlpOutputNorm: scaled(layer.mlpOutputNorm),
-        })),
+        layers.map((layer) => ({ ...layer, ...outputs(layer) })),
       );
+      factors.forEach((tensor, i) => {
+        tensor.write((before[i] as Float32Array).map((value) => value * factor));
+      });
+      this.#factor = factor;
       return await run();
     } finally {
+      this.#factor = 1;
       Reflect.set(this.decoder, 'config', config);
       Reflect.set(weights, 'layers', layers);
+      factors.forEach((tensor, i) => {
+        tensor.write(before[i] as Float32Array);
+      });
       for (const tensor of made) tensor.dispose();
     }
+  }
+
+  /** The second factors of the layers that add to the stream. */
+  get #outputFactors(): readonly Tensor[] {
+    return this.#parameters
+      .filter(({ name }) => kOutputFactor.test(name))
+      .map(({ tensor }) => tensor);
   }
 
   dispose(): void {

@@ -36,6 +36,7 @@ function rotated(x: Matrix, rows: Rows, headDim: number, angles: Angles, sign: 1
  * @param q [B·T, heads · headDim]
  * @param k [B·T, kvHeads · headDim], as v
  * @param angles in place of those of the config, by position
+ * @param sinks of each head one more score, without a value
  */
 export function attention(
   q: Matrix,
@@ -44,6 +45,7 @@ export function attention(
   config: AttentionConfig,
   rows: Rows,
   angles: Angles = anglesOf(config.rotary, Math.max(...Array.from(rows.positions))),
+  sinks?: ArrayLike<number>,
 ): Step<readonly [Matrix, Matrix, Matrix]> {
   const { heads, kvHeads, headDim: d, scale, softcap, window = Number.POSITIVE_INFINITY } = config;
   const { B, T, segments } = rows;
@@ -88,8 +90,9 @@ export function attention(
         const capped = softcap === undefined ? score : softcap * t;
         list.push({ m, n, p: capped, slope: 1 - t * t });
       }
-      const max = Math.max(...list.map(({ p }) => p));
-      const total = list.reduce((sum, { p }) => sum + Math.exp(p - max), 0);
+      const sink = sinks?.[head] ?? Number.NEGATIVE_INFINITY;
+      const max = Math.max(sink, ...list.map(({ p }) => p));
+      const total = list.reduce((sum, { p }) => sum + Math.exp(p - max), Math.exp(sink - max));
       for (const each of list) {
         each.p = Math.exp(each.p - max) / total;
         addRow(o, m, head, each.p, v, each.n, keyHead(head));

@@ -4,6 +4,7 @@
  */
 import type { DecoderConfig, DecoderPlaces, LayerPlaces, LinearPlace } from '../../../lib/index.js';
 import { attention, type Rows } from './attention.js';
+import { expertsBlock } from './experts.js';
 import {
   gated,
   type LoraGradient,
@@ -87,7 +88,7 @@ export function decoderPass(model: OracleModel, tokens: OracleTokens, adapted = 
   config.layers.forEach((layer, index) => {
     const place = places.layers[index] as LayerPlaces;
     for (const block of [attentionBlock, mlpBlock]) {
-      const step = block(x, layer, place, { apply, norm, tokens });
+      const step = block(x, layer, place, { apply, norm, tensor, tokens });
       backs.push((dy) => add(dy, step.back(dy)));
       x = add(x, step.y);
     }
@@ -107,6 +108,7 @@ export function decoderPass(model: OracleModel, tokens: OracleTokens, adapted = 
 interface Means {
   readonly apply: (x: Matrix, place: LinearPlace) => Step;
   readonly norm: (x: Matrix, place: { readonly name: string }) => Step;
+  readonly tensor: (name: string) => Float64Array;
   readonly tokens: OracleTokens;
 }
 
@@ -155,7 +157,8 @@ function attentionBlock(x: Matrix, layer: Layer, place: LayerPlaces, means: Mean
     return { y: whole(step.y), back: (dy) => whole(step.back(flat(dy))) };
   };
   const [qn, kn] = [perHead(q, place.qNorm), perHead(k, place.kNorm)];
-  const mixed = attention(qn.y, kn.y, v, layer.attention, means.tokens);
+  const sinks = place.sinks && means.tensor(place.sinks.name);
+  const mixed = attention(qn.y, kn.y, v, layer.attention, means.tokens, undefined, sinks);
   const out = means.apply(mixed.y, place.attentionOutput);
   const last = outputNorm(out.y, place.attentionOutputNorm, means);
   return {
@@ -170,10 +173,14 @@ function attentionBlock(x: Matrix, layer: Layer, place: LayerPlaces, means: Mean
 function mlpBlock(x: Matrix, layer: Layer, place: LayerPlaces, means: Means): Step {
   const { intermediateSize: inner, gate: kind } = layer.mlp;
   const input = means.norm(x, place.mlpNorm);
+  if (place.experts !== undefined) {
+    const step = expertsBlock(input.y, layer, place.experts, means);
+    return { y: step.y, back: (dy) => input.back(step.back(dy)) };
+  }
   const { parts, back } = projections(input.y, place.gateUp, [inner, inner], means);
   const [gate, up] = parts as [Matrix, Matrix];
   const hidden = gated(gate, up, kind);
-  const out = means.apply(hidden.y, place.down);
+  const out = means.apply(hidden.y, place.down as LinearPlace);
   const last = outputNorm(out.y, place.mlpOutputNorm, means);
   return {
     y: last.y,
