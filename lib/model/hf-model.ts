@@ -185,7 +185,8 @@ export class HfModel {
 }
 
 /**
- * Opens a Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 or Gemma 3 (text), Mixtral or gpt-oss.
+ * Opens a Hugging Face model folder: Llama, Mistral, Qwen2, Qwen3, Phi-3, Gemma 2 or Gemma 3 (text), Mixtral, gpt-oss or
+ * Qwen3-MoE.
  *
  * @param folder a folder with `config.json` and `model.safetensors` (or its index and shards)
  * @returns the checked config, and access to the tensors one by one

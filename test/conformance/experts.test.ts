@@ -209,7 +209,7 @@ function layersOf({ format, doubleQuant }: WeightSpec): readonly Layer[] {
   return [
     { M: 1, k: 1, E: 2, N, K, spread: 'even', gather: true },
     { M: 1, k: 3, E: 5, N, K, spread: 'even', gather: true },
-    { M: 37, k: 2, E: 4, N, K, spread: 'gaps', gather: true },
+    { M: 37, k: 2, E: 8, N, K, spread: 'gaps', gather: true },
     { M: 70, k: 1, E: 3, N, K, spread: 'one', gather: false },
     { M: 19, k: 4, E: 7, N, K, spread: 'dropped', gather: false },
   ];

@@ -184,6 +184,7 @@ describe('bad configurations', () => {
       'gemma3',
       'mixtral',
       'gpt_oss',
+      'qwen3_moe',
     ]);
     const names = /LlamaForCausalLM.*Mistral.*Qwen2.*Qwen3.*Phi3.*Gemma2.*Gemma3ForCausalLM/;
     expect(() => parse('MambaForCausalLM')).toThrow(names);

@@ -145,6 +145,26 @@ describe('keys that a file leaves out', () => {
     expect(() => parse('MixtralForCausalLM', many)).toThrow(/num_experts_per_tok/);
   });
 
+  it('Qwen3-MoE: experts in every layer, of their own size, gates of all experts', () => {
+    const config = parse('Qwen3MoeForCausalLM', { num_attention_heads: 8 });
+    expect(first(config)).toMatchObject({
+      attention: { kvHeads: 4, headNorms: true, qkvBias: false },
+      mlp: {
+        intermediateSize: 768,
+        gate: 'silu',
+        bias: false,
+        experts: { count: 128, perToken: 8, softmax: 'all', routerBias: false, gateUp: 'halves' },
+      },
+    });
+    const qwen = (changes: JsonObject) =>
+      parse('Qwen3MoeForCausalLM', { num_attention_heads: 8, ...changes });
+    expect(first(qwen({ norm_topk_prob: true })).mlp.experts?.softmax).toBe('chosen');
+    expect(first(qwen({ moe_intermediate_size: 12 })).mlp.intermediateSize).toBe(12);
+    expect(first(qwen({ mlp_only_layers: [] })).mlp.experts?.count).toBe(128);
+    expect(() => qwen({ mlp_only_layers: [1] })).toThrow(/mlp_only_layers/);
+    expect(() => qwen({ decoder_sparse_step: 2 })).toThrow(/decoder_sparse_step/);
+  });
+
   it('gpt-oss: sinks, biases, experts with clamped gates, local layers first', () => {
     const config = parse('GptOssForCausalLM', { num_attention_heads: undefined });
     expect(windows(config)).toEqual([128, undefined, 128, undefined, 128, undefined]);

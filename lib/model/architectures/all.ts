@@ -8,6 +8,7 @@ import { mixtral } from './mixtral.js';
 import { phi3 } from './phi3.js';
 import { qwen2 } from './qwen2.js';
 import { qwen3 } from './qwen3.js';
+import { qwen3Moe } from './qwen3-moe.js';
 
 /** Every architecture that is read, one file each. */
 export const architectures: readonly Architecture[] = [
@@ -20,4 +21,5 @@ export const architectures: readonly Architecture[] = [
   gemma3,
   mixtral,
   gptOss,
+  qwen3Moe,
 ];

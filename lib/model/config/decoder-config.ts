@@ -109,7 +109,7 @@ export interface NormConfig {
 
 /** A checked model configuration. */
 export interface DecoderConfig {
-  /** `llama`, `mistral`, `qwen2`, `qwen3`, `phi3`, `gemma2`, `gemma3`, `mixtral` or `gpt_oss`. */
+  /** `llama`, `mistral`, `qwen2`, `qwen3`, `phi3`, `gemma2`, `gemma3`, `mixtral`, `gpt_oss` or `qwen3_moe`. */
   readonly architecture: string;
   readonly vocabSize: number;
   readonly hiddenSize: number;
