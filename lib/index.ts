@@ -167,6 +167,9 @@ export type {
   ScalePlane,
   ZeroPlane,
 } from './checkpoint/planar/planar-weight.js';
+export type { IntegerFormat, PlanarFormat } from './checkpoint/quantize/formats.js';
+export type { QuantizePlanarOptions, ScaleStrategy } from './checkpoint/quantize/options.js';
+export { quantizeLayer, quantizePlanar } from './checkpoint/quantize/quantize.js';
 export { NumpyRandom } from './checkpoint/random/numpy-random.js';
 export { TorchRandom } from './checkpoint/random/torch-random.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';

@@ -8,6 +8,7 @@
  * a layer may differ from it.
  */
 import type { Fields } from '../../core/bit-fields.js';
+import { fail } from '../../core/errors.js';
 import { integerLevels } from '../planar/levels.js';
 import type { Grid, PlanarWeight, PlaneValues, ZeroPlane } from '../planar/planar-weight.js';
 import { bytesOf, type RawDType, type RawTensor, rawView } from '../raw-tensor.js';
@@ -149,6 +150,58 @@ function codesOf(
     layer.refuse('ERR_FORMAT', 'W_q', expected, `${codes[elements + bad]}`);
   }
   return codes.slice(0, elements);
+}
+
+const text = (value: string): RawTensor => {
+  const data = new TextEncoder().encode(value);
+  return rawTensor('U8', [data.length], data);
+};
+const integer = (value: number): RawTensor => rawTensor('I32', [], Int32Array.of(value));
+const flag = (value: boolean): RawTensor => rawTensor('U8', [], Uint8Array.of(Number(value)));
+
+/** The layout of a weight that was quantised here, with the properties that the library saves. @throws ERR_SHAPE */
+export function hqqLayoutOf(
+  op: string,
+  { rows: N, columns: K, bits }: PlanarWeight,
+  how: {
+    readonly groupSize: number;
+    readonly axis: 0 | 1;
+    readonly optimize: boolean;
+    readonly roundZero: boolean;
+  },
+): HqqLayout {
+  const { groupSize, axis } = how;
+  const groups = (N * K) / groupSize;
+  const [rows, columns] = axis === 1 ? [groups, groupSize] : [groupSize, groups];
+  const { parts } = wordOf(bits);
+  if (bits !== 3 && rows % parts !== 0) {
+    const what = axis === 1 ? 'groups' : 'elements of a group';
+    fail('ERR_SHAPE', op, 'w', `of ${what} that ${parts} codes a byte divide`, String(rows));
+  }
+  const dtype = bits === 3 ? 'I32' : 'U8';
+  return {
+    name: 'hqq',
+    packed: { dtype, shape: [Math.ceil(rows / parts), columns] },
+    scaleShape: axis === 1 ? [groups, 1] : [1, groups],
+    others: {
+      nbits: integer(bits),
+      group_size: integer(groupSize),
+      axis: integer(axis),
+      shape: rawTensor('I64', [2], BigInt64Array.of(BigInt(N), BigInt(K))),
+      packing: text(bits === 3 ? '3bit_32' : `${bits}bit_u8`),
+      channel_wise: flag(true),
+      optimize: flag(how.optimize),
+      round_zero: flag(how.roundZero),
+      view_as_float: flag(false),
+      unpack_view_dtype: text(bits === 3 ? 'torch.int32' : 'torch.uint8'),
+      compute_dtype: text('torch.float16'),
+      offload_meta: flag(false),
+      quant_scale: flag(false),
+      quant_zero: flag(false),
+      encoded_state_dict: flag(true),
+      stores_quant_config: flag(true),
+    },
+  };
 }
 
 export const hqqCodec: Codec<HqqLayout> = {

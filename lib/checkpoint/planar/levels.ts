@@ -1,7 +1,7 @@
 /** What codes stand for: the tables that formats share. */
 
 /** A sign, an exponent with its bias, a mantissa. Codes have the sign in their highest bit. */
-interface Minifloat {
+export interface Minifloat {
   readonly mantissaBits: number;
   readonly bits: number;
   readonly bias: number;
@@ -29,16 +29,27 @@ function withSpecials(levels: Float32Array, first: number, values: readonly numb
   return levels;
 }
 
+/** Floats of 4, 6 and 8 bits by their names. */
+export const minifloatParts = {
+  e2m1: { bits: 4, mantissaBits: 1, bias: 1 },
+  e3m2: { bits: 6, mantissaBits: 2, bias: 3 },
+  e2m3: { bits: 6, mantissaBits: 3, bias: 1 },
+  e4m3: { bits: 8, mantissaBits: 3, bias: 7 },
+  e5m2: { bits: 8, mantissaBits: 2, bias: 15 },
+} as const satisfies Readonly<Record<string, Minifloat>>;
+
 /** e2m1, the elements of MXFP4 and NVFP4 (OCP microscaling formats). */
-export const e2m1Levels = minifloats({ bits: 4, mantissaBits: 1, bias: 1 });
+export const e2m1Levels = minifloats(minifloatParts.e2m1);
+
+/** The elements of MXFP6. */
+export const e3m2Levels = minifloats(minifloatParts.e3m2);
+export const e2m3Levels = minifloats(minifloatParts.e2m3);
 
 /** e4m3fn: no infinities, one NaN of each sign (OCP 8-bit floats). */
-export const e4m3Levels = withSpecials(minifloats({ bits: 8, mantissaBits: 3, bias: 7 }), 0x7f, [
-  Number.NaN,
-]);
+export const e4m3Levels = withSpecials(minifloats(minifloatParts.e4m3), 0x7f, [Number.NaN]);
 
 /** e5m2: infinities and NaNs as in IEEE 754 (OCP 8-bit floats). */
-export const e5m2Levels = withSpecials(minifloats({ bits: 8, mantissaBits: 2, bias: 15 }), 0x7c, [
+export const e5m2Levels = withSpecials(minifloats(minifloatParts.e5m2), 0x7c, [
   Number.POSITIVE_INFINITY,
   Number.NaN,
   Number.NaN,
