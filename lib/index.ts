@@ -170,6 +170,7 @@ export type {
 export type { IntegerFormat, PlanarFormat } from './checkpoint/quantize/formats.js';
 export type { QuantizePlanarOptions, ScaleStrategy } from './checkpoint/quantize/options.js';
 export { quantizeLayer, quantizePlanar } from './checkpoint/quantize/quantize.js';
+export { requantizePlanar } from './checkpoint/quantize/requantize.js';
 export { NumpyRandom } from './checkpoint/random/numpy-random.js';
 export { TorchRandom } from './checkpoint/random/torch-random.js';
 export { type RawTensor, rawToFloat32 } from './checkpoint/raw-tensor.js';
@@ -367,6 +368,7 @@ export { LoraSaved } from './ops/lora/lora-saved.js';
 export { LoraSwigluSaved, loraBackwardSwiglu, loraForwardSwiglu } from './ops/lora/lora-swiglu.js';
 export {
   type MergeLoss,
+  type MergeOptions,
   type MergeParts,
   type MergeResult,
   mergeLora,

@@ -10,6 +10,7 @@ import { checkCodebook, encodeCodebook } from '../quant/codebook.js';
 import { blocksOf, middles } from '../quant/group-affine.js';
 import { hostCodes } from '../quant/host-codes.js';
 import { NESTED_BLOCKSIZE, QuantizedWeight } from '../quant/quantized-weight.js';
+import { requantizedWeight } from '../quant/requantized-weight.js';
 import { rowBlocksize } from '../quant/row-int8.js';
 import { FeatureMap, mapFeatures } from './feature-map.js';
 import { shiftRows, zeroTermOf } from './zero-points.js';
@@ -165,19 +166,23 @@ function quantizeRowwise(
 
 /**
  * Quantises a tensor like the weight that it replaces: same format, blocksizes, tables and source dtype; zero-points are made
- * anew.
+ * anew. A planar weight keeps its scales where they reach.
  * @param w a tensor of the weight's shape
  * @internal
  */
 export function quantizeLike(w: Tensor, like: QuantizedWeight): QuantizedWeight {
   const op = 'quantize';
+  if (like.format === 'planar') {
+    const values = w.to({ dtype: 'f32' }).readSync();
+    return requantizedWeight(op, like, values);
+  }
   const host = hostCodes(op, like);
   if (host !== undefined) {
     host.put(w, 0);
     return host.finish();
   }
   const { format, blocksize, doubleQuant, sourceDType } = like;
-  if (like.zeroPoints !== undefined && format !== 'planar') {
+  if (like.zeroPoints !== undefined) {
     return quantizeAffine(op, w, blocksize, { format }, sourceDType);
   }
   const made = QuantizedWeight.emptyLike(like, op);

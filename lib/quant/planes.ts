@@ -3,11 +3,12 @@
 import { checkObject } from '../checkpoint/arguments.js';
 import { checkPlanarWeight } from '../checkpoint/planar/check.js';
 import type { PlanarWeight, ScalePlane } from '../checkpoint/planar/planar-weight.js';
-import { type NativeHandle, native } from '../core/binding.js';
+import { type NativeHandle, native, nativeAsync } from '../core/binding.js';
 import type { HostArray, RawPlanes } from '../core/binding-weights.js';
 import type { Device } from '../core/device.js';
 import { fail } from '../core/errors.js';
 import { blockwiseOf } from './blockwise-planes.js';
+import { type PlanesRecipe, partsOf, planesOf, recipeOf } from './read-planes.js';
 
 type Parts = Record<string, HostArray | Int32Array | undefined>;
 
@@ -70,6 +71,8 @@ export interface DevicePlanes {
   readonly handle: NativeHandle;
   /** Of codes, scales and tables. */
   readonly byteLength: number;
+  /** What reads it back. */
+  readonly recipe: PlanesRecipe;
 }
 
 /**
@@ -83,14 +86,16 @@ export function planesOnDevice(op: string, weight: PlanarWeight, device: Device)
   // On the CPU, codes of more than four bits are decoded as fast in planes.
   const blockwise = device === 'cpu' && weight.bits > 4 ? undefined : blockwiseOf(weight);
   if (blockwise === undefined) {
-    return { handle: planarHandle(op, weight, device), byteLength: planarBytes(weight) };
+    const recipe = recipeOf(weight, undefined);
+    return { handle: planarHandle(op, weight, device), byteLength: planarBytes(weight), recipe };
   }
   const { format, blocksize, ...parts } = blockwise;
   const handle = native(op, (addon) =>
     addon.weightFromParts(device, format, rows, columns, blocksize, 1, parts),
   );
   const { codes, codebook, absmax } = parts;
-  return { handle, byteLength: codes.length + codebook.byteLength + absmax.byteLength };
+  const byteLength = codes.length + codebook.byteLength + absmax.byteLength;
+  return { handle, byteLength, recipe: recipeOf(weight, blockwise) };
 }
 
 function planarHandle(op: string, weight: PlanarWeight, device: Device): NativeHandle {
@@ -120,4 +125,34 @@ function planarHandle(op: string, weight: PlanarWeight, device: Device): NativeH
   }
   const raw = layout as unknown as RawPlanes;
   return native(op, (addon) => addon.weightFromPlanes(device, rows, columns, raw, parts));
+}
+
+/** The planes of a weight, read back while the thread waits. @throws ERR_COMPUTE, ERR_DEVICE of what is queued before */
+export function planesFromDevice(
+  op: string,
+  handle: NativeHandle,
+  recipe: PlanesRecipe,
+): PlanarWeight {
+  const parts = new Map<string, Uint8Array<ArrayBuffer>>();
+  for (const [name, bytes] of partsOf(recipe)) {
+    const target = new Uint8Array(bytes);
+    native(op, (addon) => addon.readSync(handle, name, target));
+    parts.set(name, target);
+  }
+  return planesOf(recipe, parts);
+}
+
+/** The same without waiting. */
+export async function readPlanes(
+  op: string,
+  handle: NativeHandle,
+  recipe: PlanesRecipe,
+): Promise<PlanarWeight> {
+  const parts = [...partsOf(recipe).keys()].map(async (name) => {
+    const bytes = await nativeAsync<ArrayBuffer>(op, (addon, done) =>
+      addon.read(handle, name, 'f32', done),
+    );
+    return [name, new Uint8Array(bytes)] as const;
+  });
+  return planesOf(recipe, new Map(await Promise.all(parts)));
 }

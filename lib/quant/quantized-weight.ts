@@ -1,11 +1,9 @@
 import {
   type BitsandbytesState,
-  formatBitsandbytes,
   type ParsedBitsandbytes,
   parseBitsandbytes,
 } from '../checkpoint/bitsandbytes/bitsandbytes.js';
 import {
-  formatRowInt8,
   isRowInt8,
   parseRowInt8,
   type RowInt8,
@@ -26,6 +24,7 @@ import {
 import { type Freeable, track } from '../core/scope.js';
 import { Tensor } from '../core/tensor.js';
 import { checkSameDevice, readOptions } from '../core/validate.js';
+import { bitsandbytesState } from './bitsandbytes-state.js';
 import { formatCodebook, ownTable } from './codebook.js';
 import {
   blocksOf,
@@ -33,8 +32,9 @@ import {
   type GroupAffineState,
   parseGroupAffine,
 } from './group-affine.js';
-import { groupOf, planesOnDevice } from './planes.js';
-import { LEAST_ROW_BLOCK, loadRows, rowBlocksize, storeRows } from './row-int8.js';
+import { groupOf, planesFromDevice, planesOnDevice, readPlanes } from './planes.js';
+import type { PlanesRecipe } from './read-planes.js';
+import { LEAST_ROW_BLOCK, rowBlocksize, storeRows } from './row-int8.js';
 import { NESTED_BLOCKSIZE, type WeightFormat, type WeightMeta } from './weight-meta.js';
 
 export { NESTED_BLOCKSIZE, type WeightFormat };
@@ -108,13 +108,8 @@ export class QuantizedWeight implements Disposable {
     return handle;
   }
 
-  /** @internal A weight of the same shape and format whose contents are still to be written. */
+  /** @internal A blockwise weight of the same shape and format whose contents are still to be written. */
   static emptyLike(weight: QuantizedWeight, op: string): QuantizedWeight {
-    if (weight.format === 'planar') {
-      const expected =
-        'dense or of a blockwise format (take dequantize(w), and quantize the result)';
-      fail('ERR_UNSUPPORTED', op, 'w', expected, 'a planar weight');
-    }
     const handle = QuantizedWeight.handleOf(weight, op, 'w');
     return new QuantizedWeight(
       native(op, (raw) => raw.emptyLike(handle)),
@@ -279,47 +274,12 @@ export class QuantizedWeight implements Disposable {
     const name = this.format;
     if (name === 'planar' || !isBitsandbytes(name)) {
       const expected = `${anyOf(bitsandbytesNames)} (toGroupAffine is for int4)`;
-      fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
+      return fail('ERR_FORMAT', 'toBitsandbytes', 'weight', expected, name);
     }
-    if (this.rowwise) {
-      const [codes, absmax] = await Promise.all([
-        this.#readPart('codes'),
-        this.#readFloats('absmax'),
-      ]);
-      const K = this.shape.at(-1) ?? 1;
-      return formatRowInt8(loadRows(codes, absmax, K, this.blocksize), this.shape);
-    }
-    const own = {
-      format: name,
-      blocksize: this.blocksize,
-      dtype: this.sourceDType,
-      shape: [...this.shape],
-    };
-    const [codes, codebook] = [this.#readPart('codes'), this.#readFloats('codebook')];
-    if (!this.doubleQuant) {
-      const read = await Promise.all([codes, codebook, this.#readFloats('absmax')]);
-      return formatBitsandbytes({ ...own, codes: read[0], codebook: read[1], absmax: read[2] });
-    }
-    const [readCodes, readCodebook, absmax8bit, absmaxCodebook, nestedAbsmax, offset] =
-      await Promise.all([
-        codes,
-        codebook,
-        this.#readPart('absmax8bit'),
-        this.#readFloats('absmaxCodebook'),
-        this.#readFloats('nestedAbsmax'),
-        this.#readFloats('absmaxOffset'),
-      ]);
-    const base = { ...own, codes: readCodes, codebook: readCodebook };
-    return formatBitsandbytes({
-      ...base,
-      absmax: {
-        absmax8bit,
-        absmaxCodebook,
-        nestedAbsmax,
-        offset: offset[0] ?? 0,
-        nestedBlocksize,
-      },
-    });
+    const { blocksize, sourceDType: dtype, shape, rowwise, doubleQuant } = this;
+    const nested = doubleQuant ? nestedBlocksize : undefined;
+    const facts = { format: name, blocksize, dtype, shape, rowwise, nestedBlocksize: nested };
+    return bitsandbytesState(facts, (part) => this.#readPart(part));
   }
 
   async #readPart(part: string): Promise<Uint8Array> {
@@ -350,16 +310,42 @@ export class QuantizedWeight implements Disposable {
     const given = readOptions(op, options, { device: true, sourceDType: true });
     const sourceDType = checkDType(op, 'sourceDType', given.sourceDType ?? 'f32');
     const device = resolveDevice(op, given.device);
-    const { handle, byteLength } = planesOnDevice(op, planes, device);
+    const { handle, byteLength, recipe } = planesOnDevice(op, planes, device);
     return new QuantizedWeight(handle, {
       shape: Object.freeze([planes.rows, planes.columns]),
-      planes: { bits: planes.bits, byteLength },
+      planes: { bits: planes.bits, byteLength, recipe },
       blocksize: groupOf(planes),
       doubleQuant: false,
       nestedBlocksize: NESTED_BLOCKSIZE,
       sourceDType,
       device,
     });
+  }
+
+  /**
+   * The planes of a weight that {@link QuantizedWeight.fromPlanes} made, copied from its device: `writeQuantizedLayer` and
+   * `planarToGguf` write them. Of several codes of a table with one value, the first stands for all.
+   * @throws ERR_DISPOSED; ERR_FORMAT for a weight of a blockwise format
+   * @example
+   * const { weight, lost } = mergeLora(w, adapter);
+   * const tensors = writeQuantizedLayer({ weight: await weight.toPlanes(), layout });
+   */
+  async toPlanes(): Promise<PlanarWeight> {
+    const op = 'toPlanes';
+    const handle = QuantizedWeight.handleOf(this, op, 'weight');
+    return readPlanes(op, handle, this.#recipe(op));
+  }
+
+  /** @internal As {@link QuantizedWeight.toPlanes}, while the thread waits. */
+  static planesOf(weight: QuantizedWeight, op: string): PlanarWeight {
+    const handle = QuantizedWeight.handleOf(weight, op, 'w');
+    return planesFromDevice(op, handle, weight.#recipe(op));
+  }
+
+  #recipe(op: string): PlanesRecipe {
+    const recipe = this.#meta.planes?.recipe;
+    if (recipe === undefined) fail('ERR_FORMAT', op, 'weight', 'made by fromPlanes', this.format);
+    return recipe;
   }
 
   /**

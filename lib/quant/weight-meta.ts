@@ -4,6 +4,7 @@ import type { Device } from '../core/device.js';
 import type { DType } from '../core/dtype.js';
 import type { FormatInfo, QuantFormat } from '../core/formats.js';
 import type { Tensor } from '../core/tensor.js';
+import type { PlanesRecipe } from './read-planes.js';
 
 /** How a weight is stored: a blockwise format, or `planar` for what {@link QuantizedWeight.fromPlanes} makes. */
 export type WeightFormat = QuantFormat | 'planar';
@@ -15,7 +16,7 @@ export interface WeightMeta {
   shape: readonly number[];
   /** None of a planar weight. */
   format?: FormatInfo;
-  planes?: { bits: number; byteLength: number };
+  planes?: { bits: number; byteLength: number; recipe: PlanesRecipe };
   blocksize: number;
   doubleQuant: boolean;
   nestedBlocksize: number;

@@ -23,7 +23,6 @@ import {
   loraShrinkBackward,
   matmul,
   matmulInputGrad,
-  mergeLora,
   QuantizedWeight,
   quantize,
   scope,
@@ -131,10 +130,6 @@ describe.each(DEVICES)('%s', (device) => {
       const x = Tensor.zeros([2, 64], { device });
       expect(() => matmul(x, w, { compute: 'int8' })).toThrow(/for compute int8.*got planar/);
       expect(() => quantize(w as unknown as Tensor, { format: 'nf4' })).toThrow();
-      const [loraA, loraB] = [Tensor.zeros([2, 64], { device }), Tensor.zeros([8, 2], { device })];
-      expect(() => mergeLora(w, { loraA, loraB })).toThrow(
-        /mergeLora: w must be dense or of a blockwise format .*, got a planar weight/,
-      );
     });
   });
 });

@@ -9,7 +9,7 @@ const kRawDTypes: Readonly<Record<'f32' | 'f16' | 'bf16', RawDType>> = {
 };
 
 /** The numbers of a plane in f32. */
-function numbersOf(plane: PlaneValues | ZeroPlane): Float32Array {
+export function numbersOf(plane: PlaneValues | ZeroPlane): Float32Array {
   if (plane.dtype !== 'u8') {
     const { dtype, data } = plane;
     return rawToFloat32({ dtype: kRawDTypes[dtype], shape: [data.length], data });
@@ -39,7 +39,7 @@ export function entryValues({ values, outer, offset }: ScalePlane): Float32Array
 }
 
 /** Calls `visit` with every run of elements of one entry, in ascending order. */
-function visitEntries(
+export function visitEntries(
   { rows, columns, grid }: Pick<PlanarWeight, 'rows' | 'columns' | 'grid'>,
   visit: (from: number, to: number, entry: number) => void,
 ): void {

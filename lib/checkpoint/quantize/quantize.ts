@@ -12,6 +12,7 @@ import { quantizeIntegers } from './integers.js';
 import { type MxScaleRule, mxElements, quantizeMx } from './mx.js';
 import { type Nvfp4Rule, quantizeNvfp4 } from './nvfp4.js';
 import { type Plan, planOf, type QuantizePlanarOptions } from './options.js';
+import { requireFinite } from './requantize.js';
 import { type Source, type SourceDType, type Tiles, tiles } from './source.js';
 
 const kDTypes: readonly string[] = ['F32', 'BF16', 'F16'] satisfies readonly SourceDType[];
@@ -26,9 +27,7 @@ function sourceOf(op: string, w: RawTensor): Source {
     return fail('ERR_SHAPE', op, 'w', '[N, K] with both at least 1', `[${shape.join(', ')}]`);
   }
   const values = rawToFloat32(w);
-  let flaw = 0;
-  while (flaw < values.length && Number.isFinite(values[flaw])) flaw++;
-  if (flaw < values.length) fail('ERR_NON_FINITE', op, `w[${flaw}]`, 'finite', `${values[flaw]}`);
+  requireFinite(op, 'w', values);
   return { values, rows, columns, dtype: dtype as SourceDType };
 }
 

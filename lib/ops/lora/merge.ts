@@ -1,11 +1,19 @@
 import { native } from '../../core/binding.js';
 import { checkTensor } from '../../core/check-tensor.js';
+import { checkDType, type DType } from '../../core/dtype.js';
 import { fail, wrongType } from '../../core/errors.js';
 import { scope } from '../../core/scope.js';
 import { Tensor } from '../../core/tensor.js';
-import { checkFinite, checkSameDevice, orDefault, showShape } from '../../core/validate.js';
+import {
+  checkFinite,
+  checkSameDevice,
+  orDefault,
+  readOptions,
+  showShape,
+} from '../../core/validate.js';
 import { hostCodes } from '../../quant/host-codes.js';
 import { QuantizedWeight } from '../../quant/quantized-weight.js';
+import { requantizedWeight } from '../../quant/requantized-weight.js';
 import { type BaseWeight, checkFactor, checkWeight } from '../base-weight.js';
 import { denseRows, putRows, rowTiles } from '../dense-rows.js';
 import { multiplyAdd } from '../elementwise.js';
@@ -51,6 +59,12 @@ export interface MergeResult<Weight extends BaseWeight = BaseWeight> {
   /** The dense weight itself, changed; or a new quantised one. */
   readonly weight: Weight;
   readonly lost: MergeLoss;
+}
+
+/** Options of {@link mergeLora}. */
+export interface MergeOptions {
+  /** Merge a quantised weight into a new dense one of this dtype, instead of its own format. */
+  readonly dtype?: DType;
 }
 
 /** Checked parts: B · C in f32 [N, r] and A in f32 [r, K], newly made. */
@@ -153,41 +167,92 @@ export class LossSums {
   }
 }
 
-function merge<Weight extends BaseWeight>(
+/** Where the sum goes, tile by tile. */
+interface Target {
+  /** What holds it. */
+  readonly result: BaseWeight;
+  put(tile: Tensor, first: number): void;
+  /** The result, if it is complete after the last tile alone. */
+  finish?(): BaseWeight;
+}
+
+/** A new weight whose codes the host makes at the end. */
+function hostTarget(op: string, weight: QuantizedWeight, K: number): Target | undefined {
+  const host = hostCodes(op, weight);
+  if (host !== undefined) {
+    return {
+      result: weight,
+      put: (tile, first) => host.put(tile, first * K),
+      finish: () => host.finish(),
+    };
+  }
+  if (weight.format !== 'planar') return undefined;
+  const values = new Float32Array((weight.shape[0] as number) * K);
+  return {
+    result: weight,
+    put: (tile, first) => values.set(tile.readSync(), first * K),
+    finish: () => requantizedWeight(op, weight, values),
+  };
+}
+
+/** A new weight of the same blockwise format, which the device encodes. */
+function deviceTarget(op: string, weight: QuantizedWeight): Target {
+  const result = QuantizedWeight.emptyLike(weight, op);
+  const to = QuantizedWeight.handleOf(result, op, 'w');
+  const zeros = zeroTermOf(weight);
+  const { device, doubleQuant, blocks } = weight;
+  const absmax = doubleQuant ? Tensor.zeros([blocks], { device }) : undefined;
+  const scales = absmax === undefined ? null : Tensor.handleOf(absmax, op, 'absmax');
+  const put = (tile: Tensor, first: number): void => {
+    const centred =
+      zeros === undefined ? tile : shiftRows(tile, zeros, { dtype: 'f32', first, sign: -1 });
+    const from = Tensor.handleOf(centred, op, 'tile');
+    native(op, (raw) => raw.quantizeRows(from, to, first, scales));
+  };
+  if (scales === null) return { result, put };
+  const finish = (): BaseWeight => {
+    native(op, (raw) => raw.quantizeScales(scales, to));
+    return result;
+  };
+  return { result, put, finish };
+}
+
+function targetOf(op: string, weight: BaseWeight, K: number, dtype: DType | undefined): Target {
+  if (!(weight instanceof QuantizedWeight)) {
+    return { result: weight, put: (tile, first) => putRows(weight, tile, first) };
+  }
+  if (dtype !== undefined) {
+    const dense = Tensor.zeros(weight.shape, { dtype, device: weight.device });
+    return { result: dense, put: (tile, first) => putRows(dense, tile, first) };
+  }
+  return hostTarget(op, weight, K) ?? deviceTarget(op, weight);
+}
+
+function merge(
   op: string,
-  w: Weight,
+  w: BaseWeight,
   parts: MergeParts,
-): MergeResult<Weight> {
+  options: MergeOptions | undefined,
+): MergeResult {
   const { weight, N, K } = checkWeight(op, w);
+  const given = readOptions(op, options, { dtype: true });
+  const wanted = given.dtype === undefined ? undefined : checkDType(op, 'dtype', given.dtype);
+  if (wanted !== undefined && !(weight instanceof QuantizedWeight)) {
+    fail(
+      'ERR_VALUE',
+      op,
+      'dtype',
+      'left out for a dense weight, which is changed in place',
+      wanted,
+    );
+  }
   return scope(() => {
     const { left, right, scaling, beta } = updateOf(op, weight, N, K, parts);
-    const packed = weight instanceof QuantizedWeight ? weight : undefined;
-    const host = packed === undefined ? undefined : hostCodes(op, packed);
-    let result =
-      packed === undefined || host !== undefined ? weight : QuantizedWeight.emptyLike(packed, op);
-    const nested = packed?.doubleQuant === true && host === undefined;
-    const zeros = zeroTermOf(weight);
-    const absmax = nested ? Tensor.zeros([packed.blocks], { device: packed.device }) : undefined;
+    const target = targetOf(op, weight, K, wanted);
     // Decoded as products in the weight's own dtype decode it.
-    const dtype = packed?.sourceDType ?? (weight as Tensor).dtype;
+    const dtype = weight instanceof QuantizedWeight ? weight.sourceDType : weight.dtype;
     const read = (of: BaseWeight, first: number, end: number): Tensor =>
-      denseRows(of, first, end, { dtype });
-    const write = (tile: Tensor, first: number): void => {
-      if (host !== undefined) {
-        host.put(tile, first * K);
-        return;
-      }
-      if (!(result instanceof QuantizedWeight)) {
-        putRows(result, tile, first);
-        return;
-      }
-      const to = QuantizedWeight.handleOf(result, op, 'w');
-      const centred =
-        zeros === undefined ? tile : shiftRows(tile, zeros, { dtype: 'f32', first, sign: -1 });
-      const from = Tensor.handleOf(centred, op, 'tile');
-      const scales = absmax === undefined ? null : Tensor.handleOf(absmax, op, 'absmax');
-      native(op, (raw) => raw.quantizeRows(from, to, first, scales));
-    };
+      denseRows(of, first, end, { dtype: of instanceof Tensor ? of.dtype : dtype });
     const tiles = rowTiles(weight);
     const sums = new LossSums();
     const each = (body: (first: number, end: number, old: Tensor, wanted: Tensor) => void) => {
@@ -199,25 +264,20 @@ function merge<Weight extends BaseWeight>(
         });
       }
     };
+    let { result } = target;
     const account = (first: number, end: number, old: Float32Array, wanted: Tensor) =>
       sums.add(old, wanted.readSync(), read(result, first, end).readSync());
     each((first, end, old, wanted) => {
       // Read before it is overwritten.
       const values = old.readSync();
-      write(wanted, first);
-      if (!nested && host === undefined) account(first, end, values, wanted);
+      target.put(wanted, first);
+      if (target.finish === undefined) account(first, end, values, wanted);
     });
-    if (host !== undefined) {
-      result = host.finish();
+    if (target.finish !== undefined) {
+      result = target.finish();
       each((first, end, old, wanted) => account(first, end, old.readSync(), wanted));
     }
-    if (absmax !== undefined) {
-      const scales = Tensor.handleOf(absmax, op, 'absmax');
-      const to = QuantizedWeight.handleOf(result as QuantizedWeight, op, 'w');
-      native(op, (raw) => raw.quantizeScales(scales, to));
-      each((first, end, old, wanted) => account(first, end, old.readSync(), wanted));
-    }
-    return { weight: result as Weight, lost: sums.loss };
+    return { weight: result, lost: sums.loss };
   });
 }
 
@@ -228,24 +288,35 @@ function merge<Weight extends BaseWeight>(
  * stays. (With custom tables this happens on the host.) Zero-points stay too: the codes take up the update. Extra memory is a few tiles of 1 MB, one
  * f32 per block if scales are quantised too, and more only if the row length is so odd that blocks and rows rarely begin together.
  *
+ * A planar weight is rounded on the host, in f32 and one byte a code: 5 bytes a weight beside its own. Its scales stay where they reach,
+ * as {@link requantizePlanar} says. {@link QuantizedWeight.toPlanes} gives what a checkpoint keeps.
+ *
  * It blocks the thread, about 0.3 s for 4,096 x 4,096, and no op of the weight may be running on
  * another thread. Rounding hides updates that are small compared with a code's step: `lost` says by
  * how much.
  * @param w [N, K] dense or quantised
  * @param parts the factors, or a {@link LoraAdapter} (its `loraBias` does not affect the weight)
+ * @param options.dtype merges a quantised weight into a new dense one of this dtype
  * @returns the weight that holds the sum, and the loss of storing it
- * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; ERR_NON_FINITE if a
+ * @throws ERR_TYPE, ERR_SHAPE, ERR_DEVICE, ERR_DTYPE, ERR_VALUE, ERR_DISPOSED, ERR_OOM; ERR_NON_FINITE if a
  * sum for a quantised weight is not finite
  * @example
  * const { weight, lost } = mergeLora(w4, adapter);
  * if (lost.kept < 0.9) console.warn(`a tenth of the update is lost in ${w4.format}`);
  */
+export function mergeLora(
+  w: QuantizedWeight,
+  parts: MergeParts,
+  options: { readonly dtype: DType },
+): MergeResult<Tensor>;
 export function mergeLora<Weight extends BaseWeight>(
   w: Weight,
   parts: MergeParts,
-): MergeResult<Weight> {
+  options?: MergeOptions & { readonly dtype?: never },
+): MergeResult<Weight>;
+export function mergeLora(w: BaseWeight, parts: MergeParts, options?: MergeOptions): MergeResult {
   const op = 'mergeLora';
-  return merge(op, w, readParts(op, parts));
+  return merge(op, w, readParts(op, parts), options);
 }
 
 /**
@@ -265,5 +336,6 @@ export function unmergeLora<Weight extends BaseWeight>(
   const beta = factorOf(op, 'beta', given.beta);
   if (beta === 0) fail('ERR_VALUE', op, 'beta', 'not 0', '0');
   const scaling = factorOf(op, 'scaling', given.scaling);
-  return merge(op, w, { ...given, scaling: -scaling / beta, beta: 1 / beta });
+  const inverse = { ...given, scaling: -scaling / beta, beta: 1 / beta };
+  return merge(op, w, inverse, undefined) as MergeResult<Weight>;
 }
