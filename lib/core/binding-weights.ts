@@ -48,6 +48,19 @@ export interface WeightBinding {
     layout: RawPlanes,
     parts: Record<string, HostArray | Int32Array | undefined>,
   ): NativeHandle;
+  /** One field of a layout of bits: `sizes` are rows, columns, base, row stride, run bytes and threads. */
+  readFields(
+    bytes: Uint8Array,
+    codes: Uint8Array,
+    sizes: Float64Array,
+    rowAt: Float64Array,
+    byte: Uint32Array,
+    bit: Uint8Array,
+    mask: Uint8Array,
+    shift: Uint8Array,
+  ): void;
+  packPairs(codes: Uint8Array, pairs: Uint8Array, threads: number): void;
+  largestCode(codes: Uint8Array): number;
   dequantize(w: NativeHandle, dtype: string): NativeHandle;
   emptyLike(w: NativeHandle): NativeHandle;
   quantizeRows(

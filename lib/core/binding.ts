@@ -434,6 +434,20 @@ export function native<T>(op: string, call: (raw: Binding) => T): T {
   }
 }
 
+let optional: Binding | null | undefined;
+
+/** The addon where it is there, for what JavaScript can do as well. */
+export function optionalNative(): Binding | undefined {
+  if (optional === undefined) {
+    try {
+      optional = binding();
+    } catch {
+      optional = null;
+    }
+  }
+  return optional ?? undefined;
+}
+
 /** Like {@link native}, for a raw call that reports through a callback. */
 export function nativeAsync<T = void>(
   op: string,

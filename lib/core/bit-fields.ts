@@ -2,6 +2,7 @@
  * Codes in the bits of a file. A layout says where the bits of element (row, column) are; one pair of
  * functions reads and writes them all.
  */
+import { type Binding, optionalNative } from './binding.js';
 import { fail } from './errors.js';
 
 /**
@@ -126,8 +127,37 @@ function visitRuns(
   }
 }
 
+/** Codes from which on a call of the addon is quicker. */
+const kNativeElements = 1 << 12;
+
 /** The codes [rows · columns] of a layout. @throws ERR_SHAPE if it points outside of `bytes` */
 export function readFields(bytes: Uint8Array, layout: Fields): Uint8Array<ArrayBuffer> {
+  const addon = layout.rows * layout.columns < kNativeElements ? undefined : optionalNative();
+  return addon === undefined ? readFieldsHere(bytes, layout) : readFieldsBy(addon, bytes, layout);
+}
+
+/** The loops in the addon, on the threads of the CPU device. */
+export function readFieldsBy(
+  addon: Binding,
+  bytes: Uint8Array,
+  layout: Fields,
+): Uint8Array<ArrayBuffer> {
+  checkFields('readFields', layout, bytes);
+  const { rows, columns, flip = 0 } = layout;
+  const codes = new Uint8Array(rows * columns).fill(flip);
+  if (codes.length === 0) return codes;
+  const threads = addon.threads();
+  for (const field of layout.fields) {
+    const { stride_bytes, byte, bit, mask, shift } = runOf(field);
+    const { at, stride } = field.rows;
+    const sizes = Float64Array.of(rows, columns, field.base, stride, stride_bytes, threads);
+    addon.readFields(bytes, codes, sizes, Float64Array.from(at), byte, bit, mask, shift);
+  }
+  return codes;
+}
+
+/** The same in JavaScript: where there is no addon, and for a few codes. @throws ERR_SHAPE */
+export function readFieldsHere(bytes: Uint8Array, layout: Fields): Uint8Array<ArrayBuffer> {
   checkFields('readFields', layout, bytes);
   const codes = new Uint8Array(layout.rows * layout.columns).fill(layout.flip ?? 0);
   visitRuns(layout, (run, element, start, bit, count) => {
@@ -158,4 +188,12 @@ export function writeFields(codes: Uint8Array, layout: Fields, bytes: Uint8Array
       if (word > 255) bytes[byte + 1] = (bytes[byte + 1] as number) | (word >> 8);
     }
   });
+}
+
+/** The first code that is not below `end`, or -1. The weight of a layer has millions of codes. */
+export function firstFrom(codes: Uint8Array, end: number): number {
+  const largest = optionalNative()?.largestCode(codes);
+  if (largest !== undefined && largest < end) return -1;
+  for (let i = 0; i < codes.length; i++) if ((codes[i] as number) >= end) return i;
+  return -1;
 }

@@ -5,6 +5,7 @@
 
 import { entryValues } from '../checkpoint/planar/decode.js';
 import type { Grid, PlanarWeight, ZeroPlane } from '../checkpoint/planar/planar-weight.js';
+import { native } from '../core/binding.js';
 import { formatOf, type QuantFormat } from '../core/formats.js';
 
 /** Parts of the addon's `weightFromParts`. */
@@ -22,7 +23,8 @@ function oneZero(zero: ZeroPlane | undefined): number | undefined {
   if (zero === undefined) return 0;
   if (zero.dtype !== 'u8') return undefined;
   const [first = 0] = zero.data;
-  return zero.data.every((each) => each === first) ? first : undefined;
+  for (let i = 0; i < zero.data.length; i++) if (zero.data[i] !== first) return undefined;
+  return first;
 }
 
 /** Elements of a block: the largest power of two that the format has and that K and the groups are multiples of. */
@@ -62,8 +64,6 @@ export function blockwiseOf(weight: PlanarWeight): BlockwisePlanes | undefined {
 /** Two codes a byte, the first in the high half. K of a blockwise weight is even. */
 function pairsOf(codes: Uint8Array): Uint8Array {
   const pairs = new Uint8Array(codes.length / 2);
-  for (let i = 0; i < pairs.length; i++) {
-    pairs[i] = ((codes[2 * i] as number) << 4) | (codes[2 * i + 1] as number);
-  }
+  native('fromPlanes', (addon) => addon.packPairs(codes, pairs, addon.threads()));
   return pairs;
 }

@@ -26,6 +26,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
   RegisterOptimizer(env, exports);
   RegisterWeights(env, exports);
   RegisterPlanes(env, exports);
+  RegisterBitFields(env, exports);
   RegisterOps(env, exports);
   RegisterLoraParts(env, exports);
   RegisterGrouped(env, exports);

@@ -21,6 +21,7 @@ void RegisterModelOps(Napi::Env env, Napi::Object exports);     // model_ops.cpp
 void RegisterOptimizer(Napi::Env env, Napi::Object exports);    // optimizer.cpp
 void RegisterWeights(Napi::Env env, Napi::Object exports);      // weights/weights.cpp
 void RegisterPlanes(Napi::Env env, Napi::Object exports);       // weights/planes.cpp
+void RegisterBitFields(Napi::Env env, Napi::Object exports);    // weights/bit_fields.cpp
 void RegisterStreams(Napi::Env env, Napi::Object exports);      // streams.cpp
 void RegisterDevices(Napi::Env env, Napi::Object exports);      // devices.cpp
 void RegisterExplain(Napi::Env env, Napi::Object exports);      // explain.cpp

@@ -1,6 +1,16 @@
 // Codes in bits against the definition, one bit at a time.
 import { describe, expect, it } from 'vitest';
-import { type Field, type Fields, readFields, writeFields } from '../../lib/core/bit-fields.js';
+import { nibbles, streams } from '../../lib/checkpoint/codecs/packing.js';
+import { optionalNative } from '../../lib/core/binding.js';
+import {
+  type Field,
+  type Fields,
+  firstFrom,
+  readFields,
+  readFieldsBy,
+  readFieldsHere,
+  writeFields,
+} from '../../lib/core/bit-fields.js';
 import { LowrankError } from '../../lib/core/errors.js';
 import { generator } from '../checkpoint/fuzz.js';
 
@@ -73,6 +83,8 @@ function randomLayout(random: (below: number) => number): { layout: Fields; byte
   return { layout, bytes: Math.ceil((base + fields.length * rows * pitch + 8) / 8) };
 }
 
+const addon = optionalNative() as NonNullable<ReturnType<typeof optionalNative>>;
+
 describe('fields of codes', () => {
   it('reads and writes random layouts as the definition says', () => {
     const random = generator(7);
@@ -81,6 +93,8 @@ describe('fields of codes', () => {
       const file = Uint8Array.from({ length: bytes }, () => random(256));
       const codes = readFields(file, layout);
       expect([...codes]).toEqual(expected(file, layout));
+      expect(readFieldsHere(file, layout)).toEqual(codes);
+      expect(readFieldsBy(addon, file, layout)).toEqual(codes);
       const back = new Uint8Array(bytes);
       writeFields(codes, layout, back);
       const own = new Uint8Array(bytes);
@@ -143,5 +157,136 @@ describe('fields of codes', () => {
     expect(readFields(new Uint8Array(0), { rows: 3, columns: 2, fields: [], flip: 5 })).toEqual(
       new Uint8Array(6).fill(5),
     );
+  });
+
+  it('has the same codes from the addon as in JavaScript, on several threads', () => {
+    const random = generator(3);
+    const [N, K] = [1040, 1056];
+    const gptq = streams({ rows: N, columns: K, bits: 4, rowPitch: 32, wordPitch: 32 * N });
+    const awq: Fields = {
+      rows: N,
+      columns: K,
+      fields: [
+        {
+          base: 0,
+          rows: { at: [0, 16, 4, 20, 8, 24, 12, 28], stride: 32 },
+          columns: { at: [0], stride: N * 4 },
+          bits: 4,
+          shift: 0,
+        },
+      ],
+    };
+    const parts = (bits: number): Fields => ({
+      rows: 8 / bits,
+      columns: (N * K * bits) / 8,
+      fields: [
+        {
+          base: 0,
+          rows: { at: Array.from({ length: 8 / bits }, (_, i) => 8 - bits - bits * i), stride: 0 },
+          columns: { at: [0], stride: 8 },
+          bits,
+          shift: 0,
+        },
+      ],
+    });
+    const layouts: [string, Fields, number][] = [
+      ['nibbles', nibbles(N, K, 'low'), (N * K) / 2],
+      ['gptq', gptq, (N * K) / 2],
+      [
+        'gptq of 3 bits',
+        streams({ rows: N, columns: K, bits: 3, rowPitch: 32, wordPitch: 32 * N }),
+        (N * K * 3) / 8,
+      ],
+      ['awq', awq, (N * K) / 2],
+      ['hqq of 2 bits', parts(2), (N * K) / 4],
+      ['bytes', streams({ rows: N, columns: K, bits: 8, rowPitch: 8 * K, flip: 128 }), N * K],
+      ['an odd pitch', streams({ rows: N, columns: K, bits: 5, rowPitch: 5 * K + 3 }), N * K],
+    ];
+    for (const [name, layout, bytes] of layouts) {
+      const file = Uint8Array.from({ length: bytes }, () => random(256));
+      const here = readFieldsHere(file, layout);
+      for (const threads of [1, 2, 5]) {
+        const with_ = { ...addon, threads: () => threads };
+        const same = Buffer.compare(readFieldsBy(with_ as typeof addon, file, layout), here);
+        expect(same, `${name}, ${threads} threads`).toBe(0);
+      }
+      expect(Buffer.compare(readFields(file, layout), here), name).toBe(0);
+    }
+  });
+
+  it('the addon refuses sizes that leave its memory, whatever lib has checked', () => {
+    const good = {
+      bytes: new Uint8Array(4),
+      codes: new Uint8Array(8),
+      sizes: Float64Array.of(2, 4, 0, 16, 2, 1),
+      rowAt: Float64Array.of(0),
+      byte: Uint32Array.of(0, 0, 1, 1),
+      bit: Uint8Array.of(0, 4, 0, 4),
+      mask: Uint8Array.of(15, 15, 15, 15),
+      shift: new Uint8Array(4),
+    };
+    const read = (part: Partial<Record<keyof typeof good, unknown>>) => {
+      const { bytes, codes, sizes, rowAt, byte, bit, mask, shift } = {
+        ...good,
+        ...part,
+      } as typeof good;
+      addon.readFields(bytes, codes, sizes, rowAt, byte, bit, mask, shift);
+      return [...codes];
+    };
+    expect(read({ bytes: Uint8Array.of(0x21, 0x43, 0x65, 0x87) })).toEqual([
+      1, 2, 3, 4, 5, 6, 7, 8,
+    ]);
+    const sizes = (...numbers: number[]) => ({ sizes: Float64Array.from(numbers) });
+    const wrong = [
+      { bytes: new Uint8Array(3) },
+      { codes: new Uint8Array(7) },
+      { byte: Uint32Array.of(0, 0, 1, 2 ** 32 - 1) },
+      { byte: new Uint32Array(0) },
+      { rowAt: new Float64Array(0) },
+      { rowAt: Float64Array.of(-1) },
+      { rowAt: Float64Array.of(1e300) },
+      { bit: Uint8Array.of(0, 4, 0, 200) },
+      { mask: new Uint8Array(3) },
+      sizes(2, 4, 0, 16, 2),
+      sizes(2, 4, Number.NaN, 16, 2, 1),
+      sizes(2, 4, -8, 16, 2, 1),
+      sizes(2, 4, 0, 2 ** 60, 2, 1),
+      sizes(2 ** 40, 4, 0, 16, 2, 1),
+      sizes(0, 4, 0, 16, 2, 1),
+      sizes(1, 8, 0, 16, 2 ** 45, 1),
+    ];
+    for (const part of wrong) {
+      expect(() => read(part), JSON.stringify(part)).toThrow(
+        expect.objectContaining({ code: 'ERR_SHAPE' }),
+      );
+    }
+    for (const part of [
+      { bytes: [1] },
+      { codes: new Float32Array(8) },
+      { byte: new Uint8Array(4) },
+    ]) {
+      expect(() => read(part)).toThrow(expect.objectContaining({ code: 'ERR_TYPE' }));
+    }
+    expect(() => addon.packPairs(new Uint8Array(4), new Uint8Array(3), 1)).toThrow(
+      expect.objectContaining({ code: 'ERR_SHAPE' }),
+    );
+    const pairs = new Uint8Array(600_000);
+    addon.packPairs(
+      Uint8Array.from({ length: 1_200_000 }, (_, i) => i % 13),
+      pairs,
+      4,
+    );
+    expect(pairs.every((byte, i) => byte === (((2 * i) % 13) << 4) + ((2 * i + 1) % 13))).toBe(
+      true,
+    );
+  });
+
+  it('finds the first code that is too large', () => {
+    const codes = new Uint8Array(10_000).fill(7);
+    expect(firstFrom(codes, 8)).toBe(-1);
+    codes[9_999] = 200;
+    codes[5_000] = 8;
+    expect(firstFrom(codes, 8)).toBe(5_000);
+    expect(firstFrom(new Uint8Array(0), 0)).toBe(-1);
   });
 });

@@ -1,4 +1,5 @@
 /** Checks that the parts of a planar weight fit each other: readers make it, and callers may. */
+import { firstFrom } from '../../core/bit-fields.js';
 import { fail } from '../../core/errors.js';
 import { checkObject } from '../arguments.js';
 import {
@@ -118,7 +119,7 @@ export function checkPlanarWeight(op: string, weight: PlanarWeight): void {
   if (!(levels instanceof Float32Array) || levels.length !== 2 ** bits) {
     refuse('levels', `a Float32Array of ${2 ** bits} levels for ${bits} bits`, shownLength(levels));
   }
-  const bad = bits === 8 ? -1 : codes.findIndex((code) => code >= 2 ** bits);
+  const bad = bits === 8 ? -1 : firstFrom(codes, 2 ** bits);
   if (bad >= 0) {
     fail(
       'ERR_VALUE',

@@ -110,28 +110,49 @@ int64_t EntriesOf(Napi::Env env, const WeightHandle& weight) {
   }
 }
 
+/// The first code of more than `bits` bits, or -1.
+int64_t FirstTooLarge(const uint8_t* codes, int64_t count, int bits) {
+  if (bits == 8) return -1;
+  uint8_t all = 0;
+  for (int64_t i = 0; i < count; ++i) all = static_cast<uint8_t>(all | codes[i]);
+  if (all >> bits == 0) return -1;
+  int64_t found = 0;
+  while (codes[found] >> bits == 0) ++found;
+  return found;
+}
+
+/// Packs a row, one code a byte, as planes hold it. All codes have at most `bits` bits.
+void PackRow(const uint8_t* codes, int64_t count, int bits, uint8_t* row) {
+  if (bits == 8) {
+    std::copy_n(codes, count, row);
+    return;
+  }
+  if (bits == 4) {
+    for (int64_t i = 0; i < count / 2; ++i) {
+      row[i] = static_cast<uint8_t>(codes[2 * i] << 4 | codes[2 * i + 1]);
+    }
+    if (count % 2 != 0) row[count / 2] = static_cast<uint8_t>(codes[count - 1] << 4);
+    return;
+  }
+  // Eight codes are as many bytes as a code has bits.
+  for (int64_t k = 0; k < count; k += 8) {
+    const int64_t here = std::min<int64_t>(8, count - k);
+    uint64_t word = 0;
+    for (int64_t i = 0; i < here; ++i) word |= static_cast<uint64_t>(codes[k + i]) << (i * bits);
+    uint8_t* out = row + k / 8 * bits;
+    for (int64_t i = 0; i < CeilDiv(here * bits, 8); ++i) {
+      out[i] = static_cast<uint8_t>(word >> (8 * i));
+    }
+  }
+}
+
 /// Packs one code a byte as planes hold them. Returns the first that is too large, or -1.
 int64_t PackCodes(const uint8_t* codes, const WeightHandle& weight, uint8_t* out) {
   const Planes& planes = weight.planes;
-  const int bits = planes.bits;
+  const int64_t bad = FirstTooLarge(codes, weight.rows * weight.cols, planes.bits);
+  if (bad >= 0) return bad;
   for (int64_t n = 0; n < weight.rows; ++n) {
-    const uint8_t* from = codes + n * weight.cols;
-    uint8_t* row = out + n * planes.row_bytes;
-    for (int64_t k = 0; k < weight.cols; ++k) {
-      if (from[k] >> bits != 0) return n * weight.cols + k;
-    }
-    if (bits == 8) {
-      std::copy_n(from, weight.cols, row);
-      continue;
-    }
-    std::fill_n(row, planes.row_bytes, static_cast<uint8_t>(0));
-    for (int64_t k = 0; k < weight.cols; ++k) {
-      const int64_t bit = k * bits;
-      const int shift = bits == 4 ? (k % 2 == 0 ? 4 : 0) : static_cast<int>(bit % 8);
-      const auto word = static_cast<uint32_t>(from[k]) << shift;
-      row[bit / 8] = static_cast<uint8_t>(row[bit / 8] | (word & 255));
-      if (word > 255) row[bit / 8 + 1] = static_cast<uint8_t>(word >> 8);
-    }
+    PackRow(codes + n * weight.cols, weight.cols, planes.bits, out + n * planes.row_bytes);
   }
   return -1;
 }
