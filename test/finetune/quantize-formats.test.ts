@@ -179,7 +179,8 @@ describe('the command', () => {
       ),
     );
     expect(trained.code, trained.stderr).toBe(0);
-    const { lossBefore, lossAfter, table } = JSON.parse(trained.stdout);
+    const { lossBefore, lossAfter, table, run: settings } = JSON.parse(trained.stdout);
+    expect(settings.base).toMatch(/^mxfp4-pack-quantized;/);
     expect(lossAfter).toBeLessThan(lossBefore * 0.9);
     expect(Object.keys(table)).toContain('linear layers in mxfp4-pack-quantized');
   });

@@ -14,7 +14,7 @@ import { bytesOf, type RawTensor } from '../raw-tensor.js';
 import type { Codec } from './codec.js';
 import { announcesFormat } from './config.js';
 import { groupIndex, indexedGrid } from './gptq.js';
-import { type LayerReader, listed } from './layer-reader.js';
+import { copied as copiedTensor, type LayerReader, listed } from './layer-reader.js';
 import { packCodes, readCodes, streams } from './packing.js';
 import {
   floatScales,
@@ -45,6 +45,8 @@ export interface PackedIntegersLayout extends Shared {
   readonly name: 'pack-quantized';
   /** Whether the layer has a weight_g_idx; it must where groups are not in order. */
   readonly groupIndex?: boolean;
+  /** A weight_g_idx that says nothing, because entries of it are -1: as it is. */
+  readonly unsetIndex?: RawTensor;
 }
 
 /** What an int-quantized layer has beside its weight. */
@@ -141,6 +143,27 @@ function codesOf(
   return codes;
 }
 
+/** The tensor of the columns' groups, if there is one. */
+function indexOf(layer: LayerReader, K: number): RawTensor | undefined {
+  if (!layer.has('weight_g_idx')) return undefined;
+  const tensor = layer.tensor('weight_g_idx', ['I32']);
+  layer.requireShape('weight_g_idx', tensor, [K], `K = ${K} of weight_shape`);
+  return tensor;
+}
+
+/** compressed-tensors starts a weight_g_idx with -1. While one is left, columns are in order. */
+function isUnset(layer: LayerReader, tensor: RawTensor, scales: RawTensor): boolean {
+  const group = integersOf(tensor);
+  if (!group.includes(-1)) return false;
+  const groups = scales.shape[1] ?? 0;
+  const bad = group.findIndex((g) => g < -1 || g >= groups);
+  if (bad >= 0) {
+    const expected = `groups from 0 to ${groups - 1}, as the scales have, or -1 for none`;
+    layer.refuse('ERR_FORMAT', 'weight_g_idx', expected, `${group[bad]} at ${bad}`);
+  }
+  return true;
+}
+
 function gridOf(
   layer: LayerReader,
   scales: RawTensor,
@@ -149,9 +172,8 @@ function gridOf(
   const [, K] = size;
   const strategy = layer.text('strategy');
   const group = layer.groupSize(K);
-  if (layer.has('weight_g_idx')) {
-    const tensor = layer.tensor('weight_g_idx', ['I32']);
-    layer.requireShape('weight_g_idx', tensor, [K], `K = ${K} of weight_shape`);
+  const tensor = indexOf(layer, K);
+  if (tensor !== undefined && !isUnset(layer, tensor, scales)) {
     const groups = scales.shape[1] ?? 0;
     const expected = [size[0], group === undefined ? groups : Math.ceil(K / group)];
     const why = `${listed(size)}${group === undefined ? '' : ` in groups of ${group}`}`;
@@ -159,7 +181,7 @@ function gridOf(
     return { grid: indexedGrid(layer, 'weight_g_idx', integersOf(tensor), groups), groups };
   }
   const actorder = layer.text('actorder');
-  if (actorder === 'group') {
+  if (actorder === 'group' && tensor === undefined) {
     layer.refuse(
       'ERR_FORMAT',
       'weight_g_idx',
@@ -267,6 +289,8 @@ export const packedIntegersCodec: Codec<PackedIntegersLayout> = {
     const bits = bitsOf(layer, packed, words, K);
     const scales = layer.tensor('weight_scale', kFloats);
     const { grid, groups } = gridOf(layer, scales, [N, K]);
+    const index = indexOf(layer, K);
+    const unset = index !== undefined && isUnset(layer, index, scales);
     const rows = grid.kind === 'tiles' ? Math.ceil(N / grid.rows) : N;
     const zeros = zerosOf(layer, scales, [rows, groups, bits], 'I32');
     const codes = codesOf(layer, 'weight_packed', packed, codeFields(N, K, bits), bits);
@@ -275,13 +299,14 @@ export const packedIntegersCodec: Codec<PackedIntegersLayout> = {
       layout: {
         name: 'pack-quantized',
         zeros: zeros !== undefined,
-        groupIndex: layer.has('weight_g_idx'),
+        groupIndex: index !== undefined && !unset,
+        ...(unset ? { unsetIndex: copiedTensor(index) } : {}),
         ...keptShape(scales, [rows, groups]),
         others: layer.others(kActivations),
       },
     };
   },
-  write(op, weight, { zeros: stored, groupIndex: indexed, scaleShape, others }) {
+  write(op, weight, { zeros: stored, groupIndex: indexed, unsetIndex, scaleShape, others }) {
     const { rows: N, columns: K, bits, grid } = weight;
     const zeros = storedZeros(op, weight, stored);
     const weight_scale = scalesOf(op, weight, scaleShape);
@@ -310,7 +335,9 @@ export const packedIntegersCodec: Codec<PackedIntegersLayout> = {
           }),
       ...(indexed === true || grid.kind === 'ordered'
         ? { weight_g_idx: rawTensor('I32', [K], groupIndex(op, weight)) }
-        : {}),
+        : unsetIndex === undefined
+          ? {}
+          : { weight_g_idx: copiedTensor(unsetIndex) }),
       ...others,
     };
   },

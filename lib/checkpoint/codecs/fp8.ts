@@ -9,7 +9,7 @@
  */
 import { e4m3Levels, e5m2Levels, e8m0Table, sameLevels } from '../planar/levels.js';
 import type { PlanarWeight, PlaneValues } from '../planar/planar-weight.js';
-import { bytesOf, type RawDType, type RawTensor } from '../raw-tensor.js';
+import { bytesOf, type RawDType, type RawTensor, rawToFloat32 } from '../raw-tensor.js';
 import type { Codec } from './codec.js';
 import { announcesFormat, announcesModelopt } from './config.js';
 import { type LayerReader, listed } from './layer-reader.js';
@@ -64,6 +64,16 @@ function confirmElement(layer: LayerReader, dtype: RawDType): void {
   }
 }
 
+/** With `scale_fmt: ue8m0` scales are powers of two, also where they are stored as floats. */
+function confirmPowers(layer: LayerReader, key: string, scale: RawTensor): void {
+  if (layer.text('scale_fmt') !== 'ue8m0' || kE8m0.includes(scale.dtype)) return;
+  const values = rawToFloat32(scale);
+  const bad = values.findIndex((value) => !(value > 0) || !Number.isInteger(Math.log2(value)));
+  if (bad < 0) return;
+  const expected = 'powers of two, as scale_fmt ue8m0 in the config says';
+  layer.refuse('ERR_FORMAT', key, expected, `${values[bad]} at ${bad}`);
+}
+
 /** What decides the grid: the config, or the tiles of 128 that files without one have. */
 function hintsOf(layer: LayerReader, scale: RawTensor, [N, K]: readonly [number, number]) {
   const block = layer.pair('weight_block_size') ?? layer.pair('block_structure');
@@ -100,6 +110,7 @@ export const fp8Codec: Codec<Fp8Layout> = {
     const [N, K] = codes.size;
     const scaleName = layer.has('weight_scale_inv') ? 'weight_scale_inv' : 'weight_scale';
     const scale = layer.tensor(scaleName, [...kFloats, ...kE8m0]);
+    confirmPowers(layer, scaleName, scale);
     const grid = scaleGrid(layer, scaleName, scale, [N, K], hintsOf(layer, scale, [N, K]));
     const weight: PlanarWeight = {
       rows: N,

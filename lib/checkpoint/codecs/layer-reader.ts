@@ -152,6 +152,7 @@ export class LayerReader {
   }
 }
 
-function copied({ dtype, shape, data }: RawTensor): RawTensor {
+/** A tensor in memory of its own. */
+export function copied({ dtype, shape, data }: RawTensor): RawTensor {
   return { dtype, shape: [...shape], data: data.slice() };
 }

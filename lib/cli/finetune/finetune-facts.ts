@@ -10,7 +10,11 @@ import { grouped, mebibytes, table, visible } from '../../report/terminal.js';
 import type { Fact } from './finetune-report.js';
 
 /** What a run can be repeated from. */
-export function settingsOf(options: FinetuneOptions, args: readonly string[]): Fact[] {
+export function settingsOf(
+  options: FinetuneOptions,
+  args: readonly string[],
+  layouts: readonly string[],
+): Fact[] {
   const { adapter, train, format, device = defaultDevice() } = options;
   const { method, definition } = adapter.method;
   const settings = { ...(definition.defaults as object), ...adapter.settings };
@@ -22,7 +26,11 @@ export function settingsOf(options: FinetuneOptions, args: readonly string[]): F
     { name: 'model', value: printable(options.model) },
     { name: 'data', value: printable(options.data), note: `${options.seqLen} tokens a sequence` },
     { name: 'method', value: method, note: list.join(', ') },
-    { name: 'base', value: format.format, note: `activations in ${train.dtype}` },
+    {
+      name: 'base',
+      value: storedAs(layouts, format.format),
+      note: `activations in ${train.dtype}`,
+    },
     {
       name: 'updates',
       value: `${train.steps} of ${train.batch * train.accumulate} sequences`,
@@ -33,6 +41,10 @@ export function settingsOf(options: FinetuneOptions, args: readonly string[]): F
     { name: 'date', value: new Date().toISOString() },
   ];
 }
+
+/** How the base is stored: by the layouts of a folder that is quantised already, otherwise as the run quantised it. */
+const storedAs = (layouts: readonly string[], format: string): string =>
+  layouts.length > 0 ? layouts.join(' and ') : format;
 
 const quoted = (text: string): string => (/^[\w./,:=-]+$/.test(text) ? text : JSON.stringify(text));
 
@@ -62,7 +74,7 @@ export function factsOf(options: FinetuneOptions, result: FinetuneResult, second
   const { lossBefore, lossAfter, memory, comparison } = result;
   const percent = (ratio: number) => `${(100 * ratio).toFixed(1)} %`;
   const { format } = options.format;
-  const stored = result.layouts.length > 0 ? result.layouts.join(' and ') : format;
+  const stored = storedAs(result.layouts, format);
   const facts: Fact[] = [
     { name: 'held-out loss before', value: lossBefore.toFixed(4), note: 'nats per token' },
     {

@@ -145,7 +145,7 @@ export async function finetuneCommand(args: readonly string[]): Promise<number> 
   try {
     const result = await finetune(options, observe(progress, options), interrupts.signal);
     progress.close();
-    const settings = settingsOf(options, args);
+    const settings = settingsOf(options, args, result.layouts);
     const facts = factsOf(options, result, (performance.now() - started) / 1000);
     if (report !== undefined) {
       const html = new TextEncoder().encode(reportHtml(facts, result, settings));

@@ -89,3 +89,30 @@ describe('conversions', () => {
     }
   });
 });
+
+describe('what a layer says beside its values', () => {
+  it('scales that scale_fmt calls powers of two are read where they are, as floats and as bytes', () => {
+    for (const id of ['fp8/block128_ue8m0', 'fp8/block128_ue8m0, bytes']) {
+      const { tensors, config, expected } = caseOf(id);
+      const { weight } = readQuantizedLayer(tensors, { ...config, scale_fmt: 'ue8m0' });
+      expect([...planarToFloat32(weight)]).toEqual(Array.from(expected));
+    }
+  });
+
+  it('a weight_g_idx with -1 is unset: columns are in order, and it is written back', () => {
+    const { tensors, config, expected } = caseOf('compressed_tensors/w4a16_asym_g32');
+    const unset = [
+      new Int32Array(96).fill(-1),
+      Int32Array.from({ length: 96 }, (_, k) => ((k * 7) % 4) - 1),
+    ];
+    for (const data of unset) {
+      const layer = { ...tensors, weight_g_idx: { dtype: 'I32', shape: [96], data } as const };
+      const read = readQuantizedLayer(layer, config);
+      expect([...planarToFloat32(read.weight)]).toEqual(Array.from(expected));
+      expect(read.weight.grid).toEqual({ kind: 'tiles', rows: 1, columns: 32 });
+      const written = writeQuantizedLayer(read);
+      expect(written.weight_g_idx).toEqual(layer.weight_g_idx);
+      expect(Object.keys(written).sort()).toEqual(Object.keys(layer).sort());
+    }
+  });
+});

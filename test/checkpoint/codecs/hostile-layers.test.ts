@@ -255,6 +255,12 @@ const rows: readonly Row[] = [
     '0 to 3',
     '4 at 0',
   ]),
+  row(kPackedOrder, { weight_g_idx: int32(...new Array<number>(127).fill(-1), 4) }, 'ERR_FORMAT', [
+    'weight_g_idx',
+    '0 to 3',
+    'or -1 for none',
+    'got 4 at 127',
+  ]),
   row(kPackedOrder, { weight_g_idx: zeros('I32', 127) }, 'ERR_SHAPE', [
     'weight_g_idx',
     '[128]',
@@ -280,6 +286,18 @@ const rows: readonly Row[] = [
   ]),
   row(kInt, { weight: zeros('BF16', 20, 100) }, 'ERR_FORMAT', ['known layout', 'weight BF16']),
   // FP8
+  row(kTiles, undefined, 'ERR_FORMAT', ['weight_scale_inv', 'powers of two', 'scale_fmt ue8m0'], {
+    scale_fmt: 'ue8m0',
+  }),
+  row(
+    kTiles,
+    { weight_scale_inv: zeros('F32', 2, 2) },
+    'ERR_FORMAT',
+    ['powers of two', 'got 0 at 0'],
+    {
+      scale_fmt: 'ue8m0',
+    },
+  ),
   row(kTiles, { weight_scale_inv: zeros('F32', 1, 2) }, 'ERR_SHAPE', [
     'weight_scale_inv',
     '[2, 2]',
