@@ -39,6 +39,8 @@ export interface LlmInt8Layout {
   readonly name: 'llm-int8';
   /** Whether the layer has a `weight_format`. */
   readonly weightFormat: boolean;
+  /** The shape of weight_format, where it is not []. */
+  readonly formatShape?: readonly number[];
 }
 
 const kStates = ['nf4', 'fp4', 'int8'].map((name) => `weight.quant_state.bitsandbytes__${name}`);
@@ -175,10 +177,11 @@ export const llmInt8Codec: Codec<LlmInt8Layout> = {
       grid: { kind: 'tiles', rows: 1, columns: size[1] },
       scale: { values: { dtype: 'f32', data: rows.absmax } },
     };
+    const { shape: formatShape = [] } = state.weight_format ?? {};
     const weightFormat = Object.hasOwn(state, 'weight_format');
-    return { weight, layout: { name: 'llm-int8', weightFormat } };
+    return { weight, layout: { name: 'llm-int8', weightFormat, formatShape } };
   },
-  write(op, weight, { weightFormat }) {
+  write(op, weight, { weightFormat, formatShape = [] }) {
     const { rows, columns, bits, grid, levels } = weight;
     if (bits !== 8 || !sameLevels(levels, rowLevels)) {
       requireLevels(op, weight, rowLevels, 'those of LLM.int8');
@@ -194,6 +197,7 @@ export const llmInt8Codec: Codec<LlmInt8Layout> = {
       rows,
       columns,
     ]);
-    return weightFormat && weight_format !== undefined ? { ...state, weight_format } : state;
+    if (!weightFormat || weight_format === undefined) return state;
+    return { ...state, weight_format: { ...weight_format, shape: [...formatShape] } };
   },
 };
