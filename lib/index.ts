@@ -246,10 +246,13 @@ export {
 } from './model/decoder-weights.js';
 export { ExpertsLora } from './model/expert-adapters.js';
 export { type GenerateOptions, generate } from './model/generate.js';
+export { GgufModel, openGgufModel } from './model/gguf/gguf-model.js';
+export { openModel } from './model/gguf/open-model.js';
 export { HfModel, openHfModel } from './model/hf-model.js';
 export { KvCache, type KvCacheOptions } from './model/kv-cache.js';
 export type { LlamaConfig } from './model/llama-config.js';
 export { type DecoderAdapters, loadAdapters, loadDecoderAdapters } from './model/load-adapters.js';
+export type { ModelFiles, OnTensor } from './model/model-files.js';
 export type { SampleOptions } from './model/sample.js';
 export type { BaseWeight } from './ops/base-weight.js';
 export { blockMatmul, blockMatmulInputGrad, blockWeightGrad } from './ops/block-matmul.js';

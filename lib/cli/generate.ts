@@ -7,8 +7,9 @@ import { type Device, defaultDevice } from '../index.js';
 import { Decoder } from '../model/decoder.js';
 import { DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
-import { type HfModel, openHfModel } from '../model/hf-model.js';
+import { openModel } from '../model/gguf/open-model.js';
 import { type DecoderAdapters, loadDecoderAdapters } from '../model/load-adapters.js';
+import type { ModelFiles } from '../model/model-files.js';
 import { jsonText, Progress, visible } from '../report/terminal.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { fastestDType } from '../train/dtype.js';
@@ -67,7 +68,7 @@ export async function generateCommand(args: readonly string[]): Promise<number> 
   const json = parsed.flag('json');
   const progress = new Progress(json);
   const interrupts = new Interrupts();
-  const model = openHfModel(parsed.text('model') ?? bundledModel());
+  const model = openModel(parsed.text('model') ?? bundledModel());
   for (const warning of model.warnings) progress.line(`note: ${visible(warning)}`);
   const tokenizer = await openTokenizer(kOp, model, () => {});
   let decoder: Decoder | undefined;
@@ -128,7 +129,7 @@ function readOptions(parsed: Arguments) {
 
 /** The model, layer by layer; `undefined` if a signal came. */
 async function load(
-  model: HfModel,
+  model: ModelFiles,
   { format, device }: ReturnType<typeof readOptions>,
   progress: Progress,
   signal: AbortSignal,

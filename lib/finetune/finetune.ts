@@ -17,7 +17,8 @@ import { Decoder } from '../model/decoder.js';
 import type { DecoderPlaces } from '../model/decoder-tensors.js';
 import { type BaseMemory, DecoderWeights } from '../model/decoder-weights.js';
 import { generate } from '../model/generate.js';
-import { type HfModel, openHfModel } from '../model/hf-model.js';
+import { openModel } from '../model/gguf/open-model.js';
+import type { ModelFiles } from '../model/model-files.js';
 import { packText, readText } from '../text/text-data.js';
 import { openTokenizer, type TextTokenizer } from '../text/tokenizer.js';
 import { AdapterSet, requireFitting } from '../train/adapter-set.js';
@@ -112,7 +113,7 @@ export async function finetune(
  * @throws LowrankError as {@link finetune}
  */
 export function requireRuns(runs: readonly FinetuneOptions[]): void {
-  const places = new Map(runs.map(({ model }) => [model, openHfModel(model).places]));
+  const places = new Map(runs.map(({ model }) => [model, openModel(model).places]));
   for (const { model, adapter, device } of runs) {
     requireFitting(adapter, places.get(model) as DecoderPlaces, device ?? defaultDevice());
   }
@@ -160,7 +161,7 @@ class FinetuneRun {
       const text = `${kOp}: ${printable(options.data)} must hold text to train on, got an empty one`;
       throw new LowrankError('ERR_VALUE', text, { op: kOp });
     }
-    const model = openHfModel(options.model);
+    const model = openModel(options.model);
     for (const warning of model.warnings) observer.warning?.(warning);
     this.layouts = model.layouts;
     requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
@@ -241,7 +242,7 @@ class FinetuneRun {
 
   /** The base model, read layer by layer, and the hash of every tensor with its name. */
   private async load(
-    model: HfModel,
+    model: ModelFiles,
     device: Device,
     report: (done: number, total: number) => Promise<void>,
   ): Promise<{ readonly decoder: Decoder; readonly sha256: string }> {

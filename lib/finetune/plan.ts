@@ -3,7 +3,8 @@
 import { deviceInfo } from '../core/device.js';
 import { LowrankError } from '../core/errors.js';
 import { defaultDevice } from '../index.js';
-import { type HfModel, openHfModel } from '../model/hf-model.js';
+import { openModel } from '../model/gguf/open-model.js';
+import type { ModelFiles } from '../model/model-files.js';
 import { requireFitting } from '../train/adapter-set.js';
 import { fittingChange, memoryOfRun, type RunMemory, type RunSize } from '../train/memory.js';
 import type { FinetuneOptions } from './finetune-files.js';
@@ -35,14 +36,14 @@ function sizeOf({ train, seqLen, format }: FinetuneOptions, parameters: number):
  * @throws LowrankError as `finetune`
  */
 export function planRun(options: FinetuneOptions): RunPlan {
-  const model = openHfModel(options.model);
+  const model = openModel(options.model);
   requireLength(options.seqLen, model.decoder.maxPositionEmbeddings);
   const device = options.device ?? defaultDevice();
   const parameters = requireFitting(options.adapter, model.places, device);
   return planOf(model, options, parameters);
 }
 
-function planOf(model: HfModel, options: FinetuneOptions, parameters: number): RunPlan {
+function planOf(model: ModelFiles, options: FinetuneOptions, parameters: number): RunPlan {
   const size = sizeOf(options, parameters);
   const memory = memoryOfRun(model, size);
   const available = deviceInfo(options.device ?? defaultDevice()).memory;
@@ -63,7 +64,11 @@ function planOf(model: HfModel, options: FinetuneOptions, parameters: number): R
  * Rejects a run that cannot fit.
  * @throws LowrankError `ERR_OOM`, with the options that would make it fit
  */
-export function requireMemory(model: HfModel, options: FinetuneOptions, parameters: number): void {
+export function requireMemory(
+  model: ModelFiles,
+  options: FinetuneOptions,
+  parameters: number,
+): void {
   const { fits, memory, available, change } = planOf(model, options, parameters);
   if (fits) return;
   const advice = change === undefined ? 'A smaller model is needed' : `Try ${change}`;

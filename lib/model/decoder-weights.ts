@@ -2,6 +2,7 @@
  * The frozen weights of a decoder on a device, read tensor by tensor, so that at no moment more than one stands in f32.
  */
 
+import { planarToFloat32 } from '../checkpoint/planar/decode.js';
 import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import { rawToFloat32 } from '../checkpoint/raw-tensor.js';
 import { type Device, defaultDevice } from '../core/device.js';
@@ -22,8 +23,8 @@ import {
   kDense,
   loadExperts,
 } from './expert-weights.js';
-import type { HfModel } from './hf-model.js';
 import type { LinearWeights } from './linear-weights.js';
+import type { ModelFiles, OnTensor } from './model-files.js';
 import { quantizedWeight } from './quantized-weight.js';
 
 export type { LinearWeights } from './linear-weights.js';
@@ -66,7 +67,7 @@ export interface LoadOptions {
   /** Default {@link defaultDevice}. */
   readonly device?: Device;
   /** Called with each tensor that is read, as it stands in the file. */
-  readonly onTensor?: (name: string, raw: RawTensor) => void;
+  readonly onTensor?: OnTensor;
 }
 
 /** What a model takes on its device, in bytes. */
@@ -126,10 +127,10 @@ export class DecoderWeights implements Disposable {
   }
 
   /**
-   * Reads and stores all weights of a model folder.
-   * @throws what the reader of the folder and `quantize` throw; nothing stays allocated
+   * Reads and stores all weights of a model.
+   * @throws what the reader of its files and `quantize` throw; nothing stays allocated
    */
-  static load(model: HfModel, options: LoadOptions = {}): DecoderWeights {
+  static load(model: ModelFiles, options: LoadOptions = {}): DecoderWeights {
     const steps = DecoderWeights.loading(model, options);
     for (;;) {
       const { done, value } = steps.next();
@@ -142,7 +143,7 @@ export class DecoderWeights implements Disposable {
    * Yields how many of how many linear layers are there.
    */
   static *loading(
-    model: HfModel,
+    model: ModelFiles,
     options: LoadOptions = {},
   ): Generator<{ readonly done: number; readonly total: number }, DecoderWeights> {
     const { format = { format: 'none' }, device = defaultDevice(), onTensor } = options;
@@ -165,10 +166,12 @@ export class DecoderWeights implements Disposable {
     };
     const floats = ({ name, shape }: TensorPlace): Tensor =>
       Tensor.from(rawToFloat32(read(name)), shape, { device });
-    const decoded = (place: TensorPlace): Tensor =>
-      model.layoutOf(moduleOf(place.name)) === undefined
-        ? dense(place)
-        : keep(Tensor.from(model.readFloat32(place.name), place.shape, { device }));
+    const decoded = (place: TensorPlace): Tensor => {
+      const module = moduleOf(place.name);
+      if (model.layoutOf(module) === undefined) return dense(place);
+      const { weight } = model.readQuantized(module, onTensor);
+      return keep(Tensor.from(planarToFloat32(weight), place.shape, { device }));
+    };
     const linear = (place: LinearPlace, kept = format.format === 'none'): LinearWeights => {
       const { weight, bias, N, K } = place;
       const w =

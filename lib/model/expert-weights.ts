@@ -9,8 +9,8 @@ import type { BaseWeight } from '../ops/base-weight.js';
 import { type BaseFormat, storeWeight } from './base-format.js';
 import { moduleOf } from './decoder-tensors.js';
 import type { ExpertLayerPlaces, ExpertsPlace } from './expert-tensors.js';
-import type { HfModel } from './hf-model.js';
 import type { LinearWeights } from './linear-weights.js';
+import type { ModelFiles } from './model-files.js';
 import type { TensorPlace } from './places.js';
 import { quantizedWeight } from './quantized-weight.js';
 
@@ -66,7 +66,7 @@ function joined(parts: readonly Values[]): Values {
 
 /** What loading needs of the model that is read. */
 export interface ExpertSource {
-  readonly model: HfModel;
+  readonly model: ModelFiles;
   readonly device: Device;
   readonly format: BaseFormat;
   readonly read: (name: string) => RawTensor;
@@ -91,7 +91,7 @@ function denseValues(place: ExpertsPlace, source: ExpertSource, keepBits: boolea
 }
 
 /** The module by which a quantised folder names the whole layer, if it is quantised. */
-function quantizedModule({ stored }: ExpertsPlace, model: HfModel): string | undefined {
+function quantizedModule({ stored }: ExpertsPlace, model: ModelFiles): string | undefined {
   if (stored.form === 'stacked') {
     const { name } = stored.tensor;
     return model.layoutOf(name) === undefined ? undefined : name;

@@ -35,6 +35,7 @@ import type { DecoderConfig } from './config/decoder-config.js';
 import { type DecoderPlaces, decoderPlaces, moduleOf, tensorShapes } from './decoder-tensors.js';
 import { expertsShape } from './expert-tensors.js';
 import { type LlamaConfig, llamaConfigOf } from './llama-config.js';
+import type { ModelFiles, OnTensor } from './model-files.js';
 import { QuantizedFolder } from './quantized-folder.js';
 import { parseDecoderConfig } from './read-config.js';
 
@@ -49,7 +50,7 @@ const kMaxShards = 10_000;
  * const model = openHfModel('./llama');
  * const norm = rawToFloat32(model.read('model.norm.weight'));
  */
-export class HfModel {
+export class HfModel implements ModelFiles {
   /** @internal use {@link openHfModel} */
   constructor(
     readonly folder: string,
@@ -71,6 +72,10 @@ export class HfModel {
    */
   get config(): LlamaConfig {
     return llamaConfigOf(kOp, printable(path.join(this.folder, 'config.json')), this.decoder);
+  }
+
+  get path(): string {
+    return this.folder;
   }
 
   /** Path of `tokenizer.json`, or `undefined` if the folder has none. */
@@ -146,10 +151,7 @@ export class HfModel {
    * @throws LowrankError `ERR_FILE` if it is not quantised · `ERR_FORMAT`, `ERR_SHAPE` or `ERR_DTYPE` if its tensors do not fit
    * each other or the config · `ERR_FILE_CHANGED` · `ERR_OOM`
    */
-  readQuantized(
-    module: string,
-    onTensor?: (name: string, raw: RawTensor) => void,
-  ): PlanarLayer<QuantizedLayout> {
+  readQuantized(module: string, onTensor?: OnTensor): PlanarLayer<QuantizedLayout> {
     checkName(kOp, 'module', module);
     if (this.quantized.layoutOf(module) === undefined) {
       const text = `${kOp}: ${printable(this.folder)} must hold quantised layer ${printable(module)}`;
@@ -161,14 +163,11 @@ export class HfModel {
   }
 
   /** The tensors of a quantised layer as stored, by what follows its name. */
-  readQuantizedTensors(
-    module: string,
-    onTensor?: (name: string, raw: RawTensor) => void,
-  ): Record<string, RawTensor> {
+  readQuantizedTensors(module: string, onTensor?: OnTensor): Record<string, RawTensor> {
     return this.quantized.tensorsOf(module, (name) => this.#told(name, onTensor));
   }
 
-  #told(name: string, onTensor?: (name: string, raw: RawTensor) => void): RawTensor {
+  #told(name: string, onTensor?: OnTensor): RawTensor {
     const raw = this.read(name);
     onTensor?.(name, raw);
     return raw;

@@ -1,21 +1,21 @@
-/** A layer of a quantised folder on a device, as it is stored. */
+/** A quantised layer of a model on a device, as it is stored. */
 
-import type { RawTensor } from '../checkpoint/raw-tensor.js';
 import type { Device } from '../core/device.js';
 import { QuantizedWeight } from '../quant/quantized-weight.js';
-import type { HfModel } from './hf-model.js';
+import { HfModel } from './hf-model.js';
+import type { ModelFiles, OnTensor } from './model-files.js';
 
 /** Layouts whose states the library has kernels of their own for. */
 const kStates: ReadonlySet<string> = new Set(['bitsandbytes', 'llm-int8']);
 
-/** @throws what {@link HfModel.readQuantized} and {@link QuantizedWeight.fromPlanes} throw */
+/** @throws what {@link ModelFiles.readQuantized} and {@link QuantizedWeight.fromPlanes} throw */
 export function quantizedWeight(
-  model: HfModel,
+  model: ModelFiles,
   module: string,
   device: Device,
-  onTensor?: (name: string, raw: RawTensor) => void,
+  onTensor?: OnTensor,
 ): QuantizedWeight {
-  if (kStates.has(model.layoutOf(module) ?? '')) {
+  if (model instanceof HfModel && kStates.has(model.layoutOf(module) ?? '')) {
     return QuantizedWeight.fromBitsandbytes(model.readQuantizedTensors(module, onTensor), {
       device,
     });

@@ -8,7 +8,7 @@ import { Worker } from 'node:worker_threads';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { packageFolder } from '../environment/package-folder.js';
-import type { HfModel } from '../model/hf-model.js';
+import type { ModelFiles } from '../model/model-files.js';
 import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
 
 /** Time limits for a text: a hundred times what a merely long text takes. */
@@ -46,7 +46,7 @@ export class TextTokenizer {
   static async open(
     op: string,
     file: string,
-    model: HfModel,
+    model: ModelFiles,
     onTick: OnTick,
     limits: TokenizeLimits,
   ): Promise<TextTokenizer> {
@@ -255,14 +255,14 @@ class Thread {
  */
 export async function openTokenizer(
   op: string,
-  model: HfModel,
+  model: ModelFiles,
   onTick: OnTick = () => {},
   limits: TokenizeLimits = kLimits,
 ): Promise<TextTokenizer> {
   const file = model.tokenizerPath;
   if (file === undefined) {
     const text =
-      `${op}: ${printable(model.folder)} must hold tokenizer.json, got a folder without one. ` +
+      `${op}: ${printable(model.path)} must hold tokenizer.json, got a folder without one. ` +
       'Save it with tokenizer.save_pretrained of the transformers library';
     throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
   }

@@ -11,7 +11,7 @@ import {
   moduleOf,
   tensorShapes,
 } from '../model/decoder-tensors.js';
-import type { HfModel } from '../model/hf-model.js';
+import type { ModelFiles } from '../model/model-files.js';
 
 /** The settings of a run that decide its memory. */
 export interface RunSize {
@@ -53,7 +53,7 @@ const kLossRows = 256;
  * const { total } = memoryOfRun(openHfModel('my-model'), { batch: 4, seqLen: 1024, dtype: 'bf16',
  *   recompute: true, format: { format: 'nf4' }, parameters: 4e6 });
  */
-export function memoryOfRun(model: HfModel, size: RunSize): RunMemory {
+export function memoryOfRun(model: ModelFiles, size: RunSize): RunMemory {
   const { batch, seqLen, dtype, recompute, parameters } = size;
   const tokens = batch * seqLen;
   const element = kBytes[dtype];
@@ -100,7 +100,7 @@ function blockBytes(
 }
 
 /** The weights: linear layers that the file holds dense in the format, all others as in the file. */
-function baseBytes(model: HfModel, format: BaseFormat): number {
+function baseBytes(model: ModelFiles, format: BaseFormat): number {
   const { places } = model;
   const quantised = new Map(
     format.format === 'none'
@@ -113,12 +113,13 @@ function baseBytes(model: HfModel, format: BaseFormat): number {
   let total = 0;
   for (const [name, shape] of tensorShapes(places)) {
     const module = moduleOf(name);
-    if (model.layoutOf(module) !== undefined) {
-      total += model.quantizedBytes(module);
-      continue;
-    }
     const place = quantised.get(name);
     const elements = shape.reduce((a, b) => a * b, 1);
+    if (model.layoutOf(module) !== undefined) {
+      // A quantised embedding is decoded: its rows are looked up.
+      total += name === places.embedding.name ? 4 * elements : model.quantizedBytes(module);
+      continue;
+    }
     const wide = model.info(name)?.dtype === 'BF16' || model.info(name)?.dtype === 'F16' ? 2 : 4;
     total += place === undefined ? wide * elements : quantisedBytes(place, format);
   }
@@ -157,7 +158,7 @@ function quantisedBytes(
  * @param most bytes that the run may take
  */
 export function fittingChange(
-  model: HfModel,
+  model: ModelFiles,
   size: RunSize,
   accumulate: number,
   most: number,
