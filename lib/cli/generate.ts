@@ -1,4 +1,4 @@
-/** `lowrank generate`: continues a text with a model folder, and with an adapter if one is given. */
+/** `lowrank generate`: continues a text with a model, and with an adapter if one is given. */
 
 import { anyOf } from '../core/errors.js';
 import { formatNames } from '../core/formats.js';
@@ -26,7 +26,9 @@ Usage: lowrank generate --prompt TEXT [options]
 
 Without --model, the bundled model is used. The text appears as it is made; Ctrl-C ends it.
 
-  --model DIR         Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json
+  --model PATH        Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json;
+                      or a .gguf file
+  --tokenizer PATH    folder with tokenizer.json, or .gguf file           [the model's own]
   --adapter DIR       PEFT adapter folder, like one that lowrank finetune wrote
   --prompt TEXT       what the text begins with
   --tokens N          tokens to add at most                               [200]
@@ -42,6 +44,7 @@ Without --model, the bundled model is used. The text appears as it is made; Ctrl
 
 const kOptions = {
   model: { type: 'string' },
+  tokenizer: { type: 'string' },
   adapter: { type: 'string' },
   prompt: { type: 'string' },
   tokens: { type: 'string' },
@@ -70,7 +73,8 @@ export async function generateCommand(args: readonly string[]): Promise<number> 
   const interrupts = new Interrupts();
   const model = openModel(parsed.text('model') ?? bundledModel());
   for (const warning of model.warnings) progress.line(`note: ${visible(warning)}`);
-  const tokenizer = await openTokenizer(kOp, model, () => {});
+  const other = parsed.text('tokenizer');
+  const tokenizer = await openTokenizer(kOp, model, () => {}, undefined, other);
   let decoder: Decoder | undefined;
   let adapters: DecoderAdapters = { adapters: new Map(), experts: new Map() };
   try {

@@ -27,8 +27,10 @@ const kOp = 'finetune';
 
 /** All options of a fine-tune. */
 export interface FinetuneOptions {
-  /** Hugging Face folder. */
+  /** Hugging Face folder, or GGUF file. */
   readonly model: string;
+  /** Folder with tokenizer.json, or GGUF file, instead of the model's. */
+  readonly tokenizer?: string;
   /** Text file, or folder of .txt files. */
   readonly data: string;
   /** Adapter folder to write. */

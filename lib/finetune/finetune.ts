@@ -1,5 +1,5 @@
 /**
- * One fine-tune, from a model folder and a text to an adapter folder.
+ * One fine-tune, from a model and a text to an adapter folder.
  */
 
 import { createHash } from 'node:crypto';
@@ -168,7 +168,8 @@ class FinetuneRun {
     const device = options.device ?? defaultDevice();
     const parameters = requireFitting(options.adapter, model.places, device);
     requireMemory(model, options, parameters);
-    const tokenizer = await openTokenizer(kOp, model, () => this.pause());
+    const pause = () => this.pause();
+    const tokenizer = await openTokenizer(kOp, model, pause, undefined, options.tokenizer);
     this.tokenizer = tokenizer;
     observer.phase?.('tokenising');
     const report = (done: number, total: number) => this.breathe(done, total);

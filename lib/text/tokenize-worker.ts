@@ -9,16 +9,18 @@ import { Tokenizer } from '@huggingface/tokenizers';
 import { readSmallFile } from '../checkpoint/files/file-access.js';
 import { jsonBounds } from '../checkpoint/files/json-bounds.js';
 import { parseJsonObject } from '../checkpoint/files/json-file.js';
+import { openGguf } from '../checkpoint/gguf/gguf.js';
 import { type ErrorCode, LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
+import { ggufTokenizer } from './gguf-tokenizer.js';
 
 /** The data that the thread gets when it starts. */
 export interface TokenizerFiles {
   readonly op: string;
-  /** tokenizer.json */
+  /** tokenizer.json, or a GGUF file. */
   readonly file: string;
-  /** tokenizer_config.json; optional. */
-  readonly configFile: string;
+  /** tokenizer_config.json, which need not be there; undefined for a GGUF file. */
+  readonly configFile: string | undefined;
   /** One number: the index of the current text of a request. */
   readonly at: Int32Array<SharedArrayBuffer>;
 }
@@ -48,18 +50,26 @@ function readJson(path: string, name: string): object {
   return parseJsonObject(op, printable(path), bytes, jsonBounds.tokenizer);
 }
 
-function readConfig(): object {
+function readConfig(path: string): object {
   try {
-    return readJson(configFile, 'tokenizer_config.json');
+    return readJson(path, 'tokenizer_config.json');
   } catch (error) {
     if (!(error instanceof LowrankError) || error.code !== 'ERR_FILE_NOT_FOUND') throw error;
     return {};
   }
 }
 
+function readFiles(): [json: object, config: object] {
+  if (configFile !== undefined) return [readJson(file, 'tokenizer.json'), readConfig(configFile)];
+  const json = ggufTokenizer(op, openGguf(file));
+  hashes['vocabulary of the GGUF file'] = createHash('sha256')
+    .update(JSON.stringify(json))
+    .digest('hex');
+  return [json, { clean_up_tokenization_spaces: false }];
+}
+
 function open(): Tokenizer {
-  const json = readJson(file, 'tokenizer.json');
-  const config = readConfig();
+  const [json, config] = readFiles();
   try {
     const tokenizer = new Tokenizer(json, config);
     tokenizer.encode('a', { add_special_tokens: false });

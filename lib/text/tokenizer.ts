@@ -1,13 +1,15 @@
 /**
- * The tokenizer of a Hugging Face folder. It works in its own thread (tokenize-worker.ts): a text that it never
+ * The tokenizer of a model. It works in its own thread (tokenize-worker.ts): a text that it never
  * finishes ends that thread, and nothing else.
  */
 
+import fs from 'node:fs';
 import path from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { LowrankError } from '../core/errors.js';
 import { printable } from '../core/printable.js';
 import { packageFolder } from '../environment/package-folder.js';
+import { isGgufPath } from '../model/gguf/open-model.js';
 import type { ModelFiles } from '../model/model-files.js';
 import type { TokenizerFiles, TokenizerReply, TokenizerRequest } from './tokenize-worker.js';
 
@@ -171,7 +173,9 @@ class Thread {
     private readonly op: string,
     private readonly file: string,
   ) {
-    const configFile = path.join(path.dirname(file), 'tokenizer_config.json');
+    const configFile = isGgufPath(file)
+      ? undefined
+      : path.join(path.dirname(file), 'tokenizer_config.json');
     const workerData: TokenizerFiles = { op, file, configFile, at: this.shared };
     const script = path.join(packageFolder(), 'dist', 'cli', 'tokenize-worker.js');
     this.worker = new Worker(script, { workerData });
@@ -248,23 +252,35 @@ class Thread {
 }
 
 /**
- * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder. It must be
- * closed.
+ * Opens `tokenizer.json` (and `tokenizer_config.json`, if there is one) of a model folder, or the vocabulary of a GGUF file. It must
+ * be closed.
  * @param onTick called while it starts; if it throws, the start ends
- * @throws LowrankError `ERR_FILE_NOT_FOUND` · `ERR_FILE` if malformed or of an unknown kind
+ * @param other instead of the model's: a folder with tokenizer.json, or a GGUF file
+ * @throws LowrankError `ERR_FILE_NOT_FOUND` · `ERR_FILE` if malformed or of an unknown kind · `ERR_UNSUPPORTED` for a vocabulary in
+ * GGUF that is not read
  */
 export async function openTokenizer(
   op: string,
   model: ModelFiles,
   onTick: OnTick = () => {},
   limits: TokenizeLimits = kLimits,
+  other?: string,
 ): Promise<TextTokenizer> {
-  const file = model.tokenizerPath;
+  const file = other === undefined ? model.tokenizerPath : tokenizerIn(other);
   if (file === undefined) {
-    const text =
-      `${op}: ${printable(model.path)} must hold tokenizer.json, got a folder without one. ` +
-      'Save it with tokenizer.save_pretrained of the transformers library';
-    throw new LowrankError('ERR_FILE_NOT_FOUND', text, { op });
+    const given = other ?? model.path;
+    const text = isGgufPath(given)
+      ? `${printable(given)} must hold a vocabulary, got a file without one. ` +
+        'Give a folder with the tokenizer.json of the model as --tokenizer'
+      : `${printable(given)} must hold tokenizer.json, got a folder without one. ` +
+        'Save it with tokenizer.save_pretrained of the transformers library';
+    throw new LowrankError('ERR_FILE_NOT_FOUND', `${op}: ${text}`, { op });
   }
   return TextTokenizer.open(op, file, model, onTick, limits);
+}
+
+function tokenizerIn(given: string): string | undefined {
+  if (isGgufPath(given)) return given;
+  const file = path.join(given, 'tokenizer.json');
+  return fs.existsSync(file) ? file : undefined;
 }

@@ -1,5 +1,5 @@
 /**
- * `lowrank finetune`: a QLoRA fine-tune from a model folder and a text to a PEFT adapter folder.
+ * `lowrank finetune`: a QLoRA fine-tune from a model and a text to a PEFT adapter folder.
  */
 
 import { existsSync } from 'node:fs';
@@ -36,7 +36,9 @@ Usage: lowrank finetune [options]
 
 Without --model and --data, the bundled model and text are used.
 
-  --model DIR         Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json
+  --model PATH        Hugging Face folder: config.json, model.safetensors (or shards), tokenizer.json;
+                      or a .gguf file
+  --tokenizer PATH    folder with tokenizer.json, or .gguf file           [the model's own]
   --data PATH         UTF-8 text file, or a folder of .txt files
   --separator TEXT    what separates documents in a file; "\\n\\n" (a blank line) by default, "" for none
   --out DIR           adapter folder to write, for PEFT to load           [lowrank-adapter]
@@ -89,6 +91,7 @@ the same bits as if nothing had happened. The adapter appears under its name who
 
 const kOptions = {
   model: { type: 'string' },
+  tokenizer: { type: 'string' },
   data: { type: 'string' },
   separator: { type: 'string' },
   out: { type: 'string' },
@@ -244,10 +247,12 @@ function readOptions(parsed: Arguments, chosen: ChosenMethod): FinetuneOptions {
   const blocksize = parsed.powerOfTwo('blocksize', 32, 4096);
   const device = readDevice(parsed);
   const targets = parsed.text('targets') ?? 'all-linear';
+  const tokenizer = parsed.text('tokenizer');
   const dtype = parsed.choice('dtype', 'auto', ['auto', 'f32', 'bf16', 'f16']);
   const evalEvery = Math.max(1, Math.ceil(steps / 5));
   return {
     model: parsed.text('model') ?? bundledModel(),
+    ...(tokenizer === undefined ? {} : { tokenizer }),
     data: parsed.text('data') ?? bundledText(),
     out: parsed.text('out') ?? 'lowrank-adapter',
     separator: (parsed.text('separator') ?? '\n\n').replaceAll('\\n', '\n'),

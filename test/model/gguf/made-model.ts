@@ -240,6 +240,7 @@ export function writeModel(
   folder: string,
   each: GgufCase,
   typeOf: (name: string) => GgufType = () => 'F32',
+  vocabulary: readonly (readonly [string, GgufValue])[] = [],
 ): void {
   const { architecture, factors = {} } = each;
   const model = openHfModel(folder);
@@ -268,7 +269,9 @@ export function writeModel(
   for (const [name, list] of Object.entries(factors)) {
     tensors.set(name, { type: 'F32', shape: [list.length], data: Float32Array.from(list) });
   }
-  writeGguf(path, { metadata: metadataOf(each, model.decoder.norm.eps), tensors });
+  const metadata = metadataOf(each, model.decoder.norm.eps);
+  for (const [key, value] of vocabulary) metadata.set(key, value);
+  writeGguf(path, { metadata, tensors });
 }
 
 /** Values that the type holds exactly. */
