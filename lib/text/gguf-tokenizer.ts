@@ -219,13 +219,10 @@ function sentencePieces(reader: VocabularyReader): object {
 }
 
 /**
- * The pairs of pieces whose join is a piece: those of higher scores first, of one score the longer left part, of equal parts in the
- * order of the vocabulary.
+ * The merges of pieces: those of higher scores first, of one score the longer left part, of equal parts in the order of the vocabulary.
  */
 function mergesOf(reader: VocabularyReader, scores: ArrayLike<number>): string[][] {
   const pieces = reader.tokens.filter(({ type }) => type === tokenTypes.normal);
-  const ids = new Map(pieces.map(({ text, id }) => [text, id]));
-  const found: { left: string; right: string; score: number }[] = [];
   for (const { id, text } of pieces) {
     if (text.length > kMaxPiece) {
       const got = `${printable(text.slice(0, 32))}... of ${text.length}`;
@@ -233,17 +230,36 @@ function mergesOf(reader: VocabularyReader, scores: ArrayLike<number>): string[]
     }
     const score = scores[id] as number;
     if (!Number.isFinite(score)) reader.refuse('scores', 'finite', String(score));
-    const own: typeof found = [];
+  }
+  const found = pairsOfPieces(pieces);
+  const scoreOf = ({ id }: PiecePair) => scores[id] as number;
+  found.sort(
+    (a, b) =>
+      scoreOf(b) - scoreOf(a) || b.left.length - a.left.length || b.right.length - a.right.length,
+  );
+  return found.map(({ left, right }) => [left, right]);
+}
+
+/** Two pieces whose join is the piece `id`. */
+export interface PiecePair {
+  readonly left: string;
+  readonly right: string;
+  readonly id: number;
+}
+
+/** All pairs of pieces whose join is a piece, piece by piece. */
+export function pairsOfPieces(pieces: readonly Pick<Token, 'id' | 'text'>[]): PiecePair[] {
+  const ids = new Map(pieces.map(({ text, id }) => [text, id]));
+  const idOf = (part: string) => ids.get(part) as number;
+  const found: PiecePair[] = [];
+  for (const { id, text } of pieces) {
+    const own: PiecePair[] = [];
     for (let cut = 1; cut < text.length; cut++) {
       const [left, right] = [text.slice(0, cut), text.slice(cut)];
-      if (ids.has(left) && ids.has(right)) own.push({ left, right, score });
+      if (ids.has(left) && ids.has(right)) own.push({ left, right, id });
     }
-    const idOf = (part: string) => ids.get(part) as number;
     own.sort((a, b) => idOf(a.left) - idOf(b.left) || idOf(a.right) - idOf(b.right));
     for (const each of own) found.push(each);
   }
-  found.sort(
-    (a, b) => b.score - a.score || b.left.length - a.left.length || b.right.length - a.right.length,
-  );
-  return found.map(({ left, right }) => [left, right]);
+  return found;
 }

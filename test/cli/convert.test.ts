@@ -160,9 +160,14 @@ describe('convert refuses', () => {
     const { out } = places();
     const nothing = path.join(path.dirname(out), 'nothing');
     await refused([nothing, out, '--base', config], 3, 'nothing');
-    await refused([model, out, '--base', config], 4, 'got a folder without adapter_config.json');
+    await refused(
+      [path.dirname(out), out, '--base', config],
+      4,
+      'got a folder without config.json and adapter_config.json',
+    );
+    await refused([model, out], 3, 'must hold model.safetensors');
     await refused([config, out, '--base', config], 4, 'got another file');
-    await refused([path.join(model, 'model.gguf'), out], 4, 'got a GGUF model');
+    await refused([path.join(model, 'model.gguf'), out], 2, '--requantize must be given');
     expect(leftovers(out)).toEqual([]);
   });
 

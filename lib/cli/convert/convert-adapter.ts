@@ -1,7 +1,6 @@
 /** Conversions of LoRA adapters. */
 
 import { statSync } from 'node:fs';
-import path from 'node:path';
 import { ggufToAdapter } from '../../checkpoint/gguf/adapter/from-gguf.js';
 import { adapterToGguf, type GgufAdapterType } from '../../checkpoint/gguf/adapter/to-gguf.js';
 import { openGguf } from '../../checkpoint/gguf/gguf.js';
@@ -11,7 +10,7 @@ import { LowrankError } from '../../core/errors.js';
 import { printable } from '../../core/printable.js';
 import { requireNewFile, requireNewFolder } from '../command/require-new-output.js';
 import { readBaseModel } from './base-model.js';
-import { type Conversion, type ConversionFacts, kOp } from './conversion.js';
+import { type Conversion, type ConversionFacts, kOp, requireGgufName } from './conversion.js';
 
 /** What `--type` may be, as llama.cpp's converter spells it. */
 export const factorTypes = {
@@ -34,10 +33,7 @@ export const peftToGguf: Conversion = {
   options: ['base', 'type', 'name'],
   run(source, target, { base, type, name }) {
     if (base === undefined) throw withoutBase('because a GGUF adapter names its architecture');
-    if (path.extname(target).toLowerCase() !== '.gguf') {
-      const text = `${kOp}: OUT must be a file with the ending .gguf, got ${printable(target)}`;
-      throw new LowrankError('ERR_VALUE', text, { op: kOp });
-    }
+    requireGgufName(target);
     requireNewFile(kOp, source, target);
     const model = readBaseModel(kOp, base);
     const adapter = readPlainLora(source);

@@ -4,7 +4,7 @@ import type { GgufFile } from '../../checkpoint/gguf/gguf.js';
 import { count, type ModelFacts, type TensorSize, text } from './model-facts.js';
 
 /** Names of `general.file_type`, as llama.cpp numbers them. */
-const kFileTypes: Readonly<Record<number, string>> = {
+export const ggufFileTypes: Readonly<Record<number, string>> = {
   0: 'F32',
   1: 'F16',
   2: 'Q4_0',
@@ -50,7 +50,7 @@ export function ggufFacts(file: GgufFile): {
       ...count('layers', value(`${architecture}.block_count`)),
       ...count('context', value(`${architecture}.context_length`)),
       ...count('vocabulary', vocabulary),
-      ...text('quantisation', typeof fileType === 'number' ? kFileTypes[fileType] : undefined),
+      ...text('quantisation', typeof fileType === 'number' ? ggufFileTypes[fileType] : undefined),
     },
     sizes: file.names().flatMap((name) => file.info(name) ?? []),
   };

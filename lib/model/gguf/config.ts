@@ -191,7 +191,7 @@ function layerTypes(keys: GgufKeys, layers: number, period: number): string[] {
 }
 
 /** llama.cpp knows the largest models by their depth: their scores have another scale. */
-const kLargest: Readonly<Record<string, number>> = { gemma2: 46, gemma3: 62 };
+export const kLargest: Readonly<Record<string, number>> = { gemma2: 46, gemma3: 62 };
 
 function gemma(name: string, { keys, ...sizes }: Context) {
   const { hidden_size, num_attention_heads, num_hidden_layers, head_dim } = sizes;

@@ -18,7 +18,7 @@ import { tempFolder } from '../../checkpoint/raw-file.js';
 import { ModelCase } from '../../golden/models/cases.js';
 
 export const u32 = (value: number): GgufValue => ({ type: 'u32', value });
-export const f32 = (value: number): GgufValue => ({ type: 'f32', value });
+export const f32 = (value: number): GgufValue => ({ type: 'f32', value: Math.fround(value) });
 export const text = (value: string): GgufValue => ({ type: 'string', value });
 export const flags = (value: boolean[]): GgufValue => ({ type: 'array', of: 'bool', value });
 

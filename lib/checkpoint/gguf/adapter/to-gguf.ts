@@ -8,7 +8,7 @@ import { bytesOf, checkRawTensor, type RawTensor, rawToFloat32 } from '../../raw
 import { GGUF_TYPES } from '../block-types.js';
 import type { GgufTensor } from '../gguf.js';
 import { hfToGguf } from '../names.js';
-import { halfBits } from '../quantize/half.js';
+import { floatBytes } from '../quantize/floats.js';
 import { quantizeToGguf } from '../quantize/quantize.js';
 import type { GgufValue } from '../values.js';
 import {
@@ -164,30 +164,7 @@ function typed(tensor: RawTensor, type: GgufAdapterType | undefined): GgufTensor
   if (target === dtype) return { type: target, shape, data: bytesOf(data).slice() };
   const values = rawToFloat32(tensor);
   if (target === 'Q8_0') return quantizeToGguf(values, shape, target);
-  return { type: target, shape, data: floatBytes(target, values) };
-}
-
-function floatBytes(type: 'F32' | 'F16' | 'BF16', values: Float32Array): Uint8Array<ArrayBuffer> {
-  if (type === 'F32') return bytesOf(values).slice();
-  const bits = type === 'F16' ? Uint16Array.from(values, halfBits) : bf16Bits(values);
-  const beyond = bits.findIndex((half, i) => {
-    const exponent = type === 'F16' ? 0x7c00 : 0x7f80;
-    return (half & exponent) === exponent && Number.isFinite(values[i] as number);
-  });
-  if (beyond >= 0) {
-    fail('ERR_VALUE', kOp, 'factors', `numbers that ${type} holds`, `${values[beyond]}`);
-  }
-  return new Uint8Array(bits.buffer);
-}
-
-/** Rounded to nearest even; a NaN keeps its sign. */
-function bf16Bits(values: Float32Array): Uint16Array<ArrayBuffer> {
-  const words = new Uint32Array(Float32Array.from(values).buffer);
-  return Uint16Array.from(words, (word) =>
-    (word & 0x7fffffff) > 0x7f800000
-      ? (word >>> 16) | 0x40
-      : (word + 0x7fff + ((word >>> 16) & 1)) >>> 16,
-  );
+  return { type: target, shape, data: floatBytes(kOp, 'factors', target, values) };
 }
 
 function checkArguments(adapter: unknown, base: unknown, options: unknown): void {
