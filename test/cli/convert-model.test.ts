@@ -281,6 +281,11 @@ describe('quantised layers', () => {
     const { weight } = model.readQuantized('model.layers.0.self_attn.q_proj');
     const made = exactGguf(weight);
     expect([made?.tensor.type, made?.scale?.type]).toEqual(['NVFP4', 'F32']);
+    // A divided factor rounds otherwise than a multiplied one.
+    const divided = openHfModel(path.join(quantised, 'ct_nvfp4'));
+    expect(
+      exactGguf(divided.readQuantized('model.layers.0.self_attn.o_proj').weight),
+    ).toBeUndefined();
     // A scale that f16 does not hold, and codes that no integer type has.
     const { weight: own } = openHfModel(path.join(quantised, 'ct_w4a16')).readQuantized(
       'model.layers.0.self_attn.q_proj',
