@@ -83,6 +83,9 @@ describe('info --explain on the CPU', () => {
     });
     expect(await routesOf(`200x4096x4096 ${portable}`)).toMatchObject({ matmul: 'kLaneStrips' });
     expect(await routesOf(`4x4096x4096 ${portable} --blocksize 32`)).toMatchObject({
+      matmul: 'kLaneDots',
+    });
+    expect(await routesOf(`4x4096x4096 ${portable} --format int8`)).toMatchObject({
       matmul: 'kPanels',
     });
     expect(await routesOf(`4x4096x4096 ${portable} --format dense`)).toMatchObject({
