@@ -1,7 +1,8 @@
 // The product x * w^T on ggml, with the libraries that a package of node-llama-cpp has: weights in
-// its own formats (q4_0 repacked for this processor, or q8_0), activations quantised to int8.
-// Compiled and run by `lowrank bench`; argument 10 is the folder of the libraries. ggml's headers
-// are not needed: what is used of its C interface is declared here.
+// the block types of GGUF, repacked for this processor where ggml can, activations quantised to
+// int8. Compiled and run by `lowrank bench`; arguments 10 to 12 are the folder of the libraries,
+// the name of the type and its number. ggml's headers are not needed: what is used of its C
+// interface is declared here.
 #include <dirent.h>
 #include <dlfcn.h>
 
@@ -12,20 +13,24 @@
 
 namespace {
 
-struct Tensor;
+/// The first members of ggml_tensor.
+struct Tensor {
+  int type;
+  struct Buffer* buffer;
+};
 struct Context;
 struct Graph;
 struct Backend;
 struct Device;
 struct Registry;
 struct BufferType;
-struct Buffer;
 struct InitParams {
   size_t mem_size;
   void* mem_buffer;
   bool no_alloc;
 };
-enum Type { kF32 = 0, kQ4_0 = 2, kQ8_0 = 8 };
+using Type = int;
+constexpr Type kF32 = 0;
 
 void* g_base = nullptr;
 void* g_cpu = nullptr;
@@ -78,14 +83,34 @@ BufferType* RepackType(Registry* registry, Device* device) {
   return nullptr;
 }
 
+/// Can the device multiply by a weight of this type in a buffer of this type? Asked as llama.cpp
+/// does, with an empty buffer.
+bool Multiplies(Device* device, BufferType* buffer_type, Type type, int64_t K, int64_t N,
+                int64_t M) {
+  const auto tensor_2d = Find<Tensor*(Context*, Type, int64_t, int64_t)>("ggml_new_tensor_2d");
+  const size_t overhead = Find<size_t()>("ggml_tensor_overhead")();
+  Context* context = Find<Context*(InitParams)>("ggml_init")({4 * overhead, nullptr, true});
+  Tensor* weight = tensor_2d(context, type, K, N);
+  weight->buffer =
+      Find<Buffer*(BufferType*, size_t)>("ggml_backend_buft_alloc_buffer")(buffer_type, 0);
+  const Tensor* product = Find<Tensor*(Context*, Tensor*, Tensor*)>("ggml_mul_mat")(
+      context, weight, tensor_2d(context, kF32, K, M));
+  const bool can =
+      Find<bool(Device*, const Tensor*)>("ggml_backend_dev_supports_op")(device, product);
+  Find<void(Buffer*)>("ggml_backend_buffer_free")(weight->buffer);
+  Find<void(Context*)>("ggml_free")(context);
+  return can;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != peer::kArguments + 1) return 2;
+  if (argc != peer::kArguments + 3) return 2;
   const peer::Job job = peer::ReadJob(argv);
   LoadLibraries(argv[peer::kArguments]);
   const auto [M, K, N] = std::array{job.M, job.K, job.N};
-  const Type type = job.format.rfind("int8", 0) == 0 ? kQ8_0 : kQ4_0;
+  const std::string type_name = argv[peer::kArguments + 1];
+  const Type type = std::atoi(argv[peer::kArguments + 2]);
 
   Registry* registry = Find<Registry*()>("ggml_backend_init")();
   Device* device = Find<Device*(Registry*, size_t)>("ggml_backend_reg_dev_get")(registry, 0);
@@ -113,7 +138,8 @@ int main(int argc, char** argv) {
   for (int64_t i = 0; i < copies; i++) weights.push_back(tensor_2d(weights_context, type, K, N));
   BufferType* plain_type =
       Find<BufferType*(Backend*)>("ggml_backend_get_default_buffer_type")(backend);
-  BufferType* repack = type == kQ4_0 ? RepackType(registry, device) : nullptr;
+  BufferType* repack = RepackType(registry, device);
+  if (repack != nullptr && !Multiplies(device, repack, type, K, N, M)) repack = nullptr;
   if (allocate(weights_context, repack != nullptr ? repack : plain_type) == nullptr) {
     peer::Fail("out of memory");
   }
@@ -148,8 +174,7 @@ int main(int argc, char** argv) {
   std::vector<float> last(static_cast<size_t>(N));
   Find<void(const Tensor*, void*, size_t, size_t)>("ggml_backend_tensor_get")(
       y, last.data(), static_cast<size_t>(4 * (M - 1) * N), last.size() * 4);
-  const std::string note = type == kQ8_0       ? "q8_0, int8 activations"
-                           : repack != nullptr ? "q4_0 repacked, int8 activations"
-                                               : "q4_0, int8 activations";
+  const std::string note =
+      type_name + (repack != nullptr ? " repacked" : "") + ", int8 activations";
   peer::Serve({"", note, weight_bytes, copies, last}, call);
 }

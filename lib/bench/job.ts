@@ -2,14 +2,37 @@
  * The measured operation, at one size, and the operations and bytes that its maths needs.
  */
 
-import { formatOf, type StoredFormat, storedNames, wholeInt4Blocks } from '../core/formats.js';
+import { GGUF_TYPES } from '../checkpoint/gguf/block-types.js';
+import { type GgufBlockType, ggufBlockTypes } from '../checkpoint/gguf/blocks/parts.js';
+import {
+  formatOf,
+  type QuantFormat,
+  type StoredFormat,
+  storedNames,
+  wholeInt4Blocks,
+} from '../core/formats.js';
 import type { Device, DType } from '../index.js';
 
 export const benchOps = ['matmul', 'loraForward', 'loraBackward', 'lora'] as const;
 export type BenchOp = (typeof benchOps)[number];
 
-export type WeightFormat = StoredFormat | 'none';
-export const weightFormats: readonly WeightFormat[] = [...storedNames, 'none'];
+/** A block type of GGUF in lower case, as commands spell it. */
+export type BlockFormat = Lowercase<GgufBlockType>;
+export type WeightFormat = StoredFormat | BlockFormat | 'none';
+
+const lowerCase = (type: GgufBlockType) => type.toLowerCase() as BlockFormat;
+/** TQ2_0 holds three values, and the operands of the benchmark have many: its result would count as wrong. */
+const blockFormats = new Map(
+  ggufBlockTypes.filter((type) => type !== 'TQ2_0').map((type) => [lowerCase(type), type]),
+);
+/** This library's own formats, and no format. */
+export const ownFormats: readonly WeightFormat[] = [...storedNames, 'none'];
+export const blockFormatNames: readonly WeightFormat[] = [...blockFormats.keys()];
+
+/** The type of GGUF that a format names, if it is one. */
+export function ggufTypeOf(format: WeightFormat): GgufBlockType | undefined {
+  return blockFormats.get(format as BlockFormat);
+}
 export const benchDtypes = ['f32', 'bf16', 'f16'] as const;
 
 /** One measurement, for any subject. */
@@ -56,11 +79,13 @@ export function bytesOfType(dtype: DType): number {
   return dtype === 'f32' ? 4 : 2;
 }
 
-/** Bytes of a weight in this library's formats, including f32 scales (and zero-points of int4). */
+/** Bytes of a weight: of the blocks of a GGUF file, or in this library's formats with f32 scales (and zero-points of int4). */
 export function weightBytesOf({ K, N, format, dtype }: Job): number {
   if (format === 'none') return K * N * bytesOfType(dtype);
   if (format === 'int8-rowwise') return K * N + 4 * N;
-  const { bits, defaultBlocksize } = formatOf(format);
+  const type = ggufTypeOf(format);
+  if (type !== undefined) return (K * N * GGUF_TYPES[type].bytes) / GGUF_TYPES[type].elements;
+  const { bits, defaultBlocksize } = formatOf(format as QuantFormat);
   const perBlock = format === 'int4' && wholeInt4Blocks(K) ? 8 : 4;
   return (K * N * bits) / 8 + perBlock * Math.ceil((K * N) / defaultBlocksize);
 }

@@ -5,7 +5,7 @@
 
 import { existsSync } from 'node:fs';
 import path from 'node:path';
-import { benchDtypes, benchOps, type WeightFormat, weightFormats } from '../bench/job.js';
+import { benchDtypes, benchOps, blockFormatNames, ownFormats } from '../bench/job.js';
 import { describeMachine } from '../bench/machine.js';
 import type { Plan } from '../bench/measure.js';
 import { kPeers } from '../bench/peers/index.js';
@@ -42,7 +42,9 @@ What (without any of these: a layer of Llama-3.2-1B against M, r and threads):
   --shape MxKxN    tokens x input x output features; may be repeated      [1024x192x512]
   --m LIST         tokens, with --model                                   [256]
   --rank LIST      ranks of the adapters                                  [16]
-  --format LIST    ${`${weightFormats.join(', ')} (dense)`.padEnd(54)} [nf4]
+  --format LIST    ${`${ownFormats.join(', ')} (dense)`.padEnd(54)} [nf4]
+                   or types of GGUF: ${blockFormatNames.slice(0, 7).join(', ')},
+                   ${blockFormatNames.slice(7).join(', ')}
   --dtype LIST     of the activations: ${benchDtypes.join(', ')}                     [f32]
   --threads LIST   of the CPU kernels and of the peers                    [all cores]
   --device LIST    where to compute                                       [LOWRANK_DEVICE, or cpu]
@@ -220,7 +222,7 @@ function readGroups(parsed: Arguments): Group[] {
       shapes: readShapes(parsed),
       M: readIntegers(parsed, 'm', [256], 1_000_000),
       r: readIntegers(parsed, 'rank', [16], 4096),
-      formats: readNames(parsed, 'format', weightFormats, ['nf4'] as WeightFormat[]),
+      formats: readNames(parsed, 'format', [...ownFormats, ...blockFormatNames], ['nf4']),
       dtypes: readNames(parsed, 'dtype', benchDtypes, ['f32']),
       threads: readIntegers(parsed, 'threads', [getThreads()], 256),
       devices: deviceList,

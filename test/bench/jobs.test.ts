@@ -44,6 +44,7 @@ describe('jobs', () => {
     expect(weightBytesOf(job)).toBe(64 * 32 * 0.5 + 4 * 32); // 32 blocks of 64
     expect(weightBytesOf({ ...job, format: 'int8' })).toBe(64 * 32 + 4 * 8);
     expect(weightBytesOf({ ...job, format: 'none', dtype: 'bf16' })).toBe(2 * 64 * 32);
+    expect(weightBytesOf({ ...job, format: 'q4_k', K: 512 })).toBe(2 * 32 * 144);
     expect(bytesOf({ ...job, op: 'matmul' }, 1000)).toBe(1000 + 4 * 2 * 96);
     expect(bytesOf({ ...job, op: 'loraForward' }, 1000)).toBe(1000 + 4 * 2 * 96 + 4 * 4 * 96);
     expect(jobName(job)).toBe('lora M=2 K=64 N=32 r=4 nf4 f32 cpu, 1 thread');

@@ -95,6 +95,31 @@ describe('peers', () => {
     120_000,
   );
 
+  // The error says whether a type got its own bits.
+  it.each([
+    ['q8_0', 0.02],
+    ['q5_k', 0.08],
+    ['nvfp4', 0.2],
+  ] as const)(
+    'compute %s, as a type of GGUF',
+    async (format, most) => {
+      const one = { ...job, op: 'matmul', K: 256, format } as const;
+      const { rows } = await measureCase(one, found, plan, '', () => {});
+      expect(rows.map(({ subject }) => subject)).toContain('lowrank');
+      for (const { subject, error } of rows) {
+        const own = ['lowrank', 'ggml'].includes(subject);
+        if (own) expect([subject, (error as number) < most]).toEqual([subject, true]);
+      }
+      const short = { ...one, K: 128 };
+      const lowrank = found.filter(({ peer }) => peer.name === 'lowrank');
+      const { skipped } = await measureCase(short, lowrank, plan, '', () => {});
+      expect(skipped.map(({ reason }) => reason)).toEqual(
+        format === 'q5_k' ? ['only K of a multiple of 256'] : [],
+      );
+    },
+    120_000,
+  );
+
   it('take bf16 where they say so', async () => {
     const one = { ...job, dtype: 'bf16', coldBytes: 40_000 } as const;
     const { rows, skipped } = await measureCase(one, found, plan, '', () => {});

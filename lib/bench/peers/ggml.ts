@@ -1,9 +1,12 @@
-/** ggml, as node-llama-cpp ships it: its own 4-bit and 8-bit formats, activations quantised to int8. */
+/** ggml, as node-llama-cpp ships it: the block types of GGUF, activations quantised to int8. */
 
 import { readdirSync } from 'node:fs';
 import path from 'node:path';
+import { GGUF_TYPES } from '../../checkpoint/gguf/block-types.js';
+import type { GgufBlockType } from '../../checkpoint/gguf/blocks/parts.js';
 import { resolvePackage } from '../find-package.js';
 import { compileProgram } from '../foreign.js';
+import { ggufTypeOf, type WeightFormat } from '../job.js';
 import type { Peer } from '../peer.js';
 import { compiledProgram } from './compiled.js';
 
@@ -24,6 +27,10 @@ function libraries(): { folder: string; version: string } | undefined {
   }
 }
 
+/** The type of the weight: what the format names, else what ggml has for as many bits. */
+const typeFor = (format: WeightFormat): GgufBlockType =>
+  ggufTypeOf(format) ?? (format.startsWith('int8') ? 'Q8_0' : 'Q4_0');
+
 const compiled = () => compileProgram('ggml_peer.cpp', ['-ldl']);
 
 export const ggmlPeer: Peer = {
@@ -40,7 +47,8 @@ export const ggmlPeer: Peer = {
     if (op !== 'matmul') return 'only matmul';
     if (format === 'none') return 'only quantised weights';
     if (dtype !== 'f32') return 'only f32';
-    if (K % 32 !== 0) return 'only K of a multiple of 32';
+    const { elements } = GGUF_TYPES[typeFor(format)];
+    if (K % elements !== 0) return `only K of a multiple of ${elements}`;
     return device === 'cpu' || device === 'reference' ? undefined : 'measured on the CPU only';
   },
   computes: 'int8',
@@ -48,6 +56,10 @@ export const ggmlPeer: Peer = {
     const program = compiled();
     const command = 'program' in program ? program.program : 'false';
     const { args, ...rest } = compiledProgram(command, job);
-    return { ...rest, args: [...args, libraries()?.folder ?? ''] };
+    const type = typeFor(job.format);
+    return {
+      ...rest,
+      args: [...args, libraries()?.folder ?? '', type, String(GGUF_TYPES[type].id)],
+    };
   },
 };

@@ -2,9 +2,10 @@
  * This library: fused, its own ops without fusion, and the base product without an adapter.
  */
 
+import { GGUF_TYPES } from '../../checkpoint/gguf/block-types.js';
 import { version } from '../../environment/version.js';
 import type { ComputePrecision, LoraSaved, Tensor } from '../../index.js';
-import type { Job } from '../job.js';
+import { ggufTypeOf, type Job } from '../job.js';
 import type { Context, Peer, Subject } from '../peer.js';
 import { Operands } from './operands.js';
 
@@ -63,7 +64,9 @@ function layerOf(job: Job, context: Context, compute: ComputePrecision, note?: s
 
 /** Why this library cannot make such a weight. */
 function refusesWeight({ format, K }: Job): string | undefined {
-  return format === 'int8-rowwise' && K % 32 !== 0 ? 'only K of a multiple of 32' : undefined;
+  const type = ggufTypeOf(format);
+  const whole = format === 'int8-rowwise' ? 32 : type === undefined ? 1 : GGUF_TYPES[type].elements;
+  return K % whole !== 0 ? `only K of a multiple of ${whole}` : undefined;
 }
 
 export const lowrankPeer: Peer = {
@@ -111,7 +114,9 @@ export const lowrankInt8Peer: Peer = {
   refuses(job) {
     const { op, format, device } = job;
     if (op !== 'matmul' && op !== 'loraForward') return 'only products and forward passes';
-    if (format === 'int8' || format === 'none') return 'only weights of four bits, or rowwise';
+    if (format === 'int8' || format === 'none' || ggufTypeOf(format) !== undefined) {
+      return 'only nf4, fp4, int4 and int8-rowwise';
+    }
     if (refusesWeight(job) !== undefined) return refusesWeight(job);
     return device === 'cpu' || device === 'reference' ? undefined : `not on ${device}`;
   },

@@ -1,6 +1,6 @@
-import { storedAs, wholeInt4Blocks } from '../../core/formats.js';
+import { type StoredFormat, storedAs, wholeInt4Blocks } from '../../core/formats.js';
 import type { QuantizedWeight, Tensor } from '../../index.js';
-import { type Job, weightBytesOf } from '../job.js';
+import { ggufTypeOf, type Job, weightBytesOf } from '../job.js';
 import type { Context } from '../peer.js';
 
 type Weight = QuantizedWeight | Tensor;
@@ -18,20 +18,27 @@ export class Operands {
   private turn = 0;
 
   constructor(job: Job, { lowrank, elements, copies }: Context) {
-    const { Tensor, quantize } = lowrank;
+    const { Tensor } = lowrank;
     const { M, K, N, r, format, dtype, device } = job;
     this.x = Tensor.from(elements('x'), [M, K], { dtype, device });
     this.dy = Tensor.from(elements('dy'), [M, N], { dtype, device });
     const w = elements('w');
     this.weightBytes = weightBytesOf(job);
-    const own = () => Tensor.from(w, [N, K], { device, dtype: format === 'none' ? dtype : 'f32' });
-    const dense = own();
-    this.weights = Array.from({ length: copies(this.weightBytes) }, () => {
-      if (format === 'none') return own();
+    const count = copies(this.weightBytes);
+    const many = (make: () => Weight) => Array.from({ length: count }, make);
+    const type = ggufTypeOf(format);
+    if (format === 'none') {
+      this.weights = many(() => Tensor.from(w, [N, K], { device, dtype }));
+    } else if (type !== undefined) {
+      const planes = lowrank.ggufToPlanar(lowrank.quantizeToGguf(w, [N, K], type));
+      this.weights = many(() => lowrank.QuantizedWeight.fromPlanes(planes, { device }));
+    } else {
+      const dense = Tensor.from(w, [N, K], { device });
       const zeroPoints = format === 'int4' && wholeInt4Blocks(K);
-      return quantize(dense, { ...storedAs(format), zeroPoints });
-    });
-    dense.dispose();
+      const options = { ...storedAs(format as StoredFormat), zeroPoints };
+      this.weights = many(() => lowrank.quantize(dense, options));
+      dense.dispose();
+    }
     this.loraA = Tensor.from(elements('loraA'), [r, K], { device });
     this.loraB = Tensor.from(elements('loraB'), [N, r], { device });
     this.fence = Tensor.zeros([1], { device });
