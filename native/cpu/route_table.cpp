@@ -10,13 +10,13 @@ constexpr RouteRow kRows[] = {
     {Route::kTiles, "kTiles", "amx/gemm_amx.h", "any, bf16 activations on avx512-amx", "all",
      "the unit does 16 times the products of a vector, and one arithmetic for all rows keeps a "
      "row's bits in any batch"},
-    {Route::kLaneDots, "kLaneDots", "dot/row_dot.h", "4 bits, one scale for 64 codes, K ≥ 768",
+    {Route::kLaneDots, "kLaneDots", "dot/row_dot.h", "in granules of 64 codes, K ≥ 768",
      "up to 7 (4 without 32 registers); up to 64 where K ≥ 32 · rows and x fits into 512 KiB (8 "
      "without 32 registers)",
      "a vector along k has one scale, so a table of 16 products decodes it; w is read once and no "
      "panel is written"},
-    {Route::kLaneStrips, "kLaneStrips", "tile/lane_strips.h",
-     "4 bits, one scale for 64 codes, K ≥ 768", "more than kLaneDots takes",
+    {Route::kLaneStrips, "kLaneStrips", "tile/lane_strips.h", "in granules of 64 codes, K ≥ 768",
+     "more than kLaneDots takes",
      "the same order of sums with register tiles; the next panel is decoded beside the tiles of "
      "this one"},
     {Route::kDenseDots, "kDenseDots", "dot/dense_dot.h",

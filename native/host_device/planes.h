@@ -38,6 +38,13 @@ struct ScalePlane {
   bool has_offset;
 };
 
+/// What is known of a weight's levels besides their table.
+enum class LevelRule : uint8_t {
+  kTable,   // nothing
+  kLinear,  // level(c) = first_level + c, exactly
+  kSigned,  // level(c) = c in two's complement of 8 bits
+};
+
 struct Planes {
   ScalePlane scale;  // no data: the weight is not planar
   ScalePlane min;
@@ -51,7 +58,7 @@ struct Planes {
   PlaneGrid grid;
   PlaneType zero_type;
   uint8_t bits;
-  bool linear;  // level(c) = first_level + c, exactly
+  LevelRule rule;
   float first_level;
 
 #if defined(__CUDACC__)

@@ -14,7 +14,7 @@ struct PlanarKind {
   bool outer;
   bool zero;
   bool min;
-  bool linear;
+  LevelRule rule = LevelRule::kTable;
 };
 
 constexpr PlanarKind kKinds[] = {
@@ -33,14 +33,16 @@ constexpr PlanarKind kKinds[] = {
     {4, PlaneGrid::kTiles, 1, 48, PlaneType::kF16, false, false, false},
     {4, PlaneGrid::kTiles, 1, 16, PlaneType::kF16, false, true, false},
     {2, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, true},
-    {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true, true},
-    {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false, true},
-    {6, PlaneGrid::kFlat, 1, 48, PlaneType::kByte, true, false, false, false},
+    {5, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, true, LevelRule::kLinear},
+    {6, PlaneGrid::kTiles, 1, 16, PlaneType::kByte, true, false, false, LevelRule::kLinear},
+    {6, PlaneGrid::kFlat, 1, 48, PlaneType::kByte, true, false, false},
     {7, PlaneGrid::kOrdered, 1, 5, PlaneType::kF32, false, false, true},
     {8, PlaneGrid::kTiles, 3, 24, PlaneType::kBF16, false, false, false},
-    {8, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false, true},
-    {8, PlaneGrid::kOrdered, 1, 600, PlaneType::kF16, false, true, false, true},
+    {8, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false, LevelRule::kLinear},
+    {8, PlaneGrid::kOrdered, 1, 600, PlaneType::kF16, false, true, false, LevelRule::kLinear},
     {8, PlaneGrid::kTiles, 1000, 1000, PlaneType::kF32, false, false, false},
+    {8, PlaneGrid::kTiles, 1, 32, PlaneType::kF16, false, false, false, LevelRule::kSigned},
+    {8, PlaneGrid::kOrdered, 1, 64, PlaneType::kF16, false, false, true, LevelRule::kSigned},
 };
 
 /// A weight of random planes.
@@ -69,10 +71,11 @@ struct Planar {
     view.codes = Bytes(rows * planes.row_bytes);
     float* levels = Floats(view.format->levels, 1 << (kind.bits - 1));
     view.codebook = levels;
-    if (kind.linear) {
-      planes.linear = true;
-      planes.first_level = -5;
-      for (int c = 0; c < view.format->levels; ++c) levels[c] = static_cast<float>(c - 5);
+    planes.rule = kind.rule;
+    planes.first_level = -5;
+    for (int c = 0; c < view.format->levels; ++c) {
+      if (kind.rule == LevelRule::kLinear) levels[c] = static_cast<float>(c - 5);
+      if (kind.rule == LevelRule::kSigned) levels[c] = static_cast<float>(static_cast<int8_t>(c));
     }
     Scale(kind.scale, kind.outer, entries, &planes.scale);
     if (kind.min) Scale(kind.scale, kind.outer, entries, &planes.min);
@@ -96,7 +99,7 @@ struct Planar {
   }
   uint8_t* Bytes(int64_t count) {
     auto* bytes = static_cast<uint8_t*>(Part(static_cast<size_t>(count)));
-    for (int64_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>((Uniform() + 1) * 127);
+    for (int64_t i = 0; i < count; ++i) bytes[i] = static_cast<uint8_t>((Uniform() + 1) * 128);
     return bytes;
   }
   float* Floats(int64_t count, double size) {

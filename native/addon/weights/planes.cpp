@@ -199,9 +199,16 @@ class Parts {
     std::memcpy(levels.data(), array.data, own * sizeof(float));
     Planes& planes = weight_->planes;
     planes.first_level = levels[0];
-    planes.linear = true;
-    for (size_t c = 0; c < own; ++c) {
-      planes.linear = planes.linear && levels[c] == levels[0] + static_cast<float>(c);
+    const auto all = [&](const auto& level) {
+      for (size_t c = 0; c < own; ++c) {
+        if (levels[c] != static_cast<float>(level(c))) return false;
+      }
+      return true;
+    };
+    if (all([&](size_t c) { return levels[0] + static_cast<float>(c); })) {
+      planes.rule = LevelRule::kLinear;
+    } else if (own == 256 && all([](size_t c) { return static_cast<int8_t>(c); })) {
+      planes.rule = LevelRule::kSigned;
     }
     weight_->parts[WeightHandle::kCodebook] =
         FilledPart(env_, backend_, levels.data(), levels.size() * sizeof(float));

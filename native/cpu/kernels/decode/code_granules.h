@@ -66,16 +66,18 @@ static constexpr SpreadTables kSpread;
 
 template <CodeOrder kOrder>
 LOWRANK_INLINE void UnpackByBytes(const uint8_t* from, int bits, int64_t granules, int64_t ahead,
-                                  uint8_t* out) {
+                                  uint8_t* out, uint8_t flip) {
   typedef uint8_t Bytes __attribute__((vector_size(64)));
   Bytes order;
 #pragma GCC unroll 64
   for (int i = 0; i < 64; ++i) order[i] = static_cast<uint8_t>(ElementOfByte<kOrder>(i));
   const __m512i in_order = reinterpret_cast<__m512i>(order);
+  const __m512i flips = _mm512_set1_epi8(static_cast<char>(flip));
   if (bits == 8) {
     for (int64_t g = 0; g < granules; ++g) {
       __builtin_prefetch(from + ahead + g * 64, 0, 2);
-      _mm512_store_si512(out + g * 64, PermuteBytes(in_order, _mm512_loadu_si512(from + g * 64)));
+      const __m512i codes = PermuteBytes(in_order, _mm512_loadu_si512(from + g * 64));
+      _mm512_store_si512(out + g * 64, _mm512_xor_si512(codes, flips));
     }
     return;
   }
@@ -128,14 +130,14 @@ LOWRANK_INLINE void OrderCodes(const uint8_t* natural, uint8_t* out) {
   }
 }
 
-/// The codes of whole granules as bytes; nothing is read beyond them. Prefetches those `ahead`
-/// bytes further on.
+/// The codes of whole granules as bytes; nothing is read beyond them. Those of eight bits are
+/// exchanged with those whose bits differ by `flip`. Prefetches those `ahead` bytes further on.
 template <CodeOrder kOrder>
 static void UnpackCodes(const uint8_t* from, int bits, int64_t granules, int64_t ahead,
-                        uint8_t* out) {
+                        uint8_t* out, uint8_t flip = 0) {
 #if defined(__AVX512F__)
   if (__builtin_cpu_supports("avx512vbmi")) {
-    UnpackByBytes<kOrder>(from, bits, granules, ahead, out);
+    UnpackByBytes<kOrder>(from, bits, granules, ahead, out, flip);
     return;
   }
 #endif
@@ -159,6 +161,7 @@ static void UnpackCodes(const uint8_t* from, int bits, int64_t granules, int64_t
     } else {
       OrderCodes<kOrder>(natural, out);
     }
+    for (int i = 0; flip != 0 && i < kGranule; ++i) out[i] ^= flip;
   }
 }
 
@@ -265,22 +268,24 @@ static __attribute__((noinline)) void DecodeCodeGranules(const QuantView& w,
   alignas(64) uint8_t codes[kSpan];
   UnpackCodes<kOrder>(w.codes + row * row_bytes + k0 * bits / 8, bits, granules,
                       rows_ahead * row_bytes, codes);
-  const bool affine = planar && (planes.zero != nullptr || planes.min.data != nullptr);
+  const bool affine = planar && IsAffine(planes);
   const auto decode = [&](auto is_affine, auto levels, auto bytes) {
     WeightsOfCodes<kOrder, is_affine(), levels(), bytes()>(w, tables, codes, scales, scale_row,
                                                            granules, round_to, out);
   };
   const auto by_levels = [&](auto is_affine) {
     constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable16> table16;
-    constexpr std::integral_constant<PlaneLevels, PlaneLevels::kLinear> linear;
-    constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable256> table256;
     if (bits < 4) {
       decode(is_affine, table16, std::false_type());
-    } else if (planes.linear) {
-      decode(is_affine, linear, std::false_type());
-    } else {
-      WithLevels(tables.bytes, [&](auto bytes) { decode(is_affine, table256, bytes); });
+      return;
     }
+    WithLevelRule(planes.rule, [&](auto levels) {
+      if constexpr (levels() == PlaneLevels::kTable256) {
+        WithLevels(tables.bytes, [&](auto bytes) { decode(is_affine, levels, bytes); });
+      } else {
+        decode(is_affine, levels, std::false_type());
+      }
+    });
   };
   if (affine) {
     by_levels(std::true_type());
@@ -292,6 +297,52 @@ static __attribute__((noinline)) void DecodeCodeGranules(const QuantView& w,
 /// Units of a policy, by lanes.
 template <bool kPairs>
 constexpr CodeOrder kUnitOrder = kPairs ? CodeOrder::kPairs : CodeOrder::kLanes;
+
+/// GranuleDecoder (granule.h) for codes that UnpackCodes has made bytes in the order of units, with
+/// levels from a table of 16 or in a line. For vectors whose places are all of their lanes' parts.
+template <bool kPairs, bool kAffine, PlaneLevels kLevels>
+struct CodeDecoder {
+  static constexpr int kUnits = kPlaces / (kPairs ? 2 : 1);
+  static constexpr int64_t kCodeBytes = kGranule;
+  static constexpr bool kLinear = kLevels == PlaneLevels::kLinear;
+  Table16 levels;
+  float first_level;
+  LaneFactors<kAffine> factors;
+  DType round_to;
+
+  LOWRANK_MEMBER_INLINE void SetScale(const Table16& codebook, const float* scale,
+                                      const FactorLayout& layout, DType round) {
+    if constexpr (!kLinear) levels = codebook;
+    round_to = round;
+    VecU part;
+#pragma GCC unroll 16
+    for (int l = 0; l < kVL; ++l) {
+      part[l] = static_cast<uint32_t>(ElementOfByte<kUnitOrder<kPairs>>(l));
+    }
+    part = part * SplatU(static_cast<uint32_t>(layout.last) + 1) / static_cast<uint32_t>(kGranule);
+    factors.scale = PickOfFour(scale, part);
+    if constexpr (kAffine) {
+      factors.zero = PickOfFour(scale + layout.zeros, part);
+      factors.min = PickOfFour(scale + layout.mins, part);
+    }
+  }
+  LOWRANK_MEMBER_INLINE VecF At(const uint8_t* codes, int u) const {
+    if constexpr (kPairs) {
+      return AsFloat(
+          NeighboursBF16(Weights(codes + 2 * u * kVL), Weights(codes + (2 * u + 1) * kVL)));
+    } else {
+      return RoundTo(round_to, Weights(codes + u * kVL));
+    }
+  }
+
+ private:
+  LOWRANK_MEMBER_INLINE VecF Weights(const uint8_t* codes) const {
+    const VecU of = WidenBytes(codes);
+    if constexpr (!kLinear) return factors.Apply(Lookup(levels, of));
+    return factors.Apply(__builtin_convertvector(reinterpret_cast<VecI>(of), VecF) +
+                         Splat(first_level));
+  }
+};
 
 static int64_t DecodeWholeGranules(const QuantView& w, const LevelTables& tables, DType round_to,
                                    int64_t n, int64_t k, int64_t count, float* out) {

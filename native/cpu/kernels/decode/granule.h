@@ -71,6 +71,7 @@ struct GranuleDecoder<false, kKind> {
   // Narrow vectors take the first half of a granule, then the second.
   static constexpr int kPasses = kVL == 4 ? 2 : 1;
   static constexpr int kUnits = kPlaces;
+  static constexpr int64_t kCodeBytes = kGranule / 2;
   Table16 levels;
   LaneFactors<IsAffine(kKind)> factors[kPasses];
   DType round_to;
@@ -117,6 +118,7 @@ template <>
 struct GranuleDecoder<false, Granules::kOne> {
   using Codes = GranuleDecoder<false, Granules::kHalves>;
   static constexpr int kUnits = kPlaces;
+  static constexpr int64_t kCodeBytes = kGranule / 2;
   Table16 table;
   VecU group;
 
@@ -136,6 +138,7 @@ struct GranuleDecoder<false, Granules::kOne> {
 template <Granules kKind>
 struct GranuleDecoder<true, kKind> {
   static constexpr int kUnits = kPlaces / 2;
+  static constexpr int64_t kCodeBytes = kGranule / 2;
   static constexpr bool kFour = kKind == Granules::kQuarters;
   VecU table[kFour ? 2 : 1];
   VecP group;

@@ -107,7 +107,7 @@ struct EntrySpans {
 static __attribute__((noinline)) ScaleRows PartScales(const QuantView& w, int64_t row, int64_t rows,
                                                       int64_t k0, int64_t span, float* out) {
   const Planes& planes = w.planes;
-  const bool affine = w.planar() && (planes.zero != nullptr || planes.min.data != nullptr);
+  const bool affine = w.planar() && IsAffine(planes);
   const int64_t parts = GranuleParts(w);
   ScaleRows scales = {};
   const EntrySpans spans(w);

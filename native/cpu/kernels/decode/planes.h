@@ -163,7 +163,7 @@ LOWRANK_INLINE VecU PlaneCodes(const uint8_t* row, int bits, int64_t k) {
 }
 
 /// How levels are found.
-enum class PlaneLevels { kTable16, kLinear, kTable256 };
+enum class PlaneLevels { kTable16, kLinear, kSigned, kTable256 };
 
 template <PlaneLevels kLevels>
 LOWRANK_INLINE VecF LevelsOf(const QuantView& w, const LevelTables& tables, VecU codes) {
@@ -172,7 +172,23 @@ LOWRANK_INLINE VecF LevelsOf(const QuantView& w, const LevelTables& tables, VecU
     return __builtin_convertvector(reinterpret_cast<VecI>(codes), VecF) +
            Splat(w.planes.first_level);
   }
+  if constexpr (kLevels == PlaneLevels::kSigned) {
+    return __builtin_convertvector(reinterpret_cast<VecI>(codes << 24) >> 24, VecF);
+  }
   return Gather(w.codebook, codes);
+}
+
+/// Calls body with the way in which levels of more than four bits are found.
+template <typename Body>
+LOWRANK_INLINE void WithLevelRule(LevelRule rule, const Body& body) {
+  switch (rule) {
+    case LevelRule::kLinear:
+      return body(std::integral_constant<PlaneLevels, PlaneLevels::kLinear>());
+    case LevelRule::kSigned:
+      return body(std::integral_constant<PlaneLevels, PlaneLevels::kSigned>());
+    case LevelRule::kTable:
+      return body(std::integral_constant<PlaneLevels, PlaneLevels::kTable256>());
+  }
 }
 
 /// Calls body with the width of codes and the kind of levels that are compiled for them.
@@ -182,13 +198,12 @@ LOWRANK_INLINE void WithPlaneKind(const QuantView& w, const Body& body) {
   using Four = std::integral_constant<int, 4>;
   using Eight = std::integral_constant<int, 8>;
   constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable16> table16;
-  constexpr std::integral_constant<PlaneLevels, PlaneLevels::kLinear> linear;
-  constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable256> table256;
   const int bits = w.planes.bits;
   if (bits == 4) return body(Four(), table16);
   if (bits < 4) return body(Any(), table16);
-  if (bits == 8) return w.planes.linear ? body(Eight(), linear) : body(Eight(), table256);
-  return w.planes.linear ? body(Any(), linear) : body(Any(), table256);
+  WithLevelRule(w.planes.rule, [&](auto levels) __attribute__((always_inline)) {
+    return bits == 8 ? body(Eight(), levels) : body(Any(), levels);
+  });
 }
 
 /// The codes of a run, where vectors may be read beyond its last.

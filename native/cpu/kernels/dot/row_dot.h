@@ -22,7 +22,7 @@
 ///            four rows at a time, because more would share sets of L1
 #pragma once
 
-#include "native/cpu/kernels/decode/granule.h"
+#include "native/cpu/kernels/decode/code_granules.h"
 #include "native/cpu/kernels/pack/lane_pack.h"
 #include "native/cpu/kernels/tile/gemm.h"
 
@@ -30,6 +30,8 @@ namespace lowrank::cpu::LOWRANK_ISA {
 
 // Rows of x that share a decoded vector. More would leave too few registers for other rows of w.
 constexpr int kDotRows = kRegisters == 32 ? 7 : 4;
+// The same for codes that are no nibbles; for more rows of x the decoded vectors are stored.
+constexpr int kByteDotRows = 2;
 // Rows of w whose sums are held: a multiple of kVL, and of every result of DotWeights().
 constexpr int64_t kDotStrip = 48;
 
@@ -51,6 +53,7 @@ struct DotBlock {
   const uint8_t* codes;
   int64_t code_pitch;
   ScaleRows scales;
+  float first_level;  // of codes as bytes
   int64_t granules;
   const Unit* x;
   VecF* sums;
@@ -93,10 +96,9 @@ LOWRANK_INLINE void StoreSums(const VecF (&acc)[kWeights][kRows], VecF* sums) {
   }
 }
 
-template <typename Policy, Granules kKind, typename Rounding, int kRows, int kWeights,
+template <typename Policy, typename Decoder, typename Rounding, int kRows, int kWeights,
           bool kStore = false>
 static void RowDot(const Table16& codebook, const DotBlock& block) {
-  using Decoder = GranuleDecoder<Policy::kPairs, kKind>;
   const uint8_t* codes = block.codes;
   const ScaleRows scales = block.scales;
   const Unit* x = block.x;
@@ -110,7 +112,12 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   constexpr int kUnitsAtOnce = kEarly ? Decoder::kUnits : 1;
   VecF acc[kWeights][kRows];
   ReadSums(block.first, block.sums, acc);
+  constexpr bool kPacked =
+      Decoder::kCodeBytes == kGranule / 2;  // codes come from the weight itself
   Decoder decoder[kWeights];
+  if constexpr (!kPacked) {
+    for (Decoder& each : decoder) each.first_level = block.first_level;
+  }
   const auto set_scales = [&](int first, int count, int64_t g) {
 #pragma GCC unroll 8
     for (int r = first; r < first + count; ++r) {
@@ -125,7 +132,7 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
   if constexpr (kEarly) set_scales(0, kWeights, 0);
   for (int64_t g = 0; g < block.granules; ++g) {
     // The same position in the rows after these, into L2: x has L1.
-    if ((g & 1) == 0) {
+    if (kPacked && (g & 1) == 0) {
 #pragma GCC unroll 8
       for (int r = 0; r < kWeights; ++r) {
         __builtin_prefetch(codes + (r + kWeights) * block.code_pitch, 0, 2);
@@ -155,7 +162,7 @@ static void RowDot(const Table16& codebook, const DotBlock& block) {
         }
       }
     }
-    codes += kGranule / 2;
+    codes += Decoder::kCodeBytes;
     x += Decoder::kUnits * kRows * kVL;
     if constexpr (kStore) stored += Decoder::kUnits * kWeights * kVL;
   }
@@ -176,11 +183,39 @@ LOWRANK_INLINE RowDotChoice PickRowDot(int64_t rows, DType round_to) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return PickRowDot<Policy, kKind, kRows - 1>(rows, round_to);
   }
+  using Decoder = GranuleDecoder<Policy::kPairs, kKind>;
   return WithTableRounding<Policy::kPairs, kKind>(round_to, [](auto rounding) -> RowDotChoice {
     constexpr int kWeights = DotWeights<kRows>();
-    return {RowDot<Policy, kKind, decltype(rounding), kRows, kWeights>,
-            RowDot<Policy, kKind, ToldRounding, kRows, 1>, kWeights};
+    return {RowDot<Policy, Decoder, decltype(rounding), kRows, kWeights>,
+            RowDot<Policy, Decoder, ToldRounding, kRows, 1>, kWeights};
   });
+}
+
+/// The same for codes of another width, which are unpacked to bytes first.
+template <typename Policy, int kRows = kByteDotRows>
+LOWRANK_INLINE RowDotChoice PickByteDot(const QuantView& w, int64_t rows) {
+  if constexpr (kRows > 1) {
+    if (rows < kRows) return PickByteDot<Policy, kRows - 1>(w, rows);
+  }
+  const auto choice = [](auto affine, auto levels) -> RowDotChoice {
+    using Decoder = CodeDecoder<Policy::kPairs, affine(), levels()>;
+    constexpr int kWeights = kRegisters == 32 ? 4 : 2;
+    return {RowDot<Policy, Decoder, ToldRounding, kRows, kWeights>,
+            RowDot<Policy, Decoder, ToldRounding, kRows, 1>, kWeights};
+  };
+  const auto by_levels = [&](auto affine) {
+    constexpr std::integral_constant<PlaneLevels, PlaneLevels::kTable16> table16;
+    constexpr std::integral_constant<PlaneLevels, PlaneLevels::kLinear> linear;
+    return w.planes.bits < 4 ? choice(affine, table16) : choice(affine, linear);
+  };
+  return IsAffine(w.planes) ? by_levels(std::true_type()) : by_levels(std::false_type());
+}
+
+/// Are products of these rows of x computed by PickByteDot's kernels? Lanes of narrow vectors have
+/// factors of several parts.
+LOWRANK_INLINE bool DotsBytes(const QuantView& w, int64_t rows) {
+  const bool integers = w.planes.bits < 4 || w.planes.rule != LevelRule::kTable;
+  return kVL >= 8 && rows <= kByteDotRows && integers;
 }
 
 /// Reduces sums[n][m] to c[m][n], lane after lane, kVL rows of w at a time.
@@ -236,6 +271,10 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
   alignas(64) VecF sums[kStrip * kDotRows];
   alignas(64) float
       scales[kOne ? kStrip * (kSpan / kGranule) : FactorScratch(kStrip, kSpan / kGranule)];
+  constexpr bool kCodes = kKind == Granules::kCodes;
+  alignas(64) uint8_t unpacked[kCodes ? 4 * kSpan : 1];
+  // Codes in two's complement become a line of levels by one exchange.
+  const bool is_signed = kCodes && w.planes.rule == LevelRule::kSigned;
   // Prefetching them costs Zen 4 4 % for 4 rows of pairs, 1 to 3 % for others.
   const bool asks = kOne && (w.absmax == nullptr || !IsZen4());
   for (int64_t n = block.n0; n < block.n1 && !run.Stopped(); n += kStrip) {
@@ -246,16 +285,33 @@ LOWRANK_INLINE void AccumulateRowDots(Run& run, const PackedChunk& chunk, const 
       dots.round_to = source.round_to;
       dots.scales = ScalesOf(kKind, w, n, strip, k0, span, scales);
       const float* strip_scales = dots.scales.data;
-      dots.code_pitch = w.cols / 2;
+      dots.code_pitch = kCodes ? kSpan : w.cols / 2;
+      dots.first_level = is_signed ? -128.0f : w.planes.first_level;
       for (int64_t pass = 0; pass < chunk.panels.count; ++pass) {
         const int64_t m = chunk.panels.Start(pass);
         const int64_t rows = chunk.panels.Start(pass + 1) - m;
-        const RowDotChoice choice = PickRowDot<Policy, kKind>(rows, source.round_to);
+        RowDotChoice choice;
+        if constexpr (kCodes) {
+          choice = PickByteDot<Policy>(w, rows);
+        } else {
+          choice = PickRowDot<Policy, kKind>(rows, source.round_to);
+        }
         dots.granules = span / kGranule;
         dots.x = chunk.data + m * Policy::Units(w.cols) + k0 / kGranule * (kUnits * rows * kVL);
         for (int64_t i = 0; i < strip;) {
           const bool several = i + choice.weights <= strip;
-          dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
+          if constexpr (kCodes) {
+            const Planes& planes = w.planes;
+            for (int64_t r = 0; r < (several ? choice.weights : 1); ++r) {
+              UnpackCodes<kUnitOrder<Policy::kPairs>>(
+                  w.codes + (n + i + r) * planes.row_bytes + k0 * planes.bits / 8, planes.bits,
+                  dots.granules, choice.weights * planes.row_bytes, unpacked + r * kSpan,
+                  is_signed ? 0x80 : 0);
+            }
+            dots.codes = unpacked;
+          } else {
+            dots.codes = w.codes + ((n + i) * w.cols + k0) / 2;
+          }
           dots.scales.data = strip_scales + i * dots.scales.pitch;
           dots.sums = sums + i * rows;
           if (pass == 0 && asks) {

@@ -10,7 +10,6 @@
 ///            reduce lanes
 #pragma once
 
-#include "native/cpu/kernels/decode/code_granules.h"
 #include "native/cpu/kernels/dot/row_dot.h"
 
 namespace lowrank::cpu::LOWRANK_ISA {
@@ -21,7 +20,7 @@ constexpr int kFirstRows = 4;
 constexpr int kStoredWeights = DotWeights<kFirstRows>();
 // Rows of x in the other passes.
 constexpr int kStoredRows = 6;
-// Or in the only one: codes that are not nibbles are always stored.
+// Or in the only one: codes that are no nibbles have no first pass.
 constexpr int kMostStoredRows = kDotRows > kStoredRows ? kDotRows : kStoredRows;
 
 // From this many rows of x on, storing w pays, that is, whenever one pass cannot hold them.
@@ -80,7 +79,7 @@ LOWRANK_INLINE RowDotFn PickFirstDot(int64_t rows) {
   if constexpr (kRows > 1) {
     if (rows < kRows) return PickFirstDot<Policy, kKind, Rounding, kWeights, kRows - 1>(rows);
   }
-  return RowDot<Policy, kKind, Rounding, kRows, kWeights, true>;
+  return RowDot<Policy, GranuleDecoder<Policy::kPairs, kKind>, Rounding, kRows, kWeights, true>;
 }
 
 template <typename Policy, Granules kKind, int kWeights>
@@ -182,6 +181,12 @@ LOWRANK_INLINE void AccumulateDots(Run& run, const PackedChunk& chunk, const Row
                                    const Block& block, float* c) {
   const Granules kind = GranulesOf(w);
   if (kind == Granules::kCodes) {
+    if constexpr (kVL >= 8) {
+      if (DotsBytes(*w.quant, chunk.rows)) {
+        AccumulateRowDots<Policy, Granules::kCodes>(run, chunk, w, block, c);
+        return;
+      }
+    }
     AccumulateStoredDots<Policy, Granules::kCodes>(run, chunk, w, block, c);
     return;
   }

@@ -101,13 +101,18 @@ LOWRANK_INLINE int64_t GranuleParts(const QuantView& w) {
   return 0;
 }
 
+/// Are weights more than levels times scales?
+LOWRANK_INLINE bool IsAffine(const Planes& planes) {
+  return planes.zero != nullptr || planes.min.data != nullptr;
+}
+
 LOWRANK_INLINE Granules GranulesOf(const QuantView& w) {
   if (w.cols == 0 || w.cols % kGranule != 0) return Granules::kNone;
   const Planes& planes = w.planes;
   const int64_t parts = GranuleParts(w);
   const bool nibbles = w.planar() ? planes.bits == 4 : w.format->bits == 4;
   if (!nibbles) return w.planar() && parts != 0 ? Granules::kCodes : Granules::kNone;
-  const bool affine = planes.zero != nullptr || planes.min.data != nullptr;
+  const bool affine = IsAffine(planes);
   // No published format has zero-points or minima of quarters.
   if (parts == 0 || (parts == 4 && affine)) return Granules::kNone;
   if (parts == 4) return Granules::kQuarters;
