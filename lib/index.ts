@@ -214,6 +214,19 @@ export { FORMATS, type FormatInfo, type QuantFormat } from './core/formats.js';
 export { full } from './core/full.js';
 export { scope } from './core/scope.js';
 export { Tensor, type TensorData, type TensorOptions } from './core/tensor.js';
+/** Every way to merge adapters that comes with the library, by name: docs/merging.md. */
+export * as merges from './merging/all.js';
+export { type CombineAdaptersOptions, combineAdapters } from './merging/combine.js';
+export {
+  type AnyMerge,
+  defineMerge,
+  type LoraUpdate,
+  type MergeCall,
+  type MergeDefinition,
+  type NextRandom,
+  type RefusedSetting,
+} from './merging/definition/definition.js';
+export { mergeMethods } from './merging/merge-methods.js';
 export type { BaseFormat } from './model/base-format.js';
 export type {
   AttentionConfig,

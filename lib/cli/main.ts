@@ -32,6 +32,14 @@ const kSubcommands: Readonly<Record<string, { about: string; load: () => Promise
     about: 'a LoRA adapter of PEFT to the GGUF of llama.cpp, and back',
     load: async () => (await import('./convert/convert.js')).convertCommand,
   },
+  merge: {
+    about: 'LoRA adapters to one: linear, TIES, DARE, SVD, KnOTS, arithmetic',
+    load: async () => (await import('./merge/merge.js')).mergeCommand,
+  },
+  aggregate: {
+    about: 'LoRA adapters of clients to their average: FedAvg, FFA, FlexLoRA, HetLoRA',
+    load: async () => (await import('./merge/merge.js')).aggregateCommand,
+  },
   info: {
     about: 'devices, features, and why each is or is not there',
     load: async () => (await import('./info.js')).infoCommand,

@@ -19,6 +19,8 @@ export function track(value: Freeable): void {
 /** Collects every tracked value inside `value`: itself, or in arrays and plain objects. */
 function collect(value: unknown, found: Set<unknown>, depth = 0): void {
   if (value === null || typeof value !== 'object' || found.has(value) || depth > 8) return;
+  // The entries of a large array would take longer to list than the work that made them.
+  if (ArrayBuffer.isView(value)) return;
   found.add(value);
   if (Array.isArray(value)) {
     for (const item of value) collect(item, found, depth + 1);

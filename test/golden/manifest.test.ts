@@ -21,6 +21,7 @@ const GROUPS = {
   rng: 1,
   optim: 4,
   trajectory: 5,
+  merging: 23,
   'formats/fp8': 10,
   'formats/mx': 11,
   'formats/nvfp4': 5,

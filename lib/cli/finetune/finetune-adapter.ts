@@ -5,6 +5,7 @@ import { adapterMethods } from '../../adapters/methods/adapter-methods.js';
 import type { LowrankError } from '../../core/errors.js';
 import { methodNamed, type TrainedMethod } from '../../train/adapter-set.js';
 import type { Arguments } from '../command/arguments.js';
+import { readSetting, settingName } from '../command/setting.js';
 
 const kOp = 'finetune';
 
@@ -87,25 +88,10 @@ function settingsOf(
   put('rslora', 'rslora', () => parsed.flag('rslora'));
   put('dropout', 'dropout', () => parsed.number('dropout', 0, 'in [0, 1)', (p) => p >= 0 && p < 1));
   for (const text of parsed.texts('set')) {
-    const [setting = '', ...rest] = text.split('=');
-    const value = rest.join('=');
-    if (!(setting in defaults) && rest.length > 0 && !alone) continue;
-    if (!(setting in defaults) || rest.length === 0) {
-      const known = Object.keys(defaults).join(', ') || 'none';
-      throw parsed.refuse('set', `NAME=VALUE with a setting of ${method} (${known})`, text);
-    }
-    settings[setting] = valueLike(defaults[setting], value) ?? refuseValue();
-    function refuseValue(): never {
-      throw parsed.refuse('set', `${setting}=<${typeof defaults[setting]}>`, text);
-    }
+    const name = settingName(text);
+    if (!alone && name !== undefined && !(name in defaults)) continue;
+    const [setting, value] = readSetting(parsed, text, method, defaults);
+    settings[setting] = value;
   }
   return settings;
-}
-
-/** Text as a value of the type of `standard`; `undefined` if it is not one. */
-function valueLike(standard: unknown, text: string): unknown {
-  if (typeof standard === 'string') return text;
-  if (typeof standard === 'boolean') return { true: true, false: false }[text];
-  const value = text.trim() === '' ? Number.NaN : Number(text);
-  return Number.isFinite(value) ? value : undefined;
 }
