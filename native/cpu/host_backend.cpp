@@ -1,8 +1,10 @@
 #include "native/cpu/host_backend.h"
 
 #include <chrono>
+#include <functional>
 #include <new>
 
+#include "native/core/runtime/float_mode.h"
 #include "native/core/runtime/trace.h"
 #include "native/cpu/explain.h"
 
@@ -15,7 +17,14 @@ constexpr int64_t kMostWaiting = int64_t{64} << 20;
 }  // namespace
 
 HostBackend::HostBackend(DeviceInfo info, const KernelTable& kernels, int threads)
-    : info_(std::move(info)), kernels_(kernels), threads_(threads), queue_(info_.device.c_str()) {}
+    : info_(std::move(info)),
+      kernels_(kernels),
+      threads_(threads),
+      crew_(new Crew()),
+      queue_(info_.device.c_str()) {
+  memory_.HoldAcrossForks();
+  HoldAcrossForks(&crew_mutex_);
+}
 
 DeviceInfo HostBackend::Info() const {
   DeviceInfo info = info_;
@@ -27,23 +36,20 @@ DeviceInfo HostBackend::Info() const {
 
 Status HostBackend::Ready() const {
   LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
+  return ReadyNow();
+}
+
+Status HostBackend::ReadyNow() const {
   if (info_.available) return Status();
   return Status(Code::kDevice,
                 "device: \"" + info_.device + "\" is not available: " + info_.reason);
 }
 
-// In a forked child the lock of memory_ may be held forever, by a thread that stayed in the parent.
-MemoryUsage HostBackend::Memory() const {
-  return queue_.home().orphaned() ? MemoryUsage() : memory_.usage();
-}
+MemoryUsage HostBackend::Memory() const { return memory_.usage(); }
 
-void HostBackend::ResetPeak() {
-  if (!queue_.home().orphaned()) memory_.ResetPeak();
-}
+void HostBackend::ResetPeak() { memory_.ResetPeak(); }
 
-void HostBackend::Free(void* data, size_t bytes) {
-  if (!queue_.home().orphaned()) memory_.Free(data, bytes);
-}
+void HostBackend::Free(void* data, size_t bytes) { memory_.Free(data, bytes); }
 
 HostBackend::Waiting* HostBackend::WaitingOf(std::thread::id waiter) {
   try {
@@ -76,6 +82,7 @@ void HostBackend::CountWaiting(std::thread::id waiter, int64_t bytes) {
 }
 
 void HostBackend::LetQueueCatchUp() {
+  if (queue_.home().orphaned()) return;
   // The loss of a batch of an 8 B model is one op of several seconds. The caller waits for it,
   // because each further call would add to the memory that waits. The limit keeps a thread from
   // being held up forever.
@@ -94,7 +101,6 @@ void HostBackend::LetQueueCatchUp() {
 }
 
 Status HostBackend::Allocate(size_t bytes, StoragePtr* storage) {
-  LOWRANK_RETURN_IF_ERROR(queue_.home().Check(info_.device.c_str()));
   LetQueueCatchUp();
   void* data = memory_.Allocate(bytes);
   if (data == nullptr) {
@@ -126,12 +132,48 @@ Status HostBackend::Submit(const Op& op, OpRefs refs,
   const CancelPtr cancel = refs.cancel;
   task.refs = std::move(refs);
   task.run = [this, op, kernel, cancel](const OpRefs&) -> Status {
-    const int threads = GetThreads();
-    if (!pool_ || pool_->asked_threads() != threads) pool_ = std::make_unique<ThreadPool>(threads);
-    const RunContext context{pool_.get(), cancel.get()};
-    return kernel(op, context);
+    Crew& crew = CrewHere();
+    const std::lock_guard<std::mutex> lock(crew.mutex);
+    return kernel(op, RunContext{crew.PoolOf(GetThreads()), cancel.get()});
   };
   return queue_.Push(std::move(task));
+}
+
+template <typename Op>
+Status HostBackend::RunOnThisThread(const Op& op, void* stream,
+                                    Status (*kernel)(const Op&, const RunContext&)) {
+  if (stream != nullptr) {
+    return Refuse(Code::kUnsupported, Op::kName, "stream", "NULL",
+                  "one, and device '" + info_.device + "' has none");
+  }
+  LOWRANK_RETURN_IF_ERROR(ReadyNow());
+  LOWRANK_RETURN_IF_ERROR(op.Check());
+  LOWRANK_RETURN_IF_ERROR(queue_.WaitForEarlier());
+  Crew& crew = CrewHere();
+  const auto compute = [&]() -> Status {
+    const std::lock_guard<std::mutex> lock(crew.mutex);
+    const ScopedFloatMode mode;
+    return kernel(op, RunContext{crew.PoolOf(GetThreads()), nullptr});
+  };
+  return RunGuarded(info_.device.c_str(), TraceEnabled() ? op.Describe() : std::string(),
+                    std::cref(compute));
+}
+
+ThreadPool* HostBackend::Crew::PoolOf(int threads) {
+  if (!pool || pool->asked_threads() != threads) pool = std::make_unique<ThreadPool>(threads);
+  return pool.get();
+}
+
+HostBackend::Crew& HostBackend::CrewHere() {
+  Crew* crew = crew_.load(std::memory_order_acquire);
+  if (!crew->home.orphaned()) return *crew;
+  const std::lock_guard<std::mutex> lock(crew_mutex_);
+  crew = crew_.load(std::memory_order_acquire);
+  if (crew->home.orphaned()) {
+    crew = new Crew();
+    crew_.store(crew, std::memory_order_release);
+  }
+  return *crew;
 }
 
 Status HostBackend::Write(StoragePtr target, std::function<Status(void*)> source,

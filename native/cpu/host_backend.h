@@ -49,6 +49,14 @@ class HostBackend final : public Backend {
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
 #undef LOWRANK_OVERRIDE_ENQUEUE
 
+  Status ReadyNow() const override;
+#define LOWRANK_OVERRIDE_RUN_NOW(Name, member)               \
+  Status RunNow(const Name##Op& op, void* stream) override { \
+    return RunOnThisThread(op, stream, kernels_.member);     \
+  }
+  LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_RUN_NOW)
+#undef LOWRANK_OVERRIDE_RUN_NOW
+
   /// Takes effect for the next op; ordered with the queue.
   void SetThreads(int threads);
   int GetThreads() const { return threads_.load(std::memory_order_relaxed); }
@@ -56,6 +64,22 @@ class HostBackend final : public Backend {
  private:
   template <typename Op>
   Status Submit(const Op& op, OpRefs refs, Status (*kernel)(const Op&, const RunContext&));
+
+  template <typename Op>
+  Status RunOnThisThread(const Op& op, void* stream,
+                         Status (*kernel)(const Op&, const RunContext&));
+
+  /// The pool of one process, and the lock of who works with it.
+  struct Crew {
+    /// With `mutex`: the pool for that many threads.
+    ThreadPool* PoolOf(int threads);
+
+    const ForkMark home;
+    std::mutex mutex;
+    std::unique_ptr<ThreadPool> pool;
+  };
+  /// That of this process: a child makes its own, and the threads of the other are not there.
+  Crew& CrewHere();
 
   /// What a thread has let go of and queued ops still hold.
   struct Waiting {
@@ -77,8 +101,9 @@ class HostBackend final : public Backend {
   std::condition_variable fewer_waiting_;
   HostMemory memory_;
   std::atomic<int> threads_;
-  std::unique_ptr<ThreadPool> pool_;  // touched on the queue thread only
-  Queue queue_;                       // last: its thread uses all of the above
+  std::mutex crew_mutex_;
+  std::atomic<Crew*> crew_;  // never destroyed
+  Queue queue_;              // last: its thread uses all of the above
 };
 
 }  // namespace lowrank::cpu

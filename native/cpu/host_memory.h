@@ -25,6 +25,8 @@ class HostMemory {
   void Free(void* data, size_t bytes);
   MemoryUsage usage() const;
   void ResetPeak();
+  /// Keeps it whole in a forked child. It must never be destroyed.
+  void HoldAcrossForks() { lowrank::HoldAcrossForks(&mutex_); }
 
  private:
   struct Cached {

@@ -69,6 +69,11 @@ class CudaBackend final : public Backend {
   LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_ENQUEUE)
 #undef LOWRANK_OVERRIDE_ENQUEUE
 
+#define LOWRANK_OVERRIDE_RUN_NOW(Name, member) \
+  Status RunNow(const Name##Op& op, void* stream) override;
+  LOWRANK_FOR_EACH_OP(LOWRANK_OVERRIDE_RUN_NOW)
+#undef LOWRANK_OVERRIDE_RUN_NOW
+
  private:
   /// Everything that exists once the device is started. Never destroyed.
   struct Engine {
@@ -90,6 +95,8 @@ class CudaBackend final : public Backend {
 
   template <typename Op>
   Status Submit(const Op& op, OpRefs refs);
+  template <typename Op>
+  Status SubmitAndWait(const Op& op, void* stream);
   template <typename Op>
   Status Issue(const Op& op, const OpRefs& refs);
   /// Makes plan_ in `base`, and once more in what grow(bytes, &base) gives if that is too small.
@@ -135,6 +142,8 @@ class CudaBackend final : public Backend {
   std::unique_ptr<Engine> engine_made_;
   Status start_status_;                   // of the last final attempt
   std::atomic<Engine*> engine_{nullptr};  // null until started
+
+  std::mutex now_mutex_;  // of calls of RunNow, each of which may change the stream
 
   mutable std::mutex recording_mutex_;
   std::weak_ptr<GraphRecording> recording_;  // in progress

@@ -76,6 +76,32 @@ Status CheckInt8(const Op&, const std::string&) {
 LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_ENQUEUE)
 #undef LOWRANK_DEFINE_ENQUEUE
 
+#define LOWRANK_DEFINE_RUN_NOW(Name, member) \
+  Status CudaBackend::RunNow(const Name##Op& op, void* stream) { return SubmitAndWait(op, stream); }
+LOWRANK_FOR_EACH_OP(LOWRANK_DEFINE_RUN_NOW)
+#undef LOWRANK_DEFINE_RUN_NOW
+
+template <typename Op>
+Status CudaBackend::SubmitAndWait(const Op& op, void* stream) {
+  // A failure on the queue poisons the outputs: this one stands for all.
+  const StoragePtr result = Storage::Foreign(this, nullptr, 0, [] {});
+  Outcome outcome;
+  {
+    const std::lock_guard<std::mutex> lock(now_mutex_);
+    if (stream != nullptr) LOWRANK_RETURN_IF_ERROR(UseStream(stream, nullptr));
+    Status queued = Enqueue(op, OpRefs{{}, {result}, nullptr});
+    if (stream != nullptr) {
+      const Status back = UseStream(nullptr, nullptr);
+      if (queued.ok()) queued = back;
+    }
+    LOWRANK_RETURN_IF_ERROR(queued);
+    LOWRANK_RETURN_IF_ERROR(stream == nullptr ? Synchronize(outcome.Done(), nullptr)
+                                              : Flush(outcome.Done(), nullptr));
+  }
+  LOWRANK_RETURN_IF_ERROR(outcome.Get());
+  return result->poison();
+}
+
 template <typename Op>
 Status CudaBackend::Submit(const Op& op, OpRefs refs) {
   LOWRANK_RETURN_IF_ERROR(op.Check());

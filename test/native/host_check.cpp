@@ -1,6 +1,7 @@
 /// The host's side of devices, below JavaScript. With names of devices: in a child of fork(), which
-/// has none of their threads, every call fails at once and says why, nothing hangs, and what the
-/// parent had not started works. With the word cores and folders that stand for the root: how many
+/// has none of their threads, every queued call fails at once and says why, nothing hangs, and what
+/// the parent had not started works, as does the memory of a host device and what runs on the
+/// caller's thread. With the word cores and folders that stand for the root: how many
 /// cores are usable there.
 #include <sys/wait.h>
 #include <unistd.h>
@@ -128,11 +129,65 @@ void ExpectRefused(const Status& status, const std::string& call) {
          call + " in a child: " + (status.ok() ? "worked" : status.message()));
 }
 
+/// Ops on this thread, in the memory of a host device: no queue is needed.
+void ExpectRunsNow(Backend* backend, const std::string& where) {
+  StoragePtr x;
+  StoragePtr y;
+  Expect(backend->ReadyNow().ok(), where + ": ready");
+  const int64_t before = backend->Memory().live_bytes;
+  Expect(backend->Allocate(kCount * sizeof(float), &x).ok() &&
+             backend->Allocate(kCount * sizeof(float), &y).ok(),
+         where + ": memory");
+  if (!x || !y) return;
+  for (size_t i = 0; i < kCount; ++i) static_cast<float*>(x->data())[i] = static_cast<float>(i);
+  const Status status = backend->RunNow(CastOp{View(x), View(y)}, nullptr);
+  Expect(status.ok() && std::memcmp(x->data(), y->data(), x->bytes()) == 0,
+         where + ": " + status.message());
+  const Status wrong = backend->RunNow(CastOp{View(x), View(x)}, nullptr);
+  Expect(wrong.code() == Code::kAlias, where + ": in place: " + wrong.message());
+  const Status stream = backend->RunNow(CastOp{View(x), View(y)}, &x);
+  Expect(stream.code() == Code::kUnsupported, where + ": a stream: " + stream.message());
+  x.reset();
+  y.reset();
+  Expect(backend->Memory().live_bytes == before, where + ": memory is freed");
+}
+
+/// An op on this thread comes after what was queued.
+void ExpectInOrder(Backend* backend, const CancelPtr& cancel) {
+  StoragePtr x;
+  StoragePtr y;
+  StoragePtr z;
+  Expect(Filled(backend, 1, cancel, &x).ok() && backend->Allocate(x->bytes(), &y).ok() &&
+             backend->Allocate(x->bytes(), &z).ok(),
+         "memory");
+  for (int round = 1; round <= 200; ++round) {
+    const auto value = static_cast<float>(round);
+    Expect(backend
+               ->Write(
+                   x,
+                   [value](void* data) -> Status {
+                     for (size_t i = 0; i < kCount; ++i) static_cast<float*>(data)[i] = value;
+                     return Status();
+                   },
+                   cancel)
+               .ok(),
+           "write");
+    Expect(Copy(backend, x, y, cancel).ok(), "queue");
+    const Status status = backend->RunNow(CastOp{View(y), View(z)}, nullptr);
+    const float got = static_cast<const float*>(z->data())[kCount - 1];
+    Expect(status.ok() && got == value, "in order: " + std::to_string(got) + status.message());
+  }
+}
+
 void ForkedAfterTheStart(const std::string& device) {
   const auto cancel = std::make_shared<CancelToken>();
   ExpectWorks(device, cancel, "before a fork");
   Backend* backend = nullptr;
   if (!FindBackend(device, &backend).ok()) return;
+  if (backend->HostAddressable()) {
+    ExpectRunsNow(backend, device);
+    ExpectInOrder(backend, cancel);
+  }
   StoragePtr x;
   StoragePtr y;
   Expect(Filled(backend, 5, cancel, &x).ok() && Filled(backend, 6, cancel, &y).ok(), device);
@@ -152,7 +207,11 @@ void ForkedAfterTheStart(const std::string& device) {
     Wait ignored;
     Backend* found = nullptr;
     ExpectRefused(FindBackend(device, &found), "FindBackend");
-    ExpectRefused(backend->Allocate(16, &fresh), "Allocate");
+    if (backend->HostAddressable()) {
+      ExpectRunsNow(backend, device + " in a child");
+    } else {
+      ExpectRefused(backend->Allocate(16, &fresh), "Allocate");
+    }
     ExpectRefused(Copy(backend, x, y, cancel), "an op");
     ExpectRefused(Read(backend, x, &first, cancel), "Read");
     ExpectRefused(backend->Write(x, slow, cancel), "Write");
@@ -169,7 +228,10 @@ void ForkedAfterTheStart(const std::string& device) {
     DropQueued(cancel.get());
     cancel->WaitIdle();
     ExpectWorks("reference", std::make_shared<CancelToken>(), "in a child that starts it");
-    InChild("a grandchild", [&] { ExpectRefused(FindBackend(device, &found), "FindBackend"); });
+    InChild("a grandchild", [&] {
+      ExpectRefused(FindBackend(device, &found), "FindBackend");
+      if (backend->HostAddressable()) ExpectRunsNow(backend, device + " in a grandchild");
+    });
   });
   gate.unlock();
   float first = 0;

@@ -214,6 +214,18 @@ class Backend {
   virtual Status Enqueue(const Name##Op& op, OpRefs refs) = 0;
   LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_ENQUEUE)
 #undef LOWRANK_DECLARE_ENQUEUE
+
+  /// Why RunNow could not run here now. A host device also runs in a forked child.
+  virtual Status ReadyNow() const { return Ready(); }
+
+  /// Runs an op on memory of the caller, which holds it until this returns. Earlier queued work
+  /// comes first. A host device computes on the calling thread, as worker 0 of its pool, and
+  /// `stream` is null. A device with streams returns once the outputs are written, or with
+  /// a stream of the caller once the work was submitted to it. Any thread may call, also at once.
+#define LOWRANK_DECLARE_RUN_NOW(Name, member) \
+  virtual Status RunNow(const Name##Op& op, void* stream) = 0;
+  LOWRANK_FOR_EACH_OP(LOWRANK_DECLARE_RUN_NOW)
+#undef LOWRANK_DECLARE_RUN_NOW
 };
 
 }  // namespace lowrank

@@ -1,10 +1,10 @@
-/// The floating-point mode of this library's own threads.
+/// The floating-point mode of this library's kernels.
 #pragma once
+
+#include <cstdint>
 
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
-#elif defined(__aarch64__)
-#include <cstdint>
 #endif
 
 namespace lowrank {
@@ -19,5 +19,30 @@ inline void SetDefaultFloatMode() {
   __asm__ __volatile__("msr fpcr, %0" : : "r"(mode));
 #endif
 }
+
+/// That mode on a thread of the caller, whose own one comes back with the end of the scope.
+class ScopedFloatMode {
+ public:
+  ScopedFloatMode() {
+#if defined(__x86_64__) || defined(_M_X64)
+    before_ = _mm_getcsr();
+#elif defined(__aarch64__)
+    __asm__ __volatile__("mrs %0, fpcr" : "=r"(before_));
+#endif
+    SetDefaultFloatMode();
+  }
+  ~ScopedFloatMode() {
+#if defined(__x86_64__) || defined(_M_X64)
+    _mm_setcsr(static_cast<uint32_t>(before_));
+#elif defined(__aarch64__)
+    __asm__ __volatile__("msr fpcr, %0" : : "r"(before_));
+#endif
+  }
+  ScopedFloatMode(const ScopedFloatMode&) = delete;
+  ScopedFloatMode& operator=(const ScopedFloatMode&) = delete;
+
+ private:
+  uint64_t before_ = 0;
+};
 
 }  // namespace lowrank

@@ -23,6 +23,24 @@ struct Task {
   DoneFn done;              // optional; always called, last, with the outcome
 };
 
+/// Calls `run`, whose exceptions become a Status; traces it if there is a description.
+Status RunGuarded(const char* device, const std::string& description,
+                  const std::function<Status()>& run);
+
+/// Takes the outcome of one DoneFn, for which a thread waits.
+class Outcome {
+ public:
+  /// The Outcome must live until Get() has returned.
+  DoneFn Done();
+  Status Get();
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable ready_;
+  bool done_ = false;
+  Status status_;
+};
+
 class Queue {
  public:
   explicit Queue(const char* device);
@@ -37,11 +55,14 @@ class Queue {
   /// the end of one environment does not wait for the kernels of another.
   void DropQueued(const CancelToken* cancel);
 
+  /// Returns once everything queued earlier has run. At once on the queue's own thread, in a child
+  /// of the process that has it, and where nothing is queued.
+  Status WaitForEarlier();
+
   const ForkMark& home() const { return home_; }
 
  private:
   void Loop();
-  Status RunOne(Task& task);
   static void Finish(Task& task, const Status& status);
 
   const char* device_;
@@ -50,6 +71,7 @@ class Queue {
   std::condition_variable wake_;
   std::deque<Task> tasks_;
   std::atomic<int64_t> pending_{0};
+  std::atomic<int64_t> unfinished_{0};  // and what runs
   std::thread thread_;
 };
 
