@@ -79,6 +79,12 @@ const RULES: Rule[] = [
     refuses: (t) => isCuda(t) || (project(t) && !/^native\/(core|addon)\//.test(t)),
   },
   {
+    layer: 'native/c_api',
+    endings: CPP,
+    refuses: (t) =>
+      isNodeApi(t) || isCuda(t) || (project(t) && !/^native\/(core|c_api)\//.test(t)),
+  },
+  {
     layer: 'lib',
     endings: /\.ts$/,
     // Nothing outside lib, and the addon's own loader is known to core and to what wraps handles.
@@ -148,6 +154,11 @@ describe('layers', () => {
     expect(both.refuses('cuda/gpu.cuh', '')).toBe(true);
     expect(both.refuses('native/core/status.h', '')).toBe(true);
     expect(addon.refuses('native/cpu/queue.h', '')).toBe(true);
+    const c = rule('native/c_api');
+    expect(c.refuses('native/addon/operands.h', '')).toBe(true);
+    expect(c.refuses('native/cpu/thread_pool.h', '')).toBe(true);
+    expect(c.refuses('napi.h', '')).toBe(true);
+    expect(c.refuses('native/core/status.h', '')).toBe(false);
     expect(lib.refuses('../../test/oracle.js', 'lib/core/tensor.ts')).toBe(true);
     expect(lib.refuses('./errors.js', 'lib/core/tensor.ts')).toBe(false);
   });

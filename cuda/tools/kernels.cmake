@@ -53,7 +53,9 @@ else()
   add_custom_target(lowrank_no_kernels ALL COMMAND ${CMAKE_COMMAND} -E true
     COMMENT "lowrank: the CUDA kernels were not built: nvcc is not on the PATH, nor in CUDA_PATH or \
 CUDA_HOME. Everything else was.")
-  add_dependencies(lowrank_no_kernels lowrank)
+  if(TARGET lowrank)
+    add_dependencies(lowrank_no_kernels lowrank)
+  endif()
 endif()
 
 # "8.6" -> 86, "9.0" -> 90a, which is what uses wgmma; one that this nvcc does not have is left to PTX.
