@@ -7,7 +7,7 @@ include(GNUInstallDirs)
 file(READ ${CMAKE_CURRENT_SOURCE_DIR}/package.json package_json)
 set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS
              ${CMAKE_CURRENT_SOURCE_DIR}/package.json)
-string(JSON lowrank_version GET ${package_json} version)
+string(JSON lowrank_version GET "${package_json}" version)
 
 set(c_api_dir ${CMAKE_CURRENT_SOURCE_DIR}/native/c_api)
 add_library(lowrank_c SHARED ${c_api_sources})

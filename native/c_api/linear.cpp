@@ -1,26 +1,9 @@
 /// One function an op: a struct of the caller to a descriptor.
+#include "native/c_api/op_fields.h"
 #include "native/c_api/operands.h"
 
 using namespace lowrank;
 using namespace lowrank::c_api;
-
-namespace {
-
-Compute ComputeOf(const Operands& operands) {
-  return operands.Flag(LOWRANK_COMPUTE_INT8) ? Compute::kInt8 : Compute::kExact;
-}
-
-/// The fields of dropout that several structs have.
-template <typename Args>
-DropoutSpec DropoutOf(const Args& given, Operands* operands) {
-  DropoutSpec dropout;
-  dropout.p = given.dropout;
-  dropout.seed = given.seed;
-  dropout.mask = operands->OptionalIn(given.dropout_mask, "dropoutMask");
-  return dropout;
-}
-
-}  // namespace
 
 int32_t lowrank_matmul(const lowrank_matmul_args* args) {
   constexpr const char* kOp = MatmulOp::kName;

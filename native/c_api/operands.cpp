@@ -246,6 +246,41 @@ WeightView Operands::OptionalWeight(lowrank_weight* weight, const char* operand)
   return weight == nullptr ? WeightView() : Weight(weight, operand);
 }
 
+IndexView Operands::Indices(const DLTensor* tensor, const char* operand, int64_t limit,
+                            bool holes) {
+  const auto checked = [&](IndexView* view) -> Status {
+    if (tensor == nullptr) return RefuseNull(op_, operand, "a tensor");
+    const DLDataType type = tensor->dtype;
+    if (type.code != kDLInt || type.bits != 32 || type.lanes != 1) {
+      return Refuse(Code::kDtype, op_, operand, "int32", DLTypeName(type));
+    }
+    LOWRANK_RETURN_IF_ERROR(CheckTensor(op_, operand, tensor, &view->count));
+    if (!IsHost(tensor->device)) {
+      return Refuse(Code::kUnsupported, op_, operand, "on the host (they are checked there)",
+                    "a tensor on " + DeviceText(tensor->device));
+    }
+    view->data = static_cast<const int32_t*>(DataOf(*tensor));
+    const int64_t least = holes ? -1 : 0;
+    for (int64_t i = 0; i < view->count; ++i) {
+      if (view->data[i] >= least && view->data[i] < limit) continue;
+      return Refuse(Code::kValue, op_, std::string(operand) + "[" + std::to_string(i) + "]",
+                    "from " + std::to_string(least) + " to " + std::to_string(limit - 1),
+                    std::to_string(view->data[i]));
+    }
+    view->limit = limit;
+    view->present = true;
+    return Status();
+  };
+  IndexView view;
+  const Status status = checked(&view);
+  if (!status.ok()) {
+    Check(status);
+    return IndexView();
+  }
+  TakeDevice(tensor->device, operand);
+  return view;
+}
+
 Status Operands::FindBackend(Backend** backend) const {
   return BackendOf(op_, memory_, device_, backend);
 }

@@ -44,6 +44,9 @@ class Operands {
   TensorView Row(const DLTensor* tensor, const char* operand);
   TensorView OptionalRow(const DLTensor* tensor, const char* operand);
   WeightView Weight(lowrank_weight* weight, const char* operand);
+  /// int32 on the host, each from 0 to limit - 1, or -1 with `holes`: kernels read where they
+  /// point.
+  IndexView Indices(const DLTensor* tensor, const char* operand, int64_t limit, bool holes);
   WeightView OptionalWeight(lowrank_weight* weight, const char* operand);
 
   bool Flag(uint32_t flag) const { return (flags_ & flag) != 0; }

@@ -15,9 +15,13 @@
 #ifndef LOWRANK_H
 #define LOWRANK_H
 
+#include "lowrank/adapters.h"
 #include "lowrank/core.h"
 #include "lowrank/dlpack.h"
+#include "lowrank/elementwise.h"
 #include "lowrank/linear.h"
+#include "lowrank/model.h"
+#include "lowrank/optimizer.h"
 #include "lowrank/weight.h"
 
 #endif
