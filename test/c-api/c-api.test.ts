@@ -18,7 +18,7 @@ describe.runIf(cRuns)('the C interface', () => {
   describe('programs in C', () => {
     let suite = '';
     beforeAll(async () => {
-      const parts = ['check', 'linear', 'quantized', 'refusals', 'hostile', 'lifetime'];
+      const parts = ['check', 'linear', 'quantized', 'ops', 'model', 'refusals', 'hostile', 'lifetime'];
       suite = await compile(path.join(folder, 'suite'), parts.map(source));
     }, timeout);
 
@@ -27,6 +27,8 @@ describe.runIf(cRuns)('the C interface', () => {
       ['linear', 'portable'],
       ['quantized', ''],
       ['quantized', 'portable'],
+      ['ops', ''],
+      ['model', ''],
       ['refusals', ''],
       ['hostile', ''],
       ['lifetime', ''],

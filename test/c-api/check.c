@@ -126,23 +126,30 @@ int within(double value, double exact, double terms, int dtype) {
   return fabs(value - exact) <= 20 * ldexp(1, -24) * terms + rounding * fabs(exact) + tiny;
 }
 
+typedef struct {
+  const char *name;
+  void (*of_device)(uint32_t device); /* run on "cpu" and on "reference" */
+  void (*once)(void);
+} Suite;
+
+static const Suite kSuites[] = {
+    {"linear", run_linear, NULL},       {"quantized", run_quantized, NULL}, {"ops", run_ops, NULL},
+    {"model", run_model, NULL},         {"refusals", NULL, run_refusals},   {"hostile", NULL, run_hostile},
+    {"lifetime", NULL, run_lifetime},
+};
+
 int main(int argc, char **argv) {
   for (int i = 1; i < argc; i++) {
-    if (strcmp(argv[i], "linear") == 0) {
-      run_linear(LOWRANK_DEVICE_OF_OPERANDS);
-      run_linear(LOWRANK_DEVICE_REFERENCE);
-    } else if (strcmp(argv[i], "quantized") == 0) {
-      run_quantized(LOWRANK_DEVICE_OF_OPERANDS);
-      run_quantized(LOWRANK_DEVICE_REFERENCE);
-    } else if (strcmp(argv[i], "refusals") == 0) {
-      run_refusals();
-    } else if (strcmp(argv[i], "hostile") == 0) {
-      run_hostile();
-    } else if (strcmp(argv[i], "lifetime") == 0) {
-      run_lifetime();
-    } else {
-      EXPECT(0, "no suite %s", argv[i]);
+    const Suite *suite = NULL;
+    for (size_t j = 0; j < sizeof kSuites / sizeof *kSuites; j++) {
+      if (strcmp(argv[i], kSuites[j].name) == 0) suite = &kSuites[j];
     }
+    EXPECT(suite != NULL, "no suite %s", argv[i]);
+    if (suite == NULL) continue;
+    if (suite->once != NULL) suite->once();
+    if (suite->of_device == NULL) continue;
+    suite->of_device(LOWRANK_DEVICE_OF_OPERANDS);
+    suite->of_device(LOWRANK_DEVICE_REFERENCE);
   }
   printf(failures == 0 ? "all right\n" : "%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -66,6 +66,8 @@ int within(double value, double exact, double terms, int dtype);
 
 void run_linear(uint32_t device);
 void run_quantized(uint32_t device);
+void run_ops(uint32_t device);
+void run_model(uint32_t device);
 void run_refusals(void);
 void run_hostile(void);
 void run_lifetime(void);

@@ -101,7 +101,6 @@ void Queue::Loop() {
     }
     // Without `run` it is an entry that DropQueued has taken.
     if (task.run) Finish(task, RunOne(device_, task));
-    unfinished_.fetch_sub(1, std::memory_order_acq_rel);
   }
 }
 
@@ -140,6 +139,8 @@ void Queue::Finish(Task& task, const Status& status) {
   task.run = nullptr;
   task.refs.inputs.clear();
   task.refs.outputs.clear();
+  // Before `done`: whoever that wakes finds the queue idle.
+  unfinished_.fetch_sub(1, std::memory_order_acq_rel);
   if (task.done) task.done(status);
   task.done = nullptr;
   if (cancel) cancel->End();

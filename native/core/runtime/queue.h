@@ -63,7 +63,7 @@ class Queue {
 
  private:
   void Loop();
-  static void Finish(Task& task, const Status& status);
+  void Finish(Task& task, const Status& status);
 
   const char* device_;
   const ForkMark home_;
@@ -71,7 +71,7 @@ class Queue {
   std::condition_variable wake_;
   std::deque<Task> tasks_;
   std::atomic<int64_t> pending_{0};
-  std::atomic<int64_t> unfinished_{0};  // and what runs
+  std::atomic<int64_t> unfinished_{0};  // of entries: those that wait, and the one that runs
   std::thread thread_;
 };
 
