@@ -39,6 +39,8 @@ install(TARGETS lowrank_c EXPORT lowrankTargets LIBRARY DESTINATION ${CMAKE_INST
 install(DIRECTORY ${c_api_dir}/include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 # The kernels of GPUs are looked for beside the library.
 install(FILES ${lowrank_output_dir}/lowrank.fatbin DESTINATION ${CMAKE_INSTALL_LIBDIR} OPTIONAL)
+# Relative, so that `cmake --install --prefix` and a moved folder are right.
+file(RELATIVE_PATH lowrank_pc_to_prefix /prefix/${CMAKE_INSTALL_LIBDIR}/pkgconfig /prefix)
 configure_file(${c_api_dir}/lowrank.pc.in ${CMAKE_CURRENT_BINARY_DIR}/lowrank.pc @ONLY)
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/lowrank.pc
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -18,7 +18,16 @@ describe.runIf(cRuns)('the C interface', () => {
   describe('programs in C', () => {
     let suite = '';
     beforeAll(async () => {
-      const parts = ['check', 'linear', 'quantized', 'ops', 'model', 'refusals', 'hostile', 'lifetime'];
+      const parts = [
+        'check',
+        'linear',
+        'quantized',
+        'ops',
+        'model',
+        'refusals',
+        'hostile',
+        'lifetime',
+      ];
       suite = await compile(path.join(folder, 'suite'), parts.map(source));
     }, timeout);
 
@@ -48,7 +57,10 @@ describe.runIf(cRuns)('the C interface', () => {
     const [x, w, a, b, dy] = [M * K, N * K, r * K, N * r, M * N].map(random) as Float32Array[];
     const given = path.join(folder, 'operands');
     const result = path.join(folder, 'results');
-    fs.writeFileSync(given, Buffer.concat([x, w, a, b, dy].map((each) => Buffer.from((each as Float32Array).buffer))));
+    fs.writeFileSync(
+      given,
+      Buffer.concat([x, w, a, b, dy].map((each) => Buffer.from((each as Float32Array).buffer))),
+    );
     const program = await compile(path.join(folder, 'bits'), [source('bits')]);
     expect(await output(program, [given, result, ...[M, N, K, r].map(String)])).toBe('');
     const tensor = (data: Float32Array | undefined, rows: number, cols: number) =>
@@ -87,7 +99,9 @@ describe.runIf(cRuns)('the C interface', () => {
     const { stdout } = await run('readelf', ['-d', library]);
     expect(stdout).toMatch(/SONAME.*\[liblowrank\.so\.1\]/);
     const needed = [...stdout.matchAll(/NEEDED.*\[(.*)\]/g)].map(([, name]) => name);
-    expect(needed.filter((name) => !/^(libc|libm|libdl|libpthread|ld-linux.*)\.so/.test(name ?? ''))).toEqual([]);
+    expect(
+      needed.filter((name) => !/^(libc|libm|libdl|libpthread|ld-linux.*)\.so/.test(name ?? '')),
+    ).toEqual([]);
   });
 
   it('has structs of the committed sizes and offsets', { timeout }, async () => {

@@ -94,12 +94,19 @@ describe.runIf(cRuns)('the installed library for C', () => {
     expect(help.stdout).not.toMatch(/\blowrank\b(?!_)/);
   });
 
-  it('is documented: the page names every function, and its example compiles', { timeout }, async () => {
+  it('is documented: the page names every function, and its example compiles', {
+    timeout,
+  }, async () => {
     const page = fs.readFileSync(path.join(root, 'docs', 'c-api.md'), 'utf8');
     const declared = [...headers().matchAll(/LOWRANK_API[^;(]*?\blowrank_(\w+)\s*\(/g)];
     const ops = declared
       .map(([, name]) => name as string)
-      .filter((name) => !/^(abi|version|code_name|device_|set_|get_|memory|weight_(retain|release|describe))/.test(name))
+      .filter(
+        (name) =>
+          !/^(abi|version|code_name|device_|set_|get_|memory|weight_(retain|release|describe))/.test(
+            name,
+          ),
+      )
       .filter((name) => !page.includes(name.replace(/_backward$/, '')));
     expect(ops).toEqual([]);
     const example = /```c\n([\s\S]*?)```/.exec(page)?.[1] ?? '';
