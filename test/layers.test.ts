@@ -81,8 +81,7 @@ const RULES: Rule[] = [
   {
     layer: 'native/c_api',
     endings: CPP,
-    refuses: (t) =>
-      isNodeApi(t) || isCuda(t) || (project(t) && !/^native\/(core|c_api)\//.test(t)),
+    refuses: (t) => isNodeApi(t) || isCuda(t) || (project(t) && !/^native\/(core|c_api)\//.test(t)),
   },
   {
     layer: 'lib',

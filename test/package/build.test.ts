@@ -39,6 +39,29 @@ describe.skipIf(!configured)('a build', () => {
   });
 });
 
+describe.skipIf(!configured)('the library for C', () => {
+  const build = (...args: string[]) =>
+    spawnSync(process.execPath, ['dist/cli/main.js', 'build', '--c-api', ...args], {
+      cwd: root,
+      encoding: 'utf8',
+    });
+
+  it('is built by lowrank build --c-api, which says where it is', { timeout: 1_200_000 }, () => {
+    const { status, stdout, stderr } = build();
+    expect(status, stderr).toBe(0);
+    expect(stdout).toBe(`built ${join(root, 'build', 'Release', 'liblowrank.so.1')}\n`);
+  });
+
+  it.each([
+    ['--with', 'gyp'],
+    ['--clean', ''],
+  ])('is not built with %s %s', (option, value) => {
+    const { status, stderr } = build(option, ...(value === '' ? [] : [value]));
+    expect(status).toBe(2);
+    expect(stderr).toMatch(/with --c-api/);
+  });
+});
+
 it('a build by node-gyp takes as many', () => {
   expect(buildEnvironment()).toMatchObject({ JOBS: process.env.JOBS ?? processors });
 });

@@ -18,15 +18,25 @@ const kHelp = `Builds the native addon here; needs a C++17 compiler, and CMake 3
 Usage: lowrank build [options]
 
   --with TOOL   cmake, gyp or auto (CMake where it is installed)          [auto]
+  --c-api       instead of the addon, the library for C beside it (liblowrank.so.1); needs CMake
   --clean       from scratch
   --debug       without optimisation
 `;
 
 const kOptions = {
   with: { type: 'string' },
+  'c-api': { type: 'boolean' },
   clean: { type: 'boolean' },
   debug: { type: 'boolean' },
 } as const;
+
+/** What a build with CMake is asked for, and the file that it makes. */
+interface Product {
+  readonly file: string;
+  readonly options: readonly string[];
+}
+const kAddon: Product = { file: 'lowrank.node', options: [] };
+const kCLibrary: Product = { file: 'liblowrank.so.1', options: ['--target', 'lowrank_c'] };
 
 /** Runs the subcommand. */
 export async function buildCommand(args: readonly string[]): Promise<number> {
@@ -40,13 +50,26 @@ export async function buildCommand(args: readonly string[]): Promise<number> {
   if (!existsSync(path.join(root, 'native', 'sources.json'))) {
     throw notBuilt(`${root} holds no sources. Install the package that has them`);
   }
+  const debug = parsed.flag('debug');
+  if (parsed.flag('c-api')) {
+    if (asked === 'gyp') throw parsed.refuse('with', 'cmake or auto with --c-api', asked);
+    if (parsed.flag('clean')) throw parsed.refuse('clean', 'left out with --c-api', 'true');
+    return built('cmake', await withCMake(root, 'build', debug, kCLibrary));
+  }
   const tool = asked === 'auto' ? (hasCMake() ? 'cmake' : 'gyp') : asked;
   const verb = parsed.flag('clean') ? 'rebuild' : 'build';
-  const debug = parsed.flag('debug');
-  const addon =
-    tool === 'cmake' ? await withCMake(root, verb, debug) : await withGyp(root, verb, debug);
-  if (!existsSync(addon)) throw notBuilt(`${tool} finished, but ${addon} is not there`);
-  process.stdout.write(`built ${addon}\n`);
+  return built(
+    tool,
+    tool === 'cmake'
+      ? await withCMake(root, verb, debug, kAddon)
+      : await withGyp(root, verb, debug),
+  );
+}
+
+/** Tells where the result is. */
+function built(tool: string, file: string): number {
+  if (!existsSync(file)) throw notBuilt(`${tool} finished, but ${file} is not there`);
+  process.stdout.write(`built ${file}\n`);
   return exitCodes.ok;
 }
 
@@ -54,12 +77,18 @@ function hasCMake(): boolean {
   return spawnSync('cmake', ['--version'], { stdio: 'ignore' }).status === 0;
 }
 
-async function withCMake(root: string, verb: string, debug: boolean): Promise<string> {
+async function withCMake(
+  root: string,
+  verb: string,
+  debug: boolean,
+  { file, options }: Product,
+): Promise<string> {
   if (!hasCMake()) throw notBuilt('cmake is not on the PATH. Install CMake, or use --with gyp');
   toolScript('cmake-js/package.json', 'bin/cmake-js'); // checks that it is installed
   const script = path.join(root, 'native', 'build.mjs');
-  await run(process.execPath, [script, verb, ...(debug ? ['--debug'] : [])], { cwd: root });
-  return path.join(root, 'build', debug ? 'Debug' : 'Release', 'lowrank.node');
+  const args = [script, verb, ...options, ...(debug ? ['--debug'] : [])];
+  await run(process.execPath, args, { cwd: root });
+  return path.join(root, 'build', debug ? 'Debug' : 'Release', file);
 }
 
 async function withGyp(root: string, verb: string, debug: boolean): Promise<string> {
