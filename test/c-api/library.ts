@@ -16,6 +16,15 @@ export const has = (tool: string, version = '--version'): boolean =>
 export const cRuns = process.platform === 'linux' && buildFolder() !== undefined && has('gcc');
 if (!cRuns) console.warn('not run: the C interface is tested on Linux, with gcc and a CMake build');
 
+/** Is the library one of a sanitizer's build? Then programs get its runtime from LD_PRELOAD. */
+export const sanitized = /^LOWRANK_SANITIZE:STRING=./m.test(
+  cRuns ? fs.readFileSync(path.join(buildFolder() as string, 'CMakeCache.txt'), 'utf8') : '',
+);
+const sanitizerEnvironment = {
+  LOWRANK_SANITIZED: '1',
+  TSAN_OPTIONS: `${process.env.TSAN_OPTIONS ?? ''}:die_after_fork=0`,
+};
+
 /** A folder that is removed when the process ends. */
 export function temporaryFolder(): string {
   const folder = fs.mkdtempSync(path.join(os.tmpdir(), 'lowrank-c-'));
@@ -51,7 +60,7 @@ export async function output(
   env: Record<string, string> = {},
 ): Promise<string> {
   const done = await run(program, [...args], {
-    env: { ...process.env, ...env },
+    env: { ...process.env, ...(sanitized && sanitizerEnvironment), ...env },
     maxBuffer: 1 << 26,
   }).catch((error) => error);
   return `${done.stdout}${done.stderr}`.split('\n').slice(0, 30).join('\n');
