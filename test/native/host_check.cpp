@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <limits>
 #include <mutex>
 #include <string>
 #include <vector>
@@ -152,6 +153,55 @@ void ExpectRunsNow(Backend* backend, const std::string& where) {
   Expect(backend->Memory().live_bytes == before, where + ": memory is freed");
 }
 
+/// The same where the host cannot touch the memory: RunNow waits for the device, and what a kernel
+/// refuses is told to this call alone.
+void ExpectRunsNowElsewhere(Backend* backend, const CancelPtr& cancel) {
+  StoragePtr x;
+  StoragePtr y;
+  Expect(Filled(backend, 2, cancel, &x).ok() && backend->Allocate(x->bytes(), &y).ok(), "memory");
+  const Status status = backend->RunNow(CastOp{View(x), View(y)}, nullptr);
+  float first = 0;
+  Expect(status.ok() && Read(backend, y, &first, cancel).ok() && first == 2,
+         "RunNow on " + backend->name() + ": " + status.message());
+  const Status wrong = backend->RunNow(CastOp{View(x), View(x)}, nullptr);
+  Expect(wrong.code() == Code::kAlias, "in place: " + wrong.message());
+  // A weight with a NaN, which only the kernel sees.
+  StoragePtr codes;
+  StoragePtr table;
+  StoragePtr absmax;
+  StoragePtr bad;
+  QuantizeOp op;
+  op.w = View(x);
+  op.out.format = FindFormat("nf4");
+  op.out.rows = 1;
+  op.out.cols = static_cast<int64_t>(kCount);
+  op.out.blocksize = 64;
+  Expect(backend->Allocate(kCount / 2, &codes).ok() && backend->Allocate(64, &table).ok() &&
+             backend->Allocate(sizeof(float), &absmax).ok() &&
+             Filled(backend, std::numeric_limits<float>::quiet_NaN(), cancel, &bad).ok(),
+         "memory");
+  Expect(backend
+             ->Write(
+                 table,
+                 [&op](void* data) -> Status {
+                   std::memcpy(data, op.out.format->codebook, 64);
+                   return Status();
+                 },
+                 cancel)
+             .ok(),
+         "write");
+  op.out.codes = static_cast<uint8_t*>(codes->data());
+  op.out.codebook = static_cast<const float*>(table->data());
+  op.out.absmax = static_cast<float*>(absmax->data());
+  const Status good = backend->RunNow(op, nullptr);
+  Expect(good.ok(), "quantize: " + good.message());
+  op.w = View(bad);
+  const Status refused = backend->RunNow(op, nullptr);
+  Expect(refused.code() == Code::kNonFinite, "a NaN: " + refused.message());
+  op.w = View(x);
+  Expect(backend->RunNow(op, nullptr).ok(), "after a NaN");
+}
+
 /// An op on this thread comes after what was queued.
 void ExpectInOrder(Backend* backend, const CancelPtr& cancel) {
   StoragePtr x;
@@ -187,6 +237,8 @@ void ForkedAfterTheStart(const std::string& device) {
   if (backend->HostAddressable()) {
     ExpectRunsNow(backend, device);
     ExpectInOrder(backend, cancel);
+  } else {
+    ExpectRunsNowElsewhere(backend, cancel);
   }
   StoragePtr x;
   StoragePtr y;
