@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "native/c_api/operands.h"
+#include "native/core/runtime/queue.h"
 
 namespace lowrank::c_api {
 namespace {
@@ -80,6 +81,12 @@ int32_t lowrank_tensor_new(DLDevice device, DLDataType dtype, int32_t ndim, cons
     StoragePtr storage;
     LOWRANK_RETURN_IF_ERROR(
         backend->Allocate(static_cast<size_t>(count) * (dtype.bits / 8), &storage));
+    if (!backend->HostAddressable()) {
+      // A stream of the caller does not follow the one on which the memory comes into being.
+      Outcome there;
+      LOWRANK_RETURN_IF_ERROR(backend->Synchronize(there.Done(), nullptr));
+      LOWRANK_RETURN_IF_ERROR(there.Get());
+    }
     if (IsHost(device)) device = DLDevice{kDLCPU, 0};
     *tensor = NewExport(storage->data(), device, dtype, std::vector<int64_t>(shape, shape + ndim),
                         false, storage);

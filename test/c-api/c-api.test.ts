@@ -5,7 +5,16 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import { LoraAdapter, loraBackward, loraForward, quantize, Tensor } from '../../lib/index.js';
 import { buildTargets, run } from '../emulator/build-folder.js';
 import { TIME_SCALE } from '../reliability/program.js';
-import { compile, cRuns, headers, library, output, sanitized, temporaryFolder } from './library.js';
+import {
+  compile,
+  cRuns,
+  headers,
+  library,
+  libraryFolder,
+  output,
+  sanitized,
+  temporaryFolder,
+} from './library.js';
 
 const here = import.meta.dirname;
 const folder = temporaryFolder();
@@ -27,6 +36,7 @@ describe.runIf(cRuns)('the C interface', () => {
         'refusals',
         'hostile',
         'lifetime',
+        'gpu',
       ];
       suite = await compile(path.join(folder, 'suite'), parts.map(source));
     }, timeout);
@@ -43,6 +53,24 @@ describe.runIf(cRuns)('the C interface', () => {
       ['lifetime', ''],
     ])('%s %s', { timeout }, async (name, isa) => {
       expect(await output(suite, [name], { LOWRANK_ISA: isa })).toBe('all right\n');
+    });
+
+    it('gpu, where there is one', { timeout }, async () => {
+      const printed = await output(suite, ['gpu']);
+      if (printed.startsWith('not run')) console.warn(printed.split('\n')[0]);
+      expect(printed).toMatch(/^(not run: .*\n)?all right\n$/);
+    });
+
+    // The device "cuda" and the program both take the emulated driver for the system's.
+    it('gpu, on the emulated driver', { timeout }, async () => {
+      const files = ['lowrank-emulator.so', 'lowrank.fatbin'].map((file) =>
+        path.join(libraryFolder, file),
+      );
+      const missing = files.filter((file) => !fs.existsSync(file));
+      if (missing.length > 0) return console.warn(`not run: there is no ${missing.join(', ')}`);
+      const driver = temporaryFolder();
+      fs.symlinkSync(files[0] as string, path.join(driver, 'libcuda.so.1'));
+      expect(await output(suite, ['gpu'], { LD_LIBRARY_PATH: driver })).toBe('all right\n');
     });
   });
 

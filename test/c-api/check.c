@@ -135,7 +135,7 @@ typedef struct {
 static const Suite kSuites[] = {
     {"linear", run_linear, NULL},       {"quantized", run_quantized, NULL}, {"ops", run_ops, NULL},
     {"model", run_model, NULL},         {"refusals", NULL, run_refusals},   {"hostile", NULL, run_hostile},
-    {"lifetime", NULL, run_lifetime},
+    {"lifetime", NULL, run_lifetime},   {"gpu", NULL, run_gpu},
 };
 
 int main(int argc, char **argv) {

@@ -71,5 +71,6 @@ void run_model(uint32_t device);
 void run_refusals(void);
 void run_hostile(void);
 void run_lifetime(void);
+void run_gpu(void);
 
 #endif

@@ -35,7 +35,7 @@ export function temporaryFolder(): string {
 /** Compiles C sources, which every warning stops, and returns the program. */
 export async function compile(program: string, sources: readonly string[]): Promise<string> {
   const flags = ['-std=c11', '-O1', '-Wall', '-Wextra', '-Werror', '-pedantic', '-pthread'];
-  const link = [`-L${libraryFolder}`, `-Wl,-rpath,${libraryFolder}`, '-llowrank', '-lm'];
+  const link = [`-L${libraryFolder}`, `-Wl,-rpath,${libraryFolder}`, '-llowrank', '-lm', '-ldl'];
   await run('gcc', [...flags, `-I${includeFolder}`, ...sources, '-o', program, ...link]);
   return program;
 }
